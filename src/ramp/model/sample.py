@@ -1,0 +1,243 @@
+"""Sampling: prefill, then decode in a `lax.while_loop` with a KV cache; all of it jitted, rows independent.
+
+    layers = unstack(c, params)                         once: a tuple of L weight dicts in the compute dtype
+    stream = prefill(c, params, layers, prompts, ...)   tokens of different lengths, padded on the right
+    stream = decode(c, params, layers, stream, how, n)  up to n more tokens a row; call again to go on
+    tokens, logps = stream.tokens, stream.logps
+
+Rows have positions of their own, so prompts of any lengths share a batch, and the randomness of a row is keyed by its
+own seed and position: a sample does not depend on its neighbours and can be made again alone.
+
+The cache is a tuple of L pairs of arrays [B, K, h, S]. Time last: with [B, S, K, h] XLA transposes the whole cache at
+every token. A tuple and not one stacked array, so that each layer's cache is updated in place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Model
+from ramp.model.attention import MASKED, attention
+from ramp.model.transformer import (
+    ROWS,
+    Block,
+    Embed,
+    Params,
+    backend,
+    rope_angles,
+    run_blocks,
+    short_layer,
+    unembed,
+)
+
+
+@dataclass(frozen=True)
+class How:
+    """How a token is drawn from logits. Static: another value compiles again."""
+
+    temperature: float = 1.0  # 0: the most likely token
+    top_k: int = 0  # only the k most likely; 0: all
+    top_p: float = 1.0  # only the most likely that together hold this probability
+    min_p: float = 0.0  # only those at least this share as likely as the most likely
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Stream:
+    """B sequences being sampled."""
+
+    cache: tuple  # L pairs (k, v) of [B, K, h, S]
+    logits_bv: jax.Array  # of the next token, float32
+    last_b: jax.Array  # the latest token in the cache (the smear switch mixes it in)
+    length_b: jax.Array  # tokens in the cache: the position of the next one
+    done_b: jax.Array  # a stop token was drawn, or the cache is full
+    seed_b: jax.Array  # uint32: names the row's randomness
+    tokens_bn: jax.Array  # what the latest `decode` drew; -1 after a row's end
+    logps_bn: jax.Array  # log-probability of each under exactly the distribution it was drawn from; 0 after the end
+
+
+def unstack(c: Model, params: Params) -> tuple[dict, ...]:
+    """The blocks one by one, in the compute dtype. Decoding indexes weights L times a token; here it is done once."""
+    cast = jax.tree.map(lambda w: w.astype(c.dtype) if w.ndim > 2 else w, params["blocks"])
+    return tuple(jax.tree.map(lambda w: w[i], cast) for i in range(c.depth))
+
+
+# ---------------------------------------------------------------------------------------------------- one token
+def draw(logits_bv: jax.Array, key_b: jax.Array, how: How) -> tuple[jax.Array, jax.Array]:
+    """A token of each row and its log-probability under the distribution it was drawn from. logits_bv: float32 [B, V].
+
+    The draw is the Gumbel-argmax over the candidates only: with top_k, a [B, k] problem instead of a [B, V] one.
+    """
+    if how.temperature == 0:
+        token_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+        return token_b, jnp.zeros(token_b.shape, jnp.float32)
+    scaled = logits_bv / how.temperature
+    ranked = how.top_k or (how.top_p < 1 and logits_bv.shape[1])  # a nucleus needs an order; min_p does not
+    ids = None
+    if ranked:
+        scaled, ids = jax.lax.top_k(scaled, min(ranked, logits_bv.shape[1]))
+    logps = jax.nn.log_softmax(scaled, axis=-1)
+    if how.top_p < 1:
+        probs = jnp.exp(logps)
+        before = jnp.cumsum(probs, axis=-1) - probs  # mass of the more likely ones: the first is always kept
+        logps = jnp.where(before < how.top_p, logps, MASKED)
+    if how.min_p > 0:
+        logps = jnp.where(logps >= jnp.max(logps, axis=-1, keepdims=True) + np.log(how.min_p), logps, MASKED)
+    logps = jax.nn.log_softmax(logps, axis=-1)
+    gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logps.shape[1:]))(key_b)
+    at_b = jnp.argmax(logps + gumbel, axis=-1)
+    token_b = at_b if ids is None else pick(ids, at_b)
+    return token_b.astype(jnp.int32), pick(logps, at_b)
+
+
+def pick(a_bn: jax.Array, at_b: jax.Array) -> jax.Array:
+    """Entry at_b[b] of each row b."""
+    return a_bn.at[jnp.arange(len(at_b)), at_b].get(out_sharding=P(ROWS))
+
+
+def row_keys(seed_b: jax.Array, position_b: jax.Array) -> jax.Array:
+    """One key a row and position, from the row's own seed."""
+    return jax.vmap(lambda seed, at: jax.random.fold_in(jax.random.PRNGKey(seed), at))(seed_b, position_b)
+
+
+# ---------------------------------------------------------------------------------------------------- prefill
+@partial(jax.jit, static_argnames=("c", "size"))
+def prefill(c: Model, params: Params, prompts_bp: jax.Array, length_b: jax.Array, seed_b: jax.Array, size: int) -> Stream:
+    """Run the prompts [B, P], padded on the right to one length, into a cache for `size` tokens a row.
+
+    The keys of the padding stay in the cache, never seen: a token sees positions up to its own, and those are written
+    over as the row grows.
+    """
+    B, prompt = prompts_bp.shape
+    cos, sin = rope_angles(jnp.arange(prompt), c.head_dim, c.rope_base)
+
+    def attend(window):
+        def run(q, k, v):
+            return attention(q, k, v, window=window, backend=backend(c) if prompt % 128 == 0 else "xla"), (k, v)
+
+        return run
+
+    x_nd, kept = run_blocks(c, params, prompts_bp, cos, sin, attend)
+    x_bpd = jax.lax.reshape(x_nd, (B, prompt, c.width), out_sharding=P(ROWS))
+    last_bd = pick(x_bpd, length_b - 1)
+
+    def lay_out(a_bpkh):
+        a_bkhp = jnp.transpose(a_bpkh, (0, 2, 3, 1)).astype(c.dtype)
+        return jnp.pad(a_bkhp, ((0, 0), (0, 0), (0, 0), (0, size - prompt)))
+
+    cache = tuple((lay_out(kept[0][i]), lay_out(kept[1][i])) for i in range(c.depth))
+    last_b = pick(prompts_bp, length_b - 1)
+    logits_bv = jax.reshard(unembed(c, params, last_bd), P(ROWS, None))
+    empty = jnp.zeros((B, 0))
+    return Stream(cache, logits_bv, last_b, length_b, length_b < 1, seed_b, empty.astype(jnp.int32), empty)
+
+
+# ---------------------------------------------------------------------------------------------------- decode
+@partial(jax.jit, static_argnames=("c", "how", "n", "stop"), donate_argnames=("stream",))
+def decode(
+    c: Model, params: Params, layers: tuple, stream: Stream, how: How, n: int, stop: tuple[int, ...] = ()
+) -> Stream:
+    """Draw up to n tokens a row; ends early when every row is done. A stop token ends its row and is part of it."""
+    B, size = stream.logits_bv.shape[0], stream.cache[0][0].shape[3]
+    start = replace(
+        stream,
+        tokens_bn=jnp.full((B, n), -1, jnp.int32, out_sharding=P(ROWS)),
+        logps_bn=jnp.zeros((B, n), jnp.float32, out_sharding=P(ROWS)),
+    )
+
+    def going(carry: tuple) -> jax.Array:
+        i, s = carry
+        return (i < n) & ~jnp.all(s.done_b)
+
+    def body(carry: tuple) -> tuple:
+        i, s = carry
+        token_b, logp_b = draw(s.logits_bv, row_keys(s.seed_b, s.length_b), how)
+        shown_b, logp_b = jnp.where(s.done_b, -1, token_b), jnp.where(s.done_b, 0.0, logp_b)
+        ends_b = jnp.isin(token_b, jnp.array(stop, jnp.int32)) if stop else jnp.zeros_like(s.done_b)
+        logits_bv, cache = advance(c, params, layers, s.cache, token_b, s.last_b, s.length_b)
+        length_b = jnp.where(s.done_b, s.length_b, s.length_b + 1)
+        return i + 1, Stream(
+            cache=cache,
+            logits_bv=logits_bv,
+            last_b=token_b,
+            length_b=length_b,
+            done_b=s.done_b | ends_b | (length_b >= size),
+            seed_b=s.seed_b,
+            tokens_bn=jax.lax.dynamic_update_slice(s.tokens_bn, shown_b[:, None], (0, i)),
+            logps_bn=jax.lax.dynamic_update_slice(s.logps_bn, logp_b[:, None], (0, i)),
+        )
+
+    return jax.lax.while_loop(going, body, (0, start))[1]
+
+
+def advance(c: Model, params: Params, layers: tuple, cache: tuple, token_b, previous_b, position_b) -> tuple:
+    """Append one token a row at its position: (logits of the next [B, V] float32, the cache with it)."""
+    tokens_bt = token_b[:, None]
+    cos, sin = rope_angles(position_b[:, None], c.head_dim, c.rope_base)
+    x0_nd = x_nd = Embed(c).apply({"params": params["embed"]}, tokens_bt, previous_b)
+    grown = []
+    for i, (weights, kv) in enumerate(zip(layers, cache, strict=True)):
+        attend = partial(attend_cached, kv, position_b, c.short_window if short_layer(c, i) else None)
+        x_nd, kv = Block(c).apply({"params": weights}, x_nd, cos, sin, attend, tokens_bt, x0_nd)
+        grown.append(kv)
+    return jax.reshard(unembed(c, params, x_nd), P(ROWS, None)), tuple(grown)
+
+
+def attend_cached(kv, position_b, window, q_b1hd, k_b1kd, v_b1kd):
+    """Write one key and value a row at `position_b`, then attend over the cache up to there. o: [B, 1, H, h]."""
+    (B, _, H, h), K = q_b1hd.shape, k_b1kd.shape[2]
+    write = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice(cache, new[..., None], (0, 0, at)))
+    k_bkhs = write(kv[0], k_b1kd[:, 0].astype(kv[0].dtype), position_b)
+    v_bkhs = write(kv[1], v_b1kd[:, 0].astype(kv[1].dtype), position_b)
+    q_bkgh = jax.lax.reshape(q_b1hd * h**-0.5, (B, K, H // K, h), out_sharding=P(ROWS, "model"))
+    scores = jnp.einsum("bkgh,bkhs->bkgs", q_bkgh, k_bkhs, preferred_element_type=jnp.float32)
+    back_bs = position_b[:, None] - jnp.arange(k_bkhs.shape[3])
+    visible_bs = (back_bs >= 0) if window is None else (back_bs >= 0) & (back_bs < window)
+    probs = jax.nn.softmax(jnp.where(visible_bs[:, None, None, :], scores, MASKED), axis=-1).astype(v_bkhs.dtype)
+    o_bkgh = jnp.einsum("bkgs,bkhs->bkgh", probs, v_bkhs, preferred_element_type=jnp.float32).astype(q_b1hd.dtype)
+    return jax.lax.reshape(o_bkgh, (B, 1, H, h), out_sharding=P(ROWS, None, "model")), (k_bkhs, v_bkhs)
+
+
+# ---------------------------------------------------------------------------------------------------- for the host
+def bucket(n: int, least: int = 32) -> int:
+    """The next length of 32, 48, 64, 96, 128, 192, ...: few shapes to compile, at most a third too much to read."""
+    size = least
+    while size < n:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts of different lengths as one array [B, P] and their lengths [B]."""
+    if not prompts or not all(len(p) for p in prompts):
+        raise ValueError("every prompt needs at least one token; begin with <|bos|>")
+    lengths = np.array([len(p) for p in prompts], np.int32)
+    padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return padded, lengths
+
+
+def generate(
+    c: Model, params: Params, prompts: Sequence[Sequence[int]], n: int, how: How, seed: int = 0, stop: tuple[int, ...] = ()
+) -> list[list[int]]:
+    """Up to n new tokens for each prompt, the stop token left out. Row i is seeded by seed + i."""
+    stream = start(c, params, prompts, n, seed)
+    stream = decode(c, params, jax.jit(unstack, static_argnums=0)(c, params), stream, how, n, stop)
+    rows = np.asarray(stream.tokens_bn).tolist()
+    return [[t for t in row if t >= 0 and t not in stop] for row in rows]
+
+
+def start(c: Model, params: Params, prompts: Sequence[Sequence[int]], n: int, seed: int = 0) -> Stream:
+    """A stream with room for n tokens after the longest prompt, but not beyond the model's context."""
+    padded, lengths = pad_prompts(prompts)
+    size = max(min(bucket(int(lengths.max()) + n), bucket(c.context)), padded.shape[1])
+    place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
+    seeds = np.arange(seed, seed + len(prompts), dtype=np.uint32)
+    tokens, lengths, seeds = (jax.device_put(a, place) for a in (padded, lengths, seeds))
+    return prefill(c, params, tokens, lengths, seeds, size)

@@ -1,0 +1,294 @@
+"""One decoder-only transformer, written as pure functions of a nested dict of arrays.
+
+The default shape is Qwen3-dense (pre-RMSNorm with weight, half-split RoPE, grouped-query attention, QK-norm before
+RoPE, SwiGLU, no biases), so that its weights open in ordinary tools. Every other trick is a switch of `config.Model`.
+
+    params = init(c, key)                      {"embed": ..., "blocks": ... stacked over L, "head": ...}
+    x_nd   = hidden(c, params, tokens_bt)      all but the last matrix; N = B*T rows
+    logits = unembed(c, params, x_nd)          float32, [N, V]
+
+How to read it:
+* Flax Linen is used through three names: `nn.Module`, `@nn.compact`, `self.param`. A module here is a bundle of
+  declared weights with one function; parameters are the nested dict it returns.
+* Activations are two-dimensional, [N, D] with N = B*T, and become [B, T, H, h] only inside attention. XLA:CPU turns the
+  gradient of a three-dimensional matmul into a transposed copy of the cotangent (20% of a step).
+* The L blocks are stacked: `vmap(init)`, then `lax.scan` over `checkpoint(apply)`. Unrolled stacks compile L times slower.
+* A block does not know about caches. It is handed `attend(q, k, v) -> (o, kept)`, and what is kept comes out stacked:
+  nothing while training, the keys and values in prefill, the updated cache in decode.
+* Explicit sharding: a weight's PartitionSpec stands where the weight is declared, `linear` does all the communication.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Model
+from ramp.model.attention import attention
+
+ROWS = ("replica", "data")  # the mesh axes that split the batch; weights are split over "data" and "model"
+Params = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------------------------------- matmuls
+def _gather(w_df: jax.Array, dtype: Any, spec: P) -> jax.Array:
+    """Cast, then undo the sharding over "data": the all-gather moves compute-dtype bytes, half of float32."""
+    return jax.reshard(w_df.astype(dtype), spec)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def linear(x_nd: jax.Array, w_df: jax.Array, split: str, out_dtype: str | None = None) -> jax.Array:
+    """`x @ w` with float32 accumulation; the only place where weights and their gradients travel between devices.
+
+    x_nd: [N, D] in the compute dtype, N split over the batch axes. w_df: [D, F], the float32 master weight.
+    split: which side of the matrix is split over the mesh axis "model": "out" (F; spec P("data", "model")),
+    "in" (D; spec P("model", "data"), the partial sums are all-reduced). Returns [N, F] in x's dtype, or in `out_dtype`.
+
+    A custom derivative, because the stock one multiplies a float32 cotangent with a bfloat16 matrix: slower on every
+    backend than bfloat16 in, float32 out. The weight gradient leaves as float32 in the weight's own sharding
+    (a reduce-scatter).
+    """
+    return _linear_fwd(x_nd, w_df, split, out_dtype)[0]
+
+
+def _linear_specs(split: str) -> tuple[P, P, P, P]:
+    """(stored weight, gathered weight, x, y)"""
+    if split == "out":
+        return P("data", "model"), P(None, "model"), P(ROWS), P(ROWS, "model")
+    return P("model", "data"), P("model", None), P(ROWS, "model"), P(ROWS)
+
+
+def _linear_fwd(x_nd, w_df, split, out_dtype):
+    _, gathered, _, y_spec = _linear_specs(split)
+    w = _gather(w_df, x_nd.dtype, gathered)
+    y_nf = jnp.dot(x_nd, w, preferred_element_type=jnp.float32, out_sharding=y_spec)
+    return y_nf.astype(out_dtype or x_nd.dtype), (x_nd, w_df)
+
+
+def _linear_bwd(split, out_dtype, saved, dy_nf):
+    x_nd, w_df = saved
+    dy_nf = dy_nf.astype(x_nd.dtype)
+    stored, gathered, x_spec, _ = _linear_specs(split)
+    w = _gather(w_df, x_nd.dtype, gathered)
+    dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+    dx_nd = dot(dy_nf, w, (((1,), (1,)), ((), ())), out_sharding=x_spec).astype(x_nd.dtype)
+    dw_df = dot(x_nd, dy_nf, (((0,), (0,)), ((), ())), out_sharding=stored).astype(w_df.dtype)
+    return dx_nd, dw_df
+
+
+linear.defvjp(_linear_fwd, _linear_bwd)
+
+
+# ---------------------------------------------------------------------------------------------------- small parts
+def normal(std: float, spec: P) -> Callable:
+    """Initialiser: N(0, std²) in float32, made in place on the mesh."""
+    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32, out_sharding=spec)
+
+
+def constant(value: float, spec: P = P()) -> Callable:
+    return lambda key, shape: jnp.full(shape, value, jnp.float32, out_sharding=spec)
+
+
+def rms_norm(x: jax.Array, weight: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """x / rms(x) * weight over the last axis, in float32, back in x's dtype (Zhang & Sennrich 2019, eq. 4)."""
+    x32 = x.astype(jnp.float32)
+    scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * scale * weight).astype(x.dtype)
+
+
+def rope_angles(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """cos and sin, [..., h/2] float32, of position times frequency (Su et al. 2021, eq. 15)."""
+    freq = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions[..., None].astype(jnp.float32) * freq
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope(x_bthd: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate the two halves of each head: the half-split order of Qwen and Llama. cos, sin: [T, h/2] or [B, T, h/2]."""
+    x1, x2 = jnp.split(x_bthd.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_bthd.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------- modules
+class Embed(nn.Module):
+    """Token embedding [V, D]; optionally `smear`: a gated share of the previous token's embedding is mixed in."""
+
+    c: Model
+
+    @nn.compact
+    def __call__(self, tokens_bt: jax.Array, previous_b: jax.Array | None = None) -> jax.Array:
+        c, dtype = self.c, jnp.dtype(self.c.dtype)
+        table_vd = self.param("table", normal(c.embed_std, P("model", "data")), (c.vocab, c.width))
+        x_btd = lookup(table_vd, tokens_bt, dtype)
+        if c.smear:
+            gate = self.param("smear_gate", normal(0.02, P()), (24,))
+            scale = self.param("smear_scale", constant(0.0), ())
+            first = jnp.zeros_like(x_btd[:, :1]) if previous_b is None else lookup(table_vd, previous_b[:, None], dtype)
+            before_btd = jnp.concatenate([first, x_btd[:, :-1]], axis=1)
+            share = scale * jax.nn.sigmoid(x_btd[..., :24].astype(jnp.float32) @ gate)
+            x_btd = x_btd + share[..., None].astype(dtype) * before_btd
+        return jax.lax.reshape(x_btd, (tokens_bt.size, c.width), out_sharding=P(ROWS))
+
+
+def lookup(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of a table split over both its axes: gather it in the compute dtype, then index. [B, T, D]"""
+    return _gather(table_vd, dtype, P(None, None)).at[tokens_bt].get(out_sharding=P(ROWS))
+
+
+class Block(nn.Module):
+    """Attention, then a gated feed-forward, each added to the residual stream."""
+
+    c: Model
+
+    @nn.compact
+    def __call__(self, x_nd, cos, sin, attend, tokens_bt, x0_nd):
+        c = self.c
+        (B, T), (D, H, K, h, F) = tokens_bt.shape, (c.width, c.heads, c.kv_heads, c.head_dim, c.ff)
+        out = P("data", "model")  # column-parallel: outputs split over "model"
+        back = P("model", "data")  # row-parallel: inputs split over "model"
+        std = D**-0.5
+
+        def heads(y_nf, n):
+            return jax.lax.reshape(y_nf, (B, T, n, h), out_sharding=P(ROWS, None, "model"))
+
+        if c.x0_scalars:
+            x_nd = self.param("resid_scale", constant(1.0), ()).astype(x_nd.dtype) * x_nd
+            x_nd += self.param("x0_scale", constant(0.1), ()).astype(x_nd.dtype) * x0_nd
+
+        y_nd = rms_norm(x_nd, self.param("attn_norm", constant(1.0), (D,)))
+        q_bthd = heads(linear(y_nd, self.param("wq", normal(std, out), (D, H * h)), "out"), H)
+        k_btkd = heads(linear(y_nd, self.param("wk", normal(std, out), (D, K * h)), "out"), K)
+        v_btkd = heads(linear(y_nd, self.param("wv", normal(std, out), (D, K * h)), "out"), K)
+        if c.value_embeds:
+            table = self.param("value_table", normal(std, P("model", "data")), (c.vocab, K * h))
+            gate = self.param("value_gate", normal(0.02, P()), (12, K))
+            share = 2 * jax.nn.sigmoid(y_nd[:, :12].astype(jnp.float32) @ gate)
+            share_btk = jax.lax.reshape(share, (B, T, K), out_sharding=P(ROWS))
+            value_btf = lookup(table, tokens_bt, v_btkd.dtype)
+            value_btkd = jax.lax.reshape(value_btf, (B, T, K, h), out_sharding=P(ROWS))
+            v_btkd += jax.reshard(share_btk[..., None].astype(v_btkd.dtype) * value_btkd, P(ROWS, None, "model"))
+        if c.qk_norm:
+            q_bthd = rms_norm(q_bthd, self.param("q_norm", constant(1.0), (h,)))
+            k_btkd = rms_norm(k_btkd, self.param("k_norm", constant(1.0), (h,)))
+        o_bthd, kept = attend(rope(q_bthd, cos, sin), rope(k_btkd, cos, sin), v_btkd)
+        o_nf = jax.lax.reshape(checkpoint_name(o_bthd, "attn"), (B * T, H * h), out_sharding=P(ROWS, "model"))
+        x_nd += linear(o_nf, self.param("wo", constant(0.0, back), (H * h, D)), "in")
+
+        y_nd = rms_norm(x_nd, self.param("mlp_norm", constant(1.0), (D,)))
+        up_nf = checkpoint_name(linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out"), "up")
+        if c.mlp == "swiglu":
+            gate_nf = checkpoint_name(linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out"), "gate")
+            act_nf = jax.nn.silu(gate_nf) * up_nf
+        else:
+            act_nf = jnp.square(jax.nn.relu(up_nf))
+        x_nd += linear(act_nf, self.param("w_down", constant(0.0, back), (F, D)), "in")
+        return x_nd, kept
+
+
+class Head(nn.Module):
+    """Final norm and the matrix [D, V] to the logits; tied models use the embedding table instead."""
+
+    c: Model
+
+    @nn.compact
+    def __call__(self, x_nd: jax.Array, table_vd: jax.Array | None = None) -> jax.Array:
+        c = self.c
+        y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,)))
+        if c.tied:
+            weight_dv = jax.reshard(table_vd.T, P("data", "model"))
+        else:
+            weight_dv = self.param("weight", normal(c.head_std, P("data", "model")), (c.width, c.vocab))
+        logits_nv = linear(y_nd, weight_dv, "out", "float32")
+        return c.softcap * jnp.tanh(logits_nv / c.softcap) if c.softcap else logits_nv
+
+
+# ---------------------------------------------------------------------------------------------------- the model
+def init(c: Model, key: jax.Array) -> Params:
+    """Parameters, float32, each in its own sharding. Call it under `jax.jit` with a mesh set.
+
+    Linen finds a module's weights by running it once; the one row per device that it runs on is dead code under jit.
+    """
+    mesh = jax.sharding.get_abstract_mesh().shape
+    rows = mesh.get("replica", 1) * mesh.get("data", 1)
+    tokens_bt = jnp.zeros((rows, 1), jnp.int32, out_sharding=P(ROWS))
+    x_nd = jnp.zeros((rows, c.width), jnp.dtype(c.dtype), out_sharding=P(ROWS))
+    cos, sin = rope_angles(jnp.zeros((1,)), c.head_dim, c.rope_base)
+
+    def init_block(key):
+        return Block(c).init(key, x_nd, cos, sin, lambda q, k, v: (q, None), tokens_bt, x_nd)["params"]
+
+    embed = Embed(c).init(jax.random.fold_in(key, 0), tokens_bt)["params"]
+    head = Head(c).init(jax.random.fold_in(key, 1), x_nd, embed["table"])["params"]
+    blocks = jax.vmap(init_block)(jax.random.split(jax.random.fold_in(key, 2), c.depth)) if c.depth else {}
+    return {"embed": embed, "blocks": blocks, "head": head}
+
+
+def hidden(c: Model, params: Params, tokens_bt: jax.Array, segments_bt: jax.Array | None = None) -> jax.Array:
+    """Hidden states before the head, [B*T, D], of whole rows of tokens; segments do not see each other."""
+    cos, sin = rope_angles(jnp.arange(tokens_bt.shape[1]), c.head_dim, c.rope_base)
+
+    def attend(window):
+        def run(q, k, v):
+            return attention(q, k, v, window=window, segments_bt=segments_bt, backend=backend(c)), None
+
+        return run
+
+    x_nd, _ = run_blocks(c, params, tokens_bt, cos, sin, attend)
+    return x_nd
+
+
+def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, previous_b=None):
+    """Embed, then the blocks in turn. `attend(window)` makes the attention of a layer with that static window, or None.
+
+    Returns the hidden states [B*T, D] and what `attend` kept, stacked over layers [L, ...].
+    """
+    x0_nd = Embed(c).apply({"params": params["embed"]}, tokens_bt, previous_b)
+    if c.depth == 0:
+        return x0_nd, None
+
+    def attend_by_width(short):
+        def run(q, k, v):
+            return jax.lax.cond(short, attend(c.short_window), attend(None), q, k, v)
+
+        return run if "S" in c.window else attend(None)
+
+    def body(x_nd, layer):
+        weights, short = layer
+        return Block(c).apply({"params": weights}, x_nd, cos, sin, attend_by_width(short), tokens_bt, x0_nd)
+
+    short_l = jnp.array([short_layer(c, i) for i in range(c.depth)])
+    return jax.lax.scan(rematerialise(c, body), x0_nd, (params["blocks"], short_l), unroll=c.depth if c.unroll else 1)
+
+
+def unembed(c: Model, params: Params, x_nd: jax.Array) -> jax.Array:
+    """Logits [N, V], float32."""
+    return Head(c).apply({"params": params["head"]}, x_nd, params["embed"]["table"])
+
+
+def short_layer(c: Model, i: int) -> bool:
+    """Whether layer i looks back over the short window; the last layer never does."""
+    return c.window[i % len(c.window)] == "S" and i < c.depth - 1
+
+
+def rematerialise(c: Model, body: Callable) -> Callable:
+    """What the backward pass computes again (Chen et al. 2016); "saved" keeps the activations named in `Block`."""
+    if c.remat == "none":
+        return body
+    names = jax.checkpoint_policies.save_only_these_names("attn", "up", "gate")
+    return jax.checkpoint(body, policy=names if c.remat == "saved" else None, prevent_cse=False)
+
+
+def backend(c: Model) -> str:
+    """The attention kernel: the configured one, or by platform. cuDNN takes half precision only."""
+    if c.attention != "auto":
+        return c.attention
+    platform = jax.default_backend()
+    if platform == "tpu":
+        return "splash"
+    return "cudnn" if platform in ("gpu", "cuda") and c.dtype == "bfloat16" else "xla"

@@ -1,0 +1,261 @@
+"""Byte-level BPE: any text, and any bytes, to token ids and back.
+
+Ids 0..255 are the bytes themselves, then one id for each merge, then the eight specials. The specials live outside the
+BPE, so no text a user writes can ever become one. Every digit is a token of its own, so that arithmetic has columns to
+learn. The whole tokenizer is a split pattern and a list of merges; it is saved as JSON. Training and encoding are the
+`tokenizers` library's; this file fixes ids, bytes and specials around it.
+
+BPE: Sennrich, Haddow, Birch 2016 (arXiv:1508.07909); over bytes: Radford et al. 2019 (GPT-2).
+"""
+
+import codecs
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import models, pre_tokenizers, trainers
+
+from ramp.errors import UserError
+
+SPECIALS = ("<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>", "<|step|>", "<|pad|>")
+FORMAT = "ramp-tokenizer-1"
+
+# How text is cut before BPE; merges never cross a cut. Words keep the space before them, digits stand alone.
+PATTERN = "|".join(
+    [
+        r"'(?i:ll|re|ve|[dmst])",  # the tail of a contraction
+        r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",  # a word with the one space or mark before it
+        r"\p{N}",  # one digit
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation and the line end after it
+        r"\s*[\r\n]+",  # line ends with the blanks before them
+        r"\s+(?!\S)",  # blanks, leaving one for the word that follows
+        r"\s+",
+    ]
+)
+
+
+def _byte_letters() -> list[str]:
+    """The printable letter that stands for each byte inside `tokenizers` (the table of GPT-2's byte-level BPE)."""
+    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    spare = iter(range(256, 512))
+    return [chr(b) if b in plain else chr(next(spare)) for b in range(256)]
+
+
+LETTERS = _byte_letters()
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A split pattern and merges, each merge a pair of earlier ids; all else follows from these two."""
+
+    merges: tuple[tuple[int, int], ...] = ()
+    pattern: str = PATTERN
+
+    @staticmethod
+    def train(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Fit merges to `texts`; `vocab_size` counts bytes, merges and specials. The same texts give the same merges.
+
+        A text too small for that many merges gives a smaller vocabulary: read `vocab_size` off the result.
+        """
+        least = 256 + len(SPECIALS)
+        if vocab_size < least:
+            raise UserError(f"vocab_size is {vocab_size}; it must be at least {least}: 256 bytes and the specials.")
+        bpe = _backend(PATTERN, models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(SPECIALS), initial_alphabet=LETTERS, show_progress=False, special_tokens=[]
+        )
+        bpe.train_from_iterator(map(_encodable, texts), trainer)
+        ids = {letter: byte for byte, letter in enumerate(LETTERS)}
+        merges = []
+        for left, right in json.loads(bpe.to_str())["model"]["merges"]:
+            merges.append((ids[left], ids[right]))
+            ids.setdefault(left + right, len(ids))  # two merges may spell the same piece; it keeps its first id
+        return Tokenizer(tuple(merges))
+
+    @staticmethod
+    def bytes_only() -> "Tokenizer":
+        """No merges: one token a byte, and its id is the byte."""
+        return Tokenizer()
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """The bytes of each ordinary id."""
+        pieces = [bytes([b]) for b in range(256)]
+        known = set(pieces)
+        for left, right in self.merges:
+            piece = pieces[left] + pieces[right]
+            if piece not in known:
+                known.add(piece)
+                pieces.append(piece)
+        return pieces
+
+    @cached_property
+    def _shown(self) -> list[bytes]:
+        """What `decode` shows for each id: its bytes, or the name of the special."""
+        return self.pieces + [name.encode() for name in SPECIALS]
+
+    @cached_property
+    def _bpe(self) -> tokenizers.Tokenizer:
+        spell = ["".join(LETTERS[b] for b in piece) for piece in self.pieces]
+        vocab = {letters: i for i, letters in enumerate(spell)}
+        merges = [(spell[left], spell[right]) for left, right in self.merges]
+        return _backend(self.pattern, models.BPE(vocab=vocab, merges=merges))
+
+    @cached_property
+    def byte_lengths(self) -> np.ndarray:
+        """int32 [V]: how many bytes of text each id stands for; 0 for specials."""
+        return np.array([len(p) for p in self.pieces] + [0] * len(SPECIALS), np.int32)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of the content: two tokenizers that encode alike have the same one."""
+        return hashlib.sha256(json.dumps(self._content(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.pieces) + len(SPECIALS)
+
+    def special(self, name: str) -> int:
+        """The id of a special, by its full name (`<|bos|>`) or the bare one (`bos`)."""
+        name = name if name.startswith("<|") else f"<|{name}|>"
+        return len(self.pieces) + SPECIALS.index(name)
+
+    @property
+    def bos(self) -> int:
+        return self.special("bos")
+
+    @property
+    def end(self) -> int:
+        return self.special("end")
+
+    @property
+    def step(self) -> int:
+        return self.special("step")
+
+    @property
+    def pad(self) -> int:
+        return self.special("pad")
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of any Python string. `<|bos|>` and its like in the text are ordinary characters."""
+        if _is_utf8(text):
+            return self._bpe.encode_batch_fast([text])[0].ids
+        return self.encode_bytes(text.encode("utf-8", "surrogatepass"))
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Ids of any bytes: stretches of valid UTF-8 as text, each other byte as itself. `decode_bytes` inverts it."""
+        ids: list[int] = []
+        for part in re.split("([\udc80-\udcff])", data.decode("utf-8", "surrogateescape")):
+            if len(part) == 1 and "\udc80" <= part <= "\udcff":
+                ids.append(ord(part) - 0xDC00)
+            elif part:
+                ids += self.encode(part)
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """`encode` of each text, on all cores; int32 arrays."""
+        if all(map(_is_utf8, texts)):
+            return [np.array(e.ids, np.int32) for e in self._bpe.encode_batch_fast(list(texts))]
+        return [np.array(self.encode(text), np.int32) for text in texts]
+
+    def encode_stream(self, texts: Iterable[str], chunk: int = 256) -> Iterator[np.ndarray]:
+        """`encode_batch` over an iterable of any length, holding `chunk` texts at a time."""
+        texts = iter(texts)
+        while batch := list(islice(texts, chunk)):
+            yield from self.encode_batch(batch)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`: specials by name, bytes that are not UTF-8 as U+FFFD."""
+        return b"".join(self._shown[self._checked(i)] for i in ids).decode("utf-8", "replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes of `ids`; a special gives none."""
+        ordinary = len(self.pieces)
+        return b"".join(self.pieces[i] for i in map(self._checked, ids) if i < ordinary)
+
+    def _checked(self, i: int) -> int:
+        if not 0 <= i < self.vocab_size:
+            raise IndexError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
+        return i
+
+    def _content(self) -> dict:
+        return {"format": FORMAT, "pattern": self.pattern, "specials": SPECIALS, "merges": self.merges}
+
+    def save(self, path: Path | str) -> None:
+        """Write JSON, whole or not at all."""
+        path = Path(path)
+        tmp = path.with_name(path.name + ".tmp")
+        with tmp.open("w", encoding="utf-8") as file:
+            json.dump({**self._content(), "fingerprint": self.fingerprint}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        tmp.replace(path)
+
+    @staticmethod
+    def load(path: Path | str) -> "Tokenizer":
+        """Read what `save` wrote. A missing, foreign or damaged file is a `UserError`."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if (content["format"], tuple(content["specials"])) != (FORMAT, SPECIALS):
+                raise ValueError(f"it is not of the format {FORMAT}")
+            tokenizer = Tokenizer(tuple((int(a), int(b)) for a, b in content["merges"]), content["pattern"])
+            if tokenizer.fingerprint != content["fingerprint"]:
+                raise ValueError("its content does not match its fingerprint")
+        except FileNotFoundError:
+            raise UserError(f"There is no tokenizer at {path}: run `ramp prepare` first.") from None
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"The tokenizer {path} cannot be read ({error}): run `ramp prepare` again.") from None
+        return tokenizer
+
+
+@dataclass(frozen=True)
+class StreamDecoder:
+    """Text of ids that arrive one at a time, never half a character.
+
+    The pushed strings and the flush, joined, are `Tokenizer.decode` of the same ids.
+    """
+
+    tokenizer: Tokenizer
+
+    @cached_property
+    def _decoder(self) -> codecs.IncrementalDecoder:
+        return codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, i: int) -> str:
+        """What can be shown now that id `i` has arrived; may be empty."""
+        return self._decoder.decode(self.tokenizer._shown[self.tokenizer._checked(i)])
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never finished."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether `text` has a UTF-8 form: a Python string with lone surrogates has none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates, which have no UTF-8 form, as U+FFFD."""
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _backend(pattern: str, model: models.BPE) -> tokenizers.Tokenizer:
+    bpe = tokenizers.Tokenizer(model)
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    return bpe

@@ -1,0 +1,111 @@
+"""Devices: who they are, how they are arranged, and how a batch reaches them.
+
+Three mesh axes: `replica` (between slices, data-parallel over the data-centre network), `data` (batch, and parameters
+fully sharded), `model` (tensor-parallel). All are Explicit, so a sharding mistake is an error at trace time, on a
+laptop. One device is the mesh (1, 1, 1) and runs the same code.
+"""
+
+import os
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ramp import config
+from ramp.errors import UserError
+
+AXES = ("replica", "data", "model")
+ROWS = ("replica", "data")
+
+
+def connect() -> None:
+    """Join the other processes of a multi-host job; must come before any other use of jax.
+
+    `RAMP_DISTRIBUTED=auto` lets jax find the cluster (Cloud TPU, GKE, Slurm); `RAMP_DISTRIBUTED=HOST:PORT,COUNT,INDEX`
+    names it. Unset: one process. Asked for by name because a guess that fails silently trains N separate models.
+    """
+    wish = os.environ.get("RAMP_DISTRIBUTED", "")
+    if not wish:
+        return
+    if wish == "auto":
+        jax.distributed.initialize()
+        return
+    try:
+        address, count, index = wish.split(",")
+        numbers = int(count), int(index)
+    except ValueError:
+        raise UserError(f"RAMP_DISTRIBUTED is {wish!r}; it takes 'auto' or 'HOST:PORT,COUNT,INDEX'") from None
+    jax.distributed.initialize(address, *numbers)
+
+
+def shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:
+    """Devices along (replica, data, model), with the -1 filled in."""
+    wish = [m.replica, m.data, m.model]
+    known = int(np.prod([n for n in wish if n > 0]))
+    if -1 in wish and devices % known == 0:
+        wish[wish.index(-1)] = devices // known
+    if int(np.prod(wish)) != devices:
+        axes = ", ".join(f"mesh.{a} = {n}" for a, n in zip(AXES, (m.replica, m.data, m.model), strict=True))
+        raise UserError(f"the mesh {axes} does not fill the {devices} devices here; set one axis to -1")
+    return tuple(wish)
+
+
+def make(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
+    """The mesh, set as jax's current one. Slices of a multi-slice job become the axis `replica`."""
+    devices = devices or jax.devices()
+    dims = shape(m, len(devices))
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    kind = (AxisType.Explicit,) * 3
+    if slices > 1:
+        if dims[0] % slices:
+            raise UserError(f"mesh.replica = {dims[0]} is not a multiple of the {slices} slices of this job")
+        inside = (dims[0] // slices, *dims[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
+        mesh = jax.sharding.Mesh(grid, AXES, axis_types=kind)
+    else:
+        mesh = jax.make_mesh(dims, AXES, axis_types=kind, devices=devices)
+    jax.set_mesh(mesh)
+    return mesh
+
+
+def check(c: config.Config, dims: tuple[int, int, int]) -> None:
+    """Every array that is split must divide; said before any array is made, with the key to change."""
+    m, rows = c.model, dims[0] * dims[1]
+    splits = [
+        ("model.width", m.width, dims[1]),
+        ("model.vocab", m.vocab, dims[2]),
+        ("model.heads", m.heads, dims[2]),
+        ("model.kv_heads", m.kv_heads, dims[2]),
+        ("model.ff", m.ff, dims[1] * dims[2]),
+        ("pretrain.batch / pretrain.accum", c.pretrain.batch // c.pretrain.accum, rows),
+        ("finetune.batch / finetune.accum", c.finetune.batch // c.finetune.accum, rows),
+        ("eval.batch", c.eval.batch, rows),
+    ]
+    for key, value, parts in splits:
+        if value % parts:
+            raise UserError(
+                f"{key} = {value} does not divide over {parts} devices of the mesh {dict(zip(AXES, dims, strict=True))}; "
+                f"make it a multiple of {parts}, or change the mesh"
+            )
+
+
+def put_batch(mesh: jax.sharding.Mesh, make_rows: Callable[[int, int], dict[str, np.ndarray]], size: int) -> dict:
+    """A global batch, [size, ...] split over the rows axes, of which each process makes only its devices' rows.
+
+    make_rows(lo, hi): rows lo..hi of the global batch, a pure function; who calls it does not change what it returns.
+    """
+    sharding = NamedSharding(mesh, P(ROWS))
+    mine = {index[0].indices(size)[:2] for index in sharding.addressable_devices_indices_map((size,)).values()}
+    made = {bounds: make_rows(*bounds) for bounds in mine}
+    names = next(iter(made.values())).keys()
+
+    def assemble(name: str) -> jax.Array:
+        tail = next(iter(made.values()))[name].shape[1:]
+        return jax.make_array_from_callback(
+            (size, *tail), sharding, lambda index: made[index[0].indices(size)[:2]][name]
+        )
+
+    return {name: assemble(name) for name in names}

@@ -1,0 +1,109 @@
+"""Optimizers: Muon for the matrices of the blocks, AdamW for the rest; a warmup-stable-decay schedule; an average.
+
+An update here is what will be multiplied by `-schedule(step)` and added to the parameters: the schedule is a function of
+`State.step` and no optimizer keeps a second count of it.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Train
+
+
+def schedule(t: Train, step: jax.Array) -> jax.Array:
+    """Warmup-stable-decay (Hu et al. 2024, MiniCPM): share of the peak rate for the update that follows `step`."""
+    up = (step + 1) / max(t.warmup, 1)
+    left = (t.steps - step) / max(t.decay * t.steps, 1)
+    return jnp.minimum(jnp.minimum(up, 1.0), t.floor + (1 - t.floor) * jnp.clip(left, 0.0, 1.0))
+
+
+def make(t: Train) -> optax.GradientTransformation:
+    """The transformation of one stage. Groups by what a parameter is, read off its path."""
+    adam = optax.scale_by_adam(t.beta1, t.beta2, eps=1e-10)
+    decay = optax.add_decayed_weights(t.weight_decay)
+    matrix = optax.chain(scale_by_muon(t.momentum), decay, optax.scale(t.muon_lr))
+    if t.optimizer == "adamw":
+        matrix = optax.chain(adam, decay, optax.scale(t.adam_lr))
+    groups = {
+        "matrix": matrix,
+        "embed": optax.chain(adam, optax.scale(t.embed_lr)),
+        "head": optax.chain(adam, optax.scale(t.head_lr)),
+        "scalar": optax.chain(adam, optax.scale(t.scalar_lr)),
+    }
+    parts = [optax.clip_by_global_norm(t.clip)] if t.clip else []
+    return optax.chain(*parts, optax.partition(groups, labels), optax.scale(t.lr_scale))
+
+
+def labels(params: Any) -> Any:
+    """"matrix" (stacked [L, D, F] weights of the blocks), "embed" (tables), "head", "scalar" (gains and gates)."""
+
+    def label(path: tuple, leaf: jax.Array) -> str:
+        name = path[-1].key
+        if name.endswith("table"):
+            return "embed"
+        if leaf.ndim == 3 and not name.endswith("gate"):
+            return "matrix"
+        return "head" if leaf.ndim == 2 and name == "weight" else "scalar"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+# ---------------------------------------------------------------------------------------------------- Muon
+class MuonState(NamedTuple):
+    momentum: Any
+
+
+def scale_by_muon(beta: float) -> optax.GradientTransformation:
+    """Nesterov momentum, orthogonalised matrix by matrix (Jordan et al. 2024), for stacked weights [L, D, F].
+
+    Scaled by sqrt(max(1, F/D)), for weights stored as (in, out). optax.contrib.muon would serve on one device; under
+    Explicit sharding its products contract a split axis with itself and are refused.
+    """
+
+    def init(params):
+        return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads, state, params=None):
+        momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.momentum, grads)
+        ahead = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
+        return jax.tree.map(orthogonal, ahead), MuonState(momentum)
+
+    return optax.GradientTransformation(init, update)
+
+
+# Five odd polynomials a x + b x³ + c x⁵ that together send singular values in [1e-3, 1] to about 1: Polar Express,
+# Amsel et al. 2025 (arXiv:2505.16932), table of the greedy minimax solution.
+POLAR = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonal(g_ldf: jax.Array) -> jax.Array:
+    """The nearest (semi-)orthogonal matrix of each of the L matrices, times sqrt(max(1, F/D)); the sharding is kept.
+
+    A matrix is orthogonalised whole by one device: the stack is padded to a multiple of the devices and split over
+    them, so that a mesh of n devices does 1/n of the work instead of n times the same.
+    """
+    L, D, F = g_ldf.shape
+    spec = jax.typeof(g_ldf).sharding.spec
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(a for a in mesh.axis_names if mesh.shape[a] > 1)
+    x = jax.reshard(g_ldf, P(None, None, None))
+    if axes:
+        x = jax.reshard(jnp.pad(x, ((0, -L % mesh.size), (0, 0), (0, 0))), P(axes))
+    x = x if D <= F else x.swapaxes(1, 2)
+    x /= 1.01 * jnp.sqrt(jnp.sum(x * x, axis=(1, 2), keepdims=True)) + 1e-7
+    for a, b, c in POLAR:
+        s = jnp.einsum("lij,lkj->lik", x, x)
+        x = a * x + jnp.einsum("lij,ljk->lik", b * s + c * jnp.einsum("lij,ljk->lik", s, s), x)
+    x = x if D <= F else x.swapaxes(1, 2)
+    x = jax.reshard(x, P(None, None, None))[:L] if axes else x
+    return jax.reshard(x, spec) * max(1.0, F / D) ** 0.5

@@ -1,0 +1,54 @@
+"""The one pytree that every stage shares."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """All that a stage carries from one step to the next; a checkpoint of any stage opens in any other.
+
+    `step` counts finished steps: the state with step k has seen the batches 0 .. k-1, and k is the whole data position.
+    """
+
+    step: jax.Array  # int32
+    key: jax.Array  # uint32 [2]; the key of a step is fold_in(key, step)
+    params: dict[str, Any]  # "lm": the model; "process": a process-reward head, once there is one
+    opt: Any  # state of the optax transformation
+    ref: Any  # a frozen policy, or None
+    guard: dict[str, jax.Array]  # see `step.judge`
+
+
+def new_guard() -> dict[str, jax.Array]:
+    """Nothing skipped yet; `mean` and `var` are of (loss, gradient norm) over the steps that counted."""
+    return {
+        "skipped": jnp.zeros((), jnp.int32),
+        "streak": jnp.zeros((), jnp.int32),
+        "count": jnp.zeros((), jnp.int32),
+        "mean": jnp.zeros(2, jnp.float32),
+        "var": jnp.zeros(2, jnp.float32),
+    }
+
+
+def new_state(params: dict[str, Any], tx: optax.GradientTransformation, seed: int, ref: Any = None) -> State:
+    """Step 0 of a stage that starts from these parameters. Call it under `jax.jit`."""
+    key = jax.random.PRNGKey(seed)
+    return State(jnp.zeros((), jnp.int32), key, params, tx.init(params), ref, new_guard())
+
+
+def abstract(make: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and shardings of what `make()` would return, without making it: the template for a restore."""
+
+    def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = leaf.sharding.spec if leaf.sharding else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(concrete, jax.eval_shape(make))
