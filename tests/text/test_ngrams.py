@@ -182,7 +182,7 @@ def default_corpus():
 
 
 def split_and_tokens(every):
-    """The train and validation texts, and their streams under a 4,096-token BPE trained on one in `every` train text."""
+    """The texts of both splits, and their streams under a 4,096-token BPE trained on one in `every` train texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     docs = default_corpus()

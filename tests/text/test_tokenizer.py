@@ -18,7 +18,7 @@ TEXTS = [
     "Über café naïve façade — “quoted” … 東京は日本の首都です。 😀😃👩‍👩‍👧 the the the   spaces\t\ttabs  \n",
     "def f(x):\n    return x + 1  # 100 200 300\n",
 ] * 3
-TRAINED = Tokenizer.train(TEXTS, 512)
+TRAINED = Tokenizer.train(TEXTS, 400)
 BYTES = Tokenizer.bytes_only()
 both = pytest.mark.parametrize("tok", [TRAINED, BYTES], ids=["trained", "bytes"])
 any_text = st.text(st.characters(exclude_categories=()), max_size=60)  # lone surrogates too
@@ -83,12 +83,12 @@ def test_training_learns_words_and_compresses():
 
 def test_training_is_the_same_in_every_process(tmp_path):
     code = "import json,sys; from ramp.text.tokenizer import Tokenizer as T; "
-    code += "print(T.train(json.load(open(sys.argv[1])), 512).fingerprint)"
+    code += "print(T.train(json.load(open(sys.argv[1])), 400).fingerprint)"
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    for hash_seed in ("1", "2"):
+    for hash_seed, threads in (("1", "1"), ("2", "4")):
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "texts.json")],
-            env={"PYTHONHASHSEED": hash_seed, "PATH": ""},
+            env={"PYTHONHASHSEED": hash_seed, "RAYON_NUM_THREADS": threads, "PATH": ""},
             capture_output=True,
             text=True,
             check=True,
@@ -97,10 +97,10 @@ def test_training_is_the_same_in_every_process(tmp_path):
 
 
 def test_vocabulary_counts_bytes_merges_and_specials():
-    assert TRAINED.vocab_size == 512 == len(TRAINED.pieces) + len(SPECIALS)
-    assert [TRAINED.special(name) for name in SPECIALS] == list(range(504, 512))
-    assert (TRAINED.bos, TRAINED.end, TRAINED.step, TRAINED.pad) == (504, 509, 510, 511)
-    assert TRAINED.special("user") == TRAINED.special("<|user|>") == 506
+    assert TRAINED.vocab_size == 400 == len(TRAINED.pieces) + len(SPECIALS)
+    assert [TRAINED.special(name) for name in SPECIALS] == list(range(392, 400))
+    assert (TRAINED.bos, TRAINED.end, TRAINED.step, TRAINED.pad) == (392, 397, 398, 399)
+    assert TRAINED.special("user") == TRAINED.special("<|user|>") == 394
     assert len(set(TRAINED.pieces)) == len(TRAINED.pieces)
     with pytest.raises(UserError, match="at least 264"):
         Tokenizer.train(TEXTS, 263)

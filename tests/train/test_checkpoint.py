@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -203,6 +204,24 @@ def test_the_state_may_be_donated_at_once(tmp_path):
         assert_bitwise(checkpoints.restore(template(first, mesh))[0], first)
 
 
+def test_save_returns_before_the_step_is_on_disk(tmp_path, monkeypatch):
+    checkpoints, allowed = Checkpoints(tmp_path), threading.Event()
+    commit = checkpoints._orbax._save_step_metadata
+    monkeypatch.setattr(checkpoints._orbax, "_save_step_metadata", lambda *a, **k: allowed.wait() and commit(*a, **k))
+    checkpoints.save(1, on_mesh(host_state(1), mesh_of((1, 1))), META)
+    checkpoints.check()
+    assert checkpoints.steps() == []
+    allowed.set()
+    checkpoints.wait()
+    assert checkpoints.steps() == [1]
+
+
+def test_meta_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(TypeError, match="JSON"):
+        Checkpoints(tmp_path / "c").save(1, on_mesh(host_state(1), mesh_of((1, 1))), {"x": object()})
+    assert not (tmp_path / "c").exists()
+
+
 def test_nothing_saved_is_none(tmp_path):
     assert restore(tmp_path / "never") is None
     assert not (tmp_path / "never").exists()
@@ -228,7 +247,7 @@ def test_saving_the_latest_step_again_does_nothing_and_an_earlier_one_is_refused
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(5, on_mesh(host_state(9), mesh_of((1, 1))), META)
     assert_bitwise(restore(tmp_path)[0], host_state(5))
-    with pytest.raises(UserError, match="holds step 5, so step 3"):
+    with pytest.raises(UserError, match="holds step 5: to save step 3"):
         checkpoints.save(3, on_mesh(host_state(3), mesh_of((1, 1))), META)
 
 
@@ -349,7 +368,7 @@ def test_all_damaged_raises_and_keeps_raising(tmp_path):
     for step in (1, 2):
         empty(tmp_path / str(step))
     for _ in range(2):  # a job that is started again must not begin from nothing unawares
-        with pytest.raises(RuntimeError, match=r"every checkpoint .* damaged: \['1.bad', '2.bad'\]"):
+        with pytest.raises(RuntimeError, match=r"every step .* damaged: \['1.bad', '2.bad'\]"):
             restore(tmp_path)
 
 
@@ -453,9 +472,10 @@ SAVE_IN_A_LOOP = """
 """
 
 
-def test_kill_at_any_moment(tmp_path):
+@pytest.mark.parametrize("kills", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_kill_at_any_moment(tmp_path, kills):
     rng, reached = np.random.default_rng(), -1
-    for delay in [*rng.uniform(0.02, 0.8, size=5), 0]:
+    for delay in [*rng.uniform(0.02, 0.8, size=kills), 0]:
         command = [sys.executable, "-c", textwrap.dedent(SAVE_IN_A_LOOP), str(tmp_path / "c")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             word, step, bad = child.stdout.readline().split()

@@ -119,7 +119,7 @@ def conversations(source: str, counts: Counter, seed: int = 0, max_bad: float = 
     Adds to `counts`: conversations, turns, and what was left out by kind. Ids made from a document are the document's,
     so `split_of` sends both to the same side.
     """
-    name = re.split("[=/#]", source.removeprefix("pip:"))[0]
+    name, _ = corpus.parse_requirement(re.split("[/#]", source.removeprefix("pip:"))[0])
     if source.startswith("pip:") and name not in MAKERS:
         raise UserError(f"The source {source} holds no conversations: ramp knows {', '.join(MAKERS)} and file:GLOB.")
     maker = MAKERS[name] if source.startswith("pip:") else _from_messages
@@ -228,7 +228,7 @@ def _from_chatterbot(file: File, tally: Tally, seed: int) -> Iterator[tuple[str,
     seen = set()
     for number, said in enumerate(yaml.safe_load(file.path.read_bytes())["conversations"], 1):
         lines = [str(line).strip() for line in said]
-        if not all(lines) or len(lines) > 20 or any(map(is_offensive, lines)):
+        if not all(lines) or not 2 <= len(lines) <= 20 or any(map(is_offensive, lines)):
             tally.counts["filtered"] += 1
             continue
         if tuple(lines) in seen:

@@ -14,6 +14,7 @@ import glob
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,7 +32,6 @@ KNOWN = {
     "chatterbot-corpus": ("*/english/*.yml", "text"),  # this and the next are conversations: see `chat`
     "jokes-and-quotes": ("jokes_and_quotes/*.json", "text"),
 }
-BAD = ("bad_utf8", "bad_line", "no_text", "bad_file")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Document:
 
 
 class Bad(Exception):
-    """A record that cannot be read; the argument is one of the kinds in `BAD`."""
+    """A record that cannot be read; the argument is the kind it is counted under, such as `bad_utf8`."""
 
 
 @dataclass
@@ -89,8 +89,9 @@ class File:
 def documents(source: str, counts: Counter, max_bad: float = 0.01, cache: Path | None = None) -> Iterator[Document]:
     """Documents of `source`, in a fixed order, with ids that do not depend on where the files lie.
 
-    Adds to `counts`: documents, characters, bytes, empty, and the kinds of `BAD`. A source that is missing or empty, or
-    of which more than the share `max_bad` of records or of files is bad, is a `UserError` naming the first bad place.
+    Adds to `counts`: documents, characters, bytes, empty, and what is bad: bad_utf8, bad_line, no_text, bad_file. A
+    source that is missing or empty, or of which more than the share `max_bad` of records or of files is bad, is a
+    `UserError` naming the first bad place.
     """
     tally = Tally(source, counts, max_bad)
     for file in files(source, cache):
@@ -102,10 +103,10 @@ def documents(source: str, counts: Counter, max_bad: float = 0.01, cache: Path |
             except Bad as bad:
                 tally.bad(bad.args[0], name)
                 continue
-            tally.good += 1
             if not text.strip():
                 counts["empty"] += 1
                 continue
+            tally.good += 1
             counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
             yield Document(name, text)
     tally.close()
@@ -126,14 +127,20 @@ def files(source: str, cache: Path | None = None) -> Iterator[File]:
         yield from _local_files(source.removeprefix("file:"), field or "text")
     elif source.startswith(("https://", "http://", "gs://", "@")):
         for url, path in fetch.local_copies(source, cache):
-            yield File(url.rsplit("/", 1)[-1], path, field or "text")
+            yield File(fetch.basename(url), path, field or "text")
     else:
         raise UserError(f"The source {source!r} is of no known kind: begin it with pip:, file:, https://, gs:// or @.")
 
 
+def parse_requirement(requirement: str) -> tuple[str, str]:
+    """`NAME==VERSION` -> (name as package indexes spell it, version or empty)."""
+    name, _, version = requirement.partition("==")
+    return re.sub(r"[-_.]+", "-", name).lower(), version
+
+
 def _pip_files(spec: str, field: str) -> Iterator[File]:
     requirement, _, pattern = spec.partition("/")
-    name, _, version = requirement.partition("==")
+    name, version = parse_requirement(requirement)
     remedy = "pip install 'ramp-lm[demo]'" if name in KNOWN else f"pip install '{requirement}'"
     try:
         distribution = importlib.metadata.distribution(name)
@@ -160,7 +167,7 @@ def _local_files(pattern: str, field: str) -> Iterator[File]:
     if not paths:
         raise UserError(f"The source file:{pattern} matches no file: check the path.")
     for path in paths:
-        if path.suffix not in READERS:
+        if path.suffix.lower() not in READERS:
             raise UserError(f"{path} is of no known format: ramp reads {' '.join(READERS)}.")
         yield File(path.name if path == root else path.relative_to(root).as_posix(), path, field)
 
@@ -178,7 +185,7 @@ def records(path: Path, field: str | None = None) -> Iterator[tuple[str, Any]]:
 
     `field` lets a column store read that column alone.
     """
-    reader = READERS.get(path.suffix)
+    reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise UserError(f"{path} is of no known format: ramp reads {' '.join(READERS)}.")
     if not path.exists():
@@ -244,12 +251,13 @@ def _parsed(data: bytes) -> Any:
 
 
 def _read_csv(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)  # a field is a document here, and may be longer than csv's 128 kB
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         try:
             yield from ((f":{rows.line_num}", row) for row in rows)
-        except csv.Error:
-            yield f":{rows.line_num}", Bad("bad_line")
+        except csv.Error:  # the rest of the file is lost
+            yield f":{rows.line_num}", Bad("bad_file")
 
 
 def _read_parquet(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:

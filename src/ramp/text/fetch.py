@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +24,14 @@ from ramp.errors import UserError
 
 CHUNK = 1 << 20
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers worth asking again for
+FAULTS = (
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ssl.SSLError,
+    ConnectionError,
+    TimeoutError,
+    EOFError,
+)
 
 
 def default_cache() -> Path:
@@ -42,9 +51,8 @@ def shard_list(source: str) -> list[tuple[str, str | None]]:
     except OSError as error:
         raise UserError(f"The shard list {source[1:]} cannot be opened: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(
-            f'The shard list {source[1:]} is not JSON of the form [{{"url": ..., "sha256": ...}}].'
-        ) from None
+        form = '[{"url": ..., "sha256": ...}, ...]'
+        raise UserError(f"The shard list {source[1:]} is not JSON of the form {form}.") from None
     if not shards:
         raise UserError(f"The shard list {source[1:]} names no shard.")
     return shards
@@ -62,6 +70,11 @@ def brace_range(pattern: str) -> list[str]:
     return [url for n in numbers for url in brace_range(pattern[: found.start()] + n + pattern[found.end() :])]
 
 
+def basename(url: str) -> str:
+    """The file's name in an address, without a query."""
+    return urlsplit(url).path.rsplit("/", 1)[-1]
+
+
 def fetch(url: str, sha256: str | None, cache: Path, attempts: int = 5, delay: float = 1.0) -> Path:
     """The local copy of `url`, downloaded if it is not in `cache`.
 
@@ -69,12 +82,12 @@ def fetch(url: str, sha256: str | None, cache: Path, attempts: int = 5, delay: f
     match is a `UserError`, and the file does not enter the cache.
     """
     _check_address(url)
-    path = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{url.rsplit('/', 1)[-1]}"
+    path = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{basename(url)}"
     note = path.with_name(path.name + ".sha256.json")
     if path.exists() and note.exists():
         return _checked(path, sha256 or json.loads(note.read_text())["sha256"])
     cache.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be fetching the same shard
     try:
         _with_retries(url, tmp, attempts, delay)
         got = _digest(tmp)
@@ -93,7 +106,7 @@ def _with_retries(url: str, tmp: Path, attempts: int, delay: float) -> None:
             return _download(url, tmp)
         except urllib.error.HTTPError as error:
             reason, passing = f"HTTP {error.code} {error.reason}", error.code in PASSING
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, EOFError) as error:
+        except FAULTS as error:
             reason, passing = str(getattr(error, "reason", error)), True
         except FileNotFoundError:
             reason, passing = "no such object", False
@@ -101,9 +114,7 @@ def _with_retries(url: str, tmp: Path, attempts: int, delay: float) -> None:
             break
         if attempt + 1 < attempts:
             time.sleep(delay * 2**attempt)
-    raise UserError(
-        f"{url} cannot be downloaded after {attempt + 1} attempts ({reason}): check the address and network."
-    )
+    raise UserError(f"{url} cannot be downloaded (attempt {attempt + 1}: {reason}): check the address and network.")
 
 
 def _download(url: str, tmp: Path) -> None:

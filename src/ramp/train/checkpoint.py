@@ -6,7 +6,7 @@ dtypes, the caller's `meta`, all under a SHA-256) and one fingerprint a leaf, wh
 `restore` checks all of it in the new sharding; a damaged step is renamed to `<step>.bad`, said aloud, and the next
 older one is used. Nothing here deletes a step except the retention rule: the last `keep`, and the best.
 
-    DIR/<step>/state    Orbax tree: leaves/<leaf path> and fingerprint uint32 [leaf, 2]
+    DIR/<step>/state    Orbax tree: leaves/<leaf path>, and fingerprint, uint32 [leaf, 2], in the order of sorted paths
     DIR/<step>/meta     the record, JSON
 """
 
@@ -43,6 +43,11 @@ def _template(x) -> jax.ShapeDtypeStruct:
     if isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
         sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), sharding.spec)
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def _complete(path: epath.Path) -> bool:
+    """Whether the step was renamed into place or, in an object store, which has no rename, marked as committed."""
+    return ocp.utils.is_checkpoint_finalized(path)
 
 
 def _digest(record: dict) -> str:
@@ -91,27 +96,23 @@ class Checkpoints:
         if step == latest:
             return
         if step < latest:
-            raise UserError(
-                f"{self.directory} holds step {latest}, so step {step} cannot be saved; move the later away"
-            )
+            raise UserError(f"{self.directory} holds step {latest}: to save step {step}, move the later ones away")
         leaves = named_leaves(state)
         score = float(score) if score is not None and math.isfinite(score) else None
         record = {"step": step, "score": score, "meta": meta, "leaves": {name: _spec(x) for name, x in leaves.items()}}
+        stored = {"record": record, "sha256": _digest(record)}
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
         _barrier("ramp:save")
         self._require_space(2 * sum(x.nbytes for x in leaves.values()))
         full = {name: x for name, x in leaves.items() if x.size}  # Orbax refuses empty arrays; their shape says it all
-        tree = {"leaves": full, "fingerprint": fingerprints(list(leaves.values()))}
+        tree = {"leaves": full, "fingerprint": fingerprints([leaves[name] for name in sorted(leaves)])}
         self._saving = step
         try:
             self._orbax.save(
                 self.directory / str(step),
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(tree),
-                    meta=ocp.args.JsonSave({"record": record, "sha256": _digest(record)}),
-                ),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(stored)),
             )
         except Exception as error:
             self._fail(error)
@@ -156,7 +157,7 @@ class Checkpoints:
 
     def _remove_unfinished(self) -> None:
         for path in self.directory.iterdir():
-            if TMP in path.name:
+            if TMP in path.name or (path.name.isdigit() and path.is_dir() and not _complete(path)):
                 path.rmtree()
 
     def _prune(self) -> None:
@@ -170,9 +171,9 @@ class Checkpoints:
     # ---- reading
 
     def steps(self) -> list[int]:
-        """The complete steps, ascending. Complete means renamed into place; only `restore` reads what is inside."""
+        """The complete steps, ascending. Only `restore` reads what is inside."""
         paths = self.directory.iterdir() if self.directory.exists() else ()
-        return sorted(int(p.name) for p in paths if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p))
+        return sorted(int(p.name) for p in paths if p.name.isdigit() and _complete(p))
 
     def best_step(self) -> int | None:
         """The step with the lowest score, the later of equals; None if no step has one."""
@@ -207,9 +208,7 @@ class Checkpoints:
                 return jax.tree.unflatten(jax.tree.structure(want), leaves), meta, candidate
         bad = sorted(p.name for p in self.directory.glob("*.bad*"))
         if steps or bad:
-            raise RuntimeError(
-                f"every checkpoint tried in {self.directory} is damaged: {bad}; delete them to start anew"
-            )
+            raise RuntimeError(f"every step tried in {self.directory} is damaged: {bad}; delete them to start anew")
         return None
 
     def _load(self, step: int, want: dict[str, jax.ShapeDtypeStruct], partial: bool) -> tuple[list, dict]:
@@ -233,7 +232,7 @@ class Checkpoints:
             raise Damaged(problem or "another process could not read it")
         made = {name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for name, x in want.items() if not x.size}
         leaves = [made[name] if name in made else got["leaves"][name] for name in want]
-        saved = dict(zip(record["leaves"], np.asarray(got["fingerprint"]).tolist(), strict=True))
+        saved = dict(zip(sorted(record["leaves"]), np.asarray(got["fingerprint"]).tolist(), strict=True))
         found = dict(zip(want, np.asarray(fingerprints(leaves)).tolist(), strict=True))
         wrong = [n for n, x in zip(want, leaves, strict=True) if found[n] != saved[n] or _spec(x) != _spec(want[n])]
         if not _everywhere(not wrong):

@@ -18,9 +18,11 @@ class Preemption:
     them at the same call. Poll it in every loop, evaluation and generation too, equally often in every process.
     """
 
-    def __enter__(self):
-        self._asked, self._polls, self._said = False, 0, False
+    def __init__(self):
+        self._asked, self._said, self._polls = False, False, 0
         self._before = {}
+
+    def __enter__(self):
         if jax.process_count() == 1:
             self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
         return self

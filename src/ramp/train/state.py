@@ -22,7 +22,7 @@ class State:
     step: jax.Array  # int32
     key: jax.Array  # uint32 [2]; the key of a step is fold_in(key, step)
     params: dict[str, Any]  # "lm": the model; "process": a process-reward head, once there is one
-    opt: Any  # state of the optax transformation
+    opt: dict[str, Any]  # "tx": state of the optax transformation; "ema": averaged parameters, or None
     ref: Any  # a frozen policy, or None
     guard: dict[str, jax.Array]  # see `step.judge`
 
@@ -38,10 +38,17 @@ def new_guard() -> dict[str, jax.Array]:
     }
 
 
-def new_state(params: dict[str, Any], tx: optax.GradientTransformation, seed: int, ref: Any = None) -> State:
+def new_state(
+    params: dict[str, Any], tx: optax.GradientTransformation, seed: int, average: bool = False, ref: Any = None
+) -> State:
     """Step 0 of a stage that starts from these parameters. Call it under `jax.jit`."""
-    key = jax.random.PRNGKey(seed)
-    return State(jnp.zeros((), jnp.int32), key, params, tx.init(params), ref, new_guard())
+    opt = {"tx": tx.init(params), "ema": params if average else None}
+    return State(jnp.zeros((), jnp.int32), jax.random.PRNGKey(seed), params, opt, ref, new_guard())
+
+
+def averaged(state: State) -> dict[str, Any]:
+    """The parameters to evaluate and to sample with: the average where one is kept."""
+    return state.params if state.opt["ema"] is None else state.opt["ema"]
 
 
 def abstract(make: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:

@@ -41,8 +41,10 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Callabl
         rate = optim.schedule(t, state.step)
 
         def update(params, opt):
-            updates, opt = tx.update(grads, opt, params)
-            return jax.tree.map(lambda p, u: p - rate * u, params, updates), opt
+            updates, tx_state = tx.update(grads, opt["tx"], params)
+            params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+            ema = opt["ema"] and jax.tree.map(lambda a, p: t.ema * a + (1 - t.ema) * p, opt["ema"], params)
+            return params, {"tx": tx_state, "ema": ema}
 
         params, opt = jax.lax.cond(ok, update, lambda params, opt: (params, opt), state.params, state.opt)
         state = replace(state, step=state.step + 1, params=params, opt=opt, guard=guard)

@@ -1,0 +1,84 @@
+"""A run: its stages in order, what is done skipped, what is not resumed."""
+
+import os
+from pathlib import Path
+
+from ramp import config
+from ramp.config import Config
+from ramp.errors import UserError
+from ramp.rundir import RunDir
+
+NEEDS = {"pretrain": "prepare", "eval": "pretrain", "finetune": "pretrain", "sample": "finetune"}
+
+
+def setup(c: Config) -> Config:
+    """Join the job's processes, choose the device's dtype, make the mesh, check that everything divides; resolved."""
+    import jax
+
+    from ramp.train import mesh
+
+    mesh.connect()
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ramp" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    c = config.resolve(on_device(c, jax.default_backend()))
+    mesh.check(c, mesh.shape(c.mesh, jax.device_count()))
+    mesh.make(c.mesh)
+    return c
+
+
+def on_device(c: Config, platform: str) -> Config:
+    """Fill in model.dtype = "auto" by what `ramp bench` measured faster on this kind of device."""
+    if c.model.dtype != "auto":
+        return c
+    dtype = "float32" if platform == "cpu" else "bfloat16"
+    return config.replace(c, model=config.replace(c.model, dtype=dtype))
+
+
+def run(c: Config, directory: Path, stages: tuple[str, ...] | None = None, force: bool = False) -> None:
+    """Do `stages` (all of the configuration's) in `directory`; a stage that is done is skipped unless `force`."""
+    import jax
+
+    from ramp import report
+    from ramp.stages import converse, evaluate, finetune, prepare, pretrain
+
+    c = setup(c)
+    work = {
+        "prepare": prepare.run,
+        "pretrain": pretrain.run,
+        "eval": evaluate.run,
+        "finetune": finetune.run,
+        "sample": converse.run,
+    }
+    rundir = RunDir(directory)
+    first = jax.process_index() == 0
+    with rundir.lock(first):
+        if first:
+            rundir.claim(c)
+        for stage in stages or c.stages:
+            if rundir.done(stage) and not force:
+                print(f"{stage}: done before")
+                continue
+            need = NEEDS.get(stage)
+            if need and not rundir.done(need):
+                raise UserError(f"{stage} needs {need}, which {directory} has not finished; run `ramp {need} {directory}`")
+            if stage == "prepare" and not first:
+                result = {}
+            else:
+                result = work[stage](rundir, c)
+            if first:
+                report.update_report(directory, stage, result | {"done": True})
+                report.write_report(directory)
+            wait_for_all(stage)
+    if first:
+        print(f"report: {directory / 'report.html'}")
+
+
+def wait_for_all(stage: str) -> None:
+    """Process 0 writes what the others read next."""
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"ramp:{stage}")

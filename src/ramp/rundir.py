@@ -1,0 +1,163 @@
+"""A run directory: what lies where in it, who made it, and whether a configuration may go on in it."""
+
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ramp import config
+from ramp.config import Config
+from ramp.errors import UserError
+
+# Which parts of a configuration a stage's result depends on. Keys in FREE may change between two starts of one run.
+DEPENDS = {
+    "prepare": ("seed", "text"),
+    "pretrain": ("model", "pretrain"),
+    "finetune": ("chat", "finetune"),
+}
+FREE = {"cache", "log_every", "eval_every", "save_every", "samples", "guard_limit", "attention", "unroll", "remat", "loss_chunk"}
+
+
+@dataclass(frozen=True)
+class RunDir:
+    path: Path
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.data / "tokenizer.json"
+
+    def tokens(self, split: str) -> Path:
+        return self.data / f"{split}.npy"
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.path / "checkpoints" / stage
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    def report(self) -> dict[str, Any]:
+        """What the stages have reported so far, by stage."""
+        file = self.path / "report.json"
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def done(self, stage: str) -> bool:
+        return bool(self.report().get(stage, {}).get("done"))
+
+    def begun(self, stage: str) -> bool:
+        return stage in self.report() or self.checkpoints(stage).exists()
+
+    def claim(self, c: Config) -> None:
+        """Write config.toml and provenance.json, or refuse a directory whose results come from another configuration."""
+        if self.config.exists():
+            self._require_same(config.resolve(config.load(self.config)), c)
+        elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+            raise UserError(f"{self.path} is not empty and not a run; name another directory with --run")
+        self.data.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config, config.to_toml(c))
+        write_atomic(self.path / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
+
+    def _require_same(self, old: Config, new: Config) -> None:
+        for stage, parts in DEPENDS.items():
+            changed = [change for part in parts for change in _changes(part, getattr(old, part), getattr(new, part))]
+            if changed and self.begun(stage):
+                raise UserError(
+                    f"{self.path} was begun with another configuration ({'; '.join(changed[:4])}); "
+                    "name another directory with --run, or delete this one"
+                )
+
+    @contextmanager
+    def lock(self, needed: bool = True) -> Iterator[None]:
+        """Two processes writing one run would ruin it. The lock goes with the process, however that ends."""
+        if not needed:
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{self.path} is in use by another ramp; wait for it, or name another --run") from None
+            yield
+
+
+def _changes(name: str, old: Any, new: Any) -> list[str]:
+    if not dataclasses.is_dataclass(old):
+        return [] if old == new else [f"{name} {old!r} -> {new!r}"]
+    keys = [f.name for f in dataclasses.fields(old) if f.name not in FREE]
+    return [change for key in keys for change in _changes(f"{name}.{key}", getattr(old, key), getattr(new, key))]
+
+
+def opened(path: Path) -> tuple[RunDir, Config]:
+    """A run that exists, and its configuration."""
+    if not (path / "config.toml").exists():
+        raise UserError(f"{path} is not a run directory (it has no config.toml); make one with `ramp run configs/cpu.toml`")
+    return RunDir(path), config.resolve(config.load(path / "config.toml"))
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: versions, commit, device, command."""
+    import jax
+
+    names = ("ramp-lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": " ".join(["ramp", *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in names},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "processor": f"{_processor()}, {os.cpu_count()} cores",
+        "processes": jax.process_count(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _commit() -> str:
+    """The commit of the source this runs from, '+' if it was changed since; '' outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, timeout=10).stdout.strip()
+
+    try:
+        head = git("rev-parse", "--short", "HEAD")
+        return head + ("+" if head and git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """The whole file or the old one, whatever happens in between."""
+    tmp = path.with_name(path.name + ".tmp")
+    with tmp.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    tmp.replace(path)

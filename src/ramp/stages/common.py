@@ -1,0 +1,150 @@
+"""What training stages share: from a configuration and a loss to a trained, checkpointed, logged state."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ramp.config import Config, Model, Train, fingerprint
+from ramp.errors import UserError
+from ramp.model import loss as model_loss
+from ramp.model import transformer
+from ramp.rundir import RunDir
+from ramp.text.rows import Batches
+from ramp.text.tokenizer import Tokenizer
+from ramp.train import optim
+from ramp.train.board import Board
+from ramp.train.checkpoint import Checkpoints
+from ramp.train.loop import Clock, fit
+from ramp.train.preemption import Preemption
+from ramp.train.state import State, abstract, new_state
+from ramp.train.step import Loss, make_step
+
+
+def next_token_loss(c: Model, z_loss: float) -> Loss:
+    """Cross-entropy of the next token where `weights` says so, nats; plus z_loss · log²Z (Chowdhery et al. 2022, 5)."""
+
+    def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        x_nd = transformer.hidden(c, params["lm"], batch["tokens"], batch.get("segments"))
+        nats_bt, log_z_bt = model_loss.head_losses(c, params["lm"], x_nd, batch["targets"])
+        nats = jnp.sum(nats_bt * batch["weights"])
+        if not z_loss:
+            return nats, {}
+        z = jnp.sum(jnp.square(log_z_bt) * batch["weights"])
+        return nats + z_loss * z, {"nats": nats, "z": z}
+
+    return loss
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training on one mesh: its name, its configuration, its loss and the rows it reads."""
+
+    name: str
+    c: Config
+    t: Train
+    loss: Loss
+    batches: Batches
+    tokenizer: Tokenizer
+
+    def train(
+        self,
+        rundir: RunDir,
+        start: Callable[[], dict],
+        evaluate: Callable[[dict, int, Board, Preemption], dict[str, float]],
+        score: str,
+    ) -> tuple[State, dict[str, Any]]:
+        """Start from the parameters `start()` makes, or go on from the stage's last checkpoint; (state, report).
+
+        `evaluate(params, step, board, stop)` returns figures by tag and may draw on the board.
+        """
+        t, mesh = self.t, jax.sharding.get_mesh()
+        tx = optim.make(t)
+        meta = self.meta()
+        checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.keep)
+        found = checkpoints.restore(template(self.c.model, t, mesh))
+        if found is None:
+            state = jax.jit(lambda params: new_state(params, tx, self.c.seed, t.ema > 0), donate_argnums=0)(start())
+            clock = Clock()
+        else:
+            state, saved, step = found
+            require_same(saved, meta, checkpoints.directory / str(step))
+            clock = Clock(saved["clock"])
+        first = int(state.step)
+        with Board(rundir.path, self.name, first + 1 if first else 0, jax.process_index() == 0) as board:
+            state = fit(
+                state,
+                make_step(self.loss, tx, t),
+                self.batches,
+                t,
+                mesh=mesh,
+                board=board,
+                checkpoints=checkpoints,
+                meta=meta,
+                evaluate=lambda s, stop: evaluate(_averaged(s), int(s.step), board, stop),
+                score=score,
+                clock=clock,
+                label=self.name,
+            )
+            checkpoints.close()
+        report = {
+            "seconds": clock.total,
+            "time": clock.split(),
+            "steps": t.steps,
+            "tokens": t.steps * t.batch * t.seq,
+            "skipped_steps": int(state.guard["skipped"]),
+            "best_step": checkpoints.best_step(),
+        }
+        return state, report
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be gone on from."""
+        return {
+            "stage": self.name,
+            "model": fingerprint(shape_of(self.c.model)),
+            "tokenizer": self.tokenizer.fingerprint,
+            "seed": self.c.seed,
+            "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+
+
+def _averaged(state: State) -> dict:
+    return state.params if state.opt["ema"] is None else state.opt["ema"]
+
+
+def shape_of(m: Model) -> dict[str, Any]:
+    """The keys of a model that its parameters depend on; the rest only says how it is computed."""
+    free = ("dtype", "attention", "remat", "unroll", "loss_chunk")
+    return {k: v for k, v in vars(m).items() if k not in free}
+
+
+def require_same(saved: dict, now: dict, where: Any) -> None:
+    for name in ("model", "tokenizer"):
+        if saved[name] != now[name]:
+            raise UserError(f"{where} was saved with another {name}; name another directory with --run, or delete this run")
+
+
+def template(m: Model, t: Train, mesh: jax.sharding.Mesh) -> State:
+    """Shapes and shardings of a stage's state."""
+    tx = optim.make(t)
+    return abstract(lambda: new_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, tx, 0, t.ema > 0), mesh)
+
+
+def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:
+    """The best parameters {"lm": ...} of a finished or unfinished stage, on the current mesh."""
+    directory = rundir.checkpoints(stage)
+    average = getattr(c, stage).ema > 0
+    lm = abstract(lambda: transformer.init(c.model, jax.random.PRNGKey(0)), jax.sharding.get_mesh())
+    like = {"opt": {"ema": {"lm": lm}}} if average else {"params": {"lm": lm}}
+    checkpoints = Checkpoints(directory)
+    found = checkpoints.restore(like, step=checkpoints.best_step(), partial=True)
+    if found is None:
+        raise UserError(f"{directory} holds no checkpoint; run `ramp {stage} {rundir.path}` first")
+    tree, saved, step = found
+    if tokenizer is not None:
+        now = {"model": fingerprint(shape_of(c.model)), "tokenizer": tokenizer.fingerprint}
+        require_same(saved, now, directory / str(step))
+    return tree["opt"]["ema"] if average else tree["params"]

@@ -1,0 +1,69 @@
+"""Fine-tuning to chat: the same loss, on the assistant's tokens of packed conversations only."""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from ramp.config import Config
+from ramp.errors import UserError
+from ramp.rundir import RunDir
+from ramp.stages import common, converse, evaluate
+from ramp.text import chat
+from ramp.text.corpus import split_of
+from ramp.text.rows import ArrayRows, Batches
+from ramp.text.tokenizer import Tokenizer
+
+
+def run(rundir: RunDir, c: Config) -> dict:
+    began = time.perf_counter()
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    rows, counts = pack_rows(c, tokenizer)
+    for split, packed in rows.items():
+        packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
+    loss_nats = evaluate.bits_per_byte(c, rows["val"], tokenizer)
+    print(
+        f"finetune: {counts['rendered']:,} conversations in {len(rows['train']):,} rows of {c.finetune.seq}; "
+        f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped; {counts['loss_tokens']:,} tokens bear loss"
+    )
+
+    def figures(params, step, board, stop) -> dict[str, float]:
+        values = {f"eval/chat_{name.removeprefix('val_')}": value for name, value in loss_nats(params, stop).items()}
+        for turn in converse.answers(c, params, tokenizer, c.finetune.samples):
+            board.text(step, f"chat/{turn['question']}", turn["answer"])
+        return values
+
+    stage = common.Stage(
+        name="finetune",
+        c=c,
+        t=c.finetune,
+        loss=common.next_token_loss(c.model, c.finetune.z_loss),
+        batches=Batches(rows["train"], c.finetune.batch, c.seed),
+        tokenizer=tokenizer,
+    )
+    state, report = stage.train(
+        rundir, lambda: common.load_params(rundir, "pretrain", c, tokenizer), figures, "eval/chat_nats"
+    )
+    final = loss_nats(common._averaged(state))
+    print(f"finetune: {final['val_nats']:.4f} nats per assistant token on held-out conversations")
+    counted = {"counts": dict(counts), "rows": len(rows["train"])}
+    return report | {"chat_nats": final["val_nats"]} | counted | {"seconds": time.perf_counter() - began}
+
+
+def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Counter]:
+    """Conversations of all sources, split by a hash of their ids, in rows of `finetune.seq` tokens."""
+    counts: Counter = Counter()
+    by_split: dict[str, list] = {"train": [], "val": []}
+    for source in c.chat.sources:
+        for doc_id, messages in chat.conversations(source, counts, c.seed):
+            by_split[split_of(doc_id, c.chat.val_fraction)].append((doc_id, messages))
+    seq = c.finetune.seq
+    rendered = {s: list(chat.render_all(tokenizer, talks, seq + 1, counts)) for s, talks in by_split.items()}
+    for split, talks in rendered.items():
+        if not talks:
+            raise UserError(
+                f"no conversation of the {split} split fits into rows of {seq} tokens ({counts['too_long']} are too long); "
+                "add conversations, or raise finetune.seq"
+            )
+    return {split: chat.pack(talks, seq, tokenizer.pad) for split, talks in rendered.items()}, counts

@@ -1,0 +1,39 @@
+"""Pretraining: the next-token loss on the corpus, rows in a shuffled order that is a function of (seed, step)."""
+
+import jax
+
+from ramp.config import Config
+from ramp.model import transformer
+from ramp.rundir import RunDir
+from ramp.stages import common, converse, evaluate
+from ramp.text.rows import Batches, TokenRows
+from ramp.text.tokenizer import Tokenizer
+
+
+def run(rundir: RunDir, c: Config) -> dict:
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    train, val = (TokenRows(rundir.tokens(s), c.pretrain.seq, tokenizer.fingerprint) for s in ("train", "val"))
+    bits = evaluate.bits_per_byte(c, val, tokenizer, c.eval.rows)
+
+    def figures(params, step, board, stop) -> dict[str, float]:
+        values = {f"eval/{name}": value for name, value in bits(params, stop).items()}
+        for name, text in converse.continuations(c, params, tokenizer, c.pretrain.samples).items():
+            board.text(step, f"samples/{name}", text)
+        return values
+
+    stage = common.Stage(
+        name="pretrain",
+        c=c,
+        t=c.pretrain,
+        loss=common.next_token_loss(c.model, c.pretrain.z_loss),
+        batches=Batches(train, c.pretrain.batch, c.seed),
+        tokenizer=tokenizer,
+    )
+
+    def start() -> dict:
+        return {"lm": jax.jit(lambda: transformer.init(c.model, jax.random.PRNGKey(c.seed)))()}
+
+    state, report = stage.train(rundir, start, figures, "eval/val_bpb")
+    final = bits(common._averaged(state))
+    print(f"pretrain: {final['val_bpb']:.4f} bits per byte after {report['tokens']:,} tokens")
+    return report | final | {"epochs": report["tokens"] / max(len(train) * c.pretrain.seq, 1)}

