@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from ramp import bench, config, rundir
 from ramp.errors import UserError
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
@@ -51,37 +52,111 @@ def dispatch(argv: list[str]) -> int:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, text in VERBS.items():
-        _arguments(verb, verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", add_help=False))
+        _arguments(verb, verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", epilog=FLAGS))
     args, flags = parser.parse_known_args(argv)
-    if args.help:
-        return _help(verbs.choices[args.verb], args.verb)
-    if flags and args.verb in ("chat", "report", "doctor"):
-        raise UserError(f"unknown flag {flags[0]}; see `ramp {args.verb} --help`")
-    return _run_verb(args, flags)
+    if flags and args.verb not in TRAINS:
+        raise UserError(f"unknown argument {flags[0]}; see `ramp {args.verb} --help`")
+    return ACTIONS[args.verb](args, flags)
 
 
 TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "sample", "bench")
+FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.steps 100. They are listed in src/ramp/config.py."
 
 
 def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
-    p.add_argument("-h", "--help", action="store_true", help="show this help")
     if verb == "bench":
-        from ramp.bench_args import add_arguments
-
-        add_arguments(p)
+        bench.add_arguments(p)
     elif verb in TRAINS:
-        p.add_argument("config", nargs="?", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
+        p.add_argument("config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
         p.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/<name of the config>)")
         p.add_argument("--dry-run", action="store_true", help="print parameters, memory, FLOPs and time; make nothing")
         p.add_argument("--force", action="store_true", help="do a stage again that is done")
     elif verb in ("chat", "report"):
-        p.add_argument("run", nargs="?", type=Path, help="a run directory")
+        p.add_argument("run", type=Path, help="a run directory")
     if verb in ("sample", "chat"):
         p.add_argument("--stage", choices=("pretrain", "finetune"), default="finetune", help="whose weights speak")
         p.add_argument("--seed", type=int, default=0)
     if verb == "sample":
-        p.add_argument("--prompt", help="continue this text with the pretrained model instead")
+        p.add_argument("--prompt", help="continue this text instead of asking the questions of the configuration")
     if verb == "chat":
-        p.add_argument("--temperature", type=float)
+        p.add_argument("--temperature", type=float, help="0: always the most likely token")
         p.add_argument("--tokens", type=int, help="longest answer")
         p.add_argument("--ask", action="append", metavar="QUESTION", help="ask this and leave; may be repeated")
+
+
+# ---------------------------------------------------------------------------------------------------- verbs
+def _target(args: argparse.Namespace, flags: list[str]) -> tuple[config.Config, Path]:
+    """The configuration and the run directory that the words on the command line mean."""
+    path: Path = args.config
+    if path.is_dir():
+        if args.run:
+            raise UserError(f"{path} is a run directory itself; leave out --run, or name a configuration file")
+        rundir.opened(path)
+        return config.load(path / "config.toml", flags), path
+    return config.load(path, flags), args.run or Path("runs") / path.stem
+
+
+def _train(args: argparse.Namespace, flags: list[str]) -> int:
+    c, directory = _target(args, flags)
+    if args.dry_run:
+        from ramp import dryrun
+
+        print(dryrun.describe(c))
+        return 0
+    from ramp import run
+    from ramp.train.loop import Diverged, Preempted
+
+    stages = None if args.verb == "run" else (args.verb,)
+    try:
+        run.run(c, directory, stages, args.force)
+    except Preempted as stopped:
+        print(f"ramp: {stopped}", file=sys.stderr)
+        return EXIT_PREEMPTED
+    except Diverged as error:
+        print(f"ramp: {error}", file=sys.stderr)
+        return EXIT_DIVERGED
+    return 0
+
+
+def _sample(args: argparse.Namespace, flags: list[str]) -> int:
+    if args.prompt is None:
+        return _train(args, flags)
+    c, directory = _target(args, flags)
+    from ramp import talk
+
+    talk.complete(directory, c, args.prompt, args.stage, args.seed)
+    return 0
+
+
+def _chat(args: argparse.Namespace, flags: list[str]) -> int:
+    from ramp import talk
+
+    talk.chat(args.run, args.stage, args.seed, args.temperature, args.tokens, args.ask)
+    return 0
+
+
+def _report(args: argparse.Namespace, flags: list[str]) -> int:
+    from ramp import report
+
+    rundir.opened(args.run)
+    print(report.write_report(args.run))
+    return 0
+
+
+def _doctor(args: argparse.Namespace, flags: list[str]) -> int:
+    from ramp import doctor
+
+    return doctor.run()
+
+
+def _bench(args: argparse.Namespace, flags: list[str]) -> int:
+    return bench.run(args, flags)
+
+
+ACTIONS = {verb: _train for verb in TRAINS} | {
+    "sample": _sample,
+    "chat": _chat,
+    "report": _report,
+    "doctor": _doctor,
+    "bench": _bench,
+}

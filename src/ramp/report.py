@@ -46,7 +46,7 @@ def read_report(run_dir: Path) -> dict[str, dict[str, Any]]:
 def update_report(run_dir: Path, stage: str, values: Mapping[str, Any]) -> None:
     """Merge `values` into the key `stage` of report.json, atomically. A number that is not finite becomes null."""
     report = read_report(run_dir)
-    report[stage] = report.get(stage, {}) | dict(values)
+    report[stage] = _dict(report.get(stage)) | dict(values)
     write_atomic(Path(run_dir) / "report.json", json.dumps(_finite(report), indent=2, allow_nan=False) + "\n")
 
 
@@ -64,7 +64,8 @@ def _finite(value: Any) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    ok = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """The value, if it is a number that can be drawn."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
     return float(value) if ok else None
 
 
@@ -91,7 +92,8 @@ def _records(path: Path) -> list[dict[str, Any]]:
             record = json.loads(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and _number(record.get("step")) is not None:
+        record = _dict(record)
+        if _number(record.get("step")) is not None and isinstance(record.get("stage"), str):
             records.append(record)
     return sorted(records, key=lambda record: record["step"])
 
@@ -107,7 +109,7 @@ class Curve:
 
 def _series(records: Iterable[dict], stage: str, tag: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps and finite values of one tag."""
-    points = [(r["step"], _number(r.get(tag))) for r in records if r.get("stage") == stage]
+    points = [(r["step"], _number(r.get(tag))) for r in records if r["stage"] == stage]
     points = [(step, value) for step, value in points if value is not None]
     steps, values = zip(*points, strict=True) if points else ((), ())
     return np.array(steps, float), np.array(values, float)
@@ -205,13 +207,14 @@ def chart(
         return '<p class="none">nothing recorded yet</p>'
     left, right, top, bottom = 52, 148 if lines else 16, 12, 40
     ys = np.concatenate([*(c.y for c in curves), [v for v in lines.values() if not log or v > 0]])
-    log = log and ys.min() > 0
+    log = log and ys.min() > 1e-9
     scale = np.log if log else np.asarray
-    margin = 0.04 * float(scale(ys.max()) - scale(ys.min())) or 0.05 * abs(float(scale(ys.max()))) or 0.5
-    y0, y1 = float(scale(ys.min())) - margin, float(scale(ys.max())) + margin
+    low, high = float(scale(ys.min())), float(scale(ys.max()))
+    margin = max(0.04 * (high - low) or 0.05 * abs(high) or 0.5, 1e-6 * abs(high), 1e-9)
+    y0, y1 = low - margin, high + margin
     x0, x1 = min(c.x.min() for c in curves), max(c.x.max() for c in curves)
     x0 = min(x0, 0.0) if x0 < 0.1 * x1 else x0
-    x1 = x1 if x1 > x0 else x0 + 1
+    x1 = x1 if x1 - x0 > 1e-9 * max(1.0, abs(x0), abs(x1)) else x0 + max(1.0, abs(x0))
     w, h = width - left - right, height - top - bottom
 
     def px(x: Any) -> Any:
@@ -351,7 +354,7 @@ def _finetune(metrics: list[dict]) -> str:
 
 def _stages(report: dict, metrics: list[dict]) -> str:
     """What each stage took: seconds, split by kind of work, tokens, steps that the guard refused."""
-    names = [*report, *dict.fromkeys(str(r.get("stage")) for r in metrics if r.get("stage") not in report)]
+    names = list(dict.fromkeys([*report, *(r["stage"] for r in metrics)]))
     rows = []
     for name in names:
         figures = _dict(report.get(name))
@@ -363,7 +366,7 @@ def _stages(report: dict, metrics: list[dict]) -> str:
         tokens = _last(metrics, name, "train/tokens") or _number(figures.get("tokens"))
         skipped = _last(metrics, name, "guard/skipped")
         skipped = _number(figures.get("skipped_steps")) if skipped is None else skipped
-        steps = [r["step"] for r in metrics if r.get("stage") == name]
+        steps = [r["step"] for r in metrics if r["stage"] == name]
         cells = [
             _duration(seconds),
             _split_bar(spent),
@@ -395,7 +398,7 @@ def _split_bar(spent: Mapping[str, float]) -> str:
 
 def _samples(samples: list[dict], stage: str, title: str) -> str:
     """What the model wrote at some of its steps, the first and the last among them."""
-    records = [r for r in samples if r.get("stage") == stage]
+    records = [r for r in samples if r["stage"] == stage]
     steps = sorted({r["step"] for r in records})
     per_step = max(1, math.ceil(len(records) / max(len(steps), 1)))
     wanted = max(2, MAX_SAMPLES // per_step)

@@ -11,8 +11,11 @@ from ramp.rundir import RunDir
 NEEDS = {"pretrain": "prepare", "eval": "pretrain", "finetune": "pretrain", "sample": "finetune"}
 
 
-def setup(c: Config) -> Config:
-    """Join the job's processes, choose the device's dtype, make the mesh, check that everything divides; resolved."""
+def setup(c: Config, devices: int | None = None) -> Config:
+    """Join the job's processes, choose the device's dtype, make the mesh, check that everything divides; resolved.
+
+    `devices`: use only the first so many.
+    """
     import jax
 
     from ramp.train import mesh
@@ -23,8 +26,9 @@ def setup(c: Config) -> Config:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     c = config.resolve(on_device(c, jax.default_backend()))
-    mesh.check(c, mesh.shape(c.mesh, jax.device_count()))
-    mesh.make(c.mesh)
+    use = jax.devices()[:devices]
+    mesh.check(c, mesh.shape(c.mesh, len(use)))
+    mesh.make(c.mesh, use)
     return c
 
 

@@ -15,7 +15,7 @@ from ramp.model import transformer
 from ramp.rundir import RunDir
 from ramp.stages.common import load_params
 from ramp.text.ngrams import baselines
-from ramp.text.rows import ArrayRows, Batches, TokenRows, read_tokens
+from ramp.text.rows import ArrayRows, Batches, Thinned, TokenRows, read_tokens
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.mesh import put_batch
 from ramp.train.preemption import Preemption
@@ -24,14 +24,13 @@ Evaluate = Callable[[dict, Preemption | None], dict[str, float]]
 
 
 def bits_per_byte(c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, limit: int = 0) -> Evaluate:
-    """A function (params, stop) -> {"val_bpb", "val_nats"} over the first `limit` rows, 0: all.
+    """A function (params, stop) -> {"val_bpb", "val_nats"} over `limit` rows spread over all, 0: all.
 
     val_bpb: bits of the tokens that stand for text, divided by the bytes they stand for; specials count in neither. The
     same quantity whatever the tokenizer is, and the one the baselines give. val_nats: nats per token that bears loss.
     """
     mesh, m = jax.sharding.get_mesh(), c.model
-    batches = Batches(rows, c.eval.batch, shuffle=False)
-    count = min(batches.num_batches, -(-limit // c.eval.batch)) if limit else batches.num_batches
+    batches = Batches(Thinned(rows, limit) if limit else rows, c.eval.batch, shuffle=False)
     lengths_v = np.zeros(m.vocab, np.float32)
     lengths_v[: tokenizer.vocab_size] = tokenizer.byte_lengths
 
@@ -46,7 +45,7 @@ def bits_per_byte(c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, 
     def evaluate(params: dict, stop: Preemption | None = None) -> dict[str, float]:
         total = np.zeros(4)
         waiting = None
-        for i in range(count):
+        for i in range(batches.num_batches):
             batch = put_batch(mesh, partial(batches, i), c.eval.batch)
             current = sums(params, batch, jnp.asarray(lengths_v))
             total += 0 if waiting is None else np.asarray(waiting, np.float64)

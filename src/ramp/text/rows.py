@@ -175,6 +175,21 @@ class ArrayRows:
 
 
 @dataclass(frozen=True)
+class Thinned:
+    """`count` rows of a source, evenly spread over it: documents of one kind lie together, so its head is no sample."""
+
+    source: TokenRows | ArrayRows
+    count: int
+
+    def __len__(self) -> int:
+        return min(self.count, len(self.source))
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of these numbers, each array [len(rows), T]."""
+        return self.source.take(rows * len(self.source) // len(self))
+
+
+@dataclass(frozen=True)
 class Batches:
     """`batches(step)`: the global batch of a step, pure in (seed, step); `batches(step, lo, hi)`: its rows lo..hi.
 
@@ -182,7 +197,7 @@ class Batches:
     batch may straddle two. In order (evaluation): `num_batches` batches, the last one padded with rows of weight 0.
     """
 
-    source: TokenRows | ArrayRows
+    source: TokenRows | ArrayRows | Thinned
     batch_size: int
     seed: int = 0
     shuffle: bool = True

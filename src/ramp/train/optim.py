@@ -45,7 +45,7 @@ def labels(params: Any) -> Any:
         name = path[-1].key
         if name.endswith("table"):
             return "embed"
-        if leaf.ndim == 3 and not name.endswith("gate"):
+        if leaf.ndim == 3 and name != "value_gate":
             return "matrix"
         return "head" if leaf.ndim == 2 and name == "weight" else "scalar"
 

@@ -1,0 +1,141 @@
+"""ramp's worker in `ramp bench`: does what a line of JSON on stdin says and answers with a line of JSON on stdout.
+
+    python -m ramp.bench_ramp CONFIG.toml
+
+It runs the very functions that `ramp run` and `ramp sample` run: `make_step`, `sample.start`, `sample.decode`.
+"""
+
+import functools
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ramp import config, run
+from ramp.config import Config
+from ramp.model import sample, transformer
+from ramp.stages.common import next_token_loss
+from ramp.train import mesh, optim
+from ramp.train.state import new_state
+from ramp.train.step import make_step
+
+
+def main() -> None:
+    c = run.setup(config.load(Path(sys.argv[1])))
+    bench = Bench(c)
+    for line in sys.stdin:
+        work = json.loads(line)
+        answer = getattr(bench, work.pop("do"))(**work)
+        print(json.dumps(answer), flush=True)
+
+
+class Bench:
+    def __init__(self, c: Config) -> None:
+        self.c = c
+        self.mesh = jax.sharding.get_mesh()
+        self.ready = {}
+
+    def device(self) -> dict:
+        d = jax.devices()[0]
+        return {"platform": d.platform, "kind": d.device_kind, "count": jax.device_count(), "jax": jax.__version__}
+
+    def compile(self) -> dict:
+        """Everything before the first step: initialise, trace, compile. Seconds of each."""
+        c, t = self.c, self.c.pretrain
+        clock = [time.perf_counter()]
+        tx = optim.make(t)
+        key = jax.random.PRNGKey(c.seed)
+        state = jax.jit(lambda: new_state({"lm": transformer.init(c.model, key)}, tx, c.seed, t.ema > 0))()
+        jax.block_until_ready(state)
+        clock.append(time.perf_counter())
+        batch = mesh.put_batch(self.mesh, functools.partial(rows, t.seq, c.model.vocab), t.batch)
+        lowered = make_step(next_token_loss(c.model, t.z_loss), tx, t).lower(state, batch)
+        clock.append(time.perf_counter())
+        self.step = lowered.compile()
+        clock.append(time.perf_counter())
+        self.state, self.batch = state, batch
+        init, trace, build = np.diff(clock)
+        plan = self.step.memory_analysis()
+        planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes if plan else 0
+        return {"init": init, "trace": trace, "compile": build, "planned_bytes": planned}
+
+    def train(self, steps: int) -> dict:
+        """Seconds of `steps` steps, of the clock and of the CPU."""
+        with Timer() as timer:
+            for _ in range(steps):
+                self.state, metrics = self.step(self.state, self.batch)
+            jax.block_until_ready((self.state, metrics))
+        return timer.seconds | {"loss": float(metrics["train/loss"])}
+
+    def generate(self, batch: int, prompt: int, new: int) -> dict:
+        """Seconds of prefill and decode of `new` tokens for each of `batch` prompts of `prompt` tokens."""
+        c = config.replace(self.c.model, context=max(self.c.model.context, prompt + new))
+        if "params" not in self.ready:
+            params = jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(self.c.seed)))()
+            self.ready = {"params": params, "layers": jax.jit(sample.unstack, static_argnums=0)(c, params)}
+        params, layers = self.ready["params"], self.ready["layers"]
+        prompts = np.random.default_rng(0).integers(0, c.vocab - 8, (batch, prompt)).tolist()
+        with Timer() as timer:
+            stream = sample.start(c, params, prompts, new)
+            stream = sample.decode(c, params, layers, stream, sample.How(top_k=50), new)
+            tokens_bn = np.asarray(stream.tokens_bn)
+        assert tokens_bn.shape == (batch, new) and (tokens_bn >= 0).all(), "a row ended early"
+        return timer.seconds
+
+    def loss(self, weights: str, tokens: str) -> dict:
+        """Mean loss of random weights, which are left in `weights`, on random rows, left in `tokens`."""
+        c, t = self.c.model, self.c.pretrain
+        rng = np.random.default_rng(0)
+        params = jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(0)))()
+        params = jax.tree.map(lambda w: np.asarray(w) + rng.normal(0, 0.05, w.shape).astype(np.float32), params)
+        np.savez(weights, **qwen3(params))
+        batch = rows(t.seq, c.vocab, 0, 2)
+        np.savez(tokens, tokens=batch["tokens"], targets=batch["targets"])
+        total, _ = jax.jit(next_token_loss(c, 0.0))({"lm": params}, batch, jax.random.PRNGKey(0))
+        return {"loss": float(total) / batch["weights"].size}
+
+    def memory(self) -> dict:
+        """Peak bytes: of the device where it keeps count, otherwise of this process."""
+        stats = jax.devices()[0].memory_stats() or {}
+        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {"device": stats.get("peak_bytes_in_use"), "process": process}
+
+
+class Timer:
+    def __enter__(self) -> "Timer":
+        self.began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = {"wall": time.perf_counter() - self.began[0], "cpu": time.process_time() - self.began[1]}
+
+
+def rows(seq: int, vocab: int, lo: int, hi: int) -> dict[str, np.ndarray]:
+    """Random tokens in the shape of a batch; row i is a function of i."""
+    full = np.stack([np.random.default_rng(i).integers(0, vocab, seq + 1, dtype=np.int32) for i in range(lo, hi)])
+    return {"tokens": full[:, :-1], "targets": full[:, 1:], "weights": np.ones((hi - lo, seq), np.float32)}
+
+
+def qwen3(params: dict) -> dict[str, np.ndarray]:
+    """The weights under the names of Qwen3ForCausalLM, whose matrices are stored [out, in]."""
+    names = {
+        "attn_norm": "input_layernorm", "wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj",
+        "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm", "wo": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm", "w_gate": "mlp.gate_proj", "w_up": "mlp.up_proj",
+        "w_down": "mlp.down_proj",
+    }  # fmt: skip
+    out = {"model.embed_tokens.weight": params["embed"]["table"], "model.norm.weight": params["head"]["norm"]}
+    if "weight" in params["head"]:
+        out["lm_head.weight"] = params["head"]["weight"].T
+    for ours, theirs in names.items():
+        for i, w in enumerate(params["blocks"][ours]):
+            out[f"model.layers.{i}.{theirs}.weight"] = w.T
+    return out
+
+
+if __name__ == "__main__":
+    main()

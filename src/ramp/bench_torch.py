@@ -1,0 +1,129 @@
+"""The peer's worker in `ramp bench --peer torch`: Qwen3 of `transformers`, driven by lines of JSON as `bench_ramp` is.
+
+    PYTHON bench_torch.py '{"vocab": ..., "width": ..., ...}'
+
+Imports torch, transformers and numpy only, so that any environment which has them will do.
+"""
+
+import json
+import resource
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+
+def main() -> None:
+    shape = json.loads(sys.argv[1])
+    torch.set_num_threads(shape["threads"])
+    torch.manual_seed(0)
+    peer = Peer(shape)
+    for line in sys.stdin:
+        work = json.loads(line)
+        answer = getattr(peer, work.pop("do"))(**work)
+        print(json.dumps(answer), flush=True)
+
+
+class Peer:
+    def __init__(self, shape: dict) -> None:
+        self.s = shape
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = getattr(torch, shape["dtype"])
+        self.talker = None
+
+    def model(self, attention: str, context: int) -> Qwen3ForCausalLM:
+        s = self.s
+        c = Qwen3Config(
+            vocab_size=s["vocab"], hidden_size=s["width"], intermediate_size=s["ff"], num_hidden_layers=s["depth"],
+            num_attention_heads=s["heads"], num_key_value_heads=s["kv_heads"], head_dim=s["head_dim"],
+            max_position_embeddings=context, tie_word_embeddings=s["tied"], rms_norm_eps=1e-6, attention_dropout=0.0,
+            rope_parameters={"rope_type": "default", "rope_theta": s["rope_base"]},
+            bos_token_id=None, eos_token_id=None, pad_token_id=None,
+        )  # fmt: skip
+        c._attn_implementation = attention
+        return Qwen3ForCausalLM(c).to(self.device)
+
+    def device_name(self) -> dict:
+        import transformers
+
+        kind = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
+        return {"kind": kind, "torch": torch.__version__, "transformers": transformers.__version__}
+
+    # ------------------------------------------------------------------------------------------------ training
+    def compile(self, attention: str, compiled: bool) -> dict:
+        """A model, an optimizer and the first step. Float32 weights; bfloat16 means autocast over them, as in ramp."""
+        began = time.perf_counter()
+        s = self.s
+        self.net = self.model(attention, s["seq"]).train()
+        fused = {"fused": True}
+        self.adam = torch.optim.AdamW(self.net.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-10, **fused)
+        full = torch.randint(0, s["vocab"], (s["batch"], s["seq"] + 1), device=self.device)
+        self.tokens, self.targets = full[:, :-1].contiguous(), full[:, 1:].contiguous()
+        self.loss_of = torch.compile(self.cross_entropy) if compiled else self.cross_entropy
+        self.train(1)
+        return {"first": time.perf_counter() - began}
+
+    def cross_entropy(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self.net(input_ids=tokens, use_cache=False).logits
+        return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets.view(-1))
+
+    def train(self, steps: int) -> dict:
+        with Timer() as timer:
+            for _ in range(steps):
+                with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+                    loss = self.loss_of(self.tokens, self.targets)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+                self.adam.step()
+                self.adam.zero_grad(set_to_none=True)
+            value = loss.item()
+        return timer.seconds | {"loss": value}
+
+    # ------------------------------------------------------------------------------------------------ generation
+    @torch.inference_mode()
+    def generate(self, batch: int, prompt: int, new: int, attention: str) -> dict:
+        if self.talker is None:
+            self.talker = self.model(attention, 4096).to(self.dtype).eval()
+        self.talker.set_attn_implementation(attention)
+        prompts = torch.randint(0, self.s["vocab"], (batch, prompt), device=self.device)
+        with Timer() as timer:
+            out = self.talker.generate(
+                prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=50,
+                min_new_tokens=new, max_new_tokens=new, pad_token_id=0,
+            )  # fmt: skip
+            assert out.cpu().shape == (batch, prompt + new)
+        return timer.seconds
+
+    # ------------------------------------------------------------------------------------------------ agreement
+    @torch.inference_mode()
+    def loss(self, weights: str, tokens: str) -> dict:
+        """Mean loss of ramp's weights on ramp's rows, float32."""
+        with np.load(weights, allow_pickle=False) as arrays:
+            state = {k: torch.tensor(arrays[k]) for k in arrays.files}
+        net = self.model("eager", self.s["seq"]).eval()
+        missing, unknown = net.load_state_dict(state, strict=False)
+        assert not unknown and set(missing) <= {"lm_head.weight"}, (missing, unknown)
+        with np.load(tokens, allow_pickle=False) as arrays:
+            rows = {k: torch.tensor(arrays[k], dtype=torch.long, device=self.device) for k in arrays.files}
+        logits = net(input_ids=rows["tokens"], use_cache=False).logits
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), rows["targets"].flatten()).item()}
+
+    def memory(self) -> dict:
+        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {"device": torch.cuda.max_memory_allocated() if self.device == "cuda" else None, "process": process}
+
+
+class Timer:
+    def __enter__(self) -> "Timer":
+        self.began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = {"wall": time.perf_counter() - self.began[0], "cpu": time.process_time() - self.began[1]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""What a configuration costs, by arithmetic: parameters, floating-point operations, bytes.
+
+No jax here, so that `--dry-run` and tables are free. The tests hold these figures against the arrays `init` makes.
+"""
+
+from ramp.config import Model, Train
+
+FLOAT32 = 4
+
+
+def matrix_count(c: Model) -> int:
+    """Weights of the L blocks' matrices: what Muon trains."""
+    heads = 2 * c.width * (c.heads + c.kv_heads) * c.head_dim
+    return c.depth * (heads + (3 if c.mlp == "swiglu" else 2) * c.width * c.ff)
+
+
+def param_count(c: Model) -> int:
+    """All weights of the model."""
+    block = 2 * c.width + 2 * c.head_dim * c.qk_norm + 2 * c.x0_scalars
+    block += (c.vocab * c.kv_heads * c.head_dim + 12 * c.kv_heads) * c.value_embeds
+    embed = c.vocab * c.width + 25 * c.smear
+    head = c.width + c.vocab * c.width * (not c.tied)
+    return matrix_count(c) + c.depth * block + embed + head
+
+
+def flops_per_token(c: Model, seq: int) -> int:
+    """Of training, forward and backward: 6 N for the N weights a token is multiplied with (Kaplan et al. 2020, 2.1), the
+    head included and tables left out, plus 12 H h for each key a token sees in each layer. Causal: what a mask hides is
+    not counted. Recomputation (remat) is not counted either: utilisation is of the useful work."""
+    matrices = matrix_count(c) + c.width * c.vocab
+    seen = sum(_mean_seen(seq, c.short_window if _is_short(c, i) else seq) for i in range(c.depth))
+    return round(6 * matrices + 12 * c.heads * c.head_dim * seen)
+
+
+def _is_short(c: Model, i: int) -> bool:
+    return c.window[i % len(c.window)] == "S" and i < c.depth - 1
+
+
+def _mean_seen(seq: int, window: int) -> float:
+    """Keys that a token of a causal row sees on average: position t sees min(t + 1, window)."""
+    w = min(window, seq)
+    return (w * (w + 1) / 2 + (seq - w) * w) / seq
+
+
+def state_bytes(c: Model, t: Train) -> int:
+    """What stays on the devices between steps, all of them together: float32 weights, the optimizer's moments, the
+    average. Muon keeps one moment of a matrix, Adam two. (Keys, counters and the guard: some 60 bytes, left out.)"""
+    params = param_count(c)
+    moments = 2 * params - (matrix_count(c) if t.optimizer == "muon" else 0)
+    return FLOAT32 * (params + moments + (params if t.ema else 0))
+
+
+def cache_bytes(c: Model, batch: int, size: int) -> int:
+    """Keys and values of `batch` rows with room for `size` tokens, in the compute dtype."""
+    return 2 * c.depth * batch * c.kv_heads * c.head_dim * size * (2 if c.dtype == "bfloat16" else 4)
