@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from ramp import bench, config, rundir
+from ramp import bench_args, config, rundir
 from ramp.errors import UserError
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
@@ -65,7 +65,7 @@ FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.
 
 def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
     if verb == "bench":
-        bench.add_arguments(p)
+        bench_args.add_arguments(p)
     elif verb in TRAINS:
         p.add_argument("config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
         p.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/<name of the config>)")
@@ -150,6 +150,8 @@ def _doctor(args: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _bench(args: argparse.Namespace, flags: list[str]) -> int:
+    from ramp import bench
+
     return bench.run(args, flags)
 
 

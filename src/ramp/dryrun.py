@@ -1,0 +1,82 @@
+"""`--dry-run`: what a run would cost in parameters, memory, arithmetic and time, before anything is made.
+
+Counts come from arithmetic (`model/cost.py`), the memory of a step from the compiler's own plan for this device, time
+from a matrix product timed here. No array of the model is allocated and no file is written.
+"""
+
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Config, Train
+from ramp.model import cost
+from ramp.run import setup
+from ramp.stages.common import next_token_loss, template
+from ramp.train import optim
+from ramp.train.mesh import ROWS
+from ramp.train.step import make_step
+
+UTILISATION = 0.4  # of the matrix-product rate, as measured for configs/cpu.toml; see the README's results
+
+
+def describe(c: Config) -> str:
+    """A table for a person; raises `UserError` for what could not run."""
+    c = setup(c)
+    m, t, devices = c.model, c.pretrain, jax.device_count()
+    rate = product_rate(m.dtype)
+    lines = [
+        f"devices      {devices} x {jax.devices()[0].device_kind}, mesh {dict(jax.sharding.get_mesh().shape)}",
+        f"model        depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim} over {m.kv_heads} kv, ff {m.ff}, "
+        f"vocabulary {m.vocab}, context {m.context}, {m.dtype}",
+        f"parameters   {cost.param_count(m):,} ({cost.matrix_count(m):,} in the matrices of the blocks)",
+        f"state        {_mb(cost.state_bytes(m, t) / devices)} a device: weights and optimizer, float32",
+        f"kv cache     {_mb(cost.cache_bytes(m, 1, m.context))} a row of {m.context} tokens",
+        f"checkpoints  {_mb(cost.state_bytes(m, t))} each, {c.checkpoint.keep} kept and the best",
+    ]
+    for name, stage in (("pretrain", t), ("finetune", c.finetune)):
+        if name in c.stages:
+            lines += _stage(name, c, stage, rate * devices)
+    return "\n".join(lines)
+
+
+def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
+    tokens, flops = t.steps * t.batch * t.seq, cost.flops_per_token(c.model, t.seq)
+    seconds = tokens * flops / (rate * UTILISATION)
+    return [
+        f"{name:12} {t.steps:,} steps of {t.batch} x {t.seq} = {tokens:,} tokens; {flops / 1e6:.1f} MFLOP a token; about "
+        f"{seconds / 60:.1f} minutes, at {UTILISATION:.0%} of the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
+        f"{'':12} {_mb(step_bytes(c, t))} a device for a step, by the compiler's plan",
+    ]
+
+
+def step_bytes(c: Config, t: Train) -> int:
+    """Peak bytes of one training step on one device: the state, the batch, gradients and activations."""
+    mesh = jax.sharding.get_mesh()
+    rows = NamedSharding(mesh, P(ROWS))
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    batch = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=rows) for name, kind in kinds.items()}
+    step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t), t)
+    plan = step.lower(template(c.model, t, mesh), batch).compile().memory_analysis()
+    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+
+
+def product_rate(dtype: str, n: int = 1024) -> float:
+    """FLOP/s of one device in a square matrix product, the best of five."""
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32).astype(a.dtype))
+    product(a).block_until_ready()
+    best = min(_seconds(lambda: product(a).block_until_ready()) for _ in range(5))
+    return 2 * n**3 / best
+
+
+def _seconds(work) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _mb(n: float) -> str:
+    return f"{n / 1e6:,.1f} MB" if n < 1e9 else f"{n / 1e9:,.2f} GB"
