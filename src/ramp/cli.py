@@ -108,7 +108,8 @@ def _train(args: argparse.Namespace, flags: list[str]) -> int:
 
     stages = None if args.verb == "run" else (args.verb,)
     try:
-        run.run(c, directory, stages, args.force)
+        again = args.force or args.verb in ("eval", "sample")  # asked for by name, these answer each time
+        run.run(c, directory, stages, again)
     except Preempted as stopped:
         print(f"ramp: {stopped}", file=sys.stderr)
         return EXIT_PREEMPTED

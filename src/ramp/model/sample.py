@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
+from ramp.errors import UserError
 from ramp.model.attention import MASKED, attention
 from ramp.model.transformer import (
     ROWS,
@@ -134,7 +135,7 @@ def prefill(c: Model, params: Params, prompts_bp: jax.Array, length_b: jax.Array
     last_b = pick(prompts_bp, length_b - 1)
     logits_bv = jax.reshard(unembed(c, params, last_bd), P(ROWS, None))
     empty = jnp.zeros((B, 0))
-    return Stream(cache, logits_bv, last_b, length_b, length_b < 1, seed_b, empty.astype(jnp.int32), empty)
+    return Stream(cache, logits_bv, last_b, length_b, length_b >= size, seed_b, empty.astype(jnp.int32), empty)
 
 
 # ---------------------------------------------------------------------------------------------------- decode
@@ -143,7 +144,7 @@ def decode(
     c: Model, params: Params, layers: tuple, stream: Stream, how: How, n: int, stop: tuple[int, ...] = ()
 ) -> Stream:
     """Draw up to n tokens a row; ends early when every row is done. A stop token ends its row and is part of it."""
-    B, size = stream.logits_bv.shape[0], stream.cache[0][0].shape[3]
+    B, size = stream.logits_bv.shape[0], stream.cache[0][0].shape[3] if c.depth else c.context
     start = replace(
         stream,
         tokens_bn=jnp.full((B, n), -1, jnp.int32, out_sharding=P(ROWS)),
@@ -236,7 +237,10 @@ def generate(
 def start(c: Model, params: Params, prompts: Sequence[Sequence[int]], n: int, seed: int = 0) -> Stream:
     """A stream with room for n tokens after the longest prompt, but not beyond the model's context."""
     padded, lengths = pad_prompts(prompts)
-    size = max(min(bucket(int(lengths.max()) + n), bucket(c.context)), padded.shape[1])
+    longest = int(lengths.max())
+    if longest > c.context:
+        raise UserError(f"a prompt of {longest} tokens is longer than the model's context of {c.context}; shorten it")
+    padded, size = padded[:, : c.context], min(bucket(longest + n), c.context)
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     seeds = np.arange(seed, seed + len(prompts), dtype=np.uint32)
     tokens, lengths, seeds = (jax.device_put(a, place) for a in (padded, lengths, seeds))

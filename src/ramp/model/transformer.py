@@ -122,7 +122,9 @@ class Embed(nn.Module):
     c: Model
 
     @nn.compact
-    def __call__(self, tokens_bt: jax.Array, previous_b: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self, tokens_bt: jax.Array, previous_b: jax.Array | None = None, segments_bt: jax.Array | None = None
+    ) -> jax.Array:
         c, dtype = self.c, jnp.dtype(self.c.dtype)
         table_vd = self.param("table", normal(c.embed_std, P("model", "data")), (c.vocab, c.width))
         x_btd = lookup(table_vd, tokens_bt, dtype)
@@ -132,6 +134,8 @@ class Embed(nn.Module):
             first = jnp.zeros_like(x_btd[:, :1]) if previous_b is None else lookup(table_vd, previous_b[:, None], dtype)
             before_btd = jnp.concatenate([first, x_btd[:, :-1]], axis=1)
             share = scale * jax.nn.sigmoid(x_btd[..., :24].astype(jnp.float32) @ gate)
+            if segments_bt is not None:  # nothing comes over from the conversation before
+                share *= segments_bt == jnp.concatenate([segments_bt[:, :1], segments_bt[:, :-1]], axis=1)
             x_btd = x_btd + share[..., None].astype(dtype) * before_btd
         return jax.lax.reshape(x_btd, (tokens_bt.size, c.width), out_sharding=P(ROWS))
 
@@ -239,36 +243,53 @@ def hidden(c: Model, params: Params, tokens_bt: jax.Array, segments_bt: jax.Arra
 
         return run
 
-    x_nd, _ = run_blocks(c, params, tokens_bt, cos, sin, attend)
+    x_nd, _ = run_blocks(c, params, tokens_bt, cos, sin, attend, segments_bt)
     return x_nd
 
 
-def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, previous_b=None):
+def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, segments_bt=None):
     """Embed, then the blocks in turn. `attend(window)` makes the attention of a layer with that static window, or None.
 
     Returns the hidden states [B*T, D] and what `attend` kept, stacked over layers [L, ...].
     """
-    x0_nd = Embed(c).apply({"params": params["embed"]}, tokens_bt, previous_b)
+    x0_nd = Embed(c).apply({"params": params["embed"]}, tokens_bt, segments_bt=segments_bt)
     if c.depth == 0:
         return x0_nd, None
 
-    def attend_by_width(short):
-        def run(q, k, v):
-            return jax.lax.cond(short, attend(c.short_window), attend(None), q, k, v)
+    def block(weights, attend_layer, x_nd):
+        return Block(c).apply({"params": weights}, x_nd, cos, sin, attend_layer, tokens_bt, x0_nd)
 
-        return run if "S" in c.window else attend(None)
+    if c.unroll:
+        x_nd, kept = x0_nd, []
+        for i, weights in enumerate(split_blocks(c, params["blocks"])):
+            attend_layer = attend(c.short_window if short_layer(c, i) else None)
+            x_nd, layer_kept = rematerialise(c, partial(block, weights, attend_layer))(x_nd)
+            kept.append(layer_kept)
+        return x_nd, jax.tree.map(lambda *a: jnp.stack(a), *kept)
 
     def body(x_nd, layer):
         weights, short = layer
-        return Block(c).apply({"params": weights}, x_nd, cos, sin, attend_by_width(short), tokens_bt, x0_nd)
+
+        def attend_either(q, k, v):
+            return jax.lax.cond(short, attend(c.short_window), attend(None), q, k, v)
+
+        return block(weights, attend_either if "S" in c.window else attend(None), x_nd)
 
     short_l = jnp.array([short_layer(c, i) for i in range(c.depth)])
-    return jax.lax.scan(rematerialise(c, body), x0_nd, (params["blocks"], short_l), unroll=c.depth if c.unroll else 1)
+    return jax.lax.scan(rematerialise(c, body), x0_nd, (params["blocks"], short_l))
 
 
 def unembed(c: Model, params: Params, x_nd: jax.Array) -> jax.Array:
     """Logits [N, V], float32."""
     return Head(c).apply({"params": params["head"]}, x_nd, params["embed"]["table"])
+
+
+def split_blocks(c: Model, blocks: Params) -> tuple[dict, ...]:
+    """The stacked blocks one by one. `lax.split`, because its gradient is one concatenation; that of indexing is L sums
+    over the whole stack."""
+    leaves, tree = jax.tree.flatten(blocks)
+    parts = [jax.lax.split(w, (1,) * c.depth) for w in leaves]
+    return tuple(jax.tree.unflatten(tree, [jnp.squeeze(w[i], 0) for w in parts]) for i in range(c.depth))
 
 
 def short_layer(c: Model, i: int) -> bool:
