@@ -163,3 +163,7 @@ ACTIONS = {verb: _train for verb in TRAINS} | {
     "doctor": _doctor,
     "bench": _bench,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

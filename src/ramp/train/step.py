@@ -36,7 +36,7 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Callabl
         grads, sums = accumulate(loss, state.params, batch, key, t.accum)
         grads = jax.tree.map(lambda g: g / weight, grads)
         means = {name: total / weight for name, total in sums.items()}
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         ok, guard = judge(state.guard, jnp.stack([means["loss"], grad_norm]), t.guard_sigma)
         rate = optim.schedule(t, state.step)
 

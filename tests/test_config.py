@@ -1,0 +1,182 @@
+"""The configuration: every mistake is named with its place, and what is written is read back."""
+
+import dataclasses
+import typing
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ramp import config
+from ramp.config import Config, Range, fingerprint, load, resolve, to_toml
+from ramp.errors import UserError
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(text, *flags):
+        path = tmp_path / "a.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return load(path, list(flags))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\ndepht = 3", "unknown key 'model.depht'; did you mean 'model.depth'"),
+        ("[modle]\ndepth = 3", "unknown key 'modle'; did you mean 'model'"),
+        ("[eval]\nqqqqq = 3", "unknown key 'eval.qqqqq'; known here: rows, batch, baselines"),
+        ("[model]\ndepth = 'four'", "'model.depth' takes int, not str"),
+        ("[model]\ndepth = 4.0", "'model.depth' takes int, not float"),
+        ("[model]\ndepth = true", "'model.depth' takes int, not bool"),
+        ("[model]\nqk_norm = 1", "'model.qk_norm' takes bool, not int"),
+        ("[pretrain]\nclip = '1'", "'pretrain.clip' takes float, not str"),
+        ("[text]\nsources = 'file:a'", "'text.sources' takes a list of strings"),
+        ("[text]\nsources = [1]", "'text.sources' takes a list of strings"),
+        ("[model]\ndtype = 'float16'", "'model.dtype' is 'float16'; it can be 'auto', 'float32', 'bfloat16'"),
+        ("model = 3", "'model' is a table [model]"),
+        ("[model]\ndepth = -1", "'model.depth' is -1; it must be at least 0 and at most 256"),
+        ("[pretrain]\nbeta1 = 1.5", "'pretrain.beta1' is 1.5; it must be at least 0 and at most 1"),
+        ("[text]\nval_fraction = 0.0", "'text.val_fraction' is 0.0; it must be more than 0"),
+        ("[pretrain]\nlr_scale = nan", "'pretrain.lr_scale' is nan"),
+        ("[pretrain]\nlr_scale = inf", "'pretrain.lr_scale' is inf"),
+        ("stages = ['pretrian']", "unknown stage 'pretrian' in 'stages'; did you mean 'pretrain'"),
+        ("[text]\nsources = []", "'text.sources' is empty"),
+        ("[model]\nwindow = 'SXL'", "'model.window' is 'SXL'"),
+        ("[model]\nwindow = ''", "'model.window' is ''"),
+        ("[mesh]\nmodel = -1", "only one axis of 'mesh' can be -1"),
+        ("[mesh]\ndata = 0", "an axis of 'mesh' is 0"),
+        ("[model\ndepth = 3", "not readable as TOML"),
+        (b"seed = 1 # \xff", "not readable as TOML"),
+    ],
+)
+def test_mistakes_are_named(written, text, message):
+    with pytest.raises(UserError) as error:
+        written(text)
+    assert message in str(error.value) and "a.toml" in str(error.value)
+    assert "\n" not in str(error.value).strip()
+
+
+def test_missing_file_and_directory(tmp_path):
+    with pytest.raises(UserError, match="no such configuration"):
+        load(tmp_path / "none.toml")
+    with pytest.raises(UserError, match=str(tmp_path)):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ("heads = 6\nkv_heads = 4", "'model.heads' 6 is not a multiple of 'model.kv_heads' 4"),
+        ("head_dim = 15", "'model.head_dim' 15 must be even"),
+        ("vocab = 300", "'model.vocab' 300 is smaller than 'text.vocab' 4096"),
+        ("context = 64\n[pretrain]\nseq = 65", "'pretrain.seq' 65 is longer than 'model.context' 64"),
+        ("[finetune]\nbatch = 9\naccum = 2", "'finetune.batch' 9 is not divisible by 'finetune.accum' 2"),
+    ],
+)
+def test_what_must_hold_between_keys(written, over, message):
+    with pytest.raises(UserError) as error:
+        resolve(written("[model]\n" + over))
+    assert message in str(error.value)
+
+
+def test_flags_win_over_the_file(written):
+    text = "seed = 5\n[model]\ndepth = 3\ncontext = 128"
+    c = written(text, "--model.depth", "8", "--pretrain.clip", "2", "--model.tied", "True", "--text.sources", "file:a", "file:b")
+    assert (c.seed, c.model.depth, c.model.context, c.pretrain.clip, c.model.tied) == (5, 8, 128, 2.0, True)
+    assert c.text.sources == ("file:a", "file:b")
+    with pytest.raises(UserError, match=r"'model.depth' is -3"):
+        written(text, "--model.depth", "-3")
+
+
+def test_a_whole_number_may_stand_for_a_real_one(written):
+    clip = written("[pretrain]\nclip = 2").pretrain.clip
+    assert clip == 2.0 and type(clip) is float
+
+
+# ---------------------------------------------------------------------------------------------------- round trip
+def values(hint, name):
+    """Any value that the type and the range of a key allow."""
+    marks, base = (), hint
+    if typing.get_origin(hint) is Annotated:
+        base, *marks = typing.get_args(hint)
+    if dataclasses.is_dataclass(base):
+        return configs(base)
+    limits = next((m for m in marks if isinstance(m, Range)), Range())
+    words = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
+    special = {"window": st.text("SL", min_size=1, max_size=4), "stages": st.just(("prepare", "pretrain"))}
+    if name in special:
+        return special[name]
+    if typing.get_origin(base) is Literal:
+        return st.sampled_from(typing.get_args(base))
+    if base is bool:
+        return st.booleans()
+    if base is int:
+        return st.integers(max(limits.low, 1 if name in ("replica", "data", "model") else -(2**53)), min(limits.high, 2**53))
+    if base is float:
+        return st.floats(max(limits.low, limits.above), limits.high, allow_nan=False, allow_infinity=False).filter(limits.holds)
+    return words if base is str else st.lists(words, min_size=1, max_size=3).map(tuple)
+
+
+def configs(cls):
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return st.builds(cls, **{name: values(hint, name) for name, hint in hints.items()})
+
+
+@given(configs(Config))
+def test_what_is_written_is_read_back(tmp_path_factory, c):
+    path = tmp_path_factory.mktemp("toml") / "config.toml"
+    path.write_text(to_toml(c), encoding="utf-8")
+    assert load(path) == c
+    assert fingerprint(load(path)) == fingerprint(c)
+
+
+def test_shipped_configurations_resolve_and_come_back(written):
+    files = sorted((Path(__file__).parents[1] / "configs").glob("*.toml"))
+    assert files
+    for file in files:
+        c = resolve(load(file))
+        assert written(to_toml(c)) == c
+
+
+# ---------------------------------------------------------------------------------------------------- the rule
+@pytest.mark.parametrize("depth", [0, 1, 2, 4, 7, 12, 24])
+@pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
+def test_resolve_fills_in_everything_and_only_once(depth, mlp):
+    c = resolve(Config(model=config.Model(depth=depth, mlp=mlp)))
+    m = c.model
+    for key in ("width", "head_dim", "heads", "kv_heads", "ff", "vocab", "short_window"):
+        assert getattr(m, key) > 0, key
+    for t in (c.pretrain, c.finetune):
+        for key in ("steps", "batch", "seq", "muon_lr", "adam_lr", "embed_lr", "head_lr", "scalar_lr", "eval_every", "save_every"):
+            assert getattr(t, key) > 0, key
+    assert (m.width % 128, m.ff % 128, m.vocab % 128, m.heads * m.head_dim) == (0, 0, 0, m.width)
+    assert resolve(c) == c
+
+
+def test_rule_by_hand():
+    """Depth 12: the figures of the rule's docstring, worked out on paper."""
+    c = resolve(Config(model=config.Model(depth=12, context=2048), text=config.Text(vocab=32768)))
+    m, t = c.model, c.pretrain
+    assert (m.width, m.head_dim, m.heads, m.ff, m.vocab, m.short_window) == (768, 64, 12, 2048, 32768, 512)
+    matrices = 12 * (4 * 768 * 768 + 3 * 768 * 2048) + 768 * 32768
+    assert t.batch * 2048 == 2**19 and t.steps == 12 * matrices // 2**19
+    assert (t.muon_lr, t.embed_lr, t.head_lr) == (0.02, 0.3, 0.008)
+    assert c.finetune.muon_lr == pytest.approx(0.2 * 0.02 * (c.finetune.batch * 2048 / 2**19) ** 0.5)
+
+
+def test_what_is_set_by_hand_stays():
+    c = resolve(Config(model=config.Model(width=96, ff=100, heads=3), pretrain=config.Train(steps=7, batch=5, muon_lr=0.5)))
+    assert (c.model.width, c.model.ff, c.model.heads) == (96, 100, 3)
+    assert (c.pretrain.steps, c.pretrain.batch, c.pretrain.muon_lr) == (7, 5, 0.5)
+
+
+def test_fingerprint():
+    a, b = Config(), Config()
+    assert fingerprint(a) == fingerprint(b) and len(fingerprint(a)) == 16
+    assert fingerprint(a) != fingerprint(dataclasses.replace(a, seed=1))
+    assert fingerprint(a.model, a.text) != fingerprint(a.text, a.model)

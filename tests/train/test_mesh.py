@@ -1,0 +1,102 @@
+"""Meshes: which are possible, what must divide, and a batch that is the same on all of them."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ramp import config
+from ramp.errors import UserError
+from ramp.train import mesh
+
+
+@pytest.mark.parametrize(
+    ("wish", "devices", "want"),
+    [
+        ((1, -1, 1), 8, (1, 8, 1)),
+        ((2, -1, 2), 8, (2, 2, 2)),
+        ((-1, 4, 1), 8, (2, 4, 1)),
+        ((1, 2, -1), 8, (1, 2, 4)),
+        ((1, 4, 2), 8, (1, 4, 2)),
+        ((1, -1, 1), 1, (1, 1, 1)),
+    ],
+)
+def test_shape(wish, devices, want):
+    assert mesh.shape(config.Mesh(*wish), devices) == want
+
+
+@pytest.mark.parametrize("wish", [(1, 3, 1), (3, -1, 1), (1, 4, 1), (4, -1, 4), (1, 16, 1)])
+def test_impossible_meshes_are_named(wish):
+    with pytest.raises(UserError, match=rf"mesh.data = {wish[1]}.* does not fill the 8 devices"):
+        mesh.shape(config.Mesh(*wish), 8)
+
+
+def test_make_sets_the_mesh_with_explicit_axes():
+    with jax.set_mesh(tiny.mesh()):
+        made = mesh.make(config.Mesh(replica=2, model=2))
+        assert jax.sharding.get_mesh() == made
+    assert dict(made.shape) == {"replica": 2, "data": 2, "model": 2}
+    assert set(made.axis_types) == {jax.sharding.AxisType.Explicit}
+
+
+def run(**over):
+    model = tiny.model(**over.pop("model", {}))
+    stages = {name: config.Train(batch=16, seq=16, steps=1) for name in ("pretrain", "finetune")}
+    return config.resolve(config.Config(text=config.Text(vocab=264), model=model, **(stages | over)))
+
+
+@pytest.mark.parametrize(
+    ("key", "over", "dims"),
+    [
+        ("model.width", {"model": {"width": 60}}, (1, 8, 1)),
+        ("model.vocab", {"model": {"vocab": 321}}, (1, 1, 2)),
+        ("model.heads", {"model": {"heads": 6, "kv_heads": 2}}, (1, 1, 4)),
+        ("model.kv_heads", {}, (1, 1, 4)),
+        ("model.ff", {"model": {"ff": 130}}, (1, 1, 4)),
+        ("pretrain.batch", {"pretrain": config.Train(batch=12, seq=16, steps=1)}, (2, 4, 1)),
+        ("pretrain.batch / pretrain.accum", {"pretrain": config.Train(batch=16, accum=4, seq=16, steps=1)}, (1, 8, 1)),
+        ("finetune.batch", {"finetune": config.Train(batch=4, seq=16, steps=1)}, (1, 8, 1)),
+        ("eval.batch", {"eval": config.Eval(batch=10)}, (1, 4, 1)),
+    ],
+)
+def test_what_does_not_divide_is_named_with_its_key(key, over, dims):
+    over = {"model": {"kv_heads": 4}} | over if key not in ("model.kv_heads", "model.heads") else over
+    c = run(**over)
+    mesh.check(c, (1, 1, 1))
+    with pytest.raises(UserError, match=rf"^{key}.* does not divide over {math.prod(dims)} devices.*multiple of"):
+        mesh.check(c, dims)
+
+
+def test_what_check_passes_can_be_made():
+    """The widest meshes that `check` allows do hold this model's parameters, the switches' tables included."""
+    c = run(model=tiny.ALL)
+    for dims in ((1, 8, 1), (1, 4, 2), (2, 2, 2)):
+        mesh.check(c, dims)
+        with jax.set_mesh(tiny.mesh(*dims)):
+            tiny.init(c.model)
+
+
+def test_value_tables_are_checked_too():
+    """Their side of kv_heads x head_dim is split over `data`."""
+    c = run(model={"value_embeds": True, "kv_heads": 1, "head_dim": 12})
+    with pytest.raises(UserError, match="kv_heads"):
+        mesh.check(c, (1, 8, 1))
+
+
+@pytest.mark.parametrize("dims", [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
+def test_put_batch_gives_the_same_batch_on_every_mesh(dims):
+    whole = {"tokens": tiny.tokens(16, 5), "weights": np.random.default_rng(0).random((16, 5)).astype(np.float32)}
+    asked = []
+
+    def rows(lo, hi):
+        asked.append((lo, hi))
+        return {name: a[lo:hi] for name, a in whole.items()}
+
+    made = mesh.put_batch(tiny.mesh(*dims), rows, 16)
+    parts = dims[0] * dims[1]
+    for name, array in made.items():
+        np.testing.assert_array_equal(array, whole[name])
+        assert array.sharding.shard_shape(array.shape) == (16 // parts, 5)
+    assert sorted(asked) == [(i * 16 // parts, (i + 1) * 16 // parts) for i in range(parts)]  # each row is made once
