@@ -86,7 +86,9 @@ def test_what_must_hold_between_keys(written, over, message):
 
 def test_flags_win_over_the_file(written):
     text = "seed = 5\n[model]\ndepth = 3\ncontext = 128"
-    c = written(text, "--model.depth", "8", "--pretrain.clip", "2", "--model.tied", "True", "--text.sources", "file:a", "file:b")
+    c = written(
+        text, "--model.depth", "8", "--pretrain.clip", "2", "--model.tied", "True", "--text.sources", "file:a", "file:b"
+    )
     assert (c.seed, c.model.depth, c.model.context, c.pretrain.clip, c.model.tied) == (5, 8, 128, 2.0, True)
     assert c.text.sources == ("file:a", "file:b")
     with pytest.raises(UserError, match=r"'model.depth' is -3"):
@@ -116,9 +118,13 @@ def values(hint, name):
     if base is bool:
         return st.booleans()
     if base is int:
-        return st.integers(max(limits.low, 1 if name in ("replica", "data", "model") else -(2**53)), min(limits.high, 2**53))
+        return st.integers(
+            max(limits.low, 1 if name in ("replica", "data", "model") else -(2**53)), min(limits.high, 2**53)
+        )
     if base is float:
-        return st.floats(max(limits.low, limits.above), limits.high, allow_nan=False, allow_infinity=False).filter(limits.holds)
+        return st.floats(max(limits.low, limits.above), limits.high, allow_nan=False, allow_infinity=False).filter(
+            limits.holds
+        )
     return words if base is str else st.lists(words, min_size=1, max_size=3).map(tuple)
 
 
@@ -152,7 +158,18 @@ def test_resolve_fills_in_everything_and_only_once(depth, mlp):
     for key in ("width", "head_dim", "heads", "kv_heads", "ff", "vocab", "short_window"):
         assert getattr(m, key) > 0, key
     for t in (c.pretrain, c.finetune):
-        for key in ("steps", "batch", "seq", "muon_lr", "adam_lr", "embed_lr", "head_lr", "scalar_lr", "eval_every", "save_every"):
+        for key in (
+            "steps",
+            "batch",
+            "seq",
+            "muon_lr",
+            "adam_lr",
+            "embed_lr",
+            "head_lr",
+            "scalar_lr",
+            "eval_every",
+            "save_every",
+        ):
             assert getattr(t, key) > 0, key
     assert (m.width % 128, m.ff % 128, m.vocab % 128, m.heads * m.head_dim) == (0, 0, 0, m.width)
     assert resolve(c) == c
@@ -170,7 +187,9 @@ def test_rule_by_hand():
 
 
 def test_what_is_set_by_hand_stays():
-    c = resolve(Config(model=config.Model(width=96, ff=100, heads=3), pretrain=config.Train(steps=7, batch=5, muon_lr=0.5)))
+    c = resolve(
+        Config(model=config.Model(width=96, ff=100, heads=3), pretrain=config.Train(steps=7, batch=5, muon_lr=0.5))
+    )
     assert (c.model.width, c.model.ff, c.model.heads) == (96, 100, 3)
     assert (c.pretrain.steps, c.pretrain.batch, c.pretrain.muon_lr) == (7, 5, 0.5)
 

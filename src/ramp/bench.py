@@ -53,7 +53,9 @@ class Worker:
         line = self.process.stdout.readline()
         if not line:
             self.log.seek(0)
-            raise RuntimeError(f"{' '.join(self.process.args[:3])} died while asked to {do}:\n{self.log.read()[-4000:]}")
+            raise RuntimeError(
+                f"{' '.join(self.process.args[:3])} died while asked to {do}:\n{self.log.read()[-4000:]}"
+            )
         return json.loads(line)
 
     def __enter__(self) -> "Worker":
@@ -164,7 +166,10 @@ class Bench:
 
     def torch(self, dtype: str) -> Worker:
         c = self.resolved(dtype)
-        shape = {k: getattr(c.model, k) for k in "depth width ff heads kv_heads head_dim vocab tied rope_base".split()}
+        shape = {
+            k: getattr(c.model, k)
+            for k in ["depth", "width", "ff", "heads", "kv_heads", "head_dim", "vocab", "tied", "rope_base"]
+        }
         shape |= {"dtype": dtype, "seq": c.pretrain.seq, "batch": c.pretrain.batch, "threads": self.args.threads}
         return Worker([self.python, str(Path(__file__).with_name("bench_torch.py")), json.dumps(shape)])
 
@@ -228,7 +233,9 @@ class Bench:
         device, flops = ours("device"), cost.flops_per_token(c.model, c.pretrain.seq)
         peak = next((p for name, p in PEAK.items() if name in device["kind"]), None)
         share = f", MFU {rate * flops / (peak * 1e12 * device['count']):.1%}" if peak else ""
-        print(f"{device['kind']} x {device['count']}: {rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token){share}")
+        print(
+            f"{device['kind']} x {device['count']}: {rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token){share}"
+        )
         state = cost.state_bytes(c.model, c.pretrain)
         self.figures[f"memory {c.model.dtype}"] = memory = {n: w("memory") for n, w in workers.items()}
         peaks = [f"{n} {(m['device'] or m['process']) / 2**20:.0f}" for n, m in memory.items()]
@@ -253,7 +260,9 @@ class Bench:
                     turns = interleave(contenders, self.args.rounds)
                     rates = {n: [batch * new / t["wall"] for t in ts] for n, ts in turns.items()}
                     room = cost.cache_bytes(c, batch, PROMPT + new) / 2**20
-                    self._table(f"generate {dtype} batch {batch} new {new} (cache {room:.1f} MiB)", rates, turns, "ramp")
+                    self._table(
+                        f"generate {dtype} batch {batch} new {new} (cache {room:.1f} MiB)", rates, turns, "ramp"
+                    )
 
     def _peer_attention(self, theirs: Worker, work: dict) -> dict:
         """The work with the attention that is the faster for it."""
@@ -272,7 +281,10 @@ class Bench:
         for name, values in rates.items():
             ratios = [a / b for a, b in zip(rates[ours], values, strict=True)]
             cpu = [b["cpu"] / a["cpu"] for a, b in zip(turns[ours], turns[name], strict=True)]
-            print(f"| {name} | {spread(values, '.0f')} | {spread(ratios, '.2f')} | {statistics.median(cpu):.2f} |", flush=True)
+            print(
+                f"| {name} | {spread(values, '.0f')} | {spread(ratios, '.2f')} | {statistics.median(cpu):.2f} |",
+                flush=True,
+            )
 
 
 def spread(values: list[float], form: str) -> str:

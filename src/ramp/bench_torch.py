@@ -58,8 +58,7 @@ class Peer:
         began = time.perf_counter()
         s = self.s
         self.net = self.model(attention, s["seq"]).train()
-        fused = {"fused": True}
-        self.adam = torch.optim.AdamW(self.net.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-10, **fused)
+        self.adam = torch.optim.AdamW(self.net.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-10, fused=True)
         full = torch.randint(0, s["vocab"], (s["batch"], s["seq"] + 1), device=self.device)
         self.tokens, self.targets = full[:, :-1].contiguous(), full[:, 1:].contiguous()
         self.loss_of = torch.compile(self.cross_entropy) if compiled else self.cross_entropy

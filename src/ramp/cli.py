@@ -156,7 +156,7 @@ def _bench(args: argparse.Namespace, flags: list[str]) -> int:
     return bench.run(args, flags)
 
 
-ACTIONS = {verb: _train for verb in TRAINS} | {
+ACTIONS = dict.fromkeys(TRAINS, _train) | {
     "sample": _sample,
     "chat": _chat,
     "report": _report,

@@ -247,7 +247,9 @@ def load(path: Path, flags: list[str] | None = None) -> Config:
         raise UserError(f"{path}: not readable as TOML: {error}") from None
     config = _build(Config, table, str(path), "")
     if flags:
-        config = tyro.cli(Config, default=config, args=flags, prog="ramp VERB CONFIG", config=(tyro.conf.FlagConversionOff,))
+        config = tyro.cli(
+            Config, default=config, args=flags, prog="ramp VERB CONFIG", config=(tyro.conf.FlagConversionOff,)
+        )
     return check(config, str(path))
 
 
@@ -362,7 +364,9 @@ def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Tr
     seq = t.seq or m.context
     if seq > m.context:
         raise UserError(f"{where}: '{name}.seq' {seq} is longer than 'model.context' {m.context}")
-    matrices = m.depth * (2 * m.width * (m.heads + m.kv_heads) * m.head_dim + (3 if m.mlp == "swiglu" else 2) * m.width * m.ff)
+    matrices = m.depth * (
+        2 * m.width * (m.heads + m.kv_heads) * m.head_dim + (3 if m.mlp == "swiglu" else 2) * m.width * m.ff
+    )
     matrices += m.width * m.vocab
     tokens = 12 * matrices
     reference = 12 * 110_100_480  # tokens of the depth-12 model that the rates were measured on

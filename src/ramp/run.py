@@ -78,11 +78,10 @@ def run(c: Config, directory: Path, stages: tuple[str, ...] | None = None, force
                 continue
             need = NEEDS.get(stage)
             if need and not rundir.done(need):
-                raise UserError(f"{stage} needs {need}, which {directory} has not finished; run `ramp {need} {directory}`")
-            if stage == "prepare" and not first:
-                result = {}
-            else:
-                result = work[stage](rundir, c)
+                raise UserError(
+                    f"{stage} needs {need}, which {directory} has not finished; run `ramp {need} {directory}`"
+                )
+            result = {} if stage == "prepare" and not first else work[stage](rundir, c)
             if first:
                 report.update_report(directory, stage, result | {"done": True})
                 report.write_report(directory)

@@ -25,7 +25,18 @@ DEPENDS = {
     "pretrain": ("model", "pretrain"),
     "finetune": ("chat", "finetune"),
 }
-FREE = {"cache", "log_every", "eval_every", "save_every", "samples", "guard_limit", "attention", "unroll", "remat", "loss_chunk"}
+FREE = {
+    "cache",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "samples",
+    "guard_limit",
+    "attention",
+    "unroll",
+    "remat",
+    "loss_chunk",
+}
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,9 @@ def _changes(name: str, old: Any, new: Any) -> list[str]:
 def opened(path: Path) -> tuple[RunDir, Config]:
     """A run that exists, and its configuration."""
     if not (path / "config.toml").exists():
-        raise UserError(f"{path} is not a run directory (it has no config.toml); make one with `ramp run configs/cpu.toml`")
+        raise UserError(
+            f"{path} is not a run directory (it has no config.toml); make one with `ramp run configs/cpu.toml`"
+        )
     return RunDir(path), config.resolve(config.load(path / "config.toml"))
 
 

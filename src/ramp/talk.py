@@ -12,8 +12,8 @@ from ramp import config, rundir
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.model import sample
-from ramp.rundir import RunDir
 from ramp.run import setup
+from ramp.rundir import RunDir
 from ramp.stages.common import load_params
 from ramp.stages.converse import how
 from ramp.text.chat import render_prompt

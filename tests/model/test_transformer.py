@@ -236,7 +236,9 @@ def test_linear_gradient_equals_autodiff(split, dims):
     with jax.set_mesh(tiny.mesh(*dims)) as _:
         mesh = jax.sharding.get_mesh()
         put = [jax.device_put(a, jax.NamedSharding(mesh, s)) for a, s in ((x, x_spec), (w, stored), (dy, y_spec))]
-        y, (dx, dw) = jax.jit(lambda x, w, dy: (lambda y, pull: (y, pull(dy)))(*jax.vjp(lambda x, w: linear(x, w, split), x, w)))(*put)
+        y, (dx, dw) = jax.jit(
+            lambda x, w, dy: (lambda y, pull: (y, pull(dy)))(*jax.vjp(lambda x, w: linear(x, w, split), x, w))
+        )(*put)
         assert dw.sharding.is_equivalent_to(put[1].sharding, 2) and dx.sharding.is_equivalent_to(put[0].sharding, 2)
     np.testing.assert_allclose(y, x @ w, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dx, dy @ w.T, rtol=1e-5, atol=1e-5)
@@ -288,7 +290,9 @@ def test_init_shapes_and_shardings():
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         made = tiny.init(c)
         mesh = jax.sharding.get_mesh()
-    named = {jax.tree_util.keystr(p, simple=True, separator="/"): a for p, a in jax.tree_util.tree_leaves_with_path(made)}
+    named = {
+        jax.tree_util.keystr(p, simple=True, separator="/"): a for p, a in jax.tree_util.tree_leaves_with_path(made)
+    }
     assert {name: a.shape for name, a in named.items()} == {name: shape for name, (shape, _) in want.items()}
     for name, (shape, spec) in want.items():
         assert named[name].sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), len(shape)), name

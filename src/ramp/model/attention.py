@@ -42,7 +42,9 @@ def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
         end = min(start + BLOCK, T)
         first = 0 if window is None else max(0, start - window + 1)
         t, s = slice(start, end), slice(first, end)
-        scores = jnp.einsum("bkgth,bksh->bkgts", q_bkgth[:, :, :, t], k_bkth[:, :, s], preferred_element_type=jnp.float32)
+        scores = jnp.einsum(
+            "bkgth,bksh->bkgts", q_bkgth[:, :, :, t], k_bkth[:, :, s], preferred_element_type=jnp.float32
+        )
         visible = visible_mask(jnp.arange(start, end)[:, None], jnp.arange(first, end)[None, :], window)
         if segments_bt is not None:
             visible = visible & (segments_bt[:, None, None, t, None] == segments_bt[:, None, None, None, s])
@@ -100,9 +102,7 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
     q_bkgth = jnp.transpose(_split_heads(q_bthd * h**-0.5, k_btkd.shape[2]), (0, 2, 3, 1, 4))
     k_bkth, v_bkth = jnp.transpose(k_btkd, (0, 2, 1, 3)), jnp.transpose(v_btkd, (0, 2, 1, 3))
     specs = (P(ROWS, "model"), P(ROWS, "model"), P(ROWS, "model"), None if segments_bt is None else P(ROWS))
-    sharded = jax.shard_map(
-        partial(local, window=window), in_specs=specs, out_specs=P(ROWS, "model"), check_vma=False
-    )
+    sharded = jax.shard_map(partial(local, window=window), in_specs=specs, out_specs=P(ROWS, "model"), check_vma=False)
     o_bkgth = sharded(q_bkgth, k_bkth, v_bkth, segments_bt)
     return jax.lax.reshape(
         jnp.transpose(o_bkgth, (0, 3, 1, 2, 4)), q_bthd.shape, out_sharding=P(ROWS, None, "model")
@@ -112,6 +112,7 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
 # ---------------------------------------------------------------------------------------------------- GPU kernel
 def _cudnn(q_bthd, k_btkd, v_btkd, window, segments_bt):
     """cuDNN's fused attention (bfloat16 only), one call per device; segments become a boolean mask."""
+
     def local(q, k, v, segments):
         mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
         size = None if window is None else (window - 1, 0)

@@ -33,6 +33,7 @@ from ramp.model.transformer import (
     rope_angles,
     run_blocks,
     short_layer,
+    split_blocks,
     unembed,
 )
 
@@ -64,8 +65,7 @@ class Stream:
 
 def unstack(c: Model, params: Params) -> tuple[dict, ...]:
     """The blocks one by one, in the compute dtype. Decoding indexes weights L times a token; here it is done once."""
-    cast = jax.tree.map(lambda w: w.astype(c.dtype) if w.ndim > 2 else w, params["blocks"])
-    return tuple(jax.tree.map(lambda w: w[i], cast) for i in range(c.depth))
+    return split_blocks(c, jax.tree.map(lambda w: w.astype(c.dtype) if w.ndim > 2 else w, params["blocks"]))
 
 
 # ---------------------------------------------------------------------------------------------------- one token
@@ -108,7 +108,9 @@ def row_keys(seed_b: jax.Array, position_b: jax.Array) -> jax.Array:
 
 # ---------------------------------------------------------------------------------------------------- prefill
 @partial(jax.jit, static_argnames=("c", "size"))
-def prefill(c: Model, params: Params, prompts_bp: jax.Array, length_b: jax.Array, seed_b: jax.Array, size: int) -> Stream:
+def prefill(
+    c: Model, params: Params, prompts_bp: jax.Array, length_b: jax.Array, seed_b: jax.Array, size: int
+) -> Stream:
     """Run the prompts [B, P], padded on the right to one length, into a cache for `size` tokens a row.
 
     The keys of the padding stay in the cache, never seen: a token sees positions up to its own, and those are written
@@ -225,7 +227,13 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
 
 
 def generate(
-    c: Model, params: Params, prompts: Sequence[Sequence[int]], n: int, how: How, seed: int = 0, stop: tuple[int, ...] = ()
+    c: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    n: int,
+    how: How,
+    seed: int = 0,
+    stop: tuple[int, ...] = (),
 ) -> list[list[int]]:
     """Up to n new tokens for each prompt, the stop token left out. Row i is seeded by seed + i."""
     stream = start(c, params, prompts, n, seed)

@@ -90,8 +90,8 @@ def normal(std: float, spec: P) -> Callable:
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32, out_sharding=spec)
 
 
-def constant(value: float, spec: P = P()) -> Callable:
-    return lambda key, shape: jnp.full(shape, value, jnp.float32, out_sharding=spec)
+def constant(value: float, spec: P | None = None) -> Callable:
+    return lambda key, shape: jnp.full(shape, value, jnp.float32, out_sharding=spec or P())
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float = 1e-6) -> jax.Array:

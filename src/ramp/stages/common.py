@@ -124,7 +124,9 @@ def shape_of(m: Model) -> dict[str, Any]:
 def require_same(saved: dict, now: dict, where: Any) -> None:
     for name in ("model", "tokenizer"):
         if saved[name] != now[name]:
-            raise UserError(f"{where} was saved with another {name}; name another directory with --run, or delete this run")
+            raise UserError(
+                f"{where} was saved with another {name}; name another directory with --run, or delete this run"
+            )
 
 
 def template(m: Model, t: Train, mesh: jax.sharding.Mesh) -> State:

@@ -2,9 +2,6 @@
 
 import time
 from collections import Counter
-from pathlib import Path
-
-import numpy as np
 
 from ramp.config import Config
 from ramp.errors import UserError

@@ -19,8 +19,8 @@ from ramp.config import Train
 from ramp.text.rows import Batches
 from ramp.train.board import Board
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.preemption import Preemption
 from ramp.train.mesh import put_batch
+from ramp.train.preemption import Preemption
 from ramp.train.state import State
 
 
@@ -153,7 +153,12 @@ def progress(label: str, first: int, steps: int) -> Iterator[Callable[[int, floa
     if jax.process_index() != 0:
         yield lambda step, loss, speed: None
     elif sys.stderr.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(label, total=steps, completed=first, note="compiling")
             yield lambda step, loss, speed: bar.update(

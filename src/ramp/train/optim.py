@@ -39,7 +39,7 @@ def make(t: Train) -> optax.GradientTransformation:
 
 
 def labels(params: Any) -> Any:
-    """"matrix" (stacked [L, D, F] weights of the blocks), "embed" (tables), "head", "scalar" (gains and gates)."""
+    """ "matrix" (stacked [L, D, F] weights of the blocks), "embed" (tables), "head", "scalar" (gains and gates)."""
 
     def label(path: tuple, leaf: jax.Array) -> str:
         name = path[-1].key

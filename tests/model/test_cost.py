@@ -1,0 +1,77 @@
+"""The arithmetic of `model.cost` against the arrays that `init`, the optimizer and the sampler really make."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from ramp import config
+from ramp.model import cost, sample, transformer
+from ramp.train import mesh, optim
+from ramp.train.state import new_state
+
+SMALL = config.Model(depth=3, width=64, head_dim=16, heads=4, kv_heads=2, ff=96, vocab=272, context=64, dtype="float32")
+SWITCHES = [
+    {},
+    {"tied": True},
+    {"mlp": "relu2", "qk_norm": False},
+    {"value_embeds": True},
+    {"x0_scalars": True, "smear": True, "window": "SSL", "short_window": 16},
+    {"depth": 0},
+]
+
+
+def bytes_of(tree) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    mesh.make(config.Mesh(), jax.devices()[:1])
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_param_count_is_the_number_of_weights_made(switches):
+    c = replace(SMALL, **switches)
+    params = jax.eval_shape(lambda: transformer.init(c, jax.random.PRNGKey(0)))
+    assert cost.param_count(c) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    matrices = [w.size for w in jax.tree.leaves(params["blocks"]) if w.ndim == 3 and min(w.shape[1:]) > 12]
+    if not c.value_embeds:
+        assert cost.matrix_count(c) == sum(matrices)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+@pytest.mark.parametrize("ema", [0.0, 0.99])
+@pytest.mark.parametrize("switches", SWITCHES[:5], ids=str)
+def test_state_bytes_are_those_of_a_state(optimizer, ema, switches):
+    c = replace(SMALL, **switches)
+    t = config.Train(optimizer=optimizer, ema=ema, steps=10)
+
+    def make():
+        return new_state({"lm": transformer.init(c, jax.random.PRNGKey(0))}, optim.make(t), 0, ema > 0)
+
+    made = bytes_of(jax.eval_shape(make))
+    assert 0 <= made - cost.state_bytes(c, t) < 128  # the key, the guard and the counters
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cache_bytes_are_those_of_a_stream(dtype):
+    c = replace(SMALL, dtype=dtype)
+    params = transformer.init(c, jax.random.PRNGKey(0))
+    stream = sample.start(c, params, [[1, 2, 3]] * 2, 5)
+    assert cost.cache_bytes(c, 2, stream.cache[0][0].shape[3]) == bytes_of(stream.cache)
+
+
+@pytest.mark.parametrize("window", ["L", "SL", "SSSL"])
+def test_flops_count_every_product_and_every_visible_pair(window):
+    c, seq = replace(SMALL, window=window, short_window=16), 48
+    D, h = c.width, c.heads * c.head_dim
+    per_token = 2 * (D * h + 2 * D * c.kv_heads * c.head_dim + h * D + 3 * D * c.ff)
+    forward = seq * (c.depth * per_token + 2 * D * c.vocab)
+    t, s = np.indices((seq, seq))
+    for i in range(c.depth):
+        short = window[i % len(window)] == "S" and i < c.depth - 1
+        visible = (s <= t) & (t - s < (16 if short else seq))
+        forward += 2 * 2 * h * visible.sum()  # scores and the mean of the values
+    assert cost.flops_per_token(c, seq) == round(3 * forward / seq)
