@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramp import config
@@ -133,6 +133,7 @@ def configs(cls):
     return st.builds(cls, **{name: values(hint, name) for name, hint in hints.items()})
 
 
+@settings(max_examples=30, deadline=None)
 @given(configs(Config))
 def test_what_is_written_is_read_back(tmp_path_factory, c):
     path = tmp_path_factory.mktemp("toml") / "config.toml"

@@ -80,7 +80,7 @@ class Bench:
         params, layers = self.ready["params"], self.ready["layers"]
         prompts = np.random.default_rng(0).integers(0, c.vocab - 8, (batch, prompt)).tolist()
         with Timer() as timer:
-            stream = sample.start(c, params, prompts, new)
+            stream = sample.start(c, params, prompts)
             stream = sample.decode(c, params, layers, stream, sample.How(top_k=50), new)
             tokens_bn = np.asarray(stream.tokens_bn)
         assert tokens_bn.shape == (batch, new) and (tokens_bn >= 0).all(), "a row ended early"

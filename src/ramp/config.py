@@ -240,9 +240,11 @@ STAGES = ("prepare", "pretrain", "eval", "finetune", "sample")
 def load(path: Path, flags: list[str] | None = None) -> Config:
     """The configuration of a TOML file with dotted flags (`--model.depth 8`) over it, checked but not resolved."""
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such configuration; the ones that come with ramp are in configs/") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as TOML: {error}") from None
     config = _build(Config, table, str(path), "")
@@ -411,7 +413,9 @@ def to_toml(config: Config) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, tuple):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value) if isinstance(value, str | bool) else repr(value)
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for surrogate pairs and DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value) if isinstance(value, bool) else repr(value)
 
 
 def fingerprint(*parts: Any) -> str:

@@ -44,12 +44,18 @@ def keep_memory() -> None:
             libc.mallopt(option, value)
 
 
-def on_device(c: Config, platform: str) -> Config:
-    """Fill in model.dtype = "auto" by what `ramp bench` measured faster on this kind of device."""
+def on_device(c: Config, backend: str) -> Config:
+    """Fill in model.dtype = "auto" by what `ramp bench` measured faster: bfloat16, but on processors that lack it."""
     if c.model.dtype != "auto":
         return c
-    dtype = "float32" if platform == "cpu" else "bfloat16"
+    dtype = "float32" if backend == "cpu" and not has_bfloat16() else "bfloat16"
     return config.replace(c, model=config.replace(c.model, dtype=dtype))
+
+
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 (avx512_bf16); emulated, it is slower than float32."""
+    info = Path("/proc/cpuinfo")
+    return info.exists() and "avx512_bf16" in info.read_text()
 
 
 def run(c: Config, directory: Path, stages: tuple[str, ...] | None = None, force: bool = False) -> None:

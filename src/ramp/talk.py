@@ -36,7 +36,7 @@ class Speaker:
         """Text as it is drawn, whole characters at a time; ends at a stop token, after `tokens`, or when full."""
         decoder = StreamDecoder(self.tokenizer)
         m, way = self.c.model, how(self.c.sample)
-        stream = sample.start(m, self.params, [prompt], tokens, self.seed)
+        stream = sample.start(m, self.params, [prompt], self.seed)
         self.seed += 1
         for _ in range(-(-tokens // PIECE)):
             stream = sample.decode(m, self.params, self.layers, stream, way, PIECE, stop)

@@ -37,7 +37,7 @@ def logits(c):
 
 
 def begin(c, prompts=PROMPTS, n=NEW, seed=0):
-    return sample.start(c, weights(c)[0], prompts, n, seed)
+    return sample.start(c, weights(c)[0], prompts, seed)
 
 
 def go_on(c, stream, how, n, stop=()):
@@ -66,7 +66,7 @@ def test_same_tokens_on_a_mesh():
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         params = tiny.lively(c)
         layers = jax.jit(partial(sample.unstack, c))(params)
-        stream = sample.start(c, params, PROMPTS, NEW)
+        stream = sample.start(c, params, PROMPTS)
         got = sample.decode(c, params, layers, stream, GREEDY, NEW).tokens_bn
     np.testing.assert_array_equal(got, want)
 

@@ -54,7 +54,7 @@ def run(**over):
         ("model.vocab", {"model": {"vocab": 321}}, (1, 1, 2)),
         ("model.heads", {"model": {"heads": 6, "kv_heads": 2}}, (1, 1, 4)),
         ("model.kv_heads", {}, (1, 1, 4)),
-        ("model.ff", {"model": {"ff": 130}}, (1, 1, 4)),
+        ("model.ff", {"model": {"ff": 130, "kv_heads": 4}}, (1, 1, 4)),
         ("pretrain.batch", {"pretrain": config.Train(batch=12, seq=16, steps=1)}, (2, 4, 1)),
         ("pretrain.batch / pretrain.accum", {"pretrain": config.Train(batch=16, accum=4, seq=16, steps=1)}, (1, 8, 1)),
         ("finetune.batch", {"finetune": config.Train(batch=4, seq=16, steps=1)}, (1, 8, 1)),
@@ -62,7 +62,7 @@ def run(**over):
     ],
 )
 def test_what_does_not_divide_is_named_with_its_key(key, over, dims):
-    over = {"model": {"kv_heads": 4}} | over if key not in ("model.kv_heads", "model.heads") else over
+    over = {"model": {"kv_heads": 4}} | over if key == "pretrain.batch" else over
     c = run(**over)
     mesh.check(c, (1, 1, 1))
     with pytest.raises(UserError, match=rf"^{key}.* does not divide over {math.prod(dims)} devices.*multiple of"):

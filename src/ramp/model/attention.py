@@ -37,20 +37,22 @@ def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
     (B, T, H, h), K = q_bthd.shape, k_btkd.shape[2]
     q_bkgth = jnp.transpose(_split_heads(q_bthd * h**-0.5, K), (0, 2, 3, 1, 4))
     k_bkth, v_bkth = jnp.transpose(k_btkd, (0, 2, 1, 3)), jnp.transpose(v_btkd, (0, 2, 1, 3))
-    outs = []
-    for start in range(0, T, BLOCK):
-        end = min(start + BLOCK, T)
+
+    def attend(start, end):
         first = 0 if window is None else max(0, start - window + 1)
         t, s = slice(start, end), slice(first, end)
-        scores = jnp.einsum(
-            "bkgth,bksh->bkgts", q_bkgth[:, :, :, t], k_bkth[:, :, s], preferred_element_type=jnp.float32
-        )
+        q, k, v = q_bkgth[:, :, :, t], k_bkth[:, :, s], v_bkth[:, :, s]
+        scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
         visible = visible_mask(jnp.arange(start, end)[:, None], jnp.arange(first, end)[None, :], window)
         if segments_bt is not None:
             visible = visible & (segments_bt[:, None, None, t, None] == segments_bt[:, None, None, None, s])
-        probs = jax.nn.softmax(jnp.where(visible, scores, MASKED), axis=-1).astype(v_btkd.dtype)
-        o = jnp.einsum("bkgts,bksh->bkgth", probs, v_bkth[:, :, s], preferred_element_type=jnp.float32)
-        outs.append(o.astype(q_bthd.dtype))
+        scores = jnp.where(visible, scores, MASKED)
+        # Normalised after the product with the values: h divisions a query instead of T.
+        weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+        o = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return (o / jnp.sum(weights, axis=-1, keepdims=True)).astype(q.dtype)
+
+    outs = [attend(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
     o_btkgh = jnp.transpose(jnp.concatenate(outs, axis=3), (0, 3, 1, 2, 4))
     return jax.lax.reshape(o_btkgh, (B, T, H, h), out_sharding=P(ROWS, None, "model"))
 

@@ -3,7 +3,7 @@
     layers = unstack(c, params)                         once: a tuple of L weight dicts in the compute dtype
     stream = prefill(c, params, layers, prompts, ...)   tokens of different lengths, padded on the right
     stream = decode(c, params, layers, stream, how, n)  up to n more tokens a row; call again to go on
-    tokens, logps = stream.tokens, stream.logps
+    tokens, logps = stream.tokens_bn, stream.logps_bn
 
 Rows have positions of their own, so prompts of any lengths share a batch, and the randomness of a row is keyed by its
 own seed and position: a sample does not depend on its neighbours and can be made again alone.
@@ -36,6 +36,9 @@ from ramp.model.transformer import (
     split_blocks,
     unembed,
 )
+
+
+LEAST_CACHE = 128  # tokens a cache has room for at first
 
 
 @dataclass(frozen=True)
@@ -137,25 +140,55 @@ def prefill(
     last_b = pick(prompts_bp, length_b - 1)
     logits_bv = jax.reshard(unembed(c, params, last_bd), P(ROWS, None))
     empty = jnp.zeros((B, 0))
-    return Stream(cache, logits_bv, last_b, length_b, length_b >= size, seed_b, empty.astype(jnp.int32), empty)
+    return Stream(cache, logits_bv, last_b, length_b, length_b >= c.context, seed_b, empty.astype(jnp.int32), empty)
 
 
 # ---------------------------------------------------------------------------------------------------- decode
-@partial(jax.jit, static_argnames=("c", "how", "n", "stop"), donate_argnames=("stream",))
 def decode(
     c: Model, params: Params, layers: tuple, stream: Stream, how: How, n: int, stop: tuple[int, ...] = ()
 ) -> Stream:
-    """Draw up to n tokens a row; ends early when every row is done. A stop token ends its row and is part of it."""
-    B, size = stream.logits_bv.shape[0], stream.cache[0][0].shape[3] if c.depth else c.context
-    start = replace(
-        stream,
-        tokens_bn=jnp.full((B, n), -1, jnp.int32, out_sharding=P(ROWS)),
-        logps_bn=jnp.zeros((B, n), jnp.float32, out_sharding=P(ROWS)),
-    )
+    """Draw up to n tokens a row; ends early when every row is done. A stop token ends its row and is part of it.
+
+    A token costs the reading of the whole cache, so the cache is no longer than it has to be: it grows by buckets, each
+    of which is compiled once. The host looks at the device once a bucket.
+    """
+    longest, stream, drawn = int(stream.length_b.max()), _blank(stream, n), 0
+    while drawn < n and not bool(stream.done_b.all()):
+        size = _cache_size(c, stream)
+        if longest + drawn >= size and size < c.context:
+            stream = _grow(stream, min(bucket(size + 1, LEAST_CACHE), c.context))
+            size = _cache_size(c, stream)
+        until = n if size == c.context else min(n, size - longest)  # at the context's end full rows are done
+        stream, drawn = _draw_until(c, params, layers, stream, how, drawn, until, stop), until
+    return stream
+
+
+def _cache_size(c: Model, stream: Stream) -> int:
+    return stream.cache[0][0].shape[3] if c.depth else c.context
+
+
+@partial(jax.jit, static_argnames="n", donate_argnames="stream")
+def _blank(stream: Stream, n: int) -> Stream:
+    """The same stream with room for n tokens in its output."""
+    B = len(stream.length_b)
+    tokens_bn = jnp.full((B, n), -1, jnp.int32, out_sharding=P(ROWS))
+    return replace(stream, tokens_bn=tokens_bn, logps_bn=jnp.zeros((B, n), jnp.float32, out_sharding=P(ROWS)))
+
+
+@partial(jax.jit, static_argnames="size")
+def _grow(stream: Stream, size: int) -> Stream:
+    """The same stream with room for `size` tokens a row in its cache."""
+    more = ((0, 0), (0, 0), (0, 0), (0, size - stream.cache[0][0].shape[3]))
+    return replace(stream, cache=jax.tree.map(lambda a: jnp.pad(a, more), stream.cache))
+
+
+@partial(jax.jit, static_argnames=("c", "how", "stop"), donate_argnames=("stream",))
+def _draw_until(c: Model, params: Params, layers: tuple, stream: Stream, how: How, first, until, stop) -> Stream:
+    """Draw tokens number first .. until of each row into their places of `stream.tokens_bn`."""
 
     def going(carry: tuple) -> jax.Array:
         i, s = carry
-        return (i < n) & ~jnp.all(s.done_b)
+        return (i < until) & ~jnp.all(s.done_b)
 
     def body(carry: tuple) -> tuple:
         i, s = carry
@@ -169,13 +202,13 @@ def decode(
             logits_bv=logits_bv,
             last_b=token_b,
             length_b=length_b,
-            done_b=s.done_b | ends_b | (length_b >= size),
+            done_b=s.done_b | ends_b | (length_b >= c.context),
             seed_b=s.seed_b,
             tokens_bn=jax.lax.dynamic_update_slice(s.tokens_bn, shown_b[:, None], (0, i)),
             logps_bn=jax.lax.dynamic_update_slice(s.logps_bn, logp_b[:, None], (0, i)),
         )
 
-    return jax.lax.while_loop(going, body, (0, start))[1]
+    return jax.lax.while_loop(going, body, (first, stream))[1]
 
 
 def advance(c: Model, params: Params, layers: tuple, cache: tuple, token_b, previous_b, position_b) -> tuple:
@@ -236,19 +269,20 @@ def generate(
     stop: tuple[int, ...] = (),
 ) -> list[list[int]]:
     """Up to n new tokens for each prompt, the stop token left out. Row i is seeded by seed + i."""
-    stream = start(c, params, prompts, n, seed)
+    stream = start(c, params, prompts, seed)
     stream = decode(c, params, jax.jit(unstack, static_argnums=0)(c, params), stream, how, n, stop)
     rows = np.asarray(stream.tokens_bn).tolist()
     return [[t for t in row if t >= 0 and t not in stop] for row in rows]
 
 
-def start(c: Model, params: Params, prompts: Sequence[Sequence[int]], n: int, seed: int = 0) -> Stream:
-    """A stream with room for n tokens after the longest prompt, but not beyond the model's context."""
+def start(c: Model, params: Params, prompts: Sequence[Sequence[int]], seed: int = 0) -> Stream:
+    """The prompts, run into a cache, ready for `decode`; row i is seeded by seed + i."""
     padded, lengths = pad_prompts(prompts)
     longest = int(lengths.max())
     if longest > c.context:
         raise UserError(f"a prompt of {longest} tokens is longer than the model's context of {c.context}; shorten it")
-    padded, size = padded[:, : c.context], min(bucket(longest + n), c.context)
+    padded, size = padded[:, : c.context], min(bucket(longest + 1, LEAST_CACHE), c.context)
+    size = max(size, padded.shape[1])
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     seeds = np.arange(seed, seed + len(prompts), dtype=np.uint32)
     tokens, lengths, seeds = (jax.device_put(a, place) for a in (padded, lengths, seeds))
