@@ -47,7 +47,7 @@ class Bench:
         """Everything before the first step: initialise, trace, compile. Seconds of each."""
         c, t = self.c, self.c.pretrain
         clock = [time.perf_counter()]
-        tx = optim.make(t)
+        tx = optim.make(t, c.dtype)
         key = jax.random.PRNGKey(c.seed)
         state = jax.jit(lambda: new_state({"lm": transformer.init(c.model, key)}, tx, c.seed, t.ema > 0))()
         jax.block_until_ready(state)

@@ -58,7 +58,7 @@ def step_bytes(c: Config, t: Train) -> int:
     rows = NamedSharding(mesh, P(ROWS))
     kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
     batch = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=rows) for name, kind in kinds.items()}
-    step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t), t)
+    step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t, c.model.dtype), t)
     plan = step.lower(template(c.model, t, mesh), batch).compile().memory_analysis()
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 

@@ -62,7 +62,7 @@ class Stage:
         `evaluate(params, step, board, stop)` returns figures by tag and may draw on the board.
         """
         t, mesh = self.t, jax.sharding.get_mesh()
-        tx = optim.make(t)
+        tx = optim.make(t, self.c.model.dtype)
         meta = self.meta()
         checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.keep)
         found = checkpoints.restore(template(self.c.model, t, mesh))
@@ -131,7 +131,7 @@ def require_same(saved: dict, now: dict, where: Any) -> None:
 
 def template(m: Model, t: Train, mesh: jax.sharding.Mesh) -> State:
     """Shapes and shardings of a stage's state."""
-    tx = optim.make(t)
+    tx = optim.make(t, m.dtype)
     return abstract(lambda: new_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, tx, 0, t.ema > 0), mesh)
 
 
