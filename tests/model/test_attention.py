@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp.model.attention import attention
+from ramp.model.attention import BLOCK, attention
 
 CASES = {"causal": (None, False), "window": (5, False), "segments": (None, True), "both": (5, True)}
 
@@ -64,6 +64,13 @@ def on_rows(arrays):
 def test_xla_equals_numpy(case):
     window, packed = CASES[case]
     q, k, v, do, segments = inputs()
+    got, _ = call("xla", (q, k, v, do, segments), window, packed)
+    np.testing.assert_allclose(got, np_attention(q, k, v, window, segments if packed else None), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("window", "packed"), [(None, False), (40, False), (150, True)])
+def test_xla_equals_numpy_over_several_blocks_of_queries(window, packed):
+    q, k, v, do, segments = inputs(B=1, T=2 * BLOCK + 44, H=2, K=1)
     got, _ = call("xla", (q, k, v, do, segments), window, packed)
     np.testing.assert_allclose(got, np_attention(q, k, v, window, segments if packed else None), rtol=1e-5, atol=1e-5)
 

@@ -241,3 +241,18 @@ def test_logps_of_a_sample_equal_those_of_the_full_forward():
         for i in range(NEW):
             probs = np_distribution(full[b, len(prompt) - 1 + i], HOT)
             np.testing.assert_allclose(stream.logps_bn[b, i], np.log(probs[rows[b][len(prompt) + i]]), atol=2e-3)
+
+
+def test_a_cache_that_grows_changes_nothing(monkeypatch):
+    """Tokens are the same whether the cache has room from the start or grows, twice, while they are drawn."""
+    c = tiny.model(**tiny.ALL)
+    monkeypatch.setattr(sample, "LEAST_CACHE", 64)
+    roomy = begin(c)
+    assert roomy.cache[0][0].shape[3] == 64
+    want = np.asarray(go_on(c, roomy, HOT, 40).tokens_bn)
+    monkeypatch.setattr(sample, "LEAST_CACHE", 32)
+    stream = begin(c)
+    assert stream.cache[0][0].shape[3] == 32
+    stream = go_on(c, stream, HOT, 40)
+    assert stream.cache[0][0].shape[3] == 64
+    np.testing.assert_array_equal(stream.tokens_bn, want)

@@ -37,7 +37,6 @@ from ramp.model.transformer import (
     unembed,
 )
 
-
 LEAST_CACHE = 128  # tokens a cache has room for at first
 
 

@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ramp.config import Config, Model, Train, fingerprint
 from ramp.errors import UserError
@@ -20,7 +22,7 @@ from ramp.train.board import Board
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.loop import Clock, fit
 from ramp.train.preemption import Preemption
-from ramp.train.state import State, abstract, new_state
+from ramp.train.state import State, abstract, averaged, new_state
 from ramp.train.step import Loss, make_step
 
 
@@ -73,8 +75,16 @@ class Stage:
             state, saved, step = found
             require_same(saved, meta, checkpoints.directory / str(step))
             clock = Clock(saved["clock"])
-        first = int(state.step)
-        with Board(rundir.path, self.name, first + 1 if first else 0, jax.process_index() == 0) as board:
+        first, last = int(state.step), {}
+        board = Board(rundir.path, self.name, first + 1 if first else 0, jax.process_index() == 0)
+
+        def figures(state: State, stop: Preemption) -> dict[str, float]:
+            params, step = averaged(state), int(state.step)
+            draw_weights(board, step, params)
+            last.update(evaluate(params, step, board, stop))
+            return last
+
+        with board, closing(checkpoints):
             state = fit(
                 state,
                 make_step(self.loss, tx, t),
@@ -84,12 +94,12 @@ class Stage:
                 board=board,
                 checkpoints=checkpoints,
                 meta=meta,
-                evaluate=lambda s, stop: evaluate(_averaged(s), int(s.step), board, stop),
+                evaluate=figures,
                 score=score,
                 clock=clock,
                 label=self.name,
             )
-            checkpoints.close()
+            board.hparams(vars(t) | {f"model.{k}": v for k, v in vars(self.c.model).items()}, last)
         report = {
             "seconds": clock.total,
             "time": clock.split(),
@@ -111,8 +121,11 @@ class Stage:
         }
 
 
-def _averaged(state: State) -> dict:
-    return state.params if state.opt["ema"] is None else state.opt["ema"]
+def draw_weights(board: Board, step: int, params: dict) -> None:
+    """A histogram of every array that this process holds whole."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if board.enabled and leaf.is_fully_addressable:
+            board.histogram(step, "params/" + jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
 
 
 def shape_of(m: Model) -> dict[str, Any]:

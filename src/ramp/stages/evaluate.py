@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib.figure import Figure
 
 from ramp.config import Config
 from ramp.model import loss as model_loss
@@ -17,6 +18,7 @@ from ramp.stages.common import load_params
 from ramp.text.ngrams import baselines
 from ramp.text.rows import ArrayRows, Batches, Thinned, TokenRows, read_tokens
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.board import Board
 from ramp.train.mesh import put_batch
 from ramp.train.preemption import Preemption
 
@@ -67,9 +69,24 @@ def run(rundir: RunDir, c: Config) -> dict:
     result = bits_per_byte(c, rows, tokenizer)(params)
     result["baselines"] = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
     result["seconds"] = time.perf_counter() - began
+    with Board(rundir.path, "eval", 0, jax.process_index() == 0) as board:
+        named = {f"eval/baseline_{name}": bits for name, bits in result["baselines"].items()}
+        board.scalars(c.pretrain.steps, {"eval/val_bpb": result["val_bpb"]} | named)
+        board.figure(c.pretrain.steps, "eval/beside", beside_figure(result["val_bpb"], result["baselines"]))
     beside = "  ".join(f"{name} {bits:.3f}" for name, bits in result["baselines"].items())
     print(f"eval: {result['val_bpb']:.4f} bits per byte on validation; beside it: {beside or 'no baselines asked for'}")
     return result
+
+
+def beside_figure(val_bpb: float, others: dict[str, float]) -> Figure:
+    """Bars of bits per byte: the model's among the baselines'."""
+    bars = dict(sorted((others | {"this model": val_bpb}).items(), key=lambda item: -item[1]))
+    figure = Figure(figsize=(6, 0.4 * len(bars) + 1), layout="constrained")
+    axes = figure.subplots()
+    colors = ["tab:orange" if name == "this model" else "tab:gray" for name in bars]
+    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colors), fmt="%.3f", padding=3)
+    axes.set_xlabel("bits per byte of validation text (lower is better)")
+    return figure
 
 
 def fit_baselines(rundir: RunDir, tokenizer: Tokenizer) -> dict[str, float]:

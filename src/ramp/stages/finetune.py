@@ -11,6 +11,7 @@ from ramp.text import chat
 from ramp.text.corpus import split_of
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.state import averaged
 
 
 def run(rundir: RunDir, c: Config) -> dict:
@@ -42,7 +43,7 @@ def run(rundir: RunDir, c: Config) -> dict:
     state, report = stage.train(
         rundir, lambda: common.load_params(rundir, "pretrain", c, tokenizer), figures, "eval/chat_nats"
     )
-    final = loss_nats(common._averaged(state))
+    final = loss_nats(averaged(state))
     print(f"finetune: {final['val_nats']:.4f} nats per assistant token on held-out conversations")
     counted = {"counts": dict(counts), "rows": len(rows["train"])}
     return report | {"chat_nats": final["val_nats"]} | counted | {"seconds": time.perf_counter() - began}

@@ -8,6 +8,7 @@ from ramp.rundir import RunDir
 from ramp.stages import common, converse, evaluate
 from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.state import averaged
 
 
 def run(rundir: RunDir, c: Config) -> dict:
@@ -34,6 +35,6 @@ def run(rundir: RunDir, c: Config) -> dict:
         return {"lm": jax.jit(lambda: transformer.init(c.model, jax.random.PRNGKey(c.seed)))()}
 
     state, report = stage.train(rundir, start, figures, "eval/val_bpb")
-    final = bits(common._averaged(state))
+    final = bits(averaged(state))
     print(f"pretrain: {final['val_bpb']:.4f} bits per byte after {report['tokens']:,} tokens")
     return report | final | {"epochs": report["tokens"] / max(len(train) * c.pretrain.seq, 1)}
