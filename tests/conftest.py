@@ -9,3 +9,13 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu
 import jax
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def same_mesh_after():
+    """jax's current mesh is global; a test that sets one, by calling the command line for example, takes it back."""
+    before = jax.sharding.get_mesh()
+    yield
+    jax.set_mesh(before)

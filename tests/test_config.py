@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ramp import config
@@ -135,6 +135,7 @@ def configs(cls):
 
 @settings(max_examples=30, deadline=None)
 @given(configs(Config))
+@example(Config(sample=config.Sample(prompts=('\U0001f600 \x7f \x00 \\ " \n',))))
 def test_what_is_written_is_read_back(tmp_path_factory, c):
     path = tmp_path_factory.mktemp("toml") / "config.toml"
     path.write_text(to_toml(c), encoding="utf-8")

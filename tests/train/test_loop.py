@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -74,7 +75,7 @@ def toy_fit(directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval
     found = checkpoints.restore(like)
     state, saved = (found[0], found[1]) if found else (state, {"clock": None})
     first = int(state.step)
-    with Board(directory, "toy", first + 1 if first else 0) as board:
+    with Board(directory, "toy", first + 1 if first else 0) as board, closing(checkpoints):
         return fit(
             state,
             (spy or (lambda step: step))(make_step(loss, tx, t)),
@@ -271,6 +272,22 @@ def test_a_stage_resumes_bitwise_and_reports(tmp_path):
     assert_same(parts, whole)
     with pytest.raises(UserError, match="another model"):
         train(tmp_path / "whole", stage(softcap=3.0))
+
+
+def test_an_evaluation_that_is_cut_short_is_neither_logged_nor_a_score(tmp_path):
+    s = replace(stage(), t=replace(stage().t, eval_every=2, save_every=2))
+
+    def evaluate(params, step, board, stop):
+        if step == 2:
+            return {"eval/x": 1.0}
+        os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with pytest.raises(Preempted):
+        s.train(RunDir(tmp_path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x")
+    assert [line["step"] for line in lines(tmp_path) if "eval/x" in line] == [2]
+    checkpoints = Checkpoints(tmp_path / "checkpoints" / "pretrain")
+    assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
 
 
 def test_template_is_the_state_it_stands_for():

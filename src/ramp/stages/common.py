@@ -81,8 +81,9 @@ class Stage:
         def figures(state: State, stop: Preemption) -> dict[str, float]:
             params, step = averaged(state), int(state.step)
             draw_weights(board, step, params)
-            last.update(evaluate(params, step, board, stop))
-            return last
+            found = evaluate(params, step, board, stop)  # nothing, if it was cut short
+            last.update(found)
+            return found
 
         with board, closing(checkpoints):
             state = fit(
