@@ -80,7 +80,7 @@ def check(c: config.Config, dims: tuple[int, int, int]) -> None:
         ("model.heads", m.heads, dims[2]),
         ("model.kv_heads", m.kv_heads, dims[2]),
         ("model.kv_heads x model.head_dim", m.kv_heads * m.head_dim if m.value_embeds else 0, dims[1]),
-        ("model.ff", m.ff, dims[1] * dims[2]),
+        ("model.ff", m.ff, dims[2]),
         ("pretrain.batch / pretrain.accum", c.pretrain.batch // c.pretrain.accum, rows),
         ("finetune.batch / finetune.accum", c.finetune.batch // c.finetune.accum, rows),
         ("eval.batch", c.eval.batch, rows),

@@ -91,7 +91,9 @@ def judge(guard: dict, seen: jax.Array, sigma: float, history: int = 64) -> tupl
     through after a few steps, an explosion is not. The host stops the job when `streak` reaches the configured limit.
     """
     finite = jnp.all(jnp.isfinite(seen))
-    band = guard["mean"] + sigma * jnp.sqrt(guard["var"])
+    # At least 1% of the mean: where nothing varies, as on a plateau, a small rise is no outlier.
+    deviation = jnp.maximum(jnp.sqrt(guard["var"]), 0.01 * jnp.abs(guard["mean"]))
+    band = guard["mean"] + sigma * deviation
     outlier = jnp.any(seen > band) & (guard["count"] >= history // 2) & (sigma > 0)
     ok = finite & ~outlier
     count = guard["count"] + ok
@@ -100,7 +102,7 @@ def judge(guard: dict, seen: jax.Array, sigma: float, history: int = 64) -> tupl
     delta = jnp.where(finite, seen, 0.0) - guard["mean"]
     mean = guard["mean"] + share * delta
     var = (1 - share) * (guard["var"] + share * delta * delta)
-    widened = jnp.where(finite, 2.25 * guard["var"], guard["var"])
+    widened = jnp.where(finite, 2.25 * deviation**2, guard["var"])
     return ok, {
         "skipped": guard["skipped"] + ~ok,
         "streak": jnp.where(ok, 0, guard["streak"] + 1),
