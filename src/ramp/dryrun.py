@@ -44,11 +44,12 @@ def describe(c: Config) -> str:
 
 def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
     tokens, flops = t.steps * t.batch * t.seq, cost.flops_per_token(c.model, t.seq)
-    seconds = tokens * flops / (rate * UTILISATION)
+    minutes = tokens * flops / (rate * UTILISATION) / 60
+    kept = "; up to twice that stays resident (see run.keep_memory)" if jax.default_backend() == "cpu" else ""
     return [
         f"{name:12} {t.steps:,} steps of {t.batch} x {t.seq} = {tokens:,} tokens; {flops / 1e6:.1f} MFLOP a token; about "
-        f"{seconds / 60:.1f} minutes, at {UTILISATION:.0%} of the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
-        f"{'':12} {_mb(step_bytes(c, t))} a device for a step, by the compiler's plan",
+        f"{minutes:.1f} minutes, at {UTILISATION:.0%} of the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
+        f"{'':12} {_mb(step_bytes(c, t))} a device for a step, by the compiler's plan{kept}",
     ]
 
 

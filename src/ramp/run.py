@@ -37,7 +37,7 @@ def setup(c: Config, devices: int | None = None) -> Config:
 
 def keep_memory() -> None:
     """Ask glibc to keep freed memory. XLA:CPU allocates a step's temporaries anew each time, and fresh pages from the
-    kernel cost it 15% of the step."""
+    kernel cost it 15% of the step. The price: holes in the heap, up to twice the resident memory."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
