@@ -1,11 +1,13 @@
 """Next-token cross-entropy whose logits need never exist all at once."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.model.transformer import ROWS, Params, unembed
+from ramp.model.transformer import ROWS, Params, head, unembed
 
 
 def token_losses(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -22,24 +24,100 @@ def token_losses(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array,
 def head_losses(c: Model, params: Params, x_nd: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and log-normaliser, [B, T] float32, from hidden states [B*T, D].
 
-    With `c.loss_chunk` = t, the rows are cut into T/t pieces whose logits, [B*t, V], are made, used and forgotten one
-    after the other, in the backward pass too: peak memory falls by T/t for one more product with the head.
+    With `c.loss_chunk` = t, a device's rows are cut into T/t pieces whose logits are made, used and forgotten one after
+    the other, in the backward pass too: peak memory falls by T/t for one more product with the head.
     """
-    (B, T), D = targets_bt.shape, x_nd.shape[1]
-    chunk = c.loss_chunk or T
-    if T % chunk:
-        raise ValueError(f"a row of {T} tokens does not divide into loss chunks of {chunk}")
+    B, T = targets_bt.shape
+    targets_n = jax.lax.reshape(targets_bt, (B * T,), out_sharding=P(ROWS))
+    if not c.loss_chunk or c.loss_chunk == T:
+        losses, log_z = token_losses(unembed(c, params, x_nd), targets_n)
+    elif T % c.loss_chunk:
+        raise ValueError(f"a row of {T} tokens does not divide into loss chunks of {c.loss_chunk}")
+    else:
+        y_nd, w_dv = head(c, params, x_nd)
+        losses, log_z = piecewise_losses(y_nd, w_dv, targets_n, T // c.loss_chunk, c.softcap)
+    return tuple(jax.lax.reshape(a, (B, T), out_sharding=P(ROWS)) for a in (losses, log_z))
 
-    def piece(x_btd, targets_bt):
-        flat = jax.lax.reshape(x_btd, (targets_bt.size, D), out_sharding=P(ROWS))
-        return token_losses(unembed(c, params, flat), jax.lax.reshape(targets_bt, (targets_bt.size,)))
 
-    if chunk == T:
-        losses, log_z = piece(x_nd, targets_bt)
-        return losses.reshape(B, T), log_z.reshape(B, T)
+# ---------------------------------------------------------------------------------------------------- in pieces
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def piecewise_losses(
+    y_nd: jax.Array, w_dv: jax.Array, targets_n: jax.Array, pieces: int, cap: float
+) -> tuple[jax.Array, jax.Array]:
+    """`token_losses(cap tanh(y @ w / cap))` without its logits, [N, V].
 
-    def pieces(a, *rest):
-        return jnp.moveaxis(jax.lax.reshape(a, (B, T // chunk, chunk, *rest), out_sharding=P(ROWS)), 1, 0)
+    One call per device, so that the matrix is gathered once and its gradient, float32, is summed over the pieces before
+    it is scattered once; a loop of Explicit products would do both for every piece. Devices along "model" hold a slice
+    of V each and exchange maxima and sums of a row.
+    """
+    return _forward(y_nd, w_dv, targets_n, pieces, cap)[0]
 
-    both = jax.lax.map(lambda xs: jax.checkpoint(piece)(*xs), (pieces(x_nd, D), pieces(targets_bt)))
-    return tuple(jax.lax.reshape(jnp.moveaxis(a.reshape(T // chunk, B, chunk), 0, 1), (B, T)) for a in both)
+
+SPECS = P(ROWS), P("data", "model"), P(ROWS)  # y, w, targets
+
+
+def _logits(y_nd: jax.Array, w_dv: jax.Array, targets_n: jax.Array, cap: float) -> tuple[jax.Array, jax.Array]:
+    """This device's slice of the logits, and where the targets are in it."""
+    logits_nv = jnp.dot(y_nd, w_dv, preferred_element_type=jnp.float32)
+    logits_nv = cap * jnp.tanh(logits_nv / cap) if cap else logits_nv
+    ids = jax.lax.broadcasted_iota(jnp.int32, (1, w_dv.shape[1]), 1) + jax.lax.axis_index("model") * w_dv.shape[1]
+    return logits_nv, ids == targets_n[:, None]
+
+
+def _cut(pieces: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    return tuple(a.reshape(pieces, -1, *a.shape[1:]) for a in arrays)
+
+
+def _whole(w_dv: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return jax.lax.all_gather(w_dv.astype(dtype), "data", axis=0, tiled=True)
+
+
+def _forward(y_nd, w_dv, targets_n, pieces, cap):
+    def local(y_nd, w_dv, targets_n):
+        w_dv = _whole(w_dv, y_nd.dtype)
+
+        def piece(_, xs):
+            y_nd, targets_n = xs
+            logits_nv, hit_nv = _logits(y_nd, w_dv, targets_n, cap)
+            top_n = jax.lax.pmax(jnp.max(logits_nv, axis=1), "model")
+            sums = (
+                jnp.sum(jnp.exp(logits_nv - top_n[:, None]), axis=1),
+                jnp.sum(jnp.where(hit_nv, logits_nv, 0), axis=1),
+            )
+            mass_n, target_n = jax.lax.psum(sums, "model")
+            log_z_n = top_n + jnp.log(mass_n)
+            return None, (log_z_n - target_n, log_z_n)
+
+        _, both = jax.lax.scan(piece, None, _cut(pieces, y_nd, targets_n))
+        return tuple(a.reshape(-1) for a in both)
+
+    out = jax.shard_map(local, in_specs=SPECS, out_specs=(P(ROWS), P(ROWS)), check_vma=False)(y_nd, w_dv, targets_n)
+    return out, (y_nd, w_dv, targets_n, out[1])
+
+
+def _backward(pieces, cap, saved, cotangents):
+    def local(y_nd, w_dv, targets_n, log_z_n, by_loss_n, by_log_z_n):
+        w = _whole(w_dv, y_nd.dtype)
+
+        def piece(dw_dv, xs):
+            y_nd, targets_n, log_z_n, by_loss_n, by_log_z_n = xs
+            logits_nv, hit_nv = _logits(y_nd, w, targets_n, cap)
+            by_probs_n = (by_loss_n + by_log_z_n)[:, None]
+            d_nv = jnp.exp(logits_nv - log_z_n[:, None]) * by_probs_n - jnp.where(hit_nv, by_loss_n[:, None], 0.0)
+            d_nv = d_nv * (1 - jnp.square(logits_nv / cap)) if cap else d_nv
+            d_nv = d_nv.astype(y_nd.dtype)
+            dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+            return dw_dv + dot(y_nd, d_nv, (((0,), (0,)), ((), ()))), dot(d_nv, w, (((1,), (1,)), ((), ())))
+
+        xs = _cut(pieces, y_nd, targets_n, log_z_n, by_loss_n, by_log_z_n)
+        dw_dv, dy = jax.lax.scan(piece, jnp.zeros(w.shape, jnp.float32), xs)
+        dw_dv = jax.lax.psum_scatter(dw_dv, "data", scatter_dimension=0, tiled=True)
+        return jax.lax.psum(dy, "model").reshape(y_nd.shape).astype(y_nd.dtype), jax.lax.psum(dw_dv, "replica")
+
+    rows = P(ROWS)
+    run = jax.shard_map(local, in_specs=(*SPECS, rows, rows, rows), out_specs=SPECS[:2], check_vma=False)
+    dy_nd, dw_dv = run(*saved, *cotangents)
+    return dy_nd, dw_dv.astype(saved[1].dtype), None
+
+
+piecewise_losses.defvjp(_forward, _backward)

@@ -141,8 +141,15 @@ class Embed(nn.Module):
 
 
 def lookup(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of a table split over both its axes: gather it in the compute dtype, then index. [B, T, D]"""
-    return _gather(table_vd, dtype, P(None, None)).at[tokens_bt].get(out_sharding=P(ROWS))
+    """Rows of a table split over both its axes, [B, T, D].
+
+    The tokens travel, not the table: a device looks up its slice of D for all rows of its replica, and an all-to-all
+    brings whole rows to the devices that own them. That moves B*T*D / devices numbers instead of V*D, forward and back,
+    and the gradient is summed in float32 in its own place: no reduction of a whole table.
+    """
+    here_bt = jax.reshard(tokens_bt, P("replica"))
+    x_btd = jax.reshard(table_vd, P(None, "data")).at[here_bt].get(out_sharding=P("replica", None, "data"))
+    return jax.reshard(x_btd.astype(dtype), P(ROWS))
 
 
 class Block(nn.Module):
@@ -196,20 +203,18 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Final norm and the matrix [D, V] to the logits; tied models use the embedding table instead."""
+    """Final norm and the matrix [D, V] to the logits, which are for the caller to multiply: the loss does so in pieces.
+    Tied models use the embedding table as the matrix."""
 
     c: Model
 
     @nn.compact
-    def __call__(self, x_nd: jax.Array, table_vd: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x_nd: jax.Array, table_vd: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.c
         y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,)))
         if c.tied:
-            weight_dv = jax.reshard(table_vd.T, P("data", "model"))
-        else:
-            weight_dv = self.param("weight", normal(c.head_std, P("data", "model")), (c.width, c.vocab))
-        logits_nv = linear(y_nd, weight_dv, "out", "float32")
-        return c.softcap * jnp.tanh(logits_nv / c.softcap) if c.softcap else logits_nv
+            return y_nd, table_vd.T
+        return y_nd, self.param("weight", normal(c.head_std, P("data", "model")), (c.width, c.vocab))
 
 
 # ---------------------------------------------------------------------------------------------------- the model
@@ -279,9 +284,15 @@ def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, segments_b
     return jax.lax.scan(rematerialise(c, body), x0_nd, (params["blocks"], short_l))
 
 
+def head(c: Model, params: Params, x_nd: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the logits are a product of: normalised hidden states [N, D] and the matrix [D, V]."""
+    return Head(c).apply({"params": params["head"]}, x_nd, params["embed"]["table"])
+
+
 def unembed(c: Model, params: Params, x_nd: jax.Array) -> jax.Array:
     """Logits [N, V], float32."""
-    return Head(c).apply({"params": params["head"]}, x_nd, params["embed"]["table"])
+    logits_nv = linear(*head(c, params, x_nd), "out", "float32")
+    return c.softcap * jnp.tanh(logits_nv / c.softcap) if c.softcap else logits_nv
 
 
 def split_blocks(c: Model, blocks: Params) -> tuple[dict, ...]:

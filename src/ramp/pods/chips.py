@@ -1,7 +1,7 @@
 """Chips and topologies: the data file, the names people type, and the devices that a compiler without hardware plans for.
 
-    topology = parse("v6e:16x16", slices=2)      v6e chips, two slices of 256
-    topology.devices()                           compile-only jax devices; needs libtpu, or the CUDA plugin for GPUs
+topology = parse("v6e:16x16", slices=2)      v6e chips, two slices of 256
+topology.devices()                           compile-only jax devices; needs libtpu, or the CUDA plugin for GPUs
 """
 
 import difflib

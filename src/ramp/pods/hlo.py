@@ -106,7 +106,13 @@ def collectives(text: str, per_slice: int, devices: int) -> list[Collective]:
         where = re.search(r'op_name="([^"]*)"', i.rest)
         asynchronous = i.op.endswith("-start") or "async_collective" in i.rest or "chain_id" in i.rest
         seen[key] = Collective(
-            kind, received(kind, i, group), times, group, asynchronous, crosses or kind == "send", where[1] if where else ""
+            kind,
+            received(kind, i, group),
+            times,
+            group,
+            asynchronous,
+            crosses or kind == "send",
+            where[1] if where else "",
         )
     return list(seen.values())
 

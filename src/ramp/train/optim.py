@@ -4,13 +4,13 @@ An update here is what will be multiplied by `-schedule(step)` and added to the 
 `State.step` and no optimizer keeps a second count of it.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec as P
 
 from ramp.config import Train
 
@@ -93,16 +93,32 @@ POLAR = (
 def orthogonal(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
     """The nearest (semi-)orthogonal matrix of each of the L matrices, times sqrt(max(1, F/D)); the sharding is kept.
 
-    A matrix is orthogonalised whole by one device: the stack is padded to a multiple of the devices and split over
-    them, so that a mesh of n devices does 1/n of the work instead of n times the same.
+    A matrix is orthogonalised whole by one device, so that a slice of n devices does 1/n of the work instead of n times
+    the same. An all-to-all brings each device the pieces of its matrices (the stack is padded to a multiple of the
+    devices), a second one takes them back. Replicas repeat each other's work: nothing but gradients crosses slices.
     """
-    L, D, F = g_ldf.shape
     spec = jax.typeof(g_ldf).sharding.spec
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(a for a in mesh.axis_names if mesh.shape[a] > 1)
-    x = jax.reshard(g_ldf, P(None, None, None))
-    if axes:
-        x = jax.reshard(jnp.pad(x, ((0, -L % mesh.size), (0, 0), (0, 0))), P(axes))
+    split = [(dim, axis) for dim, axis in enumerate(spec) if axis is not None and mesh.shape[axis] > 1]
+
+    def local(x):
+        for dim, axis in split:
+            x = jax.lax.all_to_all(x, axis, split_axis=0, concat_axis=dim, tiled=True)
+        x = polar(x, dtype)
+        for dim, axis in reversed(split):
+            x = jax.lax.all_to_all(x, axis, split_axis=dim, concat_axis=0, tiled=True)
+        return x
+
+    devices = math.prod(mesh.shape[axis] for _, axis in split)
+    padded = jnp.pad(g_ldf.astype(dtype), ((0, -len(g_ldf) % devices), (0, 0), (0, 0)))
+    whole = jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(padded)
+    return whole[: len(g_ldf)].astype(jnp.float32)
+
+
+def polar(g_ldf: jax.Array, dtype: str) -> jax.Array:
+    """`orthogonal` of matrices that this device holds whole; float32, or `dtype` where that came in."""
+    _, D, F = g_ldf.shape
+    x = g_ldf.astype(jnp.float32)
     x = x if D <= F else x.swapaxes(1, 2)
     x /= 1.01 * jnp.sqrt(jnp.sum(x * x, axis=(1, 2), keepdims=True)) + 1e-7
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -111,7 +127,5 @@ def orthogonal(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
         s = dot("lij,lkj->lik", x, x).astype(dtype)
         s = b * s + c * dot("lij,ljk->lik", s, s).astype(dtype)
         x = a * x + dot("lij,ljk->lik", s, x).astype(dtype)
-    x = x.astype(jnp.float32)
     x = x if D <= F else x.swapaxes(1, 2)
-    x = jax.reshard(x, P(None, None, None))[:L] if axes else x
-    return jax.reshard(x, spec) * max(1.0, F / D) ** 0.5
+    return x.astype(g_ldf.dtype) * max(1.0, F / D) ** 0.5
