@@ -76,12 +76,12 @@ class Bench:
         c = config.replace(self.c.model, context=max(self.c.model.context, prompt + new))
         if "params" not in self.ready:
             params = jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(self.c.seed)))()
-            self.ready = {"params": params, "layers": jax.jit(sample.unstack, static_argnums=0)(c, params)}
-        params, layers = self.ready["params"], self.ready["layers"]
+            self.ready = {"params": params, "weights": jax.jit(sample.ready, static_argnums=0)(c, params)}
+        params, weights = self.ready["params"], self.ready["weights"]
         prompts = np.random.default_rng(0).integers(0, c.vocab - 8, (batch, prompt)).tolist()
         with Timer() as timer:
             stream = sample.start(c, params, prompts)
-            stream = sample.decode(c, params, layers, stream, sample.How(top_k=50), new)
+            stream = sample.decode(c, weights, stream, sample.How(top_k=50), new)
             tokens_bn = np.asarray(stream.tokens_bn)
         assert tokens_bn.shape == (batch, new) and (tokens_bn >= 0).all(), "a row ended early"
         return timer.seconds

@@ -29,7 +29,7 @@ class Speaker:
         self.c = setup(replace(c, mesh=config.Mesh(data=1)), devices=1)
         self.tokenizer = Tokenizer.load(run.tokenizer)
         self.params = load_params(run, stage, self.c, self.tokenizer)["lm"]
-        self.layers = jax.jit(sample.unstack, static_argnums=0)(self.c.model, self.params)
+        self.weights = jax.jit(sample.ready, static_argnums=0)(self.c.model, self.params)
         self.seed = seed
 
     def stream(self, prompt: list[int], tokens: int, stop: tuple[int, ...]) -> Iterator[str]:
@@ -39,7 +39,7 @@ class Speaker:
         stream = sample.start(m, self.params, [prompt], self.seed)
         self.seed += 1
         for _ in range(-(-tokens // PIECE)):
-            stream = sample.decode(m, self.params, self.layers, stream, way, PIECE, stop)
+            stream = sample.decode(m, self.weights, stream, way, PIECE, stop)
             for token in np.asarray(stream.tokens_bn)[0].tolist():
                 if token >= 0 and token not in stop:
                     yield decoder.push(token)

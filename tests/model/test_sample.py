@@ -28,7 +28,7 @@ def one_device():
 @cache
 def weights(c):
     params = tiny.lively(c)
-    return params, jax.jit(partial(sample.unstack, c))(params)
+    return params, jax.jit(partial(sample.ready, c))(params)
 
 
 @cache
@@ -41,7 +41,7 @@ def begin(c, prompts=PROMPTS, n=NEW, seed=0):
 
 
 def go_on(c, stream, how, n, stop=()):
-    return sample.decode(c, *weights(c), stream, how, n, stop)
+    return sample.decode(c, weights(c)[1], stream, how, n, stop)
 
 
 # ---------------------------------------------------------------------------------------------------- the cache
@@ -65,9 +65,9 @@ def test_same_tokens_on_a_mesh():
     want = go_on(c, begin(c), GREEDY, NEW).tokens_bn
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         params = tiny.lively(c)
-        layers = jax.jit(partial(sample.unstack, c))(params)
+        ready = jax.jit(partial(sample.ready, c))(params)
         stream = sample.start(c, params, PROMPTS)
-        got = sample.decode(c, params, layers, stream, GREEDY, NEW).tokens_bn
+        got = sample.decode(c, ready, stream, GREEDY, NEW).tokens_bn
     np.testing.assert_array_equal(got, want)
 
 

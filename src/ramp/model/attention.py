@@ -30,6 +30,12 @@ def attention(q_bthd, k_btkd, v_btkd, *, window=None, segments_bt=None, backend=
     return _xla(q_bthd, k_btkd, v_btkd, window, segments_bt)
 
 
+def platform() -> str:
+    """Of the devices that are traced for: those of the mesh, which in a plan are not those of this process."""
+    mesh = jax.sharding.get_mesh()
+    return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+
+
 # ---------------------------------------------------------------------------------------------------- reference
 def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
     """Queries in blocks, each against the keys it can see: a causal row needs half of the square, and a block's scores
@@ -76,7 +82,7 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
 
     T, h = q_bthd.shape[1], q_bthd.shape[3]
     if interpret is None:
-        interpret = jax.default_backend() == "cpu"
+        interpret = platform() == "cpu"
     block = next(b for b in (1024, 512, 256, 128, T) if T % b == 0)
     sizes = kernel.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,

@@ -1,8 +1,8 @@
 """Sampling: prefill, then decode in a `lax.while_loop` with a KV cache; all of it jitted, rows independent.
 
-    layers = unstack(c, params)                         once: a tuple of L weight dicts in the compute dtype
-    stream = prefill(c, params, layers, prompts, ...)   tokens of different lengths, padded on the right
-    stream = decode(c, params, layers, stream, how, n)  up to n more tokens a row; call again to go on
+    weights = ready(c, params)                    once: laid out for decoding
+    stream = start(c, params, prompts)            tokens of different lengths, run into a cache
+    stream = decode(c, weights, stream, how, n)   up to n more tokens a row; call again to go on
     tokens, logps = stream.tokens_bn, stream.logps_bn
 
 Rows have positions of their own, so prompts of any lengths share a batch, and the randomness of a row is keyed by its
@@ -65,9 +65,22 @@ class Stream:
     logps_bn: jax.Array  # log-probability of each under exactly the distribution it was drawn from; 0 after the end
 
 
-def unstack(c: Model, params: Params) -> tuple[dict, ...]:
-    """The blocks one by one, in the compute dtype. Decoding indexes weights L times a token; here it is done once."""
-    return split_blocks(c, jax.tree.map(lambda w: w.astype(c.dtype) if w.ndim > 2 else w, params["blocks"]))
+def ready(c: Model, params: Params) -> Params:
+    """The weights as decoding wants them, made once: matrices in the compute dtype, the blocks one by one, nothing split
+    over "data" but the tables that tokens are looked up in. A token reads every weight; it should not gather, cast and
+    index them as well. (A tied head is still gathered at every token.)"""
+
+    def lay_out(path: tuple, w: jax.Array) -> jax.Array:
+        stacked = path[0].key == "blocks"
+        if w.ndim - stacked < 2:
+            return w
+        spec = [None if axis == "data" else axis for axis in jax.typeof(w).sharding.spec]
+        if path[-1].key.endswith("table"):
+            spec = [None] * (w.ndim - 1) + ["data"]
+        return jax.reshard(w.astype(c.dtype), P(*spec))
+
+    params = jax.tree_util.tree_map_with_path(lay_out, params)
+    return params | {"blocks": split_blocks(c, params["blocks"])}
 
 
 # ---------------------------------------------------------------------------------------------------- one token
@@ -143,9 +156,7 @@ def prefill(
 
 
 # ---------------------------------------------------------------------------------------------------- decode
-def decode(
-    c: Model, params: Params, layers: tuple, stream: Stream, how: How, n: int, stop: tuple[int, ...] = ()
-) -> Stream:
+def decode(c: Model, weights: Params, stream: Stream, how: How, n: int, stop: tuple[int, ...] = ()) -> Stream:
     """Draw up to n tokens a row; ends early when every row is done. A stop token ends its row and is part of it.
 
     A token costs the reading of the whole cache, so the cache is no longer than it has to be: it grows by buckets, each
@@ -158,7 +169,7 @@ def decode(
             stream = _grow(stream, min(bucket(size + 1, LEAST_CACHE), c.context))
             size = _cache_size(c, stream)
         until = n if size == c.context else min(n, size - longest)  # at the context's end full rows are done
-        stream, drawn = _draw_until(c, params, layers, stream, how, drawn, until, stop), until
+        stream, drawn = _draw_until(c, weights, stream, how, drawn, until, stop), until
     return stream
 
 
@@ -182,7 +193,7 @@ def _grow(stream: Stream, size: int) -> Stream:
 
 
 @partial(jax.jit, static_argnames=("c", "how", "stop"), donate_argnames=("stream",))
-def _draw_until(c: Model, params: Params, layers: tuple, stream: Stream, how: How, first, until, stop) -> Stream:
+def _draw_until(c: Model, weights: Params, stream: Stream, how: How, first, until, stop) -> Stream:
     """Draw tokens number first .. until of each row into their places of `stream.tokens_bn`."""
 
     def going(carry: tuple) -> jax.Array:
@@ -194,7 +205,7 @@ def _draw_until(c: Model, params: Params, layers: tuple, stream: Stream, how: Ho
         token_b, logp_b = draw(s.logits_bv, row_keys(s.seed_b, s.length_b), how)
         shown_b, logp_b = jnp.where(s.done_b, -1, token_b), jnp.where(s.done_b, 0.0, logp_b)
         ends_b = jnp.isin(token_b, jnp.array(stop, jnp.int32)) if stop else jnp.zeros_like(s.done_b)
-        logits_bv, cache = advance(c, params, layers, s.cache, token_b, s.last_b, s.length_b)
+        logits_bv, cache = advance(c, weights, s.cache, token_b, s.last_b, s.length_b)
         length_b = jnp.where(s.done_b, s.length_b, s.length_b + 1)
         return i + 1, Stream(
             cache=cache,
@@ -210,17 +221,17 @@ def _draw_until(c: Model, params: Params, layers: tuple, stream: Stream, how: Ho
     return jax.lax.while_loop(going, body, (first, stream))[1]
 
 
-def advance(c: Model, params: Params, layers: tuple, cache: tuple, token_b, previous_b, position_b) -> tuple:
+def advance(c: Model, weights: Params, cache: tuple, token_b, previous_b, position_b) -> tuple:
     """Append one token a row at its position: (logits of the next [B, V] float32, the cache with it)."""
     tokens_bt = token_b[:, None]
     cos, sin = rope_angles(position_b[:, None], c.head_dim, c.rope_base)
-    x0_nd = x_nd = Embed(c).apply({"params": params["embed"]}, tokens_bt, previous_b)
+    x0_nd = x_nd = Embed(c).apply({"params": weights["embed"]}, tokens_bt, previous_b)
     grown = []
-    for i, (weights, kv) in enumerate(zip(layers, cache, strict=True)):
+    for i, (block, kv) in enumerate(zip(weights["blocks"], cache, strict=True)):
         attend = partial(attend_cached, kv, position_b, c.short_window if short_layer(c, i) else None)
-        x_nd, kv = Block(c).apply({"params": weights}, x_nd, cos, sin, attend, tokens_bt, x0_nd)
+        x_nd, kv = Block(c).apply({"params": block}, x_nd, cos, sin, attend, tokens_bt, x0_nd)
         grown.append(kv)
-    return jax.reshard(unembed(c, params, x_nd), P(ROWS, None)), tuple(grown)
+    return jax.reshard(unembed(c, weights, x_nd), P(ROWS, None)), tuple(grown)
 
 
 def attend_cached(kv, position_b, window, q_b1hd, k_b1kd, v_b1kd):
@@ -269,7 +280,7 @@ def generate(
 ) -> list[list[int]]:
     """Up to n new tokens for each prompt, the stop token left out. Row i is seeded by seed + i."""
     stream = start(c, params, prompts, seed)
-    stream = decode(c, params, jax.jit(unstack, static_argnums=0)(c, params), stream, how, n, stop)
+    stream = decode(c, jax.jit(ready, static_argnums=0)(c, params), stream, how, n, stop)
     rows = np.asarray(stream.tokens_bn).tolist()
     return [[t for t in row if t >= 0 and t not in stop] for row in rows]
 

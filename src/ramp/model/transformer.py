@@ -29,7 +29,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.model.attention import attention
+from ramp.model.attention import attention, platform
 
 ROWS = ("replica", "data")  # the mesh axes that split the batch; weights are split over "data" and "model"
 Params = dict[str, Any]
@@ -320,7 +320,6 @@ def backend(c: Model) -> str:
     """The attention kernel: the configured one, or by platform. cuDNN takes half precision only."""
     if c.attention != "auto":
         return c.attention
-    platform = jax.default_backend()
-    if platform == "tpu":
+    if platform() == "tpu":
         return "splash"
-    return "cudnn" if platform in ("gpu", "cuda") and c.dtype == "bfloat16" else "xla"
+    return "cudnn" if platform() in ("gpu", "cuda") and c.dtype == "bfloat16" else "xla"
