@@ -31,9 +31,9 @@ def attention(q_bthd, k_btkd, v_btkd, *, window=None, segments_bt=None, backend=
 
 
 def platform() -> str:
-    """Of the devices that are traced for: those of the mesh, which in a plan are not those of this process."""
-    mesh = jax.sharding.get_mesh()
-    return jax.default_backend() if mesh.empty else mesh.devices.flat[0].platform
+    """"tpu", "gpu" or "cpu": of the devices that are traced for, which in a plan are not those of this process."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 # ---------------------------------------------------------------------------------------------------- reference

@@ -322,4 +322,4 @@ def backend(c: Model) -> str:
         return c.attention
     if platform() == "tpu":
         return "splash"
-    return "cudnn" if platform() in ("gpu", "cuda") and c.dtype == "bfloat16" else "xla"
+    return "cudnn" if platform() == "gpu" and c.dtype == "bfloat16" else "xla"
