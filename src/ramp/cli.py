@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ramp import bench_args, config, rundir
 from ramp.errors import UserError
+from ramp.pods import commands as pods
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -25,6 +26,7 @@ VERBS = {
     "chat": "talk to the model of a run",
     "report": "write report.html again",
     "bench": "tokens per second of training and of generation",
+    "plan": "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
     "doctor": "what this machine has, and whether ramp can work on it",
 }
 
@@ -59,13 +61,15 @@ def dispatch(argv: list[str]) -> int:
     return ACTIONS[args.verb](args, flags)
 
 
-TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "sample", "bench")
+TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "sample", "bench", "plan")
 FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.steps 100. They are listed in src/ramp/config.py."
 
 
 def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
     if verb == "bench":
         bench_args.add_arguments(p)
+    elif verb == "plan":
+        pods.add_arguments(p)
     elif verb in TRAINS:
         p.add_argument("config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
         p.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/<name of the config>)")
@@ -156,12 +160,17 @@ def _bench(args: argparse.Namespace, flags: list[str]) -> int:
     return bench.run(args, flags)
 
 
+def _plan(args: argparse.Namespace, flags: list[str]) -> int:
+    return pods.run(args, flags)
+
+
 ACTIONS = dict.fromkeys(TRAINS, _train) | {
     "sample": _sample,
     "chat": _chat,
     "report": _report,
     "doctor": _doctor,
     "bench": _bench,
+    "plan": _plan,
 }
 
 

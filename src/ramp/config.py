@@ -208,6 +208,8 @@ class Mesh:
     """batch and fully sharded parameters"""
     model: Annotated[int, Range(low=-1)] = 1
     """tensor-parallel"""
+    flags: tuple[str, ...] = ()
+    """sets of compiler options, by their names in train/flags.toml"""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def attention(q_bthd, k_btkd, v_btkd, *, window=None, segments_bt=None, backend=
 
 
 def platform() -> str:
-    """"tpu", "gpu" or "cpu": of the devices that are traced for, which in a plan are not those of this process."""
+    """ "tpu", "gpu" or "cpu": of the devices that are traced for, which in a plan are not those of this process."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
@@ -93,7 +93,7 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
         """One device's share: q [b, k, g, T, h], k and v [b, k, T, h], segments [b, T] or None."""
         group = q.shape[2]
         call = kernel.make_splash_mqa_single_device(
-            masks.MultiHeadMask([mask] * group), block_sizes=sizes, interpret=interpret
+            masks.MultiHeadMask([mask] * group), block_sizes=sizes, interpret=interpret, residual_checkpoint_name="attn"
         )
         ids = None if segments is None else kernel.SegmentIds(q=segments, kv=segments)
         over_heads = jax.vmap(call, in_axes=(0, 0, 0, None))

@@ -32,6 +32,7 @@ class Chip:
     dcn: float
     dollars: float
     wrap: int = 0
+    product_cycles: float = 0
     devices_per_chip: int = 1
     examples: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from ramp.train import optim
 from ramp.train.board import Board
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.loop import Clock, fit
+from ramp.train.mesh import compiler_options
 from ramp.train.preemption import Preemption
 from ramp.train.state import State, abstract, averaged, new_state
 from ramp.train.step import Loss, make_step
@@ -88,7 +89,7 @@ class Stage:
         with board, closing(checkpoints):
             state = fit(
                 state,
-                make_step(self.loss, tx, t),
+                make_step(self.loss, tx, t, compiler_options(self.c.mesh)),
                 self.batches,
                 t,
                 mesh=mesh,

@@ -6,7 +6,9 @@ laptop. One device is the mesh (1, 1, 1) and runs the same code.
 """
 
 import os
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -91,6 +93,15 @@ def check(c: config.Config, dims: tuple[int, int, int]) -> None:
                 f"{key} = {value} does not divide over {parts} devices of the mesh {dict(zip(AXES, dims, strict=True))}; "
                 f"make it a multiple of {parts}, or change the mesh"
             )
+
+
+def compiler_options(m: config.Mesh) -> dict[str, str]:
+    """The options of the flag sets that `mesh.flags` names, for `jax.jit` and `lower().compile()`."""
+    known = tomllib.loads(Path(__file__).with_name("flags.toml").read_text(encoding="utf-8"))
+    for name in m.flags:
+        if name not in known:
+            raise UserError(f"mesh.flags: there is no set '{name}'; train/flags.toml has {', '.join(known)}")
+    return {key: value for name in m.flags for key, value in known[name].items()}
 
 
 def put_batch(mesh: jax.sharding.Mesh, make_rows: Callable[[int, int], dict[str, np.ndarray]], size: int) -> dict:

@@ -27,8 +27,12 @@ Batch = dict[str, jax.Array]
 Loss = Callable[[dict, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-def make_step(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Callable[[State, Batch], tuple[State, dict]]:
-    """(state, batch) -> (state, metrics), jitted, the state donated; metrics are float32 scalars on the device."""
+def make_step(
+    loss: Loss, tx: optax.GradientTransformation, t: Train, options: dict[str, str] | None = None
+) -> Callable[[State, Batch], tuple[State, dict]]:
+    """(state, batch) -> (state, metrics), jitted, the state donated; metrics are float32 scalars on the device.
+
+    options: of the compiler, see `mesh.compiler_options`."""
 
     def step(state: State, batch: Batch) -> tuple[State, dict]:
         key = jax.random.fold_in(state.key, state.step)
@@ -53,7 +57,7 @@ def make_step(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Callabl
         metrics |= {"guard/skipped": guard["skipped"], "guard/streak": guard["streak"]}
         return state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=options)
 
 
 def accumulate(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: int) -> tuple[dict, dict]:

@@ -1,0 +1,284 @@
+"""`ramp plan CONFIG --topology v6e:16x16`: the programs of a run, compiled for a machine that is not here.
+
+The step that is planned is the step that runs: `make_step`, `sample.prefill` and the decode loop are lowered on abstract
+arrays over a mesh of compile-only devices. Memory and collectives are the compiler's own. Time is arithmetic: a roofline
+(`roofline.py`), beside the cycles that the TPU compiler estimates for its fusions. None of it has met the hardware.
+
+A plan is kept under the hash of the lowered program, the options and the versions: asked for again, it costs the
+lowering only. (XLA's persistent cache saves nothing for compile-only devices.)
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import re
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ramp import config
+from ramp.config import Config, Train
+from ramp.errors import UserError
+from ramp.model import sample, transformer
+from ramp.pods import hlo, roofline
+from ramp.pods.chips import Topology, installed
+from ramp.rundir import write_atomic
+from ramp.stages.common import next_token_loss, template
+from ramp.train import mesh as meshes
+from ramp.train import optim
+from ramp.train.mesh import ROWS
+from ramp.train.state import abstract
+from ramp.train.step import make_step
+
+PROGRAMS = ("train", "prefill", "decode")
+Report = dict[str, Any]
+
+
+def plan(c: Config, topology: Topology, programs: tuple[str, ...] = PROGRAMS, save: Path | None = None) -> Report:
+    """Compile `programs` of a configuration for a topology: {"topology", "mesh", "config", "programs": {name: ...}}."""
+    c, mesh = prepare(c, topology)
+    report = {
+        "topology": str(topology),
+        "mesh": dict(mesh.shape),
+        "config": config.to_toml(c),
+        "programs": {name: compiled(name, LOWER[name](c, mesh), c, topology, save) for name in programs},
+    }
+    if save:
+        write_atomic(save / "plan.json", json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def prepare(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
+    """The configuration as the target would resolve it, checked against the mesh, which becomes jax's current one."""
+    m = c.model
+    if m.dtype == "auto":
+        m = replace(m, dtype="bfloat16")
+    if topology.chip.kind == "gpu" and m.attention == "auto" and not installed("nvidia-cudnn-cu12"):
+        m = replace(m, attention="xla")  # tracing the cuDNN kernel asks the library for its version
+    c = config.resolve(replace(c, model=m))
+    if topology.slices > 1 and c.mesh.replica == 1:
+        c = replace(c, mesh=replace(c.mesh, replica=topology.slices))
+    dims = meshes.shape(c.mesh, topology.device_count)
+    meshes.check(c, dims)
+    c = replace(c, mesh=replace(c.mesh, replica=dims[0], data=dims[1], model=dims[2]))
+    return c, meshes.make(c.mesh, topology.devices())
+
+
+# ---------------------------------------------------------------------------------------------------- programs
+def lower_train(c: Config, mesh: jax.sharding.Mesh, t: Train | None = None) -> Any:
+    t = t or c.pretrain
+    place = NamedSharding(mesh, P(ROWS))
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    batch = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=place) for name, kind in kinds.items()}
+    step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t, c.model.dtype), t)
+    return step.lower(template(c.model, t, mesh), batch)
+
+
+def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:
+    return abstract(lambda: transformer.init(c.model, jax.random.PRNGKey(0)), mesh)
+
+
+def _prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+    """One prompt a data-parallel row of devices, or 16: tokens, lengths, seeds; half the context is the prompt."""
+    rows = mesh.shape["replica"] * mesh.shape["data"]
+    B, place = max(1, 16 // rows) * rows, NamedSharding(mesh, P(ROWS))
+    make = partial(jax.ShapeDtypeStruct, sharding=place)
+    return make((B, c.model.context // 2), jnp.int32), make((B,), jnp.int32), make((B,), jnp.uint32)
+
+
+def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
+    return sample.prefill.lower(c.model, _params(c, mesh), *_prompts(c, mesh), c.model.context)
+
+
+def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
+    """The loop that draws tokens into a cache as long as the context."""
+    params, prompts = _params(c, mesh), _prompts(c, mesh)
+    weights = _like(partial(sample.ready, c.model), mesh, params)
+    stream = _like(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context), mesh, params, *prompts)
+    stream = _like(partial(sample._blank, n=128), mesh, stream)
+    return sample._draw_until.lower(c.model, weights, stream, sample.How(top_k=50), 0, 128, ())
+
+
+def _like(f: Callable, mesh: jax.sharding.Mesh, *args: Any) -> Any:
+    """Shapes and shardings of f(*args)."""
+
+    def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = leaf.sharding.spec if leaf.sharding else P()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(concrete, jax.eval_shape(f, *args))
+
+
+LOWER = {"train": lower_train, "prefill": lower_prefill, "decode": lower_decode}
+
+
+# ---------------------------------------------------------------------------------------------------- compiling
+def compiled(name: str, lowered: Any, c: Config, topology: Topology, save: Path | None = None) -> Report:
+    """What the compiler says of one program; from the cache where it has been asked before."""
+    options = meshes.compiler_options(c.mesh)
+    packages = [p for p in ("jax", "libtpu", "jax-cuda12-pjrt") if installed(p)]
+    what = [lowered.as_text(), str(topology), sorted(options.items()), [(p, version(p)) for p in packages]]
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+    kept = cache_dir() / f"{key}.json.gz"
+    if kept.exists():
+        found = json.loads(gzip.decompress(kept.read_bytes()))
+    else:
+        found = _compile(lowered, options, topology)
+        if "needs" not in found:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            scratch = kept.with_suffix(f".{os.getpid()}")
+            scratch.write_bytes(gzip.compress(json.dumps(found).encode()))
+            scratch.replace(kept)
+    text = found.pop("hlo", "")
+    if save and text:
+        save.mkdir(parents=True, exist_ok=True)
+        write_atomic(save / f"{name}.hlo.txt", text)
+    return found
+
+
+def cache_dir() -> Path:
+    return Path(os.environ.get("RAMP_PLAN_CACHE", Path.home() / ".cache" / "ramp" / "plans"))
+
+
+def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
+    began = time.perf_counter()
+    try:
+        program = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needs = re.search(r"\(([\d.]+)([GMT])\) exceeds", str(error))
+        unit = {"M": 2**20, "G": 2**30, "T": 2**40}
+        return {"fits": False, "needs": float(needs[1]) * unit[needs[2]] if needs else None}
+    memory, text = program.memory_analysis(), program.as_text()
+    resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = resident + memory.temp_size_in_bytes
+    found = hlo.collectives(text, topology.per_slice, topology.device_count)
+    cost = program.cost_analysis() or {}
+    return {
+        "fits": peak <= topology.hbm_bytes,
+        "argument": memory.argument_size_in_bytes,
+        "alias": memory.alias_size_in_bytes,
+        "temporary": memory.temp_size_in_bytes,
+        "peak": peak,
+        "collectives": summed(found),
+        "largest": [vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]],
+        "cycles": hlo.cycles(text),
+        "bytes_accessed": cost.get("bytes accessed"),  # a loop's body counted once: of one token, for decode
+        "compile_seconds": time.perf_counter() - began,
+        "hlo": text,
+    }
+
+
+def summed(found: list[hlo.Collective]) -> list[Report]:
+    """Collectives by kind, by whether they overlap with work, and by network."""
+    totals: dict[tuple, list[float]] = defaultdict(lambda: [0, 0, 0.0])
+    for one in found:
+        entry = totals[one.kind, one.asynchronous, one.between_slices]
+        entry[0] += 1
+        entry[1] += one.count
+        entry[2] += one.count * one.bytes
+    return [
+        {"kind": kind, "asynchronous": a, "between_slices": b, "places": n, "count": count, "bytes": total}
+        for (kind, a, b), (n, count, total) in sorted(totals.items())
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------- for a person
+def describe(report: Report, c: Config, topology: Topology, dollars: float | None = None) -> str:
+    """The plan as text. `c` is resolved, as `prepare` returns it."""
+    price = topology.chip.dollars if dollars is None else dollars
+    m = c.model
+    lines = [
+        f"{topology}: {topology.chips:,} chips, mesh {report['mesh']}",
+        f"model     depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim} over {m.kv_heads} kv, ff {m.ff}, "
+        f"vocabulary {m.vocab}, context {m.context}, {m.dtype}, remat {m.remat}",
+    ]
+    for name, program in report["programs"].items():
+        lines += ["", *_program(name, program, c, topology, price)]
+    return "\n".join(lines)
+
+
+def _program(name: str, p: Report, c: Config, topology: Topology, price: float) -> list[str]:
+    room = topology.hbm_bytes
+    if not p["fits"] and "peak" not in p:
+        needs = f"{gib(p['needs'])} a device" if p["needs"] else "more than there is"
+        return [f"{name:9} DOES NOT FIT: needs {needs} of {gib(room)}; {advice(c)}"]
+    verdict = "fits" if p["fits"] else f"DOES NOT FIT; {advice(c)}"
+    lines = [
+        f"{name:9} {verdict}: peak {gib(p['peak'])} of {gib(room)} a device (arguments {gib(p['argument'])}, of which "
+        f"{gib(p['alias'])} are updated in place; temporaries {gib(p['temporary'])}); compiled in {p['compile_seconds']:.0f} s"
+    ]
+    for kind in p["collectives"]:
+        way = "overlapped" if kind["asynchronous"] else "waited for"
+        net = "between slices" if kind["between_slices"] else "inside"
+        lines.append(
+            f"{'':9} {kind['kind']:18} {kind['places']:4} places {kind['count']:7,.0f} times {kind['bytes'] / 1e6:12,.1f} MB a "
+            f"device, {way}, {net}"
+        )
+    if name == "train":
+        lines += roofline.train_lines(c, topology, p, price)
+    if name == "decode":
+        lines += roofline.decode_lines(c, topology, p)
+    return lines
+
+
+def gib(n: float) -> str:
+    return f"{n / 2**30:.2f} GiB"
+
+
+def advice(c: Config) -> str:
+    """What to change first when memory is short, by what it costs."""
+    m, t = c.model, c.pretrain
+    ways = []
+    if not m.loss_chunk:
+        ways.append(f"--model.loss_chunk {max(t.seq // 8, 1)} (logits in pieces)")
+    if m.remat != "full":
+        ways.append(f"--model.remat {'saved' if m.remat == 'none' else 'full'}")
+    if t.batch // t.accum > 1:
+        ways.append(f"--pretrain.accum {2 * t.accum}")
+    return "try " + (", then ".join(ways) or "more chips, or a mesh with a larger model axis")
+
+
+def diff(a: Report, b: Report) -> str:
+    """What changed between two saved plans, program by program."""
+    lines = [f"{a['topology']} {a['mesh']}  ->  {b['topology']} {b['mesh']}"]
+    for name in a["programs"].keys() & b["programs"].keys():
+        p, q = a["programs"][name], b["programs"][name]
+        for key in ("argument", "temporary", "peak", "cycles"):
+            if p.get(key) and q.get(key):
+                lines.append(f"{name:9} {key:12} {p[key]:18,.0f} -> {q[key]:18,.0f}  ({q[key] / p[key] - 1:+.1%})")
+        moved = [
+            {(k["kind"], k["asynchronous"], k["between_slices"]): k["bytes"] for k in r.get("collectives", [])}
+            for r in (p, q)
+        ]
+        for kind in sorted(moved[0].keys() | moved[1].keys()):
+            before, after = (m.get(kind, 0) / 1e6 for m in moved)
+            way = "overlapped" if kind[1] else "waited for"
+            lines.append(f"{name:9} {kind[0]:18} {way} {before:12,.1f} -> {after:12,.1f} MB")
+    was, now = (set(r["config"].splitlines()) for r in (a, b))
+    lines += [f"- {line}" for line in sorted(was - now)] + [f"+ {line}" for line in sorted(now - was)]
+    return "\n".join(lines)
+
+
+def load(path: Path) -> Report:
+    file = path / "plan.json" if path.is_dir() else path
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{file}: no such plan; make one with `ramp plan CONFIG --topology ... --save {path}`"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{file} is not a plan ({error})") from None

@@ -1,0 +1,83 @@
+"""Which mesh, microbatch and remat to use on a topology: every choice ranked by arithmetic, the best one then compiled.
+
+The order is by the roofline's bound with what recomputation adds; what does not fit by `cost.step_bytes` is left out.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+
+from ramp import config
+from ramp.config import Config
+from ramp.errors import UserError
+from ramp.model import cost
+from ramp.pods import roofline
+from ramp.pods.chips import Topology
+from ramp.train import mesh as meshes
+
+MARGIN = 0.9  # of the memory: the arithmetic is within 15% of the compiler
+
+
+@dataclass(frozen=True)
+class Choice:
+    c: Config
+    times: roofline.Times
+    bytes: float
+
+
+def best(c: Config, topology: Topology, show: int = 8) -> Config:
+    """The fastest choice that fits, after printing the first few."""
+    found = ranked(c, topology)
+    if not found:
+        raise UserError(f"nothing fits on {topology}, whatever the mesh, microbatch and remat; take more chips")
+    print(f"{'data':>6} {'model':>6} {'accum':>6} {'remat':>6} {'GiB':>7} {'ms':>9}  binds")
+    for choice in found[:show]:
+        m = choice.c.mesh
+        print(
+            f"{m.data:6} {m.model:6} {choice.c.pretrain.accum:6} {choice.c.model.remat:>6} {choice.bytes / 2**30:7.2f} "
+            f"{1e3 * choice.times.bound:9.1f}  {choice.times.binds}"
+        )
+    return found[0].c
+
+
+def ranked(c: Config, topology: Topology) -> list[Choice]:
+    """All meshes (tensor-parallel up to 16 ways, inside a slice), microbatches and remats that fit, fastest first."""
+    m = replace(c.model, dtype="bfloat16") if c.model.dtype == "auto" else c.model
+    c = config.resolve(replace(c, model=m))
+    replica = max(c.mesh.replica, topology.slices)
+    inside = topology.device_count // replica
+    found = []
+    for model, accum, remat in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32), ("none", "saved", "full")):
+        if inside % model or c.pretrain.batch % accum:
+            continue
+        tried = replace(
+            c,
+            mesh=replace(c.mesh, replica=replica, data=inside // model, model=model),
+            model=replace(c.model, remat=remat, loss_chunk=c.model.loss_chunk or max(c.pretrain.seq // 4, 1)),
+            pretrain=replace(c.pretrain, accum=accum),
+        )
+        try:
+            meshes.check(tried, (replica, inside // model, model))
+        except UserError:
+            continue
+        need = cost.step_bytes(tried.model, tried.pretrain, inside // model, model, replica)
+        if need <= MARGIN * topology.hbm_bytes:
+            found.append(Choice(tried, expected(tried, topology), need))
+    return sorted(found, key=lambda choice: (choice.times.bound, choice.bytes))
+
+
+def expected(c: Config, topology: Topology) -> roofline.Times:
+    """The roofline with the collectives that the design calls for instead of those of a compiled program: in each pass
+    of each microbatch the weights gathered over "data" in bfloat16, their gradients scattered in float32 (between slices
+    all-reduced), and over "model" the two sums of a block, forward and back."""
+    m, t, (data, model) = c.model, c.pretrain, (c.mesh.data, c.mesh.model)
+    weights = (cost.matrix_count(m) + m.width * m.vocab) / model
+    passes = 2 + (m.remat != "none")
+    gathers = t.accum * (2 * passes * weights + cost.FLOAT32 * weights) * (data - 1) / data
+    rows = t.batch * t.seq / (c.mesh.replica * data)
+    sums = 2 * 2 * rows * m.width * 2 * passes * m.depth * (model - 1) / model
+    slices = t.accum * 2 * cost.FLOAT32 * weights / data * (c.mesh.replica > 1)
+    moved = [
+        {"bytes": gathers + sums, "between_slices": False, "asynchronous": True},
+        {"bytes": slices, "between_slices": True, "asynchronous": True},
+    ]
+    return roofline.train_times(c, topology, {"collectives": moved})
