@@ -6,6 +6,7 @@ them get the same cores. No jax here; the workers are `bench_ramp` and `bench_to
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -64,19 +66,18 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         default = Path(scratch) / "bench.toml"
         default.write_text(DEFAULT)
-        c = config.load(args.config or default, flags)
+        bench = Bench(config.load(args.config or default, flags), args, Path(scratch))
         if args.peer:
-            peer_fits(c.model, str(args.peer_python or sys.executable))
+            peer_fits(bench.c.model, bench.python)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-        bench = Bench(c, args, Path(scratch))
+        bench.describe()
         for dtype in ("float32", "bfloat16") if args.dtype == "both" else (args.dtype,):
-            if args.peer and dtype == "float32":
-                bench.agree()
-            if args.only != "generate":
-                bench.train(dtype)
-            if args.only != "train":
-                bench.generate(dtype)
+            agree = [bench.agree] if args.peer and dtype == "float32" else []
+            wanted = {"train": [bench.train], "generate": [bench.generate]}
+            for measure in agree + wanted.get(args.only, [bench.train, bench.generate]):
+                with ExitStack() as stack:
+                    measure(stack, dtype)
     if args.json:
         args.json.write_text(json.dumps(bench.figures, indent=1) + "\n")
     return 0
@@ -96,19 +97,25 @@ def peer_fits(m: config.Model, python: str) -> None:
         ) from None
 
 
+@dataclass(frozen=True)
 class Bench:
-    """The measurements of one configuration; `figures` holds all of them."""
+    """The measurements of one configuration. The workers of one end with its `stack`; `figures` holds all results."""
 
-    def __init__(self, c: Config, args: argparse.Namespace, scratch: Path) -> None:
-        self.c, self.args, self.scratch = c, args, scratch
-        load = os.getloadavg()[0]
-        self.figures = {"date": time.strftime("%Y-%m-%d"), "cpus": os.cpu_count(), "load": load}
-        m = self.resolved("float32").model
-        print(
-            f"depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim}, ff {m.ff}, vocabulary {m.vocab}: ",
-            end="",
-        )
-        print(f"{cost.param_count(m) / 1e6:.2f}M parameters; {args.threads} threads a contender, load {load:.1f}")
+    c: Config
+    args: argparse.Namespace
+    scratch: Path
+    figures: dict = field(default_factory=dict)
+
+    @property
+    def python(self) -> str:
+        return str(self.args.peer_python or sys.executable)
+
+    def describe(self) -> None:
+        m, load = self.resolved("float32").model, os.getloadavg()[0]
+        self.figures.update(date=time.strftime("%Y-%m-%d"), cpus=os.cpu_count(), load=load)
+        shape = f"depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim}, ff {m.ff}, vocabulary {m.vocab}"
+        size = f"{cost.param_count(m) / 1e6:.2f}M parameters"
+        print(f"{shape}: {size}; {self.args.threads} threads a contender, load {load:.1f}")
 
     def resolved(self, dtype: str, optimizer: str = "adamw") -> Config:
         pretrain, model = replace(self.c.pretrain, optimizer=optimizer), replace(self.c.model, dtype=dtype)
@@ -121,62 +128,56 @@ class Bench:
         return start(stack, [sys.executable, "-m", "ramp.bench_ramp", str(path)], env)
 
     def torch(self, stack: ExitStack, dtype: str) -> Worker:
-        c = self.resolved(dtype)
-        shape = {key: getattr(c.model, key) for key in SHAPE} | {"dtype": dtype, "threads": self.args.threads}
-        shape |= {"seq": c.pretrain.seq, "batch": c.pretrain.batch}
-        python, worker = str(self.args.peer_python or sys.executable), Path(__file__).with_name("bench_torch.py")
-        return start(stack, [python, str(worker), json.dumps(shape)], {})
+        m, t = self.resolved(dtype).model, self.resolved(dtype).pretrain
+        shape = {"dtype": dtype, "seq": t.seq, "batch": t.batch, "threads": self.args.threads}
+        shape |= {key: getattr(m, key) for key in SHAPE}
+        return start(stack, [self.python, str(Path(__file__).with_name("bench_torch.py")), json.dumps(shape)], {})
 
-    def agree(self) -> None:
+    def agree(self, stack: ExitStack, dtype: str) -> None:
         """The same weights give the same loss: it is the same architecture."""
         files = {"weights": str(self.scratch / "weights.npz"), "tokens": str(self.scratch / "tokens.npz")}
-        with ExitStack() as stack:
-            workers = self.ramp(stack, "float32"), self.torch(stack, "float32")
-            a, b = (worker("loss", **files)["loss"] for worker in workers)
+        a, b = (work(stack, dtype)("loss", **files)["loss"] for work in (self.ramp, self.torch))
         self.figures["agreement"] = {"ramp": a, "torch": b}
         print(f"same weights, same tokens: loss {a:.6f} (ramp), {b:.6f} (torch), difference {abs(a - b):.1e}")
         if abs(a - b) > 1e-3:
             raise RuntimeError("the peer is not the same architecture")
 
-    def train(self, dtype: str) -> None:
+    def train(self, stack: ExitStack, dtype: str) -> None:
         t = self.resolved(dtype).pretrain
         print(f"\n## Training, {dtype}, batch {t.batch} x {t.seq}")
-        with ExitStack() as stack:
-            workers = {f"ramp {optimizer}": self._compiled(stack, dtype, optimizer) for optimizer in ("adamw", "muon")}
-            if self.args.peer:
-                workers |= self._peer_compiled(stack, dtype)
-            steps = max(1, round(SECONDS / (workers["ramp adamw"]("train", steps=2)["wall"] / 2)))
-            for worker in workers.values():
-                worker("train", steps=1)
-            turns = {name: lambda w=w: w("train", steps=steps) for name, w in workers.items()}
-            rate = self._race(f"train {dtype}", turns, steps * t.batch * t.seq)
-            self._use(dtype, workers, rate)
+        workers = {f"ramp {optimizer}": self._compiled(stack, dtype, optimizer) for optimizer in ("adamw", "muon")}
+        if self.args.peer:
+            workers |= self._peer_compiled(stack, dtype)
+        steps = max(1, round(SECONDS / (workers["ramp adamw"]("train", steps=2)["wall"] / 2)))
+        for worker in workers.values():
+            worker("train", steps=1)
+        turns = {name: partial(worker, "train", steps=steps) for name, worker in workers.items()}
+        rate = self._race(f"train {dtype}", turns, steps * t.batch * t.seq)
+        self._use(dtype, workers, rate)
 
     def _compiled(self, stack: ExitStack, dtype: str, optimizer: str) -> Worker:
-        """A worker that is ready to train, the second of two: the first fills an empty compilation cache."""
+        """A worker that is ready to train, the second of two: the first finds an empty compilation cache."""
         cache = f"cold-{dtype}-{optimizer}"
         with ExitStack() as alone:
             cold = self.ramp(alone, dtype, optimizer, cache)("compile")
         worker = self.ramp(stack, dtype, optimizer, cache)
-        warm = worker("compile")
-        self.figures[f"start {dtype} {optimizer}"] = {"cold": cold, "warm": warm}
-        total = [sum(x[part] for part in ("init", "trace", "compile")) for x in (cold, warm)]
+        self.figures[f"start {dtype} {optimizer}"] = both = {"cold": cold, "warm": worker("compile")}
         parts = ", ".join(f"{part} {cold[part]:.1f}" for part in ("init", "trace", "compile"))
-        print(f"{optimizer}: before the first step {total[0]:.1f} s cold ({parts}), {total[1]:.1f} s warm")
+        said = ", ".join(f"{x['init'] + x['trace'] + x['compile']:.1f} s {name}" for name, x in both.items())
+        print(f"{optimizer}: before the first step {said} (cold: {parts})")
         return worker
 
     def _peer_compiled(self, stack: ExitStack, dtype: str) -> dict[str, Worker]:
         """Eager with the faster of the two attentions, and that compiled."""
-        found = {}
-        for attention in ("sdpa", "eager"):
-            worker = self.torch(stack, dtype)
+        eager = {attention: self.torch(stack, dtype) for attention in ("sdpa", "eager")}
+        seconds = {}
+        for attention, worker in eager.items():
             worker("compile", attention=attention, compiled=False)
-            found[attention] = min(worker("train", steps=2)["cpu"] for _ in range(2)), worker
-        best = min(found, key=lambda a: found[a][0])
-        compiled = self.torch(stack, dtype)
+            seconds[attention] = min(worker("train", steps=2)["cpu"] for _ in range(2))
+        best, compiled = min(seconds, key=seconds.get), self.torch(stack, dtype)
         first = compiled("compile", attention=best, compiled=True)["first"]
         print(f"torch: {best} attention is the faster one; torch.compile took {first:.1f} s to the first step")
-        return {"torch eager": found[best][1], "torch compiled": compiled}
+        return {"torch eager": eager[best], "torch compiled": compiled}
 
     def _use(self, dtype: str, workers: dict[str, Worker], rate: float) -> None:
         """Of the device: its arithmetic at `rate` tokens a second, and its memory."""
@@ -184,39 +185,37 @@ class Bench:
         flops = cost.flops_per_token(c.model, c.pretrain.seq)
         peak = next((p for name, p in PEAK.items() if name in device["kind"]), None)
         share = f", MFU {rate * flops / (peak * 1e12 * device['count']):.1%}" if peak else ""
-        made = f"{rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token)"
-        print(f"{device['kind']} x {device['count']}: {made}{share}")
-        self.figures[f"memory {dtype}"] = memory = {name: w("memory") for name, w in workers.items()}
+        speed = f"{rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token)"
+        print(f"{device['kind']} x {device['count']}: {speed}{share}")
+        self.figures[f"memory {dtype}"] = memory = {name: worker("memory") for name, worker in workers.items()}
         peaks = ", ".join(f"{name} {(m['device'] or m['process']) / 2**20:.0f}" for name, m in memory.items())
         kind = "device" if memory["ramp adamw"]["device"] else "process"
         state = cost.state_bytes(c.model, c.pretrain) / 2**20
         print(f"peak memory of the {kind}, MiB: {peaks}; ramp's adamw state alone is {state:.0f}")
 
-    def generate(self, dtype: str) -> None:
+    def generate(self, stack: ExitStack, dtype: str) -> None:
         print(f"\n## Generation, {dtype}, prompts of {PROMPT}, top-k 50")
-        with ExitStack() as stack:
-            ours = self.ramp(stack, dtype)
-            theirs = self.torch(stack, dtype) if self.args.peer else None
-            for new, batch in ((new, batch) for new in NEW for batch in BATCHES):
-                work = {"batch": batch, "prompt": PROMPT, "new": new}
-                turns = {"ramp": lambda w=work: ours("generate", **w)}
-                if theirs:
-                    peer = work | _peer_attention(theirs, work)
-                    turns["torch"] = lambda w=peer: theirs("generate", **w)
-                for turn in turns.values():
-                    turn()
-                room = cost.cache_bytes(self.resolved(dtype).model, batch, PROMPT + new) / 2**20
-                self._race(f"generate {dtype} batch {batch} new {new} (cache {room:.1f} MiB)", turns, batch * new)
+        ours = self.ramp(stack, dtype)
+        theirs = self.torch(stack, dtype) if self.args.peer else None
+        for new, batch in itertools.product(NEW, BATCHES):
+            work = {"batch": batch, "prompt": PROMPT, "new": new}
+            turns = {"ramp": partial(ours, "generate", **work)}
+            if theirs:
+                turns["torch"] = partial(theirs, "generate", **work, attention=_faster_attention(theirs, work))
+            for turn in turns.values():
+                turn()
+            room = cost.cache_bytes(self.resolved(dtype).model, batch, PROMPT + new) / 2**20
+            self._race(f"generate {dtype} batch {batch} new {new} (cache {room:.1f} MiB)", turns, batch * new)
 
     def _race(self, title: str, contenders: dict[str, Callable[[], dict]], tokens: int) -> float:
-        """A table of tokens per second when a turn is `tokens`, and of the first contender's share of each other's by
-        the clock and by CPU time, round by round; the first one's median. In every other round the order is reversed, so
-        that no one always follows the same."""
+        """Turns of `tokens` tokens, in every other round in reverse order, so that no one always follows the same. Prints
+        tokens per second and the first contender's share of each other's, round by round, by the clock and by CPU time;
+        returns the first one's median."""
         turns = {name: [] for name in contenders}
         for i in range(self.args.rounds):
-            for name in list(contenders)[:: 1 if i % 2 == 0 else -1]:
+            for name in list(contenders)[:: -1 if i % 2 else 1]:
                 turns[name].append(contenders[name]())
-        rates = {name: [tokens / turn["wall"] for turn in ts] for name, ts in turns.items()}
+        rates = {name: [tokens / turn["wall"] for turn in those] for name, those in turns.items()}
         self.figures[title] = {"tokens_per_second": rates, "turns": turns}
         print(f"\n| {title} | tokens/s [min, max] | ramp / it [min, max] | by CPU time |\n|---|---|---|---|")
         first = next(iter(contenders))
@@ -227,14 +226,11 @@ class Bench:
         return median(rates[first])
 
 
-def _peer_attention(theirs: Worker, work: dict) -> dict:
-    """The attention that is the faster for this work."""
+def _faster_attention(theirs: Worker, work: dict) -> str:
     seconds = {}
-    for attention in ("sdpa", "eager"):
-        short = work | {"new": 32, "attention": attention}
-        theirs("generate", **short)
-        seconds[attention] = theirs("generate", **short)["wall"]
-    return {"attention": min(seconds, key=seconds.get)}
+    for attention in ("sdpa", "eager", "sdpa", "eager"):  # the second time counts
+        seconds[attention] = theirs("generate", **work | {"new": 32}, attention=attention)["wall"]
+    return min(seconds, key=seconds.get)
 
 
 def _spread(values: list[float], form: str) -> str:

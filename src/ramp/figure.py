@@ -6,7 +6,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 import numpy as np
@@ -17,12 +17,12 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 COLORS = {"main": "#4a6fe8", "side": "#8d9ab8", "warm": "#cf692b", "grey": "#858a93"}
 COLORS |= {"green": "#3aa387", "gold": "#d9a13b", "violet": "#a06bd0", "pink": "#d3607f"}
-MAX_POINTS = 500  # of a curve
-GREY, FONT, ROW = COLORS["grey"], 8.5, 11  # points: of letters, of a line of text
-STYLE = {"font.family": "DejaVu Sans", "font.size": FONT, "text.parse_math": False, "text.color": GREY}
-STYLE |= {"axes.facecolor": "none", "axes.edgecolor": GREY, "axes.labelcolor": GREY, "legend.frameon": False}
-STYLE |= {f"axes.spines.{side}": False for side in ("left", "right", "top")}
-STYLE |= {"svg.fonttype": "none", "svg.hashsalt": "ramp"}
+GREY, FONT, MAX_POINTS = COLORS["grey"], 8.5, 500
+STYLE = {f"axes.spines.{side}": False for side in ("left", "right", "top")} | {
+    "font.family": "DejaVu Sans", "font.size": FONT, "text.color": GREY, "text.parse_math": False,
+    "axes.facecolor": "none", "axes.edgecolor": GREY, "axes.labelcolor": GREY, "axes.axisbelow": True,
+    "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "ramp",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ def blank(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.tick_params(which="both", length=0, labelsize=FONT, labelcolor=GREY)  # ticks are made late, without STYLE
     axes.grid(axis="y", color=GREY, alpha=0.25)
-    axes.set_axisbelow(True)
     return figure, axes
 
 
@@ -68,14 +67,16 @@ def line(
     size: tuple[float, float] = (9.6, 4),
 ) -> Figure:
     """Curves against `levels`, name -> (y, color): horizontal lines, named at the right. `labels` of x and y. `log` y,
-    if all are above 0."""
+    if all are above 0. Under a moving average the values themselves are faint."""
     figure, axes = blank(*size)
     axes.set(xlabel=labels[0], ylabel=labels[1], xmargin=0)
     for c in curves:
         x, y = c.points()
         marker, width = "o" if c.dots or len(x) == 1 else "", 1.6 if c.color == "main" else 1.1
         axes.plot(x, y, marker=marker, ms=3, lw=width, color=COLORS[c.color], label=c.name)
-    rows = sorted((y, _plain(name), COLORS[color]) for name, (y, color) in levels.items() if abs(y) < 1e30)
+        if c.half_life:
+            axes.plot(*replace(c, half_life=0).points(), lw=0.7, alpha=0.35, color=COLORS[c.color])
+    rows = sorted((y, name[:40], COLORS[color]) for name, (y, color) in levels.items() if abs(y) < 1e30)
     for y, _, color in rows:
         axes.axhline(y, color=color, lw=0.8, ls=(0, (5, 4)), alpha=0.8)
     (left, low), (right, high) = axes.dataLim.get_points()
@@ -83,24 +84,19 @@ def line(
         axes.set_xlim(left=0)
     if log and low > 1e-9:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 50 * low else (1,)))
-        axes.yaxis.set_minor_locator(NullLocator())
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: short(value))
+        ticks = LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 50 * low else (1,))
+        axes.yaxis.set(major_locator=ticks, minor_locator=NullLocator())
+    axes.xaxis.set(major_formatter=short)
+    axes.yaxis.set(major_formatter=short)
     if len(curves) > 1 or rows:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=max(1, len(curves)))
-    heights = (axes.transData - axes.transAxes).transform(
-        [(axes.get_xlim()[0], y) for y, *_ in rows] or np.empty((0, 2))
-    )[:, 1]
-    for (y, name, color), height, place in zip(rows, heights, spread(heights, ROW / (60 * size[1])), strict=True):
+    ends = (axes.transData - axes.transAxes).transform([(axes.get_xlim()[0], y) for y, *_ in rows] or np.empty((0, 2)))
+    for (y, name, color), end, place in zip(rows, ends[:, 1], spread(ends[:, 1], 0.18 / size[1]), strict=True):
+        name = "".join(c if c.isprintable() else "?" for c in name)
         lead = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
-        at = {"xy": (1, height), "xytext": (1.02, place), "xycoords": "axes fraction", "va": "center"}
+        at = {"xy": (1, end), "xytext": (1.02, place), "xycoords": "axes fraction", "va": "center"}
         axes.annotate(f"{name} {y:#.4g}", **at, color=color, arrowprops=lead)
     return figure
-
-
-def _plain(name: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in name[:40])
 
 
 def spread(places: np.ndarray, gap: float) -> np.ndarray:
@@ -109,8 +105,8 @@ def spread(places: np.ndarray, gap: float) -> np.ndarray:
     return np.minimum(np.maximum.accumulate(places - steps) + steps, 1 - steps[::-1])
 
 
-def short(value: float) -> str:
-    """1234567 as 1.23M."""
+def short(value: float, _: object = None) -> str:
+    """1234567 as 1.23M; also what matplotlib calls to write a tick."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"

@@ -29,9 +29,6 @@ PANELS = {"gradient norm": "train/grad_norm", "learning rate": "train/lr", "toke
 Levels = Mapping[str, tuple[float, str]]  # name -> (bits per byte, color)
 
 
-# ---- report.json ----------------------------------------------------------------------------------------------------
-
-
 def read_report(run_dir: Path) -> dict[str, dict[str, Any]]:
     """The figures of a run by stage; empty before the first stage has reported."""
     path = Path(run_dir) / "report.json"
@@ -61,9 +58,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-# ---- reading what a run left ----------------------------------------------------------------------------------------
 
 
 def _number(value: Any) -> float | None:
@@ -107,9 +101,6 @@ def _last(records: Iterable[dict], stage: str) -> dict[str, float]:
     return {tag: _number(value) for tag, value in items if _number(value) is not None}
 
 
-# ---- numbers as words -----------------------------------------------------------------------------------------------
-
-
 def _name(baseline: str) -> str:
     return NAMES.get(baseline, f"Kneser-Ney {baseline[2:]}" if baseline.startswith("kn") else baseline)
 
@@ -125,9 +116,6 @@ def _cut(value: Any, most: int = MAX_CHARS) -> str:
     """Escaped text of bounded length."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return escape(text if len(text) <= most else text[:most] + f" … ({len(text) - most:,} more characters)")
-
-
-# ---- sections -------------------------------------------------------------------------------------------------------
 
 
 def section(title: str, *parts: str, note: str = "") -> str:
@@ -271,9 +259,6 @@ def _details(run_dir: Path, report: dict) -> str:
         if text.strip()
     )
     return f"<section>{folded}</section>" if folded else ""
-
-
-# ---- the page -------------------------------------------------------------------------------------------------------
 
 
 def write_report(run_dir: Path) -> Path:
