@@ -132,21 +132,18 @@ def picture(curves: Sequence[Curve], levels: Levels, x: str, y: str, **how: Any)
 
 def _headline(bpb: float | None, levels: Levels) -> str:
     """The figure and, beside it, what the same text costs under models that anyone can fit."""
-    if bpb is None:
-        figure, verdict = "?", "not evaluated yet"
-    else:
-        worse = min(((v, name) for name, (v, _) in levels.items() if v > bpb), default=None)
-        better = max(((v, name) for name, (v, _) in levels.items() if v <= bpb), default=None)
-        said = [f"better than {worse[1]} ({worse[0]:.3f})" if worse else ""]
-        said += [f"not as good as {better[1]} ({better[0]:.3f})" if better else ""]
-        figure, verdict = f"{bpb:.3f}", ", ".join(filter(None, said)) or "no baselines to hold it against yet"
-    rows = [(value, name, color) for name, (value, color) in levels.items()]
-    rows += [(bpb, "this model", "main")] if bpb is not None and rows else []
+    rows = sorted(((value, name, color) for name, (value, color) in levels.items()), reverse=True)
+    figure, verdict = "?", "not evaluated yet"
+    if bpb is not None:
+        worse = [f"better than {name} ({value:.3f})" for value, name, _ in rows if value > bpb][-1:]
+        better = [f"not as good as {name} ({value:.3f})" for value, name, _ in rows if value <= bpb][:1]
+        figure, verdict = f"{bpb:.3f}", ", ".join(worse + better) or "no baselines to hold it against yet"
+        rows = sorted([*rows, (bpb, "this model", "main")], reverse=True) if rows else []
     most = max((value for value, _, _ in rows), default=1.0)
     bars = "".join(
         f'<div class="row {color}"><span>{escape(name)}</span>'
         f'<div><i style="width:{100 * value / most:.2f}%"></i></div><b>{value:.3f}</b></div>'
-        for value, name, color in sorted(rows, reverse=True)
+        for value, name, color in rows
     )
     return (
         f'<section class="hero"><div><div class="figure">{figure}</div><b>bits per byte on held-out text</b>'
@@ -193,29 +190,22 @@ def _stages(report: dict, metrics: list[dict]) -> str:
     for stage in dict.fromkeys([*report, *(r["stage"] for r in metrics)]):
         told = _dict(report.get(stage))
         seen = {"train/tokens": _number(told.get("tokens"))} | _last(metrics, stage)
-        spent = {kind: _number(_dict(told.get("time")).get(kind)) or seen.get(f"time/{kind}", 0.0) for kind in KINDS}
-        spent = {kind: seconds for kind, seconds in spent.items() if seconds > 0}
+        time = _dict(told.get("time"))
+        spent = {kind: _number(time.get(kind)) or seen.get(f"time/{kind}", 0.0) for kind in KINDS}
         seconds = _number(told.get("seconds"))
         all_told += seconds or 0
-        cells = [_duration(seconds or sum(spent.values())), _split_bar(spent)]
+        look = '<i style="flex: {:.0f}; background: var(--{})" title="{} {}"></i>'
+        bar = "".join(look.format(1e4 * s, KINDS[kind], kind, _duration(s)) for kind, s in spent.items() if s > 0)
+        cells = [_duration(seconds or sum(spent.values())), f'<div class="split">{bar}</div>' if bar else ""]
         keys = {"step": ",.0f", "train/tokens": "", "time/tokens_per_s": "", "guard/skipped": ",.0f"}
         for value, form in ((seen.get(key), form) for key, form in keys.items()):
             cells.append("" if value is None else format(value, form) if form else short(value))
         rows.append(f"<tr><th>{escape(stage)}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    heads = ("stage", "time", "spent on", "steps", "tokens", "tokens/s", "steps refused by the guard")
-    head = "".join(f"<th>{name}</th>" for name in heads)
+    head = "</th><th>".join(("stage", "time", "spent on", "steps", "tokens", "tokens/s", "steps refused by the guard"))
     keys = "".join(f'<span><i style="background: var(--{color})"></i>{kind}</span>' for kind, color in KINDS.items())
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    table = f'<div class="scroll"><table><thead><tr><th>{head}</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     note = f"All stages that have finished: {_duration(all_told)}." if all_told else ""
     return section("Time and cost", table, f'<div class="keys">{keys}</div>', note=note) if rows else ""
-
-
-def _split_bar(spent: Mapping[str, float]) -> str:
-    bars = (
-        f'<i style="flex: {s:.3g}; background: var(--{KINDS[kind]})" title="{kind} {_duration(s)}"></i>'
-        for kind, s in spent.items()
-    )
-    return f'<div class="split">{"".join(bars)}</div>' if spent else ""
 
 
 def _samples(samples: list[dict], stage: str, title: str) -> str:
@@ -253,11 +243,8 @@ def _details(run_dir: Path, report: dict) -> str:
     parts = {"Configuration": _text(run_dir / "config.toml"), "Provenance": _text(run_dir / "provenance.json")}
     plain = {stage: {k: v for k, v in _dict(f).items() if k != "conversation"} for stage, f in report.items()}
     parts["All figures"] = json.dumps(plain, indent=2, ensure_ascii=False) if plain else ""
-    folded = "".join(
-        f"<details><summary>{name}</summary><pre>{_cut(text, MAX_FILE_CHARS)}</pre></details>"
-        for name, text in parts.items()
-        if text.strip()
-    )
+    look = "<details><summary>{}</summary><pre>{}</pre></details>"
+    folded = "".join(look.format(name, _cut(text, MAX_FILE_CHARS)) for name, text in parts.items() if text.strip())
     return f"<section>{folded}</section>" if folded else ""
 
 
