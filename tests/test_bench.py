@@ -11,12 +11,12 @@ import pytest
 
 from ramp import bench, cli, config
 
-TINY = "[model]\ndepth = 1\nwidth = 64\nhead_dim = 32\ncontext = 32\nvocab = 320\n[pretrain]\nbatch = 8\n"
+TINY = "[text]\nvocab = 320\n[model]\ndepth = 1\nwidth = 64\nhead_dim = 32\ncontext = 32\nvocab = 320\n[pretrain]\nbatch = 8\n"
 
 
 def made(tmp_path, **over):
     (tmp_path / "c.toml").write_text(TINY)
-    given = {"rounds": 3, "threads": 1, "peer": None, "peer_python": None} | over
+    given = {"rounds": 3, "threads": 1, "peer": None, "peer_python": Path(sys.executable)} | over
     return bench.Bench(config.load(tmp_path / "c.toml", []), argparse.Namespace(**given), tmp_path)
 
 

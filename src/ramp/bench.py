@@ -68,14 +68,13 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
         default.write_text(DEFAULT)
         bench = Bench(config.load(args.config or default, flags), args, Path(scratch))
         if args.peer:
-            peer_fits(bench.c.model, bench.python)
+            peer_fits(bench.c.model, args.peer_python)
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
         bench.describe()
+        wanted = [getattr(bench, args.only)] if args.only else [bench.train, bench.generate]
         for dtype in ("float32", "bfloat16") if args.dtype == "both" else (args.dtype,):
-            agree = [bench.agree] if args.peer and dtype == "float32" else []
-            wanted = {"train": [bench.train], "generate": [bench.generate]}
-            for measure in agree + wanted.get(args.only, [bench.train, bench.generate]):
+            for measure in [bench.agree, *wanted] if args.peer and dtype == "float32" else wanted:
                 with ExitStack() as stack:
                     measure(stack, dtype)
     if args.json:
@@ -83,7 +82,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-def peer_fits(m: config.Model, python: str) -> None:
+def peer_fits(m: config.Model, python: Path) -> None:
     """The peer is Qwen3: every switch must stand where Qwen3 has it, and its interpreter must have its packages."""
     for key in QWEN3:
         if getattr(m, key) != getattr(config.Model(), key):
@@ -106,10 +105,6 @@ class Bench:
     scratch: Path
     figures: dict = field(default_factory=dict)
 
-    @property
-    def python(self) -> str:
-        return str(self.args.peer_python or sys.executable)
-
     def describe(self) -> None:
         m, load = self.resolved("float32").model, os.getloadavg()[0]
         self.figures.update(date=time.strftime("%Y-%m-%d"), cpus=os.cpu_count(), load=load)
@@ -131,7 +126,9 @@ class Bench:
         m, t = self.resolved(dtype).model, self.resolved(dtype).pretrain
         shape = {"dtype": dtype, "seq": t.seq, "batch": t.batch, "threads": self.args.threads}
         shape |= {key: getattr(m, key) for key in SHAPE}
-        return start(stack, [self.python, str(Path(__file__).with_name("bench_torch.py")), json.dumps(shape)], {})
+        return start(
+            stack, [str(self.args.peer_python), str(Path(__file__).with_name("bench_torch.py")), json.dumps(shape)], {}
+        )
 
     def agree(self, stack: ExitStack, dtype: str) -> None:
         """The same weights give the same loss: it is the same architecture."""

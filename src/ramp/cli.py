@@ -67,7 +67,8 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
     if verb == "bench":
         p.add_argument("config", nargs="?", type=Path, help="a TOML file; default: depth 4, context 256, batch 16")
         p.add_argument("--peer", choices=("torch",), help="measure the same architecture in PyTorch, in turn with ramp")
-        p.add_argument("--peer-python", type=Path, metavar="PATH", help="an interpreter with torch and transformers")
+        python = {"type": Path, "default": Path(sys.executable), "metavar": "PATH"}
+        p.add_argument("--peer-python", **python, help="an interpreter with torch and transformers")
         p.add_argument("--only", choices=("train", "generate"), help="one of the two measurements")
         p.add_argument("--rounds", type=int, default=8, help="turns of every contender (default 8)")
         p.add_argument("--dtype", choices=("float32", "bfloat16", "both"), default="both")
