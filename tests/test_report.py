@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramp import report
 from ramp.errors import UserError
-from ramp.report import Curve, chart, read_report, thin, update_report, write_report
+from ramp.figure import Curve
+from ramp.report import picture, read_report, section, update_report, write_report
 
 EVIL = "<script>alert('x')</script> & \"quoted\" </pre></svg>"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -147,8 +147,12 @@ def test_the_page_is_self_contained(whole):
     page = Page(html)
     assert not {"link", "img", "iframe", "object", "embed", "base"} & set(page.tags)
     assert not {"src", "href", "onload", "onclick", "srcset"} & {name for name, _ in page.attributes}
-    assert "url(" not in html
+    inside = [value for name, value in page.attributes if name == "xlink:href"]
+    assert inside
+    assert all(value.startswith("#") for value in inside)
+    assert re.search(r"url\((?!#)", html) is None  # matplotlib clips a curve by the name of an element of the page
     assert "@import" not in html
+    assert "//" not in re.sub(r"<pre>.*?</pre>", "", html, flags=re.DOTALL)  # no address, of a schema either
     assert ("http-equiv", "Content-Security-Policy") in page.attributes
     assert any(value.startswith("default-src 'none'") for _, value in page.attributes if value)
 
@@ -160,16 +164,13 @@ def test_size_is_bounded(whole, tmp_path):
     write_lines(run / "samples.jsonl", long)
     html = write_report(run).read_text(encoding="utf-8")
     assert len(html) < 200_000
-    points = [len(found.split()) for found in re.findall(r'points="([^"]*)"', html)]
-    assert points
-    assert max(points) <= report.MAX_POINTS
     assert "96,000 more characters" in html
 
 
 FILES = ("config.toml", "provenance.json", "report.json", "metrics.jsonl", "samples.jsonl")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(keep=st.lists(st.floats(0, 1), min_size=5, max_size=5))
 def test_a_run_cut_anywhere_still_has_a_page(whole, tmp_path_factory, keep):
     run = tmp_path_factory.mktemp("half")
@@ -187,7 +188,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(value=json_values, other=json_values, number=st.floats(-1e6, 1e6))
 def test_strange_values_still_make_a_page(tmp_path_factory, value, other, number):
     run = tmp_path_factory.mktemp("strange")
@@ -203,45 +204,34 @@ def test_strange_values_still_make_a_page(tmp_path_factory, value, other, number
     Page(write_report(run).read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("bytes_per_token", [1e-308, -1e-308, 1e29, -3.0, 0, True, "3.9", None])
+def test_a_derived_curve_that_overflows_is_left_out(tmp_path, bytes_per_token):
+    update_report(tmp_path, "prepare", {"bytes_per_token": bytes_per_token})
+    lines = [{"step": i, "stage": "pretrain", "train/loss": 5.0 - i, "eval/val_bpb": 2.0 - i / 10} for i in range(9)]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    html = write_report(tmp_path).read_text(encoding="utf-8")
+    assert ("aria-label", "bits per byte by step") in Page(html).attributes
+    assert re.search(r"\b(nan|inf)\b", html) is None
+
+
+def test_no_name_of_the_run_can_break_the_page(tmp_path):
+    baselines = {EVIL: 2.0, "$\\frac{$": 1.5, "\ud800\n" * 50: 1.2, "kn\x00": 1.1}
+    update_report(tmp_path, "eval", {"val_bpb": 1.4, "baselines": baselines})
+    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "stage": "pretrain", "eval/val_bpb": 1.5}])
+    page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "script" not in page.tags
+    assert page.text.count("$\\frac{$") == 3  # verdict, bar and picture, where it is no mathematics
+
+
+def test_a_room_makes_a_section_of_pictures():
+    html = section("A <room>", picture([Curve("c", [1, 2], [3, 4])], {"other": (3.5, "warm")}, "x", "y"), note="n & m")
+    page = Page(html)
+    assert page.tags[0] == "section"
+    assert "A <room>" in page.text
+    assert "other 3.500" in page.text
+    assert section("nothing", picture([Curve("c", [1], [float("nan")])], {}, "x", "y"), note="said") == ""
+
+
 def test_an_empty_directory_has_a_page(tmp_path):
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "not evaluated yet" in page.text
-
-
-# ---- charts ---------------------------------------------------------------------------------------------------------
-
-
-def test_thin_keeps_the_ends_and_the_mean():
-    x = np.arange(10_000.0)
-    few_x, few_y = thin(x, 2 * x, 100)
-    assert len(few_x) == 100
-    assert (few_x[-1], few_y[-1]) == (9999.0, 19998.0)
-    np.testing.assert_allclose(few_y, 2 * few_x)
-    assert thin(x[:100], x[:100], 100)[0] is not None
-
-
-def test_chart_puts_values_where_they_belong():
-    curve = Curve("c", "main", np.array([0.0, 10.0]), np.array([4.0, 1.0]), dots=True)
-    svg = chart([curve], {"xz": 2.0}, "step", "bits", log=True)
-    (first, last) = (tuple(map(float, p.split(","))) for p in re.search(r'points="([^"]*)"', svg)[1].split())
-    assert first[0] < last[0]
-    assert first[1] < last[1]  # a smaller value is lower on the page
-    rule = float(re.search(r'class="rule bytes"[^>]* y1="([\d.]+)"', svg)[1])
-    assert rule == pytest.approx((first[1] + last[1]) / 2, abs=0.2)  # 2 lies midway between 1 and 4 on a log axis
-
-
-@pytest.mark.parametrize("log", [True, False])
-@pytest.mark.parametrize("y", [[1.0], [0.0, 0.0], [5.0, 5.0], [-1.0, 1e30], [1e-12, 1e12]])
-def test_chart_of_degenerate_values_is_finite(y, log):
-    svg = chart([Curve("c", "main", np.arange(len(y), dtype=float), np.array(y))], {}, "x", "y", log=log)
-    Page(svg)
-    assert "nan" not in svg
-    assert "inf" not in svg
-
-
-def test_labels_of_close_lines_do_not_overlap():
-    curve = Curve("c", "main", np.array([0.0, 1.0]), np.array([4.0, 1.0]))
-    svg = chart([curve], {f"kn{k}": 1.4 + k / 1000 for k in range(1, 6)}, "x", "y")
-    ys = [float(y) for y in re.findall(r'class="label kn" x="\d+" y="([\d.]+)"', svg)]
-    assert len(ys) == 5
-    assert np.diff(sorted(ys)).min() >= 14.9

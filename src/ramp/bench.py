@@ -6,17 +6,19 @@ them get the same cores. No jax here; the workers are `bench_ramp` and `bench_to
 """
 
 import argparse
+import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 
 from ramp import config
 from ramp.config import Config
@@ -26,6 +28,8 @@ from ramp.model import cost
 DEFAULT = "[model]\ndepth = 4\ncontext = 256\n[pretrain]\nbatch = 16\n"
 PROMPT, NEW, BATCHES = 32, (128, 512), (1, 16)
 SECONDS = 2.0  # least work in one turn
+SHAPE = ("depth", "width", "ff", "heads", "kv_heads", "head_dim", "vocab", "tied", "rope_base")  # what the peer is told
+QWEN3 = ("mlp", "qk_norm", "window", "softcap", "value_embeds", "x0_scalars", "smear")  # as in the peer: left alone
 
 # Dense bfloat16 TFLOP/s of one device, from the makers' data sheets; the first name found in the device's kind counts.
 PEAK = {
@@ -34,259 +38,198 @@ PEAK = {
 }  # fmt: skip
 
 
-class Worker:
-    """A process that answers lines of JSON; what it says besides goes to a log, shown when it dies."""
-
-    def __init__(self, command: list[str], env: dict[str, str] | None = None) -> None:
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=self.log, text=True, env=os.environ | (env or {})
-        )
-
-    def __call__(self, do: str, **work: object) -> dict:
-        try:
-            self.process.stdin.write(json.dumps({"do": do, **work}) + "\n")
-            self.process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        line = self.process.stdout.readline()
-        if not line:
-            self.log.seek(0)
-            raise RuntimeError(
-                f"{' '.join(self.process.args[:3])} died while asked to {do}:\n{self.log.read()[-4000:]}"
-            )
-        return json.loads(line)
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.stdin.close()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.log.close()
+Worker = Callable[..., dict]  # (do, **work) -> answer
 
 
-@dataclass(frozen=True)
-class Contender:
-    """A name and what one turn of it is: () -> {"wall": seconds, "cpu": seconds}."""
+def start(stack: ExitStack, command: list[str], env: dict[str, str]) -> Worker:
+    """A process that answers lines of JSON until `stack` ends; what it says besides is shown when it dies."""
+    log, pipe = stack.enter_context(tempfile.TemporaryFile("w+")), subprocess.PIPE  # noqa: SIM115
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, env=os.environ | env)
+    stack.enter_context(process)
 
-    name: str
-    turn: Callable[[], dict]
+    def worker(do: str, **work: object) -> dict:
+        with suppress(BrokenPipeError):
+            process.stdin.write(json.dumps({"do": do, **work}) + "\n")
+            process.stdin.flush()
+        line = process.stdout.readline()
+        if line:
+            return json.loads(line)
+        log.seek(0)
+        raise RuntimeError(f"{' '.join(command[:3])} died while asked to {do}:\n{log.read()[-4000:]}")
+
+    return worker
 
 
-def interleave(contenders: list[Contender], rounds: int) -> dict[str, list[dict]]:
-    """Every contender's turns; the order is reversed in every other round, so that no one always follows the same."""
-    turns = {c.name: [] for c in contenders}
-    for i in range(rounds):
-        for c in contenders if i % 2 == 0 else reversed(contenders):
-            turns[c.name].append(c.turn())
-    return turns
-
-
-# ---------------------------------------------------------------------------------------------------- the verb
 def run(args: argparse.Namespace, flags: list[str]) -> int:
     if args.rounds < 1 or args.threads < 1:
         raise UserError("--rounds and --threads take numbers of at least 1")
-    c = load(args.config, flags)
-    if args.peer:
-        peer_fits(c)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    dtypes = ("float32", "bfloat16") if args.dtype == "both" else (args.dtype,)
     with tempfile.TemporaryDirectory() as scratch:
-        bench = Bench(c, args, Path(scratch))
-        for dtype in dtypes:
-            if args.peer and dtype == "float32":
-                bench.agree()
-            if args.only != "generate":
-                bench.train(dtype)
-            if args.only != "train":
-                bench.generate(dtype)
+        default = Path(scratch) / "bench.toml"
+        default.write_text(DEFAULT)
+        bench = Bench(config.load(args.config or default, flags), args, Path(scratch))
+        if args.peer:
+            peer_fits(bench.c.model, args.peer_python)
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+        bench.describe()
+        wanted = [getattr(bench, args.only)] if args.only else [bench.train, bench.generate]
+        for dtype in ("float32", "bfloat16") if args.dtype == "both" else (args.dtype,):
+            for measure in [bench.agree, *wanted] if args.peer and dtype == "float32" else wanted:
+                with ExitStack() as stack:
+                    measure(stack, dtype)
     if args.json:
         args.json.write_text(json.dumps(bench.figures, indent=1) + "\n")
     return 0
 
 
-def load(path: Path | None, flags: list[str]) -> Config:
-    if path is not None:
-        return config.load(path, flags)
-    with tempfile.TemporaryDirectory() as scratch:
-        default = Path(scratch) / "bench.toml"
-        default.write_text(DEFAULT)
-        return config.load(default, flags)
-
-
-def peer_fits(c: Config) -> None:
-    """The peer is Qwen3: every switch must stand where Qwen3 has it."""
-    m, usual = c.model, config.Model()
-    for key in ("mlp", "qk_norm", "window", "softcap", "value_embeds", "x0_scalars", "smear"):
-        if getattr(m, key) != getattr(usual, key):
+def peer_fits(m: config.Model, python: Path) -> None:
+    """The peer is Qwen3: every switch must stand where Qwen3 has it, and its interpreter must have its packages."""
+    for key in QWEN3:
+        if getattr(m, key) != getattr(config.Model(), key):
             raise UserError(f"model.{key} = {getattr(m, key)!r} does not exist in the peer; bench it without --peer")
+    try:
+        subprocess.run([python, "-c", "import torch, transformers, numpy"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise UserError(
+            f"{python} has no torch, transformers and numpy; make an environment that has, `python3 -m venv "
+            "peer && peer/bin/pip install torch transformers numpy`, and pass --peer-python peer/bin/python"
+        ) from None
 
 
+@dataclass(frozen=True)
 class Bench:
-    def __init__(self, c: Config, args: argparse.Namespace, scratch: Path) -> None:
-        self.c, self.args, self.scratch = c, args, scratch
-        self.python = str(args.peer_python or sys.executable)
-        self.figures = {"date": time.strftime("%Y-%m-%d"), "cpus": os.cpu_count(), "load": os.getloadavg()[0]}
-        if args.peer:
-            self._require_peer()
-        m = self.resolved("float32").model
-        print(
-            f"depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim}, ff {m.ff}, vocabulary {m.vocab}: "
-            f"{cost.param_count(m) / 1e6:.2f}M parameters; {args.threads} threads a contender, load {os.getloadavg()[0]:.1f}"
-        )
+    """The measurements of one configuration. The workers of one end with its `stack`; `figures` holds all results."""
 
-    def _require_peer(self) -> None:
-        try:
-            probe = subprocess.run([self.python, "-c", "import torch, transformers, numpy"], capture_output=True)
-            found = probe.returncode == 0
-        except OSError:
-            found = False
-        if not found:
-            raise UserError(
-                f"{self.python} has no torch, transformers and numpy; make an environment that has, `python3 -m venv "
-                "peer && peer/bin/pip install torch transformers numpy`, and pass --peer-python peer/bin/python"
-            )
+    c: Config
+    args: argparse.Namespace
+    scratch: Path
+    figures: dict = field(default_factory=dict)
+
+    def describe(self) -> None:
+        m, load = self.resolved("float32").model, os.getloadavg()[0]
+        self.figures.update(date=time.strftime("%Y-%m-%d"), cpus=os.cpu_count(), load=load)
+        shape = f"depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim}, ff {m.ff}, vocabulary {m.vocab}"
+        size = f"{cost.param_count(m) / 1e6:.2f}M parameters"
+        print(f"{shape}: {size}; {self.args.threads} threads a contender, load {load:.1f}")
 
     def resolved(self, dtype: str, optimizer: str = "adamw") -> Config:
-        c = replace(self.c, model=replace(self.c.model, dtype=dtype))
-        return config.resolve(replace(c, pretrain=replace(c.pretrain, optimizer=optimizer)))
+        pretrain, model = replace(self.c.pretrain, optimizer=optimizer), replace(self.c.model, dtype=dtype)
+        return config.resolve(replace(self.c, model=model, pretrain=pretrain))
 
-    # ------------------------------------------------------------------------------------------------ workers
-    def ramp(self, dtype: str, optimizer: str = "adamw", cache: str | None = None) -> Worker:
+    def ramp(self, stack: ExitStack, dtype: str, optimizer: str = "adamw", cache: str = "cache") -> Worker:
         path = self.scratch / f"{dtype}-{optimizer}.toml"
         path.write_text(config.to_toml(self.resolved(dtype, optimizer)))
-        env = {"JAX_COMPILATION_CACHE_DIR": str(self.scratch / (cache or "cache"))}
-        return Worker([sys.executable, "-m", "ramp.bench_ramp", str(path)], env)
+        env = {"JAX_COMPILATION_CACHE_DIR": str(self.scratch / cache)}
+        return start(stack, [sys.executable, "-m", "ramp.bench_ramp", str(path)], env)
 
-    def torch(self, dtype: str) -> Worker:
-        c = self.resolved(dtype)
-        shape = {
-            k: getattr(c.model, k)
-            for k in ["depth", "width", "ff", "heads", "kv_heads", "head_dim", "vocab", "tied", "rope_base"]
-        }
-        shape |= {"dtype": dtype, "seq": c.pretrain.seq, "batch": c.pretrain.batch, "threads": self.args.threads}
-        return Worker([self.python, str(Path(__file__).with_name("bench_torch.py")), json.dumps(shape)])
+    def torch(self, stack: ExitStack, dtype: str) -> Worker:
+        m, t = self.resolved(dtype).model, self.resolved(dtype).pretrain
+        shape = {"dtype": dtype, "seq": t.seq, "batch": t.batch, "threads": self.args.threads}
+        shape |= {key: getattr(m, key) for key in SHAPE}
+        return start(
+            stack, [str(self.args.peer_python), str(Path(__file__).with_name("bench_torch.py")), json.dumps(shape)], {}
+        )
 
-    # ------------------------------------------------------------------------------------------------ measurements
-    def agree(self) -> None:
+    def agree(self, stack: ExitStack, dtype: str) -> None:
         """The same weights give the same loss: it is the same architecture."""
         files = {"weights": str(self.scratch / "weights.npz"), "tokens": str(self.scratch / "tokens.npz")}
-        with self.ramp("float32") as ours, self.torch("float32") as theirs:
-            a, b = ours("loss", **files)["loss"], theirs("loss", **files)["loss"]
+        a, b = (work(stack, dtype)("loss", **files)["loss"] for work in (self.ramp, self.torch))
         self.figures["agreement"] = {"ramp": a, "torch": b}
         print(f"same weights, same tokens: loss {a:.6f} (ramp), {b:.6f} (torch), difference {abs(a - b):.1e}")
         if abs(a - b) > 1e-3:
             raise RuntimeError("the peer is not the same architecture")
 
-    def train(self, dtype: str) -> None:
-        c = self.resolved(dtype)
-        tokens = c.pretrain.batch * c.pretrain.seq
-        print(f"\n## Training, {dtype}, batch {c.pretrain.batch} x {c.pretrain.seq}")
-        workers = {}
-        with ExitStack() as stack:
-            for optimizer in ("adamw", "muon"):
-                with self.ramp(dtype, optimizer, f"cold-{dtype}-{optimizer}") as cold:
-                    first = cold("compile")
-                warm = stack.enter_context(self.ramp(dtype, optimizer, f"cold-{dtype}-{optimizer}"))
-                workers[f"ramp {optimizer}"] = warm
-                self._start(dtype, optimizer, first, warm("compile"))
-            if self.args.peer:
-                workers |= self._peer_train(stack, dtype)
-            seconds = workers["ramp adamw"]("train", steps=2)["wall"] / 2
-            steps = max(1, round(SECONDS / seconds))
-            for worker in workers.values():
-                worker("train", steps=1)
-            turns = interleave(
-                [Contender(n, lambda w=w: w("train", steps=steps)) for n, w in workers.items()], self.args.rounds
-            )
-            rates = {n: [steps * tokens / t["wall"] for t in ts] for n, ts in turns.items()}
-            self._table(f"train {dtype}", rates, turns, "ramp adamw")
-            self._device(c, workers, statistics.median(rates["ramp adamw"]))
+    def train(self, stack: ExitStack, dtype: str) -> None:
+        t = self.resolved(dtype).pretrain
+        print(f"\n## Training, {dtype}, batch {t.batch} x {t.seq}")
+        workers = {f"ramp {optimizer}": self._compiled(stack, dtype, optimizer) for optimizer in ("adamw", "muon")}
+        if self.args.peer:
+            workers |= self._peer_compiled(stack, dtype)
+        steps = max(1, round(SECONDS / (workers["ramp adamw"]("train", steps=2)["wall"] / 2)))
+        for worker in workers.values():
+            worker("train", steps=1)
+        turns = {name: partial(worker, "train", steps=steps) for name, worker in workers.items()}
+        rate = self._race(f"train {dtype}", turns, steps * t.batch * t.seq)
+        self._use(dtype, workers, rate)
 
-    def _start(self, dtype: str, optimizer: str, cold: dict, warm: dict) -> None:
-        self.figures[f"start {dtype} {optimizer}"] = {"cold": cold, "warm": warm}
-        said = [f"{x['init'] + x['trace'] + x['compile']:.1f} s {n}" for n, x in (("cold", cold), ("warm", warm))]
-        parts = ", ".join(f"{k} {cold[k]:.1f}" for k in ("init", "trace", "compile"))
-        print(f"{optimizer}: before the first step {said[0]} ({parts}), {said[1]}")
+    def _compiled(self, stack: ExitStack, dtype: str, optimizer: str) -> Worker:
+        """A worker that is ready to train, the second of two: the first finds an empty compilation cache."""
+        cache = f"cold-{dtype}-{optimizer}"
+        with ExitStack() as alone:
+            cold = self.ramp(alone, dtype, optimizer, cache)("compile")
+        worker = self.ramp(stack, dtype, optimizer, cache)
+        self.figures[f"start {dtype} {optimizer}"] = both = {"cold": cold, "warm": worker("compile")}
+        parts = ", ".join(f"{part} {cold[part]:.1f}" for part in ("init", "trace", "compile"))
+        said = ", ".join(f"{x['init'] + x['trace'] + x['compile']:.1f} s {name}" for name, x in both.items())
+        print(f"{optimizer}: before the first step {said} (cold: {parts})")
+        return worker
 
-    def _peer_train(self, stack: ExitStack, dtype: str) -> dict[str, Worker]:
+    def _peer_compiled(self, stack: ExitStack, dtype: str) -> dict[str, Worker]:
         """Eager with the faster of the two attentions, and that compiled."""
-        found = {}
-        for attention in ("sdpa", "eager"):
-            worker = stack.enter_context(self.torch(dtype))
+        eager = {attention: self.torch(stack, dtype) for attention in ("sdpa", "eager")}
+        seconds = {}
+        for attention, worker in eager.items():
             worker("compile", attention=attention, compiled=False)
-            found[attention] = min(worker("train", steps=2)["cpu"] for _ in range(2)), worker
-        best = min(found, key=lambda a: found[a][0])
-        compiled = stack.enter_context(self.torch(dtype))
+            seconds[attention] = min(worker("train", steps=2)["cpu"] for _ in range(2))
+        best, compiled = min(seconds, key=seconds.get), self.torch(stack, dtype)
         first = compiled("compile", attention=best, compiled=True)["first"]
         print(f"torch: {best} attention is the faster one; torch.compile took {first:.1f} s to the first step")
-        return {"torch eager": found[best][1], "torch compiled": compiled}
+        return {"torch eager": eager[best], "torch compiled": compiled}
 
-    def _device(self, c: Config, workers: dict[str, Worker], rate: float) -> None:
-        ours = workers["ramp adamw"]
-        device, flops = ours("device"), cost.flops_per_token(c.model, c.pretrain.seq)
+    def _use(self, dtype: str, workers: dict[str, Worker], rate: float) -> None:
+        """Of the device: its arithmetic at `rate` tokens a second, and its memory."""
+        c, device = self.resolved(dtype), workers["ramp adamw"]("device")
+        flops = cost.flops_per_token(c.model, c.pretrain.seq)
         peak = next((p for name, p in PEAK.items() if name in device["kind"]), None)
         share = f", MFU {rate * flops / (peak * 1e12 * device['count']):.1%}" if peak else ""
-        print(
-            f"{device['kind']} x {device['count']}: {rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token){share}"
-        )
-        state = cost.state_bytes(c.model, c.pretrain)
-        self.figures[f"memory {c.model.dtype}"] = memory = {n: w("memory") for n, w in workers.items()}
-        peaks = [f"{n} {(m['device'] or m['process']) / 2**20:.0f}" for n, m in memory.items()]
+        speed = f"{rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token)"
+        print(f"{device['kind']} x {device['count']}: {speed}{share}")
+        self.figures[f"memory {dtype}"] = memory = {name: worker("memory") for name, worker in workers.items()}
+        peaks = ", ".join(f"{name} {(m['device'] or m['process']) / 2**20:.0f}" for name, m in memory.items())
         kind = "device" if memory["ramp adamw"]["device"] else "process"
-        print(f"peak memory of the {kind}, MiB: {', '.join(peaks)}; ramp's adamw state alone is {state / 2**20:.0f}")
+        state = cost.state_bytes(c.model, c.pretrain) / 2**20
+        print(f"peak memory of the {kind}, MiB: {peaks}; ramp's adamw state alone is {state:.0f}")
 
-    def generate(self, dtype: str) -> None:
-        c = self.resolved(dtype).model
+    def generate(self, stack: ExitStack, dtype: str) -> None:
         print(f"\n## Generation, {dtype}, prompts of {PROMPT}, top-k 50")
-        with ExitStack() as stack:
-            ours = stack.enter_context(self.ramp(dtype))
-            theirs = stack.enter_context(self.torch(dtype)) if self.args.peer else None
-            for new in NEW:
-                for batch in BATCHES:
-                    work = {"batch": batch, "prompt": PROMPT, "new": new}
-                    contenders = [Contender("ramp", lambda w=work: ours("generate", **w))]
-                    if theirs:
-                        peer = self._peer_attention(theirs, work)
-                        contenders.append(Contender("torch", lambda w=peer: theirs("generate", **w)))
-                    for contender in contenders:
-                        contender.turn()
-                    turns = interleave(contenders, self.args.rounds)
-                    rates = {n: [batch * new / t["wall"] for t in ts] for n, ts in turns.items()}
-                    room = cost.cache_bytes(c, batch, PROMPT + new) / 2**20
-                    self._table(
-                        f"generate {dtype} batch {batch} new {new} (cache {room:.1f} MiB)", rates, turns, "ramp"
-                    )
+        ours = self.ramp(stack, dtype)
+        theirs = self.torch(stack, dtype) if self.args.peer else None
+        for new, batch in itertools.product(NEW, BATCHES):
+            work = {"batch": batch, "prompt": PROMPT, "new": new}
+            turns = {"ramp": partial(ours, "generate", **work)}
+            if theirs:
+                turns["torch"] = partial(theirs, "generate", **work, attention=_faster_attention(theirs, work))
+            for turn in turns.values():
+                turn()
+            room = cost.cache_bytes(self.resolved(dtype).model, batch, PROMPT + new) / 2**20
+            self._race(f"generate {dtype} batch {batch} new {new} (cache {room:.1f} MiB)", turns, batch * new)
 
-    def _peer_attention(self, theirs: Worker, work: dict) -> dict:
-        """The work with the attention that is the faster for it."""
-        short = work | {"new": 32}
-        seconds = {}
-        for attention in ("sdpa", "eager"):
-            theirs("generate", **short, attention=attention)
-            seconds[attention] = theirs("generate", **short, attention=attention)["wall"]
-        return work | {"attention": min(seconds, key=seconds.get)}
-
-    # ------------------------------------------------------------------------------------------------ figures
-    def _table(self, title: str, rates: dict[str, list[float]], turns: dict[str, list[dict]], ours: str) -> None:
-        """Tokens per second, and ramp's share of each round's peer by the clock and by CPU time."""
+    def _race(self, title: str, contenders: dict[str, Callable[[], dict]], tokens: int) -> float:
+        """Turns of `tokens` tokens, in every other round in reverse order, so that no one always follows the same. Prints
+        tokens per second and the first contender's share of each other's, round by round, by the clock and by CPU time;
+        returns the first one's median."""
+        turns = {name: [] for name in contenders}
+        for i in range(self.args.rounds):
+            for name in list(contenders)[:: -1 if i % 2 else 1]:
+                turns[name].append(contenders[name]())
+        rates = {name: [tokens / turn["wall"] for turn in those] for name, those in turns.items()}
         self.figures[title] = {"tokens_per_second": rates, "turns": turns}
         print(f"\n| {title} | tokens/s [min, max] | ramp / it [min, max] | by CPU time |\n|---|---|---|---|")
+        first = next(iter(contenders))
         for name, values in rates.items():
-            ratios = [a / b for a, b in zip(rates[ours], values, strict=True)]
-            cpu = [b["cpu"] / a["cpu"] for a, b in zip(turns[ours], turns[name], strict=True)]
-            print(
-                f"| {name} | {spread(values, '.0f')} | {spread(ratios, '.2f')} | {statistics.median(cpu):.2f} |",
-                flush=True,
-            )
+            ratios = [a / b for a, b in zip(rates[first], values, strict=True)]
+            cpu = median(b["cpu"] / a["cpu"] for a, b in zip(turns[first], turns[name], strict=True))
+            print(f"| {name} | {_spread(values, '.0f')} | {_spread(ratios, '.2f')} | {cpu:.2f} |", flush=True)
+        return median(rates[first])
 
 
-def spread(values: list[float], form: str) -> str:
-    low, middle, high = (format(v, form) for v in (min(values), statistics.median(values), max(values)))
+def _faster_attention(theirs: Worker, work: dict) -> str:
+    seconds = {}
+    for attention in ("sdpa", "eager", "sdpa", "eager"):  # the second time counts
+        seconds[attention] = theirs("generate", **work | {"new": 32}, attention=attention)["wall"]
+    return min(seconds, key=seconds.get)
+
+
+def _spread(values: list[float], form: str) -> str:
+    low, middle, high = (format(v, form) for v in (min(values), median(values), max(values)))
     return f"{middle} [{low}, {high}]"

@@ -1,13 +1,9 @@
-"""ramp's worker in `ramp bench`: does what a line of JSON on stdin says and answers with a line of JSON on stdout.
-
-    python -m ramp.bench_ramp CONFIG.toml
+"""ramp's worker in `ramp bench`, `python -m ramp.bench_ramp CONFIG.toml`: does what lines of JSON say, see `bench_worker`.
 
 It runs the very functions that `ramp run` and `ramp sample` run: `make_step`, `sample.start`, `sample.decode`.
 """
 
 import functools
-import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,6 +12,7 @@ import jax
 import numpy as np
 
 from ramp import config, run
+from ramp.bench_worker import peak_bytes, serve, timed
 from ramp.config import Config
 from ramp.model import sample, transformer
 from ramp.stages.common import next_token_loss
@@ -24,20 +21,10 @@ from ramp.train.state import new_state
 from ramp.train.step import make_step
 
 
-def main() -> None:
-    c = run.setup(config.load(Path(sys.argv[1])))
-    bench = Bench(c)
-    for line in sys.stdin:
-        work = json.loads(line)
-        answer = getattr(bench, work.pop("do"))(**work)
-        print(json.dumps(answer), flush=True)
-
-
 class Bench:
     def __init__(self, c: Config) -> None:
         self.c = c
-        self.mesh = jax.sharding.get_mesh()
-        self.ready = {}
+        self.talker = None
 
     def device(self) -> dict:
         d = jax.devices()[0]
@@ -47,12 +34,12 @@ class Bench:
         """Everything before the first step: initialise, trace, compile. Seconds of each."""
         c, t = self.c, self.c.pretrain
         clock = [time.perf_counter()]
-        tx = optim.make(t, c.dtype)
+        tx = optim.make(t, c.model.dtype)
         key = jax.random.PRNGKey(c.seed)
         state = jax.jit(lambda: new_state({"lm": transformer.init(c.model, key)}, tx, c.seed, t.ema > 0))()
         jax.block_until_ready(state)
         clock.append(time.perf_counter())
-        batch = mesh.put_batch(self.mesh, functools.partial(rows, t.seq, c.model.vocab), t.batch)
+        batch = mesh.put_batch(jax.sharding.get_mesh(), functools.partial(rows, t.seq, c.model.vocab), t.batch)
         lowered = make_step(next_token_loss(c.model, t.z_loss), tx, t).lower(state, batch)
         clock.append(time.perf_counter())
         self.step = lowered.compile()
@@ -65,26 +52,26 @@ class Bench:
 
     def train(self, steps: int) -> dict:
         """Seconds of `steps` steps, of the clock and of the CPU."""
-        with Timer() as timer:
+        with timed() as seconds:
             for _ in range(steps):
                 self.state, metrics = self.step(self.state, self.batch)
             jax.block_until_ready((self.state, metrics))
-        return timer.seconds | {"loss": float(metrics["train/loss"])}
+        return seconds | {"loss": float(metrics["train/loss"])}
 
     def generate(self, batch: int, prompt: int, new: int) -> dict:
         """Seconds of prefill and decode of `new` tokens for each of `batch` prompts of `prompt` tokens."""
         c = config.replace(self.c.model, context=max(self.c.model.context, prompt + new))
-        if "params" not in self.ready:
+        if self.talker is None:
             params = jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(self.c.seed)))()
-            self.ready = {"params": params, "weights": jax.jit(sample.ready, static_argnums=0)(c, params)}
-        params, weights = self.ready["params"], self.ready["weights"]
+            self.talker = params, jax.jit(sample.ready, static_argnums=0)(c, params)
+        params, weights = self.talker
         prompts = np.random.default_rng(0).integers(0, c.vocab - 8, (batch, prompt)).tolist()
-        with Timer() as timer:
+        with timed() as seconds:
             stream = sample.start(c, params, prompts)
             stream = sample.decode(c, weights, stream, sample.How(top_k=50), new)
             tokens_bn = np.asarray(stream.tokens_bn)
         assert tokens_bn.shape == (batch, new) and (tokens_bn >= 0).all(), "a row ended early"
-        return timer.seconds
+        return seconds
 
     def loss(self, weights: str, tokens: str) -> dict:
         """Mean loss of random weights, which are left in `weights`, on random rows, left in `tokens`."""
@@ -101,17 +88,7 @@ class Bench:
     def memory(self) -> dict:
         """Peak bytes: of the device where it keeps count, otherwise of this process."""
         stats = jax.devices()[0].memory_stats() or {}
-        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return {"device": stats.get("peak_bytes_in_use"), "process": process}
-
-
-class Timer:
-    def __enter__(self) -> "Timer":
-        self.began = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = {"wall": time.perf_counter() - self.began[0], "cpu": time.process_time() - self.began[1]}
+        return {"device": stats.get("peak_bytes_in_use"), "process": peak_bytes()}
 
 
 def rows(seq: int, vocab: int, lo: int, hi: int) -> dict[str, np.ndarray]:
@@ -138,4 +115,4 @@ def qwen3(params: dict) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Bench(run.setup(config.load(Path(sys.argv[1])))))

@@ -1,34 +1,23 @@
-"""The peer's worker in `ramp bench --peer torch`: Qwen3 of `transformers`, driven by lines of JSON as `bench_ramp` is.
-
-    PYTHON bench_torch.py '{"vocab": ..., "width": ..., ...}'
+"""The peer's worker in `ramp bench --peer torch`, `PYTHON bench_torch.py '{"vocab": ..., ...}'`: Qwen3 of `transformers`.
 
 Imports torch, transformers and numpy only, so that any environment which has them will do.
 """
 
 import json
-import resource
 import sys
 import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bench_worker import peak_bytes, serve, timed  # found beside this file, which is run by its path
 from transformers import Qwen3Config, Qwen3ForCausalLM
-
-
-def main() -> None:
-    shape = json.loads(sys.argv[1])
-    torch.set_num_threads(shape["threads"])
-    torch.manual_seed(0)
-    peer = Peer(shape)
-    for line in sys.stdin:
-        work = json.loads(line)
-        answer = getattr(peer, work.pop("do"))(**work)
-        print(json.dumps(answer), flush=True)
 
 
 class Peer:
     def __init__(self, shape: dict) -> None:
+        torch.set_num_threads(shape["threads"])
+        torch.manual_seed(0)
         self.s = shape
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = getattr(torch, shape["dtype"])
@@ -46,13 +35,6 @@ class Peer:
         c._attn_implementation = attention
         return Qwen3ForCausalLM(c).to(self.device)
 
-    def device_name(self) -> dict:
-        import transformers
-
-        kind = torch.cuda.get_device_name() if self.device == "cuda" else "cpu"
-        return {"kind": kind, "torch": torch.__version__, "transformers": transformers.__version__}
-
-    # ------------------------------------------------------------------------------------------------ training
     def compile(self, attention: str, compiled: bool) -> dict:
         """A model, an optimizer and the first step. Float32 weights; bfloat16 means autocast over them, as in ramp."""
         began = time.perf_counter()
@@ -70,7 +52,7 @@ class Peer:
         return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets.view(-1))
 
     def train(self, steps: int) -> dict:
-        with Timer() as timer:
+        with timed() as seconds:
             for _ in range(steps):
                 with torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
                     loss = self.loss_of(self.tokens, self.targets)
@@ -79,24 +61,22 @@ class Peer:
                 self.adam.step()
                 self.adam.zero_grad(set_to_none=True)
             value = loss.item()
-        return timer.seconds | {"loss": value}
+        return seconds | {"loss": value}
 
-    # ------------------------------------------------------------------------------------------------ generation
     @torch.inference_mode()
     def generate(self, batch: int, prompt: int, new: int, attention: str) -> dict:
         if self.talker is None:
             self.talker = self.model(attention, 4096).to(self.dtype).eval()
         self.talker.set_attn_implementation(attention)
         prompts = torch.randint(0, self.s["vocab"], (batch, prompt), device=self.device)
-        with Timer() as timer:
+        with timed() as seconds:
             out = self.talker.generate(
                 prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=50,
                 min_new_tokens=new, max_new_tokens=new, pad_token_id=0,
             )  # fmt: skip
             assert out.cpu().shape == (batch, prompt + new)
-        return timer.seconds
+        return seconds
 
-    # ------------------------------------------------------------------------------------------------ agreement
     @torch.inference_mode()
     def loss(self, weights: str, tokens: str) -> dict:
         """Mean loss of ramp's weights on ramp's rows, float32."""
@@ -111,18 +91,8 @@ class Peer:
         return {"loss": F.cross_entropy(logits.flatten(0, 1), rows["targets"].flatten()).item()}
 
     def memory(self) -> dict:
-        process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return {"device": torch.cuda.max_memory_allocated() if self.device == "cuda" else None, "process": process}
-
-
-class Timer:
-    def __enter__(self) -> "Timer":
-        self.began = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = {"wall": time.perf_counter() - self.began[0], "cpu": time.process_time() - self.began[1]}
+        return {"device": torch.cuda.max_memory_allocated() if self.device == "cuda" else None, "process": peak_bytes()}
 
 
 if __name__ == "__main__":
-    main()
+    serve(Peer(json.loads(sys.argv[1])))

@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from ramp import bench_args, config, rundir
+from ramp import config, rundir
 from ramp.errors import UserError
 from ramp.pods import commands as pods
 
@@ -67,7 +67,15 @@ FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.
 
 def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
     if verb == "bench":
-        bench_args.add_arguments(p)
+        p.add_argument("config", nargs="?", type=Path, help="a TOML file; default: depth 4, context 256, batch 16")
+        p.add_argument("--peer", choices=("torch",), help="measure the same architecture in PyTorch, in turn with ramp")
+        python = {"type": Path, "default": Path(sys.executable), "metavar": "PATH"}
+        p.add_argument("--peer-python", **python, help="an interpreter with torch and transformers")
+        p.add_argument("--only", choices=("train", "generate"), help="one of the two measurements")
+        p.add_argument("--rounds", type=int, default=8, help="turns of every contender (default 8)")
+        p.add_argument("--dtype", choices=("float32", "bfloat16", "both"), default="both")
+        p.add_argument("--threads", type=int, default=2, help="CPU cores of every contender (default 2)")
+        p.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     elif verb == "plan":
         pods.add_arguments(p)
     elif verb in TRAINS:

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ramp.config import Config
+from ramp.figure import COLORS, FONT, GREY, blank
 from ramp.model import loss as model_loss
 from ramp.model import transformer
 from ramp.rundir import RunDir
@@ -81,10 +82,12 @@ def run(rundir: RunDir, c: Config) -> dict:
 def beside_figure(val_bpb: float, others: dict[str, float]) -> Figure:
     """Bars of bits per byte: the model's among the baselines'."""
     bars = dict(sorted((others | {"this model": val_bpb}).items(), key=lambda item: -item[1]))
-    figure = Figure(figsize=(6, 0.4 * len(bars) + 1), layout="constrained")
-    axes = figure.subplots()
-    colors = ["tab:orange" if name == "this model" else "tab:gray" for name in bars]
-    axes.bar_label(axes.barh(list(bars), list(bars.values()), color=colors), fmt="%.3f", padding=3)
+    figure, axes = blank(6, 0.4 * len(bars) + 1)
+    colors = [COLORS["main" if name == "this model" else "grey"] for name in bars]
+    axes.bar_label(
+        axes.barh(list(bars), list(bars.values()), color=colors), fmt="%.3f", padding=3, color=GREY, size=FONT
+    )
+    axes.grid(False)
     axes.set_xlabel("bits per byte of validation text (lower is better)")
     return figure
 
