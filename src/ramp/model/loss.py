@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.model.transformer import ROWS, Params, head, unembed
+from ramp.model.transformer import ROWS, Params, gathered, head, scattered, unembed
 
 
 def token_losses(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -68,13 +68,9 @@ def _cut(pieces: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(a.reshape(pieces, -1, *a.shape[1:]) for a in arrays)
 
 
-def _whole(w_dv: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return jax.lax.all_gather(w_dv.astype(dtype), "data", axis=0, tiled=True)
-
-
 def _forward(y_nd, w_dv, targets_n, pieces, cap):
     def local(y_nd, w_dv, targets_n):
-        w_dv = _whole(w_dv, y_nd.dtype)
+        w_dv = gathered(w_dv, SPECS[1], y_nd.dtype)
 
         def piece(_, xs):
             y_nd, targets_n = xs
@@ -97,7 +93,7 @@ def _forward(y_nd, w_dv, targets_n, pieces, cap):
 
 def _backward(pieces, cap, saved, cotangents):
     def local(y_nd, w_dv, targets_n, log_z_n, by_loss_n, by_log_z_n):
-        w = _whole(w_dv, y_nd.dtype)
+        w = gathered(w_dv, SPECS[1], y_nd.dtype)
 
         def piece(dw_dv, xs):
             y_nd, targets_n, log_z_n, by_loss_n, by_log_z_n = xs
@@ -111,13 +107,13 @@ def _backward(pieces, cap, saved, cotangents):
 
         xs = _cut(pieces, y_nd, targets_n, log_z_n, by_loss_n, by_log_z_n)
         dw_dv, dy = jax.lax.scan(piece, jnp.zeros(w.shape, jnp.float32), xs)
-        dw_dv = jax.lax.psum_scatter(dw_dv, "data", scatter_dimension=0, tiled=True)
-        return jax.lax.psum(dy, "model").reshape(y_nd.shape).astype(y_nd.dtype), jax.lax.psum(dw_dv, "replica")
+        dy_nd = jax.lax.psum(dy.reshape(y_nd.shape).astype(y_nd.dtype), "model")
+        return dy_nd, scattered(dw_dv, SPECS[1], w_dv.dtype)
 
     rows = P(ROWS)
     run = jax.shard_map(local, in_specs=(*SPECS, rows, rows, rows), out_specs=SPECS[:2], check_vma=False)
     dy_nd, dw_dv = run(*saved, *cotangents)
-    return dy_nd, dw_dv.astype(saved[1].dtype), None
+    return dy_nd, dw_dv, None
 
 
 piecewise_losses.defvjp(_forward, _backward)

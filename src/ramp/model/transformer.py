@@ -36,11 +36,6 @@ Params = dict[str, Any]
 
 
 # ---------------------------------------------------------------------------------------------------- matmuls
-def _gather(w_df: jax.Array, dtype: Any, spec: P) -> jax.Array:
-    """Cast, then undo the sharding over "data": the all-gather moves compute-dtype bytes, half of float32."""
-    return jax.reshard(w_df.astype(dtype), spec)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def linear(x_nd: jax.Array, w_df: jax.Array, split: str, out_dtype: str | None = None) -> jax.Array:
     """`x @ w` with float32 accumulation; the only place where weights and their gradients travel between devices.
@@ -49,36 +44,59 @@ def linear(x_nd: jax.Array, w_df: jax.Array, split: str, out_dtype: str | None =
     split: which side of the matrix is split over the mesh axis "model": "out" (F; spec P("data", "model")),
     "in" (D; spec P("model", "data"), the partial sums are all-reduced). Returns [N, F] in x's dtype, or in `out_dtype`.
 
-    A custom derivative, because the stock one multiplies a float32 cotangent with a bfloat16 matrix: slower on every
-    backend than bfloat16 in, float32 out. The weight gradient leaves as float32 in the weight's own sharding
-    (a reduce-scatter).
+    The communication is written out, inside shard_map: the weight is cast and then gathered over "data", its gradient is
+    scattered in float32. Left to the partitioner, TPU compilers turned the scatters into all-reduces of whole weights or
+    into loops of small permutes. The derivative is ours as well: the stock one multiplies a float32 cotangent with a
+    bfloat16 matrix, slower on every backend than bfloat16 in, float32 out.
     """
     return _linear_fwd(x_nd, w_df, split, out_dtype)[0]
 
 
-def _linear_specs(split: str) -> tuple[P, P, P, P]:
-    """(stored weight, gathered weight, x, y)"""
-    if split == "out":
-        return P("data", "model"), P(None, "model"), P(ROWS), P(ROWS, "model")
-    return P("model", "data"), P("model", None), P(ROWS, "model"), P(ROWS)
+def _specs(split: str) -> tuple[P, P]:
+    """Of x and y."""
+    return (P(ROWS), P(ROWS, "model")) if split == "out" else (P(ROWS, "model"), P(ROWS))
+
+
+def gathered(w_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
+    """Inside shard_map: a device's part of a weight, cast (half the bytes), then whole along "data"."""
+    w_df = w_df.astype(dtype)
+    return jax.lax.all_gather(w_df, "data", axis=spec.index("data"), tiled=True) if "data" in spec else w_df
+
+
+def scattered(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
+    """Inside shard_map: the sum over all devices of a weight's gradient, each device keeping its part."""
+    if "data" in spec:
+        dw_df = jax.lax.psum_scatter(dw_df, "data", scatter_dimension=spec.index("data"), tiled=True)
+    return jax.lax.psum(dw_df, "replica").astype(dtype)
 
 
 def _linear_fwd(x_nd, w_df, split, out_dtype):
-    _, gathered, _, y_spec = _linear_specs(split)
-    w = _gather(w_df, x_nd.dtype, gathered)
-    y_nf = jnp.dot(x_nd, w, preferred_element_type=jnp.float32, out_sharding=y_spec)
-    return y_nf.astype(out_dtype or x_nd.dtype), (x_nd, w_df)
+    x_spec, y_spec = _specs(split)
+    w_spec = jax.typeof(w_df).sharding.spec
+
+    def local(x_nd, w_df):
+        y_nf = jnp.dot(x_nd, gathered(w_df, w_spec, x_nd.dtype), preferred_element_type=jnp.float32)
+        y_nf = y_nf.astype(out_dtype or x_nd.dtype)
+        return y_nf if split == "out" else jax.lax.psum(y_nf, "model")
+
+    run = jax.shard_map(local, in_specs=(x_spec, w_spec), out_specs=y_spec, check_vma=False)
+    return run(x_nd, w_df), (x_nd, w_df)
 
 
 def _linear_bwd(split, out_dtype, saved, dy_nf):
     x_nd, w_df = saved
-    dy_nf = dy_nf.astype(x_nd.dtype)
-    stored, gathered, x_spec, _ = _linear_specs(split)
-    w = _gather(w_df, x_nd.dtype, gathered)
+    x_spec, y_spec = _specs(split)
+    w_spec = jax.typeof(w_df).sharding.spec
     dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-    dx_nd = dot(dy_nf, w, (((1,), (1,)), ((), ())), out_sharding=x_spec).astype(x_nd.dtype)
-    dw_df = dot(x_nd, dy_nf, (((0,), (0,)), ((), ())), out_sharding=stored).astype(w_df.dtype)
-    return dx_nd, dw_df
+
+    def local(x_nd, w_df, dy_nf):
+        w = gathered(w_df, w_spec, x_nd.dtype)
+        dx_nd = dot(dy_nf, w, (((1,), (1,)), ((), ()))).astype(x_nd.dtype)
+        dw_df = dot(x_nd, dy_nf, (((0,), (0,)), ((), ())))
+        return jax.lax.psum(dx_nd, "model") if split == "out" else dx_nd, scattered(dw_df, w_spec, w_df.dtype)
+
+    run = jax.shard_map(local, in_specs=(x_spec, w_spec, y_spec), out_specs=(x_spec, w_spec), check_vma=False)
+    return run(x_nd, w_df, dy_nf.astype(x_nd.dtype))
 
 
 linear.defvjp(_linear_fwd, _linear_bwd)

@@ -1,0 +1,89 @@
+# ruff: noqa: E501
+"""Reading HLO: loops multiply, asynchronous collectives count once, groups say who talks to whom."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ramp.pods import hlo
+
+TEXT = """HloModule jit_step, is_scheduled=true
+
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %limit = s32[] constant(5)
+  %i = s32[] get-tuple-element(%p), index=0
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+%start_part (a: bf16[4,8]) -> bf16[16,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[16,8]{1,0:T(8,128)} all-gather(%a), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, frontend_attributes={async_collective_name="ag"}, metadata={op_name="jit(step)/Block/reshard"}
+}
+
+%done_part (a: bf16[4,8]) -> bf16[16,8] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  ROOT %all-gather.2 = bf16[16,8]{1,0} all-gather(%a), channel_id=3, replica_groups=[2,4]<=[8], dimensions={0}, frontend_attributes={async_collective_name="ag"}
+}
+
+%inner (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %perm = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p), channel_id=9, source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  ROOT %t = (s32[], f32[8]{0}) tuple(%p)
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[], f32[8]{0}) parameter(0)
+  %f1 = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%start_part, backend_config={"estimated_cycles":"100"}
+  %f2 = bf16[16,8]{1,0} fusion(%p), kind=kCustom, calls=%done_part, backend_config={"estimated_cycles":"7"}
+  %w2 = (s32[], f32[8]{0}) while(%p), condition=%cond, body=%inner, backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %t = (s32[], f32[8]{0}) tuple(%p)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %w = (s32[], f32[8]{0}) while(%x), condition=%cond, body=%body
+  %ar = (f32[8]{0}, f32[2,2]{1,0}) all-reduce(%x), channel_id=1, replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%cond
+  ROOT %rs = f32[4]{0} reduce-scatter(%x), channel_id=2, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}, to_apply=%cond
+}
+"""
+
+
+def test_loops_multiply_and_channels_count_once():
+    found = {c.kind: c for c in hlo.collectives(TEXT, per_slice=4, devices=8)}
+    assert len(hlo.collectives(TEXT, 4, 8)) == 4
+    gather = found["all-gather"]
+    assert (gather.count, gather.bytes, gather.group) == (5, 16 * 8 * 2 * 3 / 4, 4)
+    assert gather.asynchronous and not gather.between_slices
+    assert (found["collective-permute"].count, found["collective-permute"].bytes) == (15, 32)
+    reduce = found["all-reduce"]
+    assert reduce.bytes == 2 * (32 + 16) / 2 and reduce.between_slices and not reduce.asynchronous
+    assert found["reduce-scatter"].bytes == 16 * 3 and not found["reduce-scatter"].between_slices
+
+
+def test_cycles_are_multiplied_by_the_loops():
+    assert hlo.cycles(TEXT) == 5 * (100 + 7)
+
+
+@pytest.mark.parametrize(
+    "text, groups",
+    [
+        ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['x'=2,'y'=2] {'x'}, dims", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['x'=2,'y'=2] {'x','y'}", [[0, 1, 2, 3]]),
+        ("source_target_pairs={{0,3},{3,0}}", [[0, 3], [3, 0]]),
+        ("dimensions={0}", [[0, 1, 2, 3]]),
+    ],
+)
+def test_groups_in_every_spelling(text, groups):
+    assert hlo.parse_groups(text, 4) == groups
+
+
+@given(st.lists(st.tuples(st.sampled_from(["f32", "bf16", "s8"]), st.lists(st.integers(0, 9), max_size=3)), max_size=4))
+def test_sizes_are_those_of_numpy(arrays):
+    width = {"f32": 4, "bf16": 2, "s8": 1}
+    shape = ", ".join(f"{kind}[{','.join(map(str, dims))}]{{0:T(8,128)(2,1)}}" for kind, dims in arrays)
+    assert hlo.size(f"({shape})") == [width[kind] * int(np.prod(dims)) for kind, dims in arrays]
