@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# What pod.sh has done on each TPU VM. Everything lies in ~/ramp: src, venv, bucket (the mounted gs:// bucket), log, and
+# body, pid, exit, stopped, which tell the state of ramp. Needs bash, git or tar, python3 with pip (to fetch uv), and gcsfuse for gs://.
+set -euo pipefail
+cd "$HOME/ramp"
+fail() { printf 'ramp-error: %s\n' "$*" >&2 && exit 2; }
+
+install() { # EXTRAS. By uv, because the VM images bring Python 3.10 and ramp needs 3.11.
+  PATH=$HOME/.local/bin:$PATH
+  command -v uv >/dev/null || python3 -m pip install -q --user uv || fail "pip could not install uv on $(hostname)"
+  [[ -x venv/bin/python ]] || uv venv -q --python 3.12 venv || fail "uv could not make a Python 3.12 on $(hostname)"
+  uv pip install -q --python venv/bin/python --reinstall-package ramp-lm "./src[$1]" ||
+    fail "pip install '.[$1]' failed on $(hostname); the lines above say why"
+}
+
+place() { # RUN: where it lies on this machine. A bucket is mounted, so that all hosts see one ordinary directory.
+  case $1 in gs://*) echo "$HOME/ramp/bucket/${1#gs://*/}" ;; /*) echo "$1" ;; *) echo "$HOME/$1" ;; esac
+}
+
+mount_bucket() { # gs://BUCKET/... No metadata is cached: what one host wrote, the others see at once.
+  local name=${1#gs://}
+  name=${name%%/*}
+  command -v gcsfuse >/dev/null || sudo apt-get install -yqq gcsfuse >/dev/null 2>&1 ||
+    fail "gcsfuse is not on this VM image; put the installation lines of its documentation in a file and \`pod.sh install --setup FILE\`"
+  mkdir -p bucket
+  mountpoint -q bucket ||
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --rename-dir-limit=100000 "$name" bucket >gcsfuse.log 2>&1 ||
+    fail "gs://$name cannot be mounted: $(tail -n 1 gcsfuse.log)"
+  { : >"bucket/.ramp-$(hostname)" && rm "bucket/.ramp-$(hostname)"; } 2>/dev/null ||
+    fail "the service account of the TPU VM may not write to gs://$name; give it the role Storage Object Admin there"
+}
+
+state() { # running, none (never started), lost (the VM went down meanwhile), stopped (asked to), or ramp's exit code
+  if [[ -f exit ]]; then
+    if [[ -f stopped && $(cat exit) == 75 ]]; then echo stopped; else cat exit; fi
+  elif [[ ! -f body ]]; then
+    echo none
+  elif grep -qs worker.sh "/proc/$(cat body)/cmdline"; then echo running; else echo lost; fi
+}
+
+start() { # RUN CONFIG FLAGS...: in the background, unless it runs already.
+  [[ $(state) != running ]] || { echo "ramp runs already on $(hostname)" && return; }
+  [[ $1 != gs://* ]] || mount_bucket "$1"
+  rm -f body pid exit stopped
+  nohup setsid bash src/tpu_scripts/worker.sh body "$@" >>log 2>&1 </dev/null &
+  until [[ -f pid || -f exit ]]; do sleep 0.1; done
+}
+
+body() { # RUN CONFIG FLAGS...: ramp itself; its exit code goes to a file. XLA's cache lies beside the run, for the next VM.
+  local run config=$2 code=0
+  echo $$ >body
+  run=$(place "$1") && shift 2
+  mkdir -p "$(dirname "$run")"
+  export RAMP_DISTRIBUTED=auto JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(dirname "$run")/.xla-cache}
+  echo "--- $(date '+%F %T') ramp run $config --run $run $*"
+  (cd src && exec ../venv/bin/ramp run "$config" --run "$run" "$@") &
+  echo $! >pid
+  wait $! || code=$?
+  echo "$code" >exit.tmp && mv exit.tmp exit
+  [[ ! -f $run/config.toml ]] || { mkdir -p "$run/logs" && cp log "$run/logs/$(hostname).log"; }
+}
+
+case $1 in
+  install) install "$2" ;;
+  start | body) "$@" ;;
+  state) echo "ramp-state: $(state)" ;;
+  stop)
+    touch stopped
+    [[ $(state) != running ]] || kill -TERM "$(cat pid)"
+    while [[ $(state) == running ]]; do sleep 0.5; done
+    echo "$(hostname): $(state)" ;;
+  tensorboard) exec venv/bin/tensorboard --logdir "$(place "$2")/tb" --port "$3" ;;
+esac
