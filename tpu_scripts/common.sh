@@ -10,8 +10,8 @@ ERRORS=$(mktemp)
 trap 'rm -f "$ERRORS"*' EXIT
 
 # A pod's settings, remembered from verb to verb. The option --queue-for sets QUEUE_FOR, and so on.
-PROJECT='' ZONE='' TYPE='' CAPACITY=on-demand SLICES=1 QUEUE_FOR=6h GCLOUD='' PRICE='' FROM='' REF=HEAD EXTRAS=tpu,demo,gcs SETUP='' RUN=''
-SETTINGS="PROJECT ZONE TYPE CAPACITY SLICES QUEUE_FOR GCLOUD PRICE FROM REF EXTRAS SETUP RUN"
+PROJECT='' ZONE='' TYPE='' CAPACITY=on-demand SLICES=1 QUEUE_FOR=6h GCLOUD='' PRICE='' FROM='' REF=HEAD EXTRAS=tpu,demo,gcs RUN=''
+SETTINGS="PROJECT ZONE TYPE CAPACITY SLICES QUEUE_FOR GCLOUD PRICE FROM REF EXTRAS RUN"
 # Options of one call; those in FLAGS take no value.
 WORKER=0 LINES=100 PORT=6006 COPY='' POLL=60 CRASHES=3 CLUSTER='' RESERVATION='' TOPOLOGY='' IMAGE=''
 OPTIONS="WORKER LINES PORT COPY POLL CRASHES CLUSTER RESERVATION TOPOLOGY IMAGE"
@@ -35,7 +35,7 @@ run() { # CMD...: the only place that changes anything. Shows the command; does 
 
 ask() { "$@" 2>"$ERRORS"; } # CMD...: a question that changes nothing; its errors are kept, not shown.
 
-explain() { # WHAT: it just failed; say why in one sentence and leave, with 2 if the user can mend it.
+explain() { # WHAT [DENIED]: it just failed; say why in one sentence and leave, with 2 if the user can mend it.
   local said
   said=$(<"$ERRORS")
   case $said in
@@ -49,7 +49,8 @@ explain() { # WHAT: it just failed; say why in one sentence and leave, with 2 if
       said=$(grep -im1 -o '[^"]*quota[^"]*' "$ERRORS")
       die "$1: Google denied the quota: ${said##*ERROR: } - ask for more TPU quota ($CAPACITY) in $ZONE, or take fewer chips" ;;
     *PERMISSION_DENIED* | *"does not have permission"* | *"HTTPError 403"*)
-      die "$1: your account may not do this in project $PROJECT; it needs the roles TPU Admin and Service Account User" ;;
+      die "$1: ${2:-your account may not do this in project $PROJECT; it needs the roles TPU Admin and Service Account User}" ;;
+    *NOT_FOUND* | *"not found: 404"*) die "$1: ${2:-there is no $NAME in zone $ZONE; make it with \`pod.sh create\`}" ;;
   esac
   say "${0##*/}: $1 failed: ${said##*$'\n'}"
   exit 1

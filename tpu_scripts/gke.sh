@@ -37,11 +37,10 @@ case $VERB in
     need TOPOLOGY IMAGE
     [[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ && $((${TOPOLOGY//x/*} * SLICES)) == "$CHIPS" ]] ||
       die "--topology '$TOPOLOGY' does not have the $((CHIPS / SLICES)) chips of $TYPE"
-    printf -v command "'%s', " ramp run "${REST[0]//\'/\'\'}" --run "${directory//\'/\'\'}" "${REST[@]//\'/\'\'}"
-    text=$(<"$HERE/jobset.yaml")
-    text=${text//@NAME@/"$NAME"} text=${text//@SLICES@/"$SLICES"} text=${text//@HOSTS@/"$HOSTS"} text=${text//@LABEL@/"$LABEL"}
-    text=${text//@TOPOLOGY@/"$TOPOLOGY"} text=${text//@IMAGE@/"$IMAGE"} text=${text//@BUCKET@/"$bucket"}
-    text=${text//@CHIPS@/"$((CHIPS / SLICES / HOSTS))"} text=${text//@COMMAND@/"${command%, }"}
+    words=(ramp run "${REST[0]}" --run "$directory" "${REST[@]:1}")
+    printf -v command "'%s', " "${words[@]//\'/\'\'}"
+    CHIPS=$((CHIPS / SLICES / HOSTS)) command=${command%, } text=$(<"$HERE/jobset.yaml")
+    for key in NAME SLICES HOSTS CHIPS LABEL TOPOLOGY IMAGE bucket command; do text=${text//@$key@/"${!key}"}; done
     printf '%s\n' "$text" ;;
   cancel) need ZONE CLUSTER && fleet workload delete --workload="$NAME" --cluster="$CLUSTER" ;;
   delete) need ZONE && fleet cluster delete --cluster="$NAME" ;;

@@ -4,14 +4,13 @@
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 TPUS=(gcloud compute tpus)
 WORKER_SH='bash ~/ramp/src/tpu_scripts/worker.sh'
+ALIVE=(--ssh-flag=-oConnectTimeout=30 --ssh-flag=-oServerAliveInterval=20) # a VM that is gone must not hang us
 
-ready() { # gcloud, an account, a project, a zone and a chip: or one sentence.
+ready() { # gcloud, a project, a zone and a chip: or one sentence.
   [[ $TYPE && $ZONE ]] || die "I know no pod '$NAME': say --type and --zone, for example --type v6e-8 --zone us-east5-b"
   chip
   if [[ ! $DRY_RUN ]]; then
     command -v gcloud >/dev/null || die "gcloud is not installed; install the Google Cloud CLI, then \`gcloud auth login\`"
-    [[ $(ask gcloud auth list --filter=status:ACTIVE --format='value(account)') ]] ||
-      die "you are not logged in to Google Cloud; run \`gcloud auth login\`"
     PROJECT=${PROJECT:-$(ask gcloud config get-value project || true)}
     [[ $PROJECT && $PROJECT != "(unset)" ]] || die "which project? --project ID, or \`gcloud config set project ID\`"
   fi
@@ -19,9 +18,7 @@ ready() { # gcloud, an account, a project, a zone and a chip: or one sentence.
 }
 
 nodes() { # One for each slice.
-  local i
-  ((SLICES > 1)) || echo "$NAME"
-  for ((i = 0; SLICES > 1 && i < SLICES; i++)); do echo "$NAME-$i"; done
+  if ((SLICES == 1)); then echo "$NAME"; else printf "$NAME-%s\n" $(seq 0 $((SLICES - 1))); fi
 }
 
 describe() { # FIELD of the queued resource; NONE if there is no such resource.
@@ -44,18 +41,11 @@ state() { # Of the queued resource; PREEMPTED if that calls itself ACTIVE but a 
 each() { # run|ask WORKERS COMMAND: by ssh, on all slices at once; fails if it failed on any.
   local node pid pids=() bad=0
   for node in $(nodes); do
-    "$1" "${TPUS[@]}" tpu-vm ssh "$node" --worker="$2" --command="$3" "${WHERE[@]}" </dev/null &
+    "$1" "${TPUS[@]}" tpu-vm ssh "$node" --worker="$2" --command="$3" "${ALIVE[@]}" "${WHERE[@]}" </dev/null &
     pids+=($!)
   done
   for pid in "${pids[@]}"; do wait "$pid" || bad=1; done
   return $bad
-}
-
-copy() { # FILE TO: to all workers.
-  local node
-  for node in $(nodes); do
-    run "${TPUS[@]}" tpu-vm scp "$1" "$node:$2" --worker=all "${WHERE[@]}" || explain "copying to $node"
-  done
 }
 
 job() { # What ramp does, all workers taken together: running, none, lost, stopped, absent, unreachable, or an exit code.
@@ -72,11 +62,8 @@ left() { say "if $NAME is there it costs $(cost): \`pod.sh status $NAME\` tells,
 
 create() {
   local now is more args=(--accelerator-type="$TYPE" --runtime-version="$RUNTIME" --valid-until-duration="$QUEUE_FOR")
-  case $CAPACITY in
-    on-demand) ;;
-    spot | reserved) args+=("--$CAPACITY") ;;
-    *) die "--capacity is on-demand, spot or reserved, not '$CAPACITY'" ;;
-  esac
+  among "$CAPACITY" "on-demand spot reserved" || die "--capacity is on-demand, spot or reserved, not '$CAPACITY'"
+  [[ $CAPACITY == on-demand ]] || args+=("--$CAPACITY")
   if ((SLICES > 1)); then args+=(--node-count="$SLICES" --node-prefix="$NAME"); else args+=(--node-id="$NAME"); fi
   read -ra more <<<"$GCLOUD" && args+=("${more[@]}")
   now=$(state) || exit
@@ -88,8 +75,7 @@ create() {
     *)
       is=$(describe 'tpu.nodeSpec[0].node.acceleratorType') || exit
       [[ $is == "$TYPE" ]] || die "$NAME exists and is a $is, not a $TYPE; take another name, or \`pod.sh delete $NAME\` first"
-      say "$NAME exists already"
-      remember && await && return ;;
+      say "$NAME exists already" && remember && await && return ;;
   esac
   if [[ ! $DRY_RUN ]] && ! ask "${TPUS[@]}" accelerator-types describe "$TYPE" "${WHERE[@]}" >/dev/null; then
     missing || explain "asking whether $ZONE has $TYPE"
@@ -125,8 +111,7 @@ await() { # Until the queued resource is granted, refused or lost.
 }
 
 install() {
-  local archive=$ERRORS.tar.gz fetch='mkdir -p ~/ramp/src && cd ~/ramp/src && '
-  [[ ! $SETUP || -r $SETUP ]] || die "--setup $SETUP: no such file"
+  local node archive=$ERRORS.tar.gz fetch='mkdir -p ~/ramp/src && cd ~/ramp/src && '
   [[ $DRY_RUN || $(job) != running ]] || die "ramp is running on $NAME; \`pod.sh stop $NAME\` first"
   if [[ $FROM ]]; then
     fetch+=$(printf 'git init -q && git fetch -q --depth 1 %q %q && git checkout -qf FETCH_HEAD' "$FROM" "$REF")
@@ -134,17 +119,18 @@ install() {
     git -C "$HERE" rev-parse 2>/dev/null || die "$HERE is in no git checkout, whose files could be copied; install --from GIT-URL"
     [[ $DRY_RUN ]] || (cd "$HERE/.." && git ls-files -co --exclude-standard |
       while IFS= read -r file; do [[ ! -f $file ]] || echo "$file"; done | tar -czf "$archive" -T -)
-    copy "$archive" ramp-src.tar.gz
-    rm -f "$archive"
+    for node in $(nodes); do
+      run "${TPUS[@]}" tpu-vm scp "$archive" "$node:ramp-src.tar.gz" --worker=all "${WHERE[@]}" || explain "copying to $node"
+    done
     fetch+='find . -mindepth 1 -delete && tar -xzf ~/ramp-src.tar.gz'
   fi
-  [[ ! $SETUP ]] || { copy "$SETUP" ramp-setup.sh && fetch+=' && bash ~/ramp-setup.sh'; }
   each run all "$fetch && $WORKER_SH install $(printf %q "$EXTRAS")" || explain "installing on $NAME"
   remember
 }
 
 launch() { # CONFIG and flags are kept beside the settings, so that `watch` can launch the same again.
-  local kept=$PODS/$NAME.args
+  local kept=$PODS/$NAME.args tree bucket=${RUN#gs://}
+  bucket=gs://${bucket%%/*}
   if ((${#REST[@]})); then
     [[ ${REST[*]} != *$'\n'* ]] || die "an argument of ramp holds a line break"
     [[ $DRY_RUN ]] || { mkdir -p "$PODS" && printf '%s\n' "${REST[@]}" >"$kept"; }
@@ -154,7 +140,10 @@ launch() { # CONFIG and flags are kept beside the settings, so that `watch` can 
   fi
   case $RUN in
     '') die "where does the run go? --run gs://BUCKET/DIR, or --run DIR on a single host" ;;
-    gs://*/?*) bucket ;;
+    gs://*/?*)
+      tree=$([[ $DRY_RUN ]] || ask gcloud storage buckets describe "$bucket" --raw --format='value(hierarchicalNamespace.enabled)') ||
+        explain "looking at $bucket" "there is no such bucket, or you have no permission to see it"
+      [[ $DRY_RUN || $tree == [Tt]rue ]] || say "warning: $bucket has no hierarchical namespace; checkpoints move file by file, slowly" ;;
     gs://*) die "--run $RUN names a bucket only; add a directory" ;;
     *)
       ((HOSTS == 1)) || die "the $HOSTS hosts of $NAME need one run directory they all see: --run gs://BUCKET/DIR"
@@ -163,15 +152,6 @@ launch() { # CONFIG and flags are kept beside the settings, so that `watch` can 
   remember
   each run all "$WORKER_SH start$(printf ' %q' "$RUN" "${REST[@]}")" || explain "launching on $NAME"
   say "launched; \`pod.sh logs $NAME\` follows it, \`pod.sh watch $NAME\` starts it again after a preemption"
-}
-
-bucket() { # Can you see it, and does a renamed directory stay whole in it?
-  local name=${RUN#gs://} tree
-  name=gs://${name%%/*}
-  [[ ! $DRY_RUN ]] || return 0
-  tree=$(ask gcloud storage buckets describe "$name" --raw --format='value(hierarchicalNamespace.enabled)') ||
-    die "bucket $name is not there, or you have no permission to see it: $(tail -n 1 "$ERRORS")"
-  [[ $tree == [Tt]rue ]] || say "warning: $name has no hierarchical namespace, so checkpoints are moved file by file, slowly"
 }
 
 watch() {
@@ -184,7 +164,7 @@ watch() {
     case $now in
       running | unreachable) ;;
       none | lost | 75) again launch ;;
-      absent) again install launch ;;
+      absent) again install launch ;; # the install was cut off
       FAILED | SUSPENDED | SUSPENDING | PREEMPTED)
         [[ $RUN == gs://* ]] || finish 2 "$RUN was on the lost disk, nothing is left to resume; launch with --run gs://BUCKET/DIR"
         again create install launch ;;
@@ -220,34 +200,28 @@ finish() { # CODE WHY
 status() {
   local now
   now=$(state) || exit
-  say "$NAME: $now"
   case $now in
-    NONE) say "nothing is there, nothing costs" ;;
-    ACTIVE) say "ramp: $(job); costs $(cost)" ;;
-    *) say "costs nothing now, and $(cost) once it is ACTIVE" ;;
+    NONE) say "$NAME: nothing is there, nothing costs" ;;
+    ACTIVE) say "$NAME: ACTIVE; ramp: $(job); costs $(cost)" ;;
+    *) say "$NAME: $now; costs nothing now, and $(cost) once it is ACTIVE" ;;
   esac
 }
 
-logs() { # gcloud holds the output of several workers back until all have ended, so only one can be followed.
-  local follow=-F
-  [[ ! $NO_FOLLOW && $WORKER != all ]] || follow=''
-  each run "$WORKER" "tail -n $(printf %q "$LINES") $follow ~/ramp/log" || explain "reading the log of $NAME"
+logs() {
+  [[ $WORKER != all ]] || NO_FOLLOW=yes # gcloud holds the output of several workers back until all have ended
+  each run "$WORKER" "tail -n $LINES $([[ $NO_FOLLOW ]] || echo -F) ~/ramp/log" || explain "reading the log of $NAME"
 }
 
 tensorboard() {
-  local first
-  first=$(nodes | head -n 1)
-  if [[ ! $COPY ]]; then
-    say "open http://localhost:$PORT; Ctrl-C ends it"
-    run "${TPUS[@]}" tpu-vm ssh "$first" "${WHERE[@]}" --command="$WORKER_SH tensorboard $(printf '%q %q' "$RUN" "$PORT")" \
-      -- -t -L "$PORT:localhost:$PORT" || explain "serving TensorBoard"
-    return
-  fi
-  run mkdir -p "$COPY"
-  case $RUN in
-    gs://*) run gcloud storage rsync --recursive "$RUN/tb" "$COPY" ;;
+  local first show
+  first=$(nodes | head -n 1) show="$WORKER_SH tensorboard $(printf '%q %q' "$RUN" "$PORT")"
+  case ${COPY:+$RUN} in
+    '')
+      say "open http://localhost:$PORT; Ctrl-C ends it"
+      run "${TPUS[@]}" tpu-vm ssh "$first" --command="$show" "${ALIVE[@]}" "${WHERE[@]}" -- -t -L "$PORT:localhost:$PORT" ;;
+    gs://*) run mkdir -p "$COPY" && run gcloud storage rsync --recursive "$RUN/tb" "$COPY" ;;
     *) run "${TPUS[@]}" tpu-vm scp --recurse "$first:$RUN/tb" "$COPY" "${WHERE[@]}" ;;
-  esac || explain "copying the events of $NAME"
+  esac || explain "showing the events of $NAME"
 }
 
 stop() {

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What pod.sh has done on each TPU VM. Everything lies in ~/ramp: src, venv, bucket (the mounted gs:// bucket), log, and
-# body, pid, exit, stopped, which tell the state of ramp. Needs bash, git or tar, python3 with pip (to fetch uv), and gcsfuse for gs://.
+# What pod.sh has done on each TPU VM. Everything lies in ~/ramp: src, venv, gs/BUCKET (mounted), log, and body, pid, exit,
+# stopped, which tell the state of ramp. Needs bash, git or tar, python3 with pip (to fetch uv), and gcsfuse for gs://.
 set -euo pipefail
 cd "$HOME/ramp"
 fail() { printf 'ramp-error: %s\n' "$*" >&2 && exit 2; }
@@ -14,28 +14,28 @@ install() { # EXTRAS. By uv, because the VM images bring Python 3.10 and ramp ne
 }
 
 place() { # RUN: where it lies on this machine. A bucket is mounted, so that all hosts see one ordinary directory.
-  case $1 in gs://*) echo "$HOME/ramp/bucket/${1#gs://*/}" ;; /*) echo "$1" ;; *) echo "$HOME/$1" ;; esac
+  case $1 in gs://*) echo "$HOME/ramp/gs/${1#gs://}" ;; /*) echo "$1" ;; *) echo "$HOME/$1" ;; esac
 }
 
 mount_bucket() { # gs://BUCKET/... No metadata is cached: what one host wrote, the others see at once.
   local name=${1#gs://}
   name=${name%%/*}
   command -v gcsfuse >/dev/null || sudo apt-get install -yqq gcsfuse >/dev/null 2>&1 ||
-    fail "gcsfuse is not on this VM image; put the installation lines of its documentation in a file and \`pod.sh install --setup FILE\`"
-  mkdir -p bucket
-  mountpoint -q bucket ||
-    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --rename-dir-limit=100000 "$name" bucket >gcsfuse.log 2>&1 ||
+    fail "this VM image lacks gcsfuse; create the pod with --gcloud --metadata-from-file=startup-script=FILE that installs it"
+  mkdir -p "gs/$name"
+  mountpoint -q "gs/$name" ||
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --rename-dir-limit=100000 "$name" "gs/$name" >gcsfuse.log 2>&1 ||
     fail "gs://$name cannot be mounted: $(tail -n 1 gcsfuse.log)"
-  { : >"bucket/.ramp-$(hostname)" && rm "bucket/.ramp-$(hostname)"; } 2>/dev/null ||
+  { : >"gs/$name/.ramp-$(hostname)" && rm "gs/$name/.ramp-$(hostname)"; } 2>/dev/null ||
     fail "the service account of the TPU VM may not write to gs://$name; give it the role Storage Object Admin there"
 }
 
 state() { # running, none (never started), lost (the VM went down meanwhile), stopped (asked to), or ramp's exit code
-  if [[ -f exit ]]; then
-    if [[ -f stopped && $(cat exit) == 75 ]]; then echo stopped; else cat exit; fi
-  elif [[ ! -f body ]]; then
-    echo none
-  elif grep -qs worker.sh "/proc/$(cat body)/cmdline"; then echo running; else echo lost; fi
+  if [[ -f exit && -f stopped && $(cat exit) == 75 ]]; then echo stopped
+  elif [[ -f exit ]]; then cat exit
+  elif [[ ! -f body ]]; then echo none
+  elif grep -qs worker.sh "/proc/$(cat body)/cmdline"; then echo running
+  else echo lost; fi
 }
 
 start() { # RUN CONFIG FLAGS...: in the background, unless it runs already.
@@ -43,7 +43,11 @@ start() { # RUN CONFIG FLAGS...: in the background, unless it runs already.
   [[ $1 != gs://* ]] || mount_bucket "$1"
   rm -f body pid exit stopped
   nohup setsid bash src/tpu_scripts/worker.sh body "$@" >>log 2>&1 </dev/null &
-  until [[ -f pid || -f exit ]]; do sleep 0.1; done
+  for _ in {1..100}; do
+    [[ ! -f pid ]] || return 0
+    sleep 0.1
+  done
+  fail "ramp did not start on $(hostname): $(tail -n 1 log)"
 }
 
 body() { # RUN CONFIG FLAGS...: ramp itself; its exit code goes to a file. XLA's cache lies beside the run, for the next VM.
