@@ -211,6 +211,12 @@ def test_create_replaces_a_dead_request(cloud):
     assert len(cloud.calls(f"{RESOURCE} delete")) == 2 and len(cloud.calls(f"{RESOURCE} create")) == 3
 
 
+def test_a_name_used_again_forgets_the_old_price(cloud):
+    cloud.ok(*CREATE)
+    cloud.ok("delete", "lm", "--poll", "0.01")
+    assert "$268.80" in cloud.ok("create", "lm", "--type", "v5p-128", "--poll", "0.01")
+
+
 def test_slices_and_further_flags(cloud):
     cloud.ok(*CREATE, "--slices", "2", "--gcloud", "--network=n1 --service-account=s@x", "--price", "1.5")
     (call,) = cloud.calls(f"{RESOURCE} create")
@@ -299,6 +305,7 @@ def test_no_gcloud(cloud, tmp_path):
         (["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "x"], "takes a number, not 'x'"),
         (["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "0"], "not offered"),
         (["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--capacity", "free"], "on-demand, spot or reserved"),
+        ([*CREATE, "--price", "cheap"], "dollars per chip-hour, not 'cheap'"),
         ([*CREATE, "configs/cpu.toml"], "what is 'configs/cpu.toml'?"),
         (["launch", "lm"], "I know no pod 'lm'"),
     ],
@@ -463,14 +470,29 @@ def test_a_preemption_is_survived(trained):
     assert cloud.state()["resources"]["lm"]["state"] == "ACTIVE"
 
 
-def test_a_node_lost_under_an_active_request(trained):
-    trained.change(nodes={"lm": "PREEMPTED"})
+@pytest.mark.parametrize("state", ["PREEMPTED", "GONE"])
+def test_a_node_lost_under_an_active_request(trained, state):
+    trained.change(nodes={"lm": state})
     with trained.watch() as watching:
         until(lambda: trained.calls(f"{RESOURCE} delete"))
         trained.change(nodes={})
         until(lambda: (trained.run / "starts").read_text().count("\n") == 2)
         (trained.path / "exit").write_text("0")
         assert watching.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize("disk", ["kept", "wiped"])
+def test_a_vm_that_rebooted(trained, disk):
+    if disk == "kept":
+        os.killpg(os.getpgid(int((trained.path / "vms/lm/w0/ramp/pid").read_text())), signal.SIGKILL)
+    else:
+        trained.kill()
+    with trained.watch("--crashes", "0") as watching:
+        until(lambda: (trained.run / "starts").read_text().count("\n") == 2)
+        (trained.path / "exit").write_text("0")
+        assert watching.wait(timeout=30) == 0
+    assert len(trained.calls(f"{VM} scp")) == (1 if disk == "kept" else 2)
+    assert len(trained.calls(f"{RESOURCE} create")) == 1
 
 
 def test_exit_code_75_means_again(trained):

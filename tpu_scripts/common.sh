@@ -24,10 +24,9 @@ among() { [[ " $2 " == *" $1 "* ]]; }
 missing() { grep -qE 'NOT_FOUND|not found' "$ERRORS"; } # is that what gcloud just complained of?
 
 run() { # CMD...: the only place that changes anything. Shows the command; does it unless --dry-run; shows and keeps its errors.
-  local word
-  printf + >&2
-  for word; do if [[ $word =~ ^[A-Za-z0-9_:=,./~-]+$ ]]; then printf ' %s' "$word"; else printf ' %s' "${word@Q}"; fi >&2; done
-  say
+  local word line=+
+  for word; do if [[ $word =~ ^[A-Za-z0-9_:=,./~-]+$ ]]; then line+=" $word"; else line+=" ${word@Q}"; fi; done
+  say "$line"
   [[ ! $DRY_RUN ]] || return 0
   : >"$ERRORS"
   { "$@" 2>&1 1>&3 3>&- | tee -a "$ERRORS" >&2; } 3>&1
@@ -86,17 +85,18 @@ remember() { # The settings of NAME, for the next verb.
   mv "$PODS/$NAME.tmp" "$PODS/$NAME"
 }
 
-chip() { # TYPE -> CHIPS (of all slices), HOSTS (of one), RUNTIME, LABEL, PRICE, ZONES
+chip() { # TYPE -> CHIPS (of all slices), HOSTS (of one), RUNTIME, LABEL, USD, ZONES
   local prefix per usd number
   TYPE=${TYPE/#v5e-/v5litepod-} number=${TYPE##*-}
   while read -r prefix per RUNTIME LABEL usd ZONES; do [[ $prefix != "${TYPE%-*}" ]] || break; done < <(grep -v '^#' "$HERE/chips.tsv")
   [[ $prefix == "${TYPE%-*}" && $number =~ ^[1-9][0-9]{0,4}$ && $((number % per)) == 0 && $SLICES != 0 ]] ||
     die "--type '$TYPE' x $SLICES is not offered; types look like v4-8, v5e-16, v5p-128, v6e-8 (and tpu7x-8, on GKE only)"
-  CHIPS=$((number * SLICES / per)) HOSTS=$(((number / per + 3) / 4)) PRICE=${PRICE:-$usd}
+  CHIPS=$((number * SLICES / per)) HOSTS=$(((number / per + 3) / 4)) USD=${PRICE:-$usd}
+  [[ $USD =~ ^[0-9]+([.][0-9]+)?$ ]] || die "--price takes dollars per chip-hour, not '$USD'"
   ((per == 2 || number > 8)) || HOSTS=1 # v5e and v6e have hosts of 8 chips too
 }
 
 cost() { # What it costs while it exists.
-  awk -v n="$CHIPS" -v p="$PRICE" -v off="${CAPACITY/#spot/; spot costs less}" \
+  awk -v n="$CHIPS" -v p="$USD" -v off="${CAPACITY/#spot/; spot costs less}" \
     'BEGIN {printf "$%.2f an hour (%d chips at $%s%s)", n * p, n, p, off ~ /spot/ ? off : ""}'
 }

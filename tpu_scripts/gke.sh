@@ -26,7 +26,8 @@ case $VERB in
     [[ $CAPACITY != reserved ]] || { need RESERVATION && capacity=--reservation=$RESERVATION; }
     [[ ! ${CHIPS:-} ]] || say "$NAME: $TYPE x $SLICES, $CAPACITY; costs $(cost) and its CPU nodes while it exists; \`gke.sh delete $NAME\` ends it"
     fleet cluster create --cluster="$NAME" --tpu-type="$TYPE" --num-slices="$SLICES" "$capacity" --enable-gcsfuse-csi-driver
-    fleet storage attach runs --cluster="$NAME" --type=gcsfuse --bucket="$bucket" --mount-point=/runs --readonly=false --auto-mount=false ;;
+    fleet storage attach runs --cluster="$NAME" --type=gcsfuse --bucket="$bucket" --mount-point=/runs --readonly=false --auto-mount=false \
+      --mount-options=implicit-dirs,metadata-cache:ttl-secs:0,rename-dir-limit=100000 ;;
   submit)
     need ZONE CLUSTER
     fleet workload create --workload="$NAME" --cluster="$CLUSTER" --tpu-type="$TYPE" --num-slices="$SLICES" --storage=runs \

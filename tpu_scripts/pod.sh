@@ -207,9 +207,12 @@ status() {
   esac
 }
 
-logs() {
-  [[ $WORKER != all ]] || NO_FOLLOW=yes # gcloud holds the output of several workers back until all have ended
-  each run "$WORKER" "tail -n $LINES $([[ $NO_FOLLOW ]] || echo -F) ~/ramp/log" || explain "reading the log of $NAME"
+logs() { # Several workers cannot be followed: gcloud holds their output back until all have ended.
+  local node show="tail -n $LINES ~/ramp/log"
+  [[ $NO_FOLLOW || $WORKER == all || $SLICES != 1 ]] || show="tail -n $LINES -F ~/ramp/log"
+  for node in $(nodes); do
+    run "${TPUS[@]}" tpu-vm ssh "$node" --worker="$WORKER" --command="$show" "${ALIVE[@]}" "${WHERE[@]}" || explain "reading its log"
+  done
 }
 
 tensorboard() {
