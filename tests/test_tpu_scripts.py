@@ -79,7 +79,7 @@ class Cloud:
             self.write(**now)
 
     def kill(self, node: str = "*") -> None:
-        for pid in self.path.glob(f"vms/{node}/*/ramp/pid"):
+        for pid in [*self.path.glob(f"vms/{node}/*/ramp/pid"), *self.path.glob(f"vms/{node}/*/session.*")]:
             with contextlib.suppress(OSError, ValueError):
                 os.killpg(os.getpgid(int(pid.read_text())), signal.SIGKILL)
         for vm in self.path.glob(f"vms/{node}"):
@@ -496,12 +496,13 @@ def test_a_vm_that_rebooted(trained, disk):
 
 
 def test_exit_code_75_means_again(trained):
-    with trained.watch() as watching:
+    with trained.watch("--crashes", "0") as watching:
         os.kill(int((trained.path / "vms/lm/w0/ramp/pid").read_text()), signal.SIGTERM)
         until(lambda: (trained.run / "starts").read_text().count("\n") == 2)
         (trained.path / "exit").write_text("0")
         assert watching.wait(timeout=30) == 0
     assert len(trained.calls(f"{RESOURCE} create")) == 1
+    assert (trained.run / "starts").read_text().count("\n") == 2
     assert "saved" in (trained.run / "logs" / "lm-w0.log").read_text()
 
 
@@ -511,7 +512,7 @@ def test_exit_code_75_means_again(trained):
         ("0", 0, "the run is done", 1),
         ("2", 2, "ramp refused the run", 1),
         ("3", 3, "training diverged", 1),
-        ("137", 1, "crashed 3 times, now with exit code 137", 3),
+        ("137", 1, "failed 3 times, now with exit code 137", 3),
     ],
 )
 def test_what_ends_a_watch(trained, code, exits, sentence, starts):
@@ -548,6 +549,16 @@ def test_a_watch_keeps_asking_when_there_is_no_capacity(trained):
         until(lambda: (trained.run / "starts").read_text().count("\n") == 2)
         (trained.path / "exit").write_text("0")
         assert watching.wait(timeout=30) == 0
+
+
+def test_an_install_that_keeps_failing_ends_a_watch(trained):
+    trained.kill()  # a fresh disk
+    (trained.path / "no-packages").touch()
+    with trained.watch("--crashes", "2", "--delete-at-end") as watching:
+        _, said = watching.communicate(timeout=30)
+    assert watching.returncode == 1 and "install failed 3 times" in said
+    assert "installing on lm failed: pip install '.[tpu,demo,gcs]' failed on lm-w0" in said
+    assert trained.state()["resources"] == {}
 
 
 def test_nothing_to_resume_on_a_lost_disk(cloud):

@@ -50,6 +50,7 @@ explain() { # WHAT [DENIED]: it just failed; say why in one sentence and leave, 
     *PERMISSION_DENIED* | *"does not have permission"* | *"HTTPError 403"*)
       die "$1: ${2:-your account may not do this in project $PROJECT; it needs the roles TPU Admin and Service Account User}" ;;
     *NOT_FOUND* | *"not found: 404"*) die "$1: ${2:-there is no $NAME in zone $ZONE; make it with \`pod.sh create\`}" ;;
+    *ramp-fault:*) said=${said#*ramp-fault: } && said=${said%%$'\n'*} ;;
   esac
   say "${0##*/}: $1 failed: ${said##*$'\n'}"
   exit 1

@@ -174,19 +174,20 @@ watch() {
       2) finish 2 "ramp refused the run; \`pod.sh logs $NAME\` says why" ;;
       3) finish 3 "training diverged; the last checkpoint is good" ;;
       [0-9]*)
-        ((++crashes <= CRASHES)) || finish 1 "ramp crashed $crashes times, now with exit code $now; \`pod.sh logs $NAME\` says why"
+        ((++crashes <= CRASHES)) || finish 1 "ramp failed $crashes times, now with exit code $now; \`pod.sh logs $NAME\` says why"
         again launch ;;
     esac
     sleep "$POLL"
   done
 }
 
-again() { # VERBS: each in a fresh process. A mistake of the user ends the watch; after a fault the next look decides.
+again() { # VERBS, each in a fresh process. A mistake ends the watch; faults are forgiven CRASHES times, lack of capacity always.
   local verb code
   for verb in "$@"; do
     code=0
     "$HERE/pod.sh" "$verb" "$NAME" --poll "$POLL" ${DRY_RUN:+--dry-run} || code=$?
     ((code != 2)) || finish 2 "cannot $verb it"
+    [[ $code == 0 || $verb == create ]] || ((++crashes <= CRASHES)) || finish 1 "$verb failed $crashes times"
     ((code == 0)) || return 0
   done
 }

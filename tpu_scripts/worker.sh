@@ -3,14 +3,14 @@
 # stopped, which tell the state of ramp. Needs bash, git or tar, python3 with pip (to fetch uv), and gcsfuse for gs://.
 set -euo pipefail
 cd "$HOME/ramp"
-fail() { printf 'ramp-error: %s\n' "$*" >&2 && exit 2; }
+fail() { printf 'ramp-error: %s\n' "$*" >&2 && exit 2; } # the user can mend it
+fault() { printf 'ramp-fault: %s on %s\n' "$*" "$(hostname)" >&2 && exit 1; } # trying again may help
 
 install() { # EXTRAS. By uv, because the VM images bring Python 3.10 and ramp needs 3.11.
   PATH=$HOME/.local/bin:$PATH
-  command -v uv >/dev/null || python3 -m pip install -q --user uv || fail "pip could not install uv on $(hostname)"
-  [[ -x venv/bin/python ]] || uv venv -q --python 3.12 venv || fail "uv could not make a Python 3.12 on $(hostname)"
-  uv pip install -q --python venv/bin/python --reinstall-package ramp-lm "./src[$1]" ||
-    fail "pip install '.[$1]' failed on $(hostname); the lines above say why"
+  command -v uv >/dev/null || python3 -m pip install -q --user uv || fault "pip could not install uv"
+  [[ -x venv/bin/python ]] || uv venv -q --python 3.12 venv || fault "uv could not make a Python 3.12"
+  uv pip install -q --python venv/bin/python --reinstall-package ramp-lm "./src[$1]" || fault "pip install '.[$1]' failed"
 }
 
 place() { # RUN: where it lies on this machine. A bucket is mounted, so that all hosts see one ordinary directory.
@@ -47,7 +47,7 @@ start() { # RUN CONFIG FLAGS...: in the background, unless it runs already.
     [[ ! -f pid ]] || return 0
     sleep 0.1
   done
-  fail "ramp did not start on $(hostname): $(tail -n 1 log)"
+  fault "ramp did not start ($(tail -n 1 log))"
 }
 
 body() { # RUN CONFIG FLAGS...: ramp itself; its exit code goes to a file. XLA's cache lies beside the run, for the next VM.
