@@ -333,6 +333,11 @@ def test_buckets_that_cannot_be_used(cloud, run, sentence):
     assert not list(cloud.path.glob("args.*"))  # ramp was not started
 
 
+def test_launch_before_install(cloud):
+    cloud.ok(*CREATE)
+    assert "`pod.sh install lm` first" in cloud.refused(*LAUNCH)
+
+
 def test_many_hosts_need_a_bucket(cloud):
     cloud.ok("create", "lm", "--type", "v6e-16", "--zone", ZONE, "--poll", "0.01")
     assert "4 hosts" in cloud.refused("launch", "lm", "--run", "runs/lm", "configs/cpu.toml")
@@ -499,6 +504,8 @@ def test_exit_code_75_means_again(trained):
     with trained.watch("--crashes", "0") as watching:
         os.kill(int((trained.path / "vms/lm/w0/ramp/pid").read_text()), signal.SIGTERM)
         until(lambda: (trained.run / "starts").read_text().count("\n") == 2)
+        looks = len(trained.calls(f"{VM} ssh"))
+        until(lambda: len(trained.calls(f"{VM} ssh")) > looks + 3)
         (trained.path / "exit").write_text("0")
         assert watching.wait(timeout=30) == 0
     assert len(trained.calls(f"{RESOURCE} create")) == 1

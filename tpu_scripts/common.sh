@@ -39,6 +39,7 @@ explain() { # WHAT [DENIED]: it just failed; say why in one sentence and leave, 
   said=$(<"$ERRORS")
   case $said in
     *ramp-error:*) said=${said#*ramp-error: } && die "${said%%$'\n'*}" ;;
+    *"worker.sh: No such file"*) die "$1: ramp is not installed there; \`pod.sh install $NAME\` first" ;;
     *"auth login"* | *"active account"* | *eauthentication* | *UNAUTHENTICATED*)
       die "$1: you are not logged in to Google Cloud; run \`gcloud auth login\`" ;;
     *SERVICE_DISABLED* | *"has not been used in project"*)

@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# What pod.sh has done on each TPU VM. Everything lies in ~/ramp: src, venv, gs/BUCKET (mounted), log, and body, pid, exit,
-# stopped, which tell the state of ramp. Needs bash, git or tar, python3 with pip (to fetch uv), and gcsfuse for gs://.
+# What pod.sh has done on each TPU VM. Everything lies in ~/ramp: src, venv, gs/BUCKET (mounted), log, and installed, body,
+# pid, exit, stopped, which tell the state of ramp. Needs bash, git or tar, python3 with pip (to fetch uv), and gcsfuse for gs://.
 set -euo pipefail
 cd "$HOME/ramp"
 fail() { printf 'ramp-error: %s\n' "$*" >&2 && exit 2; } # the user can mend it
 fault() { printf 'ramp-fault: %s on %s\n' "$*" "$(hostname)" >&2 && exit 1; } # trying again may help
 
 install() { # EXTRAS. By uv, because the VM images bring Python 3.10 and ramp needs 3.11.
-  PATH=$HOME/.local/bin:$PATH
+  rm -f installed && PATH=$HOME/.local/bin:$PATH
   command -v uv >/dev/null || python3 -m pip install -q --user uv || fault "pip could not install uv"
   [[ -x venv/bin/python ]] || uv venv -q --python 3.12 venv || fault "uv could not make a Python 3.12"
   uv pip install -q --python venv/bin/python --reinstall-package ramp-lm "./src[$1]" || fault "pip install '.[$1]' failed"
+  touch installed
 }
 
 place() { # RUN: where it lies on this machine. A bucket is mounted, so that all hosts see one ordinary directory.
@@ -30,8 +31,9 @@ mount_bucket() { # gs://BUCKET/... No metadata is cached: what one host wrote, t
     fail "the service account of the TPU VM may not write to gs://$name; give it the role Storage Object Admin there"
 }
 
-state() { # running, none (never started), lost (the VM went down meanwhile), stopped (asked to), or ramp's exit code
-  if [[ -f exit && -f stopped && $(cat exit) == 75 ]]; then echo stopped
+state() { # absent, none (never started), running, lost (the VM went down meanwhile), stopped (asked to), or ramp's exit code
+  if [[ ! -f installed ]]; then echo absent
+  elif [[ -f exit && -f stopped && $(cat exit) == 75 ]]; then echo stopped
   elif [[ -f exit ]]; then cat exit
   elif [[ ! -f body ]]; then echo none
   elif grep -qs worker.sh "/proc/$(cat body)/cmdline"; then echo running
@@ -39,14 +41,12 @@ state() { # running, none (never started), lost (the VM went down meanwhile), st
 }
 
 start() { # RUN CONFIG FLAGS...: in the background, unless it runs already.
+  [[ -f installed ]] || fail "ramp is not installed on $(hostname); \`pod.sh install\` first"
   [[ $(state) != running ]] || { echo "ramp runs already on $(hostname)" && return; }
   [[ $1 != gs://* ]] || mount_bucket "$1"
   rm -f body pid exit stopped
   nohup setsid bash src/tpu_scripts/worker.sh body "$@" >>log 2>&1 </dev/null &
-  for _ in {1..100}; do
-    [[ ! -f pid ]] || return 0
-    sleep 0.1
-  done
+  for _ in {1..100}; do [[ -f pid ]] && return || sleep 0.1; done
   fault "ramp did not start ($(tail -n 1 log))"
 }
 
