@@ -46,7 +46,7 @@ start() { # RUN CONFIG FLAGS...: in the background, unless it runs already.
   [[ $1 != gs://* ]] || mount_bucket "$1"
   rm -f body pid exit stopped
   nohup setsid bash src/tpu_scripts/worker.sh body "$@" >>log 2>&1 </dev/null &
-  for _ in {1..100}; do [[ -f pid ]] && return || sleep 0.1; done
+  for _ in {1..100}; do if [[ -f pid ]]; then return; fi; sleep 0.1; done
   fault "ramp did not start ($(tail -n 1 log))"
 }
 
