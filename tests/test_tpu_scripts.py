@@ -531,6 +531,17 @@ def test_what_ends_a_watch(trained, code, exits, sentence, starts):
     assert trained.state()["resources"] == {}
 
 
+def test_a_watch_outlives_a_lost_connection(trained):
+    trained.change(fail={f"{RESOURCE} describe": "gaierror: host not found"})
+    with trained.watch() as watching:
+        looks = len(trained.calls(f"{RESOURCE} describe"))
+        until(lambda: len(trained.calls(f"{RESOURCE} describe")) > looks + 2)
+        trained.change(fail={})
+        (trained.path / "exit").write_text("0")
+        assert watching.wait(timeout=30) == 0
+    assert len(trained.calls(f"{RESOURCE} create")) == 1
+
+
 def test_a_watch_does_not_bring_back_what_was_deleted(trained):
     with trained.watch() as watching:
         trained.ok("delete", "lm", "--force", "--poll", "0.01")

@@ -21,7 +21,7 @@ FLAGS="DRY_RUN FORCE NO_WAIT NO_FOLLOW DELETE_AT_END"
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 2; }
 among() { [[ " $2 " == *" $1 "* ]]; }
-missing() { grep -qE 'NOT_FOUND|not found' "$ERRORS"; } # is that what gcloud just complained of?
+missing() { grep -qE 'NOT_FOUND|was not found' "$ERRORS"; } # is that what gcloud just complained of?
 
 run() { # CMD...: the only place that changes anything. Shows the command; does it unless --dry-run; shows and keeps its errors.
   local word line=+

@@ -158,9 +158,9 @@ watch() {
   local now crashes=0
   [[ ! $DRY_RUN ]] || { say "# at each preemption:" && remove && again create install launch && return; }
   trap 'say "no longer watching"; left; exit 130' INT TERM
-  while now=$(state) || exit; do
+  while now=$(state) || [[ $? != 2 ]] || exit 2; do
     [[ $now != ACTIVE ]] || now=$(job)
-    say "$(date '+%F %T') $NAME: $now"
+    say "$(date '+%F %T') $NAME: ${now:=unreachable}" # Google did not answer: no reason to leave
     case $now in
       running | unreachable) ;;
       none | lost | 75) again launch ;;
