@@ -69,9 +69,7 @@ parse() { # NAME ARGS...: options into their variables; REST: everything from th
     [[ $1 == --* ]] || { REST=("$@") && break; }
     [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
     key=${1#--} key=${key//-/_} key=${key^^}
-    if among "$key" "$FLAGS"; then
-      printf -v "$key" yes && shift && continue
-    fi
+    ! among "$key" "$FLAGS" || { printf -v "$key" yes && shift && continue; }
     among "$key" "$SETTINGS $OPTIONS" || die "unknown option $1; see --help"
     [[ $# -gt 1 && $2 != *$'\n'* ]] || die "$1 needs a value, of one line"
     printf -v "$key" %s "$2" && shift 2

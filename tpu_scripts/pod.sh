@@ -29,12 +29,14 @@ describe() { # FIELD of the queued resource; NONE if there is no such resource.
 }
 
 state() { # Of the queued resource; PREEMPTED if that calls itself ACTIVE but a node is gone.
-  local now node its
+  local now node its gone=''
   now=$(describe state.state) || exit
   for node in $([[ $now != ACTIVE ]] || nodes); do
     its=$(ask "${TPUS[@]}" tpu-vm describe "$node" "${WHERE[@]}" --format='value(state)') || missing || explain "asking for $node"
-    [[ ! ${its:-DELETING} =~ ^(PREEMPTED|TERMINATED|STOPPED|STOPPING|DELETING)$ ]] || now=PREEMPTED
+    [[ ! ${its:-DELETING} =~ ^(PREEMPTED|TERMINATED|STOPPED|STOPPING|DELETING)$ ]] || gone=yes
   done
+  [[ ! $gone ]] || now=$(describe state.state) || exit # again: somebody may be deleting it on purpose
+  [[ ! $gone || $now != ACTIVE ]] || now=PREEMPTED
   echo "$now"
 }
 
