@@ -350,9 +350,12 @@ def test_launch_before_install(cloud):
     assert "`pod.sh install lm` first" in cloud.refused(*LAUNCH)
 
 
-def test_many_hosts_need_a_bucket(cloud):
-    cloud.ok("create", "lm", "--type", "v6e-16", "--zone", ZONE, "--poll", "0.01")
-    assert "4 hosts" in cloud.refused("launch", "lm", "--run", "runs/lm", "configs/cpu.toml")
+@pytest.mark.parametrize(
+    ("type_", "slices", "hosts"), [("v6e-16", "1", "4"), ("v6e-8", "2", "2"), ("v5p-128", "2", "32")]
+)
+def test_many_hosts_need_a_bucket(cloud, type_, slices, hosts):
+    cloud.ok("create", "lm", "--type", type_, "--slices", slices, "--zone", ZONE, "--poll", "0.01")
+    assert f"the {hosts} hosts" in cloud.refused("launch", "lm", "--run", "runs/lm", "configs/cpu.toml")
 
 
 # ---------------------------------------------------------------------------------------------------- dry run

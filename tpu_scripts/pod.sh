@@ -148,7 +148,7 @@ launch() { # CONFIG and flags are kept beside the settings, so that `watch` can 
       [[ $DRY_RUN || $tree == [Tt]rue ]] || say "warning: $bucket has no hierarchical namespace; checkpoints move file by file, slowly" ;;
     gs://*) die "--run $RUN names a bucket only; add a directory" ;;
     *)
-      ((HOSTS == 1)) || die "the $HOSTS hosts of $NAME need one run directory they all see: --run gs://BUCKET/DIR"
+      ((HOSTS * SLICES == 1)) || die "the $((HOSTS * SLICES)) hosts of $NAME need one run directory they all see: --run gs://BUCKET/DIR"
       [[ $CAPACITY != spot ]] || say "warning: $RUN is on the VM's disk, which a preemption takes; gs://BUCKET/DIR would stay" ;;
   esac
   remember
@@ -158,7 +158,7 @@ launch() { # CONFIG and flags are kept beside the settings, so that `watch` can 
 
 watch() {
   local now crashes=0
-  [[ ! $DRY_RUN ]] || { say "# at each preemption:" && remove && again create install launch && return; }
+  [[ ! $DRY_RUN ]] || { say "# at each preemption:" && remove && create && install && launch && return; }
   trap 'say "no longer watching"; left; exit 130' INT TERM
   while now=$(state) || [[ $? != 2 ]] || exit 2; do
     [[ $now != ACTIVE ]] || now=$(job)
@@ -187,7 +187,7 @@ again() { # VERBS, each in a fresh process. A mistake ends the watch; faults are
   local verb code
   for verb in "$@"; do
     code=0
-    "$HERE/pod.sh" "$verb" "$NAME" --poll "$POLL" ${DRY_RUN:+--dry-run} || code=$?
+    "$HERE/pod.sh" "$verb" "$NAME" --poll "$POLL" || code=$?
     ((code != 2)) || finish 2 "cannot $verb it"
     [[ $code == 0 || $verb == create ]] || ((++crashes <= CRASHES)) || finish 1 "$verb failed $crashes times"
     ((code == 0)) || return 0
