@@ -1,0 +1,68 @@
+"""The search and the roofline, without a compiler: what is ranked fits, divides, and is ordered by its bound."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ramp import config
+from ramp.errors import UserError
+from ramp.model import cost
+from ramp.pods import roofline, search
+from ramp.pods.chips import parse
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def speedrun():
+    return config.load(CONFIGS / "speedrun-v6e8.toml")
+
+
+def test_what_is_ranked_fits_and_is_in_order(speedrun):
+    topology = parse("v6e:2x4")
+    found = search.ranked(speedrun, topology)
+    assert len(found) > 3
+    assert [f.times.bound for f in found] == sorted(f.times.bound for f in found)
+    for choice in found:
+        m, t = choice.c.mesh, choice.c.pretrain
+        assert m.data * m.model * m.replica == 8 and choice.bytes <= topology.hbm_bytes
+        assert choice.c.model.heads % m.model == 0 and t.batch % (t.accum * m.data) == 0
+
+
+def test_more_memory_never_loses_a_choice(speedrun):
+    small, large = (
+        {(f.c.mesh.model, f.c.pretrain.accum, f.c.model.remat) for f in search.ranked(speedrun, parse(name))}
+        for name in ("v5e:2x4", "v6e:2x4")
+    )
+    assert small < large
+
+
+def test_nothing_that_fits_is_one_sentence():
+    big = config.load(CONFIGS / "qwen3-8b.toml")
+    with pytest.raises(UserError, match="nothing fits on v5e:2x2"):
+        search.best(big, parse("v5e:2x2"))
+
+
+def test_slices_become_replicas(speedrun):
+    assert {f.c.mesh.replica for f in search.ranked(speedrun, parse("v6e:2x4", slices=2))} == {2}
+
+
+def test_the_roofline_of_one_big_product():
+    """Far from every other limit, the bound is FLOPs over peak, and utilisation of the useful work is what is left."""
+    topology = parse("v5p:2x2x1")
+    c = config.resolve(config.load(CONFIGS / "speedrun-v5p8.toml"))
+    c = replace(c, mesh=config.Mesh(data=4), model=replace(c.model, remat="none", loss_chunk=0))
+    times = roofline.train_times(c, topology, {"collectives": []})
+    tokens = c.pretrain.batch * c.pretrain.seq
+    assert times.compute == pytest.approx(tokens * cost.flops_per_token(c.model, c.pretrain.seq) / (4 * 459e12))
+    assert times.ici == times.dcn == times.compiler == 0 and times.binds == "compute"
+
+
+def test_networks_are_told_apart():
+    topology = parse("v5e:4x4", slices=2)
+    moved = [
+        {"bytes": 1e9, "between_slices": False, "asynchronous": True},
+        {"bytes": 1e9, "between_slices": True, "asynchronous": False},
+    ]
+    assert roofline.network(topology, moved) == pytest.approx((1e9 / topology.ici_rate, 1e9 / 3.125e9))
