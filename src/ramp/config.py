@@ -104,7 +104,7 @@ class Model:
     """compute dtype; auto is what `ramp bench` found faster: bfloat16 on TPU and GPU, float32 on CPU"""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     remat: Literal["none", "full", "saved"] = "none"
-    """recomputed in the backward pass: nothing, whole blocks, or all but the named activations"""
+    """recomputed in the backward pass: nothing, whole blocks, or all but attention"""
     unroll: bool = False
     """compile the blocks one by one instead of as a loop: faster steps on CPU, slower to compile"""
     loss_chunk: Count = 0

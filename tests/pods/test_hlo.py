@@ -50,7 +50,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 """
 
 
-def test_loops_multiply_and_channels_count_once():
+def test_loops_multiply_and_chains_count_once():
     found = {c.kind: c for c in hlo.collectives(TEXT, per_slice=4, devices=8)}
     assert len(hlo.collectives(TEXT, 4, 8)) == 4
     gather = found["all-gather"]

@@ -8,10 +8,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ramp import config
+from ramp.pods import roofline
 from ramp.pods.chips import installed
 
 BUDGETS = Path(__file__).with_name("budgets.json")
@@ -70,6 +73,14 @@ def test_a_tiny_step_stays_within_its_budget(tmp_path, topology):
     assert train["fits"]
     # donated: all that the step returns but its metrics is written over what came in
     assert train["alias"] >= 0.99 * train["argument"] - 16 * 256 * 12
+    c = config.load(tmp_path / "tiny.toml")
+    shape = config.resolve(replace(c, model=replace(c.model, dtype="bfloat16"), mesh=config.Mesh(**report["mesh"])))
+    design = roofline.predicted(shape)
+    moved = {kind: sum(k["bytes"] for k in train["collectives"] if k["kind"] == kind) for kind in design}
+    assert moved["all-gather"] == pytest.approx(design["all-gather"], rel=0.1)
+    assert moved["reduce-scatter"] == pytest.approx(design["reduce-scatter"], rel=0.1)
+    smallest = 4 * shape.model.width**2
+    assert moved["all-reduce"] < smallest, "a weight or its gradient is all-reduced whole"
     now = {"peak": train["peak"], "moved": sum(k["bytes"] for k in train["collectives"])}
     kept = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
     if os.environ.get("RAMP_RECORD_BUDGETS"):

@@ -70,7 +70,7 @@ def step_bytes(c: Model, t: Train, data: int, model: int, replica: int = 1) -> f
     attention, hidden = (c.heads + 2 * c.kv_heads) * c.head_dim / model, c.ff / model
     mlp = (2 if c.mlp == "swiglu" else 1) * hidden
     inside = 3 * c.width + 2 * attention + mlp + hidden  # of one block, a token
-    saved = {"none": inside, "full": c.width, "saved": c.width + c.heads * c.head_dim / model + mlp}[c.remat]
+    saved = {"none": inside, "full": c.width, "saved": c.width + c.heads * c.head_dim / model}[c.remat]
     gathered = 2 * half * matrix_count(c) / max(c.depth, 1) / model
     block = tokens * 2 * half * inside if c.remat != "none" else 0
     chunk = tokens * (c.loss_chunk or t.seq) / t.seq

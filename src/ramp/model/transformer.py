@@ -128,9 +128,10 @@ def rope_angles(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.A
 
 def rope(x_bthd: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate the two halves of each head: the half-split order of Qwen and Llama. cos, sin: [T, h/2] or [B, T, h/2]."""
-    x1, x2 = jnp.split(x_bthd.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[..., None, :], sin[..., None, :]
-    return jnp.concatenate([x1 * cos - x2 * sin, x2 * cos + x1 * sin], axis=-1).astype(x_bthd.dtype)
+    x = x_bthd.astype(jnp.float32)
+    x1, x2 = jnp.split(x, 2, axis=-1)
+    cos, sin = (jnp.concatenate(pair, axis=-1)[..., None, :] for pair in ((cos, cos), (-sin, sin)))
+    return (x * cos + jnp.concatenate([x2, x1], axis=-1) * sin).astype(x_bthd.dtype)  # whole heads: TPU lanes are full
 
 
 # ---------------------------------------------------------------------------------------------------- modules
@@ -330,7 +331,7 @@ def rematerialise(c: Model, body: Callable) -> Callable:
     """What the backward pass computes again (Chen et al. 2016); "saved" keeps the activations named in `Block`."""
     if c.remat == "none":
         return body
-    names = jax.checkpoint_policies.save_only_these_names("attn", "up", "gate")
+    names = jax.checkpoint_policies.save_only_these_names("attn")
     return jax.checkpoint(body, policy=names if c.remat == "saved" else None, prevent_cse=False)
 
 

@@ -2,7 +2,7 @@
 
 XLA's own cost analysis counts the body of a loop once; here the program is walked from its entry with the trip counts of
 its loops multiplied. An asynchronous TPU collective appears several times, in the fusions that start it, advance it and
-end it: one channel is counted once per place it is run from.
+end it: their common name is counted once per place it is run from. (Channels will not do: shard_map gives all the same.)
 """
 
 import re
@@ -98,13 +98,13 @@ def collectives(text: str, per_slice: int, devices: int) -> list[Collective]:
         kind = i.op.removesuffix("-start")
         if kind not in KINDS or times == 0:
             continue
-        channel = re.search(r"channel_id=(\d+)", i.rest)
-        key = (scope, kind, channel[1] if channel else i.name)
+        chain = re.search(r'(?:chain_id|async_collective_name)="([^"]*)"', i.rest)
+        key = (scope, kind, chain[0] if chain else i.name)
         group, crosses = members(i.rest, per_slice, devices)
         if kind == "send" and "is_host_transfer=true" not in i.rest:
             continue
         where = re.search(r'op_name="([^"]*)"', i.rest)
-        asynchronous = i.op.endswith("-start") or "async_collective" in i.rest or "chain_id" in i.rest
+        asynchronous = i.op.endswith("-start") or chain is not None
         seen[key] = Collective(
             kind,
             received(kind, i, group),

@@ -43,10 +43,33 @@ def network(topology: Topology, collectives: list[dict[str, Any]]) -> tuple[floa
     return inside / topology.ici_rate, between / (topology.chip.dcn * 1e9 / topology.chip.devices_per_chip)
 
 
+def predicted(c: Config) -> dict[str, float]:
+    """Bytes that the design has a device receive in a train step; the tests hold compiled programs against it.
+
+    For each microbatch: every matrix gathered over "data" in half precision for the forward and for the backward pass
+    (which shares it with what remat computes again), its float32 gradient scattered; between slices the scattered
+    gradients all-reduced. Embedded rows are exchanged instead of tables; Muon exchanges matrices once a step, there and
+    back; over "model", the partial sums of two products of a block in each direction.
+    """
+    m, t, (replica, data, model) = c.model, c.pretrain, (c.mesh.replica, c.mesh.data, c.mesh.model)
+    others, half = (data - 1) / data, 2 if m.dtype == "bfloat16" else 4
+    weights = (cost.matrix_count(m) + m.width * m.vocab) / model
+    tables = 1 + m.depth * m.value_embeds * m.kv_heads * m.head_dim / m.width
+    rows = t.batch * t.seq / (replica * data)
+    again = m.remat != "none"
+    return {
+        "all-gather": t.accum * 2 * half * weights * others,
+        "reduce-scatter": t.accum * cost.FLOAT32 * weights * others,
+        "all-to-all": 2 * half * rows * m.width * tables * others
+        + (2 * half * cost.matrix_count(m) / (data * model) * (data * model > 1) if t.optimizer == "muon" else 0),
+        "all-reduce": (4 + 2 * again) * m.depth * half * rows * m.width * 2 * (model - 1) / model,
+        "between slices": t.accum * 2 * cost.FLOAT32 * weights / data * (replica - 1) / replica,
+    }
+
+
 def recomputed(m: Model) -> float:
     """Products of the forward pass that the backward pass does again, in FLOPs a token."""
-    attention = m.depth * 2 * m.width * (m.heads + m.kv_heads) * m.head_dim
-    blocks = {"none": 0, "saved": 2 * attention, "full": 2 * cost.matrix_count(m)}[m.remat]
+    blocks = 0 if m.remat == "none" else 2 * cost.matrix_count(m)
     return blocks + (2 * m.width * m.vocab if m.loss_chunk else 0)
 
 

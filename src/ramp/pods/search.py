@@ -66,18 +66,12 @@ def ranked(c: Config, topology: Topology) -> list[Choice]:
 
 
 def expected(c: Config, topology: Topology) -> roofline.Times:
-    """The roofline with the collectives that the design calls for instead of those of a compiled program: in each pass
-    of each microbatch the weights gathered over "data" in bfloat16, their gradients scattered in float32 (between slices
-    all-reduced), and over "model" the two sums of a block, forward and back."""
-    m, t, (data, model) = c.model, c.pretrain, (c.mesh.data, c.mesh.model)
-    weights = (cost.matrix_count(m) + m.width * m.vocab) / model
-    passes = 2 + (m.remat != "none")
-    gathers = t.accum * (2 * passes * weights + cost.FLOAT32 * weights) * (data - 1) / data
-    rows = t.batch * t.seq / (c.mesh.replica * data)
-    sums = 2 * 2 * rows * m.width * 2 * passes * m.depth * (model - 1) / model
-    slices = t.accum * 2 * cost.FLOAT32 * weights / data * (c.mesh.replica > 1)
-    moved = [
-        {"bytes": gathers + sums, "between_slices": False, "asynchronous": True},
-        {"bytes": slices, "between_slices": True, "asynchronous": True},
-    ]
-    return roofline.train_times(c, topology, {"collectives": moved})
+    """The roofline with the collectives that the design calls for instead of those of a compiled program."""
+    moved = roofline.predicted(c)
+    inside = {
+        "bytes": sum(moved[k] for k in moved if k != "between slices"),
+        "between_slices": False,
+        "asynchronous": True,
+    }
+    between = {"bytes": moved["between slices"], "between_slices": True, "asynchronous": True}
+    return roofline.train_times(c, topology, {"collectives": [inside, between]})
