@@ -235,18 +235,33 @@ def advance(c: Model, weights: Params, cache: tuple, token_b, previous_b, positi
 
 
 def attend_cached(kv, position_b, window, q_b1hd, k_b1kd, v_b1kd):
-    """Write one key and value a row at `position_b`, then attend over the cache up to there. o: [B, 1, H, h]."""
+    """Attend to a row's cache up to `position_b`, where its new key and value are written. o: [B, 1, H, h].
+
+    A single row is read first and written after: XLA:CPU copies a cache that is written and then read (512 tokens: 1.1 to
+    1.45 times the speed). With more rows it copies in that order instead, so there the new key is written first.
+    """
     (B, _, H, h), K = q_b1hd.shape, k_b1kd.shape[2]
-    write = jax.vmap(lambda cache, new, at: jax.lax.dynamic_update_slice(cache, new[..., None], (0, 0, at)))
-    k_bkhs = write(kv[0], k_b1kd[:, 0].astype(kv[0].dtype), position_b)
-    v_bkhs = write(kv[1], v_b1kd[:, 0].astype(kv[1].dtype), position_b)
+    write_first = B > 1
+    new = k_b1kd[:, 0].astype(kv[0].dtype), v_b1kd[:, 0].astype(kv[1].dtype)
+    write = jax.vmap(lambda cache, one, at: jax.lax.dynamic_update_slice(cache, one[..., None], (0, 0, at)))
+    grown = tuple(write(cache, one, position_b) for cache, one in zip(kv, new, strict=True))
+    k_bkhs, v_bkhs = grown if write_first else kv
     q_bkgh = jax.lax.reshape(q_b1hd * h**-0.5, (B, K, H // K, h), out_sharding=P(ROWS, "model"))
-    scores = jnp.einsum("bkgh,bkhs->bkgs", q_bkgh, k_bkhs, preferred_element_type=jnp.float32)
+    dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
     back_bs = position_b[:, None] - jnp.arange(k_bkhs.shape[3])
-    visible_bs = (back_bs >= 0) if window is None else (back_bs >= 0) & (back_bs < window)
-    probs = jax.nn.softmax(jnp.where(visible_bs[:, None, None, :], scores, MASKED), axis=-1).astype(v_bkhs.dtype)
-    o_bkgh = jnp.einsum("bkgs,bkhs->bkgh", probs, v_bkhs, preferred_element_type=jnp.float32).astype(q_b1hd.dtype)
-    return jax.lax.reshape(o_bkgh, (B, 1, H, h), out_sharding=P(ROWS, None, "model")), (k_bkhs, v_bkhs)
+    visible_bs = (back_bs >= 0) if write_first else (back_bs > 0)
+    visible_bs = visible_bs if window is None else visible_bs & (back_bs < window)
+    scores = jnp.where(visible_bs[:, None, None, :], dot("bkgh,bkhs->bkgs", q_bkgh, k_bkhs), MASKED)
+    if write_first:
+        o_bkgh = dot("bkgs,bkhs->bkgh", jax.nn.softmax(scores, axis=-1).astype(v_bkhs.dtype), v_bkhs)
+    else:  # a softmax in two parts: what the cache holds, and the token itself
+        own = dot("bkgh,bkh->bkg", q_bkgh, new[0])[..., None]
+        top = jnp.maximum(jnp.max(scores, axis=-1, keepdims=True), own)
+        scores, own = jnp.exp(scores - top), jnp.exp(own - top)
+        o_bkgh = dot("bkgs,bkhs->bkgh", scores.astype(v_bkhs.dtype), v_bkhs) + own * new[1][:, :, None]
+        o_bkgh = o_bkgh / (jnp.sum(scores, axis=-1, keepdims=True) + own)
+    o_b1hd = jax.lax.reshape(o_bkgh.astype(q_b1hd.dtype), (B, 1, H, h), out_sharding=P(ROWS, None, "model"))
+    return o_b1hd, grown
 
 
 # ---------------------------------------------------------------------------------------------------- for the host

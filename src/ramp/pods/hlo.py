@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
          "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "s4": 0.5, "u4": 0.5}  # fmt: skip
+FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "copy-done", "slice-done", "after-all", "domain",
+        "all-gather-done", "all-reduce-done", "collective-permute-done", "partition-id", "iota"}  # fmt: skip
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "send")
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 SHAPE = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
@@ -72,6 +74,47 @@ def executed(text: str) -> Iterator[tuple[Instruction, float, str]]:
     yield from walk(entry, 1, entry)
 
 
+def traffic(text: str) -> float:
+    """Bytes that a TPU program moves through its main memory (HBM): what its instructions read and write there, loops
+    multiplied. Arrays in the scratchpad carry the layout mark S(1). A slice reads what it yields, an update in place
+    writes what it is given, a gather reads the rows it returns; the cost analysis of XLA counts whole operands there."""
+    parts, entry = computations(text)
+    total, todo = 0.0, [(entry, 1.0)]
+    while todo:
+        name, times = todo.pop()
+        shapes = {i.name: i.shape for i in parts.get(name, [])}
+        for i in parts.get(name, []):
+            if i.op == "while":
+                condition, body = (re.search(rf"{k}=%?([\w.-]+)", i.rest)[1] for k in ("condition", "body"))
+                todo.append((body, times * trips(i, parts[condition])))
+            elif i.op in ("call", "conditional"):
+                todo += [(n.strip().lstrip("%"), times) for names in CALLED.findall(i.rest) for n in names.split(",")]
+            elif i.op not in FREE:
+                total += times * _moved(i, shapes)
+    return total
+
+
+def _moved(i: Instruction, shapes: dict[str, str]) -> float:
+    inputs = [shapes.get(name, "") for name in re.findall(r"%([\w.-]+)", i.rest.split("), ")[0])]
+    read, written = sum(map(in_memory, inputs)), in_memory(i.shape)
+    if i.op.endswith(
+        "-start"
+    ):  # a transfer between memory and scratchpad: (from, to, ...), the smaller is what travels
+        return min(size(i.shape)[:2], default=0.0)
+    if "update" in i.name:
+        largest = max(map(in_memory, inputs), default=0.0)
+        return 2 * (read - largest) if largest else read + written
+    if "gather" in i.name or "slice" in i.name:
+        return 2 * sum(size(i.shape))
+    return read + written
+
+
+def in_memory(shape: str) -> float:
+    """Bytes of the arrays of a type that are not in the scratchpad."""
+    placed = re.findall(r"[a-z]+\d*[a-z0-9]*\[[\d,]*\](?:\{[^}]*\})?", shape)
+    return sum(sum(size(one)) for one in placed if not re.search(r"S\([1-9]\)", one))
+
+
 def trips(loop: Instruction, condition: list[Instruction]) -> int:
     """How often a loop runs: what the compiler wrote down, else the constant that its condition compares with."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
@@ -121,11 +164,12 @@ def received(kind: str, i: Instruction, group: int) -> float:
     """Bytes that one device receives: all shards but its own of a gather, all partial sums of its shard of a scatter."""
     sizes = size(i.shape)
     total = sum(sizes)
+    started = i.op.endswith("-start")  # those carry what went in as well
     if kind == "all-gather":
-        total = max(sizes) if i.op.endswith("-start") else total
+        total *= group / (group + 1) if started else 1
         return total * (group - 1) / group
     if kind == "reduce-scatter":
-        return total * (group - 1)
+        return total * (group - 1) / (group + 1 if started else 1)
     if kind == "all-reduce":
         return 2 * total * (group - 1) / group
     if kind == "all-to-all":

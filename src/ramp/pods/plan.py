@@ -102,7 +102,7 @@ def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
 
 
 def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    """The loop that draws tokens into a cache as long as the context."""
+    """The loop that draws tokens into a cache as long as the context; it ends when rows do, so plans count one token."""
     params, prompts = _params(c, mesh), _prompts(c, mesh)
     weights = _like(partial(sample.ready, c.model), mesh, params)
     stream = _like(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context), mesh, params, *prompts)
@@ -165,7 +165,6 @@ def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
     resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = resident + memory.temp_size_in_bytes
     found = hlo.collectives(text, topology.per_slice, topology.device_count)
-    cost = program.cost_analysis() or {}
     return {
         "fits": peak <= topology.hbm_bytes,
         "argument": memory.argument_size_in_bytes,
@@ -175,7 +174,7 @@ def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
         "collectives": summed(found),
         "largest": [vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]],
         "cycles": hlo.cycles(text),
-        "bytes_accessed": cost.get("bytes accessed"),  # a loop's body counted once: of one token, for decode
+        "traffic": hlo.traffic(text) if topology.chip.kind == "tpu" else None,
         "compile_seconds": time.perf_counter() - began,
         "hlo": text,
     }

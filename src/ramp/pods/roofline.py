@@ -127,9 +127,9 @@ def train_lines(c: Config, topology: Topology, program: dict[str, Any], price: f
 def decode_lines(c: Config, topology: Topology, program: dict[str, Any]) -> list[str]:
     rows = max(1, 16 // (c.mesh.replica * c.mesh.data)) * c.mesh.replica * c.mesh.data
     least = decode_bytes(c, rows)
-    moved = program.get("bytes_accessed") or 0
+    moved = program.get("traffic") or 0
     seconds = least / (topology.chip.hbm * 1e9 / topology.chip.devices_per_chip)
-    said = f"; the compiler counts {moved / 1e6:,.1f} MB, {moved / least:.2f}x" if moved else ""
+    said = f"; the program moves {moved / 1e6:,.1f} MB, {moved / least:.2f}x" if moved else ""
     return [
         f"{'':9} a token of {rows} rows reads {least / 1e6:,.1f} MB of weights and full cache a device{said}; at best "
         f"{1e3 * seconds:.2f} ms, {rows / seconds:,.0f} tokens/s"
