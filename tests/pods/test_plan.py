@@ -1,4 +1,5 @@
-"""Plans of the real step for machines that are not here. Needs libtpu (`uv sync --extra plan`); each plan takes seconds.
+"""Plans of the real step for machines that are not here. They need libtpu (`uv sync --extra plan`) and about 40 CPU-seconds
+each, so they are slow tests: `uv run --extra plan pytest -m "slow or not slow" tests/pods`.
 
 `budgets.json` holds what each tiny plan needs; growing by more than 5% fails until the record is changed by hand:
 RAMP_RECORD_BUDGETS=1 pytest tests/pods/test_plan.py writes it again.
@@ -65,6 +66,7 @@ def plan(tmp_path, topology, *more, flags="whole-gathers", check=True):
     return done, json.loads(saved.read_text()) if saved.exists() else None
 
 
+@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_a_tiny_step_stays_within_its_budget(tmp_path, topology):
@@ -77,8 +79,8 @@ def test_a_tiny_step_stays_within_its_budget(tmp_path, topology):
     shape = config.resolve(replace(c, model=replace(c.model, dtype="bfloat16"), mesh=config.Mesh(**report["mesh"])))
     design = roofline.predicted(shape)
     moved = {kind: sum(k["bytes"] for k in train["collectives"] if k["kind"] == kind) for kind in design}
-    assert moved["all-gather"] == pytest.approx(design["all-gather"], rel=0.1)
-    assert moved["reduce-scatter"] == pytest.approx(design["reduce-scatter"], rel=0.1)
+    assert moved["all-gather"] <= 1.1 * design["all-gather"]  # a compiler may gather once for both passes
+    assert moved["reduce-scatter"] <= 1.1 * design["reduce-scatter"]
     smallest = 4 * shape.model.width**2
     assert moved["all-reduce"] < smallest, "a weight or its gradient is all-reduced whole"
     now = {"peak": train["peak"], "moved": sum(k["bytes"] for k in train["collectives"])}
@@ -90,6 +92,7 @@ def test_a_tiny_step_stays_within_its_budget(tmp_path, topology):
         assert value <= 1.05 * kept[topology][figure], f"{figure} of {topology} has grown; see this file's docstring"
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_between_slices_only_gradients_travel(tmp_path):
     _, report = plan(tmp_path, "v5e:2x2", "--slices", "2", "--only", "train")
@@ -97,6 +100,7 @@ def test_between_slices_only_gradients_travel(tmp_path):
     assert crossing and all(k["kind"] in ("all-reduce", "send", "reduce-scatter") for k in crossing)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_a_planned_step_is_not_compiled_again(tmp_path):
     first, report = plan(tmp_path, "v6e:2x2", "--only", "decode")
@@ -104,12 +108,14 @@ def test_a_planned_step_is_not_compiled_again(tmp_path):
     assert same == report and first.stdout == again.stdout  # compile_seconds too: it was not measured anew
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_what_does_not_fit_says_what_to_change(tmp_path):
     done, _ = plan(tmp_path, "v5e:1x1", "--only", "train", "--pretrain.batch", "65536", check=False)
     assert done.returncode == 1 and "DOES NOT FIT" in done.stdout and "--pretrain.accum 2" in done.stdout
 
 
+@pytest.mark.slow
 @needs_cuda
 @pytest.mark.parametrize("topology", ["h100:1x8", "h200:1x8", "b200:1x8"])
 def test_gpus(tmp_path, topology):

@@ -68,7 +68,8 @@ def make(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
         grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
         mesh = jax.sharding.Mesh(grid, AXES, axis_types=kind)
     else:
-        mesh = jax.make_mesh(dims, AXES, axis_types=kind, devices=devices)
+        grid = mesh_utils.create_device_mesh(dims, devices, allow_split_physical_axes=True)
+        mesh = jax.sharding.Mesh(grid, AXES, axis_types=kind)
     jax.set_mesh(mesh)
     return mesh
 
