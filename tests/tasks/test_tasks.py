@@ -120,7 +120,7 @@ def test_reasons():
     assert [s.why for s in paths.judge(g, ["ac", "ab", "cb", "bb"], "").steps] == [
         "wrong operation",
         "wrong operand",
-        "",
+        "wrong operand",
         "wrong operation",
     ]
     assert swaps.judge(Problem("swaps", 0, 2, "312", None, "123"), ["132", "123"], "123").verified
