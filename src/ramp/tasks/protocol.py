@@ -137,13 +137,18 @@ def parse(tokenizer: Tokenizer, ids: Sequence[int]) -> Parsed:
     for i, token in enumerate(ids):
         at.append(len(steps))
         if token == tokenizer.end:
-            return Parsed(tuple(steps), tokenizer.decode(part).strip(), (*at, *[-1] * (len(ids) - i - 1)))
+            return Parsed(tuple(steps), _text(tokenizer, part), (*at, *[-1] * (len(ids) - i - 1)))
         if token == tokenizer.step:
-            steps.append(tokenizer.decode(part).strip())
+            steps.append(_text(tokenizer, part))
             part = []
         else:
             part.append(token)
     return Parsed(tuple(steps), None, tuple(at))
+
+
+def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """A model's table may be padded beyond the tokenizer's ids; such an id is as good as a broken character."""
+    return tokenizer.decode([i if i < tokenizer.vocab_size else 255 for i in ids]).strip()
 
 
 def judge_ids(tokenizer: Tokenizer, task: Task, problem: Problem, ids: Sequence[int]) -> tuple[Parsed, Verdict]:
