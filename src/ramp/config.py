@@ -287,7 +287,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
-STAGES = ("prepare", "pretrain", "eval", "finetune", "sample")
+STAGES = ("prepare", "pretrain", "eval", "finetune", "sample", "reinforce")
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -412,7 +412,9 @@ def resolve(config: Config, where: str = "configuration") -> Config:
         raise UserError(f"{where}: 'model.vocab' {m.vocab} is smaller than 'text.vocab' {config.text.vocab}")
     pretrain = _resolve_train(config.pretrain, m, 1.0, where, "pretrain")
     finetune = _resolve_train(config.finetune, m, 0.2, where, "finetune")
-    return replace(config, model=m, pretrain=pretrain, finetune=finetune)
+    asked = replace(config.reinforce, batch=config.reinforce.prompts * config.reinforce.group)
+    reinforce = _resolve_train(asked, m, 0.05, where, "reinforce")
+    return replace(config, model=m, pretrain=pretrain, finetune=finetune, reinforce=reinforce)
 
 
 def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Train:

@@ -152,13 +152,16 @@ def accuracy(
     return {k: float(v) for k, v in found.items()}, r
 
 
-def imitation(tokenizer: Tokenizer, task: Task, level: int, rows: int, seq: int, step: int, seed: int = 0) -> dict:
-    """A batch of solved problems for the next-token loss."""
+def imitation(
+    tokenizer: Tokenizer, task: Task, level: int, rows: int, seq: int, step: int, seed: int = 0, solve=None
+) -> dict:
+    """A batch of solved problems for the next-token loss; solve(problem) -> (steps, answer), by default without fault."""
+    solve = solve or (lambda problem: (task.solution(problem), problem.answer))
     out = {k: np.zeros((rows, seq), np.int32) for k in ("tokens", "targets")}
     out["weights"] = np.zeros((rows, seq), np.float32)
     for b in range(rows):
         problem = task.sample(IMITATION + (seed * 1_000_003 + step) * rows + b, level)
-        ids, weights = render(tokenizer, problem, task.solution(problem))
+        ids, weights = render(tokenizer, problem, *solve(problem))
         n = len(ids) - 1
         if n > seq:
             raise UserError(

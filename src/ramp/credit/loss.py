@@ -90,7 +90,7 @@ def policy_loss(c: Model, terms: Terms) -> Loss:
             per_token *= 1 - most_covariant(logp, advantage, w, terms.guard_share)
         if terms.guard == "kl_cov":
             per_token += most_covariant(logp, advantage, w, terms.guard_share) * jnp.abs(logp - old)
-        bonus = batch["bonus"] if "bonus" in batch else terms.entropy  # [B, 1] where the host adapts it
+        bonus = batch.get("bonus", terms.entropy)  # [B, 1] where the host adapts it
         per_token -= bonus * entropy
         seen = {"entropy": jnp.sum(w * entropy)}
         seen["clipped"] = jnp.sum(w * (jnp.abs(jnp.exp(jnp.clip(logp - old, -20, 20)) - 1) > terms.clip_low))

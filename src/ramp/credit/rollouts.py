@@ -118,7 +118,7 @@ def rows(r: Rollouts, length: int, advantage_bn: np.ndarray, keep_b: np.ndarray 
     with keep_b = 0 (groups without signal) bear no weight: no update and no KL come from them.
     """
     check_values("the advantage", advantage_bn, r.tokens_bn.shape)
-    B, N = r.tokens_bn.shape
+    B = len(r.tokens_bn)
     out = {k: np.zeros((B, length), np.int32) for k in ("tokens", "targets")}
     out |= {k: np.zeros((B, length), np.float32) for k in ("weights", "advantage", "old")}
     lengths = (r.tokens_bn >= 0).sum(axis=1)

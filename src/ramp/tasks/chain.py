@@ -47,6 +47,15 @@ def solution(problem: Problem) -> list[str]:
     return steps
 
 
+def slipping(problem: Problem, share: float) -> tuple[list[str], str]:
+    """Steps and answer of somebody who states a random digit at a `share` of the steps and goes on from there."""
+    r, value, steps = rng("slips", problem.seed, problem.level), problem.gold[0], []
+    for label, op, operand in problem.gold[1]:
+        value = r.randrange(10) if r.random() < share else apply(value, op, operand)
+        steps.append(f"{label}{value}")
+    return steps, str(value)
+
+
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
     """Step k is right when it does operation k on the value stated last."""
     value, ops = problem.gold

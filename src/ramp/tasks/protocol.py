@@ -107,9 +107,12 @@ def solution_ids(tokenizer: Tokenizer, steps: Sequence[str], answer: str) -> lis
     return [*ids, *tokenizer.encode(answer), tokenizer.end]
 
 
-def render(tokenizer: Tokenizer, problem: Problem, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+def render(
+    tokenizer: Tokenizer, problem: Problem, steps: Sequence[str], answer: str = ""
+) -> tuple[list[int], list[int]]:
     """(ids, weights) of the whole conversation for fine-tuning; the weight is 1 where ids[i] is the assistant's."""
-    prompt, said = prompt_ids(tokenizer, problem.question), solution_ids(tokenizer, steps, problem.answer)
+    prompt = prompt_ids(tokenizer, problem.question)
+    said = solution_ids(tokenizer, steps, answer or problem.answer)
     return prompt + said, [0] * len(prompt) + [1] * len(said)
 
 
