@@ -10,7 +10,13 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 
-NEEDS = {"pretrain": "prepare", "eval": "pretrain", "finetune": "pretrain", "sample": "finetune", "reinforce": "finetune"}
+NEEDS = {
+    "pretrain": "prepare",
+    "eval": "pretrain",
+    "finetune": "pretrain",
+    "sample": "finetune",
+    "reinforce": "finetune",
+}
 
 
 def setup(c: Config, devices: int | None = None) -> Config:

@@ -32,7 +32,9 @@ def credit(seed: int, P: int = 3, G: int = 4, S: int = 5) -> A.Credit:
     extra = {k: jnp.asarray(rng.random((B, S)), jnp.float32) for k in ("value_bs", "best_bs")}
     extra |= {k: jnp.asarray(rng.normal(size=(B, N)), jnp.float32) for k in ("implicit_bn", "teacher_bn")}
     outcome = jnp.asarray(rng.random((P, G)) < 0.5, jnp.float32)
-    return A.Credit(outcome, jnp.asarray(right, jnp.float32), jnp.asarray(exists, jnp.float32), jnp.asarray(step), **extra)
+    return A.Credit(
+        outcome, jnp.asarray(right, jnp.float32), jnp.asarray(exists, jnp.float32), jnp.asarray(step), **extra
+    )
 
 
 @few
@@ -45,7 +47,9 @@ def test_shape_mask_and_finiteness(seed, name):
 
 
 @few
-@given(seeds, st.sampled_from(["rloo", "grpo", "pass_at_k", "grpo_process", "step_local", "first_error", "step_outcome"]))
+@given(
+    seeds, st.sampled_from(["rloo", "grpo", "pass_at_k", "grpo_process", "step_local", "first_error", "step_outcome"])
+)
 def test_a_group_without_variance_gets_nothing(seed, name):
     c = credit(seed)
     same = jnp.ones_like(c.outcome_g)

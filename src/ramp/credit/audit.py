@@ -23,6 +23,7 @@ from ramp.tasks import Problem, Task
 from ramp.tasks.protocol import prompt_ids, solution_ids
 from ramp.text.tokenizer import Tokenizer
 
+AT_ONCE = 20  # batches that `gradient` draws together
 Reward = Callable[[Rollouts], np.ndarray]  # [B, S]: the worth of each step
 
 
@@ -71,7 +72,7 @@ def bits(r: Rollouts, advantage_bn: np.ndarray) -> float:
 def gradient(
     table: jax.Array, problems: list[Problem], method: str, group: int, repeats: int, seed: int = 0, n: int = 4
 ) -> dict[str, float]:
-    """An estimator on the table policy of `exact`, over `repeats` batches of P x group rollouts.
+    """An estimator on the table policy of `exact`, over at least `repeats` batches of P x group rollouts.
 
     cos: of the mean estimate and the exact gradient. snr: |E g|² / tr Cov g of one batch, unbiased. tokens: of one
     batch, Monte-Carlo ones counted. method: a name of METHODS, or "oracle": exact values in place of estimates.
@@ -84,15 +85,16 @@ def gradient(
     want = jax.grad(exact.success)(table, problems).reshape(-1)
 
     @jax.jit
-    def one(key):
-        g, a, ok, won = draw(table, key)
-        return g.reshape(-1), a, ok, won
+    def some(key):
+        g, a, ok, won = jax.vmap(lambda k: draw(table, k))(jax.random.split(key, AT_ONCE))
+        return jnp.sum(g, axis=0).reshape(-1), jnp.sum(g * g), a, ok, won
 
+    repeats = -(-repeats // AT_ONCE) * AT_ONCE
     sums, squares, seen = 0.0, 0.0, []
-    for i in range(repeats):
-        g, a, ok, won = one(jax.random.fold_in(jax.random.PRNGKey(seed), i))
-        sums, squares = sums + np.asarray(g, np.float64), squares + float(jnp.sum(g * g))
-        seen.append((np.asarray(a).ravel(), np.asarray(ok).ravel(), np.asarray(won).ravel()))
+    for i in range(repeats // AT_ONCE):
+        g, g2, *shown = some(jax.random.fold_in(jax.random.PRNGKey(seed), i))
+        sums, squares = sums + np.asarray(g, np.float64), squares + float(g2)
+        seen.append([np.asarray(x).ravel() for x in shown])
     mean = sums / repeats
     noise = (squares / repeats - mean @ mean) * repeats / (repeats - 1)
     snr = max(mean @ mean - noise / repeats, 0) / noise

@@ -15,12 +15,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ramp.config import Config, Model, Reinforce
-from ramp.credit import audit, exact, learn, rollouts
-from ramp.credit.advantages import METHODS
+from ramp.config import Model, Reinforce
+from ramp.credit import audit, learn
 from ramp.model import transformer
 from ramp.stages.common import next_token_loss
 from ramp.tasks import TASKS, chain

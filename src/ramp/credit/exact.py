@@ -52,12 +52,16 @@ def success(table: jax.Array, problems: list[Problem]) -> jax.Array:
 
 
 def skilled(seed: int, right: float) -> jax.Array:
-    """Table logits that put about `right` on the right value, with noise: some facts known, some not."""
-    rng = np.random.default_rng(seed)
-    bonus = np.log(9 * right / (1 - right))
-    logits = rng.normal(0, 1, (10, 3, 10, 10))
-    np.put_along_axis(logits, truth()[..., None], np.take_along_axis(logits, truth()[..., None], -1) + bonus, axis=-1)
-    return jnp.asarray(logits, jnp.float32)
+    """Table logits that give the right value the chance `right` in the mean, with noise: some facts known, some not."""
+    noise = np.random.default_rng(seed).normal(0, 1, (10, 3, 10, 10))
+    hit = np.eye(10)[truth()]
+    low, high = -10.0, 20.0
+    for _ in range(60):  # bisection on the bonus of the right value
+        bonus = (low + high) / 2
+        p = np.exp(noise + bonus * hit)
+        share = ((p * hit).sum(-1) / p.sum(-1)).mean()
+        low, high = (bonus, high) if share < right else (low, bonus)
+    return jnp.asarray(noise + bonus * hit, jnp.float32)
 
 
 def every_success(tokenizer: Tokenizer, problem: Problem, length: int) -> dict[str, np.ndarray]:

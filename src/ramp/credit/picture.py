@@ -70,7 +70,9 @@ def _table(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], ro
         mine = [(n, text) for n, at, text in spans if at == s]
         cells = "".join(f"<td><code>{_spans(mine, a[row], largest[name])}</code></td>" for name, a in methods.items())
         name = "answer" if s == len(r.verdicts[row].steps) else str(s + 1)
-        mark = f"<td class={'ok' if step.right else 'no'}>{'✓' if step.right else '✗'} {html.escape(verdict(step))}</td>"
+        mark = (
+            f"<td class={'ok' if step.right else 'no'}>{'✓' if step.right else '✗'} {html.escape(verdict(step))}</td>"
+        )
         lines.append(f"<tr><td class=note>{name}</td>{cells}{mark}</tr>")
     question = html.escape(r.problems[row].question)
     said = f"<h3><code>{question}</code></h3><p class=note>The answer is {outcome(r, row)}; "

@@ -125,6 +125,10 @@ def rows(r: Rollouts, length: int, advantage_bn: np.ndarray, keep_b: np.ndarray 
     for b, (prompt, count) in enumerate(zip(r.prompts, lengths, strict=True)):
         first = len(prompt) - 1
         whole = np.concatenate([prompt, r.tokens_bn[b, :count]])
+        if len(whole) - 1 > length:
+            raise UserError(
+                f"a rollout of {len(whole)} tokens with its question is too long; raise reinforce.seq ({length})"
+            )
         out["tokens"][b, : len(whole) - 1], out["targets"][b, : len(whole) - 1] = whole[:-1], whole[1:]
         said = slice(first, first + count)
         out["weights"][b, said] = 1 if keep_b is None else keep_b[b]

@@ -70,7 +70,9 @@ class Stage:
         checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.keep)
         found = checkpoints.restore(template(self.c.model, t, mesh, self.keep_ref))
         if found is None:
-            state = jax.jit(lambda params: first_state(params, t, tx, self.c.seed, self.keep_ref), donate_argnums=0)(start())
+            state = jax.jit(lambda params: first_state(params, t, tx, self.c.seed, self.keep_ref), donate_argnums=0)(
+                start()
+            )
             clock = Clock()
         else:
             state, saved, step = found
@@ -152,9 +154,7 @@ def first_state(params: dict, t: Train, tx: Any, seed: int, keep_ref: bool = Fal
 def template(m: Model, t: Train, mesh: jax.sharding.Mesh, keep_ref: bool = False) -> State:
     """Shapes and shardings of a stage's state."""
     tx = optim.make(t, m.dtype)
-    return abstract(
-        lambda: first_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, t, tx, 0, keep_ref), mesh
-    )
+    return abstract(lambda: first_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, t, tx, 0, keep_ref), mesh)
 
 
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:

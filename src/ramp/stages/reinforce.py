@@ -37,7 +37,7 @@ def run(rundir: RunDir, c: Config) -> dict:
     say("before", before)
 
     def evaluate(params, step, board, stop) -> dict[str, float]:
-        found, r = measure(params, t.problems)
+        found, _ = measure(params, t.problems)
         draw(board, step, c, tokenizer, params)
         return {f"rl/{name}": value for name, value in found.items()} | {"rl/not_verified": 1 - found["verified"]}
 
@@ -60,7 +60,8 @@ def run(rundir: RunDir, c: Config) -> dict:
 
 
 def say(when: str, found: dict[str, float]) -> None:
-    print(f"reinforce: {when}: {found['right']:.1%} right, {found['verified']:.1%} verified, {found['lucky']:.1%} of the right ones by luck")
+    shares = f"{found['right']:.1%} right, {found['verified']:.1%} verified, {found['steps']:.1%} of the steps right"
+    print(f"reinforce: {when}: {shares}")
 
 
 @dataclass(frozen=True)
@@ -130,5 +131,3 @@ def save_page(rundir: RunDir, c: Config, tokenizer: Tokenizer, params: dict, gro
     path = rundir.path / "credit.html"
     write_atomic(path, picture.page(tokenizer, r, methods, telling(r)[:8], title))
     return path
-
-
