@@ -143,3 +143,86 @@ def train(b: Bench, t: Reinforce, base: dict, seed: int, stop: float = 2.0) -> d
         **last,
         "curve": curve,
     }
+
+
+# ---------------------------------------------------------------------------------------------------- the parts
+def gradients(b: Bench) -> None:
+    """Estimators against the exact gradient, at three skills of the table policy."""
+    asked = [chain.sample(i, 8) for i in range(4)]
+    for skill in (0.25, 0.8, 0.95):
+        table = exact.skilled(0, skill)
+        for method in ("rloo", "pass_at_k", "grpo", "vine", "prover", "oracle", "step_local", "first_error"):
+            key = {"part": "gradient", "skill": skill, "method": method}
+            b.once(
+                key,
+                lambda t=table, m=method: (
+                    audit.gradient(t, asked, m, 8, 2000) | {"success": float(exact.success(t, asked))}
+                ),
+            )
+
+
+def straws(b: Bench, base: dict, name: str) -> None:
+    """Where each method's credit goes on the same rollouts of the base policy."""
+
+    def work() -> dict:
+        task = TASKS[b.t.task]
+        asked = learn.problems(task, b.t.level, 0, 32)
+        r = rollouts.roll(b.model, base["lm"], TOKENIZER, task, asked, 16, b.t.tokens, 0)
+        t = replace(b.t, method="vine", continuations=8)
+        credit, cost = learn.evidence(b.model, t, TOKENIZER, task, base, None, r, 0)
+        named = ("rloo", "grpo", "vine", "prover", "grpo_process", "min_form", "step_local", "first_error")
+        table = {m: audit.straw(r, np.asarray(METHODS[m](credit))) for m in named}
+        return {"right": float(r.outcome_b.mean()), "tokens": r.tokens, "continuation_tokens": cost, "methods": table}
+
+    b.once({"part": "straw", "base": name}, work)
+
+
+def unbiased(b: Bench, base: dict) -> None:
+    """RLOO's mean gradient on the transformer against the exact one, on short chains, where all ways can be summed."""
+
+    def work() -> dict:
+        asked, c = [chain.sample(i, 3) for i in range(4)], b.model
+        rows = [learn.put(exact.every_success(TOKENIZER, p, 48)) for p in asked]
+        chance = jax.jit(jax.value_and_grad(lambda lm, r: exact.transformer_success(c, lm, r)))
+        found = [chance(base["lm"], r) for r in rows]
+        want = np.concatenate(
+            [
+                np.ravel(np.mean(x, axis=0))
+                for x in zip(*(map(np.asarray, jax.tree.leaves(g)) for _, g in found), strict=True)
+            ]
+        )
+        t = replace(b.t, level=3, prompts=4, group=64, seq=48, tokens=16)
+        total = jax.jit(jax.grad(lambda lm, batch: learn.loss(c, t)({"lm": lm}, batch, None)[0]))
+        got, won = 0.0, []
+        for i in range(120):
+            r = rollouts.roll(c, base["lm"], TOKENIZER, chain.TASK, asked, 64, 16, i)
+            credit = learn.Credit(r.outcome_b.reshape(-1, r.group), r.right_bs, r.exists_bs, r.step_bn)
+            batch = learn.put(rollouts.rows(r, 48, np.asarray(METHODS["rloo"](credit))))
+            got = got - np.concatenate(
+                [np.ravel(np.asarray(g, np.float64)) for g in jax.tree.leaves(total(base["lm"], batch))]
+            )
+            won.append(r.outcome_b.mean())
+        cos = float(got @ want / np.linalg.norm(got) / np.linalg.norm(want))
+        return {
+            "cos": cos,
+            "exact_success": float(np.mean([v for v, _ in found])),
+            "sampled_success": float(np.mean(won)),
+        }
+
+    b.once({"part": "unbiased", "policy": "transformer", "method": "rloo"}, work)
+
+
+def efficiency(b: Bench, base: dict) -> None:
+    """Every method at every rate once, then its best rate on the other seeds."""
+    for method in SWEPT:
+        best = None
+        for rate in RATES:
+            t = replace(b.t, method=method, lr_scale=rate)
+            key = {"part": "learn", "base": "mid", "method": method, "rate": rate, "seed": 0}
+            found = b.once(key, lambda t=t: train(b, t, base, 0, GOAL + 0.02))
+            score = (found["to_goal"] or float("inf"), -found["verified"])
+            best = min(best, (score, rate)) if best else (score, rate)
+        for seed in range(1, SEEDS):
+            t = replace(b.t, method=method, lr_scale=best[1])
+            key = {"part": "learn", "base": "mid", "method": method, "rate": best[1], "seed": seed}
+            b.once(key, lambda t=t, s=seed: train(b, t, base, s, GOAL + 0.02))
