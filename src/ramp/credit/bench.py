@@ -18,10 +18,12 @@ import jax
 import numpy as np
 
 from ramp.config import Model, Reinforce
-from ramp.credit import audit, learn
+from ramp.credit import audit, data, exact, head, learn, rollouts
+from ramp.credit.advantages import METHODS
 from ramp.model import transformer
+from ramp.rundir import write_atomic
 from ramp.stages.common import next_token_loss
-from ramp.tasks import TASKS, chain
+from ramp.tasks import TASKS, Problem, Task, chain, swaps
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.state import State, new_state
@@ -226,3 +228,314 @@ def efficiency(b: Bench, base: dict) -> None:
             t = replace(b.t, method=method, lr_scale=best[1])
             key = {"part": "learn", "base": "mid", "method": method, "rate": best[1], "seed": seed}
             b.once(key, lambda t=t, s=seed: train(b, t, base, s, GOAL + 0.02))
+
+
+def low_skill(b: Bench, base: dict) -> None:
+    """From a policy that is right mostly by luck: who learns the process?"""
+    for method in ("rloo", "first_error", "step_local"):
+        for rate in RATES[1:]:
+            t = replace(b.t, method=method, lr_scale=rate)
+            key = {"part": "learn", "base": "low", "method": method, "rate": rate, "seed": 0}
+            b.once(key, lambda t=t: train(b, t, base, 0, GOAL + 0.02))
+
+
+# ---------------------------------------------------------------------------------------------------- the learned head
+def faulty(problem: Problem, kind: str, seed: int) -> tuple[list[str], str]:
+    """A chain's steps with errors of one kind: "value" (a digit that no confusion explains) or "operation" (the value
+    of another operation, never seen in training). Each step errs with a chance of its own solution, 0 to a half."""
+    r = chain.rng(f"faulty-{kind}", seed, problem.level)
+    share, value, steps = r.choice((0.0, 0.1, 0.2, 0.5)), problem.gold[0], []
+    for label, op, n in problem.gold[1]:
+        right = chain.apply(value, op, n)
+        others = {chain.apply(value, o, n) for o in chain.OPS} - {right}
+        pool = others if kind == "operation" else set(range(10)) - others - {right}
+        value = r.choice(sorted(pool)) if pool and r.random() < share else right
+        steps.append(f"{label}{value}")
+    return steps, str(value)
+
+
+def written(task: Task, said: list[tuple[Problem, list[int]]], places: int) -> rollouts.Rollouts:
+    return audit.as_rollouts(TOKENIZER, task, [p for p, _ in said], [ids[:places] for _, ids in said], places)
+
+
+def solved(kind: str, level: int, first: int, n: int, places: int) -> rollouts.Rollouts:
+    """n faulty solutions of chains of `level` operations."""
+    asked = [chain.sample(first + i, level) for i in range(n)]
+    said = [(p, audit.solution_ids(TOKENIZER, *faulty(p, kind, p.seed))) for p in asked]
+    return written(chain.TASK, said, places)
+
+
+def tried(level: int, first: int, n: int, places: int) -> rollouts.Rollouts:
+    """One attack on each of n problems, every kind in turn."""
+    said = []
+    for i in range(n):
+        problem = chain.sample(first + i, level)
+        found = list(audit.attacks(TOKENIZER, chain.TASK, problem, first + i).values())
+        said.append((problem, found[i % len(found)]))
+    return written(chain.TASK, said, places)
+
+
+def train_head(
+    b: Bench, start: dict, sources: list[Callable[[int], rollouts.Rollouts]], steps: int, rate: float
+) -> tuple[dict, int]:
+    """A head trained on batches drawn from the sources in turn: (params, labels used)."""
+    t = replace(b.t, lr_scale=rate, warmup=20, steps=steps, decay=0.3)
+    tx = optim.make(t, b.model.dtype)
+    state = jax.jit(lambda p: new_state(p, tx, 0))({"process": jax.tree.map(lambda a: a + 0, start)})
+    update, labels = make_step(head.process_loss(b.model), tx, t), 0
+    for i in range(steps):
+        r = sources[i % len(sources)](i)
+        given = head.first_error_labels(r)
+        labels += int((given >= 0).sum())
+        state, _ = update(state, learn.put(head.rows(r, b.t.seq + 32, given)))
+    return state.params["process"], labels
+
+
+def heads(b: Bench, base: dict, rounds: int = 3) -> None:
+    """Train a head on faulty solutions, measure it, attack it, and train it on what got through, round after round."""
+    t, places, length, steps = b.t, 40, b.t.seq + 32, 500
+    levels = range(2, t.level + 1)
+    sources = [lambda i: solved("value", levels[i % len(levels)], 10**8 + 64 * i, 64, places)]
+    process, adversary = jax.jit(lambda: head.init(b.model, base["lm"]))(), {}
+    for number in range(rounds):
+        process, labels = train_head(b, process, sources, steps, 1e-3)
+
+        def work(process=process, labels=labels, number=number) -> dict:
+            sets = {"iid": ("value", t.level), "longer": ("value", t.level + 2), "unseen": ("operation", t.level)}
+            p = {
+                k: (r := solved(kind, n, 2 * 10**9, 512, places), head.score(b.model, process, r, length))
+                for k, (kind, n) in sets.items()
+            }
+            valid = solved("value", t.level, 3 * 10**9, 512, places)
+            cut = head.choose_threshold(head.score(b.model, process, valid, length), valid)
+            found = {k: {a: round(v, 4) for a, v in head.quality(score, r, cut).items()} for k, (r, score) in p.items()}
+            rows = audit.hacks(
+                lambda r: head.score(b.model, process, r, length), TOKENIZER, chain.TASK, t.level, 50, cut
+            )
+            wrong = [row["accepted"] for row in rows if row["attack"] != "right solutions"]
+            figures = {f"f1_{k}": v["f1"] for k, v in found.items()} | {
+                "false_positives": float(np.mean(wrong)),
+                "worst": max(wrong),
+            }
+            return figures | {
+                "labels": labels,
+                "accepted_right": rows[0]["accepted"],
+                "quality": found,
+                "attacks": rows,
+            }
+
+        b.once({"part": "head", "round": number}, work)
+        if number == 0:
+            for method in ("grpo_process", "step_local", "min_form"):
+                key = {"part": "adversary", "method": method}
+                b.once(key, lambda process=process, m=method: hunt(b, base, process, m)[0])
+        found = hunt(b, base, process, "grpo_process")[1] if number < rounds - 1 else []
+        adversary[number] = found
+        sources = [*sources[:1], lambda i: tried(levels[i % len(levels)], 4 * 10**8 + 64 * i, 64, places)]
+        winners = [pair for kept in adversary.values() for pair in kept]
+        if winners:
+            sources.append(
+                lambda i, w=tuple(winners): written(chain.TASK, [w[(64 * i + j) % len(w)] for j in range(64)], places)
+            )
+
+
+def hunt(b: Bench, base: dict, process: dict, method: str, steps: int = 40) -> tuple[dict, list]:
+    """A policy trained against a frozen head: the curve of [tokens, proxy, gold, entropy], and rollouts that the head
+    accepts and the checker does not."""
+    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=steps)
+    task = TASKS[t.task]
+    first, update = updater(b.model, replace(t, method="rloo", reward="checker"))
+    state, curve, winners, tokens = first(base), [], [], 0
+    for i in range(steps):
+        got = learn.collect(b.model, t, TOKENIZER, task, {"lm": state.params["lm"], "process": process}, None, i, 99)
+        r, tokens = got.rollouts, tokens + got.tokens
+        score = audit.whole(head.score(b.model, process, r, t.seq), r)
+        winners += [(r.problems[j], r.ids(j)) for j in np.flatnonzero((score > 0.5) & (r.verified_b == 0))[:16]]
+        if i % 5 == 0 or i == steps - 1:
+            entropy = -float((r.logps_bn * r.mask_bn).sum() / r.mask_bn.sum())
+            curve.append(
+                [tokens, round(float((score > 0.5).mean()), 4), round(float(r.verified_b.mean()), 4), round(entropy, 4)]
+            )
+        state, _ = update(state, learn.put(got.batch))
+    return {"proxy": curve[-1][1], "gold": curve[-1][2], "curve": curve}, winners[-512:]
+
+
+# ---------------------------------------------------------------------------------------------------- diversity
+def diverse(b: Bench) -> None:
+    """Sorting by swaps, where many orders are right: what is left of them after process credit?"""
+    t = replace(b.t, task="swaps", level=3, tokens=40, method="step_local", lr_scale=RATES[1], steps=40)
+    b2 = Bench(b.directory, b.model, t)
+    base = policy(b2, "swaps", swaps.wandering, 900)
+
+    def work() -> dict:
+        found = {}
+        first, update = updater(b.model, t)
+        state, asked = first(base), learn.held_out(swaps.TASK, t.level, 64)
+        for when in ("before", "after"):
+            r = rollouts.roll(b.model, state.params["lm"], TOKENIZER, swaps.TASK, asked, 16, t.tokens, 3)
+            found |= {f"{k} {when}": round(v, 4) for k, v in audit.diversity(r).items()}
+            for i in range(t.steps if when == "before" else 0):
+                got = learn.collect(b.model, t, TOKENIZER, swaps.TASK, state.params, None, i, 5)
+                state, _ = update(state, learn.put(got.batch))
+        return found
+
+    b.once({"part": "diversity", "task": "swaps"}, work)
+
+
+# ---------------------------------------------------------------------------------------------------- the whole
+def run(directory: Path, c: Config, shared: Path | None = None) -> str:
+    """Do what is not done yet; the table as Markdown, also written to `bench.md`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    b = Bench(directory, c.model, c.reinforce)
+    if shared:
+        b.once(
+            {"part": "data", "set": "gsm8k"},
+            lambda: data.gsm8k_solutions(shared / "process/gsm8k_example_model_solutions.jsonl"),
+        )
+        b.once({"part": "data", "set": "mistakes"}, lambda: data.big_bench_mistake(shared / "process"))
+    base = {name: policy(b, name, slipping(share), c.reinforce.imitate) for name, share in SLIPS.items()}
+    straws(b, base["mid"], "mid")
+    unbiased(b, base["mid"])
+    efficiency(b, base["mid"])
+    low_skill(b, base["low"])
+    heads(b, base["mid"])
+    diverse(b)
+    gradients(b)
+    table = report(b.results())
+    write_atomic(directory / "bench.md", table)
+    return table
+
+
+def report(results: list[dict]) -> str:
+    """The benchmark's table: each bar, what was measured."""
+    by: dict[str, list[dict]] = {}
+    for found in results:
+        by.setdefault(found["key"]["part"], []).append(found)
+    lines = ["| figure | bar | measured |", "|---|---|---|"]
+    for figure, bar, measured in _figures(by):
+        lines.append(f"| {figure} | {bar} | {measured} |")
+    lines += [
+        "",
+        "| method | best rate | tokens to 90% verified, by seed | right, verified at the end |",
+        "|---|---|---|---|",
+    ]
+    for method, runs in best_runs(by.get("learn", []), "mid").items():
+        to = ", ".join(
+            f"{r['to_goal'] / 1e3:.0f}k" if r["to_goal"] else f"none in {r['tokens'] / 1e3:.0f}k" for r in runs
+        )
+        end = f"{np.mean([r['right'] for r in runs]):.1%}, {np.mean([r['verified'] for r in runs]):.1%}"
+        lines.append(f"| {method} | {runs[0]['key']['rate']:g} | {to} | {end} |")
+    return "\n".join(lines) + "\n"
+
+
+def best_runs(runs: list[dict], base: str) -> dict[str, list[dict]]:
+    """By method: the runs, one a seed, at the rate that was best on seed 0."""
+    found = {}
+    for method in dict.fromkeys(r["key"]["method"] for r in runs if r["key"]["base"] == base):
+        mine = [r for r in runs if r["key"]["method"] == method and r["key"]["base"] == base]
+        sweep = [r for r in mine if r["key"]["seed"] == 0]
+        rate = min(sweep, key=lambda r: (r["to_goal"] or float("inf"), -r["verified"]))["key"]["rate"]
+        found[method] = [r for r in mine if r["key"]["rate"] == rate]
+    return found
+
+
+def _figures(by: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
+    out = []
+    for r in by.get("unbiased", []):
+        out.append(("RLOO's gradient on the transformer against the exact one", "cosine ≥ 0.98", f"{r['cos']:.3f}"))
+    for method in ("rloo", "vine"):
+        rows = [r for r in by.get("gradient", []) if r["key"]["method"] == method]
+        if rows:
+            each = ", ".join(f"{r['cos']:.3f}" for r in rows)
+            out.append((f"{method} on the table policy, three skills", "cosine ≥ 0.98", each))
+    for r in by.get("straw", []):
+        m = r["methods"]
+        out.append(
+            (
+                f"straw at {r['right']:.0%} success: RLOO, wrong steps of successes pushed up",
+                "≥ 0.8",
+                f"{m['rloo']['wrong_up']:.2f}",
+            )
+        )
+        for name in ("step_local", "first_error"):
+            both = f"{m[name]['wrong_up']:.2f} and {m[name]['right_down']:.2f}"
+            out.append((f"straw: {name}, wrong up and right down", "≤ 0.05", both))
+    runs = best_runs(by.get("learn", []), "mid")
+    if runs:
+        out += _efficiency(runs)
+    for method, mine in best_runs(by.get("learn", []), "low").items():
+        shown = f"{mine[0]['steps']:.0%} of steps, {mine[0]['verified']:.0%} verified, {mine[0]['right']:.0%} right"
+        bar = "near 0 verified" if method == "rloo" else "≥ 80% of steps"
+        out.append((f"from low skill: {method}", bar, shown))
+    for r in by.get("head", []):
+        n = r["key"]["round"]
+        f1 = f"{r['f1_iid']:.3f}, {r['f1_longer']:.3f}, {r['f1_unseen']:.3f}"
+        out.append((f"process head, round {n}: first-error F1 iid, longer, unseen error", "≥ .90, .80, .80", f1))
+        out.append(
+            (
+                f"process head, round {n}: attacks accepted (worst kind)",
+                "≤ 1%",
+                f"{r['false_positives']:.1%} ({r['worst']:.0%})",
+            )
+        )
+    for r in by.get("adversary", []):
+        out.append(
+            (
+                f"policy against the frozen head, {r['key']['method']}: proxy, gold",
+                "shown",
+                f"{r['proxy']:.2f}, {r['gold']:.2f}",
+            )
+        )
+    for r in by.get("diversity", []):
+        kept = f"{r['entropy after'] / r['entropy before']:.0%}; {r['pass@16 before']:.2f} → {r['pass@16 after']:.2f}"
+        out.append(("sorting by swaps: entropy kept; pass@16", "≥ 50%; no lower", kept))
+    for r in by.get("data", []):
+        out += _data(r)
+    return out
+
+
+def _efficiency(runs: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
+    """Process methods against the outcome method that needs fewest tokens; a run that never arrives counts as its whole
+    budget, so that the ratio is a lower bound."""
+    cost = {m: [r["to_goal"] or r["tokens"] for r in mine] for m, mine in runs.items()}
+    arrived = {m: sum(r["to_goal"] is not None for r in mine) for m, mine in runs.items()}
+    outcome = min(("rloo", "grpo"), key=lambda m: (-arrived.get(m, 0), np.mean(cost.get(m, [np.inf]))))
+    out = []
+    for m in ("step_local", "first_error"):
+        if m not in cost or outcome not in cost:
+            continue
+        mean, low, high = audit.ratio(cost[outcome], cost[m])
+        least = (
+            ""
+            if arrived[outcome] == len(cost[outcome])
+            else f"; {outcome} arrived in {arrived[outcome]} of {len(cost[outcome])}"
+        )
+        out.append(
+            (
+                f"tokens to 90% verified: {outcome} / {m}",
+                "≥ 2, interval above 1.5",
+                f"{mean:.1f} [{low:.1f}, {high:.1f}]{least}",
+            )
+        )
+        gap = np.mean([r["right"] - r["verified"] for r in runs[m]])
+        out.append((f"{m}: outcome minus verified accuracy at the end", "≤ 2 points", f"{100 * gap:.1f} points"))
+    return out
+
+
+def _data(r: dict) -> list[tuple[str, str, str]]:
+    if r["key"]["set"] == "gsm8k":
+        parsed = f"{r['parsed'] / r['annotated_lines']:.2%} of {r['annotated_lines']:,} ({r['recomputed'] / r['annotated_lines']:.2%} hold no variable)"
+        luck = [v for k, v in r.items() if k.endswith("off the route")]
+        waste = [v for k, v in r.items() if k.endswith("first value right")]
+        return [
+            ("GSM8K model solutions: annotated lines parsed", "≥ 99.9%", parsed),
+            ("GSM8K: verdict on the answer agrees with the file", "", f"{r['answer_agrees']:,} of {r['solutions']:,}"),
+            ("GSM8K: right solutions with a value off the route", "26 to 30%", f"{min(luck):.0%} to {max(luck):.0%}"),
+            ("GSM8K: wrong solutions whose first value is right", "42 to 48%", f"{min(waste):.0%} to {max(waste):.0%}"),
+        ]
+    out = []
+    for name in ("multistep_arithmetic", "word_sorting"):
+        got = r[name]
+        shown = f"{got['consistent']['f1']:.3f} on {got['kept']} consistent labels, {got['all']['f1']:.3f} on all {got['traces']}"
+        out.append((f"Big-Bench-Mistake {name}: first-error F1", "≥ 0.95", shown))
+    return out

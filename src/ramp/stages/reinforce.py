@@ -14,6 +14,7 @@ import numpy as np
 from ramp.config import Config
 from ramp.credit import audit, learn, picture
 from ramp.credit.advantages import METHODS
+from ramp.errors import UserError
 from ramp.rundir import RunDir, write_atomic
 from ramp.stages import common
 from ramp.tasks import TASKS
@@ -122,6 +123,17 @@ def telling(r) -> list[int]:
     """Rows, the most telling first: luck, then failures that did much right, then the rest."""
     partly = [-float(r.right_bs[b].sum()) for b in range(len(r.prompts))]
     return sorted(range(len(r.prompts)), key=lambda b: (not r.verdicts[b].lucky, r.verdicts[b].final_right, partly[b]))
+
+
+def show(rundir: RunDir, c: Config, first: int, groups: int) -> str:
+    """Print a rollout of the trained policy with its credit, and write the page; its path."""
+    if first < 0 or groups < 1:
+        raise UserError(f"--problem is at least 0 and --groups at least 1, not {first} and {groups}")
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    params = common.load_params(rundir, "reinforce", c, tokenizer)
+    r, methods = credited(c, tokenizer, params, 1, first)
+    print(picture.text(tokenizer, r, methods, telling(r)[0]))
+    return str(save_page(rundir, c, tokenizer, params, groups, first))
 
 
 def save_page(rundir: RunDir, c: Config, tokenizer: Tokenizer, params: dict, groups: int = 4, first: int = 0):

@@ -5,6 +5,7 @@ null: none). Multistep arithmetic: every `=` must join equal values, with letter
 Word sorting: every letter that is quoted must be the word's, every order that is claimed must hold and be complete.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from fractions import Fraction
@@ -38,7 +39,7 @@ def arithmetic_error(question: str, steps: Sequence[str]) -> int | None:
         if named:
             value[named[0]] = found[-1]
         said = re.search(r"So the answer is (-?\d+)", step)
-        if any(a != b for a, b in zip(found, found[1:], strict=False)) or (said and int(said[1]) != found[-1]):
+        if any(a != b for a, b in itertools.pairwise(found)) or (said and int(said[1]) != found[-1]):
             return i
     return None
 

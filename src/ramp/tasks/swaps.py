@@ -31,6 +31,16 @@ def solution(problem: Problem) -> list[str]:
     return steps
 
 
+def wandering(problem: Problem) -> tuple[list[str], str]:
+    """Steps and answer of somebody who does any swap that undoes an inversion: many ways to be right."""
+    r, row, steps = rng("wandering", problem.seed, problem.level), list(problem.question), []
+    while pairs := [(i, j) for i, j in combinations(range(len(row)), 2) if row[i] > row[j]]:
+        i, j = r.choice(pairs)
+        row[i], row[j] = row[j], row[i]
+        steps.append("".join(row))
+    return steps, "".join(row)
+
+
 def inversions(row: str) -> int:
     return sum(a > b for a, b in combinations(row, 2))
 
