@@ -81,7 +81,7 @@ def test_arithmetic_traces(step, old, new, error):
 SORTING = [
     'The first letter: "bee": "b" (2). "cat": "c" (3). "ant": "a" (1). "bat": "b" (2).',
     'We now have: (1) "ant" < (2) ["bee" ? "bat"] < (3) "cat".',
-    'Now let\'s sort this subpart ["bee" ? "bat"] by looking at their second letters. The second letter: "bee": "e" (5). "bat": "a" (1).',
+    'Now let us sort this subpart ["bee" ? "bat"] by their second letters. The second letter: "bee": "e" (5). "bat": "a" (1).',
     'We now have: (1) "bat" < (5) "bee" for the subpart. Hence, we have "ant" < "bat" < "bee" < "cat".',
     "I have now sorted all the words. The answer is ant bat bee cat",
 ]

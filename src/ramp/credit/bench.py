@@ -88,14 +88,16 @@ def updater(c: Model, t: Reinforce):
     return first, make_step(learn.loss(c, t), tx, t)
 
 
-def policy(b: Bench, name: str, solve: Callable | None, steps: int, rate: float = 3e-3) -> dict:
-    """A policy that imitates `solve`; kept as .npz beside the results."""
+def policy(
+    b: Bench, name: str, solve: Callable | None, steps: int, start: dict | None = None, rate: float = 3e-3
+) -> dict:
+    """A policy that imitates `solve`, from nothing or from `start`; kept as .npz beside the results."""
     path = b.directory / f"policy-{name}.npz"
     leaves, tree = jax.tree.flatten(fresh(b.model))
     if not path.exists():
         t = replace(b.t, batch=64, lr_scale=rate, warmup=20, steps=steps, decay=0.2)
         tx = optim.make(t, b.model.dtype)
-        state = jax.jit(lambda p: new_state(p, tx, 0))(jax.tree.unflatten(tree, leaves))
+        state = jax.jit(lambda p: new_state(jax.tree.map(lambda a: a + 0, p), tx, 0))(start or tree.unflatten(leaves))
         update = make_step(next_token_loss(b.model, 0.0), tx, t)
         for i in range(steps):
             rows = learn.imitation(TOKENIZER, TASKS[t.task], t.level, 64, t.seq, i, solve=solve)
@@ -393,7 +395,8 @@ def run(directory: Path, c: Config, shared: Path | None = None) -> str:
             lambda: data.gsm8k_solutions(shared / "process/gsm8k_example_model_solutions.jsonl"),
         )
         b.once({"part": "data", "set": "mistakes"}, lambda: data.big_bench_mistake(shared / "process"))
-    base = {name: policy(b, name, slipping(share), c.reinforce.imitate) for name, share in SLIPS.items()}
+    base = {"mid": policy(b, "mid", slipping(SLIPS["mid"]), c.reinforce.imitate)}
+    base["low"] = policy(b, "low", slipping(SLIPS["low"]), c.reinforce.imitate // 5, base["mid"])  # it forgets
     straws(b, base["mid"], "mid")
     unbiased(b, base["mid"])
     efficiency(b, base["mid"])
