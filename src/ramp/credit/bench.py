@@ -2,8 +2,8 @@
 
 `ramp audit credit configs/credit-bench.toml` does its parts in order and writes each result as one line of
 `bench.jsonl` in the run directory; what is there is not done again, so it can be stopped and gone on with at any time.
-The policy is a small transformer on the task `chain`, taught by solutions that slip now and then: it knows the form and
-most facts, and is right as often as its teachers were.
+The policy is a small transformer on the task `chain`, taught at last by solutions that slip now and then: it knows the
+form and most facts, and is right as often as its teachers were.
 """
 
 import json
@@ -395,8 +395,8 @@ def run(directory: Path, c: Config, shared: Path | None = None) -> str:
             lambda: data.gsm8k_solutions(shared / "process/gsm8k_example_model_solutions.jsonl"),
         )
         b.once({"part": "data", "set": "mistakes"}, lambda: data.big_bench_mistake(shared / "process"))
-    base = {"mid": policy(b, "mid", slipping(SLIPS["mid"]), c.reinforce.imitate)}
-    base["low"] = policy(b, "low", slipping(SLIPS["low"]), c.reinforce.imitate // 5, base["mid"])  # it forgets
+    expert, few = policy(b, "expert", None, c.reinforce.imitate), c.reinforce.imitate // 5
+    base = {name: policy(b, name, slipping(share), few, expert) for name, share in SLIPS.items()}  # it unlearns
     straws(b, base["mid"], "mid")
     unbiased(b, base["mid"])
     efficiency(b, base["mid"])

@@ -201,8 +201,9 @@ def fork(c: Model, params: Params, layers: tuple, cache: tuple, tokens_bt, row_f
     What the cache holds after the cut is not seen and is written over. The logits come from stepping once more over the
     last token that is kept.
     """
-    take = partial(jax.tree.map, lambda a: a.at[row_f].get(out_sharding=P(ROWS)))
-    cache, tokens_ft = take(cache), take(tokens_bt)
+    length_f, seed_f = jax.reshard(length_f, P(ROWS)), jax.reshard(seed_f, P(ROWS))
+    cache = jax.tree.map(lambda a: a.at[row_f].get(out_sharding=P(ROWS, "model")), cache)
+    tokens_ft = tokens_bt.at[row_f].get(out_sharding=P(ROWS))
     last_f, before_f = sample.pick(tokens_ft, length_f - 1), sample.pick(tokens_ft, jnp.maximum(length_f - 2, 0))
     logits_fv, cache = sample.advance(c, params, layers, cache, last_f, before_f, length_f - 1)
     empty = jnp.zeros((len(row_f), 0))
