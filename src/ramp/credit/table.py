@@ -27,13 +27,18 @@ def report(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def merit(run: dict) -> tuple[float, float]:
+    """Fewer tokens to the goal are better; among runs that never arrive, more verified is."""
+    return run["to_goal"] if run["to_goal"] is not None else float("inf"), -run["verified"]
+
+
 def best_runs(runs: list[dict], base: str) -> dict[str, list[dict]]:
     """By method: the runs, one a seed, at the rate that was best on seed 0."""
     found = {}
     for method in dict.fromkeys(r["key"]["method"] for r in runs if r["key"]["base"] == base):
         mine = [r for r in runs if r["key"]["method"] == method and r["key"]["base"] == base]
         sweep = [r for r in mine if r["key"]["seed"] == 0]
-        rate = min(sweep, key=lambda r: (r["to_goal"] or float("inf"), -r["verified"]))["key"]["rate"]
+        rate = min(sweep, key=merit)["key"]["rate"]
         found[method] = [r for r in mine if r["key"]["rate"] == rate]
     return found
 
