@@ -201,7 +201,7 @@ class Reinforce(Train):
     entropy: Rate = 0.0
     """bonus per nat"""
     entropy_target: Rate = 0.0
-    """nats per token that the bonus is adapted to hold; 0: the bonus is constant"""
+    """nats per token: below it the bonus grows, above it it fades; 0: the bonus is constant"""
     guard: Literal["none", "clip_cov", "kl_cov"] = "none"
     guard_share: Share = 0.002
     continuations: Positive = 4

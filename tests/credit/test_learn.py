@@ -45,6 +45,11 @@ def test_labels_are_counted_and_bear_weight_once(policy):
     assert collect(policy, method="step_local").labels == got.rollouts.exists_bs.sum()
 
 
+def test_the_entropy_bonus_follows_the_rollouts(policy):
+    loose, tight = (collect(policy, method="rloo", entropy=0.01, entropy_target=x).batch["bonus"] for x in (1.0, 20.0))
+    assert loose.shape == (4, 1) and loose[0, 0] < 0.01 < tight[0, 0]
+
+
 def test_a_group_of_one_mind_is_dropped(policy):
     got = collect(policy, method="rloo", prompts=3)
     assert got.rollouts.outcome_b.sum() == 0 and got.dropped == 3 and got.batch["weights"].sum() == 0

@@ -75,8 +75,8 @@ def test_most_covariant_finds_the_tokens_that_cost_entropy():
 
 
 def test_the_bonus_adapts_towards_its_target():
-    assert L.adapt(0.01, 0.1, 0.5) > 0.01 > L.adapt(0.01, 0.9, 0.5)
-    assert L.adapt(0.1, 0.0, 1.0) <= 0.1
+    assert L.adapted(0.01, 0.1, 0.5) > L.adapted(0.01, 0.5, 0.5) == 0.01 > L.adapted(0.01, 0.9, 0.5) > 0
+    assert L.adapted(0.1, 0.0, 1.0) <= 1.0
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -123,15 +123,16 @@ def train(b: Bench, t: Reinforce, base: dict, seed: int, stop: float = 2.0) -> d
     first, update = updater(b.model, replace(t, method="rloo", continuations=1))
     state: State = first(base)
     measure = partial(learn.accuracy, b.model, t, TOKENIZER, task)
-    figures = [(0, measure(state.params, t.problems)[0])]
-    tokens = labels = 0
+    found, r = measure(state.params, t.problems)
+    figures, tokens, labels = [(0, found)], 0, 0
     for i in range(t.steps):
         got = learn.collect(b.model, t, TOKENIZER, task, state.params, None, i, seed + 1)
         state, _ = update(state, learn.put(got.batch))
         tokens, labels = tokens + got.tokens, labels + got.labels
         if (i + 1) % t.eval_every == 0 or i + 1 == t.steps:
-            figures.append((tokens, measure(state.params, t.problems, seed=7 + i)[0]))
-            if figures[-1][1]["verified"] >= stop:
+            found, r = measure(state.params, t.problems, seed=7 + i)
+            figures.append((tokens, found))
+            if found["verified"] >= stop:
                 break
     names = ("right", "verified", "steps", "entropy")
     curve = [[n, *(round(found[k], 4) for k in names)] for n, found in figures]
@@ -146,6 +147,9 @@ def train(b: Bench, t: Reinforce, base: dict, seed: int, stop: float = 2.0) -> d
         "train_seconds": round(time.perf_counter() - began, 1),
         **last,
         "curve": curve,
+        "lucky": [
+            f"{v.question} -> {TOKENIZER.decode(r.ids(j))}" for j, v in enumerate(r.problems) if r.verdicts[j].lucky
+        ][:3],
     }
 
 

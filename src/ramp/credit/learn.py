@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from ramp.config import Model, Reinforce
 from ramp.credit import head, rollouts
 from ramp.credit.advantages import METHODS, Credit
-from ramp.credit.loss import Terms, policy_loss, token_logps
+from ramp.credit.loss import Terms, adapted, policy_loss, token_logps
 from ramp.credit.rollouts import Rollouts, check_values
 from ramp.errors import UserError
 from ramp.model.transformer import ROWS
@@ -90,6 +90,9 @@ def collect(
         batch["ref"] = np.asarray(
             _logps(c, ref["lm"], *(put(batch)[k] for k in ("tokens", "targets")), t.temperature)[0]
         )
+    if t.entropy_target:
+        seen = -float((r.logps_bn * r.mask_bn).sum() / max(r.tokens, 1))
+        batch["bonus"] = np.full((len(r.prompts), 1), adapted(t.entropy, seen, t.entropy_target), np.float32)
     labels = int(r.exists_bs.sum()) if t.method not in ("rloo", "grpo", "pass_at_k", "vine", "prover") else 0
     if t.reward == "head" and t.label_share:
         given = head.budget(head.first_error_labels(r), t.label_share, first)

@@ -5,6 +5,7 @@ that long rollouts are neither favoured nor spared. The batch is `rollouts.rows`
 frozen policy) where there is a KL term.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -90,7 +91,7 @@ def policy_loss(c: Model, terms: Terms) -> Loss:
             per_token *= 1 - most_covariant(logp, advantage, w, terms.guard_share)
         if terms.guard == "kl_cov":
             per_token += most_covariant(logp, advantage, w, terms.guard_share) * jnp.abs(logp - old)
-        bonus = batch.get("bonus", terms.entropy)  # [B, 1] where the host adapts it
+        bonus = batch.get("bonus", terms.entropy)  # [B, 1] where it is adapted
         per_token -= bonus * entropy
         seen = {"entropy": jnp.sum(w * entropy)}
         seen["clipped"] = jnp.sum(w * (jnp.abs(jnp.exp(jnp.clip(logp - old, -20, 20)) - 1) > terms.clip_low))
@@ -102,6 +103,7 @@ def policy_loss(c: Model, terms: Terms) -> Loss:
     return loss
 
 
-def adapt(bonus: float, entropy: float, target: float, rate: float = 0.1, most: float = 0.1) -> float:
-    """The next entropy bonus: grows while the entropy is below its target, shrinks while it is above."""
-    return float(min(most, max(1e-5, bonus) * 2.718281828 ** (rate * (1 if entropy < target else -1))))
+def adapted(bonus: float, entropy: float, target: float) -> float:
+    """The entropy bonus for rollouts of this entropy: `bonus` at the target, up to ten times that below it, towards
+    none above. It depends on nothing but the rollouts, so a run that is gone on with stays the same run."""
+    return bonus * min(10.0, math.exp(4 * (target - entropy) / target))
