@@ -10,7 +10,7 @@ import tiny
 
 from ramp import config
 from ramp.config import Config, Reinforce
-from ramp.credit import bench, table
+from ramp.credit import attack, lab, table
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.stages import common, reinforce
@@ -67,7 +67,7 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
 
 
 def test_the_benchmark_keeps_what_it_has(tmp_path):
-    b = bench.Bench(tmp_path, tiny.model(vocab=264), SETTINGS)
+    b = lab.Bench(tmp_path, tiny.model(vocab=264), SETTINGS)
     calls = []
     work = lambda: calls.append(1) or {"x": len(calls)}  # noqa: E731
     assert b.once({"part": "a"}, work)["x"] == 1 and b.once({"part": "a"}, work)["x"] == 1 and len(calls) == 1
@@ -79,7 +79,7 @@ def test_the_benchmark_keeps_what_it_has(tmp_path):
 
 def test_faults_are_of_the_kind_asked_for():
     for kind, why in (("value", {"wrong value", "wrong operand"}), ("operation", {"wrong operation"})):
-        r = bench.solved(kind, 4, 0, 60, 40)
+        r = attack.solved(kind, 4, 0, 60)
         found = {step.why for v in r.verdicts for step in v.steps if not step.right}
         assert found and found <= why
         assert 0 < r.verified_b.mean() < 1

@@ -6,28 +6,24 @@ The policy is a small transformer on the task `chain`, taught at last by solutio
 form and most facts, and is right as often as its teachers were.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from ramp.config import Config, Model, Reinforce
-from ramp.credit import audit, data, exact, head, learn, rollouts, table
+from ramp.config import Config, Reinforce
+from ramp.credit import attack, audit, data, exact, learn, rollouts, table
 from ramp.credit.advantages import METHODS
-from ramp.model import transformer
+from ramp.credit.lab import Bench, fit, fresh, kept, updater
 from ramp.rundir import write_atomic
 from ramp.stages.common import next_token_loss
-from ramp.tasks import TASKS, Problem, Task, chain, swaps
+from ramp.tasks import TASKS, chain, swaps
 from ramp.text.tokenizer import Tokenizer
-from ramp.train import optim
-from ramp.train.state import State, new_state
-from ramp.train.step import make_step
+from ramp.train.state import State
 
 TOKENIZER = Tokenizer.bytes_only()
 RATES = (1e-4, 3e-4, 1e-3)
@@ -37,78 +33,12 @@ SLIPS = {"half": 0.1, "mid": 0.17, "low": 0.8}  # share of steps at which the te
 GOAL = 0.9  # verified accuracy that the tokens are counted to
 
 
-@dataclass(frozen=True)
-class Bench:
-    """Where results are, and what they are of."""
-
-    directory: Path
-    model: Model
-    t: Reinforce
-
-    @property
-    def path(self) -> Path:
-        return self.directory / "bench.jsonl"
-
-    def results(self) -> list[dict]:
-        """Lines of the file; one torn by a kill is left out."""
-        found = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
-
-    def once(self, key: dict, work: Callable[[], dict]) -> dict:
-        """The result stored under `key`, or that of work(), stored."""
-        for found in self.results():
-            if found["key"] == key:
-                return found
-        began = time.perf_counter()
-        result = {"key": key} | work() | {"seconds": round(time.perf_counter() - began, 1)}
-        with self.path.open("a") as file:
-            file.write(json.dumps(result) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        shown = {k: v for k, v in result.items() if not isinstance(v, list | dict)}
-        print(" ".join(map(str, key.values())), shown, flush=True)
-        return result
-
-
-# ---------------------------------------------------------------------------------------------------- policies
-def fresh(c: Model, seed: int = 0) -> dict:
-    return {"lm": jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(seed)))()}
-
-
-@lru_cache(maxsize=16)
-def updater(c: Model, t: Reinforce):
-    """(first state, update) of the policy loss; the method plays no part in either."""
-    tx = optim.make(t, c.dtype)
-    first = jax.jit(lambda params: new_state(jax.tree.map(lambda a: a + 0, params), tx, 0))
-    return first, make_step(learn.loss(c, t), tx, t)
-
-
-def policy(
-    b: Bench, name: str, solve: Callable | None, steps: int, start: dict | None = None, rate: float = 3e-3
-) -> dict:
-    """A policy that imitates `solve`, from nothing or from `start`; kept as .npz beside the results."""
-    path = b.directory / f"policy-{name}.npz"
-    leaves, tree = jax.tree.flatten(fresh(b.model))
-    if not path.exists():
-        t = replace(b.t, batch=64, lr_scale=rate, warmup=20, steps=steps, decay=0.2)
-        tx = optim.make(t, b.model.dtype)
-        state = jax.jit(lambda p: new_state(jax.tree.map(lambda a: a + 0, p), tx, 0))(start or tree.unflatten(leaves))
-        update = make_step(next_token_loss(b.model, 0.0), tx, t)
-        for i in range(steps):
-            rows = learn.imitation(TOKENIZER, TASKS[t.task], t.level, 64, t.seq, i, solve=solve)
-            state, _ = update(state, learn.put(rows))
-        leaves = jax.tree.leaves(state.params)
-        with path.with_suffix(".tmp").open("wb") as file:
-            np.savez(file, **{str(i): np.asarray(a) for i, a in enumerate(leaves)})
-        path.with_suffix(".tmp").replace(path)
-    with np.load(path, allow_pickle=False) as held:
-        leaves = [jax.device_put(held[str(i)], a.sharding) for i, a in enumerate(leaves)]
-    return jax.tree.unflatten(tree, leaves)
+def policy(b: Bench, name: str, solve: Callable | None, steps: int, start: dict | None = None) -> dict:
+    """A policy that imitates `solve`, from nothing or from `start`."""
+    t = replace(b.t, batch=64, lr_scale=3e-3, warmup=20, steps=steps, decay=0.2)
+    rows = partial(learn.imitation, TOKENIZER, TASKS[t.task], t.level, 64, t.seq, solve=solve)
+    begin = start or fresh(b.model)
+    return kept(b, f"policy-{name}", begin, lambda: fit(t, next_token_loss(b.model, 0.0), begin, rows))
 
 
 def slipping(share: float) -> Callable:
@@ -243,133 +173,11 @@ def low_skill(b: Bench, base: dict) -> None:
             b.once(key, lambda t=t: train(b, t, base, 0, GOAL + 0.02))
 
 
-# ---------------------------------------------------------------------------------------------------- the learned head
-def faulty(problem: Problem, kind: str, seed: int) -> tuple[list[str], str]:
-    """A chain's steps with errors of one kind: "value" (a digit that no confusion explains) or "operation" (the value
-    of another operation, never seen in training). Each step errs with a chance of its own solution, 0 to a half."""
-    r = chain.rng(f"faulty-{kind}", seed, problem.level)
-    share, value, steps = r.choice((0.0, 0.1, 0.2, 0.5)), problem.gold[0], []
-    for label, op, n in problem.gold[1]:
-        right = chain.apply(value, op, n)
-        others = {chain.apply(value, o, n) for o in chain.OPS} - {right}
-        pool = others if kind == "operation" else set(range(10)) - others - {right}
-        value = r.choice(sorted(pool)) if pool and r.random() < share else right
-        steps.append(f"{label}{value}")
-    return steps, str(value)
-
-
-def written(task: Task, said: list[tuple[Problem, list[int]]], places: int) -> rollouts.Rollouts:
-    return audit.as_rollouts(TOKENIZER, task, [p for p, _ in said], [ids[:places] for _, ids in said], places)
-
-
-def solved(kind: str, level: int, first: int, n: int, places: int) -> rollouts.Rollouts:
-    """n faulty solutions of chains of `level` operations."""
-    asked = [chain.sample(first + i, level) for i in range(n)]
-    said = [(p, audit.solution_ids(TOKENIZER, *faulty(p, kind, p.seed))) for p in asked]
-    return written(chain.TASK, said, places)
-
-
-def tried(level: int, first: int, n: int, places: int) -> rollouts.Rollouts:
-    """One attack on each of n problems, every kind in turn."""
-    said = []
-    for i in range(n):
-        problem = chain.sample(first + i, level)
-        found = list(audit.attacks(TOKENIZER, chain.TASK, problem, first + i).values())
-        said.append((problem, found[i % len(found)]))
-    return written(chain.TASK, said, places)
-
-
-def train_head(
-    b: Bench, start: dict, sources: list[Callable[[int], rollouts.Rollouts]], steps: int, rate: float
-) -> tuple[dict, int]:
-    """A head trained on batches drawn from the sources in turn: (params, labels used)."""
-    t = replace(b.t, lr_scale=rate, warmup=20, steps=steps, decay=0.3)
-    tx = optim.make(t, b.model.dtype)
-    state = jax.jit(lambda p: new_state(p, tx, 0))({"process": jax.tree.map(lambda a: a + 0, start)})
-    update, labels = make_step(head.process_loss(b.model), tx, t), 0
-    for i in range(steps):
-        r = sources[i % len(sources)](i)
-        given = head.first_error_labels(r)
-        labels += int((given >= 0).sum())
-        state, _ = update(state, learn.put(head.rows(r, b.t.seq + 32, given)))
-    return state.params["process"], labels
-
-
-def heads(b: Bench, base: dict, rounds: int = 3) -> None:
-    """Train a head on faulty solutions, measure it, attack it, and train it on what got through, round after round."""
-    t, places, length, steps = b.t, 40, b.t.seq + 32, 500
-    levels = range(2, t.level + 1)
-    sources = [lambda i: solved("value", levels[i % len(levels)], 10**8 + 64 * i, 64, places)]
-    process, adversary = jax.jit(lambda: head.init(b.model, base["lm"]))(), {}
-    for number in range(rounds):
-        process, labels = train_head(b, process, sources, steps, 1e-3)
-
-        def work(process=process, labels=labels, number=number) -> dict:
-            sets = {"iid": ("value", t.level), "longer": ("value", t.level + 2), "unseen": ("operation", t.level)}
-            p = {
-                k: (r := solved(kind, n, 2 * 10**9, 512, places), head.score(b.model, process, r, length))
-                for k, (kind, n) in sets.items()
-            }
-            valid = solved("value", t.level, 3 * 10**9, 512, places)
-            cut = head.choose_threshold(head.score(b.model, process, valid, length), valid)
-            found = {k: {a: round(v, 4) for a, v in head.quality(score, r, cut).items()} for k, (r, score) in p.items()}
-            rows = audit.hacks(
-                lambda r: head.score(b.model, process, r, length), TOKENIZER, chain.TASK, t.level, 50, cut
-            )
-            wrong = [row["accepted"] for row in rows if row["attack"] != "right solutions"]
-            figures = {f"f1_{k}": v["f1"] for k, v in found.items()} | {
-                "false_positives": float(np.mean(wrong)),
-                "worst": max(wrong),
-            }
-            return figures | {
-                "labels": labels,
-                "accepted_right": rows[0]["accepted"],
-                "quality": found,
-                "attacks": rows,
-            }
-
-        b.once({"part": "head", "round": number}, work)
-        if number == 0:
-            for method in ("grpo_process", "step_local", "min_form"):
-                key = {"part": "adversary", "method": method}
-                b.once(key, lambda process=process, m=method: hunt(b, base, process, m)[0])
-        found = hunt(b, base, process, "grpo_process")[1] if number < rounds - 1 else []
-        adversary[number] = found
-        sources = [*sources[:1], lambda i: tried(levels[i % len(levels)], 4 * 10**8 + 64 * i, 64, places)]
-        winners = [pair for kept in adversary.values() for pair in kept]
-        if winners:
-            sources.append(
-                lambda i, w=tuple(winners): written(chain.TASK, [w[(64 * i + j) % len(w)] for j in range(64)], places)
-            )
-
-
-def hunt(b: Bench, base: dict, process: dict, method: str, steps: int = 40) -> tuple[dict, list]:
-    """A policy trained against a frozen head: the curve of [tokens, proxy, gold, entropy], and rollouts that the head
-    accepts and the checker does not."""
-    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=steps)
-    task = TASKS[t.task]
-    first, update = updater(b.model, replace(t, method="rloo", reward="checker"))
-    state, curve, winners, tokens = first(base), [], [], 0
-    for i in range(steps):
-        got = learn.collect(b.model, t, TOKENIZER, task, {"lm": state.params["lm"], "process": process}, None, i, 99)
-        r, tokens = got.rollouts, tokens + got.tokens
-        score = audit.whole(head.score(b.model, process, r, t.seq), r)
-        winners += [(r.problems[j], r.ids(j)) for j in np.flatnonzero((score > 0.5) & (r.verified_b == 0))[:16]]
-        if i % 5 == 0 or i == steps - 1:
-            entropy = -float((r.logps_bn * r.mask_bn).sum() / r.mask_bn.sum())
-            curve.append(
-                [tokens, round(float((score > 0.5).mean()), 4), round(float(r.verified_b.mean()), 4), round(entropy, 4)]
-            )
-        state, _ = update(state, learn.put(got.batch))
-    return {"proxy": curve[-1][1], "gold": curve[-1][2], "curve": curve}, winners[-512:]
-
-
 # ---------------------------------------------------------------------------------------------------- diversity
 def diverse(b: Bench) -> None:
     """Sorting by swaps, where many orders are right: what is left of them after process credit?"""
     t = replace(b.t, task="swaps", level=3, tokens=40, method="step_local", lr_scale=RATES[1], steps=40)
-    b2 = Bench(b.directory, b.model, t)
-    base = policy(b2, "swaps", swaps.wandering, 900)
+    base = policy(replace(b, t=t), "swaps", swaps.wandering, 900)
 
     def work() -> dict:
         found = {}
@@ -404,7 +212,7 @@ def run(directory: Path, c: Config, shared: Path | None = None) -> str:
     unbiased(b, policy(short, "short", slipping(0.3), few, expert))
     efficiency(b, base["mid"])
     low_skill(b, base["low"])
-    heads(b, base["mid"])
+    attack.heads(b, base["mid"])
     diverse(b)
     gradients(b)
     found = table.report(b.results())

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.credit.rollouts import Rollouts, check_values
+from ramp.errors import UserError
 from ramp.model import transformer
 from ramp.model.transformer import ROWS
 from ramp.tasks.protocol import first_error_f1
@@ -55,6 +56,8 @@ def rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.ndarra
     end_bs = step_ends(r)
     for b, prompt in enumerate(r.prompts):
         whole = [*prompt, *r.ids(b)]
+        if len(whole) > length:
+            raise UserError(f"a rollout of {len(whole)} tokens with its question does not fit into {length} places")
         out["tokens"][b, : len(whole)] = whole
         has = (labels_bs[b] >= 0) & (end_bs[b] >= 0)
         at = end_bs[b][has]

@@ -85,7 +85,7 @@ def _figures(by: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
     for r in by.get("adversary", []):
         out.append(
             (
-                f"policy against the frozen head, {r['key']['method']}: proxy, gold",
+                f"policy against the frozen head of round {r['key']['round']}, {r['key']['method']}: head says right, verified",
                 "shown",
                 f"{r['proxy']:.2f}, {r['gold']:.2f}",
             )
