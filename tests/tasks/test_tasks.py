@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramp.errors import UserError
 from ramp.tasks import TASKS, addition, calculator, chain, paths, swaps, words
 from ramp.tasks.protocol import (
     Problem,
@@ -239,3 +240,12 @@ def test_first_error_f1():
     assert first_error_f1([None], [None])["f1"] == 0.0
     with pytest.raises(ValueError):
         first_error_f1([1], [])
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_levels_out_of_range_are_said(name):
+    with pytest.raises(UserError, match="not 0"):
+        TASKS[name].sample(0, 0)
+    if name in ("chain", "paths", "swaps"):
+        with pytest.raises(UserError, match="not 99"):
+            TASKS[name].sample(0, 99)

@@ -1,7 +1,7 @@
 """Where did the credit go? Figures on any method and any reward, yours too.
 
-    reward = lambda problems, rollouts: ...        float array [B, S]: what each step is worth to you
-    for row in hacks(reward, tokenizer, tasks.TASKS["chain"], level=6, n=50, length=96): print(row)
+    def reward(r): ...                   r: Rollouts; float32 [B, S]: what each step is worth to you
+    for row in hacks(reward, tokenizer, tasks.TASKS["chain"], level=6, n=50): print(row)
 
 `straw` asks of an advantage whether it praised wrong steps and blamed right ones; `gradient` holds an estimator against
 the exact gradient at the tokens it cost; `hacks` tries a reward with what has fooled rewards before; `tokens_to` and

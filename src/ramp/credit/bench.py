@@ -19,6 +19,7 @@ from ramp.config import Config, Reinforce
 from ramp.credit import attack, audit, data, exact, learn, rollouts, table
 from ramp.credit.advantages import METHODS
 from ramp.credit.lab import Bench, fit, fresh, kept, updater
+from ramp.errors import UserError
 from ramp.rundir import write_atomic
 from ramp.stages.common import next_token_loss
 from ramp.tasks import TASKS, chain, swaps
@@ -197,6 +198,10 @@ def diverse(b: Bench) -> None:
 # ---------------------------------------------------------------------------------------------------- the whole
 def run(directory: Path, c: Config, shared: Path | None = None) -> str:
     """Do what is not done yet; the table as Markdown, also written to `bench.md`."""
+    if c.reinforce.task != "chain":
+        raise UserError(
+            f"the benchmark is of the task 'chain', not '{c.reinforce.task}'; use configs/credit-bench.toml"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     b = Bench(directory, c.model, c.reinforce)
     if shared:

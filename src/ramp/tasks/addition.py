@@ -6,12 +6,13 @@
 import re
 from collections.abc import Sequence
 
+from ramp.errors import UserError
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
 
 
 def sample(seed: int, level: int) -> Problem:
     if level < 1:
-        raise ValueError(f"numbers have at least one digit, not {level}")
+        raise UserError(f"numbers have at least one digit, not {level}")
     r = rng("addition", seed, level)
     a, b = (r.randrange(10 ** (level - 1) if level > 1 else 0, 10**level) for _ in range(2))
     return Problem("addition", seed, level, f"{a}+{b}", (a, b), str(a + b))

@@ -10,6 +10,7 @@ import re
 import string
 from collections.abc import Sequence
 
+from ramp.errors import UserError
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
 
 OPS = "+-*"
@@ -23,7 +24,7 @@ def apply(value: int, op: str, operand: int) -> int:
 def sample(seed: int, level: int) -> Problem:
     """`level` operations. The labels begin anywhere in the alphabet, so that no label belongs to a position."""
     if not 1 <= level <= len(LETTERS):
-        raise ValueError(f"a chain has 1 to {len(LETTERS)} operations, not {level}")
+        raise UserError(f"a chain has 1 to {len(LETTERS)} operations, not {level}")
     r = rng("chain", seed, level)
     first = r.randint(0, len(LETTERS) - level)
     start = r.randrange(10)

@@ -10,13 +10,14 @@ import re
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
+from ramp.errors import UserError
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
 
 
 def sample(seed: int, level: int) -> Problem:
     """`level` + 2 nodes, a tree and about as many edges again; start and goal are as far apart as any two nodes."""
     if not 1 <= level <= 24:
-        raise ValueError(f"a graph's level is 1 to 24, not {level}")
+        raise UserError(f"a graph's level is 1 to 24, not {level}")
     r = rng("paths", seed, level)
     nodes = r.sample("abcdefghijklmnopqrstuvwxyz", level + 2)
     edges = {tuple(sorted((nodes[i], r.choice(nodes[max(0, i - 3) : i])))) for i in range(1, len(nodes))}

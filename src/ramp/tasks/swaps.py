@@ -6,13 +6,14 @@
 from collections.abc import Sequence
 from itertools import combinations
 
+from ramp.errors import UserError
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
 
 
 def sample(seed: int, level: int) -> Problem:
     """`level` + 1 different digits, not in order."""
     if not 1 <= level <= 9:
-        raise ValueError(f"a row has level + 1 of the ten digits, so the level is 1 to 9, not {level}")
+        raise UserError(f"a row has level + 1 of the ten digits, so the level is 1 to 9, not {level}")
     r = rng("swaps", seed, level)
     row = r.sample("0123456789", level + 1)
     while row == sorted(row):

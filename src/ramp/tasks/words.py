@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from random import Random
 
+from ramp.errors import UserError
 from ramp.tasks.calculator import NotArithmetic, calculate, number, operands
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
 
@@ -37,7 +38,7 @@ NOTE = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 def sample(seed: int, level: int) -> Problem:
     """`level` operations on numbers that stay between 1 and 200."""
     if level < 1:
-        raise ValueError(f"a word problem has at least one operation, not {level}")
+        raise UserError(f"a word problem has at least one operation, not {level}")
     r = rng("words", seed, level)
     value = start = r.randint(2, 30)
     ops = []
