@@ -29,7 +29,7 @@ from ramp.train.state import State
 TOKENIZER = Tokenizer.bytes_only()
 RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = 5
-SWEPT = ("rloo", "grpo", "step_local", "first_error")
+SWEPT = ("step_local", "first_error", "rloo", "grpo")
 SLIPS = {"half": 0.1, "mid": 0.17, "low": 0.8}  # share of steps at which the teachers state a random digit
 GOAL = 0.9  # verified accuracy that the tokens are counted to
 
