@@ -75,15 +75,15 @@ def heads(b: lab.Bench, base: dict) -> None:
         like = lab.kept(b, f"head-{number}", like, partial(train, b, like["process"], sources, levels))
         process, labels = like["process"], int(like["labels"])
         b.once({"part": "head", "round": number}, lambda p=process, n=labels: {"labels": n} | measure(b, p))
-        for method in ("grpo_process", "step_local", "min_form") if number == 0 else ("grpo_process",):
+        for method in ("grpo_process", "step_local") if number == 0 else ("grpo_process",):
             key = {"part": "adversary", "round": number, "method": method}
             found = b.once(key, lambda p=process, m=method: hunt(b, base, p, m))
             winners += [(chain.sample(seed, b.t.level), ids) for seed, ids in found["winners"]]
 
 
 def train(b: lab.Bench, start: dict, sources: list[Callable[[int, int], Rollouts]], levels: range) -> dict:
-    """The head after 500 more steps on the sources in turn, and the labels it was given."""
-    t = replace(b.t, lr_scale=1e-3, warmup=20, steps=500, decay=0.3)
+    """The head after 400 more steps on the sources in turn, and the labels it was given."""
+    t = replace(b.t, lr_scale=1e-3, warmup=20, steps=400, decay=0.3)
     labels = []
 
     def batch(i: int) -> dict[str, np.ndarray]:
@@ -121,9 +121,9 @@ def measure(b: lab.Bench, process: dict) -> dict:
 
 
 def hunt(b: lab.Bench, base: dict, process: dict, method: str) -> dict:
-    """A policy trained for 40 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
+    """A policy trained for 30 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
     KL to the start in nats a token]; winners: (seed, tokens) that the head accepts and the checker does not."""
-    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=40, kl=1e-9)
+    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl=1e-9)
     first, update = lab.updater(b.model, replace(t, method="rloo", reward="checker"))
     state, curve, winners, tokens = first(base), [], [], 0
     for i in range(t.steps):
