@@ -67,6 +67,16 @@ def loss(c: Model, t: Reinforce) -> Loss:
     return both
 
 
+def imitation_loss(c: Model) -> Loss:
+    """Cross-entropy of the next token of solved problems, nats."""
+
+    def nats(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        logp, _ = token_logps(c, params["lm"], batch["tokens"], batch["targets"])
+        return -jnp.sum(logp * batch["weights"]), {}
+
+    return nats
+
+
 def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     return {name: jax.device_put(a, place) for name, a in batch.items()}

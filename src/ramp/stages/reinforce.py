@@ -98,7 +98,7 @@ def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable) ->
         rows = learn.imitation(tokenizer, task, t.level, t.batch, t.seq, step, c.seed)
         return {name: a[lo:hi] for name, a in rows.items()}
 
-    stage = common.Stage("imitate", c, t, common.next_token_loss(c.model, 0.0), batches, tokenizer)
+    stage = common.Stage("imitate", c, t, learn.imitation_loss(c.model), batches, tokenizer)
     return stage.train(rundir, start, lambda *_: {}, "")
 
 
