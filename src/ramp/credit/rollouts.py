@@ -76,9 +76,11 @@ def roll(
             f"a question of {longest} tokens and {n} to answer it do not fit the model's context of {c.context}; "
             "lower the level or the tokens of a rollout"
         )
-    stream = sample.start(c, params, prompts, seed * len(prompts) % 2**31)
+    mesh = jax.sharding.get_mesh().shape
+    spare = -len(prompts) % (mesh["replica"] * mesh["data"])  # every device has the same number of rows
+    stream = sample.start(c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31)
     stream = sample.decode(c, params, unstack(c, params), stream, How(temperature), n, (tokenizer.end,))
-    tokens_bn, logps_bn = (np.asarray(a) for a in (stream.tokens_bn, stream.logps_bn))
+    tokens_bn, logps_bn = (np.array(a)[: len(prompts)] for a in (stream.tokens_bn, stream.logps_bn))
     return judged(tokenizer, task, [q for q in problems for _ in range(group)], group, prompts, tokens_bn, logps_bn)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+import jax
 import numpy as np
 
 from ramp.config import Config
@@ -25,6 +26,8 @@ SHOWN = ("rloo", "step_local")  # beside the method in use, in pictures
 
 
 def run(rundir: RunDir, c: Config) -> dict:
+    if jax.process_count() > 1:
+        raise UserError("reinforcement runs in one process so far; use one host, with any number of devices")
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     t, task = c.reinforce, TASKS[c.reinforce.task]
