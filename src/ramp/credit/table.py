@@ -65,7 +65,7 @@ def _figures(by: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
             both = f"{m[name]['wrong_up']:.2f} and {m[name]['right_down']:.2f}"
             out.append((f"straw: {name}, wrong up and right down", "≤ 0.05", both))
     runs = best_runs(by.get("learn", []), "mid")
-    if runs:
+    if {"rloo", "grpo"} & runs.keys():
         out += _efficiency(runs)
     for method, mine in best_runs(by.get("learn", []), "low").items():
         shown = f"{mine[0]['steps']:.0%} of steps, {mine[0]['verified']:.0%} verified, {mine[0]['right']:.0%} right"
@@ -103,10 +103,10 @@ def _efficiency(runs: dict[str, list[dict]]) -> list[tuple[str, str, str]]:
     budget, so that the ratio is a lower bound."""
     cost = {m: [r["to_goal"] or r["tokens"] for r in mine] for m, mine in runs.items()}
     arrived = {m: sum(r["to_goal"] is not None for r in mine) for m, mine in runs.items()}
-    outcome = min(("rloo", "grpo"), key=lambda m: (-arrived.get(m, 0), np.mean(cost.get(m, [np.inf]))))
+    outcome = min((m for m in ("rloo", "grpo") if m in runs), key=lambda m: merit(runs[m][0]))
     out = []
     for m in ("step_local", "first_error"):
-        if m not in cost or outcome not in cost:
+        if m not in cost:
             continue
         mean, low, high = audit.ratio(cost[outcome], cost[m])
         least = (
