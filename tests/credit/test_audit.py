@@ -115,7 +115,7 @@ def test_tokens_to_and_ratio():
     assert audit.tokens_to([(0, 0.5), (100, 0.8)], 0.9) == float("inf")
     assert audit.tokens_to([(0, 0.95)], 0.9) == 0
     mean, low, high = audit.ratio([100, 110, 90], [50, 55, 45])
-    assert low < mean == pytest.approx(2) < high and low > 1.6
+    assert mean == pytest.approx(2) and 1.6 < low < mean < high
 
 
 def test_diversity_counts_distinct_verified_solutions():

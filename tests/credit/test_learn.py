@@ -83,20 +83,20 @@ def test_imitation_is_pure_and_ends_where_the_answer_does():
 
 def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     params, _ = policy
-    t = replace(SETTINGS, lr_scale=3e-3, warmup=1)
+    t = replace(SETTINGS, lr_scale=1e-2, warmup=1, steps=60)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = head.rows(r, 48, head.first_error_labels(r))
     tx = optim.make(t, "float32")
     state = jax.jit(lambda p: new_state(jax.tree.map(lambda a: a + 0, p), tx, 0))(params)
     update = make_step(head.process_loss(MODEL), tx, t)
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         state, metrics = update(state, learn.put(batch))
         losses.append(float(metrics["train/loss"]))
-    assert losses[-1] < 0.5 * losses[0] == pytest.approx(0.5 * np.log(2), rel=1e-3)
+    assert losses[0] == pytest.approx(np.log(2), rel=1e-3) and losses[-1] < 0.4
     tiny.assert_trees_close(state.params["lm"], params["lm"], 0, 0)
     p = head.score(MODEL, state.params["process"], r, 48)
-    assert (p[r.exists_bs == 0] == 0).all() and head.quality(p, r, 0.5)["auc"] > 0.9
+    assert (p[r.exists_bs == 0] == 0).all() and head.quality(p, r, 0.5)["auc"] == 1
 
 
 def test_bce_with_soft_labels():

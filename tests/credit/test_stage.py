@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from ramp import config
-from ramp.config import Config, Reinforce
+from ramp.config import Config, Reinforce, Text
 from ramp.credit import attack, lab, table
 from ramp.errors import UserError
 from ramp.rundir import RunDir
@@ -25,7 +25,9 @@ SETTINGS = Reinforce(
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """A run directory whose fine-tuned model is a fresh one."""
-    c = config.resolve(Config(model=tiny.model(vocab=264, context=64), reinforce=SETTINGS))
+    c = config.resolve(
+        Config(text=Text(tokenizer="bytes"), model=tiny.model(vocab=264, context=64), reinforce=SETTINGS)
+    )
     rundir = RunDir(tmp_path / "run")
     rundir.data.mkdir(parents=True)
     Tokenizer.bytes_only().save(rundir.tokenizer)
@@ -53,6 +55,7 @@ def test_from_fine_tuned_model_to_page(run, capsys):
         reinforce.show(rundir, c, -1, 1)
 
 
+@pytest.mark.slow
 def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
     """Two iterations, then the third after a restart: the same parameters as three at once."""
     rundir, c = run

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ramp.config import Reinforce
 from ramp.credit import audit, head, lab, learn
 from ramp.credit.rollouts import Rollouts
 from ramp.tasks import TASKS, Problem, chain
@@ -90,20 +89,15 @@ def train(b: lab.Bench, start: dict, sources: list[Callable[[int, int], Rollouts
         r = sources[i % len(sources)](i, levels[i % len(levels)])
         given = head.first_error_labels(r)
         labels.append(int((given >= 0).sum()))
-        return head.rows(r, length(t), given)
+        return head.rows(r, t.seq + 32, given)  # room for a question of two operations more
 
     params = lab.fit(t, head.process_loss(b.model), {"process": start}, batch)
     return {"process": params["process"], "labels": jnp.asarray(float(sum(labels)))}
 
 
-def length(t: Reinforce) -> int:
-    """Places for a question two operations longer than the policy's, and its solution."""
-    return t.seq + 32
-
-
 def measure(b: lab.Bench, process: dict) -> dict:
     """First-error F1 on chains like those of training, longer ones and an unseen error; the share of attacks accepted."""
-    t, score = b.t, lambda r: head.score(b.model, process, r, length(b.t))
+    t, score = b.t, lambda r: head.score(b.model, process, r, b.t.seq + 96)  # attacks may be long
     valid = solved("value", t.level, VALID, 512)
     cut = head.choose_threshold(score(valid), valid)
     sets = {"iid": ("value", t.level), "longer": ("value", t.level + 2), "unseen": ("operation", t.level)}

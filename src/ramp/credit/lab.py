@@ -49,7 +49,7 @@ class Bench:
         began = time.perf_counter()
         result = {"key": key} | work() | {"seconds": round(time.perf_counter() - began, 1)}
         with self.path.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+            file.write("\n" + json.dumps(result) + "\n")  # the first: a kill may have torn the line before
             file.flush()
             os.fsync(file.fileno())
         shown = {k: v for k, v in result.items() if not isinstance(v, list | dict)}
