@@ -13,6 +13,8 @@ from ramp.errors import UserError
 from ramp.tasks import TASKS, chain
 from ramp.tasks.protocol import parse
 
+SLOW = pytest.mark.slow
+
 
 def group_of_four():
     """One lucky success, one clean one, two failures with a right step."""
@@ -50,7 +52,7 @@ def test_exact_values_against_all_ways():
         assert exact.truth()[value, op, n] == chain.apply(value, "+-*"[op], n)
 
 
-@pytest.mark.parametrize("method", ["rloo", "oracle", "vine"])
+@pytest.mark.parametrize("method", ["rloo", pytest.param("oracle", marks=SLOW), pytest.param("vine", marks=SLOW)])
 def test_outcome_estimators_are_unbiased(method):
     found = audit.gradient(exact.skilled(0, 0.6), [chain.sample(i, 3) for i in range(2)], method, 8, 300)
     assert found["cos"] > 0.97
