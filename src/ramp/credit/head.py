@@ -1,7 +1,8 @@
 """The process head: the learned chance that a step is right, read at the step's last token.
 
 It has a trunk of its own, `params["process"] = {"lm": transformer, "out": {"weight", "bias"}}`, begun as a copy of the
-policy's or from nothing, so that a head that learns does not pull at the policy. Labels are floats: 1 right, 0 wrong,
+policy's or from nothing, so that a head that learns does not pull at the policy. Besides the hidden state it weighs how
+unlikely its trunk, still a language model, finds the step's last tokens. Labels are floats: 1 right, 0 wrong,
 between them a Monte-Carlo share, -1 for no label. After a first error there are no labels (ProcessBench's convention):
 what a step is worth on a wrong footing is nobody's business.
 """
@@ -15,22 +16,32 @@ from ramp.config import Model
 from ramp.credit.rollouts import Rollouts, check_values
 from ramp.errors import UserError
 from ramp.model import transformer
+from ramp.model.loss import token_losses
 from ramp.model.transformer import ROWS
 from ramp.tasks.protocol import first_error_f1
 from ramp.train.step import Loss
+
+TAPS = 4  # tokens before a step's end whose surprise the head weighs
 
 
 def init(c: Model, lm: dict) -> dict:
     """A head on a trunk that starts from `lm`. Call it under `jax.jit`."""
     out = {"weight": jnp.zeros((c.width, 1), jnp.float32), "bias": jnp.zeros((1, 1), jnp.float32)}
+    out["surprise"] = jnp.full((TAPS,), 0.1, jnp.float32)
     return {"lm": jax.tree.map(lambda w: w + 0, lm), "out": out}
 
 
 def logits(c: Model, process: dict, tokens_bt: jax.Array) -> jax.Array:
     """[B, T] float32: log odds that the step which ends at each token is right."""
-    x_nd = transformer.rms_norm(transformer.hidden(c, process["lm"], tokens_bt), jnp.ones(())).astype(jnp.float32)
-    x_bt = jnp.sum(x_nd * process["out"]["weight"][:, 0], axis=-1)
-    return jax.lax.reshape(x_bt, tokens_bt.shape, out_sharding=P(ROWS)) + process["out"]["bias"][0, 0]
+    out, hidden_nd = process["out"], transformer.hidden(c, process["lm"], tokens_bt)
+    x_nd = transformer.rms_norm(hidden_nd, jnp.ones(())).astype(jnp.float32)
+    x_bt = jax.lax.reshape(jnp.sum(x_nd * out["weight"][:, 0], axis=-1), tokens_bt.shape, out_sharding=P(ROWS))
+    ahead_bt = jnp.concatenate([tokens_bt[:, 1:], tokens_bt[:, :1]], axis=1)
+    nats_n, _ = token_losses(transformer.unembed(c, process["lm"], hidden_nd), ahead_bt.reshape(-1))
+    nats_bt = jax.lax.reshape(nats_n, tokens_bt.shape, out_sharding=P(ROWS))
+    nats_bt = jnp.pad(jnp.minimum(nats_bt[:, :-1], 12.0), ((0, 0), (TAPS, 0)))  # of the token itself, and those before
+    late = [nats_bt[:, TAPS - 1 - j : nats_bt.shape[1] - j] for j in range(TAPS)]
+    return x_bt - sum(w * a for w, a in zip(out["surprise"], late, strict=True)) + out["bias"][0, 0]
 
 
 def first_error_labels(r: Rollouts) -> np.ndarray:
