@@ -93,7 +93,7 @@ def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     for _ in range(60):
         state, metrics = update(state, learn.put(batch))
         losses.append(float(metrics["train/loss"]))
-    assert losses[0] == pytest.approx(np.log(2), rel=1e-3) and losses[-1] < 0.4
+    assert losses[-1] < 0.4 < losses[0]
     tiny.assert_trees_close(state.params["lm"], params["lm"], 0, 0)
     p = head.score(MODEL, state.params["process"], r, 48)
     assert (p[r.exists_bs == 0] == 0).all() and head.quality(p, r, 0.5)["auc"] == 1
