@@ -22,8 +22,11 @@ VERBS = {
     "pretrain": "train on the corpus",
     "eval": "bits per byte beside n-grams and xz",
     "finetune": "train on conversations",
+    "reinforce": "train on a task with credit step by step",
     "sample": "ask the questions of the configuration, or continue a prompt",
     "chat": "talk to the model of a run",
+    "credit": "show which steps of a run's rollouts get which credit, as a page",
+    "audit": "credit: the benchmark of process credit beside outcome credit",
     "report": "write report.html again",
     "bench": "tokens per second of training and of generation",
     "plan": "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
@@ -56,12 +59,12 @@ def dispatch(argv: list[str]) -> int:
     for verb, text in VERBS.items():
         _arguments(verb, verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", epilog=FLAGS))
     args, flags = parser.parse_known_args(argv)
-    if flags and args.verb not in TRAINS:
+    if flags and args.verb not in (*TRAINS, "audit"):
         raise UserError(f"unknown argument {flags[0]}; see `ramp {args.verb} --help`")
     return ACTIONS[args.verb](args, flags)
 
 
-TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "sample", "bench", "plan")
+TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "reinforce", "sample", "bench", "plan")
 FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.steps 100. They are listed in src/ramp/config.py."
 
 
@@ -83,8 +86,18 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/<name of the config>)")
         p.add_argument("--dry-run", action="store_true", help="print parameters, memory, FLOPs and time; make nothing")
         p.add_argument("--force", action="store_true", help="do a stage again that is done")
-    elif verb in ("chat", "report"):
+    elif verb == "audit":
+        p.add_argument("what", choices=("credit",))
+        p.add_argument("config", type=Path, help="a TOML file such as configs/credit-bench.toml")
+        p.add_argument("--run", type=Path, metavar="DIR", help="where results are kept and gone on from")
+        p.add_argument(
+            "--data", type=Path, metavar="DIR", help="a directory with process/*.jsonl, for the rows on real data"
+        )
+    elif verb in ("chat", "report", "credit"):
         p.add_argument("run", type=Path, help="a run directory")
+    if verb == "credit":
+        p.add_argument("--problem", type=int, default=0, help="number of the first held-out problem to show")
+        p.add_argument("--groups", type=int, default=4, help="problems to sample")
     if verb in ("sample", "chat"):
         p.add_argument("--stage", choices=("pretrain", "finetune"), default="finetune", help="whose weights speak")
         p.add_argument("--seed", type=int, default=0)
@@ -156,6 +169,24 @@ def _report(args: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def _credit(args: argparse.Namespace, flags: list[str]) -> int:
+    found, c = rundir.opened(args.run)
+    from ramp import run
+    from ramp.stages import reinforce
+
+    print(reinforce.show(found, run.setup(c), args.problem, args.groups))
+    return 0
+
+
+def _audit(args: argparse.Namespace, flags: list[str]) -> int:
+    c, directory = _target(args, flags)
+    from ramp import run
+    from ramp.credit import bench
+
+    print(bench.run(directory, run.setup(c), args.data))
+    return 0
+
+
 def _doctor(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp import doctor
 
@@ -176,6 +207,8 @@ ACTIONS = dict.fromkeys(TRAINS, _train) | {
     "sample": _sample,
     "chat": _chat,
     "report": _report,
+    "credit": _credit,
+    "audit": _audit,
     "doctor": _doctor,
     "bench": _bench,
     "plan": _plan,

@@ -163,6 +163,59 @@ class Train:
 
 
 @dataclass(frozen=True)
+class Reinforce(Train):
+    """Reinforcement step by step: `steps` iterations of `prompts` x `group` rollouts on one task."""
+
+    steps: Positive = 100
+    optimizer: Literal["muon", "adamw"] = "adamw"
+    warmup: Count = 5
+    decay: Share = 0.0
+    guard_sigma: Rate = 0.0
+    task: Literal["chain", "addition", "words", "paths", "swaps"] = "words"
+    level: Positive = 2
+    """difficulty: steps of a solution, or digits"""
+    method: Literal[
+        "rloo", "grpo", "pass_at_k", "vine", "prover", "implicit", "grpo_process", "step_local", "first_error",
+        "step_outcome", "progress", "min_form",
+    ] = "step_local"  # fmt: skip
+    """who gets the credit: see credit/advantages.py"""
+    reward: Literal["checker", "head"] = "checker"
+    """who says whether a step is right: the task's checker, or the learned process head"""
+    imitate: Count = 0
+    """steps of imitation of solved problems that come first, so that the model knows the form"""
+    imitate_scale: Rate = 1.0
+    """lr_scale of imitation, as a multiple of reinforcement's"""
+    prompts: Positive = 16
+    """P, problems an iteration"""
+    group: Annotated[int, Range(low=2)] = 8
+    """G, rollouts a problem"""
+    tokens: Positive = 64
+    """N, longest rollout"""
+    temperature: Annotated[float, Range(above=0)] = 1.0
+    clip_low: Rate = 0.2
+    clip_high: Rate = 0.28
+    dual_clip: Annotated[float, Range(low=1)] = 3.0
+    kl: Rate = 0.0
+    """weight of the KL to the policy that reinforcement starts from"""
+    kl_form: Literal["k2", "k3"] = "k2"
+    entropy: Rate = 0.0
+    """bonus per nat"""
+    entropy_target: Rate = 0.0
+    """nats per token: below it the bonus grows, above it it fades; 0: the bonus is constant"""
+    guard: Literal["none", "clip_cov", "kl_cov"] = "none"
+    guard_share: Share = 0.002
+    continuations: Positive = 4
+    """samples from each step boundary, for vine and prover"""
+    best_of: Positive = 4
+    implicit_beta: Rate = 0.05
+    label_share: Share = 0.0
+    """share of rollouts whose steps the checker labels to train the process head online"""
+    head_weight: Rate = 1.0
+    problems: Positive = 256
+    """held-out problems of an evaluation"""
+
+
+@dataclass(frozen=True)
 class Chat:
     """Conversations for fine-tuning."""
 
@@ -228,6 +281,7 @@ class Config:
     model: Model = field(default_factory=Model)
     pretrain: Train = field(default_factory=Train)
     finetune: Train = field(default_factory=Train)
+    reinforce: Reinforce = field(default_factory=Reinforce)
     chat: Chat = field(default_factory=Chat)
     eval: Eval = field(default_factory=Eval)
     sample: Sample = field(default_factory=Sample)
@@ -235,7 +289,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
-STAGES = ("prepare", "pretrain", "eval", "finetune", "sample")
+STAGES = ("prepare", "pretrain", "eval", "finetune", "sample", "reinforce")
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -360,7 +414,9 @@ def resolve(config: Config, where: str = "configuration") -> Config:
         raise UserError(f"{where}: 'model.vocab' {m.vocab} is smaller than 'text.vocab' {config.text.vocab}")
     pretrain = _resolve_train(config.pretrain, m, 1.0, where, "pretrain")
     finetune = _resolve_train(config.finetune, m, 0.2, where, "finetune")
-    return replace(config, model=m, pretrain=pretrain, finetune=finetune)
+    asked = replace(config.reinforce, batch=config.reinforce.prompts * config.reinforce.group)
+    reinforce = _resolve_train(asked, m, 0.05, where, "reinforce")
+    return replace(config, model=m, pretrain=pretrain, finetune=finetune, reinforce=reinforce)
 
 
 def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Train:

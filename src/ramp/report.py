@@ -184,6 +184,28 @@ def _finetune(metrics: list[dict]) -> str:
     return section("Fine-tuning to chat", body, note="Nats per token of the assistant's turns.")
 
 
+def _reinforce(report: dict, metrics: list[dict]) -> str:
+    """Accuracy on held-out problems of the task, before and after; verified: the answer is right and so is every step."""
+    found = _dict(report.get("reinforce"))
+    if not found:
+        return ""
+    rows = []
+    for name in ("right", "verified", "steps", "lucky"):
+        both = [_number(_dict(found.get(when)).get(name)) for when in ("before", "after")]
+        cells = "".join(f"<td>{'' if x is None else f'{x:.1%}'}</td>" for x in both)
+        rows.append(f"<tr><td>{name}</td>{cells}</tr>")
+    table = f"<table><tr><th></th><th>before</th><th>after</th></tr>{''.join(rows)}</table>"
+    curves = [
+        Curve("final answer right", "side", *_series(metrics, "reinforce", "rl/right"), dots=True),
+        Curve("and every step", "main", *_series(metrics, "reinforce", "rl/verified"), dots=True),
+    ]
+    body = chart(curves, {}, "step", "share of held-out problems", height=260) if any(len(c.x) for c in curves) else ""
+    what = f"{_cut(found.get('task', ''), 40)}, level {_cut(found.get('level', ''), 9)}, {_cut(found.get('method', ''), 40)}"
+    return _section(
+        "Reinforcement, step by step", table + body, note=f"{what}. The credit of rollouts is in credit.html."
+    )
+
+
 def _stages(report: dict, metrics: list[dict]) -> str:
     """What each stage took: seconds, split by kind of work, steps, tokens, steps that the guard refused."""
     rows, all_told = [], 0.0
@@ -268,6 +290,7 @@ def write_report(run_dir: Path) -> Path:
         _finetune(metrics),
         _conversation(report),
         _samples(samples, "finetune", "Answers while it was fine-tuned"),
+        _reinforce(report, metrics),
         _stages(report, metrics),
         _details(run_dir, report),
     ]

@@ -10,7 +10,13 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 
-NEEDS = {"pretrain": "prepare", "eval": "pretrain", "finetune": "pretrain", "sample": "finetune"}
+NEEDS = {
+    "pretrain": "prepare",
+    "eval": "pretrain",
+    "finetune": "pretrain",
+    "sample": "finetune",
+    "reinforce": "finetune",
+}
 
 
 def setup(c: Config, devices: int | None = None) -> Config:
@@ -63,7 +69,7 @@ def run(c: Config, directory: Path, stages: tuple[str, ...] | None = None, force
     import jax
 
     from ramp import report
-    from ramp.stages import converse, evaluate, finetune, prepare, pretrain
+    from ramp.stages import converse, evaluate, finetune, prepare, pretrain, reinforce
 
     c = setup(c)
     work = {
@@ -71,6 +77,7 @@ def run(c: Config, directory: Path, stages: tuple[str, ...] | None = None, force
         "pretrain": pretrain.run,
         "eval": evaluate.run,
         "finetune": finetune.run,
+        "reinforce": reinforce.run,
         "sample": converse.run,
     }
     rundir = RunDir(directory)

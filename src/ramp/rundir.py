@@ -24,6 +24,7 @@ DEPENDS = {
     "prepare": ("seed", "text"),
     "pretrain": ("model", "pretrain"),
     "finetune": ("chat", "finetune"),
+    "reinforce": ("reinforce",),
 }
 FREE = {
     "cache",

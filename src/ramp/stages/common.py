@@ -15,7 +15,6 @@ from ramp.errors import UserError
 from ramp.model import loss as model_loss
 from ramp.model import transformer
 from ramp.rundir import RunDir
-from ramp.text.rows import Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.board import Board
@@ -50,8 +49,10 @@ class Stage:
     c: Config
     t: Train
     loss: Loss
-    batches: Batches
+    batches: Callable[..., dict[str, np.ndarray]]  # (step, lo, hi), as `Batches`
     tokenizer: Tokenizer
+    around: Callable[[Callable], Callable] = lambda update: update  # what a step does beside its update
+    keep_ref: bool = False  # the starting parameters stay in the state, frozen
 
     def train(
         self,
@@ -68,9 +69,11 @@ class Stage:
         tx = optim.make(t, self.c.model.dtype)
         meta = self.meta()
         checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.keep)
-        found = checkpoints.restore(template(self.c.model, t, mesh))
+        found = checkpoints.restore(template(self.c.model, t, mesh, self.keep_ref))
         if found is None:
-            state = jax.jit(lambda params: new_state(params, tx, self.c.seed, t.ema > 0), donate_argnums=0)(start())
+            state = jax.jit(lambda params: first_state(params, t, tx, self.c.seed, self.keep_ref), donate_argnums=0)(
+                start()
+            )
             clock = Clock()
         else:
             state, saved, step = found
@@ -89,7 +92,7 @@ class Stage:
         with board, closing(checkpoints):
             state = fit(
                 state,
-                make_step(self.loss, tx, t, compiler_options(self.c.mesh)),
+                self.around(make_step(self.loss, tx, t, compiler_options(self.c.mesh))),
                 self.batches,
                 t,
                 mesh=mesh,
@@ -144,10 +147,15 @@ def require_same(saved: dict, now: dict, where: Any) -> None:
             )
 
 
-def template(m: Model, t: Train, mesh: jax.sharding.Mesh) -> State:
+def first_state(params: dict, t: Train, tx: Any, seed: int, keep_ref: bool = False) -> State:
+    ref = jax.tree.map(lambda w: w + 0, params) if keep_ref else None
+    return new_state(params, tx, seed, t.ema > 0, ref)
+
+
+def template(m: Model, t: Train, mesh: jax.sharding.Mesh, keep_ref: bool = False) -> State:
     """Shapes and shardings of a stage's state."""
     tx = optim.make(t, m.dtype)
-    return abstract(lambda: new_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, tx, 0, t.ema > 0), mesh)
+    return abstract(lambda: first_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, t, tx, 0, keep_ref), mesh)
 
 
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:

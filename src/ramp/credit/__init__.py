@@ -1,0 +1,1 @@
+"""Which step was right? Process-reward RL, audited against outcome-only RL."""

@@ -1,0 +1,132 @@
+"""The benchmark of the learned process head: how well it finds errors, what fools it, and what hardening helps.
+
+Round 0 trains it on faulty chains alone. Then it is attacked with what has fooled rewards before and by a policy that is
+trained against it; each later round trains it on those too, labelled by the checker.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ramp.credit import audit, head, lab, learn
+from ramp.credit.rollouts import Rollouts
+from ramp.tasks import TASKS, Problem, chain
+from ramp.tasks.protocol import solution_ids
+from ramp.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes_only()
+PLACES = 40  # tokens of a written solution
+ROUNDS = 3
+ROWS = 64
+TRAIN, TRIED, TEST, VALID = (n * 10**8 for n in (1, 4, 20, 30))  # seeds of problems begin here
+
+
+def faulty(problem: Problem, kind: str) -> tuple[list[str], str]:
+    """A chain's steps with errors of one kind: "value" (a digit that no other operation gives) or "operation" (the
+    value of another operation, never seen in training). How many err differs from solution to solution."""
+    r = chain.rng(f"faulty-{kind}", problem.seed, problem.level)
+    share, value, steps = r.choice((0.0, 0.1, 0.2, 0.5)), problem.gold[0], []
+    for label, op, n in problem.gold[1]:
+        right = chain.apply(value, op, n)
+        others = {chain.apply(value, o, n) for o in chain.OPS} - {right}
+        pool = others if kind == "operation" else set(range(10)) - others - {right}
+        value = r.choice(sorted(pool)) if pool and r.random() < share else right
+        steps.append(f"{label}{value}")
+    return steps, str(value)
+
+
+def written(said: list[tuple[Problem, list[int]]]) -> Rollouts:
+    return audit.as_rollouts(TOKENIZER, chain.TASK, [p for p, _ in said], [ids[:PLACES] for _, ids in said], PLACES)
+
+
+def solved(kind: str, level: int, first: int, n: int) -> Rollouts:
+    """n faulty solutions of chains of `level` operations."""
+    asked = [chain.sample(first + i, level) for i in range(n)]
+    return written([(p, solution_ids(TOKENIZER, *faulty(p, kind))) for p in asked])
+
+
+def tried(level: int, first: int, n: int) -> Rollouts:
+    """One attack on each of n problems, every kind in turn."""
+    said = []
+    for i in range(first, first + n):
+        problem = chain.sample(i, level)
+        found = list(audit.attacks(TOKENIZER, chain.TASK, problem, i).values())
+        said.append((problem, found[i % len(found)]))
+    return written(said)
+
+
+def heads(b: lab.Bench, base: dict) -> None:
+    """Train, measure, attack; ROUNDS times."""
+    levels, winners = range(2, b.t.level + 1), []
+    like = {"process": jax.jit(lambda: head.init(b.model, base["lm"]))(), "labels": jnp.zeros(())}
+    for number in range(ROUNDS):
+        sources = [lambda i, k: solved("value", k, TRAIN + ROWS * i, ROWS)]
+        sources += [lambda i, k: tried(k, TRIED + ROWS * i, ROWS)] if number else []
+        sources += (
+            [lambda i, k, w=tuple(winners): written([w[(ROWS * i + j) % len(w)] for j in range(ROWS)])]
+            if winners
+            else []
+        )
+        like = lab.kept(b, f"head-{number}", like, partial(train, b, like["process"], sources, levels))
+        process, labels = like["process"], int(like["labels"])
+        b.once({"part": "head", "round": number}, lambda p=process, n=labels: {"labels": n} | measure(b, p))
+        for method in ("grpo_process", "step_local") if number == 0 else ("grpo_process",):
+            key = {"part": "adversary", "round": number, "method": method}
+            found = b.once(key, lambda p=process, m=method: hunt(b, base, p, m))
+            winners += [(chain.sample(seed, b.t.level), ids) for seed, ids in found["winners"]]
+
+
+def train(b: lab.Bench, start: dict, sources: list[Callable[[int, int], Rollouts]], levels: range) -> dict:
+    """The head after 400 more steps on the sources in turn, and the labels it was given."""
+    t = replace(b.t, lr_scale=1e-3, warmup=20, steps=400, decay=0.3)
+    labels = []
+
+    def batch(i: int) -> dict[str, np.ndarray]:
+        r = sources[i % len(sources)](i, levels[i % len(levels)])
+        given = head.first_error_labels(r)
+        labels.append(int((given >= 0).sum()))
+        return head.rows(r, t.seq + 32, given)  # room for a question of two operations more
+
+    params = lab.fit(t, head.process_loss(b.model), {"process": start}, batch)
+    return {"process": params["process"], "labels": jnp.asarray(float(sum(labels)))}
+
+
+def measure(b: lab.Bench, process: dict) -> dict:
+    """First-error F1 on chains like those of training, longer ones and an unseen error; the share of attacks accepted."""
+    t, score = b.t, lambda r: head.score(b.model, process, r, b.t.seq + 96)  # attacks may be long
+    valid = solved("value", t.level, VALID, 512)
+    cut = head.choose_threshold(score(valid), valid)
+    sets = {"iid": ("value", t.level), "longer": ("value", t.level + 2), "unseen": ("operation", t.level)}
+    tests = {name: solved(kind, level, TEST, 512) for name, (kind, level) in sets.items()}
+    quality = {name: head.quality(score(r), r, cut) for name, r in tests.items()}
+    rows = audit.hacks(score, TOKENIZER, chain.TASK, t.level, 50, cut)
+    fooled = [row["accepted"] for row in rows[1:]]
+    found = {f"f1_{name}": q["f1"] for name, q in quality.items()} | {"accepted_right": rows[0]["accepted"]}
+    return found | {
+        "false_positives": float(np.mean(fooled)),
+        "worst": max(fooled),
+        "quality": quality,
+        "attacks": rows,
+    }
+
+
+def hunt(b: lab.Bench, base: dict, process: dict, method: str) -> dict:
+    """A policy trained for 30 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
+    KL to the start in nats a token]; winners: (seed, tokens) that the head accepts and the checker does not."""
+    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl=1e-9)
+    first, update = lab.updater(b.model, replace(t, method="rloo", reward="checker"))
+    state, curve, winners, tokens = first(base), [], [], 0
+    for i in range(t.steps):
+        both = {"lm": state.params["lm"], "process": process}
+        got = learn.collect(b.model, t, TOKENIZER, TASKS[t.task], both, base, i, 99)
+        r, tokens = got.rollouts, tokens + got.tokens
+        accepted = audit.whole(head.score(b.model, process, r, t.seq), r) > 0.5
+        winners += [(r.problems[j].seed, r.ids(j)) for j in np.flatnonzero(accepted & (r.verified_b == 0))[:16]]
+        state, metrics = update(state, learn.put(got.batch))
+        point = (accepted.mean(), r.verified_b.mean(), metrics["train/kl"])
+        curve += [[tokens, *(round(float(x), 4) for x in point)]] if i % 5 == 0 or i == t.steps - 1 else []
+    return {"proxy": curve[-1][1], "gold": curve[-1][2], "kl": curve[-1][3], "curve": curve, "winners": winners[-512:]}

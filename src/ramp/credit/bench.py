@@ -1,0 +1,224 @@
+"""The benchmark: process credit beside outcome credit, same policy, same optimizer, same tokens counted.
+
+`ramp audit credit configs/credit-bench.toml` does its parts in order and writes each result as one line of
+`bench.jsonl` in the run directory; what is there is not done again, so it can be stopped and gone on with at any time.
+The policy is a small transformer on the task `chain`, taught at last by solutions that slip now and then: it knows the
+form and most facts, and is right as often as its teachers were.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ramp.config import Config, Reinforce
+from ramp.credit import attack, audit, data, exact, learn, rollouts, table
+from ramp.credit.advantages import METHODS
+from ramp.credit.lab import Bench, fit, fresh, kept, updater
+from ramp.errors import UserError
+from ramp.rundir import write_atomic
+from ramp.tasks import TASKS, chain, swaps
+from ramp.text.tokenizer import Tokenizer
+from ramp.train.state import State
+
+TOKENIZER = Tokenizer.bytes_only()
+RATES = (1e-4, 3e-4, 1e-3)
+SEEDS = 5
+SWEPT = ("step_local", "first_error", "rloo", "grpo")
+SLIPS = {"half": 0.1, "mid": 0.17, "low": 0.8}  # share of steps at which the teachers state a random digit
+GOAL = 0.9  # verified accuracy that the tokens are counted to
+
+
+def policy(b: Bench, name: str, solve: Callable | None, steps: int, start: dict | None = None) -> dict:
+    """A policy that imitates `solve`, from nothing or from `start`."""
+    t = replace(b.t, batch=64, lr_scale=3e-3, warmup=20, steps=steps, decay=0.2)
+    rows = partial(learn.imitation, TOKENIZER, TASKS[t.task], t.level, 64, t.seq, solve=solve)
+    begin = start or fresh(b.model)
+    return kept(b, f"policy-{name}", begin, lambda: fit(t, learn.imitation_loss(b.model), begin, rows))
+
+
+def slipping(share: float) -> Callable:
+    return partial(chain.slipping, share=share)
+
+
+# ---------------------------------------------------------------------------------------------------- learning
+def train(b: Bench, t: Reinforce, base: dict, seed: int, stop: float = 2.0) -> dict:
+    """Train one policy; the curve of [tokens, right, verified, steps, entropy] on held-out problems. Ends early once
+    `stop` of them are verified."""
+    task, began = TASKS[t.task], time.perf_counter()
+    first, update = updater(b.model, replace(t, method="rloo", continuations=1))
+    state: State = first(base)
+    measure = partial(learn.accuracy, b.model, t, TOKENIZER, task)
+    found, r = measure(state.params, t.problems)
+    figures, tokens, labels = [(0, found)], 0, 0
+    for i in range(t.steps):
+        got = learn.collect(b.model, t, TOKENIZER, task, state.params, None, i, seed + 1)
+        state, _ = update(state, learn.put(got.batch))
+        tokens, labels = tokens + got.tokens, labels + got.labels
+        if (i + 1) % t.eval_every == 0 or i + 1 == t.steps:
+            found, r = measure(state.params, t.problems, seed=7 + i)
+            figures.append((tokens, found))
+            if found["verified"] >= stop:
+                break
+    names = ("right", "verified", "steps", "entropy")
+    curve = [[n, *(round(found[k], 4) for k in names)] for n, found in figures]
+    to = audit.tokens_to([(p[0], p[2]) for p in curve], GOAL)
+    last = dict(zip(names, curve[-1][1:], strict=True))
+    forward = 2 * sum(a.size for a in jax.tree.leaves(base))
+    return {
+        "to_goal": to if np.isfinite(to) else None,
+        "tokens": tokens,
+        "labels": labels,
+        "flops": forward * 4 * tokens,  # once to sample, three times to learn
+        "train_seconds": round(time.perf_counter() - began, 1),
+        **last,
+        "curve": curve,
+        "lucky": [
+            f"{v.question} -> {TOKENIZER.decode(r.ids(j))}" for j, v in enumerate(r.problems) if r.verdicts[j].lucky
+        ][:3],
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- the parts
+def gradients(b: Bench) -> None:
+    """Estimators against the exact gradient, at three skills of the table policy."""
+    asked = [chain.sample(i, 8) for i in range(4)]
+    for skill in (0.25, 0.8, 0.95):
+        logits = exact.skilled(0, skill)
+        for method in ("rloo", "vine", "grpo", "prover", "oracle", "step_local"):
+
+            def work(logits=logits, method=method) -> dict:
+                found = audit.gradient(logits, asked, method, 8, 1500)
+                return found | {"success": float(exact.success(logits, asked))}
+
+            b.once({"part": "gradient", "skill": skill, "method": method}, work)
+
+
+def straws(b: Bench, base: dict, name: str) -> None:
+    """Where each method's credit goes on the same rollouts of the base policy."""
+
+    def work() -> dict:
+        task = TASKS[b.t.task]
+        asked = learn.problems(task, b.t.level, 0, 32)
+        r = rollouts.roll(b.model, base["lm"], TOKENIZER, task, asked, 16, b.t.tokens, 0)
+        t = replace(b.t, method="vine", continuations=8)
+        credit, cost = learn.evidence(b.model, t, TOKENIZER, task, base, None, r, 0)
+        named = ("rloo", "grpo", "vine", "prover", "grpo_process", "min_form", "step_local", "first_error")
+        table = {m: audit.straw(r, np.asarray(METHODS[m](credit))) for m in named}
+        return {"right": float(r.outcome_b.mean()), "tokens": r.tokens, "continuation_tokens": cost, "methods": table}
+
+    b.once({"part": "straw", "base": name}, work)
+
+
+def unbiased(b: Bench, base: dict) -> None:
+    """RLOO's mean gradient on the transformer against the exact one, on short chains, where all ways can be summed."""
+
+    def work() -> dict:
+        asked, c = [chain.sample(i, 3) for i in range(4)], b.model
+        rows = [learn.put(exact.every_success(TOKENIZER, p, 48)) for p in asked]
+        chance = jax.jit(jax.value_and_grad(lambda lm, r: exact.transformer_success(c, lm, r)))
+        found = [chance(base["lm"], r) for r in rows]
+        want = np.concatenate(
+            [
+                np.ravel(np.mean(x, axis=0))
+                for x in zip(*(map(np.asarray, jax.tree.leaves(g)) for _, g in found), strict=True)
+            ]
+        )
+        t = replace(b.t, level=3, prompts=4, group=64, seq=48, tokens=16)
+        total = jax.jit(jax.grad(lambda lm, batch: learn.loss(c, t)({"lm": lm}, batch, None)[0]))
+        got, won = 0.0, []
+        for i in range(120):
+            r = rollouts.roll(c, base["lm"], TOKENIZER, chain.TASK, asked, 64, 16, i)
+            credit = learn.Credit(r.outcome_b.reshape(-1, r.group), r.right_bs, r.exists_bs, r.step_bn)
+            batch = learn.put(rollouts.rows(r, 48, np.asarray(METHODS["rloo"](credit))))
+            got = got - np.concatenate(
+                [np.ravel(np.asarray(g, np.float64)) for g in jax.tree.leaves(total(base["lm"], batch))]
+            )
+            won.append(r.outcome_b.mean())
+        cos = float(got @ want / np.linalg.norm(got) / np.linalg.norm(want))
+        return {
+            "cos": cos,
+            "exact_success": float(np.mean([v for v, _ in found])),
+            "sampled_success": float(np.mean(won)),
+        }
+
+    b.once({"part": "unbiased", "policy": "transformer", "method": "rloo"}, work)
+
+
+def efficiency(b: Bench, base: dict) -> None:
+    """Every method at every rate once; then, on the other seeds, the best outcome method and the process methods."""
+
+    def at(method: str, rate: float, seed: int) -> dict:
+        t = replace(b.t, method=method, lr_scale=rate)
+        key = {"part": "learn", "base": "mid", "method": method, "rate": rate, "seed": seed}
+        return b.once(key, lambda: train(b, t, base, seed, GOAL + 0.02))
+
+    best = {m: min((at(m, rate, 0) for rate in RATES), key=table.merit) for m in SWEPT}
+    outcome = min((best["rloo"], best["grpo"]), key=table.merit)
+    for seed in range(1, SEEDS):
+        for found in (outcome, best["step_local"], best["first_error"]):
+            at(found["key"]["method"], found["key"]["rate"], seed)
+
+
+def low_skill(b: Bench, base: dict) -> None:
+    """From a policy that is right mostly by luck: who learns the process?"""
+    for method in ("rloo", "first_error", "step_local"):
+        for rate in RATES[1:]:
+            t = replace(b.t, method=method, lr_scale=rate)
+            key = {"part": "learn", "base": "low", "method": method, "rate": rate, "seed": 0}
+            b.once(key, lambda t=t: train(b, t, base, 0, GOAL + 0.02))
+
+
+# ---------------------------------------------------------------------------------------------------- diversity
+def diverse(b: Bench) -> None:
+    """Sorting by swaps, where many orders are right: what is left of them after process credit?"""
+    t = replace(b.t, task="swaps", level=3, tokens=40, method="step_local", lr_scale=RATES[1], steps=40)
+    base = policy(replace(b, t=t), "swaps", swaps.wandering, 900)
+
+    def work() -> dict:
+        found = {}
+        first, update = updater(b.model, t)
+        state, asked = first(base), learn.held_out(swaps.TASK, t.level, 64)
+        for when in ("before", "after"):
+            r = rollouts.roll(b.model, state.params["lm"], TOKENIZER, swaps.TASK, asked, 16, t.tokens, 3)
+            found |= {f"{k} {when}": round(v, 4) for k, v in audit.diversity(r).items()}
+            for i in range(t.steps if when == "before" else 0):
+                got = learn.collect(b.model, t, TOKENIZER, swaps.TASK, state.params, None, i, 5)
+                state, _ = update(state, learn.put(got.batch))
+        return found
+
+    b.once({"part": "diversity", "task": "swaps"}, work)
+
+
+# ---------------------------------------------------------------------------------------------------- the whole
+def run(directory: Path, c: Config, shared: Path | None = None) -> str:
+    """Do what is not done yet; the table as Markdown, also written to `bench.md`."""
+    if c.reinforce.task != "chain":
+        raise UserError(
+            f"the benchmark is of the task 'chain', not '{c.reinforce.task}'; use configs/credit-bench.toml"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    b = Bench(directory, c.model, c.reinforce)
+    if shared:
+        b.once(
+            {"part": "data", "set": "gsm8k"},
+            lambda: data.gsm8k_solutions(shared / "process/gsm8k_example_model_solutions.jsonl"),
+        )
+        b.once({"part": "data", "set": "mistakes"}, lambda: data.big_bench_mistake(shared / "process"))
+    expert, few = policy(b, "expert", None, c.reinforce.imitate), c.reinforce.imitate // 5
+    base = {name: policy(b, name, slipping(share), few, expert) for name, share in SLIPS.items()}  # it unlearns
+    straws(b, base["half"], "half")
+    short = replace(b, t=replace(b.t, level=3))
+    unbiased(b, policy(short, "short", slipping(0.3), few, expert))
+    attack.heads(b, base["mid"])
+    efficiency(b, base["mid"])
+    low_skill(b, base["low"])
+    diverse(b)
+    gradients(b)
+    found = table.report(b.results())
+    write_atomic(directory / "bench.md", found)
+    return found

@@ -1,0 +1,156 @@
+"""The process head: the learned chance that a step is right, read at the step's last token.
+
+It has a trunk of its own, `params["process"] = {"lm": transformer, "out": {"weight", "bias"}}`, begun as a copy of the
+policy's or from nothing, so that a head that learns does not pull at the policy. Besides the hidden state it weighs how
+unlikely its trunk, still a language model, finds the step's last tokens. Labels are floats: 1 right, 0 wrong,
+between them a Monte-Carlo share, -1 for no label. After a first error there are no labels (ProcessBench's convention):
+what a step is worth on a wrong footing is nobody's business.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Model
+from ramp.credit.rollouts import Rollouts, check_values
+from ramp.errors import UserError
+from ramp.model import transformer
+from ramp.model.loss import token_losses
+from ramp.model.transformer import ROWS
+from ramp.tasks.protocol import first_error_f1
+from ramp.train.step import Loss
+
+TAPS = 4  # tokens before a step's end whose surprise the head weighs
+
+
+def init(c: Model, lm: dict) -> dict:
+    """A head on a trunk that starts from `lm`. Call it under `jax.jit`."""
+    out = {"weight": jnp.zeros((c.width, 1), jnp.float32), "bias": jnp.zeros((1, 1), jnp.float32)}
+    out["surprise"] = jnp.full((TAPS,), 0.1, jnp.float32)
+    return {"lm": jax.tree.map(lambda w: w + 0, lm), "out": out}
+
+
+def logits(c: Model, process: dict, tokens_bt: jax.Array) -> jax.Array:
+    """[B, T] float32: log odds that the step which ends at each token is right."""
+    out, hidden_nd = process["out"], transformer.hidden(c, process["lm"], tokens_bt)
+    x_nd = transformer.rms_norm(hidden_nd, jnp.ones(())).astype(jnp.float32)
+    x_bt = jax.lax.reshape(jnp.sum(x_nd * out["weight"][:, 0], axis=-1), tokens_bt.shape, out_sharding=P(ROWS))
+    ahead_bt = jnp.concatenate([tokens_bt[:, 1:], tokens_bt[:, :1]], axis=1)
+    nats_n, _ = token_losses(transformer.unembed(c, process["lm"], hidden_nd), ahead_bt.reshape(-1))
+    nats_bt = jax.lax.reshape(nats_n, tokens_bt.shape, out_sharding=P(ROWS))
+    nats_bt = jnp.pad(jnp.minimum(nats_bt[:, :-1], 12.0), ((0, 0), (TAPS, 0)))  # of the token itself, and those before
+    late = [nats_bt[:, TAPS - 1 - j : nats_bt.shape[1] - j] for j in range(TAPS)]
+    return x_bt - sum(w * a for w, a in zip(out["surprise"], late, strict=True)) + out["bias"][0, 0]
+
+
+def first_error_labels(r: Rollouts) -> np.ndarray:
+    """float32 [B, S]: the checker's verdicts up to the first error, -1 after it and where there is no step."""
+    wrong = (1 - r.right_bs) * r.exists_bs
+    before = np.cumsum(wrong, axis=1) - wrong
+    return np.where((r.exists_bs > 0) & (before == 0), r.right_bs, -1).astype(np.float32)
+
+
+def budget(labels_bs: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """The same labels for a random `share` of the rows, -1 for the others; what is not -1 is what a label costs."""
+    keep = np.random.default_rng(seed).random(len(labels_bs)) < share
+    return np.where(keep[:, None], labels_bs, np.float32(-1))
+
+
+def rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.ndarray]:
+    """The batch of the head's loss, each [B, length]: whole rollouts as `tokens`, `labels` and `weights` at the last
+    token of each labelled step."""
+    check_values("the labels of the process head", labels_bs, r.right_bs.shape)
+    B = len(r.prompts)
+    out = {"tokens": np.zeros((B, length), np.int32)}
+    out |= {k: np.zeros((B, length), np.float32) for k in ("labels", "weights")}
+    end_bs = step_ends(r)
+    for b, prompt in enumerate(r.prompts):
+        whole = [*prompt, *r.ids(b)]
+        if len(whole) > length:
+            raise UserError(f"a rollout of {len(whole)} tokens with its question does not fit into {length} places")
+        out["tokens"][b, : len(whole)] = whole
+        has = (labels_bs[b] >= 0) & (end_bs[b] >= 0)
+        at = end_bs[b][has]
+        out["labels"][b, at], out["weights"][b, at] = labels_bs[b][has], 1
+    return out
+
+
+def step_ends(r: Rollouts) -> np.ndarray:
+    """int32 [B, S]: place of each step's last token in prompt + rollout; -1 where the step has no token."""
+    B, N = r.step_bn.shape
+    end_bs = np.full((B, N + 1), -1, np.int32)
+    for b, prompt in enumerate(r.prompts):
+        for n, s in enumerate(r.step_bn[b]):
+            if s >= 0:
+                end_bs[b, s] = len(prompt) + n
+    return end_bs
+
+
+def bce(logit: jax.Array, label: jax.Array) -> jax.Array:
+    """Binary cross-entropy with a soft label, nats."""
+    return jnp.maximum(logit, 0) - logit * label + jnp.log1p(jnp.exp(-jnp.abs(logit)))
+
+
+def process_loss(c: Model) -> Loss:
+    """The loss of a batch of `rows`."""
+
+    def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        logit = logits(c, params["process"], batch["tokens"])
+        right = (logit > 0) == (batch["labels"] > 0.5)
+        total = jnp.sum(batch["weights"] * bce(logit, batch["labels"]))
+        return total, {"process_right": jnp.sum(batch["weights"] * right)}
+
+    return loss
+
+
+_probabilities = jax.jit(lambda c, process, tokens: jax.nn.sigmoid(logits(c, process, tokens)), static_argnums=0)
+
+
+def score(c: Model, process: dict, r: Rollouts, length: int) -> np.ndarray:
+    """float32 [B, S]: the head's chance that each step is right; 0 where there is no step."""
+    batch = rows(r, length, np.full(r.right_bs.shape, -1, np.float32))
+    place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
+    p_bt = np.asarray(_probabilities(c, process, jax.device_put(batch["tokens"], place)))
+    end_bs = step_ends(r)
+    p_bs = np.take_along_axis(p_bt, np.maximum(end_bs, 0), axis=1)
+    return np.where((end_bs >= 0) & (r.exists_bs > 0), p_bs, np.float32(0))
+
+
+# ---------------------------------------------------------------------------------------------------- how good it is
+def named_error(p_bs: np.ndarray, exists_bs: np.ndarray, threshold: float) -> list[int | None]:
+    """The first step of each row whose chance of being right is below the threshold."""
+    wrong = (p_bs < threshold) & (exists_bs > 0)
+    return [int(w.argmax()) if w.any() else None for w in wrong]
+
+
+def choose_threshold(p_bs: np.ndarray, r: Rollouts) -> float:
+    """The threshold with the best first-error F1 on validation rollouts."""
+    true = [v.first_error for v in r.verdicts]
+    grid = np.concatenate([np.linspace(0.02, 0.98, 49), [0.99, 0.995, 0.999]])
+    return float(max(grid, key=lambda t: first_error_f1(named_error(p_bs, r.exists_bs, t), true)["f1"]))
+
+
+def quality(p_bs: np.ndarray, r: Rollouts, threshold: float) -> dict[str, float]:
+    """First-error F1, and over the labelled steps: area under the ROC curve and calibration error."""
+    true = [v.first_error for v in r.verdicts]
+    labels = first_error_labels(r)
+    p, y = p_bs[labels >= 0], labels[labels >= 0]
+    found = first_error_f1(named_error(p_bs, r.exists_bs, threshold), true)
+    return found | {"auc": auc(p, y), "calibration_error": calibration_error(p, y), "threshold": threshold}
+
+
+def auc(p: np.ndarray, y: np.ndarray) -> float:
+    """The chance that a right step scores above a wrong one, ties half; NaN where one kind is missing."""
+    right, wrong = np.sort(p[y > 0.5]), p[y <= 0.5]
+    if not len(right) or not len(wrong):
+        return float("nan")
+    below, upto = np.searchsorted(right, wrong, "left"), np.searchsorted(right, wrong, "right")
+    return float(np.mean(len(right) - (below + upto) / 2) / len(right))
+
+
+def calibration_error(p: np.ndarray, y: np.ndarray, bins: int = 10) -> float:
+    """Mean gap of stated and found chance over equal bins, weighted by their size (ECE)."""
+    which = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = [abs(p[which == i].mean() - y[which == i].mean()) * (which == i).mean() for i in set(which.tolist())]
+    return float(sum(gaps))

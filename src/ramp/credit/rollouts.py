@@ -1,0 +1,212 @@
+"""Groups of rollouts with a verdict on every step, as arrays of one shape.
+
+P problems x G samples = B rows, N sampled tokens at most, S = N + 1 places for steps (the answer is the last step of a
+row). Log-probabilities are the sampler's own, under exactly the distribution that the loss uses: the softmax at the
+rollouts' temperature, nothing cut off. `continuations` samples on from any step boundary by repeating the KV cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Model
+from ramp.errors import UserError
+from ramp.model import sample
+from ramp.model.sample import How, Stream
+from ramp.model.transformer import ROWS, Params
+from ramp.tasks import Problem, Task, Verdict
+from ramp.tasks.protocol import parse, prompt_ids
+from ramp.text.tokenizer import Tokenizer
+
+ready = partial(jax.jit, static_argnums=0)(sample.ready)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """B = P * G sampled solutions; rows g*G .. g*G+G-1 answer one problem. Host arrays."""
+
+    problems: list[Problem]  # B, one a row
+    verdicts: list[Verdict]
+    group: int
+    prompts: list[list[int]]  # B
+    tokens_bn: np.ndarray  # int32, -1 after a row's end
+    logps_bn: np.ndarray  # float32, of each under the distribution it was drawn from
+    step_bn: np.ndarray  # int32, the step a token belongs to; -1: none
+    right_bs: np.ndarray  # float32, 1: right, 0: wrong or no such step
+    exists_bs: np.ndarray  # float32
+    outcome_b: np.ndarray  # float32, 1: the final answer is right
+    verified_b: np.ndarray  # float32, 1: and every step is
+
+    @property
+    def mask_bn(self) -> np.ndarray:
+        return (self.tokens_bn >= 0).astype(np.float32)
+
+    @property
+    def tokens(self) -> int:
+        """Sampled tokens, all of them: the currency of every comparison."""
+        return int((self.tokens_bn >= 0).sum())
+
+    def ids(self, row: int) -> list[int]:
+        return [int(t) for t in self.tokens_bn[row] if t >= 0]
+
+
+def roll(
+    c: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    task: Task,
+    problems: Sequence[Problem],
+    group: int,
+    n: int,
+    seed: int,
+    temperature: float = 1.0,
+) -> Rollouts:
+    """`group` solutions of each problem, of up to n tokens; row i is seeded by (seed, i)."""
+    if not problems or group < 1:
+        raise UserError(f"a rollout needs problems and a group of at least one, not {len(problems)} and {group}")
+    prompts = [p for p in (prompt_ids(tokenizer, q.question) for q in problems) for _ in range(group)]
+    longest = max(map(len, prompts))
+    if longest + n > c.context:
+        raise UserError(
+            f"a question of {longest} tokens and {n} to answer it do not fit the model's context of {c.context}; "
+            "lower the level or the tokens of a rollout"
+        )
+    mesh = jax.sharding.get_mesh().shape
+    spare = -len(prompts) % (mesh["replica"] * mesh["data"])  # every device has the same number of rows
+    stream = sample.start(c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31)
+    stream = sample.decode(c, ready(c, params), stream, How(temperature), n, (tokenizer.end,))
+    tokens_bn, logps_bn = (np.array(a)[: len(prompts)] for a in (stream.tokens_bn, stream.logps_bn))
+    return judged(tokenizer, task, [q for q in problems for _ in range(group)], group, prompts, tokens_bn, logps_bn)
+
+
+def judged(
+    tokenizer: Tokenizer,
+    task: Task,
+    problems: list[Problem],
+    group: int,
+    prompts: list[list[int]],
+    tokens_bn: np.ndarray,
+    logps_bn: np.ndarray,
+) -> Rollouts:
+    """Verdicts on sampled tokens. A row that was cut off has no answer: its last piece is a wrong, unfinished step."""
+    B, N = tokens_bn.shape
+    step_bn = np.full((B, N), -1, np.int32)
+    right_bs, exists_bs = np.zeros((2, B, N + 1), np.float32)
+    verdicts = []
+    for b, problem in enumerate(problems):
+        ids = tokens_bn[b][tokens_bn[b] >= 0].tolist()
+        parsed = parse(tokenizer, ids)
+        verdict = task.judge(problem, parsed.steps, parsed.answer)
+        step_bn[b, : len(ids)] = parsed.step_of_token
+        count = len(verdict.all_steps)
+        right_bs[b, :count], exists_bs[b, :count] = [s.right for s in verdict.all_steps], 1
+        verdicts.append(verdict)
+    outcome_b = np.array([v.final_right for v in verdicts], np.float32)
+    verified_b = np.array([v.verified for v in verdicts], np.float32)
+    return Rollouts(
+        problems, verdicts, group, prompts, tokens_bn, logps_bn, step_bn, right_bs, exists_bs, outcome_b, verified_b
+    )
+
+
+def rows(r: Rollouts, length: int, advantage_bn: np.ndarray, keep_b: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The batch of the policy loss, each [B, length]: the prompt and what was said, as inputs and next-token targets.
+
+    `advantage`, `old` (the sampler's log-probabilities) and `weights` stand where the sampled tokens are targets. Rows
+    with keep_b = 0 (groups without signal) bear no weight: no update and no KL come from them.
+    """
+    check_values("the advantage", advantage_bn, r.tokens_bn.shape)
+    B = len(r.tokens_bn)
+    out = {k: np.zeros((B, length), np.int32) for k in ("tokens", "targets")}
+    out |= {k: np.zeros((B, length), np.float32) for k in ("weights", "advantage", "old")}
+    lengths = (r.tokens_bn >= 0).sum(axis=1)
+    for b, (prompt, count) in enumerate(zip(r.prompts, lengths, strict=True)):
+        first = len(prompt) - 1
+        whole = np.concatenate([prompt, r.tokens_bn[b, :count]])
+        if len(whole) - 1 > length:
+            raise UserError(
+                f"a rollout of {len(whole)} tokens with its question is too long; raise reinforce.seq ({length})"
+            )
+        out["tokens"][b, : len(whole) - 1], out["targets"][b, : len(whole) - 1] = whole[:-1], whole[1:]
+        said = slice(first, first + count)
+        out["weights"][b, said] = 1 if keep_b is None else keep_b[b]
+        out["advantage"][b, said], out["old"][b, said] = advantage_bn[b, :count], r.logps_bn[b, :count]
+    return out
+
+
+def check_values(what: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Rewards and advantages as they must be: floating, finite, of the right shape. Nothing is cast in silence."""
+    values = np.asarray(values)
+    if values.shape != shape:
+        raise UserError(f"{what} has the shape {values.shape}; it must be {shape}")
+    if not np.issubdtype(values.dtype, np.floating):
+        raise UserError(f"{what} is of type {values.dtype}; give floats, so that nothing is rounded or cast in silence")
+    if not np.isfinite(values).all():
+        raise UserError(f"{what} holds {int((~np.isfinite(values)).sum())} values that are not finite numbers")
+    return values
+
+
+def signal(r: Rollouts, advantage_bn: np.ndarray) -> np.ndarray:
+    """float32 [B]: 1 for rows of groups in which any advantage is not zero (DAPO's dynamic sampling)."""
+    any_g = (np.abs(advantage_bn * r.mask_bn).reshape(-1, r.group * advantage_bn.shape[1]) > 1e-9).any(axis=1)
+    return np.repeat(any_g, r.group).astype(np.float32)
+
+
+# ---------------------------------------------------------------------------------------------------- continuations
+def continuations(
+    c: Model, params: Params, tokenizer: Tokenizer, task: Task, r: Rollouts, n: int, seed: int, chunk: int = 1024
+) -> tuple[np.ndarray, int]:
+    """(value_bs, tokens): the share of n samples from before step s of row b that end in the right answer, and what
+    they cost in sampled tokens; value_bs[:, 0] and places without a step are NaN. One prefill serves all boundaries.
+    """
+    B, N = r.tokens_bn.shape
+    value_bs = np.full((B, N + 1), np.nan, np.float32)
+    whole = [p + r.ids(b) for b, p in enumerate(r.prompts)]
+    padded, lengths = sample.pad_prompts(whole)
+    size = max(padded.shape[1], max(map(len, r.prompts)) + N)
+    place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
+    padded, lengths = jax.device_put(padded, place), jax.device_put(lengths, place)
+    cache = sample.prefill(c, params, padded, lengths, jnp.zeros_like(lengths, jnp.uint32), size).cache
+    weights = ready(c, params)
+    cuts = [(b, s, int(np.argmax(r.step_bn[b] == s))) for b in range(B) for s in range(1, N + 1) if s in r.step_bn[b]]
+    forks = [cut for cut in cuts for _ in range(n)]
+    cost = 0
+    wins = np.zeros((B, N + 1))
+    for first in range(0, len(forks), chunk):
+        part = forks[first : first + chunk]
+        full = part + part[:1] * (chunk - len(part))  # one shape to compile
+        row = np.array([b for b, _, _ in full], np.int32)
+        length = np.array([len(r.prompts[b]) + at for b, _, at in full], np.int32)
+        seeds = ((seed * 1_000_003 + first + np.arange(chunk)) % 2**31).astype(np.uint32)
+        row, length, seeds = (jax.device_put(a, place) for a in (row, length, seeds))
+        stream = fork(c, weights, cache, padded, row, length, seeds)
+        stream = sample.decode(c, weights, stream, How(1.0), N, (tokenizer.end,))
+        said = np.asarray(stream.tokens_bn)
+        for (b, s, k), more in zip(part, said, strict=False):
+            ids = [int(t) for t in more[: N - k] if t >= 0]  # no longer than the row itself might have been
+            cost += len(ids)
+            parsed = parse(tokenizer, r.ids(b)[:k] + ids)
+            wins[b, s] += task.judge(r.problems[b], parsed.steps, parsed.answer).final_right
+    for b, s, _ in cuts:
+        value_bs[b, s] = wins[b, s] / n
+    return value_bs, cost
+
+
+@partial(jax.jit, static_argnames="c")
+def fork(c: Model, weights: Params, cache: tuple, tokens_bt, row_f, length_f, seed_f) -> Stream:
+    """Row row_f[i] of a cache, cut after its first length_f[i] tokens, ready to be sampled on.
+
+    What the cache holds after the cut is not seen and is written over. The logits come from stepping once more over the
+    last token that is kept.
+    """
+    length_f, seed_f = jax.reshard(length_f, P(ROWS)), jax.reshard(seed_f, P(ROWS))
+    cache = jax.tree.map(lambda a: a.at[row_f].get(out_sharding=P(ROWS, "model")), cache)
+    tokens_ft = tokens_bt.at[row_f].get(out_sharding=P(ROWS))
+    last_f, before_f = sample.pick(tokens_ft, length_f - 1), sample.pick(tokens_ft, jnp.maximum(length_f - 2, 0))
+    logits_fv, cache = sample.advance(c, weights, cache, last_f, before_f, length_f - 1)
+    empty = jnp.zeros((len(row_f), 0))
+    return Stream(cache, logits_fv, last_f, length_f, length_f >= c.context, seed_f, empty.astype(jnp.int32), empty)

@@ -1,0 +1,148 @@
+"""Reinforcement, step by step: sample, judge every step, give each its credit, update. One loss, like any stage.
+
+The model first imitates solved problems for `reinforce.imitate` steps (a sub-stage with checkpoints of its own), since a
+chat model does not know the form. What happens in an iteration is `credit/learn.py`; this file wires it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import numpy as np
+
+from ramp.config import Config
+from ramp.credit import audit, learn, picture
+from ramp.credit.advantages import METHODS
+from ramp.errors import UserError
+from ramp.rundir import RunDir, write_atomic
+from ramp.stages import common
+from ramp.tasks import TASKS
+from ramp.text.tokenizer import Tokenizer
+from ramp.train.state import State, averaged
+
+SHOWN = ("rloo", "step_local")  # beside the method in use, in pictures
+
+
+def run(rundir: RunDir, c: Config) -> dict:
+    if jax.process_count() > 1:
+        raise UserError("reinforcement runs in one process so far; use one host, with any number of devices")
+    began = time.perf_counter()
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    t, task = c.reinforce, TASKS[c.reinforce.task]
+    measure = partial(learn.accuracy, c.model, t, tokenizer, task)
+    start = partial(common.load_params, rundir, "finetune", c, tokenizer)
+    if t.imitate:
+        state, _ = imitate(rundir, c, tokenizer, start)
+        params = averaged(state)
+        start = lambda: params  # noqa: E731
+    before, _ = measure(start(), t.problems)
+    say("before", before)
+
+    def evaluate(params, step, board, stop) -> dict[str, float]:
+        found, _ = measure(params, t.problems)
+        draw(board, step, c, tokenizer, params)
+        return {f"rl/{name}": value for name, value in found.items()} | {"rl/not_verified": 1 - found["verified"]}
+
+    stage = common.Stage(
+        name="reinforce",
+        c=c,
+        t=t,
+        loss=learn.loss(c.model, t),
+        batches=Asked(),
+        tokenizer=tokenizer,
+        around=partial(iteration, c, tokenizer),
+        keep_ref=t.kl > 0,
+    )
+    state, report = stage.train(rundir, start, evaluate, "rl/not_verified")
+    after, _ = measure(averaged(state), t.problems)
+    say("after", after)
+    save_page(rundir, c, tokenizer, averaged(state))
+    report |= {"task": t.task, "level": t.level, "method": t.method, "before": before, "after": after}
+    return report | {"seconds": time.perf_counter() - began}
+
+
+def say(when: str, found: dict[str, float]) -> None:
+    shares = f"{found['right']:.1%} right, {found['verified']:.1%} verified, {found['steps']:.1%} of the steps right"
+    print(f"reinforce: {when}: {shares}")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """In place of rows: an iteration asks its own problems, from its step and seed."""
+
+    def __call__(self, step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
+        return {"row": np.arange(lo, hi, dtype=np.int32)}
+
+
+def iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
+    """`update` of a batch, as a step that first samples its batch from the state it is given."""
+    t, task = c.reinforce, TASKS[c.reinforce.task]
+
+    def step(state: State, asked: dict) -> tuple[State, dict]:
+        at = int(state.step)
+        got = learn.collect(c.model, t, tokenizer, task, state.params, state.ref, at, c.seed)
+        state, metrics = update(state, learn.put(got.batch))
+        straw = audit.straw(got.rollouts, got.advantage_bn)
+        r = got.rollouts
+        rl = {"reward": r.outcome_b.mean(), "train_verified": r.verified_b.mean(), "tokens": got.tokens}
+        rl |= {"labels": got.labels, "dropped_groups": got.dropped, "length": r.tokens / len(r.prompts)}
+        return state, metrics | {f"rl/{k}": v for k, v in rl.items()} | {f"credit/{k}": v for k, v in straw.items()}
+
+    return step
+
+
+def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable) -> tuple[State, dict]:
+    t, task = c.reinforce, TASKS[c.reinforce.task]
+    t = replace(t, steps=t.imitate, lr_scale=t.lr_scale * t.imitate_scale, eval_every=t.imitate, save_every=t.imitate)
+
+    def batches(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
+        rows = learn.imitation(tokenizer, task, t.level, t.batch, t.seq, step, c.seed)
+        return {name: a[lo:hi] for name, a in rows.items()}
+
+    stage = common.Stage("imitate", c, t, learn.imitation_loss(c.model), batches, tokenizer)
+    return stage.train(rundir, start, lambda *_: {}, "")
+
+
+def draw(board, step: int, c: Config, tokenizer: Tokenizer, params: dict) -> None:
+    r, methods = credited(c, tokenizer, params, groups=1)
+    row = telling(r)[0]
+    board.figure(step, "credit/rollout", picture.figure(tokenizer, r, methods, row))
+    board.text(step, "credit/rollout", picture.text(tokenizer, r, methods, row))
+
+
+def credited(c: Config, tokenizer: Tokenizer, params: dict, groups: int, first: int = 0):
+    """Rollouts of a few held-out problems and what methods that need no further sampling make of them."""
+    t, task = c.reinforce, TASKS[c.reinforce.task]
+    asked = [task.sample(learn.HELD_OUT - first - i, t.level) for i in range(groups)]
+    r = learn.rollouts.roll(c.model, params["lm"], tokenizer, task, asked, t.group, t.tokens, 1, t.temperature)
+    credit = learn.Credit(r.outcome_b.reshape(-1, r.group), r.right_bs, r.exists_bs, r.step_bn)
+    names = dict.fromkeys([*SHOWN, *([t.method] if t.method not in ("vine", "prover", "implicit") else [])])
+    return r, {name: np.asarray(METHODS[name](credit)) for name in names}
+
+
+def telling(r) -> list[int]:
+    """Rows, the most telling first: luck, then failures that did much right, then the rest."""
+    partly = [-float(r.right_bs[b].sum()) for b in range(len(r.prompts))]
+    return sorted(range(len(r.prompts)), key=lambda b: (not r.verdicts[b].lucky, r.verdicts[b].final_right, partly[b]))
+
+
+def show(rundir: RunDir, c: Config, first: int, groups: int) -> str:
+    """Print a rollout of the trained policy with its credit, and write the page; its path."""
+    if first < 0 or groups < 1:
+        raise UserError(f"--problem is at least 0 and --groups at least 1, not {first} and {groups}")
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    params = common.load_params(rundir, "reinforce", c, tokenizer)
+    r, methods = credited(c, tokenizer, params, 1, first)
+    print(picture.text(tokenizer, r, methods, telling(r)[0]))
+    return str(save_page(rundir, c, tokenizer, params, groups, first))
+
+
+def save_page(rundir: RunDir, c: Config, tokenizer: Tokenizer, params: dict, groups: int = 4, first: int = 0):
+    """Write credit.html into the run directory; its path."""
+    r, methods = credited(c, tokenizer, params, groups, first)
+    title = f"Credit on {c.reinforce.task}, level {c.reinforce.level}"
+    path = rundir.path / "credit.html"
+    write_atomic(path, picture.page(tokenizer, r, methods, telling(r)[:8], title))
+    return path

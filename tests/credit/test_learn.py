@@ -1,0 +1,116 @@
+"""One iteration of each kind: what it asks, what it costs, what it refuses; and the head's arithmetic."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from test_rollouts import TOKENIZER, written
+from test_stage import SETTINGS
+
+from ramp.credit import head, learn
+from ramp.errors import UserError
+from ramp.tasks import chain
+from ramp.train import optim
+from ramp.train.state import new_state
+from ramp.train.step import make_step
+
+MODEL = tiny.model(vocab=264, context=64)
+
+
+@pytest.fixture(scope="module")
+def policy():
+    """Parameters with a head, and a frozen copy."""
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(MODEL)
+        yield {"lm": lm, "process": head.init(MODEL, lm)}, {"lm": tiny.lively(MODEL, seed=1)}
+
+
+def collect(policy, **over):
+    params, ref = policy
+    return learn.collect(MODEL, replace(SETTINGS, kl=0.0, **over), TOKENIZER, chain.TASK, params, ref, 0, 0)
+
+
+def test_continuations_are_paid_for(policy):
+    plain, vine = collect(policy, method="rloo"), collect(policy, method="vine", continuations=2)
+    assert plain.tokens == plain.rollouts.tokens and plain.labels == 0
+    assert (vine.rollouts.tokens_bn == plain.rollouts.tokens_bn).all() and vine.tokens >= vine.rollouts.tokens
+
+
+def test_labels_are_counted_and_bear_weight_once(policy):
+    got = collect(policy, method="step_local", reward="head", label_share=1.0)
+    given = head.first_error_labels(got.rollouts)
+    assert got.labels == (given >= 0).sum() == got.batch["label_weights"].sum()
+    assert collect(policy, method="step_local").labels == got.rollouts.exists_bs.sum()
+
+
+def test_the_entropy_bonus_follows_the_rollouts(policy):
+    loose, tight = (collect(policy, method="rloo", entropy=0.01, entropy_target=x).batch["bonus"] for x in (1.0, 20.0))
+    assert loose.shape == (4, 1) and loose[0, 0] < 0.01 < tight[0, 0]
+
+
+def test_a_group_of_one_mind_is_dropped(policy):
+    got = collect(policy, method="rloo", prompts=3)
+    assert got.rollouts.outcome_b.sum() == 0 and got.dropped == 3 and got.batch["weights"].sum() == 0
+
+
+def test_implicit_reward_is_the_log_ratio(policy):
+    params, _ = policy
+    got = collect(policy, method="implicit", implicit_beta=0.5)
+    assert np.isfinite(got.advantage_bn).all() and np.abs(got.advantage_bn).max() > 0
+    same = learn.collect(
+        MODEL, replace(SETTINGS, kl=0.0, method="implicit"), TOKENIZER, chain.TASK, params, {"lm": params["lm"]}, 0, 0
+    )
+    assert np.abs(same.advantage_bn).max() < 1e-4  # a head that still is the reference has no opinion
+
+
+def test_what_is_missing_is_said(policy):
+    params, _ = policy
+    with pytest.raises(UserError, match="no process head"):
+        collect(({"lm": params["lm"]}, None), reward="head")
+    with pytest.raises(UserError, match="raise"):
+        learn.imitation(TOKENIZER, chain.TASK, 8, 2, 20, 0)
+
+
+def test_imitation_is_pure_and_ends_where_the_answer_does():
+    one, two = (learn.imitation(TOKENIZER, chain.TASK, 3, 4, 48, 5) for _ in range(2))
+    assert all((one[k] == two[k]).all() for k in one)
+    for b in range(4):
+        said = one["targets"][b][one["weights"][b] > 0]
+        assert said[-1] == TOKENIZER.end and (said == TOKENIZER.step).sum() == 3
+
+
+def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
+    params, _ = policy
+    t = replace(SETTINGS, lr_scale=1e-2, warmup=1, steps=60)
+    r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
+    batch = head.rows(r, 48, head.first_error_labels(r))
+    tx = optim.make(t, "float32")
+    state = jax.jit(lambda p: new_state(jax.tree.map(lambda a: a + 0, p), tx, 0))(params)
+    update = make_step(head.process_loss(MODEL), tx, t)
+    losses = []
+    for _ in range(60):
+        state, metrics = update(state, learn.put(batch))
+        losses.append(float(metrics["train/loss"]))
+    assert losses[-1] < 0.4 < losses[0]
+    tiny.assert_trees_close(state.params["lm"], params["lm"], 0, 0)
+    p = head.score(MODEL, state.params["process"], r, 48)
+    assert (p[r.exists_bs == 0] == 0).all() and head.quality(p, r, 0.5)["auc"] == 1
+
+
+def test_bce_with_soft_labels():
+    x, y = np.linspace(-5, 5, 11), np.linspace(0, 1, 11)
+    p = 1 / (1 + np.exp(-x))
+    np.testing.assert_allclose(head.bce(x, y), -y * np.log(p) - (1 - y) * np.log(1 - p), rtol=1e-5)
+
+
+def test_calibration_error_of_known_cases():
+    assert head.calibration_error(np.array([0.95] * 4), np.array([1, 1, 1, 1.0])) == pytest.approx(0.05)
+    assert head.calibration_error(np.array([0.95, 0.05]), np.array([0.0, 1.0])) == pytest.approx(0.95)
+
+
+def test_a_label_budget_pays_for_whole_rollouts():
+    labels = np.ones((200, 3), np.float32)
+    kept = head.budget(labels, 0.25, 0)
+    assert set(map(tuple, kept)) == {(1, 1, 1), (-1, -1, -1)} and 0.15 < (kept[:, 0] > 0).mean() < 0.35

@@ -1,0 +1,110 @@
+"""The policy loss: clips, the KL whose gradient is right, guards; and the sampler's numbers are the loss's numbers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramp.credit import loss as L
+from ramp.credit import rollouts
+from ramp.tasks import chain
+from ramp.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes_only()
+
+
+def closed_forms(logits, ref):
+    """Gradients of KL(p||q) and KL(q||p) with respect to the logits of p."""
+    forward = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * (jax.nn.log_softmax(x) - jax.nn.log_softmax(ref))))
+    back = jax.grad(lambda x: jnp.sum(jax.nn.softmax(ref) * (jax.nn.log_softmax(ref) - jax.nn.log_softmax(x))))
+    return forward(logits), back(logits)
+
+
+def expected_gradient(value, logits, ref):
+    """The mean over samples of p of the gradient of `value(logp, ref_logp)`, the sample held fixed, exactly."""
+    p = jax.nn.softmax(logits)
+
+    def of(token):
+        return jax.grad(lambda x: value(jax.nn.log_softmax(x)[token], jax.nn.log_softmax(ref)[token]))(logits)
+
+    return sum(p[t] * of(t) for t in range(len(logits)))
+
+
+def test_the_kl_term_has_the_gradient_of_the_kl():
+    logits, ref = jnp.array([0.3, -1.0, 0.8, 0.1]), jnp.array([-0.5, 0.2, 0.4, 1.0])
+    right, opposite = closed_forms(logits, ref)
+    for form in ("k2", "k3"):
+        got = expected_gradient(lambda a, b, form=form: L.kl(a, b, form), logits, ref)
+        np.testing.assert_allclose(got, right, atol=1e-6)
+    k1 = expected_gradient(lambda a, b: a - b, logits, ref)
+    np.testing.assert_allclose(k1, 0, atol=1e-6)  # why k1 has no place in a loss
+    k3 = expected_gradient(lambda a, b: jnp.exp(b - a) - 1 - (b - a), logits, ref)
+    np.testing.assert_allclose(k3, opposite, atol=1e-6)  # nor has plain k3
+    assert np.abs(np.asarray(right - opposite)).max() > 0.01
+
+
+def test_k3_reports_the_kl():
+    logits, ref = jnp.array([0.3, -1.0, 0.8]), jnp.array([-0.5, 0.2, 0.4])
+    p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref)
+    assert jnp.sum(jnp.exp(p) * L.kl(p, q, "k3")) == pytest.approx(float(jnp.sum(jnp.exp(p) * (p - q))), abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.floats(-30, 30), st.floats(-2, 2))
+def test_the_clip_holds_and_nothing_overflows(gap, advantage):
+    terms = L.Terms()
+    value, slope = jax.value_and_grad(lambda x: L.surrogate(x, 0.0, advantage, terms))(gap)
+    assert np.isfinite(value) and np.isfinite(slope)
+    ratio = np.exp(np.clip(gap, -20, 20))
+    if advantage > 0 and ratio > 1 + terms.clip_high + 1e-3:
+        assert slope == 0
+    if advantage < 0 and (ratio < 1 - terms.clip_low - 1e-3 or ratio > terms.dual_clip + 1e-3):
+        assert slope == 0
+    assert value <= terms.dual_clip * max(-advantage, 0) + 1e-5
+
+
+def test_most_covariant_finds_the_tokens_that_cost_entropy():
+    logp = jnp.array([[-0.1, -3.0, -0.2, -0.3]])
+    advantage = jnp.array([[2.0, 0.0, 0.0, 0.0]])
+    with jax.set_mesh(tiny.mesh()):
+        hit = jax.jit(L.most_covariant, static_argnums=3)(logp, advantage, jnp.ones((1, 4)), 0.25)
+    assert np.asarray(hit).tolist() == [[1, 0, 0, 0]]
+
+
+def test_the_bonus_adapts_towards_its_target():
+    assert L.adapted(0.01, 0.1, 0.5) > L.adapted(0.01, 0.5, 0.5) == 0.01 > L.adapted(0.01, 0.9, 0.5) > 0
+    assert L.adapted(0.1, 0.0, 1.0) <= 1.0
+
+
+def test_sampler_and_loss_agree_on_every_token(temperature=0.7):
+    """Sampled log-probabilities are those the loss computes: the first ratio is 1."""
+    c = tiny.model(vocab=264, context=96)
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(c)
+        asked = [chain.sample(i, 3) for i in range(4)]
+        r = rollouts.roll(c, lm, TOKENIZER, chain.TASK, asked, 2, 20, 5, temperature)
+        batch = rollouts.rows(r, 64, np.zeros_like(r.logps_bn))
+        logps = jax.jit(L.token_logps, static_argnums=(0, 4))
+        logp, entropy = logps(c, lm, batch["tokens"], batch["targets"], temperature)
+    said = batch["weights"] > 0
+    assert said.sum() == r.tokens > 50
+    np.testing.assert_allclose(np.asarray(logp)[said], batch["old"][said], atol=2e-4)
+    assert (np.asarray(entropy) >= 0).all()
+
+
+def test_rows_without_signal_change_nothing():
+    """A group whose advantages are all zero bears no weight: no gradient, no KL, however far the reference is."""
+    c = tiny.model(vocab=264, context=96)
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(c)
+        r = rollouts.roll(c, lm, TOKENIZER, chain.TASK, [chain.sample(0, 2)], 2, 8, 5)
+        none = np.zeros_like(r.logps_bn)
+        batch = rollouts.rows(r, 48, none, rollouts.signal(r, none))
+        assert batch["weights"].sum() == 0
+        batch["ref"] = batch["old"] - 5
+        loss = L.policy_loss(c, L.Terms(kl=1.0))
+        grads = jax.jit(jax.grad(lambda p: loss({"lm": p}, batch, None)[0]))(lm)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) == 0

@@ -1,0 +1,108 @@
+"""Rollouts: judged as their text is, continued from any step as if they had just been sampled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ramp.credit import audit, head, learn, rollouts
+from ramp.credit.rollouts import fork, ready, roll
+from ramp.errors import UserError
+from ramp.model import sample
+from ramp.tasks import chain
+from ramp.tasks.protocol import solution_ids
+from ramp.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes_only()
+MODEL = tiny.model(vocab=264, context=96)
+
+
+def written(*texts: str) -> rollouts.Rollouts:
+    """Solutions of the same chain, written as `a7|b4|3`; without a last `.` they never end."""
+    problem = chain.make(3, (("a", "+", 4), ("b", "*", 2)))
+    said = []
+    for text in texts:
+        *steps, answer = text.rstrip(".").split("|")
+        ids = solution_ids(TOKENIZER, steps, answer)
+        said.append(ids if text.endswith(".") else ids[:-1])
+    return audit.as_rollouts(TOKENIZER, chain.TASK, [problem] * len(texts), said)
+
+
+def test_verdicts_become_arrays():
+    r = written("a7|b4|4.", "a7|b5|4.", "a2|b4|4.", "a7|b4|4", "4.")
+    assert r.outcome_b.tolist() == [1, 1, 1, 0, 1] and r.verified_b.tolist() == [1, 0, 0, 0, 0]
+    assert r.right_bs[:, :3].tolist() == [[1, 1, 1], [1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 0]]
+    assert r.exists_bs.sum(axis=1).tolist() == [3, 3, 3, 3, 1]
+    assert r.step_bn[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2] and r.step_bn[4].tolist() == [0, 0, *[-1] * 6]
+    assert head.first_error_labels(r)[:, :3].tolist() == [[1, 1, 1], [1, 0, -1], [0, -1, -1], [1, 1, 0], [0, -1, -1]]
+
+
+def test_what_does_not_fit_is_said_in_a_sentence():
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.init(MODEL)
+        with pytest.raises(UserError, match="do not fit"):
+            roll(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(0, 20)], 2, 60, 0)
+        with pytest.raises(UserError, match="problems"):
+            roll(MODEL, lm, TOKENIZER, chain.TASK, [], 2, 8, 0)
+    with pytest.raises(UserError, match="too long"):
+        rollouts.rows(written("a7|b4|4."), 10, np.zeros((1, 8), np.float32))
+    with pytest.raises(UserError, match="advantage"):
+        rollouts.rows(written("a7|b4|4."), 64, np.zeros((1, 8), np.int32))
+    with pytest.raises(UserError, match="labels"):
+        head.rows(written("a7|b4|4."), 64, np.ones((1, 9), bool))
+
+
+def test_rows_put_everything_where_the_target_is():
+    r = written("a7|b4|4.", "4.")
+    a = np.arange(16, dtype=np.float32).reshape(2, 8) + 1
+    batch = rollouts.rows(r, 48, a, np.array([1, 1], np.float32))
+    for b in range(2):
+        ids, n = r.ids(b), len(r.ids(b))
+        said = batch["weights"][b] > 0
+        assert batch["targets"][b][said].tolist() == ids and batch["advantage"][b][said].tolist() == a[b, :n].tolist()
+        first = len(r.prompts[b]) - 1
+        assert np.flatnonzero(said).tolist() == list(range(first, first + n))
+        assert batch["tokens"][b][first] == r.prompts[b][-1]
+
+
+def test_a_fork_of_the_cache_is_the_prefix_run_again():
+    """Logits after each kept prefix equal those of a prefill of that prefix alone."""
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(MODEL)
+        rows = [[256, *b"3 a+4 b*2"], [256, *b"9 k-1"]]
+        padded, lengths = sample.pad_prompts(rows)
+        cache = sample.prefill(MODEL, lm, padded, lengths, np.zeros(2, np.uint32), 48).cache
+        row, at = jnp.array([0, 0, 1, 1], jnp.int32), jnp.array([3, 9, 2, 5], jnp.int32)
+        stream = fork(MODEL, ready(MODEL, lm), cache, jnp.asarray(padded), row, at, jnp.zeros(4, jnp.uint32))
+        for i in range(4):
+            prefix = [rows[int(row[i])][: int(at[i])]]
+            alone = sample.start(MODEL, lm, prefix)
+            np.testing.assert_allclose(stream.logits_bv[i], alone.logits_bv[0], atol=2e-4)
+
+
+def test_continuations_count_wins_and_tokens():
+    """A policy that always finishes in the same way: values are all 0 or 1, and the cost is what it sampled."""
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(MODEL)
+        r = roll(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3)
+        r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, 1, -1)  # whatever was said, let a step begin there
+        value_bs, cost = rollouts.continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, chunk=16)
+    forked = [b for b in range(6) if 1 in r.step_bn[b]]
+    assert np.isfinite(value_bs[forked, 1]).all() and np.isnan(np.delete(value_bs, 1, axis=1)).all()
+    assert 0 < cost <= len(forked) * 2 * 8 and ((value_bs[forked, 1] >= 0) & (value_bs[forked, 1] <= 1)).all()
+
+
+def test_rollouts_are_pure_in_their_seed_and_groups_stay_together():
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(MODEL)
+        asked = [chain.sample(i, 2) for i in range(3)]
+        one, two = (roll(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 3) for _ in range(2))
+        other = roll(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 4)
+    assert (one.tokens_bn == two.tokens_bn).all() and (one.tokens_bn != other.tokens_bn).any()
+    assert [p.seed for p in one.problems] == [0, 0, 1, 1, 2, 2]
+
+
+def test_held_out_problems_are_not_trained_on():
+    trained = {p.seed for step in range(50) for p in learn.problems(chain.TASK, 2, (1 * 1_000_003 + step) * 4, 4)}
+    assert not trained & {p.seed for p in learn.held_out(chain.TASK, 2, 256)}

@@ -1,0 +1,105 @@
+"""The stage from its first step to its page, on a model too small to learn anything."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ramp import config
+from ramp.config import Config, Reinforce, Text
+from ramp.credit import attack, lab, table
+from ramp.errors import UserError
+from ramp.rundir import RunDir
+from ramp.stages import common, reinforce
+from ramp.text.tokenizer import Tokenizer
+
+SETTINGS = Reinforce(
+    task="chain", level=2, method="step_local", steps=3, imitate=2, prompts=2, group=2, tokens=10, seq=40,
+    adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0, lr_scale=1e-3, problems=4, eval_every=3, save_every=2, kl=0.01,
+)  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run directory whose fine-tuned model is a fresh one."""
+    c = config.resolve(
+        Config(text=Text(tokenizer="bytes"), model=tiny.model(vocab=264, context=64), reinforce=SETTINGS)
+    )
+    rundir = RunDir(tmp_path / "run")
+    rundir.data.mkdir(parents=True)
+    Tokenizer.bytes_only().save(rundir.tokenizer)
+    real = common.load_params
+
+    def load(rundir, stage, c, tokenizer=None):
+        return {"lm": tiny.lively(c.model)} if stage == "finetune" else real(rundir, stage, c, tokenizer)
+
+    monkeypatch.setattr(common, "load_params", load)
+    with jax.set_mesh(tiny.mesh()):
+        yield rundir, c
+
+
+def test_from_fine_tuned_model_to_page(run, capsys):
+    rundir, c = run
+    report = reinforce.run(rundir, c)
+    assert {"right", "verified", "steps"} <= report["before"].keys() == report["after"].keys()
+    lines = [json.loads(line) for line in (rundir.path / "metrics.jsonl").read_text().splitlines()]
+    tags = set().union(*(m.keys() for m in lines if m["stage"] == "reinforce"))
+    assert {"rl/tokens", "rl/verified", "rl/dropped_groups", "credit/wrong_up", "train/kl", "train/entropy"} <= tags
+    assert "<table>" in (rundir.path / "credit.html").read_text()
+    path = reinforce.show(rundir, c, 3, 1)
+    assert path.endswith("credit.html") and "step_local" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--problem"):
+        reinforce.show(rundir, c, -1, 1)
+
+
+@pytest.mark.slow
+def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
+    """Two iterations, then the third after a restart: the same parameters as three at once."""
+    rundir, c = run
+    reinforce.run(rundir, c)
+    whole = common.load_params(rundir, "reinforce", c)
+    other = RunDir(tmp_path / "other")
+    other.data.mkdir(parents=True)
+    Tokenizer.bytes_only().save(other.tokenizer)
+    reinforce.run(other, replace(c, reinforce=replace(c.reinforce, steps=2, eval_every=2)))
+    reinforce.run(other, c)
+    tiny.assert_trees_close(common.load_params(other, "reinforce", c), whole, 0, 0)
+
+
+def test_the_benchmark_keeps_what_it_has(tmp_path):
+    b = lab.Bench(tmp_path, tiny.model(vocab=264), SETTINGS)
+    calls = []
+    work = lambda: calls.append(1) or {"x": len(calls)}  # noqa: E731
+    assert b.once({"part": "a"}, work)["x"] == 1 and b.once({"part": "a"}, work)["x"] == 1 and len(calls) == 1
+    with b.path.open("a") as file:
+        file.write('{"key": {"part": "b"}, "x"')  # a kill tears the line
+    assert [r["x"] for r in b.results()] == [1]
+    assert b.once({"part": "b"}, work)["x"] == 2 and [r["x"] for r in b.results()] == [1, 2]
+
+
+def test_faults_are_of_the_kind_asked_for():
+    for kind, why in (("value", {"wrong value", "wrong operand"}), ("operation", {"wrong operation"})):
+        r = attack.solved(kind, 4, 0, 60)
+        found = {step.why for v in r.verdicts for step in v.steps if not step.right}
+        assert found and found <= why
+        assert 0 < r.verified_b.mean() < 1
+
+
+def learned(method, seed, rate, to, verified=0.95):
+    key = {"part": "learn", "base": "mid", "method": method, "rate": rate, "seed": seed}
+    figures = {"to_goal": to, "tokens": 1000, "right": verified, "verified": verified, "steps": 1.0}
+    return {"key": key} | figures
+
+
+def test_the_table_takes_the_best_rate_and_bounds_what_never_arrives():
+    runs = [learned("rloo", 0, 1e-3, None, 0.2), learned("rloo", 0, 1e-4, None, 0.5)]
+    runs += [learned("rloo", s, 1e-4, None, 0.5) for s in range(1, 5)]
+    runs += [learned("step_local", s, 1e-3, 250.0) for s in range(5)]
+    best = table.best_runs(runs, "mid")
+    assert best["rloo"][0]["key"]["rate"] == 1e-4 and len(best["rloo"]) == 5
+    text = table.report(runs)
+    assert "rloo / step_local | ≥ 2, interval above 1.5 | 4.0 [4.0, 4.0]; rloo arrived in 0 of 5" in text
+    assert "none in 1k" in text and np.isfinite(len(text))

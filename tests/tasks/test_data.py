@@ -1,0 +1,123 @@
+"""Real formats: hand-made fixtures always, the files themselves where RAMP_SHARED_DATA names their directory."""
+
+import json
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from ramp.credit import data
+from ramp.errors import UserError
+from ramp.tasks import gsm8k, mistakes
+
+SHARED = os.environ.get("RAMP_SHARED_DATA")
+needs_data = pytest.mark.skipif(not SHARED, reason="RAMP_SHARED_DATA is not set")
+
+RECORD = {
+    "question": "Natalia sold clips to 48 friends in April, and half as many in May. How many altogether?",
+    "answer": "She sold 48/2 = <<48/2=24>>24 in May.\nShe sold 48+24 = <<48+24=72>>72 altogether.\n#### 72",
+}
+
+
+def test_a_gsm8k_file_is_a_task(tmp_path):
+    path = tmp_path / "gsm.jsonl"
+    path.write_text(json.dumps(RECORD) + "\n")
+    task = gsm8k.task(path)
+    problem = task.sample(5, 1)
+    assert problem.answer == "72" and problem.level == 2
+    assert task.judge(problem, task.solution(problem), "72").verified
+    said = ["<<48/2=25>>25", "<<48+25=73>>73"]
+    verdict = task.judge(problem, said, "73")
+    assert [s.why for s in verdict.steps] == ["wrong value", ""] and not verdict.final_right and verdict.answer.right
+    assert task.judge(problem, ["<<48/2=24>>24", "<<48+777=825>>825"], "72").steps[1].why == "wrong operand"
+    assert task.judge(problem, ["<<48/x=24>>24"], "72").steps[0].why == "malformed"
+    assert task.judge(problem, ["no note here"], "72").lucky
+    assert not task.judge(problem, list(problem.gold), "seventy").final_right
+
+
+@pytest.mark.parametrize(
+    ("line", "word"), [('{"question": "a"}', "question"), ('{"question": "a", "answer": "b"}', "####"), ("[", "object")]
+)
+def test_a_bad_gsm8k_file_is_named(tmp_path, line, word):
+    path = tmp_path / "gsm.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UserError, match=word):
+        gsm8k.task(path)
+
+
+def test_answers_as_people_write_them():
+    problem = gsm8k.Problem("gsm8k", 0, 0, "Pay $1,200 for 3.", (), "1,200")
+    for said in ("1200", "$1,200", "1200.00", "1,200."):
+        assert gsm8k.judge(problem, [], said).final_right
+    assert gsm8k.notes("a <<1+1=2>> b <<4/2=2.0=2>>") == [("1+1", "2"), ("4/2", "2")]
+    assert gsm8k.same(Fraction(10, 3), Fraction("3.33")) and not gsm8k.same(Fraction(10, 3), Fraction("3.3"))
+
+
+ARITHMETIC = [
+    'This equation can be written as "A - B", where A = (2 * 3 + 1) and B = (4 - -1).',
+    "Let's calculate A = (2 * 3 + 1) = (6 + 1) = 7.",
+    "Let's calculate B = (4 - -1) = (4 + 1) = 5.",
+    "Then, the final equation is A - B = 7 - 5 = 2. So the answer is 2",
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "old", "new", "error"),
+    [
+        (1, "", "", None),
+        (1, "(6 + 1)", "(5 + 1)", 1),
+        (2, "= 5.", "= 3.", 2),
+        (3, "= 2.", "= 1.", 3),
+        (3, "is 2", "is 9", 3),
+    ],
+)
+def test_arithmetic_traces(step, old, new, error):
+    steps = list(ARITHMETIC)
+    steps[step] = steps[step].replace(old, new) if old else steps[step]
+    assert mistakes.arithmetic_error("((2 * 3 + 1) - (4 - -1)) =", steps) == error
+
+
+SORTING = [
+    'The first letter: "bee": "b" (2). "cat": "c" (3). "ant": "a" (1). "bat": "b" (2).',
+    'We now have: (1) "ant" < (2) ["bee" ? "bat"] < (3) "cat".',
+    'Now let us sort this subpart ["bee" ? "bat"] by their second letters. The second letter: "bee": "e" (5). "bat": "a" (1).',
+    'We now have: (1) "bat" < (5) "bee" for the subpart. Hence, we have "ant" < "bat" < "bee" < "cat".',
+    "I have now sorted all the words. The answer is ant bat bee cat",
+]
+
+
+@pytest.mark.parametrize(
+    ("step", "old", "new", "error"),
+    [
+        (0, "", "", None),
+        (0, '"c" (3)', '"c" (4)', 0),
+        (1, ' < (3) "cat"', "", 1),
+        (2, '"e" (5)', '"a" (1)', 2),
+        (3, '(1) "bat" < (5) "bee" for', '(5) "bee" < (1) "bat" for', 3),
+        (3, '"ant" < "bat" < "bee"', '"ant" < "bee" < "bat"', 3),
+        (4, "bat bee", "bee bat", 4),
+    ],
+)
+def test_sorting_traces(step, old, new, error):
+    steps = list(SORTING)
+    steps[step] = steps[step].replace(old, new) if old else steps[step]
+    assert mistakes.sorting_error("bee cat ant bat", steps) == error
+
+
+def test_missing_data_is_said(tmp_path):
+    with pytest.raises(UserError, match="--data"):
+        data.big_bench_mistake(tmp_path)
+
+
+@needs_data
+def test_checkers_on_the_labelled_traces():
+    found = data.big_bench_mistake(Path(SHARED) / "process")
+    assert all(scores["consistent"]["f1"] >= 0.95 for scores in found.values())
+
+
+@needs_data
+@pytest.mark.slow
+def test_real_model_solutions():
+    found = data.gsm8k_solutions(Path(SHARED) / "process" / "gsm8k_example_model_solutions.jsonl")
+    assert found["parsed"] / found["annotated_lines"] >= 0.999 and found["answer_agrees"] == found["solutions"]
