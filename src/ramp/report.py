@@ -196,13 +196,13 @@ def _reinforce(report: dict, metrics: list[dict]) -> str:
         rows.append(f"<tr><td>{name}</td>{cells}</tr>")
     table = f"<table><tr><th></th><th>before</th><th>after</th></tr>{''.join(rows)}</table>"
     curves = [
-        Curve("final answer right", "side", *_series(metrics, "reinforce", "rl/right"), dots=True),
-        Curve("and every step", "main", *_series(metrics, "reinforce", "rl/verified"), dots=True),
+        Curve("final answer right", *_series(metrics, "reinforce", "rl/right"), "side", dots=True),
+        Curve("and every step", *_series(metrics, "reinforce", "rl/verified"), dots=True),
     ]
-    body = chart(curves, {}, "step", "share of held-out problems", height=260) if any(len(c.x) for c in curves) else ""
+    body = picture(curves, {}, "step", "share of held-out problems", size=(9.6, 3))
     what = f"{_cut(found.get('task', ''), 40)}, level {_cut(found.get('level', ''), 9)}, {_cut(found.get('method', ''), 40)}"
-    return _section(
-        "Reinforcement, step by step", table + body, note=f"{what}. The credit of rollouts is in credit.html."
+    return section(
+        "Reinforcement, step by step", table, body, note=f"{what}. The credit of rollouts is in credit.html."
     )
 
 
