@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 from itertools import pairwise, product
@@ -425,6 +426,16 @@ def test_the_command_reports_what_it_found(bundle, tmp_path):
     assert any(line["stage"] == "pretrain" for line in lines)
     again = ramp("eval", run, "--suite", "core", "--bundle", bundle, "--limit", 3)
     assert [line for line in again.splitlines() if "±" in line] == [line for line in out.splitlines() if "±" in line]
+
+    found = json.loads((run / "report.json").read_text())["core"]
+    words = [sys.executable, "-m", "ramp.cli", "eval", str(run), "--suite", "core", "--bundle", str(bundle)]
+    with subprocess.Popen(
+        words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout.readline().startswith("core")  # asked to stop while the first batch compiles
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=100) == 75, process.stderr.read()
+    assert json.loads((run / "report.json").read_text())["core"] == found
 
 
 # ---------------------------------------------------------------------------------------------------- the real bundle

@@ -30,6 +30,8 @@ from ramp.train.mesh import ROWS, put_batch
 from ramp.train.preemption import Preemption
 
 PIECE = 32  # judged tokens of a row whose logits exist at once: most answers are shorter
+HEAD = f"{'core':32} {'accuracy':>16} {'chance':>7} {'guess':>7} {'centred':>8} {'items':>6} {'rows':>6} {'cropped':>7}"
+LINE = "{:32} {accuracy:8.3f} ± {se:.3f} {chance:7.3f} {guess:7.3f} {centred:8.3f} {items:6} {rows:6} {cropped:7}"
 
 
 def judge(c: Config, params: dict, rows: Sequence[Row], poll: Callable[[int], object] = lambda _: None) -> np.ndarray:
@@ -137,22 +139,17 @@ def run(rundir: RunDir, c: Config, tasks: Sequence[Task], limit: int = 0) -> dic
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = load_params(rundir, "pretrain", c, tokenizer)
     say = partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
-    say(
-        f"{'core':32} {'accuracy':>16} {'chance':>7} {'guess':>7} {'centred':>8} {'items':>6} {'rows':>6} {'cropped':>7}"
-    )
     with Preemption() as stop:
 
         def poll(n: int) -> None:
             if stop.requested(n):
                 raise Preempted("core stopped; the same command asks all its questions again")
 
+        say(HEAD)
         for task in tasks:
             rows = rows_of(task, tokenizer, c.model.context, limit)
-            f = figures[task.label] = score(task, rows, verdicts(task, rows, judge(c, params, rows, poll)))
-            columns = (
-                "{accuracy:8.3f} ± {se:.3f} {chance:7.3f} {guess:7.3f} {centred:8.3f} {items:6} {rows:6} {cropped:7}"
-            )
-            say(f"{task.label:32} {columns.format(**f)}")
+            figures[task.label] = score(task, rows, verdicts(task, rows, judge(c, params, rows, poll)))
+            say(LINE.format(task.label, **figures[task.label]))
     result = summary(figures) | {"limit": limit, "seconds": time.perf_counter() - began}
     say(f"CORE {result['core']:.4f} ± {result['se']:.4f}; beside it: chance 0, any choice {result['guess']:.4f}")
     with Board(rundir.path, "core", 0, jax.process_index() == 0) as board:
