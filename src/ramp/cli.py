@@ -8,6 +8,8 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ramp import config, rundir
@@ -20,7 +22,7 @@ VERBS = {
     "run": "do all stages of a configuration, skip what is done, resume what is not",
     "prepare": "text -> tokenizer -> tokens",
     "pretrain": "train on the corpus",
-    "eval": "bits per byte beside n-grams and xz",
+    "eval": "bits per byte beside n-grams and xz, or the 22 tasks of CORE",
     "finetune": "train on conversations",
     "reinforce": "train on a task with credit step by step",
     "sample": "ask the questions of the configuration, or continue a prompt",
@@ -98,6 +100,10 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
     if verb == "credit":
         p.add_argument("--problem", type=int, default=0, help="number of the first held-out problem to show")
         p.add_argument("--groups", type=int, default=4, help="problems to sample")
+    if verb == "eval":
+        p.add_argument("--suite", default="bpb", help="bpb: bits per byte (default); core: the 22 tasks of CORE")
+        p.add_argument("--bundle", type=Path, metavar="DIR", help="the tasks of --suite core")
+        p.add_argument("--limit", type=int, default=0, metavar="N", help="questions of each task (default: all)")
     if verb in ("sample", "chat"):
         p.add_argument("--stage", choices=("pretrain", "finetune"), default="finetune", help="whose weights speak")
         p.add_argument("--seed", type=int, default=0)
@@ -131,10 +137,11 @@ def _train(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp import run
     from ramp.train.loop import Diverged, Preempted
 
-    stages = None if args.verb == "run" else (args.verb,)
+    more = _suite(args) if args.verb == "eval" else {}
+    stages = tuple(more) or (None if args.verb == "run" else (args.verb,))
     try:
         again = args.force or args.verb in ("eval", "sample")  # asked for by name, these answer each time
-        run.run(c, directory, stages, again)
+        run.run(c, directory, stages, again, more)
     except Preempted as stopped:
         print(f"ramp: {stopped}", file=sys.stderr)
         return EXIT_PREEMPTED
@@ -142,6 +149,24 @@ def _train(args: argparse.Namespace, flags: list[str]) -> int:
         print(f"ramp: {error}", file=sys.stderr)
         return EXIT_DIVERGED
     return 0
+
+
+def _suite(args: argparse.Namespace) -> dict[str, Callable]:
+    """What `--suite` asks for instead of bits per byte; its questions are read before any device is touched."""
+    if args.suite not in ("bpb", "core"):
+        raise UserError(f"there is no suite '{args.suite}'; --suite takes bpb or core")
+    if args.suite == "bpb":
+        if args.bundle or args.limit:
+            raise UserError("--bundle and --limit belong to --suite core")
+        return {}
+    if not args.bundle or args.limit < 0:
+        raise UserError(
+            "--suite core takes --bundle DIR, the folder that holds core.yaml, and a --limit above 0 or none"
+        )
+    from ramp.stages import core
+    from ramp.text import questions
+
+    return {"core": partial(core.run, tasks=questions.read_bundle(args.bundle), limit=args.limit)}
 
 
 def _sample(args: argparse.Namespace, flags: list[str]) -> int:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 from ramp import config
@@ -16,6 +17,7 @@ NEEDS = {
     "finetune": "pretrain",
     "sample": "finetune",
     "reinforce": "finetune",
+    "core": "pretrain",
 }
 
 
@@ -64,8 +66,17 @@ def has_bfloat16() -> bool:
     return info.exists() and "avx512_bf16" in info.read_text()
 
 
-def run(c: Config, directory: Path, stages: tuple[str, ...] | None = None, force: bool = False) -> None:
-    """Do `stages` (all of the configuration's) in `directory`; a stage that is done is skipped unless `force`."""
+def run(
+    c: Config,
+    directory: Path,
+    stages: tuple[str, ...] | None = None,
+    force: bool = False,
+    more: dict[str, Callable[[RunDir, Config], dict]] | None = None,
+) -> None:
+    """Do `stages` (all of the configuration's) in `directory`; a stage that is done is skipped unless `force`.
+
+    `more`: work by name beside that of the configuration's stages.
+    """
     import jax
 
     from ramp import report
@@ -79,7 +90,7 @@ def run(c: Config, directory: Path, stages: tuple[str, ...] | None = None, force
         "finetune": finetune.run,
         "reinforce": reinforce.run,
         "sample": converse.run,
-    }
+    } | (more or {})
     rundir = RunDir(directory)
     first = jax.process_index() == 0
     with rundir.lock(first):
