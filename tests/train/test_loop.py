@@ -23,7 +23,8 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.board import Board
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.loop import Clock, Diverged, Preempted, fit
+from ramp.train.loop import Clock, Diverged, fit
+from ramp.train.preemption import Preempted, Preemption
 from ramp.train.state import new_state
 from ramp.train.step import make_step
 
@@ -73,7 +74,9 @@ def toy_fit(directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval
     state = toy_state(tx)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
     found = checkpoints.restore(like)
-    state, saved = (found[0], found[1]) if found else (state, {"clock": None})
+    state, saved = (found[0], found[1]) if found else (state, {"clock": {}})
+    clock = Clock()
+    clock.add(saved["clock"], {})
     first = int(state.step)
     with Board(directory, "toy", first + 1 if first else 0) as board, closing(checkpoints):
         return fit(
@@ -87,7 +90,8 @@ def toy_fit(directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval
             meta={"mine": 1},
             evaluate=evaluate,
             score="eval/x",
-            clock=Clock(saved["clock"]),
+            clock=clock,
+            stop=Preemption(),
             label="toy",
         )
 
@@ -260,7 +264,7 @@ def train(path, s, leave=None):
             os.kill(os.getpid(), signal.SIGTERM)
         return {"eval/x": float(jnp.sum(params["lm"]["embed"]["table"] ** 2))}
 
-    return s.train(RunDir(path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x")
+    return s.train(RunDir(path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x", Preemption())
 
 
 def test_a_stage_resumes_bitwise_and_reports(tmp_path):
@@ -284,7 +288,7 @@ def test_an_evaluation_that_is_cut_short_is_neither_logged_nor_a_score(tmp_path)
         return {}
 
     with pytest.raises(Preempted):
-        s.train(RunDir(tmp_path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x")
+        s.train(RunDir(tmp_path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x", Preemption())
     assert [line["step"] for line in lines(tmp_path) if "eval/x" in line] == [2]
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "pretrain")
     assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
