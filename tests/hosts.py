@@ -29,7 +29,7 @@ depth = 1
 width = 32
 head_dim = 16
 ff = 64
-vocab = 384
+vocab = 264
 context = 512
 dtype = "float32"
 [pretrain]
@@ -75,6 +75,10 @@ class Life:
         return [int(n) for log in self.logs for n in re.findall(r"stopped at step (\d+) of", log)]
 
     @property
+    def said(self) -> str:
+        return "\n".join(f"--- exit {code}\n{log[-2500:]}" for code, log in zip(self.codes, self.logs, strict=True))
+
+    @property
     def first(self) -> int:
         return min(step for step, _ in self.rows)
 
@@ -96,7 +100,7 @@ def launch(
 ) -> Life:
     """Run `ramp WORDS` in so many processes of so many devices until all have ended.
 
-    After a SIGKILL the others hang or fail, as they may: they are given ten seconds and then killed too.
+    After a SIGKILL the others hang or fail, as they may: they are given five seconds and then killed too.
     """
     notes.mkdir(parents=True)
     with socket.socket() as probe:
@@ -113,7 +117,7 @@ def launch(
                 children.append(subprocess.Popen(command, env=env | place, stdout=log, stderr=log))
         while any(child.poll() is None for child in children) and time.monotonic() < deadline:
             if any(child.returncode == -signal.SIGKILL for child in children):
-                deadline = min(deadline, time.monotonic() + 10)
+                deadline = min(deadline, time.monotonic() + 5)
             time.sleep(0.05)
     finally:
         for child in children:

@@ -259,16 +259,16 @@ def test_a_cache_that_grows_changes_nothing(monkeypatch):
 
 
 def test_any_number_of_prompts_fits_a_mesh_and_the_caller_is_asked_once_a_bucket(monkeypatch):
-    c, asked = tiny.model(), []
+    c, asked = tiny.model(depth=1), []
     monkeypatch.setattr(sample, "LEAST_CACHE", 32)
-    with jax.set_mesh(tiny.mesh()):
-        want = sample.generate(c, tiny.lively(c), PROMPTS[:3], 40, GREEDY, check=lambda: asked.append(1))
-    assert len(asked) == 3  # 11 tokens to 32, 48 and 51
-    with jax.set_mesh(tiny.mesh(data=4)):
-        assert sample.generate(c, tiny.lively(c), PROMPTS[:3], 40, GREEDY) == want
+    want = sample.generate(c, tiny.lively(c), PROMPTS[:3], 24, GREEDY)
+    with jax.set_mesh(tiny.mesh(data=2)):
+        params = tiny.lively(c)
+        assert sample.generate(c, params, PROMPTS[:3], 24, GREEDY, check=lambda: asked.append(1)) == want
+        assert len(asked) == 2  # 11 tokens and 21 fill the first bucket
 
         def stop():
             raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            sample.generate(c, tiny.lively(c), PROMPTS[:3], 40, GREEDY, check=stop)
+            sample.generate(c, params, PROMPTS[:3], 24, GREEDY, check=stop)
