@@ -6,7 +6,6 @@ The proofs marked slow, about five minutes: `uv run pytest -m slow tests/test_ho
 import json
 import random
 import signal
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -132,33 +131,27 @@ def test_four_processes_killed_and_gone_on_with_by_two_one_and_four(config, tmp_
     print(f"largest difference of a loss or score: {assert_same_run(parts, lives, whole, alone):.1e}")
 
 
-def ten_stops(config: Path, tmp: Path, phase: str) -> str:
-    """SIGTERM ten times to one of two processes, each time going on from where the last one ended; then the rest."""
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("phase", ["train", "eval", "sample"])
+def test_sigterm_to_one_of_two_stops_both_ten_of_ten_times(config, tmp_path, phase):
+    """Each time going on from where the last one ended; then the rest, and all of it is one run."""
     draw, lives = random.Random(phase), []
     words = ["run", config, *(flags(400, 400, 400) if phase == "train" else flags(24, 4, 50))]
-    alone = launch(tmp / "whole-notes", 1, 1, [*words, "--run", tmp / "whole"])
+    alone = launch(tmp_path / "alone", 1, 1, [*words, "--run", tmp_path / "whole"])
     ends(alone)
-    across = [*words, "--run", tmp / "parts"]
+    parts = tmp_path / "parts"
     for i in range(10):
         # In every second start the evaluation that is owed is struck again, before any step.
         steps = draw.randint(1, 3) if phase == "train" else 1 - i % 2
         strike = Strike(signal.SIGTERM, draw.randrange(2), phase, steps, draw.uniform(0, 0.6))
-        lives.append(launch(tmp / str(i), 2, 1, across, strike))
-        at = stops(lives[-1])
-        assert at == max(saved(tmp / "parts"))
-        assert set(lives[-1].stopped_in) == {phase}
-        assert not lives[-1].rows or lives[-1].first == (max(lives[-2].stopped_at) if i else 0)
-    lives.append(launch(tmp / "last", 2, 1, across))
+        life = launch(tmp_path / str(i), 2, 1, [*words, "--run", parts], strike)
+        assert stops(life) == max(saved(parts))
+        assert set(life.stopped_in) == {phase}
+        assert not life.rows or life.first == (max(lives[-1].stopped_at) if i else 0)
+        lives.append(life)
+        print(f"{phase} {i + 1}: rank {strike.rank} struck, both stopped at step {stops(life)}", flush=True)
+    lives.append(launch(tmp_path / "last", 2, 1, [*words, "--run", parts]))
     ends(lives[-1])
-    worst = assert_same_run(tmp / "parts", lives, tmp / "whole", alone)
-    return f"{phase}: 10 of 10, at steps {[stops(life) for life in lives[:-1]]}; largest difference {worst:.1e}"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_sigterm_to_one_of_two_stops_both_ten_of_ten_times(config, tmp_path):
-    """In training, in evaluation and in sampling; the three chains wait much, so they run side by side."""
-    phases = ("train", "eval", "sample")
-    with ThreadPoolExecutor(len(phases)) as pool:
-        for line in pool.map(lambda phase: ten_stops(config, tmp_path / phase, phase), phases):
-            print(line)
+    worst = assert_same_run(parts, lives, tmp_path / "whole", alone)
+    print(f"{phase}: 10 of 10; largest difference of a loss or score {worst:.1e}")
