@@ -29,7 +29,7 @@ depth = 1
 width = 32
 head_dim = 16
 ff = 64
-vocab = 264
+vocab = 384
 context = 512
 dtype = "float32"
 [pretrain]

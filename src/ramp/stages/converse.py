@@ -42,7 +42,8 @@ def answers(
 
 def _generate(c: Config, params: dict, prompts: list, tokenizer: Tokenizer, stop: tuple, check: Callable) -> list:
     s, lm = c.sample, params["lm"]
-    return sample.generate(c.model, lm, prompts, s.tokens, how(s), seed=c.seed, stop=stop, check=check)
+    rows = sample.generate(c.model, lm, prompts, s.tokens, how(s), seed=c.seed, stop=stop, check=check)
+    return [[t for t in row if t < tokenizer.vocab_size] for row in rows]  # the table is padded to a multiple of 128
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
