@@ -1,4 +1,4 @@
-"""Whole runs through the command line, as a user starts them: the smoke configuration, killed, stopped, spread, misused."""
+"""Whole runs through the command line, as a user starts them: the smoke configuration, killed, stopped, misused."""
 
 import fcntl
 import json
@@ -7,7 +7,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -252,31 +251,3 @@ def test_twenty_kills_in_a_row_change_nothing(env, tmp_path):
         shutil.rmtree(pretrained / "60")
     assert losses(parts) == losses(whole)
     assert last_state(parts) == last_state(whole)
-
-
-# ---------------------------------------------------------------------------------------------------- two processes
-@needs_demo
-def test_two_processes_train_like_one(env, tmp_path):
-    """A real two-process job over loopback, two devices each, against one process with one device: 20 steps, 1e-5."""
-    flags = (*SHORT, "--pretrain.steps", 20, "--eval.baselines", "False", "--pretrain.samples", 0, "--eval.batch", 8)
-    one, two = tmp_path / "one", tmp_path / "two"
-    ramp(env, "run", SMOKE, "--run", one, *flags)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    workers = [
-        subprocess.Popen(
-            command("run", SMOKE, "--run", two, *flags, "--mesh.model", 2),
-            env=env | {"RAMP_DISTRIBUTED": f"127.0.0.1:{port},2,{i}", "JAX_NUM_CPU_DEVICES": "2"},
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    for worker in workers:
-        _, error = worker.communicate(timeout=250)
-        assert worker.returncode == 0, error[-4000:]
-    a, b = losses(one), losses(two)
-    assert set(a) == set(b) == set(range(1, 21))
-    assert max(abs(a[s] - b[s]) for s in a) < 1e-5

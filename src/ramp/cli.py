@@ -135,7 +135,8 @@ def _train(args: argparse.Namespace, flags: list[str]) -> int:
         print(dryrun.describe(c))
         return 0
     from ramp import run
-    from ramp.train.loop import Diverged, Preempted
+    from ramp.train.loop import Diverged
+    from ramp.train.preemption import Preempted
 
     more = _suite(args) if args.verb == "eval" else {}
     stages = tuple(more) or (None if args.verb == "run" else (args.verb,))

@@ -23,7 +23,8 @@ MAX_CHARS = 4_000  # of a sample, a turn or a value
 MAX_FILE_CHARS = 60_000  # of the configuration and the provenance
 
 NAMES = {"unigram": "byte unigram", "bigram": "byte bigram", "trigram": "byte trigram"}
-KINDS = {"step": "main", "data": "green", "compile": "gold", "eval": "violet", "save": "pink", "other": "grey"}
+KINDS = {"step": "main", "data": "green", "init": "side", "compile": "gold", "eval": "violet", "save": "pink"}
+KINDS |= {"lost": "warm", "other": "grey"}
 PANELS = {"gradient norm": "train/grad_norm", "learning rate": "train/lr", "tokens per second": "time/tokens_per_s"}
 
 Levels = Mapping[str, tuple[float, str]]  # name -> (bits per byte, color)

@@ -4,7 +4,10 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ramp import config
 from ramp.config import Config
@@ -71,7 +74,7 @@ def run(
     directory: Path,
     stages: tuple[str, ...] | None = None,
     force: bool = False,
-    more: dict[str, Callable[[RunDir, Config], dict]] | None = None,
+    more: dict[str, Callable[..., dict]] | None = None,
 ) -> None:
     """Do `stages` (all of the configuration's) in `directory`; a stage that is done is skipped unless `force`.
 
@@ -81,10 +84,10 @@ def run(
 
     from ramp import report
     from ramp.stages import converse, evaluate, finetune, prepare, pretrain, reinforce
+    from ramp.train.preemption import Preemption
 
     c = setup(c)
     work = {
-        "prepare": prepare.run,
         "pretrain": pretrain.run,
         "eval": evaluate.run,
         "finetune": finetune.run,
@@ -92,10 +95,9 @@ def run(
         "sample": converse.run,
     } | (more or {})
     rundir = RunDir(directory)
-    first = jax.process_index() == 0
-    with rundir.lock(first):
-        if first:
-            rundir.claim(c)
+    first, stop = jax.process_index() == 0, Preemption()
+    with ExitStack() as held:
+        by_first(lambda: (held.enter_context(rundir.lock()), rundir.claim(c)))
         for stage in stages or c.stages:
             if rundir.done(stage) and not force:
                 print(f"{stage}: done before")
@@ -105,19 +107,29 @@ def run(
                 raise UserError(
                     f"{stage} needs {need}, which {directory} has not finished; run `ramp {need} {directory}`"
                 )
-            result = {} if stage == "prepare" and not first else work[stage](rundir, c)
-            if first:
-                report.update_report(directory, stage, result | {"done": True})
-                report.write_report(directory)
-            wait_for_all(stage)
+            stop.check(0)
+            result = by_first(lambda: prepare.run(rundir, c)) if stage == "prepare" else work[stage](rundir, c, stop)
+            by_first(partial(report.update_report, directory, stage, (result or {}) | {"done": True}))
+            by_first(partial(report.write_report, directory))
     if first:
         print(f"report: {directory / 'report.html'}")
 
 
-def wait_for_all(stage: str) -> None:
-    """Process 0 writes what the others read next."""
+def by_first(action: Callable[[], Any]) -> Any:
+    """Process 0, the only one that writes, does it; the others wait, get None, and stop too where it fails."""
     import jax
+    import numpy as np
     from jax.experimental import multihost_utils
 
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"ramp:{stage}")
+    result = error = None
+    if jax.process_index() == 0:
+        try:
+            result = action()
+        except Exception as fault:
+            error = fault
+    failed = jax.process_count() > 1 and multihost_utils.process_allgather(np.array(error is not None)).any()
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError("process 0 could not go on, and says why")
+    return result

@@ -93,11 +93,8 @@ class RunDir:
                 )
 
     @contextmanager
-    def lock(self, needed: bool = True) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Two processes writing one run would ruin it. The lock goes with the process, however that ends."""
-        if not needed:
-            yield
-            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:

@@ -41,7 +41,7 @@ class Speaker:
         for _ in range(-(-tokens // PIECE)):
             stream = sample.decode(m, self.weights, stream, way, PIECE, stop)
             for token in np.asarray(stream.tokens_bn)[0].tolist():
-                if token >= 0 and token not in stop:
+                if 0 <= token < self.tokenizer.vocab_size and token not in stop:
                     yield decoder.push(token)
             if bool(stream.done_b[0]):
                 break

@@ -15,6 +15,7 @@ from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.stages import common, reinforce
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.preemption import Preemption
 
 SETTINGS = Reinforce(
     task="chain", level=2, method="step_local", steps=3, imitate=2, prompts=2, group=2, tokens=10, seq=40,
@@ -43,7 +44,7 @@ def run(tmp_path, monkeypatch):
 
 def test_from_fine_tuned_model_to_page(run, capsys):
     rundir, c = run
-    report = reinforce.run(rundir, c)
+    report = reinforce.run(rundir, c, Preemption())
     assert {"right", "verified", "steps"} <= report["before"].keys() == report["after"].keys()
     lines = [json.loads(line) for line in (rundir.path / "metrics.jsonl").read_text().splitlines()]
     tags = set().union(*(m.keys() for m in lines if m["stage"] == "reinforce"))
@@ -59,13 +60,13 @@ def test_from_fine_tuned_model_to_page(run, capsys):
 def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
     """Two iterations, then the third after a restart: the same parameters as three at once."""
     rundir, c = run
-    reinforce.run(rundir, c)
+    reinforce.run(rundir, c, Preemption())
     whole = common.load_params(rundir, "reinforce", c)
     other = RunDir(tmp_path / "other")
     other.data.mkdir(parents=True)
     Tokenizer.bytes_only().save(other.tokenizer)
-    reinforce.run(other, replace(c, reinforce=replace(c.reinforce, steps=2, eval_every=2)))
-    reinforce.run(other, c)
+    reinforce.run(other, replace(c, reinforce=replace(c.reinforce, steps=2, eval_every=2)), Preemption())
+    reinforce.run(other, c, Preemption())
     tiny.assert_trees_close(common.load_params(other, "reinforce", c), whole, 0, 0)
 
 

@@ -256,3 +256,19 @@ def test_a_cache_that_grows_changes_nothing(monkeypatch):
     stream = go_on(c, stream, HOT, 40)
     assert stream.cache[0][0].shape[3] == 64
     np.testing.assert_array_equal(stream.tokens_bn, want)
+
+
+def test_any_number_of_prompts_fits_a_mesh_and_the_caller_is_asked_once_a_bucket(monkeypatch):
+    c, asked = tiny.model(depth=1), []
+    monkeypatch.setattr(sample, "LEAST_CACHE", 32)
+    want = sample.generate(c, tiny.lively(c), PROMPTS[:3], 24, GREEDY)
+    with jax.set_mesh(tiny.mesh(data=2)):
+        params = tiny.lively(c)
+        assert sample.generate(c, params, PROMPTS[:3], 24, GREEDY, check=lambda: asked.append(1)) == want
+        assert len(asked) == 2  # 11 tokens and 21 fill the first bucket
+
+        def stop():
+            raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            sample.generate(c, params, PROMPTS[:3], 24, GREEDY, check=stop)

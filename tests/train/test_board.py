@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from ramp.train.board import Board, rewind
+from ramp.train.board import Board, last_with, rewind
 
 KEEP_ALL = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
 
@@ -132,6 +132,18 @@ def test_rewind_mends_a_file_cut_anywhere(tmp_path_factory, cut, start):
     want = [r for r, end in zip(records, ends, strict=True) if end <= cut and (r["stage"] == "b" or r["step"] < start)]
     assert lines(path) == want
     assert not path.read_bytes() or path.read_bytes().endswith(b"\n")
+
+
+def test_last_with_finds_the_latest_values_of_a_stage_below_a_torn_line(tmp_path):
+    assert last_with(tmp_path / "metrics.jsonl", "pretrain", "time/") == {}
+    for stage, at in (("pretrain", 1.0), ("pretrain", 2.0), ("finetune", 3.0)):
+        with Board(tmp_path, stage, start_step=int(at)) as board:
+            board.scalars(int(at), {"time/step": at, "train/loss": 9})
+            board.scalars(int(at), {"train/loss": 8})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "stage": "pretrain", "time/st')
+    assert last_with(tmp_path / "metrics.jsonl", "pretrain", "time/") == {"step": 2.0}
+    assert last_with(tmp_path / "metrics.jsonl", "pretrain", "eval/") == {}
 
 
 def test_events_survive_a_kill(tmp_path):

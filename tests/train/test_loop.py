@@ -21,9 +21,10 @@ from ramp.stages.common import Stage, next_token_loss, template
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
-from ramp.train.board import Board
+from ramp.train.board import Board, last_with
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.loop import Clock, Diverged, Preempted, fit
+from ramp.train.loop import KINDS, Clock, Diverged, fit
+from ramp.train.preemption import Preempted, Preemption
 from ramp.train.state import new_state
 from ramp.train.step import make_step
 
@@ -73,7 +74,9 @@ def toy_fit(directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval
     state = toy_state(tx)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
     found = checkpoints.restore(like)
-    state, saved = (found[0], found[1]) if found else (state, {"clock": None})
+    state, saved = (found[0], found[1]) if found else (state, {"clock": {}})
+    clock = Clock()
+    clock.add(saved["clock"], {})
     first = int(state.step)
     with Board(directory, "toy", first + 1 if first else 0) as board, closing(checkpoints):
         return fit(
@@ -87,7 +90,8 @@ def toy_fit(directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval
             meta={"mine": 1},
             evaluate=evaluate,
             score="eval/x",
-            clock=Clock(saved["clock"]),
+            clock=clock,
+            stop=Preemption(),
             label="toy",
         )
 
@@ -187,6 +191,38 @@ def test_sigterm_while_evaluating_saves_too(tmp_path):
     assert Checkpoints(tmp_path / "ckpt").steps() == [4, 6]
 
 
+@pytest.mark.parametrize("cut", [6, 12])
+def test_an_evaluation_that_a_stop_cuts_short_is_made_up_for(tmp_path, cut):
+    """At the next start and before any step; so that the last step, evaluated late, can still be the best."""
+    evaluated = []
+
+    def evaluate(state, stop):
+        evaluated.append(int(state.step))
+        if evaluated.count(cut) == 1 and evaluated[-1] == cut:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stop.check(0)
+        return {"eval/x": 10.0 - int(state.step)}
+
+    with pytest.raises(Preempted, match=f"stopped at step {cut} of 12"):
+        toy_fit(tmp_path, evaluate=evaluate)
+    assert Checkpoints(tmp_path / "ckpt").scored(cut) is False
+    toy_fit(tmp_path, evaluate=evaluate)
+    toy_fit(tmp_path, evaluate=evaluate)  # now nothing is owed
+    assert evaluated == sorted([6, 12, cut])
+    assert [(x["step"], x["eval/x"]) for x in lines(tmp_path) if "eval/x" in x] == [(6, 4.0), (12, -2.0)]
+    checkpoints = Checkpoints(tmp_path / "ckpt")
+    assert checkpoints.scored(cut) and checkpoints.best_step() == 12
+
+
+def test_one_request_stops_every_stage_that_follows(tmp_path):
+    stop = Preemption()
+    with stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested(1)
+    with pytest.raises(Preempted):
+        stop.check(0)
+
+
 def test_a_fault_between_checkpoints_loses_nothing_but_time(tmp_path):
     """The process dies at step 7; the lines of steps 5 and 6 are taken back, and come again from the checkpoint of 4."""
     whole = toy_fit(tmp_path / "whole")
@@ -206,8 +242,10 @@ def test_a_fault_between_checkpoints_loses_nothing_but_time(tmp_path):
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
-def test_a_run_of_bad_steps_stops_the_job_and_leaves_the_last_good_checkpoint(tmp_path):
+def test_a_run_of_bad_steps_stops_the_job_and_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
     t = replace(TOY, steps=30, save_every=5)
+    in_flight, close = [], Checkpoints.close
+    monkeypatch.setattr(Checkpoints, "close", lambda self: (in_flight.append(self._saving), close(self)))
 
     def spy(step):
         def bad_after_6(state, batch):
@@ -218,6 +256,7 @@ def test_a_run_of_bad_steps_stops_the_job_and_leaves_the_last_good_checkpoint(tm
 
     with pytest.raises(Diverged, match=r"3 steps in a row, up to step 9, .*last checkpoint is good"):
         toy_fit(tmp_path, t, spy=spy)
+    assert in_flight == [None]  # `fit` itself waited for the save
     assert Checkpoints(tmp_path / "ckpt").steps() == [5]
     good = toy_fit(tmp_path / "good", replace(t, steps=5))
     again = toy_fit(tmp_path, replace(t, steps=5))
@@ -235,6 +274,18 @@ def test_nothing_is_left_to_do_for_a_finished_stage(tmp_path):
         return watched
 
     assert_same(toy_fit(tmp_path, spy=never), state)
+
+
+def test_the_clock_counts_what_a_killed_start_did_for_nothing():
+    clock = Clock()
+    clock.add({"step": 60.0, "save": 20.0, "other": 10.0}, {"step": 69.0, "save": 20.0, "other": 11.0})
+    assert clock.split()["lost"] == 10.0 and clock.split()["step"] == 60.0
+    assert clock.split()["other"] == pytest.approx(10.0, abs=0.1)
+    assert clock.total == pytest.approx(100.0, abs=0.1) and clock.goodput == pytest.approx(0.6, abs=0.01)
+    assert sum(clock.split().values()) == pytest.approx(clock.total, abs=0.1)
+    stopped = Clock()  # saved as it left: what it logged last is older
+    stopped.add({"step": 60.0}, {"step": 59.0})
+    assert stopped.split()["lost"] == 0.0
 
 
 # ---------------------------------------------------------------------------------------------------- a real stage
@@ -260,7 +311,7 @@ def train(path, s, leave=None):
             os.kill(os.getpid(), signal.SIGTERM)
         return {"eval/x": float(jnp.sum(params["lm"]["embed"]["table"] ** 2))}
 
-    return s.train(RunDir(path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x")
+    return s.train(RunDir(path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x", Preemption())
 
 
 def test_a_stage_resumes_bitwise_and_reports(tmp_path):
@@ -274,6 +325,26 @@ def test_a_stage_resumes_bitwise_and_reports(tmp_path):
         train(tmp_path / "whole", stage(softcap=3.0))
 
 
+def test_a_stage_that_died_tells_what_it_lost(tmp_path, monkeypatch):
+    t = replace(stage().t, log_every=1)
+
+    def dies(*args):
+        raise OSError("power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", dies)
+        with pytest.raises(OSError, match="power"):
+            train(tmp_path, replace(stage(), t=t))
+    seconds = sum(
+        value for name, value in last_with(tmp_path / "metrics.jsonl", "pretrain", "time/").items() if name in KINDS
+    )
+    _, report = train(tmp_path, replace(stage(), t=t))
+    assert report["time"]["lost"] == pytest.approx(seconds) and seconds > 0
+    assert report["time"]["init"] > 0 and report["seconds"] == pytest.approx(sum(report["time"].values()), abs=0.5)
+    shares = [line["time/goodput"] for line in lines(tmp_path) if "time/goodput" in line]
+    assert len(shares) == 6 and all(0 <= share < 1 for share in shares)
+
+
 def test_an_evaluation_that_is_cut_short_is_neither_logged_nor_a_score(tmp_path):
     s = replace(stage(), t=replace(stage().t, eval_every=2, save_every=2))
 
@@ -284,7 +355,7 @@ def test_an_evaluation_that_is_cut_short_is_neither_logged_nor_a_score(tmp_path)
         return {}
 
     with pytest.raises(Preempted):
-        s.train(RunDir(tmp_path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x")
+        s.train(RunDir(tmp_path), lambda: {"lm": tiny.init(s.c.model)}, evaluate, "eval/x", Preemption())
     assert [line["step"] for line in lines(tmp_path) if "eval/x" in line] == [2]
     checkpoints = Checkpoints(tmp_path / "checkpoints" / "pretrain")
     assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2

@@ -12,7 +12,7 @@ The cache is a tuple of L pairs of arrays [B, K, h, S]. Time last: with [B, S, K
 every token. A tuple and not one stacked array, so that each layer's cache is updated in place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -156,14 +156,23 @@ def prefill(
 
 
 # ---------------------------------------------------------------------------------------------------- decode
-def decode(c: Model, weights: Params, stream: Stream, how: How, n: int, stop: tuple[int, ...] = ()) -> Stream:
+def decode(
+    c: Model,
+    weights: Params,
+    stream: Stream,
+    how: How,
+    n: int,
+    stop: tuple[int, ...] = (),
+    check: Callable[[], None] = lambda: None,
+) -> Stream:
     """Draw up to n tokens a row; ends early when every row is done. A stop token ends its row and is part of it.
 
     A token costs the reading of the whole cache, so the cache is no longer than it has to be: it grows by buckets, each
-    of which is compiled once. The host looks at the device once a bucket.
+    of which is compiled once. The host looks at the device once a bucket, and calls `check`, which may raise, as often.
     """
     longest, stream, drawn = int(stream.length_b.max()), _blank(stream, n), 0
     while drawn < n and not bool(stream.done_b.all()):
+        check()
         size = _cache_size(c, stream)
         if longest + drawn >= size and size < c.context:
             stream = _grow(stream, min(bucket(size + 1, LEAST_CACHE), c.context))
@@ -292,11 +301,17 @@ def generate(
     how: How,
     seed: int = 0,
     stop: tuple[int, ...] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """Up to n new tokens for each prompt, the stop token left out. Row i is seeded by seed + i."""
-    stream = start(c, params, prompts, seed)
-    stream = decode(c, jax.jit(ready, static_argnums=0)(c, params), stream, how, n, stop)
-    rows = np.asarray(stream.tokens_bn).tolist()
+    """Up to n new tokens for each prompt, the stop token left out, in every process. Row i is seeded by seed + i.
+
+    Any number of prompts fits any mesh: the batch is filled up with rows that are thrown away. `check`: see `decode`.
+    """
+    shape = jax.sharding.get_mesh().shape
+    spare = -len(prompts) % (shape["replica"] * shape["data"])
+    stream = start(c, params, [*prompts, *prompts[:1] * spare], seed)
+    stream = decode(c, jax.jit(ready, static_argnums=0)(c, params), stream, how, n, stop, check)
+    rows = np.asarray(jax.reshard(stream.tokens_bn, P())).tolist()[: len(prompts)]
     return [[t for t in row if t >= 0 and t not in stop] for row in rows]
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,9 +18,9 @@ from ramp.model import transformer
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
-from ramp.train.board import Board
+from ramp.train.board import Board, last_with
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.loop import Clock, fit
+from ramp.train.loop import KINDS, Clock, fit
 from ramp.train.mesh import compiler_options
 from ramp.train.preemption import Preemption
 from ramp.train.state import State, abstract, averaged, new_state
@@ -60,25 +61,30 @@ class Stage:
         start: Callable[[], dict],
         evaluate: Callable[[dict, int, Board, Preemption], dict[str, float]],
         score: str,
+        stop: Preemption,
     ) -> tuple[State, dict[str, Any]]:
         """Start from the parameters `start()` makes, or go on from the stage's last checkpoint; (state, report).
 
         `evaluate(params, step, board, stop)` returns figures by tag and may draw on the board.
         """
+        clock = Clock()
         t, mesh = self.t, jax.sharding.get_mesh()
         tx = optim.make(t, self.c.model.dtype)
         meta = self.meta()
         checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.keep)
-        found = checkpoints.restore(template(self.c.model, t, mesh, self.keep_ref))
-        if found is None:
-            state = jax.jit(lambda params: first_state(params, t, tx, self.c.seed, self.keep_ref), donate_argnums=0)(
-                start()
-            )
-            clock = Clock()
-        else:
-            state, saved, step = found
-            require_same(saved, meta, checkpoints.directory / str(step))
-            clock = Clock(saved["clock"])
+        spent: dict[str, float] = {}
+        with clock("init"):
+            found = checkpoints.restore(template(self.c.model, t, mesh, self.keep_ref))
+            if found is None:
+                make = partial(first_state, t=t, tx=tx, seed=self.c.seed, keep_ref=self.keep_ref)
+                state = jax.jit(make, donate_argnums=0)(start())
+            else:
+                state, saved, step = found
+                require_same(saved, meta, checkpoints.directory / str(step))
+                spent = saved["clock"]
+        if jax.process_index() == 0:
+            logged = last_with(rundir.path / "metrics.jsonl", self.name, "time/")
+            clock.add(spent, {kind: seconds for kind, seconds in logged.items() if kind in KINDS})
         first, last = int(state.step), {}
         board = Board(rundir.path, self.name, first + 1 if first else 0, jax.process_index() == 0)
 
@@ -102,6 +108,7 @@ class Stage:
                 evaluate=figures,
                 score=score,
                 clock=clock,
+                stop=stop,
                 label=self.name,
             )
             board.hparams(vars(t) | {f"model.{k}": v for k, v in vars(self.c.model).items()}, last)

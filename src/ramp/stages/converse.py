@@ -1,6 +1,7 @@
 """The model put to use: continuations of prompts while it pretrains, answers to questions once it can chat."""
 
 import time
+from collections.abc import Callable
 
 from ramp.config import Config, Sample
 from ramp.model import sample
@@ -8,42 +9,50 @@ from ramp.rundir import RunDir
 from ramp.stages.common import load_params
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.preemption import Preemption
 
 
 def how(s: Sample) -> sample.How:
     return sample.How(s.temperature, s.top_k, s.top_p, s.min_p)
 
 
-def continuations(c: Config, params: dict, tokenizer: Tokenizer, count: int) -> dict[str, str]:
+def continuations(
+    c: Config, params: dict, tokenizer: Tokenizer, count: int, check: Callable[[], None]
+) -> dict[str, str]:
     """Each of the first `count` prompts of the configuration with the model's continuation."""
     prompts = c.sample.prompts[:count]
     if not prompts:
         return {}
     ids = [[tokenizer.bos, *tokenizer.encode(text)] for text in prompts]
-    drawn = _generate(c, params, ids, tokenizer, (tokenizer.bos,))
+    drawn = _generate(c, params, ids, tokenizer, (tokenizer.bos,), check)
     return {text: text + tokenizer.decode(new) for text, new in zip(prompts, drawn, strict=True)}
 
 
-def answers(c: Config, params: dict, tokenizer: Tokenizer, count: int) -> list[dict[str, str]]:
+def answers(
+    c: Config, params: dict, tokenizer: Tokenizer, count: int, check: Callable[[], None]
+) -> list[dict[str, str]]:
     """The first `count` questions of the configuration, each asked in a conversation of its own."""
     questions = c.sample.questions[:count]
     if not questions:
         return []
     ids = [render_prompt(tokenizer, [{"role": "user", "content": q}]) for q in questions]
-    drawn = _generate(c, params, ids, tokenizer, (tokenizer.end, tokenizer.bos))
+    drawn = _generate(c, params, ids, tokenizer, (tokenizer.end, tokenizer.bos), check)
     return [{"question": q, "answer": tokenizer.decode(new)} for q, new in zip(questions, drawn, strict=True)]
 
 
-def _generate(c: Config, params: dict, prompts: list, tokenizer: Tokenizer, stop: tuple[int, ...]) -> list[list[int]]:
-    return sample.generate(c.model, params["lm"], prompts, c.sample.tokens, how(c.sample), seed=c.seed, stop=stop)
+def _generate(c: Config, params: dict, prompts: list, tokenizer: Tokenizer, stop: tuple, check: Callable) -> list:
+    s, lm = c.sample, params["lm"]
+    rows = sample.generate(c.model, lm, prompts, s.tokens, how(s), seed=c.seed, stop=stop, check=check)
+    return [[t for t in row if t < tokenizer.vocab_size] for row in rows]  # the table is padded to a multiple of 128
 
 
-def run(rundir: RunDir, c: Config) -> dict:
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     """Ask the fine-tuned model the questions of the configuration."""
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = load_params(rundir, "finetune", c, tokenizer)
-    turns = answers(c, params, tokenizer, len(c.sample.questions))
+    with stop:
+        turns = answers(c, params, tokenizer, len(c.sample.questions), lambda: stop.check(0))
     for turn in turns:
         print(f"\n> {turn['question']}\n{turn['answer']}")
     talk = [m for t in turns for m in _messages(t)]

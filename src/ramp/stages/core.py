@@ -25,7 +25,6 @@ from ramp.stages.common import load_params
 from ramp.text.questions import CONTINUE, Row, Task, rows_of
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.board import Board
-from ramp.train.loop import Preempted
 from ramp.train.mesh import ROWS, put_batch
 from ramp.train.preemption import Preemption
 
@@ -133,22 +132,17 @@ def summary(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"core": mean, "se": se, "chance": 0.0, "guess": guess, "tasks": tasks}
 
 
-def run(rundir: RunDir, c: Config, tasks: Sequence[Task], limit: int = 0) -> dict[str, Any]:
+def run(rundir: RunDir, c: Config, stop: Preemption, tasks: Sequence[Task], limit: int = 0) -> dict[str, Any]:
     """Put `limit` questions of each task (0: all) to the pretrained model; the table is printed as it grows."""
     began, figures = time.perf_counter(), {}
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = load_params(rundir, "pretrain", c, tokenizer)
     say = partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
-    with Preemption() as stop:
-
-        def poll(n: int) -> None:
-            if stop.requested(n):
-                raise Preempted("core stopped; the same command asks all its questions again")
-
+    with stop:
         say(HEAD)
         for task in tasks:
             rows = rows_of(task, tokenizer, c.model.context, limit)
-            figures[task.label] = score(task, rows, verdicts(task, rows, judge(c, params, rows, poll)))
+            figures[task.label] = score(task, rows, verdicts(task, rows, judge(c, params, rows, stop.check)))
             say(LINE.format(task.label, **figures[task.label]))
     result = summary(figures) | {"limit": limit, "seconds": time.perf_counter() - began}
     say(f"CORE {result['core']:.4f} ± {result['se']:.4f}; beside it: chance 0, any choice {result['guess']:.4f}")

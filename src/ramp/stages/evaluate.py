@@ -27,7 +27,8 @@ Evaluate = Callable[[dict, Preemption | None], dict[str, float]]
 
 
 def bits_per_byte(c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, limit: int = 0) -> Evaluate:
-    """A function (params, stop) -> {"val_bpb", "val_nats"} over `limit` rows spread over all, 0: all.
+    """A function (params, stop) -> {"val_bpb", "val_nats"} over `limit` rows spread over all, 0: all; `Preempted` if asked
+    to stop.
 
     val_bpb: bits of the tokens that stand for text, divided by the bytes they stand for; specials count in neither. The
     same quantity whatever the tokenizer is, and the one the baselines give. val_nats: nats per token that bears loss.
@@ -53,21 +54,22 @@ def bits_per_byte(c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, 
             current = sums(params, batch, jnp.asarray(lengths_v))
             total += 0 if waiting is None else np.asarray(waiting, np.float64)
             waiting = current
-            if stop is not None and stop.requested(i):
-                return {}
+            if stop is not None:
+                stop.check(i)
         nats, n_bytes, loss, weight = total + np.asarray(waiting, np.float64)
         return {"val_bpb": nats / math.log(2) / max(n_bytes, 1), "val_nats": loss / max(weight, 1)}
 
     return evaluate
 
 
-def run(rundir: RunDir, c: Config) -> dict:
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     """The figure that the run is judged by, over all of validation, and what stands beside it."""
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     rows = TokenRows(rundir.tokens("val"), c.pretrain.seq, tokenizer.fingerprint)
     params = load_params(rundir, "pretrain", c, tokenizer)
-    result = bits_per_byte(c, rows, tokenizer)(params)
+    with stop:
+        result = bits_per_byte(c, rows, tokenizer)(params, stop)
     result["baselines"] = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
     result["seconds"] = time.perf_counter() - began
     with Board(rundir.path, "eval", 0, jax.process_index() == 0) as board:

@@ -3,6 +3,8 @@
 import time
 from collections import Counter
 
+import jax
+
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.rundir import RunDir
@@ -11,14 +13,15 @@ from ramp.text import chat
 from ramp.text.corpus import split_of
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.preemption import Preemption
 from ramp.train.state import averaged
 
 
-def run(rundir: RunDir, c: Config) -> dict:
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     rows, counts = pack_rows(c, tokenizer)
-    for split, packed in rows.items():
+    for split, packed in rows.items() if jax.process_index() == 0 else ():
         packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
     loss_nats = evaluate.bits_per_byte(c, rows["val"], tokenizer)
     print(
@@ -28,7 +31,7 @@ def run(rundir: RunDir, c: Config) -> dict:
 
     def figures(params, step, board, stop) -> dict[str, float]:
         values = {f"eval/chat_{name.removeprefix('val_')}": value for name, value in loss_nats(params, stop).items()}
-        for turn in converse.answers(c, params, tokenizer, c.finetune.samples):
+        for turn in converse.answers(c, params, tokenizer, c.finetune.samples, lambda: stop.check(step)):
             board.text(step, f"chat/{turn['question']}", turn["answer"])
         return values
 
@@ -41,9 +44,10 @@ def run(rundir: RunDir, c: Config) -> dict:
         tokenizer=tokenizer,
     )
     state, report = stage.train(
-        rundir, lambda: common.load_params(rundir, "pretrain", c, tokenizer), figures, "eval/chat_nats"
+        rundir, lambda: common.load_params(rundir, "pretrain", c, tokenizer), figures, "eval/chat_nats", stop
     )
-    final = loss_nats(averaged(state))
+    with stop:
+        final = loss_nats(averaged(state), stop)
     print(f"finetune: {final['val_nats']:.4f} nats per assistant token on held-out conversations")
     counted = {"counts": dict(counts), "rows": len(rows["train"])}
     return report | {"chat_nats": final["val_nats"]} | counted | {"seconds": time.perf_counter() - began}

@@ -8,17 +8,19 @@ from ramp.rundir import RunDir
 from ramp.stages import common, converse, evaluate
 from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.preemption import Preemption
 from ramp.train.state import averaged
 
 
-def run(rundir: RunDir, c: Config) -> dict:
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     tokenizer = Tokenizer.load(rundir.tokenizer)
     train, val = (TokenRows(rundir.tokens(s), c.pretrain.seq, tokenizer.fingerprint) for s in ("train", "val"))
     bits = evaluate.bits_per_byte(c, val, tokenizer, c.eval.rows)
 
     def figures(params, step, board, stop) -> dict[str, float]:
         values = {f"eval/{name}": value for name, value in bits(params, stop).items()}
-        for name, text in converse.continuations(c, params, tokenizer, c.pretrain.samples).items():
+        texts = converse.continuations(c, params, tokenizer, c.pretrain.samples, lambda: stop.check(step))
+        for name, text in texts.items():
             board.text(step, f"samples/{name}", text)
         return values
 
@@ -34,7 +36,8 @@ def run(rundir: RunDir, c: Config) -> dict:
     def start() -> dict:
         return {"lm": jax.jit(lambda: transformer.init(c.model, jax.random.PRNGKey(c.seed)))()}
 
-    state, report = stage.train(rundir, start, figures, "eval/val_bpb")
-    final = bits(averaged(state))
+    state, report = stage.train(rundir, start, figures, "eval/val_bpb", stop)
+    with stop:
+        final = bits(averaged(state), stop)
     print(f"pretrain: {final['val_bpb']:.4f} bits per byte after {report['tokens']:,} tokens")
     return report | final | {"epochs": report["tokens"] / max(len(train) * c.pretrain.seq, 1)}

@@ -20,12 +20,13 @@ from ramp.rundir import RunDir, write_atomic
 from ramp.stages import common
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.preemption import Preemption
 from ramp.train.state import State, averaged
 
 SHOWN = ("rloo", "step_local")  # beside the method in use, in pictures
 
 
-def run(rundir: RunDir, c: Config) -> dict:
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     if jax.process_count() > 1:
         raise UserError("reinforcement runs in one process so far; use one host, with any number of devices")
     began = time.perf_counter()
@@ -34,7 +35,7 @@ def run(rundir: RunDir, c: Config) -> dict:
     measure = partial(learn.accuracy, c.model, t, tokenizer, task)
     start = partial(common.load_params, rundir, "finetune", c, tokenizer)
     if t.imitate:
-        state, _ = imitate(rundir, c, tokenizer, start)
+        state, _ = imitate(rundir, c, tokenizer, start, stop)
         params = averaged(state)
         start = lambda: params  # noqa: E731
     before, _ = measure(start(), t.problems)
@@ -55,7 +56,7 @@ def run(rundir: RunDir, c: Config) -> dict:
         around=partial(iteration, c, tokenizer),
         keep_ref=t.kl > 0,
     )
-    state, report = stage.train(rundir, start, evaluate, "rl/not_verified")
+    state, report = stage.train(rundir, start, evaluate, "rl/not_verified", stop)
     after, _ = measure(averaged(state), t.problems)
     say("after", after)
     save_page(rundir, c, tokenizer, averaged(state))
@@ -93,7 +94,7 @@ def iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
     return step
 
 
-def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable) -> tuple[State, dict]:
+def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, stop: Preemption) -> tuple[State, dict]:
     t, task = c.reinforce, TASKS[c.reinforce.task]
     t = replace(t, steps=t.imitate, lr_scale=t.lr_scale * t.imitate_scale, eval_every=t.imitate, save_every=t.imitate)
 
@@ -102,7 +103,7 @@ def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable) ->
         return {name: a[lo:hi] for name, a in rows.items()}
 
     stage = common.Stage("imitate", c, t, learn.imitation_loss(c.model), batches, tokenizer)
-    return stage.train(rundir, start, lambda *_: {}, "")
+    return stage.train(rundir, start, lambda *_: {}, "", stop)
 
 
 def draw(board, step: int, c: Config, tokenizer: Tokenizer, params: dict) -> None:

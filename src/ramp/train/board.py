@@ -12,6 +12,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -168,6 +169,16 @@ def _stays(line: bytes, stage: str, start_step: int) -> bool:
         return record["stage"] != stage or record["step"] < start_step
     except (ValueError, TypeError, KeyError):
         return False
+
+
+def last_with(path: Path, stage: str, prefix: str) -> dict[str, float]:
+    """The values whose tags begin with `prefix` in the last line of `stage` that has any; {} if none has."""
+    for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
+        with suppress(ValueError):  # torn by a kill
+            record = json.loads(line)
+            if record["stage"] == stage and (tags := [tag for tag in record if tag.startswith(prefix)]):
+                return {tag.removeprefix(prefix): record[tag] for tag in tags}
+    return {}
 
 
 def _append(file: io.TextIOBase, record: dict[str, Any]) -> None:

@@ -54,6 +54,14 @@ def _digest(record: dict) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
+def _stored(record: dict) -> dict:
+    return {"record": record, "sha256": _digest(record)}
+
+
+def _finite(score: float | None) -> float | None:
+    return float(score) if score is not None and math.isfinite(score) else None
+
+
 def _everywhere(ok: bool) -> bool:
     """Whether it holds in every process, so that all of them take the same branch."""
     return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(ok)).all())
@@ -98,9 +106,12 @@ class Checkpoints:
         if step < latest:
             raise UserError(f"{self.directory} holds step {latest}: to save step {step}, move the later ones away")
         leaves = named_leaves(state)
-        score = float(score) if score is not None and math.isfinite(score) else None
-        record = {"step": step, "score": score, "meta": meta, "leaves": {name: _spec(x) for name, x in leaves.items()}}
-        stored = {"record": record, "sha256": _digest(record)}
+        record = {
+            "step": step,
+            "score": _finite(score),
+            "meta": meta,
+            "leaves": {name: _spec(x) for name, x in leaves.items()},
+        }
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
@@ -112,10 +123,19 @@ class Checkpoints:
         try:
             self._orbax.save(
                 self.directory / str(step),
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(stored)),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(_stored(record))),
             )
         except Exception as error:
             self._fail(error)
+
+    def rescore(self, step: int, score: float | None) -> None:
+        """Give a complete step the score that it was saved without; None changes nothing."""
+        if jax.process_index() == 0 and score is not None:
+            path = self._record_path(step)
+            new = path.with_name(path.name + ".tmp")
+            new.write_text(json.dumps(_stored(self._record(step) | {"score": _finite(score)})))
+            new.replace(path)
+        _barrier("ramp:rescore")
 
     def check(self) -> None:
         """Raise if the save in the background has failed. Cheap: call it whenever metrics are logged."""
@@ -174,6 +194,9 @@ class Checkpoints:
         """The complete steps, ascending. Only `restore` reads what is inside."""
         paths = self.directory.iterdir() if self.directory.exists() else ()
         return sorted(int(p.name) for p in paths if p.name.isdigit() and _complete(p))
+
+    def scored(self, step: int) -> bool:
+        return self._record(step)["score"] is not None
 
     def best_step(self) -> int | None:
         """The step with the lowest score, the later of equals; None if no step has one."""
@@ -242,7 +265,7 @@ class Checkpoints:
     def _record(self, step: int) -> dict:
         """The record of a step, verified. It is one small file, read by every process alike."""
         try:
-            stored = json.loads((self.directory / str(step) / "meta" / "metadata").read_text())
+            stored = json.loads(self._record_path(step).read_text())
             whole = stored["sha256"] == _digest(stored["record"]) and stored["record"]["step"] == step
         except PermissionError:
             raise
@@ -251,6 +274,9 @@ class Checkpoints:
         if not whole:
             raise Damaged("its record does not match its checksum")
         return stored["record"]
+
+    def _record_path(self, step: int) -> epath.Path:
+        return self.directory / str(step) / "meta" / "metadata"
 
     def _require_same_model(self, step: int, have: dict, want: dict, partial: bool) -> None:
         where = f"{self.directory / str(step)} is a checkpoint of another model"

@@ -7,7 +7,7 @@ part of the state: kill this process at any moment and the same command goes on 
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,7 +20,7 @@ from ramp.text.rows import Batches
 from ramp.train.board import Board
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.mesh import put_batch
-from ramp.train.preemption import Preemption
+from ramp.train.preemption import Preempted, Preemption
 from ramp.train.state import State
 
 
@@ -28,17 +28,24 @@ class Diverged(Exception):
     """The guard refused so many steps in a row that training cannot go on. The last checkpoint is good."""
 
 
-class Preempted(Exception):
-    """Asked to stop; the state is saved."""
+KINDS = ("init", "data", "compile", "step", "eval", "save", "lost", "other")
 
 
 class Clock:
-    """Seconds spent by kind, those of earlier starts of the stage included; what belongs to no kind is `other`."""
+    """Seconds of a stage by kind, its earlier starts included. `lost`: what a killed start did after its last save, up to
+    its last logged step; `other`: what belongs to no kind. The time between two starts is nobody's."""
 
-    def __init__(self, before: dict[str, float] | None = None) -> None:
-        self.seconds = dict.fromkeys(("data", "compile", "step", "eval", "save", "other"), 0.0) | (before or {})
-        self._began = time.perf_counter() - sum(self.seconds.values())
-        del self.seconds["other"]
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(KINDS[:-1], 0.0)
+        self._began = time.perf_counter()
+
+    def add(self, saved: dict[str, float], logged: dict[str, float]) -> None:
+        """Earlier starts: their split when they saved, and as last logged, which a killed one did later than it saved."""
+        lost = max(0.0, sum(logged.values()) - sum(saved.values()))
+        self._began -= sum(saved.values()) + lost
+        for kind in self.seconds:
+            self.seconds[kind] += saved.get(kind, 0.0)
+        self.seconds["lost"] += lost
 
     @contextmanager
     def __call__(self, kind: str) -> Iterator[None]:
@@ -54,6 +61,11 @@ class Clock:
 
     def split(self) -> dict[str, float]:
         return {**self.seconds, "other": max(0.0, self.total - sum(self.seconds.values()))}
+
+    @property
+    def goodput(self) -> float:
+        """The share of the time that went into steps which count."""
+        return self.seconds["step"] / max(self.total, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -78,9 +90,11 @@ class Meter:
         stuck = values["guard/streak"] >= self.t.guard_limit
         if done % self.t.log_every == 0 or done in (1, self.t.steps) or stuck:
             values |= {"train/tokens": float(done * tokens), "time/tokens_per_s": speed}
+            values["time/goodput"] = self.clock.goodput
             self.board.scalars(done, values | {f"time/{kind}": s for kind, s in self.clock.split().items()})
             self.checkpoints.check()
         if stuck:
+            self.checkpoints.wait()
             raise Diverged(
                 f"{int(values['guard/streak'])} steps in a row, up to step {done}, had a non-finite or outlying loss or "
                 f"gradient (loss {values['train/loss']:g}, gradient norm {values['train/grad_norm']:g}); none of them "
@@ -101,13 +115,35 @@ def fit(
     evaluate: Callable[[State, Preemption], dict[str, float]],
     score: str,
     clock: Clock,
+    stop: Preemption,
     label: str,
 ) -> State:
     """Train from `state.step` to `t.steps`; `evaluate(state, stop)` gives figures by tag, the best checkpoint is the one
-    with the lowest figure `score`. Raises `Diverged` or `Preempted`, with the state saved."""
+    with the lowest figure `score`. Raises `Diverged` or `Preempted`, with the state saved. An evaluation that a stop cuts
+    short, by raising `Preempted` or giving no figures, is made up for at the next start."""
     first = int(state.step)
     pending: dict | None = None
-    with Preemption() as stop, progress(label, first, t.steps) as show:
+
+    def due(done: int) -> bool:
+        return done % t.eval_every == 0 or done == t.steps
+
+    def judge(done: int) -> float | None:
+        figures: dict[str, float] = {}
+        with clock("eval"), suppress(Preempted):
+            figures = evaluate(state, stop)
+        if figures:
+            board.scalars(done, figures)
+        return figures.get(score)
+
+    def leave_at(done: int) -> None:
+        checkpoints.wait()
+        raise Preempted(f"{label} stopped at step {done} of {t.steps} and is saved; the same command goes on")
+
+    with stop, progress(label, first, t.steps) as show:
+        if first and due(first) and not checkpoints.scored(first):
+            checkpoints.rescore(first, judge(first))
+            if stop.requested(first):
+                leave_at(first)
         busy = clock.seconds["step"] + clock.seconds["data"]
         meter = Meter(t, first, busy, board, checkpoints, clock, show)
         for step in range(first, t.steps):
@@ -123,25 +159,21 @@ def fit(
                     meter.read(step, pending)
                 pending = metrics
             leave = stop.requested(done)
-            evaluates = done % t.eval_every == 0 or done == t.steps
             saves = done % t.save_every == 0 or done == t.steps or leave
-            if not (evaluates or saves):
+            if not (due(done) or saves):
                 continue
             with clock("step"):  # never evaluate or save what the guard has not passed
                 meter.read(done, pending)
                 pending = None
-            figures: dict[str, float] = {}
-            if evaluates and not leave:
-                with clock("eval"):
-                    figures = evaluate(state, stop)
-                board.scalars(done, figures)
+            figure = None
+            if due(done) and not leave:
+                figure = judge(done)
                 leave = stop.requested(done)
             if saves or leave:
                 with clock("save"):
-                    checkpoints.save(done, state, meta | {"clock": clock.split()}, figures.get(score))
-            if leave and done < t.steps:
-                checkpoints.wait()
-                raise Preempted(f"{label} stopped at step {done} of {t.steps} and is saved; the same command goes on")
+                    checkpoints.save(done, state, meta | {"clock": clock.split()}, figure)
+            if leave:
+                leave_at(done)
         with clock("save"):
             checkpoints.wait()
     return state

@@ -10,8 +10,12 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h. As exit code of ramp it means:
 log = logging.getLogger(__name__)
 
 
+class Preempted(Exception):
+    """Asked to stop. What is saved is whole, and the same command goes on from it."""
+
+
 class Preemption:
-    """`with Preemption() as stop: ... if stop.requested(step): save, exit with EXIT_PREEMPTED`.
+    """`with stop: ... if stop.requested(step): save, exit with EXIT_PREEMPTED`. One object for all stages of a run.
 
     One process: SIGTERM and the first Ctrl-C set a flag, a second Ctrl-C interrupts at once. Several processes: a
     SIGTERM to any of them (JAX's own notifier listens, so no handler is installed) makes `requested` true in all of
@@ -46,3 +50,8 @@ class Preemption:
             self._said = True
             log.warning("asked to stop at step %d: saving first; Ctrl-C again stops at once", step)
         return self._asked
+
+    def check(self, step: int) -> None:
+        """Raise `Preempted` if asked to stop: for loops that have nothing to save."""
+        if self.requested(step):
+            raise Preempted("asked to stop; what is done is saved, and the same command goes on")
