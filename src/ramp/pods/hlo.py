@@ -211,6 +211,7 @@ def cycles(text: str) -> float:
     """The TPU compiler's cycle estimates summed over the program; nothing for kernels and waiting (see the plan)."""
     total = 0.0
     for i, times, _ in executed(text):
-        if found := re.search(r'"estimated_cycles":"(\d+)"', i.rest):
+        found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
+        if found and int(found[1]) < 1e12:  # the largest integer stands for "unknown"
             total += times * int(found[1])
     return total

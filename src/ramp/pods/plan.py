@@ -48,6 +48,8 @@ Report = dict[str, Any]
 def plan(c: Config, topology: Topology, programs: tuple[str, ...] = PROGRAMS, save: Path | None = None) -> Report:
     """Compile `programs` of a configuration for a topology: {"topology", "mesh", "config", "programs": {name: ...}}."""
     c, mesh = prepare(c, topology)
+    if save:
+        save.mkdir(parents=True, exist_ok=True)
     report = {
         "topology": str(topology),
         "mesh": dict(mesh.shape),
@@ -142,7 +144,6 @@ def compiled(name: str, lowered: Any, c: Config, topology: Topology, save: Path 
             scratch.replace(kept)
     text = found.pop("hlo", "")
     if save and text:
-        save.mkdir(parents=True, exist_ok=True)
         write_atomic(save / f"{name}.hlo.txt", text)
     return found
 

@@ -86,7 +86,11 @@ def check(c: config.Config, dims: tuple[int, int, int]) -> None:
         ("model.ff", m.ff, dims[2]),
         ("pretrain.batch / pretrain.accum", c.pretrain.batch // c.pretrain.accum, rows),
         ("finetune.batch / finetune.accum", c.finetune.batch // c.finetune.accum, rows),
-        ("reinforce.prompts x group / accum", c.reinforce.batch // c.reinforce.accum, rows),
+        (
+            "reinforce.prompts x group / accum",
+            c.reinforce.batch // c.reinforce.accum if "reinforce" in c.stages else 0,
+            rows,
+        ),
         ("eval.batch", c.eval.batch, rows),
     ]
     for key, value, parts in splits:
