@@ -115,7 +115,7 @@ def launch(
             with (notes / f"{rank}.log").open("w") as log:
                 command = [sys.executable, __file__, *map(str, words)]
                 children.append(subprocess.Popen(command, env=env | place, stdout=log, stderr=log))
-        while any(child.poll() is None for child in children) and time.monotonic() < deadline:
+        while None in [child.poll() for child in children] and time.monotonic() < deadline:
             if any(child.returncode == -signal.SIGKILL for child in children):
                 deadline = min(deadline, time.monotonic() + 5)
             time.sleep(0.05)
