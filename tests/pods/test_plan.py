@@ -123,6 +123,12 @@ def test_gpus(tmp_path, topology):
     assert report["programs"]["train"]["fits"]
 
 
+@pytest.mark.skipif(installed("libtpu"), reason="libtpu is here")
+def test_without_the_compiler_it_says_what_to_install(tmp_path):
+    done, _ = plan(tmp_path, "v5e:2x2", "--only", "train", check=False)
+    assert done.returncode == 2 and "uv sync --extra plan" in done.stderr
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

@@ -73,6 +73,7 @@ def prepare(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
         c = replace(c, mesh=replace(c.mesh, replica=topology.slices))
     dims = meshes.shape(c.mesh, topology.device_count)
     meshes.check(c, dims)
+    meshes.compiler_options(c.mesh)  # a wrong name is said before anything is compiled
     c = replace(c, mesh=replace(c.mesh, replica=dims[0], data=dims[1], model=dims[2]))
     return c, meshes.make(c.mesh, topology.devices())
 
