@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ramp import bench_args, config, rundir
 from ramp.errors import UserError
+from ramp.nines import commands as nines
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -25,6 +26,7 @@ VERBS = {
     "chat": "talk to the model of a run",
     "report": "write report.html again",
     "bench": "tokens per second of training and of generation",
+    "nines": "from trials to reliability to a scored forecast of readiness",
     "doctor": "what this machine has, and whether ramp can work on it",
 }
 
@@ -64,7 +66,9 @@ FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.
 
 
 def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
-    if verb == "bench":
+    if verb == "nines":
+        nines.add_arguments(p)
+    elif verb == "bench":
         bench_args.add_arguments(p)
     elif verb in TRAINS:
         p.add_argument("config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
@@ -162,6 +166,7 @@ ACTIONS = dict.fromkeys(TRAINS, _train) | {
     "report": _report,
     "doctor": _doctor,
     "bench": _bench,
+    "nines": lambda args, flags: nines.run(args),
 }
 
 

@@ -5,11 +5,14 @@ A forecast is a set of draws. It is scored when the later checkpoint is known: C
 at one origin come only from forecasts whose outcome was known before it.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.special import expit, logit
+from scipy.stats import norm
 
 from ramp.errors import UserError
 from ramp.nines import growth
@@ -198,3 +201,104 @@ def _best(values: np.ndarray) -> np.ndarray:
     if values.shape[-1] < 3:
         return values.max(-1)
     return np.median([values[..., :-2], values[..., 1:-1], values[..., 2:]], axis=0).max(-1)
+
+
+def over_time(c: Table, thresholds: tuple[float, ...] = (), least: int = 3, ahead: int = 4) -> list[tuple[float, Past]]:
+    """Forecast each curve from every one of its checkpoints but the first few, `ahead` checkpoints on at most.
+
+    (horizon in decades, outcome); weights and widening come only from outcomes that lay before the origin."""
+    done: list[tuple[float, float, Past]] = []  # when it was known, horizon, outcome
+    keys = _pair(c)
+    for now in np.unique(c["x"]):
+        known_by_now = [p for when, _, p in done if when <= now + 1e-9]
+        weights = growth.stack(np.array([p.shapes for p in known_by_now]).reshape(-1, len(SHAPES)))
+        factor = growth.widening(np.array([p.pit for p in known_by_now]))
+        for task in np.unique(c["task"]):
+            rows = (c["task"] == task) & (c["x"] <= now + 1e-9)
+            starts = [k for k in np.unique(keys[rows & np.isclose(c["x"], now)]) if (keys[rows] == k).sum() >= least]
+            later = {k: np.unique(c["x"][(keys == k) & (c["x"] > now + 1e-9)])[:ahead] for k in starts}
+            if not any(len(v) for v in later.values()):
+                continue
+            found = fits(take(c, rows), now)
+            for key, targets in later.items():
+                mine = take(c, keys == key)
+                for x in targets:
+                    outcome = score(found, weights, factor, take(c, rows), mine, now, x, thresholds)
+                    done.append((float(x), float(x - now), outcome))
+    if not done:
+        raise UserError(f"no curve has more than {least} checkpoints; a backtest forecasts from {least} to a later one")
+    return [(lead, p) for _, lead, p in done]
+
+
+def summary(past: list[Past]) -> dict:
+    """Scores by method over the same forecasts, the events, and the PIT in tenths."""
+    methods = [m for m in past[0].crps if all(m in p.crps for p in past)]
+    out: dict = {"forecasts": len(past), "methods": {}}
+    for m in methods:
+        out["methods"][m] = {
+            "crps": float(np.mean([p.crps[m] for p in past])),
+            "coverage": float(np.mean([p.covered[m] for p in past])),
+        }
+    pit = np.array([p.pit for p in past])
+    out["coverage80"] = float(((pit >= 0.1) & (pit <= 0.9)).mean())
+    out["mae"] = float(np.mean([abs(p.median - p.actual) for p in past]))
+    out["pit"] = np.histogram(pit, np.linspace(0, 1, 11))[0].tolist()
+    events = np.array([(p, h) for q in past for _, p, h in q.events], float).reshape(-1, 2)
+    if len(events):
+        base = events[:, 1].mean()
+        brier = float(((events[:, 0] - events[:, 1]) ** 2).mean())
+        out["events"] = {
+            "count": len(events),
+            "rate": float(base),
+            "brier": brier,
+            "base_brier": float(base * (1 - base)),
+        }
+        said = np.digitize(events[:, 0], (0.1, 0.3, 0.5, 0.7, 0.9))
+        groups = [events[said == k] for k in range(6)]
+        out["calibration"] = [(*g.mean(0).tolist(), len(g)) for g in groups if len(g)]
+    return out
+
+
+# ---- the live record ------------------------------------------------------------------------------------------------
+
+LEVELS = np.arange(1, 100) / 100
+
+
+def issue(path: Path, run: str, task: str, issued: float, unit: str, targets: np.ndarray, draws: np.ndarray) -> None:
+    """Append one line a target: the 99 percentiles of the accuracy there. draws: [S, T]."""
+    with path.open("a", encoding="utf-8") as file:
+        for x, column in zip(targets, draws.T, strict=True):
+            quantiles = np.quantile(column, LEVELS).round(6).tolist()
+            line = {
+                "run": run,
+                "task": task,
+                "unit": unit,
+                "issued": issued,
+                "target": float(x),
+                "quantiles": quantiles,
+            }
+            file.write(json.dumps(line) + "\n")
+
+
+def resolve(path: Path, c: Table) -> tuple[list[dict], int]:
+    """Score the recorded forecasts whose checkpoint has arrived; (scored, still open). The record itself never changes."""
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        parsed = [(r, r["run"], r["task"], float(r["target"]), np.array(r["quantiles"], float)) for r in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a record of forecasts ({type(error).__name__}: {error})") from None
+    scored, waiting = [], 0
+    for record, run, task, target, quantiles in parsed:
+        mine = (c["run"] == run) & (c["task"] == task)
+        hit = np.flatnonzero(mine & (np.abs(c["x"] - target) < 0.005))
+        last = np.flatnonzero(mine & (np.abs(c["x"] - record["issued"]) < 0.005))
+        if not len(hit):
+            waiting += 1
+            continue
+        y = float(c["value"][hit[0]])
+        row = {"run": run, "task": task, "target": target, "actual": y, "crps": crps(quantiles, y)}
+        row["covered80"] = bool(quantiles[9] <= y <= quantiles[89])
+        if len(last):
+            row["persistence"] = crps(c["value"][last[0]] + np.nan_to_num(c["stderr"][last[0]]) * norm.ppf(LEVELS), y)
+        scored.append(row)
+    return scored, waiting
