@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         p.add_argument("--json", action="store_true", help="print figures for a program instead")
         p.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page as well")
         if verb != "plan":
-            p.add_argument("file", type=Path, help="a table of trials or an evaluation log (columns: see nines/trials.py)")
+            p.add_argument(
+                "file", type=Path, help="a table of trials or an evaluation log (columns: see nines/trials.py)"
+            )
             p.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep only these rows")
         if verb in ("plan", "certify"):
             p.add_argument("--nines", type=float, default=3.0 if verb == "plan" else 2.0, help="level to show")
@@ -39,12 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             p.add_argument("--probability", type=float, default=0.8, help="how sure it must be (default .8)")
             p.add_argument("--decades", type=float, default=1.0, help="how far ahead, in powers of ten (default 1)")
             p.add_argument("--run", help="whose future (default: the run that got furthest)")
-            p.add_argument("--family", action="append", default=[], metavar="NAME=SHARE", help="usage mix over families")
+            p.add_argument(
+                "--family", action="append", default=[], metavar="NAME=SHARE", help="usage mix over families"
+            )
             p.add_argument("--slice", action="append", default=[], metavar="NAME=SHARE", help="usage mix over slices")
             p.add_argument("--schedule", type=Path, metavar="CSV", help="date,compute: what will have been spent when")
             p.add_argument("--record", type=Path, metavar="JSONL", help="append this forecast, to be scored later")
         if verb == "backtest":
-            p.add_argument("--origin", type=float, help="with --target: forecast at this step (or compute) of each run ...")
+            p.add_argument(
+                "--origin", type=float, help="with --target: forecast at this step (or compute) of each run ..."
+            )
             p.add_argument("--target", type=float, help="... its accuracy there, all smaller runs known to the end")
             p.add_argument("--threshold", type=float, nargs="+", default=[], help="score also 'will it reach T?'")
             p.add_argument("--record", type=Path, metavar="JSONL", help="score the forecasts recorded there")
@@ -122,7 +128,12 @@ def _plan(args: argparse.Namespace) -> tuple[dict, list]:
     figures = {"reliability": bad, "plans": plans, "items": needs[1:]}
     figures["sequential"] = {"clean": test.clean, "price": test.price, "expected_trials": expected}
     parts = [f"To show {bad:.6g} with {args.confidence:.0%} confidence, on items drawn from production:", rows]
-    return figures, [*parts, f"Repeats of an item are correlated ({args.rho:g}); for as much as {plans[0]['trials']:,}:", needs, text]
+    return figures, [
+        *parts,
+        f"Repeats of an item are correlated ({args.rho:g}); for as much as {plans[0]['trials']:,}:",
+        needs,
+        text,
+    ]
 
 
 def _certify(args: argparse.Namespace) -> tuple[dict, list]:
@@ -130,7 +141,7 @@ def _certify(args: argparse.Namespace) -> tuple[dict, list]:
     from ramp.nines.sequential import SPRT, confidence_sequence
 
     t = _table(args)
-    wins, tries, slices, first = ready.last_cells(t)
+    wins, tries, _, first = ready.last_cells(t)
     n, good = len(first), int(first.sum())
     bad = 1 - 10**-args.nines
     test = SPRT(bad, 1 - (1 - bad) / 5, 1 - args.confidence, 1 - args.confidence)
@@ -142,17 +153,41 @@ def _certify(args: argparse.Namespace) -> tuple[dict, list]:
     rows += [[f"shown at {args.confidence:.0%}: reliability of at least", f"{low:.5f} ({exact.nines(low):.2f} nines)"]]
     ever = confidence_sequence(good, n - good, args.confidence)
     rows += [["the same, valid however often one looks", f"{ever[0]:.5f} .. {ever[1]:.5f}"]]
-    rows += [["Wilson, Jeffreys", ", ".join(f"{v[0]:.4f} .. {v[1]:.4f}" for v in (exact.wilson(good, n), exact.jeffreys(good, n)))]]
-    rows += [["trials in all, worth independent ones", f"{int(tries.sum())}, {exact.effective_trials(len(tries), tries.mean(), 0 if math.isnan(rho) else rho):.0f}"]]
-    rows += [["correlation of tries at one item", "unknown: no item was tried twice" if math.isnan(rho) else f"{rho:.2f}"]]
+    rows += [
+        [
+            "Wilson, Jeffreys",
+            ", ".join(f"{v[0]:.4f} .. {v[1]:.4f}" for v in (exact.wilson(good, n), exact.jeffreys(good, n))),
+        ]
+    ]
+    rows += [
+        [
+            "trials in all, worth independent ones",
+            f"{int(tries.sum())}, {exact.effective_trials(len(tries), tries.mean(), 0 if math.isnan(rho) else rho):.0f}",
+        ]
+    ]
+    rows += [
+        ["correlation of tries at one item", "unknown: no item was tried twice" if math.isnan(rho) else f"{rho:.2f}"]
+    ]
     if k > 1:
         rows += [[f"pass@{k}, pass^{k}", f"{exact.pass_at(k, wins, tries):.4f}, {exact.pass_hat(k, wins, tries):.4f}"]]
     rows += [[f"sequential test of {args.nines:g} nines", test.decide(good, n - good)]]
     rows += [["further clean items that would show it", f"{max(0, need - n):,}"]]
     steps = [["level", "reached", "why"], *([a, "yes" if b else "no", c] for a, b, c in levels)]
-    figures = {"items": n, "failures": n - good, "lower": low, "always_valid": ever, "icc": rho, "more": max(0, need - n)}
+    figures = {
+        "items": n,
+        "failures": n - good,
+        "lower": low,
+        "always_valid": ever,
+        "icc": rho,
+        "more": max(0, need - n),
+    }
     figures |= {"sequential": test.decide(good, n - good), "ladder": [(a, bool(b), c) for a, b, c in levels]}
-    return figures, ["## What the last checkpoint's trials prove", rows, steps, *([page.steps(levels)] if args.page else [])]
+    return figures, [
+        "## What the last checkpoint's trials prove",
+        rows,
+        steps,
+        *([page.steps(levels)] if args.page else []),
+    ]
 
 
 def _fit(args: argparse.Namespace) -> tuple[dict, list]:
@@ -167,15 +202,32 @@ def _fit(args: argparse.Namespace) -> tuple[dict, list]:
     for k, name in enumerate(("spread of items (logits)", "spread of families", "precision of repeats φ")):
         rows.append([name, f"{sd[k]:.2f}", f"{low[k]:.2f} .. {high[k]:.2f}"])
     rho = 1 / (1 + fit.hyper[:, 2])
-    rows.append(["correlation of repeats beyond the item", f"{rho.mean():.2f}", f"{np.quantile(rho, 0.05):.2f} .. {np.quantile(rho, 0.95):.2f}"])
+    rows.append(
+        [
+            "correlation of repeats beyond the item",
+            f"{rho.mean():.2f}",
+            f"{np.quantile(rho, 0.05):.2f} .. {np.quantile(rho, 0.95):.2f}",
+        ]
+    )
     lapse = 1 / (1 + np.exp(-fit.effects[:, -2]))
-    rows.append(["lapse now", f"{np.median(lapse):.4f}", f"{np.quantile(lapse, 0.05):.4f} .. {np.quantile(lapse, 0.95):.4f}"])
+    rows.append(
+        ["lapse now", f"{np.median(lapse):.4f}", f"{np.quantile(lapse, 0.05):.4f} .. {np.quantile(lapse, 0.95):.4f}"]
+    )
     error = np.sqrt(np.diag(fit.cov))
-    able = [["checkpoint", "ability", "±"], *([f"{r} {x:.3f}", f"{fit.mean[k]:.2f}", f"{error[k]:.2f}"] for k, (r, x) in enumerate(c.models))]
-    cost = [["slice", "penalty (logits)", "±"], *([fit.names[k][6:], f"{fit.mean[k]:.2f}", f"{error[k]:.2f}"] for k in fit.columns("slice "))]
+    able = [
+        ["checkpoint", "ability", "±"],
+        *([f"{r} {x:.3f}", f"{fit.mean[k]:.2f}", f"{error[k]:.2f}"] for k, (r, x) in enumerate(c.models)),
+    ]
+    cost = [
+        ["slice", "penalty (logits)", "±"],
+        *([fit.names[k][6:], f"{fit.mean[k]:.2f}", f"{error[k]:.2f}"] for k in fit.columns("slice ")),
+    ]
     hard = fit.difficulty()
     worst = [["hardest items", "difficulty"], *([c.items[k], f"{hard[k]:.2f}"] for k in np.argsort(-hard)[:8])]
-    figures = {"scales": dict(zip(("item", "family", "phi"), sd.tolist(), strict=True)), "lapse": float(np.median(lapse))}
+    figures = {
+        "scales": dict(zip(("item", "family", "phi"), sd.tolist(), strict=True)),
+        "lapse": float(np.median(lapse)),
+    }
     figures |= {"abilities": fit.mean[:m].tolist(), "difficulty": dict(zip(c.items, hard.tolist(), strict=True))}
     picture = [page.item_map(hard, fit.mean[:m])] if args.page else []
     return figures, ["## Items and abilities", rows, able, *([cost] if len(cost) > 1 else []), worst, *picture]
@@ -196,8 +248,20 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
     plan = _schedule(args.schedule, o.unit) if args.schedule else None
     k = int(np.searchsorted(o.grid, o.now))
     now = np.quantile(o.mix[:, k], (0.05, 0.5, 0.95))
-    rows = [["nines", "now", f"first {args.probability:.0%} sure at", "80% of futures reach it", f"never within {10**args.decades:.3g}x"]]
-    figures: dict = {"now": dict(zip(("low", "median", "high"), now.tolist(), strict=True)), "unit": o.unit, "levels": []}
+    rows = [
+        [
+            "nines",
+            "now",
+            f"first {args.probability:.0%} sure at",
+            "80% of futures reach it",
+            f"never within {10**args.decades:.3g}x",
+        ]
+    ]
+    figures: dict = {
+        "now": dict(zip(("low", "median", "high"), now.tolist(), strict=True)),
+        "unit": o.unit,
+        "levels": [],
+    }
     for r in args.nines:
         passage, sure = o.passage(r), o.at(r, args.probability)
         low, high = np.quantile(passage, (0.1, 0.9), method="inverted_cdf")
@@ -217,7 +281,9 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
         half = (o.seen[-1][3] - o.seen[-1][2]) / 2 / 1.645
         noise = np.random.default_rng(0).standard_normal(shown.shape) * half
         task = str(t["task"][0]) if len(np.unique(t["task"])) == 1 else "all"
-        backtest.issue(args.record, args.run or _last_run(t), task, o.now, o.unit, targets, np.clip(shown + noise, 0, 1))
+        backtest.issue(
+            args.record, args.run or _last_run(t), task, o.now, o.unit, targets, np.clip(shown + noise, 0, 1)
+        )
     best = max(o.weights, key=o.weights.get)
     end = np.quantile(o.mix[:, -1], (0.05, 0.5, 0.95))
     figures |= {"shapes": o.weights, "widened": o.widened, "end": end.tolist()}
@@ -225,7 +291,9 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
     text += f" Shapes by past score: {best} first with {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}."
     parts = ["## Reliability of the usage mix", text, rows]
     if (t["item"] == "").all():
-        parts.append("These are accuracies without items: lapses and correlations cannot be told, two nines and more are guesses.")
+        parts.append(
+            "These are accuracies without items: lapses and correlations cannot be told, more nines are guesses."
+        )
     elif len(o.seen) < 5:
         parts.append(f"{len(o.seen)} checkpoints are few: the intervals are wide because they must be.")
     if args.page:
@@ -243,13 +311,17 @@ def _page_extras(args: argparse.Namespace, t: dict, c: dict) -> list:
     try:
         levels = ready.ladder(t)
         rows = [["level", "reached", "why"], *([a, "yes" if b else "no", w] for a, b, w in levels)]
-        wins, tries, _, first = ready.last_cells(t)
+        wins, tries, _, _ = ready.last_cells(t)
         parts += ["## What is shown today", rows, page.steps(levels), *_flattery(wins, tries)]
     except UserError as error:
         parts.append(f"What is shown today cannot be said: {error}.")
     try:
         past = [p for _, p in backtest.over_time(backtest.take(c, np.isfinite(c["x"])))]
-        parts += ["## How such forecasts did on this table", *_scores(past, backtest.summary(past)), page.calibration(backtest.summary(past))]
+        parts += [
+            "## How such forecasts did on this table",
+            *_scores(past, backtest.summary(past)),
+            page.calibration(backtest.summary(past)),
+        ]
     except UserError as error:
         parts.append(f"No past forecast could be scored: {error}.")
     return parts
@@ -293,7 +365,10 @@ def _backtest(args: argparse.Namespace) -> tuple[dict, list]:
     if args.record:
         scored, waiting = backtest.resolve(args.record, c)
         rows = [["resolved", "CRPS", "persistence", "covered by 80%", "still open"]]
-        mean = [float(np.mean([r[k] for r in scored if k in r])) if any(k in r for r in scored) else math.nan for k in ("crps", "persistence", "covered80")]
+        mean = [
+            float(np.mean([r[k] for r in scored if k in r])) if any(k in r for r in scored) else math.nan
+            for k in ("crps", "persistence", "covered80")
+        ]
         rows.append([len(scored), *(f"{v:.4f}" for v in mean), waiting])
         return {"resolved": scored, "open": waiting}, ["## The record of live forecasts", rows]
     if (args.origin is None) != (args.target is None):
@@ -311,11 +386,19 @@ def _backtest(args: argparse.Namespace) -> tuple[dict, list]:
 
 def _scores(past: list, s: dict) -> list:
     rows = [["method", "CRPS", "90% interval covers"]]
-    rows += [[m, f"{v['crps']:.4f}", f"{v['coverage']:.3f}"] for m, v in sorted(s["methods"].items(), key=lambda kv: kv[1]["crps"])]
-    parts: list = [f"{s['forecasts']} forecasts; the 80% interval covers {s['coverage80']:.3f}; median misses by {s['mae']:.4f}.", rows]
+    rows += [
+        [m, f"{v['crps']:.4f}", f"{v['coverage']:.3f}"]
+        for m, v in sorted(s["methods"].items(), key=lambda kv: kv[1]["crps"])
+    ]
+    parts: list = [
+        f"{s['forecasts']} forecasts; the 80% interval covers {s['coverage80']:.3f}; median misses by {s['mae']:.4f}.",
+        rows,
+    ]
     if "events" in s:
         e = s["events"]
-        parts.append(f"{e['count']} events 'reaches T': Brier {e['brier']:.4f}, of their rate {e['rate']:.3f} alone {e['base_brier']:.4f}.")
+        parts.append(
+            f"{e['count']} events 'reaches T': Brier {e['brier']:.4f}, of their rate {e['rate']:.3f} alone {e['base_brier']:.4f}."
+        )
     return parts
 
 
@@ -326,18 +409,28 @@ def _audit(args: argparse.Namespace) -> tuple[dict, list]:
     if text.startswith("@"):
         if not Path(text[1:]).is_file():
             raise UserError(f"{text[1:]} is not a file; --items takes ids with commas, or @FILE with one id a line")
-        text = Path(text[1:]).read_text(encoding="utf-8").replace("
-", ",")
+        text = Path(text[1:]).read_text(encoding="utf-8").replace("\n", ",")
     found = ready.audit(_table(args), args.run, [i.strip() for i in text.split(",") if i.strip()], args.seal)
     rows = [["question", "answer"], ["items shown, of a suite of", f"{found['items']} of {found['suite']}"]]
     p = found["p_value"]
     rows += [["as easy by chance (from other systems)", "no other system to judge by" if p is None else f"p = {p:.4f}"]]
-    rows += [["pass rate of those items over all trials; of the suite", f"{found['rerun']:.3f}; {found['suite_mean']:.3f}"]]
+    rows += [
+        ["pass rate of those items over all trials; of the suite", f"{found['rerun']:.3f}; {found['suite_mean']:.3f}"]
+    ]
     rows += [["takes until one is clean, likelier than not", f"{found['takes']:.3g}"]]
     if "k" in found:
-        rows += [[f"best of {found['k']}, all of {found['k']}, whole suite", f"{found['pass_at_k']:.3f}, {found['pass_hat_k']:.3f}"]]
+        rows += [
+            [
+                f"best of {found['k']}, all of {found['k']}, whole suite",
+                f"{found['pass_at_k']:.3f}, {found['pass_hat_k']:.3f}",
+            ]
+        ]
     rows += [[f"slice {s}", f"{v:.3f}"] for s, v in found["slices"].items()]
-    sealed = {None: "nothing was published: level 1 (demo) at most", True: "the published hash agrees", False: "the hash does NOT agree"}
+    sealed = {
+        None: "nothing was published: level 1 (demo) at most",
+        True: "the published hash agrees",
+        False: "the hash does NOT agree",
+    }
     rows += [["chosen before the run?", sealed[found["sealed"]]], ["seal of these items", found["seal"]]]
     return found, ["## How much the demo flatters", rows]
 
@@ -355,13 +448,20 @@ def _compare(args: argparse.Namespace) -> tuple[dict, list]:
             raise UserError(f"no trial belongs to the run {name!r}; there are {', '.join(np.unique(t['run'])[:8])}")
         if (t["item"][mine] == "").any():
             raise UserError("a paired comparison needs the item of every trial")
-        keys = np.array([f"{a}/{b}/{c}" for a, b, c in zip(t["task"][mine], t["item"][mine], t["slice"][mine], strict=True)])
+        keys = np.array(
+            [f"{a}/{b}/{c}" for a, b, c in zip(t["task"][mine], t["item"][mine], t["slice"][mine], strict=True)]
+        )
         names, of = np.unique(keys, return_inverse=True)
-        means.append(dict(zip(names.tolist(), (np.bincount(of, t["success"][mine]) / np.bincount(of)).tolist(), strict=True)))
+        means.append(
+            dict(zip(names.tolist(), (np.bincount(of, t["success"][mine]) / np.bincount(of)).tolist(), strict=True))
+        )
     c = exact.compare(*means)
     rows = [["what", "figure"], [f"{args.runs[1]} - {args.runs[0]}", f"{c.difference:+.4f} ± {c.stderr:.4f}"]]
     rows += [["95% interval", f"{c.interval[0]:+.4f} .. {c.interval[1]:+.4f}"], ["p", f"{c.p_value:.4f}"]]
-    rows += [["least difference found with 80% power", f"{c.detectable:.4f}"], ["items", f"{c.items} ({'paired' if c.paired else 'two samples'})"]]
+    rows += [
+        ["least difference found with 80% power", f"{c.detectable:.4f}"],
+        ["items", f"{c.items} ({'paired' if c.paired else 'two samples'})"],
+    ]
     return vars(c), ["## Two runs", rows]
 
 
