@@ -287,7 +287,8 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
     best = max(o.weights, key=o.weights.get)
     end = np.quantile(o.mix[:, -1], (0.05, 0.5, 0.95))
     figures |= {"shapes": o.weights, "widened": o.widened, "end": end.tolist()}
-    text = f"Now {now[1]:.4f} [{now[0]:.4f}, {now[2]:.4f}]; at {10**args.decades:.3g}x {end[1]:.4f} [{end[0]:.4f}, {end[2]:.4f}] (90%)."
+    text = f"Now {now[1]:.4f} [{now[0]:.4f}, {now[2]:.4f}] (90%); at {10**args.decades:.3g}x "
+    text += f"{end[1]:.4f} [{end[0]:.4f}, {end[2]:.4f}]."
     text += f" Shapes by past score: {best} first with {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}."
     parts = ["## Reliability of the usage mix", text, rows]
     if (t["item"] == "").all():

@@ -38,7 +38,8 @@ def wilson(wins: float, n: float, level: float = 0.95) -> tuple[float, float]:
     """Score interval (Wilson 1927): never ±0."""
     z, p = norm.ppf(0.5 + level / 2), wins / n
     middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return float(max(0.0, (middle - half) / (1 + z * z / n))), float(min(1.0, (middle + half) / (1 + z * z / n)))
+    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return float(low) if wins > 0 else 0.0, float(high) if wins < n else 1.0
 
 
 def _choose(n: np.ndarray, k: np.ndarray | int) -> np.ndarray:

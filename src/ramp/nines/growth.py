@@ -192,7 +192,7 @@ def repair(failures: np.ndarray, trials: float) -> Repair:
     mean = t.mean() / trials  # Goel-Okumoto has a finite end only if failures came early: mean time < T / 2
     remaining, goel = None, n
     if mean < 0.5 - 1e-9:
-        b = brentq(lambda b: 1 / b - 1 / np.expm1(b) - mean, 1e-6, 1e3)
+        b = brentq(lambda b: 1 / b - 1 / np.expm1(b) - mean, 1e-6, 500)
         a = n / -np.expm1(-b)
         remaining, goel = a - n, a * (np.exp(-b) - np.exp(-2 * b))
     return Repair(beta, (low, high), n * beta / trials, gof, remaining, (n * (2**beta - 1), float(goel)))
