@@ -29,7 +29,7 @@ NUMBERS = {
     "stderr": np.nan,  # of an aggregate
 }
 ALIASES = {"model": "run", "value": "success", "correct": "success", "score": "success", "flops": "compute"}
-KEY = ("run", "step", "task", "item", "slice", "seed")
+KEY = ("run", "step", "compute", "task", "item", "slice", "seed")
 
 
 def read(path: Path | str, where: Mapping[str, str] | None = None) -> Table:
