@@ -33,11 +33,12 @@ def world(seed: int, items: int = 60, checkpoints: int = 8, tries: int = 4, ahea
     hard = rng.normal(0, spread, items)
     p = (1 - lapse[:checkpoints, None]) * expit(theta[:checkpoints, None] - hard)
     wins = rng.binomial(tries, rng.beta(p * phi, (1 - p) * phi))
+    passed = rng.permuted(np.arange(tries) < wins[..., None], axis=2)
     m, i, k = (
         a.ravel() for a in np.meshgrid(np.arange(checkpoints), np.arange(items), np.arange(tries), indexing="ij")
     )
     rows = [
-        {"run": "world", "compute": 10.0 ** x[a], "item": str(b), "seed": str(c), "success": int(c < wins[a, b])}
+        {"run": "world", "compute": 10.0 ** x[a], "item": str(b), "seed": str(c), "success": int(passed[a, b, c])}
         for a, b, c in zip(m, i, k, strict=True)
     ]
     return trials.table(rows), grid, truth

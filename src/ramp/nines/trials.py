@@ -36,7 +36,8 @@ def read(path: Path | str, where: Mapping[str, str] | None = None) -> Table:
     """The table in a file: CSV, Parquet or JSONL with the columns above; a sample log of lm-evaluation-harness
     (samples_*.jsonl); a JSON log of inspect; a JSON results file of tau-bench or tau2.
 
-    where: keep only the rows whose column holds this text. A column ramp does not know must be constant in what is kept.
+    where: keep only the rows whose column holds one of these texts ("a,b"). A column ramp does not know must be constant
+    in what is kept.
     """
     path = Path(path)
     if not path.is_file():
@@ -101,7 +102,7 @@ def table(rows: list[Mapping[str, Any]], name: str = "the table", where: Mapping
         key = ALIASES.get(key, key)
         if key not in rows[0]:
             raise UserError(f"{name} has no column {key!r} to select by; it has {', '.join(map(str, rows[0]))}")
-        rows = [row for row in rows if str(row.get(key)) == value]
+        rows = [row for row in rows if str(row.get(key)) in value.split(",")]
     if not rows:
         raise UserError(f"{name} has no row with {where}")
     for key in dict.fromkeys(k for row in rows for k in row):
