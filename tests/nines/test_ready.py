@@ -7,7 +7,7 @@ from ramp.nines import backtest, ready, trials
 
 def outlook(paths, slices=None):
     grid = np.linspace(0, 1, np.shape(paths)[1])
-    return ready.Outlook(grid, 0.0, np.asarray(paths, float), slices or {}, [], {}, 1.0, "step")
+    return ready.Outlook("a", grid, 0.0, np.asarray(paths, float), slices or {}, [], {}, 1.0, "step")
 
 
 def test_first_passage_and_sureness():

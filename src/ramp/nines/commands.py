@@ -63,15 +63,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what the verb found; each verb gives (figures, parts of the page)."""
-    verb = args.what
+    """Print what the verb found; each verb gives (figures for a program, parts of a page for people)."""
     work = {"plan": _plan, "certify": _certify, "fit": _fit, "forecast": _forecast}
     work |= {"backtest": _backtest, "audit-demo": _audit, "compare": _compare}
-    figures, parts = work[verb](args)
+    figures, parts = work[args.what](args)
     if args.page:
         from ramp.nines import page
 
-        page.write(args.page, f"ramp nines {verb}" + (f": {args.file.name}" if verb != "plan" else ""), parts)
+        name = f": {args.file.name}" if args.what != "plan" else ""
+        page.write(args.page, f"ramp nines {args.what}{name}", parts)
     if args.json:
         print(json.dumps(_plain(figures), indent=1, allow_nan=False))
     else:
@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
+    value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
-    value = value.item() if hasattr(value, "item") else value
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -99,233 +99,102 @@ def _show(part: Any) -> None:
         print()
 
 
-def _plan(args: argparse.Namespace) -> tuple[dict, list]:
-    from ramp.nines import exact
+def _facts(facts: dict[str, Any]) -> list:
+    return [["what", "figure"], *([k, v] for k, v in facts.items())]
+
+
+def _span(bounds: Any, digits: int = 4) -> str:
+    return f"{bounds[0]:.{digits}f} .. {bounds[1]:.{digits}f}"
+
+
+def _pairs(words: list[str], number: bool) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        try:
+            out[key] = float(value) if number else value
+        except ValueError:
+            sign = ""
+        if not sign:
+            raise UserError(f"{word!r} must read NAME={'SHARE' if number else 'VALUE'}")
+    return out
+
+
+def _table(args: argparse.Namespace) -> dict:
+    from ramp.nines import trials
+
+    return trials.read(args.file, _pairs(args.where, False))
+
+
+def _test(nines: float, confidence: float) -> Any:
+    """Wald's test of `nines` against a system that fails a fifth as often."""
     from ramp.nines.sequential import SPRT
 
-    if not 0 < args.nines <= 6 or not 0 <= args.rho < 1:
-        raise UserError("a plan needs --nines above 0 and at most 6, and --rho in [0, 1)")
-    bad = 1 - 10**-args.nines
-    truths = [1 - (1 - bad) * f for f in (3, 1, 0.5, 0.2, 0.1)]
+    if not 0 < nines <= 6 or not 0.5 < confidence < 1:
+        raise UserError("--nines must be above 0 and at most 6, --confidence above .5 and below 1")
+    return SPRT(1 - 10**-nines, 1 - 10**-nines / 5, 1 - confidence, 1 - confidence)
+
+
+def _plan(args: argparse.Namespace) -> tuple[dict, list]:
+    from ramp.nines import exact
+
+    test = _test(args.nines, args.confidence)
+    if not 0 <= args.rho < 1:
+        raise UserError("--rho, the correlation of tries at one item, must be at least 0 and below 1")
+    truths = [1 - (1 - test.bad) * f for f in (3, 1, 0.5, 0.2, 0.1)]
     rows = [["failures allowed", "distinct trials", *(f"passes if {t:.6g}" for t in truths)]]
     plans = []
     for failures in (0, 1, 2, 3, 5):
-        n = exact.demonstration(bad, failures, args.confidence)
+        n = exact.demonstration(test.bad, failures, args.confidence)
         passes = [exact.pass_probability(n, failures, t) for t in truths]
-        plans.append({"failures": failures, "trials": n, "passes": dict(zip(map(str, truths), passes, strict=True))})
+        plans.append({"failures": failures, "trials": n, "passes": dict(zip(truths, passes, strict=True))})
         rows.append([failures, f"{n:,}", *(f"{p:.1%}" for p in passes)])
-    test = SPRT(bad, 1 - (1 - bad) / 5, 1 - args.confidence, 1 - args.confidence)
-    needs = [["tries an item", "distinct items", "trials"]]
-    for tries in (1, 2, 4, 16):
-        items = math.ceil(plans[0]["trials"] * (1 + (tries - 1) * args.rho) / tries)
-        needs.append([tries, f"{items:,}", f"{items * tries:,}"])
-    expected = {f"{t:.6g}": test.expected_trials(t) for t in truths}
-    text = (
-        f"Or one trial after the other, {test.bad:.6g} against {test.good:.6g}: accept after {test.clean:,} clean trials, each "
-        f"failure costs {test.price:,} more; on average "
-        + ", ".join(f"{n:,.0f} trials at {t}" for t, n in expected.items()) + " (Wald's approximation)."
-    )  # fmt: skip
-    figures = {"reliability": bad, "plans": plans, "items": needs[1:]}
-    figures["sequential"] = {"clean": test.clean, "price": test.price, "expected_trials": expected}
-    parts = [f"To show {bad:.6g} with {args.confidence:.0%} confidence, on items drawn from production:", rows]
-    return figures, [
-        *parts,
-        f"Repeats of an item are correlated ({args.rho:g}); for as much as {plans[0]['trials']:,}:",
-        needs,
-        text,
+    clean = plans[0]["trials"]
+    items = {tries: math.ceil(clean * (1 + (tries - 1) * args.rho) / tries) for tries in (1, 2, 4, 16)}
+    needs = [["tries an item", "distinct items", "trials"], *([k, f"{n:,}", f"{n * k:,}"] for k, n in items.items())]
+    expected = {t: test.expected_trials(t) for t in truths}
+    means = ", ".join(f"{n:,.0f} trials at {t:.6g}" for t, n in expected.items())
+    parts = [f"To show {test.bad:.6g} with {args.confidence:.0%} confidence, on items drawn from production:", rows]
+    parts += [f"Tries at one item are correlated ({args.rho:g}); to be worth {clean:,} distinct trials:", needs]
+    parts += [
+        f"Or one after the other, {test.bad:.6g} against {test.good:.6g}: accept after {test.clean:,} clean trials,"
     ]
+    parts += [f"each failure costs {test.price:,} more; on average {means} (Wald's approximation, a little low)."]
+    sequential = {"clean": test.clean, "price": test.price, "expected_trials": expected}
+    return {"reliability": test.bad, "plans": plans, "items": items, "sequential": sequential}, parts
 
 
 def _certify(args: argparse.Namespace) -> tuple[dict, list]:
     from ramp.nines import exact, page, ready
-    from ramp.nines.sequential import SPRT, confidence_sequence
+    from ramp.nines.sequential import confidence_sequence
 
-    t = _table(args)
+    test, t = _test(args.nines, args.confidence), _table(args)
     wins, tries, _, first = ready.last_cells(t)
     n, good = len(first), int(first.sum())
-    bad = 1 - 10**-args.nines
-    test = SPRT(bad, 1 - (1 - bad) / 5, 1 - args.confidence, 1 - args.confidence)
     low = exact.clopper_pearson(good, n, 2 * args.confidence - 1)[0]
-    need = exact.demonstration(bad, n - good, args.confidence)
-    rho, levels = exact.icc(wins, tries), ready.ladder(t, args.nines)
-    k = int(min(8, tries.min()))
-    rows = [["what", "figure"], ["distinct items, one trial each", n], ["failures among them", n - good]]
-    rows += [[f"shown at {args.confidence:.0%}: reliability of at least", f"{low:.5f} ({exact.nines(low):.2f} nines)"]]
     ever = confidence_sequence(good, n - good, args.confidence)
-    rows += [["the same, valid however often one looks", f"{ever[0]:.5f} .. {ever[1]:.5f}"]]
-    rows += [
-        [
-            "Wilson, Jeffreys",
-            ", ".join(f"{v[0]:.4f} .. {v[1]:.4f}" for v in (exact.wilson(good, n), exact.jeffreys(good, n))),
-        ]
-    ]
-    rows += [
-        [
-            "trials in all, worth independent ones",
-            f"{int(tries.sum())}, {exact.effective_trials(len(tries), tries.mean(), 0 if math.isnan(rho) else rho):.0f}",
-        ]
-    ]
-    rows += [
-        ["correlation of tries at one item", "unknown: no item was tried twice" if math.isnan(rho) else f"{rho:.2f}"]
-    ]
-    if k > 1:
-        rows += [[f"pass@{k}, pass^{k}", f"{exact.pass_at(k, wins, tries):.4f}, {exact.pass_hat(k, wins, tries):.4f}"]]
-    rows += [[f"sequential test of {args.nines:g} nines", test.decide(good, n - good)]]
-    rows += [["further clean items that would show it", f"{max(0, need - n):,}"]]
-    steps = [["level", "reached", "why"], *([a, "yes" if b else "no", c] for a, b, c in levels)]
-    figures = {
-        "items": n,
-        "failures": n - good,
-        "lower": low,
-        "always_valid": ever,
-        "icc": rho,
-        "more": max(0, need - n),
+    more = max(0, exact.demonstration(test.bad, n - good, args.confidence) - n)
+    rho, levels = exact.icc(wins, tries), ready.ladder(t, args.nines)
+    worth = exact.effective_trials(len(tries), tries.mean(), 0 if math.isnan(rho) else rho)
+    facts = {
+        "distinct items, one trial each": n,
+        "failures among them": n - good,
+        f"shown at {args.confidence:.0%}: reliability of at least": f"{low:.5f} ({exact.nines(low):.2f} nines)",
+        "the same, however often one looks": _span(ever, 5),
+        "Wilson; Jeffreys": f"{_span(exact.wilson(good, n))}; {_span(exact.jeffreys(good, n))}",
+        "trials in all; worth so many independent": f"{tries.sum():.0f}; {worth:.0f}",
+        "correlation of tries at one item": "unknown: none was tried twice" if math.isnan(rho) else f"{rho:.2f}",
+        f"sequential test of {args.nines:g} nines": test.decide(good, n - good),
+        "further clean items that would show it": f"{more:,}",
     }
+    figures = {"items": n, "failures": n - good, "lower": low, "always_valid": ever, "icc": rho, "more": more}
     figures |= {"sequential": test.decide(good, n - good), "ladder": [(a, bool(b), c) for a, b, c in levels]}
-    return figures, [
-        "## What the last checkpoint's trials prove",
-        rows,
-        steps,
-        *([page.steps(levels)] if args.page else []),
-    ]
+    parts = ["## What the last checkpoint's trials prove", _facts(facts), *_flattery(wins, tries), _levels(levels)]
+    return figures, [*parts, *([page.steps(levels)] if args.page else [])]
 
 
-def _fit(args: argparse.Namespace) -> tuple[dict, list]:
-    import numpy as np
-
-    from ramp.nines import items, page
-
-    fit = items.fit(items.cells(_table(args)))
-    c, m = fit.cells, len(fit.cells.models)
-    sd, low, high = fit.hyper.mean(0), *np.quantile(fit.hyper, (0.05, 0.95), axis=0)
-    rows = [["scale", "mean", "90%"]]
-    for k, name in enumerate(("spread of items (logits)", "spread of families", "precision of repeats φ")):
-        rows.append([name, f"{sd[k]:.2f}", f"{low[k]:.2f} .. {high[k]:.2f}"])
-    rho = 1 / (1 + fit.hyper[:, 2])
-    rows.append(
-        [
-            "correlation of repeats beyond the item",
-            f"{rho.mean():.2f}",
-            f"{np.quantile(rho, 0.05):.2f} .. {np.quantile(rho, 0.95):.2f}",
-        ]
-    )
-    lapse = 1 / (1 + np.exp(-fit.effects[:, -2]))
-    rows.append(
-        ["lapse now", f"{np.median(lapse):.4f}", f"{np.quantile(lapse, 0.05):.4f} .. {np.quantile(lapse, 0.95):.4f}"]
-    )
-    error = np.sqrt(np.diag(fit.cov))
-    able = [
-        ["checkpoint", "ability", "±"],
-        *([f"{r} {x:.3f}", f"{fit.mean[k]:.2f}", f"{error[k]:.2f}"] for k, (r, x) in enumerate(c.models)),
-    ]
-    cost = [
-        ["slice", "penalty (logits)", "±"],
-        *([fit.names[k][6:], f"{fit.mean[k]:.2f}", f"{error[k]:.2f}"] for k in fit.columns("slice ")),
-    ]
-    hard = fit.difficulty()
-    worst = [["hardest items", "difficulty"], *([c.items[k], f"{hard[k]:.2f}"] for k in np.argsort(-hard)[:8])]
-    figures = {
-        "scales": dict(zip(("item", "family", "phi"), sd.tolist(), strict=True)),
-        "lapse": float(np.median(lapse)),
-    }
-    figures |= {"abilities": fit.mean[:m].tolist(), "difficulty": dict(zip(c.items, hard.tolist(), strict=True))}
-    picture = [page.item_map(hard, fit.mean[:m])] if args.page else []
-    return figures, ["## Items and abilities", rows, able, *([cost] if len(cost) > 1 else []), worst, *picture]
-
-
-def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
-    import numpy as np
-
-    from ramp.nines import backtest, page, ready, trials
-
-    if not 0 < args.probability < 1 or not 0 < args.decades <= 4 or min(args.nines) <= 0:
-        raise UserError("--probability must lie between 0 and 1, --decades above 0 and at most 4, --nines above 0")
-    t = _table(args)
-    families, slices = _pairs(args.family, True), _pairs(args.slice, True)
-    if (t["item"] == "").all() and (families or slices):
-        raise UserError("a usage mix needs the items behind the accuracies; this table holds aggregates only")
-    o = ready.outlook(t, args.decades, families, slices, args.run)
-    plan = _schedule(args.schedule, o.unit) if args.schedule else None
-    k = int(np.searchsorted(o.grid, o.now))
-    now = np.quantile(o.mix[:, k], (0.05, 0.5, 0.95))
-    rows = [
-        [
-            "nines",
-            "now",
-            f"first {args.probability:.0%} sure at",
-            "80% of futures reach it",
-            f"never within {10**args.decades:.3g}x",
-        ]
-    ]
-    figures: dict = {
-        "now": dict(zip(("low", "median", "high"), now.tolist(), strict=True)),
-        "unit": o.unit,
-        "levels": [],
-    }
-    for r in args.nines:
-        passage, sure = o.passage(r), o.at(r, args.probability)
-        low, high = np.quantile(passage, (0.1, 0.9), method="inverted_cdf")
-        never = float(np.isinf(passage).mean())
-        held = float(o.ready(r)[:, k].mean())
-        when = [_amount(v, o.now, o.unit) for v in (sure, low, high)]
-        row = {"nines": r, "now": held, "sure": sure, "low": low, "high": high, "never": never}
-        if plan:
-            row["date"] = ready.dates(plan, np.array([v if np.isfinite(v) else 99.0 for v in (sure, low, high)]))
-            when = [w + (f" {d}" if d else "") for w, d in zip(when, row["date"], strict=True)]
-        figures["levels"].append(row)
-        rows.append([f"{r:g}", f"p = {held:.2f}", when[0], f"{when[1]} to {when[2]}", f"p = {never:.2f}"])
-    targets = o.grid[o.grid > o.now]
-    if args.record:
-        # What a later accuracy will show: the mix with the error that an accuracy has now.
-        shown = o.mix[:, o.grid > o.now]
-        half = (o.seen[-1][3] - o.seen[-1][2]) / 2 / 1.645
-        noise = np.random.default_rng(0).standard_normal(shown.shape) * half
-        task = str(t["task"][0]) if len(np.unique(t["task"])) == 1 else "all"
-        backtest.issue(
-            args.record, args.run or _last_run(t), task, o.now, o.unit, targets, np.clip(shown + noise, 0, 1)
-        )
-    best = max(o.weights, key=o.weights.get)
-    end = np.quantile(o.mix[:, -1], (0.05, 0.5, 0.95))
-    figures |= {"shapes": o.weights, "widened": o.widened, "end": end.tolist()}
-    text = f"Now {now[1]:.4f} [{now[0]:.4f}, {now[2]:.4f}] (90%); at {10**args.decades:.3g}x "
-    text += f"{end[1]:.4f} [{end[0]:.4f}, {end[2]:.4f}]."
-    text += f" Shapes by past score: {best} first with {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}."
-    parts = ["## Reliability of the usage mix", text, rows]
-    if (t["item"] == "").all():
-        parts.append(
-            "These are accuracies without items: lapses and correlations cannot be told, more nines are guesses."
-        )
-    elif len(o.seen) < 5:
-        parts.append(f"{len(o.seen)} checkpoints are few: the intervals are wide because they must be.")
-    if args.page:
-        parts += [page.reliability(o), *_page_extras(args, t, trials.curves(t))]
-    return figures, parts
-
-
-def _page_extras(args: argparse.Namespace, t: dict, c: dict) -> list:
-    """What stands beside a forecast in a meeting: what the trials prove, and how past forecasts on this table did."""
-    import numpy as np
-
-    from ramp.nines import backtest, page, ready
-
-    parts: list = []
-    try:
-        levels = ready.ladder(t)
-        rows = [["level", "reached", "why"], *([a, "yes" if b else "no", w] for a, b, w in levels)]
-        wins, tries, _, _ = ready.last_cells(t)
-        parts += ["## What is shown today", rows, page.steps(levels), *_flattery(wins, tries)]
-    except UserError as error:
-        parts.append(f"What is shown today cannot be said: {error}.")
-    try:
-        past = [p for _, p in backtest.over_time(backtest.take(c, np.isfinite(c["x"])))]
-        parts += [
-            "## How such forecasts did on this table",
-            *_scores(past, backtest.summary(past)),
-            page.calibration(backtest.summary(past)),
-        ]
-    except UserError as error:
-        parts.append(f"No past forecast could be scored: {error}.")
-    return parts
+def _levels(levels: list) -> list:
+    return [["level", "reached", "why"], *([a, "yes" if b else "no", c] for a, b, c in levels)]
 
 
 def _flattery(wins: Any, tries: Any) -> list:
@@ -338,10 +207,108 @@ def _flattery(wins: Any, tries: Any) -> list:
     return [f"Best of {k} takes: {best:.3f}; all of {k}: {all_:.3f}. A demo shows the first, a user meets the second."]
 
 
-def _last_run(t: dict) -> str:
-    from ramp.nines import trials
+def _fit(args: argparse.Namespace) -> tuple[dict, list]:
+    import numpy as np
 
-    return str(t["run"][trials.progress(t)[0].argmax()])
+    from ramp.nines import items, page
+
+    fit = items.fit(items.cells(_table(args)))
+    c, m, error = fit.cells, len(fit.cells.models), np.sqrt(np.diag(fit.cov))
+    scales = dict(zip(("item", "family", "phi"), fit.hyper.T, strict=True))
+    scales |= {"correlation": 1 / (1 + fit.hyper[:, 2]), "lapse": 1 / (1 + np.exp(-fit.effects[:, -2]))}
+    names = (
+        "spread of items",
+        "spread of families",
+        "precision of repeats",
+        "correlation beyond the item",
+        "lapse now",
+    )
+    rows = [["scale", "median", "90%"]]
+    for name, v in zip(names, scales.values(), strict=True):
+        rows.append([name, f"{np.median(v):.4f}", _span(np.quantile(v, (0.05, 0.95)))])
+    able = [["checkpoint", "ability", "±"]]
+    able += [[f"{r} {x:.3f}", f"{fit.mean[k]:.2f}", f"{error[k]:.2f}"] for k, (r, x) in enumerate(c.models)]
+    cost = [["slice", "penalty (logits)", "±"]]
+    cost += [[fit.names[k][6:], f"{fit.mean[k]:.2f}", f"{error[k]:.2f}"] for k in fit.columns("slice ")]
+    hard = fit.difficulty()
+    worst = [["hardest items", "difficulty"], *([c.items[k], f"{hard[k]:.2f}"] for k in np.argsort(-hard)[:8])]
+    figures = {name: float(np.median(v)) for name, v in scales.items()}
+    figures |= {"abilities": fit.mean[:m].tolist(), "difficulty": dict(zip(c.items, hard.tolist(), strict=True))}
+    picture = [page.item_map(hard, fit.mean[:m])] if args.page else []
+    return figures, ["## Items and abilities", rows, able, *([cost] if len(cost) > 1 else []), worst, *picture]
+
+
+def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
+    import numpy as np
+
+    from ramp.nines import page, ready, trials
+
+    if not 0 < args.probability < 1 or not 0 < args.decades <= 4 or min(args.nines) <= 0:
+        raise UserError("--probability must lie between 0 and 1, --decades above 0 and at most 4, --nines above 0")
+    t = _table(args)
+    o = ready.outlook(t, args.decades, _pairs(args.family, True), _pairs(args.slice, True), args.run)
+    plan = _schedule(args.schedule, o.unit) if args.schedule else None
+    k = int(np.searchsorted(o.grid, o.now))
+    now, end = np.quantile(o.mix[:, [k, -1]], (0.05, 0.5, 0.95), axis=0).T
+    far = f"{10**args.decades:.3g}x"
+    rows = [["nines", "now", f"first {args.probability:.0%} sure at", "80% of futures", f"not within {far}"]]
+    levels = []
+    for r in args.nines:
+        passage, held = o.passage(r), float(o.ready(r)[:, k].mean())
+        places = np.array([o.at(r, args.probability), *np.quantile(passage, (0.1, 0.9), method="inverted_cdf")])
+        never = float(np.isinf(passage).mean())
+        row = {"nines": r, "now": held, "never": never} | dict(zip(("sure", "low", "high"), places, strict=True))
+        when = [_amount(v, o) for v in places]
+        if plan:
+            row["date"] = ready.dates(plan, np.where(np.isfinite(places), places, 99.0))
+            when = [f"{w} {d}".strip() for w, d in zip(when, row["date"], strict=True)]
+        levels.append(row)
+        rows.append([f"{r:g}", f"p = {held:.2f}", when[0], f"{when[1]} to {when[2]}", f"p = {never:.2f}"])
+    if args.record:
+        ready.record(args.record, t, o)
+    best = max(o.weights, key=o.weights.get)
+    parts = [
+        "## Reliability of the usage mix",
+        f"{o.run}: now {now[1]:.4f} [{_span(now[::2])}], at {far} {end[1]:.4f} [{_span(end[::2])}] (90%).",
+        f"Growth by past score: {best} leads with weight {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}.",
+        rows,
+    ]
+    if (t["item"] == "").all():
+        parts.append(
+            "These are accuracies without items: no lapse can be told from lack of ability; nines are guesses."
+        )
+    elif len(o.seen) < 5:
+        parts.append(f"{len(o.seen)} checkpoints are few: the intervals are wide because they must be.")
+    if args.page:
+        parts += [page.reliability(o), *_beside(t, trials.curves(t))]
+    figures = {"run": o.run, "unit": o.unit, "now": now, "end": end, "levels": levels}
+    return figures | {"shapes": o.weights, "widened": o.widened}, parts
+
+
+def _amount(log: float, o: Any) -> str:
+    """A place on the axis as a person reads it: how much, and how many times what has been spent."""
+    return "beyond" if math.isinf(log) else f"{o.unit} {10**log:.3g} ({10 ** (log - o.now):.2g}x)"
+
+
+def _beside(t: dict, c: dict) -> list:
+    """What stands beside a forecast in a meeting: what the trials prove, and how past forecasts on this table did."""
+    import numpy as np
+
+    from ramp.nines import backtest, page, ready
+
+    parts: list = ["## What is shown today"]
+    try:
+        levels, cells = ready.ladder(t), ready.last_cells(t)
+        parts += [_levels(levels), page.steps(levels), *_flattery(*cells[:2])]
+    except UserError as error:
+        parts.append(f"It cannot be said: {error}.")
+    parts.append("## How such forecasts did on this table")
+    try:
+        s = backtest.summary([p for _, p in backtest.over_time(backtest.take(c, np.isfinite(c["x"])))])
+        parts += [*_scores(s), page.calibration(s)]
+    except UserError as error:
+        parts.append(f"None could be scored: {error}.")
+    return parts
 
 
 def _schedule(path: Path, unit: str) -> list[tuple[str, float]]:
@@ -365,42 +332,33 @@ def _backtest(args: argparse.Namespace) -> tuple[dict, list]:
     c = backtest.take(c, np.isfinite(c["x"]))
     if args.record:
         scored, waiting = backtest.resolve(args.record, c)
-        rows = [["resolved", "CRPS", "persistence", "covered by 80%", "still open"]]
-        mean = [
-            float(np.mean([r[k] for r in scored if k in r])) if any(k in r for r in scored) else math.nan
-            for k in ("crps", "persistence", "covered80")
-        ]
-        rows.append([len(scored), *(f"{v:.4f}" for v in mean), waiting])
-        return {"resolved": scored, "open": waiting}, ["## The record of live forecasts", rows]
-    if (args.origin is None) != (args.target is None):
-        raise UserError("--origin and --target go together")
+        keys = ("crps", "persistence", "covered80")
+        means = {k: float(np.mean([r[k] for r in scored if k in r] or [math.nan])) for k in keys}
+        facts = {"resolved; still open": f"{len(scored)}; {waiting}", **{k: f"{v:.4f}" for k, v in means.items()}}
+        return {"resolved": scored, "open": waiting, **means}, ["## The record of live forecasts", _facts(facts)]
+    if (args.origin is None) != (args.target is None) or (args.origin and not 0 < args.origin < args.target):
+        raise UserError("--origin and --target go together, both above 0, the target beyond the origin")
     thresholds = tuple(args.threshold)
-    if args.origin is not None:
-        if not 0 < args.origin < args.target:
-            raise UserError("--origin must be above 0 and below --target")
+    if args.origin:
         past = backtest.over_sizes(c, math.log10(args.origin), math.log10(args.target), thresholds)
     else:
         past = [p for _, p in backtest.over_time(c, thresholds)]
     s = backtest.summary(past)
-    return s, ["## Past forecasts, scored", *_scores(past, s), *([page.calibration(s)] if args.page else [])]
+    return s, ["## Past forecasts, scored", *_scores(s), *([page.calibration(s)] if args.page else [])]
 
 
-def _scores(past: list, s: dict) -> list:
+def _scores(s: dict) -> list:
     rows = [["method", "CRPS", "90% interval covers"]]
-    rows += [
-        [m, f"{v['crps']:.4f}", f"{v['coverage']:.3f}"]
-        for m, v in sorted(s["methods"].items(), key=lambda kv: kv[1]["crps"])
-    ]
-    parts: list = [
-        f"{s['forecasts']} forecasts; the 80% interval covers {s['coverage80']:.3f}; median misses by {s['mae']:.4f}.",
-        rows,
-    ]
-    if "events" in s:
-        e = s["events"]
-        parts.append(
-            f"{e['count']} events 'reaches T': Brier {e['brier']:.4f}, of their rate {e['rate']:.3f} alone {e['base_brier']:.4f}."
-        )
-    return parts
+    for m, v in sorted(s["methods"].items(), key=lambda kv: kv[1]["crps"]):
+        rows.append([m, f"{v['crps']:.4f}", f"{v['coverage']:.3f}"])
+    text = (
+        f"{s['forecasts']} forecasts; the 80% interval covers {s['coverage80']:.3f}; median misses by {s['mae']:.4f}."
+    )
+    if "events" not in s:
+        return [text, rows]
+    e = s["events"]
+    base = f"their rate {e['rate']:.3f} alone would have {e['base_brier']:.4f}"
+    return [text, rows, f"{e['count']} events 'reaches T': Brier {e['brier']:.4f}; {base}."]
 
 
 def _audit(args: argparse.Namespace) -> tuple[dict, list]:
@@ -412,28 +370,24 @@ def _audit(args: argparse.Namespace) -> tuple[dict, list]:
             raise UserError(f"{text[1:]} is not a file; --items takes ids with commas, or @FILE with one id a line")
         text = Path(text[1:]).read_text(encoding="utf-8").replace("\n", ",")
     found = ready.audit(_table(args), args.run, [i.strip() for i in text.split(",") if i.strip()], args.seal)
-    rows = [["question", "answer"], ["items shown, of a suite of", f"{found['items']} of {found['suite']}"]]
-    p = found["p_value"]
-    rows += [["as easy by chance (from other systems)", "no other system to judge by" if p is None else f"p = {p:.4f}"]]
-    rows += [
-        ["pass rate of those items over all trials; of the suite", f"{found['rerun']:.3f}; {found['suite_mean']:.3f}"]
-    ]
-    rows += [["takes until one is clean, likelier than not", f"{found['takes']:.3g}"]]
-    if "k" in found:
-        rows += [
-            [
-                f"best of {found['k']}, all of {found['k']}, whole suite",
-                f"{found['pass_at_k']:.3f}, {found['pass_hat_k']:.3f}",
-            ]
-        ]
-    rows += [[f"slice {s}", f"{v:.3f}"] for s, v in found["slices"].items()]
-    sealed = {
-        None: "nothing was published: level 1 (demo) at most",
-        True: "the published hash agrees",
-        False: "the hash does NOT agree",
+    p, sealed = (
+        found["p_value"],
+        {None: "no hash given: a demo at most", True: "the hash agrees", False: "it does NOT agree"},
+    )
+    facts = {
+        "items shown, of a suite of": f"{found['items']} of {found['suite']}",
+        "as easy by chance, as other systems find them": "no other system" if p is None else f"p = {p:.4f}",
+        "pass rate of those items over all trials; suite": f"{found['rerun']:.3f}; {found['suite_mean']:.3f}",
+        "takes until one is clean, likelier than not": f"{found['takes']:.3g}",
+        **{f"slice {s}": f"{v:.3f}" for s, v in found["slices"].items()},
+        "chosen before the run?": sealed[found["sealed"]],
+        "seal of these items": found["seal"],
     }
-    rows += [["chosen before the run?", sealed[found["sealed"]]], ["seal of these items", found["seal"]]]
-    return found, ["## How much the demo flatters", rows]
+    if "k" in found:
+        facts[f"whole suite: best of {found['k']}; all of {found['k']}"] = (
+            f"{found['pass_at_k']:.3f}; {found['pass_hat_k']:.3f}"
+        )
+    return found, ["## How much the demo flatters", _facts(facts)]
 
 
 def _compare(args: argparse.Namespace) -> tuple[dict, list]:
@@ -441,50 +395,21 @@ def _compare(args: argparse.Namespace) -> tuple[dict, list]:
 
     from ramp.nines import exact
 
-    t = _table(args)
-    means = []
+    t, means = _table(args), []
     for name in args.runs:
         mine = t["run"] == name
-        if not mine.any():
-            raise UserError(f"no trial belongs to the run {name!r}; there are {', '.join(np.unique(t['run'])[:8])}")
-        if (t["item"][mine] == "").any():
-            raise UserError("a paired comparison needs the item of every trial")
-        keys = np.array(
-            [f"{a}/{b}/{c}" for a, b, c in zip(t["task"][mine], t["item"][mine], t["slice"][mine], strict=True)]
-        )
+        if not mine.any() or (t["item"][mine] == "").any():
+            raise UserError(
+                f"no trial of a named item belongs to the run {name!r}; there are {', '.join(np.unique(t['run'])[:8])}"
+            )
+        keys = ["/".join(k) for k in zip(t["task"][mine], t["item"][mine], t["slice"][mine], strict=True)]
         names, of = np.unique(keys, return_inverse=True)
-        means.append(
-            dict(zip(names.tolist(), (np.bincount(of, t["success"][mine]) / np.bincount(of)).tolist(), strict=True))
-        )
+        means.append(dict(zip(names, np.bincount(of, t["success"][mine]) / np.bincount(of), strict=True)))
     c = exact.compare(*means)
-    rows = [["what", "figure"], [f"{args.runs[1]} - {args.runs[0]}", f"{c.difference:+.4f} ± {c.stderr:.4f}"]]
-    rows += [["95% interval", f"{c.interval[0]:+.4f} .. {c.interval[1]:+.4f}"], ["p", f"{c.p_value:.4f}"]]
-    rows += [
-        ["least difference found with 80% power", f"{c.detectable:.4f}"],
-        ["items", f"{c.items} ({'paired' if c.paired else 'two samples'})"],
-    ]
-    return vars(c), ["## Two runs", rows]
-
-
-def _pairs(words: list[str], number: bool) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for word in words:
-        key, sign, value = word.partition("=")
-        try:
-            out[key] = float(value) if number else value
-        except ValueError:
-            sign = ""
-        if not sign:
-            raise UserError(f"{word!r} must read NAME={'SHARE' if number else 'VALUE'}")
-    return out
-
-
-def _table(args: argparse.Namespace) -> dict:
-    from ramp.nines import trials
-
-    return trials.read(args.file, _pairs(args.where, False))
-
-
-def _amount(log: float, now: float, unit: str) -> str:
-    """A place on the axis as a person reads it: how much, and how many times what has been spent."""
-    return "not within reach" if math.isinf(log) else f"{unit} {10**log:.3g} ({10 ** (log - now):.2g}x)"
+    facts = {
+        f"{args.runs[1]} - {args.runs[0]}": f"{c.difference:+.4f} ± {c.stderr:.4f}",
+        "95% interval; p": f"{_span(c.interval)}; {c.p_value:.4f}",
+        "least difference found with 80% power": f"{c.detectable:.4f}",
+        "items": f"{c.items} ({'paired' if c.paired else 'two samples'})",
+    }
+    return vars(c), ["## Two runs", _facts(facts)]

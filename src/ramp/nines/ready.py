@@ -7,6 +7,7 @@ those. Production-ready at r nines with probability q at compute C: P(mix >= 1 -
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
@@ -24,6 +25,7 @@ GROUPS = 24  # items of one family are read at this many quantiles of difficulty
 class Outlook:
     """Draws of the reliability of the usage mix over a grid of progress; `now` is where the last checkpoint stands."""
 
+    run: str
     grid: np.ndarray  # [T] log10 of compute or step
     now: float
     mix: np.ndarray  # [S, T]
@@ -99,6 +101,8 @@ def outlook(
     rng = np.random.default_rng(seed)
     unit = trials.progress(t)[1]
     if (t["item"] == "").all():
+        if families or slices:
+            raise UserError("a usage mix needs the items behind the accuracies; this table holds aggregates only")
         return _aggregate(t, decades, run, draws, rng, steps, unit)
     fit = fit or items.fit(items.cells(t), draws, seed)
     c, m = fit.cells, len(fit.cells.models)
@@ -123,7 +127,7 @@ def outlook(
     mix = np.tensordot(usage(slices, c.slices, "slice"), np.stack(list(paths.values())), 1)
     used = {k: v for k, v in paths.items() if not slices or slices.get(k, 0) > 0}
     seen = _seen(trials.select(t, t["run"] == run))
-    return Outlook(grid, now, mix, used, seen, dict(zip(SHAPES, weights.tolist(), strict=True)), factor, unit)
+    return Outlook(run, grid, now, mix, used, seen, dict(zip(SHAPES, weights.tolist(), strict=True)), factor, unit)
 
 
 def _furthest(names: np.ndarray, x: np.ndarray, run: str | None) -> str:
@@ -191,7 +195,16 @@ def _aggregate(t, decades, run, draws, rng, steps, unit) -> Outlook:
         (float(v), float(p), *exact.jeffreys(p * n, n, 0.9))
         for v, p, n in sorted(zip(last["x"], last["value"], last["n"], strict=True))
     ]
-    return Outlook(grid, now, mix, {}, seen, dict(zip(SHAPES, weights.tolist(), strict=True)), factor, unit)
+    return Outlook(run, grid, now, mix, {}, seen, dict(zip(SHAPES, weights.tolist(), strict=True)), factor, unit)
+
+
+def record(path: Path, t: trials.Table, o: Outlook) -> None:
+    """Append the forecast to a JSONL file: what later accuracies will show, with the error that they have now."""
+    ahead = o.grid > o.now
+    error = (o.seen[-1][3] - o.seen[-1][2]) / (2 * norm.ppf(0.95))
+    shown = o.mix[:, ahead] + error * np.random.default_rng(0).standard_normal((len(o.mix), ahead.sum()))
+    task = str(t["task"][0]) if len(np.unique(t["task"])) == 1 else "all"
+    backtest.issue(path, o.run, task, o.now, o.unit, o.grid[ahead], np.clip(shown, 0, 1))
 
 
 # ---- the ladder -----------------------------------------------------------------------------------------------------
