@@ -17,9 +17,10 @@ from scipy.stats import norm
 from ramp.errors import UserError
 from ramp.nines import growth
 from ramp.nines.growth import SHAPES, Points
-from ramp.nines.trials import Table
+from ramp.nines.trials import Table, select
 
 DRAWS = 2000
+WINDOW = 1.2  # decades before the origin that growth is read from
 
 
 def crps(draws: np.ndarray, y: float) -> float:
@@ -51,10 +52,6 @@ def logits(c: Table) -> tuple[np.ndarray, np.ndarray]:
     return logit(p), 1 / np.sqrt(c["n"] * p * (1 - p))
 
 
-def take(c: Table, rows: np.ndarray) -> Table:
-    return {k: v[rows] for k, v in c.items()}
-
-
 def points(c: Table, now: float) -> Points:
     size = np.log10(c["size"]) if np.isfinite(c["size"]).all() else np.zeros(len(c["x"]))
     return Points(c["x"] - now, size, c["run"])
@@ -70,23 +67,22 @@ def over_sizes(
     origin: float,
     target: float,
     thresholds: tuple[float, ...] = (),
-    window: float = 1.2,
     least: int = 2,
     note: Callable[[str], None] = lambda text: None,
 ) -> list[Past]:
     """Forecast runs at `target` from what they show up to `origin` (both log10), with all smaller runs known to the end.
 
     Groups of one size go from small to large: each is weighted and widened by the scores of those before it.
-    window: decades before the origin that are looked at; least: sizes that must be finished before the first forecast.
+    least: sizes that must be finished before the first forecast.
     """
     ends = np.isclose(c["x"], target)
-    full = np.isin(_pair(c), _pair(take(c, ends)))
+    full = np.isin(_pair(c), _pair(select(c, ends)))
     sizes = np.unique(c["size"][ends])
     if len(sizes) <= least or np.isnan(sizes).any():
         raise UserError(
             f"a backtest over sizes needs more than {least} sizes of run with a checkpoint at the target; there are {len(sizes)}"
         )
-    seen = c["x"] >= origin - window
+    seen = c["x"] >= origin - WINDOW
     past: list[Past] = []
     for size in sizes[1:]:
         weights = growth.stack(np.array([p.shapes for p in past]).reshape(-1, len(SHAPES)))
@@ -96,10 +92,10 @@ def over_sizes(
             known = of & ((c["size"] < size) | ((c["size"] == size) & (c["x"] <= origin + 1e-9)))
             runs = np.unique(c["run"][of & full & (c["size"] == size)])
             runs = [r for r in runs if (known & (c["run"] == r)).any()]
-            found = fits(take(c, known), origin) if runs else []
+            found = fits(select(c, known), origin) if runs else []
             for run in runs:
-                mine = take(c, of & (c["run"] == run))
-                past.append(score(found, weights, factor, take(c, known), mine, origin, target, thresholds))
+                mine = select(c, of & (c["run"] == run))
+                past.append(score(found, weights, factor, select(c, known), mine, origin, target, thresholds))
         note(f"size {size:g}: {len(past)} forecasts, widened by {factor:.2f}")
     return [p for p in past if not np.isin(p.run, c["run"][c["size"] < sizes[least]])]
 
@@ -121,14 +117,14 @@ def score(
     """Forecast every later checkpoint of one curve jointly; score the one at `target`, and the events up to it."""
     rng = np.random.default_rng(0)
     order = np.argsort(mine["x"])
-    mine = take(mine, order[mine["x"][order] <= target + 1e-9])
-    before, after = take(mine, mine["x"] <= origin + 1e-9), take(mine, mine["x"] > origin + 1e-9)
-    error = float(logits(take(before, np.array([-1])))[1][0])
+    mine = select(mine, order[mine["x"][order] <= target + 1e-9])
+    before, after = select(mine, mine["x"] <= origin + 1e-9), select(mine, mine["x"] > origin + 1e-9)
+    error = float(logits(select(before, np.array([-1])))[1][0])
     to, actual = points(after, origin), float(after["value"][-1])
     curves = growth.draw(found, weights, to, DRAWS, rng)
     noise = np.average([np.hypot(f.noise, f.error_scale * error) for f in found], weights=weights)
     shown = growth.widen(curves + noise * rng.standard_normal(curves.shape), factor)
-    y_end = float(logits(take(after, np.array([-1])))[0][0])
+    y_end = float(logits(select(after, np.array([-1])))[0][0])
     shapes = np.empty(len(found))
     for k, f in enumerate(found):
         mean, cov = f.predict(to[np.array([-1])])
@@ -176,7 +172,7 @@ def baselines(
     smaller = np.unique(known["size"][known["size"] < before["size"][-1]])[-2:]
     moves = []
     for run in np.unique(known["run"][np.isin(known["size"], smaller)]):
-        other = take(known, known["run"] == run)
+        other = select(known, known["run"] == run)
         start, end = np.isclose(other["x"], before["x"][-1]), np.isclose(other["x"], target)
         if start.any() and end.any():
             moves.append(float(logits(other)[0][end][0] - logits(other)[0][start][0]))
@@ -214,16 +210,16 @@ def over_time(c: Table, thresholds: tuple[float, ...] = (), least: int = 3, ahea
         weights = growth.stack(np.array([p.shapes for p in known_by_now]).reshape(-1, len(SHAPES)))
         factor = growth.widening(np.array([p.pit for p in known_by_now]))
         for task in np.unique(c["task"]):
-            rows = (c["task"] == task) & (c["x"] <= now + 1e-9)
+            rows = (c["task"] == task) & (c["x"] <= now + 1e-9) & (c["x"] >= now - WINDOW)
             starts = [k for k in np.unique(keys[rows & np.isclose(c["x"], now)]) if (keys[rows] == k).sum() >= least]
             later = {k: np.unique(c["x"][(keys == k) & (c["x"] > now + 1e-9)])[:ahead] for k in starts}
             if not any(len(v) for v in later.values()):
                 continue
-            found = fits(take(c, rows), now)
+            found = fits(select(c, rows), now)
             for key, targets in later.items():
-                mine = take(c, keys == key)
+                mine = select(c, (keys == key) & (c["x"] >= now - WINDOW))
                 for x in targets:
-                    outcome = score(found, weights, factor, take(c, rows), mine, now, x, thresholds)
+                    outcome = score(found, weights, factor, select(c, rows), mine, now, x, thresholds)
                     done.append((float(x), float(x - now), outcome))
     if not done:
         raise UserError(f"no curve has more than {least} checkpoints; a backtest forecasts from {least} to a later one")

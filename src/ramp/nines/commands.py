@@ -66,6 +66,9 @@ def run(args: argparse.Namespace) -> int:
     """Print what the verb found; each verb gives (figures for a program, parts of a page for people)."""
     work = {"plan": _plan, "certify": _certify, "fit": _fit, "forecast": _forecast}
     work |= {"backtest": _backtest, "audit-demo": _audit, "compare": _compare}
+    for path in (args.page, getattr(args, "record", None)):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"{path} cannot be written; name a file in a directory that exists")
     figures, parts = work[args.what](args)
     if args.page:
         from ramp.nines import page
@@ -294,7 +297,7 @@ def _beside(t: dict, c: dict) -> list:
     """What stands beside a forecast in a meeting: what the trials prove, and how past forecasts on this table did."""
     import numpy as np
 
-    from ramp.nines import backtest, page, ready
+    from ramp.nines import backtest, page, ready, trials
 
     parts: list = ["## What is shown today"]
     try:
@@ -304,7 +307,7 @@ def _beside(t: dict, c: dict) -> list:
         parts.append(f"It cannot be said: {error}.")
     parts.append("## How such forecasts did on this table")
     try:
-        s = backtest.summary([p for _, p in backtest.over_time(backtest.take(c, np.isfinite(c["x"])))])
+        s = backtest.summary([p for _, p in backtest.over_time(trials.select(c, np.isfinite(c["x"])))])
         parts += [*_scores(s), page.calibration(s)]
     except UserError as error:
         parts.append(f"None could be scored: {error}.")
@@ -329,7 +332,7 @@ def _backtest(args: argparse.Namespace) -> tuple[dict, list]:
     from ramp.nines import backtest, page, trials
 
     c = trials.curves(_table(args))
-    c = backtest.take(c, np.isfinite(c["x"]))
+    c = trials.select(c, np.isfinite(c["x"]))
     if args.record:
         scored, waiting = backtest.resolve(args.record, c)
         keys = ("crps", "persistence", "covered80")

@@ -53,10 +53,10 @@ class Outlook:
         return float(self.grid[holds.argmax()]) if holds.any() else float("inf")
 
 
-def usage(given: dict[str, float] | None, names: list[str], what: str) -> np.ndarray:
-    """Weights of `names`; equal where none are given."""
+def usage(given: dict[str, float] | None, names: list[str], what: str, tried: np.ndarray | None = None) -> np.ndarray:
+    """Weights of `names`; where none are given as they were tried, or equal."""
     if not given:
-        return np.full(len(names), 1 / len(names))
+        return np.full(len(names), 1 / len(names)) if tried is None else tried / tried.sum()
     unknown = [k for k in given if k not in names]
     if unknown:
         raise UserError(
@@ -67,7 +67,7 @@ def usage(given: dict[str, float] | None, names: list[str], what: str) -> np.nda
     return np.array([given.get(n, 0.0) for n in names])
 
 
-def stacked(at: Points, y: np.ndarray, cov: np.ndarray, fresh: bool) -> tuple[np.ndarray, float, int]:
+def stacked(at: Points, y: np.ndarray, cov: np.ndarray, fresh: bool) -> tuple[np.ndarray, float]:
     """Weights of the shapes and widening, from rolling origins: each of the last checkpoints forecast from those before."""
     order = np.argsort(at.x, kind="stable")
     scores, pits = [], []
@@ -83,7 +83,7 @@ def stacked(at: Points, y: np.ndarray, cov: np.ndarray, fresh: bool) -> tuple[np
         pits.append(float(weights @ norm.cdf((y[one] - np.array(means)) / sd)))
         scores.append(norm.logpdf(y[one], np.array(means), sd))
     weights = growth.stack(np.array(scores).reshape(-1, len(SHAPES)))
-    return weights, growth.widening(np.array(pits)), len(pits)
+    return weights, growth.widening(np.array(pits))
 
 
 def outlook(
@@ -104,27 +104,30 @@ def outlook(
         if families or slices:
             raise UserError("a usage mix needs the items behind the accuracies; this table holds aggregates only")
         return _aggregate(t, decades, run, draws, rng, steps, unit)
-    fit = fit or items.fit(items.cells(t), draws, seed)
-    c, m = fit.cells, len(fit.cells.models)
+    c = fit.cells if fit else items.cells(t)
+    by_family = usage(families, c.families, "family", np.bincount(c.family))
+    by_slice = usage(slices, c.slices, "slice")
     x, names = np.array([p for _, p in c.models]), np.array([r for r, _ in c.models])
     run = _furthest(names, x, run)
     now = x[names == run].max()
-    theta, cov = fit.mean[:m], fit.cov[:m, :m] + 1e-6 * np.eye(m)
-    at = Points(x - now, np.zeros(m), names)
-    weights, factor, _ = stacked(at, theta, cov, True)
+    fit = fit or items.fit(c, draws, seed)
+    near = np.flatnonzero(x >= now - max(backtest.WINDOW, 2 * decades))  # growth is read from these
+    theta, cov = fit.mean[near], fit.cov[np.ix_(near, near)] + 1e-6 * np.eye(len(near))
+    at = Points(x[near] - now, np.zeros(len(near)), names[near])
+    weights, factor = stacked(at, theta, cov, True)
     fits = [growth.fit(s, at, theta, cov, True) for s in SHAPES]
-    grid = np.unique(np.concatenate([x[names == run], np.linspace(now, now + decades, steps)]))
-    where = Points(
-        np.concatenate([at.x, grid - now]), np.zeros(m + len(grid)), np.concatenate([names, [run] * len(grid)])
-    )
+    grid = np.unique(np.concatenate([at.x[at.run == run] + now, np.linspace(now, now + decades, steps)]))
+    labels = np.concatenate([at.run, np.full(len(grid), run)])
+    where = Points(np.concatenate([at.x, grid - now]), np.zeros(len(labels)), labels)
     curves = growth.widen(growth.draw(fits, weights, where, len(fit.effects), rng), factor)
+    curves, ahead = curves[:, : len(near)], curves[:, len(near) :]
     # What growth says of the abilities moves what else was estimated beside them.
-    pull = np.linalg.solve(cov, fit.cov[:m]).T
-    effects = fit.effects + (curves[:, :m] - fit.effects[:, :m]) @ pull.T
+    pull = np.linalg.solve(cov, fit.cov[near])
+    effects = fit.effects + (curves - fit.effects[:, near]) @ pull
     level, trend = effects[:, -2], effects[:, -1]
     lapse = expit(level[:, None] + trend[:, None] * (grid - x.max()))
-    paths = _paths(fit, effects, curves[:, m:], lapse, usage(families, c.families, "family"))
-    mix = np.tensordot(usage(slices, c.slices, "slice"), np.stack(list(paths.values())), 1)
+    paths = _paths(fit, effects, ahead, lapse, by_family)
+    mix = np.tensordot(by_slice, np.stack(list(paths.values())), 1)
     used = {k: v for k, v in paths.items() if not slices or slices.get(k, 0) > 0}
     seen = _seen(trials.select(t, t["run"] == run))
     return Outlook(run, grid, now, mix, used, seen, dict(zip(SHAPES, weights.tolist(), strict=True)), factor, unit)
@@ -177,20 +180,20 @@ def _aggregate(t, decades, run, draws, rng, steps, unit) -> Outlook:
     c = trials.curves(t | {"task": np.full(len(t["task"]), "all")} if len(np.unique(t["task"])) == 1 else t)
     if len(np.unique(c["task"])) > 1:
         raise UserError("these accuracies are of several tasks; forecast one at a time with --where task=NAME")
-    c = backtest.take(c, np.isfinite(c["x"]))
+    c = trials.select(c, np.isfinite(c["x"]))
     run = _furthest(c["run"], c["x"], run)
     now = c["x"][c["run"] == run].max()
-    c = backtest.take(c, c["x"] >= now - max(1.2, 2 * decades))
+    c = trials.select(c, c["x"] >= now - max(backtest.WINDOW, 2 * decades))
     y, error = backtest.logits(c)
     at = backtest.points(c, now)
-    weights, factor, _ = stacked(at, y, np.diag(error**2), False)
+    weights, factor = stacked(at, y, np.diag(error**2), False)
     grid = np.linspace(now, now + decades, steps)
     mine = int(np.flatnonzero(c["run"] == run)[0])
     to = Points(grid - now, np.full(steps, at.size[mine]), np.array([run] * steps))
     curves = growth.widen(growth.draw(backtest.fits(c, now), weights, to, draws, rng), factor)
     lapse = rng.normal(*items.LAPSE, draws)[:, None] + rng.normal(*items.TREND, draws)[:, None] * (grid - now)
     mix = np.minimum(expit(curves), np.maximum(1 - expit(lapse), expit(curves[:, :1])))
-    last = backtest.take(c, c["run"] == run)
+    last = trials.select(c, c["run"] == run)
     seen = [
         (float(v), float(p), *exact.jeffreys(p * n, n, 0.9))
         for v, p, n in sorted(zip(last["x"], last["value"], last["n"], strict=True))
