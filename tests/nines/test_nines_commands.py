@@ -97,7 +97,7 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp
     assert parser.tags.count("svg") >= 3
     assert "script" not in parser.tags
     assert parser.links == []
-    for part in ("Reliability of the usage mix", "What is shown today", "Best of 4 takes", "How such forecasts did"):
+    for part in ("Reliability of the usage mix", "What is shown today", "Best of 4 takes", "How such forecasts"):
         assert part in page.read_text()
     lines = record.read_text().splitlines()
     later = json.loads(lines[10])["target"]

@@ -283,7 +283,8 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
     elif len(o.seen) < 5:
         parts.append(f"{len(o.seen)} checkpoints are few: the intervals are wide because they must be.")
     if args.page:
-        parts += [page.reliability(o), *_beside(t, trials.curves(t))]
+        mine = trials.curves(trials.select(t, t["run"] == o.run))
+        parts += [page.reliability(o), *_beside(t, mine)]
     figures = {"run": o.run, "unit": o.unit, "now": now, "end": end, "levels": levels}
     return figures | {"shapes": o.weights, "widened": o.widened}, parts
 
@@ -294,7 +295,7 @@ def _amount(log: float, o: Any) -> str:
 
 
 def _beside(t: dict, c: dict) -> list:
-    """What stands beside a forecast in a meeting: what the trials prove, and how past forecasts on this table did."""
+    """What stands beside a forecast in a meeting: what the trials prove, and how past forecasts of this run did."""
     import numpy as np
 
     from ramp.nines import backtest, page, ready, trials
@@ -305,7 +306,7 @@ def _beside(t: dict, c: dict) -> list:
         parts += [_levels(levels), page.steps(levels), *_flattery(*cells[:2])]
     except UserError as error:
         parts.append(f"It cannot be said: {error}.")
-    parts.append("## How such forecasts did on this table")
+    parts.append("## How such forecasts of this run did before")
     try:
         s = backtest.summary([p for _, p in backtest.over_time(trials.select(c, np.isfinite(c["x"])))])
         parts += [*_scores(s), page.calibration(s)]
