@@ -104,7 +104,8 @@ def _log_gamma(z: jax.Array) -> jax.Array:
     """Stirling's series at z + 8: elementary, so that its third derivative, which Laplace needs, is cheap."""
     shift = z + 8.0
     product = jnp.log(z) + jnp.log((z + 1) * (z + 2) * (z + 3)) + jnp.log((z + 4) * (z + 5) * (z + 6) * (z + 7))
-    return (shift - 0.5) * jnp.log(shift) - shift + 1 / (12 * shift) - 1 / (360 * shift**3) - product
+    series = 1 / (12 * shift) - 1 / (360 * shift**3) + 1 / (1260 * shift**5)
+    return (shift - 0.5) * jnp.log(shift) - shift + 0.5 * np.log(2 * np.pi) + series - product
 
 
 def _log_likelihood(eta: jax.Array, lapse: jax.Array, log_phi: jax.Array, d: dict) -> jax.Array:
