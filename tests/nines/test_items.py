@@ -84,15 +84,17 @@ def test_one_item_is_refused():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_first_passages_of_two_hundred_worlds_are_covered():
-    inside = {1: [], 2: [], 3: []}
+    """By the randomised PIT: "never" and "already" are atoms, of which an interval takes the share that is due."""
+    rng, inside = np.random.default_rng(0), {1: [], 2: [], 3: []}
     for seed in range(1000, 1200):
         t, grid, truth = world(seed)
         o = ready.outlook(t, decades=2.0, draws=400, steps=61)
         for r, found in inside.items():
             ok = truth >= 1 - 10.0**-r
             actual = grid[ok.argmax()] if ok.any() else np.inf
-            low, high = np.quantile(o.passage(r), (0.05, 0.95), method="inverted_cdf")
-            found.append(low - 0.034 <= actual <= high + 0.034)  # a step of the grid
-    coverage = {r: np.mean(v) for r, v in inside.items()}
+            passage = o.passage(r)
+            below, at_most = (passage < actual - 1e-9).mean(), (passage <= actual + 1e-9).mean()
+            found.append(0.05 <= below + (at_most - below) * rng.random() <= 0.95)
+    coverage = {r: float(np.mean(v)) for r, v in inside.items()}
     print(coverage)
-    assert 0.85 <= np.mean(list(coverage.values())) <= 0.97, coverage
+    assert all(0.85 <= v <= 0.95 for v in coverage.values()), coverage

@@ -249,8 +249,8 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
     if not 0 < args.probability < 1 or not 0 < args.decades <= 4 or min(args.nines) <= 0:
         raise UserError("--probability must lie between 0 and 1, --decades above 0 and at most 4, --nines above 0")
     t = _table(args)
+    plan = _schedule(args.schedule, trials.progress(t)[1]) if args.schedule else None
     o = ready.outlook(t, args.decades, _pairs(args.family, True), _pairs(args.slice, True), args.run)
-    plan = _schedule(args.schedule, o.unit) if args.schedule else None
     k = int(np.searchsorted(o.grid, o.now))
     now, end = np.quantile(o.mix[:, [k, -1]], (0.05, 0.5, 0.95), axis=0).T
     far = f"{10**args.decades:.3g}x"

@@ -10,6 +10,7 @@ over all effects, item effects eliminated by a Schur complement, so that a step 
 (sd_item, sd_family, φ) on the Laplace evidence. float64 on the CPU, whatever the rest of the program computes in.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -119,7 +120,6 @@ def _log_likelihood(eta: jax.Array, lapse: jax.Array, log_phi: jax.Array, d: dic
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnums=4)
 def _pieces(g: jax.Array, e: jax.Array, h: jax.Array, d: dict, items: int) -> tuple:
     """Negative log posterior, its gradient and Hessian: over effects (gg), effects × items (ge), items (ee)."""
     prior = jnp.where(d["is_family"], jnp.exp(-2 * h[1]), d["precision"])
@@ -153,8 +153,9 @@ def _solve(grad_g, grad_e, gg, ge, ee, damping) -> tuple[jax.Array, jax.Array]:
 
 
 @partial(jax.jit, static_argnums=4)
-def _newton(g: jax.Array, e: jax.Array, h: jax.Array, d: dict, items: int) -> tuple[jax.Array, jax.Array]:
-    """The mode over effects and items, by Levenberg-Marquardt: damping grows where a step does not help."""
+def _laplace(g: jax.Array, e: jax.Array, h: jax.Array, d: dict, items: int) -> tuple[jax.Array, ...]:
+    """The mode (g, e) over effects and items, started from those given; the negative log evidence of the hyperparameters
+    there; the precision of the effects, items integrated out. Levenberg-Marquardt: damping grows where a step fails."""
 
     def body(state):
         g, e, damping, value, _, i = state
@@ -168,25 +169,11 @@ def _newton(g: jax.Array, e: jax.Array, h: jax.Array, d: dict, items: int) -> tu
         return g, e, damping, jnp.where(better, new, value), gain, i + 1
 
     start = (g, e, jnp.asarray(1e-3), _pieces(g, e, h, d, items)[0], jnp.asarray(jnp.inf), 0)
-    done = jax.lax.while_loop(lambda s: (s[4] > 1e-7) & (s[5] < 60) & (s[2] < 1e9), body, start)
-    return done[0], done[1]
-
-
-@partial(jax.jit, static_argnums=4)
-def _evidence(h: jax.Array, g: jax.Array, e: jax.Array, d: dict, items: int) -> tuple[jax.Array, jax.Array]:
-    """Negative log evidence of the hyperparameters by Laplace at the mode (g, e), and its gradient.
-
-    One more Newton step, seen by the derivative, carries how the mode moves with the hyperparameters."""
-
-    def value(h):
-        _, *pieces = _pieces(g, e, h, d, items)
-        dg, de = _solve(*pieces, 0.0)
-        nlp, _, _, gg, ge, ee = _pieces(g - dg, e - de, h, d, items)
-        schur = gg - ge.T @ (ge / ee[:, None])
-        half = jnp.log(jnp.diag(jnp.linalg.cholesky(schur))).sum() + 0.5 * jnp.log(ee).sum()
-        return nlp + half + 0.5 * (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum()
-
-    return jax.value_and_grad(value)(h)
+    g, e, *_ = jax.lax.while_loop(lambda s: (s[4] > 1e-8) & (s[5] < 60) & (s[2] < 1e9), body, start)
+    value, _, _, gg, ge, ee = _pieces(g, e, h, d, items)
+    schur = gg - ge.T @ (ge / ee[:, None])
+    half = jnp.log(jnp.diag(jnp.linalg.cholesky(schur))).sum() + 0.5 * jnp.log(ee).sum()
+    return g, e, value + half + 0.5 * (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum(), schur
 
 
 def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
@@ -212,36 +199,41 @@ def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
         d = jax.tree.map(jnp.asarray, d)
         mode = [jnp.asarray(center), jnp.zeros(i)]
 
-        def loss(h: np.ndarray) -> tuple[float, np.ndarray]:
-            g, e = _newton(*mode, jnp.asarray(h), d, i)
-            value, slope = _evidence(jnp.asarray(h), g, e, d, i)
-            if not np.isfinite(value) or not np.isfinite(slope).all():
-                return 1e12, np.zeros(3)
+        def loss(h: np.ndarray) -> float:
+            g, e, value, _ = _laplace(*mode, jnp.asarray(h), d, i)
+            if not np.isfinite(value):
+                return 1e12
             mode[:] = g, e  # the next search starts here
-            return float(value), np.asarray(slope)
+            return float(value)
 
         bounds = [(-4, 2.5), (-4, 2.5), (-2, 7)]
-        found = minimize(loss, HYPER_MEAN, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40})
-        curve = np.stack([(loss(found.x + 0.05 * a)[1] - loss(found.x - 0.05 * a)[1]) / 0.1 for a in np.eye(3)])
-        values, vectors = np.linalg.eigh((curve + curve.T) / 2)
+        found = minimize(loss, HYPER_MEAN, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40, "eps": 1e-3})
+        values, vectors = np.linalg.eigh(_curvature(loss, found.x))
         root = vectors / np.sqrt(np.maximum(values, 1 / 4))  # flat or torn directions: no wider than the prior's scale
         rng, blocks, effects, hypers = np.random.default_rng(seed), 16, [], []
-        for k in range(blocks + 1):
-            h = found.x + (root @ rng.standard_normal(3) if k else 0)
-            h = np.clip(h, *np.array(bounds).T)
-            g, e = _newton(*mode, jnp.asarray(h), d, i)
-            _, _, _, gg, ge, ee = _pieces(g, e, jnp.asarray(h), d, i)
-            cov = _covariance(np.asarray(gg - ge.T @ (ge / ee[:, None])))
+        for k in range(blocks + 1):  # the first at the mode
+            h = np.clip(found.x + (root @ rng.standard_normal(3) if k else 0), *np.array(bounds).T)
+            g, e, _, precision = (np.asarray(a) for a in _laplace(*mode, jnp.asarray(h), d, i))
+            cov = _covariance(precision)
             if not k:
-                mean, first, items = np.asarray(g), cov, np.asarray(e)
-                mode[:] = g, e
+                mean, first, at_mode = g, cov, e
                 continue
             size = draws // blocks + (k <= draws % blocks)
-            effects.append(rng.multivariate_normal(np.asarray(g), cov, size, method="eigh"))
+            effects.append(rng.multivariate_normal(g, cov, size, method="eigh"))
             hypers.append(np.tile(np.exp(h), (size, 1)))
-    return ItemFit(c, names, np.concatenate(effects), np.concatenate(hypers), items, mean, first)
+    return ItemFit(c, names, np.concatenate(effects), np.concatenate(hypers), at_mode, mean, first)
 
 
 def _covariance(precision: np.ndarray) -> np.ndarray:
     values, vectors = np.linalg.eigh((precision + precision.T) / 2)
     return (vectors / np.maximum(values, 1e-3)) @ vectors.T
+
+
+def _curvature(loss: Callable[[np.ndarray], float], x: np.ndarray, step: float = 0.1) -> np.ndarray:
+    """Hessian by central differences."""
+    moves = step * np.eye(len(x))
+    corner = np.array([[[loss(x + s * a + t * b) for s, t in _CORNERS] for b in moves] for a in moves])
+    return corner @ np.array([1, -1, -1, 1]) / (4 * step**2)
+
+
+_CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
