@@ -46,6 +46,8 @@ def test_csv_jsonl_and_parquet_are_one(tmp_path):
         (HEAD, "no rows"),
         ("", "no rows"),
         ("run,success,chance\na,1,1.5", "chance"),
+        ("run,success,difficulty\na,1,nan", "finite"),
+        ("run,success,step\na,1,inf", "finite"),
     ],
 )
 def test_what_is_no_table_of_trials_gets_one_sentence(tmp_path, text, what):
@@ -59,6 +61,12 @@ def test_broken_files_get_one_sentence(tmp_path, name):
         trials.read(write(tmp_path, '{"a": [1,', name))
     with pytest.raises(UserError):
         trials.read(tmp_path / "none.csv")
+    for text in ("[1, 2]", "3", '{"doc_id": 1}', '{"a": 1}\n[2]'):
+        with pytest.raises(UserError):
+            trials.read(write(tmp_path, text, "odd.jsonl"))
+    for text in ("[1, 2]", "3", "{}", '{"samples": [{"id": 1, "scores": {}}]}', '{"samples": 3}'):
+        with pytest.raises(UserError):
+            trials.read(write(tmp_path, text, "odd.json"))
 
 
 def test_repeats_without_seeds_are_numbered(tmp_path):

@@ -44,10 +44,10 @@ def read(path: Path | str, where: Mapping[str, str] | None = None) -> Table:
         raise UserError(f"{path} is not a file; name a table of trials (CSV, Parquet, JSONL) or an evaluation log")
     try:
         rows = _rows(path)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a table of trials ({type(error).__name__}: {error})") from None
-    if not rows:
-        raise UserError(f"{path} holds no rows")
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} holds no rows of named columns")
     return table(rows, str(path), where)
 
 
@@ -124,6 +124,9 @@ def check(t: Table, name: str = "the table") -> Table:
     if np.isnan(y).any() or (y < 0).any() or (y > 1).any():
         i = int(np.flatnonzero(np.isnan(y) | (y < 0) | (y > 1))[0])
         raise UserError(f"{name} has success = {y[i]:g} in row {i + 1}; every trial needs a success between 0 and 1")
+    for key in ("difficulty", "chance", "step", "compute"):
+        if np.isinf(t[key]).any() or (NUMBERS[key] == 0 and np.isnan(t[key]).any()):
+            raise UserError(f"{name} has a {key} that is not a finite number")
     if (t["chance"] < 0).any() or (t["chance"] >= 1).any():
         raise UserError(f"{name} has a chance level outside [0, 1)")
     if np.all(t["seed"] == ""):  # repeats without a name are numbered, where there are items to repeat
