@@ -27,7 +27,7 @@ def test_likelihood_is_scipys_beta_binomial():
     p = 0.25 + (0.75 - 1 / (1 + np.exp(-lapse))) / (1 + np.exp(-eta))
     full = betabinom.logpmf(s, n, p * np.exp(1.2), (1 - p) * np.exp(1.2))
     choose = gammaln(n + 1) - gammaln(s + 1) - gammaln(n - s + 1)
-    assert np.allclose(ours + choose, full, atol=1e-8)
+    assert np.allclose(np.asarray(ours) + choose, full, atol=1e-8)
 
 
 def test_scales_abilities_and_items_are_recovered():
