@@ -171,7 +171,7 @@ def _laplace(g: jax.Array, e: jax.Array, h: jax.Array, d: dict, items: int) -> t
         return g, e, damping, jnp.where(better, new, value), gain, i + 1
 
     start = (g, e, jnp.asarray(1e-3), _pieces(g, e, h, d, items)[0], jnp.asarray(jnp.inf), 0)
-    g, e, *_ = jax.lax.while_loop(lambda s: (s[4] > 1e-2) & (s[5] < 60) & (s[2] < 1e9), body, start)
+    g, e, *_ = jax.lax.while_loop(lambda s: (s[4] > 1e-5) & (s[5] < 60) & (s[2] < 1e9), body, start)
 
     def refine(_, state):
         """From the joint mode to the mode over effects with the items integrated out, which is less shrunk."""
@@ -182,7 +182,7 @@ def _laplace(g: jax.Array, e: jax.Array, h: jax.Array, d: dict, items: int) -> t
         step = jnp.linalg.solve(gg - ge.T @ (ge / ee[:, None]), slope)
         return g - step, e + (ge @ step) / ee
 
-    g, e = jax.lax.fori_loop(0, 4, refine, (g, e))
+    g, e = jax.lax.fori_loop(0, 2, refine, (g, e))
     _, _, grad_e, gg, ge, ee = _pieces(g, e, h, d, items)
     e, schur = e - grad_e / ee, gg - ge.T @ (ge / ee[:, None])
     half = jnp.log(jnp.diag(jnp.linalg.cholesky(schur))).sum()
@@ -201,7 +201,7 @@ def _marginal(g: jax.Array, e: jax.Array, sd: jax.Array, h: jax.Array, d: dict, 
         of_item = jax.ops.segment_sum(cell, d["item"], num_segments=items)
         return of_item - 0.5 * effect**2 * jnp.exp(-2 * h[0]) - h[0] + 0.5 * node**2
 
-    nodes, mass = np.polynomial.hermite_e.hermegauss(7)
+    nodes, mass = np.polynomial.hermite_e.hermegauss(5)
     total = jax.nn.logsumexp(jax.lax.map(at, jnp.asarray(nodes)) + jnp.log(mass)[:, None], axis=0) + jnp.log(sd)
     return -total.sum() + 0.5 * (prior * (g - d["center"]) ** 2 - jnp.log(prior)).sum()
 
@@ -272,6 +272,6 @@ def _peak(loss: Callable[[np.ndarray], float], x: np.ndarray, bounds: np.ndarray
         values = np.maximum(values, 1.0)  # flat or torn directions: no wider than the priors
         step = vectors @ (vectors.T @ slope / values)
         x = np.clip(x - step / max(1.0, np.linalg.norm(step)), *bounds)
-        if np.abs(step).max() < 0.02:
+        if np.abs(step).max() < 0.05:
             break
     return x, vectors / np.sqrt(values)
