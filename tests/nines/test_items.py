@@ -1,7 +1,7 @@
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import gammaln
 from scipy.stats import betabinom
 from test_oracle import suite
@@ -11,23 +11,65 @@ from ramp.errors import UserError
 from ramp.nines import items, ready, trials
 
 
-def test_log_gamma_is_the_function():
-    with jax.enable_x64(True):
-        z = np.geomspace(1e-8, 1e5, 200)
-        assert np.allclose(items._log_gamma(jnp.asarray(z)), gammaln(z), rtol=1e-9, atol=2e-9)
-
-
-def test_likelihood_is_scipys_beta_binomial():
+def test_likelihood_is_scipys_beta_binomial_and_its_slopes_are_its_differences():
     rng = np.random.default_rng(0)
     n = rng.integers(1, 20, 50)
     s, eta, lapse = rng.binomial(n, 0.6), rng.normal(0, 2, 50), rng.normal(-3, 1, 50)
-    with jax.enable_x64(True):
-        d = {"wins": jnp.asarray(s, float), "count": jnp.asarray(n, float), "chance": jnp.full(50, 0.25)}
-        ours = items._log_likelihood(jnp.asarray(eta), jnp.asarray(lapse), jnp.asarray(1.2), d)
+    d = {"wins": s.astype(float), "count": n.astype(float), "chance": np.full(50, 0.25)}
+
+    def ours(a, b):
+        return items._log_likelihood(eta + a, lapse + b, 1.2, d)
+
     p = 0.25 + (0.75 - 1 / (1 + np.exp(-lapse))) / (1 + np.exp(-eta))
     full = betabinom.logpmf(s, n, p * np.exp(1.2), (1 - p) * np.exp(1.2))
     choose = gammaln(n + 1) - gammaln(s + 1) - gammaln(n - s + 1)
-    assert np.allclose(np.asarray(ours) + choose, full, atol=1e-8)
+    assert np.allclose(ours(0, 0) + choose, full, atol=1e-8)
+    t = 1e-4
+    differences = (
+        (ours(t, 0) - ours(-t, 0)) / (2 * t),
+        (ours(0, t) - ours(0, -t)) / (2 * t),
+        (ours(t, 0) + ours(-t, 0) - 2 * ours(0, 0)) / t**2,
+        (ours(t, t) - ours(t, -t) - ours(-t, t) + ours(-t, -t)) / (4 * t**2),
+        (ours(0, t) + ours(0, -t) - 2 * ours(0, 0)) / t**2,
+    )
+    for slope, difference in zip(items._slopes(eta, lapse, 1.2, d), differences, strict=True):
+        assert np.allclose(-slope, difference, atol=2e-5)
+
+
+@given(
+    st.tuples(*[st.floats(-1.5, 1.5)] * 3), st.tuples(*[st.floats(0.5, 1000)] * 3), st.tuples(*[st.floats(-1, 1)] * 3)
+)
+def test_peak_of_a_valley_is_found(centre, curves, turn):
+    axes = np.linalg.qr(np.eye(3) + np.array([turn, turn[::-1], turn[1:] + turn[:1]]))[0]
+
+    def loss(x):
+        y = axes @ (x - np.array(centre))
+        return float((curves * y**2 + 0.1 * y**4).sum())
+
+    x, _, settled = items._peak(loss, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))
+    assert settled
+    assert loss(x) < 0.1
+
+
+def test_scales_that_do_not_settle_are_said_and_widen_every_interval(monkeypatch):
+    rng = np.random.default_rng(0)
+    calls = []
+
+    def rough(x):
+        calls.append(x)
+        return float(100 * rng.random())
+
+    settled = [items._peak(rough, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))[2] for _ in range(20)]
+    assert len(calls) <= 20 * 130
+    assert not any(settled)
+    c = suite(3, 40, 3, 4, 3)
+    fit, peak = items.fit(c), items._peak
+    monkeypatch.setattr(items, "_peak", lambda *a: (*peak(*a)[:2], False))
+    wide = items.fit(c)
+    assert fit.converged
+    assert not wide.converged
+    assert wide.cov == pytest.approx(items.UNSETTLED**2 * fit.cov)
+    assert np.log(wide.hyper).std(0) == pytest.approx(2 * np.log(fit.hyper).std(0), rel=0.3)
 
 
 def test_scales_abilities_and_items_are_recovered():

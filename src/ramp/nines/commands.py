@@ -236,9 +236,28 @@ def _fit(args: argparse.Namespace) -> tuple[dict, list]:
     hard = fit.difficulty()
     worst = [["hardest items", "difficulty"], *([c.items[k], f"{hard[k]:.2f}"] for k in np.argsort(-hard)[:8])]
     figures = {name: float(np.median(v)) for name, v in scales.items()}
-    figures |= {"abilities": fit.mean[:m].tolist(), "difficulty": dict(zip(c.items, hard.tolist(), strict=True))}
+    figures |= {
+        "converged": fit.converged,
+        "abilities": fit.mean[:m].tolist(),
+        "difficulty": dict(zip(c.items, hard.tolist(), strict=True)),
+    }
     picture = [page.item_map(hard, fit.mean[:m])] if args.page else []
-    return figures, ["## Items and abilities", rows, able, *([cost] if len(cost) > 1 else []), worst, *picture]
+    return figures, [
+        "## Items and abilities",
+        *_unsettled(fit.converged),
+        rows,
+        able,
+        *([cost] if len(cost) > 1 else []),
+        worst,
+        *picture,
+    ]
+
+
+def _unsettled(converged: bool) -> list:
+    from ramp.nines import items
+
+    text = "WARNING: the spread of items and families did not settle; intervals of the item model are widened"
+    return [] if converged else [f"{text} {items.UNSETTLED:g} times. More items or more tries would tell."]
 
 
 def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
@@ -274,6 +293,7 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
         "## Reliability of the usage mix",
         f"{o.run}: now {now[1]:.4f} [{_span(now[::2])}], at {far} {end[1]:.4f} [{_span(end[::2])}] (90%).",
         f"Growth by past score: {best} leads with weight {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}.",
+        *_unsettled(o.converged),
         rows,
     ]
     if (t["item"] == "").all():
@@ -286,7 +306,7 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
         mine = trials.curves(trials.select(t, t["run"] == o.run))
         parts += [page.reliability(o), *_beside(t, mine)]
     figures = {"run": o.run, "unit": o.unit, "now": now, "end": end, "levels": levels}
-    return figures | {"shapes": o.weights, "widened": o.widened}, parts
+    return figures | {"shapes": o.weights, "widened": o.widened, "converged": o.converged}, parts
 
 
 def _amount(log: float, o: Any) -> str:

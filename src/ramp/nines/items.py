@@ -7,18 +7,17 @@
 A lapse is a failure that ability does not mend. Without it "nines" would be an artefact of the logistic's tail. δ of the
 first slice is 0; the others are free to help or to hurt. Fitted by marginal Laplace (as in INLA, Rue et al. 2009): Newton
 over all effects, item effects eliminated by a Schur complement, so that a step costs O(cells · effects²), then integrated
-by adaptive quadrature; Newton over (sd_item, sd_family, φ) on the evidence. float64 on the CPU, whatever the rest of the
-program computes in.
+by adaptive quadrature; Newton over (sd_item, sd_family, φ) on the evidence. NumPy in float64 with the derivatives written
+out: nothing to compile, and the same figures whatever device the rest of the program runs on.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from scipy.sparse import csr_array
+from scipy.special import digamma, expit, gammaln, logsumexp, zeta
 
 from ramp.errors import UserError
 from ramp.nines.trials import Table, progress
@@ -26,6 +25,9 @@ from ramp.nines.trials import Table, progress
 # log sd_item, log sd_family, log φ: prior means and standard deviations
 HYPER_MEAN, HYPER_SD = np.array([0.0, -0.5, 2.0]), np.array([1.0, 1.0, 1.5])
 LAPSE, TREND = (-4.5, 1.5), (-0.5, 0.5)  # λ0 at the last checkpoint, λ1 per decade: mean, standard deviation
+
+
+UNSETTLED = 2.0  # standard deviations are multiplied by this where the scales did not settle
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ class ItemFit:
     items: np.ndarray
     mean: np.ndarray  # [P] and
     cov: np.ndarray  # [P, P] at the mode of the hyperparameters
+    converged: bool = True  # if not, every interval is UNSETTLED times as wide
 
     def difficulty(self) -> np.ndarray:
         """[I] how hard each item is, in logits: covariate, family and its own effect."""
@@ -102,112 +105,94 @@ def _has_progress(t: Table) -> bool:
     return not (np.isnan(t["step"]).any() and np.isnan(t["compute"]).any())
 
 
-def _log_gamma(z: jax.Array) -> jax.Array:
-    """Stirling's series at z + 8: elementary, so that its third derivative, which Laplace needs, is cheap."""
-    shift = z + 8.0
-    product = jnp.log(z) + jnp.log((z + 1) * (z + 2) * (z + 3)) + jnp.log((z + 4) * (z + 5) * (z + 6) * (z + 7))
-    series = 1 / (12 * shift) - 1 / (360 * shift**3) + 1 / (1260 * shift**5)
-    return (shift - 0.5) * jnp.log(shift) - shift + 0.5 * np.log(2 * np.pi) + series - product
+def _probability(s: np.ndarray, lapse: np.ndarray, d: dict) -> np.ndarray:
+    return np.clip(d["chance"] + (1 - d["chance"] - lapse) * s, 1e-8, 1 - 1e-8)
 
 
-def _log_likelihood(eta: jax.Array, lapse: jax.Array, log_phi: jax.Array, d: dict) -> jax.Array:
-    """[C] beta-binomial log-likelihood, without the binomial coefficient."""
-    p = d["chance"] + (1 - d["chance"] - jax.nn.sigmoid(lapse)) * jax.nn.sigmoid(eta)
-    phi, p = jnp.exp(log_phi), jnp.clip(p, 1e-8, 1 - 1e-8)
+def _log_likelihood(eta: np.ndarray, lapse: np.ndarray, log_phi: float, d: dict) -> np.ndarray:
+    """[..., C] beta-binomial log-likelihood, without the binomial coefficient."""
+    p, phi = _probability(expit(eta), expit(lapse), d), np.exp(log_phi)
     a, b, n = p * phi, (1 - p) * phi, d["count"]
-    phi = jnp.broadcast_to(phi, n.shape)
-    # One call on six rows: an eighth of the program to compile.
-    rows = _log_gamma(jnp.stack([a + d["wins"], b + n - d["wins"], phi, a, b, phi + n]))
-    return rows[:3].sum(0) - rows[3:].sum(0)
+    passed, failed = gammaln(a + d["wins"]) - gammaln(a), gammaln(b + n - d["wins"]) - gammaln(b)
+    return passed + failed + gammaln(phi) - gammaln(phi + n)
 
 
-def _pieces(g: jax.Array, e: jax.Array, h: jax.Array, d: dict, items: int) -> tuple:
-    """Negative log posterior, its gradient and Hessian: over effects (gg), effects × items (ge), items (ee)."""
-    prior = jnp.where(d["is_family"], jnp.exp(-2 * h[1]), d["precision"])
-
-    def total(eta, lapse):
-        return -_log_likelihood(eta, lapse, h[2], d).sum()
-
-    x, lam = d["x"], d["lapse"]
-    eta, lapse = x @ g - e[d["item"]], lam @ g
-    slope = jax.grad(total, (0, 1))  # cell by cell, so a jvp with ones is the diagonal of the Hessian
-    (u, v), (uu, uv) = jax.jvp(slope, (eta, lapse), (jnp.ones_like(eta), jnp.zeros_like(eta)))
-    vv = jax.jvp(slope, (eta, lapse), (jnp.zeros_like(eta), jnp.ones_like(eta)))[1][1]
-    segment = partial(jax.ops.segment_sum, segment_ids=d["item"], num_segments=items)
-    off = g - d["center"]
-    value = total(eta, lapse) + 0.5 * (prior * off**2 - jnp.log(prior)).sum()
-    value += 0.5 * (e**2).sum() * jnp.exp(-2 * h[0]) + items * h[0]
-    grad_g = x.T @ u + lam.T @ v + prior * off
-    grad_e = -segment(u) + e * jnp.exp(-2 * h[0])
-    cross = (x * uv[:, None]).T @ lam
-    gg = (x * uu[:, None]).T @ x + cross + cross.T + (lam * vv[:, None]).T @ lam + jnp.diag(prior)
-    ge = -segment(x * uu[:, None] + lam * uv[:, None])  # [I, P]
-    ee = jnp.maximum(segment(uu) + jnp.exp(-2 * h[0]), 0.2 * jnp.exp(-2 * h[0]))
-    return value, grad_g, grad_e, gg, ge, ee
+def _slopes(eta: np.ndarray, lapse: np.ndarray, log_phi: float, d: dict) -> tuple[np.ndarray, ...]:
+    """[..., C] each, of the negative log-likelihood: by eta, by lapse, by eta², by eta and lapse, by lapse²."""
+    s, lam, phi = expit(eta), expit(lapse), np.exp(log_phi)
+    p = _probability(s, lam, d)
+    a, b = p * phi, (1 - p) * phi
+    won, lost = a + d["wins"], b + d["count"] - d["wins"]
+    by_p = phi * (digamma(won) - digamma(a) - digamma(lost) + digamma(b))
+    p_eta, p_lapse = (1 - d["chance"] - lam) * s * (1 - s), -lam * (1 - lam) * s
+    by_pp = phi**2 * (zeta(2, won) - zeta(2, a) + zeta(2, lost) - zeta(2, b))  # zeta(2, z) is the trigamma function
+    return (
+        -by_p * p_eta,
+        -by_p * p_lapse,
+        -by_pp * p_eta**2 - by_p * p_eta * (1 - 2 * s),
+        -by_pp * p_eta * p_lapse - by_p * p_lapse * (1 - s),
+        -by_pp * p_lapse**2 - by_p * p_lapse * (1 - 2 * lam),
+    )
 
 
-def _solve(grad_g, grad_e, gg, ge, ee, damping) -> tuple[jax.Array, jax.Array]:
-    ee = ee * (1 + damping)
-    schur = gg + damping * jnp.diag(jnp.abs(jnp.diag(gg))) - ge.T @ (ge / ee[:, None])
-    step = jnp.linalg.solve(schur, grad_g - ge.T @ (grad_e / ee))
-    return step, (grad_e - ge @ step) / ee
+def _modes(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[np.ndarray, np.ndarray]:
+    """[I] where each item effect is likeliest at the effects g, and the width of its posterior there."""
+    eta, lapse, tight = d["x"] @ g, d["lapse"] @ g, np.exp(-2 * h[0])
+    for _ in range(30):
+        u, _, uu, *_ = _slopes(eta - e[d["item"]], lapse, h[2], d)
+        curve = np.maximum(d["sum"] @ uu + tight, 0.2 * tight)
+        step = np.clip((e * tight - d["sum"] @ u) / curve, -1, 1)
+        e = e - step
+        if np.abs(step).max() < 0.02:  # the quadrature forgives the rest
+            break
+    return e, 1 / np.sqrt(curve)
 
 
-@partial(jax.jit, static_argnums=4)
-def _laplace(g: jax.Array, e: jax.Array, h: jax.Array, d: dict, items: int) -> tuple[jax.Array, ...]:
-    """The mode over effects g with the items integrated out, and the items' mode e there, started from those given; the
-    negative log evidence of the hyperparameters; the precision of g. Levenberg-Marquardt finds the joint mode first:
-    damping grows where a step fails."""
-
-    def body(state):
-        g, e, damping, value, _, i = state
-        _, *pieces = _pieces(g, e, h, d, items)
-        dg, de = _solve(*pieces, damping)
-        new = _pieces(g - dg, e - de, h, d, items)[0]
-        better = new <= value  # False for nan as well
-        gain = jnp.where(better, value - new, jnp.inf)
-        g, e = jnp.where(better, g - dg, g), jnp.where(better, e - de, e)
-        damping = jnp.where(better, damping * 0.1, jnp.maximum(damping * 10, 1e-3))
-        return g, e, damping, jnp.where(better, new, value), gain, i + 1
-
-    start = (g, e, jnp.asarray(1e-3), _pieces(g, e, h, d, items)[0], jnp.asarray(jnp.inf), 0)
-    g, e, *_ = jax.lax.while_loop(lambda s: (s[4] > 1e-5) & (s[5] < 60) & (s[2] < 1e9), body, start)
-
-    def refine(_, state):
-        """From the joint mode to the mode over effects with the items integrated out, which is less shrunk."""
-        g, e = state
-        _, _, grad_e, gg, ge, ee = _pieces(g, e, h, d, items)
-        e = e - grad_e / ee
-        slope = jax.grad(_marginal)(g, e, 1 / jnp.sqrt(ee), h, d, items)
-        step = jnp.linalg.solve(gg - ge.T @ (ge / ee[:, None]), slope)
-        return g - step, e + (ge @ step) / ee
-
-    g, e = jax.lax.fori_loop(0, 2, refine, (g, e))
-    _, _, grad_e, gg, ge, ee = _pieces(g, e, h, d, items)
-    e, schur = e - grad_e / ee, gg - ge.T @ (ge / ee[:, None])
-    half = jnp.log(jnp.diag(jnp.linalg.cholesky(schur))).sum()
-    value = _marginal(g, e, 1 / jnp.sqrt(ee), h, d, items) + half
-    return g, e, value + 0.5 * (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum(), schur
-
-
-def _marginal(g: jax.Array, e: jax.Array, sd: jax.Array, h: jax.Array, d: dict, items: int) -> jax.Array:
-    """Negative log posterior of the effects, each item integrated by quadrature around its mode e, with its width sd."""
-    prior = jnp.where(d["is_family"], jnp.exp(-2 * h[1]), d["precision"])
-    eta, lapse = d["x"] @ g, d["lapse"] @ g
-
-    def at(node: jax.Array) -> jax.Array:
-        effect = e + sd * node
-        cell = _log_likelihood(eta - effect[d["item"]], lapse, h[2], d)
-        of_item = jax.ops.segment_sum(cell, d["item"], num_segments=items)
-        return of_item - 0.5 * effect**2 * jnp.exp(-2 * h[0]) - h[0] + 0.5 * node**2
-
+def _marginal(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """Negative log posterior of the effects, each item integrated by quadrature around its mode; its gradient; its
+    Hessian, by Louis' identity (1982): mean curvature less the variance of the slopes; and the items' modes."""
+    e, sd = _modes(g, e, h, d)
     nodes, mass = np.polynomial.hermite_e.hermegauss(5)
-    total = jax.nn.logsumexp(jax.lax.map(at, jnp.asarray(nodes)) + jnp.log(mass)[:, None], axis=0) + jnp.log(sd)
-    return -total.sum() + 0.5 * (prior * (g - d["center"]) ** 2 - jnp.log(prior)).sum()
+    effect = e + sd * nodes[:, None]  # [5, I]
+    x, lam = d["x"], d["lapse"]
+    eta, lapse = x @ g - effect[:, d["item"]], lam @ g
+    of_item = (d["sum"] @ _log_likelihood(eta, lapse, h[2], d).T).T
+    at = of_item - 0.5 * effect**2 * np.exp(-2 * h[0]) - h[0] + 0.5 * nodes[:, None] ** 2 + np.log(mass)[:, None]
+    total = logsumexp(at, axis=0)
+    share = np.exp(at - total)  # [5, I] the posterior of the nodes
+    u, v, *curves = _slopes(eta, lapse, h[2], d)
+    uu, uv, vv = ((share[:, d["item"]] * c).sum(0) for c in curves)
+    slopes = np.stack([d["sum"] @ (x * a[:, None] + lam * b[:, None]) for a, b in zip(u, v, strict=True)])  # [5, I, P]
+    mean = (share[..., None] * slopes).sum(0)
+    spread = ((slopes - mean) * np.sqrt(share)[..., None]).reshape(-1, len(g))
+    precision, off = np.where(d["is_family"], np.exp(-2 * h[1]), d["precision"]), g - d["center"]
+    cross = (x * uv[:, None]).T @ lam
+    hessian = (x * uu[:, None]).T @ x + cross + cross.T + (lam * vv[:, None]).T @ lam + np.diag(precision)
+    value = 0.5 * (precision * off**2 - np.log(precision)).sum() - (total + np.log(sd)).sum()
+    return float(value), mean.sum(0) + precision * off, hessian - spread.T @ spread, e
+
+
+def _laplace(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+    """The mode over effects g with the items integrated out, and the items' modes e there, started from those given; the
+    negative log evidence of the hyperparameters; the precision of g. Newton, shorter where a step fails."""
+    value, slope, hessian, e = _marginal(g, e, h, d)
+    share = 1.0
+    for _ in range(60):
+        values, vectors = np.linalg.eigh(hessian)
+        step = vectors @ (vectors.T @ slope / np.maximum(np.abs(values), 0.1))
+        if slope @ step < 1e-3:
+            break
+        new = _marginal(g - share * step, e, h, d)
+        if new[0] <= value:  # False for nan as well
+            g, (value, slope, hessian, e), share = g - share * step, new, min(1.0, 3 * share)
+        elif (share := share / 4) < 1e-6:
+            break
+    value += 0.5 * (np.log(np.maximum(values, 1e-3)).sum() + (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum())
+    return g - step, e, value - 0.5 * slope @ step, hessian
 
 
 def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
-    """Posterior draws of every effect; about a second for 10,000 cells, once compiled."""
+    """Posterior draws of every effect; some seconds for 10,000 cells."""
     m, f, s, i = len(c.models), len(c.families), len(c.slices), len(c.items)
     names = [f"ability {r} {x:g}" for r, x in c.models] + ["difficulty"] + [f"family {n}" for n in c.families]
     names += [f"slice {n}" for n in c.slices[1:]] + ["lapse level", "lapse trend"]
@@ -221,37 +206,36 @@ def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
     lam[:, -2], lam[:, -1] = 1, c.progress[c.model]
     sd = np.concatenate([np.full(m, 5.0), [1.0], np.ones(f), np.ones(s - 1), [LAPSE[1], TREND[1]]])
     center = np.concatenate([np.zeros(p - 2), [LAPSE[0], TREND[0]]])
-    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
-        d = {
-            "x": x, "lapse": lam, "item": c.item, "wins": c.wins, "count": c.count, "chance": c.chance,
-            "precision": 1 / sd**2, "center": center, "is_family": np.array([a.startswith("family ") for a in names]),
-        }  # fmt: skip
-        d = jax.tree.map(jnp.asarray, d)
-        mode = [jnp.asarray(center), jnp.zeros(i)]
+    d = {
+        "x": x, "lapse": lam, "item": c.item, "wins": c.wins, "count": c.count, "chance": c.chance,
+        "sum": csr_array((np.ones(n), (c.item, np.arange(n))), shape=(i, n)),
+        "precision": 1 / sd**2, "center": center, "is_family": np.array([a.startswith("family ") for a in names]),
+    }  # fmt: skip
+    mode = [center, np.zeros(i)]
 
-        def loss(h: np.ndarray) -> float:
-            g, e, value, _ = _laplace(*mode, jnp.asarray(h), d, i)
-            if not np.isfinite(value):
-                return 1e12
-            mode[:] = g, e  # the next search starts here
-            return float(value)
+    def loss(h: np.ndarray) -> float:
+        g, e, value, _ = _laplace(*mode, h, d)
+        if not np.isfinite(value):
+            return np.inf
+        mode[:] = g, e  # the next search starts here
+        return value
 
-        bounds = np.array([(-4, -4, -2), (2.5, 2.5, 7)])
-        peak, root = _peak(loss, HYPER_MEAN, bounds)
-        rng, blocks, effects, hypers = np.random.default_rng(seed), 8, [], []
-        z = rng.standard_normal((blocks // 2, 3))
-        z = np.concatenate([np.zeros((1, 3)), z, -z])  # in pairs, so that their mean is the mode
-        for k in range(blocks + 1):  # the first at the mode
-            h = np.clip(peak + root @ z[k], *bounds)
-            g, e, _, precision = (np.asarray(a) for a in _laplace(*mode, jnp.asarray(h), d, i))
-            cov = _covariance(precision)
-            if not k:
-                mean, first, at_mode = g, cov, e
-                continue
-            size = draws // blocks + (k <= draws % blocks)
-            effects.append(rng.multivariate_normal(g, cov, size, method="eigh"))
-            hypers.append(np.tile(np.exp(h), (size, 1)))
-    return ItemFit(c, names, np.concatenate(effects), np.concatenate(hypers), at_mode, mean, first)
+    bounds = np.array([(-4, -4, -2), (2.5, 2.5, 7)])
+    peak, root, converged = _peak(loss, HYPER_MEAN, bounds)
+    rng, blocks, effects, hypers = np.random.default_rng(seed), 8, [], []
+    z = rng.standard_normal((blocks // 2, 3)) * (1 if converged else UNSETTLED)
+    z = np.concatenate([np.zeros((1, 3)), z, -z])  # in pairs, so that their mean is the mode
+    for k in range(blocks + 1):  # the first at the mode
+        h = np.clip(peak + root @ z[k], *bounds)
+        g, e, _, precision = _laplace(*mode, h, d)
+        cov = _covariance(precision) * (1 if converged else UNSETTLED**2)
+        if not k:
+            mean, first, at_mode = g, cov, e
+            continue
+        size = draws // blocks + (k <= draws % blocks)
+        effects.append(rng.multivariate_normal(g, cov, size, method="eigh"))
+        hypers.append(np.tile(np.exp(h), (size, 1)))
+    return ItemFit(c, names, np.concatenate(effects), np.concatenate(hypers), at_mode, mean, first, converged)
 
 
 def _covariance(precision: np.ndarray) -> np.ndarray:
@@ -259,19 +243,31 @@ def _covariance(precision: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(values, 1e-3)) @ vectors.T
 
 
-def _peak(loss: Callable[[np.ndarray], float], x: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Newton on differences over a tenth: (where `loss` is least, a root of its inverse Hessian). Steps of at most 1 in all."""
-    moves = 0.1 * np.eye(len(x))
-    for _ in range(12):
-        middle, up, down = loss(x), [loss(x + m) for m in moves], [loss(x - m) for m in moves]
-        slope = (np.array(up) - down) / 0.2
-        curve = np.diag(np.array(up) + down - 2 * middle)
+def _peak(
+    loss: Callable[[np.ndarray], float], x: np.ndarray, bounds: np.ndarray, most: int = 120
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Newton in a trust region, on differences over a tenth: (where `loss` is least, a root of its inverse Hessian there,
+    whether it settled within `most` evaluations: the next step would gain less than a hundredth of a nat)."""
+    moves, here, radius, used = 0.1 * np.eye(len(x)), loss(x), 1.0, 1
+    while True:
+        up, down = np.array([[loss(x + s * m) for m in moves] for s in (1, -1)])
+        slope, curve = (up - down) / 0.2, np.diag(up + down - 2 * here)
         for i, j in combinations(range(len(x)), 2):
-            curve[i, j] = curve[j, i] = loss(x + moves[i] + moves[j]) - up[i] - up[j] + middle
+            curve[i, j] = curve[j, i] = loss(x + moves[i] + moves[j]) - up[i] - up[j] + here
+        if not np.isfinite(curve).all():
+            return x, np.diag(HYPER_SD), False
         values, vectors = np.linalg.eigh(curve / 0.01)
         values = np.maximum(values, 1.0)  # flat or torn directions: no wider than the priors
-        step = vectors @ (vectors.T @ slope / values)
-        x = np.clip(x - step / max(1.0, np.linalg.norm(step)), *bounds)
-        if np.abs(step).max() < 0.05:
-            break
-    return x, vectors / np.sqrt(values)
+        root, used = vectors / np.sqrt(values), used + len(x) * (len(x) + 3) // 2
+        newton = -root @ (root.T @ slope)
+        newton /= max(1.0, np.linalg.norm(newton))
+        settled = bool(-slope @ (np.clip(x + newton, *bounds) - x) < 0.02)
+        while True:
+            step = np.clip(x + newton * min(1.0, radius / max(np.linalg.norm(newton), 1e-12)), *bounds) - x
+            if settled or used >= most or radius < 1e-2:
+                return x, root, settled
+            new, used = loss(x + step), used + 1
+            if new < here:
+                x, here, radius = x + step, new, min(2 * radius, 1.0)
+                break
+            radius = np.linalg.norm(step) / 3

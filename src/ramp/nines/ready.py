@@ -34,6 +34,7 @@ class Outlook:
     weights: dict[str, float]  # of the shapes
     widened: float
     unit: str
+    converged: bool = True  # of the item model
 
     def ready(self, r: float) -> np.ndarray:
         """[S, T] whether r nines hold there: the mix, and every slice at one nine less."""
@@ -130,7 +131,8 @@ def outlook(
     mix = np.tensordot(by_slice, np.stack(list(paths.values())), 1)
     used = {k: v for k, v in paths.items() if not slices or slices.get(k, 0) > 0}
     seen = _seen(trials.select(t, t["run"] == run))
-    return Outlook(run, grid, now, mix, used, seen, dict(zip(SHAPES, weights.tolist(), strict=True)), factor, unit)
+    shapes = dict(zip(SHAPES, weights.tolist(), strict=True))
+    return Outlook(run, grid, now, mix, used, seen, shapes, factor, unit, fit.converged)
 
 
 def _furthest(names: np.ndarray, x: np.ndarray, run: str | None) -> str:

@@ -9,7 +9,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,8 @@ def table(rows: list[Mapping[str, Any]], name: str = "the table", where: Mapping
                 f"did you mean {near[0]!r}?" if near else f"drop it, or keep one of its values with --where {key}=..."
             )
             raise UserError(f"{name} has a column {key!r} that ramp does not know; {hint}")
-    t = {k: np.array([_text(row.get(k), d) for row in rows]) for k, d in TEXT.items()}
-    t |= {k: np.array([_number(row.get(k), d, k, name) for row in rows]) for k, d in NUMBERS.items()}
+    t = {k: _column(rows, k, lambda v, d=d: _text(v, d)) for k, d in TEXT.items()}
+    t |= {k: _column(rows, k, lambda v, k=k, d=d: _number(v, d, k, name)) for k, d in NUMBERS.items()}
     if np.isnan(t["size"]).all():
         t["size"] = np.array([size_of(run) for run in t["run"]])
     return check(t, name)
@@ -142,12 +142,21 @@ def check(t: Table, name: str = "the table") -> Table:
 
 
 def _occurrence(columns: list[np.ndarray]) -> np.ndarray:
-    seen: dict[tuple, int] = {}
-    found = np.zeros(len(columns[0]), int)
-    for i, key in enumerate(zip(*(c.astype(str) for c in columns), strict=True)):
-        found[i] = seen.get(key, 0)
-        seen[key] = found[i] + 1
+    """How often each row has come before."""
+    code = np.zeros(len(columns[0]), int)
+    for column in columns:
+        inverse = np.unique(column, return_inverse=True)[1]
+        code = np.unique(code * (inverse.max() + 1) + inverse, return_inverse=True)[1]
+    order, found = np.argsort(code, kind="stable"), np.empty_like(code)
+    found[order] = np.arange(len(code)) - np.searchsorted(code[order], code[order])
     return found
+
+
+def _column(rows: list[Mapping[str, Any]], key: str, convert: Callable[[Any], Any]) -> np.ndarray:
+    """Each distinct text is converted once."""
+    values = [row.get(key) for row in rows]
+    known = {v: convert(v) for v in {v for v in values if v is None or isinstance(v, str)}}
+    return np.array([known[v] if v is None or isinstance(v, str) else convert(v) for v in values])
 
 
 def _text(value: Any, default: str) -> str:
