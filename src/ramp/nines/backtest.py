@@ -6,7 +6,6 @@ at one origin come only from forecasts whose outcome was known before it.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +67,6 @@ def over_sizes(
     target: float,
     thresholds: tuple[float, ...] = (),
     least: int = 2,
-    note: Callable[[str], None] = lambda text: None,
 ) -> list[Past]:
     """Forecast runs at `target` from what they show up to `origin` (both log10), with all smaller runs known to the end.
 
@@ -96,7 +94,6 @@ def over_sizes(
             for run in runs:
                 mine = select(c, of & (c["run"] == run))
                 past.append(score(found, weights, factor, select(c, known), mine, origin, target, thresholds))
-        note(f"size {size:g}: {len(past)} forecasts, widened by {factor:.2f}")
     return [p for p in past if not np.isin(p.run, c["run"][c["size"] < sizes[least]])]
 
 
@@ -135,22 +132,12 @@ def score(
     low, median, high = np.quantile(final, (0.05, 0.5, 0.95))
     happened = np.concatenate([before["value"], after["value"]])
     futures = np.concatenate([np.tile(before["value"], (DRAWS, 1)), expit(shown)], 1)
-    reached, begun = _best(happened), _best(happened[: len(before["x"])])
-    tops = _best(futures)
+    reached, begun, tops = _best(happened), _best(happened[: len(before["x"])]), _best(futures)
     events = [(t, float((tops >= t).mean()), bool(reached >= t)) for t in thresholds if begun < t]
-    return Past(
-        str(mine["run"][0]),
-        str(mine["task"][0]),
-        actual,
-        float((final < actual).mean()),
-        {k: crps(v, actual) for k, v in ensembles.items()},
-        {k: bool(np.quantile(v, 0.05) <= actual <= np.quantile(v, 0.95)) for k, v in ensembles.items()},
-        median,
-        low,
-        high,
-        shapes,
-        events,
-    )
+    scores = {k: crps(v, actual) for k, v in ensembles.items()}
+    covered = {k: bool(np.quantile(v, 0.05) <= actual <= np.quantile(v, 0.95)) for k, v in ensembles.items()}
+    of, pit = (str(mine["run"][0]), str(mine["task"][0])), float((final < actual).mean())
+    return Past(*of, actual, pit, scores, covered, median, low, high, shapes, events)
 
 
 def baselines(
@@ -231,24 +218,16 @@ def summary(past: list[Past]) -> dict:
     methods = [m for m in past[0].crps if all(m in p.crps for p in past)]
     out: dict = {"forecasts": len(past), "methods": {}}
     for m in methods:
-        out["methods"][m] = {
-            "crps": float(np.mean([p.crps[m] for p in past])),
-            "coverage": float(np.mean([p.covered[m] for p in past])),
-        }
+        mean, inside = np.mean([p.crps[m] for p in past]), np.mean([p.covered[m] for p in past])
+        out["methods"][m] = {"crps": float(mean), "coverage": float(inside)}
     pit = np.array([p.pit for p in past])
     out["coverage80"] = float(((pit >= 0.1) & (pit <= 0.9)).mean())
     out["mae"] = float(np.mean([abs(p.median - p.actual) for p in past]))
     out["pit"] = np.histogram(pit, np.linspace(0, 1, 11))[0].tolist()
     events = np.array([(p, h) for q in past for _, p, h in q.events], float).reshape(-1, 2)
     if len(events):
-        base = events[:, 1].mean()
-        brier = float(((events[:, 0] - events[:, 1]) ** 2).mean())
-        out["events"] = {
-            "count": len(events),
-            "rate": float(base),
-            "brier": brier,
-            "base_brier": float(base * (1 - base)),
-        }
+        base, brier = float(events[:, 1].mean()), float(((events[:, 0] - events[:, 1]) ** 2).mean())
+        out["events"] = {"count": len(events), "rate": base, "brier": brier, "base_brier": base * (1 - base)}
         said = np.digitize(events[:, 0], (0.1, 0.3, 0.5, 0.7, 0.9))
         groups = [events[said == k] for k in range(6)]
         out["calibration"] = [(*g.mean(0).tolist(), len(g)) for g in groups if len(g)]
@@ -264,15 +243,8 @@ def issue(path: Path, run: str, task: str, issued: float, unit: str, targets: np
     """Append one line a target: the 99 percentiles of the accuracy there. draws: [S, T]."""
     with path.open("a", encoding="utf-8") as file:
         for x, column in zip(targets, draws.T, strict=True):
-            quantiles = np.quantile(column, LEVELS).round(6).tolist()
-            line = {
-                "run": run,
-                "task": task,
-                "unit": unit,
-                "issued": issued,
-                "target": float(x),
-                "quantiles": quantiles,
-            }
+            line = {"run": run, "task": task, "unit": unit, "issued": issued, "target": float(x)}
+            line["quantiles"] = np.quantile(column, LEVELS).round(6).tolist()
             file.write(json.dumps(line) + "\n")
 
 

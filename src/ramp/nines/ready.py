@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 from scipy.stats import norm
 
 from ramp.errors import UserError
@@ -282,32 +282,23 @@ def seal(names: list[str]) -> str:
 def audit(t: trials.Table, run: str, shown: list[str], sealed: str | None = None) -> dict:
     """How much a demo of `run` on the items `shown` flatters it, from trials of it and of others on the same suite."""
     mine, others = t["run"] == run, t["run"] != run
-    suite = np.unique(t["item"])
+    suite, of = np.unique(t["item"], return_inverse=True)
     missing = [i for i in shown if i not in suite]
     if not mine.any() or missing or not shown:
-        what = (
-            f"the run {run!r} has no trials"
-            if not mine.any()
-            else f"the demo item {(missing or ['?'])[0]!r} has no trials"
-        )
-        raise UserError(f"{what}; an audit needs the demo's items among the trials of the suite")
+        what = f"the demo item {(missing or ['?'])[0]!r}" if mine.any() else f"the run {run!r}"
+        raise UserError(f"{what} has no trials; an audit needs the demo's items among the trials of the suite")
     if len(set(shown)) >= len(suite):
         raise UserError("the demo shows the whole suite; nothing was left out that could have been picked from")
 
-    def rate(rows: np.ndarray) -> np.ndarray:
-        n = np.array([(rows & (t["item"] == i)).sum() for i in suite])
-        s = np.array([t["success"][rows & (t["item"] == i)].sum() for i in suite])
-        return (s + 0.5) / (n + 1)
-
+    wins, tries = np.bincount(of, t["success"] * mine), np.bincount(of, mine)
+    easy = logit((np.bincount(of, t["success"] * others) + 0.5) / (np.bincount(of, others) + 1))
     place = np.flatnonzero(np.isin(suite, shown))
     out: dict = {"items": len(place), "suite": len(suite), "seal": seal(shown)}
     out["sealed"] = None if sealed is None else sealed == out["seal"]
-    out["p_value"] = permutation(-np.log(rate(others) / (1 - rate(others))), place) if others.any() else None
+    out["p_value"] = permutation(-easy, place) if others.any() else None
     demo = mine & np.isin(t["item"], shown)
     out["rerun"], out["suite_mean"] = float(t["success"][demo].mean()), float(t["success"][mine].mean())
     out["takes"] = takes(len(place), out["rerun"])
-    wins = np.array([t["success"][mine & (t["item"] == i)].sum() for i in suite])
-    tries = np.array([(mine & (t["item"] == i)).sum() for i in suite])
     k = int(min(8, tries.min()))
     if k >= 2:
         out |= {"k": k, "pass_at_k": exact.pass_at(k, wins, tries), "pass_hat_k": exact.pass_hat(k, wins, tries)}
