@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         p.add_argument("--json", action="store_true", help="print figures for a program instead")
         p.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page as well")
         if verb != "plan":
-            p.add_argument(
-                "file", type=Path, help="a table of trials or an evaluation log (columns: see nines/trials.py)"
-            )
+            p.add_argument("file", type=Path, help="a table of trials (columns: nines/trials.py) or an evaluation log")
             p.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="keep only these rows")
         if verb in ("plan", "certify"):
             p.add_argument("--nines", type=float, default=3.0 if verb == "plan" else 2.0, help="level to show")
@@ -41,15 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             p.add_argument("--probability", type=float, default=0.8, help="how sure it must be (default .8)")
             p.add_argument("--decades", type=float, default=1.0, help="how far ahead, in powers of ten (default 1)")
             p.add_argument("--run", help="whose future (default: the run that got furthest)")
-            p.add_argument(
-                "--family", action="append", default=[], metavar="NAME=SHARE", help="usage mix over families"
-            )
-            p.add_argument("--slice", action="append", default=[], metavar="NAME=SHARE", help="usage mix over slices")
+            for name, kinds in (("--family", "families"), ("--slice", "slices")):
+                p.add_argument(name, action="append", default=[], metavar="NAME=SHARE", help=f"usage mix over {kinds}")
             p.add_argument("--schedule", type=Path, metavar="CSV", help="date,compute: what will have been spent when")
             p.add_argument("--record", type=Path, metavar="JSONL", help="append this forecast, to be scored later")
         if verb == "backtest":
             p.add_argument(
-                "--origin", type=float, help="with --target: forecast at this step (or compute) of each run ..."
+                "--origin", type=float, help="with --target: forecast at this step (compute) of each run ..."
             )
             p.add_argument("--target", type=float, help="... its accuracy there, all smaller runs known to the end")
             p.add_argument("--threshold", type=float, nargs="+", default=[], help="score also 'will it reach T?'")
@@ -159,9 +155,7 @@ def _plan(args: argparse.Namespace) -> tuple[dict, list]:
     means = ", ".join(f"{n:,.0f} trials at {t:.6g}" for t, n in expected.items())
     parts = [f"To show {test.bad:.6g} with {args.confidence:.0%} confidence, on items drawn from production:", rows]
     parts += [f"Tries at one item are correlated ({args.rho:g}); to be worth {clean:,} distinct trials:", needs]
-    parts += [
-        f"Or one after the other, {test.bad:.6g} against {test.good:.6g}: accept after {test.clean:,} clean trials,"
-    ]
+    parts += [f"Or in sequence, {test.bad:.6g} against {test.good:.6g}: accept after {test.clean:,} clean trials,"]
     parts += [f"each failure costs {test.price:,} more; on average {means} (Wald's approximation, a little low)."]
     sequential = {"clean": test.clean, "price": test.price, "expected_trials": expected}
     return {"reliability": test.bad, "plans": plans, "items": items, "sequential": sequential}, parts
@@ -297,9 +291,7 @@ def _forecast(args: argparse.Namespace) -> tuple[dict, list]:
         rows,
     ]
     if (t["item"] == "").all():
-        parts.append(
-            "These are accuracies without items: no lapse can be told from lack of ability; nines are guesses."
-        )
+        parts.append("Accuracies without items: no lapse can be told from a lack of ability; nines are guesses.")
     elif len(o.seen) < 5:
         parts.append(f"{len(o.seen)} checkpoints are few: the intervals are wide because they must be.")
     if args.page:
@@ -375,9 +367,7 @@ def _scores(s: dict) -> list:
     rows = [["method", "CRPS", "90% interval covers"]]
     for m, v in sorted(s["methods"].items(), key=lambda kv: kv[1]["crps"]):
         rows.append([m, f"{v['crps']:.4f}", f"{v['coverage']:.3f}"])
-    text = (
-        f"{s['forecasts']} forecasts; the 80% interval covers {s['coverage80']:.3f}; median misses by {s['mae']:.4f}."
-    )
+    text = f"{s['forecasts']} forecasts; 80% interval covers {s['coverage80']:.3f}; median misses by {s['mae']:.4f}."
     if "events" not in s:
         return [text, rows]
     e = s["events"]
@@ -394,10 +384,8 @@ def _audit(args: argparse.Namespace) -> tuple[dict, list]:
             raise UserError(f"{text[1:]} is not a file; --items takes ids with commas, or @FILE with one id a line")
         text = Path(text[1:]).read_text(encoding="utf-8").replace("\n", ",")
     found = ready.audit(_table(args), args.run, [i.strip() for i in text.split(",") if i.strip()], args.seal)
-    p, sealed = (
-        found["p_value"],
-        {None: "no hash given: a demo at most", True: "the hash agrees", False: "it does NOT agree"},
-    )
+    p = found["p_value"]
+    sealed = {None: "no hash given: a demo at most", True: "the hash agrees", False: "it does NOT agree"}
     facts = {
         "items shown, of a suite of": f"{found['items']} of {found['suite']}",
         "as easy by chance, as other systems find them": "no other system" if p is None else f"p = {p:.4f}",
@@ -408,9 +396,8 @@ def _audit(args: argparse.Namespace) -> tuple[dict, list]:
         "seal of these items": found["seal"],
     }
     if "k" in found:
-        facts[f"whole suite: best of {found['k']}; all of {found['k']}"] = (
-            f"{found['pass_at_k']:.3f}; {found['pass_hat_k']:.3f}"
-        )
+        whole = f"{found['pass_at_k']:.3f}; {found['pass_hat_k']:.3f}"
+        facts[f"whole suite: best of {found['k']}; all of {found['k']}"] = whole
     return found, ["## How much the demo flatters", _facts(facts)]
 
 

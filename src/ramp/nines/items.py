@@ -5,10 +5,10 @@
     family ~ N(0, sd_family²)   e ~ N(0, sd_item²)   logit lapse_m = λ0 + λ1 progress_m
 
 A lapse is a failure that ability does not mend. Without it "nines" would be an artefact of the logistic's tail. δ of the
-first slice is 0; the others are free to help or to hurt. Fitted by marginal Laplace (as in INLA, Rue et al. 2009): Newton
-over all effects, item effects eliminated by a Schur complement, so that a step costs O(cells · effects²), then integrated
-by adaptive quadrature; Newton over (sd_item, sd_family, φ) on the evidence. NumPy in float64 with the derivatives written
-out: nothing to compile, and the same figures whatever device the rest of the program runs on.
+first slice is 0; the others are free to help or to hurt. Fitted by marginal Laplace (as in INLA, Rue et al. 2009): every
+item effect is integrated by adaptive quadrature, Newton finds the mode of the others, and a trust region that of the
+evidence of (sd_item, sd_family, φ). NumPy in float64 with the derivatives written out: nothing to compile, and the same
+figures whatever device the rest of the program runs on.
 """
 
 from collections.abc import Callable
