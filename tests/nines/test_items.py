@@ -2,13 +2,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import gammaln
+from scipy.special import gammaln, polygamma
 from scipy.stats import betabinom
 from test_oracle import suite
 from worlds import world
 
 from ramp.errors import UserError
 from ramp.nines import items, ready, trials
+
+
+def test_trigamma_is_the_function():
+    z = np.geomspace(1e-8, 1e5, 200)
+    assert np.allclose(items._trigamma(z), polygamma(1, z), rtol=1e-8)
 
 
 def test_likelihood_is_scipys_beta_binomial_and_its_slopes_are_its_differences():
