@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, diags_array
 from scipy.special import digamma, expit, gammaln, logsumexp
 
 from ramp.errors import UserError
@@ -170,14 +170,17 @@ def _marginal(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[flo
     share = np.exp(at - total)  # [5, I] the posterior of the nodes
     u, v, *curves = _slopes(eta, lapse, h[2], d)
     uu, uv, vv = ((share[:, d["item"]] * c).sum(0) for c in curves)
-    slopes = np.stack([d["sum"] @ (x * a[:, None] + lam * b[:, None]) for a, b in zip(u, v, strict=True)])  # [5, I, P]
+    by = [diags_array(a) @ x + diags_array(b) @ lam for a, b in zip(u, v, strict=True)]
+    slopes = np.stack([(d["sum"] @ part).toarray() for part in by])  # [5, I, P]
     mean = (share[..., None] * slopes).sum(0)
     spread = ((slopes - mean) * np.sqrt(share)[..., None]).reshape(-1, len(g))
     precision, off = np.where(d["is_family"], np.exp(-2 * h[1]), d["precision"]), g - d["center"]
-    cross = (x * uv[:, None]).T @ lam
-    hessian = (x * uu[:, None]).T @ x + cross + cross.T + (lam * vv[:, None]).T @ lam + np.diag(precision)
+    cross = x.T @ diags_array(uv) @ lam
+    curve = x.T @ diags_array(uu) @ x + cross + cross.T + lam.T @ diags_array(vv) @ lam
+    # Sparse products and einsum: a threaded BLAS on a busy machine takes a hundred times as long.
+    hessian = curve.toarray() + np.diag(precision) - np.einsum("ki,kj->ij", spread, spread)
     value = 0.5 * (precision * off**2 - np.log(precision)).sum() - (total + np.log(sd)).sum()
-    return float(value), mean.sum(0) + precision * off, hessian - spread.T @ spread, e
+    return float(value), mean.sum(0) + precision * off, hessian, e
 
 
 def _laplace(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
@@ -215,7 +218,7 @@ def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
     sd = np.concatenate([np.full(m, 5.0), [1.0], np.ones(f), np.ones(s - 1), [LAPSE[1], TREND[1]]])
     center = np.concatenate([np.zeros(p - 2), [LAPSE[0], TREND[0]]])
     d = {
-        "x": x, "lapse": lam, "item": c.item, "wins": c.wins, "count": c.count, "chance": c.chance,
+        "x": csr_array(x), "lapse": csr_array(lam), "item": c.item, "wins": c.wins, "count": c.count, "chance": c.chance,
         "sum": csr_array((np.ones(n), (c.item, np.arange(n))), shape=(i, n)),
         "precision": 1 / sd**2, "center": center, "is_family": np.array([a.startswith("family ") for a in names]),
     }  # fmt: skip
