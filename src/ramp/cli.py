@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ramp import config, rundir
 from ramp.errors import UserError
+from ramp.nines import commands as nines
 from ramp.pods import commands as pods
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
@@ -32,6 +33,7 @@ VERBS = {
     "report": "write report.html again",
     "bench": "tokens per second of training and of generation",
     "plan": "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
+    "nines": "from trials to reliability to a scored forecast of readiness",
     "doctor": "what this machine has, and whether ramp can work on it",
 }
 
@@ -83,6 +85,8 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     elif verb == "plan":
         pods.add_arguments(p)
+    elif verb == "nines":
+        nines.add_arguments(p)
     elif verb in TRAINS:
         p.add_argument("config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
         p.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/<name of the config>)")
@@ -238,6 +242,7 @@ ACTIONS = dict.fromkeys(TRAINS, _train) | {
     "doctor": _doctor,
     "bench": _bench,
     "plan": _plan,
+    "nines": lambda args, flags: nines.run(args),
 }
 
 

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import gammaln, polygamma
+from scipy.stats import betabinom
+from test_oracle import suite
+from worlds import world
+
+from ramp.errors import UserError
+from ramp.nines import items, ready, trials
+
+
+def test_trigamma_is_the_function():
+    z = np.geomspace(1e-8, 1e5, 200)
+    assert np.allclose(items._trigamma(z), polygamma(1, z), rtol=1e-8)
+
+
+def test_likelihood_is_scipys_beta_binomial_and_its_slopes_are_its_differences():
+    rng = np.random.default_rng(0)
+    n = rng.integers(1, 20, 50)
+    s, eta, lapse = rng.binomial(n, 0.6), rng.normal(0, 2, 50), rng.normal(-3, 1, 50)
+    d = {"wins": s.astype(float), "count": n.astype(float), "chance": np.full(50, 0.25)}
+
+    def ours(a, b):
+        return items._log_likelihood(eta + a, lapse + b, 1.2, d)
+
+    p = 0.25 + (0.75 - 1 / (1 + np.exp(-lapse))) / (1 + np.exp(-eta))
+    full = betabinom.logpmf(s, n, p * np.exp(1.2), (1 - p) * np.exp(1.2))
+    choose = gammaln(n + 1) - gammaln(s + 1) - gammaln(n - s + 1)
+    assert np.allclose(ours(0, 0) + choose, full, atol=1e-8)
+    t = 1e-4
+    differences = (
+        (ours(t, 0) - ours(-t, 0)) / (2 * t),
+        (ours(0, t) - ours(0, -t)) / (2 * t),
+        (ours(t, 0) + ours(-t, 0) - 2 * ours(0, 0)) / t**2,
+        (ours(t, t) - ours(t, -t) - ours(-t, t) + ours(-t, -t)) / (4 * t**2),
+        (ours(0, t) + ours(0, -t) - 2 * ours(0, 0)) / t**2,
+    )
+    for slope, difference in zip(items._slopes(eta, lapse, 1.2, d), differences, strict=True):
+        assert np.allclose(-slope, difference, atol=2e-5)
+
+
+@given(
+    st.tuples(*[st.floats(-1.5, 1.5)] * 3), st.tuples(*[st.floats(0.5, 1000)] * 3), st.tuples(*[st.floats(-1, 1)] * 3)
+)
+def test_peak_of_a_valley_is_found(centre, curves, turn):
+    axes = np.linalg.qr(np.eye(3) + np.array([turn, turn[::-1], turn[1:] + turn[:1]]))[0]
+
+    def loss(x):
+        y = axes @ (x - np.array(centre))
+        return float((curves * y**2 + 0.1 * y**4).sum())
+
+    x, _, settled = items._peak(loss, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))
+    assert settled
+    assert loss(x) < 0.1
+
+
+def test_scales_that_do_not_settle_are_said_and_widen_every_interval(monkeypatch):
+    rng = np.random.default_rng(0)
+    calls = []
+
+    def rough(x):
+        calls.append(x)
+        return float(100 * rng.random())
+
+    settled = [items._peak(rough, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))[2] for _ in range(20)]
+    assert len(calls) <= 20 * 130
+    assert not any(settled)
+    c = suite(3, 40, 3, 4, 3)
+    fit, peak = items.fit(c), items._peak
+    monkeypatch.setattr(items, "_peak", lambda *a: (*peak(*a)[:2], False))
+    wide = items.fit(c)
+    assert fit.converged
+    assert not wide.converged
+    assert wide.cov == pytest.approx(items.UNSETTLED**2 * fit.cov)
+    assert np.log(wide.hyper).std(0) == pytest.approx(2 * np.log(fit.hyper).std(0), rel=0.3)
+
+
+def test_scales_abilities_and_items_are_recovered():
+    c = suite(3, 300, 5, 6, 10)
+    fit = items.fit(c)
+    assert fit.hyper[:, 0].mean() == pytest.approx(1.5, abs=0.25)
+    assert fit.hyper[:, 2].mean() == pytest.approx(6, rel=0.4)
+    truth = 1.5 + 1.5 * c.progress
+    ours = fit.mean[:5]
+    assert ours - ours.mean() == pytest.approx(truth - truth.mean(), abs=0.35)
+    share = np.array([c.wins[c.item == i].sum() / c.count[c.item == i].sum() for i in range(300)])
+    assert np.corrcoef(fit.difficulty(), share)[0, 1] < -0.9
+    again = items.fit(c)
+    assert np.array_equal(fit.effects, again.effects)
+
+
+def test_slices_have_a_price():
+    rng, rows = np.random.default_rng(0), []
+    for step in (10, 100):
+        for i in range(80):
+            hard = rng.normal(0, 1)
+            for name, cost in (("base", 0.0), ("typos", 1.5)):
+                p = 1 / (1 + np.exp(-(np.log10(step) - hard - cost)))
+                rows += [
+                    {"run": "a", "step": step, "item": str(i), "slice": name, "success": int(rng.random() < p)}
+                    for _ in range(4)
+                ]
+    fit = items.fit(items.cells(trials.table(rows)))
+    assert fit.cells.slices == ["base", "typos"]
+    assert fit.mean[fit.columns("slice ")] == pytest.approx([1.5], abs=0.5)
+
+
+@pytest.mark.parametrize("outcome", [0, 1])
+def test_all_failures_or_all_passes_leave_a_wide_interval(outcome):
+    rows = [
+        {"run": "a", "step": s, "item": str(i), "seed": str(k), "success": outcome}
+        for s in (1, 3, 10) for i in range(20) for k in range(2)
+    ]  # fmt: skip
+    o = ready.outlook(trials.table(rows), draws=200)
+    low, high = np.quantile(o.mix[:, np.searchsorted(o.grid, o.now)], (0.05, 0.95))
+    assert high - low > 0.01
+    if outcome:
+        assert o.ready(3)[:, -1].mean() < 0.9  # 120 clean trials of 20 items are no three nines
+
+
+def test_one_item_is_refused():
+    rows = [{"run": "a", "step": s, "item": "x", "success": s % 2} for s in (1, 2, 3)]
+    with pytest.raises(UserError, match="one item"):
+        items.cells(trials.table(rows))
+    with pytest.raises(UserError, match="item of every trial"):
+        items.cells(trials.table([{"run": "a", "step": 1, "success": 0.5, "stderr": 0.1}]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_first_passages_of_two_hundred_worlds_are_covered():
+    """By the randomised PIT: "never" and "already" are atoms, of which an interval takes the share that is due."""
+    rng, inside = np.random.default_rng(0), {1: [], 2: [], 3: []}
+    for seed in range(1000, 1200):
+        t, grid, truth = world(seed)
+        o = ready.outlook(t, decades=2.0, draws=400, steps=61)
+        for r, found in inside.items():
+            ok = truth >= 1 - 10.0**-r
+            actual = grid[ok.argmax()] if ok.any() else np.inf
+            passage = o.passage(r)
+            below, at_most = (passage < actual - 1e-9).mean(), (passage <= actual + 1e-9).mean()
+            found.append(0.05 <= below + (at_most - below) * rng.random() <= 0.95)
+    coverage = {r: float(np.mean(v)) for r, v in inside.items()}
+    print(coverage)
+    assert all(0.85 <= v <= 0.95 for v in coverage.values()), coverage

@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+
+from ramp.errors import UserError
+from ramp.nines import backtest, ready, trials
+
+
+def outlook(paths, slices=None):
+    grid = np.linspace(0, 1, np.shape(paths)[1])
+    return ready.Outlook("a", grid, 0.0, np.asarray(paths, float), slices or {}, [], {}, 1.0, "step")
+
+
+def test_first_passage_and_sureness():
+    o = outlook([[0.5, 0.95, 0.99], [0.5, 0.5, 0.95], [0.5, 0.5, 0.5], [0.95, 0.95, 0.95]])
+    assert o.passage(1).tolist() == [0.5, 1.0, np.inf, 0.0]
+    assert o.at(1, 0.5) == 0.5
+    assert o.at(1, 0.75) == 1.0
+    assert o.at(1, 0.9) == np.inf
+
+
+def test_the_worst_slice_holds_readiness_back():
+    good, bad = np.full((10, 3), 0.995), np.full((10, 3), 0.85)
+    assert outlook(good, {"base": good}).at(2, 0.9) == 0
+    assert outlook(good, {"base": good, "typos": bad}).at(2, 0.9) == np.inf
+
+
+@pytest.mark.parametrize("mix", [{"a": 0.5}, {"a": 0.7, "b": 0.7}, {"c": 1.0}, {"a": -1, "b": 2}])
+def test_a_usage_mix_must_be_parts_of_one(mix):
+    with pytest.raises(UserError):
+        ready.usage(mix, ["a", "b"], "slice")
+    assert ready.usage({"b": 1.0}, ["a", "b"], "slice").tolist() == [0, 1]
+
+
+def test_dates_come_from_the_schedule_only():
+    plan = [("2027-01-01", 1e20), ("2028-01-01", 1e22)]
+    assert ready.dates(plan, np.array([21.0, 23.0, 19.0])) == ["2027-07-03", "", ""]
+    with pytest.raises(UserError, match="rising"):
+        ready.dates(plan[::-1], np.array([21.0]))
+
+
+def suite(rng, items=100, tries=4):
+    """Two systems on one suite: (table, ids)."""
+    p = rng.beta(0.7, 0.7, items)
+    rows = [
+        {"run": run, "step": 1, "item": f"i{i}", "success": int(rng.random() < np.clip(p[i] + shift, 0, 1))}
+        for run, shift in (("ours", 0.0), ("theirs", 0.1)) for i in range(items) for _ in range(tries)
+    ]  # fmt: skip
+    return trials.table(rows), np.array([f"i{i}" for i in range(items)]), p
+
+
+def test_cherry_picking_is_found_and_honest_demos_are_not():
+    rng, honest, picked = np.random.default_rng(0), 0, 0
+    for _ in range(12):
+        _, _, p = suite(rng, tries=1)
+        other = rng.binomial(4, np.clip(p + 0.1, 0, 1))
+        hard = -np.log((other + 0.5) / (4.5 - other))
+        passed = np.flatnonzero(rng.random(100) < p)
+        for _ in range(50):
+            honest += ready.permutation(hard, rng.choice(100, 10, replace=False), 400, int(rng.integers(1e9))) < 0.05
+        best = passed[np.argsort(hard[passed] + rng.normal(0, 1, len(passed)))[:10]]
+        picked += ready.permutation(hard, best, 400) < 0.05
+    assert honest / 600 <= 0.07
+    assert picked == 12
+
+
+def test_audit_of_a_demo():
+    t, ids, p = suite(np.random.default_rng(1))
+    shown = ids[np.argsort(-p)[:10]].tolist()
+    found = ready.audit(t, "ours", shown, ready.seal(shown))
+    assert found["p_value"] < 0.01
+    assert found["rerun"] > found["suite_mean"] + 0.2
+    assert found["pass_at_k"] > found["suite_mean"] > found["pass_hat_k"]
+    assert found["sealed"]
+    assert not ready.audit(t, "ours", shown, "0" * 64)["sealed"]
+    for run, chosen in (("nobody", shown), ("ours", ["none"]), ("ours", []), ("ours", ids.tolist())):
+        with pytest.raises(UserError):
+            ready.audit(t, run, chosen)
+
+
+def test_takes():
+    rng = np.random.default_rng(0)
+    n = ready.takes(10, 0.8)
+    clean = rng.random((4000, round(n), 10)).max(2) < 0.8
+    assert clean.any(1).mean() == pytest.approx(0.5, abs=0.06)
+    assert ready.takes(5, 0.0) == np.inf
+    assert ready.takes(5, 1.0) == 1
+
+
+def test_ladder():
+    def levels(success, items=60, tries=8):
+        rows = [
+            {"run": "a", "step": 1, "item": str(i), "slice": s, "seed": str(k), "success": success(i, s, k)}
+            for i in range(items) for s in ("base", "typos") for k in range(tries)
+        ]  # fmt: skip
+        return [bool(ok) for _, ok, _ in ready.ladder(trials.table(rows), 1)]
+
+    assert levels(lambda i, s, k: 0) == [False, False, False]
+    assert levels(lambda i, s, k: int(k == i % 8)) == [True, False, False]  # once in eight takes
+    assert levels(lambda i, s, k: 1) == [True, True, True]
+    assert levels(lambda i, s, k: int(s == "base")) == [True, False, False]
+    assert levels(lambda i, s, k: 1, items=20)[2] is False  # 29 distinct items are one nine
+
+
+def test_crps_is_the_energy_form():
+    rng = np.random.default_rng(0)
+    draws, y = rng.normal(size=300), 0.4
+    slow = np.abs(draws - y).mean() - np.abs(draws[:, None] - draws).mean() / 2
+    assert backtest.crps(draws, y) == pytest.approx(slow)
+
+
+def curves(sizes, steps, noise=0.02, seed=0):
+    """Aggregates of runs that follow one law in size and steps."""
+    rng, rows = np.random.default_rng(seed), []
+    for size in sizes:
+        for step in steps:
+            logit = 2 + 0.5 * np.log10(size / 1e9) - 3 * (step / 1000) ** -0.4 + rng.normal(0, noise)
+            p = 1 / (1 + np.exp(-logit))
+            rows.append({"run": f"m-{size:.0f}", "size": size, "step": step, "task": "t", "success": p, "stderr": 0.01})
+    return trials.curves(trials.table(rows))
+
+
+def test_backtest_over_sizes_beats_persistence_and_knows_no_future():
+    steps = [1000 * 2**k for k in range(8)]
+    c = curves([1e7, 3e7, 1e8, 3e8, 1e9], steps)
+    past = backtest.over_sizes(c, np.log10(8000), np.log10(128000), (0.5, 0.7, 0.85))
+    s = backtest.summary(past)
+    assert s["forecasts"] == 3
+    assert s["methods"]["nines"]["crps"] < 0.5 * s["methods"]["persistence"]["crps"]
+    changed = dict(c) | {"value": np.where((c["size"] == 1e9) & (c["x"] > np.log10(8000) + 0.1), 0.01, c["value"])}
+    again = backtest.over_sizes(changed, np.log10(8000), np.log10(128000))
+    assert [(p.median, p.low, p.high) for p in past] == [(p.median, p.low, p.high) for p in again]
+    with pytest.raises(UserError, match="sizes"):
+        backtest.over_sizes(curves([1e8], steps), 3.9, np.log10(128000))
+
+
+def test_backtest_over_time_knows_no_future():
+    c = curves([1e8], [1000 * 2**k for k in range(8)])
+    past = backtest.over_time(c)
+    assert len(past) == 4 + 4 + 3 + 2 + 1
+    late = dict(c) | {"value": np.where(c["x"] > np.log10(65000), 0.01, c["value"])}
+    again = backtest.over_time(late)
+    for (a, p), (b, q) in zip(past, again, strict=True):
+        assert a == b
+        assert p.median == q.median
+    with pytest.raises(UserError, match="no curve"):
+        backtest.over_time(curves([1e8], [1000, 2000]))
+
+
+def test_the_record_is_scored_when_the_checkpoint_arrives(tmp_path):
+    c = curves([1e8], [1000, 2000, 4000, 8000])
+    path = tmp_path / "forecasts.jsonl"
+    draws = np.random.default_rng(0).normal(c["value"][2], 0.01, (500, 2))
+    backtest.issue(path, "m-100000000", "t", float(c["x"][1]), "step", np.array([c["x"][2], 6.0]), draws)
+    before = path.read_bytes()
+    scored, waiting = backtest.resolve(path, c)
+    assert (len(scored), waiting) == (1, 1)
+    assert scored[0]["covered80"]
+    assert scored[0]["crps"] < scored[0]["persistence"]
+    assert path.read_bytes() == before
+    path.write_text("{broken")
+    with pytest.raises(UserError, match="record"):
+        backtest.resolve(path, c)
