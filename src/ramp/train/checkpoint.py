@@ -106,12 +106,8 @@ class Checkpoints:
         if step < latest:
             raise UserError(f"{self.directory} holds step {latest}: to save step {step}, move the later ones away")
         leaves = named_leaves(state)
-        record = {
-            "step": step,
-            "score": _finite(score),
-            "meta": meta,
-            "leaves": {name: _spec(x) for name, x in leaves.items()},
-        }
+        specs = {name: _spec(x) for name, x in leaves.items()}
+        record = _stored({"step": step, "score": _finite(score), "meta": meta, "leaves": specs})  # TypeError: not JSON
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
@@ -123,7 +119,7 @@ class Checkpoints:
         try:
             self._orbax.save(
                 self.directory / str(step),
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(_stored(record))),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(record)),
             )
         except Exception as error:
             self._fail(error)

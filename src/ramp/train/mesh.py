@@ -101,7 +101,7 @@ def check(c: config.Config, dims: tuple[int, int, int]) -> None:
             )
 
 
-def compiler_options(m: config.Mesh) -> dict[str, str]:
+def compiler_options(m: config.Mesh) -> dict[str, str | bool]:
     """The options of the flag sets that `mesh.flags` names, for `jax.jit` and `lower().compile()`."""
     known = tomllib.loads(Path(__file__).with_name("flags.toml").read_text(encoding="utf-8"))
     for name in m.flags:
