@@ -24,18 +24,13 @@ from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.model import cost
+from ramp.pods import chips
 
 DEFAULT = "[model]\ndepth = 4\ncontext = 256\n[pretrain]\nbatch = 16\n"
 PROMPT, NEW, BATCHES = 32, (128, 512), (1, 16)
 SECONDS = 2.0  # least work in one turn
 SHAPE = ("depth", "width", "ff", "heads", "kv_heads", "head_dim", "vocab", "tied", "rope_base")  # what the peer is told
 QWEN3 = ("mlp", "qk_norm", "window", "softcap", "value_embeds", "x0_scalars", "smear")  # as in the peer: left alone
-
-# Dense bfloat16 TFLOP/s of one device, from the makers' data sheets; the first name found in the device's kind counts.
-PEAK = {
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5p": 459, "TPU v5": 459, "TPU v6 lite": 918,
-    "TPU v6e": 918, "H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312,
-}  # fmt: skip
 
 
 Worker = Callable[..., dict]  # (do, **work) -> answer
@@ -180,7 +175,7 @@ class Bench:
         """Of the device: its arithmetic at `rate` tokens a second, and its memory."""
         c, device = self.resolved(dtype), workers["ramp adamw"]("device")
         flops = cost.flops_per_token(c.model, c.pretrain.seq)
-        peak = next((p for name, p in PEAK.items() if name in device["kind"]), None)
+        peak = chips.peak(device["kind"])
         share = f", MFU {rate * flops / (peak * 1e12 * device['count']):.1%}" if peak else ""
         speed = f"{rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token)"
         print(f"{device['kind']} x {device['count']}: {speed}{share}")

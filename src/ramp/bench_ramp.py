@@ -15,7 +15,7 @@ from ramp import config, run
 from ramp.bench_worker import peak_bytes, serve, timed
 from ramp.config import Config
 from ramp.model import sample, transformer
-from ramp.stages.common import next_token_loss
+from ramp.model.loss import next_token_loss
 from ramp.train import mesh, optim
 from ramp.train.state import new_state
 from ramp.train.step import make_step
@@ -63,7 +63,7 @@ class Bench:
         c = config.replace(self.c.model, context=max(self.c.model.context, prompt + new))
         if self.talker is None:
             params = jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(self.c.seed)))()
-            self.talker = params, jax.jit(sample.ready, static_argnums=0)(c, params)
+            self.talker = params, sample.ready(c, params)
         params, weights = self.talker
         prompts = np.random.default_rng(0).integers(0, c.vocab - 8, (batch, prompt)).tolist()
         with timed() as seconds:

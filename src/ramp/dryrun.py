@@ -8,16 +8,11 @@ import time
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from ramp.config import Config, Train
 from ramp.model import cost
 from ramp.run import setup
-from ramp.stages.common import next_token_loss, template
-from ramp.train import optim
-from ramp.train.mesh import ROWS
-from ramp.train.step import make_step
+from ramp.stages.common import lowered
 
 UTILISATION = 0.4  # of the matrix-product rate, as measured for configs/cpu.toml; see the README's results
 
@@ -55,12 +50,7 @@ def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
 
 def step_bytes(c: Config, t: Train) -> int:
     """Peak bytes of one training step on one device: the state, the batch, gradients and activations."""
-    mesh = jax.sharding.get_mesh()
-    rows = NamedSharding(mesh, P(ROWS))
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
-    batch = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=rows) for name, kind in kinds.items()}
-    step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t, c.model.dtype), t)
-    plan = step.lower(template(c.model, t, mesh), batch).compile().memory_analysis()
+    plan = lowered(c, t, jax.sharding.get_mesh()).compile().memory_analysis()
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 

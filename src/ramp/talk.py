@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from ramp import config, rundir
@@ -29,13 +28,13 @@ class Speaker:
         self.c = setup(replace(c, mesh=config.Mesh(data=1)), devices=1)
         self.tokenizer = Tokenizer.load(run.tokenizer)
         self.params = load_params(run, stage, self.c, self.tokenizer)["lm"]
-        self.weights = jax.jit(sample.ready, static_argnums=0)(self.c.model, self.params)
+        self.weights = sample.ready(self.c.model, self.params)
         self.seed = seed
 
     def stream(self, prompt: list[int], tokens: int, stop: tuple[int, ...]) -> Iterator[str]:
         """Text as it is drawn, whole characters at a time; ends at a stop token, after `tokens`, or when full."""
         decoder = StreamDecoder(self.tokenizer)
-        m, way = self.c.model, how(self.c.sample)
+        m, way = self.c.model, how(self.c.sample, self.tokenizer)
         stream = sample.start(m, self.params, [prompt], self.seed)
         self.seed += 1
         for _ in range(-(-tokens // PIECE)):

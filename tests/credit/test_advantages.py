@@ -30,7 +30,7 @@ def credit(seed: int, P: int = 3, G: int = 4, S: int = 5) -> A.Credit:
         step[b, : len(spelled)] = spelled
     right = (rng.random((B, S)) < 0.6) * exists
     extra = {k: jnp.asarray(rng.random((B, S)), jnp.float32) for k in ("value_bs", "best_bs")}
-    extra |= {k: jnp.asarray(rng.normal(size=(B, N)), jnp.float32) for k in ("implicit_bn", "teacher_bn")}
+    extra |= {k: jnp.asarray(rng.normal(size=(B, N)), jnp.float32) for k in ("implicit_bn",)}
     outcome = jnp.asarray(rng.random((P, G)) < 0.5, jnp.float32)
     return A.Credit(
         outcome, jnp.asarray(right, jnp.float32), jnp.asarray(exists, jnp.float32), jnp.asarray(step), **extra

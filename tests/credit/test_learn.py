@@ -67,7 +67,7 @@ def test_implicit_reward_is_the_log_ratio(policy):
 
 def test_what_is_missing_is_said(policy):
     params, _ = policy
-    with pytest.raises(UserError, match="no process head"):
+    with pytest.raises(UserError, match="need a process head"):
         collect(({"lm": params["lm"]}, None), reward="head")
     with pytest.raises(UserError, match="raise"):
         learn.imitation(TOKENIZER, chain.TASK, 8, 2, 20, 0)

@@ -8,6 +8,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ramp.config import Reinforce
 from ramp.credit import loss as L
 from ramp.credit import rollouts
 from ramp.tasks import chain
@@ -55,7 +56,7 @@ def test_k3_reports_the_kl():
 @settings(max_examples=50, deadline=None)
 @given(st.floats(-30, 30), st.floats(-2, 2))
 def test_the_clip_holds_and_nothing_overflows(gap, advantage):
-    terms = L.Terms()
+    terms = Reinforce()
     value, slope = jax.value_and_grad(lambda x: L.surrogate(x, 0.0, advantage, terms))(gap)
     assert np.isfinite(value) and np.isfinite(slope)
     ratio = np.exp(np.clip(gap, -20, 20))
@@ -105,6 +106,6 @@ def test_rows_without_signal_change_nothing():
         batch = rollouts.rows(r, 48, none, rollouts.signal(r, none))
         assert batch["weights"].sum() == 0
         batch["ref"] = batch["old"] - 5
-        loss = L.policy_loss(c, L.Terms(kl=1.0))
+        loss = L.policy_loss(c, Reinforce(kl=1.0))
         grads = jax.jit(jax.grad(lambda p: loss({"lm": p}, batch, None)[0]))(lm)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) == 0

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from ramp.credit import audit, head, learn, rollouts
-from ramp.credit.rollouts import fork, ready, roll
+from ramp.credit.rollouts import fork, roll
 from ramp.errors import UserError
 from ramp.model import sample
 from ramp.tasks import chain
@@ -74,7 +74,7 @@ def test_a_fork_of_the_cache_is_the_prefix_run_again():
         padded, lengths = sample.pad_prompts(rows)
         cache = sample.prefill(MODEL, lm, padded, lengths, np.zeros(2, np.uint32), 48).cache
         row, at = jnp.array([0, 0, 1, 1], jnp.int32), jnp.array([3, 9, 2, 5], jnp.int32)
-        stream = fork(MODEL, ready(MODEL, lm), cache, jnp.asarray(padded), row, at, jnp.zeros(4, jnp.uint32))
+        stream = fork(MODEL, sample.ready(MODEL, lm), cache, jnp.asarray(padded), row, at, jnp.zeros(4, jnp.uint32))
         for i in range(4):
             prefix = [rows[int(row[i])][: int(at[i])]]
             alone = sample.start(MODEL, lm, prefix)

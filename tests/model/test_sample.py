@@ -28,7 +28,7 @@ def one_device():
 @cache
 def weights(c):
     params = tiny.lively(c)
-    return params, jax.jit(partial(sample.ready, c))(params)
+    return params, sample.ready(c, params)
 
 
 @cache
@@ -65,7 +65,7 @@ def test_same_tokens_on_a_mesh():
     want = go_on(c, begin(c), GREEDY, NEW).tokens_bn
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         params = tiny.lively(c)
-        ready = jax.jit(partial(sample.ready, c))(params)
+        ready = sample.ready(c, params)
         stream = sample.start(c, params, PROMPTS)
         got = sample.decode(c, ready, stream, GREEDY, NEW).tokens_bn
     np.testing.assert_array_equal(got, want)
@@ -272,3 +272,16 @@ def test_any_number_of_prompts_fits_a_mesh_and_the_caller_is_asked_once_a_bucket
 
         with pytest.raises(InterruptedError):
             sample.generate(c, params, PROMPTS[:3], 24, GREEDY, check=stop)
+
+
+def test_ids_that_only_pad_the_table_are_never_drawn():
+    """The distribution is that of the real ids alone, renormalised, whatever the padding's logits are."""
+    logits = jnp.tile(jnp.array([0.0, 1.0, 2.0, 50.0, 50.0]), (4000, 1))
+    keys = jax.random.split(jax.random.PRNGKey(0), 4000)
+    for how in (How(vocab=3), How(vocab=3, top_k=4), How(vocab=3, temperature=0)):
+        tokens, logps = map(np.asarray, draw(logits, keys, how))
+        assert tokens.max() <= 2
+        if how.temperature:
+            want = np.asarray(jax.nn.log_softmax(jnp.arange(3.0)))
+            np.testing.assert_allclose(logps, want[tokens], rtol=1e-5)
+            np.testing.assert_allclose(np.bincount(tokens, minlength=3) / 4000, np.exp(want), atol=0.03)

@@ -62,22 +62,6 @@ ARITHMETIC = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("step", "old", "new", "error"),
-    [
-        (1, "", "", None),
-        (1, "(6 + 1)", "(5 + 1)", 1),
-        (2, "= 5.", "= 3.", 2),
-        (3, "= 2.", "= 1.", 3),
-        (3, "is 2", "is 9", 3),
-    ],
-)
-def test_arithmetic_traces(step, old, new, error):
-    steps = list(ARITHMETIC)
-    steps[step] = steps[step].replace(old, new) if old else steps[step]
-    assert mistakes.arithmetic_error("((2 * 3 + 1) - (4 - -1)) =", steps) == error
-
-
 SORTING = [
     'The first letter: "bee": "b" (2). "cat": "c" (3). "ant": "a" (1). "bat": "b" (2).',
     'We now have: (1) "ant" < (2) ["bee" ? "bat"] < (3) "cat".',
@@ -87,22 +71,34 @@ SORTING = [
 ]
 
 
+CHECKERS = {
+    "arithmetic": (mistakes.arithmetic_error, "((2 * 3 + 1) - (4 - -1)) =", ARITHMETIC),
+    "sorting": (mistakes.sorting_error, "bee cat ant bat", SORTING),
+}
+
+
 @pytest.mark.parametrize(
-    ("step", "old", "new", "error"),
+    ("kind", "step", "old", "new", "error"),
     [
-        (0, "", "", None),
-        (0, '"c" (3)', '"c" (4)', 0),
-        (1, ' < (3) "cat"', "", 1),
-        (2, '"e" (5)', '"a" (1)', 2),
-        (3, '(1) "bat" < (5) "bee" for', '(5) "bee" < (1) "bat" for', 3),
-        (3, '"ant" < "bat" < "bee"', '"ant" < "bee" < "bat"', 3),
-        (4, "bat bee", "bee bat", 4),
+        ("arithmetic", 1, "", "", None),
+        ("arithmetic", 1, "(6 + 1)", "(5 + 1)", 1),
+        ("arithmetic", 2, "= 5.", "= 3.", 2),
+        ("arithmetic", 3, "= 2.", "= 1.", 3),
+        ("arithmetic", 3, "is 2", "is 9", 3),
+        ("sorting", 0, "", "", None),
+        ("sorting", 0, '"c" (3)', '"c" (4)', 0),
+        ("sorting", 1, ' < (3) "cat"', "", 1),
+        ("sorting", 2, '"e" (5)', '"a" (1)', 2),
+        ("sorting", 3, '(1) "bat" < (5) "bee" for', '(5) "bee" < (1) "bat" for', 3),
+        ("sorting", 3, '"ant" < "bat" < "bee"', '"ant" < "bee" < "bat"', 3),
+        ("sorting", 4, "bat bee", "bee bat", 4),
     ],
 )
-def test_sorting_traces(step, old, new, error):
-    steps = list(SORTING)
-    steps[step] = steps[step].replace(old, new) if old else steps[step]
-    assert mistakes.sorting_error("bee cat ant bat", steps) == error
+def test_the_first_fault_of_a_trace_is_found(kind, step, old, new, error):
+    check, question, steps = CHECKERS[kind]
+    assert old in steps[step]
+    steps = [s.replace(old, new) if old and i == step else s for i, s in enumerate(steps)]
+    assert check(question, steps) == error
 
 
 def test_missing_data_is_said(tmp_path):

@@ -12,7 +12,6 @@ from ramp.tasks import TASKS, addition, calculator, chain, paths, swaps, words
 from ramp.tasks.protocol import (
     Problem,
     first_error_f1,
-    judge_ids,
     messages,
     parse,
     prompt_ids,
@@ -26,6 +25,11 @@ from ramp.text.tokenizer import Tokenizer
 TOKENIZER = Tokenizer.bytes_only()
 names = st.sampled_from(sorted(TASKS))
 seeds, levels = st.integers(0, 10**6), st.integers(1, 8)
+
+
+def judge_ids(tokenizer, task, problem, ids):
+    parsed = parse(tokenizer, ids)
+    return parsed, task.judge(problem, parsed.steps, parsed.answer)
 
 
 @given(names, seeds, levels)

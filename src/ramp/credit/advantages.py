@@ -27,7 +27,6 @@ class Credit:
     value_bs: jax.Array | None = None  # [B, S] chance of a right answer before step s (Monte Carlo); [:, 0] unused
     best_bs: jax.Array | None = None  # the same of a stronger prover: best of K
     implicit_bn: jax.Array | None = None  # beta * log(psi / ref) of each token
-    teacher_bn: jax.Array | None = None  # log(teacher / policy) of each token
 
     @property
     def group(self) -> int:
@@ -100,6 +99,14 @@ def vine(c: Credit) -> jax.Array:
     return to_tokens(c, jnp.diff(values(c), axis=1) * c.exists_bs)
 
 
+def best_of(value_bs: jax.Array, n: int, k: int) -> jax.Array:
+    """Unbiased chance that the best of k samples succeeds, from c = value * n successes of n: 1 - C(n-c, k) / C(n, k)."""
+    fails, none = n - jnp.round(value_bs * n), jnp.ones_like(value_bs)
+    for i in range(k):
+        none *= jnp.maximum(fails - i, 0) / (n - i)
+    return 1 - none
+
+
 def prover(c: Credit, alpha: float = 1.0) -> jax.Array:
     """M2b. RLOO plus the progress of a prover, here best-of-K of the policy itself (Setlur et al. 2024, 2410.08146)."""
     best_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(c.best_bs), c.outcome_b[:, None])
@@ -167,11 +174,6 @@ def implicit(c: Credit) -> jax.Array:
     return to_go(centred) * c.mask_bn + rloo(c)
 
 
-def feedback(c: Credit) -> jax.Array:
-    """M7. SDPO (arXiv:2601.20802): how much likelier each token is to the policy once it has read the feedback."""
-    return c.teacher_bn * c.mask_bn
-
-
 def to_go(a: jax.Array) -> jax.Array:
     """Sum of this and all later entries of a row."""
     return jnp.cumsum(a[:, ::-1], axis=1)[:, ::-1]
@@ -185,6 +187,5 @@ PROCESS = {
     "step_outcome": step_outcome,
     "progress": progress,
     "min_form": min_form,
-    "feedback": feedback,
 }
 METHODS: dict[str, Method] = OUTCOME | PROCESS

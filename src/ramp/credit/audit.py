@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ramp.credit import exact
-from ramp.credit.advantages import METHODS, Credit
+from ramp.credit.advantages import METHODS, Credit, best_of
 from ramp.credit.rollouts import Rollouts, check_values, judged
 from ramp.tasks import Problem, Task
 from ramp.tasks.protocol import prompt_ids, solution_ids
@@ -122,10 +122,7 @@ def _draw(starts, ops, answers, right, method, group, n, table, key):
             ends = [roll_table(table, before[:, k], ops_b, k, keys[j])[0][:, -1] for j in range(n)]
             wins.append(sum((e == answer_b).astype(jnp.float32) for e in ends))
         value_bs = jnp.stack(wins, axis=1) / n
-        fails, none = n - value_bs * n, jnp.ones_like(value_bs)
-        for i in range(n):
-            none *= jnp.maximum(fails - i, 0) / (n - i)
-        more = {"value_bs": value_bs, "best_bs": 1 - none}
+        more = {"value_bs": value_bs, "best_bs": best_of(value_bs, n, n)}
     if method == "oracle":
         chance = [exact.values(table, o, int(a)) for o, a in zip(np.asarray(ops), np.asarray(answers), strict=True)]
         chance = jnp.repeat(jnp.stack(chance), G, axis=0)

@@ -20,6 +20,7 @@ from ramp.credit import attack, audit, data, exact, learn, rollouts, table
 from ramp.credit.advantages import METHODS
 from ramp.credit.lab import Bench, fit, fresh, kept, updater
 from ramp.errors import UserError
+from ramp.model.loss import next_token_loss
 from ramp.rundir import write_atomic
 from ramp.tasks import TASKS, chain, swaps
 from ramp.text.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ def policy(b: Bench, name: str, solve: Callable | None, steps: int, start: dict 
     t = replace(b.t, batch=64, lr_scale=3e-3, warmup=20, steps=steps, decay=0.2)
     rows = partial(learn.imitation, TOKENIZER, TASKS[t.task], t.level, 64, t.seq, solve=solve)
     begin = start or fresh(b.model)
-    return kept(b, f"policy-{name}", begin, lambda: fit(t, learn.imitation_loss(b.model), begin, rows))
+    return kept(b, f"policy-{name}", begin, lambda: fit(t, next_token_loss(b.model, 0.0), begin, rows))
 
 
 def slipping(share: float) -> Callable:

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Reinforce
 from ramp.credit import head, rollouts
-from ramp.credit.advantages import METHODS, Credit
-from ramp.credit.loss import Terms, adapted, policy_loss, token_logps
+from ramp.credit.advantages import METHODS, Credit, best_of
+from ramp.credit.loss import adapted, policy_loss, token_logps
 from ramp.credit.rollouts import Rollouts, check_values
 from ramp.errors import UserError
 from ramp.model.transformer import ROWS
@@ -47,14 +47,9 @@ def held_out(task: Task, level: int, n: int) -> list[Problem]:
     return [task.sample(HELD_OUT - i, level) for i in range(n)]
 
 
-def terms(t: Reinforce) -> Terms:
-    names = ("clip_low", "clip_high", "dual_clip", "kl", "kl_form", "entropy", "guard", "guard_share", "temperature")
-    return Terms(**{name: getattr(t, name) for name in names})
-
-
 def loss(c: Model, t: Reinforce) -> Loss:
     """The policy loss; with a process head that is trained online, its loss on the same rows too."""
-    policy, weight = policy_loss(c, terms(t)), t.head_weight
+    policy, weight = policy_loss(c, t), t.head_weight
 
     def both(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         total, seen = policy(params, batch, key)
@@ -65,16 +60,6 @@ def loss(c: Model, t: Reinforce) -> Loss:
         return total, seen
 
     return both
-
-
-def imitation_loss(c: Model) -> Loss:
-    """Cross-entropy of the next token of solved problems, nats."""
-
-    def nats(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        logp, _ = token_logps(c, params["lm"], batch["tokens"], batch["targets"])
-        return -jnp.sum(logp * batch["weights"]), {}
-
-    return nats
 
 
 def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -116,14 +101,17 @@ def evidence(
 ) -> tuple[Credit, int]:
     """What the method needs to know, and the tokens that finding out cost."""
     cost, more = 0, {}
+    if "process" not in params and (t.method == "implicit" or t.reward == "head"):
+        raise UserError(
+            "reinforce.method 'implicit' and reinforce.reward 'head' need a process head, which no stage trains yet "
+            "(the benchmark does); take another method, and the reward 'checker'"
+        )
     if t.method in ("vine", "prover"):
         value_bs, cost = rollouts.continuations(c, params["lm"], tokenizer, task, r, t.continuations, seed)
         more["value_bs"] = value_bs
-        more["best_bs"] = best_of(value_bs, t.continuations, min(t.best_of, t.continuations))
+        more["best_bs"] = np.asarray(best_of(value_bs, t.continuations, min(t.best_of, t.continuations)))
     right_bs = r.right_bs
     if t.reward == "head":
-        if "process" not in params:
-            raise UserError("reinforce.reward is 'head', and there is no process head yet; train one, or use 'checker'")
         right_bs = head.score(c, params["process"], r, t.seq)
     if t.method == "implicit":
         batch = put(rollouts.rows(r, t.seq, np.zeros_like(r.logps_bn)))
@@ -142,14 +130,6 @@ def spoken(r: Rollouts, values_bt: np.ndarray) -> np.ndarray:
         n = len(r.ids(b))
         out[b, :n] = values_bt[b, len(prompt) - 1 : len(prompt) - 1 + n]
     return out
-
-
-def best_of(value_bs: np.ndarray, n: int, k: int) -> np.ndarray:
-    """Unbiased chance that the best of k samples succeeds, from c successes of n: 1 - C(n-c, k) / C(n, k)."""
-    fails, none = n - np.round(value_bs * n), np.ones_like(value_bs)
-    for i in range(k):
-        none *= np.maximum(fails - i, 0) / (n - i)
-    return (1 - none).astype(np.float32)
 
 
 def accuracy(

@@ -6,51 +6,34 @@ frozen policy) where there is a KL term.
 """
 
 import math
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from ramp.config import Model
+from ramp.config import Model, Reinforce
 from ramp.model import transformer
+from ramp.model.loss import token_losses
 from ramp.model.transformer import ROWS
 from ramp.train.step import Loss
-
-
-@dataclass(frozen=True)
-class Terms:
-    """Weights of the terms of the loss."""
-
-    clip_low: float = 0.2
-    clip_high: float = 0.28  # higher than low: rare tokens may grow (DAPO, arXiv:2503.14476)
-    dual_clip: float = 3.0  # a bound for bad tokens that became likely (Ye et al. 2020)
-    kl: float = 0.0
-    kl_form: str = "k2"  # "k2", or "k3" (its value, k2's gradient)
-    entropy: float = 0.0  # bonus per nat
-    guard: str = "none"  # "clip_cov" or "kl_cov" (Cui et al. 2025, arXiv:2505.22617)
-    guard_share: float = 0.002  # of the tokens
-    temperature: float = 1.0
 
 
 def token_logps(c: Model, lm: dict, tokens_bt, targets_bt, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """(log-probability of each target, entropy), [B, T] float32, of the softmax at `temperature`: what was sampled."""
     x_nd = transformer.hidden(c, lm, tokens_bt)
     logits_nv = transformer.unembed(c, lm, x_nd) / temperature
-    log_z_n = jax.nn.logsumexp(logits_nv, axis=-1)
-    hit_nv = jax.lax.broadcasted_iota(jnp.int32, (1, logits_nv.shape[1]), 1) == targets_bt.reshape(-1)[:, None]
-    logp_n = jnp.sum(jnp.where(hit_nv, logits_nv, 0.0), axis=-1) - log_z_n
-    entropy_n = log_z_n - jnp.sum(jax.nn.softmax(logits_nv, axis=-1) * logits_nv, axis=-1)
+    nats_n, log_z_n = token_losses(logits_nv, targets_bt.reshape(-1))
+    logp_n, entropy_n = -nats_n, log_z_n - jnp.sum(jax.nn.softmax(logits_nv, axis=-1) * logits_nv, axis=-1)
     shape = targets_bt.shape
     return tuple(jax.lax.reshape(a, shape, out_sharding=P(ROWS)) for a in (logp_n, entropy_n))
 
 
-def surrogate(logp, old, advantage, terms: Terms) -> jax.Array:
+def surrogate(logp, old, advantage, t: Reinforce) -> jax.Array:
     """The clipped loss of each token: -min(ratio A, clip(ratio) A), bounded by dual_clip where A < 0."""
     ratio = jnp.exp(jnp.clip(logp - old, -20, 20))
-    clipped = jnp.clip(ratio, 1 - terms.clip_low, 1 + terms.clip_high)
+    clipped = jnp.clip(ratio, 1 - t.clip_low, 1 + t.clip_high)
     loss = -jnp.minimum(ratio * advantage, clipped * advantage)
-    return jnp.where(advantage < 0, jnp.minimum(loss, -terms.dual_clip * advantage), loss)
+    return jnp.where(advantage < 0, jnp.minimum(loss, -t.dual_clip * advantage), loss)
 
 
 def kl(logp, ref, form: str) -> jax.Array:
@@ -80,23 +63,23 @@ def most_covariant(logp, advantage, weights, share: float) -> jax.Array:
     return (jax.reshard(cov, P(ROWS)).reshape(logp.shape) >= jnp.maximum(least, 1e-12)).astype(jnp.float32)
 
 
-def policy_loss(c: Model, terms: Terms) -> Loss:
+def policy_loss(c: Model, t: Reinforce) -> Loss:
     """The loss of a batch of `rollouts.rows`. Metrics: kl, entropy, clipped (share of tokens beyond the clip)."""
 
     def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         w, advantage, old = batch["weights"], batch["advantage"], batch["old"]
-        logp, entropy = token_logps(c, params["lm"], batch["tokens"], batch["targets"], terms.temperature)
-        per_token = surrogate(logp, old, advantage, terms)
-        if terms.guard == "clip_cov":
-            per_token *= 1 - most_covariant(logp, advantage, w, terms.guard_share)
-        if terms.guard == "kl_cov":
-            per_token += most_covariant(logp, advantage, w, terms.guard_share) * jnp.abs(logp - old)
-        bonus = batch.get("bonus", terms.entropy)  # [B, 1] where it is adapted
+        logp, entropy = token_logps(c, params["lm"], batch["tokens"], batch["targets"], t.temperature)
+        per_token = surrogate(logp, old, advantage, t)
+        if t.guard == "clip_cov":
+            per_token *= 1 - most_covariant(logp, advantage, w, t.guard_share)
+        if t.guard == "kl_cov":
+            per_token += most_covariant(logp, advantage, w, t.guard_share) * jnp.abs(logp - old)
+        bonus = batch.get("bonus", t.entropy)  # [B, 1] where it is adapted
         per_token -= bonus * entropy
         seen = {"entropy": jnp.sum(w * entropy)}
-        seen["clipped"] = jnp.sum(w * (jnp.abs(jnp.exp(jnp.clip(logp - old, -20, 20)) - 1) > terms.clip_low))
+        seen["clipped"] = jnp.sum(w * (jnp.abs(jnp.exp(jnp.clip(logp - old, -20, 20)) - 1) > t.clip_low))
         if "ref" in batch:
-            per_token += terms.kl * kl(logp, batch["ref"], terms.kl_form)
+            per_token += t.kl * kl(logp, batch["ref"], t.kl_form)
             seen["kl"] = jnp.sum(w * kl(logp, batch["ref"], "k3"))
         return jnp.sum(w * per_token), seen
 

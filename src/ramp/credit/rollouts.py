@@ -23,8 +23,6 @@ from ramp.tasks import Problem, Task, Verdict
 from ramp.tasks.protocol import parse, prompt_ids
 from ramp.text.tokenizer import Tokenizer
 
-ready = partial(jax.jit, static_argnums=0)(sample.ready)
-
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -79,7 +77,7 @@ def roll(
     mesh = jax.sharding.get_mesh().shape
     spare = -len(prompts) % (mesh["replica"] * mesh["data"])  # every device has the same number of rows
     stream = sample.start(c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31)
-    stream = sample.decode(c, ready(c, params), stream, How(temperature), n, (tokenizer.end,))
+    stream = sample.decode(c, sample.ready(c, params), stream, How(temperature), n, (tokenizer.end,))
     tokens_bn, logps_bn = (np.array(a)[: len(prompts)] for a in (stream.tokens_bn, stream.logps_bn))
     return judged(tokenizer, task, [q for q in problems for _ in range(group)], group, prompts, tokens_bn, logps_bn)
 
@@ -171,7 +169,7 @@ def continuations(
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     padded, lengths = jax.device_put(padded, place), jax.device_put(lengths, place)
     cache = sample.prefill(c, params, padded, lengths, jnp.zeros_like(lengths, jnp.uint32), size).cache
-    weights = ready(c, params)
+    weights = sample.ready(c, params)
     cuts = [(b, s, int(np.argmax(r.step_bn[b] == s))) for b in range(B) for s in range(1, N + 1) if s in r.step_bn[b]]
     forks = [cut for cut in cuts for _ in range(n)]
     cost = 0

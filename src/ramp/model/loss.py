@@ -1,5 +1,6 @@
 """Next-token cross-entropy whose logits need never exist all at once."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.model.transformer import ROWS, Params, gathered, head, scattered, unembed
+from ramp.model.transformer import ROWS, Params, gathered, head, hidden, scattered, unembed
 
 
 def token_losses(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -37,6 +38,21 @@ def head_losses(c: Model, params: Params, x_nd: jax.Array, targets_bt: jax.Array
         y_nd, w_dv = head(c, params, x_nd)
         losses, log_z = piecewise_losses(y_nd, w_dv, targets_n, T // c.loss_chunk, c.softcap)
     return tuple(jax.lax.reshape(a, (B, T), out_sharding=P(ROWS)) for a in (losses, log_z))
+
+
+def next_token_loss(c: Model, z_loss: float) -> Callable[[Params, dict, jax.Array], tuple[jax.Array, dict]]:
+    """Cross-entropy of the next token where `weights` says so, nats; plus z_loss · log²Z (Chowdhery et al. 2022, 5)."""
+
+    def loss(params: Params, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        x_nd = hidden(c, params["lm"], batch["tokens"], batch.get("segments"))
+        nats_bt, log_z_bt = head_losses(c, params["lm"], x_nd, batch["targets"])
+        nats = jnp.sum(nats_bt * batch["weights"])
+        if not z_loss:
+            return nats, {}
+        z = jnp.sum(jnp.square(log_z_bt) * batch["weights"])
+        return nats + z_loss * z, {"nats": nats, "z": z}
+
+    return loss
 
 
 # ---------------------------------------------------------------------------------------------------- in pieces

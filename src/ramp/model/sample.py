@@ -48,6 +48,7 @@ class How:
     top_k: int = 0  # only the k most likely; 0: all
     top_p: float = 1.0  # only the most likely that together hold this probability
     min_p: float = 0.0  # only those at least this share as likely as the most likely
+    vocab: int = 0  # only the first so many ids: the model's table is padded, the tokenizer's is not; 0: all
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +66,7 @@ class Stream:
     logps_bn: jax.Array  # log-probability of each under exactly the distribution it was drawn from; 0 after the end
 
 
+@partial(jax.jit, static_argnames="c")
 def ready(c: Model, params: Params) -> Params:
     """The weights as decoding wants them, made once: matrices in the compute dtype, the blocks one by one, nothing split
     over "data" but the tables that tokens are looked up in. A token reads every weight; it should not gather, cast and
@@ -89,6 +91,7 @@ def draw(logits_bv: jax.Array, key_b: jax.Array, how: How) -> tuple[jax.Array, j
 
     The draw is the Gumbel-argmax over the candidates only: with top_k, a [B, k] problem instead of a [B, V] one.
     """
+    logits_bv = logits_bv[:, : how.vocab] if how.vocab else logits_bv
     if how.temperature == 0:
         token_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
         return token_b, jnp.zeros(token_b.shape, jnp.float32)
@@ -310,7 +313,7 @@ def generate(
     shape = jax.sharding.get_mesh().shape
     spare = -len(prompts) % (shape["replica"] * shape["data"])
     stream = start(c, params, [*prompts, *prompts[:1] * spare], seed)
-    stream = decode(c, jax.jit(ready, static_argnums=0)(c, params), stream, how, n, stop, check)
+    stream = decode(c, ready(c, params), stream, how, n, stop, check)
     rows = np.asarray(jax.reshard(stream.tokens_bn, P())).tolist()[: len(prompts)]
     return [[t for t in row if t >= 0 and t not in stop] for row in rows]
 

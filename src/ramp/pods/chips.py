@@ -35,6 +35,7 @@ class Chip:
     product_cycles: float = 0
     devices_per_chip: int = 1
     examples: tuple[str, ...] = ()
+    device: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     gpu: dict[str, Any] = field(default_factory=dict)
 
@@ -133,7 +134,15 @@ def quiet() -> None:
 @cache
 def chips() -> dict[str, Chip]:
     table = tomllib.loads(Path(__file__).with_name("topologies.toml").read_text(encoding="utf-8"))
-    return {name: Chip(name=name, **(row | {"examples": tuple(row["examples"])})) for name, row in table.items()}
+    return {
+        name: Chip(name=name, **(row | {k: tuple(row[k]) for k in ("examples", "device")}))
+        for name, row in table.items()
+    }
+
+
+def peak(kind: str) -> float | None:
+    """Dense bfloat16 TFLOP/s of one device of jax's `device_kind`; None: not in the table."""
+    return next((c.bf16 / c.devices_per_chip for c in chips().values() if kind in c.device), None)
 
 
 def parse(name: str, slices: int = 1) -> Topology:

@@ -15,7 +15,6 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -28,18 +27,16 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ramp import config
-from ramp.config import Config, Train
+from ramp.config import Config
 from ramp.errors import UserError
 from ramp.model import sample, transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.rundir import write_atomic
-from ramp.stages.common import next_token_loss, template
+from ramp.stages.common import lowered
 from ramp.train import mesh as meshes
-from ramp.train import optim
 from ramp.train.mesh import ROWS
 from ramp.train.state import abstract
-from ramp.train.step import make_step
 
 PROGRAMS = ("train", "prefill", "decode")
 Report = dict[str, Any]
@@ -79,13 +76,8 @@ def prepare(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
 
 
 # ---------------------------------------------------------------------------------------------------- programs
-def lower_train(c: Config, mesh: jax.sharding.Mesh, t: Train | None = None) -> Any:
-    t = t or c.pretrain
-    place = NamedSharding(mesh, P(ROWS))
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
-    batch = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=place) for name, kind in kinds.items()}
-    step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t, c.model.dtype), t)
-    return step.lower(template(c.model, t, mesh), batch)
+def lower_train(c: Config, mesh: jax.sharding.Mesh) -> Any:
+    return lowered(c, c.pretrain, mesh)
 
 
 def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:
@@ -93,9 +85,8 @@ def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:
 
 
 def _prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
-    """One prompt a data-parallel row of devices, or 16: tokens, lengths, seeds; half the context is the prompt."""
-    rows = mesh.shape["replica"] * mesh.shape["data"]
-    B, place = max(1, 16 // rows) * rows, NamedSharding(mesh, P(ROWS))
+    """Tokens, lengths, seeds; half the context is the prompt."""
+    B, place = roofline.decode_rows(c), NamedSharding(mesh, P(ROWS))
     make = partial(jax.ShapeDtypeStruct, sharding=place)
     return make((B, c.model.context // 2), jnp.int32), make((B,), jnp.int32), make((B,), jnp.uint32)
 
@@ -107,37 +98,27 @@ def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
 def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
     """The loop that draws tokens into a cache as long as the context; it ends when rows do, so plans count one token."""
     params, prompts = _params(c, mesh), _prompts(c, mesh)
-    weights = _like(partial(sample.ready, c.model), mesh, params)
-    stream = _like(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context), mesh, params, *prompts)
-    stream = _like(partial(sample._blank, n=128), mesh, stream)
+    weights = abstract(partial(sample.ready, c.model), mesh, params)
+    stream = abstract(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context), mesh, params, *prompts)
+    stream = abstract(partial(sample._blank, n=128), mesh, stream)
     return sample._draw_until.lower(c.model, weights, stream, sample.How(top_k=50), 0, 128, ())
-
-
-def _like(f: Callable, mesh: jax.sharding.Mesh, *args: Any) -> Any:
-    """Shapes and shardings of f(*args)."""
-
-    def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = leaf.sharding.spec if leaf.sharding else P()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
-
-    return jax.tree.map(concrete, jax.eval_shape(f, *args))
 
 
 LOWER = {"train": lower_train, "prefill": lower_prefill, "decode": lower_decode}
 
 
 # ---------------------------------------------------------------------------------------------------- compiling
-def compiled(name: str, lowered: Any, c: Config, topology: Topology, save: Path | None = None) -> Report:
+def compiled(name: str, program: Any, c: Config, topology: Topology, save: Path | None = None) -> Report:
     """What the compiler says of one program; from the cache where it has been asked before."""
     options = meshes.compiler_options(c.mesh)
     packages = [p for p in ("jax", "libtpu", "jax-cuda12-pjrt") if installed(p)]
-    what = [lowered.as_text(), str(topology), sorted(options.items()), [(p, version(p)) for p in packages]]
+    what = [program.as_text(), str(topology), sorted(options.items()), [(p, version(p)) for p in packages]]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
     kept = cache_dir() / f"{key}.json.gz"
     if kept.exists():
         found = json.loads(gzip.decompress(kept.read_bytes()))
     else:
-        found = _compile(lowered, options, topology)
+        found = _compile(program, options, topology)
         if "needs" not in found:
             kept.parent.mkdir(parents=True, exist_ok=True)
             scratch = kept.with_suffix(f".{os.getpid()}")

@@ -125,7 +125,7 @@ def train_lines(c: Config, topology: Topology, program: dict[str, Any], price: f
 
 
 def decode_lines(c: Config, topology: Topology, program: dict[str, Any]) -> list[str]:
-    rows = max(1, 16 // (c.mesh.replica * c.mesh.data)) * c.mesh.replica * c.mesh.data
+    rows = decode_rows(c)
     least = decode_bytes(c, rows)
     moved = program.get("traffic") or 0
     seconds = least / (topology.chip.hbm * 1e9 / topology.chip.devices_per_chip)
@@ -134,6 +134,12 @@ def decode_lines(c: Config, topology: Topology, program: dict[str, Any]) -> list
         f"{'':9} a token of {rows} rows reads {least / 1e6:,.1f} MB of weights and full cache a device{said}; at best "
         f"{1e3 * seconds:.2f} ms, {rows / seconds:,.0f} tokens/s"
     ]
+
+
+def decode_rows(c: Config) -> int:
+    """Rows that are planned: 16, or one for each data-parallel row of devices where those are more."""
+    ways = c.mesh.replica * c.mesh.data
+    return max(1, 16 // ways) * ways
 
 
 def decode_bytes(c: Config, rows: int) -> float:

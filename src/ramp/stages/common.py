@@ -10,36 +10,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from ramp.config import Config, Model, Train, fingerprint
 from ramp.errors import UserError
-from ramp.model import loss as model_loss
 from ramp.model import transformer
+from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.board import Board, last_with
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.loop import KINDS, Clock, fit
-from ramp.train.mesh import compiler_options
+from ramp.train.mesh import ROWS, compiler_options
 from ramp.train.preemption import Preemption
 from ramp.train.state import State, abstract, averaged, new_state
 from ramp.train.step import Loss, make_step
-
-
-def next_token_loss(c: Model, z_loss: float) -> Loss:
-    """Cross-entropy of the next token where `weights` says so, nats; plus z_loss · log²Z (Chowdhery et al. 2022, 5)."""
-
-    def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        x_nd = transformer.hidden(c, params["lm"], batch["tokens"], batch.get("segments"))
-        nats_bt, log_z_bt = model_loss.head_losses(c, params["lm"], x_nd, batch["targets"])
-        nats = jnp.sum(nats_bt * batch["weights"])
-        if not z_loss:
-            return nats, {}
-        z = jnp.sum(jnp.square(log_z_bt) * batch["weights"])
-        return nats + z_loss * z, {"nats": nats, "z": z}
-
-    return loss
 
 
 @dataclass(frozen=True)
@@ -163,6 +149,15 @@ def template(m: Model, t: Train, mesh: jax.sharding.Mesh, keep_ref: bool = False
     """Shapes and shardings of a stage's state."""
     tx = optim.make(t, m.dtype)
     return abstract(lambda: first_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, t, tx, 0, keep_ref), mesh)
+
+
+def lowered(c: Config, t: Train, mesh: jax.sharding.Mesh) -> Any:
+    """The training step of a stage on the next-token loss, lowered for abstract arrays: for plans, nothing is made."""
+    place = jax.NamedSharding(mesh, P(ROWS))
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    batch = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=place) for name, kind in kinds.items()}
+    step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t, c.model.dtype), t)
+    return step.lower(template(c.model, t, mesh), batch)
 
 
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:

@@ -12,8 +12,8 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
 
-def how(s: Sample) -> sample.How:
-    return sample.How(s.temperature, s.top_k, s.top_p, s.min_p)
+def how(s: Sample, tokenizer: Tokenizer) -> sample.How:
+    return sample.How(s.temperature, s.top_k, s.top_p, s.min_p, tokenizer.vocab_size)
 
 
 def continuations(
@@ -42,8 +42,7 @@ def answers(
 
 def _generate(c: Config, params: dict, prompts: list, tokenizer: Tokenizer, stop: tuple, check: Callable) -> list:
     s, lm = c.sample, params["lm"]
-    rows = sample.generate(c.model, lm, prompts, s.tokens, how(s), seed=c.seed, stop=stop, check=check)
-    return [[t for t in row if t < tokenizer.vocab_size] for row in rows]  # the table is padded to a multiple of 128
+    return sample.generate(c.model, lm, prompts, s.tokens, how(s, tokenizer), seed=c.seed, stop=stop, check=check)
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:

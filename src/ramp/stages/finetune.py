@@ -7,6 +7,7 @@ import jax
 
 from ramp.config import Config
 from ramp.errors import UserError
+from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
 from ramp.stages import common, converse, evaluate
 from ramp.text import chat
@@ -39,7 +40,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         name="finetune",
         c=c,
         t=c.finetune,
-        loss=common.next_token_loss(c.model, c.finetune.z_loss),
+        loss=next_token_loss(c.model, c.finetune.z_loss),
         batches=Batches(rows["train"], c.finetune.batch, c.seed),
         tokenizer=tokenizer,
     )

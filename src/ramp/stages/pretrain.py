@@ -4,6 +4,7 @@ import jax
 
 from ramp.config import Config
 from ramp.model import transformer
+from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
 from ramp.stages import common, converse, evaluate
 from ramp.text.rows import Batches, TokenRows
@@ -28,7 +29,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         name="pretrain",
         c=c,
         t=c.pretrain,
-        loss=common.next_token_loss(c.model, c.pretrain.z_loss),
+        loss=next_token_loss(c.model, c.pretrain.z_loss),
         batches=Batches(train, c.pretrain.batch, c.seed),
         tokenizer=tokenizer,
     )

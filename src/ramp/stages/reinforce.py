@@ -16,6 +16,7 @@ from ramp.config import Config
 from ramp.credit import audit, learn, picture
 from ramp.credit.advantages import METHODS
 from ramp.errors import UserError
+from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir, write_atomic
 from ramp.stages import common
 from ramp.tasks import TASKS
@@ -102,7 +103,7 @@ def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, st
         rows = learn.imitation(tokenizer, task, t.level, t.batch, t.seq, step, c.seed)
         return {name: a[lo:hi] for name, a in rows.items()}
 
-    stage = common.Stage("imitate", c, t, learn.imitation_loss(c.model), batches, tokenizer)
+    stage = common.Stage("imitate", c, t, next_token_loss(c.model, 0.0), batches, tokenizer)
     return stage.train(rundir, start, lambda *_: {}, "", stop)
 
 

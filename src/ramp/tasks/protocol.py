@@ -154,11 +154,6 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode([i if i < tokenizer.vocab_size else 255 for i in ids]).strip()
 
 
-def judge_ids(tokenizer: Tokenizer, task: Task, problem: Problem, ids: Sequence[int]) -> tuple[Parsed, Verdict]:
-    parsed = parse(tokenizer, ids)
-    return parsed, task.judge(problem, parsed.steps, parsed.answer)
-
-
 # ---------------------------------------------------------------------------------------------------- slices
 def slices(task: Task, seed: int, level: int) -> dict[str, Problem]:
     """One problem and its neighbours a deployed model would meet: in new words, with typos, longer."""

@@ -51,11 +51,12 @@ def averaged(state: State) -> dict[str, Any]:
     return state.params if state.opt["ema"] is None else state.opt["ema"]
 
 
-def abstract(make: Callable[[], Any], mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, dtypes and shardings of what `make()` would return, without making it: the template for a restore."""
+def abstract(make: Callable, mesh: jax.sharding.Mesh, *args: Any) -> Any:
+    """Shapes, dtypes and shardings of what `make(*args)` would return, without making it: the template for a restore.
+    args may be abstract themselves."""
 
     def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         spec = leaf.sharding.spec if leaf.sharding else P()
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map(concrete, jax.eval_shape(make))
+    return jax.tree.map(concrete, jax.eval_shape(make, *args))
