@@ -1,8 +1,9 @@
 """`ramp plan CONFIG --topology v6e:16x16`: the programs of a run, compiled for a machine that is not here.
 
-The step that is planned is the step that runs: `make_step`, `sample.prefill` and the decode loop are lowered on abstract
-arrays over a mesh of compile-only devices. Memory and collectives are the compiler's own. Time is arithmetic: a roofline
-(`roofline.py`), beside the cycles that the TPU compiler estimates for its fusions. None of it has met the hardware.
+The step that is planned is the step that runs: `make_step` (of pretraining, of process-reward RL), `sample.prefill` and
+the decode loop are lowered on abstract arrays over a mesh of compile-only devices. Memory and collectives are the
+compiler's own. Time is arithmetic: a roofline (`roofline.py`), beside the cycles that the TPU compiler estimates for its
+fusions. None of it has met the hardware.
 
 A plan is kept under the hash of the lowered program, the options and the versions: asked for again, it costs the
 lowering only. (XLA's persistent cache saves nothing for compile-only devices.)
@@ -28,21 +29,23 @@ from jax.sharding import PartitionSpec as P
 
 from ramp import config
 from ramp.config import Config
+from ramp.credit import head, learn
 from ramp.errors import UserError
 from ramp.model import sample, transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.rundir import write_atomic
-from ramp.stages.common import lowered
+from ramp.stages.common import abstract_rows, lowered
 from ramp.train import mesh as meshes
+from ramp.train import optim
 from ramp.train.mesh import ROWS
-from ramp.train.state import abstract
+from ramp.train.state import State, abstract, new_state
+from ramp.train.step import make_step
 
-PROGRAMS = ("train", "prefill", "decode")
 Report = dict[str, Any]
 
 
-def plan(c: Config, topology: Topology, programs: tuple[str, ...] = PROGRAMS, save: Path | None = None) -> Report:
+def plan(c: Config, topology: Topology, programs: tuple[str, ...], save: Path | None = None) -> Report:
     """Compile `programs` of a configuration for a topology: {"topology", "mesh", "config", "programs": {name: ...}}."""
     c, mesh = prepare(c, topology)
     if save:
@@ -80,6 +83,19 @@ def lower_train(c: Config, mesh: jax.sharding.Mesh) -> Any:
     return lowered(c, c.pretrain, mesh)
 
 
+def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
+    """The update of process-reward RL: the policy and a process head learn from the same rollouts."""
+    m, t = c.model, c.reinforce
+    tx = optim.make(t, m.dtype)
+
+    def first() -> State:
+        lm = transformer.init(m, jax.random.PRNGKey(0))
+        return new_state({"lm": lm, "process": head.init(m, lm)}, tx, 0)
+
+    batch = abstract_rows(t, mesh, ("weights", "advantage", "old", "labels", "label_weights", "label_spoken"))
+    return make_step(learn.loss(m, t), tx, t).lower(abstract(first, mesh), batch)
+
+
 def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:
     return abstract(lambda: transformer.init(c.model, jax.random.PRNGKey(0)), mesh)
 
@@ -104,7 +120,7 @@ def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
     return sample._draw_until.lower(c.model, weights, stream, sample.How(top_k=50), 0, 128, ())
 
 
-LOWER = {"train": lower_train, "prefill": lower_prefill, "decode": lower_decode}
+LOWER = {"train": lower_train, "reinforce": lower_reinforce, "prefill": lower_prefill, "decode": lower_decode}
 
 
 # ---------------------------------------------------------------------------------------------------- compiling
