@@ -112,7 +112,8 @@ def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
 
 
 def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    """The loop that draws tokens into a cache as long as the context; it ends when rows do, so plans count one token."""
+    """The loop that draws tokens into a cache as long as the context. Its outer loop ends when rows do, so that the compiler
+    counts one turn of it: `sample.TAIL` tokens. The plan divides by them."""
     params, prompts = _params(c, mesh), _prompts(c, mesh)
     weights = abstract(partial(sample.ready, c.model), mesh, params)
     stream = abstract(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context), mesh, params, *prompts)
@@ -120,6 +121,7 @@ def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
     return sample._draw_until.lower(c.model, weights, stream, sample.How(top_k=50), 0, 128, ())
 
 
+TOKENS = {"decode": sample.TAIL}  # that a program as the compiler counts it is of; figures are of one
 LOWER = {"train": lower_train, "reinforce": lower_reinforce, "prefill": lower_prefill, "decode": lower_decode}
 
 
@@ -134,7 +136,7 @@ def compiled(name: str, program: Any, c: Config, topology: Topology, save: Path 
     if kept.exists():
         found = json.loads(gzip.decompress(kept.read_bytes()))
     else:
-        found = _compile(program, options, topology)
+        found = _compile(program, options, topology, TOKENS.get(name, 1))
         if "needs" not in found:
             kept.parent.mkdir(parents=True, exist_ok=True)
             scratch = kept.with_suffix(f".{os.getpid()}")
@@ -150,7 +152,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RAMP_PLAN_CACHE", Path.home() / ".cache" / "ramp" / "plans"))
 
 
-def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
+def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -> Report:
     began = time.perf_counter()
     try:
         program = lowered.compile(compiler_options=options)
@@ -164,6 +166,7 @@ def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
     resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = resident + memory.temp_size_in_bytes
     found = hlo.collectives(text, topology.per_slice, topology.device_count)
+    found = [replace(one, count=one.count / tokens) for one in found]
     return {
         "fits": peak <= topology.hbm_bytes,
         "argument": memory.argument_size_in_bytes,
@@ -172,8 +175,8 @@ def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
         "peak": peak,
         "collectives": summed(found),
         "largest": [vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]],
-        "cycles": hlo.cycles(text),
-        "traffic": hlo.traffic(text) if topology.chip.kind == "tpu" else None,
+        "cycles": hlo.cycles(text) / tokens,
+        "traffic": hlo.traffic(text) / tokens if topology.chip.kind == "tpu" else None,
         "compile_seconds": time.perf_counter() - began,
         "hlo": text,
     }
