@@ -22,13 +22,15 @@ def attention(q_bthd, k_btkd, v_btkd, *, window=None, segments_bt=None, backend=
     """q_bthd: [B, T, H, h]; k_btkd, v_btkd: [B, T, K, h]; returns [B, T, H, h] in q's dtype.
 
     window: how far back a token sees, itself included (static), or None. segments_bt: int32, tokens of different
-    segments do not see each other. backend: "xla" anywhere, "splash" on TPU (T a multiple of 128), "cudnn" on GPU.
+    segments do not see each other. backend: "xla" anywhere, "splash" on TPU, "cudnn" on GPU; these two want T in blocks of
+    128, so that shorter prompts and rollouts go the plain way on any device.
 
     What a backward pass should keep is named "attn". Splash names what its own derivative needs, its output included.
     """
-    if backend == "splash":
+    whole = q_bthd.shape[1] % 128 == 0
+    if backend == "splash" and whole:
         return _splash(q_bthd, k_btkd, v_btkd, window, segments_bt)
-    attend = _cudnn if backend == "cudnn" else _xla
+    attend = _cudnn if backend == "cudnn" and whole else _xla
     return checkpoint_name(attend(q_bthd, k_btkd, v_btkd, window, segments_bt), "attn")
 
 
@@ -85,7 +87,7 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
     T, h = q_bthd.shape[1], q_bthd.shape[3]
     if interpret is None:
         interpret = platform() == "cpu"
-    block = next(b for b in (1024, 512, 256, 128, T) if T % b == 0)
+    block = next(b for b in (1024, 512, 256, 128) if T % b == 0)
     sizes = kernel.BlockSizes(
         block_q=block, block_kv=block, block_kv_compute=block,
         block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,

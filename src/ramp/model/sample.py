@@ -141,7 +141,7 @@ def prefill(
 
     def attend(window):
         def run(q, k, v):
-            return attention(q, k, v, window=window, backend=backend(c) if prompt % 128 == 0 else "xla"), (k, v)
+            return attention(q, k, v, window=window, backend=backend(c)), (k, v)
 
         return run
 
