@@ -146,7 +146,7 @@ def fixed_mix(c: Model, B: int, T: int, cos: jax.Array, sin: jax.Array) -> tuple
     shape, spec = (B, T, 1, c.head_dim), P(ROWS, None, "model")
     if c.mix == "mean":
         q_bthd = k_btkd = jnp.zeros(shape, jnp.dtype(c.dtype))
-    else:
+    elif c.mix == "window":
         back = rope_angles(-jnp.arange(c.heads), c.head_dim, c.rope_base)
         k_btkd = rope(jnp.ones(shape, jnp.dtype(c.dtype)), cos, sin)
         q_bthd = SHARP * rope(k_btkd[:, :, None], *back)[..., 0, :]
@@ -245,17 +245,17 @@ class Block(nn.Module):
         o_bthd, kept = attend(q_bthd, k_btkd, v_btkd)
         o_nf = jax.lax.reshape(checkpoint_name(o_bthd, "attn"), (B * T, H * h), out_sharding=P(ROWS, "model"))
         x_nd = join(x_nd, o_nf, "wo")
-        if c.mlp == "none":
-            return x_nd, kept
 
-        y_nd = norm(x_nd, "mlp_norm")
-        up_nf = checkpoint_name(linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out"), "up")
-        if c.mlp == "swiglu":
-            gate_nf = checkpoint_name(linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out"), "gate")
-            act_nf = jax.nn.silu(gate_nf) * up_nf
-        else:
-            act_nf = jnp.square(jax.nn.relu(up_nf))
-        return join(x_nd, act_nf, "w_down"), kept
+        if c.mlp != "none":
+            y_nd = norm(x_nd, "mlp_norm")
+            up_nf = checkpoint_name(linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out"), "up")
+            if c.mlp == "swiglu":
+                gate_nf = checkpoint_name(linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out"), "gate")
+                act_nf = jax.nn.silu(gate_nf) * up_nf
+            else:
+                act_nf = jnp.square(jax.nn.relu(up_nf))
+            x_nd = join(x_nd, act_nf, "w_down")
+        return x_nd, kept
 
 
 class Head(nn.Module):
