@@ -27,14 +27,15 @@ class Probe:
     length: Callable[[int], int]  # of n: T
     chance: Callable[[int], float]  # of n
     steps: int = 400
-    batch: int = 128
+    batch: int = 64
     rate: float = 1.0  # times the rates of `run.RATES`
     settings: dict[str, Any] = field(default_factory=dict)  # of the model, for the rung and the one below alike
 
     def show(self, n: int, token: int) -> str:
         """A token of a row, for people."""
         if self.rows in (recall, lookups, modular, two_hops):
-            return f"{token // n}→{token % n}" if token < n * n else "?"
+            kinds = 2 if self.rows is recall else n
+            return f"{token // kinds}→{token % kinds}" if token < n * kinds else "?"
         return str(token) if self.rows is distance else "·" if token < FILLERS else "ab?"[min(token - FILLERS, 2)]
 
     def scaled(self, scale: float) -> int:
@@ -71,17 +72,21 @@ def occurred(rng: np.random.Generator, n: int, count: int) -> Rows:
     return tokens.astype(np.int32), (FILLERS + 2 + answer).astype(np.int32)
 
 
-def table(rng: np.random.Generator, n: int, values_bn: np.ndarray) -> np.ndarray:
-    """Pair tokens key * n + value, in random order; [B, n]."""
-    return rng.permuted(np.arange(n) * n + values_bn, axis=1)
+def table(rng: np.random.Generator, values_bn: np.ndarray, kinds: int, copies: int = 0) -> np.ndarray:
+    """Pair tokens key * kinds + value in random order, [B, n + copies * n]. Each is there at least once; with copies, some are
+    there again and again: an average whose weights tell pairs apart would have to know how often, a look-up need not care."""
+    n = values_bn.shape[1]
+    pairs = rng.permuted(np.arange(n) * kinds + values_bn, axis=1)
+    again = (n * rng.random((len(pairs), copies * n)) ** 4).astype(int)
+    return rng.permuted(np.concatenate([pairs, np.take_along_axis(pairs, again, axis=1)], axis=1), axis=1)
 
 
 def recall(rng: np.random.Generator, n: int, count: int) -> Rows:
-    """n keys stand for n values, each for another one. Which value belongs to the key asked for?"""
-    values = rng.permuted(np.tile(np.arange(n), (count, 1)), axis=1)
+    """Half of n keys stand for one value, half for another. Which one belongs to the key asked for?"""
+    values = rng.permuted(np.tile(np.arange(n) % 2, (count, 1)), axis=1)
     key = rng.integers(0, n, count)
-    tokens = np.column_stack([table(rng, n, values), n * n + key])
-    return tokens.astype(np.int32), (n * n + n + values[np.arange(count), key]).astype(np.int32)
+    tokens = np.column_stack([table(rng, values, 2), 2 * n + key])
+    return tokens.astype(np.int32), (3 * n + values[np.arange(count), key]).astype(np.int32)
 
 
 def order(rng: np.random.Generator, n: int, count: int) -> Rows:
@@ -111,7 +116,7 @@ def lookups(rng: np.random.Generator, n: int, count: int) -> Rows:
     found = np.take_along_axis(values, every[asked], axis=1)
     number = {tuple(t): i for i, t in enumerate(every.tolist())}
     answer = np.array([number[tuple(f)] for f in found.tolist()])
-    tokens = np.column_stack([table(rng, n, values), n * n + asked])
+    tokens = np.column_stack([table(rng, values, n, copies=4), n * n + asked])
     return tokens.astype(np.int32), (n * n + len(every) + answer).astype(np.int32)
 
 
@@ -121,7 +126,7 @@ def modular(rng: np.random.Generator, n: int, count: int) -> Rows:
     values = rng.integers(0, n, (count, n))
     asked = rng.integers(0, len(every), count)
     answer = np.take_along_axis(values, every[asked], axis=1).sum(axis=1) % n
-    tokens = np.column_stack([table(rng, n, values), n * n + asked])
+    tokens = np.column_stack([table(rng, values, n, copies=1), n * n + asked])
     return tokens.astype(np.int32), (n * n + len(every) + answer).astype(np.int32)
 
 
@@ -132,7 +137,7 @@ def two_hops(rng: np.random.Generator, n: int, count: int) -> Rows:
     np.put_along_axis(target, circle, np.roll(circle, -1, axis=1), axis=1)
     key = rng.integers(0, n, count)
     first = target[np.arange(count), key]
-    tokens = np.column_stack([table(rng, n, target), n * n + key])
+    tokens = np.column_stack([table(rng, target, n, copies=1), n * n + key])
     return tokens.astype(np.int32), (n * n + n + target[np.arange(count), first]).astype(np.int32)
 
 
@@ -144,20 +149,20 @@ PROBES = {
     p.name: p
     for p in (
         Probe("distance", "which symbol stood three places before the last", distance, 8,
-              lambda n: n, lambda n: back(n) + 4, lambda n: 1 / n),
+              lambda n: n, lambda n: back(n) + 4, lambda n: 1 / n, steps=100),
         Probe("occurred", "whether a mark occurred anywhere before, out of a short window's sight", occurred, 24,
-              lambda n: FILLERS + 4, lambda n: n, lambda n: 1 / 2),
-        Probe("recall", "which value belongs to a key", recall, 6,
-              lambda n: n * n + 2 * n, lambda n: n + 1, lambda n: 1 / n),
-        Probe("order", "which of two marks came last", order, 16,
-              lambda n: FILLERS + 5, lambda n: n, lambda n: 1 / 2),
+              lambda n: FILLERS + 4, lambda n: n, lambda n: 1 / 2, steps=150),
+        Probe("recall", "which of two values belongs to a key", recall, 12,
+              lambda n: 3 * n + 2, lambda n: n + 1, lambda n: 1 / 2, steps=800, rate=0.3),
+        Probe("order", "which of two marks came last", order, 12,
+              lambda n: FILLERS + 5, lambda n: n, lambda n: 1 / 2, steps=600),
         Probe("look-ups", "which values belong to three keys, in that order", lookups, 4,
-              lambda n: n * n + 2 * permutations(n), lambda n: n + 1, lambda n: 1 / permutations(n)),
+              lambda n: n * n + 2 * permutations(n), lambda n: 5 * n + 1, lambda n: 1 / permutations(n)),
         Probe("modular sum", "the sum of two keys' values, modulo n", modular, 5,
-              lambda n: n * n + n * (n - 1) // 2 + n, lambda n: n + 1, lambda n: 1 / n),
+              lambda n: n * n + n * (n - 1) // 2 + n, lambda n: 2 * n + 1, lambda n: 1 / n, steps=800),
         Probe("two hops", "where that points to which a key points to", two_hops, 6,
-              lambda n: n * n + 2 * n, lambda n: n + 1, lambda n: 1 / (n - 2)),
-        Probe("deep", "the value of a key, with 12 blocks and 10 times the rates", recall, 6,
-              lambda n: n * n + 2 * n, lambda n: n + 1, lambda n: 1 / n, rate=10.0, settings={"depth": 12}),
+              lambda n: n * n + 2 * n, lambda n: 2 * n + 1, lambda n: 1 / (n - 2), steps=600, settings={"width": 32}),
+        Probe("deep", "which of two values belongs to a key, with 12 blocks and 10 times the rates", recall, 12,
+              lambda n: 3 * n + 2, lambda n: n + 1, lambda n: 1 / 2, steps=300, batch=32, rate=3.0, settings={"depth": 12}),
     )
 }  # fmt: skip
