@@ -104,8 +104,8 @@ def climb(rung: Rung, probe: Probe, n: int, seed: int) -> dict[str, Any]:
         "steps": steps,
         "accuracy": accuracy,
         "diverged": float(np.mean(~(last < 2 * np.log(m.vocab)) | (np.asarray(state.guard["streak"]) > 0))),
-        "score": [] if look is None else [float(s) for s in look[1]],
-        "attention": [] if look is None else np.asarray(look[0][0, :, 0]).round(3).tolist(),
+        "score": [] if look is None else np.nan_to_num(look[1], nan=1e30, posinf=1e30).tolist(),
+        "attention": [] if look is None else np.nan_to_num(look[0][0, :, 0]).round(3).tolist(),
         "row": tokens[0, 0].tolist(),
     }
 
@@ -214,9 +214,9 @@ def counted(order: int, c: Config, rundir: RunDir, tokenizer: Tokenizer) -> dict
     train, val = (documents(TokenRows(rundir.tokens(s), 2).stream, tokenizer) for s in ("train", "val"))
     bits = byte_ngram_bits(train, val, order) / sum(map(len, val))
     table = bigrams(train)
-    rng, text = np.random.default_rng(c.seed), [ord("T")]
+    rng, text = np.random.default_rng(c.seed), [int(table.sum(axis=1).argmax())]
     for _ in range(c.sample.tokens):
-        row = (table[text[-1]] if order == 2 else table.sum(axis=0)).astype(float)
+        row = (table[text[-1]] if order == 2 else table.sum(axis=0)) + 1e-9
         text.append(int(rng.choice(256, p=row / row.sum())))
     run = {"bpb": bits, "tokens": sum(map(len, train)), "sample": bytes(text).decode("utf-8", "replace")}
     common = np.sort(np.argsort(-table.sum(axis=0))[:40])

@@ -162,7 +162,8 @@ def told(verdict: dict | None) -> str:
 
 
 def figures(verdict: dict | None, side: str) -> str:
-    return "" if verdict is None else " ".join(short(round(x, 3)) for x in verdict[side])
+    shown = [short(round(x, 3)) if np.isfinite(x) else "never" for x in (verdict[side] if verdict else [])]
+    return " ".join(shown)
 
 
 def _table(rows: list) -> str:

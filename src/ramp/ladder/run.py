@@ -50,7 +50,7 @@ def race(low: dict, high: dict) -> tuple[float, float]:
 
 # name -> what it is, and its figures of the rung below and of this one; lower is better
 MEASURES: dict[str, tuple[str, Callable[[dict, dict], tuple[float, float]]]] = {
-    "table": ("bits per byte of all held-out text", lambda low, high: (low["equal"]["bpb"], high["equal"]["bpb"])),
+    "bits": ("bits per byte at equal FLOPs", lambda low, high: (low["equal"]["bpb"], high["equal"]["bpb"])),
     "tokens": ("tokens to the training loss at which the rung below ends", race),
     "cache": ("bytes of cache a token", lambda low, high: (low["cache"], high["cache"])),
     "flops": ("FLOPs of training a token", lambda low, high: (low["flops"], high["flops"])),

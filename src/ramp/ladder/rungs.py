@@ -36,10 +36,11 @@ BARE = {
 RUNGS = (
     Rung(0, "unigram", "Some bytes are commoner than others: a table of 256 counts knows that much, and no more."),
     Rung(1, "bigram, counted",
-         "What comes next depends on what came last: a table of 256 x 256 counts, read off the text in one pass."),
+         "What comes next depends on what came last: a table of 256 x 256 counts, read off the text in one pass.",
+         measure="bits", margin=0.05),
     Rung(2, "bigram, learned",
          "The same table, but found by gradient descent: from here on nothing is counted, everything is learned.",
-         {**BARE, "width": 256}, measure="table", margin=-0.01),
+         {**BARE, "width": 256}, measure="bits", margin=-0.0028),
     Rung(3, "a fixed window",
          "A bigram forgets the letter before last. Eight places, each with a matrix of its own, and a layer on top of them "
          "(Bengio et al. 2003) remember seven more.",
@@ -71,7 +72,7 @@ RUNGS = (
          {"norm": True}, "deep"),
     Rung(11, "QK-norm",
          "Nothing bounds the scores of attention; driven hard, they grow until one token takes all and learning stops.",
-         {"qk_norm": True}, measure="score", margin=0.5),
+         {"qk_norm": True}, "deep", measure="score", margin=0.5),
     Rung(12, "SwiGLU",
          "A feed-forward layer that can switch its own units off and on (a gate), at the same number of weights.",
          {"mlp": "swiglu"}, measure="tokens", margin=0.05),
