@@ -136,8 +136,8 @@ def scores(m: Model, params: dict, tokens_bt: jax.Array) -> tuple[jax.Array, jax
 
     def attend(window: int | None) -> Callable:
         def run(q, k, v):
-            spread = partial(jnp.repeat, repeats=m.heads // m.kv_heads, axis=2, out_sharding=P())
-            q, k, v = (spread(jax.reshard(a, P())) if a is not q else jax.reshard(a, P()) for a in (q, k, v))
+            q, k, v = (jax.reshard(a, P()) for a in (q, k, v))
+            k, v = (jnp.repeat(a, m.heads // m.kv_heads, axis=2, out_sharding=P()) for a in (k, v))
             s = jnp.einsum("bthd,bshd->bhts", q, k) * m.head_dim**-0.5
             s = jnp.where(visible_mask(place[:, None], place[None], window), s, MASKED)
             weights = jax.nn.softmax(s, axis=-1)
