@@ -101,6 +101,7 @@ def climb(rung: Rung, probe: Probe, n: int, seed: int) -> dict[str, Any]:
     last = np.asarray(jnp.stack(losses[-10:])).mean(0)
     look = jax.jit(jax.vmap(partial(scores, m)))(state.params["lm"], tokens[:, :64]) if m.depth else None
     return {
+        "n": n,
         "steps": steps,
         "accuracy": accuracy,
         "diverged": float(np.mean(~(last < 2 * np.log(m.vocab)) | (np.asarray(state.guard["streak"]) > 0))),

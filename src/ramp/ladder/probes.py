@@ -126,7 +126,7 @@ def modular(rng: np.random.Generator, n: int, count: int) -> Rows:
     values = rng.integers(0, n, (count, n))
     asked = rng.integers(0, len(every), count)
     answer = np.take_along_axis(values, every[asked], axis=1).sum(axis=1) % n
-    tokens = np.column_stack([table(rng, values, n, copies=1), n * n + asked])
+    tokens = np.column_stack([table(rng, values, n, copies=4), n * n + asked])
     return tokens.astype(np.int32), (n * n + len(every) + answer).astype(np.int32)
 
 
@@ -156,13 +156,14 @@ PROBES = {
               lambda n: 3 * n + 2, lambda n: n + 1, lambda n: 1 / 2, steps=600, rate=0.3),
         Probe("order", "which of two marks came last", order, 12,
               lambda n: FILLERS + 5, lambda n: n, lambda n: 1 / 2, steps=600),
-        Probe("look-ups", "which values belong to three keys, in that order", lookups, 4,
-              lambda n: n * n + 2 * permutations(n), lambda n: 5 * n + 1, lambda n: 1 / permutations(n)),
+        Probe("look-ups", "which values belong to three keys, in that order", lookups, 5,
+              lambda n: n * n + 2 * permutations(n), lambda n: 5 * n + 1, lambda n: 1 / permutations(n), steps=500),
         Probe("modular sum", "the sum of two keys' values, modulo n", modular, 5,
-              lambda n: n * n + n * (n - 1) // 2 + n, lambda n: 2 * n + 1, lambda n: 1 / n, steps=700),
-        Probe("two hops", "where that points to which a key points to", two_hops, 6,
-              lambda n: n * n + 2 * n, lambda n: 2 * n + 1, lambda n: 1 / (n - 2), steps=600, settings={"width": 32}),
+              lambda n: n * n + n * (n - 1) // 2 + n, lambda n: 5 * n + 1, lambda n: 1 / n, steps=500),
+        Probe("two hops", "where that points to which a key points to", two_hops, 8,
+              lambda n: n * n + 2 * n, lambda n: 2 * n + 1, lambda n: 1 / (n - 2), steps=800, settings={"width": 32}),
         Probe("deep", "which of two values belongs to a key, with 12 blocks and 10 times the rates", recall, 12,
-              lambda n: 3 * n + 2, lambda n: n + 1, lambda n: 1 / 2, steps=300, batch=32, rate=3.0, settings={"depth": 12, "width": 32}),
+              lambda n: 3 * n + 2, lambda n: n + 1, lambda n: 1 / 2, steps=300, batch=32, rate=3.0,
+              settings={"depth": 12, "width": 32}),
     )
 }  # fmt: skip

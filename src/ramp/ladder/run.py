@@ -100,7 +100,7 @@ def run(c: Config, directory: Path, numbers: list[int], scale: float, text: bool
             shaped(rung, c)
             if rung.probe:
                 probe_config(rung, PROBES[rung.probe], PROBES[rung.probe].scaled(scale))
-    resolved = setup(c)
+    resolved = setup(c, devices=1)  # models this small are not worth splitting
     c = replace(c, model=replace(c.model, dtype=resolved.model.dtype))
     rundir = RunDir(directory)
     with rundir.lock():
