@@ -90,7 +90,7 @@ def pictures(rung: Rung, low: dict | None, high: dict) -> dict[str, Figure]:
             for name, x, color in runs
         ]
         drawn["corpus"] = line(curves, {}, ("tokens", "training loss, bits a byte"), log=True, size=(9.6, 3))
-    if "table" in high:
+    if rung.number == 1:
         drawn["table"] = bigram_table(high["bytes"], np.array(high["table"], float))
     return drawn
 
@@ -150,7 +150,7 @@ def write(path: Path, title: str, rows: list[tuple[Rung, dict | None, dict, dict
 
 
 CSS = """
-td.text, th.text { text-align: left; white-space: normal; } .no { color: var(--warm); font-weight: 600; }
+td.text { text-align: left; white-space: normal; min-width: 9.5em; overflow-wrap: normal; } .no { color: var(--warm); font-weight: 600; }
 .yes { color: var(--green); font-weight: 600; } th:nth-child(3) { width: auto; } h2 span { float: right; font-size: 14px; }
 pre.code { background: var(--page); border-radius: 8px; padding: 10px 14px; overflow-x: auto; white-space: pre; }
 """

@@ -116,7 +116,8 @@ def run(c: Config, directory: Path, numbers: list[int], scale: float, text: bool
             rows.append((rung, *finding(rung, c, rundir, scale, text)))
             print(said(*rows[-1]), flush=True)
         if text:
-            page.write(directory / "ladder.html", f"the ladder of {directory.resolve().name}", rows, beside)
+            beside.pop("seconds")
+            page.write(directory / "ladder.html", "The ladder", rows, beside)
             draw(directory, rows)
     verdicts = [judged["earned"] for *_, judged in rows if judged]
     print(f"{sum(verdicts)} of {len(verdicts)} earned their place; {time.perf_counter() - began:.0f} s")
