@@ -99,6 +99,36 @@ def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     assert (p[r.exists_bs == 0] == 0).all() and head.quality(p, r, 0.5)["auc"] == 1
 
 
+def test_the_implicit_reward_learns_who_was_right(policy):
+    """Trained online on outcomes, the summed log-ratio comes to be higher for right answers."""
+    params, ref = policy
+    t = replace(SETTINGS, method="implicit", implicit_beta=1.0, lr_scale=1e-2, warmup=1, steps=40, kl=0.0)
+    r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
+    batch = learn.rollouts.rows(r, 48, np.zeros(r.tokens_bn.shape, np.float32))
+    batch |= {"said": batch["weights"], "outcome": r.outcome_b[:, None]}
+    batch["ref"] = np.asarray(
+        learn._logps(MODEL, ref["lm"], *(learn.put(batch)[k] for k in ("tokens", "targets")), 1.0)[0]
+    )
+    tx = optim.make(t, "float32")
+    state = jax.jit(lambda p: new_state(jax.tree.map(lambda a: a + 0, p), tx, 0))(params)
+    update = make_step(learn.loss(MODEL, t), tx, t)
+    for _ in range(40):
+        state, _ = update(state, learn.put(batch))
+    logp = learn._logps(
+        MODEL, state.params["process"]["lm"], *(learn.put(batch)[k] for k in ("tokens", "targets")), 1.0
+    )[0]
+    odds = ((np.asarray(logp) - batch["ref"]) * batch["said"]).sum(axis=1)
+    assert odds[r.outcome_b == 1].min() > odds[r.outcome_b == 0].max()
+
+
+def test_right_steps_are_spoken_and_wrong_ones_are_not():
+    r = written("a7|b4|4.", "a2|b4|4.")
+    batch = head.rows(r, 48, head.first_error_labels(r))
+    for b, wrong in enumerate((False, True)):
+        words = TOKENIZER.decode([int(t) for t in batch["tokens"][b][1:][batch["spoken"][b][:-1] > 0]])
+        assert ("7" in words) != wrong and ("2" not in words)
+
+
 def test_bce_with_soft_labels():
     x, y = np.linspace(-5, 5, 11), np.linspace(0, 1, 11)
     p = 1 / (1 + np.exp(-x))

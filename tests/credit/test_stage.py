@@ -57,6 +57,21 @@ def test_from_fine_tuned_model_to_page(run, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("how", [{"reward": "head", "label_share": 0.5}, {"method": "implicit"}])
+def test_a_learned_reward_is_trained_beside_the_policy(run, how):
+    rundir, c = run
+    reinforce.run(rundir, replace(c, reinforce=replace(c.reinforce, **how)), Preemption())
+    lines = [json.loads(line) for line in (rundir.path / "metrics.jsonl").read_text().splitlines()]
+    assert any(m.get("train/process", 0) > 0 for m in lines if m["stage"] == "reinforce")
+
+
+def test_a_head_without_labels_is_refused(run):
+    rundir, c = run
+    with pytest.raises(UserError, match="label_share"):
+        reinforce.run(rundir, replace(c, reinforce=replace(c.reinforce, reward="head", imitate=0)), Preemption())
+
+
+@pytest.mark.slow
 def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
     """Two iterations, then the third after a restart: the same parameters as three at once."""
     rundir, c = run

@@ -94,6 +94,16 @@ def test_a_tiny_step_stays_within_its_budget(tmp_path, topology):
 
 @pytest.mark.slow
 @needs_libtpu
+def test_the_step_of_process_reward_rl_is_a_plan_too(tmp_path):
+    _, report = plan(tmp_path, "v6e:2x2", "--only", "reinforce")
+    step = report["programs"]["reinforce"]
+    assert step["fits"] and step["alias"] >= 0.95 * (step["argument"] - 8 * 128 * 256 * 4)
+    moved = {kind: sum(k["bytes"] for k in step["collectives"] if k["kind"] == kind) for kind in ("all-reduce",)}
+    assert moved["all-reduce"] < 4 * 128**2, "a weight or its gradient is all-reduced whole"
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_between_slices_only_gradients_travel(tmp_path):
     _, report = plan(tmp_path, "v5e:2x2", "--slices", "2", "--only", "train")
     crossing = [k for k in report["programs"]["train"]["largest"] if k["between_slices"]]
@@ -133,7 +143,7 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
     "arguments, said",
     [
         (["--topology", "v6:2x2"], "near it: v6e"),
-        (["--topology", "v6e:2x2", "--only", "trian"], "a plan has train, prefill, decode"),
+        (["--topology", "v6e:2x2", "--only", "trian"], "a plan has train, reinforce, prefill, decode"),
         (["--topology", "v6e:2x2", "--mesh.flags", "fast"], "there is no set 'fast'"),
         ([], "needs a configuration and --topology"),
         (["--diff", "nowhere", "elsewhere"], "no such plan"),

@@ -21,6 +21,7 @@ from ramp.text.tokenizer import Tokenizer
 TOKENIZER = Tokenizer.bytes_only()
 PLACES = 40  # tokens of a written solution
 ROUNDS = 3
+STEPS = 1200
 ROWS = 64
 TRAIN, TRIED, TEST, VALID = (n * 10**8 for n in (1, 4, 20, 30))  # seeds of problems begin here
 
@@ -81,18 +82,31 @@ def heads(b: lab.Bench, base: dict) -> None:
 
 
 def train(b: lab.Bench, start: dict, sources: list[Callable[[int, int], Rollouts]], levels: range) -> dict:
-    """The head after 400 more steps on the sources in turn, and the labels it was given."""
-    t = replace(b.t, lr_scale=1e-3, warmup=20, steps=400, decay=0.3)
+    """The head after STEPS more steps on the sources in turn, and the labels it was given."""
+    t = replace(b.t, lr_scale=1e-3, warmup=20, steps=STEPS, decay=0.5)
     labels = []
 
     def batch(i: int) -> dict[str, np.ndarray]:
         r = sources[i % len(sources)](i, levels[i % len(levels)])
         given = head.first_error_labels(r)
         labels.append(int((given >= 0).sum()))
-        return head.rows(r, t.seq + 32, given)  # room for a question of two operations more
+        return stretched(head.rows(r, t.seq + 32, given), r, np.random.default_rng(i))
 
     params = lab.fit(t, head.process_loss(b.model), {"process": start}, batch)
     return {"process": params["process"], "labels": jnp.asarray(float(sum(labels)))}
+
+
+def stretched(rows: dict[str, np.ndarray], r: Rollouts, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The same rows with an empty stretch somewhere in the question, as long as there is room for: positions are relative,
+    and in a longer problem a step stands further from its operation than it ever did in training (randomised positions,
+    Ruoss et al. 2023)."""
+    length = rows["tokens"].shape[1]
+    for b, prompt in enumerate(r.prompts):
+        gap = rng.integers(0, length - len(prompt) - len(r.ids(b)) + 1)
+        at = rng.integers(1, len(prompt))
+        for a in rows.values():
+            a[b, at + gap :], a[b, at : at + gap] = a[b, at : length - gap].copy(), 0
+    return rows
 
 
 def measure(b: lab.Bench, process: dict) -> dict:

@@ -166,10 +166,11 @@ def efficiency(b: Bench, base: dict) -> None:
 
 
 def low_skill(b: Bench, base: dict) -> None:
-    """From a policy that is right mostly by luck: who learns the process?"""
+    """From a policy that is right mostly by luck: who learns the process? Twice the iterations, and an entropy bonus for
+    every method: without it each settles for what it can do (step_local: 71% of the steps instead of 83%)."""
     for method in ("rloo", "first_error", "step_local"):
         for rate in RATES[1:]:
-            t = replace(b.t, method=method, lr_scale=rate)
+            t = replace(b.t, method=method, lr_scale=rate, steps=2 * b.t.steps, entropy=0.01, entropy_target=0.5)
             key = {"part": "learn", "base": "low", "method": method, "rate": rate, "seed": 0}
             b.once(key, lambda t=t: train(b, t, base, 0, GOAL + 0.02))
 

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
+from ramp.credit.loss import token_logps
 from ramp.credit.rollouts import Rollouts, check_values
 from ramp.errors import UserError
 from ramp.model import transformer
@@ -22,6 +23,7 @@ from ramp.tasks.protocol import first_error_f1
 from ramp.train.step import Loss
 
 TAPS = 4  # tokens before a step's end whose surprise the head weighs
+SPOKEN = 0.3  # weight of the words of right steps beside their verdicts
 
 
 def init(c: Model, lm: dict) -> dict:
@@ -31,17 +33,18 @@ def init(c: Model, lm: dict) -> dict:
     return {"lm": jax.tree.map(lambda w: w + 0, lm), "out": out}
 
 
-def logits(c: Model, process: dict, tokens_bt: jax.Array) -> jax.Array:
-    """[B, T] float32: log odds that the step which ends at each token is right."""
+def read(c: Model, process: dict, tokens_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(log odds that the step which ends at each token is right, nats of the token after each), [B, T] float32."""
     out, hidden_nd = process["out"], transformer.hidden(c, process["lm"], tokens_bt)
     x_nd = transformer.rms_norm(hidden_nd, jnp.ones(())).astype(jnp.float32)
     x_bt = jax.lax.reshape(jnp.sum(x_nd * out["weight"][:, 0], axis=-1), tokens_bt.shape, out_sharding=P(ROWS))
-    ahead_bt = jnp.concatenate([tokens_bt[:, 1:], tokens_bt[:, :1]], axis=1)
-    nats_n, _ = token_losses(transformer.unembed(c, process["lm"], hidden_nd), ahead_bt.reshape(-1))
+    after_bt = jnp.concatenate([tokens_bt[:, 1:], tokens_bt[:, :1]], axis=1)
+    nats_n, _ = token_losses(transformer.unembed(c, process["lm"], hidden_nd), after_bt.reshape(-1))
     nats_bt = jax.lax.reshape(nats_n, tokens_bt.shape, out_sharding=P(ROWS))
-    nats_bt = jnp.pad(jnp.minimum(nats_bt[:, :-1], 12.0), ((0, 0), (TAPS, 0)))  # of the token itself, and those before
-    late = [nats_bt[:, TAPS - 1 - j : nats_bt.shape[1] - j] for j in range(TAPS)]
-    return x_bt - sum(w * a for w, a in zip(out["surprise"], late, strict=True)) + out["bias"][0, 0]
+    own_bt = jnp.pad(jnp.minimum(nats_bt[:, :-1], 12.0), ((0, 0), (TAPS, 0)))  # of the token itself, and those before
+    late = [own_bt[:, TAPS - 1 - j : own_bt.shape[1] - j] for j in range(TAPS)]
+    surprise_bt = sum(w * a for w, a in zip(out["surprise"], late, strict=True))
+    return x_bt - surprise_bt + out["bias"][0, 0], nats_bt
 
 
 def first_error_labels(r: Rollouts) -> np.ndarray:
@@ -59,11 +62,11 @@ def budget(labels_bs: np.ndarray, share: float, seed: int) -> np.ndarray:
 
 def rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.ndarray]:
     """The batch of the head's loss, each [B, length]: whole rollouts as `tokens`, `labels` and `weights` at the last
-    token of each labelled step."""
+    token of each labelled step, `spoken` before each token of a step that is labelled right."""
     check_values("the labels of the process head", labels_bs, r.right_bs.shape)
     B = len(r.prompts)
     out = {"tokens": np.zeros((B, length), np.int32)}
-    out |= {k: np.zeros((B, length), np.float32) for k in ("labels", "weights")}
+    out |= {k: np.zeros((B, length), np.float32) for k in ("labels", "weights", "spoken")}
     end_bs = step_ends(r)
     for b, prompt in enumerate(r.prompts):
         whole = [*prompt, *r.ids(b)]
@@ -73,6 +76,8 @@ def rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.ndarra
         has = (labels_bs[b] >= 0) & (end_bs[b] >= 0)
         at = end_bs[b][has]
         out["labels"][b, at], out["weights"][b, at] = labels_bs[b][has], 1
+        step_n = r.step_bn[b, : len(r.ids(b))]
+        out["spoken"][b, len(prompt) - 1 : len(whole) - 1] = (step_n >= 0) & (labels_bs[b][step_n] == 1)
     return out
 
 
@@ -93,18 +98,34 @@ def bce(logit: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def process_loss(c: Model) -> Loss:
-    """The loss of a batch of `rows`."""
+    """The loss of a batch of `rows`: cross-entropy of the verdicts, and, so that the trunk goes on knowing what a right
+    step looks like (errors of a kind never labelled are found by that alone), of the words of right steps."""
 
     def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        logit = logits(c, params["process"], batch["tokens"])
+        logit, nats = read(c, params["process"], batch["tokens"])
         right = (logit > 0) == (batch["labels"] > 0.5)
-        total = jnp.sum(batch["weights"] * bce(logit, batch["labels"]))
-        return total, {"process_right": jnp.sum(batch["weights"] * right)}
+        verdicts = jnp.sum(batch["weights"] * bce(logit, batch["labels"]))
+        seen = {"process": verdicts, "process_right": jnp.sum(batch["weights"] * right)}
+        return verdicts + SPOKEN * jnp.sum(batch["spoken"] * nats), seen
 
     return loss
 
 
-_probabilities = jax.jit(lambda c, process, tokens: jax.nn.sigmoid(logits(c, process, tokens)), static_argnums=0)
+def implicit_loss(c: Model, beta: float) -> Loss:
+    """The loss of an implicit reward: beta times the log-ratio of the trunk to the reference, summed over what was said, is
+    the log odds of a right answer (Cui et al. 2025, PRIME). The batch: `rows` of the policy loss with `ref`, and `said`,
+    1 at sampled tokens, and `outcome` [B, 1]."""
+
+    def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        logp, _ = token_logps(c, params["process"]["lm"], batch["tokens"], batch["targets"])
+        odds_b = beta * jnp.sum(batch["said"] * (logp - batch["ref"]), axis=1)
+        total = jnp.sum(bce(odds_b, batch["outcome"][:, 0]))
+        return total, {"process": total}
+
+    return loss
+
+
+_probabilities = jax.jit(lambda c, process, tokens: jax.nn.sigmoid(read(c, process, tokens)[0]), static_argnums=0)
 
 
 def score(c: Model, process: dict, r: Rollouts, length: int) -> np.ndarray:

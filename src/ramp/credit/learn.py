@@ -7,7 +7,6 @@ continuations, all of it.
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
@@ -49,14 +48,18 @@ def held_out(task: Task, level: int, n: int) -> list[Problem]:
 
 def loss(c: Model, t: Reinforce) -> Loss:
     """The policy loss; with a process head that is trained online, its loss on the same rows too."""
-    policy, weight = policy_loss(c, t), t.head_weight
+    policy, process, implicit = policy_loss(c, t), head.process_loss(c), head.implicit_loss(c, t.implicit_beta)
 
     def both(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         total, seen = policy(params, batch, key)
         if "labels" in batch:
-            logit = head.logits(c, params["process"], batch["tokens"])
-            bce = jnp.sum(batch["label_weights"] * head.bce(logit, batch["labels"]))
-            total, seen = total + weight * bce, seen | {"process": bce}
+            rows = {"tokens": batch["tokens"], "labels": batch["labels"]}
+            rows |= {name: batch[f"label_{name}"] for name in ("weights", "spoken")}
+            more, shown = process(params, rows, key)
+            total, seen = total + t.head_weight * more, seen | shown
+        if "outcome" in batch:
+            more, shown = implicit(params, batch, key)
+            total, seen = total + t.head_weight * more, seen | shown
         return total, seen
 
     return both
@@ -81,7 +84,7 @@ def collect(
     advantage_bn = check_values("the advantage", np.asarray(METHODS[t.method](credit)), r.tokens_bn.shape)
     keep_b = rollouts.signal(r, advantage_bn)
     batch = rollouts.rows(r, t.seq, advantage_bn, keep_b)
-    if ref is not None and t.kl:
+    if ref is not None and (t.kl or t.method == "implicit"):
         batch["ref"] = np.asarray(
             _logps(c, ref["lm"], *(put(batch)[k] for k in ("tokens", "targets")), t.temperature)[0]
         )
@@ -92,7 +95,10 @@ def collect(
     if t.reward == "head" and t.label_share:
         given = head.budget(head.first_error_labels(r), t.label_share, first)
         more, labels = head.rows(r, t.seq, given), int((given >= 0).sum())
-        batch |= {"labels": more["labels"], "label_weights": more["weights"]}
+        batch |= {"labels": more["labels"], "label_weights": more["weights"], "label_spoken": more["spoken"]}
+    if t.method == "implicit":
+        batch["said"] = rollouts.rows(r, t.seq, advantage_bn)["weights"]  # groups without signal teach it too
+        batch["outcome"] = r.outcome_b[:, None]
     return Collected(r, advantage_bn, batch, r.tokens + cost, labels, int((keep_b == 0).sum()) // t.group)
 
 
@@ -103,8 +109,7 @@ def evidence(
     cost, more = 0, {}
     if "process" not in params and (t.method == "implicit" or t.reward == "head"):
         raise UserError(
-            "reinforce.method 'implicit' and reinforce.reward 'head' need a process head, which no stage trains yet "
-            "(the benchmark does); take another method, and the reward 'checker'"
+            "reinforce.method 'implicit' and reinforce.reward 'head' need a process head; these parameters have none"
         )
     if t.method in ("vine", "prover"):
         value_bs, cost = rollouts.continuations(c, params["lm"], tokenizer, task, r, t.continuations, seed)

@@ -205,6 +205,6 @@ def fork(c: Model, weights: Params, cache: tuple, tokens_bt, row_f, length_f, se
     cache = jax.tree.map(lambda a: a.at[row_f].get(out_sharding=P(ROWS, "model")), cache)
     tokens_ft = tokens_bt.at[row_f].get(out_sharding=P(ROWS))
     last_f, before_f = sample.pick(tokens_ft, length_f - 1), sample.pick(tokens_ft, jnp.maximum(length_f - 2, 0))
-    logits_fv, cache = sample.advance(c, weights, cache, last_f, before_f, length_f - 1)
+    logits_fv, _ = sample.advance(c, weights, cache, sample.blank_tail(cache), 0, last_f, before_f, length_f - 1)
     empty = jnp.zeros((len(row_f), 0))
     return Stream(cache, logits_fv, last_f, length_f, length_f >= c.context, seed_f, empty.astype(jnp.int32), empty)

@@ -10,6 +10,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 ROWS = ("replica", "data")
@@ -22,12 +23,13 @@ def attention(q_bthd, k_btkd, v_btkd, *, window=None, segments_bt=None, backend=
 
     window: how far back a token sees, itself included (static), or None. segments_bt: int32, tokens of different
     segments do not see each other. backend: "xla" anywhere, "splash" on TPU (T a multiple of 128), "cudnn" on GPU.
+
+    What a backward pass should keep is named "attn". Splash names what its own derivative needs, its output included.
     """
     if backend == "splash":
         return _splash(q_bthd, k_btkd, v_btkd, window, segments_bt)
-    if backend == "cudnn":
-        return _cudnn(q_bthd, k_btkd, v_btkd, window, segments_bt)
-    return _xla(q_bthd, k_btkd, v_btkd, window, segments_bt)
+    attend = _cudnn if backend == "cudnn" else _xla
+    return checkpoint_name(attend(q_bthd, k_btkd, v_btkd, window, segments_bt), "attn")
 
 
 def platform() -> str:

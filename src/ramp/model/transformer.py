@@ -27,7 +27,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
@@ -243,14 +242,14 @@ class Block(nn.Module):
         if c.rope:
             q_bthd, k_btkd = rope(q_bthd, cos, sin), rope(k_btkd, cos, sin)
         o_bthd, kept = attend(q_bthd, k_btkd, v_btkd)
-        o_nf = jax.lax.reshape(checkpoint_name(o_bthd, "attn"), (B * T, H * h), out_sharding=P(ROWS, "model"))
+        o_nf = jax.lax.reshape(o_bthd, (B * T, H * h), out_sharding=P(ROWS, "model"))
         x_nd = join(x_nd, o_nf, "wo")
 
         if c.mlp != "none":
             y_nd = norm(x_nd, "mlp_norm")
-            up_nf = checkpoint_name(linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out"), "up")
+            up_nf = linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out")
             if c.mlp == "swiglu":
-                gate_nf = checkpoint_name(linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out"), "gate")
+                gate_nf = linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out")
                 act_nf = jax.nn.silu(gate_nf) * up_nf
             else:
                 act_nf = jnp.square(jax.nn.relu(up_nf))
@@ -365,11 +364,11 @@ def short_layer(c: Model, i: int) -> bool:
 
 
 def rematerialise(c: Model, body: Callable) -> Callable:
-    """What the backward pass computes again (Chen et al. 2016); "saved" keeps the activations named in `Block`."""
+    """What the backward pass computes again (Chen et al. 2016); "saved" keeps what attention names."""
     if c.remat == "none":
         return body
-    names = jax.checkpoint_policies.save_only_these_names("attn")
-    return jax.checkpoint(body, policy=names if c.remat == "saved" else None, prevent_cse=False)
+    attention = jax.checkpoint_policies.save_only_these_names("attn")
+    return jax.checkpoint(body, policy=attention if c.remat == "saved" else None, prevent_cse=False)
 
 
 def backend(c: Model) -> str:

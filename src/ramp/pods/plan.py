@@ -1,8 +1,9 @@
 """`ramp plan CONFIG --topology v6e:16x16`: the programs of a run, compiled for a machine that is not here.
 
-The step that is planned is the step that runs: `make_step`, `sample.prefill` and the decode loop are lowered on abstract
-arrays over a mesh of compile-only devices. Memory and collectives are the compiler's own. Time is arithmetic: a roofline
-(`roofline.py`), beside the cycles that the TPU compiler estimates for its fusions. None of it has met the hardware.
+The step that is planned is the step that runs: `make_step` (of pretraining, of process-reward RL), `sample.prefill` and
+the decode loop are lowered on abstract arrays over a mesh of compile-only devices. Memory and collectives are the
+compiler's own. Time is arithmetic: a roofline (`roofline.py`), beside the cycles that the TPU compiler estimates for its
+fusions. None of it has met the hardware.
 
 A plan is kept under the hash of the lowered program, the options and the versions: asked for again, it costs the
 lowering only. (XLA's persistent cache saves nothing for compile-only devices.)
@@ -28,21 +29,23 @@ from jax.sharding import PartitionSpec as P
 
 from ramp import config
 from ramp.config import Config
+from ramp.credit import head, learn
 from ramp.errors import UserError
 from ramp.model import sample, transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.rundir import write_atomic
-from ramp.stages.common import lowered
+from ramp.stages.common import abstract_rows, lowered
 from ramp.train import mesh as meshes
+from ramp.train import optim
 from ramp.train.mesh import ROWS
-from ramp.train.state import abstract
+from ramp.train.state import State, abstract, new_state
+from ramp.train.step import make_step
 
-PROGRAMS = ("train", "prefill", "decode")
 Report = dict[str, Any]
 
 
-def plan(c: Config, topology: Topology, programs: tuple[str, ...] = PROGRAMS, save: Path | None = None) -> Report:
+def plan(c: Config, topology: Topology, programs: tuple[str, ...], save: Path | None = None) -> Report:
     """Compile `programs` of a configuration for a topology: {"topology", "mesh", "config", "programs": {name: ...}}."""
     c, mesh = prepare(c, topology)
     if save:
@@ -80,6 +83,19 @@ def lower_train(c: Config, mesh: jax.sharding.Mesh) -> Any:
     return lowered(c, c.pretrain, mesh)
 
 
+def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
+    """The update of process-reward RL: the policy and a process head learn from the same rollouts."""
+    m, t = c.model, c.reinforce
+    tx = optim.make(t, m.dtype)
+
+    def first() -> State:
+        lm = transformer.init(m, jax.random.PRNGKey(0))
+        return new_state({"lm": lm, "process": head.init(m, lm)}, tx, 0)
+
+    batch = abstract_rows(t, mesh, ("weights", "advantage", "old", "labels", "label_weights", "label_spoken"))
+    return make_step(learn.loss(m, t), tx, t).lower(abstract(first, mesh), batch)
+
+
 def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:
     return abstract(lambda: transformer.init(c.model, jax.random.PRNGKey(0)), mesh)
 
@@ -96,7 +112,8 @@ def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
 
 
 def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    """The loop that draws tokens into a cache as long as the context; it ends when rows do, so plans count one token."""
+    """The loop that draws tokens into a cache as long as the context. Its outer loop ends when rows do, so that the compiler
+    counts one turn of it: `sample.TAIL` tokens. The plan divides by them."""
     params, prompts = _params(c, mesh), _prompts(c, mesh)
     weights = abstract(partial(sample.ready, c.model), mesh, params)
     stream = abstract(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context), mesh, params, *prompts)
@@ -104,7 +121,8 @@ def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
     return sample._draw_until.lower(c.model, weights, stream, sample.How(top_k=50), 0, 128, ())
 
 
-LOWER = {"train": lower_train, "prefill": lower_prefill, "decode": lower_decode}
+TOKENS = {"decode": sample.TAIL}  # that a program as the compiler counts it is of; figures are of one
+LOWER = {"train": lower_train, "reinforce": lower_reinforce, "prefill": lower_prefill, "decode": lower_decode}
 
 
 # ---------------------------------------------------------------------------------------------------- compiling
@@ -118,7 +136,7 @@ def compiled(name: str, program: Any, c: Config, topology: Topology, save: Path 
     if kept.exists():
         found = json.loads(gzip.decompress(kept.read_bytes()))
     else:
-        found = _compile(program, options, topology)
+        found = _compile(program, options, topology, TOKENS.get(name, 1))
         if "needs" not in found:
             kept.parent.mkdir(parents=True, exist_ok=True)
             scratch = kept.with_suffix(f".{os.getpid()}")
@@ -134,7 +152,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("RAMP_PLAN_CACHE", Path.home() / ".cache" / "ramp" / "plans"))
 
 
-def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
+def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -> Report:
     began = time.perf_counter()
     try:
         program = lowered.compile(compiler_options=options)
@@ -148,6 +166,7 @@ def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
     resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak = resident + memory.temp_size_in_bytes
     found = hlo.collectives(text, topology.per_slice, topology.device_count)
+    found = [replace(one, count=one.count / tokens) for one in found]
     return {
         "fits": peak <= topology.hbm_bytes,
         "argument": memory.argument_size_in_bytes,
@@ -156,8 +175,8 @@ def _compile(lowered: Any, options: dict, topology: Topology) -> Report:
         "peak": peak,
         "collectives": summed(found),
         "largest": [vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]],
-        "cycles": hlo.cycles(text),
-        "traffic": hlo.traffic(text) if topology.chip.kind == "tpu" else None,
+        "cycles": hlo.cycles(text) / tokens,
+        "traffic": hlo.traffic(text) / tokens if topology.chip.kind == "tpu" else None,
         "compile_seconds": time.perf_counter() - began,
         "hlo": text,
     }

@@ -40,6 +40,7 @@ class Stage:
     tokenizer: Tokenizer
     around: Callable[[Callable], Callable] = lambda update: update  # what a step does beside its update
     keep_ref: bool = False  # the starting parameters stay in the state, frozen
+    grow: Callable[[dict], dict] = lambda params: params  # what is added to the parameters it starts from
 
     def train(
         self,
@@ -60,9 +61,9 @@ class Stage:
         checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.keep)
         spent: dict[str, float] = {}
         with clock("init"):
-            found = checkpoints.restore(template(self.c.model, t, mesh, self.keep_ref))
+            found = checkpoints.restore(template(self.c.model, t, mesh, self.keep_ref, self.grow))
             if found is None:
-                make = partial(first_state, t=t, tx=tx, seed=self.c.seed, keep_ref=self.keep_ref)
+                make = partial(first_state, t=t, tx=tx, seed=self.c.seed, keep_ref=self.keep_ref, grow=self.grow)
                 state = jax.jit(make, donate_argnums=0)(start())
             else:
                 state, saved, step = found
@@ -140,24 +141,34 @@ def require_same(saved: dict, now: dict, where: Any) -> None:
             )
 
 
-def first_state(params: dict, t: Train, tx: Any, seed: int, keep_ref: bool = False) -> State:
+def first_state(
+    params: dict, t: Train, tx: Any, seed: int, keep_ref: bool = False, grow: Callable = lambda params: params
+) -> State:
     ref = jax.tree.map(lambda w: w + 0, params) if keep_ref else None
-    return new_state(params, tx, seed, t.ema > 0, ref)
+    return new_state(grow(params), tx, seed, t.ema > 0, ref)
 
 
-def template(m: Model, t: Train, mesh: jax.sharding.Mesh, keep_ref: bool = False) -> State:
+def template(
+    m: Model, t: Train, mesh: jax.sharding.Mesh, keep_ref: bool = False, grow: Callable = lambda params: params
+) -> State:
     """Shapes and shardings of a stage's state."""
     tx = optim.make(t, m.dtype)
-    return abstract(lambda: first_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, t, tx, 0, keep_ref), mesh)
+    return abstract(
+        lambda: first_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, t, tx, 0, keep_ref, grow), mesh
+    )
 
 
 def lowered(c: Config, t: Train, mesh: jax.sharding.Mesh) -> Any:
     """The training step of a stage on the next-token loss, lowered for abstract arrays: for plans, nothing is made."""
-    place = jax.NamedSharding(mesh, P(ROWS))
-    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
-    batch = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=place) for name, kind in kinds.items()}
     step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t, c.model.dtype), t)
-    return step.lower(template(c.model, t, mesh), batch)
+    return step.lower(template(c.model, t, mesh), abstract_rows(t, mesh))
+
+
+def abstract_rows(t: Train, mesh: jax.sharding.Mesh, floats: tuple[str, ...] = ("weights",)) -> dict[str, Any]:
+    """Shapes and shardings of a stage's batch: tokens and targets, and what else its loss reads, each [B, T]."""
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32} | dict.fromkeys(floats, jnp.float32)
+    place = jax.NamedSharding(mesh, P(ROWS))
+    return {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=place) for name, kind in kinds.items()}
 
 
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from ramp.config import Config
-from ramp.credit import audit, learn, picture
+from ramp.credit import audit, head, learn, picture
 from ramp.credit.advantages import METHODS
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
@@ -39,6 +39,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         state, _ = imitate(rundir, c, tokenizer, start, stop)
         params = averaged(state)
         start = lambda: params  # noqa: E731
+    learned = t.reward == "head" or t.method == "implicit"
+    if t.reward == "head" and not t.label_share:
+        raise UserError("reinforce.reward 'head' learns from the checker's labels: set reinforce.label_share above 0")
     before, _ = measure(start(), t.problems)
     say("before", before)
 
@@ -55,7 +58,8 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         batches=Asked(),
         tokenizer=tokenizer,
         around=partial(iteration, c, tokenizer),
-        keep_ref=t.kl > 0,
+        keep_ref=t.kl > 0 or t.method == "implicit",
+        grow=(lambda params: params | {"process": head.init(c.model, params["lm"])}) if learned else lambda p: p,
     )
     state, report = stage.train(rundir, start, evaluate, "rl/not_verified", stop)
     after, _ = measure(averaged(state), t.problems)
