@@ -164,6 +164,6 @@ PROBES = {
               lambda n: n * n + 2 * n, lambda n: 2 * n + 1, lambda n: 1 / (n - 2), steps=800, settings={"width": 32}),
         Probe("deep", "which of two values belongs to a key, with 12 blocks and 10 times the rates", recall, 12,
               lambda n: 3 * n + 2, lambda n: n + 1, lambda n: 1 / 2, steps=300, batch=32, rate=3.0,
-              settings={"depth": 12, "width": 48}),
+              settings={"depth": 12, "width": 32}),
     )
 }  # fmt: skip
