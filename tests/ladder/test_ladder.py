@@ -115,7 +115,7 @@ def test_counting_is_counting(climbed):
 def test_the_learned_bigram_becomes_the_counted_one():
     """Depth 0 on a stream of two letters, against the entropy of its own counts."""
     c = learn.shaped(numbered(2), run.base(config.Config(model=config.Model(width=32, context=32, dtype="float32"))))
-    m, t = c.model, replace(c.pretrain, steps=300, batch=16, seq=16, warmup=10, guard_sigma=0.0, lr_scale=20.0)
+    m, t = c.model, replace(c.pretrain, steps=300, batch=16, seq=16, warmup=10, guard_sigma=0.0)
     rng = np.random.default_rng(0)
     chain = np.array([[0.9, 0.1], [0.4, 0.6]])
     stream = [0]
