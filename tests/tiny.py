@@ -19,6 +19,9 @@ ALL = {
     "x0_scalars": True,
     "smear": True,
 }
+# The models before attention, of the ladder.
+WINDOW = {"mix": "window", "rope": False, "qk_norm": False, "norm": False, "residual": False, "mlp": "relu2"}
+MEAN = {"mix": "mean", "rope": False, "qk_norm": False, "mlp": "none"}
 
 
 def model(**over) -> Model:

@@ -30,7 +30,8 @@ DEFAULT = "[model]\ndepth = 4\ncontext = 256\n[pretrain]\nbatch = 16\n"
 PROMPT, NEW, BATCHES = 32, (128, 512), (1, 16)
 SECONDS = 2.0  # least work in one turn
 SHAPE = ("depth", "width", "ff", "heads", "kv_heads", "head_dim", "vocab", "tied", "rope_base")  # what the peer is told
-QWEN3 = ("mlp", "qk_norm", "window", "softcap", "value_embeds", "x0_scalars", "smear")  # as in the peer: left alone
+QWEN3 = ("mix", "rope", "norm", "residual", "mlp", "qk_norm")  # as in the peer: left alone
+QWEN3 += ("window", "softcap", "value_embeds", "x0_scalars", "smear")
 
 
 Worker = Callable[..., dict]  # (do, **work) -> answer

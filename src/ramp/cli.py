@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ramp import config, rundir
 from ramp.errors import UserError
+from ramp.ladder import commands as ladder
 from ramp.nines import commands as nines
 from ramp.pods import commands as pods
 
@@ -30,6 +31,7 @@ VERBS = {
     "chat": "talk to the model of a run",
     "credit": "show which steps of a run's rollouts get which credit, as a page",
     "audit": "credit: the benchmark of process credit beside outcome credit",
+    "ladder": "climb from a table of counts to the model, each part added where the model without it fails",
     "report": "write report.html again",
     "bench": "tokens per second of training and of generation",
     "plan": "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
@@ -63,7 +65,7 @@ def dispatch(argv: list[str]) -> int:
     for verb, text in VERBS.items():
         _arguments(verb, verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", epilog=FLAGS))
     args, flags = parser.parse_known_args(argv)
-    if flags and args.verb not in (*TRAINS, "audit"):
+    if flags and args.verb not in (*TRAINS, "audit", "ladder"):
         raise UserError(f"unknown argument {flags[0]}; see `ramp {args.verb} --help`")
     return ACTIONS[args.verb](args, flags)
 
@@ -85,6 +87,8 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     elif verb == "plan":
         pods.add_arguments(p)
+    elif verb == "ladder":
+        ladder.add_arguments(p)
     elif verb == "nines":
         nines.add_arguments(p)
     elif verb in TRAINS:
@@ -217,6 +221,10 @@ def _audit(args: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
+def _ladder(args: argparse.Namespace, flags: list[str]) -> int:
+    return ladder.run(args, *_target(args, flags))
+
+
 def _doctor(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp import doctor
 
@@ -239,6 +247,7 @@ ACTIONS = dict.fromkeys(TRAINS, _train) | {
     "report": _report,
     "credit": _credit,
     "audit": _audit,
+    "ladder": _ladder,
     "doctor": _doctor,
     "bench": _bench,
     "plan": _plan,

@@ -81,7 +81,15 @@ class Model:
     """V; by rule text.vocab, rounded up to 128"""
     context: Positive = 512
     """tokens the model can attend to, T in training"""
-    mlp: Literal["swiglu", "relu2"] = "swiglu"
+    mix: Literal["attention", "window", "mean"] = "attention"
+    """how a token learns of earlier ones: by learned scores, head j always from j tokens back, or from all alike"""
+    rope: bool = True
+    """positions, as rotations of queries and keys"""
+    norm: bool = True
+    """RMSNorm before attention, feed-forward and head"""
+    residual: bool = True
+    """what a part of a block computes is added to its input; without: it takes its place"""
+    mlp: Literal["swiglu", "relu2", "none"] = "swiglu"
     qk_norm: bool = True
     tied: bool = False
     """the embedding table is also the output matrix"""
@@ -403,13 +411,21 @@ def resolve(config: Config, where: str = "configuration") -> Config:
         head_dim=head_dim,
         heads=heads,
         kv_heads=m.kv_heads or heads,
-        ff=m.ff or _up(8 * width // 3 if m.mlp == "swiglu" else 4 * width, 128),
+        ff=m.ff or _up({"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp], 128),
         short_window=m.short_window or _up(m.context // 4, 128),
     )
     if m.heads % m.kv_heads:
         raise UserError(f"{where}: 'model.heads' {m.heads} is not a multiple of 'model.kv_heads' {m.kv_heads}")
     if m.head_dim % 2:
         raise UserError(f"{where}: 'model.head_dim' {m.head_dim} must be even: RoPE rotates pairs")
+    for switch, allowed, needs in (
+        ("ff", m.mlp != "none", "mlp = 'none' has no feed-forward; leave model.ff out"),
+        ("qk_norm", m.mix == "attention", f"mix = '{m.mix}' learns no queries and keys; set model.qk_norm = false"),
+        ("rope", m.mix == "attention", f"mix = '{m.mix}' has places of its own; set model.rope = false"),
+        ("x0_scalars", m.residual, "there is no residual stream to scale; set model.residual = true"),
+    ):
+        if getattr(m, switch) and not allowed:
+            raise UserError(f"{where}: 'model.{switch}' is {getattr(m, switch)!r}, but {needs}")
     if m.vocab < config.text.vocab and config.text.tokenizer == "bpe":
         raise UserError(f"{where}: 'model.vocab' {m.vocab} is smaller than 'text.vocab' {config.text.vocab}")
     pretrain = _resolve_train(config.pretrain, m, 1.0, where, "pretrain")
@@ -419,16 +435,18 @@ def resolve(config: Config, where: str = "configuration") -> Config:
     return replace(config, model=m, pretrain=pretrain, finetune=finetune, reinforce=reinforce)
 
 
+def matrix_count(m: Model) -> int:
+    """Weights of the matrices of the L blocks."""
+    heads = (2 if m.mix == "attention" else 1) * m.width * (m.heads + m.kv_heads) * m.head_dim
+    return m.depth * (heads + {"swiglu": 3, "relu2": 2, "none": 0}[m.mlp] * m.width * m.ff)
+
+
 def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Train:
     """`rate`: what share of pretraining's rates this stage starts from."""
     seq = t.seq or m.context
     if seq > m.context:
         raise UserError(f"{where}: '{name}.seq' {seq} is longer than 'model.context' {m.context}")
-    matrices = m.depth * (
-        2 * m.width * (m.heads + m.kv_heads) * m.head_dim + (3 if m.mlp == "swiglu" else 2) * m.width * m.ff
-    )
-    matrices += m.width * m.vocab
-    tokens = 12 * matrices
+    tokens = 12 * (matrix_count(m) + m.width * m.vocab)
     reference = 12 * 110_100_480  # tokens of the depth-12 model that the rates were measured on
     batch_tokens = t.batch * seq or 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
     batch = t.batch or max(1, batch_tokens // seq)

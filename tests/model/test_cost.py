@@ -19,6 +19,8 @@ SWITCHES = [
     {"value_embeds": True},
     {"x0_scalars": True, "smear": True, "window": "SSL", "short_window": 16},
     {"depth": 0},
+    {"mix": "window", "rope": False, "qk_norm": False, "norm": False, "residual": False},
+    {"mix": "mean", "rope": False, "qk_norm": False, "mlp": "none", "ff": 0},
 ]
 
 

@@ -45,7 +45,11 @@ def go_on(c, stream, how, n, stop=()):
 
 
 # ---------------------------------------------------------------------------------------------------- the cache
-@pytest.mark.parametrize("switches", [{}, tiny.ALL, {"depth": 0}], ids=["qwen3", "all", "no blocks"])
+@pytest.mark.parametrize(
+    "switches",
+    [{}, tiny.ALL, {"depth": 0}, tiny.WINDOW, tiny.MEAN],
+    ids=["qwen3", "all", "no blocks", "window", "mean"],
+)
 def test_prefill_and_decode_equal_the_full_forward(switches):
     """Greedy, from prompts of four lengths: each token is the likeliest one of a forward pass without a cache."""
     c = tiny.model(**switches)

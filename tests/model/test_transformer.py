@@ -50,37 +50,47 @@ def np_forward(c, params, tokens_t, segments_t=None):
             gate = np_sigmoid(table[tokens_t[t]][:24] @ p["embed"]["smear_gate"])
             x[t] = table[tokens_t[t]] + p["embed"]["smear_scale"] * gate * table[tokens_t[t - 1]]
     x0 = x.copy()
+
+    def norm(x, weights, name):
+        return np_norm(x, weights[name]) if c.norm else x
+
     for i in range(c.depth):
         w = {name: a[i] for name, a in p["blocks"].items()}
         if c.x0_scalars:
             x = w["resid_scale"] * x + w["x0_scale"] * x0
-        y = np_norm(x, w["attn_norm"])
-        q = (y @ w["wq"]).reshape(T, c.heads, c.head_dim)
-        k = (y @ w["wk"]).reshape(T, c.kv_heads, c.head_dim)
+        y = norm(x, w, "attn_norm")
+        q = k = np.zeros((T, c.heads, c.head_dim))  # of a fixed mixing, which does not score
+        if c.mix == "attention":
+            q = (y @ w["wq"]).reshape(T, c.heads, c.head_dim)
+            k = (y @ w["wk"]).reshape(T, c.kv_heads, c.head_dim)
         v = (y @ w["wv"]).reshape(T, c.kv_heads, c.head_dim)
         if c.value_embeds:
             share = 2 * np_sigmoid(y[:, :12] @ w["value_gate"])
             v = v + share[..., None] * w["value_table"][tokens_t].reshape(v.shape)
         if c.qk_norm:
             q, k = np_norm(q, w["q_norm"]), np_norm(k, w["k_norm"])
-        q, k = np_rope(q, c.rope_base), np_rope(k, c.rope_base)
+        if c.rope:
+            q, k = np_rope(q, c.rope_base), np_rope(k, c.rope_base)
         short = c.window[i % len(c.window)] == "S" and i != c.depth - 1
         o = np.zeros_like(q)
         for t in range(T):
             seen = [s for s in range(t + 1) if not short or s > t - c.short_window]
             seen = [s for s in seen if segments_t is None or segments_t[s] == segments_t[t]]
             for head in range(c.heads):
+                if c.mix == "window":
+                    o[t, head] = v[max(t - head, 0), head // group]
+                    continue
                 scores = k[seen, head // group] @ q[t, head] / np.sqrt(c.head_dim)
                 probs = np.exp(scores - scores.max())
                 o[t, head] = probs / probs.sum() @ v[seen, head // group]
-        x = x + o.reshape(T, -1) @ w["wo"]
-        y = np_norm(x, w["mlp_norm"])
+        x = o.reshape(T, -1) @ w["wo"] + (x if c.residual else 0)
+        y = norm(x, w, "mlp_norm")
         if c.mlp == "swiglu":
             gate = y @ w["w_gate"]
-            x = x + (gate * np_sigmoid(gate) * (y @ w["w_up"])) @ w["w_down"]
-        else:
-            x = x + np.maximum(y @ w["w_up"], 0) ** 2 @ w["w_down"]
-    y = np_norm(x, p["head"]["norm"])
+            x = (gate * np_sigmoid(gate) * (y @ w["w_up"])) @ w["w_down"] + (x if c.residual else 0)
+        elif c.mlp == "relu2":
+            x = np.maximum(y @ w["w_up"], 0) ** 2 @ w["w_down"] + (x if c.residual else 0)
+    y = norm(x, p["head"], "norm")
     logits = y @ (table.T if c.tied else p["head"]["weight"])
     return c.softcap * np.tanh(logits / c.softcap) if c.softcap else logits
 
@@ -91,6 +101,10 @@ SWITCHES = {
     "multi-head, no qk-norm, relu2": {"kv_heads": 4, "qk_norm": False, "mlp": "relu2"},
     "all": tiny.ALL,
     "no blocks": {"depth": 0},
+    "no blocks, no norm": {"depth": 0, "norm": False},
+    "window": tiny.WINDOW,
+    "mean": tiny.MEAN,
+    "bare attention": {"norm": False, "rope": False, "qk_norm": False, "mlp": "none", "residual": False},
 }
 
 

@@ -3,23 +3,17 @@
 No jax here, so that `--dry-run` and tables are free. The tests hold these figures against the arrays `init` makes.
 """
 
-from ramp.config import Model, Train
+from ramp.config import Model, Train, matrix_count
 
 FLOAT32 = 4
 
 
-def matrix_count(c: Model) -> int:
-    """Weights of the L blocks' matrices: what Muon trains."""
-    heads = 2 * c.width * (c.heads + c.kv_heads) * c.head_dim
-    return c.depth * (heads + (3 if c.mlp == "swiglu" else 2) * c.width * c.ff)
-
-
 def param_count(c: Model) -> int:
     """All weights of the model."""
-    block = 2 * c.width + 2 * c.head_dim * c.qk_norm + 2 * c.x0_scalars
+    block = c.width * c.norm * (1 if c.mlp == "none" else 2) + 2 * c.head_dim * c.qk_norm + 2 * c.x0_scalars
     block += (c.vocab * c.kv_heads * c.head_dim + 12 * c.kv_heads) * c.value_embeds
     embed = c.vocab * c.width + 25 * c.smear
-    head = c.width + c.vocab * c.width * (not c.tied)
+    head = c.width * c.norm + c.vocab * c.width * (not c.tied)
     return matrix_count(c) + c.depth * block + embed + head
 
 

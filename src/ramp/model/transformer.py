@@ -15,6 +15,8 @@ How to read it:
 * The L blocks are stacked: `vmap(init)`, then `lax.scan` over `checkpoint(apply)`. Unrolled stacks compile L times slower.
 * A block does not know about caches. It is handed `attend(q, k, v) -> (o, kept)`, and what is kept comes out stacked:
   nothing while training, the keys and values in prefill, the updated cache in decode.
+* The rungs of the ladder are settings too: without `norm`, `residual` or `rope`, with `mix` for a fixed mixing of tokens
+  in place of learned attention, or with no blocks at all, it is one of the models that came before.
 * Explicit sharding: a weight's PartitionSpec stands where the weight is declared, `linear` does all the communication.
 """
 
@@ -31,6 +33,7 @@ from ramp.config import Model
 from ramp.model.attention import attention, platform
 
 ROWS = ("replica", "data")  # the mesh axes that split the batch; weights are split over "data" and "model"
+SHARP = 300.0  # of a fixed window: the token aimed at outweighs its neighbours by e^20 or more
 Params = dict[str, Any]
 
 
@@ -133,6 +136,23 @@ def rope(x_bthd: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (x * cos + jnp.concatenate([x2, x1], axis=-1) * sin).astype(x_bthd.dtype)  # whole heads: TPU lanes are full
 
 
+def fixed_mix(c: Model, B: int, T: int, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Queries and keys that nobody learns, so that attention, its cache and its kernels serve the models before it.
+
+    "mean": all zero, so every token of the past weighs the same. "window": head j sees the token j places back and no
+    other; its query is the key of that place, times SHARP. In a row's first tokens it sees the first one instead.
+    """
+    shape, spec = (B, T, 1, c.head_dim), P(ROWS, None, "model")
+    if c.mix == "mean":
+        q_bthd = k_btkd = jnp.zeros(shape, jnp.dtype(c.dtype))
+    elif c.mix == "window":
+        back = rope_angles(-jnp.arange(c.heads), c.head_dim, c.rope_base)
+        k_btkd = rope(jnp.ones(shape, jnp.dtype(c.dtype)), cos, sin)
+        q_bthd = SHARP * rope(k_btkd[:, :, None], *back)[..., 0, :]
+    whole = ((q_bthd, c.heads), (k_btkd, c.kv_heads))
+    return tuple(jnp.broadcast_to(a, (B, T, n, c.head_dim), out_sharding=spec) for a, n in whole)
+
+
 # ---------------------------------------------------------------------------------------------------- modules
 class Embed(nn.Module):
     """Token embedding [V, D]; optionally `smear`: a gated share of the previous token's embedding is mixed in."""
@@ -171,7 +191,10 @@ def lookup(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Any) -> jax.Array:
 
 
 class Block(nn.Module):
-    """Attention, then a gated feed-forward, each added to the residual stream."""
+    """Attention, then a gated feed-forward, each added to the residual stream.
+
+    Without the stream each replaces what it read; then its last matrix cannot begin at zero.
+    """
 
     c: Model
 
@@ -186,13 +209,24 @@ class Block(nn.Module):
         def heads(y_nf, n):
             return jax.lax.reshape(y_nf, (B, T, n, h), out_sharding=P(ROWS, None, "model"))
 
+        def norm(x_nd, name):
+            return rms_norm(x_nd, self.param(name, constant(1.0), (D,))) if c.norm else x_nd
+
+        def join(x_nd, o_nf, name):
+            begin = constant(0.0, back) if c.residual else normal(o_nf.shape[1] ** -0.5, back)
+            y_nd = linear(o_nf, self.param(name, begin, (o_nf.shape[1], D)), "in")
+            return x_nd + y_nd if c.residual else y_nd
+
         if c.x0_scalars:
             x_nd = self.param("resid_scale", constant(1.0), ()).astype(x_nd.dtype) * x_nd
             x_nd += self.param("x0_scale", constant(0.1), ()).astype(x_nd.dtype) * x0_nd
 
-        y_nd = rms_norm(x_nd, self.param("attn_norm", constant(1.0), (D,)))
-        q_bthd = heads(linear(y_nd, self.param("wq", normal(std, out), (D, H * h)), "out"), H)
-        k_btkd = heads(linear(y_nd, self.param("wk", normal(std, out), (D, K * h)), "out"), K)
+        y_nd = norm(x_nd, "attn_norm")
+        if c.mix == "attention":
+            q_bthd = heads(linear(y_nd, self.param("wq", normal(std, out), (D, H * h)), "out"), H)
+            k_btkd = heads(linear(y_nd, self.param("wk", normal(std, out), (D, K * h)), "out"), K)
+        else:
+            q_bthd, k_btkd = fixed_mix(c, B, T, cos, sin)
         v_btkd = heads(linear(y_nd, self.param("wv", normal(std, out), (D, K * h)), "out"), K)
         if c.value_embeds:
             table = self.param("value_table", normal(std, P("model", "data")), (c.vocab, K * h))
@@ -205,18 +239,21 @@ class Block(nn.Module):
         if c.qk_norm:
             q_bthd = rms_norm(q_bthd, self.param("q_norm", constant(1.0), (h,)))
             k_btkd = rms_norm(k_btkd, self.param("k_norm", constant(1.0), (h,)))
-        o_bthd, kept = attend(rope(q_bthd, cos, sin), rope(k_btkd, cos, sin), v_btkd)
+        if c.rope:
+            q_bthd, k_btkd = rope(q_bthd, cos, sin), rope(k_btkd, cos, sin)
+        o_bthd, kept = attend(q_bthd, k_btkd, v_btkd)
         o_nf = jax.lax.reshape(o_bthd, (B * T, H * h), out_sharding=P(ROWS, "model"))
-        x_nd += linear(o_nf, self.param("wo", constant(0.0, back), (H * h, D)), "in")
+        x_nd = join(x_nd, o_nf, "wo")
 
-        y_nd = rms_norm(x_nd, self.param("mlp_norm", constant(1.0), (D,)))
-        up_nf = linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out")
-        if c.mlp == "swiglu":
-            gate_nf = linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out")
-            act_nf = jax.nn.silu(gate_nf) * up_nf
-        else:
-            act_nf = jnp.square(jax.nn.relu(up_nf))
-        x_nd += linear(act_nf, self.param("w_down", constant(0.0, back), (F, D)), "in")
+        if c.mlp != "none":
+            y_nd = norm(x_nd, "mlp_norm")
+            up_nf = linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out")
+            if c.mlp == "swiglu":
+                gate_nf = linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out")
+                act_nf = jax.nn.silu(gate_nf) * up_nf
+            else:
+                act_nf = jnp.square(jax.nn.relu(up_nf))
+            x_nd = join(x_nd, act_nf, "w_down")
         return x_nd, kept
 
 
@@ -229,7 +266,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x_nd: jax.Array, table_vd: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.c
-        y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,)))
+        y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,))) if c.norm else x_nd
         if c.tied:
             return y_nd, table_vd.T
         return y_nd, self.param("weight", normal(c.head_std, P("data", "model")), (c.width, c.vocab))

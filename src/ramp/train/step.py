@@ -33,6 +33,11 @@ def make_step(
     """(state, batch) -> (state, metrics), jitted, the state donated; metrics are float32 scalars on the device.
 
     options: of the compiler, see `mesh.compiler_options`."""
+    return jax.jit(make_update(loss, tx, t), donate_argnums=0, compiler_options=options)
+
+
+def make_update(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Callable[[State, Batch], tuple[State, dict]]:
+    """The step before it is jitted, for who puts it inside a transformation: `vmap` over seeds, `scan` over batches."""
 
     def step(state: State, batch: Batch) -> tuple[State, dict]:
         key = jax.random.fold_in(state.key, state.step)
@@ -57,7 +62,7 @@ def make_step(
         metrics |= {"guard/skipped": guard["skipped"], "guard/streak": guard["streak"]}
         return state, metrics
 
-    return jax.jit(step, donate_argnums=0, compiler_options=options)
+    return step
 
 
 def accumulate(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: int) -> tuple[dict, dict]:

@@ -1,0 +1,262 @@
+"""The ladder climbed on a small text: figures, files, resuming, the page, and what is refused."""
+
+import json
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ramp import config
+from ramp.cli import main
+from ramp.errors import UserError
+from ramp.ladder import learn, page, run, rungs
+from ramp.ladder.probes import PROBES
+from ramp.ladder.rungs import RUNGS, Rung, below, numbered
+from ramp.model import transformer
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SMALL = """
+[text]
+sources = ["file:{text}/*.txt"]
+val_fraction = 0.3
+[model]
+width = 32
+context = 32
+[pretrain]
+steps = 12
+batch = 4
+[eval]
+rows = 8
+batch = 4
+[sample]
+prompts = ["the"]
+tokens = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory):
+    """Rungs 0 to 3 on forty small documents, with probes of a few steps; the words that climb again."""
+    home = tmp_path_factory.mktemp("ladder")
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        words = rng.choice(["the", "cat", "sat", "on", "<script>", "mat"], 60)
+        (home / f"{i}.txt").write_text(" ".join(words))
+    (home / "small.toml").write_text(SMALL.format(text=home))
+    patch = pytest.MonkeyPatch()
+    for name, probe in list(PROBES.items()):
+        patch.setitem(PROBES, name, replace(probe, steps=20, batch=8))
+    patch.setattr(learn, "HELD_OUT", 64)
+    words = ["ladder", str(home / "small.toml"), "--run", str(home / "run")]
+    before = jax.sharding.get_mesh()
+    assert main([*words, "--to", "3"]) == 0
+    yield home / "run", words
+    jax.set_mesh(before)
+    patch.undo()
+
+
+def test_it_finds_keeps_and_shows(climbed):
+    home, _ = climbed
+    files = {p.name for p in (home / "ladder").glob("*.json")}
+    assert {"beside.json", "00-corpus.json", "03-corpus.json", "02-distance-8.json", "03-distance-8.json"} <= files
+    found = json.loads((home / "ladder" / "03-corpus.json").read_text())["found"]
+    assert 0 < found["tokens"]["bpb"] < 12 and found["equal"]["tokens"] > found["tokens"]["tokens"]
+    html = (home / "ladder.html").read_text()
+    for rung in RUNGS[:4]:
+        assert f"<h2>{rung.number} · {rung.name}<span" in html
+    assert "4 · the mean" not in html and "elif c.mix == &quot;window&quot;" in html
+    assert "did not earn its place" in html
+    assert "<script" not in html and "http-equiv" in html and "src=" not in html.replace("img-src", "")
+    tags = {k for line in (home / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)}
+    assert {"ladder/bpb_tokens", "ladder/bpb_equal", "ladder/earned"} <= tags
+
+
+def test_what_is_done_is_not_done_again(climbed, monkeypatch, capsys):
+    home, words = climbed
+    before = {p: p.stat().st_mtime_ns for p in (home / "ladder").glob("*.json")}
+    monkeypatch.setattr(run, "climb", lambda *a: pytest.fail("a probe was trained again"))
+    monkeypatch.setattr(run, "corpus", lambda *a: pytest.fail("the corpus was read again"))
+    assert main([*words, "--to", "3"]) == 0
+    assert {p: p.stat().st_mtime_ns for p in (home / "ladder").glob("*.json")} == before
+    assert "earned their place" in capsys.readouterr().out
+
+
+def test_a_torn_or_foreign_file_is_made_again(tmp_path):
+    path, made = tmp_path / "a.json", []
+
+    def work():
+        made.append(1)
+        return {"x": 1}
+
+    for content in (None, "{", "[]", '{"key": "other", "found": {}}'):
+        if content is not None:
+            path.write_text(content)
+        assert run.once(path, "key", work)["x"] == 1
+    assert len(made) == 4
+    assert run.once(path, "key", work)["x"] == 1 and len(made) == 4
+
+
+def test_counting_is_counting(climbed):
+    """The table against a loop over all pairs of bytes."""
+    texts = [b"abcab", b"", b"a", b"bca"]
+    want = Counter(pair for t in texts for pair in pairwise(t))
+    got = learn.bigrams(texts)
+    assert got.sum() == sum(want.values())
+    assert all(got[a, b] == n for (a, b), n in want.items())
+
+
+def test_the_learned_bigram_becomes_the_counted_one():
+    """Depth 0 on a stream of two letters, against the entropy of its own counts."""
+    c = learn.shaped(numbered(2), run.base(config.Config(model=config.Model(width=32, context=32, dtype="float32"))))
+    m, t = c.model, replace(c.pretrain, steps=300, batch=16, seq=16, warmup=10, guard_sigma=0.0)
+    rng = np.random.default_rng(0)
+    chain = np.array([[0.9, 0.1], [0.4, 0.6]])
+    stream = [0]
+    for u in rng.random(20_000):
+        stream.append(int(u < chain[stream[-1], 1]))
+    stream = np.array(stream, np.int32)
+    counts = learn.bigrams([bytes(stream.tolist())])[:2, :2]
+    want = -(counts * np.log2(counts / counts.sum(1, keepdims=True))).sum() / counts.sum()
+    with jax.set_mesh(tiny.mesh()):
+        from ramp.model.loss import next_token_loss
+        from ramp.train import optim
+        from ramp.train.state import new_state
+        from ramp.train.step import make_step
+
+        tx = optim.make(t)
+        state = jax.jit(lambda: new_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, tx, 0))()
+        step = make_step(next_token_loss(m, 0.0), tx, t)
+        for i in range(t.steps):
+            at = np.random.default_rng(i).integers(0, len(stream) - 17, t.batch)[:, None] + np.arange(17)
+            rows = stream[at]
+            state, _ = step(
+                state, {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((16, 16), np.float32)}
+            )
+        logits = np.asarray(tiny.logits(m, state.params["lm"], np.array([[0, 1]], np.int32)))[0]
+    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    got = -(counts * logp[:2, :2]).sum() / counts.sum() / np.log(2)
+    assert want < got < want + 0.01
+
+
+# ---------------------------------------------------------------------------------------------------- the list
+def test_the_last_rung_is_the_default_model():
+    cpu = config.load(CONFIGS / "cpu.toml", ["--text.tokenizer", "bytes"])
+    top = [r for r in RUNGS if r.main][-1]
+    assert learn.shaped(top, run.base(cpu)).model == config.resolve(cpu).model
+    assert learn.shaped(top, run.base(cpu)).pretrain.optimizer == cpu.pretrain.optimizer
+
+
+def test_every_rung_is_a_model_and_differs_from_the_one_below():
+    c = run.base(config.load(CONFIGS / "ladder.toml"))
+    for rung in RUNGS[3:]:
+        here, under = (learn.shaped(r, c) for r in (rung, below(rung)))
+        assert (here.model, here.pretrain.optimizer) != (under.model, under.pretrain.optimizer)
+        assert all(page.source(k, v) for k, v in rung.settings.items() if v not in ("none", False))
+        if rung.probe:
+            for scale in (1.0, 1.5):
+                probe = PROBES[rung.probe]
+                learn.probe_config(rung, probe, probe.scaled(scale))
+
+
+def test_the_source_shown_is_the_source():
+    """Line by line, and the branch that is taken only."""
+    text = Path(transformer.__file__).read_text().splitlines()
+    for setting, value, shown, hidden in (
+        ("mlp", "swiglu", "jax.nn.silu", "jax.nn.relu"),
+        ("mlp", "relu2", "jax.nn.relu", "jax.nn.silu"),
+        ("mix", "attention", '"wq"', "fixed_mix(c"),
+        ("mix", "mean", "jnp.zeros(shape", "SHARP *"),
+        ("qk_norm", True, '"q_norm"', '"wq"'),
+        ("residual", True, "x_nd + y_nd if c.residual", "rope("),
+    ):
+        lines = page.source(setting, value)
+        assert shown in lines and hidden not in lines
+        for line in lines.splitlines():
+            if line != "⋮":
+                assert text[int(line[:4]) - 1] == line[6:]
+
+
+# ---------------------------------------------------------------------------------------------------- refusals
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--only", "99"], "there is no rung 99"),
+        (["--to", "-1"], "there is no rung -1"),
+        (["--to", "3", "--only", "3"], "exclude each other"),
+        (["--scale", "9"], "--scale 9 must be"),
+        (["--scale", "nan"], "--scale nan must be"),
+        (["--seed", "-1"], "'seed' is -1"),
+        (["--model.nonsense", "3"], ""),
+        (["--scale", "4", "--only", "4"], "rows of 96 tokens"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
+    try:
+        code = main(["ladder", str(CONFIGS / "ladder.toml"), "--run", str(tmp_path / "run"), *words])
+    except SystemExit as left:
+        code = left.code
+    error = capsys.readouterr().err
+    assert code == 2 and sentence in error
+    if sentence:
+        assert error.startswith("ramp: ") and error.count("\n") == 1
+    assert not (tmp_path / "run" / "ladder").exists()
+
+
+def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(rungs, "RUNGS", (*RUNGS, Rung(18, "mine", "Because.", {"heds": 3}, measure="tokens")))
+    with pytest.raises(UserError, match="rung 18 sets 'heds', which the model does not have"):
+        learn.shaped(rungs.RUNGS[-1], run.base(config.load(CONFIGS / "ladder.toml")))
+
+
+# ---------------------------------------------------------------------------------------------------- judging
+def found(accuracy=None, n=6, **more):
+    return {"probe": {"accuracy": [accuracy], "n": n, "score": [3.0]}} | more if accuracy else more
+
+
+def test_a_rung_that_is_not_needed_or_does_not_pass_has_not_earned_its_place():
+    rung, chance = numbered(5), PROBES["recall"].chance(6)
+    at = [chance + share * (1 - chance) for share in (0.0, 0.2, 0.3, 0.89, 0.95)]
+    good, poor, half, nearly, fine = at
+    assert run.verdict(rung, found([good, good, poor]), found([fine] * 3))["earned"]
+    assert not run.verdict(rung, found([good, good, half]), found([fine] * 3))["earned"]
+    assert not run.verdict(rung, found([good] * 3), found([fine, fine, nearly]))["earned"]
+
+
+def test_tokens_to_reach_a_loss():
+    slow, fast, never = ({"curve": np.linspace(8, end, 200).tolist(), "batch": 10} for end in (3.0, 1.0, 4.0))
+    low, high, lost = ({"tokens": r} for r in (slow, fast, never))
+    a, b = run.race(low, high)
+    assert a == 2000 and 1300 < b < 1600
+    assert run.race(low, lost)[1] == np.inf
+    assert not run.verdict(numbered(12), low, lost)["earned"] and run.verdict(numbered(12), low, high)["earned"]
+
+
+def test_a_diverged_run_is_a_result():
+    with jax.set_mesh(tiny.mesh()):
+        probe = replace(PROBES["deep"], steps=10, batch=8, rate=1e9)
+        found = learn.climb(numbered(9), probe, 4, 0)
+    assert found["diverged"] == 1.0 and all(a <= 0.6 for a in found["accuracy"][-1])
+    json.dumps(found, allow_nan=False)
+
+
+# ---------------------------------------------------------------------------------------------------- the browser
+def test_the_page_opens_in_a_browser(climbed, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium here")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--enable-logging=stderr"]
+    done = subprocess.run(
+        [browser, *words, "--dump-dom", (climbed[0] / "ladder.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0 and "a fixed window" in done.stdout
+    assert "Content Security Policy" not in done.stderr

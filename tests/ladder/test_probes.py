@@ -1,0 +1,112 @@
+"""Each probe against a solver written from its sentence, and its chance against guessers who lack the ability."""
+
+from collections import Counter, defaultdict
+from itertools import combinations, permutations
+
+import numpy as np
+import pytest
+
+from ramp.ladder import probes
+from ramp.ladder.probes import PROBES
+
+SIZES = (1.0, 1.5)
+
+
+def pairs(row, n, kinds=None):
+    """The table that a row spells."""
+    kinds = kinds or n
+    return {t // kinds: t % kinds for t in row if t < n * kinds}
+
+
+def asked(row, n, choices):
+    return list(choices)[row[-1] - n * n]
+
+
+def solve(name, row, n):
+    """The answer, or its number among the answers."""
+    if name == "distance":
+        return row[-1 - 3 * n // 8]
+    if name == "occurred":
+        return probes.FILLERS in row[:-1]
+    if name == "order":
+        return (
+            max((t for t in range(len(row) - 1) if row[t] >= probes.FILLERS), key=int)
+            and [t - probes.FILLERS for t in row[:-1] if t >= probes.FILLERS][-1]
+        )
+    if name in ("recall", "deep"):
+        return pairs(row, n, 2)[row[-1] - 2 * n]
+    table = pairs(row, n)
+    if name == "two hops":
+        return table[table[row[-1] - n * n]]
+    if name == "modular sum":
+        a, b = asked(row, n, combinations(range(n), 2))
+        return (table[a] + table[b]) % n
+    found = tuple(table[k] for k in asked(row, n, permutations(range(n), 3)))
+    return list(permutations(range(n), 3)).index(found)
+
+
+@pytest.mark.parametrize("scale", SIZES)
+@pytest.mark.parametrize("name", PROBES)
+def test_every_answer_follows_from_its_row(name, scale):
+    """The ceiling is 1."""
+    probe = PROBES[name]
+    n = probe.scaled(scale)
+    tokens, answers = probe.rows(np.random.default_rng(3), n, 200)
+    assert tokens.dtype == answers.dtype == np.int32
+    assert tokens.shape == (200, probe.length(n))
+    assert max(tokens.max(), answers.max()) < probe.vocab(n)
+    first = 0 if name == "distance" else answers.min()
+    assert [a - first for a in answers.tolist()] == [solve(name, row, n) for row in tokens.tolist()]
+
+
+def knows(name, row, n):
+    """What a guesser without the ability may see of a row."""
+    if name == "distance":
+        return row[-1]
+    if name == "occurred":
+        return tuple(row[-2:])
+    if name == "order":  # which tokens there are, not where
+        return sum(t >= probes.FILLERS for t in row)
+    if name == "two hops":  # the key and what it points to, one hop
+        return row[-1], pairs(row, n)[row[-1] - n * n]
+    return row[-1]  # the question, not what the table says of it
+
+
+@pytest.mark.parametrize("scale", SIZES)
+@pytest.mark.parametrize("name", PROBES)
+def test_chance_is_the_best_guess_without_the_ability(name, scale):
+    """The commonest answer to each thing known, learned on one half and right as often as chance on the other."""
+    probe = PROBES[name]
+    n = probe.scaled(scale)
+    tokens, answers = probe.rows(np.random.default_rng(4), n, 40_000)
+    seen = [knows(name, row, n) for row in tokens.tolist()]
+    best = defaultdict(Counter)
+    for k, a in zip(seen[:20_000], answers[:20_000].tolist(), strict=True):
+        best[k][a] += 1
+    guesses = [best[k].most_common(1)[0][0] if best[k] else 0 for k in seen[20_000:]]
+    right = np.mean(np.array(guesses) == answers[20_000:])
+    assert abs(right - probe.chance(n)) < 0.015
+
+
+def test_the_mark_is_out_of_the_windows_sight_and_both_answers_come():
+    tokens, answers = probes.occurred(np.random.default_rng(0), 24, 2000)
+    assert not (tokens[:, -probes.REACH : -1] == probes.FILLERS).any()
+    assert 0.45 < np.mean(answers == answers.max()) < 0.55
+
+
+def test_rows_are_a_function_of_the_generator():
+    for probe in PROBES.values():
+        a, b, other = (probe.rows(np.random.default_rng(s), probe.size, 16) for s in (5, 5, 6))
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+        assert (a[0] != other[0]).any()
+
+
+def test_a_circle_is_one_circle():
+    tokens, _ = probes.two_hops(np.random.default_rng(1), 7, 100)
+    for row in tokens.tolist():
+        table, at, seen = pairs(row, 7), 0, set()
+        while at not in seen:
+            seen.add(at)
+            at = table[at]
+        assert len(seen) == 7
