@@ -62,7 +62,7 @@ def test_five_hundred_null_generations_raise_at_most_five_alarms():
     pool = docs_of(truth, 1600, rng)
 
     def figures(d):
-        lost, drift = measure.divergences(real, d)
+        _, drift = measure.divergences(real, d)
         return {"coverage_2": measure.coverage(real, d, 2), "kl_drift": drift, "unseen_mass": measure.unseen_mass(d)}
 
     null = measure.Null.draw(pool, 300, figures, 20)
@@ -114,7 +114,12 @@ def test_actions():
     assert guard.before(g, T, Sampled({"coverage_2": -1.0}, {"coverage_2": 0.9}))[1].action == "go"  # within noise
     assert guard.before(g, T, Sampled({"distinct_2": 7.0}))[1] == guard.Decision("warn", ("distinct_2: z +7.0",))
     assert guard.before(acted, T, Sampled())[0].weight == 1  # the next generation counts again
-    for bad in (Sampled(imbalance=5), Sampled(precision=0.8), Sampled(accepted=0), Sampled({"vendi": -5}, {"vendi": 0.5})):  # fmt: skip
+    for bad in (
+        Sampled(imbalance=5),
+        Sampled(precision=0.8),
+        Sampled(accepted=0),
+        Sampled({"vendi": -5}, {"vendi": 0.5}),
+    ):
         assert guard.before(g, T, bad)[1].action == "repair"
     assert guard.before(Guard(0.95), T, Sampled(precision=0.1))[0].m == 1.0
 
@@ -126,7 +131,7 @@ def test_roll_back_then_stop_and_poverty():
     assert said.action == "roll back" and g.good == 0 and g.m == pytest.approx(0.4)
     g2, said = guard.after(g, T, Trained((fine, fine), bits_in=1), 2)
     assert said.action == "go" and g2.good == 2 and g2.rolled == 0
-    g3, said = guard.after(g, T, Trained((worse, fine), bits_in=1), 2)
+    _, said = guard.after(g, T, Trained((worse, fine), bits_in=1), 2)
     assert said.action == "stop" and "second" in said.reasons[-1]
     g4, said = guard.after(Guard(0.3), T, Trained((fine, fine)), 1)
     assert said.action == "go" and guard.after(g4, T, Trained((fine, fine)), 2)[1].action == "stop"

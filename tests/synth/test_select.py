@@ -21,7 +21,11 @@ def test_verifiers_that_refuse_raise_and_disagree():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.lists(st.integers(0, 3), max_size=10), min_size=1, max_size=6), st.lists(st.lists(st.integers(0, 3), max_size=10), min_size=1, max_size=5), st.integers(3, 6))  # fmt: skip
+@given(
+    st.lists(st.lists(st.integers(0, 3), max_size=10), min_size=1, max_size=6),
+    st.lists(st.lists(st.integers(0, 3), max_size=10), min_size=1, max_size=5),
+    st.integers(3, 6),
+)
 def test_contamination_by_brute_force(docs, held, n):
     def shares(doc, other, k):
         parts = {tuple(other[i : i + k]) for i in range(len(other) - k + 1)}

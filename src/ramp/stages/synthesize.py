@@ -63,7 +63,9 @@ def require(c: Config) -> None:
             "samples begin from nothing; raise synthesize.documents"
         )
     if t.policy == "ours" and len(t.verifiers) < 2:
-        raise UserError(f"synthesize.verifiers names {len(t.verifiers)}; it takes two that differ, since each is blind somewhere")  # fmt: skip
+        raise UserError(
+            f"synthesize.verifiers names {len(t.verifiers)}; it takes two that differ, since each is blind somewhere"
+        )
     if t.tokens + 8 >= c.model.context:
         raise UserError(f"synthesize.tokens {t.tokens} and a seed do not fit into model.context {c.model.context}")
     rows = int(np.prod([jax.sharding.get_mesh().shape[axis] for axis in ("replica", "data")]))
@@ -102,7 +104,9 @@ class Loop:
         try:
             return json.loads(path.read_text()) if path.exists() else []
         except ValueError as error:
-            raise UserError(f"{path} is not JSON ({error}); delete {self.directory} to begin the generations again") from None  # fmt: skip
+            raise UserError(
+                f"{path} is not JSON ({error}); delete {self.directory} to begin the generations again"
+            ) from None
 
     def params(self, g: int) -> dict:
         """The model of a generation; 0: the one that the stage starts from."""
@@ -184,7 +188,9 @@ class Loop:
             trained = self.fit(f"synthesize-probe-{name}", short, lesson, start)
             cost[name] = float(self.real.bits(trained, self.real.guard).per_byte.mean())
         m = mix.share(cost["own"] - cost["real"], t.tolerance, t.least_anchor)
-        print(f"synthesize: {t.probe} steps on own samples cost {cost['own'] - cost['real']:+.4f} bits per byte; real share {m:.2f}")  # fmt: skip
+        print(
+            f"synthesize: {t.probe} steps on own samples cost {cost['own'] - cost['real']:+.4f} bits per byte; real share {m:.2f}"
+        )
         return m
 
     def prompts(self, g: int) -> list[Prompt]:
@@ -193,7 +199,10 @@ class Loop:
         rng = np.random.default_rng([self.c.seed, g])
         seeded = round(t.seeded * t.documents) if t.policy == "ours" else 0
         texts = [self.tokenizer.decode(d) for d in self.real.train] if seeded > 1 else []
-        pairs = [Prompt((bos, *self.tokenizer.encode(text)[:8]), of) for text, of in generate.entity_pairs(texts, seeded // 2, rng)]  # fmt: skip
+        pairs = [
+            Prompt((bos, *self.tokenizer.encode(text)[:8]), of)
+            for text, of in generate.entity_pairs(texts, seeded // 2, rng)
+        ]
         rare = generate.rare_contexts(self.real.train, self.real.count_v, seeded - len(pairs), rng, bos)
         return [Prompt((bos,))] * (t.documents - len(pairs) - len(rare)) + rare + pairs
 

@@ -21,7 +21,7 @@ from ramp.model.sample import How
 from ramp.model.transformer import ROWS
 from ramp.synth import generate, guard, measure, mix, select, world
 from ramp.synth.generate import Prompt
-from ramp.synth.guard import Guard, Sampled
+from ramp.synth.guard import Guard, Sampled, Trained
 from ramp.synth.measure import Docs, Null
 from ramp.train import optim
 from ramp.train.state import new_state
@@ -29,6 +29,7 @@ from ramp.train.step import make_step
 
 SEEDS, GENERATIONS, LENGTH = 3, 5, world.LONGEST
 REAL, HELD, PROBLEMS = 1500, 800, 400
+FIRST = 600  # steps of a first model, and of every model that is trained anew
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ class Lab:
 
     def sample(self, params: dict, prompts: list[list[int]], key: int, how: How | None = None) -> list[list[int]]:
         how = how or How(vocab=world.END + 1)
-        made = generate.samples(self.c, params["lm"], [Prompt(tuple(p)) for p in prompts], key, LENGTH - 1, how, (world.END,), 512)  # fmt: skip
+        made = generate.samples(
+            self.c, params["lm"], [Prompt(tuple(p)) for p in prompts], key, LENGTH - 1, how, (world.END,), 512
+        )
         return [[*s.prompt.ids, *s.ids] for s in made]
 
     def bits(self, params: dict) -> np.ndarray:
@@ -132,13 +135,16 @@ def refit(lab: Lab, policy: str, m: float, seed: int, generations: int, steps: i
 def gate(lab: Lab) -> None:
     for seed in range(SEEDS):
         for policy in ("replace", "accumulate"):
-            lab.b.once({"part": "gate", "policy": policy, "seed": seed}, lambda p=policy, s=seed: refit(lab, p, 0.0, s, 4, lab.t.warmup * 12))  # fmt: skip
+            lab.b.once(
+                {"part": "gate", "policy": policy, "seed": seed},
+                lambda p=policy, s=seed: refit(lab, p, 0.0, s, 4, FIRST),
+            )
 
 
 def law(lab: Lab) -> None:
     """The forecast is made from the first step of replace, before any anchored run."""
     for m in (0.2, 0.38, 0.6):
-        lab.b.once({"part": "law", "m": m, "seed": 0}, lambda m=m: refit(lab, "anchored", m, 0, 10, lab.t.warmup * 12))
+        lab.b.once({"part": "law", "m": m, "seed": 0}, lambda m=m: refit(lab, "anchored", m, 0, 10, FIRST))
 
 
 # ---------------------------------------------------------------------------------------------------- the claim
@@ -173,7 +179,7 @@ ARMS = {
 
 def play(lab: Lab, arm: Arm, seed: int) -> dict:
     t = lab.t
-    params = lab.first(seed, lab.t.warmup * 12)
+    params = lab.first(seed, FIRST)
     curve, pools, weights, kept_share = [lab.score(params)], [lab.real], [], []
     for g in range(1, GENERATIONS + 1):
         rng = np.random.default_rng([seed, g])
@@ -191,7 +197,14 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
             share = max(0.0, (arm.m - arm.last) / (1 - arm.last)) if arm.policy == "ours" else arm.m
             pools_now, got = pools, mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age=t.age)
         docs = [pools_now[k][i] for k, i in zip(got.generation, got.number, strict=True)] + lab.real
-        order = mix.order(np.arange(len(docs) - REAL), np.arange(len(docs) - REAL, len(docs)), t.steps, t.batch, arm.last, seed * 100 + g)  # fmt: skip
+        order = mix.order(
+            np.arange(len(docs) - REAL),
+            np.arange(len(docs) - REAL, len(docs)),
+            t.steps,
+            t.batch,
+            arm.last,
+            seed * 100 + g,
+        )
         params = lab.fit(params, docs, np.concatenate([got.weight, np.ones(REAL)]), order)
         curve.append(lab.score(params))
     return {"curve": curve, "kept": kept_share} | {
@@ -229,61 +242,57 @@ def claim(lab: Lab) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- the guard
-INJECTED = ("none", "top-k 5", "temperature 0.5", "tail-blind verifier", "noisy verifier", "ten documents")
+HOW = {"top-k 5": How(top_k=5, vocab=world.END + 1), "temperature 0.5": How(0.5, vocab=world.END + 1)}
+INJECTED = ("none", *HOW, "tail-blind verifier", "noisy verifier", "ten documents")
 
 
 def injected(lab: Lab) -> None:
     for kind in INJECTED:
         for guarded in (True, False):
-            lab.b.once(
-                {"part": "guard", "kind": kind, "guarded": guarded, "seed": 0}, partial(harm, lab, kind, guarded)
-            )
+            key = {"part": "guard", "kind": kind, "guarded": guarded, "seed": 0}
+            lab.b.once(key, partial(harm, lab, kind, guarded))
 
 
-def harm(lab: Lab, kind: str, guarded: bool, generations: int = 3) -> dict:
-    """A loop that anchors 30% and verifies, with one thing broken; does the guard see it, and what does the tail lose?"""
-    t, seed = lab.t, 0
-    start = params = lab.first(seed, lab.t.warmup * 12)
-    held, plain = Docs.of(lab.held), [[world.BOS]] * t.measured
-    figures = lambda d: measure.panel(held, d)  # noqa: E731
-    own = Docs.of(lab.sample(start, plain * 2, generate.first_key(seed, 0)))
-    null = Null.draw(own, t.measured, figures, t.nulls)
-    g_state, pools, said, tail = Guard(0.3), [lab.real], [], [lab.score(params)["tail"]]
-    good_params, good_bits, good_right = params, lab.bits(params), lab.right(params)["deep"]
-    how = {"top-k 5": How(top_k=5, vocab=world.END + 1), "temperature 0.5": How(0.5, vocab=world.END + 1)}.get(kind)
+def harm(lab: Lab, kind: str, guarded: bool, generations: int = 3, seed: int = 0) -> dict:
+    """A loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what does the tail lose?"""
+    t, start = lab.t, lab.first(seed, FIRST)
+    own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(seed, 0)))
+    null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
+    models, at, pools, said = [start], Guard(0.3), [lab.real], []
+    tail = [float(lab.right(start)["tail"].mean())]
     for g in range(1, generations + 1):
-        rng = np.random.default_rng([seed, g])
-        made = lab.sample(params, [[world.BOS]] * t.documents, generate.first_key(seed, g), how)
-        made = (made[:10] * len(made))[: len(made)] if kind == "ten documents" else made
-        truth = np.array([lab.w.right(d) for d in made])
-        passed = truth.copy()
-        if kind == "tail-blind verifier":
-            passed &= np.array([world.cell(d) < lab.w.tail[0] for d in made])
-        if kind == "noisy verifier":
-            passed ^= rng.random(len(made)) < 0.2
-        cells = np.array([world.cell(d) for d in made]) // 5
-        at = np.flatnonzero(passed)[:200]
-        precision = select.lower_bound(int(truth[at].sum()), len(at)) if len(at) else 0.0
-        found = null.against(figures(Docs.of(made[: t.measured])))
-        seen = Sampled({k: v["z"] for k, v in found.items()}, {k: v["ratio"] for k, v in found.items()}, select.imbalance(passed, cells), precision, int(passed.sum()))  # fmt: skip
-        now, first_look = guard.before(g_state, t, seen)
-        if not guarded:
-            now = replace(g_state, weight=1.0)
-        pools.append([d for d, ok in zip(made, passed, strict=True) if ok] if now.weight else [])
-        newest = len(pools[-1]) > 0
-        got = mix.compose("anchored" if newest else "replace", [len(p) for p in (pools if newest else [lab.real])], t.steps * t.batch, rng, now.m)  # fmt: skip
-        docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
-        order = mix.order(np.arange(len(docs)), np.arange(len(docs)), t.steps, t.batch, 0.0, g)
-        params = lab.fit(params, docs, np.ones(len(docs)), order)
-        new_bits, new_right = lab.bits(params), lab.right(params)["deep"]
-        tail.append(lab.score(params)["tail"])
-        g_state, second = guard.after(now, t, guard.Trained((new_bits, good_bits), right=(new_right, good_right), bits_in=1.0), g)  # fmt: skip
-        if guarded and second.action in ("roll back", "stop"):
-            params, tail[-1] = good_params, tail[g_state.good]
-        else:
-            good_params, good_bits, good_right = params, new_bits, new_right
+        parent = models[at.good if guarded else -1]
+        docs, passed, seen = broken(lab, kind, parent, null, np.random.default_rng([seed, g]), g)
+        now, first_look = guard.before(at, t, seen)
+        now = now if guarded else replace(at, weight=1.0)
+        pools.append([d for d, ok in zip(docs, passed, strict=True) if ok and now.weight])
+        policy, sizes = ("anchored", [len(p) for p in pools]) if pools[-1] else ("replace", [REAL])
+        got = mix.compose(policy, sizes, t.steps * t.batch, np.random.default_rng([seed, g, 1]), now.m)
+        taken = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
+        order = mix.order(np.arange(len(taken)), np.arange(len(taken)), t.steps, t.batch, 0.0, g)
+        models.append(lab.fit(parent, taken, np.ones(len(taken)), order))
+        pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
+        at, second = guard.after(now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g)
+        tail.append(float(lab.right(models[at.good if guarded else -1])["tail"].mean()))
         said.append([first_look.action, "; ".join(first_look.reasons), second.action, "; ".join(second.reasons)])
         if guarded and second.action == "stop":
             break
     acted = [i + 1 for i, s in enumerate(said) if s[0] == "repair" or s[2] in ("roll back", "stop")]
-    return {"detected": acted[0] if acted else None, "tail": tail, "fell": max(0.0, tail[0] - min(tail)), "said": said}
+    return {"detected": acted[0] if acted else None, "tail": tail, "fell": tail[0] - min(tail), "said": said}
+
+
+def broken(
+    lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, g: int
+) -> tuple[list[list[int]], np.ndarray, Sampled]:
+    """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
+    t = lab.t
+    docs = lab.sample(params, [[world.BOS]] * t.documents, generate.first_key(0, g), HOW.get(kind))
+    docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs
+    truth, cells = np.array([lab.w.right(d) for d in docs]), np.array([world.cell(d) for d in docs])
+    passed = truth & (cells < lab.w.tail[0]) if kind == "tail-blind verifier" else truth
+    passed = passed ^ (rng.random(len(docs)) < 0.2) if kind == "noisy verifier" else passed
+    audited = np.flatnonzero(passed)[:200]  # by the exact interpreter, the second verifier
+    precision = select.lower_bound(int(truth[audited].sum()), len(audited)) if len(audited) else 0.0
+    found = null.against(measure.panel(Docs.of(lab.held), Docs.of(docs[: t.measured])))
+    z, ratio = ({k: v[name] for k, v in found.items()} for name in ("z", "ratio"))
+    return docs, passed, Sampled(z, ratio, select.imbalance(passed, cells // 5), precision, int(passed.sum()))

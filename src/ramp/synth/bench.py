@@ -72,7 +72,9 @@ def questions(path: Path) -> list[str]:
         raise UserError(f"{path} is not there; --data names a directory with math/gsm8k_train.jsonl") from None
 
 
-def trigram_curve(texts: list[str], policy: str, generations: int, seed: int, m: float = 0.0, probe: Callable | None = None) -> dict:  # fmt: skip
+def trigram_curve(
+    texts: list[str], policy: str, generations: int, seed: int, m: float = 0.0, probe: Callable | None = None
+) -> dict:
     """Bits per byte of a held-out tenth, bits of rare tokens and type coverage, by generation; at equal documents each."""
     docs, vocab, sizes = words(texts)
     order = np.random.default_rng(0).permutation(len(docs))
@@ -112,7 +114,10 @@ def trigrams(b: Bench, data: Path) -> None:
     for seed in range(SEEDS):
         for policy, m in arms:
             generations = 10 if policy == "anchored" else 5
-            b.once({"part": "trigram", "policy": policy, "m": m, "seed": seed}, lambda p=policy, m=m, s=seed, g=generations: trigram_curve(texts, p, g, s, m))  # fmt: skip
+            b.once(
+                {"part": "trigram", "policy": policy, "m": m, "seed": seed},
+                lambda p=policy, m=m, s=seed, g=generations: trigram_curve(texts, p, g, s, m),
+            )
 
 
 def jokes(b: Bench) -> None:
@@ -141,7 +146,10 @@ def jokes(b: Bench) -> None:
 
     for policy, m in (("replace", 0.0), ("accumulate", 0.0), ("anchored", 0.38), ("ours", 0.38)):
         for seed in range(SEEDS):
-            b.once({"part": "jokes", "policy": policy, "seed": seed}, lambda p=policy, m=m, s=seed: trigram_curve(texts, p, 5, s, m, recognised))  # fmt: skip
+            b.once(
+                {"part": "jokes", "policy": policy, "seed": seed},
+                lambda p=policy, m=m, s=seed: trigram_curve(texts, p, 5, s, m, recognised),
+            )
 
 
 # ---------------------------------------------------------------------------------------------------- the whole

@@ -41,7 +41,9 @@ class Sample:
 
 
 # ---------------------------------------------------------------------------------------------------- prompts
-def rare_contexts(docs: Sequence[np.ndarray], count_v: np.ndarray, n: int, rng: np.random.Generator, bos: int, longest: int = 8) -> list[Prompt]:  # fmt: skip
+def rare_contexts(
+    docs: Sequence[np.ndarray], count_v: np.ndarray, n: int, rng: np.random.Generator, bos: int, longest: int = 8
+) -> list[Prompt]:
     """n passages of 2 to `longest` tokens that end in a rare token, rare tokens in proportion to 1/count."""
     where = [(d, int(np.argmin(count_v[doc]))) for d, doc in enumerate(docs) if len(doc) > 2]
     if not where:
@@ -58,7 +60,11 @@ def rare_contexts(docs: Sequence[np.ndarray], count_v: np.ndarray, n: int, rng: 
 def entity_pairs(texts: Sequence[str], n: int, rng: np.random.Generator) -> list[tuple[str, tuple[str, ...]]]:
     """n openings "A and B" of names from different documents, with the documents' names (after EntiGraph,
     arXiv:2409.07431: relations between entities that the corpus never relates)."""
-    held = [(d, names) for d, text in enumerate(texts) if (names := re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,}(?: [A-Z][a-z]+)*", text))]  # fmt: skip
+    held = [
+        (d, names)
+        for d, text in enumerate(texts)
+        if (names := re.findall(r"(?<=[a-z,] )[A-Z][a-z]{2,}(?: [A-Z][a-z]+)*", text))
+    ]
     if len(held) < 2:
         return []
     found = []
@@ -74,7 +80,10 @@ def grid(attributes: Mapping[str, Sequence[str]], n: int, seed: int) -> list[dic
     draws are not at any n that matters."""
     names = list(attributes)
     points = qmc.Sobol(len(names), seed=seed).random_base2(max(0, int(np.ceil(np.log2(max(n, 1))))))[:n]
-    return [{name: attributes[name][int(x * len(attributes[name]))] for name, x in zip(names, row, strict=True)} for row in points]  # fmt: skip
+    return [
+        {name: attributes[name][int(x * len(attributes[name]))] for name, x in zip(names, row, strict=True)}
+        for row in points
+    ]
 
 
 def verbalised(question: str, k: int) -> str:
@@ -119,7 +128,9 @@ def samples(
     return found
 
 
-def again(c: Model, params: dict, prompt: Sequence[int], key: int, n: int, how: How, stop: tuple[int, ...], batch: int = BATCH) -> tuple[int, ...]:  # fmt: skip
+def again(
+    c: Model, params: dict, prompt: Sequence[int], key: int, n: int, how: How, stop: tuple[int, ...], batch: int = BATCH
+) -> tuple[int, ...]:
     """The ids of the sample with this prompt and key, from its ledger row alone; the batch has the same shape."""
     return samples(c, params, [Prompt(tuple(prompt))] * batch, key, n, how, stop, batch)[0].ids
 
@@ -153,7 +164,9 @@ def _nats(c: Model, params: dict, tokens_bt, targets_bt):
     return head_losses(c, params, hidden(c, params, tokens_bt), targets_bt)[0]
 
 
-def gradients(c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, dim: int = 16, batch: int = BATCH) -> np.ndarray:  # fmt: skip
+def gradients(
+    c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, dim: int = 16, batch: int = BATCH
+) -> np.ndarray:
     """[N, dim^2]: a fixed random projection of each document's gradient with respect to the output matrix.
 
     That gradient is sum_t x_t (p_t - y_t)^T, a sum of outer products, so it is projected by a projection of each side:

@@ -1,6 +1,7 @@
 """The ledger: one Parquet row a sample, one file a generation, so that any sample can be explained and made again."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ def path(directory: Path, generation: int) -> Path:
     return directory / f"g{generation:03d}.parquet"
 
 
-def write(directory: Path, generation: int, rows: Sequence[Mapping[str, Any]], run: str, facts: Mapping[str, str]) -> Path:  # fmt: skip
+def write(
+    directory: Path, generation: int, rows: Sequence[Mapping[str, Any]], run: str, facts: Mapping[str, str]
+) -> Path:
     """Write a generation's rows, whole or not at all. `run`: fingerprint of the run; `facts`: its accounts, as text."""
     directory.mkdir(parents=True, exist_ok=True)
     target = path(directory, generation)
@@ -60,7 +63,9 @@ def read(directory: Path, generation: int, run: str | None = None) -> tuple[list
     except FileNotFoundError:
         raise UserError(f"there is no ledger {source}; run `ramp synthesize` up to generation {generation}") from None
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"the ledger {source} cannot be read ({error}); delete it and the later ones, and run again") from None  # fmt: skip
+        raise UserError(
+            f"the ledger {source} cannot be read ({error}); delete it and the later ones, and run again"
+        ) from None
     if run is not None and meta.get("run") != run:
         raise UserError(f"the ledger {source} is of another run; move it away, or name another directory with --run")
     return rows, meta
@@ -81,15 +86,15 @@ def story(directory: Path, sample: str) -> str:
     rows, facts = read(directory, int(generation))
     row = next((r for r in rows if r["id"] == sample), None)
     if row is None:
-        raise UserError(f"generation {int(generation)} has {len(rows)} samples, {rows[0]['id'] if rows else 'none'} on; {sample} is none of them")  # fmt: skip
-    n = max(len(row["tokens"]), 1)
+        raise UserError(f"generation {int(generation)} has {len(rows)} samples, and {sample} is none of them")
+    bits = {k: -row[k] / max(len(row["tokens"]), 1) / math.log(2) for k in ("logp", "logp_first")}
     drawn = f"temperature {row['temperature']:g}" + (f", top-k {row['top_k']}" if row["top_k"] else "")
     steps = row["steps"] or []
     lines = [
-        f"{row['id']}: written by the model of generation {row['generation'] - 1} ({row['generator']}) at {drawn}, key {row['key']}",
+        f"{row['id']}: written by the weights {row['generator']} at {drawn}, key {row['key']}",
         f"from {', '.join(row['parents']) or 'nothing but the beginning of a document'}",
-        f"surprise: {-row['logp'] / n / 0.6931:.2f} bits a token under its writer, "
-        f"{-row['logp_first'] / n / 0.6931:.2f} under the first model; cell {row['cell']}",
+        f"surprise: {bits['logp']:.2f} bits a token under its writer, {bits['logp_first']:.2f} under the first model; "
+        f"cell {row['cell']}",
         f"{row['decision']}{': ' + row['reason'] if row['reason'] else ''}; weight {row['weight']:.2f}",
         f"taught in {len(steps)} steps" + (f", {steps[0]} to {steps[-1]}" if steps else ""),
         f"its generation: {facts.get('decision', 'no decision recorded')}",

@@ -63,7 +63,10 @@ def compose(
         return Mix(everything[at], numbers[at], np.ones(len(at)))
     real = round(m * n)
     if policy == "anchored":
-        return _joined(_plain(0, _draw(np.arange(sizes[0]), real, rng)), _plain(newest, _draw(np.arange(sizes[newest]), n - real, rng)))  # fmt: skip
+        return _joined(
+            _plain(0, _draw(np.arange(sizes[0]), real, rng)),
+            _plain(newest, _draw(np.arange(sizes[newest]), n - real, rng)),
+        )
     few = round(rare_share * real) if rare is not None and len(rare) else 0
     taken = [_draw(np.arange(sizes[0]), real - few, rng)] + ([_draw(rare, few, rng)] if few else [])
     w = [np.ones(size) for size in sizes[1:]] if weights is None else [np.asarray(x, float) for x in weights]

@@ -25,7 +25,7 @@ FAMILY = {
 SAID = {
     "coverage_1": "tokens of held-out text that it still uses",
     "coverage_2": "bigrams of held-out text that it still uses",
-    "unseen_mass": "mass of what it would say next (Good–Turing)",
+    "unseen_mass": "mass of what it would say next (Good-Turing)",
     "distinct_1": "tokens per occurrence",
     "distinct_2": "bigrams per occurrence",
     "extinct": "frequent tokens it never uses",
@@ -69,45 +69,44 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def write(directory: Path, history: Sequence[dict]) -> Path:
     """synth.html of a run directory."""
     last, g = history[-1], [0] + [h["generation"] for h in history]
-    held = [last["first_bpb"], *(h["bpb"] for h in history)]
-    curves = [Curve("this run", g, held, "main", dots=True)]
-    shown = picture(curves, {"first model": (last["first_bpb"], "green")}, "generation", "bits per byte, held out")
-    rare = [h["rare_bits"] for h in history if h["rare_bits"] is not None]
-    tail = picture([Curve("rare tokens", g[1:], rare, "warm", dots=True)], {"first model": (last["first_rare_bits"], "green")}, "generation", "bits a rare token", size=(9.6, 2.5)) if len(rare) == len(history) else ""  # fmt: skip
-    moved = last["figures"]["shift"]
-    note = f"Collapse: {moved.get('left', 0):.3f} bits to the left; own language: {moved.get('right', 0):.3f} bits to the right."
+    figures, moved = last["figures"], last["figures"]["shift"]
+    held = Curve("this run", g, [last["first_bpb"], *(h["bpb"] for h in history)], dots=True)
+    bits = [last["first_rare_bits"], *(h["rare_bits"] for h in history)]
+    rare = Curve("this run", g, [b or np.nan for b in bits], "warm", dots=True)
+    curves = picture([held], {"first model": (last["first_bpb"], "green")}, "generation", "bits per byte, held out")
+    tail = picture([rare], {}, "generation", "bits a rare token, held out", size=(9.6, 2.5))
+    sides = f"Collapse moves it left ({moved.get('left', 0):.3f} bits), its own language right ({moved.get('right', 0):.3f})."
     parts = [
-        section(
-            "Held-out text, generation after generation", shown, tail, note="Real text that no model was trained on."
-        ),
-        section("Samples beside real text", report.svg(surprisal(last["figures"]["histogram"])), note=note),
-        section(
-            "Figures of the newest samples",
-            _panel(last["figures"]["panel"]),
-            note="At one fixed number of samples. z: normal deviates from resamples of the first model's own samples, and from real text.",
-        ),  # fmt: skip
+        section("Held-out text, generation after generation", curves, tail, note="Text that no model was trained on."),
+        section("Samples beside real text", report.svg(surprisal(figures["histogram"])), note=sides),
+        section("Figures of the newest samples", _panel(figures["panel"]), note=PANEL),
         section("What the guard did, and why", _decisions(history)),
-        section(
-            "Bits in, bits lost",
-            _accounts(history),
-            note="In: what verifiers told of the samples they let pass, and what held-out text got cheaper by. Lost: what it got dearer by.",
-        ),  # fmt: skip
-        section("Notes", table(("", ""), [(k, v) for k, v in last["figures"]["notes"].items()]))
-        if last["figures"]["notes"]
-        else "",  # fmt: skip
+        section("Bits in, bits lost", _accounts(history), note=ACCOUNTS),
+        section("Notes", table(("", ""), list(figures["notes"].items())) if figures["notes"] else ""),
     ]
     return document(directory / "synth.html", f"{directory.resolve().name}: generations", parts)
 
 
+PANEL = (
+    "At one fixed number of samples. z: normal deviates from resamples of the first model's samples, and of real text."
+)
+ACCOUNTS = (
+    "In: what verifiers told of the samples they let pass, and what held-out text got cheaper by. Lost: dearer by."
+)
+
+
 def _panel(panel: Mapping[str, dict]) -> str:
-    cell = lambda x, form: "" if x is None else format(x, form)  # noqa: E731
-    rows = [(SAID.get(k, k), cell(v["value"], ".4g"), cell(v["null"], ".4g"), cell(v["ratio"], ".2f"), cell(v["z"], "+.1f"), cell(v.get("real"), ".4g"), cell(v.get("z_real"), "+.1f")) for k, v in panel.items()]  # fmt: skip
+    forms = {"value": ".4g", "null": ".4g", "ratio": ".2f", "z": "+.1f", "real": ".4g", "z_real": "+.1f"}
+    cells = lambda v: ["" if v.get(k) is None else format(v[k], form) for k, form in forms.items()]  # noqa: E731
+    rows = [(SAID.get(name, name), *cells(v)) for name, v in panel.items()]
     return table(("figure", "samples", "first model", "ratio", "z", "real text", "z to real"), rows)
 
 
 def _decisions(history: Sequence[dict]) -> str:
-    rows = [(h["generation"], f"{h['kept']} of {h['sampled']}", f"{h['m']:.2f}", h["before"], " ".join([h["decision"], "; ".join(h["reasons"])])) for h in history]  # fmt: skip
-    return table(("generation", "kept", "real share", "before training", "after training"), rows)
+    head = ("generation", "kept", "real share", "before training", "after training")
+    after = [" ".join([h["decision"], "; ".join(h["reasons"])]) for h in history]
+    rows = [(h["generation"], f"{h['kept']} of {h['sampled']}", f"{h['m']:.2f}", h["before"]) for h in history]
+    return table(head, [(*row, said) for row, said in zip(rows, after, strict=True)])
 
 
 def _accounts(history: Sequence[dict]) -> str:

@@ -82,7 +82,11 @@ def openings(stream: np.ndarray, bos: int, longest: int) -> list[np.ndarray]:
     """The first tokens of each document of `bos doc bos doc ...`, without bos; empty documents are left out."""
     starts = np.flatnonzero(stream == bos)
     ends = np.append(starts[1:], len(stream))
-    return [np.array(stream[a + 1 : min(b, a + 1 + longest)], np.int64) for a, b in zip(starts, ends, strict=True) if b > a + 1]  # fmt: skip
+    return [
+        np.array(stream[a + 1 : min(b, a + 1 + longest)], np.int64)
+        for a, b in zip(starts, ends, strict=True)
+        if b > a + 1
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------- rows
@@ -111,7 +115,12 @@ class Made:
         pad = n * length + 1 - len(ids)
         stream = np.array(ids + [0] * pad, np.int32)
         place = lambda a, fill, kind: np.array(a + [fill] * pad, kind)[1:].reshape(n, length)  # noqa: E731
-        return cls(stream[:-1].reshape(n, length), stream[1:].reshape(n, length), place(weight, 0.0, np.float32), place(owner, -1, np.int64))  # fmt: skip
+        return cls(
+            stream[:-1].reshape(n, length),
+            stream[1:].reshape(n, length),
+            place(weight, 0.0, np.float32),
+            place(owner, -1, np.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,9 @@ class Lesson:
     number: np.ndarray
 
     @classmethod
-    def plan(cls, c: Config, real: Real, made: list[Made], live: Sequence[float], m: float, rare: float, seed: int) -> "Lesson":  # fmt: skip
+    def plan(
+        cls, c: Config, real: Real, made: list[Made], live: Sequence[float], m: float, rare: float, seed: int
+    ) -> "Lesson":
         """`live`: weight of each generation's samples, 0 for one that the guard dropped."""
         t = c.synthesize
         last = t.real_last if t.policy == "ours" else 0.0
@@ -135,7 +146,11 @@ class Lesson:
         held = [w * (x.weights.sum(axis=1) > 0) for w, x in zip(live, made, strict=True)]
         sizes = [len(real.rows), *(len(x.tokens) for x in made)]
         found = mix.compose(t.policy, sizes, first, rng, share, real.rare_rows, rare, held, t.age)
-        pool = np.unique(np.stack([found.generation, found.number]), axis=1) if t.policy == "accumulate" else np.stack([found.generation, found.number])  # fmt: skip
+        pool = (
+            np.unique(np.stack([found.generation, found.number]), axis=1)
+            if t.policy == "accumulate"
+            else np.stack([found.generation, found.number])
+        )
         reals = rng.choice(sizes[0], slots - first or 1)
         both = np.concatenate([pool, np.stack([np.zeros_like(reals), reals])], axis=1)
         order = mix.order(
