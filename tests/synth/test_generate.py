@@ -39,13 +39,15 @@ def test_scored_log_probabilities_are_those_of_the_sampler(params, made):
     """The sampler draws from the first 95 ids; with a table of which the 96th is unlikely the two agree."""
     docs = [[*s.prompt.ids, *s.ids] for s in made]
     nats = generate.nats(C, params, docs, 24, 4)
-    logits = [tiny.logits(C, params, np.array([doc], np.int32))[0] for doc in docs]
-    for s, x, l, doc in zip(made, nats, logits, docs, strict=True):
-        k = len(s.prompt.ids)
-        want = -np.asarray(jax.nn.log_softmax(l, -1))[np.arange(len(doc) - 1), doc[1:]]
-        np.testing.assert_allclose(x, want, rtol=1e-4, atol=1e-4)
-        drawn = np.asarray(jax.nn.log_softmax(l[:, :95], -1))[np.arange(k - 1, len(doc) - 1), doc[k:]]
-        assert s.logp == pytest.approx(drawn.sum(), rel=1e-4)
+    padded = np.zeros((len(docs), 24), np.int32)
+    for row, doc in zip(padded, docs, strict=True):
+        row[: len(doc)] = doc
+    logits = tiny.logits(C, params, padded)
+    full, cut = (np.asarray(jax.nn.log_softmax(z, -1)) for z in (logits, logits[..., :95]))
+    for i, (s, doc) in enumerate(zip(made, docs, strict=True)):
+        k, n = len(s.prompt.ids), len(doc) - 1
+        np.testing.assert_allclose(nats[i], -full[i, np.arange(n), doc[1:]], rtol=1e-4, atol=1e-4)
+        assert s.logp == pytest.approx(cut[i, np.arange(k - 1, n), doc[k:]].sum(), rel=1e-4)
 
 
 def test_keys_of_generations_do_not_meet():
@@ -54,7 +56,7 @@ def test_keys_of_generations_do_not_meet():
 
 
 def test_projected_gradients_are_projections_of_the_gradient(params):
-    docs = [[BOS, 3, 4, 5, 6], [BOS, 80, 2]]
+    docs = [[BOS, 3, 4, 5, 6], [BOS, 80, 2, 80, 7]]
     got = generate.gradients(C, params, docs, 8, 4, 2)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     left, right = (

@@ -275,7 +275,8 @@ class Loop:
             c.synthesize, eval_every=c.synthesize.steps, save_every=min(c.synthesize.save_every, c.synthesize.steps)
         )
         stage = common.Stage(name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer)
-        state, _ = stage.train(self.rundir, lambda: start, lambda *_: {}, "", self.stop)
+        copy = lambda: jax.tree.map(lambda a: a + 0, start)  # noqa: E731  the stage donates what it starts from
+        state, _ = stage.train(self.rundir, copy, lambda *_: {}, "", self.stop)
         return averaged(state)
 
     # ---- what is seen

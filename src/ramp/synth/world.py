@@ -1,10 +1,11 @@
 """A world of programs: 40 operators on a digit, used as Zipf would have it, with an interpreter that knows them all.
 
-    bos a c 7 : a 3 c 9 end          apply a to 7, then c: every step restates its operator and what came of it
+    bos 7 a 3 c 9 end          a makes 3 of 7, c makes 9 of that; who asks names the operators, the model says the digits
 
 An operator is a fixed random permutation of the digits, so a model must have seen its facts or guess one in ten, and a
 guess that the interpreter lets pass is a fact it had not. The tail is the operators that hold the last 15% of the use. What is
 asked at the end no arm is ever shown: programs of depth 3, and pairs of tail operators kept out of everything.
+Two steps are asked for in a row by naming the second operator after the model's first digit.
 """
 
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from functools import cached_property
 import numpy as np
 
 from ramp.synth.exact import zipf
+from ramp.synth.generate import grid
 
 DIGITS, OPERATORS = 10, 40
-BOS, COLON, END = DIGITS + OPERATORS, DIGITS + OPERATORS + 1, DIGITS + OPERATORS + 2
-VOCAB, LONGEST = 64, 14  # tokens of the table, padded; of a program of depth 3
+BOS, END = DIGITS + OPERATORS, DIGITS + OPERATORS + 1
+LONGEST = 8  # targets of a program of depth 3
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,12 @@ class World:
 
     # ---- programs
     def solve(self, ops: tuple[int, ...], digit: int) -> list[int]:
-        """The whole document."""
-        steps, value = [], digit
+        """The whole document; its digits at 3, 5, 7 are the answers."""
+        said, value = [BOS, digit], digit
         for op in ops:
             value = int(self.table[op, value])
-            steps += [DIGITS + op, value]
-        return [*self.question(ops, digit), *steps, END]
-
-    @staticmethod
-    def question(ops: tuple[int, ...], digit: int) -> list[int]:
-        return [BOS, *(DIGITS + op for op in ops), digit, COLON]
+            said += [DIGITS + op, value]
+        return [*said, END]
 
     def allowed(self, ops: tuple[int, ...]) -> bool:
         """Whether training may show it: at most two different operators, and not a pair kept for the end."""
@@ -80,16 +78,10 @@ class World:
         return found
 
     def grid(self, n: int, seed: int) -> list[list[int]]:
-        """n questions by a Sobol sequence over first operator x second x digit: the tail as often as the head."""
-        from ramp.synth.generate import grid
-
+        """n beginnings by a Sobol sequence over operators x digits: the tail as often as the head."""
         names = [str(i) for i in range(OPERATORS)]
-        found: list[list[int]] = []
-        for asked in grid({"a": names, "b": names, "digit": names[:DIGITS]}, 2 * n, seed):
-            ops = int(asked["a"]), int(asked["b"])
-            if self.allowed(ops) and len(found) < n:
-                found.append(self.question(ops, int(asked["digit"])))
-        return found
+        asked = grid({"op": names, "digit": names[:DIGITS]}, n, seed)
+        return [[BOS, int(a["digit"]), DIGITS + int(a["op"])] for a in asked]
 
     def tests(self, n: int) -> dict[str, list[tuple[tuple[int, ...], int]]]:
         """Problems by kind: head and tail (single operators), pair (unseen pairs), deep (depth 3, operators uniform)."""
@@ -106,18 +98,16 @@ class World:
 
 
 def parse(ids: list[int]) -> tuple[tuple[int, ...], int] | None:
-    """(operators, digit) that a document asks for; None where it asks nothing."""
+    """(operators, first digit) of a document; None where it is not of the form."""
     ids = list(ids)
-    if not ids or ids[0] != BOS or COLON not in ids:
+    if len(ids) < 5 or len(ids) % 2 == 0 or ids[0] != BOS or ids[-1] != END:
         return None
-    asked = ids[1 : ids.index(COLON)]
-    ops, digit = asked[:-1], asked[-1:]
-    if not ops or not digit or not digit[0] < DIGITS or not all(DIGITS <= t < BOS for t in ops):
+    digits, ops = ids[1:-1:2], ids[2:-1:2]
+    if not all(t < DIGITS for t in digits) or not all(DIGITS <= t < BOS for t in ops):
         return None
-    return tuple(t - DIGITS for t in ops), digit[0]
+    return tuple(t - DIGITS for t in ops), digits[0]
 
 
 def cell(ids: list[int]) -> int:
-    """The rarest operator a document asks for, 0 .. 39; 0 where it asks nothing."""
-    parsed = parse(ids)
-    return max(parsed[0]) if parsed else 0
+    """The rarest operator of a document, 0 .. 39; 0 where there is none."""
+    return max((t - DIGITS for t in ids if DIGITS <= t < BOS), default=0)
