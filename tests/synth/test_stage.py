@@ -71,7 +71,7 @@ def test_from_first_model_to_page(done):
     tags = set().union(*(x.keys() for x in lines if x["stage"] == "synthesize"))
     assert {"synth/bpb", "synth/z/coverage_2", "synth/ratio/vendi", "synth/bits_lost"} <= tags
     page = (rundir.path / "synth.html").read_text()
-    assert "What the guard did" in page and page.count("<svg") >= 3
+    assert "What the guard did" in page and page.count("<svg") >= 2
     rows, facts = ledger.read(rundir.path / "synth", 2)
     assert len(rows) == 24 and {r["decision"] for r in rows} <= {"kept", "dropped"}
     assert all(r["reason"] for r in rows if r["decision"] == "dropped")

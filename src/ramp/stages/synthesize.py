@@ -134,7 +134,7 @@ class Loop:
             self.sample(g, begin, model, history)
         rows, facts = ledger.read(self.directory, g, self.name)
         now, figures, said = Guard(**json.loads(facts["guard"])), json.loads(facts["figures"]), facts["decision"]
-        new = self.train(g, now, model, history, write=rows)
+        new = self.train(g, now, model, history, rows)
         old_bits, new_bits, first_bits = (self.real.bits(p, self.real.guard) for p in (model, new, self.first.params))
         kept, used = [r for r in rows if r["decision"] == "kept"], now.weight > 0
         rise = float(new_bits.per_token.mean() - old_bits.per_token.mean())
@@ -267,8 +267,8 @@ class Loop:
         live = [0.0 if bad else 1.0 for bad in rolled] + [now.weight]
         return Lesson.plan(self.c, self.real, made, live, now.m, now.rare, self.c.seed)
 
-    def train(self, g: int, now: Guard, model: dict, history: list[dict], write: list[dict]) -> dict:
-        return self.fit(f"synthesize-{g}", self.c, self.lesson(g, now, history, write), model)
+    def train(self, g: int, now: Guard, model: dict, history: list[dict], rows: list[dict]) -> dict:
+        return self.fit(f"synthesize-{g}", self.c, self.lesson(g, now, history, rows), model)
 
     def fit(self, name: str, c: Config, lesson: Lesson, start: dict) -> dict:
         t = replace(
