@@ -246,3 +246,14 @@ def test_the_baselines_take_what_comes(tmp_path, policy):
     report = synthesize.run(directory(tmp_path / "run"), configured(policy=policy, generations=2), Preemption())
     assert [h["decision"] for h in report["generations"]] == ["go", "go"]
     assert all(h["kept"] == h["sampled"] for h in report["generations"])
+
+
+@pytest.mark.slow
+def test_probes_set_the_real_share_by_the_law(tmp_path, capsys):
+    report = synthesize.run(
+        directory(tmp_path / "run"), configured(generations=1, probe=2, tolerance=1e-6), Preemption()
+    )
+    said = capsys.readouterr().out
+    cost = float(said.split("own samples cost ")[1].split()[0])
+    m = report["generations"][0]["m"]
+    assert m == pytest.approx(0.3) if cost <= 0 else m > 0.9

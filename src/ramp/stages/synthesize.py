@@ -21,7 +21,7 @@ from ramp.model.loss import next_token_loss
 from ramp.model.sample import How
 from ramp.rundir import RunDir, write_atomic
 from ramp.stages import common
-from ramp.synth import decide, exact, generate, guard, ledger, mix, page
+from ramp.synth import decide, exact, generate, guard, ledger, measure, mix, page
 from ramp.synth.generate import Prompt, Sample
 from ramp.synth.guard import Guard, Sampled, Trained
 from ramp.synth.measure import Docs
@@ -157,6 +157,7 @@ class Loop:
             "first_bpb": float(first_bits.per_byte.mean()),
             "rare_bits": float(new_bits.rare.mean()) if len(new_bits.rare) else None,
             "first_rare_bits": float(first_bits.rare.mean()) if len(first_bits.rare) else None,
+            "hard_bits": measure.hard_documents(first_bits.per_token, new_bits.per_token),
             "m": now.m,
             "kept": len(kept),
             "sampled": len(rows),

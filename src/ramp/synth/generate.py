@@ -7,7 +7,7 @@ tails here is gone in the next generation.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -113,14 +113,13 @@ def samples(
     how: How,
     stop: tuple[int, ...],
     batch: int = BATCH,
-    check: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
     """Up to n tokens after each prompt; sample i has the key `key` + i. `params` of the language model alone."""
-    weights, found = sample.ready(c, params), []
+    weights, found, batch = sample.ready(c, params), [], filled(batch)
     for first in range(0, len(prompts), batch):
         part = [p.ids for p in prompts[first : first + batch]]
         stream = sample.start(c, params, [*part, *part[:1] * (batch - len(part))], key + first)  # one shape to compile
-        stream = sample.decode(c, weights, stream, how, n, stop, check)
+        stream = sample.decode(c, weights, stream, how, n, stop)
         tokens, logps = (np.asarray(jax.reshard(a, P())) for a in (stream.tokens_bn, stream.logps_bn))
         for i in range(len(part)):
             ids = tuple(int(t) for t in tokens[i] if t >= 0)
@@ -133,6 +132,12 @@ def again(
 ) -> tuple[int, ...]:
     """The ids of the sample with this prompt and key, from its ledger row alone; the batch has the same shape."""
     return samples(c, params, [Prompt(tuple(prompt))] * batch, key, n, how, stop, batch)[0].ids
+
+
+def filled(batch: int) -> int:
+    """The least multiple of the devices along the rows that is at least `batch`."""
+    shape = jax.sharding.get_mesh().shape
+    return batch + -batch % (shape["replica"] * shape["data"])
 
 
 # ---------------------------------------------------------------------------------------------------- scoring
@@ -148,7 +153,7 @@ def nats(c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, bat
 
 def _padded(docs: Sequence[Sequence[int]], length: int, batch: int):
     """Batches of one shape: ({tokens, targets, weights} on the mesh, how many targets each document has)."""
-    place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
+    place, batch = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS)), filled(batch)
     for first in range(0, len(docs), batch):
         part = [np.asarray(d[: length + 1], np.int32) for d in docs[first : first + batch]]
         rows = {k: np.zeros((batch, length), np.int32) for k in ("tokens", "targets")}
