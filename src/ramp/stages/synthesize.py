@@ -282,21 +282,15 @@ class Loop:
 
     # ---- what is seen
     def show(self, history: list[dict]) -> None:
-        h = history[-1]
+        h, f = history[-1], history[-1]["figures"]
         with Board(self.rundir.path, "synthesize", h["generation"], True) as board:
-            values = {
-                "bpb": h["bpb"],
-                "bpb_first": h["first_bpb"],
-                "real_share": h["m"],
-                "kept": h["kept"] / h["sampled"],
-            }
-            values |= {k: h["figures"][k] for k in ("acceptance", "imbalance", "precision", "ess")}
+            values = {k: h[k] for k in ("bpb", "first_bpb", "rare_bits", "hard_bits", "kept")} | {"real_share": h["m"]}
+            values |= {k: f[k] for k in ("acceptance", "imbalance", "precision", "ess", "cross")}
             values |= {f"bits_{k}": v for k, v in h["accounts"].items()}
-            values |= {f"z/{k}": v["z"] for k, v in h["figures"]["panel"].items() if v["z"] is not None}
-            values |= {f"ratio/{k}": v["ratio"] for k, v in h["figures"]["panel"].items() if v["ratio"] is not None}
+            values |= {f"{kind}/{k}": v[kind] for k, v in f["panel"].items() for kind in ("z", "ratio")}
             board.scalars(h["generation"], {f"synth/{k}": v for k, v in values.items() if v is not None})
             board.text(h["generation"], "synth/guard", f"{h['before']}; then {h['decision']} {'; '.join(h['reasons'])}")
-            board.figure(h["generation"], "synth/surprisal", page.surprisal(h["figures"]["histogram"]))
+            board.figure(h["generation"], "synth/surprisal", page.surprisal(f["histogram"]))
         page.write(self.rundir.path, history)
 
 

@@ -146,17 +146,11 @@ class Lesson:
         held = [w * (x.weights.sum(axis=1) > 0) for w, x in zip(live, made, strict=True)]
         sizes = [len(real.rows), *(len(x.tokens) for x in made)]
         found = mix.compose(t.policy, sizes, first, rng, share, real.rare_rows, rare, held, t.age)
-        pool = (
-            np.unique(np.stack([found.generation, found.number]), axis=1)
-            if t.policy == "accumulate"
-            else np.stack([found.generation, found.number])
-        )
         reals = rng.choice(sizes[0], slots - first or 1)
-        both = np.concatenate([pool, np.stack([np.zeros_like(reals), reals])], axis=1)
-        order = mix.order(
-            np.arange(pool.shape[1]), np.arange(pool.shape[1], both.shape[1]), t.steps, t.batch, last, seed
-        )
-        return cls(real.rows, made, both[0][order], both[1][order])
+        generation = np.concatenate([found.generation, np.zeros_like(reals)])
+        number, n = np.concatenate([found.number, reals]), len(found.number)
+        order = mix.order(np.arange(n), np.arange(n, len(number)), t.steps, t.batch, last, seed)
+        return cls(real.rows, made, generation[order], number[order])
 
     def __call__(self, step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
         generation, number = self.generation[step, lo:hi], self.number[step, lo:hi]
