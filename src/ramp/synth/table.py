@@ -16,7 +16,7 @@ SHOWN |= {"novel_16": "novel pass@16", "bits": "bits a token"}
 def report(results: Rows) -> str:
     """Markdown: the bars, then the arms."""
     lines = ["| figure | bar | measured |", "|---|---|---|", *(f"| {' | '.join(bar)} |" for bar in bars(results))]
-    arms = grouped(part(results, "world"))
+    arms = grouped(part(results, "claim"))
     if arms:
         lines += ["", f"| arm | {' | '.join(SHOWN.values())} | seeds |", "|---" * (len(SHOWN) + 2) + "|"]
     for name, runs in arms.items():
@@ -112,7 +112,7 @@ def law(results: Rows) -> Iterator[Bar]:
 
 
 def claim(results: Rows) -> Iterator[Bar]:
-    arms = grouped(part(results, "world"))
+    arms = grouped(part(results, "claim"))
     rivals = [name for name in arms if not name.startswith("ours")]
     if "ours" not in arms or not rivals:
         return
@@ -149,7 +149,7 @@ def jokes(results: Rows) -> Iterator[Bar]:
 def sections(results: Rows) -> list[str]:
     """The table, then a family of curves for each tier, then what the guard did."""
     made = [section("Bars", page.table(("figure", "bar", "measured"), bars(results)))]
-    plain = [r for r in part(results, "world") if " - " not in r["key"]["arm"]]
+    plain = [r for r in part(results, "claim") if " - " not in r["key"]["arm"]]
     jokes = part(results, "jokes")
     families = [
         ("Exact: modes that are left", part(results, "exact"), lambda r: r["coverage"], "share of 2,000 modes"),
