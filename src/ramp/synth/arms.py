@@ -144,7 +144,7 @@ def gate(lab: Lab) -> None:
 
 def law(lab: Lab) -> None:
     """The forecast is made from the first step of replace, before any anchored run."""
-    for m in (0.2, 0.38, 0.6):
+    for m in (0.2, 0.4):
         lab.b.once(
             {"part": "law", "policy": "anchored", "m": m, "seed": 0},
             lambda m=m: refit(lab, "anchored", m, 0, 10, FIRST),

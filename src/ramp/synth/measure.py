@@ -321,7 +321,7 @@ class Null:
 
 
 def normal_deviate(t: float, df: int) -> float:
-    """The normal deviate as unlikely as `t` under Student's t."""
+    """The normal deviate as unlikely as `t` under Student's t; at most 37."""
     if not np.isfinite(t):
         return float("nan")
-    return float(np.copysign(stats.norm.isf(stats.t.sf(abs(t), df)), t))
+    return float(np.copysign(stats.norm.isf(max(stats.t.sf(abs(t), df), 1e-300)), t))
