@@ -131,7 +131,7 @@ def guards(results: Rows) -> Iterator[Bar]:
         kind = r["key"]["kind"]
         without = [f"; without it {o['fell']:.3f}" for o in part(results, "guard", guarded=False, kind=kind)]
         when = f"generation {r['detected']}" if r["detected"] else "never"
-        bar = "never" if kind == "none" else "generation 1; < .05"
+        bar = "-" if kind == "none" else "generation 1; < .05"
         yield f"guard, {kind}: acts in; tail pass@1 falls by", bar, f"{when}; {r['fell']:.3f}{''.join(without)}"
 
 
