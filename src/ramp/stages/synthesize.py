@@ -172,7 +172,7 @@ class Loop:
             f"synthesize: generation {g}: {found['bpb']:.4f} bits per byte ({found['first_bpb']:.4f} at first), kept "
             f"{len(kept)} of {len(rows)}, real share {now.m:.2f}; {said}; then {verdict.action} {'; '.join(verdict.reasons)}"
         )
-        return found
+        return finite(found)
 
     def anchor(self) -> float:
         """The real share by the drift law; its constant, what a generation on own samples alone costs, from two branches."""

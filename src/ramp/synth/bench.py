@@ -157,8 +157,10 @@ def run(directory: Path, c: Config, data: Path | None = None, part: str | None =
     """Do what is not done yet; the table as Markdown, also written to `bench.md`."""
     if part is not None and part not in PARTS:
         raise UserError(f"there is no part {part!r} of the benchmark; there are {', '.join(PARTS)}")
-    from ramp.synth import arms
+    from ramp.synth import arms, world
 
+    if c.model.vocab <= world.END or c.model.context <= world.LONGEST:
+        raise UserError("the benchmark's programs do not fit into this model; use configs/collapse-bench.toml")
     directory.mkdir(parents=True, exist_ok=True)
     b = Bench(directory, c.model, c.synthesize)
     lab = arms.Lab(b)
