@@ -6,7 +6,9 @@ The table goes to `bench.md`, the curves to `synth.html`.
 """
 
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ramp.rundir import write_atomic
 from ramp.synth import exact, measure, mix, page, table
 from ramp.synth.measure import Docs
 from ramp.synth.trigram import Trigram
+from ramp.text.corpus import documents
 
 SEEDS = 3
 PARTS = ("exact", "measure", "trigram", "jokes", "gate", "law", "world", "guard")
@@ -58,8 +61,6 @@ def timing(b: Bench) -> None:
 # ---------------------------------------------------------------------------------------------------- n-grams
 def words(texts: list[str]) -> tuple[list[list[int]], int, list[int]]:
     """(documents as word ids, vocabulary with the end, bytes of each document): words keep the space before them."""
-    import re
-
     ids: dict[str, int] = {}
     docs = [[ids.setdefault(w, len(ids)) for w in re.findall(r"\s?\w+|\s?[^\w\s]|\s", text)] for text in texts]
     return docs, len(ids) + 1, [len(t.encode()) for t in texts]
@@ -122,10 +123,6 @@ def trigrams(b: Bench, data: Path) -> None:
 
 def jokes(b: Bench) -> None:
     """200 jokes of a trigram model of jokes: how many different real ones does it still know?"""
-    from collections import Counter
-
-    from ramp.text.corpus import documents
-
     texts = sorted(
         {d.text.strip() for d in documents("pip:jokes-and-quotes==1.0.3/jokes_and_quotes/jokes.json#body", Counter())}
     )
