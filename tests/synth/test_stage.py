@@ -127,6 +127,7 @@ def test_what_is_done_is_not_done_again(done):
     assert again["final_bpb"] == report["final_bpb"] and again["generations"] == report["generations"]
 
 
+@pytest.mark.slow
 def test_killed_after_the_ledger_the_generation_goes_on_alike(done, tmp_path):
     """A generation from its ledger alone ends in the same model as one that was not killed."""
     _, c, report = done
