@@ -27,11 +27,13 @@ VERBS = {
     "eval": "bits per byte beside n-grams and xz, or the 22 tasks of CORE",
     "finetune": "train on conversations",
     "reinforce": "train on a task with credit step by step",
+    "synthesize": "train on own samples, generation after generation, without losing diversity",
     "sample": "ask the questions of the configuration, or continue a prompt",
     "chat": "talk to the model of a run",
     "credit": "show which steps of a run's rollouts get which credit, as a page",
-    "audit": "credit: the benchmark of process credit beside outcome credit",
     "ladder": "climb from a table of counts to the model, each part added where the model without it fails",
+    "synth": "why RUN ID: what became of a generated sample, and why",
+    "audit": "the benchmarks of the rooms credit and synth",
     "report": "write report.html again",
     "bench": "tokens per second of training and of generation",
     "plan": "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
@@ -70,7 +72,7 @@ def dispatch(argv: list[str]) -> int:
     return ACTIONS[args.verb](args, flags)
 
 
-TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "reinforce", "sample", "bench", "plan")
+TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "reinforce", "synthesize", "sample", "bench", "plan")
 FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.steps 100. They are listed in src/ramp/config.py."
 
 
@@ -97,12 +99,20 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("--dry-run", action="store_true", help="print parameters, memory, FLOPs and time; make nothing")
         p.add_argument("--force", action="store_true", help="do a stage again that is done")
     elif verb == "audit":
-        p.add_argument("what", choices=("credit",))
-        p.add_argument("config", type=Path, help="a TOML file such as configs/credit-bench.toml")
+        p.add_argument("what", choices=("credit", "synth"))
+        p.add_argument("config", type=Path, help="configs/credit-bench.toml or configs/collapse-bench.toml")
         p.add_argument("--run", type=Path, metavar="DIR", help="where results are kept and gone on from")
         p.add_argument(
-            "--data", type=Path, metavar="DIR", help="a directory with process/*.jsonl, for the rows on real data"
+            "--data",
+            type=Path,
+            metavar="DIR",
+            help="with process/*.jsonl or math/gsm8k_train.jsonl, for the rows on real data",
         )
+        p.add_argument("--part", help="synth: only this part of the benchmark")
+    elif verb == "synth":
+        p.add_argument("what", choices=("why",))
+        p.add_argument("run", type=Path, help="a run directory")
+        p.add_argument("id", help="a sample, such as g2-00017")
     elif verb in ("chat", "report", "credit"):
         p.add_argument("run", type=Path, help="a run directory")
     if verb == "credit":
@@ -215,6 +225,14 @@ def _credit(args: argparse.Namespace, flags: list[str]) -> int:
 def _audit(args: argparse.Namespace, flags: list[str]) -> int:
     c, directory = _target(args, flags)
     from ramp import run
+
+    if args.what == "synth":
+        from ramp.synth import bench
+
+        print(bench.run(directory, run.setup(c), args.data, args.part))
+        return 0
+    if args.part:
+        raise UserError("--part belongs to `ramp audit synth`")
     from ramp.credit import bench
 
     print(bench.run(directory, run.setup(c), args.data))
@@ -223,6 +241,14 @@ def _audit(args: argparse.Namespace, flags: list[str]) -> int:
 
 def _ladder(args: argparse.Namespace, flags: list[str]) -> int:
     return ladder.run(args, *_target(args, flags))
+
+
+def _synth(args: argparse.Namespace, flags: list[str]) -> int:
+    found, _ = rundir.opened(args.run)
+    from ramp.synth import ledger
+
+    print(ledger.story(found.path / "synth", args.id))
+    return 0
 
 
 def _doctor(args: argparse.Namespace, flags: list[str]) -> int:
@@ -248,6 +274,7 @@ ACTIONS = dict.fromkeys(TRAINS, _train) | {
     "credit": _credit,
     "audit": _audit,
     "ladder": _ladder,
+    "synth": _synth,
     "doctor": _doctor,
     "bench": _bench,
     "plan": _plan,

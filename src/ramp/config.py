@@ -224,6 +224,84 @@ class Reinforce(Train):
 
 
 @dataclass(frozen=True)
+class Synthesize(Train):
+    """Generations of training on own samples, each of `steps`; then the guard's thresholds."""
+
+    steps: Positive = 200
+    warmup: Count = 5
+    generations: Positive = 5
+    start: Literal["pretrain", "finetune"] = "pretrain"
+    """the stage whose weights are the first model"""
+    policy: Literal["ours", "replace", "accumulate", "subsample", "anchored"] = "ours"
+    """what a generation is trained on, see synth/mix.py; only "ours" selects, weighs and is guarded"""
+    documents: Annotated[int, Range(low=8)] = 512
+    """samples of a generation"""
+    tokens: Positive = 128
+    """longest sample"""
+    temperature: Annotated[float, Range(above=0)] = 1.0
+    """of samples to train on; 1 and no truncation is the model's own distribution"""
+    top_k: Annotated[int, Range(low=0, high=1024)] = 0
+    min_p: Share = 0.0
+    seeded: Share = 0.25
+    """share of the samples that begin with a rare passage of real text or an entity pair; the others begin a document"""
+    verifiers: tuple[str, ...] = ("clean", "typical")
+    """clean: whole characters and something to read; typical: its surprisal under the first model lies within real text's;
+    PATH.py:FUNCTION: your own, called with the text, true where it is right. A sample passes all of them"""
+    auditor: str = ""
+    """PATH.py:FUNCTION, an independent check of 200 accepted samples; empty: the verifiers are tried on shuffled real text"""
+    anchor: Share = 0.0
+    """real share of the tokens of a generation; 0: by the drift law, from `tolerance`"""
+    least_anchor: Share = 0.3
+    tolerance: Annotated[float, Range(above=0)] = 0.05
+    """bits per byte above the first model that drift may cost in the long run"""
+    probe: Count = 0
+    """steps of two branches, own samples alone and real text alone, that measure the law's constant; 0: it is taken to be
+    `tolerance`, which makes the share .38"""
+    rare: Share = 0.1667
+    """of the real tokens: rows with rare contexts"""
+    real_last: Share = 0.25
+    """share of the steps, at the end, on real rows alone"""
+    age: Share = 0.5
+    """weight of an earlier generation's samples relative to the one after it"""
+    held_out: Positive = 256
+    """validation documents that guard; as many others are kept for the end"""
+    measured: Annotated[int, Range(low=8)] = 256
+    """samples that figures are taken on, of those that begin a document"""
+    nulls: Annotated[int, Range(low=7)] = 20
+    """resamples of the null"""
+    near: Share = 0.8
+    """Jaccard similarity from which a sample repeats another"""
+    overlap: Positive = 24
+    """tokens in a row shared with a held-out document that make a sample contaminated"""
+    copies: Positive = 2
+    """most that a cell's text may count, however often it was sampled"""
+    clip: Annotated[float, Range(low=1)] = 4.0
+    """largest weight of a sample, the mean being 1"""
+    least_ess: Share = 0.3
+    """effective sample size after weighting, as a share of the samples"""
+    warn_z: Rate = 4.0
+    """warn: normal deviates from the null"""
+    least_coverage: Share = 0.97
+    """repair: bigram coverage of real text, as a share of the null's"""
+    most_drift: Rate = 1.5
+    """repair: KL(samples || real) over the null's"""
+    least_vendi: Share = 0.9
+    """repair: gradient Vendi over the null's"""
+    most_imbalance: Rate = 4.0
+    """repair: acceptance of the median cell over that of the least accepted"""
+    least_precision: Share = 0.95
+    """repair: lower bound of the audited precision of what was accepted; below it novelty is not rewarded"""
+    repair: Share = 0.1
+    """what a repair adds to the real share"""
+    worse: Rate = 0.005
+    """roll back: relative rise of held-out bits"""
+    worse_tail: Rate = 0.03
+    """roll back: relative rise of the bits of rare tokens"""
+    false_alarms: Annotated[float, Range(above=0, high=0.5)] = 0.01
+    """chance of one false roll-back over any number of generations"""
+
+
+@dataclass(frozen=True)
 class Chat:
     """Conversations for fine-tuning."""
 
@@ -290,6 +368,7 @@ class Config:
     pretrain: Train = field(default_factory=Train)
     finetune: Train = field(default_factory=Train)
     reinforce: Reinforce = field(default_factory=Reinforce)
+    synthesize: Synthesize = field(default_factory=Synthesize)
     chat: Chat = field(default_factory=Chat)
     eval: Eval = field(default_factory=Eval)
     sample: Sample = field(default_factory=Sample)
@@ -297,7 +376,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
-STAGES = ("prepare", "pretrain", "eval", "finetune", "sample", "reinforce")
+STAGES = ("prepare", "pretrain", "eval", "finetune", "sample", "reinforce", "synthesize")
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -432,7 +511,9 @@ def resolve(config: Config, where: str = "configuration") -> Config:
     finetune = _resolve_train(config.finetune, m, 0.2, where, "finetune")
     asked = replace(config.reinforce, batch=config.reinforce.prompts * config.reinforce.group)
     reinforce = _resolve_train(asked, m, 0.05, where, "reinforce")
-    return replace(config, model=m, pretrain=pretrain, finetune=finetune, reinforce=reinforce)
+    synthesize = _resolve_train(config.synthesize, m, 0.2, where, "synthesize")
+    trained = {"pretrain": pretrain, "finetune": finetune, "reinforce": reinforce, "synthesize": synthesize}
+    return replace(config, model=m, **trained)
 
 
 def matrix_count(m: Model) -> int:

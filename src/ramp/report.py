@@ -207,6 +207,24 @@ def _reinforce(report: dict, metrics: list[dict]) -> str:
     )
 
 
+def _synthesize(report: dict) -> str:
+    """Bits per byte of held-out text by generation of own samples; the rest is in synth.html."""
+    found = _dict(report.get("synthesize"))
+    rows = [h for h in found.get("generations") or [] if isinstance(h, dict)]
+    first = _number(_dict(rows[0]).get("first_bpb")) if rows else None
+    if first is None:
+        return ""
+    bpb = [first, *(_number(h.get("bpb")) for h in rows)]
+    if None in bpb:
+        return ""
+    levels = {"first model": (first, "green")}
+    body = picture(
+        [Curve("this run", range(len(bpb)), bpb, dots=True)], levels, "generation", "bits per byte, held out"
+    )
+    said = "; ".join(f"{h.get('generation')}: {h.get('decision')}" for h in rows)
+    return section("Generations of own samples", body, note=f"Guard by generation: {said}. All of it is in synth.html.")
+
+
 def _stages(report: dict, metrics: list[dict]) -> str:
     """What each stage took: seconds, split by kind of work, steps, tokens, steps that the guard refused."""
     rows, all_told = [], 0.0
@@ -264,7 +282,8 @@ def _conversation(report: dict) -> str:
 
 def _details(run_dir: Path, report: dict) -> str:
     parts = {"Configuration": _text(run_dir / "config.toml"), "Provenance": _text(run_dir / "provenance.json")}
-    plain = {stage: {k: v for k, v in _dict(f).items() if k != "conversation"} for stage, f in report.items()}
+    hidden = "conversation", "generations"
+    plain = {stage: {k: v for k, v in _dict(f).items() if k not in hidden} for stage, f in report.items()}
     parts["All figures"] = json.dumps(plain, indent=2, ensure_ascii=False) if plain else ""
     look = "<details><summary>{}</summary><pre>{}</pre></details>"
     folded = "".join(look.format(name, _cut(text, MAX_FILE_CHARS)) for name, text in parts.items() if text.strip())
@@ -292,6 +311,7 @@ def write_report(run_dir: Path) -> Path:
         _conversation(report),
         _samples(samples, "finetune", "Answers while it was fine-tuned"),
         _reinforce(report, metrics),
+        _synthesize(report),
         _stages(report, metrics),
         _details(run_dir, report),
     ]

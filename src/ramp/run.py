@@ -20,6 +20,7 @@ NEEDS = {
     "finetune": "pretrain",
     "sample": "finetune",
     "reinforce": "finetune",
+    "synthesize": "pretrain",
     "core": "pretrain",
 }
 
@@ -83,7 +84,7 @@ def run(
     import jax
 
     from ramp import report
-    from ramp.stages import converse, evaluate, finetune, prepare, pretrain, reinforce
+    from ramp.stages import converse, evaluate, finetune, prepare, pretrain, reinforce, synthesize
     from ramp.train.preemption import Preemption
 
     c = setup(c)
@@ -92,6 +93,7 @@ def run(
         "eval": evaluate.run,
         "finetune": finetune.run,
         "reinforce": reinforce.run,
+        "synthesize": synthesize.run,
         "sample": converse.run,
     } | (more or {})
     rundir = RunDir(directory)

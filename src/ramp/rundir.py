@@ -25,6 +25,7 @@ DEPENDS = {
     "pretrain": ("model", "pretrain"),
     "finetune": ("chat", "finetune"),
     "reinforce": ("reinforce",),
+    "synthesize": ("synthesize",),
 }
 FREE = {
     "cache",

@@ -174,7 +174,7 @@ def abstract_rows(t: Train, mesh: jax.sharding.Mesh, floats: tuple[str, ...] = (
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:
     """The best parameters {"lm": ...} of a finished or unfinished stage, on the current mesh."""
     directory = rundir.checkpoints(stage)
-    average = getattr(c, stage).ema > 0
+    average = getattr(c, stage.partition("-")[0]).ema > 0  # synthesize-3: a generation of synthesize
     lm = abstract(lambda: transformer.init(c.model, jax.random.PRNGKey(0)), jax.sharding.get_mesh())
     like = {"opt": {"ema": {"lm": lm}}} if average else {"params": {"lm": lm}}
     checkpoints = Checkpoints(directory)

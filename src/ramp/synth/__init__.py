@@ -1,0 +1,1 @@
+"""Training on the model's own data, generation after generation, without losing its diversity."""

@@ -1,0 +1,306 @@
+"""The neural tier: small transformers in the world of programs, generation after generation, arm beside arm.
+
+All arms of a seed start from the same model, take the same number of steps on the same number of rows, and sample the
+same number of documents. A program has one right answer, so pass@1 at temperature 1 is the probability of its digits,
+exactly, and pass@k is 1 - (1 - p)^k: no sampling noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Model, Synthesize
+from ramp.credit.lab import Bench, fresh, kept
+from ramp.model.loss import next_token_loss
+from ramp.model.sample import How
+from ramp.model.transformer import ROWS
+from ramp.synth import generate, guard, measure, mix, select, world
+from ramp.synth.generate import Prompt
+from ramp.synth.guard import Guard, Sampled, Trained
+from ramp.synth.measure import Docs, Null
+from ramp.train import optim
+from ramp.train.state import new_state
+from ramp.train.step import make_step
+
+SEEDS, GENERATIONS, LENGTH = 3, 5, world.LONGEST
+REAL, HELD, PROBLEMS = 1500, 800, 400
+FIRST = 400  # steps of a first model, and of every model that is trained anew
+
+
+@dataclass(frozen=True)
+class Lab:
+    b: Bench
+    w: world.World = field(default_factory=world.World)
+
+    @property
+    def c(self) -> Model:
+        return self.b.model
+
+    @property
+    def t(self) -> Synthesize:
+        return self.b.t
+
+    @cached_property
+    def real(self) -> list[list[int]]:
+        return self.w.corpus(REAL, 0)
+
+    @cached_property
+    def held(self) -> list[list[int]]:
+        return self.w.corpus(HELD, 1)
+
+    @cached_property
+    def problems(self) -> dict[str, list]:
+        return self.w.tests(PROBLEMS)
+
+    def fit(self, params: dict, docs: list[list[int]], weights: np.ndarray, order: np.ndarray) -> dict:
+        """Steps on documents, one a row, in the order [steps, batch]."""
+        rows = {k: np.zeros((len(docs), LENGTH), np.int32) for k in ("tokens", "targets")}
+        rows["weights"] = np.zeros((len(docs), LENGTH), np.float32)
+        for i, (doc, w) in enumerate(zip(docs, weights, strict=True)):
+            n = min(len(doc) - 1, LENGTH)
+            rows["tokens"][i, :n], rows["targets"][i, :n], rows["weights"][i, :n] = doc[:n], doc[1 : n + 1], w
+        place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
+        batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
+        return updates(self.c, replace(self.t, steps=len(order)))(params, batches)
+
+    def first(self, seed: int, steps: int) -> dict:
+        """A model of real documents; in steps of the same batch."""
+        order = mix.order(np.arange(REAL), np.arange(REAL), steps, self.t.batch, 0.0, seed)
+        make = lambda: self.fit(fresh(self.c, seed), self.real, np.ones(REAL), order)  # noqa: E731
+        return kept(self.b, f"first-{self.w.seed}-{seed}-{steps}", fresh(self.c, seed), make)
+
+    def sample(self, params: dict, prompts: list[list[int]], key: int, how: How | None = None) -> list[list[int]]:
+        how = how or How(vocab=world.END + 1)
+        made = generate.samples(
+            self.c, params["lm"], [Prompt(tuple(p)) for p in prompts], key, LENGTH, how, (world.END,), 512
+        )
+        return [[*s.prompt.ids, *s.ids] for s in made]
+
+    def bits(self, params: dict) -> np.ndarray:
+        """Bits a token of each held-out document."""
+        nats = generate.nats(self.c, params["lm"], self.held, LENGTH, 400)
+        return np.array([x.mean() for x in nats]) / np.log(2)
+
+    def right(self, params: dict) -> dict[str, np.ndarray]:
+        """By kind of problem: the probability of the right answer to each."""
+        out = {}
+        for kind, asked in self.problems.items():
+            docs = [self.w.solve(*p) for p in asked]
+            nats = generate.nats(self.c, params["lm"], docs, LENGTH, 400)
+            said = [x[2 : 2 * len(p[0]) + 1 : 2].sum() for x, p in zip(nats, asked, strict=True)]  # the digits alone
+            out[kind] = np.exp(-np.array(said))
+        return out
+
+    def score(self, params: dict) -> dict:
+        p = self.right(params)
+        found = {"bits": float(self.bits(params).mean())} | {k: float(v.mean()) for k, v in p.items()}
+        novel = np.concatenate([p["pair"], p["deep"]])
+        return found | {"novel": float(novel.mean()), "novel_16": float((1 - (1 - novel) ** 16).mean())}
+
+
+@lru_cache(maxsize=8)
+def updates(c: Model, t: Synthesize) -> Callable[[dict, dict], dict]:
+    """All steps of a training as one program: the project's update, scanned over its batches."""
+    tx = optim.make(t, c.dtype)
+    step = make_step(next_token_loss(c, 0.0), tx, t)
+
+    @jax.jit
+    def run(params: dict, batches: dict) -> dict:
+        state = new_state(jax.tree.map(lambda a: a + jnp.zeros_like(a), params), tx, 0)
+        return jax.lax.scan(step, state, batches)[0].params
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------- reproduction
+def refit(lab: Lab, policy: str, m: float, seed: int, generations: int, steps: int) -> dict:
+    """Every generation trained anew from one initialisation in one order of rows: bits of held-out text, by generation."""
+    pools, params, start = [lab.real], lab.first(seed, steps), fresh(lab.c, seed)
+    bits = [float(lab.bits(params).mean())]
+    for g in range(1, generations + 1):
+        pools.append(lab.sample(params, [[world.BOS]] * REAL, generate.first_key(seed, g)))
+        got = mix.compose(policy, [len(p) for p in pools], REAL, np.random.default_rng([seed, g]), m)
+        docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
+        order = mix.order(np.arange(len(docs)), np.arange(len(docs)), steps, lab.t.batch, 0.0, seed)
+        params = lab.fit(start, docs, got.weight, order)
+        bits.append(float(lab.bits(params).mean()))
+    return {"bits": bits}
+
+
+def gate(lab: Lab) -> None:
+    for seed in range(SEEDS):
+        for policy in ("replace", "accumulate"):
+            lab.b.once(
+                {"part": "gate", "policy": policy, "seed": seed},
+                lambda p=policy, s=seed: refit(lab, p, 0.0, s, 4, FIRST),
+            )
+
+
+def law(lab: Lab) -> None:
+    """The forecast is made from the first step of replace, before any anchored run."""
+    for m in (0.2, 0.4):
+        lab.b.once(
+            {"part": "law", "policy": "anchored", "m": m, "seed": 0},
+            lambda m=m: refit(lab, "anchored", m, 0, 10, FIRST),
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- the claim
+@dataclass(frozen=True)
+class Arm:
+    """What an arm does with a generation's samples."""
+
+    policy: str = "ours"  # of mix.compose; "real": trains on real documents alone
+    m: float = 0.38
+    verify: bool = True
+    filtered: bool = False  # quality and diversity, without a verifier: likely ones, no two alike
+    seeds: bool = True  # half of the samples begin with an operator of the grid
+    weigh: bool = True  # the projection onto operators
+    last: float = 0.25  # real last
+
+
+CLOSE, MORE_SEEDS = ("real", "accumulate + verify", "ours"), 5  # arms that three seeds do not tell apart
+OURS = Arm()
+ARMS = {
+    "real": Arm("real", verify=False, seeds=False, weigh=False, last=0.0),
+    "replace": Arm("replace", verify=False, seeds=False, weigh=False, last=0.0),
+    "accumulate": Arm("accumulate", verify=False, seeds=False, weigh=False, last=0.0),
+    "accumulate + verify": Arm("accumulate", seeds=False, weigh=False, last=0.0),
+    "anchored 30% + verify": Arm("anchored", 0.3, seeds=False, weigh=False, last=0.0),
+    "anchored 30% + filter": Arm("anchored", 0.3, verify=False, filtered=True, seeds=False, weigh=False, last=0.0),
+    "ours": OURS,
+    "ours - seeds": replace(OURS, seeds=False),
+    "ours - verifier": replace(OURS, verify=False),
+    "ours - projection": replace(OURS, weigh=False),
+    "ours - real last": replace(OURS, last=0.0),
+}
+
+
+def play(lab: Lab, arm: Arm, seed: int) -> dict:
+    t = lab.t
+    params = lab.first(seed, FIRST)
+    curve, pools, weights, kept_share = [lab.score(params)], [lab.real], [], []
+    for g in range(1, GENERATIONS + 1):
+        rng = np.random.default_rng([seed, g])
+        if arm.policy == "real":
+            pools_now, got = [lab.real], mix.compose("replace", [REAL], t.steps * t.batch, rng)
+        else:
+            asked = lab.w.grid(t.documents // 2, seed * 100 + g) if arm.seeds else []
+            prompts = [[world.BOS]] * (t.documents - len(asked)) + asked
+            made = lab.sample(params, prompts, generate.first_key(seed, g))
+            good = keep(lab, arm, made, params)
+            pools.append([made[i] for i in good])
+            weights.append(weigh(lab, t, pools[-1]) if arm.weigh and len(good) else np.ones(len(good)))
+            kept_share.append(len(good) / len(made))
+            sizes, slots = [len(p) for p in pools], round((1 - arm.last) * t.steps) * t.batch
+            share = max(0.0, (arm.m - arm.last) / (1 - arm.last)) if arm.policy == "ours" else arm.m
+            pools_now, got = pools, mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age=1.0)
+        docs = [pools_now[k][i] for k, i in zip(got.generation, got.number, strict=True)] + lab.real
+        order = mix.order(
+            np.arange(len(docs) - REAL),
+            np.arange(len(docs) - REAL, len(docs)),
+            t.steps,
+            t.batch,
+            arm.last,
+            seed * 100 + g,
+        )
+        params = lab.fit(params, docs, np.concatenate([got.weight, np.ones(REAL)]), order)
+        curve.append(lab.score(params))
+    return {"curve": curve, "kept": kept_share} | {
+        k: curve[-1][k] for k in ("bits", "novel", "novel_16", "tail", "head")
+    }
+
+
+def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
+    """Numbers of the samples that may teach. What is kept for the end is taken out of every arm's."""
+    ok = [i for i, d in enumerate(made) if (p := world.parse(d)) is None or lab.w.allowed(p[0])]
+    if arm.verify:
+        ok = [i for i in ok if lab.w.right(made[i])]
+    if arm.filtered:
+        nats = generate.nats(lab.c, params["lm"], [made[i] for i in ok], LENGTH, 400)
+        likely = np.argsort([x.mean() for x in nats])
+        seen: set[tuple] = set()
+        alone = [ok[k] for k in likely if (key := tuple(made[ok[k]])) not in seen and not seen.add(key)]
+        ok = alone[: len(made) // 2]
+    return np.array(sorted(ok), np.int64)
+
+
+def weigh(lab: Lab, t: Synthesize, docs: list[list[int]]) -> np.ndarray:
+    """The projection onto operators: masses of the rarest operator halfway between the real ones and even ones."""
+    cell = np.array([world.cell(d) for d in docs])
+    real = select.smoothed(np.bincount([world.cell(d) for d in lab.real], minlength=world.OPERATORS))
+    target = 0.5 * real + 0.5 / world.OPERATORS
+    base = select.capped([tuple(d) for d in docs], t.copies)
+    return select.project(select.one_hot(cell, world.OPERATORS), target, base, t.clip, t.least_ess).w
+
+
+def claim(lab: Lab) -> None:
+    """On a world of its own: the first one, with seed 0, was looked at while the arms were being written."""
+    lab = replace(lab, w=world.World(1))
+    runs = [(name, seed) for seed in range(SEEDS) for name in ARMS if " - " not in name]
+    runs += [(name, seed) for seed in range(SEEDS, MORE_SEEDS) for name in CLOSE]
+    runs += [(name, seed) for seed in range(SEEDS) for name in ARMS if " - " in name]  # each part of ours left out
+    for name, seed in runs:
+        lab.b.once({"part": "claim", "arm": name, "seed": seed}, lambda a=ARMS[name], s=seed: play(lab, a, s))
+
+
+# ---------------------------------------------------------------------------------------------------- the guard
+HOW = {"top-k 5": How(top_k=5, vocab=world.END + 1), "temperature 0.5": How(0.5, vocab=world.END + 1)}
+INJECTED = ("none", *HOW, "tail-blind verifier", "noisy verifier", "ten documents")
+
+
+def injected(lab: Lab) -> None:
+    for kind in INJECTED:
+        for guarded in (True, False):
+            key = {"part": "guard", "kind": kind, "guarded": guarded, "seed": 0}
+            lab.b.once(key, partial(harm, lab, kind, guarded))
+
+
+def harm(lab: Lab, kind: str, guarded: bool, generations: int = 3, seed: int = 0) -> dict:
+    """A loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what does the tail lose?"""
+    t, start = lab.t, lab.first(seed, FIRST)
+    own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(seed, 0)))
+    null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
+    models, at, pools, said = [start], Guard(0.3), [lab.real], []
+    tail = [float(lab.right(start)["tail"].mean())]
+    for g in range(1, generations + 1):
+        parent = models[at.good if guarded else -1]
+        docs, passed, seen = broken(lab, kind, parent, null, np.random.default_rng([seed, g]), g)
+        now, first_look = guard.before(at, t, seen)
+        now = now if guarded else replace(at, weight=1.0)
+        pools.append([d for d, ok in zip(docs, passed, strict=True) if ok and now.weight])
+        policy, sizes = ("anchored", [len(p) for p in pools]) if pools[-1] else ("replace", [REAL])
+        got = mix.compose(policy, sizes, t.steps * t.batch, np.random.default_rng([seed, g, 1]), now.m)
+        taken = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
+        order = mix.order(np.arange(len(taken)), np.arange(len(taken)), t.steps, t.batch, 0.0, g)
+        models.append(lab.fit(parent, taken, np.ones(len(taken)), order))
+        pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
+        at, second = guard.after(now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g)
+        tail.append(float(lab.right(models[at.good if guarded else -1])["tail"].mean()))
+        said.append([first_look.action, "; ".join(first_look.reasons), second.action, "; ".join(second.reasons)])
+        if guarded and second.action == "stop":
+            break
+    acted = [i + 1 for i, s in enumerate(said) if s[0] == "repair" or s[2] in ("roll back", "stop")]
+    return {"detected": acted[0] if acted else None, "tail": tail, "fell": tail[0] - min(tail), "said": said}
+
+
+def broken(
+    lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, g: int
+) -> tuple[list[list[int]], np.ndarray, Sampled]:
+    """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
+    t = lab.t
+    docs = lab.sample(params, [[world.BOS]] * t.documents, generate.first_key(0, g), HOW.get(kind))
+    docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs
+    truth, cells = np.array([lab.w.right(d) for d in docs]), np.array([world.cell(d) for d in docs])
+    passed = truth & (cells < lab.w.tail[0]) if kind == "tail-blind verifier" else truth
+    passed = passed ^ (rng.random(len(docs)) < 0.2) if kind == "noisy verifier" else passed
+    audited = np.flatnonzero(passed)[:200]  # by the exact interpreter, the second verifier
+    precision = select.lower_bound(int(truth[audited].sum()), len(audited)) if len(audited) else 0.0
+    found = null.against(measure.panel(Docs.of(lab.held), Docs.of(docs[: t.measured])))
+    z, ratio = ({k: v[name] for k, v in found.items()} for name in ("z", "ratio"))
+    return docs, passed, Sampled(z, ratio, select.imbalance(passed, cells // 5), precision, int(passed.sum()))

@@ -1,0 +1,260 @@
+"""What is made of a generation's samples, before any of them teaches: verdicts, weights, figures, the guard's first look."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ramp.errors import UserError
+from ramp.synth import generate, measure, select
+from ramp.synth.generate import Sample
+from ramp.synth.measure import Docs, Null
+from ramp.synth.select import Cells, Verifier
+from ramp.synth.text import Real
+
+AUDITED = 200
+
+
+@dataclass(frozen=True)
+class First:
+    """The first model, frozen, and what is known of it and of real text beside it: all later figures are held against it."""
+
+    params: dict
+    bits_d: np.ndarray  # per token of the real training openings
+    cells: Cells
+    by_real: Null
+    by_first: Null
+
+    @classmethod
+    def look(cls, real: Real, params: dict, plain: Sequence[Sample]) -> "First":
+        """`plain`: its own samples, begun from nothing, twice as many as are measured."""
+        t, pool = real.c.synthesize, Docs.of(real.train)
+        bits_d, held = real.bits(params, real.train).per_token, Docs.of(real.guard)
+        own = Docs.of([body(s, real.tokenizer.bos) for s in plain])
+        rows = sketched(real, params, own)
+        by_first = Null.draw(own, t.measured, partial(measure.panel, held), t.nulls, real.c.seed)
+        rng = np.random.default_rng(real.c.seed)
+        picks = [rng.choice(len(own), t.measured, replace=False) for _ in range(t.nulls)]
+        seen = np.array([measure.vendi(rows[p]) for p in picks])
+        by_first.values["vendi"] = seen.mean() + (seen - seen.mean()) * np.sqrt(2)  # halves of one pool: see Null.draw
+        by_real = Null.draw(pool, t.measured, partial(measure.panel, held), max(7, t.nulls // 2), real.c.seed)
+        return cls(params, bits_d, Cells.fit(pool, bits_d, real.c.model.vocab), by_real, by_first)
+
+
+def body(s: Sample, bos: int) -> list[int]:
+    """The document: prompt and continuation, without the marks of beginning and end."""
+    return [i for i in (*s.prompt.ids, *s.ids) if i != bos]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """Of N samples."""
+
+    kept: np.ndarray
+    reasons: list[str]
+    weight: np.ndarray  # mean 1 among those kept
+    cell: np.ndarray
+    first_bits: np.ndarray  # per token under the first model
+    figures: dict  # by figure: value, null, ratio, z against the first model's samples; and single numbers
+    seen: dict  # what the guard is told
+
+
+# ---------------------------------------------------------------------------------------------------- verifiers
+def clean(text: str) -> bool:
+    """Something to read, in whole characters; a cut at the end may halve the last."""
+    return bool(text.strip()) and "\ufffd" not in text.rstrip("\ufffd")
+
+
+def loaded(name: str) -> Verifier:
+    """PATH.py:FUNCTION, a verifier of the user's."""
+    path, _, function = name.rpartition(":")
+    if not path.endswith(".py") or not Path(path).is_file():
+        raise UserError(f"synthesize: {name!r} is neither clean, typical nor PATH.py:FUNCTION of a file that is there")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"the verifier {path} cannot be imported ({type(error).__name__}: {error})") from None
+    found = getattr(module, function, None)
+    if not callable(found):
+        raise UserError(f"{path} has no function {function!r}; name one that takes a text and says whether it is right")
+    return found
+
+
+def surprise(real: Real, first: "First", docs: Sequence[np.ndarray]) -> np.ndarray:
+    """Bits a token of each document under the first model; infinite for an empty one."""
+    bos = real.tokenizer.bos
+    nats = generate.nats(real.c.model, first.params["lm"], [[bos, *d] for d in docs], real.c.synthesize.tokens)
+    return np.array([x.mean() / np.log(2) if len(x) else np.inf for x in nats])
+
+
+def judged(real: Real, first: First, docs: Sequence[np.ndarray], name: str) -> list[str]:
+    """What one verifier says of each document: nothing, or why not."""
+    if name == "typical":
+        low, high = np.quantile(first.bits_d, (0.005, 0.995))
+        far = f"real text has {low:.2f} to {high:.2f}"
+        bits = surprise(real, first, docs)
+        return ["" if low <= b <= high else f"typical says no: {b:.2f} bits a token, {far}" for b in bits]
+    verifier = clean if name == "clean" else loaded(name)
+    return select.verified([real.tokenizer.decode(d) for d in docs], {name: verifier})[1]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The verifiers, together, on real documents and on the same tokens shuffled."""
+
+    n: int
+    right: int  # real documents that pass
+    wrong: int  # shuffled ones that pass
+    notes: dict[str, str]
+
+    @classmethod
+    def out(cls, real: Real, first: First) -> "Tried":
+        """One that raises on every real document is its author's mistake; one that takes everything is noted."""
+        good = real.guard[:AUDITED]
+        bad = [np.random.default_rng(i).permutation(d) for i, d in enumerate(good)]
+        passed, notes = np.ones((2, len(good)), bool), {}
+        for name in real.c.synthesize.verifiers:
+            why = [judged(real, first, docs, name) for docs in (good, bad)]
+            if all("raised" in w for w in why[0]):
+                raise UserError(f"the verifier {name} fails on every real document, first: {why[0][0]}; mend it")
+            mine = np.array([[not w for w in ws] for ws in why])
+            passed &= mine
+            if mine[1].mean() >= 0.95:
+                notes[name] = f"takes {mine[1].mean():.0%} of shuffled text: alone it would tell nothing"
+        return cls(len(good), int(passed[0].sum()), int(passed[1].sum()), notes)
+
+
+# ---------------------------------------------------------------------------------------------------- all of it
+def decide(
+    real: Real, first: First, params: dict, made: Sequence[Sample], pool: Docs, plain: int, novelty: bool
+) -> Decided:
+    """Judge, filter, weigh and measure. `pool`: kept samples of earlier generations; `plain`: how many of the samples, the
+    first ones, begin from nothing: those are measured. `novelty`: whether the rare may be made more of."""
+    t, bos = real.c.synthesize, real.tokenizer.bos
+    docs = Docs.of([body(s, bos) for s in made])
+    bits = surprise(real, first, docs.list())
+    finite = np.isfinite(bits) & np.isfinite([s.logp for s in made])
+    reasons = verdicts(real, first, docs, finite)
+    passed = np.array([not r for r in reasons])
+    reasons = filtered(reasons, real, docs, pool)
+    kept = np.array([not r for r in reasons])
+    band = first.cells.of(docs, np.where(finite, bits, 0.0))
+    weight, ess, missed = weighed(real, first, docs, band, kept, novelty)
+    tried = Tried.out(real, first)
+    precision = select.precision_bound(float(passed.mean()), tried.right, tried.n, tried.wrong, tried.n)
+    if t.auditor:
+        precision = audited(real, docs, kept)
+    against = panel(real, first, docs.take(np.arange(min(plain, t.measured))))
+    uneven = select.imbalance(passed[:plain], band[0][:plain])
+    shown = bits[:plain][np.isfinite(bits[:plain])]
+    figures = {
+        "panel": against,
+        "shift": measure.shift(first.bits_d, shown) if len(shown) else {},
+        "histogram": histogram(first.bits_d, shown),
+        "acceptance": float(passed.mean()),
+        "imbalance": uneven,
+        "precision": precision,
+        "ess": ess,
+        "missed": missed,
+        "cross": cross_information(real, params, made[:plain]),
+        "notes": tried.notes,
+    }
+    z, ratio = ({k: v[name] for k, v in against.items()} for name in ("z", "ratio"))
+    seen = {"z": z, "ratio": ratio, "imbalance": uneven, "precision": precision, "accepted": int(kept.sum())}
+    return Decided(kept, reasons, weight, band[0] * 8 + band[1], bits, figures, seen)
+
+
+def verdicts(real: Real, first: First, docs: Docs, finite: np.ndarray) -> list[str]:
+    """Why each document did not pass the verifiers; nothing if it did."""
+    reasons = ["" if ok else "its log-probability is not a number" for ok in finite]
+    for name in real.c.synthesize.verifiers:
+        reasons = [old or new for old, new in zip(reasons, judged(real, first, docs.list(), name), strict=True)]
+    return reasons
+
+
+def filtered(reasons: list[str], real: Real, docs: Docs, pool: Docs) -> list[str]:
+    """The reasons, and why a document that passed must not teach all the same."""
+    t, held = real.c.synthesize, Docs.of([*real.guard, *real.final])
+    dirty, twin = select.contaminated(docs, held, t.overlap), select.repeats(docs, pool, t.near)
+    out = []
+    for reason, h, k in zip(reasons, dirty, twin, strict=True):
+        if not reason and h >= 0:
+            reason = f"it shares {t.overlap} tokens, or a whole document, with held-out document {h}"
+        elif not reason and k >= 0:
+            reason = "it nearly repeats " + (f"sample {k - len(pool)}" if k >= len(pool) else "an earlier generation's")
+        out.append(reason)
+    return out
+
+
+def weighed(
+    real: Real, first: First, docs: Docs, band: tuple, kept: np.ndarray, novelty: bool
+) -> tuple[np.ndarray, float, float]:
+    """(weights, effective sample size, largest mass that no candidate could give): rarity and surprisal as in real text,
+    with three tenths of the rarity evened out while novelty is allowed."""
+    weight, t = np.zeros(len(docs)), real.c.synthesize
+    if not kept.any():
+        return weight, 0.0, 1.0
+    features, target = [], []
+    for mine, theirs, even in zip(
+        band, first.cells.of(Docs.of(real.train), first.bits_d), (0.3 * novelty, 0), strict=True
+    ):
+        mass = (1 - even) * select.smoothed(np.bincount(theirs, minlength=8)) + even / 8
+        features.append(select.one_hot(mine[kept], 8)[:, 1:])  # the eighth follows from the others
+        target.append(mass[1:])
+    keys = [tuple(d) for d, k in zip(docs.list(), kept, strict=True) if k]
+    base = select.capped(keys, t.copies)
+    found = select.project(np.concatenate(features, axis=1), np.concatenate(target), base, t.clip, t.least_ess)
+    weight[kept] = found.w
+    return weight, found.ess, float(np.abs(found.missed).max())
+
+
+def panel(real: Real, first: First, sample: Docs) -> dict[str, dict[str, float]]:
+    """Every figure beside the first model's own samples and beside real text."""
+    found = measure.panel(Docs.of(real.guard), sample)
+    rows = sketched(real, first.params, sample)
+    found["vendi"] = measure.vendi(rows) if np.isfinite(rows).all() else 0.0
+    against = first.by_first.against(found)
+    for name, figure in first.by_real.against({k: v for k, v in found.items() if k != "vendi"}).items():
+        against[name] |= {"real": figure["null"], "z_real": figure["z"]}
+    return against
+
+
+def sketched(real: Real, params: dict, docs: Docs) -> np.ndarray:
+    rows = [[real.tokenizer.bos, *d] for d in docs.list()]
+    return generate.gradients(real.c.model, params["lm"], rows, real.c.synthesize.tokens)
+
+
+def audited(real: Real, docs: Docs, kept: np.ndarray) -> float:
+    """Lower bound of the share of kept samples that the auditor calls right."""
+    at, auditor = np.flatnonzero(kept)[:AUDITED], loaded(real.c.synthesize.auditor)
+    right, _ = select.verified([real.tokenizer.decode(d) for d in docs.take(at).list()], {"auditor": auditor})
+    return select.lower_bound(int(right.sum()), len(at)) if len(at) else 0.0
+
+
+def cross_information(real: Real, params: dict, made: Sequence[Sample], pairs: int = 32) -> float:
+    """Chapter-x10 on samples begun alike: bits a token that one tells about the next."""
+    bos, length, lm = real.tokenizer.bos, real.c.synthesize.seq, params["lm"]
+    docs = [d[: (length - 2) // 2] for s in made[: 2 * pairs] if (d := body(s, bos))]
+    two = list(zip(docs[::2], docs[1::2], strict=False))
+    if not two:
+        return float("nan")
+    alone = generate.nats(real.c.model, lm, [[bos, *b] for _, b in two], length)
+    beside = generate.nats(real.c.model, lm, [[bos, *a, bos, *b] for a, b in two], length)
+    size = np.array([len(b) for _, b in two])
+    ends = np.array([x[-k:].sum() for x, k in zip(beside, size, strict=True)])
+    return measure.cross_information(-np.array([x.sum() for x in alone]), -ends, size)
+
+
+def histogram(real_bits: np.ndarray, bits: np.ndarray, bins: int = 24) -> dict[str, list[float]]:
+    """Shares of documents by surprisal under the first model, real and sampled, over the same edges; the outer bins take
+    what lies beyond real text."""
+    edges = np.linspace(real_bits.min(), real_bits.max() + 1e-6, bins + 1)
+    wide = edges[1] - edges[0]
+    edges = np.concatenate([[edges[0] - wide], edges, [edges[-1] + wide]])
+    counts = [np.histogram(np.clip(x, edges[0], edges[-1]), edges)[0] / max(len(x), 1) for x in (real_bits, bits)]
+    return {"edges": edges.tolist(), "real": counts[0].tolist(), "sample": counts[1].tolist()}

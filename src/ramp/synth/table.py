@@ -1,0 +1,170 @@
+"""The benchmark's lines as a table and as a page: each bar and what was measured beside it."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from ramp.report import section
+from ramp.synth import exact, page
+
+Rows = Sequence[dict]
+Bar = tuple[str, str, str]  # figure, bar, measured
+SHOWN = {"novel": "novel pass@1", "deep": "depth 3", "pair": "unseen pairs", "tail": "tail", "head": "head"}
+SHOWN |= {"novel_16": "novel pass@16", "bits": "bits a token"}
+
+
+def report(results: Rows) -> str:
+    """Markdown: the bars, then the arms."""
+    lines = ["| figure | bar | measured |", "|---|---|---|", *(f"| {' | '.join(bar)} |" for bar in bars(results))]
+    arms = grouped(part(results, "claim"))
+    if arms:
+        lines += ["", f"| arm | {' | '.join(SHOWN.values())} | seeds |", "|---" * (len(SHOWN) + 2) + "|"]
+    for name, runs in arms.items():
+        cells = [spread([r["curve"][-1][k] for r in runs]) for k in SHOWN]
+        lines.append(f"| {name} | {' | '.join(cells)} | {len(runs)} |")
+    return "\n".join(lines) + "\n"
+
+
+def part(results: Rows, name: str, **where) -> list[dict]:
+    return [r for r in results if r["key"]["part"] == name and all(r["key"].get(k) == v for k, v in where.items())]
+
+
+def grouped(rows: Rows) -> dict[str, list[dict]]:
+    """Results, one a seed, by arm or by policy and share."""
+    found: dict[str, list[dict]] = {}
+    for r in rows:
+        key = r["key"]
+        found.setdefault(key.get("arm") or f"{key['policy']} {key.get('m') or ''}".strip(), []).append(r)
+    return found
+
+
+def curves(rows: Rows, curve: Callable[[dict], Sequence[float]]) -> dict[str, np.ndarray]:
+    """Means over the seeds."""
+    return {name: np.mean([curve(r) for r in runs], axis=0) for name, runs in grouped(rows).items()}
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard error over seeds."""
+    se = f" ± {np.std(values, ddof=1) / np.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{se}"
+
+
+def interval(differences: Sequence[float]) -> tuple[float, float]:
+    """95% paired bootstrap over seeds; with three seeds it is little more than their range."""
+    d = np.asarray(differences, float)
+    means = np.random.default_rng(0).choice(d, (4000, len(d))).mean(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+# ---------------------------------------------------------------------------------------------------- the bars
+def bars(results: Rows) -> list[Bar]:
+    return [bar for figures in (first_tiers, gate, law, claim, guards, jokes) for bar in figures(results)]
+
+
+def first_tiers(results: Rows) -> Iterator[Bar]:
+    for r in part(results, "exact", policy="replace"):
+        c = r["coverage"]
+        yield "2,000 Zipf modes, 20 replace generations: coverage", ".895 → .30 ± .02", f"{c[0]:.3f} → {c[20]:.3f}"
+        yield "the same: Simpson diversity, of the first model's", "stays put", f"{r['simpson']:.3f}"
+    for r in part(results, "measure"):
+        yield (
+            "10,000 samples of 100 tokens, all but Vendi, null of 7 included",
+            "≤ 20 s",
+            f"{r['cpu_seconds']} s of CPU",
+        )
+    replaced = part(results, "trigram", policy="replace")
+    if replaced:
+        rise = [(r["bpb"][5] - r["bpb"][0]) / 5 for r in replaced]
+        yield "trigram on GSM8K questions, replace: bits per byte a generation", "+.12 to +.16", spread(rise)
+    for policy in ("accumulate", "subsample"):
+        runs = part(results, "trigram", policy=policy)
+        share = [(r["bpb"][5] - r["bpb"][0]) / (5 * d) for r, d in zip(runs, rise, strict=False)] if replaced else []
+        if share:
+            yield f"the same, {policy}: share of replace's excess after 5", "≤ 35%", spread(share)
+
+
+def gate(results: Rows) -> Iterator[Bar]:
+    found = {p: np.array([r["bits"] for r in part(results, "gate", policy=p)]) for p in ("replace", "accumulate")}
+    n = min(map(len, found.values()))
+    if not n:
+        return
+    worse = bool((np.diff(found["replace"].mean(axis=0)) > 0).all())
+    excess = {p: c[:n, -1] - c[:n, 0] for p, c in found.items()}
+    share = float((excess["accumulate"] / excess["replace"]).mean())
+    step = found["replace"][:, 1] - found["replace"][:, 0]
+    noise = float(step.std(ddof=1) / step.mean()) if len(step) > 1 else float("nan")
+    said = "reproduced" if worse and share < 0.5 and noise < 0.2 else "not reproduced"
+    yield "neural gate: replace worse every generation", "yes", f"{'yes' if worse else 'no'}: {said}"
+    yield "the same: accumulate's share of replace's excess after 4", "< 50%", f"{share:.0%}"
+    yield "the same: spread over seeds of one step of replace", "< 20% of it", f"{noise:.0%}"
+
+
+def law(results: Rows) -> Iterator[Bar]:
+    """Forecast of anchored mixes from the first step of replace, against what was seen: largest relative error over g."""
+    for tier, first, key in (("trigram", "trigram", "bpb"), ("neural", "gate", "bits")):
+        steps = [r[key][1] - r[key][0] for r in part(results, first, policy="replace")]
+        rows = part(results, "trigram", policy="anchored") if tier == "trigram" else part(results, "law")
+        for name, curve in curves(rows, lambda r, key=key: r[key]).items() if steps else ():
+            m, seen = float(name.split()[-1]), curve[1:] - curve[0]
+            error = np.abs(exact.excess(float(np.mean(steps)), m, np.arange(1, len(curve))) - seen) / np.abs(seen)
+            told = f"{error.max():.0%}; mean {error.mean():.0%}"
+            yield f"the law's forecast, {tier}, m = {m:g}, {len(seen)} generations: largest error", "≤ 20%", told
+
+
+def claim(results: Rows) -> Iterator[Bar]:
+    arms = grouped(part(results, "claim"))
+    rivals = [name for name in arms if not name.startswith("ours")]
+    if "ours" not in arms or not rivals:
+        return
+    best = max(rivals, key=lambda name: np.mean([r["novel"] for r in arms[name]]))
+    of = {r["key"]["seed"]: r for r in arms[best]}
+    pairs = [(r, of[r["key"]["seed"]]) for r in arms["ours"] if r["key"]["seed"] in of]
+    gain, bits = [a["novel"] - b["novel"] for a, b in pairs], np.mean([a["bits"] / b["bits"] - 1 for a, b in pairs])
+    low, high = interval(gain)
+    figure = f"novel pass@1, ours less the best other ({best})"
+    yield figure, "> 2 standard errors", f"{spread(gain)} over {len(gain)} seeds, 95% [{low:+.3f}, {high:+.3f}]"
+    yield "the same: bits a token of held-out text", "no worse than .5%", f"{bits:+.2%}"
+
+
+def guards(results: Rows) -> Iterator[Bar]:
+    for r in part(results, "guard", guarded=True):
+        kind = r["key"]["kind"]
+        without = [f"; without it {o['fell']:.3f}" for o in part(results, "guard", guarded=False, kind=kind)]
+        when = f"generation {r['detected']}" if r["detected"] else "never"
+        bar = "-" if kind == "none" else "generation 1; < .05"
+        yield f"guard, {kind}: acts in; tail pass@1 falls by", bar, f"{when}; {r['fell']:.3f}{''.join(without)}"
+
+
+def jokes(results: Rows) -> Iterator[Bar]:
+    for policy, runs in grouped(part(results, "jokes")).items():
+        first, last = ([r["probe"][g] for r in runs] for g in (0, 5))
+        left = {
+            k: np.mean([b[k] / max(a[k], 1) for a, b in zip(first, last, strict=True)]) for k in ("distinct", "chao1")
+        }
+        rise = np.mean([r["bpb"][5] - r["bpb"][0] for r in runs])
+        told = f"{left['distinct']:.0%}, {left['chao1']:.0%}; bits per byte {rise:+.3f}"
+        yield f"200 jokes, trigram, {policy}, 5 generations: distinct, Chao1 left", "≥ 90% for ours", told
+
+
+# ---------------------------------------------------------------------------------------------------- the page
+def sections(results: Rows) -> list[str]:
+    """The table, then a family of curves for each tier, then what the guard did."""
+    made = [section("Bars", page.table(("figure", "bar", "measured"), bars(results)))]
+    plain = [r for r in part(results, "claim") if " - " not in r["key"]["arm"]]
+    jokes = part(results, "jokes")
+    families = [
+        ("Exact: modes that are left", part(results, "exact"), lambda r: r["coverage"], "share of 2,000 modes"),
+        ("Trigram on GSM8K questions", part(results, "trigram"), lambda r: r["bpb"][:6], "bits per byte, held out"),
+        ("Different jokes in 200", jokes, lambda r: [p["distinct"] for p in r["probe"]], "recognised jokes"),
+        ("Transformers trained anew", part(results, "gate"), lambda r: r["bits"], "bits a token, held out"),
+    ]
+    for key in ("novel", "tail", "bits"):
+        families.append(
+            (f"World of programs: {SHOWN[key]}", plain, lambda r, k=key: [p[k] for p in r["curve"]], SHOWN[key])
+        )
+    for title, rows, curve, y in families:
+        made.append(section(title, page.family(curves(rows, curve), y)) if rows else "")
+    guarded = part(results, "guard", guarded=True)
+    said = [(r["key"]["kind"], i + 1, *s) for r in guarded for i, s in enumerate(r["said"])]
+    head = ("injected", "generation", "before training", "why", "after training", "why")
+    return [*made, section("What the guard did to injected collapses", page.table(head, said)) if said else ""]

@@ -1,0 +1,141 @@
+"""The guard: false alarms on null generations, power, and what each action does."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ramp.config import Synthesize
+from ramp.synth import exact, guard, measure
+from ramp.synth.guard import Guard, Sampled, Trained
+from ramp.synth.measure import Docs
+
+T = Synthesize()
+
+
+def test_e_process_rarely_reaches_a_hundred_however_long_one_looks():
+    rng = np.random.default_rng(0)
+    for draw in (lambda: rng.choice([-1, 1], 2000), lambda: rng.uniform(-0.3, 0.3, 2000)):
+        reached = np.mean([guard.log_e(draw()) >= math.log(100) for _ in range(400)])
+        assert reached <= 0.02
+
+
+def test_e_process_sees_a_shift_soon():
+    rng = np.random.default_rng(1)
+    wealth = [guard.log_e(np.clip(rng.normal(0.1, 0.25, 300), -1, 1)) for _ in range(50)]
+    assert np.mean(np.array(wealth) > math.log(1000)) > 0.95
+
+
+def test_e_process_is_a_supermartingale_under_a_fair_coin():
+    """E[wealth] = 1 after any number of documents, by all 2^10 sequences: the bets are those of the code."""
+    from itertools import product
+
+    total = 0.0
+    for flips in product([-1.0, 1.0], repeat=10):
+        d, log_w = np.array(flips), 0.0
+        for i in range(10):
+            mean, square = d[:i].sum() / (i + 1), (0.25 + (d[:i] ** 2).sum()) / (i + 1)
+            log_w += math.log1p(min(max(mean / square, 0), 0.9) * d[i])
+        total += math.exp(log_w) / 1024
+    assert total == pytest.approx(1.0)
+    assert guard.log_e(np.ones(10)) > 3
+
+
+def test_wrong_scales_are_refused():
+    with pytest.raises(ValueError, match="scale and clip"):
+        guard.log_e(np.array([0.0, 2.0]))
+
+
+def test_spending_adds_up_to_the_rate():
+    assert sum(math.exp(-guard.threshold(0.01, k)) for k in range(1, 5000)) == pytest.approx(0.01, rel=1e-3)
+
+
+def docs_of(p, n, rng):
+    return Docs.of(rng.choice(len(p), (n, 12), p=p))
+
+
+def test_five_hundred_null_generations_raise_at_most_five_alarms():
+    """Exact tier: each generation is refitted on fresh real samples; same documents judge all of them."""
+    truth, rng = exact.zipf(400), np.random.default_rng(5)
+    real = docs_of(truth, 400, rng)
+    pool = docs_of(truth, 1600, rng)
+
+    def figures(d):
+        _, drift = measure.divergences(real, d)
+        return {"coverage_2": measure.coverage(real, d, 2), "kl_drift": drift, "unseen_mass": measure.unseen_mass(d)}
+
+    null = measure.Null.draw(pool, 300, figures, 20)
+    alarms, g = 0, Guard(0.3)
+    good = document_bits(truth, rng, real)
+    for i in range(500):
+        seen = null.against(figures(docs_of(truth, 300, rng)))
+        z, ratio = ({k: v[name] for k, v in seen.items()} for name in ("z", "ratio"))
+        _, said = guard.before(g, T, Sampled(z, ratio))
+        new = document_bits(truth, rng, real)
+        g, after = guard.after(replace(g, m=0.3), T, Trained((new, good), bits_in=1.0), i + 1)
+        alarms += (said.action == "repair") + (after.action in ("roll back", "stop"))
+        good = new if after.action == "go" else good
+    assert alarms <= 5
+
+
+def document_bits(truth, rng, real):
+    """Bits per token of the real documents under a model refitted on fresh samples of the world."""
+    counts = rng.multinomial(20_000, truth) + 0.5
+    bits = -np.log2(counts / counts.sum())[real.flat]
+    return np.bincount(real.owner, bits) / real.lengths
+
+
+@pytest.mark.parametrize("policy, m", [("replace", 0.0), ("anchored", 0.05)])
+def test_a_refitted_world_that_dies_out_is_caught(policy, m):
+    truth, rng = exact.zipf(400), np.random.default_rng(6)
+    real = docs_of(truth, 400, rng)
+    trace = exact.generations(truth, 2000, policy, 6, rng, m)
+
+    def bits(p):
+        p = (p + 1e-5) / (p + 1e-5).sum()
+        return np.bincount(real.owner, -np.log2(p)[real.flat]) / real.lengths
+
+    g, actions = Guard(0.3), []
+    for i in range(1, 7):
+        g, said = guard.after(g, T, Trained((bits(trace.p_gk[i]), bits(trace.p_gk[g.good])), bits_in=1.0), i)
+        actions.append(said.action)
+        if said.action == "stop":
+            break
+    assert actions[0] == "roll back" and actions[-1] == "stop"
+
+
+def test_actions():
+    g = Guard(0.3)
+    z = {"coverage_2": -9.0, "distinct_2": 0.5}
+    acted, said = guard.before(g, T, Sampled(z, {"coverage_2": 0.9}))
+    assert said.action == "repair" and "coverage_2" in said.reasons[0]
+    assert acted.m == pytest.approx(0.4) and acted.rare == pytest.approx(1 / 3) and acted.weight == 0
+    assert guard.before(g, T, Sampled({"coverage_2": -1.0}, {"coverage_2": 0.9}))[1].action == "go"  # within noise
+    assert guard.before(g, T, Sampled({"distinct_2": 7.0}))[1] == guard.Decision("warn", ("distinct_2: z +7.0",))
+    assert guard.before(acted, T, Sampled())[0].weight == 1  # the next generation counts again
+    for bad in (
+        Sampled(imbalance=5),
+        Sampled(precision=0.8),
+        Sampled(accepted=0),
+        Sampled({"vendi": -5}, {"vendi": 0.5}),
+    ):
+        assert guard.before(g, T, bad)[1].action == "repair"
+    assert guard.before(Guard(0.95), T, Sampled(precision=0.1))[0].m == 1.0
+
+
+def test_roll_back_then_stop_and_poverty():
+    fine = np.full(200, 2.0) + np.random.default_rng(0).normal(0, 0.1, 200)
+    worse = fine * 1.05
+    g, said = guard.after(Guard(0.3), T, Trained((worse, fine), bits_in=1), 1)
+    assert said.action == "roll back" and g.good == 0 and g.m == pytest.approx(0.4)
+    g2, said = guard.after(g, T, Trained((fine, fine), bits_in=1), 2)
+    assert said.action == "go" and g2.good == 2 and g2.rolled == 0
+    _, said = guard.after(g, T, Trained((worse, fine), bits_in=1), 2)
+    assert said.action == "stop" and "second" in said.reasons[-1]
+    g4, said = guard.after(Guard(0.3), T, Trained((fine, fine)), 1)
+    assert said.action == "go" and guard.after(g4, T, Trained((fine, fine)), 2)[1].action == "stop"
+    nan = np.full(200, np.nan)
+    assert guard.after(Guard(0.3), T, Trained((nan, fine), bits_in=1), 1)[1].action == "roll back"
+    right = (np.zeros(100), np.r_[np.ones(40), np.zeros(60)])
+    assert guard.after(Guard(0.3), T, Trained(right=right, bits_in=1), 1)[1].action == "roll back"

@@ -1,0 +1,267 @@
+"""The stage from its first sample to its page, on a model too small to learn anything; then everything that can go wrong."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ramp import config
+from ramp.cli import main
+from ramp.config import Config, Synthesize, Text
+from ramp.errors import UserError
+from ramp.model.sample import How
+from ramp.rundir import RunDir
+from ramp.stages import common, synthesize
+from ramp.synth import decide, generate, ledger
+from ramp.synth.text import Lesson, Made, Real
+from ramp.text.rows import write_tokens
+from ramp.text.tokenizer import Tokenizer
+from ramp.train.preemption import Preemption
+
+SETTINGS = Synthesize(
+    steps=4, generations=2, documents=24, measured=12, tokens=20, seq=32, batch=4, held_out=12, nulls=7, seeded=0.25,
+    least_precision=0.0, save_every=2, adam_lr=1e-3, embed_lr=1e-3, head_lr=1e-3, scalar_lr=1e-3, guard_sigma=0.0,
+    optimizer="adamw",
+)  # fmt: skip
+T = Tokenizer.bytes_only()
+
+
+def sentences(n, seed):
+    r = np.random.default_rng(seed)
+    who, what = ("Ann Lee", "Bo", "a fox", "the king of Ur"), ("sees", "sold", "is", "ate 7 of")
+    return [f"{r.choice(who)} {r.choice(what)} {r.choice(who)}, {r.choice(who)} {r.integers(99)}." for _ in range(n)]
+
+
+def directory(path, n=60):
+    rundir = RunDir(path)
+    rundir.data.mkdir(parents=True)
+    T.save(rundir.tokenizer)
+    for seed, (split, k) in enumerate((("train", n), ("val", 40))):
+        write_tokens(rundir.tokens(split), T.encode_stream(sentences(k, seed)), T)
+    return rundir
+
+
+def configured(**over):
+    model = tiny.model(vocab=264, context=64)
+    return config.resolve(Config(text=Text(tokenizer="bytes"), model=model, synthesize=replace(SETTINGS, **over)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def start():
+    """Every run starts from one lively model; the mesh is one device."""
+    with pytest.MonkeyPatch.context() as patch, jax.set_mesh(tiny.mesh()):
+        first, real = {"lm": tiny.lively(tiny.model(vocab=264, context=64))}, common.load_params
+        patch.setattr(common, "load_params", lambda d, s, c, t=None: first if s == "pretrain" else real(d, s, c, t))
+        yield first
+
+
+VERIFIERS = """
+def broken(text):
+    raise ValueError("no")
+def never(text):
+    return False
+def always(text):
+    return True
+def sometimes(text):
+    if text.endswith("."):
+        raise ValueError("a full stop")
+    return True
+"""
+
+
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory):
+    """A user's file of verifiers: the model writes noise, which the default ones refuse."""
+    path = tmp_path_factory.mktemp("verifiers") / "mine.py"
+    path.write_text(VERIFIERS)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory, start, mine):
+    rundir = directory(tmp_path_factory.mktemp("synth") / "run")
+    c = configured(verifiers=(f"{mine}:always", f"{mine}:sometimes"))
+    return rundir, c, synthesize.run(rundir, c, Preemption())
+
+
+def test_from_first_model_to_page(done):
+    rundir, _c, report = done
+    assert len(report["generations"]) == 2 and np.isfinite(report["final_bpb"]) and report["policy"] == "ours"
+    lines = [json.loads(x) for x in (rundir.path / "metrics.jsonl").read_text().splitlines()]
+    tags = set().union(*(x.keys() for x in lines if x["stage"] == "synthesize"))
+    assert {"synth/bpb", "synth/z/coverage_2", "synth/ratio/vendi", "synth/bits_lost"} <= tags
+    page = (rundir.path / "synth.html").read_text()
+    assert "What the guard did" in page and page.count("<svg") >= 2
+    rows, facts = ledger.read(rundir.path / "synth", 2)
+    assert len(rows) == 24 and {r["decision"] for r in rows} <= {"kept", "dropped"}
+    assert all(r["reason"] for r in rows if r["decision"] == "dropped")
+    kept = [r for r in rows if r["decision"] == "kept"]
+    assert len(kept) > 12 and any(r["weight"] > 0 and r["steps"] for r in kept)
+    assert json.loads(facts["figures"])["panel"]["distinct_2"]["null"] > 0
+    assert {p for r in rows for p in r["parents"]} and max(len(r["prompt"]) for r in rows) > 1
+
+
+def test_every_sample_can_be_made_again_from_its_row(done, start):
+    rundir, c, _ = done
+    rows, _ = ledger.read(rundir.path / "synth", 1)
+    for row in (rows[0], rows[-1]):
+        how = How(row["temperature"], row["top_k"], min_p=row["min_p"], vocab=T.vocab_size)
+        made = generate.again(c.model, start["lm"], row["prompt"], row["key"], c.synthesize.tokens, how, (T.bos,))
+        assert list(made) == row["tokens"]
+
+
+def test_why(done, capsys):
+    rundir, c, _ = done
+    (rundir.path / "config.toml").write_text(config.to_toml(c))
+    assert main(["synth", "why", str(rundir.path), "g1-00000"]) == 0
+    assert "under the first model" in capsys.readouterr().out
+    assert main(["synth", "why", str(rundir.path), "g9-00000"]) == 2
+
+
+def test_what_is_done_is_not_done_again(done):
+    rundir, c, report = done
+    again = synthesize.run(rundir, c, Preemption())
+    assert again["final_bpb"] == report["final_bpb"] and again["generations"] == report["generations"]
+
+
+@pytest.mark.slow
+def test_killed_after_the_ledger_the_generation_goes_on_alike(done, tmp_path):
+    """A generation from its ledger alone ends in the same model as one that was not killed."""
+    _, c, report = done
+    c = replace(c, synthesize=replace(c.synthesize, generations=1))
+    other = directory(tmp_path / "other")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthesize.Loop, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            synthesize.run(other, c, Preemption())
+    assert ledger.path(other.path / "synth", 1).exists()
+    got = synthesize.run(other, c, Preemption())
+    assert got["generations"][0] == report["generations"][0]
+
+
+def test_a_ledger_of_another_run_is_refused(done, tmp_path):
+    rundir, c, _ = done
+    other = directory(tmp_path / "other")
+    (other.path / "synth").mkdir()
+    source = ledger.path(rundir.path / "synth", 1)
+    ledger.path(other.path / "synth", 1).write_bytes(source.read_bytes())
+    with pytest.raises(UserError, match="another run"):
+        synthesize.run(other, replace(c, seed=5), Preemption())
+
+
+@pytest.mark.parametrize(
+    "over, says",
+    [
+        ({"measured": 20}, "begin from nothing"),
+        ({"verifiers": ("clean",)}, "two that differ"),
+        ({"verifiers": ("clean", "/nowhere/check.py:right")}, "a file that is there"),
+        ({"tokens": 60}, "do not fit"),
+        ({"measured": 35, "documents": 60}, "needs 70 training documents and has 40"),
+    ],
+)
+def test_mistakes_in_the_configuration(tmp_path, over, says):
+    rundir, c = directory(tmp_path / "run", 40), configured(**over)
+    with pytest.raises(UserError, match=says):
+        synthesize.run(rundir, c, Preemption())
+
+
+def test_a_pool_of_one_document_is_refused(tmp_path):
+    with pytest.raises(UserError, match="training documents and has 1"):
+        Real.read(directory(tmp_path / "run", 1), configured(), T)
+
+
+@pytest.fixture
+def judge(mine, done):
+    """decide() on samples of the first model with given verifiers."""
+    rundir, _, _ = done
+
+    def run(*names, change=lambda made, real: made, **over):
+        c = configured(verifiers=tuple(f"{mine}:{n}" if n not in ("clean", "typical") else n for n in names), **over)
+        loop = synthesize.Loop(rundir, c, T, Real.read(rundir, c, T), Preemption())
+        made = loop.draw(loop.params(0), loop.prompts(1), 1, How(vocab=T.vocab_size))
+        made = change(made, loop.real)
+        return decide.decide(loop.real, loop.first, loop.params(0), made, decide.Docs.of([]), 12, True)
+
+    return run
+
+
+def test_verifiers_that_break_refuse_all_or_agree_to_all(judge):
+    with pytest.raises(UserError, match="fails on every real document"):
+        judge("broken", "clean")
+    refused = judge("never", "clean")
+    assert refused.seen["accepted"] == 0 and not refused.weight.any() and "never says no" in refused.reasons[0]
+    agreed = judge("always", "always")
+    assert agreed.seen["precision"] == 0.0 and any("shuffled" in note for note in agreed.figures["notes"].values())
+
+
+def test_nan_contamination_and_repeats_are_decisions(judge):
+    def spoil(made, real):
+        held = tuple(int(i) for i in real.guard[3])
+        made[0] = replace(made[0], logp=float("nan"))
+        made[1] = replace(made[1], prompt=generate.Prompt((T.bos,)), ids=held)
+        return [*made, made[2]]
+
+    found = judge("always", "always", change=spoil, overlap=8)
+    assert found.reasons[0] == "its log-probability is not a number"
+    assert "held-out document" in found.reasons[1] and "nearly repeats sample 2" in found.reasons[-1]
+    assert found.weight[found.kept].mean() == pytest.approx(1) and not found.weight[~found.kept].any()
+    assert 0 < found.figures["ess"] <= 1 and found.kept.sum() > 10
+
+
+def test_no_sample_accepted_leaves_real_text_alone(mine, tmp_path):
+    rundir, c = directory(tmp_path / "run"), configured(generations=1, verifiers=(f"{mine}:never", "clean"))
+    report = synthesize.run(rundir, c, Preemption())
+    assert "no sample was accepted" in report["generations"][0]["before"]
+
+
+def test_rows_of_a_lesson():
+    docs = [[1, 2, 3, T.bos], [4, 5]]
+    made = Made.pack(docs, [2.0, 0.5], 4, T.bos)
+    stream = [T.bos, 1, 2, 3, T.bos, 4, 5, T.bos]
+    assert made.tokens.ravel()[:7].tolist() == stream[:7] and made.targets.ravel()[:7].tolist() == stream[1:]
+    assert made.weights.ravel().tolist() == [2, 2, 2, 2, 0.5, 0.5, 0, 0]  # a cut is no end, padding nothing
+    assert made.owner.ravel().tolist() == [0, 0, 0, 0, 1, 1, 1, -1]
+
+
+def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
+    rundir, _, _ = done
+    c = configured(steps=8, real_last=0.25)
+    real = Real.read(rundir, c, T)
+    made = [Made.pack([list(d) for d in real.train[:10]], np.ones(10), c.synthesize.seq, T.bos)]
+    plan = lambda: Lesson.plan(c, real, made, [1.0], 0.5, 0.2, 0)  # noqa: E731
+    a, b = plan(), plan()
+    for step in range(8):
+        for name, x in a(step, 0, 4).items():
+            assert np.array_equal(x, b(step, 0, 4)[name])
+            assert np.array_equal(x[1:3], a(step, 1, 3)[name])
+    assert (a.generation[6:] == 0).all() and (a.generation[:6] == 1).any()
+    assert (a.generation == 0).mean() == pytest.approx(0.5, abs=0.06)
+    for i, steps in enumerate(a.steps(1, 10)):
+        rows = {r for r in range(len(made[0].owner)) if i in made[0].owner[r]}
+        assert steps == [
+            s for s in range(8) if any(g == 1 and n in rows for g, n in zip(a.generation[s], a.number[s], strict=True))
+        ]
+    dropped = Lesson.plan(c, real, made, [0.0], 0.5, 0.2, 0)
+    assert (dropped.generation == 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["replace", "accumulate", "subsample", "anchored"])
+def test_the_baselines_take_what_comes(tmp_path, policy):
+    report = synthesize.run(directory(tmp_path / "run"), configured(policy=policy, generations=2), Preemption())
+    assert [h["decision"] for h in report["generations"]] == ["go", "go"]
+    assert all(h["kept"] == h["sampled"] for h in report["generations"])
+
+
+@pytest.mark.slow
+def test_probes_set_the_real_share_by_the_law(tmp_path, capsys):
+    report = synthesize.run(
+        directory(tmp_path / "run"), configured(generations=1, probe=2, tolerance=1e-6), Preemption()
+    )
+    said = capsys.readouterr().out
+    cost = float(said.split("own samples cost ")[1].split()[0])
+    m = report["generations"][0]["m"]
+    assert m == pytest.approx(0.3) if cost <= 0 else m > 0.9
