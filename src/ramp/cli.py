@@ -16,6 +16,7 @@ from ramp import config, rundir
 from ramp.errors import UserError
 from ramp.nines import commands as nines
 from ramp.pods import commands as pods
+from ramp.serve import commands as serve
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -28,6 +29,9 @@ VERBS = {
     "reinforce": "train on a task with credit step by step",
     "sample": "ask the questions of the configuration, or continue a prompt",
     "chat": "talk to the model of a run",
+    "serve": "the model in a browser, and behind an API that existing clients speak",
+    "export": "the model as a folder that other tools open",
+    "import": "somebody else's model (GGUF, safetensors) as a run to go on from",
     "credit": "show which steps of a run's rollouts get which credit, as a page",
     "audit": "credit: the benchmark of process credit beside outcome credit",
     "report": "write report.html again",
@@ -87,6 +91,8 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         pods.add_arguments(p)
     elif verb == "nines":
         nines.add_arguments(p)
+    elif verb in ("serve", "export", "import"):
+        serve.add_arguments(verb, p)
     elif verb in TRAINS:
         p.add_argument("config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
         p.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/<name of the config>)")
@@ -233,17 +239,21 @@ def _plan(args: argparse.Namespace, flags: list[str]) -> int:
     return pods.run(args, flags)
 
 
-ACTIONS = dict.fromkeys(TRAINS, _train) | {
-    "sample": _sample,
-    "chat": _chat,
-    "report": _report,
-    "credit": _credit,
-    "audit": _audit,
-    "doctor": _doctor,
-    "bench": _bench,
-    "plan": _plan,
-    "nines": lambda args, flags: nines.run(args),
-}
+ACTIONS = (
+    dict.fromkeys(TRAINS, _train)
+    | {
+        "sample": _sample,
+        "chat": _chat,
+        "report": _report,
+        "credit": _credit,
+        "audit": _audit,
+        "doctor": _doctor,
+        "bench": _bench,
+        "plan": _plan,
+        "nines": lambda args, flags: nines.run(args),
+    }
+    | dict.fromkeys(("serve", "export", "import"), lambda args, flags: serve.run(args))
+)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ class Block(nn.Module):
             x_nd = self.param("resid_scale", constant(1.0), ()).astype(x_nd.dtype) * x_nd
             x_nd += self.param("x0_scale", constant(0.1), ()).astype(x_nd.dtype) * x0_nd
 
-        y_nd = rms_norm(x_nd, self.param("attn_norm", constant(1.0), (D,)))
+        y_nd = rms_norm(x_nd, self.param("attn_norm", constant(1.0), (D,)), c.norm_eps)
         q_bthd = heads(linear(y_nd, self.param("wq", normal(std, out), (D, H * h)), "out"), H)
         k_btkd = heads(linear(y_nd, self.param("wk", normal(std, out), (D, K * h)), "out"), K)
         v_btkd = heads(linear(y_nd, self.param("wv", normal(std, out), (D, K * h)), "out"), K)
@@ -204,13 +204,13 @@ class Block(nn.Module):
             value_btkd = jax.lax.reshape(value_btf, (B, T, K, h), out_sharding=P(ROWS))
             v_btkd += jax.reshard(share_btk[..., None].astype(v_btkd.dtype) * value_btkd, P(ROWS, None, "model"))
         if c.qk_norm:
-            q_bthd = rms_norm(q_bthd, self.param("q_norm", constant(1.0), (h,)))
-            k_btkd = rms_norm(k_btkd, self.param("k_norm", constant(1.0), (h,)))
+            q_bthd = rms_norm(q_bthd, self.param("q_norm", constant(1.0), (h,)), c.norm_eps)
+            k_btkd = rms_norm(k_btkd, self.param("k_norm", constant(1.0), (h,)), c.norm_eps)
         o_bthd, kept = attend(rope(q_bthd, cos, sin), rope(k_btkd, cos, sin), v_btkd)
         o_nf = jax.lax.reshape(checkpoint_name(o_bthd, "attn"), (B * T, H * h), out_sharding=P(ROWS, "model"))
         x_nd += linear(o_nf, self.param("wo", constant(0.0, back), (H * h, D)), "in")
 
-        y_nd = rms_norm(x_nd, self.param("mlp_norm", constant(1.0), (D,)))
+        y_nd = rms_norm(x_nd, self.param("mlp_norm", constant(1.0), (D,)), c.norm_eps)
         up_nf = checkpoint_name(linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out"), "up")
         if c.mlp == "swiglu":
             gate_nf = checkpoint_name(linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out"), "gate")
@@ -230,7 +230,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x_nd: jax.Array, table_vd: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.c
-        y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,)))
+        y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,)), c.norm_eps)
         if c.tied:
             return y_nd, table_vd.T
         return y_nd, self.param("weight", normal(c.head_std, P("data", "model")), (c.width, c.vocab))
