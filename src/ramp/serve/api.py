@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from ramp.serve import protocol
 from ramp.serve.engine import Engine, Full, Job, Token
 from ramp.serve.protocol import Ask, Refused, Server
 from ramp.serve.speech import Speech, logprob, old_logprobs
-from ramp.tasks import TASKS
+from ramp.tasks import TASKS, tool
 from ramp.text.tokenizer import Tokenizer
 
 PATIENCE = 15.0  # seconds for a body to arrive
@@ -62,8 +63,9 @@ class Answers:
 
             return hand_over
 
+        after = partial(tool.reply, engine.tokenizer) if ask.chat else Job.after
         seeds = [(ask.seed + i) % 2**32 for i in range(ask.n)]
-        self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, emit(i)) for i, seed in enumerate(seeds)]
+        self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, emit(i), after) for i, seed in enumerate(seeds)]
         self.speeches = [Speech(engine.tokenizer, ask.stops) for _ in self.jobs]
         self.counted = 0  # tokens said
         engine.submit(self.jobs)
@@ -94,6 +96,20 @@ class Answers:
 
     def close(self) -> None:
         self.engine.cancel(self.jobs)
+
+
+class Stream(StreamingResponse):
+    """Events for a client; `close` is called however it ends, even where the first event was never asked for."""
+
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]):
+        super().__init__(events, media_type="text/event-stream")
+        self.close = close
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.close()
 
 
 class Api:
@@ -207,7 +223,7 @@ class Api:
         except RuntimeError as error:
             raise Refused(503, str(error)) from None
         if ask.stream:
-            return StreamingResponse(self.events(answers), media_type="text/event-stream")
+            return Stream(self.events(answers), answers.close)
         return await whole_or_gone(request, self.whole(answers), answers.close)
 
     def frame(self, answers: Answers, id: str, choices: list[dict], streamed: bool) -> dict[str, Any]:
@@ -264,8 +280,6 @@ class Api:
         except (Refused, TimeoutError) as error:
             refusal = error if isinstance(error, Refused) else Refused(504, "the answer took too long")
             yield f"data: {json.dumps(refusal.body())}\n\n"
-        finally:
-            answers.close()
 
     # ---- for people
 

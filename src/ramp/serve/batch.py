@@ -36,7 +36,7 @@ class Way:
     top_k: float | jax.Array = 0.0
     top_p: float | jax.Array = 1.0
     min_p: float | jax.Array = 0.0
-    tops: float | jax.Array = 0.0  # 1: the most likely tokens are asked for
+    tops: float | jax.Array = 0.0  # how many of the most likely tokens are asked for
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +80,7 @@ def insert(slots: Slots, row: Stream, at: jax.Array, way: Way, seed: jax.Array) 
     def put(all_b, one_b):
         """A row may be shorter than its slot."""
         spec = jax.typeof(all_b).sharding.spec
-        one = jax.reshard(one_b[:1] if one_b.ndim else one_b[None], P(None, *spec[1:]))
+        one = jax.reshard(one_b, P(None, *spec[1:]))[:1] if one_b.ndim else one_b[None]
 
         def local(all_b, one, at):
             first = jax.lax.axis_index(ROWS) * len(all_b)

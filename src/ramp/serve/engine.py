@@ -24,7 +24,11 @@ from ramp.text.tokenizer import Tokenizer
 
 CHUNK = 4  # tokens between two looks at the world
 ADMIT = 2  # prompts run between two chunks
-LEAST = 32  # of the buckets of prompts, which double
+PROMPT, CACHE = (
+    32,
+    256,
+)  # least lengths; they double up to the context. XLA:CPU sums over caches of 128 in another order
+# than over all longer ones, so that an answer would depend on what its neighbours had made the cache grow to
 
 
 @dataclass(frozen=True)
@@ -113,12 +117,12 @@ class Engine:
     # ---- compiled once
 
     def sizes(self) -> list[int]:
-        """Of the cache: 128 and its doubles, up to the context."""
-        return _doubling(sample.LEAST_CACHE, self.c.context)
+        """Of the cache."""
+        return _doubling(CACHE, self.c.context)
 
     def buckets(self) -> list[int]:
         """Of prompts."""
-        return _doubling(LEAST, self.c.context)
+        return _doubling(PROMPT, self.c.context)
 
     def warm(self, say: Callable[[str], None] = lambda text: None) -> None:
         """Compile every shape before the first request; with a filled compilation cache this is reading files."""
@@ -130,7 +134,7 @@ class Engine:
             say(f"caches of {size} tokens")
             for length, row in rows.items():
                 if length <= size:
-                    self.state = batch.insert(self.state, row, np.int32(0), Way(), np.uint32(0))
+                    self._insert(row, 0, Way(), 0)
             self._chunk()
             if size < sizes[-1]:
                 self._grow(size + 1)
@@ -176,8 +180,7 @@ class Engine:
         self._grow(len(ids))
         if self._last is None or self._last[0] != ids:
             self._last = ids, self._prefill(ids, next(b for b in self.buckets() if b >= len(ids)))
-        way = Way(*(np.float32(x) for x in vars(job.way).values()))
-        self.state = batch.insert(self.state, self._last[1], np.int32(at), way, np.uint32(job.seed))
+        self._insert(self._last[1], at, job.way, job.seed)
 
     def _step(self) -> None:
         gone = [at for at, job in self.live.items() if job.cancelled]
@@ -241,6 +244,10 @@ class Engine:
         self.counts["prompt_tokens"] += len(ids)
         return sample.prefill(self.c, self.params, tokens, lengths, seeds, length)
 
+    def _insert(self, row: sample.Stream, at: int, way: Way, seed: int) -> None:
+        way = Way(*(np.float32(x) for x in vars(way).values()))
+        self.state = batch.insert(self.state, row, np.int32(at), way, np.uint32(seed))
+
     def _chunk(self) -> batch.Drawn:
         self.state, drawn = batch.advance(self.c, self.weights, self.state, CHUNK, self.tokenizer.vocab_size)
         self.counts["chunks"] += 1
@@ -248,6 +255,7 @@ class Engine:
 
 
 def _doubling(least: int, most: int) -> list[int]:
+    """least, 2 least, 4 least, ..., most."""
     sizes = [least]
     while sizes[-1] < most:
         sizes.append(2 * sizes[-1])

@@ -12,14 +12,15 @@ class Speech:
     """One answer as it grows. What `push` returns, joined, does not depend on how the tokens came in pieces.
 
     Text that could be the beginning of a stop string is held back until it is known not to be. A character that was
-    never finished is left out. Of the special tokens a model may say, `<|step|>` is a line end and the rest is silent.
+    never finished is left out. Of the special tokens a model may say, `<|step|>` is a line end, a call of the calculator is
+    shown as `12*7=84`, and the rest is silent.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
         self.tokenizer, self.stops = tokenizer, tuple(stops)
         self.text = ""  # all that was decoded, up to a stop string
         self.stopped = False
-        self._sent = 0
+        self._sent = self._marks = 0
         self._held: list[tuple[Token, int]] = []  # tokens not yet shown, with where their text ends
         self._decoder = StreamDecoder(tokenizer)
 
@@ -43,6 +44,9 @@ class Speech:
     def _spoken(self, id: int) -> str:
         if id == self.tokenizer.step:
             return "\n"
+        if id == self.tokenizer.special("tool"):  # expression = result
+            self._marks += 1
+            return "=" if self._marks % 3 == 2 else ""
         return self._decoder.push(id) if id < len(self.tokenizer.pieces) else ""
 
     def _unsure(self) -> int:

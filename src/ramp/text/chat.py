@@ -30,8 +30,18 @@ ROLES = ("system", "user", "assistant", "tool")
 # --- to tokens and rows
 
 
-def render(tokenizer: Tokenizer, messages: Messages, max_tokens: int) -> tuple[list[int], list[int], bool] | None:
+def plainly(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
+    """An assistant's words as (ids, weights): all of them bear loss."""
+    ids = tokenizer.encode(content)
+    return ids, [1] * len(ids)
+
+
+def render(
+    tokenizer: Tokenizer, messages: Messages, max_tokens: int, spoken: Callable = plainly
+) -> tuple[list[int], list[int], bool] | None:
     """(ids, weights, cut) of at most `max_tokens`; `weights[i]` is 1 where ids[i] bears loss as a target.
+
+    `spoken(tokenizer, content)`: what an assistant says, as (ids, weights); `tasks.tool` has one that reads calls.
 
     Turns after the last whole assistant turn that fits are left out, and `cut` says whether any were. None when not one
     assistant turn fits.
@@ -40,23 +50,28 @@ def render(tokenizer: Tokenizer, messages: Messages, max_tokens: int) -> tuple[l
     weights, after = [0] * len(ids), closing(tokenizer)
     kept, kept_turns = 0, 0
     for turn, message in enumerate(messages, 1):
-        before, content = opening(tokenizer, message["role"]), tokenizer.encode(message["content"])
+        own = message["role"] == "assistant"
+        before = opening(tokenizer, message["role"])
+        content, bears = (spoken if own else plainly)(tokenizer, message["content"])
         if len(ids) + len(before) + len(content) + len(after) > max_tokens:
             break
-        spoken = int(message["role"] == "assistant")
         ids += [*before, *content, *after]
-        weights += [0] * len(before) + [spoken] * (len(content) + 1) + [0] * (len(after) - 1)
-        if spoken:
+        weights += [0] * len(before) + [own * w for w in (*bears, 1)] + [0] * (len(after) - 1)
+        if own:
             kept, kept_turns = len(ids), turn
     return (ids[:kept], weights[:kept], kept_turns < len(messages)) if kept else None
 
 
 def render_all(
-    tokenizer: Tokenizer, conversations: Iterable[tuple[str, Messages]], max_tokens: int, counts: Counter
+    tokenizer: Tokenizer,
+    conversations: Iterable[tuple[str, Messages]],
+    max_tokens: int,
+    counts: Counter,
+    spoken: Callable = plainly,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """`render` each; adds to `counts`: rendered, cut, too_long, tokens, loss_tokens."""
     for _, messages in conversations:
-        rendered = render(tokenizer, messages, max_tokens)
+        rendered = render(tokenizer, messages, max_tokens, spoken)
         if rendered is None:
             counts["too_long"] += 1
             continue

@@ -1,0 +1,106 @@
+"""A headless Chromium driven over a pipe with its own DevTools protocol: no driver, no package, no port."""
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = os.environ.get("RAMP_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+
+
+class Browser:
+    """One page. `do` calls the protocol, `js` evaluates an expression in the page and returns its value."""
+
+    def __init__(self, profile: Path):
+        down, up = os.pipe(), os.pipe()
+        theirs = [os.dup(fd) for fd in (down[0], up[1])]
+        high = [os.dup2(fd, 60 + i) for i, fd in enumerate(theirs)]
+
+        def place() -> None:
+            os.dup2(high[0], 3)
+            os.dup2(high[1], 4)
+
+        words = [CHROMIUM, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self.process = subprocess.Popen(words, preexec_fn=place, pass_fds=(3, 4), **quiet)
+        for fd in (*theirs, *high, down[0], up[1]):
+            os.close(fd)
+        self._in, self._out = os.fdopen(down[1], "wb", 0), os.fdopen(up[0], "rb")
+        self._count, self._session = 0, None
+        self.events: list[dict] = []
+        target = self.do("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self.do(f"{domain}.enable")
+
+    def do(self, method: str, **params: Any) -> dict:
+        self._count += 1
+        message = {"id": self._count, "method": method, "params": params}
+        message |= {"sessionId": self._session} if self._session else {}
+        self._in.write(json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._read()
+            if answer.get("id") == self._count:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def _read(self) -> dict:
+        raw = bytearray()
+        while (byte := self._out.read(1)) != b"\0":
+            assert byte, "Chromium has gone"
+            raw += byte
+        return json.loads(raw)
+
+    def js(self, expression: str) -> Any:
+        found = self.do("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found["exceptionDetails"]
+        return found["result"].get("value")
+
+    def wait(self, expression: str, seconds: float = 30) -> Any:
+        until = time.monotonic() + seconds
+        while not (value := self.js(expression)):
+            assert time.monotonic() < until, f"never came true: {expression}"
+            time.sleep(0.05)
+        return value
+
+    def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
+        self.do(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
+        )
+        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        self.do("Emulation.setEmulatedMedia", features=scheme)
+        self.do("Page.navigate", url=url)
+        self.wait("document.readyState === 'complete' && document.title !== 'ramp'")
+
+    def key(self, name: str) -> None:
+        code = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "Tab": 9}[name]
+        text = {"text": "\r"} if name == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self.do("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **text)
+            text = {}
+
+    def type(self, text: str) -> None:
+        self.do("Input.insertText", text=text)
+
+    def picture(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.do("Page.captureScreenshot")["data"]))
+
+    def complaints(self) -> list[str]:
+        """Errors the page or the browser reported so far."""
+        self.js("1")
+        wrong = [e["params"] for e in self.events if e.get("method") == "Runtime.exceptionThrown"]
+        wrong += [e["params"]["entry"] for e in self.events if e.get("method") == "Log.entryAdded"]
+        return [json.dumps(w) for w in wrong]
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=10)
+        self._in.close()
+        self._out.close()
