@@ -115,7 +115,7 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("--bundle", type=Path, metavar="DIR", help="the tasks of --suite core")
         p.add_argument("--limit", type=int, default=0, metavar="N", help="questions of each task (default: all)")
     if verb in ("sample", "chat"):
-        p.add_argument("--stage", choices=("pretrain", "finetune"), default="finetune", help="whose weights speak")
+        p.add_argument("--stage", choices=("pretrain", "finetune"), help="whose weights speak (default: finetune)")
         p.add_argument("--seed", type=int, default=0)
     if verb == "sample":
         p.add_argument("--prompt", help="continue this text instead of asking the questions of the configuration")
@@ -186,14 +186,15 @@ def _sample(args: argparse.Namespace, flags: list[str]) -> int:
     c, directory = _target(args, flags)
     from ramp import talk
 
-    talk.complete(directory, c, args.prompt, args.stage, args.seed)
+    talk.complete(directory, c, args.prompt, args.stage or rundir.RunDir(directory).speaker, args.seed)
     return 0
 
 
 def _chat(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp import talk
 
-    talk.chat(args.run, args.stage, args.seed, args.temperature, args.tokens, args.ask)
+    stage = args.stage or rundir.RunDir(args.run).speaker
+    talk.chat(args.run, stage, args.seed, args.temperature, args.tokens, args.ask)
     return 0
 
 

@@ -19,18 +19,11 @@ class Browser:
 
     def __init__(self, profile: Path):
         down, up = os.pipe(), os.pipe()
-        theirs = [os.dup(fd) for fd in (down[0], up[1])]
-        high = [os.dup2(fd, 60 + i) for i, fd in enumerate(theirs)]
-
-        def place() -> None:
-            os.dup2(high[0], 3)
-            os.dup2(high[1], 4)
-
-        words = [CHROMIUM, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(words, preexec_fn=place, pass_fds=(3, 4), **quiet)
-        for fd in (*theirs, *high, down[0], up[1]):
-            os.close(fd)
+        words = ["sh", "-c", 'exec "$@" 3<&0 4>&1 0</dev/null 1>/dev/null', "sh"]  # it speaks on 3 and 4
+        words += [CHROMIUM, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
+        self.process = subprocess.Popen(words, stdin=down[0], stdout=up[1], stderr=subprocess.DEVNULL)
+        os.close(down[0])
+        os.close(up[1])
         self._in, self._out = os.fdopen(down[1], "wb", 0), os.fdopen(up[0], "rb")
         self._count, self._session = 0, None
         self.events: list[dict] = []

@@ -18,7 +18,7 @@ from ramp.serve.engine import Engine, Full, Job
 from ramp.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()
-C = tiny.model(context=640, vocab=384)
+C = tiny.model(context=512, vocab=384)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ REQUESTS = [
     (list(b"greedy"), 30, Way(temperature=0.0), 10),
     (list(b"q" * 200), 150, Way(temperature=1.0, min_p=0.05, tops=3), 11),
     (list(b"hello there"), 40, Way(temperature=1.0), 12),
-    (list(b"long" * 40), 440, Way(temperature=1.0), 13),
+    (list(b"long" * 40), 300, Way(temperature=1.0), 13),
 ]
 
 
@@ -104,7 +104,7 @@ def test_nothing_compiles_once_it_is_warm(engine):
     programs = (sample.prefill, batch.insert, batch.advance, batch.grow)
     before = [f._cache_size() for f in programs]
     for way in (Way(), Way(0.0), Way(0.5, 3, 0.8, 0.01, 5)):
-        for prompt, n in ((b"a", 5), (b"b" * 130, 100), (b"c" * 380, 150)):
+        for prompt, n in ((b"a", 5), (b"b" * 130, 100), (b"c" * 380, 100)):
             answer(engine, list(prompt), n, way, 3)[1]()
     assert [f._cache_size() for f in programs] == before
 
@@ -181,7 +181,7 @@ def test_on_any_mesh(engine):
     prompts = [list(b"one"), list(b"two and more"), list(b"three")]
     want = [[t.id for t in answer(engine, p, 12, Way(0.0))[1]()[0]] for p in prompts]
     with jax.set_mesh(tiny.mesh(data=2, model=2)):
-        c = tiny.model(context=640, vocab=384)
+        c = tiny.model(context=64, vocab=384)
         split = Engine(c, tiny.lively(c), TOKENIZER, slots=3)
         split.stops = set()
         assert split.slots == 4

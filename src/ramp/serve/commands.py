@@ -25,7 +25,7 @@ def add_arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("--context", type=int, default=2048, help="tokens it shall attend to (default: at most 2048)")
         return
     p.add_argument("run", type=Path, help="a run directory")
-    p.add_argument("--stage", choices=STAGES, help="whose weights (default: the last stage that has any)")
+    p.add_argument("--stage", choices=STAGES, help="whose weights (default: finetune, or pretrain where that is all)")
     if verb == "export":
         p.add_argument(
             "--to", choices=("hf",), default="hf", help="hf: a folder for Hugging Face's transformers and its like"
@@ -46,9 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def _opened(path: Path, stage: str | None, alone: bool = False) -> tuple[RunDir, Config, Any, dict, str]:
     """(run, configuration, tokenizer, parameters {"lm"}, stage) on the run's mesh, or `alone` in this host's memory."""
     found, c = rundir.opened(path)
-    stage = stage or next((s for s in reversed(STAGES) if found.checkpoints(s).exists()), None)
-    if stage is None:
-        raise UserError(f"{path} has no checkpoint yet; run `ramp run {path}` first")
+    stage = stage or (found.speaker if found.checkpoints(found.speaker).exists() else "pretrain")
     from ramp.run import setup
     from ramp.stages.common import load_params
     from ramp.text.tokenizer import Tokenizer
