@@ -20,9 +20,9 @@ class Live:
 
     def __init__(self, slots: int = 4, queue: int = 24, key: str = "", stage: str = "finetune", stops: bool = False):
         tokenizer = Tokenizer.bytes_only()
-        c = resolve(replace(Config(), model=tiny.model(context=256, vocab=384), text=Text(tokenizer="bytes")))
+        c = resolve(replace(Config(), model=tiny.model(context=512, vocab=384), text=Text(tokenizer="bytes")))
         with jax.set_mesh(tiny.mesh()):
-            lm = tiny.lively(c.model, noise=0.02)
+            lm = tiny.lively(c.model)
             self.engine, self.server = api.build("tiny", c, lm, tokenizer, stage, slots, queue)
             if not stops:
                 self.engine.stops = set()

@@ -143,7 +143,7 @@ def test_special_tokens_in_a_users_words_stay_words(live):
             openai.BadRequestError,
             "messages[0].content",
         ),
-        ({"messages": [{"role": "user", "content": "a" * 300}]}, openai.BadRequestError, "messages"),
+        ({"messages": [{"role": "user", "content": "a" * 600}]}, openai.BadRequestError, "messages"),
         ({"stop": ["a"] * 9}, openai.BadRequestError, "stop"),
         ({"top_logprobs": 3}, openai.BadRequestError, "top_logprobs"),
         ({"logit_bias": {"5": 100}}, openai.BadRequestError, "logit_bias"),
@@ -160,20 +160,20 @@ def test_mistakes_are_named(client, more, error, param):
 
 def test_too_long_can_be_trimmed_by_whole_turns(client, live):
     talk = [{"role": "system", "content": "S"}]
-    for i in range(12):
+    for i in range(24):
         talk += [{"role": "user", "content": f"question {i}"}, {"role": "assistant", "content": f"answer {i}"}]
     talk.append({"role": "user", "content": "last"})
-    with pytest.raises(openai.BadRequestError, match="256 tokens"):
+    with pytest.raises(openai.BadRequestError, match="512 tokens"):
         chat(client, talk)
     done = chat(client, talk, max_tokens=60, extra_body={"truncation": "auto"})
     left_out = done.ramp["turns_left_out"]
-    assert left_out % 2 == 0 and 0 < left_out < 24 and done.usage.prompt_tokens + 60 <= 256
+    assert left_out % 2 == 0 and 0 < left_out < 48 and done.usage.prompt_tokens + 60 <= 512
     asked = protocol.ask({"model": "tiny", "messages": talk, "truncation": "auto", "max_tokens": 60}, live.server, True)
     text = live.server.tokenizer.decode(asked.ids)
     assert text.startswith(f"<|bos|><|system|>S<|end|><|user|>question {left_out // 2}<|end|>")
     assert text.endswith("<|user|>last<|end|><|assistant|>")
-    with pytest.raises(openai.BadRequestError, match="256 tokens"):
-        chat(client, [{"role": "user", "content": "x" * 300}], extra_body={"truncation": "auto"})
+    with pytest.raises(openai.BadRequestError, match="512 tokens"):
+        chat(client, [{"role": "user", "content": "x" * 600}], extra_body={"truncation": "auto"})
 
 
 def test_a_full_line_answers_429(client, live):

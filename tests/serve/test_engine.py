@@ -18,19 +18,11 @@ from ramp.serve.engine import Engine, Full, Job
 from ramp.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()
-C = tiny.model(context=512, vocab=384)
 
 
 @pytest.fixture(scope="module")
-def engine():
-    with jax.set_mesh(tiny.mesh()):
-        made = Engine(C, tiny.lively(C), TOKENIZER, slots=4, waiting=8)
-        made.stops = set()  # a random model ends at once
-        made.warm()
-    made.start()
-    yield made
-    made.close()
-    assert made.fault is None
+def engine(live):
+    return live.engine
 
 
 SIMPLE = Way()
@@ -52,15 +44,6 @@ def answer(engine: Engine, prompt: list[int], n: int, way: Way = SIMPLE, seed: i
     return job, wait
 
 
-def quiet(engine: Engine) -> None:
-    """Wait until nobody is being answered."""
-    for _ in range(500):
-        if not engine.live and not engine.waiting:
-            return
-        time.sleep(0.01)
-    raise AssertionError("a slot was never given back")
-
-
 REQUESTS = [
     (list(b"hello there"), 40, Way(temperature=1.0), 7),
     (list(b"a" * 100), 60, Way(temperature=0.7, top_k=20), 8),
@@ -72,11 +55,11 @@ REQUESTS = [
 ]
 
 
-def test_the_same_alone_and_in_company(engine):
+def test_the_same_alone_and_in_company(live, engine):
     """Bit for bit, figures included, though slots, neighbours and the size of the cache differ."""
     alone = []
     for prompt, n, way, seed in REQUESTS:
-        quiet(engine)
+        live.quiet()
         alone.append(answer(engine, prompt, n, way, seed)[1]())
     for turn in range(3):
         order = random.Random(turn).sample(range(len(REQUESTS)), len(REQUESTS))
@@ -92,7 +75,7 @@ def test_greedy_tokens_are_those_of_a_whole_forward_pass(engine):
     tokens, _ = answer(engine, prompt, 50, Way(temperature=0.0))[1]()
     ids = [token.id for token in tokens]
     with jax.set_mesh(tiny.mesh()):
-        logits = np.asarray(tiny.logits(C, engine.params, np.array([prompt + ids])))[0, len(prompt) - 1 : -1]
+        logits = np.asarray(tiny.logits(engine.c, engine.params, np.array([prompt + ids])))[0, len(prompt) - 1 : -1]
     logits = logits[:, : TOKENIZER.vocab_size]
     assert logits.argmax(-1).tolist() == ids
     logps = np.asarray(jax.nn.log_softmax(logits, axis=-1))
@@ -109,8 +92,8 @@ def test_nothing_compiles_once_it_is_warm(engine):
     assert [f._cache_size() for f in programs] == before
 
 
-def test_a_cancelled_request_loses_its_slot_at_the_next_chunk(engine):
-    quiet(engine)
+def test_a_cancelled_request_loses_its_slot_at_the_next_chunk(live, engine):
+    live.quiet()
     jobs = [answer(engine, list(b"long"), 380, seed=i)[0] for i in range(4)]
     while len(engine.live) < 4:
         time.sleep(0.005)
@@ -119,19 +102,19 @@ def test_a_cancelled_request_loses_its_slot_at_the_next_chunk(engine):
     _, wait = answer(engine, list(b"next"), 4)
     wait()
     assert engine.counts["chunks"] - begun <= 4
-    quiet(engine)
+    live.quiet()
     assert all(len(job.said) < 380 for job in jobs)
 
 
-def test_the_line_is_bounded_and_takes_all_choices_or_none(engine):
-    quiet(engine)
-    jobs = [answer(engine, list(b"x"), 300, seed=i)[0] for i in range(12)]  # 4 slots and 8 in line
+def test_the_line_is_bounded_and_takes_all_choices_or_none(live, engine):
+    live.quiet()
+    jobs = [answer(engine, list(b"x"), 300, seed=i)[0] for i in range(28)]  # 4 slots and 24 in line
     with pytest.raises(Full):
         for _ in range(4):
             answer(engine, list(b"x"), 300)
     engine.cancel(jobs)
-    quiet(engine)
-    many = [Job((1,), 4, Way(), 0, lambda tokens, why: None) for _ in range(13)]
+    live.quiet()
+    many = [Job((1,), 4, Way(), 0, lambda tokens, why: None) for _ in range(29)]
     with pytest.raises(Full):
         engine.submit(many)
     assert not engine.waiting and not engine.live
@@ -148,9 +131,9 @@ def test_tokens_can_be_put_into_an_answer(engine):
     assert [t.id for t in again] == ids[10:]
 
 
-def test_clients_that_come_and_go_leak_nothing(engine):
+def test_clients_that_come_and_go_leak_nothing(live, engine):
     """Threads that ask, wait, leave early; every answer that was waited for is complete."""
-    quiet(engine)
+    live.quiet()
     failures = []
 
     def client(i: int) -> None:
@@ -172,7 +155,7 @@ def test_clients_that_come_and_go_leak_nothing(engine):
         thread.start()
     for thread in threads:
         thread.join()
-    quiet(engine)
+    live.quiet()
     assert not failures
 
 
@@ -193,7 +176,7 @@ def test_on_any_mesh(engine):
 
 def test_a_fault_ends_every_answer(engine, monkeypatch):
     with jax.set_mesh(tiny.mesh()):
-        broken = Engine(C, engine.params, TOKENIZER, slots=4)
+        broken = Engine(engine.c, engine.params, TOKENIZER, slots=4)
     monkeypatch.setattr(broken, "_chunk", lambda: 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     broken.start()

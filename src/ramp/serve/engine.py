@@ -166,7 +166,7 @@ class Engine:
                 self._wake.wait()
             if self._closing:
                 return False
-            if not self.live:
+            if not self.live and self.size > self.sizes()[0]:
                 self._reset()
             free = [at for at in range(self.slots) if at not in self.live][:ADMIT]
             taken = [(at, self.waiting.popleft()) for at in free if self.waiting]
