@@ -4,6 +4,7 @@ import json
 import os
 import struct
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -52,8 +53,7 @@ def test_an_exported_folder_reads_back(tmp_path, tokenizer, qk_norm, tied):
     c = configured(tokenizer, qk_norm=qk_norm, tied=tied, norm_eps=1e-5)
     lm = made(c)
     export.export(c, lm, tokenizer, {"eval": {"val_bpb": 1.5}}, "finetune", tmp_path / "out")
-    f = load.opened(tmp_path / "out")
-    again = load.tokenizer_of(f)
+    f, again = load.opened(tmp_path / "out")
     assert again == tokenizer
     back = load.configured(f, again, 10_000).model
     same = ("depth", "width", "heads", "kv_heads", "head_dim", "ff", "vocab", "context", "qk_norm", "tied", "norm_eps")
@@ -207,8 +207,7 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     jax.tree.map(np.testing.assert_array_equal, got["blocks"], lm["blocks"])
     assert cli.main(["import", str(tmp_path / "m.gguf"), "--run", str(tmp_path / "run")]) == 2
     assert cli.main(["export", str(run.path), "--out", str(tmp_path / "out")]) == 0  # and out again
-    exported = load.opened(tmp_path / "out")
-    assert load.tokenizer_of(exported) == found
+    assert load.opened(tmp_path / "out")[1] == found
 
 
 @pytest.mark.parametrize(
@@ -241,11 +240,8 @@ def whole(tokenizer) -> bytes:
 def test_any_changed_byte_of_the_head_is_a_sentence_or_a_model(tmp_path_factory, whole, at, byte):
     file = tmp_path_factory.getbasetemp() / "changed.gguf"
     file.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
-    try:
-        f = load.opened(file)
-        load.configured(f, load.tokenizer_of(f), 64)
-    except UserError:
-        pass
+    with suppress(UserError):
+        load.configured(*load.opened(file), 64)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +253,10 @@ def test_any_changed_byte_of_the_head_is_a_sentence_or_a_model(tmp_path_factory,
         ({"meta": {"tokenizer.ggml.pre": "wild"}}, "wild"),
         ({"meta": {"llama.embedding_length": 32}}, "is \\["),
         ({"meta": {"llama.attention.head_count": 0}}, "heads|head"),
+        ({"meta": {"llama.block_count": "many"}}, "laid out"),
+        ({"meta": {"llama.block_count": 2**31}}, "layers"),
+        ({"meta": {"tokenizer.ggml.tokens": 7}}, "laid out"),
+        ({"meta": {"tokenizer.ggml.merges": ["x y z"]}}, "pair"),
         ({"tensors": {"blk.0.attn_q.bias": ((64,), 0, b"\0" * 256)}}, "attn_q.bias"),
         ({"tensors": {"blk.0.attn_q.weight": ((64, 256), 12, b"\0" * 20000)}}, "Q4_K"),
     ],
@@ -266,8 +266,7 @@ def test_what_gguf_holds_and_ramp_has_not_is_named(tmp_path, tokenizer, over, sa
     file = tmp_path / "m.gguf"
     file.write_bytes(small_gguf(c, made(c), tokenizer, **over))
     with pytest.raises(UserError, match=says):
-        f = load.opened(file)
-        t = load.tokenizer_of(f)
+        f, t = load.opened(file)
         load.params_of(f, load.configured(f, t, 64).model, t)
 
 
@@ -284,8 +283,7 @@ def test_folders_of_other_kinds_are_refused(tmp_path, tokenizer):
     ):
         (tmp_path / "out" / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=says):
-            f = load.opened(tmp_path / "out")
-            load.configured(f, load.tokenizer_of(f), 64)
+            load.configured(*load.opened(tmp_path / "out"), 64)
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     (tmp_path / "out" / "model.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(UserError, match="safetensors"):
@@ -382,8 +380,7 @@ QUESTIONS += ["Give me a  recipe\nwith 2 eggs."]
 @pytest.mark.slow
 @pytest.mark.skipif(not (PYTHON and GGUF), reason="RAMP_TORCH_PYTHON and RAMP_SMOLLM_GGUF are not both set")
 def test_smollm_says_what_it_says_in_transformers(tmp_path):
-    f = load.opened(Path(GGUF))
-    t = load.tokenizer_of(f)
+    f, t = load.opened(Path(GGUF))
     c = load.configured(f, t, 512)
     lm = load.params_of(f, c.model, t)
     talks = [[{"role": "user", "content": q}] for q in QUESTIONS]

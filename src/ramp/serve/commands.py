@@ -1,6 +1,7 @@
 """`ramp serve`, `ramp export`, `ramp import`: their arguments, and what is opened before the work begins."""
 
 import argparse
+import importlib.util
 import json
 import os
 from dataclasses import replace
@@ -40,6 +41,9 @@ def add_arguments(verb: str, p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    for module, extra in (("uvicorn", "serve"),) if args.verb == "serve" else (("safetensors", "export"),):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(f"`ramp {args.verb}` needs the package {module}; install it with `uv sync --extra {extra}`")
     return {"serve": _serve, "export": _export, "import": _import}[args.verb](args)
 
 
@@ -80,8 +84,7 @@ def _import(args: argparse.Namespace) -> int:
         raise UserError(f"--context is {args.context}; it must be at least 1")
     from ramp.serve import load
 
-    f = load.opened(args.file)
-    tokenizer = load.tokenizer_of(f)
+    f, tokenizer = load.opened(args.file)
     c = load.configured(f, tokenizer, args.context)
     found = RunDir(args.run)
     if found.begun("pretrain"):

@@ -166,8 +166,7 @@ def export(c: Config, lm: dict, t: Tokenizer, report: dict[str, Any], stage: str
 
 def compare(folder: Path, m: Model, lm: dict, t: Tokenizer) -> None:
     """Read the folder back as a stranger's and find the same tokenizer and the same weights, bit for bit."""
-    f = load.from_folder(folder)
-    again = load.tokenizer_of(f)
+    f, again = load.opened(folder)
     if again != t:
         raise RuntimeError(f"the tokenizer in {folder} reads back as another one")
     back = weights(m, load.params_of(f, m, again), t.vocab_size)

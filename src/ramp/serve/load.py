@@ -246,6 +246,8 @@ def _json(path: Path) -> dict:
 # ---------------------------------------------------------------------------------------------------- what is in it
 def _all_names(shape: dict) -> list[tuple[str, str]]:
     """Every weight by both names."""
+    if not 1 <= shape["depth"] <= 256:
+        raise UserError(f"a model of {shape['depth']} layers cannot be imported")
     block = [names for ours, names in BLOCK.items() if shape["qk_norm"] or ours not in ("q_norm", "k_norm")]
     layers = [(f"model.layers.{i}.{hf}", f"blk.{i}.{g}") for i in range(shape["depth"]) for hf, g in block]
     return [*layers, TABLE, NORM, *([] if shape["tied"] else [HEAD])]
@@ -316,12 +318,18 @@ def params_of(f: Foreign, m: Model, tokenizer: Tokenizer) -> dict:
     return {"embed": {"table": reordered(f.weight(TABLE, None))}, "blocks": blocks, "head": head}
 
 
-def opened(path: Path) -> Foreign:
-    if path.is_dir():
-        return from_folder(path)
-    if path.suffix == ".safetensors":
-        return from_folder(path.parent)
-    return from_gguf(path)
+def opened(path: Path) -> tuple[Foreign, Tokenizer]:
+    """A GGUF file, or a folder (or a safetensors file in one). Whatever is wrong with it is one sentence."""
+    folder = path.parent if path.suffix == ".safetensors" else path
+    try:
+        f = from_folder(folder) if folder.is_dir() else from_gguf(path)
+        tokenizer = tokenizer_of(f)
+        tokenizer.encode("a pattern that does not compile fails here")
+    except UserError:
+        raise
+    except Exception as error:  # fields of other types than the formats say
+        raise UserError(f"{path} is not laid out as such a model is: {type(error).__name__}: {error}") from None
+    return f, tokenizer
 
 
 def configured(f: Foreign, tokenizer: Tokenizer, context: int) -> Config:
