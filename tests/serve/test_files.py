@@ -19,7 +19,7 @@ from tokenizers import pre_tokenizers
 from ramp import cli
 from ramp.config import Config, Text, resolve
 from ramp.errors import UserError
-from ramp.model import sample
+from ramp.model import sample, transformer
 from ramp.rundir import RunDir
 from ramp.serve import export, gguf, load
 from ramp.stages.common import load_params
@@ -40,8 +40,15 @@ def configured(t: Tokenizer, **over) -> Config:
 
 
 def made(c: Config) -> dict:
+    """Random weights in the model's own shapes; nothing is compiled."""
+    rng = np.random.default_rng(0)
     with jax.set_mesh(tiny.mesh()):
-        return jax.tree.map(np.asarray, tiny.lively(c.model))
+        shapes = jax.eval_shape(lambda: transformer.init(c.model, jax.random.PRNGKey(0)))
+
+    def draw(path, x):
+        return (rng.normal(0, 0.1, x.shape) + path[-1].key.endswith("norm")).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 # ---------------------------------------------------------------------------------------------------- export
