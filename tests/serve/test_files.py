@@ -22,7 +22,7 @@ from ramp.errors import UserError
 from ramp.model import sample, transformer
 from ramp.rundir import RunDir
 from ramp.serve import export, gguf, load
-from ramp.stages.common import load_params
+from ramp.stages.common import load_params, shape_of
 from ramp.text.chat import render, render_prompt
 from ramp.text.tokenizer import LETTERS, Tokenizer
 
@@ -275,6 +275,10 @@ def test_what_gguf_holds_and_ramp_has_not_is_named(tmp_path, tokenizer, over, sa
     with pytest.raises(UserError, match=says):
         f, t = load.opened(file)
         load.params_of(f, load.configured(f, t, 64).model, t)
+
+
+def test_a_young_key_does_not_disown_older_checkpoints():
+    assert "norm_eps" not in shape_of(tiny.model()) and shape_of(tiny.model(norm_eps=1e-5))["norm_eps"] == 1e-5
 
 
 def test_folders_of_other_kinds_are_refused(tmp_path, tokenizer):

@@ -136,6 +136,8 @@ def _serve(args: argparse.Namespace) -> int:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be between {low} and {high}")
     if args.host not in ("127.0.0.1", "localhost", "::1") and not key:
         raise UserError(f"--host {args.host} can be reached by others: give a key with --key FILE or {KEY}")
+    if os.environ.get("RAMP_DISTRIBUTED"):
+        raise UserError("`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED")
     from ramp.serve import api
 
     sock = api.listen(args.host, args.port)
