@@ -140,7 +140,12 @@ class Api:
             yield
             await run_in_threadpool(self.engine.close)
 
-        handlers = {Refused: self.refused, HTTPException: self.no_route, UserError: self.mistaken}
+        handlers = {
+            Refused: self.refused,
+            HTTPException: self.no_route,
+            UserError: self.mistaken,
+            Exception: self.broken,
+        }
         inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
         return self.guarded(inner)
 
@@ -176,9 +181,8 @@ class Api:
         if self.key and scope["path"] not in ("/", "/health"):
             given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
             if not hmac.compare_digest(given, self.key.encode()):
-                return Refused(
-                    401, "wrong or missing key; send it as 'Authorization: Bearer KEY'", code="invalid_api_key"
-                )
+                says = "wrong or missing key; send it as 'Authorization: Bearer KEY'"
+                return Refused(401, says, code="invalid_api_key")
         return None
 
     async def refused(self, request: Request, error: Exception) -> Response:
@@ -193,6 +197,9 @@ class Api:
 
     async def mistaken(self, request: Request, error: Exception) -> Response:
         return plain(Refused(400, str(error)).body(), 400)
+
+    async def broken(self, request: Request, error: Exception) -> Response:
+        return plain(Refused(500, "the server made a mistake; its log tells more").body(), 500)
 
     # ---- for programs
 
@@ -227,9 +234,7 @@ class Api:
         return await whole_or_gone(request, self.whole(answers), answers.close)
 
     def frame(self, answers: Answers, id: str, choices: list[dict], streamed: bool) -> dict[str, Any]:
-        chat = answers.ask.chat
-        kind = "chat.completion" if chat else "text_completion"
-        kind += ".chunk" if chat and streamed else ""
+        kind = "chat.completion" + ".chunk" * streamed if answers.ask.chat else "text_completion"
         made = {"id": id, "object": kind, "created": int(time.time()), "model": self.server.name, "choices": choices}
         return made | ({"ramp": {"turns_left_out": answers.ask.left_out}} if answers.ask.left_out else {})
 
@@ -288,13 +293,7 @@ class Api:
 
     async def info(self, request: Request) -> Response:
         s, m = self.server.sample, self.server.model
-        settings = {
-            "temperature": s.temperature,
-            "top_k": s.top_k,
-            "top_p": s.top_p,
-            "min_p": s.min_p,
-            "tokens": s.tokens,
-        }
+        settings = {key: getattr(s, key) for key in ("temperature", "top_k", "top_p", "min_p", "tokens")}
         shape = {"depth": m.depth, "width": m.width, "context": m.context, "vocab": self.server.tokenizer.vocab_size}
         told = {"model": self.server.name, "stage": self.stage, "can_chat": self.server.can_chat, "shape": shape}
         return plain(told | {"settings": settings, "tasks": list(TASKS), "levels": LEVELS})
@@ -307,15 +306,13 @@ class Api:
         """Verdicts on the lines of an answer: all but the last are steps."""
         body = protocol.parse(await body_of(request))
         text = body.get("text")
-        if not isinstance(text, str):
-            raise Refused(400, "'text' must be the answer to judge", "text")
+        if not isinstance(text, str) or len(text) > 1 << 14:
+            raise Refused(400, f"'text' must be the answer to judge, of at most {1 << 14} characters", "text")
         problem = await run_in_threadpool(problem_of, body)
         *steps, answer = [line.strip() for line in text.split("\n")][:256]
         verdict = TASKS[problem.task].judge(problem, steps, answer)
-        lines = [
-            {"text": t, "right": v.right, "why": v.why}
-            for t, v in zip((*steps, answer), verdict.all_steps, strict=True)
-        ]
+        judged = zip((*steps, answer), verdict.all_steps, strict=True)
+        lines = [{"text": line, "right": step.right, "why": step.why} for line, step in judged]
         told = {"lines": lines, "right": verdict.final_right, "verified": verdict.verified, "lucky": verdict.lucky}
         return plain(told | {"answer": problem.answer, "solution": TASKS[problem.task].solution(problem)})
 
