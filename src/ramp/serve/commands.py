@@ -41,9 +41,10 @@ def add_arguments(verb: str, p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    for module, extra in (("uvicorn", "serve"),) if args.verb == "serve" else (("safetensors", "export"),):
-        if importlib.util.find_spec(module) is None:
-            raise UserError(f"`ramp {args.verb}` needs the package {module}; install it with `uv sync --extra {extra}`")
+    module, extra = ("uvicorn", "serve") if args.verb == "serve" else ("safetensors", "export")
+    needed = args.verb != "import" or args.file.suffix != ".gguf"
+    if needed and importlib.util.find_spec(module) is None:
+        raise UserError(f"`ramp {args.verb}` needs the package {module}; install it with `uv sync --extra {extra}`")
     return {"serve": _serve, "export": _export, "import": _import}[args.verb](args)
 
 
