@@ -35,10 +35,12 @@ with torch.no_grad():
     texts = []
     for prompt in asked["prompts"]:
         ids = tokenizer(prompt)["input_ids"]
-        texts.append({"ids": ids, "new": greedy(ids), "text": tokenizer.decode(greedy(ids))})
+        new = greedy(ids)
+        texts.append({"ids": ids, "new": new, "text": tokenizer.decode(new)})
     for talk in asked["talks"]:
         shown = tokenizer.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(shown, add_special_tokens=False)["input_ids"]
-        texts.append({"ids": ids, "shown": shown, "new": greedy(ids), "text": tokenizer.decode(greedy(ids))})
+        new = greedy(ids)
+        texts.append({"ids": ids, "shown": shown, "new": new, "text": tokenizer.decode(new)})
 found["texts"] = json.dumps(texts)
 np.savez(out, **found)
