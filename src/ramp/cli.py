@@ -17,6 +17,7 @@ from ramp.errors import UserError
 from ramp.ladder import commands as ladder
 from ramp.nines import commands as nines
 from ramp.pods import commands as pods
+from ramp.serve import commands as serve
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 
@@ -30,6 +31,9 @@ VERBS = {
     "synthesize": "train on own samples, generation after generation, without losing diversity",
     "sample": "ask the questions of the configuration, or continue a prompt",
     "chat": "talk to the model of a run",
+    "serve": "the model in a browser, and behind an API that existing clients speak",
+    "export": "the model as a folder that other tools open",
+    "import": "somebody else's model (GGUF, safetensors) as a run to go on from",
     "credit": "show which steps of a run's rollouts get which credit, as a page",
     "ladder": "climb from a table of counts to the model, each part added where the model without it fails",
     "synth": "why RUN ID: what became of a generated sample, and why",
@@ -93,6 +97,8 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         ladder.add_arguments(p)
     elif verb == "nines":
         nines.add_arguments(p)
+    elif verb in ("serve", "export", "import"):
+        serve.add_arguments(verb, p)
     elif verb in TRAINS:
         p.add_argument("config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
         p.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/<name of the config>)")
@@ -123,7 +129,7 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         p.add_argument("--bundle", type=Path, metavar="DIR", help="the tasks of --suite core")
         p.add_argument("--limit", type=int, default=0, metavar="N", help="questions of each task (default: all)")
     if verb in ("sample", "chat"):
-        p.add_argument("--stage", choices=("pretrain", "finetune"), default="finetune", help="whose weights speak")
+        p.add_argument("--stage", choices=("pretrain", "finetune"), help="whose weights speak (default: finetune)")
         p.add_argument("--seed", type=int, default=0)
     if verb == "sample":
         p.add_argument("--prompt", help="continue this text instead of asking the questions of the configuration")
@@ -194,14 +200,15 @@ def _sample(args: argparse.Namespace, flags: list[str]) -> int:
     c, directory = _target(args, flags)
     from ramp import talk
 
-    talk.complete(directory, c, args.prompt, args.stage, args.seed)
+    talk.complete(directory, c, args.prompt, args.stage or rundir.RunDir(directory).speaker, args.seed)
     return 0
 
 
 def _chat(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp import talk
 
-    talk.chat(args.run, args.stage, args.seed, args.temperature, args.tokens, args.ask)
+    stage = args.stage or rundir.RunDir(args.run).speaker
+    talk.chat(args.run, stage, args.seed, args.temperature, args.tokens, args.ask)
     return 0
 
 
@@ -279,6 +286,7 @@ ACTIONS = dict.fromkeys(TRAINS, _train) | {
     "bench": _bench,
     "plan": _plan,
     "nines": lambda args, flags: nines.run(args),
+    **dict.fromkeys(("serve", "export", "import"), lambda args, flags: serve.run(args)),
 }
 
 

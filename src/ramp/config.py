@@ -94,6 +94,8 @@ class Model:
     tied: bool = False
     """the embedding table is also the output matrix"""
     rope_base: Annotated[float, Range(above=1)] = 10_000.0
+    norm_eps: Annotated[float, Range(above=0, high=1)] = 1e-6
+    """added to the mean square inside every norm; imported models bring their own"""
     window: Annotated[str, "pattern"] = "L"
     """pattern of (L)ong and (S)hort attention over the layers, repeated; the last layer is always long"""
     short_window: Count = 0

@@ -60,6 +60,12 @@ class RunDir:
         return self.path / "checkpoints" / stage
 
     @property
+    def speaker(self) -> str:
+        """The stage whose weights speak unless another is named: an imported model speaks before it is fine-tuned."""
+        imported = "imported" in self.report().get("pretrain", {})
+        return "pretrain" if imported and not self.checkpoints("finetune").exists() else "finetune"
+
+    @property
     def config(self) -> Path:
         return self.path / "config.toml"
 

@@ -247,11 +247,11 @@ def _draw_until(c: Model, weights: Params, stream: Stream, how: How, first, unti
     return jax.lax.while_loop(more, some, (first, stream))[1]
 
 
-def blank_tail(cache: tuple) -> tuple:
-    """Room for the keys and values of TAIL tokens a row; of no more than the cache holds."""
+def blank_tail(cache: tuple, n: int = TAIL) -> tuple:
+    """Room for the keys and values of n tokens a row; of no more than the cache holds."""
 
     def room(a_bkhs: jax.Array) -> jax.Array:
-        shape = (*a_bkhs.shape[:3], min(TAIL, a_bkhs.shape[3]))
+        shape = (*a_bkhs.shape[:3], min(n, a_bkhs.shape[3]))
         return jnp.zeros(shape, a_bkhs.dtype, out_sharding=jax.typeof(a_bkhs).sharding.spec)
 
     return jax.tree.map(room, cache)

@@ -210,7 +210,7 @@ class Block(nn.Module):
             return jax.lax.reshape(y_nf, (B, T, n, h), out_sharding=P(ROWS, None, "model"))
 
         def norm(x_nd, name):
-            return rms_norm(x_nd, self.param(name, constant(1.0), (D,))) if c.norm else x_nd
+            return rms_norm(x_nd, self.param(name, constant(1.0), (D,)), c.norm_eps) if c.norm else x_nd
 
         def join(x_nd, o_nf, name):
             begin = constant(0.0, back) if c.residual else normal(o_nf.shape[1] ** -0.5, back)
@@ -237,8 +237,8 @@ class Block(nn.Module):
             value_btkd = jax.lax.reshape(value_btf, (B, T, K, h), out_sharding=P(ROWS))
             v_btkd += jax.reshard(share_btk[..., None].astype(v_btkd.dtype) * value_btkd, P(ROWS, None, "model"))
         if c.qk_norm:
-            q_bthd = rms_norm(q_bthd, self.param("q_norm", constant(1.0), (h,)))
-            k_btkd = rms_norm(k_btkd, self.param("k_norm", constant(1.0), (h,)))
+            q_bthd = rms_norm(q_bthd, self.param("q_norm", constant(1.0), (h,)), c.norm_eps)
+            k_btkd = rms_norm(k_btkd, self.param("k_norm", constant(1.0), (h,)), c.norm_eps)
         if c.rope:
             q_bthd, k_btkd = rope(q_bthd, cos, sin), rope(k_btkd, cos, sin)
         o_bthd, kept = attend(q_bthd, k_btkd, v_btkd)
@@ -266,7 +266,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x_nd: jax.Array, table_vd: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.c
-        y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,))) if c.norm else x_nd
+        y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,)), c.norm_eps) if c.norm else x_nd
         if c.tied:
             return y_nd, table_vd.T
         return y_nd, self.param("weight", normal(c.head_std, P("data", "model")), (c.width, c.vocab))

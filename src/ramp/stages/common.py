@@ -128,8 +128,9 @@ def draw_weights(board: Board, step: int, params: dict) -> None:
 
 
 def shape_of(m: Model) -> dict[str, Any]:
-    """The keys of a model that its parameters depend on; the rest only says how it is computed."""
-    free = ("dtype", "attention", "remat", "unroll", "loss_chunk")
+    """The keys of a model that its parameters depend on; the rest only says how it is computed. A key that is younger
+    than some checkpoints counts where it is not what was built in before."""
+    free = {"dtype", "attention", "remat", "unroll", "loss_chunk"} | ({"norm_eps"} if m.norm_eps == 1e-6 else set())
     return {k: v for k, v in vars(m).items() if k not in free}
 
 

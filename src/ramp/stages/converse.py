@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 from ramp.config import Config, Sample
 from ramp.model import sample
 from ramp.rundir import RunDir
 from ramp.stages.common import load_params
+from ramp.tasks import tool
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
@@ -36,7 +38,9 @@ def answers(
     if not questions:
         return []
     ids = [render_prompt(tokenizer, [{"role": "user", "content": q}]) for q in questions]
-    drawn = _generate(c, params, ids, tokenizer, (tokenizer.end, tokenizer.bos), check)
+    stop = (tokenizer.end, tokenizer.bos)
+    draw = partial(_generate, c, params, tokenizer=tokenizer, stop=stop, check=check)
+    drawn = tool.with_results(tokenizer, ids, draw, c.sample.tokens, c.model.context)
     return [{"question": q, "answer": tokenizer.decode(new)} for q, new in zip(questions, drawn, strict=True)]
 
 

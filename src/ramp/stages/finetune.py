@@ -10,6 +10,7 @@ from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
 from ramp.stages import common, converse, evaluate
+from ramp.tasks import tool
 from ramp.text import chat
 from ramp.text.corpus import split_of
 from ramp.text.rows import ArrayRows, Batches
@@ -62,7 +63,10 @@ def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Co
         for doc_id, messages in chat.conversations(source, counts, c.seed):
             by_split[split_of(doc_id, c.chat.val_fraction)].append((doc_id, messages))
     seq = c.finetune.seq
-    rendered = {s: list(chat.render_all(tokenizer, talks, seq + 1, counts)) for s, talks in by_split.items()}
+    rendered = {
+        split: list(chat.render_all(tokenizer, talks, seq + 1, counts, tool.spoken))
+        for split, talks in by_split.items()
+    }
     for split, talks in rendered.items():
         if not talks:
             raise UserError(

@@ -30,32 +30,48 @@ ROLES = ("system", "user", "assistant", "tool")
 # --- to tokens and rows
 
 
-def render(tokenizer: Tokenizer, messages: Messages, max_tokens: int) -> tuple[list[int], list[int], bool] | None:
+def plainly(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
+    """An assistant's words as (ids, weights): all of them bear loss."""
+    ids = tokenizer.encode(content)
+    return ids, [1] * len(ids)
+
+
+def render(
+    tokenizer: Tokenizer, messages: Messages, max_tokens: int, spoken: Callable = plainly
+) -> tuple[list[int], list[int], bool] | None:
     """(ids, weights, cut) of at most `max_tokens`; `weights[i]` is 1 where ids[i] bears loss as a target.
+
+    `spoken(tokenizer, content)`: what an assistant says, as (ids, weights); `tasks.tool` has one that reads calls.
 
     Turns after the last whole assistant turn that fits are left out, and `cut` says whether any were. None when not one
     assistant turn fits.
     """
-    ids, weights = [tokenizer.bos], [0]
+    ids, messages = beginning(tokenizer, messages)
+    weights, after = [0] * len(ids), closing(tokenizer)
     kept, kept_turns = 0, 0
     for turn, message in enumerate(messages, 1):
-        content = tokenizer.encode(message["content"])
-        if len(ids) + len(content) + 2 > max_tokens:
+        own = message["role"] == "assistant"
+        before = opening(tokenizer, message["role"])
+        content, bears = (spoken if own else plainly)(tokenizer, message["content"])
+        if len(ids) + len(before) + len(content) + len(after) > max_tokens:
             break
-        spoken = int(message["role"] == "assistant")
-        ids += [tokenizer.special(message["role"]), *content, tokenizer.end]
-        weights += [0] + [spoken] * (len(content) + 1)
-        if spoken:
+        ids += [*before, *content, *after]
+        weights += [0] * len(before) + [own * w for w in (*bears, 1)] + [0] * (len(after) - 1)
+        if own:
             kept, kept_turns = len(ids), turn
     return (ids[:kept], weights[:kept], kept_turns < len(messages)) if kept else None
 
 
 def render_all(
-    tokenizer: Tokenizer, conversations: Iterable[tuple[str, Messages]], max_tokens: int, counts: Counter
+    tokenizer: Tokenizer,
+    conversations: Iterable[tuple[str, Messages]],
+    max_tokens: int,
+    counts: Counter,
+    spoken: Callable = plainly,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """`render` each; adds to `counts`: rendered, cut, too_long, tokens, loss_tokens."""
     for _, messages in conversations:
-        rendered = render(tokenizer, messages, max_tokens)
+        rendered = render(tokenizer, messages, max_tokens, spoken)
         if rendered is None:
             counts["too_long"] += 1
             continue
@@ -66,10 +82,33 @@ def render_all(
 
 def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     """The conversation so far, ending in the token after which the assistant speaks."""
-    ids = [tokenizer.bos]
+    ids, messages = beginning(tokenizer, messages)
     for message in messages:
-        ids += [tokenizer.special(message["role"]), *tokenizer.encode(message["content"]), tokenizer.end]
-    return [*ids, tokenizer.special("assistant")]
+        ids += turn_ids(tokenizer, message)
+    return [*ids, *opening(tokenizer, "assistant")]
+
+
+def turn_ids(tokenizer: Tokenizer, message: dict[str, str]) -> list[int]:
+    return [*opening(tokenizer, message["role"]), *tokenizer.encode(message["content"]), *closing(tokenizer)]
+
+
+def beginning(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], Messages]:
+    """What stands before the first turn, and the turns: ChatML has no first token, but may have a first turn."""
+    if not tokenizer.chatml:
+        return [tokenizer.bos], messages
+    told = not tokenizer.system or (messages and messages[0]["role"] == "system")
+    return [], messages if told else [{"role": "system", "content": tokenizer.system}, *messages]
+
+
+def opening(tokenizer: Tokenizer, role: str) -> list[int]:
+    """What opens a turn: the role's token. In ChatML one token opens all turns and the role follows in words; in an
+    imported model the tokens of the roles are copies of that one."""
+    return [tokenizer.special(role), *(tokenizer.encode(role + "\n") if tokenizer.chatml else [])]
+
+
+def closing(tokenizer: Tokenizer) -> list[int]:
+    """What closes a turn; of these only `<|end|>` is for an assistant to say."""
+    return [tokenizer.end, *(tokenizer.encode("\n") if tokenizer.chatml else [])]
 
 
 def pack(rendered: Iterable[tuple[Sequence[int], Sequence[int]]], length: int, pad_id: int) -> ArrayRows:

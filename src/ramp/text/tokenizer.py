@@ -54,10 +54,15 @@ LETTERS = _byte_letters()
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A split pattern and merges, each merge a pair of earlier ids; all else follows from these two."""
+    """A split pattern and merges, each merge a pair of earlier ids; all else follows from these two.
+
+    An imported model may speak ChatML, another form of conversation: see `chat.opening`.
+    """
 
     merges: tuple[tuple[int, int], ...] = ()
     pattern: str = PATTERN
+    chatml: bool = False
+    system: str = ""  # ChatML only: the system turn of a conversation that begins without one
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -104,6 +109,10 @@ class Tokenizer:
 
     @cached_property
     def _bpe(self) -> tokenizers.Tokenizer:
+        return self.to_library()
+
+    def to_library(self) -> tokenizers.Tokenizer:
+        """A new object of the `tokenizers` library that encodes alike; it knows no specials."""
         spell = ["".join(LETTERS[b] for b in piece) for piece in self.pieces]
         vocab = {letters: i for i, letters in enumerate(spell)}
         merges = [(spell[left], spell[right]) for left, right in self.merges]
@@ -187,7 +196,8 @@ class Tokenizer:
         return i
 
     def _content(self) -> dict:
-        return {"format": FORMAT, "pattern": self.pattern, "specials": SPECIALS, "merges": self.merges}
+        content = {"format": FORMAT, "pattern": self.pattern, "specials": SPECIALS, "merges": self.merges}
+        return content | ({"chatml": True, "system": self.system} if self.chatml else {})
 
     def save(self, path: Path | str) -> None:
         """Write JSON, whole or not at all."""
@@ -206,7 +216,9 @@ class Tokenizer:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if (content["format"], tuple(content["specials"])) != (FORMAT, SPECIALS):
                 raise ValueError(f"it is not of the format {FORMAT}")
-            tokenizer = Tokenizer(tuple((int(a), int(b)) for a, b in content["merges"]), content["pattern"])
+            merges = tuple((int(a), int(b)) for a, b in content["merges"])
+            form = bool(content.get("chatml")), str(content.get("system", ""))
+            tokenizer = Tokenizer(merges, content["pattern"], *form)
             if tokenizer.fingerprint != content["fingerprint"]:
                 raise ValueError("its content does not match its fingerprint")
         except FileNotFoundError:

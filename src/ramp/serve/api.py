@@ -1,0 +1,458 @@
+"""The HTTP server: OpenAI's API for programs, one page for people.
+
+The event loop never computes: requests are read and checked in a worker thread, tokens come from the engine's. Whatever
+a client does (leaves, reads slowly, sends half a body) costs at most its own request. Nothing of a conversation is
+logged or kept.
+"""
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import json
+import re
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from ramp.config import Config
+from ramp.errors import UserError
+from ramp.serve import protocol
+from ramp.serve.engine import Engine, Full, Job, Token
+from ramp.serve.protocol import Ask, Refused, Server
+from ramp.serve.speech import Speech, logprob, old_logprobs
+from ramp.tasks import TASKS, tool
+from ramp.text.tokenizer import Tokenizer
+
+PATIENCE = 15.0  # seconds for a body to arrive
+DEADLINE = 900.0  # seconds for an answer
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+LEVELS = 12  # hardest problem of a task that is made on request
+
+
+def plain(data: Any, status: int = 200, headers: dict | None = None) -> Response:
+    return Response(json.dumps(data, allow_nan=False), status, headers, "application/json")
+
+
+# ---------------------------------------------------------------------------------------------------- answers
+class Answers:
+    """The answers to one `Ask`, from the engine's thread to this one. Full: see `Engine.submit`."""
+
+    def __init__(self, engine: Engine, ask: Ask):
+        self.engine, self.ask = engine, ask
+        self.events: asyncio.Queue = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def emit(choice: int) -> Callable[[list[Token], str], None]:
+            def hand_over(tokens: list[Token], why: str) -> None:
+                with suppress(RuntimeError):  # the loop is closed: nobody listens
+                    loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, why))
+
+            return hand_over
+
+        after = partial(tool.reply, engine.tokenizer) if ask.chat else Job.after
+        seeds = [(ask.seed + i) % 2**32 for i in range(ask.n)]
+        self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, emit(i), after) for i, seed in enumerate(seeds)]
+        self.speeches = [Speech(engine.tokenizer, ask.stops) for _ in self.jobs]
+        self.counted = 0  # tokens said
+        engine.submit(self.jobs)
+
+    async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
+        """(choice, new text, its tokens, why it ended or None) until every choice has ended."""
+        open_choices = set(range(self.ask.n))
+        async with asyncio.timeout(DEADLINE):
+            while open_choices:
+                choice, tokens, why = await self.events.get()
+                if choice not in open_choices:
+                    continue  # a stop string ended it before the engine knew
+                if why == "error":
+                    raise Refused(503, "the engine has stopped; see the server's log")
+                speech = self.speeches[choice]
+                text, shown = speech.push(tokens, ended=bool(why))
+                self.counted += len(tokens)
+                if speech.stopped:
+                    self.engine.cancel([self.jobs[choice]])
+                    why = "stop"
+                if why:
+                    open_choices.discard(choice)
+                yield choice, text, shown, why or None
+
+    def usage(self) -> dict[str, int]:
+        asked = len(self.ask.ids)
+        return {"prompt_tokens": asked, "completion_tokens": self.counted, "total_tokens": asked + self.counted}
+
+    def close(self) -> None:
+        self.engine.cancel(self.jobs)
+
+
+class Stream(StreamingResponse):
+    """Events for a client; `close` is called however it ends, even where the first event was never asked for."""
+
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]):
+        super().__init__(events, media_type="text/event-stream")
+        self.close = close
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.close()
+
+
+class Api:
+    """The routes over one engine."""
+
+    def __init__(self, engine: Engine, server: Server, stage: str, key: str = "", local: bool = True):
+        self.engine, self.server, self.stage, self.key, self.local = engine, server, stage, key, local
+        self.born = int(time.time())
+        self.page = Path(__file__).with_name("page.html").read_bytes()
+        self.policy = policy(self.page.decode())
+
+    def app(self) -> Callable:
+        routes = [
+            Route("/", self.index),
+            Route("/health", self.health),
+            Route("/metrics", self.metrics),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/ramp/info", self.info),
+            Route("/ramp/problem", self.problem),
+            Route("/ramp/judge", self.judge, methods=["POST"]),
+        ]
+
+        @asynccontextmanager
+        async def lifespan(app: Starlette) -> AsyncIterator[None]:
+            yield
+            await run_in_threadpool(self.engine.close)
+
+        handlers = {
+            Refused: self.refused,
+            HTTPException: self.no_route,
+            UserError: self.mistaken,
+            Exception: self.broken,
+        }
+        inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+        return self.guarded(inner)
+
+    def guarded(self, inner: Callable) -> Callable:
+        """Around every request: who may ask, and the headers that keep a browser from doing more than it should."""
+        fixed = [
+            (b"content-security-policy", self.policy.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+            (b"cache-control", b"no-store"),
+        ]
+
+        async def app(scope: dict, receive: Callable, send: Callable) -> None:
+            if scope["type"] != "http":
+                await inner(scope, receive, send)
+                return
+
+            async def send_more(message: dict) -> None:
+                if message["type"] == "http.response.start":
+                    message = message | {"headers": [*message["headers"], *fixed]}
+                await send(message)
+
+            refusal = self.forbidden(scope)
+            await (plain(refusal.body(), refusal.status) if refusal else inner)(scope, receive, send_more)
+
+        return app
+
+    def forbidden(self, scope: dict) -> Refused | None:
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self.local and re.sub(r":\d+$", "", host) not in LOCAL:  # a page elsewhere whose name now points here
+            return Refused(403, "this server answers to localhost only", code="wrong_host")
+        if self.key and scope["path"] not in ("/", "/health"):
+            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            if not hmac.compare_digest(given, self.key.encode()):
+                says = "wrong or missing key; send it as 'Authorization: Bearer KEY'"
+                return Refused(401, says, code="invalid_api_key")
+        return None
+
+    async def refused(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return plain(error.body(), error.status, {"Retry-After": "1"} if error.status == 429 else None)
+
+    async def no_route(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        says = {404: "there is nothing at this address", 405: f"{request.method} is not allowed here"}
+        refusal = Refused(error.status_code, says.get(error.status_code, error.detail))
+        return plain(refusal.body(), error.status_code, dict(error.headers or {}))
+
+    async def mistaken(self, request: Request, error: Exception) -> Response:
+        return plain(Refused(400, str(error)).body(), 400)
+
+    async def broken(self, request: Request, error: Exception) -> Response:
+        return plain(Refused(500, "the server made a mistake; its log tells more").body(), 500)
+
+    # ---- for programs
+
+    async def models(self, request: Request) -> Response:
+        return plain({"object": "list", "data": [self.described()]})
+
+    async def model(self, request: Request) -> Response:
+        if request.path_params["name"] != self.server.name:
+            raise Refused(404, "this model does not exist", "model", "model_not_found")
+        return plain(self.described())
+
+    def described(self) -> dict[str, Any]:
+        return {"id": self.server.name, "object": "model", "created": self.born, "owned_by": "ramp"}
+
+    async def chat(self, request: Request) -> Response:
+        return await self.answer(request, chat=True)
+
+    async def complete(self, request: Request) -> Response:
+        return await self.answer(request, chat=False)
+
+    async def answer(self, request: Request, chat: bool) -> Response:
+        raw = await body_of(request)
+        ask = await run_in_threadpool(lambda: protocol.ask(protocol.parse(raw), self.server, chat))
+        try:
+            answers = Answers(self.engine, ask)
+        except Full:
+            raise Refused(429, "all slots are taken and the line is full; come back in a moment", code="busy") from None
+        except RuntimeError as error:
+            raise Refused(503, str(error)) from None
+        if ask.stream:
+            return Stream(self.events(answers), answers.close)
+        return await whole_or_gone(request, self.whole(answers), answers.close)
+
+    def frame(self, answers: Answers, id: str, choices: list[dict], streamed: bool) -> dict[str, Any]:
+        kind = "chat.completion" + ".chunk" * streamed if answers.ask.chat else "text_completion"
+        made = {"id": id, "object": kind, "created": int(time.time()), "model": self.server.name, "choices": choices}
+        return made | ({"ramp": {"turns_left_out": answers.ask.left_out}} if answers.ask.left_out else {})
+
+    def figures(self, ask: Ask, tokens: list[Token], offset: int) -> dict | None:
+        if not ask.logprobs:
+            return None
+        if not ask.chat:
+            return old_logprobs(self.server.tokenizer, tokens, offset)
+        return {"content": [logprob(self.server.tokenizer, token) for token in tokens], "refusal": None}
+
+    async def whole(self, answers: Answers) -> Response:
+        ask, texts = answers.ask, [""] * answers.ask.n
+        said: list[list[Token]] = [[] for _ in texts]
+        reasons = ["length"] * ask.n
+        async for choice, text, tokens, why in answers.pieces():
+            texts[choice] += text
+            said[choice] += tokens
+            reasons[choice] = why or reasons[choice]
+        choices = []
+        for i, text in enumerate(texts):
+            body = {"message": {"role": "assistant", "content": text, "refusal": None}} if ask.chat else {"text": text}
+            figures = {"logprobs": self.figures(ask, said[i], 0), "finish_reason": reasons[i]}
+            choices.append({"index": i, **body, **figures})
+        return plain(self.frame(answers, new_id(ask), choices, False) | {"usage": answers.usage()})
+
+    async def events(self, answers: Answers) -> AsyncIterator[str]:
+        ask, id = answers.ask, new_id(answers.ask)
+
+        def event(choices: list[dict], **more: Any) -> str:
+            return f"data: {json.dumps(self.frame(answers, id, choices, True) | more, allow_nan=False)}\n\n"
+
+        def said(i: int, text: str | dict, tokens: list[Token], why: str | None, offset: int = 0) -> dict[str, Any]:
+            delta = text if isinstance(text, dict) else {"content": text} if text else {}
+            figures = {"logprobs": self.figures(ask, tokens, offset), "finish_reason": why}
+            return {"index": i, **({"delta": delta} if ask.chat else {"text": text}), **figures}
+
+        offsets = [0] * ask.n
+        try:
+            for i in range(ask.n) if ask.chat else ():
+                yield event([said(i, {"role": "assistant", "content": ""}, [], None)])
+            async for choice, text, tokens, why in answers.pieces():
+                if text or tokens or why:
+                    yield event([said(choice, text, tokens, why, offsets[choice])])
+                    offsets[choice] += len(text)
+            if ask.usage:
+                yield event([], usage=answers.usage())
+            yield "data: [DONE]\n\n"
+        except (Refused, TimeoutError) as error:
+            refusal = error if isinstance(error, Refused) else Refused(504, "the answer took too long")
+            yield f"data: {json.dumps(refusal.body())}\n\n"
+
+    # ---- for people
+
+    async def index(self, request: Request) -> Response:
+        return Response(self.page, media_type="text/html; charset=utf-8")
+
+    async def info(self, request: Request) -> Response:
+        s, m = self.server.sample, self.server.model
+        settings = {key: getattr(s, key) for key in ("temperature", "top_k", "top_p", "min_p", "tokens")}
+        shape = {"depth": m.depth, "width": m.width, "context": m.context, "vocab": self.server.tokenizer.vocab_size}
+        told = {"model": self.server.name, "stage": self.stage, "can_chat": self.server.can_chat, "shape": shape}
+        return plain(told | {"settings": settings, "tasks": list(TASKS), "levels": LEVELS})
+
+    async def problem(self, request: Request) -> Response:
+        problem = await run_in_threadpool(problem_of, dict(request.query_params))
+        return plain({"task": problem.task, "level": problem.level, "seed": problem.seed, "question": problem.question})
+
+    async def judge(self, request: Request) -> Response:
+        """Verdicts on the lines of an answer: all but the last are steps."""
+        body = protocol.parse(await body_of(request))
+        text = body.get("text")
+        if not isinstance(text, str) or len(text) > 1 << 14:
+            raise Refused(400, f"'text' must be the answer to judge, of at most {1 << 14} characters", "text")
+        problem = await run_in_threadpool(problem_of, body)
+        *steps, answer = [line.strip() for line in text.split("\n")][:256]
+        verdict = TASKS[problem.task].judge(problem, steps, answer)
+        judged = zip((*steps, answer), verdict.all_steps, strict=True)
+        lines = [{"text": line, "right": step.right, "why": step.why} for line, step in judged]
+        told = {"lines": lines, "right": verdict.final_right, "verified": verdict.verified, "lucky": verdict.lucky}
+        return plain(told | {"answer": problem.answer, "solution": TASKS[problem.task].solution(problem)})
+
+    async def health(self, request: Request) -> Response:
+        return plain({"status": "ok"}) if not self.engine.fault else plain({"status": "the engine has stopped"}, 503)
+
+    async def metrics(self, request: Request) -> Response:
+        counts = self.engine.counts
+        lines = []
+        for name in ("requests", "finished", "cancelled", "tokens", "prompt_tokens", "chunks"):
+            lines += [f"# TYPE ramp_{name}_total counter", f"ramp_{name}_total {counts[name]}"]
+        seconds = "ramp_first_token_seconds"
+        lines += [f"# TYPE {seconds} summary", f"{seconds}_sum {counts['first_token_seconds']:.6f}"]
+        lines += [f"{seconds}_count {counts['first_tokens']}"]
+        now = {"active": len(self.engine.live), "waiting": len(self.engine.waiting), "slots": self.engine.slots}
+        for name, value in (now | {"cache_tokens": self.engine.size}).items():
+            lines += [f"# TYPE ramp_{name} gauge", f"ramp_{name} {value}"]
+        return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+
+# ---------------------------------------------------------------------------------------------------- small parts
+def new_id(ask: Ask) -> str:
+    return ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex
+
+
+def policy(page: str) -> str:
+    """A Content-Security-Policy that lets the page run its own script and style and nothing else."""
+
+    def hashes(tag: str) -> str:
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(p.encode()).digest()).decode()}'" for p in parts)
+
+    script, style = hashes("script"), hashes("style")
+    closed = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
+    return f"{closed}; img-src data:; script-src {script}; style-src {style}"
+
+
+async def body_of(request: Request) -> bytes:
+    """The body, no longer and no slower than allowed. Other sites' forms cannot send JSON without asking first."""
+    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+        raise Refused(415, "send the body as application/json")
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                raw += part
+                if len(raw) > protocol.BODY:
+                    raise Refused(413, f"the body is longer than {protocol.BODY} bytes", code="too_large")
+    except TimeoutError:
+        raise Refused(408, f"the body did not arrive within {PATIENCE:g} seconds") from None
+    except ClientDisconnect:
+        raise Refused(400, "the client left") from None
+    return bytes(raw)
+
+
+async def whole_or_gone(request: Request, work: Any, close: Callable[[], None]) -> Response:
+    """Do the work unless the client leaves first."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].result() if tasks[0].done() else Response(status_code=499)
+    except TimeoutError:
+        raise Refused(504, "the answer took too long") from None
+    finally:
+        close()
+        for task in tasks:
+            task.cancel()
+
+
+def problem_of(asked: dict[str, Any]) -> Any:
+    """The problem that {"task", "seed", "level"} names, from a query or from a body."""
+    task, numbers = asked.get("task"), []
+    if not isinstance(task, str) or task not in TASKS:
+        raise Refused(400, f"'task' must be one of {', '.join(TASKS)}", "task")
+    for name, low, high in (("seed", 0, 2**31 - 1), ("level", 1, LEVELS)):
+        value = str(asked.get(name, ""))
+        if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not low <= int(value) <= high:
+            raise Refused(400, f"'{name}' must be a whole number from {low} to {high}", name)
+        numbers.append(int(value))
+    return TASKS[task].sample(*numbers)
+
+
+def build(
+    name: str, c: Config, lm: dict, tokenizer: Tokenizer, stage: str, slots: int, queue: int
+) -> tuple[Engine, Server]:
+    engine = Engine(c.model, lm, tokenizer, slots, queue)
+    can_chat = stage != "pretrain" or tokenizer.chatml
+    return engine, Server(name, c.model, c.sample, tokenizer, can_chat)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket, before anything slow is done."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise UserError(
+            f"cannot listen at {host}:{port} ({error.strerror}); choose another with --port or --host"
+        ) from None
+    return sock
+
+
+def settings(app: Callable) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=2048,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=1 << 16,
+    )
+
+
+def serve(
+    name: str,
+    c: Config,
+    lm: dict,
+    tokenizer: Tokenizer,
+    stage: str,
+    sock: socket.socket,
+    key: str,
+    slots: int,
+    queue: int,
+) -> None:
+    """Warm up, then answer until interrupted."""
+    host, port = sock.getsockname()[:2]
+    local = host in ("127.0.0.1", "::1")
+    engine, server = build(name, c, lm, tokenizer, stage, slots, queue)
+    engine.warm(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
+    engine.start()
+    print(f"{name} ({stage}): http://{f'[{host}]' if ':' in host else host}:{port}/  API at /v1  (Ctrl-C ends it)")
+    uvicorn.Server(settings(Api(engine, server, stage, key, local).app())).run(sockets=[sock])

@@ -1,0 +1,147 @@
+"""`ramp serve`, `ramp export`, `ramp import`: their arguments, and what is opened before the work begins."""
+
+import argparse
+import importlib.util
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ramp import config, rundir
+from ramp.config import Config
+from ramp.errors import UserError
+from ramp.rundir import RunDir
+
+STAGES = ("pretrain", "finetune", "reinforce")
+KEY = "RAMP_API_KEY"
+
+
+def add_arguments(verb: str, p: argparse.ArgumentParser) -> None:
+    if verb == "import":
+        p.add_argument(
+            "file", type=Path, help="a .gguf file, or a folder with config.json, tokenizer.json, *.safetensors"
+        )
+        p.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run directory to make")
+        p.add_argument("--context", type=int, default=2048, help="tokens it shall attend to (default: at most 2048)")
+        return
+    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("--stage", choices=STAGES, help="whose weights (default: finetune, or pretrain where that is all)")
+    if verb == "export":
+        p.add_argument(
+            "--to", choices=("hf",), default="hf", help="hf: a folder for Hugging Face's transformers and its like"
+        )
+        p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    if verb == "serve":
+        p.add_argument("--host", default="127.0.0.1", help="an address other than this machine's own needs a key")
+        p.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
+        p.add_argument("--key", metavar="FILE", type=Path, help=f"a file with the key clients send; or set {KEY}")
+        p.add_argument("--slots", type=int, default=16, help="answers written at the same time (default 16)")
+        p.add_argument("--queue", type=int, default=64, help="requests that may wait for a slot (default 64)")
+
+
+def run(args: argparse.Namespace) -> int:
+    module, extra = ("uvicorn", "serve") if args.verb == "serve" else ("safetensors", "export")
+    needed = args.verb != "import" or args.file.suffix != ".gguf"
+    if needed and importlib.util.find_spec(module) is None:
+        raise UserError(f"`ramp {args.verb}` needs the package {module}; install it with `uv sync --extra {extra}`")
+    return {"serve": _serve, "export": _export, "import": _import}[args.verb](args)
+
+
+def _opened(path: Path, stage: str | None, alone: bool = False) -> tuple[RunDir, Config, Any, dict, str]:
+    """(run, configuration, tokenizer, parameters {"lm"}, stage) on the run's mesh, or `alone` in this host's memory."""
+    found, c = rundir.opened(path)
+    stage = stage or (found.speaker if found.checkpoints(found.speaker).exists() else "pretrain")
+    from ramp.run import setup
+    from ramp.stages.common import load_params
+    from ramp.text.tokenizer import Tokenizer
+
+    c = _in_memory(c) if alone else setup(c)
+    tokenizer = Tokenizer.load(found.tokenizer)
+    return found, c, tokenizer, load_params(found, stage, c, tokenizer), stage
+
+
+def _in_memory(c: Config) -> Config:
+    """On the host's processor, whatever else there is: copying weights needs room and no speed."""
+    import jax
+
+    from ramp.run import setup
+
+    jax.config.update("jax_platforms", "cpu")
+    return setup(replace(c, mesh=config.Mesh(data=1)), devices=1)
+
+
+def _export(args: argparse.Namespace) -> int:
+    found, c, tokenizer, params, stage = _opened(args.run, args.stage, alone=True)
+    from ramp.serve.export import export
+
+    export(c, params["lm"], tokenizer, found.report(), stage, args.out)
+    print(f"{args.out}: written, read back and compared")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    if args.context < 1:
+        raise UserError(f"--context is {args.context}; it must be at least 1")
+    from ramp.serve import load
+
+    f, tokenizer = load.opened(args.file)
+    c = load.configured(f, tokenizer, args.context)
+    found = RunDir(args.run)
+    if found.begun("pretrain"):
+        raise UserError(f"{args.run} has a model already; name another directory with --run")
+    import_run(f, tokenizer, c, found)
+    shape = f"{c.model.depth} layers, width {c.model.width}, {tokenizer.vocab_size} tokens, context {c.model.context}"
+    print(f"{args.run}: {f.card.get('name') or args.file.name}, {shape}\nNext: ramp serve {args.run}")
+    return 0
+
+
+def import_run(f: Any, tokenizer: Any, c: Config, found: RunDir) -> None:
+    """A run whose pretraining is done: every stage goes on from it."""
+    import jax
+
+    from ramp.config import fingerprint
+    from ramp.model import transformer
+    from ramp.report import update_report
+    from ramp.serve import load
+    from ramp.stages.common import shape_of
+    from ramp.train.checkpoint import Checkpoints
+    from ramp.train.state import abstract
+
+    m = _in_memory(c).model
+    lm = load.params_of(f, m, tokenizer)
+    like = abstract(lambda: transformer.init(m, jax.random.PRNGKey(0)), jax.sharding.get_mesh())
+    lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), lm, like)
+    meta = {"stage": "pretrain", "model": fingerprint(shape_of(c.model)), "tokenizer": tokenizer.fingerprint}
+    with found.lock():
+        found.claim(c)
+        tokenizer.save(found.tokenizer)
+        checkpoints = Checkpoints(found.checkpoints("pretrain"))
+        checkpoints.save(0, {"params": {"lm": lm}}, meta | {"seed": c.seed, "imported": json.dumps(f.card)})
+        checkpoints.close()
+        for stage in ("prepare", "pretrain"):
+            update_report(found.path, stage, {"imported": f.where.name, "done": True})
+
+
+def _serve(args: argparse.Namespace) -> int:
+    key = os.environ.get(KEY, "")
+    if args.key:
+        try:
+            key = args.key.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--key {args.key} cannot be read: {error}") from None
+        if not key:
+            raise UserError(f"--key {args.key} is empty")
+    for name, low, high in (("port", 0, 65535), ("slots", 1, 1024), ("queue", 0, 100_000)):
+        if not low <= getattr(args, name) <= high:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be between {low} and {high}")
+    if args.host not in ("127.0.0.1", "localhost", "::1") and not key:
+        raise UserError(f"--host {args.host} can be reached by others: give a key with --key FILE or {KEY}")
+    if os.environ.get("RAMP_DISTRIBUTED"):
+        raise UserError("`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED")
+    from ramp.serve import api
+
+    sock = api.listen(args.host, args.port)
+    _, c, tokenizer, params, stage = _opened(args.run, args.stage)
+    api.serve(args.run.resolve().name, c, params["lm"], tokenizer, stage, sock, key, args.slots, args.queue)
+    return 0

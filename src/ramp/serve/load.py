@@ -1,0 +1,343 @@
+"""Models that others trained, as ramp runs: Llama and Qwen3 shapes, from GGUF or from a Hugging Face folder.
+
+The weights are re-ordered, not the house: a byte-level BPE becomes ramp's own tokenizer (bytes, merges, eight specials)
+and the rows of the embedding follow it, so that every stage takes an imported model as it takes one of its own.
+`<|bos|>` gets the row of the token between documents, `<|end|>` the one that ends a turn, the roles copies of ChatML's
+`<|im_start|>`; what the model never had gets the mean row, whose logit is never near the top.
+
+What neither shape knows (biases, scaled RoPE, experts, ...) is refused by name.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ramp.config import Config, Model, Text, check, resolve
+from ramp.errors import UserError
+from ramp.serve import gguf
+from ramp.text.tokenizer import LETTERS, SPECIALS, Tokenizer
+
+# Weights of a block, ours: (Hugging Face's name, GGUF's). Matrices are transposed there.
+BLOCK = {
+    "attn_norm": ("input_layernorm", "attn_norm"),
+    "wq": ("self_attn.q_proj", "attn_q"),
+    "wk": ("self_attn.k_proj", "attn_k"),
+    "wv": ("self_attn.v_proj", "attn_v"),
+    "q_norm": ("self_attn.q_norm", "attn_q_norm"),
+    "k_norm": ("self_attn.k_norm", "attn_k_norm"),
+    "wo": ("self_attn.o_proj", "attn_output"),
+    "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
+    "w_gate": ("mlp.gate_proj", "ffn_gate"),
+    "w_up": ("mlp.up_proj", "ffn_up"),
+    "w_down": ("mlp.down_proj", "ffn_down"),
+}
+TABLE, NORM, HEAD = ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+PATTERNS = {  # GGUF names its split pattern and does not spell it
+    "gpt-2": GPT2,
+    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",  # digits stand alone
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+STANDS_FOR = {  # whose row a special of ours takes where the model has none of that name
+    "<|bos|>": ("<|endoftext|>", "<|begin_of_text|>", "<s>"),
+    "<|end|>": ("<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>"),
+    **dict.fromkeys(("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"), ("<|im_start|>",)),
+}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A model of somebody else, opened. Weights are read when they are asked for, as float32."""
+
+    where: Path
+    shape: dict[str, Any]  # keys of config.Model
+    ids: dict[str, int]  # token, in GPT-2's letters: its row
+    merges: list[tuple[str, str]]
+    pattern: str
+    template: str
+    weight: Callable[[tuple[str, str], int | None], np.ndarray]  # (names, layer or None)
+    card: dict[str, Any]  # what it says about itself
+
+
+# ---------------------------------------------------------------------------------------------------- from GGUF
+def from_gguf(path: Path) -> Foreign:
+    file = gguf.read(path)
+    arch = file.meta.get("general.architecture")
+    if arch not in ("llama", "qwen3"):
+        raise UserError(f"{path} is a model of the kind {arch!r}; ramp imports llama and qwen3")
+
+    def of(key: str, default: Any = None) -> Any:
+        value = file.meta.get(f"{arch}.{key}", default)
+        if value is None:
+            raise UserError(f"{path} lacks the field {arch}.{key}")
+        return value
+
+    if of("rope.scaling.type", "none") != "none" or of("attention.sliding_window", 0):
+        raise UserError(f"{path} scales its RoPE or slides its attention window, which ramp's model does not")
+    if file.meta.get("tokenizer.ggml.model") != "gpt2":
+        kind = file.meta.get("tokenizer.ggml.model")
+        raise UserError(f"{path} has a tokenizer of the kind {kind!r}; ramp imports byte-level BPE ('gpt2')")
+    cut = file.meta.get("tokenizer.ggml.pre", "gpt-2")
+    if cut not in PATTERNS:
+        raise UserError(f"{path} cuts its text by the rule {cut!r}; ramp knows {', '.join(PATTERNS)}")
+    heads = of("attention.head_count")
+    shape = {
+        "depth": of("block_count"),
+        "width": of("embedding_length"),
+        "heads": heads,
+        "kv_heads": of("attention.head_count_kv", heads),
+        "head_dim": of("attention.key_length", of("embedding_length") // max(heads, 1)),
+        "ff": of("feed_forward_length"),
+        "context": of("context_length"),
+        "rope_base": of("rope.freq_base", 10_000.0),
+        "norm_eps": float(f"{of('attention.layer_norm_rms_epsilon'):.6g}"),  # stored in 32 bits
+        "qk_norm": "blk.0.attn_q_norm.weight" in file.places,
+        "tied": "output.weight" not in file.places,
+    }
+    if of("rope.dimension_count", shape["head_dim"]) != shape["head_dim"]:
+        raise UserError(f"{path} turns only a part of each head by RoPE, which ramp's model does not")
+    names = [n for _, n in _all_names(shape)]
+    _require_known(path, set(file.places), {f"{name}.weight" for name in names})
+
+    def weight(names: tuple[str, str], layer: int | None) -> np.ndarray:
+        name = names[1] if layer is None else f"blk.{layer}.{names[1]}"
+        w = _found(path, file.places, f"{name}.weight", file.tensor)
+        if arch == "llama" and names[1] in ("attn_q", "attn_k"):  # llama.cpp turns neighbours, we turn halves
+            n = shape["heads" if names[1] == "attn_q" else "kv_heads"]
+            w = w.reshape(n, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+        return w
+
+    tokens, merges = file.meta.get("tokenizer.ggml.tokens", []), file.meta.get("tokenizer.ggml.merges", [])
+    ids = {token: i for i, token in enumerate(tokens)}
+    card = {k: file.meta.get(f"general.{k}", "") for k in ("name", "license", "organization")}
+    template = file.meta.get("tokenizer.chat_template", "")
+    return Foreign(path, shape, ids, _pairs(path, merges), PATTERNS[cut], template, weight, card)
+
+
+# ---------------------------------------------------------------------------------------------------- from a folder
+def from_folder(path: Path) -> Foreign:
+    """config.json, *.safetensors, tokenizer.json and, where there is one, tokenizer_config.json or chat_template.jinja."""
+    from safetensors import SafetensorError, safe_open
+
+    config = _json(path / "config.json")
+    shape = _shape_of_config(path, config)
+    files: dict[str, Any] = {}
+    try:
+        for file in sorted(path.glob("*.safetensors")):
+            opened = safe_open(file, "np")
+            files |= dict.fromkeys(opened.keys(), opened)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read as safetensors: {error}") from None
+    if not files:
+        raise UserError(f"{path} holds no *.safetensors; ramp reads no other kind of weights")
+    shape["tied"] = shape["tied"] or "lm_head.weight" not in files
+    known = {f"{name}.weight" for name, _ in _all_names(shape)} | {"lm_head.weight"}
+    _require_known(path, {name for name in files if not name.endswith("rotary_emb.inv_freq")}, known)
+
+    def read(name: str) -> np.ndarray:
+        try:
+            return files[name].get_tensor(name).astype(np.float32)
+        except (SafetensorError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: {name} cannot be read: {error}") from None
+
+    def weight(names: tuple[str, str], layer: int | None) -> np.ndarray:
+        name = names[0] if layer is None else f"model.layers.{layer}.{names[0]}"
+        return _found(path, files, f"{name}.weight", read)
+
+    ids, merges, pattern = _bpe_of(path / "tokenizer.json")
+    return Foreign(path, shape, ids, merges, pattern, _template(path), weight, {"name": path.name})
+
+
+def _shape_of_config(path: Path, config: dict) -> dict[str, Any]:
+    kind = config.get("model_type")
+    if kind not in ("llama", "qwen3"):
+        raise UserError(f"{path} is a model of the kind {kind!r}; ramp imports llama and qwen3")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    odd = {
+        "hidden_act": config.get("hidden_act", "silu") != "silu",
+        "attention_bias": config.get("attention_bias"),
+        "mlp_bias": config.get("mlp_bias"),
+        "use_sliding_window": config.get("use_sliding_window"),
+        "layer_types": set(config.get("layer_types") or ()) - {"full_attention"},
+        "rope_type": rope.get("rope_type", rope.get("type", "default")) != "default",
+    }
+    if refused := [name for name, found in odd.items() if found]:
+        raise UserError(f"{path}/config.json uses {', '.join(refused)}, which ramp's model does not have")
+    try:
+        heads, width = config["num_attention_heads"], config["hidden_size"]
+        return {
+            "depth": config["num_hidden_layers"],
+            "width": width,
+            "heads": heads,
+            "kv_heads": config.get("num_key_value_heads") or heads,
+            "head_dim": config.get("head_dim") or width // heads,
+            "ff": config["intermediate_size"],
+            "context": config.get("max_position_embeddings", 2048),
+            "rope_base": float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
+            "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
+            "qk_norm": kind == "qwen3",
+            "tied": bool(config.get("tie_word_embeddings", False)),
+        }
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise UserError(f"{path}/config.json lacks {error}") from None
+
+
+def _bpe_of(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
+    """(ids, merges, split pattern) of a `tokenizers` file that is byte-level BPE and nothing else."""
+    data = _json(path)
+    model = data.get("model") or {}
+    parts = data.get("pre_tokenizer") or {}
+    parts = parts.get("pretokenizers", [parts])
+    kinds = [part.get("type") for part in parts]
+    last = parts[-1] if parts else {}
+    plain = model.get("type") == "BPE" and not (model.get("byte_fallback") or model.get("ignore_merges"))
+    norm = (data.get("normalizer") or {}).get("type")
+    if not plain or kinds[-1:] != ["ByteLevel"] or last.get("add_prefix_space") or norm not in (None, "NFC"):
+        raise UserError(
+            f"{path} is not plain byte-level BPE ({model.get('type')}, {norm}, {kinds}); ramp imports no other"
+        )
+    if kinds == ["ByteLevel"] and last.get("use_regex", True):
+        pattern = PATTERNS["gpt-2"]
+    elif kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and last.get("use_regex", True):
+        pattern = PATTERNS["smollm"]
+    elif kinds == ["Split", "ByteLevel"] and "Regex" in parts[0]["pattern"] and parts[0]["behavior"] == "Isolated":
+        pattern = parts[0]["pattern"]["Regex"]
+    else:
+        raise UserError(f"{path} cuts its text by {kinds} in a way that ramp's tokenizer does not")
+    ids = dict(model.get("vocab") or {}) | {t["content"]: t["id"] for t in data.get("added_tokens") or []}
+    return ids, _pairs(path, model.get("merges") or []), pattern
+
+
+def _pairs(path: Path, merges: list) -> list[tuple[str, str]]:
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    if not all(len(pair) == 2 for pair in pairs):
+        raise UserError(f"{path}: a merge is not a pair of tokens")
+    return pairs
+
+
+def _template(path: Path) -> str:
+    if (path / "chat_template.jinja").exists():
+        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    config = _json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    template = config.get("chat_template")
+    return template if isinstance(template, str) else ""
+
+
+def _json(path: Path) -> dict:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing; a model's folder has config.json, tokenizer.json and *.safetensors"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is JSON, but not an object")
+    return data
+
+
+# ---------------------------------------------------------------------------------------------------- what is in it
+def _all_names(shape: dict) -> list[tuple[str, str]]:
+    """Every weight by both names."""
+    if not 1 <= shape["depth"] <= 256:
+        raise UserError(f"a model of {shape['depth']} layers cannot be imported")
+    block = [names for ours, names in BLOCK.items() if shape["qk_norm"] or ours not in ("q_norm", "k_norm")]
+    layers = [(f"model.layers.{i}.{hf}", f"blk.{i}.{g}") for i in range(shape["depth"]) for hf, g in block]
+    return [*layers, TABLE, NORM, *([] if shape["tied"] else [HEAD])]
+
+
+def _require_known(path: Path, have: set[str], known: set[str]) -> None:
+    if rest := sorted(have - known):
+        raise UserError(f"{path} has {rest[0]} and {len(rest) - 1} more weights that ramp's model has no place for")
+
+
+def _found(path: Path, have: Any, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
+    if name not in have:
+        raise UserError(f"{path} lacks the weight {name}")
+    return read(name)
+
+
+def tokenizer_of(f: Foreign) -> Tokenizer:
+    """Its merges in our numbering, and the form of its conversations."""
+    ids = {letter: byte for byte, letter in enumerate(LETTERS)}
+    merges = []
+    for left, right in f.merges:
+        if left not in ids or right not in ids:
+            raise UserError(
+                f"{f.where}: the merge {left!r} {right!r} comes before its parts; this is not byte-level BPE"
+            )
+        merges.append((ids[left], ids[right]))
+        ids.setdefault(left + right, len(ids))
+    form = f.template.replace("\\n", "\n")
+    chatml = bool(re.search(r"role(\"|')?\]? ?\+ ?('|\")\n", form))
+    said = re.search(r"\|>system\n([^{}<]+)<\|(?:im_end|end)\|>", form)
+    return Tokenizer(tuple(merges), f.pattern, chatml, said[1] if chatml and said else "")
+
+
+def rows_of(f: Foreign, tokenizer: Tokenizer) -> np.ndarray:
+    """For each of our ids its row in the foreign table; -1 where it has none."""
+    spelled = ["".join(LETTERS[b] for b in piece) for piece in tokenizer.pieces]
+    rows = [f.ids.get(token, -1) for token in spelled]
+    for name in SPECIALS:
+        rows.append(next((f.ids[n] for n in (name, *STANDS_FOR.get(name, ())) if n in f.ids), -1))
+    return np.array(rows, np.int64)
+
+
+def params_of(f: Foreign, m: Model, tokenizer: Tokenizer) -> dict:
+    """The parameters {"embed", "blocks", "head"} as numpy arrays in the shapes of `m`."""
+
+    def get(names: tuple[str, str], layer: int | None, want: tuple[int, ...]) -> np.ndarray:
+        w = f.weight(names, layer)
+        if w.shape != want[::-1]:
+            raise UserError(f"{f.where}: {names[0]} of layer {layer} is {list(w.shape)}, not {list(want[::-1])}")
+        return np.ascontiguousarray(w.T)
+
+    def reordered(w_vd: np.ndarray) -> np.ndarray:
+        rows = rows_of(f, tokenizer)
+        if w_vd.ndim != 2 or w_vd.shape[1] != D or rows.max() >= len(w_vd):
+            raise UserError(f"{f.where}: a table {list(w_vd.shape)} does not fit width {D} and {rows.max() + 1} tokens")
+        new = np.tile(w_vd.mean(0), (m.vocab, 1))
+        new[: len(rows)][rows >= 0] = w_vd[rows[rows >= 0]]
+        return new
+
+    D, q, kv = m.width, m.heads * m.head_dim, m.kv_heads * m.head_dim
+    shapes = {"wq": (D, q), "wk": (D, kv), "wv": (D, kv), "wo": (q, D), "w_gate": (D, m.ff), "w_up": (D, m.ff)}
+    shapes |= {"w_down": (m.ff, D), "attn_norm": (D,), "mlp_norm": (D,)}
+    shapes |= dict.fromkeys(("q_norm", "k_norm"), (m.head_dim,)) if m.qk_norm else {}
+    blocks = {ours: np.stack([get(BLOCK[ours], i, s) for i in range(m.depth)]) for ours, s in shapes.items()}
+    head = {"norm": get(NORM, None, (D,))}
+    if not m.tied:
+        head["weight"] = np.ascontiguousarray(reordered(f.weight(HEAD, None)).T)
+    return {"embed": {"table": reordered(f.weight(TABLE, None))}, "blocks": blocks, "head": head}
+
+
+def opened(path: Path) -> tuple[Foreign, Tokenizer]:
+    """A GGUF file, or a folder (or a safetensors file in one). Whatever is wrong with it is one sentence."""
+    folder = path.parent if path.suffix == ".safetensors" else path
+    try:
+        f = from_folder(folder) if folder.is_dir() else from_gguf(path)
+        tokenizer = tokenizer_of(f)
+        tokenizer.encode("a pattern that does not compile fails here")
+    except UserError:
+        raise
+    except Exception as error:  # fields of other types than the formats say
+        raise UserError(f"{path} is not laid out as such a model is: {type(error).__name__}: {error}") from None
+    return f, tokenizer
+
+
+def configured(f: Foreign, tokenizer: Tokenizer, context: int) -> Config:
+    """The configuration of a run that starts from it. RoPE does not depend on the context: a shorter one is exact."""
+    text = Text(sources=(f"file:{f.where.name}",), vocab=tokenizer.vocab_size)
+    try:
+        model = Model(**f.shape | {"context": min(context, f.shape["context"])})
+        c = replace(Config(), stages=("finetune", "sample"), text=text, model=model)
+        return resolve(check(c, str(f.where)), str(f.where))
+    except TypeError as error:
+        raise UserError(f"{f.where} gives its shape in the wrong types: {error}") from None

@@ -1,0 +1,214 @@
+"""What a client may ask, in OpenAI's words: a body of JSON becomes an `Ask`, or is `Refused` with the field at fault.
+
+A body is somebody else's: its size, depth, numbers and lengths are bounded before anything is computed from them. A
+field that ramp does not know is passed over as OpenAI's clients expect; one that would change the answer and that ramp
+does not do is refused rather than ignored.
+"""
+
+import json
+import math
+import secrets
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ramp.config import Model, Sample
+from ramp.serve.batch import TOPS, Way
+from ramp.text.chat import ROLES, render_prompt, turn_ids
+from ramp.text.tokenizer import Tokenizer
+
+BODY = 1 << 20  # bytes
+TURNS, CHOICES, STOPS, STOP_LENGTH = 512, 16, 4, 64
+
+
+class Refused(Exception):
+    """An answer in OpenAI's shape of errors."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    def body(self) -> dict[str, Any]:
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
+        kind = "server_error" if self.status >= 500 else kind
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request, checked: `n` answers to `ids`."""
+
+    chat: bool
+    ids: tuple[int, ...]
+    limit: int
+    n: int
+    way: Way
+    seed: int
+    stops: tuple[str, ...]
+    stream: bool
+    usage: bool
+    logprobs: bool
+    left_out: int = 0  # turns left out to make room, where the client asked for that
+
+
+@dataclass(frozen=True)
+class Server:
+    """What requests are checked against."""
+
+    name: str
+    model: Model
+    sample: Sample
+    tokenizer: Tokenizer
+    can_chat: bool
+
+
+def parse(raw: bytes) -> dict[str, Any]:
+    """A JSON object; no NaN, no depth that would exhaust the stack."""
+
+    def no(word: str) -> float:
+        raise Refused(400, f"{word} is not JSON")
+
+    try:
+        body = json.loads(raw, parse_constant=no)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body is not readable as JSON in UTF-8") from None
+    if not isinstance(body, dict):
+        raise Refused(400, "the body must be a JSON object")
+    return body
+
+
+def number(body: dict, name: str, default: float, low: float, high: float, whole: bool = False) -> float:
+    value = body.get(name)
+    if value is None:
+        return default
+    if type(value) not in ((int,) if whole else (int, float)) or not (low <= value <= high) or not math.isfinite(value):
+        kind = "a whole number" if whole else "a number"
+        raise Refused(400, f"'{name}' must be {kind} from {low:g} to {high:g}", name, "invalid_value")
+    return value
+
+
+def flag(body: dict, name: str) -> bool:
+    value = body.get(name)
+    if value is not None and type(value) is not bool:
+        raise Refused(400, f"'{name}' must be true or false", name, "invalid_type")
+    return bool(value)
+
+
+# What would change the answer, with the values that ask for nothing.
+UNDONE: dict[str, tuple] = {
+    "tools": ([],), "functions": ([],), "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,),
+    "suffix": ("",), "echo": (False,), "best_of": (1,), "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"), "audio": (), "prediction": (),
+}  # fmt: skip
+
+
+def ask(body: dict, server: Server, chat: bool) -> Ask:
+    model = body.get("model")
+    if not isinstance(model, str):
+        raise Refused(400, "'model' must be the name of a model", "model", "invalid_type")
+    if model != server.name:
+        raise Refused(
+            404, f"the model {model[:80]!r} does not exist; this server has {server.name!r}", "model", "model_not_found"
+        )
+    for name, nothing in UNDONE.items():
+        if body.get(name) is not None and body[name] not in nothing:
+            raise Refused(400, f"'{name}' is not supported here", name, "unsupported_parameter")
+    s, n = server.sample, int(number(body, "n", 1, 1, CHOICES, whole=True))
+    tops, logprobs = _logprobs(body, chat)
+    way = Way(
+        temperature=number(body, "temperature", s.temperature, 0, 2),
+        top_k=number(body, "top_k", s.top_k, 0, server.model.vocab, whole=True),
+        top_p=number(body, "top_p", s.top_p, 0, 1),
+        min_p=number(body, "min_p", s.min_p, 0, 1),
+        tops=tops,
+    )
+    seed = number(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1, whole=True)
+    stream, options = flag(body, "stream"), body.get("stream_options")
+    if options is not None and not (stream and isinstance(options, dict)):
+        raise Refused(400, "'stream_options' is an object that goes with 'stream': true", "stream_options")
+    ids, limit, left_out = _room(body, server, chat)
+    usage = bool(options) and flag(options, "include_usage")
+    return Ask(chat, tuple(ids), limit, n, way, int(seed) % 2**32, _stops(body), stream, usage, logprobs, left_out)
+
+
+def _logprobs(body: dict, chat: bool) -> tuple[int, bool]:
+    """(how many of the most likely tokens, whether log-probabilities at all)."""
+    if not chat:
+        return int(number(body, "logprobs", 0, 0, TOPS, whole=True)), body.get("logprobs") is not None
+    wanted, tops = flag(body, "logprobs"), int(number(body, "top_logprobs", 0, 0, TOPS, whole=True))
+    if tops and not wanted:
+        raise Refused(400, "'top_logprobs' goes with 'logprobs': true", "top_logprobs")
+    return tops, wanted
+
+
+def _stops(body: dict) -> tuple[str, ...]:
+    stops = body.get("stop")
+    stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
+    fits = isinstance(stops, list) and len(stops) <= STOPS
+    if not fits or not all(isinstance(s, str) and 0 < len(s) <= STOP_LENGTH for s in stops):
+        says = f"'stop' must be a string or at most {STOPS}, each of 1 to {STOP_LENGTH} characters"
+        raise Refused(400, says, "stop", "invalid_value")
+    return tuple(stops)
+
+
+def _room(body: dict, server: Server, chat: bool) -> tuple[list[int], int, int]:
+    """(prompt, tokens to draw at most, turns left out). The two must fit the context together."""
+    context, name = server.model.context, "messages" if chat else "prompt"
+    trim = body.get("truncation") == "auto"
+    asked = [body[key] for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
+    limit = number({"max_tokens": asked[0]}, "max_tokens", 0, 1, 1 << 20, whole=True) if asked else None
+    if chat:
+        turns = messages(body, server)
+        ids, left_out = render_prompt(server.tokenizer, turns), 0
+        if trim:
+            fewer = trimmed(turns, len(ids) + min(limit or context // 4, context // 4) - context, server.tokenizer)
+            ids, left_out = render_prompt(server.tokenizer, fewer), len(turns) - len(fewer)
+    else:
+        prompt, left_out = body.get("prompt", ""), 0
+        if isinstance(prompt, list) and len(prompt) == 1:
+            prompt = prompt[0]
+        if not isinstance(prompt, str):
+            raise Refused(400, "'prompt' must be one text; lists and token numbers are not supported", "prompt")
+        text = server.tokenizer.encode(prompt)
+        ids = text if server.tokenizer.chatml and text else [server.tokenizer.bos, *text]
+    room = context - len(ids)
+    if room < 1 or (limit and limit > room and not trim):
+        says = f"the model's context is {context} tokens; the {name} take {len(ids)} and 'max_tokens' asks for {limit or 1}"
+        raise Refused(400, says, name, "context_length_exceeded")
+    return ids, min(int(limit or room), room), left_out
+
+
+def trimmed(turns: list[dict], surplus: int, tokenizer: Tokenizer) -> list[dict]:
+    """The turns without the oldest questions and their answers, as many as hold `surplus` tokens. Turns before the first
+    question stay, and so does the last question."""
+    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
+    for first, after in pairwise(asked):
+        if surplus <= 0:
+            return [*turns[: asked[0]], *turns[first:]]
+        surplus -= sum(len(turn_ids(tokenizer, turn)) for turn in turns[first:after])
+    return [*turns[: asked[0]], *turns[asked[-1] :]] if asked else turns
+
+
+def messages(body: dict, server: Server) -> list[dict[str, str]]:
+    if not server.can_chat:
+        says = "this checkpoint never learnt to chat: it has no turns, only text; ask /v1/completions, or fine-tune it"
+        raise Refused(400, says, "messages", "no_chat_template")
+    given = body.get("messages")
+    if not isinstance(given, list) or not 1 <= len(given) <= TURNS:
+        raise Refused(400, f"'messages' must be a list of 1 to {TURNS} turns", "messages", "invalid_value")
+    return [_turn(turn, f"messages[{i}]") for i, turn in enumerate(given)]
+
+
+def _turn(turn: Any, where: str) -> dict[str, str]:
+    role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+    role = {"developer": "system", "function": "tool"}.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise Refused(
+            400, f"'{where}.role' must be one of {', '.join(ROLES)} and developer", f"{where}.role", "invalid_value"
+        )
+    if isinstance(content, list):
+        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
+    if not isinstance(content, str):
+        raise Refused(400, f"'{where}.content' must be text; ramp reads no pictures or sounds", f"{where}.content")
+    return {"role": role, "content": content}

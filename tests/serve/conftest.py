@@ -1,0 +1,62 @@
+"""A live server over a tiny random model, for the tests of this directory."""
+
+import socket
+import threading
+import time
+from dataclasses import replace
+
+import jax
+import pytest
+import tiny
+import uvicorn
+
+from ramp.config import Config, Text, resolve
+from ramp.serve import api
+from ramp.text.tokenizer import Tokenizer
+
+
+class Live:
+    """A server in a thread of this process."""
+
+    def __init__(self, slots: int = 4, queue: int = 24, key: str = "", stage: str = "finetune", stops: bool = False):
+        tokenizer = Tokenizer.bytes_only()
+        c = resolve(replace(Config(), model=tiny.model(context=512, vocab=384), text=Text(tokenizer="bytes")))
+        with jax.set_mesh(tiny.mesh()):
+            lm = tiny.lively(c.model)
+            self.engine, self.server = api.build("tiny", c, lm, tokenizer, stage, slots, queue)
+            if not stops:
+                self.engine.stops = set()
+            self.engine.warm()
+        self.engine.start()
+        sock = api.listen("127.0.0.1", 0)
+        self.port = sock.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.api = api.Api(self.engine, self.server, stage, key)
+        self.http = uvicorn.Server(api.settings(self.api.app()))
+        self.thread = threading.Thread(target=self.http.run, kwargs={"sockets": [sock]}, daemon=True)
+        self.thread.start()
+        while not self.http.started:
+            time.sleep(0.01)
+
+    def quiet(self) -> None:
+        """Wait until no request is being answered or waits."""
+        for _ in range(1000):
+            if not self.engine.live and not self.engine.waiting:
+                return
+            time.sleep(0.01)
+        raise AssertionError(f"{len(self.engine.live)} slots were never given back")
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+
+    def close(self) -> None:
+        self.http.should_exit = True
+        self.thread.join(timeout=20)
+        assert self.engine.fault is None and not self.thread.is_alive()
+
+
+@pytest.fixture(scope="package")
+def live():
+    server = Live()
+    yield server
+    server.close()

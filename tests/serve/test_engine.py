@@ -1,0 +1,230 @@
+"""The engine: a request is the same alone and in company, slots come back, nothing compiles once it is warm."""
+
+import queue
+import random
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ramp.model import sample
+from ramp.serve import batch
+from ramp.serve.batch import Way
+from ramp.serve.engine import Engine, Full, Job
+from ramp.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer.bytes_only()
+
+
+@pytest.fixture(scope="module")
+def engine(live):
+    return live.engine
+
+
+SIMPLE = Way()
+
+
+def answer(engine: Engine, prompt: list[int], n: int, way: Way = SIMPLE, seed: int = 0, **more):
+    """A submitted job, and a function that waits for its tokens."""
+    events: queue.Queue = queue.Queue()
+    job = Job(tuple(prompt), n, way, seed, lambda tokens, why: events.put((tokens, why)), **more)
+    engine.submit([job])
+
+    def wait() -> tuple[list[int], str]:
+        said, why = [], ""
+        while not why:
+            tokens, why = events.get(timeout=60)
+            said += tokens
+        return said, why
+
+    return job, wait
+
+
+REQUESTS = [
+    (list(b"hello there"), 40, Way(temperature=1.0), 7),
+    (list(b"a" * 100), 60, Way(temperature=0.7, top_k=20), 8),
+    (list(b"xyz"), 90, Way(temperature=1.3, top_p=0.9), 9),
+    (list(b"greedy"), 30, Way(temperature=0.0), 10),
+    (list(b"q" * 200), 150, Way(temperature=1.0, min_p=0.05, tops=3), 11),
+    (list(b"hello there"), 40, Way(temperature=1.0), 12),
+    (list(b"long" * 40), 300, Way(temperature=1.0), 13),
+]
+
+
+def test_the_same_alone_and_in_company(live, engine):
+    """Bit for bit, figures included, though slots, neighbours and the size of the cache differ."""
+    alone = []
+    for prompt, n, way, seed in REQUESTS:
+        live.quiet()
+        alone.append(answer(engine, prompt, n, way, seed)[1]())
+    for turn in range(3):
+        order = random.Random(turn).sample(range(len(REQUESTS)), len(REQUESTS))
+        waits = {i: answer(engine, *REQUESTS[i])[1] for i in order}
+        assert [waits[i]() for i in range(len(REQUESTS))] == alone
+    assert all(
+        len(tokens) == n and why == "length" for (tokens, why), (_, n, _, _) in zip(alone, REQUESTS, strict=True)
+    )
+
+
+def test_greedy_tokens_are_those_of_a_whole_forward_pass(engine):
+    prompt = list(b"some prompt of bytes")
+    tokens, _ = answer(engine, prompt, 50, Way(temperature=0.0))[1]()
+    ids = [token.id for token in tokens]
+    with jax.set_mesh(tiny.mesh()):
+        logits = np.asarray(tiny.logits(engine.c, engine.params, np.array([prompt + ids])))[0, len(prompt) - 1 : -1]
+    logits = logits[:, : TOKENIZER.vocab_size]
+    assert logits.argmax(-1).tolist() == ids
+    logps = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    np.testing.assert_allclose([t.logp for t in tokens], logps.max(-1), atol=1e-4)
+    np.testing.assert_allclose([t.entropy for t in tokens], -(np.exp(logps) * logps).sum(-1), atol=1e-3)
+
+
+def test_nothing_compiles_once_it_is_warm(engine):
+    programs = (sample.prefill, batch.insert, batch.advance, batch.grow)
+    before = [f._cache_size() for f in programs]
+    for way in (Way(), Way(0.0), Way(0.5, 3, 0.8, 0.01, 5)):
+        for prompt, n in ((b"a", 5), (b"b" * 130, 100), (b"c" * 380, 100)):
+            answer(engine, list(prompt), n, way, 3)[1]()
+    assert [f._cache_size() for f in programs] == before
+
+
+def test_a_cancelled_request_loses_its_slot_at_the_next_chunk(live, engine):
+    live.quiet()
+    jobs = [answer(engine, list(b"long"), 380, seed=i)[0] for i in range(4)]
+    while len(engine.live) < 4:
+        time.sleep(0.005)
+    begun = engine.counts["chunks"]
+    engine.cancel(jobs)
+    _, wait = answer(engine, list(b"next"), 4)
+    wait()
+    assert engine.counts["chunks"] - begun <= 4
+    live.quiet()
+    assert all(len(job.said) < 380 for job in jobs)
+
+
+def test_the_line_is_bounded_and_takes_all_choices_or_none(live, engine):
+    live.quiet()
+    jobs = [answer(engine, list(b"x"), 300, seed=i)[0] for i in range(28)]  # 4 slots and 24 in line
+    with pytest.raises(Full):
+        for _ in range(4):
+            answer(engine, list(b"x"), 300)
+    engine.cancel(jobs)
+    live.quiet()
+    many = [Job((1,), 4, Way(), 0, lambda tokens, why: None) for _ in range(29)]
+    with pytest.raises(Full):
+        engine.submit(many)
+    assert not engine.waiting and not engine.live
+
+
+def test_tokens_can_be_put_into_an_answer(engine):
+    """What comes after them is what a prompt that held them would have got."""
+    put = list(b"<42>")
+    _, wait = answer(engine, list(b"sum:"), 20, Way(0.0), after=lambda said: put if len(said) == 6 else [])
+    tokens, _ = wait()
+    ids = [t.id for t in tokens]
+    assert ids[6:10] == put and [t.forced for t in tokens] == [6 <= i < 10 for i in range(20)]
+    again, _ = answer(engine, list(b"sum:") + ids[:10], 10, Way(0.0))[1]()
+    assert [t.id for t in again] == ids[10:]
+
+
+def test_clients_that_come_and_go_leak_nothing(live, engine):
+    """Threads that ask, wait, leave early; every answer that was waited for is complete."""
+    live.quiet()
+    failures = []
+
+    def client(i: int) -> None:
+        r = random.Random(i)
+        for turn in range(4):
+            n = r.randrange(1, 60)
+            try:
+                job, wait = answer(engine, [i + 1] * r.randrange(1, 100), n, Way(1.0), i * 100 + turn)
+            except Full:
+                continue
+            if r.random() < 0.4:
+                time.sleep(r.random() * 0.05)
+                engine.cancel([job])
+            elif len(wait()[0]) != n:
+                failures.append((i, turn))
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    live.quiet()
+    assert not failures
+
+
+def test_on_any_mesh(engine):
+    """Slots split over devices, heads too: the same tokens as on one."""
+    prompts = [list(b"one"), list(b"two and more"), list(b"three")]
+    want = [[t.id for t in answer(engine, p, 12, Way(0.0))[1]()[0]] for p in prompts]
+    with jax.set_mesh(tiny.mesh(data=2, model=2)):
+        c = tiny.model(context=64, vocab=384)
+        split = Engine(c, tiny.lively(c), TOKENIZER, slots=3)
+        split.stops = set()
+        assert split.slots == 4
+        split.start()
+        got = [[t.id for t in answer(split, p, 12, Way(0.0))[1]()[0]] for p in prompts]
+        split.close()
+    assert got == want and split.fault is None
+
+
+def test_a_fault_ends_every_answer(engine, monkeypatch):
+    with jax.set_mesh(tiny.mesh()):
+        broken = Engine(engine.c, engine.params, TOKENIZER, slots=4)
+    monkeypatch.setattr(broken, "_chunk", lambda: 1 / 0)
+    monkeypatch.setattr(threading, "excepthook", lambda args: None)
+    broken.start()
+    _, wait = answer(broken, [1], 5)
+    assert wait() == ([], "error")
+    with pytest.raises(RuntimeError):
+        answer(broken, [1], 5)
+
+
+# ---------------------------------------------------------------------------------------------------- drawing
+WAYS = [
+    Way(1.0),
+    Way(0.5),
+    Way(1.0, 5),
+    Way(1.0, 0, 0.7),
+    Way(0.8, 6, 0.8),
+    Way(1.0, 0, 1.0, 0.2),
+    Way(1.5, 9, 0.9, 0.05),
+]
+
+
+def expected(logits: np.ndarray, way: Way) -> np.ndarray:
+    """The distribution, by sorting."""
+    x = logits.astype(np.float64) / way.temperature
+    order = np.argsort(-x)
+    p = np.exp(x - x.max())
+    keep = np.zeros(len(x), bool)
+    keep[order[: int(way.top_k) or None]] = True
+    p = np.where(keep, p, 0) / p[keep].sum()
+    before = np.cumsum(p[order]) - p[order]
+    keep[order] &= (before < way.top_p) | (way.top_p >= 1)
+    p = np.where(keep, p, 0)
+    p = np.where(p >= way.min_p * p.max(), p, 0)
+    return p / p.sum()
+
+
+def test_draws_follow_the_distribution_of_each_row():
+    """Every row its own way, in one call; 4,000 draws a row against a slow computation by sorting."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (len(WAYS), 24)).astype(np.float32)
+    ways = Way(*(np.array(a, np.float32) for a in zip(*(vars(w).values() for w in WAYS), strict=True)))
+    with jax.set_mesh(tiny.mesh()):
+        draw = jax.jit(jax.vmap(lambda keys: batch.choose(jnp.asarray(logits), keys, ways)))
+        keys = jax.random.split(jax.random.PRNGKey(1), 4000 * len(WAYS)).reshape(4000, len(WAYS), 2)
+        drawn = np.asarray(draw(keys))
+    for i, way in enumerate(WAYS):
+        want = expected(logits[i], way)
+        got = np.bincount(drawn[:, i], minlength=24) / 4000
+        assert not got[want == 0].any()
+        assert np.abs(got - want).max() < 4 * np.sqrt(0.25 / 4000)
+        assert (got[want > 0.01] > 0).all()

@@ -1,0 +1,150 @@
+"""The page in a real browser, from the first key to the last token."""
+
+import os
+from pathlib import Path
+
+import pytest
+from browser import CHROMIUM, Browser
+
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here; install one or name it in RAMP_CHROMIUM")
+PICTURES = os.environ.get("RAMP_PICTURES")  # a folder for screenshots
+
+
+@pytest.fixture(scope="module")
+def page(live, tmp_path_factory):
+    made = Browser(tmp_path_factory.mktemp("profile"))
+    made.open(live.url + "/")
+    made.js("localStorage.clear()")
+    made.js("localStorage.setItem('ramp.settings', JSON.stringify({tokens: 40, seed: 3}))")
+    made.open(live.url + "/?again")
+    yield made
+    made.close()
+
+
+def shot(page: Browser, name: str) -> None:
+    if PICTURES:
+        page.picture(Path(PICTURES) / f"{name}.png")
+
+
+IDLE = "document.getElementById('stop').hidden"
+LAST = "[...document.querySelectorAll('article')].at(-1)"
+
+
+def ask(page: Browser, text: str) -> str:
+    page.js("document.getElementById('text').focus()")
+    page.type(text)
+    before = page.js("document.querySelectorAll('article').length")
+    page.key("Enter")
+    page.wait(
+        f"document.querySelectorAll('article').length >= {before} + 2 && {IDLE} && !!{LAST}.querySelector('.foot')"
+    )
+    return page.js(f"{LAST}.querySelector('.said').textContent")
+
+
+def press(page: Browser, label: str, where: str = "document") -> None:
+    found = f"[...({where}).querySelectorAll('button')].find((b) => b.textContent.trim() === {label!r})"
+    page.js(f"{found}.click()")
+
+
+def test_a_conversation(page, live):
+    first = ask(page, "Hello")
+    assert first
+    shot(page, "chat")
+    assert page.js(f"{LAST}.querySelectorAll('.t').length > 3")
+    assert page.js("document.querySelectorAll('nav li').length") == 1
+    press(page, "Regenerate", LAST)
+    page.wait(f"{IDLE} && !!{LAST}.querySelector('.foot')")
+    assert page.js(f"{LAST}.querySelector('.said').textContent") == first  # the seed is set
+    page.open(live.url + "/")  # it is still there after a reload
+    page.js("document.querySelector('nav li button').click()")
+    assert page.js(f"{LAST}.querySelector('.said').textContent") == first
+    press(page, "Edit", "document.querySelector('article.user')")
+    page.js("document.querySelector('textarea.edit').select()")
+    page.type("Other words")
+    page.key("Enter")
+    page.wait(f"{IDLE} && !!{LAST}.querySelector('.foot')")
+    assert page.js("document.querySelector('article.user .said').textContent") == "Other words"
+    assert page.js("document.querySelectorAll('article').length") == 2
+    assert page.complaints() == []
+
+
+def test_probabilities_by_keyboard(page):
+    press(page, "Probabilities", LAST)
+    page.key("ArrowRight")
+    page.key("ArrowRight")
+    tip = page.js("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
+    assert "%" in tip and "bits" in tip
+    assert page.js("document.getElementById('status').textContent.includes('%')")
+    shot(page, "probabilities")
+
+
+def test_stop(page, live):
+    page.js("localStorage.setItem('ramp.settings', JSON.stringify({tokens: 230}))")
+    page.open(live.url + "/?stop")
+    page.js("document.getElementById('text').focus()")
+    page.type("Go on")
+    page.key("Enter")
+    page.wait(f"{LAST}?.classList.contains('model') && {LAST}.querySelector('.said').textContent.length > 4")
+    page.key("Escape")
+    page.wait(f"{IDLE} && !!{LAST}.querySelector('.foot')")
+    assert "stopped" in page.js(f"{LAST}.querySelector('.foot').textContent")
+    live.quiet()
+
+
+def test_ten_samples(page):
+    page.js("document.getElementById('new').click()")
+    page.js("document.getElementById('text').focus()")
+    page.js("settings.tokens = 30")
+    page.type("Tell me a joke.")
+    page.js("document.getElementById('ten').click()")
+    page.wait(f"{IDLE} && document.querySelectorAll('.samples li .acts').length === 10")
+    figures = page.js("[...document.querySelectorAll('dl.figures div')].map((d) => d.textContent)")
+    assert len(figures) == 4 and "of 10" in figures[0] and "bits" in figures[3]
+    shot(page, "samples")
+    press(page, "Keep this one", "document.querySelectorAll('.samples li')[3]")
+    assert "sample 4 of 10" in page.js(f"{LAST}.textContent")
+
+
+def test_a_task_is_judged_step_by_step(page):
+    page.js("document.getElementById('new').click()")
+    page.js("const t = document.getElementById('task'); t.value = 'chain'; t.dispatchEvent(new Event('change'))")
+    page.wait("document.getElementById('text').value.length > 3")
+    page.js("document.getElementById('send').click()")
+    page.wait(f"{IDLE} && document.querySelectorAll('.verdict li').length > 0")
+    assert page.js("[...document.querySelectorAll('.verdict li')].every((l) => l.matches('.right, .wrong'))")
+    shot(page, "verdict")
+
+
+EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>'
+EVIL += "javascript:alert(1) </textarea><svg onload=hacked=1>"
+
+
+def test_no_text_becomes_markup(page, live, monkeypatch):
+    """From the user, from the model, from an error, from the store, from the name of a conversation."""
+    from ramp.serve import speech
+
+    pieces = [EVIL[i : i + 7] for i in range(0, len(EVIL), 7)]
+    monkeypatch.setattr(speech.Speech, "_spoken", lambda self, id: pieces[len(self._held) % len(pieces)])
+    page.js("document.getElementById('new').click()")
+    said = ask(page, EVIL)
+    assert "<img src=x onerror" in said
+    page.open(live.url + "/?evil")
+    page.js("document.querySelector('nav li button').click()")
+    assert page.js("document.querySelectorAll('article img, article script, article svg, nav img').length") == 0
+    assert page.js("typeof window.hacked") == "undefined"
+    page.js("const s = document.createElement('script'); s.textContent = 'window.hacked = 2'; document.body.append(s)")
+    assert page.js("typeof window.hacked") == "undefined"  # the policy would stop what slipped through
+
+
+@pytest.mark.parametrize(("name", "width", "height", "dark"), [("phone", 390, 844, False), ("dark", 1200, 800, True)])
+def test_it_fits_a_phone_and_the_dark(page, live, name, width, height, dark):
+    page.js("localStorage.removeItem('ramp.theme')")
+    page.open(live.url + f"/?{name}", width, height, dark)
+    page.js("document.querySelectorAll('nav li button')[2].click()")
+    edges = "[...document.querySelectorAll('button, textarea, article')].filter((e) => e.checkVisibility())"
+    inside = edges + ".map((e) => e.getBoundingClientRect()).every((b) => b.right <= innerWidth + 1 || b.right <= 0)"
+    assert page.js(inside)
+    assert page.js("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+    unnamed = "[...document.querySelectorAll('button, input, textarea, select')].filter((e) => !(e.textContent.trim()"
+    assert page.js(unnamed + " || e.ariaLabel || e.labels?.length)).map((e) => e.outerHTML)") == []
+    shot(page, name)
