@@ -127,10 +127,14 @@ def draw_weights(board: Board, step: int, params: dict) -> None:
             board.histogram(step, "params/" + jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
 
 
+LATER = ("norm_eps", "mix", "rope", "norm", "residual")  # keys younger than some checkpoints: at their default, unsaid
+
+
 def shape_of(m: Model) -> dict[str, Any]:
     """The keys of a model that its parameters depend on; the rest only says how it is computed. A key that is younger
     than some checkpoints counts where it is not what was built in before."""
-    free = {"dtype", "attention", "remat", "unroll", "loss_chunk"} | ({"norm_eps"} if m.norm_eps == 1e-6 else set())
+    free = {"dtype", "attention", "remat", "unroll", "loss_chunk"}
+    free |= {name for name in LATER if getattr(m, name) == getattr(Model(), name)}
     return {k: v for k, v in vars(m).items() if k not in free}
 
 
