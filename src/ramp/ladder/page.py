@@ -150,7 +150,7 @@ def write(path: Path, title: str, rows: list[tuple[Rung, dict | None, dict, dict
 
 
 CSS = """
-td.text { text-align: left; white-space: normal; min-width: 9.5em; overflow-wrap: normal; }
+td.text, thead th:nth-child(2) { text-align: left; white-space: normal; min-width: 9.5em; overflow-wrap: normal; }
 .no { color: var(--warm); font-weight: 600; }
 .yes { color: var(--green); font-weight: 600; } th:nth-child(3) { width: auto; } h2 span { float: right; font-size: 14px; }
 pre.code { background: var(--page); border-radius: 8px; padding: 10px 14px; overflow-x: auto; white-space: pre; }

@@ -62,8 +62,10 @@ def family(curves: Mapping[str, Sequence[float]], y: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    kind = "words" if any(" " in str(row[-1]) for row in rows) else "figures"  # to be read, or to be compared
     line = lambda tag, cells: "<tr>" + "".join(f"<{tag}>{escape(str(x))}</{tag}>" for x in cells) + "</tr>"  # noqa: E731
-    return f'<div class="scroll"><table>{line("th", head)}{"".join(line("td", row) for row in rows)}</table></div>'
+    lines = line("th", head) + "".join(line("td", row) for row in rows)
+    return f'<div class="scroll"><table class="{kind}">{lines}</table></div>'
 
 
 def write(directory: Path, history: Sequence[dict]) -> Path:
