@@ -1,0 +1,80 @@
+"""Many clients at once, beside one at a time; what company costs a newcomer; how quickly the server says that it lives.
+
+    ramp serve RUN --port 8000 &  python tests/serve/speed.py http://127.0.0.1:8000 NAME [TOKENS]
+
+The client is the `openai` package. Texts of a seed that was asked for more than once must be equal, alone or in company.
+"""
+
+import asyncio
+import statistics
+import sys
+import time
+from collections import defaultdict
+
+import httpx
+import openai
+
+URL, MODEL, TOKENS = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 96
+ASKED = [{"role": "user", "content": "Tell me about the history of the world."}]
+CLIENTS, TURNS, BESIDE = 16, 3, 8
+said: dict[tuple[int, int], set[str]] = defaultdict(set)
+
+
+async def ask(client: openai.AsyncOpenAI, seed: int, tokens: int = TOKENS) -> tuple[int, float]:
+    """Tokens of one streamed answer, and the seconds to its first text."""
+    began, first, count, text = time.perf_counter(), 0.0, 0, ""
+    stream = await client.chat.completions.create(
+        model=MODEL, messages=ASKED, max_tokens=tokens, seed=seed, stream=True, stream_options={"include_usage": True}
+    )
+    async for event in stream:
+        piece = (event.choices[0].delta.content or "") if event.choices else ""
+        first = first or (time.perf_counter() - began if piece else 0.0)
+        text, count = text + piece, event.usage.completion_tokens if event.usage else count
+    said[seed, tokens].add(text)
+    return count, first
+
+
+async def several(client: openai.AsyncOpenAI, seeds: range) -> int:
+    return sum([(await ask(client, seed))[0] for seed in seeds])
+
+
+async def pulse(stop: asyncio.Event, seconds: list[float]) -> None:
+    async with httpx.AsyncClient(base_url=URL) as client:
+        while not stop.is_set():
+            began = time.perf_counter()
+            assert (await client.get("/health")).status_code == 200
+            seconds.append(time.perf_counter() - began)
+            await asyncio.sleep(0.02)
+
+
+async def main() -> None:
+    client = openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=300)
+    stop, alive = asyncio.Event(), []
+    heart = asyncio.create_task(pulse(stop, alive))
+    one, many = [], []
+    for turn in range(TURNS):
+        seeds = range(100 * turn, 100 * turn + 6)
+        began = time.perf_counter()
+        one.append(await several(client, seeds) / (time.perf_counter() - began))
+        began = time.perf_counter()
+        parts = [range(seeds[0] + 3 * i, seeds[0] + 3 * i + 3) for i in range(CLIENTS)]
+        count = sum(await asyncio.gather(*(several(client, part) for part in parts)))
+        many.append(count / (time.perf_counter() - began))
+    waits = []
+    for turn in range(BESIDE):
+        long = [asyncio.create_task(ask(client, 900 + 10 * turn + i)) for i in range(BESIDE)]
+        await asyncio.sleep(0.15)
+        waits.append((await ask(client, turn, 8))[1])
+        await asyncio.gather(*long)
+    stop.set()
+    await heart
+    alive.sort()
+    ratio = statistics.median(many) / statistics.median(one)
+    print(f"tokens/s alone {[round(x) for x in one]}, {CLIENTS} clients {[round(x) for x in many]}: {ratio:.1f} times")
+    print(f"first text beside {BESIDE} long answers: median {statistics.median(waits):.2f} s, worst {max(waits):.2f} s")
+    at = [1e3 * alive[int(share * (len(alive) - 1))] for share in (0.5, 0.99, 1.0)]
+    print("/health: median {:.1f}, 99% {:.1f}, worst {:.1f} ms".format(*at), f"of {len(alive)}")
+    print(f"seeds whose texts differ: {sum(len(texts) > 1 for texts in said.values())} of {len(said)}")
+
+
+asyncio.run(main())
