@@ -84,7 +84,7 @@ def np_forward(c, params, tokens_t, segments_t=None):
                 probs = np.exp(scores - scores.max())
                 o[t, head] = probs / probs.sum() @ v[seen, head // group]
         x = o.reshape(T, -1) @ w["wo"] + (x if c.residual else 0)
-        y = norm(x, w, "mlp_norm")
+        y = norm(x, w, "mlp_norm") if c.mlp != "none" else x
         if c.mlp == "swiglu":
             gate = y @ w["w_gate"]
             x = (gate * np_sigmoid(gate) * (y @ w["w_up"])) @ w["w_down"] + (x if c.residual else 0)
