@@ -66,6 +66,40 @@ def test_cycles_are_multiplied_by_the_loops():
     assert hlo.cycles(TEXT) == 5 * (100 + 7)
 
 
+MEMORY = """HloModule jit_decode, is_scheduled=true
+
+%cond (p: (s32[], f32[1000])) -> pred[] {
+  %p = (s32[], f32[1000]{0}) parameter(0)
+  %zero = s32[] constant(0)
+  %limit = s32[] constant(32)
+  ROOT %lt = pred[] fusion(%p, %limit), kind=kLoop, calls=%none
+}
+
+%body (p: (s32[], f32[1000])) -> (s32[], f32[1000]) {
+  %p = (s32[], f32[1000]{0}) parameter(0)
+  %cache = f32[1000]{0:T(1024)} get-tuple-element(%p), index=1
+  %tail = f32[10]{0:T(1024)S(1)} fusion(%cache), kind=kLoop, calls=%none
+  %fetch = (f32[500]{0:T(1024)S(1)}, f32[500]{0:T(1024)}, u32[]{:S(2)}) copy-start(%cache)
+  ROOT %t = (s32[], f32[1000]{0}) tuple(%p)
+}
+
+ENTRY %main (x: f32[1000]) -> f32[1000] {
+  %x = f32[1000]{0:T(1024)} parameter(0)
+  %late = f32[10]{0:T(1024)} parameter(1)
+  %w = (s32[], f32[1000]{0}) while(%x), condition=%cond, body=%body
+  %y = f32[1000]{0:T(1024)} get-tuple-element(%w), index=1
+  ROOT %dynamic-update-slice.1 = f32[1000]{0:T(1024)} dynamic-update-slice(%y, %late), metadata={}
+}
+"""
+
+
+def test_traffic_is_what_is_read_and_written_in_memory_not_in_the_scratchpad():
+    """A token reads the cache (4,000 bytes) and fetches half of it (2,000); 32 of them, then 40 bytes join it in place."""
+    assert hlo.traffic(MEMORY) == 32 * (4000 + 2000) + 2 * 40
+    spilled = MEMORY.replace("%tail = f32[10]{0:T(1024)S(1)}", "%tail = f32[10]{0:T(1024)}")
+    assert hlo.traffic(spilled) == 32 * (4000 + 40 + 2000) + 2 * 40
+
+
 @pytest.mark.parametrize(
     "text, groups",
     [

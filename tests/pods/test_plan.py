@@ -43,10 +43,11 @@ needs_cuda = pytest.mark.skipif(
 )
 
 
-def plan(tmp_path, topology, *more, flags="whole-gathers", check=True):
+def plan(tmp_path, topology, *more, flags="whole-gathers", check=True, file=None):
     """`ramp plan` in a process of its own: a planning process has other devices than the tests."""
-    file = tmp_path / "tiny.toml"
-    file.write_text(TINY.format(flags=flags))
+    if file is None:
+        file = tmp_path / "tiny.toml"
+        file.write_text(TINY.format(flags=flags))
     command = [
         sys.executable,
         "-m",
@@ -100,6 +101,18 @@ def test_the_step_of_process_reward_rl_is_a_plan_too(tmp_path):
     assert step["fits"] and step["alias"] >= 0.95 * (step["argument"] - 8 * 128 * 256 * 4)
     moved = {kind: sum(k["bytes"] for k in step["collectives"] if k["kind"] == kind) for kind in ("all-reduce",)}
     assert moved["all-reduce"] < 4 * 128**2, "a weight or its gradient is all-reduced whole"
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_decoding_moves_little_more_than_it_must(tmp_path):
+    """16 rows of the depth-24 model on v6e-8: the weights and the full cache, read once a token."""
+    file = Path(__file__).parents[2] / "configs" / "speedrun-v6e8.toml"
+    _, report = plan(tmp_path, "v6e:2x4", "--only", "decode", "--mesh.data", "2", "--mesh.model", "4", file=file)
+    c = config.load(file)
+    c = config.resolve(replace(c, model=replace(c.model, dtype="bfloat16"), mesh=config.Mesh(**report["mesh"])))
+    least = roofline.decode_bytes(c, roofline.decode_rows(c))
+    assert 0.9 * least < report["programs"]["decode"]["traffic"] < 1.3 * least
 
 
 @pytest.mark.slow

@@ -16,8 +16,9 @@ import tiny
 
 from ramp.config import Config, Text, Train, resolve
 from ramp.errors import UserError
+from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
-from ramp.stages.common import Stage, next_token_loss, template
+from ramp.stages.common import Stage, fresh
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
@@ -25,7 +26,7 @@ from ramp.train.board import Board, last_with
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.loop import KINDS, Clock, Diverged, fit
 from ramp.train.preemption import Preempted, Preemption
-from ramp.train.state import new_state
+from ramp.train.state import abstract, new_state
 from ramp.train.step import make_step
 
 # Orbax leaves coroutines behind, which says nothing about us.
@@ -367,7 +368,7 @@ def test_template_is_the_state_it_stands_for():
         mesh = jax.sharding.get_mesh()
         make = partial(new_state, tx=optim.make(s.t), seed=0, average=True)
         made = jax.jit(make)({"lm": tiny.init(s.c.model)})
-        like = template(s.c.model, s.t, mesh)
+        like = abstract(lambda: s.first(fresh(s.c.model)), mesh)
     assert jax.tree.structure(made) == jax.tree.structure(like)
     for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(like), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype) and a.sharding.is_equivalent_to(b.sharding, a.ndim)

@@ -210,7 +210,7 @@ def _grow(stream: Stream, size: int) -> Stream:
 def _draw_until(c: Model, weights: Params, stream: Stream, how: How, first, until, stop) -> Stream:
     """Draw tokens number first .. until of each row into their places of `stream.tokens_bn`."""
 
-    def some(carry: tuple) -> tuple:
+    def fill_tail(carry: tuple) -> tuple:
         """Up to TAIL tokens, whose keys and values then join the cache."""
         first, s = carry
         start_b = s.length_b
@@ -240,11 +240,11 @@ def _draw_until(c: Model, weights: Params, stream: Stream, how: How, first, unti
         slot, tail, s = jax.lax.while_loop(going, body, (0, blank_tail(s.cache), s))
         return first + slot, replace(s, cache=merged(s.cache, tail, start_b))
 
-    def more(carry: tuple) -> jax.Array:
+    def unfinished(carry: tuple) -> jax.Array:
         first, s = carry
         return (first < until) & ~jnp.all(s.done_b)
 
-    return jax.lax.while_loop(more, some, (first, stream))[1]
+    return jax.lax.while_loop(unfinished, fill_tail, (first, stream))[1]
 
 
 def blank_tail(cache: tuple, n: int = TAIL) -> tuple:
@@ -272,9 +272,11 @@ def merged(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
 
 
 def advance(c: Model, weights: Params, cache: tuple, tail: tuple, slot, token_b, previous_b, position_b) -> tuple:
-    """Append one token a row at its position: (logits of the next [B, V] float32, the tail with it).
+    """Append one token a row: (logits of the next [B, V] float32, the tail with it).
 
-    slot: place in the tail, the same for all rows; the cache is seen up to `position_b - slot`.
+    cache, tail: L pairs (k, v) of [B, K, h, S] and [B, K, h, W]. token_b, previous_b, position_b: int32 [B], the token, the
+    one before it, its place in the row. slot: its place in the tail, the same for all rows; the cache is seen up to
+    `position_b - slot`.
     """
     tokens_bt = token_b[:, None]
     cos, sin = rope_angles(position_b[:, None], c.head_dim, c.rope_base)

@@ -97,9 +97,7 @@ def traffic(text: str) -> float:
 def _moved(i: Instruction, shapes: dict[str, str]) -> float:
     inputs = [shapes.get(name, "") for name in re.findall(r"%([\w.-]+)", i.rest.split("), ")[0])]
     read, written = sum(map(in_memory, inputs)), in_memory(i.shape)
-    if i.op.endswith(
-        "-start"
-    ):  # a transfer between memory and scratchpad: (from, to, ...), the smaller is what travels
+    if i.op.endswith("-start"):  # between memory and scratchpad: (from, to, ...), the smaller is what travels
         return min(size(i.shape)[:2], default=0.0)
     if "update" in i.name:
         largest = max(map(in_memory, inputs), default=0.0)

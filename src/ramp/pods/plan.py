@@ -35,12 +35,10 @@ from ramp.model import sample, transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.rundir import write_atomic
-from ramp.stages.common import abstract_rows, lowered
+from ramp.stages.common import lowered
 from ramp.train import mesh as meshes
-from ramp.train import optim
 from ramp.train.mesh import ROWS
-from ramp.train.state import State, abstract, new_state
-from ramp.train.step import make_step
+from ramp.train.state import abstract
 
 Report = dict[str, Any]
 
@@ -86,14 +84,8 @@ def lower_train(c: Config, mesh: jax.sharding.Mesh) -> Any:
 def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
     """The update of process-reward RL: the policy and a process head learn from the same rollouts."""
     m, t = c.model, c.reinforce
-    tx = optim.make(t, m.dtype)
-
-    def first() -> State:
-        lm = transformer.init(m, jax.random.PRNGKey(0))
-        return new_state({"lm": lm, "process": head.init(m, lm)}, tx, 0)
-
-    batch = abstract_rows(t, mesh, ("weights", "advantage", "old", "labels", "label_weights", "label_spoken"))
-    return make_step(learn.loss(m, t), tx, t).lower(abstract(first, mesh), batch)
+    floats = ("weights", "advantage", "old", "labels", "label_weights", "label_spoken")
+    return lowered(c, t, mesh, learn.loss(m, t), lambda p: p | {"process": head.init(m, p["lm"])}, floats)
 
 
 def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -61,10 +60,9 @@ class Stage:
         checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.keep)
         spent: dict[str, float] = {}
         with clock("init"):
-            found = checkpoints.restore(template(self.c.model, t, mesh, self.keep_ref, self.grow))
+            found = checkpoints.restore(abstract(lambda: self.first(fresh(self.c.model)), mesh))
             if found is None:
-                make = partial(first_state, t=t, tx=tx, seed=self.c.seed, keep_ref=self.keep_ref, grow=self.grow)
-                state = jax.jit(make, donate_argnums=0)(start())
+                state = jax.jit(self.first, donate_argnums=0)(start())
             else:
                 state, saved, step = found
                 require_same(saved, meta, checkpoints.directory / str(step))
@@ -109,6 +107,12 @@ class Stage:
         }
         return state, report
 
+    def first(self, params: dict) -> State:
+        """The state that the stage begins with."""
+        ref = jax.tree.map(lambda w: w + 0, params) if self.keep_ref else None
+        tx = optim.make(self.t, self.c.model.dtype)
+        return new_state(self.grow(params), tx, self.c.seed, self.t.ema > 0, ref)
+
     def meta(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be gone on from."""
         return {
@@ -146,41 +150,33 @@ def require_same(saved: dict, now: dict, where: Any) -> None:
             )
 
 
-def first_state(
-    params: dict, t: Train, tx: Any, seed: int, keep_ref: bool = False, grow: Callable = lambda params: params
-) -> State:
-    ref = jax.tree.map(lambda w: w + 0, params) if keep_ref else None
-    return new_state(grow(params), tx, seed, t.ema > 0, ref)
+def fresh(c: Model) -> dict:
+    """Parameters {"lm": ...} as a template wants them; only their shapes and shardings count."""
+    return {"lm": transformer.init(c, jax.random.PRNGKey(0))}
 
 
-def template(
-    m: Model, t: Train, mesh: jax.sharding.Mesh, keep_ref: bool = False, grow: Callable = lambda params: params
-) -> State:
-    """Shapes and shardings of a stage's state."""
-    tx = optim.make(t, m.dtype)
-    return abstract(
-        lambda: first_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, t, tx, 0, keep_ref, grow), mesh
-    )
-
-
-def lowered(c: Config, t: Train, mesh: jax.sharding.Mesh) -> Any:
-    """The training step of a stage on the next-token loss, lowered for abstract arrays: for plans, nothing is made."""
-    step = make_step(next_token_loss(c.model, t.z_loss), optim.make(t, c.model.dtype), t)
-    return step.lower(template(c.model, t, mesh), abstract_rows(t, mesh))
-
-
-def abstract_rows(t: Train, mesh: jax.sharding.Mesh, floats: tuple[str, ...] = ("weights",)) -> dict[str, Any]:
-    """Shapes and shardings of a stage's batch: tokens and targets, and what else its loss reads, each [B, T]."""
+def lowered(
+    c: Config,
+    t: Train,
+    mesh: jax.sharding.Mesh,
+    loss: Loss | None = None,
+    grow: Callable[[dict], dict] = lambda params: params,
+    floats: tuple[str, ...] = ("weights",),
+) -> Any:
+    """A stage's training step, lowered for abstract arrays: for plans, nothing is made. By default that of the next-token
+    loss. grow: see `Stage`; floats: what the loss reads beside tokens and targets, each [B, T] like them."""
+    tx, place = optim.make(t, c.model.dtype), jax.NamedSharding(mesh, P(ROWS))
     kinds = {"tokens": jnp.int32, "targets": jnp.int32} | dict.fromkeys(floats, jnp.float32)
-    place = jax.NamedSharding(mesh, P(ROWS))
-    return {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=place) for name, kind in kinds.items()}
+    rows = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=place) for name, kind in kinds.items()}
+    state = abstract(lambda: new_state(grow(fresh(c.model)), tx, 0, t.ema > 0), mesh)
+    return make_step(loss or next_token_loss(c.model, t.z_loss), tx, t).lower(state, rows)
 
 
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:
     """The best parameters {"lm": ...} of a finished or unfinished stage, on the current mesh."""
     directory = rundir.checkpoints(stage)
     average = getattr(c, stage.partition("-")[0]).ema > 0  # synthesize-3: a generation of synthesize
-    lm = abstract(lambda: transformer.init(c.model, jax.random.PRNGKey(0)), jax.sharding.get_mesh())
+    lm = abstract(lambda: fresh(c.model), jax.sharding.get_mesh())["lm"]
     like = {"opt": {"ema": {"lm": lm}}} if average else {"params": {"lm": lm}}
     checkpoints = Checkpoints(directory)
     found = checkpoints.restore(like, step=checkpoints.best_step(), partial=True)
