@@ -4,8 +4,10 @@ import ctypes
 import os
 import platform
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +85,11 @@ def run(
     """
     import jax
 
+    c = setup(c)  # before imports that start threads: each would bring an arena that `keep_memory` does not hold
     from ramp import report
     from ramp.stages import converse, evaluate, finetune, prepare, pretrain, reinforce, synthesize
     from ramp.train.preemption import Preemption
 
-    c = setup(c)
     work = {
         "pretrain": pretrain.run,
         "eval": evaluate.run,
@@ -110,11 +112,20 @@ def run(
                     f"{stage} needs {need}, which {directory} has not finished; run `ramp {need} {directory}`"
                 )
             stop.check(0)
-            result = by_first(lambda: prepare.run(rundir, c)) if stage == "prepare" else work[stage](rundir, c, stop)
+            result = (
+                by_first(partial(apart, prepare.run, rundir, c)) if stage == "prepare" else work[stage](rundir, c, stop)
+            )
             by_first(partial(report.update_report, directory, stage, (result or {}) | {"done": True}))
             by_first(partial(report.write_report, directory))
     if first:
         print(f"report: {directory / 'report.html'}")
+
+
+def apart(work: Callable[..., Any], *given: Any) -> Any:
+    """`work` in a process of its own: in this one the tokenizer's threads would wait for the one arena that
+    `keep_memory` leaves (30 s for 7), and its garbage would stay."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as one:
+        return one.submit(work, *given).result()
 
 
 def by_first(action: Callable[[], Any]) -> Any:
