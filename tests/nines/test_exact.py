@@ -111,6 +111,8 @@ def test_comparison_holds_its_size_and_finds_what_it_says():
     same = exact.compare({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0})
     assert same.stderr > 0.3
     assert same.p_value == 1
+    with pytest.raises(UserError, match="two items"):
+        exact.compare({1: 1.0, 2: 0.0}, {2: 1.0, 3: 1.0})
 
 
 @given(st.integers(0, 200), st.integers(0, 50))

@@ -42,9 +42,7 @@ def ladder(t: trials.Table, nines: float = 2) -> list[tuple[str, bool, str]]:
 def _sustained(t: trials.Table) -> tuple[bool, str]:
     """Whether failures thin out over the checkpoints as rounds of repair: one try an item and round, the failures of a
     round spread evenly over it."""
-    if not trials.has_progress(t):
-        return False, "the trials do not say at which checkpoint, so failures cannot be seen to thin out"
-    x = trials.progress(t)[0]
+    x = trials.checkpoint(t)
     mine = t["run"] == t["run"][x.argmax()]
     failures, tried = [], 0
     for at in np.unique(x[mine]):
@@ -72,9 +70,8 @@ def last_cells(t: trials.Table) -> tuple[np.ndarray, ...]:
     """
     if (t["item"] == "").any():
         raise UserError("certification needs the item of every trial; repeats of unnamed items prove nothing")
-    if trials.has_progress(t):
-        x = trials.progress(t)[0]
-        t = trials.select(t, x == x.max())
+    x = trials.checkpoint(t)
+    t = trials.select(t, x == x.max())
     if len(np.unique(t["run"])) > 1:
         what = "the last checkpoint is of several runs; choose one with --where run=NAME"
         raise UserError(f"{what} ({t['run'][0]}, ...)")

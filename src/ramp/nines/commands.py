@@ -9,6 +9,7 @@ import csv
 import datetime
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,19 +107,11 @@ def _span(bounds: Any, digits: int = 4) -> str:
     return f"{bounds[0]:.{digits}f} .. {bounds[1]:.{digits}f}"
 
 
-def _pairs(words: list[str]) -> dict[str, str]:
-    pairs = [word.partition("=") for word in words]
-    for key, sign, _ in pairs:
-        if not sign:
-            raise UserError(f"{key!r} must read NAME=VALUE")
-    return {key: value for key, _, value in pairs}
-
-
-def _shares(words: list[str]) -> dict[str, float]:
+def _pairs(words: list[str], convert: Callable[[str], Any] = str) -> dict[str, Any]:
     try:
-        return {key: float(value) for key, value in _pairs(words).items()}
+        return {key: convert(value) for key, value in (word.split("=", 1) for word in words)}
     except ValueError:
-        raise UserError(f"a usage mix is made of NAME=SHARE with numbers that sum to one, not {words}") from None
+        raise UserError(f"{' '.join(words)!r} must read NAME=VALUE, the share of a usage mix as a number") from None
 
 
 def _table(args: argparse.Namespace) -> dict:
@@ -259,7 +252,7 @@ def forecast(args: argparse.Namespace) -> tuple[dict, list]:
         )
     t = _table(args)
     spent = _schedule(args.schedule, trials.progress(t)[1]) if args.schedule else None
-    o = ready.outlook(t, args.decades, _shares(args.family), _shares(args.slice), args.run)
+    o = ready.outlook(t, args.decades, _pairs(args.family, float), _pairs(args.slice, float), args.run)
     k = int(np.searchsorted(o.grid, o.now))
     now, end = np.quantile(o.mix[:, [k, -1]], (0.05, 0.5, 0.95), axis=0).T
     far = f"{10**args.decades:.3g}x"
@@ -411,6 +404,6 @@ def compare(args: argparse.Namespace) -> tuple[dict, list]:
         f"{args.runs[1]} - {args.runs[0]}": f"{c.difference:+.4f} ± {c.stderr:.4f}",
         "95% interval; p": f"{_span(c.interval)}; {c.p_value:.4f}",
         "least difference found with 80% power": f"{c.detectable:.4f}",
-        "items": f"{c.items} ({'paired' if c.paired else 'two samples'})",
+        "items, paired": c.items,
     }
     return vars(c), ["## Two runs", _facts(facts)]

@@ -5,6 +5,7 @@ p^k says, and repeats of the same items certify nothing; what counts is distinct
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
@@ -123,28 +124,19 @@ class Comparison:
     p_value: float
     detectable: float  # the difference found with 80% power at 5%
     items: int
-    paired: bool
 
 
-def compare(a: dict[str, float], b: dict[str, float]) -> Comparison:
-    """Mean success by item of two systems, b - a: paired over the items both tried (two or more), else as two samples."""
-    both = sorted(a.keys() & b.keys())
-    paired = len(both) >= 2
-    if paired:
-        d = np.array([b[i] - a[i] for i in both])
-        items, difference = len(d), float(d.mean())
-        # A half-sized discordant pair on each side: agreement on a few items is not certainty.
-        error = float(np.sqrt((((d - difference) ** 2).sum() + 0.5) / (items - 1) / items))
-    else:
-        x, y = np.array(list(a.values())), np.array(list(b.values()))
-        if min(len(x), len(y)) < 2:
-            raise UserError("a comparison needs two items of each system, or two that both tried")
-        items, difference = min(len(x), len(y)), float(y.mean() - x.mean())
-        error = float(np.sqrt(sum((((v - v.mean()) ** 2).sum() + 0.5) / (len(v) - 1) / len(v) for v in (x, y))))
-    half = norm.ppf(0.975) * error
-    p = float(2 * norm.sf(abs(difference) / error))
-    interval = (difference - half, difference + half)
-    return Comparison(difference, error, interval, p, (norm.ppf(0.975) + norm.ppf(0.8)) * error, items, paired)
+def compare(a: dict[Any, float], b: dict[Any, float]) -> Comparison:
+    """Mean success by item of two systems, b - a, over the items that both tried; UserError if these are fewer than two."""
+    d = np.array([b[i] - a[i] for i in a.keys() & b.keys()])
+    n = len(d)
+    if n < 2:
+        raise UserError(f"a comparison needs two items or more that both systems tried; there are {n}")
+    # A half-sized discordant pair on each side: agreement on a few items is not certainty.
+    error = float(np.sqrt((((d - d.mean()) ** 2).sum() + 0.5) / (n - 1) / n))
+    half, p = norm.ppf(0.975) * error, float(2 * norm.sf(abs(d.mean()) / error))
+    interval = (d.mean() - half, d.mean() + half)
+    return Comparison(d.mean(), error, interval, p, (norm.ppf(0.975) + norm.ppf(0.8)) * error, n)
 
 
 def demonstration(reliability: float, failures: int = 0, confidence: float = 0.95) -> int:

@@ -133,17 +133,17 @@ def draw(fits: list[Fit], weights: np.ndarray, to: Points, n: int, rng: np.rando
     return rng.permutation(np.concatenate(curves))
 
 
-def stack(scores: np.ndarray, prior: float = 1.0) -> np.ndarray:
+def stack(scores: np.ndarray) -> np.ndarray:
     """Weights [K] that maximise the mean log score of the mixture over past forecasts (Yao et al. 2018), by EM.
 
-    scores: [N, K] log densities of what happened, by forecast and shape. prior: forecasts' worth of belief in each shape.
+    scores: [N, K] log densities of what happened, by forecast and shape. Each shape starts with one forecast's worth.
     """
     k = scores.shape[1]
     w = np.full(k, 1 / k)
     likelihood = np.exp(scores - scores.max(1, keepdims=True)) if len(scores) else np.ones((0, k))
     for _ in range(200):
         share = w * likelihood
-        w = prior + (share / share.sum(1, keepdims=True)).sum(0)
+        w = 1 + (share / share.sum(1, keepdims=True)).sum(0)
         w /= w.sum()
     return w
 
@@ -153,15 +153,14 @@ def learned(scores: list[np.ndarray], pits: list[float]) -> tuple[np.ndarray, fl
     return stack(np.reshape(scores, (-1, len(SHAPES)))), widening(np.array(pits))
 
 
-def widening(pit: np.ndarray, level: float = 0.9, trust: int = 20) -> float:
-    """Factor >= 1 on the spread under which past central `level` intervals would have covered (split conformal, one
-    factor for all levels); shrunk to 1 while fewer than about `trust` forecasts have been scored."""
+def widening(pit: np.ndarray) -> float:
+    """Factor >= 1 on the spread under which past central 90% intervals would have covered (split conformal, one
+    factor for all levels); shrunk to 1 while fewer than about 20 forecasts have been scored."""
     if len(pit) == 0:
         return 1.0
     z = np.abs(norm.ppf(np.clip(pit, 1e-6, 1 - 1e-6)))
-    rank = min(1.0, level * (1 + 1 / len(z)))
-    factor = np.quantile(z, rank) / norm.ppf(0.5 + level / 2)
-    return float(max(1.0, factor) ** (len(z) / (len(z) + trust)))
+    factor = np.quantile(z, min(1.0, 0.9 * (1 + 1 / len(z)))) / norm.ppf(0.95)
+    return float(max(1.0, factor) ** (len(z) / (len(z) + 20)))
 
 
 def widen(draws: np.ndarray, factor: float) -> np.ndarray:

@@ -20,7 +20,7 @@ from scipy.sparse import csr_array, diags_array
 from scipy.special import digamma, expit, gammaln, logsumexp
 
 from ramp.errors import UserError
-from ramp.nines.trials import Table, groups, has_progress, progress
+from ramp.nines.trials import Table, checkpoint, groups
 
 # log sd_item, log sd_family, log φ: prior means and standard deviations
 HYPER_MEAN, HYPER_SD = np.array([0.0, -0.5, 2.0]), np.array([1.0, 1.0, 1.5])
@@ -74,7 +74,7 @@ def cells(t: Table) -> Cells:
     """Raises UserError where there is nothing to tell items from ability with."""
     if (t["item"] == "").any():
         raise UserError("the item model needs the item of every trial; aggregates have none")
-    x = progress(t)[0] if has_progress(t) else np.zeros(len(t["run"]))
+    x = checkpoint(t)
     x = np.maximum(x, min(x[np.isfinite(x)], default=0.0) - 1)  # step 0 has no logarithm: a decade before the first
     first, item = groups(t["task"], t["item"])
     if len(first) < 2:

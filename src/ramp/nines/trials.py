@@ -9,7 +9,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if kind == ".json":
         log = json.loads(text)
         if isinstance(log, dict) and "samples" in log:
-            return [row for sample in log["samples"] for row in _inspect(log.get("eval", {}), sample)]
+            return [_inspect(log.get("eval", {}), sample) for sample in log["samples"]]
         trials = log["simulations"] if isinstance(log, dict) else log
         return [_tau(row, path) for row in trials]
     raise ValueError(f"the ending {kind or 'none'} is none of .csv, .parquet, .jsonl, .json")
@@ -75,17 +75,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _lm_eval(row: dict, path: Path) -> dict[str, Any]:
     metric = next(m for m in ("exact_match", "acc", "acc_norm", "pass@1", "em") if m in row)
     task = re.sub(r"^samples_|_\d{4}-\d\d-\d\dT.*$|\.jsonl$", "", path.name)
-    return {"run": path.parent.name, "task": task, "item": row["doc_id"], "success": row[metric]} | (
-        {"slice": row["filter"]} if row.get("filter") not in (None, "none") else {}
-    )
+    name = {"run": path.parent.name, "task": task, "item": row["doc_id"], "success": row[metric]}
+    return name if row.get("filter") in (None, "none") else name | {"slice": row["filter"]}
 
 
-def _inspect(header: dict, sample: dict) -> list[dict[str, Any]]:
+def _inspect(header: dict, sample: dict) -> dict[str, Any]:
     """inspect writes C, P, I, N for correct, partial, incorrect, no answer."""
     value = next(iter(sample["scores"].values()))["value"]
     value = {"C": 1, "P": 0.5, "I": 0, "N": 0}.get(value, value)
     common = {"run": header.get("model", "run"), "task": header.get("task", "task")}
-    return [common | {"item": sample["id"], "seed": sample.get("epoch", 1), "success": value}]
+    return common | {"item": sample["id"], "seed": sample.get("epoch", 1), "success": value}
 
 
 def _tau(row: dict, path: Path) -> dict[str, Any]:
@@ -103,16 +102,15 @@ def table(rows: list[Mapping[str, Any]], name: str = "the table", where: Mapping
         if key not in rows[0]:
             raise UserError(f"{name} has no column {key!r} to select by; it has {', '.join(map(str, rows[0]))}")
         rows = [row for row in rows if str(row.get(key)) in value.split(",")]
-    if not rows:
-        raise UserError(f"{name} has no row with {where}")
+        if not rows:
+            raise UserError(f"{name} has no row with {where}")
     for key in dict.fromkeys(k for row in rows for k in row):
         if key not in TEXT and key not in NUMBERS and len({str(row.get(key)) for row in rows}) > 1:
             near = difflib.get_close_matches(str(key), [*TEXT, *NUMBERS, *ALIASES], 1)
             hint = f"drop it, or keep one of its values with --where {key}=..."
             hint = f"did you mean {near[0]!r}?" if near else hint
             raise UserError(f"{name} has a column {key!r} that ramp does not know; {hint}")
-    t = {k: _column(rows, k, lambda v, d=d: _text(v, d)) for k, d in TEXT.items()}
-    t |= {k: _column(rows, k, lambda v, k=k, d=d: _number(v, d, k, name)) for k, d in NUMBERS.items()}
+    t = {k: _texts(rows, k) for k in TEXT} | {k: _numbers(rows, k, name) for k in NUMBERS}
     if np.isnan(t["size"]).all():
         t["size"] = np.array([size_of(run) for run in t["run"]])
     _check(t, name)
@@ -155,24 +153,21 @@ def _occurrence(columns: list[np.ndarray]) -> np.ndarray:
     return found
 
 
-def _column(rows: list[Mapping[str, Any]], key: str, convert: Callable[[Any], Any]) -> np.ndarray:
-    """Each distinct text is converted once."""
+def _texts(rows: list[Mapping[str, Any]], key: str) -> np.ndarray:
     values = [row.get(key) for row in rows]
-    known = {v: convert(v) for v in {v for v in values if v is None or isinstance(v, str)}}
-    return np.array([known[v] if v is None or isinstance(v, str) else convert(v) for v in values])
+    return np.array([TEXT[key] if v is None or v == "" else str(v) for v in values])
 
 
-def _text(value: Any, default: str) -> str:
-    return default if value is None or value == "" else str(value)
-
-
-def _number(value: Any, default: float, key: str, name: str) -> float:
-    if value is None or value == "":
-        return default
-    try:
-        return float({"true": 1, "false": 0}.get(str(value).lower(), value))
-    except (TypeError, ValueError):
-        raise UserError(f"{name} has {key} = {value!r}, which is not a number") from None
+def _numbers(rows: list[Mapping[str, Any]], key: str, name: str) -> np.ndarray:
+    found = np.full(len(rows), NUMBERS[key], float)
+    for i, row in enumerate(rows):
+        value = row.get(key)
+        if value is not None and value != "":
+            try:
+                found[i] = float({"true": 1, "false": 0}.get(str(value).lower(), value))
+            except (TypeError, ValueError):
+                raise UserError(f"{name} has {key} = {value!r}, which is not a number") from None
+    return found
 
 
 def size_of(run: str) -> float:
@@ -194,9 +189,10 @@ def progress(t: Table) -> tuple[np.ndarray, str]:
     raise UserError("the trials need a compute or a step in every row, or there is nothing to extrapolate over")
 
 
-def has_progress(t: Table) -> bool:
-    """Whether rows say where in training they were tried; a table of finished systems need not."""
-    return not (np.isnan(t["step"]).any() and np.isnan(t["compute"]).any())
+def checkpoint(t: Table) -> np.ndarray:
+    """The progress of each row; 0 in a table of finished systems, which says nowhere when it was tried."""
+    finished = np.isnan(t["step"]).any() and np.isnan(t["compute"]).any()
+    return np.zeros(len(t["run"])) if finished else progress(t)[0]
 
 
 def curves(t: Table) -> Table:
