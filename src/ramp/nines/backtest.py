@@ -125,7 +125,7 @@ def baselines(
     known: Table, before: Table, origin: float, target: float, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Ensembles of accuracies at `target`. persistence: the last value and its standard error. log-linear: the logit
-    over log10 steps through the last 8. power law: T - A s^-q through the same, by least squares over T, A >= 0, q.
+    over log10 steps through the last 8. power law: T - A s^-q through the same, by least squares over T, A and q.
     analog: the last logit moved as the two next smaller sizes moved from here to the end."""
     y, error = logits(before)
     x, lead = before["x"][-8:] - origin, target - origin

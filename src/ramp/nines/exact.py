@@ -128,7 +128,7 @@ class Comparison:
 
 def compare(a: dict[Any, float], b: dict[Any, float]) -> Comparison:
     """Mean success by item of two systems, b - a, over the items that both tried; UserError if these are fewer than two."""
-    d = np.array([b[i] - a[i] for i in a.keys() & b.keys()])
+    d = np.array([b[i] - a[i] for i in sorted(a.keys() & b.keys())])
     n = len(d)
     if n < 2:
         raise UserError(f"a comparison needs two items or more that both systems tried; there are {n}")
