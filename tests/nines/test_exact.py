@@ -6,7 +6,7 @@ from scipy.stats import binom
 
 from ramp.errors import UserError
 from ramp.nines import exact
-from ramp.nines.sequential import SPRT, confidence_sequence, worst_prompt
+from ramp.nines.sequential import SPRT, confidence_sequence
 
 N = st.integers(1, 60)
 
@@ -28,7 +28,7 @@ def test_sequential_test_of_three_nines():
 
 
 @pytest.mark.parametrize(("truth", "wrong"), [(0.9, "accept"), (0.98, "reject")])
-def test_sequential_errors_and_length_by_simulation(truth, wrong):
+def test_sequential_errors_by_simulation(truth, wrong):
     test, rng = SPRT(0.9, 0.98), np.random.default_rng(0)
     failures = rng.random((2000, 1500)) > truth
     ratio = np.where(failures, test.loss, test.win).cumsum(1)
@@ -36,8 +36,6 @@ def test_sequential_errors_and_length_by_simulation(truth, wrong):
     end = ((ratio <= low) | (ratio >= high)).argmax(1)
     accepted = ratio[np.arange(2000), end] >= high
     assert (accepted if wrong == "accept" else ~accepted).mean() < 0.065
-    # Wald's formula leaves out by how much the last step overshoots: it is a lower bound, and a near one.
-    assert 0.8 * end.mean() < test.expected_trials(truth) < 1.02 * end.mean() + 1
 
 
 @given(N, st.floats(0.02, 0.98), st.sampled_from([0.8, 0.9, 0.95]))
@@ -84,7 +82,7 @@ def test_correlation_is_recovered():
         )
 
 
-@given(st.floats(0.05, 0.95), st.floats(0.05, 0.9))
+@given(st.floats(0.05, 0.95), st.floats(0.05, 1.0))
 def test_pass_from_two_keeps_both_moments_and_falls(one, rho):
     two = one**2 + rho * one * (1 - one)
     passes = [exact.pass_from_two(k, one, two) for k in (1, 2, 3, 4, 8)]
@@ -113,6 +111,8 @@ def test_comparison_holds_its_size_and_finds_what_it_says():
     same = exact.compare({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0})
     assert same.stderr > 0.3
     assert same.p_value == 1
+    with pytest.raises(UserError, match="two items"):
+        exact.compare({1: 1.0, 2: 0.0}, {2: 1.0, 3: 1.0})
 
 
 @given(st.integers(0, 200), st.integers(0, 50))
@@ -132,18 +132,6 @@ def test_confidence_sequence_covers_at_all_times_at_once():
         bounds = [confidence_sequence(int(wins[i]), int(i + 1 - wins[i])) for i in range(0, 300, 7)]
         missed += any(not low <= 0.9 <= high for low, high in bounds)
     assert missed / 120 <= 0.08
-
-
-def test_worst_prompt_within_an_order_of_magnitude():
-    rng, inside = np.random.default_rng(0), 0
-    for _ in range(60):
-        rates = np.exp(-np.exp(-rng.gumbel(-1.5, 0.25, 20_000)))
-        truth = rates.max()
-        guess = worst_prompt(rates[:500], np.array([20_000.0]))[0]
-        inside += 0.1 < guess / truth < 10
-    assert inside / 60 > 0.85
-    with pytest.raises(UserError, match="three prompts"):
-        worst_prompt(np.array([0.0, 0.0, 0.1]), np.array([10.0]))
 
 
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.9, -1), (0.0, 0)])

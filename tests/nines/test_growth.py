@@ -21,7 +21,7 @@ def test_prediction_is_the_conditional_gaussian(shape):
     f = growth.fit(shape, at, y, np.full(6, 0.1))
     both = points(np.concatenate([at.x, to.x]))
     k = growth._kernel(shape, both, both, f.start, f.variances)
-    k[:6, :6] += np.diag(np.full(6, f.noise**2 + (f.error_scale * 0.1) ** 2))
+    k[:6, :6] += np.diag(np.full(6, f.noise(0.1) ** 2))
     inverse = np.linalg.inv(k + 1e-9 * np.eye(8))
     cov = np.linalg.inv(inverse[6:, 6:])
     mean = f.mean - cov @ inverse[6:, :6] @ (y - f.mean)

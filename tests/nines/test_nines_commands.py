@@ -52,7 +52,7 @@ def test_certify_and_compare(capsys, table, tmp_path):
     found = ask(capsys, "certify", table, "--nines", 1)
     assert found["items"] == 60
     assert 0 < found["lower"] < 1
-    assert [level for level, _, _ in found["ladder"]] == ["demo", "pilot", "production-1"]
+    assert [level for level, _, _ in found["ladder"]] == ["demo", "pilot", "production-1", "sustained"]
     rows = list(csv.DictReader(table.open()))
     last = max(float(r["compute"]) for r in rows)
     two = tmp_path / "two.csv"
@@ -63,7 +63,7 @@ def test_certify_and_compare(capsys, table, tmp_path):
         out.writeheader()
         out.writerows(kept + worse)
     found = ask(capsys, "compare", two, "world", "worse")
-    assert found["paired"]
+    assert found["items"] == 60
     assert found["interval"][1] < 0
     shown = ",".join(str(i) for i in range(60) if i % 3)[:40].rsplit(",", 1)[0]
     found = ask(capsys, "audit-demo", two, "--run", "worse", "--items", shown)
@@ -138,6 +138,8 @@ def test_mistakes_are_one_sentence(capsys, table, tmp_path):
     assert "not a file" in refused(capsys, "fit", tmp_path / "none.csv")
     assert "NAME=" in refused(capsys, "forecast", table, "--slice", "base")
     assert "sums to" in refused(capsys, "forecast", table, "--slice", "base=.5")
+    recorded = refused(capsys, "forecast", table, "--slice", "base=1", "--record", tmp_path / "f.jsonl")
+    assert "without --family" in recorded
     assert "no trial belongs" in refused(capsys, "forecast", table, "--run", "nobody")
     assert "schedule" in refused(capsys, "forecast", table, "--schedule", tmp_path / "none.csv")
     assert "together" in refused(capsys, "backtest", table, "--origin", 10)

@@ -5,10 +5,11 @@ p^k says, and repeats of the same items certify nothing; what counts is distinct
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit, gammaln
+from scipy.special import comb, expit, logit
 from scipy.stats import beta, binom, norm
 
 from ramp.errors import UserError
@@ -42,25 +43,16 @@ def wilson(wins: float, n: float, level: float = 0.95) -> tuple[float, float]:
     return float(low) if wins > 0 else 0.0, float(high) if wins < n else 1.0
 
 
-def _choose(n: np.ndarray, k: np.ndarray | int) -> np.ndarray:
-    n = np.asarray(n, float)
-    return np.where(n >= k, np.exp(gammaln(n + 1) - gammaln(k + 1) - gammaln(np.maximum(n - k, 0) + 1)), 0.0)
-
-
 def pass_hat(k: int, wins: np.ndarray, n: np.ndarray) -> float:
     """pass^k: all of k tries at an item succeed; mean over items of C(s, k) / C(n, k), unbiased (Yao et al. 2024)."""
-    return float(np.mean(_choose(wins, k) / _choose(_enough(n, k), k)))
+    if np.min(n) < k:
+        raise UserError(f"k = {k} needs {k} tries at every item; one has {int(np.min(n))}")
+    return float(np.mean(comb(wins, k) / comb(n, k)))
 
 
 def pass_at(k: int, wins: np.ndarray, n: np.ndarray) -> float:
     """pass@k: one of k tries succeeds; 1 - C(n - s, k) / C(n, k), unbiased (Chen et al. 2021)."""
-    return float(np.mean(1 - _choose(np.asarray(n) - wins, k) / _choose(_enough(n, k), k)))
-
-
-def _enough(n: np.ndarray, k: int) -> np.ndarray:
-    if np.min(n) < k:
-        raise UserError(f"k = {k} needs {k} tries at every item; one has {int(np.min(n))}")
-    return np.asarray(n)
+    return 1 - pass_hat(k, np.asarray(n) - wins, n)
 
 
 def icc(wins: np.ndarray, n: np.ndarray) -> float:
@@ -88,9 +80,6 @@ def beta_binomial_pass(k: int, p: float, rho: float) -> float:
     return float(np.prod((p * phi + j) / (phi + j)))
 
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(200)
-
-
 def pass_from_two(k: int, one: float, two: float) -> float:
     """pass^k from pass^1 and pass^2, where the logit of an item's rate is normal: both moments are matched.
 
@@ -99,12 +88,15 @@ def pass_from_two(k: int, one: float, two: float) -> float:
     rho = (two - one**2) / max(one * (1 - one), 1e-12)
     if rho <= 1e-3 or rho >= 0.999 or not 0 < one < 1:
         return beta_binomial_pass(k, one, float(np.clip(rho, 0, 1)))
-    z, w = 8 * _NODES, 8 * _WEIGHTS * norm.pdf(8 * _NODES)  # the normal distribution between -8 and 8
+    nodes, mass = np.polynomial.legendre.leggauss(200)
+    z, w = 8 * nodes, 8 * mass * norm.pdf(8 * nodes)  # the normal distribution between -8 and 8
 
     def rates(sd: float) -> np.ndarray:
         middle = brentq(lambda m: w @ expit(m + sd * z) - one, -40 - 8 * sd, 40 + 8 * sd)
         return expit(middle + sd * z)
 
+    if w @ rates(1e3) ** 2 <= two:  # items that always or never fail, finer than the nodes can tell
+        return beta_binomial_pass(k, one, rho)
     sd = brentq(lambda s: w @ rates(s) ** 2 - two, 1e-3, 1e3, xtol=1e-6)
     return float(w @ rates(sd) ** k)
 
@@ -112,13 +104,11 @@ def pass_from_two(k: int, one: float, two: float) -> float:
 def expected_icc(one: np.ndarray, rho: np.ndarray, group: np.ndarray, at: float, at_group: str) -> float:
     """The correlation to expect of a system of which only pass^1 is known, from others: a ridge regression of rho on
     logit pass^1 and the group (benchmark, domain); a group weighs as if one more system stood at the common line."""
-    x = np.log(np.clip(one, 0.01, 0.99) / (1 - np.clip(one, 0.01, 0.99)))
-    names = np.unique(group)
-    rows = np.c_[np.ones(len(x)), x, group[:, None] == names].astype(float)
-    penalty = np.diag([1e-9, 1e-9] + [1.0] * len(names))
-    weights = np.linalg.solve(rows.T @ rows + penalty, rows.T @ rho)
-    at = np.clip(at, 0.01, 0.99)
-    return float(np.clip(np.r_[1, np.log(at / (1 - at)), at_group == names] @ weights, 0.01, 0.95))
+    x, names = logit(np.clip(np.append(one, at), 0.01, 0.99)), np.unique(group)
+    rows = np.column_stack([np.ones(len(x)), x, np.append(group, at_group)[:, None] == names])
+    seen, penalty = rows[:-1], np.diag([1e-9, 1e-9] + [1.0] * len(names))
+    weights = np.linalg.solve(seen.T @ seen + penalty, seen.T @ rho)
+    return float(np.clip(rows[-1] @ weights, 0.01, 0.95))
 
 
 def effective_trials(items: int, tries: float, rho: float) -> float:
@@ -134,28 +124,19 @@ class Comparison:
     p_value: float
     detectable: float  # the difference found with 80% power at 5%
     items: int
-    paired: bool
 
 
-def compare(a: dict[str, float], b: dict[str, float]) -> Comparison:
-    """Mean success by item of two systems, b - a: paired over the items both tried (two or more), else as two samples."""
-    both = sorted(a.keys() & b.keys())
-    paired = len(both) >= 2
-    if paired:
-        d = np.array([b[i] - a[i] for i in both])
-        items, difference = len(d), float(d.mean())
-        # A half-sized discordant pair on each side: agreement on a few items is not certainty.
-        error = float(np.sqrt((((d - difference) ** 2).sum() + 0.5) / (items - 1) / items))
-    else:
-        x, y = np.array(list(a.values())), np.array(list(b.values()))
-        if min(len(x), len(y)) < 2:
-            raise UserError("a comparison needs two items of each system, or two that both tried")
-        items, difference = min(len(x), len(y)), float(y.mean() - x.mean())
-        error = float(np.sqrt(sum((((v - v.mean()) ** 2).sum() + 0.5) / (len(v) - 1) / len(v) for v in (x, y))))
-    half = norm.ppf(0.975) * error
-    p = float(2 * norm.sf(abs(difference) / error))
-    interval = (difference - half, difference + half)
-    return Comparison(difference, error, interval, p, (norm.ppf(0.975) + norm.ppf(0.8)) * error, items, paired)
+def compare(a: dict[Any, float], b: dict[Any, float]) -> Comparison:
+    """Mean success by item of two systems, b - a, over the items that both tried; UserError if these are fewer than two."""
+    d = np.array([b[i] - a[i] for i in sorted(a.keys() & b.keys())])
+    n = len(d)
+    if n < 2:
+        raise UserError(f"a comparison needs two items or more that both systems tried; there are {n}")
+    # A half-sized discordant pair on each side: agreement on a few items is not certainty.
+    error = float(np.sqrt((((d - d.mean()) ** 2).sum() + 0.5) / (n - 1) / n))
+    half, p = norm.ppf(0.975) * error, float(2 * norm.sf(abs(d.mean()) / error))
+    interval = (d.mean() - half, d.mean() + half)
+    return Comparison(d.mean(), error, interval, p, (norm.ppf(0.975) + norm.ppf(0.8)) * error, n)
 
 
 def demonstration(reliability: float, failures: int = 0, confidence: float = 0.95) -> int:

@@ -55,15 +55,15 @@ class Fit:
         kt = _kernel(self.shape, to, to, self.start, self.variances)
         return self.mean + ks.T @ self.alpha, kt - ks.T @ cho_solve((self.chol, True), ks)
 
-    @property
-    def noise(self) -> float:
-        """Standard deviation of a checkpoint beside the curve, without the stated error."""
-        return float(np.sqrt(self.variances[6]))
+    def noise(self, error: float) -> float:
+        """Standard deviation of a checkpoint beside the curve. Of its stated standard error only a part is fresh each
+        time: the same items are asked again."""
+        return float(np.sqrt(self.variances[6] + self.variances[7] * error**2))
 
-    @property
-    def error_scale(self) -> float:
-        """Which multiple of the stated standard errors is fresh at each checkpoint (the same items are asked again)."""
-        return float(np.sqrt(self.variances[7]))
+    def shown(self, to: Points, error: float) -> tuple[float, float]:
+        """Mean and standard deviation of the logit that one checkpoint will show, its stated error included."""
+        mean, cov = self.predict(to)
+        return mean[0], np.sqrt(cov[0, 0] + self.noise(error) ** 2)
 
 
 def _parts(shape: str, a: Points, b: Points, start: float) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -98,26 +98,26 @@ def fit(shape: str, at: Points, y: np.ndarray, error: np.ndarray, fresh: bool = 
     start, mean = float(at.x.min()), float(y.mean())
     vague, parts = _parts(shape, at, at, start)
     stated = np.diag(error**2) if error.ndim == 1 else error
-    stack = np.stack([*parts, np.eye(n), stated])
+    pieces = np.stack([*parts, np.eye(n), stated])
     center, spread = np.log(PRIOR), np.ones(8)
     if fresh:
-        center, spread = center - np.log([1] * 7 + [PRIOR[7]]), np.array([1.0] * 7 + [0.01])
+        center[7], spread[7] = 0, 0.01
 
     def loss(h: np.ndarray) -> tuple[float, np.ndarray]:
         v = np.exp(2 * h)
         try:
-            chol = cholesky(vague + np.tensordot(v, stack, 1) + 1e-9 * np.eye(n), lower=True)
+            chol = cholesky(vague + np.tensordot(v, pieces, 1) + 1e-9 * np.eye(n), lower=True)
         except np.linalg.LinAlgError:
             return 1e10, np.zeros(8)
         alpha = cho_solve((chol, True), y - mean)
         outer = cho_solve((chol, True), np.eye(n)) - np.outer(alpha, alpha)
         off = (h - center) / spread
         value = 0.5 * (y - mean) @ alpha + np.log(np.diag(chol)).sum() + 0.5 * off @ off
-        return value, v * np.tensordot(stack, outer, 2) + off / spread
+        return value, v * np.tensordot(pieces, outer, 2) + off / spread
 
     found = minimize(loss, center, jac=True, method="L-BFGS-B", bounds=[(-9, 3)] * 8, options={"maxiter": 60})
     v = np.exp(2 * found.x)
-    chol = cholesky(vague + np.tensordot(v, stack, 1) + 1e-9 * np.eye(n), lower=True)
+    chol = cholesky(vague + np.tensordot(v, pieces, 1) + 1e-9 * np.eye(n), lower=True)
     return Fit(shape, at, start, mean, v, chol, cho_solve((chol, True), y - mean))
 
 
@@ -133,30 +133,34 @@ def draw(fits: list[Fit], weights: np.ndarray, to: Points, n: int, rng: np.rando
     return rng.permutation(np.concatenate(curves))
 
 
-def stack(scores: np.ndarray, prior: float = 1.0) -> np.ndarray:
+def stack(scores: np.ndarray) -> np.ndarray:
     """Weights [K] that maximise the mean log score of the mixture over past forecasts (Yao et al. 2018), by EM.
 
-    scores: [N, K] log densities of what happened, by forecast and shape. prior: forecasts' worth of belief in each shape.
+    scores: [N, K] log densities of what happened, by forecast and shape. Each shape starts with one forecast's worth.
     """
     k = scores.shape[1]
     w = np.full(k, 1 / k)
     likelihood = np.exp(scores - scores.max(1, keepdims=True)) if len(scores) else np.ones((0, k))
     for _ in range(200):
         share = w * likelihood
-        w = prior + (share / share.sum(1, keepdims=True)).sum(0)
+        w = 1 + (share / share.sum(1, keepdims=True)).sum(0)
         w /= w.sum()
     return w
 
 
-def widening(pit: np.ndarray, level: float = 0.9, trust: int = 20) -> float:
-    """Factor >= 1 on the spread under which past central `level` intervals would have covered (split conformal, one
-    factor for all levels); shrunk to 1 while fewer than about `trust` forecasts have been scored."""
+def learned(scores: list[np.ndarray], pits: list[float]) -> tuple[np.ndarray, float]:
+    """Weights of the shapes and widening of the intervals, from past forecasts: log densities by shape, PIT."""
+    return stack(np.reshape(scores, (-1, len(SHAPES)))), widening(np.array(pits))
+
+
+def widening(pit: np.ndarray) -> float:
+    """Factor >= 1 on the spread under which past central 90% intervals would have covered (split conformal, one
+    factor for all levels); shrunk to 1 while fewer than about 20 forecasts have been scored."""
     if len(pit) == 0:
         return 1.0
     z = np.abs(norm.ppf(np.clip(pit, 1e-6, 1 - 1e-6)))
-    rank = min(1.0, level * (1 + 1 / len(z)))
-    factor = np.quantile(z, rank) / norm.ppf(0.5 + level / 2)
-    return float(max(1.0, factor) ** (len(z) / (len(z) + trust)))
+    factor = np.quantile(z, min(1.0, 0.9 * (1 + 1 / len(z)))) / norm.ppf(0.95)
+    return float(max(1.0, factor) ** (len(z) / (len(z) + 20)))
 
 
 def widen(draws: np.ndarray, factor: float) -> np.ndarray:
@@ -171,7 +175,6 @@ class Repair:
     beta: float
     interval: tuple[float, float]  # of beta, 90%
     intensity: float  # failures per trial now
-    gof: float  # Cramer-von Mises statistic; above about .17 the power law fits badly
     remaining: float | None  # failures left, by Goel-Okumoto; None: it sees no end
     next_failures: tuple[float, float]  # in as many trials again: Crow-AMSAA, Goel-Okumoto
 
@@ -187,12 +190,10 @@ def repair(failures: np.ndarray, trials: float) -> Repair:
         raise UserError(f"reliability growth needs 3 or more failures at trials in (0, {trials:g}]; there are {n}")
     beta = n / np.log(trials / t).sum() if t[0] < trials else 1.0
     low, high = (beta * chi2.ppf(p, 2 * n) / (2 * n) for p in (0.05, 0.95))
-    unbiased = beta * (n - 1) / n
-    gof = 1 / (12 * n) + (((t / trials) ** unbiased - (2 * np.arange(1, n + 1) - 1) / (2 * n)) ** 2).sum()
     mean = t.mean() / trials  # Goel-Okumoto has a finite end only if failures came early: mean time < T / 2
     remaining, goel = None, n
     if mean < 0.5 - 1e-9:
         b = brentq(lambda b: 1 / b - 1 / np.expm1(b) - mean, 1e-6, 500)
         a = n / -np.expm1(-b)
         remaining, goel = a - n, a * (np.exp(-b) - np.exp(-2 * b))
-    return Repair(beta, (low, high), n * beta / trials, gof, remaining, (n * (2**beta - 1), float(goel)))
+    return Repair(beta, (low, high), n * beta / trials, remaining, (n * (2**beta - 1), float(goel)))

@@ -20,13 +20,11 @@ from scipy.sparse import csr_array, diags_array
 from scipy.special import digamma, expit, gammaln, logsumexp
 
 from ramp.errors import UserError
-from ramp.nines.trials import Table, progress
+from ramp.nines.trials import Table, checkpoint, groups
 
 # log sd_item, log sd_family, log φ: prior means and standard deviations
 HYPER_MEAN, HYPER_SD = np.array([0.0, -0.5, 2.0]), np.array([1.0, 1.0, 1.5])
 LAPSE, TREND = (-4.5, 1.5), (-0.5, 0.5)  # λ0 at the last checkpoint, λ1 per decade: mean, standard deviation
-
-
 UNSETTLED = 2.0  # standard deviations are multiplied by this where the scales did not settle
 
 
@@ -76,33 +74,30 @@ def cells(t: Table) -> Cells:
     """Raises UserError where there is nothing to tell items from ability with."""
     if (t["item"] == "").any():
         raise UserError("the item model needs the item of every trial; aggregates have none")
-    x = progress(t)[0] if _has_progress(t) else np.zeros(len(t["run"]))
+    x = checkpoint(t)
     x = np.maximum(x, min(x[np.isfinite(x)], default=0.0) - 1)  # step 0 has no logarithm: a decade before the first
-    label = np.array([f"{t_}\0{i}" for t_, i in zip(t["task"], t["item"], strict=True)])
-    items, first, item = np.unique(label, return_index=True, return_inverse=True)
-    if len(items) < 2:
+    first, item = groups(t["task"], t["item"])
+    if len(first) < 2:
         raise UserError("one item cannot tell how items differ; give two or more distinct items")
     families, family = np.unique(np.where(t["family"] == "", t["task"], t["family"]), return_inverse=True)
-    names = np.unique(t["slice"])
-    slices = sorted(names, key=lambda s: (s != "base", s))
-    slice_ = np.searchsorted(names, t["slice"])
-    slice_ = np.array([slices.index(s) for s in names])[slice_]
-    order = np.array([f"{r}\0{v:020.12f}" for r, v in zip(t["run"], x + 100, strict=True)])
-    _, at, model = np.unique(order, return_index=True, return_inverse=True)
-    key, place, of = np.unique(np.stack([model, item, slice_]), axis=1, return_index=True, return_inverse=True)
-    count = np.bincount(of.ravel()).astype(float)
-    wins = np.bincount(of.ravel(), t["success"])
-    hard = t["difficulty"][first] - t["difficulty"][first].mean()
-    runs = [(str(t["run"][i]), float(x[i])) for i in at]
-    names = [i.replace("\0", "/") for i in items.tolist()]
+    slices, slice_ = np.unique(np.where(t["slice"] == "base", "", t["slice"]), return_inverse=True)  # base comes first
+    last, model = groups(t["run"], x)
+    cell, of = groups(model, item, slice_)
     return Cells(
-        *key, wins, count, t["chance"][place], x[at] - x[at].max(), runs, names, list(map(str, slices)),
-        family[first], hard, families.tolist(),
-    )  # fmt: skip
-
-
-def _has_progress(t: Table) -> bool:
-    return not (np.isnan(t["step"]).any() and np.isnan(t["compute"]).any())
+        model=model[cell],
+        item=item[cell],
+        slice=slice_[cell],
+        wins=np.bincount(of, t["success"]),
+        count=np.bincount(of).astype(float),
+        chance=t["chance"][cell],
+        progress=x[last] - x.max(),
+        models=[(str(t["run"][i]), float(x[i])) for i in last],
+        items=[f"{t['task'][i]}/{t['item'][i]}" for i in first],
+        slices=[str(s) or "base" for s in slices],
+        family=family[first],
+        difficulty=t["difficulty"][first] - t["difficulty"][first].mean(),
+        families=families.tolist(),
+    )
 
 
 def _probability(s: np.ndarray, lapse: np.ndarray, d: dict) -> np.ndarray:

@@ -1,111 +1,105 @@
-"""One self-contained HTML page: headings, tables and pictures as inline SVG. No script, nothing fetched."""
+"""One self-contained page in the report's style: headings, tables, pictures. No script, nothing fetched."""
 
-import io
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 
+from ramp import report
+from ramp.figure import COLORS, GREY, STYLE, blank, svg
 from ramp.rundir import write_atomic
 
-STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}"
-    "table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:left}"
-    "svg{max-width:100%;height:auto}.note{color:#666}"
-)
+if TYPE_CHECKING:
+    from ramp.nines.ready import Outlook
 
 
 def write(path: Path, title: str, parts: list) -> None:
-    """parts: a str is a paragraph, a list of rows a table whose first row is its head, a figure a picture."""
-    body = "\n".join(
-        _paragraph(p) if isinstance(p, str) else _table(p) if isinstance(p, list) else _svg(p) for p in parts
-    )
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
-    write_atomic(path, f"{head}\n<h1>{escape(title)}</h1>\n{body}\n</html>\n")
-
-
-def _paragraph(text: str) -> str:
-    return f"<h2>{escape(text[3:])}</h2>" if text.startswith("## ") else f"<p>{escape(text)}</p>"
-
-
-def _table(rows: list) -> str:
-    cells = [[escape(str(c)) for c in row] for row in rows]
-    head = "".join(f"<th>{c}</th>" for c in cells[0])
-    return (
-        f"<table><tr>{head}</tr>{''.join('<tr><td>' + '</td><td>'.join(r) + '</td></tr>' for r in cells[1:])}</table>"
+    """parts: a str is a paragraph ("## ...": the heading of a section), a list of rows a table whose first row is its
+    head, a function draws a picture."""
+    sections = [f"<header><b>ramp</b><h1>{escape(title)}</h1></header>"]
+    for part in parts:
+        if isinstance(part, str) and part.startswith("## "):
+            sections.append(f"<h2>{escape(part[3:])}</h2>")
+        else:
+            sections[-1] += _table(part) if isinstance(part, list) else svg(part()) if callable(part) else _text(part)
+    body = sections[0] + "".join(f"<section>{s}</section>" for s in sections[1:])
+    style = Path(report.__file__).with_suffix(".css").read_text(encoding="utf-8")
+    write_atomic(
+        path,
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>{body}</main></body></html>\n",
     )
 
 
-def _svg(figure) -> str:
-    out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return out.getvalue()[out.getvalue().index("<svg") :]
+def _text(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
 
 
-def _axes(width: float = 8, height: float = 4):
-    from matplotlib.figure import Figure
+def _table(rows: list[list[Any]]) -> str:
+    lines = [
+        "".join(f"<{tag}>{escape(str(x))}</{tag}>" for x in row)
+        for row, tag in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
+    ]
+    return f'<div class="scroll"><table class="words"><tr>{"</tr><tr>".join(lines)}</tr></table></div>'
 
-    figure = Figure(figsize=(width, height))
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+
+def _nines(p: np.ndarray) -> np.ndarray:
+    return -np.log10(np.maximum(1 - p, 1e-6))
 
 
-def reliability(o) -> object:
+@rc_context(STYLE)
+def reliability(o: "Outlook") -> Figure:
     """Nines over compute or steps: what was seen, and the forecast with its 50% and 90% bands."""
-    figure, axes = _axes()
-    up = -np.log10(np.maximum(1 - o.mix, 1e-6))
+    figure, axes = blank(9.6, 4)
+    x, up = 10**o.grid, _nines(o.mix)
     for low, high, alpha in ((5, 95, 0.2), (25, 75, 0.3)):
-        axes.fill_between(10**o.grid, *np.percentile(up, (low, high), axis=0), alpha=alpha, color="C0", lw=0)
-    axes.plot(10**o.grid, np.median(up, 0), color="C0", label="usage mix: median, 50% and 90%")
-    for name, path in o.slices.items():
-        if len(o.slices) > 1:
-            axes.plot(
-                10**o.grid, np.median(-np.log10(np.maximum(1 - path, 1e-6)), 0), lw=1, ls="--", label=f"slice {name}"
-            )
-    x, y, low, high = np.array(o.seen).T
-    y, low, high = (-np.log10(np.maximum(1 - v, 1e-6)) for v in (y, low, high))
+        axes.fill_between(x, *np.percentile(up, (low, high), axis=0), alpha=alpha, color=COLORS["main"], lw=0)
+    axes.plot(x, np.median(up, 0), color=COLORS["main"], label="usage mix: median, 50% and 90%")
+    colors = list(COLORS.values())[1:]
+    for k, (name, path) in enumerate(o.slices.items() if len(o.slices) > 1 else ()):
+        axes.plot(x, np.median(_nines(path), 0), "--", lw=1, color=colors[k % len(colors)], label=f"slice {name}")
+    at, *seen = np.array(o.seen).T
+    y, low, high = (_nines(v) for v in seen)
     y = np.clip(y, low, high)
-    axes.errorbar(10**x, y, [y - low, np.minimum(high, 6) - y], fmt="o", color="black", ms=4, label="seen, 90%")
-    axes.axvline(10**o.now, color="grey", lw=0.8, ls=":")
+    axes.errorbar(10**at, y, [y - low, high - y], fmt="o", color=COLORS["warm"], ms=4, label="seen, 90%")
+    axes.axvline(10**o.now, color=GREY, lw=0.8, ls=":")
     axes.set_xscale("log")
     axes.set_ylim(0, max(3.3, float(np.median(up[:, -1])) + 1))
     axes.set(xlabel=o.unit, ylabel="nines")
-    axes.legend(frameon=False)
+    axes.legend()
     return figure
 
 
-def calibration(s: dict) -> object:
-    """PIT in tenths (flat is calibrated), and what was said against what happened."""
-    figure, axes = _axes(8, 3)
-    axes.remove()
-    left, right = figure.subplots(1, 2)
-    left.bar(np.arange(10) / 10 + 0.05, s["pit"], 0.09)
-    left.axhline(sum(s["pit"]) / 10, color="grey", lw=0.8)
-    left.set(title="where the truth fell in the forecast", xlabel="probability integral transform")
-    for said, happened, count in s.get("calibration", []):
-        right.plot(said, happened, "o", ms=3 + np.sqrt(count), color="C0")
-    right.plot([0, 1], [0, 1], color="grey", lw=0.8)
-    right.set(title="events: said against happened", xlabel="probability", ylabel="share that happened")
+@rc_context(STYLE)
+def calibration(s: dict) -> Figure:
+    """The probability integral transform in tenths: flat is calibrated."""
+    figure, axes = blank(9.6, 2.5)
+    axes.bar(np.arange(10) / 10 + 0.05, s["pit"], 0.09, color=COLORS["main"])
+    axes.axhline(sum(s["pit"]) / 10, color=GREY, lw=0.8)
+    axes.set(xlabel="where the truth fell in the forecast (probability integral transform)", ylabel="forecasts")
     return figure
 
 
-def item_map(hard: np.ndarray, abilities: np.ndarray) -> object:
+@rc_context(STYLE)
+def item_map(hard: np.ndarray, abilities: np.ndarray) -> Figure:
     """Items by difficulty, and the abilities of the checkpoints on the same scale."""
-    figure, axes = _axes(8, 2.5)
-    axes.hist(hard, 40, color="C0", alpha=0.6)
+    figure, axes = blank(9.6, 2.5)
+    axes.hist(hard, 40, color=COLORS["main"], alpha=0.6)
     for a in abilities:
-        axes.axvline(a, color="black", lw=0.8)
+        axes.axvline(a, color=COLORS["warm"], lw=0.8)
     axes.set(xlabel="difficulty of items; lines: ability of each checkpoint (logits)", ylabel="items")
     return figure
 
 
-def steps(levels: list[tuple[str, bool, str]]) -> object:
-    figure, axes = _axes(8, 1.6)
-    reached = True
-    for k, (name, ok, _) in enumerate(levels):
-        reached &= bool(ok)
-        axes.bar(k, k + 1, color="C2" if reached else "lightgrey")
-        axes.text(k, 0.1, name, ha="center")
+@rc_context(STYLE)
+def steps(levels: list[tuple[str, bool, str]]) -> Figure:
+    """The ladder of readiness: the levels that are reached in green."""
+    figure, axes = blank(9.6, 1.6)
+    for k, (name, reached, _) in enumerate(levels):
+        axes.bar(k, k + 1, color=COLORS["green" if reached else "side"], alpha=1 if reached else 0.3)
+        axes.text(k, -0.1, name, ha="center", va="top")
     axes.set_axis_off()
     return figure

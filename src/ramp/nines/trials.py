@@ -9,7 +9,7 @@ import csv
 import difflib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if kind == ".json":
         log = json.loads(text)
         if isinstance(log, dict) and "samples" in log:
-            return [row for sample in log["samples"] for row in _inspect(log.get("eval", {}), sample)]
+            return [_inspect(log.get("eval", {}), sample) for sample in log["samples"]]
         trials = log["simulations"] if isinstance(log, dict) else log
         return [_tau(row, path) for row in trials]
     raise ValueError(f"the ending {kind or 'none'} is none of .csv, .parquet, .jsonl, .json")
@@ -75,17 +75,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _lm_eval(row: dict, path: Path) -> dict[str, Any]:
     metric = next(m for m in ("exact_match", "acc", "acc_norm", "pass@1", "em") if m in row)
     task = re.sub(r"^samples_|_\d{4}-\d\d-\d\dT.*$|\.jsonl$", "", path.name)
-    return {"run": path.parent.name, "task": task, "item": row["doc_id"], "success": row[metric]} | (
-        {"slice": row["filter"]} if row.get("filter") not in (None, "none") else {}
-    )
+    name = {"run": path.parent.name, "task": task, "item": row["doc_id"], "success": row[metric]}
+    return name if row.get("filter") in (None, "none") else name | {"slice": row["filter"]}
 
 
-def _inspect(header: dict, sample: dict) -> list[dict[str, Any]]:
+def _inspect(header: dict, sample: dict) -> dict[str, Any]:
     """inspect writes C, P, I, N for correct, partial, incorrect, no answer."""
     value = next(iter(sample["scores"].values()))["value"]
     value = {"C": 1, "P": 0.5, "I": 0, "N": 0}.get(value, value)
     common = {"run": header.get("model", "run"), "task": header.get("task", "task")}
-    return [common | {"item": sample["id"], "seed": sample.get("epoch", 1), "success": value}]
+    return common | {"item": sample["id"], "seed": sample.get("epoch", 1), "success": value}
 
 
 def _tau(row: dict, path: Path) -> dict[str, Any]:
@@ -103,73 +102,72 @@ def table(rows: list[Mapping[str, Any]], name: str = "the table", where: Mapping
         if key not in rows[0]:
             raise UserError(f"{name} has no column {key!r} to select by; it has {', '.join(map(str, rows[0]))}")
         rows = [row for row in rows if str(row.get(key)) in value.split(",")]
-    if not rows:
-        raise UserError(f"{name} has no row with {where}")
+        if not rows:
+            raise UserError(f"{name} has no row with {where}")
     for key in dict.fromkeys(k for row in rows for k in row):
         if key not in TEXT and key not in NUMBERS and len({str(row.get(key)) for row in rows}) > 1:
             near = difflib.get_close_matches(str(key), [*TEXT, *NUMBERS, *ALIASES], 1)
-            hint = (
-                f"did you mean {near[0]!r}?" if near else f"drop it, or keep one of its values with --where {key}=..."
-            )
+            hint = f"drop it, or keep one of its values with --where {key}=..."
+            hint = f"did you mean {near[0]!r}?" if near else hint
             raise UserError(f"{name} has a column {key!r} that ramp does not know; {hint}")
-    t = {k: _column(rows, k, lambda v, d=d: _text(v, d)) for k, d in TEXT.items()}
-    t |= {k: _column(rows, k, lambda v, k=k, d=d: _number(v, d, k, name)) for k, d in NUMBERS.items()}
+    t = {k: _texts(rows, k) for k in TEXT} | {k: _numbers(rows, k, name) for k in NUMBERS}
     if np.isnan(t["size"]).all():
         t["size"] = np.array([size_of(run) for run in t["run"]])
-    return check(t, name)
+    _check(t, name)
+    if np.all(t["seed"] == ""):  # repeats without a name are numbered, where there are items to repeat
+        t["seed"] = np.where(t["item"] == "", "", _occurrence([t[k] for k in KEY[:-1]]).astype(str))
+    again = np.flatnonzero(_occurrence([t[k] for k in KEY]))
+    if len(again):
+        trial = ", ".join(f"{k} {t[k][again[0]]}" for k in KEY if str(t[k][again[0]]) not in ("", "nan"))
+        what = f"the same trial twice, again in row {again[0] + 1} ({trial})"
+        raise UserError(f"{name} has {what}; give repeats seeds of their own")
+    return t
 
 
-def check(t: Table, name: str = "the table") -> Table:
-    y = t["success"]
-    if np.isnan(y).any() or (y < 0).any() or (y > 1).any():
-        i = int(np.flatnonzero(np.isnan(y) | (y < 0) | (y > 1))[0])
-        raise UserError(f"{name} has success = {y[i]:g} in row {i + 1}; every trial needs a success between 0 and 1")
+def _check(t: Table, name: str) -> None:
+    wrong = np.flatnonzero(~((t["success"] >= 0) & (t["success"] <= 1)))
+    if len(wrong):
+        what = f"success = {t['success'][wrong[0]]:g} in row {wrong[0] + 1}"
+        raise UserError(f"{name} has {what}; every trial needs a success between 0 and 1")
     for key in ("difficulty", "chance", "step", "compute"):
         if np.isinf(t[key]).any() or (NUMBERS[key] == 0 and np.isnan(t[key]).any()):
             raise UserError(f"{name} has a {key} that is not a finite number")
     if (t["chance"] < 0).any() or (t["chance"] >= 1).any():
         raise UserError(f"{name} has a chance level outside [0, 1)")
-    if np.all(t["seed"] == ""):  # repeats without a name are numbered, where there are items to repeat
-        t["seed"] = np.where(t["item"] == "", "", _occurrence([t[k] for k in KEY[:-1]]).astype(str))
-    again = _occurrence([t[k] for k in KEY])
-    if again.any():
-        i = int(np.flatnonzero(again)[0])
-        trial = ", ".join(f"{k} {t[k][i]}" for k in KEY if str(t[k][i]) not in ("", "nan"))
-        raise UserError(
-            f"{name} has the same trial twice, again in row {i + 1} ({trial}); give repeats seeds of their own"
-        )
-    return t
+
+
+def groups(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows that agree in every column make a group, in the columns' order: [G] its first row, [N] the group of each row."""
+    code = np.zeros(len(columns[0]), int)
+    for column in columns:
+        values, at = np.unique(column, return_inverse=True)
+        _, first, code = np.unique(code * len(values) + at, return_index=True, return_inverse=True)
+    return first, code
 
 
 def _occurrence(columns: list[np.ndarray]) -> np.ndarray:
     """How often each row has come before."""
-    code = np.zeros(len(columns[0]), int)
-    for column in columns:
-        inverse = np.unique(column, return_inverse=True)[1]
-        code = np.unique(code * (inverse.max() + 1) + inverse, return_inverse=True)[1]
+    code = groups(*columns)[1]
     order, found = np.argsort(code, kind="stable"), np.empty_like(code)
     found[order] = np.arange(len(code)) - np.searchsorted(code[order], code[order])
     return found
 
 
-def _column(rows: list[Mapping[str, Any]], key: str, convert: Callable[[Any], Any]) -> np.ndarray:
-    """Each distinct text is converted once."""
+def _texts(rows: list[Mapping[str, Any]], key: str) -> np.ndarray:
     values = [row.get(key) for row in rows]
-    known = {v: convert(v) for v in {v for v in values if v is None or isinstance(v, str)}}
-    return np.array([known[v] if v is None or isinstance(v, str) else convert(v) for v in values])
+    return np.array([TEXT[key] if v is None or v == "" else str(v) for v in values])
 
 
-def _text(value: Any, default: str) -> str:
-    return default if value is None or value == "" else str(value)
-
-
-def _number(value: Any, default: float, key: str, name: str) -> float:
-    if value is None or value == "":
-        return default
-    try:
-        return float({"true": 1, "false": 0}.get(str(value).lower(), value))
-    except (TypeError, ValueError):
-        raise UserError(f"{name} has {key} = {value!r}, which is not a number") from None
+def _numbers(rows: list[Mapping[str, Any]], key: str, name: str) -> np.ndarray:
+    found = np.full(len(rows), NUMBERS[key], float)
+    for i, row in enumerate(rows):
+        value = row.get(key)
+        if value is not None and value != "":
+            try:
+                found[i] = float({"true": 1, "false": 0}.get(str(value).lower(), value))
+            except (TypeError, ValueError):
+                raise UserError(f"{name} has {key} = {value!r}, which is not a number") from None
+    return found
 
 
 def size_of(run: str) -> float:
@@ -191,32 +189,44 @@ def progress(t: Table) -> tuple[np.ndarray, str]:
     raise UserError("the trials need a compute or a step in every row, or there is nothing to extrapolate over")
 
 
+def checkpoint(t: Table) -> np.ndarray:
+    """The progress of each row; 0 in a table of finished systems, which says nowhere when it was tried."""
+    finished = np.isnan(t["step"]).any() and np.isnan(t["compute"]).any()
+    return np.zeros(len(t["run"])) if finished else progress(t)[0]
+
+
 def curves(t: Table) -> Table:
     """Accuracy with its standard error by run, task and checkpoint: columns run, task, x, size, value, stderr, n.
 
     Aggregates pass through; of trials the error is clustered by item. n: the number of independent trials that would
-    have the same error, so that 0 of n and n of n keep an honest width; never ±0.
+    have the same error, so that 0 of n and n of n keep an honest width; never ±0. What step 0 showed is left out: it has
+    no logarithm.
     """
     x, _ = progress(t)
-    keys = np.array([f"{r}\0{k}\0{v!r}" for r, k, v in zip(t["run"], t["task"], x, strict=True)])
-    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
-    out = {k: t[k][first] for k in ("run", "task", "size")} | {"x": x[first]}
+    t, x = select(t, np.isfinite(x)), x[np.isfinite(x)]
+    if not len(x):
+        raise UserError("every trial is of step 0; growth needs checkpoints after it")
+    first, group = groups(t["run"], t["task"], x)
     count = np.bincount(group)
     value = np.bincount(group, t["success"]) / count
     if np.all(t["item"] == ""):
         if (count > 1).any():
-            raise UserError(
-                "several accuracies of one run, task and checkpoint; keep one kind with --where column=value"
-            )
+            what = "several accuracies of one run, task and checkpoint"
+            raise UserError(f"{what}; keep one kind with --where column=value")
         error, items = t["stderr"][first], np.full(len(first), np.nan)
     else:
-        pair, of = np.unique(
-            np.stack([group, np.unique(t["item"], return_inverse=True)[1]]), axis=1, return_inverse=True
-        )
-        residual = np.bincount(of.ravel(), t["success"] - value[group])
-        items = np.bincount(pair[0], minlength=len(first)).astype(float)
-        error = np.sqrt(np.bincount(pair[0], residual**2) * items / np.maximum(items - 1, 1)) / count
+        pair, of = groups(group, t["item"])
+        of_item, residual = group[pair], np.bincount(of, t["success"] - value[group])
+        items = np.bincount(of_item).astype(float)
+        error = np.sqrt(np.bincount(of_item, residual**2) * items / np.maximum(items - 1, 1)) / count
     with np.errstate(divide="ignore", invalid="ignore"):
         n = np.where(error > 0, value * (1 - value) / error**2, items)
         n = np.where((n > 0) & np.isfinite(n), n, np.nanmedian(n[n > 0]) if (n > 0).any() else 100.0)
-    return out | {"value": value, "stderr": error, "n": n}
+    out = {k: t[k][first] for k in ("run", "task", "size")}
+    return out | {"x": x[first], "value": value, "stderr": error, "n": n}
+
+
+def pooled(t: Table) -> Table:
+    """The same trials with all tasks as one; an item of one task is none of another."""
+    item = np.where(t["item"] == "", "", np.char.add(np.char.add(t["task"], "/"), t["item"]))
+    return t | {"task": np.full(len(item), "all"), "item": item}
