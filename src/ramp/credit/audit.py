@@ -77,13 +77,12 @@ def gradient(
     cos: of the mean estimate and the exact gradient. snr: |E g|² / tr Cov g of one batch, unbiased. tokens: of one
     batch, Monte-Carlo ones counted. method: a name of METHODS, or "oracle": exact values in place of estimates.
     """
-    starts, ops, answers = exact.encode(problems)
-    draw = partial(_draw, *map(jnp.asarray, (starts, ops, answers, exact.truth())), method, group, n)
     want = jax.grad(exact.success)(table, problems).reshape(-1)
 
     @jax.jit
     def some(key):
-        g, a, ok, won = jax.vmap(lambda k: draw(table, k))(jax.random.split(key, AT_ONCE))
+        draws = jax.vmap(partial(_draw, problems, method, group, n, table))
+        g, a, ok, won = draws(jax.random.split(key, AT_ONCE))
         return jnp.sum(g, axis=0).reshape(-1), jnp.sum(g * g), a, ok, won
 
     repeats = -(-repeats // AT_ONCE) * AT_ONCE
@@ -96,35 +95,34 @@ def gradient(
     noise = (squares / repeats - mean @ mean) * repeats / (repeats - 1)
     snr = max(mean @ mean - noise / repeats, 0) / noise
     cos = mean @ np.asarray(want) / (np.linalg.norm(mean) * np.linalg.norm(want))
-    P, K = ops.shape[:2]
+    P, K = len(problems), problems[0].level
     extra = group * P * n * (K * (K - 1) // 2) if method in MONTE_CARLO else 0
     a, ok, won = (np.concatenate(x) for x in zip(*seen, strict=True))
     figures = {"cos": float(cos), "snr": float(snr), "tokens": P * group * K + extra}
     return figures | _shares(a, ok > 0, won > 0)
 
 
-def _draw(starts, ops, answers, right, method, group, n, table, key):
+def _draw(problems: list[Problem], method: str, group: int, n: int, table: jax.Array, key: jax.Array) -> tuple:
     """(gradient estimate, advantages [B, K], right [B, K], won [B, K]) of one batch of the table policy."""
+    starts, ops, answers = exact.encode(problems)
     (P, K), G = ops.shape[:2], group
-    value = jnp.repeat(starts, G)
     ops_b, answer_b = jnp.repeat(ops, G, axis=0), jnp.repeat(answers, G)
-    said, before = roll_table(table, value, ops_b, 0, key)
+    said, before = roll_table(table, jnp.repeat(starts, G), ops_b, 0, key)
     won = (said[:, -1] == answer_b).astype(jnp.float32)
-    ok = (said == right[before, ops_b[..., 0], ops_b[..., 1]]).astype(jnp.float32)
+    ok = (said == jnp.asarray(exact.truth())[before, ops_b[..., 0], ops_b[..., 1]]).astype(jnp.float32)
     more = {}
     if method in MONTE_CARLO:
         wins = [jnp.zeros(P * G)]
         for k in range(1, K):
             keys = jax.random.split(jax.random.fold_in(key, k), n)
-            ends = [roll_table(table, before[:, k], ops_b, k, keys[j])[0][:, -1] for j in range(n)]
-            wins.append(sum((e == answer_b).astype(jnp.float32) for e in ends))
+            ends_nb = jax.vmap(lambda one, k=k: roll_table(table, before[:, k], ops_b, k, one)[0][:, -1])(keys)
+            wins.append(jnp.sum(ends_nb == answer_b, axis=0))
         value_bs = jnp.stack(wins, axis=1) / n
         more = {"value_bs": value_bs, "best_bs": best_of(value_bs, n, n)}
     if method == "oracle":
-        chance = [exact.values(table, o, int(a)) for o, a in zip(np.asarray(ops), np.asarray(answers), strict=True)]
-        chance = jnp.repeat(jnp.stack(chance), G, axis=0)
+        chance = jnp.stack([exact.values(table, o, a) for o, a in zip(ops, answers.tolist(), strict=True)])
         path = jnp.concatenate([before, said[:, -1:]], axis=1)
-        v = jnp.take_along_axis(chance, path[..., None], axis=2)[..., 0]
+        v = jnp.take_along_axis(jnp.repeat(chance, G, axis=0), path[..., None], axis=2)[..., 0]
         a = jnp.diff(v, axis=1)
     else:
         steps = jnp.broadcast_to(jnp.arange(K), (P * G, K))
