@@ -186,7 +186,7 @@ class Reinforce(Train):
     """difficulty: steps of a solution, or digits"""
     method: Literal[
         "rloo", "grpo", "pass_at_k", "vine", "prover", "implicit", "grpo_process", "step_local", "first_error",
-        "step_outcome", "progress", "min_form",
+        "progress", "min_form",
     ] = "step_local"  # fmt: skip
     """who gets the credit: see credit/advantages.py"""
     reward: Literal["checker", "head"] = "checker"

@@ -1,5 +1,7 @@
 """The audit: known credit gives known figures, right estimators are found right, attacks are attacks."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from hypothesis import strategies as st
 from test_rollouts import TOKENIZER, written
 
 from ramp.credit import audit, exact, head, picture
-from ramp.credit.advantages import METHODS, Credit
+from ramp.credit.advantages import METHODS
+from ramp.credit.learn import known
 from ramp.errors import UserError
 from ramp.tasks import TASKS, chain
 from ramp.tasks.protocol import parse
@@ -19,10 +22,8 @@ SLOW = pytest.mark.slow
 def group_of_four():
     """One lucky success, one clean one, two failures with a right step."""
     r = written("a2|b4|4.", "a7|b4|4.", "a7|b5|5.", "a7|b9|9.")
-    credit = Credit(
-        jnp.asarray(r.outcome_b.reshape(1, 4)), jnp.asarray(r.right_bs), jnp.asarray(r.exists_bs), r.step_bn
-    )
-    return r, {name: np.asarray(METHODS[name](credit)) for name in ("rloo", "step_local", "first_error")}
+    r = replace(r, group=4)
+    return r, {name: np.asarray(METHODS[name](known(r))) for name in ("rloo", "step_local", "first_error")}
 
 
 def test_straw_of_a_group_known_by_hand():
@@ -122,8 +123,7 @@ def test_tokens_to_and_ratio():
 
 def test_diversity_counts_distinct_verified_solutions():
     r = written("a7|b4|4.", "a7|b4|4.", "a2|b4|4.", "a7|b5|5.")
-    r = type(r)(**(vars(r) | {"group": 4}))
-    found = audit.diversity(r, (1, 2, 16))
+    found = audit.diversity(replace(r, group=4), (1, 2, 16))
     assert found["pass@1"] == 0.5 and found["pass@2"] == pytest.approx(1 - 1 / 6) and found["distinct"] == 1
     assert "pass@16" not in found
 

@@ -9,12 +9,9 @@ import tiny
 from test_rollouts import TOKENIZER, written
 from test_stage import SETTINGS
 
-from ramp.credit import head, learn
+from ramp.credit import head, lab, learn
 from ramp.errors import UserError
 from ramp.tasks import chain
-from ramp.train import optim
-from ramp.train.state import new_state
-from ramp.train.step import make_step
 
 MODEL = tiny.model(vocab=264, context=64)
 
@@ -29,7 +26,7 @@ def policy():
 
 def collect(policy, **over):
     params, ref = policy
-    return learn.collect(MODEL, replace(SETTINGS, kl=0.0, **over), TOKENIZER, chain.TASK, params, ref, 0, 0)
+    return learn.collect(MODEL, replace(SETTINGS, kl=0.0, **over), TOKENIZER, params, ref, 0, 0)
 
 
 def test_continuations_are_paid_for(policy):
@@ -43,6 +40,8 @@ def test_labels_are_counted_and_bear_weight_once(policy):
     given = head.first_error_labels(got.rollouts)
     assert got.labels == (given >= 0).sum() == got.batch["label_weights"].sum()
     assert collect(policy, method="step_local").labels == got.rollouts.exists_bs.sum()
+    whole = head.rows(got.rollouts, SETTINGS.seq, given)["tokens"]
+    assert (got.batch["tokens"] == whole).all()  # the head learns on the rows it is asked on, the last token with them
 
 
 def test_the_entropy_bonus_follows_the_rollouts(policy):
@@ -58,10 +57,8 @@ def test_a_group_of_one_mind_is_dropped(policy):
 def test_implicit_reward_is_the_log_ratio(policy):
     params, _ = policy
     got = collect(policy, method="implicit", implicit_beta=0.5)
-    assert np.isfinite(got.advantage_bn).all() and np.abs(got.advantage_bn).max() > 0
-    same = learn.collect(
-        MODEL, replace(SETTINGS, kl=0.0, method="implicit"), TOKENIZER, chain.TASK, params, {"lm": params["lm"]}, 0, 0
-    )
+    assert np.isfinite(got.advantage_bn).all() and np.abs(got.advantage_bn).max() > 0 and got.labels == 0
+    same = collect((params, {"lm": params["lm"]}), method="implicit", temperature=0.7)
     assert np.abs(same.advantage_bn).max() < 1e-4  # a head that still is the reference has no opinion
 
 
@@ -86,10 +83,8 @@ def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     t = replace(SETTINGS, lr_scale=1e-2, warmup=1, steps=60)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = head.rows(r, 48, head.first_error_labels(r))
-    tx = optim.make(t, "float32")
-    state = jax.jit(lambda p: new_state(jax.tree.map(lambda a: a + 0, p), tx, 0))(params)
-    update = make_step(head.process_loss(MODEL), tx, t)
-    losses = []
+    first, update = lab.trainer(MODEL, t, head.process_loss(MODEL))
+    state, losses = first(params), []
     for _ in range(60):
         state, metrics = update(state, learn.put(batch))
         losses.append(float(metrics["train/loss"]))
@@ -102,22 +97,17 @@ def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
 def test_the_implicit_reward_learns_who_was_right(policy):
     """Trained online on outcomes, the summed log-ratio comes to be higher for right answers."""
     params, ref = policy
-    t = replace(SETTINGS, method="implicit", implicit_beta=1.0, lr_scale=1e-2, warmup=1, steps=40, kl=0.0)
+    t = replace(SETTINGS, method="implicit", implicit_beta=1.0, lr_scale=1e-2, warmup=1, steps=40, kl=0.0, seq=48)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = learn.rollouts.rows(r, 48, np.zeros(r.tokens_bn.shape, np.float32))
     batch |= {"said": batch["weights"], "outcome": r.outcome_b[:, None]}
-    batch["ref"] = np.asarray(
-        learn._logps(MODEL, ref["lm"], *(learn.put(batch)[k] for k in ("tokens", "targets")), 1.0)[0]
-    )
-    tx = optim.make(t, "float32")
-    state = jax.jit(lambda p: new_state(jax.tree.map(lambda a: a + 0, p), tx, 0))(params)
-    update = make_step(learn.loss(MODEL, t), tx, t)
+    batch["ref"] = learn.logps(MODEL, t, ref["lm"], r)
+    first, update = lab.trainer(MODEL, t, learn.loss(MODEL, t))
+    state = first(params)
     for _ in range(40):
         state, _ = update(state, learn.put(batch))
-    logp = learn._logps(
-        MODEL, state.params["process"]["lm"], *(learn.put(batch)[k] for k in ("tokens", "targets")), 1.0
-    )[0]
-    odds = ((np.asarray(logp) - batch["ref"]) * batch["said"]).sum(axis=1)
+    logp_bt = learn.logps(MODEL, t, state.params["process"]["lm"], r)
+    odds = ((logp_bt - batch["ref"]) * batch["said"]).sum(axis=1)
     assert odds[r.outcome_b == 1].min() > odds[r.outcome_b == 0].max()
 
 

@@ -71,8 +71,10 @@ def test_most_covariant_finds_the_tokens_that_cost_entropy():
     logp = jnp.array([[-0.1, -3.0, -0.2, -0.3]])
     advantage = jnp.array([[2.0, 0.0, 0.0, 0.0]])
     with jax.set_mesh(tiny.mesh()):
-        hit = jax.jit(L.most_covariant, static_argnums=3)(logp, advantage, jnp.ones((1, 4)), 0.25)
-    assert np.asarray(hit).tolist() == [[1, 0, 0, 0]]
+        for padding in (0, 12):  # what bears no weight is no token
+            padded = [jnp.pad(a, ((0, 0), (0, padding))) for a in (logp, advantage, jnp.ones((1, 4)))]
+            hit = jax.jit(L.most_covariant, static_argnums=3)(*padded, 0.25)
+            assert np.asarray(hit).tolist() == [[1, 0, 0, 0, *[0] * padding]]
 
 
 def test_the_bonus_adapts_towards_its_target():
@@ -103,8 +105,10 @@ def test_rows_without_signal_change_nothing():
         lm = tiny.lively(c)
         r = rollouts.roll(c, lm, TOKENIZER, chain.TASK, [chain.sample(0, 2)], 2, 8, 5)
         none = np.zeros_like(r.logps_bn)
-        batch = rollouts.rows(r, 48, none, rollouts.signal(r, none))
-        assert batch["weights"].sum() == 0
+        keep_b = rollouts.signal(r, none)
+        assert keep_b.sum() == 0
+        batch = rollouts.rows(r, 48, none)
+        batch["weights"] = batch["weights"] * keep_b[:, None]
         batch["ref"] = batch["old"] - 5
         loss = L.policy_loss(c, Reinforce(kl=1.0))
         grads = jax.jit(jax.grad(lambda p: loss({"lm": p}, batch, None)[0]))(lm)

@@ -56,7 +56,8 @@ def test_what_does_not_fit_is_said_in_a_sentence():
 def test_rows_put_everything_where_the_target_is():
     r = written("a7|b4|4.", "4.")
     a = np.arange(16, dtype=np.float32).reshape(2, 8) + 1
-    batch = rollouts.rows(r, 48, a, np.array([1, 1], np.float32))
+    batch = rollouts.rows(r, 48, a)
+    np.testing.assert_array_equal(rollouts.at_tokens(r, batch["advantage"]), a * r.mask_bn)
     for b in range(2):
         ids, n = r.ids(b), len(r.ids(b))
         said = batch["weights"][b] > 0
@@ -91,6 +92,17 @@ def test_continuations_count_wins_and_tokens():
     forked = [b for b in range(6) if 1 in r.step_bn[b]]
     assert np.isfinite(value_bs[forked, 1]).all() and np.isnan(np.delete(value_bs, 1, axis=1)).all()
     assert 0 < cost <= len(forked) * 2 * 8 and ((value_bs[forked, 1] >= 0) & (value_bs[forked, 1] <= 1)).all()
+
+
+def test_continuations_are_sampled_as_the_rollouts_were():
+    """Almost greedy, a continuation from any boundary says again what the rollout said from there."""
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(MODEL)
+        r = roll(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3, 1e-3)
+        r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, r.step_bn[:, 3:4] + 1, -1)
+        _, cost = rollouts.continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, 1e-3, chunk=16)
+    begins = [(b, n) for b in range(6) for n in range(12) if r.step_bn[b, n] > max(0, *r.step_bn[b, :n], 0)]
+    assert begins and cost == 2 * sum(len(r.ids(b)) - n for b, n in begins)
 
 
 def test_rollouts_are_pure_in_their_seed_and_groups_stay_together():

@@ -61,6 +61,22 @@ def leave_one_out(a_pg: jax.Array, weight_pg: jax.Array | None = None) -> jax.Ar
     return jnp.where((w > 0) & (others > 0), a_pg - mean, 0.0)
 
 
+def against_same_step(c: Credit, a_bs: jax.Array, weight_bs: jax.Array) -> jax.Array:
+    """[B, N] a minus its mean over the same step of the others of the group that have it (weight 1)."""
+    return to_tokens(c, leave_one_out(grouped(c, a_bs), grouped(c, weight_bs)).reshape(a_bs.shape))
+
+
+def token_baseline(c: Credit, a_bn: jax.Array) -> jax.Array:
+    """[B, 1] the others' mean of a per token, each rollout counting once, so that few long steps are not favoured."""
+    mean_g = (jnp.sum(a_bn, axis=1) / jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)).reshape(-1, c.group)
+    return (mean_g - leave_one_out(mean_g)).reshape(-1, 1)
+
+
+def to_go(a: jax.Array) -> jax.Array:
+    """Sum of this and all later entries of a row."""
+    return jnp.cumsum(a[:, ::-1], axis=1)[:, ::-1]
+
+
 # ---------------------------------------------------------------------------------------------------- outcome only
 def rloo(c: Credit) -> jax.Array:
     """M0. Ahmadian et al. 2024 (arXiv:2402.14740); up to G/(G-1) this is Dr. GRPO (arXiv:2503.20783)."""
@@ -86,17 +102,17 @@ def pass_at_k(c: Credit, k: int = 4) -> jax.Array:
     return leave_one_out(c.outcome_g * none_of_others).reshape(-1, 1) * c.mask_bn
 
 
-def values(c: Credit) -> jax.Array:
-    """[B, S+1] chance of success before each step: the group's mean of the others at first, the outcome at the end."""
-    w = c.outcome_g
-    start_b = (w - leave_one_out(w)).reshape(-1, 1)
-    before_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(c.value_bs), c.outcome_b[:, None])
-    return jnp.concatenate([start_b, before_bs[:, 1:], c.outcome_b[:, None]], axis=1)
+def changes(c: Credit, value_bs: jax.Array) -> jax.Array:
+    """[B, S] what each step changed in the chance of success: from the group's mean of the others, over the values
+    before each later step, to the outcome."""
+    start_b = (c.outcome_g - leave_one_out(c.outcome_g)).reshape(-1, 1)
+    before_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(value_bs), c.outcome_b[:, None])
+    return jnp.diff(jnp.concatenate([start_b, before_bs[:, 1:], c.outcome_b[:, None]], axis=1), axis=1) * c.exists_bs
 
 
 def vine(c: Credit) -> jax.Array:
     """M2. What each step changed in the Monte-Carlo chance of success (Kazemnejad et al. 2024, arXiv:2410.01679)."""
-    return to_tokens(c, jnp.diff(values(c), axis=1) * c.exists_bs)
+    return to_tokens(c, changes(c, c.value_bs))
 
 
 def best_of(value_bs: jax.Array, n: int, k: int) -> jax.Array:
@@ -107,12 +123,9 @@ def best_of(value_bs: jax.Array, n: int, k: int) -> jax.Array:
     return 1 - none
 
 
-def prover(c: Credit, alpha: float = 1.0) -> jax.Array:
+def prover(c: Credit) -> jax.Array:
     """M2b. RLOO plus the progress of a prover, here best-of-K of the policy itself (Setlur et al. 2024, 2410.08146)."""
-    best_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(c.best_bs), c.outcome_b[:, None])
-    after_bs = jnp.concatenate([best_bs[:, 1:], c.outcome_b[:, None]], axis=1)
-    progress_bs = (after_bs - best_bs) * c.exists_bs
-    return rloo(c) + alpha * to_tokens(c, progress_bs.at[:, 0].set(0.0))
+    return rloo(c) + to_tokens(c, changes(c, c.best_bs).at[:, 0].set(0.0))
 
 
 # ---------------------------------------------------------------------------------------------------- step by step
@@ -129,54 +142,34 @@ def grpo_process(c: Credit) -> jax.Array:
 
 def step_local(c: Credit) -> jax.Array:
     """M1 without the sum (discount 0): is this step right, against the same step of the others of the group."""
-    local = leave_one_out(grouped(c, c.right_bs), grouped(c, c.exists_bs))
-    return to_tokens(c, local.reshape(c.right_bs.shape))
+    return against_same_step(c, c.right_bs, c.exists_bs)
 
 
 def first_error(c: Credit) -> jax.Array:
     """M6. Credit for the verified prefix, blame for the first error, nothing after it (as VPPO, arXiv:2601.18984)."""
     ok = c.right_bs * c.exists_bs
     clean = jnp.cumprod(jnp.concatenate([jnp.ones_like(ok[:, :1]), ok[:, :-1]], axis=1), axis=1) * c.exists_bs
-    return to_tokens(c, leave_one_out(grouped(c, ok), grouped(c, clean)).reshape(ok.shape))
-
-
-def step_outcome(c: Credit) -> jax.Array:
-    """Step by step while the steps are wrong, the verified outcome on top: M1-local plus RLOO of `all steps right`."""
-    ok_b = jnp.all((c.right_bs > 0) | (c.exists_bs == 0), axis=1) * c.outcome_b
-    return step_local(c) + leave_one_out(ok_b.reshape(-1, c.group)).reshape(-1, 1) * c.mask_bn
+    return against_same_step(c, ok, clean)
 
 
 def progress(c: Credit) -> jax.Array:
     """M3. What a step adds to a process head's chance that all is right so far: bounded, it telescopes (2410.15115)."""
     before = jnp.concatenate([jnp.ones_like(c.right_bs[:, :1]), c.right_bs[:, :-1]], axis=1)
-    gain = (c.right_bs - before) * c.exists_bs
-    return to_tokens(c, leave_one_out(grouped(c, gain), grouped(c, c.exists_bs)).reshape(gain.shape))
+    return against_same_step(c, (c.right_bs - before) * c.exists_bs, c.exists_bs)
 
 
 def min_form(c: Credit, temperature: float = 0.1) -> jax.Array:
-    """M5. PURE (Cheng et al. 2025, arXiv:2504.15275): the return is about the least step reward to come; baseline per
-    token of the others, so that few long steps are not favoured; plus the outcome."""
+    """M5. PURE (Cheng et al. 2025, arXiv:2504.15275): the return is about the least step reward to come; plus RLOO."""
     reward = c.right_bs - 1.0  # a wrong step costs
     w_bs = jax.nn.softmax(jnp.where(c.exists_bs > 0, -reward / temperature, -jnp.inf), axis=1)
-    returns = to_go(jnp.nan_to_num(w_bs) * reward * c.exists_bs)
-    length_b = jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)
-    mean_g = (jnp.sum(to_tokens(c, returns), axis=1) / length_b).reshape(-1, c.group)
-    baseline_b = (mean_g - leave_one_out(mean_g)).reshape(-1, 1)
-    return (to_tokens(c, returns) - baseline_b) * c.mask_bn + rloo(c)
+    returns = to_tokens(c, to_go(jnp.nan_to_num(w_bs) * reward * c.exists_bs))
+    return (returns - token_baseline(c, returns)) * c.mask_bn + rloo(c)
 
 
 def implicit(c: Credit) -> jax.Array:
-    """M4. PRIME (Cui et al. 2025, arXiv:2502.01456): beta log(psi/ref) of each token to go, leave-one-out of the mean
-    token reward as the baseline; plus RLOO."""
+    """M4. PRIME (Cui et al. 2025, arXiv:2502.01456): beta log(psi/ref) of each token to go; plus RLOO."""
     r = c.implicit_bn * c.mask_bn
-    mean_g = (jnp.sum(r, axis=1) / jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)).reshape(-1, c.group)
-    centred = (r - (mean_g - leave_one_out(mean_g)).reshape(-1, 1)) * c.mask_bn
-    return to_go(centred) * c.mask_bn + rloo(c)
-
-
-def to_go(a: jax.Array) -> jax.Array:
-    """Sum of this and all later entries of a row."""
-    return jnp.cumsum(a[:, ::-1], axis=1)[:, ::-1]
+    return to_go((r - token_baseline(c, r)) * c.mask_bn) * c.mask_bn + rloo(c)
 
 
 OUTCOME = {"rloo": rloo, "grpo": grpo, "pass_at_k": pass_at_k, "vine": vine, "prover": prover, "implicit": implicit}
@@ -184,8 +177,8 @@ PROCESS = {
     "grpo_process": grpo_process,
     "step_local": step_local,
     "first_error": first_error,
-    "step_outcome": step_outcome,
     "progress": progress,
     "min_form": min_form,
 }
 METHODS: dict[str, Method] = OUTCOME | PROCESS
+MONTE_CARLO = ("vine", "prover")  # they sample on from every step

@@ -12,13 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ramp.credit import audit, head, lab, learn
+from ramp.credit import audit, head, lab
+from ramp.credit.lab import TOKENIZER
 from ramp.credit.rollouts import Rollouts
-from ramp.tasks import TASKS, Problem, chain
+from ramp.tasks import Problem, chain
 from ramp.tasks.protocol import solution_ids
-from ramp.text.tokenizer import Tokenizer
 
-TOKENIZER = Tokenizer.bytes_only()
 PLACES = 40  # tokens of a written solution
 ROUNDS = 3
 STEPS = 1200
@@ -44,16 +43,16 @@ def written(said: list[tuple[Problem, list[int]]]) -> Rollouts:
     return audit.as_rollouts(TOKENIZER, chain.TASK, [p for p, _ in said], [ids[:PLACES] for _, ids in said], PLACES)
 
 
-def solved(kind: str, level: int, first: int, n: int) -> Rollouts:
+def solved(kind: str, level: int, first: int, n: int = ROWS) -> Rollouts:
     """n faulty solutions of chains of `level` operations."""
     asked = [chain.sample(first + i, level) for i in range(n)]
     return written([(p, solution_ids(TOKENIZER, *faulty(p, kind))) for p in asked])
 
 
-def tried(level: int, first: int, n: int) -> Rollouts:
-    """One attack on each of n problems, every kind in turn."""
+def tried(level: int, first: int) -> Rollouts:
+    """One attack on each of ROWS problems, every kind in turn."""
     said = []
-    for i in range(first, first + n):
+    for i in range(first, first + ROWS):
         problem = chain.sample(i, level)
         found = list(audit.attacks(TOKENIZER, chain.TASK, problem, i).values())
         said.append((problem, found[i % len(found)]))
@@ -62,17 +61,15 @@ def tried(level: int, first: int, n: int) -> Rollouts:
 
 def heads(b: lab.Bench, base: dict) -> None:
     """Train, measure, attack; ROUNDS times."""
-    levels, winners = range(2, b.t.level + 1), []
+    winners: list[tuple[Problem, list[int]]] = []
     like = {"process": jax.jit(lambda: head.init(b.model, base["lm"]))(), "labels": jnp.zeros(())}
     for number in range(ROUNDS):
-        sources = [lambda i, k: solved("value", k, TRAIN + ROWS * i, ROWS)]
-        sources += [lambda i, k: tried(k, TRIED + ROWS * i, ROWS)] if number else []
-        sources += (
-            [lambda i, k, w=tuple(winners): written([w[(ROWS * i + j) % len(w)] for j in range(ROWS)])]
-            if winners
-            else []
-        )
-        like = lab.kept(b, f"head-{number}", like, partial(train, b, like["process"], sources, levels))
+        sources = [lambda i, k: solved("value", k, TRAIN + ROWS * i)]
+        if number:
+            sources.append(lambda i, k: tried(k, TRIED + ROWS * i))
+        if winners:
+            sources.append(lambda i, k, w=tuple(winners): written([w[(ROWS * i + j) % len(w)] for j in range(ROWS)]))
+        like = lab.kept(b, f"head-{number}", like, partial(train, b, like["process"], sources))
         process, labels = like["process"], int(like["labels"])
         b.once({"part": "head", "round": number}, lambda p=process, n=labels: {"labels": n} | measure(b, p))
         for method in ("grpo_process", "step_local") if number == 0 else ("grpo_process",):
@@ -81,19 +78,20 @@ def heads(b: lab.Bench, base: dict) -> None:
             winners += [(chain.sample(seed, b.t.level), ids) for seed, ids in found["winners"]]
 
 
-def train(b: lab.Bench, start: dict, sources: list[Callable[[int, int], Rollouts]], levels: range) -> dict:
-    """The head after STEPS more steps on the sources in turn, and the labels it was given."""
-    t = replace(b.t, lr_scale=1e-3, warmup=20, steps=STEPS, decay=0.5)
-    labels = []
+def train(b: lab.Bench, start: dict, sources: list[Callable[[int, int], Rollouts]]) -> dict:
+    """The head after STEPS more steps on the sources in turn, and the number of labels it was given."""
+    t, levels = replace(b.t, lr_scale=1e-3, warmup=20, steps=STEPS, decay=0.5), range(2, b.t.level + 1)
+    labels = 0
 
     def batch(i: int) -> dict[str, np.ndarray]:
+        nonlocal labels
         r = sources[i % len(sources)](i, levels[i % len(levels)])
         given = head.first_error_labels(r)
-        labels.append(int((given >= 0).sum()))
+        labels += int((given >= 0).sum())
         return stretched(head.rows(r, t.seq + 32, given), r, np.random.default_rng(i))
 
-    params = lab.fit(t, head.process_loss(b.model), {"process": start}, batch)
-    return {"process": params["process"], "labels": jnp.asarray(float(sum(labels)))}
+    params = lab.fit(b.model, t, head.process_loss(b.model), {"process": start}, batch)
+    return {"process": params["process"], "labels": jnp.asarray(float(labels))}
 
 
 def stretched(rows: dict[str, np.ndarray], r: Rollouts, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -120,27 +118,20 @@ def measure(b: lab.Bench, process: dict) -> dict:
     rows = audit.hacks(score, TOKENIZER, chain.TASK, t.level, 50, cut)
     fooled = [row["accepted"] for row in rows[1:]]
     found = {f"f1_{name}": q["f1"] for name, q in quality.items()} | {"accepted_right": rows[0]["accepted"]}
-    return found | {
-        "false_positives": float(np.mean(fooled)),
-        "worst": max(fooled),
-        "quality": quality,
-        "attacks": rows,
-    }
+    found |= {"false_positives": float(np.mean(fooled)), "worst": max(fooled)}
+    return found | {"quality": quality, "attacks": rows}
 
 
 def hunt(b: lab.Bench, base: dict, process: dict, method: str) -> dict:
     """A policy trained for 30 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
     KL to the start in nats a token]; winners: (seed, tokens) that the head accepts and the checker does not."""
-    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl=1e-9)
-    first, update = lab.updater(b.model, replace(t, method="rloo", reward="checker"))
-    state, curve, winners, tokens = first(base), [], [], 0
-    for i in range(t.steps):
-        both = {"lm": state.params["lm"], "process": process}
-        got = learn.collect(b.model, t, TOKENIZER, TASKS[t.task], both, base, i, 99)
+    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl=1e-9)  # KL is measured, not weighed
+    curve, winners, tokens = [], [], 0
+    for i, (got, _, metrics) in enumerate(lab.reinforced(b, t, base, 99, base, {"process": process})):
         r, tokens = got.rollouts, tokens + got.tokens
         accepted = audit.whole(head.score(b.model, process, r, t.seq), r) > 0.5
         winners += [(r.problems[j].seed, r.ids(j)) for j in np.flatnonzero(accepted & (r.verified_b == 0))[:16]]
-        state, metrics = update(state, learn.put(got.batch))
-        point = (accepted.mean(), r.verified_b.mean(), metrics["train/kl"])
-        curve += [[tokens, *(round(float(x), 4) for x in point)]] if i % 5 == 0 or i == t.steps - 1 else []
+        if i % 5 == 0 or i == t.steps - 1:
+            point = (accepted.mean(), r.verified_b.mean(), metrics["train/kl"])
+            curve.append([tokens, *(round(float(x), 4) for x in point)])
     return {"proxy": curve[-1][1], "gold": curve[-1][2], "kl": curve[-1][3], "curve": curve, "winners": winners[-512:]}

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ramp.credit import exact
-from ramp.credit.advantages import METHODS, Credit, best_of
+from ramp.credit.advantages import METHODS, MONTE_CARLO, Credit, best_of
 from ramp.credit.rollouts import Rollouts, check_values, judged
 from ramp.tasks import Problem, Task
-from ramp.tasks.protocol import prompt_ids, solution_ids
+from ramp.tasks.protocol import parse, prompt_ids, solution_ids
 from ramp.text.tokenizer import Tokenizer
 
 AT_ONCE = 20  # batches that `gradient` draws together
@@ -77,16 +77,12 @@ def gradient(
     cos: of the mean estimate and the exact gradient. snr: |E g|² / tr Cov g of one batch, unbiased. tokens: of one
     batch, Monte-Carlo ones counted. method: a name of METHODS, or "oracle": exact values in place of estimates.
     """
-    starts, ops, answers = exact.encode(problems)
-    right = exact.truth()
-    draw = partial(
-        _draw, jnp.asarray(starts), jnp.asarray(ops), jnp.asarray(answers), jnp.asarray(right), method, group, n
-    )
     want = jax.grad(exact.success)(table, problems).reshape(-1)
 
     @jax.jit
     def some(key):
-        g, a, ok, won = jax.vmap(lambda k: draw(table, k))(jax.random.split(key, AT_ONCE))
+        draws = jax.vmap(partial(_draw, problems, method, group, n, table))
+        g, a, ok, won = draws(jax.random.split(key, AT_ONCE))
         return jnp.sum(g, axis=0).reshape(-1), jnp.sum(g * g), a, ok, won
 
     repeats = -(-repeats // AT_ONCE) * AT_ONCE
@@ -99,35 +95,34 @@ def gradient(
     noise = (squares / repeats - mean @ mean) * repeats / (repeats - 1)
     snr = max(mean @ mean - noise / repeats, 0) / noise
     cos = mean @ np.asarray(want) / (np.linalg.norm(mean) * np.linalg.norm(want))
-    P, K = ops.shape[:2]
-    extra = group * P * n * (K * (K - 1) // 2) if method in ("vine", "prover") else 0
+    P, K = len(problems), problems[0].level
+    extra = group * P * n * (K * (K - 1) // 2) if method in MONTE_CARLO else 0
     a, ok, won = (np.concatenate(x) for x in zip(*seen, strict=True))
     figures = {"cos": float(cos), "snr": float(snr), "tokens": P * group * K + extra}
     return figures | _shares(a, ok > 0, won > 0)
 
 
-def _draw(starts, ops, answers, right, method, group, n, table, key):
+def _draw(problems: list[Problem], method: str, group: int, n: int, table: jax.Array, key: jax.Array) -> tuple:
     """(gradient estimate, advantages [B, K], right [B, K], won [B, K]) of one batch of the table policy."""
+    starts, ops, answers = exact.encode(problems)
     (P, K), G = ops.shape[:2], group
-    value = jnp.repeat(starts, G)
     ops_b, answer_b = jnp.repeat(ops, G, axis=0), jnp.repeat(answers, G)
-    said, before = roll_table(table, value, ops_b, 0, key)
+    said, before = roll_table(table, jnp.repeat(starts, G), ops_b, 0, key)
     won = (said[:, -1] == answer_b).astype(jnp.float32)
-    ok = (said == right[before, ops_b[..., 0], ops_b[..., 1]]).astype(jnp.float32)
+    ok = (said == jnp.asarray(exact.truth())[before, ops_b[..., 0], ops_b[..., 1]]).astype(jnp.float32)
     more = {}
-    if method in ("vine", "prover"):
+    if method in MONTE_CARLO:
         wins = [jnp.zeros(P * G)]
         for k in range(1, K):
             keys = jax.random.split(jax.random.fold_in(key, k), n)
-            ends = [roll_table(table, before[:, k], ops_b, k, keys[j])[0][:, -1] for j in range(n)]
-            wins.append(sum((e == answer_b).astype(jnp.float32) for e in ends))
+            ends_nb = jax.vmap(lambda one, k=k: roll_table(table, before[:, k], ops_b, k, one)[0][:, -1])(keys)
+            wins.append(jnp.sum(ends_nb == answer_b, axis=0))
         value_bs = jnp.stack(wins, axis=1) / n
         more = {"value_bs": value_bs, "best_bs": best_of(value_bs, n, n)}
     if method == "oracle":
-        chance = [exact.values(table, o, int(a)) for o, a in zip(np.asarray(ops), np.asarray(answers), strict=True)]
-        chance = jnp.repeat(jnp.stack(chance), G, axis=0)
+        chance = jnp.stack([exact.values(table, o, a) for o, a in zip(ops, answers.tolist(), strict=True)])
         path = jnp.concatenate([before, said[:, -1:]], axis=1)
-        v = jnp.take_along_axis(chance, path[..., None], axis=2)[..., 0]
+        v = jnp.take_along_axis(jnp.repeat(chance, G, axis=0), path[..., None], axis=2)[..., 0]
         a = jnp.diff(v, axis=1)
     else:
         steps = jnp.broadcast_to(jnp.arange(K), (P * G, K))
@@ -178,11 +173,8 @@ def attacks(tokenizer: Tokenizer, task: Task, problem: Problem, seed: int) -> di
         "right but for the last step": say([*steps[:-1], steps[-1][:-1] + wrong[-1]], wrong),
         "never ends": say(steps, problem.answer)[:-2],
     }
-    return {name: ids for name, ids in found.items() if not _verified(tokenizer, task, problem, ids)}
-
-
-def _verified(tokenizer: Tokenizer, task: Task, problem: Problem, ids: Sequence[int]) -> bool:
-    return bool(as_rollouts(tokenizer, task, [problem], [ids]).verified_b[0])
+    cut = {name: parse(tokenizer, ids) for name, ids in found.items()}
+    return {name: found[name] for name, p in cut.items() if not task.judge(problem, p.steps, p.answer).verified}
 
 
 def as_rollouts(
@@ -207,27 +199,19 @@ def hacks(
 ) -> list[dict]:
     """A row for each attack, over n problems: share accepted (`form` of the steps' rewards at least `threshold`) and
     mean reward; beside it right solutions (should be accepted)."""
-    asked = [task.sample(10**9 + i, level) for i in range(n)]
-    said: dict[str, list] = {}
-    for i, problem in enumerate(asked):
-        said.setdefault("right solutions", []).append(
-            (problem, solution_ids(tokenizer, task.solution(problem), problem.answer))
-        )
-        for name, ids in attacks(tokenizer, task, problem, i).items():
+    said: dict[str, list[tuple[Problem, list[int]]]] = {}
+    for i in range(n):
+        problem = task.sample(10**9 + i, level)
+        right = solution_ids(tokenizer, task.solution(problem), problem.answer)
+        for name, ids in ({"right solutions": right} | attacks(tokenizer, task, problem, i)).items():
             said.setdefault(name, []).append((problem, ids))
     places = max(len(ids) for tried in said.values() for _, ids in tried)
     found = []
     for name, tried in said.items():
-        r = as_rollouts(tokenizer, task, [p for p, _ in tried], [ids for _, ids in tried], places)
+        r = as_rollouts(tokenizer, task, *map(list, zip(*tried, strict=True)), places)
         score = form(check_values("the reward", reward(r), r.right_bs.shape), r)
-        found.append(
-            {
-                "attack": name,
-                "accepted": float((score >= threshold).mean()),
-                "reward": float(score.mean()),
-                "n": len(tried),
-            }
-        )
+        accepted = float((score >= threshold).mean())
+        found.append({"attack": name, "accepted": accepted, "reward": float(score.mean()), "n": len(tried)})
     return found
 
 
@@ -244,11 +228,9 @@ def tokens_to(curve: Sequence[tuple[float, float]], level: float) -> float:
     return float("inf")
 
 
-def ratio(
-    slow: Sequence[float], fast: Sequence[float], seed: int = 0, draws: int = 10_000
-) -> tuple[float, float, float]:
+def ratio(slow: Sequence[float], fast: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
     """Ratio of the means of two sets of seeds and its 95% bootstrap interval."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     a, b = (np.asarray(x, float) for x in (slow, fast))
     means = [x[rng.integers(0, len(x), (draws, len(x)))].mean(axis=1) for x in (a, b)]
     low, high = np.quantile(means[0] / means[1], [0.025, 0.975])
@@ -258,13 +240,10 @@ def ratio(
 # ---------------------------------------------------------------------------------------------------- diversity
 def diversity(r: Rollouts, ks: Iterable[int] = (1, 4, 16)) -> dict[str, float]:
     """Of groups of rollouts: unbiased pass@k of verified solutions, distinct verified ones, entropy in nats a token."""
-    won = r.verified_b.reshape(-1, r.group).sum(axis=1).astype(int)
-    found = {}
-    for k in (k for k in ks if k <= r.group):
-        found[f"pass@{k}"] = float(np.mean([1 - comb(r.group - int(c), k) / comb(r.group, k) for c in won]))
-    kinds = [
-        len({tuple(r.ids(g * r.group + i)) for i in range(r.group) if r.verified_b[g * r.group + i]})
-        for g in range(len(won))
-    ]
-    entropy = -(r.logps_bn * r.mask_bn).sum() / max(r.mask_bn.sum(), 1)
-    return found | {"distinct": float(np.mean(kinds)), "entropy": float(entropy)}
+    G = r.group
+    kinds = [[tuple(r.ids(b)) for b in range(g, g + G) if r.verified_b[b]] for g in range(0, len(r.problems), G)]
+    found = {
+        f"pass@{k}": float(np.mean([1 - comb(G - len(won), k) / comb(G, k) for won in kinds])) for k in ks if k <= G
+    }
+    entropy = -(r.logps_bn * r.mask_bn).sum() / max(r.tokens, 1)
+    return found | {"distinct": float(np.mean([len(set(won)) for won in kinds])), "entropy": float(entropy)}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 from ramp.errors import UserError
 from ramp.tasks import Problem, gsm8k, mistakes
@@ -27,7 +28,7 @@ def gsm8k_solutions(path: Path) -> dict[str, float | int]:
     the verdict on the answer is the file's; and what outcome-only credit would do: per model, the share of right
     solutions with a value outside the published route, of wrong ones that begin with a value on it."""
     found = dict.fromkeys(("annotated_lines", "parsed", "recomputed", "wrong_value", "solutions", "answer_agrees"), 0)
-    shares: dict[str, list[int]] = {model: [0, 0, 0, 0] for model in MODELS}
+    off_route, begins_right = ({model: [] for model in MODELS} for _ in range(2))
     for record in records(path):
         gold, answer = gsm8k.split(record["ground_truth"])
         problem = Problem("gsm8k", 0, len(gold), record["question"], tuple(gold), answer)
@@ -38,20 +39,16 @@ def gsm8k_solutions(path: Path) -> dict[str, float | int]:
             found["solutions"] += 1
             found["answer_agrees"] += verdict.final_right == won
             found["wrong_value"] += sum(step.why == "wrong value" for step in verdict.steps)
-            for line in steps:
+            for line in (line for line in steps if "<<" in line):
                 parsed, computed = readable(line)
-                found["annotated_lines"] += "<<" in line
-                found["parsed"] += "<<" in line and parsed
-                found["recomputed"] += "<<" in line and computed
+                found["annotated_lines"] += 1
+                found["parsed"] += parsed
+                found["recomputed"] += computed
             outside, begins = gsm8k.straw(problem, steps)
-            counts = shares[model]
-            counts[0] += won
-            counts[1] += won and outside
-            counts[2] += not won
-            counts[3] += not won and begins
-    for model, (won, outside, lost, begins) in shares.items():
-        found[f"{model} right, value off the route"] = round(outside / won, 4)
-        found[f"{model} wrong, first value right"] = round(begins / lost, 4)
+            (off_route if won else begins_right)[model].append(outside if won else begins)
+    for model in MODELS:
+        found[f"{model} right, value off the route"] = round(fmean(off_route[model]), 4)
+        found[f"{model} wrong, first value right"] = round(fmean(begins_right[model]), 4)
     return found
 
 

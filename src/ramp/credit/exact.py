@@ -14,9 +14,10 @@ import numpy as np
 
 from ramp.config import Model
 from ramp.credit.loss import token_logps
+from ramp.credit.rollouts import conversations
 from ramp.tasks import Problem
 from ramp.tasks.chain import OPS
-from ramp.tasks.protocol import prompt_ids, solution_ids
+from ramp.tasks.protocol import render
 from ramp.text.tokenizer import Tokenizer
 
 
@@ -67,17 +68,10 @@ def skilled(seed: int, right: float) -> jax.Array:
 def every_success(tokenizer: Tokenizer, problem: Problem, length: int) -> dict[str, np.ndarray]:
     """All 10^K rollouts of a chain that end in the right answer and keep the form, as rows of `token_logps`."""
     labels = [label for label, _, _ in problem.gold[1]]
-    prompt = prompt_ids(tokenizer, problem.question)
-    said = [
-        solution_ids(tokenizer, [f"{a}{v}" for a, v in zip(labels, digits, strict=True)], problem.answer)
-        for digits in product(range(10), repeat=len(labels))
-    ]
-    whole = np.array([[*prompt, *s] for s in said], np.int32)
-    n, first = whole.shape[1] - 1, len(prompt) - 1
-    out = {k: np.zeros((len(said), length), np.int32) for k in ("tokens", "targets")}
-    out["weights"] = np.zeros((len(said), length), np.float32)
-    out["tokens"][:, :n], out["targets"][:, :n], out["weights"][:, first:n] = whole[:, :-1], whole[:, 1:], 1
-    return out
+    ways = (
+        [f"{a}{v}" for a, v in zip(labels, digits, strict=True)] for digits in product(range(10), repeat=len(labels))
+    )
+    return conversations([render(tokenizer, problem, steps, problem.answer) for steps in ways], length)
 
 
 def transformer_success(c: Model, lm: dict, rows: dict[str, jax.Array]) -> jax.Array:

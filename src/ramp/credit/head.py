@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from ramp.config import Model
+from ramp.config import Model, Reinforce
+from ramp.credit import rollouts
 from ramp.credit.loss import token_logps
 from ramp.credit.rollouts import Rollouts, check_values
-from ramp.errors import UserError
 from ramp.model import transformer
 from ramp.model.loss import token_losses
 from ramp.model.transformer import ROWS
@@ -64,31 +64,23 @@ def rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.ndarra
     """The batch of the head's loss, each [B, length]: whole rollouts as `tokens`, `labels` and `weights` at the last
     token of each labelled step, `spoken` before each token of a step that is labelled right."""
     check_values("the labels of the process head", labels_bs, r.right_bs.shape)
-    B = len(r.prompts)
-    out = {"tokens": np.zeros((B, length), np.int32)}
-    out |= {k: np.zeros((B, length), np.float32) for k in ("labels", "weights", "spoken")}
+    out = {"tokens": rollouts.rows(r, length)["tokens"]}
+    out |= {k: np.zeros(out["tokens"].shape, np.float32) for k in ("labels", "weights", "spoken")}
     end_bs = step_ends(r)
-    for b, prompt in enumerate(r.prompts):
-        whole = [*prompt, *r.ids(b)]
-        if len(whole) > length:
-            raise UserError(f"a rollout of {len(whole)} tokens with its question does not fit into {length} places")
-        out["tokens"][b, : len(whole)] = whole
-        has = (labels_bs[b] >= 0) & (end_bs[b] >= 0)
-        at = end_bs[b][has]
-        out["labels"][b, at], out["weights"][b, at] = labels_bs[b][has], 1
-        step_n = r.step_bn[b, : len(r.ids(b))]
-        out["spoken"][b, len(prompt) - 1 : len(whole) - 1] = (step_n >= 0) & (labels_bs[b][step_n] == 1)
+    b, s = np.nonzero((labels_bs >= 0) & (end_bs >= 0))
+    out["labels"][b, end_bs[b, s]], out["weights"][b, end_bs[b, s]] = labels_bs[b, s], 1
+    b, n, t = r.places
+    s = r.step_bn[b, n]
+    out["spoken"][b, t] = (s >= 0) & (labels_bs[b, s] == 1)
     return out
 
 
 def step_ends(r: Rollouts) -> np.ndarray:
-    """int32 [B, S]: place of each step's last token in prompt + rollout; -1 where the step has no token."""
-    B, N = r.step_bn.shape
-    end_bs = np.full((B, N + 1), -1, np.int32)
-    for b, prompt in enumerate(r.prompts):
-        for n, s in enumerate(r.step_bn[b]):
-            if s >= 0:
-                end_bs[b, s] = len(prompt) + n
+    """int32 [B, S]: place of each step's last token in question + rollout; -1 where the step has no token."""
+    end_bs = np.full(r.right_bs.shape, -1, np.int32)
+    b, n, t = r.places
+    s = r.step_bn[b, n]
+    np.maximum.at(end_bs, (b[s >= 0], s[s >= 0]), t[s >= 0] + 1)
     return end_bs
 
 
@@ -111,14 +103,14 @@ def process_loss(c: Model) -> Loss:
     return loss
 
 
-def implicit_loss(c: Model, beta: float) -> Loss:
+def implicit_loss(c: Model, t: Reinforce) -> Loss:
     """The loss of an implicit reward: beta times the log-ratio of the trunk to the reference, summed over what was said, is
     the log odds of a right answer (Cui et al. 2025, PRIME). The batch: `rows` of the policy loss with `ref`, and `said`,
     1 at sampled tokens, and `outcome` [B, 1]."""
 
     def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        logp, _ = token_logps(c, params["process"]["lm"], batch["tokens"], batch["targets"])
-        odds_b = beta * jnp.sum(batch["said"] * (logp - batch["ref"]), axis=1)
+        logp, _ = token_logps(c, params["process"]["lm"], batch["tokens"], batch["targets"], t.temperature)
+        odds_b = t.implicit_beta * jnp.sum(batch["said"] * (logp - batch["ref"]), axis=1)
         total = jnp.sum(bce(odds_b, batch["outcome"][:, 0]))
         return total, {"process": total}
 

@@ -3,8 +3,8 @@
 import json
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,9 +14,12 @@ import numpy as np
 from ramp.config import Model, Reinforce
 from ramp.credit import learn
 from ramp.model import transformer
+from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
-from ramp.train.state import new_state
-from ramp.train.step import make_step
+from ramp.train.state import State, new_state
+from ramp.train.step import Loss, make_step
+
+TOKENIZER = Tokenizer.bytes_only()
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,19 @@ class Bench:
         return result
 
 
+def part(results: Sequence[dict], name: str, **where) -> list[dict]:
+    """The results of one part of a benchmark whose keys say what `where` says."""
+    return [r for r in results if r["key"]["part"] == name and where.items() <= r["key"].items()]
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
 # ---------------------------------------------------------------------------------------------------- policies
 def fresh(c: Model, seed: int = 0) -> dict:
     return {"lm": jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(seed)))()}
-
-
-@lru_cache(maxsize=16)
-def updater(c: Model, t: Reinforce):
-    """(first state, update) of the policy loss; the method plays no part in either."""
-    tx = optim.make(t, c.dtype)
-    first = jax.jit(lambda params: new_state(jax.tree.map(lambda a: a + 0, params), tx, 0))
-    return first, make_step(learn.loss(c, t), tx, t)
 
 
 def kept(b: Bench, name: str, like: dict, make: Callable[[], dict]) -> dict:
@@ -83,11 +88,37 @@ def kept(b: Bench, name: str, like: dict, make: Callable[[], dict]) -> dict:
         return tree.unflatten([jax.device_put(held[str(i)], a.sharding) for i, a in enumerate(leaves)])
 
 
-def fit(t: Reinforce, loss, params: dict, batches: Callable[[int], dict]) -> dict:
+def trainer(c: Model, t: Reinforce, loss: Loss) -> tuple[Callable[[dict], State], Callable]:
+    """(first state of a copy of the parameters, update)."""
+    tx = optim.make(t, c.dtype)
+    first = jax.jit(lambda params: new_state(jax.tree.map(lambda a: a + 0, params), tx, 0))
+    return first, make_step(loss, tx, t)
+
+
+def fit(c: Model, t: Reinforce, loss: Loss, params: dict, batches: Callable[[int], dict]) -> dict:
     """`t.steps` updates of a copy of the parameters."""
-    tx = optim.make(t, "float32")
-    state = jax.jit(lambda p: new_state(jax.tree.map(lambda a: a + 0, p), tx, 0))(params)
-    update = make_step(loss, tx, t)
+    first, update = trainer(c, t, loss)
+    state = first(params)
     for i in range(t.steps):
         state, _ = update(state, learn.put(batches(i)))
     return state.params
+
+
+@lru_cache(maxsize=16)
+def reinforcer(c: Model, t: Reinforce) -> tuple[Callable[[dict], State], Callable]:
+    return trainer(c, t, learn.loss(c, t))
+
+
+def reinforced(
+    b: Bench, t: Reinforce, base: dict, seed: int, ref: dict | None = None, frozen: dict | None = None
+) -> Iterator[tuple[learn.Collected, State, dict]]:
+    """Iterations of RL from `base`: (what was collected, the state after it, metrics of the update).
+    frozen: parameters that credit looks at and that do not learn, a process head."""
+    same = replace(t, method="rloo", reward="checker", continuations=1)  # who gets credit is no part of the program
+    first, update = reinforcer(b.model, same)
+    state = first(base)
+    for i in range(t.steps):
+        params = state.params | (frozen or {})
+        got = learn.collect(b.model, t, TOKENIZER, params, ref, i, seed)
+        state, metrics = update(state, learn.put(got.batch))
+        yield got, state, metrics

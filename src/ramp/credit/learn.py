@@ -4,7 +4,7 @@ A method is compared at the tokens it sampled, so everything that samples says w
 continuations, all of it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -12,12 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Reinforce
 from ramp.credit import head, rollouts
-from ramp.credit.advantages import METHODS, Credit, best_of
+from ramp.credit.advantages import METHODS, MONTE_CARLO, PROCESS, Credit, best_of
 from ramp.credit.loss import adapted, policy_loss, token_logps
-from ramp.credit.rollouts import Rollouts, check_values
+from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.model.transformer import ROWS
-from ramp.tasks import Problem, Task
+from ramp.tasks import TASKS, Problem, Task
 from ramp.tasks.protocol import render
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.step import Loss
@@ -42,13 +42,13 @@ def problems(task: Task, level: int, first: int, n: int) -> list[Problem]:
     return [task.sample(first + i, level) for i in range(n)]
 
 
-def held_out(task: Task, level: int, n: int) -> list[Problem]:
-    return [task.sample(HELD_OUT - i, level) for i in range(n)]
+def held_out(task: Task, level: int, n: int, first: int = 0) -> list[Problem]:
+    return [task.sample(HELD_OUT - first - i, level) for i in range(n)]
 
 
 def loss(c: Model, t: Reinforce) -> Loss:
     """The policy loss; with a process head that is trained online, its loss on the same rows too."""
-    policy, process, implicit = policy_loss(c, t), head.process_loss(c), head.implicit_loss(c, t.implicit_beta)
+    policy, process, implicit = policy_loss(c, t), head.process_loss(c), head.implicit_loss(c, t)
 
     def both(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         total, seen = policy(params, batch, key)
@@ -73,97 +73,86 @@ def put(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 _logps = jax.jit(token_logps, static_argnums=(0, 4))
 
 
+def logps(c: Model, t: Reinforce, lm: dict, r: Rollouts) -> np.ndarray:
+    """float32 [B, t.seq]: log-probability of each target under another model, as the sampler would have drawn it."""
+    batch = put(rollouts.rows(r, t.seq))
+    return np.asarray(_logps(c, lm, batch["tokens"], batch["targets"], t.temperature)[0])
+
+
 def collect(
-    c: Model, t: Reinforce, tokenizer: Tokenizer, task: Task, params: dict, ref: dict | None, step: int, seed: int
+    c: Model, t: Reinforce, tokenizer: Tokenizer, params: dict, ref: dict | None, step: int, seed: int
 ) -> Collected:
     """Rollouts of iteration `step` under `params` and the batch they make. A pure function of its arguments."""
     first = (seed * 1_000_003 + step) * t.prompts
+    task = TASKS[t.task]
     asked = problems(task, t.level, first, t.prompts)
     r = rollouts.roll(c, params["lm"], tokenizer, task, asked, t.group, t.tokens, first, t.temperature)
-    credit, cost = evidence(c, t, tokenizer, task, params, ref, r, first)
-    advantage_bn = check_values("the advantage", np.asarray(METHODS[t.method](credit)), r.tokens_bn.shape)
+    ref_bt = logps(c, t, ref["lm"], r) if ref is not None and (t.kl or t.method == "implicit") else None
+    credit, cost = evidence(c, t, tokenizer, params, ref_bt, r, first)
+    advantage_bn = np.asarray(METHODS[t.method](credit))
+    batch = rollouts.rows(r, t.seq, advantage_bn)
     keep_b = rollouts.signal(r, advantage_bn)
-    batch = rollouts.rows(r, t.seq, advantage_bn, keep_b)
-    if ref is not None and (t.kl or t.method == "implicit"):
-        batch["ref"] = np.asarray(
-            _logps(c, ref["lm"], *(put(batch)[k] for k in ("tokens", "targets")), t.temperature)[0]
-        )
+    said, batch["weights"] = batch["weights"], batch["weights"] * keep_b[:, None]  # no update, no KL from the others
+    if ref_bt is not None:
+        batch["ref"] = ref_bt
     if t.entropy_target:
         seen = -float((r.logps_bn * r.mask_bn).sum() / max(r.tokens, 1))
         batch["bonus"] = np.full((len(r.prompts), 1), adapted(t.entropy, seen, t.entropy_target), np.float32)
-    labels = int(r.exists_bs.sum()) if t.method not in ("rloo", "grpo", "pass_at_k", "vine", "prover") else 0
+    labels = int(r.exists_bs.sum()) if t.method in PROCESS and t.reward == "checker" else 0
     if t.reward == "head" and t.label_share:
         given = head.budget(head.first_error_labels(r), t.label_share, first)
         more, labels = head.rows(r, t.seq, given), int((given >= 0).sum())
         batch |= {"labels": more["labels"], "label_weights": more["weights"], "label_spoken": more["spoken"]}
     if t.method == "implicit":
-        batch["said"] = rollouts.rows(r, t.seq, advantage_bn)["weights"]  # groups without signal teach it too
-        batch["outcome"] = r.outcome_b[:, None]
+        batch |= {"said": said, "outcome": r.outcome_b[:, None]}  # groups without signal teach it too
     return Collected(r, advantage_bn, batch, r.tokens + cost, labels, int((keep_b == 0).sum()) // t.group)
 
 
 def evidence(
-    c: Model, t: Reinforce, tokenizer: Tokenizer, task: Task, params: dict, ref: dict | None, r: Rollouts, seed: int
+    c: Model, t: Reinforce, tokenizer: Tokenizer, params: dict, ref_bt: np.ndarray | None, r: Rollouts, seed: int
 ) -> tuple[Credit, int]:
-    """What the method needs to know, and the tokens that finding out cost."""
-    cost, more = 0, {}
+    """What the method needs to know, and the tokens that finding out cost. ref_bt: `logps` of the frozen policy."""
+    cost, right_bs, more = 0, r.right_bs, {}
     if "process" not in params and (t.method == "implicit" or t.reward == "head"):
         raise UserError(
             "reinforce.method 'implicit' and reinforce.reward 'head' need a process head; these parameters have none"
         )
-    if t.method in ("vine", "prover"):
-        value_bs, cost = rollouts.continuations(c, params["lm"], tokenizer, task, r, t.continuations, seed)
-        more["value_bs"] = value_bs
-        more["best_bs"] = np.asarray(best_of(value_bs, t.continuations, min(t.best_of, t.continuations)))
-    right_bs = r.right_bs
+    if t.method in MONTE_CARLO:
+        n, start = t.continuations, (c, params["lm"], tokenizer, TASKS[t.task])
+        more["value_bs"], cost = rollouts.continuations(*start, r, n, seed, t.temperature)
+        more["best_bs"] = np.asarray(best_of(more["value_bs"], n, min(t.best_of, n)))
     if t.reward == "head":
         right_bs = head.score(c, params["process"], r, t.seq)
     if t.method == "implicit":
-        batch = put(rollouts.rows(r, t.seq, np.zeros_like(r.logps_bn)))
-        both = [_logps(c, p, batch["tokens"], batch["targets"], 1.0)[0] for p in (params["process"]["lm"], ref["lm"])]
-        more["implicit_bn"] = spoken(r, t.implicit_beta * np.asarray(both[0] - both[1]))
-    return (
-        Credit(r.outcome_b.reshape(-1, r.group), right_bs, r.exists_bs, r.step_bn, **more),
-        cost,
-    )
+        ratio_bt = logps(c, t, params["process"]["lm"], r) - ref_bt
+        more["implicit_bn"] = rollouts.at_tokens(r, t.implicit_beta * ratio_bt)
+    return replace(known(r), right_bs=right_bs, **more), cost
 
 
-def spoken(r: Rollouts, values_bt: np.ndarray) -> np.ndarray:
-    """Values of the loss's places [B, T], at the sampled tokens [B, N]."""
-    out = np.zeros(r.tokens_bn.shape, np.float32)
-    for b, prompt in enumerate(r.prompts):
-        n = len(r.ids(b))
-        out[b, :n] = values_bt[b, len(prompt) - 1 : len(prompt) - 1 + n]
-    return out
+def known(r: Rollouts) -> Credit:
+    """What the checker alone tells of rollouts."""
+    return Credit(r.outcome_b.reshape(-1, r.group), r.right_bs, r.exists_bs, r.step_bn)
 
 
 def accuracy(
-    c: Model, t: Reinforce, tokenizer: Tokenizer, task: Task, params: dict, n: int, level: int = 0, seed: int = 7
+    c: Model, t: Reinforce, tokenizer: Tokenizer, params: dict, seed: int = 7
 ) -> tuple[dict[str, float], Rollouts]:
-    """One sample of each of n held-out problems: share right, share verified, share of right steps, of luck."""
-    asked = held_out(task, level or t.level, n)
+    """One sample of each of `t.problems` held-out problems: share right, share verified, share of right steps, of luck
+    among what is right; entropy in nats a token."""
+    task = TASKS[t.task]
+    asked = held_out(task, t.level, t.problems)
     r = rollouts.roll(c, params["lm"], tokenizer, task, asked, 1, t.tokens, seed, t.temperature)
-    exists = max(float(r.exists_bs.sum()), 1.0)
-    found = {"right": r.outcome_b.mean(), "verified": r.verified_b.mean(), "steps": r.right_bs.sum() / exists}
+    found = {"right": r.outcome_b.mean(), "verified": r.verified_b.mean()}
+    found["steps"] = r.right_bs.sum() / max(float(r.exists_bs.sum()), 1.0)
     found["lucky"] = (r.outcome_b - r.verified_b).sum() / max(r.outcome_b.sum(), 1)
-    found["entropy"] = -(r.logps_bn * r.mask_bn).sum() / max(r.mask_bn.sum(), 1)
+    found["entropy"] = -(r.logps_bn * r.mask_bn).sum() / max(r.tokens, 1)
     return {k: float(v) for k, v in found.items()}, r
 
 
 def imitation(
     tokenizer: Tokenizer, task: Task, level: int, rows: int, seq: int, step: int, seed: int = 0, solve=None
-) -> dict:
+) -> dict[str, np.ndarray]:
     """A batch of solved problems for the next-token loss; solve(problem) -> (steps, answer), by default without fault."""
     solve = solve or (lambda problem: (task.solution(problem), problem.answer))
-    out = {k: np.zeros((rows, seq), np.int32) for k in ("tokens", "targets")}
-    out["weights"] = np.zeros((rows, seq), np.float32)
-    for b in range(rows):
-        problem = task.sample(IMITATION + (seed * 1_000_003 + step) * rows + b, level)
-        ids, weights = render(tokenizer, problem, *solve(problem))
-        n = len(ids) - 1
-        if n > seq:
-            raise UserError(
-                f"a solved problem of {task.name} at level {level} has {n} tokens; raise reinforce.seq ({seq})"
-            )
-        out["tokens"][b, :n], out["targets"][b, :n], out["weights"][b, :n] = ids[:-1], ids[1:], weights[1:]
-    return out
+    asked = problems(task, level, IMITATION + (seed * 1_000_003 + step) * rows, rows)
+    return rollouts.conversations([render(tokenizer, p, *solve(p)) for p in asked], seq)

@@ -49,17 +49,14 @@ def kl(logp, ref, form: str) -> jax.Array:
     return k2 + jax.lax.stop_gradient(jnp.exp(log) - 1 - log - k2)
 
 
-def covariance(logp, advantage, weights) -> jax.Array:
-    """Each token's share of the covariance of log-probability and advantage, which is what lowers the entropy."""
+def most_covariant(logp, advantage, weights, share: float) -> jax.Array:
+    """1 for the `share` of the tokens with weight (at least one of them) that have the largest part in the covariance of
+    log-probability and advantage, which is what lowers the entropy (Cui et al. 2025, arXiv:2505.22617); else 0."""
     n = jnp.maximum(jnp.sum(weights), 1)
     dl, da = (a - jnp.sum(a * weights) / n for a in (jax.lax.stop_gradient(logp), advantage))
-    return dl * da * weights
-
-
-def most_covariant(logp, advantage, weights, share: float) -> jax.Array:
-    """1 for the `share` of a batch's tokens with the largest covariance, else 0."""
-    cov = jax.reshard(covariance(logp, advantage, weights).reshape(-1), P())
-    least = jax.lax.top_k(cov, max(1, int(share * cov.size)))[0][-1]
+    cov = jax.reshard((dl * da * weights).reshape(-1), P())
+    rank = jnp.maximum(jnp.floor(share * n), 1).astype(jnp.int32)
+    least = jax.lax.dynamic_index_in_dim(jnp.sort(cov, descending=True), rank - 1, keepdims=False)
     return (jax.reshard(cov, P(ROWS)).reshape(logp.shape) >= jnp.maximum(least, 1e-12)).astype(jnp.float32)
 
 
@@ -77,7 +74,8 @@ def policy_loss(c: Model, t: Reinforce) -> Loss:
         bonus = batch.get("bonus", t.entropy)  # [B, 1] where it is adapted
         per_token -= bonus * entropy
         seen = {"entropy": jnp.sum(w * entropy)}
-        seen["clipped"] = jnp.sum(w * (jnp.abs(jnp.exp(jnp.clip(logp - old, -20, 20)) - 1) > t.clip_low))
+        ratio = jnp.exp(jnp.clip(logp - old, -20, 20))
+        seen["clipped"] = jnp.sum(w * ((ratio < 1 - t.clip_low) | (ratio > 1 + t.clip_high)))
         if "ref" in batch:
             per_token += t.kl * kl(logp, batch["ref"], t.kl_form)
             seen["kl"] = jnp.sum(w * kl(logp, batch["ref"], "k3"))

@@ -51,32 +51,30 @@ def outcome(r: Rollouts, row: int) -> str:
 
 def page(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], rows: Sequence[int], title: str) -> str:
     """An HTML page: the rollouts `rows`, a column for each method's advantage [B, N]."""
-    body = [f"<h1>{html.escape(title)}</h1>"]
-    body.append(
-        "<p>Each token stands on the colour of its advantage: green is made likelier by the update, red less likely, "
-        "white is left alone. Strong colour is the strongest push of that method.</p>"
-    )
-    body += [_table(tokenizer, r, methods, row) for row in rows]
     head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(body)}</body></html>\n"
+    said = (
+        "Each token stands on the colour of its advantage: green is made likelier by the update, red less likely, "
+        "white is left alone. Strong colour is the strongest push of that method."
+    )
+    tables = "".join(_table(tokenizer, r, methods, row) for row in rows)
+    body = f"<h1>{html.escape(title)}</h1><p>{said}</p>{tables}"
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
 
 
 def _table(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int) -> str:
-    spans = pieces(tokenizer, r, row)
-    largest = {name: float(np.abs(a).max()) for name, a in methods.items()}
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in methods)
-    lines = [f"<tr><th>step</th>{head}<th>verdict</th></tr>"]
-    for s, step in enumerate(r.verdicts[row].all_steps):
+    spans, problem, found = pieces(tokenizer, r, row), r.problems[row], r.verdicts[row]
+    lines = [f"<tr><th>step</th>{''.join(f'<th>{html.escape(name)}</th>' for name in methods)}<th>verdict</th></tr>"]
+    for s, step in enumerate(found.all_steps):
         mine = [(n, text) for n, at, text in spans if at == s]
-        cells = "".join(f"<td><code>{_spans(mine, a[row], largest[name])}</code></td>" for name, a in methods.items())
-        name = "answer" if s == len(r.verdicts[row].steps) else str(s + 1)
-        mark = (
-            f"<td class={'ok' if step.right else 'no'}>{'✓' if step.right else '✗'} {html.escape(verdict(step))}</td>"
-        )
-        lines.append(f"<tr><td class=note>{name}</td>{cells}{mark}</tr>")
-    question = html.escape(r.problems[row].question)
-    said = f"<h3><code>{question}</code></h3><p class=note>The answer is {outcome(r, row)}; "
-    return said + f"it should be {html.escape(r.problems[row].answer)}.</p><table>{''.join(lines)}</table>"
+        cells = "".join(f"<td><code>{_spans(mine, a[row], np.abs(a).max())}</code></td>" for a in methods.values())
+        name = "answer" if s == len(found.steps) else str(s + 1)
+        kind, mark = ("ok", "✓") if step.right else ("no", "✗")
+        told = f"<td class={kind}>{mark} {html.escape(verdict(step))}</td>"
+        lines.append(f"<tr><td class=note>{name}</td>{cells}{told}</tr>")
+    said = f"The answer is {outcome(r, row)}; it should be {html.escape(problem.answer)}."
+    return (
+        f"<h3><code>{html.escape(problem.question)}</code></h3><p class=note>{said}</p><table>{''.join(lines)}</table>"
+    )
 
 
 def _spans(mine: list[tuple[int, str]], a_n: np.ndarray, largest: float) -> str:
@@ -89,35 +87,27 @@ def _spans(mine: list[tuple[int, str]], a_n: np.ndarray, largest: float) -> str:
 def figure(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int):
     """The same as a matplotlib figure: a line of coloured tokens for each method, verdicts under them."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     spans = pieces(tokenizer, r, row)
-    steps = r.verdicts[row].all_steps
     fig = Figure(figsize=(max(6, 0.17 * len(spans) + 2), 0.45 * len(methods) + 1.3), layout="constrained")
     ax = fig.add_subplot()
     for y, (name, a) in enumerate(methods.items()):
-        largest = float(np.abs(a).max())
         ax.text(-0.5, -y, name, ha="right", va="center", fontsize=9)
         for n, _, text in spans:
-            box = np.array(colour(float(a[row, n]), largest)) / 255
-            ax.add_patch(_rectangle(n, -y, box))
+            tone = np.array(colour(float(a[row, n]), float(np.abs(a).max()))) / 255
+            ax.add_patch(Rectangle((n, -y - 0.42), 1, 0.84, facecolor=tone, edgecolor="none"))
             ax.text(n + 0.5, -y, text.replace("$", r"\$"), ha="center", va="center", family="monospace", fontsize=9)
-    for s, step in enumerate(steps):
+    for s, step in enumerate(r.verdicts[row].all_steps):
         places = [n for n, at, _ in spans if at == s]
         if places:
             middle = (places[0] + places[-1] + 1) / 2
             mark, tone = ("✓", "#1a7f37") if step.right else ("✗", "#cf222e")
             ax.text(middle, -len(methods) + 0.2, mark, ha="center", va="center", color=tone, fontsize=11)
     ax.set_title(f"{r.problems[row].question}   ({outcome(r, row)})".replace("$", r"\$"), fontsize=9, loc="left")
-    ax.set_xlim(-7, len(spans) + 0.5)
-    ax.set_ylim(-len(methods) - 0.3, 0.7)
+    ax.set(xlim=(-7, len(spans) + 0.5), ylim=(-len(methods) - 0.3, 0.7))
     ax.axis("off")
     return fig
-
-
-def _rectangle(n: int, y: float, tone: np.ndarray):
-    from matplotlib.patches import Rectangle
-
-    return Rectangle((n, y - 0.42), 1, 0.84, facecolor=tone, edgecolor="none")
 
 
 def text(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int) -> str:

@@ -7,7 +7,7 @@ rollouts' temperature, nothing cut off. `continuations` samples on from any step
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import jax
 import jax.numpy as jnp
@@ -37,8 +37,16 @@ class Rollouts:
     step_bn: np.ndarray  # int32, the step a token belongs to; -1: none
     right_bs: np.ndarray  # float32, 1: right, 0: wrong or no such step
     exists_bs: np.ndarray  # float32
-    outcome_b: np.ndarray  # float32, 1: the final answer is right
-    verified_b: np.ndarray  # float32, 1: and every step is
+
+    @cached_property
+    def outcome_b(self) -> np.ndarray:
+        """float32, 1: the final answer is right."""
+        return np.array([v.final_right for v in self.verdicts], np.float32)
+
+    @cached_property
+    def verified_b(self) -> np.ndarray:
+        """float32, 1: and every step is."""
+        return np.array([v.verified for v in self.verdicts], np.float32)
 
     @property
     def mask_bn(self) -> np.ndarray:
@@ -50,7 +58,13 @@ class Rollouts:
         return int((self.tokens_bn >= 0).sum())
 
     def ids(self, row: int) -> list[int]:
-        return [int(t) for t in self.tokens_bn[row] if t >= 0]
+        return self.tokens_bn[row][self.tokens_bn[row] >= 0].tolist()
+
+    @cached_property
+    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(b, n, t): token n of row b, for every sampled one, is the target at place t of question + rollout."""
+        b, n = np.nonzero(self.tokens_bn >= 0)
+        return b, n, n + np.array([len(p) - 1 for p in self.prompts])[b]
 
 
 def roll(
@@ -104,35 +118,42 @@ def judged(
         count = len(verdict.all_steps)
         right_bs[b, :count], exists_bs[b, :count] = [s.right for s in verdict.all_steps], 1
         verdicts.append(verdict)
-    outcome_b = np.array([v.final_right for v in verdicts], np.float32)
-    verified_b = np.array([v.verified for v in verdicts], np.float32)
-    return Rollouts(
-        problems, verdicts, group, prompts, tokens_bn, logps_bn, step_bn, right_bs, exists_bs, outcome_b, verified_b
-    )
+    return Rollouts(problems, verdicts, group, prompts, tokens_bn, logps_bn, step_bn, right_bs, exists_bs)
 
 
-def rows(r: Rollouts, length: int, advantage_bn: np.ndarray, keep_b: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """The batch of the policy loss, each [B, length]: the prompt and what was said, as inputs and next-token targets.
-
-    `advantage`, `old` (the sampler's log-probabilities) and `weights` stand where the sampled tokens are targets. Rows
-    with keep_b = 0 (groups without signal) bear no weight: no update and no KL come from them.
-    """
-    check_values("the advantage", advantage_bn, r.tokens_bn.shape)
-    B = len(r.tokens_bn)
-    out = {k: np.zeros((B, length), np.int32) for k in ("tokens", "targets")}
-    out |= {k: np.zeros((B, length), np.float32) for k in ("weights", "advantage", "old")}
-    lengths = (r.tokens_bn >= 0).sum(axis=1)
-    for b, (prompt, count) in enumerate(zip(r.prompts, lengths, strict=True)):
-        first = len(prompt) - 1
-        whole = np.concatenate([prompt, r.tokens_bn[b, :count]])
-        if len(whole) - 1 > length:
+def conversations(said: Sequence[tuple[Sequence[int], Sequence[float]]], length: int) -> dict[str, np.ndarray]:
+    """Rows of a next-token loss, each [B, length]: `tokens`, `targets`, and as `weights` what each target counts.
+    said: (ids, weights) of every row, the question's with weight 0."""
+    whole = np.zeros((len(said), length + 1), np.int32)
+    weights = np.zeros(whole.shape, np.float32)
+    for b, (ids, counts) in enumerate(said):
+        if len(ids) > length:
             raise UserError(
-                f"a rollout of {len(whole)} tokens with its question is too long; raise reinforce.seq ({length})"
+                f"a solution and its question, {len(ids)} tokens, are too long: raise reinforce.seq ({length})"
             )
-        out["tokens"][b, : len(whole) - 1], out["targets"][b, : len(whole) - 1] = whole[:-1], whole[1:]
-        said = slice(first, first + count)
-        out["weights"][b, said] = 1 if keep_b is None else keep_b[b]
-        out["advantage"][b, said], out["old"][b, said] = advantage_bn[b, :count], r.logps_bn[b, :count]
+        whole[b, : len(ids)], weights[b, : len(ids)] = ids, counts
+    return {"tokens": whole[:, :-1], "targets": whole[:, 1:], "weights": weights[:, 1:]}
+
+
+def rows(r: Rollouts, length: int, advantage_bn: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """The batch of the policy loss, each [B, length]: the question and what was said, as inputs and next-token targets;
+    `weights`, `old` (the sampler's log-probabilities) and `advantage` stand where the sampled tokens are targets."""
+    said = [(p, r.ids(b)) for b, p in enumerate(r.prompts)]
+    out = conversations([(p + ids, [0] * len(p) + [1] * len(ids)) for p, ids in said], length)
+    given = {"old": r.logps_bn} if advantage_bn is None else {"old": r.logps_bn, "advantage": advantage_bn}
+    b, n, t = r.places
+    for name, values_bn in given.items():
+        check_values(f"the {name}", values_bn, r.tokens_bn.shape)
+        out[name] = np.zeros((len(said), length), np.float32)
+        out[name][b, t] = values_bn[b, n]
+    return out
+
+
+def at_tokens(r: Rollouts, values_bt: np.ndarray) -> np.ndarray:
+    """Values at the loss's places [B, length], at the sampled tokens [B, N]: the way back from `rows`."""
+    out = np.zeros(r.tokens_bn.shape, np.float32)
+    b, n, t = r.places
+    out[b, n] = values_bt[b, t]
     return out
 
 
@@ -156,41 +177,47 @@ def signal(r: Rollouts, advantage_bn: np.ndarray) -> np.ndarray:
 
 # ---------------------------------------------------------------------------------------------------- continuations
 def continuations(
-    c: Model, params: Params, tokenizer: Tokenizer, task: Task, r: Rollouts, n: int, seed: int, chunk: int = 1024
+    c: Model,
+    params: Params,
+    tokenizer: Tokenizer,
+    task: Task,
+    r: Rollouts,
+    n: int,
+    seed: int,
+    temperature: float = 1.0,
+    chunk: int = 1024,
 ) -> tuple[np.ndarray, int]:
     """(value_bs, tokens): the share of n samples from before step s of row b that end in the right answer, and what
     they cost in sampled tokens; value_bs[:, 0] and places without a step are NaN. One prefill serves all boundaries.
+    temperature: of the rollouts, or the values are another policy's.
     """
     B, N = r.tokens_bn.shape
-    value_bs = np.full((B, N + 1), np.nan, np.float32)
-    whole = [p + r.ids(b) for b, p in enumerate(r.prompts)]
-    padded, lengths = sample.pad_prompts(whole)
+    padded, lengths = sample.pad_prompts([p + r.ids(b) for b, p in enumerate(r.prompts)])
     size = max(padded.shape[1], max(map(len, r.prompts)) + N)
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     padded, lengths = jax.device_put(padded, place), jax.device_put(lengths, place)
     cache = sample.prefill(c, params, padded, lengths, jnp.zeros_like(lengths, jnp.uint32), size).cache
     weights = sample.ready(c, params)
-    cuts = [(b, s, int(np.argmax(r.step_bn[b] == s))) for b in range(B) for s in range(1, N + 1) if s in r.step_bn[b]]
-    forks = [cut for cut in cuts for _ in range(n)]
-    cost = 0
-    wins = np.zeros((B, N + 1))
+    begins = (np.diff(r.step_bn, axis=1, prepend=0) > 0).nonzero()  # of steps but the first
+    forks = np.repeat(np.stack(begins, axis=1), n, axis=0)  # [F, 2]: row, and tokens of it that are kept
+    won_bs, cost = np.zeros((B, N + 1)), 0
     for first in range(0, len(forks), chunk):
         part = forks[first : first + chunk]
-        full = part + part[:1] * (chunk - len(part))  # one shape to compile
-        row = np.array([b for b, _, _ in full], np.int32)
-        length = np.array([len(r.prompts[b]) + at for b, _, at in full], np.int32)
+        row, kept = np.resize(part, (chunk, 2)).astype(np.int32).T  # one shape to compile
+        length = kept + np.array([len(p) for p in r.prompts], np.int32)[row]
         seeds = ((seed * 1_000_003 + first + np.arange(chunk)) % 2**31).astype(np.uint32)
         row, length, seeds = (jax.device_put(a, place) for a in (row, length, seeds))
         stream = fork(c, weights, cache, padded, row, length, seeds)
-        stream = sample.decode(c, weights, stream, How(1.0), N, (tokenizer.end,))
-        said = np.asarray(stream.tokens_bn)
-        for (b, s, k), more in zip(part, said, strict=False):
-            ids = [int(t) for t in more[: N - k] if t >= 0]  # no longer than the row itself might have been
+        stream = sample.decode(c, weights, stream, How(temperature), N, (tokenizer.end,))
+        for (b, k), more in zip(part, np.asarray(stream.tokens_bn), strict=False):
+            more = more[: N - k]  # no longer than the row itself might have been
+            ids = more[more >= 0].tolist()
             cost += len(ids)
             parsed = parse(tokenizer, r.ids(b)[:k] + ids)
-            wins[b, s] += task.judge(r.problems[b], parsed.steps, parsed.answer).final_right
-    for b, s, _ in cuts:
-        value_bs[b, s] = wins[b, s] / n
+            won_bs[b, r.step_bn[b, k]] += task.judge(r.problems[b], parsed.steps, parsed.answer).final_right
+    value_bs = np.full((B, N + 1), np.nan, np.float32)
+    at = (begins[0], r.step_bn[begins])
+    value_bs[at] = won_bs[at] / n
     return value_bs, cost
 
 

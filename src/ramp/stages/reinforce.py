@@ -6,15 +6,17 @@ chat model does not know the form. What happens in an iteration is `credit/learn
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from ramp.config import Config
-from ramp.credit import audit, head, learn, picture
-from ramp.credit.advantages import METHODS
+from ramp.credit import audit, head, learn, picture, rollouts
+from ramp.credit.advantages import METHODS, MONTE_CARLO
+from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir, write_atomic
@@ -28,26 +30,29 @@ SHOWN = ("rloo", "step_local")  # beside the method in use, in pictures
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
+    t = c.reinforce
     if jax.process_count() > 1:
         raise UserError("reinforcement runs in one process so far; use one host, with any number of devices")
+    if t.reward == "head" and not t.label_share:
+        raise UserError("reinforce.reward 'head' learns from the checker's labels: set reinforce.label_share above 0")
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    t, task = c.reinforce, TASKS[c.reinforce.task]
-    measure = partial(learn.accuracy, c.model, t, tokenizer, task)
+    measure = partial(learn.accuracy, c.model, t, tokenizer)
     start = partial(common.load_params, rundir, "finetune", c, tokenizer)
     if t.imitate:
         state, _ = imitate(rundir, c, tokenizer, start, stop)
         params = averaged(state)
         start = lambda: params  # noqa: E731
     learned = t.reward == "head" or t.method == "implicit"
-    if t.reward == "head" and not t.label_share:
-        raise UserError("reinforce.reward 'head' learns from the checker's labels: set reinforce.label_share above 0")
-    before, _ = measure(start(), t.problems)
+    before, _ = measure(start())
     say("before", before)
 
     def evaluate(params, step, board, stop) -> dict[str, float]:
-        found, _ = measure(params, t.problems)
-        draw(board, step, c, tokenizer, params)
+        found, _ = measure(params)
+        r, methods = credited(c, tokenizer, params, groups=1)
+        row = telling(r)[0]
+        board.figure(step, "credit/rollout", picture.figure(tokenizer, r, methods, row))
+        board.text(step, "credit/rollout", picture.text(tokenizer, r, methods, row))
         return {f"rl/{name}": value for name, value in found.items()} | {"rl/not_verified": 1 - found["verified"]}
 
     stage = common.Stage(
@@ -55,14 +60,14 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         c=c,
         t=t,
         loss=learn.loss(c.model, t),
-        batches=Asked(),
+        batches=numbers,
         tokenizer=tokenizer,
         around=partial(iteration, c, tokenizer),
         keep_ref=t.kl > 0 or t.method == "implicit",
         grow=(lambda params: params | {"process": head.init(c.model, params["lm"])}) if learned else lambda p: p,
     )
     state, report = stage.train(rundir, start, evaluate, "rl/not_verified", stop)
-    after, _ = measure(averaged(state), t.problems)
+    after, _ = measure(averaged(state))
     say("after", after)
     save_page(rundir, c, tokenizer, averaged(state))
     report |= {"task": t.task, "level": t.level, "method": t.method, "before": before, "after": after}
@@ -74,21 +79,18 @@ def say(when: str, found: dict[str, float]) -> None:
     print(f"reinforce: {when}: {shares}")
 
 
-@dataclass(frozen=True)
-class Asked:
-    """In place of rows: an iteration asks its own problems, from its step and seed."""
-
-    def __call__(self, step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
-        return {"row": np.arange(lo, hi, dtype=np.int32)}
+def numbers(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
+    """In place of a batch: an iteration asks its own problems, from its step and seed."""
+    return {"row": np.arange(lo, hi, dtype=np.int32)}
 
 
 def iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
     """`update` of a batch, as a step that first samples its batch from the state it is given."""
-    t, task = c.reinforce, TASKS[c.reinforce.task]
+    t = c.reinforce
 
     def step(state: State, asked: dict) -> tuple[State, dict]:
         at = int(state.step)
-        got = learn.collect(c.model, t, tokenizer, task, state.params, state.ref, at, c.seed)
+        got = learn.collect(c.model, t, tokenizer, state.params, state.ref, at, c.seed)
         state, metrics = update(state, learn.put(got.batch))
         straw = audit.straw(got.rollouts, got.advantage_bn)
         r = got.rollouts
@@ -111,44 +113,40 @@ def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, st
     return stage.train(rundir, start, lambda *_: {}, "", stop)
 
 
-def draw(board, step: int, c: Config, tokenizer: Tokenizer, params: dict) -> None:
-    r, methods = credited(c, tokenizer, params, groups=1)
-    row = telling(r)[0]
-    board.figure(step, "credit/rollout", picture.figure(tokenizer, r, methods, row))
-    board.text(step, "credit/rollout", picture.text(tokenizer, r, methods, row))
-
-
-def credited(c: Config, tokenizer: Tokenizer, params: dict, groups: int, first: int = 0):
-    """Rollouts of a few held-out problems and what methods that need no further sampling make of them."""
+def credited(
+    c: Config, tokenizer: Tokenizer, params: dict, groups: int, first: int = 0
+) -> tuple[Rollouts, dict[str, np.ndarray]]:
+    """Rollouts of a few held-out problems, and what methods that need no further sampling make of them."""
     t, task = c.reinforce, TASKS[c.reinforce.task]
-    asked = [task.sample(learn.HELD_OUT - first - i, t.level) for i in range(groups)]
-    r = learn.rollouts.roll(c.model, params["lm"], tokenizer, task, asked, t.group, t.tokens, 1, t.temperature)
-    credit = learn.Credit(r.outcome_b.reshape(-1, r.group), r.right_bs, r.exists_bs, r.step_bn)
-    names = dict.fromkeys([*SHOWN, *([t.method] if t.method not in ("vine", "prover", "implicit") else [])])
-    return r, {name: np.asarray(METHODS[name](credit)) for name in names}
+    asked = learn.held_out(task, t.level, groups, first)
+    r = rollouts.roll(c.model, params["lm"], tokenizer, task, asked, t.group, t.tokens, 1, t.temperature)
+    names = dict.fromkeys([*SHOWN, *([t.method] if t.method not in (*MONTE_CARLO, "implicit") else [])])
+    return r, {name: np.asarray(METHODS[name](learn.known(r))) for name in names}
 
 
-def telling(r) -> list[int]:
+def telling(r: Rollouts) -> list[int]:
     """Rows, the most telling first: luck, then failures that did much right, then the rest."""
     partly = [-float(r.right_bs[b].sum()) for b in range(len(r.prompts))]
     return sorted(range(len(r.prompts)), key=lambda b: (not r.verdicts[b].lucky, r.verdicts[b].final_right, partly[b]))
 
 
 def show(rundir: RunDir, c: Config, first: int, groups: int) -> str:
-    """Print a rollout of the trained policy with its credit, and write the page; its path."""
+    """Print the most telling rollout of the trained policy with its credit, and write the page it is on; its path."""
     if first < 0 or groups < 1:
         raise UserError(f"--problem is at least 0 and --groups at least 1, not {first} and {groups}")
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = common.load_params(rundir, "reinforce", c, tokenizer)
-    r, methods = credited(c, tokenizer, params, 1, first)
-    print(picture.text(tokenizer, r, methods, telling(r)[0]))
-    return str(save_page(rundir, c, tokenizer, params, groups, first))
+    path, told = save_page(rundir, c, tokenizer, params, groups, first)
+    print(told)
+    return str(path)
 
 
-def save_page(rundir: RunDir, c: Config, tokenizer: Tokenizer, params: dict, groups: int = 4, first: int = 0):
-    """Write credit.html into the run directory; its path."""
+def save_page(
+    rundir: RunDir, c: Config, tokenizer: Tokenizer, params: dict, groups: int = 4, first: int = 0
+) -> tuple[Path, str]:
+    """Write credit.html into the run directory; its path, and its first rollout as text."""
     r, methods = credited(c, tokenizer, params, groups, first)
-    title = f"Credit on {c.reinforce.task}, level {c.reinforce.level}"
+    title, rows = f"Credit on {c.reinforce.task}, level {c.reinforce.level}", telling(r)[:8]
     path = rundir.path / "credit.html"
-    write_atomic(path, picture.page(tokenizer, r, methods, telling(r)[:8], title))
-    return path
+    write_atomic(path, picture.page(tokenizer, r, methods, rows, title))
+    return path, picture.text(tokenizer, r, methods, rows[0])

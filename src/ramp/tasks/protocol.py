@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ramp.text.chat import Messages, exchange, render_prompt
+from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
 
 Why = Literal["", "wrong value", "wrong operand", "wrong operation", "irrelevant", "malformed"]
@@ -79,7 +79,6 @@ class Task:
     sample: Callable[[int, int], Problem]
     solution: Callable[[Problem], list[str]]
     judge: Callable[[Problem, Sequence[str], str | None], Verdict]
-    reword: Callable[[Problem], Problem] | None = None  # the same problem in words kept out of training
 
 
 def rng(task: str, seed: int, level: int) -> random.Random:
@@ -107,18 +106,11 @@ def solution_ids(tokenizer: Tokenizer, steps: Sequence[str], answer: str) -> lis
     return [*ids, *tokenizer.encode(answer), tokenizer.end]
 
 
-def render(
-    tokenizer: Tokenizer, problem: Problem, steps: Sequence[str], answer: str = ""
-) -> tuple[list[int], list[int]]:
+def render(tokenizer: Tokenizer, problem: Problem, steps: Sequence[str], answer: str) -> tuple[list[int], list[int]]:
     """(ids, weights) of the whole conversation for fine-tuning; the weight is 1 where ids[i] is the assistant's."""
     prompt = prompt_ids(tokenizer, problem.question)
-    said = solution_ids(tokenizer, steps, answer or problem.answer)
+    said = solution_ids(tokenizer, steps, answer)
     return prompt + said, [0] * len(prompt) + [1] * len(said)
-
-
-def messages(problem: Problem, steps: Sequence[str]) -> Messages:
-    """The same as text, one step a line, for people and for tools that know no separator."""
-    return exchange(problem.question, "\n".join([*steps, problem.answer]))
 
 
 # ---------------------------------------------------------------------------------------------------- from tokens
@@ -154,29 +146,7 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     return tokenizer.decode([i if i < tokenizer.vocab_size else 255 for i in ids]).strip()
 
 
-# ---------------------------------------------------------------------------------------------------- slices
-def slices(task: Task, seed: int, level: int) -> dict[str, Problem]:
-    """One problem and its neighbours a deployed model would meet: in new words, with typos, longer."""
-    plain = task.sample(seed, level)
-    found = {"plain": plain, "longer": task.sample(seed, level + max(1, level // 2))}
-    if task.reword:
-        found["reworded"] = task.reword(plain)
-    if (mistyped := typos(plain.question, seed)) != plain.question:
-        found["typos"] = Problem(plain.task, seed, level, mistyped, plain.gold, plain.answer)
-    return found
-
-
-def typos(text: str, seed: int, share: float = 0.2) -> str:
-    """Two inner letters change places in about a fifth of the longer words; numbers and symbols stay."""
-    r = random.Random(f"typos:{seed}")
-    words = text.split(" ")
-    for i, word in enumerate(words):
-        if len(word) >= 5 and word.isalpha() and r.random() < share:
-            j = r.randrange(1, len(word) - 2)
-            words[i] = word[:j] + word[j + 1] + word[j] + word[j + 2 :]
-    return " ".join(words)
-
-
+# ---------------------------------------------------------------------------------------------------- first errors
 def first_error_f1(said: Sequence[int | None], true: Sequence[int | None]) -> dict[str, float]:
     """ProcessBench's score (Zheng et al. 2024, arXiv:2412.06559): accuracy on solutions with an error (exactly the
     first one must be named), accuracy on those without, and their harmonic mean; 0 where either kind is missing."""
