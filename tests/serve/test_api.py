@@ -256,7 +256,7 @@ def test_a_key_is_asked_for(live, monkeypatch):
 def test_a_base_model_does_not_chat(live, monkeypatch):
     from dataclasses import replace
 
-    monkeypatch.setattr(live.api, "server", replace(live.server, can_chat=False))
+    monkeypatch.setattr(live.api, "server", replace(live.server, stage="pretrain"))
     with httpx.Client(base_url=live.url) as web:
         answer = web.post("/v1/chat/completions", json={"model": "tiny", "messages": HELLO})
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "no_chat_template"

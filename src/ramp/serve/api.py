@@ -28,14 +28,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from ramp.config import Config
 from ramp.errors import UserError
 from ramp.serve import protocol
 from ramp.serve.engine import Engine, Full, Job, Token
 from ramp.serve.protocol import Ask, Refused, Server
 from ramp.serve.speech import Speech, logprob, old_logprobs
 from ramp.tasks import TASKS, tool
-from ramp.text.tokenizer import Tokenizer
 
 PATIENCE = 15.0  # seconds for a body to arrive
 DEADLINE = 900.0  # seconds for an answer
@@ -73,22 +71,26 @@ class Answers:
     async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
         """(choice, new text, its tokens, why it ended or None) until every choice has ended."""
         open_choices = set(range(self.ask.n))
-        async with asyncio.timeout(DEADLINE):
-            while open_choices:
-                choice, tokens, why = await self.events.get()
-                if choice not in open_choices:
-                    continue  # a stop string ended it before the engine knew
-                if why == "error":
-                    raise Refused(503, "the engine has stopped; see the server's log")
-                speech = self.speeches[choice]
-                text, shown = speech.push(tokens, ended=bool(why))
-                self.counted += len(tokens)
-                if speech.stopped:
-                    self.engine.cancel([self.jobs[choice]])
-                    why = "stop"
-                if why:
-                    open_choices.discard(choice)
-                yield choice, text, shown, why or None
+        until = asyncio.get_running_loop().time() + DEADLINE
+        while open_choices:
+            try:
+                async with asyncio.timeout_at(until):
+                    choice, tokens, why = await self.events.get()
+            except TimeoutError:
+                raise Refused(504, "the answer took too long") from None
+            if choice not in open_choices:
+                continue  # a stop string ended it before the engine knew
+            if why == "error":
+                raise Refused(503, "the engine has stopped; see the server's log")
+            speech = self.speeches[choice]
+            text, shown = speech.push(tokens, ended=bool(why))
+            self.counted += len(tokens)
+            if speech.stopped:
+                self.engine.cancel([self.jobs[choice]])
+                why = "stop"
+            if why:
+                open_choices.discard(choice)
+            yield choice, text, shown, why or None
 
     def usage(self) -> dict[str, int]:
         asked = len(self.ask.ids)
@@ -115,11 +117,16 @@ class Stream(StreamingResponse):
 class Api:
     """The routes over one engine."""
 
-    def __init__(self, engine: Engine, server: Server, stage: str, key: str = "", local: bool = True):
-        self.engine, self.server, self.stage, self.key, self.local = engine, server, stage, key, local
+    def __init__(self, engine: Engine, server: Server, key: str = "", local: bool = True):
+        self.engine, self.server, self.key, self.local = engine, server, key, local
         self.born = int(time.time())
         self.page = Path(__file__).with_name("page.html").read_bytes()
-        self.policy = policy(self.page.decode())
+        self.fixed = {  # what keeps a browser from doing more than it should
+            "content-security-policy": policy(self.page.decode()),
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            "cache-control": "no-store",
+        }
 
     def app(self) -> Callable:
         routes = [
@@ -140,23 +147,12 @@ class Api:
             yield
             await run_in_threadpool(self.engine.close)
 
-        handlers = {
-            Refused: self.refused,
-            HTTPException: self.no_route,
-            UserError: self.mistaken,
-            Exception: self.broken,
-        }
-        inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-        return self.guarded(inner)
+        handlers = dict.fromkeys((Refused, HTTPException, UserError, Exception), self.failed)
+        return self.guarded(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan))
 
     def guarded(self, inner: Callable) -> Callable:
-        """Around every request: who may ask, and the headers that keep a browser from doing more than it should."""
-        fixed = [
-            (b"content-security-policy", self.policy.encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"no-referrer"),
-            (b"cache-control", b"no-store"),
-        ]
+        """Around every request: who may ask, and the headers of every answer."""
+        fixed = [(name.encode(), value.encode()) for name, value in self.fixed.items()]
 
         async def app(scope: dict, receive: Callable, send: Callable) -> None:
             if scope["type"] != "http":
@@ -185,21 +181,19 @@ class Api:
                 return Refused(401, says, code="invalid_api_key")
         return None
 
-    async def refused(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
-        return plain(error.body(), error.status, {"Retry-After": "1"} if error.status == 429 else None)
-
-    async def no_route(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        says = {404: "there is nothing at this address", 405: f"{request.method} is not allowed here"}
-        refusal = Refused(error.status_code, says.get(error.status_code, error.detail))
-        return plain(refusal.body(), error.status_code, dict(error.headers or {}))
-
-    async def mistaken(self, request: Request, error: Exception) -> Response:
-        return plain(Refused(400, str(error)).body(), 400)
-
-    async def broken(self, request: Request, error: Exception) -> Response:
-        return plain(Refused(500, "the server made a mistake; its log tells more").body(), 500)
+    async def failed(self, request: Request, error: Exception) -> Response:
+        """Whatever went wrong, in OpenAI's shape."""
+        headers = {}
+        if isinstance(error, HTTPException):  # Starlette's own: no such address, no such method
+            says = {404: "there is nothing at this address", 405: f"{request.method} is not allowed here"}
+            headers = dict(error.headers or {})
+            error = Refused(error.status_code, says.get(error.status_code, error.detail))
+        elif isinstance(error, UserError):
+            error = Refused(400, str(error))
+        elif not isinstance(error, Refused):
+            error = Refused(500, "the server made a mistake; its log tells more")
+        headers |= {"Retry-After": "1"} if error.status == 429 else {}
+        return plain(error.body(), error.status, headers)
 
     # ---- for programs
 
@@ -282,9 +276,8 @@ class Api:
             if ask.usage:
                 yield event([], usage=answers.usage())
             yield "data: [DONE]\n\n"
-        except (Refused, TimeoutError) as error:
-            refusal = error if isinstance(error, Refused) else Refused(504, "the answer took too long")
-            yield f"data: {json.dumps(refusal.body())}\n\n"
+        except Refused as error:
+            yield f"data: {json.dumps(error.body())}\n\n"
 
     # ---- for people
 
@@ -292,10 +285,10 @@ class Api:
         return Response(self.page, media_type="text/html; charset=utf-8")
 
     async def info(self, request: Request) -> Response:
-        s, m = self.server.sample, self.server.model
+        s, m = self.server.c.sample, self.server.c.model
         settings = {key: getattr(s, key) for key in ("temperature", "top_k", "top_p", "min_p", "tokens")}
         shape = {"depth": m.depth, "width": m.width, "context": m.context, "vocab": self.server.tokenizer.vocab_size}
-        told = {"model": self.server.name, "stage": self.stage, "can_chat": self.server.can_chat, "shape": shape}
+        told = {"model": self.server.name, "stage": self.server.stage, "can_chat": self.server.can_chat, "shape": shape}
         return plain(told | {"settings": settings, "tasks": list(TASKS), "levels": LEVELS})
 
     async def problem(self, request: Request) -> Response:
@@ -379,8 +372,6 @@ async def whole_or_gone(request: Request, work: Any, close: Callable[[], None]) 
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return tasks[0].result() if tasks[0].done() else Response(status_code=499)
-    except TimeoutError:
-        raise Refused(504, "the answer took too long") from None
     finally:
         close()
         for task in tasks:
@@ -400,27 +391,13 @@ def problem_of(asked: dict[str, Any]) -> Any:
     return TASKS[task].sample(*numbers)
 
 
-def build(
-    name: str, c: Config, lm: dict, tokenizer: Tokenizer, stage: str, slots: int, queue: int
-) -> tuple[Engine, Server]:
-    engine = Engine(c.model, lm, tokenizer, slots, queue)
-    can_chat = stage != "pretrain" or tokenizer.chatml
-    return engine, Server(name, c.model, c.sample, tokenizer, can_chat)
-
-
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, before anything slow is done."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """A listening socket, before anything slow is done."""
     try:
-        sock.bind((host, port))
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        sock.close()
-        raise UserError(
-            f"cannot listen at {host}:{port} ({error.strerror}); choose another with --port or --host"
-        ) from None
-    return sock
+        says = f"cannot listen at {host}:{port} ({error.strerror}); choose another with --port or --host"
+        raise UserError(says) from None
 
 
 def settings(app: Callable) -> uvicorn.Config:
@@ -437,22 +414,12 @@ def settings(app: Callable) -> uvicorn.Config:
     )
 
 
-def serve(
-    name: str,
-    c: Config,
-    lm: dict,
-    tokenizer: Tokenizer,
-    stage: str,
-    sock: socket.socket,
-    key: str,
-    slots: int,
-    queue: int,
-) -> None:
+def serve(engine: Engine, server: Server, sock: socket.socket, key: str) -> None:
     """Warm up, then answer until interrupted."""
     host, port = sock.getsockname()[:2]
-    local = host in ("127.0.0.1", "::1")
-    engine, server = build(name, c, lm, tokenizer, stage, slots, queue)
     engine.warm(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
     engine.start()
-    print(f"{name} ({stage}): http://{f'[{host}]' if ':' in host else host}:{port}/  API at /v1  (Ctrl-C ends it)")
-    uvicorn.Server(settings(Api(engine, server, stage, key, local).app())).run(sockets=[sock])
+    at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    print(f"{server.name} ({server.stage}): {at}  API at /v1  (Ctrl-C ends it)")
+    app = Api(engine, server, key, local=host in ("127.0.0.1", "::1")).app()
+    uvicorn.Server(settings(app)).run(sockets=[sock])

@@ -15,7 +15,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
@@ -102,8 +101,10 @@ def insert(slots: Slots, row: Stream, at: jax.Array, way: Way, seed: jax.Array) 
 @partial(jax.jit, static_argnames="size")
 def grow(slots: Slots, size: int) -> Slots:
     """The same slots with room for `size` tokens in each."""
-    more = ((0, 0), (0, 0), (0, 0), (0, size - slots.cache[0][0].shape[3]))
-    return replace(slots, cache=jax.tree.map(lambda a: jnp.pad(a, more), slots.cache))
+    none = (0, 0)
+    return replace(
+        slots, cache=jax.tree.map(lambda a: jnp.pad(a, (none, none, none, (0, size - a.shape[3]))), slots.cache)
+    )
 
 
 @partial(jax.jit, static_argnames=("c", "n", "vocab"), donate_argnames="slots")
@@ -165,7 +166,3 @@ def above(x_bv: jax.Array, mass_bv: jax.Array, limit_b: jax.Array) -> jax.Array:
     high = jnp.zeros_like(limit_b)
     low, _ = jax.lax.fori_loop(0, 32, halve, (high - SPAN, high))
     return x_bv > low[:, None]
-
-
-def on_host(drawn: Drawn) -> Drawn:
-    return jax.tree.map(np.asarray, jax.device_get(drawn))

@@ -127,8 +127,11 @@ def _serve(args: argparse.Namespace) -> int:
     if os.environ.get("RAMP_DISTRIBUTED"):
         raise UserError("`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED")
     from ramp.serve import api
+    from ramp.serve.engine import Engine
+    from ramp.serve.protocol import Server
 
     sock = api.listen(args.host, args.port)
     _, c, tokenizer, params, stage = _opened(args.run, args.stage)
-    api.serve(args.run.resolve().name, c, params["lm"], tokenizer, stage, sock, key, args.slots, args.queue)
+    engine = Engine(c.model, params["lm"], tokenizer, args.slots, args.queue)
+    api.serve(engine, Server(args.run.resolve().name, c, tokenizer, stage), sock, key)
     return 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ramp.config import Model, Sample
+from ramp.config import Config
 from ramp.serve.batch import TOPS, Way
 from ramp.text.chat import ROLES, render_prompt, turn_ids
 from ramp.text.tokenizer import Tokenizer
@@ -56,10 +56,13 @@ class Server:
     """What requests are checked against."""
 
     name: str
-    model: Model
-    sample: Sample
+    c: Config
     tokenizer: Tokenizer
-    can_chat: bool
+    stage: str  # whose weights answer
+
+    @property
+    def can_chat(self) -> bool:
+        return self.stage != "pretrain" or self.tokenizer.chatml
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -113,11 +116,11 @@ def ask(body: dict, server: Server, chat: bool) -> Ask:
     for name, nothing in UNDONE.items():
         if body.get(name) is not None and body[name] not in nothing:
             raise Refused(400, f"'{name}' is not supported here", name, "unsupported_parameter")
-    s, n = server.sample, int(number(body, "n", 1, 1, CHOICES, whole=True))
+    s, n = server.c.sample, int(number(body, "n", 1, 1, CHOICES, whole=True))
     tops, logprobs = _logprobs(body, chat)
     way = Way(
         temperature=number(body, "temperature", s.temperature, 0, 2),
-        top_k=number(body, "top_k", s.top_k, 0, server.model.vocab, whole=True),
+        top_k=number(body, "top_k", s.top_k, 0, server.c.model.vocab, whole=True),
         top_p=number(body, "top_p", s.top_p, 0, 1),
         min_p=number(body, "min_p", s.min_p, 0, 1),
         tops=tops,
@@ -153,7 +156,7 @@ def _stops(body: dict) -> tuple[str, ...]:
 
 def _room(body: dict, server: Server, chat: bool) -> tuple[list[int], int, int]:
     """(prompt, tokens to draw at most, turns left out). The two must fit the context together."""
-    context, name = server.model.context, "messages" if chat else "prompt"
+    context, name = server.c.model.context, "messages" if chat else "prompt"
     trim = body.get("truncation") == "auto"
     asked = [body[key] for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
     limit = number({"max_tokens": asked[0]}, "max_tokens", 0, 1, 1 << 20, whole=True) if asked else None
