@@ -66,6 +66,7 @@ class Answers:
         self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, emit(i), after) for i, seed in enumerate(seeds)]
         self.speeches = [Speech(engine.tokenizer, ask.stops) for _ in self.jobs]
         self.counted = 0  # tokens said
+        self.id, self.born = ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex, int(time.time())
         engine.submit(self.jobs)
 
     async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
@@ -135,8 +136,8 @@ class Api:
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/chat/completions", partial(self.answer, chat=True), methods=["POST"]),
+            Route("/v1/completions", partial(self.answer, chat=False), methods=["POST"]),
             Route("/ramp/info", self.info),
             Route("/ramp/problem", self.problem),
             Route("/ramp/judge", self.judge, methods=["POST"]),
@@ -208,12 +209,6 @@ class Api:
     def described(self) -> dict[str, Any]:
         return {"id": self.server.name, "object": "model", "created": self.born, "owned_by": "ramp"}
 
-    async def chat(self, request: Request) -> Response:
-        return await self.answer(request, chat=True)
-
-    async def complete(self, request: Request) -> Response:
-        return await self.answer(request, chat=False)
-
     async def answer(self, request: Request, chat: bool) -> Response:
         raw = await body_of(request)
         ask = await run_in_threadpool(lambda: protocol.ask(protocol.parse(raw), self.server, chat))
@@ -227,52 +222,50 @@ class Api:
             return Stream(self.events(answers), answers.close)
         return await whole_or_gone(request, self.whole(answers), answers.close)
 
-    def frame(self, answers: Answers, id: str, choices: list[dict], streamed: bool) -> dict[str, Any]:
-        kind = "chat.completion" + ".chunk" * streamed if answers.ask.chat else "text_completion"
-        made = {"id": id, "object": kind, "created": int(time.time()), "model": self.server.name, "choices": choices}
-        return made | ({"ramp": {"turns_left_out": answers.ask.left_out}} if answers.ask.left_out else {})
+    def frame(self, answers: Answers, choices: list[dict], **more: Any) -> dict[str, Any]:
+        ask = answers.ask
+        kind = "chat.completion" + ".chunk" * ask.stream if ask.chat else "text_completion"
+        head = {"id": answers.id, "object": kind, "created": answers.born, "model": self.server.name}
+        more |= {"ramp": {"turns_left_out": ask.left_out}} if ask.left_out else {}
+        return head | {"choices": choices} | more
 
-    def figures(self, ask: Ask, tokens: list[Token], offset: int) -> dict | None:
-        if not ask.logprobs:
-            return None
-        if not ask.chat:
-            return old_logprobs(self.server.tokenizer, tokens, offset)
-        return {"content": [logprob(self.server.tokenizer, token) for token in tokens], "refusal": None}
+    def choice(self, ask: Ask, i: int, said: dict, tokens: list[Token], why: str | None, offset: int = 0) -> dict:
+        """One of a frame's `choices`; `said` is its "message", its "delta" or its "text", which begins at `offset`."""
+        t, figures = self.server.tokenizer, None
+        if ask.logprobs and ask.chat:
+            figures = {"content": [logprob(t, token) for token in tokens], "refusal": None}
+        elif ask.logprobs:
+            figures = old_logprobs(t, tokens, offset)
+        return {"index": i, **said, "logprobs": figures, "finish_reason": why}
 
     async def whole(self, answers: Answers) -> Response:
         ask, texts = answers.ask, [""] * answers.ask.n
-        said: list[list[Token]] = [[] for _ in texts]
-        reasons = ["length"] * ask.n
-        async for choice, text, tokens, why in answers.pieces():
-            texts[choice] += text
-            said[choice] += tokens
-            reasons[choice] = why or reasons[choice]
+        tokens: list[list[Token]] = [[] for _ in texts]
+        reasons: list[str | None] = [None] * ask.n
+        async for i, text, more, why in answers.pieces():
+            texts[i] += text
+            tokens[i] += more
+            reasons[i] = why
         choices = []
         for i, text in enumerate(texts):
-            body = {"message": {"role": "assistant", "content": text, "refusal": None}} if ask.chat else {"text": text}
-            figures = {"logprobs": self.figures(ask, said[i], 0), "finish_reason": reasons[i]}
-            choices.append({"index": i, **body, **figures})
-        return plain(self.frame(answers, new_id(ask), choices, False) | {"usage": answers.usage()})
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}} if ask.chat else {"text": text}
+            choices.append(self.choice(ask, i, said, tokens[i], reasons[i]))
+        return plain(self.frame(answers, choices, usage=answers.usage()))
 
     async def events(self, answers: Answers) -> AsyncIterator[str]:
-        ask, id = answers.ask, new_id(answers.ask)
+        ask, offsets = answers.ask, [0] * answers.ask.n
 
         def event(choices: list[dict], **more: Any) -> str:
-            return f"data: {json.dumps(self.frame(answers, id, choices, True) | more, allow_nan=False)}\n\n"
+            return f"data: {json.dumps(self.frame(answers, choices, **more), allow_nan=False)}\n\n"
 
-        def said(i: int, text: str | dict, tokens: list[Token], why: str | None, offset: int = 0) -> dict[str, Any]:
-            delta = text if isinstance(text, dict) else {"content": text} if text else {}
-            figures = {"logprobs": self.figures(ask, tokens, offset), "finish_reason": why}
-            return {"index": i, **({"delta": delta} if ask.chat else {"text": text}), **figures}
-
-        offsets = [0] * ask.n
         try:
             for i in range(ask.n) if ask.chat else ():
-                yield event([said(i, {"role": "assistant", "content": ""}, [], None)])
-            async for choice, text, tokens, why in answers.pieces():
+                yield event([self.choice(ask, i, {"delta": {"role": "assistant", "content": ""}}, [], None)])
+            async for i, text, tokens, why in answers.pieces():
                 if text or tokens or why:
-                    yield event([said(choice, text, tokens, why, offsets[choice])])
-                    offsets[choice] += len(text)
+                    said = {"delta": {"content": text} if text else {}} if ask.chat else {"text": text}
+                    yield event([self.choice(ask, i, said, tokens, why, offsets[i])])
+                    offsets[i] += len(text)
             if ask.usage:
                 yield event([], usage=answers.usage())
             yield "data: [DONE]\n\n"
@@ -300,7 +293,7 @@ class Api:
         body = protocol.parse(await body_of(request))
         text = body.get("text")
         if not isinstance(text, str) or len(text) > 1 << 14:
-            raise Refused(400, f"'text' must be the answer to judge, of at most {1 << 14} characters", "text")
+            raise protocol.wrong("text", f"must be the answer to judge, of at most {1 << 14} characters")
         problem = await run_in_threadpool(problem_of, body)
         *steps, answer = [line.strip() for line in text.split("\n")][:256]
         verdict = TASKS[problem.task].judge(problem, steps, answer)
@@ -327,10 +320,6 @@ class Api:
 
 
 # ---------------------------------------------------------------------------------------------------- small parts
-def new_id(ask: Ask) -> str:
-    return ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex
-
-
 def policy(page: str) -> str:
     """A Content-Security-Policy that lets the page run its own script and style and nothing else."""
 
@@ -382,11 +371,11 @@ def problem_of(asked: dict[str, Any]) -> Any:
     """The problem that {"task", "seed", "level"} names, from a query or from a body."""
     task, numbers = asked.get("task"), []
     if not isinstance(task, str) or task not in TASKS:
-        raise Refused(400, f"'task' must be one of {', '.join(TASKS)}", "task")
+        raise protocol.wrong("task", f"must be one of {', '.join(TASKS)}")
     for name, low, high in (("seed", 0, 2**31 - 1), ("level", 1, LEVELS)):
         value = str(asked.get(name, ""))
         if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not low <= int(value) <= high:
-            raise Refused(400, f"'{name}' must be a whole number from {low} to {high}", name)
+            raise protocol.wrong(name, f"must be a whole number from {low} to {high}")
         numbers.append(int(value))
     return TASKS[task].sample(*numbers)
 
