@@ -34,7 +34,7 @@ class Live:
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = Server("tiny", c, tokenizer, "finetune")
         self.api = api.Api(self.engine, self.server)
-        self.http = uvicorn.Server(api.settings(self.api.app()))
+        self.http = uvicorn.Server(api.settings(self.api))
         self.thread = threading.Thread(target=self.http.run, kwargs={"sockets": [sock]}, daemon=True)
         self.thread.start()
         while not self.http.started:
@@ -54,7 +54,8 @@ class Live:
     def close(self) -> None:
         self.http.should_exit = True
         self.thread.join(timeout=20)
-        assert self.engine.fault is None and not self.thread.is_alive()
+        self.engine.close()
+        assert self.engine.fault is None and not self.thread.is_alive() and not self.engine._thread.is_alive()
 
 
 @pytest.fixture(scope="package")

@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,16 +54,13 @@ class Answers:
         self.events: asyncio.Queue = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def emit(choice: int) -> Callable[[list[Token], str], None]:
-            def hand_over(tokens: list[Token], why: str) -> None:
-                with suppress(RuntimeError):  # the loop is closed: nobody listens
-                    loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, why))
-
-            return hand_over
+        def emit(choice: int, tokens: list[Token], why: str) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, why))
 
         after = partial(tool.reply, engine.tokenizer) if ask.chat else Job.after
         seeds = [(ask.seed + i) % 2**32 for i in range(ask.n)]
-        self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, emit(i), after) for i, seed in enumerate(seeds)]
+        self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, partial(emit, i), after) for i, seed in enumerate(seeds)]
         self.speeches = [Speech(engine.tokenizer, ask.stops) for _ in self.jobs]
         self.counted = 0  # tokens said
         self.id, self.born = ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex, int(time.time())
@@ -116,20 +113,18 @@ class Stream(StreamingResponse):
 
 
 class Api:
-    """The routes over one engine."""
+    """The application: routes over one engine, behind the question who may ask."""
 
     def __init__(self, engine: Engine, server: Server, key: str = "", local: bool = True):
         self.engine, self.server, self.key, self.local = engine, server, key, local
         self.born = int(time.time())
         self.page = Path(__file__).with_name("page.html").read_bytes()
-        self.fixed = {  # what keeps a browser from doing more than it should
-            "content-security-policy": policy(self.page.decode()),
-            "x-content-type-options": "nosniff",
-            "referrer-policy": "no-referrer",
-            "cache-control": "no-store",
-        }
-
-    def app(self) -> Callable:
+        self.headers = [  # of every answer: what keeps a browser from doing more than it should
+            (b"content-security-policy", policy(self.page.decode()).encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+            (b"cache-control", b"no-store"),
+        ]
         routes = [
             Route("/", self.index),
             Route("/health", self.health),
@@ -142,33 +137,17 @@ class Api:
             Route("/ramp/problem", self.problem),
             Route("/ramp/judge", self.judge, methods=["POST"]),
         ]
-
-        @asynccontextmanager
-        async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            yield
-            await run_in_threadpool(self.engine.close)
-
         handlers = dict.fromkeys((Refused, HTTPException, UserError, Exception), self.failed)
-        return self.guarded(Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan))
+        self.routes = Starlette(routes=routes, exception_handlers=handlers)
 
-    def guarded(self, inner: Callable) -> Callable:
-        """Around every request: who may ask, and the headers of every answer."""
-        fixed = [(name.encode(), value.encode()) for name, value in self.fixed.items()]
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        async def send_more(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], *self.headers]}
+            await send(message)
 
-        async def app(scope: dict, receive: Callable, send: Callable) -> None:
-            if scope["type"] != "http":
-                await inner(scope, receive, send)
-                return
-
-            async def send_more(message: dict) -> None:
-                if message["type"] == "http.response.start":
-                    message = message | {"headers": [*message["headers"], *fixed]}
-                await send(message)
-
-            refusal = self.forbidden(scope)
-            await (plain(refusal.body(), refusal.status) if refusal else inner)(scope, receive, send_more)
-
-        return app
+        refusal = self.forbidden(scope)
+        await (plain(refusal.body(), refusal.status) if refusal else self.routes)(scope, receive, send_more)
 
     def forbidden(self, scope: dict) -> Refused | None:
         headers = dict(scope["headers"])
@@ -306,16 +285,15 @@ class Api:
         return plain({"status": "ok"}) if not self.engine.fault else plain({"status": "the engine has stopped"}, 503)
 
     async def metrics(self, request: Request) -> Response:
-        counts = self.engine.counts
-        lines = []
-        for name in ("requests", "finished", "cancelled", "tokens", "prompt_tokens", "chunks"):
-            lines += [f"# TYPE ramp_{name}_total counter", f"ramp_{name}_total {counts[name]}"]
-        seconds = "ramp_first_token_seconds"
-        lines += [f"# TYPE {seconds} summary", f"{seconds}_sum {counts['first_token_seconds']:.6f}"]
+        e, counts, seconds = self.engine, self.engine.counts, "ramp_first_token_seconds"
+        lines = [f"# TYPE {seconds} summary", f"{seconds}_sum {counts['first_token_seconds']:.6f}"]
         lines += [f"{seconds}_count {counts['first_tokens']}"]
-        now = {"active": len(self.engine.live), "waiting": len(self.engine.waiting), "slots": self.engine.slots}
-        for name, value in (now | {"cache_tokens": self.engine.size}).items():
-            lines += [f"# TYPE ramp_{name} gauge", f"ramp_{name} {value}"]
+        totals = ("requests", "finished", "cancelled", "tokens", "prompt_tokens", "chunks")
+        shown = {(f"{name}_total", "counter"): counts[name] for name in totals}
+        now = {"active": len(e.live), "waiting": len(e.waiting), "slots": e.slots, "cache_tokens": e.size}
+        shown |= {(name, "gauge"): value for name, value in now.items()}
+        for (name, kind), value in shown.items():
+            lines += [f"# TYPE ramp_{name} {kind}", f"ramp_{name} {value}"]
         return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
@@ -389,10 +367,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(says) from None
 
 
-def settings(app: Callable) -> uvicorn.Config:
+def settings(app: Api) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="h11",
+        ws="none",
+        lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -410,5 +390,8 @@ def serve(engine: Engine, server: Server, sock: socket.socket, key: str) -> None
     engine.start()
     at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     print(f"{server.name} ({server.stage}): {at}  API at /v1  (Ctrl-C ends it)")
-    app = Api(engine, server, key, local=host in ("127.0.0.1", "::1")).app()
-    uvicorn.Server(settings(app)).run(sockets=[sock])
+    app = Api(engine, server, key, local=host in ("127.0.0.1", "::1"))
+    try:
+        uvicorn.Server(settings(app)).run(sockets=[sock])
+    finally:
+        engine.close()
