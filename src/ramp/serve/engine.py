@@ -234,7 +234,7 @@ class Engine:
         return sample.prefill(self.c, self.params, tokens, lengths, seeds, length)
 
     def _insert(self, row: sample.Stream, at: int, way: Way, seed: int) -> None:
-        way = Way(*(np.float32(x) for x in vars(way).values()))
+        way = jax.tree.map(np.float32, way)
         self.state = batch.insert(self.state, row, np.int32(at), way, np.uint32(seed))
 
     def _chunk(self) -> batch.Drawn:
