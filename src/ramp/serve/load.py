@@ -20,7 +20,7 @@ import numpy as np
 from ramp.config import Config, Model, Text, check, resolve
 from ramp.errors import UserError
 from ramp.serve import gguf
-from ramp.text.tokenizer import LETTERS, SPECIALS, Tokenizer
+from ramp.text.tokenizer import SPECIALS, Tokenizer, numbered
 
 # Weights of a block, ours: (Hugging Face's name, GGUF's). Matrices are transposed there.
 BLOCK = {
@@ -258,24 +258,19 @@ def _require_all(path: Path, have: set[str], want: set[str]) -> None:
 
 def tokenizer_of(f: Foreign) -> Tokenizer:
     """Its merges in our numbering, and the form of its conversations."""
-    ids = {letter: byte for byte, letter in enumerate(LETTERS)}
-    merges = []
-    for left, right in f.merges:
-        if left not in ids or right not in ids:
-            says = f"{f.where}: the merge {left!r} {right!r} comes before its parts"
-            raise UserError(f"{says}; this is not byte-level BPE")
-        merges.append((ids[left], ids[right]))
-        ids.setdefault(left + right, len(ids))
+    try:
+        merges = numbered(f.merges)
+    except KeyError as error:
+        raise UserError(f"{f.where} merges {error} before it is made; this is not byte-level BPE") from None
     form = f.template.replace("\\n", "\n")
     chatml = bool(re.search(r"role(\"|')?\]? ?\+ ?('|\")\n", form))
     said = re.search(r"\|>system\n([^{}<]+)<\|(?:im_end|end)\|>", form)
-    return Tokenizer(tuple(merges), f.pattern, chatml, said[1] if chatml and said else "")
+    return Tokenizer(merges, f.pattern, chatml, said[1] if chatml and said else "")
 
 
 def rows_of(f: Foreign, tokenizer: Tokenizer) -> np.ndarray:
     """For each of our ids its row in the foreign table; -1 where it has none."""
-    spelled = ["".join(LETTERS[b] for b in piece) for piece in tokenizer.pieces]
-    rows = [f.ids.get(token, -1) for token in spelled]
+    rows = [f.ids.get(token, -1) for token in tokenizer.spelled]
     for name in SPECIALS:
         rows.append(next((f.ids[n] for n in (name, *STANDS_FOR.get(name, ())) if n in f.ids), -1))
     return np.array(rows, np.int64)
