@@ -12,27 +12,29 @@ import uvicorn
 
 from ramp.config import Config, Text, resolve
 from ramp.serve import api
+from ramp.serve.engine import Engine
+from ramp.serve.protocol import Server
 from ramp.text.tokenizer import Tokenizer
 
 
 class Live:
     """A server in a thread of this process."""
 
-    def __init__(self, slots: int = 4, queue: int = 24, key: str = "", stage: str = "finetune", stops: bool = False):
+    def __init__(self, slots: int = 4, queue: int = 24):
         tokenizer = Tokenizer.bytes_only()
         c = resolve(replace(Config(), model=tiny.model(context=512, vocab=384), text=Text(tokenizer="bytes")))
         with jax.set_mesh(tiny.mesh()):
             lm = tiny.lively(c.model)
-            self.engine, self.server = api.build("tiny", c, lm, tokenizer, stage, slots, queue)
-            if not stops:
-                self.engine.stops = set()
+            self.engine = Engine(c.model, lm, tokenizer, slots, queue)
+            self.engine.stops = set()  # answers are as long as they were asked to be
             self.engine.warm()
         self.engine.start()
         sock = api.listen("127.0.0.1", 0)
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.api = api.Api(self.engine, self.server, stage, key)
-        self.http = uvicorn.Server(api.settings(self.api.app()))
+        self.server = Server("tiny", c, tokenizer, "finetune")
+        self.api = api.Api(self.engine, self.server)
+        self.http = uvicorn.Server(api.settings(self.api))
         self.thread = threading.Thread(target=self.http.run, kwargs={"sockets": [sock]}, daemon=True)
         self.thread.start()
         while not self.http.started:
@@ -52,7 +54,8 @@ class Live:
     def close(self) -> None:
         self.http.should_exit = True
         self.thread.join(timeout=20)
-        assert self.engine.fault is None and not self.thread.is_alive()
+        self.engine.close()
+        assert self.engine.fault is None and not self.thread.is_alive() and not self.engine._thread.is_alive()
 
 
 @pytest.fixture(scope="package")

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import httpx
 import openai
@@ -12,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ramp import cli
+from ramp.errors import UserError
 from ramp.serve import protocol
-from ramp.serve.api import policy
+from ramp.serve.api import listen, policy
 from ramp.tasks import TASKS
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -254,9 +256,7 @@ def test_a_key_is_asked_for(live, monkeypatch):
 
 
 def test_a_base_model_does_not_chat(live, monkeypatch):
-    from dataclasses import replace
-
-    monkeypatch.setattr(live.api, "server", replace(live.server, can_chat=False))
+    monkeypatch.setattr(live.api, "server", replace(live.server, stage="pretrain"))
     with httpx.Client(base_url=live.url) as web:
         answer = web.post("/v1/chat/completions", json={"model": "tiny", "messages": HELLO})
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "no_chat_template"
@@ -379,6 +379,8 @@ def test_mistakes_on_the_command_line(tmp_path, capsys, words, says, monkeypatch
 def test_a_port_in_use(live, tmp_path, capsys):
     assert cli.main(["serve", str(tmp_path), "--port", str(live.port)]) == 2
     assert "cannot listen" in capsys.readouterr().err
+    with listen("127.0.0.1", 0) as held, pytest.raises(UserError):  # taken from the start, before anything compiles
+        listen("127.0.0.1", held.getsockname()[1])
 
 
 @pytest.mark.slow

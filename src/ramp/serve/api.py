@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from ramp.config import Config
 from ramp.errors import UserError
 from ramp.serve import protocol
 from ramp.serve.engine import Engine, Full, Job, Token
 from ramp.serve.protocol import Ask, Refused, Server
 from ramp.serve.speech import Speech, logprob, old_logprobs
 from ramp.tasks import TASKS, tool
-from ramp.text.tokenizer import Tokenizer
 
 PATIENCE = 15.0  # seconds for a body to arrive
 DEADLINE = 900.0  # seconds for an answer
@@ -56,39 +54,41 @@ class Answers:
         self.events: asyncio.Queue = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def emit(choice: int) -> Callable[[list[Token], str], None]:
-            def hand_over(tokens: list[Token], why: str) -> None:
-                with suppress(RuntimeError):  # the loop is closed: nobody listens
-                    loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, why))
-
-            return hand_over
+        def emit(choice: int, tokens: list[Token], why: str) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, why))
 
         after = partial(tool.reply, engine.tokenizer) if ask.chat else Job.after
         seeds = [(ask.seed + i) % 2**32 for i in range(ask.n)]
-        self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, emit(i), after) for i, seed in enumerate(seeds)]
+        self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, partial(emit, i), after) for i, seed in enumerate(seeds)]
         self.speeches = [Speech(engine.tokenizer, ask.stops) for _ in self.jobs]
         self.counted = 0  # tokens said
+        self.id, self.born = ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex, int(time.time())
         engine.submit(self.jobs)
 
     async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
         """(choice, new text, its tokens, why it ended or None) until every choice has ended."""
         open_choices = set(range(self.ask.n))
-        async with asyncio.timeout(DEADLINE):
-            while open_choices:
-                choice, tokens, why = await self.events.get()
-                if choice not in open_choices:
-                    continue  # a stop string ended it before the engine knew
-                if why == "error":
-                    raise Refused(503, "the engine has stopped; see the server's log")
-                speech = self.speeches[choice]
-                text, shown = speech.push(tokens, ended=bool(why))
-                self.counted += len(tokens)
-                if speech.stopped:
-                    self.engine.cancel([self.jobs[choice]])
-                    why = "stop"
-                if why:
-                    open_choices.discard(choice)
-                yield choice, text, shown, why or None
+        until = asyncio.get_running_loop().time() + DEADLINE
+        while open_choices:
+            try:
+                async with asyncio.timeout_at(until):
+                    choice, tokens, why = await self.events.get()
+            except TimeoutError:
+                raise Refused(504, "the answer took too long") from None
+            if choice not in open_choices:
+                continue  # a stop string ended it before the engine knew
+            if why == "error":
+                raise Refused(503, "the engine has stopped; see the server's log")
+            speech = self.speeches[choice]
+            text, shown = speech.push(tokens, ended=bool(why))
+            self.counted += len(tokens)
+            if speech.stopped:
+                self.engine.cancel([self.jobs[choice]])
+                why = "stop"
+            if why:
+                open_choices.discard(choice)
+            yield choice, text, shown, why or None
 
     def usage(self) -> dict[str, int]:
         asked = len(self.ask.ids)
@@ -113,65 +113,41 @@ class Stream(StreamingResponse):
 
 
 class Api:
-    """The routes over one engine."""
+    """The application: routes over one engine, behind the question who may ask."""
 
-    def __init__(self, engine: Engine, server: Server, stage: str, key: str = "", local: bool = True):
-        self.engine, self.server, self.stage, self.key, self.local = engine, server, stage, key, local
+    def __init__(self, engine: Engine, server: Server, key: str = "", local: bool = True):
+        self.engine, self.server, self.key, self.local = engine, server, key, local
         self.born = int(time.time())
         self.page = Path(__file__).with_name("page.html").read_bytes()
-        self.policy = policy(self.page.decode())
-
-    def app(self) -> Callable:
+        self.headers = [  # of every answer: what keeps a browser from doing more than it should
+            (b"content-security-policy", policy(self.page.decode()).encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+            (b"cache-control", b"no-store"),
+        ]
         routes = [
             Route("/", self.index),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
-            Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            Route("/v1/completions", self.complete, methods=["POST"]),
+            Route("/v1/chat/completions", partial(self.answer, chat=True), methods=["POST"]),
+            Route("/v1/completions", partial(self.answer, chat=False), methods=["POST"]),
             Route("/ramp/info", self.info),
             Route("/ramp/problem", self.problem),
             Route("/ramp/judge", self.judge, methods=["POST"]),
         ]
+        handlers = dict.fromkeys((Refused, HTTPException, UserError, Exception), self.failed)
+        self.routes = Starlette(routes=routes, exception_handlers=handlers)
 
-        @asynccontextmanager
-        async def lifespan(app: Starlette) -> AsyncIterator[None]:
-            yield
-            await run_in_threadpool(self.engine.close)
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        async def send_more(message: dict) -> None:
+            if message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], *self.headers]}
+            await send(message)
 
-        handlers = {
-            Refused: self.refused,
-            HTTPException: self.no_route,
-            UserError: self.mistaken,
-            Exception: self.broken,
-        }
-        inner = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
-        return self.guarded(inner)
-
-    def guarded(self, inner: Callable) -> Callable:
-        """Around every request: who may ask, and the headers that keep a browser from doing more than it should."""
-        fixed = [
-            (b"content-security-policy", self.policy.encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"referrer-policy", b"no-referrer"),
-            (b"cache-control", b"no-store"),
-        ]
-
-        async def app(scope: dict, receive: Callable, send: Callable) -> None:
-            if scope["type"] != "http":
-                await inner(scope, receive, send)
-                return
-
-            async def send_more(message: dict) -> None:
-                if message["type"] == "http.response.start":
-                    message = message | {"headers": [*message["headers"], *fixed]}
-                await send(message)
-
-            refusal = self.forbidden(scope)
-            await (plain(refusal.body(), refusal.status) if refusal else inner)(scope, receive, send_more)
-
-        return app
+        refusal = self.forbidden(scope)
+        await (plain(refusal.body(), refusal.status) if refusal else self.routes)(scope, receive, send_more)
 
     def forbidden(self, scope: dict) -> Refused | None:
         headers = dict(scope["headers"])
@@ -185,21 +161,19 @@ class Api:
                 return Refused(401, says, code="invalid_api_key")
         return None
 
-    async def refused(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, Refused)
-        return plain(error.body(), error.status, {"Retry-After": "1"} if error.status == 429 else None)
-
-    async def no_route(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        says = {404: "there is nothing at this address", 405: f"{request.method} is not allowed here"}
-        refusal = Refused(error.status_code, says.get(error.status_code, error.detail))
-        return plain(refusal.body(), error.status_code, dict(error.headers or {}))
-
-    async def mistaken(self, request: Request, error: Exception) -> Response:
-        return plain(Refused(400, str(error)).body(), 400)
-
-    async def broken(self, request: Request, error: Exception) -> Response:
-        return plain(Refused(500, "the server made a mistake; its log tells more").body(), 500)
+    async def failed(self, request: Request, error: Exception) -> Response:
+        """Whatever went wrong, in OpenAI's shape."""
+        headers = {}
+        if isinstance(error, HTTPException):  # Starlette's own: no such address, no such method
+            says = {404: "there is nothing at this address", 405: f"{request.method} is not allowed here"}
+            headers = dict(error.headers or {})
+            error = Refused(error.status_code, says.get(error.status_code, error.detail))
+        elif isinstance(error, UserError):
+            error = Refused(400, str(error))
+        elif not isinstance(error, Refused):
+            error = Refused(500, "the server made a mistake; its log tells more")
+        headers |= {"Retry-After": "1"} if error.status == 429 else {}
+        return plain(error.body(), error.status, headers)
 
     # ---- for programs
 
@@ -214,12 +188,6 @@ class Api:
     def described(self) -> dict[str, Any]:
         return {"id": self.server.name, "object": "model", "created": self.born, "owned_by": "ramp"}
 
-    async def chat(self, request: Request) -> Response:
-        return await self.answer(request, chat=True)
-
-    async def complete(self, request: Request) -> Response:
-        return await self.answer(request, chat=False)
-
     async def answer(self, request: Request, chat: bool) -> Response:
         raw = await body_of(request)
         ask = await run_in_threadpool(lambda: protocol.ask(protocol.parse(raw), self.server, chat))
@@ -233,58 +201,55 @@ class Api:
             return Stream(self.events(answers), answers.close)
         return await whole_or_gone(request, self.whole(answers), answers.close)
 
-    def frame(self, answers: Answers, id: str, choices: list[dict], streamed: bool) -> dict[str, Any]:
-        kind = "chat.completion" + ".chunk" * streamed if answers.ask.chat else "text_completion"
-        made = {"id": id, "object": kind, "created": int(time.time()), "model": self.server.name, "choices": choices}
-        return made | ({"ramp": {"turns_left_out": answers.ask.left_out}} if answers.ask.left_out else {})
+    def frame(self, answers: Answers, choices: list[dict], **more: Any) -> dict[str, Any]:
+        ask = answers.ask
+        kind = "chat.completion" + ".chunk" * ask.stream if ask.chat else "text_completion"
+        head = {"id": answers.id, "object": kind, "created": answers.born, "model": self.server.name}
+        more |= {"ramp": {"turns_left_out": ask.left_out}} if ask.left_out else {}
+        return head | {"choices": choices} | more
 
-    def figures(self, ask: Ask, tokens: list[Token], offset: int) -> dict | None:
-        if not ask.logprobs:
-            return None
-        if not ask.chat:
-            return old_logprobs(self.server.tokenizer, tokens, offset)
-        return {"content": [logprob(self.server.tokenizer, token) for token in tokens], "refusal": None}
+    def choice(self, ask: Ask, i: int, said: dict, tokens: list[Token], why: str | None, offset: int = 0) -> dict:
+        """One of a frame's `choices`; `said` is its "message", its "delta" or its "text", which begins at `offset`."""
+        t, figures = self.server.tokenizer, None
+        if ask.logprobs and ask.chat:
+            figures = {"content": [logprob(t, token) for token in tokens], "refusal": None}
+        elif ask.logprobs:
+            figures = old_logprobs(t, tokens, offset)
+        return {"index": i, **said, "logprobs": figures, "finish_reason": why}
 
     async def whole(self, answers: Answers) -> Response:
         ask, texts = answers.ask, [""] * answers.ask.n
-        said: list[list[Token]] = [[] for _ in texts]
-        reasons = ["length"] * ask.n
-        async for choice, text, tokens, why in answers.pieces():
-            texts[choice] += text
-            said[choice] += tokens
-            reasons[choice] = why or reasons[choice]
+        tokens: list[list[Token]] = [[] for _ in texts]
+        reasons: list[str | None] = [None] * ask.n
+        async for i, text, more, why in answers.pieces():
+            texts[i] += text
+            tokens[i] += more
+            reasons[i] = why
         choices = []
         for i, text in enumerate(texts):
-            body = {"message": {"role": "assistant", "content": text, "refusal": None}} if ask.chat else {"text": text}
-            figures = {"logprobs": self.figures(ask, said[i], 0), "finish_reason": reasons[i]}
-            choices.append({"index": i, **body, **figures})
-        return plain(self.frame(answers, new_id(ask), choices, False) | {"usage": answers.usage()})
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}} if ask.chat else {"text": text}
+            choices.append(self.choice(ask, i, said, tokens[i], reasons[i]))
+        return plain(self.frame(answers, choices, usage=answers.usage()))
 
     async def events(self, answers: Answers) -> AsyncIterator[str]:
-        ask, id = answers.ask, new_id(answers.ask)
+        ask, offsets = answers.ask, [0] * answers.ask.n
 
         def event(choices: list[dict], **more: Any) -> str:
-            return f"data: {json.dumps(self.frame(answers, id, choices, True) | more, allow_nan=False)}\n\n"
+            return f"data: {json.dumps(self.frame(answers, choices, **more), allow_nan=False)}\n\n"
 
-        def said(i: int, text: str | dict, tokens: list[Token], why: str | None, offset: int = 0) -> dict[str, Any]:
-            delta = text if isinstance(text, dict) else {"content": text} if text else {}
-            figures = {"logprobs": self.figures(ask, tokens, offset), "finish_reason": why}
-            return {"index": i, **({"delta": delta} if ask.chat else {"text": text}), **figures}
-
-        offsets = [0] * ask.n
         try:
             for i in range(ask.n) if ask.chat else ():
-                yield event([said(i, {"role": "assistant", "content": ""}, [], None)])
-            async for choice, text, tokens, why in answers.pieces():
+                yield event([self.choice(ask, i, {"delta": {"role": "assistant", "content": ""}}, [], None)])
+            async for i, text, tokens, why in answers.pieces():
                 if text or tokens or why:
-                    yield event([said(choice, text, tokens, why, offsets[choice])])
-                    offsets[choice] += len(text)
+                    said = {"delta": {"content": text} if text else {}} if ask.chat else {"text": text}
+                    yield event([self.choice(ask, i, said, tokens, why, offsets[i])])
+                    offsets[i] += len(text)
             if ask.usage:
                 yield event([], usage=answers.usage())
             yield "data: [DONE]\n\n"
-        except (Refused, TimeoutError) as error:
-            refusal = error if isinstance(error, Refused) else Refused(504, "the answer took too long")
-            yield f"data: {json.dumps(refusal.body())}\n\n"
+        except Refused as error:
+            yield f"data: {json.dumps(error.body())}\n\n"
 
     # ---- for people
 
@@ -292,10 +257,10 @@ class Api:
         return Response(self.page, media_type="text/html; charset=utf-8")
 
     async def info(self, request: Request) -> Response:
-        s, m = self.server.sample, self.server.model
+        s, m = self.server.c.sample, self.server.c.model
         settings = {key: getattr(s, key) for key in ("temperature", "top_k", "top_p", "min_p", "tokens")}
         shape = {"depth": m.depth, "width": m.width, "context": m.context, "vocab": self.server.tokenizer.vocab_size}
-        told = {"model": self.server.name, "stage": self.stage, "can_chat": self.server.can_chat, "shape": shape}
+        told = {"model": self.server.name, "stage": self.server.stage, "can_chat": self.server.can_chat, "shape": shape}
         return plain(told | {"settings": settings, "tasks": list(TASKS), "levels": LEVELS})
 
     async def problem(self, request: Request) -> Response:
@@ -307,7 +272,7 @@ class Api:
         body = protocol.parse(await body_of(request))
         text = body.get("text")
         if not isinstance(text, str) or len(text) > 1 << 14:
-            raise Refused(400, f"'text' must be the answer to judge, of at most {1 << 14} characters", "text")
+            raise protocol.wrong("text", f"must be the answer to judge, of at most {1 << 14} characters")
         problem = await run_in_threadpool(problem_of, body)
         *steps, answer = [line.strip() for line in text.split("\n")][:256]
         verdict = TASKS[problem.task].judge(problem, steps, answer)
@@ -320,24 +285,19 @@ class Api:
         return plain({"status": "ok"}) if not self.engine.fault else plain({"status": "the engine has stopped"}, 503)
 
     async def metrics(self, request: Request) -> Response:
-        counts = self.engine.counts
-        lines = []
-        for name in ("requests", "finished", "cancelled", "tokens", "prompt_tokens", "chunks"):
-            lines += [f"# TYPE ramp_{name}_total counter", f"ramp_{name}_total {counts[name]}"]
-        seconds = "ramp_first_token_seconds"
-        lines += [f"# TYPE {seconds} summary", f"{seconds}_sum {counts['first_token_seconds']:.6f}"]
+        e, counts, seconds = self.engine, self.engine.counts, "ramp_first_token_seconds"
+        lines = [f"# TYPE {seconds} summary", f"{seconds}_sum {counts['first_token_seconds']:.6f}"]
         lines += [f"{seconds}_count {counts['first_tokens']}"]
-        now = {"active": len(self.engine.live), "waiting": len(self.engine.waiting), "slots": self.engine.slots}
-        for name, value in (now | {"cache_tokens": self.engine.size}).items():
-            lines += [f"# TYPE ramp_{name} gauge", f"ramp_{name} {value}"]
+        totals = ("requests", "finished", "cancelled", "tokens", "prompt_tokens", "chunks")
+        shown = {(f"{name}_total", "counter"): counts[name] for name in totals}
+        now = {"active": len(e.live), "waiting": len(e.waiting), "slots": e.slots, "cache_tokens": e.size}
+        shown |= {(name, "gauge"): value for name, value in now.items()}
+        for (name, kind), value in shown.items():
+            lines += [f"# TYPE ramp_{name} {kind}", f"ramp_{name} {value}"]
         return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
 # ---------------------------------------------------------------------------------------------------- small parts
-def new_id(ask: Ask) -> str:
-    return ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex
-
-
 def policy(page: str) -> str:
     """A Content-Security-Policy that lets the page run its own script and style and nothing else."""
 
@@ -379,8 +339,6 @@ async def whole_or_gone(request: Request, work: Any, close: Callable[[], None]) 
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return tasks[0].result() if tasks[0].done() else Response(status_code=499)
-    except TimeoutError:
-        raise Refused(504, "the answer took too long") from None
     finally:
         close()
         for task in tasks:
@@ -391,42 +349,30 @@ def problem_of(asked: dict[str, Any]) -> Any:
     """The problem that {"task", "seed", "level"} names, from a query or from a body."""
     task, numbers = asked.get("task"), []
     if not isinstance(task, str) or task not in TASKS:
-        raise Refused(400, f"'task' must be one of {', '.join(TASKS)}", "task")
+        raise protocol.wrong("task", f"must be one of {', '.join(TASKS)}")
     for name, low, high in (("seed", 0, 2**31 - 1), ("level", 1, LEVELS)):
         value = str(asked.get(name, ""))
         if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not low <= int(value) <= high:
-            raise Refused(400, f"'{name}' must be a whole number from {low} to {high}", name)
+            raise protocol.wrong(name, f"must be a whole number from {low} to {high}")
         numbers.append(int(value))
     return TASKS[task].sample(*numbers)
 
 
-def build(
-    name: str, c: Config, lm: dict, tokenizer: Tokenizer, stage: str, slots: int, queue: int
-) -> tuple[Engine, Server]:
-    engine = Engine(c.model, lm, tokenizer, slots, queue)
-    can_chat = stage != "pretrain" or tokenizer.chatml
-    return engine, Server(name, c.model, c.sample, tokenizer, can_chat)
-
-
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, before anything slow is done."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """A listening socket, before anything slow is done."""
     try:
-        sock.bind((host, port))
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        sock.close()
-        raise UserError(
-            f"cannot listen at {host}:{port} ({error.strerror}); choose another with --port or --host"
-        ) from None
-    return sock
+        says = f"cannot listen at {host}:{port} ({error.strerror}); choose another with --port or --host"
+        raise UserError(says) from None
 
 
-def settings(app: Callable) -> uvicorn.Config:
+def settings(app: Api) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="h11",
+        ws="none",
+        lifespan="off",
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -437,22 +383,15 @@ def settings(app: Callable) -> uvicorn.Config:
     )
 
 
-def serve(
-    name: str,
-    c: Config,
-    lm: dict,
-    tokenizer: Tokenizer,
-    stage: str,
-    sock: socket.socket,
-    key: str,
-    slots: int,
-    queue: int,
-) -> None:
+def serve(engine: Engine, server: Server, sock: socket.socket, key: str) -> None:
     """Warm up, then answer until interrupted."""
     host, port = sock.getsockname()[:2]
-    local = host in ("127.0.0.1", "::1")
-    engine, server = build(name, c, lm, tokenizer, stage, slots, queue)
     engine.warm(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
     engine.start()
-    print(f"{name} ({stage}): http://{f'[{host}]' if ':' in host else host}:{port}/  API at /v1  (Ctrl-C ends it)")
-    uvicorn.Server(settings(Api(engine, server, stage, key, local).app())).run(sockets=[sock])
+    at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+    print(f"{server.name} ({server.stage}): {at}  API at /v1  (Ctrl-C ends it)")
+    app = Api(engine, server, key, local=host in ("127.0.0.1", "::1"))
+    try:
+        uvicorn.Server(settings(app)).run(sockets=[sock])
+    finally:
+        engine.close()

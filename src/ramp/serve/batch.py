@@ -15,7 +15,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
@@ -42,6 +41,8 @@ class Way:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Slots:
+    """As `sample.Stream`, for rows that come and go; and how each of them is drawn from."""
+
     cache: tuple  # L pairs (k, v) of [B, K, h, S]
     logits_bv: jax.Array
     last_b: jax.Array
@@ -64,13 +65,16 @@ class Drawn:
 
 @partial(jax.jit, static_argnames=("c", "B", "size"))
 def blank(c: Model, B: int, size: int) -> Slots:
+    """B slots with room for `size` tokens each, and nothing in them."""
+
     def zeros(shape, dtype, *spec):
         return jnp.zeros(shape, dtype, out_sharding=P(ROWS, *spec))
 
     one = (B, c.kv_heads, c.head_dim, size), c.dtype, "model"
     cache = tuple((zeros(*one), zeros(*one)) for _ in range(c.depth))
-    ints, seeds = [zeros(B, jnp.int32) for _ in range(2)], zeros(B, jnp.uint32)
-    return Slots(cache, zeros((B, c.vocab), jnp.float32), *ints, seeds, Way(*(zeros(B, jnp.float32) for _ in range(5))))
+    logits_bv, seed_b = zeros((B, c.vocab), jnp.float32), zeros(B, jnp.uint32)
+    way = jax.tree.map(lambda _: zeros(B, jnp.float32), Way())
+    return Slots(cache, logits_bv, zeros(B, jnp.int32), zeros(B, jnp.int32), seed_b, way)
 
 
 @partial(jax.jit, donate_argnames="slots")
@@ -93,17 +97,17 @@ def insert(slots: Slots, row: Stream, at: jax.Array, way: Way, seed: jax.Array) 
         run = jax.shard_map(local, in_specs=(spec, P(None, *spec[1:]), P()), out_specs=spec, check_vma=False)
         return run(all_b, one, at)
 
-    way = jax.tree.map(put, slots.way, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), way))
-    cache = jax.tree.map(put, slots.cache, row.cache)
-    logits, last = put(slots.logits_bv, row.logits_bv), put(slots.last_b, row.last_b)
-    return Slots(cache, logits, last, put(slots.length_b, row.length_b), put(slots.seed_b, seed), way)
+    return jax.tree.map(put, slots, Slots(row.cache, row.logits_bv, row.last_b, row.length_b, seed, way))
 
 
 @partial(jax.jit, static_argnames="size")
 def grow(slots: Slots, size: int) -> Slots:
     """The same slots with room for `size` tokens in each."""
-    more = ((0, 0), (0, 0), (0, 0), (0, size - slots.cache[0][0].shape[3]))
-    return replace(slots, cache=jax.tree.map(lambda a: jnp.pad(a, more), slots.cache))
+
+    def longer(a_bkhs: jax.Array) -> jax.Array:
+        return jnp.pad(a_bkhs, ((0, 0), (0, 0), (0, 0), (0, size - a_bkhs.shape[3])))
+
+    return replace(slots, cache=jax.tree.map(longer, slots.cache))
 
 
 @partial(jax.jit, static_argnames=("c", "n", "vocab"), donate_argnames="slots")
@@ -165,7 +169,3 @@ def above(x_bv: jax.Array, mass_bv: jax.Array, limit_b: jax.Array) -> jax.Array:
     high = jnp.zeros_like(limit_b)
     low, _ = jax.lax.fori_loop(0, 32, halve, (high - SPAN, high))
     return x_bv > low[:, None]
-
-
-def on_host(drawn: Drawn) -> Drawn:
-    return jax.tree.map(np.asarray, jax.device_get(drawn))

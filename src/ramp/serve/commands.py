@@ -19,18 +19,14 @@ KEY = "RAMP_API_KEY"
 
 def add_arguments(verb: str, p: argparse.ArgumentParser) -> None:
     if verb == "import":
-        p.add_argument(
-            "file", type=Path, help="a .gguf file, or a folder with config.json, tokenizer.json, *.safetensors"
-        )
+        p.add_argument("file", type=Path, help="a .gguf file, or a folder: config.json, tokenizer.json, *.safetensors")
         p.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run directory to make")
         p.add_argument("--context", type=int, default=2048, help="tokens it shall attend to (default: at most 2048)")
         return
     p.add_argument("run", type=Path, help="a run directory")
     p.add_argument("--stage", choices=STAGES, help="whose weights (default: finetune, or pretrain where that is all)")
     if verb == "export":
-        p.add_argument(
-            "--to", choices=("hf",), default="hf", help="hf: a folder for Hugging Face's transformers and its like"
-        )
+        p.add_argument("--to", choices=("hf",), default="hf", help="hf: a folder for transformers and its like")
         p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     if verb == "serve":
         p.add_argument("--host", default="127.0.0.1", help="an address other than this machine's own needs a key")
@@ -51,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def _opened(path: Path, stage: str | None, alone: bool = False) -> tuple[RunDir, Config, Any, dict, str]:
     """(run, configuration, tokenizer, parameters {"lm"}, stage) on the run's mesh, or `alone` in this host's memory."""
     found, c = rundir.opened(path)
-    stage = stage or (found.speaker if found.checkpoints(found.speaker).exists() else "pretrain")
+    stage = stage or ("finetune" if found.checkpoints("finetune").exists() else "pretrain")
     from ramp.run import setup
     from ramp.stages.common import load_params
     from ramp.text.tokenizer import Tokenizer
@@ -81,26 +77,11 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
+    """A run whose pretraining is done: every stage goes on from it."""
     if args.context < 1:
         raise UserError(f"--context is {args.context}; it must be at least 1")
-    from ramp.serve import load
-
-    f, tokenizer = load.opened(args.file)
-    c = load.configured(f, tokenizer, args.context)
-    found = RunDir(args.run)
-    if found.begun("pretrain"):
-        raise UserError(f"{args.run} has a model already; name another directory with --run")
-    import_run(f, tokenizer, c, found)
-    shape = f"{c.model.depth} layers, width {c.model.width}, {tokenizer.vocab_size} tokens, context {c.model.context}"
-    print(f"{args.run}: {f.card.get('name') or args.file.name}, {shape}\nNext: ramp serve {args.run}")
-    return 0
-
-
-def import_run(f: Any, tokenizer: Any, c: Config, found: RunDir) -> None:
-    """A run whose pretraining is done: every stage goes on from it."""
     import jax
 
-    from ramp.config import fingerprint
     from ramp.model import transformer
     from ramp.report import update_report
     from ramp.serve import load
@@ -108,11 +89,14 @@ def import_run(f: Any, tokenizer: Any, c: Config, found: RunDir) -> None:
     from ramp.train.checkpoint import Checkpoints
     from ramp.train.state import abstract
 
+    f, tokenizer = load.opened(args.file)
+    c, found = load.configured(f, tokenizer, args.context), RunDir(args.run)
+    if found.begun("pretrain"):
+        raise UserError(f"{args.run} has a model already; name another directory with --run")
     m = _in_memory(c).model
-    lm = load.params_of(f, m, tokenizer)
     like = abstract(lambda: transformer.init(m, jax.random.PRNGKey(0)), jax.sharding.get_mesh())
-    lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), lm, like)
-    meta = {"stage": "pretrain", "model": fingerprint(shape_of(c.model)), "tokenizer": tokenizer.fingerprint}
+    lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), load.params_of(f, like, tokenizer), like)
+    meta = {"stage": "pretrain", "model": config.fingerprint(shape_of(m)), "tokenizer": tokenizer.fingerprint}
     with found.lock():
         found.claim(c)
         tokenizer.save(found.tokenizer)
@@ -121,6 +105,9 @@ def import_run(f: Any, tokenizer: Any, c: Config, found: RunDir) -> None:
         checkpoints.close()
         for stage in ("prepare", "pretrain"):
             update_report(found.path, stage, {"imported": f.where.name, "done": True})
+    shape = f"{m.depth} layers, width {m.width}, {tokenizer.vocab_size} tokens, context {m.context}"
+    print(f"{args.run}: {f.card.get('name') or args.file.name}, {shape}\nNext: ramp serve {args.run}")
+    return 0
 
 
 def _serve(args: argparse.Namespace) -> int:
@@ -140,8 +127,11 @@ def _serve(args: argparse.Namespace) -> int:
     if os.environ.get("RAMP_DISTRIBUTED"):
         raise UserError("`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED")
     from ramp.serve import api
+    from ramp.serve.engine import Engine
+    from ramp.serve.protocol import Server
 
     sock = api.listen(args.host, args.port)
     _, c, tokenizer, params, stage = _opened(args.run, args.stage)
-    api.serve(args.run.resolve().name, c, params["lm"], tokenizer, stage, sock, key, args.slots, args.queue)
+    engine = Engine(c.model, params["lm"], tokenizer, args.slots, args.queue)
+    api.serve(engine, Server(args.run.resolve().name, c, tokenizer, stage), sock, key)
     return 0

@@ -24,11 +24,9 @@ from ramp.text.tokenizer import Tokenizer
 
 CHUNK = 4  # tokens between two looks at the world
 ADMIT = 2  # prompts run between two chunks
-PROMPT, CACHE = (
-    32,
-    256,
-)  # least lengths; they double up to the context. XLA:CPU sums over caches of 128 in another order
-# than over all longer ones, so that an answer would depend on what its neighbours had made the cache grow to
+# Least lengths; they double up to the context. XLA:CPU sums over caches of 128 in another order than over all longer
+# ones, so that an answer would depend on what its neighbours had made the cache grow to.
+PROMPT, CACHE = 32, 256
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,7 @@ class Engine:
         self.c, self.tokenizer, self.mesh = c, tokenizer, jax.sharding.get_mesh()
         self.params, self.weights = lm, sample.ready(c, lm)
         self.stops = {tokenizer.end, tokenizer.bos}
+        self.buckets, self.sizes = _doubling(PROMPT, c.context), _doubling(CACHE, c.context)  # of prompts, of the cache
         self.waiting: deque[Job] = deque()
         self.most_waiting = waiting
         self.live: dict[int, Job] = {}
@@ -92,7 +91,7 @@ class Engine:
     def submit(self, jobs: list[Job]) -> None:
         """All of them or none. Full: come back later. RuntimeError: the engine has died."""
         with self._wake:
-            if self.fault or self._closing:
+            if self._closing:
                 raise RuntimeError("the engine has stopped")
             idle = self.slots - len(self.live)
             if len(self.waiting) + len(jobs) > self.most_waiting + idle:
@@ -114,32 +113,20 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join(timeout=60)
 
-    # ---- compiled once
-
-    def sizes(self) -> list[int]:
-        """Of the cache."""
-        return _doubling(CACHE, self.c.context)
-
-    def buckets(self) -> list[int]:
-        """Of prompts."""
-        return _doubling(PROMPT, self.c.context)
-
     def warm(self, say: Callable[[str], None] = lambda text: None) -> None:
         """Compile every shape before the first request; with a filled compilation cache this is reading files."""
-        sizes, rows = self.sizes(), {}
-        for length in self.buckets():
+        rows = {}
+        for length in self.buckets:
             say(f"prompts of up to {length} tokens")
-            rows[length] = self._prefill((0,) * (length // 2 + 1), length)
-        for size in sizes:
+            rows[length] = self._prefill((0,) * length)
+        for size in self.sizes:
             say(f"caches of {size} tokens")
+            self._grow(size)
             for length, row in rows.items():
                 if length <= size:
                     self._insert(row, 0, Way(), 0)
             self._chunk()
-            if size < sizes[-1]:
-                self._grow(size + 1)
         self._reset()
-        self._last = None
 
     # ---- the engine's thread
 
@@ -166,7 +153,7 @@ class Engine:
                 self._wake.wait()
             if self._closing:
                 return False
-            if not self.live and self.size > self.sizes()[0]:
+            if not self.live and self.size > self.sizes[0]:
                 self._reset()
             free = [at for at in range(self.slots) if at not in self.live][:ADMIT]
             taken = [(at, self.waiting.popleft()) for at in free if self.waiting]
@@ -179,7 +166,8 @@ class Engine:
         ids = (*job.ids, *job.said)
         self._grow(len(ids))
         if self._last is None or self._last[0] != ids:
-            self._last = ids, self._prefill(ids, next(b for b in self.buckets() if b >= len(ids)))
+            self._last = ids, self._prefill(ids)
+            self.counts["prompt_tokens"] += len(ids)
         self._insert(self._last[1], at, job.way, job.seed)
 
     def _step(self) -> None:
@@ -191,24 +179,25 @@ class Engine:
             return
         self._grow(max(len(job.ids) + len(job.said) for job in self.live.values()) + CHUNK)
         drawn = self._chunk()
+        self.counts["chunks"] += 1
         for at, job in list(self.live.items()):
-            tokens, why, forced = self._tokens(job, drawn, at)
+            tokens, why = self._tokens(job, drawn, at)
             if why:
                 del self.live[at]
                 self.counts["finished"] += 1
-            elif forced:
+            elif tokens[-1].forced:
                 self._put(at, job)
             job.emit(tokens, why)
 
-    def _tokens(self, job: Job, drawn: batch.Drawn, at: int) -> tuple[list[Token], str, bool]:
-        """What a chunk brought to one job: (tokens, why it ended or "", whether tokens were put in)."""
+    def _tokens(self, job: Job, drawn: batch.Drawn, at: int) -> tuple[list[Token], str]:
+        """What a chunk brought to one job: (tokens, why it ended or ""). Behind tokens put in nothing of it counts."""
         tokens: list[Token] = []
         if not job.said:
             self.counts["first_tokens"] += 1
             self.counts["first_token_seconds"] += time.perf_counter() - job.began
         for i, id in enumerate(drawn.token_bn[at].tolist()):
             if id in self.stops:
-                return tokens, "stop", False
+                return tokens, "stop"
             top = ()
             if job.way.tops:
                 pairs = zip(drawn.top_bnk[at, i].tolist(), drawn.top_logp_bnk[at, i].tolist(), strict=True)
@@ -217,46 +206,45 @@ class Engine:
             job.said.append(id)
             self.counts["tokens"] += 1
             if len(job.said) >= job.limit:
-                return tokens, "length", False
+                return tokens, "length"
             if forced := job.after(job.said)[: job.limit - len(job.said)]:
                 job.said += forced
                 tokens += [Token(f, 0.0, 0.0, forced=True) for f in forced]
-                return tokens, "length" if len(job.said) >= job.limit else "", True
-        return tokens, "", False
+                return tokens, "length" if len(job.said) >= job.limit else ""
+        return tokens, ""
 
     # ---- the device
 
     def _reset(self) -> None:
-        self.size = self.sizes()[0]
+        self.size = self.sizes[0]
         self.state = batch.blank(self.c, self.slots, self.size)
 
     def _grow(self, need: int) -> None:
         while need > self.size < self.c.context:
-            self.size = next(s for s in self.sizes() if s > self.size)
+            self.size = next(s for s in self.sizes if s > self.size)
             self.state = batch.grow(self.state, self.size)
 
-    def _prefill(self, ids: tuple[int, ...], length: int) -> sample.Stream:
+    def _prefill(self, ids: tuple[int, ...]) -> sample.Stream:
+        length = next(b for b in self.buckets if b >= len(ids))
         padded = np.zeros((self.rows, length), np.int32)
         padded[:, : len(ids)] = ids
         place = jax.NamedSharding(self.mesh, P(batch.ROWS))
         lengths, seeds = np.full(self.rows, len(ids), np.int32), np.zeros(self.rows, np.uint32)
         tokens, lengths, seeds = (jax.device_put(a, place) for a in (padded, lengths, seeds))
-        self.counts["prompt_tokens"] += len(ids)
         return sample.prefill(self.c, self.params, tokens, lengths, seeds, length)
 
     def _insert(self, row: sample.Stream, at: int, way: Way, seed: int) -> None:
-        way = Way(*(np.float32(x) for x in vars(way).values()))
+        way = jax.tree.map(np.float32, way)
         self.state = batch.insert(self.state, row, np.int32(at), way, np.uint32(seed))
 
     def _chunk(self) -> batch.Drawn:
         self.state, drawn = batch.advance(self.c, self.weights, self.state, CHUNK, self.tokenizer.vocab_size)
-        self.counts["chunks"] += 1
-        return batch.on_host(drawn)
+        return jax.device_get(drawn)
 
 
 def _doubling(least: int, most: int) -> list[int]:
     """least, 2 least, 4 least, ..., most."""
-    sizes = [least]
+    sizes = [min(least, most)]
     while sizes[-1] < most:
-        sizes.append(2 * sizes[-1])
-    return [min(size, most) for size in sizes]
+        sizes.append(min(2 * sizes[-1], most))
+    return sizes

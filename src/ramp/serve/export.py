@@ -14,23 +14,20 @@ import numpy as np
 
 from ramp.config import Config, Model
 from ramp.errors import UserError
-from ramp.model.transformer import short_layer
 from ramp.serve import load
+from ramp.stages.common import shape_of
 from ramp.text.tokenizer import SPECIALS, Tokenizer
+
+# The keys of a model that config.json has words for, and those that finished weights no longer depend on.
+SAID = {"depth", "width", "head_dim", "heads", "kv_heads", "ff", "vocab", "context"}
+SAID |= {"qk_norm", "tied", "rope_base", "norm_eps"}
+SPENT = {"short_window", "embed_std", "head_std"}
 
 
 def refusals(m: Model) -> list[str]:
-    """The switches that no Qwen3 or Llama loader knows."""
-    odd = {
-        f"model.mlp = '{m.mlp}'": m.mlp != "swiglu",
-        f"model.window = '{m.window}'": any(short_layer(m, i) for i in range(m.depth)),
-        f"model.softcap = {m.softcap:g}": m.softcap > 0,
-        "model.value_embeds": m.value_embeds,
-        "model.x0_scalars": m.x0_scalars,
-        "model.smear": m.smear,
-        "model.depth = 0": m.depth == 0,
-    }
-    return [name for name, found in odd.items() if found]
+    """The switches that no Qwen3 or Llama loader knows: whatever config.json cannot say and is not at its default."""
+    odd = {k: v for k, v in shape_of(m).items() if k not in SAID | SPENT and v != getattr(Model(), k)}
+    return [f"model.{k} = {v!r}" for k, v in (odd | ({} if m.depth else {"depth": 0})).items()]
 
 
 def weights(m: Model, lm: dict, tokens: int) -> dict[str, np.ndarray]:
@@ -48,10 +45,10 @@ def weights(m: Model, lm: dict, tokens: int) -> dict[str, np.ndarray]:
 
 
 def model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
-    kind = "qwen3" if m.qk_norm else "llama"
-    return {
-        "architectures": ["Qwen3ForCausalLM" if m.qk_norm else "LlamaForCausalLM"],
-        "model_type": kind,
+    kind, more = ("Qwen3", {"use_sliding_window": False}) if m.qk_norm else ("Llama", {"mlp_bias": False})
+    return more | {
+        "architectures": [f"{kind}ForCausalLM"],
+        "model_type": kind.lower(),
         "vocab_size": t.vocab_size,
         "hidden_size": m.width,
         "intermediate_size": m.ff,
@@ -72,16 +69,13 @@ def model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
         "pad_token_id": t.pad,
         "dtype": "float32",
         "torch_dtype": "float32",
-        **({"use_sliding_window": False} if m.qk_norm else {"mlp_bias": False}),
     }
 
 
 def chat_template(t: Tokenizer) -> str:
     """`chat.render_prompt` in Jinja. Other tools read special tokens in a user's text as special; ramp does not."""
-    turn = "'<|' + message['role'] + '|>' + "
-    turn += (
-        "message['role'] + '\\n' + message['content'] + '<|end|>\\n'" if t.chatml else "message['content'] + '<|end|>'"
-    )
+    named, closed = ("message['role'] + '\\n' + ", "<|end|>\\n") if t.chatml else ("", "<|end|>")
+    turn = f"'<|' + message['role'] + '|>' + {named}message['content'] + '{closed}'"
     first = "" if t.chatml else "{{ '<|bos|>' }}"
     if t.system:
         told = f"<|system|>system\n{t.system}<|end|>\n"
@@ -119,16 +113,9 @@ def card(c: Config, report: dict[str, Any], stage: str) -> str:
         lines += [f"| {name} | {k} | {v:.4g} |" for k, v in figures.items()]
     sources = ", ".join((*c.text.sources, *(c.chat.sources if stage != "pretrain" else ())))
     figures = ["| stage | figure | value |", "|---|---|---|", *lines] if lines else ["The run reported no figures."]
-    head = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
-        "# A model trained with ramp",
-        "",
-    ]
+    head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# A model trained with ramp\n"
     shape = f"{m.depth} layers, width {m.width}, {m.heads} heads ({m.kv_heads} for keys), {m.vocab} tokens, context {m.context}"
-    return "\n".join([*head, f"Stage `{stage}`: {shape}.", f"Trained on: {sources}.", "", *figures, ""])
+    return "\n".join([head, f"Stage `{stage}`: {shape}.", f"Trained on: {sources}.", "", *figures, ""])
 
 
 def export(c: Config, lm: dict, t: Tokenizer, report: dict[str, Any], stage: str, out: Path) -> None:
@@ -156,7 +143,7 @@ def export(c: Config, lm: dict, t: Tokenizer, report: dict[str, Any], stage: str
             (part / name).write_text(text, encoding="utf-8")
         save_file(made, part / "model.safetensors", metadata={"format": "pt"})
         (part / "model.safetensors").chmod(0o644)
-        compare(part, c.model, lm, t)
+        compare(part, c.model, lm, made, t)
         if out.exists():
             out.rmdir()
         part.rename(out)
@@ -164,15 +151,17 @@ def export(c: Config, lm: dict, t: Tokenizer, report: dict[str, Any], stage: str
         shutil.rmtree(part, ignore_errors=True)
 
 
-def compare(folder: Path, m: Model, lm: dict, t: Tokenizer) -> None:
-    """Read the folder back as a stranger's and find the same tokenizer and the same weights, bit for bit."""
+def compare(folder: Path, m: Model, lm: dict, made: dict[str, np.ndarray], t: Tokenizer) -> None:
+    """Read the folder back as a stranger's and find the same tokenizer, shape and, bit for bit, weights."""
     f, again = load.opened(folder)
     if again != t:
         raise RuntimeError(f"the tokenizer in {folder} reads back as another one")
-    back = weights(m, load.params_of(f, m, again), t.vocab_size)
-    wrong = [name for name, w in weights(m, lm, t.vocab_size).items() if not np.array_equal(w, back[name])]
-    if wrong or load.configured(f, again, m.context).model.norm_eps != m.norm_eps:
-        raise RuntimeError(f"{folder} reads back with other weights: {wrong[:3]}")
+    shape = load.configured(f, again, m.context).model
+    back = weights(m, load.params_of(f, lm, again), t.vocab_size)
+    wrong = [key for key in SAID - {"vocab"} if getattr(shape, key) != getattr(m, key)]  # ours is padded for a mesh
+    wrong += [name for name, w in made.items() if not np.array_equal(w, back[name])]
+    if wrong:
+        raise RuntimeError(f"{folder} reads back with other values: {wrong[:3]}")
 
 
 def _json(data: dict) -> str:

@@ -8,6 +8,7 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,49 +20,29 @@ from ramp.errors import UserError
 NAMES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K"}
 NAMES |= {12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 30: "BF16"}
 NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-STRING, ARRAY, BLOCK, MOST = 8, 9, 32, 1 << 24
+STRING, ARRAY, MOST = 8, 9, 1 << 24
 
 
-def _floats(dtype: str) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda raw: raw.view(dtype).astype(np.float32)
+def _floats(raw: np.ndarray, dtype: str = "<f2") -> np.ndarray:
+    return np.ascontiguousarray(raw).view(dtype).astype(np.float32)
 
 
-def _bf16(raw: np.ndarray) -> np.ndarray:
-    return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+def _q4_1(block: np.ndarray) -> np.ndarray:
+    """Scale, least value, and 16 bytes that hold 32 numbers: their low halves are the first 16, the high ones the rest."""
+    scale, least, quants = _floats(block[:, :2]), _floats(block[:, 2:4]), block[:, 4:]
+    return scale * np.concatenate([quants & 15, quants >> 4], axis=1).astype(np.float32) + least
 
 
-def _halves(quants: np.ndarray) -> np.ndarray:
-    """A block's 16 bytes hold 32 four-bit numbers: the low halves are the first 16, the high ones the rest."""
-    return np.concatenate([quants & 15, quants >> 4], axis=1).astype(np.float32)
+def _q8_0(block: np.ndarray) -> np.ndarray:
+    return _floats(block[:, :2]) * _floats(block[:, 2:], "i1")
 
 
-def _half(raw: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(raw).view("<f2").astype(np.float32)
-
-
-def _q4_0(raw: np.ndarray) -> np.ndarray:
-    block = raw.reshape(-1, 18)
-    return _half(block[:, :2]) * (_halves(block[:, 2:]) - 8)
-
-
-def _q4_1(raw: np.ndarray) -> np.ndarray:
-    block = raw.reshape(-1, 20)
-    return _half(block[:, :2]) * _halves(block[:, 4:]) + _half(block[:, 2:4])
-
-
-def _q8_0(raw: np.ndarray) -> np.ndarray:
-    block = raw.reshape(-1, 34)
-    return _half(block[:, :2]) * np.ascontiguousarray(block[:, 2:]).view(np.int8).astype(np.float32)
-
-
-# type: (numbers a block, bytes a block, bytes -> float32)
+# type: (numbers a block, bytes a block, blocks [n, bytes] -> float32)
 KINDS: dict[int, tuple[int, int, Callable[[np.ndarray], np.ndarray]]] = {
-    0: (1, 4, _floats("<f4")),
-    1: (1, 2, _floats("<f2")),
-    30: (1, 2, _bf16),
-    2: (BLOCK, 18, _q4_0),
-    3: (BLOCK, 20, _q4_1),
-    8: (BLOCK, 34, _q8_0),
+    0: (1, 4, partial(_floats, dtype="<f4")),
+    1: (1, 2, _floats),
+    3: (32, 20, _q4_1),
+    8: (32, 34, _q8_0),
 }
 
 
@@ -101,7 +82,6 @@ class _Cursor:
 class Gguf:
     """An opened file. `tensor(name)` is float32 in numpy's order: [outputs, inputs] for a matrix."""
 
-    path: Path
     meta: dict[str, Any]
     places: dict[str, tuple[tuple[int, ...], int, int]]  # name: (shape, type, first byte)
     data: np.ndarray
@@ -109,22 +89,19 @@ class Gguf:
     def tensor(self, name: str) -> np.ndarray:
         shape, kind, start = self.places[name]
         numbers, size, decode = KINDS[kind]
-        raw = np.array(self.data[start : start + math.prod(shape) // numbers * size])
-        return decode(raw).reshape(shape)
+        blocks = math.prod(shape) // numbers
+        return decode(self.data[start : start + blocks * size].reshape(blocks, size)).reshape(shape)
 
 
 def read(path: Path) -> Gguf:
     """Metadata and the places of the tensors. UserError: not a GGUF file, truncated, or of a kind not known here."""
     try:
-        data = np.memmap(path, np.uint8, "r")
-        return _read(path, data)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        return _read(np.memmap(path, np.uint8, "r"))
     except (OSError, ValueError, struct.error) as error:
         raise UserError(f"{path} cannot be read as GGUF: {error}") from None
 
 
-def _read(path: Path, data: np.ndarray) -> Gguf:
+def _read(data: np.ndarray) -> Gguf:
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise ValueError("it does not begin with the letters GGUF")
@@ -158,4 +135,4 @@ def _read(path: Path, data: np.ndarray) -> Gguf:
         if math.prod(shape) % numbers or base + offset + math.prod(shape) // numbers * size > len(data):
             raise ValueError(f"tensor {name} {list(shape)} does not fit in what is there; the file is truncated")
         places[name] = (shape, kind, base + offset)
-    return Gguf(path, meta, places, data)
+    return Gguf(meta, places, data)

@@ -20,7 +20,7 @@ import numpy as np
 from ramp.config import Config, Model, Text, check, resolve
 from ramp.errors import UserError
 from ramp.serve import gguf
-from ramp.text.tokenizer import LETTERS, SPECIALS, Tokenizer
+from ramp.text.tokenizer import SPECIALS, Tokenizer, numbered
 
 # Weights of a block, ours: (Hugging Face's name, GGUF's). Matrices are transposed there.
 BLOCK = {
@@ -61,7 +61,7 @@ class Foreign:
     merges: list[tuple[str, str]]
     pattern: str
     template: str
-    weight: Callable[[tuple[str, str], int | None], np.ndarray]  # (names, layer or None)
+    weight: Callable[[str], np.ndarray]  # by Hugging Face's name; a matrix is [outputs, inputs]
     card: dict[str, Any]  # what it says about itself
 
 
@@ -102,14 +102,14 @@ def from_gguf(path: Path) -> Foreign:
     }
     if of("rope.dimension_count", shape["head_dim"]) != shape["head_dim"]:
         raise UserError(f"{path} turns only a part of each head by RoPE, which ramp's model does not")
-    names = [n for _, n in _all_names(shape)]
-    _require_known(path, set(file.places), {f"{name}.weight" for name in names})
+    names = names_of(shape)
+    _require_all(path, set(file.places), set(names.values()))
+    turned = {"attn_q": heads, "attn_k": shape["kv_heads"]} if arch == "llama" else {}
 
-    def weight(names: tuple[str, str], layer: int | None) -> np.ndarray:
-        name = names[1] if layer is None else f"blk.{layer}.{names[1]}"
-        w = _found(path, file.places, f"{name}.weight", file.tensor)
-        if arch == "llama" and names[1] in ("attn_q", "attn_k"):  # llama.cpp turns neighbours, we turn halves
-            n = shape["heads" if names[1] == "attn_q" else "kv_heads"]
+    def weight(name: str) -> np.ndarray:
+        w = file.tensor(names[name])
+        n = turned.get(names[name].split(".")[-2])
+        if n and w.shape == (n * shape["head_dim"], shape["width"]):  # llama.cpp turns neighbours, we turn halves
             w = w.reshape(n, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
         return w
 
@@ -137,18 +137,14 @@ def from_folder(path: Path) -> Foreign:
     if not files:
         raise UserError(f"{path} holds no *.safetensors; ramp reads no other kind of weights")
     shape["tied"] = shape["tied"] or "lm_head.weight" not in files
-    known = {f"{name}.weight" for name, _ in _all_names(shape)} | {"lm_head.weight"}
-    _require_known(path, {name for name in files if not name.endswith("rotary_emb.inv_freq")}, known)
+    have = {name for name in files if not name.endswith("rotary_emb.inv_freq")}
+    _require_all(path, have - {"lm_head.weight"}, set(names_of(shape)) - {"lm_head.weight"})
 
-    def read(name: str) -> np.ndarray:
+    def weight(name: str) -> np.ndarray:
         try:
             return files[name].get_tensor(name).astype(np.float32)
         except (SafetensorError, TypeError, ValueError) as error:
             raise UserError(f"{path}: {name} cannot be read: {error}") from None
-
-    def weight(names: tuple[str, str], layer: int | None) -> np.ndarray:
-        name = names[0] if layer is None else f"model.layers.{layer}.{names[0]}"
-        return _found(path, files, f"{name}.weight", read)
 
     ids, merges, pattern = _bpe_of(path / "tokenizer.json")
     return Foreign(path, shape, ids, merges, pattern, _template(path), weight, {"name": path.name})
@@ -195,16 +191,15 @@ def _bpe_of(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
     parts = data.get("pre_tokenizer") or {}
     parts = parts.get("pretokenizers", [parts])
     kinds = [part.get("type") for part in parts]
-    last = parts[-1] if parts else {}
     plain = model.get("type") == "BPE" and not (model.get("byte_fallback") or model.get("ignore_merges"))
     norm = (data.get("normalizer") or {}).get("type")
-    if not plain or kinds[-1:] != ["ByteLevel"] or last.get("add_prefix_space") or norm not in (None, "NFC"):
-        raise UserError(
-            f"{path} is not plain byte-level BPE ({model.get('type')}, {norm}, {kinds}); ramp imports no other"
-        )
-    if kinds == ["ByteLevel"] and last.get("use_regex", True):
+    if not plain or kinds[-1:] != ["ByteLevel"] or parts[-1].get("add_prefix_space") or norm not in (None, "NFC"):
+        kind = f"{model.get('type')}, {norm}, {kinds}"
+        raise UserError(f"{path} is not plain byte-level BPE ({kind}); ramp imports no other")
+    words = parts[-1].get("use_regex", True)
+    if kinds == ["ByteLevel"] and words:
         pattern = PATTERNS["gpt-2"]
-    elif kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and last.get("use_regex", True):
+    elif kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and words:
         pattern = PATTERNS["smollm"]
     elif kinds == ["Split", "ByteLevel"] and "Regex" in parts[0]["pattern"] and parts[0]["behavior"] == "Isolated":
         pattern = parts[0]["pattern"]["Regex"]
@@ -232,90 +227,81 @@ def _template(path: Path) -> str:
 def _json(path: Path) -> dict:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; a model's folder has config.json, tokenizer.json and *.safetensors"
-        ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+        says = (
+            f"{path} cannot be read as JSON ({error}); a model's folder has config.json, tokenizer.json, *.safetensors"
+        )
+        raise UserError(says) from None
     if not isinstance(data, dict):
         raise UserError(f"{path} is JSON, but not an object")
     return data
 
 
 # ---------------------------------------------------------------------------------------------------- what is in it
-def _all_names(shape: dict) -> list[tuple[str, str]]:
-    """Every weight by both names."""
+def names_of(shape: dict) -> dict[str, str]:
+    """Every weight of such a model, by Hugging Face's name: GGUF's."""
     if not 1 <= shape["depth"] <= 256:
         raise UserError(f"a model of {shape['depth']} layers cannot be imported")
     block = [names for ours, names in BLOCK.items() if shape["qk_norm"] or ours not in ("q_norm", "k_norm")]
-    layers = [(f"model.layers.{i}.{hf}", f"blk.{i}.{g}") for i in range(shape["depth"]) for hf, g in block]
-    return [*layers, TABLE, NORM, *([] if shape["tied"] else [HEAD])]
+    pairs = [(f"model.layers.{i}.{hf}", f"blk.{i}.{g}") for i in range(shape["depth"]) for hf, g in block]
+    pairs += [TABLE, NORM, *([] if shape["tied"] else [HEAD])]
+    return {f"{hf}.weight": f"{g}.weight" for hf, g in pairs}
 
 
-def _require_known(path: Path, have: set[str], known: set[str]) -> None:
-    if rest := sorted(have - known):
+def _require_all(path: Path, have: set[str], want: set[str]) -> None:
+    """No weight is missing, and none is there that would be passed over."""
+    if lacking := sorted(want - have):
+        raise UserError(f"{path} lacks the weight {lacking[0]}")
+    if rest := sorted(have - want):
         raise UserError(f"{path} has {rest[0]} and {len(rest) - 1} more weights that ramp's model has no place for")
-
-
-def _found(path: Path, have: Any, name: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
-    if name not in have:
-        raise UserError(f"{path} lacks the weight {name}")
-    return read(name)
 
 
 def tokenizer_of(f: Foreign) -> Tokenizer:
     """Its merges in our numbering, and the form of its conversations."""
-    ids = {letter: byte for byte, letter in enumerate(LETTERS)}
-    merges = []
-    for left, right in f.merges:
-        if left not in ids or right not in ids:
-            raise UserError(
-                f"{f.where}: the merge {left!r} {right!r} comes before its parts; this is not byte-level BPE"
-            )
-        merges.append((ids[left], ids[right]))
-        ids.setdefault(left + right, len(ids))
+    try:
+        merges = numbered(f.merges)
+    except KeyError as error:
+        raise UserError(f"{f.where} merges {error} before it is made; this is not byte-level BPE") from None
     form = f.template.replace("\\n", "\n")
     chatml = bool(re.search(r"role(\"|')?\]? ?\+ ?('|\")\n", form))
     said = re.search(r"\|>system\n([^{}<]+)<\|(?:im_end|end)\|>", form)
-    return Tokenizer(tuple(merges), f.pattern, chatml, said[1] if chatml and said else "")
+    return Tokenizer(merges, f.pattern, chatml, said[1] if chatml and said else "")
 
 
 def rows_of(f: Foreign, tokenizer: Tokenizer) -> np.ndarray:
     """For each of our ids its row in the foreign table; -1 where it has none."""
-    spelled = ["".join(LETTERS[b] for b in piece) for piece in tokenizer.pieces]
-    rows = [f.ids.get(token, -1) for token in spelled]
+    rows = [f.ids.get(token, -1) for token in tokenizer.spelled]
     for name in SPECIALS:
         rows.append(next((f.ids[n] for n in (name, *STANDS_FOR.get(name, ())) if n in f.ids), -1))
     return np.array(rows, np.int64)
 
 
-def params_of(f: Foreign, m: Model, tokenizer: Tokenizer) -> dict:
-    """The parameters {"embed", "blocks", "head"} as numpy arrays in the shapes of `m`."""
+def params_of(f: Foreign, like: dict, tokenizer: Tokenizer) -> dict:
+    """The parameters {"embed", "blocks", "head"} as numpy arrays, in the shapes of `like`."""
 
-    def get(names: tuple[str, str], layer: int | None, want: tuple[int, ...]) -> np.ndarray:
-        w = f.weight(names, layer)
+    def get(name: str, want: tuple[int, ...]) -> np.ndarray:
+        w = f.weight(f"{name}.weight")
         if w.shape != want[::-1]:
-            raise UserError(f"{f.where}: {names[0]} of layer {layer} is {list(w.shape)}, not {list(want[::-1])}")
-        return np.ascontiguousarray(w.T)
+            raise UserError(f"{f.where}: {name} is {list(w.shape)}, not {list(want[::-1])}")
+        return w.T
 
-    def reordered(w_vd: np.ndarray) -> np.ndarray:
-        rows = rows_of(f, tokenizer)
+    def reordered(names: tuple[str, str]) -> np.ndarray:
+        w_vd = f.weight(f"{names[0]}.weight")
         if w_vd.ndim != 2 or w_vd.shape[1] != D or rows.max() >= len(w_vd):
             raise UserError(f"{f.where}: a table {list(w_vd.shape)} does not fit width {D} and {rows.max() + 1} tokens")
-        new = np.tile(w_vd.mean(0), (m.vocab, 1))
+        new = np.tile(w_vd.mean(0), (V, 1))
         new[: len(rows)][rows >= 0] = w_vd[rows[rows >= 0]]
         return new
 
-    D, q, kv = m.width, m.heads * m.head_dim, m.kv_heads * m.head_dim
-    shapes = {"wq": (D, q), "wk": (D, kv), "wv": (D, kv), "wo": (q, D), "w_gate": (D, m.ff), "w_up": (D, m.ff)}
-    shapes |= {"w_down": (m.ff, D), "attn_norm": (D,), "mlp_norm": (D,)}
-    shapes |= dict.fromkeys(("q_norm", "k_norm"), (m.head_dim,)) if m.qk_norm else {}
-    blocks = {ours: np.stack([get(BLOCK[ours], i, s) for i in range(m.depth)]) for ours, s in shapes.items()}
-    head = {"norm": get(NORM, None, (D,))}
-    if not m.tied:
-        head["weight"] = np.ascontiguousarray(reordered(f.weight(HEAD, None)).T)
-    return {"embed": {"table": reordered(f.weight(TABLE, None))}, "blocks": blocks, "head": head}
+    (V, D), rows = like["embed"]["table"].shape, rows_of(f, tokenizer)
+    blocks = {
+        ours: np.stack([get(f"model.layers.{i}.{BLOCK[ours][0]}", w.shape[1:]) for i in range(w.shape[0])])
+        for ours, w in like["blocks"].items()
+    }
+    head = {"norm": get(NORM[0], (D,))}
+    if "weight" in like["head"]:
+        head["weight"] = reordered(HEAD).T
+    return {"embed": {"table": reordered(TABLE)}, "blocks": blocks, "head": head}
 
 
 def opened(path: Path) -> tuple[Foreign, Tokenizer]:

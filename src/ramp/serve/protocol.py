@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ramp.config import Model, Sample
+from ramp.config import Config
 from ramp.serve.batch import TOPS, Way
 from ramp.text.chat import ROLES, render_prompt, turn_ids
 from ramp.text.tokenizer import Tokenizer
@@ -56,10 +56,13 @@ class Server:
     """What requests are checked against."""
 
     name: str
-    model: Model
-    sample: Sample
+    c: Config
     tokenizer: Tokenizer
-    can_chat: bool
+    stage: str  # whose weights answer
+
+    @property
+    def can_chat(self) -> bool:
+        return self.stage != "pretrain" or self.tokenizer.chatml
 
 
 def parse(raw: bytes) -> dict[str, Any]:
@@ -77,20 +80,25 @@ def parse(raw: bytes) -> dict[str, Any]:
     return body
 
 
+def wrong(name: str, says: str, code: str = "invalid_value") -> Refused:
+    """A field that is not as it must be."""
+    return Refused(400, f"'{name}' {says}", name, code)
+
+
 def number(body: dict, name: str, default: float, low: float, high: float, whole: bool = False) -> float:
     value = body.get(name)
     if value is None:
         return default
     if type(value) not in ((int,) if whole else (int, float)) or not (low <= value <= high) or not math.isfinite(value):
         kind = "a whole number" if whole else "a number"
-        raise Refused(400, f"'{name}' must be {kind} from {low:g} to {high:g}", name, "invalid_value")
+        raise wrong(name, f"must be {kind} from {low:g} to {high:g}")
     return value
 
 
 def flag(body: dict, name: str) -> bool:
     value = body.get(name)
     if value is not None and type(value) is not bool:
-        raise Refused(400, f"'{name}' must be true or false", name, "invalid_type")
+        raise wrong(name, "must be true or false", "invalid_type")
     return bool(value)
 
 
@@ -105,19 +113,18 @@ UNDONE: dict[str, tuple] = {
 def ask(body: dict, server: Server, chat: bool) -> Ask:
     model = body.get("model")
     if not isinstance(model, str):
-        raise Refused(400, "'model' must be the name of a model", "model", "invalid_type")
+        raise wrong("model", "must be the name of a model", "invalid_type")
     if model != server.name:
-        raise Refused(
-            404, f"the model {model[:80]!r} does not exist; this server has {server.name!r}", "model", "model_not_found"
-        )
+        says = f"the model {model[:80]!r} does not exist; this server has {server.name!r}"
+        raise Refused(404, says, "model", "model_not_found")
     for name, nothing in UNDONE.items():
         if body.get(name) is not None and body[name] not in nothing:
-            raise Refused(400, f"'{name}' is not supported here", name, "unsupported_parameter")
-    s, n = server.sample, int(number(body, "n", 1, 1, CHOICES, whole=True))
+            raise wrong(name, "is not supported here", "unsupported_parameter")
+    s, n = server.c.sample, int(number(body, "n", 1, 1, CHOICES, whole=True))
     tops, logprobs = _logprobs(body, chat)
     way = Way(
         temperature=number(body, "temperature", s.temperature, 0, 2),
-        top_k=number(body, "top_k", s.top_k, 0, server.model.vocab, whole=True),
+        top_k=number(body, "top_k", s.top_k, 0, server.c.model.vocab, whole=True),
         top_p=number(body, "top_p", s.top_p, 0, 1),
         min_p=number(body, "min_p", s.min_p, 0, 1),
         tops=tops,
@@ -125,7 +132,7 @@ def ask(body: dict, server: Server, chat: bool) -> Ask:
     seed = number(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1, whole=True)
     stream, options = flag(body, "stream"), body.get("stream_options")
     if options is not None and not (stream and isinstance(options, dict)):
-        raise Refused(400, "'stream_options' is an object that goes with 'stream': true", "stream_options")
+        raise wrong("stream_options", "is an object that goes with 'stream': true")
     ids, limit, left_out = _room(body, server, chat)
     usage = bool(options) and flag(options, "include_usage")
     return Ask(chat, tuple(ids), limit, n, way, int(seed) % 2**32, _stops(body), stream, usage, logprobs, left_out)
@@ -137,7 +144,7 @@ def _logprobs(body: dict, chat: bool) -> tuple[int, bool]:
         return int(number(body, "logprobs", 0, 0, TOPS, whole=True)), body.get("logprobs") is not None
     wanted, tops = flag(body, "logprobs"), int(number(body, "top_logprobs", 0, 0, TOPS, whole=True))
     if tops and not wanted:
-        raise Refused(400, "'top_logprobs' goes with 'logprobs': true", "top_logprobs")
+        raise wrong("top_logprobs", "goes with 'logprobs': true")
     return tops, wanted
 
 
@@ -146,36 +153,35 @@ def _stops(body: dict) -> tuple[str, ...]:
     stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
     fits = isinstance(stops, list) and len(stops) <= STOPS
     if not fits or not all(isinstance(s, str) and 0 < len(s) <= STOP_LENGTH for s in stops):
-        says = f"'stop' must be a string or at most {STOPS}, each of 1 to {STOP_LENGTH} characters"
-        raise Refused(400, says, "stop", "invalid_value")
+        raise wrong("stop", f"must be a string or at most {STOPS}, each of 1 to {STOP_LENGTH} characters")
     return tuple(stops)
 
 
 def _room(body: dict, server: Server, chat: bool) -> tuple[list[int], int, int]:
     """(prompt, tokens to draw at most, turns left out). The two must fit the context together."""
-    context, name = server.model.context, "messages" if chat else "prompt"
-    trim = body.get("truncation") == "auto"
-    asked = [body[key] for key in ("max_completion_tokens", "max_tokens") if body.get(key) is not None]
-    limit = number({"max_tokens": asked[0]}, "max_tokens", 0, 1, 1 << 20, whole=True) if asked else None
+    context, t, trim, left_out = server.c.model.context, server.tokenizer, body.get("truncation") == "auto", 0
+    limits = (number(body, name, 0, 1, 1 << 20, whole=True) for name in ("max_completion_tokens", "max_tokens"))
+    limit = int(next(filter(None, limits), 0))  # 0: as many as there is room for
     if chat:
         turns = messages(body, server)
-        ids, left_out = render_prompt(server.tokenizer, turns), 0
+        ids = render_prompt(t, turns)
         if trim:
-            fewer = trimmed(turns, len(ids) + min(limit or context // 4, context // 4) - context, server.tokenizer)
-            ids, left_out = render_prompt(server.tokenizer, fewer), len(turns) - len(fewer)
+            kept = trimmed(turns, len(ids) + min(limit or context // 4, context // 4) - context, t)
+            ids, left_out = render_prompt(t, kept), len(turns) - len(kept)
     else:
-        prompt, left_out = body.get("prompt", ""), 0
+        prompt = body.get("prompt", "")
         if isinstance(prompt, list) and len(prompt) == 1:
             prompt = prompt[0]
         if not isinstance(prompt, str):
-            raise Refused(400, "'prompt' must be one text; lists and token numbers are not supported", "prompt")
-        text = server.tokenizer.encode(prompt)
-        ids = text if server.tokenizer.chatml and text else [server.tokenizer.bos, *text]
+            raise wrong("prompt", "must be one text; lists and token numbers are not supported")
+        text = t.encode(prompt)
+        ids = text if t.chatml and text else [t.bos, *text]
     room = context - len(ids)
-    if room < 1 or (limit and limit > room and not trim):
+    if room < 1 or (limit > room and not trim):
+        name = "messages" if chat else "prompt"
         says = f"the model's context is {context} tokens; the {name} take {len(ids)} and 'max_tokens' asks for {limit or 1}"
         raise Refused(400, says, name, "context_length_exceeded")
-    return ids, min(int(limit or room), room), left_out
+    return ids, min(limit or room, room), left_out
 
 
 def trimmed(turns: list[dict], surplus: int, tokenizer: Tokenizer) -> list[dict]:
@@ -195,7 +201,7 @@ def messages(body: dict, server: Server) -> list[dict[str, str]]:
         raise Refused(400, says, "messages", "no_chat_template")
     given = body.get("messages")
     if not isinstance(given, list) or not 1 <= len(given) <= TURNS:
-        raise Refused(400, f"'messages' must be a list of 1 to {TURNS} turns", "messages", "invalid_value")
+        raise wrong("messages", f"must be a list of 1 to {TURNS} turns")
     return [_turn(turn, f"messages[{i}]") for i, turn in enumerate(given)]
 
 
@@ -203,12 +209,10 @@ def _turn(turn: Any, where: str) -> dict[str, str]:
     role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
     role = {"developer": "system", "function": "tool"}.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise Refused(
-            400, f"'{where}.role' must be one of {', '.join(ROLES)} and developer", f"{where}.role", "invalid_value"
-        )
+        raise wrong(f"{where}.role", f"must be one of {', '.join(ROLES)} and developer")
     if isinstance(content, list):
         parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
     if not isinstance(content, str):
-        raise Refused(400, f"'{where}.content' must be text; ramp reads no pictures or sounds", f"{where}.content")
+        raise wrong(f"{where}.content", "must be text; ramp reads no pictures or sounds")
     return {"role": role, "content": content}

@@ -7,7 +7,6 @@ token opens and closes a call, so nothing that a user types is one.
 
 import re
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
 from ramp.tasks.calculator import LONGEST, NotArithmetic, calculate
 from ramp.text.tokenizer import Tokenizer
@@ -21,11 +20,7 @@ def result(expression: str) -> str:
         value = calculate(expression)
     except NotArithmetic:
         return "?"
-    return str(value) if value.denominator == 1 else decimal(value)
-
-
-def decimal(value: Fraction) -> str:
-    return f"{float(value):.6f}".rstrip("0").rstrip(".")
+    return str(value) if value.denominator == 1 else f"{float(value):.6f}".rstrip("0").rstrip(".")
 
 
 def reply(tokenizer: Tokenizer, said: Sequence[int]) -> list[int]:

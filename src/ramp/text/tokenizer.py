@@ -78,12 +78,7 @@ class Tokenizer:
             vocab_size=vocab_size - len(SPECIALS), initial_alphabet=LETTERS, show_progress=False, special_tokens=[]
         )
         bpe.train_from_iterator(map(_encodable, texts), trainer)
-        ids = {letter: byte for byte, letter in enumerate(LETTERS)}
-        merges = []
-        for left, right in json.loads(bpe.to_str())["model"]["merges"]:
-            merges.append((ids[left], ids[right]))
-            ids.setdefault(left + right, len(ids))  # two merges may spell the same piece; it keeps its first id
-        return Tokenizer(tuple(merges))
+        return Tokenizer(numbered(json.loads(bpe.to_str())["model"]["merges"]))
 
     @staticmethod
     def bytes_only() -> "Tokenizer":
@@ -111,9 +106,14 @@ class Tokenizer:
     def _bpe(self) -> tokenizers.Tokenizer:
         return self.to_library()
 
+    @property
+    def spelled(self) -> list[str]:
+        """`pieces` in the letters of GPT-2's byte-level BPE."""
+        return ["".join(LETTERS[b] for b in piece) for piece in self.pieces]
+
     def to_library(self) -> tokenizers.Tokenizer:
         """A new object of the `tokenizers` library that encodes alike; it knows no specials."""
-        spell = ["".join(LETTERS[b] for b in piece) for piece in self.pieces]
+        spell = self.spelled
         vocab = {letters: i for i, letters in enumerate(spell)}
         merges = [(spell[left], spell[right]) for left, right in self.merges]
         return _backend(self.pattern, models.BPE(vocab=vocab, merges=merges))
@@ -248,6 +248,16 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was never finished."""
         return self._decoder.decode(b"", final=True)
+
+
+def numbered(merges: Iterable[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
+    """Merges of pieces spelled in `LETTERS` as pairs of ids. KeyError: a piece that no earlier merge has made."""
+    ids = {letter: byte for byte, letter in enumerate(LETTERS)}
+    pairs = []
+    for left, right in merges:
+        pairs.append((ids[left], ids[right]))
+        ids.setdefault(left + right, len(ids))  # two merges may spell the same piece; it keeps its first id
+    return tuple(pairs)
 
 
 def _is_utf8(text: str) -> bool:
