@@ -24,6 +24,7 @@ from ramp.model.sample import How
 from ramp.model.transformer import ROWS, head, hidden, unembed
 
 BATCH = 64  # rows sampled or scored at once
+LONGEST_SEED = 8  # most tokens that a prompt takes from real text: a direction, too short to be copied into the samples
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Sample:
 
 # ---------------------------------------------------------------------------------------------------- prompts
 def rare_contexts(
-    docs: Sequence[np.ndarray], count_v: np.ndarray, n: int, rng: np.random.Generator, bos: int, longest: int = 8
+    docs: Sequence[np.ndarray], count_v: np.ndarray, n: int, rng: np.random.Generator, bos: int
 ) -> list[Prompt]:
-    """n passages of 2 to `longest` tokens that end in a rare token, rare tokens in proportion to 1/count."""
+    """n passages of 2 to `LONGEST_SEED` tokens that end in a rare token, rare tokens in proportion to 1/count."""
     where = [(d, int(np.argmin(count_v[doc]))) for d, doc in enumerate(docs) if len(doc) > 2]
     if not where:
         return []
@@ -52,7 +53,7 @@ def rare_contexts(
     found = []
     for pick in rng.choice(len(where), n, p=chance / chance.sum()):
         d, i = where[pick]
-        begin = max(0, i + 1 - int(rng.integers(2, longest + 1)))
+        begin = max(0, i + 1 - int(rng.integers(2, LONGEST_SEED + 1)))
         found.append(Prompt((bos, *map(int, docs[d][begin : max(i + 1, begin + 2)])), (f"real-{d}",)))
     return found
 
