@@ -257,7 +257,7 @@ def harm(lab: Lab, kind: str, guarded: bool) -> dict:
     t, start = lab.t, lab.first(0)
     own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(0, 0)))
     null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
-    models, at, pools, said = [start], Guard(0.3), [lab.real], []
+    models, at, pools, said = [start], Guard(t.least_anchor), [lab.real], []
     tail = [float(lab.right(start)["tail"].mean())]
     for g in range(1, 4):
         parent = models[at.good if guarded else -1]

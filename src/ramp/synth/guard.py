@@ -29,7 +29,7 @@ class Guard:
     """What the guard carries from one generation to the next."""
 
     m: float  # real share of the tokens of the next generation
-    rare: float = 1 / 6  # of the real share: documents with rare contexts
+    rare: float = 1 / 6  # of the real share: documents with rare contexts; `Synthesize.rare`
     weight: float = 1.0  # of this generation's samples in the loss
     good: int = 0  # last generation whose weights are kept; 0: the first model
     rolled: int = 0  # roll-backs in a row

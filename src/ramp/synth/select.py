@@ -76,7 +76,8 @@ class Cells:
 
 
 def rarity(docs: Docs, count_v: np.ndarray) -> np.ndarray:
-    """Mean log count of the rarest quarter of a document's tokens, [N]: low is rare."""
+    """Mean log count of the rarest quarter of a document's tokens, [N]: low is rare. All of them would tell of common
+    words, the rarest alone of one accident."""
     logs = np.log(count_v[docs.flat] + 0.5)
     order = np.lexsort((logs, docs.owner))
     rank = np.arange(len(logs)) - docs.starts[docs.owner]
@@ -202,7 +203,8 @@ def precision_bound(accepted: float, tp: int, positives: int, fp: int, negatives
 
 def imbalance(accepted_n: np.ndarray, cell_n: np.ndarray, least: int = 20) -> float:
     """Median acceptance over the least, among cells with `least` candidates or more: a verifier blind to the tail accepts
-    the head. The least is taken at its upper 95% bound, so that small cells do not cry wolf."""
+    the head. The least is taken at its upper 95% bound, so that small cells do not cry wolf; with fewer than 20 candidates
+    none accepted would still leave a bound above .14."""
     rates, upper = [], []
     for cell in np.unique(cell_n):
         mine = accepted_n[cell_n == cell]
