@@ -143,12 +143,11 @@ class Loop:
         after, verdict = replace(now, good=g), guard.Decision("go", ())  # a baseline goes on, whatever comes
         if t.policy == "ours":
             pairs = [(getattr(new_bits, k), getattr(old_bits, k)) for k in ("per_byte", "rare")]
-            poor = {"bits_in": accounts["verifier"] + accounts["real"], "bits_lost": accounts["lost"]}
-            after, verdict = guard.after(now, t, Trained(*pairs, **(poor if used else {"bits_in": 1.0})), g)
+            bits_in = accounts["verifier"] + accounts["real"] if used else 1.0  # real text alone is no poverty
+            after, verdict = guard.after(now, t, Trained(*pairs, bits_in=bits_in, bits_lost=accounts["lost"]), g)
             excess = float(new_bits.per_byte.mean() - first_bits.per_byte.mean())
-            if (
-                verdict.action == "go" and excess > 0 and not t.anchor and now.m < 1
-            ):  # the law again, from what was seen
+            drifted = verdict.action == "go" and excess > 0 and now.m < 1
+            if drifted and not t.anchor:  # the law again, from what was seen
                 d1 = excess / exact.excess(1.0, now.m, g)
                 after = replace(after, m=max(after.m, mix.share(d1, t.tolerance, t.least_anchor)))
         found = {

@@ -59,11 +59,8 @@ class Lab:
 
     def fit(self, params: dict, docs: list[list[int]], weights: np.ndarray, order: np.ndarray) -> dict:
         """Steps on documents, one a row, in the order [steps, batch]."""
-        rows = {k: np.zeros((len(docs), LENGTH), np.int32) for k in ("tokens", "targets")}
-        rows["weights"] = np.zeros((len(docs), LENGTH), np.float32)
-        for i, (doc, w) in enumerate(zip(docs, weights, strict=True)):
-            n = min(len(doc) - 1, LENGTH)
-            rows["tokens"][i, :n], rows["targets"][i, :n], rows["weights"][i, :n] = doc[:n], doc[1 : n + 1], w
+        rows = generate.packed(docs, LENGTH)
+        rows["weights"] *= np.asarray(weights, np.float32)[:, None]
         place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
         batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
         return updates(self.c, replace(self.t, steps=len(order)))(params, batches)
@@ -75,10 +72,8 @@ class Lab:
         return kept(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", fresh(self.c, seed), make)
 
     def sample(self, params: dict, prompts: list[list[int]], key: int, how: How | None = None) -> list[list[int]]:
-        how = how or How(vocab=world.END + 1)
-        made = generate.samples(
-            self.c, params["lm"], [Prompt(tuple(p)) for p in prompts], key, LENGTH, how, (world.END,), 512
-        )
+        how, asked = how or How(vocab=world.END + 1), [Prompt(tuple(p)) for p in prompts]
+        made = generate.samples(self.c, params["lm"], asked, key, LENGTH, how, (world.END,), 512)
         return [[*s.prompt.ids, *s.ids] for s in made]
 
     def bits(self, params: dict) -> np.ndarray:

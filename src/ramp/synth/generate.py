@@ -152,17 +152,24 @@ def nats(c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, bat
     return found
 
 
+def packed(docs: Sequence[Sequence[int]], length: int) -> dict[str, np.ndarray]:
+    """Documents one a row, cut at `length` + 1 tokens: tokens, targets and weights (1 where there is a target), [N, length]."""
+    rows = {k: np.zeros((len(docs), length), np.int32) for k in ("tokens", "targets")}
+    rows["weights"] = np.zeros((len(docs), length), np.float32)
+    for i, ids in enumerate(docs):
+        k = min(max(len(ids) - 1, 0), length)
+        rows["tokens"][i, :k], rows["targets"][i, :k], rows["weights"][i, :k] = ids[:k], ids[1 : k + 1], 1
+    return rows
+
+
 def _padded(docs: Sequence[Sequence[int]], length: int, batch: int):
     """Batches of one shape: ({tokens, targets, weights} on the mesh, how many targets each document has)."""
     place, batch = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS)), filled(batch)
     for first in range(0, len(docs), batch):
-        part = [np.asarray(d[: length + 1], np.int32) for d in docs[first : first + batch]]
-        rows = {k: np.zeros((batch, length), np.int32) for k in ("tokens", "targets")}
-        rows["weights"] = np.zeros((batch, length), np.float32)
-        for i, ids in enumerate(part):
-            k = max(len(ids) - 1, 0)
-            rows["tokens"][i, :k], rows["targets"][i, :k], rows["weights"][i, :k] = ids[:-1], ids[1:], 1
-        yield {k: jax.device_put(a, place) for k, a in rows.items()}, [max(len(ids) - 1, 0) for ids in part]
+        part = docs[first : first + batch]
+        rows = packed([*part, *[()] * (batch - len(part))], length)
+        sizes = rows["weights"].sum(axis=1).astype(int)[: len(part)]
+        yield {k: jax.device_put(a, place) for k, a in rows.items()}, sizes
 
 
 @partial(jax.jit, static_argnames="c")
