@@ -65,6 +65,13 @@ class Lab:
         batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
         return updates(self.c, replace(self.t, steps=len(order)))(params, batches)
 
+    def teach(self, params: dict, pools: list, got: mix.Mix, steps: int, seed: int, last: float = 0.0) -> dict:
+        """Steps on what a mix takes from the pools; for the share `last` of them, at the end, on real documents alone."""
+        docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
+        rest = self.real if last else []
+        order = mix.order(len(docs), len(rest), steps, self.t.batch, last, seed)
+        return self.fit(params, [*docs, *rest], np.append(got.weight, np.ones(len(rest))), order)
+
     def first(self, seed: int) -> dict:
         """The model of real documents that all arms of a seed start from, kept beside the results."""
         order = mix.order(REAL, 0, FIRST, self.t.batch, 0.0, seed)
@@ -120,9 +127,7 @@ def refit(lab: Lab, policy: str, m: float, seed: int, generations: int) -> dict:
     for g in range(1, generations + 1):
         pools.append(lab.sample(params, [[world.BOS]] * REAL, generate.first_key(seed, g)))
         got = mix.compose(policy, [len(p) for p in pools], REAL, np.random.default_rng([seed, g]), m)
-        docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
-        order = mix.order(len(docs), 0, FIRST, lab.t.batch, 0.0, seed)
-        params = lab.fit(start, docs, got.weight, order)
+        params = lab.teach(start, pools, got, FIRST, seed)
         bits.append(float(lab.bits(params).mean()))
     return {"bits": bits}
 
@@ -180,7 +185,7 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
     for g in range(1, GENERATIONS + 1):
         rng = np.random.default_rng([seed, g])
         if arm.policy == "real":
-            pools_now, got = [lab.real], mix.compose("replace", [REAL], t.steps * t.batch, rng)
+            got = mix.compose("replace", [REAL], t.steps * t.batch, rng)
         else:
             asked = lab.w.grid(t.documents // 2, seed * 100 + g) if arm.seeds else []
             prompts = [[world.BOS]] * (t.documents - len(asked)) + asked
@@ -191,10 +196,8 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
             kept_share.append(len(good) / len(made))
             sizes, slots = [len(p) for p in pools], round((1 - arm.last) * t.steps) * t.batch
             share = max(0.0, (arm.m - arm.last) / (1 - arm.last)) if arm.policy == "ours" else arm.m
-            pools_now, got = pools, mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age=1.0)
-        docs = [pools_now[k][i] for k, i in zip(got.generation, got.number, strict=True)] + lab.real
-        order = mix.order(len(docs) - REAL, REAL, t.steps, t.batch, arm.last, seed * 100 + g)
-        params = lab.fit(params, docs, np.concatenate([got.weight, np.ones(REAL)]), order)
+            got = mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age=1.0)
+        params = lab.teach(params, pools, got, t.steps, seed * 100 + g, arm.last)
         curve.append(lab.score(params))
     last = {k: curve[-1][k] for k in ("bits", "novel", "novel_16", "tail", "head")}
     return {"curve": curve, "kept": kept_share} | last
@@ -262,9 +265,7 @@ def harm(lab: Lab, kind: str, guarded: bool) -> dict:
         pools.append([d for d, ok in zip(docs, passed, strict=True) if ok and now.weight])
         policy, sizes = ("anchored", [len(p) for p in pools]) if pools[-1] else ("replace", [REAL])
         got = mix.compose(policy, sizes, t.steps * t.batch, np.random.default_rng([0, g, 1]), now.m)
-        taken = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
-        order = mix.order(len(taken), 0, t.steps, t.batch, 0.0, g)
-        models.append(lab.fit(parent, taken, np.ones(len(taken)), order))
+        models.append(lab.teach(parent, pools, got, t.steps, g))
         pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
         judged, second = guard.after(now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g)
         at = judged if guarded else at

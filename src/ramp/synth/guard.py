@@ -45,11 +45,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A generation before it teaches."""
+    """A generation before it teaches. `figures`: by name at least z and ratio, as `measure.Null.against` gives them."""
 
-    figures: Mapping[str, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # of each, z and ratio: `measure.Null.against`
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     imbalance: float = 1.0  # median over the least acceptance among cells
     precision: float = 1.0  # lower bound of the audited precision of what was accepted
     accepted: int = 1
