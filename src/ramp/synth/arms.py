@@ -29,6 +29,7 @@ from ramp.train.step import make_step
 
 SEEDS, GENERATIONS, LENGTH = 3, 5, world.LONGEST
 REAL, HELD, PROBLEMS = 1500, 800, 400
+M = round(exact.share_for(1.0), 2)  # .38: the law's real share where drift may cost what a generation of replace does
 FIRST = 400  # steps of a first model, and of every model that is trained anew: 17 passes over the real documents
 
 
@@ -151,9 +152,7 @@ class Arm:
     """What an arm does with a generation's samples."""
 
     policy: str = "ours"  # of mix.compose; "real": trains on real documents alone
-    m: float = round(
-        exact.share_for(1.0), 2
-    )  # .38 by the law, where drift may cost what one generation of replace does
+    m: float = M
     verify: bool = True
     filtered: bool = False  # quality and diversity, without a verifier: likely ones, no two alike
     seeds: bool = True  # half of the samples begin with an operator of the grid
