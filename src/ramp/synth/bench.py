@@ -101,10 +101,10 @@ def trigram_curve(
 
 def trigrams(b: Bench, data: Path) -> None:
     texts = questions(data / "math/gsm8k_train.jsonl")
-    arms = [(policy, 0.0, 5) for policy in ("replace", "accumulate", "subsample")]
-    arms += [("anchored", m, 10) for m in (0.3, 0.2, 0.5)]
+    runs = [(policy, 0.0, 5) for policy in ("replace", "accumulate", "subsample")]
+    runs += [("anchored", m, 10) for m in (0.3, 0.2, 0.5)]
     for seed in range(SEEDS):
-        for policy, m, generations in arms:
+        for policy, m, generations in runs:
             key = {"part": "trigram", "policy": policy, "m": m, "seed": seed}
             b.once(key, partial(trigram_curve, texts, policy, generations, seed, m))
 
