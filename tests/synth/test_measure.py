@@ -1,7 +1,6 @@
 """Every measure against a slow, obvious re-implementation or a closed form."""
 
 import math
-import time
 from collections import Counter
 
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramp.synth import exact, measure
+from ramp.credit.lab import Bench
+from ramp.synth import bench, exact, measure
 from ramp.synth.measure import Docs
 
 DOCS = st.lists(st.lists(st.integers(0, 6), min_size=0, max_size=12), min_size=1, max_size=12)
@@ -93,7 +93,7 @@ def test_surprisal_shift_has_a_side():
 def test_vendi_counts_what_is_different():
     eye = np.repeat(np.eye(5), 4, axis=0)
     assert measure.vendi(eye) == pytest.approx(5)
-    assert measure.vendi(eye, 0.1) == pytest.approx(5) and measure.vendi(eye[:4]) == pytest.approx(1)
+    assert measure.vendi(eye[:4]) == pytest.approx(1)
     x = np.random.default_rng(0).normal(size=(12, 30))
     p = np.linalg.eigvalsh(x @ x.T / np.outer(*(np.linalg.norm(x, axis=1),) * 2) / 12)
     assert measure.vendi(x) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
@@ -117,17 +117,6 @@ def test_modes_against_a_known_support():
 def plugged(x):
     _, c = np.unique(x, return_counts=True)
     return c / c.sum()
-
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_success():
-    right = np.array([[1, 0, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]])
-    from itertools import combinations
-
-    for k in (1, 2, 3, 4):
-        by_hand = np.mean([np.mean([row[list(s)].any() for s in combinations(range(4), k)]) for row in right])
-        assert measure.pass_at_k(right, k) == pytest.approx(by_hand)
-    with pytest.raises(ValueError, match="pass@5"):
-        measure.pass_at_k(right, 5)
 
 
 def test_z_is_calibrated_on_seven_resamples():
@@ -160,11 +149,7 @@ def test_cross_information_and_tails():
 
 
 @pytest.mark.slow
-def test_ten_thousand_samples_in_twenty_seconds():
-    rng = np.random.default_rng(0)
-    p = exact.zipf(8000)
-    pool, sample, real = (Docs.of(rng.choice(8000, (n, 100), p=p)) for n in (20_000, 10_000, 10_000))
-    began = time.perf_counter()
-    null = measure.Null.draw(pool, 10_000, lambda d: measure.panel(real, d))
-    found = null.against(measure.panel(real, sample))
-    assert len(found) >= 12 and time.perf_counter() - began < 20
+def test_ten_thousand_samples_in_twenty_seconds(tmp_path):
+    b = Bench(tmp_path, None, None)
+    bench.timing(b)
+    assert b.results()[0]["cpu_seconds"] < 20

@@ -9,11 +9,11 @@ from ramp.synth import exact
 
 
 def test_zipf_modes_die_out_while_simpson_diversity_stays_put():
-    traces = [exact.generations(exact.zipf(2000), 20_000, "replace", 20, np.random.default_rng(s)) for s in range(5)]
-    first, last = (np.mean([t.coverage_g[g] for t in traces]) for g in (0, 20))
+    runs = [exact.generations(exact.zipf(2000), 20_000, "replace", 20, np.random.default_rng(s)) for s in range(5)]
+    first, last = (np.mean([exact.coverage(p)[g] for p in runs]) for g in (0, 20))
     assert first == pytest.approx(0.895, abs=0.01)
     assert last == pytest.approx(0.30, abs=0.02)
-    simpson = np.mean([t.simpson_g[20] / t.simpson_g[0] for t in traces])
+    simpson = np.mean([exact.simpson(p)[20] / exact.simpson(p)[0] for p in runs])
     assert simpson == pytest.approx(1.0, abs=0.01)
 
 
@@ -21,14 +21,13 @@ def test_zipf_modes_die_out_while_simpson_diversity_stays_put():
 def test_anchor_law_within_a_tenth(m):
     """Variance about the real pool after many generations, in units of one replace step, against the closed form."""
     truth, n = exact.zipf(500), 20_000
-    pool = np.random.default_rng(99).multinomial(n, truth) / n
-    step = (pool * (1 - pool)).sum() / n
     held = []
     for seed in range(60):
-        rng = np.random.default_rng(seed)
-        trace = exact.generations(truth, round((1 - m) * n), "anchored", 80, rng, m, pool_k=pool)
-        held.append(trace.variance_g(pool)[40:].mean())
-    assert np.mean(held) / step == pytest.approx(exact.excess(1.0, m, 10_000), rel=0.1)
+        p_gk = exact.generations(truth, round((1 - m) * n), "anchored", 80, np.random.default_rng(seed), m)
+        pool = p_gk[0]
+        step = (pool * (1 - pool)).sum() / n
+        held.append(((p_gk[40:] - pool) ** 2).sum(axis=1).mean() / step)
+    assert np.mean(held) == pytest.approx(exact.excess(1.0, m, 10_000), rel=0.1)
 
 
 @given(st.floats(0.01, 1), st.integers(1, 60))
@@ -56,8 +55,8 @@ def test_published_points_of_the_law():
 def test_policies_are_ordered_as_published():
     kept = {}
     for policy, m in (("replace", 0), ("subsample", 0), ("accumulate", 0), ("anchored", 0.3)):
-        trace = exact.generations(exact.zipf(2000), 20_000, policy, 20, np.random.default_rng(1), m)
-        kept[policy] = trace.coverage_g[20]
+        p_gk = exact.generations(exact.zipf(2000), 20_000, policy, 20, np.random.default_rng(1), m)
+        kept[policy] = exact.coverage(p_gk)[20]
     assert kept["replace"] < kept["subsample"] < kept["accumulate"]
     assert kept["replace"] < kept["anchored"]
     with pytest.raises(ValueError, match="policy"):

@@ -10,14 +10,12 @@ from ramp.synth import select
 from ramp.synth.measure import Docs
 
 
-def test_verifiers_that_refuse_raise_and_disagree():
+def test_verifiers_that_refuse_and_raise():
     def broken(text):
         raise RuntimeError("no interpreter")
 
-    passed, why = select.verified(["ab", "b"], {"a": lambda t: "a" in t})
-    assert passed.tolist() == [True, False] and why == ["", "a says no"]
-    passed, why = select.verified(["ab"], {"a": lambda t: True, "broken": broken})
-    assert not passed[0] and why[0] == "broken raised RuntimeError: no interpreter"
+    assert select.verified(["ab", "b"], "a", lambda t: "a" in t) == ["", "a says no"]
+    assert select.verified(["ab"], "broken", broken) == ["broken raised RuntimeError: no interpreter"]
 
 
 @settings(deadline=None, max_examples=60)
@@ -68,7 +66,8 @@ def test_projection_says_what_it_could_not_reach():
     assert w.missed[2] == pytest.approx(0.2)  # an extinct cell cannot be reweighted back
     assert w.w[cell == 1].mean() > 2 * w.w[cell == 0].mean()
     tight = select.project(f, np.array([0.1, 0.9, 0.0]), np.ones(100), 20.0, 0.6)
-    assert tight.ess >= 0.6 and tight.tempered < 1
+    loose = select.project(f, np.array([0.1, 0.9, 0.0]), np.ones(100), 20.0, 0.0)
+    assert tight.ess >= 0.6 > loose.ess and tight.w[95] < loose.w[95]
     with pytest.raises(ValueError, match="nothing"):
         select.project(f[:0], np.zeros(3), np.ones(0), 4, 0.3)
 
@@ -102,8 +101,6 @@ def test_cells_hold_equal_shares_of_real_text():
     rare, surprising = select.Cells.fit(docs, bits, 50).of(docs, bits)
     for band in (rare, surprising):
         assert np.bincount(band, minlength=8).min() > 60
-    with pytest.raises(ValueError, match="64"):
-        select.Cells.fit(docs, bits, 50, bands=9)
 
 
 def test_precision_bound_holds_in_simulation():

@@ -134,7 +134,7 @@ def test_killed_after_the_ledger_the_generation_goes_on_alike(done, tmp_path):
     c = replace(c, synthesize=replace(c.synthesize, generations=1))
     other = directory(tmp_path / "other")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthesize.Loop, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(synthesize.Loop, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             synthesize.run(other, c, Preemption())
     assert ledger.path(other.path / "synth", 1).exists()
@@ -183,7 +183,7 @@ def judge(mine, done):
         loop = synthesize.Loop(rundir, c, T, Real.read(rundir, c, T), Preemption())
         made = loop.draw(loop.params(0), loop.prompts(1), 1, How(vocab=T.vocab_size))
         made = change(made, loop.real)
-        return decide.decide(loop.real, loop.first, loop.params(0), made, decide.Docs.of([]), 12, True)
+        return decide.decide(loop.real, loop.first, loop.params(0), made, decide.Docs.of([]), 12)
 
     return run
 
@@ -192,9 +192,9 @@ def test_verifiers_that_break_refuse_all_or_agree_to_all(judge):
     with pytest.raises(UserError, match="fails on every real document"):
         judge("broken", "clean")
     refused = judge("never", "clean")
-    assert refused.seen["accepted"] == 0 and not refused.weight.any() and "never says no" in refused.reasons[0]
+    assert refused.seen.accepted == 0 and not refused.weight.any() and "never says no" in refused.reasons[0]
     agreed = judge("always", "always")
-    assert agreed.seen["precision"] == 0.0 and any("shuffled" in note for note in agreed.figures["notes"].values())
+    assert agreed.seen.precision == 0.0 and any("shuffled" in note for note in agreed.figures["notes"].values())
 
 
 def test_nan_contamination_and_repeats_are_decisions(judge):

@@ -38,11 +38,6 @@ def test_sampling_follows_the_probabilities():
     np.testing.assert_allclose(np.bincount(after, minlength=6)[:5] / len(after), want, atol=0.03)
 
 
-def test_a_start_is_kept():
-    docs = Trigram.fit(toy(), 6).sample(20, 12, RNG(0), np.tile([3, 1], (20, 1)))
-    assert all(d[:2].tolist() == [3, 1] for d in docs.list())
-
-
 def test_the_same_seed_gives_the_same_documents():
     a, b = (Trigram.fit(toy(), 6).sample(50, 20, RNG(9)) for _ in range(2))
     assert np.array_equal(a.flat, b.flat)

@@ -23,11 +23,12 @@ from ramp.rundir import RunDir, write_atomic
 from ramp.stages import common
 from ramp.synth import decide, exact, generate, guard, ledger, measure, mix, page
 from ramp.synth.generate import Prompt, Sample
-from ramp.synth.guard import Guard, Sampled, Trained
+from ramp.synth.guard import Guard, Trained
 from ramp.synth.measure import Docs
 from ramp.synth.text import Lesson, Made, Real
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.board import Board
+from ramp.train.fingerprint import fingerprint
 from ramp.train.preemption import Preemption
 from ramp.train.state import averaged
 
@@ -46,9 +47,8 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         loop.show(history)
     last = history[-1]["guard"]["good"]
     first, now = (float(loop.real.bits(loop.params(g), loop.real.final).per_byte.mean()) for g in (0, last))
-    print(
-        f"synthesize: model of generation {last}: {now:.4f} bits per byte on documents kept for the end, {first:.4f} before"
-    )
+    at_end = f"{now:.4f} bits per byte on documents kept for the end, {first:.4f} before"
+    print(f"synthesize: model of generation {last}: {at_end}")
     found = {"policy": t.policy, "generation": last, "first_bpb": first, "final_bpb": now, "generations": history}
     return found | {"seconds": time.perf_counter() - began}
 
@@ -66,7 +66,7 @@ def require(c: Config) -> None:
         raise UserError(
             f"synthesize.verifiers names {len(t.verifiers)}; it takes two that differ, since each is blind somewhere"
         )
-    if t.tokens + 8 >= c.model.context:
+    if t.tokens + generate.LONGEST_SEED >= c.model.context:
         raise UserError(f"synthesize.tokens {t.tokens} and a seed do not fit into model.context {c.model.context}")
     rows = int(np.prod([jax.sharding.get_mesh().shape[axis] for axis in ("replica", "data")]))
     if t.batch % (rows * t.accum):
@@ -104,9 +104,8 @@ class Loop:
         try:
             return json.loads(path.read_text()) if path.exists() else []
         except ValueError as error:
-            raise UserError(
-                f"{path} is not JSON ({error}); delete {self.directory} to begin the generations again"
-            ) from None
+            said = f"{path} is not JSON ({error}); delete {self.directory} to begin the generations again"
+            raise UserError(said) from None
 
     def params(self, g: int) -> dict:
         """The model of a generation; 0: the one that the stage starts from."""
@@ -134,22 +133,23 @@ class Loop:
             self.sample(g, begin, model, history)
         rows, facts = ledger.read(self.directory, g, self.name)
         now, figures, said = Guard(**json.loads(facts["guard"])), json.loads(facts["figures"]), facts["decision"]
-        new = self.train(g, now, model, history, rows)
+        new = self.fit(f"synthesize-{g}", self.c, self.lesson(now, history, rows), model)
         old_bits, new_bits, first_bits = (self.real.bits(p, self.real.guard) for p in (model, new, self.first.params))
         kept, used = [r for r in rows if r["decision"] == "kept"], now.weight > 0
         rise = float(new_bits.per_token.mean() - old_bits.per_token.mean())
         tokens = sum(len(r["tokens"]) for r in kept) * used
         known = -np.log2(max(len(kept), 1) / max(len(rows), 1)) * figures["precision"] * len(kept) * used
         accounts = {"verifier": float(known), "real": max(0.0, -rise) * tokens, "lost": max(0.0, rise) * tokens}
-        pairs = [(getattr(new_bits, k), getattr(old_bits, k)) for k in ("per_byte", "rare")]
-        poor = {"bits_in": accounts["verifier"] + accounts["real"], "bits_lost": accounts["lost"]}
-        after, verdict = guard.after(now, t, Trained(*pairs, **(poor if used else {"bits_in": 1.0})), g)
-        if t.policy != "ours":
-            after, verdict = replace(now, good=g, weight=1.0), guard.Decision("go", ())
-        excess = float(new_bits.per_byte.mean() - first_bits.per_byte.mean())
-        if verdict.action == "go" and excess > 0 and not t.anchor and now.m < 1:  # the law again, from what was seen
-            d1 = excess / exact.excess(1.0, now.m, g)
-            after = replace(after, m=max(after.m, mix.share(d1, t.tolerance, t.least_anchor)))
+        after, verdict = replace(now, good=g), guard.Decision("go", ())  # a baseline goes on, whatever comes
+        if t.policy == "ours":
+            pairs = [(getattr(new_bits, k), getattr(old_bits, k)) for k in ("per_byte", "rare")]
+            bits_in = accounts["verifier"] + accounts["real"] if used else 1.0  # real text alone is no poverty
+            after, verdict = guard.after(now, t, Trained(*pairs, bits_in=bits_in, bits_lost=accounts["lost"]), g)
+            excess = float(new_bits.per_byte.mean() - first_bits.per_byte.mean())
+            drifted = verdict.action == "go" and excess > 0 and now.m < 1
+            if drifted and not t.anchor:  # the law again, from what was seen
+                d1 = excess / exact.excess(1.0, now.m, g)
+                after = replace(after, m=max(after.m, mix.share(d1, t.tolerance, t.least_anchor)))
         found = {
             "generation": g,
             "parent": begin.good,
@@ -188,10 +188,9 @@ class Loop:
             lesson = Lesson.plan(short, self.real, made, [1.0], m, 0.0, self.c.seed)
             trained = self.fit(f"synthesize-probe-{name}", short, lesson, start)
             cost[name] = float(self.real.bits(trained, self.real.guard).per_byte.mean())
-        m = mix.share(cost["own"] - cost["real"], t.tolerance, t.least_anchor)
-        print(
-            f"synthesize: {t.probe} steps on own samples cost {cost['own'] - cost['real']:+.4f} bits per byte; real share {m:.2f}"
-        )
+        d1 = cost["own"] - cost["real"]
+        m = mix.share(d1, t.tolerance, t.least_anchor)
+        print(f"synthesize: {t.probe} steps on own samples cost {d1:+.4f} bits per byte; real share {m:.2f}")
         return m
 
     def prompts(self, g: int) -> list[Prompt]:
@@ -200,10 +199,8 @@ class Loop:
         rng = np.random.default_rng([self.c.seed, g])
         seeded = round(t.seeded * t.documents) if t.policy == "ours" else 0
         texts = [self.tokenizer.decode(d) for d in self.real.train] if seeded > 1 else []
-        pairs = [
-            Prompt((bos, *self.tokenizer.encode(text)[:8]), of)
-            for text, of in generate.entity_pairs(texts, seeded // 2, rng)
-        ]
+        named = generate.entity_pairs(texts, seeded // 2, rng)
+        pairs = [Prompt((bos, *self.tokenizer.encode(text)[: generate.LONGEST_SEED]), of) for text, of in named]
         rare = generate.rare_contexts(self.real.train, self.real.count_v, seeded - len(pairs), rng, bos)
         return [Prompt((bos,))] * (t.documents - len(pairs) - len(rare)) + rare + pairs
 
@@ -213,18 +210,15 @@ class Loop:
         prompts = self.prompts(g)
         made = self.draw(model, prompts, g, self.how)
         plain = sum(len(p.ids) == 1 for p in prompts)
-        before = [
-            r for h in history for r in ledger.read(self.directory, h["generation"], self.name)[0] if r["weight"] > 0
-        ]
-        pool = Docs.of([[i for i in (*r["prompt"], *r["tokens"]) if i != bos] for r in before])
-        novelty = not history or history[-1]["figures"]["precision"] >= t.least_precision
-        found = decide.decide(self.real, self.first, model, made, pool, plain, novelty)
+        taught = [r for rows in self.rows(history) for r in rows if r["weight"] > 0]
+        pool = Docs.of([[i for i in (*r["prompt"], *r["tokens"]) if i != bos] for r in taught])
+        found = decide.decide(self.real, self.first, model, made, pool, plain)
         if t.policy == "ours":
-            now, said = guard.before(begin, t, Sampled(**found.seen))
+            now, said = guard.before(begin, t, found.seen)
         else:  # a baseline takes what comes
             found = replace(found, weight=np.ones(len(made)), kept=np.ones(len(made), bool), reasons=[""] * len(made))
             now, said = replace(begin, weight=1.0), guard.Decision("go", ())
-        writer = ledger.fingerprint(*(np.asarray(a).tobytes() for a in jax.tree.leaves(model)[:3]), str(begin.good))
+        writer = config.fingerprint(fingerprint(model))
         rows = [
             {
                 "id": f"g{g}-{i:05d}",
@@ -249,32 +243,30 @@ class Loop:
             }
             for i, s in enumerate(made)
         ]
-        lesson = self.lesson(g, now, history, rows)
+        lesson = self.lesson(now, history, rows)
         for row, steps in zip(rows, lesson.steps(g, len(rows)), strict=True):
             row["steps"] = steps if row["weight"] > 0 else []
         told = f"{said.action} {'; '.join(said.reasons)}".strip()
         facts = {"guard": json.dumps(asdict(now)), "figures": json.dumps(finite(found.figures)), "decision": told}
         ledger.write(self.directory, g, rows, self.name, facts)
 
-    def lesson(self, g: int, now: Guard, history: list[dict], newest: list[dict]) -> Lesson:
-        """The rows that generation g learns from: real ones and every generation's samples with their weights."""
-        bos, made = self.tokenizer.bos, []
-        for rows in [*(ledger.read(self.directory, h["generation"], self.name)[0] for h in history), newest]:
-            docs = [[*r["prompt"][1:], *r["tokens"]] for r in rows]
-            made.append(Made.pack(docs, [r["weight"] for r in rows], self.t.seq, bos))
-        rolled = [
-            h["decision"] == "roll back" for h in history
-        ]  # what a bad generation was taught teaches nobody again
-        live = [0.0 if bad else 1.0 for bad in rolled] + [now.weight]
-        return Lesson.plan(self.c, self.real, made, live, now.m, now.rare, self.c.seed)
+    def rows(self, history: list[dict]) -> list[list[dict]]:
+        """The ledgers of the generations that are done."""
+        return [ledger.read(self.directory, h["generation"], self.name)[0] for h in history]
 
-    def train(self, g: int, now: Guard, model: dict, history: list[dict], rows: list[dict]) -> dict:
-        return self.fit(f"synthesize-{g}", self.c, self.lesson(g, now, history, rows), model)
+    def lesson(self, now: Guard, history: list[dict], newest: list[dict]) -> Lesson:
+        """The rows that the newest generation learns from: real ones and every generation's samples with their weights."""
+        made = []
+        for rows in [*self.rows(history), newest]:
+            docs = [[*r["prompt"][1:], *r["tokens"]] for r in rows]
+            made.append(Made.pack(docs, [r["weight"] for r in rows], self.t.seq, self.tokenizer.bos))
+        live = [float(h["decision"] != "roll back") for h in history]  # what spoiled a generation teaches nobody again
+        return Lesson.plan(self.c, self.real, made, [*live, now.weight], now.m, now.rare, self.c.seed)
 
     def fit(self, name: str, c: Config, lesson: Lesson, start: dict) -> dict:
-        t = replace(
-            c.synthesize, eval_every=c.synthesize.steps, save_every=min(c.synthesize.save_every, c.synthesize.steps)
-        )
+        """Train on a lesson from the weights `start`, or go on from the last checkpoint of the sub-stage `name`."""
+        s = c.synthesize
+        t = replace(s, eval_every=s.steps, save_every=min(s.save_every, s.steps))
         stage = common.Stage(name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer)
         copy = lambda: jax.tree.map(lambda a: a + 0, start)  # noqa: E731  the stage donates what it starts from
         state, _ = stage.train(self.rundir, copy, lambda *_: {}, "", self.stop)

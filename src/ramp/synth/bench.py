@@ -10,6 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from ramp.config import Config
 from ramp.credit.lab import Bench
 from ramp.errors import UserError
 from ramp.rundir import write_atomic
-from ramp.synth import exact, measure, mix, page, table
+from ramp.synth import arms, exact, measure, mix, page, table, world
 from ramp.synth.measure import Docs
 from ramp.synth.trigram import Trigram
 from ramp.text.corpus import documents
@@ -29,19 +30,16 @@ PARTS = ("exact", "measure", "trigram", "jokes", "gate", "law", "world", "guard"
 
 # ---------------------------------------------------------------------------------------------------- exact
 def modes(b: Bench) -> None:
-    """Zipf modes, replaced twenty times; the anchor law by simulation."""
+    """Zipf modes through twenty generations of each policy."""
     truth, n = exact.zipf(2000), 20_000
+
+    def work(policy: str, m: float) -> dict:
+        runs = [exact.generations(truth, n, policy, 20, np.random.default_rng(s), m) for s in range(5)]
+        simpson = np.mean([exact.simpson(p)[20] / exact.simpson(p)[0] for p in runs])
+        return {"coverage": np.mean([exact.coverage(p) for p in runs], axis=0).round(4).tolist(), "simpson": simpson}
+
     for policy, m in (("replace", 0.0), ("accumulate", 0.0), ("subsample", 0.0), ("anchored", 0.1), ("anchored", 0.3)):
-
-        def work(policy=policy, m=m) -> dict:
-            runs = [exact.generations(truth, n, policy, 20, np.random.default_rng(s), m) for s in range(5)]
-            simpson = [float(t.simpson_g[20] / t.simpson_g[0]) for t in runs]
-            return {
-                "coverage": np.mean([t.coverage_g for t in runs], axis=0).round(4).tolist(),
-                "simpson": np.mean(simpson),
-            }
-
-        b.once({"part": "exact", "policy": policy, "m": m}, work)
+        b.once({"part": "exact", "policy": policy, "m": m}, partial(work, policy, m))
 
 
 def timing(b: Bench) -> None:
@@ -81,8 +79,8 @@ def trigram_curve(
     order = np.random.default_rng(0).permutation(len(docs))
     cut = len(docs) // 10
     held, real = (Docs.of([docs[i] for i in part]) for part in (order[:cut], order[cut:]))
-    n_bytes, rare = sum(sizes[i] for i in order[:cut]), np.bincount(real.flat, minlength=vocab) <= 5
-    at_rare = np.insert(rare[held.flat], np.cumsum(held.lengths), False)
+    n_bytes, count_v = sum(sizes[i] for i in order[:cut]), np.bincount(real.flat, minlength=vocab)
+    count_n = np.insert(count_v[held.flat], np.cumsum(held.lengths), len(real))  # every document ends
     rng = np.random.default_rng([seed, 1])
     longest, pools, train = int(real.lengths.max()), [real], real
     out: dict = {"bpb": [], "rare": [], "types": [], "probe": []}
@@ -90,35 +88,25 @@ def trigram_curve(
         model = Trigram.fit(train, vocab)
         bits = model.bits(held)
         out["bpb"].append(float(bits.sum() / n_bytes))
-        out["rare"].append(float(bits[at_rare].mean()))
+        out["rare"].append(measure.tail_bits(bits, count_n))
         out["types"].append(measure.coverage(held, train, 1))
         if probe:
             out["probe"].append(probe(model))
         if g < generations:
             pools.append(model.sample(len(real), longest, rng))
             got = mix.compose(policy, [len(p) for p in pools], len(real), rng, m)
-            parts = [pools[k].take(got.number[got.generation == k]) for k in np.unique(got.generation)]
-            train = Docs(np.concatenate([p.flat for p in parts]), np.concatenate([p.lengths for p in parts]))
+            train = Docs.joined([pools[k].take(got.number[got.generation == k]) for k in np.unique(got.generation)])
     return {k: v for k, v in out.items() if v}
 
 
 def trigrams(b: Bench, data: Path) -> None:
     texts = questions(data / "math/gsm8k_train.jsonl")
-    arms = [
-        ("replace", 0.0),
-        ("accumulate", 0.0),
-        ("subsample", 0.0),
-        ("anchored", 0.3),
-        ("anchored", 0.2),
-        ("anchored", 0.5),
-    ]
+    runs = [(policy, 0.0, 5) for policy in ("replace", "accumulate", "subsample")]
+    runs += [("anchored", m, 10) for m in (0.3, 0.2, 0.5)]
     for seed in range(SEEDS):
-        for policy, m in arms:
-            generations = 10 if policy == "anchored" else 5
-            b.once(
-                {"part": "trigram", "policy": policy, "m": m, "seed": seed},
-                lambda p=policy, m=m, s=seed, g=generations: trigram_curve(texts, p, g, s, m),
-            )
+        for policy, m, generations in runs:
+            key = {"part": "trigram", "policy": policy, "m": m, "seed": seed}
+            b.once(key, partial(trigram_curve, texts, policy, generations, seed, m))
 
 
 def jokes(b: Bench) -> None:
@@ -141,12 +129,10 @@ def jokes(b: Bench) -> None:
             seen.append(best if count * 2 >= max(len(doc) - 3, 1) else -1)
         return {k: v for k, v in measure.modes(seen).items() if k != "tail_recall"}
 
-    for policy, m in (("replace", 0.0), ("accumulate", 0.0), ("anchored", 0.38), ("ours", 0.38)):
+    for policy in ("replace", "accumulate", "anchored", "ours"):
         for seed in range(SEEDS):
-            b.once(
-                {"part": "jokes", "policy": policy, "seed": seed},
-                lambda p=policy, m=m, s=seed: trigram_curve(texts, p, 5, s, m, recognised),
-            )
+            key = {"part": "jokes", "policy": policy, "seed": seed}
+            b.once(key, partial(trigram_curve, texts, policy, 5, seed, arms.M, recognised))
 
 
 # ---------------------------------------------------------------------------------------------------- the whole
@@ -154,8 +140,6 @@ def run(directory: Path, c: Config, data: Path | None = None, part: str | None =
     """Do what is not done yet; the table as Markdown, also written to `bench.md`."""
     if part is not None and part not in PARTS:
         raise UserError(f"there is no part {part!r} of the benchmark; there are {', '.join(PARTS)}")
-    from ramp.synth import arms, world
-
     if c.model.vocab <= world.END or c.model.context <= world.LONGEST:
         raise UserError("the benchmark's programs do not fit into this model; use configs/collapse-bench.toml")
     directory.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,13 @@ import numpy as np
 from ramp.errors import UserError
 from ramp.synth import generate, measure, select
 from ramp.synth.generate import Sample
+from ramp.synth.guard import Sampled
 from ramp.synth.measure import Docs, Null
-from ramp.synth.select import Cells, Verifier
+from ramp.synth.select import BANDS, Cells, Verifier
 from ramp.synth.text import Real
 
-AUDITED = 200
+AUDITED = 200  # 200 of 200 right is a lower 95% bound of .985, 195 one of .949: enough to tell .95
+EVEN = 0.3  # share of the target that is even over the bands of rarity, so that the rare is made more of; a choice, not swept
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,9 @@ class First:
         t, pool = real.c.synthesize, Docs.of(real.train)
         bits_d, held = real.bits(params, real.train).per_token, Docs.of(real.guard)
         own = Docs.of([body(s, real.tokenizer.bos) for s in plain])
-        rows = sketched(real, params, own)
-        by_first = Null.draw(own, t.measured, partial(measure.panel, held), t.nulls, real.c.seed)
-        rng = np.random.default_rng(real.c.seed)
-        picks = [rng.choice(len(own), t.measured, replace=False) for _ in range(t.nulls)]
-        seen = np.array([measure.vendi(rows[p]) for p in picks])
-        by_first.values["vendi"] = seen.mean() + (seen - seen.mean()) * np.sqrt(2)  # halves of one pool: see Null.draw
+        sketch_nd = sketched(real, params, own)
+        figures = lambda rows: measure.panel(held, own.take(rows)) | {"vendi": measure.vendi(sketch_nd[rows])}  # noqa: E731
+        by_first = Null.resampled(len(own), t.measured, figures, t.nulls, real.c.seed)
         by_real = Null.draw(pool, t.measured, partial(measure.panel, held), max(7, t.nulls // 2), real.c.seed)
         return cls(params, bits_d, Cells.fit(pool, bits_d, real.c.model.vocab), by_real, by_first)
 
@@ -59,7 +58,7 @@ class Decided:
     cell: np.ndarray
     first_bits: np.ndarray  # per token under the first model
     figures: dict  # by figure: value, null, ratio, z against the first model's samples; and single numbers
-    seen: dict  # what the guard is told
+    seen: Sampled  # what the guard is told
 
 
 # ---------------------------------------------------------------------------------------------------- verifiers
@@ -95,46 +94,39 @@ def surprise(real: Real, first: "First", docs: Sequence[np.ndarray]) -> np.ndarr
 def judged(real: Real, first: First, docs: Sequence[np.ndarray], name: str) -> list[str]:
     """What one verifier says of each document: nothing, or why not."""
     if name == "typical":
-        low, high = np.quantile(first.bits_d, (0.005, 0.995))
+        low, high = np.quantile(first.bits_d, (0.005, 0.995))  # refuses one real document in a hundred
         far = f"real text has {low:.2f} to {high:.2f}"
         bits = surprise(real, first, docs)
         return ["" if low <= b <= high else f"typical says no: {b:.2f} bits a token, {far}" for b in bits]
     verifier = clean if name == "clean" else loaded(name)
-    return select.verified([real.tokenizer.decode(d) for d in docs], {name: verifier})[1]
+    return select.verified([real.tokenizer.decode(d) for d in docs], name, verifier)
 
 
-@dataclass(frozen=True)
-class Tried:
-    """The verifiers, together, on real documents and on the same tokens shuffled."""
+def tried(real: Real, first: First, accepted: float) -> tuple[float, dict[str, str]]:
+    """The verifiers together on real documents and on the same tokens shuffled: (lower bound of the precision of what
+    they accept, a share `accepted` of the samples; a note on each that takes nearly everything).
 
-    n: int
-    right: int  # real documents that pass
-    wrong: int  # shuffled ones that pass
-    notes: dict[str, str]
-
-    @classmethod
-    def out(cls, real: Real, first: First) -> "Tried":
-        """One that raises on every real document is its author's mistake; one that takes everything is noted."""
-        good = real.guard[:AUDITED]
-        bad = [np.random.default_rng(i).permutation(d) for i, d in enumerate(good)]
-        passed, notes = np.ones((2, len(good)), bool), {}
-        for name in real.c.synthesize.verifiers:
-            why = [judged(real, first, docs, name) for docs in (good, bad)]
-            if all("raised" in w for w in why[0]):
-                raise UserError(f"the verifier {name} fails on every real document, first: {why[0][0]}; mend it")
-            mine = np.array([[not w for w in ws] for ws in why])
-            passed &= mine
-            if mine[1].mean() >= 0.95:
-                notes[name] = f"takes {mine[1].mean():.0%} of shuffled text: alone it would tell nothing"
-        return cls(len(good), int(passed[0].sum()), int(passed[1].sum()), notes)
+    UserError for one that raises on every real document: that is its author's mistake.
+    """
+    good = real.guard[:AUDITED]
+    bad = [np.random.default_rng(i).permutation(d) for i, d in enumerate(good)]
+    passed, notes, n = np.ones((2, len(good)), bool), {}, len(good)
+    for name in real.c.synthesize.verifiers:
+        why = [judged(real, first, docs, name) for docs in (good, bad)]
+        if all("raised" in w for w in why[0]):
+            raise UserError(f"the verifier {name} fails on every real document, first: {why[0][0]}; mend it")
+        mine = np.array([[not w for w in ws] for ws in why])
+        passed &= mine
+        if mine[1].mean() >= 0.95:
+            notes[name] = f"takes {mine[1].mean():.0%} of shuffled text: alone it would tell nothing"
+    right, wrong = (int(p.sum()) for p in passed)
+    return select.precision_bound(accepted, right, n, wrong, n), notes
 
 
 # ---------------------------------------------------------------------------------------------------- all of it
-def decide(
-    real: Real, first: First, params: dict, made: Sequence[Sample], pool: Docs, plain: int, novelty: bool
-) -> Decided:
+def decide(real: Real, first: First, params: dict, made: Sequence[Sample], pool: Docs, plain: int) -> Decided:
     """Judge, filter, weigh and measure. `pool`: kept samples of earlier generations; `plain`: how many of the samples, the
-    first ones, begin from nothing: those are measured. `novelty`: whether the rare may be made more of."""
+    first ones, begin from nothing: those are measured. The rare is made more of only while the precision holds."""
     t, bos = real.c.synthesize, real.tokenizer.bos
     docs = Docs.of([body(s, bos) for s in made])
     bits = surprise(real, first, docs.list())
@@ -144,11 +136,10 @@ def decide(
     reasons = filtered(reasons, real, docs, pool)
     kept = np.array([not r for r in reasons])
     band = first.cells.of(docs, np.where(finite, bits, 0.0))
-    weight, ess, missed = weighed(real, first, docs, band, kept, novelty)
-    tried = Tried.out(real, first)
-    precision = select.precision_bound(float(passed.mean()), tried.right, tried.n, tried.wrong, tried.n)
+    precision, notes = tried(real, first, float(passed.mean()))
     if t.auditor:
         precision = audited(real, docs, kept)
+    weight, ess, missed = weighed(real, first, docs, band, kept, precision >= t.least_precision)
     against = panel(real, first, docs.take(np.arange(min(plain, t.measured))))
     uneven = select.imbalance(passed[:plain], band[0][:plain])
     shown = bits[:plain][np.isfinite(bits[:plain])]
@@ -162,11 +153,10 @@ def decide(
         "ess": ess,
         "missed": missed,
         "cross": cross_information(real, params, made[:plain]),
-        "notes": tried.notes,
+        "notes": notes,
     }
-    z, ratio = ({k: v[name] for k, v in against.items()} for name in ("z", "ratio"))
-    seen = {"z": z, "ratio": ratio, "imbalance": uneven, "precision": precision, "accepted": int(kept.sum())}
-    return Decided(kept, reasons, weight, band[0] * 8 + band[1], bits, figures, seen)
+    seen = Sampled(against, uneven, precision, int(kept.sum()))
+    return Decided(kept, reasons, weight, band[0] * BANDS + band[1], bits, figures, seen)
 
 
 def verdicts(real: Real, first: First, docs: Docs, finite: np.ndarray) -> list[str]:
@@ -179,8 +169,8 @@ def verdicts(real: Real, first: First, docs: Docs, finite: np.ndarray) -> list[s
 
 def filtered(reasons: list[str], real: Real, docs: Docs, pool: Docs) -> list[str]:
     """The reasons, and why a document that passed must not teach all the same."""
-    t, held = real.c.synthesize, Docs.of([*real.guard, *real.final])
-    dirty, twin = select.contaminated(docs, held, t.overlap), select.repeats(docs, pool, t.near)
+    t = real.c.synthesize
+    dirty, twin = select.contaminated(docs, real.held, t.overlap), select.repeats(docs, pool, t.near)
     out = []
     for reason, h, k in zip(reasons, dirty, twin, strict=True):
         if not reason and h >= 0:
@@ -195,16 +185,16 @@ def weighed(
     real: Real, first: First, docs: Docs, band: tuple, kept: np.ndarray, novelty: bool
 ) -> tuple[np.ndarray, float, float]:
     """(weights, effective sample size, largest mass that no candidate could give): rarity and surprisal as in real text,
-    with three tenths of the rarity evened out while novelty is allowed."""
+    with `EVEN` of the rarity evened out while novelty is allowed."""
     weight, t = np.zeros(len(docs)), real.c.synthesize
     if not kept.any():
         return weight, 0.0, 1.0
     features, target = [], []
     for mine, theirs, even in zip(
-        band, first.cells.of(Docs.of(real.train), first.bits_d), (0.3 * novelty, 0), strict=True
+        band, first.cells.of(Docs.of(real.train), first.bits_d), (EVEN * novelty, 0), strict=True
     ):
-        mass = (1 - even) * select.smoothed(np.bincount(theirs, minlength=8)) + even / 8
-        features.append(select.one_hot(mine[kept], 8)[:, 1:])  # the eighth follows from the others
+        mass = (1 - even) * select.smoothed(np.bincount(theirs, minlength=BANDS)) + even / BANDS
+        features.append(select.one_hot(mine[kept], BANDS)[:, 1:])  # the first follows from the others
         target.append(mass[1:])
     keys = [tuple(d) for d, k in zip(docs.list(), kept, strict=True) if k]
     base = select.capped(keys, t.copies)
@@ -232,8 +222,8 @@ def sketched(real: Real, params: dict, docs: Docs) -> np.ndarray:
 def audited(real: Real, docs: Docs, kept: np.ndarray) -> float:
     """Lower bound of the share of kept samples that the auditor calls right."""
     at, auditor = np.flatnonzero(kept)[:AUDITED], loaded(real.c.synthesize.auditor)
-    right, _ = select.verified([real.tokenizer.decode(d) for d in docs.take(at).list()], {"auditor": auditor})
-    return select.lower_bound(int(right.sum()), len(at)) if len(at) else 0.0
+    why = select.verified([real.tokenizer.decode(d) for d in docs.take(at).list()], "auditor", auditor)
+    return select.lower_bound(sum(not w for w in why), len(at))
 
 
 def cross_information(real: Real, params: dict, made: Sequence[Sample], pairs: int = 32) -> float:

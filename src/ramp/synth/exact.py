@@ -9,11 +9,7 @@ The excess loss goes with the variance: one measured number, what a single gener
 (d1), forecasts every anchor share and generation.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-
-POLICIES = ("replace", "accumulate", "subsample", "anchored")
 
 
 # ---------------------------------------------------------------------------------------------------- the law
@@ -46,40 +42,26 @@ def zipf(k: int, a: float = 1.0) -> np.ndarray:
     return w / w.sum()
 
 
-@dataclass(frozen=True)
-class Trace:
-    """What became of the modes: p_gk[g] is the model of generation g, p_gk[0] fitted on real samples."""
+def coverage(p_gk: np.ndarray) -> np.ndarray:
+    """[g]: share of the modes that the model of each generation can still give."""
+    return (p_gk > 0).mean(axis=1)
 
-    truth_k: np.ndarray
-    p_gk: np.ndarray
 
-    @property
-    def coverage_g(self) -> np.ndarray:
-        """Share of the modes that the model can still give."""
-        return (self.p_gk > 0).mean(axis=1)
-
-    @property
-    def simpson_g(self) -> np.ndarray:
-        """Chance that two samples differ: what a diversity score mostly sees, and hardly moves."""
-        return 1 - (self.p_gk**2).sum(axis=1)
-
-    def variance_g(self, about_k: np.ndarray) -> np.ndarray:
-        """Squared distance from `about_k`, summed over the modes."""
-        return ((self.p_gk - about_k) ** 2).sum(axis=1)
+def simpson(p_gk: np.ndarray) -> np.ndarray:
+    """[g]: chance that two samples differ: what a diversity score mostly sees, and hardly moves."""
+    return 1 - (p_gk**2).sum(axis=1)
 
 
 def generations(
-    truth_k: np.ndarray, n: int, policy: str, g: int, rng: np.random.Generator, m: float = 0.0, pool_k=None
-) -> Trace:
-    """g generations of counting n samples; generation 0 counts `pool_k`, or n samples of the truth.
+    truth_k: np.ndarray, n: int, policy: str, g: int, rng: np.random.Generator, m: float = 0.0
+) -> np.ndarray:
+    """Frequencies of the modes [1 + g, K] after counting n samples g times; generation 0 counts n samples of the truth.
 
     replace: the newest model's samples alone; accumulate: all of them and the real ones, every sample counted;
-    subsample: n of those; anchored: the real pool with weight m, the newest samples with 1 - m.
+    subsample: n of those; anchored: the real pool with weight m, the newest samples with 1 - m. Any other is a ValueError.
     """
-    if policy not in POLICIES:
-        raise ValueError(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
     _check_share(m)
-    real = rng.multinomial(n, truth_k) / n if pool_k is None else np.asarray(pool_k, float)
+    real = rng.multinomial(n, truth_k) / n
     p, total, kept = [real], real.copy(), 1
     for _ in range(g):
         new = rng.multinomial(n, p[-1] / p[-1].sum()) / n
@@ -90,6 +72,8 @@ def generations(
             p.append(total / kept)
         elif policy == "subsample":
             p.append(rng.multinomial(n, total / total.sum()) / n)
-        else:
+        elif policy == "anchored":
             p.append(m * real + (1 - m) * new)
-    return Trace(truth_k, np.array(p))
+        else:
+            raise ValueError(f"there is no policy {policy!r}; there are replace, accumulate, subsample, anchored")
+    return np.array(p)

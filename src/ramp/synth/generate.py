@@ -24,6 +24,7 @@ from ramp.model.sample import How
 from ramp.model.transformer import ROWS, head, hidden, unembed
 
 BATCH = 64  # rows sampled or scored at once
+LONGEST_SEED = 8  # most tokens that a prompt takes from real text: a direction, too short to be copied into the samples
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Sample:
 
 # ---------------------------------------------------------------------------------------------------- prompts
 def rare_contexts(
-    docs: Sequence[np.ndarray], count_v: np.ndarray, n: int, rng: np.random.Generator, bos: int, longest: int = 8
+    docs: Sequence[np.ndarray], count_v: np.ndarray, n: int, rng: np.random.Generator, bos: int
 ) -> list[Prompt]:
-    """n passages of 2 to `longest` tokens that end in a rare token, rare tokens in proportion to 1/count."""
+    """n passages of 2 to `LONGEST_SEED` tokens that end in a rare token, rare tokens in proportion to 1/count."""
     where = [(d, int(np.argmin(count_v[doc]))) for d, doc in enumerate(docs) if len(doc) > 2]
     if not where:
         return []
@@ -52,7 +53,7 @@ def rare_contexts(
     found = []
     for pick in rng.choice(len(where), n, p=chance / chance.sum()):
         d, i = where[pick]
-        begin = max(0, i + 1 - int(rng.integers(2, longest + 1)))
+        begin = max(0, i + 1 - int(rng.integers(2, LONGEST_SEED + 1)))
         found.append(Prompt((bos, *map(int, docs[d][begin : max(i + 1, begin + 2)])), (f"real-{d}",)))
     return found
 
@@ -151,17 +152,24 @@ def nats(c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, bat
     return found
 
 
+def packed(docs: Sequence[Sequence[int]], length: int) -> dict[str, np.ndarray]:
+    """Documents one a row, cut at `length` + 1 tokens: tokens, targets and weights (1 where there is a target), [N, length]."""
+    rows = {k: np.zeros((len(docs), length), np.int32) for k in ("tokens", "targets")}
+    rows["weights"] = np.zeros((len(docs), length), np.float32)
+    for i, ids in enumerate(docs):
+        k = min(max(len(ids) - 1, 0), length)
+        rows["tokens"][i, :k], rows["targets"][i, :k], rows["weights"][i, :k] = ids[:k], ids[1 : k + 1], 1
+    return rows
+
+
 def _padded(docs: Sequence[Sequence[int]], length: int, batch: int):
     """Batches of one shape: ({tokens, targets, weights} on the mesh, how many targets each document has)."""
     place, batch = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS)), filled(batch)
     for first in range(0, len(docs), batch):
-        part = [np.asarray(d[: length + 1], np.int32) for d in docs[first : first + batch]]
-        rows = {k: np.zeros((batch, length), np.int32) for k in ("tokens", "targets")}
-        rows["weights"] = np.zeros((batch, length), np.float32)
-        for i, ids in enumerate(part):
-            k = max(len(ids) - 1, 0)
-            rows["tokens"][i, :k], rows["targets"][i, :k], rows["weights"][i, :k] = ids[:-1], ids[1:], 1
-        yield {k: jax.device_put(a, place) for k, a in rows.items()}, [max(len(ids) - 1, 0) for ids in part]
+        part = docs[first : first + batch]
+        rows = packed([*part, *[()] * (batch - len(part))], length)
+        sizes = rows["weights"].sum(axis=1).astype(int)[: len(part)]
+        yield {k: jax.device_put(a, place) for k, a in rows.items()}, sizes
 
 
 @partial(jax.jit, static_argnames="c")

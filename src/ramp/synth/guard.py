@@ -13,6 +13,7 @@ one false alarm is at most a. (Waudby-Smith & Ramdas 2024, arXiv:2010.09686; the
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -28,7 +29,7 @@ class Guard:
     """What the guard carries from one generation to the next."""
 
     m: float  # real share of the tokens of the next generation
-    rare: float = 1 / 6  # of the real share: documents with rare contexts
+    rare: float = 1 / 6  # of the real share: documents with rare contexts; `Synthesize.rare`
     weight: float = 1.0  # of this generation's samples in the loss
     good: int = 0  # last generation whose weights are kept; 0: the first model
     rolled: int = 0  # roll-backs in a row
@@ -44,10 +45,9 @@ class Decision:
 
 @dataclass(frozen=True)
 class Sampled:
-    """A generation before it teaches. Ratios are to the null, z as in `measure`; what was not measured is left out."""
+    """A generation before it teaches. `figures`: by name at least z and ratio, as `measure.Null.against` gives them."""
 
-    z: dict[str, float] = field(default_factory=dict)
-    ratio: dict[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     imbalance: float = 1.0  # median over the least acceptance among cells
     precision: float = 1.0  # lower bound of the audited precision of what was accepted
     accepted: int = 1
@@ -69,7 +69,8 @@ def log_e(worse: np.ndarray, most: float = 0.9) -> float:
     """Largest log of the e-process on differences in [-1, 1], positive where things got worse.
 
     The bet is the growth-optimal one of the differences seen so far (mean over mean square, shrunk), between 0 and
-    `most`, so that no factor falls below 1 - most.
+    `most`, so that no factor falls below 1 - most. Shrunk: a quarter of one largest square is counted before any was
+    seen, so that the first documents bet little; any bet made beforehand keeps the bound.
     """
     d = np.asarray(worse, float)
     if not np.all(np.abs(d) <= 1 + 1e-9):
@@ -84,7 +85,9 @@ def log_e(worse: np.ndarray, most: float = 0.9) -> float:
 def scaled(new: np.ndarray, good: np.ndarray, tolerance: float, span: float = 4.0) -> np.ndarray:
     """How much worse each document got beyond a relative `tolerance`, in [-1, 1]: in units of `span` times the mean
     absolute difference of the documents before it, and clipped. Clipping is symmetric, so that the null is one of the
-    clipped mean: a few wild documents decide nothing. A document whose new figure is not a number got worse."""
+    clipped mean: a few wild documents decide nothing. Before any difference was seen, one of 2% of the document's figure
+    is taken for granted. Any scale fixed beforehand keeps the bound; these two only set the power. A document whose new
+    figure is not a number got worse."""
     new, good = np.asarray(new, float), np.asarray(good, float)
     d = np.where(np.isfinite(new), new, np.inf) - (1 + tolerance) * good
     seen = np.minimum(np.abs(d), np.abs(good) + 1e-9)
@@ -102,33 +105,29 @@ def threshold(level: float, test: int) -> float:
 def before(g: Guard, t: Synthesize, seen: Sampled) -> tuple[Guard, Decision]:
     """Judge what was sampled. A repair takes effect on this very generation."""
     if not seen.accepted:
-        return _repaired(g, t, ("no sample was accepted: this generation is real text alone",), weight=0.0)
+        return _repaired(g, t, "no sample was accepted: this generation is real text alone")
     reasons = []
-    low = {"coverage_2": t.least_coverage, "vendi": t.least_vendi}
-    high = {"kl_drift": t.most_drift}
-    for name, limit in low.items():
-        if _out(seen, name, t.warn_z) and seen.ratio[name] < limit:
-            reasons.append(f"{name} is {seen.ratio[name]:.2f} of the null (limit {limit:g})")
-    for name, limit in high.items():
-        if _out(seen, name, t.warn_z) and seen.ratio[name] > limit:
-            reasons.append(f"{name} is {seen.ratio[name]:.2f} times the null (limit {limit:g})")
+    out = {name: figure for name, figure in seen.figures.items() if abs(figure["z"]) > t.warn_z}  # a ratio may be noise
+    for name, limit, side in (
+        ("coverage_2", t.least_coverage, -1),
+        ("vendi", t.least_vendi, -1),
+        ("kl_drift", t.most_drift, 1),
+    ):
+        if name in out and side * out[name]["ratio"] > side * limit:
+            reasons.append(f"{name} is {out[name]['ratio']:.2f} of the null (limit {limit:g})")
     if seen.imbalance > t.most_imbalance:
         reasons.append(f"a cell is accepted {seen.imbalance:.1f} times less often than the median cell")
     if seen.precision < t.least_precision:
         reasons.append(f"audited precision of what was accepted may be as low as {seen.precision:.2f}")
     if reasons:
-        return _repaired(g, t, tuple(reasons), weight=0.0)
-    warned = tuple(f"{name}: z {z:+.1f}" for name, z in sorted(seen.z.items()) if abs(z) > t.warn_z)
+        return _repaired(g, t, *reasons)
+    warned = tuple(f"{name}: z {figure['z']:+.1f}" for name, figure in sorted(out.items()))
     return replace(g, weight=1.0), Decision("warn" if warned else "go", warned)
 
 
-def _out(seen: Sampled, name: str, z: float) -> bool:
-    """Beyond what resampling explains: a ratio alone may be noise."""
-    return name in seen.ratio and abs(seen.z.get(name, math.inf)) > z
-
-
-def _repaired(g: Guard, t: Synthesize, reasons: tuple[str, ...], weight: float) -> tuple[Guard, Decision]:
-    return replace(g, m=min(1.0, g.m + t.repair), rare=min(0.5, 2 * g.rare), weight=weight), Decision("repair", reasons)
+def _repaired(g: Guard, t: Synthesize, *reasons: str) -> tuple[Guard, Decision]:
+    """More real tokens, twice the share of rare ones among them (half at most), nothing of this generation's samples."""
+    return replace(g, m=min(1.0, g.m + t.repair), rare=min(0.5, 2 * g.rare), weight=0.0), Decision("repair", reasons)
 
 
 def after(g: Guard, t: Synthesize, seen: Trained, generation: int) -> tuple[Guard, Decision]:

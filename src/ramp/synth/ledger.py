@@ -1,6 +1,5 @@
 """The ledger: one Parquet row a sample, one file a generation, so that any sample can be explained and made again."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ramp.errors import UserError
 
-FIELDS = {
+SCHEMA = pa.schema({
     "id": pa.string(),  # g3-00017: generation and number
     "generation": pa.int32(),
     "parents": pa.list_(pa.string()),  # real documents the prompt was cut from
@@ -31,8 +30,7 @@ FIELDS = {
     "decision": pa.string(),  # kept or dropped
     "reason": pa.string(),
     "steps": pa.list_(pa.int32()),  # of its own generation's training, in which it was used
-}
-SCHEMA = pa.schema(list(FIELDS.items()))
+})  # fmt: skip
 
 
 def path(directory: Path, generation: int) -> Path:
@@ -59,7 +57,7 @@ def read(directory: Path, generation: int, run: str | None = None) -> tuple[list
     try:
         table = pq.read_table(source)
         meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        rows = table.select(list(FIELDS)).to_pylist()
+        rows = table.select(SCHEMA.names).to_pylist()
     except FileNotFoundError:
         raise UserError(f"there is no ledger {source}; run `ramp synthesize` up to generation {generation}") from None
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
@@ -69,13 +67,6 @@ def read(directory: Path, generation: int, run: str | None = None) -> tuple[list
     if run is not None and meta.get("run") != run:
         raise UserError(f"the ledger {source} is of another run; move it away, or name another directory with --run")
     return rows, meta
-
-
-def fingerprint(*parts: bytes | str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else part.encode())
-    return digest.hexdigest()[:16]
 
 
 def story(directory: Path, sample: str) -> str:

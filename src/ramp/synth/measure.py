@@ -16,6 +16,7 @@ import numpy as np
 import rensa
 from scipy import stats
 
+RARE = 5  # a token that real text has this many times or fewer is of the tail
 CELLS = 2**16  # most places of the hash table that bigrams are counted in for divergences
 SHINGLE, PERMS, BAND = 3, 60, 5  # near-duplicates: 3-grams, 12 bands of 5 rows: 99% of pairs at .8, 3% of those at .3
 
@@ -32,6 +33,10 @@ class Docs:
         lengths = np.array([len(d) for d in docs], np.int64)
         flat = np.concatenate([np.asarray(d, np.int64) for d in docs]) if len(docs) else np.empty(0, np.int64)
         return cls(flat.astype(np.int64), lengths)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Docs"]) -> "Docs":
+        return cls(np.concatenate([p.flat for p in parts]), np.concatenate([p.lengths for p in parts]))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -99,7 +104,7 @@ def distinct(sample: Docs, n: int) -> float:
 
 
 def extinct(real: Docs, sample: Docs, least: int = 5) -> int:
-    """Tokens that real text has `least` times or more and the sample never."""
+    """Tokens that real text has `least` times or more and the sample never: as long a one misses e^-5 of those by chance."""
     types, counts = real.types[1]
     return int((~np.isin(types[counts >= least], sample.types[1][0], assume_unique=True)).sum())
 
@@ -197,9 +202,9 @@ def shift(real: np.ndarray, sample: np.ndarray) -> dict[str, float]:
     return {"w1": float(np.abs(gap).mean()), "left": float(-gap.clip(max=0).mean()), "right": float(gap.clip(0).mean())}
 
 
-def tail_bits(bits_n: np.ndarray, real_count_n: np.ndarray, rare: int = 5) -> float:
-    """Mean bits of the held-out tokens that the real training text has `rare` times or fewer; nan if there are none."""
-    tail = bits_n[real_count_n <= rare]
+def tail_bits(bits_n: np.ndarray, real_count_n: np.ndarray) -> float:
+    """Mean bits of the held-out tokens that the real training text has `RARE` times or fewer; nan if there are none."""
+    tail = bits_n[real_count_n <= RARE]
     return float(tail.mean()) if len(tail) else float("nan")
 
 
@@ -217,16 +222,14 @@ def cross_information(alone_b: np.ndarray, beside_b: np.ndarray, tokens_b: np.nd
     return float((beside_b - alone_b).sum() / max(tokens_b.sum(), 1) / np.log(2))
 
 
-def vendi(features_nd: np.ndarray, q: float = 1.0) -> float:
-    """The effective number of different samples: exp of the Renyi-q entropy of the eigenvalues of the cosine kernel / n
+def vendi(features_nd: np.ndarray) -> float:
+    """The effective number of different samples: exp of the entropy of the eigenvalues of the cosine kernel / n
     (Friedman & Dieng 2022; on gradients: Prismatic Synthesis, arXiv:2505.20161). It depends on n: keep n fixed."""
     x = features_nd / np.maximum(np.linalg.norm(features_nd, axis=1, keepdims=True), 1e-12)
     gram = x.T @ x if x.shape[1] < x.shape[0] else x @ x.T
     p = np.linalg.eigvalsh(gram / len(x)).clip(0)
     p = p[p > 1e-12] / p.sum()
-    if q == 1:
-        return float(np.exp(-(p * np.log(p)).sum()))
-    return float((p**q).sum() ** (1 / (1 - q)))
+    return float(np.exp(-(p * np.log(p)).sum()))
 
 
 # ---------------------------------------------------------------------------------------------------- known support
@@ -254,15 +257,6 @@ def modes(seen: Sequence[int], tail: Sequence[int] = ()) -> dict[str, float]:
         "recognised": float(len(known) / max(len(seen), 1)),
         "tail_recall": float(recall),
     }
-
-
-def pass_at_k(right_pn: np.ndarray, k: int) -> float:
-    """Chance that one of k samples is right, from n >= k of each problem, unbiased: 1 - C(n-c, k)/C(n, k), averaged."""
-    n, right = right_pn.shape[1], right_pn.sum(axis=1)
-    if not 1 <= k <= n:
-        raise ValueError(f"pass@{k} needs 1 <= k <= {n}, the samples of each problem")
-    wrong = (n - right)[:, None] - np.arange(k)
-    return float(1 - np.prod(np.maximum(wrong, 0) / (n - np.arange(k)), axis=1).mean())
 
 
 # ---------------------------------------------------------------------------------------------------- beside a null
@@ -293,19 +287,26 @@ class Null:
 
     @classmethod
     def draw(cls, pool: Docs, n: int, figures: Callable[[Docs], dict[str, float]], k: int = 7, seed: int = 0) -> "Null":
-        """`figures` of k resamples of n documents, without replacement: repeats would be taken for collapse.
+        """`figures` of k resamples of n documents, without replacement: repeats would be taken for collapse."""
+        return cls.resampled(len(pool), n, lambda rows: figures(pool.take(rows)), k, seed)
 
-        Subsamples of one pool are more alike than fresh samples of the world; `against` widens for that by what is known
-        exactly, the share n / len(pool).
+    @classmethod
+    def resampled(
+        cls, size: int, n: int, figures: Callable[[np.ndarray], dict[str, float]], k: int = 7, seed: int = 0
+    ) -> "Null":
+        """The same, of figures that want the numbers of the documents, n out of `size`.
+
+        Subsamples of one pool are more alike than fresh samples of the world: their spread is widened by what is known
+        exactly, the share n / size. ValueError for fewer than 7 resamples or documents than n.
         """
         if k < 7:
             raise ValueError(f"a null takes at least 7 resamples, not {k}")
-        if n > len(pool):
-            raise ValueError(f"{n} documents cannot be drawn from {len(pool)}")
+        if n > size:
+            raise ValueError(f"{n} documents cannot be drawn from {size}")
         rng = np.random.default_rng(seed)
-        rows = [figures(pool.take(rng.choice(len(pool), n, replace=False))) for _ in range(k)]
-        values = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-        wide = 1 / np.sqrt(max(1 - n / len(pool), 1 / n))
+        found = [figures(rng.choice(size, n, replace=False)) for _ in range(k)]
+        values = {name: np.array([row[name] for row in found]) for name in found[0]}
+        wide = 1 / np.sqrt(max(1 - n / size, 1 / n))
         return cls({name: v.mean() + (v - v.mean()) * wide for name, v in values.items()})
 
     def against(self, found: dict[str, float]) -> dict[str, dict[str, float]]:

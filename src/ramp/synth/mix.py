@@ -22,10 +22,6 @@ class Mix:
     number: np.ndarray
     weight: np.ndarray
 
-    @property
-    def real_share(self) -> float:
-        return float((self.generation == 0).mean()) if len(self.generation) else 0.0
-
 
 def compose(
     policy: str,
@@ -111,19 +107,19 @@ def share(d1: float, tolerance: float, least: float) -> float:
     return max(least, share_for(tolerance / d1)) if d1 > 0 else least
 
 
-def order(mixed: np.ndarray, real: np.ndarray, steps: int, batch: int, real_last: float, seed: int) -> np.ndarray:
-    """Row numbers [steps, batch]: the mixed rows in shuffled passes first, then for the share `real_last` real rows alone.
+def order(mixed: int, real: int, steps: int, batch: int, real_last: float, seed: int) -> np.ndarray:
+    """Row numbers [steps, batch]: the first `mixed` rows in shuffled passes, then for the share `real_last` of the steps
+    the `real` rows after them alone. ValueError where a part that is asked for has no rows.
 
     Synthetic first and real last escapes the floor that any fixed mixture has (Dohmatob et al., two stages)."""
-    if not len(real):
-        raise ValueError("there are no real rows to end on")
     rng = np.random.default_rng(seed)
-    last = min(steps, round(real_last * steps))
-    first = (steps - last) * batch
-    rows = [_passes(mixed if len(mixed) else real, first, rng), _passes(real, last * batch, rng)]
+    last = round(real_last * steps) * batch
+    rows = [_passes(np.arange(mixed), steps * batch - last, rng), _passes(mixed + np.arange(real), last, rng)]
     return np.concatenate(rows).reshape(steps, batch)
 
 
 def _passes(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    if n and not len(rows):
+        raise ValueError("there are no rows to train on")
     passes = [rng.permutation(rows) for _ in range(-(-n // len(rows)))] if n else []
     return np.concatenate([*passes, rows[:0]])[:n]

@@ -5,7 +5,7 @@ collapse itself: what it is blind to dies out. Hence the acceptance by cell, and
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,25 +13,21 @@ from scipy import stats
 
 from ramp.synth.measure import Docs, near_duplicates
 
-MOST_CELLS = 64
+BANDS = 8  # of rarity and of surprisal: 64 cells, few enough that a thousand samples fill them
 Verifier = Callable[[str], bool]
 
 
 # ---------------------------------------------------------------------------------------------------- hard filters
-def verified(texts: Sequence[str], verifiers: Mapping[str, Verifier]) -> tuple[np.ndarray, list[str]]:
-    """(which passed all, [N]; of each the reason it did not). A verifier that raises has not passed the sample."""
-    passed, reasons = np.ones(len(texts), bool), [""] * len(texts)
-    for i, text in enumerate(texts):
-        for name, verifier in verifiers.items():
-            try:
-                right = bool(verifier(text))
-            except Exception as error:
-                passed[i], reasons[i] = False, f"{name} raised {type(error).__name__}: {error}"[:200]
-                break
-            if not right:
-                passed[i], reasons[i] = False, f"{name} says no"
-                break
-    return passed, reasons
+def verified(texts: Sequence[str], name: str, verifier: Verifier) -> list[str]:
+    """Why each text did not pass the verifier; nothing if it did. One that raises has not passed the text."""
+
+    def why(text: str) -> str:
+        try:
+            return "" if verifier(text) else f"{name} says no"
+        except Exception as error:
+            return f"{name} raised {type(error).__name__}: {error}"[:200]
+
+    return [why(text) for text in texts]
 
 
 def contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
@@ -51,8 +47,7 @@ def contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
 
 def repeats(docs: Docs, pool: Docs, threshold: float) -> np.ndarray:
     """[N] number of an earlier document, those of `pool` first, that this one nearly repeats; or -1."""
-    both = Docs(np.concatenate([pool.flat, docs.flat]), np.concatenate([pool.lengths, docs.lengths]))
-    return near_duplicates(both, threshold)[len(pool) :]
+    return near_duplicates(Docs.joined([pool, docs]), threshold)[len(pool) :]
 
 
 # ---------------------------------------------------------------------------------------------------- cells
@@ -68,11 +63,10 @@ class Cells:
     surprisal: np.ndarray  # inner edges of bits per token under the first model
 
     @classmethod
-    def fit(cls, real: Docs, bits_d: np.ndarray, vocab: int, bands: int = 8) -> "Cells":
-        if bands * bands > MOST_CELLS:
-            raise ValueError(f"{bands} x {bands} cells are more than {MOST_CELLS}")
+    def fit(cls, real: Docs, bits_d: np.ndarray, vocab: int) -> "Cells":
+        """Edges that cut the real documents into `BANDS` equal parts; `bits_d`: their bits a token."""
         count_v = np.bincount(real.flat, minlength=vocab)
-        at = np.arange(1, bands) / bands
+        at = np.arange(1, BANDS) / BANDS
         return cls(count_v, np.quantile(rarity(real, count_v), at), np.quantile(bits_d, at))
 
     def of(self, docs: Docs, bits_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +76,8 @@ class Cells:
 
 
 def rarity(docs: Docs, count_v: np.ndarray) -> np.ndarray:
-    """Mean log count of the rarest quarter of a document's tokens, [N]: low is rare."""
+    """Mean log count of the rarest quarter of a document's tokens, [N]: low is rare. All of them would tell of common
+    words, the rarest alone of one accident."""
     logs = np.log(count_v[docs.flat] + 0.5)
     order = np.lexsort((logs, docs.owner))
     rank = np.arange(len(logs)) - docs.starts[docs.owner]
@@ -92,7 +87,8 @@ def rarity(docs: Docs, count_v: np.ndarray) -> np.ndarray:
 
 
 def smoothed(counts: np.ndarray) -> np.ndarray:
-    """Masses of cells from their counts: those never seen share the Good-Turing mass of those seen once."""
+    """Masses of cells from their counts: those never seen share the Good-Turing mass of those seen once, half at most,
+    which is what a handful of documents, all seen once, would otherwise give away whole."""
     counts = np.asarray(counts, float)
     n, empty = counts.sum(), counts == 0
     unseen = min((counts == 1).sum() / max(n, 1), 0.5) if empty.any() else 0.0
@@ -107,7 +103,6 @@ class Weights:
     w: np.ndarray  # [N], mean 1, at most the clip
     ess: float  # effective sample size as a share of N
     missed: np.ndarray  # target - reached, by moment: what the candidates could not give
-    tempered: float  # share of the exponent that the effective sample size left; 1: all
 
 
 def project(
@@ -147,15 +142,14 @@ def project(
         while (found := dual(theta - size * move))[0] > value - 1e-4 * size * slope @ move and size > 1e-6:
             size /= 2
         theta, (value, p) = theta - size * move, found
-    low, high, share = 0.0, 1.0, 1.0
     w = clipped(p * n, clip)
     if ess(w) < least_ess:
+        low, high = 0.0, 1.0
         for _ in range(30):
             share = (low + high) / 2
-            w = clipped(dual(share * theta)[1] * n, clip)
-            low, high = (share, high) if ess(w) >= least_ess else (low, share)
-        share, w = low, clipped(dual(low * theta)[1] * n, clip)
-    return Weights(w, ess(w), target_k - w @ f / n, share)
+            low, high = (share, high) if ess(clipped(dual(share * theta)[1] * n, clip)) >= least_ess else (low, share)
+        w = clipped(dual(low * theta)[1] * n, clip)
+    return Weights(w, ess(w), target_k - w @ f / n)
 
 
 def clipped(w: np.ndarray, most: float) -> np.ndarray:
@@ -209,7 +203,8 @@ def precision_bound(accepted: float, tp: int, positives: int, fp: int, negatives
 
 def imbalance(accepted_n: np.ndarray, cell_n: np.ndarray, least: int = 20) -> float:
     """Median acceptance over the least, among cells with `least` candidates or more: a verifier blind to the tail accepts
-    the head. The least is taken at its upper 95% bound, so that small cells do not cry wolf."""
+    the head. The least is taken at its upper 95% bound, so that small cells do not cry wolf; with fewer than 20 candidates
+    none accepted would still leave a bound above .14."""
     rates, upper = [], []
     for cell in np.unique(cell_n):
         mine = accepted_n[cell_n == cell]

@@ -10,11 +10,9 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.synth import generate, mix, select
-from ramp.synth.measure import Docs
+from ramp.synth.measure import RARE, Docs
 from ramp.text.rows import TokenRows
 from ramp.text.tokenizer import Tokenizer
-
-RARE = 5  # a token that training text has this many times or fewer is rare
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,14 @@ class Real:
     train: list[np.ndarray]  # openings of training documents
     guard: list[np.ndarray]  # of validation documents, which judge every generation
     final: list[np.ndarray]  # of validation documents, opened once, at the end
+    held: Docs  # all validation documents, whole: no sample may share a passage with them
 
     @classmethod
     def read(cls, rundir: RunDir, c: Config, tokenizer: Tokenizer) -> "Real":
         t = c.synthesize
         rows, val = (TokenRows(rundir.tokens(s), t.seq, tokenizer.fingerprint) for s in ("train", "val"))
-        train, held = (openings(r.stream, tokenizer.bos, t.tokens) for r in (rows, val))
+        train, whole = (openings(r.stream, tokenizer.bos, n) for r, n in ((rows, t.tokens), (val, len(val.stream))))
+        held = [doc[: t.tokens] for doc in whole]
         for name, docs, least in (("training", train, 2 * t.measured), ("validation", held, 16)):
             if len(docs) < least:
                 raise UserError(
@@ -40,9 +40,9 @@ class Real:
                     "documents, or lower synthesize.measured"
                 )
         rng = np.random.default_rng(c.seed)
-        train = [train[i] for i in rng.permutation(len(train))[: 8 * t.measured]]
+        train = [train[i] for i in rng.permutation(len(train))[: 8 * t.measured]]  # nulls of an eighth overlap little
         held = [held[i] for i in rng.permutation(len(held))[: 2 * t.held_out]]
-        return cls(c, tokenizer, rows, train, held[::2], held[1::2])
+        return cls(c, tokenizer, rows, train, held[::2], held[1::2], Docs.of(whole))
 
     @cached_property
     def count_v(self) -> np.ndarray:
@@ -146,11 +146,10 @@ class Lesson:
         held = [w * (x.weights.sum(axis=1) > 0) for w, x in zip(live, made, strict=True)]
         sizes = [len(real.rows), *(len(x.tokens) for x in made)]
         found = mix.compose(t.policy, sizes, first, rng, share, real.rare_rows, rare, held, t.age)
-        reals = rng.choice(sizes[0], slots - first or 1)
-        generation = np.concatenate([found.generation, np.zeros_like(reals)])
-        number, n = np.concatenate([found.number, reals]), len(found.number)
-        order = mix.order(np.arange(n), np.arange(n, len(number)), t.steps, t.batch, last, seed)
-        return cls(real.rows, made, generation[order], number[order])
+        reals = rng.choice(sizes[0], slots - first)
+        order = mix.order(len(found.number), len(reals), t.steps, t.batch, last, seed)
+        generation = np.concatenate([found.generation, np.zeros_like(reals)])[order]
+        return cls(real.rows, made, generation, np.concatenate([found.number, reals])[order])
 
     def __call__(self, step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
         generation, number = self.generation[step, lo:hi], self.number[step, lo:hi]

@@ -47,17 +47,11 @@ class Trigram:
             p = np.where(seen, kept / order.total[ctx] + order.freed[ctx] * p, p)
         return -np.log2(p)
 
-    def sample(self, n: int, longest: int, rng: np.random.Generator, start: np.ndarray | None = None) -> Docs:
-        """n documents of at most `longest` words; `start`, [n, k]: their first words."""
+    def sample(self, n: int, longest: int, rng: np.random.Generator) -> Docs:
+        """n documents of at most `longest` words."""
         out = np.full((n, longest), -1)
-        context, first = np.full((2, n), self.vocab), 0  # V: before the beginning
-        if start is not None:
-            first = start.shape[1]
-            out[:, :first] = start
-            for word in start.T:
-                context = np.stack([word, context[0]])
-        live = np.ones(n, bool)
-        for t in range(first, longest):
+        context, live = np.full((2, n), self.vocab), np.ones(n, bool)  # V: before the beginning
+        for t in range(longest):
             word = self._next(context[:, live], rng)
             at = np.flatnonzero(live)
             out[at, t] = word
