@@ -41,7 +41,7 @@ def source(setting: str, value: Any) -> str:
             off |= {i for n in left for i in range(n.lineno, n.end_lineno + 1)}
             off |= set() if taken and not isinstance(taken[0], ast.If) else {node.lineno}
     shown = sorted(on - off)
-    return "\n".join(("⋮\n" if i - 1 not in on and i != shown[0] else "") + f"{i:4}  {lines[i - 1]}" for i in shown)
+    return "\n".join(("⋮\n" if i - 1 not in shown and i != shown[0] else "") + f"{i:4}  {lines[i - 1]}" for i in shown)
 
 
 def pictures(rung: Rung, low: dict | None, high: dict) -> dict[str, Figure]:
@@ -95,16 +95,16 @@ def heat(values: np.ndarray, columns: list[str], rows: list[str], labels: tuple[
 
 def cells(rung: Rung, low: dict | None, high: dict, judged: dict) -> dict[str, str]:
     """A line of the table, by column."""
-    sides = [" ".join(f"{x:.4g}" if abs(x) >= 10 else f"{x:.2f}" for x in judged[side]) for side in ("below", "this")]
+    figures = [" ".join(f"{x:.4g}" if x >= 10 else f"{x:.2f}" for x in judged[side]) for side in ("below", "this")]
     told = {None: "", True: "earned", False: "did not earn its place"}[judged.get("earned")]
-    line = {"rung": f"{rung.number} {rung.name}{'' if rung.main else ' (branch)'}", "below": sides[0], "this": sides[1]}
-    line["verdict"] = told
+    shown = {"rung": f"{rung.number} {rung.name}{'' if rung.main else ' (branch)'}"}
+    shown |= {"below": figures[0], "this": figures[1], "verdict": told}
     if "bpb" in high:
         worse = " ↑" if rung.main and low and high["bpb_equal"] > low["bpb_equal"] else ""
-        line |= {"bits/byte, equal tokens": f"{high['bpb']:.3f}", "equal FLOPs": f"{high['bpb_equal']:.3f}{worse}"}
-        line |= {what: short(high[key]) for key, what in COSTS.items()}
-    asks = f"how far from chance to all right: {PROBES[rung.probe].asks}" if rung.probe else ""
-    return line | {"judged by": rung.measure or asks}
+        shown |= {"bits/byte, equal tokens": f"{high['bpb']:.3f}", "equal FLOPs": f"{high['bpb_equal']:.3f}{worse}"}
+        shown |= {what: short(high[key]) for key, what in COSTS.items()}
+    asks = f"share of the way from chance to all right: {PROBES[rung.probe].asks}" if rung.probe else ""
+    return shown | {"judged by": rung.measure or asks}
 
 
 def write(path: Path, rows: list[tuple[Rung, dict | None, dict, dict]], beside: dict[str, float]) -> None:
