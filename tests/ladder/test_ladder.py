@@ -23,6 +23,7 @@ from ramp.model import transformer
 from ramp.rundir import RunDir
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+BYTES = config.Text(tokenizer="bytes")
 SMALL = """
 [text]
 sources = ["file:{text}/*.txt"]
@@ -102,7 +103,8 @@ def test_another_key_is_another_result(tmp_path):
 
 def test_the_key_of_a_probe_depends_on_its_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(run, "climb", lambda *a: {})
-    for change in ({}, {"rows": PROBES["two hops"].rows}, {"steps": 7}):
+    tokens, answers = PROBES["recall"].rows(np.random.default_rng(0), 12, 4)
+    for change in ({}, {"rows": lambda rng, n, count: (tokens, 1 - answers)}, {"steps": 7}):
         monkeypatch.setitem(PROBES, "recall", replace(PROBES["recall"], **change))
         run.tried(numbered(5), "recall", config.Config(), RunDir(tmp_path), 1.0, {})
     assert len(list((tmp_path / "ladder").glob("05-recall-12-*.json"))) == 3
@@ -119,7 +121,7 @@ def test_counting_is_counting():
 
 def test_the_learned_bigram_becomes_the_counted_one():
     """Depth 0 on a stream of two letters, against the entropy of its own counts."""
-    c = learn.shaped(numbered(2), run.base(config.Config(model=config.Model(width=32, context=32, dtype="float32"))))
+    c = learn.shaped(numbered(2), config.Config(text=BYTES, model=config.Model(width=32, context=32, dtype="float32")))
     m, t = c.model, replace(c.pretrain, steps=300, batch=16, seq=16, warmup=10, guard_sigma=0.0)
     rng = np.random.default_rng(0)
     chain = np.array([[0.9, 0.1], [0.4, 0.6]])
@@ -154,12 +156,12 @@ def test_the_learned_bigram_becomes_the_counted_one():
 def test_the_last_rung_is_the_default_model():
     cpu = config.load(CONFIGS / "cpu.toml", ["--text.tokenizer", "bytes"])
     top = [r for r in RUNGS if r.main][-1]
-    assert learn.shaped(top, run.base(cpu)).model == config.resolve(cpu).model
-    assert learn.shaped(top, run.base(cpu)).pretrain.optimizer == cpu.pretrain.optimizer
+    assert learn.shaped(top, cpu).model == config.resolve(cpu).model
+    assert learn.shaped(top, cpu).pretrain.optimizer == cpu.pretrain.optimizer
 
 
 def test_every_rung_is_a_model_and_differs_from_the_one_below():
-    c = run.base(config.load(CONFIGS / "ladder.toml"))
+    c = config.load(CONFIGS / "ladder.toml", ["--text.tokenizer", "bytes"])
     for rung in RUNGS[3:]:
         here, under = (learn.shaped(r, c) for r in (rung, below(rung)))
         assert (here.model, here.pretrain.optimizer) != (under.model, under.pretrain.optimizer)
@@ -219,7 +221,7 @@ def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
         rungs, "RUNGS", (*RUNGS, Rung(18, "mine", "Because.", {"heds": 3}, measure="tokens to the loss below"))
     )
     with pytest.raises(UserError, match="rung 18 sets 'heds', which the model does not have"):
-        learn.shaped(rungs.RUNGS[-1], run.base(config.load(CONFIGS / "ladder.toml")))
+        learn.shaped(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))
 
 
 # ---------------------------------------------------------------------------------------------------- judging

@@ -48,7 +48,7 @@ def shaped(rung: Rung, c: Config, more: Mapping[str, Any] | None = None) -> Conf
     if unknown := wanted.keys() - vars(c.model):
         raise UserError(f"rung {rung.number} sets '{min(unknown)}', which the model does not have; see config.Model")
     m = replace(c.model, **wanted)
-    width = m.width or c.model.width
+    width = m.width or c.model.width or config.resolve(c).model.width
     m = replace(m, width=width, head_dim=width // m.heads)
     c = replace(c, model=m, pretrain=replace(c.pretrain, optimizer=optimizer))
     return config.resolve(config.check(c, where), where)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ramp import config, report
-from ramp.config import Config, Model
+from ramp.config import Config
 from ramp.ladder import page
 from ramp.ladder.learn import SEEDS, climb, corpus, probe_config, shaped
 from ramp.ladder.probes import PROBES
@@ -63,7 +63,8 @@ def run(c: Config, directory: Path, rungs: list[Rung], scale: float, text: bool)
     """Climb these rungs, on their probes and (`text`) on the corpus; say and draw what was found."""
     from ramp.run import setup
 
-    began, c = time.perf_counter(), base(c)
+    began = time.perf_counter()
+    c = replace(c, stages=("prepare",), text=replace(c.text, tokenizer="bytes"))
     for rung in rungs:  # what cannot be is said before anything is trained
         if rung.settings:
             shaped(rung, c)
@@ -87,13 +88,6 @@ def run(c: Config, directory: Path, rungs: list[Rung], scale: float, text: bool)
     verdicts = [judged["earned"] for *_, judged in rows if "earned" in judged]
     print(f"{sum(verdicts)} of {len(verdicts)} earned their place; {time.perf_counter() - began:.0f} s")
     return 0
-
-
-def base(c: Config) -> Config:
-    """The default model, read as bytes; of the configuration's model only what is no rung."""
-    kept = {k: getattr(c.model, k) for k in ("width", "context", "dtype", "attention", "remat", "unroll", "loss_chunk")}
-    kept["width"] = kept["width"] or config.resolve(c).model.width
-    return replace(c, stages=("prepare",), text=replace(c.text, tokenizer="bytes"), model=Model(**kept))
 
 
 def once(directory: Path, name: str, key: tuple, work: Callable[[], dict]) -> dict:
