@@ -20,8 +20,10 @@ from ramp.ladder import learn, page, run, rungs
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import RUNGS, Rung, below, numbered
 from ramp.model import transformer
+from ramp.rundir import RunDir
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+BYTES = config.Text(tokenizer="bytes")
 SMALL = """
 [text]
 sources = ["file:{text}/*.txt"]
@@ -64,18 +66,23 @@ def climbed(tmp_path_factory):
 
 def test_it_finds_keeps_and_shows(climbed):
     home, _ = climbed
-    files = {p.name for p in (home / "ladder").glob("*.json")}
-    assert {"beside.json", "00-corpus.json", "03-corpus.json", "02-distance-8.json", "03-distance-8.json"} <= files
-    found = json.loads((home / "ladder" / "03-corpus.json").read_text())["found"]
-    assert 0 < found["tokens"]["bpb"] < 12 and found["equal"]["tokens"] > found["tokens"]["tokens"]
+    names = {p.stem.rpartition("-")[0] for p in (home / "ladder").glob("*.json")}
+    assert names == {"beside", "02-distance-8", "03-distance-8"} | {f"0{i}-corpus" for i in range(4)}
+    (file,) = (home / "ladder").glob("03-corpus-*.json")
+    found = json.loads(file.read_text())
+    assert 0 < found["bpb"] < 12 and found["bpb_equal"] != found["bpb"] and len(found["curve"]) == 12
     html = (home / "ladder.html").read_text()
     for rung in RUNGS[:4]:
-        assert f"<h2>{rung.number} · {rung.name}<span" in html
+        assert f"<h2>{rung.number} · {rung.name}" in html
     assert "4 · the mean" not in html and "elif c.mix == &quot;window&quot;" in html
     assert "did not earn its place" in html
     assert "<script" not in html and "http-equiv" in html and "src=" not in html.replace("img-src", "")
+    counts, beside = (
+        json.loads(next((home / "ladder").glob(f"{x}-*.json")).read_text()) for x in ("01-corpus", "beside")
+    )
+    assert counts["bpb"] == beside["bigram"] and np.array(counts["table"]).sum() > 1000
     tags = {k for line in (home / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)}
-    assert {"ladder/bpb_tokens", "ladder/bpb_equal", "ladder/earned"} <= tags
+    assert {"ladder/bpb", "ladder/bpb_equal", "ladder/earned"} <= tags
 
 
 def test_what_is_done_is_not_done_again(climbed, monkeypatch, capsys):
@@ -88,33 +95,33 @@ def test_what_is_done_is_not_done_again(climbed, monkeypatch, capsys):
     assert "earned their place" in capsys.readouterr().out
 
 
-def test_a_torn_or_foreign_file_is_made_again(tmp_path):
-    path, made = tmp_path / "a.json", []
-
-    def work():
-        made.append(1)
-        return {"x": 1}
-
-    for content in (None, "{", "[]", '{"key": "other", "found": {}}'):
-        if content is not None:
-            path.write_text(content)
-        assert run.once(path, "key", work)["x"] == 1
-    assert len(made) == 4
-    assert run.once(path, "key", work)["x"] == 1 and len(made) == 4
+def test_another_key_is_another_result(tmp_path):
+    found = [run.once(tmp_path, "a", (key,), lambda key=key: {"x": key}) for key in (1, 2)]
+    assert found == [{"x": 1}, {"x": 2}]
+    assert run.once(tmp_path, "a", (1,), lambda: pytest.fail("made again")) == {"x": 1}
 
 
-def test_counting_is_counting(climbed):
-    """The table against a loop over all pairs of bytes."""
+def test_the_key_of_a_probe_depends_on_its_rows(monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "climb", lambda *a: {})
+    tokens, answers = PROBES["recall"].rows(np.random.default_rng(0), 12, 4)
+    for change in ({}, {"rows": lambda rng, n, count: (tokens, 1 - answers)}, {"steps": 7}):
+        monkeypatch.setitem(PROBES, "recall", replace(PROBES["recall"], **change))
+        run.tried(numbered(5), "recall", config.Config(), RunDir(tmp_path), 1.0, {})
+    assert len(list((tmp_path / "ladder").glob("05-recall-12-*.json"))) == 3
+
+
+def test_counting_is_counting():
+    """The table against a loop over all pairs of bytes; 256 and above stand between documents."""
     texts = [b"abcab", b"", b"a", b"bca"]
     want = Counter(pair for t in texts for pair in pairwise(t))
-    got = learn.bigrams(texts)
+    got = learn.bigrams(np.array([i for t in texts for i in (260, *t)], np.uint16))
     assert got.sum() == sum(want.values())
     assert all(got[a, b] == n for (a, b), n in want.items())
 
 
 def test_the_learned_bigram_becomes_the_counted_one():
     """Depth 0 on a stream of two letters, against the entropy of its own counts."""
-    c = learn.shaped(numbered(2), run.base(config.Config(model=config.Model(width=32, context=32, dtype="float32"))))
+    c = learn.shaped(numbered(2), config.Config(text=BYTES, model=config.Model(width=32, context=32, dtype="float32")))
     m, t = c.model, replace(c.pretrain, steps=300, batch=16, seq=16, warmup=10, guard_sigma=0.0)
     rng = np.random.default_rng(0)
     chain = np.array([[0.9, 0.1], [0.4, 0.6]])
@@ -122,7 +129,7 @@ def test_the_learned_bigram_becomes_the_counted_one():
     for u in rng.random(20_000):
         stream.append(int(u < chain[stream[-1], 1]))
     stream = np.array(stream, np.int32)
-    counts = learn.bigrams([bytes(stream.tolist())])[:2, :2]
+    counts = learn.bigrams(stream)[:2, :2]
     want = -(counts * np.log2(counts / counts.sum(1, keepdims=True))).sum() / counts.sum()
     with jax.set_mesh(tiny.mesh()):
         from ramp.model.loss import next_token_loss
@@ -149,12 +156,12 @@ def test_the_learned_bigram_becomes_the_counted_one():
 def test_the_last_rung_is_the_default_model():
     cpu = config.load(CONFIGS / "cpu.toml", ["--text.tokenizer", "bytes"])
     top = [r for r in RUNGS if r.main][-1]
-    assert learn.shaped(top, run.base(cpu)).model == config.resolve(cpu).model
-    assert learn.shaped(top, run.base(cpu)).pretrain.optimizer == cpu.pretrain.optimizer
+    assert learn.shaped(top, cpu).model == config.resolve(cpu).model
+    assert learn.shaped(top, cpu).pretrain.optimizer == cpu.pretrain.optimizer
 
 
 def test_every_rung_is_a_model_and_differs_from_the_one_below():
-    c = run.base(config.load(CONFIGS / "ladder.toml"))
+    c = config.load(CONFIGS / "ladder.toml", ["--text.tokenizer", "bytes"])
     for rung in RUNGS[3:]:
         here, under = (learn.shaped(r, c) for r in (rung, below(rung)))
         assert (here.model, here.pretrain.optimizer) != (under.model, under.pretrain.optimizer)
@@ -162,7 +169,7 @@ def test_every_rung_is_a_model_and_differs_from_the_one_below():
         if rung.probe:
             for scale in (1.0, 1.5):
                 probe = PROBES[rung.probe]
-                learn.probe_config(rung, probe, probe.scaled(scale))
+                learn.probe_config(rung, probe, round(probe.size * scale))
 
 
 def test_the_source_shown_is_the_source():
@@ -194,7 +201,7 @@ def test_the_source_shown_is_the_source():
         (["--scale", "nan"], "--scale nan must be"),
         (["--seed", "-1"], "'seed' is -1"),
         (["--model.nonsense", "3"], ""),
-        (["--scale", "4", "--only", "4"], "rows of 96 tokens"),
+        (["--scale", "4", "--only", "4"], "'pretrain.seq' 96 is longer than 'model.context' 64"),
     ],
 )
 def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
@@ -210,9 +217,11 @@ def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
 
 
 def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(rungs, "RUNGS", (*RUNGS, Rung(18, "mine", "Because.", {"heds": 3}, measure="tokens")))
+    monkeypatch.setattr(
+        rungs, "RUNGS", (*RUNGS, Rung(18, "mine", "Because.", {"heds": 3}, measure="tokens to the loss below"))
+    )
     with pytest.raises(UserError, match="rung 18 sets 'heds', which the model does not have"):
-        learn.shaped(rungs.RUNGS[-1], run.base(config.load(CONFIGS / "ladder.toml")))
+        learn.shaped(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))
 
 
 # ---------------------------------------------------------------------------------------------------- judging
@@ -230,12 +239,30 @@ def test_a_rung_that_is_not_needed_or_does_not_pass_has_not_earned_its_place():
 
 
 def test_tokens_to_reach_a_loss():
-    slow, fast, never = ({"curve": np.linspace(8, end, 200).tolist(), "batch": 10} for end in (3.0, 1.0, 4.0))
-    low, high, lost = ({"tokens": r} for r in (slow, fast, never))
-    a, b = run.race(low, high)
-    assert a == 2000 and 1300 < b < 1600
-    assert run.race(low, lost)[1] == np.inf
+    low, high, lost = ({"curve": np.linspace(8, end, 200).tolist(), "batch": 10} for end in (3.0, 1.0, 4.0))
+    assert run.race(low, low) == 2000 and 1300 < run.race(low, high) < 1600
+    assert run.race(low, lost) == np.inf
     assert not run.verdict(numbered(12), low, lost)["earned"] and run.verdict(numbered(12), low, high)["earned"]
+
+
+def test_two_that_never_arrive_earn_nothing():
+    lost = {"curve": [float("nan")] * 20, "batch": 10}
+    assert not run.verdict(numbered(12), lost, lost)["earned"]
+
+
+def test_answers_bear_the_loss_and_are_scored_alone():
+    """A model of no blocks knows the token of a question and no more: all of one, half of the other."""
+    probe = replace(PROBES["recall"], steps=100, rate=1.0, rows=two_questions)
+    with jax.set_mesh(tiny.mesh()):
+        found = learn.climb(numbered(2), probe, 3, 0)
+    assert set(found["accuracy"][-1]) == {0.75}
+
+
+def two_questions(rng, n, count):
+    """The first question is answered by itself, the second asks for a coin's side that nobody sees: half are right."""
+    first = rng.integers(0, 2, count)
+    tokens = np.stack([rng.integers(0, 6, count), 2 + first, np.full(count, 4)], axis=1)
+    return tokens.astype(np.int32), np.stack([first, np.arange(count) % 2 + 6], axis=1).astype(np.int32)
 
 
 def test_a_diverged_run_is_a_result():

@@ -18,31 +18,23 @@ def pairs(row, n, kinds=None):
     return {t // kinds: t % kinds for t in row if t < n * kinds}
 
 
-def asked(row, n, choices):
-    return list(choices)[row[-1] - n * n]
-
-
-def solve(name, row, n):
-    """The answer, or its number among the answers."""
+def solve(name, row, question, n):
+    """The answer to one question after a row of context."""
     if name == "distance":
-        return row[-1 - 3 * n // 8]
+        return (*row, question)[-1 - 3 * n // 8]
     if name == "occurred":
-        return probes.FILLERS in row[:-1]
+        return probes.FILLERS in row
     if name == "order":
-        return (
-            max((t for t in range(len(row) - 1) if row[t] >= probes.FILLERS), key=int)
-            and [t - probes.FILLERS for t in row[:-1] if t >= probes.FILLERS][-1]
-        )
+        return [t - probes.FILLERS for t in row if t >= probes.FILLERS][-1]
     if name in ("recall", "deep"):
-        return pairs(row, n, 2)[row[-1] - 2 * n]
-    table = pairs(row, n)
+        return pairs(row, n, 2)[question - 2 * n]
+    table, question = pairs(row, n), question - n * n
     if name == "two hops":
-        return table[table[row[-1] - n * n]]
+        return table[table[question]]
     if name == "modular sum":
-        a, b = asked(row, n, combinations(range(n), 2))
+        a, b = list(combinations(range(n), 2))[question]
         return (table[a] + table[b]) % n
-    found = tuple(table[k] for k in asked(row, n, permutations(range(n), 3)))
-    return list(permutations(range(n), 3)).index(found)
+    return sum(table[k] * n**i for i, k in enumerate(list(permutations(range(n), 3))[question]))
 
 
 @pytest.mark.parametrize("scale", SIZES)
@@ -50,27 +42,25 @@ def solve(name, row, n):
 def test_every_answer_follows_from_its_row(name, scale):
     """The ceiling is 1."""
     probe = PROBES[name]
-    n = probe.scaled(scale)
-    tokens, answers = probe.rows(np.random.default_rng(3), n, 200)
+    n = round(probe.size * scale)
+    tokens, answers = probe.rows(np.random.default_rng(3), n, 100)
     assert tokens.dtype == answers.dtype == np.int32
-    assert tokens.shape == (200, probe.length(n))
-    assert max(tokens.max(), answers.max()) < probe.vocab(n)
-    kinds = {"distance": n, "look-ups": n * (n - 1) * (n - 2), "modular sum": n, "two hops": n}.get(name, 2)
-    first = probe.vocab(n) - kinds  # answers are the last ids, all of them, whether these rows hold them or not
-    assert [a - first for a in answers.tolist()] == [solve(name, row, n) for row in tokens.tolist()]
+    assert tokens.min() >= 0 and max(tokens.max(), answers.max()) < probe.vocab(n)
+    Q = 1 if name in ("distance", "occurred", "order") else probes.QUESTIONS
+    assert answers.shape == (100, Q) and len(tokens) == 100
+    for row, told in zip(tokens.tolist(), answers.tolist(), strict=True):
+        assert told == [solve(name, row[:-Q], question, n) for question in row[-Q:]]
 
 
-def knows(name, row, n):
+def knows(name, row, question, n):
     """What a guesser without the ability may see of a row."""
-    if name == "distance":
-        return row[-1]
     if name == "occurred":
-        return tuple(row[-2:])
+        return tuple(row[-1:])
     if name == "order":  # which tokens there are, not where
         return sum(t >= probes.FILLERS for t in row)
     if name == "two hops":  # the key and what it points to, one hop
-        return row[-1], pairs(row, n)[row[-1] - n * n]
-    return row[-1]  # the question, not what the table says of it
+        return question, pairs(row, n)[question - n * n]
+    return question  # not what the table says of it
 
 
 @pytest.mark.parametrize("scale", SIZES)
@@ -78,9 +68,11 @@ def knows(name, row, n):
 def test_chance_is_the_best_guess_without_the_ability(name, scale):
     """The commonest answer to each thing known, learned on one half and right as often as chance on the other."""
     probe = PROBES[name]
-    n = probe.scaled(scale)
+    n = round(probe.size * scale)
     tokens, answers = probe.rows(np.random.default_rng(4), n, 40_000)
-    seen = [knows(name, row, n) for row in tokens.tolist()]
+    Q = answers.shape[1]
+    tokens, answers = (np.concatenate([tokens[:, :-Q], tokens[:, -1:]], axis=1), answers[:, -1])
+    seen = [knows(name, row[:-1], row[-1], n) for row in tokens.tolist()]
     best = defaultdict(Counter)
     for k, a in zip(seen[:20_000], answers[:20_000].tolist(), strict=True):
         best[k][a] += 1

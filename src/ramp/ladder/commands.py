@@ -12,9 +12,7 @@ from ramp.ladder.rungs import RUNGS, numbered
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("config", nargs="?", type=Path, default=Path("configs/ladder.toml"), help="text, width, tokens")
-    p.add_argument(
-        "--run", type=Path, metavar="DIR", help="where results are kept and gone on from (default: runs/ladder)"
-    )
+    p.add_argument("--run", type=Path, metavar="DIR", help="where results are kept (default: runs/ladder)")
     p.add_argument("--to", type=int, metavar="N", help="climb no higher than rung N")
     p.add_argument("--only", type=int, metavar="N", help="this rung alone, beside the one below it")
     p.add_argument("--seed", type=int, help="another seed: other rows, other weights")
@@ -27,12 +25,12 @@ def run(args: argparse.Namespace, c: Config, directory: Path) -> int:
         raise UserError("--to and --only exclude each other; leave one of them out")
     if not 0.5 <= args.scale <= 4:
         raise UserError(f"--scale {args.scale:g} must be at least 0.5 and at most 4")
-    last = numbered(max(r.number for r in RUNGS) if args.to is None else args.to).number
-    numbers = [r.number for r in RUNGS if r.number <= last] if args.only is None else [numbered(args.only).number]
+    last = RUNGS[-1] if args.to is None else numbered(args.to)
+    chosen = [r for r in RUNGS if r.number <= last.number] if args.only is None else [numbered(args.only)]
     if args.probes:
-        numbers = [n for n in numbers if numbered(n).probe]
+        chosen = [r for r in chosen if r.probe]
     if args.seed is not None:
         c = config.check(replace(c, seed=args.seed))
     from ramp.ladder import run
 
-    return run.run(c, directory, numbers, args.scale, text=not args.probes)
+    return run.run(c, directory, chosen, args.scale, text=not args.probes)

@@ -4,7 +4,6 @@ A rung that the one below did not need, or that does not pass itself, did not ea
 """
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,174 +13,125 @@ from typing import Any
 import numpy as np
 
 from ramp import config, report
-from ramp.config import Config, Model
+from ramp.config import Config
 from ramp.ladder import page
-from ramp.ladder.learn import RATES, SEEDS, climb, corpus, documents, probe_config, shaped
-from ramp.ladder.probes import PROBES, way
-from ramp.ladder.rungs import FAIL, PASS, RUNGS, Rung, below, numbered, settings
+from ramp.ladder.learn import SEEDS, climb, corpus, probe_config, shaped
+from ramp.ladder.probes import PROBES
+from ramp.ladder.rungs import FAIL, PASS, Rung, below, settings
 from ramp.rundir import RunDir, write_atomic
 from ramp.stages import prepare
 from ramp.text.ngrams import byte_ngram_bits, xz_bits
-from ramp.text.rows import TokenRows
-from ramp.text.tokenizer import Tokenizer
+from ramp.text.rows import read_tokens
 from ramp.train.board import Board
 
 SAME = 0.02  # bits per byte: what costs less may be worse by so much
 
 
-def smooth(curve: list[float], half_life: float = 10) -> np.ndarray:
-    """An exponential average: curves over the same batches can be compared without their noise."""
-    out, share = np.array(curve, float), 1 - 0.5 ** (1 / half_life)
-    for i in range(1, len(out)):
-        out[i] = (1 - share) * out[i - 1] + share * out[i]
-    return out
+def race(low: dict, x: dict) -> float:
+    """Tokens until the training loss of x, smoothed as it is drawn, is where that of `low` ends; infinite: never."""
+    (_, ends), (tokens, bits) = (page.curve("", found).points() for found in (low, x))
+    return float(min(tokens[bits <= ends[-1]], default=np.inf)) if len(ends) else np.inf
 
 
-def tokens_to_reach(run: dict, level: float) -> float:
-    """Tokens until the smoothed training loss is at `level`; infinite if it never is."""
-    reached = np.flatnonzero(smooth(run["curve"]) <= level)
-    return float((reached[0] + 1) * run["batch"]) if len(reached) else math.inf
-
-
-def race(low: dict, high: dict) -> tuple[float, float]:
-    end = smooth(low["tokens"]["curve"])[-1]
-    return tokens_to_reach(low["tokens"], end), tokens_to_reach(high["tokens"], end)
-
-
-# name -> what it is, and its figures of the rung below and of this one; lower is better
-MEASURES: dict[str, tuple[str, Callable[[dict, dict], tuple[float, float]]]] = {
-    "bits": ("bits per byte at equal FLOPs", lambda low, high: (low["equal"]["bpb"], high["equal"]["bpb"])),
-    "tokens": ("tokens to the training loss at which the rung below ends", race),
-    "cache": ("bytes of cache a token", lambda low, high: (low["cache"], high["cache"])),
-    "flops": ("FLOPs of training a token", lambda low, high: (low["flops"], high["flops"])),
-    "score": ("largest attention score", lambda low, high: tuple(max(x["probe"]["score"]) for x in (low, high))),
+# What a rung may be measured by: of what the rung below found, and of one of the two. Lower is better.
+MEASURES: dict[str, Callable[[dict, dict], float]] = {
+    "bits per byte": lambda low, x: x["bpb_equal"],
+    "tokens to the loss below": race,
+    "cache bytes a token": lambda low, x: x["cache"],
+    "FLOPs a token": lambda low, x: x["flops"],
+    "attention score": lambda low, x: max(x["probe"]["score"]),
 }
 
 
-def verdict(rung: Rung, low: dict, high: dict) -> dict[str, Any]:
-    """What is compared, the figures of the rung below and of this one (one a seed), and whether it earned its place."""
+def verdict(rung: Rung, low: dict | None, high: dict) -> dict[str, Any]:
+    """Figures of the rung below and of this one (of a probe: how far from chance to the ceiling, one a seed), and whether
+    it earned its place; nothing of a rung that stands on nothing."""
+    if low is None:
+        return {"below": [], "this": []}
     if rung.measure:
-        what, figures = MEASURES[rung.measure]
-        a, b = figures(low, high)
-        earned = b <= (1 - rung.margin) * a
-        if rung.measure in ("cache", "flops"):
-            earned &= high["tokens"]["bpb"] <= low["tokens"]["bpb"] + SAME
-        return {"what": what, "below": [a], "this": [b], "earned": bool(earned)}
+        a, b = (MEASURES[rung.measure](low, x) for x in (low, high))
+        earned = b <= (1 - rung.margin) * a and b < np.inf
+        if rung.measure in ("cache bytes a token", "FLOPs a token"):
+            earned &= high["bpb"] <= low["bpb"] + SAME
+        return {"below": [a], "this": [b], "earned": bool(earned)}
     chance = PROBES[rung.probe].chance(high["probe"]["n"])
-    ways = [[way(a, chance) for a in x["probe"]["accuracy"][-1]] for x in (low, high)]
-    earned = max(ways[0]) <= FAIL and min(ways[1]) >= PASS
-    return {"what": f"share of the way: {PROBES[rung.probe].asks}", "below": ways[0], "this": ways[1], "earned": earned}
+    a, b = ([(x - chance) / (1 - chance) for x in found["probe"]["accuracy"][-1]] for found in (low, high))
+    return {"below": a, "this": b, "earned": max(a) <= FAIL and min(b) >= PASS}
 
 
-# ---------------------------------------------------------------------------------------------------- climbing
-def once(path: Path, key: str, work: Callable[[], dict]) -> dict:
-    """What `path` holds if it was found under the same key, else what `work` finds, kept there."""
-    try:
-        found = json.loads(path.read_text())
-        if found["key"] == key:
-            return found["found"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    path.parent.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    result = work() | {"seconds": round(time.perf_counter() - began, 1)}
-    write_atomic(path, json.dumps({"key": key, "found": result}))
-    return result
-
-
-def run(c: Config, directory: Path, numbers: list[int], scale: float, text: bool) -> int:
-    """Climb the rungs with these numbers, on their probes and (`text`) on the corpus; say and draw what was found."""
+def run(c: Config, directory: Path, rungs: list[Rung], scale: float, text: bool) -> int:
+    """Climb these rungs, on their probes and (`text`) on the corpus; say and draw what was found."""
     from ramp.run import setup
 
     began = time.perf_counter()
-    c = base(c)
-    for rung in RUNGS:  # what cannot be is said before anything is trained
-        if rung.number >= 2:
+    c = replace(c, stages=("prepare",), text=replace(c.text, tokenizer="bytes"))
+    for rung in rungs:  # what cannot be is said before anything is trained
+        if rung.settings:
             shaped(rung, c)
-            if rung.probe:
-                probe_config(rung, PROBES[rung.probe], PROBES[rung.probe].scaled(scale))
+        if rung.probe:
+            probe_config(rung, PROBES[rung.probe], round(PROBES[rung.probe].size * scale))
     resolved = setup(c, devices=1)  # models this small are not worth splitting
-    c = replace(c, model=replace(c.model, dtype=resolved.model.dtype))
-    rundir = RunDir(directory)
+    c, rundir = replace(c, model=replace(c.model, dtype=resolved.model.dtype)), RunDir(directory)
     with rundir.lock():
         rundir.claim(resolved)
         if text and not rundir.done("prepare"):
             report.update_report(directory, "prepare", prepare.run(rundir, c) | {"done": True})
-        beside = (
-            once(directory / "ladder" / "beside.json", config.fingerprint(c), lambda: baselines(rundir)) if text else {}
-        )
+        beside = once(directory, "beside", (c,), lambda: baselines(rundir)) if text else {}
         rows = []
-        for number in numbers:
-            rung = numbered(number)
-            rows.append((rung, *finding(rung, c, rundir, scale, text)))
-            print(said(*rows[-1]), flush=True)
+        for rung in rungs:
+            low, high = (r and tried(r, rung.probe, c, rundir, scale, beside) for r in (below(rung), rung))
+            rows.append((rung, low, high, verdict(rung, low, high)))
+            print("  ".join(filter(None, list(page.cells(*rows[-1]).values())[:6])), flush=True)
         if text:
-            beside.pop("seconds")
-            page.write(directory / "ladder.html", "The ladder", rows, beside)
+            page.write(directory / "ladder.html", rows, beside)
             draw(directory, rows)
-    verdicts = [judged["earned"] for *_, judged in rows if judged]
+    verdicts = [judged["earned"] for *_, judged in rows if "earned" in judged]
     print(f"{sum(verdicts)} of {len(verdicts)} earned their place; {time.perf_counter() - began:.0f} s")
-    if text:
-        print(f"page: {directory / 'ladder.html'}")
     return 0
 
 
-def base(c: Config) -> Config:
-    """The default model, read as bytes; of the configuration's model only what is no rung."""
-    kept = {k: getattr(c.model, k) for k in ("width", "context", "dtype", "attention", "remat", "unroll", "loss_chunk")}
-    kept["width"] = kept["width"] or config.resolve(c).model.width
-    return replace(c, stages=("prepare",), text=replace(c.text, tokenizer="bytes"), model=Model(**kept))
+def once(directory: Path, name: str, key: tuple, work: Callable[[], dict]) -> dict:
+    """What was found under this name and key, else what `work` finds, kept in a file of its own."""
+    path = directory / "ladder" / f"{name}-{config.fingerprint(*key)}.json"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, json.dumps(work()))
+    return json.loads(path.read_text())
 
 
-def finding(rung: Rung, c: Config, rundir: RunDir, scale: float, text: bool) -> tuple[dict | None, dict, dict | None]:
-    """What the rung below found, what this one found, the verdict."""
-    low, high = (r and tried(r, rung.probe, c, rundir, scale, text) for r in (below(rung), rung))
-    return low, high, verdict(rung, low, high) if low else None
-
-
-def tried(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, text: bool) -> dict:
-    """What a rung makes of the corpus and of a probe. Each is one file, made once."""
-    folder, found = rundir.path / "ladder", {}
-    if text:
-        key = config.fingerprint(c, settings(rung))
-        found = once(folder / f"{rung.number:02}-corpus.json", key, lambda: corpus(rung, c, rundir))
+def tried(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, beside: dict) -> dict:
+    """What a rung makes of the corpus (if it has been read) and of a probe."""
+    found, name = {}, f"{rung.number:02}"
+    if beside:
+        key = c, settings(rung), beside
+        found = once(rundir.path, f"{name}-corpus", key, lambda: corpus(rung, c, rundir, beside))
     if asked:
         probe = PROBES[asked]
-        n = probe.scaled(scale)
-        plain = {k: v for k, v in vars(probe).items() if not callable(v)}
-        key = config.fingerprint(settings(rung), plain, [n, c.seed, SEEDS, RATES])
-        name = f"{rung.number:02}-{asked.replace(' ', '-')}-{n}.json"
-        found = found | {"probe": once(folder / name, key, lambda: climb(rung, probe, n, c.seed))}
+        n = round(probe.size * scale)
+        rows = [a.tolist() for a in probe.rows(np.random.default_rng(0), n, 4)]
+        key = probe_config(rung, probe, n), rows, c.seed, SEEDS
+        name = f"{name}-{asked.replace(' ', '-')}-{n}"
+        found["probe"] = once(rundir.path, name, key, lambda: climb(rung, probe, n, c.seed))
     return found
 
 
 def baselines(rundir: RunDir) -> dict[str, float]:
     """Bits per byte of the whole held-out text under byte n-grams and xz."""
-    tokenizer = Tokenizer.load(rundir.tokenizer)
-    train, val = (documents(TokenRows(rundir.tokens(s), 2).stream, tokenizer) for s in ("train", "val"))
-    size = sum(map(len, val))
+    streams = (read_tokens(rundir.tokens(split))[0] for split in ("train", "val"))
+    splits = (np.split(stream, np.flatnonzero(stream > 255)) for stream in streams)  # ids above bytes begin documents
+    train, val = ([doc[doc < 256].astype(np.uint8).tobytes() for doc in docs] for docs in splits)
     bits = {name: byte_ngram_bits(train, val, k) for k, name in enumerate(("unigram", "bigram", "trigram"), start=1)}
     bits["xz"] = xz_bits(b"".join(train), b"".join(val))
-    return {name: value / size for name, value in bits.items()}
-
-
-def said(rung: Rung, low: dict | None, high: dict, judged: dict | None) -> str:
-    ends = [f"{high[k]['bpb']:.3f}" for k in ("tokens", "equal")] if "tokens" in high else []
-    sides = [f"{page.figures(judged, side)}" for side in ("below", "this")] if judged else []
-    return f"{rung.number:2} {rung.name:28} " + "  ".join([*ends, " | ".join(sides), page.told(judged)])
+    return {name: value / sum(map(len, val)) for name, value in bits.items()}
 
 
 def draw(directory: Path, rows: list) -> None:
     """The same in TensorBoard; the step is the number of the rung."""
     with Board(directory, "ladder") as board:
         for rung, low, high, judged in rows:
-            scalars = {f"ladder/{k}": high[k] for k in ("params", "flops", "cache") if k in high}
-            scalars |= {f"ladder/bpb_{k}": high[k]["bpb"] for k in ("tokens", "equal") if k in high}
-            if judged:
-                scalars |= {"ladder/below": np.mean(judged["below"]), "ladder/this": np.mean(judged["this"])}
-                scalars["ladder/earned"] = judged["earned"]
-            board.scalars(rung.number, scalars)
+            scalars = {k: v for k, v in high.items() if isinstance(v, int | float)}
+            scalars |= {k: np.mean(v) for k, v in judged.items() if v != []}
+            board.scalars(rung.number, {f"ladder/{k}": v for k, v in scalars.items()})
             for name, figure in page.pictures(rung, low, high).items():
                 board.figure(rung.number, f"ladder/{name}", figure)
-            if "tokens" in high:
-                board.text(rung.number, "ladder/sample", high["tokens"]["sample"])
+            board.text(rung.number, "ladder/sample", high["sample"])
