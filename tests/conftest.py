@@ -11,6 +11,10 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+settings.register_profile("shared", deadline=None)  # a busy machine is no failure
+settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True)

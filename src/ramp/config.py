@@ -314,6 +314,23 @@ class Chat:
     )
     """pip packages ramp knows to turn into conversations, or file:GLOB of JSONL in the OpenAI `messages` shape"""
     val_fraction: Annotated[float, Range(above=0, high=0.5)] = 0.05
+    tasks: tuple[str, ...] = ()
+    """NAME/LEVEL, as in addition/2: solved problems of ramp's tasks among the conversations"""
+    problems: Positive = 2000
+    """solved problems of each task"""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What every evaluation of fine-tuning tries of `chat.tasks`, for `ramp nines` and its forecasts."""
+
+    items: Count = 0
+    """problems of each task, kept out of training, each in every slice of the task; 0: no trials"""
+    tries: Positive = 4
+    """sampled solutions of each"""
+    tokens: Positive = 48
+    """of a solution at most"""
+    temperature: Rate = 1.0
 
 
 @dataclass(frozen=True)
@@ -372,6 +389,7 @@ class Config:
     reinforce: Reinforce = field(default_factory=Reinforce)
     synthesize: Synthesize = field(default_factory=Synthesize)
     chat: Chat = field(default_factory=Chat)
+    trials: Trials = field(default_factory=Trials)
     eval: Eval = field(default_factory=Eval)
     sample: Sample = field(default_factory=Sample)
     mesh: Mesh = field(default_factory=Mesh)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ramp.errors import UserError
 from ramp.tasks import TASKS, addition, calculator, chain, paths, swaps, words
-from ramp.tasks.protocol import Problem, first_error_f1, parse, prompt_ids, render, solution_ids
+from ramp.tasks.protocol import Problem, first_error_f1, parse, prompt_ids, render, slices, solution_ids, typos
 from ramp.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()
@@ -154,6 +154,29 @@ def test_rollouts_that_end_badly():
     for cut in (ids[:-1], ids[:4], [], [TOKENIZER.step] * 5, [TOKENIZER.end], [*ids[:-2], TOKENIZER.end]):
         _, verdict = judge_ids(TOKENIZER, chain.TASK, problem, cut)
         assert not verdict.verified and not verdict.final_right and verdict.first_error is not None
+
+
+@given(names, seeds, levels)
+def test_slices_are_solved_by_their_own_gold(name, seed, level):
+    task = TASKS[name]
+    for kind, problem in slices(task, seed, level).items():
+        assert task.judge(problem, task.solution(problem), problem.answer).verified
+        if kind in ("reworded", "typos"):
+            assert problem.answer == task.sample(seed, level).answer
+        if kind == "reworded":
+            assert problem.question != task.sample(seed, level).question
+
+
+@given(st.text(max_size=60), seeds)
+def test_typos_keep_what_counts(text, seed):
+    assert sorted(typos(text, seed)) == sorted(text)
+    assert [c for c in typos(text, seed) if not c.isalpha()] == [c for c in text if not c.isalpha()]
+
+
+def test_words_kept_out_of_training_are():
+    held = {wordings[-1].split("{n}")[0] for wordings in words.WORDINGS.values()}
+    seen = " ".join(words.sample(seed, 4).question for seed in range(300))
+    assert not any(text in seen for text in held)
 
 
 # ---------------------------------------------------------------------------------------------------- the calculator

@@ -5,7 +5,9 @@ A forecast is a set of draws. It is scored when the later checkpoint is known: C
 at one origin come only from forecasts whose outcome was known before it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from scipy.special import expit, logit
@@ -33,6 +35,9 @@ class Past:
     """One resolved forecast of one run's accuracy on one task."""
 
     run: str
+    task: str
+    origin: float
+    target: float
     actual: float
     median: float
     pit: float
@@ -85,6 +90,16 @@ def over_sizes(c: Table, origin: float, target: float, thresholds: tuple[float, 
     return [p for p in past if not np.isin(p.run, c["run"][c["size"] < sizes[LEAST_SIZES]])]
 
 
+def ahead(
+    found: list[growth.Fit], weights: np.ndarray, factor: float, to: Points, before: Table, rng: np.random.Generator
+) -> np.ndarray:
+    """[DRAWS, T] accuracies that one curve, known up to `before`, will show, all places together."""
+    curves = growth.draw(found, weights, to, DRAWS, rng)
+    noise = np.average([f.noise(float(logits(before)[1][-1])) for f in found], weights=weights)
+    p, n = expit(growth.widen(curves + noise * rng.standard_normal(curves.shape), factor)), before["n"][-1]
+    return np.clip((p * (n + 1) - 0.5) / n, 0, 1)  # `logits` turned round: 0 of n and n of n can be shown
+
+
 def score(
     found: list[growth.Fit],
     weights: np.ndarray,
@@ -101,9 +116,7 @@ def score(
     mine = select(mine, mine["x"] <= target + 1e-9)
     before, after = select(mine, mine["x"] <= origin + 1e-9), select(mine, mine["x"] > origin + 1e-9)
     to, actual, error = points(after, origin), float(after["value"][-1]), float(logits(before)[1][-1])
-    curves = growth.draw(found, weights, to, DRAWS, rng)
-    noise = np.average([f.noise(error) for f in found], weights=weights)
-    shown = expit(growth.widen(curves + noise * rng.standard_normal(curves.shape), factor))
+    shown = ahead(found, weights, factor, to, before, rng)
     final = shown[:, -1]
     ensembles = {"nines": final} | baselines(known, before, origin, target, rng)
     began, reached = _best(before["value"]), _best(mine["value"])
@@ -111,6 +124,9 @@ def score(
     y = logits(after)[0][-1]
     return Past(
         run=str(mine["run"][0]),
+        task=str(mine["task"][0]),
+        origin=origin,
+        target=float(target),
         actual=actual,
         median=float(np.median(final)),
         pit=float((final < actual).mean()),
@@ -167,27 +183,44 @@ def _best(values: np.ndarray) -> np.ndarray:
     return np.median([values[..., :-2], values[..., 1:-1], values[..., 2:]], axis=0).max(-1)
 
 
-def over_time(c: Table, thresholds: tuple[float, ...] = ()) -> list[Past]:
+def over_time(c: Table, thresholds: tuple[float, ...] = (), past: Sequence[Past] = ()) -> list[Past]:
     """Forecast each curve from every one of its checkpoints but the first few, AHEAD checkpoints on at most; weights and
-    widening come only from outcomes that lay before the origin."""
-    done: list[tuple[float, Past]] = []  # when it was known, outcome
-    keys = groups(c["run"], c["task"])[1]
+    widening come only from outcomes that lay before the origin. past: what this found before the table grew."""
+    done = list(past)
+    have = {(p.run, p.task, p.origin, p.target) for p in done}
     for now in np.unique(c["x"]):
-        known_by_now = [p for when, p in done if when <= now + 1e-9]
-        weights, factor = growth.learned([p.shapes for p in known_by_now], [p.pit for p in known_by_now])
-        for task in np.unique(c["task"]):
-            rows = (c["task"] == task) & (c["x"] <= now + 1e-9) & (c["x"] >= now - WINDOW)
-            starts = np.unique(keys[rows & np.isclose(c["x"], now)])
-            later = {k: np.unique(c["x"][(keys == k) & (c["x"] > now + 1e-9)])[:AHEAD] for k in starts}
-            later = {k: xs for k, xs in later.items() if len(xs) and (keys[rows] == k).sum() >= LEAST_CHECKPOINTS}
-            found = fits(select(c, rows), now) if later else []
-            for key, targets in later.items():
-                mine = select(c, (keys == key) & (c["x"] >= now - WINDOW))
-                for x in targets:
-                    done.append((x, score(found, weights, factor, select(c, rows), mine, now, x, thresholds)))
+        for run, task, known, found, weights, factor in _origin(c, now, done):
+            mine = select(c, (c["run"] == run) & (c["task"] == task) & (c["x"] >= now - WINDOW))
+            for x in np.unique(mine["x"][mine["x"] > now + 1e-9])[:AHEAD]:
+                if (run, task, now, x) not in have:
+                    done.append(score(found(), weights, factor, known, mine, now, x, thresholds))
     if not done:
         raise UserError(f"no curve has more than {LEAST_CHECKPOINTS} checkpoints, which a backtest forecasts from")
-    return [p for _, p in done]
+    return done
+
+
+def forecasts(c: Table, now: float, places: np.ndarray, past: Sequence[Past]) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(run, task, [DRAWS, T] accuracies at `places`) of every curve that can be forecast from its checkpoint at `now`."""
+    for run, task, known, found, weights, factor in _origin(c, now, past):
+        mine = select(known, known["run"] == run)
+        mine = select(mine, np.argsort(mine["x"]))
+        last = select(mine, np.full(len(places), -1))
+        to = points(last | {"x": places}, now)
+        yield run, task, ahead(found(), weights, factor, to, mine, np.random.default_rng(0))
+
+
+def _origin(c: Table, now: float, past: Sequence[Past]) -> Iterator[tuple]:
+    """What a forecast from `now` may know: (run, task, the task's rows, their fits when called for, weights of the
+    shapes, widening) of each curve with enough checkpoints up to there."""
+    scored = [p for p in past if p.target <= now + 1e-9]
+    weights, factor = growth.learned([p.shapes for p in scored], [p.pit for p in scored])
+    rows = select(c, (c["x"] <= now + 1e-9) & (c["x"] >= now - WINDOW))
+    for task in np.unique(rows["task"]):
+        known = select(rows, rows["task"] == task)
+        found = cache(partial(fits, known, now))
+        for run in np.unique(known["run"][np.isclose(known["x"], now)]):
+            if (known["run"] == run).sum() >= LEAST_CHECKPOINTS:
+                yield str(run), str(task), known, found, weights, factor
 
 
 def summary(past: list[Past]) -> dict:

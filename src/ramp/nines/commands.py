@@ -11,9 +11,12 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ramp.errors import UserError
+
+if TYPE_CHECKING:
+    from ramp.nines.ready import Outlook
 
 VERBS = {
     "plan": "how many trials it takes to certify a number of nines, and who bears which risk",
@@ -240,53 +243,94 @@ def _unsettled(converged: bool) -> list:
 
 
 def forecast(args: argparse.Namespace) -> tuple[dict, list]:
-    import numpy as np
 
-    from ramp.nines import page, ready, record, trials
+    from ramp.nines import page, ready, trials
 
     if not 0 < args.probability < 1 or not 0 < args.decades <= 4 or min(args.nines) <= 0:
         raise UserError("--probability must lie between 0 and 1, --decades above 0 and at most 4, --nines above 0")
-    if args.record and (args.family or args.slice):
-        raise UserError(
-            "a record is scored by the plain accuracy of a later table; record without --family and --slice"
-        )
     t = _table(args)
     spent = _schedule(args.schedule, trials.progress(t)[1]) if args.schedule else None
     o = ready.outlook(t, args.decades, _pairs(args.family, float), _pairs(args.slice, float), args.run)
-    k = int(np.searchsorted(o.grid, o.now))
-    now, end = np.quantile(o.mix[:, [k, -1]], (0.05, 0.5, 0.95), axis=0).T
-    far = f"{10**args.decades:.3g}x"
-    rows = [["nines", "now", f"first {args.probability:.0%} sure at", "80% of futures", f"not within {far}"]]
-    levels = []
-    for r in args.nines:
-        passage, held = o.passage(r), float(o.ready(r)[:, k].mean())
-        places = np.array([o.at(r, args.probability), *np.quantile(passage, (0.1, 0.9), method="inverted_cdf")])
-        never = float(np.isinf(passage).mean())
-        level = {"nines": r, "now": held, "never": never} | dict(zip(("sure", "low", "high"), places, strict=True))
-        when = ["beyond" if np.isinf(v) else f"{o.unit} {10**v:.3g} ({10 ** (v - o.now):.2g}x)" for v in places]
-        if spent:
-            level["date"] = ready.dates(spent, places)
-            when = [f"{w} {d}".strip() for w, d in zip(when, level["date"], strict=True)]
-        levels.append(level)
-        rows.append([f"{r:g}", f"p = {held:.2f}", when[0], f"{when[1]} to {when[2]}", f"p = {never:.2f}"])
+    figures, parts = readiness(o, args.nines, args.probability, spent)
     if args.record:
-        record.append(args.record, t, o)
-    best = max(o.weights, key=o.weights.get)
-    parts = [
-        "## Reliability of the usage mix",
-        f"{o.run}: now {now[1]:.4f} [{_span(now[::2])}], at {far} {end[1]:.4f} [{_span(end[::2])}] (90%).",
-        f"Growth by past score: {best} leads with weight {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}.",
-        *_unsettled(o.converged),
-        rows,
-    ]
+        parts.append(f"{_recorded(args.record, t, o)} curves forecast in {args.record}, to be scored later.")
     if (t["item"] == "").all():
         parts.append("Accuracies without items: no lapse can be told from a lack of ability; nines are guesses.")
     elif len(o.seen) < 5:
         parts.append(f"{len(o.seen)} checkpoints are few: the intervals are wide because they must be.")
     if args.page:
         parts += [lambda: page.reliability(o), *_beside(t, o.run)]
-    figures = {"run": o.run, "unit": o.unit, "now": now, "end": end, "levels": levels}
-    return figures | {"shapes": o.weights, "widened": o.widened, "converged": o.converged}, parts
+    return figures, parts
+
+
+def readiness(
+    o: "Outlook", wanted: list[float], probability: float = 0.8, spent: list[tuple[str, float]] | None = None
+) -> tuple[dict, list]:
+    """Where an outlook stands, and when each of the `wanted` nines is reached with that probability."""
+    import numpy as np
+
+    from ramp.nines import ready
+
+    k, times = int(np.searchsorted(o.grid, o.now)), 10 ** (o.grid[-1] - o.now)
+    now, end = np.quantile(o.mix[:, [k, -1]], (0.05, 0.5, 0.95), axis=0).T
+    rows = [["nines", "now", f"first {probability:.0%} sure at", "80% of futures", f"not within {times:.3g}x"]]
+    levels = []
+    for r in wanted:
+        passage, held = o.passage(r), float(o.ready(r)[:, k].mean())
+        places = np.array([o.at(r, probability), *np.quantile(passage, (0.1, 0.9), method="inverted_cdf")])
+        level = {"nines": r, "now": held, "never": float(np.isinf(passage).mean())}
+        level |= dict(zip(("sure", "low", "high"), places, strict=True))
+        when = ["beyond" if np.isinf(v) else f"{o.unit} {10**v:.3g} ({10 ** (v - o.now):.2g}x)" for v in places]
+        if spent:
+            level["date"] = ready.dates(spent, places)
+            when = [f"{w} {d}".strip() for w, d in zip(when, level["date"], strict=True)]
+        levels.append(level)
+        rows.append([f"{r:g}", f"p = {held:.2f}", when[0], f"{when[1]} to {when[2]}", f"p = {level['never']:.2f}"])
+    best = max(o.weights, key=o.weights.get)
+    figures = {"run": o.run, "unit": o.unit, "at": o.now, "times": times, "now": now, "end": end, "levels": levels}
+    return figures | {"shapes": o.weights, "widened": o.widened, "converged": o.converged}, [
+        "## Reliability of the usage mix",
+        f"{o.run}: now {now[1]:.4f} [{_span(now[::2])}], at {times:.3g}x {end[1]:.4f} [{_span(end[::2])}] (90%).",
+        f"Growth by past score: {best} leads with weight {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}.",
+        *_unsettled(o.converged),
+        rows,
+    ]
+
+
+def sentence(name: str, figures: dict) -> str:
+    """`readiness` as one would say it: "addition/2: 0.94 [0.91, 0.96] today, 1 nine by 2.1x this compute (80%: ...)"."""
+    low, middle, high = figures["now"]
+    said = f"{name}: {middle:.2f} [{low:.2f}, {high:.2f}] today"
+    for level in figures["levels"]:
+        nines, times = f"{level['nines']:g} nine{'s' * (level['nines'] != 1)}", 10 ** (level["sure"] - figures["at"])
+        low, high = (10 ** (level[k] - figures["at"]) for k in ("low", "high"))
+        if level["now"] >= 0.8:
+            said += f", {nines} held (p = {level['now']:.2f})"
+        elif math.isinf(times):
+            said += f", {nines} not within {figures['times']:.3g}x (p = {level['never']:.2f})"
+        else:
+            said += f", {nines} by {times:.2g}x this {figures['unit']} (80%: {low:.2g} to {high:.2g})"
+    return said
+
+
+def _recorded(path: Path, t: dict, o: "Outlook") -> int:
+    """Append forecasts of the outlook's run, a curve a task and slice, at twenty places up to its end."""
+    import numpy as np
+
+    from ramp.nines import backtest, record, trials
+
+    c = trials.curves(trials.by_slice(t))
+    c = trials.select(c, c["run"] == o.run)
+    try:
+        past = backtest.over_time(c)
+    except UserError:
+        past = []  # too few checkpoints to have forecast any before
+    places = np.linspace(o.now, o.grid[-1], 21)[1:]
+    if not (written := record.append(path, c, o.now, places, past, unit=o.unit)):
+        raise UserError(
+            f"a record takes {backtest.LEAST_CHECKPOINTS} checkpoints of a curve, the last one's among them"
+        )
+    return written
 
 
 def _beside(t: dict, run: str) -> list:
@@ -318,17 +362,11 @@ def _schedule(path: Path, unit: str) -> list[tuple[str, float]]:
 
 
 def backtest(args: argparse.Namespace) -> tuple[dict, list]:
-    import numpy as np
-
-    from ramp.nines import backtest, record, trials
+    from ramp.nines import backtest, trials
 
     t, thresholds = _table(args), tuple(args.threshold)
     if args.record:
-        scored, waiting = record.resolve(args.record, t)
-        keys = ("crps", "persistence", "covered80")
-        means = {k: float(np.mean([r[k] for r in scored if k in r] or [math.nan])) for k in keys}
-        facts = {"resolved; still open": f"{len(scored)}; {waiting}", **{k: f"{v:.4f}" for k, v in means.items()}}
-        return {"resolved": scored, "open": waiting, **means}, ["## The record of live forecasts", _facts(facts)]
+        return past_record(args.record, t)
     if (args.origin is None) != (args.target is None) or (args.origin and not 0 < args.origin < args.target):
         raise UserError("--origin and --target go together, both above 0, the target beyond the origin")
     c = trials.curves(t)
@@ -338,6 +376,26 @@ def backtest(args: argparse.Namespace) -> tuple[dict, list]:
         past = backtest.over_time(c, thresholds)
     s = backtest.summary(past)
     return s, ["## Past forecasts, scored", *_scores(s)]
+
+
+def past_record(path: Path, t: dict) -> tuple[dict, list]:
+    """The live forecasts in a file, scored by the checkpoints of a table that has grown since."""
+    import numpy as np
+
+    from ramp.nines import page, record, trials
+
+    scored, waiting = record.resolve(path, trials.curves(trials.by_slice(t)))
+    means = record.summary(scored)
+    facts = {
+        "scores; forecasts still open": f"{len(scored)}; {waiting}",
+        "of them beside every baseline": means["count"],
+    }
+    facts |= {k: f"{v:.4f}" for k, v in means.items() if k != "count"}
+    parts = ["## The record of live forecasts", _facts(facts)]
+    if scored:
+        pit = np.histogram([r["pit"] for r in scored], np.linspace(0, 1, 11))[0]
+        parts.append(lambda: page.calibration({"pit": pit}))
+    return {"scored": scored, "open": waiting, **means}, parts
 
 
 def _scores(s: dict) -> list:

@@ -230,3 +230,9 @@ def pooled(t: Table) -> Table:
     """The same trials with all tasks as one; an item of one task is none of another."""
     item = np.where(t["item"] == "", "", np.char.add(np.char.add(t["task"], "/"), t["item"]))
     return t | {"task": np.full(len(item), "all"), "item": item}
+
+
+def by_slice(t: Table) -> Table:
+    """The same trials with every slice but base as a task of its own, "task, slice": each has its curve."""
+    task = np.where(t["slice"] == "base", t["task"], np.char.add(np.char.add(t["task"], ", "), t["slice"]))
+    return t | {"task": task}

@@ -10,6 +10,7 @@ from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
 from ramp.stages import common, converse, evaluate
+from ramp.stages.trials import Trials, solved
 from ramp.tasks import tool
 from ramp.text import chat
 from ramp.text.corpus import split_of
@@ -26,6 +27,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     for split, packed in rows.items() if jax.process_index() == 0 else ():
         packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
     loss_nats = evaluate.bits_per_byte(c, rows["val"], tokenizer)
+    trials = Trials(rundir, c, tokenizer, "finetune")
     print(
         f"finetune: {counts['rendered']:,} conversations in {len(rows['train']):,} rows of {c.finetune.seq}; "
         f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped; {counts['loss_tokens']:,} tokens bear loss"
@@ -35,7 +37,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         values = {f"eval/chat_{name.removeprefix('val_')}": value for name, value in loss_nats(params, stop).items()}
         for turn in converse.answers(c, params, tokenizer, c.finetune.samples, lambda: stop.check(step)):
             board.text(step, f"chat/{turn['question']}", turn["answer"])
-        return values
+        return values | trials(params, step, board, stop)
 
     stage = common.Stage(
         name="finetune",
@@ -51,7 +53,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     with stop:
         final = loss_nats(averaged(state), stop)
     print(f"finetune: {final['val_nats']:.4f} nats per assistant token on held-out conversations")
-    counted = {"counts": dict(counts), "rows": len(rows["train"])}
+    counted = trials.end() | {"counts": dict(counts), "rows": len(rows["train"])}
     return report | {"chat_nats": final["val_nats"]} | counted | {"seconds": time.perf_counter() - began}
 
 
@@ -67,6 +69,7 @@ def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Co
         split: list(chat.render_all(tokenizer, talks, seq + 1, counts, tool.spoken))
         for split, talks in by_split.items()
     }
+    rendered["train"] += solved(c, tokenizer)
     for split, talks in rendered.items():
         if not talks:
             raise UserError(

@@ -14,7 +14,7 @@ and a right answer over wrong steps is what this package calls luck.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ramp.text.chat import render_prompt
@@ -79,6 +79,7 @@ class Task:
     sample: Callable[[int, int], Problem]
     solution: Callable[[Problem], list[str]]
     judge: Callable[[Problem, Sequence[str], str | None], Verdict]
+    reword: Callable[[Problem], Problem] | None = None  # the same problem in words kept out of training
 
 
 def rng(task: str, seed: int, level: int) -> random.Random:
@@ -147,6 +148,28 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- first errors
+def slices(task: Task, seed: int, level: int) -> dict[str, Problem]:
+    """One problem, as it is ("base"), and its neighbours that a deployed model would meet: longer, in words kept out of
+    training, mistyped; the last two where the task has such."""
+    plain = task.sample(seed, level)
+    found = {"base": plain, "longer": task.sample(seed, level + max(1, level // 2))}
+    if task.reword:
+        found["reworded"] = task.reword(plain)
+    if (question := typos(plain.question, seed)) != plain.question:
+        found["typos"] = replace(plain, question=question)
+    return found
+
+
+def typos(text: str, seed: int, share: float = 0.2) -> str:
+    """Two inner letters of about a `share` of the words of five letters or more change places; numbers stay."""
+    r, words = random.Random(f"typos:{seed}"), text.split(" ")
+    for i, word in enumerate(words):
+        if len(word) >= 5 and word.isalpha() and r.random() < share:
+            j = r.randrange(1, len(word) - 2)
+            words[i] = word[:j] + word[j + 1] + word[j] + word[j + 2 :]
+    return " ".join(words)
+
+
 def first_error_f1(said: Sequence[int | None], true: Sequence[int | None]) -> dict[str, float]:
     """ProcessBench's score (Zheng et al. 2024, arXiv:2412.06559): accuracy on solutions with an error (exactly the
     first one must be named), accuracy on those without, and their harmonic mean; 0 where either kind is missing."""

@@ -3,7 +3,8 @@
     Ann has 12 eggs. She buys 5 more. Then she gives away 3. How many eggs has she now?
     ->   <<12+5=17>>17 | <<17-3=14>>14 | 14
 
-Some problems hold a sentence whose number plays no part. Each operation has several wordings.
+Some problems hold a sentence whose number plays no part. Each operation has several wordings; the last of each is kept
+out of training and makes the slice `reworded`.
 """
 
 import re
@@ -17,10 +18,18 @@ from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
 NAMES = ("Ann", "Eve", "Ida", "Joan", "Mary", "Ruth", "Sara", "Zoe")
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 WORDINGS = {
-    "+": ("She buys {n} more.", "Then she finds {n} more.", "A friend gives her {n}."),
-    "-": ("She gives away {n}.", "Then she loses {n}.", "She sells {n} of them."),
-    "*": ("Now she gets {n} times as many.", "Her pile grows to {n} times its size."),
-    "/": ("She keeps one of {n} equal parts.", "She splits them evenly among {n} boxes and keeps one box."),
+    "+": ("She buys {n} more.", "Then she finds {n} more.", "A friend gives her {n}.", "Another {n} come in the post."),
+    "-": ("She gives away {n}.", "Then she loses {n}.", "She sells {n} of them.", "A thief takes {n} from her."),
+    "*": (
+        "Now she gets {n} times as many.",
+        "Her pile grows to {n} times its size.",
+        "She ends up with {n} times that number.",
+    ),
+    "/": (
+        "She keeps one of {n} equal parts.",
+        "She splits them evenly among {n} boxes and keeps one box.",
+        "She shares them fairly with {n} people in all.",
+    ),
 }
 NOISE = ("Her brother is {n} years old.", "Her house has {n} windows.", "It is {n} degrees outside.")
 NOTE = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
@@ -38,14 +47,8 @@ def sample(seed: int, level: int) -> Problem:
         ops.append((op, operand))
         value = int(calculate(f"{value}{op}{operand}"))
     noise = (r.choice(NOISE), r.randint(2, 40), r.randint(0, level)) if r.random() < 0.3 else None
-    name, thing = r.choice(NAMES), r.choice(THINGS)
-    told = [f"{name} has {start} {thing}."]
-    told += [WORDINGS[op][int(r.random() * len(WORDINGS[op]))].format(n=operand) for op, operand in ops]
-    if noise:
-        sentence, n, at = noise
-        told.insert(1 + at, sentence.format(n=n))
-    question = " ".join([*told, f"How many {thing} has she now?"])
-    return Problem("words", seed, level, question, (start, tuple(ops)), str(value))
+    story = (r.choice(NAMES), r.choice(THINGS), tuple(r.random() for _ in ops), noise)
+    return _make(seed, start, tuple(ops), story, held_out=False)
 
 
 def _operation(r: Random, value: int) -> tuple[str, int]:
@@ -54,6 +57,26 @@ def _operation(r: Random, value: int) -> tuple[str, int]:
     op = r.choice(kinds)
     operands = {"+": range(2, 31), "-": range(2, min(value, 31)), "*": range(2, 6), "/": divisors}
     return op, r.choice(operands[op])
+
+
+def _make(seed: int, start: int, ops: tuple, story: tuple, held_out: bool) -> Problem:
+    name, thing, which, noise = story
+    told = [f"{name} has {start} {thing}."]
+    for (op, operand), u in zip(ops, which, strict=True):
+        wordings = WORDINGS[op]
+        told.append((wordings[-1] if held_out else wordings[int(u * (len(wordings) - 1))]).format(n=operand))
+    if noise:
+        told.insert(1 + noise[2], noise[0].format(n=noise[1]))
+    value = start
+    for op, operand in ops:
+        value = int(calculate(f"{value}{op}{operand}"))
+    question = " ".join([*told, f"How many {thing} has she now?"])
+    return Problem("words", seed, len(ops), question, (start, ops, story), str(value))
+
+
+def reword(problem: Problem) -> Problem:
+    start, ops, story = problem.gold
+    return _make(problem.seed, start, ops, story, held_out=True)
 
 
 def solution(problem: Problem) -> list[str]:
@@ -67,7 +90,7 @@ def solution(problem: Problem) -> list[str]:
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
     """Step k is right when its note does operation k on the value stated last, whatever words stand around it."""
-    start, ops = problem.gold
+    start, ops, _ = problem.gold
     value, verdicts, known = number(str(start)), [], {number(str(start)), *(number(str(n)) for _, n in ops)}
     for k, text in enumerate(steps):
         try:
@@ -113,4 +136,4 @@ def _plain(value) -> str:
     return str(value.numerator) if value.denominator == 1 else f"({value.numerator}/{value.denominator})"
 
 
-TASK = Task("words", sample, solution, judge)
+TASK = Task("words", sample, solution, judge, reword)
