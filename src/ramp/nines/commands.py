@@ -24,6 +24,7 @@ VERBS = {
     "fit": "which items are hard, how able each checkpoint is, how correlated failures are",
     "forecast": "at which compute r nines are reached, with what probability",
     "backtest": "how good such forecasts were on this table, beside simple baselines",
+    "observe": "what systems will do on a task from what they do on others, by systems that tried both",
     "audit-demo": "how much a choice of items flatters a system",
     "compare": "two runs, paired by item, with the difference that could have been found",
 }
@@ -57,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             p.add_argument("--target", type=float, help="... its accuracy there, all smaller runs known to the end")
             p.add_argument("--threshold", type=float, nargs="+", default=[], help="score also 'will it reach T?'")
             p.add_argument("--record", type=Path, metavar="JSONL", help="score the forecasts recorded there")
+        if verb == "observe":
+            p.add_argument("--task", nargs="+", required=True, help="what is asked: forecast where it was not tried")
+            p.add_argument("--by", nargs="+", metavar="TASK", help="tasks to tell it by (default: all others)")
+            p.add_argument("--beyond", type=float, metavar="FLOP", help="score it: larger systems from the others")
         if verb == "audit-demo":
             p.add_argument("--run", required=True, help="the system that was shown")
             p.add_argument("--items", required=True, help="what the demo showed: ids with commas, or @FILE, one a line")
@@ -68,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what the verb found, write the page if one is asked for."""
     verbs = {"plan": plan, "certify": certify, "fit": fit, "forecast": forecast}
-    verbs |= {"backtest": backtest, "audit-demo": audit_demo, "compare": compare}
+    verbs |= {"backtest": backtest, "observe": observe, "audit-demo": audit_demo, "compare": compare}
     for path in (args.page, getattr(args, "record", None)):
         if path and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"{path} cannot be written; name a file in a directory that exists")
@@ -413,6 +418,44 @@ def _scores(s: dict) -> list:
         said = [[f"{p:.2f}", f"{happened:.2f}", n] for p, happened, n in s["calibration"]]
         parts.append([["probability said", "share that happened", "events"], *said])
     return parts
+
+
+def observe(args: argparse.Namespace) -> tuple[dict, list]:
+    import numpy as np
+
+    from ramp.nines import observe, trials
+
+    t = _table(args)
+    c, family = trials.curves(t), dict(zip(t["run"], np.where(t["family"] == "", t["run"], t["family"]), strict=True))
+    of = {task: observe.systems(c, family, task, _others(c, args)) for task in args.task}
+    if args.beyond:
+        found = {task: observe.beyond(s, args.beyond) for task, s in of.items()}
+        keys = ("systems", "squared_error", "coverage", "crps")
+        count = np.array([f["systems"] for f in found.values()])
+        mean = {k: float(np.average([f[k] for f in found.values()], weights=count)) for k in keys[1:]}
+        rows = [["task", "systems beyond", "squared error", "90% interval covers", "CRPS"]]
+        for task, f in [*found.items(), ("all", {"systems": int(count.sum())} | mean)]:
+            rows.append([task, f["systems"], *(f"{f[k]:.4f}" for k in keys[1:])])
+        return {"tasks": found, **mean}, [f"## Systems beyond {args.beyond:g} FLOP, from those up to it", rows]
+    rows, found = [["task", "system", "accuracy", "90%"]], {}
+    for task, s in of.items():
+        asked = ~np.isfinite(s.y)
+        quantiles = np.quantile(observe.predict(s, ~asked, asked), (0.05, 0.5, 0.95), axis=0).T
+        found[task] = dict(zip(np.array(s.names)[asked].tolist(), quantiles.tolist(), strict=True))
+        rows += [[task, name, f"{q[1]:.3f}", _span(q[::2], 3)] for name, q in found[task].items()]
+    if len(rows) == 1:
+        raise UserError(f"every system has tried {' and '.join(args.task)}; there is nothing to foretell")
+    return found, ["## By what the systems do elsewhere", rows]
+
+
+def _others(c: dict, args: argparse.Namespace) -> list[str] | None:
+    """The tasks to tell by: never one that is asked for."""
+    import numpy as np
+
+    if args.by or len(args.task) == 1:
+        return args.by
+    tried = {t: (c["task"] == t).sum() for t in np.unique(c["task"]) if t not in args.task}
+    return [str(t) for t, n in tried.items() if n >= 0.9 * max(tried.values())]
 
 
 def audit_demo(args: argparse.Namespace) -> tuple[dict, list]:

@@ -19,8 +19,8 @@ from ramp.errors import UserError
 from ramp.nines import backtest, commands, page, ready, record
 from ramp.nines import trials as tables
 from ramp.rundir import RunDir
-from ramp.tasks import TASKS, Task
-from ramp.tasks.protocol import render, slices
+from ramp.tasks import TASKS, Problem, Task
+from ramp.tasks.protocol import prompt_ids, render, slices
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.board import Board, rewind
 from ramp.train.preemption import Preemption
@@ -55,11 +55,26 @@ class Trials:
         self.at = np.log10([*range(t.eval_every, t.steps, t.eval_every), t.steps])  # when evaluations come
         self.table, self.forecasts = rundir.path / "trials.jsonl", rundir.path / "forecasts.jsonl"
         self.past: list[backtest.Past] = []  # forecasts that were scored: they weigh the next ones
+        self.asked = {name: self.problems(name) for name in (c.chat.tasks if c.trials.items else ())}
+
+    def problems(self, name: str) -> dict[str, list[Problem]]:
+        """The held-out problems of a task by slice; UserError where the model's context is too short for one."""
+        (task, level), found = named(name), {}
+        for problem in held_out(task, level, self.c.trials.items):
+            for kind, variant in slices(task, problem.seed, level).items():
+                found.setdefault(kind, []).append(variant)
+        longest = max(len(prompt_ids(self.tokenizer, p.question)) for of in found.values() for p in of)
+        if longest + self.c.trials.tokens > self.c.model.context:
+            raise UserError(
+                f"a question of {name} takes {longest} tokens, which with trials.tokens {self.c.trials.tokens} is more "
+                f"than model.context {self.c.model.context}"
+            )
+        return found
 
     def __call__(self, params: dict, step: int, board: Board, stop: Preemption) -> dict[str, float]:
         """Try, write down, forecast; {"nines/TASK, SLICE": share solved}. Nothing without tasks or items."""
         rows = []
-        for name in self.c.chat.tasks if self.c.trials.items and step else ():
+        for name in self.asked if step else ():
             rows += self.tried(params, name, step)
             stop.check(step)
         if not rows or not board.enabled:
@@ -75,12 +90,8 @@ class Trials:
 
     def tried(self, params: dict, name: str, step: int) -> list[dict]:
         """The rows of one task: a solution counts when its answer is right and so is every step."""
-        t, (task, level), rows = self.c.trials, named(name), []
-        asked: dict[str, list] = {}
-        for problem in held_out(task, level, t.items):
-            for kind, variant in slices(task, problem.seed, level).items():
-                asked.setdefault(kind, []).append(variant)
-        for kind, problems in asked.items():
+        t, (task, _), rows = self.c.trials, named(name), []
+        for kind, problems in self.asked[name].items():
             r = roll(self.c.model, params["lm"], self.tokenizer, task, problems, t.tries, t.tokens, step, t.temperature)
             for i, right in enumerate(r.verified_b):
                 what = {"item": -problems[i // t.tries].seed, "slice": kind, "seed": i % t.tries}

@@ -1,0 +1,131 @@
+"""Trials beside training: what is written at each evaluation, what a resumed run repeats, what the end says."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from ramp import config
+from ramp.config import Chat, Config, Text, Train
+from ramp.errors import UserError
+from ramp.rundir import RunDir
+from ramp.stages import finetune, trials
+from ramp.text.tokenizer import Tokenizer
+from ramp.train.board import Board
+from ramp.train.preemption import Preemption
+
+TOKENIZER = Tokenizer.bytes_only()
+
+
+def settings(**over) -> Config:
+    c = Config(
+        text=Text(tokenizer="bytes"),
+        model=tiny.model(vocab=264, context=192),
+        finetune=Train(steps=80, batch=8, eval_every=10),
+        chat=Chat(tasks=("addition/1", "words/1"), problems=20),
+        trials=config.Trials(items=12, tries=2, tokens=4),
+    )
+    return config.resolve(replace(c, **over))
+
+
+@pytest.fixture
+def rundir(tmp_path):
+    made = RunDir(tmp_path / "run")
+    made.path.mkdir()
+    return made
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def evaluated(run: trials.Trials, steps: list[int], params: dict | None = None) -> dict[str, float]:
+    with Board(run.rundir.path, "finetune", steps[0]) as board:
+        return [run(params or {"lm": None}, step, board, Preemption()) for step in steps][-1]
+
+
+def growing(c, params, tokenizer, task, problems, group, tokens, step, temperature):
+    """Solutions that are right more and more often."""
+    right = np.random.default_rng(step).random(len(problems) * group) < 1 / (1 + np.exp(-2 * np.log(step / 30)))
+    return SimpleNamespace(verified_b=right)
+
+
+def test_a_model_is_tried_in_every_slice_on_problems_kept_out_of_training(rundir):
+    c = settings()
+    run = trials.Trials(rundir, c, TOKENIZER, "finetune")
+    with jax.set_mesh(tiny.mesh()):
+        found = evaluated(run, [10], {"lm": tiny.lively(c.model)})
+    rows = lines(rundir.path / "trials.jsonl")
+    kinds = {"addition/1": {"base", "longer"}, "words/1": {"base", "longer", "reworded", "typos"}}
+    assert {t: {r["slice"] for r in rows if r["task"] == t} for t in kinds} == kinds
+    assert sum(r["task"] == "addition/1" for r in rows) == 2 * 12 * 2
+    assert {r["item"] for r in rows} == set(range(1, 13))
+    assert found["nines/addition/1"] == np.mean(
+        [r["success"] for r in rows if r["task"] == "addition/1" and r["slice"] == "base"]
+    )
+    assert not (rundir.path / "forecasts.jsonl").read_text()  # one checkpoint foretells nothing
+    seen = {tuple(ids) for ids, _ in trials.solved(c, TOKENIZER)}
+    assert len(seen) > 30
+
+
+def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats_none(rundir, monkeypatch, capsys):
+    monkeypatch.setattr(trials, "roll", growing)
+    c = settings()
+    evaluated(trials.Trials(rundir, c, TOKENIZER, "finetune"), [10, 20, 30, 40, 50, 60, 70, 80])
+    whole = [(rundir.path / name).read_bytes() for name in ("trials.jsonl", "forecasts.jsonl")]
+    for line in lines(rundir.path / "forecasts.jsonl"):
+        assert 10 ** line["issued"] == pytest.approx(line["step"])
+        assert min(line["targets"]) > line["issued"]
+    assert {line["step"] for line in lines(rundir.path / "forecasts.jsonl")} == {30, 40, 50, 60, 70}
+    again = trials.Trials(rundir, c, TOKENIZER, "finetune")  # from a checkpoint at 40, another process
+    evaluated(again, [50, 60, 70, 80])
+    assert [(rundir.path / name).read_bytes() for name in ("trials.jsonl", "forecasts.jsonl")] == whole
+    report = again.end()
+    assert set(report["forecast"]) == {"addition/1", "words/1"}
+    assert "today" in report["forecast"]["addition/1"]
+    assert report["record"]["count"] > 40
+    assert "80% intervals cover" in capsys.readouterr().out
+    page = (rundir.path / "nines.html").read_text()
+    assert page.count("<svg") == 3
+    assert "<script" not in page
+
+
+def test_without_tasks_or_items_nothing_is_written(rundir):
+    for over in ({"chat": Chat()}, {"trials": config.Trials(items=0)}):
+        run = trials.Trials(rundir, settings(**over), TOKENIZER, "finetune")
+        assert evaluated(run, [10]) == {}
+        assert run.end() == {}
+    assert not (rundir.path / "trials.jsonl").exists()
+
+
+@pytest.mark.parametrize("name", ["addition", "addition/", "addition/0", "additon/2", "addition/two"])
+def test_a_task_that_is_none_is_named(name):
+    with pytest.raises(UserError, match="NAME/LEVEL"):
+        list(trials.solved(settings(chat=Chat(tasks=(name,))), TOKENIZER))
+
+
+def test_a_problem_too_long_for_a_row_is_refused():
+    c = settings(chat=Chat(tasks=("words/8",), problems=5))
+    with pytest.raises(UserError, match=r"finetune\.seq"):
+        list(trials.solved(c, TOKENIZER))
+
+
+def test_a_context_too_short_for_a_question_is_refused_before_training(rundir):
+    with pytest.raises(UserError, match=r"model\.context"):
+        trials.Trials(rundir, settings(trials=config.Trials(items=9, tokens=180)), TOKENIZER, "finetune")
+
+
+def test_solved_problems_are_rows_of_fine_tuning(tmp_path):
+    talks = tmp_path / "talks.jsonl"
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    talks.write_text("".join(json.dumps({"messages": said}) + "\n" for _ in range(200)))
+    chat = Chat(sources=(f"file:{talks}",), val_fraction=0.2)
+    plain, mixed = (
+        finetune.pack_rows(settings(chat=c), TOKENIZER)[0] for c in (chat, replace(chat, tasks=("chain/2",)))
+    )
+    assert len(mixed["train"]) > len(plain["train"])
+    assert len(mixed["val"]) == len(plain["val"])
