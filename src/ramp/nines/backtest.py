@@ -129,7 +129,7 @@ def score(
         target=float(target),
         actual=actual,
         median=float(np.median(final)),
-        pit=float((final < actual).mean()),
+        pit=float((final < actual).mean() + (final == actual).mean() / 2),  # 0 of n and n of n are atoms
         crps={k: crps(v, actual) for k, v in ensembles.items()},
         covered={k: bool(np.quantile(v, 0.05) <= actual <= np.quantile(v, 0.95)) for k, v in ensembles.items()},
         shapes=np.array([norm.logpdf(y, *f.shown(to[-1:], error)) for f in found]),

@@ -293,6 +293,7 @@ def readiness(
         rows.append([f"{r:g}", f"p = {held:.2f}", when[0], f"{when[1]} to {when[2]}", f"p = {level['never']:.2f}"])
     best = max(o.weights, key=o.weights.get)
     figures = {"run": o.run, "unit": o.unit, "at": o.now, "times": times, "now": now, "end": end, "levels": levels}
+    figures["slices"] = {name: float(np.median(path[:, k])) for name, path in o.slices.items()}
     return figures | {"shapes": o.weights, "widened": o.widened, "converged": o.converged}, [
         "## Reliability of the usage mix",
         f"{o.run}: now {now[1]:.4f} [{_span(now[::2])}], at {times:.3g}x {end[1]:.4f} [{_span(end[::2])}] (90%).",
@@ -306,6 +307,8 @@ def sentence(name: str, figures: dict) -> str:
     """`readiness` as one would say it: "addition/2: 0.94 [0.91, 0.96] today, 1 nine by 2.1x this compute (80%: ...)"."""
     low, middle, high = figures["now"]
     said = f"{name}: {middle:.2f} [{low:.2f}, {high:.2f}] today"
+    if len(figures["slices"]) > 1:
+        said += f" ({', '.join(f'{k} {v:.2f}' for k, v in figures['slices'].items())})"
     for level in figures["levels"]:
         nines, times = f"{level['nines']:g} nine{'s' * (level['nines'] != 1)}", 10 ** (level["sure"] - figures["at"])
         low, high = (10 ** (level[k] - figures["at"]) for k in ("low", "high"))

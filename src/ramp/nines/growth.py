@@ -23,8 +23,10 @@ from ramp.errors import UserError
 SHAPES = ("linear", "power 0.2", "power 0.5", "power 1.0", "local")
 NEAR = 0.5  # decades of size over which runs are alike: correlation exp(-|log10 ratio| / NEAR)
 # Prior medians of the standard deviations, logits per unit of their component; each log-normal with sd 1: level, shape and
-# walk shared by size; level, shape and walk of a run; checkpoint noise; the multiple of the stated standard error.
-PRIOR = np.array([0.6, 0.3, 0.1, 0.3, 0.1, 0.1, 0.03, 0.3])
+# walk shared by size; level, shape and walk of a run; checkpoint noise; the multiple of the stated standard error. Wide,
+# since a decade of steps moves a finished curriculum by tenths of a logit and a model that just got the point by ten.
+PRIOR = np.array([0.6, 1.8, 0.6, 0.3, 0.6, 0.6, 0.18, 0.3])
+LEVEL, SLOPE, BEND = 2.0, 6.0, 3.0  # of what all curves have in common: its level, a line's slope, other shapes' scale
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,16 @@ def _parts(shape: str, a: Points, b: Points, start: float) -> tuple[np.ndarray, 
     same = (a.run[:, None] == b.run).astype(float)
     low = np.minimum(a.x[:, None], b.x) - start  # covariance of a Wiener process
     if shape == "linear":
-        phi, vague = a.x[:, None] * b.x, 1.0
+        phi, vague = a.x[:, None] * b.x, SLOPE**2 * a.x[:, None] * b.x
     elif shape == "local":  # Wahba's integrated Wiener process, and a slope
         high = np.maximum(a.x[:, None], b.x) - start
-        phi, vague = low**2 * (3 * high - low) / 6 + 0.25 * a.x[:, None] * b.x, 1.0
+        phi = low**2 * (3 * high - low) / 6 + 0.25 * a.x[:, None] * b.x
+        vague = low**2 * (3 * high - low) / 6 + BEND**2 * a.x[:, None] * b.x
     else:
         q = float(shape.split()[1])
-        phi, vague = 10.0 ** (-q * (a.x[:, None] + b.x)), 0.25
-    return 4.0 + vague * phi, [near, phi * near, low * near, same, phi * same, low * same]
+        phi = 10.0 ** (-q * (a.x[:, None] + b.x))
+        vague = BEND**2 * phi
+    return LEVEL**2 + vague, [near, phi * near, low * near, same, phi * same, low * same]
 
 
 def _kernel(shape: str, a: Points, b: Points, start: float, variances: np.ndarray) -> np.ndarray:
