@@ -69,14 +69,16 @@ def dispatch(argv: list[str]) -> int:
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, text in VERBS.items():
-        _arguments(verb, verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", epilog=FLAGS))
+        tail = FLAGS if verb in FLAGGED else None
+        _arguments(verb, verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", epilog=tail))
     args, flags = parser.parse_known_args(argv)
-    if flags and args.verb not in (*TRAINS, "audit", "ladder"):
+    if flags and args.verb not in FLAGGED:
         raise UserError(f"unknown argument {flags[0]}; see `ramp {args.verb} --help`")
     return ACTIONS[args.verb](args, flags)
 
 
 TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "reinforce", "synthesize", "sample", "bench", "plan")
+FLAGGED = (*TRAINS, "audit", "ladder")  # verbs that take keys of the configuration
 FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.steps 100. They are listed in src/ramp/config.py."
 
 

@@ -111,7 +111,7 @@ class Model:
     embed_std: Rate = 0.5
     head_std: Rate = 0.002
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """compute dtype; auto is what `ramp bench` found faster: bfloat16 on TPU and GPU, float32 on CPU"""
+    """compute dtype; auto is what `ramp bench` found faster: bfloat16, but float32 on a CPU without avx512_bf16"""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     remat: Literal["none", "full", "saved"] = "none"
     """recomputed in the backward pass: nothing, whole blocks, or all but attention"""

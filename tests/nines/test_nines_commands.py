@@ -99,8 +99,7 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp
     assert parser.links == []
     for part in ("Reliability of the usage mix", "What is shown today", "Best of 4 takes", "How such forecasts"):
         assert part in page.read_text()
-    lines = record.read_text().splitlines()
-    later = json.loads(lines[10])["target"]
+    later = json.loads(record.read_text())["targets"][10]
     rows = list(csv.DictReader(table.open()))
     grown = tmp_path / "later.csv"
     with grown.open("w", newline="") as file:
@@ -108,8 +107,8 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp
         out.writeheader()
         out.writerows(rows + [r | {"compute": 10**later} for r in rows[-240:]])
     found = ask(capsys, "backtest", grown, "--record", record)
-    assert len(found["resolved"]) == 1
-    assert found["open"] == len(lines) - 1
+    assert len(found["scored"]) == 1
+    assert found["open"] == 0
 
 
 def test_backtest_and_fit(capsys, table, tmp_path):
@@ -138,8 +137,10 @@ def test_mistakes_are_one_sentence(capsys, table, tmp_path):
     assert "not a file" in refused(capsys, "fit", tmp_path / "none.csv")
     assert "NAME=" in refused(capsys, "forecast", table, "--slice", "base")
     assert "sums to" in refused(capsys, "forecast", table, "--slice", "base=.5")
-    recorded = refused(capsys, "forecast", table, "--slice", "base=1", "--record", tmp_path / "f.jsonl")
-    assert "without --family" in recorded
+    early = tmp_path / "early.csv"
+    lines = table.read_text().splitlines()
+    early.write_text("\n".join(lines[:1] + lines[1 : 1 + 2 * 240]))
+    assert "3 checkpoints" in refused(capsys, "forecast", early, "--record", tmp_path / "f.jsonl")
     assert "no trial belongs" in refused(capsys, "forecast", table, "--run", "nobody")
     assert "schedule" in refused(capsys, "forecast", table, "--schedule", tmp_path / "none.csv")
     assert "together" in refused(capsys, "backtest", table, "--origin", 10)

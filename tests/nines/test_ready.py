@@ -186,24 +186,47 @@ def test_backtest_over_time_knows_no_future():
         backtest.over_time(curves([1e8], [1000, 2000]))
 
 
-@pytest.mark.parametrize("tasks", [("t",), ("t", "u")])
-def test_the_record_is_scored_when_the_checkpoint_arrives(tmp_path, tasks):
-    rng, path = np.random.default_rng(0), tmp_path / "forecasts.jsonl"
+def recorded(tmp_path, rows, later: float):
+    """A record issued at the last checkpoint of `rows`, and the curves it came from."""
+    path, c = tmp_path / "forecasts.jsonl", trials.curves(trials.by_slice(trials.table(rows)))
+    now = float(c["x"].max())
+    count = record.append(path, c, now, np.linspace(now, later, 5)[1:], [], unit="step")
+    return path, c, count
+
+
+def test_the_record_is_scored_by_any_checkpoint_on_the_way(tmp_path):
+    rng = np.random.default_rng(0)
     rows = [
-        {"run": "a", "step": step, "task": task, "item": str(i), "success": int(rng.random() < rate)}
-        for step, rate in ((1000, 0.3), (2000, 0.4), (4000, 0.6)) for task in tasks for i in range(200)
+        {"run": "a", "step": step, "task": task, "item": str(i), "slice": kind, "success": int(rng.random() < rate - cost)}
+        for step, rate in ((500, 0.4), (1000, 0.5), (2000, 0.6), (3000, 0.66)) for task in "tu" for i in range(200)
+        for kind, cost in (("base", 0.0), ("typos", 0.2))
     ]  # fmt: skip
-    t = trials.table(rows)
-    now, later = np.log10([2000, 4000])
-    mix = rng.normal(t["success"][t["step"] == 4000].mean(), 0.01, (500, 3))
-    o = ready.Outlook("a", np.array([now, later, 6.0]), now, mix, {}, [(now, 0.4, 0.39, 0.41)], {}, 1.0, "step")
-    record.append(path, trials.select(t, t["step"] < 4000), o)
+    path, _, count = recorded(tmp_path, [r for r in rows if r["step"] <= 2000], np.log10(4000))
+    assert count == 4
     before = path.read_bytes()
-    scored, waiting = record.resolve(path, t)
-    assert (len(scored), waiting) == (1, 1)
-    assert scored[0]["covered80"]
-    assert scored[0]["crps"] < scored[0]["persistence"]
+    c = trials.curves(trials.by_slice(trials.table(rows)))
+    scored, waiting = record.resolve(path, c)
+    assert (len(scored), waiting) == (4, 0)
+    assert {r["task"] for r in scored} == {"t", "t, typos", "u", "u, typos"}
+    assert {round(10 ** r["target"]) for r in scored} == {3000}
+    found = record.summary(scored)
+    assert found["count"] == 4
+    assert found["crps"] < found["persistence"]
     assert path.read_bytes() == before
-    path.write_text("{broken")
-    with pytest.raises(UserError, match="record"):
-        record.resolve(path, t)
+    early = trials.select(c, c["x"] < np.log10(2500))
+    assert record.resolve(path, early) == ([], 4)
+    for wrong in ("{broken", '{"run": "a"}', before.decode().replace("[[", "[[0.5, ")):
+        path.write_text(wrong)
+        with pytest.raises(UserError, match="record"):
+            record.resolve(path, c)
+
+
+def test_what_shows_nothing_is_forecast_to_show_nothing(tmp_path):
+    rows = [
+        {"run": "a", "step": step, "task": "t", "item": str(i), "success": 0}
+        for step in (100, 200, 300, 400) for i in range(100)
+    ]  # fmt: skip
+    path, c, _ = recorded(tmp_path, rows[:300], np.log10(400))
+    scored, _ = record.resolve(path, c | trials.curves(trials.table(rows)))
+    assert scored[0]["covered80"]
+    assert scored[0]["crps"] < 0.02
