@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -87,7 +88,7 @@ def run(
 
     c = setup(c)  # before imports that start threads: each would bring an arena that `keep_memory` does not hold
     from ramp import report
-    from ramp.stages import converse, evaluate, finetune, prepare, pretrain, reinforce, synthesize
+    from ramp.stages import converse, evaluate, finetune, pretrain, reinforce, synthesize
     from ramp.train.preemption import Preemption
 
     work = {
@@ -112,20 +113,26 @@ def run(
                     f"{stage} needs {need}, which {directory} has not finished; run `ramp {need} {directory}`"
                 )
             stop.check(0)
-            result = (
-                by_first(partial(apart, prepare.run, rundir, c)) if stage == "prepare" else work[stage](rundir, c, stop)
-            )
+            result = by_first(partial(prepared, rundir, c)) if stage == "prepare" else work[stage](rundir, c, stop)
             by_first(partial(report.update_report, directory, stage, (result or {}) | {"done": True}))
             by_first(partial(report.write_report, directory))
     if first:
         print(f"report: {directory / 'report.html'}")
 
 
-def apart(work: Callable[..., Any], *given: Any) -> Any:
-    """`work` in a process of its own: in this one the tokenizer's threads would wait for the one arena that
+def prepared(rundir: RunDir, c: Config) -> dict:
+    """`prepare` in a process of its own: in this one the tokenizer's threads would wait for the one arena that
     `keep_memory` leaves (30 s for 7), and its garbage would stay."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as one:
-        return one.submit(work, *given).result()
+    from ramp.stages import prepare
+
+    with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as one:
+        return one.submit(prepare.run, rundir, c).result()
+
+
+def end_with_parent() -> None:
+    """Ask Linux to end this process when the one that started it is gone: what it writes is under that one's lock."""
+    if platform.system() == "Linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def by_first(action: Callable[[], Any]) -> Any:

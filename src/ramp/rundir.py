@@ -23,7 +23,7 @@ from ramp.errors import UserError
 DEPENDS = {
     "prepare": ("seed", "text"),
     "pretrain": ("model", "pretrain"),
-    "finetune": ("chat", "finetune"),
+    "finetune": ("chat", "finetune", "trials"),
     "reinforce": ("reinforce",),
     "synthesize": ("synthesize",),
 }

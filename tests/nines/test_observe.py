@@ -25,18 +25,18 @@ def suite(seed: int = 0, systems: int = 40) -> list[dict]:
 
 
 def of(rows: list[dict], **how) -> observe.Systems:
-    t = trials.table(rows)
-    family = dict(zip(t["run"], t["family"], strict=True))
-    return observe.systems(trials.curves(t), family, "target", **how)
+    return observe.systems(trials.table(rows), "target", **how)
 
 
 def test_other_tasks_tell_what_compute_cannot():
     s = of(suite())
     found = observe.beyond(s, 10**22.5)
     assert found["systems"] > 8
-    assert 0.7 < found["coverage"] <= 1
-    actual = s.value[s.x > 22.5]
-    assert found["squared_error"] < 0.2 * ((actual - s.value[s.x <= 22.5].mean()) ** 2).mean()
+    assert found["coverage"] > 0.7
+    known = s.x <= 22.5
+    line = np.polyfit(s.x[known], s.y[known], 1)
+    by_cost = 1 / (1 + np.exp(-np.polyval(line, s.x[~known])))
+    assert found["squared_error"] < 0.3 * ((s.value[~known] - by_cost) ** 2).mean()
 
 
 def test_scores_know_nothing_of_what_is_asked():
@@ -44,7 +44,7 @@ def test_scores_know_nothing_of_what_is_asked():
     known, asked = s.x <= 22.5, s.x > 22.5
     before = observe.predict(s, known, asked)
     hidden = observe.Systems(
-        s.names, s.family, s.x, s.z, *(np.where(known, a, np.nan) for a in (s.y, s.value, s.error)), s.n
+        s.names, s.family, s.x, s.z, *(np.where(known, a, np.nan) for a in (s.y, s.value, s.error, s.n))
     )
     assert np.array_equal(observe.predict(hidden, known, asked), before)
 
@@ -56,7 +56,7 @@ def test_far_from_every_system_is_uncertain():
     near, wide = (observe.predict(observe.Systems(s.names, s.family, s.x, z, s.y, s.value, s.error, s.n), ~asked, asked)
                   for z in (s.z, far))  # fmt: skip
     spread = [np.subtract(*np.quantile(np.log(d + 1e-3) - np.log(1 - d + 1e-3), (0.95, 0.05))) for d in (near, wide)]
-    assert spread[1] > spread[0]
+    assert spread[1] > 1.5 * spread[0]
 
 
 def test_the_command_foretells_what_was_not_tried_and_says_what_is_missing(tmp_path, capsys):
@@ -103,8 +103,7 @@ def test_observational_scaling_of_emergent_tasks():
             told = {k: r[k] for k in EMERGENT} | {k: b[k] for k in BENCHMARKS}
             rows += [named | {"task": k, "success": v} for k, v in told.items() if v]
     t = trials.table(rows)
-    c, family = trials.curves(t), dict(zip(t["run"], t["family"], strict=True))
-    found = [observe.beyond(observe.systems(c, family, task, list(BENCHMARKS)), 8.4e22) for task in EMERGENT]
+    found = [observe.beyond(observe.systems(t, task, list(BENCHMARKS)), 8.4e22) for task in EMERGENT]
     count = [f["systems"] for f in found]
     error, coverage = (np.average([f[k] for f in found], weights=count) for k in ("squared_error", "coverage"))
     print(f"{sum(count)} forecasts: squared error {error:.4f}, 90% intervals cover {coverage:.3f}")

@@ -4,7 +4,7 @@ from contextlib import suppress
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ramp.errors import UserError
@@ -158,6 +158,7 @@ def test_rollouts_that_end_badly():
 
 @given(names, seeds, levels)
 def test_slices_are_solved_by_their_own_gold(name, seed, level):
+    assume(name != "swaps" or level < 7)  # a longer row would need more than ten digits
     task = TASKS[name]
     for kind, problem in slices(task, seed, level).items():
         assert task.judge(problem, task.solution(problem), problem.answer).verified

@@ -92,7 +92,8 @@ def roll(
     spare = -len(prompts) % (mesh["replica"] * mesh["data"])  # every device has the same number of rows
     stream = sample.start(c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31)
     stream = sample.decode(c, sample.ready(c, params), stream, How(temperature), n, (tokenizer.end,))
-    tokens_bn, logps_bn = (np.array(a)[: len(prompts)] for a in (stream.tokens_bn, stream.logps_bn))
+    whole = (jax.reshard(a, P()) for a in (stream.tokens_bn, stream.logps_bn))  # every process judges every row
+    tokens_bn, logps_bn = (np.array(a)[: len(prompts)] for a in whole)
     return judged(tokenizer, task, [q for q in problems for _ in range(group)], group, prompts, tokens_bn, logps_bn)
 
 

@@ -40,9 +40,10 @@ class Past:
     target: float
     actual: float
     median: float
-    pit: float
+    pit: tuple[float, float]  # chance of less than what was seen, and of at most that: an atom spans an interval
+    raw: float  # the middle of it, before widening
     crps: dict[str, float]  # by method: "nines" and the baselines
-    covered: dict[str, bool]  # by its 90% interval
+    covered: dict[str, float]  # by its 90% interval, 0 or 1, or a share at an atom
     shapes: np.ndarray  # [K] log densities
     events: list[tuple[float, bool]]  # "it reaches T": probability, whether it did
 
@@ -77,7 +78,7 @@ def over_sizes(c: Table, origin: float, target: float, thresholds: tuple[float, 
     seen = c["x"] >= origin - WINDOW
     past: list[Past] = []
     for size in sizes[1:]:
-        weights, factor = growth.learned([p.shapes for p in past], [p.pit for p in past])
+        weights, factor = growth.learned([p.shapes for p in past], [p.raw for p in past])
         for task in np.unique(c["task"]):
             of = seen & (c["task"] == task)
             known = of & ((c["size"] < size) | ((c["size"] == size) & (c["x"] <= origin + 1e-9)))
@@ -87,7 +88,10 @@ def over_sizes(c: Table, origin: float, target: float, thresholds: tuple[float, 
             for run in runs:
                 mine = select(c, of & (c["run"] == run))
                 past.append(score(found, weights, factor, select(c, known), mine, origin, target, thresholds))
-    return [p for p in past if not np.isin(p.run, c["run"][c["size"] < sizes[LEAST_SIZES]])]
+    past = [p for p in past if not np.isin(p.run, c["run"][c["size"] < sizes[LEAST_SIZES]])]
+    if not past:
+        raise UserError("no run has a checkpoint both at or before the origin and at the target; move one of the two")
+    return past
 
 
 def ahead(
@@ -117,7 +121,7 @@ def score(
     before, after = select(mine, mine["x"] <= origin + 1e-9), select(mine, mine["x"] > origin + 1e-9)
     to, actual, error = points(after, origin), float(after["value"][-1]), float(logits(before)[1][-1])
     shown = ahead(found, weights, factor, to, before, rng)
-    final = shown[:, -1]
+    final, unwidened = shown[:, -1], ahead(found, weights, 1.0, to, before, np.random.default_rng(0))[:, -1]
     ensembles = {"nines": final} | baselines(known, before, origin, target, rng)
     began, reached = _best(before["value"]), _best(mine["value"])
     tops = _best(np.concatenate([np.tile(before["value"], (DRAWS, 1)), shown], 1))
@@ -129,9 +133,10 @@ def score(
         target=float(target),
         actual=actual,
         median=float(np.median(final)),
-        pit=float((final < actual).mean() + (final == actual).mean() / 2),  # 0 of n and n of n are atoms
+        pit=pit(final, actual),
+        raw=float(np.mean(pit(unwidened, actual))),
         crps={k: crps(v, actual) for k, v in ensembles.items()},
-        covered={k: bool(np.quantile(v, 0.05) <= actual <= np.quantile(v, 0.95)) for k, v in ensembles.items()},
+        covered={k: inside(*pit(v, actual), 0.9) for k, v in ensembles.items()},
         shapes=np.array([norm.logpdf(y, *f.shown(to[-1:], error)) for f in found]),
         events=[(float((tops >= t).mean()), bool(reached >= t)) for t in thresholds if began < t],
     )
@@ -146,13 +151,13 @@ def baselines(
     y, error = logits(before)
     x, lead = before["x"][-8:] - origin, target - origin
     z = rng.standard_normal(DRAWS)
-    out = {"persistence": before["value"][-1] + np.nan_to_num(before["stderr"][-1]) * z}
+    out = {"persistence": np.clip(before["value"][-1] + np.nan_to_num(before["stderr"][-1]) * z, 0, 1)}
     if len(x) >= 3:
         out["log-linear"] = expit(_line(x, y[-8:], lead) + np.hypot(error[-1], _rest(x, y[-8:])) * z)
         v = before["value"][-8:]
         best = min(((_rest(10 ** (-q * x), v), q) for q in np.geomspace(0.05, 3, 30)), key=lambda r: r[0])
         centre = _line(10 ** (-best[1] * x), v, 10 ** (-best[1] * lead))
-        out["power law"] = centre + np.hypot(np.nan_to_num(before["stderr"][-1]), best[0]) * z
+        out["power law"] = np.clip(centre + np.hypot(np.nan_to_num(before["stderr"][-1]), best[0]) * z, 0, 1)
     smaller = np.unique(known["size"][known["size"] < before["size"][-1]])[-2:]
     moves = []
     for run in np.unique(known["run"][np.isin(known["size"], smaller)]):
@@ -209,11 +214,24 @@ def forecasts(c: Table, now: float, places: np.ndarray, past: Sequence[Past]) ->
         yield run, task, ahead(found(), weights, factor, to, mine, np.random.default_rng(0))
 
 
+def pit(draws: np.ndarray, y: float) -> tuple[float, float]:
+    """Chance of less than y and of at most y. Between the two a truth at an atom, such as 0 of n, is anywhere."""
+    return float((draws < y).mean()), float((draws <= y).mean())
+
+
+def inside(low: float, high: float, level: float) -> float:
+    """The share of a PIT that lies in the central interval of this level: 0 or 1, or between where an atom straddles."""
+    edge = (1 - level) / 2
+    if high - low < 1e-9:
+        return float(edge <= low <= 1 - edge)
+    return max(0.0, min(high, 1 - edge) - max(low, edge)) / (high - low)
+
+
 def _origin(c: Table, now: float, past: Sequence[Past]) -> Iterator[tuple]:
     """What a forecast from `now` may know: (run, task, the task's rows, their fits when called for, weights of the
     shapes, widening) of each curve with enough checkpoints up to there."""
     scored = [p for p in past if p.target <= now + 1e-9]
-    weights, factor = growth.learned([p.shapes for p in scored], [p.pit for p in scored])
+    weights, factor = growth.learned([p.shapes for p in scored], [p.raw for p in scored])
     rows = select(c, (c["x"] <= now + 1e-9) & (c["x"] >= now - WINDOW))
     for task in np.unique(rows["task"]):
         known = select(rows, rows["task"] == task)
@@ -228,12 +246,11 @@ def summary(past: list[Past]) -> dict:
     methods = [m for m in past[0].crps if all(m in p.crps for p in past)]
     out: dict = {"forecasts": len(past), "methods": {}}
     for m in methods:
-        mean, inside = np.mean([p.crps[m] for p in past]), np.mean([p.covered[m] for p in past])
-        out["methods"][m] = {"crps": float(mean), "coverage": float(inside)}
-    pit = np.array([p.pit for p in past])
-    out["coverage80"] = float(((pit >= 0.1) & (pit <= 0.9)).mean())
+        means = (float(np.mean([getattr(p, k)[m] for p in past])) for k in ("crps", "covered"))
+        out["methods"][m] = dict(zip(("crps", "coverage"), means, strict=True))
+    out["coverage80"] = float(np.mean([inside(*p.pit, 0.8) for p in past]))
     out["mae"] = float(np.mean([abs(p.median - p.actual) for p in past]))
-    out["pit"] = np.histogram(pit, np.linspace(0, 1, 11))[0].tolist()
+    out["pit"] = np.histogram([np.mean(p.pit) for p in past], np.linspace(0, 1, 11))[0].tolist()
     events = np.array([e for q in past for e in q.events], float).reshape(-1, 2)
     if len(events):
         base, brier = float(events[:, 1].mean()), float(((events[:, 0] - events[:, 1]) ** 2).mean())

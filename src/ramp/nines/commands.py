@@ -1,7 +1,6 @@
 """`ramp nines ...`: from a file of trials to a table for people, --json for programs, --page for a meeting.
 
-A verb gives (figures, parts): figures for a program; of parts a str is a line ("## ...": a heading), a list of rows a
-table whose first row is its head, a function draws a picture for the page.
+A verb gives (figures, parts): figures for a program, and parts for people as in `tell`.
 """
 
 import argparse
@@ -11,12 +10,9 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ramp.errors import UserError
-
-if TYPE_CHECKING:
-    from ramp.nines.ready import Outlook
 
 VERBS = {
     "plan": "how many trials it takes to certify a number of nines, and who bears which risk",
@@ -107,14 +103,6 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _facts(facts: dict[str, Any]) -> list:
-    return [["what", "figure"], *([k, v] for k, v in facts.items())]
-
-
-def _span(bounds: Any, digits: int = 4) -> str:
-    return f"{bounds[0]:.{digits}f} .. {bounds[1]:.{digits}f}"
-
-
 def _pairs(words: list[str], convert: Callable[[str], Any] = str) -> dict[str, Any]:
     try:
         return {key: convert(value) for key, value in (word.split("=", 1) for word in words)}
@@ -166,7 +154,7 @@ def plan(args: argparse.Namespace) -> tuple[dict, list]:
 
 
 def certify(args: argparse.Namespace) -> tuple[dict, list]:
-    from ramp.nines import audit, exact
+    from ramp.nines import audit, exact, tell
     from ramp.nines.sequential import confidence_sequence
 
     test, t = _test(args.nines, args.confidence), _table(args)
@@ -181,8 +169,8 @@ def certify(args: argparse.Namespace) -> tuple[dict, list]:
         "distinct items, one trial each": n,
         "failures among them": n - good,
         f"shown at {args.confidence:.0%}: reliability of at least": f"{low:.5f} ({exact.nines(low):.2f} nines)",
-        "the same, however often one looks": _span(ever, 5),
-        "Wilson; Jeffreys": f"{_span(exact.wilson(good, n))}; {_span(exact.jeffreys(good, n))}",
+        "the same, however often one looks": tell.span(ever, 5),
+        "Wilson; Jeffreys": f"{tell.span(exact.wilson(good, n))}; {tell.span(exact.jeffreys(good, n))}",
         "trials in all; worth so many independent": f"{tries.sum():.0f}; {worth:.0f}",
         "correlation of tries at one item": "unknown: none was tried twice" if math.isnan(rho) else f"{rho:.2f}",
         f"sequential test of {args.nines:g} nines": test.decide(good, n - good),
@@ -190,31 +178,18 @@ def certify(args: argparse.Namespace) -> tuple[dict, list]:
     }
     figures = {"items": n, "failures": n - good, "lower": low, "always_valid": ever, "icc": rho, "more": more}
     figures |= {"sequential": test.decide(good, n - good), "ladder": audit.ladder(t, args.nines)}
-    parts = ["## What the last checkpoint's trials prove", _facts(facts), *_levels(figures["ladder"], wins, tries)]
+    parts = [
+        "## What the last checkpoint's trials prove",
+        tell.listed(facts),
+        *tell.ladder(figures["ladder"], wins, tries),
+    ]
     return figures, parts
-
-
-def _levels(levels: list, wins: Any, tries: Any) -> list:
-    """The ladder, and how far the best of several takes lies above all of them."""
-    from ramp.nines import exact, page
-
-    rows = [["level", "reached", "why"], *([name, "yes" if ok else "no", why] for name, ok, why in levels)]
-    k = int(min(8, tries.min()))
-    said = "No item was tried twice, so how much the best of several takes flatters cannot be said."
-    if k >= 2:
-        best, every, two = exact.pass_at(k, wins, tries), exact.pass_hat(k, wins, tries), exact.pass_hat(2, wins, tries)
-        said = (
-            f"Best of {k} takes: {best:.3f}; all of {k}: {every:.3f}. A demo shows the first, a user meets the second."
-        )
-        more = exact.pass_from_two(2 * k, exact.pass_hat(1, wins, tries), two)
-        said += f" All of {2 * k}, as one and two takes foretell: {more:.3f}."
-    return [said, rows, lambda: page.steps(levels)]
 
 
 def fit(args: argparse.Namespace) -> tuple[dict, list]:
     import numpy as np
 
-    from ramp.nines import items, page
+    from ramp.nines import items, page, tell
 
     found = items.fit(items.cells(_table(args)))
     c, error, hard = found.cells, np.sqrt(np.diag(found.cov)), found.difficulty()
@@ -226,7 +201,7 @@ def fit(args: argparse.Namespace) -> tuple[dict, list]:
         "lapse": ("lapse now", 1 / (1 + np.exp(-found.effects[:, -2]))),
     }
     rows = [["scale", "median", "90%"]]
-    rows += [[name, f"{np.median(v):.4f}", _span(np.quantile(v, (0.05, 0.95)))] for name, v in scales.values()]
+    rows += [[name, f"{np.median(v):.4f}", tell.span(np.quantile(v, (0.05, 0.95)))] for name, v in scales.values()]
     able = [["checkpoint", "ability", "±"]]
     able += [[f"{r} {x:.3f}", f"{found.mean[k]:.2f}", f"{error[k]:.2f}"] for k, (r, x) in enumerate(c.models)]
     cost = [["slice", "penalty (logits)", "±"]]
@@ -236,29 +211,27 @@ def fit(args: argparse.Namespace) -> tuple[dict, list]:
     figures = {key: float(np.median(v)) for key, (_, v) in scales.items()} | {"converged": found.converged}
     figures |= {"abilities": abilities, "difficulty": dict(zip(c.items, hard, strict=True))}
     tables = [table for table in (rows, able, cost, worst) if len(table) > 1]
-    parts = ["## Items and abilities", *_unsettled(found.converged), *tables, lambda: page.item_map(hard, abilities)]
+    parts = [
+        "## Items and abilities",
+        *tell.unsettled(found.converged),
+        *tables,
+        lambda: page.item_map(hard, abilities),
+    ]
     return figures, parts
 
 
-def _unsettled(converged: bool) -> list:
-    from ramp.nines import items
-
-    text = "WARNING: the spread of items and families did not settle; intervals of the item model are widened"
-    return [] if converged else [f"{text} {items.UNSETTLED:g} times. More items or more tries would tell."]
-
-
 def forecast(args: argparse.Namespace) -> tuple[dict, list]:
-
-    from ramp.nines import page, ready, trials
+    from ramp.nines import page, ready, record, tell, trials
 
     if not 0 < args.probability < 1 or not 0 < args.decades <= 4 or min(args.nines) <= 0:
         raise UserError("--probability must lie between 0 and 1, --decades above 0 and at most 4, --nines above 0")
     t = _table(args)
     spent = _schedule(args.schedule, trials.progress(t)[1]) if args.schedule else None
     o = ready.outlook(t, args.decades, _pairs(args.family, float), _pairs(args.slice, float), args.run)
-    figures, parts = readiness(o, args.nines, args.probability, spent)
+    figures, parts = tell.readiness(o, args.nines, args.probability, spent)
     if args.record:
-        parts.append(f"{_recorded(args.record, t, o)} curves forecast in {args.record}, to be scored later.")
+        count = record.live(args.record, t, o.run, o.now, o.grid[-1], o.unit)
+        parts.append(f"{count} curves forecast in {args.record}, to be scored later; what was said before stays.")
     if (t["item"] == "").all():
         parts.append("Accuracies without items: no lapse can be told from a lack of ability; nines are guesses.")
     elif len(o.seen) < 5:
@@ -268,92 +241,19 @@ def forecast(args: argparse.Namespace) -> tuple[dict, list]:
     return figures, parts
 
 
-def readiness(
-    o: "Outlook", wanted: list[float], probability: float = 0.8, spent: list[tuple[str, float]] | None = None
-) -> tuple[dict, list]:
-    """Where an outlook stands, and when each of the `wanted` nines is reached with that probability."""
-    import numpy as np
-
-    from ramp.nines import ready
-
-    k, times = int(np.searchsorted(o.grid, o.now)), 10 ** (o.grid[-1] - o.now)
-    now, end = np.quantile(o.mix[:, [k, -1]], (0.05, 0.5, 0.95), axis=0).T
-    rows = [["nines", "now", f"first {probability:.0%} sure at", "80% of futures", f"not within {times:.3g}x"]]
-    levels = []
-    for r in wanted:
-        passage, held = o.passage(r), float(o.ready(r)[:, k].mean())
-        places = np.array([o.at(r, probability), *np.quantile(passage, (0.1, 0.9), method="inverted_cdf")])
-        level = {"nines": r, "now": held, "never": float(np.isinf(passage).mean())}
-        level |= dict(zip(("sure", "low", "high"), places, strict=True))
-        when = ["beyond" if np.isinf(v) else f"{o.unit} {10**v:.3g} ({10 ** (v - o.now):.2g}x)" for v in places]
-        if spent:
-            level["date"] = ready.dates(spent, places)
-            when = [f"{w} {d}".strip() for w, d in zip(when, level["date"], strict=True)]
-        levels.append(level)
-        rows.append([f"{r:g}", f"p = {held:.2f}", when[0], f"{when[1]} to {when[2]}", f"p = {level['never']:.2f}"])
-    best = max(o.weights, key=o.weights.get)
-    figures = {"run": o.run, "unit": o.unit, "at": o.now, "times": times, "now": now, "end": end, "levels": levels}
-    figures["slices"] = {name: float(np.median(path[:, k])) for name, path in o.slices.items()}
-    return figures | {"shapes": o.weights, "widened": o.widened, "converged": o.converged}, [
-        "## Reliability of the usage mix",
-        f"{o.run}: now {now[1]:.4f} [{_span(now[::2])}], at {times:.3g}x {end[1]:.4f} [{_span(end[::2])}] (90%).",
-        f"Growth by past score: {best} leads with weight {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}.",
-        *_unsettled(o.converged),
-        rows,
-    ]
-
-
-def sentence(name: str, figures: dict) -> str:
-    """`readiness` as one would say it: "addition/2: 0.94 [0.91, 0.96] today, 1 nine by 2.1x this compute (80%: ...)"."""
-    low, middle, high = figures["now"]
-    said = f"{name}: {middle:.2f} [{low:.2f}, {high:.2f}] today"
-    if len(figures["slices"]) > 1:
-        said += f" ({', '.join(f'{k} {v:.2f}' for k, v in figures['slices'].items())})"
-    for level in figures["levels"]:
-        nines, times = f"{level['nines']:g} nine{'s' * (level['nines'] != 1)}", 10 ** (level["sure"] - figures["at"])
-        low, high = (10 ** (level[k] - figures["at"]) for k in ("low", "high"))
-        if level["now"] >= 0.8:
-            said += f", {nines} held (p = {level['now']:.2f})"
-        elif math.isinf(times):
-            said += f", {nines} not within {figures['times']:.3g}x (p = {level['never']:.2f})"
-        else:
-            said += f", {nines} by {times:.2g}x this {figures['unit']} (80%: {low:.2g} to {high:.2g})"
-    return said
-
-
-def _recorded(path: Path, t: dict, o: "Outlook") -> int:
-    """Append forecasts of the outlook's run, a curve a task and slice, at twenty places up to its end."""
-    import numpy as np
-
-    from ramp.nines import backtest, record, trials
-
-    c = trials.curves(trials.by_slice(t))
-    c = trials.select(c, c["run"] == o.run)
-    try:
-        past = backtest.over_time(c)
-    except UserError:
-        past = []  # too few checkpoints to have forecast any before
-    places = np.linspace(o.now, o.grid[-1], 21)[1:]
-    if not (written := record.append(path, c, o.now, places, past, unit=o.unit)):
-        raise UserError(
-            f"a record takes {backtest.LEAST_CHECKPOINTS} checkpoints of a curve, the last one's among them"
-        )
-    return written
-
-
 def _beside(t: dict, run: str) -> list:
     """What stands beside a forecast in a meeting: what the trials prove, and how past forecasts of this run did."""
-    from ramp.nines import audit, backtest, trials
+    from ramp.nines import audit, backtest, tell, trials
 
     parts: list = ["## What is shown today"]
     try:
-        parts += _levels(audit.ladder(t), *audit.last_cells(t)[:2])
+        parts += tell.ladder(audit.ladder(t), *audit.last_cells(t)[:2])
     except UserError as error:
         parts.append(f"It cannot be said: {error}.")
     parts.append("## How such forecasts of this run did before")
     c = trials.curves(t)
     try:
-        parts += _scores(backtest.summary(backtest.over_time(trials.select(c, c["run"] == run))))
+        parts += tell.scores(backtest.summary(backtest.over_time(trials.select(c, c["run"] == run))))
     except UserError as error:
         parts.append(f"None could be scored: {error}.")
     return parts
@@ -370,11 +270,11 @@ def _schedule(path: Path, unit: str) -> list[tuple[str, float]]:
 
 
 def backtest(args: argparse.Namespace) -> tuple[dict, list]:
-    from ramp.nines import backtest, trials
+    from ramp.nines import backtest, tell, trials
 
     t, thresholds = _table(args), tuple(args.threshold)
     if args.record:
-        return past_record(args.record, t)
+        return tell.past_record(args.record, t)
     if (args.origin is None) != (args.target is None) or (args.origin and not 0 < args.origin < args.target):
         raise UserError("--origin and --target go together, both above 0, the target beyond the origin")
     c = trials.curves(t)
@@ -383,54 +283,16 @@ def backtest(args: argparse.Namespace) -> tuple[dict, list]:
     else:
         past = backtest.over_time(c, thresholds)
     s = backtest.summary(past)
-    return s, ["## Past forecasts, scored", *_scores(s)]
-
-
-def past_record(path: Path, t: dict) -> tuple[dict, list]:
-    """The live forecasts in a file, scored by the checkpoints of a table that has grown since."""
-    import numpy as np
-
-    from ramp.nines import page, record, trials
-
-    scored, waiting = record.resolve(path, trials.curves(trials.by_slice(t)))
-    means = record.summary(scored)
-    facts = {
-        "scores; forecasts still open": f"{len(scored)}; {waiting}",
-        "of them beside every baseline": means["count"],
-    }
-    facts |= {k: f"{v:.4f}" for k, v in means.items() if k != "count"}
-    parts = ["## The record of live forecasts", _facts(facts)]
-    if scored:
-        pit = np.histogram([r["pit"] for r in scored], np.linspace(0, 1, 11))[0]
-        parts.append(lambda: page.calibration({"pit": pit}))
-    return {"scored": scored, "open": waiting, **means}, parts
-
-
-def _scores(s: dict) -> list:
-    from ramp.nines import page
-
-    rows = [["method", "CRPS", "90% interval covers"]]
-    for m, v in sorted(s["methods"].items(), key=lambda kv: kv[1]["crps"]):
-        rows.append([m, f"{v['crps']:.4f}", f"{v['coverage']:.3f}"])
-    text = f"{s['forecasts']} forecasts; 80% interval covers {s['coverage80']:.3f}; median misses by {s['mae']:.4f}."
-    parts = [text, rows, lambda: page.calibration(s)]
-    if "events" in s:
-        e = s["events"]
-        base = f"their rate {e['rate']:.3f} alone would have {e['base_brier']:.4f}"
-        parts.append(f"{e['count']} events 'reaches T': Brier {e['brier']:.4f}; {base}.")
-        said = [[f"{p:.2f}", f"{happened:.2f}", n] for p, happened, n in s["calibration"]]
-        parts.append([["probability said", "share that happened", "events"], *said])
-    return parts
+    return s, ["## Past forecasts, scored", *tell.scores(s)]
 
 
 def observe(args: argparse.Namespace) -> tuple[dict, list]:
     import numpy as np
 
-    from ramp.nines import observe, trials
+    from ramp.nines import observe, tell
 
     t = _table(args)
-    c, family = trials.curves(t), dict(zip(t["run"], np.where(t["family"] == "", t["run"], t["family"]), strict=True))
-    of = {task: observe.systems(c, family, task, _others(c, args)) for task in args.task}
+    of = {task: observe.systems(t, task, args.by, args.task) for task in args.task}
     if args.beyond:
         found = {task: observe.beyond(s, args.beyond) for task, s in of.items()}
         keys = ("systems", "squared_error", "coverage", "crps")
@@ -445,24 +307,14 @@ def observe(args: argparse.Namespace) -> tuple[dict, list]:
         asked = ~np.isfinite(s.y)
         quantiles = np.quantile(observe.predict(s, ~asked, asked), (0.05, 0.5, 0.95), axis=0).T
         found[task] = dict(zip(np.array(s.names)[asked].tolist(), quantiles.tolist(), strict=True))
-        rows += [[task, name, f"{q[1]:.3f}", _span(q[::2], 3)] for name, q in found[task].items()]
+        rows += [[task, name, f"{q[1]:.3f}", tell.span(q[::2], 3)] for name, q in found[task].items()]
     if len(rows) == 1:
         raise UserError(f"every system has tried {' and '.join(args.task)}; there is nothing to foretell")
     return found, ["## By what the systems do elsewhere", rows]
 
 
-def _others(c: dict, args: argparse.Namespace) -> list[str] | None:
-    """The tasks to tell by: never one that is asked for."""
-    import numpy as np
-
-    if args.by or len(args.task) == 1:
-        return args.by
-    tried = {t: (c["task"] == t).sum() for t in np.unique(c["task"]) if t not in args.task}
-    return [str(t) for t, n in tried.items() if n >= 0.9 * max(tried.values())]
-
-
 def audit_demo(args: argparse.Namespace) -> tuple[dict, list]:
-    from ramp.nines import audit
+    from ramp.nines import audit, tell
 
     text = args.items
     if text.startswith("@"):
@@ -486,13 +338,13 @@ def audit_demo(args: argparse.Namespace) -> tuple[dict, list]:
     if "pass_hat_k" in found:
         how = "" if "pass_at_k" in found else ", if its tries agree as other systems' do"
         facts[f"whole suite: all of {found['k']}{how}"] = f"{found['pass_hat_k']:.3f}"
-    return found, ["## How much the demo flatters", _facts(facts)]
+    return found, ["## How much the demo flatters", tell.listed(facts)]
 
 
 def compare(args: argparse.Namespace) -> tuple[dict, list]:
     import numpy as np
 
-    from ramp.nines import exact, trials
+    from ramp.nines import exact, tell, trials
 
     t, means = _table(args), []
     for name in args.runs:
@@ -500,14 +352,14 @@ def compare(args: argparse.Namespace) -> tuple[dict, list]:
         if not len(mine["run"]) or (mine["item"] == "").any():
             runs = ", ".join(np.unique(t["run"])[:8])
             raise UserError(f"no trial of a named item belongs to the run {name!r}; there are {runs}")
-        first, of = trials.groups(mine["task"], mine["item"], mine["slice"])
-        keys = zip(*(mine[k][first].tolist() for k in ("task", "item", "slice")), strict=True)
+        first, of = trials.groups(mine["task"], mine["item"])  # slices of an item are no items of their own
+        keys = zip(*(mine[k][first].tolist() for k in ("task", "item")), strict=True)
         means.append(dict(zip(keys, np.bincount(of, mine["success"]) / np.bincount(of), strict=True)))
     c = exact.compare(*means)
     facts = {
         f"{args.runs[1]} - {args.runs[0]}": f"{c.difference:+.4f} ± {c.stderr:.4f}",
-        "95% interval; p": f"{_span(c.interval)}; {c.p_value:.4f}",
+        "95% interval; p": f"{tell.span(c.interval)}; {c.p_value:.4f}",
         "least difference found with 80% power": f"{c.detectable:.4f}",
         "items, paired": c.items,
     }
-    return vars(c), ["## Two runs", _facts(facts)]
+    return vars(c), ["## Two runs", tell.listed(facts)]

@@ -153,7 +153,8 @@ def stack(scores: np.ndarray) -> np.ndarray:
 
 
 def learned(scores: list[np.ndarray], pits: list[float]) -> tuple[np.ndarray, float]:
-    """Weights of the shapes and widening of the intervals, from past forecasts: log densities by shape, PIT."""
+    """Weights of the shapes and widening of the intervals, from past forecasts: log densities by shape, and PIT as they were
+    before any widening."""
     return stack(np.reshape(scores, (-1, len(SHAPES)))), widening(np.array(pits))
 
 

@@ -7,6 +7,7 @@ other tasks, standardised, so that what lies far from every known system is unce
     logit of the task = level + w·z + g(z) + family + noise       w ~ N(0, a²)   g: radial, scale b, width c
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.special import expit
 
 from ramp.errors import UserError
 from ramp.nines.backtest import DRAWS, crps, logits
-from ramp.nines.trials import Table
+from ramp.nines.trials import Table, checkpoint, curves, select
 
 # Logs of a, b, the standard deviations of family and noise, and c: prior means; each normal with standard deviation 1.
 PRIOR = np.array([0.0, -0.5, -0.5, -0.5, 0.5])
@@ -38,8 +39,14 @@ class Systems:
     n: np.ndarray  # [N] trials that would have that error
 
 
-def systems(c: Table, family: dict[str, str], task: str, by: list[str] | None = None) -> Systems:
-    """The systems that tried all the tasks in `by`: every other task of nine tenths of the systems, unless named."""
+def systems(t: Table, task: str, by: list[str] | None = None, never: Sequence[str] = ()) -> Systems:
+    """The systems that tried all the tasks in `by`: unless named, every other one that nine tenths of the systems tried,
+    but those in `never`. Of several checkpoints of a system the last counts."""
+    x, compute = checkpoint(t), np.isfinite(t["compute"]).all()
+    last = {run: x[t["run"] == run].max() for run in np.unique(t["run"])}
+    t = select(t, x >= np.array([last[run] for run in t["run"]]) - 1e-9)
+    family = dict(zip(t["run"], np.where(t["family"] == "", t["run"], t["family"]), strict=True))
+    c = curves(t if compute else t | {"compute": np.ones(len(t["run"]))})
     tasks, runs = np.unique(c["task"]).tolist(), np.unique(c["run"]).tolist()
     if task not in tasks:
         raise UserError(f"no trial is of the task {task!r}; there are {', '.join(tasks)}")
@@ -49,9 +56,10 @@ def systems(c: Table, family: dict[str, str], task: str, by: list[str] | None = 
     for name, column in (c | {"y": y, "error": error}).items():
         if name in table:
             table[name][place] = column
-    others = by or [t for k, t in enumerate(tasks) if t != task and np.isfinite(table["y"][:, k]).mean() >= 0.9]
-    if not others or set(others) - set(tasks) or task in others:
-        raise UserError(f"{task} needs other tasks that the same systems tried; there are {', '.join(tasks)}")
+    tried = np.isfinite(table["y"]).mean(0)
+    others = [t for k, t in enumerate(tasks) if t not in (task, *never) and tried[k] >= 0.9] if by is None else by
+    if wrong := [t for t in others if t not in tasks or t == task] or ([] if others else ["none"]):
+        raise UserError(f"{task} is told by other tasks, not by {wrong[0]!r}; there are {', '.join(tasks)}")
     z, k = table["y"][:, [tasks.index(t) for t in others]], tasks.index(task)
     whole = np.isfinite(z).all(1)
     names = [r for r, ok in zip(runs, whole, strict=True) if ok]
@@ -87,8 +95,9 @@ def predict(s: Systems, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
     h = minimize(loss, PRIOR, method="L-BFGS-B", bounds=[(-5, 3)] * len(PRIOR)).x
     chol, cross = root(h), kernel(h, known, asked)
     center = mean + cross.T @ cho_solve((chol, True), s.y[known] - mean)
-    variance = np.diag(kernel(h, asked, asked) - cross.T @ cho_solve((chol, True), cross)) + np.exp(2 * h[3])
-    n = np.where(np.isfinite(s.n[asked]), s.n[asked], np.median(s.n[known]))
+    n = np.median(s.n[known])  # of the asked nothing is known, their number of trials neither
+    fresh = 1 / (n * expit(center) * expit(-center) + 0.5)  # of the logit they show, by those trials
+    variance = np.diag(kernel(h, asked, asked) - cross.T @ cho_solve((chol, True), cross)) + np.exp(2 * h[3]) + fresh
     scatter = np.random.default_rng(0).standard_normal((DRAWS, asked.sum()))
     p = expit(center + np.sqrt(np.maximum(variance, 1e-9)) * scatter)
     return np.clip((p * (n + 1) - 0.5) / n, 0, 1)
@@ -96,6 +105,8 @@ def predict(s: Systems, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
 
 def beyond(s: Systems, compute: float) -> dict[str, float]:
     """Systems of more than `compute` (FLOP), from those of at most that: scores of the means and of the intervals."""
+    if (s.x == 0).all():
+        raise UserError("these systems have no compute; --beyond needs that column")
     known = s.x <= np.log10(compute) + 1e-9
     asked = ~known & np.isfinite(s.y)
     if not asked.any():

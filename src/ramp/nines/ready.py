@@ -42,8 +42,8 @@ class Outlook:
         return ok
 
     def passage(self, r: float) -> np.ndarray:
-        """[S] log10 progress at which each draw first reaches r nines; inf: not within the grid."""
-        ok = self.ready(r)
+        """[S] log10 progress, from now on, at which each draw first holds r nines; inf: not within the grid."""
+        ok = self.ready(r) & (self.grid >= self.now - 1e-9)
         return np.where(ok.any(1), self.grid[ok.argmax(1)], np.inf)
 
     def at(self, r: float, q: float) -> float:

@@ -221,6 +221,7 @@ def curves(t: Table) -> Table:
         error = np.sqrt(np.bincount(of_item, residual**2) * items / np.maximum(items - 1, 1)) / count
     with np.errstate(divide="ignore", invalid="ignore"):
         n = np.where(error > 0, value * (1 - value) / error**2, items)
+        n = np.minimum(n, np.where(np.isnan(items), np.inf, count))  # by luck more alike than any trials could be
         n = np.where((n > 0) & np.isfinite(n), n, np.nanmedian(n[n > 0]) if (n > 0).any() else 100.0)
     out = {k: t[k][first] for k in ("run", "task", "size")}
     return out | {"x": x[first], "value": value, "stderr": error, "n": n}

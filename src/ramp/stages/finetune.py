@@ -23,14 +23,15 @@ from ramp.train.state import averaged
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
+    trials = Trials(rundir, c, tokenizer)
     rows, counts = pack_rows(c, tokenizer)
     for split, packed in rows.items() if jax.process_index() == 0 else ():
         packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
     loss_nats = evaluate.bits_per_byte(c, rows["val"], tokenizer)
-    trials = Trials(rundir, c, tokenizer, "finetune")
     print(
         f"finetune: {counts['rendered']:,} conversations in {len(rows['train']):,} rows of {c.finetune.seq}; "
-        f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped; {counts['loss_tokens']:,} tokens bear loss"
+        f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped; {counts['problems']:,} solved problems; "
+        f"{counts['loss_tokens']:,} tokens bear loss"
     )
 
     def figures(params, step, board, stop) -> dict[str, float]:
@@ -69,7 +70,9 @@ def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Co
         split: list(chat.render_all(tokenizer, talks, seq + 1, counts, tool.spoken))
         for split, talks in by_split.items()
     }
-    rendered["train"] += solved(c, tokenizer)
+    problems = list(solved(c, tokenizer))
+    counts.update(problems=len(problems), loss_tokens=sum(sum(weights) for _, weights in problems))
+    rendered["train"] += problems
     for split, talks in rendered.items():
         if not talks:
             raise UserError(

@@ -16,16 +16,17 @@ from ramp.config import Config
 from ramp.credit.learn import held_out
 from ramp.credit.rollouts import roll
 from ramp.errors import UserError
-from ramp.nines import backtest, commands, page, ready, record
+from ramp.nines import backtest, page, ready, record, tell
 from ramp.nines import trials as tables
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS, Problem, Task
-from ramp.tasks.protocol import prompt_ids, render, slices
+from ramp.tasks.protocol import prompt_ids, render, slices, solution_ids
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.board import Board, rewind
 from ramp.train.preemption import Preemption
 
-NINES = (1.0, 2.0)
+STAGE = "finetune"  # the one that learns tasks
+NINES = [1.0, 2.0]
 
 
 def named(what: str) -> tuple[Task, int]:
@@ -36,66 +37,87 @@ def named(what: str) -> tuple[Task, int]:
     return TASKS[name], int(level)
 
 
+def asked(c: Config, name: str) -> dict[str, list[Problem]]:
+    """The held-out problems of a task by slice."""
+    (task, level), found = named(name), {}
+    try:
+        for problem in held_out(task, level, c.trials.items):
+            for kind, variant in slices(task, problem.seed, level).items():
+                found.setdefault(kind, []).append(variant)
+    except UserError as error:  # the longer slice may be beyond the task
+        raise UserError(f"{name} of chat.tasks cannot be tried: {error}") from None
+    return found
+
+
 def solved(c: Config, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    """(ids, weights) of `chat.problems` solved problems of each of `chat.tasks`, as `chat.pack` takes them."""
-    for task, level in map(named, c.chat.tasks):
+    """(ids, weights) of `chat.problems` solved problems of each of `chat.tasks`, as `chat.pack` takes them; none of them
+    asks what a trial asks."""
+    kept_out = {p.question for name in c.chat.tasks for of in asked(c, name).values() for p in of}
+    for name in c.chat.tasks:
+        task, level = named(name)
         for p in (task.sample(c.seed * c.chat.problems + i, level) for i in range(c.chat.problems)):
             ids, weights = render(tokenizer, p, task.solution(p), p.answer)
             if len(ids) > c.finetune.seq + 1:
-                raise UserError(f"a problem of {task.name}/{level} takes {len(ids)} tokens, and finetune.seq is less")
-            yield ids, weights
+                raise UserError(f"a problem of {name} takes {len(ids)} tokens: raise finetune.seq, or lower the level")
+            if p.question not in kept_out:
+                yield ids, weights
 
 
 class Trials:
-    """The trials of one stage: called at each evaluation, and asked for its forecast at the end."""
+    """Called at each evaluation of fine-tuning, and asked for its forecast at the end."""
 
-    def __init__(self, rundir: RunDir, c: Config, tokenizer: Tokenizer, stage: str):
-        self.rundir, self.c, self.tokenizer, self.stage, self.run = rundir, c, tokenizer, stage, rundir.path.name
-        t = getattr(c, stage)
+    def __init__(self, rundir: RunDir, c: Config, tokenizer: Tokenizer):
+        self.rundir, self.c, self.tokenizer, self.run = rundir, c, tokenizer, rundir.path.name
+        t = c.finetune
         self.at = np.log10([*range(t.eval_every, t.steps, t.eval_every), t.steps])  # when evaluations come
         self.table, self.forecasts = rundir.path / "trials.jsonl", rundir.path / "forecasts.jsonl"
         self.past: list[backtest.Past] = []  # forecasts that were scored: they weigh the next ones
-        self.asked = {name: self.problems(name) for name in (c.chat.tasks if c.trials.items else ())}
+        self.asked = {name: asked(c, name) for name in (c.chat.tasks if c.trials.items else ())}
+        for name, of in self.asked.items():
+            self.require_room(name, [p for problems in of.values() for p in problems])
 
-    def problems(self, name: str) -> dict[str, list[Problem]]:
-        """The held-out problems of a task by slice; UserError where the model's context is too short for one."""
-        (task, level), found = named(name), {}
-        for problem in held_out(task, level, self.c.trials.items):
-            for kind, variant in slices(task, problem.seed, level).items():
-                found.setdefault(kind, []).append(variant)
-        longest = max(len(prompt_ids(self.tokenizer, p.question)) for of in found.values() for p in of)
-        if longest + self.c.trials.tokens > self.c.model.context:
-            raise UserError(
-                f"a question of {name} takes {longest} tokens, which with trials.tokens {self.c.trials.tokens} is more "
-                f"than model.context {self.c.model.context}"
-            )
-        return found
+    def require_room(self, name: str, problems: list[Problem]) -> None:
+        """UserError where a right solution or a question is too long to be tried."""
+        (task, _), room, context = named(name), self.c.trials.tokens, self.c.model.context
+        answer = max(len(solution_ids(self.tokenizer, task.solution(p), p.answer)) for p in problems)
+        question = max(len(prompt_ids(self.tokenizer, p.question)) for p in problems)
+        if answer > room:
+            raise UserError(f"a solution of {name} takes {answer} tokens: raise trials.tokens, which is {room}")
+        if question + room > context:
+            need = f"a question of {question} tokens of {name} and trials.tokens {room}"
+            raise UserError(f"{need} do not fit model.context {context}: raise it, or lower the level")
 
     def __call__(self, params: dict, step: int, board: Board, stop: Preemption) -> dict[str, float]:
         """Try, write down, forecast; {"nines/TASK, SLICE": share solved}. Nothing without tasks or items."""
         rows = []
-        for name in self.asked if step else ():
-            rows += self.tried(params, name, step)
+        for number, name in enumerate(self.asked):
+            rows += self.tried(params, name, step, number)
             stop.check(step)
         if not rows or not board.enabled:
             return {}
+        begin = 0 if np.isclose(np.log10(step), self.at[0]) else step  # what a run before this one left goes too
         for path in (self.table, self.forecasts):
-            rewind(path, self.stage, step)
+            rewind(path, STAGE, begin)
         with self.table.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         curves = tables.curves(tables.by_slice(tables.read(self.table)))
-        self.foretell(curves, step)
+        try:
+            self.foretell(curves, step)
+        except np.linalg.LinAlgError as error:  # a forecast must not end training
+            print(f"trials: no forecast at step {step} ({error})")
         now = curves["x"] == curves["x"].max()
         return {f"nines/{k}": v for k, v in zip(curves["task"][now], curves["value"][now], strict=True)}
 
-    def tried(self, params: dict, name: str, step: int) -> list[dict]:
+    def tried(self, params: dict, name: str, step: int, number: int) -> list[dict]:
         """The rows of one task: a solution counts when its answer is right and so is every step."""
         t, (task, _), rows = self.c.trials, named(name), []
-        for kind, problems in self.asked[name].items():
-            r = roll(self.c.model, params["lm"], self.tokenizer, task, problems, t.tries, t.tokens, step, t.temperature)
+        for k, (kind, problems) in enumerate(self.asked[name].items()):
+            seed = int(np.random.SeedSequence([self.c.seed, step, number, k]).generate_state(1)[0])
+            r = roll(self.c.model, params["lm"], self.tokenizer, task, problems, t.tries, t.tokens, seed, t.temperature)
             for i, right in enumerate(r.verified_b):
-                what = {"item": -problems[i // t.tries].seed, "slice": kind, "seed": i % t.tries}
-                row = {"stage": self.stage, "run": self.run, "step": step, "task": name}
+                item = "longer " * (kind == "longer") + str(1 + i // t.tries)  # a longer one is another problem
+                what = {"item": item, "slice": kind, "seed": i % t.tries}
+                row = {"stage": STAGE, "run": self.run, "step": step, "task": name}
                 rows.append(row | what | {"success": int(right)})
         return rows
 
@@ -106,24 +128,38 @@ class Trials:
         with suppress(UserError):  # no curve is long enough yet to have been forecast
             self.past = backtest.over_time(curves, past=self.past)
         if len(later):
-            record.append(self.forecasts, curves, now, later, self.past, stage=self.stage, step=step, unit="step")
+            record.append(self.forecasts, curves, now, later, self.past, stage=STAGE, step=step, unit="step")
 
     def end(self) -> dict:
         """Say where each task stands and when the next nines come, and how the forecasts of this run did; nines.html."""
-        if jax.process_index() or not self.table.exists():
+        if jax.process_index() or not self.asked or not self.table.exists():
             return {}
-        t, parts, found, step = tables.read(self.table), [], {}, round(10 ** self.at[-1])
+        t, parts, found, record_of = tables.read(self.table), [], {}, {}
+        step = round(10 ** self.at[-1])
         with Board(self.rundir.path, "nines") as board:
-            for name in map(str, np.unique(t["task"])):
-                o = ready.outlook(tables.select(t, t["task"] == name))
-                figures, shown = commands.readiness(o, list(NINES))
-                found[name] = commands.sentence(name, figures)
+            for name in self.asked:
+                try:
+                    found[name], more = self.outlook(name, t, board, step)
+                except UserError as error:
+                    found[name], more = f"{name}: no forecast: {error}", []
                 print(f"trials: {found[name]}")
-                parts += [f"## {found[name]}", *shown[1:], lambda o=o: page.reliability(o)]
-                board.figure(step, f"nines/{name}", page.reliability(o))
-            figures, shown = commands.past_record(self.forecasts, t)
-            if figures["count"]:
-                board.figure(step, "nines/calibration", shown[-1]())
-                print(f"trials: {figures['count']} forecasts scored, 80% intervals cover {figures['covered80']:.0%}")
-        page.write(self.rundir.path / "nines.html", f"ramp nines: {self.run}", parts + shown)
-        return {"forecast": found, "record": {k: figures[k] for k in ("count", "covered80", "crps", *record.BASELINES)}}
+                parts += [f"## {found[name]}", *more]
+            if self.forecasts.exists():
+                record_of, shown = tell.past_record(self.forecasts, t)
+                parts += shown
+                if record_of["count"]:
+                    board.figure(step, "nines/calibration", shown[-1]())
+                    covered = f"80% intervals cover {record_of['covered80']:.0%} ± {record_of['covered80_stderr']:.0%}"
+                    print(f"trials: {record_of['count']} forecasts scored, {covered}")
+        page.write(self.rundir.path / "nines.html", f"ramp nines: {self.run}", parts)
+        return {"forecast": found, "record": {k: v for k, v in record_of.items() if k != "scored"}}
+
+    def outlook(self, name: str, t: tables.Table, board: Board, step: int) -> tuple[str, list]:
+        """(what to say, parts of the page) of a task as it is asked, beside what its other slices showed last."""
+        t = tables.select(t, t["task"] == name)
+        o = ready.outlook(t, slices={"base": 1.0})
+        figures, shown = tell.readiness(o, NINES)
+        last = tables.select(t, t["step"] == t["step"].max())
+        others = {k: float(last["success"][last["slice"] == k].mean()) for k in np.unique(last["slice"]) if k != "base"}
+        board.figure(step, f"nines/{name}", page.reliability(o))
+        return tell.sentence(name, figures, others), [*shown[1:], lambda: page.reliability(o)]

@@ -148,28 +148,6 @@ def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- first errors
-def slices(task: Task, seed: int, level: int) -> dict[str, Problem]:
-    """One problem, as it is ("base"), and its neighbours that a deployed model would meet: longer, in words kept out of
-    training, mistyped; the last two where the task has such."""
-    plain = task.sample(seed, level)
-    found = {"base": plain, "longer": task.sample(seed, level + max(1, level // 2))}
-    if task.reword:
-        found["reworded"] = task.reword(plain)
-    if (question := typos(plain.question, seed)) != plain.question:
-        found["typos"] = replace(plain, question=question)
-    return found
-
-
-def typos(text: str, seed: int, share: float = 0.2) -> str:
-    """Two inner letters of about a `share` of the words of five letters or more change places; numbers stay."""
-    r, words = random.Random(f"typos:{seed}"), text.split(" ")
-    for i, word in enumerate(words):
-        if len(word) >= 5 and word.isalpha() and r.random() < share:
-            j = r.randrange(1, len(word) - 2)
-            words[i] = word[:j] + word[j + 1] + word[j] + word[j + 2 :]
-    return " ".join(words)
-
-
 def first_error_f1(said: Sequence[int | None], true: Sequence[int | None]) -> dict[str, float]:
     """ProcessBench's score (Zheng et al. 2024, arXiv:2412.06559): accuracy on solutions with an error (exactly the
     first one must be named), accuracy on those without, and their harmonic mean; 0 where either kind is missing."""
@@ -180,3 +158,28 @@ def first_error_f1(said: Sequence[int | None], true: Sequence[int | None]) -> di
     on_wrong, on_clean = (sum(x) / len(x) if x else 0.0 for x in (wrong, clean))
     both = on_wrong + on_clean
     return {"wrong": on_wrong, "clean": on_clean, "f1": 2 * on_wrong * on_clean / both if both else 0.0}
+
+
+# ---------------------------------------------------------------------------------------------------- slices
+def slices(task: Task, seed: int, level: int) -> dict[str, Problem]:
+    """One problem, as it is ("base"), in words kept out of training and mistyped, where the task has words; and one that
+    is longer by half, another problem altogether."""
+    plain = task.sample(seed, level)
+    found = {"base": plain, "longer": task.sample(seed - 10**9, level + max(1, level // 2))}
+    if task.reword:
+        found["reworded"] = task.reword(plain)
+    if (question := typos(plain.question, seed)) != plain.question:
+        found["typos"] = replace(plain, question=question)
+    return found
+
+
+def typos(text: str, seed: int, share: float = 0.2) -> str:
+    """In a `share` of the words of five letters or more, and in one at least, two inner letters that differ change places;
+    numbers stay."""
+    r, words = random.Random(f"typos:{seed}"), text.split(" ")
+    inner = {i: [j for j in range(1, len(w) - 2) if w[j] != w[j + 1]] for i, w in enumerate(words) if w.isalpha()}
+    can = [i for i, places in inner.items() if places and len(words[i]) >= 5]
+    for i in r.sample(can, min(len(can), max(1, round(share * len(can))))):
+        word, j = words[i], r.choice(inner[i])
+        words[i] = word[:j] + word[j + 1] + word[j] + word[j + 2 :]
+    return " ".join(words)
