@@ -233,18 +233,19 @@ def _credit(args: argparse.Namespace, flags: list[str]) -> int:
 
 def _audit(args: argparse.Namespace, flags: list[str]) -> int:
     c, directory = _target(args, flags)
+    if args.part and args.what != "synth":
+        raise UserError("--part belongs to `ramp audit synth`")
     from ramp import run
 
+    c = run.setup(c)  # before imports that start threads: see `run.run`
     if args.what == "synth":
         from ramp.synth import bench
 
-        print(bench.run(directory, run.setup(c), args.data, args.part))
+        print(bench.run(directory, c, args.data, args.part))
         return 0
-    if args.part:
-        raise UserError("--part belongs to `ramp audit synth`")
     from ramp.credit import bench
 
-    print(bench.run(directory, run.setup(c), args.data))
+    print(bench.run(directory, c, args.data))
     return 0
 
 

@@ -31,6 +31,9 @@ def run(args: argparse.Namespace, c: Config, directory: Path) -> int:
         chosen = [r for r in chosen if r.probe]
     if args.seed is not None:
         c = config.check(replace(c, seed=args.seed))
+    from ramp.run import keep_memory
+
+    keep_memory()  # before imports that start threads: see `run.run`
     from ramp.ladder import run
 
     return run.run(c, directory, chosen, args.scale, text=not args.probes)
