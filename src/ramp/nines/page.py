@@ -67,6 +67,10 @@ def reliability(o: "Outlook") -> Figure:
     axes.errorbar(10**at, y, [y - low, high - y], fmt="o", color=COLORS["warm"], ms=4, label="seen, 90%")
     axes.axvline(10**o.now, color=GREY, lw=0.8, ls=":")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(
+        lambda x, _: f"{x:,.0f}" if x < 1e6 else f"{x:.3g}"
+    )  # the page's text is plain, powers would be TeX
+    axes.xaxis.set_minor_formatter(lambda *_: "")
     axes.set_ylim(0, max(3.3, float(np.median(up[:, -1])) + 1))
     axes.set(xlabel=o.unit, ylabel="nines")
     axes.legend()

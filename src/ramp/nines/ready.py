@@ -126,7 +126,8 @@ def outlook(
     paths = _paths(fit, effects, ahead, lapse, by_family)
     mix = np.tensordot(by_slice, np.stack(list(paths.values())), 1)
     used = {k: v for k, v in paths.items() if not slices or slices.get(k, 0) > 0}
-    return Outlook(run, grid, now, mix, used, _seen(t, run), shapes, factor, unit, fit.converged)
+    seen = _seen(trials.select(t, np.isin(t["slice"], list(used))), run)
+    return Outlook(run, grid, now, mix, used, seen, shapes, factor, unit, fit.converged)
 
 
 def _aggregate(t: trials.Table, decades: float, run: str | None, draws: int, steps: int) -> Outlook:
@@ -156,7 +157,7 @@ def _furthest(names: np.ndarray, x: np.ndarray, run: str | None) -> str:
 
 
 def _seen(t: trials.Table, run: str) -> list[tuple[float, float, float, float]]:
-    """Checkpoint, accuracy over all tasks and its 90% interval."""
+    """Checkpoint, accuracy over all tasks and trials, and its 90% interval."""
     c = trials.curves(trials.pooled(t))
     c = trials.select(c, c["run"] == run)
     known = zip(c["x"].tolist(), c["value"].tolist(), c["n"].tolist(), strict=True)
