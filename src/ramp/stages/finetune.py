@@ -30,8 +30,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     loss_nats = evaluate.bits_per_byte(c, rows["val"], tokenizer)
     print(
         f"finetune: {counts['rendered']:,} conversations in {len(rows['train']):,} rows of {c.finetune.seq}; "
-        f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped; {counts['problems']:,} solved problems; "
-        f"{counts['loss_tokens']:,} tokens bear loss"
+        f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped; "
+        + (f"{counts['problems']:,} solved problems; " if c.chat.tasks else "")
+        + f"{counts['loss_tokens']:,} tokens bear loss"
     )
 
     def figures(params, step, board, stop) -> dict[str, float]:
