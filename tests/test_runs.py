@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ramp import cli
+from ramp import cli, config
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "smoke.toml"
@@ -107,14 +108,22 @@ def test_chat_and_sample_answer(env, smoke):
 
 
 def test_readme_names_commands_that_parse():
-    """Every `ramp ...` of the README is parsed by the real parser; the runs above prove what they do."""
-    text = (ROOT / "README.md").read_text()
-    for line in re.findall(r"^(?:.*&& )?uv run (?:--extra demo )?ramp ([^#\n]+)", text, flags=re.M):
-        words = line.split()
-        assert words[0] in cli.VERBS, line
-        for word in words[1:]:
-            if word.endswith(".toml"):
-                assert (ROOT / word).exists(), line
+    """Every `ramp ...` of the README and of the configurations' comments, by the real parser; flags that are keys of the
+    configuration by the real configuration. The runs above prove what they do."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "configs").glob("*.toml"))]
+    shown = [
+        line
+        for t in texts
+        for line in re.findall(r"^#?(?:.*&& )?\s*(?:uv run (?:--extra \w+ )?)ramp (.+)", t, flags=re.M)
+    ]
+    shown += [line for line in re.findall(r"`ramp ([a-z]+ [^`]*)`", texts[0]) if ".toml" in line or ".csv" in line]
+    assert len(shown) > 35
+    for line in shown:
+        _, flags = cli.parsed(shlex.split(line, comments=True))
+        named = [word for word in line.split() if word.endswith(".toml")]
+        assert all((ROOT / word).exists() for word in named), line
+        if flags:
+            config.load(ROOT / (named or ["configs/cpu.toml"])[0], flags)
 
 
 # ---------------------------------------------------------------------------------------------------- wrong things

@@ -62,6 +62,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str]) -> int:
+    args, flags = parsed(argv)
+    return ACTIONS[args.verb](args, flags)
+
+
+def parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The arguments of a verb, and what is left: keys of the configuration, for the verbs that take them."""
     parser = argparse.ArgumentParser(
         prog="ramp",
         description="One language model, grown from a bigram table to a chat model, in JAX.",
@@ -74,7 +80,7 @@ def dispatch(argv: list[str]) -> int:
     args, flags = parser.parse_known_args(argv)
     if flags and args.verb not in FLAGGED:
         raise UserError(f"unknown argument {flags[0]}; see `ramp {args.verb} --help`")
-    return ACTIONS[args.verb](args, flags)
+    return args, flags
 
 
 TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "reinforce", "synthesize", "sample", "bench", "plan")
