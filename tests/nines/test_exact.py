@@ -6,7 +6,7 @@ from scipy.stats import binom
 
 from ramp.errors import UserError
 from ramp.nines import exact
-from ramp.nines.sequential import SPRT, confidence_sequence
+from ramp.nines.sequential import SPRT, confidence_sequence, worst_prompt
 
 N = st.integers(1, 60)
 
@@ -132,6 +132,17 @@ def test_confidence_sequence_covers_at_all_times_at_once():
         bounds = [confidence_sequence(int(wins[i]), int(i + 1 - wins[i])) for i in range(0, 300, 7)]
         missed += any(not low <= 0.9 <= high for low, high in bounds)
     assert missed / 120 <= 0.08
+
+
+def test_worst_prompt_within_an_order_of_magnitude():
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(60):
+        rates = np.exp(-np.exp(-rng.gumbel(-1.5, 0.25, 20_000)))
+        inside += 0.1 < worst_prompt(rates[:500], 20_000) / rates.max() < 10
+    assert inside / 60 > 0.85
+    for few in ([0.0, 0.0, 0.1], [0.2, 0.2, 0.3], [1.0, 0.5, 0.3]):
+        with pytest.raises(UserError, match="three different"):
+            worst_prompt(np.array(few), 10)
 
 
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.9, -1), (0.0, 0)])

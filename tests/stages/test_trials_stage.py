@@ -88,7 +88,7 @@ def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats
     assert report["record"]["count"] > 40
     assert "80% intervals cover" in capsys.readouterr().out
     page = (rundir.path / "nines.html").read_text()
-    assert page.count("<svg") == 3  # two tasks and the calibration
+    assert page.count("<svg") == 5  # two tasks, what each has shown, and the calibration
     assert "<script" not in page
 
 

@@ -1,10 +1,11 @@
-"""Tests that may stop at any trial: Wald's ratio test and a confidence sequence that is always valid."""
+"""Tests that may stop at any trial, Wald's ratio test and a confidence sequence that is always valid; the worst prompt's tail."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import betaln
+from scipy.stats import linregress
 
 from ramp.errors import UserError
 
@@ -66,3 +67,15 @@ def confidence_sequence(wins: int, failures: int, level: float = 0.95) -> tuple[
     top = min(max(wins / (wins + failures), 1e-15), 1 - 1e-15)
     low = brentq(over, 1e-300, top) if wins and over(1e-300) < 0 else 0.0
     return low, brentq(over, top, 1 - 1e-16) if failures and over(1 - 1e-16) < 0 else 1.0
+
+
+def worst_prompt(rates: np.ndarray, queries: float, top: int = 10) -> float:
+    """The largest failure rate to expect among `queries` prompts, from the rates of those tried, each above 0 and below 1:
+    a line through the log survival of the score -log(-log p) of the `top` worst, as for Gumbel tails (Jones et al. 2025,
+    arXiv:2502.16797). UserError where fewer than three of them differ."""
+    p = np.sort(np.asarray(rates, float))[::-1][:top]
+    if len(np.unique(p)) < 3 or p[0] >= 1 or p[-1] <= 0:
+        raise UserError("the tail of the worst prompt needs three different failure rates above 0 and below 1")
+    survival = np.log((np.arange(len(p)) + 0.5) / len(rates))
+    line = linregress(-np.log(-np.log(p)), survival)
+    return float(np.exp(-np.exp((np.log(queries) + line.intercept) / line.slope)))

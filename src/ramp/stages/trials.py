@@ -16,7 +16,7 @@ from ramp.config import Config
 from ramp.credit.learn import held_out
 from ramp.credit.rollouts import roll
 from ramp.errors import UserError
-from ramp.nines import backtest, page, ready, record, tell
+from ramp.nines import audit, backtest, page, ready, record, tell
 from ramp.nines import trials as tables
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS, Problem, Task
@@ -161,5 +161,8 @@ class Trials:
         figures, shown = tell.readiness(o, NINES)
         last = tables.select(t, t["step"] == t["step"].max())
         others = {k: float(last["success"][last["slice"] == k].mean()) for k in np.unique(last["slice"]) if k != "base"}
+        levels = audit.ladder(t)
         board.figure(step, f"nines/{name}", page.reliability(o))
-        return tell.sentence(name, figures, others), [*shown[1:], lambda: page.reliability(o)]
+        board.figure(step, f"nines/{name}, levels", page.steps(levels))
+        parts = [*shown[1:], lambda: page.reliability(o), *tell.ladder(levels, *audit.last_cells(t)[:2])]
+        return tell.sentence(name, figures, others), parts
