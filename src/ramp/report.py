@@ -125,6 +125,30 @@ def section(title: str, *parts: str, note: str = "") -> str:
     return f"<section><h2>{escape(title)}</h2>{note}{''.join(parts)}</section>" if any(parts) else ""
 
 
+def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """A table of HTML, every cell escaped; figures are set to be compared, words to be read."""
+    rows = [[str(cell) for cell in row] for row in rows]
+    kind = "words" if any(" " in row[-1] for row in rows) else "figures"
+    lines = [(head, "th"), *((row, "td") for row in rows)]
+    body = "".join(f"<tr>{''.join(f'<{tag}>{escape(str(x))}</{tag}>' for x in cells)}</tr>" for cells, tag in lines)
+    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
+
+
+def document(path: Path, title: str, parts: Iterable[str], note: str = "") -> Path:
+    """A self-contained page of sections in the report's style, under a heading with a note in HTML; its path."""
+    note = f"<p class='note'>{note}</p>" if note else ""
+    body = "\n".join([f"<header><b>ramp</b><h1>{escape(title)}</h1>{note}</header>", *filter(None, parts)])
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)} · ramp</title><style>{_text(Path(__file__).with_suffix('.css'))}</style></head>\n"
+        f"<body><main>{body}</main></body></html>\n"
+    )
+    write_atomic(path, page.encode("utf-8", "replace").decode("utf-8"))
+    return path
+
+
 def picture(curves: Sequence[Curve], levels: Levels, x: str, y: str, **how: Any) -> str:
     """The curves as SVG; nothing if no point of them can be drawn."""
     curves = [c for c in curves if len(c.points()[0])]
@@ -303,7 +327,6 @@ def write_report(run_dir: Path) -> Path:
     name = run_dir.resolve().name
     made = " · ".join(_cut(origin[key], 200) for key in ("date", "devices", "processor", "commit") if origin.get(key))
     body = [
-        f"<header><b>ramp</b><h1>{escape(name)}</h1><p class='note'>{made}</p></header>",
         _headline(bpb, levels),
         _pretrain(metrics, report, levels),
         _samples(samples, "pretrain", "What it wrote while it learned"),
@@ -315,13 +338,4 @@ def write_report(run_dir: Path) -> Path:
         _stages(report, metrics),
         _details(run_dir, report),
     ]
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(name)} · ramp</title><style>{_text(Path(__file__).with_suffix('.css'))}</style></head>\n"
-        f"<body><main>{chr(10).join(filter(None, body))}</main></body></html>\n"
-    )
-    path = run_dir / "report.html"
-    write_atomic(path, page.encode("utf-8", "replace").decode("utf-8"))
-    return path
+    return document(run_dir / "report.html", name, body, made)

@@ -7,9 +7,9 @@ import jax
 import pytest
 import tiny
 
-from ramp import config
+from ramp import config, results
 from ramp.config import Config, Reinforce, Text
-from ramp.credit import attack, lab, table
+from ramp.credit import attack, table
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.stages import common, reinforce
@@ -85,7 +85,7 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
 
 
 def test_the_benchmark_keeps_what_it_has(tmp_path):
-    b = lab.Bench(tmp_path, tiny.model(vocab=264), SETTINGS)
+    b = results.Bench(tmp_path, tiny.model(vocab=264), SETTINGS)
     calls = []
     work = lambda: calls.append(1) or {"x": len(calls)}  # noqa: E731
     assert b.once({"part": "a"}, work)["x"] == 1 and b.once({"part": "a"}, work)["x"] == 1 and len(calls) == 1

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramp.credit.lab import Bench
+from ramp.results import Bench
 from ramp.synth import bench, exact, measure
 from ramp.synth.measure import Docs
 

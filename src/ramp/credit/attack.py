@@ -15,6 +15,7 @@ import numpy as np
 from ramp.credit import audit, head, lab
 from ramp.credit.lab import TOKENIZER
 from ramp.credit.rollouts import Rollouts
+from ramp.results import Bench, kept
 from ramp.tasks import Problem, chain
 from ramp.tasks.protocol import solution_ids
 
@@ -59,7 +60,7 @@ def tried(level: int, first: int) -> Rollouts:
     return written(said)
 
 
-def heads(b: lab.Bench, base: dict) -> None:
+def heads(b: Bench, base: dict) -> None:
     """Train, measure, attack; ROUNDS times."""
     winners: list[tuple[Problem, list[int]]] = []
     like = {"process": jax.jit(lambda: head.init(b.model, base["lm"]))(), "labels": jnp.zeros(())}
@@ -69,7 +70,7 @@ def heads(b: lab.Bench, base: dict) -> None:
             sources.append(lambda i, k: tried(k, TRIED + ROWS * i))
         if winners:
             sources.append(lambda i, k, w=tuple(winners): written([w[(ROWS * i + j) % len(w)] for j in range(ROWS)]))
-        like = lab.kept(b, f"head-{number}", like, partial(train, b, like["process"], sources))
+        like = kept(b, f"head-{number}", like, partial(train, b, like["process"], sources))
         process, labels = like["process"], int(like["labels"])
         b.once({"part": "head", "round": number}, lambda p=process, n=labels: {"labels": n} | measure(b, p))
         for method in ("grpo_process", "step_local") if number == 0 else ("grpo_process",):
@@ -78,7 +79,7 @@ def heads(b: lab.Bench, base: dict) -> None:
             winners += [(chain.sample(seed, b.t.level), ids) for seed, ids in found["winners"]]
 
 
-def train(b: lab.Bench, start: dict, sources: list[Callable[[int, int], Rollouts]]) -> dict:
+def train(b: Bench, start: dict, sources: list[Callable[[int, int], Rollouts]]) -> dict:
     """The head after STEPS more steps on the sources in turn, and the number of labels it was given."""
     t, levels = replace(b.t, lr_scale=1e-3, warmup=20, steps=STEPS, decay=0.5), range(2, b.t.level + 1)
     labels = 0
@@ -107,7 +108,7 @@ def stretched(rows: dict[str, np.ndarray], r: Rollouts, rng: np.random.Generator
     return rows
 
 
-def measure(b: lab.Bench, process: dict) -> dict:
+def measure(b: Bench, process: dict) -> dict:
     """First-error F1 on chains like those of training, longer ones and an unseen error; the share of attacks accepted."""
     t, score = b.t, lambda r: head.score(b.model, process, r, b.t.seq + 96)  # attacks may be long
     valid = solved("value", t.level, VALID, 512)
@@ -122,7 +123,7 @@ def measure(b: lab.Bench, process: dict) -> dict:
     return found | {"quality": quality, "attacks": rows}
 
 
-def hunt(b: lab.Bench, base: dict, process: dict, method: str) -> dict:
+def hunt(b: Bench, base: dict, process: dict, method: str) -> dict:
     """A policy trained for 30 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
     KL to the start in nats a token]; winners: (seed, tokens) that the head accepts and the checker does not."""
     t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl=1e-9)  # KL is measured, not weighed

@@ -19,9 +19,10 @@ from jax.flatten_util import ravel_pytree
 from ramp.config import Config, Reinforce
 from ramp.credit import attack, audit, data, exact, lab, learn, rollouts, table
 from ramp.credit.advantages import METHODS
-from ramp.credit.lab import TOKENIZER, Bench
+from ramp.credit.lab import TOKENIZER
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
+from ramp.results import Bench, fresh, kept
 from ramp.rundir import write_atomic
 from ramp.tasks import TASKS, chain, swaps
 
@@ -38,8 +39,8 @@ def policy(b: Bench, name: str, solve: Callable | None, steps: int, start: dict 
     """A policy that imitates `solve`, from nothing or from `start`."""
     t = replace(b.t, batch=64, lr_scale=3e-3, warmup=20, steps=steps, decay=0.2)
     rows = partial(learn.imitation, TOKENIZER, TASKS[t.task], t.level, 64, t.seq, solve=solve)
-    begin = start or lab.fresh(b.model)
-    return lab.kept(b, f"policy-{name}", begin, lambda: lab.fit(b.model, t, next_token_loss(b.model, 0.0), begin, rows))
+    begin = start or fresh(b.model)
+    return kept(b, f"policy-{name}", begin, lambda: lab.fit(b.model, t, next_token_loss(b.model, 0.0), begin, rows))
 
 
 # ---------------------------------------------------------------------------------------------------- learning

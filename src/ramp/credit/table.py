@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ramp.credit import audit
-from ramp.credit.lab import markdown, part
+from ramp.results import markdown, part
 
 Rows = Sequence[dict]
 Bar = tuple[str, str, str]  # figure, bar, measured

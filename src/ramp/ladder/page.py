@@ -16,8 +16,7 @@ from ramp.figure import COLORS, STYLE, Curve, blank, line, short, svg
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, below
 from ramp.model import transformer
-from ramp.report import section
-from ramp.synth.page import document, table
+from ramp.report import document, section, table
 from ramp.train import optim
 
 CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) for a in (0.04, 1)])

@@ -54,6 +54,11 @@ def logits(c: Table) -> tuple[np.ndarray, np.ndarray]:
     return logit(p), 1 / np.sqrt(c["n"] * p * (1 - p))
 
 
+def shown(p: np.ndarray, n: float) -> np.ndarray:
+    """`logits` turned round: accuracies of about n trials from chances, so that 0 of n and n of n can be shown."""
+    return np.clip((p * (n + 1) - 0.5) / n, 0, 1)
+
+
 def points(c: Table, now: float) -> Points:
     size = np.log10(c["size"]) if np.isfinite(c["size"]).all() else np.zeros(len(c["x"]))
     return Points(c["x"] - now, size, c["run"])
@@ -100,8 +105,7 @@ def ahead(
     """[DRAWS, T] accuracies that one curve, known up to `before`, will show, all places together."""
     curves = growth.draw(found, weights, to, DRAWS, rng)
     noise = np.average([f.noise(float(logits(before)[1][-1])) for f in found], weights=weights)
-    p, n = expit(growth.widen(curves + noise * rng.standard_normal(curves.shape), factor)), before["n"][-1]
-    return np.clip((p * (n + 1) - 0.5) / n, 0, 1)  # `logits` turned round: 0 of n and n of n can be shown
+    return shown(expit(growth.widen(curves + noise * rng.standard_normal(curves.shape), factor)), before["n"][-1])
 
 
 def score(
@@ -120,11 +124,11 @@ def score(
     mine = select(mine, mine["x"] <= target + 1e-9)
     before, after = select(mine, mine["x"] <= origin + 1e-9), select(mine, mine["x"] > origin + 1e-9)
     to, actual, error = points(after, origin), float(after["value"][-1]), float(logits(before)[1][-1])
-    shown = ahead(found, weights, factor, to, before, rng)
-    final, unwidened = shown[:, -1], ahead(found, weights, 1.0, to, before, np.random.default_rng(0))[:, -1]
+    told = ahead(found, weights, factor, to, before, rng)
+    final, unwidened = told[:, -1], ahead(found, weights, 1.0, to, before, np.random.default_rng(0))[:, -1]
     ensembles = {"nines": final} | baselines(known, before, origin, target, rng)
     began, reached = _best(before["value"]), _best(mine["value"])
-    tops = _best(np.concatenate([np.tile(before["value"], (DRAWS, 1)), shown], 1))
+    tops = _best(np.concatenate([np.tile(before["value"], (DRAWS, 1)), told], 1))
     y = logits(after)[0][-1]
     return Past(
         run=str(mine["run"][0]),

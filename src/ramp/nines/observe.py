@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ramp.errors import UserError
-from ramp.nines.backtest import DRAWS, crps, logits
+from ramp.nines.backtest import DRAWS, crps, inside, logits, pit, shown
 from ramp.nines.trials import Table, checkpoint, curves, select
 
 # Logs of a, b, the standard deviations of family and noise, and c: prior means; each normal with standard deviation 1.
@@ -100,7 +100,7 @@ def predict(s: Systems, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
     variance = np.diag(kernel(h, asked, asked) - cross.T @ cho_solve((chol, True), cross)) + np.exp(2 * h[3]) + fresh
     scatter = np.random.default_rng(0).standard_normal((DRAWS, asked.sum()))
     p = expit(center + np.sqrt(np.maximum(variance, 1e-9)) * scatter)
-    return np.clip((p * (n + 1) - 0.5) / n, 0, 1)
+    return shown(p, n)
 
 
 def beyond(s: Systems, compute: float) -> dict[str, float]:
@@ -112,10 +112,9 @@ def beyond(s: Systems, compute: float) -> dict[str, float]:
     if not asked.any():
         raise UserError(f"no system beyond {compute:g} FLOP tried the task; there is nothing to score")
     draws, y = predict(s, known, asked), s.value[asked]
-    low, high = np.quantile(draws, (0.05, 0.95), axis=0)
     return {
         "systems": int(asked.sum()),
         "squared_error": float(((draws.mean(0) - y) ** 2).mean()),
-        "coverage": float(((low <= y) & (y <= high)).mean()),
+        "coverage": float(np.mean([inside(*pit(d, v), 0.9) for d, v in zip(draws.T, y, strict=True)])),
         "crps": float(np.mean([crps(d, v) for d, v in zip(draws.T, y, strict=True)])),
     }

@@ -2,15 +2,14 @@
 
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ramp import report
 from ramp.figure import COLORS, GREY, STYLE, blank, svg
-from ramp.rundir import write_atomic
+from ramp.report import document, table
 
 if TYPE_CHECKING:
     from ramp.nines.ready import Outlook
@@ -19,31 +18,15 @@ if TYPE_CHECKING:
 def write(path: Path, title: str, parts: list) -> None:
     """parts: a str is a paragraph ("## ...": the heading of a section), a list of rows a table whose first row is its
     head, a function draws a picture."""
-    sections = [f"<header><b>ramp</b><h1>{escape(title)}</h1></header>"]
+    sections = [""]
     for part in parts:
         if isinstance(part, str) and part.startswith("## "):
             sections.append(f"<h2>{escape(part[3:])}</h2>")
+        elif isinstance(part, str):
+            sections[-1] += f"<p>{escape(part)}</p>"
         else:
-            sections[-1] += _table(part) if isinstance(part, list) else svg(part()) if callable(part) else _text(part)
-    body = sections[0] + "".join(f"<section>{s}</section>" for s in sections[1:])
-    style = Path(report.__file__).with_suffix(".css").read_text(encoding="utf-8")
-    write_atomic(
-        path,
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>{body}</main></body></html>\n",
-    )
-
-
-def _text(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def _table(rows: list[list[Any]]) -> str:
-    lines = [
-        "".join(f"<{tag}>{escape(str(x))}</{tag}>" for x in row)
-        for row, tag in zip(rows, ["th"] + ["td"] * (len(rows) - 1), strict=True)
-    ]
-    return f'<div class="scroll"><table class="words"><tr>{"</tr><tr>".join(lines)}</tr></table></div>'
+            sections[-1] += table(part[0], part[1:]) if isinstance(part, list) else svg(part())
+    document(path, title, [f"<section>{s}</section>" for s in sections if s])
 
 
 def _nines(p: np.ndarray) -> np.ndarray:

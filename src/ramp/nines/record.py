@@ -22,22 +22,23 @@ BASELINES = ("persistence", "log-linear", "power law")
 def append(
     path: Path, c: trials.Table, now: float, places: np.ndarray, past: Sequence[backtest.Past], **said: Any
 ) -> int:
-    """One line for each curve that has a checkpoint at `now`, in curves(by_slice(trials)); how many. What was said of a
-    curve at this checkpoint before stays as it is. said: further keys of the lines.
+    """One line for each curve that can be forecast from its checkpoint at `now`, in curves(by_slice(trials)); how many
+    can. What was said of a curve at this checkpoint before stays as it is. said: further keys of the lines.
 
     places: [T] log10 progress beyond now, rising; past: earlier forecasts, scored, which weigh the shapes of growth.
     """
     have = {(r["run"], r["task"], r["issued"]) for r in _read(path)} if path.exists() else set()
-    lines = []
+    lines, count = [], 0
     for run, task, shown in backtest.forecasts(c, now, places, past):
         line = said | {"date": date.today().isoformat(), "run": run, "task": task, "issued": now}
         line |= {"targets": places.tolist(), "quantiles": np.quantile(shown, LEVELS, axis=0).T.round(5).tolist()}
+        count += 1
         if (run, task, now) not in have:
             lines.append(json.dumps(line) + "\n")
     if lines:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(lines)
-    return len(lines)
+    return count
 
 
 def live(path: Path, t: trials.Table, run: str, now: float, end: float, unit: str) -> int:
@@ -51,10 +52,10 @@ def live(path: Path, t: trials.Table, run: str, now: float, end: float, unit: st
         past = backtest.over_time(c)
     except UserError:
         past = []  # too few checkpoints to have forecast any before
-    if not any(True for _ in backtest.forecasts(c, now, np.array([end]), past)):
-        least = f"{backtest.LEAST_CHECKPOINTS} checkpoints within {backtest.WINDOW} decades, the last one's among them"
-        raise UserError(f"a record takes curves of {least}; try more often, or forecast without --record")
-    return append(path, c, now, np.linspace(now, end, 21)[1:], past, unit=unit)
+    if count := append(path, c, now, np.linspace(now, end, 21)[1:], past, unit=unit):
+        return count
+    least = f"{backtest.LEAST_CHECKPOINTS} checkpoints within {backtest.WINDOW} decades, the last one's among them"
+    raise UserError(f"a record takes curves of {least}; try more often, or forecast without --record")
 
 
 def _read(path: Path) -> list[dict]:

@@ -69,7 +69,7 @@ class Trials:
     def __init__(self, rundir: RunDir, c: Config, tokenizer: Tokenizer):
         self.rundir, self.c, self.tokenizer, self.run = rundir, c, tokenizer, rundir.path.name
         t = c.finetune
-        self.at = np.log10([*range(t.eval_every, t.steps, t.eval_every), t.steps])  # when evaluations come
+        self.steps = [*range(t.eval_every, t.steps, t.eval_every), t.steps]  # when evaluations come
         self.table, self.forecasts = rundir.path / "trials.jsonl", rundir.path / "forecasts.jsonl"
         self.past: list[backtest.Past] = []  # forecasts that were scored: they weigh the next ones
         self.asked = {name: asked(c, name) for name in (c.chat.tasks if c.trials.items else ())}
@@ -95,7 +95,7 @@ class Trials:
             stop.check(step)
         if not rows or not board.enabled:
             return {}
-        begin = 0 if np.isclose(np.log10(step), self.at[0]) else step  # what a run before this one left goes too
+        begin = 0 if step == self.steps[0] else step  # with the first, what a run before this one left goes too
         for path in (self.table, self.forecasts):
             rewind(path, STAGE, begin)
         with self.table.open("a", encoding="utf-8") as file:
@@ -123,19 +123,20 @@ class Trials:
 
     def foretell(self, curves: tables.Table, step: int) -> None:
         """Append forecasts of the next evaluations, weighed by how the earlier ones did."""
-        now = float(np.log10(step))
-        later = self.at[self.at > now + 1e-9][: backtest.AHEAD]
+        later = np.log10([s for s in self.steps if s > step][: backtest.AHEAD])
         with suppress(UserError):  # no curve is long enough yet to have been forecast
             self.past = backtest.over_time(curves, past=self.past)
         if len(later):
-            record.append(self.forecasts, curves, now, later, self.past, stage=STAGE, step=step, unit="step")
+            record.append(
+                self.forecasts, curves, float(np.log10(step)), later, self.past, stage=STAGE, step=step, unit="step"
+            )
 
     def end(self) -> dict:
         """Say where each task stands and when the next nines come, and how the forecasts of this run did; nines.html."""
         if jax.process_index() or not self.asked or not self.table.exists():
             return {}
         t, parts, found, record_of = tables.read(self.table), [], {}, {}
-        step = round(10 ** self.at[-1])
+        step = self.steps[-1]
         with Board(self.rundir.path, "nines") as board:
             for name in self.asked:
                 try:

@@ -15,10 +15,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Synthesize
-from ramp.credit.lab import Bench, fresh, kept
 from ramp.model.loss import next_token_loss
 from ramp.model.sample import How
 from ramp.model.transformer import ROWS
+from ramp.results import Bench, fresh, kept
 from ramp.synth import exact, generate, guard, measure, mix, select, world
 from ramp.synth.generate import Prompt
 from ramp.synth.guard import Guard, Sampled, Trained

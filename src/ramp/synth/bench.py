@@ -16,10 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from ramp.config import Config
-from ramp.credit.lab import Bench
 from ramp.errors import UserError
+from ramp.report import document
+from ramp.results import Bench
 from ramp.rundir import write_atomic
-from ramp.synth import arms, exact, measure, mix, page, table, world
+from ramp.synth import arms, exact, measure, mix, table, world
 from ramp.synth.measure import Docs
 from ramp.synth.trigram import Trigram
 from ramp.text.corpus import documents
@@ -159,5 +160,5 @@ def run(directory: Path, c: Config, data: Path | None = None, part: str | None =
         work[name]()
     found = table.report(b.results())
     write_atomic(directory / "bench.md", found)
-    page.document(directory / "synth.html", "Generations of own samples, by policy", table.sections(b.results()))
+    document(directory / "synth.html", "Generations of own samples, by policy", table.sections(b.results()))
     return found

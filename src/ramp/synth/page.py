@@ -1,18 +1,14 @@
 """One page a run: is the model still as diverse as the world it learned from, what was lost, what the loop did about it."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ramp import report
-from ramp.figure import COLORS, STYLE, Curve, blank
-from ramp.report import picture, section
-from ramp.rundir import write_atomic
+from ramp.figure import COLORS, STYLE, Curve, blank, svg
+from ramp.report import document, picture, section, table
 
 FAMILY = {
     "real": "green",
@@ -61,13 +57,6 @@ def family(curves: Mapping[str, Sequence[float]], y: str) -> str:
     return picture(drawn, {}, "generation", y)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    kind = "words" if any(" " in str(row[-1]) for row in rows) else "figures"  # to be read, or to be compared
-    line = lambda tag, cells: "<tr>" + "".join(f"<{tag}>{escape(str(x))}</{tag}>" for x in cells) + "</tr>"  # noqa: E731
-    lines = line("th", head) + "".join(line("td", row) for row in rows)
-    return f'<div class="scroll"><table class="{kind}">{lines}</table></div>'
-
-
 def write(directory: Path, history: Sequence[dict]) -> Path:
     """synth.html of a run directory."""
     last, g = history[-1], [0] + [h["generation"] for h in history]
@@ -80,7 +69,7 @@ def write(directory: Path, history: Sequence[dict]) -> Path:
     sides = f"Collapse moves it left ({moved.get('left', 0):.3f} bits), its own language right ({moved.get('right', 0):.3f})."
     parts = [
         section("Held-out text, generation after generation", curves, tail, note="Text that no model was trained on."),
-        section("Samples beside real text", report.svg(surprisal(figures["histogram"])), note=sides),
+        section("Samples beside real text", svg(surprisal(figures["histogram"])), note=sides),
         section("Figures of the newest samples", _panel(figures["panel"]), note=PANEL),
         section("What the guard did, and why", _decisions(history)),
         section("Bits in, bits lost", _accounts(history), note=ACCOUNTS),
@@ -114,17 +103,3 @@ def _decisions(history: Sequence[dict]) -> str:
 def _accounts(history: Sequence[dict]) -> str:
     rows = [(h["generation"], *(f"{h['accounts'][k]:,.0f}" for k in ("verifier", "real", "lost"))) for h in history]
     return table(("generation", "in: verifiers", "in: real text", "lost"), rows)
-
-
-def document(path: Path, title: str, parts: Sequence[str]) -> Path:
-    """A page in the report's style, self-contained."""
-    style = Path(report.__file__).with_suffix(".css").read_text(encoding="utf-8")
-    body = "\n".join([f"<header><b>ramp</b><h1>{escape(title)}</h1></header>", *filter(None, parts)])
-    write_atomic(
-        path,
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body><main>{body}</main></body></html>\n",
-    )
-    return path

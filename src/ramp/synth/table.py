@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from ramp.report import section
+from ramp.report import section, table
+from ramp.results import markdown, part
 from ramp.synth import exact, page
 
 Rows = Sequence[dict]
@@ -15,18 +16,14 @@ SHOWN |= {"novel_16": "novel pass@16", "bits": "bits a token"}
 
 def report(results: Rows) -> str:
     """Markdown: the bars, then the arms."""
-    lines = ["| figure | bar | measured |", "|---|---|---|", *(f"| {' | '.join(bar)} |" for bar in bars(results))]
-    arms = grouped(part(results, "claim"))
+    lines = markdown(("figure", "bar", "measured"), bars(results))
+    arms = [
+        [name, *(spread([r["curve"][-1][k] for r in runs]) for k in SHOWN), str(len(runs))]
+        for name, runs in grouped(part(results, "claim")).items()
+    ]
     if arms:
-        lines += ["", f"| arm | {' | '.join(SHOWN.values())} | seeds |", "|---" * (len(SHOWN) + 2) + "|"]
-    for name, runs in arms.items():
-        cells = [spread([r["curve"][-1][k] for r in runs]) for k in SHOWN]
-        lines.append(f"| {name} | {' | '.join(cells)} | {len(runs)} |")
+        lines += ["", *markdown(["arm", *SHOWN.values(), "seeds"], arms)]
     return "\n".join(lines) + "\n"
-
-
-def part(results: Rows, name: str, **where) -> list[dict]:
-    return [r for r in results if r["key"]["part"] == name and all(r["key"].get(k) == v for k, v in where.items())]
 
 
 def grouped(rows: Rows) -> dict[str, list[dict]]:
@@ -161,7 +158,7 @@ def jokes(results: Rows) -> Iterator[Bar]:
 # ---------------------------------------------------------------------------------------------------- the page
 def sections(results: Rows) -> list[str]:
     """The table, then a family of curves for each tier, then what the guard did."""
-    made = [section("Bars", page.table(("figure", "bar", "measured"), bars(results)))]
+    made = [section("Bars", table(("figure", "bar", "measured"), bars(results)))]
     plain = [r for r in part(results, "claim") if " - " not in r["key"]["arm"]]
     jokes = part(results, "jokes")
     families = [
@@ -179,4 +176,4 @@ def sections(results: Rows) -> list[str]:
     guarded = part(results, "guard", guarded=True)
     said = [(r["key"]["kind"], i + 1, *s) for r in guarded for i, s in enumerate(r["said"])]
     head = ("injected", "generation", "before training", "why", "after training", "why")
-    return [*made, section("What the guard did to injected collapses", page.table(head, said)) if said else ""]
+    return [*made, section("What the guard did to injected collapses", table(head, said)) if said else ""]
