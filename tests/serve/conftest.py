@@ -24,8 +24,8 @@ class Live:
         tokenizer = Tokenizer.bytes_only()
         c = resolve(replace(Config(), model=tiny.model(context=512, vocab=384), text=Text(tokenizer="bytes")))
         with jax.set_mesh(tiny.mesh()):
-            lm = tiny.lively(c.model)
-            self.engine = Engine(c.model, lm, tokenizer, slots, queue)
+            self.lm = tiny.lively(c.model)
+            self.engine = Engine(c.model, self.lm, tokenizer, slots, queue)
             self.engine.stops = set()  # answers are as long as they were asked to be
             self.engine.warm()
         self.engine.start()

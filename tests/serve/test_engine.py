@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp.model import sample
 from ramp.serve import batch
 from ramp.serve.batch import Way
 from ramp.serve.engine import Engine, Full, Job
@@ -70,12 +69,12 @@ def test_the_same_alone_and_in_company(live, engine):
     )
 
 
-def test_greedy_tokens_are_those_of_a_whole_forward_pass(engine):
+def test_greedy_tokens_are_those_of_a_whole_forward_pass(live, engine):
     prompt = list(b"some prompt of bytes")
     tokens, _ = answer(engine, prompt, 50, Way(temperature=0.0))[1]()
     ids = [token.id for token in tokens]
     with jax.set_mesh(tiny.mesh()):
-        logits = np.asarray(tiny.logits(engine.c, engine.params, np.array([prompt + ids])))[0, len(prompt) - 1 : -1]
+        logits = np.asarray(tiny.logits(engine.c, live.lm, np.array([prompt + ids])))[0, len(prompt) - 1 : -1]
     logits = logits[:, : TOKENIZER.vocab_size]
     assert logits.argmax(-1).tolist() == ids
     logps = np.asarray(jax.nn.log_softmax(logits, axis=-1))
@@ -84,7 +83,7 @@ def test_greedy_tokens_are_those_of_a_whole_forward_pass(engine):
 
 
 def test_nothing_compiles_once_it_is_warm(engine):
-    programs = (sample.prefill, batch.insert, batch.advance, batch.grow)
+    programs = (batch.read, batch.copy, batch.advance, batch.grow)
     before = [f._cache_size() for f in programs]
     for way in (Way(), Way(0.0), Way(0.5, 3, 0.8, 0.01, 5)):
         for prompt, n in ((b"a", 5), (b"b" * 130, 100), (b"c" * 380, 100)):
@@ -174,9 +173,9 @@ def test_on_any_mesh(engine):
     assert got == want and split.fault is None
 
 
-def test_a_fault_ends_every_answer(engine, monkeypatch):
+def test_a_fault_ends_every_answer(live, engine, monkeypatch):
     with jax.set_mesh(tiny.mesh()):
-        broken = Engine(engine.c, engine.params, TOKENIZER, slots=4)
+        broken = Engine(engine.c, live.lm, TOKENIZER, slots=4)
     monkeypatch.setattr(broken, "_chunk", lambda: 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     broken.start()
@@ -184,6 +183,61 @@ def test_a_fault_ends_every_answer(engine, monkeypatch):
     assert wait() == ([], "error")
     with pytest.raises(RuntimeError):
         answer(broken, [1], 5)
+
+
+# ---------------------------------------------------------------------------------------------------- pieces
+@pytest.mark.parametrize(
+    "over", [{}, tiny.ALL, tiny.WINDOW, tiny.MEAN, {"depth": 0}], ids=["plain", "all", "window", "mean", "none"]
+)
+@pytest.mark.parametrize("length", [3, 16, 41, 64])
+def test_a_prompt_in_pieces_is_the_prompt_at_once(over, length):
+    """Logits behind a prompt in pieces of 16, and after more tokens, are those of whole rows; a window lies across pieces."""
+    c, prompt = tiny.model(context=80, **over), tiny.tokens(1, length)[0]
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(c)
+        for piece in (16, 64):
+            engine = Engine(c, lm, TOKENIZER, slots=2, piece=piece)
+            job = Job(tuple(prompt.tolist()), 8, Way(0.0), 0, lambda tokens, why: None)
+            rounds = 0
+            while job.left:
+                engine._piece(1, job)
+                rounds += 1
+                if job.left:
+                    engine._chunk()  # what a slot draws before its prompt is read leaves no trace
+            assert rounds == -(-length // piece)
+            want = np.asarray(tiny.logits(c, lm, prompt[None]))[0, -1]
+            np.testing.assert_allclose(np.asarray(engine.state.logits_bv)[1], want, rtol=1e-4, atol=2e-5)
+            drawn = engine._chunk().token_bn[1]
+            row = np.concatenate([prompt, drawn])[None]
+            want = np.asarray(tiny.logits(c, lm, row))[0, -1]
+            np.testing.assert_allclose(np.asarray(engine.state.logits_bv)[1], want, rtol=1e-4, atol=2e-5)
+
+
+def test_a_long_prompt_delays_nobody(live):
+    """It is read two pieces at a time between chunks of those who speak; a short prompt that came later is answered first."""
+    with jax.set_mesh(tiny.mesh()):
+        engine = Engine(live.engine.c, live.lm, TOKENIZER, slots=4, piece=16)
+    engine.stops = set()
+    order: list[str] = []
+    piece, chunk = engine._piece, engine._chunk
+    engine._piece = lambda at, job: (order.append("piece"), piece(at, job))
+    engine._chunk = lambda: (order.append("chunk"), chunk())[1]
+    heard: dict[str, int] = {}
+    done = threading.Event()
+
+    def said(name: str, job_ended: bool) -> None:
+        heard.setdefault(name, len(order))
+        if job_ended and name == "long":
+            done.set()
+
+    asked = [("speaker", b"s", 300), ("long", b"l" * 400, 4), ("short", b"x", 4)]
+    for name, prompt, n in asked:
+        engine.submit([Job(tuple(prompt), n, Way(), 0, lambda tokens, why, name=name: said(name, bool(why)))])
+    engine.start()
+    assert done.wait(60)
+    engine.close()
+    assert heard["speaker"] < heard["short"] < heard["long"]
+    assert "piece piece piece" not in " ".join(order[heard["speaker"] : heard["long"]])
 
 
 # ---------------------------------------------------------------------------------------------------- drawing

@@ -1,13 +1,15 @@
 """The device's side of continuous batching: B slots that always advance together, each row with settings of its own.
 
-    slots = blank(c, B, size)                       no row means anything yet
-    slots = insert(slots, row, at, way, seed)       a prefilled prompt (`sample.prefill`) takes slot `at`
-    slots, drawn = advance(c, weights, slots, n)    n more tokens of every slot
+    slots = blank(c, B, size)                                    no row means anything yet
+    slots = read(c, weights, slots, tokens, at, start, count, way, seed)   a piece of a prompt into slot `at`
+    slots = copy(slots, source, at, way, seed)                   the same prompt again, for another answer
+    slots, drawn = advance(c, weights, slots, n)                 n more tokens of every slot
 
-All shapes are fixed by (B, size, n), and how a row is drawn from is data, so a new request compiles nothing. Every call
-has the same width whoever is in it, and a row's randomness is keyed by its own seed and position: the same request gives
-the same text alone or in company. The device does not know which slots are in use; an idle one computes what nobody
-reads, at no cost beyond what the shape costs anyway.
+All shapes are fixed by (B, size, n) and the length of a piece, and how a row is drawn from is data, so a new request
+compiles nothing. Every call has the same width whoever is in it, and a row's randomness is keyed by its own seed and
+position: the same request gives the same text alone or in company. The device does not know which slots are in use; an
+idle one computes what nobody reads, at no cost beyond what the shape costs anyway. What `advance` writes into a slot whose
+prompt is still being read lies behind what was read, where the next piece goes.
 """
 
 from dataclasses import dataclass, replace
@@ -19,8 +21,9 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.model import sample
-from ramp.model.sample import Stream, pick, row_keys
-from ramp.model.transformer import ROWS, Params
+from ramp.model.attention import MASKED, visible_mask
+from ramp.model.sample import pick, row_keys
+from ramp.model.transformer import ROWS, Block, Embed, Params, rope_angles, short_layer, unembed
 
 TOPS = 20  # most likely tokens reported with each token
 SPAN = 104.0  # nats below the top at which float32 has no probability left
@@ -77,27 +80,126 @@ def blank(c: Model, B: int, size: int) -> Slots:
     return Slots(cache, logits_bv, zeros(B, jnp.int32), zeros(B, jnp.int32), seed_b, way)
 
 
+@partial(jax.jit, static_argnames="c", donate_argnames="slots")
+def read(c: Model, weights: Params, slots: Slots, tokens_rq, at, start, count, way: Way, seed) -> Slots:
+    """`count` tokens of a prompt into slot `at`, behind the `start` tokens that it holds; then the slot is at their end.
+
+    tokens_rq: int32 [R, 1 + P], the same in each row: the token before, then P of the prompt, padded on the right. One row
+    a device, of which the one that owns the slot counts. weights: of `sample.ready`. start + P must fit the cache; the keys
+    of the padding stay in it, never seen: they are written over as the row grows.
+    """
+    (R, Q), B = tokens_rq.shape, len(slots.last_b)
+    cos, sin = rope_angles(start + jnp.arange(Q - 1), c.head_dim, c.rope_base)
+    # Nothing is smeared into a prompt's first token: the one before it is of another segment.
+    segments_rq = jnp.broadcast_to((jnp.arange(Q) > 0) | (start > 0), (R, Q), out_sharding=P(ROWS))
+    x_nd = Embed(c).apply({"params": weights["embed"]}, tokens_rq, segments_bt=segments_rq)
+    x_rqd = jax.lax.reshape(x_nd, (R, Q, c.width), out_sharding=P(ROWS))
+    x0_nd = x_nd = jax.lax.reshape(x_rqd[:, 1:], (R * (Q - 1), c.width), out_sharding=P(ROWS))
+    cache = []
+    for i, (block, kv) in enumerate(zip(weights["blocks"], slots.cache, strict=True)):
+        attend = partial(attend_piece, kv, at, start, c.short_window if short_layer(c, i) else None)
+        x_nd, kv = Block(c).apply({"params": block}, x_nd, cos, sin, attend, tokens_rq[:, 1:], x0_nd)
+        cache.append(kv)
+    x_rpd = jax.lax.reshape(x_nd, (R, Q - 1, c.width), out_sharding=P(ROWS))
+    last_rd = jax.lax.dynamic_index_in_dim(x_rpd, count - 1, axis=1, keepdims=False)
+    logits_rv = jax.reshard(unembed(c, weights, last_rd), P(ROWS, None))
+    last_r = jax.lax.dynamic_index_in_dim(tokens_rq, count, axis=1, keepdims=False)
+
+    def spread(a_r):
+        """To each slot what its own device computed."""
+        each = jnp.broadcast_to(a_r[:, None], (R, B // R, *a_r.shape[1:]), out_sharding=P(ROWS))
+        return jax.lax.reshape(each, (B, *a_r.shape[1:]), out_sharding=P(ROWS))
+
+    slots = replace(slots, cache=tuple(cache))
+    return put(slots, at, spread(logits_rv), spread(last_r), start + count, seed, way)
+
+
+def put(slots: Slots, at, logits_bv, last_b, length, seed, way: Way) -> Slots:
+    """All but the cache of slot `at`, from row `at` of what is given for every slot."""
+    here_b = jax.reshard(jnp.arange(len(last_b)) == at, P(ROWS))
+
+    def chosen(new, old):
+        return jnp.where(here_b.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+
+    new = Slots(slots.cache, logits_bv, last_b, length, seed, way)
+    return replace(jax.tree.map(chosen, replace(new, cache=()), replace(slots, cache=())), cache=slots.cache)
+
+
+def attend_piece(kv, at, start, window, q_rphd, k_rpkd, v_rpkd):
+    """Attend from P tokens of slot `at` to each other and to the `start` tokens before them: (o [R, P, H, h], the cache
+    with their keys and values in it).
+
+    Keys come in blocks of P, as many as there are to see, with a running softmax (Milakov & Gimelshein 2018, algorithm 3).
+    So a piece costs what it sees, and sums in the same order whatever the size of the cache.
+    """
+
+    def local(keys_bkhs, values_bkhs, q_rphd, k_rpkd, v_rpkd, at, start):
+        (_, P, H, h), K = q_rphd.shape, k_rpkd.shape[2]
+        slot, mine = place(at, len(keys_bkhs))
+        q_kgph = jnp.transpose((q_rphd[0] * h**-0.5).reshape(P, K, H // K, h), (1, 2, 0, 3))
+        own = tuple(jnp.transpose(a[0], (1, 2, 0)).astype(keys_bkhs.dtype) for a in (k_rpkd, v_rpkd))
+        dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+        def block(all_bkhs, first):
+            return jax.lax.dynamic_slice(all_bkhs, (slot, 0, 0, first), (1, K, h, P))
+
+        def join(carry, first, end, k_khs, v_khs):
+            """Softmax and sum so far, with keys first .. first + P of which those before `end` count."""
+            top, total, o_kgph = carry
+            s = first + jnp.arange(P)
+            seen_ps = visible_mask((start + jnp.arange(P))[:, None], s, window) & (s < end)
+            scores = jnp.where(seen_ps, dot("kgph,khs->kgps", q_kgph, k_khs), MASKED)
+            higher = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+            shrink, scores = jnp.exp(top - higher), jnp.exp(scores - higher)
+            o_kgph = shrink * o_kgph + dot("kgps,khs->kgph", scores.astype(v_khs.dtype), v_khs)
+            return higher, shrink * total + jnp.sum(scores, axis=-1, keepdims=True), o_kgph
+
+        def earlier(i, carry):
+            return join(carry, i * P, start, block(keys_bkhs, i * P)[0], block(values_bkhs, i * P)[0])
+
+        none = jnp.zeros((*q_kgph.shape[:3], 1), jnp.float32)
+        carry = join((none + MASKED, none, jnp.zeros(q_kgph.shape, jnp.float32)), start, start + P, *own)  # sees itself
+        oldest = 0 if window is None else jnp.maximum(0, start - window + 1) // P
+        _, total, o_kgph = jax.lax.fori_loop(oldest, -(-start // P), earlier, carry)
+        o_rphd = jnp.transpose(o_kgph / total, (2, 0, 1, 3)).reshape(1, P, H, h).astype(q_rphd.dtype)
+        kept = (
+            jax.lax.dynamic_update_slice(a, jnp.where(mine, new, block(a, start)), (slot, 0, 0, start))
+            for a, new in zip((keys_bkhs, values_bkhs), own, strict=True)
+        )
+        return o_rphd, *kept
+
+    cached, fresh = P(ROWS, "model"), P(ROWS, None, "model")
+    specs = (cached, cached, fresh, fresh, fresh, P(), P())
+    run = jax.shard_map(local, in_specs=specs, out_specs=(fresh, cached, cached), check_vma=False)
+    o_rphd, keys, values = run(*kv, q_rphd, k_rpkd, v_rpkd, at, start)
+    return o_rphd, (keys, values)
+
+
+def place(at: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+    """Inside shard_map: (slot `at` among this device's, whether it is one of them; if not, any)."""
+    at -= jax.lax.axis_index(ROWS) * rows
+    return jnp.clip(at, 0, rows - 1), (at >= 0) & (at < rows)
+
+
 @partial(jax.jit, donate_argnames="slots")
-def insert(slots: Slots, row: Stream, at: jax.Array, way: Way, seed: jax.Array) -> Slots:
-    """Row 0 of `row` in slot `at`. What the slot's cache holds beyond the prompt is never seen: see `sample.prefill`."""
+def copy(slots: Slots, source: jax.Array, at: jax.Array, way: Way, seed: jax.Array) -> Slots:
+    """What slot `source` has read in slot `at` too, before either has drawn a token."""
 
-    def put(all_b, one_b):
-        """A row may be shorter than its slot."""
+    def local(all_b, source, at):
+        slot, mine = place(source, len(all_b))
+        row = jax.lax.dynamic_index_in_dim(all_b, slot)
+        row = jax.lax.psum(jnp.where(mine, row, 0), ROWS)
+        slot, mine = place(at, len(all_b))
+        row = jnp.where(mine, row, jax.lax.dynamic_index_in_dim(all_b, slot))
+        return jax.lax.dynamic_update_index_in_dim(all_b, row, slot, 0)
+
+    def copied(all_b):
         spec = jax.typeof(all_b).sharding.spec
-        one = jax.reshard(one_b, P(None, *spec[1:]))[:1] if one_b.ndim else one_b[None]
+        run = jax.shard_map(local, in_specs=(spec, P(), P()), out_specs=spec, check_vma=False)
+        return run(all_b, source, at)
 
-        def local(all_b, one, at):
-            first = jax.lax.axis_index(ROWS) * len(all_b)
-            here = jnp.clip(at - first, 0, len(all_b) - 1)
-            start = (here, *[0] * (all_b.ndim - 1))
-            old = jax.lax.dynamic_slice(all_b, start, one.shape)
-            mine = (at >= first) & (at < first + len(all_b))
-            return jax.lax.dynamic_update_slice(all_b, jnp.where(mine, one.astype(all_b.dtype), old), start)
-
-        run = jax.shard_map(local, in_specs=(spec, P(None, *spec[1:]), P()), out_specs=spec, check_vma=False)
-        return run(all_b, one, at)
-
-    return jax.tree.map(put, slots, Slots(row.cache, row.logits_bv, row.last_b, row.length_b, seed, way))
+    slots = jax.tree.map(copied, slots)
+    return put(slots, at, slots.logits_bv, slots.last_b, slots.length_b, seed, way)
 
 
 @partial(jax.jit, static_argnames="size")

@@ -132,6 +132,6 @@ def _serve(args: argparse.Namespace) -> int:
 
     sock = api.listen(args.host, args.port)
     _, c, tokenizer, params, stage = _opened(args.run, args.stage)
-    engine = Engine(c.model, params["lm"], tokenizer, args.slots, args.queue)
+    engine = Engine(c.model, params.pop("lm"), tokenizer, args.slots, args.queue)
     api.serve(engine, Server(args.run.resolve().name, c, tokenizer, stage), sock, key)
     return 0

@@ -1,9 +1,10 @@
 """One thread that owns the device, and the requests it turns into tokens.
 
-Requests wait in a bounded line; free slots are filled from its head, at most `ADMIT` prompts between two chunks of
-decoding, so that those who are already being answered do not stall. A chunk is `CHUNK` tokens for all slots; its tokens
-are handed over by each request's own `emit`, which must be quick and safe to call from this thread. A request that is
-cancelled loses its slot at the next chunk.
+Requests wait in a bounded line; free slots are filled from its head. Prompts are read in pieces, two between two chunks of
+decoding: one of the prompt that came first, one of the prompt with the least left. So those who are being answered wait
+for no more than two pieces, a short prompt does not wait for a long one, and none waits for ever. A chunk is `CHUNK` tokens
+for all slots; its tokens are handed over by each request's own `emit`, which must be quick and safe to call from this
+thread. A request that is cancelled loses its slot at the next chunk or piece.
 """
 
 import threading
@@ -23,10 +24,10 @@ from ramp.serve.batch import Way
 from ramp.text.tokenizer import Tokenizer
 
 CHUNK = 4  # tokens between two looks at the world
-ADMIT = 2  # prompts run between two chunks
-# Least lengths; they double up to the context. XLA:CPU sums over caches of 128 in another order than over all longer
-# ones, so that an answer would depend on what its neighbours had made the cache grow to.
-PROMPT, CACHE = 32, 256
+PIECE = 64  # tokens of a prompt read at a time
+# Least length of the cache; it doubles up to the context. XLA:CPU sums over caches of 128 in another order than over all
+# longer ones, so that an answer would depend on what its neighbours had made the cache grow to.
+CACHE = 256
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Job:
     cancelled: bool = False
     began: float = field(default_factory=time.perf_counter)
     said: list[int] = field(default_factory=list)
+    read: int = 0  # tokens of ids and said that are in its slot
+
+    @property
+    def left(self) -> int:
+        return len(self.ids) + len(self.said) - self.read
 
 
 class Full(Exception):
@@ -65,14 +71,19 @@ class Full(Exception):
 class Engine:
     """B slots on the current mesh. `submit` and `cancel` from any thread; `start` once, `close` at the end."""
 
-    def __init__(self, c: Model, lm: dict, tokenizer: Tokenizer, slots: int = 16, waiting: int = 64):
+    def __init__(
+        self, c: Model, lm: dict, tokenizer: Tokenizer, slots: int = 16, waiting: int = 64, piece: int = PIECE
+    ):
         shape = jax.sharding.get_mesh().shape
-        self.rows = shape["replica"] * shape["data"]  # a prefill has one row a device, of which one counts
+        self.rows = shape["replica"] * shape["data"]  # a piece has one row a device, of which one counts
         self.slots = -(-slots // self.rows) * self.rows
         self.c, self.tokenizer, self.mesh = c, tokenizer, jax.sharding.get_mesh()
-        self.params, self.weights = lm, sample.ready(c, lm)
+        self.weights = sample.ready(c, lm)
         self.stops = {tokenizer.end, tokenizer.bos}
-        self.buckets, self.sizes = _doubling(PROMPT, c.context), _doubling(CACHE, c.context)  # of prompts, of the cache
+        self.sizes = [min(CACHE, c.context)]
+        while self.sizes[-1] < c.context:
+            self.sizes.append(min(2 * self.sizes[-1], c.context))
+        self.piece = min(piece, self.sizes[0])
         self.waiting: deque[Job] = deque()
         self.most_waiting = waiting
         self.live: dict[int, Job] = {}
@@ -81,7 +92,6 @@ class Engine:
         self._wake, self._closing = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="ramp-engine", daemon=True)
         self._reset()
-        self._last: tuple[tuple[int, ...], sample.Stream] | None = None  # n answers to one prompt: one prefill
 
     # ---- from any thread
 
@@ -115,16 +125,12 @@ class Engine:
 
     def warm(self, say: Callable[[str], None] = lambda text: None) -> None:
         """Compile every shape before the first request; with a filled compilation cache this is reading files."""
-        rows = {}
-        for length in self.buckets:
-            say(f"prompts of up to {length} tokens")
-            rows[length] = self._prefill((0,) * length)
         for size in self.sizes:
-            say(f"caches of {size} tokens")
+            say(f"{size} tokens")
             self._grow(size)
-            for length, row in rows.items():
-                if length <= size:
-                    self._insert(row, 0, Way(), 0)
+            nobody = Job((0,), 1, Way(), 0, lambda tokens, why: None)
+            self._piece(0, nobody)
+            self._copy(0, 0, nobody)
             self._chunk()
         self._reset()
 
@@ -134,8 +140,8 @@ class Engine:
         jax.set_mesh(self.mesh)  # the current mesh is a thread's own
         try:
             while self._admit():
-                if self.live:
-                    self._step()
+                self._read()
+                self._step()
         except Exception as error:
             self.fault = error
             raise
@@ -153,40 +159,44 @@ class Engine:
                 self._wake.wait()
             if self._closing:
                 return False
+            gone = [at for at, job in self.live.items() if job.cancelled]
+            self.counts["cancelled"] += len(gone)
+            for at in gone:
+                del self.live[at]
             if not self.live and self.size > self.sizes[0]:
                 self._reset()
-            free = [at for at in range(self.slots) if at not in self.live][:ADMIT]
-            taken = [(at, self.waiting.popleft()) for at in free if self.waiting]
-            self.live.update(taken)
-        for at, job in taken:
-            self._put(at, job)
+            free = [at for at in range(self.slots) if at not in self.live]
+            self.live.update([(at, self.waiting.popleft()) for at in free if self.waiting])
         return True
 
-    def _put(self, at: int, job: Job) -> None:
-        ids = (*job.ids, *job.said)
-        self._grow(len(ids))
-        if self._last is None or self._last[0] != ids:
-            self._last = ids, self._prefill(ids)
-            self.counts["prompt_tokens"] += len(ids)
-        self._insert(self._last[1], at, job.way, job.seed)
+    def _read(self) -> None:
+        """A piece of the prompt that came first, and one of the prompt with the least left."""
+        for least in (False, True):
+            unread = {at: job for at, job in self.live.items() if job.left}
+            if not unread:
+                return
+            at = min(unread, key=lambda at: unread[at].left) if least else next(iter(unread))
+            job = unread.pop(at)
+            self._piece(at, job)
+            for other, twin in unread.items():  # n answers to one prompt: it is read once
+                if not job.left and not job.said and (twin.ids, twin.said) == (job.ids, job.said):
+                    self._copy(at, other, twin)
 
     def _step(self) -> None:
-        gone = [at for at, job in self.live.items() if job.cancelled]
-        self.counts["cancelled"] += len(gone)
-        for at in gone:
-            del self.live[at]
-        if not self.live:
+        """A chunk for all whose prompt has been read."""
+        ready = {at: job for at, job in self.live.items() if not job.left}
+        if not ready:
+            jax.block_until_ready(self.state.length_b)  # or newcomers would stand behind all that was sent ahead
             return
-        self._grow(max(len(job.ids) + len(job.said) for job in self.live.values()) + CHUNK)
+        self._grow(max(job.read for job in ready.values()) + CHUNK)
         drawn = self._chunk()
         self.counts["chunks"] += 1
-        for at, job in list(self.live.items()):
+        for at, job in ready.items():
             tokens, why = self._tokens(job, drawn, at)
+            job.read += sum(not token.forced for token in tokens)
             if why:
                 del self.live[at]
                 self.counts["finished"] += 1
-            elif tokens[-1].forced:
-                self._put(at, job)
             job.emit(tokens, why)
 
     def _tokens(self, job: Job, drawn: batch.Drawn, at: int) -> tuple[list[Token], str]:
@@ -224,27 +234,28 @@ class Engine:
             self.size = next(s for s in self.sizes if s > self.size)
             self.state = batch.grow(self.state, self.size)
 
-    def _prefill(self, ids: tuple[int, ...]) -> sample.Stream:
-        length = next(b for b in self.buckets if b >= len(ids))
-        padded = np.zeros((self.rows, length), np.int32)
-        padded[:, : len(ids)] = ids
-        place = jax.NamedSharding(self.mesh, P(batch.ROWS))
-        lengths, seeds = np.full(self.rows, len(ids), np.int32), np.zeros(self.rows, np.uint32)
-        tokens, lengths, seeds = (jax.device_put(a, place) for a in (padded, lengths, seeds))
-        return sample.prefill(self.c, self.params, tokens, lengths, seeds, length)
+    def _piece(self, at: int, job: Job) -> None:
+        """The next tokens of a job into its slot. The last piece ends where the prompt does, if it reads some twice: no
+        piece reaches beyond the cache."""
+        ids = (0, *job.ids, *job.said)
+        start = min(job.read, max(0, len(ids) - 1 - self.piece))
+        end = min(start + self.piece, len(ids) - 1)
+        self._grow(end)
+        tokens = np.zeros((self.rows, 1 + self.piece), np.int32)
+        tokens[:, : end + 1 - start] = ids[start : end + 1]
+        tokens = jax.device_put(tokens, jax.NamedSharding(self.mesh, P(batch.ROWS)))
+        where = np.int32(at), np.int32(start), np.int32(end - start)
+        way, seed = jax.tree.map(np.float32, job.way), np.uint32(job.seed)
+        self.state = batch.read(self.c, self.weights, self.state, tokens, *where, way, seed)
+        self.counts["prompt_tokens"] += end - job.read
+        job.read = end
 
-    def _insert(self, row: sample.Stream, at: int, way: Way, seed: int) -> None:
-        way = jax.tree.map(np.float32, way)
-        self.state = batch.insert(self.state, row, np.int32(at), way, np.uint32(seed))
+    def _copy(self, source: int, at: int, job: Job) -> None:
+        """What slot `source` has read, for a job with the same prompt."""
+        way, seed = jax.tree.map(np.float32, job.way), np.uint32(job.seed)
+        self.state = batch.copy(self.state, np.int32(source), np.int32(at), way, seed)
+        job.read = len(job.ids)
 
     def _chunk(self) -> batch.Drawn:
         self.state, drawn = batch.advance(self.c, self.weights, self.state, CHUNK, self.tokenizer.vocab_size)
         return jax.device_get(drawn)
-
-
-def _doubling(least: int, most: int) -> list[int]:
-    """least, 2 least, 4 least, ..., most."""
-    sizes = [min(least, most)]
-    while sizes[-1] < most:
-        sizes.append(min(2 * sizes[-1], most))
-    return sizes
