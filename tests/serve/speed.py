@@ -10,28 +10,30 @@ import statistics
 import sys
 import time
 from collections import defaultdict
+from itertools import pairwise
 
 import httpx
 import openai
 
 URL, MODEL, TOKENS = sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 96
-ASKED = [{"role": "user", "content": "Tell me about the history of the world."}]
+ASKED, LONG = "Tell me about the history of the world.", "and the history of the world " * 25
 CLIENTS, TURNS, BESIDE = 16, 3, 8
-said: dict[tuple[int, int], set[str]] = defaultdict(set)
+said: dict[tuple, set[str]] = defaultdict(set)
+silences: list[float] = []  # seconds between two pieces of a text
 
 
-async def ask(client: openai.AsyncOpenAI, seed: int, tokens: int = TOKENS) -> tuple[int, float]:
+async def ask(client: openai.AsyncOpenAI, seed: int, tokens: int = TOKENS, prompt: str = ASKED) -> tuple[int, float]:
     """Tokens of one streamed answer, and the seconds to its first text."""
-    began, first, count, text = time.perf_counter(), 0.0, 0, ""
-    stream = await client.chat.completions.create(
-        model=MODEL, messages=ASKED, max_tokens=tokens, seed=seed, stream=True, stream_options={"include_usage": True}
-    )
+    began, heard, count, text = time.perf_counter(), [], 0, ""
+    messages, more = [{"role": "user", "content": prompt}], {"stream": True, "stream_options": {"include_usage": True}}
+    stream = await client.chat.completions.create(model=MODEL, messages=messages, max_tokens=tokens, seed=seed, **more)
     async for event in stream:
-        piece = (event.choices[0].delta.content or "") if event.choices else ""
-        first = first or (time.perf_counter() - began if piece else 0.0)
+        if piece := (event.choices[0].delta.content or "") if event.choices else "":
+            heard.append(time.perf_counter())
         text, count = text + piece, event.usage.completion_tokens if event.usage else count
-    said[seed, tokens].add(text)
-    return count, first
+    said[seed, tokens, prompt].add(text)
+    silences.extend(after - before for before, after in pairwise(heard))
+    return count, heard[0] - began if heard else 0.0
 
 
 async def several(client: openai.AsyncOpenAI, seeds: range) -> int:
@@ -60,18 +62,28 @@ async def main() -> None:
         parts = [range(seeds[0] + 3 * i, seeds[0] + 3 * i + 3) for i in range(CLIENTS)]
         count = sum(await asyncio.gather(*(several(client, part) for part in parts)))
         many.append(count / (time.perf_counter() - began))
-    waits = []
-    for turn in range(BESIDE):
-        long = [asyncio.create_task(ask(client, 900 + 10 * turn + i)) for i in range(BESIDE)]
-        await asyncio.sleep(0.15)
-        waits.append((await ask(client, turn, 8))[1])
-        await asyncio.gather(*long)
+    waits: dict[int, list[float]] = {0: [], 4: []}
+    quiet: dict[int, float] = {}
+    for prompts in waits:  # long ones, read at the same time
+        silences.clear()
+        for turn in range(BESIDE):
+            long = [asyncio.create_task(ask(client, 900 + 10 * turn + i)) for i in range(BESIDE)]
+            await asyncio.sleep(0.15)
+            long += [asyncio.create_task(ask(client, 700 + 10 * turn + i, 2, LONG)) for i in range(prompts)]
+            waits[prompts].append((await ask(client, turn, 8))[1])
+            await asyncio.gather(*long)
+        quiet[prompts] = max(silences)
     stop.set()
     await heart
     alive.sort()
     ratio = statistics.median(many) / statistics.median(one)
     print(f"tokens/s alone {[round(x) for x in one]}, {CLIENTS} clients {[round(x) for x in many]}: {ratio:.1f} times")
-    print(f"first text beside {BESIDE} long answers: median {statistics.median(waits):.2f} s, worst {max(waits):.2f} s")
+    for prompts, found in waits.items():
+        print(
+            f"first text beside {BESIDE} long answers and {prompts} long prompts: median {statistics.median(found):.2f}",
+            end="",
+        )
+        print(f" s, worst {max(found):.2f} s; nobody silent for more than {quiet[prompts]:.2f} s")
     at = [1e3 * alive[int(share * (len(alive) - 1))] for share in (0.5, 0.99, 1.0)]
     print("/health: median {:.1f}, 99% {:.1f}, worst {:.1f} ms".format(*at), f"of {len(alive)}")
     print(f"seeds whose texts differ: {sum(len(texts) > 1 for texts in said.values())} of {len(said)}")

@@ -46,30 +46,26 @@ def weights(m: Model, lm: dict, tokens: int) -> dict[str, np.ndarray]:
 
 def model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
     kind, more = ("Qwen3", {"use_sliding_window": False}) if m.qk_norm else ("Llama", {"mlp_bias": False})
-    return more | {
-        "architectures": [f"{kind}ForCausalLM"],
-        "model_type": kind.lower(),
-        "vocab_size": t.vocab_size,
-        "hidden_size": m.width,
-        "intermediate_size": m.ff,
-        "num_hidden_layers": m.depth,
-        "num_attention_heads": m.heads,
-        "num_key_value_heads": m.kv_heads,
-        "head_dim": m.head_dim,
-        "max_position_embeddings": m.context,
-        "rms_norm_eps": m.norm_eps,
-        "rope_theta": m.rope_base,
-        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_base},  # where transformers 5 looks
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "tie_word_embeddings": m.tied,
-        "bos_token_id": t.bos,
-        "eos_token_id": t.end,
-        "pad_token_id": t.pad,
-        "dtype": "float32",
-        "torch_dtype": "float32",
-    }
+    shape = {keys[0]: getattr(m, ours) for ours, keys in load.SHAPE.items()}
+    return (
+        more
+        | shape
+        | {
+            "architectures": [f"{kind}ForCausalLM"],
+            "model_type": kind.lower(),
+            "vocab_size": t.vocab_size,
+            "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_base},  # where transformers 5 looks
+            "hidden_act": "silu",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "tie_word_embeddings": m.tied,
+            "bos_token_id": t.bos,
+            "eos_token_id": t.end,
+            "pad_token_id": t.pad,
+            "dtype": "float32",
+            "torch_dtype": "float32",
+        }
+    )
 
 
 def chat_template(t: Tokenizer) -> str:

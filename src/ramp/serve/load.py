@@ -36,6 +36,18 @@ BLOCK = {
     "w_up": ("mlp.up_proj", "ffn_up"),
     "w_down": ("mlp.down_proj", "ffn_down"),
 }
+# Keys of a model's shape, ours: (that of config.json, GGUF's).
+SHAPE = {
+    "depth": ("num_hidden_layers", "block_count"),
+    "width": ("hidden_size", "embedding_length"),
+    "heads": ("num_attention_heads", "attention.head_count"),
+    "kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
+    "head_dim": ("head_dim", "attention.key_length"),
+    "ff": ("intermediate_size", "feed_forward_length"),
+    "context": ("max_position_embeddings", "context_length"),
+    "rope_base": ("rope_theta", "rope.freq_base"),
+    "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
+}
 TABLE, NORM, HEAD = ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -72,13 +84,8 @@ def from_gguf(path: Path) -> Foreign:
     if arch not in ("llama", "qwen3"):
         raise UserError(f"{path} is a model of the kind {arch!r}; ramp imports llama and qwen3")
 
-    def of(key: str, default: Any = None) -> Any:
-        value = file.meta.get(f"{arch}.{key}", default)
-        if value is None:
-            raise UserError(f"{path} lacks the field {arch}.{key}")
-        return value
-
-    if of("rope.scaling.type", "none") != "none" or of("attention.sliding_window", 0):
+    given = {key.removeprefix(f"{arch}."): value for key, value in file.meta.items()}
+    if given.get("rope.scaling.type", "none") != "none" or given.get("attention.sliding_window"):
         raise UserError(f"{path} scales its RoPE or slides its attention window, which ramp's model does not")
     if file.meta.get("tokenizer.ggml.model") != "gpt2":
         kind = file.meta.get("tokenizer.ggml.model")
@@ -86,25 +93,16 @@ def from_gguf(path: Path) -> Foreign:
     cut = file.meta.get("tokenizer.ggml.pre", "gpt-2")
     if cut not in PATTERNS:
         raise UserError(f"{path} cuts its text by the rule {cut!r}; ramp knows {', '.join(PATTERNS)}")
-    heads = of("attention.head_count")
-    shape = {
-        "depth": of("block_count"),
-        "width": of("embedding_length"),
-        "heads": heads,
-        "kv_heads": of("attention.head_count_kv", heads),
-        "head_dim": of("attention.key_length", of("embedding_length") // max(heads, 1)),
-        "ff": of("feed_forward_length"),
-        "context": of("context_length"),
-        "rope_base": of("rope.freq_base", 10_000.0),
-        "norm_eps": float(f"{of('attention.layer_norm_rms_epsilon'):.6g}"),  # stored in 32 bits
+    shape = _shape(path, 1, given) | {
         "qk_norm": "blk.0.attn_q_norm.weight" in file.places,
         "tied": "output.weight" not in file.places,
     }
-    if of("rope.dimension_count", shape["head_dim"]) != shape["head_dim"]:
+    shape["norm_eps"] = float(f"{shape['norm_eps']:.6g}")  # stored in 32 bits
+    if given.get("rope.dimension_count", shape["head_dim"]) != shape["head_dim"]:
         raise UserError(f"{path} turns only a part of each head by RoPE, which ramp's model does not")
     names = names_of(shape)
     _require_all(path, set(file.places), set(names.values()))
-    turned = {"attn_q": heads, "attn_k": shape["kv_heads"]} if arch == "llama" else {}
+    turned = {"attn_q": shape["heads"], "attn_k": shape["kv_heads"]} if arch == "llama" else {}
 
     def weight(name: str) -> np.ndarray:
         w = file.tensor(names[name])
@@ -165,23 +163,22 @@ def _shape_of_config(path: Path, config: dict) -> dict[str, Any]:
     }
     if refused := [name for name, found in odd.items() if found]:
         raise UserError(f"{path}/config.json uses {', '.join(refused)}, which ramp's model does not have")
-    try:
-        heads, width = config["num_attention_heads"], config["hidden_size"]
-        return {
-            "depth": config["num_hidden_layers"],
-            "width": width,
-            "heads": heads,
-            "kv_heads": config.get("num_key_value_heads") or heads,
-            "head_dim": config.get("head_dim") or width // heads,
-            "ff": config["intermediate_size"],
-            "context": config.get("max_position_embeddings", 2048),
-            "rope_base": float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0),
-            "norm_eps": float(config.get("rms_norm_eps", 1e-6)),
-            "qk_norm": kind == "qwen3",
-            "tied": bool(config.get("tie_word_embeddings", False)),
-        }
-    except (KeyError, TypeError, ZeroDivisionError) as error:
-        raise UserError(f"{path}/config.json lacks {error}") from None
+    base = rope.get("rope_theta") or config.get("rope_theta")
+    assumed = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
+    shape = _shape(path / "config.json", 0, assumed | config | {"rope_theta": base})
+    return shape | {"qk_norm": kind == "qwen3", "tied": bool(config.get("tie_word_embeddings", False))}
+
+
+def _shape(where: Path, kind: int, given: dict[str, Any]) -> dict[str, Any]:
+    """What is `given` under the keys that SHAPE has for this kind of file, under ours."""
+    shape = {ours: given.get(keys[kind]) for ours, keys in SHAPE.items()}
+    for ours in ("depth", "width", "heads", "ff", "context", "norm_eps"):
+        if shape[ours] is None:
+            raise UserError(f"{where} lacks {SHAPE[ours][kind]}")
+    shape["kv_heads"] = shape["kv_heads"] or shape["heads"]
+    shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["heads"]
+    shape["rope_base"] = shape["rope_base"] or 10_000.0
+    return shape | {key: float(shape[key]) for key in ("rope_base", "norm_eps")}
 
 
 def _bpe_of(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
