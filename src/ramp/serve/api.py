@@ -7,11 +7,15 @@ logged or kept.
 
 import asyncio
 import base64
+import gc
 import hashlib
 import hmac
 import json
+import os
 import re
 import socket
+import sys
+import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -38,6 +42,7 @@ from ramp.tasks import TASKS, tool
 PATIENCE = 15.0  # seconds for a body to arrive
 DEADLINE = 900.0  # seconds for an answer
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
+GIVE_WAY = 5  # niceness of the threads that compute
 LEVELS = 12  # hardest problem of a task that is made on request
 
 
@@ -383,10 +388,24 @@ def settings(app: Api) -> uvicorn.Config:
     )
 
 
+def come_first() -> None:
+    """Let this thread, the event loop's, wait for little: the interpreter's lock changes hands in half a millisecond instead
+    of five, collections pass over what is here to stay, and the threads that compute give way (on Linux, where each has
+    a priority of its own)."""
+    gc.collect()
+    gc.freeze()
+    sys.setswitchinterval(5e-4)
+    for task in Path("/proc/self/task").glob("*"):
+        if int(task.name) != threading.get_native_id():
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, int(task.name), GIVE_WAY)
+
+
 def serve(engine: Engine, server: Server, sock: socket.socket, key: str) -> None:
     """Warm up, then answer until interrupted."""
     host, port = sock.getsockname()[:2]
     engine.warm(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
+    come_first()
     engine.start()
     at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
     print(f"{server.name} ({server.stage}): {at}  API at /v1  (Ctrl-C ends it)")
