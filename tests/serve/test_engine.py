@@ -206,8 +206,9 @@ def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
             row = np.concatenate([prompt[:length], engine._chunk().token_bn[1]])
             padded = np.pad(row, (0, 80 - len(row)))[None]
             want = np.asarray(tiny.logits(c, lm, padded))[0]
-            np.testing.assert_allclose(read, want[length - 1], rtol=1e-4, atol=2e-5)
-            np.testing.assert_allclose(np.asarray(engine.state.logits_bv)[1], want[len(row) - 1], rtol=1e-4, atol=2e-5)
+            off = 5e-6 * np.abs(want).max()  # sums in another order, at the scale of what is summed
+            np.testing.assert_allclose(read, want[length - 1], rtol=0, atol=off)
+            np.testing.assert_allclose(np.asarray(engine.state.logits_bv)[1], want[len(row) - 1], rtol=0, atol=off)
 
 
 def test_a_long_prompt_delays_nobody(live):
