@@ -11,11 +11,9 @@ import gc
 import hashlib
 import hmac
 import json
-import os
 import re
 import socket
 import sys
-import threading
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -42,7 +40,6 @@ from ramp.tasks import TASKS, tool
 PATIENCE = 15.0  # seconds for a body to arrive
 DEADLINE = 900.0  # seconds for an answer
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-GIVE_WAY = 5  # niceness of the threads that compute
 LEVELS = 12  # hardest problem of a task that is made on request
 
 
@@ -389,16 +386,11 @@ def settings(app: Api) -> uvicorn.Config:
 
 
 def come_first() -> None:
-    """Let this thread, the event loop's, wait for little: the interpreter's lock changes hands in half a millisecond instead
-    of five, collections pass over what is here to stay, and the threads that compute give way (on Linux, where each has
-    a priority of its own)."""
+    """Let the event loop wait for little: the interpreter's lock changes hands in half a millisecond instead of five, and
+    collections pass over what is here to stay."""
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(5e-4)
-    for task in Path("/proc/self/task").glob("*"):
-        if int(task.name) != threading.get_native_id():
-            with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, int(task.name), GIVE_WAY)
 
 
 def serve(engine: Engine, server: Server, sock: socket.socket, key: str) -> None:

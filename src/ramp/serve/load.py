@@ -175,6 +175,8 @@ def _shape(where: Path, kind: int, given: dict[str, Any]) -> dict[str, Any]:
     for ours in ("depth", "width", "heads", "ff", "context", "norm_eps"):
         if shape[ours] is None:
             raise UserError(f"{where} lacks {SHAPE[ours][kind]}")
+    if not shape["heads"]:
+        raise UserError(f"{where} says that the model has no attention heads")
     shape["kv_heads"] = shape["kv_heads"] or shape["heads"]
     shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["heads"]
     shape["rope_base"] = shape["rope_base"] or 10_000.0
