@@ -60,11 +60,14 @@ def keep_memory() -> None:
 
 
 def on_device(c: Config, backend: str) -> Config:
-    """Fill in model.dtype = "auto" by what `ramp bench` measured faster: bfloat16, but on processors that lack it."""
-    if c.model.dtype != "auto":
-        return c
-    dtype = "float32" if backend == "cpu" and not has_bfloat16() else "bfloat16"
-    return config.replace(c, model=config.replace(c.model, dtype=dtype))
+    """Fill in what depends on the device, by what `ramp bench` measured faster: model.dtype = "auto" is bfloat16, but on
+    processors that lack it; float32 on a CPU is multiplied by Eigen, where no other compiler options are asked for."""
+    if c.model.dtype == "auto":
+        dtype = "float32" if backend == "cpu" and not has_bfloat16() else "bfloat16"
+        c = config.replace(c, model=config.replace(c.model, dtype=dtype))
+    if backend == "cpu" and c.model.dtype == "float32" and not c.mesh.flags:
+        c = config.replace(c, mesh=config.replace(c.mesh, flags=("eigen",)))
+    return c
 
 
 def has_bfloat16() -> bool:
