@@ -13,6 +13,7 @@ from ramp.config import Config, Train
 from ramp.model import cost
 from ramp.run import setup
 from ramp.stages.common import lowered
+from ramp.train.mesh import compiler_options
 
 UTILISATION = 0.4  # of the matrix-product rate, as measured for configs/cpu.toml; see the README's results
 
@@ -50,7 +51,8 @@ def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
 
 def step_bytes(c: Config, t: Train) -> int:
     """Peak bytes of one training step on one device: the state, the batch, gradients and activations."""
-    plan = lowered(c, t, jax.sharding.get_mesh()).compile().memory_analysis()
+    options = compiler_options(c.mesh)
+    plan = lowered(c, t, jax.sharding.get_mesh()).compile(compiler_options=options).memory_analysis()
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 
