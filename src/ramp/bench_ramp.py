@@ -116,4 +116,5 @@ def qwen3(params: dict) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    run.use_huge_pages()
     serve(Bench(run.setup(config.load(Path(sys.argv[1])))))
