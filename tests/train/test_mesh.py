@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from ramp import config
+from ramp import run as runs
 from ramp.errors import UserError
 from ramp.run import on_device
 from ramp.train import mesh
@@ -113,3 +114,14 @@ def test_float32_on_a_cpu_is_multiplied_by_eigen():
     options = mesh.compiler_options(on_device(c, "cpu").mesh)
     x = jnp.ones((256, 256))
     assert "ynn" not in jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile().as_text()
+
+
+def test_huge_pages_are_asked_for_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runs.os, "execve", lambda program, argv, env: asked.append(env["GLIBC_TUNABLES"]))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    runs.use_huge_pages()
+    able = len(asked)  # 0 where glibc or the kernel cannot
+    monkeypatch.setenv("GLIBC_TUNABLES", runs.TUNABLE)
+    runs.use_huge_pages()
+    assert asked == [runs.TUNABLE] * able and able <= 1 and runs.has_huge_pages()
