@@ -26,7 +26,7 @@ from ramp.errors import UserError
 from ramp.model import cost
 from ramp.pods import chips
 
-DEFAULT = "[model]\ndepth = 4\ncontext = 256\n[pretrain]\nbatch = 16\n"
+DEFAULT = "[model]\ndepth = 4\ncontext = 256\nunroll = true\n[pretrain]\nbatch = 16\n"
 PROMPT, NEW, BATCHES = 32, (128, 512), (1, 16)
 SECONDS = 2.0  # least work in one turn
 SHAPE = ("depth", "width", "ff", "heads", "kv_heads", "head_dim", "vocab", "tied", "rope_base")  # what the peer is told

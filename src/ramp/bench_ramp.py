@@ -40,7 +40,8 @@ class Bench:
         jax.block_until_ready(state)
         clock.append(time.perf_counter())
         batch = mesh.put_batch(jax.sharding.get_mesh(), functools.partial(rows, t.seq, c.model.vocab), t.batch)
-        lowered = make_step(next_token_loss(c.model, t.z_loss), tx, t).lower(state, batch)
+        options = mesh.compiler_options(c.mesh)
+        lowered = make_step(next_token_loss(c.model, t.z_loss), tx, t, options).lower(state, batch)
         clock.append(time.perf_counter())
         self.step = lowered.compile()
         clock.append(time.perf_counter())
@@ -115,4 +116,5 @@ def qwen3(params: dict) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    run.use_huge_pages()
     serve(Bench(run.setup(config.load(Path(sys.argv[1])))))

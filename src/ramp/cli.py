@@ -17,6 +17,7 @@ from ramp.errors import UserError
 from ramp.ladder import commands as ladder
 from ramp.nines import commands as nines
 from ramp.pods import commands as pods
+from ramp.run import use_huge_pages
 from ramp.serve import commands as serve
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
@@ -49,7 +50,7 @@ VERBS = {
 def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     try:
-        return dispatch(sys.argv[1:] if argv is None else argv)
+        return dispatch(argv)
     except UserError as error:
         print(f"ramp: {error}", file=sys.stderr)
         return EXIT_USER
@@ -61,8 +62,10 @@ def main(argv: list[str] | None = None) -> int:
         return 141
 
 
-def dispatch(argv: list[str]) -> int:
-    args, flags = parsed(argv)
+def dispatch(argv: list[str] | None) -> int:
+    args, flags = parsed(sys.argv[1:] if argv is None else argv)
+    if argv is None and args.verb in FLAGGED and args.verb != "bench":  # its worker does so, its peer does not
+        use_huge_pages()
     return ACTIONS[args.verb](args, flags)
 
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from ramp.config import Config, Train
 from ramp.model import cost
-from ramp.run import setup
+from ramp.run import has_huge_pages, setup
 from ramp.stages.common import lowered
+from ramp.train.mesh import compiler_options
 
 UTILISATION = 0.4  # of the matrix-product rate, as measured for configs/cpu.toml; see the README's results
 
@@ -40,7 +41,8 @@ def describe(c: Config) -> str:
 def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
     tokens, flops = t.steps * t.batch * t.seq, cost.flops_per_token(c.model, t.seq)
     minutes = tokens * flops / (rate * UTILISATION) / 60
-    kept = "; up to twice that stays resident (see run.keep_memory)" if jax.default_backend() == "cpu" else ""
+    holes = jax.default_backend() == "cpu" and not has_huge_pages()
+    kept = "; up to twice that stays resident (see run.keep_memory)" if holes else ""
     return [
         f"{name:12} {t.steps:,} steps of {t.batch} x {t.seq} = {tokens:,} tokens; {flops / 1e6:.1f} MFLOP a token; about "
         f"{minutes:.1f} minutes, at {UTILISATION:.0%} of the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
@@ -50,7 +52,8 @@ def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
 
 def step_bytes(c: Config, t: Train) -> int:
     """Peak bytes of one training step on one device: the state, the batch, gradients and activations."""
-    plan = lowered(c, t, jax.sharding.get_mesh()).compile().memory_analysis()
+    options = compiler_options(c.mesh)
+    plan = lowered(c, t, jax.sharding.get_mesh()).compile(compiler_options=options).memory_analysis()
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 

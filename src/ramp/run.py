@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -50,21 +51,40 @@ def setup(c: Config, devices: int | None = None) -> Config:
     return c
 
 
+TUNABLE = "glibc.malloc.hugetlb=1"
+
+
+def use_huge_pages() -> None:
+    """Start this process again with a glibc that asks the kernel for huge pages; it reads the wish at a start only.
+
+    XLA:CPU allocates a step's temporaries anew each time, and pages of 4 kB cost it 15% of the step."""
+    kernel, (name, version) = Path("/sys/kernel/mm/transparent_hugepage/enabled"), platform.libc_ver()
+    able = name == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and kernel.exists()
+    if able and "[never]" not in kernel.read_text() and "GLIBC_TUNABLES" not in os.environ:
+        os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
+
+
+def has_huge_pages() -> bool:
+    return TUNABLE in os.environ.get("GLIBC_TUNABLES", "")
+
+
 def keep_memory() -> None:
-    """Ask glibc to keep freed memory. XLA:CPU allocates a step's temporaries anew each time, and fresh pages from the
-    kernel cost it 15% of the step. The price: holes in the heap, up to twice the resident memory."""
-    if platform.libc_ver()[0] == "glibc":
+    """Without huge pages, ask glibc to keep freed memory. As fast, but holes in the heap up to double what is resident."""
+    if platform.libc_ver()[0] == "glibc" and not has_huge_pages():
         libc = ctypes.CDLL(None)
         for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
             libc.mallopt(option, value)
 
 
 def on_device(c: Config, backend: str) -> Config:
-    """Fill in model.dtype = "auto" by what `ramp bench` measured faster: bfloat16, but on processors that lack it."""
-    if c.model.dtype != "auto":
-        return c
-    dtype = "float32" if backend == "cpu" and not has_bfloat16() else "bfloat16"
-    return config.replace(c, model=config.replace(c.model, dtype=dtype))
+    """Fill in what depends on the device, by what `ramp bench` measured faster: model.dtype = "auto" is bfloat16, but on
+    processors that lack it; float32 on a CPU is multiplied by Eigen, where no other compiler options are asked for."""
+    if c.model.dtype == "auto":
+        dtype = "float32" if backend == "cpu" and not has_bfloat16() else "bfloat16"
+        c = config.replace(c, model=config.replace(c.model, dtype=dtype))
+    if backend == "cpu" and c.model.dtype == "float32" and not c.mesh.flags:
+        c = config.replace(c, mesh=config.replace(c.mesh, flags=("eigen",)))
+    return c
 
 
 def has_bfloat16() -> bool:

@@ -242,22 +242,24 @@ def test_a_chunk_that_does_not_divide_is_refused():
 # ---------------------------------------------------------------------------------------------------- linear
 @pytest.mark.parametrize("split", ["out", "in"])
 @pytest.mark.parametrize("dims", [(1, 1, 1), (2, 2, 2)])
-def test_linear_gradient_equals_autodiff(split, dims):
-    """In value, in dtype, and in the sharding of the weight's gradient."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_linear_gradient_equals_algebra(split, dims, dtype):
+    """In value (whole numbers, exact in either dtype), in dtype, and in the sharding of the weight's gradient."""
     x_spec, y_spec = transformer._specs(split)
     stored = P("data", "model") if split == "out" else P("model", "data")
     rng = np.random.default_rng(0)
-    x, w, dy = (rng.normal(size=s).astype(np.float32) for s in ((8, 16), (16, 24), (8, 24)))
+    x, w, dy = (rng.integers(-2, 3, s).astype(np.float32) for s in ((8, 16), (16, 24), (8, 24)))
     with jax.set_mesh(tiny.mesh(*dims)) as _:
         mesh = jax.sharding.get_mesh()
         put = [jax.device_put(a, jax.NamedSharding(mesh, s)) for a, s in ((x, x_spec), (w, stored), (dy, y_spec))]
+        put[0], put[2] = put[0].astype(dtype), put[2].astype(dtype)
         y, (dx, dw) = jax.jit(
             lambda x, w, dy: (lambda y, pull: (y, pull(dy)))(*jax.vjp(lambda x, w: linear(x, w, split), x, w))
         )(*put)
         assert dw.sharding.is_equivalent_to(put[1].sharding, 2) and dx.sharding.is_equivalent_to(put[0].sharding, 2)
-    np.testing.assert_allclose(y, x @ w, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(dx, dy @ w.T, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(dw, x.T @ dy, rtol=1e-5, atol=1e-5)
+    assert (y.dtype, dx.dtype, dw.dtype) == (dtype, dtype, "float32")
+    for got, want in ((y, x @ w), (dx, dy @ w.T), (dw, x.T @ dy)):
+        np.testing.assert_array_equal(np.asarray(got, np.float32), want)
 
 
 def test_linear_dtypes_in_bfloat16():

@@ -1,14 +1,18 @@
 """Meshes: which are possible, what must divide, and a batch that is the same on all of them."""
 
 import math
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from ramp import config
+from ramp import run as runs
 from ramp.errors import UserError
+from ramp.run import on_device
 from ramp.train import mesh
 
 
@@ -100,3 +104,24 @@ def test_put_batch_gives_the_same_batch_on_every_mesh(dims):
         np.testing.assert_array_equal(array, whole[name])
         assert array.sharding.shard_shape(array.shape) == (16 // parts, 5)
     assert sorted(asked) == [(i * 16 // parts, (i + 1) * 16 // parts) for i in range(parts)]  # each row is made once
+
+
+def test_float32_on_a_cpu_is_multiplied_by_eigen():
+    c = config.Config(model=config.Model(dtype="float32"))
+    assert on_device(c, "tpu") == c
+    assert on_device(replace(c, mesh=config.Mesh(flags=("vmem-64m",))), "cpu").mesh.flags == ("vmem-64m",)
+    assert on_device(replace(c, model=config.Model(dtype="bfloat16")), "cpu").mesh.flags == ()
+    options = mesh.compiler_options(on_device(c, "cpu").mesh)
+    x = jnp.ones((256, 256))
+    assert "ynn" not in jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile().as_text()
+
+
+def test_huge_pages_are_asked_for_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(runs.os, "execve", lambda program, argv, env: asked.append(env["GLIBC_TUNABLES"]))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    runs.use_huge_pages()
+    able = len(asked)  # 0 where glibc or the kernel cannot
+    monkeypatch.setenv("GLIBC_TUNABLES", runs.TUNABLE)
+    runs.use_huge_pages()
+    assert asked == [runs.TUNABLE] * able and able <= 1 and runs.has_huge_pages()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-ROWS = ("replica", "data")
+ROWS = ("replica", "data")  # the mesh axes that split the batch; weights are split over "data" and "model"
 BLOCK = 128  # queries at a time in the reference; on two CPU cores 128 beat 32, 64 and whole rows of 256
 MASKED = -1e30  # finite, so that a row with every key masked gives a mean instead of NaN
 
@@ -44,9 +44,8 @@ def platform() -> str:
 def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
     """Queries in blocks, each against the keys it can see: a causal row needs half of the square, and a block's scores
     fit in a CPU's cache. Blocks are unrolled: their shapes differ."""
-    (B, T, H, h), K = q_bthd.shape, k_btkd.shape[2]
-    q_bkgth = jnp.transpose(_split_heads(q_bthd * h**-0.5, K), (0, 2, 3, 1, 4))
-    k_bkth, v_bkth = jnp.transpose(k_btkd, (0, 2, 1, 3)), jnp.transpose(v_btkd, (0, 2, 1, 3))
+    T = q_bthd.shape[1]
+    q_bkgth, k_bkth, v_bkth = _heads_first(q_bthd, k_btkd, v_btkd)
 
     def attend(start, end):
         first = 0 if window is None else max(0, start - window + 1)
@@ -63,13 +62,21 @@ def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
         return (o / jnp.sum(weights, axis=-1, keepdims=True)).astype(q.dtype)
 
     outs = [attend(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
-    o_btkgh = jnp.transpose(jnp.concatenate(outs, axis=3), (0, 3, 1, 2, 4))
-    return jax.lax.reshape(o_btkgh, (B, T, H, h), out_sharding=P(ROWS, None, "model"))
+    return _heads_last(jnp.concatenate(outs, axis=3))
 
 
-def _split_heads(q_bthd, K):
-    B, T, H, h = q_bthd.shape
-    return jax.lax.reshape(q_bthd, (B, T, K, H // K, h), out_sharding=P(ROWS, None, "model"))
+def _heads_first(q_bthd, k_btkd, v_btkd):
+    """Scaled queries [B, K, G, T, h], keys and values [B, K, T, h]."""
+    (B, T, H, h), K = q_bthd.shape, k_btkd.shape[2]
+    q_btkgh = jax.lax.reshape(q_bthd * h**-0.5, (B, T, K, H // K, h), out_sharding=P(ROWS, None, "model"))
+    k_bkth, v_bkth = (jnp.transpose(a, (0, 2, 1, 3)) for a in (k_btkd, v_btkd))
+    return jnp.transpose(q_btkgh, (0, 2, 3, 1, 4)), k_bkth, v_bkth
+
+
+def _heads_last(o_bkgth):
+    B, K, G, T, h = o_bkgth.shape
+    o_btkgh = jnp.transpose(o_bkgth, (0, 3, 1, 2, 4))
+    return jax.lax.reshape(o_btkgh, (B, T, K * G, h), out_sharding=P(ROWS, None, "model"))
 
 
 def visible_mask(t, s, window):
@@ -84,7 +91,7 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    T, h = q_bthd.shape[1], q_bthd.shape[3]
+    T = q_bthd.shape[1]
     if interpret is None:
         interpret = platform() == "cpu"
     block = next(b for b in (1024, 512, 256, 128) if T % b == 0)
@@ -111,14 +118,9 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
         narrow = masks.LocalMask((T, T), window_size=(window - 1, 0), offset=0)
         return run(masks.LogicalAnd(full, narrow), q, k, v, segments)
 
-    q_bkgth = jnp.transpose(_split_heads(q_bthd * h**-0.5, k_btkd.shape[2]), (0, 2, 3, 1, 4))
-    k_bkth, v_bkth = jnp.transpose(k_btkd, (0, 2, 1, 3)), jnp.transpose(v_btkd, (0, 2, 1, 3))
     specs = (P(ROWS, "model"), P(ROWS, "model"), P(ROWS, "model"), None if segments_bt is None else P(ROWS))
     sharded = jax.shard_map(partial(local, window=window), in_specs=specs, out_specs=P(ROWS, "model"), check_vma=False)
-    o_bkgth = sharded(q_bkgth, k_bkth, v_bkth, segments_bt)
-    return jax.lax.reshape(
-        jnp.transpose(o_bkgth, (0, 3, 1, 2, 4)), q_bthd.shape, out_sharding=P(ROWS, None, "model")
-    ).astype(q_bthd.dtype)
+    return _heads_last(sharded(*_heads_first(q_bthd, k_btkd, v_btkd), segments_bt)).astype(q_bthd.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------- GPU kernel

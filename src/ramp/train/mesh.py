@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from ramp import config
 from ramp.errors import UserError
+from ramp.model.attention import ROWS
 
 AXES = ("replica", "data", "model")
-ROWS = ("replica", "data")
 
 
 def connect() -> None:
@@ -60,16 +60,14 @@ def make(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     devices = devices or jax.devices()
     dims = shape(m, len(devices))
     slices = len({getattr(d, "slice_index", 0) for d in devices})
-    kind = (AxisType.Explicit,) * 3
     if slices > 1:
         if dims[0] % slices:
             raise UserError(f"mesh.replica = {dims[0]} is not a multiple of the {slices} slices of this job")
         inside = (dims[0] // slices, *dims[1:])
         grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
-        mesh = jax.sharding.Mesh(grid, AXES, axis_types=kind)
     else:
         grid = mesh_utils.create_device_mesh(dims, devices, allow_split_physical_axes=True)
-        mesh = jax.sharding.Mesh(grid, AXES, axis_types=kind)
+    mesh = jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
     jax.set_mesh(mesh)
     return mesh
 
