@@ -27,9 +27,8 @@ def solve(name, row, question, n):
         return [t - probes.FILLERS for t in row if t >= probes.FILLERS][-1]
     if name in ("recall", "deep"):
         return pairs(row, n, 2)[question - 2 * n]
-    if name == "coins":
-        side = pairs(row, 2 * n, 2)
-        return sum(2**i for i in range(n) if side[2 * i] != side[2 * i + 1])
+    if name == "digits":
+        return sum(row) % n
     table, question = pairs(row, n), question - n * n
     if name == "two hops":
         return table[question] if question < n else table[table[question - n]]
@@ -45,7 +44,7 @@ def test_every_answer_follows_from_its_row(name, scale):
     tokens, answers = probe.rows(np.random.default_rng(3), n, 100)
     assert tokens.dtype == answers.dtype == np.int32
     assert tokens.min() >= 0 and max(tokens.max(), answers.max()) < probe.vocab(n)
-    Q = 1 if name in ("distance", "occurred", "order", "coins") else probes.QUESTIONS
+    Q = 1 if name in ("distance", "occurred", "order", "digits") else probes.QUESTIONS
     assert answers.shape == (100, Q) and len(tokens) == 100
     for row, told in zip(tokens.tolist(), answers.tolist(), strict=True):
         assert told == [solve(name, row[:-Q], question, n) for question in row[-Q:]]
@@ -57,6 +56,8 @@ def knows(name, row, question, n):
         return tuple(row[-1:])
     if name == "order":  # which tokens there are, not where
         return sum(t >= probes.FILLERS for t in row)
+    if name == "digits":  # two of the three
+        return tuple(row[:2])
     if name in ("recall", "deep"):  # which value is the commoner
         values = list(pairs(row, n, 2).values())
         return 2 * sum(values) > n

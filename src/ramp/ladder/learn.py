@@ -133,7 +133,8 @@ def scores(m: Model, params: dict, tokens_bt: jax.Array) -> jax.Array:
 
 def corpus(rung: Rung, c: Config, rundir: RunDir) -> dict[str, Any]:
     """What a rung makes of the text: bits per byte at equal tokens and at equal FLOPs, what it costs, what it writes."""
-    rc, top = shaped(rung, c), shaped([r for r in RUNGS if r.main][-1], c)
+    rc, top = (shaped(r, c) for r in (rung, [r for r in RUNGS if r.main][-1]))
+    rc = replace(rc, pretrain=replace(rc.pretrain, **rung.train))
     flops, most = (cost.flops_per_token(x.model, x.pretrain.seq) for x in (rc, top))
     found = learned(rc, rundir)
     found |= {"params": cost.param_count(rc.model), "flops": flops, "cache": cost.cache_bytes(rc.model, 1, 1)}

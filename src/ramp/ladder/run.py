@@ -103,7 +103,7 @@ def tried(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, besid
     found, name = {}, f"{rung.number:02}"
     if beside:
         work = (lambda: corpus(rung, c, rundir)) if rung.settings else (lambda: counted(rung, c, rundir, beside))
-        found = once(rundir.path, f"{name}-corpus", (c, settings(rung), beside), work)
+        found = once(rundir.path, f"{name}-corpus", (c, settings(rung), rung.train, beside), work)
     if asked:
         probe = PROBES[asked]
         n = round(probe.size * scale)

@@ -26,6 +26,7 @@ class Rung:
     margin: float = 0.0  # this rung's measure must be lower than the other's by this share
     main: bool = True  # later rungs keep it; every rung stands on the last such one before it
     motive: str = ""
+    train: Mapping[str, Any] = field(default_factory=dict)  # of `config.Train`, on the corpus, for this rung alone
 
 
 BARE = {"depth": 0, "heads": 1, "norm": False, "residual": False, "rope": False, "qk_norm": False, "mlp": "none"}
@@ -34,6 +35,7 @@ RUNGS = (
     Rung(1, "bigram, counted", measure="bits per byte", margin=0.05,
          motive="What comes next depends on what came last: a table of 256 x 256 counts, read off the text in one pass."),
     Rung(2, "bigram, learned", {**BARE, "optimizer": "adamw", "width": 256}, measure="bits per byte", margin=-0.0028,
+         train={"lr_scale": 3.0, "beta2": 0.99, "decay": 0.8},  # slower and smoother: it is to be as good as exact counts
          motive="The same table, found by gradient descent: from here on nothing is counted, everything is learned."),
     Rung(3, "a fixed window", {"depth": 1, "width": 0, "mix": "window", "heads": 8, "mlp": "relu2"}, "distance",
          motive="A bigram forgets. Eight places, a matrix each, and a layer on top (Bengio et al. 2003) remember seven more."),
@@ -45,7 +47,7 @@ RUNGS = (
          motive="Attention sees a bag: 'dog bites man' is 'man bites dog'. Turned by place (RoPE), scores know distance."),
     Rung(7, "several heads", {"heads": 4}, "look-ups",
          motive="One head makes one average. Asked for several things at once, it blurs them and forgets which is which."),
-    Rung(8, "feed-forward", {"mlp": "relu2"}, "coins",
+    Rung(8, "feed-forward", {"mlp": "relu2"}, "digits",
          motive="Heads add up what they fetch. A function of fetched things that is no sum needs a layer that bends."),
     Rung(9, "residual stream and depth", {"depth": 4, "residual": True}, "two hops",
          motive="To look up what was looked up takes a second layer, and a stream that carries what the first one found."),
