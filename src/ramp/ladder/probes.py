@@ -5,8 +5,8 @@ is pure: the same generator state gives the same rows. n is the probe's size; a 
 The ceiling is 1: every answer follows from its row. `chance` is the best that anyone can do without the ability.
 
 A pair of a table is one token, so that a single layer can look up; many questions follow one table, so that every row
-teaches as often. Without norm and feed-forward the logits of a layer are, up to a factor, sums over the row's tokens of
-(weight of the token for this question) x (what the token says of each answer). What such sums cannot do is what is asked.
+teaches as often. The logits of one head without norm and feed-forward are, up to a common factor, sums over the tokens of
+(weight of the token for this question) x (what the token says for each answer). What such sums cannot do is asked for.
 """
 
 import math
@@ -109,8 +109,8 @@ def repeated(rng: np.random.Generator, pairs_bn: np.ndarray, length: int) -> np.
 def digits(rng: np.random.Generator, n: int, count: int) -> Rows:
     """What is the last digit, in base n, of the sum of three?
 
-    Sums of what each digit says of the answer are at chance: averaged over all rotations of the digits they say nothing.
-    Scores may bend them, comparing one digit with another, as a carry of two digits would need; three defy that.
+    A sum of what each digit says of the answer is no better than chance: what is right for one triple is wrong for those
+    that differ by a rotation. Scores that compare digits can carry for two of them, but not for three.
     """
     tokens = np.insert(rng.integers(0, n, (count, 3), dtype=np.int32), 3, n, axis=1)
     return tokens, tokens[:, :3].sum(axis=1, keepdims=True, dtype=np.int32) % n
