@@ -110,7 +110,7 @@ def digits(rng: np.random.Generator, n: int, count: int) -> Rows:
     """What is the last digit, in base n, of the sum of three?
 
     A sum of what each digit says of the answer is no better than chance: what is right for one triple is wrong for those
-    that differ by a rotation. Scores that compare digits can carry for two of them, but not for three.
+    that differ by a rotation. Scores that compare digits can carry for two of them; for three they would have to add first.
     """
     tokens = np.insert(rng.integers(0, n, (count, 3), dtype=np.int32), 3, n, axis=1)
     return tokens, tokens[:, :3].sum(axis=1, keepdims=True, dtype=np.int32) % n
