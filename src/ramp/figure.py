@@ -12,11 +12,13 @@ from html import escape
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 COLORS = {"main": "#4a6fe8", "side": "#8d9ab8", "warm": "#cf692b", "grey": "#858a93"}
 COLORS |= {"green": "#3aa387", "gold": "#d9a13b", "violet": "#a06bd0", "pink": "#d3607f"}
+CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) for a in (0.04, 1)])
 GREY, FONT, MAX_POINTS = COLORS["grey"], 8.5, 500
 STYLE = {f"axes.spines.{side}": False for side in ("left", "right", "top")} | {
     "font.family": "DejaVu Sans", "font.size": FONT, "text.color": GREY, "text.parse_math": False,
@@ -96,6 +98,20 @@ def line(
         lead = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0, 0.5)}
         at = {"xy": (1, end), "xytext": (1.02, place), "xycoords": "axes fraction", "va": "center"}
         axes.annotate(f"{name} {y:#.4g}", **at, color=color, arrowprops=lead)
+    return figure
+
+
+@rc_context(STYLE)
+def heat(values: np.ndarray, columns: list[str], rows: list[str], labels: tuple[str, str]) -> Figure:
+    """Numbers from 0 to 1 as colours, [rows, columns]."""
+    figure, axes = blank(9.6, 1 + 0.2 * len(rows))
+    axes.grid(False)
+    places = np.arange(len(columns)), np.arange(len(rows))
+    axes.pcolormesh(*places, values, cmap=CLEAR, vmin=0, vmax=1)  # vectors: the page's policy allows no bitmap
+    axes.invert_yaxis()
+    axes.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 2 else 0)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
     return figure
 
 

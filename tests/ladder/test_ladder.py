@@ -217,9 +217,7 @@ def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
 
 
 def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(
-        rungs, "RUNGS", (*RUNGS, Rung(18, "mine", "Because.", {"heds": 3}, measure="tokens to the loss below"))
-    )
+    monkeypatch.setattr(rungs, "RUNGS", (*RUNGS, Rung(18, "mine", {"heds": 3}, measure="tokens to the loss below")))
     with pytest.raises(UserError, match="rung 18 sets 'heds', which the model does not have"):
         learn.shaped(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))
 
@@ -252,7 +250,7 @@ def test_two_that_never_arrive_earn_nothing():
 
 def test_answers_bear_the_loss_and_are_scored_alone():
     """A model of no blocks knows the token of a question and no more: all of one, half of the other."""
-    probe = replace(PROBES["recall"], steps=100, rate=1.0, rows=two_questions)
+    probe = replace(PROBES["recall"], steps=100, rate=1.0, rows=two_questions, size=3)
     with jax.set_mesh(tiny.mesh()):
         found = learn.climb(numbered(2), probe, 3, 0)
     assert set(found["accuracy"][-1]) == {0.75}
@@ -265,9 +263,15 @@ def two_questions(rng, n, count):
     return tokens.astype(np.int32), np.stack([first, np.arange(count) % 2 + 6], axis=1).astype(np.int32)
 
 
+def test_steps_grow_with_the_square_of_the_size():
+    rung, probe = numbered(9), PROBES["two hops"]
+    steps = [learn.probe_config(rung, probe, k * probe.size).pretrain.steps for k in (1, 2)]
+    assert steps == [probe.steps, 4 * probe.steps]
+
+
 def test_a_diverged_run_is_a_result():
     with jax.set_mesh(tiny.mesh()):
-        probe = replace(PROBES["deep"], steps=10, batch=8, rate=1e9)
+        probe = replace(PROBES["deep"], steps=10, batch=8, rate=1e9, size=4)
         found = learn.climb(numbered(9), probe, 4, 0)
     assert found["diverged"] == 1.0 and all(a <= 0.6 for a in found["accuracy"][-1])
     json.dumps(found, allow_nan=False)

@@ -1,7 +1,6 @@
 """Each probe against a solver written from its sentence, and its chance against guessers who lack the ability."""
 
 from collections import Counter, defaultdict
-from itertools import combinations, permutations
 
 import numpy as np
 import pytest
@@ -28,13 +27,12 @@ def solve(name, row, question, n):
         return [t - probes.FILLERS for t in row if t >= probes.FILLERS][-1]
     if name in ("recall", "deep"):
         return pairs(row, n, 2)[question - 2 * n]
+    if name == "digits":
+        return sum(row) % n
     table, question = pairs(row, n), question - n * n
     if name == "two hops":
-        return table[table[question]]
-    if name == "modular sum":
-        a, b = list(combinations(range(n), 2))[question]
-        return (table[a] + table[b]) % n
-    return sum(table[k] * n**i for i, k in enumerate(list(permutations(range(n), 3))[question]))
+        return table[question] if question < n else table[table[question - n]]
+    return sum(table[(question + i) % n] * n**i for i in range(3))
 
 
 @pytest.mark.parametrize("scale", SIZES)
@@ -46,7 +44,7 @@ def test_every_answer_follows_from_its_row(name, scale):
     tokens, answers = probe.rows(np.random.default_rng(3), n, 100)
     assert tokens.dtype == answers.dtype == np.int32
     assert tokens.min() >= 0 and max(tokens.max(), answers.max()) < probe.vocab(n)
-    Q = 1 if name in ("distance", "occurred", "order") else probes.QUESTIONS
+    Q = 1 if name in ("distance", "occurred", "order", "digits") else probes.QUESTIONS
     assert answers.shape == (100, Q) and len(tokens) == 100
     for row, told in zip(tokens.tolist(), answers.tolist(), strict=True):
         assert told == [solve(name, row[:-Q], question, n) for question in row[-Q:]]
@@ -58,8 +56,17 @@ def knows(name, row, question, n):
         return tuple(row[-1:])
     if name == "order":  # which tokens there are, not where
         return sum(t >= probes.FILLERS for t in row)
-    if name == "two hops":  # the key and what it points to, one hop
-        return question, pairs(row, n)[question - n * n]
+    if name == "digits":  # two of the three
+        return tuple(row[:2])
+    if name in ("recall", "deep"):  # which value is the commoner
+        values = list(pairs(row, n, 2).values())
+        return 2 * sum(values) > n
+    if name == "look-ups":  # which three values, not whose each is
+        return frozenset(pairs(row, n)[(question - n * n + i) % n] for i in range(3))
+    if name == "two hops" and question >= n * n + n:  # the key and what it points to, one hop
+        return question, pairs(row, n)[question - n * n - n]
+    if name == "two hops":
+        return pairs(row, n)[question - n * n]
     return question  # not what the table says of it
 
 
@@ -71,7 +78,9 @@ def test_chance_is_the_best_guess_without_the_ability(name, scale):
     n = round(probe.size * scale)
     tokens, answers = probe.rows(np.random.default_rng(4), n, 40_000)
     Q = answers.shape[1]
-    tokens, answers = (np.concatenate([tokens[:, :-Q], tokens[:, -1:]], axis=1), answers[:, -1])
+    asked = np.random.default_rng(5).integers(0, Q, len(answers))[:, None]
+    table, asking = tokens[:, : tokens.shape[1] - Q], np.take_along_axis(tokens[:, -Q:], asked, axis=1)
+    tokens, answers = np.concatenate([table, asking], axis=1), np.take_along_axis(answers, asked, axis=1)[:, 0]
     seen = [knows(name, row[:-1], row[-1], n) for row in tokens.tolist()]
     best = defaultdict(Counter)
     for k, a in zip(seen[:20_000], answers[:20_000].tolist(), strict=True):
@@ -103,3 +112,13 @@ def test_a_circle_is_one_circle():
             seen.add(at)
             at = table[at]
         assert len(seen) == 7
+
+
+def test_every_pair_of_look_ups_is_there_and_how_often_says_nothing():
+    """The pair asked for first is as likely to be the rarer one as the one asked for second, often by far."""
+    tokens, _ = probes.lookups(np.random.default_rng(1), 5, 4000)
+    keys = tokens[:, :30] // 5
+    often = np.stack([(keys == k).sum(axis=1) for k in range(5)], axis=1)
+    assert often.min() == 1 and (often.sum(axis=1) == 30).all()
+    ratio = np.log(often[:, 0] / often[:, 1])
+    assert abs(np.mean(ratio)) < 0.1 and np.std(ratio) > np.log(2)

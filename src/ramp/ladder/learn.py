@@ -47,18 +47,19 @@ def shaped(rung: Rung, c: Config, more: Mapping[str, Any] | None = None) -> Conf
     optimizer = wanted.pop("optimizer", c.pretrain.optimizer)
     if unknown := wanted.keys() - vars(c.model):
         raise UserError(f"rung {rung.number} sets '{min(unknown)}', which the model does not have; see config.Model")
-    m = replace(c.model, **wanted)
-    width = m.width or c.model.width or config.resolve(c).model.width
-    m = replace(m, width=width, head_dim=width // m.heads)
+    width = wanted.pop("width", 0) or c.model.width or config.resolve(c).model.width
+    m = replace(c.model, width=width, **wanted)
+    m = replace(m, head_dim=width // m.heads)
     c = replace(c, model=m, pretrain=replace(c.pretrain, optimizer=optimizer))
     return config.resolve(config.check(c, where), where)
 
 
 def probe_config(rung: Rung, probe: Probe, n: int) -> Config:
-    """A small model for a probe of size n, and how it is trained."""
+    """A small model for a probe of size n, and how it is trained: for as many steps more as n² is larger."""
     T = probe.rows(np.random.default_rng(0), n, 1)[0].shape[1]
     rates = {name: probe.rate * rate for name, rate in RATES.items()}
-    t = Train(steps=probe.steps, batch=probe.batch, seq=T, guard_sigma=0.0, **rates)
+    steps = round(probe.steps * (n / probe.size) ** 2)
+    t = Train(steps=steps, batch=probe.batch, seq=T, guard_sigma=0.0, **rates)
     c = Config(model=replace(PROBE_MODEL, vocab=probe.vocab(n)), pretrain=t)
     return shaped(rung, replace(c, text=replace(c.text, tokenizer="bytes")), probe.settings)
 
@@ -130,20 +131,17 @@ def scores(m: Model, params: dict, tokens_bt: jax.Array) -> jax.Array:
     return transformer.run_blocks(m, params, tokens_bt, cos, sin, attend)[1]
 
 
-def corpus(rung: Rung, c: Config, rundir: RunDir, beside: Mapping[str, float]) -> dict[str, Any]:
-    """What a rung makes of the text: bits per byte at equal tokens and at equal FLOPs, what it costs, what it writes.
-
-    beside: bits per byte of tables of counts, by name."""
-    if rung.number < 2:
-        return counted(rung.number + 1, c, rundir, (beside["unigram"], beside["bigram"])[rung.number])
-    rc, top = shaped(rung, c), shaped([r for r in RUNGS if r.main][-1], c)
+def corpus(rung: Rung, c: Config, rundir: RunDir) -> dict[str, Any]:
+    """What a rung makes of the text: bits per byte at equal tokens and at equal FLOPs, what it costs, what it writes."""
+    rc, top = (shaped(r, c) for r in (rung, [r for r in RUNGS if r.main][-1]))
+    rc = replace(rc, pretrain=replace(rc.pretrain, **rung.train))
     flops, most = (cost.flops_per_token(x.model, x.pretrain.seq) for x in (rc, top))
-    steps = round(c.pretrain.steps * most / flops)
     found = learned(rc, rundir)
     found |= {"params": cost.param_count(rc.model), "flops": flops, "cache": cost.cache_bytes(rc.model, 1, 1)}
-    if abs(steps / c.pretrain.steps - 1) < ENOUGH:
+    if abs(most / flops - 1) < ENOUGH:
         return found | {"bpb_equal": found["bpb"]}
-    return found | {"bpb_equal": learned(replace(rc, pretrain=replace(rc.pretrain, steps=steps)), rundir)["bpb"]}
+    longer = replace(rc.pretrain, steps=round(c.pretrain.steps * most / flops))
+    return found | {"bpb_equal": learned(replace(rc, pretrain=longer), rundir)["bpb"]}
 
 
 def learned(c: Config, rundir: RunDir) -> dict[str, Any]:
@@ -173,18 +171,19 @@ def learned(c: Config, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def counted(order: int, c: Config, rundir: RunDir, bits: float) -> dict[str, Any]:
-    """The table of counts of an order, in closed form: its bits per byte, a sample, and what is drawn of pairs."""
+def counted(rung: Rung, c: Config, rundir: RunDir, beside: Mapping[str, float]) -> dict[str, Any]:
+    """A table of counts, of bytes (rung 0) or of pairs: its bits per byte, a sample, and what is drawn of pairs."""
     pairs = bigrams(TokenRows(rundir.tokens("train"), 2).stream)
     singles = pairs.sum(axis=0)
+    table, bits = (pairs, beside["bigram"]) if rung.number else (np.tile(singles, (256, 1)), beside["unigram"])
     rng, text = np.random.default_rng(c.seed), [int(singles.argmax())]
     for _ in range(c.sample.tokens):
-        row = (pairs[text[-1]] if order == 2 else singles) + 1e-9
+        row = table[text[-1]] + 1e-9
         text.append(int(rng.choice(256, p=row / row.sum())))
-    found = {"bpb": bits, "bpb_equal": bits, "params": 256**order, "flops": 0, "cache": 0, "decode": 0}
+    found = {"bpb": bits, "bpb_equal": bits, "params": 256 ** (rung.number + 1), "flops": 0, "cache": 0, "decode": 0}
     common = np.sort(np.argsort(-singles)[:40])
-    table = {"bytes": common.tolist(), "table": pairs[np.ix_(common, common)].tolist()} if order == 2 else {}
-    return found | table | {"sample": bytes(text).decode("utf-8", "replace")}
+    shown = {"bytes": common.tolist(), "table": pairs[np.ix_(common, common)].tolist()} if rung.number else {}
+    return found | shown | {"sample": bytes(text).decode("utf-8", "replace")}
 
 
 def bigrams(stream: np.ndarray) -> np.ndarray:

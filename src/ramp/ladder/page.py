@@ -8,20 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 
-from ramp.figure import COLORS, STYLE, Curve, blank, line, short, svg
+from ramp.figure import Curve, heat, line, short, svg
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, below
 from ramp.model import transformer
 from ramp.report import document, section, table
 from ramp.train import optim
 
-CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) for a in (0.04, 1)])
-CAPTIONS = {"probe": "On the probe", "attention": "Where the last question looks", "corpus": "On the text"}
-CAPTIONS |= {"table": "How often the next byte follows the last"}
 COSTS = {"params": "weights", "flops": "FLOPs a token", "cache": "cache bytes a token", "decode": "tokens/s written"}
 
 
@@ -44,54 +39,46 @@ def source(setting: str, value: Any) -> str:
 
 
 def pictures(rung: Rung, low: dict | None, high: dict) -> dict[str, Figure]:
-    """What there is to see of a rung, by name: for the page and for TensorBoard."""
+    """What there is to see of a rung, by caption: for the page and for TensorBoard."""
     sides = [(f"rung {below(rung).number}", low, "warm")] if low else []
     sides.append((f"rung {rung.number}", high, "main"))
-    drawn: dict[str, Figure] = {}
-    if "probe" in high:
-        found, probe = high["probe"], PROBES[rung.probe]
-        curves = [
-            Curve(f"{name}, seed {seed}", x["probe"]["steps"], accuracy, color)
-            for name, x, color in sides
-            for seed, accuracy in enumerate(zip(*x["probe"]["accuracy"], strict=True))
-        ]
-        chance = probe.chance(found["n"])
-        levels = {"chance": 0, "fails": FAIL, "passes": PASS}
-        levels = {name: (chance + share * (1 - chance), "grey") for name, share in levels.items()}
-        drawn["probe"] = line(curves, levels, ("step", "right answers"), size=(9.6, 3))
-        if "attention" in found:
-            names, seen = probe.names(found["n"]), np.array(found["attention"])
-            row = [names[i] if i < len(names) else "?" for i in found["row"]]
-            heads = [f"block {i + 1}, head {j + 1}" for i, j in np.ndindex(seen.shape[:2])]
-            drawn["attention"] = heat(seen.reshape(len(heads), -1), row, heads, ("the row", ""))
+    drawn = on_probe(rung, sides) if "probe" in high else {}
     if "table" in high:
         names = ["␣" if b == 32 else "↵" if b == 10 else chr(b) if 32 < b < 127 else f"{b:02x}" for b in high["bytes"]]
         counts = np.array(high["table"], float)
         share = np.sqrt(counts / counts.sum(axis=1, keepdims=True).clip(1))
-        drawn["table"] = heat(share, names, names, ("the next byte", "the last byte"))
-    curves = [curve(name, x, color) for name, x, color in sides if "curve" in x]
-    if curves:
-        drawn["corpus"] = line(curves, {}, ("tokens", "training loss, bits a byte"), log=True, size=(9.6, 3))
+        drawn["How often the next byte follows the last"] = heat(
+            share, names, names, ("the next byte", "the last byte")
+        )
+    if curves := [curve(name, x, color) for name, x, color in sides if "curve" in x]:
+        labels = "tokens", "training loss, bits a byte"
+        drawn["On the text"] = line(curves, {}, labels, log=True, size=(9.6, 3))
+    return drawn
+
+
+def on_probe(rung: Rung, sides: list[tuple[str, dict, str]]) -> dict[str, Figure]:
+    """Right answers over training, one curve a seed, and the attention of this rung's last question."""
+    probe, found = PROBES[rung.probe], sides[-1][1]["probe"]
+    curves = [
+        Curve(f"{name}, seed {seed}", x["probe"]["steps"], accuracy, color)
+        for name, x, color in sides
+        for seed, accuracy in enumerate(zip(*x["probe"]["accuracy"], strict=True))
+    ]
+    chance = probe.chance(found["n"])
+    levels = {"chance": chance, "fails": chance + FAIL * (1 - chance), "passes": chance + PASS * (1 - chance)}
+    levels = {name: (share, "grey") for name, share in levels.items()}
+    drawn = {"On the probe": line(curves, levels, ("step", "right answers"), size=(9.6, 3))}
+    if "attention" in found:
+        names, seen = probe.names(found["n"]), np.array(found["attention"])
+        row = [names[i] if i < len(names) else "?" for i in found["row"]]
+        heads = [f"block {i + 1}, head {j + 1}" for i, j in np.ndindex(seen.shape[:2])]
+        drawn["Where the last question looks"] = heat(seen.reshape(len(heads), -1), row, heads, ("the row", ""))
     return drawn
 
 
 def curve(name: str, found: dict, color: str = "main") -> Curve:
     """The training loss on the corpus, over tokens."""
     return Curve(name, found["batch"] * (1 + np.arange(len(found["curve"]))), found["curve"], color, half_life=10)
-
-
-@rc_context(STYLE)
-def heat(values: np.ndarray, columns: list[str], rows: list[str], labels: tuple[str, str]) -> Figure:
-    """Numbers from 0 to 1 as colours, [rows, columns]."""
-    figure, axes = blank(9.6, 1 + 0.2 * len(rows))
-    axes.grid(False)
-    places = np.arange(len(columns)), np.arange(len(rows))
-    axes.pcolormesh(*places, values, cmap=CLEAR, vmin=0, vmax=1)  # vectors: the page's policy allows no bitmap
-    axes.invert_yaxis()
-    axes.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 2 else 0)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    return figure
 
 
 def cells(rung: Rung, low: dict | None, high: dict, judged: dict) -> dict[str, str]:
@@ -127,7 +114,7 @@ def screen(rung: Rung, low: dict | None, high: dict, judged: dict) -> str:
         ]
         note = f"The probe asks {PROBES[rung.probe].asks}. {', '.join(shares)}."
     parts = [f"<p>{escape(rung.motive)}</p>"]
-    parts += [f"<h3>{CAPTIONS[name]}</h3>{svg(figure)}" for name, figure in pictures(rung, low, high).items()]
+    parts += [f"<h3>{caption}</h3>{svg(figure)}" for caption, figure in pictures(rung, low, high).items()]
     code = "\n".join(f"{k} = {v!r}\n{shown}" for k, v in rung.settings.items() if (shown := source(k, v)))
     parts += [f"<h3>What it switches on</h3><pre>{escape(code)}</pre>"] if code else []
     parts += [f"<h3>It writes</h3><pre>{escape(high['sample'])}</pre>", table(list(told), [list(told.values())])]

@@ -15,13 +15,12 @@ import numpy as np
 from ramp import config, report
 from ramp.config import Config
 from ramp.ladder import page
-from ramp.ladder.learn import SEEDS, climb, corpus, probe_config, shaped
+from ramp.ladder.learn import SEEDS, climb, corpus, counted, probe_config, shaped
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, below, settings
 from ramp.rundir import RunDir, write_atomic
-from ramp.stages import prepare
-from ramp.text.ngrams import byte_ngram_bits, xz_bits
-from ramp.text.rows import read_tokens
+from ramp.stages import evaluate, prepare
+from ramp.text.tokenizer import Tokenizer
 from ramp.train.board import Board
 
 SAME = 0.02  # bits per byte: what costs less may be worse by so much
@@ -103,8 +102,8 @@ def tried(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, besid
     """What a rung makes of the corpus (if it has been read) and of a probe."""
     found, name = {}, f"{rung.number:02}"
     if beside:
-        key = c, settings(rung), beside
-        found = once(rundir.path, f"{name}-corpus", key, lambda: corpus(rung, c, rundir, beside))
+        work = (lambda: corpus(rung, c, rundir)) if rung.settings else (lambda: counted(rung, c, rundir, beside))
+        found = once(rundir.path, f"{name}-corpus", (c, settings(rung), rung.train, beside), work)
     if asked:
         probe = PROBES[asked]
         n = round(probe.size * scale)
@@ -117,12 +116,7 @@ def tried(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, besid
 
 def baselines(rundir: RunDir) -> dict[str, float]:
     """Bits per byte of the whole held-out text under byte n-grams and xz."""
-    streams = (read_tokens(rundir.tokens(split))[0] for split in ("train", "val"))
-    splits = (np.split(stream, np.flatnonzero(stream > 255)) for stream in streams)  # ids above bytes begin documents
-    train, val = ([doc[doc < 256].astype(np.uint8).tobytes() for doc in docs] for docs in splits)
-    bits = {name: byte_ngram_bits(train, val, k) for k, name in enumerate(("unigram", "bigram", "trigram"), start=1)}
-    bits["xz"] = xz_bits(b"".join(train), b"".join(val))
-    return {name: value / sum(map(len, val)) for name, value in bits.items()}
+    return evaluate.fit_baselines(rundir, Tokenizer.load(rundir.tokenizer), order=0)
 
 
 def draw(directory: Path, rows: list) -> None:

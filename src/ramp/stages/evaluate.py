@@ -94,11 +94,11 @@ def beside_figure(val_bpb: float, others: dict[str, float]) -> Figure:
     return figure
 
 
-def fit_baselines(rundir: RunDir, tokenizer: Tokenizer) -> dict[str, float]:
-    """Byte n-grams, xz and Kneser-Ney over the model's own tokens, fitted on the same training split."""
+def fit_baselines(rundir: RunDir, tokenizer: Tokenizer, order: int = 5) -> dict[str, float]:
+    """Byte n-grams, xz and Kneser-Ney up to `order` over the model's own tokens, fitted on the same training split."""
     train, val = (read_tokens(rundir.tokens(split))[0] for split in ("train", "val"))
     texts = [_texts(stream, tokenizer) for stream in (train, val)]
-    return baselines(*texts, np.asarray(train), np.asarray(val), tokenizer.vocab_size, tokenizer.bos)
+    return baselines(*texts, np.asarray(train), np.asarray(val), tokenizer.vocab_size, tokenizer.bos, order)
 
 
 def _texts(stream: np.ndarray, tokenizer: Tokenizer) -> list[bytes]:

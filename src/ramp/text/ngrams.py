@@ -36,7 +36,7 @@ def baselines(
       train_tokens, val_tokens: the same documents as flat streams `bos doc bos doc ...` of token ids.
       vocab_size: number of ids that can be predicted, 0 .. vocab_size - 1.
       bos: id of the document separator; it may lie above the vocabulary and is not scored.
-      order: highest order of the Kneser-Ney models.
+      order: highest order of the Kneser-Ney models; 0: none.
     """
     n_bytes = sum(map(len, val_texts))
     if n_bytes == 0:
@@ -45,7 +45,7 @@ def baselines(
         xz = pool.submit(xz_bits, b"".join(train_texts), b"".join(val_texts))
         names = ("unigram", "bigram", "trigram")
         bits = {name: byte_ngram_bits(train_texts, val_texts, k) for k, name in enumerate(names, start=1)}
-        kneser_ney = KneserNey.fit(train_tokens, vocab_size, bos, order).score(val_tokens)
+        kneser_ney = KneserNey.fit(train_tokens, vocab_size, bos, order).score(val_tokens) if order else ()
         bits["xz"] = xz.result()
     bits |= {f"kn{k}": float(-np.log2(probs).sum()) for k, probs in enumerate(kneser_ney, start=1)}
     return {name: value / n_bytes for name, value in bits.items()}
