@@ -82,9 +82,10 @@ def on_device(c: Config, backend: str) -> Config:
     if c.model.dtype == "auto":
         dtype = "float32" if backend == "cpu" and not has_bfloat16() else "bfloat16"
         c = config.replace(c, model=config.replace(c.model, dtype=dtype))
-    if backend == "cpu" and c.model.dtype == "float32" and not c.mesh.flags:
-        c = config.replace(c, mesh=config.replace(c.mesh, flags=("eigen",)))
-    return c
+    flags = tuple(name for name in c.mesh.flags if name != "eigen")  # of a run that began on a CPU
+    if backend == "cpu" and c.model.dtype == "float32" and not flags:
+        flags = ("eigen",)
+    return config.replace(c, mesh=config.replace(c.mesh, flags=flags))
 
 
 def has_bfloat16() -> bool:

@@ -111,6 +111,7 @@ def test_float32_on_a_cpu_is_multiplied_by_eigen():
     assert on_device(c, "tpu") == c
     assert on_device(replace(c, mesh=config.Mesh(flags=("vmem-64m",))), "cpu").mesh.flags == ("vmem-64m",)
     assert on_device(replace(c, model=config.Model(dtype="bfloat16")), "cpu").mesh.flags == ()
+    assert on_device(on_device(c, "cpu"), "tpu") == c  # a run may move
     options = mesh.compiler_options(on_device(c, "cpu").mesh)
     x = jnp.ones((256, 256))
     assert "ynn" not in jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile().as_text()
