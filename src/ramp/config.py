@@ -194,7 +194,7 @@ class Reinforce(Train):
     imitate: Count = 0
     """steps of imitation of solved problems that come first, so that the model knows the form"""
     imitate_scale: Rate = 1.0
-    """lr_scale of imitation, as a multiple of reinforcement's"""
+    """lr_scale of imitation, as a multiple of fine-tuning's, whose recipe it follows"""
     prompts: Positive = 16
     """P, problems an iteration"""
     group: Annotated[int, Range(low=2)] = 8

@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 import tiny
 
 from ramp import config, results
 from ramp.config import Config, Reinforce, Text
-from ramp.credit import attack, table
+from ramp.credit import attack, head, table
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.stages import common, reinforce
@@ -101,6 +102,23 @@ def test_faults_are_of_the_kind_asked_for():
         found = {step.why for v in r.verdicts for step in v.steps if not step.right}
         assert found and found <= why
         assert 0 < r.verified_b.mean() < 1
+
+
+def test_a_stretched_row_is_the_same_row_with_a_gap_before_an_operation():
+    """Without the gap everything is as it was, and label, operation and operand still stand side by side."""
+    r = attack.solved("value", 4, 0, 20)
+    plain = head.rows(r, 80, head.first_error_labels(r))
+    longer = attack.stretched({name: a.copy() for name, a in plain.items()}, r, np.random.default_rng(0))
+    gaps = set()
+    for b in range(20):
+        used = np.flatnonzero(longer["tokens"][b])
+        for name, a in plain.items():
+            np.testing.assert_array_equal(longer[name][b, used], a[b, : len(used)])
+        (cut,) = np.flatnonzero(np.diff(used) > 1) if np.any(np.diff(used) > 1) else (None,)
+        if cut is not None:
+            gaps.add(int(used[cut + 1] - used[cut]))
+            assert longer["tokens"][b, used[cut + 1]] == ord(" ")
+    assert len(gaps) > 5
 
 
 def learned(method, seed, rate, to, verified=0.95):

@@ -94,12 +94,17 @@ def grpo(c: Credit) -> jax.Array:
 def pass_at_k(c: Credit, k: int = 4) -> jax.Array:
     """The leave-one-out advantage of max of k samples, unbiased: what a sample adds to the chance that a random set of
     k-1 others (and it) holds a success (Tang et al. 2025, arXiv:2503.19595, in closed form)."""
-    wins_p1 = jnp.sum(c.outcome_g, axis=1, keepdims=True)
-    fails = c.group - wins_p1
-    none_of_others = jnp.ones_like(fails)
-    for i in range(k - 1):
-        none_of_others *= jnp.maximum(fails - (1 - c.outcome_g) - i, 0) / (c.group - 1 - i)
-    return leave_one_out(c.outcome_g * none_of_others).reshape(-1, 1) * c.mask_bn
+    fails = c.group - jnp.sum(c.outcome_g, axis=1, keepdims=True)
+    alone = all_fail(fails - (1 - c.outcome_g), c.group - 1, k - 1)
+    return leave_one_out(c.outcome_g * alone).reshape(-1, 1) * c.mask_bn
+
+
+def all_fail(fails: jax.Array, n: int, k: int) -> jax.Array:
+    """The chance that k of n samples, `fails` of which are failures, all are: C(fails, k) / C(n, k)."""
+    chance = jnp.ones_like(fails)
+    for i in range(k):
+        chance *= jnp.maximum(fails - i, 0) / (n - i)
+    return chance
 
 
 def changes(c: Credit, value_bs: jax.Array) -> jax.Array:
@@ -116,11 +121,8 @@ def vine(c: Credit) -> jax.Array:
 
 
 def best_of(value_bs: jax.Array, n: int, k: int) -> jax.Array:
-    """Unbiased chance that the best of k samples succeeds, from c = value * n successes of n: 1 - C(n-c, k) / C(n, k)."""
-    fails, none = n - jnp.round(value_bs * n), jnp.ones_like(value_bs)
-    for i in range(k):
-        none *= jnp.maximum(fails - i, 0) / (n - i)
-    return 1 - none
+    """Unbiased chance that the best of k samples succeeds, from value * n successes of n."""
+    return 1 - all_fail(n - jnp.round(value_bs * n), n, k)
 
 
 def prover(c: Credit) -> jax.Array:

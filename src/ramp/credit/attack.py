@@ -96,13 +96,13 @@ def train(b: Bench, start: dict, sources: list[Callable[[int, int], Rollouts]]) 
 
 
 def stretched(rows: dict[str, np.ndarray], r: Rollouts, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The same rows with an empty stretch somewhere in the question, as long as there is room for: positions are relative,
-    and in a longer problem a step stands further from its operation than it ever did in training (randomised positions,
-    Ruoss et al. 2023)."""
+    """The same rows with an empty stretch before one of the question's operations, as long as there is room for: positions
+    are relative, and in a longer problem a step stands further from its operation than it ever did in training
+    (randomised positions, Ruoss et al. 2023)."""
     length = rows["tokens"].shape[1]
     for b, prompt in enumerate(r.prompts):
         gap = rng.integers(0, length - len(prompt) - len(r.ids(b)) + 1)
-        at = rng.integers(1, len(prompt))
+        at = rng.choice([i for i, token in enumerate(prompt) if token == ord(" ")])
         for a in rows.values():
             a[b, at + gap :], a[b, at : at + gap] = a[b, at : length - gap].copy(), 0
     return rows

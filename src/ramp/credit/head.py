@@ -2,7 +2,7 @@
 
 It has a trunk of its own, `params["process"] = {"lm": transformer, "out": {"weight", "bias"}}`, begun as a copy of the
 policy's or from nothing, so that a head that learns does not pull at the policy. Besides the hidden state it weighs how
-unlikely its trunk, still a language model, finds the step's last tokens. Labels are floats: 1 right, 0 wrong,
+unlikely its trunk, still a language model, finds the step's last TAPS tokens. Labels are floats: 1 right, 0 wrong,
 between them a Monte-Carlo share, -1 for no label. After a first error there are no labels (ProcessBench's convention):
 what a step is worth on a wrong footing is nobody's business.
 """
@@ -22,7 +22,8 @@ from ramp.model.transformer import ROWS
 from ramp.tasks.protocol import first_error_f1
 from ramp.train.step import Loss
 
-TAPS = 4  # tokens before a step's end whose surprise the head weighs
+TAPS = 2  # tokens up to a step's end whose surprise the head weighs: what the step states, not which step it is. That a
+# seventh step comes is a surprise to a trunk that has seen six, and says nothing about the step.
 SPOKEN = 0.3  # weight of the words of right steps beside their verdicts
 
 

@@ -102,14 +102,16 @@ def iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
 
 
 def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, stop: Preemption) -> tuple[State, dict]:
+    """Fine-tuning on solved problems, by the recipe of the section `finetune` but for its length and its rows."""
     t, task = c.reinforce, TASKS[c.reinforce.task]
-    t = replace(t, steps=t.imitate, lr_scale=t.lr_scale * t.imitate_scale, eval_every=t.imitate, save_every=t.imitate)
+    rows = {"steps": t.imitate, "batch": t.batch, "seq": t.seq, "eval_every": t.imitate, "save_every": t.imitate}
+    recipe = replace(c.finetune, lr_scale=c.finetune.lr_scale * t.imitate_scale, **rows)
 
     def batches(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
         rows = learn.imitation(tokenizer, task, t.level, t.batch, t.seq, step, c.seed)
         return {name: a[lo:hi] for name, a in rows.items()}
 
-    stage = common.Stage("imitate", c, t, next_token_loss(c.model, 0.0), batches, tokenizer)
+    stage = common.Stage("imitate", c, recipe, next_token_loss(c.model, 0.0), batches, tokenizer)
     return stage.train(rundir, start, lambda *_: {}, "", stop)
 
 
