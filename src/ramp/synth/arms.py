@@ -58,43 +58,41 @@ class Lab:
     def problems(self) -> dict[str, list]:
         return self.w.tests(PROBLEMS)
 
-    def fit(self, params: dict, docs: list[list[int]], weights: np.ndarray, order: np.ndarray) -> dict:
-        """Steps on documents, one a row, in the order [steps, batch]."""
-        rows = generate.packed(docs, LENGTH)
-        rows["weights"] *= np.asarray(weights, np.float32)[:, None]
-        place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
-        batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
-        return updates(self.c, replace(self.t, steps=len(order)))(params, batches)
-
     def teach(self, params: dict, pools: list, got: mix.Mix, steps: int, seed: int, last: float = 0.0) -> dict:
-        """Steps on what a mix takes from the pools; for the share `last` of them, at the end, on real documents alone."""
+        """Steps on what a mix takes from the pools, a document a row; for the share `last` of them, at the end, on real
+        documents alone."""
         docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
         rest = self.real if last else []
+        rows = generate.packed([*docs, *rest], LENGTH)
+        rows["weights"] *= np.append(got.weight, np.ones(len(rest))).astype(np.float32)[:, None]
         order = mix.order(len(docs), len(rest), steps, self.t.batch, last, seed)
-        return self.fit(params, [*docs, *rest], np.append(got.weight, np.ones(len(rest))), order)
+        place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
+        batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
+        return updates(self.c, replace(self.t, steps=steps))(params, batches)
 
     def first(self, seed: int) -> dict:
         """The model of real documents that all arms of a seed start from, kept beside the results."""
-        order = mix.order(REAL, 0, FIRST, self.t.batch, 0.0, seed)
-        make = lambda: self.fit(fresh(self.c, seed), self.real, np.ones(REAL), order)  # noqa: E731
-        return kept(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", fresh(self.c, seed), make)
+        start, got = fresh(self.c, seed), mix.compose("replace", [REAL], REAL, np.random.default_rng(seed))
+        make = lambda: self.teach(start, [self.real], got, FIRST, seed)  # noqa: E731
+        return kept(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", start, make)
 
     def sample(self, params: dict, prompts: list[list[int]], key: int, how: How | None = None) -> list[list[int]]:
         how, asked = how or How(vocab=world.END + 1), [Prompt(tuple(p)) for p in prompts]
         made = generate.samples(self.c, params["lm"], asked, key, LENGTH, how, (world.END,), 512)
         return [[*s.prompt.ids, *s.ids] for s in made]
 
+    def nats(self, params: dict, docs: list[list[int]]) -> list[np.ndarray]:
+        return generate.nats(self.c, params["lm"], docs, LENGTH, 400)
+
     def bits(self, params: dict) -> np.ndarray:
         """Bits a token of each held-out document."""
-        nats = generate.nats(self.c, params["lm"], self.held, LENGTH, 400)
-        return np.array([x.mean() for x in nats]) / np.log(2)
+        return np.array([x.mean() for x in self.nats(params, self.held)]) / np.log(2)
 
     def right(self, params: dict) -> dict[str, np.ndarray]:
         """By kind of problem: the probability of the right answer to each."""
         out = {}
         for kind, asked in self.problems.items():
-            docs = [self.w.solve(*p) for p in asked]
-            nats = generate.nats(self.c, params["lm"], docs, LENGTH, 400)
+            nats = self.nats(params, [self.w.solve(*p) for p in asked])
             said = [x[2 : 2 * len(p[0]) + 1 : 2].sum() for x, p in zip(nats, asked, strict=True)]  # the digits alone
             out[kind] = np.exp(-np.array(said))
         return out
@@ -213,7 +211,7 @@ def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
     if arm.verify:
         ok = [i for i in ok if lab.w.right(made[i])]
     if arm.filtered:
-        nats = generate.nats(lab.c, params["lm"], [made[i] for i in ok], LENGTH, 400)
+        nats = lab.nats(params, [made[i] for i in ok])
         likely = np.argsort([x.mean() for x in nats])
         seen: set[tuple] = set()
         alone = [ok[k] for k in likely if (key := tuple(made[ok[k]])) not in seen and not seen.add(key)]

@@ -84,13 +84,6 @@ def loaded(name: str) -> Verifier:
     return found
 
 
-def surprise(real: Real, first: "First", docs: Sequence[np.ndarray]) -> np.ndarray:
-    """Bits a token of each document under the first model; infinite for an empty one."""
-    bos = real.tokenizer.bos
-    nats = generate.nats(real.c.model, first.params["lm"], [[bos, *d] for d in docs], real.c.synthesize.tokens)
-    return np.array([x.mean() / np.log(2) if len(x) else np.inf for x in nats])
-
-
 def judged(real: Real, first: First, docs: Sequence[np.ndarray], bits: np.ndarray, name: str) -> list[str]:
     """What one verifier says of each document, of so many bits a token under the first model: nothing, or why not."""
     if name == "typical":
@@ -109,7 +102,7 @@ def tried(real: Real, first: First, accepted: float) -> tuple[float, dict[str, s
     """
     good = real.guard[:AUDITED]
     bad = [np.random.default_rng(i).permutation(d) for i, d in enumerate(good)]
-    both = [(docs, surprise(real, first, docs)) for docs in (good, bad)]
+    both = [(docs, real.bits(first.params, docs).per_token) for docs in (good, bad)]
     passed, notes, n = np.ones((2, len(good)), bool), {}, len(good)
     for name in real.c.synthesize.verifiers:
         why = [judged(real, first, docs, bits, name) for docs, bits in both]
@@ -129,7 +122,7 @@ def decide(real: Real, first: First, params: dict, made: Sequence[Sample], pool:
     first ones, begin from nothing: those are measured. The rare is made more of only while the precision holds."""
     t, bos = real.c.synthesize, real.tokenizer.bos
     docs = Docs.of([body(s, bos) for s in made])
-    bits = surprise(real, first, docs.list())
+    bits = real.bits(first.params, docs.list()).per_token
     finite = np.isfinite(bits) & np.isfinite([s.logp for s in made])
     reasons = ["" if ok else "its log-probability is not a number" for ok in finite]
     for name in t.verifiers:
