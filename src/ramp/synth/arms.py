@@ -38,14 +38,6 @@ class Lab:
     b: Bench
     w: world.World = field(default_factory=world.World)
 
-    @property
-    def c(self) -> Model:
-        return self.b.model
-
-    @property
-    def t(self) -> Synthesize:
-        return self.b.t
-
     @cached_property
     def real(self) -> list[list[int]]:
         return self.w.corpus(REAL, 0)
@@ -65,24 +57,24 @@ class Lab:
         rest = self.real if last else []
         rows = generate.packed([*docs, *rest], LENGTH)
         rows["weights"] *= np.append(got.weight, np.ones(len(rest))).astype(np.float32)[:, None]
-        order = mix.order(len(docs), len(rest), steps, self.t.batch, last, seed)
+        order = mix.order(len(docs), len(rest), steps, self.b.t.batch, last, seed)
         place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
         batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
-        return updates(self.c, replace(self.t, steps=steps))(params, batches)
+        return updates(self.b.model, replace(self.b.t, steps=steps))(params, batches)
 
     def first(self, seed: int) -> dict:
         """The model of real documents that all arms of a seed start from, kept beside the results."""
-        start, got = fresh(self.c, seed), mix.compose("replace", [REAL], REAL, np.random.default_rng(seed))
+        start, got = fresh(self.b.model, seed), mix.compose("replace", [REAL], REAL, np.random.default_rng(seed))
         make = lambda: self.teach(start, [self.real], got, FIRST, seed)  # noqa: E731
         return kept(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", start, make)
 
     def sample(self, params: dict, prompts: list[list[int]], key: int, how: How | None = None) -> list[list[int]]:
         how, asked = how or How(vocab=world.END + 1), [Prompt(tuple(p)) for p in prompts]
-        made = generate.samples(self.c, params["lm"], asked, key, LENGTH, how, (world.END,), 512)
+        made = generate.samples(self.b.model, params["lm"], asked, key, LENGTH, how, (world.END,), 512)
         return [[*s.prompt.ids, *s.ids] for s in made]
 
     def nats(self, params: dict, docs: list[list[int]]) -> list[np.ndarray]:
-        return generate.nats(self.c, params["lm"], docs, LENGTH, 400)
+        return generate.nats(self.b.model, params["lm"], docs, LENGTH, 400)
 
     def bits(self, params: dict) -> np.ndarray:
         """Bits a token of each held-out document."""
@@ -121,7 +113,7 @@ def updates(c: Model, t: Synthesize) -> Callable[[dict, dict], dict]:
 # ---------------------------------------------------------------------------------------------------- reproduction
 def refit(lab: Lab, policy: str, m: float, seed: int, generations: int) -> dict:
     """Every generation trained anew from one initialisation in one order of rows: bits of held-out text, by generation."""
-    pools, params, start = [lab.real], lab.first(seed), fresh(lab.c, seed)
+    pools, params, start = [lab.real], lab.first(seed), fresh(lab.b.model, seed)
     bits = [float(lab.bits(params).mean())]
     for g in range(1, generations + 1):
         pools.append(lab.sample(params, [[world.BOS]] * REAL, generate.first_key(seed, g)))
@@ -181,16 +173,15 @@ ARMS = {
 
 
 def play(lab: Lab, arm: Arm, seed: int) -> dict:
-    t, params = lab.t, lab.first(seed)
+    t, params = lab.b.t, lab.first(seed)
     curve, pools, weights, kept_share = [lab.score(params)], [lab.real], [], []
     for g in range(1, GENERATIONS + 1):
         rng = np.random.default_rng([seed, g])
         if arm.policy == "real":
             got = mix.compose("replace", [REAL], t.steps * t.batch, rng)
         else:
-            prompts = [[world.BOS]] * t.documents
-            if arm.seeds:
-                prompts = lab.w.grid(t.documents, seed * 100 + g, lab.real if arm.second else ())
+            shown = lab.real if arm.second else ()
+            prompts = lab.w.grid(t.documents, seed * 100 + g, shown) if arm.seeds else [[world.BOS]] * t.documents
             made = lab.sample(params, prompts, generate.first_key(seed, g))
             good = keep(lab, arm, made, params)
             pools.append([made[i] for i in good])
@@ -254,7 +245,7 @@ def injected(lab: Lab) -> None:
 def harm(lab: Lab, kind: str, guarded: bool) -> dict:
     """Three generations of a loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what
     does the tail lose? Unguarded, what the guard says is recorded and nobody obeys."""
-    t, start = lab.t, lab.first(0)
+    t, start = lab.b.t, lab.first(0)
     own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(0, 0)))
     null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
     models, at, pools, said = [start], Guard(t.least_anchor), [lab.real], []
@@ -283,7 +274,7 @@ def broken(
     lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, g: int
 ) -> tuple[list[list[int]], np.ndarray, Sampled]:
     """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
-    t = lab.t
+    t = lab.b.t
     docs = lab.sample(params, [[world.BOS]] * t.documents, generate.first_key(0, g), HOW.get(kind))
     docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs
     truth, cells = np.array([lab.w.right(d) for d in docs]), np.array([world.cell(d) for d in docs])

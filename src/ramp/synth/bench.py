@@ -116,9 +116,8 @@ def trigrams(b: Bench, data: Path) -> None:
 
 def jokes(b: Bench) -> None:
     """200 jokes of a trigram model of jokes: how many different real ones does it still know?"""
-    texts = sorted(
-        {d.text.strip() for d in documents("pip:jokes-and-quotes==1.0.3/jokes_and_quotes/jokes.json#body", Counter())}
-    )
+    found = documents("pip:jokes-and-quotes==1.0.3/jokes_and_quotes/jokes.json#body", Counter())
+    texts = sorted({d.text.strip() for d in found})
     docs, _, _ = words(texts)
     known: dict[tuple, set[int]] = {}
     for i, doc in enumerate(docs):
