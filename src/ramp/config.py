@@ -277,7 +277,7 @@ class Synthesize(Train):
     """tokens in a row shared with a held-out document that make a sample contaminated"""
     copies: Positive = 2
     """most that a cell's text may count, however often it was sampled"""
-    clip: Annotated[float, Range(low=1)] = 4.0
+    heaviest: Annotated[float, Range(low=1)] = 4.0
     """largest weight of a sample, the mean being 1"""
     least_ess: Share = 0.3
     """effective sample size after weighting, as a share of the samples"""

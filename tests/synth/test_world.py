@@ -49,3 +49,13 @@ def test_use_is_zipf_and_the_grid_is_even():
     assert used[0] > 5 * used[10] > 0
     asked = np.bincount([world.cell(q) for q in W.grid(1000, 2)], minlength=40)
     assert asked.min() > 0.8 * asked.mean()
+
+
+def test_the_grid_asks_in_second_place_only_what_real_text_shows_and_never_what_is_tested():
+    shown = W.corpus(1500, 0)
+    first = {tuple(d[:4]) for d in shown}
+    asked = W.grid(1000, 3, shown)
+    behind = [q for q in asked if len(q) == 5]
+    assert 300 < len(behind) < 500 and all(tuple(q[:4]) in first for q in behind)
+    assert not {(q[2] - DIGITS, q[4] - DIGITS) for q in behind} & W.unseen
+    assert np.bincount([q[-1] - DIGITS for q in asked], minlength=40).min() >= 20

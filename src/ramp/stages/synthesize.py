@@ -25,7 +25,7 @@ from ramp.synth import decide, exact, generate, guard, ledger, measure, mix, pag
 from ramp.synth.generate import Prompt, Sample
 from ramp.synth.guard import Guard, Trained
 from ramp.synth.measure import Docs
-from ramp.synth.text import Lesson, Made, Real
+from ramp.synth.text import Bits, Lesson, Made, Real
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.board import Board
 from ramp.train.fingerprint import fingerprint
@@ -123,6 +123,10 @@ class Loop:
         made = self.draw(params, [Prompt((self.tokenizer.bos,))] * (2 * self.t.measured), 0, How(vocab=self.how.vocab))
         return decide.First.look(self.real, params, made)
 
+    @cached_property
+    def first_bits(self) -> Bits:
+        return self.real.bits(self.first.params, self.real.guard)
+
     # ---- one generation
     def generation(self, g: int, history: list[dict]) -> dict:
         """All that is known of generation g, and the guard as it leaves it."""
@@ -134,7 +138,8 @@ class Loop:
         rows, facts = ledger.read(self.directory, g, self.name)
         now, figures, said = Guard(**json.loads(facts["guard"])), json.loads(facts["figures"]), facts["decision"]
         new = self.fit(f"synthesize-{g}", self.c, self.lesson(now, history, rows), model)
-        old_bits, new_bits, first_bits = (self.real.bits(p, self.real.guard) for p in (model, new, self.first.params))
+        new_bits, first_bits = self.real.bits(new, self.real.guard), self.first_bits
+        old_bits = self.real.bits(model, self.real.guard) if begin.good else first_bits
         kept, used = [r for r in rows if r["decision"] == "kept"], now.weight > 0
         rise = float(new_bits.per_token.mean() - old_bits.per_token.mean())
         tokens = sum(len(r["tokens"]) for r in kept) * used

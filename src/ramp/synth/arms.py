@@ -38,14 +38,6 @@ class Lab:
     b: Bench
     w: world.World = field(default_factory=world.World)
 
-    @property
-    def c(self) -> Model:
-        return self.b.model
-
-    @property
-    def t(self) -> Synthesize:
-        return self.b.t
-
     @cached_property
     def real(self) -> list[list[int]]:
         return self.w.corpus(REAL, 0)
@@ -58,43 +50,41 @@ class Lab:
     def problems(self) -> dict[str, list]:
         return self.w.tests(PROBLEMS)
 
-    def fit(self, params: dict, docs: list[list[int]], weights: np.ndarray, order: np.ndarray) -> dict:
-        """Steps on documents, one a row, in the order [steps, batch]."""
-        rows = generate.packed(docs, LENGTH)
-        rows["weights"] *= np.asarray(weights, np.float32)[:, None]
-        place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
-        batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
-        return updates(self.c, replace(self.t, steps=len(order)))(params, batches)
-
     def teach(self, params: dict, pools: list, got: mix.Mix, steps: int, seed: int, last: float = 0.0) -> dict:
-        """Steps on what a mix takes from the pools; for the share `last` of them, at the end, on real documents alone."""
+        """Steps on what a mix takes from the pools, a document a row; for the share `last` of them, at the end, on real
+        documents alone."""
         docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
         rest = self.real if last else []
-        order = mix.order(len(docs), len(rest), steps, self.t.batch, last, seed)
-        return self.fit(params, [*docs, *rest], np.append(got.weight, np.ones(len(rest))), order)
+        rows = generate.packed([*docs, *rest], LENGTH)
+        rows["weights"] *= np.append(got.weight, np.ones(len(rest))).astype(np.float32)[:, None]
+        order = mix.order(len(docs), len(rest), steps, self.b.t.batch, last, seed)
+        place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
+        batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
+        return updates(self.b.model, replace(self.b.t, steps=steps))(params, batches)
 
     def first(self, seed: int) -> dict:
         """The model of real documents that all arms of a seed start from, kept beside the results."""
-        order = mix.order(REAL, 0, FIRST, self.t.batch, 0.0, seed)
-        make = lambda: self.fit(fresh(self.c, seed), self.real, np.ones(REAL), order)  # noqa: E731
-        return kept(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", fresh(self.c, seed), make)
+        start, got = fresh(self.b.model, seed), mix.compose("replace", [REAL], REAL, np.random.default_rng(seed))
+        make = lambda: self.teach(start, [self.real], got, FIRST, seed)  # noqa: E731
+        return kept(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", start, make)
 
     def sample(self, params: dict, prompts: list[list[int]], key: int, how: How | None = None) -> list[list[int]]:
         how, asked = how or How(vocab=world.END + 1), [Prompt(tuple(p)) for p in prompts]
-        made = generate.samples(self.c, params["lm"], asked, key, LENGTH, how, (world.END,), 512)
+        made = generate.samples(self.b.model, params["lm"], asked, key, LENGTH, how, (world.END,), 512)
         return [[*s.prompt.ids, *s.ids] for s in made]
+
+    def nats(self, params: dict, docs: list[list[int]]) -> list[np.ndarray]:
+        return generate.nats(self.b.model, params["lm"], docs, LENGTH, 400)
 
     def bits(self, params: dict) -> np.ndarray:
         """Bits a token of each held-out document."""
-        nats = generate.nats(self.c, params["lm"], self.held, LENGTH, 400)
-        return np.array([x.mean() for x in nats]) / np.log(2)
+        return np.array([x.mean() for x in self.nats(params, self.held)]) / np.log(2)
 
     def right(self, params: dict) -> dict[str, np.ndarray]:
         """By kind of problem: the probability of the right answer to each."""
         out = {}
         for kind, asked in self.problems.items():
-            docs = [self.w.solve(*p) for p in asked]
-            nats = generate.nats(self.c, params["lm"], docs, LENGTH, 400)
+            nats = self.nats(params, [self.w.solve(*p) for p in asked])
             said = [x[2 : 2 * len(p[0]) + 1 : 2].sum() for x, p in zip(nats, asked, strict=True)]  # the digits alone
             out[kind] = np.exp(-np.array(said))
         return out
@@ -123,7 +113,7 @@ def updates(c: Model, t: Synthesize) -> Callable[[dict, dict], dict]:
 # ---------------------------------------------------------------------------------------------------- reproduction
 def refit(lab: Lab, policy: str, m: float, seed: int, generations: int) -> dict:
     """Every generation trained anew from one initialisation in one order of rows: bits of held-out text, by generation."""
-    pools, params, start = [lab.real], lab.first(seed), fresh(lab.c, seed)
+    pools, params, start = [lab.real], lab.first(seed), fresh(lab.b.model, seed)
     bits = [float(lab.bits(params).mean())]
     for g in range(1, generations + 1):
         pools.append(lab.sample(params, [[world.BOS]] * REAL, generate.first_key(seed, g)))
@@ -155,7 +145,8 @@ class Arm:
     m: float = M
     verify: bool = True
     filtered: bool = False  # quality and diversity, without a verifier: likely ones, no two alike
-    seeds: bool = True  # half of the samples begin with an operator of the grid
+    seeds: bool = True  # the samples begin with an operator of the grid, and do not choose what they are about
+    second: bool = True  # half of them behind a first step of real text
     weigh: bool = True  # the projection onto operators
     last: float = Synthesize.real_last  # share of the steps, at the end, on real documents alone
 
@@ -172,22 +163,25 @@ ARMS = {
     "anchored 30% + filter": replace(PLAIN, policy="anchored", filtered=True),
     "ours": OURS,
     "ours - seeds": replace(OURS, seeds=False),
+    "ours - second steps": replace(OURS, second=False),
     "ours - verifier": replace(OURS, verify=False),
     "ours - projection": replace(OURS, weigh=False),
     "ours - real last": replace(OURS, last=0.0),
+    "ours - real text": replace(OURS, m=0.0, last=0.0),
+    "ours - all but seeds and verifier": replace(PLAIN, policy="accumulate", verify=True, seeds=True),
 }
 
 
 def play(lab: Lab, arm: Arm, seed: int) -> dict:
-    t, params = lab.t, lab.first(seed)
+    t, params = lab.b.t, lab.first(seed)
     curve, pools, weights, kept_share = [lab.score(params)], [lab.real], [], []
     for g in range(1, GENERATIONS + 1):
         rng = np.random.default_rng([seed, g])
         if arm.policy == "real":
             got = mix.compose("replace", [REAL], t.steps * t.batch, rng)
         else:
-            asked = lab.w.grid(t.documents // 2, seed * 100 + g) if arm.seeds else []
-            prompts = [[world.BOS]] * (t.documents - len(asked)) + asked
+            shown = lab.real if arm.second else ()
+            prompts = lab.w.grid(t.documents, seed * 100 + g, shown) if arm.seeds else [[world.BOS]] * t.documents
             made = lab.sample(params, prompts, generate.first_key(seed, g))
             good = keep(lab, arm, made, params)
             pools.append([made[i] for i in good])
@@ -208,7 +202,7 @@ def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
     if arm.verify:
         ok = [i for i in ok if lab.w.right(made[i])]
     if arm.filtered:
-        nats = generate.nats(lab.c, params["lm"], [made[i] for i in ok], LENGTH, 400)
+        nats = lab.nats(params, [made[i] for i in ok])
         likely = np.argsort([x.mean() for x in nats])
         seen: set[tuple] = set()
         alone = [ok[k] for k in likely if (key := tuple(made[ok[k]])) not in seen and not seen.add(key)]
@@ -223,12 +217,12 @@ def weigh(lab: Lab, t: Synthesize, docs: list[list[int]]) -> np.ndarray:
     real = select.smoothed(np.bincount([world.cell(d) for d in lab.real], minlength=world.OPERATORS))
     target = 0.5 * real + 0.5 / world.OPERATORS
     base = select.capped([tuple(d) for d in docs], t.copies)
-    return select.project(select.one_hot(cell, world.OPERATORS), target, base, t.clip, t.least_ess).w
+    return select.project(select.one_hot(cell, world.OPERATORS), target, base, t.heaviest, t.least_ess).w
 
 
 def claim(lab: Lab) -> None:
-    """On a world of its own: the first one, with seed 0, was looked at while the arms were being written."""
-    lab = replace(lab, w=world.World(1))
+    """On a world of its own: worlds 0 and 1 were looked at while the arms were being written."""
+    lab = replace(lab, w=world.World(2))
     runs = [(name, seed) for seed in range(SEEDS) for name in ARMS if " - " not in name]
     runs += [(name, seed) for seed in range(SEEDS, MORE_SEEDS) for name in CLOSE]
     runs += [(name, seed) for seed in range(SEEDS) for name in ARMS if " - " in name]  # each part of ours left out
@@ -251,7 +245,7 @@ def injected(lab: Lab) -> None:
 def harm(lab: Lab, kind: str, guarded: bool) -> dict:
     """Three generations of a loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what
     does the tail lose? Unguarded, what the guard says is recorded and nobody obeys."""
-    t, start = lab.t, lab.first(0)
+    t, start = lab.b.t, lab.first(0)
     own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(0, 0)))
     null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
     models, at, pools, said = [start], Guard(t.least_anchor), [lab.real], []
@@ -280,7 +274,7 @@ def broken(
     lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, g: int
 ) -> tuple[list[list[int]], np.ndarray, Sampled]:
     """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
-    t = lab.t
+    t = lab.b.t
     docs = lab.sample(params, [[world.BOS]] * t.documents, generate.first_key(0, g), HOW.get(kind))
     docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs
     truth, cells = np.array([lab.w.right(d) for d in docs]), np.array([world.cell(d) for d in docs])

@@ -84,19 +84,11 @@ def loaded(name: str) -> Verifier:
     return found
 
 
-def surprise(real: Real, first: "First", docs: Sequence[np.ndarray]) -> np.ndarray:
-    """Bits a token of each document under the first model; infinite for an empty one."""
-    bos = real.tokenizer.bos
-    nats = generate.nats(real.c.model, first.params["lm"], [[bos, *d] for d in docs], real.c.synthesize.tokens)
-    return np.array([x.mean() / np.log(2) if len(x) else np.inf for x in nats])
-
-
-def judged(real: Real, first: First, docs: Sequence[np.ndarray], name: str) -> list[str]:
-    """What one verifier says of each document: nothing, or why not."""
+def judged(real: Real, first: First, docs: Sequence[np.ndarray], bits: np.ndarray, name: str) -> list[str]:
+    """What one verifier says of each document, of so many bits a token under the first model: nothing, or why not."""
     if name == "typical":
         low, high = np.quantile(first.bits_d, (0.005, 0.995))  # refuses one real document in a hundred
         far = f"real text has {low:.2f} to {high:.2f}"
-        bits = surprise(real, first, docs)
         return ["" if low <= b <= high else f"typical says no: {b:.2f} bits a token, {far}" for b in bits]
     verifier = clean if name == "clean" else loaded(name)
     return select.verified([real.tokenizer.decode(d) for d in docs], name, verifier)
@@ -110,9 +102,10 @@ def tried(real: Real, first: First, accepted: float) -> tuple[float, dict[str, s
     """
     good = real.guard[:AUDITED]
     bad = [np.random.default_rng(i).permutation(d) for i, d in enumerate(good)]
+    both = [(docs, real.bits(first.params, docs).per_token) for docs in (good, bad)]
     passed, notes, n = np.ones((2, len(good)), bool), {}, len(good)
     for name in real.c.synthesize.verifiers:
-        why = [judged(real, first, docs, name) for docs in (good, bad)]
+        why = [judged(real, first, docs, bits, name) for docs, bits in both]
         if all("raised" in w for w in why[0]):
             raise UserError(f"the verifier {name} fails on every real document, first: {why[0][0]}; mend it")
         mine = np.array([[not w for w in ws] for ws in why])
@@ -129,9 +122,12 @@ def decide(real: Real, first: First, params: dict, made: Sequence[Sample], pool:
     first ones, begin from nothing: those are measured. The rare is made more of only while the precision holds."""
     t, bos = real.c.synthesize, real.tokenizer.bos
     docs = Docs.of([body(s, bos) for s in made])
-    bits = surprise(real, first, docs.list())
+    bits = real.bits(first.params, docs.list()).per_token
     finite = np.isfinite(bits) & np.isfinite([s.logp for s in made])
-    reasons = verdicts(real, first, docs, finite)
+    reasons = ["" if ok else "its log-probability is not a number" for ok in finite]
+    for name in t.verifiers:
+        said = judged(real, first, docs.list(), bits, name)
+        reasons = [old or new for old, new in zip(reasons, said, strict=True)]
     passed = np.array([not r for r in reasons])
     reasons = filtered(reasons, real, docs, pool)
     kept = np.array([not r for r in reasons])
@@ -157,14 +153,6 @@ def decide(real: Real, first: First, params: dict, made: Sequence[Sample], pool:
     }
     seen = Sampled(against, uneven, precision, int(kept.sum()))
     return Decided(kept, reasons, weight, band[0] * BANDS + band[1], bits, figures, seen)
-
-
-def verdicts(real: Real, first: First, docs: Docs, finite: np.ndarray) -> list[str]:
-    """Why each document did not pass the verifiers; nothing if it did."""
-    reasons = ["" if ok else "its log-probability is not a number" for ok in finite]
-    for name in real.c.synthesize.verifiers:
-        reasons = [old or new for old, new in zip(reasons, judged(real, first, docs.list(), name), strict=True)]
-    return reasons
 
 
 def filtered(reasons: list[str], real: Real, docs: Docs, pool: Docs) -> list[str]:
@@ -198,7 +186,7 @@ def weighed(
         target.append(mass[1:])
     keys = [tuple(d) for d, k in zip(docs.list(), kept, strict=True) if k]
     base = select.capped(keys, t.copies)
-    found = select.project(np.concatenate(features, axis=1), np.concatenate(target), base, t.clip, t.least_ess)
+    found = select.project(np.concatenate(features, axis=1), np.concatenate(target), base, t.heaviest, t.least_ess)
     weight[kept] = found.w
     return weight, found.ess, float(np.abs(found.missed).max())
 
@@ -228,7 +216,7 @@ def audited(real: Real, docs: Docs, kept: np.ndarray) -> float:
 
 def cross_information(real: Real, params: dict, made: Sequence[Sample], pairs: int = 32) -> float:
     """Chapter-x10 on samples begun alike: bits a token that one tells about the next."""
-    bos, length, lm = real.tokenizer.bos, real.c.synthesize.seq, params["lm"]
+    bos, length, lm = real.tokenizer.bos, real.c.synthesize.tokens, params["lm"]
     docs = [d[: (length - 2) // 2] for s in made[: 2 * pairs] if (d := body(s, bos))]
     two = list(zip(docs[::2], docs[1::2], strict=False))
     if not two:

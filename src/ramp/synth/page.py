@@ -10,14 +10,8 @@ from matplotlib.figure import Figure
 from ramp.figure import COLORS, STYLE, Curve, blank, svg
 from ramp.report import document, picture, section, table
 
-FAMILY = {
-    "real": "green",
-    "replace": "warm",
-    "accumulate": "gold",
-    "subsample": "pink",
-    "anchored": "violet",
-    "ours": "main",
-}
+FAMILY = {"real": "green", "replace": "warm", "accumulate": "gold"}
+FAMILY |= {"subsample": "pink", "anchored": "violet", "ours": "main"}
 SAID = {
     "coverage_1": "tokens of held-out text that it still uses",
     "coverage_2": "bigrams of held-out text that it still uses",

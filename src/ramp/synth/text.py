@@ -63,7 +63,7 @@ class Real:
         lengths = np.append(self.tokenizer.byte_lengths, np.zeros(self.c.model.vocab - self.tokenizer.vocab_size))
         per_byte = [x.sum() / max(lengths[doc].sum(), 1) for x, doc in zip(nats, docs, strict=True)]
         rare = [x[self.count_v[doc] <= RARE] for x, doc in zip(nats, docs, strict=True)]
-        per_token = np.array([x.mean() for x in nats])
+        per_token = [x.mean() if len(x) else np.inf for x in nats]
         return Bits(
             *(np.asarray(a, float) / np.log(2) for a in (per_byte, per_token, [x.mean() for x in rare if len(x)]))
         )
@@ -74,7 +74,7 @@ class Bits:
     """Of documents under a model."""
 
     per_byte: np.ndarray
-    per_token: np.ndarray
+    per_token: np.ndarray  # infinite for an empty document
     rare: np.ndarray  # mean of the rare tokens of each document that has any
 
 

@@ -8,6 +8,7 @@ asked at the end no arm is ever shown: programs of depth 3, and pairs of tail op
 Two steps are asked for in a row by naming the second operator after the model's first digit.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,11 +76,18 @@ class World:
                 found.append(self.solve(ops, int(rng.integers(DIGITS))))
         return found
 
-    def grid(self, n: int, seed: int) -> list[list[int]]:
-        """n beginnings by a Sobol sequence over operators x digits: the tail as often as the head."""
+    def grid(self, n: int, seed: int, shown: Sequence[list[int]] = ()) -> list[list[int]]:
+        """n beginnings by a Sobol sequence over operators x digits: the tail as often as the head. Every other one asks in
+        second place, behind a first step of the documents `shown` whose operator is as evenly drawn, where they have one."""
+        first = {(d[2] - DIGITS, d[3]): d[1] for d in shown}  # (operator, what it made): of which digit
         names = [str(i) for i in range(OPERATORS)]
-        asked = grid({"op": names, "digit": names[:DIGITS]}, n, seed)
-        return [[BOS, int(a["digit"]), DIGITS + int(a["op"])] for a in asked]
+        found = []
+        for i, a in enumerate(grid({"op": names, "digit": names[:DIGITS], "before": names}, n, seed)):
+            op, digit, before = (int(a[k]) for k in ("op", "digit", "before"))
+            behind = i % 2 and (before, digit) in first and self.allowed((before, op))
+            start = [first[before, digit], DIGITS + before, digit] if behind else [digit]
+            found.append([BOS, *start, DIGITS + op])
+        return found
 
     def tests(self, n: int) -> dict[str, list[tuple[tuple[int, ...], int]]]:
         """Problems by kind: head and tail (single operators), pair (unseen pairs), deep (depth 3, operators uniform)."""
