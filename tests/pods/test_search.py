@@ -66,3 +66,47 @@ def test_networks_are_told_apart():
         {"bytes": 1e9, "between_slices": True, "asynchronous": False},
     ]
     assert roofline.network(topology, moved) == pytest.approx((1e9 / topology.ici_rate, 1e9 / 3.125e9))
+
+
+D12 = [
+    "--model.depth",
+    "12",
+    "--model.width",
+    "0",
+    "--model.head_dim",
+    "0",
+    "--model.context",
+    "2048",
+    "--model.loss_chunk",
+    "512",
+    "--text.vocab",
+    "32768",
+]
+# Flags, mesh (data, model), and the compiler's peak: arguments and temporaries. libtpu 0.0.42, jax 0.10.2.
+COMPILED = {
+    "d12 on v5e:4x4": ([*D12, "--model.remat", "saved", "--pretrain.batch", "128"], (16, 1), 3_152_384_512),
+    "d4 on v5p:2x2x1, in four": (
+        [*D12, "--model.depth", "4", "--model.remat", "full", "--pretrain.batch", "128", "--pretrain.accum", "4"],
+        (4, 1),
+        920_699_584,
+    ),
+    "d4 on v5p:2x2x1, in two": (
+        [*D12, "--model.depth", "4", "--model.remat", "none", "--pretrain.batch", "32", "--pretrain.accum", "2"],
+        (4, 1),
+        1_598_973_536,
+    ),
+    "8B on v6e:16x16": (["--model.remat", "none", "--pretrain.accum", "8"], (64, 4), 25_309_636_832),
+    "d6 on v6e:2x4, held out": (
+        [*D12, "--model.depth", "6", "--model.remat", "none", "--pretrain.batch", "64"],
+        (8, 1),
+        4_730_463_040,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_arithmetic_is_near_the_compilers_memory(name):
+    flags, (data, model), peak = COMPILED[name]
+    c = config.load(CONFIGS / ("qwen3-8b.toml" if name.startswith("8B") else "smoke.toml"), flags)
+    c = config.resolve(replace(c, model=replace(c.model, dtype="bfloat16")))
+    assert cost.step_bytes(c.model, c.pretrain, data, model) == pytest.approx(peak, rel=0.17)

@@ -3,6 +3,8 @@
 No jax here, so that `--dry-run` and tables are free. The tests hold these figures against the arrays `init` makes.
 """
 
+from dataclasses import replace
+
 from ramp.config import Model, Train, matrix_count
 
 FLOAT32 = 4
@@ -55,19 +57,38 @@ def cache_bytes(c: Model, batch: int, size: int) -> int:
 
 
 def step_bytes(c: Model, t: Train, data: int, model: int, replica: int = 1) -> float:
-    """Peak bytes of one training step on one device of a mesh, by arithmetic: what `ramp plan --search` ranks by before
-    anything is compiled. State and gradients, the activations that the backward pass finds saved, the weights of two
-    blocks gathered, and the larger of what one block and the head need while they are worked on."""
+    """Peak bytes of one training step on one TPU of a mesh, by arithmetic: what `ramp plan --search` ranks by before
+    anything is compiled. State, gradients, what blocks keep for the backward pass, and the work of head and block. Each
+    term was read off compiled programs, which the tests hold it to.
+    """
     half = 2 if c.dtype == "bfloat16" else FLOAT32
-    params, split = param_count(c), data * model
-    tokens = t.batch * t.seq / t.accum / (data * replica)
-    attention, hidden = (c.heads + 2 * c.kv_heads) * c.head_dim / model, c.ff / model
-    mlp = (2 if c.mlp == "swiglu" else 1) * hidden
-    inside = 3 * c.width + 2 * attention + mlp + hidden  # of one block, a token
-    saved = {"none": inside, "full": c.width, "saved": c.width + c.heads * c.head_dim / model}[c.remat]
-    gathered = 2 * half * matrix_count(c) / max(c.depth, 1) / model
-    block = tokens * 2 * half * inside if c.remat != "none" else 0
-    chunk = tokens * (c.loss_chunk or t.seq) / t.seq
-    head = chunk * c.vocab / model * (FLOAT32 + half) + c.width * c.vocab / model * (FLOAT32 + half)
-    gradients = FLOAT32 * params / split * (2 if t.accum > 1 else 1)
-    return state_bytes(c, t) / split + gradients + tokens * half * c.depth * saved + gathered + max(block, head)
+    rows, split = t.batch / t.accum / (data * replica), data * model
+    tokens, params, head_count = rows * t.seq, param_count(c), c.width * c.vocab / model
+    gradients = FLOAT32 * params / split
+    if t.accum > 1:  # their sum, and cast weights: the compiler moves them out of the loop
+        gradients += (FLOAT32 + half) * params / split
+    logits = (c.loss_chunk or t.seq) * rows * c.vocab / model
+    # The head: logits forward, their gradient backward (a place each), the matrix gathered, its gradient before and after
+    # a piece (or a microbatch) is added, the hidden states and their gradient.
+    head = (FLOAT32 + half) * logits + (half + 2 * FLOAT32) * head_count + (FLOAT32 + 2 * half) * tokens * c.width
+    # A block: its weights gathered, their gradient before it is scattered, and all that remat makes again or, without it,
+    # cotangents of about half that. What fits takes the place of the logits.
+    work = tokens * kept_bytes(replace(c, remat="none"), model) / (2 if c.remat == "none" else 1)
+    block = (half + FLOAT32) * matrix_count(c) / max(c.depth, 1) / model + work
+    kept = tokens * c.depth * kept_bytes(c, model)
+    return state_bytes(c, t) / split + gradients + kept + head + max(0, block - FLOAT32 * logits)
+
+
+def kept_bytes(c: Model, model: int) -> float:
+    """What the backward pass finds of one block, bytes a token of a device. `full`: the block's input. `saved`: attention's
+    output and log-normaliser too, its heads padded to 128 lanes, once for each kind of window. `none`: what every
+    derivative asks for; that of a norm wants two float32 copies of what came in."""
+    half = 2 if c.dtype == "bfloat16" else FLOAT32
+    lanes = -(-c.head_dim // 128) * 128
+    heads, kv_heads = c.heads / model * lanes, c.kv_heads / model * lanes
+    if c.remat != "none":
+        kernels = len(set(c.window)) if c.remat == "saved" else 0
+        return half * c.width + kernels * (half * heads + FLOAT32 * c.heads / model)
+    norms = 2 * (2 * FLOAT32 + half) * c.width + c.qk_norm * 2 * FLOAT32 * (heads + kv_heads)
+    attention = half * (2 * heads + 2 * kv_heads + c.heads * c.head_dim / model)
+    return norms + attention + {"none": 0, "relu2": 3, "swiglu": 6}[c.mlp] * half * c.ff / model

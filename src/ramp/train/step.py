@@ -85,10 +85,12 @@ def accumulate(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: int) -
         i, micro = i_and_batch
         return jax.tree.map(jnp.add, total, value_and_grad(micro, jax.random.fold_in(key, i))), None
 
+    # From zeros, not from a first microbatch before the loop: a loop of one turn is unrolled, and compilers then keep the
+    # activations of both microbatches at once.
     micros = jax.tree.map(cut, batch)
-    first = value_and_grad(jax.tree.map(lambda a: a[0], micros), jax.random.fold_in(key, 0))
-    rest = jax.tree.map(lambda a: a[1:], micros)
-    return jax.lax.scan(add, first, (jnp.arange(1, k), rest))[0]
+    sums = jax.eval_shape(value_and_grad, jax.tree.map(lambda a: a[0], micros), key)[1]
+    nothing = jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros((), s.dtype) for name, s in sums.items()}
+    return jax.lax.scan(add, nothing, (jnp.arange(k), micros))[0]
 
 
 def judge(guard: dict, seen: jax.Array, sigma: float, history: int = 64) -> tuple[jax.Array, dict]:
