@@ -149,7 +149,7 @@ PROBES = {
         Probe("look-ups", "which values belong to three keys, in that order", lookups, 5,
               lambda n: pairs(n, n), lambda n: n**ASKED, lambda n: 1 / math.factorial(ASKED), steps=350),
         Probe("digits", "the last digit of the sum of three", digits, 10,
-              lambda n: [*map(str, range(n))], lambda n: n + 1, lambda n: 1 / n, steps=300, batch=256, rate=2.0),
+              lambda n: [*map(str, range(n))], lambda n: n + 1, lambda n: 1 / n, steps=600, batch=256, rate=2.0),
         Probe("two hops", "where that points to which a key points to", two_hops, 8,
               lambda n: pairs(n, n), lambda n: n * n + 2 * n, lambda n: (1 + 1 / (n - 2)) / 2, steps=1000,
               settings={"width": 32, "ff": 16}),
