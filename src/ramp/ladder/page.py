@@ -91,14 +91,14 @@ def cells(rung: Rung, low: dict | None, high: dict, judged: dict) -> dict[str, s
         worse = " ↑" if rung.main and low and high["bpb_equal"] > low["bpb_equal"] else ""
         shown |= {"bits/byte, equal tokens": f"{high['bpb']:.3f}", "equal FLOPs": f"{high['bpb_equal']:.3f}{worse}"}
         shown |= {what: short(high[key]) for key, what in COSTS.items()}
-    asks = f"share of the way from chance to all right: {PROBES[rung.probe].asks}" if rung.probe else ""
-    return shown | {"judged by": rung.measure or asks}
+    return shown | {"judged by": rung.measure or (f"probe: {rung.probe}" if rung.probe else "")}
 
 
 def write(path: Path, rows: list[tuple[Rung, dict | None, dict, dict]], beside: dict[str, float]) -> None:
     """`rows`: rung, what the one below found, what this one found, the verdict; `beside`: bits per byte of baselines."""
     told = [cells(*row) for row in rows]
-    note = "Each part is added where the model without it fails. ↑: more bits at equal FLOPs than the rung below. The same "
+    note = "Each part is added where the model without it fails. Of a probe: the share of the way from chance to all right, seed "
+    note += "by seed. ↑: more bits at equal FLOPs than the rung below. The same "
     note += f"held-out text, bits per byte: {'  '.join(f'{name} {bits:.3f}' for name, bits in beside.items())}."
     whole = section("All rungs", table(list(told[0]), [list(t.values()) for t in told]), note=note)
     document(path, "The ladder", [whole, *(screen(*row) for row in rows)])
