@@ -15,7 +15,7 @@ from ramp.model import transformer
 @pytest.mark.parametrize("n, first, second", [(8, 2, 4), (16, 4, 4), (64, 8, 8), (96, 8, 12)])
 def test_groups_cover_all_devices_once(monkeypatch, n, first, second):
     monkeypatch.setattr(transformer, "platform", lambda: "tpu")
-    across, along = transformer.stages(n)
+    across, along = transformer.scatter_groups(n)
     assert {len(g) for g in across} == {first} and {len(g) for g in along} == {second}
     for groups in (across, along):
         assert sorted(chain.from_iterable(groups)) == list(range(n))
@@ -24,7 +24,7 @@ def test_groups_cover_all_devices_once(monkeypatch, n, first, second):
 @pytest.mark.parametrize("n", [1, 2, 4, 7])
 def test_few_devices_and_primes_take_one_stage(monkeypatch, n):
     monkeypatch.setattr(transformer, "platform", lambda: "tpu")
-    assert transformer.stages(n) == [None]
+    assert transformer.scatter_groups(n) == [None]
 
 
 @pytest.mark.parametrize("spec", [P("data", "model"), P("model", "data")])

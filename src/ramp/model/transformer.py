@@ -69,14 +69,14 @@ def gathered(w_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
 def scattered(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
     """Inside shard_map: the sum over all devices of a weight's gradient, each device keeping its part."""
     if "data" in spec:
-        for groups in stages(jax.lax.axis_size("data")):
+        for groups in scatter_groups(jax.lax.axis_size("data")):
             dw_df = jax.lax.psum_scatter(
                 dw_df, "data", scatter_dimension=spec.index("data"), axis_index_groups=groups, tiled=True
             )
     return jax.lax.psum(dw_df, "replica").astype(dtype)
 
 
-def stages(n: int) -> list[list[list[int]] | None]:
+def scatter_groups(n: int) -> list[list[list[int]] | None]:
     """Groups to scatter over, one list after the other. On TPUs n = a*b devices go first over a, then over b, for the same
     bytes received: on square tori (v5e:4x4, v4:2x2x4) libtpu 0.0.42 turns one scatter over all chips, of whatever shape,
     into an all-reduce of the whole, and leaves scatters over a part of them alone."""
