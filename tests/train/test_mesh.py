@@ -1,10 +1,11 @@
 """Meshes: which are possible, what must divide, and a batch that is the same on all of them."""
 
 import math
-from dataclasses import replace
+import os
+import subprocess
+import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
@@ -12,7 +13,6 @@ import tiny
 from ramp import config
 from ramp import run as runs
 from ramp.errors import UserError
-from ramp.run import on_device
 from ramp.train import mesh
 
 
@@ -107,14 +107,24 @@ def test_put_batch_gives_the_same_batch_on_every_mesh(dims):
 
 
 def test_float32_on_a_cpu_is_multiplied_by_eigen():
-    c = config.Config(model=config.Model(dtype="float32"))
-    assert on_device(c, "tpu") == c
-    assert on_device(replace(c, mesh=config.Mesh(flags=("vmem-64m",))), "cpu").mesh.flags == ("vmem-64m",)
-    assert on_device(replace(c, model=config.Model(dtype="bfloat16")), "cpu").mesh.flags == ()
-    assert on_device(on_device(c, "cpu"), "tpu") == c  # a run may move
-    options = mesh.compiler_options(on_device(c, "cpu").mesh)
-    x = jnp.ones((256, 256))
-    assert "ynn" not in jax.jit(lambda x: x @ x, compiler_options=options).lower(x).compile().as_text()
+    """In a process of its own: XLA reads its flags once."""
+    said = (
+        "import jax, jax.numpy as jnp; from ramp import config, run\n"
+        "run.setup(config.Config(model=config.Model(dtype='float32')), devices=1)\n"
+        "x = jnp.ones((256, 256)); print(jax.jit(lambda x: x @ x).lower(x).compile().as_text())"
+    )
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", said], env=env, capture_output=True, text=True, check=True)
+    assert "dot" in done.stdout and "ynn" not in done.stdout
+
+
+def test_eigen_is_asked_for_once_and_for_float32_alone(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--mine=1")
+    runs.use_eigen(config.Config(model=config.Model(dtype="bfloat16")))
+    assert os.environ["XLA_FLAGS"] == "--mine=1"
+    for _ in range(2):
+        runs.use_eigen(config.Config(model=config.Model(dtype="float32")))
+    assert os.environ["XLA_FLAGS"] == (f"--mine=1 {runs.EIGEN}" if jax.__version__.startswith("0.10.") else "--mine=1")
 
 
 def test_huge_pages_are_asked_for_once(monkeypatch):
