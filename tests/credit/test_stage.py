@@ -10,8 +10,9 @@ import tiny
 
 from ramp import config, results
 from ramp.config import Config, Reinforce, Text
-from ramp.credit import attack, head, table
+from ramp.credit import attack, bench, head, table
 from ramp.errors import UserError
+from ramp.model import cost
 from ramp.rundir import RunDir
 from ramp.stages import common, reinforce
 from ramp.text.tokenizer import Tokenizer
@@ -94,6 +95,14 @@ def test_the_benchmark_keeps_what_it_has(tmp_path):
         file.write('{"key": {"part": "b"}, "x"')  # a kill tears the line
     assert [r["x"] for r in b.results()] == [1]
     assert b.once({"part": "b"}, work)["x"] == 2 and [r["x"] for r in b.results()] == [1, 2]
+
+
+def test_gradients_of_a_split_model_are_compared_whole():
+    c = tiny.model(vocab=264)
+    with jax.set_mesh(tiny.mesh(2, 2, 2)):
+        params = results.fresh(c)
+        assert bench.flat(params).shape == (cost.param_count(c),)
+        assert bench.flat({"w": params["lm"]["head"]["norm"] * 2}).tolist() == [2.0] * c.width
 
 
 def test_faults_are_of_the_kind_asked_for():

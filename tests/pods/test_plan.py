@@ -1,5 +1,6 @@
-"""Plans of the real step for machines that are not here. They need libtpu (`uv sync --extra plan`) and about 40 CPU-seconds
-each, so they are slow tests: `uv run --extra plan pytest -m "slow or not slow" tests/pods`.
+"""Plans of the real step for machines that are not here. They need libtpu (`uv sync --extra plan`) and 15 to 40 CPU-seconds
+each: CI compiles the tiny step of every family of chips, the others are slow tests
+(`uv run --extra plan pytest -m "slow or not slow" tests/pods`).
 
 `budgets.json` holds what each tiny plan needs; growing by more than 5% fails until the record is changed by hand:
 RAMP_RECORD_BUDGETS=1 pytest tests/pods/test_plan.py writes it again.
@@ -67,7 +68,6 @@ def plan(tmp_path, topology, *more, flags="whole-gathers", check=True, file=None
     return done, json.loads(saved.read_text()) if saved.exists() else None
 
 
-@pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_a_tiny_step_stays_within_its_budget(tmp_path, topology):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from ramp.config import Config, Reinforce
 from ramp.credit import attack, audit, data, exact, lab, learn, rollouts, table
@@ -104,6 +103,11 @@ def straws(b: Bench, base: dict, name: str) -> None:
     b.once({"part": "straw", "base": name}, work)
 
 
+def flat(tree: dict) -> np.ndarray:
+    """All numbers of a pytree in one float64 row; on the host, since a split array may not be reshaped at will."""
+    return np.concatenate([np.ravel(np.asarray(a, np.float64)) for a in jax.tree.leaves(tree)])
+
+
 def unbiased(b: Bench, base: dict) -> None:
     """RLOO's mean gradient on the transformer against the exact one, on short chains, where all ways can be summed."""
 
@@ -111,14 +115,14 @@ def unbiased(b: Bench, base: dict) -> None:
         asked, c = [chain.sample(i, 3) for i in range(4)], b.model
         chance = jax.jit(jax.value_and_grad(lambda lm, r: exact.transformer_success(c, lm, r)))
         found = [chance(base["lm"], learn.put(exact.every_success(TOKENIZER, p, 48))) for p in asked]
-        want = np.mean([np.asarray(ravel_pytree(g)[0]) for _, g in found], axis=0)
+        want = np.mean([flat(g) for _, g in found], axis=0)
         t = replace(b.t, level=3, prompts=4, group=64, seq=48, tokens=16)
         total = jax.jit(jax.grad(lambda lm, batch: learn.loss(c, t)({"lm": lm}, batch, None)[0]))
         got, won = 0.0, []
         for i in range(120):
             r = rollouts.roll(c, base["lm"], TOKENIZER, chain.TASK, asked, 64, 16, i)
             batch = learn.put(rollouts.rows(r, 48, np.asarray(METHODS["rloo"](learn.known(r)))))
-            got = got - np.asarray(ravel_pytree(total(base["lm"], batch))[0], np.float64)
+            got = got - flat(total(base["lm"], batch))
             won.append(r.outcome_b.mean())
         cos = float(got @ want / np.linalg.norm(got) / np.linalg.norm(want))
         exact_success = float(np.mean([v for v, _ in found]))
