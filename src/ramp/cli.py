@@ -37,7 +37,7 @@ VERBS = {
     "import": "somebody else's model (GGUF, safetensors) as a run to go on from",
     "credit": "show which steps of a run's rollouts get which credit, as a page",
     "ladder": "climb from a table of counts to the model, each part added where the model without it fails",
-    "synth": "why RUN ID: what became of a generated sample, and why",
+    "synth": "why RUN ID: what became of a sample, and why; ask RUN QUESTION: how many answers a model has",
     "audit": "the benchmarks of the rooms credit and synth",
     "report": "write report.html again",
     "bench": "tokens per second of training and of generation",
@@ -127,9 +127,12 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
         )
         p.add_argument("--part", help="synth: only this part of the benchmark")
     elif verb == "synth":
-        p.add_argument("what", choices=("why",))
+        p.add_argument("what", choices=("why", "ask"))
         p.add_argument("run", type=Path, help="a run directory")
-        p.add_argument("id", help="a sample, such as g2-00017")
+        p.add_argument("about", help="why: a sample, such as g2-00017; ask: a question, such as 'Tell me a joke.'")
+        p.add_argument("--n", type=int, default=200, help="ask: replies to draw (default 200)")
+        p.add_argument("--verbalised", type=int, default=0, metavar="K", help="ask: also for K answers in one reply")
+        p.add_argument("--tokens", type=int, default=96, help="ask: longest reply (default 96)")
     elif verb in ("chat", "report", "credit"):
         p.add_argument("run", type=Path, help="a run directory")
     if verb == "credit":
@@ -263,10 +266,18 @@ def _ladder(args: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _synth(args: argparse.Namespace, flags: list[str]) -> int:
-    found, _ = rundir.opened(args.run)
-    from ramp.synth import ledger
+    found, c = rundir.opened(args.run)
+    if args.what == "why":
+        from ramp.synth import ledger
 
-    print(ledger.story(found.path / "synth", args.id))
+        print(ledger.story(found.path / "synth", args.about))
+        return 0
+    from ramp import run
+
+    c = run.setup(c)
+    from ramp.synth import ask
+
+    print(ask.table(ask.run(found, c, args.about, args.n, args.verbalised, args.tokens)))
     return 0
 
 

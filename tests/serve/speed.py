@@ -3,9 +3,11 @@
     ramp serve RUN --port 8000 &  python tests/serve/speed.py http://127.0.0.1:8000 NAME [TOKENS]
 
 The client is the `openai` package. Texts of a seed that was asked for more than once must be equal, alone or in company.
+`/health` is asked by a process of its own: beside the clients it would wait for them to parse what they were sent.
 """
 
 import asyncio
+import multiprocessing
 import statistics
 import sys
 import time
@@ -40,19 +42,24 @@ async def several(client: openai.AsyncOpenAI, seeds: range) -> int:
     return sum([(await ask(client, seed))[0] for seed in seeds])
 
 
-async def pulse(stop: asyncio.Event, seconds: list[float]) -> None:
-    async with httpx.AsyncClient(base_url=URL) as client:
+def pulse(url: str, stop, found) -> None:
+    """Ask for `/health` fifty times a second until told to stop: seconds of each answer."""
+    seconds: list[float] = []
+    with httpx.Client(base_url=url) as client:
         while not stop.is_set():
             began = time.perf_counter()
-            assert (await client.get("/health")).status_code == 200
+            assert client.get("/health").status_code == 200
             seconds.append(time.perf_counter() - began)
-            await asyncio.sleep(0.02)
+            time.sleep(0.02)
+    found.put(sorted(seconds))
 
 
 async def main() -> None:
     client = openai.AsyncOpenAI(base_url=f"{URL}/v1", api_key="none", max_retries=0, timeout=300)
-    stop, alive = asyncio.Event(), []
-    heart = asyncio.create_task(pulse(stop, alive))
+    spawn = multiprocessing.get_context("spawn")
+    stop, found = spawn.Event(), spawn.Queue()
+    heart = spawn.Process(target=pulse, args=(URL, stop, found))
+    heart.start()
     one, many = [], []
     for turn in range(TURNS):
         seeds = range(100 * turn, 100 * turn + 6)
@@ -74,19 +81,20 @@ async def main() -> None:
             await asyncio.gather(*long)
         quiet[prompts] = max(silences)
     stop.set()
-    await heart
-    alive.sort()
+    alive = found.get()
+    heart.join()
     ratio = statistics.median(many) / statistics.median(one)
     print(f"tokens/s alone {[round(x) for x in one]}, {CLIENTS} clients {[round(x) for x in many]}: {ratio:.1f} times")
-    for prompts, found in waits.items():
+    for prompts, seconds in waits.items():
         print(
-            f"first text beside {BESIDE} long answers and {prompts} long prompts: median {statistics.median(found):.2f}",
+            f"first text beside {BESIDE} long answers and {prompts} long prompts: median {statistics.median(seconds):.2f}",
             end="",
         )
-        print(f" s, worst {max(found):.2f} s; nobody silent for more than {quiet[prompts]:.2f} s")
+        print(f" s, worst {max(seconds):.2f} s; nobody silent for more than {quiet[prompts]:.2f} s")
     at = [1e3 * alive[int(share * (len(alive) - 1))] for share in (0.5, 0.99, 1.0)]
     print("/health: median {:.1f}, 99% {:.1f}, worst {:.1f} ms".format(*at), f"of {len(alive)}")
     print(f"seeds whose texts differ: {sum(len(texts) > 1 for texts in said.values())} of {len(said)}")
 
 
-asyncio.run(main())
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -96,10 +96,3 @@ def test_the_grid_covers_pairs_more_evenly_than_chance():
     assert len(pairs) == 64 and pairs.max() <= 8
     drawn = np.bincount(np.random.default_rng(0).integers(0, 64, 256), minlength=64)
     assert pairs.std() < drawn.std() / 1.5
-
-
-def test_a_verbalised_answer_is_read_back():
-    said = "Sure:\n0.5: cats\n 0.3 : dogs\nnonsense\n.2: 3: newts"
-    found = generate.parse_verbalised(said)
-    assert [t for _, t in found] == ["cats", "dogs", "3: newts"] and sum(p for p, _ in found) == pytest.approx(1)
-    assert generate.parse_verbalised("no numbers") == [] and "5 different" in generate.verbalised("A joke?", 5)

@@ -131,9 +131,11 @@ def gate(lab: Lab) -> None:
 
 
 def law(lab: Lab) -> None:
-    """The forecast is made from the first step of replace, before any anchored run."""
-    for m in (0.2, 0.4):
-        lab.b.once({"part": "law", "policy": "anchored", "m": m, "seed": 0}, partial(refit, lab, "anchored", m, 0, 10))
+    """What is forecast from the gate's replace alone."""
+    for seed in range(SEEDS):
+        for m in (0.2, 0.4):
+            key = {"part": "law", "policy": "anchored", "m": m, "seed": seed}
+            lab.b.once(key, partial(refit, lab, "anchored", m, seed, 10))
 
 
 # ---------------------------------------------------------------------------------------------------- the claim

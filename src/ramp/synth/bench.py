@@ -6,7 +6,6 @@ The table goes to `bench.md`, the curves to `synth.html`.
 """
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -58,13 +57,6 @@ def timing(b: Bench) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- n-grams
-def words(texts: list[str]) -> tuple[list[list[int]], int, list[int]]:
-    """(documents as word ids, vocabulary with the end, bytes of each document): words keep the space before them."""
-    ids: dict[str, int] = {}
-    docs = [[ids.setdefault(w, len(ids)) for w in re.findall(r"\s?\w+|\s?[^\w\s]|\s", text)] for text in texts]
-    return docs, len(ids) + 1, [len(t.encode()) for t in texts]
-
-
 def questions(path: Path) -> list[str]:
     try:
         return [json.loads(line)["question"] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -77,7 +69,7 @@ def trigram_curve(
 ) -> dict:
     """Bits per byte of a held-out tenth and bits of its rare tokens, by generation; at equal documents each.
     Ours takes its real share from the law, as the stage does: what a refit on own samples alone costs sets it."""
-    docs, vocab, sizes = words(texts)
+    docs, vocab, sizes = measure.words(texts)
     order = np.random.default_rng(0).permutation(len(docs))
     cut = len(docs) // 10
     held, real = (Docs.of([docs[i] for i in part]) for part in (order[:cut], order[cut:]))
@@ -118,20 +110,11 @@ def jokes(b: Bench) -> None:
     """200 jokes of a trigram model of jokes: how many different real ones does it still know?"""
     found = documents("pip:jokes-and-quotes==1.0.3/jokes_and_quotes/jokes.json#body", Counter())
     texts = sorted({d.text.strip() for d in found})
-    docs, _, _ = words(texts)
-    known: dict[tuple, set[int]] = {}
-    for i, doc in enumerate(docs):
-        for k in range(len(doc) - 3):
-            known.setdefault(tuple(doc[k : k + 4]), set()).add(i)
+    docs, _, _ = measure.words(texts)
 
     def recognised(model: Trigram) -> dict[str, float]:
-        """Means over `DRAWS` draws of 200, since one holds a dozen jokes and luck. A sample is the joke that it shares most
-        4-grams with, if those are half of its own."""
-        seen = []
-        for doc in model.sample(200 * DRAWS, 80, np.random.default_rng(7)).list():
-            hits = Counter(i for k in range(len(doc) - 3) for i in known.get(tuple(doc[k : k + 4]), ()))
-            best, count = hits.most_common(1)[0] if hits else (-1, 0)
-            seen.append(best if count * 2 >= max(len(doc) - 3, 1) else -1)
+        """Means over `DRAWS` draws of 200, since one holds a dozen jokes and luck."""
+        seen = measure.recognised(model.sample(200 * DRAWS, 80, np.random.default_rng(7)).list(), docs)
         found = [measure.modes(part) for part in np.array(seen).reshape(DRAWS, 200)]
         return {k: float(np.mean([f[k] for f in found])) for k in ("distinct", "chao1", "recognised")}
 

@@ -7,19 +7,33 @@ from the same real pool, and the rest from the latest model,
 
 The excess loss goes with the variance: one measured number, what a single generation on nothing but own samples costs
 (d1), forecasts every anchor share and generation.
+
+That takes a refit to hand on all the error it was fed, and replace to cost d1 again in every generation. Smoothed n-grams
+and neural models hand on a part of it, `gain`: replace costs d1 gain^(g-1) in generation g, and (1-m)^2 becomes gain (1-m)^2
+above. A few generations of replace show both numbers (`drift`); with gain 1 the law is an upper bound.
 """
 
 import numpy as np
 
 
 # ---------------------------------------------------------------------------------------------------- the law
-def excess(d1: float, m: float, g: int | np.ndarray) -> float | np.ndarray:
-    """Loss above the first model's after g generations with real share m, in the unit of d1; g d1 where m is 0."""
+def excess(d1: float, m: float, g: int | np.ndarray, gain: float = 1.0) -> float | np.ndarray:
+    """Loss above the first model's after g generations with real share m, in the unit of d1; `gain`: see above, in (0, 1]."""
     _check_share(m)
-    if m == 0:
-        return d1 * g
-    keep = 1.0 - m
-    return d1 * keep * (1 - keep ** (2 * np.asarray(g))) / (1 - keep**2)
+    if not 0 < gain <= 1:
+        raise ValueError(f"a refit hands on between 0 and all of the error it was fed, not {gain}")
+    keep = gain * (1 - m) ** 2
+    return d1 * (1 - m) * (g if keep == 1 else (1 - keep ** np.asarray(g)) / (1 - keep))
+
+
+def drift(replaced: np.ndarray) -> tuple[float, float]:
+    """(d1, gain) from replace's loss above the first model's after generations 1, 2, ...: costs a generation as a geometric
+    series, by least squares on their logarithms; one generation, or one that costs nothing, tells d1 alone."""
+    costs = np.diff(replaced, prepend=0.0)
+    if len(costs) < 2 or not np.all(costs > 0):
+        return float(costs[0]), 1.0
+    slope, start = np.polyfit(np.arange(len(costs)), np.log(costs), 1)
+    return (float(np.exp(start)), float(np.exp(slope))) if slope < 0 else (float(costs.mean()), 1.0)
 
 
 def share_for(tolerance: float) -> float:

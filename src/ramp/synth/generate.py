@@ -87,18 +87,6 @@ def grid(attributes: Mapping[str, Sequence[str]], n: int, seed: int) -> list[dic
     ]
 
 
-def verbalised(question: str, k: int) -> str:
-    """Ask a chat model for a distribution instead of an answer (verbalized sampling, arXiv:2510.01171)."""
-    return f"{question}\nGive {k} different answers, one a line, each after its probability, as in `0.12: answer`."
-
-
-def parse_verbalised(said: str) -> list[tuple[float, str]]:
-    """(probability, answer) of each line of that form; probabilities add up to 1."""
-    found = [(float(p), text.strip()) for p, text in re.findall(r"^\s*(\d*\.?\d+)\s*:\s*(\S.*)$", said, re.M)]
-    total = sum(p for p, _ in found)
-    return [(p / total, text) for p, text in found] if total > 0 else []
-
-
 # ---------------------------------------------------------------------------------------------------- sampling
 def first_key(seed: int, generation: int) -> int:
     """Keys of a generation are this and the numbers after it."""

@@ -7,7 +7,9 @@ deviate with the tail probability of a t-test against the K resamples (K-1 degre
 Coverage is always read together with drift: an entropy that rises is no virtue where it leaves the real text behind.
 """
 
+import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -233,6 +235,27 @@ def vendi(features_nd: np.ndarray) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------- known support
+def words(texts: Sequence[str]) -> tuple[list[list[int]], int, list[int]]:
+    """(documents as word ids, vocabulary with the end, bytes of each document): words keep the space before them."""
+    ids: dict[str, int] = {}
+    docs = [[ids.setdefault(w, len(ids)) for w in re.findall(r"\s?\w+|\s?[^\w\s]|\s", text)] for text in texts]
+    return docs, len(ids) + 1, [len(t.encode()) for t in texts]
+
+
+def recognised(docs: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -> list[int]:
+    """Of each document the known one that it shares most 4-grams with, if those are half of its own; else -1."""
+    of: dict[tuple, set[int]] = {}
+    for i, doc in enumerate(known):
+        for k in range(len(doc) - 3):
+            of.setdefault(tuple(doc[k : k + 4]), set()).add(i)
+    found = []
+    for doc in docs:
+        hits = Counter(i for k in range(len(doc) - 3) for i in of.get(tuple(doc[k : k + 4]), ()))
+        best, count = hits.most_common(1)[0] if hits else (-1, 0)
+        found.append(best if count * 2 >= max(len(doc) - 3, 1) else -1)
+    return found
+
+
 def modes(seen: Sequence[int], tail: Sequence[int] = ()) -> dict[str, float]:
     """Counts over recognised modes (-1: not recognised): distinct, Chao1, entropy, effective number, tail recall.
 

@@ -1,0 +1,102 @@
+"""One question, many answers: how much of a distribution does a chat model still hold?
+
+"Tell me a joke": each answer looks fine, and the same few come back. So the question is asked n times at temperature 1,
+nothing cut off, and the answers are counted: how many differ, how many there would be in all (Chao1), how evenly they are
+spread, and how many are known from the conversations that the model was taught. A chat model may also be asked for several
+answers at once, each with its probability (verbalized sampling, Zhang et al. 2025, arXiv:2510.01171): what was trained away
+in the one answer is often still there in the list.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ramp.config import Config
+from ramp.errors import UserError
+from ramp.model import sample
+from ramp.rundir import RunDir
+from ramp.stages.common import load_params
+from ramp.synth import measure
+from ramp.text.chat import conversations, render_prompt
+from ramp.text.tokenizer import Tokenizer
+
+BATCH = 32  # answers sampled at once
+SHOWN = "distinct", "chao1", "entropy", "effective"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of n replies; those that could not be read are missing."""
+
+    n: int
+    texts: tuple[str, ...]
+    taught: tuple[int, ...]  # of each: which of the answers that the model was taught it repeats, -1: none
+
+    def figures(self) -> dict[str, float]:
+        """Counts over answers that differ, and over those that were taught."""
+        seen = np.unique([" ".join(text.lower().split()) for text in self.texts], return_inverse=True)[1]
+        every, taught = measure.modes(seen), measure.modes(self.taught)
+        found = {"read": len(self.texts)} | {name: every[name] for name in SHOWN}
+        return found | {"taught ones": taught["recognised"] * len(self.texts), "of those distinct": taught["distinct"]}
+
+
+def run(rundir: RunDir, c: Config, question: str, n: int, k: int, tokens: int) -> list[tuple[str, Answers]]:
+    """n replies to the question, and (k > 1) as many that list k answers each, one of which is drawn."""
+    if n < 2 or k < 0 or k == 1 or tokens < 1:
+        raise UserError("--n takes 2 replies or more, --verbalised 0 or 2 answers or more, --tokens 1 or more")
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    lm, rng = load_params(rundir, rundir.speaker, c, tokenizer)["lm"], np.random.default_rng(c.seed)
+    asked = [("asked for an answer", question, lambda reply: reply)]
+    if k:
+        asked.append(
+            (f"asked for {k} and their probabilities", verbalised(question, k), lambda reply: picked(reply, rng))
+        )
+    taught, found = sorted(set(said(c))), []
+    for how, text, read in asked:
+        texts = tuple(answer for reply in draw(c, lm, tokenizer, text, n, tokens) if (answer := read(reply).strip()))
+        docs, *_ = measure.words([*taught, *texts])
+        found.append((how, Answers(n, texts, tuple(measure.recognised(docs[len(taught) :], docs[: len(taught)])))))
+    return found
+
+
+def draw(c: Config, lm: dict, tokenizer: Tokenizer, question: str, n: int, tokens: int) -> Iterator[str]:
+    """n replies of so many tokens at most, each to a conversation of its own; the i-th is seeded by `c.seed` + i."""
+    ids, stop = render_prompt(tokenizer, [{"role": "user", "content": question}]), (tokenizer.end, tokenizer.bos)
+    room = min(tokens, c.model.context - len(ids))
+    if room < 1:
+        raise UserError(f"the question has {len(ids)} tokens and the model's context {c.model.context}; shorten it")
+    how = sample.How(vocab=tokenizer.vocab_size)
+    for first in range(0, n, BATCH):
+        made = sample.generate(c.model, lm, [ids] * BATCH, room, how, c.seed + first, stop)  # one shape to compile
+        yield from map(tokenizer.decode, made[: n - first])
+
+
+def said(c: Config) -> Iterator[str]:
+    """What the assistant says in the conversations that the run is taught."""
+    for source in c.chat.sources:
+        for _, messages in conversations(source, Counter(), c.seed):
+            yield from (m["content"] for m in messages if m["role"] == "assistant")
+
+
+def verbalised(question: str, k: int) -> str:
+    return f"{question}\nGive {k} different answers, one a line, each after its probability, as in `0.12: answer`."
+
+
+def picked(reply: str, rng: np.random.Generator) -> str:
+    """One answer of a reply in that form, by the probabilities it states; empty where there is none."""
+    found = [(float(p), text.strip()) for p, text in re.findall(r"^\s*(\d*\.?\d+)\s*:\s*(\S.*)$", reply, re.M)]
+    p = np.array([p for p, _ in found])
+    return found[rng.choice(len(found), p=p / p.sum())][1] if p.sum() > 0 else ""
+
+
+def table(found: Sequence[tuple[str, Answers]]) -> str:
+    """A line of figures for each way of asking, and the answers that came oftenest."""
+    lines = []
+    for how, answers in found:
+        figures = ", ".join(f"{name} {x:.4g}" for name, x in answers.figures().items())
+        lines.append(f"{how}, {answers.n} replies: {figures}")
+        lines += [f"  {count} x {text[:100]!r}" for text, count in Counter(answers.texts).most_common(3) if count > 1]
+    return "\n".join(lines)
