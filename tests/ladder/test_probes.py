@@ -63,11 +63,19 @@ def knows(name, row, question, n):
         return 2 * sum(values) > n
     if name == "look-ups":  # which three values, not whose each is
         return frozenset(pairs(row, n)[(question - n * n + i) % n] for i in range(3))
-    if name == "two hops" and question >= n * n + n:  # the key and what it points to, one hop
-        return question, pairs(row, n)[question - n * n - n]
+    if name == "two hops" and question >= n * n + n:  # how many keys there are besides the key and what it points to
+        return len(pairs(row, n)) - 2
     if name == "two hops":
-        return pairs(row, n)[question - n * n]
+        return "one hop", pairs(row, n)[question - n * n]
     return question  # not what the table says of it
+
+
+def named(name, row, question, answer, n):
+    """An answer as a guesser may name it: of two hops, its place among the keys that it may be."""
+    if name != "two hops" or question < n * n + n:
+        return answer
+    table, key = pairs(row, n), question - n * n - n
+    return sorted(table.keys() - {key, table[key]}).index(answer)
 
 
 @pytest.mark.parametrize("scale", SIZES)
@@ -80,8 +88,9 @@ def test_chance_is_the_best_guess_without_the_ability(name, scale):
     Q = answers.shape[1]
     asked = np.random.default_rng(5).integers(0, Q, len(answers))[:, None]
     table, asking = tokens[:, : tokens.shape[1] - Q], np.take_along_axis(tokens[:, -Q:], asked, axis=1)
-    tokens, answers = np.concatenate([table, asking], axis=1), np.take_along_axis(answers, asked, axis=1)[:, 0]
-    seen = [knows(name, row[:-1], row[-1], n) for row in tokens.tolist()]
+    rows, answers = np.concatenate([table, asking], axis=1).tolist(), np.take_along_axis(answers, asked, axis=1)[:, 0]
+    answers = np.array([named(name, row[:-1], row[-1], a, n) for row, a in zip(rows, answers.tolist(), strict=True)])
+    seen = [knows(name, row[:-1], row[-1], n) for row in rows]
     best = defaultdict(Counter)
     for k, a in zip(seen[:20_000], answers[:20_000].tolist(), strict=True):
         best[k][a] += 1
@@ -104,14 +113,18 @@ def test_rows_are_a_function_of_the_generator():
         assert (a[0] != other[0]).any()
 
 
-def test_a_circle_is_one_circle():
+def test_a_circle_is_one_circle_of_any_size():
     tokens, _ = probes.two_hops(np.random.default_rng(1), 7, 100)
+    sizes = Counter()
     for row in tokens.tolist():
-        table, at, seen = pairs(row, 7), 0, set()
+        table, seen = pairs(row[: -probes.QUESTIONS], 7), set()
+        at = next(iter(table))
         while at not in seen:
             seen.add(at)
             at = table[at]
-        assert len(seen) == 7
+        assert seen == table.keys()
+        sizes[len(seen)] += 1
+    assert sizes.keys() == {5, 6, 7} and min(sizes.values()) > 20
 
 
 def test_every_pair_of_look_ups_is_there_and_how_often_says_nothing():

@@ -22,6 +22,7 @@ MARKS = ["·"] * FILLERS + ["a", "b"]
 QUESTIONS = 16  # that follow a table
 POPULAR = 16  # how much oftener than another a pair of `repeated` may stand in a row
 ASKED = 3  # keys of a question of `lookups`
+FEWEST = 5  # keys in a circle of `two_hops`
 
 
 @dataclass(frozen=True)
@@ -117,18 +118,26 @@ def digits(rng: np.random.Generator, n: int, count: int) -> Rows:
 
 
 def two_hops(rng: np.random.Generator, n: int, count: int) -> Rows:
-    """n keys point at each other in one circle. Half the questions: where does the key point? The others: and that one?
+    """FEWEST to n keys point at each other in one circle. Half the questions: where does the key point? The others: and
+    that one? Pairs repeat where there are fewer than n; in short circles the second hop is learned first.
 
     Chance: the first half is right, and of the others it is known that they are neither of the first two keys. A layer
     could average the whole table and leave the second hop to its feed-forward: that gets 16 units, enough for one hop.
     """
-    circle, target = shuffled(rng, n, count), np.empty((count, n), int)
-    np.put_along_axis(target, circle, np.roll(circle, -1, axis=1), axis=1)
-    asked, twice = rng.integers(0, n, (count, QUESTIONS)), np.arange(QUESTIONS) >= QUESTIONS // 2
-    one = np.take_along_axis(target, asked, axis=1)
-    two = np.take_along_axis(target, one, axis=1)
-    tokens = np.concatenate([rng.permuted(np.arange(n) * n + target, axis=1), n * n + n * twice + asked], axis=1)
-    return tokens.astype(np.int32), np.where(twice, two, one).astype(np.int32)
+    circle, place = shuffled(rng, n, count), np.arange(n)
+    size = rng.integers(min(FEWEST, n), n + 1, (count, 1))
+    stands = np.where(
+        place < size, place, rng.integers(0, size, (count, n))
+    )  # in the circle, of each pair of the table
+    asked, twice = rng.integers(0, size, (count, QUESTIONS)), np.arange(QUESTIONS) >= QUESTIONS // 2
+    key = lambda at: np.take_along_axis(circle, at % size, axis=1)  # noqa: E731
+    table = rng.permuted(key(stands) * n + key(stands + 1), axis=1)
+    tokens = np.concatenate([table, n * n + n * twice + key(asked)], axis=1)
+    return tokens.astype(np.int32), key(asked + 1 + twice).astype(np.int32)
+
+
+def two_hops_chance(n: int) -> float:
+    return (1 + np.mean([1 / (size - 2) for size in range(min(FEWEST, n), n + 1)])) / 2
 
 
 def pairs(n: int, kinds: int) -> list[str]:
@@ -151,7 +160,7 @@ PROBES = {
         Probe("digits", "the last digit of the sum of three", digits, 10,
               lambda n: [*map(str, range(n))], lambda n: n + 1, lambda n: 1 / n, steps=600, batch=256, rate=2.0),
         Probe("two hops", "where that points to which a key points to", two_hops, 8,
-              lambda n: pairs(n, n), lambda n: n * n + 2 * n, lambda n: (1 + 1 / (n - 2)) / 2, steps=1000,
+              lambda n: pairs(n, n), lambda n: n * n + 2 * n, two_hops_chance, steps=1000,
               settings={"width": 32, "ff": 16}),
         Probe("deep", ABLE + ", with 12 blocks and 12 times the rates", recall, 12, lambda n: pairs(n, 2),
               lambda n: 3 * n, commoner, steps=100, rate=6.0, settings={"depth": 12, "width": 32}),
