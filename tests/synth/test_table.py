@@ -24,7 +24,7 @@ def test_a_guards_row_tells_a_repair_from_a_roll_back_and_from_nothing():
     rows = [guarded("none", [BACK], [0.5, 0.5]), guarded("blind", [REPAIR], [0.5, 0.48])]
     none, blind = table.guards([*rows, guarded("blind", [REPAIR], [0.5, 0.3], False)])
     assert none[1] == "never" and none[2].startswith("generation 1, roll back")
-    assert blind[2].endswith("(too alike); 0.020, 0.500 → 0.480; unguarded 0.500 → 0.300")
+    assert blind[2].endswith("(too alike); 0.020 at worst, 0.500 → 0.480; 1 seeds; unguarded → 0.300")
 
 
 def test_the_laws_row_holds_the_forecast_against_means_over_seeds():

@@ -238,29 +238,32 @@ INJECTED = ("none", *HOW, "tail-blind verifier", "noisy verifier", "ten document
 
 
 def injected(lab: Lab) -> None:
-    for kind in INJECTED:
-        for guarded in (True, False):
-            key = {"part": "guard", "kind": kind, "guarded": guarded, "seed": 0}
-            lab.b.once(key, partial(harm, lab, kind, guarded))
+    for seed in range(SEEDS):
+        for kind in INJECTED:
+            for guarded in (True, False):
+                key = {"part": "guard", "kind": kind, "guarded": guarded, "seed": seed}
+                lab.b.once(key, partial(harm, lab, kind, guarded, seed))
 
 
-def harm(lab: Lab, kind: str, guarded: bool) -> dict:
+def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
     """Three generations of a loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what
     does the tail lose? Unguarded, what the guard says is recorded and nobody obeys."""
-    t, start = lab.b.t, lab.first(0)
-    own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(0, 0)))
+    t, start = lab.b.t, lab.first(seed)
+    own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(seed, 0)))
     null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
     models, at, pools, said = [start], Guard(t.least_anchor), [lab.real], []
     tail = [float(lab.right(start)["tail"].mean())]
     for g in range(1, 4):
         parent = models[at.good if guarded else -1]
-        docs, passed, seen = broken(lab, kind, parent, null, np.random.default_rng([0, g]), g)
+        docs, passed, seen = broken(
+            lab, kind, parent, null, np.random.default_rng([seed, g]), generate.first_key(seed, g)
+        )
         now, first_look = guard.before(at, t, seen)
         now = now if guarded else replace(at, weight=1.0)
         pools.append([d for d, ok in zip(docs, passed, strict=True) if ok and now.weight])
         policy, sizes = ("anchored", [len(p) for p in pools]) if pools[-1] else ("replace", [REAL])
-        got = mix.compose(policy, sizes, t.steps * t.batch, np.random.default_rng([0, g, 1]), now.m)
-        models.append(lab.teach(parent, pools, got, t.steps, g))
+        got = mix.compose(policy, sizes, t.steps * t.batch, np.random.default_rng([seed, g, 1]), now.m)
+        models.append(lab.teach(parent, pools, got, t.steps, seed * 100 + g))
         pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
         judged, second = guard.after(now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g)
         at = judged if guarded else at
@@ -273,11 +276,11 @@ def harm(lab: Lab, kind: str, guarded: bool) -> dict:
 
 
 def broken(
-    lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, g: int
+    lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, key: int
 ) -> tuple[list[list[int]], np.ndarray, Sampled]:
     """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
     t = lab.b.t
-    docs = lab.sample(params, [[world.BOS]] * t.documents, generate.first_key(0, g), HOW.get(kind))
+    docs = lab.sample(params, [[world.BOS]] * t.documents, key, HOW.get(kind))
     docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs
     truth, cells = np.array([lab.w.right(d) for d in docs]), np.array([world.cell(d) for d in docs])
     passed = truth & (cells < lab.w.tail[0]) if kind == "tail-blind verifier" else truth

@@ -133,16 +133,19 @@ def paired(arms: dict[str, list[dict]], other: str) -> tuple[list[float], list[f
 
 
 def guards(results: Rows) -> Iterator[Bar]:
-    """Which act came first and why: a repair before training is what tells a harm from none; a roll-back judges the model
-    that was trained, and a loop that nothing was injected into may deserve one. Then the tail, of the models kept."""
-    for r in part(results, "guard", guarded=True):
-        kind = r["key"]["kind"]
-        bare = [
-            f"; unguarded {o['tail'][0]:.3f} → {o['tail'][-1]:.3f}"
-            for o in part(results, "guard", guarded=False, kind=kind)
-        ]
+    """Which act came first and why, seed by seed: a repair before training is what tells a harm from none; a roll-back
+    judges the model that was trained, and a loop that nothing was injected into may deserve one. Then the tail: what the
+    models kept lost at worst, and where it stood at the end, without the guard too; means over seeds."""
+    kinds = dict.fromkeys(r["key"]["kind"] for r in part(results, "guard"))
+    for kind in kinds:
+        runs, bare = (part(results, "guard", kind=kind, guarded=guarded) for guarded in (True, False))
+        if not runs:
+            continue
+        told = "; or ".join(dict.fromkeys(first_act(r["said"]) for r in runs))
+        ends = [float(np.mean([r["tail"][i] for r in runs])) for i in (0, -1)]
+        told += f"; {max(r['fell'] for r in runs):.3f} at worst, {ends[0]:.3f} → {ends[1]:.3f}; {len(runs)} seeds"
+        told += f"; unguarded → {np.mean([r['tail'][-1] for r in bare]):.3f}" if bare else ""
         bar = "never" if kind == "none" else "in generation 1; < .05"
-        told = f"{first_act(r['said'])}; {r['fell']:.3f}, {r['tail'][0]:.3f} → {r['tail'][-1]:.3f}{''.join(bare)}"
         yield f"guard, {kind}: acts; tail pass@1 of the model kept falls by", bar, told
 
 
