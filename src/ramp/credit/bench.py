@@ -188,7 +188,12 @@ def run(directory: Path, c: Config, shared: Path | None = None) -> str:
         solutions = shared / "process/gsm8k_example_model_solutions.jsonl"
         b.once({"part": "data", "set": "gsm8k"}, lambda: data.gsm8k_solutions(solutions))
         b.once({"part": "data", "set": "mistakes"}, lambda: data.big_bench_mistake(shared / "process"))
-    expert, few = policy(b, "expert", None, c.reinforce.imitate), c.reinforce.imitate // 5
+    expert, few = policy(b, "expert", None, c.reinforce.imitate), c.reinforce.imitate // 10
+    knows = learn.accuracy(b.model, b.t, TOKENIZER, expert)[0]["verified"]
+    if knows < GOAL:  # what slips must be able to stand again
+        raise UserError(
+            f"the expert solves {knows:.0%} of the problems after reinforce.imitate = {b.t.imitate} steps; raise it"
+        )
     slips = {name: partial(chain.slipping, share=share) for name, share in SLIPS.items()}
     base = {name: policy(b, name, solve, few, expert) for name, solve in slips.items()}  # it unlearns
     straws(b, base["half"], "half")
