@@ -113,21 +113,21 @@ def test_faults_are_of_the_kind_asked_for():
         assert 0 < r.verified_b.mean() < 1
 
 
-def test_a_stretched_row_is_the_same_row_with_a_gap_before_an_operation():
-    """Without the gap everything is as it was, and label, operation and operand still stand side by side."""
+def test_a_stretched_row_is_the_same_row_with_gaps_before_an_operation_and_before_the_solution():
+    """Without the gaps everything is as it was, and label, operation and operand still stand side by side."""
     r = attack.solved("value", 4, 0, 20)
     plain = head.rows(r, 80, head.first_error_labels(r))
     longer = attack.stretched({name: a.copy() for name, a in plain.items()}, r, np.random.default_rng(0))
-    gaps = set()
-    for b in range(20):
+    gaps = {"operation": set(), "solution": set()}
+    for b, prompt in enumerate(r.prompts):
         used = np.flatnonzero(longer["tokens"][b])
         for name, a in plain.items():
             np.testing.assert_array_equal(longer[name][b, used], a[b, : len(used)])
-        (cut,) = np.flatnonzero(np.diff(used) > 1) if np.any(np.diff(used) > 1) else (None,)
-        if cut is not None:
-            gaps.add(int(used[cut + 1] - used[cut]))
-            assert longer["tokens"][b, used[cut + 1]] == ord(" ")
-    assert len(gaps) > 5
+        for cut in np.flatnonzero(np.diff(used) > 1):
+            kind = "solution" if cut + 1 == len(prompt) else "operation"
+            assert kind == "solution" or longer["tokens"][b, used[cut + 1]] == ord(" ")
+            gaps[kind].add(int(used[cut + 1] - used[cut]))
+    assert min(map(len, gaps.values())) > 5
 
 
 def learned(method, seed, rate, to, verified=0.95):

@@ -21,7 +21,7 @@ from ramp.tasks.protocol import solution_ids
 
 PLACES = 40  # tokens of a written solution
 ROUNDS = 3
-STEPS = 1200
+STEPS = 1600
 ROWS = 64
 TRAIN, TRIED, TEST, VALID = (n * 10**8 for n in (1, 4, 20, 30))  # seeds of problems begin here
 
@@ -96,15 +96,18 @@ def train(b: Bench, start: dict, sources: list[Callable[[int, int], Rollouts]]) 
 
 
 def stretched(rows: dict[str, np.ndarray], r: Rollouts, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """The same rows with an empty stretch before one of the question's operations, as long as there is room for: positions
-    are relative, and in a longer problem a step stands further from its operation than it ever did in training
-    (randomised positions, Ruoss et al. 2023)."""
+    """The same rows with two empty stretches, one before one of the question's operations, one before the solution, as long
+    as there is room for: positions are relative, and in a longer problem a step stands further from its operation, and from
+    where the solution began, than it ever did in training (randomised positions, Ruoss et al. 2023)."""
     length = rows["tokens"].shape[1]
     for b, prompt in enumerate(r.prompts):
-        gap = rng.integers(0, length - len(prompt) - len(r.ids(b)) + 1)
+        room = length - len(prompt) - len(r.ids(b))
+        first = rng.integers(0, room // 2 + 1)
+        second = rng.integers(0, room - first + 1)
         at = rng.choice([i for i, token in enumerate(prompt) if token == ord(" ")])
-        for a in rows.values():
-            a[b, at + gap :], a[b, at : at + gap] = a[b, at : length - gap].copy(), 0
+        for place, gap in ((len(prompt), second), (at, first)):  # the later place first: it does not move the other
+            for a in rows.values():
+                a[b, place + gap :], a[b, place : place + gap] = a[b, place : length - gap].copy(), 0
     return rows
 
 
