@@ -137,7 +137,7 @@ def two_hops(rng: np.random.Generator, n: int, count: int) -> Rows:
 
 
 def two_hops_chance(n: int) -> float:
-    return (1 + np.mean([1 / (size - 2) for size in range(min(FEWEST, n), n + 1)])) / 2
+    return (1 + float(np.mean([1 / (size - 2) for size in range(min(FEWEST, n), n + 1)]))) / 2
 
 
 def pairs(n: int, kinds: int) -> list[str]:
