@@ -92,7 +92,8 @@ async def main() -> None:
         )
         print(f" s, worst {max(seconds):.2f} s; nobody silent for more than {quiet[prompts]:.2f} s")
     at = [1e3 * alive[int(share * (len(alive) - 1))] for share in (0.5, 0.99, 1.0)]
-    print("/health: median {:.1f}, 99% {:.1f}, worst {:.1f} ms".format(*at), f"of {len(alive)}")
+    late = sum(seconds > 0.02 for seconds in alive)
+    print("/health: median {:.1f}, 99% {:.1f}, worst {:.1f} ms".format(*at), f"of {len(alive)}; above 20 ms: {late}")
     print(f"seeds whose texts differ: {sum(len(texts) > 1 for texts in said.values())} of {len(said)}")
 
 
