@@ -163,6 +163,6 @@ PROBES = {
               lambda n: pairs(n, n), lambda n: n * n + 2 * n, two_hops_chance, steps=1000,
               settings={"width": 32, "ff": 16}),
         Probe("deep", ABLE + ", with 12 blocks and 12 times the rates", recall, 12, lambda n: pairs(n, 2),
-              lambda n: 3 * n, commoner, steps=100, rate=6.0, settings={"depth": 12, "width": 32}),
+              lambda n: 3 * n, commoner, steps=150, rate=6.0, settings={"depth": 12, "width": 32}),
     )
 }  # fmt: skip
