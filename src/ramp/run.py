@@ -84,9 +84,7 @@ def use_eigen(c: Config) -> None:
     67 to 88. In bfloat16 YNNPACK has 165 to 200 and Eigen 65 to 100. XLA reads the wish once, before its first device."""
     float32 = c.model.dtype == "float32" or (c.model.dtype == "auto" and not has_bfloat16())
     asked = os.environ.get("XLA_FLAGS", "")
-    known = metadata.version("jax").startswith(
-        "0.10."
-    )  # the flag is experimental, and one XLA does not know ends the process
+    known = metadata.version("jax").startswith("0.10.")  # a flag that an XLA does not know ends the process
     if float32 and known and EIGEN not in asked:
         os.environ["XLA_FLAGS"] = f"{asked} {EIGEN}".strip()
 

@@ -39,7 +39,7 @@ def test_a_model_that_knows_two_answers_is_found_out(monkeypatch, tmp_path):
     one, two = "why did the chicken cross the road", "two elephants fell off a cliff boom boom"
 
     def draw(c, lm, tokenizer, question, n, tokens):
-        return iter([f"0.5: {one}\n0.5: {two}" if "different answers" in question else one] * n)
+        return [f"0.5: {one}\n0.5: {two}" if "different answers" in question else one] * n
 
     monkeypatch.setattr(ask, "draw", draw)
     monkeypatch.setattr(ask, "said", lambda c: iter([one, two]))

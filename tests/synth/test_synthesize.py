@@ -15,7 +15,7 @@ from ramp.errors import UserError
 from ramp.model.sample import How
 from ramp.rundir import RunDir
 from ramp.stages import common, synthesize
-from ramp.synth import decide, generate, ledger
+from ramp.synth import ask, decide, generate, ledger
 from ramp.synth.text import Lesson, Made, Real
 from ramp.text.rows import write_tokens
 from ramp.text.tokenizer import Tokenizer
@@ -119,6 +119,15 @@ def test_why(done, capsys):
     assert main(["synth", "why", str(rundir.path), "g1-00000"]) == 0
     assert "under the first model" in capsys.readouterr().out
     assert main(["synth", "why", str(rundir.path), "g9-00000"]) == 2
+
+
+def test_replies_to_a_question_follow_from_their_keys(done, start):
+    """Each alone, in a conversation of its own, whatever their number; a question that leaves no room is refused."""
+    _, c, _ = done
+    three, two = (ask.draw(c, start["lm"], T, "Hi?", n, 6) for n in (3, 2))
+    assert len(three) == 3 and three[:2] == two and len(set(three)) > 1
+    with pytest.raises(UserError, match="shorten it"):
+        ask.draw(c, start["lm"], T, "Hi? " * c.model.context, 2, 6)
 
 
 def test_what_is_done_is_not_done_again(done):

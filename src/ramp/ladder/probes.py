@@ -126,9 +126,8 @@ def two_hops(rng: np.random.Generator, n: int, count: int) -> Rows:
     """
     circle, place = shuffled(rng, n, count), np.arange(n)
     size = rng.integers(min(FEWEST, n), n + 1, (count, 1))
-    stands = np.where(
-        place < size, place, rng.integers(0, size, (count, n))
-    )  # in the circle, of each pair of the table
+    # Places in the circle: of the key of each pair of the table, and of each key asked for.
+    stands = np.where(place < size, place, rng.integers(0, size, (count, n)))
     asked, twice = rng.integers(0, size, (count, QUESTIONS)), np.arange(QUESTIONS) >= QUESTIONS // 2
     key = lambda at: np.take_along_axis(circle, at % size, axis=1)  # noqa: E731
     table = rng.permuted(key(stands) * n + key(stands + 1), axis=1)
@@ -137,6 +136,7 @@ def two_hops(rng: np.random.Generator, n: int, count: int) -> Rows:
 
 
 def two_hops_chance(n: int) -> float:
+    """Half are right; of the rest one key in size - 2, for sizes as likely as each other."""
     return (1 + float(np.mean([1 / (size - 2) for size in range(min(FEWEST, n), n + 1)]))) / 2
 
 

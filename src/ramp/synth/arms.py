@@ -131,7 +131,7 @@ def gate(lab: Lab) -> None:
 
 
 def law(lab: Lab) -> None:
-    """What is forecast from the gate's replace alone."""
+    """Anchored refits, to hold the law's forecast against: it is made from the gate's replace alone (`table.law`)."""
     for seed in range(SEEDS):
         for m in (0.2, 0.4):
             key = {"part": "law", "policy": "anchored", "m": m, "seed": seed}

@@ -16,10 +16,11 @@ import numpy as np
 
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.model import sample
+from ramp.model.sample import How
 from ramp.rundir import RunDir
 from ramp.stages.common import load_params
-from ramp.synth import measure
+from ramp.synth import generate, measure
+from ramp.synth.generate import Prompt
 from ramp.text.chat import conversations, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
@@ -62,16 +63,15 @@ def run(rundir: RunDir, c: Config, question: str, n: int, k: int, tokens: int) -
     return found
 
 
-def draw(c: Config, lm: dict, tokenizer: Tokenizer, question: str, n: int, tokens: int) -> Iterator[str]:
-    """n replies of so many tokens at most, each to a conversation of its own; the i-th is seeded by `c.seed` + i."""
+def draw(c: Config, lm: dict, tokenizer: Tokenizer, question: str, n: int, tokens: int) -> list[str]:
+    """n replies of so many tokens at most, each to a conversation of its own; the i-th is keyed by `c.seed` + i."""
     ids, stop = render_prompt(tokenizer, [{"role": "user", "content": question}]), (tokenizer.end, tokenizer.bos)
     room = min(tokens, c.model.context - len(ids))
     if room < 1:
         raise UserError(f"the question has {len(ids)} tokens and the model's context {c.model.context}; shorten it")
-    how = sample.How(vocab=tokenizer.vocab_size)
-    for first in range(0, n, BATCH):
-        made = sample.generate(c.model, lm, [ids] * BATCH, room, how, c.seed + first, stop)  # one shape to compile
-        yield from map(tokenizer.decode, made[: n - first])
+    how = How(vocab=tokenizer.vocab_size)
+    made = generate.samples(c.model, lm, [Prompt(tuple(ids))] * n, c.seed, room, how, stop, BATCH)
+    return [tokenizer.decode([i for i in s.ids if i not in stop]) for s in made]
 
 
 def said(c: Config) -> Iterator[str]:
