@@ -143,10 +143,10 @@ def refused(capsys, *words: object) -> str:
     ("words", "says"),
     [
         (["run", "configs/nowhere.toml"], "no such configuration"),
-        (["run", SMOKE, "--pretrain.batch", "7", "--mesh.data", "1", "--pretrain.accum", "2"], "not divisible"),
+        (["run", SMOKE, "--pretrain.batch_size", "7", "--mesh.data", "1", "--pretrain.grad_accum_steps", "2"], "not divisible"),
         (["run", SMOKE, "--mesh.data", "5"], "does not fill"),
-        (["run", SMOKE, "--model.heads", "3", "--model.kv_heads", "2"], "multiple"),
-        (["run", SMOKE, "--pretrain.seq", "4096"], "longer than"),
+        (["run", SMOKE, "--model.num_heads", "3", "--model.num_kv_heads", "2"], "multiple"),
+        (["run", SMOKE, "--pretrain.seq_len", "4096"], "longer than"),
         (["run", SMOKE, "--text.sources", "file:/nowhere/*.txt"], "nowhere"),
         (["run", SMOKE, "--text.sources", "pip:no-such-package-at-all"], "no-such-package"),
         (["run", SMOKE, "--text.val_fraction", "0.9"], "val_fraction"),

@@ -11,17 +11,17 @@ from ramp.train.mesh import AXES
 
 # Every switch that changes what the model computes, at once.
 ALL = {
-    "tied": False,
-    "window": "SL",
+    "tie_embeddings": False,
+    "window_pattern": "SL",
     "short_window": 8,
-    "softcap": 5.0,
+    "logit_softcap": 5.0,
     "value_embeds": True,
     "x0_scalars": True,
     "smear": True,
 }
 # The models before attention, of the ladder.
-WINDOW = {"mix": "window", "rope": False, "qk_norm": False, "norm": False, "residual": False, "mlp": "relu2"}
-MEAN = {"mix": "mean", "rope": False, "qk_norm": False, "mlp": "none"}
+WINDOW = {"token_mixer": "window_pattern", "rope": False, "qk_norm": False, "norm": False, "residual": False, "mlp": "relu2"}
+MEAN = {"token_mixer": "mean", "rope": False, "qk_norm": False, "mlp": "none"}
 
 
 def model(**over) -> Model:
@@ -30,11 +30,11 @@ def model(**over) -> Model:
         "depth": 2,
         "width": 64,
         "head_dim": 16,
-        "heads": 4,
-        "kv_heads": 2,
-        "ff": 128,
-        "vocab": 320,
-        "context": 64,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "mlp_dim": 128,
+        "vocab_size": 320,
+        "context_len": 64,
         "short_window": 8,
         "dtype": "float32",
         "attention": "xla",
@@ -49,14 +49,14 @@ def mesh(replica: int = 1, data: int = 1, model: int = 1) -> jax.sharding.Mesh:
 
 
 def init(c: Model, seed: int = 0) -> dict:
-    return jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(seed)))()
+    return jax.jit(lambda: transformer.init_params(c, jax.random.PRNGKey(seed)))()
 
 
 def lively(c: Model, seed: int = 0, noise: float = 0.1) -> dict:
     """Parameters with noise on every one: at initialisation many are 0 or 1, which would hide what they do."""
 
     def make():
-        params = transformer.init(c, jax.random.PRNGKey(seed))
+        params = transformer.init_params(c, jax.random.PRNGKey(seed))
         leaves, tree = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.PRNGKey(seed + 1), len(leaves))
         stirred = [
@@ -82,8 +82,8 @@ def batch(rows: int, length: int, vocab: int = 320, seed: int = 0) -> dict[str, 
 
 def logits(c: Model, params: dict, tokens_bt, segments_bt=None) -> jax.Array:
     """[B, T, V] on one device."""
-    x_nd = transformer.hidden(c, params, jnp.asarray(tokens_bt), segments_bt)
-    return transformer.unembed(c, params, x_nd).reshape(*tokens_bt.shape, c.vocab)
+    x_nd = transformer.compute_hidden(c, params, jnp.asarray(tokens_bt), segments_bt)
+    return transformer.unembed(c, params, x_nd).reshape(*tokens_bt.shape, c.vocab_size)
 
 
 def assert_trees_close(got, want, rtol: float = 1e-5, atol: float = 1e-6) -> None:

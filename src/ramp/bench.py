@@ -29,9 +29,9 @@ from ramp.pods import chips
 DEFAULT = "[model]\ndepth = 4\ncontext = 256\nunroll = true\n[pretrain]\nbatch = 16\n"
 PROMPT, NEW, BATCHES = 32, (128, 512), (1, 16)
 SECONDS = 2.0  # least work in one turn
-SHAPE = ("depth", "width", "ff", "heads", "kv_heads", "head_dim", "vocab", "tied", "rope_base")  # what the peer is told
-QWEN3 = ("mix", "rope", "norm", "residual", "mlp", "qk_norm")  # as in the peer: left alone
-QWEN3 += ("window", "softcap", "value_embeds", "x0_scalars", "smear")
+SHAPE = ("depth", "width", "mlp_dim", "num_heads", "num_kv_heads", "head_dim", "vocab_size", "tie_embeddings", "rope_theta")  # what the peer is told
+QWEN3 = ("token_mixer", "rope", "norm", "residual", "mlp", "qk_norm")  # as in the peer: left alone
+QWEN3 += ("window_pattern", "logit_softcap", "value_embeds", "x0_scalars", "smear")
 
 
 Worker = Callable[..., dict]  # (do, **work) -> answer
@@ -104,8 +104,8 @@ class Bench:
     def describe(self) -> None:
         m, load = self.resolved("float32").model, os.getloadavg()[0]
         self.figures.update(date=time.strftime("%Y-%m-%d"), cpus=os.cpu_count(), load=load)
-        shape = f"depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim}, ff {m.ff}, vocabulary {m.vocab}"
-        size = f"{cost.param_count(m) / 1e6:.2f}M parameters"
+        shape = f"depth {m.depth}, width {m.width}, {m.num_heads} heads of {m.head_dim}, ff {m.mlp_dim}, vocabulary {m.vocab_size}"
+        size = f"{cost.count_params(m) / 1e6:.2f}M parameters"
         print(f"{shape}: {size}; {self.args.threads} threads a contender, load {load:.1f}")
 
     def resolved(self, dtype: str, optimizer: str = "adamw") -> Config:
@@ -120,7 +120,7 @@ class Bench:
 
     def torch(self, stack: ExitStack, dtype: str) -> Worker:
         m, t = self.resolved(dtype).model, self.resolved(dtype).pretrain
-        shape = {"dtype": dtype, "seq": t.seq, "batch": t.batch, "threads": self.args.threads}
+        shape = {"dtype": dtype, "seq": t.seq_len, "batch": t.batch_size, "threads": self.args.threads}
         shape |= {key: getattr(m, key) for key in SHAPE}
         return start(
             stack, [str(self.args.peer_python), str(Path(__file__).with_name("bench_torch.py")), json.dumps(shape)], {}
@@ -137,7 +137,7 @@ class Bench:
 
     def train(self, stack: ExitStack, dtype: str) -> None:
         t = self.resolved(dtype).pretrain
-        print(f"\n## Training, {dtype}, batch {t.batch} x {t.seq}")
+        print(f"\n## Training, {dtype}, batch {t.batch_size} x {t.seq_len}")
         workers = {f"ramp {optimizer}": self._compiled(stack, dtype, optimizer) for optimizer in ("adamw", "muon")}
         if self.args.peer:
             workers |= self._peer_compiled(stack, dtype)
@@ -145,7 +145,7 @@ class Bench:
         for worker in workers.values():
             worker("train", steps=1)
         turns = {name: partial(worker, "train", steps=steps) for name, worker in workers.items()}
-        rate = self._race(f"train {dtype}", turns, steps * t.batch * t.seq)
+        rate = self._race(f"train {dtype}", turns, steps * t.batch_size * t.seq_len)
         self._use(dtype, workers, rate)
 
     def _compiled(self, stack: ExitStack, dtype: str, optimizer: str) -> Worker:
@@ -175,7 +175,7 @@ class Bench:
     def _use(self, dtype: str, workers: dict[str, Worker], rate: float) -> None:
         """Of the device: its arithmetic at `rate` tokens a second, and its memory."""
         c, device = self.resolved(dtype), workers["ramp adamw"]("device")
-        flops = cost.flops_per_token(c.model, c.pretrain.seq)
+        flops = cost.flops_per_token(c.model, c.pretrain.seq_len)
         peak = chips.peak(device["kind"])
         share = f", MFU {rate * flops / (peak * 1e12 * device['count']):.1%}" if peak else ""
         speed = f"{rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token)"

@@ -17,7 +17,7 @@ from ramp.config import Config
 from ramp.model import sample, transformer
 from ramp.model.loss import next_token_loss
 from ramp.train import mesh, optim
-from ramp.train.state import new_state
+from ramp.train.state import init_state
 from ramp.train.step import make_step
 
 
@@ -34,12 +34,12 @@ class Bench:
         """Everything before the first step: initialise, trace, compile. Seconds of each."""
         c, t = self.c, self.c.pretrain
         clock = [time.perf_counter()]
-        tx = optim.make(t, c.model.dtype)
+        tx = optim.make_optimizer(t, c.model.dtype)
         key = jax.random.PRNGKey(c.seed)
-        state = jax.jit(lambda: new_state({"lm": transformer.init(c.model, key)}, tx, c.seed, t.ema > 0))()
+        state = jax.jit(lambda: init_state({"lm": transformer.init_params(c.model, key)}, tx, c.seed, t.ema_decay > 0))()
         jax.block_until_ready(state)
         clock.append(time.perf_counter())
-        batch = mesh.put_batch(jax.sharding.get_mesh(), functools.partial(rows, t.seq, c.model.vocab), t.batch)
+        batch = mesh.shard_batch(jax.sharding.get_mesh(), functools.partial(rows, t.seq_len, c.model.vocab_size), t.batch_size)
         options = mesh.compiler_options(c.mesh)
         lowered = make_step(next_token_loss(c.model, t.z_loss), tx, t, options).lower(state, batch)
         clock.append(time.perf_counter())
@@ -61,15 +61,15 @@ class Bench:
 
     def generate(self, batch: int, prompt: int, new: int) -> dict:
         """Seconds of prefill and decode of `new` tokens for each of `batch` prompts of `prompt` tokens."""
-        c = config.replace(self.c.model, context=max(self.c.model.context, prompt + new))
+        c = config.replace(self.c.model, context_len=max(self.c.model.context_len, prompt + new))
         if self.talker is None:
-            params = jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(self.c.seed)))()
-            self.talker = params, sample.ready(c, params)
+            params = jax.jit(lambda: transformer.init_params(c, jax.random.PRNGKey(self.c.seed)))()
+            self.talker = params, sample.prepare_decode_params(c, params)
         params, weights = self.talker
-        prompts = np.random.default_rng(0).integers(0, c.vocab - 8, (batch, prompt)).tolist()
+        prompts = np.random.default_rng(0).integers(0, c.vocab_size - 8, (batch, prompt)).tolist()
         with timed() as seconds:
-            stream = sample.start(c, params, prompts)
-            stream = sample.decode(c, weights, stream, sample.How(top_k=50), new)
+            stream = sample.prefill_prompts(c, params, prompts)
+            stream = sample.decode(c, weights, stream, sample.SamplingParams(top_k=50), new)
             tokens_bn = np.asarray(stream.tokens_bn)
         assert tokens_bn.shape == (batch, new) and (tokens_bn >= 0).all(), "a row ended early"
         return seconds
@@ -78,10 +78,10 @@ class Bench:
         """Mean loss of random weights, which are left in `weights`, on random rows, left in `tokens`."""
         c, t = self.c.model, self.c.pretrain
         rng = np.random.default_rng(0)
-        params = jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(0)))()
+        params = jax.jit(lambda: transformer.init_params(c, jax.random.PRNGKey(0)))()
         params = jax.tree.map(lambda w: np.asarray(w) + rng.normal(0, 0.05, w.shape).astype(np.float32), params)
         np.savez(weights, **qwen3(params))
-        batch = rows(t.seq, c.vocab, 0, 2)
+        batch = rows(t.seq_len, c.vocab_size, 0, 2)
         np.savez(tokens, tokens=batch["tokens"], targets=batch["targets"])
         total, _ = jax.jit(next_token_loss(c, 0.0))({"lm": params}, batch, jax.random.PRNGKey(0))
         return {"loss": float(total) / batch["weights"].size}
@@ -117,4 +117,4 @@ def qwen3(params: dict) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     run.use_huge_pages()
-    serve(Bench(run.setup(config.load(Path(sys.argv[1])))))
+    serve(Bench(run.setup_devices(config.load(Path(sys.argv[1])))))

@@ -26,10 +26,10 @@ class Peer:
     def model(self, attention: str, context: int) -> Qwen3ForCausalLM:
         s = self.s
         c = Qwen3Config(
-            vocab_size=s["vocab"], hidden_size=s["width"], intermediate_size=s["ff"], num_hidden_layers=s["depth"],
-            num_attention_heads=s["heads"], num_key_value_heads=s["kv_heads"], head_dim=s["head_dim"],
-            max_position_embeddings=context, tie_word_embeddings=s["tied"], rms_norm_eps=1e-6, attention_dropout=0.0,
-            rope_parameters={"rope_type": "default", "rope_theta": s["rope_base"]},
+            vocab_size=s["vocab_size"], hidden_size=s["width"], intermediate_size=s["mlp_dim"], num_hidden_layers=s["depth"],
+            num_attention_heads=s["num_heads"], num_key_value_heads=s["num_kv_heads"], head_dim=s["head_dim"],
+            max_position_embeddings=context, tie_word_embeddings=s["tie_embeddings"], rms_norm_eps=1e-6, attention_dropout=0.0,
+            rope_parameters={"rope_type": "default", "rope_theta": s["rope_theta"]},
             bos_token_id=None, eos_token_id=None, pad_token_id=None,
         )  # fmt: skip
         c._attn_implementation = attention
@@ -41,7 +41,7 @@ class Peer:
         s = self.s
         self.net = self.model(attention, s["seq"]).train()
         self.adam = torch.optim.AdamW(self.net.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-10, fused=True)
-        full = torch.randint(0, s["vocab"], (s["batch"], s["seq"] + 1), device=self.device)
+        full = torch.randint(0, s["vocab_size"], (s["batch"], s["seq"] + 1), device=self.device)
         self.tokens, self.targets = full[:, :-1].contiguous(), full[:, 1:].contiguous()
         self.loss_of = torch.compile(self.cross_entropy) if compiled else self.cross_entropy
         self.train(1)
@@ -68,7 +68,7 @@ class Peer:
         if self.talker is None:
             self.talker = self.model(attention, 4096).to(self.dtype).eval()
         self.talker.set_attn_implementation(attention)
-        prompts = torch.randint(0, self.s["vocab"], (batch, prompt), device=self.device)
+        prompts = torch.randint(0, self.s["vocab_size"], (batch, prompt), device=self.device)
         with timed() as seconds:
             out = self.talker.generate(
                 prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=50,

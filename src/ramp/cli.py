@@ -160,7 +160,7 @@ def _target(args: argparse.Namespace, flags: list[str]) -> tuple[config.Config, 
     if path.is_dir():
         if args.run:
             raise UserError(f"{path} is a run directory itself; leave out --run, or name a configuration file")
-        rundir.opened(path)
+        rundir.open_run(path)
         return config.load(path / "config.toml", flags), path
     return config.load(path, flags), args.run or Path("runs") / path.stem
 
@@ -214,14 +214,14 @@ def _sample(args: argparse.Namespace, flags: list[str]) -> int:
     c, directory = _target(args, flags)
     from ramp import talk
 
-    talk.complete(directory, c, args.prompt, args.stage or rundir.RunDir(directory).speaker, args.seed)
+    talk.complete(directory, c, args.prompt, args.stage or rundir.RunDir(directory).default_stage, args.seed)
     return 0
 
 
 def _chat(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp import talk
 
-    stage = args.stage or rundir.RunDir(args.run).speaker
+    stage = args.stage or rundir.RunDir(args.run).default_stage
     talk.chat(args.run, stage, args.seed, args.temperature, args.tokens, args.ask)
     return 0
 
@@ -229,17 +229,17 @@ def _chat(args: argparse.Namespace, flags: list[str]) -> int:
 def _report(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp import report
 
-    rundir.opened(args.run)
+    rundir.open_run(args.run)
     print(report.write_report(args.run))
     return 0
 
 
 def _credit(args: argparse.Namespace, flags: list[str]) -> int:
-    found, c = rundir.opened(args.run)
+    found, c = rundir.open_run(args.run)
     from ramp import run
     from ramp.stages import reinforce
 
-    print(reinforce.show(found, run.setup(c), args.problem, args.groups))
+    print(reinforce.show_credit(found, run.setup_devices(c), args.problem, args.groups))
     return 0
 
 
@@ -249,7 +249,7 @@ def _audit(args: argparse.Namespace, flags: list[str]) -> int:
         raise UserError("--part belongs to `ramp audit synth`")
     from ramp import run
 
-    c = run.setup(c)  # before imports that start threads: see `run.run`
+    c = run.setup_devices(c)  # before imports that start threads: see `run.run`
     if args.what == "synth":
         from ramp.synth import bench
 
@@ -266,18 +266,18 @@ def _ladder(args: argparse.Namespace, flags: list[str]) -> int:
 
 
 def _synth(args: argparse.Namespace, flags: list[str]) -> int:
-    found, c = rundir.opened(args.run)
+    found, c = rundir.open_run(args.run)
     if args.what == "why":
         from ramp.synth import ledger
 
-        print(ledger.story(found.path / "synth", args.about))
+        print(ledger.describe_sample(found.path / "synth", args.about))
         return 0
     from ramp import run
 
-    c = run.setup(c)
+    c = run.setup_devices(c)
     from ramp.synth import ask
 
-    print(ask.table(ask.run(found, c, args.about, args.n, args.verbalised, args.tokens)))
+    print(ask.format_table(ask.run(found, c, args.about, args.n, args.verbalised, args.tokens)))
     return 0
 
 

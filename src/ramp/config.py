@@ -42,8 +42,8 @@ class Range:
 
 Count = Annotated[int, Range(low=0)]
 Positive = Annotated[int, Range(low=1)]
-Rate = Annotated[float, Range(low=0)]
-Share = Annotated[float, Range(low=0, high=1)]
+NonNegative = Annotated[float, Range(low=0)]
+Fraction = Annotated[float, Range(low=0, high=1)]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Text:
     val_fraction: Annotated[float, Range(above=0, high=0.5)] = 0.05
     """share of the documents, chosen by a hash of their id, held out for validation"""
     tokenizer: Literal["bpe", "bytes"] = "bpe"
-    vocab: Annotated[int, Range(low=264, high=262144)] = 4096
+    vocab_size: Annotated[int, Range(low=264, high=262144)] = 4096
     """tokens, the 8 special ones included; a tokenizer of bytes has 264"""
     cache: str = ""
     """where downloaded shards are kept; empty: inside the run directory"""
@@ -71,17 +71,17 @@ class Model:
     """D; by rule 64 x depth, rounded up to 128"""
     head_dim: Count = 0
     """h; by rule 64, or 128 from a width of 1024 up"""
-    heads: Count = 0
+    num_heads: Count = 0
     """H query heads; by rule width / head_dim"""
-    kv_heads: Count = 0
+    num_kv_heads: Count = 0
     """K key and value heads, a divisor of H; by rule H"""
-    ff: Count = 0
+    mlp_dim: Count = 0
     """F; by rule 8/3 of the width for swiglu, 4 for relu2, rounded up to 128"""
-    vocab: Count = 0
-    """V; by rule text.vocab, rounded up to 128"""
-    context: Positive = 512
+    vocab_size: Count = 0
+    """V; by rule text.vocab_size, rounded up to 128"""
+    context_len: Positive = 512
     """tokens the model can attend to, T in training"""
-    mix: Literal["attention", "window", "mean"] = "attention"
+    token_mixer: Literal["attention", "window", "mean"] = "attention"
     """how a token learns of earlier ones: by learned scores, head j always from j tokens back, or from all alike"""
     rope: bool = True
     """positions, as rotations of queries and keys"""
@@ -91,16 +91,16 @@ class Model:
     """what a part of a block computes is added to its input; without: it takes its place"""
     mlp: Literal["swiglu", "relu2", "none"] = "swiglu"
     qk_norm: bool = True
-    tied: bool = False
+    tie_embeddings: bool = False
     """the embedding table is also the output matrix"""
-    rope_base: Annotated[float, Range(above=1)] = 10_000.0
+    rope_theta: Annotated[float, Range(above=1)] = 10_000.0
     norm_eps: Annotated[float, Range(above=0, high=1)] = 1e-6
     """added to the mean square inside every norm; imported models bring their own"""
-    window: Annotated[str, "pattern"] = "L"
+    window_pattern: Annotated[str, "pattern"] = "L"
     """pattern of (L)ong and (S)hort attention over the layers, repeated; the last layer is always long"""
     short_window: Count = 0
     """tokens a short layer looks back; by rule a quarter of the context, rounded up to 128"""
-    softcap: Rate = 0.0
+    logit_softcap: NonNegative = 0.0
     """c tanh(logits / c); 0: off"""
     value_embeds: bool = False
     """a gated table of value vectors per layer (ResFormer)"""
@@ -108,8 +108,8 @@ class Model:
     """learned mixing of the residual stream with the embedding, per layer"""
     smear: bool = False
     """a gated share of the previous token's embedding"""
-    embed_std: Rate = 0.5
-    head_std: Rate = 0.002
+    embed_std: NonNegative = 0.5
+    head_std: NonNegative = 0.002
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """compute dtype; auto is what `ramp bench` found faster: bfloat16, but float32 on a CPU without avx512_bf16"""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
@@ -127,48 +127,48 @@ class Train:
 
     steps: Count = 0
     """by rule: tokens / batch"""
-    batch: Count = 0
+    batch_size: Count = 0
     """rows in a global batch; by rule"""
-    seq: Count = 0
-    """T, tokens in a row; by rule model.context"""
-    accum: Positive = 1
+    seq_len: Count = 0
+    """T, tokens in a row; by rule model.context_len"""
+    grad_accum_steps: Positive = 1
     """microbatches a step; the gradient is the same as without"""
     optimizer: Literal["muon", "adamw"] = "muon"
-    muon_lr: Rate = 0.0
+    muon_lr: NonNegative = 0.0
     """matrices of the blocks; by rule .02 sqrt(batch tokens / 2^19)"""
-    embed_lr: Rate = 0.0
-    head_lr: Rate = 0.0
-    scalar_lr: Rate = 0.0
-    adam_lr: Rate = 0.0
+    embed_lr: NonNegative = 0.0
+    head_lr: NonNegative = 0.0
+    scalar_lr: NonNegative = 0.0
+    adam_lr: NonNegative = 0.0
     """matrices of the blocks when the optimizer is adamw"""
-    lr_scale: Rate = 1.0
+    lr_scale: NonNegative = 1.0
     """multiplies every rate"""
-    beta1: Share = 0.9
-    beta2: Share = 0.95
-    momentum: Share = 0.95
-    weight_decay: Rate = 0.0
-    warmup: Count = 20
+    beta1: Fraction = 0.9
+    beta2: Fraction = 0.95
+    momentum: Fraction = 0.95
+    weight_decay: NonNegative = 0.0
+    warmup_steps: Count = 20
     """steps of linear warm-up"""
-    decay: Share = 0.5
+    decay_fraction: Fraction = 0.5
     """share of the steps, at the end, over which the rate falls linearly"""
-    floor: Share = 0.0
+    final_lr_fraction: Fraction = 0.0
     """the rate at the end, as a share of the peak"""
-    clip: Rate = 1.0
+    grad_clip_norm: NonNegative = 1.0
     """largest global gradient norm; 0: off"""
-    z_loss: Rate = 0.0
+    z_loss: NonNegative = 0.0
     """weight of the squared log-normaliser"""
-    ema: Share = 0.0
+    ema_decay: Fraction = 0.0
     """decay of the averaged parameters that evaluation then uses; 0: off"""
-    guard_sigma: Rate = 6.0
+    skip_sigma: NonNegative = 6.0
     """a step whose loss or gradient norm lies this many deviations above its running mean is skipped; 0: only non-finite"""
-    guard_limit: Positive = 20
+    max_skipped_steps: Positive = 20
     """this many skipped steps in a row stop the job"""
     log_every: Positive = 10
     eval_every: Count = 0
     """by rule: a tenth of the steps"""
     save_every: Count = 0
     """by rule: a fifth of the steps"""
-    samples: Count = 2
+    num_samples: Count = 2
     """prompts continued at each evaluation"""
 
 
@@ -178,9 +178,9 @@ class Reinforce(Train):
 
     steps: Positive = 100
     optimizer: Literal["muon", "adamw"] = "adamw"
-    warmup: Count = 5
-    decay: Share = 0.0
-    guard_sigma: Rate = 0.0
+    warmup_steps: Count = 5
+    decay_fraction: Fraction = 0.0
+    skip_sigma: NonNegative = 0.0
     task: Literal["chain", "addition", "words", "paths", "swaps"] = "words"
     level: Positive = 2
     """difficulty: steps of a solution, or digits"""
@@ -191,37 +191,37 @@ class Reinforce(Train):
     """who gets the credit: see credit/advantages.py"""
     reward: Literal["checker", "head"] = "checker"
     """who says whether a step is right: the task's checker, or the learned process head"""
-    imitate: Count = 0
+    sft_steps: Count = 0
     """steps of imitation of solved problems that come first, so that the model knows the form"""
-    imitate_scale: Rate = 1.0
+    sft_lr_scale: NonNegative = 1.0
     """lr_scale of imitation, as a multiple of fine-tuning's, whose recipe it follows"""
-    prompts: Positive = 16
+    num_prompts: Positive = 16
     """P, problems an iteration"""
-    group: Annotated[int, Range(low=2)] = 8
+    group_size: Annotated[int, Range(low=2)] = 8
     """G, rollouts a problem"""
-    tokens: Positive = 64
+    max_new_tokens: Positive = 64
     """N, longest rollout"""
     temperature: Annotated[float, Range(above=0)] = 1.0
-    clip_low: Rate = 0.2
-    clip_high: Rate = 0.28
+    clip_low: NonNegative = 0.2
+    clip_high: NonNegative = 0.28
     dual_clip: Annotated[float, Range(low=1)] = 3.0
-    kl: Rate = 0.0
+    kl_coef: NonNegative = 0.0
     """weight of the KL to the policy that reinforcement starts from"""
     kl_form: Literal["k2", "k3"] = "k2"
-    entropy: Rate = 0.0
+    entropy_coef: NonNegative = 0.0
     """bonus per nat"""
-    entropy_target: Rate = 0.0
+    entropy_target: NonNegative = 0.0
     """nats per token: below it the bonus grows, above it it fades; 0: the bonus is constant"""
-    guard: Literal["none", "clip_cov", "kl_cov"] = "none"
-    guard_share: Share = 0.002
-    continuations: Positive = 4
+    entropy_control: Literal["none", "clip_cov", "kl_cov"] = "none"
+    entropy_control_fraction: Fraction = 0.002
+    num_continuations: Positive = 4
     """samples from each step boundary, for vine and prover"""
     best_of: Positive = 4
-    implicit_beta: Rate = 0.05
-    label_share: Share = 0.0
+    implicit_beta: NonNegative = 0.05
+    label_fraction: Fraction = 0.0
     """share of rollouts whose steps the checker labels to train the process head online"""
-    head_weight: Rate = 1.0
-    problems: Positive = 256
+    process_head_coef: NonNegative = 1.0
+    num_eval_problems: Positive = 256
     """held-out problems of an evaluation"""
 
 
@@ -230,76 +230,76 @@ class Synthesize(Train):
     """Generations of training on own samples, each of `steps`; then the guard's thresholds."""
 
     steps: Positive = 200
-    warmup: Count = 5
+    warmup_steps: Count = 5
     generations: Positive = 5
-    start: Literal["pretrain", "finetune"] = "pretrain"
+    start_stage: Literal["pretrain", "finetune"] = "pretrain"
     """the stage whose weights are the first model"""
     policy: Literal["ours", "replace", "accumulate", "subsample", "anchored"] = "ours"
     """what a generation is trained on, see synth/mix.py; only "ours" selects, weighs and is guarded"""
-    documents: Annotated[int, Range(low=8)] = 512
+    num_documents: Annotated[int, Range(low=8)] = 512
     """samples of a generation"""
-    tokens: Positive = 128
+    max_new_tokens: Positive = 128
     """longest sample"""
     temperature: Annotated[float, Range(above=0)] = 1.0
     """of samples to train on; 1 and no truncation is the model's own distribution"""
     top_k: Annotated[int, Range(low=0, high=1024)] = 0
-    min_p: Share = 0.0
-    seeded: Share = 0.25
+    min_p: Fraction = 0.0
+    seeded_fraction: Fraction = 0.25
     """share of the samples that begin with a rare passage of real text or an entity pair; the others begin a document"""
     verifiers: tuple[str, ...] = ("clean", "typical")
     """clean: whole characters and something to read; typical: its surprisal under the first model lies within real text's;
     PATH.py:FUNCTION: your own, called with the text, true where it is right. A sample passes all of them"""
     auditor: str = ""
     """PATH.py:FUNCTION, an independent check of 200 accepted samples; empty: the verifiers are tried on shuffled real text"""
-    anchor: Share = 0.0
+    real_fraction: Fraction = 0.0
     """real share of the tokens of a generation; 0: by the drift law, from `tolerance`"""
-    least_anchor: Share = 0.3
-    tolerance: Annotated[float, Range(above=0)] = 0.05
+    min_real_fraction: Fraction = 0.3
+    drift_tolerance: Annotated[float, Range(above=0)] = 0.05
     """bits per byte above the first model that drift may cost in the long run"""
-    probe: Count = 0
+    drift_probe_steps: Count = 0
     """steps of two branches, own samples alone and real text alone, that measure the law's constant; 0: it is taken to be
     `tolerance`, which makes the share .38"""
-    rare: Share = 0.1667
+    rare_fraction: Fraction = 0.1667
     """of the real tokens: rows with rare contexts"""
-    real_last: Share = 0.25
+    final_real_fraction: Fraction = 0.25
     """share of the steps, at the end, on real rows alone"""
-    age: Share = 0.5
+    age_decay: Fraction = 0.5
     """weight of an earlier generation's samples relative to the one after it"""
-    held_out: Positive = 256
+    num_guard_documents: Positive = 256
     """validation documents that guard; as many others are kept for the end"""
-    measured: Annotated[int, Range(low=8)] = 256
+    num_measured: Annotated[int, Range(low=8)] = 256
     """samples that figures are taken on, of those that begin a document"""
-    nulls: Annotated[int, Range(low=7)] = 20
+    num_null_resamples: Annotated[int, Range(low=7)] = 20
     """resamples of the null"""
-    near: Share = 0.8
+    dedup_threshold: Fraction = 0.8
     """Jaccard similarity from which a sample repeats another"""
-    overlap: Positive = 24
+    contamination_tokens: Positive = 24
     """tokens in a row shared with a held-out document that make a sample contaminated"""
-    copies: Positive = 2
+    max_duplicates: Positive = 2
     """most that a cell's text may count, however often it was sampled"""
-    heaviest: Annotated[float, Range(low=1)] = 4.0
+    max_weight: Annotated[float, Range(low=1)] = 4.0
     """largest weight of a sample, the mean being 1"""
-    least_ess: Share = 0.3
+    min_ess: Fraction = 0.3
     """effective sample size after weighting, as a share of the samples"""
-    warn_z: Rate = 4.0
+    warn_z: NonNegative = 4.0
     """warn: normal deviates from the null"""
-    least_coverage: Share = 0.97
+    min_coverage: Fraction = 0.97
     """repair: bigram coverage of real text, as a share of the null's"""
-    most_drift: Rate = 1.5
+    max_kl_ratio: NonNegative = 1.5
     """repair: KL(samples || real) over the null's"""
-    least_vendi: Share = 0.9
+    min_vendi_ratio: Fraction = 0.9
     """repair: gradient Vendi over the null's"""
-    most_imbalance: Rate = 4.0
+    max_imbalance: NonNegative = 4.0
     """repair: acceptance of the median cell over that of the least accepted"""
-    least_precision: Share = 0.95
+    min_precision: Fraction = 0.95
     """repair: lower bound of the audited precision of what was accepted; below it novelty is not rewarded"""
-    repair: Share = 0.1
+    repair_increment: Fraction = 0.1
     """what a repair adds to the real share"""
-    worse: Rate = 0.005
+    max_loss_rise: NonNegative = 0.005
     """roll back: relative rise of held-out bits"""
-    worse_tail: Rate = 0.03
+    max_tail_loss_rise: NonNegative = 0.03
     """roll back: relative rise of the bits of rare tokens"""
-    false_alarms: Annotated[float, Range(above=0, high=0.5)] = 0.01
+    false_alarm_rate: Annotated[float, Range(above=0, high=0.5)] = 0.01
     """chance of one false roll-back over any number of generations"""
 
 
@@ -316,7 +316,7 @@ class Chat:
     val_fraction: Annotated[float, Range(above=0, high=0.5)] = 0.05
     tasks: tuple[str, ...] = ()
     """NAME/LEVEL, as in addition/2: solved problems of ramp's tasks among the conversations"""
-    problems: Positive = 2000
+    problems_per_task: Positive = 2000
     """solved problems of each task"""
 
 
@@ -324,20 +324,20 @@ class Chat:
 class Trials:
     """What every evaluation of fine-tuning tries of `chat.tasks`, for `ramp nines` and its forecasts."""
 
-    items: Count = 0
+    items_per_task: Count = 0
     """problems of each task, kept out of training, each in every slice of the task; 0: no trials"""
-    tries: Positive = 4
+    tries_per_item: Positive = 4
     """sampled solutions of each"""
-    tokens: Positive = 48
+    max_new_tokens: Positive = 48
     """of a solution at most"""
-    temperature: Rate = 1.0
+    temperature: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
 class Eval:
-    rows: Count = 0
+    num_rows: Count = 0
     """validation rows read at each evaluation during training; 0: all. The final figure always reads all"""
-    batch: Positive = 16
+    batch_size: Positive = 16
     baselines: bool = True
     """fit the n-gram and xz figures that stand beside the model's"""
 
@@ -348,12 +348,12 @@ class Sample:
     """continued while pretraining"""
     questions: tuple[str, ...] = ("Hello, how are you?", "What is Mount Everest?", "Tell me a joke.")
     """asked after fine-tuning"""
-    tokens: Positive = 96
-    temperature: Rate = 0.8
+    max_new_tokens: Positive = 96
+    temperature: NonNegative = 0.8
     top_k: Annotated[int, Range(low=0, high=1024)] = 50
     """0: no limit"""
     top_p: Annotated[float, Range(above=0, high=1)] = 1.0
-    min_p: Share = 0.0
+    min_p: Fraction = 0.0
 
 
 @dataclass(frozen=True)
@@ -366,13 +366,13 @@ class Mesh:
     """batch and fully sharded parameters"""
     model: Annotated[int, Range(low=-1)] = 1
     """tensor-parallel"""
-    flags: tuple[str, ...] = ()
+    compiler_flags: tuple[str, ...] = ()
     """sets of compiler options, by their names in train/flags.toml"""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    keep: Positive = 2
+    max_to_keep: Positive = 2
     """latest checkpoints kept, beside the best"""
 
 
@@ -415,7 +415,7 @@ def load(path: Path, flags: list[str] | None = None) -> Config:
         config = tyro.cli(
             Config, default=config, args=flags, prog="ramp VERB CONFIG", config=(tyro.conf.FlagConversionOff,)
         )
-    return check(config, str(path))
+    return check_config(config, str(path))
 
 
 def _build(cls: type, table: dict, where: str, prefix: str) -> Any:
@@ -463,7 +463,7 @@ def _check_type(base: Any, value: Any, where: str, key: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- checking
-def check(config: Config, where: str = "configuration") -> Config:
+def check_config(config: Config, where: str = "configuration") -> Config:
     """Ranges of single values, then what must hold between values."""
     _check_ranges(config, where, "")
     for stage in config.stages:
@@ -471,8 +471,8 @@ def check(config: Config, where: str = "configuration") -> Config:
             raise UserError(f"{where}: unknown stage '{stage}' in 'stages'{_nearest(stage, STAGES, '')}")
     if not config.text.sources:
         raise UserError(f"{where}: 'text.sources' is empty; name at least one, such as 'file:my/*.txt'")
-    if set(config.model.window) - {"S", "L"} or not config.model.window:
-        raise UserError(f"{where}: 'model.window' is {config.model.window!r}; it takes letters S and L, such as 'SSSL'")
+    if set(config.model.window_pattern) - {"S", "L"} or not config.model.window_pattern:
+        raise UserError(f"{where}: 'model.window_pattern' is {config.model.window_pattern!r}; it takes letters S and L, such as 'SSSL'")
     if sum(n == -1 for n in (config.mesh.replica, config.mesh.data, config.mesh.model)) > 1:
         raise UserError(f"{where}: only one axis of 'mesh' can be -1 (all devices that are left)")
     if 0 in (config.mesh.replica, config.mesh.data, config.mesh.model):
@@ -499,68 +499,68 @@ def resolve(config: Config, where: str = "configuration") -> Config:
     The horizon is 12 tokens per parameter of the matrices.
     """
     m = config.model
-    vocab = m.vocab or _up(264 if config.text.tokenizer == "bytes" else config.text.vocab, 128)
+    vocab = m.vocab_size or _up(264 if config.text.tokenizer == "bytes" else config.text.vocab_size, 128)
     width = m.width or _up(64 * max(m.depth, 1), 128)
     head_dim = m.head_dim or (64 if width < 1024 else 128)
-    heads = m.heads or max(1, width // head_dim)
+    heads = m.num_heads or max(1, width // head_dim)
     m = replace(
         m,
-        vocab=vocab,
+        vocab_size=vocab,
         width=width,
         head_dim=head_dim,
-        heads=heads,
-        kv_heads=m.kv_heads or heads,
-        ff=m.ff or _up({"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp], 128),
-        short_window=m.short_window or _up(m.context // 4, 128),
+        num_heads=heads,
+        num_kv_heads=m.num_kv_heads or heads,
+        mlp_dim=m.mlp_dim or _up({"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp], 128),
+        short_window=m.short_window or _up(m.context_len // 4, 128),
     )
-    if m.heads % m.kv_heads:
-        raise UserError(f"{where}: 'model.heads' {m.heads} is not a multiple of 'model.kv_heads' {m.kv_heads}")
+    if m.num_heads % m.num_kv_heads:
+        raise UserError(f"{where}: 'model.num_heads' {m.num_heads} is not a multiple of 'model.num_kv_heads' {m.num_kv_heads}")
     if m.head_dim % 2:
         raise UserError(f"{where}: 'model.head_dim' {m.head_dim} must be even: RoPE rotates pairs")
     for switch, allowed, needs in (
-        ("ff", m.mlp != "none", "mlp = 'none' has no feed-forward; leave model.ff out"),
-        ("qk_norm", m.mix == "attention", f"mix = '{m.mix}' learns no queries and keys; set model.qk_norm = false"),
-        ("rope", m.mix == "attention", f"mix = '{m.mix}' has places of its own; set model.rope = false"),
+        ("mlp_dim", m.mlp != "none", "mlp = 'none' has no feed-forward; leave model.mlp_dim out"),
+        ("qk_norm", m.token_mixer == "attention", f"mix = '{m.token_mixer}' learns no queries and keys; set model.qk_norm = false"),
+        ("rope", m.token_mixer == "attention", f"mix = '{m.token_mixer}' has places of its own; set model.rope = false"),
         ("x0_scalars", m.residual, "there is no residual stream to scale; set model.residual = true"),
     ):
         if getattr(m, switch) and not allowed:
             raise UserError(f"{where}: 'model.{switch}' is {getattr(m, switch)!r}, but {needs}")
-    if m.vocab < config.text.vocab and config.text.tokenizer == "bpe":
-        raise UserError(f"{where}: 'model.vocab' {m.vocab} is smaller than 'text.vocab' {config.text.vocab}")
+    if m.vocab_size < config.text.vocab_size and config.text.tokenizer == "bpe":
+        raise UserError(f"{where}: 'model.vocab_size' {m.vocab_size} is smaller than 'text.vocab_size' {config.text.vocab_size}")
     pretrain = _resolve_train(config.pretrain, m, 1.0, where, "pretrain")
     finetune = _resolve_train(config.finetune, m, 0.2, where, "finetune")
-    asked = replace(config.reinforce, batch=config.reinforce.prompts * config.reinforce.group)
+    asked = replace(config.reinforce, batch_size=config.reinforce.num_prompts * config.reinforce.group_size)
     reinforce = _resolve_train(asked, m, 0.05, where, "reinforce")
     synthesize = _resolve_train(config.synthesize, m, 0.2, where, "synthesize")
     trained = {"pretrain": pretrain, "finetune": finetune, "reinforce": reinforce, "synthesize": synthesize}
     return replace(config, model=m, **trained)
 
 
-def matrix_count(m: Model) -> int:
+def count_matrix_params(m: Model) -> int:
     """Weights of the matrices of the L blocks."""
-    heads = (2 if m.mix == "attention" else 1) * m.width * (m.heads + m.kv_heads) * m.head_dim
-    return m.depth * (heads + {"swiglu": 3, "relu2": 2, "none": 0}[m.mlp] * m.width * m.ff)
+    heads = (2 if m.token_mixer == "attention" else 1) * m.width * (m.num_heads + m.num_kv_heads) * m.head_dim
+    return m.depth * (heads + {"swiglu": 3, "relu2": 2, "none": 0}[m.mlp] * m.width * m.mlp_dim)
 
 
 def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Train:
     """`rate`: what share of pretraining's rates this stage starts from."""
-    seq = t.seq or m.context
-    if seq > m.context:
-        raise UserError(f"{where}: '{name}.seq' {seq} is longer than 'model.context' {m.context}")
-    tokens = 12 * (matrix_count(m) + m.width * m.vocab)
+    seq = t.seq_len or m.context_len
+    if seq > m.context_len:
+        raise UserError(f"{where}: '{name}.seq' {seq} is longer than 'model.context_len' {m.context_len}")
+    tokens = 12 * (count_matrix_params(m) + m.width * m.vocab_size)
     reference = 12 * 110_100_480  # tokens of the depth-12 model that the rates were measured on
-    batch_tokens = t.batch * seq or 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
-    batch = t.batch or max(1, batch_tokens // seq)
-    if batch % t.accum:
-        raise UserError(f"{where}: '{name}.batch' {batch} is not divisible by '{name}.accum' {t.accum}")
+    batch_tokens = t.batch_size * seq or 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
+    batch = t.batch_size or max(1, batch_tokens // seq)
+    if batch % t.grad_accum_steps:
+        raise UserError(f"{where}: '{name}.batch' {batch} is not divisible by '{name}.accum' {t.grad_accum_steps}")
     steps = t.steps or max(1, tokens // (batch * seq))
     by_batch = rate * math.sqrt(batch * seq / 2**19)
     by_width = by_batch * (m.width / 768) ** -0.5
     return replace(
         t,
         steps=steps,
-        batch=batch,
-        seq=seq,
+        batch_size=batch,
+        seq_len=seq,
         muon_lr=t.muon_lr or 0.02 * by_batch,
         adam_lr=t.adam_lr or 0.004 * by_width,
         embed_lr=t.embed_lr or 0.3 * by_width,

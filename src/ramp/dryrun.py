@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from ramp.config import Config, Train
 from ramp.model import cost
-from ramp.run import has_huge_pages, setup
-from ramp.stages.common import lowered
+from ramp.run import has_huge_pages, setup_devices
+from ramp.stages.common import lower_train_step
 from ramp.train.mesh import compiler_options
 
 UTILISATION = 0.4  # of the matrix-product rate, as measured for configs/cpu.toml; see the README's results
@@ -20,17 +20,17 @@ UTILISATION = 0.4  # of the matrix-product rate, as measured for configs/cpu.tom
 
 def describe(c: Config) -> str:
     """A table for a person; raises `UserError` for what could not run."""
-    c = setup(c)
+    c = setup_devices(c)
     m, t, devices = c.model, c.pretrain, jax.device_count()
     rate = product_rate(m.dtype)
     lines = [
         f"devices      {devices} x {jax.devices()[0].device_kind}, mesh {dict(jax.sharding.get_mesh().shape)}",
-        f"model        depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim} over {m.kv_heads} kv, ff {m.ff}, "
-        f"vocabulary {m.vocab}, context {m.context}, {m.dtype}",
-        f"parameters   {cost.param_count(m):,} ({cost.matrix_count(m):,} in the matrices of the blocks)",
+        f"model        depth {m.depth}, width {m.width}, {m.num_heads} heads of {m.head_dim} over {m.num_kv_heads} kv, ff {m.mlp_dim}, "
+        f"vocabulary {m.vocab_size}, context {m.context_len}, {m.dtype}",
+        f"parameters   {cost.count_params(m):,} ({cost.count_matrix_params(m):,} in the matrices of the blocks)",
         f"state        {_mb(cost.state_bytes(m, t) / devices)} a device: weights and optimizer, float32",
-        f"kv cache     {_mb(cost.cache_bytes(m, 1, m.context))} a row of {m.context} tokens",
-        f"checkpoints  {_mb(cost.state_bytes(m, t))} each, {c.checkpoint.keep} kept and the best",
+        f"kv cache     {_mb(cost.cache_bytes(m, 1, m.context_len))} a row of {m.context_len} tokens",
+        f"checkpoints  {_mb(cost.state_bytes(m, t))} each, {c.checkpoint.max_to_keep} kept and the best",
     ]
     for name, stage in (("pretrain", t), ("finetune", c.finetune)):
         if name in c.stages:
@@ -39,12 +39,12 @@ def describe(c: Config) -> str:
 
 
 def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
-    tokens, flops = t.steps * t.batch * t.seq, cost.flops_per_token(c.model, t.seq)
+    tokens, flops = t.steps * t.batch_size * t.seq_len, cost.flops_per_token(c.model, t.seq_len)
     minutes = tokens * flops / (rate * UTILISATION) / 60
     holes = jax.default_backend() == "cpu" and not has_huge_pages()
     kept = "; up to twice that stays resident (see run.keep_memory)" if holes else ""
     return [
-        f"{name:12} {t.steps:,} steps of {t.batch} x {t.seq} = {tokens:,} tokens; {flops / 1e6:.1f} MFLOP a token; about "
+        f"{name:12} {t.steps:,} steps of {t.batch_size} x {t.seq_len} = {tokens:,} tokens; {flops / 1e6:.1f} MFLOP a token; about "
         f"{minutes:.1f} minutes, at {UTILISATION:.0%} of the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
         f"{'':12} {_mb(step_bytes(c, t))} a device for a step, by the compiler's plan{kept}",
     ]
@@ -53,7 +53,7 @@ def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
 def step_bytes(c: Config, t: Train) -> int:
     """Peak bytes of one training step on one device: the state, the batch, gradients and activations."""
     options = compiler_options(c.mesh)
-    plan = lowered(c, t, jax.sharding.get_mesh()).compile(compiler_options=options).memory_analysis()
+    plan = lower_train_step(c, t, jax.sharding.get_mesh()).compile(compiler_options=options).memory_analysis()
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 

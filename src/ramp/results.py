@@ -18,7 +18,7 @@ from ramp.model import transformer
 
 
 @dataclass(frozen=True)
-class Bench:
+class Results:
     """Where results are, and what they are of."""
 
     directory: Path
@@ -65,11 +65,11 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
-def fresh(c: Model, seed: int = 0) -> dict:
-    return {"lm": jax.jit(lambda: transformer.init(c, jax.random.PRNGKey(seed)))()}
+def init_lm(c: Model, seed: int = 0) -> dict:
+    return {"lm": jax.jit(lambda: transformer.init_params(c, jax.random.PRNGKey(seed)))()}
 
 
-def kept(b: Bench, name: str, like: dict, make: Callable[[], dict]) -> dict:
+def load_or_make(b: Results, name: str, like: dict, make: Callable[[], dict]) -> dict:
     """make(), a pytree of `like`'s shapes, or what it gave before: it is kept as .npz beside the results."""
     path = b.directory / f"{name}.npz"
     leaves, tree = jax.tree.flatten(like)

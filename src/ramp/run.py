@@ -30,7 +30,7 @@ NEEDS = {
 }
 
 
-def setup(c: Config, devices: int | None = None) -> Config:
+def setup_devices(c: Config, devices: int | None = None) -> Config:
     """Join the job's processes, choose the device's dtype, make the mesh, check that everything divides; resolved.
 
     `devices`: use only the first so many.
@@ -40,16 +40,16 @@ def setup(c: Config, devices: int | None = None) -> Config:
     from ramp.train import mesh
 
     keep_memory()
-    use_eigen(c)
-    mesh.connect()
+    prefer_eigen(c)
+    mesh.connect_processes()
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ramp" / "xla"))
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    c = config.resolve(on_device(c, jax.default_backend()))
+    c = config.resolve(choose_dtype(c, jax.default_backend()))
     use = jax.devices()[:devices]
-    mesh.check(c, mesh.shape(c.mesh, len(use)))
-    mesh.make(c.mesh, use)
+    mesh.check_divisible(c, mesh.resolve_mesh_shape(c.mesh, len(use)))
+    mesh.make_mesh(c.mesh, use)
     return c
 
 
@@ -79,7 +79,7 @@ def keep_memory() -> None:
             libc.mallopt(option, value)
 
 
-def use_eigen(c: Config) -> None:
+def prefer_eigen(c: Config) -> None:
     """Ask XLA:CPU for products by Eigen instead of YNNPACK where they are of float32: 100 to 108 GFLOP/s a core (Zen 4) against
     67 to 88. In bfloat16 YNNPACK has 165 to 200 and Eigen 65 to 100. XLA reads the wish once, before its first device."""
     float32 = c.model.dtype == "float32" or (c.model.dtype == "auto" and not has_bfloat16())
@@ -89,7 +89,7 @@ def use_eigen(c: Config) -> None:
         os.environ["XLA_FLAGS"] = f"{asked} {EIGEN}".strip()
 
 
-def on_device(c: Config, backend: str) -> Config:
+def choose_dtype(c: Config, backend: str) -> Config:
     """Fill in model.dtype = "auto" by what `ramp bench` measured faster: bfloat16, but on processors that lack it."""
     if c.model.dtype != "auto":
         return c
@@ -116,7 +116,7 @@ def run(
     """
     import jax
 
-    c = setup(c)  # before imports that start threads: each would bring an arena that `keep_memory` does not hold
+    c = setup_devices(c)  # before imports that start threads: each would bring an arena that `keep_memory` does not hold
     from ramp import report
     from ramp.stages import converse, evaluate, finetune, pretrain, reinforce, synthesize
     from ramp.train.preemption import Preemption
@@ -132,25 +132,25 @@ def run(
     rundir = RunDir(directory)
     first, stop = jax.process_index() == 0, Preemption()
     with ExitStack() as held:
-        by_first(lambda: (held.enter_context(rundir.lock()), rundir.claim(c)))
+        on_process_zero(lambda: (held.enter_context(rundir.lock()), rundir.check_or_create(c)))
         for stage in stages or c.stages:
-            if rundir.done(stage) and not force:
+            if rundir.is_done(stage) and not force:
                 print(f"{stage}: done before")
                 continue
             need = NEEDS.get(stage)
-            if need and not rundir.done(need):
+            if need and not rundir.is_done(need):
                 raise UserError(
                     f"{stage} needs {need}, which {directory} has not finished; run `ramp {need} {directory}`"
                 )
             stop.check(0)
-            result = by_first(partial(prepared, rundir, c)) if stage == "prepare" else work[stage](rundir, c, stop)
-            by_first(partial(report.update_report, directory, stage, (result or {}) | {"done": True}))
-            by_first(partial(report.write_report, directory))
+            result = on_process_zero(partial(prepare_in_subprocess, rundir, c)) if stage == "prepare" else work[stage](rundir, c, stop)
+            on_process_zero(partial(report.update_report, directory, stage, (result or {}) | {"done": True}))
+            on_process_zero(partial(report.write_report, directory))
     if first:
         print(f"report: {directory / 'report.html'}")
 
 
-def prepared(rundir: RunDir, c: Config) -> dict:
+def prepare_in_subprocess(rundir: RunDir, c: Config) -> dict:
     """`prepare` in a process of its own: in this one the tokenizer's threads would wait for the one arena that
     `keep_memory` leaves (30 s for 7), and its garbage would stay."""
     from ramp.stages import prepare
@@ -165,7 +165,7 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def by_first(action: Callable[[], Any]) -> Any:
+def on_process_zero(action: Callable[[], Any]) -> Any:
     """Process 0, the only one that writes, does it; the others wait, get None, and stop too where it fails."""
     import jax
     import numpy as np

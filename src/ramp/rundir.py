@@ -33,7 +33,7 @@ FREE = {
     "eval_every",
     "save_every",
     "samples",
-    "guard_limit",
+    "max_skipped_steps",
     "attention",
     "unroll",
     "remat",
@@ -60,7 +60,7 @@ class RunDir:
         return self.path / "checkpoints" / stage
 
     @property
-    def speaker(self) -> str:
+    def default_stage(self) -> str:
         """The stage whose weights speak unless another is named: an imported model speaks before it is fine-tuned."""
         imported = "imported" in self.report().get("pretrain", {})
         return "pretrain" if imported and not self.checkpoints("finetune").exists() else "finetune"
@@ -74,13 +74,13 @@ class RunDir:
         file = self.path / "report.json"
         return json.loads(file.read_text()) if file.exists() else {}
 
-    def done(self, stage: str) -> bool:
+    def is_done(self, stage: str) -> bool:
         return bool(self.report().get(stage, {}).get("done"))
 
-    def begun(self, stage: str) -> bool:
+    def has_begun(self, stage: str) -> bool:
         return stage in self.report() or self.checkpoints(stage).exists()
 
-    def claim(self, c: Config) -> None:
+    def check_or_create(self, c: Config) -> None:
         """Write config.toml and provenance.json, or refuse a directory whose results come from another configuration."""
         if self.config.exists():
             self._require_same(config.resolve(config.load(self.config)), c)
@@ -93,7 +93,7 @@ class RunDir:
     def _require_same(self, old: Config, new: Config) -> None:
         for stage, parts in DEPENDS.items():
             changed = [change for part in parts for change in _changes(part, getattr(old, part), getattr(new, part))]
-            if changed and self.begun(stage):
+            if changed and self.has_begun(stage):
                 raise UserError(
                     f"{self.path} was begun with another configuration ({'; '.join(changed[:4])}); "
                     "name another directory with --run, or delete this one"
@@ -118,7 +118,7 @@ def _changes(name: str, old: Any, new: Any) -> list[str]:
     return [change for key in keys for change in _changes(f"{name}.{key}", getattr(old, key), getattr(new, key))]
 
 
-def opened(path: Path) -> tuple[RunDir, Config]:
+def open_run(path: Path) -> tuple[RunDir, Config]:
     """A run that exists, and its configuration."""
     if not (path / "config.toml").exists():
         raise UserError(

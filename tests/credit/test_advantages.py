@@ -90,8 +90,8 @@ def test_step_local_and_first_error_against_loops(seed):
 @given(seeds)
 def test_process_credit_never_praises_a_wrong_step(seed):
     c = credit(seed)
-    wrong = np.asarray(A.to_tokens(c, (1 - c.right_bs) * c.exists_bs)) > 0
-    right = np.asarray(A.to_tokens(c, c.right_bs)) > 0
+    wrong = np.asarray(A.spread_to_tokens(c, (1 - c.right_bs) * c.exists_bs)) > 0
+    right = np.asarray(A.spread_to_tokens(c, c.right_bs)) > 0
     for method in (A.step_local, A.first_error):
         a = np.asarray(method(c))
         assert (a[wrong] <= 1e-6).all() and (a[right] >= -1e-6).all()

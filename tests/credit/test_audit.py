@@ -11,7 +11,7 @@ from test_rollouts import TOKENIZER, written
 
 from ramp.credit import audit, exact, head, picture
 from ramp.credit.advantages import METHODS
-from ramp.credit.learn import known
+from ramp.credit.learn import checker_credit
 from ramp.errors import UserError
 from ramp.tasks import TASKS, chain
 from ramp.tasks.protocol import parse
@@ -23,19 +23,19 @@ def group_of_four():
     """One lucky success, one clean one, two failures with a right step."""
     r = written("a2|b4|4.", "a7|b4|4.", "a7|b5|5.", "a7|b9|9.")
     r = replace(r, group=4)
-    return r, {name: np.asarray(METHODS[name](known(r))) for name in ("rloo", "step_local", "first_error")}
+    return r, {name: np.asarray(METHODS[name](checker_credit(r))) for name in ("rloo", "step_local", "first_error")}
 
 
 def test_straw_of_a_group_known_by_hand():
     r, credited = group_of_four()
-    outcome = audit.straw(r, credited["rloo"])
+    outcome = audit.misassigned_credit(r, credited["rloo"])
     assert outcome["wrong_up"] == 1 and outcome["right_down"] == 1 and outcome["lucky"] == 0.5
     assert outcome["mass_on_wrong"] == pytest.approx(1 / 6)  # of the six steps of the two successes one is wrong
     assert outcome["bits"] == pytest.approx(1)  # half up, half down: one bit a rollout
     for name in ("step_local", "first_error"):
-        process = audit.straw(r, credited[name])
+        process = audit.misassigned_credit(r, credited[name])
         assert process["wrong_up"] == process["right_down"] == process["mass_on_wrong"] == 0
-    assert audit.straw(r, credited["step_local"])["bits"] > 1
+    assert audit.misassigned_credit(r, credited["step_local"])["bits"] > 1
 
 
 def test_exact_values_against_all_ways():
@@ -77,14 +77,14 @@ def test_attacks_parse_and_none_is_verified(name, seed, level):
 
 
 def test_the_checker_withstands_every_attack_and_a_credulous_reward_none():
-    checker = audit.hacks(lambda r: r.right_bs, TOKENIZER, chain.TASK, level=4, n=20)
+    checker = audit.find_reward_hacks(lambda r: r.right_bs, TOKENIZER, chain.TASK, level=4, n=20)
     assert checker[0]["attack"] == "right solutions" and checker[0]["accepted"] == 1
     assert max(row["accepted"] for row in checker[1:]) == 0
 
     def credulous(r):
         return np.ones(r.right_bs.shape, np.float32)
 
-    rows = {row["attack"]: row["accepted"] for row in audit.hacks(credulous, TOKENIZER, chain.TASK, level=4, n=20)}
+    rows = {row["attack"]: row["accepted"] for row in audit.find_reward_hacks(credulous, TOKENIZER, chain.TASK, level=4, n=20)}
     assert rows["babble"] == rows["thanks"] == rows["all steps are correct"] == 1
 
 
@@ -94,7 +94,7 @@ def test_a_perfect_checker_is_hacked_through_its_sum_but_not_through_its_least_s
 
     rows = {
         row["attack"]: row["accepted"]
-        for row in audit.hacks(lambda r: r.right_bs, TOKENIZER, chain.TASK, 4, 20, 0.5, total)
+        for row in audit.find_reward_hacks(lambda r: r.right_bs, TOKENIZER, chain.TASK, 4, 20, 0.5, total)
     }
     assert rows["never ends"] == 1 and rows["right but for the last step"] == 1
 
@@ -110,14 +110,14 @@ def test_a_perfect_checker_is_hacked_through_its_sum_but_not_through_its_least_s
 )
 def test_a_reward_of_the_wrong_kind_is_refused(reward):
     with pytest.raises(UserError, match="the reward"):
-        audit.hacks(reward, TOKENIZER, chain.TASK, level=2, n=2)
+        audit.find_reward_hacks(reward, TOKENIZER, chain.TASK, level=2, n=2)
 
 
 def test_tokens_to_and_ratio():
-    assert audit.tokens_to([(0, 0.5), (100, 0.8), (200, 1.0)], 0.9) == pytest.approx(150)
-    assert audit.tokens_to([(0, 0.5), (100, 0.8)], 0.9) == float("inf")
-    assert audit.tokens_to([(0, 0.95)], 0.9) == 0
-    mean, low, high = audit.ratio([100, 110, 90], [50, 55, 45])
+    assert audit.tokens_to_reach([(0, 0.5), (100, 0.8), (200, 1.0)], 0.9) == pytest.approx(150)
+    assert audit.tokens_to_reach([(0, 0.5), (100, 0.8)], 0.9) == float("inf")
+    assert audit.tokens_to_reach([(0, 0.95)], 0.9) == 0
+    mean, low, high = audit.bootstrap_ratio([100, 110, 90], [50, 55, 45])
     assert mean == pytest.approx(2) and 1.6 < low < mean < high
 
 
@@ -142,14 +142,14 @@ def test_auc_against_all_pairs(pairs):
 
 def test_pictures_show_every_token_and_every_verdict():
     r, credited = group_of_four()
-    page = picture.page(TOKENIZER, r, credited, range(4), "Credit <here>")
+    page = picture.render_page(TOKENIZER, r, credited, range(4), "Credit <here>")
     assert page.count("<table>") == 4 and "Credit &lt;here&gt;" in page and "right by luck" in page
     assert page.count("✗") == sum(not s.right for v in r.verdicts for s in v.all_steps)
     assert page.count("<span") == 3 * r.tokens
-    assert "wrong operation" in picture.text(TOKENIZER, r, credited, 0) and "rloo" in picture.text(
+    assert "wrong operation" in picture.describe_rollout(TOKENIZER, r, credited, 0) and "rloo" in picture.describe_rollout(
         TOKENIZER, r, credited, 0
     )
-    assert len(picture.figure(TOKENIZER, r, credited, 0).axes[0].patches) == 3 * len(r.ids(0))
+    assert len(picture.plot_rollout(TOKENIZER, r, credited, 0).axes[0].patches) == 3 * len(r.ids(0))
     assert picture.colour(0.0, 1.0) == (255, 255, 255) and picture.colour(1.0, 0.0) == (255, 255, 255)
     green, red = picture.colour(1.0, 1.0), picture.colour(-1.0, 1.0)
     assert green[1] > green[0] and red[0] > red[1]

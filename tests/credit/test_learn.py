@@ -13,7 +13,7 @@ from ramp.credit import head, lab, learn
 from ramp.errors import UserError
 from ramp.tasks import chain
 
-MODEL = tiny.model(vocab=264, context=64)
+MODEL = tiny.model(vocab_size=264, context_len=64)
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +21,12 @@ def policy():
     """Parameters with a head, and a frozen copy."""
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
-        yield {"lm": lm, "process": head.init(MODEL, lm)}, {"lm": tiny.lively(MODEL, seed=1)}
+        yield {"lm": lm, "process": head.init_head(MODEL, lm)}, {"lm": tiny.lively(MODEL, seed=1)}
 
 
 def collect(policy, **over):
     params, ref = policy
-    return learn.collect(MODEL, replace(SETTINGS, kl=0.0, **over), TOKENIZER, params, ref, 0, 0)
+    return learn.collect_batch(MODEL, replace(SETTINGS, kl_coef=0.0, **over), TOKENIZER, params, ref, 0, 0)
 
 
 def test_continuations_are_paid_for(policy):
@@ -40,7 +40,7 @@ def test_labels_are_counted_and_bear_weight_once(policy):
     given = head.first_error_labels(got.rollouts)
     assert got.labels == (given >= 0).sum() == got.batch["label_weights"].sum()
     assert collect(policy, method="step_local").labels == got.rollouts.exists_bs.sum()
-    whole = head.rows(got.rollouts, SETTINGS.seq, given)["tokens"]
+    whole = head.label_rows(got.rollouts, SETTINGS.seq_len, given)["tokens"]
     assert (got.batch["tokens"] == whole).all()  # the head learns on the rows it is asked on, the last token with them
 
 
@@ -67,11 +67,11 @@ def test_what_is_missing_is_said(policy):
     with pytest.raises(UserError, match="need a process head"):
         collect(({"lm": params["lm"]}, None), reward="head")
     with pytest.raises(UserError, match="raise"):
-        learn.imitation(TOKENIZER, chain.TASK, 8, 2, 20, 0)
+        learn.make_sft_batch(TOKENIZER, chain.TASK, 8, 2, 20, 0)
 
 
 def test_imitation_is_pure_and_ends_where_the_answer_does():
-    one, two = (learn.imitation(TOKENIZER, chain.TASK, 3, 4, 48, 5) for _ in range(2))
+    one, two = (learn.make_sft_batch(TOKENIZER, chain.TASK, 3, 4, 48, 5) for _ in range(2))
     assert all((one[k] == two[k]).all() for k in one)
     for b in range(4):
         said = one["targets"][b][one["weights"][b] > 0]
@@ -80,32 +80,32 @@ def test_imitation_is_pure_and_ends_where_the_answer_does():
 
 def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     params, _ = policy
-    t = replace(SETTINGS, lr_scale=1e-2, warmup=1, steps=60)
+    t = replace(SETTINGS, lr_scale=1e-2, warmup_steps=1, steps=60)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
-    batch = head.rows(r, 48, head.first_error_labels(r))
+    batch = head.label_rows(r, 48, head.first_error_labels(r))
     first, update = lab.trainer(MODEL, t, head.process_loss(MODEL))
     state, losses = first(params), []
     for _ in range(60):
-        state, metrics = update(state, learn.put(batch))
+        state, metrics = update(state, learn.shard_rows(batch))
         losses.append(float(metrics["train/loss"]))
     assert losses[-1] < 0.4 < losses[0]
     tiny.assert_trees_close(state.params["lm"], params["lm"], 0, 0)
-    p = head.score(MODEL, state.params["process"], r, 48)
-    assert (p[r.exists_bs == 0] == 0).all() and head.quality(p, r, 0.5)["auc"] == 1
+    p = head.score_steps(MODEL, state.params["process"], r, 48)
+    assert (p[r.exists_bs == 0] == 0).all() and head.measure_quality(p, r, 0.5)["auc"] == 1
 
 
 def test_the_implicit_reward_learns_who_was_right(policy):
     """Trained online on outcomes, the summed log-ratio comes to be higher for right answers."""
     params, ref = policy
-    t = replace(SETTINGS, method="implicit", implicit_beta=1.0, lr_scale=1e-2, warmup=1, steps=40, kl=0.0, seq=48)
+    t = replace(SETTINGS, method="implicit", implicit_beta=1.0, lr_scale=1e-2, warmup_steps=1, steps=40, kl_coef=0.0, seq_len=48)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
-    batch = learn.rollouts.rows(r, 48, np.zeros(r.tokens_bn.shape, np.float32))
+    batch = learn.rollouts.make_rows(r, 48, np.zeros(r.tokens_bn.shape, np.float32))
     batch |= {"said": batch["weights"], "outcome": r.outcome_b[:, None]}
     batch["ref"] = learn.logps(MODEL, t, ref["lm"], r)
-    first, update = lab.trainer(MODEL, t, learn.loss(MODEL, t))
+    first, update = lab.trainer(MODEL, t, learn.make_loss(MODEL, t))
     state = first(params)
     for _ in range(40):
-        state, _ = update(state, learn.put(batch))
+        state, _ = update(state, learn.shard_rows(batch))
     logp_bt = learn.logps(MODEL, t, state.params["process"]["lm"], r)
     odds = ((logp_bt - batch["ref"]) * batch["said"]).sum(axis=1)
     assert odds[r.outcome_b == 1].min() > odds[r.outcome_b == 0].max()
@@ -113,7 +113,7 @@ def test_the_implicit_reward_learns_who_was_right(policy):
 
 def test_right_steps_are_spoken_and_wrong_ones_are_not():
     r = written("a7|b4|4.", "a2|b4|4.")
-    batch = head.rows(r, 48, head.first_error_labels(r))
+    batch = head.label_rows(r, 48, head.first_error_labels(r))
     for b, wrong in enumerate((False, True)):
         words = TOKENIZER.decode([int(t) for t in batch["tokens"][b][1:][batch["spoken"][b][:-1] > 0]])
         assert ("7" in words) != wrong and ("2" not in words)
@@ -132,5 +132,5 @@ def test_calibration_error_of_known_cases():
 
 def test_a_label_budget_pays_for_whole_rollouts():
     labels = np.ones((200, 3), np.float32)
-    kept = head.budget(labels, 0.25, 0)
+    kept = head.limit_labels(labels, 0.25, 0)
     assert set(map(tuple, kept)) == {(1, 1, 1), (-1, -1, -1)} and 0.15 < (kept[:, 0] > 0).mean() < 0.35

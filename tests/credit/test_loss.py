@@ -78,18 +78,18 @@ def test_most_covariant_finds_the_tokens_that_cost_entropy():
 
 
 def test_the_bonus_adapts_towards_its_target():
-    assert L.adapted(0.01, 0.1, 0.5) > L.adapted(0.01, 0.5, 0.5) == 0.01 > L.adapted(0.01, 0.9, 0.5) > 0
-    assert L.adapted(0.1, 0.0, 1.0) <= 1.0
+    assert L.adapt_entropy_coef(0.01, 0.1, 0.5) > L.adapt_entropy_coef(0.01, 0.5, 0.5) == 0.01 > L.adapt_entropy_coef(0.01, 0.9, 0.5) > 0
+    assert L.adapt_entropy_coef(0.1, 0.0, 1.0) <= 1.0
 
 
 def test_sampler_and_loss_agree_on_every_token(temperature=0.7):
     """Sampled log-probabilities are those the loss computes: the first ratio is 1."""
-    c = tiny.model(vocab=264, context=96)
+    c = tiny.model(vocab_size=264, context_len=96)
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(c)
         asked = [chain.sample(i, 3) for i in range(4)]
-        r = rollouts.roll(c, lm, TOKENIZER, chain.TASK, asked, 2, 20, 5, temperature)
-        batch = rollouts.rows(r, 64, np.zeros_like(r.logps_bn))
+        r = rollouts.sample_rollouts(c, lm, TOKENIZER, chain.TASK, asked, 2, 20, 5, temperature)
+        batch = rollouts.make_rows(r, 64, np.zeros_like(r.logps_bn))
         logps = jax.jit(L.token_logps, static_argnums=(0, 4))
         logp, entropy = logps(c, lm, batch["tokens"], batch["targets"], temperature)
     said = batch["weights"] > 0
@@ -100,16 +100,16 @@ def test_sampler_and_loss_agree_on_every_token(temperature=0.7):
 
 def test_rows_without_signal_change_nothing():
     """A group whose advantages are all zero bears no weight: no gradient, no KL, however far the reference is."""
-    c = tiny.model(vocab=264, context=96)
+    c = tiny.model(vocab_size=264, context_len=96)
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(c)
-        r = rollouts.roll(c, lm, TOKENIZER, chain.TASK, [chain.sample(0, 2)], 2, 8, 5)
+        r = rollouts.sample_rollouts(c, lm, TOKENIZER, chain.TASK, [chain.sample(0, 2)], 2, 8, 5)
         none = np.zeros_like(r.logps_bn)
-        keep_b = rollouts.signal(r, none)
+        keep_b = rollouts.signal_batch(r, none)
         assert keep_b.sum() == 0
-        batch = rollouts.rows(r, 48, none)
+        batch = rollouts.make_rows(r, 48, none)
         batch["weights"] = batch["weights"] * keep_b[:, None]
         batch["ref"] = batch["old"] - 5
-        loss = L.policy_loss(c, Reinforce(kl=1.0))
+        loss = L.policy_loss(c, Reinforce(kl_coef=1.0))
         grads = jax.jit(jax.grad(lambda p: loss({"lm": p}, batch, None)[0]))(lm)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) == 0

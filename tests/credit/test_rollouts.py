@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from ramp.credit import audit, head, learn, rollouts
-from ramp.credit.rollouts import fork, roll
+from ramp.credit.rollouts import fork_prefixes, sample_rollouts
 from ramp.errors import UserError
 from ramp.model import sample
 from ramp.tasks import chain
@@ -15,7 +15,7 @@ from ramp.tasks.protocol import solution_ids
 from ramp.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()
-MODEL = tiny.model(vocab=264, context=96)
+MODEL = tiny.model(vocab_size=264, context_len=96)
 
 
 def written(*texts: str) -> rollouts.Rollouts:
@@ -26,7 +26,7 @@ def written(*texts: str) -> rollouts.Rollouts:
         *steps, answer = text.rstrip(".").split("|")
         ids = solution_ids(TOKENIZER, steps, answer)
         said.append(ids if text.endswith(".") else ids[:-1])
-    return audit.as_rollouts(TOKENIZER, chain.TASK, [problem] * len(texts), said)
+    return audit.solutions_as_rollouts(TOKENIZER, chain.TASK, [problem] * len(texts), said)
 
 
 def test_verdicts_become_arrays():
@@ -42,22 +42,22 @@ def test_what_does_not_fit_is_said_in_a_sentence():
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.init(MODEL)
         with pytest.raises(UserError, match="do not fit"):
-            roll(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(0, 20)], 2, 60, 0)
+            sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(0, 20)], 2, 60, 0)
         with pytest.raises(UserError, match="problems"):
-            roll(MODEL, lm, TOKENIZER, chain.TASK, [], 2, 8, 0)
+            sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, [], 2, 8, 0)
     with pytest.raises(UserError, match="too long"):
-        rollouts.rows(written("a7|b4|4."), 10, np.zeros((1, 8), np.float32))
+        rollouts.make_rows(written("a7|b4|4."), 10, np.zeros((1, 8), np.float32))
     with pytest.raises(UserError, match="advantage"):
-        rollouts.rows(written("a7|b4|4."), 64, np.zeros((1, 8), np.int32))
+        rollouts.make_rows(written("a7|b4|4."), 64, np.zeros((1, 8), np.int32))
     with pytest.raises(UserError, match="labels"):
-        head.rows(written("a7|b4|4."), 64, np.ones((1, 9), bool))
+        head.label_rows(written("a7|b4|4."), 64, np.ones((1, 9), bool))
 
 
 def test_rows_put_everything_where_the_target_is():
     r = written("a7|b4|4.", "4.")
     a = np.arange(16, dtype=np.float32).reshape(2, 8) + 1
-    batch = rollouts.rows(r, 48, a)
-    np.testing.assert_array_equal(rollouts.at_tokens(r, batch["advantage"]), a * r.mask_bn)
+    batch = rollouts.make_rows(r, 48, a)
+    np.testing.assert_array_equal(rollouts.align_to_tokens(r, batch["advantage"]), a * r.mask_bn)
     for b in range(2):
         ids, n = r.ids(b), len(r.ids(b))
         said = batch["weights"][b] > 0
@@ -75,10 +75,10 @@ def test_a_fork_of_the_cache_is_the_prefix_run_again():
         padded, lengths = sample.pad_prompts(rows)
         cache = sample.prefill(MODEL, lm, padded, lengths, np.zeros(2, np.uint32), 48).cache
         row, at = jnp.array([0, 0, 1, 1], jnp.int32), jnp.array([3, 9, 2, 5], jnp.int32)
-        stream = fork(MODEL, sample.ready(MODEL, lm), cache, jnp.asarray(padded), row, at, jnp.zeros(4, jnp.uint32))
+        stream = fork_prefixes(MODEL, sample.prepare_decode_params(MODEL, lm), cache, jnp.asarray(padded), row, at, jnp.zeros(4, jnp.uint32))
         for i in range(4):
             prefix = [rows[int(row[i])][: int(at[i])]]
-            alone = sample.start(MODEL, lm, prefix)
+            alone = sample.prefill_prompts(MODEL, lm, prefix)
             np.testing.assert_allclose(stream.logits_bv[i], alone.logits_bv[0], atol=2e-4)
 
 
@@ -86,9 +86,9 @@ def test_continuations_count_wins_and_tokens():
     """A policy that always finishes in the same way: values are all 0 or 1, and the cost is what it sampled."""
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
-        r = roll(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3)
+        r = sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3)
         r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, 1, -1)  # whatever was said, let a step begin there
-        value_bs, cost = rollouts.continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, chunk=16)
+        value_bs, cost = rollouts.sample_continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, chunk=16)
     forked = [b for b in range(6) if 1 in r.step_bn[b]]
     assert np.isfinite(value_bs[forked, 1]).all() and np.isnan(np.delete(value_bs, 1, axis=1)).all()
     assert 0 < cost <= len(forked) * 2 * 8 and ((value_bs[forked, 1] >= 0) & (value_bs[forked, 1] <= 1)).all()
@@ -98,9 +98,9 @@ def test_continuations_are_sampled_as_the_rollouts_were():
     """Almost greedy, a continuation from any boundary says again what the rollout said from there."""
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
-        r = roll(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3, 1e-3)
+        r = sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3, 1e-3)
         r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, r.step_bn[:, 3:4] + 1, -1)
-        _, cost = rollouts.continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, 1e-3, chunk=16)
+        _, cost = rollouts.sample_continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, 1e-3, chunk=16)
     begins = [(b, n) for b in range(6) for n in range(12) if r.step_bn[b, n] > max(0, *r.step_bn[b, :n], 0)]
     assert begins and cost == 2 * sum(len(r.ids(b)) - n for b, n in begins)
 
@@ -109,12 +109,12 @@ def test_rollouts_are_pure_in_their_seed_and_groups_stay_together():
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
         asked = [chain.sample(i, 2) for i in range(3)]
-        one, two = (roll(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 3) for _ in range(2))
-        other = roll(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 4)
+        one, two = (sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 3) for _ in range(2))
+        other = sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 4)
     assert (one.tokens_bn == two.tokens_bn).all() and (one.tokens_bn != other.tokens_bn).any()
     assert [p.seed for p in one.problems] == [0, 0, 1, 1, 2, 2]
 
 
 def test_held_out_problems_are_not_trained_on():
-    trained = {p.seed for step in range(50) for p in learn.problems(chain.TASK, 2, (1 * 1_000_003 + step) * 4, 4)}
-    assert not trained & {p.seed for p in learn.held_out(chain.TASK, 2, 256)}
+    trained = {p.seed for step in range(50) for p in learn.make_problems(chain.TASK, 2, (1 * 1_000_003 + step) * 4, 4)}
+    assert not trained & {p.seed for p in learn.held_out_problems(chain.TASK, 2, 256)}

@@ -19,8 +19,8 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
 SETTINGS = Reinforce(
-    task="chain", level=2, method="step_local", steps=3, imitate=2, prompts=2, group=2, tokens=10, seq=40,
-    adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0, lr_scale=1e-3, problems=4, eval_every=3, save_every=2, kl=0.01,
+    task="chain", level=2, method="step_local", steps=3, sft_steps=2, num_prompts=2, group_size=2, max_new_tokens=10, seq_len=40,
+    adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0, lr_scale=1e-3, num_eval_problems=4, eval_every=3, save_every=2, kl_coef=0.01,
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ SETTINGS = Reinforce(
 def run(tmp_path, monkeypatch):
     """A run directory whose fine-tuned model is a fresh one."""
     c = config.resolve(
-        Config(text=Text(tokenizer="bytes"), model=tiny.model(vocab=264, context=64), reinforce=SETTINGS)
+        Config(text=Text(tokenizer="bytes"), model=tiny.model(vocab_size=264, context_len=64), reinforce=SETTINGS)
     )
     rundir = RunDir(tmp_path / "run")
     rundir.data.mkdir(parents=True)
@@ -51,10 +51,10 @@ def test_from_fine_tuned_model_to_page(run, capsys):
     tags = set().union(*(m.keys() for m in lines if m["stage"] == "reinforce"))
     assert {"rl/tokens", "rl/verified", "rl/dropped_groups", "credit/wrong_up", "train/kl", "train/entropy"} <= tags
     assert "<table>" in (rundir.path / "credit.html").read_text()
-    path = reinforce.show(rundir, c, 3, 1)
+    path = reinforce.show_credit(rundir, c, 3, 1)
     assert path.endswith("credit.html") and "step_local" in capsys.readouterr().out
     with pytest.raises(UserError, match="--problem"):
-        reinforce.show(rundir, c, -1, 1)
+        reinforce.show_credit(rundir, c, -1, 1)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
 
 
 def test_the_benchmark_keeps_what_it_has(tmp_path):
-    b = results.Bench(tmp_path, tiny.model(vocab=264), SETTINGS)
+    b = results.Results(tmp_path, tiny.model(vocab_size=264), SETTINGS)
     calls = []
     work = lambda: calls.append(1) or {"x": len(calls)}  # noqa: E731
     assert b.once({"part": "a"}, work)["x"] == 1 and b.once({"part": "a"}, work)["x"] == 1 and len(calls) == 1
@@ -98,10 +98,10 @@ def test_the_benchmark_keeps_what_it_has(tmp_path):
 
 
 def test_gradients_of_a_split_model_are_compared_whole():
-    c = tiny.model(vocab=264)
+    c = tiny.model(vocab_size=264)
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
-        params = results.fresh(c)
-        assert bench.flat(params).shape == (cost.param_count(c),)
+        params = results.init_lm(c)
+        assert bench.flat(params).shape == (cost.count_params(c),)
         assert bench.flat({"w": params["lm"]["head"]["norm"] * 2}).tolist() == [2.0] * c.width
 
 
@@ -116,7 +116,7 @@ def test_faults_are_of_the_kind_asked_for():
 def test_a_stretched_row_is_the_same_row_with_gaps_before_an_operation_and_before_the_solution():
     """Without the gaps everything is as it was, and label, operation and operand still stand side by side."""
     r = attack.solved("value", 4, 0, 20)
-    plain = head.rows(r, 80, head.first_error_labels(r))
+    plain = head.label_rows(r, 80, head.first_error_labels(r))
     longer = attack.stretched({name: a.copy() for name, a in plain.items()}, r, np.random.default_rng(0))
     gaps = {"operation": set(), "solution": set()}
     for b, prompt in enumerate(r.prompts):

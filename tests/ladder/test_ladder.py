@@ -18,7 +18,7 @@ from ramp.cli import main
 from ramp.errors import UserError
 from ramp.ladder import learn, page, run, rungs
 from ramp.ladder.probes import PROBES
-from ramp.ladder.rungs import RUNGS, Rung, below, numbered
+from ramp.ladder.rungs import RUNGS, Rung, rung_below, select_rungs
 from ramp.model import transformer
 from ramp.rundir import RunDir
 
@@ -106,7 +106,7 @@ def test_the_key_of_a_probe_depends_on_its_rows(monkeypatch, tmp_path):
     tokens, answers = PROBES["recall"].rows(np.random.default_rng(0), 12, 4)
     for change in ({}, {"rows": lambda rng, n, count: (tokens, 1 - answers)}, {"steps": 7}):
         monkeypatch.setitem(PROBES, "recall", replace(PROBES["recall"], **change))
-        run.tried(numbered(5), "recall", config.Config(), RunDir(tmp_path), 1.0, {})
+        run.measure_rung(select_rungs(5), "recall", config.Config(), RunDir(tmp_path), 1.0, {})
     assert len(list((tmp_path / "ladder").glob("05-recall-12-*.json"))) == 3
 
 
@@ -121,8 +121,8 @@ def test_counting_is_counting():
 
 def test_the_learned_bigram_becomes_the_counted_one():
     """Depth 0 on a stream of two letters, against the entropy of its own counts."""
-    c = learn.shaped(numbered(2), config.Config(text=BYTES, model=config.Model(width=32, context=32, dtype="float32")))
-    m, t = c.model, replace(c.pretrain, steps=300, batch=16, seq=16, warmup=10, guard_sigma=0.0)
+    c = learn.rung_model(select_rungs(2), config.Config(text=BYTES, model=config.Model(width=32, context_len=32, dtype="float32")))
+    m, t = c.model, replace(c.pretrain, steps=300, batch_size=16, seq_len=16, warmup_steps=10, skip_sigma=0.0)
     rng = np.random.default_rng(0)
     chain = np.array([[0.9, 0.1], [0.4, 0.6]])
     stream = [0]
@@ -134,14 +134,14 @@ def test_the_learned_bigram_becomes_the_counted_one():
     with jax.set_mesh(tiny.mesh()):
         from ramp.model.loss import next_token_loss
         from ramp.train import optim
-        from ramp.train.state import new_state
+        from ramp.train.state import init_state
         from ramp.train.step import make_step
 
-        tx = optim.make(t)
-        state = jax.jit(lambda: new_state({"lm": transformer.init(m, jax.random.PRNGKey(0))}, tx, 0))()
+        tx = optim.make_optimizer(t)
+        state = jax.jit(lambda: init_state({"lm": transformer.init_params(m, jax.random.PRNGKey(0))}, tx, 0))()
         step = make_step(next_token_loss(m, 0.0), tx, t)
         for i in range(t.steps):
-            at = np.random.default_rng(i).integers(0, len(stream) - 17, t.batch)[:, None] + np.arange(17)
+            at = np.random.default_rng(i).integers(0, len(stream) - 17, t.batch_size)[:, None] + np.arange(17)
             rows = stream[at]
             state, _ = step(
                 state, {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((16, 16), np.float32)}
@@ -156,14 +156,14 @@ def test_the_learned_bigram_becomes_the_counted_one():
 def test_the_last_rung_is_the_default_model():
     cpu = config.load(CONFIGS / "cpu.toml", ["--text.tokenizer", "bytes"])
     top = [r for r in RUNGS if r.main][-1]
-    assert learn.shaped(top, cpu).model == config.resolve(cpu).model
-    assert learn.shaped(top, cpu).pretrain.optimizer == cpu.pretrain.optimizer
+    assert learn.rung_model(top, cpu).model == config.resolve(cpu).model
+    assert learn.rung_model(top, cpu).pretrain.optimizer == cpu.pretrain.optimizer
 
 
 def test_every_rung_is_a_model_and_differs_from_the_one_below():
     c = config.load(CONFIGS / "ladder.toml", ["--text.tokenizer", "bytes"])
     for rung in RUNGS[3:]:
-        here, under = (learn.shaped(r, c) for r in (rung, below(rung)))
+        here, under = (learn.rung_model(r, c) for r in (rung, rung_below(rung)))
         assert (here.model, here.pretrain.optimizer) != (under.model, under.pretrain.optimizer)
         assert all(page.source(k, v) for k, v in rung.settings.items() if v not in ("none", False))
         if rung.probe:
@@ -178,8 +178,8 @@ def test_the_source_shown_is_the_source():
     for setting, value, shown, hidden in (
         ("mlp", "swiglu", "jax.nn.silu", "jax.nn.relu"),
         ("mlp", "relu2", "jax.nn.relu", "jax.nn.silu"),
-        ("mix", "attention", '"wq"', "fixed_mix(c"),
-        ("mix", "mean", "jnp.zeros(shape", "SHARP *"),
+        ("token_mixer", "attention", '"wq"', "fixed_mix(c"),
+        ("token_mixer", "mean", "jnp.zeros(shape", "SHARP *"),
         ("qk_norm", True, '"q_norm"', '"wq"'),
         ("residual", True, "x_nd + y_nd if c.residual", "rope("),
     ):
@@ -201,7 +201,7 @@ def test_the_source_shown_is_the_source():
         (["--scale", "nan"], "--scale nan must be"),
         (["--seed", "-1"], "'seed' is -1"),
         (["--model.nonsense", "3"], ""),
-        (["--scale", "4", "--only", "4"], "'pretrain.seq' 96 is longer than 'model.context' 64"),
+        (["--scale", "4", "--only", "4"], "'pretrain.seq_len' 96 is longer than 'model.context_len' 64"),
     ],
 )
 def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
@@ -219,7 +219,7 @@ def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
 def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(rungs, "RUNGS", (*RUNGS, Rung(18, "mine", {"heds": 3}, measure="tokens to the loss below")))
     with pytest.raises(UserError, match="rung 18 sets 'heds', which the model does not have"):
-        learn.shaped(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))
+        learn.rung_model(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))
 
 
 # ---------------------------------------------------------------------------------------------------- judging
@@ -228,7 +228,7 @@ def found(accuracy=None, n=6, **more):
 
 
 def test_a_rung_that_is_not_needed_or_does_not_pass_has_not_earned_its_place():
-    rung, chance = numbered(5), PROBES["recall"].chance(6)
+    rung, chance = select_rungs(5), PROBES["recall"].chance(6)
     at = [chance + share * (1 - chance) for share in (0.0, 0.2, 0.3, 0.89, 0.95)]
     good, poor, half, nearly, fine = at
     assert run.verdict(rung, found([good, good, poor]), found([fine] * 3))["earned"]
@@ -240,19 +240,19 @@ def test_tokens_to_reach_a_loss():
     low, high, lost = ({"curve": np.linspace(8, end, 200).tolist(), "batch": 10} for end in (3.0, 1.0, 4.0))
     assert run.race(low, low) == 2000 and 1300 < run.race(low, high) < 1600
     assert run.race(low, lost) == np.inf
-    assert not run.verdict(numbered(12), low, lost)["earned"] and run.verdict(numbered(12), low, high)["earned"]
+    assert not run.verdict(select_rungs(12), low, lost)["earned"] and run.verdict(select_rungs(12), low, high)["earned"]
 
 
 def test_two_that_never_arrive_earn_nothing():
     lost = {"curve": [float("nan")] * 20, "batch": 10}
-    assert not run.verdict(numbered(12), lost, lost)["earned"]
+    assert not run.verdict(select_rungs(12), lost, lost)["earned"]
 
 
 def test_answers_bear_the_loss_and_are_scored_alone():
     """A model of no blocks knows the token of a question and no more: all of one, half of the other."""
     probe = replace(PROBES["recall"], steps=100, rate=1.0, rows=two_questions, size=3)
     with jax.set_mesh(tiny.mesh()):
-        found = learn.climb(numbered(2), probe, 3, 0)
+        found = learn.train_probe(select_rungs(2), probe, 3, 0)
     assert set(found["accuracy"][-1]) == {0.75}
 
 
@@ -264,7 +264,7 @@ def two_questions(rng, n, count):
 
 
 def test_steps_grow_with_the_square_of_the_size():
-    rung, probe = numbered(9), PROBES["two hops"]
+    rung, probe = select_rungs(9), PROBES["two hops"]
     steps = [learn.probe_config(rung, probe, k * probe.size).pretrain.steps for k in (1, 2)]
     assert steps == [probe.steps, 4 * probe.steps]
 
@@ -272,7 +272,7 @@ def test_steps_grow_with_the_square_of_the_size():
 def test_a_diverged_run_is_a_result():
     with jax.set_mesh(tiny.mesh()):
         probe = replace(PROBES["deep"], steps=10, batch=8, rate=1e9, size=4)
-        found = learn.climb(numbered(9), probe, 4, 0)
+        found = learn.train_probe(select_rungs(9), probe, 4, 0)
     assert found["diverged"] == 1.0 and all(a <= 0.6 for a in found["accuracy"][-1])
     json.dumps(found, allow_nan=False)
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ramp.errors import UserError
 from ramp.model import sample
-from ramp.model.sample import How, bucket, draw
+from ramp.model.sample import SamplingParams, round_to_bucket, sample_token
 
-GREEDY, HOT = How(temperature=0), How(temperature=1.3, top_k=40, top_p=0.95, min_p=0.01)
+GREEDY, HOT = SamplingParams(temperature=0), SamplingParams(temperature=1.3, top_k=40, top_p=0.95, min_p=0.01)
 PROMPTS = [[5, 9, 200], [7] * 11, list(range(30, 50)), [1]]
 NEW = 20
 
@@ -28,7 +28,7 @@ def one_device():
 @cache
 def weights(c):
     params = tiny.lively(c)
-    return params, sample.ready(c, params)
+    return params, sample.prepare_decode_params(c, params)
 
 
 @cache
@@ -37,7 +37,7 @@ def logits(c):
 
 
 def begin(c, prompts=PROMPTS, n=NEW, seed=0):
-    return sample.start(c, weights(c)[0], prompts, seed)
+    return sample.prefill_prompts(c, weights(c)[0], prompts, seed)
 
 
 def go_on(c, stream, how, n, stop=()):
@@ -69,8 +69,8 @@ def test_same_tokens_on_a_mesh():
     want = go_on(c, begin(c), GREEDY, NEW).tokens_bn
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         params = tiny.lively(c)
-        ready = sample.ready(c, params)
-        stream = sample.start(c, params, PROMPTS)
+        ready = sample.prepare_decode_params(c, params)
+        stream = sample.prefill_prompts(c, params, PROMPTS)
         got = sample.decode(c, ready, stream, GREEDY, NEW).tokens_bn
     np.testing.assert_array_equal(got, want)
 
@@ -127,7 +127,7 @@ def test_generate_leaves_the_stop_token_out():
 def test_decoding_ends_when_every_row_has():
     """Had the loop run on to its 20 tokens, the cache and the logits would have changed after the 4th."""
     c = tiny.model(**tiny.ALL)
-    stop = tuple(range(c.vocab))
+    stop = tuple(range(c.vocab_size))
     once = go_on(c, begin(c), HOT, 20, stop=stop)
     assert np.asarray(once.done_b).all()
     logits, cache = np.asarray(once.logits_bv), np.asarray(once.cache[0][0])
@@ -140,7 +140,7 @@ def test_decoding_ends_when_every_row_has():
 
 def test_the_context_is_the_limit():
     """A row stops where the context does, what it drew up to there is right, and a row that is full draws nothing."""
-    c = tiny.model(context=40)
+    c = tiny.model(context_len=40)
     prompts = [list(range(10, 45)), list(range(10, 50)), [3, 4]]
     stream = go_on(c, begin(c, prompts, n=100), GREEDY, 60)
     assert stream.cache[0][0].shape[3] == 40
@@ -154,7 +154,7 @@ def test_the_context_is_the_limit():
 
 
 def test_bad_prompts():
-    c = tiny.model(context=40)
+    c = tiny.model(context_len=40)
     with pytest.raises(UserError, match="41 tokens is longer than the model's context of 40"):
         begin(c, [[1] * 41])
     for prompts in ([], [[1], []]):
@@ -164,9 +164,9 @@ def test_bad_prompts():
 
 @given(st.integers(1, 10**6), st.integers(1, 10**6))
 def test_buckets(n, m):
-    assert bucket(n) >= n and (n < 32 or bucket(n) < 1.5 * n)
-    assert bucket(min(n, m)) <= bucket(max(n, m))
-    assert bucket(bucket(n)) == bucket(n)
+    assert round_to_bucket(n) >= n and (n < 32 or round_to_bucket(n) < 1.5 * n)
+    assert round_to_bucket(min(n, m)) <= round_to_bucket(max(n, m))
+    assert round_to_bucket(round_to_bucket(n)) == round_to_bucket(n)
 
 
 # ---------------------------------------------------------------------------------------------------- one token
@@ -188,15 +188,15 @@ def np_distribution(logits_v, how):
 
 
 HOWS = {
-    "plain": How(),
-    "cold": How(temperature=0.5),
-    "top-k": How(top_k=4),
-    "top-p": How(top_p=0.8),
-    "min-p": How(min_p=0.1),
-    "top-k beyond the vocabulary": How(top_k=1000),
-    "all": How(temperature=1.4, top_k=9, top_p=0.9, min_p=0.05),
+    "plain": SamplingParams(),
+    "cold": SamplingParams(temperature=0.5),
+    "top-k": SamplingParams(top_k=4),
+    "top-p": SamplingParams(top_p=0.8),
+    "min-p": SamplingParams(min_p=0.1),
+    "top-k beyond the vocabulary": SamplingParams(top_k=1000),
+    "all": SamplingParams(temperature=1.4, top_k=9, top_p=0.9, min_p=0.05),
 }
-jitted_draw = jax.jit(draw, static_argnames="how")
+jitted_draw = jax.jit(sample_token, static_argnames="how")
 
 
 @pytest.mark.parametrize("name", HOWS)
@@ -224,7 +224,7 @@ def test_draws_differ_by_seed_and_by_position():
         "next position": sample.row_keys(jnp.arange(64, dtype=jnp.uint32), jnp.full(64, 8)),
         "next seed": sample.row_keys(1 + jnp.arange(64, dtype=jnp.uint32), jnp.full(64, 7)),
     }
-    drawn = {name: np.asarray(jitted_draw(logits, keys, how=How())[0]) for name, keys in at.items()}
+    drawn = {name: np.asarray(jitted_draw(logits, keys, how=SamplingParams())[0]) for name, keys in at.items()}
     assert (drawn["here"] != drawn["next position"]).sum() > 56
     np.testing.assert_array_equal(drawn["here"][1:], drawn["next seed"][:-1])
 
@@ -282,8 +282,8 @@ def test_ids_that_only_pad_the_table_are_never_drawn():
     """The distribution is that of the real ids alone, renormalised, whatever the padding's logits are."""
     logits = jnp.tile(jnp.array([0.0, 1.0, 2.0, 50.0, 50.0]), (4000, 1))
     keys = jax.random.split(jax.random.PRNGKey(0), 4000)
-    for how in (How(vocab=3), How(vocab=3, top_k=4), How(vocab=3, temperature=0)):
-        tokens, logps = map(np.asarray, draw(logits, keys, how))
+    for how in (SamplingParams(vocab=3), SamplingParams(vocab=3, top_k=4), SamplingParams(vocab=3, temperature=0)):
+        tokens, logps = map(np.asarray, sample_token(logits, keys, how))
         assert tokens.max() <= 2
         if how.temperature:
             want = np.asarray(jax.nn.log_softmax(jnp.arange(3.0)))

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.model import transformer
 from ramp.model.attention import attention
-from ramp.model.loss import head_losses
+from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import Block, linear
 from ramp.stages.common import next_token_loss
 
@@ -77,7 +77,7 @@ def np_forward(c, params, tokens_t, segments_t=None):
             seen = [s for s in range(t + 1) if not short or s > t - c.short_window]
             seen = [s for s in seen if segments_t is None or segments_t[s] == segments_t[t]]
             for head in range(c.heads):
-                if c.mix == "window":
+                if c.mix == "window_pattern":
                     o[t, head] = v[max(t - head, 0), head // group]
                     continue
                 scores = k[seen, head // group] @ q[t, head] / np.sqrt(c.head_dim)
@@ -97,12 +97,12 @@ def np_forward(c, params, tokens_t, segments_t=None):
 
 SWITCHES = {
     "qwen3": {},
-    "tied, windows, softcap": {"tied": True, "window": "S", "softcap": 2.0, "kv_heads": 1, "rope_base": 500.0},
-    "multi-head, no qk-norm, relu2": {"kv_heads": 4, "qk_norm": False, "mlp": "relu2"},
+    "tied, windows, softcap": {"tie_embeddings": True, "window_pattern": "S", "logit_softcap": 2.0, "num_kv_heads": 1, "rope_theta": 500.0},
+    "multi-head, no qk-norm, relu2": {"num_kv_heads": 4, "qk_norm": False, "mlp": "relu2"},
     "all": tiny.ALL,
     "no blocks": {"depth": 0},
     "no blocks, no norm": {"depth": 0, "norm": False},
-    "window": tiny.WINDOW,
+    "window_pattern": tiny.WINDOW,
     "mean": tiny.MEAN,
     "bare attention": {"norm": False, "rope": False, "qk_norm": False, "mlp": "none", "residual": False},
 }
@@ -194,7 +194,7 @@ def test_scan_equals_a_loop_over_blocks():
 
     @jax.jit
     def loop(params):
-        cos, sin = transformer.rope_angles(jnp.arange(24), c.head_dim, c.rope_base)
+        cos, sin = transformer.rope_angles(jnp.arange(24), c.head_dim, c.rope_theta)
         x0 = x = transformer.Embed(c).apply({"params": params["embed"]}, tokens)
         for i, window in enumerate((c.short_window, None)):
             weights = jax.tree.map(lambda w, i=i: w[i], params["blocks"])
@@ -205,7 +205,7 @@ def test_scan_equals_a_loop_over_blocks():
             x, _ = Block(c).apply({"params": weights}, x, cos, sin, attend, tokens, x0)
         return x
 
-    got = jax.jit(partial(transformer.hidden, c))(params, tokens)
+    got = jax.jit(partial(transformer.compute_hidden, c))(params, tokens)
     np.testing.assert_allclose(got, loop(params), rtol=1e-5, atol=1e-5)
 
 
@@ -236,7 +236,7 @@ def test_chunked_loss_never_holds_all_logits():
 def test_a_chunk_that_does_not_divide_is_refused():
     c = tiny.model(loss_chunk=7)
     with pytest.raises(ValueError, match="32 tokens does not divide into loss chunks of 7"):
-        jax.eval_shape(lambda: head_losses(c, tiny.init(c), jnp.zeros((128, c.width)), jnp.asarray(BATCH["targets"])))
+        jax.eval_shape(lambda: token_cross_entropy(c, tiny.init(c), jnp.zeros((128, c.width)), jnp.asarray(BATCH["targets"])))
 
 
 # ---------------------------------------------------------------------------------------------------- linear
@@ -281,7 +281,7 @@ def test_bfloat16_model_keeps_masters_and_logits_in_float32():
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     loss, grads = jax.eval_shape(loss_and_grads(c), params, BATCH)
     assert loss.dtype == jnp.float32 and {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
-    x = jax.eval_shape(partial(transformer.hidden, c), params, jnp.asarray(BATCH["tokens"]))
+    x = jax.eval_shape(partial(transformer.compute_hidden, c), params, jnp.asarray(BATCH["tokens"]))
     assert x.dtype == jnp.bfloat16
     got, want = forward(c)(params, BATCH["tokens"]), forward(tiny.model(**tiny.ALL))(params, BATCH["tokens"])
     assert got.dtype == jnp.float32
@@ -331,4 +331,4 @@ def test_init_is_the_same_on_every_mesh_and_its_blocks_differ():
 def test_untrained_model_is_near_uniform():
     c = tiny.model()
     loss = next_token_loss(c, 0.0)({"lm": tiny.init(c)}, BATCH, None)[0] / BATCH["weights"].sum()
-    np.testing.assert_allclose(loss, np.log(c.vocab), atol=0.01)
+    np.testing.assert_allclose(loss, np.log(c.vocab_size), atol=0.01)

@@ -12,8 +12,8 @@ N = st.integers(1, 60)
 
 
 def test_trials_that_show_a_reliability():
-    assert [exact.demonstration(0.999, f) for f in (0, 1, 2, 3, 5)] == [2995, 4742, 6294, 7752, 10511]
-    assert [exact.demonstration(r) for r in (0.9, 0.99, 0.9999)] == [29, 299, 29956]
+    assert [exact.trials_to_demonstrate(0.999, f) for f in (0, 1, 2, 3, 5)] == [2995, 4742, 6294, 7752, 10511]
+    assert [exact.trials_to_demonstrate(r) for r in (0.9, 0.99, 0.9999)] == [29, 299, 29956]
     assert exact.pass_probability(2995, 0, 0.9995) == pytest.approx(0.2236, abs=1e-4)
     assert exact.pass_probability(7752, 3, 0.9998) == pytest.approx(0.928, abs=1e-3)
 
@@ -148,6 +148,6 @@ def test_worst_prompt_within_an_order_of_magnitude():
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.9, -1), (0.0, 0)])
 def test_impossible_plans_are_refused(plan):
     with pytest.raises(UserError):
-        exact.demonstration(*plan)
+        exact.trials_to_demonstrate(*plan)
     with pytest.raises(UserError):
         SPRT(0.999, 0.99)

@@ -25,12 +25,12 @@ def suite(seed: int = 0, systems: int = 40) -> list[dict]:
 
 
 def of(rows: list[dict], **how) -> observe.Systems:
-    return observe.systems(trials.table(rows), "target", **how)
+    return observe.build_systems(trials.table(rows), "target", **how)
 
 
 def test_other_tasks_tell_what_compute_cannot():
     s = of(suite())
-    found = observe.beyond(s, 10**22.5)
+    found = observe.predict_beyond(s, 10**22.5)
     assert found["systems"] > 8
     assert found["coverage"] > 0.7
     known = s.x <= 22.5
@@ -103,7 +103,7 @@ def test_observational_scaling_of_emergent_tasks():
             told = {k: r[k] for k in EMERGENT} | {k: b[k] for k in BENCHMARKS}
             rows += [named | {"task": k, "success": v} for k, v in told.items() if v]
     t = trials.table(rows)
-    found = [observe.beyond(observe.systems(t, task, list(BENCHMARKS)), 8.4e22) for task in EMERGENT]
+    found = [observe.predict_beyond(observe.build_systems(t, task, list(BENCHMARKS)), 8.4e22) for task in EMERGENT]
     count = [f["systems"] for f in found]
     error, coverage = (np.average([f[k] for f in found], weights=count) for k in ("squared_error", "coverage"))
     print(f"{sum(count)} forecasts: squared error {error:.4f}, 90% intervals cover {coverage:.3f}")

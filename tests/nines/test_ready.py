@@ -79,11 +79,11 @@ def test_audit_of_a_demo():
 
 def test_takes():
     rng = np.random.default_rng(0)
-    n = audit.takes(10, 0.8)
+    n = audit.split_halves(10, 0.8)
     clean = rng.random((4000, round(n), 10)).max(2) < 0.8
     assert clean.any(1).mean() == pytest.approx(0.5, abs=0.06)
-    assert audit.takes(5, 0.0) == np.inf
-    assert audit.takes(5, 1.0) == 1
+    assert audit.split_halves(5, 0.0) == np.inf
+    assert audit.split_halves(5, 1.0) == 1
 
 
 def test_ladder():

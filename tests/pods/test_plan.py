@@ -78,7 +78,7 @@ def test_a_tiny_step_stays_within_its_budget(tmp_path, topology):
     assert train["alias"] >= 0.99 * train["argument"] - 16 * 256 * 12
     c = config.load(tmp_path / "tiny.toml")
     shape = config.resolve(replace(c, model=replace(c.model, dtype="bfloat16"), mesh=config.Mesh(**report["mesh"])))
-    design = roofline.predicted(shape)
+    design = roofline.predict_times(shape)
     moved = {kind: sum(k["bytes"] for k in train["collectives"] if k["kind"] == kind) for kind in design}
     assert moved["all-gather"] <= 1.1 * design["all-gather"]  # a compiler may gather once for both passes
     assert moved["reduce-scatter"] <= 1.1 * design["reduce-scatter"]
@@ -134,8 +134,8 @@ def test_a_planned_step_is_not_compiled_again(tmp_path):
 @pytest.mark.slow
 @needs_libtpu
 def test_what_does_not_fit_says_what_to_change(tmp_path):
-    done, _ = plan(tmp_path, "v5e:1x1", "--only", "train", "--pretrain.batch", "65536", check=False)
-    assert done.returncode == 1 and "DOES NOT FIT" in done.stdout and "--pretrain.accum 2" in done.stdout
+    done, _ = plan(tmp_path, "v5e:1x1", "--only", "train", "--pretrain.batch_size", "65536", check=False)
+    assert done.returncode == 1 and "DOES NOT FIT" in done.stdout and "--pretrain.grad_accum_steps 2" in done.stdout
 
 
 @pytest.mark.slow
@@ -157,7 +157,7 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
     [
         (["--topology", "v6:2x2"], "near it: v6e"),
         (["--topology", "v6e:2x2", "--only", "trian"], "a plan has train, reinforce, prefill, decode"),
-        (["--topology", "v6e:2x2", "--mesh.flags", "fast"], "there is no set 'fast'"),
+        (["--topology", "v6e:2x2", "--mesh.compiler_flags", "fast"], "there is no set 'fast'"),
         ([], "needs a configuration and --topology"),
         (["--diff", "nowhere", "elsewhere"], "no such plan"),
     ],

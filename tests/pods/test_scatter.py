@@ -33,7 +33,7 @@ def test_two_stages_are_one_scatter(monkeypatch, spec):
     rows_ndf = jax.random.normal(jax.random.PRNGKey(0), (8, 16, 24), out_sharding=P("data"))
 
     def local(x_1df):
-        return transformer.scattered(x_1df[0], spec, jnp.float32)
+        return transformer.scatter_grad(x_1df[0], spec, jnp.float32)
 
     def scatter():
         return jax.jit(jax.shard_map(local, in_specs=P("data"), out_specs=spec, check_vma=False))(rows_ndf)

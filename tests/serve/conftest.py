@@ -22,7 +22,7 @@ class Live:
 
     def __init__(self, slots: int = 4, queue: int = 24):
         tokenizer = Tokenizer.bytes_only()
-        c = resolve(replace(Config(), model=tiny.model(context=512, vocab=384), text=Text(tokenizer="bytes")))
+        c = resolve(replace(Config(), model=tiny.model(context_len=512, vocab_size=384), text=Text(tokenizer="bytes")))
         with jax.set_mesh(tiny.mesh()):
             self.lm = tiny.lively(c.model)
             self.engine = Engine(c.model, self.lm, tokenizer, slots, queue)

@@ -83,7 +83,7 @@ def test_greedy_tokens_are_those_of_a_whole_forward_pass(live, engine):
 
 
 def test_nothing_compiles_once_it_is_warm(engine):
-    programs = (batch.read, batch.copy, batch.advance, batch.grow)
+    programs = (batch.prefill_chunk, batch.copy_slot, batch.decode_slots, batch.grow_slots)
     before = [f._cache_size() for f in programs]
     for way in (Way(), Way(0.0), Way(0.5, 3, 0.8, 0.01, 5)):
         for prompt, n in ((b"a", 5), (b"b" * 130, 100), (b"c" * 380, 100)):
@@ -163,7 +163,7 @@ def test_on_any_mesh(engine):
     prompts = [list(b"one"), list(b"two and more"), list(b"three")]
     want = [[t.id for t in answer(engine, p, 12, Way(0.0))[1]()[0]] for p in prompts]
     with jax.set_mesh(tiny.mesh(data=2, model=2)):
-        c = tiny.model(context=64, vocab=384)
+        c = tiny.model(context_len=64, vocab_size=384)
         split = Engine(c, tiny.lively(c), TOKENIZER, slots=3)
         split.stops = set()
         assert split.slots == 4
@@ -189,7 +189,7 @@ def test_a_fault_ends_every_answer(live, engine, monkeypatch):
 @pytest.mark.parametrize("over", [tiny.ALL, tiny.WINDOW, {"depth": 0}], ids=["all", "window", "none"])
 def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
     """Logits behind a prompt in pieces of 16, and after more tokens, are those of whole rows; a window lies across pieces."""
-    c, prompt = tiny.model(context=80, **over), tiny.tokens(1, 64)[0]
+    c, prompt = tiny.model(context_len=80, **over), tiny.tokens(1, 64)[0]
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(c)
         for piece, length in ((16, 3), (16, 41), (16, 64), (64, 41)):
@@ -271,7 +271,7 @@ def test_draws_follow_the_distribution_of_each_row():
     logits = rng.normal(0, 2, (len(WAYS), 24)).astype(np.float32)
     ways = Way(*(np.array(a, np.float32) for a in zip(*(vars(w).values() for w in WAYS), strict=True)))
     with jax.set_mesh(tiny.mesh()):
-        draw = jax.jit(jax.vmap(lambda keys: batch.choose(jnp.asarray(logits), keys, ways)))
+        draw = jax.jit(jax.vmap(lambda keys: batch.sample_tokens(jnp.asarray(logits), keys, ways)))
         keys = jax.random.split(jax.random.PRNGKey(1), 4000 * len(WAYS)).reshape(4000, len(WAYS), 2)
         drawn = np.asarray(draw(keys))
     for i, way in enumerate(WAYS):

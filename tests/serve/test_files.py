@@ -22,7 +22,7 @@ from ramp.errors import UserError
 from ramp.model import sample, transformer
 from ramp.rundir import RunDir
 from ramp.serve import export, gguf, load
-from ramp.stages.common import load_params, shape_of
+from ramp.stages.common import load_params, model_identity
 from ramp.text.chat import render, render_prompt
 from ramp.text.tokenizer import LETTERS, Tokenizer
 
@@ -35,13 +35,13 @@ def tokenizer() -> Tokenizer:
 
 
 def configured(t: Tokenizer, **over) -> Config:
-    m = tiny.model(vocab=384, **over)
-    return resolve(replace(Config(), model=m, text=Text(vocab=t.vocab_size)))
+    m = tiny.model(vocab_size=384, **over)
+    return resolve(replace(Config(), model=m, text=Text(vocab_size=t.vocab_size)))
 
 
 def shapes(m: Model) -> dict:
     with jax.set_mesh(tiny.mesh()):
-        return jax.eval_shape(lambda: transformer.init(replace(m, dtype="float32"), jax.random.PRNGKey(0)))
+        return jax.eval_shape(lambda: transformer.init_params(replace(m, dtype="float32"), jax.random.PRNGKey(0)))
 
 
 def made(c: Config) -> dict:
@@ -58,17 +58,17 @@ def made(c: Config) -> dict:
 SHAPES = [(True, False), (True, True), (False, False), (False, True)]
 
 
-@pytest.mark.parametrize(("qk_norm", "tied"), SHAPES)
+@pytest.mark.parametrize(("qk_norm", "tie_embeddings"), SHAPES)
 def test_an_exported_folder_reads_back(tmp_path, tokenizer, qk_norm, tied):
     c = configured(tokenizer, qk_norm=qk_norm, tied=tied, norm_eps=1e-5)
     lm = made(c)
     export.export(c, lm, tokenizer, {"eval": {"val_bpb": 1.5}}, "finetune", tmp_path / "out")
-    f, again = load.opened(tmp_path / "out")
+    f, again = load.open_foreign(tmp_path / "out")
     assert again == tokenizer
-    back = load.configured(f, again, 10_000).model
-    same = ("depth", "width", "heads", "kv_heads", "head_dim", "ff", "vocab", "context", "qk_norm", "tied", "norm_eps")
+    back = load.make_config(f, again, 10_000).model
+    same = ("depth", "width", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "vocab_size", "context_len", "qk_norm", "tie_embeddings", "norm_eps")
     assert {k: getattr(back, k) for k in same} == {k: getattr(c.model, k) for k in same}
-    got = load.params_of(f, shapes(back), again)
+    got = load.load_foreign_params(f, shapes(back), again)
     n = tokenizer.vocab_size
     np.testing.assert_array_equal(got["embed"]["table"][:n], lm["embed"]["table"][:n])
     np.testing.assert_array_equal(got["blocks"]["w_down"], lm["blocks"]["w_down"])
@@ -80,13 +80,13 @@ def test_an_exported_folder_reads_back(tmp_path, tokenizer, qk_norm, tied):
     ("over", "named"),
     [
         ({"mlp": "relu2"}, "model.mlp"),
-        ({"softcap": 5.0}, "model.softcap"),
+        ({"logit_softcap": 5.0}, "model.logit_softcap"),
         ({"value_embeds": True}, "model.value_embeds"),
         ({"x0_scalars": True}, "model.x0_scalars"),
         ({"smear": True}, "model.smear"),
-        ({"window": "SL"}, "model.window"),
+        ({"window_pattern": "SL"}, "model.window_pattern"),
         ({"rope": False}, "model.rope"),
-        (tiny.WINDOW, "model.mix"),
+        (tiny.WINDOW, "model.token_mixer"),
         ({"norm": False, "residual": False}, "model.norm = False, model.residual"),
     ],
 )
@@ -172,12 +172,12 @@ def small_gguf(c: Config, lm: dict, t: Tokenizer, **over) -> bytes:
             if ours in lm["blocks"]:
                 w = lm["blocks"][ours][i].T
                 if ours in ("wq", "wk"):  # from halves to neighbours, head by head
-                    n, h = (m.heads if ours == "wq" else m.kv_heads), m.head_dim
+                    n, h = (m.num_heads if ours == "wq" else m.num_kv_heads), m.head_dim
                     w = np.stack([w[k * h + j + o * h // 2] for k in range(n) for j in range(h // 2) for o in (0, 1)])
                 tensors[f"blk.{i}.{name}.weight"] = w
     meta = {"general.architecture": "llama", "llama.block_count": m.depth, "llama.embedding_length": m.width}
-    meta |= {"llama.attention.head_count": m.heads, "llama.attention.head_count_kv": m.kv_heads}
-    meta |= {"llama.feed_forward_length": m.ff, "llama.context_length": m.context, "llama.rope.freq_base": 5e4}
+    meta |= {"llama.attention.head_count": m.num_heads, "llama.attention.head_count_kv": m.num_kv_heads}
+    meta |= {"llama.feed_forward_length": m.mlp_dim, "llama.context_length": m.context_len, "llama.rope.freq_base": 5e4}
     meta |= {"llama.attention.layer_norm_rms_epsilon": 1e-5, "tokenizer.ggml.model": "gpt2"}
     meta |= {"tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges}
     meta |= {"tokenizer.chat_template": CHATML}
@@ -202,11 +202,11 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     found = Tokenizer.load(run.tokenizer)
     assert found.chatml and found.system == "You are tiny" and found.merges == tokenizer.merges
     from ramp import rundir
-    from ramp.run import setup
+    from ramp.run import setup_devices
 
-    _, again = rundir.opened(run.path)
-    again = setup(again, devices=1)
-    assert (again.model.context, again.model.norm_eps, again.model.rope_base) == (48, 1e-5, 5e4)
+    _, again = rundir.open_run(run.path)
+    again = setup_devices(again, devices=1)
+    assert (again.model.context_len, again.model.norm_eps, again.model.rope_theta) == (48, 1e-5, 5e4)
     got = jax.tree.map(np.asarray, load_params(run, "pretrain", again, found)["lm"])
     n = len(tokenizer.pieces)
     np.testing.assert_array_equal(got["embed"]["table"][:n], lm["embed"]["table"][:n])
@@ -218,7 +218,7 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     jax.tree.map(np.testing.assert_array_equal, got["blocks"], lm["blocks"])
     assert cli.main(["import", str(tmp_path / "m.gguf"), "--run", str(tmp_path / "run")]) == 2
     assert cli.main(["export", str(run.path), "--out", str(tmp_path / "out")]) == 0  # and out again
-    assert load.opened(tmp_path / "out")[1] == found
+    assert load.open_foreign(tmp_path / "out")[1] == found
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_damaged_gguf_is_one_sentence(tmp_path, tokenizer, change, says):
     file = tmp_path / "m.gguf"
     file.write_bytes(change(small_gguf(c, made(c), tokenizer)))
     with pytest.raises(UserError, match=says):
-        load.opened(file)
+        load.open_foreign(file)
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_any_changed_byte_of_the_head_is_a_sentence_or_a_model(tmp_path_factory,
     file = tmp_path_factory.getbasetemp() / "changed.gguf"
     file.write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
     with suppress(UserError):
-        load.configured(*load.opened(file), 64)
+        load.make_config(*load.open_foreign(file), 64)
 
 
 @pytest.mark.parametrize(
@@ -279,12 +279,12 @@ def test_what_gguf_holds_and_ramp_has_not_is_named(tmp_path, tokenizer, over, sa
     file = tmp_path / "m.gguf"
     file.write_bytes(small_gguf(c, made(c), tokenizer, **over))
     with pytest.raises(UserError, match=says):
-        f, t = load.opened(file)
-        load.params_of(f, shapes(load.configured(f, t, 64).model), t)
+        f, t = load.open_foreign(file)
+        load.load_foreign_params(f, shapes(load.make_config(f, t, 64).model), t)
 
 
 def test_a_young_key_does_not_disown_older_checkpoints():
-    assert "norm_eps" not in shape_of(tiny.model()) and shape_of(tiny.model(norm_eps=1e-5))["norm_eps"] == 1e-5
+    assert "norm_eps" not in model_identity(tiny.model()) and model_identity(tiny.model(norm_eps=1e-5))["norm_eps"] == 1e-5
 
 
 def test_folders_of_other_kinds_are_refused(tmp_path, tokenizer):
@@ -300,11 +300,11 @@ def test_folders_of_other_kinds_are_refused(tmp_path, tokenizer):
     ):
         (tmp_path / "out" / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=says):
-            load.configured(*load.opened(tmp_path / "out"), 64)
+            load.make_config(*load.open_foreign(tmp_path / "out"), 64)
     (tmp_path / "out" / "config.json").write_text(json.dumps(config))
     (tmp_path / "out" / "model.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(UserError, match="safetensors"):
-        load.opened(tmp_path / "out")
+        load.open_foreign(tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------------- text
@@ -369,7 +369,7 @@ def judged(where: Path, questions: dict, tmp_path: Path) -> dict:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON, reason="RAMP_TORCH_PYTHON names no interpreter with torch and transformers")
-@pytest.mark.parametrize(("qk_norm", "tied"), SHAPES)
+@pytest.mark.parametrize(("qk_norm", "tie_embeddings"), SHAPES)
 def test_transformers_computes_the_same(tmp_path, tokenizer, qk_norm, tied):
     c = configured(tokenizer, qk_norm=qk_norm, tied=tied, context=256)
     lm = made(c)
@@ -382,7 +382,7 @@ def test_transformers_computes_the_same(tmp_path, tokenizer, qk_norm, tied):
     with jax.set_mesh(tiny.mesh()):
         ours = np.asarray(tiny.logits(c.model, lm, np.array(ids)))[..., : tokenizer.vocab_size]
         prompts = [[tokenizer.bos, *tokenizer.encode("the cat")], render_prompt(tokenizer, talk)]
-        new = sample.generate(c.model, lm, prompts, 200, sample.How(temperature=0.0, vocab=tokenizer.vocab_size))
+        new = sample.generate(c.model, lm, prompts, 200, sample.SamplingParams(temperature=0.0, vocab=tokenizer.vocab_size))
     worst = max(np.abs(ours[i] - found[f"logits{i}"]).max() for i in range(3))
     print(f"logits differ by at most {worst:.1e} at a scale of {np.abs(ours).max():.1f}")
     assert worst < 1e-4
@@ -397,15 +397,15 @@ QUESTIONS += ["Give me a  recipe\nwith 2 eggs."]
 @pytest.mark.slow
 @pytest.mark.skipif(not (PYTHON and GGUF), reason="RAMP_TORCH_PYTHON and RAMP_SMOLLM_GGUF are not both set")
 def test_smollm_says_what_it_says_in_transformers(tmp_path):
-    f, t = load.opened(Path(GGUF))
-    c = load.configured(f, t, 512)
-    lm = load.params_of(f, shapes(c.model), t)
+    f, t = load.open_foreign(Path(GGUF))
+    c = load.make_config(f, t, 512)
+    lm = load.load_foreign_params(f, shapes(c.model), t)
     talks = [[{"role": "user", "content": q}] for q in QUESTIONS]
     found = judged(Path(GGUF), {"ids": [], "prompts": [], "talks": talks, "tokens": 50}, tmp_path)
     m = replace(c.model, dtype="float32")
     with jax.set_mesh(tiny.mesh()):
         prompts = [render_prompt(t, talk) for talk in talks]
-        new = sample.generate(m, lm, prompts, 50, sample.How(temperature=0.0, vocab=t.vocab_size))
+        new = sample.generate(m, lm, prompts, 50, sample.SamplingParams(temperature=0.0, vocab=t.vocab_size))
     for prompt, said, theirs in zip(prompts, new, found["texts"], strict=True):
         shown = theirs["shown"].replace("<|im_end|>", "<|end|>")
         for role in ("system", "user", "assistant"):

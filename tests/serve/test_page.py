@@ -124,7 +124,7 @@ def test_no_text_becomes_markup(page, live, monkeypatch):
     from ramp.serve import speech
 
     pieces = [EVIL[i : i + 7] for i in range(0, len(EVIL), 7)]
-    monkeypatch.setattr(speech.Speech, "_spoken", lambda self, id: pieces[len(self._held) % len(pieces)])
+    monkeypatch.setattr(speech.TextStream, "_spoken", lambda self, id: pieces[len(self._held) % len(pieces)])
     page.js("document.getElementById('new').click()")
     said = ask(page, EVIL)
     assert "<img src=x onerror" in said

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramp.serve.engine import Token
-from ramp.serve.speech import Speech
+from ramp.serve.speech import TextStream
 from ramp.text.tokenizer import Tokenizer
 
 T = Tokenizer.bytes_only()
@@ -24,7 +24,7 @@ def test_any_cutting_shows_the_same(ids, stops, sizes):
         if found := [want.index(stop) for stop in stops if stop in want]:
             want, stopped = want[: min(found)], True
             break
-    speech, text, shown, at = Speech(T, stops), "", [], 0
+    speech, text, shown, at = TextStream(T, stops), "", [], 0
     for size in sizes * 40:
         more, tokens = speech.push([Token(id, 0.0, 0.0) for id in ids[at : at + size]], ended=at + size >= len(ids))
         at += size
@@ -51,10 +51,10 @@ def test_special_tokens_a_model_may_say():
         T.pad,
         *b".",
     ]
-    assert Speech(T).push([Token(i, 0.0, 0.0) for i in ids])[0] == "b7\nis 2*3=6."
+    assert TextStream(T).push([Token(i, 0.0, 0.0) for i in ids])[0] == "b7\nis 2*3=6."
 
 
 def test_what_might_begin_a_stop_string_waits():
-    speech = Speech(T, ["END"])
+    speech = TextStream(T, ["END"])
     said = [speech.push([Token(i, 0.0, 0.0)])[0] for i in b"an E, an EN, an END."]
     assert "".join(said) == "an E, an EN, an " and said[3:5] == ["", "E,"] and speech.stopped

@@ -135,7 +135,7 @@ def test_prompts_are_as_the_contract_says(bundle):
     merged = Tokenizer.train(words * 3, 420)
     assert merged.vocab_size > 300
     for (label, task), tokenizer in product(tasks.items(), (BYTES, merged)):
-        rows = iter(questions.rows_of(task, tokenizer, 4096))
+        rows = iter(questions.make_rows(task, tokenizer, 4096))
         for i, pairs in enumerate(naive(label, tokenizer)):
             for ids, start, gold in pairs:
                 row = next(rows)
@@ -150,11 +150,11 @@ def test_one_prompt_by_hand():
         "t", CHOICE, 1, 0.25, (Item((("Q1", "a"), ("Q1", "b")), 1), Item((("Q2", "c"), ("Q2", "d")), 0)), "\nA: "
     )
     assert task.examples(0) == "Q2\nA: c\n\n"
-    assert [BYTES.decode_bytes(r.ids) for r in questions.rows_of(task, BYTES, 99)][:2] == [
+    assert [BYTES.decode_bytes(r.ids) for r in questions.make_rows(task, BYTES, 99)][:2] == [
         b"Q2\nA: c\n\nQ1\nA: a",
         b"Q2\nA: c\n\nQ1\nA: b",
     ]
-    assert [r.judged for r in questions.rows_of(task, BYTES, 99)] == [1, 1, 1, 1]
+    assert [r.judged for r in questions.make_rows(task, BYTES, 99)] == [1, 1, 1, 1]
 
 
 @given(n=st.integers(2, 30), shots=st.integers(0, 12), seed=st.integers(0, 2**31))
@@ -170,7 +170,7 @@ def test_examples_never_hold_the_question_and_come_back_the_same(n, shots, seed)
 
 def test_a_limit_asks_the_same_questions_first(bundle):
     for task in questions.read_bundle(bundle):
-        some, whole = questions.rows_of(task, BYTES, 4096, limit=2), questions.rows_of(task, BYTES, 4096)
+        some, whole = questions.make_rows(task, BYTES, 4096, limit=2), questions.make_rows(task, BYTES, 4096)
         assert {r.item for r in some} == {0, 1}
         for a, b in zip(some, whole, strict=False):
             assert a.ids.tolist() == b.ids.tolist()
@@ -179,14 +179,14 @@ def test_a_limit_asks_the_same_questions_first(bundle):
 @pytest.mark.parametrize("context", [3, 10, 60, 10_000])
 def test_long_rows_lose_their_beginning(bundle, context):
     for task in questions.read_bundle(bundle):
-        for row, whole in zip(*(questions.rows_of(task, BYTES, n) for n in (context, 10_000)), strict=True):
+        for row, whole in zip(*(questions.make_rows(task, BYTES, n) for n in (context, 10_000)), strict=True):
             assert row.ids.tolist() == whole.ids.tolist()[-context - 1 :]
             assert row.cropped == (len(whole.ids) > context + 1)
             assert row.judged == min(whole.judged, context)
 
 
 # ---------------------------------------------------------------------------------------------------- the model
-C = tiny.model(context=160)
+C = tiny.model(context_len=160)
 MESHES = [(1, 1, 1), (1, 4, 2), (2, 2, 1)]
 
 
@@ -221,7 +221,7 @@ def random_rows(n: int) -> list[Row]:
 @pytest.mark.parametrize("dims", MESHES)
 def test_batches_judge_like_one_row_at_a_time(bundle, dims):
     tasks = questions.read_bundle(bundle)
-    asked = {t.label: questions.rows_of(t, BYTES, C.context) for t in tasks}
+    asked = {t.label: questions.make_rows(t, BYTES, C.context_len) for t in tasks}
     chance_rows = random_rows(20)
     with jax.set_mesh(tiny.mesh()):
         params = {"lm": tiny.lively(C)}
@@ -229,18 +229,18 @@ def test_batches_judge_like_one_row_at_a_time(bundle, dims):
         want_random = slow(params["lm"], chance_rows)
     with jax.set_mesh(tiny.mesh(*dims)):
         params = {"lm": tiny.lively(C)}
-        got = core.judge(Config(model=C, eval=Eval(batch=8)), params, chance_rows)
+        got = core.score_rows(Config(model=C, eval=Eval(batch_size=8)), params, chance_rows)
         np.testing.assert_allclose(got, want_random, rtol=2e-5)
         for task in tasks:
             rows = asked[task.label]
-            got = core.judge(Config(model=C, eval=Eval(batch=8)), params, rows)
+            got = core.score_rows(Config(model=C, eval=Eval(batch_size=8)), params, rows)
             np.testing.assert_allclose(got, want[task.label], rtol=2e-5)
             best = {}
             for row, (nats, _) in zip(rows, want[task.label], strict=True):
                 best.setdefault(row.item, []).append(nats / row.judged)
             if task.kind != CONTINUE:
                 right = [min(range(len(b)), key=b.__getitem__) == task.items[i].gold for i, b in best.items()]
-                assert core.verdicts(task, rows, got).tolist() == right
+                assert core.grade_rows(task, rows, got).tolist() == right
 
 
 def test_order_and_size_of_batches_change_nothing():
@@ -248,16 +248,16 @@ def test_order_and_size_of_batches_change_nothing():
     order = np.random.default_rng(0).permutation(len(rows))
     with jax.set_mesh(tiny.mesh()):
         params = {"lm": tiny.lively(C)}
-        whole = core.judge(Config(model=C, eval=Eval(batch=16)), params, rows, polls.append)
+        whole = core.score_rows(Config(model=C, eval=Eval(batch_size=16)), params, rows, polls.append)
         for batch, chosen in product((1, 7), (np.arange(len(rows)), order)):
-            got = core.judge(Config(model=C, eval=Eval(batch=batch)), params, [rows[i] for i in chosen])
+            got = core.score_rows(Config(model=C, eval=Eval(batch_size=batch)), params, [rows[i] for i in chosen])
             np.testing.assert_allclose(got, whole[chosen], rtol=1e-5)
     assert polls == list(range(len(polls)))
 
 
 def counting_model() -> tuple:
     """No blocks, an identity for a table, a head that shifts: after byte b it expects byte b + 1 and nothing else."""
-    c = tiny.model(depth=0, width=320, context=128)
+    c = tiny.model(depth=0, width=320, context_len=128)
     params = tiny.init(c)
     params["embed"]["table"] = jax.device_put(np.eye(320, dtype=np.float32), params["embed"]["table"].sharding)
     shift = np.roll(np.eye(320, dtype=np.float32), 1, axis=1)
@@ -289,8 +289,8 @@ def test_a_model_that_counts_is_right_where_counting_is():
     with jax.set_mesh(tiny.mesh()):
         c, params = counting_model()
         for task, right in zip(tasks, truth, strict=True):
-            rows = questions.rows_of(task, BYTES, c.context)
-            got = core.verdicts(task, rows, core.judge(Config(model=c, eval=Eval(batch=4)), params, rows))
+            rows = questions.make_rows(task, BYTES, c.context)
+            got = core.grade_rows(task, rows, core.score_rows(Config(model=c, eval=Eval(batch_size=4)), params, rows))
             assert got.tolist() == right, task.label
 
 
@@ -299,9 +299,9 @@ def test_a_model_that_prefers_nothing_is_not_right():
     task = Task("c", CONTINUE, 0, 0.0, (Item((("ab", "c"),), 0),))
     with jax.set_mesh(tiny.mesh()):
         params = jax.tree.map(lambda w: w * 0, tiny.init(C))
-        rows = questions.rows_of(task, BYTES, C.context)
-        found = core.judge(Config(model=C, eval=Eval(batch=4)), {"lm": params}, rows)
-    assert not core.verdicts(task, rows, found).any()
+        rows = questions.make_rows(task, BYTES, C.context_len)
+        found = core.score_rows(Config(model=C, eval=Eval(batch_size=4)), {"lm": params}, rows)
+    assert not core.grade_rows(task, rows, found).any()
     np.testing.assert_allclose(found[0, 0], rows[0].judged * np.log(320), rtol=1e-6)
 
 
@@ -314,7 +314,7 @@ def test_a_model_that_prefers_nothing_is_not_right():
 def test_centred_accuracy(right, chance, options):
     items = (Item((("q", "a"),) * options, 0),) * (len(right) + 3)
     rows = [Row(i, np.zeros(2, np.int32), 1, i % 2 == 0) for i in range(len(right))]
-    f = core.score(Task("t", CHOICE, 0, chance, items), rows, np.array(right))
+    f = core.score_task(Task("t", CHOICE, 0, chance, items), rows, np.array(right))
     k, n = sum(right), len(right)
     assert f["accuracy"] == pytest.approx(k / n)
     assert f["centred"] * (1 - chance) + chance == pytest.approx(k / n)
@@ -322,8 +322,8 @@ def test_centred_accuracy(right, chance, options):
     assert f["centred_se"] * (1 - chance) == pytest.approx(f["se"])
     assert f["guess"] == pytest.approx(1 / options if options > 1 else 0)
     assert (f["items"], f["rows"], f["cropped"]) == (n, n, (n + 1) // 2)
-    assert core.summary({"a": f})["core"] == f["centred"]
-    two = core.summary({"a": f, "b": f | {"centred": 1.0, "centred_se": 0.0, "centred_guess": 0.0}})
+    assert core.summarize({"a": f})["core"] == f["centred"]
+    two = core.summarize({"a": f, "b": f | {"centred": 1.0, "centred_se": 0.0, "centred_guess": 0.0}})
     assert two["core"] == pytest.approx((f["centred"] + 1) / 2)
     assert two["se"] == pytest.approx(f["centred_se"] / 2)
     assert two["guess"] == pytest.approx(f["centred_guess"] / 2)
@@ -413,7 +413,7 @@ def test_the_command_reports_what_it_found(bundle, tmp_path):
         return done.stdout
 
     flags = ["--text.sources", f"file:{tmp_path}/*.txt", "--text.val_fraction", 0.5, "--text.tokenizer", "bytes"]
-    flags += ["--pretrain.samples", 0, "--pretrain.steps", 2, "--stages", "prepare", "pretrain"]
+    flags += ["--pretrain.num_samples", 0, "--pretrain.steps", 2, "--stages", "prepare", "pretrain"]
     ramp("run", ROOT / "configs" / "smoke.toml", "--run", run, *flags)
     out = ramp("eval", run, "--suite", "core", "--bundle", bundle, "--limit", 3)
     found = json.loads((run / "report.json").read_text())["core"]
@@ -448,14 +448,14 @@ def test_all_22_tasks_parse_and_noise_scores_near_chance():
     tasks = questions.read_bundle(Path(SHARED) / "core_eval")
     assert len(tasks) == 22
     assert {t.kind for t in tasks} == {CHOICE, SCHEMA, CONTINUE}
-    c = tiny.model(context=256)
-    config, figures = Config(model=c, eval=Eval(batch=16)), {}
+    c = tiny.model(context_len=256)
+    config, figures = Config(model=c, eval=Eval(batch_size=16)), {}
     with jax.set_mesh(tiny.mesh(data=2)):
         params = {"lm": tiny.lively(c)}
         for task in tasks:
-            rows = questions.rows_of(task, BYTES, c.context, limit=20)
-            figures[task.label] = core.score(task, rows, core.verdicts(task, rows, core.judge(config, params, rows)))
-    found = core.summary(figures)
+            rows = questions.make_rows(task, BYTES, c.context_len, limit=20)
+            figures[task.label] = core.score_task(task, rows, core.grade_rows(task, rows, core.score_rows(config, params, rows)))
+    found = core.summarize(figures)
     assert abs(found["core"] - found["guess"]) < 4 * found["se"]
     assert all(f["accuracy"] == 0 for t, f in zip(tasks, figures.values(), strict=True) if t.kind == CONTINUE)
     assert all(f["items"] == 20 for f in figures.values())

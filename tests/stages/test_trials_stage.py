@@ -16,7 +16,7 @@ from ramp.rundir import RunDir
 from ramp.stages import finetune, trials
 from ramp.tasks.protocol import prompt_ids
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import Board
+from ramp.train.board import MetricWriter
 from ramp.train.preemption import Preemption
 
 TOKENIZER = Tokenizer.bytes_only()
@@ -25,10 +25,10 @@ TOKENIZER = Tokenizer.bytes_only()
 def settings(**over) -> Config:
     c = Config(
         text=Text(tokenizer="bytes"),
-        model=tiny.model(vocab=264, context=192),
-        finetune=Train(steps=80, batch=8, eval_every=10),
-        chat=Chat(tasks=("addition/1", "words/1"), problems=20),
-        trials=config.Trials(items=12, tries=2, tokens=40),
+        model=tiny.model(vocab_size=264, context_len=192),
+        finetune=Train(steps=80, batch_size=8, eval_every=10),
+        chat=Chat(tasks=("addition/1", "words/1"), problems_per_task=20),
+        trials=config.Trials(items_per_task=12, tries_per_item=2, max_new_tokens=40),
     )
     return config.resolve(replace(c, **over))
 
@@ -44,8 +44,8 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def evaluated(run: trials.Trials, steps: list[int], params: dict | None = None) -> dict[str, float]:
-    with Board(run.rundir.path, "finetune", steps[0]) as board:
+def evaluated(run: trials.TrialRunner, steps: list[int], params: dict | None = None) -> dict[str, float]:
+    with MetricWriter(run.rundir.path, "finetune", steps[0]) as board:
         return [run(params or {"lm": None}, step, board, Preemption()) for step in steps][-1]
 
 
@@ -57,7 +57,7 @@ def growing(c, params, tokenizer, task, problems, group, tokens, step, temperatu
 
 def test_a_model_is_tried_in_every_slice_on_problems_kept_out_of_training(rundir):
     c = settings()
-    run = trials.Trials(rundir, c, TOKENIZER)
+    run = trials.TrialRunner(rundir, c, TOKENIZER)
     with jax.set_mesh(tiny.mesh()):
         found = evaluated(run, [10], {"lm": tiny.lively(c.model)})
     rows = lines(rundir.path / "trials.jsonl")
@@ -74,13 +74,13 @@ def test_a_model_is_tried_in_every_slice_on_problems_kept_out_of_training(rundir
 def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats_none(rundir, monkeypatch, capsys):
     monkeypatch.setattr(trials, "roll", growing)
     c = settings()
-    evaluated(trials.Trials(rundir, c, TOKENIZER), [10, 20, 30, 40, 50, 60, 70, 80])
+    evaluated(trials.TrialRunner(rundir, c, TOKENIZER), [10, 20, 30, 40, 50, 60, 70, 80])
     whole = [(rundir.path / name).read_bytes() for name in ("trials.jsonl", "forecasts.jsonl")]
     for line in lines(rundir.path / "forecasts.jsonl"):
         assert 10 ** line["issued"] == pytest.approx(line["step"])
         assert min(line["targets"]) > line["issued"]
     assert {line["step"] for line in lines(rundir.path / "forecasts.jsonl")} == {30, 40, 50, 60, 70}
-    again = trials.Trials(rundir, c, TOKENIZER)  # from a checkpoint at 40, another process
+    again = trials.TrialRunner(rundir, c, TOKENIZER)  # from a checkpoint at 40, another process
     evaluated(again, [50, 60, 70, 80])
     assert [(rundir.path / name).read_bytes() for name in ("trials.jsonl", "forecasts.jsonl")] == whole
     report = again.end()
@@ -94,27 +94,27 @@ def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats
 
 
 def test_nothing_that_is_asked_is_taught():
-    c = settings(chat=Chat(tasks=("addition/1", "swaps/3"), problems=2000))
-    taught = {tuple(ids[: len(ids) - sum(weights)]) for ids, weights in trials.solved(c, TOKENIZER)}
-    asked = [p for name in c.chat.tasks for of in trials.asked(c, name).values() for p in of]
+    c = settings(chat=Chat(tasks=("addition/1", "swaps/3"), problems_per_task=2000))
+    taught = {tuple(ids[: len(ids) - sum(weights)]) for ids, weights in trials.solved_conversations(c, TOKENIZER)}
+    asked = [p for name in c.chat.tasks for of in trials.choose_problems(c, name).values() for p in of]
     assert not taught & {tuple(prompt_ids(TOKENIZER, p.question)) for p in asked}
-    assert len(list(trials.solved(c, TOKENIZER))) < 2 * 2000
-    free = settings(chat=c.chat, trials=config.Trials(items=0))
-    assert len(list(trials.solved(free, TOKENIZER))) == 2 * 2000
+    assert len(list(trials.solved_conversations(c, TOKENIZER))) < 2 * 2000
+    free = settings(chat=c.chat, trials=config.Trials(items_per_task=0))
+    assert len(list(trials.solved_conversations(free, TOKENIZER))) == 2 * 2000
 
 
 def test_what_an_older_run_left_goes_with_the_first_evaluation(rundir, monkeypatch):
     monkeypatch.setattr(trials, "roll", growing)
     for name in ("trials.jsonl", "forecasts.jsonl"):
         (rundir.path / name).write_text('{"stage": "finetune", "step": 3, "task": "gone"}\n')
-    evaluated(trials.Trials(rundir, settings(), TOKENIZER), [10])
+    evaluated(trials.TrialRunner(rundir, settings(), TOKENIZER), [10])
     assert {r["step"] for r in lines(rundir.path / "trials.jsonl")} == {10}
 
 
 def test_a_single_evaluation_foretells_nothing_and_says_so(rundir, monkeypatch, capsys):
     monkeypatch.setattr(trials, "roll", growing)
-    c = settings(finetune=Train(steps=10, batch=8, eval_every=10))
-    run = trials.Trials(rundir, c, TOKENIZER)
+    c = settings(finetune=Train(steps=10, batch_size=8, eval_every=10))
+    run = trials.TrialRunner(rundir, c, TOKENIZER)
     evaluated(run, [10])
     assert "one checkpoint" in run.end()["forecast"]["addition/1"]
     assert "no forecast" in capsys.readouterr().out
@@ -123,14 +123,14 @@ def test_a_single_evaluation_foretells_nothing_and_says_so(rundir, monkeypatch, 
 
 def test_other_processes_write_nothing(rundir, monkeypatch):
     monkeypatch.setattr(trials, "roll", growing)
-    with Board(rundir.path, "finetune", 0, enabled=False) as board:
-        assert trials.Trials(rundir, settings(), TOKENIZER)({"lm": None}, 10, board, Preemption()) == {}
+    with MetricWriter(rundir.path, "finetune", 0, enabled=False) as board:
+        assert trials.TrialRunner(rundir, settings(), TOKENIZER)({"lm": None}, 10, board, Preemption()) == {}
     assert not (rundir.path / "trials.jsonl").exists()
 
 
 def test_without_tasks_or_items_nothing_is_written(rundir):
-    for over in ({"chat": Chat()}, {"trials": config.Trials(items=0)}):
-        run = trials.Trials(rundir, settings(**over), TOKENIZER)
+    for over in ({"chat": Chat()}, {"trials": config.Trials(items_per_task=0)}):
+        run = trials.TrialRunner(rundir, settings(**over), TOKENIZER)
         assert evaluated(run, [10]) == {}
         assert run.end() == {}
     assert not (rundir.path / "trials.jsonl").exists()
@@ -139,28 +139,28 @@ def test_without_tasks_or_items_nothing_is_written(rundir):
 @pytest.mark.parametrize("name", ["addition", "addition/", "addition/0", "additon/2", "addition/two"])
 def test_a_task_that_is_none_is_named(name):
     with pytest.raises(UserError, match="NAME/LEVEL"):
-        list(trials.solved(settings(chat=Chat(tasks=(name,))), TOKENIZER))
+        list(trials.solved_conversations(settings(chat=Chat(tasks=(name,))), TOKENIZER))
 
 
 def test_a_problem_too_long_for_a_row_is_refused():
-    c = settings(chat=Chat(tasks=("words/8",), problems=5), trials=config.Trials(items=0))
+    c = settings(chat=Chat(tasks=("words/8",), problems_per_task=5), trials=config.Trials(items_per_task=0))
     with pytest.raises(UserError, match=r"finetune\.seq"):
-        list(trials.solved(c, TOKENIZER))
+        list(trials.solved_conversations(c, TOKENIZER))
 
 
 def test_a_context_too_short_for_a_question_is_refused_before_training(rundir):
     with pytest.raises(UserError, match=r"model\.context"):
-        trials.Trials(rundir, settings(trials=config.Trials(items=9, tokens=180)), TOKENIZER)
+        trials.TrialRunner(rundir, settings(trials=config.Trials(items_per_task=9, max_new_tokens=180)), TOKENIZER)
 
 
 def test_no_room_for_a_right_solution_is_refused_before_training(rundir):
     with pytest.raises(UserError, match=r"trials\.tokens"):
-        trials.Trials(rundir, settings(trials=config.Trials(items=9, tokens=8)), TOKENIZER)
+        trials.TrialRunner(rundir, settings(trials=config.Trials(items_per_task=9, max_new_tokens=8)), TOKENIZER)
 
 
 def test_a_slice_beyond_the_task_is_named(rundir):
     with pytest.raises(UserError, match=r"swaps/9 of chat\.tasks"):
-        trials.Trials(rundir, settings(chat=Chat(tasks=("swaps/9",))), TOKENIZER)
+        trials.TrialRunner(rundir, settings(chat=Chat(tasks=("swaps/9",))), TOKENIZER)
 
 
 def test_solved_problems_are_rows_of_fine_tuning(tmp_path):

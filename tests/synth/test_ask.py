@@ -13,11 +13,11 @@ from ramp.synth import ask, measure
 
 def test_a_list_of_answers_is_read_and_drawn_by_its_probabilities():
     reply, rng = "Sure:\n0.5: cats\n 0.3 : dogs\nnonsense\n.2: 3: newts", np.random.default_rng(0)
-    drawn = Counter(ask.picked(reply, rng) for _ in range(2000))
+    drawn = Counter(ask.pick_answer(reply, rng) for _ in range(2000))
     assert drawn.keys() == {"cats", "dogs", "3: newts"}
     assert [drawn[x] / 2000 for x in ("cats", "dogs", "3: newts")] == pytest.approx([0.5, 0.3, 0.2], abs=0.04)
-    assert ask.picked("no numbers", rng) == ask.picked("0: nothing\n0.0: at all", rng) == ""
-    assert "5 different" in ask.verbalised("A joke?", 5)
+    assert ask.pick_answer("no numbers", rng) == ask.pick_answer("0: nothing\n0.0: at all", rng) == ""
+    assert "5 different" in ask.verbalize("A joke?", 5)
 
 
 def test_answers_that_differ_in_case_and_space_are_one():
@@ -31,7 +31,7 @@ def test_recognised_is_the_one_that_most_of_it_repeats():
     docs, *_ = measure.words(
         ["the cat sat on the mat and slept", "a dog ran off with my old hat", "the cat sat on the mat and ate"]
     )
-    assert measure.recognised(docs[2:] + docs[:1] + [[], [1, 2]], docs[:2]) == [0, 0, -1, -1]
+    assert measure.recognize(docs[2:] + docs[:1] + [[], [1, 2]], docs[:2]) == [0, 0, -1, -1]
 
 
 def test_a_model_that_knows_two_answers_is_found_out(monkeypatch, tmp_path):
@@ -48,7 +48,7 @@ def test_a_model_that_knows_two_answers_is_found_out(monkeypatch, tmp_path):
     rundir, c = type("Run", (), {"tokenizer": tmp_path, "speaker": "finetune"}), replace(Config(), seed=3)
     (_, plain), (_, listed) = found = ask.run(rundir, c, "A joke?", 20, 2, 8)
     assert plain.figures()["of those distinct"] == 1 and listed.figures()["of those distinct"] == 2
-    assert "20 x 'why did" in ask.table(found)
+    assert "20 x 'why did" in ask.format_table(found)
     for n, k in ((1, 0), (5, 1), (5, -2)):
         with pytest.raises(UserError, match="verbalised"):
             ask.run(rundir, c, "A joke?", n, k, 8)

@@ -6,11 +6,11 @@ import pytest
 import tiny
 
 from ramp.model.loss import next_token_loss
-from ramp.model.sample import How
+from ramp.model.sample import SamplingParams
 from ramp.synth import generate
 from ramp.synth.generate import Prompt
 
-C = tiny.model(context=32, vocab=96)
+C = tiny.model(context_len=32, vocab_size=96)
 BOS, N, BATCH = 90, 12, 8
 
 
@@ -23,22 +23,22 @@ def params():
 @pytest.fixture(scope="module")
 def made(params):
     prompts = [Prompt((BOS,) + (i,) * (i % 3)) for i in range(11)]
-    return generate.samples(C, params, prompts, 1000, N, How(vocab=95), (BOS,), BATCH)
+    return generate.generate_samples(C, params, prompts, 1000, N, SamplingParams(vocab=95), (BOS,), BATCH)
 
 
 def test_a_row_makes_its_sample_again(params, made):
     assert len(made) == 11 and len({s.ids for s in made}) > 8
     for s in (made[0], made[4], made[10]):
-        assert generate.again(C, params, s.prompt.ids, s.key, N, How(vocab=95), (BOS,), BATCH) == s.ids
+        assert generate.regenerate(C, params, s.prompt.ids, s.key, N, SamplingParams(vocab=95), (BOS,), BATCH) == s.ids
     assert (
-        generate.again(C, params, made[4].prompt.ids, made[4].key + 1, N, How(vocab=95), (BOS,), BATCH) != made[4].ids
+        generate.regenerate(C, params, made[4].prompt.ids, made[4].key + 1, N, SamplingParams(vocab=95), (BOS,), BATCH) != made[4].ids
     )
 
 
 def test_scored_log_probabilities_are_those_of_the_sampler(params, made):
     """The sampler draws from the first 95 ids; with a table of which the 96th is unlikely the two agree."""
     docs = [[*s.prompt.ids, *s.ids] for s in made]
-    nats = generate.nats(C, params, docs, 24, 4)
+    nats = generate.score_documents(C, params, docs, 24, 4)
     padded = np.zeros((len(docs), 24), np.int32)
     for row, doc in zip(padded, docs, strict=True):
         row[: len(doc)] = doc
@@ -60,7 +60,7 @@ def test_projected_gradients_are_projections_of_the_gradient(params):
     got = generate.gradients(C, params, docs, 8, 4, 2)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     left, right = (
-        np.asarray(jax.random.rademacher(k, (n, 4), float)) for k, n in zip(keys, (C.width, C.vocab), strict=True)
+        np.asarray(jax.random.rademacher(k, (n, 4), float)) for k, n in zip(keys, (C.width, C.vocab_size), strict=True)
     )
     grad = jax.jit(jax.grad(lambda p, batch: next_token_loss(C, 0.0)({"lm": p}, batch, None)[0]))
     for doc, sketch in zip(docs, got, strict=True):
@@ -91,7 +91,7 @@ def test_pairs_are_of_different_documents():
 
 def test_the_grid_covers_pairs_more_evenly_than_chance():
     names = [str(i) for i in range(8)]
-    found = generate.grid({"a": names, "b": names}, 256, 0)
+    found = generate.sobol_grid({"a": names, "b": names}, 256, 0)
     pairs = np.unique([int(x["a"]) * 8 + int(x["b"]) for x in found], return_counts=True)[1]
     assert len(pairs) == 64 and pairs.max() <= 8
     drawn = np.bincount(np.random.default_rng(0).integers(0, 64, 256), minlength=64)

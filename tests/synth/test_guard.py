@@ -9,7 +9,7 @@ import pytest
 
 from ramp.config import Synthesize
 from ramp.synth import exact, guard, measure
-from ramp.synth.guard import Guard, Sampled, Trained
+from ramp.synth.guard import CollapseGuard, Sampled, Trained
 from ramp.synth.measure import Docs
 
 T = Synthesize()
@@ -60,12 +60,12 @@ def test_five_hundred_null_generations_raise_at_most_five_alarms():
         return {"coverage_2": measure.coverage(real, d, 2), "kl_drift": drift, "unseen_mass": measure.unseen_mass(d)}
 
     null = measure.Null.draw(pool, 300, figures, 20)
-    alarms, g = 0, Guard(0.3)
+    alarms, g = 0, CollapseGuard(0.3)
     good = document_bits(truth, rng, real)
     for i in range(500):
-        _, said = guard.before(g, T, Sampled(null.against(figures(docs_of(truth, 300, rng)))))
+        _, said = guard.judge_samples(g, T, Sampled(null.against(figures(docs_of(truth, 300, rng)))))
         new = document_bits(truth, rng, real)
-        g, after = guard.after(replace(g, m=0.3), T, Trained((new, good), bits_in=1.0), i + 1)
+        g, after = guard.judge_model(replace(g, m=0.3), T, Trained((new, good), bits_in=1.0), i + 1)
         alarms += (said.action == "repair") + (after.action in ("roll back", "stop"))
         good = new if after.action == "go" else good
     assert alarms <= 5
@@ -88,9 +88,9 @@ def test_a_refitted_world_that_dies_out_is_caught(policy, m):
         p = (p + 1e-5) / (p + 1e-5).sum()
         return np.bincount(real.owner, -np.log2(p)[real.flat]) / real.lengths
 
-    g, actions = Guard(0.3), []
+    g, actions = CollapseGuard(0.3), []
     for i in range(1, 7):
-        g, said = guard.after(g, T, Trained((bits(p_gk[i]), bits(p_gk[g.good])), bits_in=1.0), i)
+        g, said = guard.judge_model(g, T, Trained((bits(p_gk[i]), bits(p_gk[g.good])), bits_in=1.0), i)
         actions.append(said.action)
         if said.action == "stop":
             break
@@ -102,13 +102,13 @@ def seen(**figures):
 
 
 def test_actions():
-    g = Guard(0.3)
-    acted, said = guard.before(g, T, seen(coverage_2=(-9.0, 0.9), distinct_2=(0.5, 1.0)))
+    g = CollapseGuard(0.3)
+    acted, said = guard.judge_samples(g, T, seen(coverage_2=(-9.0, 0.9), distinct_2=(0.5, 1.0)))
     assert said.action == "repair" and "coverage_2" in said.reasons[0]
     assert acted.m == pytest.approx(0.4) and acted.rare == pytest.approx(1 / 3) and acted.weight == 0
-    assert guard.before(g, T, seen(coverage_2=(-1.0, 0.9)))[1].action == "go"  # within noise
-    assert guard.before(g, T, seen(distinct_2=(7.0, 1.3)))[1] == guard.Decision("warn", ("distinct_2: z +7.0",))
-    assert guard.before(acted, T, Sampled())[0].weight == 1  # the next generation counts again
+    assert guard.judge_samples(g, T, seen(coverage_2=(-1.0, 0.9)))[1].action == "go"  # within noise
+    assert guard.judge_samples(g, T, seen(distinct_2=(7.0, 1.3)))[1] == guard.Decision("warn", ("distinct_2: z +7.0",))
+    assert guard.judge_samples(acted, T, Sampled())[0].weight == 1  # the next generation counts again
     for bad in (
         Sampled(imbalance=5),
         Sampled(precision=0.8),
@@ -116,22 +116,22 @@ def test_actions():
         seen(vendi=(-5.0, 0.5)),
         seen(kl_drift=(5.0, 1.6)),
     ):
-        assert guard.before(g, T, bad)[1].action == "repair"
-    assert guard.before(Guard(0.95), T, Sampled(precision=0.1))[0].m == 1.0
+        assert guard.judge_samples(g, T, bad)[1].action == "repair"
+    assert guard.judge_samples(CollapseGuard(0.95), T, Sampled(precision=0.1))[0].m == 1.0
 
 
 def test_roll_back_then_stop_and_poverty():
     fine = np.full(200, 2.0) + np.random.default_rng(0).normal(0, 0.1, 200)
     worse = fine * 1.05
-    g, said = guard.after(Guard(0.3), T, Trained((worse, fine), bits_in=1), 1)
+    g, said = guard.judge_model(CollapseGuard(0.3), T, Trained((worse, fine), bits_in=1), 1)
     assert said.action == "roll back" and g.good == 0 and g.m == pytest.approx(0.4)
-    g2, said = guard.after(g, T, Trained((fine, fine), bits_in=1), 2)
+    g2, said = guard.judge_model(g, T, Trained((fine, fine), bits_in=1), 2)
     assert said.action == "go" and g2.good == 2 and g2.rolled == 0
-    _, said = guard.after(g, T, Trained((worse, fine), bits_in=1), 2)
+    _, said = guard.judge_model(g, T, Trained((worse, fine), bits_in=1), 2)
     assert said.action == "stop" and "second" in said.reasons[-1]
-    g4, said = guard.after(Guard(0.3), T, Trained((fine, fine)), 1)
-    assert said.action == "go" and guard.after(g4, T, Trained((fine, fine)), 2)[1].action == "stop"
+    g4, said = guard.judge_model(CollapseGuard(0.3), T, Trained((fine, fine)), 1)
+    assert said.action == "go" and guard.judge_model(g4, T, Trained((fine, fine)), 2)[1].action == "stop"
     nan = np.full(200, np.nan)
-    assert guard.after(Guard(0.3), T, Trained((nan, fine), bits_in=1), 1)[1].action == "roll back"
+    assert guard.judge_model(CollapseGuard(0.3), T, Trained((nan, fine), bits_in=1), 1)[1].action == "roll back"
     right = (np.zeros(100), np.r_[np.ones(40), np.zeros(60)])
-    assert guard.after(Guard(0.3), T, Trained(right=right, bits_in=1), 1)[1].action == "roll back"
+    assert guard.judge_model(CollapseGuard(0.3), T, Trained(right=right, bits_in=1), 1)[1].action == "roll back"

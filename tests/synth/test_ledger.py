@@ -17,9 +17,9 @@ def test_rows_come_back(tmp_path):
     ledger.write(tmp_path, 2, [ROW, dropped], "run-a", {"decision": "warn"})
     rows, facts = ledger.read(tmp_path, 2, "run-a")
     assert rows == [ROW, dropped] and facts["decision"] == "warn"
-    told = ledger.story(tmp_path, "g2-00003")
+    told = ledger.describe_sample(tmp_path, "g2-00003")
     assert "real-7" in told and "2 steps, 0 to 4" in told and "a joke" in told and "warn" in told
-    assert "dropped: clean says no" in ledger.story(tmp_path, "g2-00004")
+    assert "dropped: clean says no" in ledger.describe_sample(tmp_path, "g2-00004")
 
 
 def test_mistakes(tmp_path):
@@ -27,11 +27,11 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="another run"):
         ledger.read(tmp_path, 2, "run-b")
     with pytest.raises(UserError, match="no ledger"):
-        ledger.story(tmp_path, "g7-00001")
+        ledger.describe_sample(tmp_path, "g7-00001")
     with pytest.raises(UserError, match="named like"):
-        ledger.story(tmp_path, "../../etc")
+        ledger.describe_sample(tmp_path, "../../etc")
     with pytest.raises(UserError, match="none of them"):
-        ledger.story(tmp_path, "g2-00999")
+        ledger.describe_sample(tmp_path, "g2-00999")
     ledger.path(tmp_path, 3).write_bytes(b"PAR1 nonsense")
     with pytest.raises(UserError, match="cannot be read"):
         ledger.read(tmp_path, 3)

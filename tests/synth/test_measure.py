@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramp.results import Bench
+from ramp.results import Results
 from ramp.synth import bench, exact, measure
 from ramp.synth.measure import Docs
 
@@ -150,6 +150,6 @@ def test_cross_information_and_tails():
 
 @pytest.mark.slow
 def test_ten_thousand_samples_in_twenty_seconds(tmp_path):
-    b = Bench(tmp_path, None, None)
+    b = Results(tmp_path, None, None)
     bench.timing(b)
     assert b.results()[0]["cpu_seconds"] < 20

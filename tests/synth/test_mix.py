@@ -51,10 +51,10 @@ def test_weighted_draw_is_in_proportion():
 
 
 def test_share_follows_the_law():
-    m = mix.share(0.06, 0.06, 0.1)
+    m = mix.real_fraction(0.06, 0.06, 0.1)
     assert m == pytest.approx(0.382, abs=1e-3)
-    assert exact.excess(0.06, m, 10_000) == pytest.approx(0.06, rel=1e-3)
-    assert mix.share(0.06, 10, 0.3) == 0.3 and mix.share(-1, 0.1, 0.3) == 0.3
+    assert exact.excess_loss(0.06, m, 10_000) == pytest.approx(0.06, rel=1e-3)
+    assert mix.real_fraction(0.06, 10, 0.3) == 0.3 and mix.real_fraction(-1, 0.1, 0.3) == 0.3
 
 
 def test_order_ends_on_real_rows_and_is_a_pure_function():

@@ -27,7 +27,7 @@ def test_anchor_law_within_a_tenth(m):
         pool = p_gk[0]
         step = (pool * (1 - pool)).sum() / n
         held.append(((p_gk[40:] - pool) ** 2).sum(axis=1).mean() / step)
-    assert np.mean(held) == pytest.approx(exact.excess(1.0, m, 10_000), rel=0.1)
+    assert np.mean(held) == pytest.approx(exact.excess_loss(1.0, m, 10_000), rel=0.1)
 
 
 @given(st.floats(0.01, 1), st.integers(1, 60), st.floats(0.05, 1))
@@ -35,35 +35,35 @@ def test_closed_form_is_the_recursion(m, g, gain):
     v = 0.0
     for _ in range(g):
         v = gain * (1 - m) ** 2 * v + (1 - m)
-    assert exact.excess(2.0, m, g, gain) == pytest.approx(2 * v, rel=1e-9, abs=1e-12)
-    assert exact.excess(2.0, m, g, gain) <= exact.excess(2.0, m, g) * (1 + 1e-12)
+    assert exact.excess_loss(2.0, m, g, gain) == pytest.approx(2 * v, rel=1e-9, abs=1e-12)
+    assert exact.excess_loss(2.0, m, g, gain) <= exact.excess_loss(2.0, m, g) * (1 + 1e-12)
 
 
 @given(st.floats(0.01, 10), st.floats(0.1, 1), st.integers(2, 8))
 def test_drift_reads_the_law_off_replace(d1, gain, generations):
-    replaced = exact.excess(d1, 0.0, np.arange(1, generations + 1), gain)
-    assert exact.drift(replaced) == pytest.approx((d1, gain), rel=1e-6)
+    replaced = exact.excess_loss(d1, 0.0, np.arange(1, generations + 1), gain)
+    assert exact.estimate_drift(replaced) == pytest.approx((d1, gain), rel=1e-6)
 
 
 def test_drift_that_quickens_or_stops_has_no_gain():
-    assert exact.drift(np.array([0.1, 0.3, 0.6])) == pytest.approx((0.2, 1.0))
-    assert exact.drift(np.array([0.1])) == exact.drift(np.array([0.1, 0.05])) == (0.1, 1.0)
+    assert exact.estimate_drift(np.array([0.1, 0.3, 0.6])) == pytest.approx((0.2, 1.0))
+    assert exact.estimate_drift(np.array([0.1])) == exact.estimate_drift(np.array([0.1, 0.05])) == (0.1, 1.0)
 
 
 @given(st.floats(0.01, 100))
 def test_share_for_inverts_the_law(tolerance):
-    m = exact.share_for(tolerance)
+    m = exact.real_fraction_for(tolerance)
     assert 0 < m < 1
     assert (1 - m) / (m * (2 - m)) == pytest.approx(tolerance, rel=1e-6)
 
 
 def test_published_points_of_the_law():
-    assert [round(exact.share_for(r), 2) for r in (0.5, 1, 2)] == [0.59, 0.38, 0.22]
-    assert exact.excess(0.1, 0, 7) == pytest.approx(0.7)
+    assert [round(exact.real_fraction_for(r), 2) for r in (0.5, 1, 2)] == [0.59, 0.38, 0.22]
+    assert exact.excess_loss(0.1, 0, 7) == pytest.approx(0.7)
     with pytest.raises(ValueError, match="share"):
-        exact.excess(1, 1.2, 3)
+        exact.excess_loss(1, 1.2, 3)
     with pytest.raises(ValueError, match="hands on"):
-        exact.excess(1, 0.2, 3, 1.5)
+        exact.excess_loss(1, 0.2, 3, 1.5)
 
 
 def test_policies_are_ordered_as_published():

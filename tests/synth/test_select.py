@@ -14,8 +14,8 @@ def test_verifiers_that_refuse_and_raise():
     def broken(text):
         raise RuntimeError("no interpreter")
 
-    assert select.verified(["ab", "b"], "a", lambda t: "a" in t) == ["", "a says no"]
-    assert select.verified(["ab"], "broken", broken) == ["broken raised RuntimeError: no interpreter"]
+    assert select.apply_verifier(["ab", "b"], "a", lambda t: "a" in t) == ["", "a says no"]
+    assert select.apply_verifier(["ab"], "broken", broken) == ["broken raised RuntimeError: no interpreter"]
 
 
 @settings(deadline=None, max_examples=60)
@@ -29,7 +29,7 @@ def test_contamination_by_brute_force(docs, held, n):
         parts = {tuple(other[i : i + k]) for i in range(len(other) - k + 1)}
         return any(tuple(doc[i : i + k]) in parts for i in range(len(doc) - k + 1))
 
-    found = select.contaminated(Docs.of(docs), Docs.of(held), n)
+    found = select.find_contaminated(Docs.of(docs), Docs.of(held), n)
     for doc, hit in zip(docs, found, strict=True):
         guilty = [j for j, h in enumerate(held) if shares(doc, h, n) or (3 <= len(h) < n and shares(doc, h, len(h)))]
         assert (hit in guilty) if guilty else hit == -1
@@ -39,7 +39,7 @@ def test_repeats_look_at_the_pool_first():
     rng = np.random.default_rng(0)
     pool = [rng.integers(0, 1000, 40) for _ in range(5)]
     new = [rng.integers(0, 1000, 40), pool[3]]
-    assert select.repeats(Docs.of([*new, new[0]]), Docs.of(pool), 0.8).tolist() == [-1, 3, 5]
+    assert select.find_repeats(Docs.of([*new, new[0]]), Docs.of(pool), 0.8).tolist() == [-1, 3, 5]
 
 
 @settings(deadline=None, max_examples=20)
@@ -74,16 +74,16 @@ def test_projection_says_what_it_could_not_reach():
 
 @given(st.lists(st.floats(0.01, 50), min_size=2, max_size=40), st.floats(1.0, 10))
 def test_clipped_weights(w, most):
-    got = select.clipped(np.array(w), most)
+    got = select.clip_weights(np.array(w), most)
     assert got.max() <= most * (1 + 1e-9) and (got >= 0).all()
     assert got.mean() == pytest.approx(1, abs=1e-6) or most * len(w) < len(w) * (1 + 1e-9)
     assert (np.argsort(got, kind="stable")[np.argsort(w)] >= 0).all()
 
 
 def test_smoothed_masses_and_copies():
-    p = select.smoothed(np.array([6, 1, 1, 0, 0]))
+    p = select.smooth_counts(np.array([6, 1, 1, 0, 0]))
     assert p.sum() == pytest.approx(1) and p[3] == p[4] == pytest.approx(0.125)
-    assert select.capped("aaab", 2).tolist() == [2 / 3, 2 / 3, 2 / 3, 1]
+    assert select.cap_duplicates("aaab", 2).tolist() == [2 / 3, 2 / 3, 2 / 3, 1]
 
 
 def test_rarity_by_hand():

@@ -12,18 +12,18 @@ from ramp import config
 from ramp.cli import main
 from ramp.config import Config, Synthesize, Text
 from ramp.errors import UserError
-from ramp.model.sample import How
+from ramp.model.sample import SamplingParams
 from ramp.rundir import RunDir
 from ramp.stages import common, synthesize
 from ramp.synth import ask, decide, generate, ledger
-from ramp.synth.text import Lesson, Made, Real
+from ramp.synth.text import TrainingPlan, PackedSamples, RealCorpus
 from ramp.text.rows import write_tokens
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
 SETTINGS = Synthesize(
-    steps=4, generations=2, documents=24, measured=12, tokens=20, seq=32, batch=4, held_out=12, nulls=7, seeded=0.25,
-    least_precision=0.0, save_every=2, adam_lr=1e-3, embed_lr=1e-3, head_lr=1e-3, scalar_lr=1e-3, guard_sigma=0.0,
+    steps=4, generations=2, num_documents=24, num_measured=12, max_new_tokens=20, seq_len=32, batch_size=4, num_guard_documents=12, num_null_resamples=7, seeded_fraction=0.25,
+    min_precision=0.0, save_every=2, adam_lr=1e-3, embed_lr=1e-3, head_lr=1e-3, scalar_lr=1e-3, skip_sigma=0.0,
     optimizer="adamw",
 )  # fmt: skip
 T = Tokenizer.bytes_only()
@@ -45,7 +45,7 @@ def directory(path, n=60):
 
 
 def configured(**over):
-    model = tiny.model(vocab=264, context=64)
+    model = tiny.model(vocab_size=264, context_len=64)
     return config.resolve(Config(text=Text(tokenizer="bytes"), model=model, synthesize=replace(SETTINGS, **over)))
 
 
@@ -53,7 +53,7 @@ def configured(**over):
 def start():
     """Every run starts from one lively model; the mesh is one device."""
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(tiny.mesh()):
-        first, real = {"lm": tiny.lively(tiny.model(vocab=264, context=64))}, common.load_params
+        first, real = {"lm": tiny.lively(tiny.model(vocab_size=264, context_len=64))}, common.load_params
         patch.setattr(common, "load_params", lambda d, s, c, t=None: first if s == "pretrain" else real(d, s, c, t))
         yield first
 
@@ -108,8 +108,8 @@ def test_every_sample_can_be_made_again_from_its_row(done, start):
     rundir, c, _ = done
     rows, _ = ledger.read(rundir.path / "synth", 1)
     for row in (rows[0], rows[-1]):
-        how = How(row["temperature"], row["top_k"], min_p=row["min_p"], vocab=T.vocab_size)
-        made = generate.again(c.model, start["lm"], row["prompt"], row["key"], c.synthesize.tokens, how, (T.bos,))
+        how = SamplingParams(row["temperature"], row["top_k"], min_p=row["min_p"], vocab=T.vocab_size)
+        made = generate.regenerate(c.model, start["lm"], row["prompt"], row["key"], c.synthesize.max_new_tokens, how, (T.bos,))
         assert list(made) == row["tokens"]
 
 
@@ -127,7 +127,7 @@ def test_replies_to_a_question_follow_from_their_keys(done, start):
     three, two = (ask.draw(c, start["lm"], T, "Hi?", n, 6) for n in (3, 2))
     assert len(three) == 3 and three[:2] == two and len(set(three)) > 1
     with pytest.raises(UserError, match="shorten it"):
-        ask.draw(c, start["lm"], T, "Hi? " * c.model.context, 2, 6)
+        ask.draw(c, start["lm"], T, "Hi? " * c.model.context_len, 2, 6)
 
 
 def test_what_is_done_is_not_done_again(done):
@@ -179,7 +179,7 @@ def test_mistakes_in_the_configuration(tmp_path, over, says):
 
 def test_a_pool_of_one_document_is_refused(tmp_path):
     with pytest.raises(UserError, match="training documents and has 1"):
-        Real.read(directory(tmp_path / "run", 1), configured(), T)
+        RealCorpus.read(directory(tmp_path / "run", 1), configured(), T)
 
 
 @pytest.fixture
@@ -189,8 +189,8 @@ def judge(mine, done):
 
     def run(*names, change=lambda made, real: made, **over):
         c = configured(verifiers=tuple(f"{mine}:{n}" if n not in ("clean", "typical") else n for n in names), **over)
-        loop = synthesize.Loop(rundir, c, T, Real.read(rundir, c, T), Preemption())
-        made = loop.draw(loop.params(0), loop.prompts(1), 1, How(vocab=T.vocab_size))
+        loop = synthesize.Loop(rundir, c, T, RealCorpus.read(rundir, c, T), Preemption())
+        made = loop.draw(loop.params(0), loop.prompts(1), 1, SamplingParams(vocab=T.vocab_size))
         made = change(made, loop.real)
         return decide.decide(loop.real, loop.first, loop.params(0), made, decide.Docs.of([]), 12)
 
@@ -228,7 +228,7 @@ def test_no_sample_accepted_leaves_real_text_alone(mine, tmp_path):
 
 def test_rows_of_a_lesson():
     docs = [[1, 2, 3, T.bos], [4, 5]]
-    made = Made.pack(docs, [2.0, 0.5], 4, T.bos)
+    made = PackedSamples.pack(docs, [2.0, 0.5], 4, T.bos)
     stream = [T.bos, 1, 2, 3, T.bos, 4, 5, T.bos]
     assert made.tokens.ravel()[:7].tolist() == stream[:7] and made.targets.ravel()[:7].tolist() == stream[1:]
     assert made.weights.ravel().tolist() == [2, 2, 2, 2, 0.5, 0.5, 0, 0]  # a cut is no end, padding nothing
@@ -238,9 +238,9 @@ def test_rows_of_a_lesson():
 def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
     rundir, _, _ = done
     c = configured(steps=8, real_last=0.25)
-    real = Real.read(rundir, c, T)
-    made = [Made.pack([list(d) for d in real.train[:10]], np.ones(10), c.synthesize.seq, T.bos)]
-    plan = lambda: Lesson.plan(c, real, made, [1.0], 0.5, 0.2, 0)  # noqa: E731
+    real = RealCorpus.read(rundir, c, T)
+    made = [PackedSamples.pack([list(d) for d in real.train[:10]], np.ones(10), c.synthesize.seq_len, T.bos)]
+    plan = lambda: TrainingPlan.plan(c, real, made, [1.0], 0.5, 0.2, 0)  # noqa: E731
     a, b = plan(), plan()
     for step in range(8):
         for name, x in a(step, 0, 4).items():
@@ -253,7 +253,7 @@ def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
         assert steps == [
             s for s in range(8) if any(g == 1 and n in rows for g, n in zip(a.generation[s], a.number[s], strict=True))
         ]
-    dropped = Lesson.plan(c, real, made, [0.0], 0.5, 0.2, 0)
+    dropped = TrainingPlan.plan(c, real, made, [0.0], 0.5, 0.2, 0)
     assert (dropped.generation == 0).all()
 
 

@@ -29,9 +29,9 @@ def test_a_guards_row_tells_a_repair_from_a_roll_back_and_from_nothing():
 
 def test_the_laws_row_holds_the_forecast_against_means_over_seeds():
     g, gain = np.arange(11), 0.8
-    seen = exact.excess(0.1, 0.3, g, gain)
+    seen = exact.excess_loss(0.1, 0.3, g, gain)
     runs = [trigram("anchored", 0.3, s, list(2 + seen * (1 + (-1) ** s * 0.5))) for s in (0, 1)]
-    replaced = trigram("replace", 0.0, 0, list(1 + exact.excess(0.1, 0.0, g[:6], gain)))
+    replaced = trigram("replace", 0.0, 0, list(1 + exact.excess_loss(0.1, 0.0, g[:6], gain)))
     law = list(table.law([replaced, *runs]))
     assert [bar[0] for bar in law] == ["the law's forecast, trigram, m = 0.3, 10 generations: largest error"]
     assert law[0][2] == "0%, mean 0%; 2 seeds, gain 0.80 (without: 19%, 14%)" and not list(table.law(runs))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ramp.errors import UserError
 from ramp.tasks import TASKS, addition, calculator, chain, paths, swaps, words
-from ramp.tasks.protocol import Problem, first_error_f1, parse, prompt_ids, render, slices, solution_ids, typos
+from ramp.tasks.protocol import Problem, first_error_f1, parse, prompt_ids, render, make_slices, solution_ids, add_typos
 from ramp.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()
@@ -160,7 +160,7 @@ def test_rollouts_that_end_badly():
 def test_slices_are_solved_by_their_own_gold(name, seed, level):
     assume(name != "swaps" or level < 7)  # a longer row would need more than ten digits
     task = TASKS[name]
-    for kind, problem in slices(task, seed, level).items():
+    for kind, problem in make_slices(task, seed, level).items():
         assert task.judge(problem, task.solution(problem), problem.answer).verified
         if kind in ("reworded", "typos"):
             assert problem.answer == task.sample(seed, level).answer
@@ -170,8 +170,8 @@ def test_slices_are_solved_by_their_own_gold(name, seed, level):
 
 @given(st.text(max_size=60), seeds)
 def test_typos_keep_what_counts(text, seed):
-    assert sorted(typos(text, seed)) == sorted(text)
-    assert [c for c in typos(text, seed) if not c.isalpha()] == [c for c in text if not c.isalpha()]
+    assert sorted(add_typos(text, seed)) == sorted(text)
+    assert [c for c in add_typos(text, seed) if not c.isalpha()] == [c for c in text if not c.isalpha()]
 
 
 def test_words_kept_out_of_training_are():

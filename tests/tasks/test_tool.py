@@ -37,7 +37,7 @@ def test_results(expression, value):
 def test_training_shows_what_run_time_does(words, a, b):
     """Feed the rendered answer token by token: `reply` gives exactly the masked tokens, where they stand."""
     content = f"{words}<<{a}*{b}={a * b}>>{words}"
-    ids, weights = tool.spoken(T, content)
+    ids, weights = tool.encode_with_calls(T, content)
     i, put = 0, []
     while i < len(ids):
         i += 1
@@ -53,7 +53,7 @@ def test_only_an_assistant_calls():
         {"role": "user", "content": "<<2*3=6>> <|tool|>2*3<|tool|>"},
         {"role": "assistant", "content": "It is <<2*3=6>>6."},
     ]
-    ids, weights, _ = render(T, talk, 500, tool.spoken)
+    ids, weights, _ = render(T, talk, 500, tool.encode_with_calls)
     assert ids.count(MARK) == 3 and T.decode(ids).endswith("It is <|tool|>2*3<|tool|>6<|tool|>6.<|end|>")
     assert MARK not in render_prompt(T, talk[:1])
     assert len(ids) == len(weights) and weights.count(0) == len(render_prompt(T, talk[:1])) + 2
@@ -67,8 +67,8 @@ def test_evaluation_goes_on_behind_the_result():
     def draw(rows):
         return [script["sum"] if row[-1] != MARK else script["after 4"] for row in rows]
 
-    said = tool.with_results(T, [[1], [2]], draw, 50, 100)
+    said = tool.generate_with_tool(T, [[1], [2]], draw, 50, 100)
     assert [T.decode(s) for s in said] == ["I: <|tool|>2+2<|tool|>4<|tool|> it is"] * 2
-    assert [len(s) for s in tool.with_results(T, [[1]], draw, 6, 100)] == [6]
-    assert T.decode(tool.with_results(T, [[1]], draw, 50, 8)[0]).endswith("4<|tool|>")
-    assert tool.result("7/2") == str(float(Fraction(7, 2)))
+    assert [len(s) for s in tool.generate_with_tool(T, [[1]], draw, 6, 100)] == [6]
+    assert T.decode(tool.generate_with_tool(T, [[1]], draw, 50, 8)[0]).endswith("4<|tool|>")
+    assert tool.call_result("7/2") == str(float(Fraction(7, 2)))

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from ramp.train.board import Board, last_with, rewind
+from ramp.train.board import MetricWriter, read_last_values, drop_later_records
 
 KEEP_ALL = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
 
@@ -28,7 +28,7 @@ def lines(path):
 
 
 def test_scalars_reach_both_places(tmp_path):
-    with Board(tmp_path, "pretrain") as board:
+    with MetricWriter(tmp_path, "pretrain") as board:
         for step in range(50):
             board.scalars(step, {"train/loss": 10.0 - step, "train/lr": np.float32(0.5)})
     events = read(tmp_path)
@@ -38,7 +38,7 @@ def test_scalars_reach_both_places(tmp_path):
 
 
 def test_values_that_are_not_finite_are_null_in_json(tmp_path):
-    with Board(tmp_path, "pretrain") as board:
+    with MetricWriter(tmp_path, "pretrain") as board:
         board.scalars(1, {"a": float("nan"), "b": float("inf"), "c": 1})
     assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "stage": "pretrain", "a": None, "b": None, "c": 1.0}]
     assert np.isnan(read(tmp_path).Scalars("a")[0].value)
@@ -46,7 +46,7 @@ def test_values_that_are_not_finite_are_null_in_json(tmp_path):
 
 def test_text_is_kept_as_it_stands(tmp_path):
     text = "one\n  <b>two</b> \N{SNOWMAN}\n\n# three"
-    with Board(tmp_path, "finetune") as board:
+    with MetricWriter(tmp_path, "finetune") as board:
         board.text(7, "samples/0", text)
     assert lines(tmp_path / "samples.jsonl") == [{"step": 7, "stage": "finetune", "tag": "samples/0", "text": text}]
     (event,) = read(tmp_path, "finetune").Tensors("samples/0")
@@ -57,7 +57,7 @@ def test_text_is_kept_as_it_stands(tmp_path):
 def test_figure_is_an_image(tmp_path):
     figure = Figure(figsize=(2, 1), dpi=50)
     figure.subplots().plot([1, 2])
-    with Board(tmp_path, "pretrain") as board:
+    with MetricWriter(tmp_path, "pretrain") as board:
         board.figure(2, "eval/curve", figure)
     (image,) = read(tmp_path).Images("eval/curve")
     assert (image.step, image.width, image.height) == (2, 100, 50)
@@ -66,7 +66,7 @@ def test_figure_is_an_image(tmp_path):
 
 def test_histogram_counts_the_finite_values(tmp_path):
     values = np.concatenate([np.linspace(-1, 1, 999), [np.nan, np.inf]]).astype(np.float32)
-    with Board(tmp_path, "pretrain") as board:
+    with MetricWriter(tmp_path, "pretrain") as board:
         board.histogram(4, "params/w", values.reshape(-1, 7))
         board.histogram(4, "params/none", np.array([np.nan]))
         board.histogram(4, "params/constant", np.zeros(5))
@@ -79,7 +79,7 @@ def test_histogram_counts_the_finite_values(tmp_path):
 
 
 def test_hparams_row_with_its_metric(tmp_path):
-    with Board(tmp_path, "pretrain") as board:
+    with MetricWriter(tmp_path, "pretrain") as board:
         board.scalars(9, {"eval/val_bpb": 1.5})
         settings = {"model.depth": 4, "lr": 0.1, "name": "x", "ema": None, "on": True}
         board.hparams(settings, {"eval/val_bpb": 1.5, "score": 2})
@@ -98,14 +98,14 @@ def test_hparams_row_with_its_metric(tmp_path):
 
 
 def test_a_resumed_run_draws_one_clean_curve(tmp_path):
-    with Board(tmp_path, "pretrain") as board:
+    with MetricWriter(tmp_path, "pretrain") as board:
         for step in range(10):
             board.scalars(step, {"train/loss": step})
             board.histogram(step, "params/w", np.full(3, step))
             board.text(step, "samples/0", f"before {step}")
-    with Board(tmp_path, "finetune") as board:
+    with MetricWriter(tmp_path, "finetune") as board:
         board.scalars(8, {"train/loss": -1})
-    with Board(tmp_path, "pretrain", start_step=6) as board:
+    with MetricWriter(tmp_path, "pretrain", start_step=6) as board:
         for step in range(6, 12):
             board.scalars(step, {"train/loss": 100 + step})
             board.text(step, "samples/0", f"after {step}")
@@ -127,7 +127,7 @@ def test_rewind_mends_a_file_cut_anywhere(tmp_path_factory, cut, start):
     records = [{"step": i // 2, "stage": "ab"[i % 2], "text": "caf\u00e9"} for i in range(10)]
     whole = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
     path.write_bytes(whole[:cut])
-    rewind(path, "a", start)
+    drop_later_records(path, "a", start)
     ends = np.cumsum([len(line) for line in whole.split(b"\n")[:-1]]) + np.arange(10)  # each line without its newline
     want = [r for r, end in zip(records, ends, strict=True) if end <= cut and (r["stage"] == "b" or r["step"] < start)]
     assert lines(path) == want
@@ -135,15 +135,15 @@ def test_rewind_mends_a_file_cut_anywhere(tmp_path_factory, cut, start):
 
 
 def test_last_with_finds_the_latest_values_of_a_stage_below_a_torn_line(tmp_path):
-    assert last_with(tmp_path / "metrics.jsonl", "pretrain", "time/") == {}
+    assert read_last_values(tmp_path / "metrics.jsonl", "pretrain", "time/") == {}
     for stage, at in (("pretrain", 1.0), ("pretrain", 2.0), ("finetune", 3.0)):
-        with Board(tmp_path, stage, start_step=int(at)) as board:
+        with MetricWriter(tmp_path, stage, start_step=int(at)) as board:
             board.scalars(int(at), {"time/step": at, "train/loss": 9})
             board.scalars(int(at), {"train/loss": 8})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "stage": "pretrain", "time/st')
-    assert last_with(tmp_path / "metrics.jsonl", "pretrain", "time/") == {"step": 2.0}
-    assert last_with(tmp_path / "metrics.jsonl", "pretrain", "eval/") == {}
+    assert read_last_values(tmp_path / "metrics.jsonl", "pretrain", "time/") == {"step": 2.0}
+    assert read_last_values(tmp_path / "metrics.jsonl", "pretrain", "eval/") == {}
 
 
 def test_events_survive_a_kill(tmp_path):
@@ -159,14 +159,14 @@ os.kill(os.getpid(), 9)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 5, "sta')
-    with Board(tmp_path, "pretrain", start_step=4) as board:
+    with MetricWriter(tmp_path, "pretrain", start_step=4) as board:
         board.scalars(4, {"train/loss": 40})
     assert [e.value for e in read(tmp_path).Scalars("train/loss")] == [0, 1, 2, 3, 40]
     assert [m["train/loss"] for m in lines(tmp_path / "metrics.jsonl")] == [0, 1, 2, 3, 40]
 
 
 def test_a_disabled_board_writes_nothing(tmp_path):
-    with Board(tmp_path / "run", "pretrain", enabled=False) as board:
+    with MetricWriter(tmp_path / "run", "pretrain", enabled=False) as board:
         board.scalars(0, {"a": 1})
         board.text(0, "t", "x")
         board.figure(0, "f", Figure())
@@ -184,7 +184,7 @@ def test_neither_tensorflow_nor_torch_nor_pyplot_is_loaded():
 
 
 def test_closing_twice_is_harmless(tmp_path):
-    board = Board(tmp_path, "pretrain")
+    board = MetricWriter(tmp_path, "pretrain")
     board.close()
     board.close()
     board.scalars(1, {"a": 1})  # after the end nothing is written, nothing fails

@@ -18,15 +18,15 @@ from ramp.config import Config, Text, Train, resolve
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
-from ramp.stages.common import Stage, fresh
+from ramp.stages.common import Trainer, init_template
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
-from ramp.train.board import Board, last_with
+from ramp.train.board import MetricWriter, read_last_values
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.loop import KINDS, Clock, Diverged, fit
+from ramp.train.loop import KINDS, Clock, Diverged, train_loop
 from ramp.train.preemption import Preempted, Preemption
-from ramp.train.state import abstract, new_state
+from ramp.train.state import abstract_state, init_state
 from ramp.train.step import make_step
 
 # Orbax leaves coroutines behind, which says nothing about us.
@@ -46,15 +46,15 @@ def rows(n=20, length=8):
 
 TOY = Train(
     steps=12,
-    batch=4,
-    seq=8,
-    warmup=1,
-    decay=0.0,
+    batch_size=4,
+    seq_len=8,
+    warmup_steps=1,
+    decay_fraction=0.0,
     eval_every=6,
     save_every=4,
     log_every=1,
-    guard_limit=3,
-    guard_sigma=0.0,
+    max_skipped_steps=3,
+    skip_sigma=0.0,
 )
 
 
@@ -65,7 +65,7 @@ def toy_loss(params, batch, key):
 
 
 def toy_state(tx):
-    return jax.jit(lambda: new_state({"w": jnp.ones(8)}, tx, 3))()
+    return jax.jit(lambda: init_state({"w": jnp.ones(8)}, tx, 3))()
 
 
 def toy_fit(directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval/x": 1.0}, spy=None):
@@ -79,11 +79,11 @@ def toy_fit(directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval
     clock = Clock()
     clock.add(saved["clock"], {})
     first = int(state.step)
-    with Board(directory, "toy", first + 1 if first else 0) as board, closing(checkpoints):
-        return fit(
+    with MetricWriter(directory, "toy", first + 1 if first else 0) as board, closing(checkpoints):
+        return train_loop(
             state,
             (spy or (lambda step: step))(make_step(loss, tx, t)),
-            Batches(rows(), t.batch, seed=1),
+            Batches(rows(), t.batch_size, seed=1),
             t,
             mesh=jax.sharding.get_mesh(),
             board=board,
@@ -292,11 +292,11 @@ def test_the_clock_counts_what_a_killed_start_did_for_nothing():
 # ---------------------------------------------------------------------------------------------------- a real stage
 def stage(optimizer="muon", **over):
     train = Train(
-        steps=6, batch=4, seq=8, warmup=2, eval_every=3, save_every=3, ema=0.9, optimizer=optimizer, lr_scale=5.0
+        steps=6, batch_size=4, seq_len=8, warmup_steps=2, eval_every=3, save_every=3, ema_decay=0.9, optimizer=optimizer, lr_scale=5.0
     )
-    model = tiny.model(depth=1, width=32, ff=64, heads=2, **over)
+    model = tiny.model(depth=1, width=32, mlp_dim=64, num_heads=2, **over)
     c = resolve(Config(text=Text(tokenizer="bytes"), model=model, pretrain=train))
-    return Stage(
+    return Trainer(
         name="pretrain",
         c=c,
         t=c.pretrain,
@@ -337,7 +337,7 @@ def test_a_stage_that_died_tells_what_it_lost(tmp_path, monkeypatch):
         with pytest.raises(OSError, match="power"):
             train(tmp_path, replace(stage(), t=t))
     seconds = sum(
-        value for name, value in last_with(tmp_path / "metrics.jsonl", "pretrain", "time/").items() if name in KINDS
+        value for name, value in read_last_values(tmp_path / "metrics.jsonl", "pretrain", "time/").items() if name in KINDS
     )
     _, report = train(tmp_path, replace(stage(), t=t))
     assert report["time"]["lost"] == pytest.approx(seconds) and seconds > 0
@@ -366,9 +366,9 @@ def test_template_is_the_state_it_stands_for():
     s = stage()
     with jax.set_mesh(tiny.mesh(1, 2, 2)):
         mesh = jax.sharding.get_mesh()
-        make = partial(new_state, tx=optim.make(s.t), seed=0, average=True)
+        make = partial(init_state, tx=optim.make_optimizer(s.t), seed=0, average=True)
         made = jax.jit(make)({"lm": tiny.init(s.c.model)})
-        like = abstract(lambda: s.first(fresh(s.c.model)), mesh)
+        like = abstract_state(lambda: s.first(init_template(s.c.model)), mesh)
     assert jax.tree.structure(made) == jax.tree.structure(like)
     for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(like), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype) and a.sharding.is_equivalent_to(b.sharding, a.ndim)

@@ -28,18 +28,18 @@ from ramp.train import mesh
     ],
 )
 def test_shape(wish, devices, want):
-    assert mesh.shape(config.Mesh(*wish), devices) == want
+    assert mesh.resolve_mesh_shape(config.Mesh(*wish), devices) == want
 
 
 @pytest.mark.parametrize("wish", [(1, 3, 1), (3, -1, 1), (1, 4, 1), (4, -1, 4), (1, 16, 1)])
 def test_impossible_meshes_are_named(wish):
     with pytest.raises(UserError, match=rf"mesh.data = {wish[1]}.* does not fill the 8 devices"):
-        mesh.shape(config.Mesh(*wish), 8)
+        mesh.resolve_mesh_shape(config.Mesh(*wish), 8)
 
 
 def test_make_sets_the_mesh_with_explicit_axes():
     with jax.set_mesh(tiny.mesh()):
-        made = mesh.make(config.Mesh(replica=2, model=2))
+        made = mesh.make_mesh(config.Mesh(replica=2, model=2))
         assert jax.sharding.get_mesh() == made
     assert dict(made.shape) == {"replica": 2, "data": 2, "model": 2}
     assert set(made.axis_types) == {jax.sharding.AxisType.Explicit}
@@ -47,46 +47,46 @@ def test_make_sets_the_mesh_with_explicit_axes():
 
 def run(**over):
     model = tiny.model(**over.pop("model", {}))
-    stages = {name: config.Train(batch=16, seq=16, steps=1) for name in ("pretrain", "finetune")}
-    return config.resolve(config.Config(text=config.Text(vocab=264), model=model, **(stages | over)))
+    stages = {name: config.Train(batch_size=16, seq_len=16, steps=1) for name in ("pretrain", "finetune")}
+    return config.resolve(config.Config(text=config.Text(vocab_size=264), model=model, **(stages | over)))
 
 
 @pytest.mark.parametrize(
     ("key", "over", "dims"),
     [
         ("model.width", {"model": {"width": 60}}, (1, 8, 1)),
-        ("model.vocab", {"model": {"vocab": 321}}, (1, 1, 2)),
-        ("model.heads", {"model": {"heads": 6, "kv_heads": 2}}, (1, 1, 4)),
-        ("model.kv_heads", {}, (1, 1, 4)),
-        ("model.ff", {"model": {"ff": 130, "kv_heads": 4}}, (1, 1, 4)),
-        ("pretrain.batch", {"pretrain": config.Train(batch=12, seq=16, steps=1)}, (2, 4, 1)),
-        ("pretrain.batch / pretrain.accum", {"pretrain": config.Train(batch=16, accum=4, seq=16, steps=1)}, (1, 8, 1)),
-        ("finetune.batch", {"finetune": config.Train(batch=4, seq=16, steps=1)}, (1, 8, 1)),
-        ("eval.batch", {"eval": config.Eval(batch=10)}, (1, 4, 1)),
+        ("model.vocab_size", {"model": {"vocab_size": 321}}, (1, 1, 2)),
+        ("model.num_heads", {"model": {"num_heads": 6, "num_kv_heads": 2}}, (1, 1, 4)),
+        ("model.num_kv_heads", {}, (1, 1, 4)),
+        ("model.mlp_dim", {"model": {"mlp_dim": 130, "num_kv_heads": 4}}, (1, 1, 4)),
+        ("pretrain.batch_size", {"pretrain": config.Train(batch_size=12, seq_len=16, steps=1)}, (2, 4, 1)),
+        ("pretrain.batch_size / pretrain.grad_accum_steps", {"pretrain": config.Train(batch_size=16, grad_accum_steps=4, seq_len=16, steps=1)}, (1, 8, 1)),
+        ("finetune.batch_size", {"finetune": config.Train(batch_size=4, seq_len=16, steps=1)}, (1, 8, 1)),
+        ("eval.batch_size", {"eval": config.Eval(batch_size=10)}, (1, 4, 1)),
     ],
 )
 def test_what_does_not_divide_is_named_with_its_key(key, over, dims):
-    over = {"model": {"kv_heads": 4}} | over if key == "pretrain.batch" else over
+    over = {"model": {"num_kv_heads": 4}} | over if key == "pretrain.batch_size" else over
     c = run(**over)
-    mesh.check(c, (1, 1, 1))
+    mesh.check_divisible(c, (1, 1, 1))
     with pytest.raises(UserError, match=rf"^{key}.* does not divide over {math.prod(dims)} devices.*multiple of"):
-        mesh.check(c, dims)
+        mesh.check_divisible(c, dims)
 
 
 def test_what_check_passes_can_be_made():
     """The widest meshes that `check` allows do hold this model's parameters, the switches' tables included."""
     c = run(model=tiny.ALL)
     for dims in ((1, 8, 1), (2, 2, 2)):
-        mesh.check(c, dims)
+        mesh.check_divisible(c, dims)
         with jax.set_mesh(tiny.mesh(*dims)):
             tiny.init(c.model)
 
 
 def test_value_tables_are_checked_too():
     """Their side of kv_heads x head_dim is split over `data`."""
-    c = run(model={"value_embeds": True, "kv_heads": 1, "head_dim": 12})
-    with pytest.raises(UserError, match="kv_heads"):
-        mesh.check(c, (1, 8, 1))
+    c = run(model={"value_embeds": True, "num_kv_heads": 1, "head_dim": 12})
+    with pytest.raises(UserError, match="num_kv_heads"):
+        mesh.check_divisible(c, (1, 8, 1))
 
 
 @pytest.mark.parametrize("dims", [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
@@ -98,7 +98,7 @@ def test_put_batch_gives_the_same_batch_on_every_mesh(dims):
         asked.append((lo, hi))
         return {name: a[lo:hi] for name, a in whole.items()}
 
-    made = mesh.put_batch(tiny.mesh(*dims), rows, 16)
+    made = mesh.shard_batch(tiny.mesh(*dims), rows, 16)
     parts = dims[0] * dims[1]
     for name, array in made.items():
         np.testing.assert_array_equal(array, whole[name])
@@ -120,10 +120,10 @@ def test_float32_on_a_cpu_is_multiplied_by_eigen():
 
 def test_eigen_is_asked_for_once_and_for_float32_alone(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--mine=1")
-    runs.use_eigen(config.Config(model=config.Model(dtype="bfloat16")))
+    runs.prefer_eigen(config.Config(model=config.Model(dtype="bfloat16")))
     assert os.environ["XLA_FLAGS"] == "--mine=1"
     for _ in range(2):
-        runs.use_eigen(config.Config(model=config.Model(dtype="float32")))
+        runs.prefer_eigen(config.Config(model=config.Model(dtype="float32")))
     assert os.environ["XLA_FLAGS"] == (f"--mine=1 {runs.EIGEN}" if jax.__version__.startswith("0.10.") else "--mine=1")
 
 

@@ -15,8 +15,8 @@ from ramp.config import Config, Text, Train, resolve
 from ramp.stages.common import next_token_loss
 from ramp.train import mesh as meshes
 from ramp.train import optim
-from ramp.train.state import averaged, new_guard, new_state
-from ramp.train.step import accumulate, judge, make_step
+from ramp.train.state import eval_params, init_guard, init_state
+from ramp.train.step import accumulate_grads, judge_step, make_step
 
 
 @pytest.fixture(autouse=True)
@@ -27,18 +27,18 @@ def one_device():
 
 def rates(c, **over) -> Train:
     """Settings of a stage with the rates that the rule gives this model."""
-    train = Train(**({"batch": 16, "seq": 16, "steps": 20, "warmup": 4} | over))
-    return resolve(Config(text=Text(vocab=264), model=c, pretrain=train)).pretrain
+    train = Train(**({"batch_size": 16, "seq_len": 16, "steps": 20, "warmup_steps": 4} | over))
+    return resolve(Config(text=Text(vocab_size=264), model=c, pretrain=train)).pretrain
 
 
 def begin(c, t, seed=0):
-    make = lambda: new_state({"lm": tiny.init(c, seed)}, optim.make(t), seed, t.ema > 0)  # noqa: E731
-    return jax.jit(make)(), make_step(next_token_loss(c, t.z_loss), optim.make(t), t)
+    make = lambda: init_state({"lm": tiny.init(c, seed)}, optim.make_optimizer(t), seed, t.ema > 0)  # noqa: E731
+    return jax.jit(make)(), make_step(next_token_loss(c, t.z_loss), optim.make_optimizer(t), t)
 
 
 def put(batch):
-    size = len(batch["tokens"])
-    return meshes.put_batch(jax.sharding.get_mesh(), lambda lo, hi: {k: a[lo:hi] for k, a in batch.items()}, size)
+    size = len(batch["max_new_tokens"])
+    return meshes.shard_batch(jax.sharding.get_mesh(), lambda lo, hi: {k: a[lo:hi] for k, a in batch.items()}, size)
 
 
 # ---------------------------------------------------------------------------------------------------- equivalences
@@ -56,7 +56,7 @@ def test_accumulation_equals_one_batch_whatever_the_weights():
     """Normalised by the weight of the whole batch. The classic mistake, a mean of means, would be seen here."""
     c = tiny.model()
     loss, params, batch = next_token_loss(c, 1e-3), {"lm": tiny.lively(c)}, uneven(16, 16)
-    run = {k: jax.jit(partial(accumulate, loss, k=k))(params, put(batch), jax.random.PRNGKey(0)) for k in (1, 4)}
+    run = {k: jax.jit(partial(accumulate_grads, loss, k=k))(params, put(batch), jax.random.PRNGKey(0)) for k in (1, 4)}
     tiny.assert_trees_close(run[4], run[1], 1e-4, 1e-4)
     total = jax.jit(lambda params, batch: loss(params, batch, None)[0])
     parts = [{name: a[i::4] for name, a in batch.items()} for i in range(4)]
@@ -82,7 +82,7 @@ def test_accumulated_training_equals_plain_training_on_a_mesh():
 
 @cache
 def twenty_steps(dims, optimizer):
-    c = tiny.model(heads=8, kv_heads=8, head_dim=8)
+    c = tiny.model(num_heads=8, num_kv_heads=8, head_dim=8)
     t = rates(c, optimizer=optimizer, ema=0.9, lr_scale=10.0)
     with jax.set_mesh(tiny.mesh(*dims)):
         state, step = begin(c, t)
@@ -118,7 +118,7 @@ def test_gradients_are_split_like_their_weights():
     c = tiny.model(**tiny.ALL)
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         params = {"lm": tiny.init(c)}
-        grads, _ = jax.jit(partial(accumulate, next_token_loss(c, 0.0), k=1))(
+        grads, _ = jax.jit(partial(accumulate_grads, next_token_loss(c, 0.0), k=1))(
             params, put(tiny.batch(8, 16)), jax.random.PRNGKey(0)
         )
         for path, weight in jax.tree_util.tree_leaves_with_path(params):
@@ -136,9 +136,9 @@ def toy_step(**over):
     def loss(params, batch, key):
         return jnp.sum(batch["weights"] * jnp.sum((params["w"] - batch["targets"]) ** 2, -1) * batch["flag"]), {}
 
-    t = Train(**({"steps": 200, "batch": 4, "warmup": 1, "decay": 0.0, "guard_sigma": 6.0, "ema": 0.5} | over))
+    t = Train(**({"steps": 200, "batch_size": 4, "warmup_steps": 1, "decay_fraction": 0.0, "skip_sigma": 6.0, "ema_decay": 0.5} | over))
     tx = optax.chain(optax.scale_by_adam(), optax.scale(0.01))
-    return jax.jit(lambda: new_state({"w": jnp.ones(3)}, tx, 0, average=True))(), make_step(loss, tx, t)
+    return jax.jit(lambda: init_state({"w": jnp.ones(3)}, tx, 0, average=True))(), make_step(loss, tx, t)
 
 
 def toy_batch(flag=1.0, level=0.0, seed=0):
@@ -181,8 +181,8 @@ def test_an_outlier_is_skipped_once_there_is_history():
 
 def judged(values, sigma=6.0):
     """Which of (loss, gradient norm) pairs pass, and the guard after them."""
-    run = jax.jit(partial(judge, sigma=sigma))
-    guard, passed = new_guard(), []
+    run = jax.jit(partial(judge_step, sigma=sigma))
+    guard, passed = init_guard(), []
     for value in values:
         ok, guard = run(guard, jnp.asarray(value, jnp.float32))
         passed.append(bool(ok))
@@ -213,14 +213,14 @@ def test_a_lasting_change_of_level_is_let_through_and_an_explosion_is_not():
 
 # ---------------------------------------------------------------------------------------------------- optimizer
 def test_schedule_at_its_corners():
-    t = Train(steps=100, warmup=10, decay=0.4, floor=0.1)
+    t = Train(steps=100, warmup_steps=10, decay_fraction=0.4, final_lr_fraction=0.1)
     rate = [float(optim.schedule(t, jnp.asarray(i))) for i in range(100)]
     np.testing.assert_allclose(rate[:11], [*np.arange(1, 11) / 10, 1.0], rtol=1e-6)
     np.testing.assert_allclose(rate[10:61], 1.0, rtol=1e-6)
     np.testing.assert_allclose(rate[80], 0.1 + 0.9 * 0.5, rtol=1e-6)
     np.testing.assert_allclose(rate[99], 0.1 + 0.9 / 40, rtol=1e-6)
     assert all(a >= b for a, b in itertools.pairwise(rate[60:]))
-    assert float(optim.schedule(Train(steps=50, warmup=0, decay=0.0), jnp.asarray(49))) == 1.0
+    assert float(optim.schedule(Train(steps=50, warmup_steps=0, decay_fraction=0.0), jnp.asarray(49))) == 1.0
 
 
 def matrices(L, D, F, seed=0, lowest=None):
@@ -232,7 +232,7 @@ def matrices(L, D, F, seed=0, lowest=None):
     return x.astype(np.float32)
 
 
-orthogonal = jax.jit(optim.orthogonal)
+orthogonal = jax.jit(optim.orthogonalize)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_orthogonal_is_the_same_on_a_mesh(L, dims, spec):
 def test_orthogonal_in_bfloat16_is_coarse_but_right():
     x = matrices(3, 32, 64, lowest=0.05)
     u, _, vt = np.linalg.svd(x, full_matrices=False)
-    got = optim.orthogonal(jnp.asarray(x), dtype="bfloat16")
+    got = optim.orthogonalize(jnp.asarray(x), dtype="bfloat16")
     assert got.dtype == jnp.float32
     assert np.linalg.norm(got / 2**0.5 - u @ vt) < 0.2 * np.linalg.norm(u @ vt)
 
@@ -290,7 +290,7 @@ def test_muon_step_by_hand():
 
 def test_every_parameter_is_in_its_group():
     params = {"lm": jax.eval_shape(partial(tiny.init, tiny.model(**tiny.ALL)))}
-    named = jax.tree_util.tree_leaves_with_path(optim.labels(params))
+    named = jax.tree_util.tree_leaves_with_path(optim.label_params(params))
     groups = {}
     for path, group in named:
         groups.setdefault(group, set()).add(path[-1].key)
@@ -309,13 +309,13 @@ def test_every_parameter_is_in_its_group():
 def test_each_group_moves_at_its_own_rate(optimizer):
     """The first Adam update is the rate itself, in size; Muon's has the rate as its singular values; decay is apart."""
     t = Train(
-        optimizer=optimizer, muon_lr=0.5, adam_lr=0.1, embed_lr=0.2, head_lr=0.3, scalar_lr=0.4, clip=0, lr_scale=2
+        optimizer=optimizer, muon_lr=0.5, adam_lr=0.1, embed_lr=0.2, head_lr=0.3, scalar_lr=0.4, grad_clip_norm=0, lr_scale=2
     )
     params = {"wq": jnp.ones((2, 8, 8)), "table": jnp.ones((16, 8)), "weight": jnp.ones((8, 16)), "norm": jnp.ones(8)}
     grads = jax.tree.map(lambda p: jnp.asarray(np.random.default_rng(0).normal(size=p.shape), jnp.float32), params)
 
     def first(t):
-        tx = optim.make(t)
+        tx = optim.make_optimizer(t)
         return jax.jit(lambda g: tx.update(g, tx.init(params), params)[0])(grads)
 
     updates = first(t)
@@ -332,11 +332,11 @@ def test_each_group_moves_at_its_own_rate(optimizer):
 
 
 def test_clipping_bounds_the_gradient_and_spares_small_ones():
-    t = Train(optimizer="adamw", clip=1.0, adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0)
+    t = Train(optimizer="adamw", grad_clip_norm=1.0, adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0)
     params = {"norm": jnp.zeros(4)}
 
     def momentum(g):
-        tx = optim.make(t)
+        tx = optim.make_optimizer(t)
         return jax.tree.leaves(tx.update({"norm": jnp.full(4, g)}, tx.init(params), params)[1])
 
     assert any(np.shape(a) == (4,) and np.allclose(a, 0.1 * 0.5) for a in momentum(7.0))  # norm 14 becomes 1
@@ -349,7 +349,7 @@ def test_average_follows_its_formula():
     for i in range(5):
         state, _ = step(state, toy_batch(seed=i))
         want = 0.75 * want + 0.25 * np.asarray(state.params["w"])
-    np.testing.assert_allclose(averaged(state)["w"], want, rtol=1e-6)
+    np.testing.assert_allclose(eval_params(state)["w"], want, rtol=1e-6)
     assert np.abs(want - np.asarray(state.params["w"])).max() > 1e-3
 
 
@@ -379,7 +379,7 @@ def test_loss_on_a_known_source_comes_down_to_its_entropy_and_not_below():
         tokens, targets = stream[:, :-1], stream[:, 1:]
         floor = -np.log(chain[tokens, targets]).mean()
         state, metrics = step(
-            state, put({"tokens": tokens, "targets": targets, "weights": np.ones(tokens.shape, np.float32)})
+            state, put({"max_new_tokens": tokens, "targets": targets, "weights": np.ones(tokens.shape, np.float32)})
         )
         gaps.append(float(metrics["train/loss"]) - floor)
     gaps = np.array(gaps)

@@ -44,12 +44,12 @@ class Credit:
 Method = Callable[[Credit], jax.Array]
 
 
-def to_tokens(c: Credit, advantage_bs: jax.Array) -> jax.Array:
+def spread_to_tokens(c: Credit, advantage_bs: jax.Array) -> jax.Array:
     """Every token of step s gets the step's advantage."""
     return jnp.take_along_axis(advantage_bs, jnp.maximum(c.step_bn, 0), axis=1) * c.mask_bn
 
 
-def grouped(c: Credit, a: jax.Array) -> jax.Array:
+def group_by_prompt(c: Credit, a: jax.Array) -> jax.Array:
     return a.reshape(-1, c.group, *a.shape[1:])
 
 
@@ -61,9 +61,9 @@ def leave_one_out(a_pg: jax.Array, weight_pg: jax.Array | None = None) -> jax.Ar
     return jnp.where((w > 0) & (others > 0), a_pg - mean, 0.0)
 
 
-def against_same_step(c: Credit, a_bs: jax.Array, weight_bs: jax.Array) -> jax.Array:
+def subtract_step_mean(c: Credit, a_bs: jax.Array, weight_bs: jax.Array) -> jax.Array:
     """[B, N] a minus its mean over the same step of the others of the group that have it (weight 1)."""
-    return to_tokens(c, leave_one_out(grouped(c, a_bs), grouped(c, weight_bs)).reshape(a_bs.shape))
+    return spread_to_tokens(c, leave_one_out(group_by_prompt(c, a_bs), group_by_prompt(c, weight_bs)).reshape(a_bs.shape))
 
 
 def token_baseline(c: Credit, a_bn: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def token_baseline(c: Credit, a_bn: jax.Array) -> jax.Array:
     return (mean_g - leave_one_out(mean_g)).reshape(-1, 1)
 
 
-def to_go(a: jax.Array) -> jax.Array:
+def reward_to_go(a: jax.Array) -> jax.Array:
     """Sum of this and all later entries of a row."""
     return jnp.cumsum(a[:, ::-1], axis=1)[:, ::-1]
 
@@ -107,7 +107,7 @@ def all_fail(fails: jax.Array, n: int, k: int) -> jax.Array:
     return chance
 
 
-def changes(c: Credit, value_bs: jax.Array) -> jax.Array:
+def value_changes(c: Credit, value_bs: jax.Array) -> jax.Array:
     """[B, S] what each step changed in the chance of success: from the group's mean of the others, over the values
     before each later step, to the outcome."""
     start_b = (c.outcome_g - leave_one_out(c.outcome_g)).reshape(-1, 1)
@@ -117,7 +117,7 @@ def changes(c: Credit, value_bs: jax.Array) -> jax.Array:
 
 def vine(c: Credit) -> jax.Array:
     """M2. What each step changed in the Monte-Carlo chance of success (Kazemnejad et al. 2024, arXiv:2410.01679)."""
-    return to_tokens(c, changes(c, c.value_bs))
+    return spread_to_tokens(c, value_changes(c, c.value_bs))
 
 
 def best_of(value_bs: jax.Array, n: int, k: int) -> jax.Array:
@@ -127,51 +127,51 @@ def best_of(value_bs: jax.Array, n: int, k: int) -> jax.Array:
 
 def prover(c: Credit) -> jax.Array:
     """M2b. RLOO plus the progress of a prover, here best-of-K of the policy itself (Setlur et al. 2024, 2410.08146)."""
-    return rloo(c) + to_tokens(c, changes(c, c.best_bs).at[:, 0].set(0.0))
+    return rloo(c) + spread_to_tokens(c, value_changes(c, c.best_bs).at[:, 0].set(0.0))
 
 
 # ---------------------------------------------------------------------------------------------------- step by step
 def grpo_process(c: Credit) -> jax.Array:
     """M1. DeepSeekMath 4.1.3: step rewards in units of the group's deviation, summed from the token's step on. More
     steps are more reward, and later luck flows back: hackable even with a perfect checker."""
-    r, w = grouped(c, c.right_bs), grouped(c, c.exists_bs)
+    r, w = group_by_prompt(c, c.right_bs), group_by_prompt(c, c.exists_bs)
     count = jnp.maximum(jnp.sum(w, axis=(1, 2), keepdims=True), 1)
     mean = jnp.sum(r * w, axis=(1, 2), keepdims=True) / count
     std = jnp.sqrt(jnp.sum(w * (r - mean) ** 2, axis=(1, 2), keepdims=True) / count)
     unit = ((r - mean) / (std + 1e-4) * w).reshape(c.right_bs.shape)
-    return to_tokens(c, to_go(unit))
+    return spread_to_tokens(c, reward_to_go(unit))
 
 
 def step_local(c: Credit) -> jax.Array:
     """M1 without the sum (discount 0): is this step right, against the same step of the others of the group."""
-    return against_same_step(c, c.right_bs, c.exists_bs)
+    return subtract_step_mean(c, c.right_bs, c.exists_bs)
 
 
 def first_error(c: Credit) -> jax.Array:
     """M6. Credit for the verified prefix, blame for the first error, nothing after it (as VPPO, arXiv:2601.18984)."""
     ok = c.right_bs * c.exists_bs
     clean = jnp.cumprod(jnp.concatenate([jnp.ones_like(ok[:, :1]), ok[:, :-1]], axis=1), axis=1) * c.exists_bs
-    return against_same_step(c, ok, clean)
+    return subtract_step_mean(c, ok, clean)
 
 
 def progress(c: Credit) -> jax.Array:
     """M3. What a step adds to a process head's chance that all is right so far: bounded, it telescopes (2410.15115)."""
     before = jnp.concatenate([jnp.ones_like(c.right_bs[:, :1]), c.right_bs[:, :-1]], axis=1)
-    return against_same_step(c, (c.right_bs - before) * c.exists_bs, c.exists_bs)
+    return subtract_step_mean(c, (c.right_bs - before) * c.exists_bs, c.exists_bs)
 
 
 def min_form(c: Credit, temperature: float = 0.1) -> jax.Array:
     """M5. PURE (Cheng et al. 2025, arXiv:2504.15275): the return is about the least step reward to come; plus RLOO."""
     reward = c.right_bs - 1.0  # a wrong step costs
     w_bs = jax.nn.softmax(jnp.where(c.exists_bs > 0, -reward / temperature, -jnp.inf), axis=1)
-    returns = to_tokens(c, to_go(jnp.nan_to_num(w_bs) * reward * c.exists_bs))
+    returns = spread_to_tokens(c, reward_to_go(jnp.nan_to_num(w_bs) * reward * c.exists_bs))
     return (returns - token_baseline(c, returns)) * c.mask_bn + rloo(c)
 
 
 def implicit(c: Credit) -> jax.Array:
     """M4. PRIME (Cui et al. 2025, arXiv:2502.01456): beta log(psi/ref) of each token to go; plus RLOO."""
     r = c.implicit_bn * c.mask_bn
-    return to_go((r - token_baseline(c, r)) * c.mask_bn) * c.mask_bn + rloo(c)
+    return reward_to_go((r - token_baseline(c, r)) * c.mask_bn) * c.mask_bn + rloo(c)
 
 
 OUTCOME = {"rloo": rloo, "grpo": grpo, "pass_at_k": pass_at_k, "vine": vine, "prover": prover, "implicit": implicit}

@@ -15,7 +15,7 @@ import numpy as np
 from ramp.credit import audit, head, lab
 from ramp.credit.lab import TOKENIZER
 from ramp.credit.rollouts import Rollouts
-from ramp.results import Bench, kept
+from ramp.results import Results, load_or_make
 from ramp.tasks import Problem, chain
 from ramp.tasks.protocol import solution_ids
 
@@ -29,7 +29,7 @@ TRAIN, TRIED, TEST, VALID = (n * 10**8 for n in (1, 4, 20, 30))  # seeds of prob
 def faulty(problem: Problem, kind: str) -> tuple[list[str], str]:
     """A chain's steps with errors of one kind: "value" (a digit that no other operation gives) or "operation" (the
     value of another operation, never seen in training). How many err differs from solution to solution."""
-    r = chain.rng(f"faulty-{kind}", problem.seed, problem.level)
+    r = chain.make_rng(f"faulty-{kind}", problem.seed, problem.level)
     share, value, steps = r.choice((0.0, 0.1, 0.2, 0.5)), problem.gold[0], []
     for label, op, n in problem.gold[1]:
         right = chain.apply(value, op, n)
@@ -41,7 +41,7 @@ def faulty(problem: Problem, kind: str) -> tuple[list[str], str]:
 
 
 def written(said: list[tuple[Problem, list[int]]]) -> Rollouts:
-    return audit.as_rollouts(TOKENIZER, chain.TASK, [p for p, _ in said], [ids[:PLACES] for _, ids in said], PLACES)
+    return audit.solutions_as_rollouts(TOKENIZER, chain.TASK, [p for p, _ in said], [ids[:PLACES] for _, ids in said], PLACES)
 
 
 def solved(kind: str, level: int, first: int, n: int = ROWS) -> Rollouts:
@@ -60,17 +60,17 @@ def tried(level: int, first: int) -> Rollouts:
     return written(said)
 
 
-def heads(b: Bench, base: dict) -> None:
+def heads(b: Results, base: dict) -> None:
     """Train, measure, attack; ROUNDS times."""
     winners: list[tuple[Problem, list[int]]] = []
-    like = {"process": jax.jit(lambda: head.init(b.model, base["lm"]))(), "labels": jnp.zeros(())}
+    like = {"process": jax.jit(lambda: head.init_head(b.model, base["lm"]))(), "labels": jnp.zeros(())}
     for number in range(ROUNDS):
         sources = [lambda i, k: solved("value", k, TRAIN + ROWS * i)]
         if number:
             sources.append(lambda i, k: tried(k, TRIED + ROWS * i))
         if winners:
             sources.append(lambda i, k, w=tuple(winners): written([w[(ROWS * i + j) % len(w)] for j in range(ROWS)]))
-        like = kept(b, f"head-{number}", like, partial(train, b, like["process"], sources))
+        like = load_or_make(b, f"head-{number}", like, partial(train, b, like["process"], sources))
         process, labels = like["process"], int(like["labels"])
         b.once({"part": "head", "round": number}, lambda p=process, n=labels: {"labels": n} | measure(b, p))
         for method in ("grpo_process", "step_local") if number == 0 else ("grpo_process",):
@@ -79,9 +79,9 @@ def heads(b: Bench, base: dict) -> None:
             winners += [(chain.sample(seed, b.t.level), ids) for seed, ids in found["winners"]]
 
 
-def train(b: Bench, start: dict, sources: list[Callable[[int, int], Rollouts]]) -> dict:
+def train(b: Results, start: dict, sources: list[Callable[[int, int], Rollouts]]) -> dict:
     """The head after STEPS more steps on the sources in turn, and the number of labels it was given."""
-    t, levels = replace(b.t, lr_scale=1e-3, warmup=20, steps=STEPS, decay=0.5), range(2, b.t.level + 1)
+    t, levels = replace(b.t, lr_scale=1e-3, warmup_steps=20, steps=STEPS, decay_fraction=0.5), range(2, b.t.level + 1)
     labels = 0
 
     def batch(i: int) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ def train(b: Bench, start: dict, sources: list[Callable[[int, int], Rollouts]]) 
         r = sources[i % len(sources)](i, levels[i % len(levels)])
         given = head.first_error_labels(r)
         labels += int((given >= 0).sum())
-        return stretched(head.rows(r, t.seq + 32, given), r, np.random.default_rng(i))
+        return stretched(head.label_rows(r, t.seq_len + 32, given), r, np.random.default_rng(i))
 
     params = lab.fit(b.model, t, head.process_loss(b.model), {"process": start}, batch)
     return {"process": params["process"], "labels": jnp.asarray(float(labels))}
@@ -111,29 +111,29 @@ def stretched(rows: dict[str, np.ndarray], r: Rollouts, rng: np.random.Generator
     return rows
 
 
-def measure(b: Bench, process: dict) -> dict:
+def measure(b: Results, process: dict) -> dict:
     """First-error F1 on chains like those of training, longer ones and an unseen error; the share of attacks accepted."""
-    t, score = b.t, lambda r: head.score(b.model, process, r, b.t.seq + 96)  # attacks may be long
+    t, score = b.t, lambda r: head.score_steps(b.model, process, r, b.t.seq_len + 96)  # attacks may be long
     valid = solved("value", t.level, VALID, 512)
     cut = head.choose_threshold(score(valid), valid)
     sets = {"iid": ("value", t.level), "longer": ("value", t.level + 2), "unseen": ("operation", t.level)}
     tests = {name: solved(kind, level, TEST, 512) for name, (kind, level) in sets.items()}
-    quality = {name: head.quality(score(r), r, cut) for name, r in tests.items()}
-    rows = audit.hacks(score, TOKENIZER, chain.TASK, t.level, 50, cut)
+    quality = {name: head.measure_quality(score(r), r, cut) for name, r in tests.items()}
+    rows = audit.find_reward_hacks(score, TOKENIZER, chain.TASK, t.level, 50, cut)
     fooled = [row["accepted"] for row in rows[1:]]
     found = {f"f1_{name}": q["f1"] for name, q in quality.items()} | {"accepted_right": rows[0]["accepted"]}
     found |= {"false_positives": float(np.mean(fooled)), "worst": max(fooled)}
     return found | {"quality": quality, "attacks": rows}
 
 
-def hunt(b: Bench, base: dict, process: dict, method: str) -> dict:
+def hunt(b: Results, base: dict, process: dict, method: str) -> dict:
     """A policy trained for 30 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
     KL to the start in nats a token]; winners: (seed, tokens) that the head accepts and the checker does not."""
-    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl=1e-9)  # KL is measured, not weighed
+    t = replace(b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl_coef=1e-9)  # KL is measured, not weighed
     curve, winners, tokens = [], [], 0
     for i, (got, _, metrics) in enumerate(lab.reinforced(b, t, base, 99, base, {"process": process})):
         r, tokens = got.rollouts, tokens + got.tokens
-        accepted = audit.whole(head.score(b.model, process, r, t.seq), r) > 0.5
+        accepted = audit.reward_whole_solution(head.score_steps(b.model, process, r, t.seq_len), r) > 0.5
         winners += [(r.problems[j].seed, r.ids(j)) for j in np.flatnonzero(accepted & (r.verified_b == 0))[:16]]
         if i % 5 == 0 or i == t.steps - 1:
             point = (accepted.mean(), r.verified_b.mean(), metrics["train/kl"])

@@ -18,7 +18,7 @@ import numpy as np
 
 from ramp.credit import exact
 from ramp.credit.advantages import METHODS, MONTE_CARLO, Credit, best_of
-from ramp.credit.rollouts import Rollouts, check_values, judged
+from ramp.credit.rollouts import Rollouts, check_values, score_rollouts
 from ramp.tasks import Problem, Task
 from ramp.tasks.protocol import parse, prompt_ids, solution_ids
 from ramp.text.tokenizer import Tokenizer
@@ -28,7 +28,7 @@ Reward = Callable[[Rollouts], np.ndarray]  # [B, S]: the worth of each step
 
 
 # ---------------------------------------------------------------------------------------------------- straw
-def straw(r: Rollouts, advantage_bn: np.ndarray) -> dict[str, float]:
+def misassigned_credit(r: Rollouts, advantage_bn: np.ndarray) -> dict[str, float]:
     """Shares of steps, by the advantage of their last token: wrong ones pushed up in successes, right ones pushed down
     in failures; of successes that are luck; and bits of supervision per rollout (`bits`)."""
     ends = np.concatenate([r.step_bn[:, 1:] != r.step_bn[:, :-1], np.ones((len(r.step_bn), 1), bool)], axis=1)
@@ -39,7 +39,7 @@ def straw(r: Rollouts, advantage_bn: np.ndarray) -> dict[str, float]:
     found = _shares(a[exists], right[exists], won[exists])
     wins = max(float(r.outcome_b.sum()), 1.0)
     found["lucky"] = float((r.outcome_b - r.verified_b).sum()) / wins
-    return found | {"bits": bits(r, advantage_bn)}
+    return found | {"bits": credit_bits(r, advantage_bn)}
 
 
 def _shares(a: np.ndarray, right: np.ndarray, won: np.ndarray) -> dict[str, float]:
@@ -53,7 +53,7 @@ def _shares(a: np.ndarray, right: np.ndarray, won: np.ndarray) -> dict[str, floa
     return found | {"mass_on_wrong": float(praise[wrong_win].sum() / total) if total > 0 else 0.0}
 
 
-def bits(r: Rollouts, advantage_bn: np.ndarray) -> float:
+def credit_bits(r: Rollouts, advantage_bn: np.ndarray) -> float:
     """An upper bound on what a rollout's advantages tell: the entropy of a step's sign (down, none, up) at its place in
     the rollout, summed over the distinct values a rollout carries: one for outcome credit, up to one a step else."""
     total = 0.0
@@ -177,7 +177,7 @@ def attacks(tokenizer: Tokenizer, task: Task, problem: Problem, seed: int) -> di
     return {name: found[name] for name, p in cut.items() if not task.judge(problem, p.steps, p.answer).verified}
 
 
-def as_rollouts(
+def solutions_as_rollouts(
     tokenizer: Tokenizer, task: Task, problems: list[Problem], said: Sequence[Sequence[int]], n: int = 0
 ) -> Rollouts:
     """Written rollouts, judged, as if they had been sampled; n: places for tokens, so that shapes stay the same."""
@@ -185,17 +185,17 @@ def as_rollouts(
     for row, ids in zip(tokens_bn, said, strict=True):
         row[: len(ids)] = ids
     prompts = [prompt_ids(tokenizer, p.question) for p in problems]
-    return judged(tokenizer, task, problems, 1, prompts, tokens_bn, np.zeros(tokens_bn.shape, np.float32))
+    return score_rollouts(tokenizer, task, problems, 1, prompts, tokens_bn, np.zeros(tokens_bn.shape, np.float32))
 
 
-def whole(reward_bs: np.ndarray, r: Rollouts) -> np.ndarray:
+def reward_whole_solution(reward_bs: np.ndarray, r: Rollouts) -> np.ndarray:
     """[B]: what a reward says of a whole rollout, its least step; 0 where there is none."""
     least = np.where(r.exists_bs > 0, reward_bs, np.inf).min(axis=1)
     return np.where(np.isfinite(least), least, 0.0)
 
 
-def hacks(
-    reward: Reward, tokenizer: Tokenizer, task: Task, level: int, n: int, threshold: float = 0.5, form: Callable = whole
+def find_reward_hacks(
+    reward: Reward, tokenizer: Tokenizer, task: Task, level: int, n: int, threshold: float = 0.5, form: Callable = reward_whole_solution
 ) -> list[dict]:
     """A row for each attack, over n problems: share accepted (`form` of the steps' rewards at least `threshold`) and
     mean reward; beside it right solutions (should be accepted)."""
@@ -208,7 +208,7 @@ def hacks(
     places = max(len(ids) for tried in said.values() for _, ids in tried)
     found = []
     for name, tried in said.items():
-        r = as_rollouts(tokenizer, task, *map(list, zip(*tried, strict=True)), places)
+        r = solutions_as_rollouts(tokenizer, task, *map(list, zip(*tried, strict=True)), places)
         score = form(check_values("the reward", reward(r), r.right_bs.shape), r)
         accepted = float((score >= threshold).mean())
         found.append({"attack": name, "accepted": accepted, "reward": float(score.mean()), "n": len(tried)})
@@ -216,7 +216,7 @@ def hacks(
 
 
 # ---------------------------------------------------------------------------------------------------- training runs
-def tokens_to(curve: Sequence[tuple[float, float]], level: float) -> float:
+def tokens_to_reach(curve: Sequence[tuple[float, float]], level: float) -> float:
     """Tokens at which a curve of (tokens, accuracy) first reaches `level`, linear between points; inf if it never does."""
     before = (0.0, 0.0)
     for tokens, accuracy in curve:
@@ -228,7 +228,7 @@ def tokens_to(curve: Sequence[tuple[float, float]], level: float) -> float:
     return float("inf")
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
+def bootstrap_ratio(slow: Sequence[float], fast: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
     """Ratio of the means of two sets of seeds and its 95% bootstrap interval."""
     rng = np.random.default_rng(0)
     a, b = (np.asarray(x, float) for x in (slow, fast))

@@ -14,7 +14,7 @@ import numpy as np
 
 from ramp.config import Model
 from ramp.credit.loss import token_logps
-from ramp.credit.rollouts import conversations
+from ramp.credit.rollouts import pack_conversations
 from ramp.tasks import Problem
 from ramp.tasks.chain import OPS
 from ramp.tasks.protocol import render
@@ -71,7 +71,7 @@ def every_success(tokenizer: Tokenizer, problem: Problem, length: int) -> dict[s
     ways = (
         [f"{a}{v}" for a, v in zip(labels, digits, strict=True)] for digits in product(range(10), repeat=len(labels))
     )
-    return conversations([render(tokenizer, problem, steps, problem.answer) for steps in ways], length)
+    return pack_conversations([render(tokenizer, problem, steps, problem.answer) for steps in ways], length)
 
 
 def transformer_success(c: Model, lm: dict, rows: dict[str, jax.Array]) -> jax.Array:

@@ -17,7 +17,7 @@ from ramp.credit import rollouts
 from ramp.credit.loss import token_logps
 from ramp.credit.rollouts import Rollouts, check_values
 from ramp.model import transformer
-from ramp.model.loss import token_losses
+from ramp.model.loss import cross_entropy
 from ramp.model.transformer import ROWS
 from ramp.tasks.protocol import first_error_f1
 from ramp.train.step import Loss
@@ -27,20 +27,20 @@ TAPS = 2  # tokens up to a step's end whose surprise the head weighs: what the s
 SPOKEN = 0.3  # weight of the words of right steps beside their verdicts
 
 
-def init(c: Model, lm: dict) -> dict:
+def init_head(c: Model, lm: dict) -> dict:
     """A head on a trunk that starts from `lm`. Call it under `jax.jit`."""
     out = {"weight": jnp.zeros((c.width, 1), jnp.float32), "bias": jnp.zeros((1, 1), jnp.float32)}
     out["surprise"] = jnp.full((TAPS,), 0.1, jnp.float32)
     return {"lm": jax.tree.map(lambda w: w + 0, lm), "out": out}
 
 
-def read(c: Model, process: dict, tokens_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+def read_head(c: Model, process: dict, tokens_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(log odds that the step which ends at each token is right, nats of the token after each), [B, T] float32."""
-    out, hidden_nd = process["out"], transformer.hidden(c, process["lm"], tokens_bt)
+    out, hidden_nd = process["out"], transformer.compute_hidden(c, process["lm"], tokens_bt)
     x_nd = transformer.rms_norm(hidden_nd, jnp.ones(())).astype(jnp.float32)
     x_bt = jax.lax.reshape(jnp.sum(x_nd * out["weight"][:, 0], axis=-1), tokens_bt.shape, out_sharding=P(ROWS))
     after_bt = jnp.concatenate([tokens_bt[:, 1:], tokens_bt[:, :1]], axis=1)
-    nats_n, _ = token_losses(transformer.unembed(c, process["lm"], hidden_nd), after_bt.reshape(-1))
+    nats_n, _ = cross_entropy(transformer.unembed(c, process["lm"], hidden_nd), after_bt.reshape(-1))
     nats_bt = jax.lax.reshape(nats_n, tokens_bt.shape, out_sharding=P(ROWS))
     own_bt = jnp.pad(jnp.minimum(nats_bt[:, :-1], 12.0), ((0, 0), (TAPS, 0)))  # of the token itself, and those before
     late = [own_bt[:, TAPS - 1 - j : own_bt.shape[1] - j] for j in range(TAPS)]
@@ -55,17 +55,17 @@ def first_error_labels(r: Rollouts) -> np.ndarray:
     return np.where((r.exists_bs > 0) & (before == 0), r.right_bs, -1).astype(np.float32)
 
 
-def budget(labels_bs: np.ndarray, share: float, seed: int) -> np.ndarray:
+def limit_labels(labels_bs: np.ndarray, share: float, seed: int) -> np.ndarray:
     """The same labels for a random `share` of the rows, -1 for the others; what is not -1 is what a label costs."""
     keep = np.random.default_rng(seed).random(len(labels_bs)) < share
     return np.where(keep[:, None], labels_bs, np.float32(-1))
 
 
-def rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.ndarray]:
+def label_rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.ndarray]:
     """The batch of the head's loss, each [B, length]: whole rollouts as `tokens`, `labels` and `weights` at the last
     token of each labelled step, `spoken` before each token of a step that is labelled right."""
     check_values("the labels of the process head", labels_bs, r.right_bs.shape)
-    out = {"tokens": rollouts.rows(r, length)["tokens"]}
+    out = {"tokens": rollouts.make_rows(r, length)["tokens"]}
     out |= {k: np.zeros(out["tokens"].shape, np.float32) for k in ("labels", "weights", "spoken")}
     end_bs = step_ends(r)
     b, s = np.nonzero((labels_bs >= 0) & (end_bs >= 0))
@@ -95,7 +95,7 @@ def process_loss(c: Model) -> Loss:
     step looks like (errors of a kind never labelled are found by that alone), of the words of right steps."""
 
     def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        logit, nats = read(c, params["process"], batch["tokens"])
+        logit, nats = read_head(c, params["process"], batch["tokens"])
         right = (logit > 0) == (batch["labels"] > 0.5)
         verdicts = jnp.sum(batch["weights"] * bce(logit, batch["labels"]))
         seen = {"process": verdicts, "process_right": jnp.sum(batch["weights"] * right)}
@@ -118,12 +118,12 @@ def implicit_loss(c: Model, t: Reinforce) -> Loss:
     return loss
 
 
-_probabilities = jax.jit(lambda c, process, tokens: jax.nn.sigmoid(read(c, process, tokens)[0]), static_argnums=0)
+_probabilities = jax.jit(lambda c, process, tokens: jax.nn.sigmoid(read_head(c, process, tokens)[0]), static_argnums=0)
 
 
-def score(c: Model, process: dict, r: Rollouts, length: int) -> np.ndarray:
+def score_steps(c: Model, process: dict, r: Rollouts, length: int) -> np.ndarray:
     """float32 [B, S]: the head's chance that each step is right; 0 where there is no step."""
-    batch = rows(r, length, np.full(r.right_bs.shape, -1, np.float32))
+    batch = label_rows(r, length, np.full(r.right_bs.shape, -1, np.float32))
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     p_bt = np.asarray(_probabilities(c, process, jax.device_put(batch["tokens"], place)))
     end_bs = step_ends(r)
@@ -132,7 +132,7 @@ def score(c: Model, process: dict, r: Rollouts, length: int) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------- how good it is
-def named_error(p_bs: np.ndarray, exists_bs: np.ndarray, threshold: float) -> list[int | None]:
+def predict_first_error(p_bs: np.ndarray, exists_bs: np.ndarray, threshold: float) -> list[int | None]:
     """The first step of each row whose chance of being right is below the threshold."""
     wrong = (p_bs < threshold) & (exists_bs > 0)
     return [int(w.argmax()) if w.any() else None for w in wrong]
@@ -142,15 +142,15 @@ def choose_threshold(p_bs: np.ndarray, r: Rollouts) -> float:
     """The threshold with the best first-error F1 on validation rollouts."""
     true = [v.first_error for v in r.verdicts]
     grid = np.concatenate([np.linspace(0.02, 0.98, 49), [0.99, 0.995, 0.999]])
-    return float(max(grid, key=lambda t: first_error_f1(named_error(p_bs, r.exists_bs, t), true)["f1"]))
+    return float(max(grid, key=lambda t: first_error_f1(predict_first_error(p_bs, r.exists_bs, t), true)["f1"]))
 
 
-def quality(p_bs: np.ndarray, r: Rollouts, threshold: float) -> dict[str, float]:
+def measure_quality(p_bs: np.ndarray, r: Rollouts, threshold: float) -> dict[str, float]:
     """First-error F1, and over the labelled steps: area under the ROC curve and calibration error."""
     true = [v.first_error for v in r.verdicts]
     labels = first_error_labels(r)
     p, y = p_bs[labels >= 0], labels[labels >= 0]
-    found = first_error_f1(named_error(p_bs, r.exists_bs, threshold), true)
+    found = first_error_f1(predict_first_error(p_bs, r.exists_bs, threshold), true)
     return found | {"auc": auc(p, y), "calibration_error": calibration_error(p, y), "threshold": threshold}
 
 

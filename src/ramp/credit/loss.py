@@ -13,16 +13,16 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Reinforce
 from ramp.model import transformer
-from ramp.model.loss import token_losses
+from ramp.model.loss import cross_entropy
 from ramp.model.transformer import ROWS
 from ramp.train.step import Loss
 
 
 def token_logps(c: Model, lm: dict, tokens_bt, targets_bt, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """(log-probability of each target, entropy), [B, T] float32, of the softmax at `temperature`: what was sampled."""
-    x_nd = transformer.hidden(c, lm, tokens_bt)
+    x_nd = transformer.compute_hidden(c, lm, tokens_bt)
     logits_nv = transformer.unembed(c, lm, x_nd) / temperature
-    nats_n, log_z_n = token_losses(logits_nv, targets_bt.reshape(-1))
+    nats_n, log_z_n = cross_entropy(logits_nv, targets_bt.reshape(-1))
     logp_n, entropy_n = -nats_n, log_z_n - jnp.sum(jax.nn.softmax(logits_nv, axis=-1) * logits_nv, axis=-1)
     shape = targets_bt.shape
     return tuple(jax.lax.reshape(a, shape, out_sharding=P(ROWS)) for a in (logp_n, entropy_n))
@@ -67,24 +67,24 @@ def policy_loss(c: Model, t: Reinforce) -> Loss:
         w, advantage, old = batch["weights"], batch["advantage"], batch["old"]
         logp, entropy = token_logps(c, params["lm"], batch["tokens"], batch["targets"], t.temperature)
         per_token = surrogate(logp, old, advantage, t)
-        if t.guard == "clip_cov":
-            per_token *= 1 - most_covariant(logp, advantage, w, t.guard_share)
-        if t.guard == "kl_cov":
-            per_token += most_covariant(logp, advantage, w, t.guard_share) * jnp.abs(logp - old)
-        bonus = batch.get("bonus", t.entropy)  # [B, 1] where it is adapted
+        if t.entropy_control == "clip_cov":
+            per_token *= 1 - most_covariant(logp, advantage, w, t.entropy_control_fraction)
+        if t.entropy_control == "kl_cov":
+            per_token += most_covariant(logp, advantage, w, t.entropy_control_fraction) * jnp.abs(logp - old)
+        bonus = batch.get("bonus", t.entropy_coef)  # [B, 1] where it is adapted
         per_token -= bonus * entropy
         seen = {"entropy": jnp.sum(w * entropy)}
         ratio = jnp.exp(jnp.clip(logp - old, -20, 20))
         seen["clipped"] = jnp.sum(w * ((ratio < 1 - t.clip_low) | (ratio > 1 + t.clip_high)))
         if "ref" in batch:
-            per_token += t.kl * kl(logp, batch["ref"], t.kl_form)
+            per_token += t.kl_coef * kl(logp, batch["ref"], t.kl_form)
             seen["kl"] = jnp.sum(w * kl(logp, batch["ref"], "k3"))
         return jnp.sum(w * per_token), seen
 
     return loss
 
 
-def adapted(bonus: float, entropy: float, target: float) -> float:
+def adapt_entropy_coef(bonus: float, entropy: float, target: float) -> float:
     """The entropy bonus for rollouts of this entropy: `bonus` at the target, up to ten times that below it, towards
     none above. It depends on nothing but the rollouts, so a run that is gone on with stays the same run."""
     return bonus * min(10.0, math.exp(4 * (target - entropy) / target))

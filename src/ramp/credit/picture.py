@@ -49,7 +49,7 @@ def outcome(r: Rollouts, row: int) -> str:
     return "right by luck: a step is wrong" if v.final_right else "wrong"
 
 
-def page(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], rows: Sequence[int], title: str) -> str:
+def render_page(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], rows: Sequence[int], title: str) -> str:
     """An HTML page: the rollouts `rows`, a column for each method's advantage [B, N]."""
     head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     said = (
@@ -84,7 +84,7 @@ def _spans(mine: list[tuple[int, str]], a_n: np.ndarray, largest: float) -> str:
     )
 
 
-def figure(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int):
+def plot_rollout(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int):
     """The same as a matplotlib figure: a line of coloured tokens for each method, verdicts under them."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
@@ -110,7 +110,7 @@ def figure(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], ro
     return fig
 
 
-def text(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int) -> str:
+def describe_rollout(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int) -> str:
     """Plain lines: the step, its verdict, and each method's advantage at its last token."""
     spans = pieces(tokenizer, r, row)
     lines = [f"{r.problems[row].question}    the answer is {outcome(r, row)}"]

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from ramp.config import Model
 from ramp.errors import UserError
 from ramp.model import sample
-from ramp.model.sample import How, Stream
+from ramp.model.sample import SamplingParams, DecodeState
 from ramp.model.transformer import ROWS, Params
 from ramp.tasks import Problem, Task, Verdict
 from ramp.tasks.protocol import parse, prompt_ids
@@ -67,7 +67,7 @@ class Rollouts:
         return b, n, n + np.array([len(p) - 1 for p in self.prompts])[b]
 
 
-def roll(
+def sample_rollouts(
     c: Model,
     params: Params,
     tokenizer: Tokenizer,
@@ -83,21 +83,21 @@ def roll(
         raise UserError(f"a rollout needs problems and a group of at least one, not {len(problems)} and {group}")
     prompts = [p for p in (prompt_ids(tokenizer, q.question) for q in problems) for _ in range(group)]
     longest = max(map(len, prompts))
-    if longest + n > c.context:
+    if longest + n > c.context_len:
         raise UserError(
-            f"a question of {longest} tokens and {n} to answer it do not fit the model's context of {c.context}; "
+            f"a question of {longest} tokens and {n} to answer it do not fit the model's context of {c.context_len}; "
             "lower the level or the tokens of a rollout"
         )
     mesh = jax.sharding.get_mesh().shape
     spare = -len(prompts) % (mesh["replica"] * mesh["data"])  # every device has the same number of rows
-    stream = sample.start(c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31)
-    stream = sample.decode(c, sample.ready(c, params), stream, How(temperature), n, (tokenizer.end,))
+    stream = sample.prefill_prompts(c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31)
+    stream = sample.decode(c, sample.prepare_decode_params(c, params), stream, SamplingParams(temperature), n, (tokenizer.end,))
     whole = (jax.reshard(a, P()) for a in (stream.tokens_bn, stream.logps_bn))  # every process judges every row
     tokens_bn, logps_bn = (np.array(a)[: len(prompts)] for a in whole)
-    return judged(tokenizer, task, [q for q in problems for _ in range(group)], group, prompts, tokens_bn, logps_bn)
+    return score_rollouts(tokenizer, task, [q for q in problems for _ in range(group)], group, prompts, tokens_bn, logps_bn)
 
 
-def judged(
+def score_rollouts(
     tokenizer: Tokenizer,
     task: Task,
     problems: list[Problem],
@@ -122,7 +122,7 @@ def judged(
     return Rollouts(problems, verdicts, group, prompts, tokens_bn, logps_bn, step_bn, right_bs, exists_bs)
 
 
-def conversations(said: Sequence[tuple[Sequence[int], Sequence[float]]], length: int) -> dict[str, np.ndarray]:
+def pack_conversations(said: Sequence[tuple[Sequence[int], Sequence[float]]], length: int) -> dict[str, np.ndarray]:
     """Rows of a next-token loss, each [B, length]: `tokens`, `targets`, and as `weights` what each target counts.
     said: (ids, weights) of every row, the question's with weight 0."""
     whole = np.zeros((len(said), length + 1), np.int32)
@@ -130,17 +130,17 @@ def conversations(said: Sequence[tuple[Sequence[int], Sequence[float]]], length:
     for b, (ids, counts) in enumerate(said):
         if len(ids) > length:
             raise UserError(
-                f"a solution and its question, {len(ids)} tokens, are too long: raise reinforce.seq ({length})"
+                f"a solution and its question, {len(ids)} tokens, are too long: raise reinforce.train.seq_len ({length})"
             )
         whole[b, : len(ids)], weights[b, : len(ids)] = ids, counts
     return {"tokens": whole[:, :-1], "targets": whole[:, 1:], "weights": weights[:, 1:]}
 
 
-def rows(r: Rollouts, length: int, advantage_bn: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def make_rows(r: Rollouts, length: int, advantage_bn: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """The batch of the policy loss, each [B, length]: the question and what was said, as inputs and next-token targets;
     `weights`, `old` (the sampler's log-probabilities) and `advantage` stand where the sampled tokens are targets."""
     said = [(p, r.ids(b)) for b, p in enumerate(r.prompts)]
-    out = conversations([(p + ids, [0] * len(p) + [1] * len(ids)) for p, ids in said], length)
+    out = pack_conversations([(p + ids, [0] * len(p) + [1] * len(ids)) for p, ids in said], length)
     given = {"old": r.logps_bn} if advantage_bn is None else {"old": r.logps_bn, "advantage": advantage_bn}
     b, n, t = r.places
     for name, values_bn in given.items():
@@ -150,7 +150,7 @@ def rows(r: Rollouts, length: int, advantage_bn: np.ndarray | None = None) -> di
     return out
 
 
-def at_tokens(r: Rollouts, values_bt: np.ndarray) -> np.ndarray:
+def align_to_tokens(r: Rollouts, values_bt: np.ndarray) -> np.ndarray:
     """Values at the loss's places [B, length], at the sampled tokens [B, N]: the way back from `rows`."""
     out = np.zeros(r.tokens_bn.shape, np.float32)
     b, n, t = r.places
@@ -170,14 +170,14 @@ def check_values(what: str, values: np.ndarray, shape: tuple[int, ...]) -> np.nd
     return values
 
 
-def signal(r: Rollouts, advantage_bn: np.ndarray) -> np.ndarray:
+def signal_batch(r: Rollouts, advantage_bn: np.ndarray) -> np.ndarray:
     """float32 [B]: 1 for rows of groups in which any advantage is not zero (DAPO's dynamic sampling)."""
     any_g = (np.abs(advantage_bn * r.mask_bn).reshape(-1, r.group * advantage_bn.shape[1]) > 1e-9).any(axis=1)
     return np.repeat(any_g, r.group).astype(np.float32)
 
 
 # ---------------------------------------------------------------------------------------------------- continuations
-def continuations(
+def sample_continuations(
     c: Model,
     params: Params,
     tokenizer: Tokenizer,
@@ -198,7 +198,7 @@ def continuations(
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     padded, lengths = jax.device_put(padded, place), jax.device_put(lengths, place)
     cache = sample.prefill(c, params, padded, lengths, jnp.zeros_like(lengths, jnp.uint32), size).cache
-    weights = sample.ready(c, params)
+    weights = sample.prepare_decode_params(c, params)
     begins = (np.diff(r.step_bn, axis=1, prepend=0) > 0).nonzero()  # of steps but the first
     forks = np.repeat(np.stack(begins, axis=1), n, axis=0)  # [F, 2]: row, and tokens of it that are kept
     won_bs, cost = np.zeros((B, N + 1)), 0
@@ -208,8 +208,8 @@ def continuations(
         length = kept + np.array([len(p) for p in r.prompts], np.int32)[row]
         seeds = ((seed * 1_000_003 + first + np.arange(chunk)) % 2**31).astype(np.uint32)
         row, length, seeds = (jax.device_put(a, place) for a in (row, length, seeds))
-        stream = fork(c, weights, cache, padded, row, length, seeds)
-        stream = sample.decode(c, weights, stream, How(temperature), N, (tokenizer.end,))
+        stream = fork_prefixes(c, weights, cache, padded, row, length, seeds)
+        stream = sample.decode(c, weights, stream, SamplingParams(temperature), N, (tokenizer.end,))
         for (b, k), more in zip(part, np.asarray(stream.tokens_bn), strict=False):
             more = more[: N - k]  # no longer than the row itself might have been
             ids = more[more >= 0].tolist()
@@ -223,7 +223,7 @@ def continuations(
 
 
 @partial(jax.jit, static_argnames="c")
-def fork(c: Model, weights: Params, cache: tuple, tokens_bt, row_f, length_f, seed_f) -> Stream:
+def fork_prefixes(c: Model, weights: Params, cache: tuple, tokens_bt, row_f, length_f, seed_f) -> DecodeState:
     """Row row_f[i] of a cache, cut after its first length_f[i] tokens, ready to be sampled on.
 
     What the cache holds after the cut is not seen and is written over. The logits come from stepping once more over the
@@ -232,7 +232,7 @@ def fork(c: Model, weights: Params, cache: tuple, tokens_bt, row_f, length_f, se
     length_f, seed_f = jax.reshard(length_f, P(ROWS)), jax.reshard(seed_f, P(ROWS))
     cache = jax.tree.map(lambda a: a.at[row_f].get(out_sharding=P(ROWS, "model")), cache)
     tokens_ft = tokens_bt.at[row_f].get(out_sharding=P(ROWS))
-    last_f, before_f = sample.pick(tokens_ft, length_f - 1), sample.pick(tokens_ft, jnp.maximum(length_f - 2, 0))
-    logits_fv, _ = sample.advance(c, weights, cache, sample.blank_tail(cache), 0, last_f, before_f, length_f - 1)
+    last_f, before_f = sample.take_per_row(tokens_ft, length_f - 1), sample.take_per_row(tokens_ft, jnp.maximum(length_f - 2, 0))
+    logits_fv, _ = sample.decode_step(c, weights, cache, sample.init_tail(cache), 0, last_f, before_f, length_f - 1)
     empty = jnp.zeros((len(row_f), 0))
-    return Stream(cache, logits_fv, last_f, length_f, length_f >= c.context, seed_f, empty.astype(jnp.int32), empty)
+    return DecodeState(cache, logits_fv, last_f, length_f, length_f >= c.context_len, seed_f, empty.astype(jnp.int32), empty)

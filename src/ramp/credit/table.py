@@ -71,7 +71,7 @@ def efficiency(results: Rows) -> Iterator[Bar]:
     least = "" if there == all_of else f"; {outcome} arrived in {there} of {all_of}"
     for m in ("step_local", "first_error"):
         if m in runs:
-            mean, low, high = audit.ratio(cost[outcome], cost[m])
+            mean, low, high = audit.bootstrap_ratio(cost[outcome], cost[m])
             shown = f"{mean:.1f} [{low:.1f}, {high:.1f}]{least}"
             yield f"tokens to 90% verified: {outcome} / {m}", "≥ 2, interval above 1.5", shown
             gap = np.mean([r["right"] - r["verified"] for r in runs[m]])

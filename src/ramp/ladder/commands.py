@@ -7,7 +7,7 @@ from pathlib import Path
 from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.ladder.rungs import RUNGS, numbered
+from ramp.ladder.rungs import RUNGS, select_rungs
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -25,12 +25,12 @@ def run(args: argparse.Namespace, c: Config, directory: Path) -> int:
         raise UserError("--to and --only exclude each other; leave one of them out")
     if not 0.5 <= args.scale <= 4:
         raise UserError(f"--scale {args.scale:g} must be at least 0.5 and at most 4")
-    last = RUNGS[-1] if args.to is None else numbered(args.to)
-    chosen = [r for r in RUNGS if r.number <= last.number] if args.only is None else [numbered(args.only)]
+    last = RUNGS[-1] if args.to is None else select_rungs(args.to)
+    chosen = [r for r in RUNGS if r.number <= last.number] if args.only is None else [select_rungs(args.only)]
     if args.probes:
         chosen = [r for r in chosen if r.probe]
     if args.seed is not None:
-        c = config.check(replace(c, seed=args.seed))
+        c = config.check_config(replace(c, seed=args.seed))
     from ramp.run import keep_memory
 
     keep_memory()  # before imports that start threads: see `run.run`

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from ramp.figure import Curve, heat, line, short, svg
 from ramp.ladder.probes import PROBES
-from ramp.ladder.rungs import FAIL, PASS, Rung, below
+from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below
 from ramp.model import transformer
 from ramp.report import document, section, table
 from ramp.train import optim
@@ -40,7 +40,7 @@ def source(setting: str, value: Any) -> str:
 
 def pictures(rung: Rung, low: dict | None, high: dict) -> dict[str, Figure]:
     """What there is to see of a rung, by caption: for the page and for TensorBoard."""
-    sides = [(f"rung {below(rung).number}", low, "warm")] if low else []
+    sides = [(f"rung {rung_below(rung).number}", low, "warm")] if low else []
     sides.append((f"rung {rung.number}", high, "main"))
     drawn = on_probe(rung, sides) if "probe" in high else {}
     if "table" in high:

@@ -161,7 +161,7 @@ PROBES = {
               lambda n: [*map(str, range(n))], lambda n: n + 1, lambda n: 1 / n, steps=600, batch=256, rate=2.0),
         Probe("two hops", "where that points to which a key points to", two_hops, 8,
               lambda n: pairs(n, n), lambda n: n * n + 2 * n, two_hops_chance, steps=1000,
-              settings={"width": 32, "ff": 16}),
+              settings={"width": 32, "mlp_dim": 16}),
         Probe("deep", ABLE + ", with 12 blocks and 12 times the rates", recall, 12, lambda n: pairs(n, 2),
               lambda n: 3 * n, commoner, steps=150, rate=6.0, settings={"depth": 12, "width": 32}),
     )

@@ -15,13 +15,13 @@ import numpy as np
 from ramp import config, report
 from ramp.config import Config
 from ramp.ladder import page
-from ramp.ladder.learn import SEEDS, climb, corpus, counted, probe_config, shaped
+from ramp.ladder.learn import SEEDS, train_probe, train_corpus, count_bigrams, probe_config, rung_model
 from ramp.ladder.probes import PROBES
-from ramp.ladder.rungs import FAIL, PASS, Rung, below, settings
+from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below, settings
 from ramp.rundir import RunDir, write_atomic
 from ramp.stages import evaluate, prepare
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import Board
+from ramp.train.board import MetricWriter
 
 SAME = 0.02  # bits per byte: what costs less may be worse by so much
 
@@ -60,25 +60,25 @@ def verdict(rung: Rung, low: dict | None, high: dict) -> dict[str, Any]:
 
 def run(c: Config, directory: Path, rungs: list[Rung], scale: float, text: bool) -> int:
     """Climb these rungs, on their probes and (`text`) on the corpus; say and draw what was found."""
-    from ramp.run import setup
+    from ramp.run import setup_devices
 
     began = time.perf_counter()
     c = replace(c, stages=("prepare",), text=replace(c.text, tokenizer="bytes"))
     for rung in rungs:  # what cannot be is said before anything is trained
         if rung.settings:
-            shaped(rung, c)
+            rung_model(rung, c)
         if rung.probe:
             probe_config(rung, PROBES[rung.probe], round(PROBES[rung.probe].size * scale))
-    resolved = setup(c, devices=1)  # models this small are not worth splitting
+    resolved = setup_devices(c, devices=1)  # models this small are not worth splitting
     c, rundir = replace(c, model=replace(c.model, dtype=resolved.model.dtype)), RunDir(directory)
     with rundir.lock():
-        rundir.claim(resolved)
-        if text and not rundir.done("prepare"):
+        rundir.check_or_create(resolved)
+        if text and not rundir.is_done("prepare"):
             report.update_report(directory, "prepare", prepare.run(rundir, c) | {"done": True})
         beside = once(directory, "beside", (c,), lambda: baselines(rundir)) if text else {}
         rows = []
         for rung in rungs:
-            low, high = (r and tried(r, rung.probe, c, rundir, scale, beside) for r in (below(rung), rung))
+            low, high = (r and measure_rung(r, rung.probe, c, rundir, scale, beside) for r in (rung_below(rung), rung))
             rows.append((rung, low, high, verdict(rung, low, high)))
             print("  ".join(filter(None, list(page.cells(*rows[-1]).values())[:6])), flush=True)
         if text:
@@ -98,11 +98,11 @@ def once(directory: Path, name: str, key: tuple, work: Callable[[], dict]) -> di
     return json.loads(path.read_text())
 
 
-def tried(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, beside: dict) -> dict:
+def measure_rung(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, beside: dict) -> dict:
     """What a rung makes of the corpus (if it has been read) and of a probe."""
     found, name = {}, f"{rung.number:02}"
     if beside:
-        work = (lambda: corpus(rung, c, rundir)) if rung.settings else (lambda: counted(rung, c, rundir, beside))
+        work = (lambda: train_corpus(rung, c, rundir)) if rung.settings else (lambda: count_bigrams(rung, c, rundir, beside))
         found = once(rundir.path, f"{name}-corpus", (c, settings(rung), rung.train, beside), work)
     if asked:
         probe = PROBES[asked]
@@ -110,7 +110,7 @@ def tried(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, besid
         rows = [a.tolist() for a in probe.rows(np.random.default_rng(0), n, 4)]
         key = probe_config(rung, probe, n), rows, c.seed, SEEDS
         name = f"{name}-{asked.replace(' ', '-')}-{n}"
-        found["probe"] = once(rundir.path, name, key, lambda: climb(rung, probe, n, c.seed))
+        found["probe"] = once(rundir.path, name, key, lambda: train_probe(rung, probe, n, c.seed))
     return found
 
 
@@ -121,7 +121,7 @@ def baselines(rundir: RunDir) -> dict[str, float]:
 
 def draw(directory: Path, rows: list) -> None:
     """The same in TensorBoard; the step is the number of the rung."""
-    with Board(directory, "ladder") as board:
+    with MetricWriter(directory, "ladder") as board:
         for rung, low, high, judged in rows:
             scalars = {k: v for k, v in high.items() if isinstance(v, int | float)}
             scalars |= {k: np.mean(v) for k, v in judged.items() if v != []}

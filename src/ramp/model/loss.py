@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.model.transformer import ROWS, Params, gathered, head, hidden, scattered, unembed
+from ramp.model.transformer import ROWS, Params, gather_weight, apply_head, compute_hidden, scatter_grad, unembed
 
 
-def token_losses(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array, jax.Array]:
+def cross_entropy(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and log-normaliser of each row, nats, [N] float32.
 
     The target's logit is picked by comparing with an iota, not by indexing: that also works when V is split over
@@ -22,7 +22,7 @@ def token_losses(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array,
     return log_z_n - jnp.sum(jnp.where(hit_nv, logits_nv, 0.0), axis=-1), log_z_n
 
 
-def head_losses(c: Model, params: Params, x_nd: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_cross_entropy(c: Model, params: Params, x_nd: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and log-normaliser, [B, T] float32, from hidden states [B*T, D].
 
     With `c.loss_chunk` = t, a device's rows are cut into T/t pieces whose logits are made, used and forgotten one after
@@ -31,12 +31,12 @@ def head_losses(c: Model, params: Params, x_nd: jax.Array, targets_bt: jax.Array
     B, T = targets_bt.shape
     targets_n = jax.lax.reshape(targets_bt, (B * T,), out_sharding=P(ROWS))
     if not c.loss_chunk or c.loss_chunk == T:
-        losses, log_z = token_losses(unembed(c, params, x_nd), targets_n)
+        losses, log_z = cross_entropy(unembed(c, params, x_nd), targets_n)
     elif T % c.loss_chunk:
         raise ValueError(f"a row of {T} tokens does not divide into loss chunks of {c.loss_chunk}")
     else:
-        y_nd, w_dv = head(c, params, x_nd)
-        losses, log_z = piecewise_losses(y_nd, w_dv, targets_n, T // c.loss_chunk, c.softcap)
+        y_nd, w_dv = apply_head(c, params, x_nd)
+        losses, log_z = chunked_cross_entropy(y_nd, w_dv, targets_n, T // c.loss_chunk, c.logit_softcap)
     return tuple(jax.lax.reshape(a, (B, T), out_sharding=P(ROWS)) for a in (losses, log_z))
 
 
@@ -44,8 +44,8 @@ def next_token_loss(c: Model, z_loss: float) -> Callable[[Params, dict, jax.Arra
     """Cross-entropy of the next token where `weights` says so, nats; plus z_loss · log²Z (Chowdhery et al. 2022, 5)."""
 
     def loss(params: Params, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        x_nd = hidden(c, params["lm"], batch["tokens"], batch.get("segments"))
-        nats_bt, log_z_bt = head_losses(c, params["lm"], x_nd, batch["targets"])
+        x_nd = compute_hidden(c, params["lm"], batch["tokens"], batch.get("segments"))
+        nats_bt, log_z_bt = token_cross_entropy(c, params["lm"], x_nd, batch["targets"])
         nats = jnp.sum(nats_bt * batch["weights"])
         if not z_loss:
             return nats, {}
@@ -57,7 +57,7 @@ def next_token_loss(c: Model, z_loss: float) -> Callable[[Params, dict, jax.Arra
 
 # ---------------------------------------------------------------------------------------------------- in pieces
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def piecewise_losses(
+def chunked_cross_entropy(
     y_nd: jax.Array, w_dv: jax.Array, targets_n: jax.Array, pieces: int, cap: float
 ) -> tuple[jax.Array, jax.Array]:
     """`token_losses(cap tanh(y @ w / cap))` without its logits, [N, V].
@@ -86,7 +86,7 @@ def _cut(pieces: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 def _forward(y_nd, w_dv, targets_n, pieces, cap):
     def local(y_nd, w_dv, targets_n):
-        w_dv = gathered(w_dv, SPECS[1], y_nd.dtype)
+        w_dv = gather_weight(w_dv, SPECS[1], y_nd.dtype)
 
         def piece(_, xs):
             y_nd, targets_n = xs
@@ -109,7 +109,7 @@ def _forward(y_nd, w_dv, targets_n, pieces, cap):
 
 def _backward(pieces, cap, saved, cotangents):
     def local(y_nd, w_dv, targets_n, log_z_n, by_loss_n, by_log_z_n):
-        w = gathered(w_dv, SPECS[1], y_nd.dtype)
+        w = gather_weight(w_dv, SPECS[1], y_nd.dtype)
 
         def piece(dw_dv, xs):
             y_nd, targets_n, log_z_n, by_loss_n, by_log_z_n = xs
@@ -124,7 +124,7 @@ def _backward(pieces, cap, saved, cotangents):
         xs = _cut(pieces, y_nd, targets_n, log_z_n, by_loss_n, by_log_z_n)
         dw_dv, dy = jax.lax.scan(piece, jnp.zeros(w.shape, jnp.float32), xs)
         dy_nd = jax.lax.psum(dy.reshape(y_nd.shape).astype(y_nd.dtype), "model")
-        return dy_nd, scattered(dw_dv, SPECS[1], w_dv.dtype)
+        return dy_nd, scatter_grad(dw_dv, SPECS[1], w_dv.dtype)
 
     rows = P(ROWS)
     run = jax.shard_map(local, in_specs=(*SPECS, rows, rows, rows), out_specs=SPECS[:2], check_vma=False)
@@ -132,4 +132,4 @@ def _backward(pieces, cap, saved, cotangents):
     return dy_nd, dw_dv, None
 
 
-piecewise_losses.defvjp(_forward, _backward)
+chunked_cross_entropy.defvjp(_forward, _backward)

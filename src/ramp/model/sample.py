@@ -30,10 +30,10 @@ from ramp.model.transformer import (
     Block,
     Embed,
     Params,
-    backend,
+    attention_backend,
     rope_angles,
     run_blocks,
-    short_layer,
+    is_short_layer,
     split_blocks,
     unembed,
 )
@@ -43,7 +43,7 @@ TAIL = 32
 
 
 @dataclass(frozen=True)
-class How:
+class SamplingParams:
     """How a token is drawn from logits. Static: another value compiles again."""
 
     temperature: float = 1.0  # 0: the most likely token
@@ -55,7 +55,7 @@ class How:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Stream:
+class DecodeState:
     """B sequences being sampled."""
 
     cache: tuple  # L pairs (k, v) of [B, K, h, S]
@@ -69,7 +69,7 @@ class Stream:
 
 
 @partial(jax.jit, static_argnames="c")
-def ready(c: Model, params: Params) -> Params:
+def prepare_decode_params(c: Model, params: Params) -> Params:
     """The weights as decoding wants them, made once: matrices in the compute dtype, the blocks one by one, nothing split
     over "data" but the tables that tokens are looked up in. A token reads every weight; it should not gather, cast and
     index them as well. (A tied head is still gathered at every token.)"""
@@ -88,7 +88,7 @@ def ready(c: Model, params: Params) -> Params:
 
 
 # ---------------------------------------------------------------------------------------------------- one token
-def draw(logits_bv: jax.Array, key_b: jax.Array, how: How) -> tuple[jax.Array, jax.Array]:
+def sample_token(logits_bv: jax.Array, key_b: jax.Array, how: SamplingParams) -> tuple[jax.Array, jax.Array]:
     """A token of each row and its log-probability under the distribution it was drawn from. logits_bv: float32 [B, V].
 
     The draw is the Gumbel-argmax over the candidates only: with top_k, a [B, k] problem instead of a [B, V] one.
@@ -112,11 +112,11 @@ def draw(logits_bv: jax.Array, key_b: jax.Array, how: How) -> tuple[jax.Array, j
     logps = jax.nn.log_softmax(logps, axis=-1)
     gumbel = jax.vmap(lambda key: jax.random.gumbel(key, logps.shape[1:]))(key_b)
     at_b = jnp.argmax(logps + gumbel, axis=-1)
-    token_b = at_b if ids is None else pick(ids, at_b)
-    return token_b.astype(jnp.int32), pick(logps, at_b)
+    token_b = at_b if ids is None else take_per_row(ids, at_b)
+    return token_b.astype(jnp.int32), take_per_row(logps, at_b)
 
 
-def pick(a_bn: jax.Array, at_b: jax.Array) -> jax.Array:
+def take_per_row(a_bn: jax.Array, at_b: jax.Array) -> jax.Array:
     """Entry at_b[b] of each row b."""
     return a_bn.at[jnp.arange(len(at_b)), at_b].get(out_sharding=P(ROWS))
 
@@ -130,46 +130,46 @@ def row_keys(seed_b: jax.Array, position_b: jax.Array) -> jax.Array:
 @partial(jax.jit, static_argnames=("c", "size"))
 def prefill(
     c: Model, params: Params, prompts_bp: jax.Array, length_b: jax.Array, seed_b: jax.Array, size: int
-) -> Stream:
+) -> DecodeState:
     """Run the prompts [B, P], padded on the right to one length, into a cache for `size` tokens a row.
 
     The keys of the padding stay in the cache, never seen: a token sees positions up to its own, and those are written
     over as the row grows.
     """
     B, prompt = prompts_bp.shape
-    cos, sin = rope_angles(jnp.arange(prompt), c.head_dim, c.rope_base)
+    cos, sin = rope_angles(jnp.arange(prompt), c.head_dim, c.rope_theta)
 
     def attend(window):
         def run(q, k, v):
-            return attention(q, k, v, window=window, backend=backend(c)), (k, v)
+            return attention(q, k, v, window=window, backend=attention_backend(c)), (k, v)
 
         return run
 
     x_nd, kept = run_blocks(c, params, prompts_bp, cos, sin, attend)
     x_bpd = jax.lax.reshape(x_nd, (B, prompt, c.width), out_sharding=P(ROWS))
-    last_bd = pick(x_bpd, length_b - 1)
+    last_bd = take_per_row(x_bpd, length_b - 1)
 
     def lay_out(a_bpkh):
         a_bkhp = jnp.transpose(a_bpkh, (0, 2, 3, 1)).astype(c.dtype)
         return jnp.pad(a_bkhp, ((0, 0), (0, 0), (0, 0), (0, size - prompt)))
 
     cache = tuple((lay_out(kept[0][i]), lay_out(kept[1][i])) for i in range(c.depth))
-    last_b = pick(prompts_bp, length_b - 1)
+    last_b = take_per_row(prompts_bp, length_b - 1)
     logits_bv = jax.reshard(unembed(c, params, last_bd), P(ROWS, None))
     empty = jnp.zeros((B, 0))
-    return Stream(cache, logits_bv, last_b, length_b, length_b >= c.context, seed_b, empty.astype(jnp.int32), empty)
+    return DecodeState(cache, logits_bv, last_b, length_b, length_b >= c.context_len, seed_b, empty.astype(jnp.int32), empty)
 
 
 # ---------------------------------------------------------------------------------------------------- decode
 def decode(
     c: Model,
     weights: Params,
-    stream: Stream,
-    how: How,
+    stream: DecodeState,
+    how: SamplingParams,
     n: int,
     stop: tuple[int, ...] = (),
     check: Callable[[], None] = lambda: None,
-) -> Stream:
+) -> DecodeState:
     """Draw up to n tokens a row; ends early when every row is done. A stop token ends its row and is part of it.
 
     A token costs the reading of the whole cache, so the cache is no longer than it has to be: it grows by buckets, each
@@ -179,20 +179,20 @@ def decode(
     while drawn < n and not bool(stream.done_b.all()):
         check()
         size = _cache_size(c, stream)
-        if longest + drawn >= size and size < c.context:
-            stream = _grow(stream, min(bucket(size + 1, LEAST_CACHE), c.context))
+        if longest + drawn >= size and size < c.context_len:
+            stream = _grow(stream, min(round_to_bucket(size + 1, LEAST_CACHE), c.context_len))
             size = _cache_size(c, stream)
-        until = n if size == c.context else min(n, size - longest)  # at the context's end full rows are done
+        until = n if size == c.context_len else min(n, size - longest)  # at the context's end full rows are done
         stream, drawn = _draw_until(c, weights, stream, how, drawn, until, stop), until
     return stream
 
 
-def _cache_size(c: Model, stream: Stream) -> int:
-    return stream.cache[0][0].shape[3] if c.depth else c.context
+def _cache_size(c: Model, stream: DecodeState) -> int:
+    return stream.cache[0][0].shape[3] if c.depth else c.context_len
 
 
 @partial(jax.jit, static_argnames="n", donate_argnames="stream")
-def _blank(stream: Stream, n: int) -> Stream:
+def _blank(stream: DecodeState, n: int) -> DecodeState:
     """The same stream with room for n tokens in its output."""
     B = len(stream.length_b)
     tokens_bn = jnp.full((B, n), -1, jnp.int32, out_sharding=P(ROWS))
@@ -200,14 +200,14 @@ def _blank(stream: Stream, n: int) -> Stream:
 
 
 @partial(jax.jit, static_argnames="size")
-def _grow(stream: Stream, size: int) -> Stream:
+def _grow(stream: DecodeState, size: int) -> DecodeState:
     """The same stream with room for `size` tokens a row in its cache."""
     more = ((0, 0), (0, 0), (0, 0), (0, size - stream.cache[0][0].shape[3]))
     return replace(stream, cache=jax.tree.map(lambda a: jnp.pad(a, more), stream.cache))
 
 
 @partial(jax.jit, static_argnames=("c", "how", "stop"), donate_argnames=("stream",))
-def _draw_until(c: Model, weights: Params, stream: Stream, how: How, first, until, stop) -> Stream:
+def _draw_until(c: Model, weights: Params, stream: DecodeState, how: SamplingParams, first, until, stop) -> DecodeState:
     """Draw tokens number first .. until of each row into their places of `stream.tokens_bn`."""
 
     def fill_tail(carry: tuple) -> tuple:
@@ -221,24 +221,24 @@ def _draw_until(c: Model, weights: Params, stream: Stream, how: How, first, unti
 
         def body(carry: tuple) -> tuple:
             slot, tail, s = carry
-            token_b, logp_b = draw(s.logits_bv, row_keys(s.seed_b, s.length_b), how)
+            token_b, logp_b = sample_token(s.logits_bv, row_keys(s.seed_b, s.length_b), how)
             shown_b, logp_b = jnp.where(s.done_b, -1, token_b), jnp.where(s.done_b, 0.0, logp_b)
             ends_b = jnp.isin(token_b, jnp.array(stop, jnp.int32)) if stop else jnp.zeros_like(s.done_b)
-            logits_bv, tail = advance(c, weights, s.cache, tail, slot, token_b, s.last_b, s.length_b)
+            logits_bv, tail = decode_step(c, weights, s.cache, tail, slot, token_b, s.last_b, s.length_b)
             length_b = jnp.where(s.done_b, s.length_b, s.length_b + 1)
             s = replace(
                 s,
                 logits_bv=logits_bv,
                 last_b=token_b,
                 length_b=length_b,
-                done_b=s.done_b | ends_b | (length_b >= c.context),
+                done_b=s.done_b | ends_b | (length_b >= c.context_len),
                 tokens_bn=jax.lax.dynamic_update_slice(s.tokens_bn, shown_b[:, None], (0, first + slot)),
                 logps_bn=jax.lax.dynamic_update_slice(s.logps_bn, logp_b[:, None], (0, first + slot)),
             )
             return slot + 1, tail, s
 
-        slot, tail, s = jax.lax.while_loop(going, body, (0, blank_tail(s.cache), s))
-        return first + slot, replace(s, cache=merged(s.cache, tail, start_b))
+        slot, tail, s = jax.lax.while_loop(going, body, (0, init_tail(s.cache), s))
+        return first + slot, replace(s, cache=merge_tail(s.cache, tail, start_b))
 
     def unfinished(carry: tuple) -> jax.Array:
         first, s = carry
@@ -247,7 +247,7 @@ def _draw_until(c: Model, weights: Params, stream: Stream, how: How, first, unti
     return jax.lax.while_loop(unfinished, fill_tail, (first, stream))[1]
 
 
-def blank_tail(cache: tuple, n: int = TAIL) -> tuple:
+def init_tail(cache: tuple, n: int = TAIL) -> tuple:
     """Room for the keys and values of n tokens a row; of no more than the cache holds."""
 
     def room(a_bkhs: jax.Array) -> jax.Array:
@@ -257,7 +257,7 @@ def blank_tail(cache: tuple, n: int = TAIL) -> tuple:
     return jax.tree.map(room, cache)
 
 
-def merged(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
+def merge_tail(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
     """The cache with each row's tail behind its first `start_b` tokens. What stands in the tail beyond a row's end goes
     with it, never seen."""
 
@@ -271,7 +271,7 @@ def merged(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
     return jax.tree.map(lambda a, late: jax.vmap(merge)(a, late, start_b), cache, tail)
 
 
-def advance(c: Model, weights: Params, cache: tuple, tail: tuple, slot, token_b, previous_b, position_b) -> tuple:
+def decode_step(c: Model, weights: Params, cache: tuple, tail: tuple, slot, token_b, previous_b, position_b) -> tuple:
     """Append one token a row: (logits of the next [B, V] float32, the tail with it).
 
     cache, tail: L pairs (k, v) of [B, K, h, S] and [B, K, h, W]. token_b, previous_b, position_b: int32 [B], the token, the
@@ -279,11 +279,11 @@ def advance(c: Model, weights: Params, cache: tuple, tail: tuple, slot, token_b,
     `position_b - slot`.
     """
     tokens_bt = token_b[:, None]
-    cos, sin = rope_angles(position_b[:, None], c.head_dim, c.rope_base)
+    cos, sin = rope_angles(position_b[:, None], c.head_dim, c.rope_theta)
     x0_nd = x_nd = Embed(c).apply({"params": weights["embed"]}, tokens_bt, previous_b)
     grown = []
     for i, (block, kv, late) in enumerate(zip(weights["blocks"], cache, tail, strict=True)):
-        attend = partial(attend_cached, kv, late, slot, position_b, c.short_window if short_layer(c, i) else None)
+        attend = partial(attend_cached, kv, late, slot, position_b, c.short_window if is_short_layer(c, i) else None)
         x_nd, late = Block(c).apply({"params": block}, x_nd, cos, sin, attend, tokens_bt, x0_nd)
         grown.append(late)
     return jax.reshard(unembed(c, weights, x_nd), P(ROWS, None)), tuple(grown)
@@ -319,7 +319,7 @@ def attend_cached(kv, late, slot, position_b, window, q_b1hd, k_b1kd, v_b1kd):
 
 
 # ---------------------------------------------------------------------------------------------------- for the host
-def bucket(n: int, least: int = 32) -> int:
+def round_to_bucket(n: int, least: int = 32) -> int:
     """The next length of 32, 48, 64, 96, 128, 192, ...: few shapes to compile, at most a third too much to read."""
     size = least
     while size < n:
@@ -332,7 +332,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
     if not prompts or not all(len(p) for p in prompts):
         raise ValueError("every prompt needs at least one token; begin with <|bos|>")
     lengths = np.array([len(p) for p in prompts], np.int32)
-    padded = np.zeros((len(prompts), bucket(int(lengths.max()))), np.int32)
+    padded = np.zeros((len(prompts), round_to_bucket(int(lengths.max()))), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     return padded, lengths
@@ -343,7 +343,7 @@ def generate(
     params: Params,
     prompts: Sequence[Sequence[int]],
     n: int,
-    how: How,
+    how: SamplingParams,
     seed: int = 0,
     stop: tuple[int, ...] = (),
     check: Callable[[], None] = lambda: None,
@@ -354,19 +354,19 @@ def generate(
     """
     shape = jax.sharding.get_mesh().shape
     spare = -len(prompts) % (shape["replica"] * shape["data"])
-    stream = start(c, params, [*prompts, *prompts[:1] * spare], seed)
-    stream = decode(c, ready(c, params), stream, how, n, stop, check)
+    stream = prefill_prompts(c, params, [*prompts, *prompts[:1] * spare], seed)
+    stream = decode(c, prepare_decode_params(c, params), stream, how, n, stop, check)
     rows = np.asarray(jax.reshard(stream.tokens_bn, P())).tolist()[: len(prompts)]
     return [[t for t in row if t >= 0 and t not in stop] for row in rows]
 
 
-def start(c: Model, params: Params, prompts: Sequence[Sequence[int]], seed: int = 0) -> Stream:
+def prefill_prompts(c: Model, params: Params, prompts: Sequence[Sequence[int]], seed: int = 0) -> DecodeState:
     """The prompts, run into a cache, ready for `decode`; row i is seeded by seed + i."""
     padded, lengths = pad_prompts(prompts)
     longest = int(lengths.max())
-    if longest > c.context:
-        raise UserError(f"a prompt of {longest} tokens is longer than the model's context of {c.context}; shorten it")
-    padded, size = padded[:, : c.context], min(bucket(longest + 1, LEAST_CACHE), c.context)
+    if longest > c.context_len:
+        raise UserError(f"a prompt of {longest} tokens is longer than the model's context of {c.context_len}; shorten it")
+    padded, size = padded[:, : c.context_len], min(round_to_bucket(longest + 1, LEAST_CACHE), c.context_len)
     size = max(size, padded.shape[1])
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     seeds = np.arange(seed, seed + len(prompts), dtype=np.uint32)

@@ -60,13 +60,13 @@ def _specs(split: str) -> tuple[P, P]:
     return (P(ROWS), P(ROWS, "model")) if split == "out" else (P(ROWS, "model"), P(ROWS))
 
 
-def gathered(w_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
+def gather_weight(w_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
     """Inside shard_map: a device's part of a weight, cast (half the bytes), then whole along "data"."""
     w_df = w_df.astype(dtype)
     return jax.lax.all_gather(w_df, "data", axis=spec.index("data"), tiled=True) if "data" in spec else w_df
 
 
-def scattered(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
+def scatter_grad(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
     """Inside shard_map: the sum over all devices of a weight's gradient, each device keeping its part."""
     if "data" in spec:
         for groups in scatter_groups(jax.lax.axis_size("data")):
@@ -92,7 +92,7 @@ def _linear_fwd(x_nd, w_df, split, out_dtype):
     w_spec = jax.typeof(w_df).sharding.spec
 
     def local(x_nd, w_df):
-        y_nf = jnp.dot(x_nd, gathered(w_df, w_spec, x_nd.dtype), preferred_element_type=jnp.float32)
+        y_nf = jnp.dot(x_nd, gather_weight(w_df, w_spec, x_nd.dtype), preferred_element_type=jnp.float32)
         y_nf = y_nf.astype(out_dtype or x_nd.dtype)
         return y_nf if split == "out" else jax.lax.psum(y_nf, "model")
 
@@ -107,10 +107,10 @@ def _linear_bwd(split, out_dtype, saved, dy_nf):
     dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 
     def local(x_nd, w_df, dy_nf):
-        w = gathered(w_df, w_spec, x_nd.dtype)
+        w = gather_weight(w_df, w_spec, x_nd.dtype)
         dx_nd = dot(dy_nf, w, (((1,), (1,)), ((), ()))).astype(x_nd.dtype)
-        dw_df = dot(transposed(x_nd), dy_nf, (((1,), (0,)), ((), ())))
-        return jax.lax.psum(dx_nd, "model") if split == "out" else dx_nd, scattered(dw_df, w_spec, w_df.dtype)
+        dw_df = dot(transpose_for_product(x_nd), dy_nf, (((1,), (0,)), ((), ())))
+        return jax.lax.psum(dx_nd, "model") if split == "out" else dx_nd, scatter_grad(dw_df, w_spec, w_df.dtype)
 
     run = jax.shard_map(local, in_specs=(x_spec, w_spec, y_spec), out_specs=(x_spec, w_spec), check_vma=False)
     return run(x_nd, w_df, dy_nf.astype(x_nd.dtype))
@@ -119,7 +119,7 @@ def _linear_bwd(split, out_dtype, saved, dy_nf):
 linear.defvjp(_linear_fwd, _linear_bwd)
 
 
-def transposed(x_nd: jax.Array) -> jax.Array:
+def transpose_for_product(x_nd: jax.Array) -> jax.Array:
     """[D, N], for a product over N. XLA:CPU's bfloat16 products (YNNPACK) want it so in memory too: without a copy a weight's
     gradient takes twice as long. Elsewhere the product reads x as it lies."""
     if platform() != "cpu" or x_nd.dtype != jnp.bfloat16:
@@ -128,12 +128,12 @@ def transposed(x_nd: jax.Array) -> jax.Array:
 
 
 # ---------------------------------------------------------------------------------------------------- small parts
-def normal(std: float, spec: P) -> Callable:
+def normal_init(std: float, spec: P) -> Callable:
     """Initialiser: N(0, std²) in float32, made in place on the mesh."""
     return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32, out_sharding=spec)
 
 
-def constant(value: float, spec: P | None = None) -> Callable:
+def constant_init(value: float, spec: P | None = None) -> Callable:
     return lambda key, shape: jnp.full(shape, value, jnp.float32, out_sharding=spec or P())
 
 
@@ -159,20 +159,20 @@ def rope(x_bthd: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return (x * cos + jnp.concatenate([x2, x1], axis=-1) * sin).astype(x_bthd.dtype)  # whole heads: TPU lanes are full
 
 
-def fixed_mix(c: Model, B: int, T: int, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+def make_fixed_qk(c: Model, B: int, T: int, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Queries and keys that nobody learns, so that attention, its cache and its kernels serve the models before it.
 
     "mean": all zero, so every token of the past weighs the same. "window": head j sees the token j places back and no
     other; its query is the key of that place, times SHARP. In a row's first tokens it sees the first one instead.
     """
     shape, spec = (B, T, 1, c.head_dim), P(ROWS, None, "model")
-    if c.mix == "mean":
+    if c.token_mixer == "mean":
         q_bthd = k_btkd = jnp.zeros(shape, jnp.dtype(c.dtype))
-    elif c.mix == "window":
-        back = rope_angles(-jnp.arange(c.heads), c.head_dim, c.rope_base)
+    elif c.token_mixer == "window":
+        back = rope_angles(-jnp.arange(c.num_heads), c.head_dim, c.rope_theta)
         k_btkd = rope(jnp.ones(shape, jnp.dtype(c.dtype)), cos, sin)
         q_bthd = SHARP * rope(k_btkd[:, :, None], *back)[..., 0, :]
-    whole = ((q_bthd, c.heads), (k_btkd, c.kv_heads))
+    whole = ((q_bthd, c.num_heads), (k_btkd, c.num_kv_heads))
     return tuple(jnp.broadcast_to(a, (B, T, n, c.head_dim), out_sharding=spec) for a, n in whole)
 
 
@@ -187,12 +187,12 @@ class Embed(nn.Module):
         self, tokens_bt: jax.Array, previous_b: jax.Array | None = None, segments_bt: jax.Array | None = None
     ) -> jax.Array:
         c, dtype = self.c, jnp.dtype(self.c.dtype)
-        table_vd = self.param("table", normal(c.embed_std, P("model", "data")), (c.vocab, c.width))
-        x_btd = lookup(table_vd, tokens_bt, dtype)
+        table_vd = self.param("table", normal_init(c.embed_std, P("model", "data")), (c.vocab_size, c.width))
+        x_btd = lookup_rows(table_vd, tokens_bt, dtype)
         if c.smear:
-            gate = self.param("smear_gate", normal(0.02, P()), (24,))
-            scale = self.param("smear_scale", constant(0.0), ())
-            first = jnp.zeros_like(x_btd[:, :1]) if previous_b is None else lookup(table_vd, previous_b[:, None], dtype)
+            gate = self.param("smear_gate", normal_init(0.02, P()), (24,))
+            scale = self.param("smear_scale", constant_init(0.0), ())
+            first = jnp.zeros_like(x_btd[:, :1]) if previous_b is None else lookup_rows(table_vd, previous_b[:, None], dtype)
             before_btd = jnp.concatenate([first, x_btd[:, :-1]], axis=1)
             share = scale * jax.nn.sigmoid(x_btd[..., :24].astype(jnp.float32) @ gate)
             if segments_bt is not None:  # nothing comes over from the conversation before
@@ -201,7 +201,7 @@ class Embed(nn.Module):
         return jax.lax.reshape(x_btd, (tokens_bt.size, c.width), out_sharding=P(ROWS))
 
 
-def lookup(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Any) -> jax.Array:
+def lookup_rows(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Any) -> jax.Array:
     """Rows of a table split over both its axes, [B, T, D].
 
     The tokens travel, not the table: a device looks up its slice of D for all rows of its replica, and an all-to-all
@@ -224,7 +224,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_nd, cos, sin, attend, tokens_bt, x0_nd):
         c = self.c
-        (B, T), (D, H, K, h, F) = tokens_bt.shape, (c.width, c.heads, c.kv_heads, c.head_dim, c.ff)
+        (B, T), (D, H, K, h, F) = tokens_bt.shape, (c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim)
         out = P("data", "model")  # column-parallel: outputs split over "model"
         back = P("model", "data")  # row-parallel: inputs split over "model"
         std = D**-0.5
@@ -233,35 +233,35 @@ class Block(nn.Module):
             return jax.lax.reshape(y_nf, (B, T, n, h), out_sharding=P(ROWS, None, "model"))
 
         def norm(x_nd, name):
-            return rms_norm(x_nd, self.param(name, constant(1.0), (D,)), c.norm_eps) if c.norm else x_nd
+            return rms_norm(x_nd, self.param(name, constant_init(1.0), (D,)), c.norm_eps) if c.norm else x_nd
 
         def join(x_nd, o_nf, name):
-            begin = constant(0.0, back) if c.residual else normal(o_nf.shape[1] ** -0.5, back)
+            begin = constant_init(0.0, back) if c.residual else normal_init(o_nf.shape[1] ** -0.5, back)
             y_nd = linear(o_nf, self.param(name, begin, (o_nf.shape[1], D)), "in")
             return x_nd + y_nd if c.residual else y_nd
 
         if c.x0_scalars:
-            x_nd = self.param("resid_scale", constant(1.0), ()).astype(x_nd.dtype) * x_nd
-            x_nd += self.param("x0_scale", constant(0.1), ()).astype(x_nd.dtype) * x0_nd
+            x_nd = self.param("resid_scale", constant_init(1.0), ()).astype(x_nd.dtype) * x_nd
+            x_nd += self.param("x0_scale", constant_init(0.1), ()).astype(x_nd.dtype) * x0_nd
 
         y_nd = norm(x_nd, "attn_norm")
-        if c.mix == "attention":
-            q_bthd = heads(linear(y_nd, self.param("wq", normal(std, out), (D, H * h)), "out"), H)
-            k_btkd = heads(linear(y_nd, self.param("wk", normal(std, out), (D, K * h)), "out"), K)
+        if c.token_mixer == "attention":
+            q_bthd = heads(linear(y_nd, self.param("wq", normal_init(std, out), (D, H * h)), "out"), H)
+            k_btkd = heads(linear(y_nd, self.param("wk", normal_init(std, out), (D, K * h)), "out"), K)
         else:
-            q_bthd, k_btkd = fixed_mix(c, B, T, cos, sin)
-        v_btkd = heads(linear(y_nd, self.param("wv", normal(std, out), (D, K * h)), "out"), K)
+            q_bthd, k_btkd = make_fixed_qk(c, B, T, cos, sin)
+        v_btkd = heads(linear(y_nd, self.param("wv", normal_init(std, out), (D, K * h)), "out"), K)
         if c.value_embeds:
-            table = self.param("value_table", normal(std, P("model", "data")), (c.vocab, K * h))
-            gate = self.param("value_gate", normal(0.02, P()), (12, K))
+            table = self.param("value_table", normal_init(std, P("model", "data")), (c.vocab_size, K * h))
+            gate = self.param("value_gate", normal_init(0.02, P()), (12, K))
             share = 2 * jax.nn.sigmoid(y_nd[:, :12].astype(jnp.float32) @ gate)
             share_btk = jax.lax.reshape(share, (B, T, K), out_sharding=P(ROWS))
-            value_btf = lookup(table, tokens_bt, v_btkd.dtype)
+            value_btf = lookup_rows(table, tokens_bt, v_btkd.dtype)
             value_btkd = jax.lax.reshape(value_btf, (B, T, K, h), out_sharding=P(ROWS))
             v_btkd += jax.reshard(share_btk[..., None].astype(v_btkd.dtype) * value_btkd, P(ROWS, None, "model"))
         if c.qk_norm:
-            q_bthd = rms_norm(q_bthd, self.param("q_norm", constant(1.0), (h,)), c.norm_eps)
-            k_btkd = rms_norm(k_btkd, self.param("k_norm", constant(1.0), (h,)), c.norm_eps)
+            q_bthd = rms_norm(q_bthd, self.param("q_norm", constant_init(1.0), (h,)), c.norm_eps)
+            k_btkd = rms_norm(k_btkd, self.param("k_norm", constant_init(1.0), (h,)), c.norm_eps)
         if c.rope:
             q_bthd, k_btkd = rope(q_bthd, cos, sin), rope(k_btkd, cos, sin)
         o_bthd, kept = attend(q_bthd, k_btkd, v_btkd)
@@ -270,9 +270,9 @@ class Block(nn.Module):
 
         if c.mlp != "none":
             y_nd = norm(x_nd, "mlp_norm")
-            up_nf = linear(y_nd, self.param("w_up", normal(std, out), (D, F)), "out")
+            up_nf = linear(y_nd, self.param("w_up", normal_init(std, out), (D, F)), "out")
             if c.mlp == "swiglu":
-                gate_nf = linear(y_nd, self.param("w_gate", normal(std, out), (D, F)), "out")
+                gate_nf = linear(y_nd, self.param("w_gate", normal_init(std, out), (D, F)), "out")
                 act_nf = jax.nn.silu(gate_nf) * up_nf
             else:
                 act_nf = jnp.square(jax.nn.relu(up_nf))
@@ -289,14 +289,14 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x_nd: jax.Array, table_vd: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.c
-        y_nd = rms_norm(x_nd, self.param("norm", constant(1.0), (c.width,)), c.norm_eps) if c.norm else x_nd
-        if c.tied:
+        y_nd = rms_norm(x_nd, self.param("norm", constant_init(1.0), (c.width,)), c.norm_eps) if c.norm else x_nd
+        if c.tie_embeddings:
             return y_nd, table_vd.T
-        return y_nd, self.param("weight", normal(c.head_std, P("data", "model")), (c.width, c.vocab))
+        return y_nd, self.param("weight", normal_init(c.head_std, P("data", "model")), (c.width, c.vocab_size))
 
 
 # ---------------------------------------------------------------------------------------------------- the model
-def init(c: Model, key: jax.Array) -> Params:
+def init_params(c: Model, key: jax.Array) -> Params:
     """Parameters, float32, each in its own sharding. Call it under `jax.jit` with a mesh set.
 
     Linen finds a module's weights by running it once; the one row per device that it runs on is dead code under jit.
@@ -305,7 +305,7 @@ def init(c: Model, key: jax.Array) -> Params:
     rows = mesh.get("replica", 1) * mesh.get("data", 1)
     tokens_bt = jnp.zeros((rows, 1), jnp.int32, out_sharding=P(ROWS))
     x_nd = jnp.zeros((rows, c.width), jnp.dtype(c.dtype), out_sharding=P(ROWS))
-    cos, sin = rope_angles(jnp.zeros((1,)), c.head_dim, c.rope_base)
+    cos, sin = rope_angles(jnp.zeros((1,)), c.head_dim, c.rope_theta)
 
     def init_block(key):
         return Block(c).init(key, x_nd, cos, sin, lambda q, k, v: (q, None), tokens_bt, x_nd)["params"]
@@ -316,13 +316,13 @@ def init(c: Model, key: jax.Array) -> Params:
     return {"embed": embed, "blocks": blocks, "head": head}
 
 
-def hidden(c: Model, params: Params, tokens_bt: jax.Array, segments_bt: jax.Array | None = None) -> jax.Array:
+def compute_hidden(c: Model, params: Params, tokens_bt: jax.Array, segments_bt: jax.Array | None = None) -> jax.Array:
     """Hidden states before the head, [B*T, D], of whole rows of tokens; segments do not see each other."""
-    cos, sin = rope_angles(jnp.arange(tokens_bt.shape[1]), c.head_dim, c.rope_base)
+    cos, sin = rope_angles(jnp.arange(tokens_bt.shape[1]), c.head_dim, c.rope_theta)
 
     def attend(window):
         def run(q, k, v):
-            return attention(q, k, v, window=window, segments_bt=segments_bt, backend=backend(c)), None
+            return attention(q, k, v, window=window, segments_bt=segments_bt, backend=attention_backend(c)), None
 
         return run
 
@@ -345,8 +345,8 @@ def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, segments_b
     if c.unroll:
         x_nd, kept = x0_nd, []
         for i, weights in enumerate(split_blocks(c, params["blocks"])):
-            attend_layer = attend(c.short_window if short_layer(c, i) else None)
-            x_nd, layer_kept = rematerialise(c, partial(block, weights, attend_layer))(x_nd)
+            attend_layer = attend(c.short_window if is_short_layer(c, i) else None)
+            x_nd, layer_kept = remat(c, partial(block, weights, attend_layer))(x_nd)
             kept.append(layer_kept)
         return x_nd, jax.tree.map(lambda *a: jnp.stack(a), *kept)
 
@@ -356,21 +356,21 @@ def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, segments_b
         def attend_either(q, k, v):
             return jax.lax.cond(short, attend(c.short_window), attend(None), q, k, v)
 
-        return block(weights, attend_either if "S" in c.window else attend(None), x_nd)
+        return block(weights, attend_either if "S" in c.window_pattern else attend(None), x_nd)
 
-    short_l = jnp.array([short_layer(c, i) for i in range(c.depth)])
-    return jax.lax.scan(rematerialise(c, body), x0_nd, (params["blocks"], short_l))
+    short_l = jnp.array([is_short_layer(c, i) for i in range(c.depth)])
+    return jax.lax.scan(remat(c, body), x0_nd, (params["blocks"], short_l))
 
 
-def head(c: Model, params: Params, x_nd: jax.Array) -> tuple[jax.Array, jax.Array]:
+def apply_head(c: Model, params: Params, x_nd: jax.Array) -> tuple[jax.Array, jax.Array]:
     """What the logits are a product of: normalised hidden states [N, D] and the matrix [D, V]."""
     return Head(c).apply({"params": params["head"]}, x_nd, params["embed"]["table"])
 
 
 def unembed(c: Model, params: Params, x_nd: jax.Array) -> jax.Array:
     """Logits [N, V], float32."""
-    logits_nv = linear(*head(c, params, x_nd), "out", "float32")
-    return c.softcap * jnp.tanh(logits_nv / c.softcap) if c.softcap else logits_nv
+    logits_nv = linear(*apply_head(c, params, x_nd), "out", "float32")
+    return c.logit_softcap * jnp.tanh(logits_nv / c.logit_softcap) if c.logit_softcap else logits_nv
 
 
 def split_blocks(c: Model, blocks: Params) -> tuple[dict, ...]:
@@ -381,12 +381,12 @@ def split_blocks(c: Model, blocks: Params) -> tuple[dict, ...]:
     return tuple(jax.tree.unflatten(tree, [jnp.squeeze(w[i], 0) for w in parts]) for i in range(c.depth))
 
 
-def short_layer(c: Model, i: int) -> bool:
+def is_short_layer(c: Model, i: int) -> bool:
     """Whether layer i looks back over the short window; the last layer never does."""
-    return c.window[i % len(c.window)] == "S" and i < c.depth - 1
+    return c.window_pattern[i % len(c.window_pattern)] == "S" and i < c.depth - 1
 
 
-def rematerialise(c: Model, body: Callable) -> Callable:
+def remat(c: Model, body: Callable) -> Callable:
     """What the backward pass computes again (Chen et al. 2016); "saved" keeps what attention names."""
     if c.remat == "none":
         return body
@@ -394,7 +394,7 @@ def rematerialise(c: Model, body: Callable) -> Callable:
     return jax.checkpoint(body, policy=attention if c.remat == "saved" else None, prevent_cse=False)
 
 
-def backend(c: Model) -> str:
+def attention_backend(c: Model) -> str:
     """The attention kernel: the configured one, or by platform. cuDNN takes half precision only."""
     if c.attention != "auto":
         return c.attention

@@ -31,7 +31,7 @@ def ladder(t: trials.Table, nines: float = 2) -> list[tuple[str, bool, str]]:
     found.append(("pilot", low >= 0.9 and every >= 0.8 and drop <= 0.1 and k == 4, why))
 
     failures = int(len(first) - first.sum())
-    need = exact.demonstration(1 - 10.0**-nines, failures)
+    need = exact.trials_to_demonstrate(1 - 10.0**-nines, failures)
     why = f"{len(first)} distinct items with {failures} failures; {need:,} are needed so; worst slice {worst:.3f}"
     found.append((f"production-{nines:g}", len(first) >= need and worst >= 1 - 10.0 ** -(nines - 1), why))
 
@@ -94,7 +94,7 @@ def permutation(hardness: np.ndarray, shown: np.ndarray, draws: int = 4000, seed
     return float((1 + (means <= observed + 1e-12).sum()) / (1 + draws))
 
 
-def takes(k: int, rerun: float) -> float:
+def split_halves(k: int, rerun: float) -> float:
     """Takes after which a clean run of k items is likelier than not, each passing with probability `rerun`."""
     clean = rerun**k
     return float(np.log(0.5) / np.log1p(-clean)) if 0 < clean < 0.5 else (1.0 if clean > 0 else float("inf"))
@@ -127,7 +127,7 @@ def audit(t: trials.Table, run: str, shown: list[str], sealed: str | None = None
     out["p_value"] = permutation(-easy, place) if others.any() else None
     demo = mine & np.isin(t["item"], shown)
     out["rerun"], out["suite_mean"] = float(t["success"][demo].mean()), float(t["success"][mine].mean())
-    out["takes"] = takes(len(place), out["rerun"])
+    out["takes"] = split_halves(len(place), out["rerun"])
     k = int(min(8, tries.min()))
     if k >= 2:
         out |= {"k": k, "pass_at_k": exact.pass_at(k, wins, tries), "pass_hat_k": exact.pass_hat(k, wins, tries)}

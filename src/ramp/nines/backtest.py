@@ -54,7 +54,7 @@ def logits(c: Table) -> tuple[np.ndarray, np.ndarray]:
     return logit(p), 1 / np.sqrt(c["n"] * p * (1 - p))
 
 
-def shown(p: np.ndarray, n: float) -> np.ndarray:
+def observed_variance(p: np.ndarray, n: float) -> np.ndarray:
     """`logits` turned round: accuracies of about n trials from chances, so that 0 of n and n of n can be shown."""
     return np.clip((p * (n + 1) - 0.5) / n, 0, 1)
 
@@ -83,7 +83,7 @@ def over_sizes(c: Table, origin: float, target: float, thresholds: tuple[float, 
     seen = c["x"] >= origin - WINDOW
     past: list[Past] = []
     for size in sizes[1:]:
-        weights, factor = growth.learned([p.shapes for p in past], [p.raw for p in past])
+        weights, factor = growth.learn_weights([p.shapes for p in past], [p.raw for p in past])
         for task in np.unique(c["task"]):
             of = seen & (c["task"] == task)
             known = of & ((c["size"] < size) | ((c["size"] == size) & (c["x"] <= origin + 1e-9)))
@@ -99,13 +99,13 @@ def over_sizes(c: Table, origin: float, target: float, thresholds: tuple[float, 
     return past
 
 
-def ahead(
+def predict_ahead(
     found: list[growth.Fit], weights: np.ndarray, factor: float, to: Points, before: Table, rng: np.random.Generator
 ) -> np.ndarray:
     """[DRAWS, T] accuracies that one curve, known up to `before`, will show, all places together."""
     curves = growth.draw(found, weights, to, DRAWS, rng)
     noise = np.average([f.noise(float(logits(before)[1][-1])) for f in found], weights=weights)
-    return shown(expit(growth.widen(curves + noise * rng.standard_normal(curves.shape), factor)), before["n"][-1])
+    return observed_variance(expit(growth.widen(curves + noise * rng.standard_normal(curves.shape), factor)), before["n"][-1])
 
 
 def score(
@@ -124,8 +124,8 @@ def score(
     mine = select(mine, mine["x"] <= target + 1e-9)
     before, after = select(mine, mine["x"] <= origin + 1e-9), select(mine, mine["x"] > origin + 1e-9)
     to, actual, error = points(after, origin), float(after["value"][-1]), float(logits(before)[1][-1])
-    told = ahead(found, weights, factor, to, before, rng)
-    final, unwidened = told[:, -1], ahead(found, weights, 1.0, to, before, np.random.default_rng(0))[:, -1]
+    told = predict_ahead(found, weights, factor, to, before, rng)
+    final, unwidened = told[:, -1], predict_ahead(found, weights, 1.0, to, before, np.random.default_rng(0))[:, -1]
     ensembles = {"nines": final} | baselines(known, before, origin, target, rng)
     began, reached = _best(before["value"]), _best(mine["value"])
     tops = _best(np.concatenate([np.tile(before["value"], (DRAWS, 1)), told], 1))
@@ -140,7 +140,7 @@ def score(
         pit=pit(final, actual),
         raw=float(np.mean(pit(unwidened, actual))),
         crps={k: crps(v, actual) for k, v in ensembles.items()},
-        covered={k: inside(*pit(v, actual), 0.9) for k, v in ensembles.items()},
+        covered={k: covers(*pit(v, actual), 0.9) for k, v in ensembles.items()},
         shapes=np.array([norm.logpdf(y, *f.shown(to[-1:], error)) for f in found]),
         events=[(float((tops >= t).mean()), bool(reached >= t)) for t in thresholds if began < t],
     )
@@ -215,7 +215,7 @@ def forecasts(c: Table, now: float, places: np.ndarray, past: Sequence[Past]) ->
         mine = select(mine, np.argsort(mine["x"]))
         last = select(mine, np.full(len(places), -1))
         to = points(last | {"x": places}, now)
-        yield run, task, ahead(found(), weights, factor, to, mine, np.random.default_rng(0))
+        yield run, task, predict_ahead(found(), weights, factor, to, mine, np.random.default_rng(0))
 
 
 def pit(draws: np.ndarray, y: float) -> tuple[float, float]:
@@ -223,7 +223,7 @@ def pit(draws: np.ndarray, y: float) -> tuple[float, float]:
     return float((draws < y).mean()), float((draws <= y).mean())
 
 
-def inside(low: float, high: float, level: float) -> float:
+def covers(low: float, high: float, level: float) -> float:
     """The share of a PIT that lies in the central interval of this level: 0 or 1, or between where an atom straddles."""
     edge = (1 - level) / 2
     if high - low < 1e-9:
@@ -235,7 +235,7 @@ def _origin(c: Table, now: float, past: Sequence[Past]) -> Iterator[tuple]:
     """What a forecast from `now` may know: (run, task, the task's rows, their fits when called for, weights of the
     shapes, widening) of each curve with enough checkpoints up to there."""
     scored = [p for p in past if p.target <= now + 1e-9]
-    weights, factor = growth.learned([p.shapes for p in scored], [p.raw for p in scored])
+    weights, factor = growth.learn_weights([p.shapes for p in scored], [p.raw for p in scored])
     rows = select(c, (c["x"] <= now + 1e-9) & (c["x"] >= now - WINDOW))
     for task in np.unique(rows["task"]):
         known = select(rows, rows["task"] == task)
@@ -252,7 +252,7 @@ def summary(past: list[Past]) -> dict:
     for m in methods:
         means = (float(np.mean([getattr(p, k)[m] for p in past])) for k in ("crps", "covered"))
         out["methods"][m] = dict(zip(("crps", "coverage"), means, strict=True))
-    out["coverage80"] = float(np.mean([inside(*p.pit, 0.8) for p in past]))
+    out["coverage80"] = float(np.mean([covers(*p.pit, 0.8) for p in past]))
     out["mae"] = float(np.mean([abs(p.median - p.actual) for p in past]))
     out["pit"] = np.histogram([np.mean(p.pit) for p in past], np.linspace(0, 1, 11))[0].tolist()
     events = np.array([e for q in past for e in q.events], float).reshape(-1, 2)

@@ -135,7 +135,7 @@ def plan(args: argparse.Namespace) -> tuple[dict, list]:
     rows = [["failures allowed", "distinct trials", *(f"passes if {t:.6g}" for t in truths)]]
     plans = []
     for failures in (0, 1, 2, 3, 5):
-        n = exact.demonstration(test.bad, failures, args.confidence)
+        n = exact.trials_to_demonstrate(test.bad, failures, args.confidence)
         passes = [exact.pass_probability(n, failures, t) for t in truths]
         plans.append({"failures": failures, "trials": n, "passes": dict(zip(truths, passes, strict=True))})
         rows.append([failures, f"{n:,}", *(f"{p:.1%}" for p in passes)])
@@ -162,7 +162,7 @@ def certify(args: argparse.Namespace) -> tuple[dict, list]:
     n, good = len(first), int(first.sum())
     low = exact.clopper_pearson(good, n, 2 * args.confidence - 1)[0]
     ever = confidence_sequence(good, n - good, args.confidence)
-    more = max(0, exact.demonstration(test.bad, n - good, args.confidence) - n)
+    more = max(0, exact.trials_to_demonstrate(test.bad, n - good, args.confidence) - n)
     rho = exact.icc(wins, tries)
     worth = exact.effective_trials(len(tries), tries.mean(), 0 if math.isnan(rho) else rho)
     facts = {
@@ -181,7 +181,7 @@ def certify(args: argparse.Namespace) -> tuple[dict, list]:
     figures |= {"sequential": test.decide(good, n - good), "ladder": audit.ladder(t, args.nines)}
     parts = [
         "## What the last checkpoint's trials prove",
-        tell.listed(facts),
+        tell.join_facts(facts),
         *tell.ladder(figures["ladder"], wins, tries),
     ]
     return figures, parts
@@ -226,7 +226,7 @@ def fit(args: argparse.Namespace) -> tuple[dict, list]:
     tables = [table for table in (rows, able, cost, worst) if len(table) > 1]
     parts = [
         "## Items and abilities",
-        *tell.unsettled(found.converged),
+        *tell.convergence_note(found.converged),
         *tables,
         lambda: page.item_map(hard, abilities),
     ]
@@ -305,9 +305,9 @@ def observe(args: argparse.Namespace) -> tuple[dict, list]:
     from ramp.nines import observe, tell
 
     t = _table(args)
-    of = {task: observe.systems(t, task, args.by, args.task) for task in args.task}
+    of = {task: observe.build_systems(t, task, args.by, args.task) for task in args.task}
     if args.beyond:
-        found = {task: observe.beyond(s, args.beyond) for task, s in of.items()}
+        found = {task: observe.predict_beyond(s, args.beyond) for task, s in of.items()}
         keys = ("systems", "squared_error", "coverage", "crps")
         count = np.array([f["systems"] for f in found.values()])
         mean = {k: float(np.average([f[k] for f in found.values()], weights=count)) for k in keys[1:]}
@@ -351,7 +351,7 @@ def audit_demo(args: argparse.Namespace) -> tuple[dict, list]:
     if "pass_hat_k" in found:
         how = "" if "pass_at_k" in found else ", if its tries agree as other systems' do"
         facts[f"whole suite: all of {found['k']}{how}"] = f"{found['pass_hat_k']:.3f}"
-    return found, ["## How much the demo flatters", tell.listed(facts)]
+    return found, ["## How much the demo flatters", tell.join_facts(facts)]
 
 
 def compare(args: argparse.Namespace) -> tuple[dict, list]:
@@ -375,4 +375,4 @@ def compare(args: argparse.Namespace) -> tuple[dict, list]:
         "least difference found with 80% power": f"{c.detectable:.4f}",
         "items, paired": c.items,
     }
-    return vars(c), ["## Two runs", tell.listed(facts)]
+    return vars(c), ["## Two runs", tell.join_facts(facts)]

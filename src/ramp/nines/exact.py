@@ -139,7 +139,7 @@ def compare(a: dict[Any, float], b: dict[Any, float]) -> Comparison:
     return Comparison(d.mean(), error, interval, p, (norm.ppf(0.975) + norm.ppf(0.8)) * error, n)
 
 
-def demonstration(reliability: float, failures: int = 0, confidence: float = 0.95) -> int:
+def trials_to_demonstrate(reliability: float, failures: int = 0, confidence: float = 0.95) -> int:
     """The least n such that n distinct trials with at most `failures` failing show `reliability` at `confidence`."""
     if not (0 < reliability < 1 and 0 < confidence < 1) or failures < 0:
         raise UserError("a demonstration needs 0 < reliability < 1, 0 < confidence < 1 and failures >= 0")

@@ -152,7 +152,7 @@ def stack(scores: np.ndarray) -> np.ndarray:
     return w
 
 
-def learned(scores: list[np.ndarray], pits: list[float]) -> tuple[np.ndarray, float]:
+def learn_weights(scores: list[np.ndarray], pits: list[float]) -> tuple[np.ndarray, float]:
     """Weights of the shapes and widening of the intervals, from past forecasts: log densities by shape, and PIT as they were
     before any widening."""
     return stack(np.reshape(scores, (-1, len(SHAPES)))), widening(np.array(pits))
@@ -174,7 +174,7 @@ def widen(draws: np.ndarray, factor: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Repair:
+class RepairModel:
     """Failures over rounds of repair. beta < 1: they thin out. alpha = 1 - beta is Duane's slope (hardware: .3-.5)."""
 
     beta: float
@@ -184,7 +184,7 @@ class Repair:
     next_failures: tuple[float, float]  # in as many trials again: Crow-AMSAA, Goel-Okumoto
 
 
-def repair(failures: np.ndarray, trials: float) -> Repair:
+def repair(failures: np.ndarray, trials: float) -> RepairModel:
     """Crow-AMSAA power law, m(t) = λ t^β (MIL-HDBK-189C), and Goel-Okumoto, m(t) = a (1 - exp(-b t)).
 
     failures: cumulative trials at each failure, 0 < t_i <= trials: time-truncated.
@@ -201,4 +201,4 @@ def repair(failures: np.ndarray, trials: float) -> Repair:
         b = brentq(lambda b: 1 / b - 1 / np.expm1(b) - mean, 1e-6, 500)
         a = n / -np.expm1(-b)
         remaining, goel = a - n, a * (np.exp(-b) - np.exp(-2 * b))
-    return Repair(beta, (low, high), n * beta / trials, remaining, (n * (2**beta - 1), float(goel)))
+    return RepairModel(beta, (low, high), n * beta / trials, remaining, (n * (2**beta - 1), float(goel)))

@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ramp.errors import UserError
-from ramp.nines.backtest import DRAWS, crps, inside, logits, pit, shown
+from ramp.nines.backtest import DRAWS, crps, covers, logits, pit, observed_variance
 from ramp.nines.trials import Table, checkpoint, curves, select
 
 # Logs of a, b, the standard deviations of family and noise, and c: prior means; each normal with standard deviation 1.
@@ -39,7 +39,7 @@ class Systems:
     n: np.ndarray  # [N] trials that would have that error
 
 
-def systems(t: Table, task: str, by: list[str] | None = None, never: Sequence[str] = ()) -> Systems:
+def build_systems(t: Table, task: str, by: list[str] | None = None, never: Sequence[str] = ()) -> Systems:
     """The systems that tried all the tasks in `by`: unless named, every other one that nine tenths of the systems tried,
     but those in `never`. Of several checkpoints of a system the last counts."""
     x, compute = checkpoint(t), np.isfinite(t["compute"]).all()
@@ -100,10 +100,10 @@ def predict(s: Systems, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
     variance = np.diag(kernel(h, asked, asked) - cross.T @ cho_solve((chol, True), cross)) + np.exp(2 * h[3]) + fresh
     scatter = np.random.default_rng(0).standard_normal((DRAWS, asked.sum()))
     p = expit(center + np.sqrt(np.maximum(variance, 1e-9)) * scatter)
-    return shown(p, n)
+    return observed_variance(p, n)
 
 
-def beyond(s: Systems, compute: float) -> dict[str, float]:
+def predict_beyond(s: Systems, compute: float) -> dict[str, float]:
     """Systems of more than `compute` (FLOP), from those of at most that: scores of the means and of the intervals."""
     if (s.x == 0).all():
         raise UserError("these systems have no compute; --beyond needs that column")
@@ -115,6 +115,6 @@ def beyond(s: Systems, compute: float) -> dict[str, float]:
     return {
         "systems": int(asked.sum()),
         "squared_error": float(((draws.mean(0) - y) ** 2).mean()),
-        "coverage": float(np.mean([inside(*pit(d, v), 0.9) for d, v in zip(draws.T, y, strict=True)])),
+        "coverage": float(np.mean([covers(*pit(d, v), 0.9) for d, v in zip(draws.T, y, strict=True)])),
         "crps": float(np.mean([crps(d, v) for d, v in zip(draws.T, y, strict=True)])),
     }

@@ -75,10 +75,10 @@ def _stacked(at: Points, y: np.ndarray, cov: np.ndarray, fresh: bool) -> tuple[n
         shift = Points(at.x - at.x[known].max(), at.size, at.run)
         fits = [growth.fit(s, shift[known], y[known], cov[np.ix_(known, known)], fresh) for s in SHAPES]
         mean, sd = np.transpose([f.shown(shift[one], np.sqrt(cov[one, one][0])) for f in fits])
-        weights, _ = growth.learned(scores, pits)
+        weights, _ = growth.learn_weights(scores, pits)
         pits.append(float(weights @ norm.cdf((y[one] - mean) / sd)))
         scores.append(norm.logpdf(y[one], mean, sd))
-    return growth.learned(scores, pits)
+    return growth.learn_weights(scores, pits)
 
 
 def _grown(at: Points, y: np.ndarray, cov: np.ndarray, to: Points, draws: int, rng: np.random.Generator, fresh: bool):

@@ -107,7 +107,7 @@ def summary(scored: list[dict]) -> dict[str, float]:
     rows = [r for r in scored if all(name in r for name in BASELINES)]
     seen, of = np.unique([f"{r['run']} {r['target']:.6f}" for r in rows], return_inverse=True)
     found = {"count": len(rows), "checkpoints": len(seen)}
-    figures = {"covered80": [backtest.inside(*r["pit"], 0.8) for r in rows]}
+    figures = {"covered80": [backtest.covers(*r["pit"], 0.8) for r in rows]}
     figures |= {name: [r[name] for r in rows] for name in ("crps", *BASELINES)}
     for name, values in figures.items():
         found[name] = float(np.mean(values or [np.nan]))

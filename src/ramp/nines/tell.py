@@ -15,7 +15,7 @@ from ramp.nines import exact, items, page, ready, record, trials
 from ramp.nines.ready import Outlook
 
 
-def listed(facts: dict[str, Any]) -> list:
+def join_facts(facts: dict[str, Any]) -> list:
     """A table of two columns."""
     return [["what", "figure"], *([k, v] for k, v in facts.items())]
 
@@ -51,7 +51,7 @@ def readiness(
         "## Reliability of the usage mix",
         f"{o.run}: now {now[1]:.4f} [{span(now[::2])}], at {times:.3g}x {end[1]:.4f} [{span(end[::2])}] (90%).",
         f"Growth by past score: {best} leads with weight {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}.",
-        *unsettled(o.converged),
+        *convergence_note(o.converged),
         rows,
     ]
 
@@ -78,7 +78,7 @@ def sentence(name: str, figures: dict, others: Mapping[str, float]) -> str:
     return said
 
 
-def unsettled(converged: bool) -> list:
+def convergence_note(converged: bool) -> list:
     """A warning, where the item model is unsure of its own scales."""
     text = "WARNING: the spread of items and families did not settle; intervals of the item model are widened"
     return [] if converged else [f"{text} {items.UNSETTLED:g} times. More items or more tries would tell."]
@@ -131,7 +131,7 @@ def past_record(path: Path, t: dict) -> tuple[dict, list]:
         facts["80% intervals cover"] = f"{means['covered80']:.3f} ± {means['covered80_stderr']:.3f}"
         facts["CRPS"] = f"{means['crps']:.4f} ± {means['crps_stderr']:.4f}"
         facts |= {f"CRPS of {name}": f"{means[name]:.4f}" for name in record.BASELINES}
-    parts.append(listed(facts))
+    parts.append(join_facts(facts))
     if scored:
         pit = np.histogram([np.mean(r["pit"]) for r in scored], np.linspace(0, 1, 11))[0]
         parts.append(lambda: page.calibration({"pit": pit}))

@@ -55,7 +55,7 @@ def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     return found, entry
 
 
-def executed(text: str) -> Iterator[tuple[Instruction, float, str]]:
+def count_executions(text: str) -> Iterator[tuple[Instruction, float, str]]:
     """Every instruction that a run of the module executes, how often, and the computation it is run from: that of the
     innermost loop, since a fusion belongs to its caller. Both branches of a conditional are counted."""
     parts, entry = computations(text)
@@ -135,7 +135,7 @@ def size(shape: str) -> list[float]:
 def collectives(text: str, per_slice: int, devices: int) -> list[Collective]:
     """The collectives of a step. per_slice: devices 0 .. per_slice-1 are the first slice, and so on."""
     seen: dict[tuple, Collective] = {}
-    for i, times, scope in executed(text):
+    for i, times, scope in count_executions(text):
         kind = i.op.removesuffix("-start")
         if kind not in KINDS or times == 0:
             continue
@@ -148,7 +148,7 @@ def collectives(text: str, per_slice: int, devices: int) -> list[Collective]:
         asynchronous = i.op.endswith("-start") or chain is not None
         seen[key] = Collective(
             kind,
-            received(kind, i, group),
+            received_bytes(kind, i, group),
             times,
             group,
             asynchronous,
@@ -158,7 +158,7 @@ def collectives(text: str, per_slice: int, devices: int) -> list[Collective]:
     return list(seen.values())
 
 
-def received(kind: str, i: Instruction, group: int) -> float:
+def received_bytes(kind: str, i: Instruction, group: int) -> float:
     """Bytes that one device receives: all shards but its own of a gather, all partial sums of its shard of a scatter."""
     sizes = size(i.shape)
     total = sum(sizes)
@@ -208,7 +208,7 @@ def parse_groups(rest: str, devices: int) -> list[list[int]]:
 def cycles(text: str) -> float:
     """The TPU compiler's cycle estimates summed over the program; nothing for kernels and waiting (see the plan)."""
     total = 0.0
-    for i, times, _ in executed(text):
+    for i, times, _ in count_executions(text):
         found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
         if found and int(found[1]) < 1e12:  # the largest integer stands for "unknown"
             total += times * int(found[1])

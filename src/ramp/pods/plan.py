@@ -35,10 +35,10 @@ from ramp.model import sample, transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.rundir import write_atomic
-from ramp.stages.common import lowered
+from ramp.stages.common import lower_train_step
 from ramp.train import mesh as meshes
 from ramp.train.mesh import ROWS
-from ramp.train.state import abstract
+from ramp.train.state import abstract_state
 
 Report = dict[str, Any]
 
@@ -52,7 +52,7 @@ def plan(c: Config, topology: Topology, programs: tuple[str, ...], save: Path | 
         "topology": str(topology),
         "mesh": dict(mesh.shape),
         "config": config.to_toml(c),
-        "programs": {name: compiled(name, LOWER[name](c, mesh), c, topology, save) for name in programs},
+        "programs": {name: compile_program(name, LOWER[name](c, mesh), c, topology, save) for name in programs},
     }
     if save:
         write_atomic(save / "plan.json", json.dumps(report, indent=2) + "\n")
@@ -69,48 +69,48 @@ def prepare(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
     c = config.resolve(replace(c, model=m))
     if topology.slices > 1 and c.mesh.replica == 1:
         c = replace(c, mesh=replace(c.mesh, replica=topology.slices))
-    dims = meshes.shape(c.mesh, topology.device_count)
-    meshes.check(c, dims)
+    dims = meshes.resolve_mesh_shape(c.mesh, topology.device_count)
+    meshes.check_divisible(c, dims)
     meshes.compiler_options(c.mesh)  # a wrong name is said before anything is compiled
     c = replace(c, mesh=replace(c.mesh, replica=dims[0], data=dims[1], model=dims[2]))
-    return c, meshes.make(c.mesh, topology.devices())
+    return c, meshes.make_mesh(c.mesh, topology.devices())
 
 
 # ---------------------------------------------------------------------------------------------------- programs
 def lower_train(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    return lowered(c, c.pretrain, mesh)
+    return lower_train_step(c, c.pretrain, mesh)
 
 
 def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
     """The update of process-reward RL: the policy and a process head learn from the same rollouts."""
     m, t = c.model, c.reinforce
     floats = ("weights", "advantage", "old", "labels", "label_weights", "label_spoken")
-    return lowered(c, t, mesh, learn.loss(m, t), lambda p: p | {"process": head.init(m, p["lm"])}, floats)
+    return lower_train_step(c, t, mesh, learn.make_loss(m, t), lambda p: p | {"process": head.init_head(m, p["lm"])}, floats)
 
 
 def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    return abstract(lambda: transformer.init(c.model, jax.random.PRNGKey(0)), mesh)
+    return abstract_state(lambda: transformer.init_params(c.model, jax.random.PRNGKey(0)), mesh)
 
 
 def _prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
     """Tokens, lengths, seeds; half the context is the prompt."""
     B, place = roofline.decode_rows(c), NamedSharding(mesh, P(ROWS))
     make = partial(jax.ShapeDtypeStruct, sharding=place)
-    return make((B, c.model.context // 2), jnp.int32), make((B,), jnp.int32), make((B,), jnp.uint32)
+    return make((B, c.model.context_len // 2), jnp.int32), make((B,), jnp.int32), make((B,), jnp.uint32)
 
 
 def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    return sample.prefill.lower(c.model, _params(c, mesh), *_prompts(c, mesh), c.model.context)
+    return sample.prefill.lower(c.model, _params(c, mesh), *_prompts(c, mesh), c.model.context_len)
 
 
 def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
     """The loop that draws tokens into a cache as long as the context. Its outer loop ends when rows do, so that the compiler
     counts one turn of it: `sample.TAIL` tokens. The plan divides by them."""
     params, prompts = _params(c, mesh), _prompts(c, mesh)
-    weights = abstract(partial(sample.ready, c.model), mesh, params)
-    stream = abstract(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context), mesh, params, *prompts)
-    stream = abstract(partial(sample._blank, n=128), mesh, stream)
-    return sample._draw_until.lower(c.model, weights, stream, sample.How(top_k=50), 0, 128, ())
+    weights = abstract_state(partial(sample.prepare_decode_params, c.model), mesh, params)
+    stream = abstract_state(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context_len), mesh, params, *prompts)
+    stream = abstract_state(partial(sample._blank, n=128), mesh, stream)
+    return sample._draw_until.lower(c.model, weights, stream, sample.SamplingParams(top_k=50), 0, 128, ())
 
 
 TOKENS = {"decode": sample.TAIL}  # that a program as the compiler counts it is of; figures are of one
@@ -118,7 +118,7 @@ LOWER = {"train": lower_train, "reinforce": lower_reinforce, "prefill": lower_pr
 
 
 # ---------------------------------------------------------------------------------------------------- compiling
-def compiled(name: str, program: Any, c: Config, topology: Topology, save: Path | None = None) -> Report:
+def compile_program(name: str, program: Any, c: Config, topology: Topology, save: Path | None = None) -> Report:
     """What the compiler says of one program; from the cache where it has been asked before."""
     options = meshes.compiler_options(c.mesh)
     packages = [p for p in ("jax", "libtpu", "jax-cuda12-pjrt") if installed(p)]
@@ -165,7 +165,7 @@ def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -
         "alias": memory.alias_size_in_bytes,
         "temporary": memory.temp_size_in_bytes,
         "peak": peak,
-        "collectives": summed(found),
+        "collectives": sum_collectives(found),
         "largest": [vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]],
         "cycles": hlo.cycles(text) / tokens,
         "traffic": hlo.traffic(text) / tokens if topology.chip.kind == "tpu" else None,
@@ -174,7 +174,7 @@ def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -
     }
 
 
-def summed(found: list[hlo.Collective]) -> list[Report]:
+def sum_collectives(found: list[hlo.Collective]) -> list[Report]:
     """Collectives by kind, by whether they overlap with work, and by network."""
     totals: dict[tuple, list[float]] = defaultdict(lambda: [0, 0, 0.0])
     for one in found:
@@ -195,8 +195,8 @@ def describe(report: Report, c: Config, topology: Topology, dollars: float | Non
     m = c.model
     lines = [
         f"{topology}: {topology.chips:,} chips, mesh {report['mesh']}",
-        f"model     depth {m.depth}, width {m.width}, {m.heads} heads of {m.head_dim} over {m.kv_heads} kv, ff {m.ff}, "
-        f"vocabulary {m.vocab}, context {m.context}, {m.dtype}, remat {m.remat}",
+        f"model     depth {m.depth}, width {m.width}, {m.num_heads} heads of {m.head_dim} over {m.num_kv_heads} kv, ff {m.mlp_dim}, "
+        f"vocabulary {m.vocab_size}, context {m.context_len}, {m.dtype}, remat {m.remat}",
     ]
     for name, program in report["programs"].items():
         lines += ["", *_program(name, program, c, topology, price)]
@@ -236,11 +236,11 @@ def advice(c: Config) -> str:
     m, t = c.model, c.pretrain
     ways = []
     if not m.loss_chunk:
-        ways.append(f"--model.loss_chunk {max(t.seq // 8, 1)} (logits in pieces)")
+        ways.append(f"--model.loss_chunk {max(t.seq_len // 8, 1)} (logits in pieces)")
     if m.remat != "full":
         ways.append(f"--model.remat {'saved' if m.remat == 'none' else 'full'}")
-    if t.batch // t.accum > 1:
-        ways.append(f"--pretrain.accum {2 * t.accum}")
+    if t.batch_size // t.grad_accum_steps > 1:
+        ways.append(f"--pretrain.grad_accum_steps {2 * t.grad_accum_steps}")
     return "try " + (", then ".join(ways) or "more chips, or a mesh with a larger model axis")
 
 

@@ -43,7 +43,7 @@ def network(topology: Topology, collectives: list[dict[str, Any]]) -> tuple[floa
     return inside / topology.ici_rate, between / (topology.chip.dcn * 1e9 / topology.chip.devices_per_chip)
 
 
-def predicted(c: Config) -> dict[str, float]:
+def predict_times(c: Config) -> dict[str, float]:
     """Bytes that the design has a device receive in a train step; the tests hold compiled programs against it.
 
     For each microbatch: every matrix gathered over "data" in half precision for the forward and for the backward pass
@@ -53,24 +53,24 @@ def predicted(c: Config) -> dict[str, float]:
     """
     m, t, (replica, data, model) = c.model, c.pretrain, (c.mesh.replica, c.mesh.data, c.mesh.model)
     others, half = (data - 1) / data, 2 if m.dtype == "bfloat16" else 4
-    weights = (cost.matrix_count(m) + m.width * m.vocab) / model
-    tables = 1 + m.depth * m.value_embeds * m.kv_heads * m.head_dim / m.width
-    rows = t.batch * t.seq / (replica * data)
+    weights = (cost.count_matrix_params(m) + m.width * m.vocab_size) / model
+    tables = 1 + m.depth * m.value_embeds * m.num_kv_heads * m.head_dim / m.width
+    rows = t.batch_size * t.seq_len / (replica * data)
     again = m.remat != "none"
     return {
-        "all-gather": t.accum * 2 * half * weights * others,
-        "reduce-scatter": t.accum * cost.FLOAT32 * weights * others,
+        "all-gather": t.grad_accum_steps * 2 * half * weights * others,
+        "reduce-scatter": t.grad_accum_steps * cost.FLOAT32 * weights * others,
         "all-to-all": 2 * half * rows * m.width * tables * others
-        + (2 * half * cost.matrix_count(m) / (data * model) * (data * model > 1) if t.optimizer == "muon" else 0),
+        + (2 * half * cost.count_matrix_params(m) / (data * model) * (data * model > 1) if t.optimizer == "muon" else 0),
         "all-reduce": (4 + 2 * again) * m.depth * half * rows * m.width * 2 * (model - 1) / model,
-        "between slices": t.accum * 2 * cost.FLOAT32 * weights / data * (replica - 1) / replica,
+        "between slices": t.grad_accum_steps * 2 * cost.FLOAT32 * weights / data * (replica - 1) / replica,
     }
 
 
-def recomputed(m: Model) -> float:
+def recompute_factor(m: Model) -> float:
     """Products of the forward pass that the backward pass does again, in FLOPs a token."""
-    blocks = 0 if m.remat == "none" else 2 * cost.matrix_count(m)
-    return blocks + (2 * m.width * m.vocab if m.loss_chunk else 0)
+    blocks = 0 if m.remat == "none" else 2 * cost.count_matrix_params(m)
+    return blocks + (2 * m.width * m.vocab_size if m.loss_chunk else 0)
 
 
 def traffic(c: Config, topology: Topology) -> float:
@@ -79,17 +79,17 @@ def traffic(c: Config, topology: Topology) -> float:
     m, t = c.model, c.pretrain
     split = topology.device_count // max(c.mesh.replica, 1)
     passes = 2 + (m.remat != "none")
-    weights = 2 * 2 * passes * cost.matrix_count(m) / max(c.mesh.model, 1) * t.accum
-    one = 2 * (6 * m.width + 2 * (m.heads + m.kv_heads) * m.head_dim + 4 * m.ff / max(c.mesh.model, 1))
-    activations = 2 * passes * one * m.depth * t.batch * t.seq / (topology.device_count / max(c.mesh.model, 1))
-    return weights + activations + 8 * cost.FLOAT32 * cost.param_count(m) / split
+    weights = 2 * 2 * passes * cost.count_matrix_params(m) / max(c.mesh.model, 1) * t.grad_accum_steps
+    one = 2 * (6 * m.width + 2 * (m.num_heads + m.num_kv_heads) * m.head_dim + 4 * m.mlp_dim / max(c.mesh.model, 1))
+    activations = 2 * passes * one * m.depth * t.batch_size * t.seq_len / (topology.device_count / max(c.mesh.model, 1))
+    return weights + activations + 8 * cost.FLOAT32 * cost.count_params(m) / split
 
 
 def train_times(c: Config, topology: Topology, program: dict[str, Any]) -> Times:
     m, t, peak = c.model, c.pretrain, topology.chips * topology.chip.bf16 * 1e12
-    tokens = t.batch * t.seq
-    flops = tokens * (cost.flops_per_token(m, t.seq) + recomputed(m))
-    kernels = tokens * cost.attention_flops_per_token(m, t.seq) / (KERNEL_SHARE * peak)
+    tokens = t.batch_size * t.seq_len
+    flops = tokens * (cost.flops_per_token(m, t.seq_len) + recompute_factor(m))
+    kernels = tokens * cost.attention_flops_per_token(m, t.seq_len) / (KERNEL_SHARE * peak)
     cycles = program.get("cycles") or 0
     seconds = cycles / topology.chip.product_cycles * product_seconds(topology) if topology.chip.product_cycles else 0
     waited = [k for k in program["collectives"] if not k["asynchronous"]]
@@ -109,7 +109,7 @@ def product_seconds(topology: Topology) -> float:
 def train_lines(c: Config, topology: Topology, program: dict[str, Any], price: float) -> list[str]:
     m, t, peak = c.model, c.pretrain, topology.chips * topology.chip.bf16 * 1e12
     times = train_times(c, topology, program)
-    tokens, useful = t.batch * t.seq, t.batch * t.seq * cost.flops_per_token(m, t.seq)
+    tokens, useful = t.batch_size * t.seq_len, t.batch_size * t.seq_len * cost.flops_per_token(m, t.seq_len)
     parts = ", ".join(f"{name} {1e3 * getattr(times, name):.1f}" for name in ("compute", "memory", "ici", "dcn"))
     lines = [f"{'':9} a step, in ms if alone: {parts}; {times.binds} binds"]
     ways = [("bound", times.bound)] + (
@@ -145,5 +145,5 @@ def decode_rows(c: Config) -> int:
 def decode_bytes(c: Config, rows: int) -> float:
     """What a device must read for one token of each row: the matrices and its rows' keys and values."""
     m, model = c.model, max(c.mesh.model, 1)
-    weights = 2 * (cost.matrix_count(m) + m.width * m.vocab) / model
-    return weights + cost.cache_bytes(m, rows, m.context) / (c.mesh.replica * c.mesh.data * model)
+    weights = 2 * (cost.count_matrix_params(m) + m.width * m.vocab_size) / model
+    return weights + cost.cache_bytes(m, rows, m.context_len) / (c.mesh.replica * c.mesh.data * model)

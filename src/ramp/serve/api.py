@@ -33,8 +33,8 @@ from starlette.routing import Route
 from ramp.errors import UserError
 from ramp.serve import protocol
 from ramp.serve.engine import Engine, Full, Job, Token
-from ramp.serve.protocol import Ask, Refused, Server
-from ramp.serve.speech import Speech, logprob, old_logprobs
+from ramp.serve.protocol import CompletionRequest, Refused, Server
+from ramp.serve.speech import TextStream, logprob, old_logprobs
 from ramp.tasks import TASKS, tool
 
 PATIENCE = 15.0  # seconds for a body to arrive
@@ -51,7 +51,7 @@ def plain(data: Any, status: int = 200, headers: dict | None = None) -> Response
 class Answers:
     """The answers to one `Ask`, from the engine's thread to this one. Full: see `Engine.submit`."""
 
-    def __init__(self, engine: Engine, ask: Ask):
+    def __init__(self, engine: Engine, ask: CompletionRequest):
         self.engine, self.ask = engine, ask
         self.events: asyncio.Queue = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -63,7 +63,7 @@ class Answers:
         after = partial(tool.reply, engine.tokenizer) if ask.chat else Job.after
         seeds = [(ask.seed + i) % 2**32 for i in range(ask.n)]
         self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, partial(emit, i), after) for i, seed in enumerate(seeds)]
-        self.speeches = [Speech(engine.tokenizer, ask.stops) for _ in self.jobs]
+        self.speeches = [TextStream(engine.tokenizer, ask.stops) for _ in self.jobs]
         self.counted = 0  # tokens said
         self.id, self.born = ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex, int(time.time())
         engine.submit(self.jobs)
@@ -192,7 +192,7 @@ class Api:
 
     async def answer(self, request: Request, chat: bool) -> Response:
         raw = await body_of(request)
-        ask = await run_in_threadpool(lambda: protocol.ask(protocol.parse(raw), self.server, chat))
+        ask = await run_in_threadpool(lambda: protocol.parse_request(protocol.parse(raw), self.server, chat))
         try:
             answers = Answers(self.engine, ask)
         except Full:
@@ -210,7 +210,7 @@ class Api:
         more |= {"ramp": {"turns_left_out": ask.left_out}} if ask.left_out else {}
         return head | {"choices": choices} | more
 
-    def choice(self, ask: Ask, i: int, said: dict, tokens: list[Token], why: str | None, offset: int = 0) -> dict:
+    def choice(self, ask: CompletionRequest, i: int, said: dict, tokens: list[Token], why: str | None, offset: int = 0) -> dict:
         """One of a frame's `choices`; `said` is its "message", its "delta" or its "text", which begins at `offset`."""
         t, figures = self.server.tokenizer, None
         if ask.logprobs and ask.chat:
@@ -261,7 +261,7 @@ class Api:
     async def info(self, request: Request) -> Response:
         s, m = self.server.c.sample, self.server.c.model
         settings = {key: getattr(s, key) for key in ("temperature", "top_k", "top_p", "min_p", "tokens")}
-        shape = {"depth": m.depth, "width": m.width, "context": m.context, "vocab": self.server.tokenizer.vocab_size}
+        shape = {"depth": m.depth, "width": m.width, "context": m.context_len, "vocab": self.server.tokenizer.vocab_size}
         told = {"model": self.server.name, "stage": self.server.stage, "can_chat": self.server.can_chat, "shape": shape}
         return plain(told | {"settings": settings, "tasks": list(TASKS), "levels": LEVELS})
 
@@ -274,7 +274,7 @@ class Api:
         body = protocol.parse(await body_of(request))
         text = body.get("text")
         if not isinstance(text, str) or len(text) > 1 << 14:
-            raise protocol.wrong("text", f"must be the answer to judge, of at most {1 << 14} characters")
+            raise protocol.make_error("text", f"must be the answer to judge, of at most {1 << 14} characters")
         problem = await run_in_threadpool(problem_of, body)
         *steps, answer = [line.strip() for line in text.split("\n")][:256]
         verdict = TASKS[problem.task].judge(problem, steps, answer)
@@ -351,11 +351,11 @@ def problem_of(asked: dict[str, Any]) -> Any:
     """The problem that {"task", "seed", "level"} names, from a query or from a body."""
     task, numbers = asked.get("task"), []
     if not isinstance(task, str) or task not in TASKS:
-        raise protocol.wrong("task", f"must be one of {', '.join(TASKS)}")
+        raise protocol.make_error("task", f"must be one of {', '.join(TASKS)}")
     for name, low, high in (("seed", 0, 2**31 - 1), ("level", 1, LEVELS)):
         value = str(asked.get(name, ""))
         if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not low <= int(value) <= high:
-            raise protocol.wrong(name, f"must be a whole number from {low} to {high}")
+            raise protocol.make_error(name, f"must be a whole number from {low} to {high}")
         numbers.append(int(value))
     return TASKS[task].sample(*numbers)
 

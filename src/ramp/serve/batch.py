@@ -22,8 +22,8 @@ from jax.sharding import PartitionSpec as P
 from ramp.config import Model
 from ramp.model import sample
 from ramp.model.attention import MASKED, visible_mask
-from ramp.model.sample import pick, row_keys
-from ramp.model.transformer import ROWS, Block, Embed, Params, rope_angles, short_layer, unembed
+from ramp.model.sample import take_per_row, row_keys
+from ramp.model.transformer import ROWS, Block, Embed, Params, rope_angles, is_short_layer, unembed
 
 TOPS = 20  # most likely tokens reported with each token
 SPAN = 104.0  # nats below the top at which float32 has no probability left
@@ -43,7 +43,7 @@ class Way:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Slots:
+class SlotState:
     """As `sample.Stream`, for rows that come and go; and how each of them is drawn from."""
 
     cache: tuple  # L pairs (k, v) of [B, K, h, S]
@@ -56,7 +56,7 @@ class Slots:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Drawn:
+class DrawnTokens:
     """n tokens of each slot, with what the model itself thought of them: of all tokens, at temperature 1."""
 
     token_bn: jax.Array
@@ -67,21 +67,21 @@ class Drawn:
 
 
 @partial(jax.jit, static_argnames=("c", "B", "size"))
-def blank(c: Model, B: int, size: int) -> Slots:
+def init_slots(c: Model, B: int, size: int) -> SlotState:
     """B slots with room for `size` tokens each, and nothing in them."""
 
     def zeros(shape, dtype, *spec):
         return jnp.zeros(shape, dtype, out_sharding=P(ROWS, *spec))
 
-    one = (B, c.kv_heads, c.head_dim, size), c.dtype, "model"
+    one = (B, c.num_kv_heads, c.head_dim, size), c.dtype, "model"
     cache = tuple((zeros(*one), zeros(*one)) for _ in range(c.depth))
-    logits_bv, seed_b = zeros((B, c.vocab), jnp.float32), zeros(B, jnp.uint32)
+    logits_bv, seed_b = zeros((B, c.vocab_size), jnp.float32), zeros(B, jnp.uint32)
     way = jax.tree.map(lambda _: zeros(B, jnp.float32), Way())
-    return Slots(cache, logits_bv, zeros(B, jnp.int32), zeros(B, jnp.int32), seed_b, way)
+    return SlotState(cache, logits_bv, zeros(B, jnp.int32), zeros(B, jnp.int32), seed_b, way)
 
 
 @partial(jax.jit, static_argnames="c", donate_argnames="slots")
-def read(c: Model, weights: Params, slots: Slots, tokens_rq, at, start, count, way: Way, seed) -> Slots:
+def prefill_chunk(c: Model, weights: Params, slots: SlotState, tokens_rq, at, start, count, way: Way, seed) -> SlotState:
     """`count` tokens of a prompt into slot `at`, behind the `start` tokens that it holds; then the slot is at their end.
 
     tokens_rq: int32 [R, 1 + P], the same in each row: the token before, then P of the prompt, padded on the right. One row
@@ -89,7 +89,7 @@ def read(c: Model, weights: Params, slots: Slots, tokens_rq, at, start, count, w
     of the padding stay in it, never seen: they are written over as the row grows.
     """
     (R, Q), B = tokens_rq.shape, len(slots.last_b)
-    cos, sin = rope_angles(start + jnp.arange(Q - 1), c.head_dim, c.rope_base)
+    cos, sin = rope_angles(start + jnp.arange(Q - 1), c.head_dim, c.rope_theta)
     # Nothing is smeared into a prompt's first token: the one before it is of another segment.
     segments_rq = jnp.broadcast_to((jnp.arange(Q) > 0) | (start > 0), (R, Q), out_sharding=P(ROWS))
     x_nd = Embed(c).apply({"params": weights["embed"]}, tokens_rq, segments_bt=segments_rq)
@@ -97,7 +97,7 @@ def read(c: Model, weights: Params, slots: Slots, tokens_rq, at, start, count, w
     x0_nd = x_nd = jax.lax.reshape(x_rqd[:, 1:], (R * (Q - 1), c.width), out_sharding=P(ROWS))
     cache = []
     for i, (block, kv) in enumerate(zip(weights["blocks"], slots.cache, strict=True)):
-        attend = partial(attend_piece, kv, at, start, c.short_window if short_layer(c, i) else None)
+        attend = partial(attend_chunk, kv, at, start, c.short_window if is_short_layer(c, i) else None)
         x_nd, kv = Block(c).apply({"params": block}, x_nd, cos, sin, attend, tokens_rq[:, 1:], x0_nd)
         cache.append(kv)
     x_rpd = jax.lax.reshape(x_nd, (R, Q - 1, c.width), out_sharding=P(ROWS))
@@ -111,21 +111,21 @@ def read(c: Model, weights: Params, slots: Slots, tokens_rq, at, start, count, w
         return jax.lax.reshape(each, (B, *a_r.shape[1:]), out_sharding=P(ROWS))
 
     slots = replace(slots, cache=tuple(cache))
-    return put(slots, at, spread(logits_rv), spread(last_r), start + count, seed, way)
+    return write_slot(slots, at, spread(logits_rv), spread(last_r), start + count, seed, way)
 
 
-def put(slots: Slots, at, logits_bv, last_b, length, seed, way: Way) -> Slots:
+def write_slot(slots: SlotState, at, logits_bv, last_b, length, seed, way: Way) -> SlotState:
     """All but the cache of slot `at`, from row `at` of what is given for every slot."""
     here_b = jax.reshard(jnp.arange(len(last_b)) == at, P(ROWS))
 
     def chosen(new, old):
         return jnp.where(here_b.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
-    new = Slots(slots.cache, logits_bv, last_b, length, seed, way)
+    new = SlotState(slots.cache, logits_bv, last_b, length, seed, way)
     return replace(jax.tree.map(chosen, replace(new, cache=()), replace(slots, cache=())), cache=slots.cache)
 
 
-def attend_piece(kv, at, start, window, q_rphd, k_rpkd, v_rpkd):
+def attend_chunk(kv, at, start, window, q_rphd, k_rpkd, v_rpkd):
     """Attend from P tokens of slot `at` to each other and to the `start` tokens before them: (o [R, P, H, h], the cache
     with their keys and values in it).
 
@@ -135,7 +135,7 @@ def attend_piece(kv, at, start, window, q_rphd, k_rpkd, v_rpkd):
 
     def local(keys_bkhs, values_bkhs, q_rphd, k_rpkd, v_rpkd, at, start):
         (_, P, H, h), K = q_rphd.shape, k_rpkd.shape[2]
-        slot, mine = place(at, len(keys_bkhs))
+        slot, mine = locate_slot(at, len(keys_bkhs))
         q_kgph = jnp.transpose((q_rphd[0] * h**-0.5).reshape(P, K, H // K, h), (1, 2, 0, 3))
         own = tuple(jnp.transpose(a[0], (1, 2, 0)).astype(keys_bkhs.dtype) for a in (k_rpkd, v_rpkd))
         dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -175,21 +175,21 @@ def attend_piece(kv, at, start, window, q_rphd, k_rpkd, v_rpkd):
     return o_rphd, (keys, values)
 
 
-def place(at: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+def locate_slot(at: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
     """Inside shard_map: (slot `at` among this device's, whether it is one of them; if not, any)."""
     at -= jax.lax.axis_index(ROWS) * rows
     return jnp.clip(at, 0, rows - 1), (at >= 0) & (at < rows)
 
 
 @partial(jax.jit, donate_argnames="slots")
-def copy(slots: Slots, source: jax.Array, at: jax.Array, way: Way, seed: jax.Array) -> Slots:
+def copy_slot(slots: SlotState, source: jax.Array, at: jax.Array, way: Way, seed: jax.Array) -> SlotState:
     """What slot `source` has read in slot `at` too, before either has drawn a token."""
 
     def local(all_b, source, at):
-        slot, mine = place(source, len(all_b))
+        slot, mine = locate_slot(source, len(all_b))
         row = jax.lax.dynamic_index_in_dim(all_b, slot)
         row = jax.lax.psum(jnp.where(mine, row, 0), ROWS)
-        slot, mine = place(at, len(all_b))
+        slot, mine = locate_slot(at, len(all_b))
         row = jnp.where(mine, row, jax.lax.dynamic_index_in_dim(all_b, slot))
         return jax.lax.dynamic_update_index_in_dim(all_b, row, slot, 0)
 
@@ -199,11 +199,11 @@ def copy(slots: Slots, source: jax.Array, at: jax.Array, way: Way, seed: jax.Arr
         return run(all_b, source, at)
 
     slots = jax.tree.map(copied, slots)
-    return put(slots, at, slots.logits_bv, slots.last_b, slots.length_b, seed, way)
+    return write_slot(slots, at, slots.logits_bv, slots.last_b, slots.length_b, seed, way)
 
 
 @partial(jax.jit, static_argnames="size")
-def grow(slots: Slots, size: int) -> Slots:
+def grow_slots(slots: SlotState, size: int) -> SlotState:
     """The same slots with room for `size` tokens in each."""
 
     def longer(a_bkhs: jax.Array) -> jax.Array:
@@ -213,13 +213,13 @@ def grow(slots: Slots, size: int) -> Slots:
 
 
 @partial(jax.jit, static_argnames=("c", "n", "vocab"), donate_argnames="slots")
-def advance(c: Model, weights: Params, slots: Slots, n: int, vocab: int) -> tuple[Slots, Drawn]:
+def decode_slots(c: Model, weights: Params, slots: SlotState, n: int, vocab: int) -> tuple[SlotState, DrawnTokens]:
     """n tokens of every slot, drawn from the first `vocab` ids."""
 
     def one(carry: tuple, slot: jax.Array) -> tuple[tuple, tuple]:
         s, tail = carry
         raw_bv = s.logits_bv[:, :vocab]
-        token_b = choose(raw_bv, row_keys(s.seed_b, s.length_b), s.way)
+        token_b = sample_tokens(raw_bv, row_keys(s.seed_b, s.length_b), s.way)
         logp_bv = jax.nn.log_softmax(raw_bv, axis=-1)
         entropy_b = -jnp.sum(jnp.exp(logp_bv) * logp_bv, axis=-1)
         count = min(TOPS, vocab)
@@ -229,36 +229,36 @@ def advance(c: Model, weights: Params, slots: Slots, n: int, vocab: int) -> tupl
             lambda x: (x[:, :count], jnp.zeros_like(x[:, :count], jnp.int32)),
             logp_bv,
         )
-        logits_bv, tail = sample.advance(c, weights, s.cache, tail, slot, token_b, s.last_b, s.length_b)
+        logits_bv, tail = sample.decode_step(c, weights, s.cache, tail, slot, token_b, s.last_b, s.length_b)
         s = replace(s, logits_bv=logits_bv, last_b=token_b, length_b=s.length_b + 1)
-        return (s, tail), (token_b, pick(logp_bv, token_b), entropy_b, top_bk, top_logp_bk)
+        return (s, tail), (token_b, take_per_row(logp_bv, token_b), entropy_b, top_bk, top_logp_bk)
 
-    (after, tail), found = jax.lax.scan(one, (slots, sample.blank_tail(slots.cache, n)), jnp.arange(n))
-    slots = replace(after, cache=sample.merged(slots.cache, tail, slots.length_b))
-    return slots, Drawn(*(jnp.swapaxes(a, 0, 1) for a in found))
+    (after, tail), found = jax.lax.scan(one, (slots, sample.init_tail(slots.cache, n)), jnp.arange(n))
+    slots = replace(after, cache=sample.merge_tail(slots.cache, tail, slots.length_b))
+    return slots, DrawnTokens(*(jnp.swapaxes(a, 0, 1) for a in found))
 
 
-def choose(logits_bv: jax.Array, key_b: jax.Array, way: Way) -> jax.Array:
+def sample_tokens(logits_bv: jax.Array, key_b: jax.Array, way: Way) -> jax.Array:
     """A token of each row: the Gumbel-argmax over what top_k, then top_p, then min_p leave, as in `sample.draw`."""
     scaled = logits_bv / jnp.where(way.temperature > 0, way.temperature, 1.0)[:, None]
     x_bv = scaled - jnp.max(scaled, axis=-1, keepdims=True)
     ranked = jnp.any((way.top_k > 0) | (way.top_p < 1))
-    x_bv = jax.lax.cond(ranked, narrowed, lambda x, way: x, x_bv, way)
+    x_bv = jax.lax.cond(ranked, filter_top, lambda x, way: x, x_bv, way)
     x_bv = jnp.where(x_bv >= jnp.log(way.min_p)[:, None], x_bv, -jnp.inf)  # log 0: all
     gumbel_bv = jax.vmap(lambda key: jax.random.gumbel(key, x_bv.shape[1:]))(key_b)
     drawn_b = jnp.argmax(x_bv + gumbel_bv, axis=-1)
     return jnp.where(way.temperature > 0, drawn_b, jnp.argmax(logits_bv, axis=-1)).astype(jnp.int32)
 
 
-def narrowed(x_bv: jax.Array, way: Way) -> jax.Array:
+def filter_top(x_bv: jax.Array, way: Way) -> jax.Array:
     """x with what top_k and then top_p leave out at minus infinity. x: log-weights, 0 for the most likely."""
     count_b = jnp.where(way.top_k > 0, way.top_k, x_bv.shape[1])
-    x_bv = jnp.where(above(x_bv, jnp.ones_like(x_bv), count_b), x_bv, -jnp.inf)
+    x_bv = jnp.where(find_above(x_bv, jnp.ones_like(x_bv), count_b), x_bv, -jnp.inf)
     share_b = jnp.where(way.top_p < 1, way.top_p, 2.0)
-    return jnp.where(above(x_bv, jax.nn.softmax(x_bv, axis=-1), share_b), x_bv, -jnp.inf)
+    return jnp.where(find_above(x_bv, jax.nn.softmax(x_bv, axis=-1), share_b), x_bv, -jnp.inf)
 
 
-def above(x_bv: jax.Array, mass_bv: jax.Array, limit_b: jax.Array) -> jax.Array:
+def find_above(x_bv: jax.Array, mass_bv: jax.Array, limit_b: jax.Array) -> jax.Array:
     """Which entries have less than `limit_b` of mass at strictly greater ones. The threshold is found by halving an
     interval, 32 passes over the row, which is a tenth of the price of sorting it. Equal entries share their fate."""
 

@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _opened(path: Path, stage: str | None, alone: bool = False) -> tuple[RunDir, Config, Any, dict, str]:
     """(run, configuration, tokenizer, parameters {"lm"}, stage) on the run's mesh, or `alone` in this host's memory."""
-    found, c = rundir.opened(path)
+    found, c = rundir.open_run(path)
     stage = stage or ("finetune" if found.checkpoints("finetune").exists() else "pretrain")
-    from ramp.run import setup
+    from ramp.run import setup_devices
     from ramp.stages.common import load_params
     from ramp.text.tokenizer import Tokenizer
 
-    c = _in_memory(c) if alone else setup(c)
+    c = _in_memory(c) if alone else setup_devices(c)
     tokenizer = Tokenizer.load(found.tokenizer)
     return found, c, tokenizer, load_params(found, stage, c, tokenizer), stage
 
@@ -61,10 +61,10 @@ def _in_memory(c: Config) -> Config:
     """On the host's processor, whatever else there is: copying weights needs room and no speed."""
     import jax
 
-    from ramp.run import setup
+    from ramp.run import setup_devices
 
     jax.config.update("jax_platforms", "cpu")
-    return setup(replace(c, mesh=config.Mesh(data=1)), devices=1)
+    return setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -85,27 +85,27 @@ def _import(args: argparse.Namespace) -> int:
     from ramp.model import transformer
     from ramp.report import update_report
     from ramp.serve import load
-    from ramp.stages.common import shape_of
+    from ramp.stages.common import model_identity
     from ramp.train.checkpoint import Checkpoints
-    from ramp.train.state import abstract
+    from ramp.train.state import abstract_state
 
-    f, tokenizer = load.opened(args.file)
-    c, found = load.configured(f, tokenizer, args.context), RunDir(args.run)
-    if found.begun("pretrain"):
+    f, tokenizer = load.open_foreign(args.file)
+    c, found = load.make_config(f, tokenizer, args.context), RunDir(args.run)
+    if found.has_begun("pretrain"):
         raise UserError(f"{args.run} has a model already; name another directory with --run")
     m = _in_memory(c).model
-    like = abstract(lambda: transformer.init(m, jax.random.PRNGKey(0)), jax.sharding.get_mesh())
-    lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), load.params_of(f, like, tokenizer), like)
-    meta = {"stage": "pretrain", "model": config.fingerprint(shape_of(m)), "tokenizer": tokenizer.fingerprint}
+    like = abstract_state(lambda: transformer.init_params(m, jax.random.PRNGKey(0)), jax.sharding.get_mesh())
+    lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), load.load_foreign_params(f, like, tokenizer), like)
+    meta = {"stage": "pretrain", "model": config.fingerprint(model_identity(m)), "tokenizer": tokenizer.fingerprint}
     with found.lock():
-        found.claim(c)
+        found.check_or_create(c)
         tokenizer.save(found.tokenizer)
         checkpoints = Checkpoints(found.checkpoints("pretrain"))
         checkpoints.save(0, {"params": {"lm": lm}}, meta | {"seed": c.seed, "imported": json.dumps(f.card)})
         checkpoints.close()
         for stage in ("prepare", "pretrain"):
             update_report(found.path, stage, {"imported": f.where.name, "done": True})
-    shape = f"{m.depth} layers, width {m.width}, {tokenizer.vocab_size} tokens, context {m.context}"
+    shape = f"{m.depth} layers, width {m.width}, {tokenizer.vocab_size} tokens, context {m.context_len}"
     print(f"{args.run}: {f.card.get('name') or args.file.name}, {shape}\nNext: ramp serve {args.run}")
     return 0
 

@@ -78,11 +78,11 @@ class Engine:
         self.rows = shape["replica"] * shape["data"]  # a piece has one row a device, of which one counts
         self.slots = -(-slots // self.rows) * self.rows
         self.c, self.tokenizer, self.mesh = c, tokenizer, jax.sharding.get_mesh()
-        self.weights = sample.ready(c, lm)
+        self.weights = sample.prepare_decode_params(c, lm)
         self.stops = {tokenizer.end, tokenizer.bos}
-        self.sizes = [min(CACHE, c.context)]
-        while self.sizes[-1] < c.context:
-            self.sizes.append(min(2 * self.sizes[-1], c.context))
+        self.sizes = [min(CACHE, c.context_len)]
+        while self.sizes[-1] < c.context_len:
+            self.sizes.append(min(2 * self.sizes[-1], c.context_len))
         self.piece = min(piece, self.sizes[0])
         self.waiting: deque[Job] = deque()
         self.most_waiting = waiting
@@ -199,7 +199,7 @@ class Engine:
                 self.counts["finished"] += 1
             job.emit(tokens, why)
 
-    def _tokens(self, job: Job, drawn: batch.Drawn, at: int) -> tuple[list[Token], str]:
+    def _tokens(self, job: Job, drawn: batch.DrawnTokens, at: int) -> tuple[list[Token], str]:
         """What a chunk brought to one job: (tokens, why it ended or ""). Behind tokens put in nothing of it counts."""
         tokens: list[Token] = []
         if not job.said:
@@ -227,12 +227,12 @@ class Engine:
 
     def _reset(self) -> None:
         self.size = self.sizes[0]
-        self.state = batch.blank(self.c, self.slots, self.size)
+        self.state = batch.init_slots(self.c, self.slots, self.size)
 
     def _grow(self, need: int) -> None:
-        while need > self.size < self.c.context:
+        while need > self.size < self.c.context_len:
             self.size = next(s for s in self.sizes if s > self.size)
-            self.state = batch.grow(self.state, self.size)
+            self.state = batch.grow_slots(self.state, self.size)
 
     def _piece(self, at: int, job: Job) -> None:
         """The next tokens of a job into its slot. The last piece ends where the prompt does, if it reads some twice: no
@@ -246,16 +246,16 @@ class Engine:
         tokens = jax.device_put(tokens, jax.NamedSharding(self.mesh, P(batch.ROWS)))
         where = np.int32(at), np.int32(start), np.int32(end - start)
         way, seed = jax.tree.map(np.float32, job.way), np.uint32(job.seed)
-        self.state = batch.read(self.c, self.weights, self.state, tokens, *where, way, seed)
+        self.state = batch.prefill_chunk(self.c, self.weights, self.state, tokens, *where, way, seed)
         self.counts["prompt_tokens"] += end - job.read
         job.read = end
 
     def _copy(self, source: int, at: int, job: Job) -> None:
         """What slot `source` has read, for a job with the same prompt."""
         way, seed = jax.tree.map(np.float32, job.way), np.uint32(job.seed)
-        self.state = batch.copy(self.state, np.int32(source), np.int32(at), way, seed)
+        self.state = batch.copy_slot(self.state, np.int32(source), np.int32(at), way, seed)
         job.read = len(job.ids)
 
-    def _chunk(self) -> batch.Drawn:
-        self.state, drawn = batch.advance(self.c, self.weights, self.state, CHUNK, self.tokenizer.vocab_size)
+    def _chunk(self) -> batch.DrawnTokens:
+        self.state, drawn = batch.decode_slots(self.c, self.weights, self.state, CHUNK, self.tokenizer.vocab_size)
         return jax.device_get(drawn)

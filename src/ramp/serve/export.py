@@ -15,18 +15,18 @@ import numpy as np
 from ramp.config import Config, Model
 from ramp.errors import UserError
 from ramp.serve import load
-from ramp.stages.common import shape_of
+from ramp.stages.common import model_identity
 from ramp.text.tokenizer import SPECIALS, Tokenizer
 
 # The keys of a model that config.json has words for, and those that finished weights no longer depend on.
-SAID = {"depth", "width", "head_dim", "heads", "kv_heads", "ff", "vocab", "context"}
-SAID |= {"qk_norm", "tied", "rope_base", "norm_eps"}
+SAID = {"depth", "width", "head_dim", "num_heads", "num_kv_heads", "mlp_dim", "vocab_size", "context_len"}
+SAID |= {"qk_norm", "tie_embeddings", "rope_theta", "norm_eps"}
 SPENT = {"short_window", "embed_std", "head_std"}
 
 
-def refusals(m: Model) -> list[str]:
+def export_obstacles(m: Model) -> list[str]:
     """The switches that no Qwen3 or Llama loader knows: whatever config.json cannot say and is not at its default."""
-    odd = {k: v for k, v in shape_of(m).items() if k not in SAID | SPENT and v != getattr(Model(), k)}
+    odd = {k: v for k, v in model_identity(m).items() if k not in SAID | SPENT and v != getattr(Model(), k)}
     return [f"model.{k} = {v!r}" for k, v in (odd | ({} if m.depth else {"depth": 0})).items()]
 
 
@@ -36,7 +36,7 @@ def weights(m: Model, lm: dict, tokens: int) -> dict[str, np.ndarray]:
     Each array is made contiguous: safetensors writes the memory of a transposed view under its new shape, and is silent.
     """
     found = {load.TABLE[0]: np.asarray(lm["embed"]["table"])[:tokens], load.NORM[0]: np.asarray(lm["head"]["norm"])}
-    if not m.tied:
+    if not m.tie_embeddings:
         found[load.HEAD[0]] = np.asarray(lm["head"]["weight"])[:, :tokens].T
     for ours, stacked in lm["blocks"].items():
         for i, w in enumerate(np.asarray(stacked)):
@@ -54,11 +54,11 @@ def model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
             "architectures": [f"{kind}ForCausalLM"],
             "model_type": kind.lower(),
             "vocab_size": t.vocab_size,
-            "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_base},  # where transformers 5 looks
+            "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},  # where transformers 5 looks
             "hidden_act": "silu",
             "attention_bias": False,
             "attention_dropout": 0.0,
-            "tie_word_embeddings": m.tied,
+            "tie_word_embeddings": m.tie_embeddings,
             "bos_token_id": t.bos,
             "eos_token_id": t.end,
             "pad_token_id": t.pad,
@@ -110,7 +110,7 @@ def card(c: Config, report: dict[str, Any], stage: str) -> str:
     sources = ", ".join((*c.text.sources, *(c.chat.sources if stage != "pretrain" else ())))
     figures = ["| stage | figure | value |", "|---|---|---|", *lines] if lines else ["The run reported no figures."]
     head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# A model trained with ramp\n"
-    shape = f"{m.depth} layers, width {m.width}, {m.heads} heads ({m.kv_heads} for keys), {m.vocab} tokens, context {m.context}"
+    shape = f"{m.depth} layers, width {m.width}, {m.num_heads} heads ({m.num_kv_heads} for keys), {m.vocab_size} tokens, context {m.context_len}"
     return "\n".join([head, f"Stage `{stage}`: {shape}.", f"Trained on: {sources}.", "", *figures, ""])
 
 
@@ -118,7 +118,7 @@ def export(c: Config, lm: dict, t: Tokenizer, report: dict[str, Any], stage: str
     """Write the folder `out`, which must not exist or be empty."""
     from safetensors.numpy import save_file
 
-    if found := refusals(c.model):
+    if found := export_obstacles(c.model):
         raise UserError(f"{', '.join(found)}: no Qwen3 or Llama loader knows this, so the model cannot be exported")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty directory; name another with --out")
@@ -149,12 +149,12 @@ def export(c: Config, lm: dict, t: Tokenizer, report: dict[str, Any], stage: str
 
 def compare(folder: Path, m: Model, lm: dict, made: dict[str, np.ndarray], t: Tokenizer) -> None:
     """Read the folder back as a stranger's and find the same tokenizer, shape and, bit for bit, weights."""
-    f, again = load.opened(folder)
+    f, again = load.open_foreign(folder)
     if again != t:
         raise RuntimeError(f"the tokenizer in {folder} reads back as another one")
-    shape = load.configured(f, again, m.context).model
-    back = weights(m, load.params_of(f, lm, again), t.vocab_size)
-    wrong = [key for key in SAID - {"vocab"} if getattr(shape, key) != getattr(m, key)]  # ours is padded for a mesh
+    shape = load.make_config(f, again, m.context_len).model
+    back = weights(m, load.load_foreign_params(f, lm, again), t.vocab_size)
+    wrong = [key for key in SAID - {"vocab_size"} if getattr(shape, key) != getattr(m, key)]  # ours is padded for a mesh
     wrong += [name for name, w in made.items() if not np.array_equal(w, back[name])]
     if wrong:
         raise RuntimeError(f"{folder} reads back with other values: {wrong[:3]}")

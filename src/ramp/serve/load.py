@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ramp.config import Config, Model, Text, check, resolve
+from ramp.config import Config, Model, Text, check_config, resolve
 from ramp.errors import UserError
 from ramp.serve import gguf
-from ramp.text.tokenizer import SPECIALS, Tokenizer, numbered
+from ramp.text.tokenizer import SPECIALS, Tokenizer, number_tokens
 
 # Weights of a block, ours: (Hugging Face's name, GGUF's). Matrices are transposed there.
 BLOCK = {
@@ -40,12 +40,12 @@ BLOCK = {
 SHAPE = {
     "depth": ("num_hidden_layers", "block_count"),
     "width": ("hidden_size", "embedding_length"),
-    "heads": ("num_attention_heads", "attention.head_count"),
-    "kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
+    "num_heads": ("num_attention_heads", "attention.head_count"),
+    "num_kv_heads": ("num_key_value_heads", "attention.head_count_kv"),
     "head_dim": ("head_dim", "attention.key_length"),
-    "ff": ("intermediate_size", "feed_forward_length"),
-    "context": ("max_position_embeddings", "context_length"),
-    "rope_base": ("rope_theta", "rope.freq_base"),
+    "mlp_dim": ("intermediate_size", "feed_forward_length"),
+    "context_len": ("max_position_embeddings", "context_length"),
+    "rope_theta": ("rope_theta", "rope.freq_base"),
     "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
 }
 TABLE, NORM, HEAD = ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("lm_head", "output")
@@ -64,7 +64,7 @@ STANDS_FOR = {  # whose row a special of ours takes where the model has none of 
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ForeignModel:
     """A model of somebody else, opened. Weights are read when they are asked for, as float32."""
 
     where: Path
@@ -78,7 +78,7 @@ class Foreign:
 
 
 # ---------------------------------------------------------------------------------------------------- from GGUF
-def from_gguf(path: Path) -> Foreign:
+def from_gguf(path: Path) -> ForeignModel:
     file = gguf.read(path)
     arch = file.meta.get("general.architecture")
     if arch not in ("llama", "qwen3"):
@@ -95,14 +95,14 @@ def from_gguf(path: Path) -> Foreign:
         raise UserError(f"{path} cuts its text by the rule {cut!r}; ramp knows {', '.join(PATTERNS)}")
     shape = _shape(path, 1, given) | {
         "qk_norm": "blk.0.attn_q_norm.weight" in file.places,
-        "tied": "output.weight" not in file.places,
+        "tie_embeddings": "output.weight" not in file.places,
     }
     shape["norm_eps"] = float(f"{shape['norm_eps']:.6g}")  # stored in 32 bits
     if given.get("rope.dimension_count", shape["head_dim"]) != shape["head_dim"]:
         raise UserError(f"{path} turns only a part of each head by RoPE, which ramp's model does not")
-    names = names_of(shape)
+    names = tensor_names(shape)
     _require_all(path, set(file.places), set(names.values()))
-    turned = {"attn_q": shape["heads"], "attn_k": shape["kv_heads"]} if arch == "llama" else {}
+    turned = {"attn_q": shape["num_heads"], "attn_k": shape["num_kv_heads"]} if arch == "llama" else {}
 
     def weight(name: str) -> np.ndarray:
         w = file.tensor(names[name])
@@ -115,11 +115,11 @@ def from_gguf(path: Path) -> Foreign:
     ids = {token: i for i, token in enumerate(tokens)}
     card = {k: file.meta.get(f"general.{k}", "") for k in ("name", "license", "organization")}
     template = file.meta.get("tokenizer.chat_template", "")
-    return Foreign(path, shape, ids, _pairs(path, merges), PATTERNS[cut], template, weight, card)
+    return ForeignModel(path, shape, ids, _pairs(path, merges), PATTERNS[cut], template, weight, card)
 
 
 # ---------------------------------------------------------------------------------------------------- from a folder
-def from_folder(path: Path) -> Foreign:
+def from_folder(path: Path) -> ForeignModel:
     """config.json, *.safetensors, tokenizer.json and, where there is one, tokenizer_config.json or chat_template.jinja."""
     from safetensors import SafetensorError, safe_open
 
@@ -134,9 +134,9 @@ def from_folder(path: Path) -> Foreign:
         raise UserError(f"{file} cannot be read as safetensors: {error}") from None
     if not files:
         raise UserError(f"{path} holds no *.safetensors; ramp reads no other kind of weights")
-    shape["tied"] = shape["tied"] or "lm_head.weight" not in files
+    shape["tie_embeddings"] = shape["tie_embeddings"] or "lm_head.weight" not in files
     have = {name for name in files if not name.endswith("rotary_emb.inv_freq")}
-    _require_all(path, have - {"lm_head.weight"}, set(names_of(shape)) - {"lm_head.weight"})
+    _require_all(path, have - {"lm_head.weight"}, set(tensor_names(shape)) - {"lm_head.weight"})
 
     def weight(name: str) -> np.ndarray:
         try:
@@ -145,7 +145,7 @@ def from_folder(path: Path) -> Foreign:
             raise UserError(f"{path}: {name} cannot be read: {error}") from None
 
     ids, merges, pattern = _bpe_of(path / "tokenizer.json")
-    return Foreign(path, shape, ids, merges, pattern, _template(path), weight, {"name": path.name})
+    return ForeignModel(path, shape, ids, merges, pattern, _template(path), weight, {"name": path.name})
 
 
 def _shape_of_config(path: Path, config: dict) -> dict[str, Any]:
@@ -166,21 +166,21 @@ def _shape_of_config(path: Path, config: dict) -> dict[str, Any]:
     base = rope.get("rope_theta") or config.get("rope_theta")
     assumed = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
     shape = _shape(path / "config.json", 0, assumed | config | {"rope_theta": base})
-    return shape | {"qk_norm": kind == "qwen3", "tied": bool(config.get("tie_word_embeddings", False))}
+    return shape | {"qk_norm": kind == "qwen3", "tie_embeddings": bool(config.get("tie_word_embeddings", False))}
 
 
 def _shape(where: Path, kind: int, given: dict[str, Any]) -> dict[str, Any]:
     """What is `given` under the keys that SHAPE has for this kind of file, under ours."""
     shape = {ours: given.get(keys[kind]) for ours, keys in SHAPE.items()}
-    for ours in ("depth", "width", "heads", "ff", "context", "norm_eps"):
+    for ours in ("depth", "width", "num_heads", "mlp_dim", "context_len", "norm_eps"):
         if shape[ours] is None:
             raise UserError(f"{where} lacks {SHAPE[ours][kind]}")
-    if not shape["heads"]:
+    if not shape["num_heads"]:
         raise UserError(f"{where} says that the model has no attention heads")
-    shape["kv_heads"] = shape["kv_heads"] or shape["heads"]
-    shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["heads"]
-    shape["rope_base"] = shape["rope_base"] or 10_000.0
-    return shape | {key: float(shape[key]) for key in ("rope_base", "norm_eps")}
+    shape["num_kv_heads"] = shape["num_kv_heads"] or shape["num_heads"]
+    shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["num_heads"]
+    shape["rope_theta"] = shape["rope_theta"] or 10_000.0
+    return shape | {key: float(shape[key]) for key in ("rope_theta", "norm_eps")}
 
 
 def _bpe_of(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
@@ -204,7 +204,7 @@ def _bpe_of(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
         pattern = parts[0]["pattern"]["Regex"]
     else:
         raise UserError(f"{path} cuts its text by {kinds} in a way that ramp's tokenizer does not")
-    ids = dict(model.get("vocab") or {}) | {t["content"]: t["id"] for t in data.get("added_tokens") or []}
+    ids = dict(model.get("vocab_size") or {}) | {t["content"]: t["id"] for t in data.get("added_tokens") or []}
     return ids, _pairs(path, model.get("merges") or []), pattern
 
 
@@ -237,13 +237,13 @@ def _json(path: Path) -> dict:
 
 
 # ---------------------------------------------------------------------------------------------------- what is in it
-def names_of(shape: dict) -> dict[str, str]:
+def tensor_names(shape: dict) -> dict[str, str]:
     """Every weight of such a model, by Hugging Face's name: GGUF's."""
     if not 1 <= shape["depth"] <= 256:
         raise UserError(f"a model of {shape['depth']} layers cannot be imported")
     block = [names for ours, names in BLOCK.items() if shape["qk_norm"] or ours not in ("q_norm", "k_norm")]
     pairs = [(f"model.layers.{i}.{hf}", f"blk.{i}.{g}") for i in range(shape["depth"]) for hf, g in block]
-    pairs += [TABLE, NORM, *([] if shape["tied"] else [HEAD])]
+    pairs += [TABLE, NORM, *([] if shape["tie_embeddings"] else [HEAD])]
     return {f"{hf}.weight": f"{g}.weight" for hf, g in pairs}
 
 
@@ -255,10 +255,10 @@ def _require_all(path: Path, have: set[str], want: set[str]) -> None:
         raise UserError(f"{path} has {rest[0]} and {len(rest) - 1} more weights that ramp's model has no place for")
 
 
-def tokenizer_of(f: Foreign) -> Tokenizer:
+def make_foreign_tokenizer(f: ForeignModel) -> Tokenizer:
     """Its merges in our numbering, and the form of its conversations."""
     try:
-        merges = numbered(f.merges)
+        merges = number_tokens(f.merges)
     except KeyError as error:
         raise UserError(f"{f.where} merges {error} before it is made; this is not byte-level BPE") from None
     form = f.template.replace("\\n", "\n")
@@ -267,15 +267,15 @@ def tokenizer_of(f: Foreign) -> Tokenizer:
     return Tokenizer(merges, f.pattern, chatml, said[1] if chatml and said else "")
 
 
-def rows_of(f: Foreign, tokenizer: Tokenizer) -> np.ndarray:
+def table_rows(f: ForeignModel, tokenizer: Tokenizer) -> np.ndarray:
     """For each of our ids its row in the foreign table; -1 where it has none."""
-    rows = [f.ids.get(token, -1) for token in tokenizer.spelled]
+    rows = [f.ids.get(token, -1) for token in tokenizer.vocabulary]
     for name in SPECIALS:
         rows.append(next((f.ids[n] for n in (name, *STANDS_FOR.get(name, ())) if n in f.ids), -1))
     return np.array(rows, np.int64)
 
 
-def params_of(f: Foreign, like: dict, tokenizer: Tokenizer) -> dict:
+def load_foreign_params(f: ForeignModel, like: dict, tokenizer: Tokenizer) -> dict:
     """The parameters {"embed", "blocks", "head"} as numpy arrays, in the shapes of `like`."""
 
     def get(name: str, want: tuple[int, ...]) -> np.ndarray:
@@ -292,7 +292,7 @@ def params_of(f: Foreign, like: dict, tokenizer: Tokenizer) -> dict:
         new[: len(rows)][rows >= 0] = w_vd[rows[rows >= 0]]
         return new
 
-    (V, D), rows = like["embed"]["table"].shape, rows_of(f, tokenizer)
+    (V, D), rows = like["embed"]["table"].shape, table_rows(f, tokenizer)
     blocks = {
         ours: np.stack([get(f"model.layers.{i}.{BLOCK[ours][0]}", w.shape[1:]) for i in range(w.shape[0])])
         for ours, w in like["blocks"].items()
@@ -303,12 +303,12 @@ def params_of(f: Foreign, like: dict, tokenizer: Tokenizer) -> dict:
     return {"embed": {"table": reordered(TABLE)}, "blocks": blocks, "head": head}
 
 
-def opened(path: Path) -> tuple[Foreign, Tokenizer]:
+def open_foreign(path: Path) -> tuple[ForeignModel, Tokenizer]:
     """A GGUF file, or a folder (or a safetensors file in one). Whatever is wrong with it is one sentence."""
     folder = path.parent if path.suffix == ".safetensors" else path
     try:
         f = from_folder(folder) if folder.is_dir() else from_gguf(path)
-        tokenizer = tokenizer_of(f)
+        tokenizer = make_foreign_tokenizer(f)
         tokenizer.encode("a pattern that does not compile fails here")
     except UserError:
         raise
@@ -317,12 +317,12 @@ def opened(path: Path) -> tuple[Foreign, Tokenizer]:
     return f, tokenizer
 
 
-def configured(f: Foreign, tokenizer: Tokenizer, context: int) -> Config:
+def make_config(f: ForeignModel, tokenizer: Tokenizer, context: int) -> Config:
     """The configuration of a run that starts from it. RoPE does not depend on the context: a shorter one is exact."""
-    text = Text(sources=(f"file:{f.where.name}",), vocab=tokenizer.vocab_size)
+    text = Text(sources=(f"file:{f.where.name}",), vocab_size=tokenizer.vocab_size)
     try:
-        model = Model(**f.shape | {"context": min(context, f.shape["context"])})
+        model = Model(**f.shape | {"context_len": min(context, f.shape["context_len"])})
         c = replace(Config(), stages=("finetune", "sample"), text=text, model=model)
-        return resolve(check(c, str(f.where)), str(f.where))
+        return resolve(check_config(c, str(f.where)), str(f.where))
     except TypeError as error:
         raise UserError(f"{f.where} gives its shape in the wrong types: {error}") from None

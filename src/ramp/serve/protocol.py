@@ -35,7 +35,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True)
-class Ask:
+class CompletionRequest:
     """One request, checked: `n` answers to `ids`."""
 
     chat: bool
@@ -80,25 +80,25 @@ def parse(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def wrong(name: str, says: str, code: str = "invalid_value") -> Refused:
+def make_error(name: str, says: str, code: str = "invalid_value") -> Refused:
     """A field that is not as it must be."""
     return Refused(400, f"'{name}' {says}", name, code)
 
 
-def number(body: dict, name: str, default: float, low: float, high: float, whole: bool = False) -> float:
+def read_number(body: dict, name: str, default: float, low: float, high: float, whole: bool = False) -> float:
     value = body.get(name)
     if value is None:
         return default
     if type(value) not in ((int,) if whole else (int, float)) or not (low <= value <= high) or not math.isfinite(value):
         kind = "a whole number" if whole else "a number"
-        raise wrong(name, f"must be {kind} from {low:g} to {high:g}")
+        raise make_error(name, f"must be {kind} from {low:g} to {high:g}")
     return value
 
 
-def flag(body: dict, name: str) -> bool:
+def read_flag(body: dict, name: str) -> bool:
     value = body.get(name)
     if value is not None and type(value) is not bool:
-        raise wrong(name, "must be true or false", "invalid_type")
+        raise make_error(name, "must be true or false", "invalid_type")
     return bool(value)
 
 
@@ -110,41 +110,41 @@ UNDONE: dict[str, tuple] = {
 }  # fmt: skip
 
 
-def ask(body: dict, server: Server, chat: bool) -> Ask:
+def parse_request(body: dict, server: Server, chat: bool) -> CompletionRequest:
     model = body.get("model")
     if not isinstance(model, str):
-        raise wrong("model", "must be the name of a model", "invalid_type")
+        raise make_error("model", "must be the name of a model", "invalid_type")
     if model != server.name:
         says = f"the model {model[:80]!r} does not exist; this server has {server.name!r}"
         raise Refused(404, says, "model", "model_not_found")
     for name, nothing in UNDONE.items():
         if body.get(name) is not None and body[name] not in nothing:
-            raise wrong(name, "is not supported here", "unsupported_parameter")
-    s, n = server.c.sample, int(number(body, "n", 1, 1, CHOICES, whole=True))
+            raise make_error(name, "is not supported here", "unsupported_parameter")
+    s, n = server.c.sample, int(read_number(body, "n", 1, 1, CHOICES, whole=True))
     tops, logprobs = _logprobs(body, chat)
     way = Way(
-        temperature=number(body, "temperature", s.temperature, 0, 2),
-        top_k=number(body, "top_k", s.top_k, 0, server.c.model.vocab, whole=True),
-        top_p=number(body, "top_p", s.top_p, 0, 1),
-        min_p=number(body, "min_p", s.min_p, 0, 1),
+        temperature=read_number(body, "temperature", s.temperature, 0, 2),
+        top_k=read_number(body, "top_k", s.top_k, 0, server.c.model.vocab_size, whole=True),
+        top_p=read_number(body, "top_p", s.top_p, 0, 1),
+        min_p=read_number(body, "min_p", s.min_p, 0, 1),
         tops=tops,
     )
-    seed = number(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1, whole=True)
-    stream, options = flag(body, "stream"), body.get("stream_options")
+    seed = read_number(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1, whole=True)
+    stream, options = read_flag(body, "stream"), body.get("stream_options")
     if options is not None and not (stream and isinstance(options, dict)):
-        raise wrong("stream_options", "is an object that goes with 'stream': true")
+        raise make_error("stream_options", "is an object that goes with 'stream': true")
     ids, limit, left_out = _room(body, server, chat)
-    usage = bool(options) and flag(options, "include_usage")
-    return Ask(chat, tuple(ids), limit, n, way, int(seed) % 2**32, _stops(body), stream, usage, logprobs, left_out)
+    usage = bool(options) and read_flag(options, "include_usage")
+    return CompletionRequest(chat, tuple(ids), limit, n, way, int(seed) % 2**32, _stops(body), stream, usage, logprobs, left_out)
 
 
 def _logprobs(body: dict, chat: bool) -> tuple[int, bool]:
     """(how many of the most likely tokens, whether log-probabilities at all)."""
     if not chat:
-        return int(number(body, "logprobs", 0, 0, TOPS, whole=True)), body.get("logprobs") is not None
-    wanted, tops = flag(body, "logprobs"), int(number(body, "top_logprobs", 0, 0, TOPS, whole=True))
+        return int(read_number(body, "logprobs", 0, 0, TOPS, whole=True)), body.get("logprobs") is not None
+    wanted, tops = read_flag(body, "logprobs"), int(read_number(body, "top_logprobs", 0, 0, TOPS, whole=True))
     if tops and not wanted:
-        raise wrong("top_logprobs", "goes with 'logprobs': true")
+        raise make_error("top_logprobs", "goes with 'logprobs': true")
     return tops, wanted
 
 
@@ -153,27 +153,27 @@ def _stops(body: dict) -> tuple[str, ...]:
     stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
     fits = isinstance(stops, list) and len(stops) <= STOPS
     if not fits or not all(isinstance(s, str) and 0 < len(s) <= STOP_LENGTH for s in stops):
-        raise wrong("stop", f"must be a string or at most {STOPS}, each of 1 to {STOP_LENGTH} characters")
+        raise make_error("stop", f"must be a string or at most {STOPS}, each of 1 to {STOP_LENGTH} characters")
     return tuple(stops)
 
 
 def _room(body: dict, server: Server, chat: bool) -> tuple[list[int], int, int]:
     """(prompt, tokens to draw at most, turns left out). The two must fit the context together."""
-    context, t, trim, left_out = server.c.model.context, server.tokenizer, body.get("truncation") == "auto", 0
-    limits = (number(body, name, 0, 1, 1 << 20, whole=True) for name in ("max_completion_tokens", "max_tokens"))
+    context, t, trim, left_out = server.c.model.context_len, server.tokenizer, body.get("truncation") == "auto", 0
+    limits = (read_number(body, name, 0, 1, 1 << 20, whole=True) for name in ("max_completion_tokens", "max_tokens"))
     limit = int(next(filter(None, limits), 0))  # 0: as many as there is room for
     if chat:
         turns = messages(body, server)
         ids = render_prompt(t, turns)
         if trim:
-            kept = trimmed(turns, len(ids) + min(limit or context // 4, context // 4) - context, t)
+            kept = drop_oldest_turns(turns, len(ids) + min(limit or context // 4, context // 4) - context, t)
             ids, left_out = render_prompt(t, kept), len(turns) - len(kept)
     else:
         prompt = body.get("prompt", "")
         if isinstance(prompt, list) and len(prompt) == 1:
             prompt = prompt[0]
         if not isinstance(prompt, str):
-            raise wrong("prompt", "must be one text; lists and token numbers are not supported")
+            raise make_error("prompt", "must be one text; lists and token numbers are not supported")
         text = t.encode(prompt)
         ids = text if t.chatml and text else [t.bos, *text]
     room = context - len(ids)
@@ -184,7 +184,7 @@ def _room(body: dict, server: Server, chat: bool) -> tuple[list[int], int, int]:
     return ids, min(limit or room, room), left_out
 
 
-def trimmed(turns: list[dict], surplus: int, tokenizer: Tokenizer) -> list[dict]:
+def drop_oldest_turns(turns: list[dict], surplus: int, tokenizer: Tokenizer) -> list[dict]:
     """The turns without the oldest questions and their answers, as many as hold `surplus` tokens. Turns before the first
     question stay, and so does the last question."""
     asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
@@ -201,7 +201,7 @@ def messages(body: dict, server: Server) -> list[dict[str, str]]:
         raise Refused(400, says, "messages", "no_chat_template")
     given = body.get("messages")
     if not isinstance(given, list) or not 1 <= len(given) <= TURNS:
-        raise wrong("messages", f"must be a list of 1 to {TURNS} turns")
+        raise make_error("messages", f"must be a list of 1 to {TURNS} turns")
     return [_turn(turn, f"messages[{i}]") for i, turn in enumerate(given)]
 
 
@@ -209,10 +209,10 @@ def _turn(turn: Any, where: str) -> dict[str, str]:
     role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
     role = {"developer": "system", "function": "tool"}.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
-        raise wrong(f"{where}.role", f"must be one of {', '.join(ROLES)} and developer")
+        raise make_error(f"{where}.role", f"must be one of {', '.join(ROLES)} and developer")
     if isinstance(content, list):
         parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
         content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
     if not isinstance(content, str):
-        raise wrong(f"{where}.content", "must be text; ramp reads no pictures or sounds")
+        raise make_error(f"{where}.content", "must be text; ramp reads no pictures or sounds")
     return {"role": role, "content": content}

@@ -8,7 +8,7 @@ from ramp.serve.engine import Token
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
 
 
-class Speech:
+class TextStream:
     """One answer as it grows. What `push` returns, joined, does not depend on how the tokens came in pieces.
 
     Text that could be the beginning of a stop string is held back until it is known not to be. A character that was
@@ -55,7 +55,7 @@ class Speech:
         return min(max(begun, default=0), len(self.text) - self._sent)
 
 
-def shown(tokenizer: Tokenizer, id: int) -> tuple[str, list[int]]:
+def token_text(tokenizer: Tokenizer, id: int) -> tuple[str, list[int]]:
     """A token as text and as bytes, for `logprobs`."""
     raw = tokenizer.decode_bytes([id])
     return (raw.decode("utf-8", "replace") if raw else tokenizer.decode([id])), list(raw)
@@ -65,7 +65,7 @@ def logprob(tokenizer: Tokenizer, token: Token) -> dict[str, Any]:
     """An entry of chat's `logprobs.content`; `entropy` (nats) is ramp's own and other clients pass it over."""
 
     def entry(id: int, logp: float) -> dict[str, Any]:
-        text, raw = shown(tokenizer, id)
+        text, raw = token_text(tokenizer, id)
         return {"token": text, "logprob": max(logp, -9999.0) if math.isfinite(logp) else -9999.0, "bytes": raw}
 
     top = [entry(id, logp) for id, logp in token.top]
@@ -76,10 +76,10 @@ def old_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token], offset: int) -> 
     """The `logprobs` of a text completion."""
     names, offsets = [], []
     for token in tokens:
-        names.append(shown(tokenizer, token.id)[0])
+        names.append(token_text(tokenizer, token.id)[0])
         offsets.append(offset)
         offset += len(names[-1])
-    tops = [{shown(tokenizer, id)[0]: logp for id, logp in token.top} for token in tokens]
+    tops = [{token_text(tokenizer, id)[0]: logp for id, logp in token.top} for token in tokens]
     return {
         "tokens": names,
         "token_logprobs": [token.logp for token in tokens],

@@ -18,17 +18,17 @@ from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
-from ramp.train.board import Board, last_with
+from ramp.train.board import MetricWriter, read_last_values
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.loop import KINDS, Clock, fit
+from ramp.train.loop import KINDS, Clock, train_loop
 from ramp.train.mesh import ROWS, compiler_options
 from ramp.train.preemption import Preemption
-from ramp.train.state import State, abstract, averaged, new_state
+from ramp.train.state import State, abstract_state, eval_params, init_state
 from ramp.train.step import Loss, make_step
 
 
 @dataclass(frozen=True)
-class Stage:
+class Trainer:
     """One stage of training on one mesh: its name, its configuration, its loss and the rows it reads."""
 
     name: str
@@ -45,7 +45,7 @@ class Stage:
         self,
         rundir: RunDir,
         start: Callable[[], dict],
-        evaluate: Callable[[dict, int, Board, Preemption], dict[str, float]],
+        evaluate: Callable[[dict, int, MetricWriter, Preemption], dict[str, float]],
         score: str,
         stop: Preemption,
     ) -> tuple[State, dict[str, Any]]:
@@ -55,33 +55,33 @@ class Stage:
         """
         clock = Clock()
         t, mesh = self.t, jax.sharding.get_mesh()
-        tx = optim.make(t, self.c.model.dtype)
+        tx = optim.make_optimizer(t, self.c.model.dtype)
         meta = self.meta()
-        checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.keep)
+        checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.max_to_keep)
         spent: dict[str, float] = {}
         with clock("init"):
-            found = checkpoints.restore(abstract(lambda: self.first(fresh(self.c.model)), mesh))
+            found = checkpoints.restore(abstract_state(lambda: self.first(init_template(self.c.model)), mesh))
             if found is None:
                 state = jax.jit(self.first, donate_argnums=0)(start())
             else:
                 state, saved, step = found
-                require_same(saved, meta, checkpoints.directory / str(step))
+                require_same_identity(saved, meta, checkpoints.directory / str(step))
                 spent = saved["clock"]
         if jax.process_index() == 0:
-            logged = last_with(rundir.path / "metrics.jsonl", self.name, "time/")
+            logged = read_last_values(rundir.path / "metrics.jsonl", self.name, "time/")
             clock.add(spent, {kind: seconds for kind, seconds in logged.items() if kind in KINDS})
         first, last = int(state.step), {}
-        board = Board(rundir.path, self.name, first + 1 if first else 0, jax.process_index() == 0)
+        board = MetricWriter(rundir.path, self.name, first + 1 if first else 0, jax.process_index() == 0)
 
         def figures(state: State, stop: Preemption) -> dict[str, float]:
-            params, step = averaged(state), int(state.step)
-            draw_weights(board, step, params)
+            params, step = eval_params(state), int(state.step)
+            log_weight_histograms(board, step, params)
             found = evaluate(params, step, board, stop)  # nothing, if it was cut short
             last.update(found)
             return found
 
         with board, closing(checkpoints):
-            state = fit(
+            state = train_loop(
                 state,
                 self.around(make_step(self.loss, tx, t, compiler_options(self.c.mesh))),
                 self.batches,
@@ -101,7 +101,7 @@ class Stage:
             "seconds": clock.total,
             "time": clock.split(),
             "steps": t.steps,
-            "tokens": t.steps * t.batch * t.seq,
+            "tokens": t.steps * t.batch_size * t.seq_len,
             "skipped_steps": int(state.guard["skipped"]),
             "best_step": checkpoints.best_step(),
         }
@@ -110,31 +110,31 @@ class Stage:
     def first(self, params: dict) -> State:
         """The state that the stage begins with."""
         ref = jax.tree.map(lambda w: w + 0, params) if self.keep_ref else None
-        tx = optim.make(self.t, self.c.model.dtype)
-        return new_state(self.grow(params), tx, self.c.seed, self.t.ema > 0, ref)
+        tx = optim.make_optimizer(self.t, self.c.model.dtype)
+        return init_state(self.grow(params), tx, self.c.seed, self.t.ema_decay > 0, ref)
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be gone on from."""
         return {
             "stage": self.name,
-            "model": fingerprint(shape_of(self.c.model)),
+            "model": fingerprint(model_identity(self.c.model)),
             "tokenizer": self.tokenizer.fingerprint,
             "seed": self.c.seed,
             "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
 
 
-def draw_weights(board: Board, step: int, params: dict) -> None:
+def log_weight_histograms(board: MetricWriter, step: int, params: dict) -> None:
     """A histogram of every array that this process holds whole."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if board.enabled and leaf.is_fully_addressable:
             board.histogram(step, "params/" + jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf))
 
 
-LATER = ("norm_eps", "mix", "rope", "norm", "residual")  # keys younger than some checkpoints: at their default, unsaid
+LATER = ("norm_eps", "token_mixer", "rope", "norm", "residual")  # keys younger than some checkpoints: at their default, unsaid
 
 
-def shape_of(m: Model) -> dict[str, Any]:
+def model_identity(m: Model) -> dict[str, Any]:
     """The keys of a model that its parameters depend on; the rest only says how it is computed. A key that is younger
     than some checkpoints counts where it is not what was built in before."""
     free = {"dtype", "attention", "remat", "unroll", "loss_chunk"}
@@ -142,7 +142,7 @@ def shape_of(m: Model) -> dict[str, Any]:
     return {k: v for k, v in vars(m).items() if k not in free}
 
 
-def require_same(saved: dict, now: dict, where: Any) -> None:
+def require_same_identity(saved: dict, now: dict, where: Any) -> None:
     for name in ("model", "tokenizer"):
         if saved[name] != now[name]:
             raise UserError(
@@ -150,12 +150,12 @@ def require_same(saved: dict, now: dict, where: Any) -> None:
             )
 
 
-def fresh(c: Model) -> dict:
+def init_template(c: Model) -> dict:
     """Parameters {"lm": ...} as a template wants them; only their shapes and shardings count."""
-    return {"lm": transformer.init(c, jax.random.PRNGKey(0))}
+    return {"lm": transformer.init_params(c, jax.random.PRNGKey(0))}
 
 
-def lowered(
+def lower_train_step(
     c: Config,
     t: Train,
     mesh: jax.sharding.Mesh,
@@ -165,10 +165,10 @@ def lowered(
 ) -> Any:
     """A stage's training step, lowered for abstract arrays: for plans, nothing is made. By default that of the next-token
     loss. grow: see `Stage`; floats: what the loss reads beside tokens and targets, each [B, T] like them."""
-    tx, place = optim.make(t, c.model.dtype), jax.NamedSharding(mesh, P(ROWS))
+    tx, place = optim.make_optimizer(t, c.model.dtype), jax.NamedSharding(mesh, P(ROWS))
     kinds = {"tokens": jnp.int32, "targets": jnp.int32} | dict.fromkeys(floats, jnp.float32)
-    rows = {name: jax.ShapeDtypeStruct((t.batch, t.seq), kind, sharding=place) for name, kind in kinds.items()}
-    state = abstract(lambda: new_state(grow(fresh(c.model)), tx, 0, t.ema > 0), mesh)
+    rows = {name: jax.ShapeDtypeStruct((t.batch_size, t.seq_len), kind, sharding=place) for name, kind in kinds.items()}
+    state = abstract_state(lambda: init_state(grow(init_template(c.model)), tx, 0, t.ema_decay > 0), mesh)
     return make_step(loss or next_token_loss(c.model, t.z_loss), tx, t).lower(state, rows)
 
 
@@ -176,7 +176,7 @@ def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | No
     """The best parameters {"lm": ...} of a finished or unfinished stage, on the current mesh."""
     directory = rundir.checkpoints(stage)
     average = getattr(c, stage.partition("-")[0]).ema > 0  # synthesize-3: a generation of synthesize
-    lm = abstract(lambda: fresh(c.model), jax.sharding.get_mesh())["lm"]
+    lm = abstract_state(lambda: init_template(c.model), jax.sharding.get_mesh())["lm"]
     like = {"opt": {"ema": {"lm": lm}}} if average else {"params": {"lm": lm}}
     checkpoints = Checkpoints(directory)
     found = checkpoints.restore(like, step=checkpoints.best_step(), partial=True)
@@ -184,6 +184,6 @@ def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | No
         raise UserError(f"{directory} holds no checkpoint; run `ramp {stage} {rundir.path}` first")
     tree, saved, step = found
     if tokenizer is not None:
-        now = {"model": fingerprint(shape_of(c.model)), "tokenizer": tokenizer.fingerprint}
-        require_same(saved, now, directory / str(step))
+        now = {"model": fingerprint(model_identity(c.model)), "tokenizer": tokenizer.fingerprint}
+        require_same_identity(saved, now, directory / str(step))
     return tree["opt"]["ema"] if average else tree["params"]

@@ -14,11 +14,11 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
 
-def how(s: Sample, tokenizer: Tokenizer) -> sample.How:
-    return sample.How(s.temperature, s.top_k, s.top_p, s.min_p, tokenizer.vocab_size)
+def sampling_params(s: Sample, tokenizer: Tokenizer) -> sample.SamplingParams:
+    return sample.SamplingParams(s.temperature, s.top_k, s.top_p, s.min_p, tokenizer.vocab_size)
 
 
-def continuations(
+def continue_prompts(
     c: Config, params: dict, tokenizer: Tokenizer, count: int, check: Callable[[], None]
 ) -> dict[str, str]:
     """Each of the first `count` prompts of the configuration with the model's continuation."""
@@ -30,7 +30,7 @@ def continuations(
     return {text: text + tokenizer.decode(new) for text, new in zip(prompts, drawn, strict=True)}
 
 
-def answers(
+def answer_questions(
     c: Config, params: dict, tokenizer: Tokenizer, count: int, check: Callable[[], None]
 ) -> list[dict[str, str]]:
     """The first `count` questions of the configuration, each asked in a conversation of its own."""
@@ -40,13 +40,13 @@ def answers(
     ids = [render_prompt(tokenizer, [{"role": "user", "content": q}]) for q in questions]
     stop = (tokenizer.end, tokenizer.bos)
     draw = partial(_generate, c, params, tokenizer=tokenizer, stop=stop, check=check)
-    drawn = tool.with_results(tokenizer, ids, draw, c.sample.tokens, c.model.context)
+    drawn = tool.generate_with_tool(tokenizer, ids, draw, c.sample.max_new_tokens, c.model.context_len)
     return [{"question": q, "answer": tokenizer.decode(new)} for q, new in zip(questions, drawn, strict=True)]
 
 
 def _generate(c: Config, params: dict, prompts: list, tokenizer: Tokenizer, stop: tuple, check: Callable) -> list:
     s, lm = c.sample, params["lm"]
-    return sample.generate(c.model, lm, prompts, s.tokens, how(s, tokenizer), seed=c.seed, stop=stop, check=check)
+    return sample.generate(c.model, lm, prompts, s.max_new_tokens, sampling_params(s, tokenizer), seed=c.seed, stop=stop, check=check)
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
@@ -55,7 +55,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = load_params(rundir, "finetune", c, tokenizer)
     with stop:
-        turns = answers(c, params, tokenizer, len(c.sample.questions), lambda: stop.check(0))
+        turns = answer_questions(c, params, tokenizer, len(c.sample.questions), lambda: stop.check(0))
     for turn in turns:
         print(f"\n> {turn['question']}\n{turn['answer']}")
     talk = [m for t in turns for m in _messages(t)]

@@ -19,13 +19,13 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Config, Model
 from ramp.model import transformer
-from ramp.model.loss import token_losses
+from ramp.model.loss import cross_entropy
 from ramp.rundir import RunDir
 from ramp.stages.common import load_params
-from ramp.text.questions import CONTINUE, Row, Task, rows_of
+from ramp.text.questions import CONTINUE, Row, Task, make_rows
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import Board
-from ramp.train.mesh import ROWS, put_batch
+from ramp.train.board import MetricWriter
+from ramp.train.mesh import ROWS, shard_batch
 from ramp.train.preemption import Preemption
 
 PIECE = 32  # judged tokens of a row whose logits exist at once: most answers are shorter
@@ -33,7 +33,7 @@ HEAD = f"{'core':32} {'accuracy':>16} {'chance':>7} {'guess':>7} {'centred':>8} 
 LINE = "{:32} {accuracy:8.3f} ± {se:.3f} {chance:7.3f} {guess:7.3f} {centred:8.3f} {items:6} {rows:6} {cropped:7}"
 
 
-def judge(c: Config, params: dict, rows: Sequence[Row], poll: Callable[[int], object] = lambda _: None) -> np.ndarray:
+def score_rows(c: Config, params: dict, rows: Sequence[Row], poll: Callable[[int], object] = lambda _: None) -> np.ndarray:
     """[rows, 2]: nats of each row's judged tokens, and how many of them the model held most likely.
 
     Every batch has one of a few lengths, 128, 256, ... context, the shorter the more rows: one program each. Its rows are
@@ -42,7 +42,7 @@ def judge(c: Config, params: dict, rows: Sequence[Row], poll: Callable[[int], ob
     mesh, batches, done = jax.sharding.get_mesh(), list(_batches(c, rows)), []
     for n, (numbers, length, size) in enumerate(batches):
         held = _padded([rows[i] for i in numbers], length, size)
-        batch = put_batch(mesh, lambda lo, hi, held=held: {k: a[lo:hi] for k, a in held.items()}, size)
+        batch = shard_batch(mesh, lambda lo, hi, held=held: {k: a[lo:hi] for k, a in held.items()}, size)
         done.append(_sums(c.model, params, batch))
         poll(n)
         jax.block_until_ready(done[n - 1 : n])  # the device has one batch waiting, not all of them
@@ -54,10 +54,10 @@ def judge(c: Config, params: dict, rows: Sequence[Row], poll: Callable[[int], ob
 
 def _batches(c: Config, rows: Sequence[Row]) -> Iterator[tuple[list[int], int, int]]:
     """Numbers of rows that go together, the length they are padded to, and to how many rows."""
-    lengths = [n for n in (128 << k for k in range(24)) if n < c.model.context] + [c.model.context]
+    lengths = [n for n in (128 << k for k in range(24)) if n < c.model.context_len] + [c.model.context_len]
     fit = [next(n for n in lengths if n >= len(row.ids) - 1) for row in rows]
     for length, numbers in groupby(sorted(range(len(rows)), key=fit.__getitem__), key=fit.__getitem__):
-        size = c.eval.batch * (c.model.context // length)
+        size = c.eval.batch_size * (c.model.context_len // length)
         while part := list(islice(numbers, size)):
             yield part, length, size
 
@@ -78,7 +78,7 @@ def _sums(m: Model, params: dict, batch: dict) -> jax.Array:
     """[B, 2], on every device: nats of the judged targets, and how many of them are the argmax."""
     B, T = batch["tokens"].shape
     first_b1, end_b1 = batch["first"][:, None], batch["end"][:, None]
-    x_nd = transformer.hidden(m, params["lm"], batch["tokens"])
+    x_nd = transformer.compute_hidden(m, params["lm"], batch["tokens"])
     x_btd = jax.lax.reshape(x_nd, (B, T, m.width), out_sharding=P(ROWS))
 
     def piece(i: jax.Array, sums_b2: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ def _sums(m: Model, params: dict, batch: dict) -> jax.Array:
         x_nd = jax.lax.reshape(_pick(x_btd, here_bs[..., None]), (B * PIECE, m.width), out_sharding=P(ROWS))
         targets_n = jax.lax.reshape(_pick(batch["targets"], here_bs), (B * PIECE,), out_sharding=P(ROWS))
         logits_nv = transformer.unembed(m, params["lm"], x_nd)
-        nats_n, _ = token_losses(logits_nv, targets_n)
+        nats_n, _ = cross_entropy(logits_nv, targets_n)
         both_n2 = jnp.stack([nats_n, jnp.argmax(logits_nv, axis=-1) == targets_n], axis=-1)
         both_bs2 = jax.lax.reshape(both_n2, (B, PIECE, 2), out_sharding=P(ROWS))
         return sums_b2 + jnp.sum(jnp.where((at_bs < end_b1)[..., None], both_bs2, 0), axis=1)
@@ -102,7 +102,7 @@ def _pick(a: jax.Array, at: jax.Array) -> jax.Array:
     return jax.shard_map(take, in_specs=(P(ROWS), P(ROWS)), out_specs=P(ROWS), check_vma=False)(a, at)
 
 
-def verdicts(task: Task, rows: Sequence[Row], found: np.ndarray) -> np.ndarray:
+def grade_rows(task: Task, rows: Sequence[Row], found: np.ndarray) -> np.ndarray:
     """Whether each question was answered rightly, bool [items]. The first of equal choices is taken."""
     starts = np.flatnonzero(np.diff([row.item for row in rows], prepend=-1))
     judged = np.array([row.judged for row in rows])
@@ -112,7 +112,7 @@ def verdicts(task: Task, rows: Sequence[Row], found: np.ndarray) -> np.ndarray:
     return np.array(picked) == [item.gold for item in task.items[: len(starts)]]
 
 
-def score(task: Task, rows: Sequence[Row], right: np.ndarray) -> dict[str, Any]:
+def score_task(task: Task, rows: Sequence[Row], right: np.ndarray) -> dict[str, Any]:
     """Figures of a task. `guess`: the expected accuracy of taking any choice, which for some files is not `chance`."""
     n, span = len(right), 1 - task.chance
     accuracy, asked = float(np.mean(right)), task.items[: len(right)]
@@ -125,7 +125,7 @@ def score(task: Task, rows: Sequence[Row], right: np.ndarray) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def summary(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summarize(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """CORE, the mean of the centred accuracies, with its standard error (tasks taken as independent), beside guessing."""
     mean, guess = (float(np.mean([t[key] for t in tasks.values()])) for key in ("centred", "centred_guess"))
     se = math.hypot(*(t["centred_se"] for t in tasks.values())) / len(tasks)
@@ -141,12 +141,12 @@ def run(rundir: RunDir, c: Config, stop: Preemption, tasks: Sequence[Task], limi
     with stop:
         say(HEAD)
         for task in tasks:
-            rows = rows_of(task, tokenizer, c.model.context, limit)
-            figures[task.label] = score(task, rows, verdicts(task, rows, judge(c, params, rows, stop.check)))
+            rows = make_rows(task, tokenizer, c.model.context_len, limit)
+            figures[task.label] = score_task(task, rows, grade_rows(task, rows, score_rows(c, params, rows, stop.check)))
             say(LINE.format(task.label, **figures[task.label]))
-    result = summary(figures) | {"limit": limit, "seconds": time.perf_counter() - began}
+    result = summarize(figures) | {"limit": limit, "seconds": time.perf_counter() - began}
     say(f"CORE {result['core']:.4f} ± {result['se']:.4f}; beside it: chance 0, any choice {result['guess']:.4f}")
-    with Board(rundir.path, "core", 0, jax.process_index() == 0) as board:
+    with MetricWriter(rundir.path, "core", 0, jax.process_index() == 0) as board:
         tags = {f"eval/core/{label}": f["centred"] for label, f in figures.items()}
         board.scalars(c.pretrain.steps, tags | {"eval/core": result["core"], "eval/core_guess": result["guess"]})
     return result

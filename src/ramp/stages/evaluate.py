@@ -17,16 +17,16 @@ from ramp.model import transformer
 from ramp.rundir import RunDir
 from ramp.stages.common import load_params
 from ramp.text.ngrams import baselines
-from ramp.text.rows import ArrayRows, Batches, Thinned, TokenRows, read_tokens
+from ramp.text.rows import ArrayRows, Batches, SubsampledRows, TokenRows, read_tokens
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import Board
-from ramp.train.mesh import put_batch
+from ramp.train.board import MetricWriter
+from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
 
 Evaluate = Callable[[dict, Preemption | None], dict[str, float]]
 
 
-def bits_per_byte(c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, limit: int = 0) -> Evaluate:
+def make_bits_per_byte(c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, limit: int = 0) -> Evaluate:
     """A function (params, stop) -> {"val_bpb", "val_nats"} over `limit` rows spread over all, 0: all; `Preempted` if asked
     to stop.
 
@@ -34,14 +34,14 @@ def bits_per_byte(c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, 
     same quantity whatever the tokenizer is, and the one the baselines give. val_nats: nats per token that bears loss.
     """
     mesh, m = jax.sharding.get_mesh(), c.model
-    batches = Batches(Thinned(rows, limit) if limit else rows, c.eval.batch, shuffle=False)
-    lengths_v = np.zeros(m.vocab, np.float32)
+    batches = Batches(SubsampledRows(rows, limit) if limit else rows, c.eval.batch_size, shuffle=False)
+    lengths_v = np.zeros(m.vocab_size, np.float32)
     lengths_v[: tokenizer.vocab_size] = tokenizer.byte_lengths
 
     @jax.jit
     def sums(params: dict, batch: dict, lengths_v: jax.Array) -> jax.Array:
-        x_nd = transformer.hidden(m, params["lm"], batch["tokens"], batch.get("segments"))
-        nats_bt, _ = model_loss.head_losses(m, params["lm"], x_nd, batch["targets"])
+        x_nd = transformer.compute_hidden(m, params["lm"], batch["tokens"], batch.get("segments"))
+        nats_bt, _ = model_loss.token_cross_entropy(m, params["lm"], x_nd, batch["targets"])
         bytes_bt = lengths_v.at[batch["targets"]].get(out_sharding=jax.typeof(batch["targets"]).sharding)
         weights, text = batch["weights"], batch["weights"] * (bytes_bt > 0)
         return jnp.stack([jnp.sum(a) for a in (nats_bt * text, bytes_bt * text, nats_bt * weights, weights)])
@@ -50,7 +50,7 @@ def bits_per_byte(c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, 
         total = np.zeros(4)
         waiting = None
         for i in range(batches.num_batches):
-            batch = put_batch(mesh, partial(batches, i), c.eval.batch)
+            batch = shard_batch(mesh, partial(batches, i), c.eval.batch_size)
             current = sums(params, batch, jnp.asarray(lengths_v))
             total += 0 if waiting is None else np.asarray(waiting, np.float64)
             waiting = current
@@ -66,22 +66,22 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     """The figure that the run is judged by, over all of validation, and what stands beside it."""
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    rows = TokenRows(rundir.tokens("val"), c.pretrain.seq, tokenizer.fingerprint)
+    rows = TokenRows(rundir.tokens("val"), c.pretrain.seq_len, tokenizer.fingerprint)
     params = load_params(rundir, "pretrain", c, tokenizer)
     with stop:
-        result = bits_per_byte(c, rows, tokenizer)(params, stop)
+        result = make_bits_per_byte(c, rows, tokenizer)(params, stop)
     result["baselines"] = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
     result["seconds"] = time.perf_counter() - began
-    with Board(rundir.path, "eval", 0, jax.process_index() == 0) as board:
+    with MetricWriter(rundir.path, "eval", 0, jax.process_index() == 0) as board:
         named = {f"eval/baseline_{name}": bits for name, bits in result["baselines"].items()}
         board.scalars(c.pretrain.steps, {"eval/val_bpb": result["val_bpb"]} | named)
-        board.figure(c.pretrain.steps, "eval/beside", beside_figure(result["val_bpb"], result["baselines"]))
+        board.figure(c.pretrain.steps, "eval/beside", plot_baselines(result["val_bpb"], result["baselines"]))
     beside = "  ".join(f"{name} {bits:.3f}" for name, bits in result["baselines"].items())
     print(f"eval: {result['val_bpb']:.4f} bits per byte on validation; beside it: {beside or 'no baselines asked for'}")
     return result
 
 
-def beside_figure(val_bpb: float, others: dict[str, float]) -> Figure:
+def plot_baselines(val_bpb: float, others: dict[str, float]) -> Figure:
     """Bars of bits per byte: the model's among the baselines'."""
     bars = dict(sorted((others | {"this model": val_bpb}).items(), key=lambda item: -item[1]))
     figure, axes = blank(6, 0.4 * len(bars) + 1)

@@ -18,7 +18,7 @@ def run(rundir: RunDir, c: Config) -> dict:
     began = time.perf_counter()
     counts: Counter = Counter()
     by_split: dict[str, list[Document]] = {"train": [], "val": []}
-    for document in read(c.text, rundir.data, counts):
+    for document in read_documents(c.text, rundir.data, counts):
         by_split[split_of(document.id, c.text.val_fraction)].append(document)
     for split, docs in by_split.items():
         if not docs:
@@ -53,7 +53,7 @@ def run(rundir: RunDir, c: Config) -> dict:
     return result
 
 
-def read(text: Text, directory: Path, counts: Counter) -> Iterator[Document]:
+def read_documents(text: Text, directory: Path, counts: Counter) -> Iterator[Document]:
     cache = Path(text.cache) if text.cache else directory / "shards"
     for source in text.sources:
         yield from documents(source, counts, cache=cache)
@@ -62,7 +62,7 @@ def read(text: Text, directory: Path, counts: Counter) -> Iterator[Document]:
 def make_tokenizer(text: Text, train: list[Document]) -> Tokenizer:
     if text.tokenizer == "bytes":
         return Tokenizer.bytes_only()
-    return Tokenizer.train((d.text for d in train), text.vocab)
+    return Tokenizer.train((d.text for d in train), text.vocab_size)
 
 
 def _encoded(tokenizer: Tokenizer, docs: list[Document]):

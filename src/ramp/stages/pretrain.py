@@ -10,35 +10,35 @@ from ramp.stages import common, converse, evaluate
 from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
-from ramp.train.state import averaged
+from ramp.train.state import eval_params
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    train, val = (TokenRows(rundir.tokens(s), c.pretrain.seq, tokenizer.fingerprint) for s in ("train", "val"))
-    bits = evaluate.bits_per_byte(c, val, tokenizer, c.eval.rows)
+    train, val = (TokenRows(rundir.tokens(s), c.pretrain.seq_len, tokenizer.fingerprint) for s in ("train", "val"))
+    bits = evaluate.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows)
 
     def figures(params, step, board, stop) -> dict[str, float]:
         values = {f"eval/{name}": value for name, value in bits(params, stop).items()}
-        texts = converse.continuations(c, params, tokenizer, c.pretrain.samples, lambda: stop.check(step))
+        texts = converse.continue_prompts(c, params, tokenizer, c.pretrain.num_samples, lambda: stop.check(step))
         for name, text in texts.items():
             board.text(step, f"samples/{name}", text)
         return values
 
-    stage = common.Stage(
+    stage = common.Trainer(
         name="pretrain",
         c=c,
         t=c.pretrain,
         loss=next_token_loss(c.model, c.pretrain.z_loss),
-        batches=Batches(train, c.pretrain.batch, c.seed),
+        batches=Batches(train, c.pretrain.batch_size, c.seed),
         tokenizer=tokenizer,
     )
 
     def start() -> dict:
-        return {"lm": jax.jit(lambda: transformer.init(c.model, jax.random.PRNGKey(c.seed)))()}
+        return {"lm": jax.jit(lambda: transformer.init_params(c.model, jax.random.PRNGKey(c.seed)))()}
 
     state, report = stage.train(rundir, start, figures, "eval/val_bpb", stop)
     with stop:
-        final = bits(averaged(state), stop)
+        final = bits(eval_params(state), stop)
     print(f"pretrain: {final['val_bpb']:.4f} bits per byte after {report['tokens']:,} tokens")
-    return report | final | {"epochs": report["tokens"] / max(len(train) * c.pretrain.seq, 1)}
+    return report | final | {"epochs": report["tokens"] / max(len(train) * c.pretrain.seq_len, 1)}

@@ -1,6 +1,6 @@
 """Reinforcement, step by step: sample, judge every step, give each its credit, update. One loss, like any stage.
 
-The model first imitates solved problems for `reinforce.imitate` steps (a sub-stage with checkpoints of its own), since a
+The model first imitates solved problems for `reinforce.sft_steps` steps (a sub-stage with checkpoints of its own), since a
 chat model does not know the form. What happens in an iteration is `credit/learn.py`; this file wires it.
 """
 
@@ -24,7 +24,7 @@ from ramp.stages import common
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
-from ramp.train.state import State, averaged
+from ramp.train.state import State, eval_params
 
 SHOWN = ("rloo", "step_local")  # beside the method in use, in pictures
 
@@ -33,66 +33,66 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     t = c.reinforce
     if jax.process_count() > 1:
         raise UserError("reinforcement runs in one process so far; use one host, with any number of devices")
-    if t.reward == "head" and not t.label_share:
-        raise UserError("reinforce.reward 'head' learns from the checker's labels: set reinforce.label_share above 0")
+    if t.reward == "head" and not t.label_fraction:
+        raise UserError("reinforce.reward 'head' learns from the checker's labels: set reinforce.label_fraction above 0")
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    measure = partial(learn.accuracy, c.model, t, tokenizer)
+    measure = partial(learn.measure_accuracy, c.model, t, tokenizer)
     start = partial(common.load_params, rundir, "finetune", c, tokenizer)
-    if t.imitate:
-        state, _ = imitate(rundir, c, tokenizer, start, stop)
-        params = averaged(state)
+    if t.sft_steps:
+        state, _ = run_sft(rundir, c, tokenizer, start, stop)
+        params = eval_params(state)
         start = lambda: params  # noqa: E731
     learned = t.reward == "head" or t.method == "implicit"
     before, _ = measure(start())
-    say("before", before)
+    print_accuracy("before", before)
 
     def evaluate(params, step, board, stop) -> dict[str, float]:
         found, _ = measure(params)
-        r, methods = credited(c, tokenizer, params, groups=1)
-        row = telling(r)[0]
-        board.figure(step, "credit/rollout", picture.figure(tokenizer, r, methods, row))
-        board.text(step, "credit/rollout", picture.text(tokenizer, r, methods, row))
+        r, methods = sample_with_credit(c, tokenizer, params, groups=1)
+        row = rank_rollouts(r)[0]
+        board.figure(step, "credit/rollout", picture.plot_rollout(tokenizer, r, methods, row))
+        board.text(step, "credit/rollout", picture.describe_rollout(tokenizer, r, methods, row))
         return {f"rl/{name}": value for name, value in found.items()} | {"rl/not_verified": 1 - found["verified"]}
 
-    stage = common.Stage(
+    stage = common.Trainer(
         name="reinforce",
         c=c,
         t=t,
-        loss=learn.loss(c.model, t),
-        batches=numbers,
+        loss=learn.make_loss(c.model, t),
+        batches=row_numbers,
         tokenizer=tokenizer,
-        around=partial(iteration, c, tokenizer),
-        keep_ref=t.kl > 0 or t.method == "implicit",
-        grow=(lambda params: params | {"process": head.init(c.model, params["lm"])}) if learned else lambda p: p,
+        around=partial(wrap_iteration, c, tokenizer),
+        keep_ref=t.kl_coef > 0 or t.method == "implicit",
+        grow=(lambda params: params | {"process": head.init_head(c.model, params["lm"])}) if learned else lambda p: p,
     )
     state, report = stage.train(rundir, start, evaluate, "rl/not_verified", stop)
-    after, _ = measure(averaged(state))
-    say("after", after)
-    save_page(rundir, c, tokenizer, averaged(state))
+    after, _ = measure(eval_params(state))
+    print_accuracy("after", after)
+    save_page(rundir, c, tokenizer, eval_params(state))
     report |= {"task": t.task, "level": t.level, "method": t.method, "before": before, "after": after}
     return report | {"seconds": time.perf_counter() - began}
 
 
-def say(when: str, found: dict[str, float]) -> None:
+def print_accuracy(when: str, found: dict[str, float]) -> None:
     shares = f"{found['right']:.1%} right, {found['verified']:.1%} verified, {found['steps']:.1%} of the steps right"
     print(f"reinforce: {when}: {shares}")
 
 
-def numbers(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
+def row_numbers(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
     """In place of a batch: an iteration asks its own problems, from its step and seed."""
     return {"row": np.arange(lo, hi, dtype=np.int32)}
 
 
-def iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
+def wrap_iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
     """`update` of a batch, as a step that first samples its batch from the state it is given."""
     t = c.reinforce
 
     def step(state: State, asked: dict) -> tuple[State, dict]:
         at = int(state.step)
-        got = learn.collect(c.model, t, tokenizer, state.params, state.ref, at, c.seed)
-        state, metrics = update(state, learn.put(got.batch))
-        straw = audit.straw(got.rollouts, got.advantage_bn)
+        got = learn.collect_batch(c.model, t, tokenizer, state.params, state.ref, at, c.seed)
+        state, metrics = update(state, learn.shard_rows(got.batch))
+        straw = audit.misassigned_credit(got.rollouts, got.advantage_bn)
         r = got.rollouts
         rl = {"reward": r.outcome_b.mean(), "train_verified": r.verified_b.mean(), "tokens": got.tokens}
         rl |= {"labels": got.labels, "dropped_groups": got.dropped, "length": r.tokens / len(r.prompts)}
@@ -101,38 +101,38 @@ def iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
     return step
 
 
-def imitate(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, stop: Preemption) -> tuple[State, dict]:
+def run_sft(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, stop: Preemption) -> tuple[State, dict]:
     """Fine-tuning on solved problems, by the recipe of the section `finetune` but for its length and its rows."""
     t, task = c.reinforce, TASKS[c.reinforce.task]
-    rows = {"steps": t.imitate, "batch": t.batch, "seq": t.seq, "eval_every": t.imitate, "save_every": t.imitate}
-    recipe = replace(c.finetune, lr_scale=c.finetune.lr_scale * t.imitate_scale, **rows)
+    rows = {"steps": t.sft_steps, "batch": t.batch_size, "seq": t.seq_len, "eval_every": t.sft_steps, "save_every": t.sft_steps}
+    recipe = replace(c.finetune, lr_scale=c.finetune.lr_scale * t.sft_lr_scale, **rows)
 
     def batches(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
-        rows = learn.imitation(tokenizer, task, t.level, t.batch, t.seq, step, c.seed)
+        rows = learn.make_sft_batch(tokenizer, task, t.level, t.batch_size, t.seq_len, step, c.seed)
         return {name: a[lo:hi] for name, a in rows.items()}
 
-    stage = common.Stage("imitate", c, recipe, next_token_loss(c.model, 0.0), batches, tokenizer)
+    stage = common.Trainer("imitate", c, recipe, next_token_loss(c.model, 0.0), batches, tokenizer)
     return stage.train(rundir, start, lambda *_: {}, "", stop)
 
 
-def credited(
+def sample_with_credit(
     c: Config, tokenizer: Tokenizer, params: dict, groups: int, first: int = 0
 ) -> tuple[Rollouts, dict[str, np.ndarray]]:
     """Rollouts of a few held-out problems, and what methods that need no further sampling make of them."""
     t, task = c.reinforce, TASKS[c.reinforce.task]
-    asked = learn.held_out(task, t.level, groups, first)
-    r = rollouts.roll(c.model, params["lm"], tokenizer, task, asked, t.group, t.tokens, 1, t.temperature)
+    asked = learn.held_out_problems(task, t.level, groups, first)
+    r = rollouts.sample_rollouts(c.model, params["lm"], tokenizer, task, asked, t.group_size, t.max_new_tokens, 1, t.temperature)
     names = dict.fromkeys([*SHOWN, *([t.method] if t.method not in (*MONTE_CARLO, "implicit") else [])])
-    return r, {name: np.asarray(METHODS[name](learn.known(r))) for name in names}
+    return r, {name: np.asarray(METHODS[name](learn.checker_credit(r))) for name in names}
 
 
-def telling(r: Rollouts) -> list[int]:
+def rank_rollouts(r: Rollouts) -> list[int]:
     """Rows, the most telling first: luck, then failures that did much right, then the rest."""
     partly = [-float(r.right_bs[b].sum()) for b in range(len(r.prompts))]
     return sorted(range(len(r.prompts)), key=lambda b: (not r.verdicts[b].lucky, r.verdicts[b].final_right, partly[b]))
 
 
-def show(rundir: RunDir, c: Config, first: int, groups: int) -> str:
+def show_credit(rundir: RunDir, c: Config, first: int, groups: int) -> str:
     """Print the most telling rollout of the trained policy with its credit, and write the page it is on; its path."""
     if first < 0 or groups < 1:
         raise UserError(f"--problem is at least 0 and --groups at least 1, not {first} and {groups}")
@@ -147,8 +147,8 @@ def save_page(
     rundir: RunDir, c: Config, tokenizer: Tokenizer, params: dict, groups: int = 4, first: int = 0
 ) -> tuple[Path, str]:
     """Write credit.html into the run directory; its path, and its first rollout as text."""
-    r, methods = credited(c, tokenizer, params, groups, first)
-    title, rows = f"Credit on {c.reinforce.task}, level {c.reinforce.level}", telling(r)[:8]
+    r, methods = sample_with_credit(c, tokenizer, params, groups, first)
+    title, rows = f"Credit on {c.reinforce.task}, level {c.reinforce.level}", rank_rollouts(r)[:8]
     path = rundir.path / "credit.html"
-    write_atomic(path, picture.page(tokenizer, r, methods, rows, title))
-    return path, picture.text(tokenizer, r, methods, rows[0])
+    write_atomic(path, picture.render_page(tokenizer, r, methods, rows, title))
+    return path, picture.describe_rollout(tokenizer, r, methods, rows[0])

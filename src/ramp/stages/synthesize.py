@@ -18,26 +18,26 @@ from ramp import config
 from ramp.config import Config, Synthesize
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
-from ramp.model.sample import How
+from ramp.model.sample import SamplingParams
 from ramp.rundir import RunDir, write_atomic
 from ramp.stages import common
 from ramp.synth import decide, exact, generate, guard, ledger, measure, mix, page
 from ramp.synth.generate import Prompt, Sample
-from ramp.synth.guard import Guard, Trained
+from ramp.synth.guard import CollapseGuard, Trained
 from ramp.synth.measure import Docs
-from ramp.synth.text import Bits, Lesson, Made, Real
+from ramp.synth.text import Bits, TrainingPlan, PackedSamples, RealCorpus
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import Board
+from ramp.train.board import MetricWriter
 from ramp.train.fingerprint import fingerprint
 from ramp.train.preemption import Preemption
-from ramp.train.state import averaged
+from ramp.train.state import eval_params
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     began, t = time.perf_counter(), c.synthesize
     require(c)
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    loop = Loop(rundir, c, tokenizer, Real.read(rundir, c, tokenizer), stop)
+    loop = Loop(rundir, c, tokenizer, RealCorpus.read(rundir, c, tokenizer), stop)
     history = loop.history()
     for g in range(len(history) + 1, t.generations + 1):
         if history and history[-1]["decision"] == "stop":
@@ -57,20 +57,20 @@ def require(c: Config) -> None:
     t = c.synthesize
     if jax.process_count() > 1:
         raise UserError("synthesize runs in one process so far; use one host, with any number of devices")
-    if t.documents * (1 - t.seeded) < t.measured:
+    if t.num_documents * (1 - t.seeded_fraction) < t.num_measured:
         raise UserError(
-            f"synthesize.measured is {t.measured}, but only documents x (1 - seeded) = {t.documents * (1 - t.seeded):g} "
-            "samples begin from nothing; raise synthesize.documents"
+            f"synthesize.num_measured is {t.num_measured}, but only documents x (1 - seeded) = {t.num_documents * (1 - t.seeded_fraction):g} "
+            "samples begin from nothing; raise synthesize.num_documents"
         )
     if t.policy == "ours" and len(t.verifiers) < 2:
         raise UserError(
             f"synthesize.verifiers names {len(t.verifiers)}; it takes two that differ, since each is blind somewhere"
         )
-    if t.tokens + generate.LONGEST_SEED >= c.model.context:
-        raise UserError(f"synthesize.tokens {t.tokens} and a seed do not fit into model.context {c.model.context}")
+    if t.max_new_tokens + generate.LONGEST_SEED >= c.model.context_len:
+        raise UserError(f"synthesize.max_new_tokens {t.max_new_tokens} and a seed do not fit into model.context_len {c.model.context_len}")
     rows = int(np.prod([jax.sharding.get_mesh().shape[axis] for axis in ("replica", "data")]))
-    if t.batch % (rows * t.accum):
-        raise UserError(f"synthesize.batch {t.batch} does not divide over {rows} devices x {t.accum} microbatches")
+    if t.batch_size % (rows * t.grad_accum_steps):
+        raise UserError(f"synthesize.train.batch_size {t.batch_size} does not divide over {rows} devices x {t.grad_accum_steps} microbatches")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Loop:
     rundir: RunDir
     c: Config
     tokenizer: Tokenizer
-    real: Real
+    real: RealCorpus
     stop: Preemption
 
     @property
@@ -93,11 +93,11 @@ class Loop:
     def name(self) -> str:
         """What a ledger must agree with to be of this run."""
         t = {k: v for k, v in vars(self.t).items() if k not in ("generations", "log_every", "eval_every", "save_every")}
-        return config.fingerprint(self.c.seed, t, common.shape_of(self.c.model), self.tokenizer.fingerprint)
+        return config.fingerprint(self.c.seed, t, common.model_identity(self.c.model), self.tokenizer.fingerprint)
 
     @property
-    def how(self) -> How:
-        return How(self.t.temperature, self.t.top_k, min_p=self.t.min_p, vocab=self.tokenizer.vocab_size)
+    def how(self) -> SamplingParams:
+        return SamplingParams(self.t.temperature, self.t.top_k, min_p=self.t.min_p, vocab=self.tokenizer.vocab_size)
 
     def history(self) -> list[dict]:
         path = self.directory / "history.json"
@@ -109,19 +109,19 @@ class Loop:
 
     def params(self, g: int) -> dict:
         """The model of a generation; 0: the one that the stage starts from."""
-        stage = self.t.start if g == 0 else f"synthesize-{g}"
+        stage = self.t.start_stage if g == 0 else f"synthesize-{g}"
         return common.load_params(self.rundir, stage, self.c, self.tokenizer)
 
-    def draw(self, params: dict, prompts: list[Prompt], g: int, how: How) -> list[Sample]:
+    def draw(self, params: dict, prompts: list[Prompt], g: int, how: SamplingParams) -> list[Sample]:
         key = generate.first_key(self.c.seed, g)
-        return generate.samples(self.c.model, params["lm"], prompts, key, self.t.tokens, how, (self.tokenizer.bos,))
+        return generate.generate_samples(self.c.model, params["lm"], prompts, key, self.t.max_new_tokens, how, (self.tokenizer.bos,))
 
     @cached_property
-    def first(self) -> decide.First:
+    def first(self) -> decide.BaseModelReference:
         """The first model with its own samples, twice as many as are measured, always at temperature 1 and uncut."""
         params = self.params(0)
-        made = self.draw(params, [Prompt((self.tokenizer.bos,))] * (2 * self.t.measured), 0, How(vocab=self.how.vocab))
-        return decide.First.look(self.real, params, made)
+        made = self.draw(params, [Prompt((self.tokenizer.bos,))] * (2 * self.t.num_measured), 0, SamplingParams(vocab=self.how.vocab))
+        return decide.BaseModelReference.look(self.real, params, made)
 
     @cached_property
     def first_bits(self) -> Bits:
@@ -131,12 +131,12 @@ class Loop:
     def generation(self, g: int, history: list[dict]) -> dict:
         """All that is known of generation g, and the guard as it leaves it."""
         t = self.t
-        begin = Guard(**history[-1]["guard"]) if history else Guard(t.anchor or self.anchor(), t.rare)
+        begin = CollapseGuard(**history[-1]["guard"]) if history else CollapseGuard(t.real_fraction or self.anchor(), t.rare_fraction)
         model = self.params(begin.good)
         if not ledger.path(self.directory, g).exists():
             self.sample(g, begin, model, history)
         rows, facts = ledger.read(self.directory, g, self.name)
-        now, figures, said = Guard(**json.loads(facts["guard"])), json.loads(facts["figures"]), facts["decision"]
+        now, figures, said = CollapseGuard(**json.loads(facts["guard"])), json.loads(facts["figures"]), facts["decision"]
         new = self.fit(f"synthesize-{g}", self.c, self.lesson(now, history, rows), model)
         new_bits, first_bits = self.real.bits(new, self.real.guard), self.first_bits
         old_bits = self.real.bits(model, self.real.guard) if begin.good else first_bits
@@ -149,12 +149,12 @@ class Loop:
         if t.policy == "ours":
             pairs = [(getattr(new_bits, k), getattr(old_bits, k)) for k in ("per_byte", "rare")]
             bits_in = accounts["verifier"] + accounts["real"] if used else 1.0  # real text alone is no poverty
-            after, verdict = guard.after(now, t, Trained(*pairs, bits_in=bits_in, bits_lost=accounts["lost"]), g)
+            after, verdict = guard.judge_model(now, t, Trained(*pairs, bits_in=bits_in, bits_lost=accounts["lost"]), g)
             excess = float(new_bits.per_byte.mean() - first_bits.per_byte.mean())
             drifted = verdict.action == "go" and excess > 0 and now.m < 1
-            if drifted and not t.anchor:  # the law again, from what was seen
-                d1 = excess / exact.excess(1.0, now.m, g)
-                after = replace(after, m=max(after.m, mix.share(d1, t.tolerance, t.least_anchor)))
+            if drifted and not t.real_fraction:  # the law again, from what was seen
+                d1 = excess / exact.excess_loss(1.0, now.m, g)
+                after = replace(after, m=max(after.m, mix.real_fraction(d1, t.drift_tolerance, t.min_real_fraction)))
         found = {
             "generation": g,
             "parent": begin.good,
@@ -182,34 +182,34 @@ class Loop:
     def anchor(self) -> float:
         """The real share by the drift law; its constant, what a generation on own samples alone costs, from two branches."""
         t = self.t
-        if t.policy != "ours" or not t.probe:
-            return mix.share(t.tolerance, t.tolerance, t.least_anchor)
+        if t.policy != "ours" or not t.drift_probe_steps:
+            return mix.real_fraction(t.drift_tolerance, t.drift_tolerance, t.min_real_fraction)
         start = self.params(0)
         docs = [decide.body(s, self.tokenizer.bos) for s in self.draw(start, self.prompts(1), 1, self.how)]
-        made = [Made.pack(docs, [1.0] * len(docs), t.seq, self.tokenizer.bos)]
+        made = [PackedSamples.pack(docs, [1.0] * len(docs), t.seq_len, self.tokenizer.bos)]
         cost = {}
         for name, m in (("own", 0.0), ("real", 1.0)):
-            short = replace(self.c, synthesize=replace(t, policy="anchored", steps=t.probe))
-            lesson = Lesson.plan(short, self.real, made, [1.0], m, 0.0, self.c.seed)
+            short = replace(self.c, synthesize=replace(t, policy="anchored", steps=t.drift_probe_steps))
+            lesson = TrainingPlan.plan(short, self.real, made, [1.0], m, 0.0, self.c.seed)
             trained = self.fit(f"synthesize-probe-{name}", short, lesson, start)
             cost[name] = float(self.real.bits(trained, self.real.guard).per_byte.mean())
         d1 = cost["own"] - cost["real"]
-        m = mix.share(d1, t.tolerance, t.least_anchor)
-        print(f"synthesize: {t.probe} steps on own samples cost {d1:+.4f} bits per byte; real share {m:.2f}")
+        m = mix.real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
+        print(f"synthesize: {t.drift_probe_steps} steps on own samples cost {d1:+.4f} bits per byte; real share {m:.2f}")
         return m
 
     def prompts(self, g: int) -> list[Prompt]:
         """Those that begin from nothing first, then rare passages and pairs of names."""
         t, bos = self.t, self.tokenizer.bos
         rng = np.random.default_rng([self.c.seed, g])
-        seeded = round(t.seeded * t.documents) if t.policy == "ours" else 0
+        seeded = round(t.seeded_fraction * t.num_documents) if t.policy == "ours" else 0
         texts = [self.tokenizer.decode(d) for d in self.real.train] if seeded > 1 else []
         named = generate.entity_pairs(texts, seeded // 2, rng)
         pairs = [Prompt((bos, *self.tokenizer.encode(text)[: generate.LONGEST_SEED]), of) for text, of in named]
         rare = generate.rare_contexts(self.real.train, self.real.count_v, seeded - len(pairs), rng, bos)
-        return [Prompt((bos,))] * (t.documents - len(pairs) - len(rare)) + rare + pairs
+        return [Prompt((bos,))] * (t.num_documents - len(pairs) - len(rare)) + rare + pairs
 
-    def sample(self, g: int, begin: Guard, model: dict, history: list[dict]) -> None:
+    def sample(self, g: int, begin: CollapseGuard, model: dict, history: list[dict]) -> None:
         """Draw, decide, let the guard have its first look, and write it all down."""
         t, bos = self.t, self.tokenizer.bos
         prompts = self.prompts(g)
@@ -219,7 +219,7 @@ class Loop:
         pool = Docs.of([[i for i in (*r["prompt"], *r["tokens"]) if i != bos] for r in taught])
         found = decide.decide(self.real, self.first, model, made, pool, plain)
         if t.policy == "ours":
-            now, said = guard.before(begin, t, found.seen)
+            now, said = guard.judge_samples(begin, t, found.seen)
         else:  # a baseline takes what comes
             found = replace(found, weight=np.ones(len(made)), kept=np.ones(len(made), bool), reasons=[""] * len(made))
             now, said = replace(begin, weight=1.0), guard.Decision("go", ())
@@ -259,28 +259,28 @@ class Loop:
         """The ledgers of the generations that are done."""
         return [ledger.read(self.directory, h["generation"], self.name)[0] for h in history]
 
-    def lesson(self, now: Guard, history: list[dict], newest: list[dict]) -> Lesson:
+    def lesson(self, now: CollapseGuard, history: list[dict], newest: list[dict]) -> TrainingPlan:
         """The rows that the newest generation learns from: real ones and every generation's samples with their weights."""
         made = []
         for rows in [*self.rows(history), newest]:
             docs = [[*r["prompt"][1:], *r["tokens"]] for r in rows]
-            made.append(Made.pack(docs, [r["weight"] for r in rows], self.t.seq, self.tokenizer.bos))
+            made.append(PackedSamples.pack(docs, [r["weight"] for r in rows], self.t.seq_len, self.tokenizer.bos))
         live = [float(h["decision"] != "roll back") for h in history]  # what spoiled a generation teaches nobody again
-        return Lesson.plan(self.c, self.real, made, [*live, now.weight], now.m, now.rare, self.c.seed)
+        return TrainingPlan.plan(self.c, self.real, made, [*live, now.weight], now.m, now.rare, self.c.seed)
 
-    def fit(self, name: str, c: Config, lesson: Lesson, start: dict) -> dict:
+    def fit(self, name: str, c: Config, lesson: TrainingPlan, start: dict) -> dict:
         """Train on a lesson from the weights `start`, or go on from the last checkpoint of the sub-stage `name`."""
         s = c.synthesize
         t = replace(s, eval_every=s.steps, save_every=min(s.save_every, s.steps))
-        stage = common.Stage(name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer)
+        stage = common.Trainer(name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer)
         copy = lambda: jax.tree.map(lambda a: a + 0, start)  # noqa: E731  the stage donates what it starts from
         state, _ = stage.train(self.rundir, copy, lambda *_: {}, "", self.stop)
-        return averaged(state)
+        return eval_params(state)
 
     # ---- what is seen
     def show(self, history: list[dict]) -> None:
         h, f = history[-1], history[-1]["figures"]
-        with Board(self.rundir.path, "synthesize", h["generation"], True) as board:
+        with MetricWriter(self.rundir.path, "synthesize", h["generation"], True) as board:
             values = {k: h[k] for k in ("bpb", "first_bpb", "rare_bits", "hard_bits", "kept")} | {"real_share": h["m"]}
             values |= {k: f[k] for k in ("acceptance", "imbalance", "precision", "ess", "cross")}
             values |= {f"bits_{k}": v for k, v in h["accounts"].items()}

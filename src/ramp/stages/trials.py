@@ -1,6 +1,6 @@
 """Trials beside training: every evaluation tries problems kept out of it, forecasts the next ones, and is scored by them.
 
-An evaluation samples `trials.tries` solutions of `trials.items` problems of each task in `chat.tasks`, as they are and in
+An evaluation samples `trials.tries_per_item` solutions of `trials.items_per_task` problems of each task in `chat.tasks`, as they are and in
 the task's other slices (typos, other words, longer), and appends the verdicts to trials.jsonl, a table for `ramp nines`.
 Once a curve has checkpoints enough it appends forecasts of the next evaluations to forecasts.jsonl, before they are known.
 """
@@ -13,23 +13,23 @@ import jax
 import numpy as np
 
 from ramp.config import Config
-from ramp.credit.learn import held_out
-from ramp.credit.rollouts import roll
+from ramp.credit.learn import held_out_problems
+from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
 from ramp.nines import audit, backtest, page, ready, record, tell
 from ramp.nines import trials as tables
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS, Problem, Task
-from ramp.tasks.protocol import prompt_ids, render, slices, solution_ids
+from ramp.tasks.protocol import prompt_ids, render, make_slices, solution_ids
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import Board, rewind
+from ramp.train.board import MetricWriter, drop_later_records
 from ramp.train.preemption import Preemption
 
 STAGE = "finetune"  # the one that learns tasks
 NINES = [1.0, 2.0]
 
 
-def named(what: str) -> tuple[Task, int]:
+def parse_task_name(what: str) -> tuple[Task, int]:
     """The task and the level of "NAME/LEVEL"; UserError where there is no such."""
     name, _, level = what.partition("/")
     if name not in TASKS or not level.isdecimal() or level == "0":
@@ -37,33 +37,33 @@ def named(what: str) -> tuple[Task, int]:
     return TASKS[name], int(level)
 
 
-def asked(c: Config, name: str) -> dict[str, list[Problem]]:
+def choose_problems(c: Config, name: str) -> dict[str, list[Problem]]:
     """The held-out problems of a task by slice."""
-    (task, level), found = named(name), {}
+    (task, level), found = parse_task_name(name), {}
     try:
-        for problem in held_out(task, level, c.trials.items):
-            for kind, variant in slices(task, problem.seed, level).items():
+        for problem in held_out_problems(task, level, c.trials.items_per_task):
+            for kind, variant in make_slices(task, problem.seed, level).items():
                 found.setdefault(kind, []).append(variant)
     except UserError as error:  # the longer slice may be beyond the task
         raise UserError(f"{name} of chat.tasks cannot be tried: {error}") from None
     return found
 
 
-def solved(c: Config, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    """(ids, weights) of `chat.problems` solved problems of each of `chat.tasks`, as `chat.pack` takes them; none of them
+def solved_conversations(c: Config, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
+    """(ids, weights) of `chat.problems_per_task` solved problems of each of `chat.tasks`, as `chat.pack` takes them; none of them
     asks what a trial asks."""
-    kept_out = {p.question for name in c.chat.tasks for of in asked(c, name).values() for p in of}
+    kept_out = {p.question for name in c.chat.tasks for of in choose_problems(c, name).values() for p in of}
     for name in c.chat.tasks:
-        task, level = named(name)
-        for p in (task.sample(c.seed * c.chat.problems + i, level) for i in range(c.chat.problems)):
+        task, level = parse_task_name(name)
+        for p in (task.sample(c.seed * c.chat.problems_per_task + i, level) for i in range(c.chat.problems_per_task)):
             ids, weights = render(tokenizer, p, task.solution(p), p.answer)
-            if len(ids) > c.finetune.seq + 1:
-                raise UserError(f"a problem of {name} takes {len(ids)} tokens: raise finetune.seq, or lower the level")
+            if len(ids) > c.finetune.seq_len + 1:
+                raise UserError(f"a problem of {name} takes {len(ids)} tokens: raise finetune.seq_len, or lower the level")
             if p.question not in kept_out:
                 yield ids, weights
 
 
-class Trials:
+class TrialRunner:
     """Called at each evaluation of fine-tuning, and asked for its forecast at the end."""
 
     def __init__(self, rundir: RunDir, c: Config, tokenizer: Tokenizer):
@@ -72,22 +72,22 @@ class Trials:
         self.steps = [*range(t.eval_every, t.steps, t.eval_every), t.steps]  # when evaluations come
         self.table, self.forecasts = rundir.path / "trials.jsonl", rundir.path / "forecasts.jsonl"
         self.past: list[backtest.Past] = []  # forecasts that were scored: they weigh the next ones
-        self.asked = {name: asked(c, name) for name in (c.chat.tasks if c.trials.items else ())}
+        self.asked = {name: choose_problems(c, name) for name in (c.chat.tasks if c.trials.items_per_task else ())}
         for name, of in self.asked.items():
             self.require_room(name, [p for problems in of.values() for p in problems])
 
     def require_room(self, name: str, problems: list[Problem]) -> None:
         """UserError where a right solution or a question is too long to be tried."""
-        (task, _), room, context = named(name), self.c.trials.tokens, self.c.model.context
+        (task, _), room, context = parse_task_name(name), self.c.trials.max_new_tokens, self.c.model.context_len
         answer = max(len(solution_ids(self.tokenizer, task.solution(p), p.answer)) for p in problems)
         question = max(len(prompt_ids(self.tokenizer, p.question)) for p in problems)
         if answer > room:
-            raise UserError(f"a solution of {name} takes {answer} tokens: raise trials.tokens, which is {room}")
+            raise UserError(f"a solution of {name} takes {answer} tokens: raise trials.max_new_tokens, which is {room}")
         if question + room > context:
-            need = f"a question of {question} tokens of {name} and trials.tokens {room}"
-            raise UserError(f"{need} do not fit model.context {context}: raise it, or lower the level")
+            need = f"a question of {question} tokens of {name} and trials.max_new_tokens {room}"
+            raise UserError(f"{need} do not fit model.context_len {context}: raise it, or lower the level")
 
-    def __call__(self, params: dict, step: int, board: Board, stop: Preemption) -> dict[str, float]:
+    def __call__(self, params: dict, step: int, board: MetricWriter, stop: Preemption) -> dict[str, float]:
         """Try, write down, forecast; {"nines/TASK, SLICE": share solved}. Nothing without tasks or items."""
         rows = []
         for number, name in enumerate(self.asked):
@@ -97,7 +97,7 @@ class Trials:
             return {}
         begin = 0 if step == self.steps[0] else step  # with the first, what a run before this one left goes too
         for path in (self.table, self.forecasts):
-            rewind(path, STAGE, begin)
+            drop_later_records(path, STAGE, begin)
         with self.table.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         curves = tables.curves(tables.by_slice(tables.read(self.table)))
@@ -110,13 +110,13 @@ class Trials:
 
     def tried(self, params: dict, name: str, step: int, number: int) -> list[dict]:
         """The rows of one task: a solution counts when its answer is right and so is every step."""
-        t, (task, _), rows = self.c.trials, named(name), []
+        t, (task, _), rows = self.c.trials, parse_task_name(name), []
         for k, (kind, problems) in enumerate(self.asked[name].items()):
             seed = int(np.random.SeedSequence([self.c.seed, step, number, k]).generate_state(1)[0])
-            r = roll(self.c.model, params["lm"], self.tokenizer, task, problems, t.tries, t.tokens, seed, t.temperature)
+            r = sample_rollouts(self.c.model, params["lm"], self.tokenizer, task, problems, t.tries_per_item, t.max_new_tokens, seed, t.temperature)
             for i, right in enumerate(r.verified_b):
-                item = "longer " * (kind == "longer") + str(1 + i // t.tries)  # a longer one is another problem
-                what = {"item": item, "slice": kind, "seed": i % t.tries}
+                item = "longer " * (kind == "longer") + str(1 + i // t.tries_per_item)  # a longer one is another problem
+                what = {"item": item, "slice": kind, "seed": i % t.tries_per_item}
                 row = {"stage": STAGE, "run": self.run, "step": step, "task": name}
                 rows.append(row | what | {"success": int(right)})
         return rows
@@ -137,7 +137,7 @@ class Trials:
             return {}
         t, parts, found, record_of = tables.read(self.table), [], {}, {}
         step = self.steps[-1]
-        with Board(self.rundir.path, "nines") as board:
+        with MetricWriter(self.rundir.path, "nines") as board:
             for name in self.asked:
                 try:
                     found[name], more = self.outlook(name, t, board, step)
@@ -155,7 +155,7 @@ class Trials:
         page.write(self.rundir.path / "nines.html", f"ramp nines: {self.run}", parts)
         return {"forecast": found, "record": {k: v for k, v in record_of.items() if k != "scored"}}
 
-    def outlook(self, name: str, t: tables.Table, board: Board, step: int) -> tuple[str, list]:
+    def outlook(self, name: str, t: tables.Table, board: MetricWriter, step: int) -> tuple[str, list]:
         """(what to say, parts of the page) of a task as it is asked, beside what its other slices showed last."""
         t = tables.select(t, t["task"] == name)
         o = ready.outlook(t, slices={"base": 1.0})

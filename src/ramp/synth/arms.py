@@ -16,26 +16,26 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Synthesize
 from ramp.model.loss import next_token_loss
-from ramp.model.sample import How
+from ramp.model.sample import SamplingParams
 from ramp.model.transformer import ROWS
-from ramp.results import Bench, fresh, kept
+from ramp.results import Results, init_lm, load_or_make
 from ramp.synth import exact, generate, guard, measure, mix, select, world
 from ramp.synth.generate import Prompt
-from ramp.synth.guard import Guard, Sampled, Trained
+from ramp.synth.guard import CollapseGuard, Sampled, Trained
 from ramp.synth.measure import Docs, Null
 from ramp.train import optim
-from ramp.train.state import new_state
+from ramp.train.state import init_state
 from ramp.train.step import make_step
 
 SEEDS, GENERATIONS, LENGTH = 3, 5, world.LONGEST
 REAL, HELD, PROBLEMS = 1500, 800, 400
-M = round(exact.share_for(1.0), 2)  # .38: the law's real share where drift may cost what a generation of replace does
+M = round(exact.real_fraction_for(1.0), 2)  # .38: the law's real share where drift may cost what a generation of replace does
 FIRST = 400  # steps of a first model, and of every model that is trained anew: 17 passes over the real documents
 
 
 @dataclass(frozen=True)
 class Lab:
-    b: Bench
+    b: Results
     w: world.World = field(default_factory=world.World)
 
     @cached_property
@@ -55,26 +55,26 @@ class Lab:
         documents alone."""
         docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
         rest = self.real if last else []
-        rows = generate.packed([*docs, *rest], LENGTH)
+        rows = generate.pack_documents([*docs, *rest], LENGTH)
         rows["weights"] *= np.append(got.weight, np.ones(len(rest))).astype(np.float32)[:, None]
-        order = mix.order(len(docs), len(rest), steps, self.b.t.batch, last, seed)
+        order = mix.order(len(docs), len(rest), steps, self.b.t.batch_size, last, seed)
         place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
         batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
         return updates(self.b.model, replace(self.b.t, steps=steps))(params, batches)
 
     def first(self, seed: int) -> dict:
         """The model of real documents that all arms of a seed start from, kept beside the results."""
-        start, got = fresh(self.b.model, seed), mix.compose("replace", [REAL], REAL, np.random.default_rng(seed))
+        start, got = init_lm(self.b.model, seed), mix.compose("replace", [REAL], REAL, np.random.default_rng(seed))
         make = lambda: self.teach(start, [self.real], got, FIRST, seed)  # noqa: E731
-        return kept(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", start, make)
+        return load_or_make(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", start, make)
 
-    def sample(self, params: dict, prompts: list[list[int]], key: int, how: How | None = None) -> list[list[int]]:
-        how, asked = how or How(vocab=world.END + 1), [Prompt(tuple(p)) for p in prompts]
-        made = generate.samples(self.b.model, params["lm"], asked, key, LENGTH, how, (world.END,), 512)
+    def sample(self, params: dict, prompts: list[list[int]], key: int, how: SamplingParams | None = None) -> list[list[int]]:
+        how, asked = how or SamplingParams(vocab=world.END + 1), [Prompt(tuple(p)) for p in prompts]
+        made = generate.generate_samples(self.b.model, params["lm"], asked, key, LENGTH, how, (world.END,), 512)
         return [[*s.prompt.ids, *s.ids] for s in made]
 
     def nats(self, params: dict, docs: list[list[int]]) -> list[np.ndarray]:
-        return generate.nats(self.b.model, params["lm"], docs, LENGTH, 400)
+        return generate.score_documents(self.b.model, params["lm"], docs, LENGTH, 400)
 
     def bits(self, params: dict) -> np.ndarray:
         """Bits a token of each held-out document."""
@@ -99,12 +99,12 @@ class Lab:
 @lru_cache(maxsize=8)
 def updates(c: Model, t: Synthesize) -> Callable[[dict, dict], dict]:
     """All steps of a training as one program: the project's update, scanned over its batches."""
-    tx = optim.make(t, c.dtype)
+    tx = optim.make_optimizer(t, c.dtype)
     step = make_step(next_token_loss(c, 0.0), tx, t)
 
     @jax.jit
     def run(params: dict, batches: dict) -> dict:
-        state = new_state(jax.tree.map(lambda a: a + jnp.zeros_like(a), params), tx, 0)
+        state = init_state(jax.tree.map(lambda a: a + jnp.zeros_like(a), params), tx, 0)
         return jax.lax.scan(step, state, batches)[0].params
 
     return run
@@ -113,7 +113,7 @@ def updates(c: Model, t: Synthesize) -> Callable[[dict, dict], dict]:
 # ---------------------------------------------------------------------------------------------------- reproduction
 def refit(lab: Lab, policy: str, m: float, seed: int, generations: int) -> dict:
     """Every generation trained anew from one initialisation in one order of rows: bits of held-out text, by generation."""
-    pools, params, start = [lab.real], lab.first(seed), fresh(lab.b.model, seed)
+    pools, params, start = [lab.real], lab.first(seed), init_lm(lab.b.model, seed)
     bits = [float(lab.bits(params).mean())]
     for g in range(1, generations + 1):
         pools.append(lab.sample(params, [[world.BOS]] * REAL, generate.first_key(seed, g)))
@@ -150,7 +150,7 @@ class Arm:
     seeds: bool = True  # the samples begin with an operator of the grid, and do not choose what they are about
     second: bool = True  # half of them behind a first step of real text
     weigh: bool = True  # the projection onto operators
-    last: float = Synthesize.real_last  # share of the steps, at the end, on real documents alone
+    last: float = Synthesize.final_real_fraction  # share of the steps, at the end, on real documents alone
 
 
 CLOSE, MORE_SEEDS = ("real", "accumulate + verify", "ours"), 5  # arms that three seeds do not tell apart
@@ -180,7 +180,7 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
     for g in range(1, GENERATIONS + 1):
         rng = np.random.default_rng([seed, g])
         if arm.policy == "real":
-            got = mix.compose("replace", [REAL], t.steps * t.batch, rng)
+            got = mix.compose("replace", [REAL], t.steps * t.batch_size, rng)
         else:
             shown = lab.real if arm.second else ()
             prompts = lab.w.grid(t.documents, seed * 100 + g, shown) if arm.seeds else [[world.BOS]] * t.documents
@@ -189,7 +189,7 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
             pools.append([made[i] for i in good])
             weights.append(weigh(lab, t, pools[-1]) if arm.weigh and len(good) else np.ones(len(good)))
             kept_share.append(len(good) / len(made))
-            sizes, slots = [len(p) for p in pools], round((1 - arm.last) * t.steps) * t.batch
+            sizes, slots = [len(p) for p in pools], round((1 - arm.last) * t.steps) * t.batch_size
             share = max(0.0, (arm.m - arm.last) / (1 - arm.last)) if arm.policy == "ours" else arm.m
             got = mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age=1.0)
         params = lab.teach(params, pools, got, t.steps, seed * 100 + g, arm.last)
@@ -216,10 +216,10 @@ def weigh(lab: Lab, t: Synthesize, docs: list[list[int]]) -> np.ndarray:
     """The projection onto operators: masses of the rarest operator halfway between the real ones and even ones. Half was
     chosen on another world: at .7 real, weighing was worse there than not weighing."""
     cell = np.array([world.cell(d) for d in docs])
-    real = select.smoothed(np.bincount([world.cell(d) for d in lab.real], minlength=world.OPERATORS))
+    real = select.smooth_counts(np.bincount([world.cell(d) for d in lab.real], minlength=world.OPERATORS))
     target = 0.5 * real + 0.5 / world.OPERATORS
-    base = select.capped([tuple(d) for d in docs], t.copies)
-    return select.project(select.one_hot(cell, world.OPERATORS), target, base, t.heaviest, t.least_ess).w
+    base = select.cap_duplicates([tuple(d) for d in docs], t.max_duplicates)
+    return select.project(select.one_hot(cell, world.OPERATORS), target, base, t.max_weight, t.min_ess).w
 
 
 def claim(lab: Lab) -> None:
@@ -233,7 +233,7 @@ def claim(lab: Lab) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- the guard
-HOW = {"top-k 5": How(top_k=5, vocab=world.END + 1), "temperature 0.5": How(0.5, vocab=world.END + 1)}
+HOW = {"top-k 5": SamplingParams(top_k=5, vocab=world.END + 1), "temperature 0.5": SamplingParams(0.5, vocab=world.END + 1)}
 INJECTED = ("none", *HOW, "tail-blind verifier", "noisy verifier", "ten documents")
 
 
@@ -251,21 +251,21 @@ def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
     t, start = lab.b.t, lab.first(seed)
     own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(seed, 0)))
     null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
-    models, at, pools, said = [start], Guard(t.least_anchor), [lab.real], []
+    models, at, pools, said = [start], CollapseGuard(t.least_anchor), [lab.real], []
     tail = [float(lab.right(start)["tail"].mean())]
     for g in range(1, 4):
         parent = models[at.good if guarded else -1]
         docs, passed, seen = broken(
             lab, kind, parent, null, np.random.default_rng([seed, g]), generate.first_key(seed, g)
         )
-        now, first_look = guard.before(at, t, seen)
+        now, first_look = guard.judge_samples(at, t, seen)
         now = now if guarded else replace(at, weight=1.0)
         pools.append([d for d, ok in zip(docs, passed, strict=True) if ok and now.weight])
         policy, sizes = ("anchored", [len(p) for p in pools]) if pools[-1] else ("replace", [REAL])
-        got = mix.compose(policy, sizes, t.steps * t.batch, np.random.default_rng([seed, g, 1]), now.m)
+        got = mix.compose(policy, sizes, t.steps * t.batch_size, np.random.default_rng([seed, g, 1]), now.m)
         models.append(lab.teach(parent, pools, got, t.steps, seed * 100 + g))
         pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
-        judged, second = guard.after(now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g)
+        judged, second = guard.judge_model(now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g)
         at = judged if guarded else at
         tail.append(float(lab.right(models[at.good if guarded else -1])["tail"].mean()))
         said.append([first_look.action, "; ".join(first_look.reasons), second.action, "; ".join(second.reasons)])

@@ -16,7 +16,7 @@ import numpy as np
 
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.model.sample import How
+from ramp.model.sample import SamplingParams
 from ramp.rundir import RunDir
 from ramp.stages.common import load_params
 from ramp.synth import generate, measure
@@ -49,50 +49,50 @@ def run(rundir: RunDir, c: Config, question: str, n: int, k: int, tokens: int) -
     if n < 2 or k < 0 or k == 1 or tokens < 1:
         raise UserError("--n takes 2 replies or more, --verbalised 0 or 2 answers or more, --tokens 1 or more")
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    lm, rng = load_params(rundir, rundir.speaker, c, tokenizer)["lm"], np.random.default_rng(c.seed)
+    lm, rng = load_params(rundir, rundir.default_stage, c, tokenizer)["lm"], np.random.default_rng(c.seed)
     asked = [("asked for an answer", question, lambda reply: reply)]
     if k:
         asked.append(
-            (f"asked for {k} and their probabilities", verbalised(question, k), lambda reply: picked(reply, rng))
+            (f"asked for {k} and their probabilities", verbalize(question, k), lambda reply: pick_answer(reply, rng))
         )
-    taught, found = sorted(set(said(c))), []
+    taught, found = sorted(set(parse_answer(c))), []
     for how, text, read in asked:
         texts = tuple(answer for reply in draw(c, lm, tokenizer, text, n, tokens) if (answer := read(reply).strip()))
         docs, *_ = measure.words([*taught, *texts])
-        found.append((how, Answers(n, texts, tuple(measure.recognised(docs[len(taught) :], docs[: len(taught)])))))
+        found.append((how, Answers(n, texts, tuple(measure.recognize(docs[len(taught) :], docs[: len(taught)])))))
     return found
 
 
 def draw(c: Config, lm: dict, tokenizer: Tokenizer, question: str, n: int, tokens: int) -> list[str]:
     """n replies of so many tokens at most, each to a conversation of its own; the i-th is keyed by `c.seed` + i."""
     ids, stop = render_prompt(tokenizer, [{"role": "user", "content": question}]), (tokenizer.end, tokenizer.bos)
-    room = min(tokens, c.model.context - len(ids))
+    room = min(tokens, c.model.context_len - len(ids))
     if room < 1:
-        raise UserError(f"the question has {len(ids)} tokens and the model's context {c.model.context}; shorten it")
-    how = How(vocab=tokenizer.vocab_size)
-    made = generate.samples(c.model, lm, [Prompt(tuple(ids))] * n, c.seed, room, how, stop, BATCH)
+        raise UserError(f"the question has {len(ids)} tokens and the model's context {c.model.context_len}; shorten it")
+    how = SamplingParams(vocab=tokenizer.vocab_size)
+    made = generate.generate_samples(c.model, lm, [Prompt(tuple(ids))] * n, c.seed, room, how, stop, BATCH)
     return [tokenizer.decode([i for i in s.ids if i not in stop]) for s in made]
 
 
-def said(c: Config) -> Iterator[str]:
+def parse_answer(c: Config) -> Iterator[str]:
     """What the assistant says in the conversations that the run is taught."""
     for source in c.chat.sources:
         for _, messages in conversations(source, Counter(), c.seed):
             yield from (m["content"] for m in messages if m["role"] == "assistant")
 
 
-def verbalised(question: str, k: int) -> str:
+def verbalize(question: str, k: int) -> str:
     return f"{question}\nGive {k} different answers, one a line, each after its probability, as in `0.12: answer`."
 
 
-def picked(reply: str, rng: np.random.Generator) -> str:
+def pick_answer(reply: str, rng: np.random.Generator) -> str:
     """One answer of a reply in that form, by the probabilities it states; empty where there is none."""
     found = [(float(p), text.strip()) for p, text in re.findall(r"^\s*(\d*\.?\d+)\s*:\s*(\S.*)$", reply, re.M)]
     p = np.array([p for p, _ in found])
     return found[rng.choice(len(found), p=p / p.sum())][1] if p.sum() > 0 else ""
 
 
-def table(found: Sequence[tuple[str, Answers]]) -> str:
+def format_table(found: Sequence[tuple[str, Answers]]) -> str:
     """A line of figures for each way of asking, and the answers that came oftenest."""
     lines = []
     for how, answers in found:

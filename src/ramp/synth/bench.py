@@ -17,7 +17,7 @@ import numpy as np
 from ramp.config import Config, Synthesize
 from ramp.errors import UserError
 from ramp.report import document
-from ramp.results import Bench
+from ramp.results import Results
 from ramp.rundir import write_atomic
 from ramp.synth import arms, exact, measure, mix, table, world
 from ramp.synth.measure import Docs
@@ -29,7 +29,7 @@ PARTS = ("exact", "measure", "trigram", "jokes", "gate", "law", "world", "guard"
 
 
 # ---------------------------------------------------------------------------------------------------- exact
-def modes(b: Bench) -> None:
+def modes(b: Results) -> None:
     """Zipf modes through twenty generations of each policy."""
     truth, n = exact.zipf(2000), 20_000
 
@@ -42,7 +42,7 @@ def modes(b: Bench) -> None:
         b.once({"part": "exact", "policy": policy, "m": m}, partial(work, policy, m))
 
 
-def timing(b: Bench) -> None:
+def timing(b: Results) -> None:
     """Every figure but gradient Vendi on 10,000 samples of 100 tokens, null of 7 included."""
 
     def work() -> dict:
@@ -81,14 +81,14 @@ def trigram_curve(
     per_byte = lambda model: float(model.bits(held).sum() / n_bytes)  # noqa: E731
     if policy == "ours":
         d1 = per_byte(Trigram.fit(sampled(), vocab)) - per_byte(model)
-        m = mix.share(d1, Synthesize.tolerance, Synthesize.least_anchor)
+        m = mix.real_fraction(d1, Synthesize.drift_tolerance, Synthesize.min_real_fraction)
     out: dict = {"m": m, "bpb": [], "rare": [], "probe": []}
     for g in range(generations + 1):
         if g:
             pools.append(sampled())
             got = mix.compose(policy, [len(p) for p in pools], len(real), rng, m)
             taken = [pools[k].take(got.number[got.generation == k]) for k in np.unique(got.generation)]
-            model = Trigram.fit(Docs.joined(taken), vocab)
+            model = Trigram.fit(Docs.concatenate(taken), vocab)
         out["bpb"].append(per_byte(model))
         out["rare"].append(measure.tail_bits(model.bits(held), count_n))
         if probe:
@@ -96,7 +96,7 @@ def trigram_curve(
     return out
 
 
-def trigrams(b: Bench, data: Path) -> None:
+def trigrams(b: Results, data: Path) -> None:
     texts = questions(data / "math/gsm8k_train.jsonl")
     runs = [(policy, 0.0, 5) for policy in ("replace", "accumulate", "subsample")]
     runs += [("anchored", m, 10) for m in (0.3, 0.2, 0.5)]
@@ -106,7 +106,7 @@ def trigrams(b: Bench, data: Path) -> None:
             b.once(key, partial(trigram_curve, texts, policy, generations, seed, m))
 
 
-def jokes(b: Bench) -> None:
+def jokes(b: Results) -> None:
     """200 jokes of a trigram model of jokes: how many different real ones does it still know?"""
     found = documents("pip:jokes-and-quotes==1.0.3/jokes_and_quotes/jokes.json#body", Counter())
     texts = sorted({d.text.strip() for d in found})
@@ -114,7 +114,7 @@ def jokes(b: Bench) -> None:
 
     def recognised(model: Trigram) -> dict[str, float]:
         """Means over `DRAWS` draws of 200, since one holds a dozen jokes and luck."""
-        seen = measure.recognised(model.sample(200 * DRAWS, 80, np.random.default_rng(7)).list(), docs)
+        seen = measure.recognize(model.sample(200 * DRAWS, 80, np.random.default_rng(7)).list(), docs)
         found = [measure.modes(part) for part in np.array(seen).reshape(DRAWS, 200)]
         return {k: float(np.mean([f[k] for f in found])) for k in ("distinct", "chao1", "recognised")}
 
@@ -129,10 +129,10 @@ def run(directory: Path, c: Config, data: Path | None = None, part: str | None =
     """Do what is not done yet; the table as Markdown, also written to `bench.md`."""
     if part is not None and part not in PARTS:
         raise UserError(f"there is no part {part!r} of the benchmark; there are {', '.join(PARTS)}")
-    if c.model.vocab <= world.END or c.model.context <= world.LONGEST:
+    if c.model.vocab_size <= world.END or c.model.context_len <= world.LONGEST:
         raise UserError("the benchmark's programs do not fit into this model; use configs/collapse-bench.toml")
     directory.mkdir(parents=True, exist_ok=True)
-    b = Bench(directory, c.model, c.synthesize)
+    b = Results(directory, c.model, c.synthesize)
     lab = arms.Lab(b)
     work: dict[str, Callable[[], None]] = {
         "exact": lambda: modes(b),

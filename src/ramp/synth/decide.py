@@ -14,14 +14,14 @@ from ramp.synth.generate import Sample
 from ramp.synth.guard import Sampled
 from ramp.synth.measure import Docs, Null
 from ramp.synth.select import BANDS, Cells, Verifier
-from ramp.synth.text import Real
+from ramp.synth.text import RealCorpus
 
 AUDITED = 200  # 200 of 200 right is a lower 95% bound of .985, 195 one of .949: enough to tell .95
 EVEN = 0.3  # share of the target that is even over the bands of rarity, so that the rare is made more of; a choice, not swept
 
 
 @dataclass(frozen=True)
-class First:
+class BaseModelReference:
     """The first model, frozen, and what is known of it and of real text beside it: all later figures are held against it."""
 
     params: dict
@@ -31,16 +31,16 @@ class First:
     by_first: Null
 
     @classmethod
-    def look(cls, real: Real, params: dict, plain: Sequence[Sample]) -> "First":
+    def look(cls, real: RealCorpus, params: dict, plain: Sequence[Sample]) -> "BaseModelReference":
         """`plain`: its own samples, begun from nothing, twice as many as are measured."""
         t, pool = real.c.synthesize, Docs.of(real.train)
         bits_d, held = real.bits(params, real.train).per_token, Docs.of(real.guard)
         own = Docs.of([body(s, real.tokenizer.bos) for s in plain])
-        sketch_nd = sketched(real, params, own)
+        sketch_nd = sketch_gradients(real, params, own)
         figures = lambda rows: measure.panel(held, own.take(rows)) | {"vendi": measure.vendi(sketch_nd[rows])}  # noqa: E731
-        by_first = Null.resampled(len(own), t.measured, figures, t.nulls, real.c.seed)
-        by_real = Null.draw(pool, t.measured, partial(measure.panel, held), max(7, t.nulls // 2), real.c.seed)
-        return cls(params, bits_d, Cells.fit(pool, bits_d, real.c.model.vocab), by_real, by_first)
+        by_first = Null.resampled(len(own), t.num_measured, figures, t.num_null_resamples, real.c.seed)
+        by_real = Null.draw(pool, t.num_measured, partial(measure.panel, held), max(7, t.num_null_resamples // 2), real.c.seed)
+        return cls(params, bits_d, Cells.fit(pool, bits_d, real.c.model.vocab_size), by_real, by_first)
 
 
 def body(s: Sample, bos: int) -> list[int]:
@@ -49,7 +49,7 @@ def body(s: Sample, bos: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Decided:
+class Decision:
     """Of N samples."""
 
     kept: np.ndarray
@@ -67,7 +67,7 @@ def clean(text: str) -> bool:
     return bool(text.strip()) and "\ufffd" not in text.rstrip("\ufffd")
 
 
-def loaded(name: str) -> Verifier:
+def load_verifier(name: str) -> Verifier:
     """PATH.py:FUNCTION, a verifier of the user's."""
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
@@ -84,17 +84,17 @@ def loaded(name: str) -> Verifier:
     return found
 
 
-def judged(real: Real, first: First, docs: Sequence[np.ndarray], bits: np.ndarray, name: str) -> list[str]:
+def run_verifier(real: RealCorpus, first: BaseModelReference, docs: Sequence[np.ndarray], bits: np.ndarray, name: str) -> list[str]:
     """What one verifier says of each document, of so many bits a token under the first model: nothing, or why not."""
     if name == "typical":
         low, high = np.quantile(first.bits_d, (0.005, 0.995))  # refuses one real document in a hundred
         far = f"real text has {low:.2f} to {high:.2f}"
         return ["" if low <= b <= high else f"typical says no: {b:.2f} bits a token, {far}" for b in bits]
-    verifier = clean if name == "clean" else loaded(name)
-    return select.verified([real.tokenizer.decode(d) for d in docs], name, verifier)
+    verifier = clean if name == "clean" else load_verifier(name)
+    return select.apply_verifier([real.tokenizer.decode(d) for d in docs], name, verifier)
 
 
-def tried(real: Real, first: First, accepted: float) -> tuple[float, dict[str, str]]:
+def test_verifier(real: RealCorpus, first: BaseModelReference, accepted: float) -> tuple[float, dict[str, str]]:
     """The verifiers together on real documents and on the same tokens shuffled: (lower bound of the precision of what
     they accept, a share `accepted` of the samples; a note on each that takes nearly everything).
 
@@ -105,7 +105,7 @@ def tried(real: Real, first: First, accepted: float) -> tuple[float, dict[str, s
     both = [(docs, real.bits(first.params, docs).per_token) for docs in (good, bad)]
     passed, notes, n = np.ones((2, len(good)), bool), {}, len(good)
     for name in real.c.synthesize.verifiers:
-        why = [judged(real, first, docs, bits, name) for docs, bits in both]
+        why = [run_verifier(real, first, docs, bits, name) for docs, bits in both]
         if all("raised" in w for w in why[0]):
             raise UserError(f"the verifier {name} fails on every real document, first: {why[0][0]}; mend it")
         mine = np.array([[not w for w in ws] for ws in why])
@@ -117,7 +117,7 @@ def tried(real: Real, first: First, accepted: float) -> tuple[float, dict[str, s
 
 
 # ---------------------------------------------------------------------------------------------------- all of it
-def decide(real: Real, first: First, params: dict, made: Sequence[Sample], pool: Docs, plain: int) -> Decided:
+def decide(real: RealCorpus, first: BaseModelReference, params: dict, made: Sequence[Sample], pool: Docs, plain: int) -> Decision:
     """Judge, filter, weigh and measure. `pool`: kept samples of earlier generations; `plain`: how many of the samples, the
     first ones, begin from nothing: those are measured. The rare is made more of only while the precision holds."""
     t, bos = real.c.synthesize, real.tokenizer.bos
@@ -126,17 +126,17 @@ def decide(real: Real, first: First, params: dict, made: Sequence[Sample], pool:
     finite = np.isfinite(bits) & np.isfinite([s.logp for s in made])
     reasons = ["" if ok else "its log-probability is not a number" for ok in finite]
     for name in t.verifiers:
-        said = judged(real, first, docs.list(), bits, name)
+        said = run_verifier(real, first, docs.list(), bits, name)
         reasons = [old or new for old, new in zip(reasons, said, strict=True)]
     passed = np.array([not r for r in reasons])
-    reasons = filtered(reasons, real, docs, pool)
+    reasons = filter_samples(reasons, real, docs, pool)
     kept = np.array([not r for r in reasons])
     band = first.cells.of(docs, np.where(finite, bits, 0.0))
-    precision, notes = tried(real, first, float(passed.mean()))
+    precision, notes = test_verifier(real, first, float(passed.mean()))
     if t.auditor:
-        precision = audited(real, docs, kept)
-    weight, ess, missed = weighed(real, first, docs, band, kept, precision >= t.least_precision)
-    against = panel(real, first, docs.take(np.arange(min(plain, t.measured))))
+        precision = audit_accepted(real, docs, kept)
+    weight, ess, missed = weigh_samples(real, first, docs, band, kept, precision >= t.min_precision)
+    against = panel(real, first, docs.take(np.arange(min(plain, t.num_measured))))
     uneven = select.imbalance(passed[:plain], band[0][:plain])
     shown = bits[:plain][np.isfinite(bits[:plain])]
     figures = {
@@ -152,25 +152,25 @@ def decide(real: Real, first: First, params: dict, made: Sequence[Sample], pool:
         "notes": notes,
     }
     seen = Sampled(against, uneven, precision, int(kept.sum()))
-    return Decided(kept, reasons, weight, band[0] * BANDS + band[1], bits, figures, seen)
+    return Decision(kept, reasons, weight, band[0] * BANDS + band[1], bits, figures, seen)
 
 
-def filtered(reasons: list[str], real: Real, docs: Docs, pool: Docs) -> list[str]:
+def filter_samples(reasons: list[str], real: RealCorpus, docs: Docs, pool: Docs) -> list[str]:
     """The reasons, and why a document that passed must not teach all the same."""
     t = real.c.synthesize
-    dirty, twin = select.contaminated(docs, real.held, t.overlap), select.repeats(docs, pool, t.near)
+    dirty, twin = select.find_contaminated(docs, real.held, t.contamination_tokens), select.find_repeats(docs, pool, t.dedup_threshold)
     out = []
     for reason, h, k in zip(reasons, dirty, twin, strict=True):
         if not reason and h >= 0:
-            reason = f"it shares {t.overlap} tokens, or a whole document, with held-out document {h}"
+            reason = f"it shares {t.contamination_tokens} tokens, or a whole document, with held-out document {h}"
         elif not reason and k >= 0:
             reason = "it nearly repeats " + (f"sample {k - len(pool)}" if k >= len(pool) else "an earlier generation's")
         out.append(reason)
     return out
 
 
-def weighed(
-    real: Real, first: First, docs: Docs, band: tuple, kept: np.ndarray, novelty: bool
+def weigh_samples(
+    real: RealCorpus, first: BaseModelReference, docs: Docs, band: tuple, kept: np.ndarray, novelty: bool
 ) -> tuple[np.ndarray, float, float]:
     """(weights, effective sample size, largest mass that no candidate could give): rarity and surprisal as in real text,
     with `EVEN` of the rarity evened out while novelty is allowed."""
@@ -181,20 +181,20 @@ def weighed(
     for mine, theirs, even in zip(
         band, first.cells.of(Docs.of(real.train), first.bits_d), (EVEN * novelty, 0), strict=True
     ):
-        mass = (1 - even) * select.smoothed(np.bincount(theirs, minlength=BANDS)) + even / BANDS
+        mass = (1 - even) * select.smooth_counts(np.bincount(theirs, minlength=BANDS)) + even / BANDS
         features.append(select.one_hot(mine[kept], BANDS)[:, 1:])  # the first follows from the others
         target.append(mass[1:])
     keys = [tuple(d) for d, k in zip(docs.list(), kept, strict=True) if k]
-    base = select.capped(keys, t.copies)
-    found = select.project(np.concatenate(features, axis=1), np.concatenate(target), base, t.heaviest, t.least_ess)
+    base = select.cap_duplicates(keys, t.max_duplicates)
+    found = select.project(np.concatenate(features, axis=1), np.concatenate(target), base, t.max_weight, t.min_ess)
     weight[kept] = found.w
     return weight, found.ess, float(np.abs(found.missed).max())
 
 
-def panel(real: Real, first: First, sample: Docs) -> dict[str, dict[str, float]]:
+def panel(real: RealCorpus, first: BaseModelReference, sample: Docs) -> dict[str, dict[str, float]]:
     """Every figure beside the first model's own samples and beside real text."""
     found = measure.panel(Docs.of(real.guard), sample)
-    rows = sketched(real, first.params, sample)
+    rows = sketch_gradients(real, first.params, sample)
     found["vendi"] = measure.vendi(rows) if np.isfinite(rows).all() else 0.0
     against = first.by_first.against(found)
     for name, figure in first.by_real.against({k: v for k, v in found.items() if k != "vendi"}).items():
@@ -202,27 +202,27 @@ def panel(real: Real, first: First, sample: Docs) -> dict[str, dict[str, float]]
     return against
 
 
-def sketched(real: Real, params: dict, docs: Docs) -> np.ndarray:
+def sketch_gradients(real: RealCorpus, params: dict, docs: Docs) -> np.ndarray:
     rows = [[real.tokenizer.bos, *d] for d in docs.list()]
-    return generate.gradients(real.c.model, params["lm"], rows, real.c.synthesize.tokens)
+    return generate.gradients(real.c.model, params["lm"], rows, real.c.synthesize.max_new_tokens)
 
 
-def audited(real: Real, docs: Docs, kept: np.ndarray) -> float:
+def audit_accepted(real: RealCorpus, docs: Docs, kept: np.ndarray) -> float:
     """Lower bound of the share of kept samples that the auditor calls right."""
-    at, auditor = np.flatnonzero(kept)[:AUDITED], loaded(real.c.synthesize.auditor)
-    why = select.verified([real.tokenizer.decode(d) for d in docs.take(at).list()], "auditor", auditor)
+    at, auditor = np.flatnonzero(kept)[:AUDITED], load_verifier(real.c.synthesize.auditor)
+    why = select.apply_verifier([real.tokenizer.decode(d) for d in docs.take(at).list()], "auditor", auditor)
     return select.lower_bound(sum(not w for w in why), len(at))
 
 
-def cross_information(real: Real, params: dict, made: Sequence[Sample], pairs: int = 32) -> float:
+def cross_information(real: RealCorpus, params: dict, made: Sequence[Sample], pairs: int = 32) -> float:
     """Chapter-x10 on samples begun alike: bits a token that one tells about the next."""
-    bos, length, lm = real.tokenizer.bos, real.c.synthesize.tokens, params["lm"]
+    bos, length, lm = real.tokenizer.bos, real.c.synthesize.max_new_tokens, params["lm"]
     docs = [d[: (length - 2) // 2] for s in made[: 2 * pairs] if (d := body(s, bos))]
     two = list(zip(docs[::2], docs[1::2], strict=False))
     if not two:
         return float("nan")
-    alone = generate.nats(real.c.model, lm, [[bos, *b] for _, b in two], length)
-    beside = generate.nats(real.c.model, lm, [[bos, *a, bos, *b] for a, b in two], length)
+    alone = generate.score_documents(real.c.model, lm, [[bos, *b] for _, b in two], length)
+    beside = generate.score_documents(real.c.model, lm, [[bos, *a, bos, *b] for a, b in two], length)
     size = np.array([len(b) for _, b in two])
     ends = np.array([x[-k:].sum() for x, k in zip(beside, size, strict=True)])
     return measure.cross_information(-np.array([x.sum() for x in alone]), -ends, size)

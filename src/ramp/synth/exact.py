@@ -17,7 +17,7 @@ import numpy as np
 
 
 # ---------------------------------------------------------------------------------------------------- the law
-def excess(d1: float, m: float, g: int | np.ndarray, gain: float = 1.0) -> float | np.ndarray:
+def excess_loss(d1: float, m: float, g: int | np.ndarray, gain: float = 1.0) -> float | np.ndarray:
     """Loss above the first model's after g generations with real share m, in the unit of d1; `gain`: see above, in (0, 1]."""
     _check_share(m)
     if not 0 < gain <= 1:
@@ -26,7 +26,7 @@ def excess(d1: float, m: float, g: int | np.ndarray, gain: float = 1.0) -> float
     return d1 * (1 - m) * (g if keep == 1 else (1 - keep ** np.asarray(g)) / (1 - keep))
 
 
-def drift(replaced: np.ndarray) -> tuple[float, float]:
+def estimate_drift(replaced: np.ndarray) -> tuple[float, float]:
     """(d1, gain) from replace's loss above the first model's after generations 1, 2, ...: costs a generation as a geometric
     series, by least squares on their logarithms; one generation, or one that costs nothing, tells d1 alone."""
     costs = np.diff(replaced, prepend=0.0)
@@ -36,7 +36,7 @@ def drift(replaced: np.ndarray) -> tuple[float, float]:
     return (float(np.exp(start)), float(np.exp(slope))) if slope < 0 else (float(costs.mean()), 1.0)
 
 
-def share_for(tolerance: float) -> float:
+def real_fraction_for(tolerance: float) -> float:
     """The least real share m whose excess never passes `tolerance` x d1: (1-m) / (m(2-m)) = tolerance."""
     if not tolerance > 0:
         raise ValueError(f"the tolerated excess is more than 0 steps of replace, not {tolerance}")

@@ -19,9 +19,9 @@ from scipy.stats import qmc
 
 from ramp.config import Model
 from ramp.model import sample
-from ramp.model.loss import head_losses
-from ramp.model.sample import How
-from ramp.model.transformer import ROWS, head, hidden, unembed
+from ramp.model.loss import token_cross_entropy
+from ramp.model.sample import SamplingParams
+from ramp.model.transformer import ROWS, apply_head, compute_hidden, unembed
 
 BATCH = 64  # rows sampled or scored at once
 LONGEST_SEED = 8  # most tokens that a prompt takes from real text: a direction, too short to be copied into the samples
@@ -76,7 +76,7 @@ def entity_pairs(texts: Sequence[str], n: int, rng: np.random.Generator) -> list
     return found
 
 
-def grid(attributes: Mapping[str, Sequence[str]], n: int, seed: int) -> list[dict[str, str]]:
+def sobol_grid(attributes: Mapping[str, Sequence[str]], n: int, seed: int) -> list[dict[str, str]]:
     """n combinations by a scrambled Sobol sequence: every value, pair and triple about equally often, which independent
     draws are not at any n that matters."""
     names = list(attributes)
@@ -93,21 +93,21 @@ def first_key(seed: int, generation: int) -> int:
     return int.from_bytes(hashlib.blake2b(f"synth:{seed}:{generation}".encode(), digest_size=4).digest()) >> 1
 
 
-def samples(
+def generate_samples(
     c: Model,
     params: dict,
     prompts: Sequence[Prompt],
     key: int,
     n: int,
-    how: How,
+    how: SamplingParams,
     stop: tuple[int, ...],
     batch: int = BATCH,
 ) -> list[Sample]:
     """Up to n tokens after each prompt; sample i has the key `key` + i. `params` of the language model alone."""
-    weights, found, batch = sample.ready(c, params), [], filled(batch)
+    weights, found, batch = sample.prepare_decode_params(c, params), [], fill_batch(batch)
     for first in range(0, len(prompts), batch):
         part = [p.ids for p in prompts[first : first + batch]]
-        stream = sample.start(c, params, [*part, *part[:1] * (batch - len(part))], key + first)  # one shape to compile
+        stream = sample.prefill_prompts(c, params, [*part, *part[:1] * (batch - len(part))], key + first)  # one shape to compile
         stream = sample.decode(c, weights, stream, how, n, stop)
         tokens, logps = (np.asarray(jax.reshard(a, P())) for a in (stream.tokens_bn, stream.logps_bn))
         for i in range(len(part)):
@@ -116,21 +116,21 @@ def samples(
     return found
 
 
-def again(
-    c: Model, params: dict, prompt: Sequence[int], key: int, n: int, how: How, stop: tuple[int, ...], batch: int = BATCH
+def regenerate(
+    c: Model, params: dict, prompt: Sequence[int], key: int, n: int, how: SamplingParams, stop: tuple[int, ...], batch: int = BATCH
 ) -> tuple[int, ...]:
     """The ids of the sample with this prompt and key, from its ledger row alone; the batch has the same shape."""
-    return samples(c, params, [Prompt(tuple(prompt))] * batch, key, n, how, stop, batch)[0].ids
+    return generate_samples(c, params, [Prompt(tuple(prompt))] * batch, key, n, how, stop, batch)[0].ids
 
 
-def filled(batch: int) -> int:
+def fill_batch(batch: int) -> int:
     """The least multiple of the devices along the rows that is at least `batch`."""
     shape = jax.sharding.get_mesh().shape
     return batch + -batch % (shape["replica"] * shape["data"])
 
 
 # ---------------------------------------------------------------------------------------------------- scoring
-def nats(c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, batch: int = BATCH) -> list[np.ndarray]:
+def score_documents(c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, batch: int = BATCH) -> list[np.ndarray]:
     """-log p of each token of each document given those before it; the first token, such as bos, is only a context.
     Documents are cut at `length` + 1 tokens."""
     found = []
@@ -140,7 +140,7 @@ def nats(c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, bat
     return found
 
 
-def packed(docs: Sequence[Sequence[int]], length: int) -> dict[str, np.ndarray]:
+def pack_documents(docs: Sequence[Sequence[int]], length: int) -> dict[str, np.ndarray]:
     """Documents one a row, cut at `length` + 1 tokens: tokens, targets and weights (1 where there is a target), [N, length]."""
     rows = {k: np.zeros((len(docs), length), np.int32) for k in ("tokens", "targets")}
     rows["weights"] = np.zeros((len(docs), length), np.float32)
@@ -152,17 +152,17 @@ def packed(docs: Sequence[Sequence[int]], length: int) -> dict[str, np.ndarray]:
 
 def _padded(docs: Sequence[Sequence[int]], length: int, batch: int):
     """Batches of one shape: ({tokens, targets, weights} on the mesh, how many targets each document has)."""
-    place, batch = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS)), filled(batch)
+    place, batch = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS)), fill_batch(batch)
     for first in range(0, len(docs), batch):
         part = docs[first : first + batch]
-        rows = packed([*part, *[()] * (batch - len(part))], length)
+        rows = pack_documents([*part, *[()] * (batch - len(part))], length)
         sizes = rows["weights"].sum(axis=1).astype(int)[: len(part)]
         yield {k: jax.device_put(a, place) for k, a in rows.items()}, sizes
 
 
 @partial(jax.jit, static_argnames="c")
 def _nats(c: Model, params: dict, tokens_bt, targets_bt):
-    return head_losses(c, params, hidden(c, params, tokens_bt), targets_bt)[0]
+    return token_cross_entropy(c, params, compute_hidden(c, params, tokens_bt), targets_bt)[0]
 
 
 def gradients(
@@ -183,14 +183,14 @@ def gradients(
 @partial(jax.jit, static_argnames=("c", "dim"))
 def _sketch(c: Model, params: dict, tokens_bt, targets_bt, weights_bt, dim: int):
     B, T = tokens_bt.shape
-    x_nd = hidden(c, params, tokens_bt)
-    y_nd, _ = head(c, params, x_nd)
+    x_nd = compute_hidden(c, params, tokens_bt)
+    y_nd, _ = apply_head(c, params, x_nd)
     targets_n = jax.lax.reshape(targets_bt, (B * T,), out_sharding=P(ROWS))
     logits_nv = jax.reshard(unembed(c, params, x_nd), P(ROWS, None))
-    off_nv = jax.nn.softmax(logits_nv) - jax.nn.one_hot(targets_n, c.vocab, dtype=jnp.float32)
+    off_nv = jax.nn.softmax(logits_nv) - jax.nn.one_hot(targets_n, c.vocab_size, dtype=jnp.float32)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     left, right = (
-        jax.random.rademacher(k, (n, dim), jnp.float32) for k, n in zip(keys, (c.width, c.vocab), strict=True)
+        jax.random.rademacher(k, (n, dim), jnp.float32) for k, n in zip(keys, (c.width, c.vocab_size), strict=True)
     )
     a, b = jnp.dot(y_nd.astype(jnp.float32), left), jnp.dot(off_nv, right)
     a, b = (jax.lax.reshape(z, (B, T, dim), out_sharding=P(ROWS)) for z in (a, b))

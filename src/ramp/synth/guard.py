@@ -25,7 +25,7 @@ Action = Literal["go", "warn", "repair", "roll back", "stop"]
 
 
 @dataclass(frozen=True)
-class Guard:
+class CollapseGuard:
     """What the guard carries from one generation to the next."""
 
     m: float  # real share of the tokens of the next generation
@@ -102,22 +102,22 @@ def threshold(level: float, test: int) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------- decisions
-def before(g: Guard, t: Synthesize, seen: Sampled) -> tuple[Guard, Decision]:
+def judge_samples(g: CollapseGuard, t: Synthesize, seen: Sampled) -> tuple[CollapseGuard, Decision]:
     """Judge what was sampled. A repair takes effect on this very generation."""
     if not seen.accepted:
         return _repaired(g, t, "no sample was accepted: this generation is real text alone")
     reasons = []
     out = {name: figure for name, figure in seen.figures.items() if abs(figure["z"]) > t.warn_z}  # a ratio may be noise
     for name, limit, side in (
-        ("coverage_2", t.least_coverage, -1),
-        ("vendi", t.least_vendi, -1),
-        ("kl_drift", t.most_drift, 1),
+        ("coverage_2", t.min_coverage, -1),
+        ("vendi", t.min_vendi_ratio, -1),
+        ("kl_drift", t.max_kl_ratio, 1),
     ):
         if name in out and side * out[name]["ratio"] > side * limit:
             reasons.append(f"{name} is {out[name]['ratio']:.2f} of the null (limit {limit:g})")
-    if seen.imbalance > t.most_imbalance:
+    if seen.imbalance > t.max_imbalance:
         reasons.append(f"a cell is accepted {seen.imbalance:.1f} times less often than the median cell")
-    if seen.precision < t.least_precision:
+    if seen.precision < t.min_precision:
         reasons.append(f"audited precision of what was accepted may be as low as {seen.precision:.2f}")
     if reasons:
         return _repaired(g, t, *reasons)
@@ -125,17 +125,17 @@ def before(g: Guard, t: Synthesize, seen: Sampled) -> tuple[Guard, Decision]:
     return replace(g, weight=1.0), Decision("warn" if warned else "go", warned)
 
 
-def _repaired(g: Guard, t: Synthesize, *reasons: str) -> tuple[Guard, Decision]:
+def _repaired(g: CollapseGuard, t: Synthesize, *reasons: str) -> tuple[CollapseGuard, Decision]:
     """More real tokens, twice the share of rare ones among them (half at most), nothing of this generation's samples."""
-    return replace(g, m=min(1.0, g.m + t.repair), rare=min(0.5, 2 * g.rare), weight=0.0), Decision("repair", reasons)
+    return replace(g, m=min(1.0, g.m + t.repair_increment), rare=min(0.5, 2 * g.rare), weight=0.0), Decision("repair", reasons)
 
 
-def after(g: Guard, t: Synthesize, seen: Trained, generation: int) -> tuple[Guard, Decision]:
+def judge_model(g: CollapseGuard, t: Synthesize, seen: Trained, generation: int) -> tuple[CollapseGuard, Decision]:
     """Judge what was trained: keep it as the last good one, or go back."""
     test = g.tests + 1
-    limit = threshold(t.false_alarms / 3, test)  # three questions share the rate
+    limit = threshold(t.false_alarm_rate / 3, test)  # three questions share the rate
     reasons = []
-    for name, pair, tolerance in (("bits", seen.bits, t.worse), ("bits of the tail", seen.tail_bits, t.worse_tail)):
+    for name, pair, tolerance in (("bits", seen.bits, t.max_loss_rise), ("bits of the tail", seen.tail_bits, t.max_tail_loss_rise)):
         if pair is not None and len(pair[0]):
             e = log_e(scaled(*pair, tolerance))
             if e >= limit:
@@ -148,7 +148,7 @@ def after(g: Guard, t: Synthesize, seen: Trained, generation: int) -> tuple[Guar
             reasons.append(f"right answers to novel problems fell by {fell:.1%} (e-value 10^{e / math.log(10):.1f})")
     g = replace(g, tests=test, poor=g.poor + 1 if seen.bits_in <= seen.bits_lost else 0)
     if reasons:
-        g = replace(g, rolled=g.rolled + 1, m=min(1.0, g.m + t.repair))
+        g = replace(g, rolled=g.rolled + 1, m=min(1.0, g.m + t.repair_increment))
         if g.rolled >= 2:
             return g, Decision("stop", (*reasons, "second roll-back in a row"))
         return g, Decision("roll back", tuple(reasons))

@@ -69,7 +69,7 @@ def read(directory: Path, generation: int, run: str | None = None) -> tuple[list
     return rows, meta
 
 
-def story(directory: Path, sample: str) -> str:
+def describe_sample(directory: Path, sample: str) -> str:
     """A sample told in words: where it comes from, what was made of it and why."""
     generation, _, number = sample.removeprefix("g").partition("-")
     if not (sample.startswith("g") and generation.isdigit() and number.isdigit()):

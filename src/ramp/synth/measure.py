@@ -37,7 +37,7 @@ class Docs:
         return cls(flat.astype(np.int64), lengths)
 
     @classmethod
-    def joined(cls, parts: Sequence["Docs"]) -> "Docs":
+    def concatenate(cls, parts: Sequence["Docs"]) -> "Docs":
         return cls(np.concatenate([p.flat for p in parts]), np.concatenate([p.lengths for p in parts]))
 
     def __len__(self) -> int:
@@ -242,7 +242,7 @@ def words(texts: Sequence[str]) -> tuple[list[list[int]], int, list[int]]:
     return docs, len(ids) + 1, [len(t.encode()) for t in texts]
 
 
-def recognised(docs: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -> list[int]:
+def recognize(docs: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -> list[int]:
     """Of each document the known one that it shares most 4-grams with, if those are half of its own; else -1."""
     of: dict[tuple, set[int]] = {}
     for i, doc in enumerate(known):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ramp.synth.exact import share_for
+from ramp.synth.exact import real_fraction_for
 
 POLICIES = ("ours", "replace", "accumulate", "subsample", "anchored")
 
@@ -102,9 +102,9 @@ def weighted_draw(chance: np.ndarray, n: int, rng: np.random.Generator) -> np.nd
     return np.concatenate([np.tile(np.flatnonzero(chance), whole), np.argsort(-score)[:rest]])
 
 
-def share(d1: float, tolerance: float, least: float) -> float:
+def real_fraction(d1: float, tolerance: float, least: float) -> float:
     """The real share of the drift law for a tolerated excess, at least `least`; with no drift to be seen, `least`."""
-    return max(least, share_for(tolerance / d1)) if d1 > 0 else least
+    return max(least, real_fraction_for(tolerance / d1)) if d1 > 0 else least
 
 
 def order(mixed: int, real: int, steps: int, batch: int, real_last: float, seed: int) -> np.ndarray:

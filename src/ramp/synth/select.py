@@ -18,7 +18,7 @@ Verifier = Callable[[str], bool]
 
 
 # ---------------------------------------------------------------------------------------------------- hard filters
-def verified(texts: Sequence[str], name: str, verifier: Verifier) -> list[str]:
+def apply_verifier(texts: Sequence[str], name: str, verifier: Verifier) -> list[str]:
     """Why each text did not pass the verifier; nothing if it did. One that raises has not passed the text."""
 
     def why(text: str) -> str:
@@ -30,7 +30,7 @@ def verified(texts: Sequence[str], name: str, verifier: Verifier) -> list[str]:
     return [why(text) for text in texts]
 
 
-def contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
+def find_contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
     """[N] number of the held-out document that shares n tokens in a row with this one, or is contained whole; or -1."""
     found = np.full(len(docs), -1)
     for k in sorted({n, *(int(x) for x in held_out.lengths if 3 <= x < n)}):  # short documents are matched whole
@@ -45,9 +45,9 @@ def contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
     return found
 
 
-def repeats(docs: Docs, pool: Docs, threshold: float) -> np.ndarray:
+def find_repeats(docs: Docs, pool: Docs, threshold: float) -> np.ndarray:
     """[N] number of an earlier document, those of `pool` first, that this one nearly repeats; or -1."""
-    return near_duplicates(Docs.joined([pool, docs]), threshold)[len(pool) :]
+    return near_duplicates(Docs.concatenate([pool, docs]), threshold)[len(pool) :]
 
 
 # ---------------------------------------------------------------------------------------------------- cells
@@ -86,7 +86,7 @@ def rarity(docs: Docs, count_v: np.ndarray) -> np.ndarray:
     return total / np.maximum(np.bincount(docs.owner, keep, len(docs)), 1)
 
 
-def smoothed(counts: np.ndarray) -> np.ndarray:
+def smooth_counts(counts: np.ndarray) -> np.ndarray:
     """Masses of cells from their counts: those never seen share the Good-Turing mass of those seen once, half at most,
     which is what a handful of documents, all seen once, would otherwise give away whole."""
     counts = np.asarray(counts, float)
@@ -142,17 +142,17 @@ def project(
         while (found := dual(theta - size * move))[0] > value - 1e-4 * size * slope @ move and size > 1e-6:
             size /= 2
         theta, (value, p) = theta - size * move, found
-    w = clipped(p * n, clip)
+    w = clip_weights(p * n, clip)
     if ess(w) < least_ess:
         low, high = 0.0, 1.0
         for _ in range(30):
             share = (low + high) / 2
-            low, high = (share, high) if ess(clipped(dual(share * theta)[1] * n, clip)) >= least_ess else (low, share)
-        w = clipped(dual(low * theta)[1] * n, clip)
+            low, high = (share, high) if ess(clip_weights(dual(share * theta)[1] * n, clip)) >= least_ess else (low, share)
+        w = clip_weights(dual(low * theta)[1] * n, clip)
     return Weights(w, ess(w), target_k - w @ f / n)
 
 
-def clipped(w: np.ndarray, most: float) -> np.ndarray:
+def clip_weights(w: np.ndarray, most: float) -> np.ndarray:
     """Weights with mean 1 and none above `most`: what is cut off goes to the others in proportion."""
     w = w / w.mean()
     for _ in range(100):
@@ -175,7 +175,7 @@ def one_hot(band: np.ndarray, n: int) -> np.ndarray:
     return (band[:, None] == np.arange(n)).astype(float)
 
 
-def capped(keys: Sequence, copies: int) -> np.ndarray:
+def cap_duplicates(keys: Sequence, copies: int) -> np.ndarray:
     """Base weights by multiplicity: what was sampled k times counts `copies` times at most, shared among the k."""
     count = Counter(keys)
     return np.array([min(1.0, copies / count[key]) for key in keys])

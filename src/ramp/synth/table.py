@@ -99,8 +99,8 @@ def law(results: Rows) -> Iterator[Bar]:
             curves = [r[key] for r in rows if r["key"]["m"] == m]
             seen = np.mean(curves, axis=0)[1:] - np.mean(curves, axis=0)[0]
             mean, g = np.mean(replaced, axis=0), np.arange(1, len(seen) + 1)
-            d1, gain = exact.drift(mean)
-            forecasts = exact.excess(d1, m, g, gain), exact.excess(float(mean[0]), m, g)
+            d1, gain = exact.estimate_drift(mean)
+            forecasts = exact.excess_loss(d1, m, g, gain), exact.excess_loss(float(mean[0]), m, g)
             fitted, plain = (np.abs(forecast - seen) / np.abs(seen) for forecast in forecasts)
             told = f"{fitted.max():.0%}, mean {fitted.mean():.0%}; {len(curves)} seeds, gain {gain:.2f} "
             told += f"(without: {plain.max():.0%}, {plain.mean():.0%})"

@@ -16,7 +16,7 @@ from ramp.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Real:
+class RealCorpus:
     """Documents are compared by their openings, as long as a sample is."""
 
     c: Config
@@ -28,26 +28,26 @@ class Real:
     held: Docs  # all validation documents, whole: no sample may share a passage with them
 
     @classmethod
-    def read(cls, rundir: RunDir, c: Config, tokenizer: Tokenizer) -> "Real":
+    def read(cls, rundir: RunDir, c: Config, tokenizer: Tokenizer) -> "RealCorpus":
         t = c.synthesize
-        rows, val = (TokenRows(rundir.tokens(s), t.seq, tokenizer.fingerprint) for s in ("train", "val"))
-        train, whole = (openings(r.stream, tokenizer.bos, n) for r, n in ((rows, t.tokens), (val, len(val.stream))))
-        held = [doc[: t.tokens] for doc in whole]
-        for name, docs, least in (("training", train, 2 * t.measured), ("validation", held, 16)):
+        rows, val = (TokenRows(rundir.tokens(s), t.seq_len, tokenizer.fingerprint) for s in ("train", "val"))
+        train, whole = (openings(r.stream, tokenizer.bos, n) for r, n in ((rows, t.max_new_tokens), (val, len(val.stream))))
+        held = [doc[: t.max_new_tokens] for doc in whole]
+        for name, docs, least in (("training", train, 2 * t.num_measured), ("validation", held, 16)):
             if len(docs) < least:
                 raise UserError(
                     f"synthesize needs {least} {name} documents and has {len(docs)}: give more text, cut it into more "
-                    "documents, or lower synthesize.measured"
+                    "documents, or lower synthesize.num_measured"
                 )
         rng = np.random.default_rng(c.seed)
-        train = [train[i] for i in rng.permutation(len(train))[: 8 * t.measured]]  # nulls of an eighth overlap little
-        held = [held[i] for i in rng.permutation(len(held))[: 2 * t.held_out]]
+        train = [train[i] for i in rng.permutation(len(train))[: 8 * t.num_measured]]  # nulls of an eighth overlap little
+        held = [held[i] for i in rng.permutation(len(held))[: 2 * t.num_guard_documents]]
         return cls(c, tokenizer, rows, train, held[::2], held[1::2], Docs.of(whole))
 
     @cached_property
     def count_v(self) -> np.ndarray:
         """How often the training stream has each token."""
-        return np.bincount(self.rows.stream, minlength=self.c.model.vocab)
+        return np.bincount(self.rows.stream, minlength=self.c.model.vocab_size)
 
     @cached_property
     def rare_rows(self) -> np.ndarray:
@@ -58,9 +58,9 @@ class Real:
 
     def bits(self, params: dict, docs: Sequence[np.ndarray]) -> "Bits":
         lm, t, bos = params["lm"], self.c.synthesize, self.tokenizer.bos
-        nats = generate.nats(self.c.model, lm, [[bos, *doc] for doc in docs], t.tokens)
+        nats = generate.score_documents(self.c.model, lm, [[bos, *doc] for doc in docs], t.max_new_tokens)
         docs = [doc[: len(x)] for doc, x in zip(docs, nats, strict=True)]
-        lengths = np.append(self.tokenizer.byte_lengths, np.zeros(self.c.model.vocab - self.tokenizer.vocab_size))
+        lengths = np.append(self.tokenizer.byte_lengths, np.zeros(self.c.model.vocab_size - self.tokenizer.vocab_size))
         per_byte = [x.sum() / max(lengths[doc].sum(), 1) for x, doc in zip(nats, docs, strict=True)]
         rare = [x[self.count_v[doc] <= RARE] for x, doc in zip(nats, docs, strict=True)]
         per_token = [x.mean() if len(x) else np.inf for x in nats]
@@ -91,7 +91,7 @@ def openings(stream: np.ndarray, bos: int, longest: int) -> list[np.ndarray]:
 
 # ---------------------------------------------------------------------------------------------------- rows
 @dataclass(frozen=True)
-class Made:
+class PackedSamples:
     """Samples packed as pretraining packs documents, `bos doc bos doc ...`, with a weight on every target.
 
     The bos after a sample bears weight only where the sample ended by itself: the cut at the longest length is ours.
@@ -103,7 +103,7 @@ class Made:
     owner: np.ndarray  # the sample each target is of; -1: none
 
     @classmethod
-    def pack(cls, docs: Sequence[Sequence[int]], weights: Sequence[float], length: int, bos: int) -> "Made":
+    def pack(cls, docs: Sequence[Sequence[int]], weights: Sequence[float], length: int, bos: int) -> "PackedSamples":
         ids, weight, owner = [bos], [0.0], [-1]
         for i, (doc, w) in enumerate(zip(docs, weights, strict=True)):
             ended = len(doc) > 0 and doc[-1] == bos
@@ -124,30 +124,30 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingPlan:
     """The rows of a generation's training in their order: `batches(step)` is a pure function, as every batch is here."""
 
     real: TokenRows
-    made: list[Made]  # generation 1, 2, ...
+    made: list[PackedSamples]  # generation 1, 2, ...
     generation: np.ndarray  # [steps, batch], 0: real
     number: np.ndarray
 
     @classmethod
     def plan(
-        cls, c: Config, real: Real, made: list[Made], live: Sequence[float], m: float, rare: float, seed: int
-    ) -> "Lesson":
+        cls, c: Config, real: RealCorpus, made: list[PackedSamples], live: Sequence[float], m: float, rare: float, seed: int
+    ) -> "TrainingPlan":
         """`live`: weight of each generation's samples, 0 for one that the guard dropped."""
         t = c.synthesize
-        last = t.real_last if t.policy == "ours" else 0.0
-        slots = t.steps * t.batch
-        first = slots - round(last * t.steps) * t.batch
+        last = t.final_real_fraction if t.policy == "ours" else 0.0
+        slots = t.steps * t.batch_size
+        first = slots - round(last * t.steps) * t.batch_size
         rng = np.random.default_rng([seed, len(made)])
         share = max(0.0, (m * slots - (slots - first)) / max(first, 1))
         held = [w * (x.weights.sum(axis=1) > 0) for w, x in zip(live, made, strict=True)]
         sizes = [len(real.rows), *(len(x.tokens) for x in made)]
-        found = mix.compose(t.policy, sizes, first, rng, share, real.rare_rows, rare, held, t.age)
+        found = mix.compose(t.policy, sizes, first, rng, share, real.rare_rows, rare, held, t.age_decay)
         reals = rng.choice(sizes[0], slots - first)
-        order = mix.order(len(found.number), len(reals), t.steps, t.batch, last, seed)
+        order = mix.order(len(found.number), len(reals), t.steps, t.batch_size, last, seed)
         generation = np.concatenate([found.generation, np.zeros_like(reals)])[order]
         return cls(real.rows, made, generation, np.concatenate([found.number, reals])[order])
 

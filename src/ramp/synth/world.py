@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from ramp.synth.exact import zipf
-from ramp.synth.generate import grid
+from ramp.synth.generate import sobol_grid
 
 DIGITS, OPERATORS = 10, 40
 BOS, END = DIGITS + OPERATORS, DIGITS + OPERATORS + 1
@@ -82,7 +82,7 @@ class World:
         first = {(d[2] - DIGITS, d[3]): d[1] for d in shown}  # (operator, what it made): of which digit
         names = [str(i) for i in range(OPERATORS)]
         found = []
-        for i, a in enumerate(grid({"op": names, "digit": names[:DIGITS], "before": names}, n, seed)):
+        for i, a in enumerate(sobol_grid({"op": names, "digit": names[:DIGITS], "before": names}, n, seed)):
             op, digit, before = (int(a[k]) for k in ("op", "digit", "before"))
             behind = i % 2 and (before, digit) in first and self.allowed((before, op))
             start = [first[before, digit], DIGITS + before, digit] if behind else [digit]

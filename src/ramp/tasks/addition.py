@@ -7,13 +7,13 @@ import re
 from collections.abc import Sequence
 
 from ramp.errors import UserError
-from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
+from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
 
 def sample(seed: int, level: int) -> Problem:
     if level < 1:
         raise UserError(f"numbers have at least one digit, not {level}")
-    r = rng("addition", seed, level)
+    r = make_rng("addition", seed, level)
     a, b = (r.randrange(10 ** (level - 1) if level > 1 else 0, 10**level) for _ in range(2))
     return Problem("addition", seed, level, f"{a}+{b}", (a, b), str(a + b))
 
@@ -47,7 +47,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         digits = (found[6] if last else found[6][-1]) + digits
         carry = int(found[6]) // 10
     follows = digits.lstrip("0") or "0" if len(steps) == len(columns) else None
-    return closing(verdicts, answer, follows, problem.answer)
+    return close_steps(verdicts, answer, follows, problem.answer)
 
 
 def _step(terms: list[int], want: list[int] | None, ops: str, stated: int) -> Step:

@@ -11,7 +11,7 @@ import string
 from collections.abc import Sequence
 
 from ramp.errors import UserError
-from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
+from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
 OPS = "+-*"
 LETTERS = string.ascii_lowercase
@@ -25,7 +25,7 @@ def sample(seed: int, level: int) -> Problem:
     """`level` operations. The labels begin anywhere in the alphabet, so that no label belongs to a position."""
     if not 1 <= level <= len(LETTERS):
         raise UserError(f"a chain has 1 to {len(LETTERS)} operations, not {level}")
-    r = rng("chain", seed, level)
+    r = make_rng("chain", seed, level)
     first = r.randint(0, len(LETTERS) - level)
     start = r.randrange(10)
     ops = tuple((LETTERS[first + k], r.choice(OPS), r.randrange(10)) for k in range(level))
@@ -50,7 +50,7 @@ def solution(problem: Problem) -> list[str]:
 
 def slipping(problem: Problem, share: float) -> tuple[list[str], str]:
     """Steps and answer of somebody who states a random digit at a `share` of the steps and goes on from there."""
-    r, value, steps = rng("slips", problem.seed, problem.level), problem.gold[0], []
+    r, value, steps = make_rng("slips", problem.seed, problem.level), problem.gold[0], []
     for label, op, operand in problem.gold[1]:
         value = r.randrange(10) if r.random() < share else apply(value, op, operand)
         steps.append(f"{label}{value}")
@@ -65,7 +65,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         found = re.fullmatch(r"([a-z])(\d)", text)
         verdicts.append(_step(ops, k, value, found[1], int(found[2])) if found else Step(False, "malformed"))
         value = int(found[2]) if found else value
-    return closing(verdicts, answer, str(value) if len(steps) == len(ops) else None, problem.answer)
+    return close_steps(verdicts, answer, str(value) if len(steps) == len(ops) else None, problem.answer)
 
 
 def _step(ops: tuple, k: int, value: int, label: str, stated: int) -> Step:

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from itertools import combinations, pairwise
 
 from ramp.errors import UserError
-from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
+from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
 
 def sample(seed: int, level: int) -> Problem:
     """`level` + 2 nodes, a tree and about as many edges again; start and goal are as far apart as any two nodes."""
     if not 1 <= level <= 24:
         raise UserError(f"a graph's level is 1 to 24, not {level}")
-    r = rng("paths", seed, level)
+    r = make_rng("paths", seed, level)
     nodes = r.sample("abcdefghijklmnopqrstuvwxyz", level + 2)
     edges = {tuple(sorted((nodes[i], r.choice(nodes[max(0, i - 3) : i])))) for i in range(1, len(nodes))}
     spare = [e for e in map(tuple, map(sorted, combinations(nodes, 2))) if e not in edges]
@@ -68,7 +68,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         verdicts.append(_step(edges, goal, walk, text))
         walk += text[1]
     right = answer is not None and valid(problem, answer)
-    return closing(verdicts, answer, walk if walk[-1] == goal else None, answer if right else problem.answer)
+    return close_steps(verdicts, answer, walk if walk[-1] == goal else None, answer if right else problem.answer)
 
 
 def _step(edges, goal: str, walk: str, text: str) -> Step:

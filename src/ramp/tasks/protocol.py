@@ -82,12 +82,12 @@ class Task:
     reword: Callable[[Problem], Problem] | None = None  # the same problem in words kept out of training
 
 
-def rng(task: str, seed: int, level: int) -> random.Random:
+def make_rng(task: str, seed: int, level: int) -> random.Random:
     """The randomness of a problem: its own, whatever was sampled before."""
     return random.Random(f"{task}:{seed}:{level}")
 
 
-def closing(steps: Sequence[Step], stated: str | None, follows: str | None, gold: str) -> Verdict:
+def close_steps(steps: Sequence[Step], stated: str | None, follows: str | None, gold: str) -> Verdict:
     """A verdict whose answer is right when it is what the steps lead to; `follows` is None where they lead nowhere."""
     if stated is None or not stated:
         return Verdict(tuple(steps), Step(False, "malformed"), False)
@@ -161,19 +161,19 @@ def first_error_f1(said: Sequence[int | None], true: Sequence[int | None]) -> di
 
 
 # ---------------------------------------------------------------------------------------------------- slices
-def slices(task: Task, seed: int, level: int) -> dict[str, Problem]:
+def make_slices(task: Task, seed: int, level: int) -> dict[str, Problem]:
     """One problem, as it is ("base"), in words kept out of training and mistyped, where the task has words; and one that
     is longer by half, another problem altogether."""
     plain = task.sample(seed, level)
     found = {"base": plain, "longer": task.sample(seed - 10**9, level + max(1, level // 2))}
     if task.reword:
         found["reworded"] = task.reword(plain)
-    if (question := typos(plain.question, seed)) != plain.question:
+    if (question := add_typos(plain.question, seed)) != plain.question:
         found["typos"] = replace(plain, question=question)
     return found
 
 
-def typos(text: str, seed: int, share: float = 0.2) -> str:
+def add_typos(text: str, seed: int, share: float = 0.2) -> str:
     """In a `share` of the words of five letters or more, and in one at least, two inner letters that differ change places;
     numbers stay."""
     r, words = random.Random(f"typos:{seed}"), text.split(" ")

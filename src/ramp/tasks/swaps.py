@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from itertools import combinations
 
 from ramp.errors import UserError
-from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
+from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
 
 def sample(seed: int, level: int) -> Problem:
     """`level` + 1 different digits, not in order."""
     if not 1 <= level <= 9:
         raise UserError(f"a row has level + 1 of the ten digits, so the level is 1 to 9, not {level}")
-    r = rng("swaps", seed, level)
+    r = make_rng("swaps", seed, level)
     row = r.sample("0123456789", level + 1)
     while row == sorted(row):
         r.shuffle(row)
@@ -34,7 +34,7 @@ def solution(problem: Problem) -> list[str]:
 
 def wandering(problem: Problem) -> tuple[list[str], str]:
     """Steps and answer of somebody who does any swap that undoes an inversion: many ways to be right."""
-    r, row, steps = rng("wandering", problem.seed, problem.level), list(problem.question), []
+    r, row, steps = make_rng("wandering", problem.seed, problem.level), list(problem.question), []
     while pairs := [(i, j) for i, j in combinations(range(len(row)), 2) if row[i] > row[j]]:
         i, j = r.choice(pairs)
         row[i], row[j] = row[j], row[i]
@@ -58,7 +58,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         why = "" if moved == 2 and fewer else "wrong operation" if moved > 2 else "irrelevant"
         verdicts.append(Step(not why, why))
         row = text
-    return closing(verdicts, answer, row if row == problem.answer else None, problem.answer)
+    return close_steps(verdicts, answer, row if row == problem.answer else None, problem.answer)
 
 
 TASK = Task("swaps", sample, solution, judge)

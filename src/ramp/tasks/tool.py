@@ -14,7 +14,7 @@ from ramp.text.tokenizer import Tokenizer
 CALL = re.compile(r"<<([^<>=]+)=[^<>]*>>")
 
 
-def result(expression: str) -> str:
+def call_result(expression: str) -> str:
     """The value as people write it, or `?`."""
     try:
         value = calculate(expression)
@@ -30,10 +30,10 @@ def reply(tokenizer: Tokenizer, said: Sequence[int]) -> list[int]:
         return []
     opened = len(said) - 2 - list(reversed(said[:-1])).index(mark)
     text = tokenizer.decode_bytes(said[opened + 1 : -1]).decode("utf-8", "replace")
-    return [*tokenizer.encode(result(text) if len(text) <= LONGEST else "?"), mark]
+    return [*tokenizer.encode(call_result(text) if len(text) <= LONGEST else "?"), mark]
 
 
-def spoken(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
+def encode_with_calls(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
     """(ids, weights) of an assistant's words with the calls among them; results are put in and bear no loss."""
     ids: list[int] = []
     weights: list[int] = []
@@ -46,7 +46,7 @@ def spoken(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
     return ids, weights
 
 
-def with_results(
+def generate_with_tool(
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
     draw: Callable[[list[list[int]]], list[list[int]]],

@@ -13,7 +13,7 @@ from random import Random
 
 from ramp.errors import UserError
 from ramp.tasks.calculator import NotArithmetic, calculate, number, operands
-from ramp.tasks.protocol import Problem, Step, Task, Verdict, closing, rng
+from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
 NAMES = ("Ann", "Eve", "Ida", "Joan", "Mary", "Ruth", "Sara", "Zoe")
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
@@ -39,7 +39,7 @@ def sample(seed: int, level: int) -> Problem:
     """`level` operations on numbers that stay between 1 and 200."""
     if level < 1:
         raise UserError(f"a word problem has at least one operation, not {level}")
-    r = rng("words", seed, level)
+    r = make_rng("words", seed, level)
     value = start = r.randint(2, 30)
     ops = []
     for _ in range(level):
@@ -106,7 +106,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         answer = answer and _plain(number(answer))
     except NotArithmetic:
         answer = answer or None
-    return closing(verdicts, answer, follows, problem.answer)
+    return close_steps(verdicts, answer, follows, problem.answer)
 
 
 def _read(text: str) -> tuple[str, object]:

@@ -30,14 +30,14 @@ ROLES = ("system", "user", "assistant", "tool")
 # --- to tokens and rows
 
 
-def plainly(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
+def encode_plain(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
     """An assistant's words as (ids, weights): all of them bear loss."""
     ids = tokenizer.encode(content)
     return ids, [1] * len(ids)
 
 
 def render(
-    tokenizer: Tokenizer, messages: Messages, max_tokens: int, spoken: Callable = plainly
+    tokenizer: Tokenizer, messages: Messages, max_tokens: int, spoken: Callable = encode_plain
 ) -> tuple[list[int], list[int], bool] | None:
     """(ids, weights, cut) of at most `max_tokens`; `weights[i]` is 1 where ids[i] bears loss as a target.
 
@@ -46,13 +46,13 @@ def render(
     Turns after the last whole assistant turn that fits are left out, and `cut` says whether any were. None when not one
     assistant turn fits.
     """
-    ids, messages = beginning(tokenizer, messages)
-    weights, after = [0] * len(ids), closing(tokenizer)
+    ids, messages = encode_beginning(tokenizer, messages)
+    weights, after = [0] * len(ids), encode_closing(tokenizer)
     kept, kept_turns = 0, 0
     for turn, message in enumerate(messages, 1):
         own = message["role"] == "assistant"
-        before = opening(tokenizer, message["role"])
-        content, bears = (spoken if own else plainly)(tokenizer, message["content"])
+        before = encode_opening(tokenizer, message["role"])
+        content, bears = (spoken if own else encode_plain)(tokenizer, message["content"])
         if len(ids) + len(before) + len(content) + len(after) > max_tokens:
             break
         ids += [*before, *content, *after]
@@ -67,7 +67,7 @@ def render_all(
     conversations: Iterable[tuple[str, Messages]],
     max_tokens: int,
     counts: Counter,
-    spoken: Callable = plainly,
+    spoken: Callable = encode_plain,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """`render` each; adds to `counts`: rendered, cut, too_long, tokens, loss_tokens."""
     for _, messages in conversations:
@@ -82,17 +82,17 @@ def render_all(
 
 def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
     """The conversation so far, ending in the token after which the assistant speaks."""
-    ids, messages = beginning(tokenizer, messages)
+    ids, messages = encode_beginning(tokenizer, messages)
     for message in messages:
         ids += turn_ids(tokenizer, message)
-    return [*ids, *opening(tokenizer, "assistant")]
+    return [*ids, *encode_opening(tokenizer, "assistant")]
 
 
 def turn_ids(tokenizer: Tokenizer, message: dict[str, str]) -> list[int]:
-    return [*opening(tokenizer, message["role"]), *tokenizer.encode(message["content"]), *closing(tokenizer)]
+    return [*encode_opening(tokenizer, message["role"]), *tokenizer.encode(message["content"]), *encode_closing(tokenizer)]
 
 
-def beginning(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], Messages]:
+def encode_beginning(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], Messages]:
     """What stands before the first turn, and the turns: ChatML has no first token, but may have a first turn."""
     if not tokenizer.chatml:
         return [tokenizer.bos], messages
@@ -100,13 +100,13 @@ def beginning(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], Mess
     return [], messages if told else [{"role": "system", "content": tokenizer.system}, *messages]
 
 
-def opening(tokenizer: Tokenizer, role: str) -> list[int]:
+def encode_opening(tokenizer: Tokenizer, role: str) -> list[int]:
     """What opens a turn: the role's token. In ChatML one token opens all turns and the role follows in words; in an
     imported model the tokens of the roles are copies of that one."""
     return [tokenizer.special(role), *(tokenizer.encode(role + "\n") if tokenizer.chatml else [])]
 
 
-def closing(tokenizer: Tokenizer) -> list[int]:
+def encode_closing(tokenizer: Tokenizer) -> list[int]:
     """What closes a turn; of these only `<|end|>` is for an assistant to say."""
     return [tokenizer.end, *(tokenizer.encode("\n") if tokenizer.chatml else [])]
 

@@ -115,7 +115,7 @@ def _item(kind: str, record: dict[str, Any]) -> Item:
     return Item(tuple(pairs), gold)
 
 
-def rows_of(task: Task, tokenizer: Tokenizer, context: int, limit: int = 0) -> list[Row]:
+def make_rows(task: Task, tokenizer: Tokenizer, context: int, limit: int = 0) -> list[Row]:
     """The pairs of the first `limit` questions (0: all) as rows; one too long for the context loses its beginning."""
     asked, texts, rows = task.items[: limit or None], [], []
     for i, item in enumerate(asked):

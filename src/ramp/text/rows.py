@@ -175,7 +175,7 @@ class ArrayRows:
 
 
 @dataclass(frozen=True)
-class Thinned:
+class SubsampledRows:
     """`count` rows of a source, evenly spread over it: documents of one kind lie together, so its head is no sample."""
 
     source: TokenRows | ArrayRows
@@ -197,7 +197,7 @@ class Batches:
     batch may straddle two. In order (evaluation): `num_batches` batches, the last one padded with rows of weight 0.
     """
 
-    source: TokenRows | ArrayRows | Thinned
+    source: TokenRows | ArrayRows | SubsampledRows
     batch_size: int
     seed: int = 0
     shuffle: bool = True

@@ -78,7 +78,7 @@ class Tokenizer:
             vocab_size=vocab_size - len(SPECIALS), initial_alphabet=LETTERS, show_progress=False, special_tokens=[]
         )
         bpe.train_from_iterator(map(_encodable, texts), trainer)
-        return Tokenizer(numbered(json.loads(bpe.to_str())["model"]["merges"]))
+        return Tokenizer(number_tokens(json.loads(bpe.to_str())["model"]["merges"]))
 
     @staticmethod
     def bytes_only() -> "Tokenizer":
@@ -107,13 +107,13 @@ class Tokenizer:
         return self.to_library()
 
     @property
-    def spelled(self) -> list[str]:
+    def vocabulary(self) -> list[str]:
         """`pieces` in the letters of GPT-2's byte-level BPE."""
         return ["".join(LETTERS[b] for b in piece) for piece in self.pieces]
 
     def to_library(self) -> tokenizers.Tokenizer:
         """A new object of the `tokenizers` library that encodes alike; it knows no specials."""
-        spell = self.spelled
+        spell = self.vocabulary
         vocab = {letters: i for i, letters in enumerate(spell)}
         merges = [(spell[left], spell[right]) for left, right in self.merges]
         return _backend(self.pattern, models.BPE(vocab=vocab, merges=merges))
@@ -250,7 +250,7 @@ class StreamDecoder:
         return self._decoder.decode(b"", final=True)
 
 
-def numbered(merges: Iterable[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
+def number_tokens(merges: Iterable[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
     """Merges of pieces spelled in `LETTERS` as pairs of ids. KeyError: a piece that no earlier merge has made."""
     ids = {letter: byte for byte, letter in enumerate(LETTERS)}
     pairs = []

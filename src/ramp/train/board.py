@@ -27,7 +27,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
 
-class Board:
+class MetricWriter:
     """Writer for one stage of a run; with `enabled=False` (every process but the first) nothing touches the disk."""
 
     def __init__(self, run_dir: Path, stage: str, start_step: int = 0, enabled: bool = True):
@@ -40,7 +40,7 @@ class Board:
         run_dir.mkdir(parents=True, exist_ok=True)
         paths = run_dir / "metrics.jsonl", run_dir / "samples.jsonl"
         for path in paths:
-            rewind(path, stage, start_step)
+            drop_later_records(path, stage, start_step)
         self._metrics, self._samples = (path.open("a", encoding="utf-8") for path in paths)
         self._events = _event_file(run_dir / "tb" / stage)
         start = SessionLog(status=SessionLog.START)
@@ -147,7 +147,7 @@ def _event_file(folder: Path) -> EventFileWriter:
     return EventFileWriter(str(folder), flush_secs=10)
 
 
-def rewind(path: Path, stage: str, start_step: int) -> None:
+def drop_later_records(path: Path, stage: str, start_step: int) -> None:
     """Take the lines of `stage` with `step >= start_step`, and any line a kill left torn, out of a JSONL file."""
     if not path.exists():
         return
@@ -171,7 +171,7 @@ def _stays(line: bytes, stage: str, start_step: int) -> bool:
         return False
 
 
-def last_with(path: Path, stage: str, prefix: str) -> dict[str, float]:
+def read_last_values(path: Path, stage: str, prefix: str) -> dict[str, float]:
     """The values whose tags begin with `prefix` in the last line of `stage` that has any; {} if none has."""
     for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
         with suppress(ValueError):  # torn by a kill

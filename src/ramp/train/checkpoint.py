@@ -72,7 +72,7 @@ def _barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-class Damaged(Exception):
+class DamagedCheckpoint(Exception):
     """A step that cannot be read whole. `restore` turns it into a step put aside."""
 
 
@@ -200,7 +200,7 @@ class Checkpoints:
         for step in self.steps():
             try:
                 score = self._record(step)["score"]
-            except Damaged:  # `restore` is where that is said
+            except DamagedCheckpoint:  # `restore` is where that is said
                 continue
             if score is not None:
                 scores.append((score, -step))
@@ -221,7 +221,7 @@ class Checkpoints:
         for candidate in reversed(steps) if step is None else [step]:
             try:
                 leaves, meta = self._load(candidate, named_leaves(want), partial)
-            except Damaged as error:
+            except DamagedCheckpoint as error:
                 self._put_aside(candidate, str(error))
             else:
                 return jax.tree.unflatten(jax.tree.structure(want), leaves), meta, candidate
@@ -248,14 +248,14 @@ class Checkpoints:
         except Exception as error:
             problem = f"{type(error).__name__}: {str(error)[:200]}"  # the whole is pages of TensorStore's settings
         if not _everywhere(problem is None):
-            raise Damaged(problem or "another process could not read it")
+            raise DamagedCheckpoint(problem or "another process could not read it")
         made = {name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for name, x in want.items() if not x.size}
         leaves = [made[name] if name in made else got["leaves"][name] for name in want]
         saved = dict(zip(sorted(record["leaves"]), np.asarray(got["fingerprint"]).tolist(), strict=True))
         found = dict(zip(want, np.asarray(fingerprints(leaves)).tolist(), strict=True))
         wrong = [n for n, x in zip(want, leaves, strict=True) if found[n] != saved[n] or _spec(x) != _spec(want[n])]
         if not _everywhere(not wrong):
-            raise Damaged(f"{len(wrong)} leaves differ from their fingerprints, first {wrong[:1]}")
+            raise DamagedCheckpoint(f"{len(wrong)} leaves differ from their fingerprints, first {wrong[:1]}")
         return leaves, record["meta"]
 
     def _record(self, step: int) -> dict:
@@ -266,9 +266,9 @@ class Checkpoints:
         except PermissionError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Damaged(f"its record cannot be read ({type(error).__name__}: {error})") from error
+            raise DamagedCheckpoint(f"its record cannot be read ({type(error).__name__}: {error})") from error
         if not whole:
-            raise Damaged("its record does not match its checksum")
+            raise DamagedCheckpoint("its record does not match its checksum")
         return stored["record"]
 
     def _record_path(self, step: int) -> epath.Path:

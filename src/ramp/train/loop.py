@@ -17,9 +17,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ramp.config import Train
 from ramp.text.rows import Batches
-from ramp.train.board import Board
+from ramp.train.board import MetricWriter
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.mesh import put_batch
+from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preempted, Preemption
 from ramp.train.state import State
 
@@ -69,13 +69,13 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Meter:
+class MetricReader:
     """Brings the metrics of a finished step to the host, logs them when due, stops a run that no longer learns."""
 
     t: Train
     first: int  # the step this process began at
     busy_before: float  # seconds of data and step that earlier starts had spent
-    board: Board
+    board: MetricWriter
     checkpoints: Checkpoints
     clock: Clock
     show: Callable[[int, float, float], None]
@@ -83,11 +83,11 @@ class Meter:
     def read(self, done: int, metrics: dict) -> None:
         """metrics: of step `done` - 1, still on the device. Waits for them."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        tokens = self.t.batch * self.t.seq
+        tokens = self.t.batch_size * self.t.seq_len
         busy = self.clock.seconds["step"] + self.clock.seconds["data"] - self.busy_before
         speed = (done - self.first - 1) * tokens / max(busy, 1e-9)
         self.show(done, values["train/loss"], speed)
-        stuck = values["guard/streak"] >= self.t.guard_limit
+        stuck = values["guard/streak"] >= self.t.max_skipped_steps
         if done % self.t.log_every == 0 or done in (1, self.t.steps) or stuck:
             values |= {"train/tokens": float(done * tokens), "time/tokens_per_s": speed}
             values["time/goodput"] = self.clock.goodput
@@ -102,14 +102,14 @@ class Meter:
             )
 
 
-def fit(
+def train_loop(
     state: State,
     step_fn: Callable,
     batches: Batches,
     t: Train,
     *,
     mesh: jax.sharding.Mesh,
-    board: Board,
+    board: MetricWriter,
     checkpoints: Checkpoints,
     meta: dict,
     evaluate: Callable[[State, Preemption], dict[str, float]],
@@ -139,17 +139,17 @@ def fit(
         checkpoints.wait()
         raise Preempted(f"{label} stopped at step {done} of {t.steps} and is saved; the same command goes on")
 
-    with stop, progress(label, first, t.steps) as show:
+    with stop, show_progress(label, first, t.steps) as show:
         if first and due(first) and not checkpoints.scored(first):
             checkpoints.rescore(first, judge(first))
             if stop.requested(first):
                 leave_at(first)
         busy = clock.seconds["step"] + clock.seconds["data"]
-        meter = Meter(t, first, busy, board, checkpoints, clock, show)
+        meter = MetricReader(t, first, busy, board, checkpoints, clock, show)
         for step in range(first, t.steps):
             done = step + 1
             with clock("data"):
-                batch = put_batch(mesh, partial(batches, step), t.batch)
+                batch = shard_batch(mesh, partial(batches, step), t.batch_size)
             with clock("compile" if step == first else "step"):
                 state, metrics = step_fn(state, batch)
                 if step == first:
@@ -180,7 +180,7 @@ def fit(
 
 
 @contextmanager
-def progress(label: str, first: int, steps: int) -> Iterator[Callable[[int, float, float], None]]:
+def show_progress(label: str, first: int, steps: int) -> Iterator[Callable[[int, float, float], None]]:
     """show(step, loss, tokens/s): a bar on a terminal, a line now and then elsewhere, nothing on other processes."""
     if jax.process_index() != 0:
         yield lambda step, loss, speed: None

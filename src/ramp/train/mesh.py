@@ -23,7 +23,7 @@ from ramp.model.attention import ROWS
 AXES = ("replica", "data", "model")
 
 
-def connect() -> None:
+def connect_processes() -> None:
     """Join the other processes of a multi-host job; must come before any other use of jax.
 
     `RAMP_DISTRIBUTED=auto` lets jax find the cluster (Cloud TPU, GKE, Slurm); `RAMP_DISTRIBUTED=HOST:PORT,COUNT,INDEX`
@@ -43,7 +43,7 @@ def connect() -> None:
     jax.distributed.initialize(address, *numbers)
 
 
-def shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:
+def resolve_mesh_shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:
     """Devices along (replica, data, model), with the -1 filled in."""
     wish = [m.replica, m.data, m.model]
     known = int(np.prod([n for n in wish if n > 0]))
@@ -55,10 +55,10 @@ def shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:
     return tuple(wish)
 
 
-def make(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
+def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """The mesh, set as jax's current one. Slices of a multi-slice job become the axis `replica`."""
     devices = devices or jax.devices()
-    dims = shape(m, len(devices))
+    dims = resolve_mesh_shape(m, len(devices))
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         if dims[0] % slices:
@@ -72,24 +72,24 @@ def make(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     return mesh
 
 
-def check(c: config.Config, dims: tuple[int, int, int]) -> None:
+def check_divisible(c: config.Config, dims: tuple[int, int, int]) -> None:
     """Every array that is split must divide; said before any array is made, with the key to change."""
     m, rows = c.model, dims[0] * dims[1]
     splits = [
         ("model.width", m.width, dims[1]),
-        ("model.vocab", m.vocab, dims[2]),
-        ("model.heads", m.heads, dims[2]),
-        ("model.kv_heads", m.kv_heads, dims[2]),
-        ("model.kv_heads x model.head_dim", m.kv_heads * m.head_dim if m.value_embeds else 0, dims[1]),
-        ("model.ff", m.ff, dims[2]),
-        ("pretrain.batch / pretrain.accum", c.pretrain.batch // c.pretrain.accum, rows),
-        ("finetune.batch / finetune.accum", c.finetune.batch // c.finetune.accum, rows),
+        ("model.vocab_size", m.vocab_size, dims[2]),
+        ("model.num_heads", m.num_heads, dims[2]),
+        ("model.num_kv_heads", m.num_kv_heads, dims[2]),
+        ("model.num_kv_heads x model.head_dim", m.num_kv_heads * m.head_dim if m.value_embeds else 0, dims[1]),
+        ("model.mlp_dim", m.mlp_dim, dims[2]),
+        ("pretrain.batch_size / pretrain.grad_accum_steps", c.pretrain.batch_size // c.pretrain.grad_accum_steps, rows),
+        ("finetune.batch_size / finetune.grad_accum_steps", c.finetune.batch_size // c.finetune.grad_accum_steps, rows),
         (
-            "reinforce.prompts x group / accum",
-            c.reinforce.batch // c.reinforce.accum if "reinforce" in c.stages else 0,
+            "reinforce.num_prompts x group / accum",
+            c.reinforce.batch_size // c.reinforce.grad_accum_steps if "reinforce" in c.stages else 0,
             rows,
         ),
-        ("eval.batch", c.eval.batch, rows),
+        ("eval.batch_size", c.eval.batch_size, rows),
     ]
     for key, value, parts in splits:
         if value % parts:
@@ -100,15 +100,15 @@ def check(c: config.Config, dims: tuple[int, int, int]) -> None:
 
 
 def compiler_options(m: config.Mesh) -> dict[str, str | bool]:
-    """The options of the flag sets that `mesh.flags` names, for `jax.jit` and `lower().compile()`."""
+    """The options of the flag sets that `mesh.compiler_flags` names, for `jax.jit` and `lower().compile()`."""
     known = tomllib.loads(Path(__file__).with_name("flags.toml").read_text(encoding="utf-8"))
-    for name in m.flags:
+    for name in m.compiler_flags:
         if name not in known:
-            raise UserError(f"mesh.flags: there is no set '{name}'; train/flags.toml has {', '.join(known)}")
-    return {key: value for name in m.flags for key, value in known[name].items()}
+            raise UserError(f"mesh.compiler_flags: there is no set '{name}'; train/flags.toml has {', '.join(known)}")
+    return {key: value for name in m.compiler_flags for key, value in known[name].items()}
 
 
-def put_batch(mesh: jax.sharding.Mesh, make_rows: Callable[[int, int], dict[str, np.ndarray]], size: int) -> dict:
+def shard_batch(mesh: jax.sharding.Mesh, make_rows: Callable[[int, int], dict[str, np.ndarray]], size: int) -> dict:
     """A global batch, [size, ...] split over the rows axes, of which each process makes only its devices' rows.
 
     make_rows(lo, hi): rows lo..hi of the global batch, a pure function; who calls it does not change what it returns.

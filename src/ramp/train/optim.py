@@ -17,12 +17,12 @@ from ramp.config import Train
 
 def schedule(t: Train, step: jax.Array) -> jax.Array:
     """Warmup-stable-decay (Hu et al. 2024, MiniCPM): share of the peak rate for the update that follows `step`."""
-    up = (step + 1) / max(t.warmup, 1)
-    left = (t.steps - step) / max(t.decay * t.steps, 1)
-    return jnp.minimum(jnp.minimum(up, 1.0), t.floor + (1 - t.floor) * jnp.clip(left, 0.0, 1.0))
+    up = (step + 1) / max(t.warmup_steps, 1)
+    left = (t.steps - step) / max(t.decay_fraction * t.steps, 1)
+    return jnp.minimum(jnp.minimum(up, 1.0), t.final_lr_fraction + (1 - t.final_lr_fraction) * jnp.clip(left, 0.0, 1.0))
 
 
-def make(t: Train, dtype: str = "float32") -> optax.GradientTransformation:
+def make_optimizer(t: Train, dtype: str = "float32") -> optax.GradientTransformation:
     """The transformation of one stage. Groups by what a parameter is, read off its path.
 
     dtype: what Muon's products are computed in, the model's own: at 2,048 tokens a step they are a third of its work.
@@ -38,11 +38,11 @@ def make(t: Train, dtype: str = "float32") -> optax.GradientTransformation:
         "head": optax.chain(adam, optax.scale(t.head_lr)),
         "scalar": optax.chain(adam, optax.scale(t.scalar_lr)),
     }
-    parts = [optax.clip_by_global_norm(t.clip)] if t.clip else []
-    return optax.chain(*parts, optax.partition(groups, labels), optax.scale(t.lr_scale))
+    parts = [optax.clip_by_global_norm(t.grad_clip_norm)] if t.grad_clip_norm else []
+    return optax.chain(*parts, optax.partition(groups, label_params), optax.scale(t.lr_scale))
 
 
-def labels(params: Any) -> Any:
+def label_params(params: Any) -> Any:
     """ "matrix" (stacked [L, D, F] weights of the blocks), "embed" (tables), "head", "scalar" (gains and gates)."""
 
     def label(path: tuple, leaf: jax.Array) -> str:
@@ -74,7 +74,7 @@ def scale_by_muon(beta: float, dtype: str = "float32") -> optax.GradientTransfor
     def update(grads, state, params=None):
         momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.momentum, grads)
         ahead = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
-        return jax.tree.map(partial(orthogonal, dtype=dtype), ahead), MuonState(momentum)
+        return jax.tree.map(partial(orthogonalize, dtype=dtype), ahead), MuonState(momentum)
 
     return optax.GradientTransformation(init, update)
 
@@ -90,7 +90,7 @@ POLAR = (
 )
 
 
-def orthogonal(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
+def orthogonalize(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
     """The nearest (semi-)orthogonal matrix of each of the L matrices, times sqrt(max(1, F/D)); the sharding is kept.
 
     A matrix is orthogonalised whole by one device, so that a slice of n devices does 1/n of the work instead of n times
@@ -104,7 +104,7 @@ def orthogonal(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
     def local(x):
         for dim, axis in split:
             x = jax.lax.all_to_all(x, axis, split_axis=0, concat_axis=dim, tiled=True)
-        x = polar(x, dtype)
+        x = polar_factor(x, dtype)
         for dim, axis in reversed(split):
             x = jax.lax.all_to_all(x, axis, split_axis=dim, concat_axis=0, tiled=True)
         return x
@@ -115,7 +115,7 @@ def orthogonal(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
     return whole[: len(g_ldf)].astype(jnp.float32)
 
 
-def polar(g_ldf: jax.Array, dtype: str) -> jax.Array:
+def polar_factor(g_ldf: jax.Array, dtype: str) -> jax.Array:
     """`orthogonal` of matrices that this device holds whole; float32, or `dtype` where that came in."""
     _, D, F = g_ldf.shape
     x = g_ldf.astype(jnp.float32)

@@ -27,7 +27,7 @@ class State:
     guard: dict[str, jax.Array]  # see `step.judge`
 
 
-def new_guard() -> dict[str, jax.Array]:
+def init_guard() -> dict[str, jax.Array]:
     """Nothing skipped yet; `mean` and `var` are of (loss, gradient norm) over the steps that counted."""
     return {
         "skipped": jnp.zeros((), jnp.int32),
@@ -38,20 +38,20 @@ def new_guard() -> dict[str, jax.Array]:
     }
 
 
-def new_state(
+def init_state(
     params: dict[str, Any], tx: optax.GradientTransformation, seed: int, average: bool = False, ref: Any = None
 ) -> State:
     """Step 0 of a stage that starts from these parameters. Call it under `jax.jit`."""
     opt = {"tx": tx.init(params), "ema": params if average else None}
-    return State(jnp.zeros((), jnp.int32), jax.random.PRNGKey(seed), params, opt, ref, new_guard())
+    return State(jnp.zeros((), jnp.int32), jax.random.PRNGKey(seed), params, opt, ref, init_guard())
 
 
-def averaged(state: State) -> dict[str, Any]:
+def eval_params(state: State) -> dict[str, Any]:
     """The parameters to evaluate and to sample with: the average where one is kept."""
     return state.params if state.opt["ema"] is None else state.opt["ema"]
 
 
-def abstract(make: Callable, mesh: jax.sharding.Mesh, *args: Any) -> Any:
+def abstract_state(make: Callable, mesh: jax.sharding.Mesh, *args: Any) -> Any:
     """Shapes, dtypes and shardings of what `make(*args)` would return, without making it: the template for a restore.
     args may be abstract themselves."""
 

@@ -42,17 +42,17 @@ def make_update(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Calla
     def step(state: State, batch: Batch) -> tuple[State, dict]:
         key = jax.random.fold_in(state.key, state.step)
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
-        grads, sums = accumulate(loss, state.params, batch, key, t.accum)
+        grads, sums = accumulate_grads(loss, state.params, batch, key, t.grad_accum_steps)
         grads = jax.tree.map(lambda g: g / weight, grads)
         means = {name: total / weight for name, total in sums.items()}
         grad_norm = optax.tree.norm(grads)
-        ok, guard = judge(state.guard, jnp.stack([means["loss"], grad_norm]), t.guard_sigma)
+        ok, guard = judge_step(state.guard, jnp.stack([means["loss"], grad_norm]), t.skip_sigma)
         rate = optim.schedule(t, state.step)
 
         def update(params, opt):
             updates, tx_state = tx.update(grads, opt["tx"], params)
             params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-            ema = opt["ema"] and jax.tree.map(lambda a, p: t.ema * a + (1 - t.ema) * p, opt["ema"], params)
+            ema = opt["ema"] and jax.tree.map(lambda a, p: t.ema_decay * a + (1 - t.ema_decay) * p, opt["ema"], params)
             return params, {"tx": tx_state, "ema": ema}
 
         params, opt = jax.lax.cond(ok, update, lambda params, opt: (params, opt), state.params, state.opt)
@@ -65,7 +65,7 @@ def make_update(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Calla
     return step
 
 
-def accumulate(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: int) -> tuple[dict, dict]:
+def accumulate_grads(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: int) -> tuple[dict, dict]:
     """Gradient and metrics, summed over the batch, in k microbatches one after the other.
 
     Microbatch i takes rows i, i+k, i+2k, ... of every device's share: no row travels.
@@ -93,7 +93,7 @@ def accumulate(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: int) -
     return jax.lax.scan(add, nothing, (jnp.arange(k), micros))[0]
 
 
-def judge(guard: dict, seen: jax.Array, sigma: float, history: int = 64) -> tuple[jax.Array, dict]:
+def judge_step(guard: dict, seen: jax.Array, sigma: float, history: int = 64) -> tuple[jax.Array, dict]:
     """Whether this step may change anything, and the guard after it.
 
     seen: [2], loss and gradient norm. Refused are non-finite values and, once `history`/2 steps have counted, values
