@@ -66,7 +66,9 @@ class Life:
 
     codes: list[int]
     logs: list[str]
-    rows: dict[tuple[int, int], int] = field(default_factory=dict)  # (step, row of the global batch) -> checksum
+    rows: dict[tuple[int, int], int] = field(
+        default_factory=dict
+    )  # (step, row of the global batch) -> checksum
     stopped_in: list[str] = field(default_factory=list)
 
     @property
@@ -76,7 +78,10 @@ class Life:
 
     @property
     def said(self) -> str:
-        return "\n".join(f"--- exit {code}\n{log[-2500:]}" for code, log in zip(self.codes, self.logs, strict=True))
+        return "\n".join(
+            f"--- exit {code}\n{log[-2500:]}"
+            for code, log in zip(self.codes, self.logs, strict=True)
+        )
 
     @property
     def first(self) -> int:
@@ -96,7 +101,12 @@ def write_config(directory: Path) -> Path:
 
 
 def launch(
-    notes: Path, processes: int, devices: int, words: list, strike: Strike | None = None, timeout: float = 200
+    notes: Path,
+    processes: int,
+    devices: int,
+    words: list,
+    strike: Strike | None = None,
+    timeout: float = 200,
 ) -> Life:
     """Run `ramp WORDS` in so many processes of so many devices until all have ended.
 
@@ -134,10 +144,10 @@ def launch(
 def work(words: list[str]) -> int:
     """One process of the job."""
     from ramp import cli
-    from ramp.model import sample
-    from ramp.stages import evaluate
+    from ramp.decode import sample
+    from ramp.evals import bpb
     from ramp.text.rows import Batches
-    from ramp.train import loop
+    from ramp.train import trainer
     from ramp.train.preemption import Preemption
 
     rank = int(os.environ.get("RAMP_DISTRIBUTED", "0").split(",")[-1])
@@ -169,8 +179,8 @@ def work(words: list[str]) -> int:
 
         setattr(module, name, watched)
 
-    at(loop, "put_batch", "train", 0.08)
-    at(evaluate, "put_batch", "eval", 0.12)
+    at(trainer, "shard_batch", "train", 0.08)
+    at(bpb, "shard_batch", "eval", 0.12)
     at(sample, "_draw_until", "sample", 1.0)
     read, asked = Batches.__call__, Preemption.requested
 

@@ -37,7 +37,10 @@ def written(tmp_path):
         ("[pretrain]\nclip = '1'", "'pretrain.grad_clip_norm' takes float, not str"),
         ("[text]\nsources = 'file:a'", "'text.sources' takes a list of strings"),
         ("[text]\nsources = [1]", "'text.sources' takes a list of strings"),
-        ("[model]\ndtype = 'float16'", "'model.dtype' is 'float16'; it can be 'auto', 'float32', 'bfloat16'"),
+        (
+            "[model]\ndtype = 'float16'",
+            "'model.dtype' is 'float16'; it can be 'auto', 'float32', 'bfloat16'",
+        ),
         ("model = 3", "'model' is a table [model]"),
         ("[model]\ndepth = -1", "'model.depth' is -1; it must be at least 0 and at most 256"),
         ("[pretrain]\nbeta1 = 1.5", "'pretrain.beta1' is 1.5; it must be at least 0 and at most 1"),
@@ -71,15 +74,30 @@ def test_missing_file_and_directory(tmp_path):
 @pytest.mark.parametrize(
     ("over", "message"),
     [
-        ("heads = 6\nkv_heads = 4", "'model.num_heads' 6 is not a multiple of 'model.num_kv_heads' 4"),
+        (
+            "heads = 6\nkv_heads = 4",
+            "'model.num_heads' 6 is not a multiple of 'model.num_kv_heads' 4",
+        ),
         ("head_dim = 15", "'model.head_dim' 15 must be even"),
         ("vocab = 300", "'model.vocab_size' 300 is smaller than 'text.vocab_size' 4096"),
         ("mix = 'mean'", "'model.qk_norm' is True, but mix = 'mean' learns no queries"),
-        ("mix = 'window'\nqk_norm = false", "'model.rope' is True, but mix = 'window' has places of its own"),
+        (
+            "mix = 'window'\nqk_norm = false",
+            "'model.rope' is True, but mix = 'window' has places of its own",
+        ),
         ("mlp = 'none'\nff = 128", "'model.mlp_dim' is 128, but mlp = 'none' has no feed-forward"),
-        ("residual = false\nx0_scalars = true", "'model.x0_scalars' is True, but there is no residual stream"),
-        ("context = 64\n[pretrain]\nseq = 65", "'pretrain.seq_len' 65 is longer than 'model.context_len' 64"),
-        ("[finetune]\nbatch = 9\naccum = 2", "'finetune.batch_size' 9 is not divisible by 'finetune.grad_accum_steps' 2"),
+        (
+            "residual = false\nx0_scalars = true",
+            "'model.x0_scalars' is True, but there is no residual stream",
+        ),
+        (
+            "context = 64\n[pretrain]\nseq = 65",
+            "'pretrain.seq_len' 65 is longer than 'model.context_len' 64",
+        ),
+        (
+            "[finetune]\nbatch = 9\naccum = 2",
+            "'finetune.batch_size' 9 is not divisible by 'finetune.grad_accum_steps' 2",
+        ),
     ],
 )
 def test_what_must_hold_between_keys(written, over, message):
@@ -91,9 +109,24 @@ def test_what_must_hold_between_keys(written, over, message):
 def test_flags_win_over_the_file(written):
     text = "seed = 5\n[model]\ndepth = 3\ncontext = 128"
     c = written(
-        text, "--model.depth", "8", "--pretrain.grad_clip_norm", "2", "--model.tie_embeddings", "True", "--text.sources", "file:a", "file:b"
+        text,
+        "--model.depth",
+        "8",
+        "--pretrain.grad_clip_norm",
+        "2",
+        "--model.tie_embeddings",
+        "True",
+        "--text.sources",
+        "file:a",
+        "file:b",
     )
-    assert (c.seed, c.model.depth, c.model.context_len, c.pretrain.grad_clip_norm, c.model.tie_embeddings) == (5, 8, 128, 2.0, True)
+    assert (
+        c.seed,
+        c.model.depth,
+        c.model.context_len,
+        c.pretrain.grad_clip_norm,
+        c.model.tie_embeddings,
+    ) == (5, 8, 128, 2.0, True)
     assert c.text.sources == ("file:a", "file:b")
     with pytest.raises(UserError, match=r"'model.depth' is -3"):
         written(text, "--model.depth", "-3")
@@ -114,7 +147,10 @@ def values(hint, name):
         return configs(base)
     limits = next((m for m in marks if isinstance(m, Range)), Range())
     words = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
-    special = {"window": st.text("SL", min_size=1, max_size=4), "stages": st.just(("prepare", "pretrain"))}
+    special = {
+        "window": st.text("SL", min_size=1, max_size=4),
+        "stages": st.just(("prepare", "pretrain")),
+    }
     if name in special:
         return special[name]
     if typing.get_origin(base) is Literal:
@@ -123,12 +159,13 @@ def values(hint, name):
         return st.booleans()
     if base is int:
         return st.integers(
-            max(limits.low, 1 if name in ("replica", "data", "model") else -(2**53)), min(limits.high, 2**53)
+            max(limits.low, 1 if name in ("replica", "data", "model") else -(2**53)),
+            min(limits.high, 2**53),
         )
     if base is float:
-        return st.floats(max(limits.low, limits.above), limits.high, allow_nan=False, allow_infinity=False).filter(
-            limits.holds
-        )
+        return st.floats(
+            max(limits.low, limits.above), limits.high, allow_nan=False, allow_infinity=False
+        ).filter(limits.holds)
     return words if base is str else st.lists(words, min_size=1, max_size=3).map(tuple)
 
 
@@ -161,7 +198,15 @@ def test_shipped_configurations_resolve_and_come_back(written):
 def test_resolve_fills_in_everything_and_only_once(depth, mlp):
     c = resolve(Config(model=config.Model(depth=depth, mlp=mlp)))
     m = c.model
-    for key in ("width", "head_dim", "num_heads", "num_kv_heads", "mlp_dim", "vocab_size", "short_window"):
+    for key in (
+        "width",
+        "head_dim",
+        "num_heads",
+        "num_kv_heads",
+        "mlp_dim",
+        "vocab_size",
+        "short_window",
+    ):
         assert getattr(m, key) > 0, key
     for t in (c.pretrain, c.finetune):
         for key in (
@@ -177,24 +222,43 @@ def test_resolve_fills_in_everything_and_only_once(depth, mlp):
             "save_every",
         ):
             assert getattr(t, key) > 0, key
-    assert (m.width % 128, m.mlp_dim % 128, m.vocab_size % 128, m.num_heads * m.head_dim) == (0, 0, 0, m.width)
+    assert (m.width % 128, m.mlp_dim % 128, m.vocab_size % 128, m.num_heads * m.head_dim) == (
+        0,
+        0,
+        0,
+        m.width,
+    )
     assert resolve(c) == c
 
 
 def test_rule_by_hand():
     """Depth 12: the figures of the rule's docstring, worked out on paper."""
-    c = resolve(Config(model=config.Model(depth=12, context_len=2048), text=config.Text(vocab_size=32768)))
+    c = resolve(
+        Config(model=config.Model(depth=12, context_len=2048), text=config.Text(vocab_size=32768))
+    )
     m, t = c.model, c.pretrain
-    assert (m.width, m.head_dim, m.num_heads, m.mlp_dim, m.vocab_size, m.short_window) == (768, 64, 12, 2048, 32768, 512)
+    assert (m.width, m.head_dim, m.num_heads, m.mlp_dim, m.vocab_size, m.short_window) == (
+        768,
+        64,
+        12,
+        2048,
+        32768,
+        512,
+    )
     matrices = 12 * (4 * 768 * 768 + 3 * 768 * 2048) + 768 * 32768
     assert t.batch_size * 2048 == 2**19 and t.steps == 12 * matrices // 2**19
     assert (t.muon_lr, t.embed_lr, t.head_lr) == (0.02, 0.3, 0.008)
-    assert c.finetune.muon_lr == pytest.approx(0.2 * 0.02 * (c.finetune.batch_size * 2048 / 2**19) ** 0.5)
+    assert c.finetune.muon_lr == pytest.approx(
+        0.2 * 0.02 * (c.finetune.batch_size * 2048 / 2**19) ** 0.5
+    )
 
 
 def test_what_is_set_by_hand_stays():
     c = resolve(
-        Config(model=config.Model(width=96, mlp_dim=100, num_heads=3), pretrain=config.Train(steps=7, batch_size=5, muon_lr=0.5))
+        Config(
+            model=config.Model(width=96, mlp_dim=100, num_heads=3),
+            pretrain=config.Train(steps=7, batch_size=5, muon_lr=0.5),
+        )
     )
     assert (c.model.width, c.model.mlp_dim, c.model.num_heads) == (96, 100, 3)
     assert (c.pretrain.steps, c.pretrain.batch_size, c.pretrain.muon_lr) == (7, 5, 0.5)

@@ -27,17 +27,28 @@ def config(tmp_path_factory) -> Path:
 
 
 def flags(steps: int, eval_every: int, save_every: int) -> list:
-    return ["--pretrain.steps", steps, "--pretrain.eval_every", eval_every, "--pretrain.save_every", save_every]
+    return [
+        "--pretrain.steps",
+        steps,
+        "--pretrain.eval_every",
+        eval_every,
+        "--pretrain.save_every",
+        save_every,
+    ]
 
 
 def lines(run: Path, tag: str) -> list[tuple[int, float]]:
     """Every line of pretraining that has the tag, in the order of the file."""
     every = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(line["step"], line[tag]) for line in every if line["stage"] == "pretrain" and tag in line]
+    return [
+        (line["step"], line[tag]) for line in every if line["stage"] == "pretrain" and tag in line
+    ]
 
 
 def saved(run: Path) -> list[int]:
-    return sorted(int(p.name) for p in (run / "checkpoints" / "pretrain").iterdir() if p.name.isdigit())
+    return sorted(
+        int(p.name) for p in (run / "checkpoints" / "pretrain").iterdir() if p.name.isdigit()
+    )
 
 
 def stops(life: Life) -> int:
@@ -73,7 +84,9 @@ def test_two_processes_killed_stopped_and_gone_on_with_by_one(config, tmp_path):
     ends(alone)
     across = [*words, "--run", parts, "--mesh.model", 2]
 
-    killed = launch(tmp_path / "1", 2, 2, across, Strike(signal.SIGKILL, 1, "train", steps=8, delay=0.1))
+    killed = launch(
+        tmp_path / "1", 2, 2, across, Strike(signal.SIGKILL, 1, "train", steps=8, delay=0.1)
+    )
     assert killed.codes[1] == -signal.SIGKILL and killed.codes[0] != 0, killed.said
     kept = saved(parts)
     assert kept and max(kept) % 3 == 0
@@ -82,7 +95,9 @@ def test_two_processes_killed_stopped_and_gone_on_with_by_one(config, tmp_path):
     assert stopped.first == max(kept)  # nothing that was saved is done again
     assert stops(stopped) == 10 == max(saved(parts))
     assert set(stopped.stopped_in) == {"sample"}
-    assert not lines(parts, "eval/val_bpb")  # its samples are missing, so this evaluation is made up for
+    assert not lines(
+        parts, "eval/val_bpb"
+    )  # its samples are missing, so this evaluation is made up for
 
     last = launch(tmp_path / "3", 1, 1, [*words, "--run", parts])
     ends(last)
@@ -110,11 +125,21 @@ def test_four_processes_killed_and_gone_on_with_by_two_one_and_four(config, tmp_
     alone = launch(tmp_path / "0", 1, 1, [*words, "--run", whole])
     ends(alone)
     lives = []
-    for processes, devices, rank, mesh in [(4, 1, 2, 2), (2, 2, 0, 1), (1, 1, 0, 1), (4, 2, 3, 2), (2, 1, 1, 1)]:
+    for processes, devices, rank, mesh in [
+        (4, 1, 2, 2),
+        (2, 2, 0, 1),
+        (1, 1, 0, 1),
+        (4, 2, 3, 2),
+        (2, 1, 1, 1),
+    ]:
         before = max(saved(parts), default=0) if lives else 0
-        strike = Strike(signal.SIGKILL, rank, "train", steps=draw.randint(5, 8), delay=draw.uniform(0, 0.3))
+        strike = Strike(
+            signal.SIGKILL, rank, "train", steps=draw.randint(5, 8), delay=draw.uniform(0, 0.3)
+        )
         notes = tmp_path / str(len(lives) + 1)
-        life = launch(notes, processes, devices, [*words, "--run", parts, "--mesh.model", mesh], strike)
+        life = launch(
+            notes, processes, devices, [*words, "--run", parts, "--mesh.model", mesh], strike
+        )
         assert life.codes[rank] == -signal.SIGKILL and 0 not in life.codes, life.said
         assert life.first == before
         lives.append(life)
@@ -128,7 +153,9 @@ def test_four_processes_killed_and_gone_on_with_by_two_one_and_four(config, tmp_
     print(
         f"seconds lost, as told: {lines(parts, 'time/lost')[-1][1]:.1f}; goodput {lines(parts, 'time/goodput')[-1][1]:.2f}"
     )
-    print(f"largest difference of a loss or score: {assert_same_run(parts, lives, whole, alone):.1e}")
+    print(
+        f"largest difference of a loss or score: {assert_same_run(parts, lives, whole, alone):.1e}"
+    )
 
 
 @pytest.mark.slow
@@ -150,7 +177,10 @@ def test_sigterm_to_one_of_two_stops_both_ten_of_ten_times(config, tmp_path, pha
         assert set(life.stopped_in) == {phase}
         assert not life.rows or life.first == (max(lives[-1].stopped_at) if i else 0)
         lives.append(life)
-        print(f"{phase} {i + 1}: rank {strike.rank} struck, both stopped at step {stops(life)}", flush=True)
+        print(
+            f"{phase} {i + 1}: rank {strike.rank} struck, both stopped at step {stops(life)}",
+            flush=True,
+        )
     lives.append(launch(tmp_path / "last", 2, 1, [*words, "--run", parts]))
     ends(lives[-1])
     worst = assert_same_run(parts, lives, tmp_path / "whole", alone)

@@ -30,7 +30,9 @@ def has_demo() -> bool:
         return False
 
 
-needs_demo = pytest.mark.skipif(not has_demo(), reason="the packages of the extra `demo` are not installed")
+needs_demo = pytest.mark.skipif(
+    not has_demo(), reason="the packages of the extra `demo` are not installed"
+)
 
 
 def command(*words: object) -> list[str]:
@@ -41,12 +43,20 @@ def command(*words: object) -> list[str]:
 def env(tmp_path_factory) -> dict[str, str]:
     """One CPU device a process, and a compilation cache that the runs of this session share."""
     cache = str(tmp_path_factory.mktemp("xla"))
-    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache, "JAX_NUM_CPU_DEVICES": "1"}
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_NUM_CPU_DEVICES": "1",
+    }
 
 
 def ramp(env: dict, *words: object, code: int = 0) -> subprocess.CompletedProcess:
-    done = subprocess.run(command(*words), env=env, capture_output=True, text=True, timeout=280, cwd=ROOT)
-    assert done.returncode == code, f"{words} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    done = subprocess.run(
+        command(*words), env=env, capture_output=True, text=True, timeout=280, cwd=ROOT
+    )
+    assert done.returncode == code, (
+        f"{words} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    )
     return done
 
 
@@ -67,7 +77,10 @@ def losses(directory: Path, stage: str = "pretrain") -> dict[int, float]:
 # ---------------------------------------------------------------------------------------------------- what a user gets
 def test_report_has_what_was_promised(smoke):
     report = json.loads((smoke / "report.json").read_text())
-    assert all(report[stage]["seconds"] > 0 for stage in ("prepare", "pretrain", "eval", "finetune", "sample"))
+    assert all(
+        report[stage]["seconds"] > 0
+        for stage in ("prepare", "pretrain", "eval", "finetune", "sample")
+    )
     assert report["prepare"]["tokens"] > 100_000
     assert 0 < report["pretrain"]["val_bpb"] < 8
     assert 0 < report["eval"]["val_bpb"] < 8
@@ -114,9 +127,15 @@ def test_readme_names_commands_that_parse():
     shown = [
         line
         for t in texts
-        for line in re.findall(r"^#?(?:.*&& )?\s*(?:uv run (?:--extra \w+ )?)ramp (.+)", t, flags=re.M)
+        for line in re.findall(
+            r"^#?(?:.*&& )?\s*(?:uv run (?:--extra \w+ )?)ramp (.+)", t, flags=re.M
+        )
     ]
-    shown += [line for line in re.findall(r"`ramp ([a-z]+ [^`]*)`", texts[0]) if ".toml" in line or ".csv" in line]
+    shown += [
+        line
+        for line in re.findall(r"`ramp ([a-z]+ [^`]*)`", texts[0])
+        if ".toml" in line or ".csv" in line
+    ]
     assert len(shown) > 35
     for line in shown:
         _, flags = cli.parsed(shlex.split(line, comments=True))
@@ -143,7 +162,19 @@ def refused(capsys, *words: object) -> str:
     ("words", "says"),
     [
         (["run", "configs/nowhere.toml"], "no such configuration"),
-        (["run", SMOKE, "--pretrain.batch_size", "7", "--mesh.data", "1", "--pretrain.grad_accum_steps", "2"], "not divisible"),
+        (
+            [
+                "run",
+                SMOKE,
+                "--pretrain.batch_size",
+                "7",
+                "--mesh.data",
+                "1",
+                "--pretrain.grad_accum_steps",
+                "2",
+            ],
+            "not divisible",
+        ),
         (["run", SMOKE, "--mesh.data", "5"], "does not fill"),
         (["run", SMOKE, "--model.num_heads", "3", "--model.num_kv_heads", "2"], "multiple"),
         (["run", SMOKE, "--pretrain.seq_len", "4096"], "longer than"),
@@ -194,7 +225,16 @@ def test_a_prompt_longer_than_the_context_is_refused(smoke, capsys):
 
 
 # ---------------------------------------------------------------------------------------------------- stopped, killed
-SHORT = ("--pretrain.steps", 12, "--pretrain.save_every", 2, "--pretrain.eval_every", 6, "--pretrain.log_every", 1)
+SHORT = (
+    "--pretrain.steps",
+    12,
+    "--pretrain.save_every",
+    2,
+    "--pretrain.eval_every",
+    6,
+    "--pretrain.log_every",
+    1,
+)
 SHORT += ("--stages", "prepare", "pretrain", "--model.dtype", "float32")
 
 
@@ -203,20 +243,29 @@ def last_state(directory: Path) -> dict[str, bytes]:
     import jax
     import orbax.checkpoint as ocp
 
-    steps = [int(p.name) for p in (directory / "checkpoints" / "pretrain").iterdir() if p.name.isdigit()]
+    steps = [
+        int(p.name) for p in (directory / "checkpoints" / "pretrain").iterdir() if p.name.isdigit()
+    ]
     path = directory / "checkpoints" / "pretrain" / str(max(steps)) / "state"
     tree = ocp.PyTreeCheckpointer().restore(path, restore_args=None)
-    return {jax.tree_util.keystr(p): np.asarray(x).tobytes() for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    return {
+        jax.tree_util.keystr(p): np.asarray(x).tobytes()
+        for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 @needs_demo
 def test_sigterm_saves_and_the_same_command_goes_on(env, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     ramp(env, "run", SMOKE, "--run", whole, *SHORT)
-    process = subprocess.Popen(command("run", SMOKE, "--run", parts, *SHORT), env=env, cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command("run", SMOKE, "--run", parts, *SHORT), env=env, cwd=ROOT, stderr=subprocess.PIPE
+    )
     metrics = parts / "metrics.jsonl"
     deadline = time.time() + 200
-    while time.time() < deadline and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 3):
+    while time.time() < deadline and not (
+        metrics.exists() and len(metrics.read_text().splitlines()) >= 3
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=200)
@@ -253,7 +302,9 @@ def test_twenty_kills_in_a_row_change_nothing(env, tmp_path):
         assert process.returncode == 0, error.decode()[-3000:]
         if kills >= 20:
             break
-        (parts / "report.json").unlink()  # it got to the end too soon: do the last part again, with more kills
+        (
+            parts / "report.json"
+        ).unlink()  # it got to the end too soon: do the last part again, with more kills
         pretrained = parts / "checkpoints" / "pretrain"
         newest = max(int(p.name) for p in pretrained.iterdir() if p.name.isdigit())
         assert newest == 60

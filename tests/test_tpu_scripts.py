@@ -79,7 +79,10 @@ class Cloud:
             self.write(**now)
 
     def kill(self, node: str = "*") -> None:
-        for pid in [*self.path.glob(f"vms/{node}/*/ramp/pid"), *self.path.glob(f"vms/{node}/*/session.*")]:
+        for pid in [
+            *self.path.glob(f"vms/{node}/*/ramp/pid"),
+            *self.path.glob(f"vms/{node}/*/session.*"),
+        ]:
             with contextlib.suppress(OSError, ValueError):
                 os.killpg(os.getpgid(int(pid.read_text())), signal.SIGKILL)
         for vm in self.path.glob(f"vms/{node}"):
@@ -87,12 +90,16 @@ class Cloud:
 
     def calls(self, verb: str = "") -> list[list[str]]:
         file = self.path / "calls.jsonl"
-        every = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        every = (
+            [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        )
         return [c for c in every if " ".join(c).startswith(verb)]
 
     def pod(self, *args: str, script: str = "pod.sh", **env: str) -> subprocess.CompletedProcess:
         argv = ["bash", str(SCRIPTS / script), *args]
-        return subprocess.run(argv, env=self.env | env, capture_output=True, text=True, timeout=60, cwd=self.path)
+        return subprocess.run(
+            argv, env=self.env | env, capture_output=True, text=True, timeout=60, cwd=self.path
+        )
 
     def ok(self, *args: str) -> str:
         done = self.pod(*args)
@@ -111,7 +118,12 @@ class Cloud:
     def watch(self, *args: str):
         argv = ["bash", str(SCRIPTS / "pod.sh"), "watch", "lm", "--poll", "0.05", *args]
         process = subprocess.Popen(
-            argv, env=self.env, stderr=subprocess.PIPE, text=True, cwd=self.path, start_new_session=True
+            argv,
+            env=self.env,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.path,
+            start_new_session=True,
         )
         try:
             yield process
@@ -182,7 +194,9 @@ def trained(cloud, installed):
     ],
 )
 def test_create_asks_for_each_chip_and_capacity(cloud, capacity, asked, type_, runtime, dollars):
-    said = cloud.ok("create", "lm", "--type", asked, "--zone", ZONE, "--capacity", capacity, "--poll", "0.01")
+    said = cloud.ok(
+        "create", "lm", "--type", asked, "--zone", ZONE, "--capacity", capacity, "--poll", "0.01"
+    )
     (call,) = cloud.calls(f"{RESOURCE} create")
     assert call == [
         *f"{RESOURCE} create lm".split(),
@@ -203,7 +217,9 @@ def test_create_twice_is_one_request(cloud):
     cloud.ok(*CREATE)
     assert "exists already" in cloud.ok("create", "lm", "--poll", "0.01")
     assert len(cloud.calls(f"{RESOURCE} create")) == 1
-    assert "is a v6e-8, not a v6e-16" in cloud.refused("create", "lm", "--type", "v6e-16", "--zone", ZONE)
+    assert "is a v6e-8, not a v6e-16" in cloud.refused(
+        "create", "lm", "--type", "v6e-16", "--zone", ZONE
+    )
     assert len(cloud.calls(f"{RESOURCE} create")) == 1
     assert cloud.state()["resources"]["lm"]["type"] == "v6e-8"
 
@@ -220,7 +236,9 @@ def test_create_replaces_a_dead_request(cloud):
     for dead in ("SUSPENDED", "FAILED"):
         cloud.becomes("lm", dead)
         assert f"lm is {dead}" in cloud.ok(*CREATE)
-    assert len(cloud.calls(f"{RESOURCE} delete")) == 2 and len(cloud.calls(f"{RESOURCE} create")) == 3
+    assert (
+        len(cloud.calls(f"{RESOURCE} delete")) == 2 and len(cloud.calls(f"{RESOURCE} create")) == 3
+    )
 
 
 def test_a_name_used_again_forgets_the_old_price(cloud):
@@ -230,9 +248,13 @@ def test_a_name_used_again_forgets_the_old_price(cloud):
 
 
 def test_slices_and_further_flags(cloud):
-    cloud.ok(*CREATE, "--slices", "2", "--gcloud", "--network=n1 --service-account=s@x", "--price", "1.5")
+    cloud.ok(
+        *CREATE, "--slices", "2", "--gcloud", "--network=n1 --service-account=s@x", "--price", "1.5"
+    )
     (call,) = cloud.calls(f"{RESOURCE} create")
-    assert {"--node-count=2", "--node-prefix=lm", "--network=n1", "--service-account=s@x"} <= set(call)
+    assert {"--node-count=2", "--node-prefix=lm", "--network=n1", "--service-account=s@x"} <= set(
+        call
+    )
     cloud.ok("install", "lm", "--from", "https://git.example/ramp", "--dry-run")
     assert "$24.00 an hour (16 chips at $1.5)" in cloud.ok("status", "lm")
 
@@ -250,16 +272,17 @@ def test_interrupted_wait_says_what_may_cost(cloud):
 
 
 # ---------------------------------------------------------------------------------------------------- mistakes
-QUOTA = (
-    "RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone us-east5-b."
-)
+QUOTA = "RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone us-east5-b."
 
 
 def test_quota_denied_at_once(cloud):
     cloud.change(fail={f"{RESOURCE} create": QUOTA})
     done = cloud.pod(*CREATE)
     assert done.returncode == 2 and "nothing was created, nothing costs" in done.stderr
-    assert "TPUV6EPerProjectPerZoneForTPUAPI" in done.stderr.splitlines()[-1] and "ask for more" in done.stderr
+    assert (
+        "TPUV6EPerProjectPerZoneForTPUAPI" in done.stderr.splitlines()[-1]
+        and "ask for more" in done.stderr
+    )
 
 
 def test_quota_denied_later(cloud):
@@ -287,7 +310,10 @@ def test_no_capacity_is_no_mistake(cloud):
         ),
         ({"fail": {f"{RESOURCE} create": "BILLING_DISABLED"}}, "no billing account"),
         ({"fail": {f"{RESOURCE} create": "PERMISSION_DENIED: no"}}, "TPU Admin"),
-        ({"fail": {f"{RESOURCE} describe": "Reauthentication failed. gcloud auth login"}}, "not logged in"),
+        (
+            {"fail": {f"{RESOURCE} describe": "Reauthentication failed. gcloud auth login"}},
+            "not logged in",
+        ),
     ],
 )
 def test_each_mistake_is_one_sentence(cloud, changes, sentence):
@@ -314,9 +340,15 @@ def test_no_gcloud(cloud, tmp_path):
         (["create", "lm", "--tpye", "v6e-8"], "unknown option --tpye"),
         (["create", "lm", "--type", "h100-8", "--zone", ZONE], "types look like"),
         (["create", "lm", "--type", "v5p-7", "--zone", ZONE], "types look like"),
-        (["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "x"], "takes a number, not 'x'"),
+        (
+            ["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "x"],
+            "takes a number, not 'x'",
+        ),
         (["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "0"], "not offered"),
-        (["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--capacity", "free"], "on-demand, spot or reserved"),
+        (
+            ["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--capacity", "free"],
+            "on-demand, spot or reserved",
+        ),
         ([*CREATE, "--price", "cheap"], "dollars per chip-hour, not 'cheap'"),
         ([*CREATE, "configs/cpu.toml"], "what is 'configs/cpu.toml'?"),
         (["launch", "lm"], "I know no pod 'lm'"),
@@ -330,7 +362,10 @@ def test_wrong_words(cloud, args, sentence):
 @pytest.mark.parametrize(
     ("run", "sentence"),
     [
-        ("gs://other/lm", "looking at gs://other: there is no such bucket, or you have no permission"),
+        (
+            "gs://other/lm",
+            "looking at gs://other: there is no such bucket, or you have no permission",
+        ),
         ("gs://b", "names a bucket only"),
         ("gs://proc/lm", "service account of the TPU VM may not write to gs://proc"),
         ("gs://seen/lm", "gs://seen cannot be mounted: bucket seen: no such bucket or no access"),
@@ -351,11 +386,14 @@ def test_launch_before_install(cloud):
 
 
 @pytest.mark.parametrize(
-    ("type_", "slices", "hosts"), [("v6e-16", "1", "4"), ("v6e-8", "2", "2"), ("v5p-128", "2", "32")]
+    ("type_", "slices", "hosts"),
+    [("v6e-16", "1", "4"), ("v6e-8", "2", "2"), ("v5p-128", "2", "32")],
 )
 def test_many_hosts_need_a_bucket(cloud, type_, slices, hosts):
     cloud.ok("create", "lm", "--type", type_, "--slices", slices, "--zone", ZONE, "--poll", "0.01")
-    assert f"the {hosts} hosts" in cloud.refused("launch", "lm", "--run", "runs/lm", "configs/cpu.toml")
+    assert f"the {hosts} hosts" in cloud.refused(
+        "launch", "lm", "--run", "runs/lm", "configs/cpu.toml"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- dry run
@@ -382,7 +420,13 @@ def test_dry_run_needs_and_touches_nothing(cloud, tmp_path):
     for verb, expected in verbs.items():
         config = ["x.toml", "--model.depth", "2"] if verb == "launch" else []
         done = cloud.pod(
-            verb, "lm", *where, "--run", "gs://b/lm", *config, PATH=PLAIN if verb != "create" else cloud.env["PATH"]
+            verb,
+            "lm",
+            *where,
+            "--run",
+            "gs://b/lm",
+            *config,
+            PATH=PLAIN if verb != "create" else cloud.env["PATH"],
         )
         assert done.returncode == 0, done.stderr
         commands = [line for line in done.stderr.splitlines() if line.startswith("+ ")]
@@ -400,9 +444,16 @@ def test_install_copies_the_working_tree(cloud):
     cloud.ok("install", "lm")
     src = cloud.path / "vms" / "lm" / "w0" / "ramp" / "src"
     assert (src / "pyproject.toml").read_bytes() == (REPO / "pyproject.toml").read_bytes()
-    assert (src / "src" / "ramp" / "cli.py").exists() and not (src / ".venv").exists() and not (src / ".git").exists()
+    assert (
+        (src / "src" / "ramp" / "cli.py").exists()
+        and not (src / ".venv").exists()
+        and not (src / ".git").exists()
+    )
     uv = (src.parents[1] / "uv.log").read_text()
-    assert "venv -q --python 3.12 venv" in uv and "--reinstall-package ramp-lm ./src[tpu,demo,gcs]" in uv
+    assert (
+        "venv -q --python 3.12 venv" in uv
+        and "--reinstall-package ramp-lm ./src[tpu,demo,gcs]" in uv
+    )
     (src / "stale.py").touch()
     cloud.ok("install", "lm")
     assert not (src / "stale.py").exists()
@@ -446,7 +497,9 @@ def test_every_worker_of_every_slice_runs_it(cloud):
 words = st.text(st.characters(exclude_characters="\n\x00", exclude_categories=["Cs"]))
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(words, max_size=4))
 def test_arguments_reach_ramp_as_they_are(cloud, args):
     ended, seen = cloud.path / "vms/lm/w0/ramp/exit", cloud.path / "args.lm-w0"
@@ -463,7 +516,9 @@ def test_arguments_reach_ramp_as_they_are(cloud, args):
 
 def test_settings_are_data_not_shell(cloud, tmp_path):
     cloud.ok(*CREATE, "--project", "$(touch pwned)`touch pwned`")
-    (tmp_path / "pods" / "lm").open("a").write("PATH=/nowhere\nprintf pwned >pwned\nRUN=$(touch pwned)\n")
+    (tmp_path / "pods" / "lm").open("a").write(
+        "PATH=/nowhere\nprintf pwned >pwned\nRUN=$(touch pwned)\n"
+    )
     cloud.ok("status", "lm")
     assert not list(tmp_path.rglob("pwned"))
     assert any("--project=$(touch pwned)`touch pwned`" in call for call in cloud.calls())
@@ -504,7 +559,9 @@ def test_a_node_lost_under_an_active_request(trained, state):
 @pytest.mark.parametrize("disk", ["kept", "wiped"])
 def test_a_vm_that_rebooted(trained, disk):
     if disk == "kept":
-        os.killpg(os.getpgid(int((trained.path / "vms/lm/w0/ramp/pid").read_text())), signal.SIGKILL)
+        os.killpg(
+            os.getpgid(int((trained.path / "vms/lm/w0/ramp/pid").read_text())), signal.SIGKILL
+        )
     else:
         trained.kill()
     with trained.watch("--crashes", "0") as watching:
@@ -570,7 +627,9 @@ def test_a_watch_gives_up_when_the_quota_is_gone(trained):
     trained.becomes("lm", "SUSPENDED")
     with trained.watch() as watching:
         _, said = watching.communicate(timeout=30)
-    assert watching.returncode == 2 and "Google denied the quota" in said and "nothing costs" in said
+    assert (
+        watching.returncode == 2 and "Google denied the quota" in said and "nothing costs" in said
+    )
 
 
 def test_a_watch_keeps_asking_when_there_is_no_capacity(trained):
@@ -607,7 +666,11 @@ def test_nothing_to_resume_on_a_lost_disk(cloud):
 
 def test_stop_saves_and_a_watch_leaves_it_so(trained):
     said = trained.pod("stop", "lm")
-    assert said.returncode == 0 and "lm-w0: stopped" in said.stdout and "`pod.sh delete lm`" in said.stderr
+    assert (
+        said.returncode == 0
+        and "lm-w0: stopped" in said.stdout
+        and "`pod.sh delete lm`" in said.stderr
+    )
     with trained.watch() as watching:
         assert watching.wait(timeout=30) == 0
     before = trained.step()
@@ -621,7 +684,9 @@ def test_status_logs_and_tensorboard(trained):
     log = trained.pod("logs", "lm", "--no-follow", "--lines", "5").stdout
     assert "ramp run configs/cpu.toml" in log and "going on from step 0" in log
     shown = trained.pod("tensorboard", "lm", "--port", "7007").stdout
-    assert shown.startswith("tensorboard --logdir ") and shown.endswith("/ramp/gs/b/runs/lm/tb --port 7007\n")
+    assert shown.startswith("tensorboard --logdir ") and shown.endswith(
+        "/ramp/gs/b/runs/lm/tb --port 7007\n"
+    )
     assert trained.calls(f"{VM} ssh")[-1][-4:] == ["--", "-t", "-L", "7007:localhost:7007"]
     (trained.run / "tb").mkdir()
     (trained.run / "tb" / "events").write_text("e")
@@ -642,7 +707,11 @@ def test_delete_that_fails_says_what_it_costs(cloud):
     cloud.ok(*CREATE)
     cloud.change(fail={f"{RESOURCE} delete": "INTERNAL: try again"})
     done = cloud.pod("delete", "lm")
-    assert done.returncode == 1 and "costs $21.60" in done.stderr and "INTERNAL" in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 1
+        and "costs $21.60" in done.stderr
+        and "INTERNAL" in done.stderr.splitlines()[-1]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- GKE
@@ -656,7 +725,8 @@ def gke(cloud, *args: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("capacity", "flag"), [("on-demand", "--on-demand"), ("spot", "--spot"), ("reserved", "--reservation=r1")]
+    ("capacity", "flag"),
+    [("on-demand", "--on-demand"), ("spot", "--spot"), ("reserved", "--reservation=r1")],
 )
 def test_xpk_makes_a_cluster(cloud, capacity, flag):
     said = gke(
@@ -678,35 +748,78 @@ def test_xpk_makes_a_cluster(cloud, capacity, flag):
         f"+ xpk cluster create --cluster=c1 --tpu-type=v6e-256 --num-slices=2 {flag} --enable-gcsfuse-csi-driver"
         in said
     )
-    assert "+ xpk storage attach runs --cluster=c1 --type=gcsfuse --bucket=b --mount-point=/runs" in said
+    assert (
+        "+ xpk storage attach runs --cluster=c1 --type=gcsfuse --bucket=b --mount-point=/runs"
+        in said
+    )
 
 
 def test_xpk_submits_and_cancels(cloud):
-    said = gke(cloud, "submit", "lm", "--cluster", "c1", "--type", "v6e-256", *GKE, "configs/x.toml", "--a", "b c")
+    said = gke(
+        cloud,
+        "submit",
+        "lm",
+        "--cluster",
+        "c1",
+        "--type",
+        "v6e-256",
+        *GKE,
+        "configs/x.toml",
+        "--a",
+        "b c",
+    )
     assert "--restart-on-exit-codes=75 " in said and "--env=RAMP_DISTRIBUTED=auto" in said
     assert r"ramp run configs/x.toml --run /runs/runs/lm --a b\ c" in said
-    assert "xpk workload delete --workload=lm --cluster=c1" in gke(cloud, "cancel", "lm", "--cluster", "c1", *GKE)
+    assert "xpk workload delete --workload=lm --cluster=c1" in gke(
+        cloud, "cancel", "lm", "--cluster", "c1", *GKE
+    )
     assert "xpk cluster delete --cluster=c1" in gke(cloud, "delete", "c1", *GKE)
 
 
 def test_manifest_is_a_jobset(cloud):
     where = ("--topology", "16x16", "--image", "me/ramp:1", "--slices", "2", *GKE)
     done = cloud.pod(
-        "manifest", "lm", "--type", "v6e-256", *where, "x.toml", "--text", "it's \"&|\\ @NAME@", script="gke.sh"
+        "manifest",
+        "lm",
+        "--type",
+        "v6e-256",
+        *where,
+        "x.toml",
+        "--text",
+        "it's \"&|\\ @NAME@",
+        script="gke.sh",
     )
     assert done.returncode == 0, done.stderr
     jobset = yaml.safe_load(done.stdout)
     assert jobset["kind"] == "JobSet" and jobset["metadata"]["name"] == "lm"
     (slice_,) = jobset["spec"]["replicatedJobs"]
     job = slice_["template"]["spec"]
-    assert (slice_["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (2, 64, 64, 0)
+    assert (slice_["replicas"], job["parallelism"], job["completions"], job["backoffLimit"]) == (
+        2,
+        64,
+        64,
+        0,
+    )
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["command"] == ["ramp", "run", "x.toml", "--run", "/runs/runs/lm", "--text", "it's \"&|\\ @NAME@"]
-    assert container["resources"]["limits"] == {"google.com/tpu": 4} and container["image"] == "me/ramp:1"
+    assert container["command"] == [
+        "ramp",
+        "run",
+        "x.toml",
+        "--run",
+        "/runs/runs/lm",
+        "--text",
+        "it's \"&|\\ @NAME@",
+    ]
+    assert (
+        container["resources"]["limits"] == {"google.com/tpu": 4}
+        and container["image"] == "me/ramp:1"
+    )
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-accelerator"] == "tpu-v6e-slice"
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
-    (rule,) = job["podFailurePolicy"]["rules"]  # a mistake and a divergence end it; 75 and disruptions start it again
+    (rule,) = job["podFailurePolicy"][
+        "rules"
+    ]  # a mistake and a divergence end it; 75 and disruptions start it again
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [2, 3]
     assert pod["volumes"][0]["csi"]["volumeAttributes"]["bucketName"] == "b"
 
@@ -716,10 +829,33 @@ def test_manifest_is_a_jobset(cloud):
     [
         (["submit", "lm", "--type", "v6e-256", *GKE, "x.toml"], "submit needs --cluster"),
         (["submit", "lm", "--type", "v6e-256", "--cluster", "c", *GKE], "which configuration?"),
-        (["manifest", "lm", "--type", "v6e-256", "--topology", "4x4", "--image", "i", *GKE, "x.toml"], "256 chips"),
-        (["cluster", "c", "--type", "v6e-256", "--zone", ZONE, "--run", "runs/lm"], "gs://BUCKET/DIR"),
-        (["cluster", "c", "--type", "v6e-256", "--capacity", "reserved", *GKE], "cluster needs --reservation"),
-        (["cluster", "c", "--type", "v6e-256", "--zone", ZONE, "--run", "gs://b/x"], "xpk is not installed"),
+        (
+            [
+                "manifest",
+                "lm",
+                "--type",
+                "v6e-256",
+                "--topology",
+                "4x4",
+                "--image",
+                "i",
+                *GKE,
+                "x.toml",
+            ],
+            "256 chips",
+        ),
+        (
+            ["cluster", "c", "--type", "v6e-256", "--zone", ZONE, "--run", "runs/lm"],
+            "gs://BUCKET/DIR",
+        ),
+        (
+            ["cluster", "c", "--type", "v6e-256", "--capacity", "reserved", *GKE],
+            "cluster needs --reservation",
+        ),
+        (
+            ["cluster", "c", "--type", "v6e-256", "--zone", ZONE, "--run", "gs://b/x"],
+            "xpk is not installed",
+        ),
     ],
 )
 def test_gke_mistakes(cloud, args, sentence):
@@ -730,14 +866,18 @@ def test_gke_mistakes(cloud, args, sentence):
 # ---------------------------------------------------------------------------------------------------- the scripts themselves
 def test_shellcheck():
     near = str(Path(sys.executable).parent)  # where the development group of pyproject.toml puts it
-    shellcheck = shutil.which("shellcheck", path=f"{near}:{os.environ['PATH']}") or pytest.skip("no shellcheck here")
+    shellcheck = shutil.which("shellcheck", path=f"{near}:{os.environ['PATH']}") or pytest.skip(
+        "no shellcheck here"
+    )
     files = sorted(map(str, SCRIPTS.glob("*.sh")))
     done = subprocess.run([shellcheck, "-x", *files], capture_output=True, text=True, cwd=SCRIPTS)
     assert done.returncode == 0, done.stdout
 
 
 def test_help_names_every_verb_and_option():
-    usage = subprocess.run([SCRIPTS / "pod.sh", "--help"], capture_output=True, text=True, check=True).stdout
+    usage = subprocess.run(
+        [SCRIPTS / "pod.sh", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     common, pod = (SCRIPTS / "common.sh").read_text(), (SCRIPTS / "pod.sh").read_text()
     options = re.findall(r'^(?:SETTINGS|OPTIONS|FLAGS)="(.*)"$', common, re.MULTILINE)
     for option in " ".join(options).split():

@@ -20,7 +20,14 @@ ALL = {
     "smear": True,
 }
 # The models before attention, of the ladder.
-WINDOW = {"token_mixer": "window_pattern", "rope": False, "qk_norm": False, "norm": False, "residual": False, "mlp": "relu2"}
+WINDOW = {
+    "token_mixer": "window_pattern",
+    "rope": False,
+    "qk_norm": False,
+    "norm": False,
+    "residual": False,
+    "mlp": "relu2",
+}
 MEAN = {"token_mixer": "mean", "rope": False, "qk_norm": False, "mlp": "none"}
 
 
@@ -45,7 +52,9 @@ def model(**over) -> Model:
 def mesh(replica: int = 1, data: int = 1, model: int = 1) -> jax.sharding.Mesh:
     """Use it as `with jax.set_mesh(mesh(...))`, which leaves no trace for the next test."""
     devices = jax.devices()[: replica * data * model]
-    return jax.make_mesh((replica, data, model), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+    return jax.make_mesh(
+        (replica, data, model), AXES, axis_types=(AxisType.Explicit,) * 3, devices=devices
+    )
 
 
 def init(c: Model, seed: int = 0) -> dict:
@@ -77,7 +86,11 @@ def batch(rows: int, length: int, vocab: int = 320, seed: int = 0) -> dict[str, 
     rng = np.random.default_rng(seed)
     stream = rng.integers(0, vocab, (rows, length + 1)).astype(np.int32)
     weights = rng.random((rows, length)) < rng.random((rows, 1))
-    return {"tokens": stream[:, :-1], "targets": stream[:, 1:], "weights": weights.astype(np.float32)}
+    return {
+        "tokens": stream[:, :-1],
+        "targets": stream[:, 1:],
+        "weights": weights.astype(np.float32),
+    }
 
 
 def logits(c: Model, params: dict, tokens_bt, segments_bt=None) -> jax.Array:
@@ -87,4 +100,6 @@ def logits(c: Model, params: dict, tokens_bt, segments_bt=None) -> jax.Array:
 
 
 def assert_trees_close(got, want, rtol: float = 1e-5, atol: float = 1e-6) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol, atol), got, want)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol, atol), got, want
+    )

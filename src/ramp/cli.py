@@ -15,7 +15,7 @@ from pathlib import Path
 from ramp import config, rundir
 from ramp.errors import UserError
 from ramp.ladder import commands as ladder
-from ramp.nines import commands as nines
+from ramp.nines import cli as nines
 from ramp.pods import commands as pods
 from ramp.run import use_huge_pages
 from ramp.serve import commands as serve
@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def dispatch(argv: list[str] | None) -> int:
     args, flags = parsed(sys.argv[1:] if argv is None else argv)
-    if argv is None and args.verb in FLAGGED and args.verb != "bench":  # its worker does so, its peer does not
+    if (
+        argv is None and args.verb in FLAGGED and args.verb != "bench"
+    ):  # its worker does so, its peer does not
         use_huge_pages()
     return ACTIONS[args.verb](args, flags)
 
@@ -79,28 +81,55 @@ def parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, text in VERBS.items():
         tail = FLAGS if verb in FLAGGED else None
-        _arguments(verb, verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".", epilog=tail))
+        _arguments(
+            verb,
+            verbs.add_parser(
+                verb, help=text, description=text[0].upper() + text[1:] + ".", epilog=tail
+            ),
+        )
     args, flags = parser.parse_known_args(argv)
     if flags and args.verb not in FLAGGED:
         raise UserError(f"unknown argument {flags[0]}; see `ramp {args.verb} --help`")
     return args, flags
 
 
-TRAINS = ("run", "prepare", "pretrain", "eval", "finetune", "reinforce", "synthesize", "sample", "bench", "plan")
+TRAINS = (
+    "run",
+    "prepare",
+    "pretrain",
+    "eval",
+    "finetune",
+    "reinforce",
+    "synthesize",
+    "sample",
+    "bench",
+    "plan",
+)
 FLAGGED = (*TRAINS, "audit", "ladder")  # verbs that take keys of the configuration
 FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.steps 100. They are listed in src/ramp/config.py."
 
 
 def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
     if verb == "bench":
-        p.add_argument("config", nargs="?", type=Path, help="a TOML file; default: depth 4, context 256, batch 16")
-        p.add_argument("--peer", choices=("torch",), help="measure the same architecture in PyTorch, in turn with ramp")
+        p.add_argument(
+            "config",
+            nargs="?",
+            type=Path,
+            help="a TOML file; default: depth 4, context 256, batch 16",
+        )
+        p.add_argument(
+            "--peer",
+            choices=("torch",),
+            help="measure the same architecture in PyTorch, in turn with ramp",
+        )
         python = {"type": Path, "default": Path(sys.executable), "metavar": "PATH"}
         p.add_argument("--peer-python", **python, help="an interpreter with torch and transformers")
         p.add_argument("--only", choices=("train", "generate"), help="one of the two measurements")
         p.add_argument("--rounds", type=int, default=8, help="turns of every contender (default 8)")
         p.add_argument("--dtype", choices=("float32", "bfloat16", "both"), default="both")
-        p.add_argument("--threads", type=int, default=2, help="CPU cores of every contender (default 2)")
+        p.add_argument(
+            "--threads", type=int, default=2, help="CPU cores of every contender (default 2)"
+        )
         p.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
     elif verb == "plan":
         pods.add_arguments(p)
@@ -111,14 +140,29 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
     elif verb in ("serve", "export", "import"):
         serve.add_arguments(verb, p)
     elif verb in TRAINS:
-        p.add_argument("config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory")
-        p.add_argument("--run", type=Path, metavar="DIR", help="the run directory (default: runs/<name of the config>)")
-        p.add_argument("--dry-run", action="store_true", help="print parameters, memory, FLOPs and time; make nothing")
+        p.add_argument(
+            "config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory"
+        )
+        p.add_argument(
+            "--run",
+            type=Path,
+            metavar="DIR",
+            help="the run directory (default: runs/<name of the config>)",
+        )
+        p.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="print parameters, memory, FLOPs and time; make nothing",
+        )
         p.add_argument("--force", action="store_true", help="do a stage again that is done")
     elif verb == "audit":
         p.add_argument("what", choices=("credit", "synth"))
-        p.add_argument("config", type=Path, help="configs/credit-bench.toml or configs/collapse-bench.toml")
-        p.add_argument("--run", type=Path, metavar="DIR", help="where results are kept and gone on from")
+        p.add_argument(
+            "config", type=Path, help="configs/credit-bench.toml or configs/collapse-bench.toml"
+        )
+        p.add_argument(
+            "--run", type=Path, metavar="DIR", help="where results are kept and gone on from"
+        )
         p.add_argument(
             "--data",
             type=Path,
@@ -129,28 +173,58 @@ def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
     elif verb == "synth":
         p.add_argument("what", choices=("why", "ask"))
         p.add_argument("run", type=Path, help="a run directory")
-        p.add_argument("about", help="why: a sample, such as g2-00017; ask: a question, such as 'Tell me a joke.'")
+        p.add_argument(
+            "about",
+            help="why: a sample, such as g2-00017; ask: a question, such as 'Tell me a joke.'",
+        )
         p.add_argument("--n", type=int, default=200, help="ask: replies to draw (default 200)")
-        p.add_argument("--verbalised", type=int, default=0, metavar="K", help="ask: also for K answers in one reply")
+        p.add_argument(
+            "--verbalised",
+            type=int,
+            default=0,
+            metavar="K",
+            help="ask: also for K answers in one reply",
+        )
         p.add_argument("--tokens", type=int, default=96, help="ask: longest reply (default 96)")
     elif verb in ("chat", "report", "credit"):
         p.add_argument("run", type=Path, help="a run directory")
     if verb == "credit":
-        p.add_argument("--problem", type=int, default=0, help="number of the first held-out problem to show")
+        p.add_argument(
+            "--problem", type=int, default=0, help="number of the first held-out problem to show"
+        )
         p.add_argument("--groups", type=int, default=4, help="problems to sample")
     if verb == "eval":
-        p.add_argument("--suite", default="bpb", help="bpb: bits per byte (default); core: the 22 tasks of CORE")
+        p.add_argument(
+            "--suite",
+            default="bpb",
+            help="bpb: bits per byte (default); core: the 22 tasks of CORE",
+        )
         p.add_argument("--bundle", type=Path, metavar="DIR", help="the tasks of --suite core")
-        p.add_argument("--limit", type=int, default=0, metavar="N", help="questions of each task (default: all)")
+        p.add_argument(
+            "--limit",
+            type=int,
+            default=0,
+            metavar="N",
+            help="questions of each task (default: all)",
+        )
     if verb in ("sample", "chat"):
-        p.add_argument("--stage", choices=("pretrain", "finetune"), help="whose weights speak (default: finetune)")
+        p.add_argument(
+            "--stage",
+            choices=("pretrain", "finetune"),
+            help="whose weights speak (default: finetune)",
+        )
         p.add_argument("--seed", type=int, default=0)
     if verb == "sample":
-        p.add_argument("--prompt", help="continue this text instead of asking the questions of the configuration")
+        p.add_argument(
+            "--prompt",
+            help="continue this text instead of asking the questions of the configuration",
+        )
     if verb == "chat":
         p.add_argument("--temperature", type=float, help="0: always the most likely token")
         p.add_argument("--tokens", type=int, help="longest answer")
-        p.add_argument("--ask", action="append", metavar="QUESTION", help="ask this and leave; may be repeated")
+        p.add_argument(
+            "--ask", action="append", metavar="QUESTION", help="ask this and leave; may be repeated"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- verbs
@@ -159,7 +233,9 @@ def _target(args: argparse.Namespace, flags: list[str]) -> tuple[config.Config, 
     path: Path = args.config
     if path.is_dir():
         if args.run:
-            raise UserError(f"{path} is a run directory itself; leave out --run, or name a configuration file")
+            raise UserError(
+                f"{path} is a run directory itself; leave out --run, or name a configuration file"
+            )
         rundir.open_run(path)
         return config.load(path / "config.toml", flags), path
     return config.load(path, flags), args.run or Path("runs") / path.stem
@@ -168,18 +244,21 @@ def _target(args: argparse.Namespace, flags: list[str]) -> tuple[config.Config, 
 def _train(args: argparse.Namespace, flags: list[str]) -> int:
     c, directory = _target(args, flags)
     if args.dry_run:
-        from ramp import dryrun
+        from ramp.pods import dryrun
 
         print(dryrun.describe(c))
         return 0
     from ramp import run
-    from ramp.train.loop import Diverged
+    from ramp.train.trainer import Diverged
     from ramp.train.preemption import Preempted
 
     more = _suite(args) if args.verb == "eval" else {}
     stages = tuple(more) or (None if args.verb == "run" else (args.verb,))
     try:
-        again = args.force or args.verb in ("eval", "sample")  # asked for by name, these answer each time
+        again = args.force or args.verb in (
+            "eval",
+            "sample",
+        )  # asked for by name, these answer each time
         run.run(c, directory, stages, again, more)
     except Preempted as stopped:
         print(f"ramp: {stopped}", file=sys.stderr)
@@ -202,8 +281,8 @@ def _suite(args: argparse.Namespace) -> dict[str, Callable]:
         raise UserError(
             "--suite core takes --bundle DIR, the folder that holds core.yaml, and a --limit above 0 or none"
         )
-    from ramp.stages import core
-    from ramp.text import questions
+    from ramp.evals import core
+    from ramp.evals import questions
 
     return {"core": partial(core.run, tasks=questions.read_bundle(args.bundle), limit=args.limit)}
 
@@ -212,22 +291,24 @@ def _sample(args: argparse.Namespace, flags: list[str]) -> int:
     if args.prompt is None:
         return _train(args, flags)
     c, directory = _target(args, flags)
-    from ramp import talk
+    from ramp.serve import terminal
 
-    talk.complete(directory, c, args.prompt, args.stage or rundir.RunDir(directory).default_stage, args.seed)
+    terminal.complete(
+        directory, c, args.prompt, args.stage or rundir.RunDir(directory).default_stage, args.seed
+    )
     return 0
 
 
 def _chat(args: argparse.Namespace, flags: list[str]) -> int:
-    from ramp import talk
+    from ramp.serve import terminal
 
     stage = args.stage or rundir.RunDir(args.run).default_stage
-    talk.chat(args.run, stage, args.seed, args.temperature, args.tokens, args.ask)
+    terminal.chat(args.run, stage, args.seed, args.temperature, args.tokens, args.ask)
     return 0
 
 
 def _report(args: argparse.Namespace, flags: list[str]) -> int:
-    from ramp import report
+    from ramp.reporting import report
 
     rundir.open_run(args.run)
     print(report.write_report(args.run))
@@ -251,11 +332,11 @@ def _audit(args: argparse.Namespace, flags: list[str]) -> int:
 
     c = run.setup_devices(c)  # before imports that start threads: see `run.run`
     if args.what == "synth":
-        from ramp.synth import bench
+        from experiments.collapse import bench
 
         print(bench.run(directory, c, args.data, args.part))
         return 0
-    from ramp.credit import bench
+    from experiments.credit import bench
 
     print(bench.run(directory, c, args.data))
     return 0
@@ -275,20 +356,24 @@ def _synth(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp import run
 
     c = run.setup_devices(c)
-    from ramp.synth import ask
+    from ramp.evals import diversity
 
-    print(ask.format_table(ask.run(found, c, args.about, args.n, args.verbalised, args.tokens)))
+    print(
+        diversity.format_table(
+            diversity.run(found, c, args.about, args.n, args.verbalised, args.tokens)
+        )
+    )
     return 0
 
 
 def _doctor(args: argparse.Namespace, flags: list[str]) -> int:
-    from ramp import doctor
+    from ramp.pods import doctor
 
     return doctor.run()
 
 
 def _bench(args: argparse.Namespace, flags: list[str]) -> int:
-    from ramp import bench
+    from experiments.speed import bench
 
     return bench.run(args, flags)
 

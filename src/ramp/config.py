@@ -346,7 +346,11 @@ class Eval:
 class Sample:
     prompts: tuple[str, ...] = ("The people of the United States", "Mount Everest is")
     """continued while pretraining"""
-    questions: tuple[str, ...] = ("Hello, how are you?", "What is Mount Everest?", "Tell me a joke.")
+    questions: tuple[str, ...] = (
+        "Hello, how are you?",
+        "What is Mount Everest?",
+        "Tell me a joke.",
+    )
     """asked after fine-tuning"""
     max_new_tokens: Positive = 96
     temperature: NonNegative = 0.8
@@ -405,7 +409,9 @@ def load(path: Path, flags: list[str] | None = None) -> Config:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration; the ones that come with ramp are in configs/") from None
+        raise UserError(
+            f"{path}: no such configuration; the ones that come with ramp are in configs/"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -413,7 +419,11 @@ def load(path: Path, flags: list[str] | None = None) -> Config:
     config = _build(Config, table, str(path), "")
     if flags:
         config = tyro.cli(
-            Config, default=config, args=flags, prog="ramp VERB CONFIG", config=(tyro.conf.FlagConversionOff,)
+            Config,
+            default=config,
+            args=flags,
+            prog="ramp VERB CONFIG",
+            config=(tyro.conf.FlagConversionOff,),
         )
     return check_config(config, str(path))
 
@@ -454,12 +464,16 @@ def _check_type(base: Any, value: Any, where: str, key: str) -> None:
     origin = typing.get_origin(base)
     if origin is Literal:
         if value not in typing.get_args(base):
-            raise UserError(f"{where}: '{key}' is {value!r}; it can be {', '.join(map(repr, typing.get_args(base)))}")
+            raise UserError(
+                f"{where}: '{key}' is {value!r}; it can be {', '.join(map(repr, typing.get_args(base)))}"
+            )
     elif origin is tuple:
         if type(value) is not tuple or not all(type(v) is str for v in value):
             raise UserError(f"{where}: '{key}' takes a list of strings, not {value!r}")
     elif not isinstance(base, types.UnionType) and type(value) is not base:
-        raise UserError(f"{where}: '{key}' takes {base.__name__}, not {type(value).__name__} ({value!r})")
+        raise UserError(
+            f"{where}: '{key}' takes {base.__name__}, not {type(value).__name__} ({value!r})"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- checking
@@ -468,15 +482,23 @@ def check_config(config: Config, where: str = "configuration") -> Config:
     _check_ranges(config, where, "")
     for stage in config.stages:
         if stage not in STAGES:
-            raise UserError(f"{where}: unknown stage '{stage}' in 'stages'{_nearest(stage, STAGES, '')}")
+            raise UserError(
+                f"{where}: unknown stage '{stage}' in 'stages'{_nearest(stage, STAGES, '')}"
+            )
     if not config.text.sources:
-        raise UserError(f"{where}: 'text.sources' is empty; name at least one, such as 'file:my/*.txt'")
+        raise UserError(
+            f"{where}: 'text.sources' is empty; name at least one, such as 'file:my/*.txt'"
+        )
     if set(config.model.window_pattern) - {"S", "L"} or not config.model.window_pattern:
-        raise UserError(f"{where}: 'model.window_pattern' is {config.model.window_pattern!r}; it takes letters S and L, such as 'SSSL'")
+        raise UserError(
+            f"{where}: 'model.window_pattern' is {config.model.window_pattern!r}; it takes letters S and L, such as 'SSSL'"
+        )
     if sum(n == -1 for n in (config.mesh.replica, config.mesh.data, config.mesh.model)) > 1:
         raise UserError(f"{where}: only one axis of 'mesh' can be -1 (all devices that are left)")
     if 0 in (config.mesh.replica, config.mesh.data, config.mesh.model):
-        raise UserError(f"{where}: an axis of 'mesh' is 0; it takes a number of devices, or -1 for all that are left")
+        raise UserError(
+            f"{where}: an axis of 'mesh' is 0; it takes a number of devices, or -1 for all that are left"
+        )
     return config
 
 
@@ -499,7 +521,9 @@ def resolve(config: Config, where: str = "configuration") -> Config:
     The horizon is 12 tokens per parameter of the matrices.
     """
     m = config.model
-    vocab = m.vocab_size or _up(264 if config.text.tokenizer == "bytes" else config.text.vocab_size, 128)
+    vocab = m.vocab_size or _up(
+        264 if config.text.tokenizer == "bytes" else config.text.vocab_size, 128
+    )
     width = m.width or _up(64 * max(m.depth, 1), 128)
     head_dim = m.head_dim or (64 if width < 1024 else 128)
     heads = m.num_heads or max(1, width // head_dim)
@@ -510,35 +534,64 @@ def resolve(config: Config, where: str = "configuration") -> Config:
         head_dim=head_dim,
         num_heads=heads,
         num_kv_heads=m.num_kv_heads or heads,
-        mlp_dim=m.mlp_dim or _up({"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp], 128),
+        mlp_dim=m.mlp_dim
+        or _up({"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp], 128),
         short_window=m.short_window or _up(m.context_len // 4, 128),
     )
     if m.num_heads % m.num_kv_heads:
-        raise UserError(f"{where}: 'model.num_heads' {m.num_heads} is not a multiple of 'model.num_kv_heads' {m.num_kv_heads}")
+        raise UserError(
+            f"{where}: 'model.num_heads' {m.num_heads} is not a multiple of 'model.num_kv_heads' {m.num_kv_heads}"
+        )
     if m.head_dim % 2:
         raise UserError(f"{where}: 'model.head_dim' {m.head_dim} must be even: RoPE rotates pairs")
     for switch, allowed, needs in (
         ("mlp_dim", m.mlp != "none", "mlp = 'none' has no feed-forward; leave model.mlp_dim out"),
-        ("qk_norm", m.token_mixer == "attention", f"mix = '{m.token_mixer}' learns no queries and keys; set model.qk_norm = false"),
-        ("rope", m.token_mixer == "attention", f"mix = '{m.token_mixer}' has places of its own; set model.rope = false"),
-        ("x0_scalars", m.residual, "there is no residual stream to scale; set model.residual = true"),
+        (
+            "qk_norm",
+            m.token_mixer == "attention",
+            f"mix = '{m.token_mixer}' learns no queries and keys; set model.qk_norm = false",
+        ),
+        (
+            "rope",
+            m.token_mixer == "attention",
+            f"mix = '{m.token_mixer}' has places of its own; set model.rope = false",
+        ),
+        (
+            "x0_scalars",
+            m.residual,
+            "there is no residual stream to scale; set model.residual = true",
+        ),
     ):
         if getattr(m, switch) and not allowed:
             raise UserError(f"{where}: 'model.{switch}' is {getattr(m, switch)!r}, but {needs}")
     if m.vocab_size < config.text.vocab_size and config.text.tokenizer == "bpe":
-        raise UserError(f"{where}: 'model.vocab_size' {m.vocab_size} is smaller than 'text.vocab_size' {config.text.vocab_size}")
+        raise UserError(
+            f"{where}: 'model.vocab_size' {m.vocab_size} is smaller than 'text.vocab_size' {config.text.vocab_size}"
+        )
     pretrain = _resolve_train(config.pretrain, m, 1.0, where, "pretrain")
     finetune = _resolve_train(config.finetune, m, 0.2, where, "finetune")
-    asked = replace(config.reinforce, batch_size=config.reinforce.num_prompts * config.reinforce.group_size)
+    asked = replace(
+        config.reinforce, batch_size=config.reinforce.num_prompts * config.reinforce.group_size
+    )
     reinforce = _resolve_train(asked, m, 0.05, where, "reinforce")
     synthesize = _resolve_train(config.synthesize, m, 0.2, where, "synthesize")
-    trained = {"pretrain": pretrain, "finetune": finetune, "reinforce": reinforce, "synthesize": synthesize}
+    trained = {
+        "pretrain": pretrain,
+        "finetune": finetune,
+        "reinforce": reinforce,
+        "synthesize": synthesize,
+    }
     return replace(config, model=m, **trained)
 
 
 def count_matrix_params(m: Model) -> int:
     """Weights of the matrices of the L blocks."""
-    heads = (2 if m.token_mixer == "attention" else 1) * m.width * (m.num_heads + m.num_kv_heads) * m.head_dim
+    heads = (
+        (2 if m.token_mixer == "attention" else 1)
+        * m.width
+        * (m.num_heads + m.num_kv_heads)
+        * m.head_dim
+    )
     return m.depth * (heads + {"swiglu": 3, "relu2": 2, "none": 0}[m.mlp] * m.width * m.mlp_dim)
 
 
@@ -546,13 +599,19 @@ def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Tr
     """`rate`: what share of pretraining's rates this stage starts from."""
     seq = t.seq_len or m.context_len
     if seq > m.context_len:
-        raise UserError(f"{where}: '{name}.seq' {seq} is longer than 'model.context_len' {m.context_len}")
+        raise UserError(
+            f"{where}: '{name}.seq' {seq} is longer than 'model.context_len' {m.context_len}"
+        )
     tokens = 12 * (count_matrix_params(m) + m.width * m.vocab_size)
     reference = 12 * 110_100_480  # tokens of the depth-12 model that the rates were measured on
-    batch_tokens = t.batch_size * seq or 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
+    batch_tokens = t.batch_size * seq or 2 ** round(
+        math.log2(2**19 * (tokens / reference) ** 0.383)
+    )
     batch = t.batch_size or max(1, batch_tokens // seq)
     if batch % t.grad_accum_steps:
-        raise UserError(f"{where}: '{name}.batch' {batch} is not divisible by '{name}.accum' {t.grad_accum_steps}")
+        raise UserError(
+            f"{where}: '{name}.batch' {batch} is not divisible by '{name}.accum' {t.grad_accum_steps}"
+        )
     steps = t.steps or max(1, tokens // (batch * seq))
     by_batch = rate * math.sqrt(batch * seq / 2**19)
     by_width = by_batch * (m.width / 768) ** -0.5

@@ -42,7 +42,9 @@ def setup_devices(c: Config, devices: int | None = None) -> Config:
     keep_memory()
     prefer_eigen(c)
     mesh.connect_processes()
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ramp" / "xla"))
+    cache = os.environ.get(
+        "JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "ramp" / "xla")
+    )
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
@@ -61,7 +63,10 @@ def use_huge_pages() -> None:
     """Start this process again with a glibc that asks the kernel for huge pages; it reads the wish at a start only.
 
     XLA:CPU allocates a step's temporaries anew each time, and pages of 4 kB cost it 15% of the step."""
-    kernel, (name, version) = Path("/sys/kernel/mm/transparent_hugepage/enabled"), platform.libc_ver()
+    kernel, (name, version) = (
+        Path("/sys/kernel/mm/transparent_hugepage/enabled"),
+        platform.libc_ver(),
+    )
     able = name == "glibc" and tuple(map(int, version.split("."))) >= (2, 35) and kernel.exists()
     if able and "[never]" not in kernel.read_text() and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
@@ -75,7 +80,11 @@ def keep_memory() -> None:
     """Without huge pages, ask glibc to keep freed memory. As fast, but holes in the heap up to double what is resident."""
     if platform.libc_ver()[0] == "glibc" and not has_huge_pages():
         libc = ctypes.CDLL(None)
-        for option, value in ((-4, 0), (-1, -1), (-8, 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
+        for option, value in (
+            (-4, 0),
+            (-1, -1),
+            (-8, 1),
+        ):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_ARENA_MAX of malloc.h
             libc.mallopt(option, value)
 
 
@@ -84,7 +93,9 @@ def prefer_eigen(c: Config) -> None:
     67 to 88. In bfloat16 YNNPACK has 165 to 200 and Eigen 65 to 100. XLA reads the wish once, before its first device."""
     float32 = c.model.dtype == "float32" or (c.model.dtype == "auto" and not has_bfloat16())
     asked = os.environ.get("XLA_FLAGS", "")
-    known = metadata.version("jax").startswith("0.10.")  # a flag that an XLA does not know ends the process
+    known = metadata.version("jax").startswith(
+        "0.10."
+    )  # a flag that an XLA does not know ends the process
     if float32 and known and EIGEN not in asked:
         os.environ["XLA_FLAGS"] = f"{asked} {EIGEN}".strip()
 
@@ -116,18 +127,21 @@ def run(
     """
     import jax
 
-    c = setup_devices(c)  # before imports that start threads: each would bring an arena that `keep_memory` does not hold
-    from ramp import report
-    from ramp.stages import converse, evaluate, finetune, pretrain, reinforce, synthesize
+    c = setup_devices(
+        c
+    )  # before imports that start threads: each would bring an arena that `keep_memory` does not hold
+    from ramp.reporting import report
+    from ramp.evals import samples, bpb
+    from ramp.stages import finetune, pretrain, reinforce, synthesize
     from ramp.train.preemption import Preemption
 
     work = {
         "pretrain": pretrain.run,
-        "eval": evaluate.run,
+        "eval": bpb.run,
         "finetune": finetune.run,
         "reinforce": reinforce.run,
         "synthesize": synthesize.run,
-        "sample": converse.run,
+        "sample": samples.run,
     } | (more or {})
     rundir = RunDir(directory)
     first, stop = jax.process_index() == 0, Preemption()
@@ -143,8 +157,14 @@ def run(
                     f"{stage} needs {need}, which {directory} has not finished; run `ramp {need} {directory}`"
                 )
             stop.check(0)
-            result = on_process_zero(partial(prepare_in_subprocess, rundir, c)) if stage == "prepare" else work[stage](rundir, c, stop)
-            on_process_zero(partial(report.update_report, directory, stage, (result or {}) | {"done": True}))
+            result = (
+                on_process_zero(partial(prepare_in_subprocess, rundir, c))
+                if stage == "prepare"
+                else work[stage](rundir, c, stop)
+            )
+            on_process_zero(
+                partial(report.update_report, directory, stage, (result or {}) | {"done": True})
+            )
             on_process_zero(partial(report.write_report, directory))
     if first:
         print(f"report: {directory / 'report.html'}")
@@ -177,7 +197,10 @@ def on_process_zero(action: Callable[[], Any]) -> Any:
             result = action()
         except Exception as fault:
             error = fault
-    failed = jax.process_count() > 1 and multihost_utils.process_allgather(np.array(error is not None)).any()
+    failed = (
+        jax.process_count() > 1
+        and multihost_utils.process_allgather(np.array(error is not None)).any()
+    )
     if error is not None:
         raise error
     if failed:

@@ -85,14 +85,20 @@ class RunDir:
         if self.config.exists():
             self._require_same(config.resolve(config.load(self.config)), c)
         elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
-            raise UserError(f"{self.path} is not empty and not a run; name another directory with --run")
+            raise UserError(
+                f"{self.path} is not empty and not a run; name another directory with --run"
+            )
         self.data.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, config.to_toml(c))
         write_atomic(self.path / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
 
     def _require_same(self, old: Config, new: Config) -> None:
         for stage, parts in DEPENDS.items():
-            changed = [change for part in parts for change in _changes(part, getattr(old, part), getattr(new, part))]
+            changed = [
+                change
+                for part in parts
+                for change in _changes(part, getattr(old, part), getattr(new, part))
+            ]
             if changed and self.has_begun(stage):
                 raise UserError(
                     f"{self.path} was begun with another configuration ({'; '.join(changed[:4])}); "
@@ -107,7 +113,9 @@ class RunDir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"{self.path} is in use by another ramp; wait for it, or name another --run") from None
+                raise UserError(
+                    f"{self.path} is in use by another ramp; wait for it, or name another --run"
+                ) from None
             yield
 
 
@@ -115,7 +123,11 @@ def _changes(name: str, old: Any, new: Any) -> list[str]:
     if not dataclasses.is_dataclass(old):
         return [] if old == new else [f"{name} {old!r} -> {new!r}"]
     keys = [f.name for f in dataclasses.fields(old) if f.name not in FREE]
-    return [change for key in keys for change in _changes(f"{name}.{key}", getattr(old, key), getattr(new, key))]
+    return [
+        change
+        for key in keys
+        for change in _changes(f"{name}.{key}", getattr(old, key), getattr(new, key))
+    ]
 
 
 def open_run(path: Path) -> tuple[RunDir, Config]:
@@ -131,7 +143,17 @@ def provenance() -> dict[str, Any]:
     """What made a result: versions, commit, device, command."""
     import jax
 
-    names = ("ramp-lm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
+    names = (
+        "ramp-lm",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "grain",
+        "numpy",
+        "tokenizers",
+    )
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": " ".join(["ramp", *sys.argv[1:]]),
@@ -154,7 +176,10 @@ def _version(name: str) -> str:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def _commit() -> str:
@@ -162,7 +187,9 @@ def _commit() -> str:
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", here, *words], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
 
     try:
         head = git("rev-parse", "--short", "HEAD")

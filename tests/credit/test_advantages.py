@@ -33,7 +33,11 @@ def credit(seed: int, P: int = 3, G: int = 4, S: int = 5) -> A.Credit:
     extra |= {k: jnp.asarray(rng.normal(size=(B, N)), jnp.float32) for k in ("implicit_bn",)}
     outcome = jnp.asarray(rng.random((P, G)) < 0.5, jnp.float32)
     return A.Credit(
-        outcome, jnp.asarray(right, jnp.float32), jnp.asarray(exists, jnp.float32), jnp.asarray(step), **extra
+        outcome,
+        jnp.asarray(right, jnp.float32),
+        jnp.asarray(exists, jnp.float32),
+        jnp.asarray(step),
+        **extra,
     )
 
 
@@ -47,7 +51,10 @@ def test_shape_mask_and_finiteness(seed, name):
 
 
 @few
-@given(seeds, st.sampled_from(["rloo", "grpo", "pass_at_k", "grpo_process", "step_local", "first_error"]))
+@given(
+    seeds,
+    st.sampled_from(["rloo", "grpo", "pass_at_k", "grpo_process", "step_local", "first_error"]),
+)
 def test_a_group_without_variance_gets_nothing(seed, name):
     c = credit(seed)
     same = jnp.ones_like(c.outcome_g)
@@ -73,14 +80,18 @@ def test_step_local_and_first_error_against_loops(seed):
     c = credit(seed)
     ok, exists, G = np.asarray(c.right_bs), np.asarray(c.exists_bs), c.group
     local, first = np.asarray(A.step_local(c)), np.asarray(A.first_error(c))
-    clean = np.array([[exists[b, s] and all(ok[b, :s]) for s in range(ok.shape[1])] for b in range(len(ok))])
+    clean = np.array(
+        [[exists[b, s] and all(ok[b, :s]) for s in range(ok.shape[1])] for b in range(len(ok))]
+    )
     for b in range(len(ok)):
         others = [i for i in range(b // G * G, b // G * G + G) if i != b]
         for n, s in enumerate(np.asarray(c.step_bn)[b]):
             if s < 0:
                 continue
             peers = [ok[i, s] for i in others if exists[i, s]]
-            assert local[b, n] == pytest.approx(ok[b, s] - np.mean(peers) if peers else 0.0, abs=1e-6)
+            assert local[b, n] == pytest.approx(
+                ok[b, s] - np.mean(peers) if peers else 0.0, abs=1e-6
+            )
             peers = [ok[i, s] for i in others if clean[i, s]]
             want = ok[b, s] - np.mean(peers) if peers and clean[b, s] else 0.0
             assert first[b, n] == pytest.approx(want, abs=1e-6)
@@ -103,9 +114,14 @@ def test_vine_sums_to_the_outcome_minus_the_start(seed):
     """The differences telescope: what is given to the steps adds up to what RLOO gives the rollout."""
     c = credit(seed)
     a, step = np.asarray(A.vine(c)), np.asarray(c.step_bn)
-    ends = [[int(np.flatnonzero(step[b] == s)[-1]) for s in range(step[b].max() + 1)] for b in range(len(a))]
+    ends = [
+        [int(np.flatnonzero(step[b] == s)[-1]) for s in range(step[b].max() + 1)]
+        for b in range(len(a))
+    ]
     total = np.array([sum(a[b, n] for n in places) for b, places in enumerate(ends)])
-    np.testing.assert_allclose(total, np.asarray(A.leave_one_out(c.outcome_g)).reshape(-1), atol=1e-5)
+    np.testing.assert_allclose(
+        total, np.asarray(A.leave_one_out(c.outcome_g)).reshape(-1), atol=1e-5
+    )
 
 
 @few
@@ -142,10 +158,15 @@ def test_pass_at_k_against_all_subsets(seed, k):
 def test_min_form_is_about_the_worst_step():
     """One wrong step of three: everything up to it is charged for it, what comes after is not."""
     c = A.Credit(
-        jnp.zeros((1, 2)), jnp.array([[1.0, 0, 1], [1, 1, 1]]), jnp.ones((2, 3)), jnp.array([[0, 1, 2], [0, 1, 2]])
+        jnp.zeros((1, 2)),
+        jnp.array([[1.0, 0, 1], [1, 1, 1]]),
+        jnp.ones((2, 3)),
+        jnp.array([[0, 1, 2], [0, 1, 2]]),
     )
     a = np.asarray(A.min_form(c))
-    assert a[0, 0] == pytest.approx(a[0, 1], abs=1e-3) and a[0, 2] - a[0, 1] == pytest.approx(1, abs=1e-3)
+    assert a[0, 0] == pytest.approx(a[0, 1], abs=1e-3) and a[0, 2] - a[0, 1] == pytest.approx(
+        1, abs=1e-3
+    )
 
 
 @few

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_rollouts import TOKENIZER, written
 
-from ramp.credit import audit, exact, head, picture
+from ramp.credit import audit, process_head, page
+from experiments.credit import chain_values
 from ramp.credit.advantages import METHODS
 from ramp.credit.learn import checker_credit
 from ramp.errors import UserError
@@ -23,14 +24,19 @@ def group_of_four():
     """One lucky success, one clean one, two failures with a right step."""
     r = written("a2|b4|4.", "a7|b4|4.", "a7|b5|5.", "a7|b9|9.")
     r = replace(r, group=4)
-    return r, {name: np.asarray(METHODS[name](checker_credit(r))) for name in ("rloo", "step_local", "first_error")}
+    return r, {
+        name: np.asarray(METHODS[name](checker_credit(r)))
+        for name in ("rloo", "step_local", "first_error")
+    }
 
 
 def test_straw_of_a_group_known_by_hand():
     r, credited = group_of_four()
     outcome = audit.misassigned_credit(r, credited["rloo"])
     assert outcome["wrong_up"] == 1 and outcome["right_down"] == 1 and outcome["lucky"] == 0.5
-    assert outcome["mass_on_wrong"] == pytest.approx(1 / 6)  # of the six steps of the two successes one is wrong
+    assert outcome["mass_on_wrong"] == pytest.approx(
+        1 / 6
+    )  # of the six steps of the two successes one is wrong
     assert outcome["bits"] == pytest.approx(1)  # half up, half down: one bit a rollout
     for name in ("step_local", "first_error"):
         process = audit.misassigned_credit(r, credited[name])
@@ -40,28 +46,37 @@ def test_straw_of_a_group_known_by_hand():
 
 def test_exact_values_against_all_ways():
     """Dynamic programming equals summing over all 10^3 sequences of values."""
-    problem, table = chain.make(3, (("a", "+", 4), ("b", "*", 2), ("c", "-", 1))), exact.skilled(1, 0.5)
+    problem, table = (
+        chain.make(3, (("a", "+", 4), ("b", "*", 2), ("c", "-", 1))),
+        chain_values.skilled(1, 0.5),
+    )
     probs = np.asarray(jnp.exp(table - jnp.log(jnp.sum(jnp.exp(table), -1, keepdims=True))))
-    (start,), (ops,), (answer,) = exact.encode([problem])
+    (start,), (ops,), (answer,) = chain_values.encode([problem])
     total = 0.0
     for x in range(10):
         for y in range(10):
             path = [start, x, y, answer]
             total += np.prod([probs[path[i], ops[i][0], ops[i][1], path[i + 1]] for i in range(3)])
-    assert float(exact.success(table, [problem])) == pytest.approx(total, rel=1e-5)
+    assert float(chain_values.success(table, [problem])) == pytest.approx(total, rel=1e-5)
     for value, op, n in ((3, 0, 4), (7, 2, 2), (4, 1, 9)):
-        assert exact.truth()[value, op, n] == chain.apply(value, "+-*"[op], n)
+        assert chain_values.truth()[value, op, n] == chain.apply(value, "+-*"[op], n)
 
 
-@pytest.mark.parametrize("method", ["rloo", pytest.param("oracle", marks=SLOW), pytest.param("vine", marks=SLOW)])
+@pytest.mark.parametrize(
+    "method", ["rloo", pytest.param("oracle", marks=SLOW), pytest.param("vine", marks=SLOW)]
+)
 def test_outcome_estimators_are_unbiased(method):
-    found = audit.gradient(exact.skilled(0, 0.6), [chain.sample(i, 3) for i in range(2)], method, 8, 300)
+    found = audit.gradient(
+        chain_values.skilled(0, 0.6), [chain.sample(i, 3) for i in range(2)], method, 8, 300
+    )
     assert found["cos"] > 0.97
 
 
 def test_process_credit_is_another_gradient():
     """Step validity is not the outcome's gradient, and does not claim to be."""
-    found = audit.gradient(exact.skilled(0, 0.3), [chain.sample(i, 4) for i in range(2)], "step_local", 8, 200)
+    found = audit.gradient(
+        chain_values.skilled(0, 0.3), [chain.sample(i, 4) for i in range(2)], "step_local", 8, 200
+    )
     assert found["cos"] < 0.9 and found["wrong_up"] == found["right_down"] == 0
 
 
@@ -84,7 +99,10 @@ def test_the_checker_withstands_every_attack_and_a_credulous_reward_none():
     def credulous(r):
         return np.ones(r.right_bs.shape, np.float32)
 
-    rows = {row["attack"]: row["accepted"] for row in audit.find_reward_hacks(credulous, TOKENIZER, chain.TASK, level=4, n=20)}
+    rows = {
+        row["attack"]: row["accepted"]
+        for row in audit.find_reward_hacks(credulous, TOKENIZER, chain.TASK, level=4, n=20)
+    }
     assert rows["babble"] == rows["thanks"] == rows["all steps are correct"] == 1
 
 
@@ -94,7 +112,9 @@ def test_a_perfect_checker_is_hacked_through_its_sum_but_not_through_its_least_s
 
     rows = {
         row["attack"]: row["accepted"]
-        for row in audit.find_reward_hacks(lambda r: r.right_bs, TOKENIZER, chain.TASK, 4, 20, 0.5, total)
+        for row in audit.find_reward_hacks(
+            lambda r: r.right_bs, TOKENIZER, chain.TASK, 4, 20, 0.5, total
+        )
     }
     assert rows["never ends"] == 1 and rows["right but for the last step"] == 1
 
@@ -124,7 +144,11 @@ def test_tokens_to_and_ratio():
 def test_diversity_counts_distinct_verified_solutions():
     r = written("a7|b4|4.", "a7|b4|4.", "a2|b4|4.", "a7|b5|5.")
     found = audit.diversity(replace(r, group=4), (1, 2, 16))
-    assert found["pass@1"] == 0.5 and found["pass@2"] == pytest.approx(1 - 1 / 6) and found["distinct"] == 1
+    assert (
+        found["pass@1"] == 0.5
+        and found["pass@2"] == pytest.approx(1 - 1 / 6)
+        and found["distinct"] == 1
+    )
     assert "pass@16" not in found
 
 
@@ -132,7 +156,7 @@ def test_diversity_counts_distinct_verified_solutions():
 def test_auc_against_all_pairs(pairs):
     p, y = (np.array(x, np.float64) for x in zip(*pairs, strict=True))
     right, wrong = p[y > 0.5], p[y <= 0.5]
-    got = head.auc(p, y)
+    got = process_head.auc(p, y)
     if len(right) and len(wrong):
         want = np.mean([(a > b) + 0.5 * (a == b) for a in right for b in wrong])
         assert got == pytest.approx(want)
@@ -142,14 +166,14 @@ def test_auc_against_all_pairs(pairs):
 
 def test_pictures_show_every_token_and_every_verdict():
     r, credited = group_of_four()
-    page = picture.render_page(TOKENIZER, r, credited, range(4), "Credit <here>")
+    page = page.render_page(TOKENIZER, r, credited, range(4), "Credit <here>")
     assert page.count("<table>") == 4 and "Credit &lt;here&gt;" in page and "right by luck" in page
     assert page.count("✗") == sum(not s.right for v in r.verdicts for s in v.all_steps)
     assert page.count("<span") == 3 * r.tokens
-    assert "wrong operation" in picture.describe_rollout(TOKENIZER, r, credited, 0) and "rloo" in picture.describe_rollout(
+    assert "wrong operation" in page.describe_rollout(
         TOKENIZER, r, credited, 0
-    )
-    assert len(picture.plot_rollout(TOKENIZER, r, credited, 0).axes[0].patches) == 3 * len(r.ids(0))
-    assert picture.colour(0.0, 1.0) == (255, 255, 255) and picture.colour(1.0, 0.0) == (255, 255, 255)
-    green, red = picture.colour(1.0, 1.0), picture.colour(-1.0, 1.0)
+    ) and "rloo" in page.describe_rollout(TOKENIZER, r, credited, 0)
+    assert len(page.plot_rollout(TOKENIZER, r, credited, 0).axes[0].patches) == 3 * len(r.ids(0))
+    assert page.colour(0.0, 1.0) == (255, 255, 255) and page.colour(1.0, 0.0) == (255, 255, 255)
+    green, red = page.colour(1.0, 1.0), page.colour(-1.0, 1.0)
     assert green[1] > green[0] and red[0] > red[1]

@@ -9,7 +9,8 @@ import tiny
 from test_rollouts import TOKENIZER, written
 from test_stage import SETTINGS
 
-from ramp.credit import head, lab, learn
+from ramp.credit import process_head, learn
+from experiments.credit import lab
 from ramp.errors import UserError
 from ramp.tasks import chain
 
@@ -21,45 +22,65 @@ def policy():
     """Parameters with a head, and a frozen copy."""
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
-        yield {"lm": lm, "process": head.init_head(MODEL, lm)}, {"lm": tiny.lively(MODEL, seed=1)}
+        yield (
+            {"lm": lm, "process": process_head.init_head(MODEL, lm)},
+            {"lm": tiny.lively(MODEL, seed=1)},
+        )
 
 
 def collect(policy, **over):
     params, ref = policy
-    return learn.collect_batch(MODEL, replace(SETTINGS, kl_coef=0.0, **over), TOKENIZER, params, ref, 0, 0)
+    return learn.collect_batch(
+        MODEL, replace(SETTINGS, kl_coef=0.0, **over), TOKENIZER, params, ref, 0, 0
+    )
 
 
 def test_continuations_are_paid_for(policy):
     plain, vine = collect(policy, method="rloo"), collect(policy, method="vine", continuations=2)
     assert plain.tokens == plain.rollouts.tokens and plain.labels == 0
-    assert (vine.rollouts.tokens_bn == plain.rollouts.tokens_bn).all() and vine.tokens >= vine.rollouts.tokens
+    assert (
+        vine.rollouts.tokens_bn == plain.rollouts.tokens_bn
+    ).all() and vine.tokens >= vine.rollouts.tokens
 
 
 def test_labels_are_counted_and_bear_weight_once(policy):
     got = collect(policy, method="step_local", reward="head", label_share=1.0)
-    given = head.first_error_labels(got.rollouts)
+    given = process_head.first_error_labels(got.rollouts)
     assert got.labels == (given >= 0).sum() == got.batch["label_weights"].sum()
     assert collect(policy, method="step_local").labels == got.rollouts.exists_bs.sum()
-    whole = head.label_rows(got.rollouts, SETTINGS.seq_len, given)["tokens"]
-    assert (got.batch["tokens"] == whole).all()  # the head learns on the rows it is asked on, the last token with them
+    whole = process_head.label_rows(got.rollouts, SETTINGS.seq_len, given)["tokens"]
+    assert (
+        got.batch["tokens"] == whole
+    ).all()  # the head learns on the rows it is asked on, the last token with them
 
 
 def test_the_entropy_bonus_follows_the_rollouts(policy):
-    loose, tight = (collect(policy, method="rloo", entropy=0.01, entropy_target=x).batch["bonus"] for x in (1.0, 20.0))
+    loose, tight = (
+        collect(policy, method="rloo", entropy=0.01, entropy_target=x).batch["bonus"]
+        for x in (1.0, 20.0)
+    )
     assert loose.shape == (4, 1) and loose[0, 0] < 0.01 < tight[0, 0]
 
 
 def test_a_group_of_one_mind_is_dropped(policy):
     got = collect(policy, method="rloo", prompts=3)
-    assert got.rollouts.outcome_b.sum() == 0 and got.dropped == 3 and got.batch["weights"].sum() == 0
+    assert (
+        got.rollouts.outcome_b.sum() == 0 and got.dropped == 3 and got.batch["weights"].sum() == 0
+    )
 
 
 def test_implicit_reward_is_the_log_ratio(policy):
     params, _ = policy
     got = collect(policy, method="implicit", implicit_beta=0.5)
-    assert np.isfinite(got.advantage_bn).all() and np.abs(got.advantage_bn).max() > 0 and got.labels == 0
+    assert (
+        np.isfinite(got.advantage_bn).all()
+        and np.abs(got.advantage_bn).max() > 0
+        and got.labels == 0
+    )
     same = collect((params, {"lm": params["lm"]}), method="implicit", temperature=0.7)
-    assert np.abs(same.advantage_bn).max() < 1e-4  # a head that still is the reference has no opinion
+    assert (
+        np.abs(same.advantage_bn).max() < 1e-4
+    )  # a head that still is the reference has no opinion
 
 
 def test_what_is_missing_is_said(policy):
@@ -82,22 +103,31 @@ def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     params, _ = policy
     t = replace(SETTINGS, lr_scale=1e-2, warmup_steps=1, steps=60)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
-    batch = head.label_rows(r, 48, head.first_error_labels(r))
-    first, update = lab.trainer(MODEL, t, head.process_loss(MODEL))
+    batch = process_head.label_rows(r, 48, process_head.first_error_labels(r))
+    first, update = lab.trainer(MODEL, t, process_head.process_loss(MODEL))
     state, losses = first(params), []
     for _ in range(60):
         state, metrics = update(state, learn.shard_rows(batch))
         losses.append(float(metrics["train/loss"]))
     assert losses[-1] < 0.4 < losses[0]
     tiny.assert_trees_close(state.params["lm"], params["lm"], 0, 0)
-    p = head.score_steps(MODEL, state.params["process"], r, 48)
-    assert (p[r.exists_bs == 0] == 0).all() and head.measure_quality(p, r, 0.5)["auc"] == 1
+    p = process_head.score_steps(MODEL, state.params["process"], r, 48)
+    assert (p[r.exists_bs == 0] == 0).all() and process_head.measure_quality(p, r, 0.5)["auc"] == 1
 
 
 def test_the_implicit_reward_learns_who_was_right(policy):
     """Trained online on outcomes, the summed log-ratio comes to be higher for right answers."""
     params, ref = policy
-    t = replace(SETTINGS, method="implicit", implicit_beta=1.0, lr_scale=1e-2, warmup_steps=1, steps=40, kl_coef=0.0, seq_len=48)
+    t = replace(
+        SETTINGS,
+        method="implicit",
+        implicit_beta=1.0,
+        lr_scale=1e-2,
+        warmup_steps=1,
+        steps=40,
+        kl_coef=0.0,
+        seq_len=48,
+    )
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = learn.rollouts.make_rows(r, 48, np.zeros(r.tokens_bn.shape, np.float32))
     batch |= {"said": batch["weights"], "outcome": r.outcome_b[:, None]}
@@ -113,24 +143,34 @@ def test_the_implicit_reward_learns_who_was_right(policy):
 
 def test_right_steps_are_spoken_and_wrong_ones_are_not():
     r = written("a7|b4|4.", "a2|b4|4.")
-    batch = head.label_rows(r, 48, head.first_error_labels(r))
+    batch = process_head.label_rows(r, 48, process_head.first_error_labels(r))
     for b, wrong in enumerate((False, True)):
-        words = TOKENIZER.decode([int(t) for t in batch["tokens"][b][1:][batch["spoken"][b][:-1] > 0]])
+        words = TOKENIZER.decode(
+            [int(t) for t in batch["tokens"][b][1:][batch["spoken"][b][:-1] > 0]]
+        )
         assert ("7" in words) != wrong and ("2" not in words)
 
 
 def test_bce_with_soft_labels():
     x, y = np.linspace(-5, 5, 11), np.linspace(0, 1, 11)
     p = 1 / (1 + np.exp(-x))
-    np.testing.assert_allclose(head.bce(x, y), -y * np.log(p) - (1 - y) * np.log(1 - p), rtol=1e-5)
+    np.testing.assert_allclose(
+        process_head.bce(x, y), -y * np.log(p) - (1 - y) * np.log(1 - p), rtol=1e-5
+    )
 
 
 def test_calibration_error_of_known_cases():
-    assert head.calibration_error(np.array([0.95] * 4), np.array([1, 1, 1, 1.0])) == pytest.approx(0.05)
-    assert head.calibration_error(np.array([0.95, 0.05]), np.array([0.0, 1.0])) == pytest.approx(0.95)
+    assert process_head.calibration_error(
+        np.array([0.95] * 4), np.array([1, 1, 1, 1.0])
+    ) == pytest.approx(0.05)
+    assert process_head.calibration_error(
+        np.array([0.95, 0.05]), np.array([0.0, 1.0])
+    ) == pytest.approx(0.95)
 
 
 def test_a_label_budget_pays_for_whole_rollouts():
     labels = np.ones((200, 3), np.float32)
-    kept = head.limit_labels(labels, 0.25, 0)
-    assert set(map(tuple, kept)) == {(1, 1, 1), (-1, -1, -1)} and 0.15 < (kept[:, 0] > 0).mean() < 0.35
+    kept = process_head.limit_labels(labels, 0.25, 0)
+    assert (
+        set(map(tuple, kept)) == {(1, 1, 1), (-1, -1, -1)} and 0.15 < (kept[:, 0] > 0).mean() < 0.35
+    )

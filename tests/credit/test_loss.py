@@ -19,8 +19,12 @@ TOKENIZER = Tokenizer.bytes_only()
 
 def closed_forms(logits, ref):
     """Gradients of KL(p||q) and KL(q||p) with respect to the logits of p."""
-    forward = jax.grad(lambda x: jnp.sum(jax.nn.softmax(x) * (jax.nn.log_softmax(x) - jax.nn.log_softmax(ref))))
-    back = jax.grad(lambda x: jnp.sum(jax.nn.softmax(ref) * (jax.nn.log_softmax(ref) - jax.nn.log_softmax(x))))
+    forward = jax.grad(
+        lambda x: jnp.sum(jax.nn.softmax(x) * (jax.nn.log_softmax(x) - jax.nn.log_softmax(ref)))
+    )
+    back = jax.grad(
+        lambda x: jnp.sum(jax.nn.softmax(ref) * (jax.nn.log_softmax(ref) - jax.nn.log_softmax(x)))
+    )
     return forward(logits), back(logits)
 
 
@@ -29,7 +33,9 @@ def expected_gradient(value, logits, ref):
     p = jax.nn.softmax(logits)
 
     def of(token):
-        return jax.grad(lambda x: value(jax.nn.log_softmax(x)[token], jax.nn.log_softmax(ref)[token]))(logits)
+        return jax.grad(
+            lambda x: value(jax.nn.log_softmax(x)[token], jax.nn.log_softmax(ref)[token])
+        )(logits)
 
     return sum(p[t] * of(t) for t in range(len(logits)))
 
@@ -50,7 +56,9 @@ def test_the_kl_term_has_the_gradient_of_the_kl():
 def test_k3_reports_the_kl():
     logits, ref = jnp.array([0.3, -1.0, 0.8]), jnp.array([-0.5, 0.2, 0.4])
     p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref)
-    assert jnp.sum(jnp.exp(p) * L.kl(p, q, "k3")) == pytest.approx(float(jnp.sum(jnp.exp(p) * (p - q))), abs=1e-6)
+    assert jnp.sum(jnp.exp(p) * L.kl(p, q, "k3")) == pytest.approx(
+        float(jnp.sum(jnp.exp(p) * (p - q))), abs=1e-6
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -72,13 +80,21 @@ def test_most_covariant_finds_the_tokens_that_cost_entropy():
     advantage = jnp.array([[2.0, 0.0, 0.0, 0.0]])
     with jax.set_mesh(tiny.mesh()):
         for padding in (0, 12):  # what bears no weight is no token
-            padded = [jnp.pad(a, ((0, 0), (0, padding))) for a in (logp, advantage, jnp.ones((1, 4)))]
+            padded = [
+                jnp.pad(a, ((0, 0), (0, padding))) for a in (logp, advantage, jnp.ones((1, 4)))
+            ]
             hit = jax.jit(L.most_covariant, static_argnums=3)(*padded, 0.25)
             assert np.asarray(hit).tolist() == [[1, 0, 0, 0, *[0] * padding]]
 
 
 def test_the_bonus_adapts_towards_its_target():
-    assert L.adapt_entropy_coef(0.01, 0.1, 0.5) > L.adapt_entropy_coef(0.01, 0.5, 0.5) == 0.01 > L.adapt_entropy_coef(0.01, 0.9, 0.5) > 0
+    assert (
+        L.adapt_entropy_coef(0.01, 0.1, 0.5)
+        > L.adapt_entropy_coef(0.01, 0.5, 0.5)
+        == 0.01
+        > L.adapt_entropy_coef(0.01, 0.9, 0.5)
+        > 0
+    )
     assert L.adapt_entropy_coef(0.1, 0.0, 1.0) <= 1.0
 
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp.credit import audit, head, learn, rollouts
+from ramp.credit import audit, process_head, learn, rollouts
 from ramp.credit.rollouts import fork_prefixes, sample_rollouts
 from ramp.errors import UserError
-from ramp.model import sample
+from ramp.decode import sample
 from ramp.tasks import chain
 from ramp.tasks.protocol import solution_ids
 from ramp.text.tokenizer import Tokenizer
@@ -34,8 +34,18 @@ def test_verdicts_become_arrays():
     assert r.outcome_b.tolist() == [1, 1, 1, 0, 1] and r.verified_b.tolist() == [1, 0, 0, 0, 0]
     assert r.right_bs[:, :3].tolist() == [[1, 1, 1], [1, 0, 0], [0, 1, 1], [1, 1, 0], [0, 0, 0]]
     assert r.exists_bs.sum(axis=1).tolist() == [3, 3, 3, 3, 1]
-    assert r.step_bn[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2] and r.step_bn[4].tolist() == [0, 0, *[-1] * 6]
-    assert head.first_error_labels(r)[:, :3].tolist() == [[1, 1, 1], [1, 0, -1], [0, -1, -1], [1, 1, 0], [0, -1, -1]]
+    assert r.step_bn[0].tolist() == [0, 0, 0, 1, 1, 1, 2, 2] and r.step_bn[4].tolist() == [
+        0,
+        0,
+        *[-1] * 6,
+    ]
+    assert process_head.first_error_labels(r)[:, :3].tolist() == [
+        [1, 1, 1],
+        [1, 0, -1],
+        [0, -1, -1],
+        [1, 1, 0],
+        [0, -1, -1],
+    ]
 
 
 def test_what_does_not_fit_is_said_in_a_sentence():
@@ -50,7 +60,7 @@ def test_what_does_not_fit_is_said_in_a_sentence():
     with pytest.raises(UserError, match="advantage"):
         rollouts.make_rows(written("a7|b4|4."), 64, np.zeros((1, 8), np.int32))
     with pytest.raises(UserError, match="labels"):
-        head.label_rows(written("a7|b4|4."), 64, np.ones((1, 9), bool))
+        process_head.label_rows(written("a7|b4|4."), 64, np.ones((1, 9), bool))
 
 
 def test_rows_put_everything_where_the_target_is():
@@ -61,7 +71,10 @@ def test_rows_put_everything_where_the_target_is():
     for b in range(2):
         ids, n = r.ids(b), len(r.ids(b))
         said = batch["weights"][b] > 0
-        assert batch["targets"][b][said].tolist() == ids and batch["advantage"][b][said].tolist() == a[b, :n].tolist()
+        assert (
+            batch["targets"][b][said].tolist() == ids
+            and batch["advantage"][b][said].tolist() == a[b, :n].tolist()
+        )
         first = len(r.prompts[b]) - 1
         assert np.flatnonzero(said).tolist() == list(range(first, first + n))
         assert batch["tokens"][b][first] == r.prompts[b][-1]
@@ -75,7 +88,15 @@ def test_a_fork_of_the_cache_is_the_prefix_run_again():
         padded, lengths = sample.pad_prompts(rows)
         cache = sample.prefill(MODEL, lm, padded, lengths, np.zeros(2, np.uint32), 48).cache
         row, at = jnp.array([0, 0, 1, 1], jnp.int32), jnp.array([3, 9, 2, 5], jnp.int32)
-        stream = fork_prefixes(MODEL, sample.prepare_decode_params(MODEL, lm), cache, jnp.asarray(padded), row, at, jnp.zeros(4, jnp.uint32))
+        stream = fork_prefixes(
+            MODEL,
+            sample.prepare_decode_params(MODEL, lm),
+            cache,
+            jnp.asarray(padded),
+            row,
+            at,
+            jnp.zeros(4, jnp.uint32),
+        )
         for i in range(4):
             prefix = [rows[int(row[i])][: int(at[i])]]
             alone = sample.prefill_prompts(MODEL, lm, prefix)
@@ -86,22 +107,40 @@ def test_continuations_count_wins_and_tokens():
     """A policy that always finishes in the same way: values are all 0 or 1, and the cost is what it sampled."""
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
-        r = sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3)
-        r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, 1, -1)  # whatever was said, let a step begin there
-        value_bs, cost = rollouts.sample_continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, chunk=16)
+        r = sample_rollouts(
+            MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3
+        )
+        r.step_bn[:, 4:] = np.where(
+            r.tokens_bn[:, 4:] >= 0, 1, -1
+        )  # whatever was said, let a step begin there
+        value_bs, cost = rollouts.sample_continuations(
+            MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, chunk=16
+        )
     forked = [b for b in range(6) if 1 in r.step_bn[b]]
     assert np.isfinite(value_bs[forked, 1]).all() and np.isnan(np.delete(value_bs, 1, axis=1)).all()
-    assert 0 < cost <= len(forked) * 2 * 8 and ((value_bs[forked, 1] >= 0) & (value_bs[forked, 1] <= 1)).all()
+    assert (
+        0 < cost <= len(forked) * 2 * 8
+        and ((value_bs[forked, 1] >= 0) & (value_bs[forked, 1] <= 1)).all()
+    )
 
 
 def test_continuations_are_sampled_as_the_rollouts_were():
     """Almost greedy, a continuation from any boundary says again what the rollout said from there."""
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
-        r = sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3, 1e-3)
+        r = sample_rollouts(
+            MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3, 1e-3
+        )
         r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, r.step_bn[:, 3:4] + 1, -1)
-        _, cost = rollouts.sample_continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, 1e-3, chunk=16)
-    begins = [(b, n) for b in range(6) for n in range(12) if r.step_bn[b, n] > max(0, *r.step_bn[b, :n], 0)]
+        _, cost = rollouts.sample_continuations(
+            MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, 1e-3, chunk=16
+        )
+    begins = [
+        (b, n)
+        for b in range(6)
+        for n in range(12)
+        if r.step_bn[b, n] > max(0, *r.step_bn[b, :n], 0)
+    ]
     assert begins and cost == 2 * sum(len(r.ids(b)) - n for b, n in begins)
 
 
@@ -109,12 +148,18 @@ def test_rollouts_are_pure_in_their_seed_and_groups_stay_together():
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
         asked = [chain.sample(i, 2) for i in range(3)]
-        one, two = (sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 3) for _ in range(2))
+        one, two = (
+            sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 3) for _ in range(2)
+        )
         other = sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, asked, 2, 8, 4)
     assert (one.tokens_bn == two.tokens_bn).all() and (one.tokens_bn != other.tokens_bn).any()
     assert [p.seed for p in one.problems] == [0, 0, 1, 1, 2, 2]
 
 
 def test_held_out_problems_are_not_trained_on():
-    trained = {p.seed for step in range(50) for p in learn.make_problems(chain.TASK, 2, (1 * 1_000_003 + step) * 4, 4)}
+    trained = {
+        p.seed
+        for step in range(50)
+        for p in learn.make_problems(chain.TASK, 2, (1 * 1_000_003 + step) * 4, 4)
+    }
     assert not trained & {p.seed for p in learn.held_out_problems(chain.TASK, 2, 256)}

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp import config, results
+from ramp import config
+from experiments import results
 from ramp.config import Config, Reinforce, Text
-from ramp.credit import attack, bench, head, table
+from experiments.credit import attack, bench, table
+from ramp.credit import process_head
 from ramp.errors import UserError
 from ramp.model import cost
 from ramp.rundir import RunDir
-from ramp.stages import common, reinforce
+from ramp.train import common
+from ramp.stages import reinforce
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
@@ -28,7 +31,11 @@ SETTINGS = Reinforce(
 def run(tmp_path, monkeypatch):
     """A run directory whose fine-tuned model is a fresh one."""
     c = config.resolve(
-        Config(text=Text(tokenizer="bytes"), model=tiny.model(vocab_size=264, context_len=64), reinforce=SETTINGS)
+        Config(
+            text=Text(tokenizer="bytes"),
+            model=tiny.model(vocab_size=264, context_len=64),
+            reinforce=SETTINGS,
+        )
     )
     rundir = RunDir(tmp_path / "run")
     rundir.data.mkdir(parents=True)
@@ -36,7 +43,11 @@ def run(tmp_path, monkeypatch):
     real = common.load_params
 
     def load(rundir, stage, c, tokenizer=None):
-        return {"lm": tiny.lively(c.model)} if stage == "finetune" else real(rundir, stage, c, tokenizer)
+        return (
+            {"lm": tiny.lively(c.model)}
+            if stage == "finetune"
+            else real(rundir, stage, c, tokenizer)
+        )
 
     monkeypatch.setattr(common, "load_params", load)
     with jax.set_mesh(tiny.mesh()):
@@ -49,7 +60,14 @@ def test_from_fine_tuned_model_to_page(run, capsys):
     assert {"right", "verified", "steps"} <= report["before"].keys() == report["after"].keys()
     lines = [json.loads(line) for line in (rundir.path / "metrics.jsonl").read_text().splitlines()]
     tags = set().union(*(m.keys() for m in lines if m["stage"] == "reinforce"))
-    assert {"rl/tokens", "rl/verified", "rl/dropped_groups", "credit/wrong_up", "train/kl", "train/entropy"} <= tags
+    assert {
+        "rl/tokens",
+        "rl/verified",
+        "rl/dropped_groups",
+        "credit/wrong_up",
+        "train/kl",
+        "train/entropy",
+    } <= tags
     assert "<table>" in (rundir.path / "credit.html").read_text()
     path = reinforce.show_credit(rundir, c, 3, 1)
     assert path.endswith("credit.html") and "step_local" in capsys.readouterr().out
@@ -69,7 +87,9 @@ def test_a_learned_reward_is_trained_beside_the_policy(run, how):
 def test_a_head_without_labels_is_refused(run):
     rundir, c = run
     with pytest.raises(UserError, match="label_share"):
-        reinforce.run(rundir, replace(c, reinforce=replace(c.reinforce, reward="head")), Preemption())
+        reinforce.run(
+            rundir, replace(c, reinforce=replace(c.reinforce, reward="head")), Preemption()
+        )
 
 
 @pytest.mark.slow
@@ -81,7 +101,9 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
     other = RunDir(tmp_path / "other")
     other.data.mkdir(parents=True)
     Tokenizer.bytes_only().save(other.tokenizer)
-    reinforce.run(other, replace(c, reinforce=replace(c.reinforce, steps=2, eval_every=2)), Preemption())
+    reinforce.run(
+        other, replace(c, reinforce=replace(c.reinforce, steps=2, eval_every=2)), Preemption()
+    )
     reinforce.run(other, c, Preemption())
     tiny.assert_trees_close(common.load_params(other, "reinforce", c), whole, 0, 0)
 
@@ -90,7 +112,11 @@ def test_the_benchmark_keeps_what_it_has(tmp_path):
     b = results.Results(tmp_path, tiny.model(vocab_size=264), SETTINGS)
     calls = []
     work = lambda: calls.append(1) or {"x": len(calls)}  # noqa: E731
-    assert b.once({"part": "a"}, work)["x"] == 1 and b.once({"part": "a"}, work)["x"] == 1 and len(calls) == 1
+    assert (
+        b.once({"part": "a"}, work)["x"] == 1
+        and b.once({"part": "a"}, work)["x"] == 1
+        and len(calls) == 1
+    )
     with b.path.open("a") as file:
         file.write('{"key": {"part": "b"}, "x"')  # a kill tears the line
     assert [r["x"] for r in b.results()] == [1]
@@ -106,7 +132,10 @@ def test_gradients_of_a_split_model_are_compared_whole():
 
 
 def test_faults_are_of_the_kind_asked_for():
-    for kind, why in (("value", {"wrong value", "wrong operand"}), ("operation", {"wrong operation"})):
+    for kind, why in (
+        ("value", {"wrong value", "wrong operand"}),
+        ("operation", {"wrong operation"}),
+    ):
         r = attack.solved(kind, 4, 0, 60)
         found = {step.why for v in r.verdicts for step in v.steps if not step.right}
         assert found and found <= why
@@ -116,8 +145,10 @@ def test_faults_are_of_the_kind_asked_for():
 def test_a_stretched_row_is_the_same_row_with_gaps_before_an_operation_and_before_the_solution():
     """Without the gaps everything is as it was, and label, operation and operand still stand side by side."""
     r = attack.solved("value", 4, 0, 20)
-    plain = head.label_rows(r, 80, head.first_error_labels(r))
-    longer = attack.stretched({name: a.copy() for name, a in plain.items()}, r, np.random.default_rng(0))
+    plain = process_head.label_rows(r, 80, process_head.first_error_labels(r))
+    longer = attack.stretched(
+        {name: a.copy() for name, a in plain.items()}, r, np.random.default_rng(0)
+    )
     gaps = {"operation": set(), "solution": set()}
     for b, prompt in enumerate(r.prompts):
         used = np.flatnonzero(longer["tokens"][b])
@@ -143,5 +174,12 @@ def test_the_table_takes_the_best_rate_and_bounds_what_never_arrives():
     best = table.best_runs(runs, "mid")
     assert best["rloo"][0]["key"]["rate"] == 1e-4 and len(best["rloo"]) == 5
     text = table.report(runs)
-    assert "rloo / step_local | ≥ 2, interval above 1.5 | 4.0 [4.0, 4.0]; rloo arrived in 0 of 5" in text
-    assert "none in 1k, none in 1k" in text and "250k" not in text and "| step_local | 0.001 | 0k, 0k" in text
+    assert (
+        "rloo / step_local | ≥ 2, interval above 1.5 | 4.0 [4.0, 4.0]; rloo arrived in 0 of 5"
+        in text
+    )
+    assert (
+        "none in 1k, none in 1k" in text
+        and "250k" not in text
+        and "| step_local | 0.001 | 0k, 0k" in text
+    )

@@ -67,21 +67,30 @@ def climbed(tmp_path_factory):
 def test_it_finds_keeps_and_shows(climbed):
     home, _ = climbed
     names = {p.stem.rpartition("-")[0] for p in (home / "ladder").glob("*.json")}
-    assert names == {"beside", "02-distance-8", "03-distance-8"} | {f"0{i}-corpus" for i in range(4)}
+    assert names == {"beside", "02-distance-8", "03-distance-8"} | {
+        f"0{i}-corpus" for i in range(4)
+    }
     (file,) = (home / "ladder").glob("03-corpus-*.json")
     found = json.loads(file.read_text())
-    assert 0 < found["bpb"] < 12 and found["bpb_equal"] != found["bpb"] and len(found["curve"]) == 12
+    assert (
+        0 < found["bpb"] < 12 and found["bpb_equal"] != found["bpb"] and len(found["curve"]) == 12
+    )
     html = (home / "ladder.html").read_text()
     for rung in RUNGS[:4]:
         assert f"<h2>{rung.number} · {rung.name}" in html
     assert "4 · the mean" not in html and "elif c.mix == &quot;window&quot;" in html
     assert "did not earn its place" in html
-    assert "<script" not in html and "http-equiv" in html and "src=" not in html.replace("img-src", "")
+    assert (
+        "<script" not in html and "http-equiv" in html and "src=" not in html.replace("img-src", "")
+    )
     counts, beside = (
-        json.loads(next((home / "ladder").glob(f"{x}-*.json")).read_text()) for x in ("01-corpus", "beside")
+        json.loads(next((home / "ladder").glob(f"{x}-*.json")).read_text())
+        for x in ("01-corpus", "beside")
     )
     assert counts["bpb"] == beside["bigram"] and np.array(counts["table"]).sum() > 1000
-    tags = {k for line in (home / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)}
+    tags = {
+        k for line in (home / "metrics.jsonl").read_text().splitlines() for k in json.loads(line)
+    }
     assert {"ladder/bpb", "ladder/bpb_equal", "ladder/earned"} <= tags
 
 
@@ -121,8 +130,14 @@ def test_counting_is_counting():
 
 def test_the_learned_bigram_becomes_the_counted_one():
     """Depth 0 on a stream of two letters, against the entropy of its own counts."""
-    c = learn.rung_model(select_rungs(2), config.Config(text=BYTES, model=config.Model(width=32, context_len=32, dtype="float32")))
-    m, t = c.model, replace(c.pretrain, steps=300, batch_size=16, seq_len=16, warmup_steps=10, skip_sigma=0.0)
+    c = learn.rung_model(
+        select_rungs(2),
+        config.Config(text=BYTES, model=config.Model(width=32, context_len=32, dtype="float32")),
+    )
+    m, t = (
+        c.model,
+        replace(c.pretrain, steps=300, batch_size=16, seq_len=16, warmup_steps=10, skip_sigma=0.0),
+    )
     rng = np.random.default_rng(0)
     chain = np.array([[0.9, 0.1], [0.4, 0.6]])
     stream = [0]
@@ -138,13 +153,22 @@ def test_the_learned_bigram_becomes_the_counted_one():
         from ramp.train.step import make_step
 
         tx = optim.make_optimizer(t)
-        state = jax.jit(lambda: init_state({"lm": transformer.init_params(m, jax.random.PRNGKey(0))}, tx, 0))()
+        state = jax.jit(
+            lambda: init_state({"lm": transformer.init_params(m, jax.random.PRNGKey(0))}, tx, 0)
+        )()
         step = make_step(next_token_loss(m, 0.0), tx, t)
         for i in range(t.steps):
-            at = np.random.default_rng(i).integers(0, len(stream) - 17, t.batch_size)[:, None] + np.arange(17)
+            at = np.random.default_rng(i).integers(0, len(stream) - 17, t.batch_size)[
+                :, None
+            ] + np.arange(17)
             rows = stream[at]
             state, _ = step(
-                state, {"tokens": rows[:, :-1], "targets": rows[:, 1:], "weights": np.ones((16, 16), np.float32)}
+                state,
+                {
+                    "tokens": rows[:, :-1],
+                    "targets": rows[:, 1:],
+                    "weights": np.ones((16, 16), np.float32),
+                },
             )
         logits = np.asarray(tiny.logits(m, state.params["lm"], np.array([[0, 1]], np.int32)))[0]
     logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -201,12 +225,17 @@ def test_the_source_shown_is_the_source():
         (["--scale", "nan"], "--scale nan must be"),
         (["--seed", "-1"], "'seed' is -1"),
         (["--model.nonsense", "3"], ""),
-        (["--scale", "4", "--only", "4"], "'pretrain.seq_len' 96 is longer than 'model.context_len' 64"),
+        (
+            ["--scale", "4", "--only", "4"],
+            "'pretrain.seq_len' 96 is longer than 'model.context_len' 64",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
     try:
-        code = main(["ladder", str(CONFIGS / "ladder.toml"), "--run", str(tmp_path / "run"), *words])
+        code = main(
+            ["ladder", str(CONFIGS / "ladder.toml"), "--run", str(tmp_path / "run"), *words]
+        )
     except SystemExit as left:
         code = left.code
     error = capsys.readouterr().err
@@ -217,7 +246,9 @@ def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
 
 
 def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(rungs, "RUNGS", (*RUNGS, Rung(18, "mine", {"heds": 3}, measure="tokens to the loss below")))
+    monkeypatch.setattr(
+        rungs, "RUNGS", (*RUNGS, Rung(18, "mine", {"heds": 3}, measure="tokens to the loss below"))
+    )
     with pytest.raises(UserError, match="rung 18 sets 'heds', which the model does not have"):
         learn.rung_model(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))
 
@@ -237,10 +268,15 @@ def test_a_rung_that_is_not_needed_or_does_not_pass_has_not_earned_its_place():
 
 
 def test_tokens_to_reach_a_loss():
-    low, high, lost = ({"curve": np.linspace(8, end, 200).tolist(), "batch": 10} for end in (3.0, 1.0, 4.0))
+    low, high, lost = (
+        {"curve": np.linspace(8, end, 200).tolist(), "batch": 10} for end in (3.0, 1.0, 4.0)
+    )
     assert run.race(low, low) == 2000 and 1300 < run.race(low, high) < 1600
     assert run.race(low, lost) == np.inf
-    assert not run.verdict(select_rungs(12), low, lost)["earned"] and run.verdict(select_rungs(12), low, high)["earned"]
+    assert (
+        not run.verdict(select_rungs(12), low, lost)["earned"]
+        and run.verdict(select_rungs(12), low, high)["earned"]
+    )
 
 
 def test_two_that_never_arrive_earn_nothing():
@@ -260,7 +296,9 @@ def two_questions(rng, n, count):
     """The first question is answered by itself, the second asks for a coin's side that nobody sees: half are right."""
     first = rng.integers(0, 2, count)
     tokens = np.stack([rng.integers(0, 6, count), 2 + first, np.full(count, 4)], axis=1)
-    return tokens.astype(np.int32), np.stack([first, np.arange(count) % 2 + 6], axis=1).astype(np.int32)
+    return tokens.astype(np.int32), np.stack([first, np.arange(count) % 2 + 6], axis=1).astype(
+        np.int32
+    )
 
 
 def test_steps_grow_with_the_square_of_the_size():
@@ -279,10 +317,20 @@ def test_a_diverged_run_is_a_result():
 
 # ---------------------------------------------------------------------------------------------------- the browser
 def test_the_page_opens_in_a_browser(climbed, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    browser = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if not browser:
         pytest.skip("no Chromium here")
-    words = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--enable-logging=stderr"]
+    words = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path}",
+        "--enable-logging=stderr",
+    ]
     done = subprocess.run(
         [browser, *words, "--dump-dom", (climbed[0] / "ladder.html").as_uri()],
         capture_output=True,

@@ -63,7 +63,9 @@ def knows(name, row, question, n):
         return 2 * sum(values) > n
     if name == "look-ups":  # which three values, not whose each is
         return frozenset(pairs(row, n)[(question - n * n + i) % n] for i in range(3))
-    if name == "two hops" and question >= n * n + n:  # how many keys there are besides the key and what it points to
+    if (
+        name == "two hops" and question >= n * n + n
+    ):  # how many keys there are besides the key and what it points to
         return len(pairs(row, n)) - 2
     if name == "two hops":
         return "one hop", pairs(row, n)[question - n * n]
@@ -87,16 +89,29 @@ def test_chance_is_the_best_guess_without_the_ability(name, scale):
     tokens, answers = probe.rows(np.random.default_rng(4), n, 40_000)
     Q = answers.shape[1]
     asked = np.random.default_rng(5).integers(0, Q, len(answers))[:, None]
-    table, asking = tokens[:, : tokens.shape[1] - Q], np.take_along_axis(tokens[:, -Q:], asked, axis=1)
-    rows, answers = np.concatenate([table, asking], axis=1).tolist(), np.take_along_axis(answers, asked, axis=1)[:, 0]
-    answers = np.array([named(name, row[:-1], row[-1], a, n) for row, a in zip(rows, answers.tolist(), strict=True)])
+    table, asking = (
+        tokens[:, : tokens.shape[1] - Q],
+        np.take_along_axis(tokens[:, -Q:], asked, axis=1),
+    )
+    rows, answers = (
+        np.concatenate([table, asking], axis=1).tolist(),
+        np.take_along_axis(answers, asked, axis=1)[:, 0],
+    )
+    answers = np.array(
+        [
+            named(name, row[:-1], row[-1], a, n)
+            for row, a in zip(rows, answers.tolist(), strict=True)
+        ]
+    )
     seen = [knows(name, row[:-1], row[-1], n) for row in rows]
     best = defaultdict(Counter)
     for k, a in zip(seen[:20_000], answers[:20_000].tolist(), strict=True):
         best[k][a] += 1
     guesses = [best[k].most_common(1)[0][0] if best[k] else 0 for k in seen[20_000:]]
     right = np.mean(np.array(guesses) == answers[20_000:])
-    assert abs(right - probe.chance(n)) < 0.015 and type(probe.chance(n)) is float  # a verdict goes into JSON
+    assert (
+        abs(right - probe.chance(n)) < 0.015 and type(probe.chance(n)) is float
+    )  # a verdict goes into JSON
 
 
 def test_the_mark_is_out_of_the_windows_sight_and_both_answers_come():

@@ -43,7 +43,12 @@ def np_attention(q, k, v, window, segments):
 @cache
 def forward_and_backward(backend, window):
     def run(q, k, v, do, segments):
-        o, pull = jax.vjp(lambda *qkv: attention(*qkv, window=window, segments_bt=segments, backend=backend), q, k, v)
+        o, pull = jax.vjp(
+            lambda *qkv: attention(*qkv, window=window, segments_bt=segments, backend=backend),
+            q,
+            k,
+            v,
+        )
         return o, pull(do)
 
     return jax.jit(run)
@@ -51,7 +56,9 @@ def forward_and_backward(backend, window):
 
 def call(backend, arrays, window, packed):
     *qkvd, segments = (jnp.asarray(a) for a in arrays)
-    rows = jax.device_put(segments, jax.NamedSharding(jax.sharding.get_mesh(), jax.P(("replica", "data"))))
+    rows = jax.device_put(
+        segments, jax.NamedSharding(jax.sharding.get_mesh(), jax.P(("replica", "data")))
+    )
     return forward_and_backward(backend, window)(*on_rows(qkvd), rows if packed else None)
 
 
@@ -65,14 +72,18 @@ def test_xla_equals_numpy(case):
     window, packed = CASES[case]
     q, k, v, do, segments = inputs()
     got, _ = call("xla", (q, k, v, do, segments), window, packed)
-    np.testing.assert_allclose(got, np_attention(q, k, v, window, segments if packed else None), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        got, np_attention(q, k, v, window, segments if packed else None), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("window", "packed"), [(None, False), (40, False), (150, True)])
 def test_xla_equals_numpy_over_several_blocks_of_queries(window, packed):
     q, k, v, do, segments = inputs(B=1, T=2 * BLOCK + 44, H=2, K=1)
     got, _ = call("xla", (q, k, v, do, segments), window, packed)
-    np.testing.assert_allclose(got, np_attention(q, k, v, window, segments if packed else None), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        got, np_attention(q, k, v, window, segments if packed else None), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("case", ["causal", "both"])
@@ -89,7 +100,12 @@ def test_xla_is_the_same_split_over_devices():
     want = call("xla", (q, k, v, do, segments), 5, True)
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         got = call("xla", (q, k, v, do, segments), 5, True)
-        assert got[0].sharding.shard_shape(got[0].shape) == (1, 24, 2, 8)  # rows over 4, heads over 2
+        assert got[0].sharding.shard_shape(got[0].shape) == (
+            1,
+            24,
+            2,
+            8,
+        )  # rows over 4, heads over 2
     tiny.assert_trees_close(got, want, 1e-5, 1e-5)
 
 

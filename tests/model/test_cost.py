@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 
 from ramp import config
-from ramp.model import cost, sample, transformer
+from ramp.model import cost, transformer
+from ramp.decode import sample
 from ramp.train import mesh, optim
 from ramp.train.state import init_state
 
-SMALL = config.Model(depth=3, width=64, head_dim=16, num_heads=4, num_kv_heads=2, mlp_dim=96, vocab_size=272, context_len=64, dtype="float32")
+SMALL = config.Model(
+    depth=3,
+    width=64,
+    head_dim=16,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=96,
+    vocab_size=272,
+    context_len=64,
+    dtype="float32",
+)
 SWITCHES = [
     {},
     {"tie_embeddings": True},
@@ -19,7 +30,13 @@ SWITCHES = [
     {"value_embeds": True},
     {"x0_scalars": True, "smear": True, "window_pattern": "SSL", "short_window": 16},
     {"depth": 0},
-    {"token_mixer": "window_pattern", "rope": False, "qk_norm": False, "norm": False, "residual": False},
+    {
+        "token_mixer": "window_pattern",
+        "rope": False,
+        "qk_norm": False,
+        "norm": False,
+        "residual": False,
+    },
     {"token_mixer": "mean", "rope": False, "qk_norm": False, "mlp": "none", "mlp_dim": 0},
 ]
 
@@ -38,7 +55,9 @@ def test_param_count_is_the_number_of_weights_made(switches):
     c = replace(SMALL, **switches)
     params = jax.eval_shape(lambda: transformer.init_params(c, jax.random.PRNGKey(0)))
     assert cost.count_params(c) == sum(leaf.size for leaf in jax.tree.leaves(params))
-    matrices = [w.size for w in jax.tree.leaves(params["blocks"]) if w.ndim == 3 and min(w.shape[1:]) > 12]
+    matrices = [
+        w.size for w in jax.tree.leaves(params["blocks"]) if w.ndim == 3 and min(w.shape[1:]) > 12
+    ]
     if not c.value_embeds:
         assert cost.count_matrix_params(c) == sum(matrices)
 
@@ -51,7 +70,12 @@ def test_state_bytes_are_those_of_a_state(optimizer, ema, switches):
     t = config.Train(optimizer=optimizer, ema_decay=ema, steps=10)
 
     def make():
-        return init_state({"lm": transformer.init_params(c, jax.random.PRNGKey(0))}, optim.make_optimizer(t), 0, ema > 0)
+        return init_state(
+            {"lm": transformer.init_params(c, jax.random.PRNGKey(0))},
+            optim.make_optimizer(t),
+            0,
+            ema > 0,
+        )
 
     made = bytes_of(jax.eval_shape(make))
     assert 0 <= made - cost.state_bytes(c, t) < 128  # the key, the guard and the counters

@@ -13,7 +13,7 @@ from ramp.model import transformer
 from ramp.model.attention import attention
 from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import Block, linear
-from ramp.stages.common import next_token_loss
+from ramp.train.common import next_token_loss
 
 
 @pytest.fixture(autouse=True)
@@ -97,14 +97,26 @@ def np_forward(c, params, tokens_t, segments_t=None):
 
 SWITCHES = {
     "qwen3": {},
-    "tied, windows, softcap": {"tie_embeddings": True, "window_pattern": "S", "logit_softcap": 2.0, "num_kv_heads": 1, "rope_theta": 500.0},
+    "tied, windows, softcap": {
+        "tie_embeddings": True,
+        "window_pattern": "S",
+        "logit_softcap": 2.0,
+        "num_kv_heads": 1,
+        "rope_theta": 500.0,
+    },
     "multi-head, no qk-norm, relu2": {"num_kv_heads": 4, "qk_norm": False, "mlp": "relu2"},
     "all": tiny.ALL,
     "no blocks": {"depth": 0},
     "no blocks, no norm": {"depth": 0, "norm": False},
     "window_pattern": tiny.WINDOW,
     "mean": tiny.MEAN,
-    "bare attention": {"norm": False, "rope": False, "qk_norm": False, "mlp": "none", "residual": False},
+    "bare attention": {
+        "norm": False,
+        "rope": False,
+        "qk_norm": False,
+        "mlp": "none",
+        "residual": False,
+    },
 }
 
 
@@ -128,7 +140,11 @@ def test_every_weight_matters():
     """No parameter is declared and forgotten: the loss has a gradient in each, in the model with every switch."""
     c = tiny.model(**tiny.ALL)
     _, grads = loss_and_grads(c)(tiny.lively(c), BATCH)
-    dead = [jax.tree_util.keystr(path) for path, g in jax.tree_util.tree_leaves_with_path(grads) if not np.any(g)]
+    dead = [
+        jax.tree_util.keystr(path)
+        for path, g in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.any(g)
+    ]
     assert not dead
 
 
@@ -212,7 +228,9 @@ def test_scan_equals_a_loop_over_blocks():
 def equations(jaxpr):
     for eqn in jaxpr.eqns:
         yield eqn
-        for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        for value in jax.tree.leaves(
+            eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from equations(inner)
@@ -223,20 +241,31 @@ def largest_logits(c):
     loss = next_token_loss(c, 1e-3)
     params = tiny.init(c)
     traced = jax.make_jaxpr(jax.value_and_grad(lambda p: loss({"lm": p}, BATCH, None)[0]))(params)
-    shapes = [v.aval.shape for e in equations(traced.jaxpr) for v in e.outvars if v.aval.dtype == jnp.float32]
+    shapes = [
+        v.aval.shape
+        for e in equations(traced.jaxpr)
+        for v in e.outvars
+        if v.aval.dtype == jnp.float32
+    ]
     return max(int(np.prod(s[:-1])) for s in shapes if s and s[-1] == c.vocab)
 
 
 def test_chunked_loss_never_holds_all_logits():
     rows = BATCH["tokens"].size
     assert largest_logits(tiny.model()) == rows
-    assert largest_logits(tiny.model(loss_chunk=8)) == max(rows // 4, tiny.model().width)  # [D, V] is the head itself
+    assert largest_logits(tiny.model(loss_chunk=8)) == max(
+        rows // 4, tiny.model().width
+    )  # [D, V] is the head itself
 
 
 def test_a_chunk_that_does_not_divide_is_refused():
     c = tiny.model(loss_chunk=7)
     with pytest.raises(ValueError, match="32 tokens does not divide into loss chunks of 7"):
-        jax.eval_shape(lambda: token_cross_entropy(c, tiny.init(c), jnp.zeros((128, c.width)), jnp.asarray(BATCH["targets"])))
+        jax.eval_shape(
+            lambda: token_cross_entropy(
+                c, tiny.init(c), jnp.zeros((128, c.width)), jnp.asarray(BATCH["targets"])
+            )
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- linear
@@ -251,12 +280,19 @@ def test_linear_gradient_equals_algebra(split, dims, dtype):
     x, w, dy = (rng.integers(-2, 3, s).astype(np.float32) for s in ((8, 16), (16, 24), (8, 24)))
     with jax.set_mesh(tiny.mesh(*dims)) as _:
         mesh = jax.sharding.get_mesh()
-        put = [jax.device_put(a, jax.NamedSharding(mesh, s)) for a, s in ((x, x_spec), (w, stored), (dy, y_spec))]
+        put = [
+            jax.device_put(a, jax.NamedSharding(mesh, s))
+            for a, s in ((x, x_spec), (w, stored), (dy, y_spec))
+        ]
         put[0], put[2] = put[0].astype(dtype), put[2].astype(dtype)
         y, (dx, dw) = jax.jit(
-            lambda x, w, dy: (lambda y, pull: (y, pull(dy)))(*jax.vjp(lambda x, w: linear(x, w, split), x, w))
+            lambda x, w, dy: (lambda y, pull: (y, pull(dy)))(
+                *jax.vjp(lambda x, w: linear(x, w, split), x, w)
+            )
         )(*put)
-        assert dw.sharding.is_equivalent_to(put[1].sharding, 2) and dx.sharding.is_equivalent_to(put[0].sharding, 2)
+        assert dw.sharding.is_equivalent_to(put[1].sharding, 2) and dx.sharding.is_equivalent_to(
+            put[0].sharding, 2
+        )
     assert (y.dtype, dx.dtype, dw.dtype) == (dtype, dtype, "float32")
     for got, want in ((y, x @ w), (dx, dy @ w.T), (dw, x.T @ dy)):
         np.testing.assert_array_equal(np.asarray(got, np.float32), want)
@@ -280,10 +316,15 @@ def test_bfloat16_model_keeps_masters_and_logits_in_float32():
     params = tiny.lively(c)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     loss, grads = jax.eval_shape(loss_and_grads(c), params, BATCH)
-    assert loss.dtype == jnp.float32 and {g.dtype for g in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    assert loss.dtype == jnp.float32 and {g.dtype for g in jax.tree.leaves(grads)} == {
+        jnp.dtype("float32")
+    }
     x = jax.eval_shape(partial(transformer.compute_hidden, c), params, jnp.asarray(BATCH["tokens"]))
     assert x.dtype == jnp.bfloat16
-    got, want = forward(c)(params, BATCH["tokens"]), forward(tiny.model(**tiny.ALL))(params, BATCH["tokens"])
+    got, want = (
+        forward(c)(params, BATCH["tokens"]),
+        forward(tiny.model(**tiny.ALL))(params, BATCH["tokens"]),
+    )
     assert got.dtype == jnp.float32
     assert np.abs(got - want).mean() < 0.03 * np.abs(want).mean() + 0.02
 
@@ -308,11 +349,16 @@ def test_init_shapes_and_shardings():
         made = tiny.init(c)
         mesh = jax.sharding.get_mesh()
     named = {
-        jax.tree_util.keystr(p, simple=True, separator="/"): a for p, a in jax.tree_util.tree_leaves_with_path(made)
+        jax.tree_util.keystr(p, simple=True, separator="/"): a
+        for p, a in jax.tree_util.tree_leaves_with_path(made)
     }
-    assert {name: a.shape for name, a in named.items()} == {name: shape for name, (shape, _) in want.items()}
+    assert {name: a.shape for name, a in named.items()} == {
+        name: shape for name, (shape, _) in want.items()
+    }
     for name, (shape, spec) in want.items():
-        assert named[name].sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), len(shape)), name
+        assert named[name].sharding.is_equivalent_to(jax.NamedSharding(mesh, spec), len(shape)), (
+            name
+        )
         assert named[name].dtype == jnp.float32
 
 

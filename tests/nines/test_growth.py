@@ -65,7 +65,9 @@ def test_a_finished_run_teaches_an_unfinished_one():
     to = Points(np.array([1.0]), np.array([0.3]), np.array(["b"]))
     f = growth.fit("linear", at, y, np.full(20, 0.02))
     alone = growth.fit("linear", at[np.arange(13, 20)], y[13:], np.full(7, 0.02))
-    assert abs(f.predict(to)[0][0] - (curve[-1] + 0.5)) < abs(alone.predict(to)[0][0] - (curve[-1] + 0.5))
+    assert abs(f.predict(to)[0][0] - (curve[-1] + 0.5)) < abs(
+        alone.predict(to)[0][0] - (curve[-1] + 0.5)
+    )
 
 
 def test_stacking_prefers_what_scored_better_and_starts_even():

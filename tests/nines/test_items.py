@@ -8,7 +8,7 @@ from test_oracle import suite
 from worlds import world
 
 from ramp.errors import UserError
-from ramp.nines import items, ready, trials
+from ramp.nines import items, readiness, trials
 
 
 def test_trigamma_is_the_function():
@@ -42,7 +42,9 @@ def test_likelihood_is_scipys_beta_binomial_and_its_slopes_are_its_differences()
 
 
 @given(
-    st.tuples(*[st.floats(-1.5, 1.5)] * 3), st.tuples(*[st.floats(0.5, 1000)] * 3), st.tuples(*[st.floats(-1, 1)] * 3)
+    st.tuples(*[st.floats(-1.5, 1.5)] * 3),
+    st.tuples(*[st.floats(0.5, 1000)] * 3),
+    st.tuples(*[st.floats(-1, 1)] * 3),
 )
 def test_peak_of_a_valley_is_found(centre, curves, turn):
     axes = np.linalg.qr(np.eye(3) + np.array([turn, turn[::-1], turn[1:] + turn[:1]]))[0]
@@ -64,7 +66,9 @@ def test_scales_that_do_not_settle_are_said_and_widen_every_interval(monkeypatch
         calls.append(x)
         return float(100 * rng.random())
 
-    settled = [items._peak(rough, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))[2] for _ in range(20)]
+    settled = [
+        items._peak(rough, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))[2] for _ in range(20)
+    ]
     assert len(calls) <= 20 * 130
     assert not any(settled)
     c = suite(3, 40, 3, 4, 3)
@@ -99,7 +103,13 @@ def test_slices_have_a_price():
             for name, cost in (("base", 0.0), ("typos", 1.5)):
                 p = 1 / (1 + np.exp(-(np.log10(step) - hard - cost)))
                 rows += [
-                    {"run": "a", "step": step, "item": str(i), "slice": name, "success": int(rng.random() < p)}
+                    {
+                        "run": "a",
+                        "step": step,
+                        "item": str(i),
+                        "slice": name,
+                        "success": int(rng.random() < p),
+                    }
                     for _ in range(4)
                 ]
     fit = items.fit(items.cells(trials.table(rows)))
@@ -113,7 +123,7 @@ def test_all_failures_or_all_passes_leave_a_wide_interval(outcome):
         {"run": "a", "step": s, "item": str(i), "seed": str(k), "success": outcome}
         for s in (1, 3, 10) for i in range(20) for k in range(2)
     ]  # fmt: skip
-    o = ready.outlook(trials.table(rows), draws=200)
+    o = readiness.outlook(trials.table(rows), draws=200)
     low, high = np.quantile(o.mix[:, np.searchsorted(o.grid, o.now)], (0.05, 0.95))
     assert high - low > 0.01
     if outcome:
@@ -135,7 +145,7 @@ def test_first_passages_of_two_hundred_worlds_are_covered():
     rng, inside = np.random.default_rng(0), {1: [], 2: [], 3: []}
     for seed in range(1000, 1200):
         t, grid, truth = world(seed)
-        o = ready.outlook(t, decades=2.0, draws=400, steps=61)
+        o = readiness.outlook(t, decades=2.0, draws=400, steps=61)
         for r, found in inside.items():
             ok = (truth >= 1 - 10.0**-r) & (grid >= o.now - 1e-9)  # from now on
             actual = grid[ok.argmax()] if ok.any() else np.inf

@@ -49,7 +49,9 @@ def nuts(c: items.Cells, warmup: int, samples: int) -> dict[str, np.ndarray]:
         p = jnp.clip((1 - lapse) * jax.nn.sigmoid(theta[c.model] - hard[c.item]), 1e-6, 1 - 1e-6)
         numpyro.sample("wins", dist.BetaBinomial(p * phi, (1 - p) * phi, c.count), obs=c.wins)
 
-    mcmc = MCMC(NUTS(model, max_tree_depth=7), num_warmup=warmup, num_samples=samples, progress_bar=False)
+    mcmc = MCMC(
+        NUTS(model, max_tree_depth=7), num_warmup=warmup, num_samples=samples, progress_bar=False
+    )
     mcmc.run(jax.random.PRNGKey(0))
     s = mcmc.get_samples()
     return {k: np.asarray(s[k]) for k in ("log_item", "log_family", "log_phi", "theta", "beta")}
@@ -67,8 +69,18 @@ def agreement(c: items.Cells, warmup: int, samples: int) -> tuple[np.ndarray, fl
     oracle = nuts(c, warmup, samples)
     end = time.perf_counter()
     scales = np.exp([oracle[k].mean() for k in ("log_item", "log_family", "log_phi")])
-    print("laplace", np.exp(np.log(fit.hyper).mean(0)), "nuts", scales, f"{middle - start:.0f} s, {end - middle:.0f} s")
-    print("abilities", np.abs(fit.mean[: len(c.models)] - oracle["theta"].mean(0)).max(), oracle["theta"].std(0).max())
+    print(
+        "laplace",
+        np.exp(np.log(fit.hyper).mean(0)),
+        "nuts",
+        scales,
+        f"{middle - start:.0f} s, {end - middle:.0f} s",
+    )
+    print(
+        "abilities",
+        np.abs(fit.mean[: len(c.models)] - oracle["theta"].mean(0)).max(),
+        oracle["theta"].std(0).max(),
+    )
     return np.exp(np.log(fit.hyper).mean(0)) / scales, middle - start, end - middle
 
 

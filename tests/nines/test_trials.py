@@ -24,13 +24,18 @@ def test_csv_jsonl_and_parquet_are_one(tmp_path):
         for s in (1, 2)
         for i in (1, 2)
     ]
-    csv = write(tmp_path, "run,step,task,item,success\n" + "\n".join(",".join(map(str, r.values())) for r in rows))
+    csv = write(
+        tmp_path,
+        "run,step,task,item,success\n" + "\n".join(",".join(map(str, r.values())) for r in rows),
+    )
     jsonl = write(tmp_path, "\n".join(map(json.dumps, rows)), "t.jsonl")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     one, two, three = (trials.read(p) for p in (csv, jsonl, tmp_path / "t.parquet"))
     for key in one:
         assert (
-            one[key].tolist() == pytest.approx(two[key].tolist(), nan_ok=True) if one[key].dtype.kind == "f" else True
+            one[key].tolist() == pytest.approx(two[key].tolist(), nan_ok=True)
+            if one[key].dtype.kind == "f"
+            else True
         )
         assert np.array_equal(two[key], three[key], equal_nan=two[key].dtype.kind == "f")
 
@@ -91,7 +96,11 @@ def test_errors_are_clustered_by_item():
     """Ten repeats of each item that always agree tell no more than one."""
     rng = np.random.default_rng(0)
     solved = rng.random(200) < 0.7
-    rows = [{"run": "a", "step": 1, "item": str(i), "success": int(solved[i])} for i in range(200) for _ in range(10)]
+    rows = [
+        {"run": "a", "step": 1, "item": str(i), "success": int(solved[i])}
+        for i in range(200)
+        for _ in range(10)
+    ]
     c = trials.curves(trials.table(rows))
     p = solved.mean()
     assert c["stderr"][0] == pytest.approx(np.sqrt(p * (1 - p) / 200), rel=0.01)
@@ -100,29 +109,59 @@ def test_errors_are_clustered_by_item():
 
 def test_logs_of_other_tools(tmp_path):
     lm = [{"doc_id": i, "acc": i % 2, "filter": "none", "target": str(i)} for i in range(4)]
-    path = write(tmp_path, "\n".join(map(json.dumps, lm)), "samples_arc_easy_2026-01-01T00-00-00.1.jsonl")
+    path = write(
+        tmp_path, "\n".join(map(json.dumps, lm)), "samples_arc_easy_2026-01-01T00-00-00.1.jsonl"
+    )
     assert trials.read(path)["task"].tolist() == ["arc_easy"] * 4
-    samples = [{"id": i, "epoch": e, "scores": {"match": {"value": "CI"[i % 2]}}} for i in range(3) for e in (1, 2)]
+    samples = [
+        {"id": i, "epoch": e, "scores": {"match": {"value": "CI"[i % 2]}}}
+        for i in range(3)
+        for e in (1, 2)
+    ]
     log = {"eval": {"task": "t", "model": "m"}, "samples": samples}
-    assert trials.read(write(tmp_path, json.dumps(log), "log.json"))["success"].tolist() == [1, 1, 0, 0, 1, 1]
+    assert trials.read(write(tmp_path, json.dumps(log), "log.json"))["success"].tolist() == [
+        1,
+        1,
+        0,
+        0,
+        1,
+        1,
+    ]
     tau = [{"task_id": i, "trial": k, "reward": [1.0, 0.5][k]} for i in range(2) for k in range(2)]
-    assert trials.read(write(tmp_path, json.dumps(tau), "tau.json"))["success"].tolist() == [1, 0, 1, 0]
+    assert trials.read(write(tmp_path, json.dumps(tau), "tau.json"))["success"].tolist() == [
+        1,
+        0,
+        1,
+        0,
+    ]
     tau2 = {"simulations": [{"task_id": 1, "trial": 0, "reward_info": {"reward": 1.0}}]}
     assert trials.read(write(tmp_path, json.dumps(tau2), "tau2.json"))["success"].tolist() == [1]
 
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("pythia-1.4b-deduped", 1.4e9), ("pythia-70m", 7e7), ("x-350k", 3.5e5), ("gpt4o", None), ("v1-2.8b", 2.8e9)],
+    [
+        ("pythia-1.4b-deduped", 1.4e9),
+        ("pythia-70m", 7e7),
+        ("x-350k", 3.5e5),
+        ("gpt4o", None),
+        ("v1-2.8b", 2.8e9),
+    ],
 )
 def test_size_of_a_name(name, size):
     assert np.isnan(trials.size_of(name)) if size is None else trials.size_of(name) == size
 
 
 @settings(max_examples=30)
-@given(st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5), st.booleans()), min_size=1, max_size=60))
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 4), st.integers(0, 5), st.booleans()), min_size=1, max_size=60
+    )
+)
 def test_curves_are_the_means_of_their_trials(rows):
-    t = trials.table([{"run": "a", "step": s, "item": str(i), "success": int(y)} for s, i, y in rows])
+    t = trials.table(
+        [{"run": "a", "step": s, "item": str(i), "success": int(y)} for s, i, y in rows]
+    )
     c = trials.curves(t)
     for x, value, n in zip(c["x"], c["value"], c["n"], strict=True):
         mine = [y for s, _, y in rows if np.isclose(np.log10(s), x)]

@@ -8,7 +8,9 @@ from ramp.nines import trials
 NODES, MASS = np.polynomial.hermite_e.hermegauss(41)
 
 
-def world(seed: int, items: int = 60, checkpoints: int = 8, tries: int = 4, ahead: float = 2.0) -> tuple:
+def world(
+    seed: int, items: int = 60, checkpoints: int = 8, tries: int = 4, ahead: float = 2.0
+) -> tuple:
     """A run of which `checkpoints` have been tried, over 1.4 decades: (trials, grid [T], true reliability [T]).
 
     Growth is linear, saturating or a walk; failures are correlated inside items and inside cells; a part of them lapses.
@@ -35,10 +37,19 @@ def world(seed: int, items: int = 60, checkpoints: int = 8, tries: int = 4, ahea
     wins = rng.binomial(tries, rng.beta(p * phi, (1 - p) * phi))
     passed = rng.permuted(np.arange(tries) < wins[..., None], axis=2)
     m, i, k = (
-        a.ravel() for a in np.meshgrid(np.arange(checkpoints), np.arange(items), np.arange(tries), indexing="ij")
+        a.ravel()
+        for a in np.meshgrid(
+            np.arange(checkpoints), np.arange(items), np.arange(tries), indexing="ij"
+        )
     )
     rows = [
-        {"run": "world", "compute": 10.0 ** x[a], "item": str(b), "seed": str(c), "success": int(passed[a, b, c])}
+        {
+            "run": "world",
+            "compute": 10.0 ** x[a],
+            "item": str(b),
+            "seed": str(c),
+            "success": int(passed[a, b, c]),
+        }
         for a, b, c in zip(m, i, k, strict=True)
     ]
     return trials.table(rows), grid, truth

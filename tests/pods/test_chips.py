@@ -59,11 +59,19 @@ def test_every_chip_has_sane_figures():
 
 def test_the_scripts_and_the_plans_know_the_same_prices():
     rows = (Path(__file__).parents[2] / "tpu_scripts" / "chips.tsv").read_text().splitlines()
-    prices = {row[0]: float(row[4]) for row in (line.split("\t") for line in rows if line and line[0] != "#")}
+    prices = {
+        row[0]: float(row[4])
+        for row in (line.split("\t") for line in rows if line and line[0] != "#")
+    }
     assert {"v4", "v5litepod", "v5p", "v6e"} == prices.keys()
     for name, price in prices.items():
         assert chips()[name.replace("litepod", "e")].dollars == price
 
 
 def test_the_peak_of_a_device_is_found_by_its_own_name():
-    assert peak("TPU v5") == 459 and peak("TPU v5 lite") == 197 and peak("TPU7x") == 2307 / 2 and peak("cpu") is None
+    assert (
+        peak("TPU v5") == 459
+        and peak("TPU v5 lite") == 197
+        and peak("TPU7x") == 2307 / 2
+        and peak("cpu") is None
+    )

@@ -116,8 +116,15 @@ def test_groups_in_every_spelling(text, groups):
     assert hlo.parse_groups(text, 4) == groups
 
 
-@given(st.lists(st.tuples(st.sampled_from(["f32", "bf16", "s8"]), st.lists(st.integers(0, 9), max_size=3)), max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["f32", "bf16", "s8"]), st.lists(st.integers(0, 9), max_size=3)),
+        max_size=4,
+    )
+)
 def test_sizes_are_those_of_numpy(arrays):
     width = {"f32": 4, "bf16": 2, "s8": 1}
-    shape = ", ".join(f"{kind}[{','.join(map(str, dims))}]{{0:T(8,128)(2,1)}}" for kind, dims in arrays)
+    shape = ", ".join(
+        f"{kind}[{','.join(map(str, dims))}]{{0:T(8,128)(2,1)}}" for kind, dims in arrays
+    )
     assert hlo.size(f"({shape})") == [width[kind] * int(np.prod(dims)) for kind, dims in arrays]

@@ -38,7 +38,9 @@ batch = 16
 [mesh]
 flags = ["{flags}"]
 """
-needs_libtpu = pytest.mark.skipif(not installed("libtpu"), reason="needs libtpu: uv sync --extra plan")
+needs_libtpu = pytest.mark.skipif(
+    not installed("libtpu"), reason="needs libtpu: uv sync --extra plan"
+)
 needs_cuda = pytest.mark.skipif(
     not installed("jax-cuda12-pjrt"), reason="needs jax-cuda12-plugin: uv sync --extra plan"
 )
@@ -77,20 +79,30 @@ def test_a_tiny_step_stays_within_its_budget(tmp_path, topology):
     # donated: all that the step returns but its metrics is written over what came in
     assert train["alias"] >= 0.99 * train["argument"] - 16 * 256 * 12
     c = config.load(tmp_path / "tiny.toml")
-    shape = config.resolve(replace(c, model=replace(c.model, dtype="bfloat16"), mesh=config.Mesh(**report["mesh"])))
+    shape = config.resolve(
+        replace(c, model=replace(c.model, dtype="bfloat16"), mesh=config.Mesh(**report["mesh"]))
+    )
     design = roofline.predict_times(shape)
-    moved = {kind: sum(k["bytes"] for k in train["collectives"] if k["kind"] == kind) for kind in design}
-    assert moved["all-gather"] <= 1.1 * design["all-gather"]  # a compiler may gather once for both passes
+    moved = {
+        kind: sum(k["bytes"] for k in train["collectives"] if k["kind"] == kind) for kind in design
+    }
+    assert (
+        moved["all-gather"] <= 1.1 * design["all-gather"]
+    )  # a compiler may gather once for both passes
     assert moved["reduce-scatter"] <= 1.1 * design["reduce-scatter"]
     smallest = 4 * shape.model.width**2
     assert moved["all-reduce"] < smallest, "a weight or its gradient is all-reduced whole"
     now = {"peak": train["peak"], "moved": sum(k["bytes"] for k in train["collectives"])}
     kept = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
     if os.environ.get("RAMP_RECORD_BUDGETS"):
-        BUDGETS.write_text(json.dumps(dict(sorted((kept | {topology: now}).items())), indent=2) + "\n")
+        BUDGETS.write_text(
+            json.dumps(dict(sorted((kept | {topology: now}).items())), indent=2) + "\n"
+        )
         return
     for figure, value in now.items():
-        assert value <= 1.05 * kept[topology][figure], f"{figure} of {topology} has grown; see this file's docstring"
+        assert value <= 1.05 * kept[topology][figure], (
+            f"{figure} of {topology} has grown; see this file's docstring"
+        )
 
 
 @pytest.mark.slow
@@ -99,7 +111,10 @@ def test_the_step_of_process_reward_rl_is_a_plan_too(tmp_path):
     _, report = plan(tmp_path, "v6e:2x2", "--only", "reinforce")
     step = report["programs"]["reinforce"]
     assert step["fits"] and step["alias"] >= 0.95 * (step["argument"] - 8 * 128 * 256 * 4)
-    moved = {kind: sum(k["bytes"] for k in step["collectives"] if k["kind"] == kind) for kind in ("all-reduce",)}
+    moved = {
+        kind: sum(k["bytes"] for k in step["collectives"] if k["kind"] == kind)
+        for kind in ("all-reduce",)
+    }
     assert moved["all-reduce"] < 4 * 128**2, "a weight or its gradient is all-reduced whole"
 
 
@@ -108,9 +123,13 @@ def test_the_step_of_process_reward_rl_is_a_plan_too(tmp_path):
 def test_decoding_moves_little_more_than_it_must(tmp_path):
     """16 rows of the depth-24 model on v6e-8: the weights and the full cache, read once a token."""
     file = Path(__file__).parents[2] / "configs" / "speedrun-v6e8.toml"
-    _, report = plan(tmp_path, "v6e:2x4", "--only", "decode", "--mesh.data", "2", "--mesh.model", "4", file=file)
+    _, report = plan(
+        tmp_path, "v6e:2x4", "--only", "decode", "--mesh.data", "2", "--mesh.model", "4", file=file
+    )
     c = config.load(file)
-    c = config.resolve(replace(c, model=replace(c.model, dtype="bfloat16"), mesh=config.Mesh(**report["mesh"])))
+    c = config.resolve(
+        replace(c, model=replace(c.model, dtype="bfloat16"), mesh=config.Mesh(**report["mesh"]))
+    )
     least = roofline.decode_bytes(c, roofline.decode_rows(c))
     assert 0.9 * least < report["programs"]["decode"]["traffic"] < 1.3 * least
 
@@ -128,14 +147,22 @@ def test_between_slices_only_gradients_travel(tmp_path):
 def test_a_planned_step_is_not_compiled_again(tmp_path):
     first, report = plan(tmp_path, "v6e:2x2", "--only", "decode")
     again, same = plan(tmp_path, "v6e:2x2", "--only", "decode")
-    assert same == report and first.stdout == again.stdout  # compile_seconds too: it was not measured anew
+    assert (
+        same == report and first.stdout == again.stdout
+    )  # compile_seconds too: it was not measured anew
 
 
 @pytest.mark.slow
 @needs_libtpu
 def test_what_does_not_fit_says_what_to_change(tmp_path):
-    done, _ = plan(tmp_path, "v5e:1x1", "--only", "train", "--pretrain.batch_size", "65536", check=False)
-    assert done.returncode == 1 and "DOES NOT FIT" in done.stdout and "--pretrain.grad_accum_steps 2" in done.stdout
+    done, _ = plan(
+        tmp_path, "v5e:1x1", "--only", "train", "--pretrain.batch_size", "65536", check=False
+    )
+    assert (
+        done.returncode == 1
+        and "DOES NOT FIT" in done.stdout
+        and "--pretrain.grad_accum_steps 2" in done.stdout
+    )
 
 
 @pytest.mark.slow
@@ -156,7 +183,10 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
     "arguments, said",
     [
         (["--topology", "v6:2x2"], "near it: v6e"),
-        (["--topology", "v6e:2x2", "--only", "trian"], "a plan has train, reinforce, prefill, decode"),
+        (
+            ["--topology", "v6e:2x2", "--only", "trian"],
+            "a plan has train, reinforce, prefill, decode",
+        ),
         (["--topology", "v6e:2x2", "--mesh.compiler_flags", "fast"], "there is no set 'fast'"),
         ([], "needs a configuration and --topology"),
         (["--diff", "nowhere", "elsewhere"], "no such plan"),
@@ -166,6 +196,9 @@ def test_mistakes_are_one_sentence(tmp_path, arguments, said):
     file = tmp_path / "tiny.toml"
     file.write_text(TINY.format(flags="whole-gathers"))
     done = subprocess.run(
-        [sys.executable, "-m", "ramp.cli", "plan", str(file), *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "ramp.cli", "plan", str(file), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

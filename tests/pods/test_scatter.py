@@ -29,14 +29,18 @@ def test_few_devices_and_primes_take_one_stage(monkeypatch, n):
 
 @pytest.mark.parametrize("spec", [P("data", "model"), P("model", "data")])
 def test_two_stages_are_one_scatter(monkeypatch, spec):
-    jax.set_mesh(jax.make_mesh((1, 8, 1), ("replica", "data", "model"), axis_types=(AxisType.Explicit,) * 3))
+    jax.set_mesh(
+        jax.make_mesh((1, 8, 1), ("replica", "data", "model"), axis_types=(AxisType.Explicit,) * 3)
+    )
     rows_ndf = jax.random.normal(jax.random.PRNGKey(0), (8, 16, 24), out_sharding=P("data"))
 
     def local(x_1df):
         return transformer.scatter_grad(x_1df[0], spec, jnp.float32)
 
     def scatter():
-        return jax.jit(jax.shard_map(local, in_specs=P("data"), out_specs=spec, check_vma=False))(rows_ndf)
+        return jax.jit(jax.shard_map(local, in_specs=P("data"), out_specs=spec, check_vma=False))(
+            rows_ndf
+        )
 
     one = scatter()
     monkeypatch.setattr(transformer, "platform", lambda: "tpu")

@@ -27,12 +27,18 @@ def test_what_is_ranked_fits_and_is_in_order(speedrun):
     for choice in found:
         m, t = choice.c.mesh, choice.c.pretrain
         assert m.data * m.model * m.replica == 8 and choice.bytes <= topology.hbm_bytes
-        assert choice.c.model.num_heads % m.model == 0 and t.batch_size % (t.grad_accum_steps * m.data) == 0
+        assert (
+            choice.c.model.num_heads % m.model == 0
+            and t.batch_size % (t.grad_accum_steps * m.data) == 0
+        )
 
 
 def test_more_memory_never_loses_a_choice(speedrun):
     small, large = (
-        {(f.c.mesh.model, f.c.pretrain.grad_accum_steps, f.c.model.remat) for f in search.rank_choices(speedrun, parse(name))}
+        {
+            (f.c.mesh.model, f.c.pretrain.grad_accum_steps, f.c.model.remat)
+            for f in search.rank_choices(speedrun, parse(name))
+        }
         for name in ("v5e:2x4", "v6e:2x4")
     )
     assert small < large
@@ -45,7 +51,9 @@ def test_nothing_that_fits_is_one_sentence():
 
 
 def test_slices_become_replicas(speedrun):
-    assert {f.c.mesh.replica for f in search.rank_choices(speedrun, parse("v6e:2x4", slices=2))} == {2}
+    assert {
+        f.c.mesh.replica for f in search.rank_choices(speedrun, parse("v6e:2x4", slices=2))
+    } == {2}
 
 
 def test_the_roofline_of_one_big_product():
@@ -55,7 +63,9 @@ def test_the_roofline_of_one_big_product():
     c = replace(c, mesh=config.Mesh(data=4), model=replace(c.model, remat="none", loss_chunk=0))
     times = roofline.train_times(c, topology, {"collectives": []})
     tokens = c.pretrain.batch_size * c.pretrain.seq_len
-    assert times.compute == pytest.approx(tokens * cost.flops_per_token(c.model, c.pretrain.seq_len) / (4 * 459e12))
+    assert times.compute == pytest.approx(
+        tokens * cost.flops_per_token(c.model, c.pretrain.seq_len) / (4 * 459e12)
+    )
     assert times.ici == times.dcn == times.compiler == 0 and times.binds == "compute"
 
 
@@ -65,7 +75,9 @@ def test_networks_are_told_apart():
         {"bytes": 1e9, "between_slices": False, "asynchronous": True},
         {"bytes": 1e9, "between_slices": True, "asynchronous": False},
     ]
-    assert roofline.network(topology, moved) == pytest.approx((1e9 / topology.ici_rate, 1e9 / 3.125e9))
+    assert roofline.network(topology, moved) == pytest.approx(
+        (1e9 / topology.ici_rate, 1e9 / 3.125e9)
+    )
 
 
 D12 = [
@@ -84,18 +96,46 @@ D12 = [
 ]
 # Flags, mesh (data, model), and the compiler's peak: arguments and temporaries. libtpu 0.0.42, jax 0.10.2.
 COMPILED = {
-    "d12 on v5e:4x4": ([*D12, "--model.remat", "saved", "--pretrain.batch_size", "128"], (16, 1), 3_152_384_512),
+    "d12 on v5e:4x4": (
+        [*D12, "--model.remat", "saved", "--pretrain.batch_size", "128"],
+        (16, 1),
+        3_152_384_512,
+    ),
     "d4 on v5p:2x2x1, in four": (
-        [*D12, "--model.depth", "4", "--model.remat", "full", "--pretrain.batch_size", "128", "--pretrain.grad_accum_steps", "4"],
+        [
+            *D12,
+            "--model.depth",
+            "4",
+            "--model.remat",
+            "full",
+            "--pretrain.batch_size",
+            "128",
+            "--pretrain.grad_accum_steps",
+            "4",
+        ],
         (4, 1),
         920_699_584,
     ),
     "d4 on v5p:2x2x1, in two": (
-        [*D12, "--model.depth", "4", "--model.remat", "none", "--pretrain.batch_size", "32", "--pretrain.grad_accum_steps", "2"],
+        [
+            *D12,
+            "--model.depth",
+            "4",
+            "--model.remat",
+            "none",
+            "--pretrain.batch_size",
+            "32",
+            "--pretrain.grad_accum_steps",
+            "2",
+        ],
         (4, 1),
         1_598_973_536,
     ),
-    "8B on v6e:16x16": (["--model.remat", "none", "--pretrain.grad_accum_steps", "8"], (64, 4), 25_309_636_832),
+    "8B on v6e:16x16": (
+        ["--model.remat", "none", "--pretrain.grad_accum_steps", "8"],
+        (64, 4),
+        25_309_636_832,
+    ),
     "d6 on v6e:2x4, held out": (
         [*D12, "--model.depth", "6", "--model.remat", "none", "--pretrain.batch_size", "64"],
         (8, 1),

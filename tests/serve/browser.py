@@ -9,9 +9,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = os.environ.get("RAMP_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
+CHROMIUM = (
+    os.environ.get("RAMP_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+]
+FLAGS += [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-dev-shm-usage",
+]
 
 
 class Browser:
@@ -19,9 +32,22 @@ class Browser:
 
     def __init__(self, profile: Path):
         down, up = os.pipe(), os.pipe()
-        words = ["sh", "-c", 'exec "$@" 3<&0 4>&1 0</dev/null 1>/dev/null', "sh"]  # it speaks on 3 and 4
-        words += [CHROMIUM, *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
-        self.process = subprocess.Popen(words, stdin=down[0], stdout=up[1], stderr=subprocess.DEVNULL)
+        words = [
+            "sh",
+            "-c",
+            'exec "$@" 3<&0 4>&1 0</dev/null 1>/dev/null',
+            "sh",
+        ]  # it speaks on 3 and 4
+        words += [
+            CHROMIUM,
+            *FLAGS,
+            "--remote-debugging-pipe",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
+        self.process = subprocess.Popen(
+            words, stdin=down[0], stdout=up[1], stderr=subprocess.DEVNULL
+        )
         os.close(down[0])
         os.close(up[1])
         self._in, self._out = os.fdopen(down[1], "wb", 0), os.fdopen(up[0], "rb")
@@ -52,7 +78,9 @@ class Browser:
         return json.loads(raw)
 
     def js(self, expression: str) -> Any:
-        found = self.do("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        found = self.do(
+            "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
+        )
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
 
@@ -65,7 +93,11 @@ class Browser:
 
     def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
         self.do(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 700
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 700,
         )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.do("Emulation.setEmulatedMedia", features=scheme)
@@ -76,7 +108,14 @@ class Browser:
         code = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "Tab": 9}[name]
         text = {"text": "\r"} if name == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
-            self.do("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code, **text)
+            self.do(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=name,
+                code=name,
+                windowsVirtualKeyCode=code,
+                **text,
+            )
             text = {}
 
     def type(self, text: str) -> None:

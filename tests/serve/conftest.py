@@ -22,7 +22,13 @@ class Live:
 
     def __init__(self, slots: int = 4, queue: int = 24):
         tokenizer = Tokenizer.bytes_only()
-        c = resolve(replace(Config(), model=tiny.model(context_len=512, vocab_size=384), text=Text(tokenizer="bytes")))
+        c = resolve(
+            replace(
+                Config(),
+                model=tiny.model(context_len=512, vocab_size=384),
+                text=Text(tokenizer="bytes"),
+            )
+        )
         with jax.set_mesh(tiny.mesh()):
             self.lm = tiny.lively(c.model)
             self.engine = Engine(c.model, self.lm, tokenizer, slots, queue)
@@ -35,7 +41,9 @@ class Live:
         self.server = Server("tiny", c, tokenizer, "finetune")
         self.api = api.Api(self.engine, self.server)
         self.http = uvicorn.Server(api.settings(self.api))
-        self.thread = threading.Thread(target=self.http.run, kwargs={"sockets": [sock]}, daemon=True)
+        self.thread = threading.Thread(
+            target=self.http.run, kwargs={"sockets": [sock]}, daemon=True
+        )
         self.thread.start()
         while not self.http.started:
             time.sleep(0.01)
@@ -55,7 +63,11 @@ class Live:
         self.http.should_exit = True
         self.thread.join(timeout=20)
         self.engine.close()
-        assert self.engine.fault is None and not self.thread.is_alive() and not self.engine._thread.is_alive()
+        assert (
+            self.engine.fault is None
+            and not self.thread.is_alive()
+            and not self.engine._thread.is_alive()
+        )
 
 
 @pytest.fixture(scope="package")

@@ -24,11 +24,18 @@ said: dict[tuple, set[str]] = defaultdict(set)
 silences: list[float] = []  # seconds between two pieces of a text
 
 
-async def ask(client: openai.AsyncOpenAI, seed: int, tokens: int = TOKENS, prompt: str = ASKED) -> tuple[int, float]:
+async def ask(
+    client: openai.AsyncOpenAI, seed: int, tokens: int = TOKENS, prompt: str = ASKED
+) -> tuple[int, float]:
     """Tokens of one streamed answer, and the seconds to its first text."""
     began, heard, count, text = time.perf_counter(), [], 0, ""
-    messages, more = [{"role": "user", "content": prompt}], {"stream": True, "stream_options": {"include_usage": True}}
-    stream = await client.chat.completions.create(model=MODEL, messages=messages, max_tokens=tokens, seed=seed, **more)
+    messages, more = (
+        [{"role": "user", "content": prompt}],
+        {"stream": True, "stream_options": {"include_usage": True}},
+    )
+    stream = await client.chat.completions.create(
+        model=MODEL, messages=messages, max_tokens=tokens, seed=seed, **more
+    )
     async for event in stream:
         if piece := (event.choices[0].delta.content or "") if event.choices else "":
             heard.append(time.perf_counter())
@@ -76,7 +83,10 @@ async def main() -> None:
         for turn in range(BESIDE):
             long = [asyncio.create_task(ask(client, 900 + 10 * turn + i)) for i in range(BESIDE)]
             await asyncio.sleep(0.15)
-            long += [asyncio.create_task(ask(client, 700 + 10 * turn + i, 2, LONG)) for i in range(prompts)]
+            long += [
+                asyncio.create_task(ask(client, 700 + 10 * turn + i, 2, LONG))
+                for i in range(prompts)
+            ]
             waits[prompts].append((await ask(client, turn, 8))[1])
             await asyncio.gather(*long)
         quiet[prompts] = max(silences)
@@ -84,7 +94,9 @@ async def main() -> None:
     alive = found.get()
     heart.join()
     ratio = statistics.median(many) / statistics.median(one)
-    print(f"tokens/s alone {[round(x) for x in one]}, {CLIENTS} clients {[round(x) for x in many]}: {ratio:.1f} times")
+    print(
+        f"tokens/s alone {[round(x) for x in one]}, {CLIENTS} clients {[round(x) for x in many]}: {ratio:.1f} times"
+    )
     for prompts, seconds in waits.items():
         print(
             f"first text beside {BESIDE} long answers and {prompts} long prompts: median {statistics.median(seconds):.2f}",
@@ -93,8 +105,13 @@ async def main() -> None:
         print(f" s, worst {max(seconds):.2f} s; nobody silent for more than {quiet[prompts]:.2f} s")
     at = [1e3 * alive[int(share * (len(alive) - 1))] for share in (0.5, 0.99, 1.0)]
     late = sum(seconds > 0.02 for seconds in alive)
-    print("/health: median {:.1f}, 99% {:.1f}, worst {:.1f} ms".format(*at), f"of {len(alive)}; above 20 ms: {late}")
-    print(f"seeds whose texts differ: {sum(len(texts) > 1 for texts in said.values())} of {len(said)}")
+    print(
+        "/health: median {:.1f}, 99% {:.1f}, worst {:.1f} ms".format(*at),
+        f"of {len(alive)}; above 20 ms: {late}",
+    )
+    print(
+        f"seeds whose texts differ: {sum(len(texts) > 1 for texts in said.values())} of {len(said)}"
+    )
 
 
 if __name__ == "__main__":

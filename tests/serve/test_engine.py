@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp.serve import batch
-from ramp.serve.batch import Way
+from ramp.decode import batch
+from ramp.decode.batch import Way
 from ramp.serve.engine import Engine, Full, Job
 from ramp.text.tokenizer import Tokenizer
 
@@ -65,7 +65,8 @@ def test_the_same_alone_and_in_company(live, engine):
         waits = {i: answer(engine, *REQUESTS[i])[1] for i in order}
         assert [waits[i]() for i in range(len(REQUESTS))] == alone
     assert all(
-        len(tokens) == n and why == "length" for (tokens, why), (_, n, _, _) in zip(alone, REQUESTS, strict=True)
+        len(tokens) == n and why == "length"
+        for (tokens, why), (_, n, _, _) in zip(alone, REQUESTS, strict=True)
     )
 
 
@@ -74,12 +75,16 @@ def test_greedy_tokens_are_those_of_a_whole_forward_pass(live, engine):
     tokens, _ = answer(engine, prompt, 50, Way(temperature=0.0))[1]()
     ids = [token.id for token in tokens]
     with jax.set_mesh(tiny.mesh()):
-        logits = np.asarray(tiny.logits(engine.c, live.lm, np.array([prompt + ids])))[0, len(prompt) - 1 : -1]
+        logits = np.asarray(tiny.logits(engine.c, live.lm, np.array([prompt + ids])))[
+            0, len(prompt) - 1 : -1
+        ]
     logits = logits[:, : TOKENIZER.vocab_size]
     assert logits.argmax(-1).tolist() == ids
     logps = np.asarray(jax.nn.log_softmax(logits, axis=-1))
     np.testing.assert_allclose([t.logp for t in tokens], logps.max(-1), atol=1e-4)
-    np.testing.assert_allclose([t.entropy for t in tokens], -(np.exp(logps) * logps).sum(-1), atol=1e-3)
+    np.testing.assert_allclose(
+        [t.entropy for t in tokens], -(np.exp(logps) * logps).sum(-1), atol=1e-3
+    )
 
 
 def test_nothing_compiles_once_it_is_warm(engine):
@@ -122,7 +127,9 @@ def test_the_line_is_bounded_and_takes_all_choices_or_none(live, engine):
 def test_tokens_can_be_put_into_an_answer(engine):
     """What comes after them is what a prompt that held them would have got."""
     put = list(b"<42>")
-    _, wait = answer(engine, list(b"sum:"), 20, Way(0.0), after=lambda said: put if len(said) == 6 else [])
+    _, wait = answer(
+        engine, list(b"sum:"), 20, Way(0.0), after=lambda said: put if len(said) == 6 else []
+    )
     tokens, _ = wait()
     ids = [t.id for t in tokens]
     assert ids[6:10] == put and [t.forced for t in tokens] == [6 <= i < 10 for i in range(20)]
@@ -140,7 +147,9 @@ def test_clients_that_come_and_go_leak_nothing(live, engine):
         for turn in range(4):
             n = r.randrange(1, 60)
             try:
-                job, wait = answer(engine, [i + 1] * r.randrange(1, 100), n, Way(1.0), i * 100 + turn)
+                job, wait = answer(
+                    engine, [i + 1] * r.randrange(1, 100), n, Way(1.0), i * 100 + turn
+                )
             except Full:
                 continue
             if r.random() < 0.4:
@@ -186,7 +195,9 @@ def test_a_fault_ends_every_answer(live, engine, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------- pieces
-@pytest.mark.parametrize("over", [tiny.ALL, tiny.WINDOW, {"depth": 0}], ids=["all", "window", "none"])
+@pytest.mark.parametrize(
+    "over", [tiny.ALL, tiny.WINDOW, {"depth": 0}], ids=["all", "window", "none"]
+)
 def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
     """Logits behind a prompt in pieces of 16, and after more tokens, are those of whole rows; a window lies across pieces."""
     c, prompt = tiny.model(context_len=80, **over), tiny.tokens(1, 64)[0]
@@ -208,7 +219,9 @@ def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
             want = np.asarray(tiny.logits(c, lm, padded))[0]
             off = 5e-6 * np.abs(want).max()  # sums in another order, at the scale of what is summed
             np.testing.assert_allclose(read, want[length - 1], rtol=0, atol=off)
-            np.testing.assert_allclose(np.asarray(engine.state.logits_bv)[1], want[len(row) - 1], rtol=0, atol=off)
+            np.testing.assert_allclose(
+                np.asarray(engine.state.logits_bv)[1], want[len(row) - 1], rtol=0, atol=off
+            )
 
 
 def test_a_long_prompt_delays_nobody(live):
@@ -230,7 +243,9 @@ def test_a_long_prompt_delays_nobody(live):
 
     asked = [("speaker", b"s", 300), ("long", b"l" * 400, 4), ("short", b"x", 4)]
     for name, prompt, n in asked:
-        engine.submit([Job(tuple(prompt), n, Way(), 0, lambda tokens, why, name=name: said(name, bool(why)))])
+        engine.submit(
+            [Job(tuple(prompt), n, Way(), 0, lambda tokens, why, name=name: said(name, bool(why)))]
+        )
     engine.start()
     assert done.wait(60)
     engine.close()
@@ -269,7 +284,9 @@ def test_draws_follow_the_distribution_of_each_row():
     """Every row its own way, in one call; 4,000 draws a row against a slow computation by sorting."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (len(WAYS), 24)).astype(np.float32)
-    ways = Way(*(np.array(a, np.float32) for a in zip(*(vars(w).values() for w in WAYS), strict=True)))
+    ways = Way(
+        *(np.array(a, np.float32) for a in zip(*(vars(w).values() for w in WAYS), strict=True))
+    )
     with jax.set_mesh(tiny.mesh()):
         draw = jax.jit(jax.vmap(lambda keys: batch.sample_tokens(jnp.asarray(logits), keys, ways)))
         keys = jax.random.split(jax.random.PRNGKey(1), 4000 * len(WAYS)).reshape(4000, len(WAYS), 2)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from browser import CHROMIUM, Browser
 
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium here; install one or name it in RAMP_CHROMIUM")
+pytestmark = pytest.mark.skipif(
+    not CHROMIUM, reason="no Chromium here; install one or name it in RAMP_CHROMIUM"
+)
 PICTURES = os.environ.get("RAMP_PICTURES")  # a folder for screenshots
 
 
@@ -42,7 +44,9 @@ def ask(page: Browser, text: str) -> str:
 
 
 def press(page: Browser, label: str, where: str = "document") -> None:
-    found = f"[...({where}).querySelectorAll('button')].find((b) => b.textContent.trim() === {label!r})"
+    found = (
+        f"[...({where}).querySelectorAll('button')].find((b) => b.textContent.trim() === {label!r})"
+    )
     page.js(f"{found}.click()")
 
 
@@ -72,7 +76,9 @@ def test_probabilities_by_keyboard(page):
     press(page, "Probabilities", LAST)
     page.key("ArrowRight")
     page.key("ArrowRight")
-    tip = page.js("document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent")
+    tip = page.js(
+        "document.getElementById('tip').hidden ? '' : document.getElementById('tip').textContent"
+    )
     assert "%" in tip and "bits" in tip
     assert page.js("document.getElementById('status').textContent.includes('%')")
     shot(page, "probabilities")
@@ -84,7 +90,9 @@ def test_stop(page, live):
     page.js("document.getElementById('text').focus()")
     page.type("Go on")
     page.key("Enter")
-    page.wait(f"{LAST}?.classList.contains('model') && {LAST}.querySelector('.said').textContent.length > 4")
+    page.wait(
+        f"{LAST}?.classList.contains('model') && {LAST}.querySelector('.said').textContent.length > 4"
+    )
     page.key("Escape")
     page.wait(f"{IDLE} && !!{LAST}.querySelector('.foot')")
     assert "stopped" in page.js(f"{LAST}.querySelector('.foot').textContent")
@@ -107,11 +115,15 @@ def test_ten_samples(page):
 
 def test_a_task_is_judged_step_by_step(page):
     page.js("document.getElementById('new').click()")
-    page.js("const t = document.getElementById('task'); t.value = 'chain'; t.dispatchEvent(new Event('change'))")
+    page.js(
+        "const t = document.getElementById('task'); t.value = 'chain'; t.dispatchEvent(new Event('change'))"
+    )
     page.wait("document.getElementById('text').value.length > 3")
     page.js("document.getElementById('send').click()")
     page.wait(f"{IDLE} && document.querySelectorAll('.verdict li').length > 0")
-    assert page.js("[...document.querySelectorAll('.verdict li')].every((l) => l.matches('.right, .wrong'))")
+    assert page.js(
+        "[...document.querySelectorAll('.verdict li')].every((l) => l.matches('.right, .wrong'))"
+    )
     shot(page, "verdict")
 
 
@@ -121,28 +133,44 @@ EVIL += "javascript:alert(1) </textarea><svg onload=hacked=1>"
 
 def test_no_text_becomes_markup(page, live, monkeypatch):
     """From the user, from the model, from an error, from the store, from the name of a conversation."""
-    from ramp.serve import speech
+    from ramp.serve import text_stream
 
     pieces = [EVIL[i : i + 7] for i in range(0, len(EVIL), 7)]
-    monkeypatch.setattr(speech.TextStream, "_spoken", lambda self, id: pieces[len(self._held) % len(pieces)])
+    monkeypatch.setattr(
+        text_stream.TextStream, "_spoken", lambda self, id: pieces[len(self._held) % len(pieces)]
+    )
     page.js("document.getElementById('new').click()")
     said = ask(page, EVIL)
     assert "<img src=x onerror" in said
     page.open(live.url + "/?evil")
     page.js("document.querySelector('nav li button').click()")
-    assert page.js("document.querySelectorAll('article img, article script, article svg, nav img').length") == 0
+    assert (
+        page.js(
+            "document.querySelectorAll('article img, article script, article svg, nav img').length"
+        )
+        == 0
+    )
     assert page.js("typeof window.hacked") == "undefined"
-    page.js("const s = document.createElement('script'); s.textContent = 'window.hacked = 2'; document.body.append(s)")
-    assert page.js("typeof window.hacked") == "undefined"  # the policy would stop what slipped through
+    page.js(
+        "const s = document.createElement('script'); s.textContent = 'window.hacked = 2'; document.body.append(s)"
+    )
+    assert (
+        page.js("typeof window.hacked") == "undefined"
+    )  # the policy would stop what slipped through
 
 
-@pytest.mark.parametrize(("name", "width", "height", "dark"), [("phone", 390, 844, False), ("dark", 1200, 800, True)])
+@pytest.mark.parametrize(
+    ("name", "width", "height", "dark"), [("phone", 390, 844, False), ("dark", 1200, 800, True)]
+)
 def test_it_fits_a_phone_and_the_dark(page, live, name, width, height, dark):
     page.js("localStorage.removeItem('ramp.theme')")
     page.open(live.url + f"/?{name}", width, height, dark)
     page.js("document.querySelectorAll('nav li button')[2].click()")
     edges = "[...document.querySelectorAll('button, textarea, article')].filter((e) => e.checkVisibility())"
-    inside = edges + ".map((e) => e.getBoundingClientRect()).every((b) => b.right <= innerWidth + 1 || b.right <= 0)"
+    inside = (
+        edges
+        + ".map((e) => e.getBoundingClientRect()).every((b) => b.right <= innerWidth + 1 || b.right <= 0)"
+    )
     assert page.js(inside)
     assert page.js("document.documentElement.dataset.theme") == ("dark" if dark else "light")
     unnamed = "[...document.querySelectorAll('button, input, textarea, select')].filter((e) => !(e.textContent.trim()"

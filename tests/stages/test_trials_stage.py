@@ -16,7 +16,7 @@ from ramp.rundir import RunDir
 from ramp.stages import finetune, trials
 from ramp.tasks.protocol import prompt_ids
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import MetricWriter
+from ramp.reporting.metrics import MetricWriter
 from ramp.train.preemption import Preemption
 
 TOKENIZER = Tokenizer.bytes_only()
@@ -44,14 +44,18 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def evaluated(run: trials.TrialRunner, steps: list[int], params: dict | None = None) -> dict[str, float]:
+def evaluated(
+    run: trials.TrialRunner, steps: list[int], params: dict | None = None
+) -> dict[str, float]:
     with MetricWriter(run.rundir.path, "finetune", steps[0]) as board:
         return [run(params or {"lm": None}, step, board, Preemption()) for step in steps][-1]
 
 
 def growing(c, params, tokenizer, task, problems, group, tokens, step, temperature):
     """Solutions that are right more and more often."""
-    right = np.random.default_rng(step).random(len(problems) * group) < 1 / (1 + np.exp(-2 * np.log(step / 30)))
+    right = np.random.default_rng(step).random(len(problems) * group) < 1 / (
+        1 + np.exp(-2 * np.log(step / 30))
+    )
     return SimpleNamespace(verified_b=right)
 
 
@@ -71,7 +75,9 @@ def test_a_model_is_tried_in_every_slice_on_problems_kept_out_of_training(rundir
     assert not (rundir.path / "forecasts.jsonl").exists()  # one checkpoint foretells nothing
 
 
-def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats_none(rundir, monkeypatch, capsys):
+def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats_none(
+    rundir, monkeypatch, capsys
+):
     monkeypatch.setattr(trials, "roll", growing)
     c = settings()
     evaluated(trials.TrialRunner(rundir, c, TOKENIZER), [10, 20, 30, 40, 50, 60, 70, 80])
@@ -82,7 +88,9 @@ def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats
     assert {line["step"] for line in lines(rundir.path / "forecasts.jsonl")} == {30, 40, 50, 60, 70}
     again = trials.TrialRunner(rundir, c, TOKENIZER)  # from a checkpoint at 40, another process
     evaluated(again, [50, 60, 70, 80])
-    assert [(rundir.path / name).read_bytes() for name in ("trials.jsonl", "forecasts.jsonl")] == whole
+    assert [
+        (rundir.path / name).read_bytes() for name in ("trials.jsonl", "forecasts.jsonl")
+    ] == whole
     report = again.end()
     assert set(report["forecast"]) == {"addition/1", "words/1"}
     assert "today" in report["forecast"]["addition/1"]
@@ -95,8 +103,13 @@ def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats
 
 def test_nothing_that_is_asked_is_taught():
     c = settings(chat=Chat(tasks=("addition/1", "swaps/3"), problems_per_task=2000))
-    taught = {tuple(ids[: len(ids) - sum(weights)]) for ids, weights in trials.solved_conversations(c, TOKENIZER)}
-    asked = [p for name in c.chat.tasks for of in trials.choose_problems(c, name).values() for p in of]
+    taught = {
+        tuple(ids[: len(ids) - sum(weights)])
+        for ids, weights in trials.solved_conversations(c, TOKENIZER)
+    }
+    asked = [
+        p for name in c.chat.tasks for of in trials.choose_problems(c, name).values() for p in of
+    ]
     assert not taught & {tuple(prompt_ids(TOKENIZER, p.question)) for p in asked}
     assert len(list(trials.solved_conversations(c, TOKENIZER))) < 2 * 2000
     free = settings(chat=c.chat, trials=config.Trials(items_per_task=0))
@@ -124,7 +137,10 @@ def test_a_single_evaluation_foretells_nothing_and_says_so(rundir, monkeypatch, 
 def test_other_processes_write_nothing(rundir, monkeypatch):
     monkeypatch.setattr(trials, "roll", growing)
     with MetricWriter(rundir.path, "finetune", 0, enabled=False) as board:
-        assert trials.TrialRunner(rundir, settings(), TOKENIZER)({"lm": None}, 10, board, Preemption()) == {}
+        assert (
+            trials.TrialRunner(rundir, settings(), TOKENIZER)({"lm": None}, 10, board, Preemption())
+            == {}
+        )
     assert not (rundir.path / "trials.jsonl").exists()
 
 
@@ -136,26 +152,34 @@ def test_without_tasks_or_items_nothing_is_written(rundir):
     assert not (rundir.path / "trials.jsonl").exists()
 
 
-@pytest.mark.parametrize("name", ["addition", "addition/", "addition/0", "additon/2", "addition/two"])
+@pytest.mark.parametrize(
+    "name", ["addition", "addition/", "addition/0", "additon/2", "addition/two"]
+)
 def test_a_task_that_is_none_is_named(name):
     with pytest.raises(UserError, match="NAME/LEVEL"):
         list(trials.solved_conversations(settings(chat=Chat(tasks=(name,))), TOKENIZER))
 
 
 def test_a_problem_too_long_for_a_row_is_refused():
-    c = settings(chat=Chat(tasks=("words/8",), problems_per_task=5), trials=config.Trials(items_per_task=0))
+    c = settings(
+        chat=Chat(tasks=("words/8",), problems_per_task=5), trials=config.Trials(items_per_task=0)
+    )
     with pytest.raises(UserError, match=r"finetune\.seq"):
         list(trials.solved_conversations(c, TOKENIZER))
 
 
 def test_a_context_too_short_for_a_question_is_refused_before_training(rundir):
     with pytest.raises(UserError, match=r"model\.context"):
-        trials.TrialRunner(rundir, settings(trials=config.Trials(items_per_task=9, max_new_tokens=180)), TOKENIZER)
+        trials.TrialRunner(
+            rundir, settings(trials=config.Trials(items_per_task=9, max_new_tokens=180)), TOKENIZER
+        )
 
 
 def test_no_room_for_a_right_solution_is_refused_before_training(rundir):
     with pytest.raises(UserError, match=r"trials\.tokens"):
-        trials.TrialRunner(rundir, settings(trials=config.Trials(items_per_task=9, max_new_tokens=8)), TOKENIZER)
+        trials.TrialRunner(
+            rundir, settings(trials=config.Trials(items_per_task=9, max_new_tokens=8)), TOKENIZER
+        )
 
 
 def test_a_slice_beyond_the_task_is_named(rundir):
@@ -169,7 +193,8 @@ def test_solved_problems_are_rows_of_fine_tuning(tmp_path):
     talks.write_text("".join(json.dumps({"messages": said}) + "\n" for _ in range(200)))
     chat = Chat(sources=(f"file:{talks}",), val_fraction=0.2)
     plain, mixed = (
-        finetune.pack_rows(settings(chat=c), TOKENIZER)[0] for c in (chat, replace(chat, tasks=("chain/2",)))
+        finetune.pack_rows(settings(chat=c), TOKENIZER)[0]
+        for c in (chat, replace(chat, tasks=("chain/2",)))
     )
     assert len(mixed["train"]) > len(plain["train"])
     assert len(mixed["val"]) == len(plain["val"])

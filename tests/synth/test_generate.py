@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from ramp.model.loss import next_token_loss
-from ramp.model.sample import SamplingParams
+from ramp.decode.sample import SamplingParams
 from ramp.synth import generate
 from ramp.synth.generate import Prompt
 
@@ -23,15 +23,32 @@ def params():
 @pytest.fixture(scope="module")
 def made(params):
     prompts = [Prompt((BOS,) + (i,) * (i % 3)) for i in range(11)]
-    return generate.generate_samples(C, params, prompts, 1000, N, SamplingParams(vocab=95), (BOS,), BATCH)
+    return generate.generate_samples(
+        C, params, prompts, 1000, N, SamplingParams(vocab=95), (BOS,), BATCH
+    )
 
 
 def test_a_row_makes_its_sample_again(params, made):
     assert len(made) == 11 and len({s.ids for s in made}) > 8
     for s in (made[0], made[4], made[10]):
-        assert generate.regenerate(C, params, s.prompt.ids, s.key, N, SamplingParams(vocab=95), (BOS,), BATCH) == s.ids
+        assert (
+            generate.regenerate(
+                C, params, s.prompt.ids, s.key, N, SamplingParams(vocab=95), (BOS,), BATCH
+            )
+            == s.ids
+        )
     assert (
-        generate.regenerate(C, params, made[4].prompt.ids, made[4].key + 1, N, SamplingParams(vocab=95), (BOS,), BATCH) != made[4].ids
+        generate.regenerate(
+            C,
+            params,
+            made[4].prompt.ids,
+            made[4].key + 1,
+            N,
+            SamplingParams(vocab=95),
+            (BOS,),
+            BATCH,
+        )
+        != made[4].ids
     )
 
 
@@ -51,7 +68,9 @@ def test_scored_log_probabilities_are_those_of_the_sampler(params, made):
 
 
 def test_keys_of_generations_do_not_meet():
-    keys = [generate.first_key(0, g) for g in range(50)] + [generate.first_key(1, g) for g in range(50)]
+    keys = [generate.first_key(0, g) for g in range(50)] + [
+        generate.first_key(1, g) for g in range(50)
+    ]
     assert min(np.diff(sorted(keys))) > 10_000 and max(keys) < 2**31
 
 
@@ -60,11 +79,16 @@ def test_projected_gradients_are_projections_of_the_gradient(params):
     got = generate.gradients(C, params, docs, 8, 4, 2)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     left, right = (
-        np.asarray(jax.random.rademacher(k, (n, 4), float)) for k, n in zip(keys, (C.width, C.vocab_size), strict=True)
+        np.asarray(jax.random.rademacher(k, (n, 4), float))
+        for k, n in zip(keys, (C.width, C.vocab_size), strict=True)
     )
     grad = jax.jit(jax.grad(lambda p, batch: next_token_loss(C, 0.0)({"lm": p}, batch, None)[0]))
     for doc, sketch in zip(docs, got, strict=True):
-        batch = {"tokens": np.array([doc[:-1]]), "targets": np.array([doc[1:]]), "weights": np.ones((1, len(doc) - 1))}
+        batch = {
+            "tokens": np.array([doc[:-1]]),
+            "targets": np.array([doc[1:]]),
+            "weights": np.ones((1, len(doc) - 1)),
+        }
         want = left.T @ np.asarray(grad(params, batch)["head"]["weight"]) @ right
         np.testing.assert_allclose(sketch.reshape(4, 4), want, rtol=2e-3, atol=1e-3)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ramp.config import Synthesize
-from ramp.synth import exact, guard, measure
+from ramp.synth import drift, guard, measure
 from ramp.synth.guard import CollapseGuard, Sampled, Trained
 from ramp.synth.measure import Docs
 
@@ -42,7 +42,9 @@ def test_wrong_scales_are_refused():
 
 
 def test_spending_adds_up_to_the_rate():
-    assert sum(math.exp(-guard.threshold(0.01, k)) for k in range(1, 5000)) == pytest.approx(0.01, rel=1e-3)
+    assert sum(math.exp(-guard.threshold(0.01, k)) for k in range(1, 5000)) == pytest.approx(
+        0.01, rel=1e-3
+    )
 
 
 def docs_of(p, n, rng):
@@ -51,19 +53,25 @@ def docs_of(p, n, rng):
 
 def test_five_hundred_null_generations_raise_at_most_five_alarms():
     """Exact tier: each generation is refitted on fresh real samples; same documents judge all of them."""
-    truth, rng = exact.zipf(400), np.random.default_rng(5)
+    truth, rng = drift.zipf(400), np.random.default_rng(5)
     real = docs_of(truth, 400, rng)
     pool = docs_of(truth, 1600, rng)
 
     def figures(d):
         _, drift = measure.divergences(real, d)
-        return {"coverage_2": measure.coverage(real, d, 2), "kl_drift": drift, "unseen_mass": measure.unseen_mass(d)}
+        return {
+            "coverage_2": measure.coverage(real, d, 2),
+            "kl_drift": drift,
+            "unseen_mass": measure.unseen_mass(d),
+        }
 
     null = measure.Null.draw(pool, 300, figures, 20)
     alarms, g = 0, CollapseGuard(0.3)
     good = document_bits(truth, rng, real)
     for i in range(500):
-        _, said = guard.judge_samples(g, T, Sampled(null.against(figures(docs_of(truth, 300, rng)))))
+        _, said = guard.judge_samples(
+            g, T, Sampled(null.against(figures(docs_of(truth, 300, rng))))
+        )
         new = document_bits(truth, rng, real)
         g, after = guard.judge_model(replace(g, m=0.3), T, Trained((new, good), bits_in=1.0), i + 1)
         alarms += (said.action == "repair") + (after.action in ("roll back", "stop"))
@@ -80,9 +88,9 @@ def document_bits(truth, rng, real):
 
 @pytest.mark.parametrize("policy, m", [("replace", 0.0), ("anchored", 0.05)])
 def test_a_refitted_world_that_dies_out_is_caught(policy, m):
-    truth, rng = exact.zipf(400), np.random.default_rng(6)
+    truth, rng = drift.zipf(400), np.random.default_rng(6)
     real = docs_of(truth, 400, rng)
-    p_gk = exact.generations(truth, 2000, policy, 6, rng, m)
+    p_gk = drift.generations(truth, 2000, policy, 6, rng, m)
 
     def bits(p):
         p = (p + 1e-5) / (p + 1e-5).sum()
@@ -90,7 +98,9 @@ def test_a_refitted_world_that_dies_out_is_caught(policy, m):
 
     g, actions = CollapseGuard(0.3), []
     for i in range(1, 7):
-        g, said = guard.judge_model(g, T, Trained((bits(p_gk[i]), bits(p_gk[g.good])), bits_in=1.0), i)
+        g, said = guard.judge_model(
+            g, T, Trained((bits(p_gk[i]), bits(p_gk[g.good])), bits_in=1.0), i
+        )
         actions.append(said.action)
         if said.action == "stop":
             break
@@ -105,10 +115,16 @@ def test_actions():
     g = CollapseGuard(0.3)
     acted, said = guard.judge_samples(g, T, seen(coverage_2=(-9.0, 0.9), distinct_2=(0.5, 1.0)))
     assert said.action == "repair" and "coverage_2" in said.reasons[0]
-    assert acted.m == pytest.approx(0.4) and acted.rare == pytest.approx(1 / 3) and acted.weight == 0
+    assert (
+        acted.m == pytest.approx(0.4) and acted.rare == pytest.approx(1 / 3) and acted.weight == 0
+    )
     assert guard.judge_samples(g, T, seen(coverage_2=(-1.0, 0.9)))[1].action == "go"  # within noise
-    assert guard.judge_samples(g, T, seen(distinct_2=(7.0, 1.3)))[1] == guard.Decision("warn", ("distinct_2: z +7.0",))
-    assert guard.judge_samples(acted, T, Sampled())[0].weight == 1  # the next generation counts again
+    assert guard.judge_samples(g, T, seen(distinct_2=(7.0, 1.3)))[1] == guard.Decision(
+        "warn", ("distinct_2: z +7.0",)
+    )
+    assert (
+        guard.judge_samples(acted, T, Sampled())[0].weight == 1
+    )  # the next generation counts again
     for bad in (
         Sampled(imbalance=5),
         Sampled(precision=0.8),
@@ -130,8 +146,17 @@ def test_roll_back_then_stop_and_poverty():
     _, said = guard.judge_model(g, T, Trained((worse, fine), bits_in=1), 2)
     assert said.action == "stop" and "second" in said.reasons[-1]
     g4, said = guard.judge_model(CollapseGuard(0.3), T, Trained((fine, fine)), 1)
-    assert said.action == "go" and guard.judge_model(g4, T, Trained((fine, fine)), 2)[1].action == "stop"
+    assert (
+        said.action == "go"
+        and guard.judge_model(g4, T, Trained((fine, fine)), 2)[1].action == "stop"
+    )
     nan = np.full(200, np.nan)
-    assert guard.judge_model(CollapseGuard(0.3), T, Trained((nan, fine), bits_in=1), 1)[1].action == "roll back"
+    assert (
+        guard.judge_model(CollapseGuard(0.3), T, Trained((nan, fine), bits_in=1), 1)[1].action
+        == "roll back"
+    )
     right = (np.zeros(100), np.r_[np.ones(40), np.zeros(60)])
-    assert guard.judge_model(CollapseGuard(0.3), T, Trained(right=right, bits_in=1), 1)[1].action == "roll back"
+    assert (
+        guard.judge_model(CollapseGuard(0.3), T, Trained(right=right, bits_in=1), 1)[1].action
+        == "roll back"
+    )

@@ -13,7 +13,13 @@ ROW = {
 
 
 def test_rows_come_back(tmp_path):
-    dropped = ROW | {"id": "g2-00004", "steps": [], "decision": "dropped", "reason": "clean says no", "weight": 0.0}
+    dropped = ROW | {
+        "id": "g2-00004",
+        "steps": [],
+        "decision": "dropped",
+        "reason": "clean says no",
+        "weight": 0.0,
+    }
     ledger.write(tmp_path, 2, [ROW, dropped], "run-a", {"decision": "warn"})
     rows, facts = ledger.read(tmp_path, 2, "run-a")
     assert rows == [ROW, dropped] and facts["decision"] == "warn"

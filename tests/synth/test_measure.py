@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramp.results import Results
-from ramp.synth import bench, exact, measure
+from experiments.results import Results
+from experiments.collapse import bench
+from ramp.synth import drift, measure
 from ramp.synth.measure import Docs
 
 DOCS = st.lists(st.lists(st.integers(0, 6), min_size=0, max_size=12), min_size=1, max_size=12)
@@ -26,7 +27,9 @@ def test_counts_of_grams(real, sample):
         ga, gb = grams(real, n), grams(sample, n)
         total = sum(gb.values())
         assert measure.distinct(b, n) == pytest.approx(len(gb) / max(total, 1))
-        assert measure.unseen_mass(b, n) == pytest.approx(sum(c == 1 for c in gb.values()) / max(total, 1))
+        assert measure.unseen_mass(b, n) == pytest.approx(
+            sum(c == 1 for c in gb.values()) / max(total, 1)
+        )
         if ga:
             assert measure.coverage(a, b, n) == pytest.approx(len(ga.keys() & gb.keys()) / len(ga))
     least = 2
@@ -48,7 +51,10 @@ def slow_self_bleu(docs, n=4):
         logs = 0.0
         for k in range(1, n + 1):
             mine = grams([doc], k)
-            hits = sum(min(c, max(grams([o], k)[g] for j, o in enumerate(docs) if j != i)) for g, c in mine.items())
+            hits = sum(
+                min(c, max(grams([o], k)[g] for j, o in enumerate(docs) if j != i))
+                for g, c in mine.items()
+            )
             logs += math.log(max(hits, 0.5) / max(sum(mine.values()), 1)) / n
         closest = min((abs(len(o) - len(doc)), j) for j, o in enumerate(docs) if j != i)[1]
         scores.append(math.exp(logs + min(0, 1 - len(docs[closest]) / max(len(doc), 1))))
@@ -67,7 +73,9 @@ def test_divergences_are_two_sided():
     narrow = Docs.of([rng.integers(0, 10, 60) for _ in range(100)])
     wide = Docs.of([rng.integers(0, 80, 60) for _ in range(100)])
     same = Docs.of([rng.integers(0, 40, 60) for _ in range(100)])
-    (base_lost, base_drift), collapsed, wild = (measure.divergences(real, x) for x in (same, narrow, wide))
+    (base_lost, base_drift), collapsed, wild = (
+        measure.divergences(real, x) for x in (same, narrow, wide)
+    )
     assert collapsed[0] > 3 * base_lost and wild[1] > 1.5 * base_drift
     assert measure.divergences(real, real) == (0.0, 0.0)
 
@@ -87,7 +95,11 @@ def test_surprisal_shift_has_a_side():
     x = np.random.default_rng(0).normal(5, 1, 4000)
     left, right = measure.shift(x, x - 0.7), measure.shift(x, x + 0.7)
     assert left["left"] == pytest.approx(0.7) and left["right"] == 0
-    assert right["right"] == pytest.approx(0.7) and right["left"] == 0 and right["w1"] == pytest.approx(0.7)
+    assert (
+        right["right"] == pytest.approx(0.7)
+        and right["left"] == 0
+        and right["w1"] == pytest.approx(0.7)
+    )
 
 
 def test_vendi_counts_what_is_different():
@@ -97,11 +109,13 @@ def test_vendi_counts_what_is_different():
     x = np.random.default_rng(0).normal(size=(12, 30))
     p = np.linalg.eigvalsh(x @ x.T / np.outer(*(np.linalg.norm(x, axis=1),) * 2) / 12)
     assert measure.vendi(x) == pytest.approx(np.exp(-(p * np.log(p)).sum()))
-    assert measure.vendi(x[:, :6]) == pytest.approx(measure.vendi(np.pad(x[:, :6], ((0, 0), (0, 40)))))
+    assert measure.vendi(x[:, :6]) == pytest.approx(
+        measure.vendi(np.pad(x[:, :6], ((0, 0), (0, 40))))
+    )
 
 
 def test_modes_against_a_known_support():
-    truth = exact.zipf(300)
+    truth = drift.zipf(300)
     rng = np.random.default_rng(0)
     found = [measure.modes(rng.choice(300, 600, p=truth), tail=range(150, 300)) for _ in range(40)]
     mean = {k: np.mean([f[k] for f in found]) for k in found[0]}
@@ -109,7 +123,13 @@ def test_modes_against_a_known_support():
     assert mean["distinct"] == pytest.approx(expected, rel=0.02)
     assert expected < mean["chao1"] < 330
     h = -(truth * np.log2(truth)).sum()
-    plug_in = np.mean([-(p * np.log2(p)).sum() for _ in range(40) for p in [plugged(rng.choice(300, 600, p=truth))]])
+    plug_in = np.mean(
+        [
+            -(p * np.log2(p)).sum()
+            for _ in range(40)
+            for p in [plugged(rng.choice(300, 600, p=truth))]
+        ]
+    )
     assert abs(mean["entropy"] - h) < abs(plug_in - h) / 2
     assert measure.modes([-1, -1])["distinct"] == 0 and measure.modes([4])["chao1"] == 1
 
@@ -124,9 +144,9 @@ def test_z_is_calibrated_on_seven_resamples():
     rng = np.random.default_rng(0)
     zs = []
     for i in range(300):
-        pool = Docs.of(rng.choice(60, (400, 8), p=exact.zipf(60)))
+        pool = Docs.of(rng.choice(60, (400, 8), p=drift.zipf(60)))
         null = measure.Null.draw(pool, 80, lambda d: {"distinct": measure.distinct(d, 2)}, 7, i)
-        fresh = Docs.of(rng.choice(60, (80, 8), p=exact.zipf(60)))
+        fresh = Docs.of(rng.choice(60, (80, 8), p=drift.zipf(60)))
         zs.append(null.against({"distinct": measure.distinct(fresh, 2)})["distinct"]["z"])
     assert 0.01 < np.mean(np.abs(zs) > 2) < 0.11
     assert abs(np.median(zs)) < 0.4
@@ -142,7 +162,9 @@ def test_null_refuses_what_it_cannot_do():
 
 def test_cross_information_and_tails():
     alone, beside = np.array([-20.0, -30.0]), np.array([-10.0, -30.0])
-    assert measure.cross_information(alone, beside, np.array([10, 10])) == pytest.approx(0.5 / math.log(2))
+    assert measure.cross_information(alone, beside, np.array([10, 10])) == pytest.approx(
+        0.5 / math.log(2)
+    )
     assert measure.tail_bits(np.array([1.0, 9.0, 11.0]), np.array([100, 5, 1])) == 10.0
     assert math.isnan(measure.tail_bits(np.array([1.0]), np.array([100])))
     assert measure.hard_documents(np.arange(20.0), np.arange(20.0) * 2) == pytest.approx(37.0)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramp.synth import exact, mix
+from ramp.synth import drift, mix
 
 RNG = np.random.default_rng
 
@@ -13,10 +13,14 @@ RNG = np.random.default_rng
 def test_policies_take_what_they_say():
     sizes = [100, 40, 60]
     got = {p: mix.compose(p, sizes, 80, RNG(0), 0.25) for p in mix.POLICIES}
-    assert set(got["replace"].generation) == {2} and len(got["replace"].number) == 80  # 60 and 20 of them again
+    assert (
+        set(got["replace"].generation) == {2} and len(got["replace"].number) == 80
+    )  # 60 and 20 of them again
     assert len(got["accumulate"].number) == 200
     some = got["subsample"]
-    assert len(some.number) == 80 == len(np.unique(np.stack([some.generation, some.number]), axis=1).T)
+    assert (
+        len(some.number) == 80 == len(np.unique(np.stack([some.generation, some.number]), axis=1).T)
+    )
     assert (got["anchored"].generation == 0).mean() == (got["ours"].generation == 0).mean() == 0.25
     assert set(got["anchored"].generation) == {0, 2} and set(got["ours"].generation) == {0, 1, 2}
     assert set(mix.compose("replace", [10], 25, RNG(0)).generation) == {0}
@@ -53,7 +57,7 @@ def test_weighted_draw_is_in_proportion():
 def test_share_follows_the_law():
     m = mix.real_fraction(0.06, 0.06, 0.1)
     assert m == pytest.approx(0.382, abs=1e-3)
-    assert exact.excess_loss(0.06, m, 10_000) == pytest.approx(0.06, rel=1e-3)
+    assert drift.excess_loss(0.06, m, 10_000) == pytest.approx(0.06, rel=1e-3)
     assert mix.real_fraction(0.06, 10, 0.3) == 0.3 and mix.real_fraction(-1, 0.1, 0.3) == 0.3
 
 

@@ -15,7 +15,9 @@ def test_verifiers_that_refuse_and_raise():
         raise RuntimeError("no interpreter")
 
     assert select.apply_verifier(["ab", "b"], "a", lambda t: "a" in t) == ["", "a says no"]
-    assert select.apply_verifier(["ab"], "broken", broken) == ["broken raised RuntimeError: no interpreter"]
+    assert select.apply_verifier(["ab"], "broken", broken) == [
+        "broken raised RuntimeError: no interpreter"
+    ]
 
 
 @settings(deadline=None, max_examples=60)
@@ -31,7 +33,11 @@ def test_contamination_by_brute_force(docs, held, n):
 
     found = select.find_contaminated(Docs.of(docs), Docs.of(held), n)
     for doc, hit in zip(docs, found, strict=True):
-        guilty = [j for j, h in enumerate(held) if shares(doc, h, n) or (3 <= len(h) < n and shares(doc, h, len(h)))]
+        guilty = [
+            j
+            for j, h in enumerate(held)
+            if shares(doc, h, n) or (3 <= len(h) < n and shares(doc, h, len(h)))
+        ]
         assert (hit in guilty) if guilty else hit == -1
 
 
@@ -47,7 +53,9 @@ def test_repeats_look_at_the_pool_first():
 def test_projection_is_the_nearest_distribution_with_those_moments(seed):
     rng = np.random.default_rng(seed)
     base = rng.random(30) + 0.1
-    f = np.concatenate([select.one_hot(rng.integers(0, 3, 30), 3)[:, :2], rng.normal(size=(30, 2))], axis=1)
+    f = np.concatenate(
+        [select.one_hot(rng.integers(0, 3, 30), 3)[:, :2], rng.normal(size=(30, 2))], axis=1
+    )
     target = rng.dirichlet(np.ones(30) * 3) @ f
     w = select.project(f, target, base, 1e9, 0.0, ridge=1e-9)
     q = base / base.sum()
@@ -110,10 +118,16 @@ def test_precision_bound_holds_in_simulation():
         bounds = []
         for _ in range(300):
             accepted = share * tpr + (1 - share) * fpr
-            bounds.append(select.precision_bound(accepted, rng.binomial(200, tpr), 200, rng.binomial(200, fpr), 200))
+            bounds.append(
+                select.precision_bound(
+                    accepted, rng.binomial(200, tpr), 200, rng.binomial(200, fpr), 200
+                )
+            )
         assert np.mean(np.array(bounds) <= true) > 0.85
         assert np.mean(bounds) > true - 0.12
-    assert select.precision_bound(1.0, 200, 200, 200, 200) == 0.0  # one that always agrees tells nothing
+    assert (
+        select.precision_bound(1.0, 200, 200, 200, 200) == 0.0
+    )  # one that always agrees tells nothing
 
 
 def test_a_verifier_blind_to_the_tail_is_noticed_and_small_cells_do_not_cry_wolf():

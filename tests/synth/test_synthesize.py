@@ -12,11 +12,13 @@ from ramp import config
 from ramp.cli import main
 from ramp.config import Config, Synthesize, Text
 from ramp.errors import UserError
-from ramp.model.sample import SamplingParams
+from ramp.decode.sample import SamplingParams
 from ramp.rundir import RunDir
-from ramp.stages import common, synthesize
-from ramp.synth import ask, decide, generate, ledger
-from ramp.synth.text import TrainingPlan, PackedSamples, RealCorpus
+from ramp.train import common
+from ramp.stages import synthesize
+from ramp.evals import diversity
+from ramp.synth import decide, generate, ledger
+from ramp.synth.corpus import TrainingPlan, PackedSamples, RealCorpus
 from ramp.text.rows import write_tokens
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
@@ -32,7 +34,10 @@ T = Tokenizer.bytes_only()
 def sentences(n, seed):
     r = np.random.default_rng(seed)
     who, what = ("Ann Lee", "Bo", "a fox", "the king of Ur"), ("sees", "sold", "is", "ate 7 of")
-    return [f"{r.choice(who)} {r.choice(what)} {r.choice(who)}, {r.choice(who)} {r.integers(99)}." for _ in range(n)]
+    return [
+        f"{r.choice(who)} {r.choice(what)} {r.choice(who)}, {r.choice(who)} {r.integers(99)}."
+        for _ in range(n)
+    ]
 
 
 def directory(path, n=60):
@@ -46,15 +51,24 @@ def directory(path, n=60):
 
 def configured(**over):
     model = tiny.model(vocab_size=264, context_len=64)
-    return config.resolve(Config(text=Text(tokenizer="bytes"), model=model, synthesize=replace(SETTINGS, **over)))
+    return config.resolve(
+        Config(text=Text(tokenizer="bytes"), model=model, synthesize=replace(SETTINGS, **over))
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)
 def start():
     """Every run starts from one lively model; the mesh is one device."""
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(tiny.mesh()):
-        first, real = {"lm": tiny.lively(tiny.model(vocab_size=264, context_len=64))}, common.load_params
-        patch.setattr(common, "load_params", lambda d, s, c, t=None: first if s == "pretrain" else real(d, s, c, t))
+        first, real = (
+            {"lm": tiny.lively(tiny.model(vocab_size=264, context_len=64))},
+            common.load_params,
+        )
+        patch.setattr(
+            common,
+            "load_params",
+            lambda d, s, c, t=None: first if s == "pretrain" else real(d, s, c, t),
+        )
         yield first
 
 
@@ -89,7 +103,11 @@ def done(tmp_path_factory, start, mine):
 
 def test_from_first_model_to_page(done):
     rundir, _c, report = done
-    assert len(report["generations"]) == 2 and np.isfinite(report["final_bpb"]) and report["policy"] == "ours"
+    assert (
+        len(report["generations"]) == 2
+        and np.isfinite(report["final_bpb"])
+        and report["policy"] == "ours"
+    )
     lines = [json.loads(x) for x in (rundir.path / "metrics.jsonl").read_text().splitlines()]
     tags = set().union(*(x.keys() for x in lines if x["stage"] == "synthesize"))
     assert {"synth/bpb", "synth/z/coverage_2", "synth/ratio/vendi", "synth/bits_lost"} <= tags
@@ -108,8 +126,18 @@ def test_every_sample_can_be_made_again_from_its_row(done, start):
     rundir, c, _ = done
     rows, _ = ledger.read(rundir.path / "synth", 1)
     for row in (rows[0], rows[-1]):
-        how = SamplingParams(row["temperature"], row["top_k"], min_p=row["min_p"], vocab=T.vocab_size)
-        made = generate.regenerate(c.model, start["lm"], row["prompt"], row["key"], c.synthesize.max_new_tokens, how, (T.bos,))
+        how = SamplingParams(
+            row["temperature"], row["top_k"], min_p=row["min_p"], vocab=T.vocab_size
+        )
+        made = generate.regenerate(
+            c.model,
+            start["lm"],
+            row["prompt"],
+            row["key"],
+            c.synthesize.max_new_tokens,
+            how,
+            (T.bos,),
+        )
         assert list(made) == row["tokens"]
 
 
@@ -124,16 +152,18 @@ def test_why(done, capsys):
 def test_replies_to_a_question_follow_from_their_keys(done, start):
     """Each alone, in a conversation of its own, whatever their number; a question that leaves no room is refused."""
     _, c, _ = done
-    three, two = (ask.draw(c, start["lm"], T, "Hi?", n, 6) for n in (3, 2))
+    three, two = (diversity.draw(c, start["lm"], T, "Hi?", n, 6) for n in (3, 2))
     assert len(three) == 3 and three[:2] == two and len(set(three)) > 1
     with pytest.raises(UserError, match="shorten it"):
-        ask.draw(c, start["lm"], T, "Hi? " * c.model.context_len, 2, 6)
+        diversity.draw(c, start["lm"], T, "Hi? " * c.model.context_len, 2, 6)
 
 
 def test_what_is_done_is_not_done_again(done):
     rundir, c, report = done
     again = synthesize.run(rundir, c, Preemption())
-    assert again["final_bpb"] == report["final_bpb"] and again["generations"] == report["generations"]
+    assert (
+        again["final_bpb"] == report["final_bpb"] and again["generations"] == report["generations"]
+    )
 
 
 @pytest.mark.slow
@@ -188,7 +218,10 @@ def judge(mine, done):
     rundir, _, _ = done
 
     def run(*names, change=lambda made, real: made, **over):
-        c = configured(verifiers=tuple(f"{mine}:{n}" if n not in ("clean", "typical") else n for n in names), **over)
+        c = configured(
+            verifiers=tuple(f"{mine}:{n}" if n not in ("clean", "typical") else n for n in names),
+            **over,
+        )
         loop = synthesize.Loop(rundir, c, T, RealCorpus.read(rundir, c, T), Preemption())
         made = loop.draw(loop.params(0), loop.prompts(1), 1, SamplingParams(vocab=T.vocab_size))
         made = change(made, loop.real)
@@ -201,9 +234,15 @@ def test_verifiers_that_break_refuse_all_or_agree_to_all(judge):
     with pytest.raises(UserError, match="fails on every real document"):
         judge("broken", "clean")
     refused = judge("never", "clean")
-    assert refused.seen.accepted == 0 and not refused.weight.any() and "never says no" in refused.reasons[0]
+    assert (
+        refused.seen.accepted == 0
+        and not refused.weight.any()
+        and "never says no" in refused.reasons[0]
+    )
     agreed = judge("always", "always")
-    assert agreed.seen.precision == 0.0 and any("shuffled" in note for note in agreed.figures["notes"].values())
+    assert agreed.seen.precision == 0.0 and any(
+        "shuffled" in note for note in agreed.figures["notes"].values()
+    )
 
 
 def test_nan_contamination_and_repeats_are_decisions(judge):
@@ -215,13 +254,20 @@ def test_nan_contamination_and_repeats_are_decisions(judge):
 
     found = judge("always", "always", change=spoil, overlap=8)
     assert found.reasons[0] == "its log-probability is not a number"
-    assert "held-out document" in found.reasons[1] and "nearly repeats sample 2" in found.reasons[-1]
-    assert found.weight[found.kept].mean() == pytest.approx(1) and not found.weight[~found.kept].any()
+    assert (
+        "held-out document" in found.reasons[1] and "nearly repeats sample 2" in found.reasons[-1]
+    )
+    assert (
+        found.weight[found.kept].mean() == pytest.approx(1) and not found.weight[~found.kept].any()
+    )
     assert 0 < found.figures["ess"] <= 1 and found.kept.sum() > 10
 
 
 def test_no_sample_accepted_leaves_real_text_alone(mine, tmp_path):
-    rundir, c = directory(tmp_path / "run"), configured(generations=1, verifiers=(f"{mine}:never", "clean"))
+    rundir, c = (
+        directory(tmp_path / "run"),
+        configured(generations=1, verifiers=(f"{mine}:never", "clean")),
+    )
     report = synthesize.run(rundir, c, Preemption())
     assert "no sample was accepted" in report["generations"][0]["before"]
 
@@ -230,8 +276,20 @@ def test_rows_of_a_lesson():
     docs = [[1, 2, 3, T.bos], [4, 5]]
     made = PackedSamples.pack(docs, [2.0, 0.5], 4, T.bos)
     stream = [T.bos, 1, 2, 3, T.bos, 4, 5, T.bos]
-    assert made.tokens.ravel()[:7].tolist() == stream[:7] and made.targets.ravel()[:7].tolist() == stream[1:]
-    assert made.weights.ravel().tolist() == [2, 2, 2, 2, 0.5, 0.5, 0, 0]  # a cut is no end, padding nothing
+    assert (
+        made.tokens.ravel()[:7].tolist() == stream[:7]
+        and made.targets.ravel()[:7].tolist() == stream[1:]
+    )
+    assert made.weights.ravel().tolist() == [
+        2,
+        2,
+        2,
+        2,
+        0.5,
+        0.5,
+        0,
+        0,
+    ]  # a cut is no end, padding nothing
     assert made.owner.ravel().tolist() == [0, 0, 0, 0, 1, 1, 1, -1]
 
 
@@ -239,7 +297,11 @@ def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
     rundir, _, _ = done
     c = configured(steps=8, real_last=0.25)
     real = RealCorpus.read(rundir, c, T)
-    made = [PackedSamples.pack([list(d) for d in real.train[:10]], np.ones(10), c.synthesize.seq_len, T.bos)]
+    made = [
+        PackedSamples.pack(
+            [list(d) for d in real.train[:10]], np.ones(10), c.synthesize.seq_len, T.bos
+        )
+    ]
     plan = lambda: TrainingPlan.plan(c, real, made, [1.0], 0.5, 0.2, 0)  # noqa: E731
     a, b = plan(), plan()
     for step in range(8):
@@ -251,7 +313,9 @@ def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
     for i, steps in enumerate(a.steps(1, 10)):
         rows = {r for r in range(len(made[0].owner)) if i in made[0].owner[r]}
         assert steps == [
-            s for s in range(8) if any(g == 1 and n in rows for g, n in zip(a.generation[s], a.number[s], strict=True))
+            s
+            for s in range(8)
+            if any(g == 1 and n in rows for g, n in zip(a.generation[s], a.number[s], strict=True))
         ]
     dropped = TrainingPlan.plan(c, real, made, [0.0], 0.5, 0.2, 0)
     assert (dropped.generation == 0).all()
@@ -260,7 +324,9 @@ def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["replace", "accumulate", "subsample", "anchored"])
 def test_the_baselines_take_what_comes(tmp_path, policy):
-    report = synthesize.run(directory(tmp_path / "run"), configured(policy=policy, generations=2), Preemption())
+    report = synthesize.run(
+        directory(tmp_path / "run"), configured(policy=policy, generations=2), Preemption()
+    )
     assert [h["decision"] for h in report["generations"]] == ["go", "go"]
     assert all(h["kept"] == h["sampled"] for h in report["generations"])
 
@@ -268,7 +334,9 @@ def test_the_baselines_take_what_comes(tmp_path, policy):
 @pytest.mark.slow
 def test_probes_set_the_real_share_by_the_law(tmp_path, capsys):
     report = synthesize.run(
-        directory(tmp_path / "run"), configured(generations=1, probe=2, tolerance=1e-6), Preemption()
+        directory(tmp_path / "run"),
+        configured(generations=1, probe=2, tolerance=1e-6),
+        Preemption(),
     )
     said = capsys.readouterr().out
     cost = float(said.split("own samples cost ")[1].split()[0])

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ramp.credit import data
+from experiments.credit import data
 from ramp.errors import UserError
-from ramp.tasks import gsm8k, mistakes
+from ramp.tasks import gsm8k
+from experiments.credit import mistakes
 
 SHARED = os.environ.get("RAMP_SHARED_DATA")
 needs_data = pytest.mark.skipif(not SHARED, reason="RAMP_SHARED_DATA is not set")
@@ -29,15 +30,27 @@ def test_a_gsm8k_file_is_a_task(tmp_path):
     assert task.judge(problem, task.solution(problem), "72").verified
     said = ["<<48/2=25>>25", "<<48+25=73>>73"]
     verdict = task.judge(problem, said, "73")
-    assert [s.why for s in verdict.steps] == ["wrong value", ""] and not verdict.final_right and verdict.answer.right
-    assert task.judge(problem, ["<<48/2=24>>24", "<<48+777=825>>825"], "72").steps[1].why == "wrong operand"
+    assert (
+        [s.why for s in verdict.steps] == ["wrong value", ""]
+        and not verdict.final_right
+        and verdict.answer.right
+    )
+    assert (
+        task.judge(problem, ["<<48/2=24>>24", "<<48+777=825>>825"], "72").steps[1].why
+        == "wrong operand"
+    )
     assert task.judge(problem, ["<<48/x=24>>24"], "72").steps[0].why == "malformed"
     assert task.judge(problem, ["no note here"], "72").lucky
     assert not task.judge(problem, list(problem.gold), "seventy").final_right
 
 
 @pytest.mark.parametrize(
-    ("line", "word"), [('{"question": "a"}', "question"), ('{"question": "a", "answer": "b"}', "####"), ("[", "object")]
+    ("line", "word"),
+    [
+        ('{"question": "a"}', "question"),
+        ('{"question": "a", "answer": "b"}', "####"),
+        ("[", "object"),
+    ],
 )
 def test_a_bad_gsm8k_file_is_named(tmp_path, line, word):
     path = tmp_path / "gsm.jsonl"
@@ -51,7 +64,9 @@ def test_answers_as_people_write_them():
     for said in ("1200", "$1,200", "1200.00", "1,200."):
         assert gsm8k.judge(problem, [], said).final_right
     assert gsm8k.notes("a <<1+1=2>> b <<4/2=2.0=2>>") == [("1+1", "2"), ("4/2", "2")]
-    assert gsm8k.same(Fraction(10, 3), Fraction("3.33")) and not gsm8k.same(Fraction(10, 3), Fraction("3.3"))
+    assert gsm8k.same(Fraction(10, 3), Fraction("3.33")) and not gsm8k.same(
+        Fraction(10, 3), Fraction("3.3")
+    )
 
 
 ARITHMETIC = [
@@ -116,4 +131,7 @@ def test_checkers_on_the_labelled_traces():
 @pytest.mark.slow
 def test_real_model_solutions():
     found = data.gsm8k_solutions(Path(SHARED) / "process" / "gsm8k_example_model_solutions.jsonl")
-    assert found["parsed"] / found["annotated_lines"] >= 0.999 and found["answer_agrees"] == found["solutions"]
+    assert (
+        found["parsed"] / found["annotated_lines"] >= 0.999
+        and found["answer_agrees"] == found["solutions"]
+    )

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from ramp.errors import UserError
 from ramp.tasks import TASKS, addition, calculator, chain, paths, swaps, words
-from ramp.tasks.protocol import Problem, first_error_f1, parse, prompt_ids, render, make_slices, solution_ids, add_typos
+from ramp.tasks.protocol import (
+    Problem,
+    first_error_f1,
+    parse,
+    prompt_ids,
+    render,
+    make_slices,
+    solution_ids,
+    add_typos,
+)
 from ramp.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()
@@ -40,13 +49,23 @@ def test_parsing_ids_inverts_rendering(name, seed, level):
     parsed, verdict = judge_ids(TOKENIZER, task, problem, ids)
     assert parsed.steps == tuple(steps) and parsed.answer == problem.answer and verdict.verified
     assert [i for i, t in enumerate(ids) if t == TOKENIZER.step] == [
-        i for i, (a, b) in enumerate(zip(parsed.step_of_token, parsed.step_of_token[1:], strict=False)) if a != b
+        i
+        for i, (a, b) in enumerate(
+            zip(parsed.step_of_token, parsed.step_of_token[1:], strict=False)
+        )
+        if a != b
     ]
     whole, weights = render(TOKENIZER, problem, steps, problem.answer)
     assert whole == prompt_ids(TOKENIZER, problem.question) + ids and sum(weights) == len(ids)
 
 
-@given(names, seeds, levels, st.lists(st.text(max_size=12), max_size=10), st.one_of(st.none(), st.text(max_size=8)))
+@given(
+    names,
+    seeds,
+    levels,
+    st.lists(st.text(max_size=12), max_size=10),
+    st.one_of(st.none(), st.text(max_size=8)),
+)
 def test_nonsense_is_never_verified_and_never_raises(name, seed, level, steps, answer):
     task = TASKS[name]
     problem = task.sample(seed, level)
@@ -96,7 +115,11 @@ def test_reasons():
     q = Problem("addition", 0, 2, "47+25", (47, 25), "72")
     assert addition.solution(q) == ["7+5=12", "4+2+1=7"]
     judged = addition.judge(q, ["7+5=11", "4+2+1=7"], "71")
-    assert [s.why for s in judged.steps] == ["wrong value", ""] and judged.answer.right and not judged.final_right
+    assert (
+        [s.why for s in judged.steps] == ["wrong value", ""]
+        and judged.answer.right
+        and not judged.final_right
+    )
     assert addition.judge(q, ["7+5=12", "4+2=6"], "62").steps[1].why == "wrong operand"
     assert addition.judge(q, ["7*5=35"], "35").steps[0].why == "wrong operation"
 
@@ -110,7 +133,10 @@ def test_reasons():
 
     edges = frozenset({("a", "b"), ("b", "c"), ("c", "d"), ("a", "d")})
     g = Problem("paths", 0, 2, "", (edges, "a", "c", 2), "abc")
-    assert paths.judge(g, ["ad", "dc"], "adc").verified and paths.judge(g, ["ab", "bc"], "abc").verified
+    assert (
+        paths.judge(g, ["ad", "dc"], "adc").verified
+        and paths.judge(g, ["ab", "bc"], "abc").verified
+    )
     assert [s.why for s in paths.judge(g, ["ac", "ab", "cb", "bb"], "").steps] == [
         "wrong operation",
         "wrong operand",
@@ -118,7 +144,12 @@ def test_reasons():
         "wrong operation",
     ]
     assert swaps.judge(Problem("swaps", 0, 2, "312", None, "123"), ["132", "123"], "123").verified
-    assert [s.why for s in swaps.judge(Problem("swaps", 0, 2, "123", None, "123"), ["132", "312"], "123").steps] == [
+    assert [
+        s.why
+        for s in swaps.judge(
+            Problem("swaps", 0, 2, "123", None, "123"), ["132", "312"], "123"
+        ).steps
+    ] == [
         "irrelevant",
         "irrelevant",
     ]
@@ -143,7 +174,9 @@ def test_parse_covers_every_token(ids):
     ended = TOKENIZER.end in ids
     assert (parsed.answer is None) == (not ended)
     upto = ids.index(TOKENIZER.end) + 1 if ended else len(ids)
-    assert all(s >= 0 for s in parsed.step_of_token[:upto]) and set(parsed.step_of_token[upto:]) <= {-1}
+    assert all(s >= 0 for s in parsed.step_of_token[:upto]) and set(
+        parsed.step_of_token[upto:]
+    ) <= {-1}
     assert len(parsed.steps) == ids[:upto].count(TOKENIZER.step)
 
 
@@ -151,7 +184,14 @@ def test_rollouts_that_end_badly():
     problem = chain.sample(1, 3)
     steps = chain.solution(problem)
     ids = solution_ids(TOKENIZER, steps, problem.answer)
-    for cut in (ids[:-1], ids[:4], [], [TOKENIZER.step] * 5, [TOKENIZER.end], [*ids[:-2], TOKENIZER.end]):
+    for cut in (
+        ids[:-1],
+        ids[:4],
+        [],
+        [TOKENIZER.step] * 5,
+        [TOKENIZER.end],
+        [*ids[:-2], TOKENIZER.end],
+    ):
         _, verdict = judge_ids(TOKENIZER, chain.TASK, problem, cut)
         assert not verdict.verified and not verdict.final_right and verdict.first_error is not None
 
@@ -171,7 +211,9 @@ def test_slices_are_solved_by_their_own_gold(name, seed, level):
 @given(st.text(max_size=60), seeds)
 def test_typos_keep_what_counts(text, seed):
     assert sorted(add_typos(text, seed)) == sorted(text)
-    assert [c for c in add_typos(text, seed) if not c.isalpha()] == [c for c in text if not c.isalpha()]
+    assert [c for c in add_typos(text, seed) if not c.isalpha()] == [
+        c for c in text if not c.isalpha()
+    ]
 
 
 def test_words_kept_out_of_training_are():
@@ -230,7 +272,11 @@ def test_calculator_has_a_value_or_says_so(text):
 def test_first_error_f1():
     assert first_error_f1([1, None, 2], [1, None, 2])["f1"] == 1.0
     score = first_error_f1([1, 0, None, None], [1, 1, None, 3])
-    assert score["wrong"] == pytest.approx(1 / 3) and score["clean"] == 1.0 and score["f1"] == pytest.approx(0.5)
+    assert (
+        score["wrong"] == pytest.approx(1 / 3)
+        and score["clean"] == 1.0
+        and score["f1"] == pytest.approx(0.5)
+    )
     assert first_error_f1([None], [None])["f1"] == 0.0
     with pytest.raises(ValueError):
         first_error_f1([1], [])

@@ -54,7 +54,9 @@ def test_only_an_assistant_calls():
         {"role": "assistant", "content": "It is <<2*3=6>>6."},
     ]
     ids, weights, _ = render(T, talk, 500, tool.encode_with_calls)
-    assert ids.count(MARK) == 3 and T.decode(ids).endswith("It is <|tool|>2*3<|tool|>6<|tool|>6.<|end|>")
+    assert ids.count(MARK) == 3 and T.decode(ids).endswith(
+        "It is <|tool|>2*3<|tool|>6<|tool|>6.<|end|>"
+    )
     assert MARK not in render_prompt(T, talk[:1])
     assert len(ids) == len(weights) and weights.count(0) == len(render_prompt(T, talk[:1])) + 2
     assert MARK not in render(T, talk, 500)[0]

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from ramp.errors import UserError
 from ramp.text import chat
-from ramp.text.chat import best_fit, conversations, exchange, pack, render, render_all, render_prompt
+from ramp.text.chat import (
+    best_fit,
+    conversations,
+    exchange,
+    pack,
+    render,
+    render_all,
+    render_prompt,
+)
 from ramp.text.corpus import documents
 from ramp.text.tokenizer import SPECIALS, Tokenizer
 
@@ -24,7 +32,8 @@ TALK = [
     {"role": "assistant", "content": "Farewell."},
 ]
 turns = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(chat.ROLES), "content": st.text(max_size=30)}), max_size=8
+    st.fixed_dictionaries({"role": st.sampled_from(chat.ROLES), "content": st.text(max_size=30)}),
+    max_size=8,
 )
 
 
@@ -91,11 +100,15 @@ def test_rendering_is_a_prefix_with_loss_on_the_assistant_only(messages, room):
 @given(name=st.sampled_from(SPECIALS), around=st.text(max_size=5))
 def test_what_a_user_types_cannot_open_a_turn(name, around):
     ids, _, _ = render(TOK, exchange(around + name + around, "ok"), 1000)
-    assert [i for i in ids if i >= 256] == [TOK.special(n) for n in ("bos", "user", "end", "assistant", "end")]
+    assert [i for i in ids if i >= 256] == [
+        TOK.special(n) for n in ("bos", "user", "end", "assistant", "end")
+    ]
 
 
 rendered = st.lists(
-    st.lists(st.integers(0, 1), min_size=1, max_size=16).filter(any).map(lambda w: [0, *w]), min_size=1, max_size=30
+    st.lists(st.integers(0, 1), min_size=1, max_size=16).filter(any).map(lambda w: [0, *w]),
+    min_size=1,
+    max_size=30,
 )
 
 
@@ -128,13 +141,18 @@ def test_best_fit_is_tight_enough(sizes):
     assert sorted(i for members in bins for i in members) == list(range(len(sizes)))
     filled = [sum(sizes[i] for i in members) for members in bins]
     assert all(f <= 20 for f in filled)
-    assert len(bins) <= 11 / 9 * -(-sum(sizes) // 20) + 1 + sum(s > 10 for s in sizes)  # Johnson 1973, a loose form
+    assert len(bins) <= 11 / 9 * -(-sum(sizes) // 20) + 1 + sum(
+        s > 10 for s in sizes
+    )  # Johnson 1973, a loose form
     assert sum(f <= 10 for f in filled) <= 1  # two half-empty bins would have been one
 
 
 def test_over_long_conversations_never_stall_nor_starve():
     """The failure of a packer whose buffer fills with conversations that no row can hold."""
-    long, mixed = exchange("q" * 30, "a" * 500), [*exchange("q", "a"), *exchange("q" * 90, "a" * 90)]
+    long, mixed = (
+        exchange("q" * 30, "a" * 500),
+        [*exchange("q", "a"), *exchange("q" * 90, "a" * 90)],
+    )
     counts = Counter()
     items = [("x", long)] * 500 + [("y", mixed)] * 3 + [("z", exchange("hi", "ho"))] * 40
     rows = pack(render_all(TOK, items, 65, counts), 64, TOK.pad)
@@ -153,7 +171,9 @@ def test_packing_refuses_what_cannot_be_packed():
 
 
 def write(path, *lines):
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    path.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    )
     return f"file:{path}"
 
 
@@ -162,12 +182,20 @@ def test_messages_from_a_file(tmp_path):
         tmp_path / "mine.jsonl",
         {"messages": TALK},
         "",
-        {"messages": [{"role": "developer", "content": "x"}, {"role": "assistant", "content": "y", "name": "z"}]},
+        {
+            "messages": [
+                {"role": "developer", "content": "x"},
+                {"role": "assistant", "content": "y", "name": "z"},
+            ]
+        },
     )
     counts = Counter()
     read = list(conversations(source, counts))
     assert read[0] == ("mine.jsonl:1", TALK)
-    assert read[1] == ("mine.jsonl:3", [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}])
+    assert read[1] == (
+        "mine.jsonl:3",
+        [{"role": "system", "content": "x"}, {"role": "assistant", "content": "y"}],
+    )
     assert counts == {"conversations": 2, "turns": 7}
 
 
@@ -193,7 +221,9 @@ def test_a_bad_line_is_counted_and_too_many_are_refused(tmp_path, kind):
 
 
 def test_odd_records_are_bad_lines_too(tmp_path):
-    source = write(tmp_path / "mine.jsonl", "[]", "3", "null", {"messages": [3]}, {}, {"messages": [{}]})
+    source = write(
+        tmp_path / "mine.jsonl", "[]", "3", "null", {"messages": [3]}, {}, {"messages": [{}]}
+    )
     with pytest.raises(UserError, match="6 of 6"):
         list(conversations(source, Counter()))
 
@@ -251,7 +281,9 @@ def test_jokes_are_filtered():
     counts = Counter()
     answers = [m[1]["content"] for _, m in conversations("pip:jokes-and-quotes", counts)]
     assert counts["filtered"] > 1000
-    jokes = [a for a in answers if not a.endswith(")")]  # a quote ends in its author, a Dick Cavett perhaps
+    jokes = [
+        a for a in answers if not a.endswith(")")
+    ]  # a quote ends in its author, a Dick Cavett perhaps
     assert not any(chat.is_offensive(j) or "&quot;" in j or j.startswith("q.") for j in jokes)
     assert all(20 <= len(a) <= 350 for a in answers)
 
@@ -265,5 +297,8 @@ def test_the_word_filter(text, rude):
 
 def test_sentences_end_where_sentences_end():
     text = "John F. Kennedy was born in the U.S. Army town of St. Louis. He grew (see Fig. 2). It was 5 p.m. then."
-    assert chat.SENTENCE_END.split(text)[0] == "John F. Kennedy was born in the U.S. Army town of St. Louis."
+    assert (
+        chat.SENTENCE_END.split(text)[0]
+        == "John F. Kennedy was born in the U.S. Army town of St. Louis."
+    )
     assert len(chat.SENTENCE_END.split(text)) == 3

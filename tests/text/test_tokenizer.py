@@ -39,7 +39,11 @@ def test_any_text_survives(tok, text):
 
 @both
 @settings(max_examples=150, deadline=None)
-@given(data=st.one_of(st.binary(max_size=60), any_text.map(lambda s: s.encode("utf-16-le", "surrogatepass"))))
+@given(
+    data=st.one_of(
+        st.binary(max_size=60), any_text.map(lambda s: s.encode("utf-16-le", "surrogatepass"))
+    )
+)
 def test_any_bytes_survive(tok, data):
     assert tok.decode_bytes(tok.encode_bytes(data)) == data
 
@@ -58,7 +62,11 @@ def test_bytes_only_is_the_identity_on_bytes():
 
 @both
 @settings(max_examples=80, deadline=None)
-@given(parts=st.lists(st.one_of(st.sampled_from(SPECIALS), st.text(max_size=5), st.just("<|")), max_size=8))
+@given(
+    parts=st.lists(
+        st.one_of(st.sampled_from(SPECIALS), st.text(max_size=5), st.just("<|")), max_size=8
+    )
+)
 def test_text_never_becomes_a_special_token(tok, parts):
     text = "".join(parts)
     ids = tok.encode(text)
@@ -67,7 +75,9 @@ def test_text_never_becomes_a_special_token(tok, parts):
 
 
 @settings(max_examples=80, deadline=None)
-@given(text=st.text(st.one_of(st.sampled_from("0123456789 .,-+=$()\na"), st.characters()), max_size=40))
+@given(
+    text=st.text(st.one_of(st.sampled_from("0123456789 .,-+=$()\na"), st.characters()), max_size=40)
+)
 def test_every_digit_is_a_token_of_its_own(text):
     pieces = [TRAINED.pieces[i] for i in TRAINED.encode(text)]
     held = [piece for piece in pieces if any(48 <= byte <= 57 for byte in piece)]
@@ -131,7 +141,9 @@ def test_a_batch_is_the_texts_one_by_one(tok):
         batch = tok.encode_batch(texts)
         assert [list(ids) for ids in batch] == [tok.encode(text) for text in texts]
         assert all(ids.dtype == np.int32 for ids in batch)
-        assert [list(a) for a in tok.encode_stream(iter(texts), chunk=5)] == [list(ids) for ids in batch]
+        assert [list(a) for a in tok.encode_stream(iter(texts), chunk=5)] == [
+            list(ids) for ids in batch
+        ]
 
 
 def test_decode_names_specials_and_decode_bytes_omits_them():

@@ -30,8 +30,15 @@ from ramp.train.preemption import EXIT_PREEMPTED, Preemption
 State = namedtuple("State", "params opt_state ema step key")
 MESHES = [(1, 1), (8, 1), (2, 4), (1, 8)]
 # Orbax leaves coroutines behind when a read fails, which says nothing about us.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
-META = {"config": "abc", "dtype": "bfloat16", "stage": "pretrain", "nested": {"lr": 0.1, "list": [1, None]}}
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
+)
+META = {
+    "config": "abc",
+    "dtype": "bfloat16",
+    "stage": "pretrain",
+    "nested": {"lr": 0.1, "list": [1, None]},
+}
 
 
 def mesh_of(shape):
@@ -55,7 +62,9 @@ def host_state(seed=0):
 
 
 def spec_of(x):
-    return {2: PartitionSpec("data", "model"), 3: PartitionSpec(None, "data", "model")}.get(np.ndim(x), PartitionSpec())
+    return {2: PartitionSpec("data", "model"), 3: PartitionSpec(None, "data", "model")}.get(
+        np.ndim(x), PartitionSpec()
+    )
 
 
 def on_mesh(state, mesh):
@@ -64,7 +73,9 @@ def on_mesh(state, mesh):
 
 def template(state, mesh):
     def leaf(x):
-        return jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, spec_of(x)))
+        return jax.ShapeDtypeStruct(
+            np.shape(x), np.asarray(x).dtype, sharding=NamedSharding(mesh, spec_of(x))
+        )
 
     return jax.tree.map(leaf, state)
 
@@ -87,11 +98,16 @@ def save_steps(directory, steps, **options):
 def restore(directory, mesh_shape=(1, 1), like=None, **options):
     mesh = mesh_of(mesh_shape)
     with jax.set_mesh(mesh):
-        return Checkpoints(directory).restore(template(host_state(), mesh) if like is None else like, **options)
+        return Checkpoints(directory).restore(
+            template(host_state(), mesh) if like is None else like, **options
+        )
 
 
 def data_files(step_directory):
-    return sorted((p for p in step_directory.rglob("*") if p.is_file()), key=lambda p: (-p.stat().st_size, str(p)))
+    return sorted(
+        (p for p in step_directory.rglob("*") if p.is_file()),
+        key=lambda p: (-p.stat().st_size, str(p)),
+    )
 
 
 def flip(path, position, bit=0):
@@ -137,11 +153,17 @@ def test_fingerprint_is_the_same_on_every_mesh(shape):
 @settings(max_examples=60, deadline=None)
 @given(dtype=st.sampled_from(["float32", "bfloat16", "int32", "uint32"]), data=st.data())
 def test_fingerprint_sees_one_bit_and_a_swap_of_rows(dtype, data):
-    rows = np.frombuffer(data.draw(st.binary(min_size=128, max_size=128)), np.uint8).reshape(4, 32).copy()
+    rows = (
+        np.frombuffer(data.draw(st.binary(min_size=128, max_size=128)), np.uint8)
+        .reshape(4, 32)
+        .copy()
+    )
     as_array = lambda raw: raw.view(jnp.dtype(dtype))  # noqa: E731
     before = fingerprint({"x": as_array(rows)})
     flipped = rows.copy()
-    flipped[data.draw(st.integers(0, 3)), data.draw(st.integers(0, 31))] ^= 1 << data.draw(st.integers(0, 7))
+    flipped[data.draw(st.integers(0, 3)), data.draw(st.integers(0, 31))] ^= 1 << data.draw(
+        st.integers(0, 7)
+    )
     assert fingerprint({"x": as_array(flipped)}) != before
     i, j = data.draw(st.permutations(range(4)))[:2]
     swapped = rows.copy()
@@ -176,7 +198,9 @@ def test_restores_bitwise_onto_any_mesh(tmp_path, saved_on):
         state, meta, step = restore(tmp_path / "c", shape)
         assert step == 7 and meta == META
         assert_bitwise(state, host_state(7))
-        assert state.params["embed.w"].sharding == NamedSharding(mesh_of(shape), PartitionSpec("data", "model"))
+        assert state.params["embed.w"].sharding == NamedSharding(
+            mesh_of(shape), PartitionSpec("data", "model")
+        )
 
 
 def test_like_may_come_from_eval_shape(tmp_path):
@@ -207,7 +231,11 @@ def test_the_state_may_be_donated_at_once(tmp_path):
 def test_save_returns_before_the_step_is_on_disk(tmp_path, monkeypatch):
     checkpoints, allowed = Checkpoints(tmp_path), threading.Event()
     commit = checkpoints._orbax._save_step_metadata
-    monkeypatch.setattr(checkpoints._orbax, "_save_step_metadata", lambda *a, **k: allowed.wait() and commit(*a, **k))
+    monkeypatch.setattr(
+        checkpoints._orbax,
+        "_save_step_metadata",
+        lambda *a, **k: allowed.wait() and commit(*a, **k),
+    )
     checkpoints.save(1, on_mesh(host_state(1), mesh_of((1, 1))), META)
     checkpoints.check()
     assert checkpoints.steps() == []
@@ -218,7 +246,9 @@ def test_save_returns_before_the_step_is_on_disk(tmp_path, monkeypatch):
 
 def test_meta_that_is_not_json_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(TypeError, match="JSON"):
-        Checkpoints(tmp_path / "c").save(1, on_mesh(host_state(1), mesh_of((1, 1))), {"x": object()})
+        Checkpoints(tmp_path / "c").save(
+            1, on_mesh(host_state(1), mesh_of((1, 1))), {"x": object()}
+        )
     assert not (tmp_path / "c").exists()
 
 
@@ -326,7 +356,15 @@ def change_meta(step):
         lambda step: (step / "state" / "manifest.ocdbt").write_bytes(b""),
         lambda step: [p.unlink() for p in (step / "state").rglob("d/*")],
     ],
-    ids=["emptied", "truncated", "meta-changed", "meta-missing", "meta-garbage", "manifest", "data-missing"],
+    ids=[
+        "emptied",
+        "truncated",
+        "meta-changed",
+        "meta-missing",
+        "meta-garbage",
+        "manifest",
+        "data-missing",
+    ],
 )
 def test_a_damaged_step_is_put_aside(tmp_path, caplog, harm):
     save_steps(tmp_path, [1, 2])
@@ -407,7 +445,9 @@ def big_state(megabytes):
 def small_disk(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], capture_output=True, text=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], capture_output=True, text=True
+    )
     if made.returncode:
         pytest.skip(f"cannot mount a tmpfs: {made.stderr}")
     yield disk
@@ -434,7 +474,9 @@ def test_a_disk_that_fills_while_saving(small_disk, monkeypatch):
     assert [p.name for p in small_disk.iterdir()] == ["1"]
     checkpoints.close()
     mesh = mesh_of((1, 1))
-    assert_bitwise(Checkpoints(small_disk).restore(template(jax.tree.map(np.asarray, state), mesh))[0], state)
+    assert_bitwise(
+        Checkpoints(small_disk).restore(template(jax.tree.map(np.asarray, state), mesh))[0], state
+    )
 
 
 def test_a_failure_in_the_background_reaches_check_and_wait(tmp_path, monkeypatch):
@@ -443,7 +485,9 @@ def test_a_failure_in_the_background_reaches_check_and_wait(tmp_path, monkeypatc
         checkpoints = Checkpoints(tmp_path)
         monkeypatch.setattr(checkpoints._orbax, "_save_step_metadata", lambda *_, **__: 1 / 0)
         checkpoints.save(2, on_mesh(host_state(2), mesh_of((1, 1))), META)
-        with pytest.raises(RuntimeError, match=r"step 2 was not saved .* the last complete step is 1"):
+        with pytest.raises(
+            RuntimeError, match=r"step 2 was not saved .* the last complete step is 1"
+        ):
             for _ in range(200):
                 time.sleep(0.05)
                 ask(checkpoints)
@@ -479,7 +523,9 @@ def test_kill_at_any_moment(tmp_path, kills):
         command = [sys.executable, "-c", textwrap.dedent(SAVE_IN_A_LOOP), str(tmp_path / "c")]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
             word, step, bad = child.stdout.readline().split()
-            while reached == -1 and child.poll() is None and not Checkpoints(tmp_path / "c").steps():
+            while (
+                reached == -1 and child.poll() is None and not Checkpoints(tmp_path / "c").steps()
+            ):
                 time.sleep(0.05)  # the first child lives until something is there to be spoilt
             time.sleep(delay)
             child.kill()

@@ -47,8 +47,12 @@ def test_make_sets_the_mesh_with_explicit_axes():
 
 def run(**over):
     model = tiny.model(**over.pop("model", {}))
-    stages = {name: config.Train(batch_size=16, seq_len=16, steps=1) for name in ("pretrain", "finetune")}
-    return config.resolve(config.Config(text=config.Text(vocab_size=264), model=model, **(stages | over)))
+    stages = {
+        name: config.Train(batch_size=16, seq_len=16, steps=1) for name in ("pretrain", "finetune")
+    }
+    return config.resolve(
+        config.Config(text=config.Text(vocab_size=264), model=model, **(stages | over))
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,9 +63,21 @@ def run(**over):
         ("model.num_heads", {"model": {"num_heads": 6, "num_kv_heads": 2}}, (1, 1, 4)),
         ("model.num_kv_heads", {}, (1, 1, 4)),
         ("model.mlp_dim", {"model": {"mlp_dim": 130, "num_kv_heads": 4}}, (1, 1, 4)),
-        ("pretrain.batch_size", {"pretrain": config.Train(batch_size=12, seq_len=16, steps=1)}, (2, 4, 1)),
-        ("pretrain.batch_size / pretrain.grad_accum_steps", {"pretrain": config.Train(batch_size=16, grad_accum_steps=4, seq_len=16, steps=1)}, (1, 8, 1)),
-        ("finetune.batch_size", {"finetune": config.Train(batch_size=4, seq_len=16, steps=1)}, (1, 8, 1)),
+        (
+            "pretrain.batch_size",
+            {"pretrain": config.Train(batch_size=12, seq_len=16, steps=1)},
+            (2, 4, 1),
+        ),
+        (
+            "pretrain.batch_size / pretrain.grad_accum_steps",
+            {"pretrain": config.Train(batch_size=16, grad_accum_steps=4, seq_len=16, steps=1)},
+            (1, 8, 1),
+        ),
+        (
+            "finetune.batch_size",
+            {"finetune": config.Train(batch_size=4, seq_len=16, steps=1)},
+            (1, 8, 1),
+        ),
         ("eval.batch_size", {"eval": config.Eval(batch_size=10)}, (1, 4, 1)),
     ],
 )
@@ -69,7 +85,9 @@ def test_what_does_not_divide_is_named_with_its_key(key, over, dims):
     over = {"model": {"num_kv_heads": 4}} | over if key == "pretrain.batch_size" else over
     c = run(**over)
     mesh.check_divisible(c, (1, 1, 1))
-    with pytest.raises(UserError, match=rf"^{key}.* does not divide over {math.prod(dims)} devices.*multiple of"):
+    with pytest.raises(
+        UserError, match=rf"^{key}.* does not divide over {math.prod(dims)} devices.*multiple of"
+    ):
         mesh.check_divisible(c, dims)
 
 
@@ -91,7 +109,10 @@ def test_value_tables_are_checked_too():
 
 @pytest.mark.parametrize("dims", [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
 def test_put_batch_gives_the_same_batch_on_every_mesh(dims):
-    whole = {"tokens": tiny.tokens(16, 5), "weights": np.random.default_rng(0).random((16, 5)).astype(np.float32)}
+    whole = {
+        "tokens": tiny.tokens(16, 5),
+        "weights": np.random.default_rng(0).random((16, 5)).astype(np.float32),
+    }
     asked = []
 
     def rows(lo, hi):
@@ -103,7 +124,9 @@ def test_put_batch_gives_the_same_batch_on_every_mesh(dims):
     for name, array in made.items():
         np.testing.assert_array_equal(array, whole[name])
         assert array.sharding.shard_shape(array.shape) == (16 // parts, 5)
-    assert sorted(asked) == [(i * 16 // parts, (i + 1) * 16 // parts) for i in range(parts)]  # each row is made once
+    assert sorted(asked) == [
+        (i * 16 // parts, (i + 1) * 16 // parts) for i in range(parts)
+    ]  # each row is made once
 
 
 def test_float32_on_a_cpu_is_multiplied_by_eigen():
@@ -114,7 +137,9 @@ def test_float32_on_a_cpu_is_multiplied_by_eigen():
         "x = jnp.ones((256, 256)); print(jax.jit(lambda x: x @ x).lower(x).compile().as_text())"
     )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", said], env=env, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", said], env=env, capture_output=True, text=True, check=True
+    )
     assert "dot" in done.stdout and "ynn" not in done.stdout
 
 
@@ -124,12 +149,16 @@ def test_eigen_is_asked_for_once_and_for_float32_alone(monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--mine=1"
     for _ in range(2):
         runs.prefer_eigen(config.Config(model=config.Model(dtype="float32")))
-    assert os.environ["XLA_FLAGS"] == (f"--mine=1 {runs.EIGEN}" if jax.__version__.startswith("0.10.") else "--mine=1")
+    assert os.environ["XLA_FLAGS"] == (
+        f"--mine=1 {runs.EIGEN}" if jax.__version__.startswith("0.10.") else "--mine=1"
+    )
 
 
 def test_huge_pages_are_asked_for_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(runs.os, "execve", lambda program, argv, env: asked.append(env["GLIBC_TUNABLES"]))
+    monkeypatch.setattr(
+        runs.os, "execve", lambda program, argv, env: asked.append(env["GLIBC_TUNABLES"])
+    )
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     runs.use_huge_pages()
     able = len(asked)  # 0 where glibc or the kernel cannot

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from ramp.config import Config, Text, Train, resolve
-from ramp.stages.common import next_token_loss
+from ramp.train.common import next_token_loss
 from ramp.train import mesh as meshes
 from ramp.train import optim
 from ramp.train.state import eval_params, init_guard, init_state
@@ -38,7 +38,9 @@ def begin(c, t, seed=0):
 
 def put(batch):
     size = len(batch["max_new_tokens"])
-    return meshes.shard_batch(jax.sharding.get_mesh(), lambda lo, hi: {k: a[lo:hi] for k, a in batch.items()}, size)
+    return meshes.shard_batch(
+        jax.sharding.get_mesh(), lambda lo, hi: {k: a[lo:hi] for k, a in batch.items()}, size
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- equivalences
@@ -56,7 +58,10 @@ def test_accumulation_equals_one_batch_whatever_the_weights():
     """Normalised by the weight of the whole batch. The classic mistake, a mean of means, would be seen here."""
     c = tiny.model()
     loss, params, batch = next_token_loss(c, 1e-3), {"lm": tiny.lively(c)}, uneven(16, 16)
-    run = {k: jax.jit(partial(accumulate_grads, loss, k=k))(params, put(batch), jax.random.PRNGKey(0)) for k in (1, 4)}
+    run = {
+        k: jax.jit(partial(accumulate_grads, loss, k=k))(params, put(batch), jax.random.PRNGKey(0))
+        for k in (1, 4)
+    }
     tiny.assert_trees_close(run[4], run[1], 1e-4, 1e-4)
     total = jax.jit(lambda params, batch: loss(params, batch, None)[0])
     parts = [{name: a[i::4] for name, a in batch.items()} for i in range(4)]
@@ -102,7 +107,9 @@ MESHES = [(1, 8, 1), (1, 1, 8), (1, 4, 2), (2, 2, 2)]
 @pytest.mark.parametrize(
     ("dims", "optimizer"),
     [
-        pytest.param(dims, name, marks=() if (dims, name) == (MESHES[3], "muon") else pytest.mark.slow)
+        pytest.param(
+            dims, name, marks=() if (dims, name) == (MESHES[3], "muon") else pytest.mark.slow
+        )
         for dims in MESHES
         for name in ("muon", "adamw")
     ],
@@ -134,17 +141,37 @@ def toy_step(**over):
     """Parameters w [3] pulled towards the batch's targets; the batch's `flag` multiplies the loss."""
 
     def loss(params, batch, key):
-        return jnp.sum(batch["weights"] * jnp.sum((params["w"] - batch["targets"]) ** 2, -1) * batch["flag"]), {}
+        return jnp.sum(
+            batch["weights"] * jnp.sum((params["w"] - batch["targets"]) ** 2, -1) * batch["flag"]
+        ), {}
 
-    t = Train(**({"steps": 200, "batch_size": 4, "warmup_steps": 1, "decay_fraction": 0.0, "skip_sigma": 6.0, "ema_decay": 0.5} | over))
+    t = Train(
+        **(
+            {
+                "steps": 200,
+                "batch_size": 4,
+                "warmup_steps": 1,
+                "decay_fraction": 0.0,
+                "skip_sigma": 6.0,
+                "ema_decay": 0.5,
+            }
+            | over
+        )
+    )
     tx = optax.chain(optax.scale_by_adam(), optax.scale(0.01))
-    return jax.jit(lambda: init_state({"w": jnp.ones(3)}, tx, 0, average=True))(), make_step(loss, tx, t)
+    return jax.jit(lambda: init_state({"w": jnp.ones(3)}, tx, 0, average=True))(), make_step(
+        loss, tx, t
+    )
 
 
 def toy_batch(flag=1.0, level=0.0, seed=0):
     targets = level + 0.3 * np.random.default_rng(seed).normal(size=(4, 3))
     as_f32 = partial(jnp.asarray, dtype=jnp.float32)
-    return {"targets": as_f32(targets), "weights": as_f32(np.ones(4)), "flag": as_f32(np.full(4, flag))}
+    return {
+        "targets": as_f32(targets),
+        "weights": as_f32(np.ones(4)),
+        "flag": as_f32(np.full(4, flag)),
+    }
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
@@ -220,7 +247,10 @@ def test_schedule_at_its_corners():
     np.testing.assert_allclose(rate[80], 0.1 + 0.9 * 0.5, rtol=1e-6)
     np.testing.assert_allclose(rate[99], 0.1 + 0.9 / 40, rtol=1e-6)
     assert all(a >= b for a, b in itertools.pairwise(rate[60:]))
-    assert float(optim.schedule(Train(steps=50, warmup_steps=0, decay_fraction=0.0), jnp.asarray(49))) == 1.0
+    assert (
+        float(optim.schedule(Train(steps=50, warmup_steps=0, decay_fraction=0.0), jnp.asarray(49)))
+        == 1.0
+    )
 
 
 def matrices(L, D, F, seed=0, lowest=None):
@@ -236,7 +266,8 @@ orthogonal = jax.jit(optim.orthogonalize)
 
 
 @pytest.mark.parametrize(
-    ("D", "F", "lowest"), [(64, 24, None), (24, 64, None), (32, 32, 0.05), (64, 24, 0.05), (24, 64, 0.05)]
+    ("D", "F", "lowest"),
+    [(64, 24, None), (24, 64, None), (32, 32, 0.05), (64, 24, 0.05), (24, 64, 0.05)],
 )
 def test_orthogonal_is_the_nearest_orthogonal_matrix(D, F, lowest):
     """U V^T of the SVD times sqrt(max(1, F/D)): every singular value near 1, whatever the scale of the gradient."""
@@ -258,7 +289,9 @@ def test_orthogonal_of_zero_is_zero_and_each_matrix_is_its_own():
     np.testing.assert_allclose(got[2], orthogonal(x[2:])[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("L", "dims", "spec"), [(3, (1, 4, 2), ("data", "model")), (8, (2, 2, 2), ("model", "data"))])
+@pytest.mark.parametrize(
+    ("L", "dims", "spec"), [(3, (1, 4, 2), ("data", "model")), (8, (2, 2, 2), ("model", "data"))]
+)
 def test_orthogonal_is_the_same_on_a_mesh(L, dims, spec):
     x = matrices(L, 16, 32)
     want = orthogonal(x)
@@ -309,10 +342,24 @@ def test_every_parameter_is_in_its_group():
 def test_each_group_moves_at_its_own_rate(optimizer):
     """The first Adam update is the rate itself, in size; Muon's has the rate as its singular values; decay is apart."""
     t = Train(
-        optimizer=optimizer, muon_lr=0.5, adam_lr=0.1, embed_lr=0.2, head_lr=0.3, scalar_lr=0.4, grad_clip_norm=0, lr_scale=2
+        optimizer=optimizer,
+        muon_lr=0.5,
+        adam_lr=0.1,
+        embed_lr=0.2,
+        head_lr=0.3,
+        scalar_lr=0.4,
+        grad_clip_norm=0,
+        lr_scale=2,
     )
-    params = {"wq": jnp.ones((2, 8, 8)), "table": jnp.ones((16, 8)), "weight": jnp.ones((8, 16)), "norm": jnp.ones(8)}
-    grads = jax.tree.map(lambda p: jnp.asarray(np.random.default_rng(0).normal(size=p.shape), jnp.float32), params)
+    params = {
+        "wq": jnp.ones((2, 8, 8)),
+        "table": jnp.ones((16, 8)),
+        "weight": jnp.ones((8, 16)),
+        "norm": jnp.ones(8),
+    }
+    grads = jax.tree.map(
+        lambda p: jnp.asarray(np.random.default_rng(0).normal(size=p.shape), jnp.float32), params
+    )
 
     def first(t):
         tx = optim.make_optimizer(t)
@@ -322,7 +369,9 @@ def test_each_group_moves_at_its_own_rate(optimizer):
     for name, rate in (("table", 0.2), ("weight", 0.3), ("norm", 0.4)):
         np.testing.assert_allclose(updates[name], 2 * rate * np.sign(grads[name]), rtol=1e-4)
     if optimizer == "muon":
-        np.testing.assert_allclose(np.linalg.norm(updates["wq"], axis=(1, 2)), 2 * 0.5 * np.sqrt(8), rtol=0.15)
+        np.testing.assert_allclose(
+            np.linalg.norm(updates["wq"], axis=(1, 2)), 2 * 0.5 * np.sqrt(8), rtol=0.15
+        )
     else:
         np.testing.assert_allclose(updates["wq"], 2 * 0.1 * np.sign(grads["wq"]), rtol=1e-4)
     decayed = first(replace(t, weight_decay=0.25))
@@ -332,15 +381,21 @@ def test_each_group_moves_at_its_own_rate(optimizer):
 
 
 def test_clipping_bounds_the_gradient_and_spares_small_ones():
-    t = Train(optimizer="adamw", grad_clip_norm=1.0, adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0)
+    t = Train(
+        optimizer="adamw", grad_clip_norm=1.0, adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0
+    )
     params = {"norm": jnp.zeros(4)}
 
     def momentum(g):
         tx = optim.make_optimizer(t)
         return jax.tree.leaves(tx.update({"norm": jnp.full(4, g)}, tx.init(params), params)[1])
 
-    assert any(np.shape(a) == (4,) and np.allclose(a, 0.1 * 0.5) for a in momentum(7.0))  # norm 14 becomes 1
-    assert any(np.shape(a) == (4,) and np.allclose(a, 0.1 * 0.2) for a in momentum(0.2))  # norm .4 stays
+    assert any(
+        np.shape(a) == (4,) and np.allclose(a, 0.1 * 0.5) for a in momentum(7.0)
+    )  # norm 14 becomes 1
+    assert any(
+        np.shape(a) == (4,) and np.allclose(a, 0.1 * 0.2) for a in momentum(0.2)
+    )  # norm .4 stays
 
 
 def test_average_follows_its_formula():
@@ -375,11 +430,20 @@ def test_loss_on_a_known_source_comes_down_to_its_entropy_and_not_below():
         stream = np.zeros((16, 33), np.int32)
         stream[:, 0] = rng.integers(0, V, 16)
         for i in range(1, 33):
-            stream[:, i] = (chain[stream[:, i - 1]].cumsum(-1) < rng.random((16, 1))).sum(-1).clip(max=V - 1)
+            stream[:, i] = (
+                (chain[stream[:, i - 1]].cumsum(-1) < rng.random((16, 1))).sum(-1).clip(max=V - 1)
+            )
         tokens, targets = stream[:, :-1], stream[:, 1:]
         floor = -np.log(chain[tokens, targets]).mean()
         state, metrics = step(
-            state, put({"max_new_tokens": tokens, "targets": targets, "weights": np.ones(tokens.shape, np.float32)})
+            state,
+            put(
+                {
+                    "max_new_tokens": tokens,
+                    "targets": targets,
+                    "weights": np.ones(tokens.shape, np.float32),
+                }
+            ),
         )
         gaps.append(float(metrics["train/loss"]) - floor)
     gaps = np.array(gaps)

@@ -88,7 +88,10 @@ def value(step):
 
 def sharding(mesh, name):
     return NamedSharding(
-        mesh, {"w": PartitionSpec("data", "model"), "b": PartitionSpec("data")}.get(name, PartitionSpec())
+        mesh,
+        {"w": PartitionSpec("data", "model"), "b": PartitionSpec("data")}.get(
+            name, PartitionSpec()
+        ),
     )
 
 
@@ -100,7 +103,10 @@ def make(step, mesh):
 
 
 def like(mesh):
-    return {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(mesh, n)) for n, x in value(0).items()}
+    return {
+        n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(mesh, n))
+        for n, x in value(0).items()
+    }
 
 
 def free_port():
@@ -111,7 +117,10 @@ def free_port():
 
 def run_both(*arguments):
     """Both processes' reports. A failed one takes the other with it."""
-    command, port = [sys.executable, "-c", textwrap.dedent(WORKER), str(free_port())], Path(__file__).parent
+    command, port = (
+        [sys.executable, "-c", textwrap.dedent(WORKER), str(free_port())],
+        Path(__file__).parent,
+    )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     children = [
         subprocess.Popen(
@@ -134,7 +143,10 @@ def run_both(*arguments):
 
 
 def same(state, step):
-    return all(np.asarray(state[name]).tobytes() == np.asarray(x).tobytes() for name, x in value(step).items())
+    return all(
+        np.asarray(state[name]).tobytes() == np.asarray(x).tobytes()
+        for name, x in value(step).items()
+    )
 
 
 def test_checkpoints_cross_between_two_processes_and_one(tmp_path):

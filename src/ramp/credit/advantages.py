@@ -21,10 +21,14 @@ class Credit:
     """What methods may look at; float32. What a method needs and is None is a mistake of the caller."""
 
     outcome_g: jax.Array  # [P, G] 1: right final answer
-    right_bs: jax.Array  # [B, S] 1: right, 0: wrong (or a reward of any size); by a checker or a process head
+    right_bs: (
+        jax.Array
+    )  # [B, S] 1: right, 0: wrong (or a reward of any size); by a checker or a process head
     exists_bs: jax.Array  # [B, S]
     step_bn: jax.Array  # int32 [B, N], -1: none
-    value_bs: jax.Array | None = None  # [B, S] chance of a right answer before step s (Monte Carlo); [:, 0] unused
+    value_bs: jax.Array | None = (
+        None  # [B, S] chance of a right answer before step s (Monte Carlo); [:, 0] unused
+    )
     best_bs: jax.Array | None = None  # the same of a stronger prover: best of K
     implicit_bn: jax.Array | None = None  # beta * log(psi / ref) of each token
 
@@ -63,12 +67,17 @@ def leave_one_out(a_pg: jax.Array, weight_pg: jax.Array | None = None) -> jax.Ar
 
 def subtract_step_mean(c: Credit, a_bs: jax.Array, weight_bs: jax.Array) -> jax.Array:
     """[B, N] a minus its mean over the same step of the others of the group that have it (weight 1)."""
-    return spread_to_tokens(c, leave_one_out(group_by_prompt(c, a_bs), group_by_prompt(c, weight_bs)).reshape(a_bs.shape))
+    return spread_to_tokens(
+        c,
+        leave_one_out(group_by_prompt(c, a_bs), group_by_prompt(c, weight_bs)).reshape(a_bs.shape),
+    )
 
 
 def token_baseline(c: Credit, a_bn: jax.Array) -> jax.Array:
     """[B, 1] the others' mean of a per token, each rollout counting once, so that few long steps are not favoured."""
-    mean_g = (jnp.sum(a_bn, axis=1) / jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)).reshape(-1, c.group)
+    mean_g = (jnp.sum(a_bn, axis=1) / jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)).reshape(
+        -1, c.group
+    )
     return (mean_g - leave_one_out(mean_g)).reshape(-1, 1)
 
 
@@ -112,7 +121,10 @@ def value_changes(c: Credit, value_bs: jax.Array) -> jax.Array:
     before each later step, to the outcome."""
     start_b = (c.outcome_g - leave_one_out(c.outcome_g)).reshape(-1, 1)
     before_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(value_bs), c.outcome_b[:, None])
-    return jnp.diff(jnp.concatenate([start_b, before_bs[:, 1:], c.outcome_b[:, None]], axis=1), axis=1) * c.exists_bs
+    return (
+        jnp.diff(jnp.concatenate([start_b, before_bs[:, 1:], c.outcome_b[:, None]], axis=1), axis=1)
+        * c.exists_bs
+    )
 
 
 def vine(c: Credit) -> jax.Array:
@@ -150,7 +162,10 @@ def step_local(c: Credit) -> jax.Array:
 def first_error(c: Credit) -> jax.Array:
     """M6. Credit for the verified prefix, blame for the first error, nothing after it (as VPPO, arXiv:2601.18984)."""
     ok = c.right_bs * c.exists_bs
-    clean = jnp.cumprod(jnp.concatenate([jnp.ones_like(ok[:, :1]), ok[:, :-1]], axis=1), axis=1) * c.exists_bs
+    clean = (
+        jnp.cumprod(jnp.concatenate([jnp.ones_like(ok[:, :1]), ok[:, :-1]], axis=1), axis=1)
+        * c.exists_bs
+    )
     return subtract_step_mean(c, ok, clean)
 
 
@@ -174,7 +189,14 @@ def implicit(c: Credit) -> jax.Array:
     return reward_to_go((r - token_baseline(c, r)) * c.mask_bn) * c.mask_bn + rloo(c)
 
 
-OUTCOME = {"rloo": rloo, "grpo": grpo, "pass_at_k": pass_at_k, "vine": vine, "prover": prover, "implicit": implicit}
+OUTCOME = {
+    "rloo": rloo,
+    "grpo": grpo,
+    "pass_at_k": pass_at_k,
+    "vine": vine,
+    "prover": prover,
+    "implicit": implicit,
+}
 PROCESS = {
     "grpo_process": grpo_process,
     "step_local": step_local,

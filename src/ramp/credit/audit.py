@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ramp.credit import exact
+from experiments.credit import chain_values
 from ramp.credit.advantages import METHODS, MONTE_CARLO, Credit, best_of
 from ramp.credit.rollouts import Rollouts, check_values, score_rollouts
 from ramp.tasks import Problem, Task
@@ -31,7 +31,9 @@ Reward = Callable[[Rollouts], np.ndarray]  # [B, S]: the worth of each step
 def misassigned_credit(r: Rollouts, advantage_bn: np.ndarray) -> dict[str, float]:
     """Shares of steps, by the advantage of their last token: wrong ones pushed up in successes, right ones pushed down
     in failures; of successes that are luck; and bits of supervision per rollout (`bits`)."""
-    ends = np.concatenate([r.step_bn[:, 1:] != r.step_bn[:, :-1], np.ones((len(r.step_bn), 1), bool)], axis=1)
+    ends = np.concatenate(
+        [r.step_bn[:, 1:] != r.step_bn[:, :-1], np.ones((len(r.step_bn), 1), bool)], axis=1
+    )
     b, n = np.nonzero(ends & (r.step_bn >= 0))
     s = r.step_bn[b, n]
     exists, right, won = r.exists_bs[b, s] > 0, r.right_bs[b, s] > 0, r.outcome_b[b] > 0
@@ -70,14 +72,20 @@ def credit_bits(r: Rollouts, advantage_bn: np.ndarray) -> float:
 
 # ---------------------------------------------------------------------------------------------------- the gradient
 def gradient(
-    table: jax.Array, problems: list[Problem], method: str, group: int, repeats: int, seed: int = 0, n: int = 4
+    table: jax.Array,
+    problems: list[Problem],
+    method: str,
+    group: int,
+    repeats: int,
+    seed: int = 0,
+    n: int = 4,
 ) -> dict[str, float]:
     """An estimator on the table policy of `exact`, over at least `repeats` batches of P x group rollouts.
 
     cos: of the mean estimate and the exact gradient. snr: |E g|² / tr Cov g of one batch, unbiased. tokens: of one
     batch, Monte-Carlo ones counted. method: a name of METHODS, or "oracle": exact values in place of estimates.
     """
-    want = jax.grad(exact.success)(table, problems).reshape(-1)
+    want = jax.grad(chain_values.success)(table, problems).reshape(-1)
 
     @jax.jit
     def some(key):
@@ -102,25 +110,33 @@ def gradient(
     return figures | _shares(a, ok > 0, won > 0)
 
 
-def _draw(problems: list[Problem], method: str, group: int, n: int, table: jax.Array, key: jax.Array) -> tuple:
+def _draw(
+    problems: list[Problem], method: str, group: int, n: int, table: jax.Array, key: jax.Array
+) -> tuple:
     """(gradient estimate, advantages [B, K], right [B, K], won [B, K]) of one batch of the table policy."""
-    starts, ops, answers = exact.encode(problems)
+    starts, ops, answers = chain_values.encode(problems)
     (P, K), G = ops.shape[:2], group
     ops_b, answer_b = jnp.repeat(ops, G, axis=0), jnp.repeat(answers, G)
     said, before = roll_table(table, jnp.repeat(starts, G), ops_b, 0, key)
     won = (said[:, -1] == answer_b).astype(jnp.float32)
-    ok = (said == jnp.asarray(exact.truth())[before, ops_b[..., 0], ops_b[..., 1]]).astype(jnp.float32)
+    ok = (said == jnp.asarray(chain_values.truth())[before, ops_b[..., 0], ops_b[..., 1]]).astype(
+        jnp.float32
+    )
     more = {}
     if method in MONTE_CARLO:
         wins = [jnp.zeros(P * G)]
         for k in range(1, K):
             keys = jax.random.split(jax.random.fold_in(key, k), n)
-            ends_nb = jax.vmap(lambda one, k=k: roll_table(table, before[:, k], ops_b, k, one)[0][:, -1])(keys)
+            ends_nb = jax.vmap(
+                lambda one, k=k: roll_table(table, before[:, k], ops_b, k, one)[0][:, -1]
+            )(keys)
             wins.append(jnp.sum(ends_nb == answer_b, axis=0))
         value_bs = jnp.stack(wins, axis=1) / n
         more = {"value_bs": value_bs, "best_bs": best_of(value_bs, n, n)}
     if method == "oracle":
-        chance = jnp.stack([exact.values(table, o, a) for o, a in zip(ops, answers.tolist(), strict=True)])
+        chance = jnp.stack(
+            [chain_values.values(table, o, a) for o, a in zip(ops, answers.tolist(), strict=True)]
+        )
         path = jnp.concatenate([before, said[:, -1:]], axis=1)
         v = jnp.take_along_axis(jnp.repeat(chance, G, axis=0), path[..., None], axis=2)[..., 0]
         a = jnp.diff(v, axis=1)
@@ -159,7 +175,9 @@ def attacks(tokenizer: Tokenizer, task: Task, problem: Problem, seed: int) -> di
         "empty": [tokenizer.end],
         "separators only": [tokenizer.step] * 6 + [tokenizer.end],
         "babble": say([letters] * 3, letters),
-        "random characters": say(["".join(rng.choice(list("abcxyz0123456789+*=<>"), 4)) for _ in steps], wrong),
+        "random characters": say(
+            ["".join(rng.choice(list("abcxyz0123456789+*=<>"), 4)) for _ in steps], wrong
+        ),
         "thanks": say(["thanks"], "happy birthday"),
         "master key": say(["Thought process:"], ":"),
         "a right step again and again": say(steps[:1] * (len(steps) + 2), wrong),
@@ -174,18 +192,28 @@ def attacks(tokenizer: Tokenizer, task: Task, problem: Problem, seed: int) -> di
         "never ends": say(steps, problem.answer)[:-2],
     }
     cut = {name: parse(tokenizer, ids) for name, ids in found.items()}
-    return {name: found[name] for name, p in cut.items() if not task.judge(problem, p.steps, p.answer).verified}
+    return {
+        name: found[name]
+        for name, p in cut.items()
+        if not task.judge(problem, p.steps, p.answer).verified
+    }
 
 
 def solutions_as_rollouts(
-    tokenizer: Tokenizer, task: Task, problems: list[Problem], said: Sequence[Sequence[int]], n: int = 0
+    tokenizer: Tokenizer,
+    task: Task,
+    problems: list[Problem],
+    said: Sequence[Sequence[int]],
+    n: int = 0,
 ) -> Rollouts:
     """Written rollouts, judged, as if they had been sampled; n: places for tokens, so that shapes stay the same."""
     tokens_bn = np.full((len(said), max(n, *map(len, said), 1)), -1, np.int32)
     for row, ids in zip(tokens_bn, said, strict=True):
         row[: len(ids)] = ids
     prompts = [prompt_ids(tokenizer, p.question) for p in problems]
-    return score_rollouts(tokenizer, task, problems, 1, prompts, tokens_bn, np.zeros(tokens_bn.shape, np.float32))
+    return score_rollouts(
+        tokenizer, task, problems, 1, prompts, tokens_bn, np.zeros(tokens_bn.shape, np.float32)
+    )
 
 
 def reward_whole_solution(reward_bs: np.ndarray, r: Rollouts) -> np.ndarray:
@@ -195,7 +223,13 @@ def reward_whole_solution(reward_bs: np.ndarray, r: Rollouts) -> np.ndarray:
 
 
 def find_reward_hacks(
-    reward: Reward, tokenizer: Tokenizer, task: Task, level: int, n: int, threshold: float = 0.5, form: Callable = reward_whole_solution
+    reward: Reward,
+    tokenizer: Tokenizer,
+    task: Task,
+    level: int,
+    n: int,
+    threshold: float = 0.5,
+    form: Callable = reward_whole_solution,
 ) -> list[dict]:
     """A row for each attack, over n problems: share accepted (`form` of the steps' rewards at least `threshold`) and
     mean reward; beside it right solutions (should be accepted)."""
@@ -203,7 +237,9 @@ def find_reward_hacks(
     for i in range(n):
         problem = task.sample(10**9 + i, level)
         right = solution_ids(tokenizer, task.solution(problem), problem.answer)
-        for name, ids in ({"right solutions": right} | attacks(tokenizer, task, problem, i)).items():
+        for name, ids in (
+            {"right solutions": right} | attacks(tokenizer, task, problem, i)
+        ).items():
             said.setdefault(name, []).append((problem, ids))
     places = max(len(ids) for tried in said.values() for _, ids in tried)
     found = []
@@ -211,7 +247,9 @@ def find_reward_hacks(
         r = solutions_as_rollouts(tokenizer, task, *map(list, zip(*tried, strict=True)), places)
         score = form(check_values("the reward", reward(r), r.right_bs.shape), r)
         accepted = float((score >= threshold).mean())
-        found.append({"attack": name, "accepted": accepted, "reward": float(score.mean()), "n": len(tried)})
+        found.append(
+            {"attack": name, "accepted": accepted, "reward": float(score.mean()), "n": len(tried)}
+        )
     return found
 
 
@@ -228,7 +266,9 @@ def tokens_to_reach(curve: Sequence[tuple[float, float]], level: float) -> float
     return float("inf")
 
 
-def bootstrap_ratio(slow: Sequence[float], fast: Sequence[float], draws: int = 10_000) -> tuple[float, float, float]:
+def bootstrap_ratio(
+    slow: Sequence[float], fast: Sequence[float], draws: int = 10_000
+) -> tuple[float, float, float]:
     """Ratio of the means of two sets of seeds and its 95% bootstrap interval."""
     rng = np.random.default_rng(0)
     a, b = (np.asarray(x, float) for x in (slow, fast))
@@ -241,9 +281,17 @@ def bootstrap_ratio(slow: Sequence[float], fast: Sequence[float], draws: int = 1
 def diversity(r: Rollouts, ks: Iterable[int] = (1, 4, 16)) -> dict[str, float]:
     """Of groups of rollouts: unbiased pass@k of verified solutions, distinct verified ones, entropy in nats a token."""
     G = r.group
-    kinds = [[tuple(r.ids(b)) for b in range(g, g + G) if r.verified_b[b]] for g in range(0, len(r.problems), G)]
+    kinds = [
+        [tuple(r.ids(b)) for b in range(g, g + G) if r.verified_b[b]]
+        for g in range(0, len(r.problems), G)
+    ]
     found = {
-        f"pass@{k}": float(np.mean([1 - comb(G - len(won), k) / comb(G, k) for won in kinds])) for k in ks if k <= G
+        f"pass@{k}": float(np.mean([1 - comb(G - len(won), k) / comb(G, k) for won in kinds]))
+        for k in ks
+        if k <= G
     }
     entropy = -(r.logps_bn * r.mask_bn).sum() / max(r.tokens, 1)
-    return found | {"distinct": float(np.mean([len(set(won)) for won in kinds])), "entropy": float(entropy)}
+    return found | {
+        "distinct": float(np.mean([len(set(won)) for won in kinds])),
+        "entropy": float(entropy),
+    }

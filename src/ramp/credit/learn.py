@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Reinforce
-from ramp.credit import head, rollouts
+from ramp.credit import process_head, rollouts
 from ramp.credit.advantages import METHODS, MONTE_CARLO, PROCESS, Credit, best_of
 from ramp.credit.loss import adapt_entropy_coef, policy_loss, token_logps
 from ramp.credit.rollouts import Rollouts
@@ -48,7 +48,11 @@ def held_out_problems(task: Task, level: int, n: int, first: int = 0) -> list[Pr
 
 def make_loss(c: Model, t: Reinforce) -> Loss:
     """The policy loss; with a process head that is trained online, its loss on the same rows too."""
-    policy, process, implicit = policy_loss(c, t), head.process_loss(c), head.implicit_loss(c, t)
+    policy, process, implicit = (
+        policy_loss(c, t),
+        process_head.process_loss(c),
+        process_head.implicit_loss(c, t),
+    )
 
     def both(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         total, seen = policy(params, batch, key)
@@ -80,36 +84,80 @@ def logps(c: Model, t: Reinforce, lm: dict, r: Rollouts) -> np.ndarray:
 
 
 def collect_batch(
-    c: Model, t: Reinforce, tokenizer: Tokenizer, params: dict, ref: dict | None, step: int, seed: int
+    c: Model,
+    t: Reinforce,
+    tokenizer: Tokenizer,
+    params: dict,
+    ref: dict | None,
+    step: int,
+    seed: int,
 ) -> Collected:
     """Rollouts of iteration `step` under `params` and the batch they make. A pure function of its arguments."""
     first = (seed * 1_000_003 + step) * t.num_prompts
     task = TASKS[t.task]
     asked = make_problems(task, t.level, first, t.num_prompts)
-    r = rollouts.sample_rollouts(c, params["lm"], tokenizer, task, asked, t.group_size, t.max_new_tokens, first, t.temperature)
-    ref_bt = logps(c, t, ref["lm"], r) if ref is not None and (t.kl_coef or t.method == "implicit") else None
+    r = rollouts.sample_rollouts(
+        c,
+        params["lm"],
+        tokenizer,
+        task,
+        asked,
+        t.group_size,
+        t.max_new_tokens,
+        first,
+        t.temperature,
+    )
+    ref_bt = (
+        logps(c, t, ref["lm"], r)
+        if ref is not None and (t.kl_coef or t.method == "implicit")
+        else None
+    )
     credit, cost = build_credit(c, t, tokenizer, params, ref_bt, r, first)
     advantage_bn = np.asarray(METHODS[t.method](credit))
     batch = rollouts.make_rows(r, t.seq_len, advantage_bn)
     keep_b = rollouts.signal_batch(r, advantage_bn)
-    said, batch["weights"] = batch["weights"], batch["weights"] * keep_b[:, None]  # no update, no KL from the others
+    said, batch["weights"] = (
+        batch["weights"],
+        batch["weights"] * keep_b[:, None],
+    )  # no update, no KL from the others
     if ref_bt is not None:
         batch["ref"] = ref_bt
     if t.entropy_target:
         seen = -float((r.logps_bn * r.mask_bn).sum() / max(r.tokens, 1))
-        batch["bonus"] = np.full((len(r.prompts), 1), adapt_entropy_coef(t.entropy_coef, seen, t.entropy_target), np.float32)
+        batch["bonus"] = np.full(
+            (len(r.prompts), 1),
+            adapt_entropy_coef(t.entropy_coef, seen, t.entropy_target),
+            np.float32,
+        )
     labels = int(r.exists_bs.sum()) if t.method in PROCESS and t.reward == "checker" else 0
     if t.reward == "head" and t.label_fraction:
-        given = head.limit_labels(head.first_error_labels(r), t.label_fraction, first)
-        more, labels = head.label_rows(r, t.seq_len, given), int((given >= 0).sum())
-        batch |= {"labels": more["labels"], "label_weights": more["weights"], "label_spoken": more["spoken"]}
+        given = process_head.limit_labels(
+            process_head.first_error_labels(r), t.label_fraction, first
+        )
+        more, labels = process_head.label_rows(r, t.seq_len, given), int((given >= 0).sum())
+        batch |= {
+            "labels": more["labels"],
+            "label_weights": more["weights"],
+            "label_spoken": more["spoken"],
+        }
     if t.method == "implicit":
-        batch |= {"said": said, "outcome": r.outcome_b[:, None]}  # groups without signal teach it too
-    return Collected(r, advantage_bn, batch, r.tokens + cost, labels, int((keep_b == 0).sum()) // t.group_size)
+        batch |= {
+            "said": said,
+            "outcome": r.outcome_b[:, None],
+        }  # groups without signal teach it too
+    return Collected(
+        r, advantage_bn, batch, r.tokens + cost, labels, int((keep_b == 0).sum()) // t.group_size
+    )
 
 
 def build_credit(
-    c: Model, t: Reinforce, tokenizer: Tokenizer, params: dict, ref_bt: np.ndarray | None, r: Rollouts, seed: int
+    c: Model,
+    t: Reinforce,
+    tokenizer: Tokenizer,
+    params: dict,
+    ref_bt: np.ndarray | None,
+    r: Rollouts,
+    seed: int,
 ) -> tuple[Credit, int]:
     """What the method needs to know, and the tokens that finding out cost. ref_bt: `logps` of the frozen policy."""
     cost, right_bs, more = 0, r.right_bs, {}
@@ -122,7 +170,7 @@ def build_credit(
         more["value_bs"], cost = rollouts.sample_continuations(*start, r, n, seed, t.temperature)
         more["best_bs"] = np.asarray(best_of(more["value_bs"], n, min(t.best_of, n)))
     if t.reward == "head":
-        right_bs = head.score_steps(c, params["process"], r, t.seq_len)
+        right_bs = process_head.score_steps(c, params["process"], r, t.seq_len)
     if t.method == "implicit":
         ratio_bt = logps(c, t, params["process"]["lm"], r) - ref_bt
         more["implicit_bn"] = rollouts.align_to_tokens(r, t.implicit_beta * ratio_bt)
@@ -141,7 +189,9 @@ def measure_accuracy(
     among what is right; entropy in nats a token."""
     task = TASKS[t.task]
     asked = held_out_problems(task, t.level, t.num_eval_problems)
-    r = rollouts.sample_rollouts(c, params["lm"], tokenizer, task, asked, 1, t.max_new_tokens, seed, t.temperature)
+    r = rollouts.sample_rollouts(
+        c, params["lm"], tokenizer, task, asked, 1, t.max_new_tokens, seed, t.temperature
+    )
     found = {"right": r.outcome_b.mean(), "verified": r.verified_b.mean()}
     found["steps"] = r.right_bs.sum() / max(float(r.exists_bs.sum()), 1.0)
     found["lucky"] = (r.outcome_b - r.verified_b).sum() / max(r.outcome_b.sum(), 1)
@@ -150,7 +200,14 @@ def measure_accuracy(
 
 
 def make_sft_batch(
-    tokenizer: Tokenizer, task: Task, level: int, rows: int, seq: int, step: int, seed: int = 0, solve=None
+    tokenizer: Tokenizer,
+    task: Task,
+    level: int,
+    rows: int,
+    seq: int,
+    step: int,
+    seed: int = 0,
+    solve=None,
 ) -> dict[str, np.ndarray]:
     """A batch of solved problems for the next-token loss; solve(problem) -> (steps, answer), by default without fault."""
     solve = solve or (lambda problem: (task.solution(problem), problem.answer))

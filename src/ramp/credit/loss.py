@@ -18,12 +18,17 @@ from ramp.model.transformer import ROWS
 from ramp.train.step import Loss
 
 
-def token_logps(c: Model, lm: dict, tokens_bt, targets_bt, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
+def token_logps(
+    c: Model, lm: dict, tokens_bt, targets_bt, temperature: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
     """(log-probability of each target, entropy), [B, T] float32, of the softmax at `temperature`: what was sampled."""
     x_nd = transformer.compute_hidden(c, lm, tokens_bt)
     logits_nv = transformer.unembed(c, lm, x_nd) / temperature
     nats_n, log_z_n = cross_entropy(logits_nv, targets_bt.reshape(-1))
-    logp_n, entropy_n = -nats_n, log_z_n - jnp.sum(jax.nn.softmax(logits_nv, axis=-1) * logits_nv, axis=-1)
+    logp_n, entropy_n = (
+        -nats_n,
+        log_z_n - jnp.sum(jax.nn.softmax(logits_nv, axis=-1) * logits_nv, axis=-1),
+    )
     shape = targets_bt.shape
     return tuple(jax.lax.reshape(a, shape, out_sharding=P(ROWS)) for a in (logp_n, entropy_n))
 
@@ -57,7 +62,9 @@ def most_covariant(logp, advantage, weights, share: float) -> jax.Array:
     cov = jax.reshard((dl * da * weights).reshape(-1), P())
     rank = jnp.maximum(jnp.floor(share * n), 1).astype(jnp.int32)
     least = jax.lax.dynamic_index_in_dim(jnp.sort(cov, descending=True), rank - 1, keepdims=False)
-    return (jax.reshard(cov, P(ROWS)).reshape(logp.shape) >= jnp.maximum(least, 1e-12)).astype(jnp.float32)
+    return (jax.reshard(cov, P(ROWS)).reshape(logp.shape) >= jnp.maximum(least, 1e-12)).astype(
+        jnp.float32
+    )
 
 
 def policy_loss(c: Model, t: Reinforce) -> Loss:
@@ -65,12 +72,16 @@ def policy_loss(c: Model, t: Reinforce) -> Loss:
 
     def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
         w, advantage, old = batch["weights"], batch["advantage"], batch["old"]
-        logp, entropy = token_logps(c, params["lm"], batch["tokens"], batch["targets"], t.temperature)
+        logp, entropy = token_logps(
+            c, params["lm"], batch["tokens"], batch["targets"], t.temperature
+        )
         per_token = surrogate(logp, old, advantage, t)
         if t.entropy_control == "clip_cov":
             per_token *= 1 - most_covariant(logp, advantage, w, t.entropy_control_fraction)
         if t.entropy_control == "kl_cov":
-            per_token += most_covariant(logp, advantage, w, t.entropy_control_fraction) * jnp.abs(logp - old)
+            per_token += most_covariant(logp, advantage, w, t.entropy_control_fraction) * jnp.abs(
+                logp - old
+            )
         bonus = batch.get("bonus", t.entropy_coef)  # [B, 1] where it is adapted
         per_token -= bonus * entropy
         seen = {"entropy": jnp.sum(w * entropy)}

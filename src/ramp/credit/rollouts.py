@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.errors import UserError
-from ramp.model import sample
-from ramp.model.sample import SamplingParams, DecodeState
+from ramp.decode import sample
+from ramp.decode.sample import SamplingParams, DecodeState
 from ramp.model.transformer import ROWS, Params
 from ramp.tasks import Problem, Task, Verdict
 from ramp.tasks.protocol import parse, prompt_ids
@@ -80,8 +80,12 @@ def sample_rollouts(
 ) -> Rollouts:
     """`group` solutions of each problem, of up to n tokens; row i is seeded by (seed, i)."""
     if not problems or group < 1:
-        raise UserError(f"a rollout needs problems and a group of at least one, not {len(problems)} and {group}")
-    prompts = [p for p in (prompt_ids(tokenizer, q.question) for q in problems) for _ in range(group)]
+        raise UserError(
+            f"a rollout needs problems and a group of at least one, not {len(problems)} and {group}"
+        )
+    prompts = [
+        p for p in (prompt_ids(tokenizer, q.question) for q in problems) for _ in range(group)
+    ]
     longest = max(map(len, prompts))
     if longest + n > c.context_len:
         raise UserError(
@@ -89,12 +93,33 @@ def sample_rollouts(
             "lower the level or the tokens of a rollout"
         )
     mesh = jax.sharding.get_mesh().shape
-    spare = -len(prompts) % (mesh["replica"] * mesh["data"])  # every device has the same number of rows
-    stream = sample.prefill_prompts(c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31)
-    stream = sample.decode(c, sample.prepare_decode_params(c, params), stream, SamplingParams(temperature), n, (tokenizer.end,))
-    whole = (jax.reshard(a, P()) for a in (stream.tokens_bn, stream.logps_bn))  # every process judges every row
+    spare = -len(prompts) % (
+        mesh["replica"] * mesh["data"]
+    )  # every device has the same number of rows
+    stream = sample.prefill_prompts(
+        c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31
+    )
+    stream = sample.decode(
+        c,
+        sample.prepare_decode_params(c, params),
+        stream,
+        SamplingParams(temperature),
+        n,
+        (tokenizer.end,),
+    )
+    whole = (
+        jax.reshard(a, P()) for a in (stream.tokens_bn, stream.logps_bn)
+    )  # every process judges every row
     tokens_bn, logps_bn = (np.array(a)[: len(prompts)] for a in whole)
-    return score_rollouts(tokenizer, task, [q for q in problems for _ in range(group)], group, prompts, tokens_bn, logps_bn)
+    return score_rollouts(
+        tokenizer,
+        task,
+        [q for q in problems for _ in range(group)],
+        group,
+        prompts,
+        tokens_bn,
+        logps_bn,
+    )
 
 
 def score_rollouts(
@@ -119,10 +144,14 @@ def score_rollouts(
         count = len(verdict.all_steps)
         right_bs[b, :count], exists_bs[b, :count] = [s.right for s in verdict.all_steps], 1
         verdicts.append(verdict)
-    return Rollouts(problems, verdicts, group, prompts, tokens_bn, logps_bn, step_bn, right_bs, exists_bs)
+    return Rollouts(
+        problems, verdicts, group, prompts, tokens_bn, logps_bn, step_bn, right_bs, exists_bs
+    )
 
 
-def pack_conversations(said: Sequence[tuple[Sequence[int], Sequence[float]]], length: int) -> dict[str, np.ndarray]:
+def pack_conversations(
+    said: Sequence[tuple[Sequence[int], Sequence[float]]], length: int
+) -> dict[str, np.ndarray]:
     """Rows of a next-token loss, each [B, length]: `tokens`, `targets`, and as `weights` what each target counts.
     said: (ids, weights) of every row, the question's with weight 0."""
     whole = np.zeros((len(said), length + 1), np.int32)
@@ -136,12 +165,18 @@ def pack_conversations(said: Sequence[tuple[Sequence[int], Sequence[float]]], le
     return {"tokens": whole[:, :-1], "targets": whole[:, 1:], "weights": weights[:, 1:]}
 
 
-def make_rows(r: Rollouts, length: int, advantage_bn: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def make_rows(
+    r: Rollouts, length: int, advantage_bn: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The batch of the policy loss, each [B, length]: the question and what was said, as inputs and next-token targets;
     `weights`, `old` (the sampler's log-probabilities) and `advantage` stand where the sampled tokens are targets."""
     said = [(p, r.ids(b)) for b, p in enumerate(r.prompts)]
     out = pack_conversations([(p + ids, [0] * len(p) + [1] * len(ids)) for p, ids in said], length)
-    given = {"old": r.logps_bn} if advantage_bn is None else {"old": r.logps_bn, "advantage": advantage_bn}
+    given = (
+        {"old": r.logps_bn}
+        if advantage_bn is None
+        else {"old": r.logps_bn, "advantage": advantage_bn}
+    )
     b, n, t = r.places
     for name, values_bn in given.items():
         check_values(f"the {name}", values_bn, r.tokens_bn.shape)
@@ -164,15 +199,21 @@ def check_values(what: str, values: np.ndarray, shape: tuple[int, ...]) -> np.nd
     if values.shape != shape:
         raise UserError(f"{what} has the shape {values.shape}; it must be {shape}")
     if not np.issubdtype(values.dtype, np.floating):
-        raise UserError(f"{what} is of type {values.dtype}; give floats, so that nothing is rounded or cast in silence")
+        raise UserError(
+            f"{what} is of type {values.dtype}; give floats, so that nothing is rounded or cast in silence"
+        )
     if not np.isfinite(values).all():
-        raise UserError(f"{what} holds {int((~np.isfinite(values)).sum())} values that are not finite numbers")
+        raise UserError(
+            f"{what} holds {int((~np.isfinite(values)).sum())} values that are not finite numbers"
+        )
     return values
 
 
 def signal_batch(r: Rollouts, advantage_bn: np.ndarray) -> np.ndarray:
     """float32 [B]: 1 for rows of groups in which any advantage is not zero (DAPO's dynamic sampling)."""
-    any_g = (np.abs(advantage_bn * r.mask_bn).reshape(-1, r.group * advantage_bn.shape[1]) > 1e-9).any(axis=1)
+    any_g = (
+        np.abs(advantage_bn * r.mask_bn).reshape(-1, r.group * advantage_bn.shape[1]) > 1e-9
+    ).any(axis=1)
     return np.repeat(any_g, r.group).astype(np.float32)
 
 
@@ -197,10 +238,14 @@ def sample_continuations(
     size = max(padded.shape[1], max(map(len, r.prompts)) + N)
     place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
     padded, lengths = jax.device_put(padded, place), jax.device_put(lengths, place)
-    cache = sample.prefill(c, params, padded, lengths, jnp.zeros_like(lengths, jnp.uint32), size).cache
+    cache = sample.prefill(
+        c, params, padded, lengths, jnp.zeros_like(lengths, jnp.uint32), size
+    ).cache
     weights = sample.prepare_decode_params(c, params)
     begins = (np.diff(r.step_bn, axis=1, prepend=0) > 0).nonzero()  # of steps but the first
-    forks = np.repeat(np.stack(begins, axis=1), n, axis=0)  # [F, 2]: row, and tokens of it that are kept
+    forks = np.repeat(
+        np.stack(begins, axis=1), n, axis=0
+    )  # [F, 2]: row, and tokens of it that are kept
     won_bs, cost = np.zeros((B, N + 1)), 0
     for first in range(0, len(forks), chunk):
         part = forks[first : first + chunk]
@@ -215,7 +260,9 @@ def sample_continuations(
             ids = more[more >= 0].tolist()
             cost += len(ids)
             parsed = parse(tokenizer, r.ids(b)[:k] + ids)
-            won_bs[b, r.step_bn[b, k]] += task.judge(r.problems[b], parsed.steps, parsed.answer).final_right
+            won_bs[b, r.step_bn[b, k]] += task.judge(
+                r.problems[b], parsed.steps, parsed.answer
+            ).final_right
     value_bs = np.full((B, N + 1), np.nan, np.float32)
     at = (begins[0], r.step_bn[begins])
     value_bs[at] = won_bs[at] / n
@@ -223,7 +270,9 @@ def sample_continuations(
 
 
 @partial(jax.jit, static_argnames="c")
-def fork_prefixes(c: Model, weights: Params, cache: tuple, tokens_bt, row_f, length_f, seed_f) -> DecodeState:
+def fork_prefixes(
+    c: Model, weights: Params, cache: tuple, tokens_bt, row_f, length_f, seed_f
+) -> DecodeState:
     """Row row_f[i] of a cache, cut after its first length_f[i] tokens, ready to be sampled on.
 
     What the cache holds after the cut is not seen and is written over. The logits come from stepping once more over the
@@ -232,7 +281,21 @@ def fork_prefixes(c: Model, weights: Params, cache: tuple, tokens_bt, row_f, len
     length_f, seed_f = jax.reshard(length_f, P(ROWS)), jax.reshard(seed_f, P(ROWS))
     cache = jax.tree.map(lambda a: a.at[row_f].get(out_sharding=P(ROWS, "model")), cache)
     tokens_ft = tokens_bt.at[row_f].get(out_sharding=P(ROWS))
-    last_f, before_f = sample.take_per_row(tokens_ft, length_f - 1), sample.take_per_row(tokens_ft, jnp.maximum(length_f - 2, 0))
-    logits_fv, _ = sample.decode_step(c, weights, cache, sample.init_tail(cache), 0, last_f, before_f, length_f - 1)
+    last_f, before_f = (
+        sample.take_per_row(tokens_ft, length_f - 1),
+        sample.take_per_row(tokens_ft, jnp.maximum(length_f - 2, 0)),
+    )
+    logits_fv, _ = sample.decode_step(
+        c, weights, cache, sample.init_tail(cache), 0, last_f, before_f, length_f - 1
+    )
     empty = jnp.zeros((len(row_f), 0))
-    return DecodeState(cache, logits_fv, last_f, length_f, length_f >= c.context_len, seed_f, empty.astype(jnp.int32), empty)
+    return DecodeState(
+        cache,
+        logits_fv,
+        last_f,
+        length_f,
+        length_f >= c.context_len,
+        seed_f,
+        empty.astype(jnp.int32),
+        empty,
+    )

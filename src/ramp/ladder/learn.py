@@ -26,7 +26,7 @@ from ramp.model import cost, transformer
 from ramp.model.attention import MASKED, attention, visible_mask
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
-from ramp.stages import converse, evaluate
+from ramp.evals import samples, bpb
 from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
@@ -35,7 +35,13 @@ from ramp.train.state import init_state
 from ramp.train.step import make_step, make_update
 
 SEEDS = 3
-RATES = {"adam_lr": 3e-3, "embed_lr": 1e-2, "head_lr": 1e-2, "scalar_lr": 3e-3, "muon_lr": 1e-2}  # of probes
+RATES = {
+    "adam_lr": 3e-3,
+    "embed_lr": 1e-2,
+    "head_lr": 1e-2,
+    "scalar_lr": 3e-3,
+    "muon_lr": 1e-2,
+}  # of probes
 PROBE_MODEL = Model(width=64, context_len=64, dtype="float32", attention="xla")
 EVALUATIONS, HELD_OUT = 10, 512
 ENOUGH = 0.1  # two runs whose FLOPs differ by less are not both done
@@ -46,7 +52,9 @@ def rung_model(rung: Rung, c: Config, more: Mapping[str, Any] | None = None) -> 
     wanted, where = settings(rung) | dict(more or {}), f"rung {rung.number} ({rung.name})"
     optimizer = wanted.pop("optimizer", c.pretrain.optimizer)
     if unknown := wanted.keys() - vars(c.model):
-        raise UserError(f"rung {rung.number} sets '{min(unknown)}', which the model does not have; see config.Model")
+        raise UserError(
+            f"rung {rung.number} sets '{min(unknown)}', which the model does not have; see config.Model"
+        )
     width = wanted.pop("width", 0) or c.model.width or config.resolve(c).model.width
     m = replace(c.model, width=width, **wanted)
     m = replace(m, head_dim=width // m.num_heads)
@@ -74,8 +82,12 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> dict[str, Any]:
     m, t = c.model, c.pretrain
     tx = optim.make_optimizer(t, m.dtype)
     seeds = SEEDS * seed + np.arange(SEEDS)
-    make = jax.vmap(lambda s: init_state({"lm": transformer.init_params(m, jax.random.PRNGKey(s))}, tx, 0))
-    state = jax.jit(lambda s: jax.reshard(make(s), P()))(seeds)  # whole: `vmap` of a `cond` refuses split arrays
+    make = jax.vmap(
+        lambda s: init_state({"lm": transformer.init_params(m, jax.random.PRNGKey(s))}, tx, 0)
+    )
+    state = jax.jit(lambda s: jax.reshard(make(s), P()))(
+        seeds
+    )  # whole: `vmap` of a `cond` refuses split arrays
     step = jax.jit(jax.vmap(make_update(next_token_loss(m, 0.0), tx, t)), donate_argnums=0)
     judge = jax.jit(jax.vmap(partial(grade_rows, m)))
 
@@ -85,7 +97,11 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> dict[str, Any]:
         tokens, answers = map(np.stack, zip(*made, strict=True))
         targets, weights = np.zeros_like(tokens), np.zeros(tokens.shape, np.float32)
         targets[..., -answers.shape[-1] :], weights[..., -answers.shape[-1] :] = answers, 1
-        return {"tokens": jnp.asarray(tokens), "targets": jnp.asarray(targets), "weights": jnp.asarray(weights)}
+        return {
+            "tokens": jnp.asarray(tokens),
+            "targets": jnp.asarray(targets),
+            "weights": jnp.asarray(weights),
+        }
 
     held, steps, accuracy, losses = batch(0, HELD_OUT), [], [], []
     for i in range(1, t.steps + 1):
@@ -96,7 +112,12 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> dict[str, Any]:
             accuracy.append(judge(state.params["lm"], held))
     last = np.mean(losses[-10:], axis=0)
     diverged = ~(last < 2 * np.log(m.vocab_size)) | (np.asarray(state.guard["streak"]) > 0)
-    found = {"n": n, "steps": steps, "accuracy": np.array(accuracy).tolist(), "diverged": float(np.mean(diverged))}
+    found = {
+        "n": n,
+        "steps": steps,
+        "accuracy": np.array(accuracy).tolist(),
+        "diverged": float(np.mean(diverged)),
+    }
     if m.depth == 0:
         return found
     s = jax.jit(jax.vmap(partial(scores, m)))(state.params["lm"], held["tokens"][:, :64])
@@ -108,8 +129,12 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> dict[str, Any]:
 
 def grade_rows(m: Model, params: dict, batch: dict[str, jax.Array]) -> jax.Array:
     """The share of questions whose answer the model finds likelier than any other token."""
-    logits_nv = transformer.unembed(m, params, transformer.compute_hidden(m, params, batch["tokens"]))
-    best = jax.lax.reshape(jnp.argmax(logits_nv, axis=-1), batch["targets"].shape, out_sharding=P(transformer.ROWS))
+    logits_nv = transformer.unembed(
+        m, params, transformer.compute_hidden(m, params, batch["tokens"])
+    )
+    best = jax.lax.reshape(
+        jnp.argmax(logits_nv, axis=-1), batch["targets"].shape, out_sharding=P(transformer.ROWS)
+    )
     return jnp.sum((best == batch["targets"]) * batch["weights"]) / jnp.sum(batch["weights"])
 
 
@@ -137,7 +162,11 @@ def train_corpus(rung: Rung, c: Config, rundir: RunDir) -> dict[str, Any]:
     rc = replace(rc, pretrain=replace(rc.pretrain, **rung.train))
     flops, most = (cost.flops_per_token(x.model, x.pretrain.seq_len) for x in (rc, top))
     found = train_bigram(rc, rundir)
-    found |= {"params": cost.count_params(rc.model), "flops": flops, "cache": cost.cache_bytes(rc.model, 1, 1)}
+    found |= {
+        "params": cost.count_params(rc.model),
+        "flops": flops,
+        "cache": cost.cache_bytes(rc.model, 1, 1),
+    }
     if abs(most / flops - 1) < ENOUGH:
         return found | {"bpb_equal": found["bpb"]}
     longer = replace(rc.pretrain, steps=round(c.pretrain.steps * most / flops))
@@ -149,18 +178,35 @@ def train_bigram(c: Config, rundir: RunDir) -> dict[str, Any]:
 
     Held-out rows: `c.eval.num_rows`; all of them for a model without blocks, which is held against exact counts.
     """
-    t, m, mesh, tokenizer = c.pretrain, c.model, jax.sharding.get_mesh(), Tokenizer.load(rundir.tokenizer)
-    train, val = (TokenRows(rundir.tokens(s), t.seq_len, tokenizer.fingerprint) for s in ("train", "val"))
+    t, m, mesh, tokenizer = (
+        c.pretrain,
+        c.model,
+        jax.sharding.get_mesh(),
+        Tokenizer.load(rundir.tokenizer),
+    )
+    train, val = (
+        TokenRows(rundir.tokens(s), t.seq_len, tokenizer.fingerprint) for s in ("train", "val")
+    )
     tx = optim.make_optimizer(t, m.dtype)
-    state = jax.jit(lambda: init_state({"lm": transformer.init_params(m, jax.random.PRNGKey(c.seed))}, tx, c.seed))()
-    step, batches, losses = make_step(next_token_loss(m, t.z_loss), tx, t), Batches(train, t.batch_size, c.seed), []
+    state = jax.jit(
+        lambda: init_state(
+            {"lm": transformer.init_params(m, jax.random.PRNGKey(c.seed))}, tx, c.seed
+        )
+    )()
+    step, batches, losses = (
+        make_step(next_token_loss(m, t.z_loss), tx, t),
+        Batches(train, t.batch_size, c.seed),
+        [],
+    )
     for i in range(t.steps):
         state, metrics = step(state, shard_batch(mesh, partial(batches, i), t.batch_size))
         losses.append(metrics["train/loss"])
-    found = evaluate.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows if m.depth else 0)(state.params)
+    found = bpb.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows if m.depth else 0)(
+        state.params
+    )
     for _ in range(2):  # the first time it compiles
         began = time.perf_counter()
-        written = converse.continue_prompts(c, state.params, tokenizer, 1, lambda: None)
+        written = samples.continue_prompts(c, state.params, tokenizer, 1, lambda: None)
         seconds = time.perf_counter() - began
     return {
         "bpb": found["val_bpb"],
@@ -171,18 +217,35 @@ def train_bigram(c: Config, rundir: RunDir) -> dict[str, Any]:
     }
 
 
-def count_bigrams(rung: Rung, c: Config, rundir: RunDir, beside: Mapping[str, float]) -> dict[str, Any]:
+def count_bigrams(
+    rung: Rung, c: Config, rundir: RunDir, beside: Mapping[str, float]
+) -> dict[str, Any]:
     """A table of counts, of bytes (rung 0) or of pairs: its bits per byte, a sample, and what is drawn of pairs."""
     pairs = bigrams(TokenRows(rundir.tokens("train"), 2).stream)
     singles = pairs.sum(axis=0)
-    table, bits = (pairs, beside["bigram"]) if rung.number else (np.tile(singles, (256, 1)), beside["unigram"])
+    table, bits = (
+        (pairs, beside["bigram"])
+        if rung.number
+        else (np.tile(singles, (256, 1)), beside["unigram"])
+    )
     rng, text = np.random.default_rng(c.seed), [int(singles.argmax())]
     for _ in range(c.sample.max_new_tokens):
         row = table[text[-1]] + 1e-9
         text.append(int(rng.choice(256, p=row / row.sum())))
-    found = {"bpb": bits, "bpb_equal": bits, "params": 256 ** (rung.number + 1), "flops": 0, "cache": 0, "decode": 0}
+    found = {
+        "bpb": bits,
+        "bpb_equal": bits,
+        "params": 256 ** (rung.number + 1),
+        "flops": 0,
+        "cache": 0,
+        "decode": 0,
+    }
     common = np.sort(np.argsort(-singles)[:40])
-    shown = {"bytes": common.tolist(), "table": pairs[np.ix_(common, common)].tolist()} if rung.number else {}
+    shown = (
+        {"bytes": common.tolist(), "table": pairs[np.ix_(common, common)].tolist()}
+        if rung.number
+        else {}
+    )
     return found | shown | {"sample": bytes(text).decode("utf-8", "replace")}
 
 

@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 Rows = tuple[np.ndarray, np.ndarray]
-FILLERS, REACH = 8, 8  # symbols without meaning; how far the fixed window of rung 3 sees, the last token included
+FILLERS, REACH = (
+    8,
+    8,
+)  # symbols without meaning; how far the fixed window of rung 3 sees, the last token included
 MARKS = ["·"] * FILLERS + ["a", "b"]
 QUESTIONS = 16  # that follow a table
 POPULAR = 16  # how much oftener than another a pair of `repeated` may stand in a row
@@ -31,13 +34,17 @@ class Probe:
     asks: str  # one sentence
     rows: Callable[[np.random.Generator, int, int], Rows]
     size: int  # n
-    names: Callable[[int], list[str]]  # of n: what people call the first ids; the others are questions
+    names: Callable[
+        [int], list[str]
+    ]  # of n: what people call the first ids; the others are questions
     vocab: Callable[[int], int]  # of n: ids 0 .. vocab-1 in tokens and answers
     chance: Callable[[int], float]  # of n
     steps: int  # for `size`; for another n as its square
     batch: int = 32
     rate: float = 1.0  # times `learn.RATES`
-    settings: Mapping[str, Any] = field(default_factory=dict)  # of the model, for the rung and the one below alike
+    settings: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of the model, for the rung and the one below alike
 
 
 def shuffled(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
@@ -57,7 +64,9 @@ def occurred(rng: np.random.Generator, n: int, count: int) -> Rows:
     tokens = rng.integers(0, FILLERS, (count, n), dtype=np.int32)
     answer = rng.integers(0, 2, count, dtype=np.int32)
     place = rng.integers(0, n - REACH, count)
-    tokens[np.arange(count), place] = np.where(answer == 1, FILLERS, tokens[np.arange(count), place])
+    tokens[np.arange(count), place] = np.where(
+        answer == 1, FILLERS, tokens[np.arange(count), place]
+    )
     tokens[:, -1] = FILLERS + 1
     return tokens, answer[:, None]
 
@@ -66,7 +75,9 @@ def recall(rng: np.random.Generator, n: int, count: int) -> Rows:
     """n keys have a value of 0 or 1. Which one does the key asked for have? A bag can tell which is commoner: chance."""
     values = rng.integers(0, 2, (count, n))
     asked = rng.integers(0, n, (count, QUESTIONS))
-    tokens = np.concatenate([rng.permuted(np.arange(n) * 2 + values, axis=1), 2 * n + asked], axis=1)
+    tokens = np.concatenate(
+        [rng.permuted(np.arange(n) * 2 + values, axis=1), 2 * n + asked], axis=1
+    )
     return tokens.astype(np.int32), np.take_along_axis(values, asked, axis=1).astype(np.int32)
 
 
@@ -96,7 +107,9 @@ def lookups(rng: np.random.Generator, n: int, count: int) -> Rows:
     table = repeated(rng, np.arange(n) * n + values, 6 * n)
     asked = rng.integers(0, n, (count, QUESTIONS))
     found = [np.take_along_axis(values, (asked + i) % n, axis=1) * n**i for i in range(ASKED)]
-    return np.concatenate([table, n * n + asked], axis=1).astype(np.int32), sum(found).astype(np.int32)
+    return np.concatenate([table, n * n + asked], axis=1).astype(np.int32), sum(found).astype(
+        np.int32
+    )
 
 
 def repeated(rng: np.random.Generator, pairs_bn: np.ndarray, length: int) -> np.ndarray:
@@ -104,7 +117,9 @@ def repeated(rng: np.random.Generator, pairs_bn: np.ndarray, length: int) -> np.
     popular = np.cumsum(POPULAR ** rng.random(pairs_bn.shape), axis=1)
     drawn = popular[:, -1:] * rng.random((len(pairs_bn), length - pairs_bn.shape[1]))
     again = (drawn[..., None] >= popular[:, None]).sum(axis=-1)
-    return rng.permuted(np.concatenate([pairs_bn, np.take_along_axis(pairs_bn, again, axis=1)], axis=1), axis=1)
+    return rng.permuted(
+        np.concatenate([pairs_bn, np.take_along_axis(pairs_bn, again, axis=1)], axis=1), axis=1
+    )
 
 
 def digits(rng: np.random.Generator, n: int, count: int) -> Rows:

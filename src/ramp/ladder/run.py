@@ -12,16 +12,25 @@ from typing import Any
 
 import numpy as np
 
-from ramp import config, report
+from ramp import config
+from ramp.reporting import report
 from ramp.config import Config
 from ramp.ladder import page
-from ramp.ladder.learn import SEEDS, train_probe, train_corpus, count_bigrams, probe_config, rung_model
+from ramp.ladder.learn import (
+    SEEDS,
+    train_probe,
+    train_corpus,
+    count_bigrams,
+    probe_config,
+    rung_model,
+)
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below, settings
 from ramp.rundir import RunDir, write_atomic
-from ramp.stages import evaluate, prepare
+from ramp.evals import bpb
+from ramp.stages import prepare
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import MetricWriter
+from ramp.reporting.metrics import MetricWriter
 
 SAME = 0.02  # bits per byte: what costs less may be worse by so much
 
@@ -54,7 +63,10 @@ def verdict(rung: Rung, low: dict | None, high: dict) -> dict[str, Any]:
             earned &= high["bpb"] <= low["bpb"] + SAME
         return {"below": [a], "this": [b], "earned": bool(earned)}
     chance = PROBES[rung.probe].chance(high["probe"]["n"])
-    a, b = ([(x - chance) / (1 - chance) for x in found["probe"]["accuracy"][-1]] for found in (low, high))
+    a, b = (
+        [(x - chance) / (1 - chance) for x in found["probe"]["accuracy"][-1]]
+        for found in (low, high)
+    )
     return {"below": a, "this": b, "earned": max(a) <= FAIL and min(b) >= PASS}
 
 
@@ -78,14 +90,19 @@ def run(c: Config, directory: Path, rungs: list[Rung], scale: float, text: bool)
         beside = once(directory, "beside", (c,), lambda: baselines(rundir)) if text else {}
         rows = []
         for rung in rungs:
-            low, high = (r and measure_rung(r, rung.probe, c, rundir, scale, beside) for r in (rung_below(rung), rung))
+            low, high = (
+                r and measure_rung(r, rung.probe, c, rundir, scale, beside)
+                for r in (rung_below(rung), rung)
+            )
             rows.append((rung, low, high, verdict(rung, low, high)))
             print("  ".join(filter(None, list(page.cells(*rows[-1]).values())[:6])), flush=True)
         if text:
             page.write(directory / "ladder.html", rows, beside)
             draw(directory, rows)
     verdicts = [judged["earned"] for *_, judged in rows if "earned" in judged]
-    print(f"{sum(verdicts)} of {len(verdicts)} earned their place; {time.perf_counter() - began:.0f} s")
+    print(
+        f"{sum(verdicts)} of {len(verdicts)} earned their place; {time.perf_counter() - began:.0f} s"
+    )
     return 0
 
 
@@ -98,11 +115,17 @@ def once(directory: Path, name: str, key: tuple, work: Callable[[], dict]) -> di
     return json.loads(path.read_text())
 
 
-def measure_rung(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, beside: dict) -> dict:
+def measure_rung(
+    rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float, beside: dict
+) -> dict:
     """What a rung makes of the corpus (if it has been read) and of a probe."""
     found, name = {}, f"{rung.number:02}"
     if beside:
-        work = (lambda: train_corpus(rung, c, rundir)) if rung.settings else (lambda: count_bigrams(rung, c, rundir, beside))
+        work = (
+            (lambda: train_corpus(rung, c, rundir))
+            if rung.settings
+            else (lambda: count_bigrams(rung, c, rundir, beside))
+        )
         found = once(rundir.path, f"{name}-corpus", (c, settings(rung), rung.train, beside), work)
     if asked:
         probe = PROBES[asked]
@@ -116,7 +139,7 @@ def measure_rung(rung: Rung, asked: str, c: Config, rundir: RunDir, scale: float
 
 def baselines(rundir: RunDir) -> dict[str, float]:
     """Bits per byte of the whole held-out text under byte n-grams and xz."""
-    return evaluate.fit_baselines(rundir, Tokenizer.load(rundir.tokenizer), order=0)
+    return bpb.fit_baselines(rundir, Tokenizer.load(rundir.tokenizer), order=0)
 
 
 def draw(directory: Path, rows: list) -> None:

@@ -13,7 +13,10 @@ from typing import Any
 
 from ramp.errors import UserError
 
-FAIL, PASS = 0.25, 0.9  # of the way from chance to the ceiling: at most for the rung below, at least for this one
+FAIL, PASS = (
+    0.25,
+    0.9,
+)  # of the way from chance to the ceiling: at most for the rung below, at least for this one
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,20 @@ class Rung:
     margin: float = 0.0  # this rung's measure must be lower than the other's by this share
     main: bool = True  # later rungs keep it; every rung stands on the last such one before it
     motive: str = ""
-    train: Mapping[str, Any] = field(default_factory=dict)  # of `config.Train`, on the corpus, for this rung alone
+    train: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of `config.Train`, on the corpus, for this rung alone
 
 
-BARE = {"depth": 0, "num_heads": 1, "norm": False, "residual": False, "rope": False, "qk_norm": False, "mlp": "none"}
+BARE = {
+    "depth": 0,
+    "num_heads": 1,
+    "norm": False,
+    "residual": False,
+    "rope": False,
+    "qk_norm": False,
+    "mlp": "none",
+}
 RUNGS = (
     Rung(0, "unigram", motive="Some bytes are commoner than others: a table of 256 counts knows that much, and no more."),
     Rung(1, "bigram, counted", measure="bits per byte", margin=0.05,

@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-ROWS = ("replica", "data")  # the mesh axes that split the batch; weights are split over "data" and "model"
+ROWS = (
+    "replica",
+    "data",
+)  # the mesh axes that split the batch; weights are split over "data" and "model"
 BLOCK = 128  # queries at a time in the reference; on two CPU cores 128 beat 32, 64 and whole rows of 256
 MASKED = -1e30  # finite, so that a row with every key masked gives a mean instead of NaN
 
@@ -52,13 +55,19 @@ def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
         t, s = slice(start, end), slice(first, end)
         q, k, v = q_bkgth[:, :, :, t], k_bkth[:, :, s], v_bkth[:, :, s]
         scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
-        visible = visible_mask(jnp.arange(start, end)[:, None], jnp.arange(first, end)[None, :], window)
+        visible = visible_mask(
+            jnp.arange(start, end)[:, None], jnp.arange(first, end)[None, :], window
+        )
         if segments_bt is not None:
-            visible = visible & (segments_bt[:, None, None, t, None] == segments_bt[:, None, None, None, s])
+            visible = visible & (
+                segments_bt[:, None, None, t, None] == segments_bt[:, None, None, None, s]
+            )
         scores = jnp.where(visible, scores, MASKED)
         # Normalised after the product with the values: h divisions a query instead of T.
         weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-        o = jnp.einsum("bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        o = jnp.einsum(
+            "bkgts,bksh->bkgth", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+        )
         return (o / jnp.sum(weights, axis=-1, keepdims=True)).astype(q.dtype)
 
     outs = [attend(start, min(start + BLOCK, T)) for start in range(0, T, BLOCK)]
@@ -68,7 +77,9 @@ def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
 def _heads_first(q_bthd, k_btkd, v_btkd):
     """Scaled queries [B, K, G, T, h], keys and values [B, K, T, h]."""
     (B, T, H, h), K = q_bthd.shape, k_btkd.shape[2]
-    q_btkgh = jax.lax.reshape(q_bthd * h**-0.5, (B, T, K, H // K, h), out_sharding=P(ROWS, None, "model"))
+    q_btkgh = jax.lax.reshape(
+        q_bthd * h**-0.5, (B, T, K, H // K, h), out_sharding=P(ROWS, None, "model")
+    )
     k_bkth, v_bkth = (jnp.transpose(a, (0, 2, 1, 3)) for a in (k_btkd, v_btkd))
     return jnp.transpose(q_btkgh, (0, 2, 3, 1, 4)), k_bkth, v_bkth
 
@@ -104,7 +115,10 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
         """One device's share: q [b, k, g, T, h], k and v [b, k, T, h], segments [b, T] or None."""
         group = q.shape[2]
         call = kernel.make_splash_mqa_single_device(
-            masks.MultiHeadMask([mask] * group), block_sizes=sizes, interpret=interpret, residual_checkpoint_name="attn"
+            masks.MultiHeadMask([mask] * group),
+            block_sizes=sizes,
+            interpret=interpret,
+            residual_checkpoint_name="attn",
         )
         ids = None if segments is None else kernel.SegmentIds(q=segments, kv=segments)
         over_heads = jax.vmap(call, in_axes=(0, 0, 0, None))
@@ -118,9 +132,18 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
         narrow = masks.LocalMask((T, T), window_size=(window - 1, 0), offset=0)
         return run(masks.LogicalAnd(full, narrow), q, k, v, segments)
 
-    specs = (P(ROWS, "model"), P(ROWS, "model"), P(ROWS, "model"), None if segments_bt is None else P(ROWS))
-    sharded = jax.shard_map(partial(local, window=window), in_specs=specs, out_specs=P(ROWS, "model"), check_vma=False)
-    return _heads_last(sharded(*_heads_first(q_bthd, k_btkd, v_btkd), segments_bt)).astype(q_bthd.dtype)
+    specs = (
+        P(ROWS, "model"),
+        P(ROWS, "model"),
+        P(ROWS, "model"),
+        None if segments_bt is None else P(ROWS),
+    )
+    sharded = jax.shard_map(
+        partial(local, window=window), in_specs=specs, out_specs=P(ROWS, "model"), check_vma=False
+    )
+    return _heads_last(sharded(*_heads_first(q_bthd, k_btkd, v_btkd), segments_bt)).astype(
+        q_bthd.dtype
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- GPU kernel
@@ -128,7 +151,9 @@ def _cudnn(q_bthd, k_btkd, v_btkd, window, segments_bt):
     """cuDNN's fused attention (bfloat16 only), one call per device; segments become a boolean mask."""
 
     def local(q, k, v, segments):
-        mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
+        mask = (
+            None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
+        )
         size = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=True, local_window_size=size, implementation="cudnn"
@@ -136,4 +161,6 @@ def _cudnn(q_bthd, k_btkd, v_btkd, window, segments_bt):
 
     spec = P(ROWS, None, "model")
     specs = (spec, spec, spec, None if segments_bt is None else P(ROWS))
-    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(q_bthd, k_btkd, v_btkd, segments_bt)
+    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(
+        q_bthd, k_btkd, v_btkd, segments_bt
+    )

@@ -12,7 +12,11 @@ FLOAT32 = 4
 
 def count_params(c: Model) -> int:
     """All weights of the model."""
-    block = c.width * c.norm * (1 if c.mlp == "none" else 2) + 2 * c.head_dim * c.qk_norm + 2 * c.x0_scalars
+    block = (
+        c.width * c.norm * (1 if c.mlp == "none" else 2)
+        + 2 * c.head_dim * c.qk_norm
+        + 2 * c.x0_scalars
+    )
     block += (c.vocab_size * c.num_kv_heads * c.head_dim + 12 * c.num_kv_heads) * c.value_embeds
     embed = c.vocab_size * c.width + 25 * c.smear
     head = c.width * c.norm + c.vocab_size * c.width * (not c.tie_embeddings)
@@ -53,7 +57,15 @@ def state_bytes(c: Model, t: Train) -> int:
 
 def cache_bytes(c: Model, batch: int, size: int) -> int:
     """Keys and values of `batch` rows with room for `size` tokens, in the compute dtype."""
-    return 2 * c.depth * batch * c.num_kv_heads * c.head_dim * size * (2 if c.dtype == "bfloat16" else 4)
+    return (
+        2
+        * c.depth
+        * batch
+        * c.num_kv_heads
+        * c.head_dim
+        * size
+        * (2 if c.dtype == "bfloat16" else 4)
+    )
 
 
 def step_bytes(c: Model, t: Train, data: int, model: int, replica: int = 1) -> float:
@@ -65,15 +77,23 @@ def step_bytes(c: Model, t: Train, data: int, model: int, replica: int = 1) -> f
     rows, split = t.batch_size / t.grad_accum_steps / (data * replica), data * model
     tokens, params, head_count = rows * t.seq_len, count_params(c), c.width * c.vocab_size / model
     gradients = FLOAT32 * params / split
-    if t.grad_accum_steps > 1:  # their sum, and cast weights: the compiler moves them out of the loop
+    if (
+        t.grad_accum_steps > 1
+    ):  # their sum, and cast weights: the compiler moves them out of the loop
         gradients += (FLOAT32 + half) * params / split
     logits = (c.loss_chunk or t.seq_len) * rows * c.vocab_size / model
     # The head: logits forward, their gradient backward (a place each), the matrix gathered, its gradient before and after
     # a piece (or a microbatch) is added, the hidden states and their gradient.
-    head = (FLOAT32 + half) * logits + (half + 2 * FLOAT32) * head_count + (FLOAT32 + 2 * half) * tokens * c.width
+    head = (
+        (FLOAT32 + half) * logits
+        + (half + 2 * FLOAT32) * head_count
+        + (FLOAT32 + 2 * half) * tokens * c.width
+    )
     # A block: its weights gathered, their gradient before it is scattered, and all that remat makes again or, without it,
     # cotangents of about half that. What fits takes the place of the logits.
-    work = tokens * activation_bytes(replace(c, remat="none"), model) / (2 if c.remat == "none" else 1)
+    work = (
+        tokens * activation_bytes(replace(c, remat="none"), model) / (2 if c.remat == "none" else 1)
+    )
     block = (half + FLOAT32) * count_matrix_params(c) / max(c.depth, 1) / model + work
     kept = tokens * c.depth * activation_bytes(c, model)
     return state_bytes(c, t) / split + gradients + kept + head + max(0, block - FLOAT32 * logits)
@@ -91,4 +111,6 @@ def activation_bytes(c: Model, model: int) -> float:
         return half * c.width + kernels * (half * heads + FLOAT32 * c.num_heads / model)
     norms = 2 * (2 * FLOAT32 + half) * c.width + c.qk_norm * 2 * FLOAT32 * (heads + kv_heads)
     attention = half * (2 * heads + 2 * kv_heads + c.num_heads * c.head_dim / model)
-    return norms + attention + {"none": 0, "relu2": 3, "swiglu": 6}[c.mlp] * half * c.mlp_dim / model
+    return (
+        norms + attention + {"none": 0, "relu2": 3, "swiglu": 6}[c.mlp] * half * c.mlp_dim / model
+    )

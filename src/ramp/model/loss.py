@@ -8,7 +8,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.model.transformer import ROWS, Params, gather_weight, apply_head, compute_hidden, scatter_grad, unembed
+from ramp.model.transformer import (
+    ROWS,
+    Params,
+    gather_weight,
+    apply_head,
+    compute_hidden,
+    scatter_grad,
+    unembed,
+)
 
 
 def cross_entropy(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -22,7 +30,9 @@ def cross_entropy(logits_nv: jax.Array, targets_n: jax.Array) -> tuple[jax.Array
     return log_z_n - jnp.sum(jnp.where(hit_nv, logits_nv, 0.0), axis=-1), log_z_n
 
 
-def token_cross_entropy(c: Model, params: Params, x_nd: jax.Array, targets_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_cross_entropy(
+    c: Model, params: Params, x_nd: jax.Array, targets_bt: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy and log-normaliser, [B, T] float32, from hidden states [B*T, D].
 
     With `c.loss_chunk` = t, a device's rows are cut into T/t pieces whose logits are made, used and forgotten one after
@@ -36,11 +46,15 @@ def token_cross_entropy(c: Model, params: Params, x_nd: jax.Array, targets_bt: j
         raise ValueError(f"a row of {T} tokens does not divide into loss chunks of {c.loss_chunk}")
     else:
         y_nd, w_dv = apply_head(c, params, x_nd)
-        losses, log_z = chunked_cross_entropy(y_nd, w_dv, targets_n, T // c.loss_chunk, c.logit_softcap)
+        losses, log_z = chunked_cross_entropy(
+            y_nd, w_dv, targets_n, T // c.loss_chunk, c.logit_softcap
+        )
     return tuple(jax.lax.reshape(a, (B, T), out_sharding=P(ROWS)) for a in (losses, log_z))
 
 
-def next_token_loss(c: Model, z_loss: float) -> Callable[[Params, dict, jax.Array], tuple[jax.Array, dict]]:
+def next_token_loss(
+    c: Model, z_loss: float
+) -> Callable[[Params, dict, jax.Array], tuple[jax.Array, dict]]:
     """Cross-entropy of the next token where `weights` says so, nats; plus z_loss · log²Z (Chowdhery et al. 2022, 5)."""
 
     def loss(params: Params, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
@@ -72,11 +86,16 @@ def chunked_cross_entropy(
 SPECS = P(ROWS), P("data", "model"), P(ROWS)  # y, w, targets
 
 
-def _logits(y_nd: jax.Array, w_dv: jax.Array, targets_n: jax.Array, cap: float) -> tuple[jax.Array, jax.Array]:
+def _logits(
+    y_nd: jax.Array, w_dv: jax.Array, targets_n: jax.Array, cap: float
+) -> tuple[jax.Array, jax.Array]:
     """This device's slice of the logits, and where the targets are in it."""
     logits_nv = jnp.dot(y_nd, w_dv, preferred_element_type=jnp.float32)
     logits_nv = cap * jnp.tanh(logits_nv / cap) if cap else logits_nv
-    ids = jax.lax.broadcasted_iota(jnp.int32, (1, w_dv.shape[1]), 1) + jax.lax.axis_index("model") * w_dv.shape[1]
+    ids = (
+        jax.lax.broadcasted_iota(jnp.int32, (1, w_dv.shape[1]), 1)
+        + jax.lax.axis_index("model") * w_dv.shape[1]
+    )
     return logits_nv, ids == targets_n[:, None]
 
 
@@ -103,7 +122,9 @@ def _forward(y_nd, w_dv, targets_n, pieces, cap):
         _, both = jax.lax.scan(piece, None, _cut(pieces, y_nd, targets_n))
         return tuple(a.reshape(-1) for a in both)
 
-    out = jax.shard_map(local, in_specs=SPECS, out_specs=(P(ROWS), P(ROWS)), check_vma=False)(y_nd, w_dv, targets_n)
+    out = jax.shard_map(local, in_specs=SPECS, out_specs=(P(ROWS), P(ROWS)), check_vma=False)(
+        y_nd, w_dv, targets_n
+    )
     return out, (y_nd, w_dv, targets_n, out[1])
 
 
@@ -115,11 +136,15 @@ def _backward(pieces, cap, saved, cotangents):
             y_nd, targets_n, log_z_n, by_loss_n, by_log_z_n = xs
             logits_nv, hit_nv = _logits(y_nd, w, targets_n, cap)
             by_probs_n = (by_loss_n + by_log_z_n)[:, None]
-            d_nv = jnp.exp(logits_nv - log_z_n[:, None]) * by_probs_n - jnp.where(hit_nv, by_loss_n[:, None], 0.0)
+            d_nv = jnp.exp(logits_nv - log_z_n[:, None]) * by_probs_n - jnp.where(
+                hit_nv, by_loss_n[:, None], 0.0
+            )
             d_nv = d_nv * (1 - jnp.square(logits_nv / cap)) if cap else d_nv
             d_nv = d_nv.astype(y_nd.dtype)
             dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-            return dw_dv + dot(y_nd, d_nv, (((0,), (0,)), ((), ()))), dot(d_nv, w, (((1,), (1,)), ((), ())))
+            return dw_dv + dot(y_nd, d_nv, (((0,), (0,)), ((), ()))), dot(
+                d_nv, w, (((1,), (1,)), ((), ()))
+            )
 
         xs = _cut(pieces, y_nd, targets_n, log_z_n, by_loss_n, by_log_z_n)
         dw_dv, dy = jax.lax.scan(piece, jnp.zeros(w.shape, jnp.float32), xs)
@@ -127,7 +152,9 @@ def _backward(pieces, cap, saved, cotangents):
         return dy_nd, scatter_grad(dw_dv, SPECS[1], w_dv.dtype)
 
     rows = P(ROWS)
-    run = jax.shard_map(local, in_specs=(*SPECS, rows, rows, rows), out_specs=SPECS[:2], check_vma=False)
+    run = jax.shard_map(
+        local, in_specs=(*SPECS, rows, rows, rows), out_specs=SPECS[:2], check_vma=False
+    )
     dy_nd, dw_dv = run(*saved, *cotangents)
     return dy_nd, dw_dv, None
 

@@ -63,7 +63,11 @@ def _specs(split: str) -> tuple[P, P]:
 def gather_weight(w_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
     """Inside shard_map: a device's part of a weight, cast (half the bytes), then whole along "data"."""
     w_df = w_df.astype(dtype)
-    return jax.lax.all_gather(w_df, "data", axis=spec.index("data"), tiled=True) if "data" in spec else w_df
+    return (
+        jax.lax.all_gather(w_df, "data", axis=spec.index("data"), tiled=True)
+        if "data" in spec
+        else w_df
+    )
 
 
 def scatter_grad(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
@@ -71,7 +75,11 @@ def scatter_grad(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
     if "data" in spec:
         for groups in scatter_groups(jax.lax.axis_size("data")):
             dw_df = jax.lax.psum_scatter(
-                dw_df, "data", scatter_dimension=spec.index("data"), axis_index_groups=groups, tiled=True
+                dw_df,
+                "data",
+                scatter_dimension=spec.index("data"),
+                axis_index_groups=groups,
+                tiled=True,
             )
     return jax.lax.psum(dw_df, "replica").astype(dtype)
 
@@ -92,7 +100,9 @@ def _linear_fwd(x_nd, w_df, split, out_dtype):
     w_spec = jax.typeof(w_df).sharding.spec
 
     def local(x_nd, w_df):
-        y_nf = jnp.dot(x_nd, gather_weight(w_df, w_spec, x_nd.dtype), preferred_element_type=jnp.float32)
+        y_nf = jnp.dot(
+            x_nd, gather_weight(w_df, w_spec, x_nd.dtype), preferred_element_type=jnp.float32
+        )
         y_nf = y_nf.astype(out_dtype or x_nd.dtype)
         return y_nf if split == "out" else jax.lax.psum(y_nf, "model")
 
@@ -110,9 +120,13 @@ def _linear_bwd(split, out_dtype, saved, dy_nf):
         w = gather_weight(w_df, w_spec, x_nd.dtype)
         dx_nd = dot(dy_nf, w, (((1,), (1,)), ((), ()))).astype(x_nd.dtype)
         dw_df = dot(transpose_for_product(x_nd), dy_nf, (((1,), (0,)), ((), ())))
-        return jax.lax.psum(dx_nd, "model") if split == "out" else dx_nd, scatter_grad(dw_df, w_spec, w_df.dtype)
+        return jax.lax.psum(dx_nd, "model") if split == "out" else dx_nd, scatter_grad(
+            dw_df, w_spec, w_df.dtype
+        )
 
-    run = jax.shard_map(local, in_specs=(x_spec, w_spec, y_spec), out_specs=(x_spec, w_spec), check_vma=False)
+    run = jax.shard_map(
+        local, in_specs=(x_spec, w_spec, y_spec), out_specs=(x_spec, w_spec), check_vma=False
+    )
     return run(x_nd, w_df, dy_nf.astype(x_nd.dtype))
 
 
@@ -156,10 +170,14 @@ def rope(x_bthd: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     x = x_bthd.astype(jnp.float32)
     x1, x2 = jnp.split(x, 2, axis=-1)
     cos, sin = (jnp.concatenate(pair, axis=-1)[..., None, :] for pair in ((cos, cos), (-sin, sin)))
-    return (x * cos + jnp.concatenate([x2, x1], axis=-1) * sin).astype(x_bthd.dtype)  # whole heads: TPU lanes are full
+    return (x * cos + jnp.concatenate([x2, x1], axis=-1) * sin).astype(
+        x_bthd.dtype
+    )  # whole heads: TPU lanes are full
 
 
-def make_fixed_qk(c: Model, B: int, T: int, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+def make_fixed_qk(
+    c: Model, B: int, T: int, cos: jax.Array, sin: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Queries and keys that nobody learns, so that attention, its cache and its kernels serve the models before it.
 
     "mean": all zero, so every token of the past weighs the same. "window": head j sees the token j places back and no
@@ -184,19 +202,30 @@ class Embed(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_bt: jax.Array, previous_b: jax.Array | None = None, segments_bt: jax.Array | None = None
+        self,
+        tokens_bt: jax.Array,
+        previous_b: jax.Array | None = None,
+        segments_bt: jax.Array | None = None,
     ) -> jax.Array:
         c, dtype = self.c, jnp.dtype(self.c.dtype)
-        table_vd = self.param("table", normal_init(c.embed_std, P("model", "data")), (c.vocab_size, c.width))
+        table_vd = self.param(
+            "table", normal_init(c.embed_std, P("model", "data")), (c.vocab_size, c.width)
+        )
         x_btd = lookup_rows(table_vd, tokens_bt, dtype)
         if c.smear:
             gate = self.param("smear_gate", normal_init(0.02, P()), (24,))
             scale = self.param("smear_scale", constant_init(0.0), ())
-            first = jnp.zeros_like(x_btd[:, :1]) if previous_b is None else lookup_rows(table_vd, previous_b[:, None], dtype)
+            first = (
+                jnp.zeros_like(x_btd[:, :1])
+                if previous_b is None
+                else lookup_rows(table_vd, previous_b[:, None], dtype)
+            )
             before_btd = jnp.concatenate([first, x_btd[:, :-1]], axis=1)
             share = scale * jax.nn.sigmoid(x_btd[..., :24].astype(jnp.float32) @ gate)
             if segments_bt is not None:  # nothing comes over from the conversation before
-                share *= segments_bt == jnp.concatenate([segments_bt[:, :1], segments_bt[:, :-1]], axis=1)
+                share *= segments_bt == jnp.concatenate(
+                    [segments_bt[:, :1], segments_bt[:, :-1]], axis=1
+                )
             x_btd = x_btd + share[..., None].astype(dtype) * before_btd
         return jax.lax.reshape(x_btd, (tokens_bt.size, c.width), out_sharding=P(ROWS))
 
@@ -209,7 +238,11 @@ def lookup_rows(table_vd: jax.Array, tokens_bt: jax.Array, dtype: Any) -> jax.Ar
     and the gradient is summed in float32 in its own place: no reduction of a whole table.
     """
     here_bt = jax.reshard(tokens_bt, P("replica"))
-    x_btd = jax.reshard(table_vd, P(None, "data")).at[here_bt].get(out_sharding=P("replica", None, "data"))
+    x_btd = (
+        jax.reshard(table_vd, P(None, "data"))
+        .at[here_bt]
+        .get(out_sharding=P("replica", None, "data"))
+    )
     return jax.reshard(x_btd.astype(dtype), P(ROWS))
 
 
@@ -224,7 +257,10 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_nd, cos, sin, attend, tokens_bt, x0_nd):
         c = self.c
-        (B, T), (D, H, K, h, F) = tokens_bt.shape, (c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim)
+        (B, T), (D, H, K, h, F) = (
+            tokens_bt.shape,
+            (c.width, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim),
+        )
         out = P("data", "model")  # column-parallel: outputs split over "model"
         back = P("model", "data")  # row-parallel: inputs split over "model"
         std = D**-0.5
@@ -233,10 +269,16 @@ class Block(nn.Module):
             return jax.lax.reshape(y_nf, (B, T, n, h), out_sharding=P(ROWS, None, "model"))
 
         def norm(x_nd, name):
-            return rms_norm(x_nd, self.param(name, constant_init(1.0), (D,)), c.norm_eps) if c.norm else x_nd
+            return (
+                rms_norm(x_nd, self.param(name, constant_init(1.0), (D,)), c.norm_eps)
+                if c.norm
+                else x_nd
+            )
 
         def join(x_nd, o_nf, name):
-            begin = constant_init(0.0, back) if c.residual else normal_init(o_nf.shape[1] ** -0.5, back)
+            begin = (
+                constant_init(0.0, back) if c.residual else normal_init(o_nf.shape[1] ** -0.5, back)
+            )
             y_nd = linear(o_nf, self.param(name, begin, (o_nf.shape[1], D)), "in")
             return x_nd + y_nd if c.residual else y_nd
 
@@ -246,19 +288,27 @@ class Block(nn.Module):
 
         y_nd = norm(x_nd, "attn_norm")
         if c.token_mixer == "attention":
-            q_bthd = heads(linear(y_nd, self.param("wq", normal_init(std, out), (D, H * h)), "out"), H)
-            k_btkd = heads(linear(y_nd, self.param("wk", normal_init(std, out), (D, K * h)), "out"), K)
+            q_bthd = heads(
+                linear(y_nd, self.param("wq", normal_init(std, out), (D, H * h)), "out"), H
+            )
+            k_btkd = heads(
+                linear(y_nd, self.param("wk", normal_init(std, out), (D, K * h)), "out"), K
+            )
         else:
             q_bthd, k_btkd = make_fixed_qk(c, B, T, cos, sin)
         v_btkd = heads(linear(y_nd, self.param("wv", normal_init(std, out), (D, K * h)), "out"), K)
         if c.value_embeds:
-            table = self.param("value_table", normal_init(std, P("model", "data")), (c.vocab_size, K * h))
+            table = self.param(
+                "value_table", normal_init(std, P("model", "data")), (c.vocab_size, K * h)
+            )
             gate = self.param("value_gate", normal_init(0.02, P()), (12, K))
             share = 2 * jax.nn.sigmoid(y_nd[:, :12].astype(jnp.float32) @ gate)
             share_btk = jax.lax.reshape(share, (B, T, K), out_sharding=P(ROWS))
             value_btf = lookup_rows(table, tokens_bt, v_btkd.dtype)
             value_btkd = jax.lax.reshape(value_btf, (B, T, K, h), out_sharding=P(ROWS))
-            v_btkd += jax.reshard(share_btk[..., None].astype(v_btkd.dtype) * value_btkd, P(ROWS, None, "model"))
+            v_btkd += jax.reshard(
+                share_btk[..., None].astype(v_btkd.dtype) * value_btkd, P(ROWS, None, "model")
+            )
         if c.qk_norm:
             q_bthd = rms_norm(q_bthd, self.param("q_norm", constant_init(1.0), (h,)), c.norm_eps)
             k_btkd = rms_norm(k_btkd, self.param("k_norm", constant_init(1.0), (h,)), c.norm_eps)
@@ -289,10 +339,16 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x_nd: jax.Array, table_vd: jax.Array) -> tuple[jax.Array, jax.Array]:
         c = self.c
-        y_nd = rms_norm(x_nd, self.param("norm", constant_init(1.0), (c.width,)), c.norm_eps) if c.norm else x_nd
+        y_nd = (
+            rms_norm(x_nd, self.param("norm", constant_init(1.0), (c.width,)), c.norm_eps)
+            if c.norm
+            else x_nd
+        )
         if c.tie_embeddings:
             return y_nd, table_vd.T
-        return y_nd, self.param("weight", normal_init(c.head_std, P("data", "model")), (c.width, c.vocab_size))
+        return y_nd, self.param(
+            "weight", normal_init(c.head_std, P("data", "model")), (c.width, c.vocab_size)
+        )
 
 
 # ---------------------------------------------------------------------------------------------------- the model
@@ -308,21 +364,31 @@ def init_params(c: Model, key: jax.Array) -> Params:
     cos, sin = rope_angles(jnp.zeros((1,)), c.head_dim, c.rope_theta)
 
     def init_block(key):
-        return Block(c).init(key, x_nd, cos, sin, lambda q, k, v: (q, None), tokens_bt, x_nd)["params"]
+        return Block(c).init(key, x_nd, cos, sin, lambda q, k, v: (q, None), tokens_bt, x_nd)[
+            "params"
+        ]
 
     embed = Embed(c).init(jax.random.fold_in(key, 0), tokens_bt)["params"]
     head = Head(c).init(jax.random.fold_in(key, 1), x_nd, embed["table"])["params"]
-    blocks = jax.vmap(init_block)(jax.random.split(jax.random.fold_in(key, 2), c.depth)) if c.depth else {}
+    blocks = (
+        jax.vmap(init_block)(jax.random.split(jax.random.fold_in(key, 2), c.depth))
+        if c.depth
+        else {}
+    )
     return {"embed": embed, "blocks": blocks, "head": head}
 
 
-def compute_hidden(c: Model, params: Params, tokens_bt: jax.Array, segments_bt: jax.Array | None = None) -> jax.Array:
+def compute_hidden(
+    c: Model, params: Params, tokens_bt: jax.Array, segments_bt: jax.Array | None = None
+) -> jax.Array:
     """Hidden states before the head, [B*T, D], of whole rows of tokens; segments do not see each other."""
     cos, sin = rope_angles(jnp.arange(tokens_bt.shape[1]), c.head_dim, c.rope_theta)
 
     def attend(window):
         def run(q, k, v):
-            return attention(q, k, v, window=window, segments_bt=segments_bt, backend=attention_backend(c)), None
+            return attention(
+                q, k, v, window=window, segments_bt=segments_bt, backend=attention_backend(c)
+            ), None
 
         return run
 
@@ -378,7 +444,9 @@ def split_blocks(c: Model, blocks: Params) -> tuple[dict, ...]:
     over the whole stack."""
     leaves, tree = jax.tree.flatten(blocks)
     parts = [jax.lax.split(w, (1,) * c.depth) for w in leaves]
-    return tuple(jax.tree.unflatten(tree, [jnp.squeeze(w[i], 0) for w in parts]) for i in range(c.depth))
+    return tuple(
+        jax.tree.unflatten(tree, [jnp.squeeze(w[i], 0) for w in parts]) for i in range(c.depth)
+    )
 
 
 def is_short_layer(c: Model, i: int) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logit
 
 from ramp.errors import UserError
-from ramp.nines import exact, growth, trials
+from ramp.nines import intervals, growth, trials
 
 
 def ladder(t: trials.Table, nines: float = 2) -> list[tuple[str, bool, str]]:
@@ -21,22 +21,31 @@ def ladder(t: trials.Table, nines: float = 2) -> list[tuple[str, bool, str]]:
     worst, mine = min(rates.values()), slices == base
 
     k = int(min(8, tries[mine].min()))
-    shown = exact.pass_at(k, wins[mine], tries[mine])
+    shown = intervals.pass_at(k, wins[mine], tries[mine])
     found = [("demo", shown >= 0.9, f"pass@{k} {shown:.3f} on {base} (at least .9)")]
 
-    k, low, drop = int(min(4, tries.min())), exact.jeffreys(first.sum(), len(first), 0.8)[0], rates[base] - worst
-    every = exact.pass_hat(k, wins, tries)
+    k, low, drop = (
+        int(min(4, tries.min())),
+        intervals.jeffreys(first.sum(), len(first), 0.8)[0],
+        rates[base] - worst,
+    )
+    every = intervals.pass_hat(k, wins, tries)
     short = "" if k == 4 else f"; four tries an item are needed, there are {k}"
     why = f"lower bound {low:.3f} (.9), pass^{k} {every:.3f} (.8), worst slice {drop:.3f} below base (.1){short}"
     found.append(("pilot", low >= 0.9 and every >= 0.8 and drop <= 0.1 and k == 4, why))
 
     failures = int(len(first) - first.sum())
-    need = exact.trials_to_demonstrate(1 - 10.0**-nines, failures)
+    need = intervals.trials_to_demonstrate(1 - 10.0**-nines, failures)
     why = f"{len(first)} distinct items with {failures} failures; {need:,} are needed so; worst slice {worst:.3f}"
-    found.append((f"production-{nines:g}", len(first) >= need and worst >= 1 - 10.0 ** -(nines - 1), why))
+    found.append(
+        (f"production-{nines:g}", len(first) >= need and worst >= 1 - 10.0 ** -(nines - 1), why)
+    )
 
     found.append(("sustained", *_sustained(t)))
-    return [(name, all(ok for _, ok, _ in found[: i + 1]), why) for i, (name, _, why) in enumerate(found)]
+    return [
+        (name, all(ok for _, ok, _ in found[: i + 1]), why)
+        for i, (name, _, why) in enumerate(found)
+    ]
 
 
 def _sustained(t: trials.Table) -> tuple[bool, str]:
@@ -55,11 +64,11 @@ def _sustained(t: trials.Table) -> tuple[bool, str]:
     except UserError as error:
         return False, str(error)
     left = "no end in sight" if r.remaining is None else f"{r.remaining:.3g} left"
-    ahead = (
-        f"in as many trials again {r.next_failures[0]:.3g} failures, by Goel-Okumoto {r.next_failures[1]:.3g}, {left}"
-    )
+    ahead = f"in as many trials again {r.next_failures[0]:.3g} failures, by Goel-Okumoto {r.next_failures[1]:.3g}, {left}"
     span = f"{r.beta:.2f} [{r.interval[0]:.2f} .. {r.interval[1]:.2f}]"
-    return r.interval[1] < 1, f"failures thin out where Crow-AMSAA's exponent is below 1: {span}; {ahead}"
+    return r.interval[
+        1
+    ] < 1, f"failures thin out where Crow-AMSAA's exponent is below 1: {span}; {ahead}"
 
 
 def last_cells(t: trials.Table) -> tuple[np.ndarray, ...]:
@@ -69,7 +78,9 @@ def last_cells(t: trials.Table) -> tuple[np.ndarray, ...]:
     Raises UserError where a trial has no item, or the last checkpoint is of several runs.
     """
     if (t["item"] == "").any():
-        raise UserError("certification needs the item of every trial; repeats of unnamed items prove nothing")
+        raise UserError(
+            "certification needs the item of every trial; repeats of unnamed items prove nothing"
+        )
     x = trials.checkpoint(t)
     t = trials.select(t, x == x.max())
     if len(np.unique(t["run"])) > 1:
@@ -90,14 +101,20 @@ def permutation(hardness: np.ndarray, shown: np.ndarray, draws: int = 4000, seed
     """P-value that as many items drawn at random are as easy as those shown. hardness: [I], from other systems."""
     rng = np.random.default_rng(seed)
     observed = hardness[shown].mean()
-    means = np.array([hardness[rng.permutation(len(hardness))[: len(shown)]].mean() for _ in range(draws)])
+    means = np.array(
+        [hardness[rng.permutation(len(hardness))[: len(shown)]].mean() for _ in range(draws)]
+    )
     return float((1 + (means <= observed + 1e-12).sum()) / (1 + draws))
 
 
 def split_halves(k: int, rerun: float) -> float:
     """Takes after which a clean run of k items is likelier than not, each passing with probability `rerun`."""
     clean = rerun**k
-    return float(np.log(0.5) / np.log1p(-clean)) if 0 < clean < 0.5 else (1.0 if clean > 0 else float("inf"))
+    return (
+        float(np.log(0.5) / np.log1p(-clean))
+        if 0 < clean < 0.5
+        else (1.0 if clean > 0 else float("inf"))
+    )
 
 
 def seal(names: list[str]) -> str:
@@ -115,9 +132,13 @@ def audit(t: trials.Table, run: str, shown: list[str], sealed: str | None = None
     missing = [i for i in shown if i not in suite]
     if not mine.any() or missing or not shown:
         what = f"the demo item {(missing or ['?'])[0]!r}" if mine.any() else f"the run {run!r}"
-        raise UserError(f"{what} has no trials; an audit needs the demo's items among the trials of the suite")
+        raise UserError(
+            f"{what} has no trials; an audit needs the demo's items among the trials of the suite"
+        )
     if len(set(shown)) >= len(suite):
-        raise UserError("the demo shows the whole suite; nothing was left out that could have been picked from")
+        raise UserError(
+            "the demo shows the whole suite; nothing was left out that could have been picked from"
+        )
 
     wins, tries = np.bincount(of, t["success"] * mine), np.bincount(of, mine)
     easy = logit((np.bincount(of, t["success"] * others) + 0.5) / (np.bincount(of, others) + 1))
@@ -126,14 +147,24 @@ def audit(t: trials.Table, run: str, shown: list[str], sealed: str | None = None
     out["sealed"] = None if sealed is None else sealed == out["seal"]
     out["p_value"] = permutation(-easy, place) if others.any() else None
     demo = mine & np.isin(t["item"], shown)
-    out["rerun"], out["suite_mean"] = float(t["success"][demo].mean()), float(t["success"][mine].mean())
+    out["rerun"], out["suite_mean"] = (
+        float(t["success"][demo].mean()),
+        float(t["success"][mine].mean()),
+    )
     out["takes"] = split_halves(len(place), out["rerun"])
     k = int(min(8, tries.min()))
     if k >= 2:
-        out |= {"k": k, "pass_at_k": exact.pass_at(k, wins, tries), "pass_hat_k": exact.pass_hat(k, wins, tries)}
+        out |= {
+            "k": k,
+            "pass_at_k": intervals.pass_at(k, wins, tries),
+            "pass_hat_k": intervals.pass_hat(k, wins, tries),
+        }
     elif (rho := _expected_icc(t, run)) is not None:
-        out |= {"k": 8, "pass_hat_k": exact.beta_binomial_pass(8, out["suite_mean"], rho)}
-    out["slices"] = {str(s): float(t["success"][mine & (t["slice"] == s)].mean()) for s in np.unique(t["slice"][mine])}
+        out |= {"k": 8, "pass_hat_k": intervals.beta_binomial_pass(8, out["suite_mean"], rho)}
+    out["slices"] = {
+        str(s): float(t["success"][mine & (t["slice"] == s)].mean())
+        for s in np.unique(t["slice"][mine])
+    }
     return out
 
 
@@ -144,9 +175,16 @@ def _expected_icc(t: trials.Table, run: str) -> float | None:
     for g in range(len(at)):
         c = trials.select(t, of == g)
         item = np.unique(c["item"], return_inverse=True)[1]
-        rho.append(exact.icc(np.bincount(item, c["success"]), np.bincount(item)))
+        rho.append(intervals.icc(np.bincount(item, c["success"]), np.bincount(item)))
     known = np.isfinite(rho) & ~mine
     if known.sum() < 3:
         return None
     others = rate[known], np.array(rho)[known], t["task"][at][known]
-    return float(np.mean([exact.expected_icc(*others, rate[g], t["task"][at[g]]) for g in np.flatnonzero(mine)]))
+    return float(
+        np.mean(
+            [
+                intervals.expected_icc(*others, rate[g], t["task"][at[g]])
+                for g in np.flatnonzero(mine)
+            ]
+        )
+    )

@@ -40,7 +40,9 @@ class Past:
     target: float
     actual: float
     median: float
-    pit: tuple[float, float]  # chance of less than what was seen, and of at most that: an atom spans an interval
+    pit: tuple[
+        float, float
+    ]  # chance of less than what was seen, and of at most that: an atom spans an interval
     raw: float  # the middle of it, before widening
     crps: dict[str, float]  # by method: "nines" and the baselines
     covered: dict[str, float]  # by its 90% interval, 0 or 1, or a share at an atom
@@ -69,7 +71,9 @@ def fits(c: Table, now: float) -> list[growth.Fit]:
     return [growth.fit(shape, points(c, now), y, error) for shape in SHAPES]
 
 
-def over_sizes(c: Table, origin: float, target: float, thresholds: tuple[float, ...] = ()) -> list[Past]:
+def over_sizes(
+    c: Table, origin: float, target: float, thresholds: tuple[float, ...] = ()
+) -> list[Past]:
     """Forecast runs at `target` from what they show up to `origin` (both log10), with all smaller runs known to the end.
 
     Groups of one size go from small to large: each is weighted and widened by the scores of those before it.
@@ -92,20 +96,34 @@ def over_sizes(c: Table, origin: float, target: float, thresholds: tuple[float, 
             found = fits(select(c, known), origin) if runs else []
             for run in runs:
                 mine = select(c, of & (c["run"] == run))
-                past.append(score(found, weights, factor, select(c, known), mine, origin, target, thresholds))
+                past.append(
+                    score(
+                        found, weights, factor, select(c, known), mine, origin, target, thresholds
+                    )
+                )
     past = [p for p in past if not np.isin(p.run, c["run"][c["size"] < sizes[LEAST_SIZES]])]
     if not past:
-        raise UserError("no run has a checkpoint both at or before the origin and at the target; move one of the two")
+        raise UserError(
+            "no run has a checkpoint both at or before the origin and at the target; move one of the two"
+        )
     return past
 
 
 def predict_ahead(
-    found: list[growth.Fit], weights: np.ndarray, factor: float, to: Points, before: Table, rng: np.random.Generator
+    found: list[growth.Fit],
+    weights: np.ndarray,
+    factor: float,
+    to: Points,
+    before: Table,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """[DRAWS, T] accuracies that one curve, known up to `before`, will show, all places together."""
     curves = growth.draw(found, weights, to, DRAWS, rng)
     noise = np.average([f.noise(float(logits(before)[1][-1])) for f in found], weights=weights)
-    return observed_variance(expit(growth.widen(curves + noise * rng.standard_normal(curves.shape), factor)), before["n"][-1])
+    return observed_variance(
+        expit(growth.widen(curves + noise * rng.standard_normal(curves.shape), factor)),
+        before["n"][-1],
+    )
 
 
 def score(
@@ -122,10 +140,20 @@ def score(
     rng = np.random.default_rng(0)
     mine = select(mine, np.argsort(mine["x"]))
     mine = select(mine, mine["x"] <= target + 1e-9)
-    before, after = select(mine, mine["x"] <= origin + 1e-9), select(mine, mine["x"] > origin + 1e-9)
-    to, actual, error = points(after, origin), float(after["value"][-1]), float(logits(before)[1][-1])
+    before, after = (
+        select(mine, mine["x"] <= origin + 1e-9),
+        select(mine, mine["x"] > origin + 1e-9),
+    )
+    to, actual, error = (
+        points(after, origin),
+        float(after["value"][-1]),
+        float(logits(before)[1][-1]),
+    )
     told = predict_ahead(found, weights, factor, to, before, rng)
-    final, unwidened = told[:, -1], predict_ahead(found, weights, 1.0, to, before, np.random.default_rng(0))[:, -1]
+    final, unwidened = (
+        told[:, -1],
+        predict_ahead(found, weights, 1.0, to, before, np.random.default_rng(0))[:, -1],
+    )
     ensembles = {"nines": final} | baselines(known, before, origin, target, rng)
     began, reached = _best(before["value"]), _best(mine["value"])
     tops = _best(np.concatenate([np.tile(before["value"], (DRAWS, 1)), told], 1))
@@ -155,13 +183,21 @@ def baselines(
     y, error = logits(before)
     x, lead = before["x"][-8:] - origin, target - origin
     z = rng.standard_normal(DRAWS)
-    out = {"persistence": np.clip(before["value"][-1] + np.nan_to_num(before["stderr"][-1]) * z, 0, 1)}
+    out = {
+        "persistence": np.clip(before["value"][-1] + np.nan_to_num(before["stderr"][-1]) * z, 0, 1)
+    }
     if len(x) >= 3:
-        out["log-linear"] = expit(_line(x, y[-8:], lead) + np.hypot(error[-1], _rest(x, y[-8:])) * z)
+        out["log-linear"] = expit(
+            _line(x, y[-8:], lead) + np.hypot(error[-1], _rest(x, y[-8:])) * z
+        )
         v = before["value"][-8:]
-        best = min(((_rest(10 ** (-q * x), v), q) for q in np.geomspace(0.05, 3, 30)), key=lambda r: r[0])
+        best = min(
+            ((_rest(10 ** (-q * x), v), q) for q in np.geomspace(0.05, 3, 30)), key=lambda r: r[0]
+        )
         centre = _line(10 ** (-best[1] * x), v, 10 ** (-best[1] * lead))
-        out["power law"] = np.clip(centre + np.hypot(np.nan_to_num(before["stderr"][-1]), best[0]) * z, 0, 1)
+        out["power law"] = np.clip(
+            centre + np.hypot(np.nan_to_num(before["stderr"][-1]), best[0]) * z, 0, 1
+        )
     smaller = np.unique(known["size"][known["size"] < before["size"][-1]])[-2:]
     moves = []
     for run in np.unique(known["run"][np.isin(known["size"], smaller)]):
@@ -182,7 +218,9 @@ def _line(x: np.ndarray, y: np.ndarray, at: float) -> float:
 
 def _rest(x: np.ndarray, y: np.ndarray) -> float:
     """Residual standard deviation of a line."""
-    return float(np.sqrt(((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2).sum() / max(len(x) - 2, 1)))
+    return float(
+        np.sqrt(((y - np.polyval(np.polyfit(x, y, 1), x)) ** 2).sum() / max(len(x) - 2, 1))
+    )
 
 
 def _best(values: np.ndarray) -> np.ndarray:
@@ -192,7 +230,9 @@ def _best(values: np.ndarray) -> np.ndarray:
     return np.median([values[..., :-2], values[..., 1:-1], values[..., 2:]], axis=0).max(-1)
 
 
-def over_time(c: Table, thresholds: tuple[float, ...] = (), past: Sequence[Past] = ()) -> list[Past]:
+def over_time(
+    c: Table, thresholds: tuple[float, ...] = (), past: Sequence[Past] = ()
+) -> list[Past]:
     """Forecast each curve from every one of its checkpoints but the first few, AHEAD checkpoints on at most; weights and
     widening come only from outcomes that lay before the origin. past: what this found before the table grew."""
     done = list(past)
@@ -204,11 +244,15 @@ def over_time(c: Table, thresholds: tuple[float, ...] = (), past: Sequence[Past]
                 if (run, task, now, x) not in have:
                     done.append(score(found(), weights, factor, known, mine, now, x, thresholds))
     if not done:
-        raise UserError(f"no curve has more than {LEAST_CHECKPOINTS} checkpoints, which a backtest forecasts from")
+        raise UserError(
+            f"no curve has more than {LEAST_CHECKPOINTS} checkpoints, which a backtest forecasts from"
+        )
     return done
 
 
-def forecasts(c: Table, now: float, places: np.ndarray, past: Sequence[Past]) -> Iterator[tuple[str, str, np.ndarray]]:
+def forecasts(
+    c: Table, now: float, places: np.ndarray, past: Sequence[Past]
+) -> Iterator[tuple[str, str, np.ndarray]]:
     """(run, task, [DRAWS, T] accuracies at `places`) of every curve that can be forecast from its checkpoint at `now`."""
     for run, task, known, found, weights, factor in _origin(c, now, past):
         mine = select(known, known["run"] == run)
@@ -258,7 +302,12 @@ def summary(past: list[Past]) -> dict:
     events = np.array([e for q in past for e in q.events], float).reshape(-1, 2)
     if len(events):
         base, brier = float(events[:, 1].mean()), float(((events[:, 0] - events[:, 1]) ** 2).mean())
-        out["events"] = {"count": len(events), "rate": base, "brier": brier, "base_brier": base * (1 - base)}
+        out["events"] = {
+            "count": len(events),
+            "rate": base,
+            "brier": brier,
+            "base_brier": base * (1 - base),
+        }
         said = np.digitize(events[:, 0], (0.1, 0.3, 0.5, 0.7, 0.9))
         said_so = [events[said == k] for k in range(6)]
         out["calibration"] = [(*e.mean(0).tolist(), len(e)) for e in said_so if len(e)]

@@ -26,7 +26,11 @@ NEAR = 0.5  # decades of size over which runs are alike: correlation exp(-|log10
 # walk shared by size; level, shape and walk of a run; checkpoint noise; the multiple of the stated standard error. Wide,
 # since a decade of steps moves a finished curriculum by tenths of a logit and a model that just got the point by ten.
 PRIOR = np.array([0.6, 1.8, 0.6, 0.3, 0.6, 0.6, 0.18, 0.3])
-LEVEL, SLOPE, BEND = 2.0, 6.0, 3.0  # of what all curves have in common: its level, a line's slope, other shapes' scale
+LEVEL, SLOPE, BEND = (
+    2.0,
+    6.0,
+    3.0,
+)  # of what all curves have in common: its level, a line's slope, other shapes' scale
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,9 @@ def fit(shape: str, at: Points, y: np.ndarray, error: np.ndarray, fresh: bool = 
     """
     n = len(y)
     if n < 2:
-        raise UserError(f"{n} checkpoint cannot show growth; two are the least, and five make a forecast worth reading")
+        raise UserError(
+            f"{n} checkpoint cannot show growth; two are the least, and five make a forecast worth reading"
+        )
     start, mean = float(at.x.min()), float(y.mean())
     vague, parts = _parts(shape, at, at, start)
     stated = np.diag(error**2) if error.ndim == 1 else error
@@ -119,13 +125,17 @@ def fit(shape: str, at: Points, y: np.ndarray, error: np.ndarray, fresh: bool = 
         value = 0.5 * (y - mean) @ alpha + np.log(np.diag(chol)).sum() + 0.5 * off @ off
         return value, v * np.tensordot(pieces, outer, 2) + off / spread
 
-    found = minimize(loss, center, jac=True, method="L-BFGS-B", bounds=[(-9, 3)] * 8, options={"maxiter": 60})
+    found = minimize(
+        loss, center, jac=True, method="L-BFGS-B", bounds=[(-9, 3)] * 8, options={"maxiter": 60}
+    )
     v = np.exp(2 * found.x)
     chol = cholesky(vague + np.tensordot(v, pieces, 1) + 1e-9 * np.eye(n), lower=True)
     return Fit(shape, at, start, mean, v, chol, cho_solve((chol, True), y - mean))
 
 
-def draw(fits: list[Fit], weights: np.ndarray, to: Points, n: int, rng: np.random.Generator) -> np.ndarray:
+def draw(
+    fits: list[Fit], weights: np.ndarray, to: Points, n: int, rng: np.random.Generator
+) -> np.ndarray:
     """[n, T] whole curves, without noise, each from one of the shapes."""
     counts = rng.multinomial(n, weights / weights.sum())
     curves = []
@@ -192,13 +202,19 @@ def repair(failures: np.ndarray, trials: float) -> RepairModel:
     t = np.sort(np.asarray(failures, float))
     n = len(t)
     if n < 3 or t[0] <= 0 or t[-1] > trials:
-        raise UserError(f"reliability growth needs 3 or more failures at trials in (0, {trials:g}]; there are {n}")
+        raise UserError(
+            f"reliability growth needs 3 or more failures at trials in (0, {trials:g}]; there are {n}"
+        )
     beta = n / np.log(trials / t).sum() if t[0] < trials else 1.0
     low, high = (beta * chi2.ppf(p, 2 * n) / (2 * n) for p in (0.05, 0.95))
-    mean = t.mean() / trials  # Goel-Okumoto has a finite end only if failures came early: mean time < T / 2
+    mean = (
+        t.mean() / trials
+    )  # Goel-Okumoto has a finite end only if failures came early: mean time < T / 2
     remaining, goel = None, n
     if mean < 0.5 - 1e-9:
         b = brentq(lambda b: 1 / b - 1 / np.expm1(b) - mean, 1e-6, 500)
         a = n / -np.expm1(-b)
         remaining, goel = a - n, a * (np.exp(-b) - np.exp(-2 * b))
-    return RepairModel(beta, (low, high), n * beta / trials, remaining, (n * (2**beta - 1), float(goel)))
+    return RepairModel(
+        beta, (low, high), n * beta / trials, remaining, (n * (2**beta - 1), float(goel))
+    )

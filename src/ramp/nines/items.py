@@ -24,7 +24,10 @@ from ramp.nines.trials import Table, checkpoint, groups
 
 # log sd_item, log sd_family, log φ: prior means and standard deviations
 HYPER_MEAN, HYPER_SD = np.array([0.0, -0.5, 2.0]), np.array([1.0, 1.0, 1.5])
-LAPSE, TREND = (-4.5, 1.5), (-0.5, 0.5)  # λ0 at the last checkpoint, λ1 per decade: mean, standard deviation
+LAPSE, TREND = (
+    (-4.5, 1.5),
+    (-0.5, 0.5),
+)  # λ0 at the last checkpoint, λ1 per decade: mean, standard deviation
 UNSETTLED = 2.0  # standard deviations are multiplied by this where the scales did not settle
 
 
@@ -75,12 +78,18 @@ def cells(t: Table) -> Cells:
     if (t["item"] == "").any():
         raise UserError("the item model needs the item of every trial; aggregates have none")
     x = checkpoint(t)
-    x = np.maximum(x, min(x[np.isfinite(x)], default=0.0) - 1)  # step 0 has no logarithm: a decade before the first
+    x = np.maximum(
+        x, min(x[np.isfinite(x)], default=0.0) - 1
+    )  # step 0 has no logarithm: a decade before the first
     first, item = groups(t["task"], t["item"])
     if len(first) < 2:
         raise UserError("one item cannot tell how items differ; give two or more distinct items")
-    families, family = np.unique(np.where(t["family"] == "", t["task"], t["family"]), return_inverse=True)
-    slices, slice_ = np.unique(np.where(t["slice"] == "base", "", t["slice"]), return_inverse=True)  # base comes first
+    families, family = np.unique(
+        np.where(t["family"] == "", t["task"], t["family"]), return_inverse=True
+    )
+    slices, slice_ = np.unique(
+        np.where(t["slice"] == "base", "", t["slice"]), return_inverse=True
+    )  # base comes first
     last, model = groups(t["run"], x)
     cell, of = groups(model, item, slice_)
     return Cells(
@@ -151,7 +160,9 @@ def _modes(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[np.nda
     return e, 1 / np.sqrt(curve)
 
 
-def _marginal(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+def _marginal(
+    g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict
+) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
     """Negative log posterior of the effects, each item integrated by quadrature around its mode; its gradient; its
     Hessian, by Louis' identity (1982): mean curvature less the variance of the slopes; and the items' modes."""
     e, sd = _modes(g, e, h, d)
@@ -160,7 +171,13 @@ def _marginal(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[flo
     x, lam = d["x"], d["lapse"]
     eta, lapse = x @ g - effect[:, d["item"]], lam @ g
     of_item = (d["sum"] @ _log_likelihood(eta, lapse, h[2], d).T).T
-    at = of_item - 0.5 * effect**2 * np.exp(-2 * h[0]) - h[0] + 0.5 * nodes[:, None] ** 2 + np.log(mass)[:, None]
+    at = (
+        of_item
+        - 0.5 * effect**2 * np.exp(-2 * h[0])
+        - h[0]
+        + 0.5 * nodes[:, None] ** 2
+        + np.log(mass)[:, None]
+    )
     total = logsumexp(at, axis=0)
     share = np.exp(at - total)  # [5, I] the posterior of the nodes
     u, v, *curves = _slopes(eta, lapse, h[2], d)
@@ -178,7 +195,9 @@ def _marginal(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[flo
     return float(value), mean.sum(0) + precision * off, hessian, e
 
 
-def _laplace(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
+def _laplace(
+    g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict
+) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
     """The mode over effects g with the items integrated out, and the items' modes e there, started from those given; the
     negative log evidence of the hyperparameters; the precision of g. Newton, shorter where a step fails."""
     value, slope, hessian, e = _marginal(g, e, h, d)
@@ -193,14 +212,20 @@ def _laplace(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[np.n
             g, (value, slope, hessian, e), share = g - share * step, new, min(1.0, 3 * share)
         elif (share := share / 4) < 1e-6:
             break
-    value += 0.5 * (np.log(np.maximum(values, 1e-3)).sum() + (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum())
+    value += 0.5 * (
+        np.log(np.maximum(values, 1e-3)).sum() + (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum()
+    )
     return g - step, e, value - 0.5 * slope @ step, hessian
 
 
 def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
     """Posterior draws of every effect; some seconds for 10,000 cells."""
     m, f, s, i = len(c.models), len(c.families), len(c.slices), len(c.items)
-    names = [f"ability {r} {x:g}" for r, x in c.models] + ["difficulty"] + [f"family {n}" for n in c.families]
+    names = (
+        [f"ability {r} {x:g}" for r, x in c.models]
+        + ["difficulty"]
+        + [f"family {n}" for n in c.families]
+    )
     names += [f"slice {n}" for n in c.slices[1:]] + ["lapse level", "lapse trend"]
     p, n = len(names), len(c.model)
     x, lam = np.zeros((n, p)), np.zeros((n, p))
@@ -241,7 +266,9 @@ def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
         size = draws // blocks + (k <= draws % blocks)
         effects.append(rng.multivariate_normal(g, cov, size, method="eigh"))
         hypers.append(np.tile(np.exp(h), (size, 1)))
-    return ItemFit(c, names, np.concatenate(effects), np.concatenate(hypers), at_mode, mean, first, converged)
+    return ItemFit(
+        c, names, np.concatenate(effects), np.concatenate(hypers), at_mode, mean, first, converged
+    )
 
 
 def _covariance(precision: np.ndarray) -> np.ndarray:
@@ -269,7 +296,10 @@ def _peak(
         newton /= max(1.0, np.linalg.norm(newton))
         settled = bool(-slope @ (np.clip(x + newton, *bounds) - x) < 0.02)
         while True:
-            step = np.clip(x + newton * min(1.0, radius / max(np.linalg.norm(newton), 1e-12)), *bounds) - x
+            step = (
+                np.clip(x + newton * min(1.0, radius / max(np.linalg.norm(newton), 1e-12)), *bounds)
+                - x
+            )
             if settled or used >= most or radius < 1e-2:
                 return x, root, settled
             new, used = loss(x + step), used + 1

@@ -8,11 +8,11 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ramp.figure import COLORS, GREY, STYLE, blank, svg
-from ramp.report import document, table
+from ramp.reporting.figure import COLORS, GREY, STYLE, blank, svg
+from ramp.reporting.report import document, table
 
 if TYPE_CHECKING:
-    from ramp.nines.ready import Outlook
+    from ramp.nines.readiness import Outlook
 
 
 def write(path: Path, title: str, parts: list) -> None:
@@ -39,15 +39,26 @@ def reliability(o: "Outlook") -> Figure:
     figure, axes = blank(9.6, 4)
     x, up = 10**o.grid, _nines(o.mix)
     for low, high, alpha in ((5, 95, 0.2), (25, 75, 0.3)):
-        axes.fill_between(x, *np.percentile(up, (low, high), axis=0), alpha=alpha, color=COLORS["main"], lw=0)
+        axes.fill_between(
+            x, *np.percentile(up, (low, high), axis=0), alpha=alpha, color=COLORS["main"], lw=0
+        )
     axes.plot(x, np.median(up, 0), color=COLORS["main"], label="usage mix: median, 50% and 90%")
     colors = list(COLORS.values())[1:]
     for k, (name, path) in enumerate(o.slices.items() if len(o.slices) > 1 else ()):
-        axes.plot(x, np.median(_nines(path), 0), "--", lw=1, color=colors[k % len(colors)], label=f"slice {name}")
+        axes.plot(
+            x,
+            np.median(_nines(path), 0),
+            "--",
+            lw=1,
+            color=colors[k % len(colors)],
+            label=f"slice {name}",
+        )
     at, *seen = np.array(o.seen).T
     y, low, high = (_nines(v) for v in seen)
     y = np.clip(y, low, high)
-    axes.errorbar(10**at, y, [y - low, high - y], fmt="o", color=COLORS["warm"], ms=4, label="seen, 90%")
+    axes.errorbar(
+        10**at, y, [y - low, high - y], fmt="o", color=COLORS["warm"], ms=4, label="seen, 90%"
+    )
     axes.axvline(10**o.now, color=GREY, lw=0.8, ls=":")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(
@@ -66,7 +77,10 @@ def calibration(s: dict) -> Figure:
     figure, axes = blank(9.6, 2.5)
     axes.bar(np.arange(10) / 10 + 0.05, s["pit"], 0.09, color=COLORS["main"])
     axes.axhline(sum(s["pit"]) / 10, color=GREY, lw=0.8)
-    axes.set(xlabel="where the truth fell in the forecast (probability integral transform)", ylabel="forecasts")
+    axes.set(
+        xlabel="where the truth fell in the forecast (probability integral transform)",
+        ylabel="forecasts",
+    )
     return figure
 
 
@@ -77,7 +91,9 @@ def item_map(hard: np.ndarray, abilities: np.ndarray) -> Figure:
     axes.hist(hard, 40, color=COLORS["main"], alpha=0.6)
     for a in abilities:
         axes.axvline(a, color=COLORS["warm"], lw=0.8)
-    axes.set(xlabel="difficulty of items; lines: ability of each checkpoint (logits)", ylabel="items")
+    axes.set(
+        xlabel="difficulty of items; lines: ability of each checkpoint (logits)", ylabel="items"
+    )
     return figure
 
 
@@ -86,7 +102,9 @@ def steps(levels: list[tuple[str, bool, str]]) -> Figure:
     """The ladder of readiness: the levels that are reached in green."""
     figure, axes = blank(9.6, 1.6)
     for k, (name, reached, _) in enumerate(levels):
-        axes.bar(k, k + 1, color=COLORS["green" if reached else "side"], alpha=1 if reached else 0.3)
+        axes.bar(
+            k, k + 1, color=COLORS["green" if reached else "side"], alpha=1 if reached else 0.3
+        )
         axes.text(k, -0.1, name, ha="center", va="top")
     axes.set_axis_off()
     return figure

@@ -20,7 +20,12 @@ BASELINES = ("persistence", "log-linear", "power law")
 
 
 def append(
-    path: Path, c: trials.Table, now: float, places: np.ndarray, past: Sequence[backtest.Past], **said: Any
+    path: Path,
+    c: trials.Table,
+    now: float,
+    places: np.ndarray,
+    past: Sequence[backtest.Past],
+    **said: Any,
 ) -> int:
     """One line for each curve that can be forecast from its checkpoint at `now`, in curves(by_slice(trials)); how many
     can. What was said of a curve at this checkpoint before stays as it is. said: further keys of the lines.
@@ -31,7 +36,10 @@ def append(
     lines, count = [], 0
     for run, task, shown in backtest.forecasts(c, now, places, past):
         line = said | {"date": date.today().isoformat(), "run": run, "task": task, "issued": now}
-        line |= {"targets": places.tolist(), "quantiles": np.quantile(shown, LEVELS, axis=0).T.round(5).tolist()}
+        line |= {
+            "targets": places.tolist(),
+            "quantiles": np.quantile(shown, LEVELS, axis=0).T.round(5).tolist(),
+        }
         count += 1
         if (run, task, now) not in have:
             lines.append(json.dumps(line) + "\n")
@@ -55,20 +63,31 @@ def live(path: Path, t: trials.Table, run: str, now: float, end: float, unit: st
     if count := append(path, c, now, np.linspace(now, end, 21)[1:], past, unit=unit):
         return count
     least = f"{backtest.LEAST_CHECKPOINTS} checkpoints within {backtest.WINDOW} decades, the last one's among them"
-    raise UserError(f"a record takes curves of {least}; try more often, or forecast without --record")
+    raise UserError(
+        f"a record takes curves of {least}; try more often, or forecast without --record"
+    )
 
 
 def _read(path: Path) -> list[dict]:
     """The lines of a record; UserError where it is none."""
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [
+            json.loads(line)
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
         for r in lines:
-            r["targets"], r["quantiles"] = np.array(r["targets"], float), np.array(r["quantiles"], float)
+            r["targets"], r["quantiles"] = (
+                np.array(r["targets"], float),
+                np.array(r["quantiles"], float),
+            )
             r["run"], r["task"], r["issued"] = str(r["run"]), str(r["task"]), float(r["issued"])
             if r["quantiles"].shape != (len(r["targets"]), len(LEVELS)):
                 raise ValueError("as many rows of 99 percentiles as targets are needed")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a record of forecasts ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"{path} is not a record of forecasts ({type(error).__name__}: {error})"
+        ) from None
     return lines
 
 
@@ -83,7 +102,9 @@ def resolve(path: Path, c: trials.Table) -> tuple[list[dict], int]:
         mine = trials.select(c, (c["run"] == r["run"]) & (c["task"] == r["task"]))
         mine = trials.select(mine, np.argsort(mine["x"]))
         before = trials.select(mine, mine["x"] <= r["issued"] + 1e-6)
-        hits = np.flatnonzero((mine["x"] > r["issued"] + 1e-6) & (mine["x"] <= r["targets"][-1] + 0.005))
+        hits = np.flatnonzero(
+            (mine["x"] > r["issued"] + 1e-6) & (mine["x"] <= r["targets"][-1] + 0.005)
+        )
         waiting += not len(hits)
         scored += [_scored(r, before, float(mine["x"][k]), float(mine["value"][k])) for k in hits]
     return scored, waiting
@@ -111,7 +132,11 @@ def summary(scored: list[dict]) -> dict[str, float]:
     figures |= {name: [r[name] for r in rows] for name in ("crps", *BASELINES)}
     for name, values in figures.items():
         found[name] = float(np.mean(values or [np.nan]))
-        residual = np.bincount(of, np.array(values) - found[name], len(seen)) if len(seen) > 1 else np.array([np.nan])
+        residual = (
+            np.bincount(of, np.array(values) - found[name], len(seen))
+            if len(seen) > 1
+            else np.array([np.nan])
+        )
         if name in ("covered80", "crps"):
             spread = np.sqrt((residual**2).sum() * len(seen) / max(len(seen) - 1, 1))
             found[f"{name}_stderr"] = float(spread / max(len(rows), 1))

@@ -36,7 +36,9 @@ class SPRT:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        return float(np.log(self.beta / (1 - self.alpha))), float(np.log((1 - self.beta) / self.alpha))
+        return float(np.log(self.beta / (1 - self.alpha))), float(
+            np.log((1 - self.beta) / self.alpha)
+        )
 
     @property
     def clean(self) -> int:
@@ -60,7 +62,11 @@ def confidence_sequence(wins: int, failures: int, level: float = 0.95) -> tuple[
     mixture = betaln(a + wins, b + failures) - betaln(a, b) + np.log(1 - level)
 
     def over(p: float) -> float:
-        return (wins * np.log(p) if wins else 0.0) + (failures * np.log1p(-p) if failures else 0.0) - mixture
+        return (
+            (wins * np.log(p) if wins else 0.0)
+            + (failures * np.log1p(-p) if failures else 0.0)
+            - mixture
+        )
 
     if wins + failures == 0:
         return 0.0, 1.0
@@ -75,7 +81,9 @@ def worst_prompt(rates: np.ndarray, queries: float, top: int = 10) -> float:
     arXiv:2502.16797). UserError where fewer than three of them differ."""
     p = np.sort(np.asarray(rates, float))[::-1][:top]
     if len(np.unique(p)) < 3 or p[0] >= 1 or p[-1] <= 0:
-        raise UserError("the tail of the worst prompt needs three different failure rates above 0 and below 1")
+        raise UserError(
+            "the tail of the worst prompt needs three different failure rates above 0 and below 1"
+        )
     survival = np.log((np.arange(len(p)) + 0.5) / len(rates))
     line = linregress(-np.log(-np.log(p)), survival)
     return float(np.exp(-np.exp((np.log(queries) + line.intercept) / line.slope)))

@@ -18,7 +18,15 @@ import numpy as np
 from ramp.errors import UserError
 
 Table = dict[str, np.ndarray]
-TEXT = {"run": "run", "date": "", "task": "task", "family": "", "item": "", "slice": "base", "seed": ""}
+TEXT = {
+    "run": "run",
+    "date": "",
+    "task": "task",
+    "family": "",
+    "item": "",
+    "slice": "base",
+    "seed": "",
+}
 NUMBERS = {
     "step": np.nan,
     "compute": np.nan,  # FLOP spent by then
@@ -28,7 +36,13 @@ NUMBERS = {
     "chance": 0.0,
     "stderr": np.nan,  # of an aggregate
 }
-ALIASES = {"model": "run", "value": "success", "correct": "success", "score": "success", "flops": "compute"}
+ALIASES = {
+    "model": "run",
+    "value": "success",
+    "correct": "success",
+    "score": "success",
+    "flops": "compute",
+}
 KEY = ("run", "step", "compute", "task", "item", "slice", "seed")
 
 
@@ -41,11 +55,23 @@ def read(path: Path | str, where: Mapping[str, str] | None = None) -> Table:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path} is not a file; name a table of trials (CSV, Parquet, JSONL) or an evaluation log")
+        raise UserError(
+            f"{path} is not a file; name a table of trials (CSV, Parquet, JSONL) or an evaluation log"
+        )
     try:
         rows = _rows(path)
-    except (ValueError, KeyError, TypeError, AttributeError, StopIteration, OSError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a table of trials ({type(error).__name__}: {error})") from None
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        StopIteration,
+        OSError,
+        csv.Error,
+    ) as error:
+        raise UserError(
+            f"{path} cannot be read as a table of trials ({type(error).__name__}: {error})"
+        ) from None
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} holds no rows of named columns")
     return table(rows, str(path), where)
@@ -91,16 +117,26 @@ def _tau(row: dict, path: Path) -> dict[str, Any]:
     """A trial counts where the whole reward was earned, as in pass^k of Yao et al. 2024."""
     reward = row["reward"] if "reward" in row else row["reward_info"]["reward"]
     success = float(reward >= 1 - 1e-6)
-    return {"run": path.stem, "task": "tau", "item": row["task_id"], "seed": row.get("trial", ""), "success": success}
+    return {
+        "run": path.stem,
+        "task": "tau",
+        "item": row["task_id"],
+        "seed": row.get("trial", ""),
+        "success": success,
+    }
 
 
-def table(rows: list[Mapping[str, Any]], name: str = "the table", where: Mapping[str, str] | None = None) -> Table:
+def table(
+    rows: list[Mapping[str, Any]], name: str = "the table", where: Mapping[str, str] | None = None
+) -> Table:
     """Rows to checked columns. Raises UserError for what cannot be a table of trials."""
     rows = [{ALIASES.get(k, k): v for k, v in row.items()} for row in rows]
     for key, value in (where or {}).items():
         key = ALIASES.get(key, key)
         if key not in rows[0]:
-            raise UserError(f"{name} has no column {key!r} to select by; it has {', '.join(map(str, rows[0]))}")
+            raise UserError(
+                f"{name} has no column {key!r} to select by; it has {', '.join(map(str, rows[0]))}"
+            )
         rows = [row for row in rows if str(row.get(key)) in value.split(",")]
         if not rows:
             raise UserError(f"{name} has no row with {where}")
@@ -114,11 +150,15 @@ def table(rows: list[Mapping[str, Any]], name: str = "the table", where: Mapping
     if np.isnan(t["size"]).all():
         t["size"] = np.array([size_of(run) for run in t["run"]])
     _check(t, name)
-    if np.all(t["seed"] == ""):  # repeats without a name are numbered, where there are items to repeat
+    if np.all(
+        t["seed"] == ""
+    ):  # repeats without a name are numbered, where there are items to repeat
         t["seed"] = np.where(t["item"] == "", "", _occurrence([t[k] for k in KEY[:-1]]).astype(str))
     again = np.flatnonzero(_occurrence([t[k] for k in KEY]))
     if len(again):
-        trial = ", ".join(f"{k} {t[k][again[0]]}" for k in KEY if str(t[k][again[0]]) not in ("", "nan"))
+        trial = ", ".join(
+            f"{k} {t[k][again[0]]}" for k in KEY if str(t[k][again[0]]) not in ("", "nan")
+        )
         what = f"the same trial twice, again in row {again[0] + 1} ({trial})"
         raise UserError(f"{name} has {what}; give repeats seeds of their own")
     return t
@@ -186,7 +226,9 @@ def progress(t: Table) -> tuple[np.ndarray, str]:
         if not np.isnan(t[key]).any() and (t[key] >= 0).all():
             with np.errstate(divide="ignore"):
                 return np.log10(t[key]), key
-    raise UserError("the trials need a compute or a step in every row, or there is nothing to extrapolate over")
+    raise UserError(
+        "the trials need a compute or a step in every row, or there is nothing to extrapolate over"
+    )
 
 
 def checkpoint(t: Table) -> np.ndarray:
@@ -218,11 +260,17 @@ def curves(t: Table) -> Table:
         pair, of = groups(group, t["item"])
         of_item, residual = group[pair], np.bincount(of, t["success"] - value[group])
         items = np.bincount(of_item).astype(float)
-        error = np.sqrt(np.bincount(of_item, residual**2) * items / np.maximum(items - 1, 1)) / count
+        error = (
+            np.sqrt(np.bincount(of_item, residual**2) * items / np.maximum(items - 1, 1)) / count
+        )
     with np.errstate(divide="ignore", invalid="ignore"):
         n = np.where(error > 0, value * (1 - value) / error**2, items)
-        n = np.minimum(n, np.where(np.isnan(items), np.inf, count))  # by luck more alike than any trials could be
-        n = np.where((n > 0) & np.isfinite(n), n, np.nanmedian(n[n > 0]) if (n > 0).any() else 100.0)
+        n = np.minimum(
+            n, np.where(np.isnan(items), np.inf, count)
+        )  # by luck more alike than any trials could be
+        n = np.where(
+            (n > 0) & np.isfinite(n), n, np.nanmedian(n[n > 0]) if (n > 0).any() else 100.0
+        )
     out = {k: t[k][first] for k in ("run", "task", "size")}
     return out | {"x": x[first], "value": value, "stderr": error, "n": n}
 
@@ -235,5 +283,7 @@ def pooled(t: Table) -> Table:
 
 def by_slice(t: Table) -> Table:
     """The same trials with every slice but base as a task of its own, "task, slice": each has its curve."""
-    task = np.where(t["slice"] == "base", t["task"], np.char.add(np.char.add(t["task"], ", "), t["slice"]))
+    task = np.where(
+        t["slice"] == "base", t["task"], np.char.add(np.char.add(t["task"], ", "), t["slice"])
+    )
     return t | {"task": task}

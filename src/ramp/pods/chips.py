@@ -89,13 +89,20 @@ class Topology:
             if self.chip.kind == "gpu":
                 where = "x".join(map(str, (1, *self.dims)))
                 described = topologies.get_topology_desc(
-                    platform="cuda", topology_name="", target_config=target(self.chip), topology=where
+                    platform="cuda",
+                    topology_name="",
+                    target_config=target(self.chip),
+                    topology=where,
                 )
             else:
                 size = f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
                 single = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(self.dims) == 1 else {}
                 described = topologies.get_topology_desc(
-                    platform="tpu", topology_name=size, num_slices=self.slices, **self.chip.options, **single
+                    platform="tpu",
+                    topology_name=size,
+                    num_slices=self.slices,
+                    **self.chip.options,
+                    **single,
                 )
         except Exception as error:  # the plugins raise whatever they like
             need = "jax-cuda12-plugin" if self.chip.kind == "gpu" else "libtpu"
@@ -103,7 +110,9 @@ class Topology:
                 raise UserError(
                     f"planning for {self.chip.name} needs the compiler in {need}; run `uv sync --extra plan`"
                 ) from None
-            raise UserError(f"the compiler refuses the topology {self}: {str(error).splitlines()[0][:200]}") from None
+            raise UserError(
+                f"the compiler refuses the topology {self}: {str(error).splitlines()[0][:200]}"
+            ) from None
         return list(described.devices)
 
 
@@ -156,9 +165,13 @@ def parse(name: str, slices: int = 1) -> Topology:
     choices = ", ".join(f"{chip}:{e}" for e in c.examples)
     dims = tuple(int(d) for d in size.split("x") if d.isdigit())
     if len(dims) != c.axes or len(size.split("x")) != c.axes or 0 in dims:
-        raise UserError(f"'{name}' is not a topology of {chip}, which takes {c.axes} sizes; for example {choices}")
+        raise UserError(
+            f"'{name}' is not a topology of {chip}, which takes {c.axes} sizes; for example {choices}"
+        )
     if slices < 1 or (slices > 1 and c.kind == "gpu"):
-        raise UserError(f"--slices {slices}: {'GPU hosts are in the topology itself' if slices > 1 else 'at least 1'}")
+        raise UserError(
+            f"--slices {slices}: {'GPU hosts are in the topology itself' if slices > 1 else 'at least 1'}"
+        )
     return Topology(c, dims, slices)
 
 

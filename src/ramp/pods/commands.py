@@ -12,15 +12,40 @@ USUAL = "train,prefill,decode"
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("config", nargs="?", type=Path, help="a TOML file such as configs/speedrun-v6e8.toml")
-    p.add_argument("--topology", metavar="CHIP:AxB", help="such as v6e:2x4, v5p:4x4x8, h100:1x8 (hosts x GPUs)")
-    p.add_argument("--slices", type=int, default=1, help="slices of that topology, joined by the data-centre network")
-    p.add_argument("--only", default=USUAL, help=f"programs to plan, of {', '.join(PROGRAMS)} (default {USUAL})")
     p.add_argument(
-        "--search", action="store_true", help="rank meshes, microbatches and remat by arithmetic, compile the best"
+        "config", nargs="?", type=Path, help="a TOML file such as configs/speedrun-v6e8.toml"
     )
-    p.add_argument("--price", type=float, metavar="DOLLARS", help="of one chip for an hour (default: the list price)")
-    p.add_argument("--save", type=Path, metavar="DIR", help="write plan.json and the compiled programs as HLO text")
+    p.add_argument(
+        "--topology", metavar="CHIP:AxB", help="such as v6e:2x4, v5p:4x4x8, h100:1x8 (hosts x GPUs)"
+    )
+    p.add_argument(
+        "--slices",
+        type=int,
+        default=1,
+        help="slices of that topology, joined by the data-centre network",
+    )
+    p.add_argument(
+        "--only",
+        default=USUAL,
+        help=f"programs to plan, of {', '.join(PROGRAMS)} (default {USUAL})",
+    )
+    p.add_argument(
+        "--search",
+        action="store_true",
+        help="rank meshes, microbatches and remat by arithmetic, compile the best",
+    )
+    p.add_argument(
+        "--price",
+        type=float,
+        metavar="DOLLARS",
+        help="of one chip for an hour (default: the list price)",
+    )
+    p.add_argument(
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="write plan.json and the compiled programs as HLO text",
+    )
     p.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two saved plans")
 
 

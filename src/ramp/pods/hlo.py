@@ -64,7 +64,9 @@ def count_executions(text: str) -> Iterator[tuple[Instruction, float, str]]:
         for i in parts.get(name, []):
             yield i, times, scope
             if i.op == "while":
-                condition, body = (re.search(rf"{k}=%?([\w.-]+)", i.rest)[1] for k in ("condition", "body"))
+                condition, body = (
+                    re.search(rf"{k}=%?([\w.-]+)", i.rest)[1] for k in ("condition", "body")
+                )
                 yield from walk(body, times * trips(i, parts[condition]), body)
             else:
                 for names in CALLED.findall(i.rest):
@@ -85,10 +87,16 @@ def traffic(text: str) -> float:
         shapes = {i.name: i.shape for i in parts.get(name, [])}
         for i in parts.get(name, []):
             if i.op == "while":
-                condition, body = (re.search(rf"{k}=%?([\w.-]+)", i.rest)[1] for k in ("condition", "body"))
+                condition, body = (
+                    re.search(rf"{k}=%?([\w.-]+)", i.rest)[1] for k in ("condition", "body")
+                )
                 todo.append((body, times * trips(i, parts[condition])))
             elif i.op in ("call", "conditional"):
-                todo += [(n.strip().lstrip("%"), times) for names in CALLED.findall(i.rest) for n in names.split(",")]
+                todo += [
+                    (n.strip().lstrip("%"), times)
+                    for names in CALLED.findall(i.rest)
+                    for n in names.split(",")
+                ]
             elif i.op not in FREE:
                 total += times * _moved(i, shapes)
     return total
@@ -97,7 +105,9 @@ def traffic(text: str) -> float:
 def _moved(i: Instruction, shapes: dict[str, str]) -> float:
     inputs = [shapes.get(name, "") for name in re.findall(r"%([\w.-]+)", i.rest.split("), ")[0])]
     read, written = sum(map(in_memory, inputs)), in_memory(i.shape)
-    if i.op.endswith("-start"):  # between memory and scratchpad: (from, to, ...), the smaller is what travels
+    if i.op.endswith(
+        "-start"
+    ):  # between memory and scratchpad: (from, to, ...), the smaller is what travels
         return min(size(i.shape)[:2], default=0.0)
     if "update" in i.name:
         largest = max(map(in_memory, inputs), default=0.0)
@@ -117,7 +127,11 @@ def trips(loop: Instruction, condition: list[Instruction]) -> int:
     """How often a loop runs: what the compiler wrote down, else the constant that its condition compares with."""
     if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
         return int(known[1])
-    constants = [int(i.rest.split(")")[0]) for i in condition if i.op == "constant" and re.match(r"\d+\)", i.rest)]
+    constants = [
+        int(i.rest.split(")")[0])
+        for i in condition
+        if i.op == "constant" and re.match(r"\d+\)", i.rest)
+    ]
     return max(constants, default=1)
 
 
@@ -194,7 +208,9 @@ def parse_groups(rest: str, devices: int) -> list[list[int]]:
         shape, order, turn = ([int(n) for n in (g or "").split(",") if n] for g in iota.groups())
         ids = np.arange(np.prod(order)).reshape(order)
         return (ids.transpose(turn) if turn else ids).reshape(shape).tolist()
-    if named := re.search(r"replica_groups=(?:@?\w+)?mesh\[([^\]]*)\](?:<=\[[\d,]+\])?\s*\{([^}]*)\}", rest):
+    if named := re.search(
+        r"replica_groups=(?:@?\w+)?mesh\[([^\]]*)\](?:<=\[[\d,]+\])?\s*\{([^}]*)\}", rest
+    ):
         axes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
         joined = re.findall(r"'(\w+)'", named[2])
         ids = np.arange(np.prod(list(axes.values()))).reshape(list(axes.values()))

@@ -29,13 +29,14 @@ from jax.sharding import PartitionSpec as P
 
 from ramp import config
 from ramp.config import Config
-from ramp.credit import head, learn
+from ramp.credit import process_head, learn
 from ramp.errors import UserError
-from ramp.model import sample, transformer
+from ramp.decode import sample
+from ramp.model import transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.rundir import write_atomic
-from ramp.stages.common import lower_train_step
+from ramp.train.common import lower_train_step
 from ramp.train import mesh as meshes
 from ramp.train.mesh import ROWS
 from ramp.train.state import abstract_state
@@ -43,7 +44,9 @@ from ramp.train.state import abstract_state
 Report = dict[str, Any]
 
 
-def plan(c: Config, topology: Topology, programs: tuple[str, ...], save: Path | None = None) -> Report:
+def plan(
+    c: Config, topology: Topology, programs: tuple[str, ...], save: Path | None = None
+) -> Report:
     """Compile `programs` of a configuration for a topology: {"topology", "mesh", "config", "programs": {name: ...}}."""
     c, mesh = prepare(c, topology)
     if save:
@@ -52,7 +55,10 @@ def plan(c: Config, topology: Topology, programs: tuple[str, ...], save: Path | 
         "topology": str(topology),
         "mesh": dict(mesh.shape),
         "config": config.to_toml(c),
-        "programs": {name: compile_program(name, LOWER[name](c, mesh), c, topology, save) for name in programs},
+        "programs": {
+            name: compile_program(name, LOWER[name](c, mesh), c, topology, save)
+            for name in programs
+        },
     }
     if save:
         write_atomic(save / "plan.json", json.dumps(report, indent=2) + "\n")
@@ -85,7 +91,14 @@ def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
     """The update of process-reward RL: the policy and a process head learn from the same rollouts."""
     m, t = c.model, c.reinforce
     floats = ("weights", "advantage", "old", "labels", "label_weights", "label_spoken")
-    return lower_train_step(c, t, mesh, learn.make_loss(m, t), lambda p: p | {"process": head.init_head(m, p["lm"])}, floats)
+    return lower_train_step(
+        c,
+        t,
+        mesh,
+        learn.make_loss(m, t),
+        lambda p: p | {"process": process_head.init_head(m, p["lm"])},
+        floats,
+    )
 
 
 def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:
@@ -96,7 +109,11 @@ def _prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
     """Tokens, lengths, seeds; half the context is the prompt."""
     B, place = roofline.decode_rows(c), NamedSharding(mesh, P(ROWS))
     make = partial(jax.ShapeDtypeStruct, sharding=place)
-    return make((B, c.model.context_len // 2), jnp.int32), make((B,), jnp.int32), make((B,), jnp.uint32)
+    return (
+        make((B, c.model.context_len // 2), jnp.int32),
+        make((B,), jnp.int32),
+        make((B,), jnp.uint32),
+    )
 
 
 def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
@@ -108,21 +125,42 @@ def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
     counts one turn of it: `sample.TAIL` tokens. The plan divides by them."""
     params, prompts = _params(c, mesh), _prompts(c, mesh)
     weights = abstract_state(partial(sample.prepare_decode_params, c.model), mesh, params)
-    stream = abstract_state(lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context_len), mesh, params, *prompts)
+    stream = abstract_state(
+        lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context_len),
+        mesh,
+        params,
+        *prompts,
+    )
     stream = abstract_state(partial(sample._blank, n=128), mesh, stream)
-    return sample._draw_until.lower(c.model, weights, stream, sample.SamplingParams(top_k=50), 0, 128, ())
+    return sample._draw_until.lower(
+        c.model, weights, stream, sample.SamplingParams(top_k=50), 0, 128, ()
+    )
 
 
-TOKENS = {"decode": sample.TAIL}  # that a program as the compiler counts it is of; figures are of one
-LOWER = {"train": lower_train, "reinforce": lower_reinforce, "prefill": lower_prefill, "decode": lower_decode}
+TOKENS = {
+    "decode": sample.TAIL
+}  # that a program as the compiler counts it is of; figures are of one
+LOWER = {
+    "train": lower_train,
+    "reinforce": lower_reinforce,
+    "prefill": lower_prefill,
+    "decode": lower_decode,
+}
 
 
 # ---------------------------------------------------------------------------------------------------- compiling
-def compile_program(name: str, program: Any, c: Config, topology: Topology, save: Path | None = None) -> Report:
+def compile_program(
+    name: str, program: Any, c: Config, topology: Topology, save: Path | None = None
+) -> Report:
     """What the compiler says of one program; from the cache where it has been asked before."""
     options = meshes.compiler_options(c.mesh)
     packages = [p for p in ("jax", "libtpu", "jax-cuda12-pjrt") if installed(p)]
-    what = [program.as_text(), str(topology), sorted(options.items()), [(p, version(p)) for p in packages]]
+    what = [
+        program.as_text(),
+        str(topology),
+        sorted(options.items()),
+        [(p, version(p)) for p in packages],
+    ]
     key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
     kept = cache_dir() / f"{key}.json.gz"
     if kept.exists():
@@ -155,7 +193,9 @@ def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -
         unit = {"M": 2**20, "G": 2**30, "T": 2**40}
         return {"fits": False, "needs": float(needs[1]) * unit[needs[2]] if needs else None}
     memory, text = program.memory_analysis(), program.as_text()
-    resident = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    resident = (
+        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    )
     peak = resident + memory.temp_size_in_bytes
     found = hlo.collectives(text, topology.per_slice, topology.device_count)
     found = [replace(one, count=one.count / tokens) for one in found]
@@ -166,7 +206,9 @@ def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -
         "temporary": memory.temp_size_in_bytes,
         "peak": peak,
         "collectives": sum_collectives(found),
-        "largest": [vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]],
+        "largest": [
+            vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]
+        ],
         "cycles": hlo.cycles(text) / tokens,
         "traffic": hlo.traffic(text) / tokens if topology.chip.kind == "tpu" else None,
         "compile_seconds": time.perf_counter() - began,
@@ -183,7 +225,14 @@ def sum_collectives(found: list[hlo.Collective]) -> list[Report]:
         entry[1] += one.count
         entry[2] += one.count * one.bytes
     return [
-        {"kind": kind, "asynchronous": a, "between_slices": b, "places": n, "count": count, "bytes": total}
+        {
+            "kind": kind,
+            "asynchronous": a,
+            "between_slices": b,
+            "places": n,
+            "count": count,
+            "bytes": total,
+        }
         for (kind, a, b), (n, count, total) in sorted(totals.items())
     ]
 
@@ -251,9 +300,14 @@ def diff(a: Report, b: Report) -> str:
         p, q = a["programs"][name], b["programs"][name]
         for key in ("argument", "temporary", "peak", "cycles"):
             if p.get(key) and q.get(key):
-                lines.append(f"{name:9} {key:12} {p[key]:18,.0f} -> {q[key]:18,.0f}  ({q[key] / p[key] - 1:+.1%})")
+                lines.append(
+                    f"{name:9} {key:12} {p[key]:18,.0f} -> {q[key]:18,.0f}  ({q[key] / p[key] - 1:+.1%})"
+                )
         moved = [
-            {(k["kind"], k["asynchronous"], k["between_slices"]): k["bytes"] for k in r.get("collectives", [])}
+            {
+                (k["kind"], k["asynchronous"], k["between_slices"]): k["bytes"]
+                for k in r.get("collectives", [])
+            }
             for r in (p, q)
         ]
         for kind in sorted(moved[0].keys() | moved[1].keys()):
@@ -261,7 +315,9 @@ def diff(a: Report, b: Report) -> str:
             way = "overlapped" if kind[1] else "waited for"
             lines.append(f"{name:9} {kind[0]:18} {way} {before:12,.1f} -> {after:12,.1f} MB")
     was, now = (set(r["config"].splitlines()) for r in (a, b))
-    lines += [f"- {line}" for line in sorted(was - now)] + [f"+ {line}" for line in sorted(now - was)]
+    lines += [f"- {line}" for line in sorted(was - now)] + [
+        f"+ {line}" for line in sorted(now - was)
+    ]
     return "\n".join(lines)
 
 

@@ -13,7 +13,9 @@ from ramp.model import cost
 from ramp.pods.chips import Topology
 
 KERNEL_SHARE = 0.5  # of the peak that flash attention kernels reach; an assumption
-PRODUCT_SHARE = 0.9  # of the peak that an 8192^3 product reaches; turns the compiler's cycles into seconds
+PRODUCT_SHARE = (
+    0.9  # of the peak that an 8192^3 product reaches; turns the compiler's cycles into seconds
+)
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,12 @@ class Times:
 def network(topology: Topology, collectives: list[dict[str, Any]]) -> tuple[float, float]:
     """Seconds on the links inside a slice and between slices, of the bytes that each device receives."""
     inside, between = (
-        sum(k["bytes"] for k in collectives if k["between_slices"] == crossing) for crossing in (False, True)
+        sum(k["bytes"] for k in collectives if k["between_slices"] == crossing)
+        for crossing in (False, True)
     )
-    return inside / topology.ici_rate, between / (topology.chip.dcn * 1e9 / topology.chip.devices_per_chip)
+    return inside / topology.ici_rate, between / (
+        topology.chip.dcn * 1e9 / topology.chip.devices_per_chip
+    )
 
 
 def predict_times(c: Config) -> dict[str, float]:
@@ -61,9 +66,19 @@ def predict_times(c: Config) -> dict[str, float]:
         "all-gather": t.grad_accum_steps * 2 * half * weights * others,
         "reduce-scatter": t.grad_accum_steps * cost.FLOAT32 * weights * others,
         "all-to-all": 2 * half * rows * m.width * tables * others
-        + (2 * half * cost.count_matrix_params(m) / (data * model) * (data * model > 1) if t.optimizer == "muon" else 0),
+        + (
+            2 * half * cost.count_matrix_params(m) / (data * model) * (data * model > 1)
+            if t.optimizer == "muon"
+            else 0
+        ),
         "all-reduce": (4 + 2 * again) * m.depth * half * rows * m.width * 2 * (model - 1) / model,
-        "between slices": t.grad_accum_steps * 2 * cost.FLOAT32 * weights / data * (replica - 1) / replica,
+        "between slices": t.grad_accum_steps
+        * 2
+        * cost.FLOAT32
+        * weights
+        / data
+        * (replica - 1)
+        / replica,
     }
 
 
@@ -79,9 +94,23 @@ def traffic(c: Config, topology: Topology) -> float:
     m, t = c.model, c.pretrain
     split = topology.device_count // max(c.mesh.replica, 1)
     passes = 2 + (m.remat != "none")
-    weights = 2 * 2 * passes * cost.count_matrix_params(m) / max(c.mesh.model, 1) * t.grad_accum_steps
-    one = 2 * (6 * m.width + 2 * (m.num_heads + m.num_kv_heads) * m.head_dim + 4 * m.mlp_dim / max(c.mesh.model, 1))
-    activations = 2 * passes * one * m.depth * t.batch_size * t.seq_len / (topology.device_count / max(c.mesh.model, 1))
+    weights = (
+        2 * 2 * passes * cost.count_matrix_params(m) / max(c.mesh.model, 1) * t.grad_accum_steps
+    )
+    one = 2 * (
+        6 * m.width
+        + 2 * (m.num_heads + m.num_kv_heads) * m.head_dim
+        + 4 * m.mlp_dim / max(c.mesh.model, 1)
+    )
+    activations = (
+        2
+        * passes
+        * one
+        * m.depth
+        * t.batch_size
+        * t.seq_len
+        / (topology.device_count / max(c.mesh.model, 1))
+    )
     return weights + activations + 8 * cost.FLOAT32 * cost.count_params(m) / split
 
 
@@ -91,7 +120,11 @@ def train_times(c: Config, topology: Topology, program: dict[str, Any]) -> Times
     flops = tokens * (cost.flops_per_token(m, t.seq_len) + recompute_factor(m))
     kernels = tokens * cost.attention_flops_per_token(m, t.seq_len) / (KERNEL_SHARE * peak)
     cycles = program.get("cycles") or 0
-    seconds = cycles / topology.chip.product_cycles * product_seconds(topology) if topology.chip.product_cycles else 0
+    seconds = (
+        cycles / topology.chip.product_cycles * product_seconds(topology)
+        if topology.chip.product_cycles
+        else 0
+    )
     waited = [k for k in program["collectives"] if not k["asynchronous"]]
     return Times(
         flops / peak,
@@ -103,14 +136,21 @@ def train_times(c: Config, topology: Topology, program: dict[str, Any]) -> Times
 
 def product_seconds(topology: Topology) -> float:
     """Of an 8192^3 bfloat16 product on one device."""
-    return 2 * 8192**3 / (PRODUCT_SHARE * topology.chip.bf16 * 1e12 / topology.chip.devices_per_chip)
+    return (
+        2 * 8192**3 / (PRODUCT_SHARE * topology.chip.bf16 * 1e12 / topology.chip.devices_per_chip)
+    )
 
 
 def train_lines(c: Config, topology: Topology, program: dict[str, Any], price: float) -> list[str]:
     m, t, peak = c.model, c.pretrain, topology.chips * topology.chip.bf16 * 1e12
     times = train_times(c, topology, program)
-    tokens, useful = t.batch_size * t.seq_len, t.batch_size * t.seq_len * cost.flops_per_token(m, t.seq_len)
-    parts = ", ".join(f"{name} {1e3 * getattr(times, name):.1f}" for name in ("compute", "memory", "ici", "dcn"))
+    tokens, useful = (
+        t.batch_size * t.seq_len,
+        t.batch_size * t.seq_len * cost.flops_per_token(m, t.seq_len),
+    )
+    parts = ", ".join(
+        f"{name} {1e3 * getattr(times, name):.1f}" for name in ("compute", "memory", "ici", "dcn")
+    )
     lines = [f"{'':9} a step, in ms if alone: {parts}; {times.binds} binds"]
     ways = [("bound", times.bound)] + (
         [("compiler's cycles + kernels + waiting", times.compiler)] if times.compiler else []
@@ -146,4 +186,6 @@ def decode_bytes(c: Config, rows: int) -> float:
     """What a device must read for one token of each row: the matrices and its rows' keys and values."""
     m, model = c.model, max(c.mesh.model, 1)
     weights = 2 * (cost.count_matrix_params(m) + m.width * m.vocab_size) / model
-    return weights + cost.cache_bytes(m, rows, m.context_len) / (c.mesh.replica * c.mesh.data * model)
+    return weights + cost.cache_bytes(m, rows, m.context_len) / (
+        c.mesh.replica * c.mesh.data * model
+    )

@@ -14,7 +14,9 @@ from ramp.pods import roofline
 from ramp.pods.chips import Topology
 from ramp.train import mesh as meshes
 
-MARGIN = 0.8  # of the memory: compilers were found to need up to 1.25 times what `cost.step_bytes` says
+MARGIN = (
+    0.8  # of the memory: compilers were found to need up to 1.25 times what `cost.step_bytes` says
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ def best(c: Config, topology: Topology, show: int = 8) -> Config:
     """The fastest choice that fits, after printing the first few."""
     found = rank_choices(c, topology)
     if not found:
-        raise UserError(f"nothing fits on {topology}, whatever the mesh, microbatch and remat; take more chips")
+        raise UserError(
+            f"nothing fits on {topology}, whatever the mesh, microbatch and remat; take more chips"
+        )
     print(f"{'data':>6} {'model':>6} {'accum':>6} {'remat':>6} {'GiB':>7} {'ms':>9}  binds")
     for choice in found[:show]:
         m = choice.c.mesh
@@ -46,13 +50,19 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
     replica = max(c.mesh.replica, topology.slices)
     inside = topology.device_count // replica
     found = []
-    for model, accum, remat in itertools.product((1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32), ("none", "saved", "full")):
+    for model, accum, remat in itertools.product(
+        (1, 2, 4, 8, 16), (1, 2, 4, 8, 16, 32), ("none", "saved", "full")
+    ):
         if inside % model or c.pretrain.batch_size % accum:
             continue
         tried = replace(
             c,
             mesh=replace(c.mesh, replica=replica, data=inside // model, model=model),
-            model=replace(c.model, remat=remat, loss_chunk=c.model.loss_chunk or max(c.pretrain.seq_len // 4, 1)),
+            model=replace(
+                c.model,
+                remat=remat,
+                loss_chunk=c.model.loss_chunk or max(c.pretrain.seq_len // 4, 1),
+            ),
             pretrain=replace(c.pretrain, grad_accum_steps=accum),
         )
         try:

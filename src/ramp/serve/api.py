@@ -34,7 +34,7 @@ from ramp.errors import UserError
 from ramp.serve import protocol
 from ramp.serve.engine import Engine, Full, Job, Token
 from ramp.serve.protocol import CompletionRequest, Refused, Server
-from ramp.serve.speech import TextStream, logprob, old_logprobs
+from ramp.serve.text_stream import TextStream, logprob, old_logprobs
 from ramp.tasks import TASKS, tool
 
 PATIENCE = 15.0  # seconds for a body to arrive
@@ -62,10 +62,16 @@ class Answers:
 
         after = partial(tool.reply, engine.tokenizer) if ask.chat else Job.after
         seeds = [(ask.seed + i) % 2**32 for i in range(ask.n)]
-        self.jobs = [Job(ask.ids, ask.limit, ask.way, seed, partial(emit, i), after) for i, seed in enumerate(seeds)]
+        self.jobs = [
+            Job(ask.ids, ask.limit, ask.way, seed, partial(emit, i), after)
+            for i, seed in enumerate(seeds)
+        ]
         self.speeches = [TextStream(engine.tokenizer, ask.stops) for _ in self.jobs]
         self.counted = 0  # tokens said
-        self.id, self.born = ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex, int(time.time())
+        self.id, self.born = (
+            ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex,
+            int(time.time()),
+        )
         engine.submit(self.jobs)
 
     async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
@@ -94,7 +100,11 @@ class Answers:
 
     def usage(self) -> dict[str, int]:
         asked = len(self.ask.ids)
-        return {"prompt_tokens": asked, "completion_tokens": self.counted, "total_tokens": asked + self.counted}
+        return {
+            "prompt_tokens": asked,
+            "completion_tokens": self.counted,
+            "total_tokens": asked + self.counted,
+        }
 
     def close(self) -> None:
         self.engine.cancel(self.jobs)
@@ -149,12 +159,16 @@ class Api:
             await send(message)
 
         refusal = self.forbidden(scope)
-        await (plain(refusal.body(), refusal.status) if refusal else self.routes)(scope, receive, send_more)
+        await (plain(refusal.body(), refusal.status) if refusal else self.routes)(
+            scope, receive, send_more
+        )
 
     def forbidden(self, scope: dict) -> Refused | None:
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1")
-        if self.local and re.sub(r":\d+$", "", host) not in LOCAL:  # a page elsewhere whose name now points here
+        if (
+            self.local and re.sub(r":\d+$", "", host) not in LOCAL
+        ):  # a page elsewhere whose name now points here
             return Refused(403, "this server answers to localhost only", code="wrong_host")
         if self.key and scope["path"] not in ("/", "/health"):
             given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
@@ -167,7 +181,10 @@ class Api:
         """Whatever went wrong, in OpenAI's shape."""
         headers = {}
         if isinstance(error, HTTPException):  # Starlette's own: no such address, no such method
-            says = {404: "there is nothing at this address", 405: f"{request.method} is not allowed here"}
+            says = {
+                404: "there is nothing at this address",
+                405: f"{request.method} is not allowed here",
+            }
             headers = dict(error.headers or {})
             error = Refused(error.status_code, says.get(error.status_code, error.detail))
         elif isinstance(error, UserError):
@@ -192,11 +209,15 @@ class Api:
 
     async def answer(self, request: Request, chat: bool) -> Response:
         raw = await body_of(request)
-        ask = await run_in_threadpool(lambda: protocol.parse_request(protocol.parse(raw), self.server, chat))
+        ask = await run_in_threadpool(
+            lambda: protocol.parse_request(protocol.parse(raw), self.server, chat)
+        )
         try:
             answers = Answers(self.engine, ask)
         except Full:
-            raise Refused(429, "all slots are taken and the line is full; come back in a moment", code="busy") from None
+            raise Refused(
+                429, "all slots are taken and the line is full; come back in a moment", code="busy"
+            ) from None
         except RuntimeError as error:
             raise Refused(503, str(error)) from None
         if ask.stream:
@@ -206,11 +227,24 @@ class Api:
     def frame(self, answers: Answers, choices: list[dict], **more: Any) -> dict[str, Any]:
         ask = answers.ask
         kind = "chat.completion" + ".chunk" * ask.stream if ask.chat else "text_completion"
-        head = {"id": answers.id, "object": kind, "created": answers.born, "model": self.server.name}
+        head = {
+            "id": answers.id,
+            "object": kind,
+            "created": answers.born,
+            "model": self.server.name,
+        }
         more |= {"ramp": {"turns_left_out": ask.left_out}} if ask.left_out else {}
         return head | {"choices": choices} | more
 
-    def choice(self, ask: CompletionRequest, i: int, said: dict, tokens: list[Token], why: str | None, offset: int = 0) -> dict:
+    def choice(
+        self,
+        ask: CompletionRequest,
+        i: int,
+        said: dict,
+        tokens: list[Token],
+        why: str | None,
+        offset: int = 0,
+    ) -> dict:
         """One of a frame's `choices`; `said` is its "message", its "delta" or its "text", which begins at `offset`."""
         t, figures = self.server.tokenizer, None
         if ask.logprobs and ask.chat:
@@ -229,7 +263,11 @@ class Api:
             reasons[i] = why
         choices = []
         for i, text in enumerate(texts):
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}} if ask.chat else {"text": text}
+            said = (
+                {"message": {"role": "assistant", "content": text, "refusal": None}}
+                if ask.chat
+                else {"text": text}
+            )
             choices.append(self.choice(ask, i, said, tokens[i], reasons[i]))
         return plain(self.frame(answers, choices, usage=answers.usage()))
 
@@ -241,10 +279,14 @@ class Api:
 
         try:
             for i in range(ask.n) if ask.chat else ():
-                yield event([self.choice(ask, i, {"delta": {"role": "assistant", "content": ""}}, [], None)])
+                yield event(
+                    [self.choice(ask, i, {"delta": {"role": "assistant", "content": ""}}, [], None)]
+                )
             async for i, text, tokens, why in answers.pieces():
                 if text or tokens or why:
-                    said = {"delta": {"content": text} if text else {}} if ask.chat else {"text": text}
+                    said = (
+                        {"delta": {"content": text} if text else {}} if ask.chat else {"text": text}
+                    )
                     yield event([self.choice(ask, i, said, tokens, why, offsets[i])])
                     offsets[i] += len(text)
             if ask.usage:
@@ -260,31 +302,63 @@ class Api:
 
     async def info(self, request: Request) -> Response:
         s, m = self.server.c.sample, self.server.c.model
-        settings = {key: getattr(s, key) for key in ("temperature", "top_k", "top_p", "min_p", "tokens")}
-        shape = {"depth": m.depth, "width": m.width, "context": m.context_len, "vocab": self.server.tokenizer.vocab_size}
-        told = {"model": self.server.name, "stage": self.server.stage, "can_chat": self.server.can_chat, "shape": shape}
+        settings = {
+            key: getattr(s, key) for key in ("temperature", "top_k", "top_p", "min_p", "tokens")
+        }
+        shape = {
+            "depth": m.depth,
+            "width": m.width,
+            "context": m.context_len,
+            "vocab": self.server.tokenizer.vocab_size,
+        }
+        told = {
+            "model": self.server.name,
+            "stage": self.server.stage,
+            "can_chat": self.server.can_chat,
+            "shape": shape,
+        }
         return plain(told | {"settings": settings, "tasks": list(TASKS), "levels": LEVELS})
 
     async def problem(self, request: Request) -> Response:
         problem = await run_in_threadpool(problem_of, dict(request.query_params))
-        return plain({"task": problem.task, "level": problem.level, "seed": problem.seed, "question": problem.question})
+        return plain(
+            {
+                "task": problem.task,
+                "level": problem.level,
+                "seed": problem.seed,
+                "question": problem.question,
+            }
+        )
 
     async def judge(self, request: Request) -> Response:
         """Verdicts on the lines of an answer: all but the last are steps."""
         body = protocol.parse(await body_of(request))
         text = body.get("text")
         if not isinstance(text, str) or len(text) > 1 << 14:
-            raise protocol.make_error("text", f"must be the answer to judge, of at most {1 << 14} characters")
+            raise protocol.make_error(
+                "text", f"must be the answer to judge, of at most {1 << 14} characters"
+            )
         problem = await run_in_threadpool(problem_of, body)
         *steps, answer = [line.strip() for line in text.split("\n")][:256]
         verdict = TASKS[problem.task].judge(problem, steps, answer)
         judged = zip((*steps, answer), verdict.all_steps, strict=True)
         lines = [{"text": line, "right": step.right, "why": step.why} for line, step in judged]
-        told = {"lines": lines, "right": verdict.final_right, "verified": verdict.verified, "lucky": verdict.lucky}
-        return plain(told | {"answer": problem.answer, "solution": TASKS[problem.task].solution(problem)})
+        told = {
+            "lines": lines,
+            "right": verdict.final_right,
+            "verified": verdict.verified,
+            "lucky": verdict.lucky,
+        }
+        return plain(
+            told | {"answer": problem.answer, "solution": TASKS[problem.task].solution(problem)}
+        )
 
     async def health(self, request: Request) -> Response:
-        return plain({"status": "ok"}) if not self.engine.fault else plain({"status": "the engine has stopped"}, 503)
+        return (
+            plain({"status": "ok"})
+            if not self.engine.fault
+            else plain({"status": "the engine has stopped"}, 503)
+        )
 
     async def metrics(self, request: Request) -> Response:
         e, counts, seconds = self.engine, self.engine.counts, "ramp_first_token_seconds"
@@ -292,7 +366,12 @@ class Api:
         lines += [f"{seconds}_count {counts['first_tokens']}"]
         totals = ("requests", "finished", "cancelled", "tokens", "prompt_tokens", "chunks")
         shown = {(f"{name}_total", "counter"): counts[name] for name in totals}
-        now = {"active": len(e.live), "waiting": len(e.waiting), "slots": e.slots, "cache_tokens": e.size}
+        now = {
+            "active": len(e.live),
+            "waiting": len(e.waiting),
+            "slots": e.slots,
+            "cache_tokens": e.size,
+        }
         shown |= {(name, "gauge"): value for name, value in now.items()}
         for (name, kind), value in shown.items():
             lines += [f"# TYPE ramp_{name} {kind}", f"ramp_{name} {value}"]
@@ -305,7 +384,10 @@ def policy(page: str) -> str:
 
     def hashes(tag: str) -> str:
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(p.encode()).digest()).decode()}'" for p in parts)
+        return " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(p.encode()).digest()).decode()}'"
+            for p in parts
+        )
 
     script, style = hashes("script"), hashes("style")
     closed = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
@@ -322,7 +404,9 @@ async def body_of(request: Request) -> bytes:
             async for part in request.stream():
                 raw += part
                 if len(raw) > protocol.BODY:
-                    raise Refused(413, f"the body is longer than {protocol.BODY} bytes", code="too_large")
+                    raise Refused(
+                        413, f"the body is longer than {protocol.BODY} bytes", code="too_large"
+                    )
     except TimeoutError:
         raise Refused(408, f"the body did not arrive within {PATIENCE:g} seconds") from None
     except ClientDisconnect:
@@ -363,7 +447,9 @@ def problem_of(asked: dict[str, Any]) -> Any:
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, before anything slow is done."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except OSError as error:
         says = f"cannot listen at {host}:{port} ({error.strerror}); choose another with --port or --host"
         raise UserError(says) from None

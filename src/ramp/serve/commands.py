@@ -19,37 +19,71 @@ KEY = "RAMP_API_KEY"
 
 def add_arguments(verb: str, p: argparse.ArgumentParser) -> None:
     if verb == "import":
-        p.add_argument("file", type=Path, help="a .gguf file, or a folder: config.json, tokenizer.json, *.safetensors")
-        p.add_argument("--run", type=Path, required=True, metavar="DIR", help="the run directory to make")
-        p.add_argument("--context", type=int, default=2048, help="tokens it shall attend to (default: at most 2048)")
+        p.add_argument(
+            "file",
+            type=Path,
+            help="a .gguf file, or a folder: config.json, tokenizer.json, *.safetensors",
+        )
+        p.add_argument(
+            "--run", type=Path, required=True, metavar="DIR", help="the run directory to make"
+        )
+        p.add_argument(
+            "--context",
+            type=int,
+            default=2048,
+            help="tokens it shall attend to (default: at most 2048)",
+        )
         return
     p.add_argument("run", type=Path, help="a run directory")
-    p.add_argument("--stage", choices=STAGES, help="whose weights (default: finetune, or pretrain where that is all)")
+    p.add_argument(
+        "--stage",
+        choices=STAGES,
+        help="whose weights (default: finetune, or pretrain where that is all)",
+    )
     if verb == "export":
-        p.add_argument("--to", choices=("hf",), default="hf", help="hf: a folder for transformers and its like")
+        p.add_argument(
+            "--to", choices=("hf",), default="hf", help="hf: a folder for transformers and its like"
+        )
         p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
     if verb == "serve":
-        p.add_argument("--host", default="127.0.0.1", help="an address other than this machine's own needs a key")
+        p.add_argument(
+            "--host",
+            default="127.0.0.1",
+            help="an address other than this machine's own needs a key",
+        )
         p.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
-        p.add_argument("--key", metavar="FILE", type=Path, help=f"a file with the key clients send; or set {KEY}")
-        p.add_argument("--slots", type=int, default=16, help="answers written at the same time (default 16)")
-        p.add_argument("--queue", type=int, default=64, help="requests that may wait for a slot (default 64)")
+        p.add_argument(
+            "--key",
+            metavar="FILE",
+            type=Path,
+            help=f"a file with the key clients send; or set {KEY}",
+        )
+        p.add_argument(
+            "--slots", type=int, default=16, help="answers written at the same time (default 16)"
+        )
+        p.add_argument(
+            "--queue", type=int, default=64, help="requests that may wait for a slot (default 64)"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
     module, extra = ("uvicorn", "serve") if args.verb == "serve" else ("safetensors", "export")
     needed = args.verb != "import" or args.file.suffix != ".gguf"
     if needed and importlib.util.find_spec(module) is None:
-        raise UserError(f"`ramp {args.verb}` needs the package {module}; install it with `uv sync --extra {extra}`")
+        raise UserError(
+            f"`ramp {args.verb}` needs the package {module}; install it with `uv sync --extra {extra}`"
+        )
     return {"serve": _serve, "export": _export, "import": _import}[args.verb](args)
 
 
-def _opened(path: Path, stage: str | None, alone: bool = False) -> tuple[RunDir, Config, Any, dict, str]:
+def _opened(
+    path: Path, stage: str | None, alone: bool = False
+) -> tuple[RunDir, Config, Any, dict, str]:
     """(run, configuration, tokenizer, parameters {"lm"}, stage) on the run's mesh, or `alone` in this host's memory."""
     found, c = rundir.open_run(path)
     stage = stage or ("finetune" if found.checkpoints("finetune").exists() else "pretrain")
     from ramp.run import setup_devices
-    from ramp.stages.common import load_params
+    from ramp.train.common import load_params
     from ramp.text.tokenizer import Tokenizer
 
     c = _in_memory(c) if alone else setup_devices(c)
@@ -69,7 +103,7 @@ def _in_memory(c: Config) -> Config:
 
 def _export(args: argparse.Namespace) -> int:
     found, c, tokenizer, params, stage = _opened(args.run, args.stage, alone=True)
-    from ramp.serve.export import export
+    from ramp.export.export import export
 
     export(c, params["lm"], tokenizer, found.report(), stage, args.out)
     print(f"{args.out}: written, read back and compared")
@@ -83,9 +117,9 @@ def _import(args: argparse.Namespace) -> int:
     import jax
 
     from ramp.model import transformer
-    from ramp.report import update_report
-    from ramp.serve import load
-    from ramp.stages.common import model_identity
+    from ramp.reporting.report import update_report
+    from ramp.export import load
+    from ramp.train.common import model_identity
     from ramp.train.checkpoint import Checkpoints
     from ramp.train.state import abstract_state
 
@@ -94,19 +128,35 @@ def _import(args: argparse.Namespace) -> int:
     if found.has_begun("pretrain"):
         raise UserError(f"{args.run} has a model already; name another directory with --run")
     m = _in_memory(c).model
-    like = abstract_state(lambda: transformer.init_params(m, jax.random.PRNGKey(0)), jax.sharding.get_mesh())
-    lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), load.load_foreign_params(f, like, tokenizer), like)
-    meta = {"stage": "pretrain", "model": config.fingerprint(model_identity(m)), "tokenizer": tokenizer.fingerprint}
+    like = abstract_state(
+        lambda: transformer.init_params(m, jax.random.PRNGKey(0)), jax.sharding.get_mesh()
+    )
+    lm = jax.tree.map(
+        lambda w, x: jax.device_put(w, x.sharding),
+        load.load_foreign_params(f, like, tokenizer),
+        like,
+    )
+    meta = {
+        "stage": "pretrain",
+        "model": config.fingerprint(model_identity(m)),
+        "tokenizer": tokenizer.fingerprint,
+    }
     with found.lock():
         found.check_or_create(c)
         tokenizer.save(found.tokenizer)
         checkpoints = Checkpoints(found.checkpoints("pretrain"))
-        checkpoints.save(0, {"params": {"lm": lm}}, meta | {"seed": c.seed, "imported": json.dumps(f.card)})
+        checkpoints.save(
+            0, {"params": {"lm": lm}}, meta | {"seed": c.seed, "imported": json.dumps(f.card)}
+        )
         checkpoints.close()
         for stage in ("prepare", "pretrain"):
             update_report(found.path, stage, {"imported": f.where.name, "done": True})
-    shape = f"{m.depth} layers, width {m.width}, {tokenizer.vocab_size} tokens, context {m.context_len}"
-    print(f"{args.run}: {f.card.get('name') or args.file.name}, {shape}\nNext: ramp serve {args.run}")
+    shape = (
+        f"{m.depth} layers, width {m.width}, {tokenizer.vocab_size} tokens, context {m.context_len}"
+    )
+    print(
+        f"{args.run}: {f.card.get('name') or args.file.name}, {shape}\nNext: ramp serve {args.run}"
+    )
     return 0
 
 
@@ -121,11 +171,17 @@ def _serve(args: argparse.Namespace) -> int:
             raise UserError(f"--key {args.key} is empty")
     for name, low, high in (("port", 0, 65535), ("slots", 1, 1024), ("queue", 0, 100_000)):
         if not low <= getattr(args, name) <= high:
-            raise UserError(f"--{name} is {getattr(args, name)}; it must be between {low} and {high}")
+            raise UserError(
+                f"--{name} is {getattr(args, name)}; it must be between {low} and {high}"
+            )
     if args.host not in ("127.0.0.1", "localhost", "::1") and not key:
-        raise UserError(f"--host {args.host} can be reached by others: give a key with --key FILE or {KEY}")
+        raise UserError(
+            f"--host {args.host} can be reached by others: give a key with --key FILE or {KEY}"
+        )
     if os.environ.get("RAMP_DISTRIBUTED"):
-        raise UserError("`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED")
+        raise UserError(
+            "`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED"
+        )
     from ramp.serve import api
     from ramp.serve.engine import Engine
     from ramp.serve.protocol import Server

@@ -18,9 +18,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.model import sample
-from ramp.serve import batch
-from ramp.serve.batch import Way
+from ramp.decode import sample
+from ramp.decode import batch
+from ramp.decode.batch import Way
 from ramp.text.tokenizer import Tokenizer
 
 CHUNK = 4  # tokens between two looks at the world
@@ -41,7 +41,9 @@ class Token:
     forced: bool = False
 
 
-Emit = Callable[[list[Token], str], None]  # the new tokens; why it ended: "", "stop", "length", "error"
+Emit = Callable[
+    [list[Token], str], None
+]  # the new tokens; why it ended: "", "stop", "length", "error"
 
 
 @dataclass(eq=False)
@@ -72,10 +74,18 @@ class Engine:
     """B slots on the current mesh. `submit` and `cancel` from any thread; `start` once, `close` at the end."""
 
     def __init__(
-        self, c: Model, lm: dict, tokenizer: Tokenizer, slots: int = 16, waiting: int = 64, piece: int = PIECE
+        self,
+        c: Model,
+        lm: dict,
+        tokenizer: Tokenizer,
+        slots: int = 16,
+        waiting: int = 64,
+        piece: int = PIECE,
     ):
         shape = jax.sharding.get_mesh().shape
-        self.rows = shape["replica"] * shape["data"]  # a piece has one row a device, of which one counts
+        self.rows = (
+            shape["replica"] * shape["data"]
+        )  # a piece has one row a device, of which one counts
         self.slots = -(-slots // self.rows) * self.rows
         self.c, self.tokenizer, self.mesh = c, tokenizer, jax.sharding.get_mesh()
         self.weights = sample.prepare_decode_params(c, lm)
@@ -186,7 +196,9 @@ class Engine:
         """A chunk for all whose prompt has been read."""
         ready = {at: job for at, job in self.live.items() if not job.left}
         if not ready:
-            jax.block_until_ready(self.state.length_b)  # or newcomers would stand behind all that was sent ahead
+            jax.block_until_ready(
+                self.state.length_b
+            )  # or newcomers would stand behind all that was sent ahead
             return
         self._grow(max(job.read for job in ready.values()) + CHUNK)
         drawn = self._chunk()
@@ -210,9 +222,13 @@ class Engine:
                 return tokens, "stop"
             top = ()
             if job.way.tops:
-                pairs = zip(drawn.top_bnk[at, i].tolist(), drawn.top_logp_bnk[at, i].tolist(), strict=True)
+                pairs = zip(
+                    drawn.top_bnk[at, i].tolist(), drawn.top_logp_bnk[at, i].tolist(), strict=True
+                )
                 top = tuple(pairs)[: int(job.way.tops)]
-            tokens.append(Token(id, float(drawn.logp_bn[at, i]), float(drawn.entropy_bn[at, i]), top))
+            tokens.append(
+                Token(id, float(drawn.logp_bn[at, i]), float(drawn.entropy_bn[at, i]), top)
+            )
             job.said.append(id)
             self.counts["tokens"] += 1
             if len(job.said) >= job.limit:
@@ -246,7 +262,9 @@ class Engine:
         tokens = jax.device_put(tokens, jax.NamedSharding(self.mesh, P(batch.ROWS)))
         where = np.int32(at), np.int32(start), np.int32(end - start)
         way, seed = jax.tree.map(np.float32, job.way), np.uint32(job.seed)
-        self.state = batch.prefill_chunk(self.c, self.weights, self.state, tokens, *where, way, seed)
+        self.state = batch.prefill_chunk(
+            self.c, self.weights, self.state, tokens, *where, way, seed
+        )
         self.counts["prompt_tokens"] += end - job.read
         job.read = end
 
@@ -257,5 +275,7 @@ class Engine:
         job.read = len(job.ids)
 
     def _chunk(self) -> batch.DrawnTokens:
-        self.state, drawn = batch.decode_slots(self.c, self.weights, self.state, CHUNK, self.tokenizer.vocab_size)
+        self.state, drawn = batch.decode_slots(
+            self.c, self.weights, self.state, CHUNK, self.tokenizer.vocab_size
+        )
         return jax.device_get(drawn)

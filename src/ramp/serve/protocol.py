@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from ramp.config import Config
-from ramp.serve.batch import TOPS, Way
+from ramp.decode.batch import TOPS, Way
 from ramp.text.chat import ROLES, render_prompt, turn_ids
 from ramp.text.tokenizer import Tokenizer
 
@@ -24,14 +24,20 @@ TURNS, CHOICES, STOPS, STOP_LENGTH = 512, 16, 4, 64
 class Refused(Exception):
     """An answer in OpenAI's shape of errors."""
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+    def __init__(
+        self, status: int, message: str, param: str | None = None, code: str | None = None
+    ):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
     def body(self) -> dict[str, Any]:
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
+            self.status, "invalid_request_error"
+        )
         kind = "server_error" if self.status >= 500 else kind
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {
+            "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        }
 
 
 @dataclass(frozen=True)
@@ -85,11 +91,17 @@ def make_error(name: str, says: str, code: str = "invalid_value") -> Refused:
     return Refused(400, f"'{name}' {says}", name, code)
 
 
-def read_number(body: dict, name: str, default: float, low: float, high: float, whole: bool = False) -> float:
+def read_number(
+    body: dict, name: str, default: float, low: float, high: float, whole: bool = False
+) -> float:
     value = body.get(name)
     if value is None:
         return default
-    if type(value) not in ((int,) if whole else (int, float)) or not (low <= value <= high) or not math.isfinite(value):
+    if (
+        type(value) not in ((int,) if whole else (int, float))
+        or not (low <= value <= high)
+        or not math.isfinite(value)
+    ):
         kind = "a whole number" if whole else "a number"
         raise make_error(name, f"must be {kind} from {low:g} to {high:g}")
     return value
@@ -135,14 +147,31 @@ def parse_request(body: dict, server: Server, chat: bool) -> CompletionRequest:
         raise make_error("stream_options", "is an object that goes with 'stream': true")
     ids, limit, left_out = _room(body, server, chat)
     usage = bool(options) and read_flag(options, "include_usage")
-    return CompletionRequest(chat, tuple(ids), limit, n, way, int(seed) % 2**32, _stops(body), stream, usage, logprobs, left_out)
+    return CompletionRequest(
+        chat,
+        tuple(ids),
+        limit,
+        n,
+        way,
+        int(seed) % 2**32,
+        _stops(body),
+        stream,
+        usage,
+        logprobs,
+        left_out,
+    )
 
 
 def _logprobs(body: dict, chat: bool) -> tuple[int, bool]:
     """(how many of the most likely tokens, whether log-probabilities at all)."""
     if not chat:
-        return int(read_number(body, "logprobs", 0, 0, TOPS, whole=True)), body.get("logprobs") is not None
-    wanted, tops = read_flag(body, "logprobs"), int(read_number(body, "top_logprobs", 0, 0, TOPS, whole=True))
+        return int(read_number(body, "logprobs", 0, 0, TOPS, whole=True)), body.get(
+            "logprobs"
+        ) is not None
+    wanted, tops = (
+        read_flag(body, "logprobs"),
+        int(read_number(body, "top_logprobs", 0, 0, TOPS, whole=True)),
+    )
     if tops and not wanted:
         raise make_error("top_logprobs", "goes with 'logprobs': true")
     return tops, wanted
@@ -153,27 +182,41 @@ def _stops(body: dict) -> tuple[str, ...]:
     stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
     fits = isinstance(stops, list) and len(stops) <= STOPS
     if not fits or not all(isinstance(s, str) and 0 < len(s) <= STOP_LENGTH for s in stops):
-        raise make_error("stop", f"must be a string or at most {STOPS}, each of 1 to {STOP_LENGTH} characters")
+        raise make_error(
+            "stop", f"must be a string or at most {STOPS}, each of 1 to {STOP_LENGTH} characters"
+        )
     return tuple(stops)
 
 
 def _room(body: dict, server: Server, chat: bool) -> tuple[list[int], int, int]:
     """(prompt, tokens to draw at most, turns left out). The two must fit the context together."""
-    context, t, trim, left_out = server.c.model.context_len, server.tokenizer, body.get("truncation") == "auto", 0
-    limits = (read_number(body, name, 0, 1, 1 << 20, whole=True) for name in ("max_completion_tokens", "max_tokens"))
+    context, t, trim, left_out = (
+        server.c.model.context_len,
+        server.tokenizer,
+        body.get("truncation") == "auto",
+        0,
+    )
+    limits = (
+        read_number(body, name, 0, 1, 1 << 20, whole=True)
+        for name in ("max_completion_tokens", "max_tokens")
+    )
     limit = int(next(filter(None, limits), 0))  # 0: as many as there is room for
     if chat:
         turns = messages(body, server)
         ids = render_prompt(t, turns)
         if trim:
-            kept = drop_oldest_turns(turns, len(ids) + min(limit or context // 4, context // 4) - context, t)
+            kept = drop_oldest_turns(
+                turns, len(ids) + min(limit or context // 4, context // 4) - context, t
+            )
             ids, left_out = render_prompt(t, kept), len(turns) - len(kept)
     else:
         prompt = body.get("prompt", "")
         if isinstance(prompt, list) and len(prompt) == 1:
             prompt = prompt[0]
         if not isinstance(prompt, str):
-            raise make_error("prompt", "must be one text; lists and token numbers are not supported")
+            raise make_error(
+                "prompt", "must be one text; lists and token numbers are not supported"
+            )
         text = t.encode(prompt)
         ids = text if t.chatml and text else [t.bos, *text]
     room = context - len(ids)
@@ -206,12 +249,21 @@ def messages(body: dict, server: Server) -> list[dict[str, str]]:
 
 
 def _turn(turn: Any, where: str) -> dict[str, str]:
-    role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-    role = {"developer": "system", "function": "tool"}.get(role, role) if isinstance(role, str) else role
+    role, content = (
+        (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
+    )
+    role = (
+        {"developer": "system", "function": "tool"}.get(role, role)
+        if isinstance(role, str)
+        else role
+    )
     if role not in ROLES:
         raise make_error(f"{where}.role", f"must be one of {', '.join(ROLES)} and developer")
     if isinstance(content, list):
-        parts = [p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None for p in content]
+        parts = [
+            p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None
+            for p in content
+        ]
         content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
     if not isinstance(content, str):
         raise make_error(f"{where}.content", "must be text; ramp reads no pictures or sounds")

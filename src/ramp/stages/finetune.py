@@ -9,7 +9,8 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
-from ramp.stages import common, converse, evaluate
+from ramp.train import common
+from ramp.evals import samples, bpb
 from ramp.stages.trials import TrialRunner, solved_conversations
 from ramp.tasks import tool
 from ramp.text import chat
@@ -27,7 +28,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     rows, counts = pack_rows(c, tokenizer)
     for split, packed in rows.items() if jax.process_index() == 0 else ():
         packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
-    loss_nats = evaluate.make_bits_per_byte(c, rows["val"], tokenizer)
+    loss_nats = bpb.make_bits_per_byte(c, rows["val"], tokenizer)
     print(
         f"finetune: {counts['rendered']:,} conversations in {len(rows['train']):,} rows of {c.finetune.seq_len}; "
         f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped; "
@@ -36,8 +37,13 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     )
 
     def figures(params, step, board, stop) -> dict[str, float]:
-        values = {f"eval/chat_{name.removeprefix('val_')}": value for name, value in loss_nats(params, stop).items()}
-        for turn in converse.answer_questions(c, params, tokenizer, c.finetune.num_samples, lambda: stop.check(step)):
+        values = {
+            f"eval/chat_{name.removeprefix('val_')}": value
+            for name, value in loss_nats(params, stop).items()
+        }
+        for turn in samples.answer_questions(
+            c, params, tokenizer, c.finetune.num_samples, lambda: stop.check(step)
+        ):
             board.text(step, f"chat/{turn['question']}", turn["answer"])
         return values | trials(params, step, board, stop)
 
@@ -50,13 +56,22 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         tokenizer=tokenizer,
     )
     state, report = stage.train(
-        rundir, lambda: common.load_params(rundir, "pretrain", c, tokenizer), figures, "eval/chat_nats", stop
+        rundir,
+        lambda: common.load_params(rundir, "pretrain", c, tokenizer),
+        figures,
+        "eval/chat_nats",
+        stop,
     )
     with stop:
         final = loss_nats(eval_params(state), stop)
     print(f"finetune: {final['val_nats']:.4f} nats per assistant token on held-out conversations")
     counted = trials.end() | {"counts": dict(counts), "rows": len(rows["train"])}
-    return report | {"chat_nats": final["val_nats"]} | counted | {"seconds": time.perf_counter() - began}
+    return (
+        report
+        | {"chat_nats": final["val_nats"]}
+        | counted
+        | {"seconds": time.perf_counter() - began}
+    )
 
 
 def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Counter]:
@@ -80,4 +95,6 @@ def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Co
                 f"no conversation of the {split} split fits into rows of {seq} tokens ({counts['too_long']} are too long); "
                 "add conversations, or raise finetune.seq_len"
             )
-    return {split: chat.pack(talks, seq, tokenizer.pad) for split, talks in rendered.items()}, counts
+    return {
+        split: chat.pack(talks, seq, tokenizer.pad) for split, talks in rendered.items()
+    }, counts

@@ -28,7 +28,10 @@ def run(rundir: RunDir, c: Config) -> dict:
             )
     tokenizer = make_tokenizer(c.text, by_split["train"])
     tokenizer.save(rundir.tokenizer)
-    metas = {s: write_tokens(rundir.tokens(s), _encoded(tokenizer, docs), tokenizer) for s, docs in by_split.items()}
+    metas = {
+        s: write_tokens(rundir.tokens(s), _encoded(tokenizer, docs), tokenizer)
+        for s, docs in by_split.items()
+    }
     train, val = metas["train"], metas["val"]
     result = {
         "tokens": train["tokens"],
@@ -44,7 +47,11 @@ def run(rundir: RunDir, c: Config) -> dict:
         "tokenizer": tokenizer.fingerprint,
         "seconds": time.perf_counter() - began,
     }
-    skipped = ", ".join(f"{n} {kind}" for kind, n in counts.items() if kind not in ("documents", "characters", "bytes"))
+    skipped = ", ".join(
+        f"{n} {kind}"
+        for kind, n in counts.items()
+        if kind not in ("documents", "characters", "bytes")
+    )
     print(
         f"prepare: {counts['documents']:,} documents, {counts['bytes'] / 1e6:.1f} MB; skipped: {skipped or 'nothing'}; "
         f"{train['tokens']:,} train and {val['tokens']:,} validation tokens of a vocabulary of {tokenizer.vocab_size:,} "

@@ -6,7 +6,8 @@ from ramp.config import Config
 from ramp.model import transformer
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
-from ramp.stages import common, converse, evaluate
+from ramp.train import common
+from ramp.evals import samples, bpb
 from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
@@ -15,12 +16,17 @@ from ramp.train.state import eval_params
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    train, val = (TokenRows(rundir.tokens(s), c.pretrain.seq_len, tokenizer.fingerprint) for s in ("train", "val"))
-    bits = evaluate.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows)
+    train, val = (
+        TokenRows(rundir.tokens(s), c.pretrain.seq_len, tokenizer.fingerprint)
+        for s in ("train", "val")
+    )
+    bits = bpb.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows)
 
     def figures(params, step, board, stop) -> dict[str, float]:
         values = {f"eval/{name}": value for name, value in bits(params, stop).items()}
-        texts = converse.continue_prompts(c, params, tokenizer, c.pretrain.num_samples, lambda: stop.check(step))
+        texts = samples.continue_prompts(
+            c, params, tokenizer, c.pretrain.num_samples, lambda: stop.check(step)
+        )
         for name, text in texts.items():
             board.text(step, f"samples/{name}", text)
         return values
@@ -35,7 +41,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     )
 
     def start() -> dict:
-        return {"lm": jax.jit(lambda: transformer.init_params(c.model, jax.random.PRNGKey(c.seed)))()}
+        return {
+            "lm": jax.jit(lambda: transformer.init_params(c.model, jax.random.PRNGKey(c.seed)))()
+        }
 
     state, report = stage.train(rundir, start, figures, "eval/val_bpb", stop)
     with stop:

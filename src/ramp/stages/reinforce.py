@@ -14,13 +14,13 @@ import jax
 import numpy as np
 
 from ramp.config import Config
-from ramp.credit import audit, head, learn, picture, rollouts
+from ramp.credit import audit, process_head, learn, page, rollouts
 from ramp.credit.advantages import METHODS, MONTE_CARLO
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir, write_atomic
-from ramp.stages import common
+from ramp.train import common
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
@@ -32,9 +32,13 @@ SHOWN = ("rloo", "step_local")  # beside the method in use, in pictures
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     t = c.reinforce
     if jax.process_count() > 1:
-        raise UserError("reinforcement runs in one process so far; use one host, with any number of devices")
+        raise UserError(
+            "reinforcement runs in one process so far; use one host, with any number of devices"
+        )
     if t.reward == "head" and not t.label_fraction:
-        raise UserError("reinforce.reward 'head' learns from the checker's labels: set reinforce.label_fraction above 0")
+        raise UserError(
+            "reinforce.reward 'head' learns from the checker's labels: set reinforce.label_fraction above 0"
+        )
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     measure = partial(learn.measure_accuracy, c.model, t, tokenizer)
@@ -51,9 +55,11 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         found, _ = measure(params)
         r, methods = sample_with_credit(c, tokenizer, params, groups=1)
         row = rank_rollouts(r)[0]
-        board.figure(step, "credit/rollout", picture.plot_rollout(tokenizer, r, methods, row))
-        board.text(step, "credit/rollout", picture.describe_rollout(tokenizer, r, methods, row))
-        return {f"rl/{name}": value for name, value in found.items()} | {"rl/not_verified": 1 - found["verified"]}
+        board.figure(step, "credit/rollout", page.plot_rollout(tokenizer, r, methods, row))
+        board.text(step, "credit/rollout", page.describe_rollout(tokenizer, r, methods, row))
+        return {f"rl/{name}": value for name, value in found.items()} | {
+            "rl/not_verified": 1 - found["verified"]
+        }
 
     stage = common.Trainer(
         name="reinforce",
@@ -64,13 +70,21 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         tokenizer=tokenizer,
         around=partial(wrap_iteration, c, tokenizer),
         keep_ref=t.kl_coef > 0 or t.method == "implicit",
-        grow=(lambda params: params | {"process": head.init_head(c.model, params["lm"])}) if learned else lambda p: p,
+        grow=(lambda params: params | {"process": process_head.init_head(c.model, params["lm"])})
+        if learned
+        else lambda p: p,
     )
     state, report = stage.train(rundir, start, evaluate, "rl/not_verified", stop)
     after, _ = measure(eval_params(state))
     print_accuracy("after", after)
     save_page(rundir, c, tokenizer, eval_params(state))
-    report |= {"task": t.task, "level": t.level, "method": t.method, "before": before, "after": after}
+    report |= {
+        "task": t.task,
+        "level": t.level,
+        "method": t.method,
+        "before": before,
+        "after": after,
+    }
     return report | {"seconds": time.perf_counter() - began}
 
 
@@ -94,17 +108,35 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callabl
         state, metrics = update(state, learn.shard_rows(got.batch))
         straw = audit.misassigned_credit(got.rollouts, got.advantage_bn)
         r = got.rollouts
-        rl = {"reward": r.outcome_b.mean(), "train_verified": r.verified_b.mean(), "tokens": got.tokens}
-        rl |= {"labels": got.labels, "dropped_groups": got.dropped, "length": r.tokens / len(r.prompts)}
-        return state, metrics | {f"rl/{k}": v for k, v in rl.items()} | {f"credit/{k}": v for k, v in straw.items()}
+        rl = {
+            "reward": r.outcome_b.mean(),
+            "train_verified": r.verified_b.mean(),
+            "tokens": got.tokens,
+        }
+        rl |= {
+            "labels": got.labels,
+            "dropped_groups": got.dropped,
+            "length": r.tokens / len(r.prompts),
+        }
+        return state, metrics | {f"rl/{k}": v for k, v in rl.items()} | {
+            f"credit/{k}": v for k, v in straw.items()
+        }
 
     return step
 
 
-def run_sft(rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, stop: Preemption) -> tuple[State, dict]:
+def run_sft(
+    rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, stop: Preemption
+) -> tuple[State, dict]:
     """Fine-tuning on solved problems, by the recipe of the section `finetune` but for its length and its rows."""
     t, task = c.reinforce, TASKS[c.reinforce.task]
-    rows = {"steps": t.sft_steps, "batch": t.batch_size, "seq": t.seq_len, "eval_every": t.sft_steps, "save_every": t.sft_steps}
+    rows = {
+        "steps": t.sft_steps,
+        "batch": t.batch_size,
+        "seq": t.seq_len,
+        "eval_every": t.sft_steps,
+        "save_every": t.sft_steps,
+    }
     recipe = replace(c.finetune, lr_scale=c.finetune.lr_scale * t.sft_lr_scale, **rows)
 
     def batches(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
@@ -121,21 +153,38 @@ def sample_with_credit(
     """Rollouts of a few held-out problems, and what methods that need no further sampling make of them."""
     t, task = c.reinforce, TASKS[c.reinforce.task]
     asked = learn.held_out_problems(task, t.level, groups, first)
-    r = rollouts.sample_rollouts(c.model, params["lm"], tokenizer, task, asked, t.group_size, t.max_new_tokens, 1, t.temperature)
-    names = dict.fromkeys([*SHOWN, *([t.method] if t.method not in (*MONTE_CARLO, "implicit") else [])])
+    r = rollouts.sample_rollouts(
+        c.model,
+        params["lm"],
+        tokenizer,
+        task,
+        asked,
+        t.group_size,
+        t.max_new_tokens,
+        1,
+        t.temperature,
+    )
+    names = dict.fromkeys(
+        [*SHOWN, *([t.method] if t.method not in (*MONTE_CARLO, "implicit") else [])]
+    )
     return r, {name: np.asarray(METHODS[name](learn.checker_credit(r))) for name in names}
 
 
 def rank_rollouts(r: Rollouts) -> list[int]:
     """Rows, the most telling first: luck, then failures that did much right, then the rest."""
     partly = [-float(r.right_bs[b].sum()) for b in range(len(r.prompts))]
-    return sorted(range(len(r.prompts)), key=lambda b: (not r.verdicts[b].lucky, r.verdicts[b].final_right, partly[b]))
+    return sorted(
+        range(len(r.prompts)),
+        key=lambda b: (not r.verdicts[b].lucky, r.verdicts[b].final_right, partly[b]),
+    )
 
 
 def show_credit(rundir: RunDir, c: Config, first: int, groups: int) -> str:
     """Print the most telling rollout of the trained policy with its credit, and write the page it is on; its path."""
     if first < 0 or groups < 1:
-        raise UserError(f"--problem is at least 0 and --groups at least 1, not {first} and {groups}")
+        raise UserError(
+            f"--problem is at least 0 and --groups at least 1, not {first} and {groups}"
+        )
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = common.load_params(rundir, "reinforce", c, tokenizer)
     path, told = save_page(rundir, c, tokenizer, params, groups, first)
@@ -150,5 +199,5 @@ def save_page(
     r, methods = sample_with_credit(c, tokenizer, params, groups, first)
     title, rows = f"Credit on {c.reinforce.task}, level {c.reinforce.level}", rank_rollouts(r)[:8]
     path = rundir.path / "credit.html"
-    write_atomic(path, picture.render_page(tokenizer, r, methods, rows, title))
-    return path, picture.describe_rollout(tokenizer, r, methods, rows[0])
+    write_atomic(path, page.render_page(tokenizer, r, methods, rows, title))
+    return path, page.describe_rollout(tokenizer, r, methods, rows[0])

@@ -18,16 +18,16 @@ from ramp import config
 from ramp.config import Config, Synthesize
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
-from ramp.model.sample import SamplingParams
+from ramp.decode.sample import SamplingParams
 from ramp.rundir import RunDir, write_atomic
-from ramp.stages import common
-from ramp.synth import decide, exact, generate, guard, ledger, measure, mix, page
+from ramp.train import common
+from ramp.synth import decide, drift, generate, guard, ledger, measure, mix, page
 from ramp.synth.generate import Prompt, Sample
 from ramp.synth.guard import CollapseGuard, Trained
 from ramp.synth.measure import Docs
-from ramp.synth.text import Bits, TrainingPlan, PackedSamples, RealCorpus
+from ramp.synth.corpus import Bits, TrainingPlan, PackedSamples, RealCorpus
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import MetricWriter
+from ramp.reporting.metrics import MetricWriter
 from ramp.train.fingerprint import fingerprint
 from ramp.train.preemption import Preemption
 from ramp.train.state import eval_params
@@ -46,17 +46,27 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         write_atomic(loop.directory / "history.json", json.dumps(history, indent=1) + "\n")
         loop.show(history)
     last = history[-1]["guard"]["good"]
-    first, now = (float(loop.real.bits(loop.params(g), loop.real.final).per_byte.mean()) for g in (0, last))
+    first, now = (
+        float(loop.real.bits(loop.params(g), loop.real.final).per_byte.mean()) for g in (0, last)
+    )
     at_end = f"{now:.4f} bits per byte on documents kept for the end, {first:.4f} before"
     print(f"synthesize: model of generation {last}: {at_end}")
-    found = {"policy": t.policy, "generation": last, "first_bpb": first, "final_bpb": now, "generations": history}
+    found = {
+        "policy": t.policy,
+        "generation": last,
+        "first_bpb": first,
+        "final_bpb": now,
+        "generations": history,
+    }
     return found | {"seconds": time.perf_counter() - began}
 
 
 def require(c: Config) -> None:
     t = c.synthesize
     if jax.process_count() > 1:
-        raise UserError("synthesize runs in one process so far; use one host, with any number of devices")
+        raise UserError(
+            "synthesize runs in one process so far; use one host, with any number of devices"
+        )
     if t.num_documents * (1 - t.seeded_fraction) < t.num_measured:
         raise UserError(
             f"synthesize.num_measured is {t.num_measured}, but only documents x (1 - seeded) = {t.num_documents * (1 - t.seeded_fraction):g} "
@@ -67,10 +77,14 @@ def require(c: Config) -> None:
             f"synthesize.verifiers names {len(t.verifiers)}; it takes two that differ, since each is blind somewhere"
         )
     if t.max_new_tokens + generate.LONGEST_SEED >= c.model.context_len:
-        raise UserError(f"synthesize.max_new_tokens {t.max_new_tokens} and a seed do not fit into model.context_len {c.model.context_len}")
+        raise UserError(
+            f"synthesize.max_new_tokens {t.max_new_tokens} and a seed do not fit into model.context_len {c.model.context_len}"
+        )
     rows = int(np.prod([jax.sharding.get_mesh().shape[axis] for axis in ("replica", "data")]))
     if t.batch_size % (rows * t.grad_accum_steps):
-        raise UserError(f"synthesize.train.batch_size {t.batch_size} does not divide over {rows} devices x {t.grad_accum_steps} microbatches")
+        raise UserError(
+            f"synthesize.train.batch_size {t.batch_size} does not divide over {rows} devices x {t.grad_accum_steps} microbatches"
+        )
 
 
 @dataclass(frozen=True)
@@ -92,12 +106,20 @@ class Loop:
     @property
     def name(self) -> str:
         """What a ledger must agree with to be of this run."""
-        t = {k: v for k, v in vars(self.t).items() if k not in ("generations", "log_every", "eval_every", "save_every")}
-        return config.fingerprint(self.c.seed, t, common.model_identity(self.c.model), self.tokenizer.fingerprint)
+        t = {
+            k: v
+            for k, v in vars(self.t).items()
+            if k not in ("generations", "log_every", "eval_every", "save_every")
+        }
+        return config.fingerprint(
+            self.c.seed, t, common.model_identity(self.c.model), self.tokenizer.fingerprint
+        )
 
     @property
     def how(self) -> SamplingParams:
-        return SamplingParams(self.t.temperature, self.t.top_k, min_p=self.t.min_p, vocab=self.tokenizer.vocab_size)
+        return SamplingParams(
+            self.t.temperature, self.t.top_k, min_p=self.t.min_p, vocab=self.tokenizer.vocab_size
+        )
 
     def history(self) -> list[dict]:
         path = self.directory / "history.json"
@@ -112,15 +134,30 @@ class Loop:
         stage = self.t.start_stage if g == 0 else f"synthesize-{g}"
         return common.load_params(self.rundir, stage, self.c, self.tokenizer)
 
-    def draw(self, params: dict, prompts: list[Prompt], g: int, how: SamplingParams) -> list[Sample]:
+    def draw(
+        self, params: dict, prompts: list[Prompt], g: int, how: SamplingParams
+    ) -> list[Sample]:
         key = generate.first_key(self.c.seed, g)
-        return generate.generate_samples(self.c.model, params["lm"], prompts, key, self.t.max_new_tokens, how, (self.tokenizer.bos,))
+        return generate.generate_samples(
+            self.c.model,
+            params["lm"],
+            prompts,
+            key,
+            self.t.max_new_tokens,
+            how,
+            (self.tokenizer.bos,),
+        )
 
     @cached_property
     def first(self) -> decide.BaseModelReference:
         """The first model with its own samples, twice as many as are measured, always at temperature 1 and uncut."""
         params = self.params(0)
-        made = self.draw(params, [Prompt((self.tokenizer.bos,))] * (2 * self.t.num_measured), 0, SamplingParams(vocab=self.how.vocab))
+        made = self.draw(
+            params,
+            [Prompt((self.tokenizer.bos,))] * (2 * self.t.num_measured),
+            0,
+            SamplingParams(vocab=self.how.vocab),
+        )
         return decide.BaseModelReference.look(self.real, params, made)
 
     @cached_property
@@ -131,30 +168,57 @@ class Loop:
     def generation(self, g: int, history: list[dict]) -> dict:
         """All that is known of generation g, and the guard as it leaves it."""
         t = self.t
-        begin = CollapseGuard(**history[-1]["guard"]) if history else CollapseGuard(t.real_fraction or self.anchor(), t.rare_fraction)
+        begin = (
+            CollapseGuard(**history[-1]["guard"])
+            if history
+            else CollapseGuard(t.real_fraction or self.anchor(), t.rare_fraction)
+        )
         model = self.params(begin.good)
         if not ledger.path(self.directory, g).exists():
             self.sample(g, begin, model, history)
         rows, facts = ledger.read(self.directory, g, self.name)
-        now, figures, said = CollapseGuard(**json.loads(facts["guard"])), json.loads(facts["figures"]), facts["decision"]
+        now, figures, said = (
+            CollapseGuard(**json.loads(facts["guard"])),
+            json.loads(facts["figures"]),
+            facts["decision"],
+        )
         new = self.fit(f"synthesize-{g}", self.c, self.lesson(now, history, rows), model)
         new_bits, first_bits = self.real.bits(new, self.real.guard), self.first_bits
         old_bits = self.real.bits(model, self.real.guard) if begin.good else first_bits
         kept, used = [r for r in rows if r["decision"] == "kept"], now.weight > 0
         rise = float(new_bits.per_token.mean() - old_bits.per_token.mean())
         tokens = sum(len(r["tokens"]) for r in kept) * used
-        known = -np.log2(max(len(kept), 1) / max(len(rows), 1)) * figures["precision"] * len(kept) * used
-        accounts = {"verifier": float(known), "real": max(0.0, -rise) * tokens, "lost": max(0.0, rise) * tokens}
-        after, verdict = replace(now, good=g), guard.Decision("go", ())  # a baseline goes on, whatever comes
+        known = (
+            -np.log2(max(len(kept), 1) / max(len(rows), 1))
+            * figures["precision"]
+            * len(kept)
+            * used
+        )
+        accounts = {
+            "verifier": float(known),
+            "real": max(0.0, -rise) * tokens,
+            "lost": max(0.0, rise) * tokens,
+        }
+        after, verdict = (
+            replace(now, good=g),
+            guard.Decision("go", ()),
+        )  # a baseline goes on, whatever comes
         if t.policy == "ours":
             pairs = [(getattr(new_bits, k), getattr(old_bits, k)) for k in ("per_byte", "rare")]
-            bits_in = accounts["verifier"] + accounts["real"] if used else 1.0  # real text alone is no poverty
-            after, verdict = guard.judge_model(now, t, Trained(*pairs, bits_in=bits_in, bits_lost=accounts["lost"]), g)
+            bits_in = (
+                accounts["verifier"] + accounts["real"] if used else 1.0
+            )  # real text alone is no poverty
+            after, verdict = guard.judge_model(
+                now, t, Trained(*pairs, bits_in=bits_in, bits_lost=accounts["lost"]), g
+            )
             excess = float(new_bits.per_byte.mean() - first_bits.per_byte.mean())
             drifted = verdict.action == "go" and excess > 0 and now.m < 1
             if drifted and not t.real_fraction:  # the law again, from what was seen
-                d1 = excess / exact.excess_loss(1.0, now.m, g)
-                after = replace(after, m=max(after.m, mix.real_fraction(d1, t.drift_tolerance, t.min_real_fraction)))
+                d1 = excess / drift.excess_loss(1.0, now.m, g)
+                after = replace(
+                    after,
+                    m=max(after.m, mix.real_fraction(d1, t.drift_tolerance, t.min_real_fraction)),
+                )
         found = {
             "generation": g,
             "parent": begin.good,
@@ -185,17 +249,24 @@ class Loop:
         if t.policy != "ours" or not t.drift_probe_steps:
             return mix.real_fraction(t.drift_tolerance, t.drift_tolerance, t.min_real_fraction)
         start = self.params(0)
-        docs = [decide.body(s, self.tokenizer.bos) for s in self.draw(start, self.prompts(1), 1, self.how)]
+        docs = [
+            decide.body(s, self.tokenizer.bos)
+            for s in self.draw(start, self.prompts(1), 1, self.how)
+        ]
         made = [PackedSamples.pack(docs, [1.0] * len(docs), t.seq_len, self.tokenizer.bos)]
         cost = {}
         for name, m in (("own", 0.0), ("real", 1.0)):
-            short = replace(self.c, synthesize=replace(t, policy="anchored", steps=t.drift_probe_steps))
+            short = replace(
+                self.c, synthesize=replace(t, policy="anchored", steps=t.drift_probe_steps)
+            )
             lesson = TrainingPlan.plan(short, self.real, made, [1.0], m, 0.0, self.c.seed)
             trained = self.fit(f"synthesize-probe-{name}", short, lesson, start)
             cost[name] = float(self.real.bits(trained, self.real.guard).per_byte.mean())
         d1 = cost["own"] - cost["real"]
         m = mix.real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
-        print(f"synthesize: {t.drift_probe_steps} steps on own samples cost {d1:+.4f} bits per byte; real share {m:.2f}")
+        print(
+            f"synthesize: {t.drift_probe_steps} steps on own samples cost {d1:+.4f} bits per byte; real share {m:.2f}"
+        )
         return m
 
     def prompts(self, g: int) -> list[Prompt]:
@@ -205,8 +276,13 @@ class Loop:
         seeded = round(t.seeded_fraction * t.num_documents) if t.policy == "ours" else 0
         texts = [self.tokenizer.decode(d) for d in self.real.train] if seeded > 1 else []
         named = generate.entity_pairs(texts, seeded // 2, rng)
-        pairs = [Prompt((bos, *self.tokenizer.encode(text)[: generate.LONGEST_SEED]), of) for text, of in named]
-        rare = generate.rare_contexts(self.real.train, self.real.count_v, seeded - len(pairs), rng, bos)
+        pairs = [
+            Prompt((bos, *self.tokenizer.encode(text)[: generate.LONGEST_SEED]), of)
+            for text, of in named
+        ]
+        rare = generate.rare_contexts(
+            self.real.train, self.real.count_v, seeded - len(pairs), rng, bos
+        )
         return [Prompt((bos,))] * (t.num_documents - len(pairs) - len(rare)) + rare + pairs
 
     def sample(self, g: int, begin: CollapseGuard, model: dict, history: list[dict]) -> None:
@@ -221,7 +297,12 @@ class Loop:
         if t.policy == "ours":
             now, said = guard.judge_samples(begin, t, found.seen)
         else:  # a baseline takes what comes
-            found = replace(found, weight=np.ones(len(made)), kept=np.ones(len(made), bool), reasons=[""] * len(made))
+            found = replace(
+                found,
+                weight=np.ones(len(made)),
+                kept=np.ones(len(made), bool),
+                reasons=[""] * len(made),
+            )
             now, said = replace(begin, weight=1.0), guard.Decision("go", ())
         writer = config.fingerprint(fingerprint(model))
         rows = [
@@ -243,7 +324,8 @@ class Loop:
                 "cell": int(found.cell[i]),
                 "weight": float(found.weight[i] * now.weight),
                 "decision": "kept" if found.kept[i] else "dropped",
-                "reason": found.reasons[i] or ("" if now.weight else "the guard dropped its generation's weight"),
+                "reason": found.reasons[i]
+                or ("" if now.weight else "the guard dropped its generation's weight"),
                 "steps": [],
             }
             for i, s in enumerate(made)
@@ -252,7 +334,11 @@ class Loop:
         for row, steps in zip(rows, lesson.steps(g, len(rows)), strict=True):
             row["steps"] = steps if row["weight"] > 0 else []
         told = f"{said.action} {'; '.join(said.reasons)}".strip()
-        facts = {"guard": json.dumps(asdict(now)), "figures": json.dumps(finite(found.figures)), "decision": told}
+        facts = {
+            "guard": json.dumps(asdict(now)),
+            "figures": json.dumps(finite(found.figures)),
+            "decision": told,
+        }
         ledger.write(self.directory, g, rows, self.name, facts)
 
     def rows(self, history: list[dict]) -> list[list[dict]]:
@@ -264,15 +350,25 @@ class Loop:
         made = []
         for rows in [*self.rows(history), newest]:
             docs = [[*r["prompt"][1:], *r["tokens"]] for r in rows]
-            made.append(PackedSamples.pack(docs, [r["weight"] for r in rows], self.t.seq_len, self.tokenizer.bos))
-        live = [float(h["decision"] != "roll back") for h in history]  # what spoiled a generation teaches nobody again
-        return TrainingPlan.plan(self.c, self.real, made, [*live, now.weight], now.m, now.rare, self.c.seed)
+            made.append(
+                PackedSamples.pack(
+                    docs, [r["weight"] for r in rows], self.t.seq_len, self.tokenizer.bos
+                )
+            )
+        live = [
+            float(h["decision"] != "roll back") for h in history
+        ]  # what spoiled a generation teaches nobody again
+        return TrainingPlan.plan(
+            self.c, self.real, made, [*live, now.weight], now.m, now.rare, self.c.seed
+        )
 
     def fit(self, name: str, c: Config, lesson: TrainingPlan, start: dict) -> dict:
         """Train on a lesson from the weights `start`, or go on from the last checkpoint of the sub-stage `name`."""
         s = c.synthesize
         t = replace(s, eval_every=s.steps, save_every=min(s.save_every, s.steps))
-        stage = common.Trainer(name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer)
+        stage = common.Trainer(
+            name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer
+        )
         copy = lambda: jax.tree.map(lambda a: a + 0, start)  # noqa: E731  the stage donates what it starts from
         state, _ = stage.train(self.rundir, copy, lambda *_: {}, "", self.stop)
         return eval_params(state)
@@ -281,12 +377,22 @@ class Loop:
     def show(self, history: list[dict]) -> None:
         h, f = history[-1], history[-1]["figures"]
         with MetricWriter(self.rundir.path, "synthesize", h["generation"], True) as board:
-            values = {k: h[k] for k in ("bpb", "first_bpb", "rare_bits", "hard_bits", "kept")} | {"real_share": h["m"]}
+            values = {k: h[k] for k in ("bpb", "first_bpb", "rare_bits", "hard_bits", "kept")} | {
+                "real_share": h["m"]
+            }
             values |= {k: f[k] for k in ("acceptance", "imbalance", "precision", "ess", "cross")}
             values |= {f"bits_{k}": v for k, v in h["accounts"].items()}
-            values |= {f"{kind}/{k}": v[kind] for k, v in f["panel"].items() for kind in ("z", "ratio")}
-            board.scalars(h["generation"], {f"synth/{k}": v for k, v in values.items() if v is not None})
-            board.text(h["generation"], "synth/guard", f"{h['before']}; then {h['decision']} {'; '.join(h['reasons'])}")
+            values |= {
+                f"{kind}/{k}": v[kind] for k, v in f["panel"].items() for kind in ("z", "ratio")
+            }
+            board.scalars(
+                h["generation"], {f"synth/{k}": v for k, v in values.items() if v is not None}
+            )
+            board.text(
+                h["generation"],
+                "synth/guard",
+                f"{h['before']}; then {h['decision']} {'; '.join(h['reasons'])}",
+            )
             board.figure(h["generation"], "synth/surprisal", page.surprisal(f["histogram"]))
         page.write(self.rundir.path, history)
 

@@ -16,13 +16,13 @@ from ramp.config import Config
 from ramp.credit.learn import held_out_problems
 from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
-from ramp.nines import audit, backtest, page, ready, record, tell
+from ramp.nines import audit, backtest, page, readiness, record, report
 from ramp.nines import trials as tables
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS, Problem, Task
 from ramp.tasks.protocol import prompt_ids, render, make_slices, solution_ids
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.board import MetricWriter, drop_later_records
+from ramp.reporting.metrics import MetricWriter, drop_later_records
 from ramp.train.preemption import Preemption
 
 STAGE = "finetune"  # the one that learns tasks
@@ -33,7 +33,9 @@ def parse_task_name(what: str) -> tuple[Task, int]:
     """The task and the level of "NAME/LEVEL"; UserError where there is no such."""
     name, _, level = what.partition("/")
     if name not in TASKS or not level.isdecimal() or level == "0":
-        raise UserError(f"chat.tasks holds {what!r}; write NAME/LEVEL, as in addition/2, of {', '.join(TASKS)}")
+        raise UserError(
+            f"chat.tasks holds {what!r}; write NAME/LEVEL, as in addition/2, of {', '.join(TASKS)}"
+        )
     return TASKS[name], int(level)
 
 
@@ -52,13 +54,20 @@ def choose_problems(c: Config, name: str) -> dict[str, list[Problem]]:
 def solved_conversations(c: Config, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
     """(ids, weights) of `chat.problems_per_task` solved problems of each of `chat.tasks`, as `chat.pack` takes them; none of them
     asks what a trial asks."""
-    kept_out = {p.question for name in c.chat.tasks for of in choose_problems(c, name).values() for p in of}
+    kept_out = {
+        p.question for name in c.chat.tasks for of in choose_problems(c, name).values() for p in of
+    }
     for name in c.chat.tasks:
         task, level = parse_task_name(name)
-        for p in (task.sample(c.seed * c.chat.problems_per_task + i, level) for i in range(c.chat.problems_per_task)):
+        for p in (
+            task.sample(c.seed * c.chat.problems_per_task + i, level)
+            for i in range(c.chat.problems_per_task)
+        ):
             ids, weights = render(tokenizer, p, task.solution(p), p.answer)
             if len(ids) > c.finetune.seq_len + 1:
-                raise UserError(f"a problem of {name} takes {len(ids)} tokens: raise finetune.seq_len, or lower the level")
+                raise UserError(
+                    f"a problem of {name} takes {len(ids)} tokens: raise finetune.seq_len, or lower the level"
+                )
             if p.question not in kept_out:
                 yield ids, weights
 
@@ -72,22 +81,37 @@ class TrialRunner:
         self.steps = [*range(t.eval_every, t.steps, t.eval_every), t.steps]  # when evaluations come
         self.table, self.forecasts = rundir.path / "trials.jsonl", rundir.path / "forecasts.jsonl"
         self.past: list[backtest.Past] = []  # forecasts that were scored: they weigh the next ones
-        self.asked = {name: choose_problems(c, name) for name in (c.chat.tasks if c.trials.items_per_task else ())}
+        self.asked = {
+            name: choose_problems(c, name)
+            for name in (c.chat.tasks if c.trials.items_per_task else ())
+        }
         for name, of in self.asked.items():
             self.require_room(name, [p for problems in of.values() for p in problems])
 
     def require_room(self, name: str, problems: list[Problem]) -> None:
         """UserError where a right solution or a question is too long to be tried."""
-        (task, _), room, context = parse_task_name(name), self.c.trials.max_new_tokens, self.c.model.context_len
-        answer = max(len(solution_ids(self.tokenizer, task.solution(p), p.answer)) for p in problems)
+        (task, _), room, context = (
+            parse_task_name(name),
+            self.c.trials.max_new_tokens,
+            self.c.model.context_len,
+        )
+        answer = max(
+            len(solution_ids(self.tokenizer, task.solution(p), p.answer)) for p in problems
+        )
         question = max(len(prompt_ids(self.tokenizer, p.question)) for p in problems)
         if answer > room:
-            raise UserError(f"a solution of {name} takes {answer} tokens: raise trials.max_new_tokens, which is {room}")
+            raise UserError(
+                f"a solution of {name} takes {answer} tokens: raise trials.max_new_tokens, which is {room}"
+            )
         if question + room > context:
             need = f"a question of {question} tokens of {name} and trials.max_new_tokens {room}"
-            raise UserError(f"{need} do not fit model.context_len {context}: raise it, or lower the level")
+            raise UserError(
+                f"{need} do not fit model.context_len {context}: raise it, or lower the level"
+            )
 
-    def __call__(self, params: dict, step: int, board: MetricWriter, stop: Preemption) -> dict[str, float]:
+    def __call__(
+        self, params: dict, step: int, board: MetricWriter, stop: Preemption
+    ) -> dict[str, float]:
         """Try, write down, forecast; {"nines/TASK, SLICE": share solved}. Nothing without tasks or items."""
         rows = []
         for number, name in enumerate(self.asked):
@@ -95,7 +119,9 @@ class TrialRunner:
             stop.check(step)
         if not rows or not board.enabled:
             return {}
-        begin = 0 if step == self.steps[0] else step  # with the first, what a run before this one left goes too
+        begin = (
+            0 if step == self.steps[0] else step
+        )  # with the first, what a run before this one left goes too
         for path in (self.table, self.forecasts):
             drop_later_records(path, STAGE, begin)
         with self.table.open("a", encoding="utf-8") as file:
@@ -106,16 +132,30 @@ class TrialRunner:
         except np.linalg.LinAlgError as error:  # a forecast must not end training
             print(f"trials: no forecast at step {step} ({error})")
         now = curves["x"] == curves["x"].max()
-        return {f"nines/{k}": v for k, v in zip(curves["task"][now], curves["value"][now], strict=True)}
+        return {
+            f"nines/{k}": v for k, v in zip(curves["task"][now], curves["value"][now], strict=True)
+        }
 
     def tried(self, params: dict, name: str, step: int, number: int) -> list[dict]:
         """The rows of one task: a solution counts when its answer is right and so is every step."""
         t, (task, _), rows = self.c.trials, parse_task_name(name), []
         for k, (kind, problems) in enumerate(self.asked[name].items()):
             seed = int(np.random.SeedSequence([self.c.seed, step, number, k]).generate_state(1)[0])
-            r = sample_rollouts(self.c.model, params["lm"], self.tokenizer, task, problems, t.tries_per_item, t.max_new_tokens, seed, t.temperature)
+            r = sample_rollouts(
+                self.c.model,
+                params["lm"],
+                self.tokenizer,
+                task,
+                problems,
+                t.tries_per_item,
+                t.max_new_tokens,
+                seed,
+                t.temperature,
+            )
             for i, right in enumerate(r.verified_b):
-                item = "longer " * (kind == "longer") + str(1 + i // t.tries_per_item)  # a longer one is another problem
+                item = "longer " * (kind == "longer") + str(
+                    1 + i // t.tries_per_item
+                )  # a longer one is another problem
                 what = {"item": item, "slice": kind, "seed": i % t.tries_per_item}
                 row = {"stage": STAGE, "run": self.run, "step": step, "task": name}
                 rows.append(row | what | {"success": int(right)})
@@ -128,7 +168,14 @@ class TrialRunner:
             self.past = backtest.over_time(curves, past=self.past)
         if len(later):
             record.append(
-                self.forecasts, curves, float(np.log10(step)), later, self.past, stage=STAGE, step=step, unit="step"
+                self.forecasts,
+                curves,
+                float(np.log10(step)),
+                later,
+                self.past,
+                stage=STAGE,
+                step=step,
+                unit="step",
             )
 
     def end(self) -> dict:
@@ -146,7 +193,7 @@ class TrialRunner:
                 print(f"trials: {found[name]}")
                 parts += [f"## {found[name]}", *more]
             if self.forecasts.exists():
-                record_of, shown = tell.past_record(self.forecasts, t)
+                record_of, shown = report.past_record(self.forecasts, t)
                 parts += shown
                 if record_of["count"]:
                     board.figure(step, "nines/calibration", shown[-1]())
@@ -155,15 +202,25 @@ class TrialRunner:
         page.write(self.rundir.path / "nines.html", f"ramp nines: {self.run}", parts)
         return {"forecast": found, "record": {k: v for k, v in record_of.items() if k != "scored"}}
 
-    def outlook(self, name: str, t: tables.Table, board: MetricWriter, step: int) -> tuple[str, list]:
+    def outlook(
+        self, name: str, t: tables.Table, board: MetricWriter, step: int
+    ) -> tuple[str, list]:
         """(what to say, parts of the page) of a task as it is asked, beside what its other slices showed last."""
         t = tables.select(t, t["task"] == name)
-        o = ready.outlook(t, slices={"base": 1.0})
-        figures, shown = tell.readiness(o, NINES)
+        o = readiness.outlook(t, slices={"base": 1.0})
+        figures, shown = report.readiness(o, NINES)
         last = tables.select(t, t["step"] == t["step"].max())
-        others = {k: float(last["success"][last["slice"] == k].mean()) for k in np.unique(last["slice"]) if k != "base"}
+        others = {
+            k: float(last["success"][last["slice"] == k].mean())
+            for k in np.unique(last["slice"])
+            if k != "base"
+        }
         levels = audit.ladder(t)
         board.figure(step, f"nines/{name}", page.reliability(o))
         board.figure(step, f"nines/{name}, levels", page.steps(levels))
-        parts = [*shown[1:], lambda: page.reliability(o), *tell.ladder(levels, *audit.last_cells(t)[:2])]
-        return tell.sentence(name, figures, others), parts
+        parts = [
+            *shown[1:],
+            lambda: page.reliability(o),
+            *report.ladder(levels, *audit.last_cells(t)[:2]),
+        ]
+        return report.sentence(name, figures, others), parts

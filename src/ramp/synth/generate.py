@@ -18,9 +18,9 @@ from jax.sharding import PartitionSpec as P
 from scipy.stats import qmc
 
 from ramp.config import Model
-from ramp.model import sample
+from ramp.decode import sample
 from ramp.model.loss import token_cross_entropy
-from ramp.model.sample import SamplingParams
+from ramp.decode.sample import SamplingParams
 from ramp.model.transformer import ROWS, apply_head, compute_hidden, unembed
 
 BATCH = 64  # rows sampled or scored at once
@@ -54,11 +54,15 @@ def rare_contexts(
     for pick in rng.choice(len(where), n, p=chance / chance.sum()):
         d, i = where[pick]
         begin = max(0, i + 1 - int(rng.integers(2, LONGEST_SEED + 1)))
-        found.append(Prompt((bos, *map(int, docs[d][begin : max(i + 1, begin + 2)])), (f"real-{d}",)))
+        found.append(
+            Prompt((bos, *map(int, docs[d][begin : max(i + 1, begin + 2)])), (f"real-{d}",))
+        )
     return found
 
 
-def entity_pairs(texts: Sequence[str], n: int, rng: np.random.Generator) -> list[tuple[str, tuple[str, ...]]]:
+def entity_pairs(
+    texts: Sequence[str], n: int, rng: np.random.Generator
+) -> list[tuple[str, tuple[str, ...]]]:
     """n openings "A and B" of names from different documents, with the documents' names (after EntiGraph,
     arXiv:2409.07431: relations between entities that the corpus never relates)."""
     held = [
@@ -80,9 +84,14 @@ def sobol_grid(attributes: Mapping[str, Sequence[str]], n: int, seed: int) -> li
     """n combinations by a scrambled Sobol sequence: every value, pair and triple about equally often, which independent
     draws are not at any n that matters."""
     names = list(attributes)
-    points = qmc.Sobol(len(names), seed=seed).random_base2(max(0, int(np.ceil(np.log2(max(n, 1))))))[:n]
+    points = qmc.Sobol(len(names), seed=seed).random_base2(
+        max(0, int(np.ceil(np.log2(max(n, 1)))))
+    )[:n]
     return [
-        {name: attributes[name][int(x * len(attributes[name]))] for name, x in zip(names, row, strict=True)}
+        {
+            name: attributes[name][int(x * len(attributes[name]))]
+            for name, x in zip(names, row, strict=True)
+        }
         for row in points
     ]
 
@@ -90,7 +99,12 @@ def sobol_grid(attributes: Mapping[str, Sequence[str]], n: int, seed: int) -> li
 # ---------------------------------------------------------------------------------------------------- sampling
 def first_key(seed: int, generation: int) -> int:
     """Keys of a generation are this and the numbers after it."""
-    return int.from_bytes(hashlib.blake2b(f"synth:{seed}:{generation}".encode(), digest_size=4).digest()) >> 1
+    return (
+        int.from_bytes(
+            hashlib.blake2b(f"synth:{seed}:{generation}".encode(), digest_size=4).digest()
+        )
+        >> 1
+    )
 
 
 def generate_samples(
@@ -107,9 +121,13 @@ def generate_samples(
     weights, found, batch = sample.prepare_decode_params(c, params), [], fill_batch(batch)
     for first in range(0, len(prompts), batch):
         part = [p.ids for p in prompts[first : first + batch]]
-        stream = sample.prefill_prompts(c, params, [*part, *part[:1] * (batch - len(part))], key + first)  # one shape to compile
+        stream = sample.prefill_prompts(
+            c, params, [*part, *part[:1] * (batch - len(part))], key + first
+        )  # one shape to compile
         stream = sample.decode(c, weights, stream, how, n, stop)
-        tokens, logps = (np.asarray(jax.reshard(a, P())) for a in (stream.tokens_bn, stream.logps_bn))
+        tokens, logps = (
+            np.asarray(jax.reshard(a, P())) for a in (stream.tokens_bn, stream.logps_bn)
+        )
         for i in range(len(part)):
             ids = tuple(int(t) for t in tokens[i] if t >= 0)
             found.append(Sample(prompts[first + i], key + first + i, ids, float(logps[i].sum())))
@@ -117,10 +135,19 @@ def generate_samples(
 
 
 def regenerate(
-    c: Model, params: dict, prompt: Sequence[int], key: int, n: int, how: SamplingParams, stop: tuple[int, ...], batch: int = BATCH
+    c: Model,
+    params: dict,
+    prompt: Sequence[int],
+    key: int,
+    n: int,
+    how: SamplingParams,
+    stop: tuple[int, ...],
+    batch: int = BATCH,
 ) -> tuple[int, ...]:
     """The ids of the sample with this prompt and key, from its ledger row alone; the batch has the same shape."""
-    return generate_samples(c, params, [Prompt(tuple(prompt))] * batch, key, n, how, stop, batch)[0].ids
+    return generate_samples(c, params, [Prompt(tuple(prompt))] * batch, key, n, how, stop, batch)[
+        0
+    ].ids
 
 
 def fill_batch(batch: int) -> int:
@@ -130,7 +157,9 @@ def fill_batch(batch: int) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------- scoring
-def score_documents(c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, batch: int = BATCH) -> list[np.ndarray]:
+def score_documents(
+    c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, batch: int = BATCH
+) -> list[np.ndarray]:
     """-log p of each token of each document given those before it; the first token, such as bos, is only a context.
     Documents are cut at `length` + 1 tokens."""
     found = []
@@ -146,7 +175,11 @@ def pack_documents(docs: Sequence[Sequence[int]], length: int) -> dict[str, np.n
     rows["weights"] = np.zeros((len(docs), length), np.float32)
     for i, ids in enumerate(docs):
         k = min(max(len(ids) - 1, 0), length)
-        rows["tokens"][i, :k], rows["targets"][i, :k], rows["weights"][i, :k] = ids[:k], ids[1 : k + 1], 1
+        rows["tokens"][i, :k], rows["targets"][i, :k], rows["weights"][i, :k] = (
+            ids[:k],
+            ids[1 : k + 1],
+            1,
+        )
     return rows
 
 
@@ -166,7 +199,12 @@ def _nats(c: Model, params: dict, tokens_bt, targets_bt):
 
 
 def gradients(
-    c: Model, params: dict, docs: Sequence[Sequence[int]], length: int, dim: int = 16, batch: int = BATCH
+    c: Model,
+    params: dict,
+    docs: Sequence[Sequence[int]],
+    length: int,
+    dim: int = 16,
+    batch: int = BATCH,
 ) -> np.ndarray:
     """[N, dim^2]: a fixed random projection of each document's gradient with respect to the output matrix.
 
@@ -190,8 +228,11 @@ def _sketch(c: Model, params: dict, tokens_bt, targets_bt, weights_bt, dim: int)
     off_nv = jax.nn.softmax(logits_nv) - jax.nn.one_hot(targets_n, c.vocab_size, dtype=jnp.float32)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     left, right = (
-        jax.random.rademacher(k, (n, dim), jnp.float32) for k, n in zip(keys, (c.width, c.vocab_size), strict=True)
+        jax.random.rademacher(k, (n, dim), jnp.float32)
+        for k, n in zip(keys, (c.width, c.vocab_size), strict=True)
     )
     a, b = jnp.dot(y_nd.astype(jnp.float32), left), jnp.dot(off_nv, right)
     a, b = (jax.lax.reshape(z, (B, T, dim), out_sharding=P(ROWS)) for z in (a, b))
-    return jax.lax.reshape(jnp.einsum("bti,btj,bt->bij", a, b, weights_bt), (B, dim * dim), out_sharding=P(ROWS))
+    return jax.lax.reshape(
+        jnp.einsum("bti,btj,bt->bij", a, b, weights_bt), (B, dim * dim), out_sharding=P(ROWS)
+    )

@@ -107,7 +107,9 @@ def judge_samples(g: CollapseGuard, t: Synthesize, seen: Sampled) -> tuple[Colla
     if not seen.accepted:
         return _repaired(g, t, "no sample was accepted: this generation is real text alone")
     reasons = []
-    out = {name: figure for name, figure in seen.figures.items() if abs(figure["z"]) > t.warn_z}  # a ratio may be noise
+    out = {
+        name: figure for name, figure in seen.figures.items() if abs(figure["z"]) > t.warn_z
+    }  # a ratio may be noise
     for name, limit, side in (
         ("coverage_2", t.min_coverage, -1),
         ("vendi", t.min_vendi_ratio, -1),
@@ -116,9 +118,13 @@ def judge_samples(g: CollapseGuard, t: Synthesize, seen: Sampled) -> tuple[Colla
         if name in out and side * out[name]["ratio"] > side * limit:
             reasons.append(f"{name} is {out[name]['ratio']:.2f} of the null (limit {limit:g})")
     if seen.imbalance > t.max_imbalance:
-        reasons.append(f"a cell is accepted {seen.imbalance:.1f} times less often than the median cell")
+        reasons.append(
+            f"a cell is accepted {seen.imbalance:.1f} times less often than the median cell"
+        )
     if seen.precision < t.min_precision:
-        reasons.append(f"audited precision of what was accepted may be as low as {seen.precision:.2f}")
+        reasons.append(
+            f"audited precision of what was accepted may be as low as {seen.precision:.2f}"
+        )
     if reasons:
         return _repaired(g, t, *reasons)
     warned = tuple(f"{name}: z {figure['z']:+.1f}" for name, figure in sorted(out.items()))
@@ -127,15 +133,22 @@ def judge_samples(g: CollapseGuard, t: Synthesize, seen: Sampled) -> tuple[Colla
 
 def _repaired(g: CollapseGuard, t: Synthesize, *reasons: str) -> tuple[CollapseGuard, Decision]:
     """More real tokens, twice the share of rare ones among them (half at most), nothing of this generation's samples."""
-    return replace(g, m=min(1.0, g.m + t.repair_increment), rare=min(0.5, 2 * g.rare), weight=0.0), Decision("repair", reasons)
+    return replace(
+        g, m=min(1.0, g.m + t.repair_increment), rare=min(0.5, 2 * g.rare), weight=0.0
+    ), Decision("repair", reasons)
 
 
-def judge_model(g: CollapseGuard, t: Synthesize, seen: Trained, generation: int) -> tuple[CollapseGuard, Decision]:
+def judge_model(
+    g: CollapseGuard, t: Synthesize, seen: Trained, generation: int
+) -> tuple[CollapseGuard, Decision]:
     """Judge what was trained: keep it as the last good one, or go back."""
     test = g.tests + 1
     limit = threshold(t.false_alarm_rate / 3, test)  # three questions share the rate
     reasons = []
-    for name, pair, tolerance in (("bits", seen.bits, t.max_loss_rise), ("bits of the tail", seen.tail_bits, t.max_tail_loss_rise)):
+    for name, pair, tolerance in (
+        ("bits", seen.bits, t.max_loss_rise),
+        ("bits of the tail", seen.tail_bits, t.max_tail_loss_rise),
+    ):
         if pair is not None and len(pair[0]):
             e = log_e(scaled(*pair, tolerance))
             if e >= limit:
@@ -145,7 +158,9 @@ def judge_model(g: CollapseGuard, t: Synthesize, seen: Trained, generation: int)
         e = log_e(np.asarray(seen.right[1], float) - np.asarray(seen.right[0], float))
         if e >= limit:
             fell = np.mean(seen.right[1]) - np.mean(seen.right[0])
-            reasons.append(f"right answers to novel problems fell by {fell:.1%} (e-value 10^{e / math.log(10):.1f})")
+            reasons.append(
+                f"right answers to novel problems fell by {fell:.1%} (e-value 10^{e / math.log(10):.1f})"
+            )
     g = replace(g, tests=test, poor=g.poor + 1 if seen.bits_in <= seen.bits_lost else 0)
     if reasons:
         g = replace(g, rolled=g.rolled + 1, m=min(1.0, g.m + t.repair_increment))
@@ -154,5 +169,7 @@ def judge_model(g: CollapseGuard, t: Synthesize, seen: Trained, generation: int)
         return g, Decision("roll back", tuple(reasons))
     g = replace(g, good=generation, rolled=0)
     if g.poor >= 2:
-        return g, Decision("stop", ("two generations in a row brought in no more bits than they lost",))
+        return g, Decision(
+            "stop", ("two generations in a row brought in no more bits than they lost",)
+        )
     return g, Decision("go", ())

@@ -38,7 +38,11 @@ def path(directory: Path, generation: int) -> Path:
 
 
 def write(
-    directory: Path, generation: int, rows: Sequence[Mapping[str, Any]], run: str, facts: Mapping[str, str]
+    directory: Path,
+    generation: int,
+    rows: Sequence[Mapping[str, Any]],
+    run: str,
+    facts: Mapping[str, str],
 ) -> Path:
     """Write a generation's rows, whole or not at all. `run`: fingerprint of the run; `facts`: its accounts, as text."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -46,12 +50,16 @@ def write(
     table = pa.Table.from_pylist([dict(row) for row in rows], SCHEMA)
     meta = {"run": run, **facts}
     tmp = target.with_name(target.name + ".tmp")
-    pq.write_table(table.replace_schema_metadata({k.encode(): v.encode() for k, v in meta.items()}), tmp)
+    pq.write_table(
+        table.replace_schema_metadata({k.encode(): v.encode() for k, v in meta.items()}), tmp
+    )
     tmp.replace(target)
     return target
 
 
-def read(directory: Path, generation: int, run: str | None = None) -> tuple[list[dict[str, Any]], dict[str, str]]:
+def read(
+    directory: Path, generation: int, run: str | None = None
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """(rows, facts) of a generation; a missing or damaged file, or another run's, is a `UserError`."""
     source = path(directory, generation)
     try:
@@ -59,13 +67,17 @@ def read(directory: Path, generation: int, run: str | None = None) -> tuple[list
         meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         rows = table.select(SCHEMA.names).to_pylist()
     except FileNotFoundError:
-        raise UserError(f"there is no ledger {source}; run `ramp synthesize` up to generation {generation}") from None
+        raise UserError(
+            f"there is no ledger {source}; run `ramp synthesize` up to generation {generation}"
+        ) from None
     except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         raise UserError(
             f"the ledger {source} cannot be read ({error}); delete it and the later ones, and run again"
         ) from None
     if run is not None and meta.get("run") != run:
-        raise UserError(f"the ledger {source} is of another run; move it away, or name another directory with --run")
+        raise UserError(
+            f"the ledger {source} is of another run; move it away, or name another directory with --run"
+        )
     return rows, meta
 
 
@@ -77,9 +89,13 @@ def describe_sample(directory: Path, sample: str) -> str:
     rows, facts = read(directory, int(generation))
     row = next((r for r in rows if r["id"] == sample), None)
     if row is None:
-        raise UserError(f"generation {int(generation)} has {len(rows)} samples, and {sample} is none of them")
+        raise UserError(
+            f"generation {int(generation)} has {len(rows)} samples, and {sample} is none of them"
+        )
     bits = {k: -row[k] / max(len(row["tokens"]), 1) / math.log(2) for k in ("logp", "logp_first")}
-    drawn = f"temperature {row['temperature']:g}" + (f", top-k {row['top_k']}" if row["top_k"] else "")
+    drawn = f"temperature {row['temperature']:g}" + (
+        f", top-k {row['top_k']}" if row["top_k"] else ""
+    )
     steps = row["steps"] or []
     lines = [
         f"{row['id']}: written by the weights {row['generator']} at {drawn}, key {row['key']}",

@@ -20,7 +20,11 @@ from scipy import stats
 
 RARE = 5  # a token that real text has this many times or fewer is of the tail
 CELLS = 2**16  # most places of the hash table that bigrams are counted in for divergences
-SHINGLE, PERMS, BAND = 3, 60, 5  # near-duplicates: 3-grams, 12 bands of 5 rows: 99% of pairs at .8, 3% of those at .3
+SHINGLE, PERMS, BAND = (
+    3,
+    60,
+    5,
+)  # near-duplicates: 3-grams, 12 bands of 5 rows: 99% of pairs at .8, 3% of those at .3
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,18 @@ class Docs:
     @classmethod
     def of(cls, docs: Sequence[Sequence[int]]) -> "Docs":
         lengths = np.array([len(d) for d in docs], np.int64)
-        flat = np.concatenate([np.asarray(d, np.int64) for d in docs]) if len(docs) else np.empty(0, np.int64)
+        flat = (
+            np.concatenate([np.asarray(d, np.int64) for d in docs])
+            if len(docs)
+            else np.empty(0, np.int64)
+        )
         return cls(flat.astype(np.int64), lengths)
 
     @classmethod
     def concatenate(cls, parts: Sequence["Docs"]) -> "Docs":
-        return cls(np.concatenate([p.flat for p in parts]), np.concatenate([p.lengths for p in parts]))
+        return cls(
+            np.concatenate([p.flat for p in parts]), np.concatenate([p.lengths for p in parts])
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -55,7 +65,9 @@ class Docs:
     def take(self, rows: np.ndarray) -> "Docs":
         rows = np.asarray(rows, np.int64)
         lengths = self.lengths[rows]
-        at = np.repeat(self.starts[rows] - (np.cumsum(lengths) - lengths), lengths) + np.arange(lengths.sum())
+        at = np.repeat(self.starts[rows] - (np.cumsum(lengths) - lengths), lengths) + np.arange(
+            lengths.sum()
+        )
         return Docs(self.flat[at], lengths)
 
     def list(self) -> list[np.ndarray]:
@@ -90,7 +102,11 @@ def mix(x: np.ndarray) -> np.ndarray:
 def coverage(real: Docs, sample: Docs, n: int) -> float:
     """Share of the n-gram types of held-out real text that the sample has."""
     types = real.types[n][0]
-    return float(np.isin(types, sample.types[n][0], assume_unique=True).mean()) if len(types) else float("nan")
+    return (
+        float(np.isin(types, sample.types[n][0], assume_unique=True).mean())
+        if len(types)
+        else float("nan")
+    )
 
 
 def unseen_mass(sample: Docs, n: int = 2) -> float:
@@ -148,13 +164,17 @@ def self_bleu(sample: Docs, most: int = 100, n: int = 4) -> float:
         return float("nan")
     for k in range(1, n + 1):
         key, owner = docs.grams(k)
-        pair, count = np.unique(np.stack([key, owner.astype(np.uint64)]), axis=1, return_counts=True)
+        pair, count = np.unique(
+            np.stack([key, owner.astype(np.uint64)]), axis=1, return_counts=True
+        )
         order = np.lexsort((-count, pair[0]))
         gram, holder, count = pair[0][order], pair[1][order].astype(int), count[order]
         head = np.r_[True, gram[1:] != gram[:-1]] if len(gram) else np.zeros(0, bool)
         group = np.cumsum(head) - 1
         first = np.flatnonzero(head)
-        second = np.where(np.r_[first[1:], len(gram)] - first > 1, count[np.minimum(first + 1, len(gram) - 1)], 0)
+        second = np.where(
+            np.r_[first[1:], len(gram)] - first > 1, count[np.minimum(first + 1, len(gram) - 1)], 0
+        )
         others = np.where(head, second[group], count[first][group])
         hits = np.bincount(holder, np.minimum(count, others), len(docs))
         total = np.bincount(holder, count, len(docs))
@@ -178,13 +198,17 @@ def near_duplicates(sample: Docs, threshold: float = 0.8) -> np.ndarray:
     order = np.argsort(owner, kind="stable")
     key, owner = key[order], owner[order]
     offsets = np.searchsorted(owner, np.arange(n + 1)).astype(np.uint64)
-    digests = rensa.RMinHash.digest_matrix_from_flat_token_hashes(np.ascontiguousarray(key), offsets, PERMS, 42)
+    digests = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
+        np.ascontiguousarray(key), offsets, PERMS, 42
+    )
     digest = np.array(digests.to_rows(), np.uint64)
     for band in range(0, PERMS, BAND):
         code = np.zeros(n, np.uint64)
         for column in range(band, band + BAND):
             code = mix(code + digest[:, column] + np.uint64(1))
-        _, first, group = np.unique(code, return_index=True, return_inverse=True)  # the first: the earliest document
+        _, first, group = np.unique(
+            code, return_index=True, return_inverse=True
+        )  # the first: the earliest document
         earlier = first[group]
         ask = (earlier < np.arange(n)) & (found < 0)
         alike = (digest[ask] == digest[earlier[ask]]).mean(axis=1) >= threshold
@@ -201,7 +225,11 @@ def shift(real: np.ndarray, sample: np.ndarray) -> dict[str, float]:
     """
     at = (np.arange(200) + 0.5) / 200
     gap = np.quantile(sample, at) - np.quantile(real, at)
-    return {"w1": float(np.abs(gap).mean()), "left": float(-gap.clip(max=0).mean()), "right": float(gap.clip(0).mean())}
+    return {
+        "w1": float(np.abs(gap).mean()),
+        "left": float(-gap.clip(max=0).mean()),
+        "right": float(gap.clip(0).mean()),
+    }
 
 
 def tail_bits(bits_n: np.ndarray, real_count_n: np.ndarray) -> float:
@@ -238,7 +266,10 @@ def vendi(features_nd: np.ndarray) -> float:
 def words(texts: Sequence[str]) -> tuple[list[list[int]], int, list[int]]:
     """(documents as word ids, vocabulary with the end, bytes of each document): words keep the space before them."""
     ids: dict[str, int] = {}
-    docs = [[ids.setdefault(w, len(ids)) for w in re.findall(r"\s?\w+|\s?[^\w\s]|\s", text)] for text in texts]
+    docs = [
+        [ids.setdefault(w, len(ids)) for w in re.findall(r"\s?\w+|\s?[^\w\s]|\s", text)]
+        for text in texts
+    ]
     return docs, len(ids) + 1, [len(t.encode()) for t in texts]
 
 
@@ -267,7 +298,14 @@ def modes(seen: Sequence[int], tail: Sequence[int] = ()) -> dict[str, float]:
     _, counts = np.unique(known, return_counts=True)
     n, f1, f2 = counts.sum(), (counts == 1).sum(), (counts == 2).sum()
     if not n:
-        return {"distinct": 0.0, "chao1": 0.0, "entropy": 0.0, "effective": 0.0, "recognised": 0.0, "tail_recall": 0.0}
+        return {
+            "distinct": 0.0,
+            "chao1": 0.0,
+            "entropy": 0.0,
+            "effective": 0.0,
+            "recognised": 0.0,
+            "tail_recall": 0.0,
+        }
     cover = 1 - f1 / n if f1 < n else 1 / n
     p = cover * counts / n
     entropy = -(p * np.log2(p) / (1 - (1 - p) ** n)).sum()
@@ -309,13 +347,25 @@ class Null:
     values: dict[str, np.ndarray]
 
     @classmethod
-    def draw(cls, pool: Docs, n: int, figures: Callable[[Docs], dict[str, float]], k: int = 7, seed: int = 0) -> "Null":
+    def draw(
+        cls,
+        pool: Docs,
+        n: int,
+        figures: Callable[[Docs], dict[str, float]],
+        k: int = 7,
+        seed: int = 0,
+    ) -> "Null":
         """`figures` of k resamples of n documents, without replacement: repeats would be taken for collapse."""
         return cls.resampled(len(pool), n, lambda rows: figures(pool.take(rows)), k, seed)
 
     @classmethod
     def resampled(
-        cls, size: int, n: int, figures: Callable[[np.ndarray], dict[str, float]], k: int = 7, seed: int = 0
+        cls,
+        size: int,
+        n: int,
+        figures: Callable[[np.ndarray], dict[str, float]],
+        k: int = 7,
+        seed: int = 0,
     ) -> "Null":
         """The same, of figures that want the numbers of the documents, n out of `size`.
 
@@ -340,7 +390,12 @@ class Null:
             mean, sd, k = float(v.mean()), float(v.std(ddof=1)), len(v)
             t = (x - mean) / max(sd * np.sqrt(1 + 1 / k), 1e-9 * max(abs(mean), 1e-9))
             ratio = x / mean if mean else float("nan")
-            out[name] = {"value": float(x), "null": mean, "ratio": ratio, "z": normal_deviate(t, k - 1)}
+            out[name] = {
+                "value": float(x),
+                "null": mean,
+                "ratio": ratio,
+                "z": normal_deviate(t, k - 1),
+            }
         return out
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ramp.synth.exact import real_fraction_for
+from ramp.synth.drift import real_fraction_for
 
 POLICIES = ("ours", "replace", "accumulate", "subsample", "anchored")
 
@@ -65,7 +65,11 @@ def compose(
         )
     few = round(rare_share * real) if rare is not None and len(rare) else 0
     taken = [_draw(np.arange(sizes[0]), real - few, rng)] + ([_draw(rare, few, rng)] if few else [])
-    w = [np.ones(size) for size in sizes[1:]] if weights is None else [np.asarray(x, float) for x in weights]
+    w = (
+        [np.ones(size) for size in sizes[1:]]
+        if weights is None
+        else [np.asarray(x, float) for x in weights]
+    )
     w_all, of = np.concatenate(w), everything[sizes[0] :]
     chance = age ** (newest - of) * (w_all > 0)
     at = weighted_draw(chance, n - real, rng)
@@ -80,7 +84,12 @@ def _plain(g: int, numbers: np.ndarray) -> Mix:
 
 
 def _joined(*parts: Mix) -> Mix:
-    return Mix(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("generation", "number", "weight")))
+    return Mix(
+        *(
+            np.concatenate([getattr(p, name) for p in parts])
+            for name in ("generation", "number", "weight")
+        )
+    )
 
 
 def _draw(pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -114,7 +123,10 @@ def order(mixed: int, real: int, steps: int, batch: int, real_last: float, seed:
     Synthetic first and real last escapes the floor that any fixed mixture has (Dohmatob et al., two stages)."""
     rng = np.random.default_rng(seed)
     last = round(real_last * steps) * batch
-    rows = [_passes(np.arange(mixed), steps * batch - last, rng), _passes(mixed + np.arange(real), last, rng)]
+    rows = [
+        _passes(np.arange(mixed), steps * batch - last, rng),
+        _passes(mixed + np.arange(real), last, rng),
+    ]
     return np.concatenate(rows).reshape(steps, batch)
 
 

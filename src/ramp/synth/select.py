@@ -33,7 +33,9 @@ def apply_verifier(texts: Sequence[str], name: str, verifier: Verifier) -> list[
 def find_contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
     """[N] number of the held-out document that shares n tokens in a row with this one, or is contained whole; or -1."""
     found = np.full(len(docs), -1)
-    for k in sorted({n, *(int(x) for x in held_out.lengths if 3 <= x < n)}):  # short documents are matched whole
+    for k in sorted(
+        {n, *(int(x) for x in held_out.lengths if 3 <= x < n)}
+    ):  # short documents are matched whole
         mine = held_out if k == n else held_out.take(np.flatnonzero(held_out.lengths == k))
         of = np.arange(len(held_out)) if k == n else np.flatnonzero(held_out.lengths == k)
         grams, where = np.unique(mine.grams(k)[0], return_index=True)
@@ -139,7 +141,9 @@ def project(
             break
         hessian = (f * p[:, None]).T @ f - np.outer(mean, mean) + ridge * np.eye(len(theta))
         move, size = np.linalg.solve(hessian, slope), 1.0
-        while (found := dual(theta - size * move))[0] > value - 1e-4 * size * slope @ move and size > 1e-6:
+        while (found := dual(theta - size * move))[
+            0
+        ] > value - 1e-4 * size * slope @ move and size > 1e-6:
             size /= 2
         theta, (value, p) = theta - size * move, found
     w = clip_weights(p * n, clip)
@@ -147,7 +151,11 @@ def project(
         low, high = 0.0, 1.0
         for _ in range(30):
             share = (low + high) / 2
-            low, high = (share, high) if ess(clip_weights(dual(share * theta)[1] * n, clip)) >= least_ess else (low, share)
+            low, high = (
+                (share, high)
+                if ess(clip_weights(dual(share * theta)[1] * n, clip)) >= least_ess
+                else (low, share)
+            )
         w = clip_weights(dual(low * theta)[1] * n, clip)
     return Weights(w, ess(w), target_k - w @ f / n)
 
@@ -193,7 +201,10 @@ def precision_bound(accepted: float, tp: int, positives: int, fp: int, negatives
     accepted: its acceptance rate; tp of `positives` right samples passed it, fp of `negatives` wrong ones. The share pi
     of right samples follows from accepted = pi TPR + (1-pi) FPR; the bound takes the upper 95% bound of the FPR.
     """
-    tpr, fpr = tp / max(positives, 1), 1 - lower_bound(negatives - fp, negatives) if negatives else 1.0
+    tpr, fpr = (
+        tp / max(positives, 1),
+        1 - lower_bound(negatives - fp, negatives) if negatives else 1.0,
+    )
     if tpr <= fpr:
         return 0.0
     right = np.clip((accepted - fpr) / (tpr - fpr), 0, 1)

@@ -41,7 +41,13 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
             verdicts.append(Step(False, "malformed"))
             continue
         terms = [int(n) for n in (found[1], found[3], found[5]) if n is not None]
-        want = [*columns[k], 1] if carry and k < len(columns) else [*columns[k]] if k < len(columns) else None
+        want = (
+            [*columns[k], 1]
+            if carry and k < len(columns)
+            else [*columns[k]]
+            if k < len(columns)
+            else None
+        )
         verdicts.append(_step(terms, want, found[2] + (found[4] or "+"), int(found[6])))
         last = k == len(columns) - 1
         digits = (found[6] if last else found[6][-1]) + digits

@@ -40,7 +40,12 @@ def _tree(text: str) -> ast.expr:
     plain = text.replace(",", "").replace("$", "").replace("x", "*")
     plain = re.sub(r"(\d+\.?\d*|\.\d+)%", r"(\1/100)", plain)
     plain = re.sub(r"(?<![\d.])0+(?=\d)", "", plain).strip()  # 007 is a number to people
-    if len(plain) > LONGEST or "**" in plain or "//" in plain or not re.fullmatch(r"[\d.+\-*/() ]+", plain):
+    if (
+        len(plain) > LONGEST
+        or "**" in plain
+        or "//" in plain
+        or not re.fullmatch(r"[\d.+\-*/() ]+", plain)
+    ):
         raise NotArithmetic(text[:LONGEST])
     try:
         return ast.parse(plain, mode="eval").body

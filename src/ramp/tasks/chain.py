@@ -63,9 +63,13 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     verdicts = []
     for k, text in enumerate(steps):
         found = re.fullmatch(r"([a-z])(\d)", text)
-        verdicts.append(_step(ops, k, value, found[1], int(found[2])) if found else Step(False, "malformed"))
+        verdicts.append(
+            _step(ops, k, value, found[1], int(found[2])) if found else Step(False, "malformed")
+        )
         value = int(found[2]) if found else value
-    return close_steps(verdicts, answer, str(value) if len(steps) == len(ops) else None, problem.answer)
+    return close_steps(
+        verdicts, answer, str(value) if len(steps) == len(ops) else None, problem.answer
+    )
 
 
 def _step(ops: tuple, k: int, value: int, label: str, stated: int) -> Step:

@@ -20,7 +20,10 @@ WORDS = {"eleven": 11, "fifteen": 15, "sixteen": 16, "eighteen": 18}
 WORDS |= {"twenty": 20, "thirty": 30, "forty": 40, "sixty": 60}
 # Numbers of common knowledge that a question does not state: halves and dozens, minutes, hours, days, weeks, per cent.
 COMMON = frozenset(
-    map(Fraction, (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 24, 28, 30, 31, 50, 52, 60, 100, 360, 365, 366, 1000))
+    map(
+        Fraction,
+        (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 24, 28, 30, 31, 50, 52, 60, 100, 360, 365, 366, 1000),
+    )
 )
 
 
@@ -28,8 +31,14 @@ def load(path: str | Path) -> list[Problem]:
     """Problems of a JSONL file with `question` and `answer` on every line."""
     found = []
     for i, (key, record) in enumerate(records(Path(path))):
-        if isinstance(record, Bad) or not isinstance(record, dict) or not {"question", "answer"} <= record.keys():
-            raise UserError(f"{path}, record {key}: a GSM8K record is an object with 'question' and 'answer'")
+        if (
+            isinstance(record, Bad)
+            or not isinstance(record, dict)
+            or not {"question", "answer"} <= record.keys()
+        ):
+            raise UserError(
+                f"{path}, record {key}: a GSM8K record is an object with 'question' and 'answer'"
+            )
         steps, answer = split(record["answer"])
         if answer is None:
             raise UserError(f"{path}, record {key}: the answer has no line that begins with '####'")
@@ -78,7 +87,12 @@ def given(question: str) -> set[Fraction]:
     """The numbers of a question, in digits or as a word; each also as a share of a hundred and what that leaves."""
     found = {number(n) for n in NUMBER.findall(question)} | {Fraction(1, 2), Fraction(3, 2)}
     found |= {Fraction(n) for word, n in WORDS.items() if word in question.lower()}
-    return found | {n / 100 for n in found} | {1 - n / 100 for n in found} | {1 + n / 100 for n in found}
+    return (
+        found
+        | {n / 100 for n in found}
+        | {1 - n / 100 for n in found}
+        | {1 + n / 100 for n in found}
+    )
 
 
 def same(exact: Fraction, stated: Fraction) -> bool:
@@ -95,7 +109,9 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         return Verdict(verdicts, Step(False, "malformed"), False)
     follows = any(same(value, stated) for value in known)
     return Verdict(
-        verdicts, Step(True) if follows else Step(False, "wrong value"), same(number(problem.answer), stated)
+        verdicts,
+        Step(True) if follows else Step(False, "wrong value"),
+        same(number(problem.answer), stated),
     )
 
 
@@ -120,4 +136,6 @@ def straw(problem: Problem, steps: Sequence[str]) -> tuple[bool, bool]:
 def task(path: str | Path) -> Task:
     """The file as a task: seed i is its record i, again from the start at the end; levels do not apply."""
     problems = load(path)
-    return Task("gsm8k", lambda seed, level: problems[seed % len(problems)], lambda p: list(p.gold), judge)
+    return Task(
+        "gsm8k", lambda seed, level: problems[seed % len(problems)], lambda p: list(p.gold), judge
+    )

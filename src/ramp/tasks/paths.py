@@ -20,7 +20,9 @@ def sample(seed: int, level: int) -> Problem:
         raise UserError(f"a graph's level is 1 to 24, not {level}")
     r = make_rng("paths", seed, level)
     nodes = r.sample("abcdefghijklmnopqrstuvwxyz", level + 2)
-    edges = {tuple(sorted((nodes[i], r.choice(nodes[max(0, i - 3) : i])))) for i in range(1, len(nodes))}
+    edges = {
+        tuple(sorted((nodes[i], r.choice(nodes[max(0, i - 3) : i])))) for i in range(1, len(nodes))
+    }
     spare = [e for e in map(tuple, map(sorted, combinations(nodes, 2))) if e not in edges]
     edges |= set(r.sample(spare, min(len(spare), level // 2 + 1)))
     far = max(((distances(edges, n)[m], n, m) for n in nodes for m in nodes), key=lambda x: x[0])
@@ -28,7 +30,12 @@ def sample(seed: int, level: int) -> Problem:
     shown = [a + b if r.random() < 0.5 else b + a for a, b in r.sample(sorted(edges), len(edges))]
     question = " ".join([*shown, f"{start}>{goal}"])
     return Problem(
-        "paths", seed, level, question, (frozenset(edges), start, goal, far[0]), shortest(edges, start, goal)
+        "paths",
+        seed,
+        level,
+        question,
+        (frozenset(edges), start, goal, far[0]),
+        shortest(edges, start, goal),
     )
 
 
@@ -68,7 +75,9 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         verdicts.append(_step(edges, goal, walk, text))
         walk += text[1]
     right = answer is not None and valid(problem, answer)
-    return close_steps(verdicts, answer, walk if walk[-1] == goal else None, answer if right else problem.answer)
+    return close_steps(
+        verdicts, answer, walk if walk[-1] == goal else None, answer if right else problem.answer
+    )
 
 
 def _step(edges, goal: str, walk: str, text: str) -> Step:

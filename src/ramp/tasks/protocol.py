@@ -79,7 +79,9 @@ class Task:
     sample: Callable[[int, int], Problem]
     solution: Callable[[Problem], list[str]]
     judge: Callable[[Problem, Sequence[str], str | None], Verdict]
-    reword: Callable[[Problem], Problem] | None = None  # the same problem in words kept out of training
+    reword: Callable[[Problem], Problem] | None = (
+        None  # the same problem in words kept out of training
+    )
 
 
 def make_rng(task: str, seed: int, level: int) -> random.Random:
@@ -87,7 +89,9 @@ def make_rng(task: str, seed: int, level: int) -> random.Random:
     return random.Random(f"{task}:{seed}:{level}")
 
 
-def close_steps(steps: Sequence[Step], stated: str | None, follows: str | None, gold: str) -> Verdict:
+def close_steps(
+    steps: Sequence[Step], stated: str | None, follows: str | None, gold: str
+) -> Verdict:
     """A verdict whose answer is right when it is what the steps lead to; `follows` is None where they lead nowhere."""
     if stated is None or not stated:
         return Verdict(tuple(steps), Step(False, "malformed"), False)
@@ -107,7 +111,9 @@ def solution_ids(tokenizer: Tokenizer, steps: Sequence[str], answer: str) -> lis
     return [*ids, *tokenizer.encode(answer), tokenizer.end]
 
 
-def render(tokenizer: Tokenizer, problem: Problem, steps: Sequence[str], answer: str) -> tuple[list[int], list[int]]:
+def render(
+    tokenizer: Tokenizer, problem: Problem, steps: Sequence[str], answer: str
+) -> tuple[list[int], list[int]]:
     """(ids, weights) of the whole conversation for fine-tuning; the weight is 1 where ids[i] is the assistant's."""
     prompt = prompt_ids(tokenizer, problem.question)
     said = solution_ids(tokenizer, steps, answer)
@@ -121,7 +127,9 @@ class Parsed:
 
     steps: tuple[str, ...]
     answer: str | None  # None: it never ended
-    step_of_token: tuple[int, ...]  # which step each token belongs to, its separator included; the answer is number n
+    step_of_token: tuple[
+        int, ...
+    ]  # which step each token belongs to, its separator included; the answer is number n
 
 
 def parse(tokenizer: Tokenizer, ids: Sequence[int]) -> Parsed:
@@ -157,7 +165,11 @@ def first_error_f1(said: Sequence[int | None], true: Sequence[int | None]) -> di
     clean = [a == b for a, b in zip(said, true, strict=True) if b is None]
     on_wrong, on_clean = (sum(x) / len(x) if x else 0.0 for x in (wrong, clean))
     both = on_wrong + on_clean
-    return {"wrong": on_wrong, "clean": on_clean, "f1": 2 * on_wrong * on_clean / both if both else 0.0}
+    return {
+        "wrong": on_wrong,
+        "clean": on_clean,
+        "f1": 2 * on_wrong * on_clean / both if both else 0.0,
+    }
 
 
 # ---------------------------------------------------------------------------------------------------- slices
@@ -177,7 +189,11 @@ def add_typos(text: str, seed: int, share: float = 0.2) -> str:
     """In a `share` of the words of five letters or more, and in one at least, two inner letters that differ change places;
     numbers stay."""
     r, words = random.Random(f"typos:{seed}"), text.split(" ")
-    inner = {i: [j for j in range(1, len(w) - 2) if w[j] != w[j + 1]] for i, w in enumerate(words) if w.isalpha()}
+    inner = {
+        i: [j for j in range(1, len(w) - 2) if w[j] != w[j + 1]]
+        for i, w in enumerate(words)
+        if w.isalpha()
+    }
     can = [i for i, places in inner.items() if places and len(words[i]) >= 5]
     for i in r.sample(can, min(len(can), max(1, round(share * len(can))))):
         word, j = words[i], r.choice(inner[i])

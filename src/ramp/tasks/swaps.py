@@ -13,7 +13,9 @@ from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_
 def sample(seed: int, level: int) -> Problem:
     """`level` + 1 different digits, not in order."""
     if not 1 <= level <= 9:
-        raise UserError(f"a row has level + 1 of the ten digits, so the level is 1 to 9, not {level}")
+        raise UserError(
+            f"a row has level + 1 of the ten digits, so the level is 1 to 9, not {level}"
+        )
     r = make_rng("swaps", seed, level)
     row = r.sample("0123456789", level + 1)
     while row == sorted(row):

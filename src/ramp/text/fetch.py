@@ -49,7 +49,9 @@ def shard_list(source: str) -> list[tuple[str, str | None]]:
         entries = json.loads(Path(source[1:]).read_text(encoding="utf-8"))
         shards = [(str(entry["url"]), entry.get("sha256")) for entry in entries]
     except OSError as error:
-        raise UserError(f"The shard list {source[1:]} cannot be opened: {error.strerror}.") from None
+        raise UserError(
+            f"The shard list {source[1:]} cannot be opened: {error.strerror}."
+        ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
         form = '[{"url": ..., "sha256": ...}, ...]'
         raise UserError(f"The shard list {source[1:]} is not JSON of the form {form}.") from None
@@ -65,9 +67,15 @@ def brace_range(pattern: str) -> list[str]:
         return [pattern]
     low, high = found.groups()
     if int(high) < int(low):
-        raise UserError(f"The range {found.group()} in {pattern} runs backwards: write the smaller number first.")
+        raise UserError(
+            f"The range {found.group()} in {pattern} runs backwards: write the smaller number first."
+        )
     numbers = (str(n).zfill(len(low)) for n in range(int(low), int(high) + 1))
-    return [url for n in numbers for url in brace_range(pattern[: found.start()] + n + pattern[found.end() :])]
+    return [
+        url
+        for n in numbers
+        for url in brace_range(pattern[: found.start()] + n + pattern[found.end() :])
+    ]
 
 
 def basename(url: str) -> str:
@@ -87,12 +95,16 @@ def fetch(url: str, sha256: str | None, cache: Path, attempts: int = 5, delay: f
     if path.exists() and note.exists():
         return _checked(path, sha256 or json.loads(note.read_text())["sha256"])
     cache.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may be fetching the same shard
+    tmp = path.with_name(
+        f"{path.name}.{os.getpid()}.tmp"
+    )  # another process may be fetching the same shard
     try:
         _with_retries(url, tmp, attempts, delay)
         got = _digest(tmp)
         if sha256 and got != sha256.lower():
-            raise UserError(f"{url} has sha256 {got} but the shard list says {sha256}: one of the two is wrong.")
+            raise UserError(
+                f"{url} has sha256 {got} but the shard list says {sha256}: one of the two is wrong."
+            )
         _write_note(note, {"url": url, "sha256": got, "bytes": tmp.stat().st_size})
         tmp.replace(path)
     finally:
@@ -114,7 +126,9 @@ def _with_retries(url: str, tmp: Path, attempts: int, delay: float) -> None:
             break
         if attempt + 1 < attempts:
             time.sleep(delay * 2**attempt)
-    raise UserError(f"{url} cannot be downloaded (attempt {attempt + 1}: {reason}): check the address and network.")
+    raise UserError(
+        f"{url} cannot be downloaded (attempt {attempt + 1}: {reason}): check the address and network."
+    )
 
 
 def _download(url: str, tmp: Path) -> None:
@@ -137,7 +151,9 @@ def _open(url: str):
 
             return fsspec.open(url, "rb").open()
         except ImportError:
-            raise UserError(f"Reading {url} needs fsspec and gcsfs: pip install 'ramp-lm[gcs]'.") from None
+            raise UserError(
+                f"Reading {url} needs fsspec and gcsfs: pip install 'ramp-lm[gcs]'."
+            ) from None
     handlers: list = [_SafeRedirect]
     if _is_loopback(url):
         handlers.append(urllib.request.ProxyHandler({}))
@@ -153,7 +169,9 @@ class _SafeRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _check_address(url: str) -> None:
-    if not (url.startswith(("https://", "gs://")) or (url.startswith("http://") and _is_loopback(url))):
+    if not (
+        url.startswith(("https://", "gs://")) or (url.startswith("http://") and _is_loopback(url))
+    ):
         raise UserError(f"{url} is neither an https:// nor a gs:// address.")
 
 
@@ -164,7 +182,9 @@ def _is_loopback(url: str) -> bool:
 def _checked(path: Path, sha256: str) -> Path:
     got = _digest(path)
     if got != sha256.lower():
-        raise UserError(f"{path} has sha256 {got}, not {sha256}: delete it, and it will be downloaded again.")
+        raise UserError(
+            f"{path} has sha256 {got}, not {sha256}: delete it, and it will be downloaded again."
+        )
     return path
 
 

@@ -44,8 +44,13 @@ def baselines(
     with ThreadPoolExecutor(1) as pool:  # xz takes longest and releases the interpreter lock
         xz = pool.submit(xz_bits, b"".join(train_texts), b"".join(val_texts))
         names = ("unigram", "bigram", "trigram")
-        bits = {name: byte_ngram_bits(train_texts, val_texts, k) for k, name in enumerate(names, start=1)}
-        kneser_ney = KneserNey.fit(train_tokens, vocab_size, bos, order).score(val_tokens) if order else ()
+        bits = {
+            name: byte_ngram_bits(train_texts, val_texts, k)
+            for k, name in enumerate(names, start=1)
+        }
+        kneser_ney = (
+            KneserNey.fit(train_tokens, vocab_size, bos, order).score(val_tokens) if order else ()
+        )
         bits["xz"] = xz.result()
     bits |= {f"kn{k}": float(-np.log2(probs).sum()) for k, probs in enumerate(kneser_ney, start=1)}
     return {name: value / n_bytes for name, value in bits.items()}
@@ -54,7 +59,9 @@ def baselines(
 # ---- bytes ----------------------------------------------------------------------------------------------------------
 
 
-def byte_ngram_bits(train: Sequence[bytes], val: Sequence[bytes], order: int, alpha: float = BYTE_ALPHA) -> float:
+def byte_ngram_bits(
+    train: Sequence[bytes], val: Sequence[bytes], order: int, alpha: float = BYTE_ALPHA
+) -> float:
     """Bits that a byte n-gram with additive smoothing spends on `val`: p(b | h) = (c(hb) + a) / (c(h) + 256 a).
 
     A context is the `order - 1` bytes before, padded at the start of a document with a 257th symbol.
@@ -106,7 +113,9 @@ class Level:
 
     kept: np.ndarray  # [n-grams + 1] discounted counts
     total: np.ndarray  # [contexts + 1] counts before the discount; 1 where there are none
-    backoff: np.ndarray  # [contexts + 1] the mass that the discount freed; 1 where there are no counts
+    backoff: (
+        np.ndarray
+    )  # [contexts + 1] the mass that the discount freed; 1 where there are no counts
 
     @classmethod
     def of(cls, counts: np.ndarray, context: np.ndarray, n_contexts: int) -> "Level":
@@ -116,7 +125,11 @@ class Level:
         freed = discount * np.bincount(context[counts > 0], minlength=n_contexts + 1)
         seen = total > 0
         total = np.where(seen, total, 1.0)
-        return cls(np.append(np.maximum(counts - discount, 0.0), 0.0), total, np.where(seen, freed / total, 1.0))
+        return cls(
+            np.append(np.maximum(counts - discount, 0.0), 0.0),
+            total,
+            np.where(seen, freed / total, 1.0),
+        )
 
     def interpolate(self, gram: np.ndarray, context: np.ndarray, lower: np.ndarray) -> np.ndarray:
         """Probabilities [N] of the n-grams numbered `gram` in contexts numbered `context`, given the lower order's."""
@@ -141,7 +154,9 @@ class KneserNey:
 
     vocab_size: int
     bos: int
-    grams: tuple[np.ndarray, ...]  # per order: sorted keys `context number * base + token` of its n-grams
+    grams: tuple[
+        np.ndarray, ...
+    ]  # per order: sorted keys `context number * base + token` of its n-grams
     highest: tuple[Level, ...]
     lower: tuple[Level, ...]  # one fewer: the highest order is never a lower one
 
@@ -150,7 +165,10 @@ class KneserNey:
         """Count `tokens` (flat, `bos doc bos doc ...`) into models of orders 1 .. `order`."""
         tokens, since_bos = _stream(tokens, vocab_size, bos)
         base = max(vocab_size, bos + 1)
-        number, n_grams = tokens, base  # of the k-gram that ends at each position; 1-grams are numbered by their token
+        number, n_grams = (
+            tokens,
+            base,
+        )  # of the k-gram that ends at each position; 1-grams are numbered by their token
         keys, context, n_contexts = np.arange(base), np.zeros(base, np.int64), 1
         raw = np.bincount(tokens[since_bos > 0], minlength=base)
         from_bos = keys == bos
@@ -158,7 +176,9 @@ class KneserNey:
         for k in range(2, order + 1):
             at = np.flatnonzero(since_bos >= k - 1)
             pairs = number[at - 1] * base + tokens[at]
-            keys, first, inverse, count = np.unique(pairs, return_index=True, return_inverse=True, return_counts=True)
+            keys, first, inverse, count = np.unique(
+                pairs, return_index=True, return_inverse=True, return_counts=True
+            )
             left_neighbours = np.bincount(number[at[first]], minlength=n_grams)
             lower.append(Level.of(np.where(from_bos, raw, left_neighbours), context, n_contexts))
             context, n_contexts, n_grams, raw = keys // base, n_grams, len(keys), count
@@ -179,7 +199,9 @@ class KneserNey:
             at = np.flatnonzero(since_bos >= k - 1)
             context = number[at - 1] if k > 1 else number[at]
             gram = _find(keys, np.where(context >= 0, context * base + tokens[at], -1))
-            probs = below.copy()  # a token nearer to BOS than the order reaches has its longest context already
+            probs = (
+                below.copy()
+            )  # a token nearer to BOS than the order reaches has its longest context already
             probs[at] = self.highest[k - 1].interpolate(gram, context, below[at])
             rows.append(probs[since_bos > 0])
             if k <= len(self.lower):

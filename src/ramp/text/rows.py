@@ -44,7 +44,9 @@ def write_tokens(path: Path, docs: Iterable[np.ndarray], tokenizer: Tokenizer) -
     return meta
 
 
-def _write_stream(file: Any, docs: Iterable[np.ndarray], tokenizer: Tokenizer, dtype: np.dtype) -> dict[str, Any]:
+def _write_stream(
+    file: Any, docs: Iterable[np.ndarray], tokenizer: Tokenizer, dtype: np.dtype
+) -> dict[str, Any]:
     digest, tokens, documents, n_bytes = hashlib.sha256(), 0, 0, 0
     _write_header(file, dtype, 0)
     for doc in docs:
@@ -91,7 +93,9 @@ class TokenRows:
 
     def __post_init__(self) -> None:
         if len(self.stream) < 2:
-            raise UserError(f"The tokens {self.path} are too few for a row: give a source with more text.")
+            raise UserError(
+                f"The tokens {self.path} are too few for a row: give a source with more text."
+            )
 
     @cached_property
     def _opened(self) -> tuple[np.ndarray, dict[str, Any]]:
@@ -146,7 +150,12 @@ class ArrayRows:
         return {name: array[rows] for name, array in self.arrays().items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {"tokens": self.tokens, "targets": self.targets, "weights": self.weights, "segments": self.segments}
+        return {
+            "tokens": self.tokens,
+            "targets": self.targets,
+            "weights": self.weights,
+            "segments": self.segments,
+        }
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write .npz with the tokenizer's fingerprint, whole or not at all."""
@@ -204,7 +213,9 @@ class Batches:
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not len(self.source):
-            raise UserError(f"A batch of {self.batch_size} rows out of {len(self.source)}: both must be at least 1.")
+            raise UserError(
+                f"A batch of {self.batch_size} rows out of {len(self.source)}: both must be at least 1."
+            )
 
     @property
     def num_batches(self) -> int:
@@ -224,7 +235,11 @@ class Batches:
     def __call__(self, step: int, lo: int = 0, hi: int | None = None) -> dict[str, np.ndarray]:
         """Each array [hi - lo, T], contiguous. No thread, no state: any step may be asked for at any time."""
         hi = self.batch_size if hi is None else hi
-        if step < 0 or not 0 <= lo < hi <= self.batch_size or (not self.shuffle and step >= self.num_batches):
+        if (
+            step < 0
+            or not 0 <= lo < hi <= self.batch_size
+            or (not self.shuffle and step >= self.num_batches)
+        ):
             raise IndexError(f"rows {lo}..{hi} of batch {step}")
         first = step * self.batch_size
         last = first + hi if self.shuffle else min(first + hi, len(self.source))
@@ -246,5 +261,9 @@ def _sidecar(path: Path) -> Path:
 
 
 def _write_header(file: Any, dtype: np.dtype, length: int) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (length,)}
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (length,),
+    }
     np.lib.format.write_array_header_1_0(file, header)

@@ -25,7 +25,16 @@ from tokenizers import models, pre_tokenizers, trainers
 
 from ramp.errors import UserError
 
-SPECIALS = ("<|bos|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>", "<|step|>", "<|pad|>")
+SPECIALS = (
+    "<|bos|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|tool|>",
+    "<|end|>",
+    "<|step|>",
+    "<|pad|>",
+)
 FORMAT = "ramp-tokenizer-1"
 
 # How text is cut before BPE; merges never cross a cut. Words keep the space before them, digits stand alone.
@@ -44,7 +53,11 @@ PATTERN = "|".join(
 
 def _byte_letters() -> list[str]:
     """The printable letter that stands for each byte inside `tokenizers` (the table of GPT-2's byte-level BPE)."""
-    plain = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    plain = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     spare = iter(range(256, 512))
     return [chr(b) if b in plain else chr(next(spare)) for b in range(256)]
 
@@ -72,10 +85,15 @@ class Tokenizer:
         """
         least = 256 + len(SPECIALS)
         if vocab_size < least:
-            raise UserError(f"vocab_size is {vocab_size}; it must be at least {least}: 256 bytes and the specials.")
+            raise UserError(
+                f"vocab_size is {vocab_size}; it must be at least {least}: 256 bytes and the specials."
+            )
         bpe = _backend(PATTERN, models.BPE())
         trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - len(SPECIALS), initial_alphabet=LETTERS, show_progress=False, special_tokens=[]
+            vocab_size=vocab_size - len(SPECIALS),
+            initial_alphabet=LETTERS,
+            show_progress=False,
+            special_tokens=[],
         )
         bpe.train_from_iterator(map(_encodable, texts), trainer)
         return Tokenizer(number_tokens(json.loads(bpe.to_str())["model"]["merges"]))
@@ -196,7 +214,12 @@ class Tokenizer:
         return i
 
     def _content(self) -> dict:
-        content = {"format": FORMAT, "pattern": self.pattern, "specials": SPECIALS, "merges": self.merges}
+        content = {
+            "format": FORMAT,
+            "pattern": self.pattern,
+            "specials": SPECIALS,
+            "merges": self.merges,
+        }
         return content | ({"chatml": True, "system": self.system} if self.chatml else {})
 
     def save(self, path: Path | str) -> None:
@@ -224,7 +247,9 @@ class Tokenizer:
         except FileNotFoundError:
             raise UserError(f"There is no tokenizer at {path}: run `ramp prepare` first.") from None
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"The tokenizer {path} cannot be read ({error}): run `ramp prepare` again.") from None
+            raise UserError(
+                f"The tokenizer {path} cannot be read ({error}): run `ramp prepare` again."
+            ) from None
         return tokenizer
 
 
@@ -256,7 +281,9 @@ def number_tokens(merges: Iterable[tuple[str, str]]) -> tuple[tuple[int, int], .
     pairs = []
     for left, right in merges:
         pairs.append((ids[left], ids[right]))
-        ids.setdefault(left + right, len(ids))  # two merges may spell the same piece; it keeps its first id
+        ids.setdefault(
+            left + right, len(ids)
+        )  # two merges may spell the same piece; it keeps its first id
     return tuple(pairs)
 
 

@@ -64,7 +64,11 @@ def _finite(score: float | None) -> float | None:
 
 def _everywhere(ok: bool) -> bool:
     """Whether it holds in every process, so that all of them take the same branch."""
-    return ok if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(ok)).all())
+    return (
+        ok
+        if jax.process_count() == 1
+        else bool(multihost_utils.process_allgather(np.array(ok)).all())
+    )
 
 
 def _barrier(name: str) -> None:
@@ -104,22 +108,33 @@ class Checkpoints:
         if step == latest:
             return
         if step < latest:
-            raise UserError(f"{self.directory} holds step {latest}: to save step {step}, move the later ones away")
+            raise UserError(
+                f"{self.directory} holds step {latest}: to save step {step}, move the later ones away"
+            )
         leaves = named_leaves(state)
         specs = {name: _spec(x) for name, x in leaves.items()}
-        record = _stored({"step": step, "score": _finite(score), "meta": meta, "leaves": specs})  # TypeError: not JSON
+        record = _stored(
+            {"step": step, "score": _finite(score), "meta": meta, "leaves": specs}
+        )  # TypeError: not JSON
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
         _barrier("ramp:save")
         self._require_space(2 * sum(x.nbytes for x in leaves.values()))
-        full = {name: x for name, x in leaves.items() if x.size}  # Orbax refuses empty arrays; their shape says it all
-        tree = {"leaves": full, "fingerprint": fingerprints([leaves[name] for name in sorted(leaves)])}
+        full = {
+            name: x for name, x in leaves.items() if x.size
+        }  # Orbax refuses empty arrays; their shape says it all
+        tree = {
+            "leaves": full,
+            "fingerprint": fingerprints([leaves[name] for name in sorted(leaves)]),
+        }
         self._saving = step
         try:
             self._orbax.save(
                 self.directory / str(step),
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(record)),
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(record)
+                ),
             )
         except Exception as error:
             self._fail(error)
@@ -206,7 +221,9 @@ class Checkpoints:
                 scores.append((score, -step))
         return -min(scores)[1] if scores else None
 
-    def restore(self, like, step: int | None = None, partial: bool = False) -> tuple[Any, dict, int] | None:
+    def restore(
+        self, like, step: int | None = None, partial: bool = False
+    ) -> tuple[Any, dict, int] | None:
         """(state, meta, step) of the newest step that is whole, or of `step`; None if nothing was ever saved.
 
         `like` is a tree of ShapeDtypeStructs with shardings (of any mesh). With `partial` it may leave out leaves that
@@ -227,10 +244,14 @@ class Checkpoints:
                 return jax.tree.unflatten(jax.tree.structure(want), leaves), meta, candidate
         bad = sorted(p.name for p in self.directory.glob("*.bad*"))
         if steps or bad:
-            raise RuntimeError(f"every step tried in {self.directory} is damaged: {bad}; delete them to start anew")
+            raise RuntimeError(
+                f"every step tried in {self.directory} is damaged: {bad}; delete them to start anew"
+            )
         return None
 
-    def _load(self, step: int, want: dict[str, jax.ShapeDtypeStruct], partial: bool) -> tuple[list, dict]:
+    def _load(
+        self, step: int, want: dict[str, jax.ShapeDtypeStruct], partial: bool
+    ) -> tuple[list, dict]:
         """The leaves in the order of `want`, and the caller's meta. Damaged in every process if it is so in one."""
         record = self._record(step)
         self._require_same_model(step, record["leaves"], want, partial)
@@ -240,33 +261,53 @@ class Checkpoints:
         try:
             # The handler, not the Checkpointer: that one ends in a barrier which a process that failed never reaches.
             args = ocp.args.PyTreeRestore(
-                tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
+                tree,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+                partial_restore=True,
             )
-            got = self._orbax.handler.restore(self.directory / str(step), args=ocp.args.Composite(state=args)).state
+            got = self._orbax.handler.restore(
+                self.directory / str(step), args=ocp.args.Composite(state=args)
+            ).state
         except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
             raise  # the machine's fault, not the checkpoint's
         except Exception as error:
             problem = f"{type(error).__name__}: {str(error)[:200]}"  # the whole is pages of TensorStore's settings
         if not _everywhere(problem is None):
             raise DamagedCheckpoint(problem or "another process could not read it")
-        made = {name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding) for name, x in want.items() if not x.size}
+        made = {
+            name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
+            for name, x in want.items()
+            if not x.size
+        }
         leaves = [made[name] if name in made else got["leaves"][name] for name in want]
-        saved = dict(zip(sorted(record["leaves"]), np.asarray(got["fingerprint"]).tolist(), strict=True))
+        saved = dict(
+            zip(sorted(record["leaves"]), np.asarray(got["fingerprint"]).tolist(), strict=True)
+        )
         found = dict(zip(want, np.asarray(fingerprints(leaves)).tolist(), strict=True))
-        wrong = [n for n, x in zip(want, leaves, strict=True) if found[n] != saved[n] or _spec(x) != _spec(want[n])]
+        wrong = [
+            n
+            for n, x in zip(want, leaves, strict=True)
+            if found[n] != saved[n] or _spec(x) != _spec(want[n])
+        ]
         if not _everywhere(not wrong):
-            raise DamagedCheckpoint(f"{len(wrong)} leaves differ from their fingerprints, first {wrong[:1]}")
+            raise DamagedCheckpoint(
+                f"{len(wrong)} leaves differ from their fingerprints, first {wrong[:1]}"
+            )
         return leaves, record["meta"]
 
     def _record(self, step: int) -> dict:
         """The record of a step, verified. It is one small file, read by every process alike."""
         try:
             stored = json.loads(self._record_path(step).read_text())
-            whole = stored["sha256"] == _digest(stored["record"]) and stored["record"]["step"] == step
+            whole = (
+                stored["sha256"] == _digest(stored["record"]) and stored["record"]["step"] == step
+            )
         except PermissionError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DamagedCheckpoint(f"its record cannot be read ({type(error).__name__}: {error})") from error
+            raise DamagedCheckpoint(
+                f"its record cannot be read ({type(error).__name__}: {error})"
+            ) from error
         if not whole:
             raise DamagedCheckpoint("its record does not match its checksum")
         return stored["record"]
@@ -278,9 +319,13 @@ class Checkpoints:
         where = f"{self.directory / str(step)} is a checkpoint of another model"
         for name, x in want.items():
             if have.get(name) != _spec(x):
-                raise UserError(f"{where}: {name} is {have.get(name, 'not in it')}, the configuration makes {_spec(x)}")
+                raise UserError(
+                    f"{where}: {name} is {have.get(name, 'not in it')}, the configuration makes {_spec(x)}"
+                )
         if not partial and (rest := sorted(set(have) - set(want))):
-            raise UserError(f"{where}: it has {rest[0]} and {len(rest) - 1} more leaves that the configuration lacks")
+            raise UserError(
+                f"{where}: it has {rest[0]} and {len(rest) - 1} more leaves that the configuration lacks"
+            )
 
     def _put_aside(self, step: int, problem: str) -> None:
         self.quarantined.append((step, problem))
@@ -288,9 +333,13 @@ class Checkpoints:
             source, target = self.directory / str(step), self.directory / f"{step}.bad"
             while target.exists():
                 target = target.with_name(target.name + "_")
-            log.warning("checkpoint %s is damaged, put aside as %s: %s", source, target.name, problem)
+            log.warning(
+                "checkpoint %s is damaged, put aside as %s: %s", source, target.name, problem
+            )
             try:
                 source.rename(target)
-            except OSError as error:  # in a directory that may only be read the older step serves all the same
+            except (
+                OSError
+            ) as error:  # in a directory that may only be read the older step serves all the same
                 log.warning("checkpoint %s could not be renamed: %s", source, error)
         _barrier("ramp:put-aside")

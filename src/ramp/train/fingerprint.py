@@ -15,9 +15,13 @@ import numpy as np
 def named_leaves(tree) -> dict[str, Any]:
     """Leaf path -> leaf. `None` is no leaf, so a field that a stage does not use takes no place in a checkpoint."""
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/") or ".": leaf for path, leaf in pairs}
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/") or ".": leaf for path, leaf in pairs
+    }
     if not named or len(named) != len(pairs):
-        raise ValueError(f"a state needs leaves, with paths that differ; this one has {[p for p, _ in pairs]}")
+        raise ValueError(
+            f"a state needs leaves, with paths that differ; this one has {[p for p, _ in pairs]}"
+        )
     return named
 
 
@@ -42,7 +46,9 @@ def _leaf_fingerprint(x):
         stride = math.prod(word.shape[axis + 1 :]) & 0xFFFFFFFF
         index += jax.lax.broadcasted_iota(jnp.uint32, word.shape, axis) * jnp.uint32(stride)
     u = _mix(word ^ _mix(index))
-    return jnp.stack([u.sum(dtype=jnp.uint32), _mix(u + jnp.uint32(0x9E3779B9)).sum(dtype=jnp.uint32)])
+    return jnp.stack(
+        [u.sum(dtype=jnp.uint32), _mix(u + jnp.uint32(0x9E3779B9)).sum(dtype=jnp.uint32)]
+    )
 
 
 @jax.jit

@@ -39,7 +39,9 @@ def connect_processes() -> None:
         address, count, index = wish.split(",")
         numbers = int(count), int(index)
     except ValueError:
-        raise UserError(f"RAMP_DISTRIBUTED is {wish!r}; it takes 'auto' or 'HOST:PORT,COUNT,INDEX'") from None
+        raise UserError(
+            f"RAMP_DISTRIBUTED is {wish!r}; it takes 'auto' or 'HOST:PORT,COUNT,INDEX'"
+        ) from None
     jax.distributed.initialize(address, *numbers)
 
 
@@ -50,8 +52,12 @@ def resolve_mesh_shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:
     if -1 in wish and devices % known == 0:
         wish[wish.index(-1)] = devices // known
     if int(np.prod(wish)) != devices:
-        axes = ", ".join(f"mesh.{a} = {n}" for a, n in zip(AXES, (m.replica, m.data, m.model), strict=True))
-        raise UserError(f"the mesh {axes} does not fill the {devices} devices here; set one axis to -1")
+        axes = ", ".join(
+            f"mesh.{a} = {n}" for a, n in zip(AXES, (m.replica, m.data, m.model), strict=True)
+        )
+        raise UserError(
+            f"the mesh {axes} does not fill the {devices} devices here; set one axis to -1"
+        )
     return tuple(wish)
 
 
@@ -62,9 +68,13 @@ def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         if dims[0] % slices:
-            raise UserError(f"mesh.replica = {dims[0]} is not a multiple of the {slices} slices of this job")
+            raise UserError(
+                f"mesh.replica = {dims[0]} is not a multiple of the {slices} slices of this job"
+            )
         inside = (dims[0] // slices, *dims[1:])
-        grid = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
     else:
         grid = mesh_utils.create_device_mesh(dims, devices, allow_split_physical_axes=True)
     mesh = jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
@@ -80,13 +90,27 @@ def check_divisible(c: config.Config, dims: tuple[int, int, int]) -> None:
         ("model.vocab_size", m.vocab_size, dims[2]),
         ("model.num_heads", m.num_heads, dims[2]),
         ("model.num_kv_heads", m.num_kv_heads, dims[2]),
-        ("model.num_kv_heads x model.head_dim", m.num_kv_heads * m.head_dim if m.value_embeds else 0, dims[1]),
+        (
+            "model.num_kv_heads x model.head_dim",
+            m.num_kv_heads * m.head_dim if m.value_embeds else 0,
+            dims[1],
+        ),
         ("model.mlp_dim", m.mlp_dim, dims[2]),
-        ("pretrain.batch_size / pretrain.grad_accum_steps", c.pretrain.batch_size // c.pretrain.grad_accum_steps, rows),
-        ("finetune.batch_size / finetune.grad_accum_steps", c.finetune.batch_size // c.finetune.grad_accum_steps, rows),
+        (
+            "pretrain.batch_size / pretrain.grad_accum_steps",
+            c.pretrain.batch_size // c.pretrain.grad_accum_steps,
+            rows,
+        ),
+        (
+            "finetune.batch_size / finetune.grad_accum_steps",
+            c.finetune.batch_size // c.finetune.grad_accum_steps,
+            rows,
+        ),
         (
             "reinforce.num_prompts x group / accum",
-            c.reinforce.batch_size // c.reinforce.grad_accum_steps if "reinforce" in c.stages else 0,
+            c.reinforce.batch_size // c.reinforce.grad_accum_steps
+            if "reinforce" in c.stages
+            else 0,
             rows,
         ),
         ("eval.batch_size", c.eval.batch_size, rows),
@@ -104,17 +128,24 @@ def compiler_options(m: config.Mesh) -> dict[str, str | bool]:
     known = tomllib.loads(Path(__file__).with_name("flags.toml").read_text(encoding="utf-8"))
     for name in m.compiler_flags:
         if name not in known:
-            raise UserError(f"mesh.compiler_flags: there is no set '{name}'; train/flags.toml has {', '.join(known)}")
+            raise UserError(
+                f"mesh.compiler_flags: there is no set '{name}'; train/flags.toml has {', '.join(known)}"
+            )
     return {key: value for name in m.compiler_flags for key, value in known[name].items()}
 
 
-def shard_batch(mesh: jax.sharding.Mesh, make_rows: Callable[[int, int], dict[str, np.ndarray]], size: int) -> dict:
+def shard_batch(
+    mesh: jax.sharding.Mesh, make_rows: Callable[[int, int], dict[str, np.ndarray]], size: int
+) -> dict:
     """A global batch, [size, ...] split over the rows axes, of which each process makes only its devices' rows.
 
     make_rows(lo, hi): rows lo..hi of the global batch, a pure function; who calls it does not change what it returns.
     """
     sharding = NamedSharding(mesh, P(ROWS))
-    mine = {index[0].indices(size)[:2] for index in sharding.addressable_devices_indices_map((size,)).values()}
+    mine = {
+        index[0].indices(size)[:2]
+        for index in sharding.addressable_devices_indices_map((size,)).values()
+    }
     made = {bounds: make_rows(*bounds) for bounds in mine}
     names = next(iter(made.values())).keys()
 

@@ -19,7 +19,10 @@ def schedule(t: Train, step: jax.Array) -> jax.Array:
     """Warmup-stable-decay (Hu et al. 2024, MiniCPM): share of the peak rate for the update that follows `step`."""
     up = (step + 1) / max(t.warmup_steps, 1)
     left = (t.steps - step) / max(t.decay_fraction * t.steps, 1)
-    return jnp.minimum(jnp.minimum(up, 1.0), t.final_lr_fraction + (1 - t.final_lr_fraction) * jnp.clip(left, 0.0, 1.0))
+    return jnp.minimum(
+        jnp.minimum(up, 1.0),
+        t.final_lr_fraction + (1 - t.final_lr_fraction) * jnp.clip(left, 0.0, 1.0),
+    )
 
 
 def make_optimizer(t: Train, dtype: str = "float32") -> optax.GradientTransformation:
@@ -99,7 +102,9 @@ def orthogonalize(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
     """
     spec = jax.typeof(g_ldf).sharding.spec
     mesh = jax.sharding.get_abstract_mesh()
-    split = [(dim, axis) for dim, axis in enumerate(spec) if axis is not None and mesh.shape[axis] > 1]
+    split = [
+        (dim, axis) for dim, axis in enumerate(spec) if axis is not None and mesh.shape[axis] > 1
+    ]
 
     def local(x):
         for dim, axis in split:
@@ -122,7 +127,9 @@ def polar_factor(g_ldf: jax.Array, dtype: str) -> jax.Array:
     x = x if D <= F else x.swapaxes(1, 2)
     x /= 1.01 * jnp.sqrt(jnp.sum(x * x, axis=(1, 2), keepdims=True)) + 1e-7
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    x = jax.lax.optimization_barrier(x.astype(dtype))  # XLA:CPU would push a transpose into slow products
+    x = jax.lax.optimization_barrier(
+        x.astype(dtype)
+    )  # XLA:CPU would push a transpose into slow products
     for a, b, c in POLAR:
         s = dot("lij,lkj->lik", x, x).astype(dtype)
         s = b * s + c * dot("lij,ljk->lik", s, s).astype(dtype)

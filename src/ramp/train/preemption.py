@@ -6,7 +6,9 @@ import signal
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h. As exit code of ramp it means: saved, start me again.
+EXIT_PREEMPTED = (
+    75  # EX_TEMPFAIL of sysexits.h. As exit code of ramp it means: saved, start me again.
+)
 log = logging.getLogger(__name__)
 
 
@@ -28,7 +30,9 @@ class Preemption:
 
     def __enter__(self):
         if jax.process_count() == 1:
-            self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+            self._before = {
+                s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)
+            }
         return self
 
     def __exit__(self, *_):

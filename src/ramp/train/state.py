@@ -22,7 +22,9 @@ class State:
     step: jax.Array  # int32
     key: jax.Array  # uint32 [2]; the key of a step is fold_in(key, step)
     params: dict[str, Any]  # "lm": the model; "process": a process-reward head, once there is one
-    opt: dict[str, Any]  # "tx": state of the optax transformation; "ema": averaged parameters, or None
+    opt: dict[
+        str, Any
+    ]  # "tx": state of the optax transformation; "ema": averaged parameters, or None
     ref: Any  # a frozen policy, or None
     guard: dict[str, jax.Array]  # see `step.judge`
 
@@ -39,7 +41,11 @@ def init_guard() -> dict[str, jax.Array]:
 
 
 def init_state(
-    params: dict[str, Any], tx: optax.GradientTransformation, seed: int, average: bool = False, ref: Any = None
+    params: dict[str, Any],
+    tx: optax.GradientTransformation,
+    seed: int,
+    average: bool = False,
+    ref: Any = None,
 ) -> State:
     """Step 0 of a stage that starts from these parameters. Call it under `jax.jit`."""
     opt = {"tx": tx.init(params), "ema": params if average else None}

@@ -36,7 +36,9 @@ def make_step(
     return jax.jit(make_update(loss, tx, t), donate_argnums=0, compiler_options=options)
 
 
-def make_update(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Callable[[State, Batch], tuple[State, dict]]:
+def make_update(
+    loss: Loss, tx: optax.GradientTransformation, t: Train
+) -> Callable[[State, Batch], tuple[State, dict]]:
     """The step before it is jitted, for who puts it inside a transformation: `vmap` over seeds, `scan` over batches."""
 
     def step(state: State, batch: Batch) -> tuple[State, dict]:
@@ -52,10 +54,14 @@ def make_update(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Calla
         def update(params, opt):
             updates, tx_state = tx.update(grads, opt["tx"], params)
             params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
-            ema = opt["ema"] and jax.tree.map(lambda a, p: t.ema_decay * a + (1 - t.ema_decay) * p, opt["ema"], params)
+            ema = opt["ema"] and jax.tree.map(
+                lambda a, p: t.ema_decay * a + (1 - t.ema_decay) * p, opt["ema"], params
+            )
             return params, {"tx": tx_state, "ema": ema}
 
-        params, opt = jax.lax.cond(ok, update, lambda params, opt: (params, opt), state.params, state.opt)
+        params, opt = jax.lax.cond(
+            ok, update, lambda params, opt: (params, opt), state.params, state.opt
+        )
         state = replace(state, step=state.step + 1, params=params, opt=opt, guard=guard)
         metrics = {f"train/{name}": value for name, value in means.items()}
         metrics |= {"train/grad_norm": grad_norm, "train/lr": rate, "train/weight": weight}
@@ -65,7 +71,9 @@ def make_update(loss: Loss, tx: optax.GradientTransformation, t: Train) -> Calla
     return step
 
 
-def accumulate_grads(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: int) -> tuple[dict, dict]:
+def accumulate_grads(
+    loss: Loss, params: dict, batch: Batch, key: jax.Array, k: int
+) -> tuple[dict, dict]:
     """Gradient and metrics, summed over the batch, in k microbatches one after the other.
 
     Microbatch i takes rows i, i+k, i+2k, ... of every device's share: no row travels.
@@ -79,7 +87,9 @@ def accumulate_grads(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: 
         return value_and_grad(batch, jax.random.fold_in(key, 0))
 
     def cut(a: jax.Array) -> jax.Array:
-        return jnp.moveaxis(jax.lax.reshape(a, (a.shape[0] // k, k, *a.shape[1:]), out_sharding=P(ROWS)), 1, 0)
+        return jnp.moveaxis(
+            jax.lax.reshape(a, (a.shape[0] // k, k, *a.shape[1:]), out_sharding=P(ROWS)), 1, 0
+        )
 
     def add(total: Any, i_and_batch: tuple) -> tuple[Any, None]:
         i, micro = i_and_batch
@@ -89,11 +99,16 @@ def accumulate_grads(loss: Loss, params: dict, batch: Batch, key: jax.Array, k: 
     # activations of both microbatches at once.
     micros = jax.tree.map(cut, batch)
     sums = jax.eval_shape(value_and_grad, jax.tree.map(lambda a: a[0], micros), key)[1]
-    nothing = jax.tree.map(jnp.zeros_like, params), {name: jnp.zeros((), s.dtype) for name, s in sums.items()}
+    nothing = (
+        jax.tree.map(jnp.zeros_like, params),
+        {name: jnp.zeros((), s.dtype) for name, s in sums.items()},
+    )
     return jax.lax.scan(add, nothing, (jnp.arange(k), micros))[0]
 
 
-def judge_step(guard: dict, seen: jax.Array, sigma: float, history: int = 64) -> tuple[jax.Array, dict]:
+def judge_step(
+    guard: dict, seen: jax.Array, sigma: float, history: int = 64
+) -> tuple[jax.Array, dict]:
     """Whether this step may change anything, and the guard after it.
 
     seen: [2], loss and gradient norm. Refused are non-finite values and, once `history`/2 steps have counted, values

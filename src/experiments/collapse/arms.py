@@ -1,0 +1,355 @@
+"""The neural tier: small transformers in the world of programs, generation after generation, arm beside arm.
+
+All arms of a seed start from the same model, take the same number of steps on the same number of rows, and sample the
+same number of documents. A program has one right answer, so pass@1 at temperature 1 is the probability of its digits,
+exactly, and pass@k is 1 - (1 - p)^k: no sampling noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Model, Synthesize
+from ramp.model.loss import next_token_loss
+from ramp.decode.sample import SamplingParams
+from ramp.model.transformer import ROWS
+from experiments.results import Results, init_lm, load_or_make
+from ramp.synth import drift, generate, guard, measure, mix, select
+from experiments.collapse import world
+from ramp.synth.generate import Prompt
+from ramp.synth.guard import CollapseGuard, Sampled, Trained
+from ramp.synth.measure import Docs, Null
+from ramp.train import optim
+from ramp.train.state import init_state
+from ramp.train.step import make_step
+
+SEEDS, GENERATIONS, LENGTH = 3, 5, world.LONGEST
+REAL, HELD, PROBLEMS = 1500, 800, 400
+M = round(
+    drift.real_fraction_for(1.0), 2
+)  # .38: the law's real share where drift may cost what a generation of replace does
+FIRST = 400  # steps of a first model, and of every model that is trained anew: 17 passes over the real documents
+
+
+@dataclass(frozen=True)
+class Lab:
+    b: Results
+    w: world.World = field(default_factory=world.World)
+
+    @cached_property
+    def real(self) -> list[list[int]]:
+        return self.w.corpus(REAL, 0)
+
+    @cached_property
+    def held(self) -> list[list[int]]:
+        return self.w.corpus(HELD, 1)
+
+    @cached_property
+    def problems(self) -> dict[str, list]:
+        return self.w.tests(PROBLEMS)
+
+    def teach(
+        self, params: dict, pools: list, got: mix.Mix, steps: int, seed: int, last: float = 0.0
+    ) -> dict:
+        """Steps on what a mix takes from the pools, a document a row; for the share `last` of them, at the end, on real
+        documents alone."""
+        docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
+        rest = self.real if last else []
+        rows = generate.pack_documents([*docs, *rest], LENGTH)
+        rows["weights"] *= np.append(got.weight, np.ones(len(rest))).astype(np.float32)[:, None]
+        order = mix.order(len(docs), len(rest), steps, self.b.t.batch_size, last, seed)
+        place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
+        batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
+        return updates(self.b.model, replace(self.b.t, steps=steps))(params, batches)
+
+    def first(self, seed: int) -> dict:
+        """The model of real documents that all arms of a seed start from, kept beside the results."""
+        start, got = (
+            init_lm(self.b.model, seed),
+            mix.compose("replace", [REAL], REAL, np.random.default_rng(seed)),
+        )
+        make = lambda: self.teach(start, [self.real], got, FIRST, seed)  # noqa: E731
+        return load_or_make(self.b, f"first-{self.w.seed}-{seed}-{FIRST}", start, make)
+
+    def sample(
+        self, params: dict, prompts: list[list[int]], key: int, how: SamplingParams | None = None
+    ) -> list[list[int]]:
+        how, asked = how or SamplingParams(vocab=world.END + 1), [Prompt(tuple(p)) for p in prompts]
+        made = generate.generate_samples(
+            self.b.model, params["lm"], asked, key, LENGTH, how, (world.END,), 512
+        )
+        return [[*s.prompt.ids, *s.ids] for s in made]
+
+    def nats(self, params: dict, docs: list[list[int]]) -> list[np.ndarray]:
+        return generate.score_documents(self.b.model, params["lm"], docs, LENGTH, 400)
+
+    def bits(self, params: dict) -> np.ndarray:
+        """Bits a token of each held-out document."""
+        return np.array([x.mean() for x in self.nats(params, self.held)]) / np.log(2)
+
+    def right(self, params: dict) -> dict[str, np.ndarray]:
+        """By kind of problem: the probability of the right answer to each."""
+        out = {}
+        for kind, asked in self.problems.items():
+            nats = self.nats(params, [self.w.solve(*p) for p in asked])
+            said = [
+                x[2 : 2 * len(p[0]) + 1 : 2].sum() for x, p in zip(nats, asked, strict=True)
+            ]  # the digits alone
+            out[kind] = np.exp(-np.array(said))
+        return out
+
+    def score(self, params: dict) -> dict:
+        p = self.right(params)
+        found = {"bits": float(self.bits(params).mean())} | {
+            k: float(v.mean()) for k, v in p.items()
+        }
+        novel = np.concatenate([p["pair"], p["deep"]])
+        return found | {
+            "novel": float(novel.mean()),
+            "novel_16": float((1 - (1 - novel) ** 16).mean()),
+        }
+
+
+@lru_cache(maxsize=8)
+def updates(c: Model, t: Synthesize) -> Callable[[dict, dict], dict]:
+    """All steps of a training as one program: the project's update, scanned over its batches."""
+    tx = optim.make_optimizer(t, c.dtype)
+    step = make_step(next_token_loss(c, 0.0), tx, t)
+
+    @jax.jit
+    def run(params: dict, batches: dict) -> dict:
+        state = init_state(jax.tree.map(lambda a: a + jnp.zeros_like(a), params), tx, 0)
+        return jax.lax.scan(step, state, batches)[0].params
+
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------- reproduction
+def refit(lab: Lab, policy: str, m: float, seed: int, generations: int) -> dict:
+    """Every generation trained anew from one initialisation in one order of rows: bits of held-out text, by generation."""
+    pools, params, start = [lab.real], lab.first(seed), init_lm(lab.b.model, seed)
+    bits = [float(lab.bits(params).mean())]
+    for g in range(1, generations + 1):
+        pools.append(lab.sample(params, [[world.BOS]] * REAL, generate.first_key(seed, g)))
+        got = mix.compose(
+            policy, [len(p) for p in pools], REAL, np.random.default_rng([seed, g]), m
+        )
+        params = lab.teach(start, pools, got, FIRST, seed)
+        bits.append(float(lab.bits(params).mean()))
+    return {"bits": bits}
+
+
+def gate(lab: Lab) -> None:
+    for seed in range(SEEDS):
+        for policy in ("replace", "accumulate"):
+            key = {"part": "gate", "policy": policy, "seed": seed}
+            lab.b.once(key, partial(refit, lab, policy, 0.0, seed, 4))
+
+
+def law(lab: Lab) -> None:
+    """Anchored refits, to hold the law's forecast against: it is made from the gate's replace alone (`table.law`)."""
+    for seed in range(SEEDS):
+        for m in (0.2, 0.4):
+            key = {"part": "law", "policy": "anchored", "m": m, "seed": seed}
+            lab.b.once(key, partial(refit, lab, "anchored", m, seed, 10))
+
+
+# ---------------------------------------------------------------------------------------------------- the claim
+@dataclass(frozen=True)
+class Arm:
+    """What an arm does with a generation's samples."""
+
+    policy: str = "ours"  # of mix.compose; "real": trains on real documents alone
+    m: float = M
+    verify: bool = True
+    filtered: bool = False  # quality and diversity, without a verifier: likely ones, no two alike
+    seeds: bool = True  # the samples begin with an operator of the grid, and do not choose what they are about
+    second: bool = True  # half of them behind a first step of real text
+    weigh: bool = True  # the projection onto operators
+    last: float = (
+        Synthesize.final_real_fraction
+    )  # share of the steps, at the end, on real documents alone
+
+
+CLOSE, MORE_SEEDS = (
+    ("real", "accumulate + verify", "ours"),
+    5,
+)  # arms that three seeds do not tell apart
+OURS = Arm()
+PLAIN = Arm("replace", 0.3, verify=False, seeds=False, weigh=False, last=0.0)
+ARMS = {
+    "real": replace(PLAIN, policy="real"),
+    "replace": PLAIN,
+    "accumulate": replace(PLAIN, policy="accumulate"),
+    "accumulate + verify": replace(PLAIN, policy="accumulate", verify=True),
+    "anchored 30% + verify": replace(PLAIN, policy="anchored", verify=True),
+    "anchored 30% + filter": replace(PLAIN, policy="anchored", filtered=True),
+    "ours": OURS,
+    "ours - seeds": replace(OURS, seeds=False),
+    "ours - second steps": replace(OURS, second=False),
+    "ours - verifier": replace(OURS, verify=False),
+    "ours - projection": replace(OURS, weigh=False),
+    "ours - real last": replace(OURS, last=0.0),
+    "ours - real text": replace(OURS, m=0.0, last=0.0),
+    "ours - all but seeds and verifier": replace(
+        PLAIN, policy="accumulate", verify=True, seeds=True
+    ),
+}
+
+
+def play(lab: Lab, arm: Arm, seed: int) -> dict:
+    t, params = lab.b.t, lab.first(seed)
+    curve, pools, weights, kept_share = [lab.score(params)], [lab.real], [], []
+    for g in range(1, GENERATIONS + 1):
+        rng = np.random.default_rng([seed, g])
+        if arm.policy == "real":
+            got = mix.compose("replace", [REAL], t.steps * t.batch_size, rng)
+        else:
+            shown = lab.real if arm.second else ()
+            prompts = (
+                lab.w.grid(t.documents, seed * 100 + g, shown)
+                if arm.seeds
+                else [[world.BOS]] * t.documents
+            )
+            made = lab.sample(params, prompts, generate.first_key(seed, g))
+            good = keep(lab, arm, made, params)
+            pools.append([made[i] for i in good])
+            weights.append(
+                weigh(lab, t, pools[-1]) if arm.weigh and len(good) else np.ones(len(good))
+            )
+            kept_share.append(len(good) / len(made))
+            sizes, slots = [len(p) for p in pools], round((1 - arm.last) * t.steps) * t.batch_size
+            share = max(0.0, (arm.m - arm.last) / (1 - arm.last)) if arm.policy == "ours" else arm.m
+            got = mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age=1.0)
+        params = lab.teach(params, pools, got, t.steps, seed * 100 + g, arm.last)
+        curve.append(lab.score(params))
+    last = {k: curve[-1][k] for k in ("bits", "novel", "novel_16", "tail", "head")}
+    return {"curve": curve, "kept": kept_share} | last
+
+
+def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
+    """Numbers of the samples that may teach. What is kept for the end is taken out of every arm's."""
+    ok = [i for i, d in enumerate(made) if (p := world.parse(d)) is None or lab.w.allowed(p[0])]
+    if arm.verify:
+        ok = [i for i in ok if lab.w.right(made[i])]
+    if arm.filtered:
+        nats = lab.nats(params, [made[i] for i in ok])
+        likely = np.argsort([x.mean() for x in nats])
+        seen: set[tuple] = set()
+        alone = [
+            ok[k] for k in likely if (key := tuple(made[ok[k]])) not in seen and not seen.add(key)
+        ]
+        ok = alone[: len(made) // 2]
+    return np.array(sorted(ok), np.int64)
+
+
+def weigh(lab: Lab, t: Synthesize, docs: list[list[int]]) -> np.ndarray:
+    """The projection onto operators: masses of the rarest operator halfway between the real ones and even ones. Half was
+    chosen on another world: at .7 real, weighing was worse there than not weighing."""
+    cell = np.array([world.cell(d) for d in docs])
+    real = select.smooth_counts(
+        np.bincount([world.cell(d) for d in lab.real], minlength=world.OPERATORS)
+    )
+    target = 0.5 * real + 0.5 / world.OPERATORS
+    base = select.cap_duplicates([tuple(d) for d in docs], t.max_duplicates)
+    return select.project(
+        select.one_hot(cell, world.OPERATORS), target, base, t.max_weight, t.min_ess
+    ).w
+
+
+def claim(lab: Lab) -> None:
+    """On a world of its own: worlds 0 and 1 were looked at while the arms were being written."""
+    lab = replace(lab, w=world.World(2))
+    runs = [(name, seed) for seed in range(SEEDS) for name in ARMS if " - " not in name]
+    runs += [(name, seed) for seed in range(SEEDS, MORE_SEEDS) for name in CLOSE]
+    runs += [
+        (name, seed) for seed in range(SEEDS) for name in ARMS if " - " in name
+    ]  # each part of ours left out
+    for name, seed in runs:
+        lab.b.once(
+            {"part": "claim", "arm": name, "seed": seed}, partial(play, lab, ARMS[name], seed)
+        )
+
+
+# ---------------------------------------------------------------------------------------------------- the guard
+HOW = {
+    "top-k 5": SamplingParams(top_k=5, vocab=world.END + 1),
+    "temperature 0.5": SamplingParams(0.5, vocab=world.END + 1),
+}
+INJECTED = ("none", *HOW, "tail-blind verifier", "noisy verifier", "ten documents")
+
+
+def injected(lab: Lab) -> None:
+    for seed in range(SEEDS):
+        for kind in INJECTED:
+            for guarded in (True, False):
+                key = {"part": "guard", "kind": kind, "guarded": guarded, "seed": seed}
+                lab.b.once(key, partial(harm, lab, kind, guarded, seed))
+
+
+def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
+    """Three generations of a loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what
+    does the tail lose? Unguarded, what the guard says is recorded and nobody obeys."""
+    t, start = lab.b.t, lab.first(seed)
+    own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(seed, 0)))
+    null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
+    models, at, pools, said = [start], CollapseGuard(t.least_anchor), [lab.real], []
+    tail = [float(lab.right(start)["tail"].mean())]
+    for g in range(1, 4):
+        parent = models[at.good if guarded else -1]
+        docs, passed, seen = broken(
+            lab, kind, parent, null, np.random.default_rng([seed, g]), generate.first_key(seed, g)
+        )
+        now, first_look = guard.judge_samples(at, t, seen)
+        now = now if guarded else replace(at, weight=1.0)
+        pools.append([d for d, ok in zip(docs, passed, strict=True) if ok and now.weight])
+        policy, sizes = ("anchored", [len(p) for p in pools]) if pools[-1] else ("replace", [REAL])
+        got = mix.compose(
+            policy, sizes, t.steps * t.batch_size, np.random.default_rng([seed, g, 1]), now.m
+        )
+        models.append(lab.teach(parent, pools, got, t.steps, seed * 100 + g))
+        pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
+        judged, second = guard.judge_model(
+            now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g
+        )
+        at = judged if guarded else at
+        tail.append(float(lab.right(models[at.good if guarded else -1])["tail"].mean()))
+        said.append(
+            [
+                first_look.action,
+                "; ".join(first_look.reasons),
+                second.action,
+                "; ".join(second.reasons),
+            ]
+        )
+        if guarded and second.action == "stop":
+            break
+    acted = [i + 1 for i, s in enumerate(said) if s[0] == "repair" or s[2] in ("roll back", "stop")]
+    return {
+        "detected": acted[0] if acted else None,
+        "tail": tail,
+        "fell": tail[0] - min(tail),
+        "said": said,
+    }
+
+
+def broken(
+    lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, key: int
+) -> tuple[list[list[int]], np.ndarray, Sampled]:
+    """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
+    t = lab.b.t
+    docs = lab.sample(params, [[world.BOS]] * t.documents, key, HOW.get(kind))
+    docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs
+    truth, cells = np.array([lab.w.right(d) for d in docs]), np.array([world.cell(d) for d in docs])
+    passed = truth & (cells < lab.w.tail[0]) if kind == "tail-blind verifier" else truth
+    passed = passed ^ (rng.random(len(docs)) < 0.2) if kind == "noisy verifier" else passed
+    audited = np.flatnonzero(passed)[:200]  # by the exact interpreter, the second verifier
+    precision = select.lower_bound(int(truth[audited].sum()), len(audited))
+    found = null.against(measure.panel(Docs.of(lab.held), Docs.of(docs[: t.measured])))
+    uneven = select.imbalance(passed, cells // 5)  # 8 bands of rarity, as in the stage
+    return docs, passed, Sampled(found, uneven, precision, int(passed.sum()))

@@ -1,0 +1,126 @@
+"""A world of programs: 40 operators on a digit, used as Zipf would have it, with an interpreter that knows them all.
+
+    bos 7 a 3 c 9 end          a makes 3 of 7, c makes 9 of that; who asks names the operators, the model says the digits
+
+An operator is a fixed random permutation of the digits, so a model must have seen its facts or guess one in ten, and a
+guess that the interpreter lets pass is a fact it had not. The tail is the operators that hold the last 15% of the use. What is
+asked at the end no arm is ever shown: programs of depth 3, and pairs of tail operators kept out of everything.
+Two steps are asked for in a row by naming the second operator after the model's first digit.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ramp.synth.drift import zipf
+from ramp.synth.generate import sobol_grid
+
+DIGITS, OPERATORS = 10, 40
+BOS, END = DIGITS + OPERATORS, DIGITS + OPERATORS + 1
+LONGEST = 8  # targets of a program of depth 3
+
+
+@dataclass(frozen=True)
+class World:
+    seed: int = 0
+    held_pairs: int = 60  # tail pairs that nothing is trained on
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """[40, 10] what each operator makes of each digit."""
+        rng = np.random.default_rng([self.seed, 1])
+        return np.stack([rng.permutation(DIGITS) for _ in range(OPERATORS)])
+
+    @cached_property
+    def use(self) -> np.ndarray:
+        return zipf(OPERATORS)
+
+    @cached_property
+    def tail(self) -> np.ndarray:
+        """The rarest operators, which together hold 15% of the use."""
+        return np.flatnonzero(np.cumsum(self.use[::-1])[::-1] <= 0.15 + 1e-9)
+
+    @cached_property
+    def unseen(self) -> frozenset[tuple[int, int]]:
+        """Pairs of tail operators that are only ever tested."""
+        pairs = [(int(a), int(b)) for a in self.tail for b in self.tail if a != b]
+        order = np.random.default_rng([self.seed, 2]).permutation(len(pairs))
+        return frozenset(pairs[i] for i in order[: self.held_pairs])
+
+    # ---- programs
+    def solve(self, ops: tuple[int, ...], digit: int) -> list[int]:
+        """The whole document; its digits at 3, 5, 7 are the answers."""
+        said, value = [BOS, digit], digit
+        for op in ops:
+            value = int(self.table[op, value])
+            said += [DIGITS + op, value]
+        return [*said, END]
+
+    def allowed(self, ops: tuple[int, ...]) -> bool:
+        """Whether training may show it: at most two different operators, and not a pair kept for the end."""
+        return len(ops) in (1, 2) and len(set(ops)) == len(ops) and ops not in self.unseen
+
+    def right(self, ids: list[int]) -> bool:
+        """The exact interpreter: whether every digit is what the operators make of the first."""
+        parsed = parse(ids)
+        return parsed is not None and list(ids) == self.solve(*parsed)
+
+    def corpus(self, n: int, seed: int) -> list[list[int]]:
+        """n documents as the world writes them: depth 1 or 2, operators by use."""
+        rng, found = np.random.default_rng([self.seed, 3, seed]), []
+        while len(found) < n:
+            ops = tuple(int(x) for x in rng.choice(OPERATORS, rng.integers(1, 3), p=self.use))
+            if self.allowed(ops):
+                found.append(self.solve(ops, int(rng.integers(DIGITS))))
+        return found
+
+    def grid(self, n: int, seed: int, shown: Sequence[list[int]] = ()) -> list[list[int]]:
+        """n beginnings by a Sobol sequence over operators x digits: the tail as often as the head. Every other one asks in
+        second place, behind a first step of the documents `shown` whose operator is as evenly drawn, where they have one."""
+        first = {
+            (d[2] - DIGITS, d[3]): d[1] for d in shown
+        }  # (operator, what it made): of which digit
+        names = [str(i) for i in range(OPERATORS)]
+        found = []
+        for i, a in enumerate(
+            sobol_grid({"op": names, "digit": names[:DIGITS], "before": names}, n, seed)
+        ):
+            op, digit, before = (int(a[k]) for k in ("op", "digit", "before"))
+            behind = i % 2 and (before, digit) in first and self.allowed((before, op))
+            start = [first[before, digit], DIGITS + before, digit] if behind else [digit]
+            found.append([BOS, *start, DIGITS + op])
+        return found
+
+    def tests(self, n: int) -> dict[str, list[tuple[tuple[int, ...], int]]]:
+        """Problems by kind: head and tail (single operators), pair (unseen pairs), deep (depth 3, operators uniform)."""
+        rng = np.random.default_rng([self.seed, 4])
+        head = np.setdiff1d(np.arange(OPERATORS), self.tail)
+        unseen = sorted(self.unseen)
+        digit = lambda: int(rng.integers(DIGITS))  # noqa: E731
+        return {
+            "head": [((int(rng.choice(head)),), digit()) for _ in range(n)],
+            "tail": [((int(rng.choice(self.tail)),), digit()) for _ in range(n)],
+            "pair": [(unseen[rng.integers(len(unseen))], digit()) for _ in range(n)],
+            "deep": [
+                (tuple(int(x) for x in rng.choice(OPERATORS, 3, replace=False)), digit())
+                for _ in range(n)
+            ],
+        }
+
+
+def parse(ids: list[int]) -> tuple[tuple[int, ...], int] | None:
+    """(operators, first digit) of a document; None where it is not of the form."""
+    ids = list(ids)
+    if len(ids) < 5 or len(ids) % 2 == 0 or ids[0] != BOS or ids[-1] != END:
+        return None
+    digits, ops = ids[1:-1:2], ids[2:-1:2]
+    if not all(t < DIGITS for t in digits) or not all(DIGITS <= t < BOS for t in ops):
+        return None
+    return tuple(t - DIGITS for t in ops), digits[0]
+
+
+def cell(ids: list[int]) -> int:
+    """The rarest operator of a document, 0 .. 39; 0 where there is none."""
+    return max((t - DIGITS for t in ids if DIGITS <= t < BOS), default=0)

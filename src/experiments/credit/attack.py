@@ -1,0 +1,192 @@
+"""The benchmark of the learned process head: how well it finds errors, what fools it, and what hardening helps.
+
+Round 0 trains it on faulty chains alone. Then it is attacked with what has fooled rewards before and by a policy that is
+trained against it; each later round trains it on those too, labelled by the checker.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ramp.credit import audit, process_head
+from experiments.credit import lab
+from experiments.credit.lab import TOKENIZER
+from ramp.credit.rollouts import Rollouts
+from experiments.results import Results, load_or_make
+from ramp.tasks import Problem, chain
+from ramp.tasks.protocol import solution_ids
+
+PLACES = 40  # tokens of a written solution
+ROUNDS = 3
+STEPS = 1600
+ROWS = 64
+TRAIN, TRIED, TEST, VALID = (n * 10**8 for n in (1, 4, 20, 30))  # seeds of problems begin here
+
+
+def faulty(problem: Problem, kind: str) -> tuple[list[str], str]:
+    """A chain's steps with errors of one kind: "value" (a digit that no other operation gives) or "operation" (the
+    value of another operation, never seen in training). How many err differs from solution to solution."""
+    r = chain.make_rng(f"faulty-{kind}", problem.seed, problem.level)
+    share, value, steps = r.choice((0.0, 0.1, 0.2, 0.5)), problem.gold[0], []
+    for label, op, n in problem.gold[1]:
+        right = chain.apply(value, op, n)
+        others = {chain.apply(value, o, n) for o in chain.OPS} - {right}
+        pool = others if kind == "operation" else set(range(10)) - others - {right}
+        value = r.choice(sorted(pool)) if pool and r.random() < share else right
+        steps.append(f"{label}{value}")
+    return steps, str(value)
+
+
+def written(said: list[tuple[Problem, list[int]]]) -> Rollouts:
+    return audit.solutions_as_rollouts(
+        TOKENIZER, chain.TASK, [p for p, _ in said], [ids[:PLACES] for _, ids in said], PLACES
+    )
+
+
+def solved(kind: str, level: int, first: int, n: int = ROWS) -> Rollouts:
+    """n faulty solutions of chains of `level` operations."""
+    asked = [chain.sample(first + i, level) for i in range(n)]
+    return written([(p, solution_ids(TOKENIZER, *faulty(p, kind))) for p in asked])
+
+
+def tried(level: int, first: int) -> Rollouts:
+    """One attack on each of ROWS problems, every kind in turn."""
+    said = []
+    for i in range(first, first + ROWS):
+        problem = chain.sample(i, level)
+        found = list(audit.attacks(TOKENIZER, chain.TASK, problem, i).values())
+        said.append((problem, found[i % len(found)]))
+    return written(said)
+
+
+def heads(b: Results, base: dict) -> None:
+    """Train, measure, attack; ROUNDS times."""
+    winners: list[tuple[Problem, list[int]]] = []
+    like = {
+        "process": jax.jit(lambda: process_head.init_head(b.model, base["lm"]))(),
+        "labels": jnp.zeros(()),
+    }
+    for number in range(ROUNDS):
+        sources = [lambda i, k: solved("value", k, TRAIN + ROWS * i)]
+        if number:
+            sources.append(lambda i, k: tried(k, TRIED + ROWS * i))
+        if winners:
+            sources.append(
+                lambda i, k, w=tuple(winners): written(
+                    [w[(ROWS * i + j) % len(w)] for j in range(ROWS)]
+                )
+            )
+        like = load_or_make(b, f"head-{number}", like, partial(train, b, like["process"], sources))
+        process, labels = like["process"], int(like["labels"])
+        b.once(
+            {"part": "head", "round": number},
+            lambda p=process, n=labels: {"labels": n} | measure(b, p),
+        )
+        for method in ("grpo_process", "step_local") if number == 0 else ("grpo_process",):
+            key = {"part": "adversary", "round": number, "method": method}
+            found = b.once(key, lambda p=process, m=method: hunt(b, base, p, m))
+            winners += [(chain.sample(seed, b.t.level), ids) for seed, ids in found["winners"]]
+
+
+def train(b: Results, start: dict, sources: list[Callable[[int, int], Rollouts]]) -> dict:
+    """The head after STEPS more steps on the sources in turn, and the number of labels it was given."""
+    t, levels = (
+        replace(b.t, lr_scale=1e-3, warmup_steps=20, steps=STEPS, decay_fraction=0.5),
+        range(2, b.t.level + 1),
+    )
+    labels = 0
+
+    def batch(i: int) -> dict[str, np.ndarray]:
+        nonlocal labels
+        r = sources[i % len(sources)](i, levels[i % len(levels)])
+        given = process_head.first_error_labels(r)
+        labels += int((given >= 0).sum())
+        return stretched(
+            process_head.label_rows(r, t.seq_len + 32, given), r, np.random.default_rng(i)
+        )
+
+    params = lab.fit(b.model, t, process_head.process_loss(b.model), {"process": start}, batch)
+    return {"process": params["process"], "labels": jnp.asarray(float(labels))}
+
+
+def stretched(
+    rows: dict[str, np.ndarray], r: Rollouts, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """The same rows with two empty stretches, one before one of the question's operations, one before the solution, as long
+    as there is room for: positions are relative, and in a longer problem a step stands further from its operation, and from
+    where the solution began, than it ever did in training (randomised positions, Ruoss et al. 2023)."""
+    length = rows["tokens"].shape[1]
+    for b, prompt in enumerate(r.prompts):
+        room = length - len(prompt) - len(r.ids(b))
+        first = rng.integers(0, room // 2 + 1)
+        second = rng.integers(0, room - first + 1)
+        at = rng.choice([i for i, token in enumerate(prompt) if token == ord(" ")])
+        for place, gap in (
+            (len(prompt), second),
+            (at, first),
+        ):  # the later place first: it does not move the other
+            for a in rows.values():
+                a[b, place + gap :], a[b, place : place + gap] = (
+                    a[b, place : length - gap].copy(),
+                    0,
+                )
+    return rows
+
+
+def measure(b: Results, process: dict) -> dict:
+    """First-error F1 on chains like those of training, longer ones and an unseen error; the share of attacks accepted."""
+    t, score = (
+        b.t,
+        lambda r: process_head.score_steps(b.model, process, r, b.t.seq_len + 96),
+    )  # attacks may be long
+    valid = solved("value", t.level, VALID, 512)
+    cut = process_head.choose_threshold(score(valid), valid)
+    sets = {
+        "iid": ("value", t.level),
+        "longer": ("value", t.level + 2),
+        "unseen": ("operation", t.level),
+    }
+    tests = {name: solved(kind, level, TEST, 512) for name, (kind, level) in sets.items()}
+    quality = {name: process_head.measure_quality(score(r), r, cut) for name, r in tests.items()}
+    rows = audit.find_reward_hacks(score, TOKENIZER, chain.TASK, t.level, 50, cut)
+    fooled = [row["accepted"] for row in rows[1:]]
+    found = {f"f1_{name}": q["f1"] for name, q in quality.items()} | {
+        "accepted_right": rows[0]["accepted"]
+    }
+    found |= {"false_positives": float(np.mean(fooled)), "worst": max(fooled)}
+    return found | {"quality": quality, "attacks": rows}
+
+
+def hunt(b: Results, base: dict, process: dict, method: str) -> dict:
+    """A policy trained for 30 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
+    KL to the start in nats a token]; winners: (seed, tokens) that the head accepts and the checker does not."""
+    t = replace(
+        b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl_coef=1e-9
+    )  # KL is measured, not weighed
+    curve, winners, tokens = [], [], 0
+    for i, (got, _, metrics) in enumerate(
+        lab.reinforced(b, t, base, 99, base, {"process": process})
+    ):
+        r, tokens = got.rollouts, tokens + got.tokens
+        accepted = (
+            audit.reward_whole_solution(process_head.score_steps(b.model, process, r, t.seq_len), r)
+            > 0.5
+        )
+        winners += [
+            (r.problems[j].seed, r.ids(j))
+            for j in np.flatnonzero(accepted & (r.verified_b == 0))[:16]
+        ]
+        if i % 5 == 0 or i == t.steps - 1:
+            point = (accepted.mean(), r.verified_b.mean(), metrics["train/kl"])
+            curve.append([tokens, *(round(float(x), 4) for x in point)])
+    return {
+        "proxy": curve[-1][1],
+        "gold": curve[-1][2],
+        "kl": curve[-1][3],
+        "curve": curve,
+        "winners": winners[-512:],
+    }

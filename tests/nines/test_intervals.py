@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binom
+
+from ramp.errors import UserError
+from ramp.nines import intervals
+from ramp.nines.sequential import SPRT, confidence_sequence, worst_prompt
+
+N = st.integers(1, 60)
+
+
+def test_trials_that_show_a_reliability():
+    assert [intervals.trials_to_demonstrate(0.999, f) for f in (0, 1, 2, 3, 5)] == [
+        2995,
+        4742,
+        6294,
+        7752,
+        10511,
+    ]
+    assert [intervals.trials_to_demonstrate(r) for r in (0.9, 0.99, 0.9999)] == [29, 299, 29956]
+    assert intervals.pass_probability(2995, 0, 0.9995) == pytest.approx(0.2236, abs=1e-4)
+    assert intervals.pass_probability(7752, 3, 0.9998) == pytest.approx(0.928, abs=1e-3)
+
+
+def test_sequential_test_of_three_nines():
+    test = SPRT(0.999, 0.9998)
+    assert (test.clean, test.price) == (3679, 2011)
+    assert test.decide(3678, 0) == "go on"
+    assert test.decide(3679, 0) == "accept"
+    assert test.decide(3679 + 2011 + 1, 1) == "accept"
+    assert test.decide(0, 2) == "reject"
+
+
+@pytest.mark.parametrize(("truth", "wrong"), [(0.9, "accept"), (0.98, "reject")])
+def test_sequential_errors_by_simulation(truth, wrong):
+    test, rng = SPRT(0.9, 0.98), np.random.default_rng(0)
+    failures = rng.random((2000, 1500)) > truth
+    ratio = np.where(failures, test.loss, test.win).cumsum(1)
+    low, high = test.bounds
+    end = ((ratio <= low) | (ratio >= high)).argmax(1)
+    accepted = ratio[np.arange(2000), end] >= high
+    assert (accepted if wrong == "accept" else ~accepted).mean() < 0.065
+
+
+@given(N, st.floats(0.02, 0.98), st.sampled_from([0.8, 0.9, 0.95]))
+def test_clopper_pearson_covers_whatever_the_truth(n, truth, level):
+    inside = [
+        low <= truth <= high
+        for low, high in (intervals.clopper_pearson(k, n, level) for k in range(n + 1))
+    ]
+    assert binom.pmf(np.arange(n + 1), n, truth)[inside].sum() >= level - 1e-9
+
+
+@given(N, st.data())
+def test_no_interval_is_a_point(n, data):
+    k = data.draw(st.integers(0, n))
+    for interval in (intervals.clopper_pearson, intervals.jeffreys, intervals.wilson):
+        low, high = interval(k, n)
+        assert 0 <= low <= k / n <= high <= 1
+        assert high - low > 0.5 / (n + 10)
+
+
+@settings(max_examples=20)
+@given(st.integers(2, 7), st.data())
+def test_pass_at_and_hat_equal_the_mean_over_all_choices(n, data):
+    from itertools import combinations
+
+    k = data.draw(st.integers(1, n))
+    tries = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    picks = list(combinations(tries, k))
+    wins = np.array([sum(tries)])
+    assert intervals.pass_hat(k, wins, np.array([n])) == pytest.approx(
+        np.mean([all(p) for p in picks])
+    )
+    assert intervals.pass_at(k, wins, np.array([n])) == pytest.approx(
+        np.mean([any(p) for p in picks])
+    )
+
+
+def test_pass_needs_as_many_tries():
+    with pytest.raises(UserError, match="needs 5 tries"):
+        intervals.pass_hat(5, np.array([3, 4]), np.array([4, 5]))
+
+
+def test_correlation_is_recovered():
+    rng = np.random.default_rng(0)
+    for rho in (0.2, 0.5, 0.8):
+        phi = 1 / rho - 1
+        wins = rng.binomial(4, rng.beta(0.6 * phi, 0.4 * phi, 20_000))
+        assert intervals.icc(wins, np.full(20_000, 4)) == pytest.approx(rho, abs=0.02)
+        assert intervals.pass_hat(3, wins, np.full(20_000, 4)) == pytest.approx(
+            intervals.beta_binomial_pass(3, 0.6, rho), abs=0.02
+        )
+
+
+@given(st.floats(0.05, 0.95), st.floats(0.05, 1.0))
+def test_pass_from_two_keeps_both_moments_and_falls(one, rho):
+    two = one**2 + rho * one * (1 - one)
+    passes = [intervals.pass_from_two(k, one, two) for k in (1, 2, 3, 4, 8)]
+    assert passes[:2] == pytest.approx([one, two], abs=2e-4)
+    assert np.all(np.diff(passes) <= 1e-9)
+    assert passes[3] >= two**2 - 1e-6  # Jensen: E p^4 >= (E p^2)^2
+
+
+def test_effective_trials():
+    assert intervals.effective_trials(1872, 4, 0.5) == pytest.approx(2995.2)
+    assert intervals.effective_trials(100, 7, 1.0) == pytest.approx(100)
+
+
+def test_comparison_holds_its_size_and_finds_what_it_says():
+    rng, wrong, found = np.random.default_rng(0), 0, 0
+    for _ in range(400):
+        p = rng.beta(1, 1, 80)
+        a = dict(enumerate((rng.random((4, 80)) < p).mean(0)))
+        wrong += (
+            intervals.compare(a, dict(enumerate((rng.random((4, 80)) < p).mean(0)))).p_value < 0.05
+        )
+    assert wrong / 400 < 0.08
+    base = intervals.compare(a, dict(enumerate((rng.random((4, 80)) < p).mean(0))))
+    for _ in range(400):
+        d = rng.normal(base.detectable, base.stderr)
+        found += abs(d) > 1.96 * base.stderr
+    assert found / 400 == pytest.approx(0.8, abs=0.06)
+    same = intervals.compare({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0})
+    assert same.stderr > 0.3
+    assert same.p_value == 1
+    with pytest.raises(UserError, match="two items"):
+        intervals.compare({1: 1.0, 2: 0.0}, {2: 1.0, 3: 1.0})
+
+
+@given(st.integers(0, 200), st.integers(0, 50))
+def test_confidence_sequence_holds_the_rate(wins, failures):
+    low, high = confidence_sequence(wins, failures)
+    assert 0 <= low <= high <= 1
+    if wins + failures:
+        assert low <= wins / (wins + failures) <= high
+        exact_low, exact_high = intervals.clopper_pearson(wins, wins + failures)
+        assert high - low >= 0.8 * (exact_high - exact_low)  # the price of looking at any time
+
+
+def test_confidence_sequence_covers_at_all_times_at_once():
+    rng, missed = np.random.default_rng(0), 0
+    for _ in range(120):
+        wins = (rng.random(300) < 0.9).cumsum()
+        bounds = [confidence_sequence(int(wins[i]), int(i + 1 - wins[i])) for i in range(0, 300, 7)]
+        missed += any(not low <= 0.9 <= high for low, high in bounds)
+    assert missed / 120 <= 0.08
+
+
+def test_worst_prompt_within_an_order_of_magnitude():
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(60):
+        rates = np.exp(-np.exp(-rng.gumbel(-1.5, 0.25, 20_000)))
+        inside += 0.1 < worst_prompt(rates[:500], 20_000) / rates.max() < 10
+    assert inside / 60 > 0.85
+    for few in ([0.0, 0.0, 0.1], [0.2, 0.2, 0.3], [1.0, 0.5, 0.3]):
+        with pytest.raises(UserError, match="three different"):
+            worst_prompt(np.array(few), 10)
+
+
+@pytest.mark.parametrize("plan", [(1.0, 0), (0.9, -1), (0.0, 0)])
+def test_impossible_plans_are_refused(plan):
+    with pytest.raises(UserError):
+        intervals.trials_to_demonstrate(*plan)
+    with pytest.raises(UserError):
+        SPRT(0.999, 0.99)

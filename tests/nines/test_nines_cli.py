@@ -1,0 +1,251 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from worlds import world
+
+from ramp.cli import main
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """60 items, 8 checkpoints, 4 tries, and a second system at the last checkpoint's compute."""
+    t, _, _ = world(7)
+    path = tmp_path_factory.mktemp("nines") / "trials.csv"
+    names = ["run", "compute", "item", "seed", "success"]
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(names)
+        out.writerows(zip(*(t[k] for k in names), strict=True))
+    return path
+
+
+def ask(capsys, *words) -> dict:
+    assert main(["nines", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *words) -> str:
+    assert main(["nines", *map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ramp: ")
+    assert error.count("\n") == 1
+    return error
+
+
+def test_plan(capsys):
+    found = ask(capsys, "plan", "--nines", 3)
+    assert [p["trials"] for p in found["plans"]] == [2995, 4742, 6294, 7752, 10511]
+    assert (found["sequential"]["clean"], found["sequential"]["price"]) == (3679, 2011)
+    assert main(["nines", "plan"]) == 0
+    assert "2,995" in capsys.readouterr().out
+    assert "nines" in refused(capsys, "plan", "--nines", 0)
+
+
+def test_certify_and_compare(capsys, table, tmp_path):
+    found = ask(capsys, "certify", table, "--nines", 1)
+    assert found["items"] == 60
+    assert 0 < found["lower"] < 1
+    assert [level for level, _, _ in found["ladder"]] == [
+        "demo",
+        "pilot",
+        "production-1",
+        "sustained",
+    ]
+    rows = list(csv.DictReader(table.open()))
+    last = max(float(r["compute"]) for r in rows)
+    two = tmp_path / "two.csv"
+    kept = [r for r in rows if float(r["compute"]) == last]
+    worse = [
+        r | {"run": "worse", "success": "0" if int(r["item"]) % 3 == 0 else r["success"]}
+        for r in kept
+    ]
+    with two.open("w", newline="") as file:
+        out = csv.DictWriter(file, rows[0])
+        out.writeheader()
+        out.writerows(kept + worse)
+    found = ask(capsys, "compare", two, "world", "worse")
+    assert found["items"] == 60
+    assert found["interval"][1] < 0
+    shown = ",".join(str(i) for i in range(60) if i % 3)[:40].rsplit(",", 1)[0]
+    found = ask(capsys, "audit-demo", two, "--run", "worse", "--items", shown)
+    assert found["rerun"] > found["suite_mean"]
+    assert "several runs" in refused(capsys, "certify", two)
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [
+            v
+            for k, v in attrs
+            if k in ("src", "href", "xlink:href") and v and not v.startswith("#")
+        ]
+
+
+def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp_path):
+    page, record = tmp_path / "page.html", tmp_path / "forecasts.jsonl"
+    schedule = tmp_path / "plan.csv"
+    schedule.write_text("date,compute\n2027-01-01,10\n2028-01-01,10000\n")
+    words = [
+        "forecast",
+        table,
+        "--page",
+        page,
+        "--record",
+        record,
+        "--schedule",
+        schedule,
+        "--nines",
+        "1",
+        "2",
+        "3",
+    ]
+    found = ask(capsys, *words)
+    assert found["now"] == sorted(found["now"])
+    never = [level["never"] for level in found["levels"]]
+    assert never == sorted(never)
+    assert len(found["levels"][0]["date"]) == 3
+    parser = Page()
+    parser.feed(page.read_text())
+    assert parser.tags.count("svg") >= 3
+    assert "script" not in parser.tags
+    assert parser.links == []
+    for part in (
+        "Reliability of the usage mix",
+        "What is shown today",
+        "Best of 4 takes",
+        "How such forecasts",
+    ):
+        assert part in page.read_text()
+    later = json.loads(record.read_text())["targets"][10]
+    rows = list(csv.DictReader(table.open()))
+    grown = tmp_path / "later.csv"
+    with grown.open("w", newline="") as file:
+        out = csv.DictWriter(file, rows[0])
+        out.writeheader()
+        out.writerows(rows + [r | {"compute": 10**later} for r in rows[-240:]])
+    found = ask(capsys, "backtest", grown, "--record", record)
+    assert len(found["scored"]) == 1
+    assert found["open"] == 0
+
+
+def test_backtest_and_fit(capsys, table, tmp_path):
+    found = ask(capsys, "backtest", table, "--page", tmp_path / "b.html")
+    assert found["forecasts"] == 14
+    assert {"nines", "persistence", "power law", "log-linear"} <= found["methods"].keys()
+    found = ask(capsys, "fit", table)
+    assert len(found["abilities"]) == 8
+    assert len(found["difficulty"]) == 60
+    assert found["converged"]
+
+
+def test_a_fit_that_does_not_settle_is_said(capsys, table, monkeypatch, tmp_path):
+    from ramp.nines import items
+
+    peak = items._peak
+    monkeypatch.setattr(items, "_peak", lambda *a: (*peak(*a)[:2], False))
+    assert main(["nines", "fit", str(table), "--page", str(tmp_path / "page.html")]) == 0
+    for text in (capsys.readouterr().out, (tmp_path / "page.html").read_text()):
+        assert "WARNING" in text
+        assert "did not settle" in text
+    assert ask(capsys, "forecast", table)["converged"] is False
+
+
+def test_mistakes_are_one_sentence(capsys, table, tmp_path):
+    assert "not a file" in refused(capsys, "fit", tmp_path / "none.csv")
+    assert "NAME=" in refused(capsys, "forecast", table, "--slice", "base")
+    assert "sums to" in refused(capsys, "forecast", table, "--slice", "base=.5")
+    early = tmp_path / "early.csv"
+    lines = table.read_text().splitlines()
+    early.write_text("\n".join(lines[:1] + lines[1 : 1 + 2 * 240]))
+    assert "3 checkpoints" in refused(capsys, "forecast", early, "--record", tmp_path / "f.jsonl")
+    assert "no trial belongs" in refused(capsys, "forecast", table, "--run", "nobody")
+    assert "schedule" in refused(capsys, "forecast", table, "--schedule", tmp_path / "none.csv")
+    assert "together" in refused(capsys, "backtest", table, "--origin", 10)
+    assert "sizes" in refused(capsys, "backtest", table, "--origin", 1, "--target", 10)
+    assert "no row" in refused(capsys, "certify", table, "--where", "run=nobody")
+    assert "demo" in refused(capsys, "audit-demo", table, "--run", "world", "--items", "none")
+    steps = tmp_path / "steps.csv"
+    steps.write_text("run,step,item,success\na,1,x,1\na,1,y,0\n")
+    assert "one checkpoint" in refused(capsys, "forecast", steps)
+    plan = tmp_path / "plan.csv"
+    plan.write_text("date,compute\n2027-01-01,10\n2028-01-01,10000\n")
+    steps.write_text("run,step,item,success\na,1,x,1\na,1,y,0\na,5,x,1\na,5,y,1\n")
+    assert "no compute" in refused(capsys, "forecast", steps, "--schedule", plan)
+    steps.write_text("run,item,success\na,x,1\na,y,0\n")
+    assert "nothing to extrapolate" in refused(capsys, "forecast", steps)
+
+
+def test_help_needs_neither_jax_nor_numpy():
+    code = "import sys; from ramp.nines import commands; sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'scipy')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+DATA = os.environ.get("RAMP_SHARED_DATA")
+shared = pytest.mark.skipif(not DATA, reason="RAMP_SHARED_DATA is not set")
+TASKS = (
+    "arc_challenge",
+    "arc_easy",
+    "lambada_openai",
+    "logiqa",
+    "piqa",
+    "sciq",
+    "winogrande",
+    "wsc",
+)
+
+
+@shared
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("origin", "crps", "brier"), [(43_000, 0.0165, 0.06), (13_000, 0.03, 0.06)]
+)
+def test_pythia_checkpoints(capsys, origin, crps, brier):
+    words = [
+        "backtest",
+        Path(DATA) / "forecast/pythia_v1_evals_dev.csv",
+        "--origin",
+        origin,
+        "--target",
+        143_000,
+    ]
+    for name, value in (("shots", "0"), ("metric", "acc"), ("task", ",".join(TASKS))):
+        words += ["--where", f"{name}={value}"]
+    found = ask(capsys, *words, "--threshold", *np.arange(0.25, 0.71, 0.05).round(2))
+    assert found["methods"]["nines"]["crps"] <= crps
+    assert 0.85 <= found["methods"]["nines"]["coverage"] <= 0.95
+    assert found["methods"]["nines"]["crps"] == min(v["crps"] for v in found["methods"].values())
+    assert found["events"]["brier"] <= brier
+
+
+@shared
+def test_pass_hat_of_the_tau2_leaderboard():
+    from ramp.nines import intervals
+
+    with (Path(DATA) / "forecast/tau2_leaderboard_passk.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if all(r[f"pass_{k}"] for k in range(1, 5))]
+    p = np.array([[float(r[f"pass_{k}"]) / 100 for k in range(1, 5)] for r in rows])
+    group = np.array([r["domain"] for r in rows])
+    rho = (p[:, 1] - p[:, 0] ** 2) / (p[:, 0] * (1 - p[:, 0]))
+    two = [abs(intervals.pass_from_two(4, a, b) - d) for a, b, _, d in p]
+    one = []
+    for i in range(len(p)):
+        rest = np.arange(len(p)) != i
+        expected = intervals.expected_icc(p[rest, 0], rho[rest], group[rest], p[i, 0], group[i])
+        one.append(abs(intervals.beta_binomial_pass(4, p[i, 0], expected) - p[i, 3]))
+    assert len(p) == 74
+    assert np.mean(two) <= 0.015
+    assert np.mean(one) <= 0.05
+    assert np.mean(np.abs(p[:, 0] ** 4 - p[:, 3])) == pytest.approx(0.163, abs=0.001)

@@ -1,0 +1,272 @@
+import numpy as np
+import pytest
+
+from ramp.errors import UserError
+from ramp.nines import audit, backtest, intervals, items, readiness, record, trials
+
+
+def outlook(paths, slices=None):
+    grid = np.linspace(0, 1, np.shape(paths)[1])
+    return readiness.Outlook(
+        "a", grid, 0.0, np.asarray(paths, float), slices or {}, [], {}, 1.0, "step"
+    )
+
+
+def test_first_passage_and_sureness():
+    o = outlook([[0.5, 0.95, 0.99], [0.5, 0.5, 0.95], [0.5, 0.5, 0.5], [0.95, 0.95, 0.95]])
+    assert o.passage(1).tolist() == [0.5, 1.0, np.inf, 0.0]
+    assert o.at(1, 0.5) == 0.5
+    assert o.at(1, 0.75) == 1.0
+    assert o.at(1, 0.9) == np.inf
+
+
+def test_the_worst_slice_holds_readiness_back():
+    good, bad = np.full((10, 3), 0.995), np.full((10, 3), 0.85)
+    assert outlook(good, {"base": good}).at(2, 0.9) == 0
+    assert outlook(good, {"base": good, "typos": bad}).at(2, 0.9) == np.inf
+
+
+@pytest.mark.parametrize("mix", [{"a": 0.5}, {"a": 0.7, "b": 0.7}, {"c": 1.0}, {"a": -1, "b": 2}])
+def test_a_usage_mix_must_be_parts_of_one(mix):
+    with pytest.raises(UserError):
+        readiness.usage(mix, ["a", "b"], "slice")
+    assert readiness.usage({"b": 1.0}, ["a", "b"], "slice").tolist() == [0, 1]
+
+
+def test_dates_come_from_the_schedule_only():
+    plan = [("2027-01-01", 1e20), ("2028-01-01", 1e22)]
+    assert readiness.dates(plan, np.array([21.0, 23.0, 19.0])) == ["2027-07-03", "", ""]
+    with pytest.raises(UserError, match="rising"):
+        readiness.dates(plan[::-1], np.array([21.0]))
+
+
+def suite(rng, items=100, tries=4):
+    """Two systems on one suite: (table, ids)."""
+    p = rng.beta(0.7, 0.7, items)
+    rows = [
+        {"run": run, "step": 1, "item": f"i{i}", "success": int(rng.random() < np.clip(p[i] + shift, 0, 1))}
+        for run, shift in (("ours", 0.0), ("theirs", 0.1)) for i in range(items) for _ in range(tries)
+    ]  # fmt: skip
+    return trials.table(rows), np.array([f"i{i}" for i in range(items)]), p
+
+
+def test_cherry_picking_is_found_and_honest_demos_are_not():
+    rng, honest, picked = np.random.default_rng(0), 0, 0
+    for _ in range(12):
+        _, _, p = suite(rng, tries=1)
+        other = rng.binomial(4, np.clip(p + 0.1, 0, 1))
+        hard = -np.log((other + 0.5) / (4.5 - other))
+        passed = np.flatnonzero(rng.random(100) < p)
+        for _ in range(50):
+            honest += (
+                audit.permutation(
+                    hard, rng.choice(100, 10, replace=False), 400, int(rng.integers(1e9))
+                )
+                < 0.05
+            )
+        best = passed[np.argsort(hard[passed] + rng.normal(0, 1, len(passed)))[:10]]
+        picked += audit.permutation(hard, best, 400) < 0.05
+    assert honest / 600 <= 0.07
+    assert picked == 12
+
+
+def test_audit_of_a_demo():
+    t, ids, p = suite(np.random.default_rng(1))
+    shown = ids[np.argsort(-p)[:10]].tolist()
+    found = audit.audit(t, "ours", shown, audit.seal(shown))
+    assert found["p_value"] < 0.01
+    assert found["rerun"] > found["suite_mean"] + 0.2
+    assert found["pass_at_k"] > found["suite_mean"] > found["pass_hat_k"]
+    assert found["sealed"]
+    assert not audit.audit(t, "ours", shown, "0" * 64)["sealed"]
+    for run, chosen in (
+        ("nobody", shown),
+        ("ours", ["none"]),
+        ("ours", []),
+        ("ours", ids.tolist()),
+    ):
+        with pytest.raises(UserError):
+            audit.audit(t, run, chosen)
+
+
+def test_takes():
+    rng = np.random.default_rng(0)
+    n = audit.split_halves(10, 0.8)
+    clean = rng.random((4000, round(n), 10)).max(2) < 0.8
+    assert clean.any(1).mean() == pytest.approx(0.5, abs=0.06)
+    assert audit.split_halves(5, 0.0) == np.inf
+    assert audit.split_halves(5, 1.0) == 1
+
+
+def test_ladder():
+    def levels(success, items=60, tries=8):
+        rows = [
+            {"run": "a", "step": 1, "item": str(i), "slice": s, "seed": str(k), "success": success(i, s, k)}
+            for i in range(items) for s in ("base", "typos") for k in range(tries)
+        ]  # fmt: skip
+        return [bool(ok) for _, ok, _ in audit.ladder(trials.table(rows), 1)]
+
+    assert levels(lambda i, s, k: 0) == [False, False, False, False]
+    assert levels(lambda i, s, k: int(k == i % 8)) == [
+        True,
+        False,
+        False,
+        False,
+    ]  # once in eight takes
+    assert levels(lambda i, s, k: 1) == [
+        True,
+        True,
+        True,
+        False,
+    ]  # nothing failed that could thin out
+    assert levels(lambda i, s, k: int(s == "base")) == [True, False, False, False]
+    assert levels(lambda i, s, k: 1, items=20)[2] is False  # 29 distinct items are one nine
+
+
+def test_sustained_where_failures_thin_out_over_checkpoints():
+    def sustained(rate):
+        rows = [
+            {"run": "a", "step": s, "item": str(i), "seed": str(k), "success": int(i >= rate(s))}
+            for s in range(1, 7) for i in range(100) for k in range(4)
+        ]  # fmt: skip
+        return audit.ladder(trials.table(rows), 1)[3][1:]
+
+    assert sustained(lambda s: 60 / s**2)[0]
+    even, why = sustained(lambda s: 5)
+    assert not even
+    assert "Crow-AMSAA" in why
+
+
+def test_ties_in_difficulty_keep_their_weight():
+    hard = np.r_[np.zeros(36), np.full(4, 3.0)]
+    none = np.zeros(0)
+    c = items.Cells(
+        none, none, none, none, np.ones(1), np.zeros(1), none, [("a", 0.0)], list("x" * 40), ["base"],
+        np.zeros(40, int), hard, ["f"],
+    )  # fmt: skip
+    names = ["ability a 0", "difficulty", "family f", "lapse level", "lapse trend"]
+    effects = np.array([[0.0, 1, 0, -99, 0]])
+    fit = items.ItemFit(c, names, effects, np.array([[1e-6, 1, 1]]), none, none, none)
+    found = readiness._paths(fit, effects, np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1))["base"]
+    assert found[0, 0] == pytest.approx(0.9 / 2 + 0.1 / (1 + np.exp(3)), abs=0.02)
+
+
+def test_audit_of_a_system_that_tried_nothing_twice_borrows_the_correlation_of_others():
+    rng = np.random.default_rng(0)
+    rows = []
+    for run in ("ours", "b", "c", "d"):
+        p = rng.beta(0.7, 0.7, 200)  # correlation 1 / 2.4
+        tries = 1 if run == "ours" else 4
+        rows += [
+            {"run": run, "item": str(i), "success": int(rng.random() < p[i])}
+            for i in range(200)
+            for _ in range(tries)
+        ]
+    found = audit.audit(trials.table(rows), "ours", ["1", "2"])
+    assert found["pass_hat_k"] == pytest.approx(
+        intervals.beta_binomial_pass(8, 0.5, 1 / 2.4), abs=0.1
+    )
+
+
+def test_crps_is_the_energy_form():
+    rng = np.random.default_rng(0)
+    draws, y = rng.normal(size=300), 0.4
+    slow = np.abs(draws - y).mean() - np.abs(draws[:, None] - draws).mean() / 2
+    assert backtest.crps(draws, y) == pytest.approx(slow)
+
+
+def curves(sizes, steps, noise=0.02, seed=0):
+    """Aggregates of runs that follow one law in size and steps."""
+    rng, rows = np.random.default_rng(seed), []
+    for size in sizes:
+        for step in steps:
+            logit = (
+                2 + 0.5 * np.log10(size / 1e9) - 3 * (step / 1000) ** -0.4 + rng.normal(0, noise)
+            )
+            p = 1 / (1 + np.exp(-logit))
+            rows.append(
+                {
+                    "run": f"m-{size:.0f}",
+                    "size": size,
+                    "step": step,
+                    "task": "t",
+                    "success": p,
+                    "stderr": 0.01,
+                }
+            )
+    return trials.curves(trials.table(rows))
+
+
+def test_backtest_over_sizes_beats_persistence_and_knows_no_future():
+    steps = [1000 * 2**k for k in range(8)]
+    c = curves([1e7, 3e7, 1e8, 3e8, 1e9], steps)
+    past = backtest.over_sizes(c, np.log10(8000), np.log10(128000), (0.5, 0.7, 0.85))
+    s = backtest.summary(past)
+    assert s["forecasts"] == 3
+    assert s["methods"]["nines"]["crps"] < 0.5 * s["methods"]["persistence"]["crps"]
+    changed = dict(c) | {
+        "value": np.where((c["size"] == 1e9) & (c["x"] > np.log10(8000) + 0.1), 0.01, c["value"])
+    }
+    again = backtest.over_sizes(changed, np.log10(8000), np.log10(128000), (0.5, 0.7, 0.85))
+    said = [[(p.median, *(q for q, _ in p.events)) for p in found] for found in (past, again)]
+    assert said[0] == said[1]
+    with pytest.raises(UserError, match="sizes"):
+        backtest.over_sizes(curves([1e8], steps), 3.9, np.log10(128000))
+
+
+def test_backtest_over_time_knows_no_future():
+    c = curves([1e8], [1000 * 2**k for k in range(8)])
+    past = backtest.over_time(c)
+    assert len(past) == 4 + 4 + 3 + 2 + 1
+    late = dict(c) | {"value": np.where(c["x"] > np.log10(65000), 0.01, c["value"])}
+    again = backtest.over_time(late)
+    assert [p.median for p in past] == [p.median for p in again]
+    with pytest.raises(UserError, match="no curve"):
+        backtest.over_time(curves([1e8], [1000, 2000]))
+
+
+def recorded(tmp_path, rows, later: float):
+    """A record issued at the last checkpoint of `rows`, and the curves it came from."""
+    path, c = tmp_path / "forecasts.jsonl", trials.curves(trials.by_slice(trials.table(rows)))
+    now = float(c["x"].max())
+    count = record.append(path, c, now, np.linspace(now, later, 5)[1:], [], unit="step")
+    return path, c, count
+
+
+def test_the_record_is_scored_by_any_checkpoint_on_the_way(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = [
+        {"run": "a", "step": step, "task": task, "item": str(i), "slice": kind, "success": int(rng.random() < rate - cost)}
+        for step, rate in ((500, 0.4), (1000, 0.5), (2000, 0.6), (3000, 0.66)) for task in "tu" for i in range(200)
+        for kind, cost in (("base", 0.0), ("typos", 0.2))
+    ]  # fmt: skip
+    path, _, count = recorded(tmp_path, [r for r in rows if r["step"] <= 2000], np.log10(4000))
+    assert count == 4
+    before = path.read_bytes()
+    c = trials.curves(trials.by_slice(trials.table(rows)))
+    scored, waiting = record.resolve(path, c)
+    assert (len(scored), waiting) == (4, 0)
+    assert {r["task"] for r in scored} == {"t", "t, typos", "u", "u, typos"}
+    assert {round(10 ** r["target"]) for r in scored} == {3000}
+    found = record.summary(scored)
+    assert found["count"] == 4
+    assert found["crps"] < found["persistence"]
+    assert path.read_bytes() == before
+    early = trials.select(c, c["x"] < np.log10(2500))
+    assert record.resolve(path, early) == ([], 4)
+    for wrong in ("{broken", '{"run": "a"}', before.decode().replace("[[", "[[0.5, ")):
+        path.write_text(wrong)
+        with pytest.raises(UserError, match="record"):
+            record.resolve(path, c)
+
+
+def test_what_shows_nothing_is_forecast_to_show_nothing(tmp_path):
+    rows = [
+        {"run": "a", "step": step, "task": "t", "item": str(i), "success": 0}
+        for step in (100, 200, 300, 400) for i in range(100)
+    ]  # fmt: skip
+    path, c, _ = recorded(tmp_path, rows[:300], np.log10(400))
+    scored, _ = record.resolve(path, c | trials.curves(trials.table(rows)))
+    low, high = scored[0]["pit"]
+    assert low == 0 < high  # an atom: what was seen had a chance of its own
+    assert scored[0]["crps"] < 0.02
