@@ -67,8 +67,8 @@ SHAPES = [(True, False), (True, True), (False, False), (False, True)]
 
 
 @pytest.mark.parametrize(("qk_norm", "tie_embeddings"), SHAPES)
-def test_an_exported_folder_reads_back(tmp_path, tokenizer, qk_norm, tied):
-    c = configured(tokenizer, qk_norm=qk_norm, tied=tied, norm_eps=1e-5)
+def test_an_exported_folder_reads_back(tmp_path, tokenizer, qk_norm, tie_embeddings):
+    c = configured(tokenizer, qk_norm=qk_norm, tie_embeddings=tie_embeddings, norm_eps=1e-5)
     lm = made(c)
     export.export(c, lm, tokenizer, {"eval": {"val_bpb": 1.5}}, "finetune", tmp_path / "out")
     f, again = load.open_foreign(tmp_path / "out")
@@ -246,7 +246,7 @@ You are tiny<|im_end|>
 
 
 def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
-    c = configured(tokenizer, qk_norm=False, tied=True, norm_eps=1e-5, rope_base=5e4, head_dim=16)
+    c = configured(tokenizer, qk_norm=False, tie_embeddings=True, norm_eps=1e-5, rope_theta=5e4, head_dim=16)
     lm = made(c)
     (tmp_path / "m.gguf").write_bytes(small_gguf(c, lm, tokenizer))
     assert (
@@ -297,7 +297,7 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     ],
 )
 def test_damaged_gguf_is_one_sentence(tmp_path, tokenizer, change, says):
-    c = configured(tokenizer, qk_norm=False, tied=True)
+    c = configured(tokenizer, qk_norm=False, tie_embeddings=True)
     file = tmp_path / "m.gguf"
     file.write_bytes(change(small_gguf(c, made(c), tokenizer)))
     with pytest.raises(UserError, match=says):
@@ -306,7 +306,7 @@ def test_damaged_gguf_is_one_sentence(tmp_path, tokenizer, change, says):
 
 @pytest.fixture(scope="module")
 def whole(tokenizer) -> bytes:
-    c = configured(tokenizer, qk_norm=False, tied=True)
+    c = configured(tokenizer, qk_norm=False, tie_embeddings=True)
     return small_gguf(c, made(c), tokenizer)
 
 
@@ -339,7 +339,7 @@ def test_any_changed_byte_of_the_head_is_a_sentence_or_a_model(tmp_path_factory,
     ],
 )
 def test_what_gguf_holds_and_ramp_has_not_is_named(tmp_path, tokenizer, over, says):
-    c = configured(tokenizer, qk_norm=False, tied=True)
+    c = configured(tokenizer, qk_norm=False, tie_embeddings=True)
     file = tmp_path / "m.gguf"
     file.write_bytes(small_gguf(c, made(c), tokenizer, **over))
     with pytest.raises(UserError, match=says):
@@ -451,8 +451,8 @@ def judged(where: Path, questions: dict, tmp_path: Path) -> dict:
     not PYTHON, reason="RAMP_TORCH_PYTHON names no interpreter with torch and transformers"
 )
 @pytest.mark.parametrize(("qk_norm", "tie_embeddings"), SHAPES)
-def test_transformers_computes_the_same(tmp_path, tokenizer, qk_norm, tied):
-    c = configured(tokenizer, qk_norm=qk_norm, tied=tied, context=256)
+def test_transformers_computes_the_same(tmp_path, tokenizer, qk_norm, tie_embeddings):
+    c = configured(tokenizer, qk_norm=qk_norm, tie_embeddings=tie_embeddings, context_len=256)
     lm = made(c)
     export.export(c, lm, tokenizer, {}, "finetune", tmp_path / "out")
     ids = tiny.tokens(3, 40, tokenizer.vocab_size).tolist()

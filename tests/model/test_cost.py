@@ -90,14 +90,14 @@ def test_cache_bytes_are_those_of_a_stream(dtype):
 
 
 @pytest.mark.parametrize("window_pattern", ["L", "SL", "SSSL"])
-def test_flops_count_every_product_and_every_visible_pair(window):
-    c, seq = replace(SMALL, window_pattern=window, short_window=16), 48
+def test_flops_count_every_product_and_every_visible_pair(window_pattern):
+    c, seq = replace(SMALL, window_pattern=window_pattern, short_window=16), 48
     D, h = c.width, c.num_heads * c.head_dim
     per_token = 2 * (D * h + 2 * D * c.num_kv_heads * c.head_dim + h * D + 3 * D * c.mlp_dim)
     forward = seq * (c.depth * per_token + 2 * D * c.vocab_size)
     t, s = np.indices((seq, seq))
     for i in range(c.depth):
-        short = window[i % len(window)] == "S" and i < c.depth - 1
+        short = window_pattern[i % len(window_pattern)] == "S" and i < c.depth - 1
         visible = (s <= t) & (t - s < (16 if short else seq))
         forward += 2 * 2 * h * visible.sum()  # scores and the mean of the values
     assert cost.flops_per_token(c, seq) == round(3 * forward / seq)

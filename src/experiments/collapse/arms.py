@@ -212,9 +212,9 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
         else:
             shown = lab.real if arm.second else ()
             prompts = (
-                lab.w.grid(t.documents, seed * 100 + g, shown)
+                lab.w.grid(t.num_documents, seed * 100 + g, shown)
                 if arm.seeds
-                else [[world.BOS]] * t.documents
+                else [[world.BOS]] * t.num_documents
             )
             made = lab.sample(params, prompts, generate.first_key(seed, g))
             good = keep(lab, arm, made, params)
@@ -296,9 +296,9 @@ def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
     """Three generations of a loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what
     does the tail lose? Unguarded, what the guard says is recorded and nobody obeys."""
     t, start = lab.b.t, lab.first(seed)
-    own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.measured), generate.first_key(seed, 0)))
-    null = Null.draw(own, t.measured, partial(measure.panel, Docs.of(lab.held)), t.nulls)
-    models, at, pools, said = [start], CollapseGuard(t.least_anchor), [lab.real], []
+    own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.num_measured), generate.first_key(seed, 0)))
+    null = Null.draw(own, t.num_measured, partial(measure.panel, Docs.of(lab.held)), t.num_null_resamples)
+    models, at, pools, said = [start], CollapseGuard(t.min_real_fraction), [lab.real], []
     tail = [float(lab.right(start)["tail"].mean())]
     for g in range(1, 4):
         parent = models[at.good if guarded else -1]
@@ -343,13 +343,13 @@ def broken(
 ) -> tuple[list[list[int]], np.ndarray, Sampled]:
     """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
     t = lab.b.t
-    docs = lab.sample(params, [[world.BOS]] * t.documents, key, HOW.get(kind))
+    docs = lab.sample(params, [[world.BOS]] * t.num_documents, key, HOW.get(kind))
     docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs
     truth, cells = np.array([lab.w.right(d) for d in docs]), np.array([world.cell(d) for d in docs])
     passed = truth & (cells < lab.w.tail[0]) if kind == "tail-blind verifier" else truth
     passed = passed ^ (rng.random(len(docs)) < 0.2) if kind == "noisy verifier" else passed
     audited = np.flatnonzero(passed)[:200]  # by the exact interpreter, the second verifier
     precision = select.lower_bound(int(truth[audited].sum()), len(audited))
-    found = null.against(measure.panel(Docs.of(lab.held), Docs.of(docs[: t.measured])))
+    found = null.against(measure.panel(Docs.of(lab.held), Docs.of(docs[: t.num_measured])))
     uneven = select.imbalance(passed, cells // 5)  # 8 bands of rarity, as in the stage
     return docs, passed, Sampled(found, uneven, precision, int(passed.sum()))

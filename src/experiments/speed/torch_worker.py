@@ -10,7 +10,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bench_worker import (
+from worker import (
     peak_bytes,
     serve,
     timed,
