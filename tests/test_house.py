@@ -56,7 +56,7 @@ LAYERS = (
     ("model",),
     # Text knows neither model nor train. The table of stages is plain data that config reads.
     ("config", "rundir", "host", "text", "stages.__init__"),
-    ("reporting.metrics", "reporting.figure"),
+    ("reporting.metrics", "reporting.figure", "reporting.html"),
     ("errors", "files", "__init__"),
 )
 

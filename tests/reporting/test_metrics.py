@@ -165,8 +165,8 @@ def test_last_with_finds_the_latest_values_of_a_stage_below_a_torn_line(tmp_path
 def test_events_survive_a_kill(tmp_path):
     code = f"""
 import os, pathlib
-from ramp.train.board import Board
-board = Board(pathlib.Path({str(tmp_path)!r}), "pretrain")
+from ramp.reporting.metrics import MetricWriter
+board = MetricWriter(pathlib.Path({str(tmp_path)!r}), "pretrain")
 for step in range(5):
     board.scalars(step, {{"train/loss": step}})
 board.flush()
@@ -194,7 +194,7 @@ def test_a_disabled_board_writes_nothing(tmp_path):
 
 def test_neither_tensorflow_nor_torch_nor_pyplot_is_loaded():
     unwanted = "('tensorflow', 'torch', 'matplotlib.pyplot')"
-    code = f"import sys, ramp.train.board; print([m for m in {unwanted} if m in sys.modules])"
+    code = f"import sys, ramp.reporting.metrics; print([m for m in {unwanted} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramp.errors import UserError
-from ramp.reporting.figure import Curve
-from ramp.reporting.report import picture, read_report, section, update_report, write_report
+from ramp.reporting.figure import Curve, picture
+from ramp.reporting.html import section
+from ramp.reporting.report import read_report, update_report, write_report
 
 EVIL = "<script>alert('x')</script> & \"quoted\" </pre></svg>"
 VOID = {"meta", "br", "hr", "img", "link", "input"}

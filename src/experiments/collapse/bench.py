@@ -16,7 +16,7 @@ import numpy as np
 
 from ramp.config import Config, Synthesize
 from ramp.errors import UserError
-from ramp.reporting.report import document
+from ramp.reporting.html import write_page
 from experiments.results import Results
 from ramp.rundir import write_atomic
 from experiments.collapse import arms, table, world
@@ -185,7 +185,7 @@ def run(directory: Path, c: Config, data: Path | None = None, part: str | None =
         work[name]()
     found = table.report(b.results())
     write_atomic(directory / "bench.md", found)
-    document(
+    write_page(
         directory / "synth.html",
         "Generations of own samples, by policy",
         table.sections(b.results()),

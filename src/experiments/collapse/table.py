@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ramp.reporting.report import section, table
+from ramp.reporting.html import section, table
 from experiments.results import markdown, part
 from ramp.synth import drift, page
 

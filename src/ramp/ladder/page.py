@@ -14,7 +14,7 @@ from ramp.reporting.figure import Curve, heat, line, short, svg
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below
 from ramp.model import transformer
-from ramp.reporting.report import document, section, table
+from ramp.reporting.html import section, table, write_page
 from ramp.train import optim
 
 COSTS = {
@@ -132,7 +132,7 @@ def write(
     note += "by seed. ↑: more bits at equal FLOPs than the rung below. The same "
     note += f"held-out text, bits per byte: {'  '.join(f'{name} {bits:.3f}' for name, bits in beside.items())}."
     whole = section("All rungs", table(list(told[0]), [list(t.values()) for t in told]), note=note)
-    document(path, "The ladder", [whole, *(screen(*row) for row in rows)])
+    write_page(path, "The ladder", [whole, *(screen(*row) for row in rows)])
     print(f"page: {path}")
 
 

@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ramp.reporting.figure import COLORS, GREY, STYLE, blank, svg
-from ramp.reporting.report import document, table
+from ramp.reporting.html import table, write_page
 
 if TYPE_CHECKING:
     from ramp.nines.readiness import Outlook
@@ -26,7 +26,7 @@ def write(path: Path, title: str, parts: list) -> None:
             sections[-1] += f"<p>{escape(part)}</p>"
         else:
             sections[-1] += table(part[0], part[1:]) if isinstance(part, list) else svg(part())
-    document(path, title, [f"<section>{s}</section>" for s in sections if s])
+    write_page(path, title, [f"<section>{s}</section>" for s in sections if s])
 
 
 def _nines(p: np.ndarray) -> np.ndarray:

@@ -16,6 +16,8 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from ramp.reporting.html import Html
+
 COLORS = {"main": "#4a6fe8", "side": "#8d9ab8", "warm": "#cf692b", "grey": "#858a93"}
 COLORS |= {"green": "#3aa387", "gold": "#d9a13b", "violet": "#a06bd0", "pink": "#d3607f"}
 CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) for a in (0.04, 1)])
@@ -149,7 +151,7 @@ def short(value: float, _: object = None) -> str:
 
 
 @rc_context(STYLE)
-def svg(figure: Figure) -> str:
+def svg(figure: Figure) -> Html:
     """The figure as an element of a page, without matplotlib's ids and the style that it would set for the whole page."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
@@ -159,4 +161,20 @@ def svg(figure: Figure) -> str:
         body = body.replace(color, f"var(--{name}, {color})")
     width, height = 72 * figure.get_size_inches()
     label = " by ".join(filter(None, (figure.axes[0].get_ylabel(), figure.axes[0].get_xlabel())))
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{body}'
+    picture = (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{body}'
+    )
+    return Html(picture)
+
+
+def picture(
+    curves: Sequence[Curve],
+    levels: Mapping[str, tuple[float, str]],
+    x: str,
+    y: str,
+    log: bool = False,
+    size: tuple[float, float] = (9.6, 4),
+) -> Html:
+    """The curves of `line` as SVG; nothing if no point of them can be drawn."""
+    curves = [curve for curve in curves if len(curve.points()[0])]
+    return svg(line(curves, levels, (x, y), log, size)) if curves else Html()

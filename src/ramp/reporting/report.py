@@ -8,18 +8,17 @@ whatever there is, so a half-finished run has a report as well. A section is `se
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ramp.errors import UserError
-from ramp.reporting.figure import Curve, line, short, svg
-from ramp.rundir import write_atomic
+from ramp.files import write_atomic
+from ramp.reporting.figure import Curve, picture, short
+from ramp.reporting.html import escape, section, table, write_page
 
 MAX_SAMPLES = 8  # of a stage, spread over its steps
-MAX_CHARS = 4_000  # of a sample, a turn or a value
 MAX_FILE_CHARS = 60_000  # of the configuration and the provenance
 
 NAMES = {"unigram": "byte unigram", "bigram": "byte bigram", "trigram": "byte trigram"}
@@ -136,57 +135,6 @@ def _duration(seconds: float) -> str:
     )
 
 
-def _cut(value: Any, most: int = MAX_CHARS) -> str:
-    """Escaped text of bounded length."""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return escape(
-        text if len(text) <= most else text[:most] + f" … ({len(text) - most:,} more characters)"
-    )
-
-
-def section(title: str, *parts: str, note: str = "") -> str:
-    """A part of the page, of HTML; nothing if there is nothing in it."""
-    note = f'<p class="note">{escape(note)}</p>' if note else ""
-    return (
-        f"<section><h2>{escape(title)}</h2>{note}{''.join(parts)}</section>" if any(parts) else ""
-    )
-
-
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """A table of HTML, every cell escaped; figures are set to be compared, words to be read."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    kind = "words" if any(" " in row[-1] for row in rows) else "figures"
-    lines = [(head, "th"), *((row, "td") for row in rows)]
-    body = "".join(
-        f"<tr>{''.join(f'<{tag}>{escape(str(x))}</{tag}>' for x in cells)}</tr>"
-        for cells, tag in lines
-    )
-    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
-
-
-def document(path: Path, title: str, parts: Iterable[str], note: str = "") -> Path:
-    """A self-contained page of sections in the report's style, under a heading with a note in HTML; its path."""
-    note = f"<p class='note'>{note}</p>" if note else ""
-    body = "\n".join(
-        [f"<header><b>ramp</b><h1>{escape(title)}</h1>{note}</header>", *filter(None, parts)]
-    )
-    page = (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)} · ramp</title><style>{_text(Path(__file__).with_suffix('.css'))}</style></head>\n"
-        f"<body><main>{body}</main></body></html>\n"
-    )
-    write_atomic(path, page.encode("utf-8", "replace").decode("utf-8"))
-    return path
-
-
-def picture(curves: Sequence[Curve], levels: Levels, x: str, y: str, **how: Any) -> str:
-    """The curves as SVG; nothing if no point of them can be drawn."""
-    curves = [c for c in curves if len(c.points()[0])]
-    return svg(line(curves, levels, (x, y), **how)) if curves else ""
-
-
 def _headline(bpb: float | None, levels: Levels) -> str:
     """The figure and, beside it, what the same text costs under models that anyone can fit."""
     rows = sorted(((value, name, color) for name, (value, color) in levels.items()), reverse=True)
@@ -270,7 +218,7 @@ def _reinforce(report: dict, metrics: list[dict]) -> str:
         Curve("and every step", *_series(metrics, "reinforce", "rl/verified"), dots=True),
     ]
     body = picture(curves, {}, "step", "share of held-out problems", size=(9.6, 3))
-    what = f"{_cut(found.get('task', ''), 40)}, level {_cut(found.get('level', ''), 9)}, {_cut(found.get('method', ''), 40)}"
+    what = f"{escape(found.get('task', ''), 40)}, level {escape(found.get('level', ''), 9)}, {escape(found.get('method', ''), 40)}"
     return section(
         "Reinforcement, step by step",
         table,
@@ -342,7 +290,7 @@ def _stages(report: dict, metrics: list[dict]) -> str:
         f'<span><i style="background: var(--{color})"></i>{kind}</span>'
         for kind, color in KINDS.items()
     )
-    table = f'<div class="scroll"><table><thead><tr><th>{head}</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    table = f'<div class="scroll"><table class="stages"><thead><tr><th>{head}</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     note = f"All stages that have finished: {_duration(all_told)}." if all_told else ""
     return (
         section("Time and cost", table, f'<div class="keys">{keys}</div>', note=note)
@@ -368,14 +316,14 @@ def _samples(samples: list[dict], stage: str, title: str) -> str:
 
 def _card(record: dict) -> str:
     tag = str(record.get("tag", "")).removeprefix("samples/").removeprefix("chat/")
-    return f'<div class="card"><p class="note">{_cut(tag, 200)}</p><pre>{_cut(record.get("text", ""))}</pre></div>'
+    return f'<div class="card"><p class="note">{escape(tag, 200)}</p><pre>{escape(record.get("text", ""))}</pre></div>'
 
 
 def _conversation(report: dict) -> str:
     turns = _dict(report.get("sample")).get("conversation")
     bubbles = [
         f'<div class="turn {"user" if turn.get("role") == "user" else "other"}">'
-        f"<span>{_cut(turn.get('role', ''), 40)}</span><p>{_cut(turn.get('content', ''))}</p></div>"
+        f"<span>{escape(turn.get('role', ''), 40)}</span><p>{escape(turn.get('content', ''))}</p></div>"
         for turn in (turns if isinstance(turns, list) else [])[:100]
         if isinstance(turn, dict)
     ]
@@ -396,7 +344,7 @@ def _details(run_dir: Path, report: dict) -> str:
     parts["All figures"] = json.dumps(plain, indent=2, ensure_ascii=False) if plain else ""
     look = "<details><summary>{}</summary><pre>{}</pre></details>"
     folded = "".join(
-        look.format(name, _cut(text, MAX_FILE_CHARS))
+        look.format(name, escape(text, MAX_FILE_CHARS))
         for name, text in parts.items()
         if text.strip()
     )
@@ -422,7 +370,7 @@ def write_report(run_dir: Path) -> Path:
     )
     name = run_dir.resolve().name
     made = " · ".join(
-        _cut(origin[key], 200)
+        str(origin[key])[:200]
         for key in ("date", "devices", "processor", "commit")
         if origin.get(key)
     )
@@ -438,4 +386,4 @@ def write_report(run_dir: Path) -> Path:
         _stages(report, metrics),
         _details(run_dir, report),
     ]
-    return document(run_dir / "report.html", name, body, made)
+    return write_page(run_dir / "report.html", name, body, made)

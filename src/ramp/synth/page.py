@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ramp.reporting.figure import COLORS, STYLE, Curve, blank, svg
-from ramp.reporting.report import document, picture, section, table
+from ramp.reporting.figure import COLORS, STYLE, Curve, blank, picture, svg
+from ramp.reporting.html import section, table, write_page
 
 FAMILY = {"real": "green", "replace": "warm", "accumulate": "gold"}
 FAMILY |= {"subsample": "pink", "anchored": "violet", "ours": "main"}
@@ -83,7 +83,7 @@ def write(directory: Path, history: Sequence[dict]) -> Path:
             "Notes", table(("", ""), list(figures["notes"].items())) if figures["notes"] else ""
         ),
     ]
-    return document(directory / "synth.html", f"{directory.resolve().name}: generations", parts)
+    return write_page(directory / "synth.html", f"{directory.resolve().name}: generations", parts)
 
 
 PANEL = "At one fixed number of samples. z: normal deviates from resamples of the first model's samples, and of real text."
