@@ -6,7 +6,7 @@ from scipy.stats import binom
 
 from ramp.errors import UserError
 from ramp.nines import intervals
-from ramp.nines.sequential import SPRT, confidence_sequence, worst_prompt
+from ramp.nines.sequential import SPRT, confidence_sequence, predict_worst_rate
 
 N = st.integers(1, 60)
 
@@ -26,7 +26,7 @@ def test_trials_that_show_a_reliability():
 
 def test_sequential_test_of_three_nines():
     test = SPRT(0.999, 0.9998)
-    assert (test.clean, test.price) == (3679, 2011)
+    assert (test.clean_trials, test.trials_per_failure) == (3679, 2011)
     assert test.decide(3678, 0) == "go on"
     assert test.decide(3679, 0) == "accept"
     assert test.decide(3679 + 2011 + 1, 1) == "accept"
@@ -37,7 +37,7 @@ def test_sequential_test_of_three_nines():
 def test_sequential_errors_by_simulation(truth, wrong):
     test, rng = SPRT(0.9, 0.98), np.random.default_rng(0)
     failures = rng.random((2000, 1500)) > truth
-    ratio = np.where(failures, test.loss, test.win).cumsum(1)
+    ratio = np.where(failures, test.failure_weight, test.success_weight).cumsum(1)
     low, high = test.bounds
     end = ((ratio <= low) | (ratio >= high)).argmax(1)
     accepted = ratio[np.arange(2000), end] >= high
@@ -71,17 +71,17 @@ def test_pass_at_and_hat_equal_the_mean_over_all_choices(n, data):
     tries = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
     picks = list(combinations(tries, k))
     wins = np.array([sum(tries)])
-    assert intervals.pass_hat(k, wins, np.array([n])) == pytest.approx(
+    assert intervals.pass_hat_k(k, wins, np.array([n])) == pytest.approx(
         np.mean([all(p) for p in picks])
     )
-    assert intervals.pass_at(k, wins, np.array([n])) == pytest.approx(
+    assert intervals.pass_at_k(k, wins, np.array([n])) == pytest.approx(
         np.mean([any(p) for p in picks])
     )
 
 
 def test_pass_needs_as_many_tries():
     with pytest.raises(UserError, match="needs 5 tries"):
-        intervals.pass_hat(5, np.array([3, 4]), np.array([4, 5]))
+        intervals.pass_hat_k(5, np.array([3, 4]), np.array([4, 5]))
 
 
 def test_correlation_is_recovered():
@@ -89,16 +89,18 @@ def test_correlation_is_recovered():
     for rho in (0.2, 0.5, 0.8):
         phi = 1 / rho - 1
         wins = rng.binomial(4, rng.beta(0.6 * phi, 0.4 * phi, 20_000))
-        assert intervals.icc(wins, np.full(20_000, 4)) == pytest.approx(rho, abs=0.02)
-        assert intervals.pass_hat(3, wins, np.full(20_000, 4)) == pytest.approx(
-            intervals.beta_binomial_pass(3, 0.6, rho), abs=0.02
+        assert intervals.intraclass_correlation(wins, np.full(20_000, 4)) == pytest.approx(
+            rho, abs=0.02
+        )
+        assert intervals.pass_hat_k(3, wins, np.full(20_000, 4)) == pytest.approx(
+            intervals.beta_binomial_pass_hat_k(3, 0.6, rho), abs=0.02
         )
 
 
 @given(st.floats(0.05, 0.95), st.floats(0.05, 1.0))
 def test_pass_from_two_keeps_both_moments_and_falls(one, rho):
     two = one**2 + rho * one * (1 - one)
-    passes = [intervals.pass_from_two(k, one, two) for k in (1, 2, 3, 4, 8)]
+    passes = [intervals.logit_normal_pass_hat_k(k, one, two) for k in (1, 2, 3, 4, 8)]
     assert passes[:2] == pytest.approx([one, two], abs=2e-4)
     assert np.all(np.diff(passes) <= 1e-9)
     assert passes[3] >= two**2 - 1e-6  # Jensen: E p^4 >= (E p^2)^2
@@ -115,19 +117,20 @@ def test_comparison_holds_its_size_and_finds_what_it_says():
         p = rng.beta(1, 1, 80)
         a = dict(enumerate((rng.random((4, 80)) < p).mean(0)))
         wrong += (
-            intervals.compare(a, dict(enumerate((rng.random((4, 80)) < p).mean(0)))).p_value < 0.05
+            intervals.compare_paired(a, dict(enumerate((rng.random((4, 80)) < p).mean(0)))).p_value
+            < 0.05
         )
     assert wrong / 400 < 0.08
-    base = intervals.compare(a, dict(enumerate((rng.random((4, 80)) < p).mean(0))))
+    base = intervals.compare_paired(a, dict(enumerate((rng.random((4, 80)) < p).mean(0))))
     for _ in range(400):
         d = rng.normal(base.detectable, base.stderr)
         found += abs(d) > 1.96 * base.stderr
     assert found / 400 == pytest.approx(0.8, abs=0.06)
-    same = intervals.compare({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0})
+    same = intervals.compare_paired({1: 1.0, 2: 1.0}, {1: 1.0, 2: 1.0})
     assert same.stderr > 0.3
     assert same.p_value == 1
     with pytest.raises(UserError, match="two items"):
-        intervals.compare({1: 1.0, 2: 0.0}, {2: 1.0, 3: 1.0})
+        intervals.compare_paired({1: 1.0, 2: 0.0}, {2: 1.0, 3: 1.0})
 
 
 @given(st.integers(0, 200), st.integers(0, 50))
@@ -153,11 +156,11 @@ def test_worst_prompt_within_an_order_of_magnitude():
     rng, inside = np.random.default_rng(0), 0
     for _ in range(60):
         rates = np.exp(-np.exp(-rng.gumbel(-1.5, 0.25, 20_000)))
-        inside += 0.1 < worst_prompt(rates[:500], 20_000) / rates.max() < 10
+        inside += 0.1 < predict_worst_rate(rates[:500], 20_000) / rates.max() < 10
     assert inside / 60 > 0.85
     for few in ([0.0, 0.0, 0.1], [0.2, 0.2, 0.3], [1.0, 0.5, 0.3]):
         with pytest.raises(UserError, match="three different"):
-            worst_prompt(np.array(few), 10)
+            predict_worst_rate(np.array(few), 10)
 
 
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.9, -1), (0.0, 0)])
@@ -166,3 +169,27 @@ def test_impossible_plans_are_refused(plan):
         intervals.trials_to_demonstrate(*plan)
     with pytest.raises(UserError):
         SPRT(0.999, 0.99)
+
+
+def test_one_sided_bound_is_an_end_of_the_two_sided_interval():
+    for k in (0, 1, 40, 50):
+        both = intervals.clopper_pearson(k, 50, 0.9)
+        assert intervals.lower_bound(k, 50, 0.95) == pytest.approx(both[0])
+
+
+def test_bootstrap_covers_a_ratio_and_a_paired_difference():
+    rng, ratio, difference = np.random.default_rng(0), 0, 0
+    for seed in range(200):
+        a, b = rng.normal(4, 1, 40), rng.normal(2, 1, 30)
+        low, high = intervals.bootstrap_interval(
+            lambda x, y: x.mean(-1) / y.mean(-1), a, b, draws=500, seed=seed
+        )
+        ratio += low <= 2 <= high
+        item = rng.normal(0, 5, 40)  # what both share is not noise of their difference
+        low, high = intervals.bootstrap_interval(
+            lambda x, y: (x - y).mean(-1), a + item, 4 + item, paired=True, draws=500, seed=seed
+        )
+        difference += low <= 0 <= high
+        assert high - low < 1
+    assert 0.9 <= ratio / 200 <= 0.99
+    assert 0.9 <= difference / 200 <= 0.99

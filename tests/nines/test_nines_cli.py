@@ -189,7 +189,7 @@ def test_mistakes_are_one_sentence(capsys, table, tmp_path):
 
 
 def test_help_needs_neither_jax_nor_numpy():
-    code = "import sys; from ramp.nines import commands; sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'scipy')))"
+    code = "import sys; from ramp.nines import cli; sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'scipy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -239,12 +239,14 @@ def test_pass_hat_of_the_tau2_leaderboard():
     p = np.array([[float(r[f"pass_{k}"]) / 100 for k in range(1, 5)] for r in rows])
     group = np.array([r["domain"] for r in rows])
     rho = (p[:, 1] - p[:, 0] ** 2) / (p[:, 0] * (1 - p[:, 0]))
-    two = [abs(intervals.pass_from_two(4, a, b) - d) for a, b, _, d in p]
+    two = [abs(intervals.logit_normal_pass_hat_k(4, a, b) - d) for a, b, _, d in p]
     one = []
     for i in range(len(p)):
         rest = np.arange(len(p)) != i
-        expected = intervals.expected_icc(p[rest, 0], rho[rest], group[rest], p[i, 0], group[i])
-        one.append(abs(intervals.beta_binomial_pass(4, p[i, 0], expected) - p[i, 3]))
+        expected = intervals.predict_correlation(
+            p[rest, 0], rho[rest], group[rest], p[i, 0], group[i]
+        )
+        one.append(abs(intervals.beta_binomial_pass_hat_k(4, p[i, 0], expected) - p[i, 3]))
     assert len(p) == 74
     assert np.mean(two) <= 0.015
     assert np.mean(one) <= 0.05

@@ -164,7 +164,7 @@ def test_audit_of_a_system_that_tried_nothing_twice_borrows_the_correlation_of_o
         ]
     found = audit.audit(trials.table(rows), "ours", ["1", "2"])
     assert found["pass_hat_k"] == pytest.approx(
-        intervals.beta_binomial_pass(8, 0.5, 1 / 2.4), abs=0.1
+        intervals.beta_binomial_pass_hat_k(8, 0.5, 1 / 2.4), abs=0.1
     )
 
 

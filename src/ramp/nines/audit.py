@@ -21,7 +21,7 @@ def ladder(t: trials.Table, nines: float = 2) -> list[tuple[str, bool, str]]:
     worst, mine = min(rates.values()), slices == base
 
     k = int(min(8, tries[mine].min()))
-    shown = intervals.pass_at(k, wins[mine], tries[mine])
+    shown = intervals.pass_at_k(k, wins[mine], tries[mine])
     found = [("demo", shown >= 0.9, f"pass@{k} {shown:.3f} on {base} (at least .9)")]
 
     k, low, drop = (
@@ -29,7 +29,7 @@ def ladder(t: trials.Table, nines: float = 2) -> list[tuple[str, bool, str]]:
         intervals.jeffreys(first.sum(), len(first), 0.8)[0],
         rates[base] - worst,
     )
-    every = intervals.pass_hat(k, wins, tries)
+    every = intervals.pass_hat_k(k, wins, tries)
     short = "" if k == 4 else f"; four tries an item are needed, there are {k}"
     why = f"lower bound {low:.3f} (.9), pass^{k} {every:.3f} (.8), worst slice {drop:.3f} below base (.1){short}"
     found.append(("pilot", low >= 0.9 and every >= 0.8 and drop <= 0.1 and k == 4, why))
@@ -156,11 +156,11 @@ def audit(t: trials.Table, run: str, shown: list[str], sealed: str | None = None
     if k >= 2:
         out |= {
             "k": k,
-            "pass_at_k": intervals.pass_at(k, wins, tries),
-            "pass_hat_k": intervals.pass_hat(k, wins, tries),
+            "pass_at_k": intervals.pass_at_k(k, wins, tries),
+            "pass_hat_k": intervals.pass_hat_k(k, wins, tries),
         }
     elif (rho := _expected_icc(t, run)) is not None:
-        out |= {"k": 8, "pass_hat_k": intervals.beta_binomial_pass(8, out["suite_mean"], rho)}
+        out |= {"k": 8, "pass_hat_k": intervals.beta_binomial_pass_hat_k(8, out["suite_mean"], rho)}
     out["slices"] = {
         str(s): float(t["success"][mine & (t["slice"] == s)].mean())
         for s in np.unique(t["slice"][mine])
@@ -175,7 +175,9 @@ def _expected_icc(t: trials.Table, run: str) -> float | None:
     for g in range(len(at)):
         c = trials.select(t, of == g)
         item = np.unique(c["item"], return_inverse=True)[1]
-        rho.append(intervals.icc(np.bincount(item, c["success"]), np.bincount(item)))
+        rho.append(
+            intervals.intraclass_correlation(np.bincount(item, c["success"]), np.bincount(item))
+        )
     known = np.isfinite(rho) & ~mine
     if known.sum() < 3:
         return None
@@ -183,7 +185,7 @@ def _expected_icc(t: trials.Table, run: str) -> float | None:
     return float(
         np.mean(
             [
-                intervals.expected_icc(*others, rate[g], t["task"][at[g]])
+                intervals.predict_correlation(*others, rate[g], t["task"][at[g]])
                 for g in np.flatnonzero(mine)
             ]
         )

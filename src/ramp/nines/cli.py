@@ -234,14 +234,14 @@ def plan(args: argparse.Namespace) -> tuple[dict, list]:
         ["tries an item", "distinct items", "trials"],
         *([k, f"{n:,}", f"{n * k:,}"] for k, n in items.items()),
     ]
-    sequential = {"clean": test.clean, "price": test.price}
+    sequential = {"clean": test.clean_trials, "price": test.trials_per_failure}
     return {"reliability": test.bad, "plans": plans, "items": items, "sequential": sequential}, [
         f"## To show {test.bad:.6g} with {args.confidence:.0%} confidence, on items drawn from production",
         rows,
         f"Tries at one item are correlated ({args.rho:g}); to be worth {clean:,} distinct trials:",
         needs,
-        f"Or in sequence, {test.bad:.6g} against {test.good:.6g}: accept after {test.clean:,} clean trials, each failure "
-        f"costs {test.price:,} more.",
+        f"Or in sequence, {test.bad:.6g} against {test.good:.6g}: accept after {test.clean_trials:,} clean trials, each failure "
+        f"costs {test.trials_per_failure:,} more.",
     ]
 
 
@@ -255,12 +255,12 @@ def certify(args: argparse.Namespace) -> tuple[dict, list]:
     low = intervals.clopper_pearson(good, n, 2 * args.confidence - 1)[0]
     ever = confidence_sequence(good, n - good, args.confidence)
     more = max(0, intervals.trials_to_demonstrate(test.bad, n - good, args.confidence) - n)
-    rho = intervals.icc(wins, tries)
+    rho = intervals.intraclass_correlation(wins, tries)
     worth = intervals.effective_trials(len(tries), tries.mean(), 0 if math.isnan(rho) else rho)
     facts = {
         "distinct items, one trial each": n,
         "failures among them": n - good,
-        f"shown at {args.confidence:.0%}: reliability of at least": f"{low:.5f} ({intervals.nines(low):.2f} nines)",
+        f"shown at {args.confidence:.0%}: reliability of at least": f"{low:.5f} ({intervals.count_nines(low):.2f} nines)",
         "the same, however often one looks": report.span(ever, 5),
         "Wilson; Jeffreys": f"{report.span(intervals.wilson(good, n))}; {report.span(intervals.jeffreys(good, n))}",
         "trials in all; worth so many independent": f"{tries.sum():.0f}; {worth:.0f}",
@@ -290,14 +290,12 @@ def certify(args: argparse.Namespace) -> tuple[dict, list]:
 
 def _worst(wins: Any, tries: Any) -> str:
     """Of their tries, by the tail of the failure rates; each shrunk by half a failure of one try more."""
-    from ramp.nines.sequential import worst_prompt
+    from ramp.nines.sequential import predict_worst_rate
 
     if tries.min() < 4:
         return "unknown: four tries an item would tell"
     try:
-        return (
-            f"{worst_prompt((tries - wins + 0.5) / (tries + 1), 10 * len(wins)):.0%} of its tries"
-        )
+        return f"{predict_worst_rate((tries - wins + 0.5) / (tries + 1), 10 * len(wins)):.0%} of its tries"
     except UserError as error:
         return f"unknown: {error}"
 
@@ -534,7 +532,7 @@ def compare(args: argparse.Namespace) -> tuple[dict, list]:
         means.append(
             dict(zip(keys, np.bincount(of, mine["success"]) / np.bincount(of), strict=True))
         )
-    c = intervals.compare(*means)
+    c = intervals.compare_paired(*means)
     facts = {
         f"{args.runs[1]} - {args.runs[0]}": f"{c.difference:+.4f} ± {c.stderr:.4f}",
         "95% interval; p": f"{report.span(c.interval)}; {c.p_value:.4f}",

@@ -1,13 +1,19 @@
-"""Exact statistics of trials, without a model: intervals, pass^k, correlation inside items, comparisons, demonstration plans.
+"""Statistics of successes and failures that need no model: the one place for them in ramp.
 
-Failures are correlated inside an item: an item that failed once fails again. So k tries in a row succeed more often than
-p^k says, and repeats of the same items certify nothing; what counts is distinct items (`effective_trials`).
+Intervals for a success rate, pass@k and pass^k, the bootstrap, correlation of repeated tries,
+paired comparison of two systems, and how many trials demonstrate a reliability.
+
+Failures are correlated within an item: an item that failed once tends to fail again. So k tries in
+a row succeed more often than p^k predicts, and repeating the same items certifies nothing. What
+counts is the number of distinct items (`effective_trials`).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import comb, expit, logit
 from scipy.stats import beta, binom, norm
@@ -15,153 +21,275 @@ from scipy.stats import beta, binom, norm
 from ramp.errors import UserError
 
 
-def nines(p: float | np.ndarray) -> float | np.ndarray:
-    """Reliability .999 -> 3 nines; fractions of a nine are allowed."""
+def count_nines(reliability: float | np.ndarray) -> float | np.ndarray:
+    """Reliability as a number of nines: .999 is 3. Fractions of a nine are allowed."""
     with np.errstate(divide="ignore"):
-        return -np.log10(1 - np.asarray(p, float))
+        return -np.log10(1 - np.asarray(reliability, float))
 
 
-def clopper_pearson(wins: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Two-sided interval that covers at least `level` whatever the truth (Clopper & Pearson 1934)."""
-    tail, k = (1 - level) / 2, wins
-    low = beta.ppf(tail, k, n - k + 1) if k > 0 else 0.0
-    return float(low), float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+# Intervals for a success rate
 
 
-def jeffreys(wins: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Equal-tailed under Beta(1/2, 1/2); an end at 0 or 1 where none or all succeed (Brown, Cai & DasGupta 2001)."""
+def clopper_pearson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+    """Two-sided interval that covers at least `level` whatever the truth is.
+
+    Clopper & Pearson 1934. `successes` of `trials` independent trials succeeded.
+    """
     tail = (1 - level) / 2
-    low = beta.ppf(tail, wins + 0.5, n - wins + 0.5) if wins > 0 else 0.0
-    return float(low), float(beta.ppf(1 - tail, wins + 0.5, n - wins + 0.5)) if wins < n else 1.0
+    failures = trials - successes
+    low = beta.ppf(tail, successes, failures + 1) if successes > 0 else 0.0
+    high = beta.ppf(1 - tail, successes + 1, failures) if failures > 0 else 1.0
+    return float(low), float(high)
 
 
-def wilson(wins: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Score interval (Wilson 1927): never ±0."""
-    z, p = norm.ppf(0.5 + level / 2), wins / n
-    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
-    return float(low) if wins > 0 else 0.0, float(high) if wins < n else 1.0
+def lower_bound(successes: float, trials: float, level: float = 0.95) -> float:
+    """One-sided lower bound of the success rate at confidence `level` (Clopper & Pearson 1934)."""
+    if successes <= 0:
+        return 0.0
+    return float(beta.ppf(1 - level, successes, trials - successes + 1))
 
 
-def pass_hat(k: int, wins: np.ndarray, n: np.ndarray) -> float:
-    """pass^k: all of k tries at an item succeed; mean over items of C(s, k) / C(n, k), unbiased (Yao et al. 2024)."""
-    if np.min(n) < k:
-        raise UserError(f"k = {k} needs {k} tries at every item; one has {int(np.min(n))}")
-    return float(np.mean(comb(wins, k) / comb(n, k)))
+def jeffreys(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+    """Equal-tailed interval under the prior Beta(1/2, 1/2) (Brown, Cai & DasGupta 2001).
+
+    It ends at 0 where nothing succeeded and at 1 where everything did.
+    """
+    tail = (1 - level) / 2
+    posterior = beta(successes + 0.5, trials - successes + 0.5)
+    low = posterior.ppf(tail) if successes > 0 else 0.0
+    high = posterior.ppf(1 - tail) if successes < trials else 1.0
+    return float(low), float(high)
 
 
-def pass_at(k: int, wins: np.ndarray, n: np.ndarray) -> float:
-    """pass@k: one of k tries succeeds; 1 - C(n - s, k) / C(n, k), unbiased (Chen et al. 2021)."""
-    return 1 - pass_hat(k, np.asarray(n) - wins, n)
+def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+    """Score interval (Wilson 1927). It has a width even where all or none succeed."""
+    z = norm.ppf(0.5 + level / 2)
+    rate = successes / trials
+    scale = 1 + z**2 / trials
+    center = (rate + z**2 / (2 * trials)) / scale
+    half_width = z * np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / scale
+    low = center - half_width if successes > 0 else 0.0
+    high = center + half_width if successes < trials else 1.0
+    return float(low), float(high)
 
 
-def icc(wins: np.ndarray, n: np.ndarray) -> float:
-    """Intra-class correlation of tries at one item, by analysis of variance (Fleiss 1981), clipped to [0, 1]; nan where
-    no item was tried twice."""
-    wins, n = np.asarray(wins, float), np.asarray(n, float)
-    items, total = len(n), n.sum()
+def bootstrap_interval(
+    statistic: Callable[..., np.ndarray],
+    *samples: ArrayLike,
+    level: float = 0.95,
+    paired: bool = False,
+    draws: int = 10_000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a statistic of one or more samples.
+
+    statistic: gets every sample resampled, as arrays [draws, n], and reduces the last axis, as in
+    `lambda a, b: a.mean(-1) / b.mean(-1)`.
+    paired: the samples belong together element by element and are resampled together.
+    """
+    rng = np.random.default_rng(seed)
+    resamples = []
+    rows = None
+    for sample in samples:
+        values = np.asarray(sample, float)
+        if rows is None or not paired:
+            rows = rng.integers(0, len(values), (draws, len(values)))
+        resamples.append(values[rows])
+    tail = (1 - level) / 2
+    low, high = np.quantile(statistic(*resamples), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+# Several tries at one item
+
+
+def pass_hat_k(k: int, successes: ArrayLike, trials: ArrayLike) -> float:
+    """pass^k: the chance that all of k tries at an item succeed, averaged over items.
+
+    Unbiased: mean of C(s, k) / C(n, k) over items with s successes in n tries (Yao et al. 2024).
+    successes, trials: [I]. Raises UserError where an item has fewer than k tries.
+    """
+    fewest = int(np.min(trials))
+    if fewest < k:
+        raise UserError(f"k = {k} needs {k} tries at every item; one has {fewest}")
+    return float(np.mean(comb(successes, k) / comb(trials, k)))
+
+
+def pass_at_k(k: int, successes: ArrayLike, trials: ArrayLike) -> float:
+    """pass@k: the chance that at least one of k tries succeeds, averaged over items.
+
+    Unbiased: mean of 1 - C(n - s, k) / C(n, k) over items (Chen et al. 2021).
+    successes, trials: [I]. Raises UserError where an item has fewer than k tries.
+    """
+    return 1 - pass_hat_k(k, np.asarray(trials) - successes, trials)
+
+
+def intraclass_correlation(successes: np.ndarray, trials: np.ndarray) -> float:
+    """Correlation of two tries at the same item, from one-way analysis of variance; in [0, 1].
+
+    successes, trials: [I]. NaN where no item was tried twice.
+    """
+    successes = np.asarray(successes, float)
+    trials = np.asarray(trials, float)
+    items, total = len(trials), trials.sum()
     if items < 2 or total <= items:
         return float("nan")
-    p = wins.sum() / total
-    between = (n * (wins / n - p) ** 2).sum() / (items - 1)
-    within = (wins * (1 - wins / n)).sum() / (total - items)
-    size = (total - (n**2).sum() / total) / (items - 1)
-    below = between + (size - 1) * within
-    return float(np.clip((between - within) / below, 0, 1)) if below > 0 else 0.0
+    mean = successes.sum() / total
+    rate = successes / trials
+    between = (trials * (rate - mean) ** 2).sum() / (items - 1)
+    within = (successes * (1 - rate)).sum() / (total - items)
+    # The number of tries at an item that counts where items have different numbers of them.
+    tries = (total - (trials**2).sum() / total) / (items - 1)
+    total_variance = between + (tries - 1) * within
+    if total_variance <= 0:
+        return 0.0
+    return float(np.clip((between - within) / total_variance, 0, 1))
 
 
-def beta_binomial_pass(k: int, p: float, rho: float) -> float:
-    """pass^k where items differ by a beta distribution with mean p and intra-class correlation rho."""
-    if rho >= 1:
-        return p
-    if rho <= 0:
-        return p**k
-    phi, j = 1 / rho - 1, np.arange(k)
-    return float(np.prod((p * phi + j) / (phi + j)))
+def beta_binomial_pass_hat_k(k: int, mean: float, correlation: float) -> float:
+    """pass^k where success rates of items have a beta distribution.
 
-
-def pass_from_two(k: int, one: float, two: float) -> float:
-    """pass^k from pass^1 and pass^2, where the logit of an item's rate is normal: both moments are matched.
-
-    The logit-normal puts less weight on items that never fail than the beta distribution of the same moments does.
+    mean: of the rates; correlation: of two tries at the same item.
     """
-    rho = (two - one**2) / max(one * (1 - one), 1e-12)
-    if rho <= 1e-3 or rho >= 0.999 or not 0 < one < 1:
-        return beta_binomial_pass(k, one, float(np.clip(rho, 0, 1)))
+    if correlation >= 1:
+        return mean
+    if correlation <= 0:
+        return mean**k
+    precision = 1 / correlation - 1
+    earlier = np.arange(k)
+    return float(np.prod((mean * precision + earlier) / (precision + earlier)))
+
+
+def logit_normal_pass_hat_k(k: int, pass_1: float, pass_2: float) -> float:
+    """pass^k from pass^1 and pass^2 where the logit of an item's rate is normal.
+
+    Both moments are matched. Compared with a beta distribution of the same moments, fewer items
+    never fail.
+    """
+    correlation = (pass_2 - pass_1**2) / max(pass_1 * (1 - pass_1), 1e-12)
+    if correlation <= 1e-3 or correlation >= 0.999 or not 0 < pass_1 < 1:
+        return beta_binomial_pass_hat_k(k, pass_1, float(np.clip(correlation, 0, 1)))
+    # Quadrature over the normal distribution between -8 and 8 standard deviations.
     nodes, mass = np.polynomial.legendre.leggauss(200)
-    z, w = 8 * nodes, 8 * mass * norm.pdf(8 * nodes)  # the normal distribution between -8 and 8
+    z = 8 * nodes
+    weights = 8 * mass * norm.pdf(z)
 
-    def rates(sd: float) -> np.ndarray:
-        middle = brentq(lambda m: w @ expit(m + sd * z) - one, -40 - 8 * sd, 40 + 8 * sd)
-        return expit(middle + sd * z)
+    def match_pass_1(sd: float) -> np.ndarray:
+        # The rates at the nodes, at the mean logit for which they average to pass^1.
+        reach = 40 + 8 * sd
+        center = brentq(lambda m: weights @ expit(m + sd * z) - pass_1, -reach, reach)
+        return expit(center + sd * z)
 
-    if w @ rates(1e3) ** 2 <= two:  # items that always or never fail, finer than the nodes can tell
-        return beta_binomial_pass(k, one, rho)
-    sd = brentq(lambda s: w @ rates(s) ** 2 - two, 1e-3, 1e3, xtol=1e-6)
-    return float(w @ rates(sd) ** k)
+    # Items that always or never fail are more extreme than the nodes can resolve.
+    if weights @ match_pass_1(1e3) ** 2 <= pass_2:
+        return beta_binomial_pass_hat_k(k, pass_1, correlation)
+    sd = brentq(lambda s: weights @ match_pass_1(s) ** 2 - pass_2, 1e-3, 1e3, xtol=1e-6)
+    return float(weights @ match_pass_1(sd) ** k)
 
 
-def expected_icc(
-    one: np.ndarray, rho: np.ndarray, group: np.ndarray, at: float, at_group: str
+def predict_correlation(
+    pass_1: np.ndarray,
+    correlation: np.ndarray,
+    group: np.ndarray,
+    new_pass_1: float,
+    new_group: str,
 ) -> float:
-    """The correlation to expect of a system of which only pass^1 is known, from others: a ridge regression of rho on
-    logit pass^1 and the group (benchmark, domain); a group weighs as if one more system stood at the common line."""
-    x, names = logit(np.clip(np.append(one, at), 0.01, 0.99)), np.unique(group)
-    rows = np.column_stack([np.ones(len(x)), x, np.append(group, at_group)[:, None] == names])
-    seen, penalty = rows[:-1], np.diag([1e-9, 1e-9] + [1.0] * len(names))
-    weights = np.linalg.solve(seen.T @ seen + penalty, seen.T @ rho)
-    return float(np.clip(rows[-1] @ weights, 0.01, 0.95))
+    """The intra-class correlation to expect of a system of which only pass^1 is known.
+
+    A ridge regression over other systems, of the correlation on logit pass^1 and the group
+    (benchmark, domain). The penalty pulls a group to the common line as one more system would.
+    pass_1, correlation, group: [N] of the other systems.
+    """
+    x = logit(np.clip(np.append(pass_1, new_pass_1), 0.01, 0.99))
+    names = np.unique(group)
+    one_hot = np.append(group, new_group)[:, None] == names
+    features = np.column_stack([np.ones(len(x)), x, one_hot])
+    train, new = features[:-1], features[-1]
+    penalty = np.diag([1e-9, 1e-9] + [1.0] * len(names))
+    weights = np.linalg.solve(train.T @ train + penalty, train.T @ correlation)
+    return float(np.clip(new @ weights, 0.01, 0.95))
 
 
-def effective_trials(items: int, tries: float, rho: float) -> float:
-    """Independent trials that tell as much as `tries` at each of `items` (Kish's design effect, 1 + (tries - 1) rho)."""
-    return items * tries / (1 + (tries - 1) * rho)
+def effective_trials(items: int, tries: float, correlation: float) -> float:
+    """Independent trials worth as much as `tries` at each of `items`.
+
+    Kish's design effect, 1 + (tries - 1) correlation.
+    """
+    return items * tries / (1 + (tries - 1) * correlation)
+
+
+# Two systems
 
 
 @dataclass(frozen=True)
 class Comparison:
+    """Difference of the mean success of two systems, paired by item."""
+
     difference: float
     stderr: float
     interval: tuple[float, float]  # 95%
-    p_value: float
-    detectable: float  # the difference found with 80% power at 5%
+    p_value: float  # two-sided, of no difference
+    detectable: float  # the difference found with 80% power at the 5% level
     items: int
 
 
-def compare(a: dict[Any, float], b: dict[Any, float]) -> Comparison:
-    """Mean success by item of two systems, b - a, over the items that both tried; UserError if these are fewer than two."""
-    d = np.array([b[i] - a[i] for i in sorted(a.keys() & b.keys())])
-    n = len(d)
+def compare_paired(a: Mapping[Any, float], b: Mapping[Any, float]) -> Comparison:
+    """Compare two systems by their mean success on each item, b - a, on the items both tried.
+
+    Raises UserError where these are fewer than two.
+    """
+    common = sorted(a.keys() & b.keys())
+    n = len(common)
     if n < 2:
-        raise UserError(
-            f"a comparison needs two items or more that both systems tried; there are {n}"
-        )
-    # A half-sized discordant pair on each side: agreement on a few items is not certainty.
-    error = float(np.sqrt((((d - d.mean()) ** 2).sum() + 0.5) / (n - 1) / n))
-    half, p = norm.ppf(0.975) * error, float(2 * norm.sf(abs(d.mean()) / error))
-    interval = (d.mean() - half, d.mean() + half)
-    return Comparison(d.mean(), error, interval, p, (norm.ppf(0.975) + norm.ppf(0.8)) * error, n)
+        what = "a comparison needs two items or more that both systems tried"
+        raise UserError(f"{what}; there are {n}")
+    differences = np.array([b[item] - a[item] for item in common])
+    mean = differences.mean()
+    # Half a discordant pair on each side: agreement on a few items is no certainty.
+    squares = ((differences - mean) ** 2).sum() + 0.5
+    stderr = float(np.sqrt(squares / (n - 1) / n))
+    z_level, z_power = norm.ppf(0.975), norm.ppf(0.8)
+    return Comparison(
+        difference=mean,
+        stderr=stderr,
+        interval=(mean - z_level * stderr, mean + z_level * stderr),
+        p_value=float(2 * norm.sf(abs(mean) / stderr)),
+        detectable=(z_level + z_power) * stderr,
+        items=n,
+    )
+
+
+# Demonstrations
 
 
 def trials_to_demonstrate(reliability: float, failures: int = 0, confidence: float = 0.95) -> int:
-    """The least n such that n distinct trials with at most `failures` failing show `reliability` at `confidence`."""
+    """The fewest distinct trials that demonstrate `reliability` with at most `failures` failing.
+
+    Raises UserError where the plan is impossible.
+    """
     if not (0 < reliability < 1 and 0 < confidence < 1) or failures < 0:
-        raise UserError(
-            "a demonstration needs 0 < reliability < 1, 0 < confidence < 1 and failures >= 0"
-        )
+        what = "a demonstration needs 0 < reliability < 1, 0 < confidence < 1 and failures >= 0"
+        raise UserError(what)
+
+    def is_enough(n: int) -> bool:
+        return binom.cdf(failures, n, 1 - reliability) <= 1 - confidence
+
+    # Double until there are enough, then halve the bracket.
     low, high = failures, max(failures + 1, 16)
-    while binom.cdf(failures, high, 1 - reliability) > 1 - confidence:
+    while not is_enough(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (
-            (middle, high)
-            if binom.cdf(failures, middle, 1 - reliability) > 1 - confidence
-            else (low, middle)
-        )
+        if is_enough(middle):
+            high = middle
+        else:
+            low = middle
     return high
 
 
-def pass_probability(n: int, failures: int, truth: float) -> float:
-    """That a system of reliability `truth` passes the plan: consumer's risk of a bad one, 1 - producer's of a good one."""
-    return float(binom.cdf(failures, n, 1 - truth))
+def pass_probability(trials: int, failures: int, reliability: float) -> float:
+    """The chance that a system of this reliability passes a plan of `trials` with `failures`.
+
+    Of a bad system this is the consumer's risk, of a good one 1 minus the producer's risk.
+    """
+    return float(binom.cdf(failures, trials, 1 - reliability))

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ramp.nines import intervals, items, page, readiness, record, trials
-from ramp.nines.readiness import Outlook
+from ramp.nines import intervals, items, page, record, trials
+from ramp.nines.readiness import Outlook, dates
 
 
 def join_facts(facts: dict[str, Any]) -> list:
@@ -56,7 +56,7 @@ def readiness(
             for v in places
         ]
         if spent:
-            level["date"] = readiness.dates(spent, places)
+            level["date"] = dates(spent, places)
             when = [f"{w} {d}".strip() for w, d in zip(when, level["date"], strict=True)]
         levels.append(level)
         rows.append(
@@ -130,12 +130,12 @@ def ladder(levels: list, wins: Any, tries: Any) -> list:
     said = "No item was tried twice, so how much the best of several takes flatters cannot be said."
     if k >= 2:
         best, every, two = (
-            intervals.pass_at(k, wins, tries),
-            intervals.pass_hat(k, wins, tries),
-            intervals.pass_hat(2, wins, tries),
+            intervals.pass_at_k(k, wins, tries),
+            intervals.pass_hat_k(k, wins, tries),
+            intervals.pass_hat_k(2, wins, tries),
         )
         said = f"Best of {k} takes: {best:.3f}; all of {k}: {every:.3f}. A demo shows the first, a user meets the second."
-        more = intervals.pass_from_two(2 * k, intervals.pass_hat(1, wins, tries), two)
+        more = intervals.logit_normal_pass_hat_k(2 * k, intervals.pass_hat_k(1, wins, tries), two)
         said += f" All of {2 * k}, as one and two takes foretell: {more:.3f}."
     return [said, rows, lambda: page.steps(levels)]
 

@@ -1,4 +1,8 @@
-"""Tests that may stop at any trial, Wald's ratio test and a confidence sequence that is always valid; the worst prompt's tail."""
+"""Tests that may stop at any trial, and the worst failure rate to expect among many prompts.
+
+Wald's sequential test, a confidence sequence that stays valid however often one looks, and an
+extrapolation of the tail of failure rates.
+"""
 
 from dataclasses import dataclass
 
@@ -12,78 +16,95 @@ from ramp.errors import UserError
 
 @dataclass(frozen=True)
 class SPRT:
-    """Sequential probability ratio test of reliability `bad` against `good` (Wald 1945).
-
-    alpha: chance to accept a bad system; beta: to reject a good one.
-    """
+    """Sequential probability ratio test of reliability `bad` against `good` (Wald 1945)."""
 
     bad: float
     good: float
-    alpha: float = 0.05
-    beta: float = 0.05
+    alpha: float = 0.05  # chance to accept a bad system
+    beta: float = 0.05  # chance to reject a good system
 
     def __post_init__(self) -> None:
         if not (0 < self.bad < self.good < 1 and 0 < self.alpha < 0.5 and 0 < self.beta < 0.5):
             raise UserError("a sequential test needs 0 < bad < good < 1 and risks between 0 and .5")
 
     @property
-    def win(self) -> float:
+    def success_weight(self) -> float:
+        """What a success adds to the log likelihood ratio of good to bad."""
         return float(np.log(self.good / self.bad))
 
     @property
-    def loss(self) -> float:
+    def failure_weight(self) -> float:
+        """What a failure adds to the log likelihood ratio; negative."""
         return float(np.log((1 - self.good) / (1 - self.bad)))
 
     @property
     def bounds(self) -> tuple[float, float]:
-        return float(np.log(self.beta / (1 - self.alpha))), float(
-            np.log((1 - self.beta) / self.alpha)
-        )
+        """Log likelihood ratios at which the system is rejected and accepted."""
+        reject = np.log(self.beta / (1 - self.alpha))
+        accept = np.log((1 - self.beta) / self.alpha)
+        return float(reject), float(accept)
 
     @property
-    def clean(self) -> int:
-        """Trials to acceptance without a failure."""
-        return int(np.ceil(self.bounds[1] / self.win))
+    def clean_trials(self) -> int:
+        """Trials to acceptance if none fails."""
+        return int(np.ceil(self.bounds[1] / self.success_weight))
 
     @property
-    def price(self) -> int:
-        """Further clean trials that one failure costs."""
-        return int(np.ceil(-self.loss / self.win))
+    def trials_per_failure(self) -> int:
+        """Further successes that make up for one failure."""
+        return int(np.ceil(-self.failure_weight / self.success_weight))
 
-    def decide(self, wins: int, failures: int) -> str:
-        ratio, (low, high) = wins * self.win + failures * self.loss, self.bounds
-        return "accept" if ratio >= high else "reject" if ratio <= low else "go on"
+    def decide(self, successes: int, failures: int) -> str:
+        """ "accept", "reject" or "go on"."""
+        ratio = successes * self.success_weight + failures * self.failure_weight
+        low, high = self.bounds
+        if ratio >= high:
+            return "accept"
+        return "reject" if ratio <= low else "go on"
 
 
-def confidence_sequence(wins: int, failures: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval for the success rate that covers at all times at once, however often one looks (Ville's inequality on
-    the beta-binomial mixture, Robbins 1970): the p whose likelihood is at least (1 - level) of the mixture's."""
-    a, b = 1.0, 0.5  # of the mixture: the weight on rates near 1
-    mixture = betaln(a + wins, b + failures) - betaln(a, b) + np.log(1 - level)
+def confidence_sequence(successes: int, failures: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval for the success rate that covers at all times at once, however often one looks.
 
-    def over(p: float) -> float:
-        return (
-            (wins * np.log(p) if wins else 0.0)
-            + (failures * np.log1p(-p) if failures else 0.0)
-            - mixture
-        )
+    The rates whose likelihood is at least (1 - level) of a beta-binomial mixture's (Robbins 1970,
+    by Ville's inequality).
+    """
+    a, b = 1.0, 0.5  # of the mixture: more weight on rates near 1
+    mixture = betaln(a + successes, b + failures) - betaln(a, b) + np.log(1 - level)
 
-    if wins + failures == 0:
+    def excess(rate: float) -> float:
+        # Log likelihood over the threshold. 0 log 0 counts as 0.
+        won = successes * np.log(rate) if successes else 0.0
+        lost = failures * np.log1p(-rate) if failures else 0.0
+        return won + lost - mixture
+
+    if successes + failures == 0:
         return 0.0, 1.0
-    top = min(max(wins / (wins + failures), 1e-15), 1 - 1e-15)
-    low = brentq(over, 1e-300, top) if wins and over(1e-300) < 0 else 0.0
-    return low, brentq(over, top, 1 - 1e-16) if failures and over(1 - 1e-16) < 0 else 1.0
+    # The likelihood rises to its peak and falls after it: one root on each side.
+    peak = min(max(successes / (successes + failures), 1e-15), 1 - 1e-15)
+    low, high = 0.0, 1.0
+    if successes and excess(1e-300) < 0:
+        low = brentq(excess, 1e-300, peak)
+    if failures and excess(1 - 1e-16) < 0:
+        high = brentq(excess, peak, 1 - 1e-16)
+    return low, high
 
 
-def worst_prompt(rates: np.ndarray, queries: float, top: int = 10) -> float:
-    """The largest failure rate to expect among `queries` prompts, from the rates of those tried, each above 0 and below 1:
-    a line through the log survival of the score -log(-log p) of the `top` worst, as for Gumbel tails (Jones et al. 2025,
-    arXiv:2502.16797). UserError where fewer than three of them differ."""
-    p = np.sort(np.asarray(rates, float))[::-1][:top]
-    if len(np.unique(p)) < 3 or p[0] >= 1 or p[-1] <= 0:
-        raise UserError(
-            "the tail of the worst prompt needs three different failure rates above 0 and below 1"
-        )
-    survival = np.log((np.arange(len(p)) + 0.5) / len(rates))
-    line = linregress(-np.log(-np.log(p)), survival)
-    return float(np.exp(-np.exp((np.log(queries) + line.intercept) / line.slope)))
+def predict_worst_rate(rates: np.ndarray, queries: float, top: int = 10) -> float:
+    """The largest failure rate to expect among `queries` prompts, from the rates of those tried.
+
+    A line through the log survival of the score -log(-log rate) of the `top` worst prompts, as for
+    Gumbel tails (Jones et al. 2025, arXiv:2502.16797). rates: each above 0 and below 1.
+    Raises UserError where fewer than three of the worst differ.
+    """
+    worst = np.sort(np.asarray(rates, float))[::-1][:top]
+    if len(np.unique(worst)) < 3 or worst[0] >= 1 or worst[-1] <= 0:
+        what = "the tail of the worst prompt needs three different failure rates"
+        raise UserError(f"{what} above 0 and below 1")
+    score = -np.log(-np.log(worst))
+    # Mid-rank plotting positions: the worst of n prompts stands at survival 0.5 / n.
+    survival = np.log((np.arange(len(worst)) + 0.5) / len(rates))
+    line = linregress(score, survival)
+    # The score at which one prompt in `queries` is left.
+    expected = (np.log(queries) + line.intercept) / line.slope
+    return float(np.exp(-np.exp(expected)))
