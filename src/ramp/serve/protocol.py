@@ -14,7 +14,7 @@ from typing import Any
 
 from ramp.config import Config
 from ramp.decode.batch import TOPS, Way
-from ramp.text.chat import ROLES, render_prompt, turn_ids
+from ramp.text.chat import ROLES, encode_turn, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
 BODY = 1 << 20  # bytes
@@ -234,7 +234,7 @@ def drop_oldest_turns(turns: list[dict], surplus: int, tokenizer: Tokenizer) -> 
     for first, after in pairwise(asked):
         if surplus <= 0:
             return [*turns[: asked[0]], *turns[first:]]
-        surplus -= sum(len(turn_ids(tokenizer, turn)) for turn in turns[first:after])
+        surplus -= sum(len(encode_turn(tokenizer, turn)) for turn in turns[first:after])
     return [*turns[: asked[0]], *turns[asked[-1] :]] if asked else turns
 
 

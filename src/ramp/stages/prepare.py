@@ -3,18 +3,38 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ramp.config import Config, Text
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.text.corpus import Document, documents, split_of
-from ramp.text.rows import write_tokens
+from ramp.text.rows import StreamInfo, write_tokens
 from ramp.text.tokenizer import Tokenizer
 
 
-def run(rundir: RunDir, c: Config) -> dict:
-    """Train the tokenizer on the training split and write both splits' tokens; returns what the report shows."""
+@dataclass(frozen=True)
+class PrepareReport:
+    """What report.json says of the tokens; figures without `val_` are those of training."""
+
+    tokens: int
+    val_tokens: int
+    bytes: int
+    val_bytes: int
+    documents: int
+    val_documents: int
+    vocab: int
+    bytes_per_token: float
+    counts: dict[str, int]  # documents, characters, bytes, and what was left out by kind
+    sha256: dict[str, str]  # of the tokens by split
+    tokenizer: str  # its fingerprint
+    seconds: float
+
+
+def run(rundir: RunDir, c: Config) -> dict[str, Any]:
+    """Train the tokenizer on the training split, write both splits' tokens, return the report."""
     began = time.perf_counter()
     counts: Counter = Counter()
     by_split: dict[str, list[Document]] = {"train": [], "val": []}
@@ -23,54 +43,57 @@ def run(rundir: RunDir, c: Config) -> dict:
     for split, docs in by_split.items():
         if not docs:
             raise UserError(
-                f"no document fell into the {split} split ({counts['documents']} in all, text.val_fraction "
-                f"{c.text.val_fraction:g}); add text, or cut it into more documents"
+                f"no document fell into the {split} split ({counts['documents']} in all, "
+                f"text.val_fraction {c.text.val_fraction:g}); "
+                "add text, or cut it into more documents"
             )
     tokenizer = make_tokenizer(c.text, by_split["train"])
     tokenizer.save(rundir.tokenizer)
-    metas = {
-        s: write_tokens(rundir.tokens(s), _encoded(tokenizer, docs), tokenizer)
-        for s, docs in by_split.items()
-    }
-    train, val = metas["train"], metas["val"]
-    result = {
-        "tokens": train["tokens"],
-        "val_tokens": val["tokens"],
-        "bytes": train["bytes"],
-        "val_bytes": val["bytes"],
-        "documents": train["documents"],
-        "val_documents": val["documents"],
-        "vocab": tokenizer.vocab_size,
-        "bytes_per_token": train["bytes"] / max(train["tokens"], 1),
-        "counts": dict(counts),
-        "sha256": {split: meta["sha256"] for split, meta in metas.items()},
-        "tokenizer": tokenizer.fingerprint,
-        "seconds": time.perf_counter() - began,
-    }
-    skipped = ", ".join(
-        f"{n} {kind}"
-        for kind, n in counts.items()
-        if kind not in ("documents", "characters", "bytes")
+    infos: dict[str, StreamInfo] = {}
+    for split, docs in by_split.items():
+        encoded = tokenizer.encode_stream(document.text for document in docs)
+        infos[split] = write_tokens(rundir.tokens(split), encoded, tokenizer)
+    train, val = infos["train"], infos["val"]
+    report = PrepareReport(
+        tokens=train.tokens,
+        val_tokens=val.tokens,
+        bytes=train.bytes,
+        val_bytes=val.bytes,
+        documents=train.documents,
+        val_documents=val.documents,
+        vocab=tokenizer.vocab_size,
+        bytes_per_token=train.bytes / max(train.tokens, 1),
+        counts=dict(counts),
+        sha256={split: info.sha256 for split, info in infos.items()},
+        tokenizer=tokenizer.fingerprint,
+        seconds=time.perf_counter() - began,
     )
+    print_summary(report)
+    return asdict(report)
+
+
+def print_summary(report: PrepareReport) -> None:
+    """One line on what was read, what was skipped and what became of it."""
+    used = ("documents", "characters", "bytes")
+    skipped = [f"{n} {kind}" for kind, n in report.counts.items() if kind not in used]
+    megabytes = report.counts["bytes"] / 1e6
     print(
-        f"prepare: {counts['documents']:,} documents, {counts['bytes'] / 1e6:.1f} MB; skipped: {skipped or 'nothing'}; "
-        f"{train['tokens']:,} train and {val['tokens']:,} validation tokens of a vocabulary of {tokenizer.vocab_size:,} "
-        f"({result['bytes_per_token']:.2f} bytes a token)"
+        f"prepare: {report.counts['documents']:,} documents, {megabytes:.1f} MB; "
+        f"skipped: {', '.join(skipped) or 'nothing'}; "
+        f"{report.tokens:,} train and {report.val_tokens:,} validation tokens "
+        f"of a vocabulary of {report.vocab:,} ({report.bytes_per_token:.2f} bytes a token)"
     )
-    return result
 
 
 def read_documents(text: Text, directory: Path, counts: Counter) -> Iterator[Document]:
+    """The documents of all sources in the order of the configuration."""
     cache = Path(text.cache) if text.cache else directory / "shards"
     for source in text.sources:
         yield from documents(source, counts, cache=cache)
 
 
 def make_tokenizer(text: Text, train: list[Document]) -> Tokenizer:
+    """The tokenizer that the configuration names, fitted to the training documents."""
     if text.tokenizer == "bytes":
         return Tokenizer.bytes_only()
-    return Tokenizer.train((d.text for d in train), text.vocab_size)
-
-
-def _encoded(tokenizer: Tokenizer, docs: list[Document]):
-    return tokenizer.encode_stream(d.text for d in docs)
+    return Tokenizer.train((document.text for document in train), text.vocab_size)

