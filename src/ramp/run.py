@@ -130,8 +130,8 @@ def run(
     c = setup_devices(
         c
     )  # before imports that start threads: each would bring an arena that `keep_memory` does not hold
+    from ramp.evals import bpb, samples
     from ramp.reporting import report
-    from ramp.evals import samples, bpb
     from ramp.stages import finetune, pretrain, reinforce, synthesize
     from ramp.train.preemption import Preemption
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_rollouts import TOKENIZER, written
 
-from ramp.credit import audit, process_head, page
 from experiments.credit import chain_values
+from ramp.credit import audit, page, process_head
 from ramp.credit.advantages import METHODS
 from ramp.credit.learn import checker_credit
 from ramp.errors import UserError

@@ -9,8 +9,9 @@ import tiny
 from test_rollouts import TOKENIZER, written
 from test_stage import SETTINGS
 
-from ramp.credit import process_head, learn
 from experiments.credit import lab
+from ramp.config import replace_train
+from ramp.credit import learn, process_head
 from ramp.errors import UserError
 from ramp.tasks import chain
 
@@ -48,7 +49,7 @@ def test_labels_are_counted_and_bear_weight_once(policy):
     given = process_head.first_error_labels(got.rollouts)
     assert got.labels == (given >= 0).sum() == got.batch["label_weights"].sum()
     assert collect(policy, method="step_local").labels == got.rollouts.exists_bs.sum()
-    whole = process_head.label_rows(got.rollouts, SETTINGS.seq_len, given)["tokens"]
+    whole = process_head.label_rows(got.rollouts, SETTINGS.train.seq_len, given)["tokens"]
     assert (
         got.batch["tokens"] == whole
     ).all()  # the head learns on the rows it is asked on, the last token with them
@@ -101,7 +102,7 @@ def test_imitation_is_pure_and_ends_where_the_answer_does():
 
 def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     params, _ = policy
-    t = replace(SETTINGS, lr_scale=1e-2, warmup_steps=1, steps=60)
+    t = replace_train(SETTINGS, lr_scale=1e-2, warmup_steps=1, steps=60)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = process_head.label_rows(r, 48, process_head.first_error_labels(r))
     first, update = lab.trainer(MODEL, t, process_head.process_loss(MODEL))
@@ -118,16 +119,8 @@ def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
 def test_the_implicit_reward_learns_who_was_right(policy):
     """Trained online on outcomes, the summed log-ratio comes to be higher for right answers."""
     params, ref = policy
-    t = replace(
-        SETTINGS,
-        method="implicit",
-        implicit_beta=1.0,
-        lr_scale=1e-2,
-        warmup_steps=1,
-        steps=40,
-        kl_coef=0.0,
-        seq_len=48,
-    )
+    t = replace(SETTINGS, method="implicit", implicit_beta=1.0, kl_coef=0.0)
+    t = replace_train(t, lr_scale=1e-2, warmup_steps=1, steps=40, seq_len=48)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = learn.rollouts.make_rows(r, 48, np.zeros(r.tokens_bn.shape, np.float32))
     batch |= {"said": batch["weights"], "outcome": r.outcome_b[:, None]}

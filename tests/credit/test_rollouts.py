@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp.credit import audit, process_head, learn, rollouts
+from ramp.credit import audit, learn, process_head, rollouts
 from ramp.credit.rollouts import fork_prefixes, sample_rollouts
-from ramp.errors import UserError
 from ramp.decode import sample
+from ramp.errors import UserError
 from ramp.tasks import chain
 from ramp.tasks.protocol import solution_ids
 from ramp.text.tokenizer import Tokenizer

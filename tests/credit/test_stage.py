@@ -8,23 +8,42 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp import config
 from experiments import results
-from ramp.config import Config, Reinforce, Text
 from experiments.credit import attack, bench, table
+from ramp import config
+from ramp.config import Config, Reinforce, Text, replace_train
 from ramp.credit import process_head
 from ramp.errors import UserError
 from ramp.model import cost
 from ramp.rundir import RunDir
-from ramp.train import common
 from ramp.stages import reinforce
 from ramp.text.tokenizer import Tokenizer
+from ramp.train import common
 from ramp.train.preemption import Preemption
 
 SETTINGS = Reinforce(
-    task="chain", level=2, method="step_local", steps=3, sft_steps=2, num_prompts=2, group_size=2, max_new_tokens=10, seq_len=40,
-    adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0, lr_scale=1e-3, num_eval_problems=4, eval_every=3, save_every=2, kl_coef=0.01,
-)  # fmt: skip
+    task="chain",
+    level=2,
+    method="step_local",
+    sft_steps=2,
+    num_prompts=2,
+    group_size=2,
+    max_new_tokens=10,
+    num_eval_problems=4,
+    kl_coef=0.01,
+)
+SETTINGS = replace_train(
+    SETTINGS,
+    steps=3,
+    seq_len=40,
+    adam_lr=1.0,
+    embed_lr=1.0,
+    head_lr=1.0,
+    scalar_lr=1.0,
+    lr_scale=1e-3,
+    eval_every=3,
+    save_every=2,
+)
 
 
 @pytest.fixture
@@ -102,7 +121,7 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
     other.data.mkdir(parents=True)
     Tokenizer.bytes_only().save(other.tokenizer)
     reinforce.run(
-        other, replace(c, reinforce=replace(c.reinforce, steps=2, eval_every=2)), Preemption()
+        other, replace(c, reinforce=replace_train(c.reinforce, steps=2, eval_every=2)), Preemption()
     )
     reinforce.run(other, c, Preemption())
     tiny.assert_trees_close(common.load_params(other, "reinforce", c), whole, 0, 0)

@@ -10,9 +10,9 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramp.errors import UserError
 from ramp.decode import sample
 from ramp.decode.sample import SamplingParams, round_to_bucket, sample_token
+from ramp.errors import UserError
 
 GREEDY, HOT = (
     SamplingParams(temperature=0),

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 
 from ramp import cli
 from ramp.config import Config, Eval
-from ramp.evals import core
-from ramp.evals import questions
+from ramp.evals import core, questions
 from ramp.evals.questions import CHOICE, CONTINUE, SCHEMA, Item, Row, Task
 from ramp.text.tokenizer import Tokenizer
 

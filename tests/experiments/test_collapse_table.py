@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ramp.synth import drift
 from experiments.collapse import table
+from ramp.synth import drift
 
 GO, REPAIR, BACK = (
     ["go", "", "go", ""],

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ramp.synth.measure import Docs
 from experiments.collapse.trigram import Trigram
+from ramp.synth.measure import Docs
 
 RNG = np.random.default_rng
 

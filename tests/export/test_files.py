@@ -18,14 +18,14 @@ from tokenizers import pre_tokenizers
 
 from ramp import cli
 from ramp.config import Config, Model, Text, resolve
-from ramp.errors import UserError
 from ramp.decode import sample
+from ramp.errors import UserError
+from ramp.export import export, gguf, load
 from ramp.model import transformer
 from ramp.rundir import RunDir
-from ramp.export import export, gguf, load
-from ramp.train.common import load_params, model_identity
 from ramp.text.chat import render, render_prompt
 from ramp.text.tokenizer import LETTERS, Tokenizer
+from ramp.train.common import load_params, model_identity
 
 TEXTS = [
     "the cat sat on the mat",
@@ -246,7 +246,9 @@ You are tiny<|im_end|>
 
 
 def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
-    c = configured(tokenizer, qk_norm=False, tie_embeddings=True, norm_eps=1e-5, rope_theta=5e4, head_dim=16)
+    c = configured(
+        tokenizer, qk_norm=False, tie_embeddings=True, norm_eps=1e-5, rope_theta=5e4, head_dim=16
+    )
     lm = made(c)
     (tmp_path / "m.gguf").write_bytes(small_gguf(c, lm, tokenizer))
     assert (

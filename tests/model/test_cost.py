@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ramp import config
-from ramp.model import cost, transformer
 from ramp.decode import sample
+from ramp.model import cost, transformer
 from ramp.train import mesh, optim
 from ramp.train.state import init_state
 

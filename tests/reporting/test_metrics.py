@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
-from ramp.reporting.metrics import MetricWriter, read_last_values, drop_later_records
+from ramp.reporting.metrics import MetricWriter, drop_later_records, read_last_values
 
 KEEP_ALL = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
 

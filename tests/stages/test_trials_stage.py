@@ -12,11 +12,11 @@ import tiny
 from ramp import config
 from ramp.config import Chat, Config, Text, Train
 from ramp.errors import UserError
+from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.stages import finetune, trials
 from ramp.tasks.protocol import prompt_ids
 from ramp.text.tokenizer import Tokenizer
-from ramp.reporting.metrics import MetricWriter
 from ramp.train.preemption import Preemption
 
 TOKENIZER = Tokenizer.bytes_only()

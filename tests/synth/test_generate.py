@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp.model.loss import next_token_loss
 from ramp.decode.sample import SamplingParams
+from ramp.model.loss import next_token_loss
 from ramp.synth import generate
 from ramp.synth.generate import Prompt
 

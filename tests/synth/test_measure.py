@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.results import Results
 from experiments.collapse import bench
+from experiments.results import Results
 from ramp.synth import drift, measure
 from ramp.synth.measure import Docs
 

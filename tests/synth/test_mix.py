@@ -21,8 +21,10 @@ def test_policies_take_what_they_say():
     assert (
         len(some.number) == 80 == len(np.unique(np.stack([some.generation, some.number]), axis=1).T)
     )
-    assert (got["anchored"].generation == 0).mean() == (got["ours"].generation == 0).mean() == 0.25
-    assert set(got["anchored"].generation) == {0, 2} and set(got["ours"].generation) == {0, 1, 2}
+    assert (
+        (got["anchored"].generation == 0).mean() == (got["guarded"].generation == 0).mean() == 0.25
+    )
+    assert set(got["anchored"].generation) == {0, 2} and set(got["guarded"].generation) == {0, 1, 2}
     assert set(mix.compose("replace", [10], 25, RNG(0)).generation) == {0}
 
 
@@ -36,14 +38,14 @@ def test_nothing_is_taken_twice_before_all_were(size, n, seed):
 def test_ours_prefers_the_young_leaves_out_weight_zero_and_keeps_rare_rows():
     sizes, weights = [1000, 4000, 4000], [np.ones(4000), np.r_[np.zeros(2000), np.full(2000, 3.0)]]
     rare = np.arange(990, 1000)
-    got = mix.compose("ours", sizes, 1000, RNG(0), 0.3, rare, 0.5, weights, age=0.5)
+    got = mix.compose("guarded", sizes, 1000, RNG(0), 0.3, rare, 0.5, weights, age=0.5)
     young, old = (got.generation == g for g in (2, 1))
     assert got.number[young].min() >= 2000
     assert 0.8 < young.sum() / old.sum() < 1.25  # 2000 live ones against 4000 half as likely
     assert np.isin(got.number[got.generation == 0], rare).sum() >= 150
     made = got.weight[got.generation > 0]
     assert made.mean() == pytest.approx(1) and (got.weight[got.generation == 0] == 1).all()
-    alone = mix.compose("ours", [50, 10], 40, RNG(0), 0.3, weights=[np.zeros(10)])
+    alone = mix.compose("guarded", [50, 10], 40, RNG(0), 0.3, weights=[np.zeros(10)])
     assert not alone.generation.any() and len(alone.number) == 40
 
 
@@ -69,6 +71,6 @@ def test_order_ends_on_real_rows_and_is_a_pure_function():
     with pytest.raises(ValueError, match="no rows"):
         mix.order(3, 0, 2, 2, 0.5, 0)
     with pytest.raises(ValueError, match="real document"):
-        mix.compose("ours", [0, 3], 2, RNG(0))
+        mix.compose("guarded", [0, 3], 2, RNG(0))
     with pytest.raises(ValueError, match="policy"):
         mix.compose("magic", [3], 2, RNG(0))

@@ -10,24 +10,42 @@ import tiny
 
 from ramp import config
 from ramp.cli import main
-from ramp.config import Config, Synthesize, Text
-from ramp.errors import UserError
+from ramp.config import Config, Synthesize, Text, Thresholds, Train
 from ramp.decode.sample import SamplingParams
-from ramp.rundir import RunDir
-from ramp.train import common
-from ramp.stages import synthesize
+from ramp.errors import UserError
 from ramp.evals import diversity
+from ramp.rundir import RunDir
+from ramp.stages import synthesize
 from ramp.synth import decide, generate, ledger
-from ramp.synth.corpus import TrainingPlan, PackedSamples, RealCorpus
+from ramp.synth.corpus import PackedSamples, RealCorpus, TrainingPlan
 from ramp.text.rows import write_tokens
 from ramp.text.tokenizer import Tokenizer
+from ramp.train import common
 from ramp.train.preemption import Preemption
 
 SETTINGS = Synthesize(
-    steps=4, generations=2, num_documents=24, num_measured=12, max_new_tokens=20, seq_len=32, batch_size=4, num_guard_documents=12, num_null_resamples=7, seeded_fraction=0.25,
-    min_precision=0.0, save_every=2, adam_lr=1e-3, embed_lr=1e-3, head_lr=1e-3, scalar_lr=1e-3, skip_sigma=0.0,
-    optimizer="adamw",
-)  # fmt: skip
+    generations=2,
+    num_documents=24,
+    num_measured=12,
+    max_new_tokens=20,
+    num_guard_documents=12,
+    num_null_resamples=7,
+    seeded_fraction=0.25,
+    guard=Thresholds(min_precision=0.0),
+    train=Train(
+        steps=4,
+        seq_len=32,
+        batch_size=4,
+        warmup_steps=5,
+        save_every=2,
+        adam_lr=1e-3,
+        embed_lr=1e-3,
+        head_lr=1e-3,
+        scalar_lr=1e-3,
+        skip_sigma=0.0,
+        optimizer="adamw",
+    ),
+)
 T = Tokenizer.bytes_only()
 
 
@@ -106,7 +124,7 @@ def test_from_first_model_to_page(done):
     assert (
         len(report["generations"]) == 2
         and np.isfinite(report["final_bpb"])
-        and report["policy"] == "ours"
+        and report["policy"] == "guarded"
     )
     lines = [json.loads(x) for x in (rundir.path / "metrics.jsonl").read_text().splitlines()]
     tags = set().union(*(x.keys() for x in lines if x["stage"] == "synthesize"))
@@ -299,7 +317,7 @@ def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
     real = RealCorpus.read(rundir, c, T)
     made = [
         PackedSamples.pack(
-            [list(d) for d in real.train[:10]], np.ones(10), c.synthesize.seq_len, T.bos
+            [list(d) for d in real.train[:10]], np.ones(10), c.synthesize.train.seq_len, T.bos
         )
     ]
     plan = lambda: TrainingPlan.plan(c, real, made, [1.0], 0.5, 0.2, 0)  # noqa: E731

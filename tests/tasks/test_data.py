@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments.credit import data
+from experiments.credit import data, mistakes
 from ramp.errors import UserError
 from ramp.tasks import gsm8k
-from experiments.credit import mistakes
 
 SHARED = os.environ.get("RAMP_SHARED_DATA")
 needs_data = pytest.mark.skipif(not SHARED, reason="RAMP_SHARED_DATA is not set")

@@ -11,13 +11,13 @@ from ramp.errors import UserError
 from ramp.tasks import TASKS, addition, calculator, chain, paths, swaps, words
 from ramp.tasks.protocol import (
     Problem,
+    add_typos,
     first_error_f1,
+    make_slices,
     parse,
     prompt_ids,
     render,
-    make_slices,
     solution_ids,
-    add_typos,
 )
 from ramp.text.tokenizer import Tokenizer
 

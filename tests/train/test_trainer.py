@@ -17,17 +17,17 @@ import tiny
 from ramp.config import Config, Text, Train, resolve
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
+from ramp.reporting.metrics import MetricWriter, read_last_values
 from ramp.rundir import RunDir
-from ramp.train.common import Trainer, init_template
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
-from ramp.reporting.metrics import MetricWriter, read_last_values
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.trainer import KINDS, Clock, Diverged, train_loop
+from ramp.train.common import Trainer, init_template
 from ramp.train.preemption import Preempted, Preemption
 from ramp.train.state import abstract_state, init_state
 from ramp.train.step import make_step
+from ramp.train.trainer import KINDS, Clock, Diverged, train_loop
 
 # Orbax leaves coroutines behind, which says nothing about us.
 pytestmark = pytest.mark.filterwarnings(

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from ramp.config import Model, Synthesize
-from ramp.model.loss import next_token_loss
-from ramp.decode.sample import SamplingParams
-from ramp.model.transformer import ROWS
-from experiments.results import Results, init_lm, load_or_make
-from ramp.synth import drift, generate, guard, measure, mix, select
 from experiments.collapse import world
+from experiments.results import Results, init_lm, load_or_make
+from ramp.config import Model, Synthesize, replace_train
+from ramp.decode.sample import SamplingParams
+from ramp.model.loss import next_token_loss
+from ramp.model.transformer import ROWS
+from ramp.synth import drift, generate, guard, measure, mix, select
 from ramp.synth.generate import Prompt
 from ramp.synth.guard import CollapseGuard, Sampled, Trained
 from ramp.synth.measure import Docs, Null
@@ -62,10 +62,10 @@ class Lab:
         rest = self.real if last else []
         rows = generate.pack_documents([*docs, *rest], LENGTH)
         rows["weights"] *= np.append(got.weight, np.ones(len(rest))).astype(np.float32)[:, None]
-        order = mix.order(len(docs), len(rest), steps, self.b.t.batch_size, last, seed)
+        order = mix.order(len(docs), len(rest), steps, self.b.t.train.batch_size, last, seed)
         place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
         batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
-        return updates(self.b.model, replace(self.b.t, steps=steps))(params, batches)
+        return updates(self.b.model, replace_train(self.b.t, steps=steps))(params, batches)
 
     def first(self, seed: int) -> dict:
         """The model of real documents that all arms of a seed start from, kept beside the results."""
@@ -118,8 +118,8 @@ class Lab:
 @lru_cache(maxsize=8)
 def updates(c: Model, t: Synthesize) -> Callable[[dict, dict], dict]:
     """All steps of a training as one program: the project's update, scanned over its batches."""
-    tx = optim.make_optimizer(t, c.dtype)
-    step = make_step(next_token_loss(c, 0.0), tx, t)
+    tx = optim.make_optimizer(t.train, c.dtype)
+    step = make_step(next_token_loss(c, 0.0), tx, t.train)
 
     @jax.jit
     def run(params: dict, batches: dict) -> dict:
@@ -164,7 +164,7 @@ def law(lab: Lab) -> None:
 class Arm:
     """What an arm does with a generation's samples."""
 
-    policy: str = "ours"  # of mix.compose; "real": trains on real documents alone
+    policy: str = "guarded"  # of mix.compose; "real": trains on real documents alone
     m: float = M
     verify: bool = True
     filtered: bool = False  # quality and diversity, without a verifier: likely ones, no two alike
@@ -208,7 +208,7 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
     for g in range(1, GENERATIONS + 1):
         rng = np.random.default_rng([seed, g])
         if arm.policy == "real":
-            got = mix.compose("replace", [REAL], t.steps * t.batch_size, rng)
+            got = mix.compose("replace", [REAL], t.train.steps * t.train.batch_size, rng)
         else:
             shown = lab.real if arm.second else ()
             prompts = (
@@ -223,10 +223,15 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
                 weigh(lab, t, pools[-1]) if arm.weigh and len(good) else np.ones(len(good))
             )
             kept_share.append(len(good) / len(made))
-            sizes, slots = [len(p) for p in pools], round((1 - arm.last) * t.steps) * t.batch_size
-            share = max(0.0, (arm.m - arm.last) / (1 - arm.last)) if arm.policy == "ours" else arm.m
+            sizes, slots = (
+                [len(p) for p in pools],
+                round((1 - arm.last) * t.train.steps) * t.train.batch_size,
+            )
+            share = (
+                max(0.0, (arm.m - arm.last) / (1 - arm.last)) if arm.policy == "guarded" else arm.m
+            )
             got = mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age=1.0)
-        params = lab.teach(params, pools, got, t.steps, seed * 100 + g, arm.last)
+        params = lab.teach(params, pools, got, t.train.steps, seed * 100 + g, arm.last)
         curve.append(lab.score(params))
     last = {k: curve[-1][k] for k in ("bits", "novel", "novel_16", "tail", "head")}
     return {"curve": curve, "kept": kept_share} | last
@@ -296,8 +301,12 @@ def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
     """Three generations of a loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what
     does the tail lose? Unguarded, what the guard says is recorded and nobody obeys."""
     t, start = lab.b.t, lab.first(seed)
-    own = Docs.of(lab.sample(start, [[world.BOS]] * (2 * t.num_measured), generate.first_key(seed, 0)))
-    null = Null.draw(own, t.num_measured, partial(measure.panel, Docs.of(lab.held)), t.num_null_resamples)
+    own = Docs.of(
+        lab.sample(start, [[world.BOS]] * (2 * t.num_measured), generate.first_key(seed, 0))
+    )
+    null = Null.draw(
+        own, t.num_measured, partial(measure.panel, Docs.of(lab.held)), t.num_null_resamples
+    )
     models, at, pools, said = [start], CollapseGuard(t.min_real_fraction), [lab.real], []
     tail = [float(lab.right(start)["tail"].mean())]
     for g in range(1, 4):
@@ -310,9 +319,13 @@ def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
         pools.append([d for d, ok in zip(docs, passed, strict=True) if ok and now.weight])
         policy, sizes = ("anchored", [len(p) for p in pools]) if pools[-1] else ("replace", [REAL])
         got = mix.compose(
-            policy, sizes, t.steps * t.batch_size, np.random.default_rng([seed, g, 1]), now.m
+            policy,
+            sizes,
+            t.train.steps * t.train.batch_size,
+            np.random.default_rng([seed, g, 1]),
+            now.m,
         )
-        models.append(lab.teach(parent, pools, got, t.steps, seed * 100 + g))
+        models.append(lab.teach(parent, pools, got, t.train.steps, seed * 100 + g))
         pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
         judged, second = guard.judge_model(
             now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g

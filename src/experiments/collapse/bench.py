@@ -106,7 +106,7 @@ def trigram_curve(
     pools, model = [real], Trigram.fit(real, vocab)
     sampled = lambda: model.sample(len(real), int(real.lengths.max()), rng)  # noqa: E731
     per_byte = lambda model: float(model.bits(held).sum() / n_bytes)  # noqa: E731
-    if policy == "ours":
+    if policy == "guarded":
         d1 = per_byte(Trigram.fit(sampled(), vocab)) - per_byte(model)
         m = mix.real_fraction(d1, Synthesize.drift_tolerance, Synthesize.min_real_fraction)
     out: dict = {"m": m, "bpb": [], "rare": [], "probe": []}
@@ -151,7 +151,7 @@ def jokes(b: Results) -> None:
             k: float(np.mean([f[k] for f in found])) for k in ("distinct", "chao1", "recognised")
         }
 
-    for policy in ("replace", "accumulate", "anchored", "ours"):
+    for policy in ("replace", "accumulate", "anchored", "guarded"):
         for seed in range(SEEDS):
             key = {"part": "jokes", "policy": policy, "seed": seed}
             b.once(key, partial(trigram_curve, texts, policy, 5, seed, arms.M, recognised))

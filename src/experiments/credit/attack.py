@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ramp.credit import audit, process_head
 from experiments.credit import lab
 from experiments.credit.lab import TOKENIZER
-from ramp.credit.rollouts import Rollouts
 from experiments.results import Results, load_or_make
+from ramp.config import replace_train
+from ramp.credit import audit, process_head
+from ramp.credit.rollouts import Rollouts
 from ramp.tasks import Problem, chain
 from ramp.tasks.protocol import solution_ids
 
@@ -95,7 +96,7 @@ def heads(b: Results, base: dict) -> None:
 def train(b: Results, start: dict, sources: list[Callable[[int, int], Rollouts]]) -> dict:
     """The head after STEPS more steps on the sources in turn, and the number of labels it was given."""
     t, levels = (
-        replace(b.t, lr_scale=1e-3, warmup_steps=20, steps=STEPS, decay_fraction=0.5),
+        replace_train(b.t, lr_scale=1e-3, warmup_steps=20, steps=STEPS, decay_fraction=0.5),
         range(2, b.t.level + 1),
     )
     labels = 0
@@ -106,7 +107,7 @@ def train(b: Results, start: dict, sources: list[Callable[[int, int], Rollouts]]
         given = process_head.first_error_labels(r)
         labels += int((given >= 0).sum())
         return stretched(
-            process_head.label_rows(r, t.seq_len + 32, given), r, np.random.default_rng(i)
+            process_head.label_rows(r, t.train.seq_len + 32, given), r, np.random.default_rng(i)
         )
 
     params = lab.fit(b.model, t, process_head.process_loss(b.model), {"process": start}, batch)
@@ -141,7 +142,7 @@ def measure(b: Results, process: dict) -> dict:
     """First-error F1 on chains like those of training, longer ones and an unseen error; the share of attacks accepted."""
     t, score = (
         b.t,
-        lambda r: process_head.score_steps(b.model, process, r, b.t.seq_len + 96),
+        lambda r: process_head.score_steps(b.model, process, r, b.t.train.seq_len + 96),
     )  # attacks may be long
     valid = solved("value", t.level, VALID, 512)
     cut = process_head.choose_threshold(score(valid), valid)
@@ -164,23 +165,25 @@ def measure(b: Results, process: dict) -> dict:
 def hunt(b: Results, base: dict, process: dict, method: str) -> dict:
     """A policy trained for 30 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
     KL to the start in nats a token]; winners: (seed, tokens) that the head accepts and the checker does not."""
-    t = replace(
-        b.t, method=method, reward="head", lr_scale=1e-3, steps=30, kl_coef=1e-9
-    )  # KL is measured, not weighed
+    # KL is measured, not weighed.
+    t = replace(b.t, method=method, reward="head", kl_coef=1e-9)
+    t = replace_train(t, lr_scale=1e-3, steps=30)
     curve, winners, tokens = [], [], 0
     for i, (got, _, metrics) in enumerate(
         lab.reinforced(b, t, base, 99, base, {"process": process})
     ):
         r, tokens = got.rollouts, tokens + got.tokens
         accepted = (
-            audit.reward_whole_solution(process_head.score_steps(b.model, process, r, t.seq_len), r)
+            audit.reward_whole_solution(
+                process_head.score_steps(b.model, process, r, t.train.seq_len), r
+            )
             > 0.5
         )
         winners += [
             (r.problems[j].seed, r.ids(j))
             for j in np.flatnonzero(accepted & (r.verified_b == 0))[:16]
         ]
-        if i % 5 == 0 or i == t.steps - 1:
+        if i % 5 == 0 or i == t.train.steps - 1:
             point = (accepted.mean(), r.verified_b.mean(), metrics["train/kl"])
             curve.append([tokens, *(round(float(x), 4) for x in point)])
     return {

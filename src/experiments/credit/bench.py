@@ -15,14 +15,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ramp.config import Config, Reinforce
-from experiments.credit import attack, data, chain_values, lab, table
+from experiments.credit import attack, chain_values, data, lab, table
+from experiments.credit.lab import TOKENIZER
+from experiments.results import Results, init_lm, load_or_make
+from ramp.config import Config, Reinforce, replace_train
 from ramp.credit import audit, learn, rollouts
 from ramp.credit.advantages import METHODS
-from experiments.credit.lab import TOKENIZER
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
-from experiments.results import Results, init_lm, load_or_make
 from ramp.rundir import write_atomic
 from ramp.tasks import TASKS, chain, swaps
 
@@ -39,9 +39,11 @@ def policy(
     b: Results, name: str, solve: Callable | None, steps: int, start: dict | None = None
 ) -> dict:
     """A policy that imitates `solve`, from nothing or from `start`."""
-    t = replace(b.t, batch_size=64, lr_scale=3e-3, warmup_steps=20, steps=steps, decay_fraction=0.2)
+    t = replace_train(
+        b.t, batch_size=64, lr_scale=3e-3, warmup_steps=20, steps=steps, decay_fraction=0.2
+    )
     rows = partial(
-        learn.make_sft_batch, TOKENIZER, TASKS[t.task], t.level, 64, t.seq_len, solve=solve
+        learn.make_sft_batch, TOKENIZER, TASKS[t.task], t.level, 64, t.train.seq_len, solve=solve
     )
     begin = start or init_lm(b.model)
     return load_or_make(
@@ -62,7 +64,7 @@ def train(b: Results, t: Reinforce, base: dict, seed: int) -> dict:
     curve, tokens, labels = [[0, *(round(found[k], 4) for k in names)]], 0, 0
     for i, (got, state, _) in enumerate(lab.reinforced(b, t, base, seed + 1)):
         tokens, labels = tokens + got.tokens, labels + got.labels
-        if (i + 1) % t.eval_every == 0 or i + 1 == t.steps:
+        if (i + 1) % t.train.eval_every == 0 or i + 1 == t.train.steps:
             found, r = measure(state.params, seed=7 + i)
             curve.append([tokens, *(round(found[k], 4) for k in names)])
             if found["verified"] >= GOAL + 0.02:
@@ -147,7 +149,8 @@ def unbiased(b: Results, base: dict) -> None:
             for p in asked
         ]
         want = np.mean([flat(g) for _, g in found], axis=0)
-        t = replace(b.t, level=3, num_prompts=4, group_size=64, seq_len=48, max_new_tokens=16)
+        t = replace(b.t, level=3, num_prompts=4, group_size=64, max_new_tokens=16)
+        t = replace_train(t, seq_len=48)
         total = jax.jit(
             jax.grad(lambda lm, batch: learn.make_loss(c, t)({"lm": lm}, batch, None)[0])
         )
@@ -170,7 +173,7 @@ def efficiency(b: Results, base: dict) -> None:
     """Every method at every rate once; then, on the other seeds, the best outcome method and the process methods."""
 
     def at(method: str, rate: float, seed: int) -> dict:
-        t = replace(b.t, method=method, lr_scale=rate)
+        t = replace_train(replace(b.t, method=method), lr_scale=rate)
         key = {"part": "learn", "base": "mid", "method": method, "rate": rate, "seed": seed}
         return b.once(key, lambda: train(b, t, base, seed))
 
@@ -187,14 +190,8 @@ def low_skill(b: Results, base: dict) -> None:
     them: without the bonus each method settles for what it can do (step_local: 71% of the steps instead of 83% then)."""
     for method in ("rloo", "first_error", "step_local"):
         for rate in RATES[1:]:
-            t = replace(
-                b.t,
-                method=method,
-                lr_scale=rate,
-                steps=2 * b.t.steps,
-                entropy_coef=0.01,
-                entropy_target=0.5,
-            )
+            t = replace(b.t, method=method, entropy_coef=0.01, entropy_target=0.5)
+            t = replace_train(t, lr_scale=rate, steps=2 * b.t.train.steps)
             key = {"part": "learn", "base": "low", "method": method, "rate": rate, "seed": 0}
             b.once(key, lambda t=t: train(b, t, base, 0))
 
@@ -202,15 +199,8 @@ def low_skill(b: Results, base: dict) -> None:
 # ---------------------------------------------------------------------------------------------------- diversity
 def diverse(b: Results) -> None:
     """Sorting by swaps, where many orders are right: what is left of them after process credit?"""
-    t = replace(
-        b.t,
-        task="swaps",
-        level=3,
-        max_new_tokens=40,
-        method="step_local",
-        lr_scale=RATES[1],
-        steps=40,
-    )
+    t = replace(b.t, task="swaps", level=3, max_new_tokens=40, method="step_local")
+    t = replace_train(t, lr_scale=RATES[1], steps=40)
     base = policy(replace(b, t=t), "swaps", swaps.wandering, 900)
 
     def work() -> dict:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 
+from experiments.credit import mistakes
 from ramp.errors import UserError
 from ramp.tasks import Problem, gsm8k
-from experiments.credit import mistakes
 from ramp.tasks.calculator import NotArithmetic, calculate, number
 from ramp.tasks.protocol import first_error_f1
 

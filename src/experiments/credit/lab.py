@@ -6,9 +6,9 @@ from functools import lru_cache
 
 import jax
 
+from experiments.results import Results
 from ramp.config import Model, Reinforce
 from ramp.credit import learn
-from experiments.results import Results
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.state import State, init_state
@@ -19,16 +19,16 @@ TOKENIZER = Tokenizer.bytes_only()
 
 def trainer(c: Model, t: Reinforce, loss: Loss) -> tuple[Callable[[dict], State], Callable]:
     """(first state of a copy of the parameters, update)."""
-    tx = optim.make_optimizer(t, c.dtype)
+    tx = optim.make_optimizer(t.train, c.dtype)
     first = jax.jit(lambda params: init_state(jax.tree.map(lambda a: a + 0, params), tx, 0))
-    return first, make_step(loss, tx, t)
+    return first, make_step(loss, tx, t.train)
 
 
 def fit(c: Model, t: Reinforce, loss: Loss, params: dict, batches: Callable[[int], dict]) -> dict:
     """`t.steps` updates of a copy of the parameters."""
     first, update = trainer(c, t, loss)
     state = first(params)
-    for i in range(t.steps):
+    for i in range(t.train.steps):
         state, _ = update(state, learn.shard_rows(batches(i)))
     return state.params
 
@@ -53,7 +53,7 @@ def reinforced(
     )  # who gets credit is no part of the program
     first, update = reinforcer(b.model, same)
     state = first(base)
-    for i in range(t.steps):
+    for i in range(t.train.steps):
         params = state.params | (frozen or {})
         got = learn.collect_batch(b.model, t, TOKENIZER, params, ref, i, seed)
         state, metrics = update(state, learn.shard_rows(got.batch))

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ramp.credit import audit
 from experiments.results import markdown, part
+from ramp.credit import audit
 
 Rows = Sequence[dict]
 Bar = tuple[str, str, str]  # figure, bar, measured

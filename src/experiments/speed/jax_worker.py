@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ramp import config, run
 from experiments.speed.worker import peak_bytes, serve, timed
+from ramp import config, run
 from ramp.config import Config
 from ramp.decode import sample
 from ramp.model import transformer

@@ -10,12 +10,12 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import Qwen3Config, Qwen3ForCausalLM
 from worker import (
     peak_bytes,
     serve,
     timed,
 )  # found beside this file, which is run by its path
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 
 class Peer:

@@ -79,7 +79,7 @@ _logps = jax.jit(token_logps, static_argnums=(0, 4))
 
 def logps(c: Model, t: Reinforce, lm: dict, r: Rollouts) -> np.ndarray:
     """float32 [B, t.seq]: log-probability of each target under another model, as the sampler would have drawn it."""
-    batch = shard_rows(rollouts.make_rows(r, t.seq_len))
+    batch = shard_rows(rollouts.make_rows(r, t.train.seq_len))
     return np.asarray(_logps(c, lm, batch["tokens"], batch["targets"], t.temperature)[0])
 
 
@@ -114,7 +114,7 @@ def collect_batch(
     )
     credit, cost = build_credit(c, t, tokenizer, params, ref_bt, r, first)
     advantage_bn = np.asarray(METHODS[t.method](credit))
-    batch = rollouts.make_rows(r, t.seq_len, advantage_bn)
+    batch = rollouts.make_rows(r, t.train.seq_len, advantage_bn)
     keep_b = rollouts.signal_batch(r, advantage_bn)
     said, batch["weights"] = (
         batch["weights"],
@@ -134,7 +134,7 @@ def collect_batch(
         given = process_head.limit_labels(
             process_head.first_error_labels(r), t.label_fraction, first
         )
-        more, labels = process_head.label_rows(r, t.seq_len, given), int((given >= 0).sum())
+        more, labels = process_head.label_rows(r, t.train.seq_len, given), int((given >= 0).sum())
         batch |= {
             "labels": more["labels"],
             "label_weights": more["weights"],
@@ -170,7 +170,7 @@ def build_credit(
         more["value_bs"], cost = rollouts.sample_continuations(*start, r, n, seed, t.temperature)
         more["best_bs"] = np.asarray(best_of(more["value_bs"], n, min(t.best_of, n)))
     if t.reward == "head":
-        right_bs = process_head.score_steps(c, params["process"], r, t.seq_len)
+        right_bs = process_head.score_steps(c, params["process"], r, t.train.seq_len)
     if t.method == "implicit":
         ratio_bt = logps(c, t, params["process"]["lm"], r) - ref_bt
         more["implicit_bn"] = rollouts.align_to_tokens(r, t.implicit_beta * ratio_bt)

@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.errors import UserError
 from ramp.decode import sample
-from ramp.decode.sample import SamplingParams, DecodeState
+from ramp.decode.sample import DecodeState, SamplingParams
+from ramp.errors import UserError
 from ramp.model.transformer import ROWS, Params
 from ramp.tasks import Problem, Task, Verdict
 from ramp.tasks.protocol import parse, prompt_ids

@@ -21,9 +21,9 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.decode import sample
+from ramp.decode.sample import row_keys, take_per_row
 from ramp.model.attention import MASKED, visible_mask
-from ramp.decode.sample import take_per_row, row_keys
-from ramp.model.transformer import ROWS, Block, Embed, Params, rope_angles, is_short_layer, unembed
+from ramp.model.transformer import ROWS, Block, Embed, Params, is_short_layer, rope_angles, unembed
 
 TOPS = 20  # most likely tokens reported with each token
 SPAN = 104.0  # nats below the top at which float32 has no probability left

@@ -31,9 +31,9 @@ from ramp.model.transformer import (
     Embed,
     Params,
     attention_backend,
+    is_short_layer,
     rope_angles,
     run_blocks,
-    is_short_layer,
     split_blocks,
     unembed,
 )

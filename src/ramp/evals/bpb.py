@@ -11,15 +11,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ramp.config import Config
-from ramp.reporting.figure import COLORS, FONT, GREY, blank
 from ramp.model import loss as model_loss
 from ramp.model import transformer
+from ramp.reporting.figure import COLORS, FONT, GREY, blank
+from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
-from ramp.train.common import load_params
 from ramp.text.ngrams import baselines
 from ramp.text.rows import ArrayRows, Batches, SubsampledRows, TokenRows, read_tokens
 from ramp.text.tokenizer import Tokenizer
-from ramp.reporting.metrics import MetricWriter
+from ramp.train.common import load_params
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
 

@@ -18,13 +18,13 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Config, Model
+from ramp.evals.questions import CONTINUE, Row, Task, make_rows
 from ramp.model import transformer
 from ramp.model.loss import cross_entropy
-from ramp.rundir import RunDir
-from ramp.train.common import load_params
-from ramp.evals.questions import CONTINUE, Row, Task, make_rows
-from ramp.text.tokenizer import Tokenizer
 from ramp.reporting.metrics import MetricWriter
+from ramp.rundir import RunDir
+from ramp.text.tokenizer import Tokenizer
+from ramp.train.common import load_params
 from ramp.train.mesh import ROWS, shard_batch
 from ramp.train.preemption import Preemption
 

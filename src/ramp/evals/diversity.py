@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ramp.config import Config
-from ramp.errors import UserError
 from ramp.decode.sample import SamplingParams
+from ramp.errors import UserError
 from ramp.rundir import RunDir
-from ramp.train.common import load_params
 from ramp.synth import generate, measure
 from ramp.synth.generate import Prompt
 from ramp.text.chat import conversations, render_prompt
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.common import load_params
 
 BATCH = 32  # answers sampled at once
 SHOWN = "distinct", "chao1", "entropy", "effective"

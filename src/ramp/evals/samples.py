@@ -7,10 +7,10 @@ from functools import partial
 from ramp.config import Config, Sample
 from ramp.decode import sample
 from ramp.rundir import RunDir
-from ramp.train.common import load_params
 from ramp.tasks import tool
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.common import load_params
 from ramp.train.preemption import Preemption
 
 

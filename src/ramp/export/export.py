@@ -15,8 +15,8 @@ import numpy as np
 from ramp.config import Config, Model
 from ramp.errors import UserError
 from ramp.export import load
-from ramp.train.common import model_identity
 from ramp.text.tokenizer import SPECIALS, Tokenizer
+from ramp.train.common import model_identity
 
 # The keys of a model that config.json has words for, and those that finished weights no longer depend on.
 SAID = {

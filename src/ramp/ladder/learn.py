@@ -20,13 +20,13 @@ from jax.sharding import PartitionSpec as P
 from ramp import config
 from ramp.config import Config, Model, Train
 from ramp.errors import UserError
+from ramp.evals import bpb, samples
 from ramp.ladder.probes import Probe
 from ramp.ladder.rungs import RUNGS, Rung, settings
 from ramp.model import cost, transformer
 from ramp.model.attention import MASKED, attention, visible_mask
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
-from ramp.evals import samples, bpb
 from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim

@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 
 from ramp import config
-from ramp.reporting import report
 from ramp.config import Config
+from ramp.evals import bpb
 from ramp.ladder import page
 from ramp.ladder.learn import (
     SEEDS,
-    train_probe,
-    train_corpus,
     count_bigrams,
     probe_config,
     rung_model,
+    train_corpus,
+    train_probe,
 )
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below, settings
+from ramp.reporting import report
+from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir, write_atomic
-from ramp.evals import bpb
 from ramp.stages import prepare
 from ramp.text.tokenizer import Tokenizer
-from ramp.reporting.metrics import MetricWriter
 
 SAME = 0.02  # bits per byte: what costs less may be worse by so much
 

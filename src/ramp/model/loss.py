@@ -11,9 +11,9 @@ from ramp.config import Model
 from ramp.model.transformer import (
     ROWS,
     Params,
-    gather_weight,
     apply_head,
     compute_hidden,
+    gather_weight,
     scatter_grad,
     unembed,
 )

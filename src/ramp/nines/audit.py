@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import logit
 
 from ramp.errors import UserError
-from ramp.nines import intervals, growth, trials
+from ramp.nines import growth, intervals, trials
 
 
 def ladder(t: trials.Table, nines: float = 2) -> list[tuple[str, bool, str]]:

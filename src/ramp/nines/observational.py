@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from ramp.errors import UserError
-from ramp.nines.backtest import DRAWS, crps, covers, logits, pit, observed_variance
+from ramp.nines.backtest import DRAWS, covers, crps, logits, observed_variance, pit
 from ramp.nines.trials import Table, checkpoint, curves, select
 
 # Logs of a, b, the standard deviations of family and noise, and c: prior means; each normal with standard deviation 1.

@@ -12,7 +12,7 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from ramp.errors import UserError
-from ramp.nines import backtest, intervals, growth, items, trials
+from ramp.nines import backtest, growth, intervals, items, trials
 from ramp.nines.growth import SHAPES, Points
 
 _GAUSS = np.polynomial.hermite_e.hermegauss(25)

@@ -29,15 +29,15 @@ from jax.sharding import PartitionSpec as P
 
 from ramp import config
 from ramp.config import Config
-from ramp.credit import process_head, learn
-from ramp.errors import UserError
+from ramp.credit import learn, process_head
 from ramp.decode import sample
+from ramp.errors import UserError
 from ramp.model import transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.rundir import write_atomic
-from ramp.train.common import lower_train_step
 from ramp.train import mesh as meshes
+from ramp.train.common import lower_train_step
 from ramp.train.mesh import ROWS
 from ramp.train.state import abstract_state
 
@@ -93,7 +93,7 @@ def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
     floats = ("weights", "advantage", "old", "labels", "label_weights", "label_spoken")
     return lower_train_step(
         c,
-        t,
+        t.train,
         mesh,
         learn.make_loss(m, t),
         lambda p: p | {"process": process_head.init_head(m, p["lm"])},

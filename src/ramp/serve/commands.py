@@ -83,8 +83,8 @@ def _opened(
     found, c = rundir.open_run(path)
     stage = stage or ("finetune" if found.checkpoints("finetune").exists() else "pretrain")
     from ramp.run import setup_devices
-    from ramp.train.common import load_params
     from ramp.text.tokenizer import Tokenizer
+    from ramp.train.common import load_params
 
     c = _in_memory(c) if alone else setup_devices(c)
     tokenizer = Tokenizer.load(found.tokenizer)
@@ -116,11 +116,11 @@ def _import(args: argparse.Namespace) -> int:
         raise UserError(f"--context is {args.context}; it must be at least 1")
     import jax
 
+    from ramp.export import load
     from ramp.model import transformer
     from ramp.reporting.report import update_report
-    from ramp.export import load
-    from ramp.train.common import model_identity
     from ramp.train.checkpoint import Checkpoints
+    from ramp.train.common import model_identity
     from ramp.train.state import abstract_state
 
     f, tokenizer = load.open_foreign(args.file)

@@ -18,8 +18,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.decode import sample
-from ramp.decode import batch
+from ramp.decode import batch, sample
 from ramp.decode.batch import Way
 from ramp.text.tokenizer import Tokenizer
 

@@ -9,14 +9,14 @@ import numpy as np
 
 from ramp import config, rundir
 from ramp.config import Config
-from ramp.errors import UserError
 from ramp.decode import sample
+from ramp.errors import UserError
+from ramp.evals.samples import sampling_params
 from ramp.run import setup_devices
 from ramp.rundir import RunDir
-from ramp.train.common import load_params
-from ramp.evals.samples import sampling_params
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
+from ramp.train.common import load_params
 
 PIECE = 8  # tokens decoded between two looks at the screen
 

@@ -1,0 +1,120 @@
+"""The stages of a run: one row of plain data each, read by the command line, config, rundir, run, report and serve.
+
+To add a stage: a file beside these with `run(rundir, config, stop) -> dict` (what the report shows), a section in
+`ramp/config.py`, and a row here. Modules are named as text and imported when they run, so that `ramp --help` is quick.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the rest of ramp knows of a stage."""
+
+    name: str
+    help: str
+    """one line of `ramp --help`"""
+    module: str
+    """has `run(rundir, config, stop)`, and `check(config)` where settings can be refused before anything runs"""
+    needs: str = ""
+    """the stage that must be done first"""
+    reads: tuple[str, ...] = ()
+    """sections of the configuration that it reads beside those of the stages it needs; other flags are refused"""
+    identity: tuple[str, ...] = ()
+    """sections that its result depends on: they cannot change in a run directory that has begun it"""
+    train: str = ""
+    """where its `Train` settings are in the configuration; empty: it does not train"""
+    lr_fraction: float = 1.0
+    """its learning rates by rule, as a fraction of pretraining's"""
+    speaks: bool = False
+    """its weights can be sampled from: chat, sample and serve offer it"""
+    repeats: bool = False
+    """asked for by name, it runs again although it is done"""
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "prepare",
+            "text to tokenizer to tokens",
+            "ramp.stages.prepare",
+            reads=("seed", "text", "mesh"),
+            identity=("seed", "text"),
+        ),
+        Stage(
+            "pretrain",
+            "train on the corpus",
+            "ramp.stages.pretrain",
+            needs="prepare",
+            reads=("model", "pretrain", "eval", "sample", "checkpoint"),
+            identity=("model", "pretrain"),
+            train="pretrain",
+            speaks=True,
+        ),
+        Stage(
+            "eval",
+            "bits per byte compared with n-grams and xz, or the 22 tasks of CORE",
+            "ramp.evals.bpb",
+            needs="pretrain",
+            repeats=True,
+        ),
+        Stage(
+            "finetune",
+            "train on conversations",
+            "ramp.stages.finetune",
+            needs="pretrain",
+            reads=("chat", "finetune", "trials"),
+            identity=("chat", "finetune", "trials"),
+            train="finetune",
+            lr_fraction=0.2,
+            speaks=True,
+        ),
+        Stage(
+            "sample",
+            "answer the questions of the configuration, or continue a prompt",
+            "ramp.evals.samples",
+            needs="finetune",
+            repeats=True,
+        ),
+        Stage(
+            "dpo",
+            "train on preferred and rejected answers (DPO)",
+            "ramp.stages.dpo",
+            needs="finetune",
+            reads=("dpo",),
+            identity=("dpo",),
+            train="dpo.train",
+            lr_fraction=0.02,
+            speaks=True,
+        ),
+        Stage(
+            "reinforce",
+            "train on a task with credit for each step",
+            "ramp.stages.reinforce",
+            needs="finetune",
+            reads=("reinforce",),
+            identity=("reinforce",),
+            train="reinforce.train",
+            lr_fraction=0.05,
+            speaks=True,
+        ),
+        Stage(
+            "synthesize",
+            "train on own samples, generation after generation, without losing diversity",
+            "ramp.stages.synthesize",
+            needs="pretrain",
+            reads=("synthesize",),
+            identity=("synthesize",),
+            train="synthesize.train",
+            lr_fraction=0.2,
+        ),
+    )
+}
+
+
+def list_sections(name: str) -> tuple[str, ...]:
+    """Sections of the configuration that a stage or one that it needs reads."""
+    stage = STAGES[name]
+    before = list_sections(stage.needs) if stage.needs else ()
+    return before + stage.reads

@@ -7,16 +7,16 @@ import jax
 
 from ramp.config import Config
 from ramp.errors import UserError
+from ramp.evals import bpb, samples
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
-from ramp.train import common
-from ramp.evals import samples, bpb
 from ramp.stages.trials import TrialRunner, solved_conversations
 from ramp.tasks import tool
 from ramp.text import chat
 from ramp.text.corpus import split_of
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
+from ramp.train import common
 from ramp.train.preemption import Preemption
 from ramp.train.state import eval_params
 

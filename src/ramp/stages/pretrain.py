@@ -3,13 +3,13 @@
 import jax
 
 from ramp.config import Config
+from ramp.evals import bpb, samples
 from ramp.model import transformer
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
-from ramp.train import common
-from ramp.evals import samples, bpb
 from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
+from ramp.train import common
 from ramp.train.preemption import Preemption
 from ramp.train.state import eval_params
 

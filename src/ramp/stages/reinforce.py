@@ -14,15 +14,15 @@ import jax
 import numpy as np
 
 from ramp.config import Config
-from ramp.credit import audit, process_head, learn, page, rollouts
+from ramp.credit import audit, learn, page, process_head, rollouts
 from ramp.credit.advantages import METHODS, MONTE_CARLO
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir, write_atomic
-from ramp.train import common
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
+from ramp.train import common
 from ramp.train.preemption import Preemption
 from ramp.train.state import State, eval_params
 
@@ -64,7 +64,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     stage = common.Trainer(
         name="reinforce",
         c=c,
-        t=t,
+        t=t.train,
         loss=learn.make_loss(c.model, t),
         batches=row_numbers,
         tokenizer=tokenizer,
@@ -132,15 +132,17 @@ def run_sft(
     t, task = c.reinforce, TASKS[c.reinforce.task]
     rows = {
         "steps": t.sft_steps,
-        "batch": t.batch_size,
-        "seq": t.seq_len,
+        "batch": t.train.batch_size,
+        "seq": t.train.seq_len,
         "eval_every": t.sft_steps,
         "save_every": t.sft_steps,
     }
     recipe = replace(c.finetune, lr_scale=c.finetune.lr_scale * t.sft_lr_scale, **rows)
 
     def batches(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
-        rows = learn.make_sft_batch(tokenizer, task, t.level, t.batch_size, t.seq_len, step, c.seed)
+        rows = learn.make_sft_batch(
+            tokenizer, task, t.level, t.train.batch_size, t.train.seq_len, step, c.seed
+        )
         return {name: a[lo:hi] for name, a in rows.items()}
 
     stage = common.Trainer("imitate", c, recipe, next_token_loss(c.model, 0.0), batches, tokenizer)

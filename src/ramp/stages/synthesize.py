@@ -16,18 +16,18 @@ import numpy as np
 
 from ramp import config
 from ramp.config import Config, Synthesize
+from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
-from ramp.decode.sample import SamplingParams
+from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir, write_atomic
-from ramp.train import common
 from ramp.synth import decide, drift, generate, guard, ledger, measure, mix, page
+from ramp.synth.corpus import Bits, PackedSamples, RealCorpus, TrainingPlan
 from ramp.synth.generate import Prompt, Sample
 from ramp.synth.guard import CollapseGuard, Trained
 from ramp.synth.measure import Docs
-from ramp.synth.corpus import Bits, TrainingPlan, PackedSamples, RealCorpus
 from ramp.text.tokenizer import Tokenizer
-from ramp.reporting.metrics import MetricWriter
+from ramp.train import common
 from ramp.train.fingerprint import fingerprint
 from ramp.train.preemption import Preemption
 from ramp.train.state import eval_params
@@ -72,7 +72,7 @@ def require(c: Config) -> None:
             f"synthesize.num_measured is {t.num_measured}, but only documents x (1 - seeded) = {t.num_documents * (1 - t.seeded_fraction):g} "
             "samples begin from nothing; raise synthesize.num_documents"
         )
-    if t.policy == "ours" and len(t.verifiers) < 2:
+    if t.policy == "guarded" and len(t.verifiers) < 2:
         raise UserError(
             f"synthesize.verifiers names {len(t.verifiers)}; it takes two that differ, since each is blind somewhere"
         )
@@ -81,9 +81,9 @@ def require(c: Config) -> None:
             f"synthesize.max_new_tokens {t.max_new_tokens} and a seed do not fit into model.context_len {c.model.context_len}"
         )
     rows = int(np.prod([jax.sharding.get_mesh().shape[axis] for axis in ("replica", "data")]))
-    if t.batch_size % (rows * t.grad_accum_steps):
+    if t.train.batch_size % (rows * t.train.grad_accum_steps):
         raise UserError(
-            f"synthesize.train.batch_size {t.batch_size} does not divide over {rows} devices x {t.grad_accum_steps} microbatches"
+            f"synthesize.train.batch_size {t.train.batch_size} does not divide over {rows} devices x {t.train.grad_accum_steps} microbatches"
         )
 
 
@@ -203,7 +203,7 @@ class Loop:
             replace(now, good=g),
             guard.Decision("go", ()),
         )  # a baseline goes on, whatever comes
-        if t.policy == "ours":
+        if t.policy == "guarded":
             pairs = [(getattr(new_bits, k), getattr(old_bits, k)) for k in ("per_byte", "rare")]
             bits_in = (
                 accounts["verifier"] + accounts["real"] if used else 1.0
@@ -246,7 +246,7 @@ class Loop:
     def anchor(self) -> float:
         """The real share by the drift law; its constant, what a generation on own samples alone costs, from two branches."""
         t = self.t
-        if t.policy != "ours" or not t.drift_probe_steps:
+        if t.policy != "guarded" or not t.drift_probe_steps:
             return mix.real_fraction(t.drift_tolerance, t.drift_tolerance, t.min_real_fraction)
         start = self.params(0)
         docs = [
@@ -257,7 +257,10 @@ class Loop:
         cost = {}
         for name, m in (("own", 0.0), ("real", 1.0)):
             short = replace(
-                self.c, synthesize=replace(t, policy="anchored", steps=t.drift_probe_steps)
+                self.c,
+                synthesize=config.replace_train(
+                    replace(t, policy="anchored"), steps=t.drift_probe_steps
+                ),
             )
             lesson = TrainingPlan.plan(short, self.real, made, [1.0], m, 0.0, self.c.seed)
             trained = self.fit(f"synthesize-probe-{name}", short, lesson, start)
@@ -273,7 +276,7 @@ class Loop:
         """Those that begin from nothing first, then rare passages and pairs of names."""
         t, bos = self.t, self.tokenizer.bos
         rng = np.random.default_rng([self.c.seed, g])
-        seeded = round(t.seeded_fraction * t.num_documents) if t.policy == "ours" else 0
+        seeded = round(t.seeded_fraction * t.num_documents) if t.policy == "guarded" else 0
         texts = [self.tokenizer.decode(d) for d in self.real.train] if seeded > 1 else []
         named = generate.entity_pairs(texts, seeded // 2, rng)
         pairs = [
@@ -294,7 +297,7 @@ class Loop:
         taught = [r for rows in self.rows(history) for r in rows if r["weight"] > 0]
         pool = Docs.of([[i for i in (*r["prompt"], *r["tokens"]) if i != bos] for r in taught])
         found = decide.decide(self.real, self.first, model, made, pool, plain)
-        if t.policy == "ours":
+        if t.policy == "guarded":
             now, said = guard.judge_samples(begin, t, found.seen)
         else:  # a baseline takes what comes
             found = replace(
@@ -352,7 +355,7 @@ class Loop:
             docs = [[*r["prompt"][1:], *r["tokens"]] for r in rows]
             made.append(
                 PackedSamples.pack(
-                    docs, [r["weight"] for r in rows], self.t.seq_len, self.tokenizer.bos
+                    docs, [r["weight"] for r in rows], self.t.train.seq_len, self.tokenizer.bos
                 )
             )
         live = [
@@ -365,9 +368,11 @@ class Loop:
     def fit(self, name: str, c: Config, lesson: TrainingPlan, start: dict) -> dict:
         """Train on a lesson from the weights `start`, or go on from the last checkpoint of the sub-stage `name`."""
         s = c.synthesize
-        t = replace(s, eval_every=s.steps, save_every=min(s.save_every, s.steps))
+        t = replace(
+            s.train, eval_every=s.train.steps, save_every=min(s.train.save_every, s.train.steps)
+        )
         stage = common.Trainer(
-            name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer
+            name, c, t.train, next_token_loss(c.model, t.train.z_loss), lesson, self.tokenizer
         )
         copy = lambda: jax.tree.map(lambda a: a + 0, start)  # noqa: E731  the stage donates what it starts from
         state, _ = stage.train(self.rundir, copy, lambda *_: {}, "", self.stop)

@@ -18,11 +18,11 @@ from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
 from ramp.nines import audit, backtest, page, readiness, record, report
 from ramp.nines import trials as tables
+from ramp.reporting.metrics import MetricWriter, drop_later_records
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS, Problem, Task
-from ramp.tasks.protocol import prompt_ids, render, make_slices, solution_ids
+from ramp.tasks.protocol import make_slices, prompt_ids, render, solution_ids
 from ramp.text.tokenizer import Tokenizer
-from ramp.reporting.metrics import MetricWriter, drop_later_records
 from ramp.train.preemption import Preemption
 
 STAGE = "finetune"  # the one that learns tasks

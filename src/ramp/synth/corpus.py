@@ -31,7 +31,8 @@ class RealCorpus:
     def read(cls, rundir: RunDir, c: Config, tokenizer: Tokenizer) -> "RealCorpus":
         t = c.synthesize
         rows, val = (
-            TokenRows(rundir.tokens(s), t.seq_len, tokenizer.fingerprint) for s in ("train", "val")
+            TokenRows(rundir.tokens(s), t.train.seq_len, tokenizer.fingerprint)
+            for s in ("train", "val")
         )
         train, whole = (
             openings(r.stream, tokenizer.bos, n)
@@ -165,9 +166,9 @@ class TrainingPlan:
     ) -> "TrainingPlan":
         """`live`: weight of each generation's samples, 0 for one that the guard dropped."""
         t = c.synthesize
-        last = t.final_real_fraction if t.policy == "ours" else 0.0
-        slots = t.steps * t.batch_size
-        first = slots - round(last * t.steps) * t.batch_size
+        last = t.final_real_fraction if t.policy == "guarded" else 0.0
+        slots = t.train.steps * t.train.batch_size
+        first = slots - round(last * t.train.steps) * t.train.batch_size
         rng = np.random.default_rng([seed, len(made)])
         share = max(0.0, (m * slots - (slots - first)) / max(first, 1))
         held = [w * (x.weights.sum(axis=1) > 0) for w, x in zip(live, made, strict=True)]
@@ -176,7 +177,9 @@ class TrainingPlan:
             t.policy, sizes, first, rng, share, real.rare_rows, rare, held, t.age_decay
         )
         reals = rng.choice(sizes[0], slots - first)
-        order = mix.order(len(found.number), len(reals), t.steps, t.batch_size, last, seed)
+        order = mix.order(
+            len(found.number), len(reals), t.train.steps, t.train.batch_size, last, seed
+        )
         generation = np.concatenate([found.generation, np.zeros_like(reals)])[order]
         return cls(real.rows, made, generation, np.concatenate([found.number, reals])[order])
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from ramp.errors import UserError
 from ramp.synth import generate, measure, select
+from ramp.synth.corpus import RealCorpus
 from ramp.synth.generate import Sample
 from ramp.synth.guard import Sampled
 from ramp.synth.measure import Docs, Null
 from ramp.synth.select import BANDS, Cells, Verifier
-from ramp.synth.corpus import RealCorpus
 
 AUDITED = 200  # 200 of 200 right is a lower 95% bound of .985, 195 one of .949: enough to tell .95
 EVEN = 0.3  # share of the target that is even over the bands of rarity, so that the rare is made more of; a choice, not swept
@@ -177,7 +177,9 @@ def decide(
     precision, notes = test_verifier(real, first, float(passed.mean()))
     if t.auditor:
         precision = audit_accepted(real, docs, kept)
-    weight, ess, missed = weigh_samples(real, first, docs, band, kept, precision >= t.min_precision)
+    weight, ess, missed = weigh_samples(
+        real, first, docs, band, kept, precision >= t.guard.min_precision
+    )
     against = panel(real, first, docs.take(np.arange(min(plain, t.num_measured))))
     uneven = select.imbalance(passed[:plain], band[0][:plain])
     shown = bits[:plain][np.isfinite(bits[:plain])]

@@ -19,8 +19,8 @@ from scipy.stats import qmc
 
 from ramp.config import Model
 from ramp.decode import sample
-from ramp.model.loss import token_cross_entropy
 from ramp.decode.sample import SamplingParams
+from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import ROWS, apply_head, compute_hidden, unembed
 
 BATCH = 64  # rows sampled or scored at once

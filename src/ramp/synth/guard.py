@@ -108,20 +108,20 @@ def judge_samples(g: CollapseGuard, t: Synthesize, seen: Sampled) -> tuple[Colla
         return _repaired(g, t, "no sample was accepted: this generation is real text alone")
     reasons = []
     out = {
-        name: figure for name, figure in seen.figures.items() if abs(figure["z"]) > t.warn_z
+        name: figure for name, figure in seen.figures.items() if abs(figure["z"]) > t.guard.warn_z
     }  # a ratio may be noise
     for name, limit, side in (
-        ("coverage_2", t.min_coverage, -1),
-        ("vendi", t.min_vendi_ratio, -1),
-        ("kl_drift", t.max_kl_ratio, 1),
+        ("coverage_2", t.guard.min_coverage, -1),
+        ("vendi", t.guard.min_vendi_ratio, -1),
+        ("kl_drift", t.guard.max_kl_ratio, 1),
     ):
         if name in out and side * out[name]["ratio"] > side * limit:
             reasons.append(f"{name} is {out[name]['ratio']:.2f} of the null (limit {limit:g})")
-    if seen.imbalance > t.max_imbalance:
+    if seen.imbalance > t.guard.max_imbalance:
         reasons.append(
             f"a cell is accepted {seen.imbalance:.1f} times less often than the median cell"
         )
-    if seen.precision < t.min_precision:
+    if seen.precision < t.guard.min_precision:
         reasons.append(
             f"audited precision of what was accepted may be as low as {seen.precision:.2f}"
         )
@@ -134,7 +134,7 @@ def judge_samples(g: CollapseGuard, t: Synthesize, seen: Sampled) -> tuple[Colla
 def _repaired(g: CollapseGuard, t: Synthesize, *reasons: str) -> tuple[CollapseGuard, Decision]:
     """More real tokens, twice the share of rare ones among them (half at most), nothing of this generation's samples."""
     return replace(
-        g, m=min(1.0, g.m + t.repair_increment), rare=min(0.5, 2 * g.rare), weight=0.0
+        g, m=min(1.0, g.m + t.guard.repair_increment), rare=min(0.5, 2 * g.rare), weight=0.0
     ), Decision("repair", reasons)
 
 
@@ -143,11 +143,11 @@ def judge_model(
 ) -> tuple[CollapseGuard, Decision]:
     """Judge what was trained: keep it as the last good one, or go back."""
     test = g.tests + 1
-    limit = threshold(t.false_alarm_rate / 3, test)  # three questions share the rate
+    limit = threshold(t.guard.false_alarm_rate / 3, test)  # three questions share the rate
     reasons = []
     for name, pair, tolerance in (
-        ("bits", seen.bits, t.max_loss_rise),
-        ("bits of the tail", seen.tail_bits, t.max_tail_loss_rise),
+        ("bits", seen.bits, t.guard.max_loss_rise),
+        ("bits of the tail", seen.tail_bits, t.guard.max_tail_loss_rise),
     ):
         if pair is not None and len(pair[0]):
             e = log_e(scaled(*pair, tolerance))
@@ -163,7 +163,7 @@ def judge_model(
             )
     g = replace(g, tests=test, poor=g.poor + 1 if seen.bits_in <= seen.bits_lost else 0)
     if reasons:
-        g = replace(g, rolled=g.rolled + 1, m=min(1.0, g.m + t.repair_increment))
+        g = replace(g, rolled=g.rolled + 1, m=min(1.0, g.m + t.guard.repair_increment))
         if g.rolled >= 2:
             return g, Decision("stop", (*reasons, "second roll-back in a row"))
         return g, Decision("roll back", tuple(reasons))

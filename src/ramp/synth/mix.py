@@ -11,7 +11,7 @@ import numpy as np
 
 from ramp.synth.drift import real_fraction_for
 
-POLICIES = ("ours", "replace", "accumulate", "subsample", "anchored")
+POLICIES = ("guarded", "replace", "accumulate", "subsample", "anchored")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from ramp.reporting.figure import COLORS, STYLE, Curve, blank, picture, svg
 from ramp.reporting.html import section, table, write_page
 
 FAMILY = {"real": "green", "replace": "warm", "accumulate": "gold"}
-FAMILY |= {"subsample": "pink", "anchored": "violet", "ours": "main"}
+FAMILY |= {"subsample": "pink", "anchored": "violet", "guarded": "main"}
 SAID = {
     "coverage_1": "tokens of held-out text that it still uses",
     "coverage_2": "bigrams of held-out text that it still uses",

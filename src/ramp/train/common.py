@@ -15,16 +15,16 @@ from ramp.config import Config, Model, Train, fingerprint
 from ramp.errors import UserError
 from ramp.model import transformer
 from ramp.model.loss import next_token_loss
+from ramp.reporting.metrics import MetricWriter, read_last_values
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
-from ramp.reporting.metrics import MetricWriter, read_last_values
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.trainer import KINDS, Clock, train_loop
 from ramp.train.mesh import ROWS, compiler_options
 from ramp.train.preemption import Preemption
 from ramp.train.state import State, abstract_state, eval_params, init_state
 from ramp.train.step import Loss, make_step
+from ramp.train.trainer import KINDS, Clock, train_loop
 
 
 @dataclass(frozen=True)

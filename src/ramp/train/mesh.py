@@ -108,7 +108,7 @@ def check_divisible(c: config.Config, dims: tuple[int, int, int]) -> None:
         ),
         (
             "reinforce.num_prompts x group / accum",
-            c.reinforce.batch_size // c.reinforce.grad_accum_steps
+            c.reinforce.train.batch_size // c.reinforce.train.grad_accum_steps
             if "reinforce" in c.stages
             else 0,
             rows,

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ramp.config import Train
-from ramp.text.rows import Batches
 from ramp.reporting.metrics import MetricWriter
+from ramp.text.rows import Batches
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preempted, Preemption

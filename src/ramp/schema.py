@@ -1,0 +1,287 @@
+"""Frozen dataclasses as a schema: overlay tables and flags on them, check, list and write them.
+
+Knows nothing of ramp's own keys, which are in `config.py`. A key's type, range, default and documentation each stand
+once, in the dataclass; a TOML file and the command line go through the same checks.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.resources
+import inspect
+import json
+import math
+import sys
+import tomllib
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from ramp.errors import UserError
+
+EXECUTION = "execution"
+"""Marks a key that says how a result is computed or watched, not what the result is: it may change between two starts
+of a run, and a checkpoint does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, inclusive; `above` is an exclusive lower bound."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is finite and within the bounds."""
+        return math.isfinite(value) and self.low <= value <= self.high and value > self.above
+
+    def __str__(self) -> str:
+        if self.above > -math.inf:
+            lower = f"more than {self.above:g}"
+        else:
+            lower = f"at least {self.low:g}"
+        return lower if self.high == math.inf else f"{lower} and at most {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a schema: its dotted name, its type without annotations, its marks, default and documentation."""
+
+    name: str
+    type: Any
+    marks: tuple[Any, ...]
+    default: Any
+    doc: str
+
+
+# ------------------------------------------------------------------------------------------ reading
+def overlay(node: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
+    """A dataclass with the values of a (nested) table in place of its own.
+
+    Nested tables are laid over what the field already holds, so a section keeps the defaults of its owner.
+    Raises `UserError` for an unknown key, a wrong type or a wrong choice, with `where` and the dotted name.
+    """
+    types = read_types(type(node))
+    values = {}
+    for key, value in table.items():
+        name = prefix + key
+        if key not in types:
+            raise UserError(f"{where}: {describe_unknown(name, types, prefix)}")
+        current = getattr(node, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: '{name}' is a table [{name}], not {value!r}")
+            values[key] = overlay(current, value, where, name + ".")
+        else:
+            values[key] = convert(types[key], value, where, name)
+    return dataclasses.replace(node, **values)
+
+
+def convert(hint: Any, value: Any, where: str, name: str) -> Any:
+    """A value of a TOML file as the type that a key takes: lists become tuples, whole numbers become floats."""
+    base, _ = split_annotated(hint)
+    if typing.get_origin(base) is Literal:
+        choices = typing.get_args(base)
+        if value not in choices:
+            listed = ", ".join(map(repr, choices))
+            raise UserError(f"{where}: '{name}' is {value!r}; it can be {listed}")
+        return value
+    if typing.get_origin(base) is tuple:
+        if not isinstance(value, list | tuple) or not all(type(item) is str for item in value):
+            raise UserError(f"{where}: '{name}' takes a list of strings, not {value!r}")
+        return tuple(value)
+    if base is float and type(value) is int:
+        return float(value)
+    if type(value) is not base:  # bool is an int to isinstance
+        given = f"{type(value).__name__} ({value!r})"
+        raise UserError(f"{where}: '{name}' takes {base.__name__}, not {given}")
+    return value
+
+
+def check_ranges(node: Any, where: str, prefix: str = "") -> None:
+    """Raise `UserError` for the first number outside its `Range`."""
+    for key, hint in read_types(type(node)).items():
+        value = getattr(node, key)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value, where, f"{prefix}{key}.")
+        for mark in split_annotated(hint)[1]:
+            if isinstance(mark, Range) and not mark.holds(value):
+                raise UserError(f"{where}: '{prefix}{key}' is {value}; it must be {mark}")
+
+
+@cache
+def read_types(cls: type) -> dict[str, Any]:
+    """Type hints by field, with their annotations."""
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def split_annotated(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type without its annotations, and the annotations."""
+    if typing.get_origin(hint) is Annotated:
+        base, *marks = typing.get_args(hint)
+        return base, tuple(marks)
+    return hint, ()
+
+
+def describe_unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """What is wrong with an unknown key: it has a new name, looks like another one, or is none of these."""
+    names = [prefix + key for key in known]
+    if name in renamed_keys():
+        return f"'{name}' is now '{renamed_keys()[name]}'"
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"unknown key '{name}'; did you mean '{close[0]}'?"
+    shown = names if len(names) < 20 else sorted({key.split(".")[0] for key in names})
+    return (
+        f"unknown key '{name}'; known here: {', '.join(key.removeprefix(prefix) for key in shown)}"
+    )
+
+
+@cache
+def renamed_keys() -> dict[str, str]:
+    """Today's name of every key that had another one before."""
+    file = importlib.resources.files("ramp") / "renamed_keys.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+# ------------------------------------------------------------------------------------------ flags
+def parse_flags(words: Sequence[str], keys: Sequence[Key]) -> dict[str, Any]:
+    """`--model.depth 8 --text.sources a b` or `--model.depth=8` as a nested table.
+
+    Raises `UserError` for a flag that is not among the keys, or a value that does not read as the key's type.
+    """
+    by_name = {key.name: key for key in keys}
+    table: dict[str, Any] = {}
+    for flag, values in split_flags(words):
+        name = flag.removeprefix("--").replace("-", "_")
+        if name not in by_name:
+            raise UserError(f"{flag}: {describe_unknown(name, by_name)}")
+        *sections, last = name.split(".")
+        node = table
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = parse_words(by_name[name], values)
+    return table
+
+
+def split_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """Each flag with the words that follow it, up to the next flag."""
+    flag, values = "", []
+    for word in words:
+        if not word.startswith("--"):
+            if not flag:
+                raise UserError(f"unexpected argument {word!r}; flags look like --model.depth 8")
+            values.append(word)
+            continue
+        if flag:
+            yield flag, values
+        flag, equals, value = word.partition("=")
+        values = [value] if equals else []
+    if flag:
+        yield flag, values
+
+
+def parse_words(key: Key, words: list[str]) -> Any:
+    """The value of a flag. Lists are several words, or one TOML array such as '["a", "b"]'."""
+    where = f"--{key.name}"
+    if typing.get_origin(key.type) is tuple:
+        if len(words) == 1 and words[0].startswith("["):
+            try:
+                return tomllib.loads(f"list = {words[0]}")["list"]
+            except tomllib.TOMLDecodeError as error:
+                raise UserError(f"{where} is not a list: {error}") from None
+        return words
+    if len(words) != 1:
+        raise UserError(f"{where} takes one value, not {len(words)}")
+    word = words[0]
+    if key.type is bool:
+        if word.lower() not in ("true", "false"):
+            raise UserError(f"{where} takes true or false, not {word!r}")
+        return word.lower() == "true"
+    if key.type in (int, float):
+        try:
+            return key.type(word)
+        except ValueError:
+            kind = "a whole number" if key.type is int else "a number"
+            raise UserError(f"{where} takes {kind}, not {word!r}") from None
+    return word
+
+
+# ------------------------------------------------------------------------------------------ listing and writing
+def list_keys(node: Any, prefix: str = "") -> list[Key]:
+    """All keys below a dataclass, in order."""
+    docs = read_docs(type(node))
+    keys = []
+    for name, hint in read_types(type(node)).items():
+        value = getattr(node, name)
+        base, marks = split_annotated(hint)
+        if dataclasses.is_dataclass(value):
+            keys += list_keys(value, f"{prefix}{name}.")
+        else:
+            keys.append(Key(prefix + name, base, marks, value, docs.get(name, "")))
+    return keys
+
+
+@cache
+def read_docs(cls: type) -> dict[str, str]:
+    """The string under each field of a dataclass, from its source."""
+    module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
+    body = next(
+        n.body for n in module.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__
+    )
+    docs = {}
+    for field, below in zip(body, body[1:], strict=False):
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and is_text:
+            docs[ast.unparse(field.target)] = inspect.cleandoc(below.value.value)
+    return docs
+
+
+def format_keys(keys: Sequence[Key]) -> str:
+    """The keys as lines of help: name, type or choices, documentation, range, default."""
+    lines = []
+    section = None
+    for key in keys:
+        head = key.name.rpartition(".")[0]
+        if head != section:
+            lines.append(f"\n[{head or 'top level'}]")
+            section = head
+        bounds = [str(mark) for mark in key.marks if isinstance(mark, Range)]
+        notes = [*key.doc.split("\n"), *bounds, f"default {format_toml(key.default)}"]
+        text = "; ".join(" ".join(note.split()) for note in notes if note)
+        lines.append(f"  --{key.name} {describe_type(key.type)}\n        {text}")
+    return "\n".join(lines)
+
+
+def describe_type(kind: Any) -> str:
+    """INT, FLOAT, TEXT, {true,false}, {a,b} or [TEXT ...]."""
+    if typing.get_origin(kind) is Literal:
+        return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+    if typing.get_origin(kind) is tuple:
+        return "[TEXT ...]"
+    return {bool: "{true,false}", int: "INT", float: "FLOAT", str: "TEXT"}[kind]
+
+
+def to_toml(node: Any, prefix: str = "") -> str:
+    """A TOML text that `overlay` reads back to an equal dataclass."""
+    lines, tables = [], []
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            name = prefix + field.name
+            tables.append(f"\n[{name}]\n{to_toml(value, name + '.')}")
+        else:
+            lines.append(f"{field.name} = {format_toml(value)}\n")
+    return "".join(lines + tables)
+
+
+def format_toml(value: Any) -> str:
+    """One value of a TOML file."""
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(format_toml, value)) + "]"
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for surrogate pairs and DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return json.dumps(value) if isinstance(value, bool) else repr(value)
