@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.collapse import arms, table, world
+from experiments.collapse.trigram import Trigram
+from experiments.results import Results
 from ramp.config import Config, Synthesize
 from ramp.errors import UserError
 from ramp.reporting.html import write_page
-from experiments.results import Results
 from ramp.rundir import write_atomic
-from experiments.collapse import arms, table, world
 from ramp.synth import drift, measure, mix
 from ramp.synth.measure import Docs
-from experiments.collapse.trigram import Trigram
 from ramp.text.corpus import documents
 
 SEEDS, DRAWS = 3, 50

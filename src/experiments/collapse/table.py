@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ramp.reporting.html import section, table
 from experiments.results import markdown, part
+from ramp.reporting.html import section, table
 from ramp.synth import drift, page
 
 Rows = Sequence[dict]

@@ -7,7 +7,7 @@ whatever there is, so a half-finished run has a report as well. A section is `se
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.reporting.figure import Curve, picture, short
-from ramp.reporting.html import escape, section, table, write_page
+from ramp.reporting.html import escape, section, write_page
 
 MAX_SAMPLES = 8  # of a stage, spread over its steps
 MAX_FILE_CHARS = 60_000  # of the configuration and the provenance

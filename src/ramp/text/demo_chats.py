@@ -140,7 +140,30 @@ QUOTE_REQUESTS = (
 # Topics and words of jokes at somebody's expense or unfit for company. The words find what the
 # topics, which the package gives, miss.
 RUDE_TAGS = set(
-    ["women", "men", "dirty", "sarcastic", "sex", "flirty", "insults", "marriage", "rude", "stupid", "alcohol", "black", "blonde", "christian", "racist", "ugly", "fat", "death", "gay", "political", "drug", "hate"]
+    [
+        "women",
+        "men",
+        "dirty",
+        "sarcastic",
+        "sex",
+        "flirty",
+        "insults",
+        "marriage",
+        "rude",
+        "stupid",
+        "alcohol",
+        "black",
+        "blonde",
+        "christian",
+        "racist",
+        "ugly",
+        "fat",
+        "death",
+        "gay",
+        "political",
+        "drug",
+        "hate",
+    ]
 )
 RUDE = re.compile(
     r"\b(?:african|arse|asian|ass|asshole|bastard|bitch|boob|butt|condom|crap|damn|dead|dick|drunk"
