@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib import image
 
-from ramp.reporting.figure import COLORS, MAX_POINTS, Curve, blank, line, short, spread, svg
+from ramp.reporting.figure import COLORS, MAX_POINTS, Curve, blank, plot_curves, short, spread, svg
 
 
 def path(drawn, color):
@@ -50,7 +50,7 @@ def test_points_that_cannot_be_drawn_are_left_out(points):
 
 def test_values_stand_where_they_belong():
     drawn = svg(
-        line(
+        plot_curves(
             [Curve("c", [0, 5, 10], [4, 4, 1], dots=True)],
             {"xz": (2, "warm")},
             ("step", "bits"),
@@ -76,7 +76,9 @@ numbers = st.floats() | st.sampled_from([0.0, 1e-308, 1e-12, 1e12, 9.9e29, -9.9e
 def test_strange_values_are_drawn_or_left_out(x, y, level, log):
     n = min(len(x), len(y))
     drawn = svg(
-        line([Curve("c", x[:n], y[:n], half_life=2)], {"l": (level, "grey")}, ("x", "y"), log=log)
+        plot_curves(
+            [Curve("c", x[:n], y[:n], half_life=2)], {"l": (level, "grey")}, ("x", "y"), log=log
+        )
     )
     places = re.findall(r' (?:d|x|y|viewBox|transform)="([^"]*)"', drawn)
     assert not re.search(r"nan|inf", " ".join(places))
@@ -95,7 +97,7 @@ def test_labels_of_close_lines_do_not_overlap(places, gap):
 
 def test_the_same_data_give_the_same_bytes_and_no_date():
     pictures = [
-        line([Curve("c", [1, 2], [3, 4])], {"l": (3, "grey")}, ("x", "y")) for _ in range(2)
+        plot_curves([Curve("c", [1, 2], [3, 4])], {"l": (3, "grey")}, ("x", "y")) for _ in range(2)
     ]
     assert svg(pictures[0]) == svg(pictures[1])
     assert not re.search(r"\d{4}-\d\d-\d\d|https?:| id=\"(figure|axes)", svg(pictures[0]))
@@ -103,7 +105,9 @@ def test_the_same_data_give_the_same_bytes_and_no_date():
 
 def test_a_page_may_recolor_every_stroke_and_letter():
     drawn = svg(
-        line([Curve("c", [1, 2], [3, 4], name) for name in COLORS], {"l": (3, "warm")}, ("x", "y"))
+        plot_curves(
+            [Curve("c", [1, 2], [3, 4], name) for name in COLORS], {"l": (3, "warm")}, ("x", "y")
+        )
     )
     assert all(f"var(--{name}, {color})" in drawn for name, color in COLORS.items())
     assert not re.search(r"(?:fill|stroke): #", drawn)
@@ -113,7 +117,10 @@ def test_a_tensorboard_image_reads_on_light_and_on_dark():
     """Nothing is painted behind, and no pixel is nearly black or nearly white, ticks included."""
     figure, axes = blank(3, 2)
     axes.plot([1, 2], [3, 4], color=COLORS["main"])
-    for picture in (figure, line([Curve("c", [1, 2], [3, 4])], {"l": (3, "warm")}, ("x", "y"))):
+    for picture in (
+        figure,
+        plot_curves([Curve("c", [1, 2], [3, 4])], {"l": (3, "warm")}, ("x", "y")),
+    ):
         file = io.BytesIO()
         picture.savefig(file, format="png")
         file.seek(0)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from ramp.reporting.figure import Curve, plot_curves, plot_heatmap, short, svg
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below
 from ramp.model import transformer
-from ramp.reporting.figure import Curve, heat, line, short, svg
 from ramp.reporting.html import section, table, write_page
 from ramp.train import optim
 
@@ -58,12 +58,12 @@ def pictures(rung: Rung, low: dict | None, high: dict) -> dict[str, Figure]:
         ]
         counts = np.array(high["table"], float)
         share = np.sqrt(counts / counts.sum(axis=1, keepdims=True).clip(1))
-        drawn["How often the next byte follows the last"] = heat(
+        drawn["How often the next byte follows the last"] = plot_heatmap(
             share, names, names, ("the next byte", "the last byte")
         )
     if curves := [curve(name, x, color) for name, x, color in sides if "curve" in x]:
         labels = "tokens", "training loss, bits a byte"
-        drawn["On the text"] = line(curves, {}, labels, log=True, size=(9.6, 3))
+        drawn["On the text"] = plot_curves(curves, {}, labels, log=True, size=(9.6, 3))
     return drawn
 
 
@@ -82,12 +82,12 @@ def on_probe(rung: Rung, sides: list[tuple[str, dict, str]]) -> dict[str, Figure
         "passes": chance + PASS * (1 - chance),
     }
     levels = {name: (share, "grey") for name, share in levels.items()}
-    drawn = {"On the probe": line(curves, levels, ("step", "right answers"), size=(9.6, 3))}
+    drawn = {"On the probe": plot_curves(curves, levels, ("step", "right answers"), size=(9.6, 3))}
     if "attention" in found:
         names, seen = probe.names(found["n"]), np.array(found["attention"])
         row = [names[i] if i < len(names) else "?" for i in found["row"]]
         heads = [f"block {i + 1}, head {j + 1}" for i, j in np.ndindex(seen.shape[:2])]
-        drawn["Where the last question looks"] = heat(
+        drawn["Where the last question looks"] = plot_heatmap(
             seen.reshape(len(heads), -1), row, heads, ("the row", "")
         )
     return drawn

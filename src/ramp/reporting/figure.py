@@ -1,13 +1,13 @@
-"""Pictures in one hand for report.html, light or dark, and for TensorBoard: no background, colours that read on both.
+"""Figures of one style for pages, light or dark, and for TensorBoard.
 
-`svg` puts a figure into a page, where each colour is a CSS variable and text takes the page's font. Same data, same bytes.
+No background is painted and every colour reads on white and on black. `svg` puts a figure into a
+page, where each colour is a CSS variable and text takes the page's font. Same data, same bytes.
 """
 
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 
 import numpy as np
 from matplotlib import rc_context
@@ -16,21 +16,50 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from ramp.reporting.html import Html
+from ramp.reporting.html import Html, escape
 
-COLORS = {"main": "#4a6fe8", "side": "#8d9ab8", "warm": "#cf692b", "grey": "#858a93"}
-COLORS |= {"green": "#3aa387", "gold": "#d9a13b", "violet": "#a06bd0", "pink": "#d3607f"}
+# Each name is a CSS variable of page.css, too.
+COLORS = {
+    "main": "#4a6fe8",
+    "side": "#8d9ab8",
+    "warm": "#cf692b",
+    "grey": "#858a93",
+    "green": "#3aa387",
+    "gold": "#d9a13b",
+    "violet": "#a06bd0",
+    "pink": "#d3607f",
+}
+GREY = COLORS["grey"]
 CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) for a in (0.04, 1)])
-GREY, FONT, MAX_POINTS = COLORS["grey"], 8.5, 500
-STYLE = {f"axes.spines.{side}": False for side in ("left", "right", "top")} | {
-    "font.family": "DejaVu Sans", "font.size": FONT, "text.color": GREY, "text.parse_math": False,
-    "axes.facecolor": "none", "axes.edgecolor": GREY, "axes.labelcolor": GREY, "axes.axisbelow": True,
-    "legend.frameon": False, "svg.fonttype": "none", "svg.hashsalt": "ramp",
-}  # fmt: skip
+FONT = 8.5  # points
+MAX_POINTS = 500  # of a curve: more would only make the page larger
+LARGEST = 1e30  # values from here on break matplotlib's arithmetic and are left out
+STYLE = {
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "DejaVu Sans",
+    "font.size": FONT,
+    "text.color": GREY,
+    "text.parse_math": False,  # a name may hold a dollar sign
+    "axes.facecolor": "none",
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text, and takes the font of the page
+    "svg.hashsalt": "ramp",
+}
+
+Levels = Mapping[str, tuple[float, str]]  # name -> (y, a key of COLORS)
+Size = tuple[float, float]  # inches; a page is 9.6 wide
+WIDE = (9.6, 4)
 
 
 @dataclass(frozen=True)
 class Curve:
+    """One line of a plot."""
+
     name: str
     x: Sequence[float]
     y: Sequence[float]
@@ -39,99 +68,115 @@ class Curve:
     dots: bool = False
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:
-        """At most MAX_POINTS of what can be drawn: finite and below 1e30."""
+        """At most MAX_POINTS of what can be drawn: finite and below LARGEST."""
         x, y = np.asarray(self.x, float), np.asarray(self.y, float)
-        fit = (np.abs(x) < 1e30) & (np.abs(y) < 1e30)
-        x, y, n = x[fit], y[fit], int(fit.sum())
+        drawable = (np.abs(x) < LARGEST) & (np.abs(y) < LARGEST)
+        x, y = x[drawable], y[drawable]
+        n = len(x)
         if self.half_life and n:
-            weights = 0.5 ** (np.arange(min(n, int(30 * self.half_life))) / self.half_life)
+            ages = np.arange(min(n, int(30 * self.half_life)))
+            weights = 0.5 ** (ages / self.half_life)
+            # Divided by the same sum over ones, the average is unbiased at the start.
             y = np.convolve(y, weights)[:n] / np.convolve(np.ones(n), weights)[:n]
-        if n > MAX_POINTS:  # means over equal pieces, the last point as it is
+        if n > MAX_POINTS:
+            # Means over equal pieces; the last piece is the last point as it is.
             starts = np.linspace(0, n - 1, MAX_POINTS).astype(int)
-            x, y = (np.add.reduceat(a, starts) / np.diff(starts, append=n) for a in (x, y))
+            sizes = np.diff(starts, append=n)
+            x = np.add.reduceat(x, starts) / sizes
+            y = np.add.reduceat(y, starts) / sizes
         return x, y
 
 
 @rc_context(STYLE)
 def blank(width: float, height: float) -> tuple[Figure, Axes]:
-    """An empty figure, in inches (a page is 9.6 wide), and its axes; draw on them under `rc_context(STYLE)`."""
+    """An empty figure, in inches, and its axes; draw on them under `rc_context(STYLE)`."""
     figure = Figure(figsize=(width, height), dpi=130, facecolor="none", layout="constrained")
     axes = figure.subplots()
-    axes.tick_params(
-        which="both", length=0, labelsize=FONT, labelcolor=GREY
-    )  # ticks are made late, without STYLE
+    # Ticks are made late, when STYLE no longer holds.
+    axes.tick_params(which="both", length=0, labelsize=FONT, labelcolor=GREY)
     axes.grid(axis="y", color=GREY, alpha=0.25)
     return figure, axes
 
 
 @rc_context(STYLE)
-def line(
+def plot_curves(
     curves: Sequence[Curve],
-    levels: Mapping[str, tuple[float, str]],
+    levels: Levels,
     labels: tuple[str, str],
     log: bool = False,
-    size: tuple[float, float] = (9.6, 4),
+    size: Size = WIDE,
 ) -> Figure:
-    """Curves against `levels`, name -> (y, color): horizontal lines, named at the right. `labels` of x and y. `log` y,
-    if all are above 0. Under a moving average the values themselves are faint."""
+    """Curves with horizontal lines at `levels`, named at the right. `labels` are of x and y.
+
+    `log` sets a logarithmic y axis if every value is above 0. Under a moving average the values
+    themselves are drawn faintly.
+    """
     figure, axes = blank(*size)
     axes.set(xlabel=labels[0], ylabel=labels[1], xmargin=0)
-    for c in curves:
-        x, y = c.points()
-        marker, width = "o" if c.dots or len(x) == 1 else "", 1.6 if c.color == "main" else 1.1
-        axes.plot(x, y, marker=marker, ms=3, lw=width, color=COLORS[c.color], label=c.name)
-        if c.half_life:
-            axes.plot(*replace(c, half_life=0).points(), lw=0.7, alpha=0.35, color=COLORS[c.color])
-    rows = sorted(
-        (y, name[:40], COLORS[color]) for name, (y, color) in levels.items() if abs(y) < 1e30
-    )
-    for y, _, color in rows:
-        axes.axhline(y, color=color, lw=0.8, ls=(0, (5, 4)), alpha=0.8)
+    for curve in curves:
+        x, y = curve.points()
+        color = COLORS[curve.color]
+        marker = "o" if curve.dots or len(x) == 1 else ""
+        width = 1.6 if curve.color == "main" else 1.1
+        axes.plot(x, y, marker=marker, ms=3, lw=width, color=color, label=curve.name)
+        if curve.half_life:
+            raw = replace(curve, half_life=0)
+            axes.plot(*raw.points(), lw=0.7, alpha=0.35, color=color)
+    levels = {name: level for name, level in levels.items() if abs(level[0]) < LARGEST}
+    for y, color in levels.values():
+        axes.axhline(y, color=COLORS[color], lw=0.8, ls=(0, (5, 4)), alpha=0.8)
     (left, low), (right, high) = axes.dataLim.get_points()
     if 0 < left < 0.1 * right:
         axes.set_xlim(left=0)
     if log and low > 1e-9:
         axes.set_yscale("log")
-        ticks = LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 50 * low else (1,))
-        axes.yaxis.set(major_locator=ticks, minor_locator=NullLocator())
+        # Less than two decades need more ticks than the powers of ten.
+        subs = (1, 1.5, 2, 3, 5, 7) if high < 50 * low else (1,)
+        axes.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
     axes.xaxis.set(major_formatter=short)
     axes.yaxis.set(major_formatter=short)
-    if len(curves) > 1 or rows:
+    if len(curves) > 1 or levels:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=max(1, len(curves)))
-    ends = (axes.transData - axes.transAxes).transform(
-        [(axes.get_xlim()[0], y) for y, *_ in rows] or np.empty((0, 2))
-    )
-    for (y, name, color), end, place in zip(
-        rows, ends[:, 1], spread(ends[:, 1], 0.18 / size[1]), strict=True
-    ):
-        name = "".join(c if c.isprintable() else "?" for c in name)
-        lead = {
-            "arrowstyle": "-",
-            "color": color,
-            "lw": 0.6,
-            "shrinkA": 0,
-            "shrinkB": 0,
-            "relpos": (0, 0.5),
-        }
-        at = {"xy": (1, end), "xytext": (1.02, place), "xycoords": "axes fraction", "va": "center"}
-        axes.annotate(f"{name} {y:#.4g}", **at, color=color, arrowprops=lead)
+    if levels:
+        _label_levels(axes, levels, gap=0.18 / size[1])
     return figure
 
 
+def _label_levels(axes: Axes, levels: Levels, gap: float) -> None:
+    """Name each level at the right of the axes, labels at least `gap` of the height apart."""
+    rows = sorted((y, name, color) for name, (y, color) in levels.items())
+    left = axes.get_xlim()[0]
+    to_axes = axes.transData - axes.transAxes
+    heights = to_axes.transform([(left, y) for y, _, _ in rows])[:, 1]
+    for (y, name, color), height, place in zip(rows, heights, spread(heights, gap), strict=True):
+        printable = "".join(c if c.isprintable() else "?" for c in name[:40])
+        color = COLORS[color]
+        lead = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(
+            f"{printable} {y:#.4g}",
+            xy=(1, height),
+            xytext=(1.02, place),
+            xycoords="axes fraction",
+            va="center",
+            color=color,
+            arrowprops=lead | {"relpos": (0, 0.5)},
+        )
+
+
 @rc_context(STYLE)
-def heat(
+def plot_heatmap(
     values: np.ndarray, columns: list[str], rows: list[str], labels: tuple[str, str]
 ) -> Figure:
     """Numbers from 0 to 1 as colours, [rows, columns]."""
     figure, axes = blank(9.6, 1 + 0.2 * len(rows))
     axes.grid(False)
-    places = np.arange(len(columns)), np.arange(len(rows))
-    axes.pcolormesh(
-        *places, values, cmap=CLEAR, vmin=0, vmax=1
-    )  # vectors: the page's policy allows no bitmap
+    x, y = np.arange(len(columns)), np.arange(len(rows))
+    # A mesh of vectors: the page's policy allows no bitmap.
+    axes.pcolormesh(x, y, values, cmap=CLEAR, vmin=0, vmax=1)
     axes.invert_yaxis()
-    axes.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 2 else 0)
-    axes.set_yticks(range(len(rows)), rows)
+    is_long = max(map(len, columns)) > 2
+    axes.set_xticks(x, columns, rotation=90 if is_long else 0)
+    axes.set_yticks(y, rows)
     axes.set(xlabel=labels[0], ylabel=labels[1])
     return figure
 
@@ -152,29 +197,30 @@ def short(value: float, _: object = None) -> str:
 
 @rc_context(STYLE)
 def svg(figure: Figure) -> Html:
-    """The figure as an element of a page, without matplotlib's ids and the style that it would set for the whole page."""
+    """The figure as an element of a page."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    body = re.sub(r' id="[\w.]+_\d+"', "", out.getvalue().split("</defs>", 1)[1])
+    # What stands before holds a style that matplotlib would set for the whole page.
+    body = out.getvalue().split("</defs>", 1)[1]
+    body = re.sub(r' id="[\w.]+_\d+"', "", body)  # not unique among the figures of a page
     body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), body)
     for name, color in COLORS.items():
         body = body.replace(color, f"var(--{name}, {color})")
     width, height = 72 * figure.get_size_inches()
-    label = " by ".join(filter(None, (figure.axes[0].get_ylabel(), figure.axes[0].get_xlabel())))
-    picture = (
-        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{body}'
-    )
-    return Html(picture)
+    axes = figure.axes[0]
+    names = [name for name in (axes.get_ylabel(), axes.get_xlabel()) if name]
+    label = escape(" by ".join(names))
+    return Html(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{body}')
 
 
 def picture(
     curves: Sequence[Curve],
-    levels: Mapping[str, tuple[float, str]],
+    levels: Levels,
     x: str,
     y: str,
     log: bool = False,
-    size: tuple[float, float] = (9.6, 4),
+    size: Size = WIDE,
 ) -> Html:
-    """The curves of `line` as SVG; nothing if no point of them can be drawn."""
+    """`plot_curves` as SVG; nothing if no point of the curves can be drawn."""
     curves = [curve for curve in curves if len(curve.points()[0])]
-    return svg(line(curves, levels, (x, y), log, size)) if curves else Html()
+    return svg(plot_curves(curves, levels, (x, y), log, size)) if curves else Html()

@@ -44,6 +44,7 @@ def escape(value: Any, limit: int = MAX_CHARS) -> Html:
     if isinstance(value, Html):
         return value
     text = value
+    # A figure or a list from a JSON file is shown the way the file has it.
     if not isinstance(value, str):
         text = json.dumps(value, ensure_ascii=False, default=str)
     if len(text) > limit:
@@ -51,49 +52,47 @@ def escape(value: Any, limit: int = MAX_CHARS) -> Html:
     return Html(html.escape(text))
 
 
-def element(tag: str, *parts: str, **attributes: str) -> Html:
-    """`<tag>` around parts of HTML. An attribute `class_` is written `class`."""
-    pairs = [f' {name.strip("_")}="{html.escape(text)}"' for name, text in attributes.items()]
-    return Html(f"<{tag}{''.join(pairs)}>{''.join(parts)}</{tag}>")
+def paragraph(text: str) -> Html:
+    """A paragraph of text."""
+    return Html(f"<p>{escape(text)}</p>")
 
 
-def paragraph(text: str, **attributes: str) -> Html:
-    """A paragraph of text; `class_="note"` sets it small and grey."""
-    return element("p", escape(text), **attributes)
+def remark(text: str) -> Html:
+    """A remark, small and grey; nothing for no text."""
+    return Html(f'<p class="note">{escape(text)}</p>' if text else "")
 
 
 def heading(text: str) -> Html:
     """A heading inside a section."""
-    return element("h3", escape(text))
+    return Html(f"<h3>{escape(text)}</h3>")
 
 
 def preformatted(text: str, limit: int = MAX_CHARS) -> Html:
     """Text as it stands: code, samples, files."""
-    return element("pre", escape(text, limit))
+    return Html(f"<pre>{escape(text, limit)}</pre>")
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
     """A table that scrolls when it is wider than the page. Figures are set right, words left."""
-    rows = [list(row) for row in rows]
+    rows = [[str(cell) if not isinstance(cell, str) else cell for cell in row] for row in rows]
     # Words in the last column mean a table to be read rather than compared by its figures.
-    is_text = any(" " in str(row[-1]) for row in rows)
-    lines = [_row("th", head)]
-    lines += [_row("td", row) for row in rows]
-    body = element("table", *lines, class_="words" if is_text else "figures")
-    return element("div", body, class_="scroll")
+    is_text = any(" " in cell for row in rows for cell in row[-1:])
+    body = _row("th", head) + "".join(_row("td", row) for row in rows)
+    kind = "words" if is_text else "figures"
+    return Html(f'<div class="scroll"><table class="{kind}">{body}</table></div>')
 
 
-def _row(tag: str, cells: Sequence[Any]) -> Html:
-    escaped = [escape(cell if isinstance(cell, str) else str(cell)) for cell in cells]
-    return element("tr", *(element(tag, cell) for cell in escaped))
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 def section(title: str, *parts: str, note: str = "") -> Html:
     """A titled part of a page; nothing when there is nothing in it."""
+    # A caller may build its parts without asking first whether there is anything to show.
     if not any(parts):
         return Html()
-    under = paragraph(note, class_="note") if note else ""
-    return element("section", element("h2", escape(title)), under, *parts)
+    body = "".join(parts)
+    return Html(f"<section><h2>{escape(title)}</h2>{remark(note)}{body}</section>")
 
 
 def document(title: str, parts: Iterable[str], note: str = "") -> str:
@@ -101,7 +100,7 @@ def document(title: str, parts: Iterable[str], note: str = "") -> str:
     text = PAGE.format(
         title=escape(title),
         style=STYLE_SHEET.read_text(encoding="utf-8"),
-        note=paragraph(note, class_="note") if note else "",
+        note=remark(note),
         body="\n".join(part for part in parts if part),
     )
     # A lone surrogate in a text of the run cannot be written as UTF-8.

@@ -1,20 +1,18 @@
-"""What a run shows: TensorBoard events, metrics.jsonl and samples.jsonl, written without TensorFlow or torch.
+"""What a run logs: TensorBoard events, metrics.jsonl and samples.jsonl; no TensorFlow, no torch.
 
-Scalars, histograms and images use the first-generation protos (`simple_value`, `histo`, `image`): every reader knows
-them and purges them when a run restarts. A board opened at step s says so in the event file (SessionLog START) and
-takes the lines of its stage with `step >= s` out of the JSONL files, so a resumed run shows each step exactly once.
+Scalars, histograms and images use the first-generation protos (`simple_value`, `histo`, `image`):
+every reader knows them and purges them when a run restarts. A writer opened at step s says so in
+the event file (SessionLog START) and removes the lines of its stage with `step >= s` from the JSONL
+files, so a resumed run shows each step exactly once.
 """
 
 import io
-import json
 import math
-import os
 import struct
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -26,48 +24,56 @@ from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from ramp.files import read_jsonl, to_json, write_atomic
+
+# tensorboardX 2.6 was tried in place of the protos below. Its hparams go to a run of their own
+# below the stage, its event files are named by the second, so that a restart within one second
+# overwrites the file before it, and the JSONL mirror would stay: it saves about twenty lines.
+
 
 class MetricWriter:
-    """Writer for one stage of a run; with `enabled=False` (every process but the first) nothing touches the disk."""
+    """Writer for one stage of a run. With `enabled=False` nothing touches the disk.
+
+    In a run of several processes only the first one is enabled.
+    """
 
     def __init__(self, run_dir: Path, stage: str, start_step: int = 0, enabled: bool = True):
-        self.stage, self.enabled = stage, enabled
-        self._step = start_step
-        self._drawn: dict[str, int] = {}  # the last step of each scalar
+        self.stage = stage
+        self.enabled = enabled
+        self._last_step = start_step
+        self._steps: dict[str, int] = {}  # tag -> the last step at which it was drawn
         if not enabled:
             return
         run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
-        paths = run_dir / "metrics.jsonl", run_dir / "samples.jsonl"
-        for path in paths:
-            drop_later_records(path, stage, start_step)
-        self._metrics, self._samples = (path.open("a", encoding="utf-8") for path in paths)
-        self._events = _event_file(run_dir / "tb" / stage)
+        self._metrics = self._open(run_dir / "metrics.jsonl", start_step)
+        self._samples = self._open(run_dir / "samples.jsonl", start_step)
+        self._events = _new_event_file(run_dir / "tb" / stage)
         start = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(wall_time=time.time(), step=start_step, session_log=start))
 
+    def _open(self, path: Path, start_step: int) -> TextIO:
+        drop_later_records(path, self.stage, start_step)
+        return path.open("a", encoding="utf-8")
+
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
-        """Draw one point per tag and append one line to metrics.jsonl, where a value that is not finite is null."""
+        """Draw one point per tag and append one line to metrics.jsonl."""
         if not self.enabled:
             return
         numbers = {tag: float(value) for tag, value in values.items()}
         self._draw(step, numbers)
-        line = {tag: number if math.isfinite(number) else None for tag, number in numbers.items()}
-        _append(self._metrics, {"step": int(step), "stage": self.stage} | line)
+        self._append(self._metrics, step, numbers)
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """Show `text` as it stands (a Markdown code block) and append it to samples.jsonl."""
+        """Show `text` as it stands and append it to samples.jsonl."""
         if not self.enabled:
             return
+        # TensorBoard renders Markdown; a code block keeps the text as it is.
         block = "".join(f"    {line}\n" for line in text.splitlines())
         tensor = make_tensor_proto(np.array([block.encode("utf-8", "replace")], dtype=object))
-        self._add(
-            step,
-            Summary.Value(
-                tag=tag, tensor=tensor, metadata=text_metadata.create_summary_metadata(tag, "")
-            ),
-        )
-        _append(self._samples, {"step": int(step), "stage": self.stage, "tag": tag, "text": text})
+        metadata = text_metadata.create_summary_metadata(tag, "")
+        self._add(step, Summary.Value(tag=tag, tensor=tensor, metadata=metadata))
+        self._append(self._samples, step, {"tag": tag, "text": text})
 
     def figure(self, step: int, tag: str, figure: Any) -> None:
         """Show a matplotlib `Figure` as an image."""
@@ -76,7 +82,7 @@ class MetricWriter:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
         png = buffer.getvalue()
-        width, height = struct.unpack(">II", png[16:24])
+        width, height = struct.unpack(">II", png[16:24])  # of the PNG's first chunk, IHDR
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)
         self._add(step, Summary.Value(tag=tag, image=image))
 
@@ -85,26 +91,32 @@ class MetricWriter:
         if not self.enabled:
             return
         x = np.asarray(values, np.float64).ravel()
-        x = x[np.isfinite(x)]
+        x = x[np.isfinite(x)]  # one NaN would make every edge NaN
         if len(x) == 0:
             return
-        count, edges = np.histogram(x, bins=bins)
-        histo = HistogramProto(
-            min=x.min(), max=x.max(), num=len(x), sum=x.sum(), sum_squares=np.square(x).sum()
+        counts, edges = np.histogram(x, bins=bins)
+        histogram = HistogramProto(
+            min=x.min(),
+            max=x.max(),
+            num=len(x),
+            sum=x.sum(),
+            sum_squares=np.square(x).sum(),
+            bucket_limit=edges[1:],
+            bucket=counts,
         )
-        histo.bucket_limit.extend(edges[1:])
-        histo.bucket.extend(count)
-        self._add(step, Summary.Value(tag=tag, histo=histo))
+        self._add(step, Summary.Value(tag=tag, histo=histogram))
 
     def hparams(self, hparams: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """A row of the HParams tab: the settings and the metrics they led to. Call it once, when the stage is done."""
+        """Add a row to the HParams tab: the settings and the metrics they led to.
+
+        Call it once, when the stage is done.
+        """
         if not self.enabled:
             return
-        plain = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in hparams.items()
-        }
-        columns = (
+        plain = {}  # the protos take these four types only
+        for name, value in hparams.items():
+            plain[name] = value if isinstance(value, bool | int | float | str) else str(value)
+        config = summary_v2.hparams_config_pb(
             [summary_v2.HParam(name) for name in plain],
             [summary_v2.Metric(tag) for tag in metrics],
         )
@@ -116,22 +128,24 @@ class MetricWriter:
             ),
             tensor=hparams_metadata.NULL_TENSOR,
         )
-        self._add(
-            0, *summary_v2.hparams_config_pb(*columns).value, *summary_v2.hparams_pb(plain).value
-        )
-        self._draw(
-            self._step,
-            {tag: float(x) for tag, x in metrics.items() if self._drawn.get(tag) != self._step},
-        )
+        self._add(0, *config.value, *summary_v2.hparams_pb(plain).value)
+        # The tab reads each metric from its curve. One that has its last point already gets no
+        # second one.
+        step = self._last_step
+        missing = {tag: float(x) for tag, x in metrics.items() if self._steps.get(tag) != step}
+        self._draw(step, missing)
         self._add(0, session_end)
 
     def flush(self) -> None:
+        """Write all events so far to the disk."""
         if self.enabled:
             self._events.flush()
 
     def close(self) -> None:
+        """Write what is left; later calls do nothing."""
         if not self.enabled:
             return
+        # From here on every method does nothing, so that closing twice is harmless.
         self.enabled = False
         self._events.close()
         self._metrics.close()
@@ -144,23 +158,27 @@ class MetricWriter:
         self.close()
 
     def _draw(self, step: int, numbers: Mapping[str, float]) -> None:
-        self._step = max(self._step, int(step))
-        self._drawn |= dict.fromkeys(numbers, int(step))
-        self._add(
-            step, *(Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items())
-        )
+        self._last_step = max(self._last_step, int(step))
+        self._steps |= dict.fromkeys(numbers, int(step))
+        values = [Summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()]
+        self._add(step, *values)
 
     def _add(self, step: int, *values: Summary.Value) -> None:
-        self._events.add_event(
-            Event(wall_time=time.time(), step=int(step), summary=Summary(value=values))
-        )
+        summary = Summary(value=values)
+        self._events.add_event(Event(wall_time=time.time(), step=int(step), summary=summary))
+
+    def _append(self, file: TextIO, step: int, values: Mapping[str, Any]) -> None:
+        # Flushed and not synced: a killed process loses no line, and a step need not wait.
+        file.write(to_json({"step": int(step), "stage": self.stage, **values}) + "\n")
+        file.flush()
 
 
-def _event_file(folder: Path) -> EventFileWriter:
+def _new_event_file(folder: Path) -> EventFileWriter:
     """A new event file that sorts after those already there.
 
-    TensorBoard reads files by name, and the name begins with the second of its making and then the process id: of two
-    files made in one second the later may be read first, and the purge would then spare what it should take out.
+    TensorBoard reads files by name, and a name begins with the second of its creation, followed by
+    the process id. Of two files of one second the later may be read first, and the purge would then
+    miss what it should remove.
     """
     seconds = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
     while f"{int(time.time()):010d}" in seconds:
@@ -169,41 +187,24 @@ def _event_file(folder: Path) -> EventFileWriter:
 
 
 def drop_later_records(path: Path, stage: str, start_step: int) -> None:
-    """Take the lines of `stage` with `step >= start_step`, and any line a kill left torn, out of a JSONL file."""
+    """Remove the lines of `stage` with `step >= start_step`, and torn ones, from a JSONL file."""
     if not path.exists():
         return
-    old = path.read_bytes()
-    new = b"".join(line + b"\n" for line in old.split(b"\n") if _stays(line, stage, start_step))
-    if new == old:
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as out:
-        out.write(new)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
-
-
-def _stays(line: bytes, stage: str, start_step: int) -> bool:
-    try:
-        record = json.loads(line)
-        return record["stage"] != stage or record["step"] < start_step
-    except (ValueError, TypeError, KeyError):
-        return False
+    kept = []
+    for record in read_jsonl(path):
+        if record.get("stage") != stage or record.get("step", math.inf) < start_step:
+            kept.append(to_json(record) + "\n")
+    write_atomic(path, "".join(kept))
 
 
 def read_last_values(path: Path, stage: str, prefix: str) -> dict[str, float]:
-    """The values whose tags begin with `prefix` in the last line of `stage` that has any; {} if none has."""
-    for line in reversed(path.read_bytes().splitlines() if path.exists() else []):
-        with suppress(ValueError):  # torn by a kill
-            record = json.loads(line)
-            if record["stage"] == stage and (
-                tags := [tag for tag in record if tag.startswith(prefix)]
-            ):
-                return {tag.removeprefix(prefix): record[tag] for tag in tags}
-    return {}
+    """The values whose tags begin with `prefix` in the last line of `stage` that has any.
 
-
-def _append(file: io.TextIOBase, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, allow_nan=False) + "\n")
-    file.flush()
+    Tags are returned without the prefix; {} if there is no such line.
+    """
+    last = {}
+    for record in read_jsonl(path):
+        if record.get("stage") == stage:
+            values = {tag: x for tag, x in record.items() if tag.startswith(prefix)}
+            last = values or last  # many lines have none with this prefix
+    return {tag.removeprefix(prefix): value for tag, value in last.items()}
