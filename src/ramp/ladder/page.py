@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ramp.reporting.figure import Curve, plot_curves, plot_heatmap, short, svg
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below
 from ramp.model import transformer
+from ramp.reporting.figure import Curve, plot_curves, plot_heatmap, short, svg
 from ramp.reporting.html import section, table, write_page
 from ramp.train import optim
 
