@@ -166,10 +166,10 @@ def test_auc_against_all_pairs(pairs):
 
 def test_pictures_show_every_token_and_every_verdict():
     r, credited = group_of_four()
-    page = page.render_page(TOKENIZER, r, credited, range(4), "Credit <here>")
-    assert page.count("<table>") == 4 and "Credit &lt;here&gt;" in page and "right by luck" in page
-    assert page.count("✗") == sum(not s.right for v in r.verdicts for s in v.all_steps)
-    assert page.count("<span") == 3 * r.tokens
+    text = page.render_page(TOKENIZER, r, credited, range(4), "Credit <here>")
+    assert text.count("<table>") == 4 and "Credit &lt;here&gt;" in text and "right by luck" in text
+    assert text.count("✗") == sum(not s.right for v in r.verdicts for s in v.all_steps)
+    assert text.count("<span") == 3 * r.tokens
     assert "wrong operation" in page.describe_rollout(
         TOKENIZER, r, credited, 0
     ) and "rloo" in page.describe_rollout(TOKENIZER, r, credited, 0)

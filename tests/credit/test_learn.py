@@ -37,7 +37,7 @@ def collect(policy, **over):
 
 
 def test_continuations_are_paid_for(policy):
-    plain, vine = collect(policy, method="rloo"), collect(policy, method="vine", continuations=2)
+    plain, vine = collect(policy, method="rloo"), collect(policy, method="vine", num_continuations=2)
     assert plain.tokens == plain.rollouts.tokens and plain.labels == 0
     assert (
         vine.rollouts.tokens_bn == plain.rollouts.tokens_bn
@@ -45,7 +45,7 @@ def test_continuations_are_paid_for(policy):
 
 
 def test_labels_are_counted_and_bear_weight_once(policy):
-    got = collect(policy, method="step_local", reward="head", label_share=1.0)
+    got = collect(policy, method="step_local", reward="head", label_fraction=1.0)
     given = process_head.first_error_labels(got.rollouts)
     assert got.labels == (given >= 0).sum() == got.batch["label_weights"].sum()
     assert collect(policy, method="step_local").labels == got.rollouts.exists_bs.sum()
@@ -57,14 +57,14 @@ def test_labels_are_counted_and_bear_weight_once(policy):
 
 def test_the_entropy_bonus_follows_the_rollouts(policy):
     loose, tight = (
-        collect(policy, method="rloo", entropy=0.01, entropy_target=x).batch["bonus"]
+        collect(policy, method="rloo", entropy_coef=0.01, entropy_target=x).batch["bonus"]
         for x in (1.0, 20.0)
     )
     assert loose.shape == (4, 1) and loose[0, 0] < 0.01 < tight[0, 0]
 
 
 def test_a_group_of_one_mind_is_dropped(policy):
-    got = collect(policy, method="rloo", prompts=3)
+    got = collect(policy, method="rloo", num_prompts=3)
     assert (
         got.rollouts.outcome_b.sum() == 0 and got.dropped == 3 and got.batch["weights"].sum() == 0
     )

@@ -95,7 +95,7 @@ def test_from_fine_tuned_model_to_page(run, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"reward": "head", "label_share": 0.5}, {"method": "implicit"}])
+@pytest.mark.parametrize("how", [{"reward": "head", "label_fraction": 0.5}, {"method": "implicit"}])
 def test_a_learned_reward_is_trained_beside_the_policy(run, how):
     rundir, c = run
     reinforce.run(rundir, replace(c, reinforce=replace(c.reinforce, **how)), Preemption())
@@ -105,7 +105,7 @@ def test_a_learned_reward_is_trained_beside_the_policy(run, how):
 
 def test_a_head_without_labels_is_refused(run):
     rundir, c = run
-    with pytest.raises(UserError, match="label_share"):
+    with pytest.raises(UserError, match="label_fraction"):
         reinforce.run(
             rundir, replace(c, reinforce=replace(c.reinforce, reward="head")), Preemption()
         )

@@ -132,8 +132,8 @@ def run_sft(
     t, task = c.reinforce, TASKS[c.reinforce.task]
     rows = {
         "steps": t.sft_steps,
-        "batch": t.train.batch_size,
-        "seq": t.train.seq_len,
+        "batch_size": t.train.batch_size,
+        "seq_len": t.train.seq_len,
         "eval_every": t.sft_steps,
         "save_every": t.sft_steps,
     }
