@@ -21,7 +21,7 @@ ALL = {
 }
 # The models before attention, of the ladder.
 WINDOW = {
-    "token_mixer": "window_pattern",
+    "token_mixer": "window",
     "rope": False,
     "qk_norm": False,
     "norm": False,

@@ -31,7 +31,7 @@ SWITCHES = [
     {"x0_scalars": True, "smear": True, "window_pattern": "SSL", "short_window": 16},
     {"depth": 0},
     {
-        "token_mixer": "window_pattern",
+        "token_mixer": "window",
         "rope": False,
         "qk_norm": False,
         "norm": False,

@@ -42,7 +42,7 @@ def np_sigmoid(x):
 def np_forward(c, params, tokens_t, segments_t=None):
     """Logits [T, V] of one row, float64, head by head and token by token, from the published equations."""
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    T, group = len(tokens_t), c.heads // c.kv_heads
+    T, group = len(tokens_t), c.num_heads // c.num_kv_heads
     table = p["embed"]["table"]
     x = table[tokens_t]
     if c.smear:
@@ -59,25 +59,25 @@ def np_forward(c, params, tokens_t, segments_t=None):
         if c.x0_scalars:
             x = w["resid_scale"] * x + w["x0_scale"] * x0
         y = norm(x, w, "attn_norm")
-        q = k = np.zeros((T, c.heads, c.head_dim))  # of a fixed mixing, which does not score
-        if c.mix == "attention":
-            q = (y @ w["wq"]).reshape(T, c.heads, c.head_dim)
-            k = (y @ w["wk"]).reshape(T, c.kv_heads, c.head_dim)
-        v = (y @ w["wv"]).reshape(T, c.kv_heads, c.head_dim)
+        q = k = np.zeros((T, c.num_heads, c.head_dim))  # of a fixed mixing, which does not score
+        if c.token_mixer == "attention":
+            q = (y @ w["wq"]).reshape(T, c.num_heads, c.head_dim)
+            k = (y @ w["wk"]).reshape(T, c.num_kv_heads, c.head_dim)
+        v = (y @ w["wv"]).reshape(T, c.num_kv_heads, c.head_dim)
         if c.value_embeds:
             share = 2 * np_sigmoid(y[:, :12] @ w["value_gate"])
             v = v + share[..., None] * w["value_table"][tokens_t].reshape(v.shape)
         if c.qk_norm:
             q, k = np_norm(q, w["q_norm"]), np_norm(k, w["k_norm"])
         if c.rope:
-            q, k = np_rope(q, c.rope_base), np_rope(k, c.rope_base)
-        short = c.window[i % len(c.window)] == "S" and i != c.depth - 1
+            q, k = np_rope(q, c.rope_theta), np_rope(k, c.rope_theta)
+        short = c.window_pattern[i % len(c.window_pattern)] == "S" and i != c.depth - 1
         o = np.zeros_like(q)
         for t in range(T):
             seen = [s for s in range(t + 1) if not short or s > t - c.short_window]
             seen = [s for s in seen if segments_t is None or segments_t[s] == segments_t[t]]
-            for head in range(c.heads):
-                if c.mix == "window_pattern":
+            for head in range(c.num_heads):
+                if c.token_mixer == "window":
                     o[t, head] = v[max(t - head, 0), head // group]
                     continue
                 scores = k[seen, head // group] @ q[t, head] / np.sqrt(c.head_dim)
@@ -91,8 +91,8 @@ def np_forward(c, params, tokens_t, segments_t=None):
         elif c.mlp == "relu2":
             x = np.maximum(y @ w["w_up"], 0) ** 2 @ w["w_down"] + (x if c.residual else 0)
     y = norm(x, p["head"], "norm")
-    logits = y @ (table.T if c.tied else p["head"]["weight"])
-    return c.softcap * np.tanh(logits / c.softcap) if c.softcap else logits
+    logits = y @ (table.T if c.tie_embeddings else p["head"]["weight"])
+    return c.logit_softcap * np.tanh(logits / c.logit_softcap) if c.logit_softcap else logits
 
 
 SWITCHES = {
@@ -108,7 +108,7 @@ SWITCHES = {
     "all": tiny.ALL,
     "no blocks": {"depth": 0},
     "no blocks, no norm": {"depth": 0, "norm": False},
-    "window_pattern": tiny.WINDOW,
+    "window": tiny.WINDOW,
     "mean": tiny.MEAN,
     "bare attention": {
         "norm": False,
@@ -247,7 +247,7 @@ def largest_logits(c):
         for v in e.outvars
         if v.aval.dtype == jnp.float32
     ]
-    return max(int(np.prod(s[:-1])) for s in shapes if s and s[-1] == c.vocab)
+    return max(int(np.prod(s[:-1])) for s in shapes if s and s[-1] == c.vocab_size)
 
 
 def test_chunked_loss_never_holds_all_logits():

@@ -133,7 +133,7 @@ def test_float32_on_a_cpu_is_multiplied_by_eigen():
     """In a process of its own: XLA reads its flags once."""
     said = (
         "import jax, jax.numpy as jnp; from ramp import config, run\n"
-        "run.setup(config.Config(model=config.Model(dtype='float32')), devices=1)\n"
+        "run.setup_devices(config.Config(model=config.Model(dtype='float32')), devices=1)\n"
         "x = jnp.ones((256, 256)); print(jax.jit(lambda x: x @ x).lower(x).compile().as_text())"
     )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}

@@ -1,4 +1,4 @@
-"""The one update: the same on every mesh and in any number of microbatches, guarded, scheduled, and able to learn."""
+"""The one update: any optax transformation, any mesh, any number of microbatches; guarded, scheduled, able to learn."""
 
 import itertools
 from dataclasses import replace
@@ -32,12 +32,14 @@ def rates(c, **over) -> Train:
 
 
 def begin(c, t, seed=0):
-    make = lambda: init_state({"lm": tiny.init(c, seed)}, optim.make_optimizer(t), seed, t.ema > 0)  # noqa: E731
+    make = lambda: init_state(
+        {"lm": tiny.init(c, seed)}, optim.make_optimizer(t), seed, t.ema_decay > 0
+    )  # noqa: E731
     return jax.jit(make)(), make_step(next_token_loss(c, t.z_loss), optim.make_optimizer(t), t)
 
 
 def put(batch):
-    size = len(batch["max_new_tokens"])
+    size = len(batch["tokens"])
     return meshes.shard_batch(
         jax.sharding.get_mesh(), lambda lo, hi: {k: a[lo:hi] for k, a in batch.items()}, size
     )
@@ -75,7 +77,7 @@ def test_accumulated_training_equals_plain_training_on_a_mesh():
     losses = {}
     for k, dims in ((1, (1, 1, 1)), (4, (1, 2, 2))):
         with jax.set_mesh(tiny.mesh(*dims)):
-            state, step = begin(c, rates(c, accum=k, optimizer="adamw"))
+            state, step = begin(c, rates(c, grad_accum_steps=k, optimizer="adamw"))
             seen = []
             for i in range(4):
                 state, metrics = step(state, put(uneven(16, 16, seed=i)))
@@ -88,7 +90,7 @@ def test_accumulated_training_equals_plain_training_on_a_mesh():
 @cache
 def twenty_steps(dims, optimizer):
     c = tiny.model(num_heads=8, num_kv_heads=8, head_dim=8)
-    t = rates(c, optimizer=optimizer, ema=0.9, lr_scale=10.0)
+    t = rates(c, optimizer=optimizer, ema_decay=0.9, lr_scale=10.0)
     with jax.set_mesh(tiny.mesh(*dims)):
         state, step = begin(c, t)
         before = jax.tree.map(lambda a: a.sharding, state)
@@ -136,15 +138,95 @@ def test_gradients_are_split_like_their_weights():
             assert grad.dtype == jnp.float32
 
 
+# ---------------------------------------------------------------------------------------------------- any optax
+def toy_loss(params, batch, key):
+    """Pulls w [3] towards the batch's targets; the batch's `flag` multiplies the loss."""
+    distance = jnp.sum((params["w"] - batch["targets"]) ** 2, -1)
+    return jnp.sum(batch["weights"] * distance * batch["flag"]), {}
+
+
+OPTAX = {
+    "adamw": lambda: optax.adamw(0.1, weight_decay=0.02),
+    "sgd with momentum": lambda: optax.sgd(0.05, momentum=0.9, nesterov=True),
+    "clip, then adam": lambda: optax.chain(optax.clip_by_global_norm(0.5), optax.adam(0.1)),
+    "adam on a schedule": lambda: optax.adam(optax.cosine_decay_schedule(0.2, 10)),
+}
+
+
+def run_by_hand(tx, batches, ema_decay):
+    """(w, average of w) after each batch, by optax alone."""
+    w, history = {"w": jnp.ones(3)}, []
+    opt, average = tx.init(w), w
+    for batch in batches:
+        grads = jax.grad(lambda w, batch=batch: toy_loss(w, batch, None)[0] / 4)(w)
+        updates, opt = tx.update(grads, opt, w)
+        w = optax.apply_updates(w, updates)
+        average = optax.incremental_update(w, average, 1 - ema_decay)
+        history.append((w["w"], average["w"]))
+    return np.array(history)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.75])
+@pytest.mark.parametrize("accum", [1, 4])
+@pytest.mark.parametrize("name", OPTAX)
+def test_any_optax_transformation_does_what_it_does_by_hand(name, accum, ema_decay):
+    """Signs, rates and schedules of the transformation's own, in one batch or in microbatches, with or without average."""
+    t = Train(grad_accum_steps=accum, skip_sigma=0.0, ema_decay=ema_decay)
+    tx, batches = OPTAX[name](), [toy_batch(level=2.0, seed=i) for i in range(12)]
+    state = jax.jit(lambda: init_state({"w": jnp.ones(3)}, tx, 0, ema_decay > 0))()
+    step, history = make_step(toy_loss, tx, t), []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        assert "train/lr" not in metrics  # nobody said what it is
+        history.append(np.array([state.params["w"], eval_params(state)["w"]]))
+    want = run_by_hand(tx, batches, ema_decay)
+    np.testing.assert_allclose(np.array(history), want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_adamw_goes_down(average):
+    tx = optax.adamw(0.1)
+    t = Train(ema_decay=0.5 * average)
+    state = jax.jit(lambda: init_state({"w": jnp.zeros(())}, tx, 0, average))()
+    step = make_step(lambda params, batch, key: ((params["w"] - 3) ** 2, {}), tx, t)
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, {"weights": jnp.ones(())})
+        losses.append(float(metrics["train/loss"]))
+    assert losses[0] == 9.0 and losses[-1] < 0.5
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_a_skipped_step_leaves_optimizer_and_schedule_where_they_were():
+    """With a bad batch between them the updates are those of the good batches alone; `State.step` counts all batches."""
+    t = Train(steps=8, warmup_steps=4, decay_fraction=0.5, ema_decay=0.5)
+    schedule = optim.make_schedule(t)
+    tx = optax.adam(schedule)
+    step = make_step(toy_loss, tx, t, schedule)
+
+    def run(flags):
+        state = jax.jit(lambda: init_state({"w": jnp.ones(3)}, tx, 0, average=True))()
+        rates, seed = [], 0
+        for flag in flags:
+            state, metrics = step(state, toy_batch(flag, seed=seed))
+            if np.isfinite(flag):
+                rates.append(float(metrics["train/lr"]))
+                assert metrics["train/update_norm"] > 0
+                seed += 1
+            else:
+                assert metrics["train/update_norm"] == 0
+        return state, rates
+
+    good, rates = run([1.0] * 6)
+    torn, torn_rates = run([1.0, np.nan, 1.0, 1.0, np.nan, np.inf, 1.0, 1.0, 1.0])
+    jax.tree.map(np.testing.assert_array_equal, (torn.params, torn.opt), (good.params, good.opt))
+    assert torn_rates == rates == [float(schedule(i)) for i in range(6)]
+    assert (int(good.step), int(torn.step), int(torn.guard["skipped"])) == (6, 9, 3)
+
+
 # ---------------------------------------------------------------------------------------------------- guard
 def toy_step(**over):
-    """Parameters w [3] pulled towards the batch's targets; the batch's `flag` multiplies the loss."""
-
-    def loss(params, batch, key):
-        return jnp.sum(
-            batch["weights"] * jnp.sum((params["w"] - batch["targets"]) ** 2, -1) * batch["flag"]
-        ), {}
-
+    """Adam on `toy_loss`, with an average and a guard."""
     t = Train(
         **(
             {
@@ -158,10 +240,9 @@ def toy_step(**over):
             | over
         )
     )
-    tx = optax.chain(optax.scale_by_adam(), optax.scale(0.01))
-    return jax.jit(lambda: init_state({"w": jnp.ones(3)}, tx, 0, average=True))(), make_step(
-        loss, tx, t
-    )
+    tx = optax.adam(0.01)
+    state = jax.jit(lambda: init_state({"w": jnp.ones(3)}, tx, 0, average=True))()
+    return state, make_step(toy_loss, tx, t)
 
 
 def toy_batch(flag=1.0, level=0.0, seed=0):
@@ -178,7 +259,7 @@ def toy_batch(flag=1.0, level=0.0, seed=0):
 @pytest.mark.parametrize("sigma", [0.0, 6.0])
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(bad, sigma):
     """1e38: the loss is finite or not, the gradient norm overflows."""
-    state, step = toy_step(guard_sigma=sigma)
+    state, step = toy_step(skip_sigma=sigma)
     state, _ = step(state, toy_batch())
     before = jax.tree.map(np.asarray, (state.params, state.opt))
     for i in (1, 2):
@@ -240,17 +321,37 @@ def test_a_lasting_change_of_level_is_let_through_and_an_explosion_is_not():
 
 # ---------------------------------------------------------------------------------------------------- optimizer
 def test_schedule_at_its_corners():
-    t = Train(steps=100, warmup_steps=10, decay_fraction=0.4, final_lr_fraction=0.1)
-    rate = [float(optim.schedule(t, jnp.asarray(i))) for i in range(100)]
+    schedule = optim.make_schedule(
+        Train(steps=100, warmup_steps=10, decay_fraction=0.4, final_lr_fraction=0.1)
+    )
+    rate = [float(schedule(jnp.asarray(i))) for i in range(100)]
     np.testing.assert_allclose(rate[:11], [*np.arange(1, 11) / 10, 1.0], rtol=1e-6)
     np.testing.assert_allclose(rate[10:61], 1.0, rtol=1e-6)
     np.testing.assert_allclose(rate[80], 0.1 + 0.9 * 0.5, rtol=1e-6)
     np.testing.assert_allclose(rate[99], 0.1 + 0.9 / 40, rtol=1e-6)
     assert all(a >= b for a, b in itertools.pairwise(rate[60:]))
-    assert (
-        float(optim.schedule(Train(steps=50, warmup_steps=0, decay_fraction=0.0), jnp.asarray(49)))
-        == 1.0
-    )
+    flat = optim.make_schedule(Train(steps=50, warmup_steps=0, decay_fraction=0.0))
+    assert float(flat(jnp.asarray(49))) == 1.0
+
+
+def test_the_schedule_is_part_of_the_optimizer():
+    """Update i is `-schedule(i)` times that of an optimizer whose schedule is flat, bitwise: only the factor differs."""
+    t = Train(steps=10, warmup_steps=4, decay_fraction=0.5, adam_lr=0.1, scalar_lr=0.3)
+    flat = replace(t, warmup_steps=0, decay_fraction=0.0)
+    params = {"norm": jnp.ones(4)}
+    updates = []
+    for settings in (t, flat):
+        tx = optim.make_optimizer(settings)
+        state, made = tx.init(params), []
+        for i in range(10):
+            grads = {"norm": jnp.full(4, 1.0 + i)}
+            update, state = tx.update(grads, state, params)
+            made.append(np.asarray(update["norm"]))
+        updates.append(made)
+    schedule = optim.make_schedule(t)
+    for i, (scheduled, plain) in enumerate(zip(*updates, strict=True)):
+        np.testing.assert_array_equal(scheduled, schedule(i) * plain)
+        assert (scheduled < 0).all()
 
 
 def matrices(L, D, F, seed=0, lowest=None):
@@ -350,6 +451,9 @@ def test_each_group_moves_at_its_own_rate(optimizer):
         scalar_lr=0.4,
         grad_clip_norm=0,
         lr_scale=2,
+        steps=10,
+        warmup_steps=1,
+        decay_fraction=0,
     )
     params = {
         "wq": jnp.ones((2, 8, 8)),
@@ -367,16 +471,16 @@ def test_each_group_moves_at_its_own_rate(optimizer):
 
     updates = first(t)
     for name, rate in (("table", 0.2), ("weight", 0.3), ("norm", 0.4)):
-        np.testing.assert_allclose(updates[name], 2 * rate * np.sign(grads[name]), rtol=1e-4)
+        np.testing.assert_allclose(updates[name], -2 * rate * np.sign(grads[name]), rtol=1e-4)
     if optimizer == "muon":
         np.testing.assert_allclose(
             np.linalg.norm(updates["wq"], axis=(1, 2)), 2 * 0.5 * np.sqrt(8), rtol=0.15
         )
     else:
-        np.testing.assert_allclose(updates["wq"], 2 * 0.1 * np.sign(grads["wq"]), rtol=1e-4)
+        np.testing.assert_allclose(updates["wq"], -2 * 0.1 * np.sign(grads["wq"]), rtol=1e-4)
     decayed = first(replace(t, weight_decay=0.25))
     rate = 0.5 if optimizer == "muon" else 0.1
-    np.testing.assert_allclose(decayed["wq"] - updates["wq"], 2 * rate * 0.25, rtol=1e-3)
+    np.testing.assert_allclose(decayed["wq"] - updates["wq"], -2 * rate * 0.25, rtol=1e-3)
     np.testing.assert_array_equal(decayed["table"], updates["table"])
 
 
@@ -399,7 +503,7 @@ def test_clipping_bounds_the_gradient_and_spares_small_ones():
 
 
 def test_average_follows_its_formula():
-    state, step = toy_step(ema=0.75)
+    state, step = toy_step(ema_decay=0.75)
     want = np.asarray(state.params["w"])
     for i in range(5):
         state, _ = step(state, toy_batch(seed=i))
@@ -411,7 +515,7 @@ def test_average_follows_its_formula():
 # ---------------------------------------------------------------------------------------------------- learning
 def test_overfits_one_batch():
     c = tiny.model(**tiny.ALL)
-    state, step = begin(c, rates(c, steps=120, batch=4, lr_scale=20.0, decay=0.3))
+    state, step = begin(c, rates(c, steps=120, batch_size=4, lr_scale=20.0, decay_fraction=0.3))
     batch = put(tiny.batch(4, 16))
     for _ in range(120):
         state, metrics = step(state, batch)
@@ -424,7 +528,7 @@ def test_loss_on_a_known_source_comes_down_to_its_entropy_and_not_below():
     V, steps, rng = 16, 120, np.random.default_rng(0)
     chain = rng.dirichlet(np.full(V, 0.3), V)
     c = tiny.model()
-    state, step = begin(c, rates(c, steps=steps, batch=16, seq=32, lr_scale=2.0))
+    state, step = begin(c, rates(c, steps=steps, batch_size=16, seq_len=32, lr_scale=2.0))
     gaps = []
     for _ in range(steps):
         stream = np.zeros((16, 33), np.int32)
@@ -439,7 +543,7 @@ def test_loss_on_a_known_source_comes_down_to_its_entropy_and_not_below():
             state,
             put(
                 {
-                    "max_new_tokens": tokens,
+                    "tokens": tokens,
                     "targets": targets,
                     "weights": np.ones(tokens.shape, np.float32),
                 }

@@ -75,11 +75,13 @@ def toy_state(tx):
     return jax.jit(lambda: init_state({"w": jnp.ones(8)}, tx, 3))()
 
 
+ADAM = optax.adam(0.05)
+
+
 def toy_fit(
-    directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval/x": 1.0}, spy=None
+    directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval/x": 1.0}, spy=None, tx=ADAM
 ):
     """`fit` from the newest checkpoint in `directory`, or from nothing; returns the final state."""
-    tx = optax.chain(optax.scale_by_adam(), optax.scale(0.05))
     checkpoints = Checkpoints(directory / "ckpt", keep=10)
     state = toy_state(tx)
     like = jax.tree.map(
@@ -293,6 +295,14 @@ def test_a_run_of_bad_steps_stops_the_job_and_leaves_the_last_good_checkpoint(
     assert int(again.guard["skipped"]) == 0
 
 
+def test_a_state_that_an_update_has_spoiled_is_never_saved(tmp_path):
+    """Loss and gradient of the sixth step are good, its update is not: no guard of gradients sees that."""
+    spoils = optax.scale_by_schedule(lambda count: jnp.where(count == 5, jnp.inf, -0.05))
+    with pytest.raises(Diverged, match=r"update of step 6 is not finite.*last checkpoint is good"):
+        toy_fit(tmp_path, replace(TOY, save_every=2), tx=spoils)
+    assert Checkpoints(tmp_path / "ckpt").steps() == [2, 4]
+
+
 def test_nothing_is_left_to_do_for_a_finished_stage(tmp_path):
     state = toy_fit(tmp_path)
 
@@ -365,7 +375,7 @@ def test_a_stage_resumes_bitwise_and_reports(tmp_path):
     parts, _ = train(tmp_path / "parts", stage())
     assert_same(parts, whole)
     with pytest.raises(UserError, match="another model"):
-        train(tmp_path / "whole", stage(softcap=3.0))
+        train(tmp_path / "whole", stage(logit_softcap=3.0))
 
 
 def test_a_stage_that_died_tells_what_it_lost(tmp_path, monkeypatch):

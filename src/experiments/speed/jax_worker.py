@@ -55,7 +55,9 @@ class Bench:
             t.batch_size,
         )
         options = mesh.compiler_options(c.mesh)
-        lowered = make_step(next_token_loss(c.model, t.z_loss), tx, t, options).lower(state, batch)
+        lowered = make_step(
+            next_token_loss(c.model, t.z_loss), tx, t, optim.make_schedule(t), options
+        ).lower(state, batch)
         clock.append(time.perf_counter())
         self.step = lowered.compile()
         clock.append(time.perf_counter())

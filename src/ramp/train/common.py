@@ -91,7 +91,11 @@ class Trainer:
         with board, closing(checkpoints):
             state = train_loop(
                 state,
-                self.around(make_step(self.loss, tx, t, compiler_options(self.c.mesh))),
+                self.around(
+                    make_step(
+                        self.loss, tx, t, optim.make_schedule(t), compiler_options(self.c.mesh)
+                    )
+                ),
                 self.batches,
                 t,
                 mesh=mesh,
@@ -192,7 +196,9 @@ def lower_train_step(
     state = abstract_state(
         lambda: init_state(grow(init_template(c.model)), tx, 0, t.ema_decay > 0), mesh
     )
-    return make_step(loss or next_token_loss(c.model, t.z_loss), tx, t).lower(state, rows)
+    return make_step(
+        loss or next_token_loss(c.model, t.z_loss), tx, t, optim.make_schedule(t)
+    ).lower(state, rows)
 
 
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:

@@ -1,7 +1,7 @@
-"""Optimizers: Muon for the matrices of the blocks, AdamW for the rest; a warmup-stable-decay schedule; an average.
+"""Optimizers: Muon for the matrices of the blocks, AdamW for the rest, on one schedule.
 
-An update here is what will be multiplied by `-schedule(step)` and added to the parameters: the schedule is a function of
-`State.step` and no optimizer keeps a second count of it.
+`make_optimizer` returns an ordinary optax transformation: its updates are what is added to the
+parameters, with the learning rate, its schedule and the minus sign inside.
 """
 
 import math
@@ -15,34 +15,49 @@ import optax
 from ramp.config import Train
 
 
-def schedule(t: Train, step: jax.Array) -> jax.Array:
-    """Warmup-stable-decay (Hu et al. 2024, MiniCPM): share of the peak rate for the update that follows `step`."""
-    up = (step + 1) / max(t.warmup_steps, 1)
-    left = (t.steps - step) / max(t.decay_fraction * t.steps, 1)
-    return jnp.minimum(
-        jnp.minimum(up, 1.0),
-        t.final_lr_fraction + (1 - t.final_lr_fraction) * jnp.clip(left, 0.0, 1.0),
-    )
+def make_schedule(t: Train) -> optax.Schedule:
+    """Return the fraction of the peak rate as a function of the number of updates so far.
+
+    Warmup-stable-decay (Hu et al. 2024, MiniCPM): up in a straight line, level, down in a straight
+    line to `final_lr_fraction`.
+    """
+    warmup_steps = max(t.warmup_steps, 1)
+    decay_steps = max(t.decay_fraction * t.steps, 1)
+
+    def schedule(count: jax.Array) -> jax.Array:
+        warmup = (count + 1) / warmup_steps
+        left = jnp.clip((t.steps - count) / decay_steps, 0.0, 1.0)
+        decay = t.final_lr_fraction + (1 - t.final_lr_fraction) * left
+        return jnp.minimum(jnp.minimum(warmup, 1.0), decay)
+
+    return schedule
 
 
 def make_optimizer(t: Train, dtype: str = "float32") -> optax.GradientTransformation:
-    """The transformation of one stage. Groups by what a parameter is, read off its path.
+    """Return the transformation of one stage. What a parameter is, is read off its path.
 
-    dtype: what Muon's products are computed in, the model's own: at 2,048 tokens a step they are a third of its work.
+    dtype: what Muon's products are computed in, the model's own: at 2,048 tokens a step they are a
+    third of its work.
     """
     adam = optax.scale_by_adam(t.beta1, t.beta2, eps=1e-10)
     decay = optax.add_decayed_weights(t.weight_decay)
-    matrix = optax.chain(scale_by_muon(t.momentum, dtype), decay, optax.scale(t.muon_lr))
     if t.optimizer == "adamw":
         matrix = optax.chain(adam, decay, optax.scale(t.adam_lr))
+    else:
+        matrix = optax.chain(scale_by_muon(t.momentum, dtype), decay, optax.scale(t.muon_lr))
     groups = {
         "matrix": matrix,
         "embed": optax.chain(adam, optax.scale(t.embed_lr)),
         "head": optax.chain(adam, optax.scale(t.head_lr)),
         "scalar": optax.chain(adam, optax.scale(t.scalar_lr)),
     }
-    parts = [optax.clip_by_global_norm(t.grad_clip_norm)] if t.grad_clip_norm else []
-    return optax.chain(*parts, optax.partition(groups, label_params), optax.scale(t.lr_scale))
+    return optax.chain(
+        optax.clip_by_global_norm(t.grad_clip_norm) if t.grad_clip_norm else optax.identity(),
+        optax.partition(groups, label_params),
+        optax.scale(t.lr_scale),
+        # The peak rates are in the groups; the schedule is the fraction of them, and the sign.
+        optax.scale_by_learning_rate(make_schedule(t)),
+    )
 
 
 def label_params(params: Any) -> Any:

@@ -4,6 +4,7 @@ The device never waits for the host: step k+1 is dispatched before the metrics o
 part of the state: kill this process at any moment and the same command goes on from the last checkpoint, bitwise.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,13 @@ class MetricReader:
                 done, values | {f"time/{kind}": s for kind, s in self.clock.split().items()}
             )
             self.checkpoints.check()
+        if not math.isfinite(values["train/update_norm"]):
+            # Loss and gradient were good and the state is not any more: it is never saved.
+            self.checkpoints.wait()
+            raise Diverged(
+                f"the update of step {done} is not finite although its gradient is; "
+                "the last checkpoint is good. Look at the optimizer's settings"
+            )
         if stuck:
             self.checkpoints.wait()
             raise Diverged(
