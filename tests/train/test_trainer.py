@@ -426,7 +426,7 @@ def test_template_is_the_state_it_stands_for():
         mesh = jax.sharding.get_mesh()
         make = partial(init_state, tx=optim.make_optimizer(s.t), seed=0, average=True)
         made = jax.jit(make)({"lm": tiny.init(s.c.model)})
-        like = abstract_state(lambda: s.first(init_template(s.c.model)), mesh)
+        like = abstract_state(lambda: s.init_state(init_template(s.c.model)), mesh)
     assert jax.tree.structure(made) == jax.tree.structure(like)
     for a, b in zip(jax.tree.leaves(made), jax.tree.leaves(like), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype) and a.sharding.is_equivalent_to(

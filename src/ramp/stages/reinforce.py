@@ -68,9 +68,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         loss=learn.make_loss(c.model, t),
         batches=row_numbers,
         tokenizer=tokenizer,
-        around=partial(wrap_iteration, c, tokenizer),
+        wrap_step=partial(wrap_iteration, c, tokenizer),
         keep_ref=t.kl_coef > 0 or t.method == "implicit",
-        grow=(lambda params: params | {"process": process_head.init_head(c.model, params["lm"])})
+        add_params=(lambda params: params | {"process": process_head.init_head(c.model, params["lm"])})
         if learned
         else lambda p: p,
     )

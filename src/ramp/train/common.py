@@ -37,11 +37,11 @@ class Trainer:
     loss: Loss
     batches: Callable[..., dict[str, np.ndarray]]  # (step, lo, hi), as `Batches`
     tokenizer: Tokenizer
-    around: Callable[[Callable], Callable] = lambda update: (
+    wrap_step: Callable[[Callable], Callable] = lambda update: (
         update
     )  # what a step does beside its update
     keep_ref: bool = False  # the starting parameters stay in the state, frozen
-    grow: Callable[[dict], dict] = lambda params: (
+    add_params: Callable[[dict], dict] = lambda params: (
         params
     )  # what is added to the parameters it starts from
 
@@ -65,10 +65,10 @@ class Trainer:
         spent: dict[str, float] = {}
         with clock("init"):
             found = checkpoints.restore(
-                abstract_state(lambda: self.first(init_template(self.c.model)), mesh)
+                abstract_state(lambda: self.init_state(init_template(self.c.model)), mesh)
             )
             if found is None:
-                state = jax.jit(self.first, donate_argnums=0)(start())
+                state = jax.jit(self.init_state, donate_argnums=0)(start())
             else:
                 state, saved, step = found
                 require_same_identity(saved, meta, checkpoints.directory / str(step))
@@ -91,7 +91,7 @@ class Trainer:
         with board, closing(checkpoints):
             state = train_loop(
                 state,
-                self.around(
+                self.wrap_step(
                     make_step(
                         self.loss, tx, t, optim.make_schedule(t), compiler_options(self.c.mesh)
                     )
@@ -119,11 +119,11 @@ class Trainer:
         }
         return state, report
 
-    def first(self, params: dict) -> State:
+    def init_state(self, params: dict) -> State:
         """The state that the stage begins with."""
         ref = jax.tree.map(lambda w: w + 0, params) if self.keep_ref else None
         tx = optim.make_optimizer(self.t, self.c.model.dtype)
-        return init_state(self.grow(params), tx, self.c.seed, self.t.ema_decay > 0, ref)
+        return init_state(self.add_params(params), tx, self.c.seed, self.t.ema_decay > 0, ref)
 
     def meta(self) -> dict[str, Any]:
         """What a checkpoint must agree with to be gone on from."""
@@ -182,11 +182,11 @@ def lower_train_step(
     t: Train,
     mesh: jax.sharding.Mesh,
     loss: Loss | None = None,
-    grow: Callable[[dict], dict] = lambda params: params,
+    add_params: Callable[[dict], dict] = lambda params: params,
     floats: tuple[str, ...] = ("weights",),
 ) -> Any:
     """A stage's training step, lowered for abstract arrays: for plans, nothing is made. By default that of the next-token
-    loss. grow: see `Stage`; floats: what the loss reads beside tokens and targets, each [B, T] like them."""
+    loss. add_params: see `Stage`; floats: what the loss reads beside tokens and targets, each [B, T] like them."""
     tx, place = optim.make_optimizer(t, c.model.dtype), jax.NamedSharding(mesh, P(ROWS))
     kinds = {"tokens": jnp.int32, "targets": jnp.int32} | dict.fromkeys(floats, jnp.float32)
     rows = {
@@ -194,7 +194,7 @@ def lower_train_step(
         for name, kind in kinds.items()
     }
     state = abstract_state(
-        lambda: init_state(grow(init_template(c.model)), tx, 0, t.ema_decay > 0), mesh
+        lambda: init_state(add_params(init_template(c.model)), tx, 0, t.ema_decay > 0), mesh
     )
     return make_step(
         loss or next_token_loss(c.model, t.z_loss), tx, t, optim.make_schedule(t)
