@@ -23,7 +23,7 @@ RECORD = {
 def test_a_gsm8k_file_is_a_task(tmp_path):
     path = tmp_path / "gsm.jsonl"
     path.write_text(json.dumps(RECORD) + "\n")
-    task = gsm8k.task(path)
+    task = gsm8k.load_task(path)
     problem = task.sample(5, 1)
     assert problem.answer == "72" and problem.level == 2
     assert task.judge(problem, task.solution(problem), "72").verified
@@ -55,15 +55,15 @@ def test_a_bad_gsm8k_file_is_named(tmp_path, line, word):
     path = tmp_path / "gsm.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(UserError, match=word):
-        gsm8k.task(path)
+        gsm8k.load_task(path)
 
 
 def test_answers_as_people_write_them():
     problem = gsm8k.Problem("gsm8k", 0, 0, "Pay $1,200 for 3.", (), "1,200")
     for said in ("1200", "$1,200", "1200.00", "1,200."):
         assert gsm8k.judge(problem, [], said).final_right
-    assert gsm8k.notes("a <<1+1=2>> b <<4/2=2.0=2>>") == [("1+1", "2"), ("4/2", "2")]
-    assert gsm8k.same(Fraction(10, 3), Fraction("3.33")) and not gsm8k.same(
+    assert gsm8k.read_notes("a <<1+1=2>> b <<4/2=2.0=2>>") == [("1+1", "2"), ("4/2", "2")]
+    assert gsm8k.is_same(Fraction(10, 3), Fraction("3.33")) and not gsm8k.is_same(
         Fraction(10, 3), Fraction("3.3")
     )
 

@@ -1,14 +1,16 @@
 """Every task: gold solutions are verified, spoilt ones are caught, verdicts on ids equal verdicts on text."""
 
+import textwrap
 from contextlib import suppress
 from fractions import Fraction
+from itertools import product
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ramp.errors import UserError
-from ramp.tasks import TASKS, addition, calculator, chain, paths, swaps, words
+from ramp.tasks import TASKS, addition, calculator, chain, paths, protocol, swaps, words
 from ramp.tasks.protocol import (
     Problem,
     add_typos,
@@ -200,7 +202,7 @@ def test_rollouts_that_end_badly():
 def test_slices_are_solved_by_their_own_gold(name, seed, level):
     assume(name != "swaps" or level < 7)  # a longer row would need more than ten digits
     task = TASKS[name]
-    for kind, problem in make_slices(task, seed, level).items():
+    for kind, problem in make_slices(task, seed, level):
         assert task.judge(problem, task.solution(problem), problem.answer).verified
         if kind in ("reworded", "typos"):
             assert problem.answer == task.sample(seed, level).answer
@@ -222,7 +224,26 @@ def test_words_kept_out_of_training_are():
     assert not any(text in seen for text in held)
 
 
-# ---------------------------------------------------------------------------------------------------- the calculator
+def test_the_example_of_the_docstring_is_a_task():
+    """The protocol's own example: right solutions are verified, and it answers any nonsense."""
+    example = protocol.__doc__.split("`ramp/tasks/doubling.py`:")[1].split("As tokens")[0]
+    names: dict = {}
+    exec(textwrap.dedent(example), names)
+    task = names["TASK"]
+    for seed, level in product(range(20), (1, 2, 9)):
+        problem = task.sample(seed, level)
+        steps = task.solution(problem)
+        assert problem == task.sample(seed, level) and problem.task == task.name
+        assert task.judge(problem, steps, problem.answer).verified
+        assert task.judge(problem, steps[:-1], problem.answer).lucky
+        assert not task.judge(problem, [*steps, "7"], None).verified
+        wrong = task.judge(problem, ["x", "5", *steps[2:]], problem.answer)
+        assert [step.why for step in wrong.steps[:2]][0] == "malformed"
+    with pytest.raises(UserError, match="not 0"):
+        task.sample(0, 0)
+
+
+# --- the calculator
 numbers = st.integers(0, 999)
 expressions = st.recursive(
     numbers.map(str),
@@ -270,14 +291,14 @@ def test_calculator_has_a_value_or_says_so(text):
 
 
 def test_first_error_f1():
-    assert first_error_f1([1, None, 2], [1, None, 2])["f1"] == 1.0
+    assert first_error_f1([1, None, 2], [1, None, 2]).f1 == 1.0
     score = first_error_f1([1, 0, None, None], [1, 1, None, 3])
     assert (
-        score["wrong"] == pytest.approx(1 / 3)
-        and score["clean"] == 1.0
-        and score["f1"] == pytest.approx(0.5)
+        score.wrong == pytest.approx(1 / 3)
+        and score.clean == 1.0
+        and score.f1 == pytest.approx(0.5)
     )
-    assert first_error_f1([None], [None])["f1"] == 0.0
+    assert first_error_f1([None], [None]).f1 == 0.0
     with pytest.raises(ValueError):
         first_error_f1([1], [])
 

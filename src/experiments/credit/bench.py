@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.credit import attack, chain_values, data, lab, table
+from experiments.credit import attack, chain_values, data, lab, solvers, table
 from experiments.credit.lab import TOKENIZER
 from experiments.results import Results, init_lm, load_or_make
 from ramp.config import Config, Reinforce, replace_train
@@ -201,7 +201,7 @@ def diverse(b: Results) -> None:
     """Sorting by swaps, where many orders are right: what is left of them after process credit?"""
     t = replace(b.t, task="swaps", level=3, max_new_tokens=40, method="step_local")
     t = replace_train(t, lr_scale=RATES[1], steps=40)
-    base = policy(replace(b, t=t), "swaps", swaps.wandering, 900)
+    base = policy(replace(b, t=t), "swaps", solvers.solve_by_random_swaps, 900)
 
     def work() -> dict:
         asked = learn.held_out_problems(swaps.TASK, t.level, 64)
@@ -238,13 +238,13 @@ def run(directory: Path, c: Config, shared: Path | None = None) -> str:
         raise UserError(
             f"the expert solves {knows:.0%} of the problems after reinforce.sft_steps = {b.t.sft_steps} steps; raise it"
         )
-    slips = {name: partial(chain.slipping, share=share) for name, share in SLIPS.items()}
+    slips = {name: partial(solvers.solve_with_slips, fraction=share) for name, share in SLIPS.items()}
     base = {
         name: policy(b, name, solve, few, expert) for name, solve in slips.items()
     }  # it unlearns
     straws(b, base["half"], "half")
     short = replace(b, t=replace(b.t, level=3))
-    unbiased(b, policy(short, "short", partial(chain.slipping, share=0.3), few, expert))
+    unbiased(b, policy(short, "short", partial(solvers.solve_with_slips, fraction=0.3), few, expert))
     attack.heads(b, base["mid"])
     efficiency(b, base["mid"])
     low_skill(b, base["low"])

@@ -1,14 +1,16 @@
 """Real solutions with known faults: GSM8K's example model solutions, Big-Bench-Mistake. Read from a directory, if given."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from statistics import fmean
 
 from experiments.credit import mistakes
 from ramp.errors import UserError
 from ramp.tasks import Problem, gsm8k
-from ramp.tasks.calculator import NotArithmetic, calculate, number
+from ramp.tasks.calculator import NotArithmetic, calculate, parse_number
 from ramp.tasks.protocol import first_error_f1
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
@@ -35,10 +37,10 @@ def gsm8k_solutions(path: Path) -> dict[str, float | int]:
     )
     off_route, begins_right = ({model: [] for model in MODELS} for _ in range(2))
     for record in records(path):
-        gold, answer = gsm8k.split(record["ground_truth"])
+        gold, answer = gsm8k.split_solution(record["ground_truth"])
         problem = Problem("gsm8k", 0, len(gold), record["question"], tuple(gold), answer)
         for model in MODELS:
-            steps, said = gsm8k.split(record[model]["solution"])
+            steps, said = gsm8k.split_solution(record[model]["solution"])
             won = record[model]["is_correct"]
             verdict = gsm8k.judge(problem, steps, said)
             found["solutions"] += 1
@@ -49,7 +51,7 @@ def gsm8k_solutions(path: Path) -> dict[str, float | int]:
                 found["annotated_lines"] += 1
                 found["parsed"] += parsed
                 found["recomputed"] += computed
-            outside, begins = gsm8k.straw(problem, steps)
+            outside, begins = compare_with_route(problem, steps)
             (off_route if won else begins_right)[model].append(outside if won else begins)
     for model in MODELS:
         found[f"{model} right, value off the route"] = round(fmean(off_route[model]), 4)
@@ -57,14 +59,35 @@ def gsm8k_solutions(path: Path) -> dict[str, float | int]:
     return found
 
 
+def compare_with_route(problem: Problem, steps: list[str]) -> tuple[bool, bool]:
+    """(a value outside the published route is used, the first value is on it).
+
+    Outcome-only credit would call the first all right in a success, and the second all wrong in a
+    failure. Other routes are right too, so the first is an upper bound.
+    """
+    route, used = set(note_values(problem.gold)), note_values(steps)
+    return any(value not in route for value in used), bool(used) and used[0] in route
+
+
+def note_values(steps: Iterable[str]) -> list[Fraction]:
+    """The values of all calculator notes that can be read, in order."""
+    values = []
+    for line in steps:
+        try:
+            values += [parse_number(value) for _, value in gsm8k.read_notes(line)]
+        except NotArithmetic:
+            continue
+    return values
+
+
 def readable(line: str) -> tuple[bool, bool]:
     """(its notes are of the form <<expression=value>>, both sides are numbers and their operations)"""
     try:
-        pairs = gsm8k.notes(line)
+        pairs = gsm8k.read_notes(line)
     except NotArithmetic:
         return False, False
     try:
-        return True, bool([(calculate(a), number(b)) for a, b in pairs])
+        return True, bool([(calculate(a), parse_number(b)) for a, b in pairs])
     except NotArithmetic:
         return True, False
 
@@ -86,8 +109,8 @@ def big_bench_mistake(directory: Path) -> dict[str, dict]:
         keep = [i for i, label in enumerate(true) if label is not None or right[i]]
         some = first_error_f1([said[i] for i in keep], [true[i] for i in keep])
         found[name] = {
-            "all": first_error_f1(said, true),
-            "consistent": some,
+            "all": asdict(first_error_f1(said, true)),
+            "consistent": asdict(some),
             "traces": len(traces),
             "kept": len(keep),
         }

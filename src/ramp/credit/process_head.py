@@ -7,6 +7,8 @@ between them a Monte-Carlo share, -1 for no label. After a first error there are
 what a step is worth on a wrong footing is nobody's business.
 """
 
+from dataclasses import asdict
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,7 +159,7 @@ def choose_threshold(p_bs: np.ndarray, r: Rollouts) -> float:
     return float(
         max(
             grid,
-            key=lambda t: first_error_f1(predict_first_error(p_bs, r.exists_bs, t), true)["f1"],
+            key=lambda t: first_error_f1(predict_first_error(p_bs, r.exists_bs, t), true).f1,
         )
     )
 
@@ -168,7 +170,7 @@ def measure_quality(p_bs: np.ndarray, r: Rollouts, threshold: float) -> dict[str
     labels = first_error_labels(r)
     p, y = p_bs[labels >= 0], labels[labels >= 0]
     found = first_error_f1(predict_first_error(p_bs, r.exists_bs, threshold), true)
-    return found | {
+    return asdict(found) | {
         "auc": auc(p, y),
         "calibration_error": calibration_error(p, y),
         "threshold": threshold,

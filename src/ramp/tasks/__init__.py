@@ -1,10 +1,14 @@
-"""What the model is asked, with verdicts step by step: see `protocol`."""
+"""What the model is asked, with verdicts step by step: `protocol` says how to add a task.
+
+`gsm8k` is no entry of `TASKS`: it needs a file of problems, so it is made by `gsm8k.load_task`.
+"""
 
 from ramp.tasks import addition, chain, paths, swaps, words
 from ramp.tasks.protocol import Problem, Step, Task, Verdict
 
+# A new task is its file and one entry here.
 TASKS: dict[str, Task] = {
-    t.name: t for t in (chain.TASK, addition.TASK, words.TASK, paths.TASK, swaps.TASK)
+    task.name: task for task in (chain.TASK, addition.TASK, words.TASK, paths.TASK, swaps.TASK)
 }
 
 __all__ = ["TASKS", "Problem", "Step", "Task", "Verdict"]

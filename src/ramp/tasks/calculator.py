@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-LONGEST = 200  # characters; a model writes what it likes
-BIGGEST = 10**30
+MAX_LENGTH = 200  # characters: a model may write anything
+MAX_VALUE = 10**30
 
 OPERATIONS: dict[type, Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
@@ -23,47 +23,49 @@ class NotArithmetic(ValueError):
 
 def calculate(text: str) -> Fraction:
     """The value of an expression such as `3*(2.5-1)/2` or `20%*50`."""
-    return _value(_tree(text))
+    return _evaluate(_parse(text))
 
 
-def operands(text: str) -> list[Fraction]:
-    """The numbers that stand in an expression, in order; a minus before a number is an operation, not a part of it."""
-    return [Fraction(str(n.value)) for n in ast.walk(_tree(text)) if isinstance(n, ast.Constant)]
+def list_operands(text: str) -> list[Fraction]:
+    """The numbers in an expression; a minus before a number is an operation, not a part of it."""
+    constants = [node for node in ast.walk(_parse(text)) if isinstance(node, ast.Constant)]
+    return [Fraction(str(node.value)) for node in constants]
 
 
-def number(text: str) -> Fraction:
+def parse_number(text: str) -> Fraction:
     """A number as people write it: `1,234`, `$5.50`, `3/4`, `50%`, `.5`."""
     return calculate(text.strip().replace("$", "").replace(",", "").rstrip("."))
 
 
-def _tree(text: str) -> ast.expr:
+def _parse(text: str) -> ast.expr:
     plain = text.replace(",", "").replace("$", "").replace("x", "*")
     plain = re.sub(r"(\d+\.?\d*|\.\d+)%", r"(\1/100)", plain)
     plain = re.sub(r"(?<![\d.])0+(?=\d)", "", plain).strip()  # 007 is a number to people
-    if (
-        len(plain) > LONGEST
-        or "**" in plain
-        or "//" in plain
-        or not re.fullmatch(r"[\d.+\-*/() ]+", plain)
-    ):
-        raise NotArithmetic(text[:LONGEST])
+    # A power or a floor division is Python's syntax but nobody's arithmetic here, and a tower of
+    # powers would never end.
+    is_safe = re.fullmatch(r"[\d.+\-*/() ]+", plain) and "**" not in plain and "//" not in plain
+    if len(plain) > MAX_LENGTH or not is_safe:
+        raise NotArithmetic(text[:MAX_LENGTH])
     try:
         return ast.parse(plain, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise NotArithmetic(text) from None
 
 
-def _value(node: ast.expr) -> Fraction:
+def _evaluate(node: ast.expr) -> Fraction:
     try:
-        if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-            return Fraction(str(node.value))
-        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            value = _value(node.operand)
-            return -value if isinstance(node.op, ast.USub) else value
-        if isinstance(node, ast.BinOp) and type(node.op) in OPERATIONS:
-            value = OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
-            if abs(value) <= BIGGEST:
-                return value
+        match node:
+            case ast.Constant(value=int() | float() as value):
+                return Fraction(str(value))  # 0.1 is a tenth, not the nearest binary fraction
+            case ast.UnaryOp(op=ast.USub()):
+                return -_evaluate(node.operand)
+            case ast.UnaryOp(op=ast.UAdd()):
+                return _evaluate(node.operand)
+            case ast.BinOp() if type(node.op) in OPERATIONS:
+                left, right = _evaluate(node.left), _evaluate(node.right)
+                value = OPERATIONS[type(node.op)](left, right)
+                if abs(value) <= MAX_VALUE:
+                    return value
     except (ZeroDivisionError, ValueError):
         pass
     raise NotArithmetic(ast.unparse(node))

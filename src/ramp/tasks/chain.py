@@ -1,9 +1,10 @@
-"""Chain arithmetic: a digit goes through K labelled operations modulo 10, one a step.
+"""Chain arithmetic: a digit goes through `level` labelled operations modulo 10, one a step.
 
     3 c+4 d*2 e-1   ->   c7 | d4 | e3 | 3
 
-A step names the operation it does and states the value after it. `*5`, `*0` and the modulus let two wrong steps cancel,
-so luck is common: this is the task on which credit is measured, and small enough for exact values (`credit/exact.py`).
+A step names the operation it does and states the value after it. `*5`, `*0` and the modulus let two
+wrong steps cancel, so luck is common: this is the task on which credit is measured. It is small
+enough for exact values.
 """
 
 import re
@@ -13,48 +14,49 @@ from collections.abc import Sequence
 from ramp.errors import UserError
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
-OPS = "+-*"
+NAME = "chain"
+OPS = "+-*"  # no division: modulo 10 it has no result for half of the digits
 LETTERS = string.ascii_lowercase
 
 
 def apply(value: int, op: str, operand: int) -> int:
-    return {"+": value + operand, "-": value - operand, "*": value * operand}[op] % 10
+    """The digit after one operation modulo 10."""
+    results = {"+": value + operand, "-": value - operand, "*": value * operand}
+    return results[op] % 10
 
 
 def sample(seed: int, level: int) -> Problem:
-    """`level` operations. The labels begin anywhere in the alphabet, so that no label belongs to a position."""
+    """`level` operations on a random digit."""
     if not 1 <= level <= len(LETTERS):
         raise UserError(f"a chain has 1 to {len(LETTERS)} operations, not {level}")
-    r = make_rng("chain", seed, level)
-    first = r.randint(0, len(LETTERS) - level)
-    start = r.randrange(10)
-    ops = tuple((LETTERS[first + k], r.choice(OPS), r.randrange(10)) for k in range(level))
-    return make(start, ops, seed)
+    rng = make_rng(NAME, seed, level)
+    # The labels begin anywhere in the alphabet, so that no label belongs to a position.
+    first = rng.randint(0, len(LETTERS) - level)
+    start = rng.randrange(10)
+    ops = []
+    for label in LETTERS[first : first + level]:
+        ops.append((label, rng.choice(OPS), rng.randrange(10)))
+    return make(start, tuple(ops), seed)
 
 
 def make(start: int, ops: tuple[tuple[str, str, int], ...], seed: int = 0) -> Problem:
+    """The problem with these operations (label, sign, operand); `gold` is `(start, ops)`."""
     value = start
-    for _, op, operand in ops:
+    words = [str(start)]
+    for label, op, operand in ops:
         value = apply(value, op, operand)
-    question = " ".join([str(start), *(f"{label}{op}{n}" for label, op, n in ops)])
-    return Problem("chain", seed, len(ops), question, (start, ops), str(value))
+        words.append(f"{label}{op}{operand}")
+    return Problem(NAME, seed, len(ops), " ".join(words), (start, ops), str(value))
 
 
 def solution(problem: Problem) -> list[str]:
-    value, steps = problem.gold[0], []
-    for label, op, operand in problem.gold[1]:
+    """The label of each operation and the digit after it."""
+    value, ops = problem.gold
+    steps = []
+    for label, op, operand in ops:
         value = apply(value, op, operand)
         steps.append(f"{label}{value}")
     return steps
-
-
-def slipping(problem: Problem, share: float) -> tuple[list[str], str]:
-    """Steps and answer of somebody who states a random digit at a `share` of the steps and goes on from there."""
-    r, value, steps = make_rng("slips", problem.seed, problem.level), problem.gold[0], []
-    for label, op, operand in problem.gold[1]:
-        value = r.randrange(10) if r.random() < share else apply(value, op, operand)
-        steps.append(f"{label}{value}")
-    return steps, str(value)
 
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
@@ -62,24 +64,27 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     value, ops = problem.gold
     verdicts = []
     for k, text in enumerate(steps):
-        found = re.fullmatch(r"([a-z])(\d)", text)
-        verdicts.append(
-            _step(ops, k, value, found[1], int(found[2])) if found else Step(False, "malformed")
-        )
-        value = int(found[2]) if found else value
-    return close_steps(
-        verdicts, answer, str(value) if len(steps) == len(ops) else None, problem.answer
-    )
+        match = re.fullmatch(r"([a-z])(\d)", text)
+        if match:
+            stated = int(match[2])
+            verdicts.append(_judge_step(ops, k, value, match[1], stated))
+            value = stated  # right or wrong: the next step goes on from here
+        else:
+            verdicts.append(Step(False, "malformed"))
+    follows = str(value) if len(steps) == len(ops) else None
+    return close_steps(verdicts, answer, follows, problem.answer)
 
 
-def _step(ops: tuple, k: int, value: int, label: str, stated: int) -> Step:
+def _judge_step(ops: tuple, k: int, value: int, label: str, stated: int) -> Step:
     if k >= len(ops) or label in [name for name, _, _ in ops[:k]]:
-        return Step(False, "irrelevant")  # over, or done before
+        return Step(False, "irrelevant")  # the chain is over, or this was done before
+    # Steps have to come in the order of the question.
     name, op, operand = ops[k]
     if label != name:
         return Step(False, "wrong operation")
     if stated == apply(value, op, operand):
         return Step(True)
+    # The mistake that explains the digit: another sign, then the operand of another operation.
     if any(stated == apply(value, other, operand) for other in OPS):
         return Step(False, "wrong operation")
     if any(stated == apply(value, op, n) for _, _, n in ops):
@@ -87,4 +92,4 @@ def _step(ops: tuple, k: int, value: int, label: str, stated: int) -> Step:
     return Step(False, "wrong value")
 
 
-TASK = Task("chain", sample, solution, judge)
+TASK = Task(NAME, sample, solution, judge)

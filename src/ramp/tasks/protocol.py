@@ -1,16 +1,68 @@
-"""What a model is asked, and verdicts step by step.
+'''What a task is, its solutions as tokens, and verdicts step by step.
 
-A task is three functions: `sample(seed, level)` gives a problem, `solution(problem)` its right steps, and
-`judge(problem, steps, answer)` says of every step of anybody's solution whether it is right and, if not, why. As tokens
-a solution is
+A task is a name and three functions:
+
+* `sample(seed, level)` gives a `Problem`, always the same one for the same two integers. A level
+  of 1 is the easiest; usually it is the number of steps. UserError: a level that the task lacks.
+* `solution(problem)` gives its right steps as a list of texts, without the answer.
+* `judge(problem, steps, answer)` gives a `Verdict` on anybody's solution. It must not raise,
+  whatever the texts are; an answer of None means that the solution broke off before one.
+
+A fourth, `reword(problem)`, is optional: the same problem in words that `sample` never uses.
+
+A step is judged on its own terms: given what the solution itself stated before, is this a right
+move? The answer is judged as the last step: does it follow from the steps? Whether it is the right
+answer is a third thing, and a right answer over wrong steps is what this package calls luck.
+
+A task needs its own file and one entry in `ramp/tasks/__init__.py`. A complete example,
+`ramp/tasks/doubling.py`:
+
+    import re
+
+    from ramp.errors import UserError
+    from ramp.tasks.protocol import Problem, Step, Task, close_steps, make_rng
+
+    NAME = "doubling"
+
+    def sample(seed, level):
+        """A number that is to be doubled `level` times."""
+        if not 1 <= level <= 9:
+            raise UserError(f"a number is doubled 1 to 9 times, not {level}")
+        start = make_rng(NAME, seed, level).randint(1, 9)
+        question = f"Double {start} {level} times."
+        return Problem(NAME, seed, level, question, gold=start, answer=str(start * 2**level))
+
+    def solution(problem):
+        """The number after each doubling."""
+        return [str(problem.gold * 2**k) for k in range(1, problem.level + 1)]
+
+    def judge(problem, steps, answer):
+        """Step k is right when it is twice the number stated last."""
+        value, verdicts = problem.gold, []
+        for k, text in enumerate(steps):
+            if not re.fullmatch("[0-9]{1,9}", text):
+                verdicts.append(Step(False, "malformed"))
+                continue
+            stated = int(text)
+            if k >= problem.level:
+                verdicts.append(Step(False, "irrelevant"))
+            elif stated != 2 * value:
+                verdicts.append(Step(False, "wrong value"))
+            else:
+                verdicts.append(Step(True))
+            value = stated  # the next step is judged by what this one stated
+        follows = str(value) if len(steps) == problem.level else None
+        return close_steps(verdicts, answer, follows, problem.answer)
+
+    TASK = Task(NAME, sample, solution, judge)
+
+As tokens a solution is
 
     step <|step|> step <|step|> ... step <|step|> answer <|end|>
 
-`<|step|>` is one reserved token outside the BPE, so a boundary is never inside a token and is found on ids, not on
-characters. A step is judged on its own terms: given what the solution itself stated before, is this a right move?
-The answer is judged as the last step: does it follow from the steps? Whether it is the right answer is a third thing,
-and a right answer over wrong steps is what this package calls luck.
-"""
+`<|step|>` is one reserved token outside the BPE, so a boundary is never inside a token and is found
+on ids, not on characters.
+'''
 
 import random
 from collections.abc import Callable, Sequence
@@ -20,19 +72,20 @@ from typing import Any, Literal
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
 
+# Why a step is wrong. Irrelevant: true, perhaps, but no step towards the answer.
 Why = Literal["", "wrong value", "wrong operand", "wrong operation", "irrelevant", "malformed"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `gold` is the task's own data (tuples), `answer` the right final answer as text."""
+    """One question, and all that its task needs to judge a solution."""
 
-    task: str
+    task: str  # name of its task
     seed: int
     level: int
-    question: str
-    gold: Any
-    answer: str
+    question: str  # what the model reads
+    gold: Any  # the task's own data, for its `solution` and `judge`; hashable
+    answer: str  # the right final answer
 
 
 @dataclass(frozen=True)
@@ -68,43 +121,53 @@ class Verdict:
 
     @property
     def lucky(self) -> bool:
+        """The right answer, and something wrong on the way to it."""
         return self.final_right and not self.verified
 
 
 @dataclass(frozen=True)
 class Task:
-    """The three functions of a task, and its name."""
+    """The functions of a task, and its name: see the head of this file."""
 
     name: str
     sample: Callable[[int, int], Problem]
     solution: Callable[[Problem], list[str]]
     judge: Callable[[Problem, Sequence[str], str | None], Verdict]
-    reword: Callable[[Problem], Problem] | None = (
-        None  # the same problem in words kept out of training
-    )
+    reword: Callable[[Problem], Problem] | None = None
 
 
 def make_rng(task: str, seed: int, level: int) -> random.Random:
-    """The randomness of a problem: its own, whatever was sampled before."""
+    """The random numbers of one problem: its own, whatever was sampled before."""
     return random.Random(f"{task}:{seed}:{level}")
 
 
 def close_steps(
     steps: Sequence[Step], stated: str | None, follows: str | None, gold: str
 ) -> Verdict:
-    """A verdict whose answer is right when it is what the steps lead to; `follows` is None where they lead nowhere."""
-    if stated is None or not stated:
+    """The verdict on a solution, from the verdicts on its steps.
+
+    Args:
+      steps: the verdict on each step.
+      stated: the answer that the solution gives; None or empty where it gives none.
+      follows: the answer that its steps lead to, right or wrong; None where they lead to none.
+      gold: the right answer.
+    """
+    if not stated:
         return Verdict(tuple(steps), Step(False, "malformed"), False)
     answer = Step(True) if stated == follows else Step(False, "wrong value")
     return Verdict(tuple(steps), answer, stated == gold)
 
 
-# ---------------------------------------------------------------------------------------------------- to tokens
+# --- solutions to tokens
+
+
 def prompt_ids(tokenizer: Tokenizer, question: str) -> list[int]:
+    """A conversation that asks the question, up to where the assistant speaks."""
     return render_prompt(tokenizer, [{"role": "user", "content": question}])
 
 
 def solution_ids(tokenizer: Tokenizer, steps: Sequence[str], answer: str) -> list[int]:
+    """The assistant's turn that gives these steps and this answer."""
     ids: list[int] = []
     for step in steps:
         ids += [*tokenizer.encode(step), tokenizer.step]
@@ -114,88 +177,114 @@ def solution_ids(tokenizer: Tokenizer, steps: Sequence[str], answer: str) -> lis
 def render(
     tokenizer: Tokenizer, problem: Problem, steps: Sequence[str], answer: str
 ) -> tuple[list[int], list[int]]:
-    """(ids, weights) of the whole conversation for fine-tuning; the weight is 1 where ids[i] is the assistant's."""
+    """(ids, loss weights) of the whole conversation: weight 1 where ids[i] is the assistant's."""
     prompt = prompt_ids(tokenizer, problem.question)
-    said = solution_ids(tokenizer, steps, answer)
-    return prompt + said, [0] * len(prompt) + [1] * len(said)
+    reply = solution_ids(tokenizer, steps, answer)
+    return prompt + reply, [0] * len(prompt) + [1] * len(reply)
 
 
-# ---------------------------------------------------------------------------------------------------- from tokens
+# --- tokens to solutions
+
+
 @dataclass(frozen=True)
 class Parsed:
-    """A rollout cut at its separators."""
+    """Generated ids cut at their separators."""
 
     steps: tuple[str, ...]
     answer: str | None  # None: it never ended
-    step_of_token: tuple[
-        int, ...
-    ]  # which step each token belongs to, its separator included; the answer is number n
+    # The step each token belongs to, its separator included. The answer is number n.
+    step_of_token: tuple[int, ...]
 
 
 def parse(tokenizer: Tokenizer, ids: Sequence[int]) -> Parsed:
     """Steps of generated ids. Tokens after the first `<|end|>` belong to nothing (-1).
 
-    Without an `<|end|>` there is no answer, and what follows the last separator is the (unfinished) answer's tokens.
+    Without an `<|end|>` there is no answer, and the tokens after the last separator are those of
+    the unfinished answer.
     """
-    steps, at, part = [], [], []
+    steps, step_of_token, part = [], [], []
     for i, token in enumerate(ids):
-        at.append(len(steps))
+        step_of_token.append(len(steps))
         if token == tokenizer.end:
-            return Parsed(tuple(steps), _text(tokenizer, part), (*at, *[-1] * (len(ids) - i - 1)))
+            step_of_token += [-1] * (len(ids) - i - 1)
+            return Parsed(tuple(steps), _decode(tokenizer, part), tuple(step_of_token))
         if token == tokenizer.step:
-            steps.append(_text(tokenizer, part))
+            steps.append(_decode(tokenizer, part))
             part = []
         else:
             part.append(token)
-    return Parsed(tuple(steps), None, tuple(at))
+    return Parsed(tuple(steps), None, tuple(step_of_token))
 
 
-def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """A model's table may be padded beyond the tokenizer's ids; such an id is as good as a broken character."""
-    return tokenizer.decode([i if i < tokenizer.vocab_size else 255 for i in ids]).strip()
+def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    # A model's table may be padded beyond the tokenizer's ids. Byte 255 is never part of UTF-8.
+    known = [i if i < tokenizer.vocab_size else 255 for i in ids]
+    return tokenizer.decode(known).strip()
 
 
-# ---------------------------------------------------------------------------------------------------- first errors
-def first_error_f1(said: Sequence[int | None], true: Sequence[int | None]) -> dict[str, float]:
-    """ProcessBench's score (Zheng et al. 2024, arXiv:2412.06559): accuracy on solutions with an error (exactly the
-    first one must be named), accuracy on those without, and their harmonic mean; 0 where either kind is missing."""
-    if len(said) != len(true):
-        raise ValueError(f"{len(said)} predictions for {len(true)} labels")
-    wrong = [a == b for a, b in zip(said, true, strict=True) if b is not None]
-    clean = [a == b for a, b in zip(said, true, strict=True) if b is None]
-    on_wrong, on_clean = (sum(x) / len(x) if x else 0.0 for x in (wrong, clean))
-    both = on_wrong + on_clean
-    return {
-        "wrong": on_wrong,
-        "clean": on_clean,
-        "f1": 2 * on_wrong * on_clean / both if both else 0.0,
-    }
+# --- first errors
 
 
-# ---------------------------------------------------------------------------------------------------- slices
-def make_slices(task: Task, seed: int, level: int) -> dict[str, Problem]:
-    """One problem, as it is ("base"), in words kept out of training and mistyped, where the task has words; and one that
-    is longer by half, another problem altogether."""
-    plain = task.sample(seed, level)
-    found = {"base": plain, "longer": task.sample(seed - 10**9, level + max(1, level // 2))}
+@dataclass(frozen=True)
+class FirstErrorScore:
+    """How often the first wrong step is named."""
+
+    wrong: float  # accuracy on solutions with an error, of which exactly the first must be named
+    clean: float  # accuracy on solutions without one
+    f1: float  # harmonic mean of the two
+
+
+def first_error_f1(predicted: Sequence[int | None], true: Sequence[int | None]) -> FirstErrorScore:
+    """ProcessBench's score (Zheng et al. 2024, arXiv:2412.06559).
+
+    Numbers of first wrong steps, None where nothing is wrong. An accuracy over no solutions is 0.
+    """
+    pairs = list(zip(predicted, true, strict=True))
+    on_wrong = _mean([a == b for a, b in pairs if b is not None])
+    on_clean = _mean([a == b for a, b in pairs if b is None])
+    total = on_wrong + on_clean
+    return FirstErrorScore(on_wrong, on_clean, 2 * on_wrong * on_clean / total if total else 0.0)
+
+
+def _mean(values: list[bool]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+# --- slices
+
+
+def make_slices(task: Task, seed: int, level: int) -> list[tuple[str, Problem]]:
+    """(name, problem): one problem as it is ("base"), and variants of it where the task has them.
+
+    "longer" is another problem, longer by half; "reworded" uses words kept out of training; "typos"
+    is mistyped. A task whose questions have no words lacks the last two.
+    """
+    base = task.sample(seed, level)
+    # Far from the seeds of training, which begin at 0.
+    longer = task.sample(seed - 10**9, level + max(1, level // 2))
+    slices = [("base", base), ("longer", longer)]
     if task.reword:
-        found["reworded"] = task.reword(plain)
-    if (question := add_typos(plain.question, seed)) != plain.question:
-        found["typos"] = replace(plain, question=question)
-    return found
+        slices.append(("reworded", task.reword(base)))
+    mistyped = add_typos(base.question, seed)
+    if mistyped != base.question:
+        slices.append(("typos", replace(base, question=mistyped)))
+    return slices
 
 
-def add_typos(text: str, seed: int, share: float = 0.2) -> str:
-    """In a `share` of the words of five letters or more, and in one at least, two inner letters that differ change places;
-    numbers stay."""
-    r, words = random.Random(f"typos:{seed}"), text.split(" ")
-    inner = {
-        i: [j for j in range(1, len(w) - 2) if w[j] != w[j + 1]]
-        for i, w in enumerate(words)
-        if w.isalpha()
-    }
-    can = [i for i, places in inner.items() if places and len(words[i]) >= 5]
-    for i in r.sample(can, min(len(can), max(1, round(share * len(can))))):
-        word, j = words[i], r.choice(inner[i])
+def add_typos(text: str, seed: int, fraction: float = 0.2) -> str:
+    """Swap two inner letters that differ in a `fraction` of the long words, and in one at least.
+
+    Long is five letters or more. Numbers stay as they are.
+    """
+    rng = random.Random(f"typos:{seed}")
+    words = text.split(" ")
+    swaps = {}  # word number -> places whose letter can change places with the next one
+    for i, word in enumerate(words):
+        places = [j for j in range(1, len(word) - 2) if word[j] != word[j + 1]]
+        if word.isalpha() and len(word) >= 5 and places:
+            swaps[i] = places
+    count = min(len(swaps), max(1, round(fraction * len(swaps))))
+    for i in rng.sample(list(swaps), count):
+        word, j = words[i], rng.choice(swaps[i])
         words[i] = word[:j] + word[j + 1] + word[j] + word[j + 2 :]
     return " ".join(words)

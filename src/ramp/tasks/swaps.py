@@ -9,6 +9,8 @@ from itertools import combinations
 from ramp.errors import UserError
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
+NAME = "swaps"
+
 
 def sample(seed: int, level: int) -> Problem:
     """`level` + 1 different digits, not in order."""
@@ -16,16 +18,18 @@ def sample(seed: int, level: int) -> Problem:
         raise UserError(
             f"a row has level + 1 of the ten digits, so the level is 1 to 9, not {level}"
         )
-    r = make_rng("swaps", seed, level)
-    row = r.sample("0123456789", level + 1)
+    rng = make_rng(NAME, seed, level)
+    row = rng.sample("0123456789", level + 1)
+    # A row in order would have no step.
     while row == sorted(row):
-        r.shuffle(row)
-    return Problem("swaps", seed, level, "".join(row), None, "".join(sorted(row)))
+        rng.shuffle(row)
+    return Problem(NAME, seed, level, "".join(row), None, "".join(sorted(row)))
 
 
 def solution(problem: Problem) -> list[str]:
-    """Selection: the smallest of what is left goes to the front."""
-    row, steps = list(problem.question), []
+    """Selection sort: the smallest of what is left goes to the front."""
+    row = list(problem.question)
+    steps = []
     for i in range(len(row)):
         j = row.index(min(row[i:]))
         if i != j:
@@ -34,33 +38,31 @@ def solution(problem: Problem) -> list[str]:
     return steps
 
 
-def wandering(problem: Problem) -> tuple[list[str], str]:
-    """Steps and answer of somebody who does any swap that undoes an inversion: many ways to be right."""
-    r, row, steps = make_rng("wandering", problem.seed, problem.level), list(problem.question), []
-    while pairs := [(i, j) for i, j in combinations(range(len(row)), 2) if row[i] > row[j]]:
-        i, j = r.choice(pairs)
-        row[i], row[j] = row[j], row[i]
-        steps.append("".join(row))
-    return steps, "".join(row)
-
-
-def inversions(row: str) -> int:
+def count_inversions(row: str) -> int:
+    """Pairs of digits in the wrong order."""
     return sum(a > b for a, b in combinations(row, 2))
 
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
-    row, verdicts = problem.question, []
+    """A step is right when it swaps two digits of the row before and undoes inversions."""
+    row = problem.question
+    verdicts = []
     for text in steps:
+        # Other digits than those of the row. The row stays as it was.
         if sorted(text) != sorted(row):
             verdicts.append(Step(False, "wrong value" if text.isdigit() else "malformed"))
-            row = text if sorted(text) == sorted(problem.question) else row
             continue
         moved = sum(a != b for a, b in zip(row, text, strict=True))
-        fewer = inversions(text) < inversions(row)
-        why = "" if moved == 2 and fewer else "wrong operation" if moved > 2 else "irrelevant"
-        verdicts.append(Step(not why, why))
+        if moved > 2:
+            verdicts.append(Step(False, "wrong operation"))  # more than one swap
+        elif moved == 2 and count_inversions(text) < count_inversions(row):
+            verdicts.append(Step(True))
+        else:
+            # Nothing moved, or two digits that were in order.
+            verdicts.append(Step(False, "irrelevant"))
         row = text
-    return close_steps(verdicts, answer, row if row == problem.answer else None, problem.answer)
+    follows = row if row == problem.answer else None
+    return close_steps(verdicts, answer, follows, problem.answer)
 
 
-TASK = Task("swaps", sample, solution, judge)
+TASK = Task(NAME, sample, solution, judge)

@@ -1,14 +1,15 @@
-"""The calculator inside an answer: the model writes `<|tool|>` 12*7 `<|tool|>`, and ` 84 <|tool|>` is put behind it.
+"""The calculator in an answer: the model writes `<|tool|>12*7<|tool|>`, and `84<|tool|>` follows.
 
-In data a call is written as GSM8K writes it, `<<12*7=84>>`. Training, evaluation and serving share `reply`: what is put
-in at run time is what the model saw in training, where it bears no loss, since it is not the model's to say. A special
-token opens and closes a call, so nothing that a user types is one.
+In data a call is written as in GSM8K, `<<12*7=84>>`. Training, evaluation and serving share
+`reply`: what is inserted at run time is what the model saw in training, where it has loss
+weight 0, since it is not for the model to say. A special token opens and closes a call, so nothing
+that a user types is one.
 """
 
 import re
 from collections.abc import Callable, Sequence
 
-from ramp.tasks.calculator import LONGEST, NotArithmetic, calculate
+from ramp.tasks.calculator import MAX_LENGTH, NotArithmetic, calculate
 from ramp.text.tokenizer import Tokenizer
 
 CALL = re.compile(r"<<([^<>=]+)=[^<>]*>>")
@@ -23,50 +24,72 @@ def call_result(expression: str) -> str:
     return str(value) if value.denominator == 1 else f"{float(value):.6f}".rstrip("0").rstrip(".")
 
 
-def reply(tokenizer: Tokenizer, said: Sequence[int]) -> list[int]:
-    """What to put behind the tokens of an answer so far: a result where they have just closed a call, else nothing."""
+def reply(tokenizer: Tokenizer, answer: Sequence[int]) -> list[int]:
+    """What follows an answer so far: the result if its last token closes a call, else nothing."""
     mark = tokenizer.special("tool")
-    if not said or said[-1] != mark or said.count(mark) % 3 != 2:
+    # Three marks a call: one opens it, one closes it, one ends the result.
+    if not answer or answer[-1] != mark or answer.count(mark) % 3 != 2:
         return []
-    opened = len(said) - 2 - list(reversed(said[:-1])).index(mark)
-    text = tokenizer.decode_bytes(said[opened + 1 : -1]).decode("utf-8", "replace")
-    return [*tokenizer.encode(call_result(text) if len(text) <= LONGEST else "?"), mark]
+    opened = max(i for i, token in enumerate(answer[:-1]) if token == mark)
+    # Bytes, since `decode` would spell out a special token between the marks.
+    expression = tokenizer.decode_bytes(answer[opened + 1 : -1]).decode("utf-8", "replace")
+    result = call_result(expression) if len(expression) <= MAX_LENGTH else "?"
+    return [*tokenizer.encode(result), mark]
 
 
 def encode_with_calls(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
-    """(ids, weights) of an assistant's words with the calls among them; results are put in and bear no loss."""
+    """(ids, loss weights) of an assistant's words and calls; results get weight 0."""
     ids: list[int] = []
     weights: list[int] = []
     mark = tokenizer.special("tool")
+    # The pattern has a group: every second part is the expression of a call.
     for i, part in enumerate(CALL.split(content)):
-        said = [mark, *tokenizer.encode(part), mark] if i % 2 else tokenizer.encode(part)
-        put = reply(tokenizer, said) if i % 2 else []
-        ids += [*said, *put]
-        weights += [1] * len(said) + [0] * len(put)
+        own, result = tokenizer.encode(part), []
+        if i % 2:
+            own = [mark, *own, mark]
+            result = reply(tokenizer, own)
+        ids += [*own, *result]
+        weights += [1] * len(own) + [0] * len(result)
     return ids, weights
 
 
 def generate_with_tool(
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],
-    draw: Callable[[list[list[int]]], list[list[int]]],
-    limit: int,
-    context: int,
+    generate: Callable[[list[list[int]]], list[list[int]]],
+    max_tokens: int,
+    context_len: int,
 ) -> list[list[int]]:
-    """Answers of at most `limit` tokens to each prompt, their calls done. `draw` continues each of some rows to its end;
-    a row that called the calculator goes on behind the result, while prompt and answer fit the context."""
-    said: list[list[int]] = [[] for _ in prompts]
-    going = list(range(len(prompts)))
-    while going:
+    """Answers of at most `max_tokens` tokens to each prompt, with the results of their calls.
+
+    Args:
+      generate: continues each of some rows to its end. A row that called the calculator is given to
+        it again with the result behind it, while prompt and answer fit `context_len`.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    active = list(range(len(prompts)))
+    while active:
+        rows = [[*prompts[i], *answers[i]] for i in active]
         called = []
-        for i, more in zip(going, draw([[*prompts[i], *said[i]] for i in going]), strict=True):
-            for token in more:
-                said[i].append(token)
-                if put := reply(tokenizer, said[i]):
-                    said[i] += put
-                    called.append(i)
-                    break
-        going = [
-            i for i in called if len(said[i]) < limit and len(prompts[i]) + len(said[i]) < context
+        for i, continuation in zip(active, generate(rows), strict=True):
+            if _extend_to_call(tokenizer, answers[i], continuation):
+                called.append(i)
+        # A row without a call has come to its end.
+        active = [
+            i
+            for i in called
+            if len(answers[i]) < max_tokens and len(prompts[i]) + len(answers[i]) < context_len
         ]
-    return [ids[:limit] for ids in said]
+    # A result may have gone beyond the limit.
+    return [ids[:max_tokens] for ids in answers]
+
+
+def _extend_to_call(tokenizer: Tokenizer, answer: list[int], continuation: list[int]) -> bool:
+    """Append tokens until one closes a call, then its result; whether there was a call."""
+    for token in continuation:
+        answer.append(token)
+        result = reply(tokenizer, answer)
+        if result:
+            answer += result  # what the model wrote behind the call it wrote without the result
+            return True
+    return False

@@ -3,20 +3,26 @@
     Ann has 12 eggs. She buys 5 more. Then she gives away 3. How many eggs has she now?
     ->   <<12+5=17>>17 | <<17-3=14>>14 | 14
 
-Some problems hold a sentence whose number plays no part. Each operation has several wordings; the last of each is kept
-out of training and makes the slice `reworded`.
+Some problems hold a sentence whose number plays no part. Each operation has several wordings; the
+last of each is kept out of training and makes the slice `reworded`.
 """
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
 from random import Random
 
 from ramp.errors import UserError
-from ramp.tasks.calculator import NotArithmetic, calculate, number, operands
+from ramp.tasks.calculator import NotArithmetic, calculate, list_operands, parse_number
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
-NAMES = ("Ann", "Eve", "Ida", "Joan", "Mary", "Ruth", "Sara", "Zoe")
+NAME = "words"
+# All women, so that "she" and "her" fit every name.
+PEOPLE = ("Ann", "Eve", "Ida", "Joan", "Mary", "Ruth", "Sara", "Zoe")
 THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
+# The last one of each operation is kept out of training, for the slice `reworded`.
 WORDINGS = {
     "+": (
         "She buys {n} more.",
@@ -41,6 +47,7 @@ WORDINGS = {
         "She shares them fairly with {n} people in all.",
     ),
 }
+# Sentences whose number plays no part.
 NOISE = (
     "Her brother is {n} years old.",
     "Her house has {n} windows.",
@@ -49,117 +56,152 @@ NOISE = (
 NOTE = re.compile(r"<<([^<>=]+)=([^<>=]+)>>")
 
 
+@dataclass(frozen=True)
+class Story:
+    """All that a problem's words are made from."""
+
+    person: str
+    thing: str
+    start: int
+    ops: tuple[tuple[str, int], ...]  # (sign, operand)
+    wordings: tuple[float, ...]  # for each operation a number in [0, 1) that picks its wording
+    noise: tuple[str, int] | None  # a sentence without a part in it, and where it stands
+
+
 def sample(seed: int, level: int) -> Problem:
-    """`level` operations on numbers that stay between 1 and 200."""
+    """`level` operations on numbers that stay between 1 and 200; `gold` is the `Story`."""
     if level < 1:
         raise UserError(f"a word problem has at least one operation, not {level}")
-    r = make_rng("words", seed, level)
-    value = start = r.randint(2, 30)
+    rng = make_rng(NAME, seed, level)
+    value = start = rng.randint(2, 30)
     ops = []
+    # The next operation depends on the value so far, which has to stay small and whole.
     for _ in range(level):
-        op, operand = _operation(r, value)
+        op, operand = _draw_operation(rng, value)
         ops.append((op, operand))
-        value = int(calculate(f"{value}{op}{operand}"))
-    noise = (r.choice(NOISE), r.randint(2, 40), r.randint(0, level)) if r.random() < 0.3 else None
-    story = (r.choice(NAMES), r.choice(THINGS), tuple(r.random() for _ in ops), noise)
-    return _make(seed, start, tuple(ops), story, held_out=False)
+        value = _apply(value, op, operand)
+    # After the sentence of the start at the earliest, before the question at the latest.
+    noise = None
+    if rng.random() < 0.3:
+        sentence = rng.choice(NOISE).format(n=rng.randint(2, 40))
+        noise = (sentence, rng.randint(0, level))
+    person = rng.choice(PEOPLE)
+    thing = rng.choice(THINGS)
+    wordings = tuple(rng.random() for _ in ops)
+    story = Story(person, thing, start, tuple(ops), wordings, noise)
+    return _make_problem(seed, story, held_out=False)
 
 
-def _operation(r: Random, value: int) -> tuple[str, int]:
+def _draw_operation(rng: Random, value: int) -> tuple[str, int]:
+    """A sign and an operand that keep the value a whole number between 1 and 200."""
     divisors = [d for d in range(2, 10) if value % d == 0 and value > d]
-    kinds = ["+"] + ["-"] * (value > 3) + ["*"] * (value <= 40) + ["/"] * bool(divisors)
-    op = r.choice(kinds)
-    operands = {"+": range(2, 31), "-": range(2, min(value, 31)), "*": range(2, 6), "/": divisors}
-    return op, r.choice(operands[op])
+    operands = {"+": range(2, 31)}
+    if value > 3:
+        operands["-"] = range(2, min(value, 31))
+    if value <= 40:
+        operands["*"] = range(2, 6)
+    if divisors:
+        operands["/"] = divisors
+    op = rng.choice(list(operands))
+    return op, rng.choice(operands[op])
 
 
-def _make(seed: int, start: int, ops: tuple, story: tuple, held_out: bool) -> Problem:
-    name, thing, which, noise = story
-    told = [f"{name} has {start} {thing}."]
-    for (op, operand), u in zip(ops, which, strict=True):
-        wordings = WORDINGS[op]
-        told.append(
-            (wordings[-1] if held_out else wordings[int(u * (len(wordings) - 1))]).format(n=operand)
-        )
-    if noise:
-        told.insert(1 + noise[2], noise[0].format(n=noise[1]))
-    value = start
-    for op, operand in ops:
-        value = int(calculate(f"{value}{op}{operand}"))
-    question = " ".join([*told, f"How many {thing} has she now?"])
-    return Problem("words", seed, len(ops), question, (start, ops, story), str(value))
+def _apply(value: int, op: str, operand: int) -> int:
+    return int(calculate(f"{value}{op}{operand}"))
+
+
+def _make_problem(seed: int, story: Story, held_out: bool) -> Problem:
+    value = story.start
+    sentences = [f"{story.person} has {story.start} {story.thing}."]
+    for (op, operand), u in zip(story.ops, story.wordings, strict=True):
+        *usual, unusual = WORDINGS[op]
+        wording = unusual if held_out else usual[int(u * len(usual))]
+        sentences.append(wording.format(n=operand))
+        value = _apply(value, op, operand)
+    if story.noise:
+        sentence, place = story.noise
+        sentences.insert(1 + place, sentence)
+    question = " ".join([*sentences, f"How many {story.thing} has she now?"])
+    return Problem(NAME, seed, len(story.ops), question, story, str(value))
 
 
 def reword(problem: Problem) -> Problem:
-    start, ops, story = problem.gold
-    return _make(problem.seed, start, ops, story, held_out=True)
+    """The same story in the wordings kept out of training."""
+    return _make_problem(problem.seed, problem.gold, held_out=True)
 
 
 def solution(problem: Problem) -> list[str]:
-    value, steps = problem.gold[0], []
-    for op, operand in problem.gold[1]:
-        after = int(calculate(f"{value}{op}{operand}"))
+    """A calculator note for each operation."""
+    value = problem.gold.start
+    steps = []
+    for op, operand in problem.gold.ops:
+        after = _apply(value, op, operand)
         steps.append(f"<<{value}{op}{operand}={after}>>{after}")
         value = after
     return steps
 
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
-    """Step k is right when its note does operation k on the value stated last, whatever words stand around it."""
-    start, ops, _ = problem.gold
-    value, verdicts, known = (
-        number(str(start)),
-        [],
-        {number(str(start)), *(number(str(n)) for _, n in ops)},
-    )
+    """Step k is right when its note does operation k on the value stated last.
+
+    The words around the note do not matter.
+    """
+    ops = problem.gold.ops
+    value = Fraction(problem.gold.start)
+    known = {value, *(Fraction(operand) for _, operand in ops)}
+    verdicts = []
     for k, text in enumerate(steps):
+        op = ops[k] if k < len(ops) else None
         try:
-            expression, stated = _read(text)
-            verdicts.append(
-                _step(ops[k] if k < len(ops) else None, value, expression, stated, known)
-            )
+            expression, stated = _read_note(text)
+            verdicts.append(_judge_note(op, value, expression, stated, known))
         except NotArithmetic:
             verdicts.append(Step(False, "malformed"))
             continue
-        value = stated
+        value = stated  # right or wrong: the next step goes on from here
         known.add(stated)
-    follows = _plain(value) if len(steps) == len(ops) else None
-    try:
-        answer = answer and _plain(number(answer))
-    except NotArithmetic:
-        answer = answer or None
+    follows = _write(value) if len(steps) == len(ops) else None
+    # "$1,200" and "1200.0" are the same answer; what is no number is compared as it stands.
+    with suppress(NotArithmetic):
+        answer = answer and _write(parse_number(answer))
     return close_steps(verdicts, answer, follows, problem.answer)
 
 
-def _read(text: str) -> tuple[str, object]:
-    """The expression of a step's one note and the value after it; a note whose two results differ is malformed."""
-    found = NOTE.findall(text)
-    tail = re.search(r">>\s*\$?([-\d.,/]+)", text)
-    if len(found) != 1 or (tail and number(tail[1]) != number(found[0][1])):
+def _read_note(text: str) -> tuple[str, Fraction]:
+    """The expression of a step's one note and its value; the number behind it must be the same."""
+    notes = NOTE.findall(text)
+    if len(notes) != 1:
         raise NotArithmetic(text)
-    return found[0][0], number(found[0][1])
+    expression, stated = notes[0]
+    behind = re.search(r">>\s*\$?([-\d.,/]+)", text)
+    if behind and parse_number(behind[1]) != parse_number(stated):
+        raise NotArithmetic(text)
+    return expression, parse_number(stated)
 
 
-def _step(op: tuple[str, int] | None, value, expression: str, stated, known: set) -> Step:
-    used, result = operands(expression), calculate(expression)
+def _judge_note(
+    op: tuple[str, int] | None, value: Fraction, expression: str, stated: Fraction, known: set
+) -> Step:
+    """A note as the operation `op` on `value`; None: there is no operation left."""
+    used = list_operands(expression)
+    result = calculate(expression)
     if not set(used) <= known:
         return Step(False, "wrong operand")
+    # All operations are done.
     if op is None:
         return Step(False, "irrelevant")
-    want = sorted((value, number(str(op[1]))))
-    if sorted(used) != want:
+    # Operands in any order: 5+12 is as good as 12+5, and 5-12 has another result.
+    sign, operand = op
+    if sorted(used) != sorted((value, Fraction(operand))):
         return Step(False, "irrelevant" if value not in used else "wrong operand")
-    if result != calculate(f"{_plain(value)}{op[0]}{op[1]}"):
+    if result != calculate(f"{_write(value)}{sign}{operand}"):
         return Step(False, "wrong operation")
     return Step(True) if stated == result else Step(False, "wrong value")
 
 
-def _plain(value) -> str:
-    return (
-        str(value.numerator)
-        if value.denominator == 1
-        else f"({value.numerator}/{value.denominator})"
-    )
+def _write(value: Fraction) -> str:
+    """A whole number as it is, another one as a fraction in brackets, fit for `calculate`."""
+    return str(value) if value.denominator == 1 else f"({value})"
 
 
-TASK = Task("words", sample, solution, judge, reword)
+TASK = Task(NAME, sample, solution, judge, reword)
