@@ -1,265 +1,265 @@
-"""The command line: `ramp VERB CONFIG|RUN [--run DIR] [--dry-run] [--table.key value ...]`.
+"""The command line: `ramp COMMAND CONFIG|RUN [--options] [--section.key value ...]`.
 
-A mistake of the user is one sentence and exit code 2; a fault is a traceback. Nothing heavy is imported before a verb
-needs it: `ramp --help` answers at once.
+A mistake of the user is one sentence and exit code 2; a fault is a traceback. Nothing slow is imported before a
+command needs it, so that `ramp --help` answers at once.
 """
 
 import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
-from ramp import config, rundir
+from ramp import config, rundir, schema
+from ramp.config import Config
 from ramp.errors import UserError
+from ramp.host import setup_devices, use_huge_pages
 from ramp.ladder import commands as ladder
 from ramp.nines import cli as nines
 from ramp.pods import commands as pods
-from ramp.run import use_huge_pages
 from ramp.serve import commands as serve
+from ramp.stages import STAGES, list_sections
 
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
+EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
 
-VERBS = {
-    "run": "do all stages of a configuration, skip what is done, resume what is not",
-    "prepare": "text -> tokenizer -> tokens",
-    "pretrain": "train on the corpus",
-    "eval": "bits per byte beside n-grams and xz, or the 22 tasks of CORE",
-    "finetune": "train on conversations",
-    "reinforce": "train on a task with credit step by step",
-    "synthesize": "train on own samples, generation after generation, without losing diversity",
-    "sample": "ask the questions of the configuration, or continue a prompt",
-    "chat": "talk to the model of a run",
-    "serve": "the model in a browser, and behind an API that existing clients speak",
-    "export": "the model as a folder that other tools open",
-    "import": "somebody else's model (GGUF, safetensors) as a run to go on from",
-    "credit": "show which steps of a run's rollouts get which credit, as a page",
-    "ladder": "climb from a table of counts to the model, each part added where the model without it fails",
-    "synth": "why RUN ID: what became of a sample, and why; ask RUN QUESTION: how many answers a model has",
-    "audit": "the benchmarks of the rooms credit and synth",
-    "report": "write report.html again",
-    "bench": "tokens per second of training and of generation",
-    "plan": "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
-    "nines": "from trials to reliability to a scored forecast of readiness",
-    "doctor": "what this machine has, and whether ramp can work on it",
-}
+Arguments = argparse.Namespace
+Flags = list[str]
 
 
-def main(argv: list[str] | None = None) -> int:
+class Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UserError` instead of printing the usage."""
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command of `ramp`: its line of help, its own arguments, and what it does."""
+
+    help: str
+    run: Callable[[Arguments, Flags], int]
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    sections: tuple[str, ...] | None = ()
+    """sections of the configuration whose keys are flags of it; None: all"""
+
+    def keys(self) -> list[schema.Key]:
+        """The keys of the configuration that it takes as flags."""
+        return config.list_keys(self.sections)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
     try:
-        return dispatch(argv)
+        return dispatch(sys.argv[1:] if argv is None else list(argv), restart=argv is None)
     except UserError as error:
         print(f"ramp: {error}", file=sys.stderr)
         return EXIT_USER
     except KeyboardInterrupt:
         print("ramp: interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
+        # Whoever read the output has gone; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return EXIT_BROKEN_PIPE
 
 
-def dispatch(argv: list[str] | None) -> int:
-    args, flags = parsed(sys.argv[1:] if argv is None else argv)
-    if (
-        argv is None and args.verb in FLAGGED and args.verb != "bench"
-    ):  # its worker does so, its peer does not
+def dispatch(words: Sequence[str], restart: bool = False) -> int:
+    """restart: whether this process may start itself again with huge pages."""
+    if not words or words[0] in ("-h", "--help"):
+        print(describe_commands())
+        return 0 if words else EXIT_USER
+    if words[0] == "--version":
+        from importlib import metadata
+
+        print(f"ramp {metadata.version('ramp-lm')}")
+        return 0
+    command, args, flags = parse(words)
+    if restart and command.sections != ():
         use_huge_pages()
-    return ACTIONS[args.verb](args, flags)
+    return command.run(args, flags)
 
 
-def parsed(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The arguments of a verb, and what is left: keys of the configuration, for the verbs that take them."""
-    parser = argparse.ArgumentParser(
-        prog="ramp",
-        description="One language model, grown from a bigram table to a chat model, in JAX.",
-        epilog="`ramp VERB --help` tells more of each.",
+def parse(words: Sequence[str]) -> tuple[Command, Arguments, Flags]:
+    """A command, its own arguments, and the flags that are keys of the configuration."""
+    name, *rest = words
+    if name in MOVED:
+        raise UserError(f"`ramp {name}` is now `{MOVED[name]}`")
+    if name not in COMMANDS:
+        unknown = schema.describe_unknown(name, COMMANDS).replace("unknown key", "unknown command")
+        raise UserError(f"{unknown}; see `ramp --help`")
+    command = COMMANDS[name]
+    asks_help = bool({"-h", "--help"} & set(rest))
+    parser = Parser(
+        prog=f"ramp {name}",
+        description=f"{command.help[0].upper()}{command.help[1:]}.",
+        epilog=describe_keys(command) if asks_help else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb, text in VERBS.items():
-        tail = FLAGS if verb in FLAGGED else None
-        _arguments(
-            verb,
-            verbs.add_parser(
-                verb, help=text, description=text[0].upper() + text[1:] + ".", epilog=tail
-            ),
-        )
-    args, flags = parser.parse_known_args(argv)
-    if flags and args.verb not in FLAGGED:
-        raise UserError(f"unknown argument {flags[0]}; see `ramp {args.verb} --help`")
-    return args, flags
+    command.add_arguments(parser)
+    own = parser._option_string_actions
+    words, flags = separate_keys(rest, own) if command.sections != () else (rest, [])
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        close = schema.describe_unknown(unknown[0], own).replace("unknown key", "unknown argument")
+        raise UserError(f"{close}; see `ramp {name} --help`")
+    args.command = name
+    if flags:
+        # Refuse wrong keys and values before anything else is looked at.
+        schema.parse_flags(flags, command.keys())
+    return command, args, flags
 
 
-TRAINS = (
-    "run",
-    "prepare",
-    "pretrain",
-    "eval",
-    "finetune",
-    "reinforce",
-    "synthesize",
-    "sample",
-    "bench",
-    "plan",
-)
-FLAGGED = (*TRAINS, "audit", "ladder")  # verbs that take keys of the configuration
-FLAGS = "Any key of the configuration is a flag too: --model.depth 8 --pretrain.steps 100. They are listed in src/ramp/config.py."
+def separate_keys(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], Flags]:
+    """Words for the command's own parser, and `--section.key value ...` groups, which run to the next `--`."""
+    top_level = {f"--{key.name}" for key in config.list_keys() if "." not in key.name}
+    arguments, flags = [], []
+    target = arguments
+    for word in words:
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            is_key = flag not in own and ("." in flag or flag in top_level)
+            target = flags if is_key else arguments
+        target.append(word)
+    return arguments, flags
 
 
-def _arguments(verb: str, p: argparse.ArgumentParser) -> None:
-    if verb == "bench":
-        p.add_argument(
-            "config",
-            nargs="?",
-            type=Path,
-            help="a TOML file; default: depth 4, context 256, batch 16",
-        )
-        p.add_argument(
-            "--peer",
-            choices=("torch",),
-            help="measure the same architecture in PyTorch, in turn with ramp",
-        )
-        python = {"type": Path, "default": Path(sys.executable), "metavar": "PATH"}
-        p.add_argument("--peer-python", **python, help="an interpreter with torch and transformers")
-        p.add_argument("--only", choices=("train", "generate"), help="one of the two measurements")
-        p.add_argument("--rounds", type=int, default=8, help="turns of every contender (default 8)")
-        p.add_argument("--dtype", choices=("float32", "bfloat16", "both"), default="both")
-        p.add_argument(
-            "--threads", type=int, default=2, help="CPU cores of every contender (default 2)"
-        )
-        p.add_argument("--json", type=Path, metavar="FILE", help="write all figures here too")
-    elif verb == "plan":
-        pods.add_arguments(p)
-    elif verb == "ladder":
-        ladder.add_arguments(p)
-    elif verb == "nines":
-        nines.add_arguments(p)
-    elif verb in ("serve", "export", "import"):
-        serve.add_arguments(verb, p)
-    elif verb in TRAINS:
-        p.add_argument(
-            "config", type=Path, help="a TOML file such as configs/cpu.toml, or a run directory"
-        )
-        p.add_argument(
-            "--run",
-            type=Path,
-            metavar="DIR",
-            help="the run directory (default: runs/<name of the config>)",
-        )
-        p.add_argument(
-            "--dry-run",
-            action="store_true",
-            help="print parameters, memory, FLOPs and time; make nothing",
-        )
-        p.add_argument("--force", action="store_true", help="do a stage again that is done")
-    elif verb == "audit":
-        p.add_argument("what", choices=("credit", "synth"))
-        p.add_argument(
-            "config", type=Path, help="configs/credit-bench.toml or configs/collapse-bench.toml"
-        )
-        p.add_argument(
-            "--run", type=Path, metavar="DIR", help="where results are kept and gone on from"
-        )
-        p.add_argument(
-            "--data",
-            type=Path,
-            metavar="DIR",
-            help="with process/*.jsonl or math/gsm8k_train.jsonl, for the rows on real data",
-        )
-        p.add_argument("--part", help="synth: only this part of the benchmark")
-    elif verb == "synth":
-        p.add_argument("what", choices=("why", "ask"))
-        p.add_argument("run", type=Path, help="a run directory")
-        p.add_argument(
-            "about",
-            help="why: a sample, such as g2-00017; ask: a question, such as 'Tell me a joke.'",
-        )
-        p.add_argument("--n", type=int, default=200, help="ask: replies to draw (default 200)")
-        p.add_argument(
-            "--verbalised",
-            type=int,
-            default=0,
-            metavar="K",
-            help="ask: also for K answers in one reply",
-        )
-        p.add_argument("--tokens", type=int, default=96, help="ask: longest reply (default 96)")
-    elif verb in ("chat", "report", "credit"):
-        p.add_argument("run", type=Path, help="a run directory")
-    if verb == "credit":
-        p.add_argument(
-            "--problem", type=int, default=0, help="number of the first held-out problem to show"
-        )
-        p.add_argument("--groups", type=int, default=4, help="problems to sample")
-    if verb == "eval":
-        p.add_argument(
-            "--suite",
-            default="bpb",
-            help="bpb: bits per byte (default); core: the 22 tasks of CORE",
-        )
-        p.add_argument("--bundle", type=Path, metavar="DIR", help="the tasks of --suite core")
-        p.add_argument(
-            "--limit",
-            type=int,
-            default=0,
-            metavar="N",
-            help="questions of each task (default: all)",
-        )
-    if verb in ("sample", "chat"):
-        p.add_argument(
-            "--stage",
-            choices=("pretrain", "finetune"),
-            help="whose weights speak (default: finetune)",
-        )
-        p.add_argument("--seed", type=int, default=0)
-    if verb == "sample":
-        p.add_argument(
-            "--prompt",
-            help="continue this text instead of asking the questions of the configuration",
-        )
-    if verb == "chat":
-        p.add_argument("--temperature", type=float, help="0: always the most likely token")
-        p.add_argument("--tokens", type=int, help="longest answer")
-        p.add_argument(
-            "--ask", action="append", metavar="QUESTION", help="ask this and leave; may be repeated"
-        )
+def describe_commands() -> str:
+    """What `ramp --help` prints."""
+    lines = [f"  {name:12} {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ramp COMMAND ...",
+            "",
+            "Grow one language model from a bigram table to a chat model, in JAX.",
+            "",
+            *lines,
+            "",
+            "`ramp COMMAND --help` lists its arguments and every key of the configuration it takes.",
+        ]
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- verbs
-def _target(args: argparse.Namespace, flags: list[str]) -> tuple[config.Config, Path]:
+def describe_keys(command: Command) -> str:
+    """The keys of the configuration that a command takes, for its `--help`."""
+    if not command.keys():
+        return ""
+    return "keys of the configuration, over the file's:\n" + schema.format_keys(command.keys())
+
+
+# ------------------------------------------------------------------------------------------ arguments
+def add_run_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `run` and of every stage."""
+    p.add_argument(
+        "config",
+        type=Path,
+        help="a TOML file, the name of one that comes with ramp (cpu, smoke), or a run directory",
+    )
+    p.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/CONFIG)")
+    p.add_argument(
+        "--dry-run", action="store_true", help="print parameters, memory, FLOPs and time only"
+    )
+    p.add_argument("--force", action="store_true", help="do again what is done")
+
+
+def add_eval_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `eval`."""
+    add_run_arguments(p)
+    p.add_argument(
+        "--suite", default="bpb", help="bpb: bits per byte (default); core: the 22 tasks of CORE"
+    )
+    p.add_argument("--bundle", type=Path, metavar="DIR", help="the tasks of --suite core")
+    p.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="questions of each task (default: all)"
+    )
+
+
+def add_speaker_arguments(p: argparse.ArgumentParser) -> None:
+    """Whose weights are sampled, and with which seed."""
+    stages = [stage.name for stage in STAGES.values() if stage.speaks]
+    p.add_argument("--stage", choices=stages, help="whose weights to sample (default: finetune)")
+    p.add_argument("--seed", type=int, default=0, help="of sampling (default 0)")
+
+
+def add_sample_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `sample`."""
+    add_run_arguments(p)
+    add_speaker_arguments(p)
+    p.add_argument("--prompt", help="continue this text instead of answering the questions")
+
+
+def add_run_directory(p: argparse.ArgumentParser) -> None:
+    """Of commands that read a run."""
+    p.add_argument("run", type=Path, help="a run directory")
+
+
+def add_chat_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `chat`."""
+    add_run_directory(p)
+    add_speaker_arguments(p)
+    p.add_argument("--temperature", type=float, help="0: always the most likely token")
+    p.add_argument("--tokens", type=int, help="longest answer")
+    p.add_argument("--ask", action="append", metavar="QUESTION", help="ask and leave; repeatable")
+
+
+def add_credit_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `credit`."""
+    add_run_directory(p)
+    p.add_argument("--problem", type=int, default=0, help="first held-out problem (default 0)")
+    p.add_argument("--groups", type=int, default=4, help="problems to sample (default 4)")
+
+
+def add_synth_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `synth`."""
+    p.add_argument("what", choices=("why", "ask"))
+    add_run_directory(p)
+    p.add_argument("about", help="why: a sample, such as g2-00017; ask: a question in quotes")
+    p.add_argument("--n", type=int, default=200, help="ask: replies to draw (default 200)")
+    p.add_argument(
+        "--verbalized", type=int, default=0, metavar="K", help="ask: also for K answers in one"
+    )
+    p.add_argument("--tokens", type=int, default=96, help="ask: longest reply (default 96)")
+
+
+# ------------------------------------------------------------------------------------------ actions
+def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     """The configuration and the run directory that the words on the command line mean."""
     path: Path = args.config
+    keys = COMMANDS[args.command].keys()
     if path.is_dir():
         if args.run:
-            raise UserError(
-                f"{path} is a run directory itself; leave out --run, or name a configuration file"
-            )
+            raise UserError(f"{path} is a run directory itself; leave out --run, or name a file")
         rundir.open_run(path)
-        return config.load(path / "config.toml", flags), path
-    return config.load(path, flags), args.run or Path("runs") / path.stem
+        return config.load(path / "config.toml", flags, keys), path
+    c = config.load(path, flags, keys)
+    return c, args.run or Path("runs") / path.stem
 
 
-def _train(args: argparse.Namespace, flags: list[str]) -> int:
-    c, directory = _target(args, flags)
+def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> int:
+    """Do all stages of a configuration, or the named ones."""
+    c, directory = load_target(args, flags)
     if args.dry_run:
         from ramp.pods import dryrun
 
         print(dryrun.describe(c))
         return 0
+    suites = read_suites(args) if stages == ("eval",) else {}
     from ramp import run
     from ramp.train.preemption import Preempted
     from ramp.train.trainer import Diverged
 
-    more = _suite(args) if args.verb == "eval" else {}
-    stages = tuple(more) or (None if args.verb == "run" else (args.verb,))
+    stages = tuple(suites) or stages
+    force = args.force or any(name in suites or STAGES[name].repeats for name in stages)
     try:
-        again = args.force or args.verb in (
-            "eval",
-            "sample",
-        )  # asked for by name, these answer each time
-        run.run(c, directory, stages, again, more)
+        run.run(c, directory, stages, force, suites)
     except Preempted as stopped:
         print(f"ramp: {stopped}", file=sys.stderr)
         return EXIT_PREEMPTED
@@ -269,7 +269,7 @@ def _train(args: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-def _suite(args: argparse.Namespace) -> dict[str, Callable]:
+def read_suites(args: Arguments) -> dict[str, Callable[..., dict]]:
     """What `--suite` asks for instead of bits per byte; its questions are read before any device is touched."""
     if args.suite not in ("bpb", "core"):
         raise UserError(f"there is no suite '{args.suite}'; --suite takes bpb or core")
@@ -279,26 +279,30 @@ def _suite(args: argparse.Namespace) -> dict[str, Callable]:
         return {}
     if not args.bundle or args.limit < 0:
         raise UserError(
-            "--suite core takes --bundle DIR, the folder that holds core.yaml, and a --limit above 0 or none"
+            "--suite core takes --bundle DIR, the folder of core.yaml, and a --limit of 0 or more"
         )
     from ramp.evals import core, questions
 
-    return {"core": partial(core.run, tasks=questions.read_bundle(args.bundle), limit=args.limit)}
+    tasks = questions.read_bundle(args.bundle)
+    return {"core": partial(core.run, tasks=tasks, limit=args.limit)}
 
 
-def _sample(args: argparse.Namespace, flags: list[str]) -> int:
+def run_sample(args: Arguments, flags: Flags) -> int:
+    """Continue a prompt, or answer the questions of the configuration."""
     if args.prompt is None:
-        return _train(args, flags)
-    c, directory = _target(args, flags)
+        if args.stage or args.seed:
+            raise UserError("--stage and --seed belong to --prompt; add one, or leave them out")
+        return run_stages(args, flags, ("sample",))
+    c, directory = load_target(args, flags)
     from ramp.serve import terminal
 
-    terminal.complete(
-        directory, c, args.prompt, args.stage or rundir.RunDir(directory).default_stage, args.seed
-    )
+    stage = args.stage or rundir.RunDir(directory).default_stage
+    terminal.complete(directory, c, args.prompt, stage, args.seed)
     return 0
 
 
-def _chat(args: argparse.Namespace, flags: list[str]) -> int:
+def run_chat(args: Arguments, flags: Flags) -> int:
+    """Talk to the model of a run."""
     from ramp.serve import terminal
 
     stage = args.stage or rundir.RunDir(args.run).default_stage
@@ -306,7 +310,8 @@ def _chat(args: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace, flags: list[str]) -> int:
+def run_report(args: Arguments, flags: Flags) -> int:
+    """Write report.html again."""
     from ramp.reporting import report
 
     rundir.open_run(args.run)
@@ -314,86 +319,106 @@ def _report(args: argparse.Namespace, flags: list[str]) -> int:
     return 0
 
 
-def _credit(args: argparse.Namespace, flags: list[str]) -> int:
-    found, c = rundir.open_run(args.run)
-    from ramp import run
+def run_credit(args: Arguments, flags: Flags) -> int:
+    """Show which steps of a run's rollouts get which credit."""
+    run, c = rundir.open_run(args.run)
+    c = setup_devices(c)
     from ramp.stages import reinforce
 
-    print(reinforce.show_credit(found, run.setup_devices(c), args.problem, args.groups))
+    print(reinforce.show_credit(run, c, args.problem, args.groups))
     return 0
 
 
-def _audit(args: argparse.Namespace, flags: list[str]) -> int:
-    c, directory = _target(args, flags)
-    if args.part and args.what != "synth":
-        raise UserError("--part belongs to `ramp audit synth`")
-    from ramp import run
-
-    c = run.setup_devices(c)  # before imports that start threads: see `run.run`
-    if args.what == "synth":
-        from experiments.collapse import bench
-
-        print(bench.run(directory, c, args.data, args.part))
-        return 0
-    from experiments.credit import bench
-
-    print(bench.run(directory, c, args.data))
-    return 0
-
-
-def _ladder(args: argparse.Namespace, flags: list[str]) -> int:
-    return ladder.run(args, *_target(args, flags))
-
-
-def _synth(args: argparse.Namespace, flags: list[str]) -> int:
-    found, c = rundir.open_run(args.run)
+def run_synth(args: Arguments, flags: Flags) -> int:
+    """Tell what became of a sample, or how many answers a model has."""
+    run, c = rundir.open_run(args.run)
     if args.what == "why":
         from ramp.synth import ledger
 
-        print(ledger.describe_sample(found.path / "synth", args.about))
+        print(ledger.describe_sample(run.path / "synth", args.about))
         return 0
-    from ramp import run
-
-    c = run.setup_devices(c)
+    c = setup_devices(c)
     from ramp.evals import diversity
 
-    print(
-        diversity.format_table(
-            diversity.run(found, c, args.about, args.n, args.verbalised, args.tokens)
-        )
-    )
+    result = diversity.run(run, c, args.about, args.n, args.verbalized, args.tokens)
+    print(diversity.format_table(result))
     return 0
 
 
-def _doctor(args: argparse.Namespace, flags: list[str]) -> int:
+def run_ladder(args: Arguments, flags: Flags) -> int:
+    """Climb the ladder."""
+    return ladder.run(args, *load_target(args, flags))
+
+
+def run_doctor(args: Arguments, flags: Flags) -> int:
+    """Look at this machine."""
     from ramp.pods import doctor
 
     return doctor.run()
 
 
-def _bench(args: argparse.Namespace, flags: list[str]) -> int:
-    from experiments.speed import bench
+def make_stage_command(name: str) -> Command:
+    """The command of a stage, from its row in the table."""
+    stage = STAGES[name]
+    arguments = {"eval": add_eval_arguments, "sample": add_sample_arguments}
+    work = run_sample if name == "sample" else partial(run_stages, stages=(name,))
+    return Command(
+        stage.help, work, arguments.get(name, add_run_arguments), list_sections(name) + ("stages",)
+    )
 
-    return bench.run(args, flags)
+
+def make_serve_command(name: str, text: str) -> Command:
+    """`serve`, `export` or `import`."""
+    return Command(text, lambda args, flags: serve.run(args), partial(serve.add_arguments, name))
 
 
-def _plan(args: argparse.Namespace, flags: list[str]) -> int:
-    return pods.run(args, flags)
+COMMANDS = {
+    "run": Command(
+        "do all stages of a configuration; skip what is done, resume what is not",
+        run_stages,
+        add_run_arguments,
+        sections=None,
+    ),
+    **{name: make_stage_command(name) for name in STAGES},
+    "chat": Command("talk to the model of a run", run_chat, add_chat_arguments),
+    "serve": make_serve_command("serve", "the model in a browser and behind an OpenAI-style API"),
+    "export": make_serve_command("export", "write the model as a folder that other tools open"),
+    "import": make_serve_command("import", "make a run of a model from GGUF or safetensors files"),
+    "credit": Command(
+        "show as a page which steps of a run's rollouts get which credit",
+        run_credit,
+        add_credit_arguments,
+    ),
+    "synth": Command(
+        "why RUN ID: what became of a sample; ask RUN QUESTION: how many answers a model has",
+        run_synth,
+        add_synth_arguments,
+    ),
+    "nines": Command(
+        "from evaluation logs to reliability to a scored forecast of readiness",
+        lambda args, flags: nines.run(args),
+        nines.add_arguments,
+    ),
+    "ladder": Command(
+        "add each part of a transformer where the model without it fails",
+        run_ladder,
+        ladder.add_arguments,
+        sections=None,
+    ),
+    "plan": Command(
+        "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
+        pods.run,
+        pods.add_arguments,
+        sections=None,
+    ),
+    "report": Command("write report.html of a run again", run_report, add_run_directory),
+    "doctor": Command("check what this machine has, and whether ramp can work on it", run_doctor),
+}
 
-
-ACTIONS = dict.fromkeys(TRAINS, _train) | {
-    "sample": _sample,
-    "chat": _chat,
-    "report": _report,
-    "credit": _credit,
-    "audit": _audit,
-    "ladder": _ladder,
-    "synth": _synth,
-    "doctor": _doctor,
-    "bench": _bench,
-    "plan": _plan,
-    "nines": lambda args, flags: nines.run(args),
-    **dict.fromkeys(("serve", "export", "import"), lambda args, flags: serve.run(args)),
+# Commands that are experiments now, run from a clone.
+MOVED = {
+    "audit": "python -m experiments.credit or python -m experiments.collapse",
+    "bench": "python -m experiments.speed",
 }
 
 

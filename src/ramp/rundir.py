@@ -1,6 +1,5 @@
 """A run directory: what lies where in it, who made it, and whether a configuration may go on in it."""
 
-import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -18,55 +17,44 @@ from typing import Any
 from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
-
-# Which parts of a configuration a stage's result depends on. Keys in FREE may change between two starts of one run.
-DEPENDS = {
-    "prepare": ("seed", "text"),
-    "pretrain": ("model", "pretrain"),
-    "finetune": ("chat", "finetune", "trials"),
-    "reinforce": ("reinforce",),
-    "synthesize": ("synthesize",),
-}
-FREE = {
-    "cache",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "samples",
-    "max_skipped_steps",
-    "attention",
-    "unroll",
-    "remat",
-    "loss_chunk",
-}
+from ramp.files import write_atomic
+from ramp.stages import STAGES
 
 
 @dataclass(frozen=True)
 class RunDir:
+    """The files of one run."""
+
     path: Path
 
     @property
     def data(self) -> Path:
+        """Tokens and the tokenizer."""
         return self.path / "data"
 
     @property
     def tokenizer(self) -> Path:
+        """The tokenizer of all stages."""
         return self.data / "tokenizer.json"
 
     def tokens(self, split: str) -> Path:
+        """The token stream of the split "train" or "val"."""
         return self.data / f"{split}.npy"
 
     def checkpoints(self, stage: str) -> Path:
+        """The checkpoints of a stage, one folder a step."""
         return self.path / "checkpoints" / stage
 
     @property
     def default_stage(self) -> str:
-        """The stage whose weights speak unless another is named: an imported model speaks before it is fine-tuned."""
+        """The stage that is sampled from unless another is named: fine-tuning, but pretraining of an imported model
+        that has not been fine-tuned here."""
         imported = "imported" in self.report().get("pretrain", {})
         return "pretrain" if imported and not self.checkpoints("finetune").exists() else "finetune"
 
     @property
     def config(self) -> Path:
+        """The resolved configuration."""
         return self.path / "config.toml"
 
     def report(self) -> dict[str, Any]:
@@ -75,13 +63,15 @@ class RunDir:
         return json.loads(file.read_text()) if file.exists() else {}
 
     def is_done(self, stage: str) -> bool:
+        """Whether a stage has finished here."""
         return bool(self.report().get(stage, {}).get("done"))
 
     def has_begun(self, stage: str) -> bool:
+        """Whether a stage has left anything here."""
         return stage in self.report() or self.checkpoints(stage).exists()
 
     def check_or_create(self, c: Config) -> None:
-        """Write config.toml and provenance.json, or refuse a directory whose results come from another configuration."""
+        """Write config.toml and provenance.json, or refuse a directory that another configuration made."""
         if self.config.exists():
             self._require_same(config.resolve(config.load(self.config)), c)
         elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
@@ -93,15 +83,13 @@ class RunDir:
         write_atomic(self.path / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
 
     def _require_same(self, old: Config, new: Config) -> None:
-        for stage, parts in DEPENDS.items():
-            changed = [
-                change
-                for part in parts
-                for change in _changes(part, getattr(old, part), getattr(new, part))
-            ]
-            if changed and self.has_begun(stage):
+        for stage in STAGES.values():
+            if not self.has_begun(stage.name):
+                continue
+            changes = [change for part in stage.identity for change in list_changes(old, new, part)]
+            if changes:
                 raise UserError(
-                    f"{self.path} was begun with another configuration ({'; '.join(changed[:4])}); "
+                    f"{self.path} was begun with another configuration ({'; '.join(changes[:4])}); "
                     "name another directory with --run, or delete this one"
                 )
 
@@ -119,22 +107,18 @@ class RunDir:
             yield
 
 
-def _changes(name: str, old: Any, new: Any) -> list[str]:
-    if not dataclasses.is_dataclass(old):
-        return [] if old == new else [f"{name} {old!r} -> {new!r}"]
-    keys = [f.name for f in dataclasses.fields(old) if f.name not in FREE]
-    return [
-        change
-        for key in keys
-        for change in _changes(f"{name}.{key}", getattr(old, key), getattr(new, key))
-    ]
+def list_changes(old: Config, new: Config, section: str) -> list[str]:
+    """Keys of a section that results depend on and that differ, as `key old -> new`."""
+    before = config.identity(getattr(old, section), f"{section}.")
+    after = config.identity(getattr(new, section), f"{section}.")
+    return [f"{key} {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]
 
 
 def open_run(path: Path) -> tuple[RunDir, Config]:
     """A run that exists, and its configuration."""
     if not (path / "config.toml").exists():
         raise UserError(
-            f"{path} is not a run directory (it has no config.toml); make one with `ramp run configs/cpu.toml`"
+            f"{path} is not a run directory (it has no config.toml); make one with `ramp run cpu`"
         )
     return RunDir(path), config.resolve(config.load(path / "config.toml"))
 
@@ -196,13 +180,3 @@ def _commit() -> str:
         return head + ("+" if head and git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """The whole file or the old one, whatever happens in between."""
-    tmp = path.with_name(path.name + ".tmp")
-    with tmp.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    tmp.replace(path)

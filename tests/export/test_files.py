@@ -261,7 +261,7 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     found = Tokenizer.load(run.tokenizer)
     assert found.chatml and found.system == "You are tiny" and found.merges == tokenizer.merges
     from ramp import rundir
-    from ramp.run import setup_devices
+    from ramp.host import setup_devices
 
     _, again = rundir.open_run(run.path)
     again = setup_devices(again, devices=1)

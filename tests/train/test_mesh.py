@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from ramp import config
-from ramp import run as runs
+from ramp import host
 from ramp.errors import UserError
 from ramp.train import mesh
 
@@ -132,8 +132,8 @@ def test_put_batch_gives_the_same_batch_on_every_mesh(dims):
 def test_float32_on_a_cpu_is_multiplied_by_eigen():
     """In a process of its own: XLA reads its flags once."""
     said = (
-        "import jax, jax.numpy as jnp; from ramp import config, run\n"
-        "run.setup_devices(config.Config(model=config.Model(dtype='float32')), devices=1)\n"
+        "import jax, jax.numpy as jnp; from ramp import config, host\n"
+        "host.setup_devices(config.Config(model=config.Model(dtype='float32')), devices=1)\n"
         "x = jnp.ones((256, 256)); print(jax.jit(lambda x: x @ x).lower(x).compile().as_text())"
     )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
@@ -145,23 +145,23 @@ def test_float32_on_a_cpu_is_multiplied_by_eigen():
 
 def test_eigen_is_asked_for_once_and_for_float32_alone(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--mine=1")
-    runs.prefer_eigen(config.Config(model=config.Model(dtype="bfloat16")))
+    host.prefer_eigen(config.Config(model=config.Model(dtype="bfloat16")))
     assert os.environ["XLA_FLAGS"] == "--mine=1"
     for _ in range(2):
-        runs.prefer_eigen(config.Config(model=config.Model(dtype="float32")))
+        host.prefer_eigen(config.Config(model=config.Model(dtype="float32")))
     assert os.environ["XLA_FLAGS"] == (
-        f"--mine=1 {runs.EIGEN}" if jax.__version__.startswith("0.10.") else "--mine=1"
+        f"--mine=1 {host.EIGEN}" if jax.__version__.startswith("0.10.") else "--mine=1"
     )
 
 
 def test_huge_pages_are_asked_for_once(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        runs.os, "execve", lambda program, argv, env: asked.append(env["GLIBC_TUNABLES"])
+        host.os, "execve", lambda program, argv, env: asked.append(env["GLIBC_TUNABLES"])
     )
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    runs.use_huge_pages()
+    host.use_huge_pages()
     able = len(asked)  # 0 where glibc or the kernel cannot
-    monkeypatch.setenv("GLIBC_TUNABLES", runs.TUNABLE)
-    runs.use_huge_pages()
-    assert asked == [runs.TUNABLE] * able and able <= 1 and runs.has_huge_pages()
+    monkeypatch.setenv("GLIBC_TUNABLES", host.TUNABLE)
+    host.use_huge_pages()
+    assert asked == [host.TUNABLE] * able and able <= 1 and runs.has_huge_pages()

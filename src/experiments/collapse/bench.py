@@ -20,7 +20,7 @@ from experiments.results import Results
 from ramp.config import Config, Synthesize
 from ramp.errors import UserError
 from ramp.reporting.html import write_page
-from ramp.rundir import write_atomic
+from ramp.files import write_atomic
 from ramp.synth import drift, measure, mix
 from ramp.synth.measure import Docs
 from ramp.text.corpus import documents

@@ -23,7 +23,7 @@ from ramp.credit import audit, learn, rollouts
 from ramp.credit.advantages import METHODS
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
-from ramp.rundir import write_atomic
+from ramp.files import write_atomic
 from ramp.tasks import TASKS, chain, swaps
 
 RATES = (1e-4, 3e-4, 1e-3)

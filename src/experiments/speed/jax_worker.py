@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from experiments.speed.worker import peak_bytes, serve, timed
-from ramp import config, run
+from ramp import config, host
 from ramp.config import Config
 from ramp.decode import sample
 from ramp.model import transformer
@@ -147,4 +147,4 @@ def qwen3(params: dict) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     run.use_huge_pages()
-    serve(Bench(run.setup_devices(config.load(Path(sys.argv[1])))))
+    serve(Bench(host.setup_devices(config.load(Path(sys.argv[1])))))

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, c: Config, directory: Path) -> int:
         chosen = [r for r in chosen if r.probe]
     if args.seed is not None:
         c = config.check_config(replace(c, seed=args.seed))
-    from ramp.run import keep_memory
+    from ramp.host import keep_memory
 
     keep_memory()  # before imports that start threads: see `run.run`
     from ramp.ladder import run

@@ -28,7 +28,8 @@ from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below, settings
 from ramp.reporting import report
 from ramp.reporting.metrics import MetricWriter
-from ramp.rundir import RunDir, write_atomic
+from ramp.files import write_atomic
+from ramp.rundir import RunDir
 from ramp.stages import prepare
 from ramp.text.tokenizer import Tokenizer
 
@@ -72,7 +73,7 @@ def verdict(rung: Rung, low: dict | None, high: dict) -> dict[str, Any]:
 
 def run(c: Config, directory: Path, rungs: list[Rung], scale: float, text: bool) -> int:
     """Climb these rungs, on their probes and (`text`) on the corpus; say and draw what was found."""
-    from ramp.run import setup_devices
+    from ramp.host import setup_devices
 
     began = time.perf_counter()
     c = replace(c, stages=("prepare",), text=replace(c.text, tokenizer="bytes"))

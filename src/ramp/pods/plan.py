@@ -35,7 +35,7 @@ from ramp.errors import UserError
 from ramp.model import transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
-from ramp.rundir import write_atomic
+from ramp.files import write_atomic
 from ramp.train import mesh as meshes
 from ramp.train.common import lower_train_step
 from ramp.train.mesh import ROWS

@@ -67,13 +67,13 @@ def add_arguments(verb: str, p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    module, extra = ("uvicorn", "serve") if args.verb == "serve" else ("safetensors", "export")
-    needed = args.verb != "import" or args.file.suffix != ".gguf"
+    module, extra = ("uvicorn", "serve") if args.command == "serve" else ("safetensors", "export")
+    needed = args.command != "import" or args.file.suffix != ".gguf"
     if needed and importlib.util.find_spec(module) is None:
         raise UserError(
-            f"`ramp {args.verb}` needs the package {module}; install it with `uv sync --extra {extra}`"
+            f"`ramp {args.command}` needs the package {module}; install it with `uv sync --extra {extra}`"
         )
-    return {"serve": _serve, "export": _export, "import": _import}[args.verb](args)
+    return {"serve": _serve, "export": _export, "import": _import}[args.command](args)
 
 
 def _opened(
@@ -82,7 +82,7 @@ def _opened(
     """(run, configuration, tokenizer, parameters {"lm"}, stage) on the run's mesh, or `alone` in this host's memory."""
     found, c = rundir.open_run(path)
     stage = stage or ("finetune" if found.checkpoints("finetune").exists() else "pretrain")
-    from ramp.run import setup_devices
+    from ramp.host import setup_devices
     from ramp.text.tokenizer import Tokenizer
     from ramp.train.common import load_params
 
@@ -95,7 +95,7 @@ def _in_memory(c: Config) -> Config:
     """On the host's processor, whatever else there is: copying weights needs room and no speed."""
     import jax
 
-    from ramp.run import setup_devices
+    from ramp.host import setup_devices
 
     jax.config.update("jax_platforms", "cpu")
     return setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)

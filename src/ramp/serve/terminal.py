@@ -12,7 +12,7 @@ from ramp.config import Config
 from ramp.decode import sample
 from ramp.errors import UserError
 from ramp.evals.samples import sampling_params
-from ramp.run import setup_devices
+from ramp.host import setup_devices
 from ramp.rundir import RunDir
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import StreamDecoder, Tokenizer

@@ -19,7 +19,8 @@ from ramp.credit.advantages import METHODS, MONTE_CARLO
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
-from ramp.rundir import RunDir, write_atomic
+from ramp.files import write_atomic
+from ramp.rundir import RunDir
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import common

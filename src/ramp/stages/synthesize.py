@@ -20,7 +20,8 @@ from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.reporting.metrics import MetricWriter
-from ramp.rundir import RunDir, write_atomic
+from ramp.files import write_atomic
+from ramp.rundir import RunDir
 from ramp.synth import decide, drift, generate, guard, ledger, measure, mix, page
 from ramp.synth.corpus import Bits, PackedSamples, RealCorpus, TrainingPlan
 from ramp.synth.generate import Prompt, Sample
