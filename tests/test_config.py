@@ -1,6 +1,8 @@
 """The configuration: every mistake is named with its place, and what is written is read back."""
 
+import ast
 import dataclasses
+import functools
 import typing
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ramp import config
+from ramp import config, schema
 from ramp.config import Config, Range, fingerprint, load, resolve, to_toml
 from ramp.errors import UserError
 
@@ -29,12 +31,15 @@ def written(tmp_path):
     [
         ("[model]\ndepht = 3", "unknown key 'model.depht'; did you mean 'model.depth'"),
         ("[modle]\ndepth = 3", "unknown key 'modle'; did you mean 'model'"),
-        ("[eval]\nqqqqq = 3", "unknown key 'eval.qqqqq'; known here: rows, batch, baselines"),
+        (
+            "[eval]\nqqqqq = 3",
+            "unknown key 'eval.qqqqq'; known here: num_rows, batch_size, baselines",
+        ),
         ("[model]\ndepth = 'four'", "'model.depth' takes int, not str"),
         ("[model]\ndepth = 4.0", "'model.depth' takes int, not float"),
         ("[model]\ndepth = true", "'model.depth' takes int, not bool"),
         ("[model]\nqk_norm = 1", "'model.qk_norm' takes bool, not int"),
-        ("[pretrain]\nclip = '1'", "'pretrain.grad_clip_norm' takes float, not str"),
+        ("[pretrain]\ngrad_clip_norm = '1'", "'pretrain.grad_clip_norm' takes float, not str"),
         ("[text]\nsources = 'file:a'", "'text.sources' takes a list of strings"),
         ("[text]\nsources = [1]", "'text.sources' takes a list of strings"),
         (
@@ -47,10 +52,13 @@ def written(tmp_path):
         ("[text]\nval_fraction = 0.0", "'text.val_fraction' is 0.0; it must be more than 0"),
         ("[pretrain]\nlr_scale = nan", "'pretrain.lr_scale' is nan"),
         ("[pretrain]\nlr_scale = inf", "'pretrain.lr_scale' is inf"),
-        ("stages = ['pretrian']", "unknown stage 'pretrian' in 'stages'; did you mean 'pretrain'"),
+        (
+            "stages = ['pretrian']",
+            "unknown stage 'pretrian'; did you mean 'pretrain'?, in 'stages'",
+        ),
         ("[text]\nsources = []", "'text.sources' is empty"),
-        ("[model]\nwindow = 'SXL'", "'model.window_pattern' is 'SXL'"),
-        ("[model]\nwindow = ''", "'model.window_pattern' is ''"),
+        ("[model]\nwindow_pattern = 'SXL'", "'model.window_pattern' is 'SXL'"),
+        ("[model]\nwindow_pattern = ''", "'model.window_pattern' is ''"),
         ("[mesh]\nmodel = -1", "only one axis of 'mesh' can be -1"),
         ("[mesh]\ndata = 0", "an axis of 'mesh' is 0"),
         ("[model\ndepth = 3", "not readable as TOML"),
@@ -75,27 +83,33 @@ def test_missing_file_and_directory(tmp_path):
     ("over", "message"),
     [
         (
-            "heads = 6\nkv_heads = 4",
+            "num_heads = 6\nnum_kv_heads = 4",
             "'model.num_heads' 6 is not a multiple of 'model.num_kv_heads' 4",
         ),
         ("head_dim = 15", "'model.head_dim' 15 must be even"),
-        ("vocab = 300", "'model.vocab_size' 300 is smaller than 'text.vocab_size' 4096"),
-        ("mix = 'mean'", "'model.qk_norm' is True, but mix = 'mean' learns no queries"),
+        ("vocab_size = 300", "'model.vocab_size' 300 is smaller than 'text.vocab_size' 4096"),
         (
-            "mix = 'window'\nqk_norm = false",
-            "'model.rope' is True, but mix = 'window' has places of its own",
+            "token_mixer = 'mean'",
+            "'model.qk_norm' is True, but token_mixer = 'mean' learns no queries",
         ),
-        ("mlp = 'none'\nff = 128", "'model.mlp_dim' is 128, but mlp = 'none' has no feed-forward"),
+        (
+            "token_mixer = 'window'\nqk_norm = false",
+            "'model.rope' is True, but token_mixer = 'window' has positions of its own",
+        ),
+        (
+            "mlp = 'none'\nmlp_dim = 128",
+            "'model.mlp_dim' is 128, but mlp = 'none' has no feed-forward",
+        ),
         (
             "residual = false\nx0_scalars = true",
             "'model.x0_scalars' is True, but there is no residual stream",
         ),
         (
-            "context = 64\n[pretrain]\nseq = 65",
+            "context_len = 64\n[pretrain]\nseq_len = 65",
             "'pretrain.seq_len' 65 is longer than 'model.context_len' 64",
         ),
         (
-            "[finetune]\nbatch = 9\naccum = 2",
+            "[finetune]\nbatch_size = 9\ngrad_accum_steps = 2",
             "'finetune.batch_size' 9 is not divisible by 'finetune.grad_accum_steps' 2",
         ),
     ],
@@ -107,7 +121,7 @@ def test_what_must_hold_between_keys(written, over, message):
 
 
 def test_flags_win_over_the_file(written):
-    text = "seed = 5\n[model]\ndepth = 3\ncontext = 128"
+    text = "seed = 5\n[model]\ndepth = 3\ncontext_len = 128"
     c = written(
         text,
         "--model.depth",
@@ -133,8 +147,109 @@ def test_flags_win_over_the_file(written):
 
 
 def test_a_whole_number_may_stand_for_a_real_one(written):
-    clip = written("[pretrain]\nclip = 2").pretrain.grad_clip_norm
+    clip = written("[pretrain]\ngrad_clip_norm = 2").pretrain.grad_clip_norm
     assert clip == 2.0 and type(clip) is float
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--model.dpeth", "3"],
+            "--model.dpeth: unknown key 'model.dpeth'; did you mean 'model.depth'",
+        ),
+        (["--model.depth", "many"], "--model.depth takes a whole number, not 'many'"),
+        (["--model.depth"], "--model.depth takes one value, not 0"),
+        (["--model.depth", "3", "4"], "--model.depth takes one value, not 2"),
+        (["--pretrain.lr_scale", "fast"], "--pretrain.lr_scale takes a number, not 'fast'"),
+        (["--model.rope", "1"], "--model.rope takes true or false, not '1'"),
+        (["--text.sources", '["a",'], "--text.sources is not a list"),
+        (["--model.dtype", "float16"], "'model.dtype' is 'float16'; it can be"),
+        (["--model.heads", "3"], "'model.heads' is now 'model.num_heads'"),
+        (["--reinforce.batch", "3"], "'reinforce.batch' is now 'reinforce.train.batch_size'"),
+        (["stray"], "unexpected argument 'stray'"),
+        (
+            ["--reinforce.train.batch_size", "32"],
+            "'reinforce.train.batch_size' is 32, but this stage sets it to 128",
+        ),
+        (["--reinforce.train.z_loss", "0.1"], "'reinforce.train.z_loss' is 0.1"),
+        (["--synthesize.train.eval_every", "7"], "'synthesize.train.eval_every' is 7"),
+    ],
+)
+def test_wrong_flags_are_one_sentence(written, flags, message):
+    with pytest.raises(UserError) as error:
+        written("seed = 1", *flags)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_flags_are_read_as_their_keys_want_them(written):
+    flags = ["--model.rope=false", "--text.sources", '["file:a b", "file:c"]', "--model.depth=5"]
+    c = written("", *flags, "--pretrain.beta1", "0", "--text.cache", "-x")
+    assert (c.model.rope, c.model.depth, c.pretrain.beta1) == (False, 5, 0.0)
+    assert c.text.sources == ("file:a b", "file:c")
+    assert c.text.cache == "-x"
+
+
+def test_a_section_keeps_its_own_defaults_under_a_table(written):
+    """[reinforce.train] lies over Reinforce's own Train, not over Train's defaults."""
+    t = written("[reinforce.train]\nlr_scale = 2").reinforce.train
+    assert (t.lr_scale, t.optimizer, t.steps, t.skip_sigma) == (2.0, "adamw", 100, 0.0)
+
+
+def test_old_names_say_the_new_one():
+    """Every renamed key points to a key that exists, and no old name is still a key."""
+    names = {key.name for key in config.list_keys()}
+    renamed = schema.renamed_keys()
+    assert set(renamed.values()) <= names
+    assert not set(renamed) & names
+
+
+def other_value(key):
+    """A value of a key that is allowed and not its default."""
+    if typing.get_origin(key.type) is Literal:
+        return next(v for v in typing.get_args(key.type) if v != key.default)
+    if typing.get_origin(key.type) is tuple:
+        return ["prepare"] if key.name == "stages" else ["other"]
+    if key.type is bool:
+        return not key.default
+    if key.type is str:
+        return "SL" if key.name == "model.window_pattern" else "other"
+    limits = next((m for m in key.marks if isinstance(m, Range)), Range())
+    steps = (2, 1, -1, 0.25, -0.25, 0.01, 0.3, -0.01)
+    candidates = [key.type(key.default + step) for step in steps]
+    return next(v for v in candidates if limits.holds(v) and v != key.default)
+
+
+@pytest.mark.parametrize("key", config.list_keys(), ids=lambda key: key.name)
+def test_every_flag_changes_the_configuration_or_is_refused(tmp_path, key):
+    """By its own flag a key changes the resolved run, unless its stage decides it and says so; and somebody reads it."""
+    path = tmp_path / "a.toml"
+    path.write_text("")
+    value = other_value(key)
+    words = value if isinstance(value, list) else [str(value)]
+    try:
+        changed = load(path, [f"--{key.name}", *words])
+    except UserError as error:
+        assert "leave it out" in str(error)
+        return
+    try:
+        assert resolve(changed) != resolve(Config())
+    except UserError as error:  # it contradicts another key's default, and that is said
+        assert key.name.split(".")[-1] in str(error) or "model." in str(error)
+    assert key.name.split(".")[-1] in read_names()
+
+
+@functools.cache
+def read_names():
+    """Every attribute that ramp's code reads, outside the schema: a key nobody reads is a flag that does nothing."""
+    root = Path(config.__file__).parent
+    names = set()
+    for file in root.rglob("*.py"):
+        if file.name not in ("config.py", "schema.py"):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return names | {"stages", "seed"}
 
 
 # ---------------------------------------------------------------------------------------------------- round trip
@@ -148,7 +263,7 @@ def values(hint, name):
     limits = next((m for m in marks if isinstance(m, Range)), Range())
     words = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
     special = {
-        "window": st.text("SL", min_size=1, max_size=4),
+        "window_pattern": st.text("SL", min_size=1, max_size=4),
         "stages": st.just(("prepare", "pretrain")),
     }
     if name in special:
@@ -171,7 +286,10 @@ def values(hint, name):
 
 def configs(cls):
     hints = typing.get_type_hints(cls, include_extras=True)
-    return st.builds(cls, **{name: values(hint, name) for name, hint in hints.items()})
+    built = st.builds(cls, **{name: values(hint, name) for name, hint in hints.items()})
+    if hasattr(cls, "fixed_train_keys"):
+        built = built.map(lambda c: config.replace_train(c, **c.fixed_train_keys()))
+    return built
 
 
 @settings(max_examples=30, deadline=None)
@@ -211,7 +329,7 @@ def test_resolve_fills_in_everything_and_only_once(depth, mlp):
     for t in (c.pretrain, c.finetune):
         for key in (
             "steps",
-            "batch",
+            "batch_size",
             "seq_len",
             "muon_lr",
             "adam_lr",
