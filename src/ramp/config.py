@@ -184,7 +184,7 @@ class DPO:
     """strength of the pull towards the reference policy (arXiv:2305.18290, eq. 7)"""
     val_fraction: HeldOut = 0.05
     """fraction of the pairs held out for evaluation"""
-    train: Train = Train(steps=100, optimizer="adamw", warmup_steps=5)
+    train: Train = Train(steps=100, optimizer="adamw", warmup_steps=5, num_samples=0)
 
     def fixed_train_keys(self) -> dict[str, Any]:
         """Keys of `train` that this stage does not use; setting them is refused."""
@@ -246,7 +246,12 @@ class Reinforce:
     num_eval_problems: Positive = 256
     """held-out problems of an evaluation"""
     train: Train = Train(
-        steps=100, optimizer="adamw", warmup_steps=5, decay_fraction=0.0, skip_sigma=0.0
+        steps=100,
+        optimizer="adamw",
+        warmup_steps=5,
+        decay_fraction=0.0,
+        skip_sigma=0.0,
+        num_samples=0,
     )
 
     def fixed_train_keys(self) -> dict[str, Any]:
@@ -339,7 +344,7 @@ class Synthesize:
     min_ess: Fraction = 0.3
     """least effective sample size after weighting, as a fraction of the samples"""
     guard: Thresholds = Thresholds()
-    train: Train = Train(steps=200, warmup_steps=5)
+    train: Train = Train(steps=200, warmup_steps=5, num_samples=0)
 
     def fixed_train_keys(self) -> dict[str, Any]:
         """Keys of `train` that are not used, since a generation is evaluated at its end; setting them is refused."""
@@ -520,12 +525,15 @@ def _check_fixed_keys(config: Config, table: dict[str, Any], where: str) -> None
     for stage in STAGES.values():
         owner, _, nested = stage.train.partition(".")
         given = table.get(owner, {}).get(nested, {}) if nested else {}
-        fixed = getattr(config, owner).fixed_train_keys() if given else {}
-        for key in given.keys() & fixed.keys():
-            if given[key] != fixed[key]:
+        if not given:
+            continue
+        section = getattr(config, owner)
+        defaults = type(section)().train  # what a file says that was not resolved
+        for key, value in section.fixed_train_keys().items():
+            if given.get(key, value) not in (value, getattr(defaults, key)):
                 raise UserError(
                     f"{where}: '{stage.train}.{key}' is {given[key]}, but this stage sets it to "
-                    f"{fixed[key]}; leave it out"
+                    f"{value}; leave it out"
                 )
 
 
