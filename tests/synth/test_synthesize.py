@@ -212,11 +212,11 @@ def test_a_ledger_of_another_run_is_refused(done, tmp_path):
 @pytest.mark.parametrize(
     "over, says",
     [
-        ({"measured": 20}, "begin from nothing"),
+        ({"num_measured": 20}, "begin from nothing"),
         ({"verifiers": ("clean",)}, "two that differ"),
         ({"verifiers": ("clean", "/nowhere/check.py:right")}, "a file that is there"),
-        ({"tokens": 60}, "do not fit"),
-        ({"measured": 35, "documents": 60}, "needs 70 training documents and has 40"),
+        ({"max_new_tokens": 60}, "do not fit"),
+        ({"num_measured": 35, "num_documents": 60}, "needs 70 training documents and has 40"),
     ],
 )
 def test_mistakes_in_the_configuration(tmp_path, over, says):
@@ -270,7 +270,7 @@ def test_nan_contamination_and_repeats_are_decisions(judge):
         made[1] = replace(made[1], prompt=generate.Prompt((T.bos,)), ids=held)
         return [*made, made[2]]
 
-    found = judge("always", "always", change=spoil, overlap=8)
+    found = judge("always", "always", change=spoil, contamination_tokens=8)
     assert found.reasons[0] == "its log-probability is not a number"
     assert (
         "held-out document" in found.reasons[1] and "nearly repeats sample 2" in found.reasons[-1]
@@ -313,7 +313,7 @@ def test_rows_of_a_lesson():
 
 def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
     rundir, _, _ = done
-    c = configured(steps=8, real_last=0.25)
+    c = configured(train=replace(SETTINGS.train, steps=8), final_real_fraction=0.25)
     real = RealCorpus.read(rundir, c, T)
     made = [
         PackedSamples.pack(
@@ -353,7 +353,7 @@ def test_the_baselines_take_what_comes(tmp_path, policy):
 def test_probes_set_the_real_share_by_the_law(tmp_path, capsys):
     report = synthesize.run(
         directory(tmp_path / "run"),
-        configured(generations=1, probe=2, tolerance=1e-6),
+        configured(generations=1, drift_probe_steps=2, drift_tolerance=1e-6),
         Preemption(),
     )
     said = capsys.readouterr().out

@@ -107,11 +107,8 @@ class Loop:
     @property
     def name(self) -> str:
         """What a ledger must agree with to be of this run."""
-        t = {
-            k: v
-            for k, v in vars(self.t).items()
-            if k not in ("generations", "log_every", "eval_every", "save_every")
-        }
+        t = config.identity(self.t)
+        del t["generations"]  # more of them go on with the same run
         return config.fingerprint(
             self.c.seed, t, common.model_identity(self.c.model), self.tokenizer.fingerprint
         )
@@ -254,7 +251,7 @@ class Loop:
             decide.body(s, self.tokenizer.bos)
             for s in self.draw(start, self.prompts(1), 1, self.how)
         ]
-        made = [PackedSamples.pack(docs, [1.0] * len(docs), t.seq_len, self.tokenizer.bos)]
+        made = [PackedSamples.pack(docs, [1.0] * len(docs), t.train.seq_len, self.tokenizer.bos)]
         cost = {}
         for name, m in (("own", 0.0), ("real", 1.0)):
             short = replace(
@@ -373,7 +370,7 @@ class Loop:
             s.train, eval_every=s.train.steps, save_every=min(s.train.save_every, s.train.steps)
         )
         stage = common.Trainer(
-            name, c, t.train, next_token_loss(c.model, t.train.z_loss), lesson, self.tokenizer
+            name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer
         )
         copy = lambda: jax.tree.map(lambda a: a + 0, start)  # noqa: E731  the stage donates what it starts from
         state, _ = stage.train(self.rundir, copy, lambda *_: {}, "", self.stop)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from ramp.config import Config, Model, Train, fingerprint
+from ramp.config import Config, Model, Train, fingerprint, get
 from ramp.errors import UserError
 from ramp.model import transformer
 from ramp.model.loss import next_token_loss
 from ramp.reporting.metrics import MetricWriter, read_last_values
 from ramp.rundir import RunDir
+from ramp.stages import STAGES
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.checkpoint import Checkpoints
@@ -204,9 +205,9 @@ def lower_train_step(
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:
     """The best parameters {"lm": ...} of a finished or unfinished stage, on the current mesh."""
     directory = rundir.checkpoints(stage)
-    average = (
-        getattr(c, stage.partition("-")[0]).ema > 0
-    )  # synthesize-3: a generation of synthesize
+    # synthesize-3 is a generation of synthesize.
+    settings = get(c, STAGES[stage.partition("-")[0]].train)
+    average = settings.ema_decay > 0
     lm = abstract_state(lambda: init_template(c.model), jax.sharding.get_mesh())["lm"]
     like = {"opt": {"ema": {"lm": lm}}} if average else {"params": {"lm": lm}}
     checkpoints = Checkpoints(directory)
