@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -141,7 +142,7 @@ def test_prompts_are_as_the_contract_says(bundle):
             for ids, start, gold in pairs:
                 row = next(rows)
                 assert (row.item, row.ids.tolist(), row.cropped) == (i, ids, False)
-                assert len(ids) - row.judged == start
+                assert len(ids) - row.num_judged == start
                 assert task.items[i].gold == gold
         assert next(rows, None) is None
 
@@ -160,7 +161,7 @@ def test_one_prompt_by_hand():
         b"Q2\nA: c\n\nQ1\nA: a",
         b"Q2\nA: c\n\nQ1\nA: b",
     ]
-    assert [r.judged for r in questions.make_rows(task, BYTES, 99)] == [1, 1, 1, 1]
+    assert [r.num_judged for r in questions.make_rows(task, BYTES, 99)] == [1, 1, 1, 1]
 
 
 @given(n=st.integers(2, 30), shots=st.integers(0, 12), seed=st.integers(0, 2**31))
@@ -193,7 +194,7 @@ def test_long_rows_lose_their_beginning(bundle, context):
         ):
             assert row.ids.tolist() == whole.ids.tolist()[-context - 1 :]
             assert row.cropped == (len(whole.ids) > context + 1)
-            assert row.judged == min(whole.judged, context)
+            assert row.num_judged == min(whole.num_judged, context)
 
 
 # ---------------------------------------------------------------------------------------------------- the model
@@ -213,7 +214,7 @@ def slow(params: dict, rows: list[Row]) -> np.ndarray:
         ]  # causal: the pad tells nothing, few programs
         logits = np.asarray(one_row(params, tokens)[0], np.float64)
         nats, hits = 0.0, 0
-        for t in range(len(row.ids) - 1 - row.judged, len(row.ids) - 1):
+        for t in range(len(row.ids) - 1 - row.num_judged, len(row.ids) - 1):
             nats -= logits[t, row.ids[t + 1]] - np.log(np.sum(np.exp(logits[t])))
             hits += int(np.argmax(logits[t]) == row.ids[t + 1])
         out.append((nats, hits))
@@ -248,7 +249,7 @@ def test_batches_judge_like_one_row_at_a_time(bundle, dims):
             np.testing.assert_allclose(got, want[task.label], rtol=2e-5)
             best = {}
             for row, (nats, _) in zip(rows, want[task.label], strict=True):
-                best.setdefault(row.item, []).append(nats / row.judged)
+                best.setdefault(row.item, []).append(nats / row.num_judged)
             if task.kind != CONTINUE:
                 right = [
                     min(range(len(b)), key=b.__getitem__) == task.items[i].gold
@@ -325,7 +326,7 @@ def test_a_model_that_counts_is_right_where_counting_is():
     with jax.set_mesh(tiny.mesh()):
         c, params = counting_model()
         for task, right in zip(tasks, truth, strict=True):
-            rows = questions.make_rows(task, BYTES, c.context)
+            rows = questions.make_rows(task, BYTES, c.context_len)
             got = core.grade_rows(
                 task, rows, core.score_rows(Config(model=c, eval=Eval(batch_size=4)), params, rows)
             )
@@ -340,7 +341,7 @@ def test_a_model_that_prefers_nothing_is_not_right():
         rows = questions.make_rows(task, BYTES, C.context_len)
         found = core.score_rows(Config(model=C, eval=Eval(batch_size=4)), {"lm": params}, rows)
     assert not core.grade_rows(task, rows, found).any()
-    np.testing.assert_allclose(found[0, 0], rows[0].judged * np.log(320), rtol=1e-6)
+    np.testing.assert_allclose(found[0, 0], rows[0].num_judged * np.log(320), rtol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- the figure
@@ -354,19 +355,17 @@ def test_centred_accuracy(right, chance, options):
     rows = [Row(i, np.zeros(2, np.int32), 1, i % 2 == 0) for i in range(len(right))]
     f = core.score_task(Task("t", CHOICE, 0, chance, items), rows, np.array(right))
     k, n = sum(right), len(right)
-    assert f["accuracy"] == pytest.approx(k / n)
-    assert f["centred"] * (1 - chance) + chance == pytest.approx(k / n)
-    assert f["se"] ** 2 == pytest.approx(k * (n - k) / n**3)
-    assert f["centred_se"] * (1 - chance) == pytest.approx(f["se"])
-    assert f["guess"] == pytest.approx(1 / options if options > 1 else 0)
-    assert (f["items"], f["rows"], f["cropped"]) == (n, n, (n + 1) // 2)
-    assert core.summarize({"a": f})["core"] == f["centred"]
-    two = core.summarize(
-        {"a": f, "b": f | {"centred": 1.0, "centred_se": 0.0, "centred_guess": 0.0}}
-    )
-    assert two["core"] == pytest.approx((f["centred"] + 1) / 2)
-    assert two["se"] == pytest.approx(f["centred_se"] / 2)
-    assert two["guess"] == pytest.approx(f["centred_guess"] / 2)
+    assert f.accuracy == pytest.approx(k / n)
+    assert f.centred * (1 - chance) + chance == pytest.approx(k / n)
+    assert f.se**2 == pytest.approx(k * (n - k) / n**3)
+    assert f.centred_se * (1 - chance) == pytest.approx(f.se)
+    assert f.guess == pytest.approx(1 / options if options > 1 else 0)
+    assert (f.items, f.rows, f.cropped) == (n, n, (n + 1) // 2)
+    assert core.summarize({"a": f}).core == f.centred
+    two = core.summarize({"a": f, "b": replace(f, centred=1.0, centred_se=0.0, centred_guess=0.0)})
+    assert two.core == pytest.approx((f.centred + 1) / 2)
+    assert two.se == pytest.approx(f.centred_se / 2)
+    assert two.guess == pytest.approx(f.centred_guess / 2)
 
 
 # ---------------------------------------------------------------------------------------------------- wrong things
@@ -547,10 +546,8 @@ def test_all_22_tasks_parse_and_noise_scores_near_chance():
                 task, rows, core.grade_rows(task, rows, core.score_rows(config, params, rows))
             )
     found = core.summarize(figures)
-    assert abs(found["core"] - found["guess"]) < 4 * found["se"]
+    assert abs(found.core - found.guess) < 4 * found.se
     assert all(
-        f["accuracy"] == 0
-        for t, f in zip(tasks, figures.values(), strict=True)
-        if t.kind == CONTINUE
+        f.accuracy == 0 for t, f in zip(tasks, figures.values(), strict=True) if t.kind == CONTINUE
     )
-    assert all(f["items"] == 20 for f in figures.values())
+    assert all(f.items == 20 for f in figures.values())

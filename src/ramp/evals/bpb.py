@@ -1,16 +1,18 @@
-"""Bits per byte on validation text, beside the n-gram and xz figures of the same text."""
+"""Bits per byte on validation text, compared with n-grams and xz on the same text."""
 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ramp.config import Config
+from ramp.config import Config, Model
 from ramp.model import loss as model_loss
 from ramp.model import transformer
 from ramp.reporting.figure import COLORS, FONT, GREY, blank
@@ -23,105 +25,129 @@ from ramp.train.common import load_params
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
 
-Evaluate = Callable[[dict, Preemption | None], dict[str, float]]
+
+@dataclass(frozen=True)
+class TextLoss:
+    """How well a model predicts the tokens of some rows; the names are those of report.json."""
+
+    # Bits of the tokens that stand for text over the bytes they stand for; special tokens count in
+    # neither. The same quantity for every tokenizer, and the one that the baselines give.
+    val_bpb: float
+    val_nats: float  # per token, by loss weight
+
+
+Evaluate = Callable[[dict, Preemption | None], TextLoss]
+
+
+@dataclass(frozen=True)
+class BpbReport(TextLoss):
+    """What report.json says of an evaluation."""
+
+    baselines: dict[str, float]  # bits per byte by name; empty where none are wanted
+    seconds: float
 
 
 def make_bits_per_byte(
     c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, limit: int = 0
 ) -> Evaluate:
-    """A function (params, stop) -> {"val_bpb", "val_nats"} over `limit` rows spread over all, 0: all; `Preempted` if asked
-    to stop.
+    """A function (params, stop) -> `TextLoss` over `limit` rows spread over all; 0: all rows.
 
-    val_bpb: bits of the tokens that stand for text, divided by the bytes they stand for; specials count in neither. The
-    same quantity whatever the tokenizer is, and the one the baselines give. val_nats: nats per token that bears loss.
+    It raises `Preempted` where `stop` asks for it.
     """
-    mesh, m = jax.sharding.get_mesh(), c.model
-    batches = Batches(
-        SubsampledRows(rows, limit) if limit else rows, c.eval.batch_size, shuffle=False
-    )
-    lengths_v = np.zeros(m.vocab_size, np.float32)
+    mesh = jax.sharding.get_mesh()
+    source = SubsampledRows(rows, limit) if limit else rows
+    batches = Batches(source, c.eval.batch_size, shuffle=False)
+    # The model's table is padded beyond the tokenizer's ids; those stand for no bytes.
+    lengths_v = np.zeros(c.model.vocab_size, np.float32)
     lengths_v[: tokenizer.vocab_size] = tokenizer.byte_lengths
 
-    @jax.jit
-    def sums(params: dict, batch: dict, lengths_v: jax.Array) -> jax.Array:
-        x_nd = transformer.compute_hidden(m, params["lm"], batch["tokens"], batch.get("segments"))
-        nats_bt, _ = model_loss.token_cross_entropy(m, params["lm"], x_nd, batch["targets"])
-        bytes_bt = lengths_v.at[batch["targets"]].get(
-            out_sharding=jax.typeof(batch["targets"]).sharding
-        )
-        weights, text = batch["weights"], batch["weights"] * (bytes_bt > 0)
-        return jnp.stack(
-            [jnp.sum(a) for a in (nats_bt * text, bytes_bt * text, nats_bt * weights, weights)]
-        )
-
-    def evaluate(params: dict, stop: Preemption | None = None) -> dict[str, float]:
+    def evaluate(params: dict, stop: Preemption | None = None) -> TextLoss:
         total = np.zeros(4)
-        waiting = None
+        pending = None
         for i in range(batches.num_batches):
             batch = shard_batch(mesh, partial(batches, i), c.eval.batch_size)
-            current = sums(params, batch, jnp.asarray(lengths_v))
-            total += 0 if waiting is None else np.asarray(waiting, np.float64)
-            waiting = current
+            sums = _sum_losses(c.model, params, batch, jnp.asarray(lengths_v))
+            # Wait for the batch before, so that the device always has one and never many.
+            if pending is not None:
+                total += np.asarray(pending, np.float64)
+            pending = sums
             if stop is not None:
                 stop.check(i)
-        nats, n_bytes, loss, weight = total + np.asarray(waiting, np.float64)
-        return {"val_bpb": nats / math.log(2) / max(n_bytes, 1), "val_nats": loss / max(weight, 1)}
+        total += np.asarray(pending, np.float64)
+        text_nats, num_bytes, nats, weight = total
+        bits = text_nats / math.log(2)
+        return TextLoss(bits / max(num_bytes, 1), nats / max(weight, 1))
 
     return evaluate
 
 
-def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
-    """The figure that the run is judged by, over all of validation, and what stands beside it."""
+@partial(jax.jit, static_argnums=0)
+def _sum_losses(m: Model, params: dict, batch: dict, lengths_v: jax.Array) -> jax.Array:
+    """[4]: nats and bytes of the tokens that stand for text, nats and weight of all tokens."""
+    x_nd = transformer.compute_hidden(m, params["lm"], batch["tokens"], batch.get("segments"))
+    targets_bt, weights_bt = batch["targets"], batch["weights"]
+    nats_bt, _ = model_loss.token_cross_entropy(m, params["lm"], x_nd, targets_bt)
+    sharding = jax.typeof(targets_bt).sharding
+    bytes_bt = lengths_v.at[targets_bt].get(out_sharding=sharding)
+    text_bt = weights_bt * (bytes_bt > 0)
+    terms = (nats_bt * text_bt, bytes_bt * text_bt, nats_bt * weights_bt, weights_bt)
+    return jnp.stack([jnp.sum(term_bt) for term_bt in terms])
+
+
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
+    """Bits per byte of the pretrained model over all of validation, and the baselines'."""
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     rows = TokenRows(rundir.tokens("val"), c.pretrain.seq_len, tokenizer.fingerprint)
     params = load_params(rundir, "pretrain", c, tokenizer)
     with stop:
-        result = make_bits_per_byte(c, rows, tokenizer)(params, stop)
-    result["baselines"] = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
-    result["seconds"] = time.perf_counter() - began
+        loss = make_bits_per_byte(c, rows, tokenizer)(params, stop)
+    others = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
+    seconds = time.perf_counter() - began
+    report = BpbReport(loss.val_bpb, loss.val_nats, others, seconds)
     with MetricWriter(rundir.path, "eval", 0, jax.process_index() == 0) as board:
-        named = {f"eval/baseline_{name}": bits for name, bits in result["baselines"].items()}
-        board.scalars(c.pretrain.steps, {"eval/val_bpb": result["val_bpb"]} | named)
-        board.figure(
-            c.pretrain.steps, "eval/beside", plot_baselines(result["val_bpb"], result["baselines"])
-        )
-    beside = "  ".join(f"{name} {bits:.3f}" for name, bits in result["baselines"].items())
-    print(
-        f"eval: {result['val_bpb']:.4f} bits per byte on validation; beside it: {beside or 'no baselines asked for'}"
-    )
-    return result
+        scalars = {f"eval/baseline_{name}": bits for name, bits in others.items()}
+        board.scalars(c.pretrain.steps, {"eval/val_bpb": loss.val_bpb} | scalars)
+        board.figure(c.pretrain.steps, "eval/baselines", plot_baselines(loss.val_bpb, others))
+    listed = ", ".join(f"{name} {bits:.3f}" for name, bits in others.items())
+    comparison = f"; baselines: {listed}" if others else ""
+    print(f"eval: {loss.val_bpb:.4f} bits per byte on validation{comparison}")
+    return asdict(report)
 
 
 def plot_baselines(val_bpb: float, others: dict[str, float]) -> Figure:
-    """Bars of bits per byte: the model's among the baselines'."""
-    bars = dict(sorted((others | {"this model": val_bpb}).items(), key=lambda item: -item[1]))
-    figure, axes = blank(6, 0.4 * len(bars) + 1)
-    colors = [COLORS["main" if name == "this model" else "grey"] for name in bars]
-    axes.bar_label(
-        axes.barh(list(bars), list(bars.values()), color=colors),
-        fmt="%.3f",
-        padding=3,
-        color=GREY,
-        size=FONT,
-    )
+    """Bars of bits per byte, worst first: the model's among the baselines'."""
+    bits = others | {"this model": val_bpb}
+    names = sorted(bits, key=lambda name: -bits[name])
+    figure, axes = blank(6, 0.4 * len(names) + 1)
+    colors = [COLORS["main" if name == "this model" else "grey"] for name in names]
+    bars = axes.barh(names, [bits[name] for name in names], color=colors)
+    axes.bar_label(bars, fmt="%.3f", padding=3, color=GREY, size=FONT)
     axes.grid(False)
     axes.set_xlabel("bits per byte of validation text (lower is better)")
     return figure
 
 
 def fit_baselines(rundir: RunDir, tokenizer: Tokenizer, order: int = 5) -> dict[str, float]:
-    """Byte n-grams, xz and Kneser-Ney up to `order` over the model's own tokens, fitted on the same training split."""
-    train, val = (read_tokens(rundir.tokens(split))[0] for split in ("train", "val"))
-    texts = [_texts(stream, tokenizer) for stream in (train, val)]
+    """Bits per byte of byte n-grams, xz and Kneser-Ney, fitted on the model's own training split.
+
+    Kneser-Ney is over the model's own tokens, up to `order`.
+    """
+    train = np.asarray(read_tokens(rundir.tokens("train"))[0])
+    val = np.asarray(read_tokens(rundir.tokens("val"))[0])
     return baselines(
-        *texts, np.asarray(train), np.asarray(val), tokenizer.vocab_size, tokenizer.bos, order
+        _decode_documents(train, tokenizer),
+        _decode_documents(val, tokenizer),
+        train,
+        val,
+        tokenizer.vocab_size,
+        tokenizer.bos,
+        order,
     )
 
 
-def _texts(stream: np.ndarray, tokenizer: Tokenizer) -> list[bytes]:
-    """The documents of a stream, decoded again: exactly the bytes that were tokenized."""
+def _decode_documents(stream: np.ndarray, tokenizer: Tokenizer) -> list[bytes]:
+    """The documents of a stream: exactly the bytes that were tokenized."""
     starts = np.flatnonzero(stream == tokenizer.bos)
-    return [
-        tokenizer.decode_bytes(doc.tolist()) for doc in np.split(np.asarray(stream), starts)[1:]
-    ]
+    documents = np.split(stream, starts)[1:]  # nothing comes before the first bos
+    return [tokenizer.decode_bytes(document.tolist()) for document in documents]

@@ -1,13 +1,15 @@
-"""CORE (Li et al. 2024, arXiv:2406.11794): how well a pretrained model continues 22 kinds of questions.
+"""CORE (Li et al. 2024, arXiv:2406.11794): 22 kinds of questions for a pretrained model.
 
-Of several pairs, the one with the fewest nats per judged token is the model's answer; a single pair counts as answered
-when every judged token is the most likely one. A task's accuracy is centred, (accuracy - chance) / (1 - chance), and
-CORE is the mean over the tasks. `ramp.text.questions` says what a pair is and which of its tokens are judged.
+The model only continues text. Of several pairs, the one with the fewest nats per judged token is
+its answer; a single pair counts as answered when every judged token is the most likely one. A
+task's accuracy is centred, (accuracy - chance) / (1 - chance), and CORE is the mean over the tasks.
+`questions` says what a pair is and which of its tokens are judged.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby, islice
 from typing import Any
@@ -28,152 +30,226 @@ from ramp.train.common import load_params
 from ramp.train.mesh import ROWS, shard_batch
 from ramp.train.preemption import Preemption
 
+MIN_LENGTH = 128  # tokens of the shortest rows
 PIECE = 32  # judged tokens of a row whose logits exist at once: most answers are shorter
-HEAD = f"{'core':32} {'accuracy':>16} {'chance':>7} {'guess':>7} {'centred':>8} {'items':>6} {'rows':>6} {'cropped':>7}"
-LINE = "{:32} {accuracy:8.3f} ± {se:.3f} {chance:7.3f} {guess:7.3f} {centred:8.3f} {items:6} {rows:6} {cropped:7}"
+
+
+# --- scores of rows
 
 
 def score_rows(
-    c: Config, params: dict, rows: Sequence[Row], poll: Callable[[int], object] = lambda _: None
+    c: Config, params: dict, rows: Sequence[Row], poll: Callable[[int], object] = lambda n: None
 ) -> np.ndarray:
     """[rows, 2]: nats of each row's judged tokens, and how many of them the model held most likely.
 
-    Every batch has one of a few lengths, 128, 256, ... context, the shorter the more rows: one program each. Its rows are
-    split over the mesh. `poll(n)` is called while batch n is under way.
+    Every batch has one of a few lengths, 128, 256, ... context, the shorter the more rows: one
+    program each. Its rows are split over the mesh. `poll(n)` is called while batch n runs.
     """
-    mesh, batches, done = jax.sharding.get_mesh(), list(_batches(c, rows)), []
+    mesh = jax.sharding.get_mesh()
+    batches = list(_plan_batches(c, rows))
+    sums = []
     for n, (numbers, length, size) in enumerate(batches):
-        held = _padded([rows[i] for i in numbers], length, size)
-        batch = shard_batch(
-            mesh, lambda lo, hi, held=held: {k: a[lo:hi] for k, a in held.items()}, size
-        )
-        done.append(_sums(c.model, params, batch))
+        arrays = _pad_rows([rows[i] for i in numbers], length, size)
+        sums.append(_sum_judged(c.model, params, shard_batch(mesh, partial(_slice, arrays), size)))
         poll(n)
-        jax.block_until_ready(done[n - 1 : n])  # the device has one batch waiting, not all of them
-    found = np.zeros((len(rows), 2))
-    for (numbers, _, _), sums in zip(batches, done, strict=True):
-        found[numbers] = np.asarray(sums)[: len(numbers)]
-    return found
+        jax.block_until_ready(sums[n - 1 : n])  # the device has one batch waiting, not all of them
+    result = np.zeros((len(rows), 2))
+    for (numbers, _, _), sums_b2 in zip(batches, sums, strict=True):
+        result[numbers] = np.asarray(sums_b2)[: len(numbers)]
+    return result
 
 
-def _batches(c: Config, rows: Sequence[Row]) -> Iterator[tuple[list[int], int, int]]:
-    """Numbers of rows that go together, the length they are padded to, and to how many rows."""
-    lengths = [n for n in (128 << k for k in range(24)) if n < c.model.context_len] + [
-        c.model.context_len
-    ]
-    fit = [next(n for n in lengths if n >= len(row.ids) - 1) for row in rows]
-    for length, numbers in groupby(
-        sorted(range(len(rows)), key=fit.__getitem__), key=fit.__getitem__
-    ):
-        size = c.eval.batch_size * (c.model.context_len // length)
+def _plan_batches(c: Config, rows: Sequence[Row]) -> Iterator[tuple[list[int], int, int]]:
+    """(numbers of rows that go together, length they are padded to, number they are padded to)."""
+    context_len = c.model.context_len
+    lengths = []
+    length = MIN_LENGTH
+    while length < context_len:
+        lengths.append(length)
+        length *= 2
+    lengths.append(context_len)
+
+    def padded_length(i: int) -> int:
+        return next(length for length in lengths if length >= len(rows[i].ids) - 1)
+
+    by_length = sorted(range(len(rows)), key=padded_length)
+    for length, numbers in groupby(by_length, key=padded_length):
+        size = c.eval.batch_size * (context_len // length)
         while part := list(islice(numbers, size)):
             yield part, length, size
 
 
-def _padded(rows: Sequence[Row], length: int, size: int) -> dict[str, np.ndarray]:
-    """A batch: `tokens` and `targets` [size, length], and where the judged targets of each row begin and end, [size]."""
-    held = {name: np.zeros((size, length), np.int32) for name in ("tokens", "targets")}
-    held |= {name: np.zeros(size, np.int32) for name in ("first", "end")}
+def _pad_rows(rows: Sequence[Row], length: int, size: int) -> dict[str, np.ndarray]:
+    """`tokens`, `targets` [size, length]; where each row's judged targets begin and end, [size]."""
+    tokens, targets = np.zeros((2, size, length), np.int32)
+    first, end = np.zeros((2, size), np.int32)
     for i, row in enumerate(rows):
-        end = len(row.ids) - 1
-        held["tokens"][i, :end], held["targets"][i, :end] = row.ids[:-1], row.ids[1:]
-        held["first"][i], held["end"][i] = end - row.judged, end
-    return held
+        n = len(row.ids) - 1
+        tokens[i, :n] = row.ids[:-1]
+        targets[i, :n] = row.ids[1:]
+        first[i], end[i] = n - row.num_judged, n
+    names = ("tokens", "targets", "first", "end")
+    return dict(zip(names, (tokens, targets, first, end), strict=True))
+
+
+def _slice(arrays: dict[str, np.ndarray], lo: int, hi: int) -> dict[str, np.ndarray]:
+    return {name: array[lo:hi] for name, array in arrays.items()}
 
 
 @partial(jax.jit, static_argnums=0)
-def _sums(m: Model, params: dict, batch: dict) -> jax.Array:
-    """[B, 2], on every device: nats of the judged targets, and how many of them are the argmax."""
+def _sum_judged(m: Model, params: dict, batch: dict) -> jax.Array:
+    """[B, 2], on every device: nats of the judged targets, and how many of them are the argmax.
+
+    S = PIECE judged tokens of each row at a time: the logits of all would not fit.
+    """
     B, T = batch["tokens"].shape
     first_b1, end_b1 = batch["first"][:, None], batch["end"][:, None]
     x_nd = transformer.compute_hidden(m, params["lm"], batch["tokens"])
     x_btd = jax.lax.reshape(x_nd, (B, T, m.width), out_sharding=P(ROWS))
 
-    def piece(i: jax.Array, sums_b2: jax.Array) -> jax.Array:
+    def add_piece(i: jax.Array, sums_b2: jax.Array) -> jax.Array:
         at_bs = first_b1 + PIECE * i + jnp.arange(PIECE)
-        here_bs = jnp.minimum(at_bs, T - 1)
-        x_nd = jax.lax.reshape(
-            _pick(x_btd, here_bs[..., None]), (B * PIECE, m.width), out_sharding=P(ROWS)
-        )
-        targets_n = jax.lax.reshape(
-            _pick(batch["targets"], here_bs), (B * PIECE,), out_sharding=P(ROWS)
-        )
+        inside_bs = jnp.minimum(at_bs, T - 1)
+        x_bsd = _take_per_row(x_btd, inside_bs[..., None])
+        x_nd = jax.lax.reshape(x_bsd, (B * PIECE, m.width), out_sharding=P(ROWS))
+        targets_bs = _take_per_row(batch["targets"], inside_bs)
+        targets_n = jax.lax.reshape(targets_bs, (B * PIECE,), out_sharding=P(ROWS))
         logits_nv = transformer.unembed(m, params["lm"], x_nd)
         nats_n, _ = cross_entropy(logits_nv, targets_n)
-        both_n2 = jnp.stack([nats_n, jnp.argmax(logits_nv, axis=-1) == targets_n], axis=-1)
+        is_top_n = jnp.argmax(logits_nv, axis=-1) == targets_n
+        both_n2 = jnp.stack([nats_n, is_top_n], axis=-1)
         both_bs2 = jax.lax.reshape(both_n2, (B, PIECE, 2), out_sharding=P(ROWS))
-        return sums_b2 + jnp.sum(jnp.where((at_bs < end_b1)[..., None], both_bs2, 0), axis=1)
+        is_judged_bs1 = (at_bs < end_b1)[..., None]
+        return sums_b2 + jnp.sum(jnp.where(is_judged_bs1, both_bs2, 0), axis=1)
 
-    pieces = (jnp.max(end_b1 - first_b1) + PIECE - 1) // PIECE
-    return jax.reshard(
-        jax.lax.fori_loop(0, pieces, piece, jnp.zeros((B, 2), out_sharding=P(ROWS))), P()
-    )
+    num_pieces = (jnp.max(end_b1 - first_b1) + PIECE - 1) // PIECE
+    zeros_b2 = jnp.zeros((B, 2), out_sharding=P(ROWS))
+    return jax.reshard(jax.lax.fori_loop(0, num_pieces, add_piece, zeros_b2), P())
 
 
-def _pick(a: jax.Array, at: jax.Array) -> jax.Array:
-    """`take_along_axis` over axis 1 where the rows lie: each device in its own."""
+def _take_per_row(a: jax.Array, at: jax.Array) -> jax.Array:
+    """`take_along_axis` over axis 1 where the rows are: each device in its own."""
     take = partial(jnp.take_along_axis, axis=1)
-    return jax.shard_map(take, in_specs=(P(ROWS), P(ROWS)), out_specs=P(ROWS), check_vma=False)(
-        a, at
-    )
+    take = jax.shard_map(take, in_specs=(P(ROWS), P(ROWS)), out_specs=P(ROWS), check_vma=False)
+    return take(a, at)
 
 
-def grade_rows(task: Task, rows: Sequence[Row], found: np.ndarray) -> np.ndarray:
-    """Whether each question was answered rightly, bool [items]. The first of equal choices is taken."""
+# --- scores of tasks
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """Accuracy on one task; the names are those of report.json."""
+
+    accuracy: float
+    se: float  # standard error of the accuracy
+    chance: float
+    guess: float  # expected accuracy of any choice, which for some files is not `chance`
+    centred: float
+    centred_se: float
+    centred_guess: float
+    items: int
+    rows: int
+    cropped: int  # rows that were too long for the context
+
+
+@dataclass(frozen=True)
+class CoreReport:
+    """CORE, the mean of the centred accuracies; the names are those of report.json."""
+
+    core: float
+    se: float  # standard error, tasks taken as independent
+    chance: float  # 0, which is what centred means
+    guess: float  # CORE of any choice
+    tasks: dict[str, TaskScore]
+    limit: int  # questions of each task; 0: all
+    seconds: float
+
+
+def grade_rows(task: Task, rows: Sequence[Row], sums: np.ndarray) -> np.ndarray:
+    """Whether each question was answered rightly, bool [items]. The first of equal choices wins.
+
+    sums: [rows, 2] of `score_rows`.
+    """
     starts = np.flatnonzero(np.diff([row.item for row in rows], prepend=-1))
-    judged = np.array([row.judged for row in rows])
+    num_judged = np.array([row.num_judged for row in rows])
     if task.kind == CONTINUE:
-        return found[:, 1] == judged
-    picked = [int(np.argmin(nats)) for nats in np.split(found[:, 0] / judged, starts[1:])]
-    return np.array(picked) == [item.gold for item in task.items[: len(starts)]]
+        return sums[:, 1] == num_judged
+    nats_of_items = np.split(sums[:, 0] / num_judged, starts[1:])
+    chosen = [int(np.argmin(nats)) for nats in nats_of_items]
+    return np.array(chosen) == [item.gold for item in task.items[: len(starts)]]
 
 
-def score_task(task: Task, rows: Sequence[Row], right: np.ndarray) -> dict[str, Any]:
-    """Figures of a task. `guess`: the expected accuracy of taking any choice, which for some files is not `chance`."""
-    n, span = len(right), 1 - task.chance
-    accuracy, asked = float(np.mean(right)), task.items[: len(right)]
-    guess = float(np.mean([1 / len(i.pairs) if len(i.pairs) > 1 else 0 for i in asked]))
+def score_task(task: Task, rows: Sequence[Row], right: np.ndarray) -> TaskScore:
+    """The score from whether each question was answered rightly, `right`: bool [items]."""
+    n = len(right)
+    accuracy = float(np.mean(right))
     se = math.sqrt(accuracy * (1 - accuracy) / n)
-    return {
-        "accuracy": accuracy, "se": se, "chance": task.chance, "guess": guess,
-        "centred": (accuracy - task.chance) / span, "centred_se": se / span, "centred_guess": (guess - task.chance) / span,
-        "items": n, "rows": len(rows), "cropped": sum(row.cropped for row in rows),
-    }  # fmt: skip
-
-
-def summarize(tasks: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """CORE, the mean of the centred accuracies, with its standard error (tasks taken as independent), beside guessing."""
-    mean, guess = (
-        float(np.mean([t[key] for t in tasks.values()])) for key in ("centred", "centred_guess")
+    num_pairs = [len(item.pairs) for item in task.items[:n]]
+    guess = float(np.mean([1 / k if k > 1 else 0 for k in num_pairs]))
+    scale = 1 - task.chance
+    return TaskScore(
+        accuracy=accuracy,
+        se=se,
+        chance=task.chance,
+        guess=guess,
+        centred=(accuracy - task.chance) / scale,
+        centred_se=se / scale,
+        centred_guess=(guess - task.chance) / scale,
+        items=n,
+        rows=len(rows),
+        cropped=sum(row.cropped for row in rows),
     )
-    se = math.hypot(*(t["centred_se"] for t in tasks.values())) / len(tasks)
-    return {"core": mean, "se": se, "chance": 0.0, "guess": guess, "tasks": tasks}
+
+
+def summarize(tasks: dict[str, TaskScore], limit: int = 0, seconds: float = 0.0) -> CoreReport:
+    """CORE of the scores by label."""
+    scores = tasks.values()
+    core = float(np.mean([score.centred for score in scores]))
+    guess = float(np.mean([score.centred_guess for score in scores]))
+    se = math.hypot(*(score.centred_se for score in scores)) / len(tasks)
+    return CoreReport(core, se, 0.0, guess, tasks, limit, seconds)
 
 
 def run(
     rundir: RunDir, c: Config, stop: Preemption, tasks: Sequence[Task], limit: int = 0
 ) -> dict[str, Any]:
-    """Put `limit` questions of each task (0: all) to the pretrained model; the table is printed as it grows."""
-    began, figures = time.perf_counter(), {}
+    """Ask the pretrained model `limit` questions of each task (0: all); prints as it goes."""
+    began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = load_params(rundir, "pretrain", c, tokenizer)
-    say = partial(print, flush=True) if jax.process_index() == 0 else lambda _: None
+    is_first = jax.process_index() == 0
+    show = partial(print, flush=True) if is_first else lambda line: None
+    scores = {}
     with stop:
-        say(HEAD)
+        show(_format_header())
         for task in tasks:
             rows = make_rows(task, tokenizer, c.model.context_len, limit)
-            figures[task.label] = score_task(
-                task, rows, grade_rows(task, rows, score_rows(c, params, rows, stop.check))
-            )
-            say(LINE.format(task.label, **figures[task.label]))
-    result = summarize(figures) | {"limit": limit, "seconds": time.perf_counter() - began}
-    say(
-        f"CORE {result['core']:.4f} ± {result['se']:.4f}; beside it: chance 0, any choice {result['guess']:.4f}"
+            right = grade_rows(task, rows, score_rows(c, params, rows, stop.check))
+            score = scores[task.label] = score_task(task, rows, right)
+            show(_format_score(task.label, score))
+    report = summarize(scores, limit, time.perf_counter() - began)
+    show(
+        f"CORE {report.core:.4f} ± {report.se:.4f}, "
+        f"compared with 0 by chance and {report.guess:.4f} for any choice"
     )
-    with MetricWriter(rundir.path, "core", 0, jax.process_index() == 0) as board:
-        tags = {f"eval/core/{label}": f["centred"] for label, f in figures.items()}
-        board.scalars(
-            c.pretrain.steps,
-            tags | {"eval/core": result["core"], "eval/core_guess": result["guess"]},
-        )
-    return result
+    with MetricWriter(rundir.path, "core", 0, is_first) as board:
+        scalars = {f"eval/core/{label}": score.centred for label, score in scores.items()}
+        scalars |= {"eval/core": report.core, "eval/core_guess": report.guess}
+        board.scalars(c.pretrain.steps, scalars)
+    return asdict(report)
+
+
+def _format_header() -> str:
+    return (
+        f"{'core':32} {'accuracy':>16} {'chance':>7} {'guess':>7} {'centred':>8} "
+        f"{'items':>6} {'rows':>6} {'cropped':>7}"
+    )
+
+
+def _format_score(label: str, score: TaskScore) -> str:
+    return (
+        f"{label:32} {score.accuracy:8.3f} ± {score.se:.3f} {score.chance:7.3f} "
+        f"{score.guess:7.3f} {score.centred:8.3f} "
+        f"{score.items:6} {score.rows:6} {score.cropped:7}"
+    )

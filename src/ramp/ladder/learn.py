@@ -209,7 +209,7 @@ def train_bigram(c: Config, rundir: RunDir) -> dict[str, Any]:
         written = samples.continue_prompts(c, state.params, tokenizer, 1, lambda: None)
         seconds = time.perf_counter() - began
     return {
-        "bpb": found["val_bpb"],
+        "bpb": found.val_bpb,
         "batch": t.batch_size * t.seq_len,
         "curve": (np.array(losses, float) / math.log(2)).round(4).tolist(),
         "sample": "".join(written.values()),

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from dataclasses import asdict
 
 import jax
 
@@ -39,7 +40,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     def figures(params, step, board, stop) -> dict[str, float]:
         values = {
             f"eval/chat_{name.removeprefix('val_')}": value
-            for name, value in loss_nats(params, stop).items()
+            for name, value in asdict(loss_nats(params, stop)).items()
         }
         for turn in samples.answer_questions(
             c, params, tokenizer, c.finetune.num_samples, lambda: stop.check(step)
@@ -64,13 +65,10 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     )
     with stop:
         final = loss_nats(eval_params(state), stop)
-    print(f"finetune: {final['val_nats']:.4f} nats per assistant token on held-out conversations")
+    print(f"finetune: {final.val_nats:.4f} nats per assistant token on held-out conversations")
     counted = trials.end() | {"counts": dict(counts), "rows": len(rows["train"])}
     return (
-        report
-        | {"chat_nats": final["val_nats"]}
-        | counted
-        | {"seconds": time.perf_counter() - began}
+        report | {"chat_nats": final.val_nats} | counted | {"seconds": time.perf_counter() - began}
     )
 
 

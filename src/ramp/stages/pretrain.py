@@ -1,5 +1,7 @@
 """Pretraining: the next-token loss on the corpus, rows in a shuffled order that is a function of (seed, step)."""
 
+from dataclasses import asdict
+
 import jax
 
 from ramp.config import Config
@@ -23,7 +25,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     bits = bpb.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows)
 
     def figures(params, step, board, stop) -> dict[str, float]:
-        values = {f"eval/{name}": value for name, value in bits(params, stop).items()}
+        values = {f"eval/{name}": value for name, value in asdict(bits(params, stop)).items()}
         texts = samples.continue_prompts(
             c, params, tokenizer, c.pretrain.num_samples, lambda: stop.check(step)
         )
@@ -48,5 +50,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     state, report = stage.train(rundir, start, figures, "eval/val_bpb", stop)
     with stop:
         final = bits(eval_params(state), stop)
-    print(f"pretrain: {final['val_bpb']:.4f} bits per byte after {report['tokens']:,} tokens")
-    return report | final | {"epochs": report["tokens"] / max(len(train) * c.pretrain.seq_len, 1)}
+    print(f"pretrain: {final.val_bpb:.4f} bits per byte after {report['tokens']:,} tokens")
+    return (
+        report
+        | asdict(final)
+        | {"epochs": report["tokens"] / max(len(train) * c.pretrain.seq_len, 1)}
+    )
