@@ -52,10 +52,11 @@ LAYERS = (
     ("stages",),
     ("credit", "synth", "nines", "ladder", "serve", "pods", "export", "evals", "reporting"),
     ("decode", "tasks"),
+    ("host",),
     ("train",),
     ("model",),
     # Text knows neither model nor train. The table of stages is plain data that config reads.
-    ("config", "rundir", "host", "text", "stages.__init__"),
+    ("config", "schema", "rundir", "text", "stages.__init__"),
     ("reporting.metrics", "reporting.figure", "reporting.html"),
     ("errors", "files", "__init__"),
 )
