@@ -181,7 +181,7 @@ def work(words: list[str]) -> int:
 
     at(trainer, "shard_batch", "train", 0.08)
     at(bpb, "shard_batch", "eval", 0.12)
-    at(sample, "_draw_until", "sample", 1.0)
+    at(sample, "decode_until", "sample", 1.0)
     read, asked = Batches.__call__, Preemption.requested
 
     def read_and_note(self, step, lo=0, hi=None):

@@ -99,7 +99,7 @@ def test_a_fork_of_the_cache_is_the_prefix_run_again():
         )
         for i in range(4):
             prefix = [rows[int(row[i])][: int(at[i])]]
-            alone = sample.prefill_prompts(MODEL, lm, prefix)
+            alone = sample.prefill_prompts(MODEL, lm, prefix, [0])
             np.testing.assert_allclose(stream.logits_bv[i], alone.logits_bv[0], atol=2e-4)
 
 

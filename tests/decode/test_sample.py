@@ -39,8 +39,13 @@ def logits(c):
     return jax.jit(partial(tiny.logits, c))
 
 
-def begin(c, prompts=PROMPTS, n=NEW, seed=0):
-    return sample.prefill_prompts(c, weights(c)[0], prompts, seed)
+def begin(c, prompts=PROMPTS, seed=0):
+    seeds = range(seed, seed + len(prompts))
+    return sample.prefill_prompts(c, weights(c)[0], prompts, seeds)
+
+
+def generate(c, params, prompts, n, sampling, **more):
+    return sample.generate(c, params, prompts, range(len(prompts)), sampling, n, **more)
 
 
 def go_on(c, stream, how, n, stop=()):
@@ -76,7 +81,7 @@ def test_same_tokens_on_a_mesh():
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         params = tiny.lively(c)
         ready = sample.prepare_decode_params(c, params)
-        stream = sample.prefill_prompts(c, params, PROMPTS)
+        stream = sample.prefill_prompts(c, params, PROMPTS, range(len(PROMPTS)))
         got = sample.decode(c, ready, stream, GREEDY, NEW).tokens_bn
     np.testing.assert_array_equal(got, want)
 
@@ -123,13 +128,27 @@ def test_stop_tokens_end_their_own_row_only():
     assert (np.asarray(again.tokens_bn)[0] == -1).all()  # an ended row stays ended
 
 
-def test_generate_leaves_the_stop_token_out():
+def test_generate_keeps_or_leaves_out_the_stop_token():
     c = tiny.model(**tiny.ALL)
     free = np.asarray(go_on(c, begin(c), GREEDY, NEW).tokens_bn).tolist()
     stop = free[0][4]
-    got = sample.generate(c, weights(c)[0], PROMPTS, NEW, GREEDY, stop=(stop, 319))
+    got = generate(c, weights(c)[0], PROMPTS, NEW, GREEDY, stop=(stop, 319))
     first = min(i for i, token in enumerate(free[0]) if token in (stop, 319))
-    assert got[0] == free[0][:first]
+    assert got.rows(without=(stop, 319))[0] == free[0][:first]
+    assert got.rows()[0] == free[0][: first + 1]
+
+
+def test_generate_in_batches_is_generate_at_once():
+    """Rows are those of one large batch, each with its own seed; no prompts give no rows."""
+    c = tiny.model(**tiny.ALL)
+    params, seeds = weights(c)[0], [5, 2, 9, 40]
+    whole = sample.generate(c, params, PROMPTS, seeds, HOT, NEW)
+    parts = sample.generate(c, params, PROMPTS, seeds, HOT, NEW, batch_size=3)
+    np.testing.assert_array_equal(parts.tokens_bn, whole.tokens_bn)
+    np.testing.assert_allclose(parts.logps_bn, whole.logps_bn, rtol=1e-3, atol=1e-4)
+    last = go_on(c, begin(c, PROMPTS[3:], seed=40), HOT, NEW)
+    np.testing.assert_array_equal(whole.tokens_bn[3], last.tokens_bn[0])
+    assert sample.generate(c, params, [], [], HOT, NEW).tokens_bn.shape == (0, NEW)
 
 
 def test_decoding_ends_when_every_row_has():
@@ -150,7 +169,7 @@ def test_the_context_is_the_limit():
     """A row stops where the context does, what it drew up to there is right, and a row that is full draws nothing."""
     c = tiny.model(context_len=40)
     prompts = [list(range(10, 45)), list(range(10, 50)), [3, 4]]
-    stream = go_on(c, begin(c, prompts, n=100), GREEDY, 60)
+    stream = go_on(c, begin(c, prompts), GREEDY, 60)
     assert stream.cache[0][0].shape[3] == 40
     tokens = np.asarray(stream.tokens_bn)
     assert (tokens >= 0).sum(axis=1).tolist() == [5, 0, 38]
@@ -204,7 +223,7 @@ HOWS = {
     "top-k beyond the vocabulary": SamplingParams(top_k=1000),
     "all": SamplingParams(temperature=1.4, top_k=9, top_p=0.9, min_p=0.05),
 }
-jitted_draw = jax.jit(sample_token, static_argnames="how")
+jitted_draw = jax.jit(sample_token, static_argnames="sampling")
 
 
 @pytest.mark.parametrize("name", HOWS)
@@ -213,7 +232,7 @@ def test_draw_is_from_the_truncated_distribution(name):
     how, n, V = HOWS[name], 20_000, 16
     logits_v = np.random.default_rng(1).normal(size=V).astype(np.float32) * 1.5
     keys = sample.row_keys(jnp.arange(n, dtype=jnp.uint32), jnp.full(n, 7))
-    tokens, logps = jitted_draw(jnp.broadcast_to(logits_v, (n, V)), keys, how=how)
+    tokens, logps = jitted_draw(jnp.broadcast_to(logits_v, (n, V)), keys, sampling=how)
     tokens, logps = np.asarray(tokens), np.asarray(logps)
     want = np_distribution(logits_v.astype(np.float64), how)
     assert (logps <= 0).all()
@@ -235,7 +254,7 @@ def test_draws_differ_by_seed_and_by_position():
         "next seed": sample.row_keys(1 + jnp.arange(64, dtype=jnp.uint32), jnp.full(64, 7)),
     }
     drawn = {
-        name: np.asarray(jitted_draw(logits, keys, how=SamplingParams())[0])
+        name: np.asarray(jitted_draw(logits, keys, sampling=SamplingParams())[0])
         for name, keys in at.items()
     }
     assert (drawn["here"] != drawn["next position"]).sum() > 56
@@ -245,7 +264,7 @@ def test_draws_differ_by_seed_and_by_position():
 def test_temperature_0_is_the_likeliest_token_of_probability_1():
     logits = np.random.default_rng(0).normal(size=(8, 32)).astype(np.float32)
     tokens, logps = jitted_draw(
-        jnp.asarray(logits), sample.row_keys(jnp.arange(8), jnp.arange(8)), how=GREEDY
+        jnp.asarray(logits), sample.row_keys(jnp.arange(8), jnp.arange(8)), sampling=GREEDY
     )
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
     assert not np.asarray(logps).any()
@@ -270,11 +289,11 @@ def test_logps_of_a_sample_equal_those_of_the_full_forward():
 def test_a_cache_that_grows_changes_nothing(monkeypatch):
     """Tokens are the same whether the cache has room from the start or grows, twice, while they are drawn."""
     c = tiny.model(**tiny.ALL)
-    monkeypatch.setattr(sample, "LEAST_CACHE", 64)
+    monkeypatch.setattr(sample, "MIN_CACHE", 64)
     roomy = begin(c)
     assert roomy.cache[0][0].shape[3] == 64
     want = np.asarray(go_on(c, roomy, HOT, 40).tokens_bn)
-    monkeypatch.setattr(sample, "LEAST_CACHE", 32)
+    monkeypatch.setattr(sample, "MIN_CACHE", 32)
     stream = begin(c)
     assert stream.cache[0][0].shape[3] == 32
     stream = go_on(c, stream, HOT, 40)
@@ -284,33 +303,27 @@ def test_a_cache_that_grows_changes_nothing(monkeypatch):
 
 def test_any_number_of_prompts_fits_a_mesh_and_the_caller_is_asked_once_a_bucket(monkeypatch):
     c, asked = tiny.model(depth=1), []
-    monkeypatch.setattr(sample, "LEAST_CACHE", 32)
-    want = sample.generate(c, tiny.lively(c), PROMPTS[:3], 24, GREEDY)
+    monkeypatch.setattr(sample, "MIN_CACHE", 32)
+    want = generate(c, tiny.lively(c), PROMPTS[:3], 24, GREEDY).rows()
     with jax.set_mesh(tiny.mesh(data=2)):
         params = tiny.lively(c)
-        assert (
-            sample.generate(c, params, PROMPTS[:3], 24, GREEDY, check=lambda: asked.append(1))
-            == want
-        )
+        got = generate(c, params, PROMPTS[:3], 24, GREEDY, check=lambda: asked.append(1))
+        assert got.rows() == want
         assert len(asked) == 2  # 11 tokens and 21 fill the first bucket
 
         def stop():
             raise InterruptedError
 
         with pytest.raises(InterruptedError):
-            sample.generate(c, params, PROMPTS[:3], 24, GREEDY, check=stop)
+            generate(c, params, PROMPTS[:3], 24, GREEDY, check=stop)
 
 
 def test_ids_that_only_pad_the_table_are_never_drawn():
     """The distribution is that of the real ids alone, renormalised, whatever the padding's logits are."""
     logits = jnp.tile(jnp.array([0.0, 1.0, 2.0, 50.0, 50.0]), (4000, 1))
     keys = jax.random.split(jax.random.PRNGKey(0), 4000)
-    for how in (
-        SamplingParams(vocab=3),
-        SamplingParams(vocab=3, top_k=4),
-        SamplingParams(vocab=3, temperature=0),
-    ):
-        tokens, logps = map(np.asarray, sample_token(logits, keys, how))
+    for how in (SamplingParams(), SamplingParams(top_k=4), SamplingParams(temperature=0)):
+        tokens, logps = map(np.asarray, sample_token(logits, keys, how, vocab_size=3))
         assert tokens.max() <= 2
         if how.temperature:
             want = np.asarray(jax.nn.log_softmax(jnp.arange(3.0)))

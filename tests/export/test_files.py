@@ -469,9 +469,11 @@ def test_transformers_computes_the_same(tmp_path, tokenizer, qk_norm, tie_embedd
             c.model,
             lm,
             prompts,
+            range(2),
+            sample.SamplingParams(temperature=0.0),
             200,
-            sample.SamplingParams(temperature=0.0, vocab=tokenizer.vocab_size),
-        )
+            vocab_size=tokenizer.vocab_size,
+        ).rows()
     worst = max(np.abs(ours[i] - found[f"logits{i}"]).max() for i in range(3))
     print(f"logits differ by at most {worst:.1e} at a scale of {np.abs(ours).max():.1f}")
     assert worst < 1e-4
@@ -509,9 +511,10 @@ def test_smollm_says_what_it_says_in_transformers(tmp_path):
     m = replace(c.model, dtype="float32")
     with jax.set_mesh(tiny.mesh()):
         prompts = [render_prompt(t, talk) for talk in talks]
+        greedy = sample.SamplingParams(temperature=0.0)
         new = sample.generate(
-            m, lm, prompts, 50, sample.SamplingParams(temperature=0.0, vocab=t.vocab_size)
-        )
+            m, lm, prompts, range(len(prompts)), greedy, 50, vocab_size=t.vocab_size
+        ).rows()
     for prompt, said, theirs in zip(prompts, new, found["texts"], strict=True):
         shown = theirs["shown"].replace("<|im_end|>", "<|end|>")
         for role in ("system", "user", "assistant"):

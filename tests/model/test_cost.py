@@ -85,7 +85,7 @@ def test_state_bytes_are_those_of_a_state(optimizer, ema, switches):
 def test_cache_bytes_are_those_of_a_stream(dtype):
     c = replace(SMALL, dtype=dtype)
     params = transformer.init_params(c, jax.random.PRNGKey(0))
-    stream = sample.prefill_prompts(c, params, [[1, 2, 3]] * 2, 5)
+    stream = sample.prefill_prompts(c, params, [[1, 2, 3]] * 2, [5, 6])
     assert cost.cache_bytes(c, 2, stream.cache[0][0].shape[3]) == bytes_of(stream.cache)
 
 

@@ -12,7 +12,8 @@ import pytest
 import tiny
 
 from ramp.decode import batch
-from ramp.decode.batch import Way
+from ramp.decode.cache import grow_cache
+from ramp.decode.sample import SamplingParams
 from ramp.serve.engine import Engine, Full, Job
 from ramp.text.tokenizer import Tokenizer
 
@@ -24,13 +25,22 @@ def engine(live):
     return live.engine
 
 
-SIMPLE = Way()
+SIMPLE = SamplingParams()
 
 
-def answer(engine: Engine, prompt: list[int], n: int, way: Way = SIMPLE, seed: int = 0, **more):
+def answer(
+    engine: Engine,
+    prompt: list[int],
+    n: int,
+    sampling: SamplingParams = SIMPLE,
+    seed: int = 0,
+    **more,
+):
     """A submitted job, and a function that waits for its tokens."""
     events: queue.Queue = queue.Queue()
-    job = Job(tuple(prompt), n, way, seed, lambda tokens, why: events.put((tokens, why)), **more)
+    job = Job(
+        tuple(prompt), n, sampling, seed, lambda tokens, why: events.put((tokens, why)), **more
+    )
     engine.submit([job])
 
     def wait() -> tuple[list[int], str]:
@@ -44,22 +54,22 @@ def answer(engine: Engine, prompt: list[int], n: int, way: Way = SIMPLE, seed: i
 
 
 REQUESTS = [
-    (list(b"hello there"), 40, Way(temperature=1.0), 7),
-    (list(b"a" * 100), 60, Way(temperature=0.7, top_k=20), 8),
-    (list(b"xyz"), 90, Way(temperature=1.3, top_p=0.9), 9),
-    (list(b"greedy"), 30, Way(temperature=0.0), 10),
-    (list(b"q" * 200), 150, Way(temperature=1.0, min_p=0.05, tops=3), 11),
-    (list(b"hello there"), 40, Way(temperature=1.0), 12),
-    (list(b"long" * 40), 300, Way(temperature=1.0), 13),
+    (list(b"hello there"), 40, SamplingParams(temperature=1.0), 7),
+    (list(b"a" * 100), 60, SamplingParams(temperature=0.7, top_k=20), 8),
+    (list(b"xyz"), 90, SamplingParams(temperature=1.3, top_p=0.9), 9),
+    (list(b"greedy"), 30, SamplingParams(temperature=0.0), 10),
+    (list(b"q" * 200), 150, SamplingParams(temperature=1.0, min_p=0.05, logprobs=3), 11),
+    (list(b"hello there"), 40, SamplingParams(temperature=1.0), 12),
+    (list(b"long" * 40), 300, SamplingParams(temperature=1.0), 13),
 ]
 
 
 def test_the_same_alone_and_in_company(live, engine):
     """Bit for bit, figures included, though slots, neighbours and the size of the cache differ."""
     alone = []
-    for prompt, n, way, seed in REQUESTS:
+    for prompt, n, sampling, seed in REQUESTS:
         live.quiet()
-        alone.append(answer(engine, prompt, n, way, seed)[1]())
+        alone.append(answer(engine, prompt, n, sampling, seed)[1]())
     for turn in range(3):
         order = random.Random(turn).sample(range(len(REQUESTS)), len(REQUESTS))
         waits = {i: answer(engine, *REQUESTS[i])[1] for i in order}
@@ -72,7 +82,7 @@ def test_the_same_alone_and_in_company(live, engine):
 
 def test_greedy_tokens_are_those_of_a_whole_forward_pass(live, engine):
     prompt = list(b"some prompt of bytes, longer than a piece" * 4)
-    tokens, _ = answer(engine, prompt, 50, Way(temperature=0.0))[1]()
+    tokens, _ = answer(engine, prompt, 50, SamplingParams(temperature=0.0))[1]()
     ids = [token.id for token in tokens]
     with jax.set_mesh(tiny.mesh()):
         logits = np.asarray(tiny.logits(engine.c, live.lm, np.array([prompt + ids])))[
@@ -88,11 +98,11 @@ def test_greedy_tokens_are_those_of_a_whole_forward_pass(live, engine):
 
 
 def test_nothing_compiles_once_it_is_warm(engine):
-    programs = (batch.prefill_chunk, batch.copy_slot, batch.decode_slots, batch.grow_slots)
+    programs = (batch.prefill_chunk, batch.copy_slot, batch.decode_slots, grow_cache)
     before = [f._cache_size() for f in programs]
-    for way in (Way(), Way(0.0), Way(0.5, 3, 0.8, 0.01, 5)):
+    for sampling in (SamplingParams(), SamplingParams(0.0), SamplingParams(0.5, 3, 0.8, 0.01, 5)):
         for prompt, n in ((b"a", 5), (b"b" * 130, 100), (b"c" * 380, 100)):
-            answer(engine, list(prompt), n, way, 3)[1]()
+            answer(engine, list(prompt), n, sampling, 3)[1]()
     assert [f._cache_size() for f in programs] == before
 
 
@@ -118,7 +128,7 @@ def test_the_line_is_bounded_and_takes_all_choices_or_none(live, engine):
             answer(engine, list(b"x"), 300)
     engine.cancel(jobs)
     live.quiet()
-    many = [Job((1,), 4, Way(), 0, lambda tokens, why: None) for _ in range(29)]
+    many = [Job((1,), 4, SamplingParams(), 0, lambda tokens, why: None) for _ in range(29)]
     with pytest.raises(Full):
         engine.submit(many)
     assert not engine.waiting and not engine.live
@@ -128,12 +138,16 @@ def test_tokens_can_be_put_into_an_answer(engine):
     """What comes after them is what a prompt that held them would have got."""
     put = list(b"<42>")
     _, wait = answer(
-        engine, list(b"sum:"), 20, Way(0.0), after=lambda said: put if len(said) == 6 else []
+        engine,
+        list(b"sum:"),
+        20,
+        SamplingParams(0.0),
+        after=lambda said: put if len(said) == 6 else [],
     )
     tokens, _ = wait()
     ids = [t.id for t in tokens]
     assert ids[6:10] == put and [t.forced for t in tokens] == [6 <= i < 10 for i in range(20)]
-    again, _ = answer(engine, list(b"sum:") + ids[:10], 10, Way(0.0))[1]()
+    again, _ = answer(engine, list(b"sum:") + ids[:10], 10, SamplingParams(0.0))[1]()
     assert [t.id for t in again] == ids[10:]
 
 
@@ -148,7 +162,7 @@ def test_clients_that_come_and_go_leak_nothing(live, engine):
             n = r.randrange(1, 60)
             try:
                 job, wait = answer(
-                    engine, [i + 1] * r.randrange(1, 100), n, Way(1.0), i * 100 + turn
+                    engine, [i + 1] * r.randrange(1, 100), n, SamplingParams(1.0), i * 100 + turn
                 )
             except Full:
                 continue
@@ -170,14 +184,14 @@ def test_clients_that_come_and_go_leak_nothing(live, engine):
 def test_on_any_mesh(engine):
     """Slots split over devices, heads too: the same tokens as on one."""
     prompts = [list(b"one"), list(b"two and more"), list(b"three")]
-    want = [[t.id for t in answer(engine, p, 12, Way(0.0))[1]()[0]] for p in prompts]
+    want = [[t.id for t in answer(engine, p, 12, SamplingParams(0.0))[1]()[0]] for p in prompts]
     with jax.set_mesh(tiny.mesh(data=2, model=2)):
         c = tiny.model(context_len=64, vocab_size=384)
         split = Engine(c, tiny.lively(c), TOKENIZER, slots=3)
         split.stops = set()
         assert split.slots == 4
         split.start()
-        got = [[t.id for t in answer(split, p, 12, Way(0.0))[1]()[0]] for p in prompts]
+        got = [[t.id for t in answer(split, p, 12, SamplingParams(0.0))[1]()[0]] for p in prompts]
         split.close()
     assert got == want and split.fault is None
 
@@ -205,7 +219,9 @@ def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
         lm = tiny.lively(c)
         for piece, length in ((16, 3), (16, 41), (16, 64), (64, 41)):
             engine = Engine(c, lm, TOKENIZER, slots=2, piece=piece)
-            job = Job(tuple(prompt[:length].tolist()), 8, Way(0.0), 0, lambda tokens, why: None)
+            job = Job(
+                tuple(prompt[:length].tolist()), 8, SamplingParams(0.0), 0, lambda tokens, why: None
+            )
             rounds = 0
             while job.left:
                 engine._piece(1, job)
@@ -244,7 +260,15 @@ def test_a_long_prompt_delays_nobody(live):
     asked = [("speaker", b"s", 300), ("long", b"l" * 400, 4), ("short", b"x", 4)]
     for name, prompt, n in asked:
         engine.submit(
-            [Job(tuple(prompt), n, Way(), 0, lambda tokens, why, name=name: said(name, bool(why)))]
+            [
+                Job(
+                    tuple(prompt),
+                    n,
+                    SamplingParams(),
+                    0,
+                    lambda tokens, why, name=name: said(name, bool(why)),
+                )
+            ]
         )
     engine.start()
     assert done.wait(60)
@@ -255,44 +279,44 @@ def test_a_long_prompt_delays_nobody(live):
 
 # ---------------------------------------------------------------------------------------------------- drawing
 WAYS = [
-    Way(1.0),
-    Way(0.5),
-    Way(1.0, 5),
-    Way(1.0, 0, 0.7),
-    Way(0.8, 6, 0.8),
-    Way(1.0, 0, 1.0, 0.2),
-    Way(1.5, 9, 0.9, 0.05),
+    SamplingParams(1.0),
+    SamplingParams(0.5),
+    SamplingParams(1.0, 5),
+    SamplingParams(1.0, 0, 0.7),
+    SamplingParams(0.8, 6, 0.8),
+    SamplingParams(1.0, 0, 1.0, 0.2),
+    SamplingParams(1.5, 9, 0.9, 0.05),
 ]
 
 
-def expected(logits: np.ndarray, way: Way) -> np.ndarray:
+def expected(logits: np.ndarray, sampling: SamplingParams) -> np.ndarray:
     """The distribution, by sorting."""
-    x = logits.astype(np.float64) / way.temperature
+    x = logits.astype(np.float64) / sampling.temperature
     order = np.argsort(-x)
     p = np.exp(x - x.max())
     keep = np.zeros(len(x), bool)
-    keep[order[: int(way.top_k) or None]] = True
+    keep[order[: int(sampling.top_k) or None]] = True
     p = np.where(keep, p, 0) / p[keep].sum()
     before = np.cumsum(p[order]) - p[order]
-    keep[order] &= (before < way.top_p) | (way.top_p >= 1)
+    keep[order] &= (before < sampling.top_p) | (sampling.top_p >= 1)
     p = np.where(keep, p, 0)
-    p = np.where(p >= way.min_p * p.max(), p, 0)
+    p = np.where(p >= sampling.min_p * p.max(), p, 0)
     return p / p.sum()
 
 
 def test_draws_follow_the_distribution_of_each_row():
-    """Every row its own way, in one call; 4,000 draws a row against a slow computation by sorting."""
+    """Every row its own sampling, in one call; 4,000 draws a row against a slow computation by sorting."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (len(WAYS), 24)).astype(np.float32)
-    ways = Way(
+    ways = SamplingParams(
         *(np.array(a, np.float32) for a in zip(*(vars(w).values() for w in WAYS), strict=True))
     )
     with jax.set_mesh(tiny.mesh()):
         draw = jax.jit(jax.vmap(lambda keys: batch.sample_tokens(jnp.asarray(logits), keys, ways)))
         keys = jax.random.split(jax.random.PRNGKey(1), 4000 * len(WAYS)).reshape(4000, len(WAYS), 2)
         drawn = np.asarray(draw(keys))
-    for i, way in enumerate(WAYS):
-        want = expected(logits[i], way)
+    for i, sampling in enumerate(WAYS):
+        want = expected(logits[i], sampling)
         got = np.bincount(drawn[:, i], minlength=24) / 4000
         assert not got[want == 0].any()
         assert np.abs(got - want).max() < 4 * np.sqrt(0.25 / 4000)

@@ -24,7 +24,7 @@ def params():
 def made(params):
     prompts = [Prompt((BOS,) + (i,) * (i % 3)) for i in range(11)]
     return generate.generate_samples(
-        C, params, prompts, 1000, N, SamplingParams(vocab=95), (BOS,), BATCH
+        C, params, prompts, 1000, N, SamplingParams(), (BOS,), 95, BATCH
     )
 
 
@@ -33,7 +33,7 @@ def test_a_row_makes_its_sample_again(params, made):
     for s in (made[0], made[4], made[10]):
         assert (
             generate.regenerate(
-                C, params, s.prompt.ids, s.key, N, SamplingParams(vocab=95), (BOS,), BATCH
+                C, params, s.prompt.ids, s.key, N, SamplingParams(), (BOS,), 95, BATCH
             )
             == s.ids
         )
@@ -44,8 +44,9 @@ def test_a_row_makes_its_sample_again(params, made):
             made[4].prompt.ids,
             made[4].key + 1,
             N,
-            SamplingParams(vocab=95),
+            SamplingParams(),
             (BOS,),
+            95,
             BATCH,
         )
         != made[4].ids

@@ -144,9 +144,7 @@ def test_every_sample_can_be_made_again_from_its_row(done, start):
     rundir, c, _ = done
     rows, _ = ledger.read(rundir.path / "synth", 1)
     for row in (rows[0], rows[-1]):
-        how = SamplingParams(
-            row["temperature"], row["top_k"], min_p=row["min_p"], vocab=T.vocab_size
-        )
+        how = SamplingParams(row["temperature"], row["top_k"], min_p=row["min_p"])
         made = generate.regenerate(
             c.model,
             start["lm"],
@@ -155,6 +153,7 @@ def test_every_sample_can_be_made_again_from_its_row(done, start):
             c.synthesize.max_new_tokens,
             how,
             (T.bos,),
+            T.vocab_size,
         )
         assert list(made) == row["tokens"]
 
@@ -241,7 +240,7 @@ def judge(mine, done):
             **over,
         )
         loop = synthesize.Loop(rundir, c, T, RealCorpus.read(rundir, c, T), Preemption())
-        made = loop.draw(loop.params(0), loop.prompts(1), 1, SamplingParams(vocab=T.vocab_size))
+        made = loop.draw(loop.params(0), loop.prompts(1), 1, SamplingParams())
         made = change(made, loop.real)
         return decide.decide(loop.real, loop.first, loop.params(0), made, decide.Docs.of([]), 12)
 

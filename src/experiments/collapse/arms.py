@@ -79,9 +79,9 @@ class Lab:
     def sample(
         self, params: dict, prompts: list[list[int]], key: int, how: SamplingParams | None = None
     ) -> list[list[int]]:
-        how, asked = how or SamplingParams(vocab=world.END + 1), [Prompt(tuple(p)) for p in prompts]
+        how, asked = how or SamplingParams(), [Prompt(tuple(p)) for p in prompts]
         made = generate.generate_samples(
-            self.b.model, params["lm"], asked, key, LENGTH, how, (world.END,), 512
+            self.b.model, params["lm"], asked, key, LENGTH, how, (world.END,), world.END + 1, 512
         )
         return [[*s.prompt.ids, *s.ids] for s in made]
 
@@ -283,8 +283,8 @@ def claim(lab: Lab) -> None:
 
 # ---------------------------------------------------------------------------------------------------- the guard
 HOW = {
-    "top-k 5": SamplingParams(top_k=5, vocab=world.END + 1),
-    "temperature 0.5": SamplingParams(0.5, vocab=world.END + 1),
+    "top-k 5": SamplingParams(top_k=5),
+    "temperature 0.5": SamplingParams(0.5),
 }
 INJECTED = ("none", *HOW, "tail-blind verifier", "noisy verifier", "ten documents")
 

@@ -84,7 +84,7 @@ class Bench:
         params, weights = self.talker
         prompts = np.random.default_rng(0).integers(0, c.vocab_size - 8, (batch, prompt)).tolist()
         with timed() as seconds:
-            stream = sample.prefill_prompts(c, params, prompts)
+            stream = sample.prefill_prompts(c, params, prompts, range(len(prompts)))
             stream = sample.decode(c, weights, stream, sample.SamplingParams(top_k=50), new)
             tokens_bn = np.asarray(stream.tokens_bn)
         assert tokens_bn.shape == (batch, new) and (tokens_bn >= 0).all(), "a row ended early"

@@ -92,33 +92,24 @@ def sample_rollouts(
             f"a question of {longest} tokens and {n} to answer it do not fit the model's context of {c.context_len}; "
             "lower the level or the tokens of a rollout"
         )
-    mesh = jax.sharding.get_mesh().shape
-    spare = -len(prompts) % (
-        mesh["replica"] * mesh["data"]
-    )  # every device has the same number of rows
-    stream = sample.prefill_prompts(
-        c, params, prompts + prompts[:1] * spare, seed * len(prompts) % 2**31
-    )
-    stream = sample.decode(
+    first_seed = seed * len(prompts) % 2**31
+    result = sample.generate(
         c,
-        sample.prepare_decode_params(c, params),
-        stream,
+        params,
+        prompts,
+        range(first_seed, first_seed + len(prompts)),
         SamplingParams(temperature),
         n,
-        (tokenizer.end,),
+        stop=(tokenizer.end,),
     )
-    whole = (
-        jax.reshard(a, P()) for a in (stream.tokens_bn, stream.logps_bn)
-    )  # every process judges every row
-    tokens_bn, logps_bn = (np.array(a)[: len(prompts)] for a in whole)
     return score_rollouts(
         tokenizer,
         task,
         [q for q in problems for _ in range(group)],
         group,
         prompts,
-        tokens_bn,
-        logps_bn,
+        result.tokens_bn,
+        result.logps_bn,
     )
 
 
@@ -288,14 +279,4 @@ def fork_prefixes(
     logits_fv, _ = sample.decode_step(
         c, weights, cache, sample.init_tail(cache), 0, last_f, before_f, length_f - 1
     )
-    empty = jnp.zeros((len(row_f), 0))
-    return DecodeState(
-        cache,
-        logits_fv,
-        last_f,
-        length_f,
-        length_f >= c.context_len,
-        seed_f,
-        empty.astype(jnp.int32),
-        empty,
-    )
+    return sample.start_state(c, cache, logits_fv, last_f, length_f, seed_f)

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ramp.config import Config
-from ramp.decode.sample import SamplingParams
+from ramp.decode.sample import SamplingParams, generate
 from ramp.errors import UserError
 from ramp.rundir import RunDir
-from ramp.synth import generate, measure
-from ramp.synth.generate import Prompt
+from ramp.synth import measure
 from ramp.text.chat import conversations, render_prompt
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.common import load_params
@@ -105,11 +104,18 @@ def draw(
         raise UserError(
             f"the question has {len(ids)} tokens and the model's context {c.model.context_len}; shorten it"
         )
-    how = SamplingParams(vocab=tokenizer.vocab_size)
-    made = generate.generate_samples(
-        c.model, lm, [Prompt(tuple(ids))] * n, c.seed, room, how, stop, BATCH
+    result = generate(
+        c.model,
+        lm,
+        [ids] * n,
+        range(c.seed, c.seed + n),
+        SamplingParams(),
+        room,
+        stop=stop,
+        vocab_size=tokenizer.vocab_size,
+        batch_size=BATCH,
     )
-    return [tokenizer.decode([i for i in s.ids if i not in stop]) for s in made]
+    return [tokenizer.decode(row) for row in result.rows(without=stop)]
 
 
 def parse_answer(c: Config) -> Iterator[str]:

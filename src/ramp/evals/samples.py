@@ -14,8 +14,9 @@ from ramp.train.common import load_params
 from ramp.train.preemption import Preemption
 
 
-def sampling_params(s: Sample, tokenizer: Tokenizer) -> sample.SamplingParams:
-    return sample.SamplingParams(s.temperature, s.top_k, s.top_p, s.min_p, tokenizer.vocab_size)
+def sampling_params(s: Sample) -> sample.SamplingParams:
+    """The settings of the configuration as the sampler takes them."""
+    return sample.SamplingParams(s.temperature, s.top_k, s.top_p, s.min_p)
 
 
 def continue_prompts(
@@ -52,17 +53,18 @@ def answer_questions(
 def _generate(
     c: Config, params: dict, prompts: list, tokenizer: Tokenizer, stop: tuple, check: Callable
 ) -> list:
-    s, lm = c.sample, params["lm"]
-    return sample.generate(
+    result = sample.generate(
         c.model,
-        lm,
+        params["lm"],
         prompts,
-        s.max_new_tokens,
-        sampling_params(s, tokenizer),
-        seed=c.seed,
+        range(c.seed, c.seed + len(prompts)),
+        sampling_params(c.sample),
+        c.sample.max_new_tokens,
         stop=stop,
+        vocab_size=tokenizer.vocab_size,
         check=check,
     )
+    return result.rows(without=stop)
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:

@@ -131,9 +131,9 @@ def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
         params,
         *prompts,
     )
-    stream = abstract_state(partial(sample._blank, n=128), mesh, stream)
-    return sample._draw_until.lower(
-        c.model, weights, stream, sample.SamplingParams(top_k=50), 0, 128, ()
+    stream = abstract_state(partial(sample.init_output, n=128), mesh, stream)
+    return sample.decode_until.lower(
+        c.model, weights, stream, sample.SamplingParams(top_k=50), 0, 128
     )
 
 

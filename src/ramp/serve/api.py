@@ -63,7 +63,7 @@ class Answers:
         after = partial(tool.reply, engine.tokenizer) if ask.chat else Job.after
         seeds = [(ask.seed + i) % 2**32 for i in range(ask.n)]
         self.jobs = [
-            Job(ask.ids, ask.limit, ask.way, seed, partial(emit, i), after)
+            Job(ask.ids, ask.limit, ask.sampling, seed, partial(emit, i), after)
             for i, seed in enumerate(seeds)
         ]
         self.speeches = [TextStream(engine.tokenizer, ask.stops) for _ in self.jobs]

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.decode import batch, sample
-from ramp.decode.batch import Way
+from ramp.decode.cache import grow_cache
+from ramp.decode.sample import SamplingParams
 from ramp.text.tokenizer import Tokenizer
 
 CHUNK = 4  # tokens between two looks at the world
@@ -51,7 +52,7 @@ class Job:
 
     ids: tuple[int, ...]
     limit: int  # tokens to draw, at least 1; ids and limit together fit the context
-    way: Way
+    sampling: SamplingParams
     seed: int
     emit: Emit
     after: Callable[[Sequence[int]], list[int]] = lambda said: []
@@ -137,7 +138,7 @@ class Engine:
         for size in self.sizes:
             say(f"{size} tokens")
             self._grow(size)
-            nobody = Job((0,), 1, Way(), 0, lambda tokens, why: None)
+            nobody = Job((0,), 1, SamplingParams(), 0, lambda tokens, why: None)
             self._piece(0, nobody)
             self._copy(0, 0, nobody)
             self._chunk()
@@ -220,11 +221,11 @@ class Engine:
             if id in self.stops:
                 return tokens, "stop"
             top = ()
-            if job.way.tops:
+            if job.sampling.logprobs:
                 pairs = zip(
                     drawn.top_bnk[at, i].tolist(), drawn.top_logp_bnk[at, i].tolist(), strict=True
                 )
-                top = tuple(pairs)[: int(job.way.tops)]
+                top = tuple(pairs)[: int(job.sampling.logprobs)]
             tokens.append(
                 Token(id, float(drawn.logp_bn[at, i]), float(drawn.entropy_bn[at, i]), top)
             )
@@ -247,7 +248,8 @@ class Engine:
     def _grow(self, need: int) -> None:
         while need > self.size < self.c.context_len:
             self.size = next(s for s in self.sizes if s > self.size)
-            self.state = batch.grow_slots(self.state, self.size)
+            cache = grow_cache(self.state.cache, self.size)
+            self.state = replace(self.state, cache=cache)
 
     def _piece(self, at: int, job: Job) -> None:
         """The next tokens of a job into its slot. The last piece ends where the prompt does, if it reads some twice: no
@@ -260,17 +262,17 @@ class Engine:
         tokens[:, : end + 1 - start] = ids[start : end + 1]
         tokens = jax.device_put(tokens, jax.NamedSharding(self.mesh, P(batch.ROWS)))
         where = np.int32(at), np.int32(start), np.int32(end - start)
-        way, seed = jax.tree.map(np.float32, job.way), np.uint32(job.seed)
+        sampling, seed = jax.tree.map(np.float32, job.sampling), np.uint32(job.seed)
         self.state = batch.prefill_chunk(
-            self.c, self.weights, self.state, tokens, *where, way, seed
+            self.c, self.weights, self.state, tokens, *where, sampling, seed
         )
         self.counts["prompt_tokens"] += end - job.read
         job.read = end
 
     def _copy(self, source: int, at: int, job: Job) -> None:
         """What slot `source` has read, for a job with the same prompt."""
-        way, seed = jax.tree.map(np.float32, job.way), np.uint32(job.seed)
-        self.state = batch.copy_slot(self.state, np.int32(source), np.int32(at), way, seed)
+        sampling, seed = jax.tree.map(np.float32, job.sampling), np.uint32(job.seed)
+        self.state = batch.copy_slot(self.state, np.int32(source), np.int32(at), sampling, seed)
         job.read = len(job.ids)
 
     def _chunk(self) -> batch.DrawnTokens:

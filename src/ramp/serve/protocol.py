@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from ramp.config import Config
-from ramp.decode.batch import TOPS, Way
+from ramp.decode.batch import MAX_LOGPROBS
+from ramp.decode.sample import SamplingParams
 from ramp.text.chat import ROLES, encode_turn, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
@@ -48,7 +49,7 @@ class CompletionRequest:
     ids: tuple[int, ...]
     limit: int
     n: int
-    way: Way
+    sampling: SamplingParams
     seed: int
     stops: tuple[str, ...]
     stream: bool
@@ -134,12 +135,12 @@ def parse_request(body: dict, server: Server, chat: bool) -> CompletionRequest:
             raise make_error(name, "is not supported here", "unsupported_parameter")
     s, n = server.c.sample, int(read_number(body, "n", 1, 1, CHOICES, whole=True))
     tops, logprobs = _logprobs(body, chat)
-    way = Way(
+    sampling = SamplingParams(
         temperature=read_number(body, "temperature", s.temperature, 0, 2),
         top_k=read_number(body, "top_k", s.top_k, 0, server.c.model.vocab_size, whole=True),
         top_p=read_number(body, "top_p", s.top_p, 0, 1),
         min_p=read_number(body, "min_p", s.min_p, 0, 1),
-        tops=tops,
+        logprobs=tops,
     )
     seed = read_number(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1, whole=True)
     stream, options = read_flag(body, "stream"), body.get("stream_options")
@@ -152,7 +153,7 @@ def parse_request(body: dict, server: Server, chat: bool) -> CompletionRequest:
         tuple(ids),
         limit,
         n,
-        way,
+        sampling,
         int(seed) % 2**32,
         _stops(body),
         stream,
@@ -165,12 +166,12 @@ def parse_request(body: dict, server: Server, chat: bool) -> CompletionRequest:
 def _logprobs(body: dict, chat: bool) -> tuple[int, bool]:
     """(how many of the most likely tokens, whether log-probabilities at all)."""
     if not chat:
-        return int(read_number(body, "logprobs", 0, 0, TOPS, whole=True)), body.get(
+        return int(read_number(body, "logprobs", 0, 0, MAX_LOGPROBS, whole=True)), body.get(
             "logprobs"
         ) is not None
     wanted, tops = (
         read_flag(body, "logprobs"),
-        int(read_number(body, "top_logprobs", 0, 0, TOPS, whole=True)),
+        int(read_number(body, "top_logprobs", 0, 0, MAX_LOGPROBS, whole=True)),
     )
     if tops and not wanted:
         raise make_error("top_logprobs", "goes with 'logprobs': true")

@@ -34,13 +34,15 @@ class TokenStreamer:
     def stream(self, prompt: list[int], tokens: int, stop: tuple[int, ...]) -> Iterator[str]:
         """Text as it is drawn, whole characters at a time; ends at a stop token, after `tokens`, or when full."""
         decoder = StreamDecoder(self.tokenizer)
-        m, way = self.c.model, sampling_params(self.c.sample, self.tokenizer)
-        stream = sample.prefill_prompts(m, self.params, [prompt], self.seed)
+        m, sampling = self.c.model, sampling_params(self.c.sample)
+        stream = sample.prefill_prompts(m, self.params, [prompt], [self.seed])
         self.seed += 1
         for _ in range(-(-tokens // PIECE)):
-            stream = sample.decode(m, self.weights, stream, way, PIECE, stop)
+            stream = sample.decode(
+                m, self.weights, stream, sampling, PIECE, stop, self.tokenizer.vocab_size
+            )
             for token in np.asarray(stream.tokens_bn)[0].tolist():
-                if 0 <= token < self.tokenizer.vocab_size and token not in stop:
+                if token >= 0 and token not in stop:
                     yield decoder.push(token)
             if bool(stream.done_b[0]):
                 break

@@ -115,9 +115,7 @@ class Loop:
 
     @property
     def how(self) -> SamplingParams:
-        return SamplingParams(
-            self.t.temperature, self.t.top_k, min_p=self.t.min_p, vocab=self.tokenizer.vocab_size
-        )
+        return SamplingParams(self.t.temperature, self.t.top_k, min_p=self.t.min_p)
 
     def history(self) -> list[dict]:
         path = self.directory / "history.json"
@@ -144,6 +142,7 @@ class Loop:
             self.t.max_new_tokens,
             how,
             (self.tokenizer.bos,),
+            self.tokenizer.vocab_size,
         )
 
     @cached_property
@@ -154,7 +153,7 @@ class Loop:
             params,
             [Prompt((self.tokenizer.bos,))] * (2 * self.t.num_measured),
             0,
-            SamplingParams(vocab=self.how.vocab),
+            SamplingParams(),
         )
         return decide.BaseModelReference.look(self.real, params, made)
 

@@ -115,23 +115,27 @@ def generate_samples(
     n: int,
     how: SamplingParams,
     stop: tuple[int, ...],
+    vocab_size: int,
     batch: int = BATCH,
 ) -> list[Sample]:
     """Up to n tokens after each prompt; sample i has the key `key` + i. `params` of the language model alone."""
-    weights, found, batch = sample.prepare_decode_params(c, params), [], fill_batch(batch)
-    for first in range(0, len(prompts), batch):
-        part = [p.ids for p in prompts[first : first + batch]]
-        stream = sample.prefill_prompts(
-            c, params, [*part, *part[:1] * (batch - len(part))], key + first
-        )  # one shape to compile
-        stream = sample.decode(c, weights, stream, how, n, stop)
-        tokens, logps = (
-            np.asarray(jax.reshard(a, P())) for a in (stream.tokens_bn, stream.logps_bn)
-        )
-        for i in range(len(part)):
-            ids = tuple(int(t) for t in tokens[i] if t >= 0)
-            found.append(Sample(prompts[first + i], key + first + i, ids, float(logps[i].sum())))
-    return found
+    keys = range(key, key + len(prompts))
+    result = sample.generate(
+        c,
+        params,
+        [p.ids for p in prompts],
+        keys,
+        how,
+        n,
+        stop=stop,
+        vocab_size=vocab_size,
+        batch_size=batch,
+    )
+    logp_b = result.logps_bn.sum(axis=1)
+    return [
+        Sample(prompt, key, tuple(ids), float(logp))
+        for prompt, key, ids, logp in zip(prompts, keys, result.rows(), logp_b, strict=True)
+    ]
 
 
 def regenerate(
@@ -142,12 +146,12 @@ def regenerate(
     n: int,
     how: SamplingParams,
     stop: tuple[int, ...],
+    vocab_size: int,
     batch: int = BATCH,
 ) -> tuple[int, ...]:
     """The ids of the sample with this prompt and key, from its ledger row alone; the batch has the same shape."""
-    return generate_samples(c, params, [Prompt(tuple(prompt))] * batch, key, n, how, stop, batch)[
-        0
-    ].ids
+    prompts = [Prompt(tuple(prompt))]
+    return generate_samples(c, params, prompts, key, n, how, stop, vocab_size, batch)[0].ids
 
 
 def fill_batch(batch: int) -> int:

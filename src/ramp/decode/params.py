@@ -1,0 +1,33 @@
+"""Weights laid out for decoding."""
+
+from functools import partial
+
+import jax
+from jax.sharding import PartitionSpec as P
+
+from ramp.config import Model
+from ramp.model.transformer import Params, split_blocks
+
+
+@partial(jax.jit, static_argnames="c")
+def prepare_decode_params(c: Model, params: Params) -> Params:
+    """The language model's weights as `decode_step` reads them; make them once, not at every token.
+
+    Matrices are in the compute dtype and blocks are a tuple, one entry a layer, because a token
+    reads every weight and should not cast and index it as well. Nothing is split over "data" but
+    the tables that tokens are looked up in, so a token gathers no weight either. (A tied output
+    head is such a table, and is still gathered at every token.)
+    """
+
+    def convert(path: tuple, weight: jax.Array) -> jax.Array:
+        layer_axes = 1 if path[0].key == "blocks" else 0
+        if weight.ndim - layer_axes < 2:
+            return weight  # norms and other vectors stay float32
+        spec = jax.typeof(weight).sharding.spec
+        spec = [None if axis == "data" else axis for axis in spec]
+        if path[-1].key.endswith("table"):
+            spec = [None] * (weight.ndim - 1) + ["data"]
+        return jax.reshard(weight.astype(c.dtype), P(*spec))
+
+    params = jax.tree_util.tree_map_with_path(convert, params)
+    return params | {"blocks": split_blocks(c, params["blocks"])}
