@@ -120,7 +120,7 @@ def test_packing_keeps_every_token_once_and_crosses_no_boundary(masks):
     rows = pack(held, length, pad_id=-5)
     found = []
     for i in range(len(rows)):
-        row = rows[i]
+        row = {name: array[0] for name, array in rows.take(np.array([i])).items()}
         assert row["weights"].any()
         padding = row["segments"] < 0
         assert not row["weights"][padding].any()

@@ -38,6 +38,10 @@ def array_rows(n: int = 7, length: int = 4) -> ArrayRows:
     )
 
 
+def take_one(rows, i: int) -> dict[str, np.ndarray]:
+    return {name: array[0] for name, array in rows.take(np.array([i])).items()}
+
+
 def test_the_stream_and_its_sidecar(tmp_path):
     docs = corpus(20)
     info = write_tokens(tmp_path / "a.npy", iter(docs), TOK)
@@ -66,7 +70,7 @@ def test_every_token_but_the_first_is_a_target_once(tmp_path_factory, sizes, len
     if sum(sizes) + len(sizes) < 2:
         return
     rows = TokenRows(written(tmp_path_factory.mktemp("rows") / "a.npy", docs), length)
-    whole = [rows[i] for i in range(len(rows))]
+    whole = [take_one(rows, i) for i in range(len(rows))]
     stream = [i for doc in docs for i in (TOK.bos, *doc)]
     bears = np.concatenate([row["weights"] for row in whole]) > 0
     assert [*np.concatenate([row["targets"] for row in whole])[bears]] == stream[1:]
@@ -175,7 +179,7 @@ def test_any_number_of_hosts_forms_the_same_batch(rows, shuffle):
 
 def test_every_epoch_is_another_permutation(rows):
     n = len(rows)
-    first_targets = {tuple(rows[i]["targets"]): i for i in range(n)}
+    first_targets = {tuple(take_one(rows, i)["targets"]): i for i in range(n)}
     assert len(first_targets) == n
     batches = Batches(rows, 5, seed=1)
     drawn = [first_targets[tuple(t)] for step in range(n) for t in batches(step)["targets"]]
@@ -237,42 +241,18 @@ def test_nonsense_is_refused():
         Batches(array_rows(4), 0)
     with pytest.raises(UserError, match="at least 1"):
         Batches(array_rows(0), 4)
-    with pytest.raises(IndexError):
-        array_rows(4)[4]
 
 
-def test_array_rows_save_and_load(tmp_path):
+def test_array_rows_can_be_looked_into(tmp_path):
     path, rows = tmp_path / "chat.npz", array_rows()
     rows.save(path, "abc")
-    again = ArrayRows.load(path, "abc")
-    assert all(
-        np.array_equal(again.arrays()[k], v) and again.arrays()[k].dtype == v.dtype
-        for k, v in rows.arrays().items()
-    )
+    with np.load(path, allow_pickle=False) as file:
+        saved = dict(file)
+    assert str(saved.pop("tokenizer")) == "abc"
+    assert saved.keys() == rows.arrays().keys()
+    for name, array in rows.arrays().items():
+        assert np.array_equal(saved[name], array) and saved[name].dtype == array.dtype
     assert [p.name for p in tmp_path.iterdir()] == ["chat.npz"]
-    with pytest.raises(UserError, match="another tokenizer"):
-        ArrayRows.load(path, "other")
-    whole = path.read_bytes()
-    for harmed in (
-        whole[:-30],
-        whole[:200],
-        b"",
-        b"junk",
-        whole.replace(b"\x01\x00\x00\x00", b"\x09\x00\x00\x00", 1),
-    ):
-        path.write_bytes(harmed)
-        with pytest.raises(UserError, match="damaged"):
-            ArrayRows.load(path, "abc")
-    with pytest.raises(UserError, match="no rows"):
-        ArrayRows.load(tmp_path / "missing.npz")
-
-
-def test_pickles_are_never_opened(tmp_path):
-    path = tmp_path / "chat.npz"
-    held = {name: np.array([[{}]], object) for name in array_rows().arrays()}
-    np.savez(path, **held, tokenizer=np.array("abc"))
-    with pytest.raises(UserError, match="damaged"):
-        ArrayRows.load(path)
 
 
 def test_text_does_not_import_jax():

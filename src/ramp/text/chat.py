@@ -65,6 +65,7 @@ def render(
         else:
             content = tokenizer.encode(message["content"])
             content_weights = [0] * (len(content) + len(closing))
+        # Turns come whole or not at all: half an answer would teach to break off.
         if len(ids) + len(opening) + len(content) + len(closing) > max_tokens:
             break
         ids += [*opening, *content, *closing]
@@ -148,12 +149,14 @@ def pack(
     that, or without loss weight.
     """
     pairs = list(rendered)
+    # What `render` gives always passes: this finds a mistake in the caller.
     for ids, weights in pairs:
         if len(ids) > length + 1 or not any(weights[1:]):
             raise ValueError(
                 f"a conversation of {len(ids)} tokens, {sum(weights[1:])} with loss weight, "
                 f"for rows of {length}"
             )
+    # As many rows as the plan has bins, and no token of a conversation left out.
     plan = best_fit([len(ids) - 1 for ids, _ in pairs], length)
     tokens = np.full((len(plan), length), pad_id, np.int32)
     targets = tokens.copy()
@@ -176,7 +179,9 @@ def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Bins of item numbers: the largest item first, each into the fullest bin that has room."""
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (space left, bin), sorted
+    # Sorting is stable: the same conversations give the same rows on every machine.
     for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        # The first bin, in order of space left, that has enough.
         fits = bisect_left(room, (sizes[item],))
         if fits < len(room):
             space, chosen = room.pop(fits)
@@ -209,6 +214,7 @@ def conversations(
                 f"ramp knows {', '.join(DEMO_PACKAGES)} and file:GLOB."
             )
         read_file = DEMO_PACKAGES[name]
+    # A wrong file would give no conversations at all: too many bad lines are refused.
     tally = Tally(source, counts, max_bad)
     for file in corpus.files(source):
         tally.files += 1

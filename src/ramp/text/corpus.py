@@ -122,6 +122,7 @@ def documents(
             except Bad as bad:
                 tally.bad(bad.args[0], doc_id)
                 continue
+            # Not bad: many corpora have empty records.
             if not text.strip():
                 counts["empty"] += 1
                 continue
@@ -175,6 +176,7 @@ def _package_files(spec: str, field: str) -> Iterator[File]:
         raise UserError(
             f"The source pip:{spec} needs the package {name}, which is not installed: {remedy}."
         ) from None
+    # Another version may have other texts, and so other tokens.
     if version and package.version != version:
         raise UserError(
             f"The source pip:{spec} needs {requirement}, "
@@ -189,6 +191,7 @@ def _package_files(spec: str, field: str) -> Iterator[File]:
         raise UserError(
             f"The package {name} holds no file {pattern}: name others with pip:{name}/GLOB."
         )
+    # Sorted, since installers list files in different orders.
     for file in sorted(matches, key=lambda f: f.as_posix()):
         yield File(file.as_posix(), Path(file.locate()), field or known_field)
 
@@ -198,6 +201,7 @@ def _local_files(pattern: str, field: str) -> Iterator[File]:
     # Path.glob would need a root without wildcards.
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
     paths = sorted(path for path in map(Path, matches) if path.is_file())
+    # A typing error must not pass for an empty source.
     if not paths:
         raise UserError(f"The source file:{pattern} matches no file: check the path.")
     root = _fixed_root(Path(pattern))
@@ -321,6 +325,7 @@ def _read_parquet(path: Path, field: str | None) -> Records:
                 raise UserError(
                     f"{path} has no column {field!r} but {names}: name one of these with #FIELD."
                 )
+            # In batches, so that a file larger than memory can be read.
             for batch in file.iter_batches(1024, columns=[field] if field else None):
                 values = _as_bytes(batch.column(0)) if field else batch
                 for value in values.to_pylist():
@@ -338,6 +343,7 @@ def _as_bytes(column: Any) -> Any:
     return column.cast(pyarrow.large_binary()) if is_text else column
 
 
+# By suffix: (path, field) -> records.
 READERS: dict[str, Callable[[Path, str | None], Records]] = {
     ".txt": _read_text,
     ".md": _read_text,

@@ -40,7 +40,9 @@ LONG_QUESTIONS = (
     "Can you tell me about {it}?",
     "I want to learn about {it}.",
 )
+# Questions that the second sentence answers.
 FOLLOW_UPS = ("Tell me more.", "Go on.", "What else?", "Anything more?")
+# A blank behind the end of a sentence, but not behind a short form such as "St.".
 SENTENCE_END = re.compile(
     r"(?<=[a-z0-9)\]\"][.!?])(?<!\b(?:St|Dr|Mr|Ms|Jr|Sr|Mt|vs)\.)\s+(?=[A-Z\"(])"
 )
@@ -60,6 +62,7 @@ def read_leads(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messa
         if FORMULA_GAP.search(sentences[0]) or not 20 <= len(sentences[0]) <= 400:
             tally.counts["poor_answer"] += 1
             continue
+        # The package sorts its articles by topic.
         pronoun = "Who" if record.get("topic") == "People" else "What"
         subject = _subject_of(record["title"], lead)
         yield doc_id, _ask_about(subject, pronoun, sentences, doc_id, seed)
@@ -68,6 +71,7 @@ def read_leads(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messa
 def _ask_about(
     subject: str, pronoun: str, sentences: list[str], doc_id: str, seed: int
 ) -> Messages:
+    # The verb of the first sentence makes the question: "who was Ada Lovelace?".
     match = re.search(r"\b(is|was|are|were)\b", sentences[0])
     verb = match.group() if match else "is"
     words = {
@@ -76,6 +80,7 @@ def _ask_about(
         "ask_low": f"{pronoun.lower()} {verb} {subject}",
         "know": f"{pronoun.lower()} {subject} {verb}",
     }
+    # Of all leads a third each: one sentence, two sentences, two turns of one sentence.
     length = _choose(("short", "long", "more"), "length", doc_id, seed)
     if length == "short" or len(sentences) == 1:
         question = _choose(SHORT_QUESTIONS, doc_id, seed).format(**words)
@@ -139,32 +144,30 @@ QUOTE_REQUESTS = (
 )
 # Topics and words of jokes at somebody's expense or unfit for company. The words find what the
 # topics, which the package gives, miss.
-RUDE_TAGS = set(
-    [
-        "women",
-        "men",
-        "dirty",
-        "sarcastic",
-        "sex",
-        "flirty",
-        "insults",
-        "marriage",
-        "rude",
-        "stupid",
-        "alcohol",
-        "black",
-        "blonde",
-        "christian",
-        "racist",
-        "ugly",
-        "fat",
-        "death",
-        "gay",
-        "political",
-        "drug",
-        "hate",
-    ]
-)
+RUDE_TAGS = {
+    "women",
+    "men",
+    "dirty",
+    "sarcastic",
+    "sex",
+    "flirty",
+    "insults",
+    "marriage",
+    "rude",
+    "stupid",
+    "alcohol",
+    "black",
+    "blonde",
+    "christian",
+    "racist",
+    "ugly",
+    "fat",
+    "death",
+    "gay",
+    "political",
+    "drug",
+    "hate",
+}
 RUDE = re.compile(
     r"\b(?:african|arse|asian|ass|asshole|bastard|bitch|boob|butt|condom|crap|damn|dead|dick|drunk"
     r"|dumb|erect|fart|fat|fuck|gun|handicapped|hitler|idiot|jew|kill|mexican|murder|muslim|naked"
@@ -187,6 +190,7 @@ def read_jokes(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messa
         if not isinstance(record, dict):
             tally.bad("bad_line", doc_id)
             continue
+        # Jokes have a body, quotes a text and often an author.
         is_joke = "body" in record
         text = _clean_joke(record["body"]) if is_joke else record["text"].strip()
         is_rude = RUDE_TAGS.intersection(record.get("tags", ())) or is_offensive(text)
@@ -201,6 +205,7 @@ def read_jokes(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messa
 
 def _clean_joke(body: str) -> str:
     """`q. Why? a. Because.` -> `Why? Because.`"""
+    # The body is HTML, its parts marked as question and answer.
     without_marks = re.sub(r"(?i)^q\. *|(?<=\s)a\. ", "", html.unescape(body))
     return re.sub(r"\s+", " ", without_marks).strip()
 

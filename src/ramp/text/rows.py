@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -70,7 +69,7 @@ def _write_stream(
 ) -> StreamInfo:
     digest = hashlib.sha256()
     num_tokens = num_documents = num_bytes = 0
-    _write_header(file, dtype, 0)
+    _write_header(file, dtype, 0)  # the length is not known yet
     for doc in docs:
         ids = np.concatenate([[tokenizer.bos], np.asarray(doc, np.int64)])
         data = ids.astype(dtype).tobytes()
@@ -78,6 +77,7 @@ def _write_stream(
         digest.update(data)
         num_tokens += len(ids)
         num_documents += 1
+        # Of the tokens rather than the text: exactly what bits per byte divide by.
         num_bytes += int(tokenizer.byte_lengths[ids].sum())
     file.seek(0)
     _write_header(file, dtype, num_tokens)  # numpy leaves room in it for the length to grow
@@ -109,6 +109,7 @@ def read_tokens(path: Path, fingerprint: str | None = None) -> tuple[np.ndarray,
     try:
         info = StreamInfo(**json.loads(_sidecar(path).read_text()))
         stream = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Reading it all takes a second per GB, and a flipped bit would stay in the model for good.
         digest = hashlib.sha256(stream).hexdigest()
         if stream.shape != (info.tokens,) or digest != info.sha256:
             raise ValueError("they do not match their sidecar")
@@ -150,12 +151,8 @@ class TokenRows:
     def __len__(self) -> int:
         return -(-(len(self.stream) - 1) // self.length)
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        """`tokens` int32 [T], `targets` int32 [T], `weights` float32 [T]."""
-        return _take_one(self, i)
-
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows of these numbers, each array [len(rows), T]."""
+        """`tokens`, `targets` int32 and `weights` float32 of these rows, each [len(rows), T]."""
         # T + 1 tokens a row: the last target is the first token of the next row.
         at = rows[:, None] * self.length + np.arange(self.length + 1)
         inside = at[:, 1:] < len(self.stream)
@@ -179,9 +176,6 @@ class ArrayRows:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return _take_one(self, i)
-
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of these numbers, each array [len(rows), T]."""
         return {name: array[rows] for name, array in self.arrays().items()}
@@ -191,29 +185,10 @@ class ArrayRows:
         return dict(vars(self))
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write .npz with the tokenizer's fingerprint, whole or not at all."""
+        """Write .npz with the tokenizer's fingerprint, for people to look into: ramp reads none."""
         buffer = io.BytesIO()
         np.savez(buffer, **self.arrays(), tokenizer=np.array(fingerprint))
         write_atomic(path, buffer.getvalue())
-
-    @staticmethod
-    def load(path: Path, fingerprint: str | None = None) -> "ArrayRows":
-        """Read what `save` wrote.
-
-        UserError: a missing or damaged file, or one of another tokenizer.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            made_by = str(arrays.pop("tokenizer"))
-            rows = ArrayRows(**arrays)
-        except FileNotFoundError:
-            raise UserError(f"There are no rows at {path}: {REMEDY}.") from None
-        except (ValueError, TypeError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise UserError(f"The rows {path} are damaged ({error}): {REMEDY}.") from None
-        if fingerprint is not None and made_by != fingerprint:
-            raise UserError(f"The rows {path} were made by another tokenizer: {REMEDY}.")
-        return rows
 
 
 @dataclass(frozen=True)
@@ -232,12 +207,6 @@ class SubsampledRows:
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of these numbers, each array [len(rows), T]."""
         return self.source.take(rows * len(self.source) // len(self))
-
-
-def _take_one(source: TokenRows | ArrayRows, i: int) -> dict[str, np.ndarray]:
-    if not 0 <= i < len(source):
-        raise IndexError(f"row {i} of {len(source)}")
-    return {name: array[0] for name, array in source.take(np.array([i])).items()}
 
 
 # --- batches
@@ -289,7 +258,9 @@ class Batches:
         last = step * self.batch_size + hi
         if not self.shuffle:
             last = min(last, len(self.source))
+        # The order holds all epochs one after another, so a position need not know its epoch.
         rows = [int(self._order[i]) for i in range(first, last)]
+        # Row 0 stands in for those past the end, and is blanked below: every batch has one shape.
         num_missing = hi - lo - len(rows)
         batch = self.source.take(np.array(rows + [0] * num_missing, np.int64))
         for name, array in batch.items():
