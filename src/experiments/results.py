@@ -1,10 +1,9 @@
-"""What the benchmarks of rooms share: results that are kept line by line, and weights beside them.
+"""What the benchmarks share: results kept line by line, and weights next to them.
 
-A result is one line of bench.jsonl under the key that says what was measured: a second start measures what is missing.
+A result is one line of bench.jsonl under a key that says what was measured. A second start measures
+what is missing.
 """
 
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +13,13 @@ import jax
 import numpy as np
 
 from ramp.config import Model, Reinforce
+from ramp.files import append_jsonl, read_jsonl
 from ramp.model import transformer
 
 
 @dataclass(frozen=True)
 class Results:
-    """Where results are, and what they are of."""
+    """Where results are, and of which model and settings."""
 
     directory: Path
     model: Model
@@ -27,64 +27,53 @@ class Results:
 
     @property
     def path(self) -> Path:
+        """The file of results."""
         return self.directory / "bench.jsonl"
 
     def results(self) -> list[dict]:
-        """Lines of the file; one torn by a kill is left out."""
-        found = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
-        return found
+        """All results so far."""
+        return list(read_jsonl(self.path))
 
     def once(self, key: dict, work: Callable[[], dict]) -> dict:
         """The result stored under `key`, or that of work(), stored."""
-        for found in self.results():
-            if found["key"] == key:
-                return found
+        for result in self.results():
+            if result["key"] == key:
+                return result
         began = time.perf_counter()
-        result = {"key": key} | work() | {"seconds": round(time.perf_counter() - began, 1)}
-        with self.path.open("a") as file:
-            file.write(
-                "\n" + json.dumps(result) + "\n"
-            )  # the first: a kill may have torn the line before
-            file.flush()
-            os.fsync(file.fileno())
-        shown = {k: v for k, v in result.items() if not isinstance(v, list | dict)}
-        print(" ".join(map(str, key.values())), shown, flush=True)
+        result = {"key": key} | work()
+        result["seconds"] = round(time.perf_counter() - began, 1)
+        append_jsonl(self.path, result)
+        scalars = {k: v for k, v in result.items() if not isinstance(v, list | dict)}
+        print(*key.values(), scalars, flush=True)
         return result
 
 
 def part(results: Sequence[dict], name: str, **where) -> list[dict]:
-    """The results of one part of a benchmark whose keys say what `where` says."""
+    """The results of one part of a benchmark whose keys hold all of `where`."""
     return [r for r in results if r["key"]["part"] == name and where.items() <= r["key"].items()]
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a table."""
-    return [
-        f"| {' | '.join(head)} |",
-        "|---" * len(head) + "|",
-        *(f"| {' | '.join(row)} |" for row in rows),
-    ]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
 def init_lm(c: Model, seed: int = 0) -> dict:
+    """New parameters of a language model alone."""
     return {"lm": jax.jit(lambda: transformer.init_params(c, jax.random.PRNGKey(seed)))()}
 
 
 def load_or_make(b: Results, name: str, like: dict, make: Callable[[], dict]) -> dict:
-    """make(), a pytree of `like`'s shapes, or what it gave before: it is kept as .npz beside the results."""
+    """make(), a pytree of the shapes of `like`, or what it gave before: NAME.npz keeps it."""
     path = b.directory / f"{name}.npz"
     leaves, tree = jax.tree.flatten(like)
     if not path.exists():
         made = jax.tree.leaves(make())
-        with path.with_suffix(".tmp").open("wb") as file:
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
             np.savez(file, **{str(i): np.asarray(a) for i, a in enumerate(made)})
-        path.with_suffix(".tmp").replace(path)
-    with np.load(path, allow_pickle=False) as held:
-        return tree.unflatten(
-            [jax.device_put(held[str(i)], a.sharding) for i, a in enumerate(leaves)]
-        )
+        temporary.replace(path)
+    with np.load(path, allow_pickle=False) as arrays:
+        placed = [jax.device_put(arrays[str(i)], a.sharding) for i, a in enumerate(leaves)]
+    return tree.unflatten(placed)

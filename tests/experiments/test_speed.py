@@ -1,4 +1,4 @@
-"""The bench: its workers do what lines of JSON say, its race is fair, its mistakes are one sentence."""
+"""The workers do what lines of JSON say, the race is fair, mistakes are one sentence."""
 
 import argparse
 import json
@@ -9,10 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from experiments.speed import __main__ as speed
 from experiments.speed import bench
-from ramp import cli, config
+from ramp import config
 
-TINY = "[text]\nvocab = 320\n[model]\ndepth = 1\nwidth = 64\nhead_dim = 32\ncontext = 32\nvocab = 320\n[pretrain]\nbatch = 8\n"
+TINY = """
+[text]
+vocab_size = 320
+[model]
+depth = 1
+width = 64
+head_dim = 32
+context_len = 32
+vocab_size = 320
+[pretrain]
+batch_size = 8
+"""
 
 
 def made(tmp_path, **over):
@@ -31,17 +43,15 @@ def test_ramps_worker_trains_generates_and_tells_its_memory(tmp_path):
         files = {"weights": str(tmp_path / "w.npz"), "tokens": str(tmp_path / "t.npz")}
         assert 5 < worker("loss", **files)["loss"] < 8  # near log 320 = 5.77, of weights with noise
         assert worker("memory")["process"] > 2**20
-        with pytest.raises(
-            RuntimeError, match=r"bench_ramp died while asked to fly:\n(?s:.)*AttributeError"
-        ):
+        with pytest.raises(RuntimeError, match=r"jax_worker died in fly:\n(?s:.)*AttributeError"):
             worker("fly")
 
 
 def test_the_torch_worker_asks_the_standard_library_alone_of_its_neighbours():
-    """Its environment holds torch, transformers and numpy; what it takes from ramp must import in a bare Python."""
-    source = Path(bench.__file__).with_name("bench_torch.py").read_text()
+    """Its environment holds torch, transformers and numpy: its neighbour needs a bare Python."""
+    source = Path(bench.__file__).with_name("torch_worker.py").read_text()
     assert "from ramp" not in source
-    beside = "import sys; sys.path.insert(0, sys.argv[1]); import bench_worker"
+    beside = "import sys; sys.path.insert(0, sys.argv[1]); import worker"
     subprocess.run(
         [sys.executable, "-I", "-S", "-c", beside, str(Path(bench.__file__).parent)], check=True
     )
@@ -55,7 +65,7 @@ def test_a_race_goes_there_and_back_and_compares_within_a_round(tmp_path, capsys
         slow = 1 + (len(order) - 1) // 2  # each round is slower than the last
         return {"wall": seconds * slow, "cpu": 2 * seconds * slow}
 
-    rate = b._race(
+    rate = b.race(
         "t", {"ours": lambda: turn("ours", 1.0), "theirs": lambda: turn("theirs", 4.0)}, tokens=12
     )
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
@@ -80,5 +90,6 @@ def test_a_race_goes_there_and_back_and_compares_within_a_round(tmp_path, capsys
     ],
 )
 def test_a_mistake_is_one_sentence(words, said, capsys):
-    assert cli.main(["bench", *words]) == 2
+    """The program ends with code 2 before any worker is started."""
+    assert speed.main(words) == 2
     assert said in capsys.readouterr().err

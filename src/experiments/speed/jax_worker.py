@@ -1,6 +1,7 @@
-"""ramp's worker in `ramp bench`, `python -m ramp.bench_ramp CONFIG.toml`: does what lines of JSON say, see `bench_worker`.
+"""ramp's worker: `python -m experiments.speed.jax_worker CONFIG.toml`. See `worker.serve`.
 
-It runs the very functions that `ramp run` and `ramp sample` run: `make_step`, `sample.start`, `sample.decode`.
+It runs the functions that `ramp run` and `ramp sample` run: `make_step`, `sample.prefill_prompts`,
+`sample.decode`.
 """
 
 import functools
@@ -22,12 +23,15 @@ from ramp.train.state import init_state
 from ramp.train.step import make_step
 
 
-class Bench:
+class JaxWorker:
+    """ramp, ready to train and to generate."""
+
     def __init__(self, c: Config) -> None:
         self.c = c
-        self.talker = None
+        self.generator = None
 
     def device(self) -> dict:
+        """The device that jax found."""
         d = jax.devices()[0]
         return {
             "platform": d.platform,
@@ -76,12 +80,12 @@ class Bench:
         return seconds | {"loss": float(metrics["train/loss"])}
 
     def generate(self, batch: int, prompt: int, new: int) -> dict:
-        """Seconds of prefill and decode of `new` tokens for each of `batch` prompts of `prompt` tokens."""
+        """Seconds of prefill and decode of `new` tokens for each of `batch` prompts."""
         c = config.replace(self.c.model, context_len=max(self.c.model.context_len, prompt + new))
-        if self.talker is None:
+        if self.generator is None:
             params = jax.jit(lambda: transformer.init_params(c, jax.random.PRNGKey(self.c.seed)))()
-            self.talker = params, sample.prepare_decode_params(c, params)
-        params, weights = self.talker
+            self.generator = params, sample.prepare_decode_params(c, params)
+        params, weights = self.generator
         prompts = np.random.default_rng(0).integers(0, c.vocab_size - 8, (batch, prompt)).tolist()
         with timed() as seconds:
             stream = sample.prefill_prompts(c, params, prompts, range(len(prompts)))
@@ -91,14 +95,14 @@ class Bench:
         return seconds
 
     def loss(self, weights: str, tokens: str) -> dict:
-        """Mean loss of random weights, which are left in `weights`, on random rows, left in `tokens`."""
+        """Mean loss of random weights on random rows; both are written to the named files."""
         c, t = self.c.model, self.c.pretrain
         rng = np.random.default_rng(0)
         params = jax.jit(lambda: transformer.init_params(c, jax.random.PRNGKey(0)))()
         params = jax.tree.map(
             lambda w: np.asarray(w) + rng.normal(0, 0.05, w.shape).astype(np.float32), params
         )
-        np.savez(weights, **qwen3(params))
+        np.savez(weights, **to_qwen3(params))
         batch = rows(t.seq_len, c.vocab_size, 0, 2)
         np.savez(tokens, tokens=batch["tokens"], targets=batch["targets"])
         total, _ = jax.jit(next_token_loss(c, 0.0))({"lm": params}, batch, jax.random.PRNGKey(0))
@@ -125,14 +129,21 @@ def rows(seq: int, vocab: int, lo: int, hi: int) -> dict[str, np.ndarray]:
     }
 
 
-def qwen3(params: dict) -> dict[str, np.ndarray]:
+def to_qwen3(params: dict) -> dict[str, np.ndarray]:
     """The weights under the names of Qwen3ForCausalLM, whose matrices are stored [out, in]."""
     names = {
-        "attn_norm": "input_layernorm", "wq": "self_attn.q_proj", "wk": "self_attn.k_proj", "wv": "self_attn.v_proj",
-        "q_norm": "self_attn.q_norm", "k_norm": "self_attn.k_norm", "wo": "self_attn.o_proj",
-        "mlp_norm": "post_attention_layernorm", "w_gate": "mlp.gate_proj", "w_up": "mlp.up_proj",
+        "attn_norm": "input_layernorm",
+        "wq": "self_attn.q_proj",
+        "wk": "self_attn.k_proj",
+        "wv": "self_attn.v_proj",
+        "q_norm": "self_attn.q_norm",
+        "k_norm": "self_attn.k_norm",
+        "wo": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "w_gate": "mlp.gate_proj",
+        "w_up": "mlp.up_proj",
         "w_down": "mlp.down_proj",
-    }  # fmt: skip
+    }
     out = {
         "model.embed_tokens.weight": params["embed"]["table"],
         "model.norm.weight": params["head"]["norm"],
@@ -146,5 +157,5 @@ def qwen3(params: dict) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    run.use_huge_pages()
-    serve(Bench(host.setup_devices(config.load(Path(sys.argv[1])))))
+    host.use_huge_pages()
+    serve(JaxWorker(host.setup_devices(config.load(Path(sys.argv[1])))))

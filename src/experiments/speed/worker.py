@@ -1,4 +1,4 @@
-"""What the two workers of `ramp bench` share. Standard library only: the peer's environment need not hold ramp."""
+"""What the two workers share. Standard library only: the peer's environment need not hold ramp."""
 
 import json
 import resource
@@ -9,23 +9,27 @@ from contextlib import contextmanager
 
 
 def serve(worker: object) -> None:
-    """Answer each line of JSON on stdin, {"do": method, argument: value, ...}, with a line of JSON on stdout."""
+    """Answer each line of JSON on stdin with a line of JSON on stdout.
+
+    {"do": method, argument: value, ...} calls that method of `worker` with these arguments.
+    """
     for line in sys.stdin:
         work = json.loads(line)
-        print(json.dumps(getattr(worker, work.pop("do"))(**work)), flush=True)
+        method = getattr(worker, work.pop("do"))
+        print(json.dumps(method(**work)), flush=True)
 
 
 @contextmanager
 def timed() -> Iterator[dict[str, float]]:
-    """A dictionary that holds, after the block, its seconds by the clock and of the CPU."""
+    """A dict that holds, after the block, its seconds by the clock and of the CPU."""
     seconds = {}
     wall, cpu = time.perf_counter(), time.process_time()
     yield seconds
-    seconds |= {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+    seconds["wall"] = time.perf_counter() - wall
+    seconds["cpu"] = time.process_time() - cpu
 
 
 def peak_bytes() -> int:
     """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
