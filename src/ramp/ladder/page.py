@@ -1,164 +1,224 @@
-"""ladder.html: a screen a rung, and the table of them all."""
+"""ladder.html: a section for each rung, and the table of them all."""
 
 import ast
 import inspect
 import re
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ramp.ladder.learn import CorpusResult, RungResult
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below
 from ramp.model import transformer
+from ramp.reporting import html
 from ramp.reporting.figure import Curve, plot_curves, plot_heatmap, short, svg
-from ramp.reporting.html import section, table, write_page
 from ramp.train import optim
 
+WIDE = (9.6, 3)  # inches
 COSTS = {
     "params": "weights",
     "flops": "FLOPs a token",
     "cache": "cache bytes a token",
     "decode": "tokens/s written",
 }
+VERDICTS = {None: "", True: "earned", False: "did not earn its place"}
 
 
-def source(setting: str, value: Any) -> str:
-    """The lines that name a setting, read from the source as it is now, and the branch that its value takes (of the
-    optimizer: train/optim.py, and the lines that name the one chosen)."""
-    text = inspect.getsource(optim if setting == "optimizer" else transformer)
-    lines, named = text.splitlines(), re.compile(rf"\b[ct]\.{setting}\b|by_{value}\(")
-    on, off = {i for i, said in enumerate(lines, 1) if named.search(said)}, set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.If) and named.search(test := ast.unparse(node.test)):
-            against = [n.value for n in ast.walk(node.test) if isinstance(n, ast.Constant)]
-            holds = (value in against) != ("!=" in test) if against else bool(value)
-            taken, left = (node.body, node.orelse) if holds else (node.orelse, node.body)
-            on |= {i for n in taken for i in range(n.lineno, n.end_lineno + 1)}
-            off |= {i for n in left for i in range(n.lineno, n.end_lineno + 1)}
-            off |= set() if taken and not isinstance(taken[0], ast.If) else {node.lineno}
-    shown = sorted(on - off)
-    return "\n".join(
-        ("⋮\n" if i - 1 not in shown and i != shown[0] else "") + f"{i:4}  {lines[i - 1]}"
-        for i in shown
-    )
+@dataclass(frozen=True)
+class Verdict:
+    """Figures of the rung below and of a rung, and whether it earned its place; None: not judged."""
+
+    below: list[float] = field(default_factory=list)
+    this: list[float] = field(default_factory=list)
+    earned: bool | None = None
 
 
-def pictures(rung: Rung, low: dict | None, high: dict) -> dict[str, Figure]:
-    """What there is to see of a rung, by caption: for the page and for TensorBoard."""
-    sides = [(f"rung {rung_below(rung).number}", low, "warm")] if low else []
-    sides.append((f"rung {rung.number}", high, "main"))
-    drawn = on_probe(rung, sides) if "probe" in high else {}
-    if "table" in high:
-        names = [
-            "␣" if b == 32 else "↵" if b == 10 else chr(b) if 32 < b < 127 else f"{b:02x}"
-            for b in high["bytes"]
-        ]
-        counts = np.array(high["table"], float)
-        share = np.sqrt(counts / counts.sum(axis=1, keepdims=True).clip(1))
-        drawn["How often the next byte follows the last"] = plot_heatmap(
-            share, names, names, ("the next byte", "the last byte")
-        )
-    if curves := [curve(name, x, color) for name, x, color in sides if "curve" in x]:
-        labels = "tokens", "training loss, bits a byte"
-        drawn["On the text"] = plot_curves(curves, {}, labels, log=True, size=(9.6, 3))
-    return drawn
+@dataclass(frozen=True)
+class Row:
+    """A rung with its result, that of the rung below, and the verdict."""
 
+    rung: Rung
+    below: RungResult | None
+    result: RungResult
+    verdict: Verdict
 
-def on_probe(rung: Rung, sides: list[tuple[str, dict, str]]) -> dict[str, Figure]:
-    """Right answers over training, one curve a seed, and the attention of this rung's last question."""
-    probe, found = PROBES[rung.probe], sides[-1][1]["probe"]
-    curves = [
-        Curve(f"{name}, seed {seed}", x["probe"]["steps"], accuracy, color)
-        for name, x, color in sides
-        for seed, accuracy in enumerate(zip(*x["probe"]["accuracy"], strict=True))
-    ]
-    chance = probe.chance(found["n"])
-    levels = {
-        "chance": chance,
-        "fails": chance + FAIL * (1 - chance),
-        "passes": chance + PASS * (1 - chance),
-    }
-    levels = {name: (share, "grey") for name, share in levels.items()}
-    drawn = {"On the probe": plot_curves(curves, levels, ("step", "right answers"), size=(9.6, 3))}
-    if "attention" in found:
-        names, seen = probe.names(found["n"]), np.array(found["attention"])
-        row = [names[i] if i < len(names) else "?" for i in found["row"]]
-        heads = [f"block {i + 1}, head {j + 1}" for i, j in np.ndindex(seen.shape[:2])]
-        drawn["Where the last question looks"] = plot_heatmap(
-            seen.reshape(len(heads), -1), row, heads, ("the row", "")
-        )
-    return drawn
-
-
-def curve(name: str, found: dict, color: str = "main") -> Curve:
-    """The training loss on the corpus, over tokens."""
-    return Curve(
-        name,
-        found["batch"] * (1 + np.arange(len(found["curve"]))),
-        found["curve"],
-        color,
-        half_life=10,
-    )
-
-
-def cells(rung: Rung, low: dict | None, high: dict, judged: dict) -> dict[str, str]:
-    """A line of the table, by column."""
-    figures = [
-        " ".join(f"{x:.4g}" if x >= 10 else f"{x:.2f}" for x in judged[side])
-        for side in ("below", "this")
-    ]
-    told = {None: "", True: "earned", False: "did not earn its place"}[judged.get("earned")]
-    shown = {"rung": f"{rung.number} {rung.name}{'' if rung.main else ' (branch)'}"}
-    shown |= {"below": figures[0], "this": figures[1], "verdict": told}
-    if "bpb" in high:
-        worse = " ↑" if rung.main and low and high["bpb_equal"] > low["bpb_equal"] else ""
-        shown |= {
-            "bits/byte, equal tokens": f"{high['bpb']:.3f}",
-            "equal FLOPs": f"{high['bpb_equal']:.3f}{worse}",
+    def cells(self) -> dict[str, str]:
+        """A line of the table, by column."""
+        rung = self.rung
+        branch = "" if rung.main else " (branch)"
+        cells = {
+            "rung": f"{rung.number} {rung.name}{branch}",
+            "below": format_figures(self.verdict.below),
+            "this": format_figures(self.verdict.this),
+            "verdict": VERDICTS[self.verdict.earned],
         }
-        shown |= {what: short(high[key]) for key, what in COSTS.items()}
-    return shown | {"judged by": rung.measure or (f"probe: {rung.probe}" if rung.probe else "")}
+        corpus = self.result.corpus
+        if corpus:
+            worse = ""
+            if rung.main and self.below and corpus.bpb_equal > self.below.corpus.bpb_equal:
+                worse = " ↑"
+            cells["bits/byte, equal tokens"] = f"{corpus.bpb:.3f}"
+            cells["equal FLOPs"] = f"{corpus.bpb_equal:.3f}{worse}"
+            cells |= {title: short(getattr(corpus, name)) for name, title in COSTS.items()}
+        cells["judged by"] = rung.measure or (f"probe: {rung.probe}" if rung.probe else "")
+        return cells
+
+    def summarize(self) -> str:
+        """The first columns of the line, for a terminal."""
+        return "  ".join(cell for cell in list(self.cells().values())[:6] if cell)
+
+    def draw_figures(self) -> dict[str, Figure]:
+        """The pictures of a rung, by caption: for the page and for TensorBoard."""
+        sides = [(f"rung {self.rung.number}", self.result, "main")]
+        if self.below:
+            sides.insert(0, (f"rung {rung_below(self.rung).number}", self.below, "warm"))
+        figures = draw_probe(self.rung, sides) if self.result.probe else {}
+        corpus = self.result.corpus
+        if corpus and corpus.table:
+            names = [name_byte(byte) for byte in corpus.bytes]
+            counts = np.array(corpus.table, float)
+            fractions = counts / counts.sum(axis=1, keepdims=True).clip(1)
+            # The square root keeps rare pairs visible.
+            figures["How often the next byte follows the last"] = plot_heatmap(
+                np.sqrt(fractions), names, names, ("the next byte", "the last byte")
+            )
+        curves = [
+            make_curve(name, result.corpus, color)
+            for name, result, color in sides
+            if result.corpus and result.corpus.curve
+        ]
+        if curves:
+            labels = ("tokens", "training loss, bits per byte")
+            figures["On the text"] = plot_curves(curves, {}, labels, log=True, size=WIDE)
+        return figures
+
+    def render(self) -> html.Html:
+        """The section: why, what failed and what passed, the code, a sample, the line."""
+        cells = self.cells()
+        probe = PROBES.get(self.rung.probe)
+        note = ""
+        if probe:
+            below, here = (x.probe.diverged for x in (self.below, self.result))
+            note = (
+                f"The probe asks {probe.asks}. {below:.0%} of runs diverged below, "
+                f"{here:.0%} of runs diverged here."
+            )
+        parts = [html.paragraph(self.rung.motive)]
+        for caption, figure in self.draw_figures().items():
+            parts += [html.heading(caption), svg(figure)]
+        excerpts = [
+            f"{setting} = {value!r}\n{source}"
+            for setting, value in self.rung.settings.items()
+            if (source := extract_source(setting, value))
+        ]
+        if excerpts:
+            code = html.preformatted("\n".join(excerpts), limit=20_000)
+            parts += [html.heading("What it switches on"), code]
+        sample = html.preformatted(self.result.corpus.sample)
+        line = html.table(list(cells), [list(cells.values())])
+        parts += [html.heading("It writes"), sample, line]
+        title = f"{self.rung.number} · {self.rung.name}"
+        verdict = cells["verdict"]
+        return html.section(f"{title}: {verdict}" if verdict else title, *parts, note=note)
 
 
-def write(
-    path: Path, rows: list[tuple[Rung, dict | None, dict, dict]], beside: dict[str, float]
-) -> None:
-    """`rows`: rung, what the one below found, what this one found, the verdict; `beside`: bits per byte of baselines."""
-    told = [cells(*row) for row in rows]
-    note = "Each part is added where the model without it fails. Of a probe: the share of the way from chance to all right, seed "
-    note += "by seed. ↑: more bits at equal FLOPs than the rung below. The same "
-    note += f"held-out text, bits per byte: {'  '.join(f'{name} {bits:.3f}' for name, bits in beside.items())}."
-    whole = section("All rungs", table(list(told[0]), [list(t.values()) for t in told]), note=note)
-    write_page(path, "The ladder", [whole, *(screen(*row) for row in rows)])
+def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> None:
+    """Write the page; `baselines`: bits per byte of the same held-out text."""
+    lines = [row.cells() for row in rows]
+    bits = "  ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+    note = (
+        "Each part is added where the model without it fails. Figures of a probe are fractions of "
+        "the way from chance to all right, seed by seed. ↑: more bits at equal FLOPs than the rung "
+        f"below. The same held-out text, bits per byte: {bits}."
+    )
+    table = html.table(list(lines[0]), [list(line.values()) for line in lines])
+    parts = [html.section("All rungs", table, note=note), *(row.render() for row in rows)]
+    html.write_page(path, "The ladder", parts)
     print(f"page: {path}")
 
 
-def screen(rung: Rung, low: dict | None, high: dict, judged: dict) -> str:
-    """One rung: why, what failed and what passed, the code, the text it writes, its line of the table."""
-    told, note = cells(rung, low, high, judged), ""
-    if "probe" in high:
-        shares = [
-            f"{x['probe']['diverged']:.0%} of runs diverged {where}"
-            for x, where in ((low, "below"), (high, "here"))
-        ]
-        note = f"The probe asks {PROBES[rung.probe].asks}. {', '.join(shares)}."
-    parts = [f"<p>{escape(rung.motive)}</p>"]
-    parts += [
-        f"<h3>{caption}</h3>{svg(figure)}" for caption, figure in pictures(rung, low, high).items()
-    ]
-    code = "\n".join(
-        f"{k} = {v!r}\n{shown}" for k, v in rung.settings.items() if (shown := source(k, v))
-    )
-    parts += [f"<h3>What it switches on</h3><pre>{escape(code)}</pre>"] if code else []
-    parts += [
-        f"<h3>It writes</h3><pre>{escape(high['sample'])}</pre>",
-        table(list(told), [list(told.values())]),
-    ]
-    return section(
-        f"{rung.number} · {rung.name}{': ' * bool(told['verdict'])}{told['verdict']}",
-        *parts,
-        note=note,
-    )
+def format_figures(figures: list[float]) -> str:
+    """Figures of a verdict, one a seed."""
+    return " ".join(f"{x:.4g}" if x >= 10 else f"{x:.2f}" for x in figures)
+
+
+def name_byte(byte: int) -> str:
+    """How a byte is shown."""
+    shown = {32: "␣", 10: "↵"}
+    if byte in shown:
+        return shown[byte]
+    return chr(byte) if 32 < byte < 127 else f"{byte:02x}"
+
+
+def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
+    """The training loss on the corpus, over tokens."""
+    tokens = corpus.batch * (1 + np.arange(len(corpus.curve)))
+    return Curve(name, tokens, corpus.curve, color, half_life=10)
+
+
+def draw_probe(rung: Rung, sides: list[tuple[str, RungResult, str]]) -> dict[str, Figure]:
+    """Accuracy over training, a curve for each seed, and where this rung's last question looks."""
+    probe = PROBES[rung.probe]
+    result = sides[-1][1].probe
+    curves = []
+    for name, side, color in sides:
+        for seed, accuracy in enumerate(zip(*side.probe.accuracy, strict=True)):
+            curves.append(Curve(f"{name}, seed {seed}", side.probe.steps, accuracy, color))
+    chance = probe.chance(result.n)
+    levels = {
+        "chance": (chance, "grey"),
+        "fails": (chance + FAIL * (1 - chance), "grey"),
+        "passes": (chance + PASS * (1 - chance), "grey"),
+    }
+    figures = {"On the probe": plot_curves(curves, levels, ("step", "accuracy"), size=WIDE)}
+    if result.attention:
+        names = probe.names(result.n)
+        row = [names[i] if i < len(names) else "?" for i in result.row]
+        weights_lht = np.array(result.attention)
+        layers, heads, length = weights_lht.shape
+        labels = [f"block {i + 1}, head {j + 1}" for i, j in np.ndindex(layers, heads)]
+        figures["Where the last question looks"] = plot_heatmap(
+            weights_lht.reshape(-1, length), row, labels, ("the row", "")
+        )
+    return figures
+
+
+def extract_source(setting: str, value: Any) -> str:
+    """The lines of source that name a setting, and the branch that its value takes.
+
+    They are read from the source as it is now: of the model, or for the optimizer of train/optim.py,
+    where the lines that name the chosen one count.
+    """
+    text = inspect.getsource(optim if setting == "optimizer" else transformer)
+    names_it = re.compile(rf"\b[ct]\.{setting}\b|by_{value}\(")
+    lines = text.splitlines()
+    shown = {i for i, line in enumerate(lines, 1) if names_it.search(line)}
+    hidden = set()
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.If) or not names_it.search(ast.unparse(node.test)):
+            continue
+        constants = [n.value for n in ast.walk(node.test) if isinstance(n, ast.Constant)]
+        is_negated = "!=" in ast.unparse(node.test)
+        holds = (value in constants) != is_negated if constants else bool(value)
+        taken, left = (node.body, node.orelse) if holds else (node.orelse, node.body)
+        shown |= list_lines(taken)
+        hidden |= list_lines(left)
+        # The line of an `if` that is not entered is no part of it either; an `elif` may be.
+        if not taken or isinstance(taken[0], ast.If):
+            hidden.add(node.lineno)
+    excerpt = []
+    for i in sorted(shown - hidden):
+        if excerpt and i - 1 not in shown - hidden:
+            excerpt.append("⋮")
+        excerpt.append(f"{i:4}  {lines[i - 1]}")
+    return "\n".join(excerpt)
+
+
+def list_lines(nodes: list[ast.stmt]) -> set[int]:
+    """The numbers of all lines of some statements."""
+    return {i for node in nodes for i in range(node.lineno, node.end_lineno + 1)}
