@@ -181,7 +181,7 @@ def trained(cloud, installed):
     return cloud
 
 
-# ---------------------------------------------------------------------------------------------------- create
+# -- create
 @pytest.mark.parametrize(
     ("capacity", "asked", "type_", "runtime", "dollars"),
     [
@@ -271,7 +271,7 @@ def test_interrupted_wait_says_what_may_cost(cloud):
     assert cloud.state()["resources"] == {}
 
 
-# ---------------------------------------------------------------------------------------------------- mistakes
+# -- mistakes
 QUOTA = "RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPerProjectPerZoneForTPUAPI' has been exceeded. Limit: 0 in zone us-east5-b."
 
 
@@ -396,7 +396,7 @@ def test_many_hosts_need_a_bucket(cloud, type_, slices, hosts):
     )
 
 
-# ---------------------------------------------------------------------------------------------------- dry run
+# -- dry run
 def test_dry_run_needs_and_touches_nothing(cloud, tmp_path):
     where = ("--type", "v6e-8", "--zone", ZONE, "--dry-run")
     verbs = {
@@ -438,7 +438,7 @@ def test_dry_run_needs_and_touches_nothing(cloud, tmp_path):
     assert "TYPE=v6e-8\n" in (tmp_path / "pods" / "lm").read_text()
 
 
-# ---------------------------------------------------------------------------------------------------- install and launch
+# -- install and launch
 def test_install_copies_the_working_tree(cloud):
     cloud.ok(*CREATE)
     cloud.ok("install", "lm")
@@ -524,7 +524,7 @@ def test_settings_are_data_not_shell(cloud, tmp_path):
     assert any("--project=$(touch pwned)`touch pwned`" in call for call in cloud.calls())
 
 
-# ---------------------------------------------------------------------------------------------------- watch
+# -- watch
 def test_a_preemption_is_survived(trained):
     cloud = trained
     with cloud.watch() as watching:
@@ -678,7 +678,7 @@ def test_stop_saves_and_a_watch_leaves_it_so(trained):
     until(lambda: trained.step() > before)
 
 
-# ---------------------------------------------------------------------------------------------------- look and delete
+# -- look and delete
 def test_status_logs_and_tensorboard(trained):
     assert "ramp: running; costs $21.60" in trained.ok("status", "lm")
     log = trained.pod("logs", "lm", "--no-follow", "--lines", "5").stdout
@@ -714,7 +714,7 @@ def test_delete_that_fails_says_what_it_costs(cloud):
     )
 
 
-# ---------------------------------------------------------------------------------------------------- GKE
+# -- GKE
 GKE = ("--zone", ZONE, "--run", "gs://b/runs/lm", "--dry-run")
 
 
@@ -863,7 +863,7 @@ def test_gke_mistakes(cloud, args, sentence):
     assert done.returncode == 2 and sentence in done.stderr.splitlines()[-1]
 
 
-# ---------------------------------------------------------------------------------------------------- the scripts themselves
+# -- the scripts themselves
 def test_shellcheck():
     near = str(Path(sys.executable).parent)  # where the development group of pyproject.toml puts it
     shellcheck = shutil.which("shellcheck", path=f"{near}:{os.environ['PATH']}") or pytest.skip(

@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from ramp import config
 from ramp.cli import main
 from ramp.errors import UserError
 from ramp.ladder import learn, page, run, rungs
+from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
 from ramp.ladder.probes import PROBES
-from ramp.ladder.rungs import RUNGS, Rung, rung_below, select_rungs
+from ramp.ladder.rungs import RUNGS, Rung, rung_below, select_rung
 from ramp.model import transformer
 from ramp.rundir import RunDir
 
@@ -30,22 +31,22 @@ sources = ["file:{text}/*.txt"]
 val_fraction = 0.3
 [model]
 width = 32
-context = 32
+context_len = 32
 [pretrain]
 steps = 12
-batch = 4
+batch_size = 4
 [eval]
-rows = 8
-batch = 4
+num_rows = 8
+batch_size = 4
 [sample]
 prompts = ["the"]
-tokens = 8
+max_new_tokens = 8
 """
 
 
 @pytest.fixture(scope="module")
 def climbed(tmp_path_factory):
-    """Rungs 0 to 3 on forty small documents, with probes of a few steps; the words that climb again."""
+    """Rungs 0 to 3 on forty small documents, with short probes; the words that climb again."""
     home = tmp_path_factory.mktemp("ladder")
     rng = np.random.default_rng(0)
     for i in range(40):
@@ -67,7 +68,7 @@ def climbed(tmp_path_factory):
 def test_it_finds_keeps_and_shows(climbed):
     home, _ = climbed
     names = {p.stem.rpartition("-")[0] for p in (home / "ladder").glob("*.json")}
-    assert names == {"beside", "02-distance-8", "03-distance-8"} | {
+    assert names == {"baselines", "02-distance-8", "03-distance-8"} | {
         f"0{i}-corpus" for i in range(4)
     }
     (file,) = (home / "ladder").glob("03-corpus-*.json")
@@ -78,14 +79,14 @@ def test_it_finds_keeps_and_shows(climbed):
     html = (home / "ladder.html").read_text()
     for rung in RUNGS[:4]:
         assert f"<h2>{rung.number} · {rung.name}" in html
-    assert "4 · the mean" not in html and "elif c.mix == &quot;window&quot;" in html
+    assert "4 · the mean" not in html and "elif c.token_mixer == &quot;window&quot;" in html
     assert "did not earn its place" in html
     assert (
         "<script" not in html and "http-equiv" in html and "src=" not in html.replace("img-src", "")
     )
     counts, beside = (
         json.loads(next((home / "ladder").glob(f"{x}-*.json")).read_text())
-        for x in ("01-corpus", "beside")
+        for x in ("01-corpus", "baselines")
     )
     assert counts["bpb"] == beside["bigram"] and np.array(counts["table"]).sum() > 1000
     tags = {
@@ -97,25 +98,29 @@ def test_it_finds_keeps_and_shows(climbed):
 def test_what_is_done_is_not_done_again(climbed, monkeypatch, capsys):
     home, words = climbed
     before = {p: p.stat().st_mtime_ns for p in (home / "ladder").glob("*.json")}
-    monkeypatch.setattr(run, "climb", lambda *a: pytest.fail("a probe was trained again"))
-    monkeypatch.setattr(run, "corpus", lambda *a: pytest.fail("the corpus was read again"))
+    monkeypatch.setattr(learn, "train_probe", lambda *a: pytest.fail("a probe was trained again"))
+    monkeypatch.setattr(learn, "measure_corpus", lambda *a: pytest.fail("a text was learned again"))
     assert main([*words, "--to", "3"]) == 0
     assert {p: p.stat().st_mtime_ns for p in (home / "ladder").glob("*.json")} == before
     assert "earned their place" in capsys.readouterr().out
 
 
 def test_another_key_is_another_result(tmp_path):
-    found = [run.once(tmp_path, "a", (key,), lambda key=key: {"x": key}) for key in (1, 2)]
+    found = [
+        run.load_or_compute(tmp_path, "a", (key,), lambda key=key: {"x": key}) for key in (1, 2)
+    ]
     assert found == [{"x": 1}, {"x": 2}]
-    assert run.once(tmp_path, "a", (1,), lambda: pytest.fail("made again")) == {"x": 1}
+    assert run.load_or_compute(tmp_path, "a", (1,), lambda: pytest.fail("made again")) == {"x": 1}
 
 
 def test_the_key_of_a_probe_depends_on_its_rows(monkeypatch, tmp_path):
-    monkeypatch.setattr(run, "climb", lambda *a: {})
+    result = ProbeResult(n=12, steps=[], accuracy=[], diverged=0.0)
+    monkeypatch.setattr(learn, "train_probe", lambda *a: result)
+    shared = run.Climb(config.Config(), RunDir(tmp_path), 1.0, None)
     tokens, answers = PROBES["recall"].rows(np.random.default_rng(0), 12, 4)
     for change in ({}, {"rows": lambda rng, n, count: (tokens, 1 - answers)}, {"steps": 7}):
         monkeypatch.setitem(PROBES, "recall", replace(PROBES["recall"], **change))
-        run.measure_rung(select_rungs(5), "recall", config.Config(), RunDir(tmp_path), 1.0, {})
+        shared.measure(select_rung(5), "recall")
     assert len(list((tmp_path / "ladder").glob("05-recall-12-*.json"))) == 3
 
 
@@ -123,15 +128,15 @@ def test_counting_is_counting():
     """The table against a loop over all pairs of bytes; 256 and above stand between documents."""
     texts = [b"abcab", b"", b"a", b"bca"]
     want = Counter(pair for t in texts for pair in pairwise(t))
-    got = learn.bigrams(np.array([i for t in texts for i in (260, *t)], np.uint16))
+    got = learn.count_bigrams(np.array([i for t in texts for i in (260, *t)], np.uint16))
     assert got.sum() == sum(want.values())
     assert all(got[a, b] == n for (a, b), n in want.items())
 
 
 def test_the_learned_bigram_becomes_the_counted_one():
     """Depth 0 on a stream of two letters, against the entropy of its own counts."""
-    c = learn.rung_model(
-        select_rungs(2),
+    c = learn.make_rung_config(
+        select_rung(2),
         config.Config(text=BYTES, model=config.Model(width=32, context_len=32, dtype="float32")),
     )
     m, t = (
@@ -144,7 +149,7 @@ def test_the_learned_bigram_becomes_the_counted_one():
     for u in rng.random(20_000):
         stream.append(int(u < chain[stream[-1], 1]))
     stream = np.array(stream, np.int32)
-    counts = learn.bigrams(stream)[:2, :2]
+    counts = learn.count_bigrams(stream)[:2, :2]
     want = -(counts * np.log2(counts / counts.sum(1, keepdims=True))).sum() / counts.sum()
     with jax.set_mesh(tiny.mesh()):
         from ramp.model.loss import next_token_loss
@@ -176,24 +181,26 @@ def test_the_learned_bigram_becomes_the_counted_one():
     assert want < got < want + 0.01
 
 
-# ---------------------------------------------------------------------------------------------------- the list
+# -- the list
 def test_the_last_rung_is_the_default_model():
     cpu = config.load(CONFIGS / "cpu.toml", ["--text.tokenizer", "bytes"])
     top = [r for r in RUNGS if r.main][-1]
-    assert learn.rung_model(top, cpu).model == config.resolve(cpu).model
-    assert learn.rung_model(top, cpu).pretrain.optimizer == cpu.pretrain.optimizer
+    assert learn.make_rung_config(top, cpu).model == config.resolve(cpu).model
+    assert learn.make_rung_config(top, cpu).pretrain.optimizer == cpu.pretrain.optimizer
 
 
 def test_every_rung_is_a_model_and_differs_from_the_one_below():
     c = config.load(CONFIGS / "ladder.toml", ["--text.tokenizer", "bytes"])
     for rung in RUNGS[3:]:
-        here, under = (learn.rung_model(r, c) for r in (rung, rung_below(rung)))
+        here, under = (learn.make_rung_config(r, c) for r in (rung, rung_below(rung)))
         assert (here.model, here.pretrain.optimizer) != (under.model, under.pretrain.optimizer)
-        assert all(page.source(k, v) for k, v in rung.settings.items() if v not in ("none", False))
+        assert all(
+            page.extract_source(k, v) for k, v in rung.settings.items() if v not in ("none", False)
+        )
         if rung.probe:
             for scale in (1.0, 1.5):
                 probe = PROBES[rung.probe]
-                learn.probe_config(rung, probe, round(probe.size * scale))
+                learn.make_probe_config(rung, probe, round(probe.size * scale))
 
 
 def test_the_source_shown_is_the_source():
@@ -207,14 +214,14 @@ def test_the_source_shown_is_the_source():
         ("qk_norm", True, '"q_norm"', '"wq"'),
         ("residual", True, "x_nd + y_nd if c.residual", "rope("),
     ):
-        lines = page.source(setting, value)
+        lines = page.extract_source(setting, value)
         assert shown in lines and hidden not in lines
         for line in lines.splitlines():
             if line != "⋮":
                 assert text[int(line[:4]) - 1] == line[6:]
 
 
-# ---------------------------------------------------------------------------------------------------- refusals
+# -- refusals
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -250,50 +257,52 @@ def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
         rungs, "RUNGS", (*RUNGS, Rung(18, "mine", {"heds": 3}, measure="tokens to the loss below"))
     )
     with pytest.raises(UserError, match="rung 18 sets 'heds', which the model does not have"):
-        learn.rung_model(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))
+        learn.make_rung_config(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))
 
 
-# ---------------------------------------------------------------------------------------------------- judging
-def found(accuracy=None, n=6, **more):
-    return {"probe": {"accuracy": [accuracy], "n": n, "score": [3.0]}} | more if accuracy else more
+# -- judging
+def on_probe(accuracy, n=6):
+    return RungResult(probe=ProbeResult(n, [1], [accuracy], 0.0, score=[3.0]))
+
+
+def on_text(curve):
+    corpus = CorpusResult(bpb=1.0, bpb_equal=1.0, sample="", batch=10, curve=curve)
+    return RungResult(corpus=corpus)
 
 
 def test_a_rung_that_is_not_needed_or_does_not_pass_has_not_earned_its_place():
-    rung, chance = select_rungs(5), PROBES["recall"].chance(6)
+    rung, chance = select_rung(5), PROBES["recall"].chance(6)
     at = [chance + share * (1 - chance) for share in (0.0, 0.2, 0.3, 0.89, 0.95)]
     good, poor, half, nearly, fine = at
-    assert run.verdict(rung, found([good, good, poor]), found([fine] * 3))["earned"]
-    assert not run.verdict(rung, found([good, good, half]), found([fine] * 3))["earned"]
-    assert not run.verdict(rung, found([good] * 3), found([fine, fine, nearly]))["earned"]
+    assert run.judge(rung, on_probe([good, good, poor]), on_probe([fine] * 3)).earned
+    assert not run.judge(rung, on_probe([good, good, half]), on_probe([fine] * 3)).earned
+    assert not run.judge(rung, on_probe([good] * 3), on_probe([fine, fine, nearly])).earned
 
 
 def test_tokens_to_reach_a_loss():
-    low, high, lost = (
-        {"curve": np.linspace(8, end, 200).tolist(), "batch": 10} for end in (3.0, 1.0, 4.0)
-    )
-    assert run.race(low, low) == 2000 and 1300 < run.race(low, high) < 1600
-    assert run.race(low, lost) == np.inf
-    assert (
-        not run.verdict(select_rungs(12), low, lost)["earned"]
-        and run.verdict(select_rungs(12), low, high)["earned"]
-    )
+    low, high, lost = (on_text(np.linspace(8, end, 200).tolist()) for end in (3.0, 1.0, 4.0))
+    assert run.count_tokens_to_loss(low.corpus, low.corpus) == 2000
+    assert 1300 < run.count_tokens_to_loss(low.corpus, high.corpus) < 1600
+    assert run.count_tokens_to_loss(low.corpus, lost.corpus) == np.inf
+    assert not run.judge(select_rung(12), low, lost).earned
+    assert run.judge(select_rung(12), low, high).earned
 
 
 def test_two_that_never_arrive_earn_nothing():
-    lost = {"curve": [float("nan")] * 20, "batch": 10}
-    assert not run.verdict(select_rungs(12), lost, lost)["earned"]
+    lost = on_text([float("nan")] * 20)
+    assert not run.judge(select_rung(12), lost, lost).earned
 
 
 def test_answers_bear_the_loss_and_are_scored_alone():
-    """A model of no blocks knows the token of a question and no more: all of one, half of the other."""
+    """A model without blocks knows the token of a question alone: all of one, half of the other."""
     probe = replace(PROBES["recall"], steps=100, rate=1.0, rows=two_questions, size=3)
     with jax.set_mesh(tiny.mesh()):
-        found = learn.train_probe(select_rungs(2), probe, 3, 0)
-    assert set(found["accuracy"][-1]) == {0.75}
+        result = learn.train_probe(select_rung(2), probe, 3, 0)
+    assert set(result.accuracy[-1]) == {0.75}
 
 
 def two_questions(rng, n, count):
-    """The first question is answered by itself, the second asks for a coin's side that nobody sees: half are right."""
+    """The first question is answered by itself; the second asks for a coin that nobody sees."""
     first = rng.integers(0, 2, count)
     tokens = np.stack([rng.integers(0, 6, count), 2 + first, np.full(count, 4)], axis=1)
     return tokens.astype(np.int32), np.stack([first, np.arange(count) % 2 + 6], axis=1).astype(
@@ -302,20 +311,21 @@ def two_questions(rng, n, count):
 
 
 def test_steps_grow_with_the_square_of_the_size():
-    rung, probe = select_rungs(9), PROBES["two hops"]
-    steps = [learn.probe_config(rung, probe, k * probe.size).pretrain.steps for k in (1, 2)]
+    rung, probe = select_rung(9), PROBES["two hops"]
+    steps = [learn.make_probe_config(rung, probe, k * probe.size).pretrain.steps for k in (1, 2)]
     assert steps == [probe.steps, 4 * probe.steps]
 
 
 def test_a_diverged_run_is_a_result():
     with jax.set_mesh(tiny.mesh()):
         probe = replace(PROBES["deep"], steps=10, batch=8, rate=1e9, size=4)
-        found = learn.train_probe(select_rungs(9), probe, 4, 0)
-    assert found["diverged"] == 1.0 and all(a <= 0.6 for a in found["accuracy"][-1])
-    json.dumps(found, allow_nan=False)
+        result = learn.train_probe(select_rung(9), probe, 4, 0)
+    assert result.diverged == 1.0
+    assert all(a <= 0.6 for a in result.accuracy[-1])
+    json.dumps(asdict(result), allow_nan=False)
 
 
-# ---------------------------------------------------------------------------------------------------- the browser
+# -- the browser
 def test_the_page_opens_in_a_browser(climbed, tmp_path):
     browser = (
         shutil.which("chromium")

@@ -1,4 +1,4 @@
-"""Each probe against a solver written from its sentence, and its chance against guessers who lack the ability."""
+"""Each probe against a solver written from its sentence; its chance against guessers."""
 
 from collections import Counter, defaultdict
 
@@ -83,7 +83,7 @@ def named(name, row, question, answer, n):
 @pytest.mark.parametrize("scale", SIZES)
 @pytest.mark.parametrize("name", PROBES)
 def test_chance_is_the_best_guess_without_the_ability(name, scale):
-    """The commonest answer to each thing known, learned on one half and right as often as chance on the other."""
+    """The most frequent answer, learned on one half, is right as often as chance on the other."""
     probe = PROBES[name]
     n = round(probe.size * scale)
     tokens, answers = probe.rows(np.random.default_rng(4), n, 40_000)
@@ -143,7 +143,7 @@ def test_a_circle_is_one_circle_of_any_size():
 
 
 def test_every_pair_of_look_ups_is_there_and_how_often_says_nothing():
-    """The pair asked for first is as likely to be the rarer one as the one asked for second, often by far."""
+    """The pair asked for first is as likely to be the rarer one as the second, often by far."""
     tokens, _ = probes.lookups(np.random.default_rng(1), 5, 4000)
     keys = tokens[:, :30] // 5
     often = np.stack([(keys == k).sum(axis=1) for k in range(5)], axis=1)

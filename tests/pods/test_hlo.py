@@ -51,8 +51,8 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 def test_loops_multiply_and_chains_count_once():
-    found = {c.kind: c for c in hlo.collectives(TEXT, per_slice=4, devices=8)}
-    assert len(hlo.collectives(TEXT, 4, 8)) == 4
+    found = {c.kind: c for c in hlo.list_collectives(TEXT, per_slice=4, devices=8)}
+    assert len(hlo.list_collectives(TEXT, 4, 8)) == 4
     gather = found["all-gather"]
     assert (gather.count, gather.bytes, gather.group) == (5, 16 * 8 * 2 * 3 / 4, 4)
     assert gather.asynchronous and not gather.between_slices
@@ -63,7 +63,7 @@ def test_loops_multiply_and_chains_count_once():
 
 
 def test_cycles_are_multiplied_by_the_loops():
-    assert hlo.cycles(TEXT) == 5 * (100 + 7)
+    assert hlo.sum_cycles(TEXT) == 5 * (100 + 7)
 
 
 MEMORY = """HloModule jit_decode, is_scheduled=true
@@ -127,4 +127,4 @@ def test_sizes_are_those_of_numpy(arrays):
     shape = ", ".join(
         f"{kind}[{','.join(map(str, dims))}]{{0:T(8,128)(2,1)}}" for kind, dims in arrays
     )
-    assert hlo.size(f"({shape})") == [width[kind] * int(np.prod(dims)) for kind, dims in arrays]
+    assert hlo.list_bytes(f"({shape})") == [width[kind] * int(np.prod(dims)) for kind, dims in arrays]

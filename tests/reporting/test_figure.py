@@ -1,4 +1,4 @@
-"""Pictures: what is drawn stands where its value says, nothing strange breaks it, the same data give the same bytes."""
+"""Pictures: values are where they belong, strange ones do no harm, same data give same bytes."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""The report: merged atomically, rendered from whatever a run left, self-contained, escaped, bounded."""
+"""The report: merged atomically, made from whatever a run left, self-contained, bounded."""
 
 import json
 import math
@@ -107,7 +107,7 @@ def whole(tmp_path_factory):
     return run
 
 
-# ---- report.json ----------------------------------------------------------------------------------------------------
+# -- report.json
 
 
 def test_update_merges_one_stage_and_leaves_the_others(tmp_path):
@@ -136,7 +136,7 @@ def test_a_report_that_is_not_json_is_a_clear_error(tmp_path, text):
         update_report(tmp_path, "eval", {})
 
 
-# ---- report.html ----------------------------------------------------------------------------------------------------
+# -- report.html
 
 
 def test_the_page_tells_the_whole_run(whole):

@@ -70,11 +70,11 @@ class CorpusResult:
 
     bpb: float  # bits per byte of held-out text, at equal tokens
     bpb_equal: float  # the same at equal FLOPs
-    params: int
-    flops: float  # per token of training
-    cache: float  # bytes per token of context
-    decode: float  # tokens written per second
-    sample: str
+    sample: str  # what it writes
+    params: int = 0
+    flops: float = 0  # per token of training
+    cache: float = 0  # bytes per token of context
+    decode: float = 0  # tokens written per second
     batch: int = 0  # tokens in a step
     curve: list[float] | None = None  # training loss of each step, bits per byte
     bytes: list[int] | None = None  # of counted bigrams: the most frequent bytes
@@ -166,7 +166,7 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> ProbeResult:
 
 def make_probe_batch(
     probe: Probe, n: int, seeds: np.ndarray, step: int, count: int
-) -> dict[str, jax.Array]:
+) -> dict[str, np.ndarray]:
     """Rows of a step for each seed, [S, B, T]: a function of (seed, step) alone.
 
     Only the answers have a loss weight. Step 0 is held out.
@@ -179,15 +179,11 @@ def make_probe_batch(
     targets[..., -questions:] = answers
     weights = np.zeros(tokens.shape, np.float32)
     weights[..., -questions:] = 1
-    return {
-        "tokens": jnp.asarray(tokens),
-        "targets": jnp.asarray(targets),
-        "weights": jnp.asarray(weights),
-    }
+    return {"tokens": tokens, "targets": targets, "weights": weights}
 
 
 def add_attention(
-    result: ProbeResult, m: Model, params: dict, tokens_sbt: jax.Array
+    result: ProbeResult, m: Model, params: dict, tokens_sbt: np.ndarray
 ) -> ProbeResult:
     """The result with the largest attention scores, and where the last question looks."""
     compute = jax.jit(jax.vmap(partial(compute_scores, m)))
@@ -292,9 +288,6 @@ def train_on_corpus(c: Config, rundir: RunDir) -> CorpusResult:
     return CorpusResult(
         bpb=bits,
         bpb_equal=bits,
-        params=0,
-        flops=0,
-        cache=0,
         decode=c.sample.max_new_tokens / seconds,
         sample="".join(written.values()),
         batch=t.batch_size * t.seq_len,
@@ -320,9 +313,6 @@ def count_corpus(
         bpb=bits,
         bpb_equal=bits,
         params=256 ** (rung.number + 1),
-        flops=0,
-        cache=0,
-        decode=0,
         sample=bytes(text).decode("utf-8", "replace"),
     )
     if not is_bigram:

@@ -31,7 +31,7 @@ VERDICTS = {None: "", True: "earned", False: "did not earn its place"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """Figures of the rung below and of a rung, and whether it earned its place; None: not judged."""
+    """Figures of the rung below and of this one; whether it earned its place, None: not judged."""
 
     below: list[float] = field(default_factory=list)
     this: list[float] = field(default_factory=list)
@@ -191,8 +191,8 @@ def draw_probe(rung: Rung, sides: list[tuple[str, RungResult, str]]) -> dict[str
 def extract_source(setting: str, value: Any) -> str:
     """The lines of source that name a setting, and the branch that its value takes.
 
-    They are read from the source as it is now: of the model, or for the optimizer of train/optim.py,
-    where the lines that name the chosen one count.
+    They are read from the source as it is now: of the model, or for the optimizer of
+    train/optim.py, where the lines that name the chosen one count.
     """
     text = inspect.getsource(optim if setting == "optimizer" else transformer)
     names_it = re.compile(rf"\b[ct]\.{setting}\b|by_{value}\(")

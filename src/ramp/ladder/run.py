@@ -34,7 +34,9 @@ COSTS = ("cache bytes a token", "FLOPs a token")
 # What a rung may be measured by: of the result below, and of either one. Lower is better.
 MEASURES: dict[str, Callable[[RungResult, RungResult], float]] = {
     "bits per byte": lambda below, result: result.corpus.bpb_equal,
-    "tokens to the loss below": lambda below, result: count_tokens_to_loss(below.corpus, result.corpus),
+    "tokens to the loss below": lambda below, result: count_tokens_to_loss(
+        below.corpus, result.corpus
+    ),
     "cache bytes a token": lambda below, result: result.corpus.cache,
     "FLOPs a token": lambda below, result: result.corpus.flops,
     "attention score": lambda below, result: max(result.probe.score),

@@ -1,7 +1,7 @@
 """The rungs of the ladder, as rungs.toml has them, and which of them stands on which.
 
-To add one, append a table to rungs.toml: `ramp ladder --only N` then trains it and the rung below on
-its probe and on the corpus. If no probe of `ladder/probes.py` isolates what it is for, write one
+To add one, append a table to rungs.toml: `ramp ladder --only N` then trains it and the rung below
+on its probe and on the corpus. If no probe of `ladder/probes.py` isolates what it is for, write one
 there: a function that makes rows, and its chance level.
 """
 

@@ -1,31 +1,69 @@
-"""What a compiled program says about itself: its collectives, how often each runs, and the compiler's cycle estimates.
+"""What a compiled program tells of itself: its collectives, how often each runs, cycle estimates.
 
-XLA's own cost analysis counts the body of a loop once; here the program is walked from its entry with the trip counts of
-its loops multiplied. An asynchronous TPU collective appears several times, in the fusions that start it, advance it and
-end it: their common name is counted once per place it is run from. (Channels will not do: shard_map gives all the same.)
+XLA's own cost analysis counts the body of a loop once; here the program is walked from its entry
+with the trip counts of its loops multiplied. An asynchronous TPU collective appears several times,
+in the fusions that start it, advance it and end it: their common name is counted once per place it
+is run from. (Channel ids will not do: shard_map gives all collectives the same.)
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
-         "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "s4": 0.5, "u4": 0.5}  # fmt: skip
-FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "copy-done", "slice-done", "after-all", "domain",
-        "all-gather-done", "all-reduce-done", "collective-permute-done", "partition-id", "iota"}  # fmt: skip
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", "send")
+import numpy as np
+
+# Instructions that move nothing: names for what is there already, and the ends of transfers.
+FREE = {
+    "parameter",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "constant",
+    "copy-done",
+    "slice-done",
+    "after-all",
+    "domain",
+    "all-gather-done",
+    "all-reduce-done",
+    "collective-permute-done",
+    "partition-id",
+    "iota",
+}
+KINDS = (
+    "all-gather",
+    "reduce-scatter",
+    "all-reduce",
+    "all-to-all",
+    "collective-permute",
+    "send",
+)
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 SHAPE = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
-CALLED = re.compile(r"(?:calls|to_apply|called_computations|branch_computations|true_computation|false_computation)="
-                    r"\{?(%[\w.-]+(?:, ?%[\w.-]+)*)\}?")  # fmt: skip
+PLACED_SHAPE = re.compile(r"[a-z]+\d*[a-z0-9]*\[[\d,]*\](?:\{[^}]*\})?")
+CALLED = re.compile(
+    r"(?:calls|to_apply|called_computations|branch_computations|true_computation|"
+    r"false_computation)=\{?(%[\w.-]+(?:, ?%[\w.-]+)*)\}?"
+)
 
 
 @dataclass(frozen=True)
 class Instruction:
+    """One line of a computation."""
+
     name: str
     shape: str
     op: str
     rest: str  # operands and attributes
+
+
+@dataclass(frozen=True)
+class Execution:
+    """An instruction that a run of the program executes."""
+
+    instruction: Instruction
+    times: float
+    scope: str  # the innermost loop body, or the entry
+    computation: str  # that the instruction is written in
 
 
 @dataclass(frozen=True)
@@ -41,191 +79,196 @@ class Collective:
     where: str  # the operation of the source that caused it
 
 
-def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+def parse_computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
     """The computations of an HLO module by name, and the name of the entry."""
-    found: dict[str, list[Instruction]] = {}
+    computations: dict[str, list[Instruction]] = {}
     entry, current = "", None
     for line in text.splitlines():
         if line[:1] in "%E" and line.endswith("{"):
             name = re.match(r"(?:ENTRY )?%?([\w.-]+)", line)[1]
             entry = name if line.startswith("ENTRY") else entry
-            current = found.setdefault(name, [])
+            current = computations.setdefault(name, [])
         elif current is not None and (match := INSTRUCTION.match(line)):
             current.append(Instruction(*match.groups()))
-    return found, entry
+    return computations, entry
 
 
-def count_executions(text: str) -> Iterator[tuple[Instruction, float, str]]:
-    """Every instruction that a run of the module executes, how often, and the computation it is run from: that of the
-    innermost loop, since a fusion belongs to its caller. Both branches of a conditional are counted."""
-    parts, entry = computations(text)
+def list_executions(text: str) -> Iterator[Execution]:
+    """Every instruction that a run of the module executes, inside fusions too, and how often.
 
-    def walk(name: str, times: float, scope: str) -> Iterator[tuple[Instruction, float, str]]:
-        for i in parts.get(name, []):
-            yield i, times, scope
+    Both branches of a conditional are counted.
+    """
+    computations, entry = parse_computations(text)
+
+    def walk(name: str, times: float, scope: str) -> Iterator[Execution]:
+        for i in computations.get(name, []):
+            yield Execution(i, times, scope, name)
             if i.op == "while":
-                condition, body = (
-                    re.search(rf"{k}=%?([\w.-]+)", i.rest)[1] for k in ("condition", "body")
-                )
-                yield from walk(body, times * trips(i, parts[condition]), body)
+                body = re.search(r"body=%?([\w.-]+)", i.rest)[1]
+                condition = re.search(r"condition=%?([\w.-]+)", i.rest)[1]
+                yield from walk(body, times * count_trips(i, computations[condition]), body)
             else:
-                for names in CALLED.findall(i.rest):
-                    for called in names.split(","):
-                        yield from walk(called.strip().lstrip("%"), times, scope)
+                for called in list_called(i):
+                    yield from walk(called, times, scope)
 
-    yield from walk(entry, 1, entry)
+    yield from walk(entry, 1.0, entry)
+
+
+def list_called(i: Instruction) -> list[str]:
+    """The computations that an instruction calls; not those of a loop."""
+    return [name.strip(" %") for names in CALLED.findall(i.rest) for name in names.split(",")]
+
+
+def count_trips(loop: Instruction, condition: list[Instruction]) -> int:
+    """How often a loop runs: the compiler's own figure, else the constant of its condition."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if known:
+        return int(known[1])
+    constants = [re.match(r"(\d+)\)", i.rest) for i in condition if i.op == "constant"]
+    return max((int(match[1]) for match in constants if match), default=1)
 
 
 def traffic(text: str) -> float:
-    """Bytes that a TPU program moves through its main memory (HBM): what its instructions read and write there, loops
-    multiplied. Arrays in the scratchpad carry the layout mark S(1). A slice reads what it yields, an update in place
-    writes what it is given, a gather reads the rows it returns; the cost analysis of XLA counts whole operands there."""
-    parts, entry = computations(text)
-    total, todo = 0.0, [(entry, 1.0)]
-    while todo:
-        name, times = todo.pop()
-        shapes = {i.name: i.shape for i in parts.get(name, [])}
-        for i in parts.get(name, []):
-            if i.op == "while":
-                condition, body = (
-                    re.search(rf"{k}=%?([\w.-]+)", i.rest)[1] for k in ("condition", "body")
-                )
-                todo.append((body, times * trips(i, parts[condition])))
-            elif i.op in ("call", "conditional"):
-                todo += [
-                    (n.strip().lstrip("%"), times)
-                    for names in CALLED.findall(i.rest)
-                    for n in names.split(",")
-                ]
-            elif i.op not in FREE:
-                total += times * _moved(i, shapes)
+    """Bytes that a TPU program moves through its main memory (HBM), loops multiplied.
+
+    Arrays in the scratchpad carry the layout mark S(1). A slice reads what it yields, an update in
+    place writes what it is given, a gather reads the rows it returns; the cost analysis of XLA
+    counts whole operands there.
+    """
+    executions = list(list_executions(text))
+    # The inside of a fusion touches registers only: its operands and results are the fusion's.
+    fused = set()
+    shapes = {}
+    for e in executions:
+        shapes[e.computation, e.instruction.name] = e.instruction.shape
+        if e.instruction.op not in ("while", "call", "conditional"):
+            fused.update(list_called(e.instruction))
+    total = 0.0
+    for e in executions:
+        moves = e.instruction.op not in FREE | {"while", "call", "conditional"}
+        if moves and e.computation not in fused:
+            operands = re.findall(r"%([\w.-]+)", e.instruction.rest.split("), ")[0])
+            inputs = [shapes.get((e.computation, name), "") for name in operands]
+            total += e.times * count_moved_bytes(e.instruction, inputs)
     return total
 
 
-def _moved(i: Instruction, shapes: dict[str, str]) -> float:
-    inputs = [shapes.get(name, "") for name in re.findall(r"%([\w.-]+)", i.rest.split("), ")[0])]
-    read, written = sum(map(in_memory, inputs)), in_memory(i.shape)
-    if i.op.endswith(
-        "-start"
-    ):  # between memory and scratchpad: (from, to, ...), the smaller is what travels
-        return min(size(i.shape)[:2], default=0.0)
+def count_moved_bytes(i: Instruction, inputs: list[str]) -> float:
+    """Bytes that one instruction reads and writes in main memory; inputs: shapes of operands."""
+    sizes = [count_memory_bytes(shape) for shape in inputs]
+    both = sum(sizes) + count_memory_bytes(i.shape)
+    if i.op.endswith("-start"):
+        # Between memory and scratchpad: (from, to, ...), of which the smaller is what travels.
+        return min(list_bytes(i.shape)[:2], default=0.0)
     if "update" in i.name:
-        largest = max(map(in_memory, inputs), default=0.0)
-        return 2 * (read - largest) if largest else read + written
+        largest = max(sizes, default=0.0)  # what is updated in place
+        return 2 * (sum(sizes) - largest) if largest else both
     if "gather" in i.name or "slice" in i.name:
-        return 2 * sum(size(i.shape))
-    return read + written
+        return 2 * sum(list_bytes(i.shape))
+    return both
 
 
-def in_memory(shape: str) -> float:
+def count_memory_bytes(shape: str) -> float:
     """Bytes of the arrays of a type that are not in the scratchpad."""
-    placed = re.findall(r"[a-z]+\d*[a-z0-9]*\[[\d,]*\](?:\{[^}]*\})?", shape)
-    return sum(sum(size(one)) for one in placed if not re.search(r"S\([1-9]\)", one))
+    arrays = PLACED_SHAPE.findall(shape)
+    return sum(sum(list_bytes(one)) for one in arrays if not re.search(r"S\([1-9]\)", one))
 
 
-def trips(loop: Instruction, condition: list[Instruction]) -> int:
-    """How often a loop runs: what the compiler wrote down, else the constant that its condition compares with."""
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
-        return int(known[1])
-    constants = [
-        int(i.rest.split(")")[0])
-        for i in condition
-        if i.op == "constant" and re.match(r"\d+\)", i.rest)
-    ]
-    return max(constants, default=1)
-
-
-def size(shape: str) -> list[float]:
+def list_bytes(shape: str) -> list[float]:
     """Bytes of each array in a type: `(f32[8,128]{1,0}, s32[])` is [4096, 4]."""
-    out = []
+    sizes = []
     for kind, dims in SHAPE.findall(shape):
-        n = BYTES.get(kind, 4)
-        for d in filter(None, dims.split(",")):
-            n *= int(d)
-        out.append(n)
-    return out
+        # A name holds its number of bits: s4, bf16, f8e4m3fn; only pred has none.
+        bits = re.search(r"\d+", kind)
+        width = int(bits[0]) / 8 if bits else 1
+        sizes.append(width * np.prod([int(d) for d in dims.split(",") if d], initial=1.0))
+    return sizes
 
 
-def collectives(text: str, per_slice: int, devices: int) -> list[Collective]:
-    """The collectives of a step. per_slice: devices 0 .. per_slice-1 are the first slice, and so on."""
-    seen: dict[tuple, Collective] = {}
-    for i, times, scope in count_executions(text):
+def list_collectives(text: str, per_slice: int, devices: int) -> list[Collective]:
+    """The collectives of a step. per_slice: devices 0 .. per_slice-1 are the first slice."""
+    collectives: dict[tuple, Collective] = {}
+    for e in list_executions(text):
+        i = e.instruction
         kind = i.op.removesuffix("-start")
-        if kind not in KINDS or times == 0:
+        is_local_send = kind == "send" and "is_host_transfer=true" not in i.rest
+        if kind not in KINDS or e.times == 0 or is_local_send:
             continue
         chain = re.search(r'(?:chain_id|async_collective_name)="([^"]*)"', i.rest)
-        key = (scope, kind, chain[0] if chain else i.name)
-        group, crosses = members(i.rest, per_slice, devices)
-        if kind == "send" and "is_host_transfer=true" not in i.rest:
-            continue
         where = re.search(r'op_name="([^"]*)"', i.rest)
-        asynchronous = i.op.endswith("-start") or chain is not None
-        seen[key] = Collective(
+        groups = parse_groups(i.rest, devices)
+        largest = max((len(group) for group in groups), default=devices)
+        crosses = any(len({d // per_slice for d in group}) > 1 for group in groups)
+        collectives[e.scope, kind, chain[0] if chain else i.name] = Collective(
             kind,
-            received_bytes(kind, i, group),
-            times,
-            group,
-            asynchronous,
-            crosses or kind == "send",
-            where[1] if where else "",
+            bytes=count_received_bytes(kind, i, largest),
+            count=e.times,
+            group=largest,
+            asynchronous=i.op.endswith("-start") or chain is not None,
+            between_slices=crosses or kind == "send",
+            where=where[1] if where else "",
         )
-    return list(seen.values())
+    return list(collectives.values())
 
 
-def received_bytes(kind: str, i: Instruction, group: int) -> float:
-    """Bytes that one device receives: all shards but its own of a gather, all partial sums of its shard of a scatter."""
-    sizes = size(i.shape)
+def count_received_bytes(kind: str, i: Instruction, group: int) -> float:
+    """Bytes that one device of `group` receives.
+
+    Of a gather all shards but its own; of a scatter all partial sums of its shard.
+    """
+    sizes = list_bytes(i.shape)
     total = sum(sizes)
-    started = i.op.endswith("-start")  # those carry what went in as well
-    if kind == "all-gather":
-        total *= group / (group + 1) if started else 1
-        return total * (group - 1) / group
-    if kind == "reduce-scatter":
-        return total * (group - 1) / (group + 1 if started else 1)
-    if kind == "all-reduce":
-        return 2 * total * (group - 1) / group
-    if kind == "all-to-all":
-        return total * (group - 1) / group
+    # The type of a `-start` holds what goes in as well as what comes out.
+    started = i.op.endswith("-start")
+    others = (group - 1) / group
+    match kind:
+        case "all-gather":
+            return total * others * (group / (group + 1) if started else 1)
+        case "reduce-scatter":
+            return total * (group - 1) / (group + 1 if started else 1)
+        case "all-reduce":
+            return 2 * total * others
+        case "all-to-all":
+            return total * others
     return max(sizes, default=0.0)
-
-
-def members(rest: str, per_slice: int, devices: int) -> tuple[int, bool]:
-    """How many devices a collective joins, and whether any of its groups crosses a slice."""
-    groups = parse_groups(rest, devices)
-    crosses = any(len({d // per_slice for d in group}) > 1 for group in groups)
-    return max((len(g) for g in groups), default=devices), crosses
 
 
 def parse_groups(rest: str, devices: int) -> list[list[int]]:
     """Replica groups in any of XLA's three spellings, or the pairs of a permutation."""
-    import numpy as np
-
     if pairs := re.search(r"source_target_pairs=\{(\{.*?\})\}", rest):
         return [[int(a), int(b)] for a, b in re.findall(r"\{(\d+),(\d+)\}", pairs[1])]
+    # {{0,1},{2,3}}
     if listed := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", rest):
-        return [[int(d) for d in g.split(",")] for g in re.findall(r"\{([\d, ]+)\}", listed[1])]
+        return [_integers(group) for group in re.findall(r"\{([\d, ]+)\}", listed[1])]
+    # [2,2]<=[2,2]T(1,0): a shape of groups, over device ids in an order of axes
     if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
-        shape, order, turn = ([int(n) for n in (g or "").split(",") if n] for g in iota.groups())
+        shape, order, axes = (_integers(part or "") for part in iota.groups())
         ids = np.arange(np.prod(order)).reshape(order)
-        return (ids.transpose(turn) if turn else ids).reshape(shape).tolist()
-    if named := re.search(
+        return (ids.transpose(axes) if axes else ids).reshape(shape).tolist()
+    # mesh['x'=2,'y'=2] {'x'}: named axes, and those that are joined
+    named = re.search(
         r"replica_groups=(?:@?\w+)?mesh\[([^\]]*)\](?:<=\[[\d,]+\])?\s*\{([^}]*)\}", rest
-    ):
-        axes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
+    )
+    if named:
+        axes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
         joined = re.findall(r"'(\w+)'", named[2])
+        kept = [i for i, name in enumerate(axes) if name not in joined]
+        over = [i for i, name in enumerate(axes) if name in joined]
         ids = np.arange(np.prod(list(axes.values()))).reshape(list(axes.values()))
-        keep = [i for i, a in enumerate(axes) if a not in joined]
-        over = [i for i, a in enumerate(axes) if a in joined]
         width = int(np.prod([ids.shape[i] for i in over], initial=1))
-        return ids.transpose(keep + over).reshape(-1, width).tolist()
+        return ids.transpose(kept + over).reshape(-1, width).tolist()
     return [list(range(devices))]
 
 
-def cycles(text: str) -> float:
-    """The TPU compiler's cycle estimates summed over the program; nothing for kernels and waiting (see the plan)."""
+def _integers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",") if n.strip()]
+
+
+def sum_cycles(text: str) -> float:
+    """The TPU compiler's cycle estimates over the program; none for kernels and waiting."""
     total = 0.0
-    for i, times, _ in count_executions(text):
-        found = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
-        if found and int(found[1]) < 1e12:  # the largest integer stands for "unknown"
-            total += times * int(found[1])
+    for e in list_executions(text):
+        estimate = re.search(r'"estimated_cycles":"(\d+)"', e.instruction.rest)
+        if estimate and int(estimate[1]) < 1e12:  # the largest integer stands for "unknown"
+            total += e.times * int(estimate[1])
     return total

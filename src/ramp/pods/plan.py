@@ -197,7 +197,7 @@ def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -
         memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     )
     peak = resident + memory.temp_size_in_bytes
-    found = hlo.collectives(text, topology.per_slice, topology.device_count)
+    found = hlo.list_collectives(text, topology.per_slice, topology.device_count)
     found = [replace(one, count=one.count / tokens) for one in found]
     return {
         "fits": peak <= topology.hbm_bytes,
@@ -209,7 +209,7 @@ def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -
         "largest": [
             vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]
         ],
-        "cycles": hlo.cycles(text) / tokens,
+        "cycles": hlo.sum_cycles(text) / tokens,
         "traffic": hlo.traffic(text) / tokens if topology.chip.kind == "tpu" else None,
         "compile_seconds": time.perf_counter() - began,
         "hlo": text,
