@@ -28,23 +28,23 @@ tokenizer = "bytes"
 depth = 1
 width = 32
 head_dim = 16
-ff = 64
-vocab = 384
-context = 512
+mlp_dim = 64
+vocab_size = 384
+context_len = 512
 dtype = "float32"
 [pretrain]
-batch = 8
-seq = 32
+batch_size = 8
+seq_len = 32
 log_every = 1
-samples = 1
+num_samples = 1
 [finetune]
-batch = 8
+batch_size = 8
 [eval]
-batch = 8
-rows = 240
+batch_size = 8
+num_rows = 240
 [sample]
 prompts = ["w1 w2"]
-tokens = 300
+max_new_tokens = 300
 temperature = 0.0
 """
 

@@ -18,7 +18,7 @@ from ramp.model import cost
 from ramp.rundir import RunDir
 from ramp.stages import reinforce
 from ramp.text.tokenizer import Tokenizer
-from ramp.train import common
+from ramp.train import restore
 from ramp.train.preemption import Preemption
 
 SETTINGS = Reinforce(
@@ -59,7 +59,7 @@ def run(tmp_path, monkeypatch):
     rundir = RunDir(tmp_path / "run")
     rundir.data.mkdir(parents=True)
     Tokenizer.bytes_only().save(rundir.tokenizer)
-    real = common.load_params
+    real = restore.load_params
 
     def load(rundir, stage, c, tokenizer=None):
         return (
@@ -68,7 +68,7 @@ def run(tmp_path, monkeypatch):
             else real(rundir, stage, c, tokenizer)
         )
 
-    monkeypatch.setattr(common, "load_params", load)
+    monkeypatch.setattr(restore, "load_params", load)
     with jax.set_mesh(tiny.mesh()):
         yield rundir, c
 
@@ -116,7 +116,7 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
     """Two iterations, then the third after a restart: the same parameters as three at once."""
     rundir, c = run
     reinforce.run(rundir, c, Preemption())
-    whole = common.load_params(rundir, "reinforce", c)
+    whole = restore.load_params(rundir, "reinforce", c)
     other = RunDir(tmp_path / "other")
     other.data.mkdir(parents=True)
     Tokenizer.bytes_only().save(other.tokenizer)
@@ -124,7 +124,7 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
         other, replace(c, reinforce=replace_train(c.reinforce, steps=2, eval_every=2)), Preemption()
     )
     reinforce.run(other, c, Preemption())
-    tiny.assert_trees_close(common.load_params(other, "reinforce", c), whole, 0, 0)
+    tiny.assert_trees_close(restore.load_params(other, "reinforce", c), whole, 0, 0)
 
 
 def test_the_benchmark_keeps_what_it_has(tmp_path):

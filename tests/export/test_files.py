@@ -25,7 +25,7 @@ from ramp.model import transformer
 from ramp.rundir import RunDir
 from ramp.text.chat import render, render_prompt
 from ramp.text.tokenizer import LETTERS, Tokenizer
-from ramp.train.common import load_params, model_identity
+from ramp.train.restore import load_params, model_identity
 
 TEXTS = [
     "the cat sat on the mat",

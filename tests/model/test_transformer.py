@@ -13,7 +13,7 @@ from ramp.model import transformer
 from ramp.model.attention import attention
 from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import Block, linear
-from ramp.train.common import next_token_loss
+from ramp.model.loss import next_token_loss
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from ramp.synth import decide, generate, ledger
 from ramp.synth.corpus import PackedSamples, RealCorpus, TrainingPlan
 from ramp.text.rows import write_tokens
 from ramp.text.tokenizer import Tokenizer
-from ramp.train import common
+from ramp.train import restore
 from ramp.train.preemption import Preemption
 
 SETTINGS = Synthesize(
@@ -80,10 +80,10 @@ def start():
     with pytest.MonkeyPatch.context() as patch, jax.set_mesh(tiny.mesh()):
         first, real = (
             {"lm": tiny.lively(tiny.model(vocab_size=264, context_len=64))},
-            common.load_params,
+            restore.load_params,
         )
         patch.setattr(
-            common,
+            restore,
             "load_params",
             lambda d, s, c, t=None: first if s == "pretrain" else real(d, s, c, t),
         )

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp import config
-from ramp import host
+from ramp import config, host
 from ramp.errors import UserError
 from ramp.train import mesh
 
@@ -164,4 +163,4 @@ def test_huge_pages_are_asked_for_once(monkeypatch):
     able = len(asked)  # 0 where glibc or the kernel cannot
     monkeypatch.setenv("GLIBC_TUNABLES", host.TUNABLE)
     host.use_huge_pages()
-    assert asked == [host.TUNABLE] * able and able <= 1 and runs.has_huge_pages()
+    assert asked == [host.TUNABLE] * able and able <= 1 and host.has_huge_pages()

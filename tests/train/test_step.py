@@ -12,9 +12,9 @@ import pytest
 import tiny
 
 from ramp.config import Config, Text, Train, resolve
+from ramp.model.loss import next_token_loss
 from ramp.train import mesh as meshes
 from ramp.train import optim
-from ramp.train.common import next_token_loss
 from ramp.train.state import eval_params, init_guard, init_state
 from ramp.train.step import accumulate_grads, judge_step, make_step
 

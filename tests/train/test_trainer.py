@@ -23,11 +23,12 @@ from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.common import Trainer, init_template
+from ramp.train.clock import KINDS, Clock
 from ramp.train.preemption import Preempted, Preemption
+from ramp.train.restore import init_template
 from ramp.train.state import abstract_state, init_state
 from ramp.train.step import make_step
-from ramp.train.trainer import KINDS, Clock, Diverged, train_loop
+from ramp.train.trainer import Diverged, LoopRun, Trainer, run_steps, train_loop
 
 # Orbax leaves coroutines behind, which says nothing about us.
 pytestmark = pytest.mark.filterwarnings(
@@ -81,7 +82,7 @@ ADAM = optax.adam(0.05)
 def toy_fit(
     directory, t=TOY, loss=toy_loss, evaluate=lambda state, stop: {"eval/x": 1.0}, spy=None, tx=ADAM
 ):
-    """`fit` from the newest checkpoint in `directory`, or from nothing; returns the final state."""
+    """`train_loop` from the newest checkpoint in `directory`, or from nothing; returns the final state."""
     checkpoints = Checkpoints(directory / "ckpt", keep=10)
     state = toy_state(tx)
     like = jax.tree.map(
@@ -92,22 +93,21 @@ def toy_fit(
     clock = Clock()
     clock.add(saved["clock"], {})
     first = int(state.step)
-    with MetricWriter(directory, "toy", first + 1 if first else 0) as board, closing(checkpoints):
-        return train_loop(
-            state,
-            (spy or (lambda step: step))(make_step(loss, tx, t)),
-            Batches(rows(), t.batch_size, seed=1),
-            t,
-            mesh=jax.sharding.get_mesh(),
-            board=board,
-            checkpoints=checkpoints,
-            meta={"mine": 1},
+    step = make_step(loss, tx, t)
+    writer = MetricWriter(directory, "toy", first + 1 if first else 0)
+    with writer, closing(checkpoints):
+        run = LoopRun(
+            label="toy",
+            t=t,
             evaluate=evaluate,
             score="eval/x",
+            meta={"mine": 1},
+            writer=writer,
+            checkpoints=checkpoints,
             clock=clock,
             stop=Preemption(),
-            label="toy",
         )
+        return train_loop(run, state, spy(step) if spy else step, Batches(rows(), 4, seed=1))
 
 
 def lines(directory):
@@ -287,7 +287,7 @@ def test_a_run_of_bad_steps_stops_the_job_and_leaves_the_last_good_checkpoint(
         Diverged, match=r"3 steps in a row, up to step 9, .*last checkpoint is good"
     ):
         toy_fit(tmp_path, t, spy=spy)
-    assert in_flight == [None]  # `fit` itself waited for the save
+    assert in_flight == [None]  # the loop itself waited for the save
     assert Checkpoints(tmp_path / "ckpt").steps() == [5]
     good = toy_fit(tmp_path / "good", replace(t, steps=5))
     again = toy_fit(tmp_path, replace(t, steps=5))
@@ -331,6 +331,19 @@ def test_the_clock_counts_what_a_killed_start_did_for_nothing():
     assert stopped.split()["lost"] == 0.0
 
 
+def test_run_steps_is_the_bare_loop():
+    tx = optax.adam(0.05)
+    step, state = make_step(toy_loss, tx, TOY), toy_state(tx)
+    batches = Batches(rows(), 4, seed=1)
+    state, history = run_steps(step, state, (batches(i) for i in range(5)))
+    assert int(state.step) == 5 and len(history) == 5
+    again = toy_state(tx)
+    for i in range(5):
+        again, metrics = step(again, batches(i))
+        assert float(metrics["train/loss"]) == float(history[i]["train/loss"])
+    assert_same(state, again)
+
+
 # ---------------------------------------------------------------------------------------------------- a real stage
 def stage(optimizer="muon", **over):
     train = Train(
@@ -369,7 +382,8 @@ def train(path, s, leave=None):
 
 def test_a_stage_resumes_bitwise_and_reports(tmp_path):
     whole, report = train(tmp_path / "whole", stage())
-    assert report["steps"] == 6 and report["tokens"] == 6 * 4 * 8 and report["skipped_steps"] == 0
+    assert (report.steps, report.tokens, report.skipped_steps) == (6, 6 * 4 * 8, 0)
+    assert report.to_dict()["best_step"] in (3, 6)
     with pytest.raises(Preempted):
         train(tmp_path / "parts", stage(), leave=3)
     parts, _ = train(tmp_path / "parts", stage())
@@ -394,9 +408,9 @@ def test_a_stage_that_died_tells_what_it_lost(tmp_path, monkeypatch):
         if name in KINDS
     )
     _, report = train(tmp_path, replace(stage(), t=t))
-    assert report["time"]["lost"] == pytest.approx(seconds) and seconds > 0
-    assert report["time"]["init"] > 0 and report["seconds"] == pytest.approx(
-        sum(report["time"].values()), abs=0.5
+    assert report.time["lost"] == pytest.approx(seconds) and seconds > 0
+    assert report.time["init"] > 0 and report.seconds == pytest.approx(
+        sum(report.time.values()), abs=0.5
     )
     shares = [line["time/goodput"] for line in lines(tmp_path) if "time/goodput" in line]
     assert len(shares) == 6 and all(0 <= share < 1 for share in shares)

@@ -21,7 +21,7 @@ from ramp.rundir import RunDir
 from ramp.text.ngrams import baselines
 from ramp.text.rows import ArrayRows, Batches, SubsampledRows, TokenRows, read_tokens
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.common import load_params
+from ramp.train.restore import load_params
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
 

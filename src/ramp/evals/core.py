@@ -26,7 +26,7 @@ from ramp.model.loss import cross_entropy
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.common import load_params
+from ramp.train.restore import load_params
 from ramp.train.mesh import ROWS, shard_batch
 from ramp.train.preemption import Preemption
 

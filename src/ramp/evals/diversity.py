@@ -21,7 +21,7 @@ from ramp.rundir import RunDir
 from ramp.synth import measure
 from ramp.text.chat import conversations, render_prompt
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.common import load_params
+from ramp.train.restore import load_params
 
 BATCH = 32  # answers sampled at once
 SHOWN = "distinct", "chao1", "entropy", "effective"

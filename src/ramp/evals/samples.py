@@ -10,7 +10,7 @@ from ramp.rundir import RunDir
 from ramp.tasks import tool
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.common import load_params
+from ramp.train.restore import load_params
 from ramp.train.preemption import Preemption
 
 

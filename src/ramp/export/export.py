@@ -16,7 +16,7 @@ from ramp.config import Config, Model
 from ramp.errors import UserError
 from ramp.export import load
 from ramp.text.tokenizer import SPECIALS, Tokenizer
-from ramp.train.common import model_identity
+from ramp.train.restore import model_identity
 
 # The keys of a model that config.json has words for, and those that finished weights no longer depend on.
 SAID = {

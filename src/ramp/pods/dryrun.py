@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from ramp.config import Config, Train
 from ramp.model import cost
 from ramp.host import has_huge_pages, setup_devices
-from ramp.train.common import lower_train_step
+from ramp.train.trainer import lower_train_step
 from ramp.train.mesh import compiler_options
 
 UTILISATION = (

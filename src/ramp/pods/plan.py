@@ -37,7 +37,7 @@ from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.files import write_atomic
 from ramp.train import mesh as meshes
-from ramp.train.common import lower_train_step
+from ramp.train.trainer import lower_train_step
 from ramp.train.mesh import ROWS
 from ramp.train.state import abstract_state
 

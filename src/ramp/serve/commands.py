@@ -84,7 +84,7 @@ def _opened(
     stage = stage or ("finetune" if found.checkpoints("finetune").exists() else "pretrain")
     from ramp.host import setup_devices
     from ramp.text.tokenizer import Tokenizer
-    from ramp.train.common import load_params
+    from ramp.train.restore import load_params
 
     c = _in_memory(c) if alone else setup_devices(c)
     tokenizer = Tokenizer.load(found.tokenizer)
@@ -120,7 +120,7 @@ def _import(args: argparse.Namespace) -> int:
     from ramp.model import transformer
     from ramp.reporting.report import update_report
     from ramp.train.checkpoint import Checkpoints
-    from ramp.train.common import model_identity
+    from ramp.train.restore import model_identity
     from ramp.train.state import abstract_state
 
     f, tokenizer = load.open_foreign(args.file)

@@ -16,7 +16,7 @@ from ramp.host import setup_devices
 from ramp.rundir import RunDir
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
-from ramp.train.common import load_params
+from ramp.train.restore import load_params
 
 PIECE = 8  # tokens decoded between two looks at the screen
 

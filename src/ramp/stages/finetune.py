@@ -3,6 +3,8 @@
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
+from typing import Any
 
 import jax
 
@@ -10,6 +12,7 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.evals import bpb, samples
 from ramp.model.loss import next_token_loss
+from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.stages.trials import TrialRunner, solved_conversations
 from ramp.tasks import tool
@@ -17,82 +20,99 @@ from ramp.text import chat
 from ramp.text.corpus import split_of
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
-from ramp.train import common
 from ramp.train.preemption import Preemption
+from ramp.train.restore import load_params
 from ramp.train.state import eval_params
+from ramp.train.trainer import Trainer
 
 
-def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
+    """Train from the weights of pretraining, or resume; return what the report shows."""
     began = time.perf_counter()
+    t = c.finetune
     tokenizer = Tokenizer.load(rundir.tokenizer)
     trials = TrialRunner(rundir, c, tokenizer)
     rows, counts = pack_rows(c, tokenizer)
-    for split, packed in rows.items() if jax.process_index() == 0 else ():
-        packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
-    loss_nats = bpb.make_bits_per_byte(c, rows["val"], tokenizer)
-    print(
-        f"finetune: {counts['rendered']:,} conversations in {len(rows['train']):,} rows of {c.finetune.seq_len}; "
-        f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped; "
-        + (f"{counts['problems']:,} solved problems; " if c.chat.tasks else "")
-        + f"{counts['loss_tokens']:,} tokens bear loss"
-    )
+    if jax.process_index() == 0:
+        for split, packed in rows.items():
+            packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
+    measure = bpb.make_bits_per_byte(c, rows["val"], tokenizer)
+    print_counts(c, rows, counts)
 
-    def figures(params, step, board, stop) -> dict[str, float]:
-        values = {
-            f"eval/chat_{name.removeprefix('val_')}": value
-            for name, value in asdict(loss_nats(params, stop)).items()
-        }
-        for turn in samples.answer_questions(
-            c, params, tokenizer, c.finetune.num_samples, lambda: stop.check(step)
-        ):
-            board.text(step, f"chat/{turn['question']}", turn["answer"])
-        return values | trials(params, step, board, stop)
+    def evaluate(
+        params: dict, step: int, writer: MetricWriter, stop: Preemption
+    ) -> dict[str, float]:
+        values = {}
+        for name, value in asdict(measure(params, stop)).items():
+            values[f"eval/chat_{name.removeprefix('val_')}"] = value
+        turns = samples.answer_questions(
+            c, params, tokenizer, t.num_samples, lambda: stop.check(step)
+        )
+        for turn in turns:
+            writer.text(step, f"chat/{turn['question']}", turn["answer"])
+        return values | trials(params, step, writer, stop)
 
-    stage = common.Trainer(
+    trainer = Trainer(
         name="finetune",
         c=c,
-        t=c.finetune,
-        loss=next_token_loss(c.model, c.finetune.z_loss),
-        batches=Batches(rows["train"], c.finetune.batch_size, c.seed),
+        t=t,
+        loss=next_token_loss(c.model, t.z_loss),
+        batches=Batches(rows["train"], t.batch_size, c.seed),
         tokenizer=tokenizer,
     )
-    state, report = stage.train(
-        rundir,
-        lambda: common.load_params(rundir, "pretrain", c, tokenizer),
-        figures,
-        "eval/chat_nats",
-        stop,
-    )
+    start = partial(load_params, rundir, "pretrain", c, tokenizer)
+    state, report = trainer.train(rundir, start, evaluate, "eval/chat_nats", stop)
     with stop:
-        final = loss_nats(eval_params(state), stop)
-    print(f"finetune: {final.val_nats:.4f} nats per assistant token on held-out conversations")
-    counted = trials.end() | {"counts": dict(counts), "rows": len(rows["train"])}
-    return (
-        report | {"chat_nats": final.val_nats} | counted | {"seconds": time.perf_counter() - began}
-    )
+        final = measure(eval_params(state), stop)
+    nats = final.val_nats
+    print(f"finetune: {nats:.4f} nats per assistant token on held-out conversations")
+    result = report.to_dict() | {"chat_nats": nats} | trials.end()
+    result |= {"counts": dict(counts), "rows": len(rows["train"])}
+    # Packing and trials count too, so this is more than the trainer's own seconds.
+    return result | {"seconds": time.perf_counter() - began}
+
+
+def print_counts(c: Config, rows: dict[str, ArrayRows], counts: Counter) -> None:
+    """Say what became of the conversations: none is dropped in silence."""
+    parts = [
+        f"{counts['rendered']:,} conversations in {len(rows['train']):,} rows of {c.finetune.seq_len}",
+        f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped",
+        f"{counts['loss_tokens']:,} tokens carry loss",
+    ]
+    if c.chat.tasks:
+        parts.insert(2, f"{counts['problems']:,} solved problems")
+    print(f"finetune: {'; '.join(parts)}")
 
 
 def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Counter]:
-    """Conversations of all sources, split by a hash of their ids, in rows of `finetune.seq_len` tokens."""
+    """Return rows of `finetune.seq_len` tokens by split, and counts of what became of what.
+
+    Conversations of all sources are split by a hash of their ids. Solved problems of `chat.tasks`
+    are for training only: the held-out ones are the trials'.
+    """
+    seq_len = c.finetune.seq_len
     counts: Counter = Counter()
     by_split: dict[str, list] = {"train": [], "val": []}
     for source in c.chat.sources:
         for doc_id, messages in chat.conversations(source, counts, c.seed):
             by_split[split_of(doc_id, c.chat.val_fraction)].append((doc_id, messages))
-    seq = c.finetune.seq_len
-    rendered = {
-        split: list(chat.render_all(tokenizer, talks, seq + 1, counts, tool.encode_with_calls))
-        for split, talks in by_split.items()
-    }
+    rendered = {}
+    for split, documents in by_split.items():
+        # One token more than a row: the last one is a target only.
+        conversations = chat.render_all(
+            tokenizer, documents, seq_len + 1, counts, tool.encode_with_calls
+        )
+        rendered[split] = list(conversations)
     problems = list(solved_conversations(c, tokenizer))
-    counts.update(problems=len(problems), loss_tokens=sum(sum(weights) for _, weights in problems))
+    counts["problems"] += len(problems)
+    counts["loss_tokens"] += sum(sum(weights) for _, weights in problems)
     rendered["train"] += problems
-    for split, talks in rendered.items():
-        if not talks:
+    for split, conversations in rendered.items():
+        if not conversations:
             raise UserError(
-                f"no conversation of the {split} split fits into rows of {seq} tokens ({counts['too_long']} are too long); "
+                f"no conversation of the {split} split fits into rows of {seq_len} tokens "
+                f"({counts['too_long']} are too long); "
                 "add conversations, or raise finetune.seq_len"
             )
-    return {
-        split: chat.pack(talks, seq, tokenizer.pad) for split, talks in rendered.items()
-    }, counts
+    rows = {split: chat.pack(talks, seq_len, tokenizer.pad) for split, talks in rendered.items()}
+    return rows, counts

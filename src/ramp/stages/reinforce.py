@@ -18,12 +18,12 @@ from ramp.credit import audit, learn, page, process_head, rollouts
 from ramp.credit.advantages import METHODS, MONTE_CARLO
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
-from ramp.model.loss import next_token_loss
 from ramp.files import write_atomic
+from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
-from ramp.train import common
+from ramp.train import restore, trainer
 from ramp.train.preemption import Preemption
 from ramp.train.state import State, eval_params
 
@@ -43,7 +43,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     measure = partial(learn.measure_accuracy, c.model, t, tokenizer)
-    start = partial(common.load_params, rundir, "finetune", c, tokenizer)
+    start = partial(restore.load_params, rundir, "finetune", c, tokenizer)
     if t.sft_steps:
         state, _ = run_sft(rundir, c, tokenizer, start, stop)
         params = eval_params(state)
@@ -62,7 +62,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
             "rl/not_verified": 1 - found["verified"]
         }
 
-    stage = common.Trainer(
+    stage = trainer.Trainer(
         name="reinforce",
         c=c,
         t=t.train,
@@ -79,14 +79,14 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     after, _ = measure(eval_params(state))
     print_accuracy("after", after)
     save_page(rundir, c, tokenizer, eval_params(state))
-    report |= {
+    result = report.to_dict() | {
         "task": t.task,
         "level": t.level,
         "method": t.method,
         "before": before,
         "after": after,
     }
-    return report | {"seconds": time.perf_counter() - began}
+    return result | {"seconds": time.perf_counter() - began}
 
 
 def print_accuracy(when: str, found: dict[str, float]) -> None:
@@ -146,7 +146,7 @@ def run_sft(
         )
         return {name: a[lo:hi] for name, a in rows.items()}
 
-    stage = common.Trainer("imitate", c, recipe, next_token_loss(c.model, 0.0), batches, tokenizer)
+    stage = trainer.Trainer("imitate", c, recipe, next_token_loss(c.model, 0.0), batches, tokenizer)
     return stage.train(rundir, start, lambda *_: {}, "", stop)
 
 
@@ -189,7 +189,7 @@ def show_credit(rundir: RunDir, c: Config, first: int, groups: int) -> str:
             f"--problem is at least 0 and --groups at least 1, not {first} and {groups}"
         )
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    params = common.load_params(rundir, "reinforce", c, tokenizer)
+    params = restore.load_params(rundir, "reinforce", c, tokenizer)
     path, told = save_page(rundir, c, tokenizer, params, groups, first)
     print(told)
     return str(path)

@@ -18,9 +18,9 @@ from ramp import config
 from ramp.config import Config, Synthesize
 from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
+from ramp.files import write_atomic
 from ramp.model.loss import next_token_loss
 from ramp.reporting.metrics import MetricWriter
-from ramp.files import write_atomic
 from ramp.rundir import RunDir
 from ramp.synth import decide, drift, generate, guard, ledger, measure, mix, page
 from ramp.synth.corpus import Bits, PackedSamples, RealCorpus, TrainingPlan
@@ -28,7 +28,7 @@ from ramp.synth.generate import Prompt, Sample
 from ramp.synth.guard import CollapseGuard, Trained
 from ramp.synth.measure import Docs
 from ramp.text.tokenizer import Tokenizer
-from ramp.train import common
+from ramp.train import restore, trainer
 from ramp.train.fingerprint import fingerprint
 from ramp.train.preemption import Preemption
 from ramp.train.state import eval_params
@@ -110,7 +110,7 @@ class Loop:
         t = config.identity(self.t)
         del t["generations"]  # more of them go on with the same run
         return config.fingerprint(
-            self.c.seed, t, common.model_identity(self.c.model), self.tokenizer.fingerprint
+            self.c.seed, t, restore.model_identity(self.c.model), self.tokenizer.fingerprint
         )
 
     @property
@@ -128,7 +128,7 @@ class Loop:
     def params(self, g: int) -> dict:
         """The model of a generation; 0: the one that the stage starts from."""
         stage = self.t.start_stage if g == 0 else f"synthesize-{g}"
-        return common.load_params(self.rundir, stage, self.c, self.tokenizer)
+        return restore.load_params(self.rundir, stage, self.c, self.tokenizer)
 
     def draw(
         self, params: dict, prompts: list[Prompt], g: int, how: SamplingParams
@@ -368,7 +368,7 @@ class Loop:
         t = replace(
             s.train, eval_every=s.train.steps, save_every=min(s.train.save_every, s.train.steps)
         )
-        stage = common.Trainer(
+        stage = trainer.Trainer(
             name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer
         )
         copy = lambda: jax.tree.map(lambda a: a + 0, start)  # noqa: E731  the stage donates what it starts from

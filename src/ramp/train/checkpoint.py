@@ -209,6 +209,15 @@ class Checkpoints:
     def scored(self, step: int) -> bool:
         return self._record(step)["score"] is not None
 
+    def leaf_names(self) -> set[str]:
+        """Leaf paths in the newest step whose record can be read; none where nothing was saved."""
+        for step in reversed(self.steps()):
+            try:
+                return set(self._record(step)["leaves"])
+            except DamagedCheckpoint:
+                continue
+        return set()
+
     def best_step(self) -> int | None:
         """The step with the lowest score, the later of equals; None if no step has one."""
         scores = []

@@ -1,226 +1,364 @@
-"""The host's side of training: feed batches, read metrics one step late, evaluate, save, stop when asked.
+"""The one training loop: feed batches, read metrics one step late, evaluate, save, stop when asked.
 
-The device never waits for the host: step k+1 is dispatched before the metrics of step k are fetched. Nothing here is
-part of the state: kill this process at any moment and the same command goes on from the last checkpoint, bitwise.
+`Trainer` is what a stage of training is; its `train` starts or resumes it and reports. `train_loop`
+is the host's side of it. The device never waits for the host: step k+1 is dispatched before the
+metrics of step k are fetched. Nothing of the loop is part of the state: kill the process at any
+moment and the same command goes on from the last checkpoint, bitwise.
 """
 
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import jax
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
 
-from ramp.config import Train
-from ramp.reporting.metrics import MetricWriter
-from ramp.text.rows import Batches
+from ramp.config import Config, Train
+from ramp.model.loss import next_token_loss
+from ramp.reporting.metrics import MetricWriter, read_last_values
+from ramp.rundir import RunDir
+from ramp.text.tokenizer import Tokenizer
+from ramp.train import optim
 from ramp.train.checkpoint import Checkpoints
-from ramp.train.mesh import shard_batch
+from ramp.train.clock import KINDS, Clock
+from ramp.train.mesh import ROWS, compiler_options, shard_batch
 from ramp.train.preemption import Preempted, Preemption
-from ramp.train.state import State
+from ramp.train.progress import Show, show_progress
+from ramp.train.restore import init_template, make_meta, require_same_identity
+from ramp.train.state import State, abstract_state, eval_params, init_state
+from ramp.train.step import Batch, Loss, Metrics, Step, make_step
+
+MakeRows = Callable[[int, int, int], dict[str, np.ndarray]]  # (step, lo, hi), see `text.rows`
+Evaluate = Callable[[dict, int, MetricWriter, Preemption], dict[str, float]]
 
 
 class Diverged(Exception):
-    """The guard refused so many steps in a row that training cannot go on. The last checkpoint is good."""
+    """Training cannot go on: the state, or every new gradient, is bad. The last checkpoint is good."""
 
 
-KINDS = ("init", "data", "compile", "step", "eval", "save", "lost", "other")
+@dataclass(frozen=True)
+class TrainReport:
+    """What became of a stage, all its starts together."""
+
+    seconds: float
+    time: dict[str, float]
+    """seconds by kind, see `clock.KINDS`"""
+    steps: int
+    tokens: int
+    skipped_steps: int
+    best_step: int | None
+    """the checkpoint with the lowest score; None if nothing was evaluated"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as it is written to report.json."""
+        return asdict(self)
 
 
-class Clock:
-    """Seconds of a stage by kind, its earlier starts included. `lost`: what a killed start did after its last save, up to
-    its last logged step; `other`: what belongs to no kind. The time between two starts is nobody's."""
+@dataclass(frozen=True)
+class Trainer:
+    """One stage of training: its name, settings, loss and rows."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(KINDS[:-1], 0.0)
-        self._began = time.perf_counter()
+    name: str
+    c: Config
+    t: Train
+    loss: Loss
+    batches: MakeRows
+    tokenizer: Tokenizer
+    wrap_step: Callable[[Step], Step] = lambda step: step
+    """adds to a step what is done around it, such as sampling the batch from the state"""
+    keep_ref: bool = False
+    """keep the starting parameters in `State.ref`, frozen"""
+    add_params: Callable[[dict], dict] = lambda params: params
+    """adds parameters to those that the stage starts from, such as a head"""
 
-    def add(self, saved: dict[str, float], logged: dict[str, float]) -> None:
-        """Earlier starts: their split when they saved, and as last logged, which a killed one did later than it saved."""
-        lost = max(0.0, sum(logged.values()) - sum(saved.values()))
-        self._began -= sum(saved.values()) + lost
-        for kind in self.seconds:
-            self.seconds[kind] += saved.get(kind, 0.0)
-        self.seconds["lost"] += lost
+    def train(
+        self,
+        rundir: RunDir,
+        start: Callable[[], dict],
+        evaluate: Evaluate,
+        score: str,
+        stop: Preemption,
+    ) -> tuple[State, TrainReport]:
+        """Train to the last step and return the state and a report.
 
-    @contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[kind] += time.perf_counter() - start
+        Goes on from the stage's newest checkpoint, or from the parameters that `start()` makes.
+        `evaluate(params, step, writer, stop)` returns values by tag and may draw with the writer;
+        the best checkpoint is the one with the lowest value of the tag `score`.
+        """
+        clock = Clock()
+        mesh = jax.sharding.get_mesh()
+        on_first_process = jax.process_index() == 0
+        meta = make_meta(self.name, self.c, self.tokenizer)
+        checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.max_to_keep)
+        with closing(checkpoints):
+            # Restore, or start.
+            saved_time: dict[str, float] = {}
+            with clock("init"):
+                like = abstract_state(lambda: self.init_state(init_template(self.c.model)), mesh)
+                restored = checkpoints.restore(like)
+                if restored is None:
+                    state = jax.jit(self.init_state, donate_argnums=0)(start())
+                else:
+                    state, saved, step = restored
+                    require_same_identity(saved, meta, checkpoints.directory / str(step))
+                    saved_time = saved["clock"]
+            first = int(state.step)
+            if on_first_process:
+                logged = read_last_values(rundir.path / "metrics.jsonl", self.name, "time/")
+                clock.add(saved_time, {kind: logged[kind] for kind in KINDS if kind in logged})
 
-    @property
-    def total(self) -> float:
-        return time.perf_counter() - self._began
+            # Train.
+            first_line = first + 1 if first else 0
+            with MetricWriter(rundir.path, self.name, first_line, on_first_process) as writer:
+                last_values: dict[str, float] = {}
 
-    def split(self) -> dict[str, float]:
-        return {**self.seconds, "other": max(0.0, self.total - sum(self.seconds.values()))}
+                def evaluate_state(state: State, stop: Preemption) -> dict[str, float]:
+                    params, step = eval_params(state), int(state.step)
+                    log_weight_histograms(writer, step, params)
+                    values = evaluate(params, step, writer, stop)
+                    last_values.update(values)
+                    return values
 
-    @property
-    def goodput(self) -> float:
-        """The share of the time that went into steps which count."""
-        return self.seconds["step"] / max(self.total, 1e-9)
+                run = LoopRun(
+                    label=self.name,
+                    t=self.t,
+                    evaluate=evaluate_state,
+                    score=score,
+                    meta=meta,
+                    writer=writer,
+                    checkpoints=checkpoints,
+                    clock=clock,
+                    stop=stop,
+                )
+                options = compiler_options(self.c.mesh)
+                step = make_stage_step(self.loss, self.t, self.c.model.dtype, options)
+                state = train_loop(run, state, self.wrap_step(step), self.batches)
+                hparams = {f"model.{key}": value for key, value in vars(self.c.model).items()}
+                writer.hparams(vars(self.t) | hparams, last_values)
+
+            # Report.
+            report = TrainReport(
+                seconds=clock.total,
+                time=clock.split(),
+                steps=self.t.steps,
+                tokens=self.t.steps * self.t.batch_size * self.t.seq_len,
+                skipped_steps=int(state.guard["skipped"]),
+                best_step=checkpoints.best_step(),
+            )
+        return state, report
+
+    def init_state(self, params: dict) -> State:
+        """Return the state that the stage begins with, from the parameters it starts from."""
+        # A copy: the state is donated from step to step, and the reference must outlive it.
+        ref = jax.tree.map(lambda w: w + 0, params) if self.keep_ref else None
+        tx = optim.make_optimizer(self.t, self.c.model.dtype)
+        params = self.add_params(params)
+        return init_state(params, tx, self.c.seed, average=self.t.ema_decay > 0, ref=ref)
+
+
+# ------------------------------------------------------------------------------------------ the loop
+@dataclass(frozen=True)
+class LoopRun:
+    """What the host has at hand while it trains one stage."""
+
+    label: str
+    t: Train
+    evaluate: Callable[[State, Preemption], dict[str, float]]
+    """returns values by tag; raises `Preempted` or returns none when it is asked to stop"""
+    score: str
+    meta: dict[str, Any]
+    writer: MetricWriter
+    checkpoints: Checkpoints
+    clock: Clock
+    stop: Preemption
+
+    def must_evaluate(self, done: int) -> bool:
+        """Whether an evaluation is due after `done` steps."""
+        return done % self.t.eval_every == 0 or done == self.t.steps
+
+    def must_save(self, done: int) -> bool:
+        """Whether a checkpoint is due after `done` steps."""
+        return done % self.t.save_every == 0 or done == self.t.steps
+
+    def evaluate_state(self, state: State, done: int) -> float | None:
+        """Evaluate and log; return the score, None if a stop cut the evaluation short."""
+        values: dict[str, float] = {}
+        with self.clock("eval"), suppress(Preempted):
+            values = self.evaluate(state, self.stop)
+        if values:
+            self.writer.scalars(done, values)
+        return values.get(self.score)
+
+    def save(self, state: State, done: int, score: float | None) -> None:
+        """Start to save the state in the background."""
+        with self.clock("save"):
+            meta = self.meta | {"clock": self.clock.split()}
+            self.checkpoints.save(done, state, meta, score)
+
+    def leave(self, done: int) -> None:
+        """Wait for the checkpoint and raise `Preempted`."""
+        self.checkpoints.wait()
+        raise Preempted(
+            f"{self.label} stopped at step {done} of {self.t.steps} and is saved; "
+            "the same command goes on"
+        )
+
+
+def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> State:
+    """Train from `state.step` to the last step and return the final state, saved.
+
+    Raises `Diverged`, or `Preempted` with the state saved.
+    """
+    t, clock, stop = run.t, run.clock, run.stop
+    mesh = jax.sharding.get_mesh()
+    first = int(state.step)
+    with stop, show_progress(run.label, first, t.steps) as show:
+        # An evaluation that a stop cut short is made up for, before any step.
+        if first and run.must_evaluate(first) and not run.checkpoints.scored(first):
+            run.checkpoints.rescore(first, run.evaluate_state(state, first))
+            if stop.requested(first):
+                run.leave(first)
+
+        reader = MetricReader(run, show, first, clock.busy)
+        pending: Metrics | None = None  # of the step before, still on the device
+        for done in range(first + 1, t.steps + 1):
+            with clock("data"):
+                batch = shard_batch(mesh, partial(batches, done - 1), t.batch_size)
+            if done == first + 1:
+                with clock("compile"):
+                    state, metrics = step(state, batch)
+                    jax.block_until_ready(metrics)
+            else:
+                with clock("step"):
+                    state, metrics = step(state, batch)
+            with clock("step"):
+                if pending is not None:
+                    reader.read(done - 1, pending)
+                pending = metrics
+
+            leaving = stop.requested(done)
+            evaluating = run.must_evaluate(done) and not leaving
+            if not (evaluating or leaving or run.must_save(done)):
+                continue
+            # Never evaluate or save what the guard has not passed: wait for this step's metrics.
+            with clock("step"):
+                reader.read(done, pending)
+                pending = None
+            score = None
+            if evaluating:
+                score = run.evaluate_state(state, done)
+                leaving = stop.requested(done)
+            if leaving or run.must_save(done):
+                run.save(state, done, score)
+            if leaving:
+                run.leave(done)
+        with clock("save"):
+            run.checkpoints.wait()
+    return state
 
 
 @dataclass(frozen=True)
 class MetricReader:
-    """Brings the metrics of a finished step to the host, logs them when due, stops a run that no longer learns."""
+    """Brings the metrics of a finished step to the host, logs them when due, ends what is lost."""
 
-    t: Train
-    first: int  # the step this process began at
-    busy_before: float  # seconds of data and step that earlier starts had spent
-    board: MetricWriter
-    checkpoints: Checkpoints
-    clock: Clock
-    show: Callable[[int, float, float], None]
+    run: LoopRun
+    show: Show
+    first: int
+    """steps done when this process began"""
+    busy_before: float
+    """seconds of data and steps that earlier starts had spent"""
 
-    def read(self, done: int, metrics: dict) -> None:
-        """metrics: of step `done` - 1, still on the device. Waits for them."""
+    def read(self, done: int, metrics: Metrics) -> None:
+        """Wait for the metrics of the last of `done` steps. Raises `Diverged`."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        tokens = self.t.batch_size * self.t.seq_len
-        busy = self.clock.seconds["step"] + self.clock.seconds["data"] - self.busy_before
-        speed = (done - self.first - 1) * tokens / max(busy, 1e-9)
+        t, clock = self.run.t, self.run.clock
+        tokens = t.batch_size * t.seq_len
+        # The first step of a process is compiling, not speed.
+        speed = (done - self.first - 1) * tokens / max(clock.busy - self.busy_before, 1e-9)
         self.show(done, values["train/loss"], speed)
-        stuck = values["guard/streak"] >= self.t.max_skipped_steps
-        if done % self.t.log_every == 0 or done in (1, self.t.steps) or stuck:
-            values |= {"train/tokens": float(done * tokens), "time/tokens_per_s": speed}
-            values["time/goodput"] = self.clock.goodput
-            self.board.scalars(
-                done, values | {f"time/{kind}": s for kind, s in self.clock.split().items()}
-            )
-            self.checkpoints.check()
+        stuck = values["guard/streak"] >= t.max_skipped_steps
+        if done % t.log_every == 0 or done in (1, t.steps) or stuck:
+            values["train/tokens"] = float(done * tokens)
+            values["time/tokens_per_s"] = speed
+            values["time/goodput"] = clock.goodput
+            seconds = {f"time/{kind}": spent for kind, spent in clock.split().items()}
+            self.run.writer.scalars(done, values | seconds)
+            self.run.checkpoints.check()
+        # Loss and gradient were good and the state is not any more: it must never be saved.
         if not math.isfinite(values["train/update_norm"]):
-            # Loss and gradient were good and the state is not any more: it is never saved.
-            self.checkpoints.wait()
+            self.run.checkpoints.wait()
             raise Diverged(
                 f"the update of step {done} is not finite although its gradient is; "
-                "the last checkpoint is good. Look at the optimizer's settings"
+                "the last checkpoint is good. Look at the settings of the optimizer"
             )
         if stuck:
-            self.checkpoints.wait()
+            self.run.checkpoints.wait()
             raise Diverged(
-                f"{int(values['guard/streak'])} steps in a row, up to step {done}, had a non-finite or outlying loss or "
-                f"gradient (loss {values['train/loss']:g}, gradient norm {values['train/grad_norm']:g}); none of them "
-                "changed anything. Lower the rates (lr_scale) or look at the data; the last checkpoint is good"
+                f"{int(values['guard/streak'])} steps in a row, up to step {done}, had a "
+                f"non-finite or outlying loss or gradient (loss {values['train/loss']:g}, gradient "
+                f"norm {values['train/grad_norm']:g}); none of them changed anything. Lower the "
+                "rates (lr_scale) or look at the data; the last checkpoint is good"
             )
 
 
-def train_loop(
-    state: State,
-    step_fn: Callable,
-    batches: Batches,
+def run_steps(step: Step, state: State, batches: Iterable[Batch]) -> tuple[State, list[Metrics]]:
+    """Take one step a batch; return the state and the metrics of each step, still on the device.
+
+    The bare loop, for experiments that log and save nothing.
+    """
+    history = []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        history.append(metrics)
+    return state, history
+
+
+def log_weight_histograms(writer: MetricWriter, step: int, params: dict) -> None:
+    """Draw a histogram of every array that this process holds whole."""
+    if not writer.enabled:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.is_fully_addressable:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            writer.histogram(step, f"params/{name}", np.asarray(leaf))
+
+
+# ------------------------------------------------------------------------------------------ the step
+def make_stage_step(
+    loss: Loss, t: Train, dtype: str, compiler_options: dict[str, str | bool] | None = None
+) -> Step:
+    """Return the step of a stage: a loss with the optimizer and schedule of its settings."""
+    tx = optim.make_optimizer(t, dtype)
+    return make_step(loss, tx, t, optim.make_schedule(t), compiler_options)
+
+
+def lower_train_step(
+    c: Config,
     t: Train,
-    *,
     mesh: jax.sharding.Mesh,
-    board: MetricWriter,
-    checkpoints: Checkpoints,
-    meta: dict,
-    evaluate: Callable[[State, Preemption], dict[str, float]],
-    score: str,
-    clock: Clock,
-    stop: Preemption,
-    label: str,
-) -> State:
-    """Train from `state.step` to `t.steps`; `evaluate(state, stop)` gives figures by tag, the best checkpoint is the one
-    with the lowest figure `score`. Raises `Diverged` or `Preempted`, with the state saved. An evaluation that a stop cuts
-    short, by raising `Preempted` or giving no figures, is made up for at the next start."""
-    first = int(state.step)
-    pending: dict | None = None
+    loss: Loss | None = None,
+    add_params: Callable[[dict], dict] = lambda params: params,
+    floats: tuple[str, ...] = ("weights",),
+) -> Any:
+    """Lower a stage's step for abstract arrays: a plan makes none.
 
-    def due(done: int) -> bool:
-        return done % t.eval_every == 0 or done == t.steps
+    loss: that of the next token by default. add_params: as in `Trainer`. floats: what the loss
+    reads in addition to tokens and targets, each [B, T] like them.
+    """
+    dtypes = {"tokens": jnp.int32, "targets": jnp.int32} | dict.fromkeys(floats, jnp.float32)
+    shape = (t.batch_size, t.seq_len)
+    rows = jax.NamedSharding(mesh, P(ROWS))
+    batch = {name: jax.ShapeDtypeStruct(shape, d, sharding=rows) for name, d in dtypes.items()}
 
-    def judge(done: int) -> float | None:
-        figures: dict[str, float] = {}
-        with clock("eval"), suppress(Preempted):
-            figures = evaluate(state, stop)
-        if figures:
-            board.scalars(done, figures)
-        return figures.get(score)
+    def make_state() -> State:
+        params = add_params(init_template(c.model))
+        tx = optim.make_optimizer(t, c.model.dtype)
+        return init_state(params, tx, seed=0, average=t.ema_decay > 0)
 
-    def leave_at(done: int) -> None:
-        checkpoints.wait()
-        raise Preempted(
-            f"{label} stopped at step {done} of {t.steps} and is saved; the same command goes on"
-        )
-
-    with stop, show_progress(label, first, t.steps) as show:
-        if first and due(first) and not checkpoints.scored(first):
-            checkpoints.rescore(first, judge(first))
-            if stop.requested(first):
-                leave_at(first)
-        busy = clock.seconds["step"] + clock.seconds["data"]
-        meter = MetricReader(t, first, busy, board, checkpoints, clock, show)
-        for step in range(first, t.steps):
-            done = step + 1
-            with clock("data"):
-                batch = shard_batch(mesh, partial(batches, step), t.batch_size)
-            with clock("compile" if step == first else "step"):
-                state, metrics = step_fn(state, batch)
-                if step == first:
-                    jax.block_until_ready(metrics)
-            with clock("step"):
-                if pending is not None:
-                    meter.read(step, pending)
-                pending = metrics
-            leave = stop.requested(done)
-            saves = done % t.save_every == 0 or done == t.steps or leave
-            if not (due(done) or saves):
-                continue
-            with clock("step"):  # never evaluate or save what the guard has not passed
-                meter.read(done, pending)
-                pending = None
-            figure = None
-            if due(done) and not leave:
-                figure = judge(done)
-                leave = stop.requested(done)
-            if saves or leave:
-                with clock("save"):
-                    checkpoints.save(done, state, meta | {"clock": clock.split()}, figure)
-            if leave:
-                leave_at(done)
-        with clock("save"):
-            checkpoints.wait()
-    return state
-
-
-@contextmanager
-def show_progress(
-    label: str, first: int, steps: int
-) -> Iterator[Callable[[int, float, float], None]]:
-    """show(step, loss, tokens/s): a bar on a terminal, a line now and then elsewhere, nothing on other processes."""
-    if jax.process_index() != 0:
-        yield lambda step, loss, speed: None
-    elif sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(label, total=steps, completed=first, note="compiling")
-            yield lambda step, loss, speed: bar.update(
-                task, completed=step, note=f"{step}/{steps}  loss {loss:.3f}  {speed:,.0f} tokens/s"
-            )
-    else:
-        began = last = time.perf_counter()
-
-        def line(step: int, loss: float, speed: float) -> None:
-            nonlocal last
-            now = time.perf_counter()
-            if now - last < 15 and step != steps:
-                return
-            last = now
-            left = (now - began) / max(step - first, 1) * (steps - step)
-            note = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {left:.0f} s left"
-            print(f"{label}  step {step}/{steps}  {note}", file=sys.stderr, flush=True)
-
-        yield line
+    step = make_stage_step(loss or next_token_loss(c.model, t.z_loss), t, c.model.dtype)
+    return step.lower(abstract_state(make_state, mesh), batch)

@@ -1,0 +1,64 @@
+"""What a person sees while a stage trains."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+Show = Callable[[int, float, float], None]  # (steps done, loss, tokens a second)
+
+SECONDS_BETWEEN_LINES = 15
+
+
+@contextmanager
+def show_progress(label: str, first: int, steps: int) -> Iterator[Show]:
+    """Yield show(done, loss, tokens_per_s); `first` is the step that this start begins at.
+
+    It draws a bar on a terminal, prints a line now and then elsewhere, and nothing in processes
+    other than the first.
+    """
+    if jax.process_index() != 0:
+        yield lambda done, loss, speed: None
+    elif sys.stderr.isatty():
+        with _draw_bar(label, first, steps) as show:
+            yield show
+    else:
+        yield _print_lines(label, first, steps)
+
+
+@contextmanager
+def _draw_bar(label: str, first: int, steps: int) -> Iterator[Show]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(label, total=steps, completed=first, note="compiling")
+
+        def show(done: int, loss: float, speed: float) -> None:
+            note = f"{done}/{steps}  loss {loss:.3f}  {speed:,.0f} tokens/s"
+            bar.update(task, completed=done, note=note)
+
+        yield show
+
+
+def _print_lines(label: str, first: int, steps: int) -> Show:
+    start = last = time.perf_counter()
+
+    def show(done: int, loss: float, speed: float) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last < SECONDS_BETWEEN_LINES and done != steps:
+            return
+        last = now
+        left = (now - start) / max(done - first, 1) * (steps - done)
+        note = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {left:.0f} s left"
+        print(f"{label}  step {done}/{steps}  {note}", file=sys.stderr, flush=True)
+
+    return show
