@@ -11,9 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.model import transformer
 from ramp.model.attention import attention
-from ramp.model.loss import token_cross_entropy
+from ramp.model.loss import next_token_loss, token_cross_entropy
 from ramp.model.transformer import Block, linear
-from ramp.model.loss import next_token_loss
 
 
 @pytest.fixture(autouse=True)

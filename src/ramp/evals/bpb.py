@@ -21,9 +21,9 @@ from ramp.rundir import RunDir
 from ramp.text.ngrams import baselines
 from ramp.text.rows import ArrayRows, Batches, SubsampledRows, TokenRows, read_tokens
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.restore import load_params
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
+from ramp.train.restore import load_params
 
 
 @dataclass(frozen=True)

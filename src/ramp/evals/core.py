@@ -26,9 +26,9 @@ from ramp.model.loss import cross_entropy
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.restore import load_params
 from ramp.train.mesh import ROWS, shard_batch
 from ramp.train.preemption import Preemption
+from ramp.train.restore import load_params
 
 MIN_LENGTH = 128  # tokens of the shortest rows
 PIECE = 32  # judged tokens of a row whose logits exist at once: most answers are shorter

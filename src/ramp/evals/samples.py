@@ -10,8 +10,8 @@ from ramp.rundir import RunDir
 from ramp.tasks import tool
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.restore import load_params
 from ramp.train.preemption import Preemption
+from ramp.train.restore import load_params
 
 
 def sampling_params(s: Sample) -> sample.SamplingParams:

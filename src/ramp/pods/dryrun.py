@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from ramp.config import Config, Train
-from ramp.model import cost
 from ramp.host import has_huge_pages, setup_devices
-from ramp.train.trainer import lower_train_step
+from ramp.model import cost
 from ramp.train.mesh import compiler_options
+from ramp.train.trainer import lower_train_step
 
 UTILISATION = (
     0.4  # of the matrix-product rate, as measured for configs/cpu.toml; see the README's results

@@ -32,14 +32,14 @@ from ramp.config import Config
 from ramp.credit import learn, process_head
 from ramp.decode import sample
 from ramp.errors import UserError
+from ramp.files import write_atomic
 from ramp.model import transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
-from ramp.files import write_atomic
 from ramp.train import mesh as meshes
-from ramp.train.trainer import lower_train_step
 from ramp.train.mesh import ROWS
 from ramp.train.state import abstract_state
+from ramp.train.trainer import lower_train_step
 
 Report = dict[str, Any]
 
