@@ -21,10 +21,10 @@ def test_prediction_is_the_conditional_gaussian(shape):
     f = growth.fit(shape, at, y, np.full(6, 0.1))
     both = points(np.concatenate([at.x, to.x]))
     k = growth._kernel(shape, both, both, f.start, f.variances)
-    k[:6, :6] += np.diag(np.full(6, f.noise(0.1) ** 2))
+    k[:6, :6] += np.diag(np.full(6, f.noise_sd(0.1) ** 2))
     inverse = np.linalg.inv(k + 1e-9 * np.eye(8))
     cov = np.linalg.inv(inverse[6:, 6:])
-    mean = f.mean - cov @ inverse[6:, :6] @ (y - f.mean)
+    mean = f.posterior.mean - cov @ inverse[6:, :6] @ (y - f.posterior.mean)
     assert np.allclose(f.predict(to)[0], mean, atol=1e-4)
     assert np.allclose(f.predict(to)[1], cov, atol=1e-4)
 
@@ -40,8 +40,8 @@ def test_fit_is_a_maximum(shape):
     def posterior(h):
         v = np.exp(2 * h)
         k = growth._kernel(shape, at, at, f.start, v) + np.diag(v[6] + v[7] * error**2)
-        prior = norm.logpdf(h, np.log(growth.PRIOR), 1).sum()
-        return multivariate_normal.logpdf(y - f.mean, cov=k + 1e-9 * np.eye(12)) + prior
+        prior = norm.logpdf(h, np.log(growth.PRIOR_SD), 1).sum()
+        return multivariate_normal.logpdf(y - f.posterior.mean, cov=k + 1e-9 * np.eye(12)) + prior
 
     h = np.log(f.variances) / 2
     best = posterior(h)
@@ -71,20 +71,24 @@ def test_a_finished_run_teaches_an_unfinished_one():
 
 
 def test_stacking_prefers_what_scored_better_and_starts_even():
-    assert growth.stack(np.zeros((0, 3))) == pytest.approx([1 / 3] * 3)
+    assert growth.stacking_weights(np.zeros((0, 3))) == pytest.approx([1 / 3] * 3)
     rng = np.random.default_rng(0)
     y = rng.normal(size=400)
-    w = growth.stack(np.stack([norm.logpdf(y), norm.logpdf(y, 3), norm.logpdf(y, 0, 5)], 1))
+    w = growth.stacking_weights(
+        np.stack([norm.logpdf(y), norm.logpdf(y, 3), norm.logpdf(y, 0, 5)], 1)
+    )
     assert w[0] > 0.9
 
 
 def test_widening_restores_coverage_and_never_narrows():
     rng = np.random.default_rng(0)
     z = 2 * rng.normal(size=4000)  # the truth scatters twice as far as was said
-    assert growth.widening(norm.cdf(z)) == pytest.approx(2, rel=0.1)
-    assert growth.widening(norm.cdf(z / 4)) == 1
-    assert growth.widening(np.zeros(0)) == 1
-    assert 1 < growth.widening(norm.cdf(np.full(5, 5.0))) < 1.5  # few outcomes are little evidence
+    assert growth.widening_factor(norm.cdf(z)) == pytest.approx(2, rel=0.1)
+    assert growth.widening_factor(norm.cdf(z / 4)) == 1
+    assert growth.widening_factor(np.zeros(0)) == 1
+    assert (
+        1 < growth.widening_factor(norm.cdf(np.full(5, 5.0))) < 1.5
+    )  # few outcomes are little evidence
 
 
 @pytest.mark.parametrize("beta", [0.5, 0.8])
@@ -92,7 +96,7 @@ def test_crow_amsaa_interval_covers(beta):
     rng, inside, ahead = np.random.default_rng(0), 0, []
     for _ in range(200):
         n = rng.poisson(60)
-        r = growth.repair(1000 * rng.random(n) ** (1 / beta), 1000.0)
+        r = growth.fit_repair(1000 * rng.random(n) ** (1 / beta), 1000.0)
         inside += r.interval[0] <= beta <= r.interval[1]
         ahead.append(r.next_failures[0])
     assert 0.84 < inside / 200 < 0.96
@@ -104,10 +108,10 @@ def test_goel_okumoto_finds_what_is_left():
     left = []
     for _ in range(100):
         t = rng.exponential(1 / 0.004, 100)
-        left.append(growth.repair(t[t < 500], 500.0).remaining or np.inf)
+        left.append(growth.fit_repair(t[t < 500], 500.0).remaining or np.inf)
     assert np.median(left) == pytest.approx(100 * np.exp(-2), rel=0.35)
     with pytest.raises(UserError, match="3 or more"):
-        growth.repair(np.array([1.0, 2.0]), 10)
+        growth.fit_repair(np.array([1.0, 2.0]), 10)
 
 
 def test_one_checkpoint_is_no_growth():

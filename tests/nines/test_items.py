@@ -20,7 +20,11 @@ def test_likelihood_is_scipys_beta_binomial_and_its_slopes_are_its_differences()
     rng = np.random.default_rng(0)
     n = rng.integers(1, 20, 50)
     s, eta, lapse = rng.binomial(n, 0.6), rng.normal(0, 2, 50), rng.normal(-3, 1, 50)
-    d = {"wins": s.astype(float), "count": n.astype(float), "chance": np.full(50, 0.25)}
+    none = np.zeros(0)
+    d = items.Cells(
+        none, none, none, s.astype(float), n.astype(float), np.full(50, 0.25), none, [], [], [],
+        none, none, [],
+    )  # fmt: skip
 
     def ours(a, b):
         return items._log_likelihood(eta + a, lapse + b, 1.2, d)
@@ -37,7 +41,7 @@ def test_likelihood_is_scipys_beta_binomial_and_its_slopes_are_its_differences()
         (ours(t, t) - ours(t, -t) - ours(-t, t) + ours(-t, -t)) / (4 * t**2),
         (ours(0, t) + ours(0, -t) - 2 * ours(0, 0)) / t**2,
     )
-    for slope, difference in zip(items._slopes(eta, lapse, 1.2, d), differences, strict=True):
+    for slope, difference in zip(items._derivatives(eta, lapse, 1.2, d), differences, strict=True):
         assert np.allclose(-slope, difference, atol=2e-5)
 
 
@@ -53,7 +57,7 @@ def test_peak_of_a_valley_is_found(centre, curves, turn):
         y = axes @ (x - np.array(centre))
         return float((curves * y**2 + 0.1 * y**4).sum())
 
-    x, _, settled = items._peak(loss, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))
+    x, _, settled = items._minimize_hyper(loss, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))
     assert settled
     assert loss(x) < 0.1
 
@@ -67,13 +71,14 @@ def test_scales_that_do_not_settle_are_said_and_widen_every_interval(monkeypatch
         return float(100 * rng.random())
 
     settled = [
-        items._peak(rough, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))[2] for _ in range(20)
+        items._minimize_hyper(rough, np.zeros(3), np.array([(-4, -4, -4), (4, 4, 4)]))[2]
+        for _ in range(20)
     ]
     assert len(calls) <= 20 * 130
     assert not any(settled)
     c = suite(3, 40, 3, 4, 3)
-    fit, peak = items.fit(c), items._peak
-    monkeypatch.setattr(items, "_peak", lambda *a: (*peak(*a)[:2], False))
+    fit, peak = items.fit(c), items._minimize_hyper
+    monkeypatch.setattr(items, "_minimize_hyper", lambda *a: (*peak(*a)[:2], False))
     wide = items.fit(c)
     assert fit.converged
     assert not wide.converged
@@ -89,7 +94,9 @@ def test_scales_abilities_and_items_are_recovered():
     truth = 1.5 + 1.5 * c.progress
     ours = fit.mean[:5]
     assert ours - ours.mean() == pytest.approx(truth - truth.mean(), abs=0.35)
-    share = np.array([c.wins[c.item == i].sum() / c.count[c.item == i].sum() for i in range(300)])
+    share = np.array(
+        [c.successes[c.item == i].sum() / c.count[c.item == i].sum() for i in range(300)]
+    )
     assert np.corrcoef(fit.difficulty(), share)[0, 1] < -0.9
     again = items.fit(c)
     assert np.array_equal(fit.effects, again.effects)
@@ -112,7 +119,7 @@ def test_slices_have_a_price():
                     }
                     for _ in range(4)
                 ]
-    fit = items.fit(items.cells(trials.table(rows)))
+    fit = items.fit(items.sum_cells(trials.from_rows(rows)))
     assert fit.cells.slices == ["base", "typos"]
     assert fit.mean[fit.columns("slice ")] == pytest.approx([1.5], abs=0.5)
 
@@ -123,19 +130,19 @@ def test_all_failures_or_all_passes_leave_a_wide_interval(outcome):
         {"run": "a", "step": s, "item": str(i), "seed": str(k), "success": outcome}
         for s in (1, 3, 10) for i in range(20) for k in range(2)
     ]  # fmt: skip
-    o = readiness.outlook(trials.table(rows), draws=200)
+    o = readiness.forecast(trials.from_rows(rows), draws=200)
     low, high = np.quantile(o.mix[:, np.searchsorted(o.grid, o.now)], (0.05, 0.95))
     assert high - low > 0.01
     if outcome:
-        assert o.ready(3)[:, -1].mean() < 0.9  # 120 clean trials of 20 items are no three nines
+        assert o.is_ready(3)[:, -1].mean() < 0.9  # 120 clean trials of 20 items are no three nines
 
 
 def test_one_item_is_refused():
     rows = [{"run": "a", "step": s, "item": "x", "success": s % 2} for s in (1, 2, 3)]
     with pytest.raises(UserError, match="one item"):
-        items.cells(trials.table(rows))
+        items.sum_cells(trials.from_rows(rows))
     with pytest.raises(UserError, match="item of every trial"):
-        items.cells(trials.table([{"run": "a", "step": 1, "success": 0.5, "stderr": 0.1}]))
+        items.sum_cells(trials.from_rows([{"run": "a", "step": 1, "success": 0.5, "stderr": 0.1}]))
 
 
 @pytest.mark.slow
@@ -145,11 +152,11 @@ def test_first_passages_of_two_hundred_worlds_are_covered():
     rng, inside = np.random.default_rng(0), {1: [], 2: [], 3: []}
     for seed in range(1000, 1200):
         t, grid, truth = world(seed)
-        o = readiness.outlook(t, decades=2.0, draws=400, steps=61)
+        o = readiness.forecast(t, decades=2.0, draws=400, steps=61)
         for r, found in inside.items():
             ok = (truth >= 1 - 10.0**-r) & (grid >= o.now - 1e-9)  # from now on
             actual = grid[ok.argmax()] if ok.any() else np.inf
-            passage = o.passage(r)
+            passage = o.first_ready(r)
             below, at_most = (passage < actual - 1e-9).mean(), (passage <= actual + 1e-9).mean()
             found.append(0.05 <= below + (at_most - below) * rng.random() <= 0.95)
     coverage = {r: float(np.mean(v)) for r, v in inside.items()}

@@ -22,7 +22,7 @@ def table(tmp_path_factory):
     with path.open("w", newline="") as file:
         out = csv.writer(file)
         out.writerow(names)
-        out.writerows(zip(*(t[k] for k in names), strict=True))
+        out.writerows(zip(*(getattr(t, k) for k in names), strict=True))
     return path
 
 
@@ -42,7 +42,10 @@ def refused(capsys, *words) -> str:
 def test_plan(capsys):
     found = ask(capsys, "plan", "--nines", 3)
     assert [p["trials"] for p in found["plans"]] == [2995, 4742, 6294, 7752, 10511]
-    assert (found["sequential"]["clean"], found["sequential"]["price"]) == (3679, 2011)
+    assert (found["sequential"]["clean_trials"], found["sequential"]["trials_per_failure"]) == (
+        3679,
+        2011,
+    )
     assert main(["nines", "plan"]) == 0
     assert "2,995" in capsys.readouterr().out
     assert "nines" in refused(capsys, "plan", "--nines", 0)
@@ -52,7 +55,7 @@ def test_certify_and_compare(capsys, table, tmp_path):
     found = ask(capsys, "certify", table, "--nines", 1)
     assert found["items"] == 60
     assert 0 < found["lower"] < 1
-    assert [level for level, _, _ in found["ladder"]] == [
+    assert [level["name"] for level in found["levels"]] == [
         "demo",
         "pilot",
         "production-1",
@@ -75,7 +78,7 @@ def test_certify_and_compare(capsys, table, tmp_path):
     assert found["interval"][1] < 0
     shown = ",".join(str(i) for i in range(60) if i % 3)[:40].rsplit(",", 1)[0]
     found = ask(capsys, "audit-demo", two, "--run", "worse", "--items", shown)
-    assert found["rerun"] > found["suite_mean"]
+    assert found["pass_rate"] > found["suite_pass_rate"]
     assert "several runs" in refused(capsys, "certify", two)
 
 
@@ -123,9 +126,9 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp
     assert "script" not in parser.tags
     assert parser.links == []
     for part in (
-        "Reliability of the usage mix",
+        "Reliability of the mix",
         "What is shown today",
-        "Best of 4 takes",
+        "Best of 4 tries",
         "How such forecasts",
     ):
         assert part in page.read_text()
@@ -154,8 +157,8 @@ def test_backtest_and_fit(capsys, table, tmp_path):
 def test_a_fit_that_does_not_settle_is_said(capsys, table, monkeypatch, tmp_path):
     from ramp.nines import items
 
-    peak = items._peak
-    monkeypatch.setattr(items, "_peak", lambda *a: (*peak(*a)[:2], False))
+    peak = items._minimize_hyper
+    monkeypatch.setattr(items, "_minimize_hyper", lambda *a: (*peak(*a)[:2], False))
     assert main(["nines", "fit", str(table), "--page", str(tmp_path / "page.html")]) == 0
     for text in (capsys.readouterr().out, (tmp_path / "page.html").read_text()):
         assert "WARNING" in text

@@ -12,7 +12,7 @@ from ramp.nines import observational, trials
 
 
 def suite(seed: int = 0, systems: int = 40) -> list[dict]:
-    """Systems of four families with one hidden ability; cost tells it badly, other tasks tell it well."""
+    """Systems of four families with one hidden ability; cost predicts it badly, other tasks well."""
     rng, rows = np.random.default_rng(seed), []
     for k in range(systems):
         cost = rng.uniform(20, 24)
@@ -25,18 +25,18 @@ def suite(seed: int = 0, systems: int = 40) -> list[dict]:
 
 
 def of(rows: list[dict], **how) -> observational.Systems:
-    return observational.build_systems(trials.table(rows), "target", **how)
+    return observational.build_systems(trials.from_rows(rows), "target", **how)
 
 
 def test_other_tasks_tell_what_compute_cannot():
     s = of(suite())
-    found = observational.predict_beyond(s, 10**22.5)
-    assert found["systems"] > 8
-    assert found["coverage"] > 0.7
+    found = observational.score_above(s, 10**22.5)
+    assert found.systems > 8
+    assert found.coverage > 0.7
     known = s.x <= 22.5
     line = np.polyfit(s.x[known], s.y[known], 1)
     by_cost = 1 / (1 + np.exp(-np.polyval(line, s.x[~known])))
-    assert found["squared_error"] < 0.3 * ((s.value[~known] - by_cost) ** 2).mean()
+    assert found.squared_error < 0.3 * ((s.value[~known] - by_cost) ** 2).mean()
 
 
 def test_scores_know_nothing_of_what_is_asked():
@@ -66,7 +66,7 @@ def test_far_from_every_system_is_uncertain():
     assert spread[1] > 1.5 * spread[0]
 
 
-def test_the_command_foretells_what_was_not_tried_and_says_what_is_missing(tmp_path, capsys):
+def test_the_command_predicts_what_was_not_tried_and_names_what_is_missing(tmp_path, capsys):
     rows = [r for r in suite() if not (r["task"] == "target" and r["run"] in ("s1", "s2"))]
     path = tmp_path / "systems.csv"
     with path.open("w", newline="") as file:
@@ -79,16 +79,16 @@ def test_the_command_foretells_what_was_not_tried_and_says_what_is_missing(tmp_p
     assert all(low <= middle <= high for low, middle, high in found.values())
     for words, said in (
         (["--task", "nothing"], "no trial is of the task"),
-        (["--task", "a"], "nothing to foretell"),
-        (["--task", "target", "--beyond", "1e30"], "nothing to score"),
-        (["--task", "target", "--beyond", "1e19"], "are known on the task"),
-        (["--task", "target", "--by", "target"], "other tasks"),
+        (["--task", "a"], "nothing to predict"),
+        (["--task", "target", "--score-above", "1e30"], "nothing to score"),
+        (["--task", "target", "--score-above", "1e19"], "are known on the task"),
+        (["--task", "target", "--predictors", "target"], "other tasks"),
     ):
         assert main(["nines", "observe", str(path), *words]) == 2
         assert said in capsys.readouterr().err
 
 
-def test_systems_need_a_task_to_be_told_by():
+def test_systems_need_a_task_to_be_predicted_from():
     with pytest.raises(UserError, match="other tasks"):
         of([r for r in suite() if r["task"] == "target"])
 
@@ -120,16 +120,16 @@ def test_observational_scaling_of_emergent_tasks():
                 "family": b["Model Family"],
                 "compute": 1e21 * float(b["FLOPs (1E21)"]),
             }
-            told = {k: r[k] for k in EMERGENT} | {k: b[k] for k in BENCHMARKS}
-            rows += [named | {"task": k, "success": v} for k, v in told.items() if v]
-    t = trials.table(rows)
+            scores = {k: r[k] for k in EMERGENT} | {k: b[k] for k in BENCHMARKS}
+            rows += [named | {"task": k, "success": v} for k, v in scores.items() if v]
+    t = trials.from_rows(rows)
     found = [
-        observational.predict_beyond(observational.build_systems(t, task, list(BENCHMARKS)), 8.4e22)
+        observational.score_above(observational.build_systems(t, task, list(BENCHMARKS)), 8.4e22)
         for task in EMERGENT
     ]
-    count = [f["systems"] for f in found]
+    count = [f.systems for f in found]
     error, coverage = (
-        np.average([f[k] for f in found], weights=count) for k in ("squared_error", "coverage")
+        np.average([getattr(f, k) for f in found], weights=count) for k in ("squared_error", "coverage")
     )
     print(f"{sum(count)} forecasts: squared error {error:.4f}, 90% intervals cover {coverage:.3f}")
     assert error < 0.0147

@@ -47,7 +47,7 @@ def nuts(c: items.Cells, warmup: int, samples: int) -> dict[str, np.ndarray]:
         hard = beta * c.difficulty + family[c.family] + effect
         lapse = jax.nn.sigmoid(level + trend * c.progress)[c.model]
         p = jnp.clip((1 - lapse) * jax.nn.sigmoid(theta[c.model] - hard[c.item]), 1e-6, 1 - 1e-6)
-        numpyro.sample("wins", dist.BetaBinomial(p * phi, (1 - p) * phi, c.count), obs=c.wins)
+        numpyro.sample("wins", dist.BetaBinomial(p * phi, (1 - p) * phi, c.count), obs=c.successes)
 
     mcmc = MCMC(
         NUTS(model, max_tree_depth=7), num_warmup=warmup, num_samples=samples, progress_bar=False

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,37 +9,37 @@ from ramp.nines import audit, backtest, intervals, items, readiness, record, tri
 
 def outlook(paths, slices=None):
     grid = np.linspace(0, 1, np.shape(paths)[1])
-    return readiness.Outlook(
+    return readiness.Forecast(
         "a", grid, 0.0, np.asarray(paths, float), slices or {}, [], {}, 1.0, "step"
     )
 
 
 def test_first_passage_and_sureness():
     o = outlook([[0.5, 0.95, 0.99], [0.5, 0.5, 0.95], [0.5, 0.5, 0.5], [0.95, 0.95, 0.95]])
-    assert o.passage(1).tolist() == [0.5, 1.0, np.inf, 0.0]
-    assert o.at(1, 0.5) == 0.5
-    assert o.at(1, 0.75) == 1.0
-    assert o.at(1, 0.9) == np.inf
+    assert o.first_ready(1).tolist() == [0.5, 1.0, np.inf, 0.0]
+    assert o.ready_at(1, 0.5) == 0.5
+    assert o.ready_at(1, 0.75) == 1.0
+    assert o.ready_at(1, 0.9) == np.inf
 
 
 def test_the_worst_slice_holds_readiness_back():
     good, bad = np.full((10, 3), 0.995), np.full((10, 3), 0.85)
-    assert outlook(good, {"base": good}).at(2, 0.9) == 0
-    assert outlook(good, {"base": good, "typos": bad}).at(2, 0.9) == np.inf
+    assert outlook(good, {"base": good}).ready_at(2, 0.9) == 0
+    assert outlook(good, {"base": good, "typos": bad}).ready_at(2, 0.9) == np.inf
 
 
 @pytest.mark.parametrize("mix", [{"a": 0.5}, {"a": 0.7, "b": 0.7}, {"c": 1.0}, {"a": -1, "b": 2}])
-def test_a_usage_mix_must_be_parts_of_one(mix):
+def test_a_mix_must_be_parts_of_one(mix):
     with pytest.raises(UserError):
-        readiness.usage(mix, ["a", "b"], "slice")
-    assert readiness.usage({"b": 1.0}, ["a", "b"], "slice").tolist() == [0, 1]
+        readiness.mix_weights(mix, ["a", "b"], "slice")
+    assert readiness.mix_weights({"b": 1.0}, ["a", "b"], "slice").tolist() == [0, 1]
 
 
 def test_dates_come_from_the_schedule_only():
     plan = [("2027-01-01", 1e20), ("2028-01-01", 1e22)]
-    assert readiness.dates(plan, np.array([21.0, 23.0, 19.0])) == ["2027-07-03", "", ""]
+    assert readiness.schedule_dates(plan, np.array([21.0, 23.0, 19.0])) == ["2027-07-03", "", ""]
     with pytest.raises(UserError, match="rising"):
-        readiness.dates(plan[::-1], np.array([21.0]))
+        readiness.schedule_dates(plan[::-1], np.array([21.0]))
 
 
 def suite(rng, items=100, tries=4):
@@ -47,7 +49,7 @@ def suite(rng, items=100, tries=4):
         {"run": run, "step": 1, "item": f"i{i}", "success": int(rng.random() < np.clip(p[i] + shift, 0, 1))}
         for run, shift in (("ours", 0.0), ("theirs", 0.1)) for i in range(items) for _ in range(tries)
     ]  # fmt: skip
-    return trials.table(rows), np.array([f"i{i}" for i in range(items)]), p
+    return trials.from_rows(rows), np.array([f"i{i}" for i in range(items)]), p
 
 
 def test_cherry_picking_is_found_and_honest_demos_are_not():
@@ -59,13 +61,13 @@ def test_cherry_picking_is_found_and_honest_demos_are_not():
         passed = np.flatnonzero(rng.random(100) < p)
         for _ in range(50):
             honest += (
-                audit.permutation(
+                audit.permutation_p_value(
                     hard, rng.choice(100, 10, replace=False), 400, int(rng.integers(1e9))
                 )
                 < 0.05
             )
         best = passed[np.argsort(hard[passed] + rng.normal(0, 1, len(passed)))[:10]]
-        picked += audit.permutation(hard, best, 400) < 0.05
+        picked += audit.permutation_p_value(hard, best, 400) < 0.05
     assert honest / 600 <= 0.07
     assert picked == 12
 
@@ -73,12 +75,12 @@ def test_cherry_picking_is_found_and_honest_demos_are_not():
 def test_audit_of_a_demo():
     t, ids, p = suite(np.random.default_rng(1))
     shown = ids[np.argsort(-p)[:10]].tolist()
-    found = audit.audit(t, "ours", shown, audit.seal(shown))
-    assert found["p_value"] < 0.01
-    assert found["rerun"] > found["suite_mean"] + 0.2
-    assert found["pass_at_k"] > found["suite_mean"] > found["pass_hat_k"]
-    assert found["sealed"]
-    assert not audit.audit(t, "ours", shown, "0" * 64)["sealed"]
+    found = audit.audit_demo(t, "ours", shown, audit.hash_items(shown))
+    assert found.p_value < 0.01
+    assert found.pass_rate > found.suite_pass_rate + 0.2
+    assert found.pass_at_k > found.suite_pass_rate > found.pass_hat_k
+    assert found.hash_matches
+    assert not audit.audit_demo(t, "ours", shown, "0" * 64).hash_matches
     for run, chosen in (
         ("nobody", shown),
         ("ours", ["none"]),
@@ -86,25 +88,25 @@ def test_audit_of_a_demo():
         ("ours", ids.tolist()),
     ):
         with pytest.raises(UserError):
-            audit.audit(t, run, chosen)
+            audit.audit_demo(t, run, chosen)
 
 
-def test_takes():
+def test_attempts_until_a_clean_demo():
     rng = np.random.default_rng(0)
-    n = audit.split_halves(10, 0.8)
+    n = audit.attempts_until_clean(10, 0.8)
     clean = rng.random((4000, round(n), 10)).max(2) < 0.8
     assert clean.any(1).mean() == pytest.approx(0.5, abs=0.06)
-    assert audit.split_halves(5, 0.0) == np.inf
-    assert audit.split_halves(5, 1.0) == 1
+    assert audit.attempts_until_clean(5, 0.0) == np.inf
+    assert audit.attempts_until_clean(5, 1.0) == 1
 
 
-def test_ladder():
+def test_levels_of_readiness():
     def levels(success, items=60, tries=8):
         rows = [
             {"run": "a", "step": 1, "item": str(i), "slice": s, "seed": str(k), "success": success(i, s, k)}
             for i in range(items) for s in ("base", "typos") for k in range(tries)
         ]  # fmt: skip
-        return [bool(ok) for _, ok, _ in audit.ladder(trials.table(rows), 1)]
+        return [level.reached for level in audit.readiness_levels(trials.from_rows(rows), 1)]
 
     assert levels(lambda i, s, k: 0) == [False, False, False, False]
     assert levels(lambda i, s, k: int(k == i % 8)) == [
@@ -112,7 +114,7 @@ def test_ladder():
         False,
         False,
         False,
-    ]  # once in eight takes
+    ]  # once in eight tries
     assert levels(lambda i, s, k: 1) == [
         True,
         True,
@@ -129,12 +131,12 @@ def test_sustained_where_failures_thin_out_over_checkpoints():
             {"run": "a", "step": s, "item": str(i), "seed": str(k), "success": int(i >= rate(s))}
             for s in range(1, 7) for i in range(100) for k in range(4)
         ]  # fmt: skip
-        return audit.ladder(trials.table(rows), 1)[3][1:]
+        return audit.readiness_levels(trials.from_rows(rows), 1)[3]
 
-    assert sustained(lambda s: 60 / s**2)[0]
-    even, why = sustained(lambda s: 5)
-    assert not even
-    assert "Crow-AMSAA" in why
+    assert sustained(lambda s: 60 / s**2).reached
+    even = sustained(lambda s: 5)
+    assert not even.reached
+    assert "Crow-AMSAA" in even.reason
 
 
 def test_ties_in_difficulty_keep_their_weight():
@@ -147,7 +149,9 @@ def test_ties_in_difficulty_keep_their_weight():
     names = ["ability a 0", "difficulty", "family f", "lapse level", "lapse trend"]
     effects = np.array([[0.0, 1, 0, -99, 0]])
     fit = items.ItemFit(c, names, effects, np.array([[1e-6, 1, 1]]), none, none, none)
-    found = readiness._paths(fit, effects, np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1))["base"]
+    found = readiness._slice_paths(fit, effects, np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1))[
+        "base"
+    ]
     assert found[0, 0] == pytest.approx(0.9 / 2 + 0.1 / (1 + np.exp(3)), abs=0.02)
 
 
@@ -162,8 +166,8 @@ def test_audit_of_a_system_that_tried_nothing_twice_borrows_the_correlation_of_o
             for i in range(200)
             for _ in range(tries)
         ]
-    found = audit.audit(trials.table(rows), "ours", ["1", "2"])
-    assert found["pass_hat_k"] == pytest.approx(
+    found = audit.audit_demo(trials.from_rows(rows), "ours", ["1", "2"])
+    assert found.pass_hat_k == pytest.approx(
         intervals.beta_binomial_pass_hat_k(8, 0.5, 1 / 2.4), abs=0.1
     )
 
@@ -194,22 +198,21 @@ def curves(sizes, steps, noise=0.02, seed=0):
                     "stderr": 0.01,
                 }
             )
-    return trials.curves(trials.table(rows))
+    return trials.accuracy_curves(trials.from_rows(rows))
 
 
 def test_backtest_over_sizes_beats_persistence_and_knows_no_future():
     steps = [1000 * 2**k for k in range(8)]
     c = curves([1e7, 3e7, 1e8, 3e8, 1e9], steps)
     past = backtest.over_sizes(c, np.log10(8000), np.log10(128000), (0.5, 0.7, 0.85))
-    s = backtest.summary(past)
-    assert s["forecasts"] == 3
-    assert s["methods"]["nines"]["crps"] < 0.5 * s["methods"]["persistence"]["crps"]
-    changed = dict(c) | {
-        "value": np.where((c["size"] == 1e9) & (c["x"] > np.log10(8000) + 0.1), 0.01, c["value"])
-    }
+    s = backtest.summarize(past)
+    assert s.forecasts == 3
+    assert s.methods["nines"].crps < 0.5 * s.methods["persistence"].crps
+    late = (c.size == 1e9) & (c.x > np.log10(8000) + 0.1)
+    changed = replace(c, value=np.where(late, 0.01, c.value))
     again = backtest.over_sizes(changed, np.log10(8000), np.log10(128000), (0.5, 0.7, 0.85))
-    said = [[(p.median, *(q for q, _ in p.events)) for p in found] for found in (past, again)]
-    assert said[0] == said[1]
+    forecasts = [[(p.median, *(q for q, _ in p.events)) for p in each] for each in (past, again)]
+    assert forecasts[0] == forecasts[1]
     with pytest.raises(UserError, match="sizes"):
         backtest.over_sizes(curves([1e8], steps), 3.9, np.log10(128000))
 
@@ -218,7 +221,7 @@ def test_backtest_over_time_knows_no_future():
     c = curves([1e8], [1000 * 2**k for k in range(8)])
     past = backtest.over_time(c)
     assert len(past) == 4 + 4 + 3 + 2 + 1
-    late = dict(c) | {"value": np.where(c["x"] > np.log10(65000), 0.01, c["value"])}
+    late = replace(c, value=np.where(c.x > np.log10(65000), 0.01, c.value))
     again = backtest.over_time(late)
     assert [p.median for p in past] == [p.median for p in again]
     with pytest.raises(UserError, match="no curve"):
@@ -227,8 +230,11 @@ def test_backtest_over_time_knows_no_future():
 
 def recorded(tmp_path, rows, later: float):
     """A record issued at the last checkpoint of `rows`, and the curves it came from."""
-    path, c = tmp_path / "forecasts.jsonl", trials.curves(trials.by_slice(trials.table(rows)))
-    now = float(c["x"].max())
+    path, c = (
+        tmp_path / "forecasts.jsonl",
+        trials.accuracy_curves(trials.split_slices(trials.from_rows(rows))),
+    )
+    now = float(c.x.max())
     count = record.append(path, c, now, np.linspace(now, later, 5)[1:], [], unit="step")
     return path, c, count
 
@@ -243,21 +249,21 @@ def test_the_record_is_scored_by_any_checkpoint_on_the_way(tmp_path):
     path, _, count = recorded(tmp_path, [r for r in rows if r["step"] <= 2000], np.log10(4000))
     assert count == 4
     before = path.read_bytes()
-    c = trials.curves(trials.by_slice(trials.table(rows)))
-    scored, waiting = record.resolve(path, c)
+    c = trials.accuracy_curves(trials.split_slices(trials.from_rows(rows)))
+    scored, waiting = record.score(path, c)
     assert (len(scored), waiting) == (4, 0)
-    assert {r["task"] for r in scored} == {"t", "t, typos", "u", "u, typos"}
-    assert {round(10 ** r["target"]) for r in scored} == {3000}
-    found = record.summary(scored)
-    assert found["count"] == 4
-    assert found["crps"] < found["persistence"]
+    assert {s.task for s in scored} == {"t", "t, typos", "u", "u, typos"}
+    assert {round(10**s.target) for s in scored} == {3000}
+    found = record.summarize(scored)
+    assert found.count == 4
+    assert found.crps["nines"] < found.crps["persistence"]
     assert path.read_bytes() == before
-    early = trials.select(c, c["x"] < np.log10(2500))
-    assert record.resolve(path, early) == ([], 4)
+    early = c[c.x < np.log10(2500)]
+    assert record.score(path, early) == ([], 4)
     for wrong in ("{broken", '{"run": "a"}', before.decode().replace("[[", "[[0.5, ")):
         path.write_text(wrong)
         with pytest.raises(UserError, match="record"):
-            record.resolve(path, c)
+            record.score(path, c)
 
 
 def test_what_shows_nothing_is_forecast_to_show_nothing(tmp_path):
@@ -265,8 +271,8 @@ def test_what_shows_nothing_is_forecast_to_show_nothing(tmp_path):
         {"run": "a", "step": step, "task": "t", "item": str(i), "success": 0}
         for step in (100, 200, 300, 400) for i in range(100)
     ]  # fmt: skip
-    path, c, _ = recorded(tmp_path, rows[:300], np.log10(400))
-    scored, _ = record.resolve(path, c | trials.curves(trials.table(rows)))
-    low, high = scored[0]["pit"]
+    path, *_ = recorded(tmp_path, rows[:300], np.log10(400))
+    scored, _ = record.score(path, trials.accuracy_curves(trials.from_rows(rows)))
+    low, high = scored[0].pit
     assert low == 0 < high  # an atom: what was seen had a chance of its own
-    assert scored[0]["crps"] < 0.02
+    assert scored[0].crps["nines"] < 0.02

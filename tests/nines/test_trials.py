@@ -31,13 +31,12 @@ def test_csv_jsonl_and_parquet_are_one(tmp_path):
     jsonl = write(tmp_path, "\n".join(map(json.dumps, rows)), "t.jsonl")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     one, two, three = (trials.read(p) for p in (csv, jsonl, tmp_path / "t.parquet"))
-    for key in one:
-        assert (
-            one[key].tolist() == pytest.approx(two[key].tolist(), nan_ok=True)
-            if one[key].dtype.kind == "f"
-            else True
-        )
-        assert np.array_equal(two[key], three[key], equal_nan=two[key].dtype.kind == "f")
+    for key in (*trials.TEXT, *trials.NUMBERS):
+        from_csv, from_jsonl, from_parquet = (getattr(t, key) for t in (one, two, three))
+        is_number = from_csv.dtype.kind == "f"
+        if is_number:
+            assert from_csv.tolist() == pytest.approx(from_jsonl.tolist(), nan_ok=True)
+        assert np.array_equal(from_jsonl, from_parquet, equal_nan=is_number)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_broken_files_get_one_sentence(tmp_path, name):
 
 def test_repeats_without_seeds_are_numbered(tmp_path):
     t = trials.read(write(tmp_path, "run,step,item,success\na,1,i,1\na,1,i,0\na,1,j,0"))
-    assert t["seed"].tolist() == ["0", "1", "0"]
+    assert t.seed.tolist() == ["0", "1", "0"]
 
 
 def test_aggregates_keep_their_errors_and_extra_columns_that_do_not_vary(tmp_path):
@@ -84,10 +83,10 @@ def test_aggregates_keep_their_errors_and_extra_columns_that_do_not_vary(tmp_pat
     path = write(tmp_path, text)
     with pytest.raises(UserError, match="--where metric"):
         trials.read(path)
-    c = trials.curves(trials.read(path, {"metric": "acc"}))
-    assert c["value"].tolist() == [0.5, 1.0]
-    assert c["size"][0] == 1.4e9
-    assert c["n"].tolist() == pytest.approx([25, 25])  # an error of 0 is no certainty
+    c = trials.accuracy_curves(trials.read(path, {"metric": "acc"}))
+    assert c.value.tolist() == [0.5, 1.0]
+    assert c.size[0] == 1.4e9
+    assert c.n.tolist() == pytest.approx([25, 25])  # an error of 0 is no certainty
     with pytest.raises(UserError, match="no column 'colour'"):
         trials.read(path, {"colour": "red"})
 
@@ -101,10 +100,10 @@ def test_errors_are_clustered_by_item():
         for i in range(200)
         for _ in range(10)
     ]
-    c = trials.curves(trials.table(rows))
+    c = trials.accuracy_curves(trials.from_rows(rows))
     p = solved.mean()
-    assert c["stderr"][0] == pytest.approx(np.sqrt(p * (1 - p) / 200), rel=0.01)
-    assert c["n"][0] == pytest.approx(200, rel=0.02)
+    assert c.stderr[0] == pytest.approx(np.sqrt(p * (1 - p) / 200), rel=0.01)
+    assert c.n[0] == pytest.approx(200, rel=0.02)
 
 
 def test_logs_of_other_tools(tmp_path):
@@ -112,14 +111,14 @@ def test_logs_of_other_tools(tmp_path):
     path = write(
         tmp_path, "\n".join(map(json.dumps, lm)), "samples_arc_easy_2026-01-01T00-00-00.1.jsonl"
     )
-    assert trials.read(path)["task"].tolist() == ["arc_easy"] * 4
+    assert trials.read(path).task.tolist() == ["arc_easy"] * 4
     samples = [
         {"id": i, "epoch": e, "scores": {"match": {"value": "CI"[i % 2]}}}
         for i in range(3)
         for e in (1, 2)
     ]
     log = {"eval": {"task": "t", "model": "m"}, "samples": samples}
-    assert trials.read(write(tmp_path, json.dumps(log), "log.json"))["success"].tolist() == [
+    assert trials.read(write(tmp_path, json.dumps(log), "log.json")).success.tolist() == [
         1,
         1,
         0,
@@ -128,14 +127,14 @@ def test_logs_of_other_tools(tmp_path):
         1,
     ]
     tau = [{"task_id": i, "trial": k, "reward": [1.0, 0.5][k]} for i in range(2) for k in range(2)]
-    assert trials.read(write(tmp_path, json.dumps(tau), "tau.json"))["success"].tolist() == [
+    assert trials.read(write(tmp_path, json.dumps(tau), "tau.json")).success.tolist() == [
         1,
         0,
         1,
         0,
     ]
     tau2 = {"simulations": [{"task_id": 1, "trial": 0, "reward_info": {"reward": 1.0}}]}
-    assert trials.read(write(tmp_path, json.dumps(tau2), "tau2.json"))["success"].tolist() == [1]
+    assert trials.read(write(tmp_path, json.dumps(tau2), "tau2.json")).success.tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_logs_of_other_tools(tmp_path):
     ],
 )
 def test_size_of_a_name(name, size):
-    assert np.isnan(trials.size_of(name)) if size is None else trials.size_of(name) == size
+    assert np.isnan(trials.parse_size(name)) if size is None else trials.parse_size(name) == size
 
 
 @settings(max_examples=30)
@@ -159,11 +158,11 @@ def test_size_of_a_name(name, size):
     )
 )
 def test_curves_are_the_means_of_their_trials(rows):
-    t = trials.table(
+    t = trials.from_rows(
         [{"run": "a", "step": s, "item": str(i), "success": int(y)} for s, i, y in rows]
     )
-    c = trials.curves(t)
-    for x, value, n in zip(c["x"], c["value"], c["n"], strict=True):
+    c = trials.accuracy_curves(t)
+    for x, value, n in zip(c.x, c.value, c.n, strict=True):
         mine = [y for s, _, y in rows if np.isclose(np.log10(s), x)]
         assert value == pytest.approx(np.mean(mine))
         assert n > 0

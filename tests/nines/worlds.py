@@ -52,4 +52,4 @@ def world(
         }
         for a, b, c in zip(m, i, k, strict=True)
     ]
-    return trials.table(rows), grid, truth
+    return trials.from_rows(rows), grid, truth

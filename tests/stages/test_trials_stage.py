@@ -78,7 +78,7 @@ def test_a_model_is_tried_in_every_slice_on_problems_kept_out_of_training(rundir
 def test_forecasts_come_before_what_they_are_scored_by_and_a_resumed_run_repeats_none(
     rundir, monkeypatch, capsys
 ):
-    monkeypatch.setattr(trials, "roll", growing)
+    monkeypatch.setattr(trials, "sample_rollouts", growing)
     c = settings()
     evaluated(trials.TrialRunner(rundir, c, TOKENIZER), [10, 20, 30, 40, 50, 60, 70, 80])
     whole = [(rundir.path / name).read_bytes() for name in ("trials.jsonl", "forecasts.jsonl")]
@@ -117,7 +117,7 @@ def test_nothing_that_is_asked_is_taught():
 
 
 def test_what_an_older_run_left_goes_with_the_first_evaluation(rundir, monkeypatch):
-    monkeypatch.setattr(trials, "roll", growing)
+    monkeypatch.setattr(trials, "sample_rollouts", growing)
     for name in ("trials.jsonl", "forecasts.jsonl"):
         (rundir.path / name).write_text('{"stage": "finetune", "step": 3, "task": "gone"}\n')
     evaluated(trials.TrialRunner(rundir, settings(), TOKENIZER), [10])
@@ -125,7 +125,7 @@ def test_what_an_older_run_left_goes_with_the_first_evaluation(rundir, monkeypat
 
 
 def test_a_single_evaluation_foretells_nothing_and_says_so(rundir, monkeypatch, capsys):
-    monkeypatch.setattr(trials, "roll", growing)
+    monkeypatch.setattr(trials, "sample_rollouts", growing)
     c = settings(finetune=Train(steps=10, batch_size=8, eval_every=10))
     run = trials.TrialRunner(rundir, c, TOKENIZER)
     evaluated(run, [10])
@@ -135,7 +135,7 @@ def test_a_single_evaluation_foretells_nothing_and_says_so(rundir, monkeypatch, 
 
 
 def test_other_processes_write_nothing(rundir, monkeypatch):
-    monkeypatch.setattr(trials, "roll", growing)
+    monkeypatch.setattr(trials, "sample_rollouts", growing)
     with MetricWriter(rundir.path, "finetune", 0, enabled=False) as board:
         assert (
             trials.TrialRunner(rundir, settings(), TOKENIZER)({"lm": None}, 10, board, Preemption())
@@ -176,7 +176,7 @@ def test_a_context_too_short_for_a_question_is_refused_before_training(rundir):
 
 
 def test_no_room_for_a_right_solution_is_refused_before_training(rundir):
-    with pytest.raises(UserError, match=r"trials\.tokens"):
+    with pytest.raises(UserError, match=r"trials\.max_new_tokens"):
         trials.TrialRunner(
             rundir, settings(trials=config.Trials(items_per_task=9, max_new_tokens=8)), TOKENIZER
         )

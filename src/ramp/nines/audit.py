@@ -1,192 +1,269 @@
-"""What the trials at hand prove without a forecast: the ladder of levels, and how much a demo flatters.
+"""What the trials prove without a forecast: levels of readiness, and how much a demo flatters.
 
-An item that failed once fails again, so repeats prove little: certification counts distinct items, each by its worst
-first try.
+An item that failed once tends to fail again, so repeats prove little: certification counts distinct
+items, each by its worst first try.
 """
 
 import hashlib
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy import ndarray
 from scipy.special import logit
 
 from ramp.errors import UserError
-from ramp.nines import growth, intervals, trials
+from ramp.nines import growth, intervals
+from ramp.nines.trials import Trials, checkpoint_progress, group_rows
+
+# What a demo and a pilot take.
+DEMO_TRIES, DEMO_RATE = 8, 0.9
+PILOT_TRIES, PILOT_LOWER, PILOT_ALL, PILOT_DROP = 4, 0.9, 0.8, 0.1
 
 
-def ladder(t: trials.Table, nines: float = 2) -> list[tuple[str, bool, str]]:
-    """(level, reached, why) from "demo" up, by the trials of the last checkpoint; a level needs all those below it."""
-    wins, tries, slices, first = last_cells(t)
-    rates = {s: float((wins[slices == s] / tries[slices == s]).mean()) for s in np.unique(slices)}
-    base = "base" if "base" in rates else str(slices[0])
-    worst, mine = min(rates.values()), slices == base
+@dataclass(frozen=True)
+class Level:
+    """One level of readiness. It is reached only if all levels below it are."""
 
-    k = int(min(8, tries[mine].min()))
-    shown = intervals.pass_at_k(k, wins[mine], tries[mine])
-    found = [("demo", shown >= 0.9, f"pass@{k} {shown:.3f} on {base} (at least .9)")]
-
-    k, low, drop = (
-        int(min(4, tries.min())),
-        intervals.jeffreys(first.sum(), len(first), 0.8)[0],
-        rates[base] - worst,
-    )
-    every = intervals.pass_hat_k(k, wins, tries)
-    short = "" if k == 4 else f"; four tries an item are needed, there are {k}"
-    why = f"lower bound {low:.3f} (.9), pass^{k} {every:.3f} (.8), worst slice {drop:.3f} below base (.1){short}"
-    found.append(("pilot", low >= 0.9 and every >= 0.8 and drop <= 0.1 and k == 4, why))
-
-    failures = int(len(first) - first.sum())
-    need = intervals.trials_to_demonstrate(1 - 10.0**-nines, failures)
-    why = f"{len(first)} distinct items with {failures} failures; {need:,} are needed so; worst slice {worst:.3f}"
-    found.append(
-        (f"production-{nines:g}", len(first) >= need and worst >= 1 - 10.0 ** -(nines - 1), why)
-    )
-
-    found.append(("sustained", *_sustained(t)))
-    return [
-        (name, all(ok for _, ok, _ in found[: i + 1]), why)
-        for i, (name, _, why) in enumerate(found)
-    ]
+    name: str
+    reached: bool
+    reason: str
 
 
-def _sustained(t: trials.Table) -> tuple[bool, str]:
-    """Whether failures thin out over the checkpoints as rounds of repair: one try an item and round, the failures of a
-    round spread evenly over it."""
-    x = trials.checkpoint(t)
-    mine = t["run"] == t["run"][x.argmax()]
-    failures, tried = [], 0
-    for at in np.unique(x[mine]):
-        first = last_cells(trials.select(t, mine & (x == at)))[3]
-        failed = int(len(first) - first.sum())
-        failures += [tried + len(first) * (j + 0.5) / failed for j in range(failed)]
-        tried += len(first)
-    try:
-        r = growth.repair(np.array(failures), tried)
-    except UserError as error:
-        return False, str(error)
-    left = "no end in sight" if r.remaining is None else f"{r.remaining:.3g} left"
-    ahead = f"in as many trials again {r.next_failures[0]:.3g} failures, by Goel-Okumoto {r.next_failures[1]:.3g}, {left}"
-    span = f"{r.beta:.2f} [{r.interval[0]:.2f} .. {r.interval[1]:.2f}]"
-    return r.interval[
-        1
-    ] < 1, f"failures thin out where Crow-AMSAA's exponent is below 1: {span}; {ahead}"
+@dataclass(frozen=True)
+class LastCheckpoint:
+    """The trials of the last checkpoint, by (task, item, slice), and by item."""
+
+    successes: ndarray  # [C]
+    tries: ndarray  # [C]
+    slices: ndarray  # [C]
+    first_tries: ndarray  # [I] 0 or 1: the first try at each distinct item, in its worst slice
 
 
-def last_cells(t: trials.Table) -> tuple[np.ndarray, ...]:
-    """Of the last checkpoint: wins, tries and slice by (task, item, slice), and [I] the first try at each distinct item,
-    over all slices the worst of them, so that a repeat never counts as evidence of its own.
+def last_checkpoint(t: Trials) -> LastCheckpoint:
+    """Sum the trials of the last checkpoint. A repeat never counts as evidence of its own.
 
     Raises UserError where a trial has no item, or the last checkpoint is of several runs.
     """
-    if (t["item"] == "").any():
-        raise UserError(
-            "certification needs the item of every trial; repeats of unnamed items prove nothing"
-        )
-    x = trials.checkpoint(t)
-    t = trials.select(t, x == x.max())
-    if len(np.unique(t["run"])) > 1:
+    if (t.item == "").any():
+        what = "certification needs the item of every trial"
+        raise UserError(f"{what}; repeats of unnamed items prove nothing")
+    x = checkpoint_progress(t)
+    t = t[x == x.max()]
+    if len(np.unique(t.run)) > 1:
         what = "the last checkpoint is of several runs; choose one with --where run=NAME"
-        raise UserError(f"{what} ({t['run'][0]}, ...)")
-    at, of = trials.groups(t["task"], t["item"], t["slice"])
-    item = trials.groups(t["task"], t["item"])[1]
-    passed = (t["success"] >= 1 - 1e-9).astype(float)
-    first = np.ones(item.max() + 1)
-    np.minimum.at(first, item[at], passed[at])
-    return np.bincount(of, passed), np.bincount(of).astype(float), t["slice"][at], first
+        raise UserError(f"{what} ({t.run[0]}, ...)")
+    # The first row of a cell is its first try.
+    cell, cell_of = group_rows(t.task, t.item, t.slice)
+    item = group_rows(t.task, t.item)[1]
+    passed = (t.success >= 1 - 1e-9).astype(float)
+    first_tries = np.ones(item.max() + 1)
+    np.minimum.at(first_tries, item[cell], passed[cell])
+    tries = np.bincount(cell_of).astype(float)
+    return LastCheckpoint(np.bincount(cell_of, passed), tries, t.slice[cell], first_tries)
 
 
-# ---- the audit of a demo --------------------------------------------------------------------------------------------
+def readiness_levels(t: Trials, nines: float = 2) -> list[Level]:
+    """The levels from "demo" up, judged by the trials of the last checkpoint."""
+    last = last_checkpoint(t)
+    successes, tries, slices = last.successes, last.tries, last.slices
+    rates = {}
+    for name in np.unique(slices):
+        rows = slices == name
+        rates[name] = (successes[rows] / tries[rows]).mean()
+    base = "base" if "base" in rates else slices[0]
+    worst = min(rates.values())
+    n = len(last.first_tries)
+    failures = int(n - last.first_tries.sum())
+
+    # demo: one of several tries works.
+    is_base = slices == base
+    k = int(min(DEMO_TRIES, tries[is_base].min()))
+    at_least_one = intervals.pass_at_k(k, successes[is_base], tries[is_base])
+    reason = f"pass@{k} {at_least_one:.3f} on {base} (at least .9)"
+    levels = [Level("demo", at_least_one >= DEMO_RATE, reason)]
+
+    # pilot: most items work every time, in every slice.
+    k = int(min(PILOT_TRIES, tries.min()))
+    low = intervals.jeffreys(n - failures, n, 0.8)[0]
+    every = intervals.pass_hat_k(k, successes, tries)
+    drop = rates[base] - worst
+    reached = low >= PILOT_LOWER and every >= PILOT_ALL and drop <= PILOT_DROP
+    reason = f"lower bound {low:.3f} (.9), pass^{k} {every:.3f} (.8)"
+    reason += f", worst slice {drop:.3f} below base (.1)"
+    if k < PILOT_TRIES:
+        reason += f"; four tries an item are needed, there are {k}"
+    levels.append(Level("pilot", reached and k == PILOT_TRIES, reason))
+
+    # production: demonstrated, with no slice more than one nine worse.
+    needed = intervals.trials_to_demonstrate(1 - 10.0**-nines, failures)
+    reason = f"{n} distinct items with {failures} failures; {needed:,} are needed for so many"
+    reason += f"; worst slice {worst:.3f}"
+    reached = n >= needed and worst >= 1 - 10.0 ** -(nines - 1)
+    levels.append(Level(f"production-{nines:g}", reached, reason))
+
+    levels.append(Level("sustained", *_is_sustained(t)))
+    reached = np.logical_and.accumulate([level.reached for level in levels]).tolist()
+    return [Level(v.name, ok, v.reason) for v, ok in zip(levels, reached, strict=True)]
 
 
-def permutation(hardness: np.ndarray, shown: np.ndarray, draws: int = 4000, seed: int = 0) -> float:
-    """P-value that as many items drawn at random are as easy as those shown. hardness: [I], from other systems."""
+def _is_sustained(t: Trials) -> tuple[bool, str]:
+    """Whether failures thin out over the checkpoints, taken as rounds of repair; and why.
+
+    A round is one try an item, its failures spread evenly over it.
+    """
+    x = checkpoint_progress(t)
+    is_run = t.run == t.run[x.argmax()]
+    failures: list[float] = []
+    tried = 0
+    for checkpoint in np.unique(x[is_run]):
+        first_tries = last_checkpoint(t[is_run & (x == checkpoint)]).first_tries
+        n = len(first_tries)
+        failed = int(n - first_tries.sum())
+        failures += [tried + n * (j + 0.5) / failed for j in range(failed)]
+        tried += n
+    try:
+        r = growth.fit_repair(np.array(failures), tried)
+    except UserError as error:
+        return False, str(error)
+    left = "no end in sight" if r.remaining is None else f"{r.remaining:.3g} left"
+    low, high = r.interval
+    crow_amsaa, goel_okumoto = r.next_failures
+    reason = "failures thin out where Crow-AMSAA's exponent is below 1:"
+    reason += f" {r.exponent:.2f} [{low:.2f} .. {high:.2f}]"
+    reason += f"; in as many trials again {crow_amsaa:.3g} failures"
+    return high < 1, f"{reason}, by Goel-Okumoto {goel_okumoto:.3g}, {left}"
+
+
+# The audit of a demo
+
+
+@dataclass(frozen=True)
+class DemoAudit:
+    """How much a choice of items flatters a system."""
+
+    items: int  # of the demo
+    suite: int
+    item_hash: str  # of the demo's items
+    hash_matches: bool | None  # the one published before; None: none was
+    p_value: float | None  # that a random choice is as easy; None: no other system tried the suite
+    pass_rate: float  # of the demo's items over all trials
+    suite_pass_rate: float
+    attempts_until_clean: float  # see `attempts_until_clean`
+    k: int | None = None
+    pass_at_k: float | None = None
+    pass_hat_k: float | None = None
+    slices: dict[str, float] = field(default_factory=dict)  # pass rate by slice
+
+
+def permutation_p_value(
+    difficulty: ndarray, chosen: ndarray, draws: int = 4000, seed: int = 0
+) -> float:
+    """The chance that as many items drawn at random are as easy as those chosen.
+
+    difficulty: [I], from other systems; chosen: places of the demo's items.
+    """
     rng = np.random.default_rng(seed)
-    observed = hardness[shown].mean()
-    means = np.array(
-        [hardness[rng.permutation(len(hardness))[: len(shown)]].mean() for _ in range(draws)]
-    )
-    return float((1 + (means <= observed + 1e-12).sum()) / (1 + draws))
+    observed = difficulty[chosen].mean()
+    easy = 0
+    for _ in range(draws):
+        sample = rng.permutation(len(difficulty))[: len(chosen)]
+        easy += difficulty[sample].mean() <= observed + 1e-12
+    # The demo itself counts as one of the draws, so that p is never 0.
+    return (1 + easy) / (1 + draws)
 
 
-def split_halves(k: int, rerun: float) -> float:
-    """Takes after which a clean run of k items is likelier than not, each passing with probability `rerun`."""
-    clean = rerun**k
-    return (
-        float(np.log(0.5) / np.log1p(-clean))
-        if 0 < clean < 0.5
-        else (1.0 if clean > 0 else float("inf"))
-    )
+def attempts_until_clean(items: int, pass_rate: float) -> float:
+    """Attempts at a demo until one without a failure is likelier than not; inf: never.
+
+    Each of `items` passes independently with probability `pass_rate`.
+    """
+    clean = pass_rate**items
+    if clean == 0:
+        return float("inf")
+    if clean >= 0.5:
+        return 1.0
+    return float(np.log(0.5) / np.log1p(-clean))
 
 
-def seal(names: list[str]) -> str:
-    """A hash of item ids, to be published before a demo is run: what was not sealed can have been chosen."""
+def hash_items(names: list[str]) -> str:
+    """SHA-256 of the item names.
+
+    Published before a demo, it proves that the items were not chosen afterwards.
+    """
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
-def audit(t: trials.Table, run: str, shown: list[str], sealed: str | None = None) -> dict:
-    """How much a demo of `run` on the items `shown` flatters it, from trials of it and of others on the same suite.
+def audit_demo(
+    t: Trials, run: str, chosen: list[str], published_hash: str | None = None
+) -> DemoAudit:
+    """Audit a demo of `run` on the items `chosen`, by trials of it and of others on the same suite.
 
-    Raises UserError where the run or an item of the demo has no trials, or nothing was left out of the demo.
+    Raises UserError where the run or an item of the demo has no trials, or the demo is the whole
+    suite.
     """
-    mine, others = t["run"] == run, t["run"] != run
-    suite, of = np.unique(t["item"], return_inverse=True)
-    missing = [i for i in shown if i not in suite]
-    if not mine.any() or missing or not shown:
-        what = f"the demo item {(missing or ['?'])[0]!r}" if mine.any() else f"the run {run!r}"
-        raise UserError(
-            f"{what} has no trials; an audit needs the demo's items among the trials of the suite"
-        )
-    if len(set(shown)) >= len(suite):
-        raise UserError(
-            "the demo shows the whole suite; nothing was left out that could have been picked from"
-        )
-
-    wins, tries = np.bincount(of, t["success"] * mine), np.bincount(of, mine)
-    easy = logit((np.bincount(of, t["success"] * others) + 0.5) / (np.bincount(of, others) + 1))
-    place = np.flatnonzero(np.isin(suite, shown))
-    out: dict = {"items": len(place), "suite": len(suite), "seal": seal(shown)}
-    out["sealed"] = None if sealed is None else sealed == out["seal"]
-    out["p_value"] = permutation(-easy, place) if others.any() else None
-    demo = mine & np.isin(t["item"], shown)
-    out["rerun"], out["suite_mean"] = (
-        float(t["success"][demo].mean()),
-        float(t["success"][mine].mean()),
+    is_run = t.run == run
+    suite, item = np.unique(t.item, return_inverse=True)
+    missing = [name for name in chosen if name not in suite]
+    if not is_run.any() or missing or not chosen:
+        what = f"the demo item {(missing or ['?'])[0]!r}" if is_run.any() else f"the run {run!r}"
+        hint = "an audit needs the demo's items among the trials of the suite"
+        raise UserError(f"{what} has no trials; {hint}")
+    if len(set(chosen)) >= len(suite):
+        what = "the demo shows the whole suite"
+        raise UserError(f"{what}; nothing was left out that could have been picked from")
+    successes, tries = np.bincount(item, t.success * is_run), np.bincount(item, is_run)
+    other_successes, other_tries = (
+        np.bincount(item, t.success * ~is_run),
+        np.bincount(item, ~is_run),
     )
-    out["takes"] = split_halves(len(place), out["rerun"])
+    difficulty = -logit((other_successes + 0.5) / (other_tries + 1))
+    places = np.flatnonzero(np.isin(suite, chosen))
+    pass_rate = t.success[is_run & np.isin(t.item, chosen)].mean()
+    suite_pass_rate = t.success[is_run].mean()
     k = int(min(8, tries.min()))
+    at_k = hat_k = None
     if k >= 2:
-        out |= {
-            "k": k,
-            "pass_at_k": intervals.pass_at_k(k, wins, tries),
-            "pass_hat_k": intervals.pass_hat_k(k, wins, tries),
-        }
-    elif (rho := _expected_icc(t, run)) is not None:
-        out |= {"k": 8, "pass_hat_k": intervals.beta_binomial_pass_hat_k(8, out["suite_mean"], rho)}
-    out["slices"] = {
-        str(s): float(t["success"][mine & (t["slice"] == s)].mean())
-        for s in np.unique(t["slice"][mine])
-    }
-    return out
+        at_k = intervals.pass_at_k(k, successes, tries)
+        hat_k = intervals.pass_hat_k(k, successes, tries)
+    else:
+        # Nothing was tried twice: the correlation of tries is borrowed from other systems.
+        correlation = _borrow_correlation(t, run)
+        k = None if correlation is None else 8
+        if k:
+            hat_k = intervals.beta_binomial_pass_hat_k(k, suite_pass_rate, correlation)
+    names = np.unique(t.slice[is_run])
+    item_hash = hash_items(chosen)
+    return DemoAudit(
+        items=len(places),
+        suite=len(suite),
+        item_hash=item_hash,
+        hash_matches=None if published_hash is None else published_hash == item_hash,
+        p_value=None if is_run.all() else permutation_p_value(difficulty, places),
+        pass_rate=pass_rate,
+        suite_pass_rate=suite_pass_rate,
+        attempts_until_clean=attempts_until_clean(len(places), pass_rate),
+        k=k,
+        pass_at_k=at_k,
+        pass_hat_k=hat_k,
+        slices={str(s): t.success[is_run & (t.slice == s)].mean() for s in names},
+    )
 
 
-def _expected_icc(t: trials.Table, run: str) -> float | None:
-    """The correlation of tries to expect of a run that tried no item twice, from those that did; None: too few did."""
-    at, of = trials.groups(t["run"], t["task"])
-    rate, rho, mine = np.bincount(of, t["success"]) / np.bincount(of), [], t["run"][at] == run
-    for g in range(len(at)):
-        c = trials.select(t, of == g)
-        item = np.unique(c["item"], return_inverse=True)[1]
-        rho.append(
-            intervals.intraclass_correlation(np.bincount(item, c["success"]), np.bincount(item))
-        )
-    known = np.isfinite(rho) & ~mine
+def _borrow_correlation(t: Trials, run: str) -> float | None:
+    """The correlation of tries to expect of a run that tried no item twice; None: too few did."""
+    first, group = group_rows(t.run, t.task)
+    runs, tasks = t.run[first], t.task[first]
+    rate = np.bincount(group, t.success) / np.bincount(group)
+    correlation = []
+    for g in range(len(first)):
+        rows = group == g
+        item = np.unique(t.item[rows], return_inverse=True)[1]
+        successes = np.bincount(item, t.success[rows])
+        correlation.append(intervals.intraclass_correlation(successes, np.bincount(item)))
+    correlation = np.array(correlation)
+    known = np.isfinite(correlation) & (runs != run)
     if known.sum() < 3:
         return None
-    others = rate[known], np.array(rho)[known], t["task"][at][known]
-    return float(
-        np.mean(
-            [
-                intervals.predict_correlation(*others, rate[g], t["task"][at[g]])
-                for g in np.flatnonzero(mine)
-            ]
-        )
-    )
+    others = rate[known], correlation[known], tasks[known]
+    own = np.flatnonzero(runs == run)
+    return np.mean([intervals.predict_correlation(*others, rate[g], tasks[g]) for g in own])

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import comb, expit, logit
-from scipy.stats import beta, binom, norm
+from scipy.stats import beta, binom, binomtest, nbinom, norm
 
 from ramp.errors import UserError
 
 
-def count_nines(reliability: float | np.ndarray) -> float | np.ndarray:
+def count_nines(reliability: float | ndarray) -> float | ndarray:
     """Reliability as a number of nines: .999 is 3. Fractions of a nine are allowed."""
     with np.errstate(divide="ignore"):
         return -np.log10(1 - np.asarray(reliability, float))
@@ -61,20 +62,13 @@ def jeffreys(successes: float, trials: float, level: float = 0.95) -> tuple[floa
     return float(low), float(high)
 
 
-def wilson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
     """Score interval (Wilson 1927). It has a width even where all or none succeed."""
-    z = norm.ppf(0.5 + level / 2)
-    rate = successes / trials
-    scale = 1 + z**2 / trials
-    center = (rate + z**2 / (2 * trials)) / scale
-    half_width = z * np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / scale
-    low = center - half_width if successes > 0 else 0.0
-    high = center + half_width if successes < trials else 1.0
-    return float(low), float(high)
+    return tuple(binomtest(successes, trials).proportion_ci(level, "wilson"))
 
 
 def bootstrap_interval(
-    statistic: Callable[..., np.ndarray],
+    statistic: Callable[..., ndarray],
     *samples: ArrayLike,
     level: float = 0.95,
     paired: bool = False,
@@ -124,7 +118,7 @@ def pass_at_k(k: int, successes: ArrayLike, trials: ArrayLike) -> float:
     return 1 - pass_hat_k(k, np.asarray(trials) - successes, trials)
 
 
-def intraclass_correlation(successes: np.ndarray, trials: np.ndarray) -> float:
+def intraclass_correlation(successes: ndarray, trials: ndarray) -> float:
     """Correlation of two tries at the same item, from one-way analysis of variance; in [0, 1].
 
     successes, trials: [I]. NaN where no item was tried twice.
@@ -174,7 +168,7 @@ def logit_normal_pass_hat_k(k: int, pass_1: float, pass_2: float) -> float:
     z = 8 * nodes
     weights = 8 * mass * norm.pdf(z)
 
-    def match_pass_1(sd: float) -> np.ndarray:
+    def match_pass_1(sd: float) -> ndarray:
         # The rates at the nodes, at the mean logit for which they average to pass^1.
         reach = 40 + 8 * sd
         center = brentq(lambda m: weights @ expit(m + sd * z) - pass_1, -reach, reach)
@@ -188,9 +182,9 @@ def logit_normal_pass_hat_k(k: int, pass_1: float, pass_2: float) -> float:
 
 
 def predict_correlation(
-    pass_1: np.ndarray,
-    correlation: np.ndarray,
-    group: np.ndarray,
+    pass_1: ndarray,
+    correlation: ndarray,
+    group: ndarray,
     new_pass_1: float,
     new_group: str,
 ) -> float:
@@ -270,21 +264,9 @@ def trials_to_demonstrate(reliability: float, failures: int = 0, confidence: flo
     if not (0 < reliability < 1 and 0 < confidence < 1) or failures < 0:
         what = "a demonstration needs 0 < reliability < 1, 0 < confidence < 1 and failures >= 0"
         raise UserError(what)
-
-    def is_enough(n: int) -> bool:
-        return binom.cdf(failures, n, 1 - reliability) <= 1 - confidence
-
-    # Double until there are enough, then halve the bracket.
-    low, high = failures, max(failures + 1, 16)
-    while not is_enough(high):
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        if is_enough(middle):
-            high = middle
-        else:
-            low = middle
-    return high
+    # Of a system just bad enough, one failure more happens within them with this confidence.
+    successes = nbinom.ppf(confidence, failures + 1, 1 - reliability)
+    return int(successes) + failures + 1
 
 
 def pass_probability(trials: int, failures: int, reliability: float) -> float:

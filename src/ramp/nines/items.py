@@ -1,14 +1,18 @@
-"""Which items are hard, how able each checkpoint is, and what fails whatever the ability: a hierarchical item model.
+"""Which items are hard, how able each checkpoint is, and what fails whatever the ability.
 
-    successes_mis ~ BetaBinomial(trials_mis, mean p, precision φ)             φ: correlation of repeats, 1 / (φ + 1)
+A hierarchical item-response model of model m, item i and slice s:
+
+    successes_mis ~ BetaBinomial(trials_mis, mean p, precision φ)   correlation of tries 1 / (φ + 1)
     p = chance + (1 - chance - lapse_m) · sigmoid(θ_m - β x_i - family_i - e_i - δ_s)
     family ~ N(0, sd_family²)   e ~ N(0, sd_item²)   logit lapse_m = λ0 + λ1 progress_m
 
-A lapse is a failure that ability does not mend. Without it "nines" would be an artefact of the logistic's tail. δ of the
-first slice is 0; the others are free to help or to hurt. Fitted by marginal Laplace (as in INLA, Rue et al. 2009): every
-item effect is integrated by adaptive quadrature, Newton finds the mode of the others, and a trust region that of the
-evidence of (sd_item, sd_family, φ). NumPy in float64 with the derivatives written out: nothing to compile, and the same
-figures whatever device the rest of the program runs on.
+A lapse is a failure that ability does not mend. Without it, nines would be an artefact of the
+logistic's tail. δ of the first slice is 0; the others are free to help or to hurt.
+
+Fitted by marginal Laplace approximation (as in INLA, Rue et al. 2009): every item effect is
+integrated by adaptive quadrature, Newton's method finds the mode of the other effects, and a trust
+region the mode of the hyperparameters (sd_item, sd_family, φ). NumPy in float64 with derivatives
+written out: nothing to compile, and the same figures on every machine.
 """
 
 from collections.abc import Callable
@@ -16,128 +20,157 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from numpy import ndarray
 from scipy.sparse import csr_array, diags_array
 from scipy.special import digamma, expit, gammaln, logsumexp
 
 from ramp.errors import UserError
-from ramp.nines.trials import Table, checkpoint, groups
+from ramp.nines.trials import Trials, checkpoint_progress, group_rows
 
-# log sd_item, log sd_family, log φ: prior means and standard deviations
-HYPER_MEAN, HYPER_SD = np.array([0.0, -0.5, 2.0]), np.array([1.0, 1.0, 1.5])
-LAPSE, TREND = (
-    (-4.5, 1.5),
-    (-0.5, 0.5),
-)  # λ0 at the last checkpoint, λ1 per decade: mean, standard deviation
-UNSETTLED = 2.0  # standard deviations are multiplied by this where the scales did not settle
+# Priors of log sd_item, log sd_family and log φ, and where they are searched.
+HYPER_MEAN = np.array([0.0, -0.5, 2.0])
+HYPER_SD = np.array([1.0, 1.0, 1.5])
+HYPER_BOUNDS = np.array([(-4, -4, -2), (2.5, 2.5, 7)])
+SD_ITEM, SD_FAMILY, PHI = range(3)
+# Mean and standard deviation of λ0, at the last checkpoint, and of λ1, per decade.
+LAPSE, TREND = (-4.5, 1.5), (-0.5, 0.5)
+ABILITY_SD = 5.0
+# Standard deviations are multiplied by this where the hyperparameters did not settle.
+UNSETTLED = 2.0
+MAX_EVALUATIONS = 120  # of the evidence of the hyperparameters
+QUADRATURE = np.polynomial.hermite_e.hermegauss(5)
 
 
 @dataclass(frozen=True)
 class Cells:
-    """Trials summed to cells of (model, item, slice); a model is one checkpoint of one run."""
+    """Trials summed to C cells of (model, item, slice). A model is one checkpoint of one run."""
 
-    model: np.ndarray
-    item: np.ndarray
-    slice: np.ndarray
-    wins: np.ndarray
-    count: np.ndarray
-    chance: np.ndarray
-    progress: np.ndarray  # [M] log10 compute or step, minus that of the last model
-    models: list[tuple[str, float]]  # [M] run and progress as it stands
+    model: ndarray  # [C]
+    item: ndarray  # [C]
+    slice: ndarray  # [C]
+    successes: ndarray  # [C]
+    count: ndarray  # [C] trials
+    chance: ndarray  # [C]
+    progress: ndarray  # [M] log10 of compute or steps, minus that of the last model
+    models: list[tuple[str, float]]  # [M] run, and progress as it is
     items: list[str]
     slices: list[str]
-    family: np.ndarray  # [I]
-    difficulty: np.ndarray  # [I] minus the mean
+    family: ndarray  # [I]
+    difficulty: ndarray  # [I] minus the mean
     families: list[str]
 
 
 @dataclass(frozen=True)
 class ItemFit:
-    """Posterior draws. effects: [S, P] in the order of `names`; hyper: [S, 3] sd_item, sd_family, φ; items: [I] mean e."""
+    """Posterior draws of P effects, in the order of `names`."""
 
     cells: Cells
     names: list[str]
-    effects: np.ndarray
-    hyper: np.ndarray
-    items: np.ndarray
-    mean: np.ndarray  # [P] and
-    cov: np.ndarray  # [P, P] at the mode of the hyperparameters
+    effects: ndarray  # [S, P]
+    hyper: ndarray  # [S, 3] sd_item, sd_family, φ
+    item_effects: ndarray  # [I] at the mode
+    mean: ndarray  # [P] at the mode of the hyperparameters
+    cov: ndarray  # [P, P] there
     converged: bool = True  # if not, every interval is UNSETTLED times as wide
 
-    def difficulty(self) -> np.ndarray:
+    def difficulty(self) -> ndarray:
         """[I] how hard each item is, in logits: covariate, family and its own effect."""
-        m, f = len(self.cells.models), len(self.cells.families)
-        family = self.mean[m + 1 : m + 1 + f][self.cells.family]
-        return self.mean[m] * self.cells.difficulty + family + self.items
+        c, models = self.cells, len(self.cells.models)
+        family = self.mean[models + 1 : models + 1 + len(c.families)]
+        return self.mean[models] * c.difficulty + family[c.family] + self.item_effects
 
-    def columns(self, kind: str) -> np.ndarray:
+    def columns(self, kind: str) -> ndarray:
+        """Places of the effects whose name starts with `kind`."""
         return np.array([i for i, name in enumerate(self.names) if name.startswith(kind)], int)
 
 
-def cells(t: Table) -> Cells:
-    """Raises UserError where there is nothing to tell items from ability with."""
-    if (t["item"] == "").any():
+@dataclass(frozen=True)
+class Design:
+    """The cells as a regression: the logits are x @ effects - item effects, of lapses too."""
+
+    cells: Cells
+    x: csr_array  # [C, P]
+    lapse: csr_array  # [C, P]
+    item_sum: csr_array  # [I, C] adds up the cells of each item
+    center: ndarray  # [P] prior mean of the effects
+    precision: ndarray  # [P] prior precision; that of families is a hyperparameter
+    is_family: ndarray  # [P] bool
+
+
+def sum_cells(t: Trials) -> Cells:
+    """Sum trials to cells. Raises UserError where items cannot be told from ability."""
+    if (t.item == "").any():
         raise UserError("the item model needs the item of every trial; aggregates have none")
-    x = checkpoint(t)
-    x = np.maximum(
-        x, min(x[np.isfinite(x)], default=0.0) - 1
-    )  # step 0 has no logarithm: a decade before the first
-    first, item = groups(t["task"], t["item"])
+    x = checkpoint_progress(t)
+    # Step 0 has no logarithm: it is placed a decade before the first step.
+    x = np.maximum(x, min(x[np.isfinite(x)], default=0.0) - 1)
+    first, item = group_rows(t.task, t.item)
     if len(first) < 2:
         raise UserError("one item cannot tell how items differ; give two or more distinct items")
-    families, family = np.unique(
-        np.where(t["family"] == "", t["task"], t["family"]), return_inverse=True
-    )
-    slices, slice_ = np.unique(
-        np.where(t["slice"] == "base", "", t["slice"]), return_inverse=True
-    )  # base comes first
-    last, model = groups(t["run"], x)
-    cell, of = groups(model, item, slice_)
+    families, family = np.unique(np.where(t.family == "", t.task, t.family), return_inverse=True)
+    # The empty name sorts first: base is the slice that others are compared with.
+    slices, in_slice = np.unique(np.where(t.slice == "base", "", t.slice), return_inverse=True)
+    last, model = group_rows(t.run, x)
+    cell, of_cell = group_rows(model, item, in_slice)
     return Cells(
         model=model[cell],
         item=item[cell],
-        slice=slice_[cell],
-        wins=np.bincount(of, t["success"]),
-        count=np.bincount(of).astype(float),
-        chance=t["chance"][cell],
+        slice=in_slice[cell],
+        successes=np.bincount(of_cell, t.success),
+        count=np.bincount(of_cell).astype(float),
+        chance=t.chance[cell],
         progress=x[last] - x.max(),
-        models=[(str(t["run"][i]), float(x[i])) for i in last],
-        items=[f"{t['task'][i]}/{t['item'][i]}" for i in first],
-        slices=[str(s) or "base" for s in slices],
+        models=[(str(t.run[i]), float(x[i])) for i in last],
+        items=[f"{t.task[i]}/{t.item[i]}" for i in first],
+        slices=[str(name) or "base" for name in slices],
         family=family[first],
-        difficulty=t["difficulty"][first] - t["difficulty"][first].mean(),
+        difficulty=t.difficulty[first] - t.difficulty[first].mean(),
         families=families.tolist(),
     )
 
 
-def _probability(s: np.ndarray, lapse: np.ndarray, d: dict) -> np.ndarray:
-    return np.clip(d["chance"] + (1 - d["chance"] - lapse) * s, 1e-8, 1 - 1e-8)
+# The likelihood of a cell and its derivatives
 
 
-def _log_likelihood(eta: np.ndarray, lapse: np.ndarray, log_phi: float, d: dict) -> np.ndarray:
-    """[..., C] beta-binomial log-likelihood, without the binomial coefficient."""
-    p, phi = _probability(expit(eta), expit(lapse), d), np.exp(log_phi)
-    a, b, n = p * phi, (1 - p) * phi, d["count"]
-    passed, failed = gammaln(a + d["wins"]) - gammaln(a), gammaln(b + n - d["wins"]) - gammaln(b)
-    return passed + failed + gammaln(phi) - gammaln(phi + n)
+def _probability(eta: ndarray, lapse: ndarray, c: Cells) -> ndarray:
+    p = c.chance + (1 - c.chance - expit(lapse)) * expit(eta)
+    return np.clip(p, 1e-8, 1 - 1e-8)
 
 
-def _trigamma(z: np.ndarray) -> np.ndarray:
-    """The second derivative of log Γ by recurrence to z + 6 and the asymptotic series there: ten times SciPy's speed."""
+def _log_likelihood(eta: ndarray, lapse: ndarray, log_phi: float, c: Cells) -> ndarray:
+    """[..., C] beta-binomial log likelihood, without the binomial coefficient."""
+    p, phi = _probability(eta, lapse, c), np.exp(log_phi)
+    a, b = p * phi, (1 - p) * phi
+    passed = gammaln(a + c.successes) - gammaln(a)
+    failed = gammaln(b + c.count - c.successes) - gammaln(b)
+    return passed + failed + gammaln(phi) - gammaln(phi + c.count)
+
+
+def _trigamma(z: ndarray) -> ndarray:
+    """The second derivative of log Γ, at ten times SciPy's speed.
+
+    By recurrence to z + 6 and the asymptotic series there.
+    """
     shift = 1 / (z + 6)
     w = shift * shift
     series = shift * (1 + shift / 2 + w * (1 / 6 - w * (1 / 30 - w * (1 / 42 - w / 30))))
     return series + sum(1 / (z + k) ** 2 for k in range(6))
 
 
-def _slopes(eta: np.ndarray, lapse: np.ndarray, log_phi: float, d: dict) -> tuple[np.ndarray, ...]:
-    """[..., C] each, of the negative log-likelihood: by eta, by lapse, by eta², by eta and lapse, by lapse²."""
+def _derivatives(eta: ndarray, lapse: ndarray, log_phi: float, c: Cells) -> tuple[ndarray, ...]:
+    """Of the negative log likelihood, [..., C] each.
+
+    By eta, by lapse, by eta twice, by eta and lapse, by lapse twice.
+    """
     s, lam, phi = expit(eta), expit(lapse), np.exp(log_phi)
-    p = _probability(s, lam, d)
+    p = _probability(eta, lapse, c)
     a, b = p * phi, (1 - p) * phi
-    won, lost = a + d["wins"], b + d["count"] - d["wins"]
-    by_p = phi * (digamma(won) - digamma(a) - digamma(lost) + digamma(b))
-    p_eta, p_lapse = (1 - d["chance"] - lam) * s * (1 - s), -lam * (1 - lam) * s
-    by_pp = phi**2 * (_trigamma(won) - _trigamma(a) + _trigamma(lost) - _trigamma(b))
+    passed, failed = a + c.successes, b + c.count - c.successes
+    by_p = phi * (digamma(passed) - digamma(a) - digamma(failed) + digamma(b))
+    by_pp = phi**2 * (_trigamma(passed) - _trigamma(a) + _trigamma(failed) - _trigamma(b))
+    # The chain rule through p.
+    p_eta = (1 - c.chance - lam) * s * (1 - s)
+    p_lapse = -lam * (1 - lam) * s
     return (
         -by_p * p_eta,
         -by_p * p_lapse,
@@ -147,163 +180,195 @@ def _slopes(eta: np.ndarray, lapse: np.ndarray, log_phi: float, d: dict) -> tupl
     )
 
 
-def _modes(g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict) -> tuple[np.ndarray, np.ndarray]:
-    """[I] where each item effect is likeliest at the effects g, and the width of its posterior there."""
-    eta, lapse, tight = d["x"] @ g, d["lapse"] @ g, np.exp(-2 * h[0])
+# The posterior. g: [P] effects, e: [I] item effects, h: [3] log hyperparameters.
+
+
+def _item_modes(g: ndarray, e: ndarray, h: ndarray, d: Design) -> tuple[ndarray, ndarray]:
+    """[I] the likeliest effect of each item given g, and the width of its posterior there."""
+    eta, lapse = d.x @ g, d.lapse @ g
+    precision = np.exp(-2 * h[SD_ITEM])
     for _ in range(30):
-        u, _, uu, *_ = _slopes(eta - e[d["item"]], lapse, h[2], d)
-        curve = np.maximum(d["sum"] @ uu + tight, 0.2 * tight)
-        step = np.clip((e * tight - d["sum"] @ u) / curve, -1, 1)
+        by_eta, _, by_eta_eta, *_ = _derivatives(eta - e[d.cells.item], lapse, h[PHI], d.cells)
+        curvature = np.maximum(d.item_sum @ by_eta_eta + precision, 0.2 * precision)
+        step = np.clip((e * precision - d.item_sum @ by_eta) / curvature, -1, 1)
         e = e - step
-        if np.abs(step).max() < 0.02:  # the quadrature forgives the rest
+        if np.abs(step).max() < 0.02:  # the quadrature makes up for the rest
             break
-    return e, 1 / np.sqrt(curve)
+    return e, 1 / np.sqrt(curvature)
 
 
 def _marginal(
-    g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict
-) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-    """Negative log posterior of the effects, each item integrated by quadrature around its mode; its gradient; its
-    Hessian, by Louis' identity (1982): mean curvature less the variance of the slopes; and the items' modes."""
-    e, sd = _modes(g, e, h, d)
-    nodes, mass = np.polynomial.hermite_e.hermegauss(5)
-    effect = e + sd * nodes[:, None]  # [5, I]
-    x, lam = d["x"], d["lapse"]
-    eta, lapse = x @ g - effect[:, d["item"]], lam @ g
-    of_item = (d["sum"] @ _log_likelihood(eta, lapse, h[2], d).T).T
-    at = (
-        of_item
-        - 0.5 * effect**2 * np.exp(-2 * h[0])
-        - h[0]
-        + 0.5 * nodes[:, None] ** 2
-        + np.log(mass)[:, None]
-    )
-    total = logsumexp(at, axis=0)
-    share = np.exp(at - total)  # [5, I] the posterior of the nodes
-    u, v, *curves = _slopes(eta, lapse, h[2], d)
-    uu, uv, vv = ((share[:, d["item"]] * c).sum(0) for c in curves)
-    by = [diags_array(a) @ x + diags_array(b) @ lam for a, b in zip(u, v, strict=True)]
-    slopes = np.stack([(d["sum"] @ part).toarray() for part in by])  # [5, I, P]
-    mean = (share[..., None] * slopes).sum(0)
-    spread = ((slopes - mean) * np.sqrt(share)[..., None]).reshape(-1, len(g))
-    precision, off = np.where(d["is_family"], np.exp(-2 * h[1]), d["precision"]), g - d["center"]
-    cross = x.T @ diags_array(uv) @ lam
-    curve = x.T @ diags_array(uu) @ x + cross + cross.T + lam.T @ diags_array(vv) @ lam
+    g: ndarray, e: ndarray, h: ndarray, d: Design
+) -> tuple[float, ndarray, ndarray, ndarray]:
+    """Negative log posterior of g with the items integrated out.
+
+    Returns its value, gradient [P] and Hessian [P, P], and the modes of the items. The Hessian is
+    by Louis' identity (1982): mean curvature less the variance of the slopes.
+    """
+    e, width = _item_modes(g, e, h, d)
+    nodes, mass = QUADRATURE
+    nodes = nodes[:, None]
+    effects = e + width * nodes  # [5, I]
+    eta, lapse = d.x @ g - effects[:, d.cells.item], d.lapse @ g
+    likelihood = (d.item_sum @ _log_likelihood(eta, lapse, h[PHI], d.cells).T).T
+    prior = -0.5 * effects**2 * np.exp(-2 * h[SD_ITEM]) - h[SD_ITEM]
+    # The nodes integrate against a normal density, which is divided out again.
+    at_nodes = likelihood + prior + 0.5 * nodes**2 + np.log(mass)[:, None]
+    total = logsumexp(at_nodes, axis=0)
+    posterior = np.exp(at_nodes - total)  # [5, I] of the nodes
+    by_eta, by_lapse, *curvatures = _derivatives(eta, lapse, h[PHI], d.cells)
+    weights = posterior[:, d.cells.item]
+    eta_eta, eta_lapse, lapse_lapse = ((weights * part).sum(0) for part in curvatures)
+    slopes = []
+    for u, v in zip(by_eta, by_lapse, strict=True):
+        cells = diags_array(u) @ d.x + diags_array(v) @ d.lapse
+        slopes.append((d.item_sum @ cells).toarray())
+    slopes = np.stack(slopes)  # [5, I, P]
+    mean = (posterior[..., None] * slopes).sum(0)
+    spread = ((slopes - mean) * np.sqrt(posterior)[..., None]).reshape(-1, len(g))
+    cross = d.x.T @ diags_array(eta_lapse) @ d.lapse
+    curvature = d.x.T @ diags_array(eta_eta) @ d.x + cross + cross.T
+    curvature += d.lapse.T @ diags_array(lapse_lapse) @ d.lapse
+    precision = np.where(d.is_family, np.exp(-2 * h[SD_FAMILY]), d.precision)
     # Sparse products and einsum: a threaded BLAS on a busy machine takes a hundred times as long.
-    hessian = curve.toarray() + np.diag(precision) - np.einsum("ki,kj->ij", spread, spread)
-    value = 0.5 * (precision * off**2 - np.log(precision)).sum() - (total + np.log(sd)).sum()
-    return float(value), mean.sum(0) + precision * off, hessian, e
+    variance = np.einsum("ki,kj->ij", spread, spread)
+    hessian = curvature.toarray() + np.diag(precision) - variance
+    off = g - d.center
+    value = 0.5 * (precision * off**2 - np.log(precision)).sum() - (total + np.log(width)).sum()
+    return value, mean.sum(0) + precision * off, hessian, e
 
 
 def _laplace(
-    g: np.ndarray, e: np.ndarray, h: np.ndarray, d: dict
-) -> tuple[np.ndarray, np.ndarray, float, np.ndarray]:
-    """The mode over effects g with the items integrated out, and the items' modes e there, started from those given; the
-    negative log evidence of the hyperparameters; the precision of g. Newton, shorter where a step fails."""
+    g: ndarray, e: ndarray, h: ndarray, d: Design
+) -> tuple[ndarray, ndarray, float, ndarray]:
+    """The Laplace approximation at h, searched from g and e.
+
+    Returns the mode over g, the items' modes there, the negative log evidence of h, and the
+    precision of g. Newton's method, with shorter steps where one fails.
+    """
     value, slope, hessian, e = _marginal(g, e, h, d)
-    share = 1.0
+    fraction = 1.0
     for _ in range(60):
         values, vectors = np.linalg.eigh(hessian)
         step = vectors @ (vectors.T @ slope / np.maximum(np.abs(values), 0.1))
         if slope @ step < 1e-3:
             break
-        new = _marginal(g - share * step, e, h, d)
-        if new[0] <= value:  # False for nan as well
-            g, (value, slope, hessian, e), share = g - share * step, new, min(1.0, 3 * share)
-        elif (share := share / 4) < 1e-6:
-            break
-    value += 0.5 * (
-        np.log(np.maximum(values, 1e-3)).sum() + (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum()
-    )
-    return g - step, e, value - 0.5 * slope @ step, hessian
+        trial = g - fraction * step
+        new_value, *rest = _marginal(trial, e, h, d)
+        if new_value <= value:  # False for NaN as well
+            g, value, (slope, hessian, e) = trial, new_value, rest
+            fraction = min(1.0, 3 * fraction)
+        else:
+            fraction /= 4
+            if fraction < 1e-6:
+                break
+    log_prior = -0.5 * (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum()
+    log_determinant = np.log(np.maximum(values, 1e-3)).sum()
+    # The last step is taken too, and what it gains.
+    evidence = value + 0.5 * log_determinant - log_prior - 0.5 * slope @ step
+    return g - step, e, evidence, hessian
+
+
+# The fit
+
+
+def _build_design(c: Cells) -> tuple[Design, list[str]]:
+    """The regression of the cells, and the names of its effects."""
+    names = [f"ability {run} {x:g}" for run, x in c.models]
+    names += ["difficulty", *(f"family {name}" for name in c.families)]
+    names += [*(f"slice {name}" for name in c.slices[1:]), "lapse level", "lapse trend"]
+    cells, models, families = len(c.model), len(c.models), len(c.families)
+    row = np.arange(cells)
+    x, lapse = np.zeros((cells, len(names))), np.zeros((cells, len(names)))
+    x[row, c.model] = 1
+    x[:, models] = -c.difficulty[c.item]
+    x[row, models + 1 + c.family[c.item]] = -1
+    for k in range(1, len(c.slices)):
+        x[c.slice == k, models + families + k] = -1
+    lapse[:, -2] = 1
+    lapse[:, -1] = c.progress[c.model]
+    sd, center = np.ones(len(names)), np.zeros(len(names))
+    sd[:models] = ABILITY_SD
+    center[-2:], sd[-2:] = np.transpose([LAPSE, TREND])
+    item_sum = csr_array((np.ones(cells), (c.item, row)), shape=(len(c.items), cells))
+    is_family = np.array([name.startswith("family ") for name in names])
+    return Design(c, csr_array(x), csr_array(lapse), item_sum, center, 1 / sd**2, is_family), names
 
 
 def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
-    """Posterior draws of every effect; some seconds for 10,000 cells."""
-    m, f, s, i = len(c.models), len(c.families), len(c.slices), len(c.items)
-    names = (
-        [f"ability {r} {x:g}" for r, x in c.models]
-        + ["difficulty"]
-        + [f"family {n}" for n in c.families]
-    )
-    names += [f"slice {n}" for n in c.slices[1:]] + ["lapse level", "lapse trend"]
-    p, n = len(names), len(c.model)
-    x, lam = np.zeros((n, p)), np.zeros((n, p))
-    x[np.arange(n), c.model] = 1
-    x[:, m] = -c.difficulty[c.item]
-    x[np.arange(n), m + 1 + c.family[c.item]] = -1
-    for k in range(1, s):
-        x[:, m + f + k] = np.where(c.slice == k, -1.0, 0.0)
-    lam[:, -2], lam[:, -1] = 1, c.progress[c.model]
-    sd = np.concatenate([np.full(m, 5.0), [1.0], np.ones(f), np.ones(s - 1), [LAPSE[1], TREND[1]]])
-    center = np.concatenate([np.zeros(p - 2), [LAPSE[0], TREND[0]]])
-    d = {
-        "x": csr_array(x), "lapse": csr_array(lam), "item": c.item, "wins": c.wins, "count": c.count, "chance": c.chance,
-        "sum": csr_array((np.ones(n), (c.item, np.arange(n))), shape=(i, n)),
-        "precision": 1 / sd**2, "center": center, "is_family": np.array([a.startswith("family ") for a in names]),
-    }  # fmt: skip
-    mode = [center, np.zeros(i)]
+    """Posterior draws of every effect; takes some seconds for 10,000 cells."""
+    d, names = _build_design(c)
+    mode = [d.center, np.zeros(len(c.items))]
 
-    def loss(h: np.ndarray) -> float:
+    def evidence(h: ndarray) -> float:
         g, e, value, _ = _laplace(*mode, h, d)
         if not np.isfinite(value):
             return np.inf
         mode[:] = g, e  # the next search starts here
         return value
 
-    bounds = np.array([(-4, -4, -2), (2.5, 2.5, 7)])
-    peak, root, converged = _peak(loss, HYPER_MEAN, bounds)
-    rng, blocks, effects, hypers = np.random.default_rng(seed), 8, [], []
-    z = rng.standard_normal((blocks // 2, 3)) * (1 if converged else UNSETTLED)
-    z = np.concatenate([np.zeros((1, 3)), z, -z])  # in pairs, so that their mean is the mode
-    for k in range(blocks + 1):  # the first at the mode
-        h = np.clip(peak + root @ z[k], *bounds)
+    peak, root, converged = _minimize_hyper(evidence, HYPER_MEAN, HYPER_BOUNDS)
+    widen = 1 if converged else UNSETTLED
+    rng, blocks = np.random.default_rng(seed), 8
+    # Hyperparameters in opposite pairs, so that their mean is the mode.
+    half = rng.standard_normal((blocks // 2, 3)) * widen
+    z = np.concatenate([np.zeros((1, 3)), half, -half])
+    effects, hyper = [], []
+    for k in range(blocks + 1):
+        h = np.clip(peak + root @ z[k], *HYPER_BOUNDS)
         g, e, _, precision = _laplace(*mode, h, d)
-        cov = _covariance(precision) * (1 if converged else UNSETTLED**2)
-        if not k:
-            mean, first, at_mode = g, cov, e
+        cov = _invert(precision) * widen**2
+        if k == 0:  # the mode itself, which is reported but not drawn from
+            mean, mean_cov, item_effects = g, cov, e
             continue
         size = draws // blocks + (k <= draws % blocks)
         effects.append(rng.multivariate_normal(g, cov, size, method="eigh"))
-        hypers.append(np.tile(np.exp(h), (size, 1)))
-    return ItemFit(
-        c, names, np.concatenate(effects), np.concatenate(hypers), at_mode, mean, first, converged
-    )
+        hyper.append(np.tile(np.exp(h), (size, 1)))
+    effects, hyper = np.concatenate(effects), np.concatenate(hyper)
+    return ItemFit(c, names, effects, hyper, item_effects, mean, mean_cov, converged)
 
 
-def _covariance(precision: np.ndarray) -> np.ndarray:
+def _invert(precision: ndarray) -> ndarray:
     values, vectors = np.linalg.eigh((precision + precision.T) / 2)
     return (vectors / np.maximum(values, 1e-3)) @ vectors.T
 
 
-def _peak(
-    loss: Callable[[np.ndarray], float], x: np.ndarray, bounds: np.ndarray, most: int = 120
-) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Newton in a trust region, on differences over a tenth: (where `loss` is least, a root of its inverse Hessian there,
-    whether it settled within `most` evaluations: the next step would gain less than a hundredth of a nat)."""
-    moves, here, radius, used = 0.1 * np.eye(len(x)), loss(x), 1.0, 1
+def _minimize_hyper(
+    loss: Callable[[ndarray], float], x: ndarray, bounds: ndarray
+) -> tuple[ndarray, ndarray, bool]:
+    """Newton's method in a trust region, on differences over a tenth, since the loss is not smooth.
+
+    Returns the minimum, a root of the inverse Hessian there, and whether it settled: the next step
+    would gain less than a hundredth of a nat. Stops after `MAX_EVALUATIONS` or one round more.
+    """
+    moves = 0.1 * np.eye(len(x))
+    best, radius, used = loss(x), 1.0, 1
     while True:
-        up, down = np.array([[loss(x + s * m) for m in moves] for s in (1, -1)])
-        slope, curve = (up - down) / 0.2, np.diag(up + down - 2 * here)
+        up = np.array([loss(x + move) for move in moves])
+        down = np.array([loss(x - move) for move in moves])
+        slope, curvature = (up - down) / 0.2, np.diag(up + down - 2 * best)
         for i, j in combinations(range(len(x)), 2):
-            curve[i, j] = curve[j, i] = loss(x + moves[i] + moves[j]) - up[i] - up[j] + here
-        if not np.isfinite(curve).all():
+            both = loss(x + moves[i] + moves[j])
+            curvature[i, j] = curvature[j, i] = both - up[i] - up[j] + best
+        if not np.isfinite(curvature).all():
             return x, np.diag(HYPER_SD), False
-        values, vectors = np.linalg.eigh(curve / 0.01)
-        values = np.maximum(values, 1.0)  # flat or torn directions: no wider than the priors
-        root, used = vectors / np.sqrt(values), used + len(x) * (len(x) + 3) // 2
+        values, vectors = np.linalg.eigh(curvature / 0.01)
+        # Flat or torn directions get no wider than the priors.
+        root = vectors / np.sqrt(np.maximum(values, 1.0))
+        used += len(x) * (len(x) + 3) // 2
         newton = -root @ (root.T @ slope)
         newton /= max(1.0, np.linalg.norm(newton))
-        settled = bool(-slope @ (np.clip(x + newton, *bounds) - x) < 0.02)
-        while True:
-            step = (
-                np.clip(x + newton * min(1.0, radius / max(np.linalg.norm(newton), 1e-12)), *bounds)
-                - x
-            )
-            if settled or used >= most or radius < 1e-2:
+        length = max(np.linalg.norm(newton), 1e-12)
+        gain = -slope @ (np.clip(x + newton, *bounds) - x)
+        settled = bool(gain < 0.02)
+        improved = False
+        while not improved:
+            if settled or used >= MAX_EVALUATIONS or radius < 1e-2:
                 return x, root, settled
-            new, used = loss(x + step), used + 1
-            if new < here:
-                x, here, radius = x + step, new, min(2 * radius, 1.0)
-                break
-            radius = np.linalg.norm(step) / 3
+            trial = np.clip(x + newton * min(1.0, radius / length), *bounds)
+            value, used = loss(trial), used + 1
+            improved = value < best
+            if improved:
+                x, best, radius = trial, value, min(2 * radius, 1.0)
+            else:
+                radius = np.linalg.norm(trial - x) / 3

@@ -1,148 +1,178 @@
 """What a system will do on one task from what it does on others: observational scaling.
 
-Systems are summed up by what they are seen to do, not by what they cost (Ruan, Maddison & Hashimoto 2024,
-arXiv:2405.10938). Where they take principal components and a sigmoid, this is a Gaussian process over the logits z of the
-other tasks, standardised, so that what lies far from every known system is uncertain:
+Systems are described by what they do, not by what they cost (Ruan, Maddison & Hashimoto 2024,
+arXiv:2405.10938). Where they take principal components and a sigmoid, this is a Gaussian process
+over the standardised logits z of the other tasks, so that a system far from every known one is
+uncertain:
 
-    logit of the task = level + w·z + g(z) + family + noise       w ~ N(0, a²)   g: radial, scale b, width c
+    logit of the task = level + w·z + g(z) + family + noise     w ~ N(0, a²)   g: radial basis
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky
-from scipy.optimize import minimize
+from numpy import ndarray
 from scipy.special import expit
 
 from ramp.errors import UserError
-from ramp.nines.backtest import DRAWS, covers, crps, logits, observed_variance, pit
-from ramp.nines.trials import Table, checkpoint, curves, select
+from ramp.nines import gaussian_process
+from ramp.nines.backtest import DRAWS, accuracy_logits, coverage, crps, observe_accuracy, pit
+from ramp.nines.trials import Trials, accuracy_curves, checkpoint_progress
 
-# Logs of a, b, the standard deviations of family and noise, and c: prior means; each normal with standard deviation 1.
-PRIOR = np.array([0.0, -0.5, -0.5, -0.5, 0.5])
-LEVEL = 3.0  # standard deviation of the level, beside the mean of the known systems
-LEAST = 5  # known systems
+# Prior means of the log scales, each normal with standard deviation 1: the standard deviations of
+# w, g, family and noise, and the length scale of g.
+PRIOR_LOG_SCALE = np.array([0.0, -0.5, -0.5, -0.5, 0.5])
+LEVEL_SD = 3.0  # of the level around the mean of the known systems
+MIN_SYSTEMS = 5  # that a forecast learns from
 
 
 @dataclass(frozen=True)
 class Systems:
-    """Curves of one point a system and task, as a table: rows are systems."""
+    """Systems that tried the same other tasks."""
 
     names: list[str]
-    family: np.ndarray  # [N]
-    x: np.ndarray  # [N] log10 compute
-    z: np.ndarray  # [N, K] logits on the other tasks
-    y: np.ndarray  # [N] logit on the task, nan where it was not tried
-    value: np.ndarray  # [N] the accuracy itself
-    error: np.ndarray  # [N] standard error of y
-    n: np.ndarray  # [N] trials that would have that error
+    family: ndarray  # [N]
+    x: ndarray  # [N] log10 of compute
+    z: ndarray  # [N, K] logits on the other tasks
+    y: ndarray  # [N] logit on the task; NaN where it was not tried
+    value: ndarray  # [N] accuracy on the task
+    error: ndarray  # [N] standard error of y
+    n: ndarray  # [N] trials that would have that error
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How forecasts of larger systems from smaller ones did."""
+
+    systems: int
+    squared_error: float  # of the mean
+    coverage: float  # of 90% intervals
+    crps: float
 
 
 def build_systems(
-    t: Table, task: str, by: list[str] | None = None, never: Sequence[str] = ()
+    t: Trials, task: str, predictors: list[str] | None = None, never: Sequence[str] = ()
 ) -> Systems:
-    """The systems that tried all the tasks in `by`: unless named, every other one that nine tenths of the systems tried,
-    but those in `never`. Of several checkpoints of a system the last counts."""
-    x, compute = checkpoint(t), np.isfinite(t["compute"]).all()
-    last = {run: x[t["run"] == run].max() for run in np.unique(t["run"])}
-    t = select(t, x >= np.array([last[run] for run in t["run"]]) - 1e-9)
-    family = dict(zip(t["run"], np.where(t["family"] == "", t["run"], t["family"]), strict=True))
-    c = curves(t if compute else t | {"compute": np.ones(len(t["run"]))})
-    tasks, runs = np.unique(c["task"]).tolist(), np.unique(c["run"]).tolist()
+    """Collect the systems that tried all the predictor tasks, at their last checkpoint.
+
+    predictors: tasks to predict from; by default all others that nine tenths of the systems tried,
+    except those in `never`. Raises UserError for tasks that are not in the table.
+    """
+    x = checkpoint_progress(t)
+    run_names, run = np.unique(t.run, return_inverse=True)
+    last = np.full(len(run_names), -np.inf)
+    np.maximum.at(last, run, x)
+    t = t[x >= last[run] - 1e-9]
+    has_compute = np.isfinite(t.compute).all()
+    # Curves want a place on an axis: without compute, all systems stand at the same one.
+    curves = accuracy_curves(t if has_compute else replace(t, compute=np.ones(len(t))))
+    tasks, task_of = np.unique(curves.task, return_inverse=True)
+    runs, run_of = np.unique(curves.run, return_inverse=True)
+    tasks = tasks.tolist()
     if task not in tasks:
         raise UserError(f"no trial is of the task {task!r}; there are {', '.join(tasks)}")
-    table = {
-        name: np.full((len(runs), len(tasks)), np.nan) for name in ("x", "y", "error", "value", "n")
-    }
-    place = [runs.index(r) for r in c["run"]], [tasks.index(t) for t in c["task"]]
-    y, error = logits(c)
-    for name, column in (c | {"y": y, "error": error}).items():
-        if name in table:
-            table[name][place] = column
-    tried = np.isfinite(table["y"]).mean(0)
-    others = (
-        [t for k, t in enumerate(tasks) if t not in (task, *never) and tried[k] >= 0.9]
-        if by is None
-        else by
+
+    def tabulate(column: ndarray) -> ndarray:
+        # [systems, tasks], NaN where a system did not try a task.
+        table = np.full((len(runs), len(tasks)), np.nan)
+        table[run_of, task_of] = column
+        return table
+
+    y, error = map(tabulate, accuracy_logits(curves))
+    if predictors is None:
+        common = np.isfinite(y).mean(0) >= 0.9
+        excluded = (task, *never)
+        predictors = [name for name, ok in zip(tasks, common, strict=True) if ok]
+        predictors = [name for name in predictors if name not in excluded]
+    wrong = [name for name in predictors if name not in tasks or name == task]
+    if wrong or not predictors:
+        name = wrong[0] if wrong else "none"
+        what = f"{task} is predicted from other tasks, not from {name!r}"
+        raise UserError(f"{what}; there are {', '.join(tasks)}")
+    z = y[:, [tasks.index(name) for name in predictors]]
+    tried_all = np.isfinite(z).all(1)
+    # A family that is not named is the system itself.
+    family = dict(zip(t.run, np.where(t.family == "", t.run, t.family), strict=True))
+    place = tasks.index(task)
+    return Systems(
+        names=runs[tried_all].tolist(),
+        family=np.array([family[name] for name in runs[tried_all]]),
+        x=np.nanmax(tabulate(curves.x), axis=1)[tried_all],
+        z=z[tried_all],
+        y=y[tried_all, place],
+        value=tabulate(curves.value)[tried_all, place],
+        error=error[tried_all, place],
+        n=tabulate(curves.n)[tried_all, place],
     )
-    if wrong := [t for t in others if t not in tasks or t == task] or ([] if others else ["none"]):
-        raise UserError(
-            f"{task} is told by other tasks, not by {wrong[0]!r}; there are {', '.join(tasks)}"
-        )
-    z, k = table["y"][:, [tasks.index(t) for t in others]], tasks.index(task)
-    whole = np.isfinite(z).all(1)
-    names = [r for r, ok in zip(runs, whole, strict=True) if ok]
-    x = np.nanmax(np.where(np.isfinite(table["x"]), table["x"], -np.inf), axis=1)[whole]
-    mine = (table[name][whole, k] for name in ("y", "value", "error", "n"))
-    return Systems(names, np.array([family.get(r, r) for r in names]), x, z[whole], *mine)
 
 
-def predict(s: Systems, known: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """[DRAWS, A] accuracies that the systems `asked` will show, from those `known`; both bool [N]."""
+def predict(s: Systems, known: ndarray, wanted: ndarray) -> ndarray:
+    """[DRAWS, W] accuracies that the wanted systems will show, from the known ones.
+
+    known, wanted: [N] bool. Raises UserError where fewer than `MIN_SYSTEMS` are known.
+    """
     known = known & np.isfinite(s.y)
-    if known.sum() < LEAST:
-        raise UserError(
-            f"{known.sum()} systems are known on the task; {LEAST} are the least to learn from"
-        )
+    if known.sum() < MIN_SYSTEMS:
+        what = f"{known.sum()} systems are known on the task"
+        raise UserError(f"{what}; {MIN_SYSTEMS} are the least to learn from")
     spread = s.z[known].std(0)
     z = (s.z - s.z[known].mean(0)) / np.where(spread > 0, spread, 1.0)
-    square = ((z[:, None] - z) ** 2).sum(-1)
-    same, linear = s.family[:, None] == s.family, z @ z.T
-    mean, noise = s.y[known].mean(), np.diag(s.error[known] ** 2)
+    linear = z @ z.T
+    distance = ((z[:, None] - z) ** 2).sum(-1)
+    same_family = (s.family[:, None] == s.family).astype(float)
+    stated = np.diag(s.error[known] ** 2)
+    identity = np.eye(known.sum())
 
-    def kernel(h: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        at, v = np.ix_(rows, columns), np.exp(2 * h)
-        return (
-            LEVEL**2 + v[0] * linear[at] + v[1] * np.exp(-square[at] / (2 * v[4])) + v[2] * same[at]
-        )
+    def components(length: float, rows: ndarray, columns: ndarray) -> ndarray:
+        # [3, R, C] the linear, the radial and the family part, with variance 1 each.
+        at = np.ix_(rows, columns)
+        return np.stack([linear[at], np.exp(-distance[at] / (2 * length**2)), same_family[at]])
 
-    def root(h: np.ndarray) -> np.ndarray:
-        jitter = (np.exp(2 * h[3]) + 1e-6) * np.eye(known.sum())
-        return cholesky(kernel(h, known, known) + noise + jitter, lower=True)
+    def covariance(log_scales: ndarray) -> tuple[ndarray, ndarray]:
+        scales = np.exp(log_scales)
+        parts = components(scales[4], known, known) * scales[:3, None, None] ** 2
+        noise = scales[3] ** 2 * identity
+        matrix = LEVEL_SD**2 + parts.sum(0) + stated + noise + 1e-6 * identity
+        by_length = parts[1] * distance[np.ix_(known, known)] / scales[4] ** 2
+        return matrix, np.stack([*(2 * parts), 2 * noise, by_length])
 
-    def loss(h: np.ndarray) -> float:
-        chol = root(h)
-        off = s.y[known] - mean
-        return (
-            0.5 * off @ cho_solve((chol, True), off)
-            + np.log(np.diag(chol)).sum()
-            + 0.5 * ((h - PRIOR) ** 2).sum()
-        )
-
-    h = minimize(loss, PRIOR, method="L-BFGS-B", bounds=[(-5, 3)] * len(PRIOR)).x
-    chol, cross = root(h), kernel(h, known, asked)
-    center = mean + cross.T @ cho_solve((chol, True), s.y[known] - mean)
-    n = np.median(s.n[known])  # of the asked nothing is known, their number of trials neither
-    fresh = 1 / (
-        n * expit(center) * expit(-center) + 0.5
-    )  # of the logit they show, by those trials
-    variance = (
-        np.diag(kernel(h, asked, asked) - cross.T @ cho_solve((chol, True), cross))
-        + np.exp(2 * h[3])
-        + fresh
+    prior_sd = np.ones(len(PRIOR_LOG_SCALE))
+    posterior = gaussian_process.fit_map(
+        covariance, s.y[known], PRIOR_LOG_SCALE, prior_sd, (-5, 3), 15_000
     )
-    scatter = np.random.default_rng(0).standard_normal((DRAWS, asked.sum()))
-    p = expit(center + np.sqrt(np.maximum(variance, 1e-9)) * scatter)
-    return observed_variance(p, n)
+    scales = posterior.scales
+
+    def kernel(rows: ndarray) -> ndarray:
+        return LEVEL_SD**2 + np.tensordot(scales[:3] ** 2, components(scales[4], rows, wanted), 1)
+
+    mean, cov = posterior.predict(kernel(known), kernel(wanted))
+    # Nothing is known of the wanted systems, not even their number of trials.
+    n = np.median(s.n[known])
+    sampling = 1 / (n * expit(mean) * expit(-mean) + 0.5)  # variance of an observed logit
+    variance = np.diag(cov) + scales[3] ** 2 + sampling
+    noise = np.random.default_rng(0).standard_normal((DRAWS, wanted.sum()))
+    return observe_accuracy(expit(mean + np.sqrt(np.maximum(variance, 1e-9)) * noise), n)
 
 
-def predict_beyond(s: Systems, compute: float) -> dict[str, float]:
-    """Systems of more than `compute` (FLOP), from those of at most that: scores of the means and of the intervals."""
+def score_above(s: Systems, compute: float) -> Scores:
+    """Forecast systems of more than `compute` FLOP from those of at most that, and score it.
+
+    Raises UserError where the systems have no compute, or none above it tried the task.
+    """
     if (s.x == 0).all():
-        raise UserError("these systems have no compute; --beyond needs that column")
+        raise UserError("these systems have no compute; --score-above needs that column")
     known = s.x <= np.log10(compute) + 1e-9
-    asked = ~known & np.isfinite(s.y)
-    if not asked.any():
-        raise UserError(
-            f"no system beyond {compute:g} FLOP tried the task; there is nothing to score"
-        )
-    draws, y = predict(s, known, asked), s.value[asked]
-    return {
-        "systems": int(asked.sum()),
-        "squared_error": float(((draws.mean(0) - y) ** 2).mean()),
-        "coverage": float(
-            np.mean([covers(*pit(d, v), 0.9) for d, v in zip(draws.T, y, strict=True)])
-        ),
-        "crps": float(np.mean([crps(d, v) for d, v in zip(draws.T, y, strict=True)])),
-    }
+    wanted = ~known & np.isfinite(s.y)
+    if not wanted.any():
+        what = f"no system above {compute:g} FLOP tried the task"
+        raise UserError(f"{what}; there is nothing to score")
+    draws = predict(s, known, wanted)
+    truth = s.value[wanted]
+    pairs = list(zip(draws.T, truth, strict=True))
+    return Scores(
+        systems=len(truth),
+        squared_error=float(((draws.mean(0) - truth) ** 2).mean()),
+        coverage=float(np.mean([coverage(*pit(d, v), 0.9) for d, v in pairs])),
+        crps=float(np.mean([crps(d, v) for d, v in pairs])),
+    )

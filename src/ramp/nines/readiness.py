@@ -1,230 +1,293 @@
-"""From a fitted table to a decision: at which compute is r nines reached, with what probability?
+"""From a fitted table to a decision: at which compute are r nines reached, with what probability?
 
-Reliability is the mean success over a declared usage mix of families and slices, for items like those tried, not only
-those. Production-ready at r nines with probability q at compute C: P(mix >= 1 - 10^-r and no slice below one nine less)
->= q. Dates exist only through a schedule of compute that the user gives.
+Reliability is the mean success over a declared mix of families and slices, for items like those
+tried, not only those. Ready at r nines with probability q at compute C means: the mix is at least
+1 - 10^-r, and no slice is below one nine less, with probability at least q. Dates exist only
+through a schedule of compute that the user gives.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy import ndarray
 from scipy.special import expit
 from scipy.stats import norm
 
 from ramp.errors import UserError
-from ramp.nines import backtest, growth, intervals, items, trials
-from ramp.nines.growth import SHAPES, Points
+from ramp.nines import backtest, growth, intervals, items
+from ramp.nines.growth import SHAPES, Fit, Points, Stacking
+from ramp.nines.trials import Trials, accuracy_curves, log_progress, pool_tasks
 
-_GAUSS = np.polynomial.hermite_e.hermegauss(25)
-GROUPS = 24  # items of one family are read at this many quantiles of difficulty at most
+QUADRATURE = np.polynomial.hermite_e.hermegauss(25)
+MAX_QUANTILES = 24  # of difficulty, at which the items of one family are read
+MAX_ORIGINS = 8  # last checkpoints that weigh the shapes of growth
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """Draws of the reliability of the usage mix over a grid of progress; `now` is where the last checkpoint stands."""
+class Forecast:
+    """Draws of the reliability of the mix over a grid of progress."""
 
     run: str
-    grid: np.ndarray  # [T] log10 of compute or step
-    now: float
-    mix: np.ndarray  # [S, T]
-    slices: dict[str, np.ndarray]  # [S, T] each
-    seen: list[tuple[float, float, float, float]]  # checkpoint, accuracy, low, high
-    weights: dict[str, float]  # of the shapes
-    widened: float
-    unit: str
+    grid: ndarray  # [T] log10 of compute or steps
+    now: float  # that of the last checkpoint
+    mix: ndarray  # [S, T]
+    slices: dict[str, ndarray]  # [S, T] each
+    observed: list[tuple[float, float, float, float]]  # checkpoint, accuracy, low, high
+    shape_weights: dict[str, float]
+    widening: float
+    unit: str  # "compute" or "step"
     converged: bool = True  # of the item model
 
-    def ready(self, r: float) -> np.ndarray:
-        """[S, T] whether r nines hold there: the mix, and every slice at one nine less."""
-        ok = self.mix >= 1 - 10.0**-r
+    def is_ready(self, nines: float) -> ndarray:
+        """[S, T] whether the mix has so many nines, and every slice one nine less."""
+        ready = self.mix >= 1 - 10.0**-nines
         for path in self.slices.values():
-            ok &= path >= 1 - 10.0 ** -(r - 1)
-        return ok
+            ready &= path >= 1 - 10.0 ** -(nines - 1)
+        return ready
 
-    def passage(self, r: float) -> np.ndarray:
-        """[S] log10 progress, from now on, at which each draw first holds r nines; inf: not within the grid."""
-        ok = self.ready(r) & (self.grid >= self.now - 1e-9)
-        return np.where(ok.any(1), self.grid[ok.argmax(1)], np.inf)
+    def first_ready(self, nines: float) -> ndarray:
+        """[S] log10 progress, from now on, at which each draw is first ready; inf: never."""
+        ready = self.is_ready(nines) & (self.grid >= self.now - 1e-9)
+        return np.where(ready.any(1), self.grid[ready.argmax(1)], np.inf)
 
-    def at(self, r: float, q: float) -> float:
-        """The least log10 progress, from now on, where r nines hold with probability q; inf: nowhere in the grid."""
-        holds = (self.ready(r).mean(0) >= q) & (self.grid >= self.now - 1e-9)
-        return float(self.grid[holds.argmax()]) if holds.any() else float("inf")
+    def ready_at(self, nines: float, probability: float) -> float:
+        """The least log10 progress, from now on, ready with this probability; inf: nowhere."""
+        sure = self.is_ready(nines).mean(0) >= probability
+        return min(self.grid[sure & (self.grid >= self.now - 1e-9)], default=np.inf)
 
 
-def usage(
-    given: dict[str, float] | None, names: list[str], what: str, tried: np.ndarray | None = None
-) -> np.ndarray:
-    """Weights of `names`; where none are given as they were tried, or equal."""
-    if not given:
-        return np.full(len(names), 1 / len(names)) if tried is None else tried / tried.sum()
-    unknown = [k for k in given if k not in names]
+def mix_weights(
+    mix: Mapping[str, float] | None, names: list[str], what: str, counts: ndarray | None = None
+) -> ndarray:
+    """[N] weights of `names` in a mix; without a mix in proportion to `counts`, or equal.
+
+    Raises UserError for a mix of other names, or one that is not parts of 1.
+    """
+    if not mix:
+        counts = np.ones(len(names)) if counts is None else counts
+        return counts / counts.sum()
+    unknown = [name for name in mix if name not in names]
     if unknown:
-        raise UserError(
-            f"the usage mix names the {what} {unknown[0]!r}, which no trial has; there are {', '.join(names)}"
-        )
-    if min(given.values()) < 0 or abs(sum(given.values()) - 1) > 1e-6:
-        raise UserError(
-            f"the usage mix over each {what} sums to {sum(given.values()):g}; it must be parts of 1"
-        )
-    return np.array([given.get(n, 0.0) for n in names])
+        known = ", ".join(names)
+        raise UserError(f"the mix names the {what} {unknown[0]!r}, which has no trial; use {known}")
+    total = sum(mix.values())
+    if min(mix.values()) < 0 or abs(total - 1) > 1e-6:
+        raise UserError(f"the mix over each {what} sums to {total:g}; it must be parts of 1")
+    return np.array([mix.get(name, 0.0) for name in names])
 
 
-def _stacked(at: Points, y: np.ndarray, cov: np.ndarray, fresh: bool) -> tuple[np.ndarray, float]:
-    """Weights of the shapes and widening, from rolling origins: each of the last checkpoints forecast from those before."""
-    order = np.argsort(at.x, kind="stable")
-    scores, pits = [], []
-    for j in range(max(2, len(y) - 8), len(y)):
-        known, one = order[:j], order[j : j + 1]
-        shift = Points(at.x - at.x[known].max(), at.size, at.run)
-        fits = [
-            growth.fit(s, shift[known], y[known], cov[np.ix_(known, known)], fresh) for s in SHAPES
-        ]
-        mean, sd = np.transpose([f.shown(shift[one], np.sqrt(cov[one, one][0])) for f in fits])
-        weights, _ = growth.learn_weights(scores, pits)
-        pits.append(float(weights @ norm.cdf((y[one] - mean) / sd)))
-        scores.append(norm.logpdf(y[one], mean, sd))
-    return growth.learn_weights(scores, pits)
+# Growth of one series
 
 
-def _grown(
-    at: Points,
-    y: np.ndarray,
-    cov: np.ndarray,
-    to: Points,
-    draws: int,
-    rng: np.random.Generator,
-    fresh: bool,
-):
-    """([S, T] curves, weights of the shapes, widening) of what is known at `at`."""
-    weights, factor = _stacked(at, y, cov, fresh)
-    fits = [growth.fit(s, at, y, cov, fresh) for s in SHAPES]
-    curves = growth.widen(growth.draw(fits, weights, to, draws, rng), factor)
-    return curves, dict(zip(SHAPES, weights.tolist(), strict=True)), factor
+@dataclass(frozen=True)
+class Series:
+    """Logits at known points, with their covariance."""
+
+    at: Points
+    y: ndarray  # [N]
+    cov: ndarray  # [N, N]
+    independent: bool  # errors of different checkpoints
+
+    def fit(self, rows: ndarray, now: float = 0.0) -> list[Fit]:
+        """Every shape of growth on some of the points, with progress counted from `now`."""
+        at = Points(self.at.x - now, self.at.size, self.at.run)[rows]
+        cov = self.cov[np.ix_(rows, rows)]
+        return [growth.fit(shape, at, self.y[rows], cov, self.independent) for shape in SHAPES]
+
+    def learn_stacking(self) -> Stacking:
+        """Weights and widening by forecasting each of the last checkpoints from those before it."""
+        order = np.argsort(self.at.x, kind="stable")
+        scores: list[ndarray] = []
+        pits: list[float] = []
+        for j in range(max(2, len(order) - MAX_ORIGINS), len(order)):
+            known, new = order[:j], order[j]
+            now = self.at.x[known].max()
+            to = Points(self.at.x - now, self.at.size, self.at.run)[[new]]
+            error = np.sqrt(self.cov[new, new])
+            predicted = [fit.predict_observation(to, error) for fit in self.fit(known, now)]
+            mean, sd = np.transpose(predicted)
+            # The mixture of shapes as it would have been weighted at the time.
+            weights = growth.learn_stacking(scores, pits).weights
+            pits.append(weights @ norm.cdf((self.y[new] - mean) / sd))
+            scores.append(norm.logpdf(self.y[new], mean, sd))
+        return growth.learn_stacking(scores, pits)
+
+    def extrapolate(
+        self, to: Points, draws: int, rng: np.random.Generator
+    ) -> tuple[ndarray, Stacking]:
+        """[S, T] curves at new points, and what weighed and widened them."""
+        stacking = self.learn_stacking()
+        fits = self.fit(np.arange(len(self.y)))
+        curves = growth.sample_curves(fits, stacking.weights, to, draws, rng)
+        return growth.widen(curves, stacking.widening), stacking
 
 
-def outlook(
-    t: trials.Table,
+# The forecast
+
+
+def forecast(
+    t: Trials,
     decades: float = 1.0,
-    families: dict[str, float] | None = None,
-    slices: dict[str, float] | None = None,
+    families: Mapping[str, float] | None = None,
+    slices: Mapping[str, float] | None = None,
     run: str | None = None,
     draws: int = 800,
     steps: int = 41,
-) -> Outlook:
-    """Reliability of one run (the one that got furthest, unless named) up to `decades` beyond its last checkpoint, at so
-    many `steps`. Raises UserError where there is no growth to see, or no such run, family or slice."""
-    if (t["item"] == "").all():
+) -> Forecast:
+    """Forecast the reliability of one run up to `decades` beyond its last checkpoint.
+
+    families, slices: the mix, see `mix_weights`. run: by default the one that got furthest.
+    steps: points of the grid. Raises UserError where there is no growth to see, or no such run,
+    family or slice.
+    """
+    if (t.item == "").all():
         if families or slices:
-            raise UserError(
-                "a usage mix needs the items behind the accuracies; this table holds aggregates only"
-            )
-        return _aggregate(t, decades, run, draws, steps)
-    rng, unit = np.random.default_rng(0), trials.progress(t)[1]
-    c = items.cells(t)
-    by_family = usage(families, c.families, "family", np.bincount(c.family))
-    by_slice = usage(slices, c.slices, "slice")
-    x, names = np.array([p for _, p in c.models]), np.array([r for r, _ in c.models])
-    run = _furthest(names, x, run)
-    now = x[names == run].max()
+            what = "a mix needs the items behind the accuracies"
+            raise UserError(f"{what}; this table holds aggregates only")
+        return _forecast_aggregates(t, decades, run, draws, steps)
+    rng, unit = np.random.default_rng(0), log_progress(t)[1]
+    c = items.sum_cells(t)
+    family_weights = mix_weights(families, c.families, "family", np.bincount(c.family))
+    slice_weights = mix_weights(slices, c.slices, "slice")
+    x = np.array([progress for _, progress in c.models])
+    names = np.array([name for name, _ in c.models])
+    run, now = _choose_run(names, x, run)
     fit = items.fit(c, draws)
-    near = np.flatnonzero(x >= now - max(backtest.WINDOW, 2 * decades))  # growth is read from these
-    theta, cov = fit.mean[near], fit.cov[np.ix_(near, near)] + 1e-6 * np.eye(len(near))
+    # Growth is read from the abilities of these models.
+    near = np.flatnonzero(x >= now - max(backtest.WINDOW, 2 * decades))
     at = Points(x[near] - now, np.zeros(len(near)), names[near])
-    grid = np.unique(
-        np.concatenate([at.x[at.run == run] + now, np.linspace(now, now + decades, steps)])
-    )
-    labels = np.concatenate([at.run, np.full(len(grid), run)])
-    to = Points(np.concatenate([at.x, grid - now]), np.zeros(len(labels)), labels)
-    curves, shapes, factor = _grown(at, theta, cov, to, draws, rng, True)
-    curves, ahead = curves[:, : len(near)], curves[:, len(near) :]
-    # What growth says of the abilities moves what else was estimated beside them.
-    effects = fit.effects + (curves - fit.effects[:, near]) @ np.linalg.solve(cov, fit.cov[near])
+    cov = fit.cov[np.ix_(near, near)] + 1e-6 * np.eye(len(near))
+    series = Series(at, fit.mean[near], cov, independent=True)
+    past = at.x[at.run == run] + now
+    grid = np.unique(np.concatenate([past, np.linspace(now, now + decades, steps)]))
+    # Curves at the models' own places too: what growth says of them is used below.
+    runs = np.concatenate([at.run, np.full(len(grid), run)])
+    to = Points(np.concatenate([at.x, grid - now]), np.zeros(len(runs)), runs)
+    curves, stacking = series.extrapolate(to, draws, rng)
+    abilities, ahead = curves[:, : len(near)], curves[:, len(near) :]
+    # Abilities moved by growth move the effects that were estimated together with them.
+    moved = abilities - fit.effects[:, near]
+    effects = fit.effects + moved @ np.linalg.solve(cov, fit.cov[near])
     lapse = expit(effects[:, -2:-1] + effects[:, -1:] * (grid - x.max()))
-    paths = _paths(fit, effects, ahead, lapse, by_family)
-    mix = np.tensordot(by_slice, np.stack(list(paths.values())), 1)
-    used = {k: v for k, v in paths.items() if not slices or slices.get(k, 0) > 0}
-    seen = _seen(trials.select(t, np.isin(t["slice"], list(used))), run)
-    return Outlook(run, grid, now, mix, used, seen, shapes, factor, unit, fit.converged)
-
-
-def _aggregate(t: trials.Table, decades: float, run: str | None, draws: int, steps: int) -> Outlook:
-    """The same of accuracies alone. No item tells a lapse from a lack of ability: a lapse from the prior caps the curve."""
-    if len(np.unique(t["task"])) > 1:
-        raise UserError(
-            "these accuracies are of several tasks; forecast one at a time with --where task=NAME"
-        )
-    rng, c = np.random.default_rng(0), trials.curves(t)
-    run = _furthest(c["run"], c["x"], run)
-    now = c["x"][c["run"] == run].max()
-    c = trials.select(c, c["x"] >= now - max(backtest.WINDOW, 2 * decades))
-    y, error = backtest.logits(c)
-    at, grid = backtest.points(c, now), np.linspace(now, now + decades, steps)
-    to = Points(grid - now, np.full(steps, at.size[at.run == run][0]), np.full(steps, run))
-    curves, shapes, factor = _grown(at, y, np.diag(error**2), to, draws, rng, False)
-    lapse = rng.normal(*items.LAPSE, draws)[:, None] + rng.normal(*items.TREND, draws)[:, None] * (
-        grid - now
+    paths = _slice_paths(fit, effects, ahead, lapse, family_weights)
+    used = {name: p for name, p in paths.items() if not slices or slices.get(name, 0) > 0}
+    return Forecast(
+        run=run,
+        grid=grid,
+        now=now,
+        mix=np.tensordot(slice_weights, np.stack(list(paths.values())), 1),
+        slices=used,
+        observed=_observe(t[np.isin(t.slice, list(used))], run),
+        shape_weights=dict(zip(SHAPES, stacking.weights.tolist(), strict=True)),
+        widening=stacking.widening,
+        unit=unit,
+        converged=fit.converged,
     )
-    mix = np.minimum(expit(curves), np.maximum(1 - expit(lapse), expit(curves[:, :1])))
-    return Outlook(run, grid, now, mix, {}, _seen(t, run), shapes, factor, trials.progress(t)[1])
 
 
-def _furthest(names: np.ndarray, x: np.ndarray, run: str | None) -> str:
+def _forecast_aggregates(
+    t: Trials, decades: float, run: str | None, draws: int, steps: int
+) -> Forecast:
+    """The same of accuracies alone.
+
+    No item tells a lapse from a lack of ability: a lapse drawn from its prior caps the curve.
+    """
+    if len(np.unique(t.task)) > 1:
+        hint = "forecast one at a time with --where task=NAME"
+        raise UserError(f"these accuracies are of several tasks; {hint}")
+    rng, c = np.random.default_rng(0), accuracy_curves(t)
+    run, now = _choose_run(c.run, c.x, run)
+    c = c[c.x >= now - max(backtest.WINDOW, 2 * decades)]
+    y, error = backtest.accuracy_logits(c)
+    at, grid = backtest.growth_points(c, now), np.linspace(now, now + decades, steps)
+    to = Points(grid - now, np.full(steps, at.size[at.run == run][0]), np.full(steps, run))
+    series = Series(at, y, np.diag(error**2), independent=False)
+    curves, stacking = series.extrapolate(to, draws, rng)
+    level, trend = (rng.normal(*prior, draws)[:, None] for prior in (items.LAPSE, items.TREND))
+    success = expit(curves)
+    # A lapse cannot lie above what the run shows already.
+    cap = np.maximum(1 - expit(level + trend * (grid - now)), success[:, :1])
+    return Forecast(
+        run=run,
+        grid=grid,
+        now=now,
+        mix=np.minimum(success, cap),
+        slices={},
+        observed=_observe(t, run),
+        shape_weights=dict(zip(SHAPES, stacking.weights.tolist(), strict=True)),
+        widening=stacking.widening,
+        unit=log_progress(t)[1],
+    )
+
+
+def _choose_run(names: ndarray, x: ndarray, run: str | None) -> tuple[str, float]:
+    """The run that is asked for or got furthest, and the progress of its last checkpoint."""
     if run is not None and run not in names:
-        raise UserError(
-            f"no trial belongs to the run {run!r}; there are {', '.join(np.unique(names))}"
-        )
+        known = ", ".join(np.unique(names))
+        raise UserError(f"no trial belongs to the run {run!r}; there are {known}")
     run = run or str(names[np.argmax(x)])
-    if len(np.unique(x[names == run])) < 2:
-        raise UserError(
-            f"run {run} has one checkpoint, which cannot show growth; give two or more, better five"
-        )
-    return run
+    checkpoints = np.unique(x[names == run])
+    if len(checkpoints) < 2:
+        hint = "give two or more, better five"
+        raise UserError(f"run {run} has one checkpoint, which cannot show growth; {hint}")
+    return run, checkpoints[-1]
 
 
-def _seen(t: trials.Table, run: str) -> list[tuple[float, float, float, float]]:
+def _observe(t: Trials, run: str) -> list[tuple[float, float, float, float]]:
     """Checkpoint, accuracy over all tasks and trials, and its 90% interval."""
-    c = trials.curves(trials.pooled(t))
-    c = trials.select(c, c["run"] == run)
-    known = zip(c["x"].tolist(), c["value"].tolist(), c["n"].tolist(), strict=True)
-    return [(x, p, *intervals.jeffreys(p * n, n, 0.9)) for x, p, n in known]
+    c = accuracy_curves(pool_tasks(t))
+    observed = []
+    for x, p, n in zip(
+        *(column[c.run == run].tolist() for column in (c.x, c.value, c.n)), strict=True
+    ):
+        observed.append((x, p, *intervals.jeffreys(p * n, n, 0.9)))
+    return observed
 
 
-def _paths(
-    fit: items.ItemFit, effects: np.ndarray, theta: np.ndarray, lapse: np.ndarray, mix: np.ndarray
-) -> dict:
-    """[S, T] reliability by slice: the item effect is integrated over its population, families as they are weighted."""
-    c, m, draws = fit.cells, len(fit.cells.models), len(effects)
-    hard, weight = [], []
-    for k, w in enumerate(mix):
-        d = c.difficulty[c.family == k]
-        d = np.quantile(d, (np.arange(GROUPS) + 0.5) / GROUPS) if len(d) > GROUPS else d
-        d, count = np.unique(d, return_counts=True)
-        hard += [effects[:, m] * v + effects[:, m + 1 + k] for v in d]
-        weight += (w * count / count.sum()).tolist()
-    easy, weight = -np.stack(hard, 1), np.array(weight)  # [S, G]
-    nodes, mass = _GAUSS
+def _slice_paths(
+    fit: items.ItemFit, effects: ndarray, theta: ndarray, lapse: ndarray, family_weights: ndarray
+) -> dict[str, ndarray]:
+    """[S, T] reliability by slice for new items of the same population.
+
+    effects: [S, P]; theta: [S, T] ability; lapse: [S, T].
+    """
+    c, models = fit.cells, len(fit.cells.models)
+    easiness, weights = [], []
+    for k, family_weight in enumerate(family_weights):
+        hard = c.difficulty[c.family == k]
+        if len(hard) > MAX_QUANTILES:
+            hard = np.quantile(hard, (np.arange(MAX_QUANTILES) + 0.5) / MAX_QUANTILES)
+        hard, count = np.unique(hard, return_counts=True)
+        family_effect = effects[:, models + 1 + k]
+        easiness += [-effects[:, models] * value - family_effect for value in hard]
+        weights += (family_weight * count / count.sum()).tolist()
+    easiness = np.stack(easiness, 1)  # [S, G] over families and their difficulties
+    nodes, mass = QUADRATURE
+    node_weights = np.outer(weights, mass / mass.sum()).ravel()
     chance = np.average(c.chance, weights=c.count)
-    # E sigmoid(θ + easy + sd e) by draw on a lattice of θ, then by interpolation: theta has many points, the lattice 80.
+    shift = np.concatenate([np.zeros((len(effects), 1)), effects[:, fit.columns("slice ")]], 1)
+    # Success on a lattice of abilities, then interpolated: theta has many more points.
     lattice = np.linspace(theta.min() - 2, theta.max() + 2, 80)
-    shift = np.concatenate([np.zeros((draws, 1)), effects[:, fit.columns("slice ")]], 1)
-    out = {name: np.empty(theta.shape) for name in c.slices}
-    for s in range(draws):
-        spread = (easy[s][:, None] + fit.hyper[s, 0] * nodes).ravel()
-        curve = expit(lattice[:, None] + spread) @ np.outer(weight, mass / mass.sum()).ravel()
-        for k, name in enumerate(c.slices):
-            out[name][s] = chance + (1 - chance - lapse[s]) * np.interp(
-                theta[s] - shift[s, k], lattice, curve
-            )
-    return out
+    paths = {name: np.empty(theta.shape) for name in c.slices}
+    for s, sd_item in enumerate(fit.hyper[:, items.SD_ITEM]):
+        spread = (easiness[s][:, None] + sd_item * nodes).ravel()
+        success = expit(lattice[:, None] + spread) @ node_weights
+        for k, path in enumerate(paths.values()):
+            ability = np.interp(theta[s] - shift[s, k], lattice, success)
+            path[s] = chance + (1 - chance - lapse[s]) * ability
+    return paths
 
 
-def dates(schedule: list[tuple[str, float]], progress: np.ndarray) -> list[str]:
-    """When a schedule of (ISO date, cumulative compute) reaches each log10 progress; "" beyond its end."""
-    days = np.array([np.datetime64(d, "D").astype(int) for d, _ in schedule])
-    log = np.log10([c for _, c in schedule])
+def schedule_dates(schedule: list[tuple[str, float]], progress: ndarray) -> list[str]:
+    """When a schedule of (ISO date, cumulative compute) reaches each log10 progress.
+
+    "" outside the schedule. Raises UserError where it does not rise.
+    """
+    days = np.array([np.datetime64(day, "D").astype(int) for day, _ in schedule])
+    log = np.log10([compute for _, compute in schedule])
     if len(log) < 2 or (np.diff(log) <= 0).any() or (np.diff(days) <= 0).any():
         raise UserError("a schedule needs two or more rows of rising date and rising compute")
     inside = (progress >= log[0]) & (progress <= log[-1])
-    at = np.round(np.interp(progress, log, days)).astype("datetime64[D]").astype(str)
-    return [str(d) if ok else "" for d, ok in zip(at, inside, strict=True)]
+    dates = np.round(np.interp(progress, log, days)).astype("datetime64[D]").astype(str)
+    return np.where(inside, dates, "").tolist()

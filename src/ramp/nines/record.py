@@ -1,143 +1,181 @@
-"""The live record: forecasts are written down when they are made, and scored when later checkpoints have arrived.
+"""The record of live forecasts: written when they are made, scored when later checkpoints arrive.
 
-A line is one curve (a run's accuracy on a task under one slice) seen from one checkpoint: percentiles of the accuracy
-that it will show at some places ahead. Between places they are interpolated, so any checkpoint on the way can score it.
+A line is one curve (a run's accuracy on a task under one slice) seen from one checkpoint:
+percentiles of the accuracy that it will show at some places ahead. Between places they are
+interpolated, so any checkpoint on the way can score it.
 """
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from ramp.errors import UserError
-from ramp.nines import backtest, trials
+from ramp.files import append_jsonl
+from ramp.nines import backtest
+from ramp.nines.trials import Curves, Trials, accuracy_curves, split_slices
 
 LEVELS = np.arange(1, 100) / 100
 BASELINES = ("persistence", "log-linear", "power law")
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """One line of a record."""
+
+    run: str
+    task: str
+    issued: float  # log10 progress that it was made at
+    targets: ndarray  # [T] log10 progress, rising
+    quantiles: ndarray  # [T, 99] accuracy at LEVELS
+
+    def __post_init__(self) -> None:
+        if self.quantiles.shape != (len(self.targets), len(LEVELS)):
+            raise ValueError("as many rows of 99 percentiles as targets are needed")
+
+
+@dataclass(frozen=True)
+class ScoredLine:
+    """A recorded forecast compared with what a later checkpoint showed."""
+
+    run: str
+    task: str
+    issued: float
+    target: float
+    actual: float
+    pit: tuple[float, float]
+    crps: dict[str, float]  # of the record, as backtest.NINES, and of each baseline
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over the forecasts that every baseline could make too."""
+
+    count: int
+    checkpoints: int  # that scored them
+    covered80: float  # by 80% intervals
+    covered80_stderr: float
+    crps: dict[str, float]  # by method
+    crps_stderr: float  # of our own
+
+
 def append(
     path: Path,
-    c: trials.Table,
+    c: Curves,
     now: float,
-    places: np.ndarray,
-    past: Sequence[backtest.Past],
-    **said: Any,
+    places: ndarray,
+    past: Sequence[backtest.ScoredForecast],
+    **keys: Any,
 ) -> int:
-    """One line for each curve that can be forecast from its checkpoint at `now`, in curves(by_slice(trials)); how many
-    can. What was said of a curve at this checkpoint before stays as it is. said: further keys of the lines.
+    """Record a forecast of each curve that can be forecast from its checkpoint at `now`.
 
-    places: [T] log10 progress beyond now, rising; past: earlier forecasts, scored, which weigh the shapes of growth.
+    What is recorded of a curve at this checkpoint already stays as it is.
+    c: of the trials with their slices split; places: [T] log10 progress after now, rising;
+    past: earlier forecasts, scored, which weigh the shapes of growth; keys: further ones of a line.
+    Returns how many curves could be forecast.
     """
-    have = {(r["run"], r["task"], r["issued"]) for r in _read(path)} if path.exists() else set()
-    lines, count = [], 0
-    for run, task, shown in backtest.forecasts(c, now, places, past):
-        line = said | {"date": date.today().isoformat(), "run": run, "task": task, "issued": now}
-        line |= {
-            "targets": places.tolist(),
-            "quantiles": np.quantile(shown, LEVELS, axis=0).T.round(5).tolist(),
-        }
+    recorded = {(r.run, r.task, r.issued) for r in _read(path)} if path.exists() else set()
+    count = 0
+    for run, task, draws in backtest.forecast_curves(c, now, places, past):
         count += 1
-        if (run, task, now) not in have:
-            lines.append(json.dumps(line) + "\n")
-    if lines:
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
+        if (run, task, now) in recorded:
+            continue
+        quantiles = np.quantile(draws, LEVELS, axis=0).T.round(5)
+        line = {"date": date.today().isoformat(), "run": run, "task": task, "issued": now}
+        line |= {"targets": places.tolist(), "quantiles": quantiles.tolist()}
+        append_jsonl(path, keys | line)
     return count
 
 
-def live(path: Path, t: trials.Table, run: str, now: float, end: float, unit: str) -> int:
-    """Append forecasts of every task and slice of a run at twenty places up to `end`; how many curves.
+def append_run(path: Path, t: Trials, run: str, now: float, end: float, unit: str) -> int:
+    """Record forecasts of every task and slice of a run at twenty places up to `end`.
 
-    Raises UserError where none has checkpoints enough.
+    Returns how many curves. Raises UserError where none has enough checkpoints.
     """
-    c = trials.curves(trials.by_slice(t))
-    c = trials.select(c, c["run"] == run)
+    c = accuracy_curves(split_slices(t))
+    c = c[c.run == run]
     try:
         past = backtest.over_time(c)
     except UserError:
         past = []  # too few checkpoints to have forecast any before
-    if count := append(path, c, now, np.linspace(now, end, 21)[1:], past, unit=unit):
-        return count
-    least = f"{backtest.LEAST_CHECKPOINTS} checkpoints within {backtest.WINDOW} decades, the last one's among them"
-    raise UserError(
-        f"a record takes curves of {least}; try more often, or forecast without --record"
-    )
+    places = np.linspace(now, end, 21)[1:]
+    count = append(path, c, now, places, past, unit=unit)
+    if not count:
+        what = f"{backtest.MIN_CHECKPOINTS} checkpoints within {backtest.WINDOW} decades"
+        hint = "try more often, or forecast without --record"
+        raise UserError(f"a record takes curves of {what}, the last one's among them; {hint}")
+    return count
 
 
-def _read(path: Path) -> list[dict]:
-    """The lines of a record; UserError where it is none."""
+def _read(path: Path) -> list[Recorded]:
+    """The lines of a record. Unlike a log, it is refused where one line is broken."""
+    types = (str, str, float, np.array, np.array)
+    names = [field.name for field in fields(Recorded)]
     try:
-        lines = [
-            json.loads(line)
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        ]
-        for r in lines:
-            r["targets"], r["quantiles"] = (
-                np.array(r["targets"], float),
-                np.array(r["quantiles"], float),
-            )
-            r["run"], r["task"], r["issued"] = str(r["run"]), str(r["task"]), float(r["issued"])
-            if r["quantiles"].shape != (len(r["targets"]), len(LEVELS)):
-                raise ValueError("as many rows of 99 percentiles as targets are needed")
+        lines = []
+        for text in path.read_text(encoding="utf-8").splitlines():
+            if text.strip():
+                line = json.loads(text)
+                lines.append(Recorded(*(t(line[n]) for t, n in zip(types, names, strict=True))))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a record of forecasts ({type(error).__name__}: {error})"
-        ) from None
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is not a record of forecasts ({what})") from None
     return lines
 
 
-def resolve(path: Path, c: trials.Table) -> tuple[list[dict], int]:
-    """Score the recorded forecasts by every later checkpoint in curves(by_slice(trials)), beside the baselines from what
-    was known then: (scored, forecasts that are open still).
+def score(path: Path, c: Curves) -> tuple[list[ScoredLine], int]:
+    """Score recorded forecasts by every later checkpoint, along with the baselines of that time.
 
+    c: of the trials with their slices split. Returns the scores and how many forecasts are open.
     Raises UserError where the file is not a record.
     """
-    scored, waiting = [], 0
+    scored, still_open = [], 0
     for r in _read(path):
-        mine = trials.select(c, (c["run"] == r["run"]) & (c["task"] == r["task"]))
-        mine = trials.select(mine, np.argsort(mine["x"]))
-        before = trials.select(mine, mine["x"] <= r["issued"] + 1e-6)
-        hits = np.flatnonzero(
-            (mine["x"] > r["issued"] + 1e-6) & (mine["x"] <= r["targets"][-1] + 0.005)
-        )
-        waiting += not len(hits)
-        scored += [_scored(r, before, float(mine["x"][k]), float(mine["value"][k])) for k in hits]
-    return scored, waiting
+        curve = c[(c.run == r.run) & (c.task == r.task)]
+        curve = curve[np.argsort(curve.x)]
+        is_before = curve.x <= r.issued + 1e-6
+        later = curve[~is_before & (curve.x <= r.targets[-1] + 0.005)]
+        still_open += not len(later)
+        for x, actual in zip(later.x.tolist(), later.value.tolist(), strict=True):
+            scored.append(_score_line(r, curve[is_before], x, actual))
+    return scored, still_open
 
 
-def _scored(r: dict, before: trials.Table, x: float, y: float) -> dict:
-    """A recorded forecast beside what was seen at x."""
-    said = np.array([np.interp(x, r["targets"], q) for q in r["quantiles"].T])
-    row = {"run": r["run"], "task": r["task"], "issued": r["issued"], "target": x, "actual": y}
-    row |= {"pit": backtest.pit(said, y), "crps": backtest.crps(said, y)}
-    if len(before["x"]):
-        others = backtest.baselines(before, before, r["issued"], x, np.random.default_rng(0))
-        row |= {name: backtest.crps(others[name], y) for name in BASELINES if name in others}
-    return row
+def _score_line(r: Recorded, before: Curves, x: float, actual: float) -> ScoredLine:
+    draws = np.array([np.interp(x, r.targets, quantile) for quantile in r.quantiles.T])
+    crps = {backtest.NINES: backtest.crps(draws, actual)}
+    if len(before):
+        rng = np.random.default_rng(0)
+        others = backtest.baselines(before, before, r.issued, x, rng)
+        crps |= {name: backtest.crps(others[name], actual) for name in BASELINES if name in others}
+    pit = backtest.pit(draws, actual)
+    return ScoredLine(r.run, r.task, r.issued, x, actual, pit, crps)
 
 
-def summary(scored: list[dict]) -> dict[str, float]:
-    """Over the forecasts that every baseline could make too: their number, the checkpoints that scored them, coverage of
-    80% intervals and CRPS by method, each a mean, the first two with standard errors: one checkpoint scores many
-    forecasts of one model, so these are over checkpoints."""
-    rows = [r for r in scored if all(name in r for name in BASELINES)]
-    seen, of = np.unique([f"{r['run']} {r['target']:.6f}" for r in rows], return_inverse=True)
-    found = {"count": len(rows), "checkpoints": len(seen)}
-    figures = {"covered80": [backtest.covers(*r["pit"], 0.8) for r in rows]}
-    figures |= {name: [r[name] for r in rows] for name in ("crps", *BASELINES)}
-    for name, values in figures.items():
-        found[name] = float(np.mean(values or [np.nan]))
-        residual = (
-            np.bincount(of, np.array(values) - found[name], len(seen))
-            if len(seen) > 1
-            else np.array([np.nan])
-        )
-        if name in ("covered80", "crps"):
-            spread = np.sqrt((residual**2).sum() * len(seen) / max(len(seen) - 1, 1))
-            found[f"{name}_stderr"] = float(spread / max(len(rows), 1))
-    return found
+def summarize(scored: list[ScoredLine]) -> Summary:
+    """Average over the forecasts that every baseline could make too; NaN where there are none.
+
+    One checkpoint scores many forecasts of one model, so standard errors are over checkpoints.
+    """
+    common = [s for s in scored if len(s.crps) == 1 + len(BASELINES)]
+    names = [f"{s.run} {s.target:.6f}" for s in common]
+    checkpoints, checkpoint = np.unique(names, return_inverse=True)
+    n = len(checkpoints)
+
+    def cluster_mean(values: list[float]) -> tuple[float, float]:
+        mean = np.mean(values or [np.nan])
+        if n < 2:
+            return mean, np.nan
+        residual = np.bincount(checkpoint, np.array(values) - mean)
+        return mean, np.sqrt((residual**2).sum() * n / (n - 1)) / len(values)
+
+    covered = cluster_mean([backtest.coverage(*s.pit, 0.8) for s in common])
+    methods = (backtest.NINES, *BASELINES)
+    crps = {name: cluster_mean([s.crps[name] for s in common]) for name in methods}
+    means = {name: mean for name, (mean, _) in crps.items()}
+    return Summary(len(common), n, *covered, means, crps[backtest.NINES][1])

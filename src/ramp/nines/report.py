@@ -1,181 +1,315 @@
-"""What was found, said for people: lines, tables and pictures that a page, a terminal and TensorBoard share.
-
-A part is a str, a line ("## ...": a heading); a list of rows, a table whose first row is its head; or a function that
-draws a picture.
-"""
+"""Results for people: lines, tables and pictures that a page, a terminal and TensorBoard share."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from numpy import ndarray
 
-from ramp.nines import intervals, items, page, record, trials
-from ramp.nines.readiness import Outlook, dates
+from ramp.nines import backtest, intervals, items, record
+from ramp.nines.audit import LastCheckpoint, Level
+from ramp.nines.intervals import count_nines
+from ramp.nines.readiness import Forecast, schedule_dates
+from ramp.nines.trials import Trials, accuracy_curves, split_slices
+from ramp.reporting.figure import COLORS, GREY, STYLE, blank, svg
+from ramp.reporting.html import paragraph, section, table, write_page
+
+# A line of text ("## ...": a heading), a table whose first row is its head, or a picture.
+Part = str | list | Callable[[], Figure]
 
 
-def join_facts(facts: dict[str, Any]) -> list:
+@dataclass(frozen=True)
+class Answer:
+    """What a command returns."""
+
+    figures: Any  # for a program: a dict or a dataclass
+    parts: list[Part]  # for people
+
+
+def write_parts(path: Path, title: str, parts: list[Part]) -> None:
+    """Write one self-contained page. The first part is a heading."""
+    sections: list[list[str]] = []
+    for part in parts:
+        if isinstance(part, list):
+            sections[-1].append(table(part[0], part[1:]))
+        elif not isinstance(part, str):
+            sections[-1].append(svg(part()))
+        elif part.startswith("## "):
+            # The blank keeps a heading that has nothing below it.
+            sections.append([part.removeprefix("## "), " "])
+        else:
+            sections[-1].append(paragraph(part))
+    write_page(path, title, [section(*content) for content in sections])
+
+
+def print_parts(parts: list[Part]) -> None:
+    """Print lines and tables. A terminal has no pictures."""
+    for part in parts:
+        if isinstance(part, str):
+            print(part.removeprefix("## "))
+        elif isinstance(part, list):
+            widths = [max(len(str(cell)) for cell in column) for column in zip(*part, strict=True)]
+            for row in part:
+                cells = [str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)]
+                print("  " + "  ".join(cells).rstrip())
+            print()
+
+
+def facts_table(facts: Mapping[str, Any]) -> list[list]:
     """A table of two columns."""
-    return [["what", "figure"], *([k, v] for k, v in facts.items())]
+    return [["what", "value"], *([name, value] for name, value in facts.items())]
 
 
-def span(bounds: Any, digits: int = 4) -> str:
-    """An interval."""
+def format_interval(bounds: Any, digits: int = 4) -> str:
+    """The ends of an interval."""
     return f"{bounds[0]:.{digits}f} .. {bounds[1]:.{digits}f}"
 
 
-def readiness(
-    o: Outlook,
-    wanted: list[float],
+# When nines are reached
+
+
+@dataclass(frozen=True)
+class ReadyTimes:
+    """When so many nines are reached. Places are log10 progress; inf: beyond the grid."""
+
+    nines: float
+    now: float  # probability that they hold already
+    never: float  # probability that they are not reached within the grid
+    sure: float  # the first place with the probability that is asked for
+    low: float  # 80% of the draws reach them between low and high
+    high: float
+    date: list[str] | None  # of sure, low and high, where there is a schedule
+
+
+@dataclass(frozen=True)
+class ReadinessSummary:
+    """Where a forecast stands today, and when each number of nines is reached."""
+
+    run: str
+    unit: str
+    at: float  # log10 progress of today
+    times: float  # how far the forecast goes, as a multiple of today's progress
+    now: ndarray  # reliability at 5%, 50% and 95%
+    end: ndarray  # the same at the end of the grid
+    levels: list[ReadyTimes]
+    probability: float
+    shape_weights: dict[str, float]
+    widening: float
+    converged: bool
+
+    def multiple(self, place: float) -> float:
+        """A place as a multiple of today's progress."""
+        return 10 ** (place - self.at)
+
+
+def summarize_readiness(
+    f: Forecast,
+    nines: list[float],
     probability: float = 0.8,
-    spent: list[tuple[str, float]] | None = None,
-) -> tuple[dict, list]:
-    """Where an outlook stands, and when each of the `wanted` nines is reached with that probability."""
-    k, times = int(np.searchsorted(o.grid, o.now)), 10 ** (o.grid[-1] - o.now)
-    now, end = np.quantile(o.mix[:, [k, -1]], (0.05, 0.5, 0.95), axis=0).T
-    rows = [
-        [
-            "nines",
-            "now",
-            f"first {probability:.0%} sure at",
-            "80% of futures",
-            f"not within {times:.3g}x",
-        ]
-    ]
+    schedule: list[tuple[str, float]] | None = None,
+) -> ReadinessSummary:
+    """Find when each of `nines` is reached with this probability; dates need a schedule."""
+    today = int(np.searchsorted(f.grid, f.now))
+    now, end = np.quantile(f.mix[:, [today, -1]], (0.05, 0.5, 0.95), axis=0).T
     levels = []
-    for r in wanted:
-        passage, held = o.passage(r), float(o.ready(r)[:, k].mean())
-        places = np.array(
-            [o.at(r, probability), *np.quantile(passage, (0.1, 0.9), method="inverted_cdf")]
-        )
-        level = {"nines": r, "now": held, "never": float(np.isinf(passage).mean())}
-        level |= dict(zip(("sure", "low", "high"), places, strict=True))
-        when = [
-            "beyond" if np.isinf(v) else f"{o.unit} {10**v:.3g} ({10 ** (v - o.now):.2g}x)"
-            for v in places
-        ]
-        if spent:
-            level["date"] = dates(spent, places)
-            when = [f"{w} {d}".strip() for w, d in zip(when, level["date"], strict=True)]
-        levels.append(level)
-        rows.append(
-            [
-                f"{r:g}",
-                f"p = {held:.2f}",
-                when[0],
-                f"{when[1]} to {when[2]}",
-                f"p = {level['never']:.2f}",
-            ]
-        )
-    best = max(o.weights, key=o.weights.get)
-    figures = {
-        "run": o.run,
-        "unit": o.unit,
-        "at": o.now,
-        "times": times,
-        "now": now,
-        "end": end,
-        "levels": levels,
-    }
-    figures["probability"] = probability
-    return figures | {"shapes": o.weights, "widened": o.widened, "converged": o.converged}, [
-        "## Reliability of the usage mix",
-        f"{o.run}: now {now[1]:.4f} [{span(now[::2])}], at {times:.3g}x {end[1]:.4f} [{span(end[::2])}] (90%).",
-        f"Growth by past score: {best} leads with weight {o.weights[best]:.2f}; intervals widened by {o.widened:.2f}.",
-        *convergence_note(o.converged),
+    for r in nines:
+        first = f.first_ready(r)
+        low, high = np.quantile(first, (0.1, 0.9), method="inverted_cdf")
+        places = np.array([f.ready_at(r, probability), low, high])
+        date = schedule_dates(schedule, places) if schedule else None
+        held = f.is_ready(r)[:, today].mean()
+        levels.append(ReadyTimes(r, held, np.isinf(first).mean(), *places, date))
+    return ReadinessSummary(
+        f.run, f.unit, f.now, 10 ** (f.grid[-1] - f.now), now, end, levels,
+        probability, f.shape_weights, f.widening, f.converged,
+    )  # fmt: skip
+
+
+def readiness_parts(s: ReadinessSummary) -> list[Part]:
+    """The summary as lines and a table."""
+    sure = f"first {s.probability:.0%} sure at"
+    rows = [["nines", "now", sure, "80% of futures", f"not within {s.times:.3g}x"]]
+    for level in s.levels:
+        when = []
+        for k, place in enumerate((level.sure, level.low, level.high)):
+            date = level.date[k] if level.date else ""
+            text = f"{s.unit} {10**place:.3g} ({s.multiple(place):.2g}x) {date}".strip()
+            when.append(f"not by {s.times:.3g}x" if np.isinf(place) else text)
+        row = [f"{level.nines:g}", f"p = {level.now:.2f}", when[0], f"{when[1]} to {when[2]}"]
+        rows.append([*row, f"p = {level.never:.2f}"])
+    best = max(s.shape_weights, key=s.shape_weights.get)
+    today = f"now {s.now[1]:.4f} [{format_interval(s.now[::2])}]"
+    end = f"at {s.times:.3g}x {s.end[1]:.4f} [{format_interval(s.end[::2])}]"
+    weight = f"{best} leads with weight {s.shape_weights[best]:.2f}"
+    return [
+        "## Reliability of the mix",
+        f"{s.run}: {today}, {end} (90%).",
+        f"Growth by past score: {weight}; intervals widened by {s.widening:.2f}.",
+        *convergence_warning(s.converged),
         rows,
     ]
 
 
-def sentence(name: str, figures: dict, others: Mapping[str, float]) -> str:
-    """`readiness` as one would say it: "addition/2: 0.94 [0.91, 0.96] today, 1 nine by 2.1x this compute (80%: ...)".
+def readiness_sentence(name: str, s: ReadinessSummary, others: Mapping[str, float]) -> str:
+    """ "addition/2: 0.94 [0.91, 0.96] today, 1 nine by 2.1x this compute (80%: ...)".
 
-    others: further accuracies by name, for the brackets behind it.
+    others: further accuracies by name, in brackets.
     """
-    low, middle, high = figures["now"]
-    said = f"{name}: {middle:.2f} [{low:.2f}, {high:.2f}] today"
+    low, middle, high = s.now
+    sentence = f"{name}: {middle:.2f} [{low:.2f}, {high:.2f}] today"
     if others:
-        said += f" ({', '.join(f'{k} {v:.2f}' for k, v in others.items())})"
-    for level in figures["levels"]:
-        nines, p = f"{level['nines']:g} nine{'s' * (level['nines'] != 1)}", 1 - level["never"]
-        times = [10 ** (level[k] - figures["at"]) for k in ("sure", "low", "high")]
-        if level["now"] >= figures["probability"]:
-            said += f", {nines} held (p = {level['now']:.2f})"
-        elif math.isinf(times[0]):
-            said += f", {nines} within {figures['times']:.3g}x with p = {p:.2f}"
+        sentence += f" ({', '.join(f'{k} {v:.2f}' for k, v in others.items())})"
+    for level in s.levels:
+        plural = "" if level.nines == 1 else "s"
+        sentence += f", {level.nines:g} nine{plural} "
+        if level.now >= s.probability:
+            sentence += f"reached (p = {level.now:.2f})"
+        elif math.isinf(level.sure):
+            sentence += f"within {s.times:.3g}x with p = {1 - level.never:.2f}"
         else:
-            by, low, high = (f"{v:.2g}" if math.isfinite(v) else "never" for v in times)
-            said += f", {nines} by {by}x this {figures['unit']} (80%: {low} to {high})"
-    return said
+            places = (level.sure, level.low, level.high)
+            by, low, high = ("never" if p == np.inf else f"{s.multiple(p):.2g}" for p in places)
+            sentence += f"by {by}x this {s.unit} (80%: {low} to {high})"
+    return sentence
 
 
-def convergence_note(converged: bool) -> list:
-    """A warning, where the item model is unsure of its own scales."""
-    text = "WARNING: the spread of items and families did not settle; intervals of the item model are widened"
-    return (
-        []
-        if converged
-        else [f"{text} {items.UNSETTLED:g} times. More items or more tries would tell."]
-    )
+def convergence_warning(converged: bool) -> list[Part]:
+    """A warning where the item model is unsure of its own scales."""
+    if converged:
+        return []
+    text = "WARNING: the spread of items and families did not settle; intervals of the item model"
+    return [f"{text} are widened {items.UNSETTLED:g} times. More items or more tries would help."]
 
 
-def ladder(levels: list, wins: Any, tries: Any) -> list:
-    """The ladder, and how far the best of several takes lies above all of them."""
-    rows = [
-        ["level", "reached", "why"],
-        *([name, "yes" if ok else "no", why] for name, ok, why in levels),
-    ]
+# What is shown today, and how forecasts did
+
+
+def level_parts(levels: list[Level], last: LastCheckpoint) -> list[Part]:
+    """The levels of readiness, and how far the best of several tries lies above all of them."""
+    successes, tries = last.successes, last.tries
     k = int(min(8, tries.min()))
-    said = "No item was tried twice, so how much the best of several takes flatters cannot be said."
+    text = "No item was tried twice, so how much the best of several tries flatters is unknown."
     if k >= 2:
-        best, every, two = (
-            intervals.pass_at_k(k, wins, tries),
-            intervals.pass_hat_k(k, wins, tries),
-            intervals.pass_hat_k(2, wins, tries),
-        )
-        said = f"Best of {k} takes: {best:.3f}; all of {k}: {every:.3f}. A demo shows the first, a user meets the second."
-        more = intervals.logit_normal_pass_hat_k(2 * k, intervals.pass_hat_k(1, wins, tries), two)
-        said += f" All of {2 * k}, as one and two takes foretell: {more:.3f}."
-    return [said, rows, lambda: page.steps(levels)]
+        best = intervals.pass_at_k(k, successes, tries)
+        one, two, every = (intervals.pass_hat_k(n, successes, tries) for n in (1, 2, k))
+        more = intervals.logit_normal_pass_hat_k(2 * k, one, two)
+        text = f"Best of {k} tries: {best:.3f}; all of {k}: {every:.3f}."
+        text += " A demo shows the first, a user meets the second."
+        text += f" All of {2 * k}, extrapolated from one and two tries: {more:.3f}."
+    rows = [["level", "reached", "why"]]
+    rows += [[level.name, "yes" if level.reached else "no", level.reason] for level in levels]
+    return [text, rows, lambda: levels_figure(levels)]
 
 
-def scores(s: dict) -> list:
-    """What `backtest.summary` found."""
+def score_parts(s: backtest.Summary) -> list[Part]:
+    """The scores of a backtest."""
     rows = [["method", "CRPS", "90% interval covers"]]
-    for m, v in sorted(s["methods"].items(), key=lambda kv: kv[1]["crps"]):
-        rows.append([m, f"{v['crps']:.4f}", f"{v['coverage']:.3f}"])
-    text = f"{s['forecasts']} forecasts; 80% interval covers {s['coverage80']:.3f}; median misses by {s['mae']:.4f}."
-    parts = [text, rows, lambda: page.calibration(s)]
-    if "events" in s:
-        e = s["events"]
-        base = f"their rate {e['rate']:.3f} alone would have {e['base_brier']:.4f}"
-        parts.append(f"{e['count']} events 'reaches T': Brier {e['brier']:.4f}; {base}.")
-        said = [[f"{p:.2f}", f"{happened:.2f}", n] for p, happened, n in s["calibration"]]
-        parts.append([["probability said", "share that happened", "events"], *said])
+    for name, method in sorted(s.methods.items(), key=lambda item: item[1].crps):
+        rows.append([name, f"{method.crps:.4f}", f"{method.coverage:.3f}"])
+    covers = f"80% interval covers {s.coverage80:.3f}; median misses by {s.mae:.4f}."
+    parts: list[Part] = [f"{s.forecasts} forecasts; {covers}", rows, lambda: pit_figure(s.pit)]
+    if s.events:
+        e = s.events
+        base = f"their rate {e.rate:.3f} alone would have {e.base_brier:.4f}"
+        parts.append(f"{e.count} events 'reaches T': Brier {e.brier:.4f}; {base}.")
+        rows = [["probability", "frequency", "events"]]
+        rows += [[f"{p:.2f}", f"{rate:.2f}", n] for p, rate, n in e.calibration]
+        parts.append(rows)
     return parts
 
 
-def past_record(path: Path, t: dict) -> tuple[dict, list]:
-    """The live forecasts in a file, scored by the checkpoints of a table that has grown since."""
-    scored, waiting = record.resolve(path, trials.curves(trials.by_slice(t)))
-    means = record.summary(scored)
-    what = "Each forecast is of one curve, a task under one slice, by its own growth and that of what was scored before."
-    parts: list = ["## The record of live forecasts", what]
-    facts = {"scores; forecasts still open": f"{len(scored)}; {waiting}"}
-    if means["count"]:
-        facts["of them beside every baseline; checkpoints that scored them"] = (
-            f"{means['count']}; {means['checkpoints']}"
-        )
-        facts["80% intervals cover"] = f"{means['covered80']:.3f} ± {means['covered80_stderr']:.3f}"
-        facts["CRPS"] = f"{means['crps']:.4f} ± {means['crps_stderr']:.4f}"
-        facts |= {f"CRPS of {name}": f"{means[name]:.4f}" for name in record.BASELINES}
-    parts.append(join_facts(facts))
+def score_record(path: Path, t: Trials) -> tuple[record.Summary, Answer]:
+    """Score the recorded forecasts in a file by a table that has grown since."""
+    scored, still_open = record.score(path, accuracy_curves(split_slices(t)))
+    s = record.summarize(scored)
+    facts = {"scores; forecasts still open": f"{len(scored)}; {still_open}"}
+    if s.count:
+        key = "of them with every baseline; checkpoints that scored them"
+        facts[key] = f"{s.count}; {s.checkpoints}"
+        facts["80% intervals cover"] = f"{s.covered80:.3f} ± {s.covered80_stderr:.3f}"
+        facts["CRPS"] = f"{s.crps[backtest.NINES]:.4f} ± {s.crps_stderr:.4f}"
+        facts |= {f"CRPS of {name}": f"{s.crps[name]:.4f}" for name in record.BASELINES}
+    text = "Each forecast is of one curve, a task under one slice, by its own growth and that of"
+    parts: list[Part] = ["## The record of live forecasts"]
+    parts += [f"{text} what was scored before.", facts_table(facts)]
     if scored:
-        pit = np.histogram([np.mean(r["pit"]) for r in scored], np.linspace(0, 1, 11))[0]
-        parts.append(lambda: page.calibration({"pit": pit}))
+        pits = backtest.count_pits([line.pit for line in scored])
+        parts.append(lambda: pit_figure(pits))
     else:
-        parts.append(
-            "None has been scored yet: the table holds no later checkpoint of their curves."
-        )
-    return {"scored": scored, "open": waiting, **means}, parts
+        parts.append("None has been scored yet: the table has no later checkpoint of their curves.")
+    return s, Answer({"scored": scored, "open": still_open, "summary": s}, parts)
+
+
+# Pictures
+
+
+@rc_context(STYLE)
+def reliability_figure(f: Forecast) -> Figure:
+    """Nines over compute or steps: observed, and the forecast with its 50% and 90% bands."""
+    figure, axes = blank(9.6, 4)
+    color, *others = COLORS.values()
+    # At most 6 nines, so that a draw of exactly 1 can be drawn.
+    x, nines = 10**f.grid, np.minimum(count_nines(f.mix), 6)
+    for low, high, alpha in ((5, 95, 0.2), (25, 75, 0.3)):
+        band = np.percentile(nines, (low, high), axis=0)
+        axes.fill_between(x, *band, alpha=alpha, color=color, lw=0)
+    axes.plot(x, np.median(nines, 0), color=color, label="mix: median, 50% and 90%")
+    if len(f.slices) > 1:
+        for k, (name, path) in enumerate(f.slices.items()):
+            middle = np.minimum(count_nines(np.median(path, 0)), 6)
+            style = {"color": others[k % len(others)], "label": f"slice {name}"}
+            axes.plot(x, middle, "--", lw=1, **style)
+    at, *observed = np.transpose(f.observed)
+    y, low, high = np.minimum(count_nines(np.array(observed)), 6)
+    y = np.clip(y, low, high)
+    error = [y - low, high - y]
+    axes.errorbar(10**at, y, error, fmt="o", color=COLORS["warm"], ms=4, label="observed, 90%")
+    axes.axvline(10**f.now, color=GREY, lw=0.8, ls=":")
+    axes.set_xscale("log")
+    # The page's text is plain: powers of ten would be TeX.
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x < 1e6 else f"{x:.3g}")
+    axes.xaxis.set_minor_formatter(lambda *_: "")
+    axes.set_ylim(0, max(3.3, np.median(nines[:, -1]) + 1))
+    axes.set(xlabel=f.unit, ylabel="nines")
+    axes.legend()
+    return figure
+
+
+@rc_context(STYLE)
+def pit_figure(counts: list[int]) -> Figure:
+    """Forecasts by tenth of the probability integral transform: flat is calibrated."""
+    figure, axes = blank(9.6, 2.5)
+    axes.bar(np.arange(10) / 10 + 0.05, counts, 0.09, color=COLORS["main"])
+    axes.axhline(sum(counts) / 10, color=GREY, lw=0.8)
+    label = "where the truth fell in the forecast (probability integral transform)"
+    axes.set(xlabel=label, ylabel="forecasts")
+    return figure
+
+
+@rc_context(STYLE)
+def item_figure(difficulty: ndarray, abilities: ndarray) -> Figure:
+    """Items by difficulty, and the abilities of the checkpoints on the same scale."""
+    figure, axes = blank(9.6, 2.5)
+    axes.hist(difficulty, 40, color=COLORS["main"], alpha=0.6)
+    for ability in abilities:
+        axes.axvline(ability, color=COLORS["warm"], lw=0.8)
+    label = "difficulty of items; lines: ability of each checkpoint (logits)"
+    axes.set(xlabel=label, ylabel="items")
+    return figure
+
+
+@rc_context(STYLE)
+def levels_figure(levels: list[Level]) -> Figure:
+    """Steps up to each level of readiness, in green where it is reached."""
+    figure, axes = blank(9.6, 1.6)
+    for k, level in enumerate(levels):
+        color, alpha = ("green", 1) if level.reached else ("side", 0.3)
+        axes.bar(k, k + 1, color=COLORS[color], alpha=alpha)
+        axes.text(k, -0.1, level.name, ha="center", va="top")
+    axes.set_axis_off()
+    return figure

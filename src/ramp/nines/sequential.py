@@ -7,6 +7,7 @@ extrapolation of the tail of failure rates.
 from dataclasses import dataclass
 
 import numpy as np
+from numpy import ndarray
 from scipy.optimize import brentq
 from scipy.special import betaln
 from scipy.stats import linregress
@@ -90,7 +91,7 @@ def confidence_sequence(successes: int, failures: int, level: float = 0.95) -> t
     return low, high
 
 
-def predict_worst_rate(rates: np.ndarray, queries: float, top: int = 10) -> float:
+def predict_worst_rate(rates: ndarray, queries: float, top: int = 10) -> float:
     """The largest failure rate to expect among `queries` prompts, from the rates of those tried.
 
     A line through the log survival of the score -log(-log rate) of the `top` worst prompts, as for

@@ -1,23 +1,26 @@
-"""The table of trials, and readers that make it of what evaluation tools leave behind.
+"""The table of trials, and readers that make one from what evaluation tools leave behind.
 
-One row a trial: which run at which step tried which item of which task, under which slice (base, paraphrase, fault, ...)
-and seed, and whether it succeeded. A row without an item is an aggregate: an accuracy with its standard error. The table
-is a plain dict of numpy columns of one length, so that every method of this package works on anyone's numbers.
+A row is one trial: which run, at which step, tried which item of which task, under which slice
+(base, paraphrase, fault, ...) and seed, and whether it succeeded. A row without an item is an
+aggregate: an accuracy with its standard error. Columns are NumPy arrays of one length, so every
+method of this package works on anyone's numbers.
 """
 
 import csv
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+from numpy import ndarray
 
 from ramp.errors import UserError
 
-Table = dict[str, np.ndarray]
+# Columns of text and of numbers, with the value of a cell that is missing.
 TEXT = {
     "run": "run",
     "date": "",
@@ -29,12 +32,12 @@ TEXT = {
 }
 NUMBERS = {
     "step": np.nan,
-    "compute": np.nan,  # FLOP spent by then
-    "size": np.nan,  # parameters; read from a name such as "pythia-1.4b" where there is no such column
-    "success": np.nan,  # 0 or 1, or a fraction; of an aggregate the accuracy
-    "difficulty": 0.0,  # any covariate of the item: log2 human minutes, digits, ...
+    "compute": np.nan,
+    "size": np.nan,
+    "success": np.nan,
+    "difficulty": 0.0,
     "chance": 0.0,
-    "stderr": np.nan,  # of an aggregate
+    "stderr": np.nan,
 }
 ALIASES = {
     "model": "run",
@@ -43,44 +46,89 @@ ALIASES = {
     "score": "success",
     "flops": "compute",
 }
+# Two trials that agree in all of these are the same trial.
 KEY = ("run", "step", "compute", "task", "item", "slice", "seed")
+# What a reader may meet in a file that is not what its name says.
+BROKEN_FILE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    StopIteration,
+    OSError,
+    csv.Error,
+)
 
 
-def read(path: Path | str, where: Mapping[str, str] | None = None) -> Table:
-    """The table in a file: CSV, Parquet or JSONL with the columns above; a sample log of lm-evaluation-harness
+@dataclass(frozen=True)
+class Columns:
+    """Arrays of one length, one a field. Indexing with a mask or row numbers keeps those rows."""
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    def __getitem__(self, rows: ndarray) -> Self:
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Trials(Columns):
+    """One row a trial or, where `item` is "", one row an accuracy."""
+
+    run: ndarray
+    date: ndarray
+    task: ndarray
+    family: ndarray
+    item: ndarray
+    slice: ndarray
+    seed: ndarray
+    step: ndarray
+    compute: ndarray  # FLOP spent by then
+    size: ndarray  # parameters; without such a column, read from names like "pythia-1.4b"
+    success: ndarray  # 0 or 1, or a fraction; of an aggregate the accuracy
+    difficulty: ndarray  # any covariate of the item: log2 of human minutes, digits, ...
+    chance: ndarray  # success rate of guessing
+    stderr: ndarray  # of an aggregate
+
+
+@dataclass(frozen=True)
+class Curves(Columns):
+    """Accuracy by run, task and checkpoint, one row each."""
+
+    run: ndarray
+    task: ndarray
+    size: ndarray
+    x: ndarray  # log10 of compute or steps
+    value: ndarray  # accuracy
+    stderr: ndarray
+    n: ndarray  # independent trials that would have the same standard error
+
+
+def read(path: Path | str, where: Mapping[str, str] | None = None) -> Trials:
+    """Read a table of trials or the log of an evaluation tool.
+
+    CSV, Parquet or JSONL with the columns of `Trials`; a sample log of lm-evaluation-harness
     (samples_*.jsonl); a JSON log of inspect; a JSON results file of tau-bench or tau2.
-
-    where: keep only the rows whose column holds one of these texts ("a,b"). A column ramp does not know must be constant
-    in what is kept.
+    where: see `from_rows`. Raises UserError for what is none of these.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(
-            f"{path} is not a file; name a table of trials (CSV, Parquet, JSONL) or an evaluation log"
-        )
+        hint = "name a table of trials (CSV, Parquet, JSONL) or an evaluation log"
+        raise UserError(f"{path} is not a file; {hint}")
     try:
-        rows = _rows(path)
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        StopIteration,
-        OSError,
-        csv.Error,
-    ) as error:
-        raise UserError(
-            f"{path} cannot be read as a table of trials ({type(error).__name__}: {error})"
-        ) from None
+        rows = _read_rows(path)
+    except BROKEN_FILE as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} cannot be read as a table of trials ({what})") from None
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} holds no rows of named columns")
-    return table(rows, str(path), where)
+    return from_rows(rows, str(path), where)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
     kind = path.suffix.lower()
     if kind == ".parquet":
-        import pyarrow.parquet as pq
+        import pyarrow.parquet as pq  # slow to import, and needed by this format only
 
         return pq.read_table(path).to_pylist()
     text = path.read_text(encoding="utf-8-sig")
@@ -88,202 +136,255 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(text.splitlines(), strict=True))
     if kind == ".jsonl":
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        return [_lm_eval(row, path) for row in rows] if rows and "doc_id" in rows[0] else rows
+        is_lm_eval = rows and "doc_id" in rows[0]
+        return [_from_lm_eval(row, path) for row in rows] if is_lm_eval else rows
     if kind == ".json":
         log = json.loads(text)
         if isinstance(log, dict) and "samples" in log:
-            return [_inspect(log.get("eval", {}), sample) for sample in log["samples"]]
+            return [_from_inspect(log.get("eval", {}), sample) for sample in log["samples"]]
         trials = log["simulations"] if isinstance(log, dict) else log
-        return [_tau(row, path) for row in trials]
+        return [_from_tau(row, path) for row in trials]
     raise ValueError(f"the ending {kind or 'none'} is none of .csv, .parquet, .jsonl, .json")
 
 
-def _lm_eval(row: dict, path: Path) -> dict[str, Any]:
-    metric = next(m for m in ("exact_match", "acc", "acc_norm", "pass@1", "em") if m in row)
+def _from_lm_eval(row: dict, path: Path) -> dict[str, Any]:
+    metrics = ("exact_match", "acc", "acc_norm", "pass@1", "em")
+    metric = next(m for m in metrics if m in row)
+    # samples_TASK_2026-01-01T00-00-00.jsonl
     task = re.sub(r"^samples_|_\d{4}-\d\d-\d\dT.*$|\.jsonl$", "", path.name)
-    name = {"run": path.parent.name, "task": task, "item": row["doc_id"], "success": row[metric]}
-    return name if row.get("filter") in (None, "none") else name | {"slice": row["filter"]}
+    trial = {"run": path.parent.name, "task": task, "item": row["doc_id"], "success": row[metric]}
+    # One sample is scored once per filter that extracts the answer.
+    if row.get("filter") not in (None, "none"):
+        trial["slice"] = row["filter"]
+    return trial
 
 
-def _inspect(header: dict, sample: dict) -> dict[str, Any]:
-    """inspect writes C, P, I, N for correct, partial, incorrect, no answer."""
-    value = next(iter(sample["scores"].values()))["value"]
-    value = {"C": 1, "P": 0.5, "I": 0, "N": 0}.get(value, value)
-    common = {"run": header.get("model", "run"), "task": header.get("task", "task")}
-    return common | {"item": sample["id"], "seed": sample.get("epoch", 1), "success": value}
+def _from_inspect(header: dict, sample: dict) -> dict[str, Any]:
+    score = next(iter(sample["scores"].values()))["value"]
+    # inspect writes C, P, I, N for correct, partial, incorrect, no answer.
+    grades = {"C": 1, "P": 0.5, "I": 0, "N": 0}
+    return {
+        "run": header.get("model", "run"),
+        "task": header.get("task", "task"),
+        "item": sample["id"],
+        "seed": sample.get("epoch", 1),
+        "success": grades.get(score, score),
+    }
 
 
-def _tau(row: dict, path: Path) -> dict[str, Any]:
-    """A trial counts where the whole reward was earned, as in pass^k of Yao et al. 2024."""
+def _from_tau(row: dict, path: Path) -> dict[str, Any]:
     reward = row["reward"] if "reward" in row else row["reward_info"]["reward"]
-    success = float(reward >= 1 - 1e-6)
     return {
         "run": path.stem,
         "task": "tau",
         "item": row["task_id"],
         "seed": row.get("trial", ""),
-        "success": success,
+        # A trial counts where the whole reward was earned, as in pass^k of Yao et al. 2024.
+        "success": float(reward >= 1 - 1e-6),
     }
 
 
-def table(
-    rows: list[Mapping[str, Any]], name: str = "the table", where: Mapping[str, str] | None = None
-) -> Table:
-    """Rows to checked columns. Raises UserError for what cannot be a table of trials."""
-    rows = [{ALIASES.get(k, k): v for k, v in row.items()} for row in rows]
-    for key, value in (where or {}).items():
-        key = ALIASES.get(key, key)
-        if key not in rows[0]:
-            raise UserError(
-                f"{name} has no column {key!r} to select by; it has {', '.join(map(str, rows[0]))}"
-            )
-        rows = [row for row in rows if str(row.get(key)) in value.split(",")]
-        if not rows:
-            raise UserError(f"{name} has no row with {where}")
-    for key in dict.fromkeys(k for row in rows for k in row):
-        if key not in TEXT and key not in NUMBERS and len({str(row.get(key)) for row in rows}) > 1:
-            near = difflib.get_close_matches(str(key), [*TEXT, *NUMBERS, *ALIASES], 1)
-            hint = f"drop it, or keep one of its values with --where {key}=..."
-            hint = f"did you mean {near[0]!r}?" if near else hint
-            raise UserError(f"{name} has a column {key!r} that ramp does not know; {hint}")
-    t = {k: _texts(rows, k) for k in TEXT} | {k: _numbers(rows, k, name) for k in NUMBERS}
-    if np.isnan(t["size"]).all():
-        t["size"] = np.array([size_of(run) for run in t["run"]])
-    _check(t, name)
-    if np.all(
-        t["seed"] == ""
-    ):  # repeats without a name are numbered, where there are items to repeat
-        t["seed"] = np.where(t["item"] == "", "", _occurrence([t[k] for k in KEY[:-1]]).astype(str))
-    again = np.flatnonzero(_occurrence([t[k] for k in KEY]))
-    if len(again):
-        trial = ", ".join(
-            f"{k} {t[k][again[0]]}" for k in KEY if str(t[k][again[0]]) not in ("", "nan")
-        )
-        what = f"the same trial twice, again in row {again[0] + 1} ({trial})"
-        raise UserError(f"{name} has {what}; give repeats seeds of their own")
+def from_rows(
+    rows: Sequence[Mapping[str, Any]],
+    name: str = "the table",
+    where: Mapping[str, str] | None = None,
+) -> Trials:
+    """Check rows of named values and make a table of them.
+
+    name: of the table, for messages.
+    where: keep only rows whose column holds one of these texts ("a,b"). A column that ramp does not
+    know must be constant in what is left.
+    Raises UserError for what cannot be a table of trials.
+    """
+    rows = [{ALIASES.get(key, key): value for key, value in row.items()} for row in rows]
+    rows = _filter_rows(rows, where or {}, name)
+    _check_columns(rows, name)
+    columns = {key: _read_texts(rows, key) for key in TEXT}
+    for key in NUMBERS:
+        columns[key] = _read_numbers(rows, key, name)
+    t = Trials(**columns)
+    if np.isnan(t.size).all():
+        t = replace(t, size=np.array([parse_size(run) for run in t.run]))
+    _check_numbers(t, name)
+    if (t.seed == "").all():
+        # Repeats without a name are numbered, where there are items to repeat.
+        number = _count_earlier(t, KEY[:-1]).astype(str)
+        t = replace(t, seed=np.where(t.item == "", "", number))
+    _check_distinct(t, name)
     return t
 
 
-def _check(t: Table, name: str) -> None:
-    wrong = np.flatnonzero(~((t["success"] >= 0) & (t["success"] <= 1)))
+def _filter_rows(rows: list[dict], where: Mapping[str, str], name: str) -> list[dict]:
+    for alias, values in where.items():
+        key = ALIASES.get(alias, alias)
+        if key not in rows[0]:
+            columns = ", ".join(map(str, rows[0]))
+            raise UserError(f"{name} has no column {key!r} to select by; it has {columns}")
+        rows = [row for row in rows if str(row.get(key)) in values.split(",")]
+        if not rows:
+            raise UserError(f"{name} has no row with {where}")
+    return rows
+
+
+def _check_columns(rows: list[dict], name: str) -> None:
+    # A dict keeps the order of the file, so that the first wrong column is named.
+    for key in dict.fromkeys(key for row in rows for key in row):
+        is_constant = len({str(row.get(key)) for row in rows}) == 1
+        if key in TEXT or key in NUMBERS or is_constant:
+            continue
+        near = difflib.get_close_matches(str(key), [*TEXT, *NUMBERS, *ALIASES], 1)
+        hint = f"drop it, or keep one of its values with --where {key}=..."
+        if near:
+            hint = f"did you mean {near[0]!r}?"
+        raise UserError(f"{name} has a column {key!r} that ramp does not know; {hint}")
+
+
+def _read_texts(rows: list[dict], key: str) -> ndarray:
+    values = [row.get(key) for row in rows]
+    return np.array([TEXT[key] if value in (None, "") else str(value) for value in values])
+
+
+def _read_numbers(rows: list[dict], key: str, name: str) -> ndarray:
+    numbers = np.full(len(rows), NUMBERS[key], float)
+    truths = {"true": 1, "false": 0}
+    for i, row in enumerate(rows):
+        value = row.get(key)
+        if value in (None, ""):
+            continue
+        try:
+            numbers[i] = float(truths.get(str(value).lower(), value))
+        except (TypeError, ValueError):
+            raise UserError(f"{name} has {key} = {value!r}, which is not a number") from None
+    return numbers
+
+
+def _check_numbers(t: Trials, name: str) -> None:
+    wrong = np.flatnonzero(~((t.success >= 0) & (t.success <= 1)))  # NaN is wrong too
     if len(wrong):
-        what = f"success = {t['success'][wrong[0]]:g} in row {wrong[0] + 1}"
+        row = wrong[0]
+        what = f"success = {t.success[row]:g} in row {row + 1}"
         raise UserError(f"{name} has {what}; every trial needs a success between 0 and 1")
     for key in ("difficulty", "chance", "step", "compute"):
-        if np.isinf(t[key]).any() or (NUMBERS[key] == 0 and np.isnan(t[key]).any()):
+        values = getattr(t, key)
+        may_be_missing = np.isnan(NUMBERS[key])
+        if np.isinf(values).any() or (np.isnan(values).any() and not may_be_missing):
             raise UserError(f"{name} has a {key} that is not a finite number")
-    if (t["chance"] < 0).any() or (t["chance"] >= 1).any():
+    if (t.chance < 0).any() or (t.chance >= 1).any():
         raise UserError(f"{name} has a chance level outside [0, 1)")
 
 
-def groups(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that agree in every column make a group, in the columns' order: [G] its first row, [N] the group of each row."""
-    code = np.zeros(len(columns[0]), int)
-    for column in columns:
-        values, at = np.unique(column, return_inverse=True)
-        _, first, code = np.unique(code * len(values) + at, return_index=True, return_inverse=True)
-    return first, code
+def _check_distinct(t: Trials, name: str) -> None:
+    repeats = np.flatnonzero(_count_earlier(t, KEY))
+    if not len(repeats):
+        return
+    row = repeats[0]
+    values = {key: str(getattr(t, key)[row]) for key in KEY}
+    trial = ", ".join(f"{k} {v}" for k, v in values.items() if v not in ("", "nan"))
+    what = f"the same trial twice, again in row {row + 1} ({trial})"
+    raise UserError(f"{name} has {what}; give repeats seeds of their own")
 
 
-def _occurrence(columns: list[np.ndarray]) -> np.ndarray:
-    """How often each row has come before."""
-    code = groups(*columns)[1]
-    order, found = np.argsort(code, kind="stable"), np.empty_like(code)
-    found[order] = np.arange(len(code)) - np.searchsorted(code[order], code[order])
-    return found
+def group_rows(*columns: ndarray) -> tuple[ndarray, ndarray]:
+    """Group rows that agree in every column; groups are in the columns' order.
 
-
-def _texts(rows: list[Mapping[str, Any]], key: str) -> np.ndarray:
-    values = [row.get(key) for row in rows]
-    return np.array([TEXT[key] if v is None or v == "" else str(v) for v in values])
-
-
-def _numbers(rows: list[Mapping[str, Any]], key: str, name: str) -> np.ndarray:
-    found = np.full(len(rows), NUMBERS[key], float)
-    for i, row in enumerate(rows):
-        value = row.get(key)
-        if value is not None and value != "":
-            try:
-                found[i] = float({"true": 1, "false": 0}.get(str(value).lower(), value))
-            except (TypeError, ValueError):
-                raise UserError(f"{name} has {key} = {value!r}, which is not a number") from None
-    return found
-
-
-def size_of(run: str) -> float:
-    """Parameters as a name tells them: "pythia-1.4b" -> 1.4e9; nan where it does not."""
-    found = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([mbk])(?![a-z])", run.lower())
-    return float(found[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[found[2]] if found else np.nan
-
-
-def select(t: Table, rows: np.ndarray) -> Table:
-    return {k: v[rows] for k, v in t.items()}
-
-
-def progress(t: Table) -> tuple[np.ndarray, str]:
-    """log10 of compute where every row has it, else of the step; and which of the two."""
-    for key in ("compute", "step"):
-        if not np.isnan(t[key]).any() and (t[key] >= 0).all():
-            with np.errstate(divide="ignore"):
-                return np.log10(t[key]), key
-    raise UserError(
-        "the trials need a compute or a step in every row, or there is nothing to extrapolate over"
-    )
-
-
-def checkpoint(t: Table) -> np.ndarray:
-    """The progress of each row; 0 in a table of finished systems, which says nowhere when it was tried."""
-    finished = np.isnan(t["step"]).any() and np.isnan(t["compute"]).any()
-    return np.zeros(len(t["run"])) if finished else progress(t)[0]
-
-
-def curves(t: Table) -> Table:
-    """Accuracy with its standard error by run, task and checkpoint: columns run, task, x, size, value, stderr, n.
-
-    Aggregates pass through; of trials the error is clustered by item. n: the number of independent trials that would
-    have the same error, so that 0 of n and n of n keep an honest width; never ±0. What step 0 showed is left out: it has
-    no logarithm.
+    Returns [G] the first row of each group and [N] the group of each row.
     """
-    x, _ = progress(t)
-    t, x = select(t, np.isfinite(x)), x[np.isfinite(x)]
+    group = np.zeros(len(columns[0]), int)
+    for column in columns:
+        values, index = np.unique(column, return_inverse=True)
+        code = group * len(values) + index
+        _, first, group = np.unique(code, return_index=True, return_inverse=True)
+    return first, group
+
+
+def _count_earlier(t: Trials, keys: Sequence[str]) -> ndarray:
+    """[N] how many earlier rows agree with each row in all the columns."""
+    group = group_rows(*(getattr(t, key) for key in keys))[1]
+    order = np.argsort(group, kind="stable")
+    in_order = group[order]
+    count = np.empty_like(group)
+    count[order] = np.arange(len(group)) - np.searchsorted(in_order, in_order)
+    return count
+
+
+def parse_size(run: str) -> float:
+    """Parameters by the name of a run: "pythia-1.4b" is 1.4e9; NaN where the name has no size."""
+    match = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([mbk])(?![a-z])", run.lower())
+    if not match:
+        return np.nan
+    return float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[match[2]]
+
+
+def log_progress(t: Trials) -> tuple[ndarray, str]:
+    """log10 of compute where every row has it, else of the step; and the name of the one taken.
+
+    Raises UserError where some row has neither.
+    """
+    for unit, values in (("compute", t.compute), ("step", t.step)):
+        if (values >= 0).all():  # False where one is NaN
+            with np.errstate(divide="ignore"):
+                return np.log10(values), unit
+    what = "the trials need a compute or a step in every row"
+    raise UserError(f"{what}, or there is nothing to extrapolate over")
+
+
+def checkpoint_progress(t: Trials) -> ndarray:
+    """[N] `log_progress` of each row; 0 in a table of finished systems without checkpoints."""
+    if np.isnan(t.step).any() and np.isnan(t.compute).any():
+        return np.zeros(len(t))
+    return log_progress(t)[0]
+
+
+def accuracy_curves(t: Trials) -> Curves:
+    """Accuracy with its standard error by run, task and checkpoint.
+
+    Aggregates pass through. The error of trials is clustered by item. `n` stays finite where none
+    or all succeed, so that their intervals keep an honest width.
+    Step 0 is left out, since it has no logarithm. Raises UserError where nothing else is left.
+    """
+    x = log_progress(t)[0]
+    after_start = np.isfinite(x)
+    t, x = t[after_start], x[after_start]
     if not len(x):
         raise UserError("every trial is of step 0; growth needs checkpoints after it")
-    first, group = groups(t["run"], t["task"], x)
+    first, group = group_rows(t.run, t.task, x)
     count = np.bincount(group)
-    value = np.bincount(group, t["success"]) / count
-    if np.all(t["item"] == ""):
+    value = np.bincount(group, t.success) / count
+    if (t.item == "").all():
         if (count > 1).any():
             what = "several accuracies of one run, task and checkpoint"
             raise UserError(f"{what}; keep one kind with --where column=value")
-        error, items = t["stderr"][first], np.full(len(first), np.nan)
+        stderr = t.stderr[first]
+        items = np.full(len(first), np.nan)
+        most = np.inf
     else:
-        pair, of = groups(group, t["item"])
-        of_item, residual = group[pair], np.bincount(of, t["success"] - value[group])
-        items = np.bincount(of_item).astype(float)
-        error = (
-            np.sqrt(np.bincount(of_item, residual**2) * items / np.maximum(items - 1, 1)) / count
-        )
+        # Residuals are summed within an item before they are squared: its tries are no evidence
+        # independent of each other.
+        row_of_item, item = group_rows(group, t.item)
+        residual = np.bincount(item, t.success - value[group])
+        group_of_item = group[row_of_item]
+        items = np.bincount(group_of_item).astype(float)
+        correction = items / np.maximum(items - 1, 1)
+        stderr = np.sqrt(np.bincount(group_of_item, residual**2) * correction) / count
+        most = count
     with np.errstate(divide="ignore", invalid="ignore"):
-        n = np.where(error > 0, value * (1 - value) / error**2, items)
-        n = np.minimum(
-            n, np.where(np.isnan(items), np.inf, count)
-        )  # by luck more alike than any trials could be
-        n = np.where(
-            (n > 0) & np.isfinite(n), n, np.nanmedian(n[n > 0]) if (n > 0).any() else 100.0
-        )
-    out = {k: t[k][first] for k in ("run", "task", "size")}
-    return out | {"x": x[first], "value": value, "stderr": error, "n": n}
+        n = np.where(stderr > 0, value * (1 - value) / stderr**2, items)
+    # By luck trials can be more alike than independent ones ever are.
+    n = np.minimum(n, most)
+    is_known = (n > 0) & np.isfinite(n)
+    typical = np.nanmedian(n[n > 0]) if (n > 0).any() else 100.0
+    n = np.where(is_known, n, typical)
+    return Curves(t.run[first], t.task[first], t.size[first], x[first], value, stderr, n)
 
 
-def pooled(t: Table) -> Table:
-    """The same trials with all tasks as one; an item of one task is none of another."""
-    item = np.where(t["item"] == "", "", np.char.add(np.char.add(t["task"], "/"), t["item"]))
-    return t | {"task": np.full(len(item), "all"), "item": item}
+def pool_tasks(t: Trials) -> Trials:
+    """The same trials with all tasks as one. Items of different tasks stay different."""
+    named = np.char.add(np.char.add(t.task, "/"), t.item)
+    item = np.where(t.item == "", "", named)
+    return replace(t, task=np.full(len(t), "all"), item=item)
 
 
-def by_slice(t: Table) -> Table:
-    """The same trials with every slice but base as a task of its own, "task, slice": each has its curve."""
-    task = np.where(
-        t["slice"] == "base", t["task"], np.char.add(np.char.add(t["task"], ", "), t["slice"])
-    )
-    return t | {"task": task}
+def split_slices(t: Trials) -> Trials:
+    """The same trials with every slice but base as a task of its own, "task, slice"."""
+    named = np.char.add(np.char.add(t.task, ", "), t.slice)
+    return replace(t, task=np.where(t.slice == "base", t.task, named))

@@ -8,6 +8,7 @@ Once a curve has checkpoints enough it appends forecasts of the next evaluations
 import json
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from ramp.config import Config
 from ramp.credit.learn import held_out_problems
 from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
-from ramp.nines import audit, backtest, page, readiness, record, report
+from ramp.nines import audit, backtest, readiness, record, report
 from ramp.nines import trials as tables
 from ramp.reporting.metrics import MetricWriter, drop_later_records
 from ramp.rundir import RunDir
@@ -80,7 +81,8 @@ class TrialRunner:
         t = c.finetune
         self.steps = [*range(t.eval_every, t.steps, t.eval_every), t.steps]  # when evaluations come
         self.table, self.forecasts = rundir.path / "trials.jsonl", rundir.path / "forecasts.jsonl"
-        self.past: list[backtest.Past] = []  # forecasts that were scored: they weigh the next ones
+        # Forecasts that were scored: they weigh the next ones.
+        self.past: list[backtest.ScoredForecast] = []
         self.asked = {
             name: choose_problems(c, name)
             for name in (c.chat.tasks if c.trials.items_per_task else ())
@@ -126,15 +128,13 @@ class TrialRunner:
             drop_later_records(path, STAGE, begin)
         with self.table.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-        curves = tables.curves(tables.by_slice(tables.read(self.table)))
+        curves = tables.accuracy_curves(tables.split_slices(tables.read(self.table)))
         try:
             self.foretell(curves, step)
         except np.linalg.LinAlgError as error:  # a forecast must not end training
             print(f"trials: no forecast at step {step} ({error})")
-        now = curves["x"] == curves["x"].max()
-        return {
-            f"nines/{k}": v for k, v in zip(curves["task"][now], curves["value"][now], strict=True)
-        }
+        last = curves[curves.x == curves.x.max()]
+        return {f"nines/{task}": value for task, value in zip(last.task, last.value, strict=True)}
 
     def tried(self, params: dict, name: str, step: int, number: int) -> list[dict]:
         """The rows of one task: a solution counts when its answer is right and so is every step."""
@@ -161,7 +161,7 @@ class TrialRunner:
                 rows.append(row | what | {"success": int(right)})
         return rows
 
-    def foretell(self, curves: tables.Table, step: int) -> None:
+    def foretell(self, curves: tables.Curves, step: int) -> None:
         """Append forecasts of the next evaluations, weighed by how the earlier ones did."""
         later = np.log10([s for s in self.steps if s > step][: backtest.AHEAD])
         with suppress(UserError):  # no curve is long enough yet to have been forecast
@@ -193,34 +193,35 @@ class TrialRunner:
                 print(f"trials: {found[name]}")
                 parts += [f"## {found[name]}", *more]
             if self.forecasts.exists():
-                record_of, shown = report.past_record(self.forecasts, t)
-                parts += shown
-                if record_of["count"]:
-                    board.figure(step, "nines/calibration", shown[-1]())
-                    covered = f"80% intervals cover {record_of['covered80']:.0%} ± {record_of['covered80_stderr']:.0%}"
-                    print(f"trials: {record_of['count']} forecasts scored, {covered}")
-        page.write(self.rundir.path / "nines.html", f"ramp nines: {self.run}", parts)
-        return {"forecast": found, "record": {k: v for k, v in record_of.items() if k != "scored"}}
+                scores, answer = report.score_record(self.forecasts, t)
+                parts += answer.parts
+                record_of = asdict(scores) | {"open": answer.figures["open"]}
+                if scores.count:
+                    board.figure(step, "nines/calibration", answer.parts[-1]())
+                    covered = f"{scores.covered80:.0%} ± {scores.covered80_stderr:.0%}"
+                    print(f"trials: {scores.count} forecasts scored, 80% intervals cover {covered}")
+        report.write_parts(self.rundir.path / "nines.html", f"ramp nines: {self.run}", parts)
+        return {"forecast": found, "record": record_of}
 
     def outlook(
-        self, name: str, t: tables.Table, board: MetricWriter, step: int
+        self, name: str, t: tables.Trials, board: MetricWriter, step: int
     ) -> tuple[str, list]:
         """(what to say, parts of the page) of a task as it is asked, beside what its other slices showed last."""
-        t = tables.select(t, t["task"] == name)
-        o = readiness.outlook(t, slices={"base": 1.0})
-        figures, shown = report.readiness(o, NINES)
-        last = tables.select(t, t["step"] == t["step"].max())
+        t = t[t.task == name]
+        forecast = readiness.forecast(t, slices={"base": 1.0})
+        summary = report.summarize_readiness(forecast, NINES)
+        last = t[t.step == t.step.max()]
         others = {
-            k: float(last["success"][last["slice"] == k].mean())
-            for k in np.unique(last["slice"])
-            if k != "base"
+            str(kind): last.success[last.slice == kind].mean()
+            for kind in np.unique(last.slice)
+            if kind != "base"
         }
-        levels = audit.ladder(t)
-        board.figure(step, f"nines/{name}", page.reliability(o))
-        board.figure(step, f"nines/{name}, levels", page.steps(levels))
+        levels = audit.readiness_levels(t)
+        board.figure(step, f"nines/{name}", report.reliability_figure(forecast))
+        board.figure(step, f"nines/{name}, levels", report.levels_figure(levels))
         parts = [
-            *shown[1:],
-            lambda: page.reliability(o),
-            *report.ladder(levels, *audit.last_cells(t)[:2]),
+            *report.readiness_parts(summary)[1:],  # the sentence is the heading
+            lambda: report.reliability_figure(forecast),
+            *report.level_parts(levels, audit.last_checkpoint(t)),
         ]
-        return report.sentence(name, figures, others), parts
+        return report.readiness_sentence(name, summary, others), parts

@@ -1,0 +1,346 @@
+"""What each command of `ramp nines` does: from its arguments to an answer."""
+
+import argparse
+import csv
+import datetime
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from ramp.errors import UserError
+from ramp.nines import audit, items, observational, readiness, record, report, trials
+from ramp.nines import backtest as backtests
+from ramp.nines import intervals as stats
+from ramp.nines.report import Answer, Part, facts_table, format_interval
+from ramp.nines.sequential import SPRT, confidence_sequence, predict_worst_rate
+
+
+def _parse_pairs(words: list[str], convert: Callable[[str], Any] = str) -> dict[str, Any]:
+    pairs = [word.partition("=") for word in words]
+    try:
+        return {key: convert(value) for key, _, value in pairs}
+    except ValueError:
+        what = f"{' '.join(words)!r} must read NAME=VALUE"
+        raise UserError(f"{what}, a fraction of the mix as a number") from None
+
+
+def _read(args: argparse.Namespace) -> trials.Trials:
+    return trials.read(args.file, _parse_pairs(args.where))
+
+
+def _sequential_test(args: argparse.Namespace) -> SPRT:
+    """Wald's test of a number of nines against a system that fails a fifth as often."""
+    if not 0 < args.nines <= 6 or not 0.5 < args.confidence < 1:
+        raise UserError("--nines must be above 0 and at most 6, --confidence above .5 and below 1")
+    failure_rate, risk = 10**-args.nines, 1 - args.confidence
+    return SPRT(1 - failure_rate, 1 - failure_rate / 5, risk, risk)
+
+
+def plan(args: argparse.Namespace) -> Answer:
+    """How many trials certify a number of nines, and who bears which risk."""
+    test = _sequential_test(args)
+    if not 0 <= args.correlation < 1:
+        raise UserError("--correlation must be at least 0 and below 1")
+    # Systems that fail three times as often as the level allows, ..., a tenth as often.
+    truths = [1 - (1 - test.bad) * times for times in (3, 1, 0.5, 0.2, 0.1)]
+    rows = [["failures allowed", "distinct trials", *(f"passes if {t:.6g}" for t in truths)]]
+    plans = []
+    for failures in (0, 1, 2, 3, 5):
+        n = stats.trials_to_demonstrate(test.bad, failures, args.confidence)
+        passes = {truth: stats.pass_probability(n, failures, truth) for truth in truths}
+        plans.append({"failures": failures, "trials": n, "passes": passes})
+        rows.append([failures, f"{n:,}", *(f"{p:.1%}" for p in passes.values())])
+    clean = plans[0]["trials"]
+    items_needed = {}
+    needs = [["tries an item", "distinct items", "trials"]]
+    for tries in (1, 2, 4, 16):
+        n = math.ceil(clean / stats.effective_trials(1, tries, args.correlation))
+        items_needed[tries] = n
+        needs.append([tries, f"{n:,}", f"{n * tries:,}"])
+    level = f"{test.bad:.6g} with {args.confidence:.0%} confidence"
+    sequence = f"accept after {test.clean_trials:,} clean trials"
+    figures = {
+        "reliability": test.bad,
+        "plans": plans,
+        "items": items_needed,
+        "sequential": {
+            "clean_trials": test.clean_trials,
+            "trials_per_failure": test.trials_per_failure,
+        },
+    }
+    return Answer(figures, [
+        f"## To show {level}, on items drawn from production",
+        rows,
+        f"Tries at one item correlate ({args.correlation:g}); worth {clean:,} distinct trials are:",
+        needs,
+        f"Or in sequence, {test.bad:.6g} against {test.good:.6g}: {sequence}, each failure costs "
+        f"{test.trials_per_failure:,} more.",
+    ])  # fmt: skip
+
+
+def certify(args: argparse.Namespace) -> Answer:
+    """What the trials of the last checkpoint prove, without a model."""
+    test, t = _sequential_test(args), _read(args)
+    last = audit.last_checkpoint(t)
+    successes, tries = last.successes, last.tries
+    n, passed = len(last.first_tries), int(last.first_tries.sum())
+    failures = n - passed
+    low = stats.lower_bound(passed, n, args.confidence)
+    any_time = confidence_sequence(passed, failures, args.confidence)
+    needed = stats.trials_to_demonstrate(test.bad, failures, args.confidence)
+    more = max(0, needed - n)
+    correlation = stats.intraclass_correlation(successes, tries)
+    unknown = math.isnan(correlation)
+    worth = stats.effective_trials(len(tries), tries.mean(), 0 if unknown else correlation)
+    simple = [format_interval(f(passed, n)) for f in (stats.wilson, stats.jeffreys)]
+    decision = test.decide(passed, failures)
+    levels = audit.readiness_levels(t, args.nines)
+    at_least = f"demonstrated at {args.confidence:.0%}: reliability of at least"
+    facts = {
+        "distinct items, one trial each": n,
+        "failures among them": failures,
+        at_least: f"{low:.5f} ({stats.count_nines(low):.2f} nines)",
+        "the same, however often one looks": format_interval(any_time, 5),
+        "Wilson; Jeffreys": "; ".join(simple),
+        "trials in all; worth so many independent ones": f"{tries.sum():.0f}; {worth:.0f}",
+        "correlation of tries at one item": "unknown" if unknown else f"{correlation:.2f}",
+        f"sequential test of {args.nines:g} nines": decision,
+        "further clean items that would demonstrate it": f"{more:,}",
+        "worst of ten times as many items would fail in": _describe_worst(last),
+    }
+    figures = {
+        "items": n,
+        "failures": failures,
+        "lower": low,
+        "any_time": any_time,
+        "correlation": correlation,
+        "more": more,
+        "sequential": decision,
+        "levels": levels,
+    }
+    parts = ["## What the last checkpoint's trials prove", facts_table(facts)]
+    return Answer(figures, parts + report.level_parts(levels, last))
+
+
+def _describe_worst(last: audit.LastCheckpoint) -> str:
+    if last.tries.min() < 4:
+        return "unknown: four tries an item are needed"
+    # Shrunk by half a failure in one try more, so that no rate is 0 or 1.
+    rates = (last.tries - last.successes + 0.5) / (last.tries + 1)
+    try:
+        return f"{predict_worst_rate(rates, 10 * len(rates)):.0%} of its tries"
+    except UserError as error:
+        return f"unknown: {error}"
+
+
+def fit(args: argparse.Namespace) -> Answer:
+    """Which items are hard, how able each checkpoint is, how failures correlate."""
+    result = items.fit(items.sum_cells(_read(args)))
+    c, error = result.cells, np.sqrt(np.diag(result.cov))
+    difficulty, abilities = result.difficulty(), result.mean[: len(c.models)]
+    sd_item, sd_family, phi = result.hyper.T
+    scales = {
+        "item": ("spread of items", sd_item),
+        "family": ("spread of families", sd_family),
+        "phi": ("precision of repeats", phi),
+        "correlation": ("correlation beyond the item", 1 / (1 + phi)),
+        "lapse": ("lapse now", expit(result.effects[:, -2])),
+    }
+    medians = {key: np.median(draws) for key, (_, draws) in scales.items()}
+    rows = [["scale", "median", "90%"]]
+    for key, (name, draws) in scales.items():
+        interval = format_interval(np.quantile(draws, (0.05, 0.95)))
+        rows.append([name, f"{medians[key]:.4f}", interval])
+    ability_rows = [["checkpoint", "ability", "±"]]
+    for k, (run, x) in enumerate(c.models):
+        ability_rows.append([f"{run} {x:.3f}", f"{abilities[k]:.2f}", f"{error[k]:.2f}"])
+    slice_rows = [["slice", "penalty (logits)", "±"]]
+    for k in result.columns("slice "):
+        name = result.names[k].removeprefix("slice ")
+        slice_rows.append([name, f"{result.mean[k]:.2f}", f"{error[k]:.2f}"])
+    hardest = np.argsort(-difficulty)[:8]
+    item_rows = [["hardest items", "difficulty"]]
+    item_rows += [[c.items[k], f"{difficulty[k]:.2f}"] for k in hardest]
+    tables = [table for table in (rows, ability_rows, slice_rows, item_rows) if len(table) > 1]
+    by_item = dict(zip(c.items, difficulty, strict=True))
+    return Answer(
+        {**medians, "converged": result.converged, "abilities": abilities, "difficulty": by_item},
+        [
+            "## Items and abilities",
+            *report.convergence_warning(result.converged),
+            *tables,
+            lambda: report.item_figure(difficulty, abilities),
+        ],
+    )
+
+
+def forecast(args: argparse.Namespace) -> Answer:
+    """At which compute a number of nines is reached, with what probability."""
+    if not 0 < args.probability < 1 or not 0 < args.decades <= 4 or min(args.nines) <= 0:
+        what = "--probability must lie between 0 and 1, --decades above 0 and at most 4"
+        raise UserError(f"{what}, --nines above 0")
+    t = _read(args)
+    schedule = None
+    if args.schedule:
+        schedule = _read_schedule(args.schedule, trials.log_progress(t)[1])
+    families, slices = _parse_pairs(args.family, float), _parse_pairs(args.slice, float)
+    f = readiness.forecast(t, args.decades, families, slices, args.run)
+    summary = report.summarize_readiness(f, args.nines, args.probability, schedule)
+    parts = report.readiness_parts(summary)
+    if args.record:
+        count = record.append_run(args.record, t, f.run, f.now, f.grid[-1], f.unit)
+        parts.append(f"{count} curves forecast in {args.record}; earlier forecasts there stay.")
+    if (t.item == "").all():
+        text = "Accuracies without items: no lapse can be told from a lack of ability"
+        parts.append(f"{text}; nines are guesses.")
+    elif len(f.observed) < 5:
+        text = f"{len(f.observed)} checkpoints are few"
+        parts.append(f"{text}: the intervals are wide because they must be.")
+    if args.page:
+        parts += [lambda: report.reliability_figure(f), *_context_parts(t, f.run)]
+    return Answer(summary, parts)
+
+
+def _context_parts(t: trials.Trials, run: str) -> list[Part]:
+    """What a meeting wants to see next to a forecast: proof of today, and past forecasts."""
+    parts: list[Part] = ["## What is shown today"]
+    try:
+        parts += report.level_parts(audit.readiness_levels(t), audit.last_checkpoint(t))
+    except UserError as error:
+        parts.append(f"Unknown: {error}.")
+    parts.append("## How such forecasts of this run did before")
+    try:
+        c = trials.accuracy_curves(t)
+        past = backtests.over_time(c[c.run == run])
+        parts += report.score_parts(backtests.summarize(past))
+    except UserError as error:
+        parts.append(f"None could be scored: {error}.")
+    return parts
+
+
+def _read_schedule(path: Path, unit: str) -> list[tuple[str, float]]:
+    if unit != "compute":
+        what = "dates come from a schedule of compute, and these trials have no compute"
+        raise UserError(f"{what}; add that column")
+    try:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        dates = [datetime.date.fromisoformat(row["date"]).isoformat() for row in rows]
+        return [(date, float(row["compute"])) for date, row in zip(dates, rows, strict=True)]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        what = f"{path} is not a schedule ({error})"
+        raise UserError(f"{what}; it needs the columns date and compute") from None
+
+
+def backtest(args: argparse.Namespace) -> Answer:
+    """How good such forecasts were on this table, compared with simple baselines."""
+    t, origin, target = _read(args), args.origin, args.target
+    if args.record:
+        return report.score_record(args.record, t)[1]
+    if (origin is None) != (target is None) or (origin and not 0 < origin < target):
+        what = "--origin and --target go together"
+        raise UserError(f"{what}, both above 0, the target above the origin")
+    c = trials.accuracy_curves(t)
+    if origin:
+        past = backtests.over_sizes(c, math.log10(origin), math.log10(target), args.threshold)
+    else:
+        past = backtests.over_time(c, args.threshold)
+    summary = backtests.summarize(past)
+    return Answer(summary, ["## Past forecasts, scored", *report.score_parts(summary)])
+
+
+def observe(args: argparse.Namespace) -> Answer:
+    """What systems will do on a task from what they do on others."""
+    t = _read(args)
+    systems = {}
+    for task in args.task:
+        systems[task] = observational.build_systems(t, task, args.predictors, args.task)
+    if args.score_above:
+        return _score_systems(systems, args.score_above)
+    rows = [["task", "system", "accuracy", "90%"]]
+    predictions: dict[str, dict] = {}
+    for task, s in systems.items():
+        wanted = ~np.isfinite(s.y)
+        draws = observational.predict(s, ~wanted, wanted)
+        quantiles = np.quantile(draws, (0.05, 0.5, 0.95), axis=0).T
+        names = np.array(s.names)[wanted].tolist()
+        predictions[task] = dict(zip(names, quantiles, strict=True))
+        for name, q in predictions[task].items():
+            rows.append([task, name, f"{q[1]:.3f}", format_interval(q[::2], 3)])
+    if len(rows) == 1:
+        what = f"every system has tried {' and '.join(args.task)}"
+        raise UserError(f"{what}; there is nothing to predict")
+    return Answer(predictions, ["## From what the systems do on other tasks", rows])
+
+
+def _score_systems(systems: dict[str, observational.Systems], compute: float) -> Answer:
+    scores = {task: observational.score_above(s, compute) for task, s in systems.items()}
+    keys = ("squared_error", "coverage", "crps")
+    values = np.array([[getattr(s, key) for key in keys] for s in scores.values()])
+    counts = [s.systems for s in scores.values()]
+    means = np.average(values, axis=0, weights=counts)
+    rows = [["task", "systems", "squared error", "90% interval covers", "CRPS"]]
+    for task, count, row in zip(scores, counts, values, strict=True):
+        rows.append([task, count, *(f"{v:.4f}" for v in row)])
+    rows.append(["all", sum(counts), *(f"{v:.4f}" for v in means)])
+    figures = {"tasks": scores, **dict(zip(keys, means, strict=True))}
+    return Answer(figures, [f"## Systems above {compute:g} FLOP, from those up to it", rows])
+
+
+def audit_demo(args: argparse.Namespace) -> Answer:
+    """How much a choice of items flatters a system."""
+    text = args.items
+    if text.startswith("@"):
+        path = Path(text[1:])
+        if not path.is_file():
+            hint = "--items takes ids with commas, or @FILE with one id a line"
+            raise UserError(f"{path} is not a file; {hint}")
+        text = path.read_text(encoding="utf-8").replace("\n", ",")
+    chosen = [name.strip() for name in text.split(",") if name.strip()]
+    a = audit.audit_demo(_read(args), args.run, chosen, args.hash)
+    matches = {None: "unknown: no hash given", True: "the hash matches", False: "it does NOT match"}
+    by_chance = "unknown: no other system" if a.p_value is None else f"p = {a.p_value:.4f}"
+    rates = f"{a.pass_rate:.3f}; {a.suite_pass_rate:.3f}"
+    facts = {
+        "items of the demo, of a suite of": f"{a.items} of {a.suite}",
+        "as easy by chance, as other systems find them": by_chance,
+        "pass rate of those items over all trials; suite": rates,
+        "attempts until one is clean, likelier than not": f"{a.attempts_until_clean:.3g}",
+        **{f"slice {name}": f"{rate:.3f}" for name, rate in a.slices.items()},
+        "chosen before the demo?": matches[a.hash_matches],
+        "hash of these items": a.item_hash,
+    }
+    borrowed = ", if its tries correlate as other systems' do"
+    if a.pass_at_k is not None:
+        facts[f"whole suite: best of {a.k}"] = f"{a.pass_at_k:.3f}"
+        borrowed = ""
+    if a.pass_hat_k is not None:
+        facts[f"whole suite: all of {a.k}{borrowed}"] = f"{a.pass_hat_k:.3f}"
+    return Answer(a, ["## How much the demo flatters", facts_table(facts)])
+
+
+def compare(args: argparse.Namespace) -> Answer:
+    """Two runs, paired by item, with the difference that could have been found."""
+    t, means = _read(args), []
+    for name in args.runs:
+        own = t[t.run == name]
+        if not len(own) or (own.item == "").any():
+            runs = ", ".join(np.unique(t.run)[:8])
+            what = f"no trial of a named item belongs to the run {name!r}"
+            raise UserError(f"{what}; there are {runs}")
+        # Slices of an item are no items of their own.
+        first, item = trials.group_rows(own.task, own.item)
+        rates = np.bincount(item, own.success) / np.bincount(item)
+        names = zip(own.task[first].tolist(), own.item[first].tolist(), strict=True)
+        means.append(dict(zip(names, rates, strict=True)))
+    c = stats.compare_paired(*means)
+    facts = {
+        " - ".join(args.runs[::-1]): f"{c.difference:+.4f} ± {c.stderr:.4f}",
+        "95% interval; p": f"{format_interval(c.interval)}; {c.p_value:.4f}",
+        "least difference found with 80% power": f"{c.detectable:.4f}",
+        "items, paired": c.items,
+    }
+    return Answer(c, ["## Two runs", facts_table(facts)])
