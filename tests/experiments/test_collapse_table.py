@@ -63,12 +63,12 @@ def test_the_claim_is_paired_and_the_page_holds_every_part():
             **score,
         }
 
-    rows = [arm(name, s, x + s) for name, x in (("real", 0.2), ("ours", 0.3)) for s in (0, 1)]
-    gain, _ = table.claim([*rows, arm("ours", 2, 9.0)])
+    rows = [arm(name, s, x + s) for name, x in (("real", 0.2), ("guarded", 0.3)) for s in (0, 1)]
+    gain, _ = table.claim([*rows, arm("guarded", 2, 9.0)])
     assert (
         gain[0].endswith("(real)") and gain[2] == "0.100 ± 0.000 over 2 seeds, 95% [+0.100, +0.100]"
     )
-    assert "| ours |" in table.report(rows) and table.report([]).count("\n") == 2
+    assert "| guarded |" in table.report(rows) and table.report([]).count("\n") == 2
     html = "".join(table.sections([*rows, guarded("ten <b>", [REPAIR], [0.5, 0.5])]))
     assert "ten &lt;b&gt;" in html and "<svg" in html
     assert table.interval([1.0, 2.0, 3.0]) == pytest.approx((1.0, 3.0), abs=0.4)

@@ -7,8 +7,8 @@ import tiny
 
 from ramp.decode.sample import SamplingParams
 from ramp.model.loss import next_token_loss
-from ramp.synth import generate
-from ramp.synth.generate import Prompt
+from ramp.synth import generate, prompts, scores
+from ramp.synth.prompts import Prompt
 
 C = tiny.model(context_len=32, vocab_size=96)
 BOS, N, BATCH = 90, 12, 8
@@ -56,7 +56,7 @@ def test_a_row_makes_its_sample_again(params, made):
 def test_scored_log_probabilities_are_those_of_the_sampler(params, made):
     """The sampler draws from the first 95 ids; with a table of which the 96th is unlikely the two agree."""
     docs = [[*s.prompt.ids, *s.ids] for s in made]
-    nats = generate.score_documents(C, params, docs, 24, 4)
+    nats = scores.score_documents(C, params, docs, 24, 4)
     padded = np.zeros((len(docs), 24), np.int32)
     for row, doc in zip(padded, docs, strict=True):
         row[: len(doc)] = doc
@@ -69,15 +69,15 @@ def test_scored_log_probabilities_are_those_of_the_sampler(params, made):
 
 
 def test_keys_of_generations_do_not_meet():
-    keys = [generate.first_key(0, g) for g in range(50)] + [
-        generate.first_key(1, g) for g in range(50)
+    keys = [prompts.first_key(0, g) for g in range(50)] + [
+        prompts.first_key(1, g) for g in range(50)
     ]
     assert min(np.diff(sorted(keys))) > 10_000 and max(keys) < 2**31
 
 
 def test_projected_gradients_are_projections_of_the_gradient(params):
     docs = [[BOS, 3, 4, 5, 6], [BOS, 80, 2, 80, 7]]
-    got = generate.gradients(C, params, docs, 8, 4, 2)
+    got = scores.project_gradients(C, params, docs, 8, 4, 2)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     left, right = (
         np.asarray(jax.random.rademacher(k, (n, 4), float))
@@ -97,26 +97,26 @@ def test_projected_gradients_are_projections_of_the_gradient(params):
 def test_rare_contexts_end_in_rare_tokens_of_their_parents():
     docs = [np.array([1, 1, 2, 7, 1]), np.array([1, 2, 1, 2, 1]), np.array([1])]
     count = np.bincount(np.concatenate(docs), minlength=9)
-    found = generate.rare_contexts(docs, count, 200, np.random.default_rng(0), BOS)
+    found = prompts.rare_contexts(docs, count, 200, np.random.default_rng(0), BOS)
     assert len(found) == 200 and {p.parents[0] for p in found} == {"real-0", "real-1"}
     assert np.mean([p.ids[-1] == 7 for p in found]) > 0.6
     for p in found:
         body, doc = list(p.ids[1:]), docs[int(p.parents[0][-1])].tolist()
         assert p.ids[0] == BOS and any(doc[i : i + len(body)] == body for i in range(len(doc)))
-    assert generate.rare_contexts(docs[2:], count, 3, np.random.default_rng(0), BOS) == []
+    assert prompts.rare_contexts(docs[2:], count, 3, np.random.default_rng(0), BOS) == []
 
 
 def test_pairs_are_of_different_documents():
     texts = ["He saw Alice Munro in town.", "Then, Mount Etna, near it.", "nothing here"]
-    found = generate.entity_pairs(texts, 6, np.random.default_rng(0))
+    found = prompts.entity_pairs(texts, 6, np.random.default_rng(0))
     assert {t for t, _ in found} == {"Alice Munro and Mount Etna", "Mount Etna and Alice Munro"}
     assert all(len(set(parents)) == 2 for _, parents in found)
-    assert generate.entity_pairs(texts[:1], 3, np.random.default_rng(0)) == []
+    assert prompts.entity_pairs(texts[:1], 3, np.random.default_rng(0)) == []
 
 
 def test_the_grid_covers_pairs_more_evenly_than_chance():
     names = [str(i) for i in range(8)]
-    found = generate.sobol_grid({"a": names, "b": names}, 256, 0)
+    found = prompts.sobol_grid({"a": names, "b": names}, 256, 0)
     pairs = np.unique([int(x["a"]) * 8 + int(x["b"]) for x in found], return_counts=True)[1]
     assert len(pairs) == 64 and pairs.max() <= 8
     drawn = np.bincount(np.random.default_rng(0).integers(0, 64, 256), minlength=64)

@@ -31,7 +31,7 @@ def test_contamination_by_brute_force(docs, held, n):
         parts = {tuple(other[i : i + k]) for i in range(len(other) - k + 1)}
         return any(tuple(doc[i : i + k]) in parts for i in range(len(doc) - k + 1))
 
-    found = select.find_contaminated(Docs.of(docs), Docs.of(held), n)
+    found = select.find_contaminated(Docs.from_lists(docs), Docs.from_lists(held), n)
     for doc, hit in zip(docs, found, strict=True):
         guilty = [
             j
@@ -45,7 +45,9 @@ def test_repeats_look_at_the_pool_first():
     rng = np.random.default_rng(0)
     pool = [rng.integers(0, 1000, 40) for _ in range(5)]
     new = [rng.integers(0, 1000, 40), pool[3]]
-    assert select.find_repeats(Docs.of([*new, new[0]]), Docs.of(pool), 0.8).tolist() == [-1, 3, 5]
+    assert select.find_repeats(
+        Docs.from_lists([*new, new[0]]), Docs.from_lists(pool), 0.8
+    ).tolist() == [-1, 3, 5]
 
 
 @settings(deadline=None, max_examples=20)
@@ -57,7 +59,7 @@ def test_projection_is_the_nearest_distribution_with_those_moments(seed):
         [select.one_hot(rng.integers(0, 3, 30), 3)[:, :2], rng.normal(size=(30, 2))], axis=1
     )
     target = rng.dirichlet(np.ones(30) * 3) @ f
-    w = select.project(f, target, base, 1e9, 0.0, ridge=1e-9)
+    w = select.project_weights(f, target, base, 1e9, 0.0, ridge=1e-9)
     q = base / base.sum()
     dual = lambda t: np.log(np.exp(np.log(q) + f @ t).sum()) - t @ target  # noqa: E731
     theta = optimize.minimize(dual, np.zeros(4), tol=1e-12).x
@@ -69,15 +71,15 @@ def test_projection_is_the_nearest_distribution_with_those_moments(seed):
 def test_projection_says_what_it_could_not_reach():
     cell = np.array([0] * 95 + [1] * 5)
     f = select.one_hot(cell, 3)
-    w = select.project(f, np.array([0.4, 0.4, 0.2]), np.ones(100), 4.0, 0.3)
+    w = select.project_weights(f, np.array([0.4, 0.4, 0.2]), np.ones(100), 4.0, 0.3)
     assert w.w.max() <= 4.0 + 1e-9 and w.ess >= 0.3 and w.w.mean() == pytest.approx(1)
     assert w.missed[2] == pytest.approx(0.2)  # an extinct cell cannot be reweighted back
     assert w.w[cell == 1].mean() > 2 * w.w[cell == 0].mean()
-    tight = select.project(f, np.array([0.1, 0.9, 0.0]), np.ones(100), 20.0, 0.6)
-    loose = select.project(f, np.array([0.1, 0.9, 0.0]), np.ones(100), 20.0, 0.0)
+    tight = select.project_weights(f, np.array([0.1, 0.9, 0.0]), np.ones(100), 20.0, 0.6)
+    loose = select.project_weights(f, np.array([0.1, 0.9, 0.0]), np.ones(100), 20.0, 0.0)
     assert tight.ess >= 0.6 > loose.ess and tight.w[95] < loose.w[95]
     with pytest.raises(ValueError, match="nothing"):
-        select.project(f[:0], np.zeros(3), np.ones(0), 4, 0.3)
+        select.project_weights(f[:0], np.zeros(3), np.ones(0), 4, 0.3)
 
 
 @given(st.lists(st.floats(0.01, 50), min_size=2, max_size=40), st.floats(1.0, 10))
@@ -99,14 +101,14 @@ def test_rarity_by_hand():
     docs = [[0, 0, 0, 2, 0, 0, 0, 1], [1], []]
     logs = np.log(count + 0.5)
     want = [(logs[2] + logs[1]) / 2, logs[1], 0]
-    np.testing.assert_allclose(select.rarity(Docs.of(docs), count), want)
+    np.testing.assert_allclose(select.rarity(Docs.from_lists(docs), count), want)
 
 
 def test_cells_hold_equal_shares_of_real_text():
     rng = np.random.default_rng(0)
-    docs = Docs.of([rng.integers(0, 50, 20) for _ in range(800)])
+    docs = Docs.from_lists([rng.integers(0, 50, 20) for _ in range(800)])
     bits = rng.normal(5, 1, 800)
-    rare, surprising = select.Cells.fit(docs, bits, 50).of(docs, bits)
+    rare, surprising = select.Cells.fit(docs, bits, 50).assign(docs, bits)
     for band in (rare, surprising):
         assert np.bincount(band, minlength=8).min() > 60
 
@@ -135,5 +137,8 @@ def test_a_verifier_blind_to_the_tail_is_noticed_and_small_cells_do_not_cry_wolf
     cell = rng.choice(8, 800, p=np.r_[0.3, np.full(7, 0.1)])
     fair = rng.random(800) < 0.7
     blind = fair & (cell < 6)
-    assert select.imbalance(fair, cell) < 2 and select.imbalance(blind, cell) > 10
-    assert select.imbalance(np.zeros(30, bool), np.arange(30)) == 1.0
+    assert (
+        select.acceptance_imbalance(fair, cell) < 2
+        and select.acceptance_imbalance(blind, cell) > 10
+    )
+    assert select.acceptance_imbalance(np.zeros(30, bool), np.arange(30)) == 1.0

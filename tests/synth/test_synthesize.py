@@ -16,8 +16,10 @@ from ramp.errors import UserError
 from ramp.evals import diversity
 from ramp.rundir import RunDir
 from ramp.stages import synthesize
-from ramp.synth import decide, generate, ledger
+from ramp.stages.synthesize import GenerationLoop
+from ramp.synth import decide, generate, ledger, prompts
 from ramp.synth.corpus import PackedSamples, RealCorpus, TrainingPlan
+from ramp.synth.measure import Docs
 from ramp.text.rows import write_tokens
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
@@ -131,31 +133,31 @@ def test_from_first_model_to_page(done):
     assert {"synth/bpb", "synth/z/coverage_2", "synth/ratio/vendi", "synth/bits_lost"} <= tags
     page = (rundir.path / "synth.html").read_text()
     assert "What the guard did" in page and page.count("<svg") >= 2
-    rows, facts = ledger.read(rundir.path / "synth", 2)
-    assert len(rows) == 24 and {r["decision"] for r in rows} <= {"kept", "dropped"}
-    assert all(r["reason"] for r in rows if r["decision"] == "dropped")
-    kept = [r for r in rows if r["decision"] == "kept"]
-    assert len(kept) > 12 and any(r["weight"] > 0 and r["steps"] for r in kept)
+    rows, facts = ledger.read_ledger(rundir.path / "synth", 2)
+    assert len(rows) == 24 and {r.decision for r in rows} <= {"kept", "dropped"}
+    assert all(r.reason for r in rows if r.decision == "dropped")
+    kept = [r for r in rows if r.decision == "kept"]
+    assert len(kept) > 12 and any(r.weight > 0 and r.steps for r in kept)
     assert json.loads(facts["figures"])["panel"]["distinct_2"]["null"] > 0
-    assert {p for r in rows for p in r["parents"]} and max(len(r["prompt"]) for r in rows) > 1
+    assert {p for r in rows for p in r.parents} and max(len(r.prompt) for r in rows) > 1
 
 
 def test_every_sample_can_be_made_again_from_its_row(done, start):
     rundir, c, _ = done
-    rows, _ = ledger.read(rundir.path / "synth", 1)
+    rows, _ = ledger.read_ledger(rundir.path / "synth", 1)
     for row in (rows[0], rows[-1]):
-        how = SamplingParams(row["temperature"], row["top_k"], min_p=row["min_p"])
+        how = SamplingParams(row.temperature, row.top_k, min_p=row.min_p)
         made = generate.regenerate(
             c.model,
             start["lm"],
-            row["prompt"],
-            row["key"],
+            row.prompt,
+            row.key,
             c.synthesize.max_new_tokens,
             how,
             (T.bos,),
             T.vocab_size,
         )
-        assert list(made) == row["tokens"]
+        assert list(made) == row.tokens
 
 
 def test_why(done, capsys):
@@ -190,10 +192,12 @@ def test_killed_after_the_ledger_the_generation_goes_on_alike(done, tmp_path):
     c = replace(c, synthesize=replace(c.synthesize, generations=1))
     other = directory(tmp_path / "other")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synthesize.Loop, "fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            synthesize.GenerationLoop, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             synthesize.run(other, c, Preemption())
-    assert ledger.path(other.path / "synth", 1).exists()
+    assert ledger.ledger_path(other.path / "synth", 1).exists()
     got = synthesize.run(other, c, Preemption())
     assert got["generations"][0] == report["generations"][0]
 
@@ -202,8 +206,8 @@ def test_a_ledger_of_another_run_is_refused(done, tmp_path):
     rundir, c, _ = done
     other = directory(tmp_path / "other")
     (other.path / "synth").mkdir()
-    source = ledger.path(rundir.path / "synth", 1)
-    ledger.path(other.path / "synth", 1).write_bytes(source.read_bytes())
+    source = ledger.ledger_path(rundir.path / "synth", 1)
+    ledger.ledger_path(other.path / "synth", 1).write_bytes(source.read_bytes())
     with pytest.raises(UserError, match="another run"):
         synthesize.run(other, replace(c, seed=5), Preemption())
 
@@ -221,12 +225,13 @@ def test_a_ledger_of_another_run_is_refused(done, tmp_path):
 def test_mistakes_in_the_configuration(tmp_path, over, says):
     rundir, c = directory(tmp_path / "run", 40), configured(**over)
     with pytest.raises(UserError, match=says):
+        synthesize.check(c)
         synthesize.run(rundir, c, Preemption())
 
 
 def test_a_pool_of_one_document_is_refused(tmp_path):
     with pytest.raises(UserError, match="training documents and has 1"):
-        RealCorpus.read(directory(tmp_path / "run", 1), configured(), T)
+        RealCorpus.read(directory(tmp_path / "run", 1).tokens, configured(), T)
 
 
 @pytest.fixture
@@ -239,10 +244,12 @@ def judge(mine, done):
             verifiers=tuple(f"{mine}:{n}" if n not in ("clean", "typical") else n for n in names),
             **over,
         )
-        loop = synthesize.Loop(rundir, c, T, RealCorpus.read(rundir, c, T), Preemption())
-        made = loop.draw(loop.params(0), loop.prompts(1), 1, SamplingParams())
+        loop = GenerationLoop(rundir, c, T, RealCorpus.read(rundir.tokens, c, T), Preemption())
+        params = loop.load_params(0)
+        made = loop.sample(params, loop.make_prompts(1), 1, SamplingParams())
         made = change(made, loop.real)
-        return decide.decide(loop.real, loop.first, loop.params(0), made, decide.Docs.of([]), 12)
+        scorer = loop.make_scorer(params)
+        return decide.decide(loop.real, loop.base, scorer, made, Docs.from_lists([]), 12)
 
     return run
 
@@ -252,13 +259,13 @@ def test_verifiers_that_break_refuse_all_or_agree_to_all(judge):
         judge("broken", "clean")
     refused = judge("never", "clean")
     assert (
-        refused.seen.accepted == 0
+        refused.evidence.accepted == 0
         and not refused.weight.any()
         and "never says no" in refused.reasons[0]
     )
     agreed = judge("always", "always")
-    assert agreed.seen.precision == 0.0 and any(
-        "shuffled" in note for note in agreed.figures["notes"].values()
+    assert agreed.evidence.precision == 0.0 and any(
+        "shuffled" in note for note in agreed.figures.notes.values()
     )
 
 
@@ -266,7 +273,7 @@ def test_nan_contamination_and_repeats_are_decisions(judge):
     def spoil(made, real):
         held = tuple(int(i) for i in real.guard[3])
         made[0] = replace(made[0], logp=float("nan"))
-        made[1] = replace(made[1], prompt=generate.Prompt((T.bos,)), ids=held)
+        made[1] = replace(made[1], prompt=prompts.Prompt((T.bos,)), ids=held)
         return [*made, made[2]]
 
     found = judge("always", "always", change=spoil, contamination_tokens=8)
@@ -277,7 +284,7 @@ def test_nan_contamination_and_repeats_are_decisions(judge):
     assert (
         found.weight[found.kept].mean() == pytest.approx(1) and not found.weight[~found.kept].any()
     )
-    assert 0 < found.figures["ess"] <= 1 and found.kept.sum() > 10
+    assert 0 < found.figures.ess <= 1 and found.kept.sum() > 10
 
 
 def test_no_sample_accepted_leaves_real_text_alone(mine, tmp_path):
@@ -313,13 +320,13 @@ def test_rows_of_a_lesson():
 def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
     rundir, _, _ = done
     c = configured(train=replace(SETTINGS.train, steps=8), final_real_fraction=0.25)
-    real = RealCorpus.read(rundir, c, T)
+    real = RealCorpus.read(rundir.tokens, c, T)
     made = [
         PackedSamples.pack(
             [list(d) for d in real.train[:10]], np.ones(10), c.synthesize.train.seq_len, T.bos
         )
     ]
-    plan = lambda: TrainingPlan.plan(c, real, made, [1.0], 0.5, 0.2, 0)  # noqa: E731
+    plan = lambda: TrainingPlan.build(c, real, made, [1.0], 0.5, 0.2)  # noqa: E731
     a, b = plan(), plan()
     for step in range(8):
         for name, x in a(step, 0, 4).items():
@@ -327,14 +334,14 @@ def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
             assert np.array_equal(x[1:3], a(step, 1, 3)[name])
     assert (a.generation[6:] == 0).all() and (a.generation[:6] == 1).any()
     assert (a.generation == 0).mean() == pytest.approx(0.5, abs=0.06)
-    for i, steps in enumerate(a.steps(1, 10)):
+    for i, steps in enumerate(a.find_steps(1, 10)):
         rows = {r for r in range(len(made[0].owner)) if i in made[0].owner[r]}
         assert steps == [
             s
             for s in range(8)
-            if any(g == 1 and n in rows for g, n in zip(a.generation[s], a.number[s], strict=True))
+            if any(g == 1 and n in rows for g, n in zip(a.generation[s], a.index[s], strict=True))
         ]
-    dropped = TrainingPlan.plan(c, real, made, [0.0], 0.5, 0.2, 0)
+    dropped = TrainingPlan.build(c, real, made, [0.0], 0.5, 0.2)
     assert (dropped.generation == 0).all()
 
 

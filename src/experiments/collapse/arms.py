@@ -20,10 +20,11 @@ from ramp.config import Model, Synthesize, replace_train
 from ramp.decode.sample import SamplingParams
 from ramp.model.loss import next_token_loss
 from ramp.model.transformer import ROWS
-from ramp.synth import drift, generate, guard, measure, mix, select
-from ramp.synth.generate import Prompt
-from ramp.synth.guard import CollapseGuard, Sampled, Trained
+from ramp.nines.intervals import lower_bound
+from ramp.synth import drift, generate, guard, measure, mix, prompts, scores, select
+from ramp.synth.guard import CollapseGuard, SampleEvidence, TrainingEvidence
 from ramp.synth.measure import Docs, Null
+from ramp.synth.prompts import Prompt
 from ramp.train import optim
 from ramp.train.state import init_state
 from ramp.train.step import make_step
@@ -58,13 +59,14 @@ class Lab:
     ) -> dict:
         """Steps on what a mix takes from the pools, a document a row; for the share `last` of them, at the end, on real
         documents alone."""
-        docs = [pools[k][i] for k, i in zip(got.generation, got.number, strict=True)]
+        docs = [pools[k][i] for k, i in zip(got.generation, got.index, strict=True)]
         rest = self.real if last else []
-        rows = generate.pack_documents([*docs, *rest], LENGTH)
-        rows["weights"] *= np.append(got.weight, np.ones(len(rest))).astype(np.float32)[:, None]
-        order = mix.order(len(docs), len(rest), steps, self.b.t.train.batch_size, last, seed)
+        rows = scores.pack_documents([*docs, *rest], LENGTH)
+        loss_weight = np.append(got.weight, np.ones(len(rest))).astype(np.float32)
+        rows = replace(rows, weights=rows.weights * loss_weight[:, None])
+        order = mix.order_rows(len(docs), len(rest), steps, self.b.t.train.batch_size, last, seed)
         place = jax.NamedSharding(jax.sharding.get_mesh(), P(None, ROWS))
-        batches = {k: jax.device_put(a[order], place) for k, a in rows.items()}
+        batches = {k: jax.device_put(a[order], place) for k, a in vars(rows).items()}
         return updates(self.b.model, replace_train(self.b.t, steps=steps))(params, batches)
 
     def first(self, seed: int) -> dict:
@@ -86,7 +88,7 @@ class Lab:
         return [[*s.prompt.ids, *s.ids] for s in made]
 
     def nats(self, params: dict, docs: list[list[int]]) -> list[np.ndarray]:
-        return generate.score_documents(self.b.model, params["lm"], docs, LENGTH, 400)
+        return scores.score_documents(self.b.model, params["lm"], docs, LENGTH, 400)
 
     def bits(self, params: dict) -> np.ndarray:
         """Bits a token of each held-out document."""
@@ -135,7 +137,7 @@ def refit(lab: Lab, policy: str, m: float, seed: int, generations: int) -> dict:
     pools, params, start = [lab.real], lab.first(seed), init_lm(lab.b.model, seed)
     bits = [float(lab.bits(params).mean())]
     for g in range(1, generations + 1):
-        pools.append(lab.sample(params, [[world.BOS]] * REAL, generate.first_key(seed, g)))
+        pools.append(lab.sample(params, [[world.BOS]] * REAL, prompts.first_key(seed, g)))
         got = mix.compose(
             policy, [len(p) for p in pools], REAL, np.random.default_rng([seed, g]), m
         )
@@ -177,10 +179,10 @@ class Arm:
 
 
 CLOSE, MORE_SEEDS = (
-    ("real", "accumulate + verify", "ours"),
+    ("real", "accumulate + verify", "guarded"),
     5,
 )  # arms that three seeds do not tell apart
-OURS = Arm()
+GUARDED = Arm()
 PLAIN = Arm("replace", 0.3, verify=False, seeds=False, weigh=False, last=0.0)
 ARMS = {
     "real": replace(PLAIN, policy="real"),
@@ -189,20 +191,20 @@ ARMS = {
     "accumulate + verify": replace(PLAIN, policy="accumulate", verify=True),
     "anchored 30% + verify": replace(PLAIN, policy="anchored", verify=True),
     "anchored 30% + filter": replace(PLAIN, policy="anchored", filtered=True),
-    "ours": OURS,
-    "ours - seeds": replace(OURS, seeds=False),
-    "ours - second steps": replace(OURS, second=False),
-    "ours - verifier": replace(OURS, verify=False),
-    "ours - projection": replace(OURS, weigh=False),
-    "ours - real last": replace(OURS, last=0.0),
-    "ours - real text": replace(OURS, m=0.0, last=0.0),
-    "ours - all but seeds and verifier": replace(
+    "guarded": GUARDED,
+    "guarded - seeds": replace(GUARDED, seeds=False),
+    "guarded - second steps": replace(GUARDED, second=False),
+    "guarded - verifier": replace(GUARDED, verify=False),
+    "guarded - projection": replace(GUARDED, weigh=False),
+    "guarded - real last": replace(GUARDED, last=0.0),
+    "guarded - real text": replace(GUARDED, m=0.0, last=0.0),
+    "guarded - all but seeds and verifier": replace(
         PLAIN, policy="accumulate", verify=True, seeds=True
     ),
 }
 
 
-def play(lab: Lab, arm: Arm, seed: int) -> dict:
+def run_arm(lab: Lab, arm: Arm, seed: int) -> dict:
     t, params = lab.b.t, lab.first(seed)
     curve, pools, weights, kept_share = [lab.score(params)], [lab.real], [], []
     for g in range(1, GENERATIONS + 1):
@@ -216,7 +218,7 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
                 if arm.seeds
                 else [[world.BOS]] * t.num_documents
             )
-            made = lab.sample(params, prompts, generate.first_key(seed, g))
+            made = lab.sample(params, prompts, prompts.first_key(seed, g))
             good = keep(lab, arm, made, params)
             pools.append([made[i] for i in good])
             weights.append(
@@ -230,7 +232,7 @@ def play(lab: Lab, arm: Arm, seed: int) -> dict:
             share = (
                 max(0.0, (arm.m - arm.last) / (1 - arm.last)) if arm.policy == "guarded" else arm.m
             )
-            got = mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age=1.0)
+            got = mix.compose(arm.policy, sizes, slots, rng, share, weights=weights, age_decay=1.0)
         params = lab.teach(params, pools, got, t.train.steps, seed * 100 + g, arm.last)
         curve.append(lab.score(params))
     last = {k: curve[-1][k] for k in ("bits", "novel", "novel_16", "tail", "head")}
@@ -262,7 +264,7 @@ def weigh(lab: Lab, t: Synthesize, docs: list[list[int]]) -> np.ndarray:
     )
     target = 0.5 * real + 0.5 / world.OPERATORS
     base = select.cap_duplicates([tuple(d) for d in docs], t.max_duplicates)
-    return select.project(
+    return select.project_weights(
         select.one_hot(cell, world.OPERATORS), target, base, t.max_weight, t.min_ess
     ).w
 
@@ -274,10 +276,10 @@ def claim(lab: Lab) -> None:
     runs += [(name, seed) for seed in range(SEEDS, MORE_SEEDS) for name in CLOSE]
     runs += [
         (name, seed) for seed in range(SEEDS) for name in ARMS if " - " in name
-    ]  # each part of ours left out
+    ]  # each part of the guarded policy left out
     for name, seed in runs:
         lab.b.once(
-            {"part": "claim", "arm": name, "seed": seed}, partial(play, lab, ARMS[name], seed)
+            {"part": "claim", "arm": name, "seed": seed}, partial(run_arm, lab, ARMS[name], seed)
         )
 
 
@@ -289,32 +291,35 @@ HOW = {
 INJECTED = ("none", *HOW, "tail-blind verifier", "noisy verifier", "ten documents")
 
 
-def injected(lab: Lab) -> None:
+def corruptions(lab: Lab) -> None:
     for seed in range(SEEDS):
         for kind in INJECTED:
             for guarded in (True, False):
                 key = {"part": "guard", "kind": kind, "guarded": guarded, "seed": seed}
-                lab.b.once(key, partial(harm, lab, kind, guarded, seed))
+                lab.b.once(key, partial(run_corruption, lab, kind, guarded, seed))
 
 
-def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
+def run_corruption(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
     """Three generations of a loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what
     does the tail lose? Unguarded, what the guard says is recorded and nobody obeys."""
     t, start = lab.b.t, lab.first(seed)
-    own = Docs.of(
-        lab.sample(start, [[world.BOS]] * (2 * t.num_measured), generate.first_key(seed, 0))
+    own = Docs.from_lists(
+        lab.sample(start, [[world.BOS]] * (2 * t.num_measured), prompts.first_key(seed, 0))
     )
-    null = Null.draw(
-        own, t.num_measured, partial(measure.panel, Docs.of(lab.held)), t.num_null_resamples
+    null = Null.resample(
+        own,
+        t.num_measured,
+        partial(measure.measure_sample, Docs.from_lists(lab.held)),
+        t.num_null_resamples,
     )
     models, at, pools, said = [start], CollapseGuard(t.min_real_fraction), [lab.real], []
     tail = [float(lab.right(start)["tail"].mean())]
     for g in range(1, 4):
-        parent = models[at.good if guarded else -1]
-        docs, passed, seen = broken(
-            lab, kind, parent, null, np.random.default_rng([seed, g]), generate.first_key(seed, g)
+        parent = models[at.good_generation if guarded else -1]
+        docs, passed, seen = corrupt_samples(
+            lab, kind, parent, null, np.random.default_rng([seed, g]), prompts.first_key(seed, g)
         )
-        now, first_look = guard.judge_samples(at, t, seen)
+        now, first_look = guard.judge_samples(at, t.guard, seen)
         now = now if guarded else replace(at, weight=1.0)
         pools.append([d for d, ok in zip(docs, passed, strict=True) if ok and now.weight])
         policy, sizes = ("anchored", [len(p) for p in pools]) if pools[-1] else ("replace", [REAL])
@@ -323,15 +328,15 @@ def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
             sizes,
             t.train.steps * t.train.batch_size,
             np.random.default_rng([seed, g, 1]),
-            now.m,
+            now.real_fraction,
         )
         models.append(lab.teach(parent, pools, got, t.train.steps, seed * 100 + g))
         pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
         judged, second = guard.judge_model(
-            now, t, Trained(bits=pairs[0], right=pairs[1], bits_in=1.0), g
+            now, t.guard, TrainingEvidence(bits=pairs[0], right=pairs[1], bits_in=1.0), g
         )
         at = judged if guarded else at
-        tail.append(float(lab.right(models[at.good if guarded else -1])["tail"].mean()))
+        tail.append(float(lab.right(models[at.good_generation if guarded else -1])["tail"].mean()))
         said.append(
             [
                 first_look.action,
@@ -351,9 +356,9 @@ def harm(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
     }
 
 
-def broken(
+def corrupt_samples(
     lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, key: int
-) -> tuple[list[list[int]], np.ndarray, Sampled]:
+) -> tuple[list[list[int]], np.ndarray, SampleEvidence]:
     """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
     t = lab.b.t
     docs = lab.sample(params, [[world.BOS]] * t.num_documents, key, HOW.get(kind))
@@ -362,7 +367,9 @@ def broken(
     passed = truth & (cells < lab.w.tail[0]) if kind == "tail-blind verifier" else truth
     passed = passed ^ (rng.random(len(docs)) < 0.2) if kind == "noisy verifier" else passed
     audited = np.flatnonzero(passed)[:200]  # by the exact interpreter, the second verifier
-    precision = select.lower_bound(int(truth[audited].sum()), len(audited))
-    found = null.against(measure.panel(Docs.of(lab.held), Docs.of(docs[: t.num_measured])))
-    uneven = select.imbalance(passed, cells // 5)  # 8 bands of rarity, as in the stage
-    return docs, passed, Sampled(found, uneven, precision, int(passed.sum()))
+    precision = lower_bound(int(truth[audited].sum()), len(audited))
+    found = null.compare(
+        measure.measure_sample(Docs.from_lists(lab.held), Docs.from_lists(docs[: t.num_measured]))
+    )
+    uneven = select.acceptance_imbalance(passed, cells // 5)  # 8 bands of rarity, as in the stage
+    return docs, passed, SampleEvidence(found, uneven, precision, int(passed.sum()))

@@ -1,6 +1,6 @@
 """The benchmark: what generations of own samples do to a model, by policy, in three tiers from exact to neural.
 
-`ramp audit synth configs/collapse-bench.toml --data DIR` does its parts in order and keeps each result as a line of
+`python -m experiments.collapse configs/collapse-bench.toml --data DIR` does its parts in order and keeps each result as a line of
 `bench.jsonl` in the run directory; what is there is not done again, so it can be stopped and gone on with at any time.
 The table goes to `bench.md`, the curves to `synth.html`.
 """
@@ -14,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.collapse import arms, table, world
+from experiments.collapse import arms, exact, table, world
 from experiments.collapse.trigram import Trigram
 from experiments.results import Results
 from ramp.config import Config, Synthesize
 from ramp.errors import UserError
-from ramp.reporting.html import write_page
+from ramp.evals.modes import count_modes, match_known, split_words
 from ramp.files import write_atomic
-from ramp.synth import drift, measure, mix
+from ramp.reporting.html import write_page
+from ramp.synth import measure, mix
 from ramp.synth.measure import Docs
 from ramp.text.corpus import documents
 
@@ -32,15 +33,16 @@ PARTS = ("exact", "measure", "trigram", "jokes", "gate", "law", "world", "guard"
 # ---------------------------------------------------------------------------------------------------- exact
 def modes(b: Results) -> None:
     """Zipf modes through twenty generations of each policy."""
-    truth, n = drift.zipf(2000), 20_000
+    truth, n = exact.zipf(2000), 20_000
 
     def work(policy: str, m: float) -> dict:
         runs = [
-            drift.generations(truth, n, policy, 20, np.random.default_rng(s), m) for s in range(5)
+            exact.simulate_generations(truth, n, policy, 20, np.random.default_rng(s), m)
+            for s in range(5)
         ]
-        simpson = np.mean([drift.simpson(p)[20] / drift.simpson(p)[0] for p in runs])
+        simpson = np.mean([exact.simpson(p)[20] / exact.simpson(p)[0] for p in runs])
         return {
-            "coverage": np.mean([drift.coverage(p) for p in runs], axis=0).round(4).tolist(),
+            "coverage": np.mean([exact.coverage(p) for p in runs], axis=0).round(4).tolist(),
             "simpson": simpson,
         }
 
@@ -58,13 +60,13 @@ def timing(b: Results) -> None:
     """Every figure but gradient Vendi on 10,000 samples of 100 tokens, null of 7 included."""
 
     def work() -> dict:
-        rng, p = np.random.default_rng(0), drift.zipf(8000)
+        rng, p = np.random.default_rng(0), exact.zipf(8000)
         pool, sample, real = (
-            Docs.of(rng.choice(8000, (k, 100), p=p)) for k in (20_000, 10_000, 10_000)
+            Docs.from_lists(rng.choice(8000, (k, 100), p=p)) for k in (20_000, 10_000, 10_000)
         )
         began = time.process_time()
-        null = measure.Null.draw(pool, 10_000, lambda d: measure.panel(real, d))
-        null.against(measure.panel(real, sample))
+        null = measure.Null.resample(pool, 10_000, lambda d: measure.measure_sample(real, d))
+        null.compare(measure.measure_sample(real, sample))
         return {"cpu_seconds": round(time.process_time() - began, 1)}
 
     b.once({"part": "measure"}, work)
@@ -84,6 +86,15 @@ def questions(path: Path) -> list[str]:
         ) from None
 
 
+def tail_bits(bits_n: np.ndarray, count_n: np.ndarray) -> float:
+    """Mean bits of the tokens that the real text has rarely; nan if there are none.
+
+    bits_n, count_n: of each token, its bits and how often the real text has it.
+    """
+    tail = bits_n[count_n <= measure.MAX_RARE_COUNT]
+    return float(tail.mean()) if len(tail) else float("nan")
+
+
 def trigram_curve(
     texts: list[str],
     policy: str,
@@ -93,11 +104,11 @@ def trigram_curve(
     probe: Callable | None = None,
 ) -> dict:
     """Bits per byte of a held-out tenth and bits of its rare tokens, by generation; at equal documents each.
-    Ours takes its real share from the law, as the stage does: what a refit on own samples alone costs sets it."""
-    docs, vocab, sizes = measure.words(texts)
+    The guarded policy takes its real share from the law, as the stage does: what a refit on own samples alone costs sets it."""
+    docs, vocab, sizes = split_words(texts)
     order = np.random.default_rng(0).permutation(len(docs))
     cut = len(docs) // 10
-    held, real = (Docs.of([docs[i] for i in part]) for part in (order[:cut], order[cut:]))
+    held, real = (Docs.from_lists([docs[i] for i in part]) for part in (order[:cut], order[cut:]))
     n_bytes, count_v = sum(sizes[i] for i in order[:cut]), np.bincount(real.flat, minlength=vocab)
     count_n = np.insert(
         count_v[held.flat], np.cumsum(held.lengths), len(real)
@@ -108,7 +119,7 @@ def trigram_curve(
     per_byte = lambda model: float(model.bits(held).sum() / n_bytes)  # noqa: E731
     if policy == "guarded":
         d1 = per_byte(Trigram.fit(sampled(), vocab)) - per_byte(model)
-        m = mix.real_fraction(d1, Synthesize.drift_tolerance, Synthesize.min_real_fraction)
+        m = mix.choose_real_fraction(d1, Synthesize.drift_tolerance, Synthesize.min_real_fraction)
     out: dict = {"m": m, "bpb": [], "rare": [], "probe": []}
     for g in range(generations + 1):
         if g:
@@ -119,7 +130,7 @@ def trigram_curve(
             ]
             model = Trigram.fit(Docs.concatenate(taken), vocab)
         out["bpb"].append(per_byte(model))
-        out["rare"].append(measure.tail_bits(model.bits(held), count_n))
+        out["rare"].append(tail_bits(model.bits(held), count_n))
         if probe:
             out["probe"].append(probe(model))
     return out
@@ -139,16 +150,15 @@ def jokes(b: Results) -> None:
     """200 jokes of a trigram model of jokes: how many different real ones does it still know?"""
     found = documents("pip:jokes-and-quotes==1.0.3/jokes_and_quotes/jokes.json#body", Counter())
     texts = sorted({d.text.strip() for d in found})
-    docs, _, _ = measure.words(texts)
+    docs, _, _ = split_words(texts)
 
     def recognised(model: Trigram) -> dict[str, float]:
         """Means over `DRAWS` draws of 200, since one holds a dozen jokes and luck."""
-        seen = measure.recognize(
-            model.sample(200 * DRAWS, 80, np.random.default_rng(7)).list(), docs
-        )
-        found = [measure.modes(part) for part in np.array(seen).reshape(DRAWS, 200)]
+        seen = match_known(model.sample(200 * DRAWS, 80, np.random.default_rng(7)).to_list(), docs)
+        found = [count_modes(part) for part in np.array(seen).reshape(DRAWS, 200)]
         return {
-            k: float(np.mean([f[k] for f in found])) for k in ("distinct", "chao1", "recognised")
+            k: float(np.mean([vars(f)[k] for f in found]))
+            for k in ("distinct", "chao1", "recognised")
         }
 
     for policy in ("replace", "accumulate", "anchored", "guarded"):
@@ -179,7 +189,7 @@ def run(directory: Path, c: Config, data: Path | None = None, part: str | None =
         "gate": lambda: arms.gate(lab),
         "law": lambda: arms.law(lab),
         "world": lambda: arms.claim(lab),
-        "guard": lambda: arms.injected(lab),
+        "guard": lambda: arms.corruptions(lab),
     }
     for name in [part] if part else PARTS:
         work[name]()

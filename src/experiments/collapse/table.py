@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from experiments.results import markdown, part
+from ramp.reporting.figure import Curve, picture
 from ramp.reporting.html import section, table
-from ramp.synth import drift, page
+from ramp.synth import drift
 
 Rows = Sequence[dict]
 Bar = tuple[str, str, str]  # figure, bar, measured
@@ -152,13 +153,13 @@ def law(results: Rows) -> Iterator[Bar]:
 
 def claim(results: Rows) -> Iterator[Bar]:
     arms = grouped(part(results, "claim"))
-    rivals = [name for name in arms if not name.startswith("ours")]
-    if "ours" not in arms or not rivals:
+    rivals = [name for name in arms if not name.startswith("guarded")]
+    if "guarded" not in arms or not rivals:
         return
     best = max(rivals, key=lambda name: np.mean([r["novel"] for r in arms[name]]))
     gain, bits = paired(arms, best)
     low, high = interval(gain)
-    figure = f"novel pass@1, ours less the best other ({best})"
+    figure = f"novel pass@1, guarded less the best other ({best})"
     yield (
         figure,
         "> 2 standard errors",
@@ -166,16 +167,16 @@ def claim(results: Rows) -> Iterator[Bar]:
     )
     yield "the same: bits a token of held-out text", "no worse than .5%", f"{np.mean(bits):+.2%}"
     for name in arms:
-        if name.startswith("ours - "):
+        if name.startswith("guarded - "):
             gain, bits = paired(arms, name)
             told = f"{spread(gain)} over {len(gain)} seeds; bits {np.mean(bits):+.2%}"
-            yield f"what a part gives: ours less ({name})", "-", told
+            yield f"what a part gives: guarded less ({name})", "-", told
 
 
 def paired(arms: dict[str, list[dict]], other: str) -> tuple[list[float], list[float]]:
-    """Of each seed that both have: novel pass@1 of ours less another arm's, and how much dearer its bits are, a share."""
+    """Of each seed that both have: novel pass@1 of guarded less another arm's, and how much dearer its bits are, a share."""
     of = {r["key"]["seed"]: r for r in arms[other]}
-    pairs = [(r, of[r["key"]["seed"]]) for r in arms["ours"] if r["key"]["seed"] in of]
+    pairs = [(r, of[r["key"]["seed"]]) for r in arms["guarded"] if r["key"]["seed"] in of]
     return [a["novel"] - b["novel"] for a, b in pairs], [
         a["bits"] / b["bits"] - 1 for a, b in pairs
     ]
@@ -219,17 +220,36 @@ def jokes(results: Rows) -> Iterator[Bar]:
         told = f"{spread(left['distinct'])}, {spread(left['chao1'])}; bits per byte +{spread(rise)}"
         told += (
             f"; real share {np.mean([r['m'] for r in runs]):.2f}"
-            if policy in ("anchored", "ours")
+            if policy in ("anchored", "guarded")
             else ""
         )
         yield (
             f"200 jokes, trigram, {policy}, 5 generations: distinct, Chao1 left",
-            "≥ 0.9 for ours",
+            "≥ 0.9 for guarded",
             told,
         )
 
 
 # ---------------------------------------------------------------------------------------------------- the page
+FAMILY = {
+    "real": "green",
+    "replace": "warm",
+    "accumulate": "gold",
+    "subsample": "pink",
+    "anchored": "violet",
+    "guarded": "main",
+}
+
+
+def plot_family(curves: dict[str, Sequence[float]], y: str) -> str:
+    """Curves of several policies over generations, as SVG."""
+    drawn = []
+    for name, values in curves.items():
+        color = FAMILY.get(name.split(" ")[0], "grey")
+        drawn.append(Curve(name, range(len(values)), values, color, dots=True))
+    return picture(drawn, {}, "generation", y)
+
+
 def sections(results: Rows) -> list[str]:
     """The table, then a family of curves for each tier, then what the guard did."""
     made = [section("Bars", table(("figure", "bar", "measured"), bars(results)))]
@@ -274,7 +294,7 @@ def sections(results: Rows) -> list[str]:
         means = {
             name: np.mean([curve(r) for r in runs], axis=0) for name, runs in grouped(rows).items()
         }
-        made.append(section(title, page.family(means, y)) if rows else "")
+        made.append(section(title, plot_family(means, y)) if rows else "")
     guarded = part(results, "guard", guarded=True)
     said = [(r["key"]["kind"], i + 1, *s) for r in guarded for i, s in enumerate(r["said"])]
     head = ("injected", "generation", "before training", "why", "after training", "why")

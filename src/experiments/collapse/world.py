@@ -14,8 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ramp.synth.drift import zipf
-from ramp.synth.generate import sobol_grid
+from experiments.collapse.exact import zipf
+from ramp.synth.prompts import sobol_grid
 
 DIGITS, OPERATORS = 10, 40
 BOS, END = DIGITS + OPERATORS, DIGITS + OPERATORS + 1

@@ -17,8 +17,8 @@ import numpy as np
 from ramp.config import Config
 from ramp.decode.sample import SamplingParams, generate
 from ramp.errors import UserError
+from ramp.evals.modes import count_modes, match_known, split_words
 from ramp.rundir import RunDir
-from ramp.synth import measure
 from ramp.text.chat import conversations, render_prompt
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.restore import load_params
@@ -42,11 +42,11 @@ class Answers:
         seen = np.unique(
             [" ".join(text.lower().split()) for text in self.texts], return_inverse=True
         )[1]
-        every, taught = measure.modes(seen), measure.modes(self.taught)
-        found = {"read": len(self.texts)} | {name: every[name] for name in SHOWN}
+        every, taught = count_modes(seen), count_modes(self.taught)
+        found = {"read": len(self.texts)} | {name: getattr(every, name) for name in SHOWN}
         return found | {
-            "taught ones": taught["recognised"] * len(self.texts),
-            "of those distinct": taught["distinct"],
+            "taught ones": taught.recognised * len(self.texts),
+            "of those distinct": taught.distinct,
         }
 
 
@@ -79,12 +79,12 @@ def run(
             for reply in draw(c, lm, tokenizer, text, n, tokens)
             if (answer := read(reply).strip())
         )
-        docs, *_ = measure.words([*taught, *texts])
+        docs, *_ = split_words([*taught, *texts])
         found.append(
             (
                 how,
                 Answers(
-                    n, texts, tuple(measure.recognize(docs[len(taught) :], docs[: len(taught)]))
+                    n, texts, tuple(match_known(docs[len(taught) :], docs[: len(taught)]))
                 ),
             )
         )

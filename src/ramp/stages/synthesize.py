@@ -1,13 +1,16 @@
-"""Generations: sample, decide, measure, mix, train, judge. One loss, the next token's, weighted by what was decided.
+"""Generations of training on own samples: sample, decide, measure, mix, train, judge.
 
-Each generation trains as a sub-stage `synthesize-G` with checkpoints of its own, so a roll-back is a load of the last good
-one, and a killed run goes on inside the generation it was in. What happened to a sample is in its ledger row; what the
-guard did, and why, in `synth/history.json`. The ideas are in `ramp.synth`; this file wires them.
+The loss is that of the next token, weighted by what was decided. Each generation trains as a
+sub-stage `synthesize-G` with checkpoints of its own, so a roll-back loads the last good one, and a
+killed run goes on inside the generation it was in. What happened to a sample is in its ledger row;
+what the guard did, and why, in `synth/history.json`. The ideas are in `ramp.synth`; this file wires
+them.
 """
 
 import json
+import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,78 +21,99 @@ from ramp import config
 from ramp.config import Config, Synthesize
 from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
-from ramp.files import write_atomic
+from ramp.files import to_json
 from ramp.model.loss import next_token_loss
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
-from ramp.synth import decide, drift, generate, guard, ledger, measure, mix, page
-from ramp.synth.corpus import Bits, PackedSamples, RealCorpus, TrainingPlan
-from ramp.synth.generate import Prompt, Sample
-from ramp.synth.guard import CollapseGuard, Trained
+from ramp.synth import decide, drift, ledger, measure, mix, page, prompts
+from ramp.synth import guard as guard_rules
+from ramp.synth.corpus import DocumentBits, PackedSamples, RealCorpus, TrainingPlan
+from ramp.synth.decide import BaseModelReference, SampleDecisions, SampleFigures
+from ramp.synth.generate import generate_samples
+from ramp.synth.guard import CollapseGuard, Decision, TrainingEvidence
+from ramp.synth.history import BitAccounts, GenerationResult, read_history, write_history
+from ramp.synth.ledger import LedgerRow
 from ramp.synth.measure import Docs
+from ramp.synth.prompts import MAX_PROMPT_TOKENS, Prompt, Sample
+from ramp.synth.scores import ModelScorer
 from ramp.text.tokenizer import Tokenizer
-from ramp.train import restore, trainer
+from ramp.train import restore
 from ramp.train.fingerprint import fingerprint
 from ramp.train.preemption import Preemption
 from ramp.train.state import eval_params
+from ramp.train.trainer import Trainer
 
 
-def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
-    began, t = time.perf_counter(), c.synthesize
-    require(c)
-    tokenizer = Tokenizer.load(rundir.tokenizer)
-    loop = Loop(rundir, c, tokenizer, RealCorpus.read(rundir, c, tokenizer), stop)
-    history = loop.history()
-    for g in range(len(history) + 1, t.generations + 1):
-        if history and history[-1]["decision"] == "stop":
-            break
-        history = [*history, loop.generation(g, history)]
-        write_atomic(loop.directory / "history.json", json.dumps(history, indent=1) + "\n")
-        loop.show(history)
-    last = history[-1]["guard"]["good"]
-    first, now = (
-        float(loop.real.bits(loop.params(g), loop.real.final).per_byte.mean()) for g in (0, last)
-    )
-    at_end = f"{now:.4f} bits per byte on documents kept for the end, {first:.4f} before"
-    print(f"synthesize: model of generation {last}: {at_end}")
-    found = {
-        "policy": t.policy,
-        "generation": last,
-        "first_bpb": first,
-        "final_bpb": now,
-        "generations": history,
-    }
-    return found | {"seconds": time.perf_counter() - began}
-
-
-def require(c: Config) -> None:
+def check(c: Config) -> None:
+    """Refuse settings that cannot work, before anything runs."""
     t = c.synthesize
     if jax.process_count() > 1:
         raise UserError(
             "synthesize runs in one process so far; use one host, with any number of devices"
         )
-    if t.num_documents * (1 - t.seeded_fraction) < t.num_measured:
+    num_plain = t.num_documents * (1 - t.seeded_fraction)
+    if num_plain < t.num_measured:
         raise UserError(
-            f"synthesize.num_measured is {t.num_measured}, but only documents x (1 - seeded) = {t.num_documents * (1 - t.seeded_fraction):g} "
-            "samples begin from nothing; raise synthesize.num_documents"
+            f"synthesize.num_measured is {t.num_measured}, but only num_documents x "
+            f"(1 - seeded_fraction) = {num_plain:g} samples begin from nothing; "
+            "raise synthesize.num_documents"
         )
     if t.policy == "guarded" and len(t.verifiers) < 2:
         raise UserError(
-            f"synthesize.verifiers names {len(t.verifiers)}; it takes two that differ, since each is blind somewhere"
+            f"synthesize.verifiers names {len(t.verifiers)}; "
+            "it takes two that differ, since each is blind somewhere"
         )
-    if t.max_new_tokens + generate.LONGEST_SEED >= c.model.context_len:
+    for name in (*t.verifiers, t.auditor):
+        if name not in ("clean", "typical", ""):
+            decide.load_verifier(name)
+    if t.max_new_tokens + MAX_PROMPT_TOKENS >= c.model.context_len:
         raise UserError(
-            f"synthesize.max_new_tokens {t.max_new_tokens} and a seed do not fit into model.context_len {c.model.context_len}"
+            f"synthesize.max_new_tokens {t.max_new_tokens} and a prompt of {MAX_PROMPT_TOKENS} "
+            f"do not fit into model.context_len {c.model.context_len}"
         )
-    rows = int(np.prod([jax.sharding.get_mesh().shape[axis] for axis in ("replica", "data")]))
-    if t.train.batch_size % (rows * t.train.grad_accum_steps):
+    mesh = jax.sharding.get_mesh().shape
+    devices = mesh["replica"] * mesh["data"]
+    if t.train.batch_size % (devices * t.train.grad_accum_steps):
         raise UserError(
-            f"synthesize.train.batch_size {t.train.batch_size} does not divide over {rows} devices x {t.train.grad_accum_steps} microbatches"
+            f"synthesize.train.batch_size {t.train.batch_size} does not divide over "
+            f"{devices} devices x {t.train.grad_accum_steps} microbatches"
         )
+
+
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
+    """Do the generations that are not done yet; what the report shows of all of them."""
+    began = time.perf_counter()
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    real = RealCorpus.read(rundir.tokens, c, tokenizer)
+    loop = GenerationLoop(rundir, c, tokenizer, real, stop)
+    history = read_history(loop.directory)
+    for g in range(len(history) + 1, c.synthesize.generations + 1):
+        if history and history[-1].decision == "stop":
+            break
+        history.append(loop.run_generation(g, history))
+        write_history(loop.directory, history)
+        loop.log(history[-1])
+        page.write(rundir.path, history)
+    last = history[-1].guard.good_generation
+    first_bpb, final_bpb = (loop.measure_final_bpb(g) for g in (0, last))
+    print(
+        f"synthesize: model of generation {last}: {final_bpb:.4f} bits per byte "
+        f"on documents kept for the end, {first_bpb:.4f} before"
+    )
+    return {
+        "policy": c.synthesize.policy,
+        "generation": last,
+        "first_bpb": first_bpb,
+        "final_bpb": final_bpb,
+        "generations": [result.to_json() for result in history],
+        "seconds": time.perf_counter() - began,
+    }
 
 
 @dataclass(frozen=True)
-class Loop:
+class GenerationLoop:
+    """Generations of one run."""
+
     rundir: RunDir
     c: Config
     tokenizer: Tokenizer
@@ -98,312 +122,370 @@ class Loop:
 
     @property
     def t(self) -> Synthesize:
+        """The settings of the stage."""
         return self.c.synthesize
 
     @property
+    def is_guarded(self) -> bool:
+        """Whether samples are selected, weighed and guarded; the baselines take what comes."""
+        return self.t.policy == "guarded"
+
+    @property
     def directory(self) -> Path:
+        """Where ledgers and history are."""
         return self.rundir.path / "synth"
 
-    @property
-    def name(self) -> str:
+    @cached_property
+    def identity(self) -> str:
         """What a ledger must agree with to be of this run."""
-        t = config.identity(self.t)
-        del t["generations"]  # more of them go on with the same run
-        return config.fingerprint(
-            self.c.seed, t, restore.model_identity(self.c.model), self.tokenizer.fingerprint
-        )
+        settings = config.identity(self.t)
+        del settings["generations"]  # more generations continue the same run
+        model = restore.model_identity(self.c.model)
+        return config.fingerprint(self.c.seed, settings, model, self.tokenizer.fingerprint)
 
-    @property
-    def how(self) -> SamplingParams:
-        return SamplingParams(self.t.temperature, self.t.top_k, min_p=self.t.min_p)
+    # Models
 
-    def history(self) -> list[dict]:
-        path = self.directory / "history.json"
-        try:
-            return json.loads(path.read_text()) if path.exists() else []
-        except ValueError as error:
-            said = f"{path} is not JSON ({error}); delete {self.directory} to begin the generations again"
-            raise UserError(said) from None
-
-    def params(self, g: int) -> dict:
+    def load_params(self, g: int) -> dict:
         """The model of a generation; 0: the one that the stage starts from."""
-        stage = self.t.start_stage if g == 0 else f"synthesize-{g}"
+        stage = f"synthesize-{g}" if g else self.t.start_stage
         return restore.load_params(self.rundir, stage, self.c, self.tokenizer)
 
-    def draw(
-        self, params: dict, prompts: list[Prompt], g: int, how: SamplingParams
+    def make_scorer(self, params: dict) -> ModelScorer:
+        """A model that scores documents as long as samples."""
+        return ModelScorer(self.c.model, params["lm"], self.t.max_new_tokens)
+
+    def measure_bits(self, params: dict, docs: list[np.ndarray]) -> DocumentBits:
+        """Bits of documents under a model."""
+        return self.real.measure_bits(self.make_scorer(params), docs)
+
+    def measure_final_bpb(self, g: int) -> float:
+        """Bits per byte of the model of generation g, on the documents kept for the end."""
+        return float(self.measure_bits(self.load_params(g), self.real.final).per_byte.mean())
+
+    @cached_property
+    def base(self) -> BaseModelReference:
+        """The first model with its own samples, which are never truncated, at temperature 1."""
+        params = self.load_params(0)
+        empty = [Prompt((self.tokenizer.bos,))] * (2 * self.t.num_measured)
+        samples = self.sample(params, empty, 0, SamplingParams())
+        return BaseModelReference.measure(self.real, self.make_scorer(params), samples)
+
+    @cached_property
+    def base_bits(self) -> DocumentBits:
+        """Of the guard's documents, under the first model."""
+        return self.real.measure_bits(self.base.scorer, self.real.guard)
+
+    # One generation
+
+    def run_generation(self, g: int, history: list[GenerationResult]) -> GenerationResult:
+        """Sample, unless the ledger is there; train on it, and judge the model."""
+        guard = history[-1].guard if history else self.start_guard()
+        parent = guard.good_generation
+        parent_params = self.load_params(parent)
+        if not ledger.ledger_path(self.directory, g).exists():
+            self.write_samples(g, guard, parent_params, history)
+        # A run that was killed after this point goes on from the ledger.
+        rows, facts = ledger.read_ledger(self.directory, g, self.identity)
+        guard = CollapseGuard.from_json(json.loads(facts["guard"]))
+        figures = SampleFigures.from_json(json.loads(facts["figures"]))
+
+        plan = self.build_plan(guard, history, rows)
+        params = self.train(f"synthesize-{g}", self.c, plan, parent_params)
+        bits = self.measure_bits(params, self.real.guard)
+        parent_bits = self.base_bits
+        if parent:
+            parent_bits = self.measure_bits(parent_params, self.real.guard)
+        accounts = count_bits(guard, rows, figures.precision, bits, parent_bits)
+        after, decision = self.judge(g, guard, bits, parent_bits, accounts)
+        result = GenerationResult(
+            generation=g,
+            parent=parent,
+            bpb=float(bits.per_byte.mean()),
+            first_bpb=float(self.base_bits.per_byte.mean()),
+            rare_bits=mean_or_none(bits.rare),
+            first_rare_bits=mean_or_none(self.base_bits.rare),
+            hard_bits=measure.hard_documents(self.base_bits.per_token, bits.per_token),
+            real_fraction=guard.real_fraction,
+            kept=sum(row.decision == "kept" for row in rows),
+            sampled=len(rows),
+            before=facts["decision"],
+            decision=decision.action,
+            reasons=list(decision.reasons),
+            accounts=accounts,
+            figures=figures,
+            guard=after,
+        )
+        print(f"synthesize: {result}")
+        return result
+
+    def judge(
+        self,
+        g: int,
+        guard: CollapseGuard,
+        bits: DocumentBits,
+        parent_bits: DocumentBits,
+        accounts: BitAccounts,
+    ) -> tuple[CollapseGuard, Decision]:
+        """The guard after training, and its decision; a baseline goes on, whatever comes."""
+        t = self.t
+        if not self.is_guarded:
+            return replace(guard, good_generation=g), Decision("go")
+        evidence = TrainingEvidence(
+            bits=(bits.per_byte, parent_bits.per_byte),
+            tail_bits=(bits.rare, parent_bits.rare),
+            # A generation of real text alone is not poor.
+            bits_in=accounts.bits_in if guard.weight > 0 else 1.0,
+            bits_lost=accounts.lost,
+        )
+        after, decision = guard_rules.judge_model(guard, t.guard, evidence, g)
+        excess = float(bits.per_byte.mean() - self.base_bits.per_byte.mean())
+        has_drifted = decision.action == "go" and excess > 0 and guard.real_fraction < 1
+        if has_drifted and not t.real_fraction:
+            # The drift law once more, with its constant from the drift that was measured.
+            d1 = excess / drift.excess_loss(1.0, guard.real_fraction, g)
+            needed = mix.choose_real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
+            after = replace(after, real_fraction=max(after.real_fraction, needed))
+        return after, decision
+
+    def start_guard(self) -> CollapseGuard:
+        """The guard before the first generation."""
+        real_fraction = self.t.real_fraction or self.estimate_real_fraction()
+        return CollapseGuard(real_fraction, self.t.rare_fraction)
+
+    def estimate_real_fraction(self) -> float:
+        """The real fraction by the drift law.
+
+        Its constant is what training on own samples alone costs: measured with two branches, or
+        else taken to be the tolerance.
+        """
+        t = self.t
+        if not self.is_guarded or not t.drift_probe_steps:
+            return mix.choose_real_fraction(
+                t.drift_tolerance, t.drift_tolerance, t.min_real_fraction
+            )
+        start = self.load_params(0)
+        samples = self.sample(start, self.make_prompts(1), 1, self.sampling)
+        docs = [s.document(self.tokenizer.bos) for s in samples]
+        packed = [self.pack(docs, [1.0] * len(docs))]
+        probe = config.replace_train(replace(t, policy="anchored"), steps=t.drift_probe_steps)
+        c = replace(self.c, synthesize=probe)
+        bpb = {}
+        for name, real_fraction in (("own", 0.0), ("real", 1.0)):
+            plan = TrainingPlan.build(c, self.real, packed, [1.0], real_fraction, 0.0)
+            params = self.train(f"synthesize-probe-{name}", c, plan, start)
+            bpb[name] = float(self.measure_bits(params, self.real.guard).per_byte.mean())
+        d1 = bpb["own"] - bpb["real"]
+        real_fraction = mix.choose_real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
+        print(
+            f"synthesize: {t.drift_probe_steps} steps on own samples cost {d1:+.4f} "
+            f"bits per byte; real fraction {real_fraction:.2f}"
+        )
+        return real_fraction
+
+    # Samples
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How samples to train on are drawn."""
+        t = self.t
+        return SamplingParams(t.temperature, t.top_k, min_p=t.min_p)
+
+    def make_prompts(self, g: int) -> list[Prompt]:
+        """Those that begin from nothing first, then rare passages and pairs of names."""
+        t, bos = self.t, self.tokenizer.bos
+        rng = np.random.default_rng([self.c.seed, g])
+        num_seeded = round(t.seeded_fraction * t.num_documents) if self.is_guarded else 0
+        texts = [self.tokenizer.decode(d) for d in self.real.train] if num_seeded > 1 else []
+        pairs = []
+        for text, parents in prompts.entity_pairs(texts, num_seeded // 2, rng):
+            ids = self.tokenizer.encode(text)[:MAX_PROMPT_TOKENS]
+            pairs.append(Prompt((bos, *ids), parents))
+        rare = prompts.rare_contexts(
+            self.real.train, self.real.count_v, num_seeded - len(pairs), rng, bos
+        )
+        num_plain = t.num_documents - len(pairs) - len(rare)
+        return [Prompt((bos,))] * num_plain + rare + pairs
+
+    def sample(
+        self, params: dict, prompts_: list[Prompt], g: int, sampling: SamplingParams
     ) -> list[Sample]:
-        key = generate.first_key(self.c.seed, g)
-        return generate.generate_samples(
+        """Samples of a generation, with its keys."""
+        return generate_samples(
             self.c.model,
             params["lm"],
-            prompts,
-            key,
+            prompts_,
+            prompts.first_key(self.c.seed, g),
             self.t.max_new_tokens,
-            how,
+            sampling,
             (self.tokenizer.bos,),
             self.tokenizer.vocab_size,
         )
 
-    @cached_property
-    def first(self) -> decide.BaseModelReference:
-        """The first model with its own samples, twice as many as are measured, always at temperature 1 and uncut."""
-        params = self.params(0)
-        made = self.draw(
-            params,
-            [Prompt((self.tokenizer.bos,))] * (2 * self.t.num_measured),
-            0,
-            SamplingParams(),
-        )
-        return decide.BaseModelReference.look(self.real, params, made)
-
-    @cached_property
-    def first_bits(self) -> Bits:
-        return self.real.bits(self.first.params, self.real.guard)
-
-    # ---- one generation
-    def generation(self, g: int, history: list[dict]) -> dict:
-        """All that is known of generation g, and the guard as it leaves it."""
-        t = self.t
-        begin = (
-            CollapseGuard(**history[-1]["guard"])
-            if history
-            else CollapseGuard(t.real_fraction or self.anchor(), t.rare_fraction)
-        )
-        model = self.params(begin.good)
-        if not ledger.path(self.directory, g).exists():
-            self.sample(g, begin, model, history)
-        rows, facts = ledger.read(self.directory, g, self.name)
-        now, figures, said = (
-            CollapseGuard(**json.loads(facts["guard"])),
-            json.loads(facts["figures"]),
-            facts["decision"],
-        )
-        new = self.fit(f"synthesize-{g}", self.c, self.lesson(now, history, rows), model)
-        new_bits, first_bits = self.real.bits(new, self.real.guard), self.first_bits
-        old_bits = self.real.bits(model, self.real.guard) if begin.good else first_bits
-        kept, used = [r for r in rows if r["decision"] == "kept"], now.weight > 0
-        rise = float(new_bits.per_token.mean() - old_bits.per_token.mean())
-        tokens = sum(len(r["tokens"]) for r in kept) * used
-        known = (
-            -np.log2(max(len(kept), 1) / max(len(rows), 1))
-            * figures["precision"]
-            * len(kept)
-            * used
-        )
-        accounts = {
-            "verifier": float(known),
-            "real": max(0.0, -rise) * tokens,
-            "lost": max(0.0, rise) * tokens,
-        }
-        after, verdict = (
-            replace(now, good=g),
-            guard.Decision("go", ()),
-        )  # a baseline goes on, whatever comes
-        if t.policy == "guarded":
-            pairs = [(getattr(new_bits, k), getattr(old_bits, k)) for k in ("per_byte", "rare")]
-            bits_in = (
-                accounts["verifier"] + accounts["real"] if used else 1.0
-            )  # real text alone is no poverty
-            after, verdict = guard.judge_model(
-                now, t, Trained(*pairs, bits_in=bits_in, bits_lost=accounts["lost"]), g
-            )
-            excess = float(new_bits.per_byte.mean() - first_bits.per_byte.mean())
-            drifted = verdict.action == "go" and excess > 0 and now.m < 1
-            if drifted and not t.real_fraction:  # the law again, from what was seen
-                d1 = excess / drift.excess_loss(1.0, now.m, g)
-                after = replace(
-                    after,
-                    m=max(after.m, mix.real_fraction(d1, t.drift_tolerance, t.min_real_fraction)),
-                )
-        found = {
-            "generation": g,
-            "parent": begin.good,
-            "bpb": float(new_bits.per_byte.mean()),
-            "first_bpb": float(first_bits.per_byte.mean()),
-            "rare_bits": float(new_bits.rare.mean()) if len(new_bits.rare) else None,
-            "first_rare_bits": float(first_bits.rare.mean()) if len(first_bits.rare) else None,
-            "hard_bits": measure.hard_documents(first_bits.per_token, new_bits.per_token),
-            "m": now.m,
-            "kept": len(kept),
-            "sampled": len(rows),
-            "before": said,
-            "decision": verdict.action,
-            "reasons": list(verdict.reasons),
-            "accounts": accounts,
-            "figures": figures,
-            "guard": asdict(after),
-        }
-        print(
-            f"synthesize: generation {g}: {found['bpb']:.4f} bits per byte ({found['first_bpb']:.4f} at first), kept "
-            f"{len(kept)} of {len(rows)}, real share {now.m:.2f}; {said}; then {verdict.action} {'; '.join(verdict.reasons)}"
-        )
-        return finite(found)
-
-    def anchor(self) -> float:
-        """The real share by the drift law; its constant, what a generation on own samples alone costs, from two branches."""
-        t = self.t
-        if t.policy != "guarded" or not t.drift_probe_steps:
-            return mix.real_fraction(t.drift_tolerance, t.drift_tolerance, t.min_real_fraction)
-        start = self.params(0)
-        docs = [
-            decide.body(s, self.tokenizer.bos)
-            for s in self.draw(start, self.prompts(1), 1, self.how)
-        ]
-        made = [PackedSamples.pack(docs, [1.0] * len(docs), t.train.seq_len, self.tokenizer.bos)]
-        cost = {}
-        for name, m in (("own", 0.0), ("real", 1.0)):
-            short = replace(
-                self.c,
-                synthesize=config.replace_train(
-                    replace(t, policy="anchored"), steps=t.drift_probe_steps
-                ),
-            )
-            lesson = TrainingPlan.plan(short, self.real, made, [1.0], m, 0.0, self.c.seed)
-            trained = self.fit(f"synthesize-probe-{name}", short, lesson, start)
-            cost[name] = float(self.real.bits(trained, self.real.guard).per_byte.mean())
-        d1 = cost["own"] - cost["real"]
-        m = mix.real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
-        print(
-            f"synthesize: {t.drift_probe_steps} steps on own samples cost {d1:+.4f} bits per byte; real share {m:.2f}"
-        )
-        return m
-
-    def prompts(self, g: int) -> list[Prompt]:
-        """Those that begin from nothing first, then rare passages and pairs of names."""
-        t, bos = self.t, self.tokenizer.bos
-        rng = np.random.default_rng([self.c.seed, g])
-        seeded = round(t.seeded_fraction * t.num_documents) if t.policy == "guarded" else 0
-        texts = [self.tokenizer.decode(d) for d in self.real.train] if seeded > 1 else []
-        named = generate.entity_pairs(texts, seeded // 2, rng)
-        pairs = [
-            Prompt((bos, *self.tokenizer.encode(text)[: generate.LONGEST_SEED]), of)
-            for text, of in named
-        ]
-        rare = generate.rare_contexts(
-            self.real.train, self.real.count_v, seeded - len(pairs), rng, bos
-        )
-        return [Prompt((bos,))] * (t.num_documents - len(pairs) - len(rare)) + rare + pairs
-
-    def sample(self, g: int, begin: CollapseGuard, model: dict, history: list[dict]) -> None:
-        """Draw, decide, let the guard have its first look, and write it all down."""
-        t, bos = self.t, self.tokenizer.bos
-        prompts = self.prompts(g)
-        made = self.draw(model, prompts, g, self.how)
-        plain = sum(len(p.ids) == 1 for p in prompts)
-        taught = [r for rows in self.rows(history) for r in rows if r["weight"] > 0]
-        pool = Docs.of([[i for i in (*r["prompt"], *r["tokens"]) if i != bos] for r in taught])
-        found = decide.decide(self.real, self.first, model, made, pool, plain)
-        if t.policy == "guarded":
-            now, said = guard.judge_samples(begin, t, found.seen)
-        else:  # a baseline takes what comes
-            found = replace(
-                found,
-                weight=np.ones(len(made)),
-                kept=np.ones(len(made), bool),
-                reasons=[""] * len(made),
-            )
-            now, said = replace(begin, weight=1.0), guard.Decision("go", ())
-        writer = config.fingerprint(fingerprint(model))
-        rows = [
-            {
-                "id": f"g{g}-{i:05d}",
-                "generation": g,
-                "parents": list(s.prompt.parents),
-                "generator": writer,
-                "prompt": list(s.prompt.ids),
-                "key": s.key,
-                "temperature": t.temperature,
-                "top_k": t.top_k,
-                "min_p": t.min_p,
-                "tokens": list(s.ids),
-                "text": self.tokenizer.decode(decide.body(s, bos)),
-                "logp": s.logp,
-                "logp_first": -float(found.first_bits[i]) * np.log(2) * len(decide.body(s, bos)),
-                "verdict": not found.reasons[i],
-                "cell": int(found.cell[i]),
-                "weight": float(found.weight[i] * now.weight),
-                "decision": "kept" if found.kept[i] else "dropped",
-                "reason": found.reasons[i]
-                or ("" if now.weight else "the guard dropped its generation's weight"),
-                "steps": [],
-            }
-            for i, s in enumerate(made)
-        ]
-        lesson = self.lesson(now, history, rows)
-        for row, steps in zip(rows, lesson.steps(g, len(rows)), strict=True):
-            row["steps"] = steps if row["weight"] > 0 else []
-        told = f"{said.action} {'; '.join(said.reasons)}".strip()
+    def write_samples(
+        self, g: int, guard: CollapseGuard, params: dict, history: list[GenerationResult]
+    ) -> None:
+        """Sample, decide, let the guard judge, and write it all into the ledger."""
+        prompts_ = self.make_prompts(g)
+        samples = self.sample(params, prompts_, g, self.sampling)
+        num_plain = sum(len(prompt.ids) == 1 for prompt in prompts_)
+        scorer = self.make_scorer(params)
+        pool = self.collect_pool(history)
+        decisions = decide.decide(self.real, self.base, scorer, samples, pool, num_plain)
+        if self.is_guarded:
+            guard, decision = guard_rules.judge_samples(guard, self.t.guard, decisions.evidence)
+        else:
+            guard, decision = replace(guard, weight=1.0), Decision("go")
+            decisions = keep_all(decisions)
+        writer = config.fingerprint(fingerprint(params))
+        rows = self.make_rows(g, guard, samples, decisions, writer)
+        plan = self.build_plan(guard, history, rows)
+        for i, steps in enumerate(plan.find_steps(g, len(rows))):
+            if rows[i].weight > 0:
+                rows[i] = replace(rows[i], steps=steps)
         facts = {
-            "guard": json.dumps(asdict(now)),
-            "figures": json.dumps(finite(found.figures)),
-            "decision": told,
+            "guard": to_json(guard.to_json()),
+            "figures": to_json(decisions.figures.to_json()),
+            "decision": str(decision),
         }
-        ledger.write(self.directory, g, rows, self.name, facts)
+        ledger.write_ledger(self.directory, g, rows, self.identity, facts)
 
-    def rows(self, history: list[dict]) -> list[list[dict]]:
-        """The ledgers of the generations that are done."""
-        return [ledger.read(self.directory, h["generation"], self.name)[0] for h in history]
+    def collect_pool(self, history: list[GenerationResult]) -> Docs:
+        """The documents of earlier generations that were trained on."""
+        bos = self.tokenizer.bos
+        docs = []
+        for rows in self.read_ledgers(history):
+            for row in rows:
+                if row.weight > 0:
+                    docs.append([i for i in (*row.prompt, *row.tokens) if i != bos])
+        return Docs.from_lists(docs)
 
-    def lesson(self, now: CollapseGuard, history: list[dict], newest: list[dict]) -> TrainingPlan:
-        """The rows that the newest generation learns from: real ones and every generation's samples with their weights."""
-        made = []
-        for rows in [*self.rows(history), newest]:
-            docs = [[*r["prompt"][1:], *r["tokens"]] for r in rows]
-            made.append(
-                PackedSamples.pack(
-                    docs, [r["weight"] for r in rows], self.t.train.seq_len, self.tokenizer.bos
-                )
+    def make_rows(
+        self,
+        g: int,
+        guard: CollapseGuard,
+        samples: list[Sample],
+        decisions: SampleDecisions,
+        writer: str,
+    ) -> list[LedgerRow]:
+        """The ledger rows of a generation; the steps that use them are not known yet."""
+        rows = []
+        for i, sample in enumerate(samples):
+            document = sample.document(self.tokenizer.bos)
+            first_nats = float(decisions.first_bits[i]) * math.log(2) * len(document)
+            reason = decisions.reasons[i]
+            verdict = not reason
+            if not reason and not guard.weight:
+                reason = "the guard dropped its generation's weight"
+            row = LedgerRow(
+                id=f"g{g}-{i:05d}",
+                generation=g,
+                parents=list(sample.prompt.parents),
+                generator=writer,
+                prompt=list(sample.prompt.ids),
+                key=sample.key,
+                temperature=self.t.temperature,
+                top_k=self.t.top_k,
+                min_p=self.t.min_p,
+                tokens=list(sample.ids),
+                text=self.tokenizer.decode(document),
+                logp=sample.logp,
+                logp_first=-first_nats,
+                verdict=verdict,
+                cell=int(decisions.cell[i]),
+                weight=float(decisions.weight[i] * guard.weight),
+                decision="kept" if decisions.kept[i] else "dropped",
+                reason=reason,
+                steps=[],
             )
-        live = [
-            float(h["decision"] != "roll back") for h in history
-        ]  # what spoiled a generation teaches nobody again
-        return TrainingPlan.plan(
-            self.c, self.real, made, [*live, now.weight], now.m, now.rare, self.c.seed
+            rows.append(row)
+        return rows
+
+    # Training
+
+    def read_ledgers(self, history: list[GenerationResult]) -> list[list[LedgerRow]]:
+        """The ledgers of the generations that are done."""
+        return [ledger.read_ledger(self.directory, h.generation, self.identity)[0] for h in history]
+
+    def pack(self, docs: list[list[int]], weights: list[float]) -> PackedSamples:
+        """Documents as rows to train on."""
+        return PackedSamples.pack(docs, weights, self.t.train.seq_len, self.tokenizer.bos)
+
+    def build_plan(
+        self, guard: CollapseGuard, history: list[GenerationResult], newest: list[LedgerRow]
+    ) -> TrainingPlan:
+        """What the newest generation is trained on: real rows, and weighted samples of all."""
+        packed = []
+        for rows in [*self.read_ledgers(history), newest]:
+            docs = [[*row.prompt[1:], *row.tokens] for row in rows]
+            packed.append(self.pack(docs, [row.weight for row in rows]))
+        # The samples of a generation that was rolled back are not used again.
+        weights = [0.0 if h.decision == "roll back" else 1.0 for h in history]
+        weights.append(guard.weight)
+        return TrainingPlan.build(
+            self.c, self.real, packed, weights, guard.real_fraction, guard.rare_fraction
         )
 
-    def fit(self, name: str, c: Config, lesson: TrainingPlan, start: dict) -> dict:
-        """Train on a lesson from the weights `start`, or go on from the last checkpoint of the sub-stage `name`."""
-        s = c.synthesize
-        t = replace(
-            s.train, eval_every=s.train.steps, save_every=min(s.train.save_every, s.train.steps)
-        )
-        stage = trainer.Trainer(
-            name, c, t, next_token_loss(c.model, t.z_loss), lesson, self.tokenizer
-        )
-        copy = lambda: jax.tree.map(lambda a: a + 0, start)  # noqa: E731  the stage donates what it starts from
-        state, _ = stage.train(self.rundir, copy, lambda *_: {}, "", self.stop)
+    def train(self, name: str, c: Config, plan: TrainingPlan, start: dict) -> dict:
+        """Train by a plan from the weights `start`, or from the sub-stage's last checkpoint."""
+        t = c.synthesize.train
+        t = replace(t, eval_every=t.steps, save_every=min(t.save_every, t.steps))
+        loss = next_token_loss(c.model, t.z_loss)
+        trainer = Trainer(name, c, t, loss, plan, self.tokenizer)
+
+        def copy_start() -> dict:
+            # Training donates the arrays that it starts from, and `start` is still needed.
+            return jax.tree.map(lambda a: a + 0, start)
+
+        state, _ = trainer.train(self.rundir, copy_start, lambda *_: {}, "", self.stop)
         return eval_params(state)
 
-    # ---- what is seen
-    def show(self, history: list[dict]) -> None:
-        h, f = history[-1], history[-1]["figures"]
-        with MetricWriter(self.rundir.path, "synthesize", h["generation"], True) as board:
-            values = {k: h[k] for k in ("bpb", "first_bpb", "rare_bits", "hard_bits", "kept")} | {
-                "real_share": h["m"]
-            }
-            values |= {k: f[k] for k in ("acceptance", "imbalance", "precision", "ess", "cross")}
-            values |= {f"bits_{k}": v for k, v in h["accounts"].items()}
-            values |= {
-                f"{kind}/{k}": v[kind] for k, v in f["panel"].items() for kind in ("z", "ratio")
-            }
-            board.scalars(
-                h["generation"], {f"synth/{k}": v for k, v in values.items() if v is not None}
-            )
-            board.text(
-                h["generation"],
-                "synth/guard",
-                f"{h['before']}; then {h['decision']} {'; '.join(h['reasons'])}",
-            )
-            board.figure(h["generation"], "synth/surprisal", page.surprisal(f["histogram"]))
-        page.write(self.rundir.path, history)
+    # Logs
+
+    def log(self, result: GenerationResult) -> None:
+        """Figures of a generation for TensorBoard."""
+        figures = result.figures
+        values = {
+            name: getattr(result, name)
+            for name in ("bpb", "first_bpb", "rare_bits", "hard_bits", "kept")
+        }
+        values["real_share"] = result.real_fraction
+        for name in ("acceptance", "imbalance", "precision", "ess", "cross"):
+            values[name] = getattr(figures, name)
+        for name, bits in vars(result.accounts).items():
+            values[f"bits_{name}"] = bits
+        for name, figure in figures.panel.items():
+            values[f"z/{name}"] = figure.z
+            values[f"ratio/{name}"] = figure.ratio
+        scalars = {f"synth/{name}": x for name, x in values.items() if x is not None}
+        g = result.generation
+        with MetricWriter(self.rundir.path, "synthesize", g, True) as writer:
+            writer.scalars(g, scalars)
+            writer.text(g, "synth/guard", f"{result.before}; then {result.after}")
+            writer.figure(g, "synth/surprisal", page.plot_surprisal(figures.histogram))
 
 
-def finite(value):
-    """JSON has no nan: such a figure is null."""
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [finite(v) for v in value]
-    value = value.item() if isinstance(value, np.generic) else value
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def count_bits(
+    guard: CollapseGuard,
+    rows: list[LedgerRow],
+    precision: float,
+    bits: DocumentBits,
+    parent_bits: DocumentBits,
+) -> BitAccounts:
+    """Bits that a generation brought in and lost; its samples count where they have a weight."""
+    kept = [row for row in rows if row.decision == "kept"] if guard.weight > 0 else []
+    # A verifier that accepts a fraction a of the samples tells -log2 a bits about each.
+    told = -np.log2(max(len(kept), 1) / max(len(rows), 1)) * precision * len(kept)
+    rise = float(bits.per_token.mean() - parent_bits.per_token.mean())
+    tokens = sum(len(row.tokens) for row in kept)
+    return BitAccounts(float(told), max(0.0, -rise) * tokens, max(0.0, rise) * tokens)
+
+
+def keep_all(decisions: SampleDecisions) -> SampleDecisions:
+    """The same figures, but every sample is kept with weight 1."""
+    n = len(decisions.kept)
+    return replace(decisions, weight=np.ones(n), kept=np.ones(n, bool), reasons=[""] * n)
+
+
+def mean_or_none(values: np.ndarray) -> float | None:
+    """The mean; None where there are no values."""
+    return float(values.mean()) if len(values) else None

@@ -1,202 +1,253 @@
-"""Real text and generated text as the stage needs them: openings to compare, rows to train on, bits to judge by."""
+"""Real and generated text as the stage needs it, without jax: openings of documents to compare,
+rows to train on, bits to judge by.
+"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.rundir import RunDir
-from ramp.synth import generate, mix, select
-from ramp.synth.measure import RARE, Docs
+from ramp.synth import mix, select
+from ramp.synth.measure import MAX_RARE_COUNT, Docs
 from ramp.text.rows import TokenRows
 from ramp.text.tokenizer import Tokenizer
+
+MAX_RARITY_ROWS = 4096  # training rows whose rarity is measured, spread over all of them
+
+
+class Scorer(Protocol):
+    """A model that scores rows of tokens, each of which begins with bos; `scores.ModelScorer`."""
+
+    def nats(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """-log p of each token after the first, for each row."""
+        ...
+
+    def gradients(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """[N, K]: features of each row's gradient."""
+        ...
+
+
+@dataclass(frozen=True)
+class DocumentBits:
+    """Bits of documents under a model."""
+
+    per_byte: np.ndarray
+    per_token: np.ndarray  # infinite for an empty document
+    rare: np.ndarray  # mean over the rare tokens, of the documents that have any
 
 
 @dataclass(frozen=True)
 class RealCorpus:
-    """Documents are compared by their openings, as long as a sample is."""
+    """Real documents. They are compared by their openings, which are as long as a sample is."""
 
     c: Config
     tokenizer: Tokenizer
     rows: TokenRows
     train: list[np.ndarray]  # openings of training documents
-    guard: list[np.ndarray]  # of validation documents, which judge every generation
-    final: list[np.ndarray]  # of validation documents, opened once, at the end
-    held: Docs  # all validation documents, whole: no sample may share a passage with them
+    guard: list[np.ndarray]  # openings of validation documents, which judge every generation
+    final: list[np.ndarray]  # openings of validation documents that are read once, at the end
+    held_out: Docs  # all validation documents, whole, to find contaminated samples
 
     @classmethod
-    def read(cls, rundir: RunDir, c: Config, tokenizer: Tokenizer) -> "RealCorpus":
+    def read(
+        cls, tokens_path: Callable[[str], Path], c: Config, tokenizer: Tokenizer
+    ) -> "RealCorpus":
+        """Read the tokens of the splits "train" and "val".
+
+        tokens_path: the file of a split. UserError where there are too few documents.
+        """
         t = c.synthesize
         rows, val = (
-            TokenRows(rundir.tokens(s), t.train.seq_len, tokenizer.fingerprint)
-            for s in ("train", "val")
+            TokenRows(tokens_path(split), t.train.seq_len, tokenizer.fingerprint)
+            for split in ("train", "val")
         )
-        train, whole = (
-            openings(r.stream, tokenizer.bos, n)
-            for r, n in ((rows, t.max_new_tokens), (val, len(val.stream)))
-        )
-        held = [doc[: t.max_new_tokens] for doc in whole]
-        for name, docs, least in (
-            ("training", train, 2 * t.num_measured),
-            ("validation", held, 16),
-        ):
-            if len(docs) < least:
-                raise UserError(
-                    f"synthesize needs {least} {name} documents and has {len(docs)}: give more text, cut it into more "
-                    "documents, or lower synthesize.num_measured"
-                )
+        train = split_openings(rows.stream, tokenizer.bos, t.max_new_tokens)
+        whole = split_openings(val.stream, tokenizer.bos, len(val.stream))
+        _require_documents("training", len(train), 2 * t.num_measured)
+        _require_documents("validation", len(whole), 16)
         rng = np.random.default_rng(c.seed)
-        train = [
-            train[i] for i in rng.permutation(len(train))[: 8 * t.num_measured]
-        ]  # nulls of an eighth overlap little
-        held = [held[i] for i in rng.permutation(len(held))[: 2 * t.num_guard_documents]]
-        return cls(c, tokenizer, rows, train, held[::2], held[1::2], Docs.of(whole))
+        # Eight times as many as are measured at once: resamples of an eighth overlap little.
+        order = rng.permutation(len(train))[: 8 * t.num_measured]
+        train = [train[i] for i in order]
+        order = rng.permutation(len(whole))[: 2 * t.num_guard_documents]
+        opened = [whole[i][: t.max_new_tokens] for i in order]
+        held_out = Docs.from_lists(whole)
+        return cls(c, tokenizer, rows, train, opened[::2], opened[1::2], held_out)
 
     @cached_property
     def count_v(self) -> np.ndarray:
-        """How often the training stream has each token."""
+        """[V]: how often the training stream has each token."""
         return np.bincount(self.rows.stream, minlength=self.c.model.vocab_size)
 
     @cached_property
     def rare_rows(self) -> np.ndarray:
-        """The tenth of the training rows with the rarest contexts, among at most 4096 spread over them."""
-        among = np.unique(np.linspace(0, len(self.rows) - 1, 4096).astype(int))
-        score = select.rarity(Docs.of(list(self.rows.take(among)["tokens"])), self.count_v)
-        return among[np.argsort(score)[: max(1, len(among) // 10)]]
+        """The tenth of the training rows with the rarest contexts, among `MAX_RARITY_ROWS`."""
+        spread = np.linspace(0, len(self.rows) - 1, MAX_RARITY_ROWS)
+        candidates = np.unique(spread.astype(int))
+        docs = Docs.from_lists(list(self.rows.take(candidates)["tokens"]))
+        order = np.argsort(select.rarity(docs, self.count_v))
+        return candidates[order[: max(1, len(candidates) // 10)]]
 
-    def bits(self, params: dict, docs: Sequence[np.ndarray]) -> "Bits":
-        lm, t, bos = params["lm"], self.c.synthesize, self.tokenizer.bos
-        nats = generate.score_documents(
-            self.c.model, lm, [[bos, *doc] for doc in docs], t.max_new_tokens
+    def measure_bits(self, scorer: Scorer, docs: Sequence[np.ndarray]) -> DocumentBits:
+        """Bits of documents under a model; a document counts as far as the scorer reads it."""
+        padding = self.c.model.vocab_size - self.tokenizer.vocab_size
+        byte_lengths = np.append(self.tokenizer.byte_lengths, np.zeros(padding))
+        per_byte, per_token, rare = [], [], []
+        for doc, nats in zip(docs, scorer.nats(self.with_bos(docs)), strict=True):
+            doc = doc[: len(nats)]
+            per_byte.append(nats.sum() / max(byte_lengths[doc].sum(), 1))
+            per_token.append(nats.mean() if len(nats) else np.inf)
+            is_rare = self.count_v[doc] <= MAX_RARE_COUNT
+            if is_rare.any():
+                rare.append(nats[is_rare].mean())
+        bits = (np.asarray(nats, float) / np.log(2) for nats in (per_byte, per_token, rare))
+        return DocumentBits(*bits)
+
+    def with_bos(self, docs: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The documents as rows that a `Scorer` reads."""
+        return [[self.tokenizer.bos, *doc] for doc in docs]
+
+    def decode(self, docs: Docs) -> list[str]:
+        """The documents as texts."""
+        return [self.tokenizer.decode(doc) for doc in docs.to_list()]
+
+
+def split_openings(stream: np.ndarray, bos: int, max_tokens: int) -> list[np.ndarray]:
+    """The first tokens of each document of `bos doc bos doc ...`; empty ones are left out."""
+    starts = np.flatnonzero(stream == bos) + 1
+    ends = np.append(starts[1:] - 1, len(stream))
+    openings = []
+    for start, end in zip(starts, ends, strict=True):
+        if end > start:
+            openings.append(np.array(stream[start : min(end, start + max_tokens)], np.int64))
+    return openings
+
+
+def _require_documents(split: str, count: int, needed: int) -> None:
+    if count < needed:
+        raise UserError(
+            f"synthesize needs {needed} {split} documents and has {count}: give more text, "
+            "cut it into more documents, or lower synthesize.num_measured"
         )
-        docs = [doc[: len(x)] for doc, x in zip(docs, nats, strict=True)]
-        lengths = np.append(
-            self.tokenizer.byte_lengths,
-            np.zeros(self.c.model.vocab_size - self.tokenizer.vocab_size),
-        )
-        per_byte = [x.sum() / max(lengths[doc].sum(), 1) for x, doc in zip(nats, docs, strict=True)]
-        rare = [x[self.count_v[doc] <= RARE] for x, doc in zip(nats, docs, strict=True)]
-        per_token = [x.mean() if len(x) else np.inf for x in nats]
-        return Bits(
-            *(
-                np.asarray(a, float) / np.log(2)
-                for a in (per_byte, per_token, [x.mean() for x in rare if len(x)])
-            )
-        )
 
 
-@dataclass(frozen=True)
-class Bits:
-    """Of documents under a model."""
-
-    per_byte: np.ndarray
-    per_token: np.ndarray  # infinite for an empty document
-    rare: np.ndarray  # mean of the rare tokens of each document that has any
+# Rows to train on
 
 
-def openings(stream: np.ndarray, bos: int, longest: int) -> list[np.ndarray]:
-    """The first tokens of each document of `bos doc bos doc ...`, without bos; empty documents are left out."""
-    starts = np.flatnonzero(stream == bos)
-    ends = np.append(starts[1:], len(stream))
-    return [
-        np.array(stream[a + 1 : min(b, a + 1 + longest)], np.int64)
-        for a, b in zip(starts, ends, strict=True)
-        if b > a + 1
-    ]
-
-
-# ---------------------------------------------------------------------------------------------------- rows
 @dataclass(frozen=True)
 class PackedSamples:
-    """Samples packed as pretraining packs documents, `bos doc bos doc ...`, with a weight on every target.
+    """Samples packed as pretraining packs documents, `bos doc bos doc ...`, with a loss weight on
+    every target. All arrays are [N, T].
 
-    The bos after a sample bears weight only where the sample ended by itself: the cut at the longest length is ours.
+    The bos after a sample has a weight only where the sample ended by itself: where it was cut at
+    the longest length, its end is not the model's.
     """
 
-    tokens: np.ndarray  # [N, T]
+    tokens: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
-    owner: np.ndarray  # the sample each target is of; -1: none
+    owner: np.ndarray  # the sample that each target belongs to; -1: none
 
     @classmethod
     def pack(
         cls, docs: Sequence[Sequence[int]], weights: Sequence[float], length: int, bos: int
     ) -> "PackedSamples":
+        """Rows of `length` targets; a sample that ended by itself has its bos at the end."""
         ids, weight, owner = [bos], [0.0], [-1]
         for i, (doc, w) in enumerate(zip(docs, weights, strict=True)):
             ended = len(doc) > 0 and doc[-1] == bos
-            body = [t for t in doc if t != bos]
+            body = [token for token in doc if token != bos]
             ids += [*body, bos]
             weight += [w] * len(body) + [w if ended else 0.0]
             owner += [i] * (len(body) + 1)
-        n = max(1, -(-(len(ids) - 1) // length))
-        pad = n * length + 1 - len(ids)
-        stream = np.array(ids + [0] * pad, np.int32)
-        place = lambda a, fill, kind: np.array(a + [fill] * pad, kind)[1:].reshape(n, length)  # noqa: E731
-        return cls(
-            stream[:-1].reshape(n, length),
-            stream[1:].reshape(n, length),
-            place(weight, 0.0, np.float32),
-            place(owner, -1, np.int64),
-        )
+        num_rows = max(1, -(-(len(ids) - 1) // length))
+        padding = num_rows * length + 1 - len(ids)
+        stream = np.array(ids + [0] * padding, np.int32)
+        weight = np.array(weight + [0.0] * padding, np.float32)
+        owner = np.array(owner + [-1] * padding, np.int64)
+        # Weights and owners belong to targets, which are one token ahead.
+        columns = (stream[:-1], stream[1:], weight[1:], owner[1:])
+        return cls(*(column.reshape(num_rows, length) for column in columns))
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """The rows of a generation's training in their order: `batches(step)` is a pure function, as every batch is here."""
+    """The rows of a generation's training in their order.
+
+    `plan(step, lo, hi)` is a pure function, as every batch is in ramp.
+    """
 
     real: TokenRows
-    made: list[PackedSamples]  # generation 1, 2, ...
+    samples: list[PackedSamples]  # of generation 1, 2, ...
     generation: np.ndarray  # [steps, batch], 0: real
-    number: np.ndarray
+    index: np.ndarray  # [steps, batch], of the row within its generation
 
     @classmethod
-    def plan(
+    def build(
         cls,
         c: Config,
         real: RealCorpus,
-        made: list[PackedSamples],
-        live: Sequence[float],
-        m: float,
-        rare: float,
-        seed: int,
+        samples: list[PackedSamples],
+        weights: Sequence[float],
+        real_fraction: float,
+        rare_fraction: float,
     ) -> "TrainingPlan":
-        """`live`: weight of each generation's samples, 0 for one that the guard dropped."""
+        """Choose the rows by the policy of the configuration.
+
+        weights: of each generation's samples, 0 for one that the guard dropped. real_fraction: of
+        all rows; rare_fraction: of the real ones.
+        """
         t = c.synthesize
-        last = t.final_real_fraction if t.policy == "guarded" else 0.0
-        slots = t.train.steps * t.train.batch_size
-        first = slots - round(last * t.train.steps) * t.train.batch_size
-        rng = np.random.default_rng([seed, len(made)])
-        share = max(0.0, (m * slots - (slots - first)) / max(first, 1))
-        held = [w * (x.weights.sum(axis=1) > 0) for w, x in zip(live, made, strict=True)]
-        sizes = [len(real.rows), *(len(x.tokens) for x in made)]
-        found = mix.compose(
-            t.policy, sizes, first, rng, share, real.rare_rows, rare, held, t.age_decay
+        steps, batch_size = t.train.steps, t.train.batch_size
+        final = t.final_real_fraction if t.policy == "guarded" else 0.0
+        num_final = round(final * steps) * batch_size
+        num_mixed = steps * batch_size - num_final
+        rng = np.random.default_rng([c.seed, len(samples)])
+        # The real rows at the end count towards the fraction.
+        mixed_fraction = (real_fraction * steps * batch_size - num_final) / max(num_mixed, 1)
+        row_weights = []
+        for w, packed in zip(weights, samples, strict=True):
+            row_weights.append(w * (packed.weights.sum(axis=1) > 0))
+        sizes = [len(real.rows), *(len(packed.tokens) for packed in samples)]
+        mixed = mix.compose(
+            t.policy,
+            sizes,
+            num_mixed,
+            rng,
+            max(0.0, mixed_fraction),
+            real.rare_rows,
+            rare_fraction,
+            row_weights,
+            t.age_decay,
         )
-        reals = rng.choice(sizes[0], slots - first)
-        order = mix.order(
-            len(found.number), len(reals), t.train.steps, t.train.batch_size, last, seed
-        )
-        generation = np.concatenate([found.generation, np.zeros_like(reals)])[order]
-        return cls(real.rows, made, generation, np.concatenate([found.number, reals])[order])
+        final_index = rng.choice(sizes[0], num_final)
+        order = mix.order_rows(len(mixed.index), num_final, steps, batch_size, final, c.seed)
+        generation = np.concatenate([mixed.generation, np.zeros_like(final_index)])
+        index = np.concatenate([mixed.index, final_index])
+        return cls(real.rows, samples, generation[order], index[order])
 
     def __call__(self, step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
-        generation, number = self.generation[step, lo:hi], self.number[step, lo:hi]
-        batch = self.real.take(np.where(generation == 0, number, 0))
+        """Rows lo .. hi of the batch of a step."""
+        generation = self.generation[step, lo:hi]
+        index = self.index[step, lo:hi]
+        # Every row is read as a real one first; the rows of samples are then written over.
+        batch = self.real.take(np.where(generation == 0, index, 0))
         for g in np.unique(generation[generation > 0]):
-            at, rows = generation == g, self.made[g - 1]
+            at = generation == g
             for name in batch:
-                batch[name][at] = getattr(rows, name)[number[at]]
+                batch[name][at] = getattr(self.samples[g - 1], name)[index[at]]
         return batch
 
-    def steps(self, g: int, samples: int) -> list[list[int]]:
-        """In which steps each sample of generation g is used."""
-        found: list[set[int]] = [set() for _ in range(samples)]
+    def find_steps(self, g: int, num_samples: int) -> list[list[int]]:
+        """The steps in which each sample of generation g is used."""
+        steps: list[set[int]] = [set() for _ in range(num_samples)]
         for step, slot in zip(*np.nonzero(self.generation == g), strict=True):
-            row = self.made[g - 1].owner[self.number[step, slot]]
-            for i in np.unique(row[row >= 0]):
-                found[i].add(int(step))
-        return [sorted(s) for s in found]
+            owner = self.samples[g - 1].owner[self.index[step, slot]]
+            for i in np.unique(owner[owner >= 0]):
+                steps[i].add(int(step))
+        return [sorted(s) for s in steps]

@@ -1,90 +1,156 @@
-"""What is made of a generation's samples, before any of them teaches: verdicts, weights, figures, the guard's first look."""
+"""What is decided about a generation's samples before any of them teaches: verdicts, weights,
+figures, and the evidence for the guard. No jax: models come in as scorers.
+"""
 
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ramp.errors import UserError
-from ramp.synth import generate, measure, select
-from ramp.synth.corpus import RealCorpus
-from ramp.synth.generate import Sample
-from ramp.synth.guard import Sampled
-from ramp.synth.measure import Docs, Null
-from ramp.synth.select import BANDS, Cells, Verifier
+from ramp.nines.intervals import lower_bound
+from ramp.synth import measure, select
+from ramp.synth.corpus import RealCorpus, Scorer
+from ramp.synth.guard import SampleEvidence
+from ramp.synth.measure import Comparison, Docs, Null, SurprisalShift
+from ramp.synth.prompts import Sample
+from ramp.synth.select import NUM_BANDS, Cells, Verifier
 
-AUDITED = 200  # 200 of 200 right is a lower 95% bound of .985, 195 one of .949: enough to tell .95
-EVEN = 0.3  # share of the target that is even over the bands of rarity, so that the rare is made more of; a choice, not swept
+# 200 of 200 right has a lower 95% bound of .985, and 195 one of .949: enough to tell .95.
+NUM_AUDITED = 200
+
+# Fraction of the target that is even over the bands of rarity, so that more is made of what is
+# rare. A choice; it was not tuned.
+EVEN_FRACTION = 0.3
+
+# A verifier that accepts this much of shuffled text tells nothing.
+MAX_NOISE_ACCEPTANCE = 0.95
 
 
 @dataclass(frozen=True)
 class BaseModelReference:
-    """The first model, frozen, and what is known of it and of real text beside it: all later figures are held against it."""
+    """The first model, frozen, and its figures of real text; later figures are compared with them."""
 
-    params: dict
-    bits_d: np.ndarray  # per token of the real training openings
+    scorer: Scorer
+    bits_d: np.ndarray  # per token, of the real training openings
     cells: Cells
-    by_real: Null
-    by_first: Null
+    real_null: Null  # of real text
+    model_null: Null  # of the model's own samples
 
     @classmethod
-    def look(cls, real: RealCorpus, params: dict, plain: Sequence[Sample]) -> "BaseModelReference":
-        """`plain`: its own samples, begun from nothing, twice as many as are measured."""
-        t, pool = real.c.synthesize, Docs.of(real.train)
-        bits_d, held = real.bits(params, real.train).per_token, Docs.of(real.guard)
-        own = Docs.of([body(s, real.tokenizer.bos) for s in plain])
-        sketch_nd = sketch_gradients(real, params, own)
-        figures = lambda rows: (
-            measure.panel(held, own.take(rows)) | {"vendi": measure.vendi(sketch_nd[rows])}
-        )  # noqa: E731
-        by_first = Null.resampled(
-            len(own), t.num_measured, figures, t.num_null_resamples, real.c.seed
-        )
-        by_real = Null.draw(
-            pool,
-            t.num_measured,
-            partial(measure.panel, held),
-            max(7, t.num_null_resamples // 2),
-            real.c.seed,
-        )
-        return cls(
-            params, bits_d, Cells.fit(pool, bits_d, real.c.model.vocab_size), by_real, by_first
-        )
+    def measure(
+        cls, real: RealCorpus, scorer: Scorer, samples: Sequence[Sample]
+    ) -> "BaseModelReference":
+        """samples: its own, begun from nothing, twice as many as are measured."""
+        t, seed = real.c.synthesize, real.c.seed
+        pool = Docs.from_lists(real.train)
+        guard_docs = Docs.from_lists(real.guard)
+        own = Docs.from_lists([s.document(real.tokenizer.bos) for s in samples])
+        sketch_nd = scorer.gradients(real.with_bos(own.to_list()))
 
+        def measure_rows(rows: np.ndarray) -> dict[str, float]:
+            figures = measure.measure_sample(guard_docs, own.take(rows))
+            return figures | {"vendi": measure.vendi_score(sketch_nd[rows])}
 
-def body(s: Sample, bos: int) -> list[int]:
-    """The document: prompt and continuation, without the marks of beginning and end."""
-    return [i for i in (*s.prompt.ids, *s.ids) if i != bos]
+        def measure_docs(docs: Docs) -> dict[str, float]:
+            return measure.measure_sample(guard_docs, docs)
+
+        k = t.num_null_resamples
+        model_null = Null.resample_rows(len(own), t.num_measured, measure_rows, k, seed)
+        # Real text is only shown for orientation: half as many resamples do.
+        real_null = Null.resample(pool, t.num_measured, measure_docs, max(7, k // 2), seed)
+        bits_d = real.measure_bits(scorer, real.train).per_token
+        cells = Cells.fit(pool, bits_d, real.c.model.vocab_size)
+        return cls(scorer, bits_d, cells, real_null, model_null)
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Of N samples."""
+class PanelFigure(Comparison):
+    """A figure compared with the first model's samples, and with real text."""
 
-    kept: np.ndarray
-    reasons: list[str]
-    weight: np.ndarray  # mean 1 among those kept
-    cell: np.ndarray
-    first_bits: np.ndarray  # per token under the first model
-    figures: dict  # by figure: value, null, ratio, z against the first model's samples; and single numbers
-    seen: Sampled  # what the guard is told
+    real: float | None = None  # mean of the null of real text; None where it is not measured
+    z_real: float | None = None
 
 
-# ---------------------------------------------------------------------------------------------------- verifiers
-def clean(text: str) -> bool:
-    """Something to read, in whole characters; a cut at the end may halve the last."""
+@dataclass(frozen=True)
+class Histogram:
+    """Fractions of documents by surprisal under the first model, over the same edges."""
+
+    edges: list[float]
+    real: list[float]
+    sample: list[float]
+
+
+@dataclass(frozen=True)
+class SampleFigures:
+    """The figures of a generation's samples."""
+
+    panel: dict[str, PanelFigure]
+    shift: SurprisalShift | None  # None where no sample has a finite surprisal
+    histogram: Histogram
+    acceptance: float  # fraction that passed the verifiers
+    imbalance: float  # median over the least acceptance among cells
+    precision: float  # lower bound, from the audit
+    ess: float  # effective sample size of the weights, as a fraction
+    missed: float  # largest mass of a band that no candidate could give
+    cross: float  # bits per token that one sample tells about the next
+    notes: dict[str, str]  # by verifier: what is wrong with it
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of it in history.json and in ledgers."""
+        record = asdict(self)
+        record["shift"] = record["shift"] or {}
+        for figure in record["panel"].values():
+            if figure["real"] is None:
+                del figure["real"], figure["z_real"]
+        return record
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "SampleFigures":
+        """The inverse of `to_json`; what was not finite is None."""
+        panel = {name: PanelFigure(**figure) for name, figure in record["panel"].items()}
+        shift = SurprisalShift(**record["shift"]) if record["shift"] else None
+        histogram = Histogram(**record["histogram"])
+        return cls(**{**record, "panel": panel, "shift": shift, "histogram": histogram})
+
+
+@dataclass(frozen=True)
+class SampleDecisions:
+    """What was decided about N samples."""
+
+    kept: np.ndarray  # [N] bool
+    reasons: list[str]  # why not, empty where kept
+    weight: np.ndarray  # [N], mean 1 among those kept
+    cell: np.ndarray  # [N]
+    first_bits: np.ndarray  # [N], per token under the first model
+    figures: SampleFigures
+    evidence: SampleEvidence  # for the guard
+
+
+# Verifiers
+
+
+def is_clean(text: str) -> bool:
+    """Whether there is something to read, in whole characters.
+
+    A cut at the end may halve the last character.
+    """
     return bool(text.strip()) and "\ufffd" not in text.rstrip("\ufffd")
 
 
 def load_verifier(name: str) -> Verifier:
-    """PATH.py:FUNCTION, a verifier of the user's."""
+    """A user's function from a text to true or false, named PATH.py:FUNCTION.
+
+    UserError where there is no such file or function, or where it cannot be imported.
+    """
     path, _, function = name.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
         raise UserError(
-            f"synthesize: {name!r} is neither clean, typical nor PATH.py:FUNCTION of a file that is there"
+            f"synthesize: {name!r} is neither clean, typical nor PATH.py:FUNCTION "
+            "of a file that is there"
         )
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -94,216 +160,239 @@ def load_verifier(name: str) -> Verifier:
         raise UserError(
             f"the verifier {path} cannot be imported ({type(error).__name__}: {error})"
         ) from None
-    found = getattr(module, function, None)
-    if not callable(found):
+    verifier = getattr(module, function, None)
+    if not callable(verifier):
         raise UserError(
-            f"{path} has no function {function!r}; name one that takes a text and says whether it is right"
+            f"{path} has no function {function!r}; "
+            "name one that takes a text and says whether it is right"
         )
-    return found
+    return verifier
 
 
 def run_verifier(
-    real: RealCorpus,
-    first: BaseModelReference,
-    docs: Sequence[np.ndarray],
-    bits: np.ndarray,
-    name: str,
+    name: str, real: RealCorpus, base: BaseModelReference, docs: Docs, bits_d: np.ndarray
 ) -> list[str]:
-    """What one verifier says of each document, of so many bits a token under the first model: nothing, or why not."""
-    if name == "typical":
-        low, high = np.quantile(
-            first.bits_d, (0.005, 0.995)
-        )  # refuses one real document in a hundred
-        far = f"real text has {low:.2f} to {high:.2f}"
-        return [
-            "" if low <= b <= high else f"typical says no: {b:.2f} bits a token, {far}"
-            for b in bits
-        ]
-    verifier = clean if name == "clean" else load_verifier(name)
-    return select.apply_verifier([real.tokenizer.decode(d) for d in docs], name, verifier)
+    """Why a verifier refuses each document, empty where it accepts.
 
-
-def test_verifier(
-    real: RealCorpus, first: BaseModelReference, accepted: float
-) -> tuple[float, dict[str, str]]:
-    """The verifiers together on real documents and on the same tokens shuffled: (lower bound of the precision of what
-    they accept, a share `accepted` of the samples; a note on each that takes nearly everything).
-
-    UserError for one that raises on every real document: that is its author's mistake.
+    bits_d: their bits per token under the first model.
     """
-    good = real.guard[:AUDITED]
-    bad = [np.random.default_rng(i).permutation(d) for i, d in enumerate(good)]
-    both = [(docs, real.bits(first.params, docs).per_token) for docs in (good, bad)]
-    passed, notes, n = np.ones((2, len(good)), bool), {}, len(good)
+    if name != "typical":
+        verifier = is_clean if name == "clean" else load_verifier(name)
+        return select.apply_verifier(real.decode(docs), name, verifier)
+    low, high = np.quantile(base.bits_d, (0.005, 0.995))  # one real document in a hundred fails
+    expected = f"real text has {low:.2f} to {high:.2f}"
+    reasons = []
+    for bits in bits_d:
+        is_typical = low <= bits <= high
+        reason = f"typical says no: {bits:.2f} bits a token, {expected}"
+        reasons.append("" if is_typical else reason)
+    return reasons
+
+
+def audit_verifiers(
+    real: RealCorpus, base: BaseModelReference, acceptance: float
+) -> tuple[float, dict[str, str]]:
+    """Try the verifiers together on real documents, and on the same tokens shuffled.
+
+    acceptance: the fraction of the samples that they accept. Returns the lower bound of the
+    precision of what they accept, and a note on each that accepts nearly everything. UserError for
+    one that raises on every real document: that is its author's mistake.
+    """
+    good = real.guard[:NUM_AUDITED]
+    bad = [np.random.default_rng(i).permutation(doc) for i, doc in enumerate(good)]
+    n = len(good)
+    good_bits = real.measure_bits(base.scorer, good).per_token
+    bad_bits = real.measure_bits(base.scorer, bad).per_token
+    good_docs, bad_docs = Docs.from_lists(good), Docs.from_lists(bad)
+    good_passed, bad_passed = np.ones(n, bool), np.ones(n, bool)
+    notes = {}
     for name in real.c.synthesize.verifiers:
-        why = [run_verifier(real, first, docs, bits, name) for docs, bits in both]
-        if all("raised" in w for w in why[0]):
+        reasons = run_verifier(name, real, base, good_docs, good_bits)
+        if all("raised" in reason for reason in reasons):
             raise UserError(
-                f"the verifier {name} fails on every real document, first: {why[0][0]}; mend it"
+                f"the verifier {name} fails on every real document, first: {reasons[0]}; mend it"
             )
-        mine = np.array([[not w for w in ws] for ws in why])
-        passed &= mine
-        if mine[1].mean() >= 0.95:
-            notes[name] = (
-                f"takes {mine[1].mean():.0%} of shuffled text: alone it would tell nothing"
-            )
-    right, wrong = (int(p.sum()) for p in passed)
-    return select.precision_bound(accepted, right, n, wrong, n), notes
+        good_passed &= _find_passed(reasons)
+        noise = _find_passed(run_verifier(name, real, base, bad_docs, bad_bits))
+        bad_passed &= noise
+        if noise.mean() >= MAX_NOISE_ACCEPTANCE:
+            accepted = f"{noise.mean():.0%} of shuffled text"
+            notes[name] = f"takes {accepted}: alone it would tell nothing"
+    tp, fp = int(good_passed.sum()), int(bad_passed.sum())
+    return select.precision_bound(acceptance, tp, n, fp, n), notes
 
 
-# ---------------------------------------------------------------------------------------------------- all of it
+def _find_passed(reasons: Sequence[str]) -> np.ndarray:
+    return np.array([not reason for reason in reasons])
+
+
+# All of it
+
+
 def decide(
     real: RealCorpus,
-    first: BaseModelReference,
-    params: dict,
-    made: Sequence[Sample],
+    base: BaseModelReference,
+    scorer: Scorer,
+    samples: Sequence[Sample],
     pool: Docs,
-    plain: int,
-) -> Decision:
-    """Judge, filter, weigh and measure. `pool`: kept samples of earlier generations; `plain`: how many of the samples, the
-    first ones, begin from nothing: those are measured. The rare is made more of only while the precision holds."""
-    t, bos = real.c.synthesize, real.tokenizer.bos
-    docs = Docs.of([body(s, bos) for s in made])
-    bits = real.bits(first.params, docs.list()).per_token
-    finite = np.isfinite(bits) & np.isfinite([s.logp for s in made])
-    reasons = ["" if ok else "its log-probability is not a number" for ok in finite]
+    num_plain: int,
+) -> SampleDecisions:
+    """Judge, filter, weigh and measure the samples that the model of `scorer` has written.
+
+    pool: kept samples of earlier generations. num_plain: the first so many samples begin from
+    nothing; only those are measured. More is made of what is rare only while the precision holds.
+    """
+    t = real.c.synthesize
+    docs = Docs.from_lists([s.document(real.tokenizer.bos) for s in samples])
+    bits_d = real.measure_bits(base.scorer, docs.to_list()).per_token
+    is_finite = np.isfinite(bits_d) & np.isfinite([s.logp for s in samples])
+    reasons = ["" if ok else "its log-probability is not a number" for ok in is_finite]
     for name in t.verifiers:
-        said = run_verifier(real, first, docs.list(), bits, name)
-        reasons = [old or new for old, new in zip(reasons, said, strict=True)]
-    passed = np.array([not r for r in reasons])
+        verdicts = run_verifier(name, real, base, docs, bits_d)
+        reasons = [old or new for old, new in zip(reasons, verdicts, strict=True)]
+    passed = _find_passed(reasons)
     reasons = filter_samples(reasons, real, docs, pool)
-    kept = np.array([not r for r in reasons])
-    band = first.cells.of(docs, np.where(finite, bits, 0.0))
-    precision, notes = test_verifier(real, first, float(passed.mean()))
+    kept = _find_passed(reasons)
+
+    bands = base.cells.assign(docs, np.where(is_finite, bits_d, 0.0))
+    precision, notes = audit_verifiers(real, base, float(passed.mean()))
     if t.auditor:
         precision = audit_accepted(real, docs, kept)
-    weight, ess, missed = weigh_samples(
-        real, first, docs, band, kept, precision >= t.guard.min_precision
+    reward_novelty = precision >= t.guard.min_precision
+    weight, ess, missed = weigh_samples(real, base, docs, bands, kept, reward_novelty)
+
+    measured = docs.take(np.arange(min(num_plain, t.num_measured)))
+    panel = measure_panel(real, base, measured)
+    imbalance = select.acceptance_imbalance(passed[:num_plain], bands[0][:num_plain])
+    plain_bits = bits_d[:num_plain]
+    plain_bits = plain_bits[np.isfinite(plain_bits)]
+    shift = measure.surprisal_shift(base.bits_d, plain_bits) if len(plain_bits) else None
+    figures = SampleFigures(
+        panel=panel,
+        shift=shift,
+        histogram=make_histogram(base.bits_d, plain_bits),
+        acceptance=float(passed.mean()),
+        imbalance=imbalance,
+        precision=precision,
+        ess=ess,
+        missed=missed,
+        cross=measure_cross_information(real, scorer, samples[:num_plain]),
+        notes=notes,
     )
-    against = panel(real, first, docs.take(np.arange(min(plain, t.num_measured))))
-    uneven = select.imbalance(passed[:plain], band[0][:plain])
-    shown = bits[:plain][np.isfinite(bits[:plain])]
-    figures = {
-        "panel": against,
-        "shift": measure.shift(first.bits_d, shown) if len(shown) else {},
-        "histogram": histogram(first.bits_d, shown),
-        "acceptance": float(passed.mean()),
-        "imbalance": uneven,
-        "precision": precision,
-        "ess": ess,
-        "missed": missed,
-        "cross": cross_information(real, params, made[:plain]),
-        "notes": notes,
-    }
-    seen = Sampled(against, uneven, precision, int(kept.sum()))
-    return Decision(kept, reasons, weight, band[0] * BANDS + band[1], bits, figures, seen)
+    evidence = SampleEvidence(panel, imbalance, precision, int(kept.sum()))
+    cell = bands[0] * NUM_BANDS + bands[1]
+    return SampleDecisions(kept, reasons, weight, cell, bits_d, figures, evidence)
 
 
 def filter_samples(reasons: list[str], real: RealCorpus, docs: Docs, pool: Docs) -> list[str]:
-    """The reasons, and why a document that passed must not teach all the same."""
+    """The reasons, and why a document that passed the verifiers must not teach all the same."""
     t = real.c.synthesize
-    dirty, twin = (
-        select.find_contaminated(docs, real.held, t.contamination_tokens),
-        select.find_repeats(docs, pool, t.dedup_threshold),
-    )
-    out = []
-    for reason, h, k in zip(reasons, dirty, twin, strict=True):
+    source = select.find_contaminated(docs, real.held_out, t.contamination_tokens)
+    twin = select.find_repeats(docs, pool, t.dedup_threshold)
+    filtered = []
+    for reason, h, k in zip(reasons, source, twin, strict=True):
         if not reason and h >= 0:
-            reason = f"it shares {t.contamination_tokens} tokens, or a whole document, with held-out document {h}"
+            overlap = f"{t.contamination_tokens} tokens, or a whole document"
+            reason = f"it shares {overlap}, with held-out document {h}"
+        elif not reason and k >= len(pool):
+            reason = f"it nearly repeats sample {k - len(pool)}"
         elif not reason and k >= 0:
-            reason = "it nearly repeats " + (
-                f"sample {k - len(pool)}" if k >= len(pool) else "an earlier generation's"
-            )
-        out.append(reason)
-    return out
+            reason = "it nearly repeats an earlier generation's"
+        filtered.append(reason)
+    return filtered
 
 
 def weigh_samples(
     real: RealCorpus,
-    first: BaseModelReference,
+    base: BaseModelReference,
     docs: Docs,
-    band: tuple,
+    bands: tuple[np.ndarray, np.ndarray],
     kept: np.ndarray,
-    novelty: bool,
+    reward_novelty: bool,
 ) -> tuple[np.ndarray, float, float]:
-    """(weights, effective sample size, largest mass that no candidate could give): rarity and surprisal as in real text,
-    with `EVEN` of the rarity evened out while novelty is allowed."""
-    weight, t = np.zeros(len(docs)), real.c.synthesize
+    """Weights [N] that give rarity and surprisal the masses they have in real text.
+
+    `EVEN_FRACTION` of the rarity is evened out where novelty is rewarded. Also returns the
+    effective sample size, and the largest mass that no candidate could give.
+    """
+    t = real.c.synthesize
+    weight = np.zeros(len(docs))
     if not kept.any():
         return weight, 0.0, 1.0
+    real_bands = base.cells.assign(Docs.from_lists(real.train), base.bits_d)
+    even_fractions = (EVEN_FRACTION * reward_novelty, 0)
     features, target = [], []
-    for mine, theirs, even in zip(
-        band, first.cells.of(Docs.of(real.train), first.bits_d), (EVEN * novelty, 0), strict=True
-    ):
-        mass = (1 - even) * select.smooth_counts(
-            np.bincount(theirs, minlength=BANDS)
-        ) + even / BANDS
-        features.append(
-            select.one_hot(mine[kept], BANDS)[:, 1:]
-        )  # the first follows from the others
+    for band, real_band, even in zip(bands, real_bands, even_fractions, strict=True):
+        mass = select.smooth_counts(np.bincount(real_band, minlength=NUM_BANDS))
+        mass = (1 - even) * mass + even / NUM_BANDS
+        # The first band follows from the others, since masses sum to one.
+        features.append(select.one_hot(band[kept], NUM_BANDS)[:, 1:])
         target.append(mass[1:])
-    keys = [tuple(d) for d, k in zip(docs.list(), kept, strict=True) if k]
-    base = select.cap_duplicates(keys, t.max_duplicates)
-    found = select.project(
-        np.concatenate(features, axis=1), np.concatenate(target), base, t.max_weight, t.min_ess
+    keys = [tuple(doc) for doc in docs.take(np.flatnonzero(kept)).to_list()]
+    weights = select.project_weights(
+        np.concatenate(features, axis=1),
+        np.concatenate(target),
+        select.cap_duplicates(keys, t.max_duplicates),
+        t.max_weight,
+        t.min_ess,
     )
-    weight[kept] = found.w
-    return weight, found.ess, float(np.abs(found.missed).max())
+    weight[kept] = weights.w
+    return weight, weights.ess, float(np.abs(weights.missed).max())
 
 
-def panel(real: RealCorpus, first: BaseModelReference, sample: Docs) -> dict[str, dict[str, float]]:
-    """Every figure beside the first model's own samples and beside real text."""
-    found = measure.panel(Docs.of(real.guard), sample)
-    rows = sketch_gradients(real, first.params, sample)
-    found["vendi"] = measure.vendi(rows) if np.isfinite(rows).all() else 0.0
-    against = first.by_first.against(found)
-    for name, figure in first.by_real.against(
-        {k: v for k, v in found.items() if k != "vendi"}
-    ).items():
-        against[name] |= {"real": figure["null"], "z_real": figure["z"]}
-    return against
-
-
-def sketch_gradients(real: RealCorpus, params: dict, docs: Docs) -> np.ndarray:
-    rows = [[real.tokenizer.bos, *d] for d in docs.list()]
-    return generate.gradients(real.c.model, params["lm"], rows, real.c.synthesize.max_new_tokens)
+def measure_panel(
+    real: RealCorpus, base: BaseModelReference, sample: Docs
+) -> dict[str, PanelFigure]:
+    """Every figure compared with the first model's own samples, and with real text."""
+    figures = measure.measure_sample(Docs.from_lists(real.guard), sample)
+    against_real = base.real_null.compare(figures)
+    sketch_nd = base.scorer.gradients(real.with_bos(sample.to_list()))
+    is_finite = np.isfinite(sketch_nd).all()
+    figures["vendi"] = measure.vendi_score(sketch_nd) if is_finite else 0.0
+    panel = {}
+    for name, comparison in base.model_null.compare(figures).items():
+        panel[name] = PanelFigure(**vars(comparison))
+        if name in against_real:
+            other = against_real[name]
+            panel[name] = PanelFigure(**vars(comparison), real=other.null, z_real=other.z)
+    return panel
 
 
 def audit_accepted(real: RealCorpus, docs: Docs, kept: np.ndarray) -> float:
-    """Lower bound of the share of kept samples that the auditor calls right."""
-    at, auditor = np.flatnonzero(kept)[:AUDITED], load_verifier(real.c.synthesize.auditor)
-    why = select.apply_verifier(
-        [real.tokenizer.decode(d) for d in docs.take(at).list()], "auditor", auditor
-    )
-    return select.lower_bound(sum(not w for w in why), len(at))
+    """Lower bound of the fraction of kept samples that the user's auditor calls right."""
+    auditor = load_verifier(real.c.synthesize.auditor)
+    audited = docs.take(np.flatnonzero(kept)[:NUM_AUDITED])
+    reasons = select.apply_verifier(real.decode(audited), "auditor", auditor)
+    return lower_bound(sum(not reason for reason in reasons), len(audited))
 
 
-def cross_information(
-    real: RealCorpus, params: dict, made: Sequence[Sample], pairs: int = 32
+def measure_cross_information(
+    real: RealCorpus, scorer: Scorer, samples: Sequence[Sample], num_pairs: int = 32
 ) -> float:
-    """Chapter-x10 on samples begun alike: bits a token that one tells about the next."""
-    bos, length, lm = real.tokenizer.bos, real.c.synthesize.max_new_tokens, params["lm"]
-    docs = [d[: (length - 2) // 2] for s in made[: 2 * pairs] if (d := body(s, bos))]
-    two = list(zip(docs[::2], docs[1::2], strict=False))
-    if not two:
+    """Bits per token that a sample tells about the next one begun alike; NaN without a pair."""
+    bos = real.tokenizer.bos
+    max_tokens = (real.c.synthesize.max_new_tokens - 2) // 2  # both, and two marks, fit a row
+    docs = [s.document(bos)[:max_tokens] for s in samples[: 2 * num_pairs]]
+    docs = [doc for doc in docs if doc]
+    pairs = list(zip(docs[::2], docs[1::2], strict=False))
+    if not pairs:
         return float("nan")
-    alone = generate.score_documents(real.c.model, lm, [[bos, *b] for _, b in two], length)
-    beside = generate.score_documents(
-        real.c.model, lm, [[bos, *a, bos, *b] for a, b in two], length
-    )
-    size = np.array([len(b) for _, b in two])
-    ends = np.array([x[-k:].sum() for x, k in zip(beside, size, strict=True)])
-    return measure.cross_information(-np.array([x.sum() for x in alone]), -ends, size)
+    alone = scorer.nats([[bos, *second] for _, second in pairs])
+    given = scorer.nats([[bos, *first, bos, *second] for first, second in pairs])
+    size = np.array([len(second) for _, second in pairs])
+    alone_b = np.array([nats.sum() for nats in alone])
+    given_b = np.array([nats[-n:].sum() for nats, n in zip(given, size, strict=True)])
+    return measure.cross_information(-alone_b, -given_b, size)
 
 
-def histogram(real_bits: np.ndarray, bits: np.ndarray, bins: int = 24) -> dict[str, list[float]]:
-    """Shares of documents by surprisal under the first model, real and sampled, over the same edges; the outer bins take
-    what lies beyond real text."""
+def make_histogram(real_bits: np.ndarray, sample_bits: np.ndarray, bins: int = 24) -> Histogram:
+    """Real and sampled documents by surprisal; the outer bins hold what is beyond real text."""
     edges = np.linspace(real_bits.min(), real_bits.max() + 1e-6, bins + 1)
-    wide = edges[1] - edges[0]
-    edges = np.concatenate([[edges[0] - wide], edges, [edges[-1] + wide]])
-    counts = [
-        np.histogram(np.clip(x, edges[0], edges[-1]), edges)[0] / max(len(x), 1)
-        for x in (real_bits, bits)
-    ]
-    return {"edges": edges.tolist(), "real": counts[0].tolist(), "sample": counts[1].tolist()}
+    width = edges[1] - edges[0]
+    edges = np.concatenate([[edges[0] - width], edges, [edges[-1] + width]])
+
+    def count(bits: np.ndarray) -> list[float]:
+        clipped = np.clip(bits, edges[0], edges[-1])
+        return (np.histogram(clipped, edges)[0] / max(len(bits), 1)).tolist()
+
+    return Histogram(edges.tolist(), count(real_bits), count(sample_bits))

@@ -1,175 +1,246 @@
-"""The guard of a loop of generations: warn, repair, roll back, stop. A pure state machine; the stage does what it says.
+"""The guard of a loop of generations: warn, repair, roll back, stop.
 
-Two looks at a generation. `before` training: what was sampled and accepted, against the first model's samples and real
-text; what is out of bounds is repaired (more real tokens, more rare seeds, less weight) before it teaches anything.
-`after` training: held-out documents, paired with the last good model's, by an e-process; a model that got worse is
-rolled back.
+A pure state machine; the stage does what it decides. It judges a generation twice. Before training
+(`judge_samples`) it compares the samples with the first model's and with real text; what is out of
+bounds is repaired (more real tokens, more rare contexts, no weight) before it teaches anything.
+After training (`judge_model`) it compares held-out documents with the last good model's, paired, by
+an e-process; a model that got worse is rolled back.
 
-E-process. d_i is how much worse document i got, scaled into [-1, 1] with the tolerated loss taken off. Under the null
-E[d] <= 0, prod(1 + l_i d_i) with l_i in [0, 0.9] chosen from the documents before i is a nonnegative supermartingale
-that starts at 1: it ever reaches 1/a with probability at most a (Ville). Generation g's test has the threshold
-(1/a) g (g+1), and sum 1/(g(g+1)) = 1: over any number of generations and however their documents overlap, the chance of
-one false alarm is at most a. (Waudby-Smith & Ramdas 2024, arXiv:2010.09686; the spending is a union bound.)
+E-process. d_i is how much worse document i got, scaled into [-1, 1] with the tolerated loss taken
+off. Under the null E[d] <= 0, prod(1 + l_i d_i) with l_i in [0, 0.9] chosen from the documents
+before i is a nonnegative supermartingale that starts at 1: it ever reaches 1/a with probability at
+most a (Ville). Generation g's test has the threshold (1/a) g (g+1), and sum 1/(g(g+1)) = 1: over
+any number of generations and however their documents overlap, the chance of one false alarm is at
+most a. (Waudby-Smith & Ramdas 2024, arXiv:2010.09686; the spending is a union bound.)
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from ramp.config import Synthesize
+from ramp.config import Thresholds
+from ramp.synth.measure import Comparison
 
 Action = Literal["go", "warn", "repair", "roll back", "stop"]
+Pair = tuple[np.ndarray, np.ndarray]  # figures of the new and of the last good model, paired
+
+NUM_TESTS = 3  # bits, bits of the tail, right answers: they share the rate of false alarms
+
+# Names that fields of CollapseGuard have in history.json and in ledgers.
+JSON_NAMES = {
+    "real_fraction": "m",
+    "rare_fraction": "rare",
+    "good_generation": "good",
+    "rollbacks": "rolled",
+    "poor_generations": "poor",
+}
 
 
 @dataclass(frozen=True)
 class CollapseGuard:
     """What the guard carries from one generation to the next."""
 
-    m: float  # real share of the tokens of the next generation
-    rare: float = 1 / 6  # of the real share: documents with rare contexts; `Synthesize.rare`
+    real_fraction: float  # of the tokens of the next generation
+    rare_fraction: float = 1 / 6  # of the real tokens: rows with rare contexts
     weight: float = 1.0  # of this generation's samples in the loss
-    good: int = 0  # last generation whose weights are kept; 0: the first model
-    rolled: int = 0  # roll-backs in a row
-    poor: int = 0  # generations in a row that brought in no more bits than they lost
-    tests: int = 0  # roll-back tests so far, for the spending of the false-alarm rate
+    good_generation: int = 0  # the last whose weights are kept; 0: the first model
+    rollbacks: int = 0  # in a row
+    poor_generations: int = 0  # in a row that brought in no more bits than they lost
+    tests: int = 0  # tests for a roll-back so far, for the spending of the false-alarm rate
+
+    def to_json(self) -> dict[str, Any]:
+        """The record of it in history.json and in ledgers."""
+        return {JSON_NAMES.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> "CollapseGuard":
+        """The inverse of `to_json`."""
+        return cls(**{f.name: record[JSON_NAMES.get(f.name, f.name)] for f in fields(cls)})
 
 
 @dataclass(frozen=True)
 class Decision:
+    """What the guard decided, and why."""
+
     action: Action
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.action} {'; '.join(self.reasons)}".strip()
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """A generation before it teaches. `figures`: by name at least z and ratio, as `measure.Null.against` gives them."""
+class SampleEvidence:
+    """What the guard judges before a generation teaches."""
 
-    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    figures: Mapping[str, Comparison] = field(default_factory=dict)  # against the null
     imbalance: float = 1.0  # median over the least acceptance among cells
-    precision: float = 1.0  # lower bound of the audited precision of what was accepted
+    precision: float = 1.0  # lower bound of the audited precision of accepted samples
     accepted: int = 1
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A generation after it taught: paired figures of held-out documents or problems, new and last good."""
+class TrainingEvidence:
+    """What the guard judges after a generation has taught."""
 
-    bits: tuple[np.ndarray, np.ndarray] | None = None  # per document
-    tail_bits: tuple[np.ndarray, np.ndarray] | None = None  # per document with rare tokens
-    right: tuple[np.ndarray, np.ndarray] | None = None  # per novel problem, 0..1
+    bits: Pair | None = None  # per held-out document
+    tail_bits: Pair | None = None  # per held-out document with rare tokens
+    right: Pair | None = None  # per novel problem, 0 to 1
     bits_in: float = 0.0
     bits_lost: float = 0.0
 
 
-# ---------------------------------------------------------------------------------------------------- evidence
-def log_e(worse: np.ndarray, most: float = 0.9) -> float:
+# Evidence
+
+
+def log_e_value(worse: np.ndarray, max_bet: float = 0.9) -> float:
     """Largest log of the e-process on differences in [-1, 1], positive where things got worse.
 
-    The bet is the growth-optimal one of the differences seen so far (mean over mean square, shrunk), between 0 and
-    `most`, so that no factor falls below 1 - most. Shrunk: a quarter of one largest square is counted before any was
-    seen, so that the first documents bet little; any bet made beforehand keeps the bound.
+    The bet is the growth-optimal one for the differences so far, their mean over their mean square,
+    and at most `max_bet`, so that no factor falls below 1 - max_bet. ValueError for a difference
+    outside [-1, 1].
     """
     d = np.asarray(worse, float)
     if not np.all(np.abs(d) <= 1 + 1e-9):
         raise ValueError("differences of an e-process lie in [-1, 1]: scale and clip them first")
-    before = np.arange(len(d)) + 1.0
-    mean = np.concatenate([[0.0], np.cumsum(d)[:-1]]) / before
-    square = (0.25 + np.concatenate([[0.0], np.cumsum(d * d)[:-1]])) / before
-    log_wealth = np.cumsum(np.log1p(np.clip(mean / square, 0.0, most) * d))
+    count = np.arange(len(d)) + 1.0
+    mean = _sum_before(d) / count
+    # A quarter of the largest square counts before the first document, so that early bets are
+    # small. Any bet that is made beforehand keeps the bound.
+    square = (0.25 + _sum_before(d * d)) / count
+    bet = np.clip(mean / square, 0.0, max_bet)
+    log_wealth = np.cumsum(np.log1p(bet * d))
     return float(max(log_wealth.max(initial=0.0), 0.0))
 
 
-def scaled(new: np.ndarray, good: np.ndarray, tolerance: float, span: float = 4.0) -> np.ndarray:
-    """How much worse each document got beyond a relative `tolerance`, in [-1, 1]: in units of `span` times the mean
-    absolute difference of the documents before it, and clipped. Clipping is symmetric, so that the null is one of the
-    clipped mean: a few wild documents decide nothing. Before any difference was seen, one of 2% of the document's figure
-    is taken for granted. Any scale fixed beforehand keeps the bound; these two only set the power. A document whose new
-    figure is not a number got worse."""
-    new, good = np.asarray(new, float), np.asarray(good, float)
+def scale_differences(
+    new: np.ndarray, good: np.ndarray, tolerance: float, span: float = 4.0
+) -> np.ndarray:
+    """How much worse each document got beyond a relative `tolerance`, in [-1, 1].
+
+    The unit is `span` times the mean absolute difference of the documents before it. It only sets
+    the power: any scale that is fixed beforehand keeps the bound. Clipping is symmetric, so the
+    null is one of the clipped mean, and a few wild documents decide nothing.
+    """
+    new = np.asarray(new, float)
+    good = np.asarray(good, float)
+    # A document whose new figure is not a number got worse.
     d = np.where(np.isfinite(new), new, np.inf) - (1 + tolerance) * good
-    seen = np.minimum(np.abs(d), np.abs(good) + 1e-9)
-    before = np.concatenate([[0.0], np.cumsum(seen)[:-1]])
-    scale = span * (0.02 * np.abs(good) + before) / (np.arange(len(d)) + 1.0)
+    size = np.minimum(np.abs(d), np.abs(good) + 1e-9)
+    # Before the first difference, one of 2% of the document's figure is assumed.
+    scale = span * (0.02 * np.abs(good) + _sum_before(size)) / (np.arange(len(d)) + 1.0)
     return np.clip(d / np.maximum(scale, 1e-12), -1, 1)
 
 
-def threshold(level: float, test: int) -> float:
-    """log of what an e-value must reach in the test-th test (1, 2, ...) of a sequence with false-alarm rate `level`."""
+def _sum_before(x: np.ndarray) -> np.ndarray:
+    """The sum of what comes before each element."""
+    return np.concatenate([[0.0], np.cumsum(x)[:-1]])
+
+
+def log_threshold(level: float, test: int) -> float:
+    """log of what an e-value must reach in the test-th test (1, 2, ...) of a sequence.
+
+    level: the false-alarm rate of the whole sequence.
+    """
     return math.log(test * (test + 1) / level)
 
 
-# ---------------------------------------------------------------------------------------------------- decisions
-def judge_samples(g: CollapseGuard, t: Synthesize, seen: Sampled) -> tuple[CollapseGuard, Decision]:
-    """Judge what was sampled. A repair takes effect on this very generation."""
-    if not seen.accepted:
-        return _repaired(g, t, "no sample was accepted: this generation is real text alone")
+# Decisions
+
+
+def judge_samples(
+    guard: CollapseGuard, limits: Thresholds, evidence: SampleEvidence
+) -> tuple[CollapseGuard, Decision]:
+    """Judge the samples of a generation. A repair takes effect on this very generation."""
+    if not evidence.accepted:
+        reason = "no sample was accepted: this generation is real text alone"
+        return _repair(guard, limits, [reason])
+    # A ratio alone may be noise: only figures far from the null count.
+    outliers = {n: f for n, f in evidence.figures.items() if abs(f.z) > limits.warn_z}
     reasons = []
-    out = {
-        name: figure for name, figure in seen.figures.items() if abs(figure["z"]) > t.guard.warn_z
-    }  # a ratio may be noise
-    for name, limit, side in (
-        ("coverage_2", t.guard.min_coverage, -1),
-        ("vendi", t.guard.min_vendi_ratio, -1),
-        ("kl_drift", t.guard.max_kl_ratio, 1),
+    for name, limit, sign in (
+        ("coverage_2", limits.min_coverage, -1),
+        ("vendi", limits.min_vendi_ratio, -1),
+        ("kl_drift", limits.max_kl_ratio, 1),
     ):
-        if name in out and side * out[name]["ratio"] > side * limit:
-            reasons.append(f"{name} is {out[name]['ratio']:.2f} of the null (limit {limit:g})")
-    if seen.imbalance > t.guard.max_imbalance:
-        reasons.append(
-            f"a cell is accepted {seen.imbalance:.1f} times less often than the median cell"
-        )
-    if seen.precision < t.guard.min_precision:
-        reasons.append(
-            f"audited precision of what was accepted may be as low as {seen.precision:.2f}"
-        )
+        if name in outliers and sign * outliers[name].ratio > sign * limit:
+            ratio = outliers[name].ratio
+            reasons.append(f"{name} is {ratio:.2f} of the null (limit {limit:g})")
+    if evidence.imbalance > limits.max_imbalance:
+        times = f"{evidence.imbalance:.1f} times less often"
+        reasons.append(f"a cell is accepted {times} than the median cell")
+    if evidence.precision < limits.min_precision:
+        bound = f"{evidence.precision:.2f}"
+        reasons.append(f"audited precision of what was accepted may be as low as {bound}")
     if reasons:
-        return _repaired(g, t, *reasons)
-    warned = tuple(f"{name}: z {figure['z']:+.1f}" for name, figure in sorted(out.items()))
-    return replace(g, weight=1.0), Decision("warn" if warned else "go", warned)
+        return _repair(guard, limits, reasons)
+    warnings = [f"{name}: z {figure.z:+.1f}" for name, figure in sorted(outliers.items())]
+    return replace(guard, weight=1.0), Decision("warn" if warnings else "go", tuple(warnings))
 
 
-def _repaired(g: CollapseGuard, t: Synthesize, *reasons: str) -> tuple[CollapseGuard, Decision]:
-    """More real tokens, twice the share of rare ones among them (half at most), nothing of this generation's samples."""
-    return replace(
-        g, m=min(1.0, g.m + t.guard.repair_increment), rare=min(0.5, 2 * g.rare), weight=0.0
-    ), Decision("repair", reasons)
+def _repair(
+    guard: CollapseGuard, limits: Thresholds, reasons: list[str]
+) -> tuple[CollapseGuard, Decision]:
+    """More real tokens, more rare ones among them, and no weight for this generation's samples."""
+    repaired = replace(
+        guard,
+        real_fraction=min(1.0, guard.real_fraction + limits.repair_increment),
+        rare_fraction=min(0.5, 2 * guard.rare_fraction),
+        weight=0.0,
+    )
+    return repaired, Decision("repair", tuple(reasons))
 
 
 def judge_model(
-    g: CollapseGuard, t: Synthesize, seen: Trained, generation: int
+    guard: CollapseGuard, limits: Thresholds, evidence: TrainingEvidence, generation: int
 ) -> tuple[CollapseGuard, Decision]:
-    """Judge what was trained: keep it as the last good one, or go back."""
-    test = g.tests + 1
-    limit = threshold(t.guard.false_alarm_rate / 3, test)  # three questions share the rate
+    """Judge the model of a generation: keep it as the last good one, or go back."""
+    test = guard.tests + 1
+    reasons = _find_losses(
+        evidence, limits, log_threshold(limits.false_alarm_rate / NUM_TESTS, test)
+    )
+    is_poor = evidence.bits_in <= evidence.bits_lost
+    poor_generations = guard.poor_generations + 1 if is_poor else 0
+    guard = replace(guard, tests=test, poor_generations=poor_generations)
+    if reasons:
+        real_fraction = min(1.0, guard.real_fraction + limits.repair_increment)
+        guard = replace(guard, rollbacks=guard.rollbacks + 1, real_fraction=real_fraction)
+        if guard.rollbacks >= 2:
+            return guard, Decision("stop", (*reasons, "second roll-back in a row"))
+        return guard, Decision("roll back", tuple(reasons))
+    guard = replace(guard, good_generation=generation, rollbacks=0)
+    if poor_generations >= 2:
+        reason = "two generations in a row brought in no more bits than they lost"
+        return guard, Decision("stop", (reason,))
+    return guard, Decision("go")
+
+
+def _find_losses(evidence: TrainingEvidence, limits: Thresholds, log_limit: float) -> list[str]:
+    """What got worse beyond its tolerance, with a log e-value of `log_limit` or more."""
     reasons = []
     for name, pair, tolerance in (
-        ("bits", seen.bits, t.guard.max_loss_rise),
-        ("bits of the tail", seen.tail_bits, t.guard.max_tail_loss_rise),
+        ("bits", evidence.bits, limits.max_loss_rise),
+        ("bits of the tail", evidence.tail_bits, limits.max_tail_loss_rise),
     ):
-        if pair is not None and len(pair[0]):
-            e = log_e(scaled(*pair, tolerance))
-            if e >= limit:
-                change = np.sum(pair[0]) / np.sum(pair[1]) - 1
-                reasons.append(f"{name} rose {change:+.1%} (e-value 10^{e / math.log(10):.1f})")
-    if seen.right is not None and len(seen.right[0]):
-        e = log_e(np.asarray(seen.right[1], float) - np.asarray(seen.right[0], float))
-        if e >= limit:
-            fell = np.mean(seen.right[1]) - np.mean(seen.right[0])
-            reasons.append(
-                f"right answers to novel problems fell by {fell:.1%} (e-value 10^{e / math.log(10):.1f})"
-            )
-    g = replace(g, tests=test, poor=g.poor + 1 if seen.bits_in <= seen.bits_lost else 0)
-    if reasons:
-        g = replace(g, rolled=g.rolled + 1, m=min(1.0, g.m + t.guard.repair_increment))
-        if g.rolled >= 2:
-            return g, Decision("stop", (*reasons, "second roll-back in a row"))
-        return g, Decision("roll back", tuple(reasons))
-    g = replace(g, good=generation, rolled=0)
-    if g.poor >= 2:
-        return g, Decision(
-            "stop", ("two generations in a row brought in no more bits than they lost",)
-        )
-    return g, Decision("go", ())
+        if pair is None or not len(pair[0]):
+            continue
+        new, good = pair
+        log_e = log_e_value(scale_differences(new, good, tolerance))
+        if log_e >= log_limit:
+            change = np.sum(new) / np.sum(good) - 1
+            reasons.append(f"{name} rose {change:+.1%} ({_format_e_value(log_e)})")
+    if evidence.right is not None and len(evidence.right[0]):
+        new, good = (np.asarray(x, float) for x in evidence.right)
+        log_e = log_e_value(good - new)
+        if log_e >= log_limit:
+            fall = np.mean(good) - np.mean(new)
+            what = f"right answers to novel problems fell by {fall:.1%}"
+            reasons.append(f"{what} ({_format_e_value(log_e)})")
+    return reasons
+
+
+def _format_e_value(log_e: float) -> str:
+    return f"e-value 10^{log_e / math.log(10):.1f}"

@@ -1,7 +1,8 @@
-"""What a generation is trained on: real documents, the newest samples, older ones, in which share and in which order.
+"""What a generation is trained on: real documents, new samples, old samples; how many of each, and
+in which order.
 
-`compose` only says which documents, as (generation, number) with generation 0 for real text, so it serves arrays,
-n-grams and neural models alike.
+`compose` only says which documents, as (generation, index) with generation 0 for real text, so it
+serves arrays, n-grams and neural models alike. No jax.
 """
 
 from collections.abc import Sequence
@@ -16,11 +17,11 @@ POLICIES = ("guarded", "replace", "accumulate", "subsample", "anchored")
 
 @dataclass(frozen=True)
 class Mix:
-    """N documents to train on, those of real text marked by generation 0; `weight`, mean 1 among the samples."""
+    """N documents to train on."""
 
-    generation: np.ndarray
-    number: np.ndarray
-    weight: np.ndarray
+    generation: np.ndarray  # [N], 0: real text
+    index: np.ndarray  # [N], within its generation
+    weight: np.ndarray  # [N], in the loss; mean 1 among the samples, 1 for real text
 
 
 def compose(
@@ -30,108 +31,121 @@ def compose(
     rng: np.random.Generator,
     m: float = 0.0,
     rare: np.ndarray | None = None,
-    rare_share: float = 1 / 6,
+    rare_fraction: float = 1 / 6,
     weights: Sequence[np.ndarray] | None = None,
-    age: float = 0.5,
+    age_decay: float = 0.5,
 ) -> Mix:
     """About n documents out of `sizes` = [real, generation 1, ..., newest].
 
-    replace: the newest. accumulate: all there is, however much. subsample: n of all there is. anchored: a share m of real
-    ones, the rest the newest. ours: a share m of real ones, `rare_share` of them among the numbers `rare`; the rest from
-    all generations, each `age` times as likely as the one after it, without those of weight 0, `weights[g-1]` in the loss.
-    A document is never taken twice unless there are too few.
+    replace: the newest samples. accumulate: all there is, however much. subsample: n of all there
+    is. anchored: a fraction m of real documents, the rest the newest samples. guarded: a fraction m
+    of real documents, `rare_fraction` of them among the indices `rare`; the rest from all
+    generations, each `age_decay` times as likely as the one after it, without those of weight 0,
+    and with `weights[g-1]` in the loss. No document is taken twice unless there are too few.
+    ValueError for an unknown policy, or without real documents.
     """
     if policy not in POLICIES:
         raise ValueError(f"there is no policy {policy!r}; there are {', '.join(POLICIES)}")
     if not sizes or not sizes[0]:
         raise ValueError("there is no real document to begin with")
     newest = len(sizes) - 1
-    everything = np.concatenate([np.full(size, g) for g, size in enumerate(sizes)])
-    numbers = np.concatenate([np.arange(size) for size in sizes])
+    generation = np.repeat(np.arange(len(sizes)), sizes)
+    index = np.concatenate([np.arange(size) for size in sizes])
+    real_index = np.arange(sizes[0])
     if newest == 0:
-        return _plain(0, _draw(np.arange(sizes[0]), n, rng))
+        return _take(0, _draw(real_index, n, rng))
     if policy == "replace":
-        return _plain(newest, _draw(np.arange(sizes[newest]), n, rng))
+        return _take(newest, _draw(np.arange(sizes[newest]), n, rng))
     if policy == "accumulate":
-        return Mix(everything, numbers, np.ones(len(numbers)))
+        return Mix(generation, index, np.ones(len(index)))
     if policy == "subsample":
-        at = _draw(np.arange(len(numbers)), n, rng)
-        return Mix(everything[at], numbers[at], np.ones(len(at)))
-    real = round(m * n)
+        at = _draw(np.arange(len(index)), n, rng)
+        return Mix(generation[at], index[at], np.ones(len(at)))
+    num_real = round(m * n)
     if policy == "anchored":
-        return _joined(
-            _plain(0, _draw(np.arange(sizes[0]), real, rng)),
-            _plain(newest, _draw(np.arange(sizes[newest]), n - real, rng)),
-        )
-    few = round(rare_share * real) if rare is not None and len(rare) else 0
-    taken = [_draw(np.arange(sizes[0]), real - few, rng)] + ([_draw(rare, few, rng)] if few else [])
-    w = (
-        [np.ones(size) for size in sizes[1:]]
-        if weights is None
-        else [np.asarray(x, float) for x in weights]
-    )
-    w_all, of = np.concatenate(w), everything[sizes[0] :]
-    chance = age ** (newest - of) * (w_all > 0)
-    at = weighted_draw(chance, n - real, rng)
-    if not len(at):  # nothing may teach but real text
-        return _plain(0, np.concatenate([*taken, _draw(np.arange(sizes[0]), n - real, rng)]))
-    made = Mix(of[at], numbers[sizes[0] :][at], w_all[at] / w_all[at].mean())
-    return _joined(_plain(0, np.concatenate(taken)), made)
+        real = _take(0, _draw(real_index, num_real, rng))
+        return _join(real, _take(newest, _draw(np.arange(sizes[newest]), n - num_real, rng)))
+    # Guarded: what is left of the policies.
+    num_rare = round(rare_fraction * num_real) if rare is not None and len(rare) else 0
+    real = [_draw(real_index, num_real - num_rare, rng)]
+    if num_rare:
+        real.append(_draw(rare, num_rare, rng))
+    if weights is None:
+        weights = [np.ones(size) for size in sizes[1:]]
+    weight = np.concatenate([np.asarray(w, float) for w in weights])
+    generation, index = generation[sizes[0] :], index[sizes[0] :]
+    chance = age_decay ** (newest - generation) * (weight > 0)
+    at = draw_weighted(chance, n - num_real, rng)
+    if not len(at):  # no sample may teach: real documents take their places
+        return _take(0, np.concatenate([*real, _draw(real_index, n - num_real, rng)]))
+    samples = Mix(generation[at], index[at], weight[at] / weight[at].mean())
+    return _join(_take(0, np.concatenate(real)), samples)
 
 
-def _plain(g: int, numbers: np.ndarray) -> Mix:
-    return Mix(np.full(len(numbers), g), numbers, np.ones(len(numbers)))
+def _take(generation: int, index: np.ndarray) -> Mix:
+    """Documents of one generation, all of weight 1."""
+    return Mix(np.full(len(index), generation), index, np.ones(len(index)))
 
 
-def _joined(*parts: Mix) -> Mix:
-    return Mix(
-        *(
-            np.concatenate([getattr(p, name) for p in parts])
-            for name in ("generation", "number", "weight")
-        )
-    )
+def _join(a: Mix, b: Mix) -> Mix:
+    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
+    return Mix(*(np.concatenate(pair) for pair in pairs))
 
 
 def _draw(pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n of the pool, all of it as often as it goes whole into n, the rest without repetition."""
+    """n of the pool: all of it as often as it fits into n, the rest without repetition."""
     if not len(pool) or n <= 0:
         return pool[:0]
-    whole, rest = divmod(n, len(pool))
-    return np.concatenate([np.tile(pool, whole), rng.choice(pool, rest, replace=False)])
+    passes, rest = divmod(n, len(pool))
+    return np.concatenate([np.tile(pool, passes), rng.choice(pool, rest, replace=False)])
 
 
-def weighted_draw(chance: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """n numbers, successively in proportion to `chance` (Gumbel top-k), none again before all above 0 were taken."""
-    held = int((chance > 0).sum())
-    if not held:
+def draw_weighted(chance: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n indices, one after the other in proportion to `chance` (Gumbel top-k).
+
+    None is drawn again before all with a chance above 0 were.
+    """
+    possible = np.flatnonzero(chance > 0)
+    if not len(possible):
         return np.zeros(0, np.int64)
-    whole, rest = divmod(n, held)
+    passes, rest = divmod(n, len(possible))
     with np.errstate(divide="ignore"):
         score = np.log(chance) + rng.gumbel(size=len(chance))
-    return np.concatenate([np.tile(np.flatnonzero(chance), whole), np.argsort(-score)[:rest]])
+    return np.concatenate([np.tile(possible, passes), np.argsort(-score)[:rest]])
 
 
-def real_fraction(d1: float, tolerance: float, least: float) -> float:
-    """The real share of the drift law for a tolerated excess, at least `least`; with no drift to be seen, `least`."""
-    return max(least, real_fraction_for(tolerance / d1)) if d1 > 0 else least
+def choose_real_fraction(d1: float, tolerance: float, min_fraction: float) -> float:
+    """The real fraction that the drift law asks for, at least `min_fraction`.
+
+    d1: what one generation on own samples alone costs. tolerance: the excess to allow, in the same
+    unit. Without drift it is `min_fraction`.
+    """
+    if d1 <= 0:
+        return min_fraction
+    return max(min_fraction, real_fraction_for(tolerance / d1))
 
 
-def order(mixed: int, real: int, steps: int, batch: int, real_last: float, seed: int) -> np.ndarray:
-    """Row numbers [steps, batch]: the first `mixed` rows in shuffled passes, then for the share `real_last` of the steps
-    the `real` rows after them alone. ValueError where a part that is asked for has no rows.
+def order_rows(
+    num_mixed: int, num_real: int, steps: int, batch_size: int, final_real: float, seed: int
+) -> np.ndarray:
+    """Row numbers [steps, batch_size]: the mixed rows in shuffled passes, then real rows alone.
 
-    Synthetic first and real last escapes the floor that any fixed mixture has (Dohmatob et al., two stages)."""
+    The real rows have the numbers after the mixed ones, and the fraction `final_real` of the steps.
+    Synthetic first and real last escapes the floor that any fixed mixture has (Dohmatob et al., two
+    stages). ValueError where a part that is asked for has no rows.
+    """
     rng = np.random.default_rng(seed)
-    last = round(real_last * steps) * batch
-    rows = [
-        _passes(np.arange(mixed), steps * batch - last, rng),
-        _passes(mixed + np.arange(real), last, rng),
-    ]
-    return np.concatenate(rows).reshape(steps, batch)
+    num_final = round(final_real * steps) * batch_size
+    mixed = _shuffle_passes(np.arange(num_mixed), steps * batch_size - num_final, rng)
+    final = _shuffle_passes(num_mixed + np.arange(num_real), num_final, rng)
+    return np.concatenate([mixed, final]).reshape(steps, batch_size)
 
 
-def _passes(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def _shuffle_passes(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """n rows: whole shuffled passes over them, the last one cut off."""
     if n and not len(rows):
         raise ValueError("there are no rows to train on")
-    passes = [rng.permutation(rows) for _ in range(-(-n // len(rows)))] if n else []
-    return np.concatenate([*passes, rows[:0]])[:n]
+    passes = [rows[:0]]  # so that there is something to concatenate where n is 0
+    if n:
+        passes += [rng.permutation(rows) for _ in range(-(-n // len(rows)))]
+    return np.concatenate(passes)[:n]

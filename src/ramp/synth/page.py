@@ -1,4 +1,6 @@
-"""One page a run: is the model still as diverse as the world it learned from, what was lost, what the loop did about it."""
+"""The page of a run: is the model still as diverse as the world it learned from, what was lost, and
+what did the loop do about it?
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,11 +10,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ramp.reporting.figure import COLORS, STYLE, Curve, blank, picture, svg
-from ramp.reporting.html import section, table, write_page
+from ramp.reporting.html import Html, section, table, write_page
+from ramp.synth.decide import Histogram, PanelFigure
+from ramp.synth.history import GenerationResult
 
-FAMILY = {"real": "green", "replace": "warm", "accumulate": "gold"}
-FAMILY |= {"subsample": "pink", "anchored": "violet", "guarded": "main"}
-SAID = {
+LABELS = {
     "coverage_1": "tokens of held-out text that it still uses",
     "coverage_2": "bigrams of held-out text that it still uses",
     "unseen_mass": "mass of what it would say next (Good-Turing)",
@@ -21,102 +23,111 @@ SAID = {
     "extinct": "frequent tokens it never uses",
     "kl_lost": "KL(real‖samples), coverage lost",
     "kl_drift": "KL(samples‖real), made up",
-    "compression": "compression",
     "self_bleu": "self-BLEU",
     "near_duplicates": "near-duplicates",
     "length": "length, tokens",
     "vendi": "effective number in gradient space (Vendi)",
 }
+FORMATS = {
+    "value": ".4g",
+    "null": ".4g",
+    "ratio": ".2f",
+    "z": "+.1f",
+    "real": ".4g",
+    "z_real": "+.1f",
+}
+PANEL_NOTE = (
+    "At one fixed number of samples. "
+    "z: normal deviates from resamples of the first model's samples, and of real text."
+)
+ACCOUNTS_NOTE = (
+    "In: what verifiers told of the samples they let pass, and what held-out text got cheaper by. "
+    "Lost: what it got dearer by."
+)
 
 
 @rc_context(STYLE)
-def surprisal(h: Mapping[str, Sequence[float]]) -> Figure:
-    """Samples against real text by surprisal under the first model: left of it is collapse, right its own language."""
+def plot_surprisal(histogram: Histogram) -> Figure:
+    """Samples against real text, by surprisal under the first model."""
     figure, axes = blank(9.6, 3)
-    edges = np.asarray(h["edges"])
-    axes.stairs(h["real"], edges, color=COLORS["green"], fill=True, alpha=0.35, label="real text")
-    axes.stairs(h["sample"], edges, color=COLORS["main"], lw=1.6, label="samples")
+    edges = np.asarray(histogram.edges)
+    axes.stairs(
+        histogram.real, edges, color=COLORS["green"], fill=True, alpha=0.35, label="real text"
+    )
+    axes.stairs(histogram.sample, edges, color=COLORS["main"], lw=1.6, label="samples")
     axes.set(
-        xlabel="bits a token under the first model  (← collapse · a language of its own →)",
-        ylabel="share of documents",
+        xlabel="bits per token under the first model  (← collapse · a language of its own →)",
+        ylabel="fraction of documents",
     )
     axes.legend(loc="upper right")
     return figure
 
 
-def family(curves: Mapping[str, Sequence[float]], y: str) -> str:
-    """Curves of several policies over generations, as SVG."""
-    drawn = [
-        Curve(name, range(len(v)), v, FAMILY.get(name.split(" ")[0], "grey"), dots=True)
-        for name, v in curves.items()
-    ]
-    return picture(drawn, {}, "generation", y)
-
-
-def write(directory: Path, history: Sequence[dict]) -> Path:
-    """synth.html of a run directory."""
-    last, g = history[-1], [0] + [h["generation"] for h in history]
-    figures, moved = last["figures"], last["figures"]["shift"]
-    held = Curve("this run", g, [last["first_bpb"], *(h["bpb"] for h in history)], dots=True)
-    bits = [last["first_rare_bits"], *(h["rare_bits"] for h in history)]
-    rare = Curve("this run", g, [b or np.nan for b in bits], "warm", dots=True)
-    curves = picture(
-        [held],
-        {"first model": (last["first_bpb"], "green")},
-        "generation",
-        "bits per byte, held out",
-    )
-    tail = picture([rare], {}, "generation", "bits a rare token, held out", size=(9.6, 2.5))
-    sides = f"Collapse moves it left ({moved.get('left', 0):.3f} bits), its own language right ({moved.get('right', 0):.3f})."
+def write(directory: Path, history: Sequence[GenerationResult]) -> Path:
+    """Write synth.html of a run directory, from the generations that are done."""
+    figures = history[-1].figures
+    sides = ""
+    if figures.shift:
+        left, right = figures.shift.left, figures.shift.right
+        sides = f"Collapse moves it left ({left:.3f} bits), its own language right ({right:.3f})."
+    notes = table(("verifier", "note"), figures.notes.items()) if figures.notes else ""
+    histogram = svg(plot_surprisal(figures.histogram))
     parts = [
         section(
             "Held-out text, generation after generation",
-            curves,
-            tail,
+            *_plot_bits(history),
             note="Text that no model was trained on.",
         ),
-        section("Samples beside real text", svg(surprisal(figures["histogram"])), note=sides),
-        section("Figures of the newest samples", _panel(figures["panel"]), note=PANEL),
-        section("What the guard did, and why", _decisions(history)),
-        section("Bits in, bits lost", _accounts(history), note=ACCOUNTS),
-        section(
-            "Notes", table(("", ""), list(figures["notes"].items())) if figures["notes"] else ""
-        ),
+        section("Samples compared with real text", histogram, note=sides),
+        section("Figures of the newest samples", _tabulate_panel(figures.panel), note=PANEL_NOTE),
+        section("What the guard did, and why", _tabulate_decisions(history)),
+        section("Bits in, bits lost", _tabulate_accounts(history), note=ACCOUNTS_NOTE),
+        section("Notes", notes),
     ]
     return write_page(directory / "synth.html", f"{directory.resolve().name}: generations", parts)
 
 
-PANEL = "At one fixed number of samples. z: normal deviates from resamples of the first model's samples, and of real text."
-ACCOUNTS = "In: what verifiers told of the samples they let pass, and what held-out text got cheaper by. Lost: dearer by."
+def _plot_bits(history: Sequence[GenerationResult]) -> tuple[str, str]:
+    """Curves of all held-out text and of its rare tokens, from the first model on."""
+    last = history[-1]
+    generations = [0, *(h.generation for h in history)]
+    bpb = [last.first_bpb, *(h.bpb for h in history)]
+    rare = [last.first_rare_bits, *(h.rare_bits for h in history)]
+    rare = [np.nan if bits is None else bits for bits in rare]
+    all_text = picture(
+        [Curve("this run", generations, bpb, dots=True)],
+        {"first model": (last.first_bpb, "green")},
+        "generation",
+        "bits per byte, held out",
+    )
+    rare_curve = Curve("this run", generations, rare, "warm", dots=True)
+    label = "bits per rare token, held out"
+    return all_text, picture([rare_curve], {}, "generation", label, size=(9.6, 2.5))
 
 
-def _panel(panel: Mapping[str, dict]) -> str:
-    forms = {
-        "value": ".4g",
-        "null": ".4g",
-        "ratio": ".2f",
-        "z": "+.1f",
-        "real": ".4g",
-        "z_real": "+.1f",
-    }
-    cells = lambda v: ["" if v.get(k) is None else format(v[k], form) for k, form in forms.items()]  # noqa: E731
-    rows = [(SAID.get(name, name), *cells(v)) for name, v in panel.items()]
-    return table(("figure", "samples", "first model", "ratio", "z", "real text", "z to real"), rows)
+def _tabulate_panel(panel: Mapping[str, PanelFigure]) -> Html:
+    rows = []
+    for name, figure in panel.items():
+        row = [LABELS.get(name, name)]
+        for field, form in FORMATS.items():
+            value = getattr(figure, field)
+            row.append("" if value is None else format(value, form))
+        rows.append(row)
+    head = ("figure", "samples", "first model", "ratio", "z", "real text", "z to real")
+    return table(head, rows)
 
 
-def _decisions(history: Sequence[dict]) -> str:
-    head = ("generation", "kept", "real share", "before training", "after training")
-    after = [" ".join([h["decision"], "; ".join(h["reasons"])]) for h in history]
-    rows = [
-        (h["generation"], f"{h['kept']} of {h['sampled']}", f"{h['m']:.2f}", h["before"])
-        for h in history
-    ]
-    return table(head, [(*row, said) for row, said in zip(rows, after, strict=True)])
+def _tabulate_decisions(history: Sequence[GenerationResult]) -> Html:
+    rows = []
+    for h in history:
+        kept = f"{h.kept} of {h.sampled}"
+        rows.append((h.generation, kept, f"{h.real_fraction:.2f}", h.before, h.after))
+    head = ("generation", "kept", "real fraction", "before training", "after training")
+    return table(head, rows)
 
 
-def _accounts(history: Sequence[dict]) -> str:
-    rows = [
-        (h["generation"], *(f"{h['accounts'][k]:,.0f}" for k in ("verifier", "real", "lost")))
-        for h in history
-    ]
+def _tabulate_accounts(history: Sequence[GenerationResult]) -> Html:
+    rows = []
+    for h in history:
+        rows.append((h.generation, *(f"{bits:,.0f}" for bits in vars(h.accounts).values())))
     return table(("generation", "in: verifiers", "in: real text", "lost"), rows)

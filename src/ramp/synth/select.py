@@ -1,210 +1,249 @@
-"""Which samples may teach, and with what weight: verifiers, repeats, contamination, one convex projection, an audit.
+"""Which samples may teach, and with what weight.
 
-Selection reweights; it cannot bring back what was never sampled, so seeds come first (`generate`). A verifier can cause
-collapse itself: what it is blind to dies out. Hence the acceptance by cell, and precision audited by a second verifier.
+Verifiers, near-duplicates, contamination, one convex projection, an audit. Selection reweights; it
+cannot bring back what was never sampled, so prompts come first (`prompts`). A verifier can cause
+collapse itself: what it is blind to dies out. Hence acceptance is compared by cell, and precision
+is audited by a second verifier. No jax.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
-from ramp.synth.measure import Docs, near_duplicates
+from ramp.nines.intervals import lower_bound
+from ramp.synth.measure import Docs, find_near_duplicates
 
-BANDS = 8  # of rarity and of surprisal: 64 cells, few enough that a thousand samples fill them
+NUM_BANDS = 8  # of rarity and of surprisal: 64 cells, few enough for a thousand samples to fill
 Verifier = Callable[[str], bool]
 
 
-# ---------------------------------------------------------------------------------------------------- hard filters
-def apply_verifier(texts: Sequence[str], name: str, verifier: Verifier) -> list[str]:
-    """Why each text did not pass the verifier; nothing if it did. One that raises has not passed the text."""
+# Hard filters
 
-    def why(text: str) -> str:
+
+def apply_verifier(texts: Sequence[str], name: str, verifier: Verifier) -> list[str]:
+    """Why each text failed the verifier, empty where it passed. One that raises has failed it."""
+
+    def explain(text: str) -> str:
         try:
             return "" if verifier(text) else f"{name} says no"
         except Exception as error:
             return f"{name} raised {type(error).__name__}: {error}"[:200]
 
-    return [why(text) for text in texts]
+    return [explain(text) for text in texts]
 
 
 def find_contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
-    """[N] number of the held-out document that shares n tokens in a row with this one, or is contained whole; or -1."""
-    found = np.full(len(docs), -1)
-    for k in sorted(
-        {n, *(int(x) for x in held_out.lengths if 3 <= x < n)}
-    ):  # short documents are matched whole
-        mine = held_out if k == n else held_out.take(np.flatnonzero(held_out.lengths == k))
-        of = np.arange(len(held_out)) if k == n else np.flatnonzero(held_out.lengths == k)
-        grams, where = np.unique(mine.grams(k)[0], return_index=True)
-        owner = of[mine.grams(k)[1]]
-        key, doc = docs.grams(k)
-        hit = np.isin(key, grams)
+    """[D]: the held-out document that has n tokens in a row in common with this one, or -1.
+
+    A held-out document of 3 to n - 1 tokens counts where it is contained as a whole.
+    """
+    source = np.full(len(docs), -1)
+    short_lengths = {int(length) for length in held_out.lengths if 3 <= length < n}
+    for k in sorted({n, *short_lengths}):
+        rows = np.arange(len(held_out))
+        if k < n:
+            rows = np.flatnonzero(held_out.lengths == k)
+        key, owner = held_out.take(rows).hash_ngrams(k)
+        known, first = np.unique(key, return_index=True)
+        key, doc = docs.hash_ngrams(k)
+        hit = np.isin(key, known)
         if hit.any():
-            found[doc[hit]] = owner[where[np.searchsorted(grams, key[hit])]]
-    return found
+            at = first[np.searchsorted(known, key[hit])]
+            source[doc[hit]] = rows[owner[at]]
+    return source
 
 
 def find_repeats(docs: Docs, pool: Docs, threshold: float) -> np.ndarray:
-    """[N] number of an earlier document, those of `pool` first, that this one nearly repeats; or -1."""
-    return near_duplicates(Docs.concatenate([pool, docs]), threshold)[len(pool) :]
+    """[D]: an earlier document that this one nearly repeats, or -1.
+
+    The documents of `pool` count as earlier: they have the numbers 0 .. len(pool) - 1.
+    """
+    return find_near_duplicates(Docs.concatenate([pool, docs]), threshold)[len(pool) :]
 
 
-# ---------------------------------------------------------------------------------------------------- cells
+# Cells
+
+
 @dataclass(frozen=True)
 class Cells:
-    """Coarse cells of documents, by the edges found on real text: how rare its rarest tokens are x how surprising it is.
+    """Coarse cells of documents: how rare their rarest tokens are, and how surprising they are.
 
-    A lexical cell a bigram would be finer and useless: what is extinct in the candidates cannot be reweighted back.
+    A lexical cell for every bigram would be finer and useless: what is extinct among the candidates
+    cannot be reweighted back.
     """
 
     count_v: np.ndarray  # how often real text has each token
-    rare: np.ndarray  # inner edges of mean log count of a document's rarest quarter
-    surprisal: np.ndarray  # inner edges of bits per token under the first model
+    rarity_edges: np.ndarray  # inner edges, of `rarity`
+    surprisal_edges: np.ndarray  # inner edges, of bits per token under the first model
 
     @classmethod
-    def fit(cls, real: Docs, bits_d: np.ndarray, vocab: int) -> "Cells":
-        """Edges that cut the real documents into `BANDS` equal parts; `bits_d`: their bits a token."""
-        count_v = np.bincount(real.flat, minlength=vocab)
-        at = np.arange(1, BANDS) / BANDS
-        return cls(count_v, np.quantile(rarity(real, count_v), at), np.quantile(bits_d, at))
+    def fit(cls, real: Docs, bits_d: np.ndarray, vocab_size: int) -> "Cells":
+        """Edges that cut real documents, with these bits per token, into equal parts."""
+        count_v = np.bincount(real.flat, minlength=vocab_size)
+        levels = np.arange(1, NUM_BANDS) / NUM_BANDS
+        rarity_edges = np.quantile(rarity(real, count_v), levels)
+        return cls(count_v, rarity_edges, np.quantile(bits_d, levels))
 
-    def of(self, docs: Docs, bits_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def assign(self, docs: Docs, bits_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(band of rarity, band of surprisal) of each document."""
-        band = np.searchsorted(self.rare, rarity(docs, self.count_v), side="right")
-        return band, np.searchsorted(self.surprisal, bits_d, side="right")
+        by_rarity = np.searchsorted(self.rarity_edges, rarity(docs, self.count_v), side="right")
+        return by_rarity, np.searchsorted(self.surprisal_edges, bits_d, side="right")
 
 
 def rarity(docs: Docs, count_v: np.ndarray) -> np.ndarray:
-    """Mean log count of the rarest quarter of a document's tokens, [N]: low is rare. All of them would tell of common
-    words, the rarest alone of one accident."""
-    logs = np.log(count_v[docs.flat] + 0.5)
-    order = np.lexsort((logs, docs.owner))
-    rank = np.arange(len(logs)) - docs.starts[docs.owner]
-    keep = rank < np.maximum(1, docs.lengths // 4)[docs.owner]
-    total = np.bincount(docs.owner, logs[order] * keep, len(docs))
-    return total / np.maximum(np.bincount(docs.owner, keep, len(docs)), 1)
+    """[D]: mean log count of the rarest quarter of a document's tokens. Low is rare.
+
+    All tokens would tell of common words, the rarest alone of one accident.
+    """
+    log_count = np.log(count_v[docs.flat] + 0.5)
+    order = np.lexsort((log_count, docs.owner))  # within each document, the rarest first
+    rank = np.arange(len(log_count)) - docs.starts[docs.owner]
+    quarter = np.maximum(1, docs.lengths // 4)
+    is_rarest = rank < quarter[docs.owner]
+    total = np.bincount(docs.owner, log_count[order] * is_rarest, len(docs))
+    count = np.bincount(docs.owner, is_rarest, len(docs))
+    return total / np.maximum(count, 1)
 
 
 def smooth_counts(counts: np.ndarray) -> np.ndarray:
-    """Masses of cells from their counts: those never seen share the Good-Turing mass of those seen once, half at most,
-    which is what a handful of documents, all seen once, would otherwise give away whole."""
+    """Probabilities of cells from their counts.
+
+    Cells never seen divide the Good-Turing mass of those seen once, at most half: a handful of
+    documents, all of them seen once, would otherwise give everything away.
+    """
     counts = np.asarray(counts, float)
-    n, empty = counts.sum(), counts == 0
+    n = counts.sum()
+    empty = counts == 0
     unseen = min((counts == 1).sum() / max(n, 1), 0.5) if empty.any() else 0.0
     p = (1 - unseen) * counts / max(n, 1)
     p[empty] = unseen / max(empty.sum(), 1)
     return p / p.sum()
 
 
-# ---------------------------------------------------------------------------------------------------- the projection
+# The projection
+
+
 @dataclass(frozen=True)
 class Weights:
+    """Weights of N samples."""
+
     w: np.ndarray  # [N], mean 1, at most the clip
-    ess: float  # effective sample size as a share of N
-    missed: np.ndarray  # target - reached, by moment: what the candidates could not give
+    ess: float  # effective sample size, as a fraction of N
+    missed: np.ndarray  # target less what was reached, by moment: what no candidate could give
 
 
-def project(
+def project_weights(
     features_nk: np.ndarray,
     target_k: np.ndarray,
     base_n: np.ndarray,
-    clip: float,
-    least_ess: float,
+    max_weight: float,
+    min_ess: float,
     ridge: float = 1e-3,
 ) -> Weights:
-    """argmin KL(pi || base) subject to E_pi[features] = target (Csiszar's I-projection): pi ~ base exp(features theta).
+    """argmin KL(pi || base) subject to E_pi[features] = target: pi ~ base exp(features theta).
 
-    theta by damped Newton on the dual log Z(theta) - theta target + ridge/2 |theta|^2, which is convex; the ridge keeps
-    it finite where a cell has no candidate. Then the exponent is tempered until the effective sample size, weights
-    clipped, is at least `least_ess`.
+    This is Csiszar's I-projection. theta minimizes the dual log Z(theta) - theta target +
+    ridge/2 |theta|^2, which is convex, by damped Newton steps; the ridge keeps theta finite where a
+    cell has no candidate. Then the exponent is tempered until the effective sample size, of clipped
+    weights, is at least `min_ess`. ValueError where there are no samples.
     """
     n = len(base_n)
     if not n:
         raise ValueError("there is nothing to weigh")
-    f, log_base = np.asarray(features_nk, float), np.log(base_n / base_n.sum())
+    features = np.asarray(features_nk, float)
+    log_base = np.log(base_n / base_n.sum())
 
     def dual(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        s = log_base + f @ theta
-        top = s.max()
-        z = np.exp(s - top).sum()
-        return top + np.log(z) - theta @ target_k + ridge / 2 * theta @ theta, np.exp(s - top) / z
+        """Value of the dual, and pi."""
+        score = log_base + features @ theta
+        top = score.max()  # taken out of the exponent, so that it cannot overflow
+        z = np.exp(score - top).sum()
+        value = top + np.log(z) - theta @ target_k + ridge / 2 * theta @ theta
+        return value, np.exp(score - top) / z
 
-    theta = np.zeros(f.shape[1])
+    def temper(scale: float) -> np.ndarray:
+        return clip_weights(dual(scale * theta)[1] * n, max_weight)
+
+    theta = np.zeros(features.shape[1])
     value, p = dual(theta)
     for _ in range(100):
-        mean = p @ f
+        mean = p @ features
         slope = mean - target_k + ridge * theta
         if np.abs(slope).max() < 1e-9:
             break
-        hessian = (f * p[:, None]).T @ f - np.outer(mean, mean) + ridge * np.eye(len(theta))
-        move, size = np.linalg.solve(hessian, slope), 1.0
-        while (found := dual(theta - size * move))[
-            0
-        ] > value - 1e-4 * size * slope @ move and size > 1e-6:
+        covariance = (features * p[:, None]).T @ features - np.outer(mean, mean)
+        step = np.linalg.solve(covariance + ridge * np.eye(len(theta)), slope)
+        # Halve the step until it decreases the dual enough (Armijo).
+        size = 1.0
+        new_value, p = dual(theta - step)
+        while new_value > value - 1e-4 * size * slope @ step and size > 1e-6:
             size /= 2
-        theta, (value, p) = theta - size * move, found
-    w = clip_weights(p * n, clip)
-    if ess(w) < least_ess:
+            new_value, p = dual(theta - size * step)
+        theta = theta - size * step
+        value = new_value
+    w = clip_weights(p * n, max_weight)
+    if effective_sample_size(w) < min_ess:
+        # Bisect for the largest exponent that keeps the effective sample size; 0 is the base.
         low, high = 0.0, 1.0
         for _ in range(30):
-            share = (low + high) / 2
-            low, high = (
-                (share, high)
-                if ess(clip_weights(dual(share * theta)[1] * n, clip)) >= least_ess
-                else (low, share)
-            )
-        w = clip_weights(dual(low * theta)[1] * n, clip)
-    return Weights(w, ess(w), target_k - w @ f / n)
+            scale = (low + high) / 2
+            if effective_sample_size(temper(scale)) >= min_ess:
+                low = scale
+            else:
+                high = scale
+        w = temper(low)
+    return Weights(w, effective_sample_size(w), target_k - w @ features / n)
 
 
-def clip_weights(w: np.ndarray, most: float) -> np.ndarray:
-    """Weights with mean 1 and none above `most`: what is cut off goes to the others in proportion."""
+def clip_weights(w: np.ndarray, max_weight: float) -> np.ndarray:
+    """Weights with mean 1 and none above `max_weight`.
+
+    What is cut off goes to the others in proportion.
+    """
     w = w / w.mean()
     for _ in range(100):
-        over = w >= most
-        rest = len(w) - most * over.sum()
+        over = w >= max_weight
+        rest = len(w) - max_weight * over.sum()  # what is left for the others
         if rest <= 0 or not (w[~over] > 0).any():
-            return np.minimum(w, most)
-        w = np.where(over, most, w * rest / w[~over].sum())
-        if (w <= most * (1 + 1e-12)).all():
+            break
+        w = np.where(over, max_weight, w * rest / w[~over].sum())
+        if (w <= max_weight * (1 + 1e-12)).all():
             return w
-    return np.minimum(w, most)
+    return np.minimum(w, max_weight)
 
 
-def ess(w: np.ndarray) -> float:
-    """(sum w)^2 / (n sum w^2)."""
+def effective_sample_size(w: np.ndarray) -> float:
+    """(sum w)^2 / (n sum w^2): a fraction of the samples."""
     return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
 
 
 def one_hot(band: np.ndarray, n: int) -> np.ndarray:
+    """[N, n] floats: 1 in the column of each band."""
     return (band[:, None] == np.arange(n)).astype(float)
 
 
-def cap_duplicates(keys: Sequence, copies: int) -> np.ndarray:
-    """Base weights by multiplicity: what was sampled k times counts `copies` times at most, shared among the k."""
+def cap_duplicates(keys: Sequence[Hashable], max_duplicates: int) -> np.ndarray:
+    """Base weights by multiplicity: all samples with the same key together count as at most
+    `max_duplicates`.
+    """
     count = Counter(keys)
-    return np.array([min(1.0, copies / count[key]) for key in keys])
+    return np.array([min(1.0, max_duplicates / count[key]) for key in keys])
 
 
-# ---------------------------------------------------------------------------------------------------- the audit
-def lower_bound(hits: int, n: int, level: float = 0.95) -> float:
-    """One-sided lower bound of a share (Clopper & Pearson 1934)."""
-    return float(stats.beta.ppf(1 - level, hits, n - hits + 1)) if hits else 0.0
+# The audit
 
 
 def precision_bound(accepted: float, tp: int, positives: int, fp: int, negatives: int) -> float:
-    """Lower bound of the share of right ones among what is accepted, from an audit of a verifier.
+    """Lower bound of the precision of what is accepted, from an audit of the verifier.
 
-    accepted: its acceptance rate; tp of `positives` right samples passed it, fp of `negatives` wrong ones. The share pi
-    of right samples follows from accepted = pi TPR + (1-pi) FPR; the bound takes the upper 95% bound of the FPR.
+    accepted: its acceptance rate. tp of `positives` right samples passed it, fp of `negatives`
+    wrong ones. The fraction pi of right samples follows from accepted = pi TPR + (1-pi) FPR; the
+    bound takes the upper 95% bound of the FPR.
     """
-    tpr, fpr = (
-        tp / max(positives, 1),
-        1 - lower_bound(negatives - fp, negatives) if negatives else 1.0,
-    )
+    tpr = tp / max(positives, 1)
+    fpr = 1 - lower_bound(negatives - fp, negatives) if negatives else 1.0
     if tpr <= fpr:
         return 0.0
     right = np.clip((accepted - fpr) / (tpr - fpr), 0, 1)
@@ -212,14 +251,19 @@ def precision_bound(accepted: float, tp: int, positives: int, fp: int, negatives
     return float(right * tpr / passed) if passed else 0.0
 
 
-def imbalance(accepted_n: np.ndarray, cell_n: np.ndarray, least: int = 20) -> float:
-    """Median acceptance over the least, among cells with `least` candidates or more: a verifier blind to the tail accepts
-    the head. The least is taken at its upper 95% bound, so that small cells do not cry wolf; with fewer than 20 candidates
-    none accepted would still leave a bound above .14."""
+def acceptance_imbalance(accepted_n: np.ndarray, cell_n: np.ndarray, min_count: int = 20) -> float:
+    """Median acceptance over the least, among cells with `min_count` candidates or more.
+
+    A verifier that is blind to the tail accepts the head. The least is taken at its upper 95%
+    bound, so that small cells raise no false alarm. Below 20 candidates, even a cell with none
+    accepted would have a bound above .14.
+    """
     rates, upper = [], []
     for cell in np.unique(cell_n):
-        mine = accepted_n[cell_n == cell]
-        if len(mine) >= least:
-            rates.append(mine.mean())
-            upper.append(1 - lower_bound(int((~mine.astype(bool)).sum()), len(mine)))
-    return float(np.median(rates) / max(min(upper), 1e-9)) if len(rates) > 1 else 1.0
+        accepted = accepted_n[cell_n == cell].astype(bool)
+        if len(accepted) >= min_count:
+            rates.append(accepted.mean())
+            upper.append(1 - lower_bound(int((~accepted).sum()), len(accepted)))
+    if len(rates) < 2:
+        return 1.0
+    return float(np.median(rates) / max(min(upper), 1e-9))

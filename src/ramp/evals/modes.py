@@ -1,0 +1,80 @@
+"""How many modes a set of texts has: known ones that it repeats, an estimate of those not seen."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NGRAM = 4  # words in a row by which a text is recognized
+WORD = r"\s?\w+|\s?[^\w\s]|\s"  # words keep the space before them
+
+
+@dataclass(frozen=True)
+class ModeCounts:
+    """Counts over recognized modes."""
+
+    distinct: float = 0.0
+    chao1: float = 0.0  # estimated number of modes, with those never seen
+    entropy: float = 0.0  # bits
+    effective: float = 0.0  # 1 over the sum of squared frequencies
+    recognised: float = 0.0  # fraction of the texts that repeat a mode
+    tail_recall: float = 0.0  # fraction of the tail's modes that were seen; NaN without a tail
+
+
+def split_words(texts: Sequence[str]) -> tuple[list[list[int]], int, list[int]]:
+    """(documents as word ids, size of the vocabulary with the end, bytes of each document)."""
+    ids: dict[str, int] = {}
+    docs = [[ids.setdefault(word, len(ids)) for word in re.findall(WORD, text)] for text in texts]
+    return docs, len(ids) + 1, [len(text.encode()) for text in texts]
+
+
+def match_known(docs: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -> list[int]:
+    """For each document, the known one with which it has most 4-grams in common.
+
+    -1 where those are less than half of its own.
+    """
+    holders: dict[tuple, set[int]] = defaultdict(set)
+    for i, doc in enumerate(known):
+        for gram in _list_ngrams(doc):
+            holders[gram].add(i)
+    matches = []
+    for doc in docs:
+        grams = _list_ngrams(doc)
+        hits = Counter(i for gram in grams for i in holders.get(gram, ()))
+        best, count = hits.most_common(1)[0] if hits else (-1, 0)
+        matches.append(best if count * 2 >= max(len(grams), 1) else -1)
+    return matches
+
+
+def _list_ngrams(doc: Sequence[int]) -> list[tuple]:
+    return [tuple(doc[k : k + NGRAM]) for k in range(len(doc) - NGRAM + 1)]
+
+
+def count_modes(modes: Sequence[int], tail: Sequence[int] = ()) -> ModeCounts:
+    """Counts over the modes that texts were recognized as; -1: not recognized.
+
+    Chao1 (1984), bias-corrected: distinct + f1 (f1-1) / (2 (f2+1)). Entropy after Chao & Shen
+    (2003): each mode's frequency is deflated by the coverage 1 - f1/n, and its term is inflated by
+    the chance of having been seen at all.
+    """
+    modes = np.asarray(modes, np.int64)
+    known = modes[modes >= 0]
+    if not len(known):
+        return ModeCounts()
+    _, counts = np.unique(known, return_counts=True)
+    n = counts.sum()
+    f1, f2 = (counts == 1).sum(), (counts == 2).sum()
+    coverage = 1 - f1 / n if f1 < n else 1 / n
+    p = coverage * counts / n
+    entropy = -(p * np.log2(p) / (1 - (1 - p) ** n)).sum()
+    recall = len(np.intersect1d(known, tail)) / len(tail) if len(tail) else float("nan")
+    return ModeCounts(
+        distinct=float(len(counts)),
+        chao1=float(len(counts) + f1 * (f1 - 1) / (2 * (f2 + 1))),
+        entropy=float(entropy),
+        effective=float(1 / ((counts / n) ** 2).sum()),
+        recognised=float(len(known) / max(len(modes), 1)),
+        tail_recall=float(recall),
+    )
