@@ -57,7 +57,7 @@ def test_shape_mask_and_finiteness(seed, name):
 )
 def test_a_group_without_variance_gets_nothing(seed, name):
     c = credit(seed)
-    same = jnp.ones_like(c.outcome_g)
+    same = jnp.ones_like(c.outcome_pg)
     c = A.Credit(same, c.exists_bs, c.exists_bs, c.step_bn)
     assert np.abs(np.asarray(A.METHODS[name](c))).max() < 1e-5
 
@@ -66,7 +66,7 @@ def test_a_group_without_variance_gets_nothing(seed, name):
 @given(seeds)
 def test_rloo_against_a_loop(seed):
     c = credit(seed)
-    r, G = np.asarray(c.outcome_b), c.group
+    r, G = np.asarray(c.outcome_b), c.group_size
     for b in range(len(r)):
         group = [i for i in range(b // G * G, b // G * G + G) if i != b]
         want = r[b] - np.mean(r[group])
@@ -78,7 +78,7 @@ def test_rloo_against_a_loop(seed):
 @given(seeds)
 def test_step_local_and_first_error_against_loops(seed):
     c = credit(seed)
-    ok, exists, G = np.asarray(c.right_bs), np.asarray(c.exists_bs), c.group
+    ok, exists, G = np.asarray(c.right_bs), np.asarray(c.exists_bs), c.group_size
     local, first = np.asarray(A.step_local(c)), np.asarray(A.first_error(c))
     clean = np.array(
         [[exists[b, s] and all(ok[b, :s]) for s in range(ok.shape[1])] for b in range(len(ok))]
@@ -120,7 +120,7 @@ def test_vine_sums_to_the_outcome_minus_the_start(seed):
     ]
     total = np.array([sum(a[b, n] for n in places) for b, places in enumerate(ends)])
     np.testing.assert_allclose(
-        total, np.asarray(A.leave_one_out(c.outcome_g)).reshape(-1), atol=1e-5
+        total, np.asarray(A.leave_one_out(c.outcome_pg)).reshape(-1), atol=1e-5
     )
 
 
@@ -128,7 +128,7 @@ def test_vine_sums_to_the_outcome_minus_the_start(seed):
 @given(seeds)
 def test_grpo_process_against_deepseekmath(seed):
     c = credit(seed)
-    r, w, G = np.asarray(c.right_bs), np.asarray(c.exists_bs), c.group
+    r, w, G = np.asarray(c.right_bs), np.asarray(c.exists_bs), c.group_size
     got = np.asarray(A.grpo_process(c))
     for b in range(len(r)):
         g = slice(b // G * G, b // G * G + G)
@@ -144,7 +144,7 @@ def test_grpo_process_against_deepseekmath(seed):
 def test_pass_at_k_against_all_subsets(seed, k):
     """The advantage is the leave-one-out of the mean, over all k-subsets with the sample, of `only this one succeeds`."""
     c = credit(seed, P=2, G=5)
-    won, G = np.asarray(c.outcome_g), 5
+    won, G = np.asarray(c.outcome_pg), 5
     value = np.zeros_like(won)
     for p in range(2):
         for i in range(G):

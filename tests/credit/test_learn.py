@@ -9,7 +9,7 @@ import tiny
 from test_rollouts import TOKENIZER, written
 from test_stage import SETTINGS
 
-from experiments.credit import lab
+from experiments.credit import head_quality, training
 from ramp.config import replace_train
 from ramp.credit import learn, process_head
 from ramp.errors import UserError
@@ -37,18 +37,21 @@ def collect(policy, **over):
 
 
 def test_continuations_are_paid_for(policy):
-    plain, vine = collect(policy, method="rloo"), collect(policy, method="vine", num_continuations=2)
-    assert plain.tokens == plain.rollouts.tokens and plain.labels == 0
+    plain, vine = (
+        collect(policy, method="rloo"),
+        collect(policy, method="vine", num_continuations=2),
+    )
+    assert plain.num_tokens == plain.rollouts.num_tokens and plain.num_labels == 0
     assert (
         vine.rollouts.tokens_bn == plain.rollouts.tokens_bn
-    ).all() and vine.tokens >= vine.rollouts.tokens
+    ).all() and vine.num_tokens >= vine.rollouts.num_tokens
 
 
 def test_labels_are_counted_and_bear_weight_once(policy):
     got = collect(policy, method="step_local", reward="head", label_fraction=1.0)
     given = process_head.first_error_labels(got.rollouts)
-    assert got.labels == (given >= 0).sum() == got.batch["label_weights"].sum()
-    assert collect(policy, method="step_local").labels == got.rollouts.exists_bs.sum()
+    assert got.num_labels == (given >= 0).sum() == got.batch["label_weights"].sum()
+    assert collect(policy, method="step_local").num_labels == got.rollouts.exists_bs.sum()
     whole = process_head.label_rows(got.rollouts, SETTINGS.train.seq_len, given)["tokens"]
     assert (
         got.batch["tokens"] == whole
@@ -57,7 +60,7 @@ def test_labels_are_counted_and_bear_weight_once(policy):
 
 def test_the_entropy_bonus_follows_the_rollouts(policy):
     loose, tight = (
-        collect(policy, method="rloo", entropy_coef=0.01, entropy_target=x).batch["bonus"]
+        collect(policy, method="rloo", entropy_coef=0.01, entropy_target=x).batch["entropy_coef"]
         for x in (1.0, 20.0)
     )
     assert loose.shape == (4, 1) and loose[0, 0] < 0.01 < tight[0, 0]
@@ -66,7 +69,9 @@ def test_the_entropy_bonus_follows_the_rollouts(policy):
 def test_a_group_of_one_mind_is_dropped(policy):
     got = collect(policy, method="rloo", num_prompts=3)
     assert (
-        got.rollouts.outcome_b.sum() == 0 and got.dropped == 3 and got.batch["weights"].sum() == 0
+        got.rollouts.outcome_b.sum() == 0
+        and got.num_dropped_groups == 3
+        and got.batch["weights"].sum() == 0
     )
 
 
@@ -76,7 +81,7 @@ def test_implicit_reward_is_the_log_ratio(policy):
     assert (
         np.isfinite(got.advantage_bn).all()
         and np.abs(got.advantage_bn).max() > 0
-        and got.labels == 0
+        and got.num_labels == 0
     )
     same = collect((params, {"lm": params["lm"]}), method="implicit", temperature=0.7)
     assert (
@@ -105,15 +110,15 @@ def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     t = replace_train(SETTINGS, lr_scale=1e-2, warmup_steps=1, steps=60)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = process_head.label_rows(r, 48, process_head.first_error_labels(r))
-    first, update = lab.trainer(MODEL, t, process_head.process_loss(MODEL))
+    first, update = training.make_trainer(MODEL, t, process_head.process_loss(MODEL))
     state, losses = first(params), []
     for _ in range(60):
-        state, metrics = update(state, learn.shard_rows(batch))
+        state, metrics = update(state, learn.shard_batch(batch))
         losses.append(float(metrics["train/loss"]))
     assert losses[-1] < 0.4 < losses[0]
     tiny.assert_trees_close(state.params["lm"], params["lm"], 0, 0)
     p = process_head.score_steps(MODEL, state.params["process"], r, 48)
-    assert (p[r.exists_bs == 0] == 0).all() and process_head.measure_quality(p, r, 0.5)["auc"] == 1
+    assert (p[r.exists_bs == 0] == 0).all() and head_quality.measure_quality(p, r, 0.5).auc == 1
 
 
 def test_the_implicit_reward_learns_who_was_right(policy):
@@ -123,14 +128,14 @@ def test_the_implicit_reward_learns_who_was_right(policy):
     t = replace_train(t, lr_scale=1e-2, warmup_steps=1, steps=40, seq_len=48)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = learn.rollouts.make_rows(r, 48, np.zeros(r.tokens_bn.shape, np.float32))
-    batch |= {"said": batch["weights"], "outcome": r.outcome_b[:, None]}
-    batch["ref"] = learn.logps(MODEL, t, ref["lm"], r)
-    first, update = lab.trainer(MODEL, t, learn.make_loss(MODEL, t))
+    batch |= {"sampled": batch["weights"], "outcome": r.outcome_b[:, None]}
+    batch["ref"] = learn.compute_logps(MODEL, t, ref["lm"], r)
+    first, update = training.make_trainer(MODEL, t, learn.make_loss(MODEL, t))
     state = first(params)
     for _ in range(40):
-        state, _ = update(state, learn.shard_rows(batch))
-    logp_bt = learn.logps(MODEL, t, state.params["process"]["lm"], r)
-    odds = ((logp_bt - batch["ref"]) * batch["said"]).sum(axis=1)
+        state, _ = update(state, learn.shard_batch(batch))
+    logp_bt = learn.compute_logps(MODEL, t, state.params["process"]["lm"], r)
+    odds = ((logp_bt - batch["ref"]) * batch["sampled"]).sum(axis=1)
     assert odds[r.outcome_b == 1].min() > odds[r.outcome_b == 0].max()
 
 
@@ -139,7 +144,7 @@ def test_right_steps_are_spoken_and_wrong_ones_are_not():
     batch = process_head.label_rows(r, 48, process_head.first_error_labels(r))
     for b, wrong in enumerate((False, True)):
         words = TOKENIZER.decode(
-            [int(t) for t in batch["tokens"][b][1:][batch["spoken"][b][:-1] > 0]]
+            [int(t) for t in batch["tokens"][b][1:][batch["lm_weights"][b][:-1] > 0]]
         )
         assert ("7" in words) != wrong and ("2" not in words)
 
@@ -150,15 +155,6 @@ def test_bce_with_soft_labels():
     np.testing.assert_allclose(
         process_head.bce(x, y), -y * np.log(p) - (1 - y) * np.log(1 - p), rtol=1e-5
     )
-
-
-def test_calibration_error_of_known_cases():
-    assert process_head.calibration_error(
-        np.array([0.95] * 4), np.array([1, 1, 1, 1.0])
-    ) == pytest.approx(0.05)
-    assert process_head.calibration_error(
-        np.array([0.95, 0.05]), np.array([0.0, 1.0])
-    ) == pytest.approx(0.95)
 
 
 def test_a_label_budget_pays_for_whole_rollouts():

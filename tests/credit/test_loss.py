@@ -109,7 +109,7 @@ def test_sampler_and_loss_agree_on_every_token(temperature=0.7):
         logps = jax.jit(L.token_logps, static_argnums=(0, 4))
         logp, entropy = logps(c, lm, batch["tokens"], batch["targets"], temperature)
     said = batch["weights"] > 0
-    assert said.sum() == r.tokens > 50
+    assert said.sum() == r.num_tokens > 50
     np.testing.assert_allclose(np.asarray(logp)[said], batch["old"][said], atol=2e-4)
     assert (np.asarray(entropy) >= 0).all()
 
@@ -121,7 +121,7 @@ def test_rows_without_signal_change_nothing():
         lm = tiny.lively(c)
         r = rollouts.sample_rollouts(c, lm, TOKENIZER, chain.TASK, [chain.sample(0, 2)], 2, 8, 5)
         none = np.zeros_like(r.logps_bn)
-        keep_b = rollouts.signal_batch(r, none)
+        keep_b = rollouts.rows_with_signal(r, none)
         assert keep_b.sum() == 0
         batch = rollouts.make_rows(r, 48, none)
         batch["weights"] = batch["weights"] * keep_b[:, None]

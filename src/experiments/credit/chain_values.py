@@ -1,9 +1,10 @@
 """Exact values and gradients, for judging estimators.
 
-Two policies of the task `chain`. The *table* holds a softmax over digits for each (value, operation, operand), so that
-values and the gradient of the success chance follow from dynamic programming (differentiated by jax). A *transformer*
-on short chains has its success chance summed over all 10^K ways through the values: what is left out are rollouts that
-break the form, and how much of the success that is can be measured.
+Two policies of the task `chain`. The *table* holds a softmax over digits for each (value,
+operation, operand), so that values and the gradient of the success chance follow from dynamic
+programming (differentiated by jax). A *transformer* on short chains has its success chance summed
+over all 10^K ways through the values: what is left out are rollouts that break the form, and how
+much of the success that is can be measured.
 """
 
 from itertools import product
@@ -35,7 +36,10 @@ def truth() -> np.ndarray:
 
 
 def values(table: jax.Array, ops_k2: np.ndarray, answer: int) -> jax.Array:
-    """[K+1, 10]: the chance of ending in `answer` from value v before operation k. table: logits [10, 3, 10, 10]."""
+    """[K+1, 10]: the chance of ending in `answer` from value v before operation k.
+
+    table: logits [10, 3, 10, 10].
+    """
     probs = jax.nn.softmax(table, axis=-1)
     v = jax.nn.one_hot(answer, 10)
     found = [v]
@@ -55,20 +59,26 @@ def success(table: jax.Array, problems: list[Problem]) -> jax.Array:
 
 
 def skilled(seed: int, right: float) -> jax.Array:
-    """Table logits that give the right value the chance `right` in the mean, with noise: some facts known, some not."""
+    """Table logits that give the right value the chance `right` in the mean, with noise.
+
+    Some facts known, some not.
+    """
     noise = np.random.default_rng(seed).normal(0, 1, (10, 3, 10, 10))
     hit = np.eye(10)[truth()]
     low, high = -10.0, 20.0
     for _ in range(60):  # bisection on the bonus of the right value
         bonus = (low + high) / 2
         p = np.exp(noise + bonus * hit)
-        share = ((p * hit).sum(-1) / p.sum(-1)).mean()
-        low, high = (bonus, high) if share < right else (low, bonus)
+        fraction = ((p * hit).sum(-1) / p.sum(-1)).mean()
+        low, high = (bonus, high) if fraction < right else (low, bonus)
     return jnp.asarray(noise + bonus * hit, jnp.float32)
 
 
 def every_success(tokenizer: Tokenizer, problem: Problem, length: int) -> dict[str, np.ndarray]:
-    """All 10^K rollouts of a chain that end in the right answer and keep the form, as rows of `token_logps`."""
+    """All 10^K rollouts of a chain that end in the right answer and keep the format.
+
+    As rows of `token_logps`.
+    """
     labels = [label for label, _, _ in problem.gold[1]]
     ways = (
         [f"{a}{v}" for a, v in zip(labels, digits, strict=True)]
@@ -80,6 +90,9 @@ def every_success(tokenizer: Tokenizer, problem: Problem, length: int) -> dict[s
 
 
 def transformer_success(c: Model, lm: dict, rows: dict[str, jax.Array]) -> jax.Array:
-    """The summed chance of the rollouts in `rows`: for `every_success` of a problem, its chance of success."""
+    """The summed chance of the rollouts in `rows`.
+
+    For `every_success` of a problem, its chance of success.
+    """
     logp, _ = token_logps(c, lm, rows["tokens"], rows["targets"])
     return jnp.sum(jnp.exp(jnp.sum(logp * rows["weights"], axis=1)))

@@ -1,4 +1,7 @@
-"""Real solutions with known faults: GSM8K's example model solutions, Big-Bench-Mistake. Read from a directory, if given."""
+"""Real solutions with known faults: GSM8K's example model solutions, Big-Bench-Mistake.
+
+Read from a directory, if given.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -29,9 +32,13 @@ def records(path: Path) -> Iterator[dict]:
 
 
 def gsm8k_solutions(path: Path) -> dict[str, float | int]:
-    """Lines with calculator notes: how many are parsed, how many can be recomputed (the rest hold variables), how often
-    the verdict on the answer is the file's; and what outcome-only credit would do: per model, the share of right
-    solutions with a value outside the published route, of wrong ones that begin with a value on it."""
+    """Lines with calculator notes.
+
+    How many are parsed, how many can be recomputed (the rest hold variables), how often the verdict
+    on the answer is the file's; and what outcome-only credit would do: per model, the fraction of
+    right solutions with a value outside the published route, of wrong ones that begin with a value
+    on it.
+    """
     found = dict.fromkeys(
         ("annotated_lines", "parsed", "recomputed", "wrong_value", "solutions", "answer_agrees"), 0
     )
@@ -81,7 +88,7 @@ def note_values(steps: Iterable[str]) -> list[Fraction]:
 
 
 def readable(line: str) -> tuple[bool, bool]:
-    """(its notes are of the form <<expression=value>>, both sides are numbers and their operations)"""
+    """(its notes have the form <<expression=value>>, both sides are numbers with operations)."""
     try:
         pairs = gsm8k.read_notes(line)
     except NotArithmetic:
@@ -93,8 +100,9 @@ def readable(line: str) -> tuple[bool, bool]:
 
 
 def big_bench_mistake(directory: Path) -> dict[str, dict]:
-    """First-error F1 of the rule checkers, on all labels, and on those that do not call a trace with a wrong answer
-    free of mistakes."""
+    """First-error F1 of the rule checkers, on all labels, and on those that do not call a trace
+    with a wrong answer free of mistakes.
+    """
     found = {}
     for name, check in (
         ("multistep_arithmetic", mistakes.arithmetic_error),

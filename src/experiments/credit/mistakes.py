@@ -1,8 +1,11 @@
-"""Rule checkers for two tasks of Big-Bench-Mistake (Tyen et al. 2024, arXiv:2311.08516): where is a trace's first error?
+"""Rule checkers for two tasks of Big-Bench-Mistake: where is a trace's first error?
 
-The traces are a language model's, in a fixed manner of speaking, with the first wrong step marked by people (0-based,
-null: none). Multistep arithmetic: every `=` must join equal values, with letters standing for what was stated of them.
-Word sorting: every letter that is quoted must be the word's, every order that is claimed must hold and be complete.
+Tyen et al. 2024, arXiv:2311.08516.
+
+The traces are a language model's, in a fixed manner of speaking, with the first wrong step marked
+by people (0-based, null: none). Multistep arithmetic: every `=` must join equal values, with
+letters standing for what was stated of them. Word sorting: every letter that is quoted must be the
+word's, every order that is claimed must hold and be complete.
 """
 
 import itertools
@@ -28,8 +31,10 @@ QUOTED = re.compile(r'"([^"]+)": "([a-z])" \((\d+)\)')
 
 
 def arithmetic_error(question: str, steps: Sequence[str]) -> int | None:
-    """The first step with a wrong value in a trace of multistep arithmetic. The split into A, B, ... (step 0) is taken
-    as given: people marked errors of calculation only."""
+    """The first step with a wrong value in a trace of multistep arithmetic.
+
+    The split into A, B, ... (step 0) is taken as given: people marked errors of calculation only.
+    """
     meaning: dict[str, str] = {}
     value: dict[str, Fraction] = {}
     for name, expression in re.findall(
@@ -65,9 +70,10 @@ def arithmetic_error(question: str, steps: Sequence[str]) -> int | None:
 def sorting_error(question: str, steps: Sequence[str]) -> int | None:
     """The first wrong step of a trace of word sorting.
 
-    `order` is what the trace has established: groups of words, each group still to be sorted. A group is taken up
-    letter by letter and must be replaced by what its letters say; a claim about the whole order must repeat the rest.
-    A word that the first step misspells is taken as it is spelled there, as people did.
+    `order` is what the trace has established: groups of words, each group still to be sorted. A
+    group is taken up letter by letter and must be replaced by what its letters say; a claim about
+    the whole order must repeat the rest. A word that the first step misspells is taken as it is
+    spelled there, as people did.
     """
     order: list[frozenset] = []
     place, part = 0, frozenset(question.split())

@@ -1,11 +1,11 @@
-"""The benchmark's lines as a table: each bar and what was measured beside it."""
+"""The benchmark's lines as a table: each bar and what was measured."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from experiments.credit import estimators
 from experiments.results import markdown, part
-from ramp.credit import audit
 
 Rows = Sequence[dict]
 Bar = tuple[str, str, str]  # figure, bar, measured
@@ -15,7 +15,7 @@ def report(results: Rows) -> str:
     """Markdown: the bars, then the methods at their best rates."""
     bars = [
         bar
-        for figures in (gradients, straws, efficiency, low_skill, hacks, rest)
+        for figures in (gradients, misassigned, efficiency, low_skill, hacks, rest)
         for bar in figures(results)
     ]
     runs = []
@@ -39,7 +39,7 @@ def merit(run: dict) -> tuple[float, float]:
 
 
 def best_runs(results: Rows, base: str) -> dict[str, list[dict]]:
-    """By method: the runs, one a seed, at the rate that was best on seed 0, which is one of them."""
+    """By method: the runs at the rate that was best on seed 0, one a seed; seed 0 is among them."""
     runs = part(results, "learn", base=base)
     found = {}
     for method in dict.fromkeys(r["key"]["method"] for r in runs):
@@ -49,7 +49,9 @@ def best_runs(results: Rows, base: str) -> dict[str, list[dict]]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------- the bars
+# The bars
+
+
 def gradients(results: Rows) -> Iterator[Bar]:
     for r in part(results, "unbiased"):
         yield (
@@ -63,19 +65,24 @@ def gradients(results: Rows) -> Iterator[Bar]:
             yield f"{method} on the table policy, three skills", "cosine ≥ 0.98", each
 
 
-def straws(results: Rows) -> Iterator[Bar]:
-    for r in part(results, "straw"):
+def misassigned(results: Rows) -> Iterator[Bar]:
+    for r in part(results, "misassigned"):
         m = r["methods"]
-        figure = f"straw at {r['right']:.0%} success: RLOO, wrong steps of successes pushed up"
+        figure = (
+            f"misassigned credit at {r['right']:.0%} success: "
+            "RLOO, wrong steps of successes pushed up"
+        )
         yield figure, "≥ 0.8", f"{m['rloo']['wrong_up']:.2f}"
         for name in ("step_local", "first_error"):
             both = f"{m[name]['wrong_up']:.2f} and {m[name]['right_down']:.2f}"
-            yield f"straw: {name}, wrong up and right down", "≤ 0.05", both
+            yield f"misassigned credit: {name}, wrong up and right down", "≤ 0.05", both
 
 
 def efficiency(results: Rows) -> Iterator[Bar]:
-    """Process methods against the outcome method that needs fewest tokens; a run that never arrives counts as its whole
-    budget, so that the ratio is a lower bound."""
+    """Process methods against the outcome method that needs fewest tokens.
+
+    A run that never arrives counts as its whole budget, so that the ratio is a lower bound.
+    """
     runs = best_runs(results, "mid")
     outcome = min(
         (m for m in ("rloo", "grpo") if m in runs), key=lambda m: merit(runs[m][0]), default=None
@@ -87,7 +94,7 @@ def efficiency(results: Rows) -> Iterator[Bar]:
     least = "" if there == all_of else f"; {outcome} arrived in {there} of {all_of}"
     for m in ("step_local", "first_error"):
         if m in runs:
-            mean, low, high = audit.bootstrap_ratio(cost[outcome], cost[m])
+            mean, low, high = estimators.ratio_of_means(cost[outcome], cost[m])
             shown = f"{mean:.1f} [{low:.1f}, {high:.1f}]{least}"
             yield f"tokens to 90% verified: {outcome} / {m}", "≥ 2, interval above 1.5", shown
             gap = np.mean([r["right"] - r["verified"] for r in runs[m]])
@@ -128,11 +135,13 @@ def hacks(results: Rows) -> Iterator[Bar]:
 def rest(results: Rows) -> Iterator[Bar]:
     """Diversity, and real solutions."""
     for r in part(results, "diversity"):
-        kept = f"{r['entropy after'] / r['entropy before']:.0%}; {r['pass@16 before']:.2f} → {r['pass@16 after']:.2f}"
+        entropy = r["entropy after"] / r["entropy before"]
+        kept = f"{entropy:.0%}; {r['pass@16 before']:.2f} → {r['pass@16 after']:.2f}"
         yield "sorting by swaps: entropy kept; pass@16", "≥ 50%; no lower", kept
     for r in part(results, "data", set="gsm8k"):
         lines = r["annotated_lines"]
-        parsed = f"{r['parsed'] / lines:.2%} of {lines:,} ({r['recomputed'] / lines:.2%} without variables)"
+        numbers_only = r["recomputed"] / lines
+        parsed = f"{r['parsed'] / lines:.2%} of {lines:,} ({numbers_only:.2%} without variables)"
         luck, waste = (
             [v for k, v in r.items() if k.endswith(end)]
             for end in ("off the route", "first value right")

@@ -1,15 +1,28 @@
-"""Who gets the credit: from judged rollouts to an advantage for every sampled token.
+"""Methods of credit assignment: from verdicts on the steps of rollouts to an advantage a token.
 
-    advantage_bn = METHODS["step_local"](batch)
+    advantage_bn = METHODS["step_local"](credit)
 
-A method is a pure function of the arrays of a `Credit`; it is chosen by name and feeds one loss (`credit/loss.py`). B =
-P*G rows, the G of a group next to each other; S places for steps, the last step of a row being its answer; N tokens.
-Two families: *outcome* methods estimate how each step changed the chance of a right final answer, and so praise a
-wrong step that led to luck, as they should by their own lights; *process* methods ask whether the step was right.
+A method is a pure function of the arrays of a `Credit`. All of them feed the same policy loss
+(`credit/loss.py`), and `reinforce.method` names the one that a run uses. To add one, write a
+function here under `@method(family)`; nothing else changes.
+
+The family says what a method assigns credit for, and so what it needs to know:
+
+| family        | credit for                                | needs                                |
+|---------------|-------------------------------------------|--------------------------------------|
+| `outcome`     | the right final answer                    | verdicts on final answers            |
+| `monte_carlo` | the right final answer, step by step      | samples continued from every step    |
+| `implicit`    | the right final answer, token by token    | a process head trained on outcomes   |
+| `process`     | right steps                               | verdicts on steps                    |
+
+The first three estimate how much a step changed the chance of a right answer. They praise a wrong
+step that led to a right answer by luck, as they should by that measure. Process methods ask whether
+the step itself was right.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,67 +31,144 @@ import jax.numpy as jnp
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Credit:
-    """What methods may look at; float32. What a method needs and is None is a mistake of the caller."""
+    """What a method may look at: the verdicts on a batch of rollouts.
 
-    outcome_g: jax.Array  # [P, G] 1: right final answer
-    right_bs: (
-        jax.Array
-    )  # [B, S] 1: right, 0: wrong (or a reward of any size); by a checker or a process head
-    exists_bs: jax.Array  # [B, S]
-    step_bn: jax.Array  # int32 [B, N], -1: none
-    value_bs: jax.Array | None = (
-        None  # [B, S] chance of a right answer before step s (Monte Carlo); [:, 0] unused
-    )
-    best_bs: jax.Array | None = None  # the same of a stronger prover: best of K
-    implicit_bn: jax.Array | None = None  # beta * log(psi / ref) of each token
+    Sizes: P problems; G rollouts of each, the group, in adjacent rows; B = P * G rows; N tokens a
+    row at most; S places for steps, as many as the longest row could need.
+
+    A rollout is steps and then an answer. The answer counts as a step, the last one of its row:
+    a rollout of 2 steps has `exists_bs` = 1, 1, 1, 0, 0, ... and its answer at s = 2. `right_bs` of
+    the answer says whether it follows from the steps; `outcome_pg` says whether it is the right
+    answer to the problem. A separator token belongs to the step that it ends.
+
+    Two rollouts of `3 a+4 b*2`, whose solution is `a7|b4|4`. Row 1 slips at its first step, and its
+    second step, right given the first, comes to the same value by luck:
+
+        row 0   a7 | b4 | 4         row 1   a2 | b4 | 4
+        outcome_pg  [[1, 1]]                          both answers are right
+        right_bs    [[1, 1, 1], [0, 1, 1]]
+        exists_bs   [[1, 1, 1], [1, 1, 1]]            S = 3
+        step_bn     [[0, 0, 0, 1, 1, 1, 2, 2],        a 7 <|step|> b 4 <|step|> 4 <|end|>
+                     [0, 0, 0, 1, 1, 1, 2, 2]]        N = 8
+
+    What two methods make of it, float32 [B, N]:
+
+        rloo        [[0, 0, 0, 0, 0, 0, 0, 0],        both were right: nothing to learn
+                     [0, 0, 0, 0, 0, 0, 0, 0]]
+        step_local  [[1, 1, 1, 0, 0, 0, 0, 0],        the first step is better than the other's
+                     [-1, -1, -1, 0, 0, 0, 0, 0]]
+
+    A method returns float32 [B, N], 0 where `step_bn` is -1. Usually it computes an advantage for
+    every step, [B, S], and ends with `spread_to_tokens(credit, advantage_bs)`.
+    """
+
+    outcome_pg: jax.Array  # float32 [P, G], 1: the final answer is right
+    right_bs: jax.Array  # float32 [B, S], 1: right, 0: wrong; or a process head's probability
+    exists_bs: jax.Array  # float32 [B, S], 1: the row has such a step
+    step_bn: jax.Array  # int32 [B, N], the step that a token belongs to; -1: none
+
+    # What only some families need; None for the others.
+    value_bs: jax.Array | None = None  # [B, S] chance of a right answer before step s; s = 0 unused
+    best_bs: jax.Array | None = None  # [B, S] the same for the best of K continuations
+    implicit_bn: jax.Array | None = None  # [B, N] beta * log(head / reference) of each token
 
     @property
-    def group(self) -> int:
-        return self.outcome_g.shape[1]
+    def group_size(self) -> int:
+        """G, rollouts of a problem."""
+        return self.outcome_pg.shape[1]
 
     @property
     def outcome_b(self) -> jax.Array:
-        return self.outcome_g.reshape(-1)
+        """Float32 [B], 1: the final answer is right."""
+        return self.outcome_pg.reshape(-1)
 
     @property
     def mask_bn(self) -> jax.Array:
+        """Float32 [B, N], 1 where a token belongs to a step."""
         return (self.step_bn >= 0).astype(jnp.float32)
 
 
-Method = Callable[[Credit], jax.Array]
+Assign = Callable[[Credit], jax.Array]
+Family = Literal["outcome", "monte_carlo", "implicit", "process"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of `METHODS`; call it like its function."""
+
+    assign: Assign
+    family: Family
+
+    def __call__(self, credit: Credit) -> jax.Array:
+        """Float32 [B, N], one advantage a token."""
+        return self.assign(credit)
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(family: Family) -> Callable[[Assign], Assign]:
+    """Enter the decorated function into `METHODS` under its own name."""
+
+    def register(assign: Assign) -> Assign:
+        METHODS[assign.__name__] = Method(assign, family)
+        return assign
+
+    return register
+
+
+# Building blocks
 
 
 def spread_to_tokens(c: Credit, advantage_bs: jax.Array) -> jax.Array:
-    """Every token of step s gets the step's advantage."""
-    return jnp.take_along_axis(advantage_bs, jnp.maximum(c.step_bn, 0), axis=1) * c.mask_bn
+    """[B, N]: every token of step s gets the advantage of the step."""
+    step_bn = jnp.maximum(c.step_bn, 0)
+    return jnp.take_along_axis(advantage_bs, step_bn, axis=1) * c.mask_bn
 
 
-def group_by_prompt(c: Credit, a: jax.Array) -> jax.Array:
-    return a.reshape(-1, c.group, *a.shape[1:])
+def spread_to_rows(c: Credit, advantage_pg: jax.Array) -> jax.Array:
+    """[B, N]: every token of a rollout gets the advantage of the rollout."""
+    return advantage_pg.reshape(-1, 1) * c.mask_bn
+
+
+def group_by_problem(c: Credit, a: jax.Array) -> jax.Array:
+    """[B, ...] as [P, G, ...]."""
+    return a.reshape(-1, c.group_size, *a.shape[1:])
 
 
 def leave_one_out(a_pg: jax.Array, weight_pg: jax.Array | None = None) -> jax.Array:
-    """a minus the mean of the others of its group (axis 1), where weight is 1; 0 where there is nobody else."""
+    """The values minus the mean of the others of their group (axis 1).
+
+    weight_pg: 1 for the entries that count, all by default. 0 where an entry does not count, or
+    where no other one does.
+    """
     w = jnp.ones_like(a_pg) if weight_pg is None else weight_pg
-    others = jnp.sum(w, axis=1, keepdims=True) - w
-    mean = (jnp.sum(a_pg * w, axis=1, keepdims=True) - a_pg * w) / jnp.maximum(others, 1)
-    return jnp.where((w > 0) & (others > 0), a_pg - mean, 0.0)
+    num_others = jnp.sum(w, axis=1, keepdims=True) - w
+    total = jnp.sum(a_pg * w, axis=1, keepdims=True)
+    mean_of_others = (total - a_pg * w) / jnp.maximum(num_others, 1)
+    return jnp.where((w > 0) & (num_others > 0), a_pg - mean_of_others, 0.0)
 
 
 def subtract_step_mean(c: Credit, a_bs: jax.Array, weight_bs: jax.Array) -> jax.Array:
-    """[B, N] a minus its mean over the same step of the others of the group that have it (weight 1)."""
-    return spread_to_tokens(
-        c,
-        leave_one_out(group_by_prompt(c, a_bs), group_by_prompt(c, weight_bs)).reshape(a_bs.shape),
-    )
+    """[B, N]: values of steps minus the mean of the same step in the others of the group.
+
+    weight_bs: 1 for the steps that count.
+    """
+    a_pgs = group_by_problem(c, a_bs)
+    weight_pgs = group_by_problem(c, weight_bs)
+    centered_pgs = leave_one_out(a_pgs, weight_pgs)
+    return spread_to_tokens(c, centered_pgs.reshape(a_bs.shape))
 
 
 def token_baseline(c: Credit, a_bn: jax.Array) -> jax.Array:
-    """[B, 1] the others' mean of a per token, each rollout counting once, so that few long steps are not favoured."""
-    mean_g = (jnp.sum(a_bn, axis=1) / jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)).reshape(
-        -1, c.group
-    )
-    return (mean_g - leave_one_out(mean_g)).reshape(-1, 1)
+    """[B, 1]: mean value of a token in the others of the group.
+
+    Each rollout counts once, however many tokens it has, so that few long steps are not favoured.
+    """
+    num_tokens_b = jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)
+    mean_b = jnp.sum(a_bn, axis=1) / num_tokens_b
+    mean_pg = group_by_problem(c, mean_b)
+    return (mean_pg - leave_one_out(mean_pg)).reshape(-1, 1)
 
 
 def reward_to_go(a: jax.Array) -> jax.Array:
@@ -86,123 +176,159 @@ def reward_to_go(a: jax.Array) -> jax.Array:
     return jnp.cumsum(a[:, ::-1], axis=1)[:, ::-1]
 
 
-# ---------------------------------------------------------------------------------------------------- outcome only
-def rloo(c: Credit) -> jax.Array:
-    """M0. Ahmadian et al. 2024 (arXiv:2402.14740); up to G/(G-1) this is Dr. GRPO (arXiv:2503.20783)."""
-    return leave_one_out(c.outcome_g).reshape(-1, 1) * c.mask_bn
-
-
-def grpo(c: Credit) -> jax.Array:
-    """M0 with the group's deviation as its unit (Shao et al. 2024, arXiv:2402.03300, 4.1.2). Weighs nearly solved and
-    nearly hopeless problems up: not the gradient of the mean success."""
-    centred = c.outcome_g - jnp.mean(c.outcome_g, axis=1, keepdims=True)
-    unit = jnp.std(c.outcome_g, axis=1, keepdims=True) + 1e-4
-    return (centred / unit).reshape(-1, 1) * c.mask_bn
-
-
-def pass_at_k(c: Credit, k: int = 4) -> jax.Array:
-    """The leave-one-out advantage of max of k samples, unbiased: what a sample adds to the chance that a random set of
-    k-1 others (and it) holds a success (Tang et al. 2025, arXiv:2503.19595, in closed form)."""
-    fails = c.group - jnp.sum(c.outcome_g, axis=1, keepdims=True)
-    alone = all_fail(fails - (1 - c.outcome_g), c.group - 1, k - 1)
-    return leave_one_out(c.outcome_g * alone).reshape(-1, 1) * c.mask_bn
-
-
-def all_fail(fails: jax.Array, n: int, k: int) -> jax.Array:
-    """The chance that k of n samples, `fails` of which are failures, all are: C(fails, k) / C(n, k)."""
-    chance = jnp.ones_like(fails)
+def all_fail(failures: jax.Array, n: int, k: int) -> jax.Array:
+    """Chance that k of n samples, `failures` of which failed, all did: C(failures, k) / C(n, k)."""
+    chance = jnp.ones_like(failures)
     for i in range(k):
-        chance *= jnp.maximum(fails - i, 0) / (n - i)
+        chance *= jnp.maximum(failures - i, 0) / (n - i)
     return chance
 
 
-def value_changes(c: Credit, value_bs: jax.Array) -> jax.Array:
-    """[B, S] what each step changed in the chance of success: from the group's mean of the others, over the values
-    before each later step, to the outcome."""
-    start_b = (c.outcome_g - leave_one_out(c.outcome_g)).reshape(-1, 1)
-    before_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(value_bs), c.outcome_b[:, None])
-    return (
-        jnp.diff(jnp.concatenate([start_b, before_bs[:, 1:], c.outcome_b[:, None]], axis=1), axis=1)
-        * c.exists_bs
-    )
-
-
-def vine(c: Credit) -> jax.Array:
-    """M2. What each step changed in the Monte-Carlo chance of success (Kazemnejad et al. 2024, arXiv:2410.01679)."""
-    return spread_to_tokens(c, value_changes(c, c.value_bs))
-
-
 def best_of(value_bs: jax.Array, n: int, k: int) -> jax.Array:
-    """Unbiased chance that the best of k samples succeeds, from value * n successes of n."""
+    """Unbiased chance that the best of k samples succeeds, where value * n of n samples did."""
     return 1 - all_fail(n - jnp.round(value_bs * n), n, k)
 
 
+def value_changes(c: Credit, value_bs: jax.Array) -> jax.Array:
+    """[B, S]: how much each step changed the chance of a right answer.
+
+    The chance before the first step is the mean outcome of the others of the group, the chance
+    after the last one is the outcome itself, so a row sums to its leave-one-out advantage.
+    """
+    start_b1 = (c.outcome_pg - leave_one_out(c.outcome_pg)).reshape(-1, 1)
+    outcome_b1 = c.outcome_b[:, None]
+    # Places after a row's last step hold the outcome: nothing changes there.
+    before_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(value_bs), outcome_b1)
+    chances = jnp.concatenate([start_b1, before_bs[:, 1:], outcome_b1], axis=1)
+    return jnp.diff(chances, axis=1) * c.exists_bs
+
+
+# Credit for the right final answer
+
+
+@method("outcome")
+def rloo(c: Credit) -> jax.Array:
+    """Outcome minus the mean outcome of the others: RLOO (Ahmadian et al. 2024, arXiv:2402.14740).
+
+    Up to the factor G / (G - 1) this is Dr. GRPO (Liu et al. 2025, arXiv:2503.20783).
+    """
+    return spread_to_rows(c, leave_one_out(c.outcome_pg))
+
+
+@method("outcome")
+def grpo(c: Credit) -> jax.Array:
+    """Outcome in units of the group's standard deviation: GRPO (Shao et al. 2024, 4.1.2).
+
+    arXiv:2402.03300. The unit weighs nearly solved and nearly hopeless problems up, so this is not
+    the gradient of the mean success.
+    """
+    centered_pg = c.outcome_pg - jnp.mean(c.outcome_pg, axis=1, keepdims=True)
+    unit_p1 = jnp.std(c.outcome_pg, axis=1, keepdims=True) + 1e-4
+    return spread_to_rows(c, centered_pg / unit_p1)
+
+
+@method("outcome")
+def pass_at_k(c: Credit, k: int = 4) -> jax.Array:
+    """Leave-one-out advantage of the best of k samples, unbiased.
+
+    What a sample adds to the chance that a random set of k - 1 others and itself holds a success
+    (Tang et al. 2025, arXiv:2503.19595), in closed form.
+    """
+    failures_p1 = c.group_size - jnp.sum(c.outcome_pg, axis=1, keepdims=True)
+    failures_of_others = failures_p1 - (1 - c.outcome_pg)
+    alone_pg = all_fail(failures_of_others, c.group_size - 1, k - 1)
+    return spread_to_rows(c, leave_one_out(c.outcome_pg * alone_pg))
+
+
+@method("monte_carlo")
+def vine(c: Credit) -> jax.Array:
+    """Change of the Monte Carlo chance of success: VinePPO (Kazemnejad et al. 2024).
+
+    arXiv:2410.01679.
+    """
+    return spread_to_tokens(c, value_changes(c, c.value_bs))
+
+
+@method("monte_carlo")
 def prover(c: Credit) -> jax.Array:
-    """M2b. RLOO plus the progress of a prover, here best-of-K of the policy itself (Setlur et al. 2024, 2410.08146)."""
-    return rloo(c) + spread_to_tokens(c, value_changes(c, c.best_bs).at[:, 0].set(0.0))
+    """RLOO plus the progress of a prover policy (Setlur et al. 2024, arXiv:2410.08146).
+
+    The prover is best-of-K of the policy itself.
+    """
+    # The first step's change starts from the policy's value, not the prover's: leave it out.
+    progress_bs = value_changes(c, c.best_bs).at[:, 0].set(0.0)
+    return rloo(c) + spread_to_tokens(c, progress_bs)
 
 
-# ---------------------------------------------------------------------------------------------------- step by step
+@method("implicit")
+def implicit(c: Credit) -> jax.Array:
+    """Implicit token rewards to go, plus RLOO: PRIME (Cui et al. 2025, arXiv:2502.01456)."""
+    reward_bn = c.implicit_bn * c.mask_bn
+    centered_bn = (reward_bn - token_baseline(c, reward_bn)) * c.mask_bn
+    return reward_to_go(centered_bn) * c.mask_bn + rloo(c)
+
+
+# Credit for right steps
+
+
+@method("process")
 def grpo_process(c: Credit) -> jax.Array:
-    """M1. DeepSeekMath 4.1.3: step rewards in units of the group's deviation, summed from the token's step on. More
-    steps are more reward, and later luck flows back: hackable even with a perfect checker."""
-    r, w = group_by_prompt(c, c.right_bs), group_by_prompt(c, c.exists_bs)
-    count = jnp.maximum(jnp.sum(w, axis=(1, 2), keepdims=True), 1)
-    mean = jnp.sum(r * w, axis=(1, 2), keepdims=True) / count
-    std = jnp.sqrt(jnp.sum(w * (r - mean) ** 2, axis=(1, 2), keepdims=True) / count)
-    unit = ((r - mean) / (std + 1e-4) * w).reshape(c.right_bs.shape)
-    return spread_to_tokens(c, reward_to_go(unit))
+    """GRPO with process supervision (DeepSeekMath, arXiv:2402.03300, 4.1.3).
+
+    Step rewards in units of the group's standard deviation, summed from the token's step on. More
+    steps are more reward, and later luck flows back: it can be hacked even with a perfect checker.
+    """
+    right_pgs = group_by_problem(c, c.right_bs)
+    exists_pgs = group_by_problem(c, c.exists_bs)
+    group = {"axis": (1, 2), "keepdims": True}
+    count = jnp.maximum(jnp.sum(exists_pgs, **group), 1)
+    mean = jnp.sum(right_pgs * exists_pgs, **group) / count
+    variance = jnp.sum(exists_pgs * (right_pgs - mean) ** 2, **group) / count
+    reward_pgs = (right_pgs - mean) / (jnp.sqrt(variance) + 1e-4) * exists_pgs
+    return spread_to_tokens(c, reward_to_go(reward_pgs.reshape(c.right_bs.shape)))
 
 
+@method("process")
 def step_local(c: Credit) -> jax.Array:
-    """M1 without the sum (discount 0): is this step right, against the same step of the others of the group."""
+    """Is this step right, compared with the same step of the others of the group?
+
+    `grpo_process` without its sum over later steps (discount 0) and without its unit.
+    """
     return subtract_step_mean(c, c.right_bs, c.exists_bs)
 
 
+@method("process")
 def first_error(c: Credit) -> jax.Array:
-    """M6. Credit for the verified prefix, blame for the first error, nothing after it (as VPPO, arXiv:2601.18984)."""
-    ok = c.right_bs * c.exists_bs
-    clean = (
-        jnp.cumprod(jnp.concatenate([jnp.ones_like(ok[:, :1]), ok[:, :-1]], axis=1), axis=1)
-        * c.exists_bs
-    )
-    return subtract_step_mean(c, ok, clean)
+    """Credit for the verified prefix, blame for the first error, nothing after it.
+
+    As in VPPO (arXiv:2601.18984).
+    """
+    right_bs = c.right_bs * c.exists_bs
+    earlier_bs = jnp.concatenate([jnp.ones_like(right_bs[:, :1]), right_bs[:, :-1]], axis=1)
+    # 1 up to and including the first wrong step.
+    clean_bs = jnp.cumprod(earlier_bs, axis=1) * c.exists_bs
+    return subtract_step_mean(c, right_bs, clean_bs)
 
 
+@method("process")
 def progress(c: Credit) -> jax.Array:
-    """M3. What a step adds to a process head's chance that all is right so far: bounded, it telescopes (2410.15115)."""
-    before = jnp.concatenate([jnp.ones_like(c.right_bs[:, :1]), c.right_bs[:, :-1]], axis=1)
-    return subtract_step_mean(c, (c.right_bs - before) * c.exists_bs, c.exists_bs)
+    """What a step adds to the head's probability that all is right so far (arXiv:2410.15115).
+
+    The sum over a rollout telescopes, so it is bounded however many steps there are.
+    """
+    before_bs = jnp.concatenate([jnp.ones_like(c.right_bs[:, :1]), c.right_bs[:, :-1]], axis=1)
+    return subtract_step_mean(c, (c.right_bs - before_bs) * c.exists_bs, c.exists_bs)
 
 
+@method("process")
 def min_form(c: Credit, temperature: float = 0.1) -> jax.Array:
-    """M5. PURE (Cheng et al. 2025, arXiv:2504.15275): the return is about the least step reward to come; plus RLOO."""
-    reward = c.right_bs - 1.0  # a wrong step costs
-    w_bs = jax.nn.softmax(jnp.where(c.exists_bs > 0, -reward / temperature, -jnp.inf), axis=1)
-    returns = spread_to_tokens(c, reward_to_go(jnp.nan_to_num(w_bs) * reward * c.exists_bs))
-    return (returns - token_baseline(c, returns)) * c.mask_bn + rloo(c)
+    """The return is about the smallest step reward to come, plus RLOO: PURE.
 
-
-def implicit(c: Credit) -> jax.Array:
-    """M4. PRIME (Cui et al. 2025, arXiv:2502.01456): beta log(psi/ref) of each token to go; plus RLOO."""
-    r = c.implicit_bn * c.mask_bn
-    return reward_to_go((r - token_baseline(c, r)) * c.mask_bn) * c.mask_bn + rloo(c)
-
-
-OUTCOME = {
-    "rloo": rloo,
-    "grpo": grpo,
-    "pass_at_k": pass_at_k,
-    "vine": vine,
-    "prover": prover,
-    "implicit": implicit,
-}
-PROCESS = {
-    "grpo_process": grpo_process,
-    "step_local": step_local,
-    "first_error": first_error,
-    "progress": progress,
-    "min_form": min_form,
-}
-METHODS: dict[str, Method] = OUTCOME | PROCESS
-MONTE_CARLO = ("vine", "prover")  # they sample on from every step
+    Cheng et al. 2025, arXiv:2504.15275.
+    """
+    reward_bs = c.right_bs - 1.0  # a wrong step costs
+    scores_bs = jnp.where(c.exists_bs > 0, -reward_bs / temperature, -jnp.inf)
+    # A softmax over a row without steps is NaN; such a row gets nothing.
+    weight_bs = jnp.nan_to_num(jax.nn.softmax(scores_bs, axis=1))
+    return_bn = spread_to_tokens(c, reward_to_go(weight_bs * reward_bs * c.exists_bs))
+    return (return_bn - token_baseline(c, return_bn)) * c.mask_bn + rloo(c)

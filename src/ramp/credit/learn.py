@@ -1,86 +1,149 @@
-"""One iteration of RL: roll, judge, credit, a batch for `make_step`. The recipe is the config's section `reinforce`.
+"""One iteration of RL: sample rollouts, judge, assign credit, make a batch for `make_step`.
 
-A method is compared at the tokens it sampled, so everything that samples says what it cost: rollouts, Monte-Carlo
-continuations, all of it.
+The recipe is the section `reinforce` of the configuration. Methods are compared at the tokens that
+they sampled, so everything that samples reports its cost: rollouts and Monte Carlo continuations.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Reinforce
 from ramp.credit import process_head, rollouts
-from ramp.credit.advantages import METHODS, MONTE_CARLO, PROCESS, Credit, best_of
+from ramp.credit.advantages import METHODS, Credit, best_of
 from ramp.credit.loss import adapt_entropy_coef, policy_loss, token_logps
 from ramp.credit.rollouts import Rollouts
+from ramp.decode import sample
 from ramp.errors import UserError
-from ramp.model.transformer import ROWS
 from ramp.tasks import TASKS, Problem, Task
 from ramp.tasks.protocol import render
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.step import Loss
 
-HELD_OUT = -1  # held-out problems have seeds -1, -2, ...; those of training are not negative
-IMITATION = 10**12  # seeds from here on are shown solved
+# Seeds of problems. RL trains on 0 and up, so the three sets do not meet.
+HELD_OUT_SEED = -1  # and downwards
+SFT_SEED = 10**12  # and upwards
+
+Solve = Callable[[Problem], tuple[list[str], str]]  # steps and answer
 
 
 @dataclass(frozen=True)
-class Collected:
+class Iteration:
     """What one iteration sampled and what came of it."""
 
     rollouts: Rollouts
     advantage_bn: np.ndarray
-    batch: dict[str, np.ndarray]
-    tokens: int  # sampled, continuations included
-    labels: int  # verdicts on steps that the method looked at
-    dropped: int  # groups without signal
+    batch: dict[str, np.ndarray]  # of `make_loss`
+    num_tokens: int  # sampled, continuations included
+    num_labels: int  # verdicts on steps that the method looked at
+    num_dropped_groups: int  # groups without signal
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fractions over held-out problems, one sample of each."""
+
+    right: float  # the final answer is right
+    verified: float  # and so is every step
+    steps: float  # of all steps, those that are right
+    lucky: float  # of the right answers, those that a wrong step led to
+    entropy: float  # nats a token
+
+
+# Problems
 
 
 def make_problems(task: Task, level: int, first: int, n: int) -> list[Problem]:
+    """Problems with the seeds first .. first + n - 1."""
     return [task.sample(first + i, level) for i in range(n)]
 
 
 def held_out_problems(task: Task, level: int, n: int, first: int = 0) -> list[Problem]:
-    return [task.sample(HELD_OUT - first - i, level) for i in range(n)]
+    """Problems that no training sees, from number `first` on."""
+    return [task.sample(HELD_OUT_SEED - first - i, level) for i in range(n)]
+
+
+def make_sft_batch(
+    tokenizer: Tokenizer,
+    task: Task,
+    level: int,
+    num_rows: int,
+    seq_len: int,
+    step: int,
+    seed: int = 0,
+    solve: Solve | None = None,
+) -> dict[str, np.ndarray]:
+    """A batch of solved problems for the next-token loss; a pure function of (seed, step).
+
+    solve: the solution that is shown, by default the right one.
+    """
+    first = SFT_SEED + (seed * 1_000_003 + step) * num_rows
+    conversations = []
+    for problem in make_problems(task, level, first, num_rows):
+        steps, answer = solve(problem) if solve else (task.solution(problem), problem.answer)
+        conversations.append(render(tokenizer, problem, steps, answer))
+    return rollouts.pack_conversations(conversations, seq_len)
+
+
+# Loss
+
+
+def trains_head(t: Reinforce) -> bool:
+    """Whether a process head learns beside the policy."""
+    return t.reward == "head" or METHODS[t.method].family == "implicit"
+
+
+def needs_ref(t: Reinforce) -> bool:
+    """Whether the frozen starting policy is read: by the KL term or by an implicit reward."""
+    return t.kl_coef > 0 or METHODS[t.method].family == "implicit"
 
 
 def make_loss(c: Model, t: Reinforce) -> Loss:
-    """The policy loss; with a process head that is trained online, its loss on the same rows too."""
-    policy, process, implicit = (
-        policy_loss(c, t),
-        process_head.process_loss(c),
-        process_head.implicit_loss(c, t),
-    )
+    """The policy loss, plus that of a process head where the batch has what it learns from."""
+    losses = {
+        "policy": policy_loss(c, t),
+        "process": process_head.process_loss(c),
+        "implicit": process_head.implicit_loss(c, t),
+    }
 
-    def both(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        total, seen = policy(params, batch, key)
+    def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        total, metrics = losses["policy"](params, batch, key)
+        head_batches = {}
         if "labels" in batch:
-            rows = {"tokens": batch["tokens"], "labels": batch["labels"]}
-            rows |= {name: batch[f"label_{name}"] for name in ("weights", "spoken")}
-            more, shown = process(params, rows, key)
-            total, seen = total + t.process_head_coef * more, seen | shown
+            rows = {name: batch[f"label_{name}"] for name in ("weights", "lm_weights")}
+            head_batches["process"] = rows | {name: batch[name] for name in ("tokens", "labels")}
         if "outcome" in batch:
-            more, shown = implicit(params, batch, key)
-            total, seen = total + t.process_head_coef * more, seen | shown
-        return total, seen
+            head_batches["implicit"] = batch
+        for name, rows in head_batches.items():
+            head_total, head_metrics = losses[name](params, rows, key)
+            total += t.process_head_coef * head_total
+            metrics |= head_metrics
+        return total, metrics
 
-    return both
-
-
-def shard_rows(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    place = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
-    return {name: jax.device_put(a, place) for name, a in batch.items()}
+    return loss
 
 
-_logps = jax.jit(token_logps, static_argnums=(0, 4))
+def shard_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The batch on the current mesh, rows split over its devices."""
+    return dict(zip(batch, sample.shard_rows(*batch.values()), strict=True))
 
 
-def logps(c: Model, t: Reinforce, lm: dict, r: Rollouts) -> np.ndarray:
-    """float32 [B, t.seq]: log-probability of each target under another model, as the sampler would have drawn it."""
-    batch = shard_rows(rollouts.make_rows(r, t.train.seq_len))
-    return np.asarray(_logps(c, lm, batch["tokens"], batch["targets"], t.temperature)[0])
+_jit_logps = jax.jit(token_logps, static_argnums=(0, 4))
+
+
+def compute_logps(c: Model, t: Reinforce, lm: dict, r: Rollouts) -> np.ndarray:
+    """Float32 [B, seq_len]: log-probability of each target under another model.
+
+    At the rollouts' temperature, as the sampler would have drawn it.
+    """
+    batch = shard_batch(rollouts.make_rows(r, t.train.seq_len))
+    logps_bt, _ = _jit_logps(c, lm, batch["tokens"], batch["targets"], t.temperature)
+    return np.asarray(logps_bt)
+
+
+# An iteration
 
 
 def collect_batch(
@@ -91,63 +154,55 @@ def collect_batch(
     ref: dict | None,
     step: int,
     seed: int,
-) -> Collected:
-    """Rollouts of iteration `step` under `params` and the batch they make. A pure function of its arguments."""
+) -> Iteration:
+    """Rollouts of iteration `step` under `params`, and the batch that they make.
+
+    A pure function of its arguments. ref: the parameters of the frozen policy, see `needs_ref`.
+    """
     first = (seed * 1_000_003 + step) * t.num_prompts
     task = TASKS[t.task]
-    asked = make_problems(task, t.level, first, t.num_prompts)
     r = rollouts.sample_rollouts(
         c,
         params["lm"],
         tokenizer,
         task,
-        asked,
+        make_problems(task, t.level, first, t.num_prompts),
         t.group_size,
         t.max_new_tokens,
         first,
         t.temperature,
     )
-    ref_bt = (
-        logps(c, t, ref["lm"], r)
-        if ref is not None and (t.kl_coef or t.method == "implicit")
-        else None
-    )
+    ref_bt = None
+    if ref is not None and needs_ref(t):
+        ref_bt = compute_logps(c, t, ref["lm"], r)
     credit, cost = build_credit(c, t, tokenizer, params, ref_bt, r, first)
     advantage_bn = np.asarray(METHODS[t.method](credit))
     batch = rollouts.make_rows(r, t.train.seq_len, advantage_bn)
-    keep_b = rollouts.signal_batch(r, advantage_bn)
-    said, batch["weights"] = (
-        batch["weights"],
-        batch["weights"] * keep_b[:, None],
-    )  # no update, no KL from the others
+    sampled_bt = batch["weights"]
+    # Groups without signal take no part: no update, no KL.
+    has_signal_b = rollouts.rows_with_signal(r, advantage_bn)
+    batch["weights"] = sampled_bt * has_signal_b[:, None]
     if ref_bt is not None:
         batch["ref"] = ref_bt
     if t.entropy_target:
-        seen = -float((r.logps_bn * r.mask_bn).sum() / max(r.tokens, 1))
-        batch["bonus"] = np.full(
-            (len(r.prompts), 1),
-            adapt_entropy_coef(t.entropy_coef, seen, t.entropy_target),
-            np.float32,
-        )
-    labels = int(r.exists_bs.sum()) if t.method in PROCESS and t.reward == "checker" else 0
+        coef = adapt_entropy_coef(t.entropy_coef, r.entropy, t.entropy_target)
+        batch["entropy_coef"] = np.full((len(r.prompts), 1), coef, np.float32)
+    family = METHODS[t.method].family
+    num_labels = int(r.exists_bs.sum()) if family == "process" and t.reward == "checker" else 0
     if t.reward == "head" and t.label_fraction:
-        given = process_head.limit_labels(
-            process_head.first_error_labels(r), t.label_fraction, first
-        )
-        more, labels = process_head.label_rows(r, t.train.seq_len, given), int((given >= 0).sum())
-        batch |= {
-            "labels": more["labels"],
-            "label_weights": more["weights"],
-            "label_spoken": more["spoken"],
-        }
-    if t.method == "implicit":
-        batch |= {
-            "said": said,
-            "outcome": r.outcome_b[:, None],
-        }  # groups without signal teach it too
-    return Collected(
-        r, advantage_bn, batch, r.tokens + cost, labels, int((keep_b == 0).sum()) // t.group_size
-    )
+        all_labels = process_head.first_error_labels(r)
+        labels_bs = process_head.limit_labels(all_labels, t.label_fraction, first)
+        num_labels = int((labels_bs >= 0).sum())
+        rows = process_head.label_rows(r, t.train.seq_len, labels_bs)
+        batch["labels"] = rows["labels"]
+        batch["label_weights"] = rows["weights"]
+        batch["label_lm_weights"] = rows["lm_weights"]
+    if family == "implicit":
+        # Groups without signal for the policy teach the head too.
+        batch["sampled"] = sampled_bt
+        batch["outcome"] = r.outcome_b[:, None]
+    num_dropped = int((has_signal_b == 0).sum()) // t.group_size
+    return Iteration(r, advantage_bn, batch, r.num_tokens + cost, num_labels, num_dropped)
 
 
 def build_credit(
@@ -159,57 +214,60 @@ def build_credit(
     r: Rollouts,
     seed: int,
 ) -> tuple[Credit, int]:
-    """What the method needs to know, and the tokens that finding out cost. ref_bt: `logps` of the frozen policy."""
-    cost, right_bs, more = 0, r.right_bs, {}
-    if "process" not in params and (t.method == "implicit" or t.reward == "head"):
+    """(what the method needs to know, sampled tokens that it cost beyond the rollouts).
+
+    ref_bt: `compute_logps` of the frozen policy.
+    """
+    family = METHODS[t.method].family
+    credit = checker_credit(r)
+    cost = 0
+    if trains_head(t) and "process" not in params:
         raise UserError(
-            "reinforce.method 'implicit' and reinforce.reward 'head' need a process head; these parameters have none"
+            "reinforce.method 'implicit' and reinforce.reward 'head' need a process head; "
+            "these parameters have none"
         )
-    if t.method in MONTE_CARLO:
-        n, start = t.num_continuations, (c, params["lm"], tokenizer, TASKS[t.task])
-        more["value_bs"], cost = rollouts.sample_continuations(*start, r, n, seed, t.temperature)
-        more["best_bs"] = np.asarray(best_of(more["value_bs"], n, min(t.best_of, n)))
+    if family == "monte_carlo":
+        n = t.num_continuations
+        value_bs, cost = rollouts.sample_continuations(
+            c, params["lm"], tokenizer, TASKS[t.task], r, n, seed, t.temperature
+        )
+        best_bs = np.asarray(best_of(value_bs, n, min(t.best_of, n)))
+        credit = replace(credit, value_bs=value_bs, best_bs=best_bs)
     if t.reward == "head":
         right_bs = process_head.score_steps(c, params["process"], r, t.train.seq_len)
-    if t.method == "implicit":
-        ratio_bt = logps(c, t, params["process"]["lm"], r) - ref_bt
-        more["implicit_bn"] = rollouts.align_to_tokens(r, t.implicit_beta * ratio_bt)
-    return replace(checker_credit(r), right_bs=right_bs, **more), cost
+        credit = replace(credit, right_bs=right_bs)
+    if family == "implicit":
+        log_ratio_bt = compute_logps(c, t, params["process"]["lm"], r) - ref_bt
+        implicit_bn = rollouts.align_to_tokens(r, t.implicit_beta * log_ratio_bt)
+        credit = replace(credit, implicit_bn=implicit_bn)
+    return credit, cost
 
 
 def checker_credit(r: Rollouts) -> Credit:
-    """What the checker alone tells of rollouts."""
-    return Credit(r.outcome_b.reshape(-1, r.group), r.right_bs, r.exists_bs, r.step_bn)
+    """What the checker alone says of rollouts."""
+    outcome_pg = r.outcome_b.reshape(-1, r.group_size)
+    return Credit(outcome_pg, r.right_bs, r.exists_bs, r.step_bn)
+
+
+# Evaluation
 
 
 def measure_accuracy(
     c: Model, t: Reinforce, tokenizer: Tokenizer, params: dict, seed: int = 7
-) -> tuple[dict[str, float], Rollouts]:
-    """One sample of each of `t.problems` held-out problems: share right, share verified, share of right steps, of luck
-    among what is right; entropy in nats a token."""
+) -> tuple[Accuracy, Rollouts]:
+    """One sample of each of `t.num_eval_problems` held-out problems."""
     task = TASKS[t.task]
-    asked = held_out_problems(task, t.level, t.num_eval_problems)
+    problems = held_out_problems(task, t.level, t.num_eval_problems)
     r = rollouts.sample_rollouts(
-        c, params["lm"], tokenizer, task, asked, 1, t.max_new_tokens, seed, t.temperature
+        c, params["lm"], tokenizer, task, problems, 1, t.max_new_tokens, seed, t.temperature
     )
-    found = {"right": r.outcome_b.mean(), "verified": r.verified_b.mean()}
-    found["steps"] = r.right_bs.sum() / max(float(r.exists_bs.sum()), 1.0)
-    found["lucky"] = (r.outcome_b - r.verified_b).sum() / max(r.outcome_b.sum(), 1)
-    found["entropy"] = -(r.logps_bn * r.mask_bn).sum() / max(r.tokens, 1)
-    return {k: float(v) for k, v in found.items()}, r
-
-
-def make_sft_batch(
-    tokenizer: Tokenizer,
-    task: Task,
-    level: int,
-    rows: int,
-    seq: int,
-    step: int,
-    seed: int = 0,
-    solve=None,
-) -> dict[str, np.ndarray]:
-    """A batch of solved problems for the next-token loss; solve(problem) -> (steps, answer), by default without fault."""
-    solve = solve or (lambda problem: (task.solution(problem), problem.answer))
-    asked = make_problems(task, level, IMITATION + (seed * 1_000_003 + step) * rows, rows)
-    return rollouts.pack_conversations([render(tokenizer, p, *solve(p)) for p in asked], seq)
+    num_steps = max(float(r.exists_bs.sum()), 1.0)
+    num_lucky = (r.outcome_b - r.verified_b).sum()
+    accuracy = Accuracy(
+        right=float(r.outcome_b.mean()),
+        verified=float(r.verified_b.mean()),
+        steps=float(r.right_bs.sum() / num_steps),
+        lucky=float(num_lucky / max(r.outcome_b.sum(), 1)),
+        entropy=r.entropy,
+    )
+    return accuracy, r

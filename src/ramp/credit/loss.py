@@ -1,8 +1,8 @@
-"""One clipped policy loss for every method of credit; it runs through `make_step` like any other stage.
+"""One clipped policy loss for every method of credit, run by `make_step` like that of any stage.
 
-Sums over sampled tokens, divided by `make_step` through the global count of tokens with weight: no mean per rollout, so
-that long rollouts are neither favoured nor spared. The batch is `rollouts.rows`, plus `ref` (log-probabilities of the
-frozen policy) where there is a KL term.
+A sum over sampled tokens, which `make_step` divides by the global number of tokens with weight.
+There is no mean per rollout, so long rollouts are neither favoured nor spared. The batch is that of
+`rollouts.make_rows`, with `ref` (log-probabilities of the frozen policy) where there is a KL term.
 """
 
 import math
@@ -17,85 +17,121 @@ from ramp.model.loss import cross_entropy
 from ramp.model.transformer import ROWS
 from ramp.train.step import Loss
 
+MAX_LOG_RATIO = 20.0  # beyond it, exp would overflow float32 in the backward pass
+
 
 def token_logps(
-    c: Model, lm: dict, tokens_bt, targets_bt, temperature: float = 1.0
+    c: Model, lm: dict, tokens_bt: jax.Array, targets_bt: jax.Array, temperature: float = 1.0
 ) -> tuple[jax.Array, jax.Array]:
-    """(log-probability of each target, entropy), [B, T] float32, of the softmax at `temperature`: what was sampled."""
+    """(log-probability of each target, entropy), float32 [B, T], nats.
+
+    Of the softmax at `temperature`: the distribution that rollouts are sampled from.
+    """
     x_nd = transformer.compute_hidden(c, lm, tokens_bt)
     logits_nv = transformer.unembed(c, lm, x_nd) / temperature
     nats_n, log_z_n = cross_entropy(logits_nv, targets_bt.reshape(-1))
-    logp_n, entropy_n = (
-        -nats_n,
-        log_z_n - jnp.sum(jax.nn.softmax(logits_nv, axis=-1) * logits_nv, axis=-1),
-    )
+    mean_logit_n = jnp.sum(jax.nn.softmax(logits_nv, axis=-1) * logits_nv, axis=-1)
     shape = targets_bt.shape
-    return tuple(jax.lax.reshape(a, shape, out_sharding=P(ROWS)) for a in (logp_n, entropy_n))
+    logp_bt = jax.lax.reshape(-nats_n, shape, out_sharding=P(ROWS))
+    entropy_bt = jax.lax.reshape(log_z_n - mean_logit_n, shape, out_sharding=P(ROWS))
+    return logp_bt, entropy_bt
 
 
-def surrogate(logp, old, advantage, t: Reinforce) -> jax.Array:
-    """The clipped loss of each token: -min(ratio A, clip(ratio) A), bounded by dual_clip where A < 0."""
-    ratio = jnp.exp(jnp.clip(logp - old, -20, 20))
+def compute_ratio(logp: jax.Array, old: jax.Array) -> jax.Array:
+    """Probability of each token under the policy over that under the sampler."""
+    return jnp.exp(jnp.clip(logp - old, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def surrogate(logp: jax.Array, old: jax.Array, advantage: jax.Array, t: Reinforce) -> jax.Array:
+    """The clipped loss of each token: -min(ratio A, clip(ratio) A).
+
+    PPO (Schulman et al. 2017) with the asymmetric clip of DAPO (arXiv:2503.14476). Where A < 0 it
+    is bounded by `dual_clip` times -A (Ye et al. 2020, arXiv:1912.09729).
+    """
+    ratio = compute_ratio(logp, old)
     clipped = jnp.clip(ratio, 1 - t.clip_low, 1 + t.clip_high)
     loss = -jnp.minimum(ratio * advantage, clipped * advantage)
-    return jnp.where(advantage < 0, jnp.minimum(loss, -t.dual_clip * advantage), loss)
+    bounded = jnp.minimum(loss, -t.dual_clip * advantage)
+    return jnp.where(advantage < 0, bounded, loss)
 
 
-def kl(logp, ref, form: str) -> jax.Array:
-    """An estimate of KL(policy || ref) per token whose gradient is that of the KL.
+def kl(logp: jax.Array, ref: jax.Array, form: str) -> jax.Array:
+    """An estimate of KL(policy || ref) of each token whose gradient is that of the KL.
 
-    k2 = (log ratio)²/2 has it in expectation; the other two do not: k1 inside a loss has mean gradient 0, k3 that of
-    the opposite KL. "k3" is its value (unbiased, never negative) with the gradient of k2.
+    k2 = (log ratio)² / 2 has that gradient in expectation. The other usual forms do not: k1 inside
+    a loss has mean gradient 0, k3 the gradient of the opposite KL. So "k3" here is the value of k3
+    (unbiased, never negative) with the gradient of k2.
     """
     k2 = 0.5 * jnp.square(logp - ref)
     if form == "k2":
         return k2
-    log = jnp.clip(ref - logp, -20, 20)
-    return k2 + jax.lax.stop_gradient(jnp.exp(log) - 1 - log - k2)
+    log_ratio = jnp.clip(ref - logp, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    k3 = jnp.exp(log_ratio) - 1 - log_ratio
+    return k2 + jax.lax.stop_gradient(k3 - k2)
 
 
-def most_covariant(logp, advantage, weights, share: float) -> jax.Array:
-    """1 for the `share` of the tokens with weight (at least one of them) that have the largest part in the covariance of
-    log-probability and advantage, which is what lowers the entropy (Cui et al. 2025, arXiv:2505.22617); else 0."""
-    n = jnp.maximum(jnp.sum(weights), 1)
-    dl, da = (a - jnp.sum(a * weights) / n for a in (jax.lax.stop_gradient(logp), advantage))
-    cov = jax.reshard((dl * da * weights).reshape(-1), P())
-    rank = jnp.maximum(jnp.floor(share * n), 1).astype(jnp.int32)
-    least = jax.lax.dynamic_index_in_dim(jnp.sort(cov, descending=True), rank - 1, keepdims=False)
-    return (jax.reshard(cov, P(ROWS)).reshape(logp.shape) >= jnp.maximum(least, 1e-12)).astype(
-        jnp.float32
-    )
+def most_covariant(
+    logp: jax.Array, advantage: jax.Array, weights: jax.Array, fraction: float
+) -> jax.Array:
+    """1 for the tokens that lower the entropy most, else 0; all [B, T].
+
+    They are the `fraction` of the tokens with weight, at least one, with the largest part in the
+    covariance of log-probability and advantage (Cui et al. 2025, arXiv:2505.22617).
+    """
+    count = jnp.maximum(jnp.sum(weights), 1)
+    logp = jax.lax.stop_gradient(logp)
+    logp_gap = logp - jnp.sum(logp * weights) / count
+    advantage_gap = advantage - jnp.sum(advantage * weights) / count
+    cov_bt = logp_gap * advantage_gap * weights
+    # Ranks are global: every device needs all values.
+    cov_n = jax.reshard(cov_bt.reshape(-1), P())
+    rank = jnp.maximum(jnp.floor(fraction * count), 1).astype(jnp.int32)
+    ordered = jnp.sort(cov_n, descending=True)
+    threshold = jax.lax.dynamic_index_in_dim(ordered, rank - 1, keepdims=False)
+    # Tokens without weight have covariance 0 and are never chosen.
+    threshold = jnp.maximum(threshold, 1e-12)
+    cov_bt = jax.reshard(cov_n, P(ROWS)).reshape(logp.shape)
+    return (cov_bt >= threshold).astype(jnp.float32)
 
 
 def policy_loss(c: Model, t: Reinforce) -> Loss:
-    """The loss of a batch of `rollouts.rows`. Metrics: kl, entropy, clipped (share of tokens beyond the clip)."""
+    """The loss of a batch of `rollouts.make_rows`.
+
+    Metrics: `entropy` in nats, `clipped` the tokens beyond the clip, `kl` where there is a `ref`.
+    """
 
     def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        w, advantage, old = batch["weights"], batch["advantage"], batch["old"]
+        weights, advantage, old = batch["weights"], batch["advantage"], batch["old"]
         logp, entropy = token_logps(
             c, params["lm"], batch["tokens"], batch["targets"], t.temperature
         )
         per_token = surrogate(logp, old, advantage, t)
-        if t.entropy_control == "clip_cov":
-            per_token *= 1 - most_covariant(logp, advantage, w, t.entropy_control_fraction)
-        if t.entropy_control == "kl_cov":
-            per_token += most_covariant(logp, advantage, w, t.entropy_control_fraction) * jnp.abs(
-                logp - old
-            )
-        bonus = batch.get("bonus", t.entropy_coef)  # [B, 1] where it is adapted
-        per_token -= bonus * entropy
-        seen = {"entropy": jnp.sum(w * entropy)}
-        ratio = jnp.exp(jnp.clip(logp - old, -20, 20))
-        seen["clipped"] = jnp.sum(w * ((ratio < 1 - t.clip_low) | (ratio > 1 + t.clip_high)))
+        if t.entropy_control != "none":
+            chosen = most_covariant(logp, advantage, weights, t.entropy_control_fraction)
+            if t.entropy_control == "clip_cov":
+                per_token *= 1 - chosen
+            else:
+                per_token += chosen * jnp.abs(logp - old)
+        entropy_coef = batch.get("entropy_coef", t.entropy_coef)  # [B, 1] where it adapts
+        per_token -= entropy_coef * entropy
+        ratio = compute_ratio(logp, old)
+        is_clipped = (ratio < 1 - t.clip_low) | (ratio > 1 + t.clip_high)
+        metrics = {
+            "entropy": jnp.sum(weights * entropy),
+            "clipped": jnp.sum(weights * is_clipped),
+        }
         if "ref" in batch:
             per_token += t.kl_coef * kl(logp, batch["ref"], t.kl_form)
-            seen["kl"] = jnp.sum(w * kl(logp, batch["ref"], "k3"))
-        return jnp.sum(w * per_token), seen
+            metrics["kl"] = jnp.sum(weights * kl(logp, batch["ref"], "k3"))
+        return jnp.sum(weights * per_token), metrics
 
     return loss
 
 
-def adapt_entropy_coef(bonus: float, entropy: float, target: float) -> float:
-    """The entropy bonus for rollouts of this entropy: `bonus` at the target, up to ten times that below it, towards
-    none above. It depends on nothing but the rollouts, so a run that is gone on with stays the same run."""
-    return bonus * min(10.0, math.exp(4 * (target - entropy) / target))
+def adapt_entropy_coef(entropy_coef: float, entropy: float, target: float) -> float:
+    """The entropy bonus for rollouts of this entropy, nats a token.
+
+    `entropy_coef` at the target, up to ten times that below it, towards 0 above it. It depends on
+    the rollouts alone, so a run that is resumed stays the same run.
+    """
+    return entropy_coef * min(10.0, math.exp(4 * (target - entropy) / target))

@@ -1,154 +1,171 @@
-"""The credit of a rollout, to be seen: every token on the colour of its advantage, every step with its verdict.
+"""The credit of a rollout in colour: every token on the colour of its advantage.
 
-Green was pushed up, red pushed down, white left alone. Outcome-only credit paints a whole rollout one colour; step
-credit does not. One page, no scripts; the same as a figure for TensorBoard and as plain text for a terminal.
+Green is pushed up, red pushed down, white left alone. Outcome-only credit paints a whole rollout in
+one colour; step credit does not. As an HTML page, as a figure and as plain text for a terminal.
+
+`methods` is everywhere name -> advantage [B, N], the columns or lines to compare.
 """
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ramp.credit.rollouts import Rollouts
+from ramp.reporting import html
 from ramp.tasks import Step
 from ramp.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:  # matplotlib takes half a second to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Methods = Mapping[str, np.ndarray]
+Color = tuple[int, int, int]  # red, green, blue, 0 to 255
+
 UP, DOWN = (46, 160, 67), (218, 54, 51)
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em;color:#1f2328;background:#fff}
-table{border-collapse:collapse;margin:.6em 0 1.8em}th,td{padding:.15em .8em;text-align:left;vertical-align:top}
-th{font-weight:600;border-bottom:1px solid #d0d7de}code{font:14px ui-monospace,monospace;white-space:pre}
-code span{color:#1f2328;border-radius:2px}.ok{color:#1a7f37}.no{color:#cf222e}.note{color:#57606a}
-"""
+MARKS = {True: ("✓", "#1a7f37"), False: ("✗", "#cf222e")}  # of a right and of a wrong step
+NOTE = (
+    "Each token stands on the colour of its advantage: green becomes more likely with the update, "
+    "red less likely, white stays. The strongest colour is the largest advantage of that method."
+)
 
 
-def colour(a: float, largest: float) -> tuple[int, int, int]:
-    """White at 0, towards green or red at the largest advantage of its method."""
-    share = min(1.0, abs(a) / largest) ** 0.7 if largest > 0 else 0.0
-    return tuple(round(255 + share * 0.75 * (end - 255)) for end in (UP if a > 0 else DOWN))
+def blend_color(advantage: float, largest: float) -> Color:
+    """White at 0, towards green or red at the largest advantage of the method."""
+    if largest <= 0:
+        return 255, 255, 255
+    # The power keeps small advantages visible, 0.75 keeps the text readable.
+    strength = 0.75 * min(1.0, abs(advantage) / largest) ** 0.7
+    red, green, blue = (
+        round(255 + strength * (end - 255)) for end in (UP if advantage > 0 else DOWN)
+    )
+    return red, green, blue
 
 
-def pieces(tokenizer: Tokenizer, r: Rollouts, row: int) -> list[tuple[int, int, str]]:
-    """(place, step, text) of every token of a rollout; a separator is shown as `|`, the end as a full stop mark."""
-    shown = {tokenizer.step: "|", tokenizer.end: "■"}
+def show_tokens(tokenizer: Tokenizer, r: Rollouts, row: int) -> list[tuple[int, int, str]]:
+    """(n, step, text) of every token of a rollout; `|` is a separator, `■` the end."""
+    special = {tokenizer.step: "|", tokenizer.end: "■"}
+    tokens = []
+    for n, token in enumerate(r.ids(row)):
+        if token in special:
+            text = special[token]
+        elif token < tokenizer.vocab_size:
+            text = tokenizer.decode([token])
+        else:  # a padded row of the model's table
+            text = "\ufffd"
+        tokens.append((n, int(r.step_bn[row, n]), text))
+    return tokens
 
-    def text(i: int) -> str:
-        return shown.get(i) or (tokenizer.decode([i]) if i < tokenizer.vocab_size else "\ufffd")
 
-    return [(n, int(r.step_bn[row, n]), text(i)) for n, i in enumerate(r.ids(row))]
-
-
-def verdict(step: Step) -> str:
+def describe_step(step: Step) -> str:
+    """The verdict on a step in words."""
     return "right" if step.right else step.why
 
 
-def outcome(r: Rollouts, row: int) -> str:
-    v = r.verdicts[row]
-    if v.verified:
+def describe_outcome(r: Rollouts, row: int) -> str:
+    """What the final answer is, in words."""
+    verdict = r.verdicts[row]
+    if verdict.verified:
         return "right, and every step is"
-    return "right by luck: a step is wrong" if v.final_right else "wrong"
+    return "right by luck: a step is wrong" if verdict.final_right else "wrong"
+
+
+def describe_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: int) -> str:
+    """A line for each step: its text, its verdict, each method's advantage at its last token."""
+    tokens = show_tokens(tokenizer, r, row)
+    lines = [f"{r.problems[row].question}    the answer is {describe_outcome(r, row)}"]
+    for s, step in enumerate(r.verdicts[row].all_steps):
+        places = [n for n, token_step, _ in tokens if token_step == s]
+        text = "".join(tokens[n][2] for n in places)
+        figures = []
+        if places:
+            figures = [f"{name} {a_bn[row, places[-1]]:+.2f}" for name, a_bn in methods.items()]
+        mark = "ok " if step.right else "NO "
+        lines.append(f"  {text:24} {mark} {describe_step(step):16} {'  '.join(figures)}")
+    return "\n".join(lines)
+
+
+# HTML
 
 
 def render_page(
-    tokenizer: Tokenizer,
-    r: Rollouts,
-    methods: dict[str, np.ndarray],
-    rows: Sequence[int],
-    title: str,
+    tokenizer: Tokenizer, r: Rollouts, methods: Methods, rows: Sequence[int], title: str
 ) -> str:
-    """An HTML page: the rollouts `rows`, a column for each method's advantage [B, N]."""
-    head = f"<meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    said = (
-        "Each token stands on the colour of its advantage: green is made likelier by the update, red less likely, "
-        "white is left alone. Strong colour is the strongest push of that method."
-    )
-    tables = "".join(_table(tokenizer, r, methods, row) for row in rows)
-    body = f"<h1>{html.escape(title)}</h1><p>{said}</p>{tables}"
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
+    """An HTML page with a section for each of the rollouts `rows`."""
+    sections = [_render_rollout(tokenizer, r, methods, row) for row in rows]
+    return html.document(title, sections, note=NOTE)
 
 
-def _table(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int) -> str:
-    spans, problem, found = pieces(tokenizer, r, row), r.problems[row], r.verdicts[row]
-    lines = [
-        f"<tr><th>step</th>{''.join(f'<th>{html.escape(name)}</th>' for name in methods)}<th>verdict</th></tr>"
-    ]
-    for s, step in enumerate(found.all_steps):
-        mine = [(n, text) for n, at, text in spans if at == s]
-        cells = "".join(
-            f"<td><code>{_spans(mine, a[row], np.abs(a).max())}</code></td>"
-            for a in methods.values()
-        )
-        name = "answer" if s == len(found.steps) else str(s + 1)
-        kind, mark = ("ok", "✓") if step.right else ("no", "✗")
-        told = f"<td class={kind}>{mark} {html.escape(verdict(step))}</td>"
-        lines.append(f"<tr><td class=note>{name}</td>{cells}{told}</tr>")
-    said = f"The answer is {outcome(r, row)}; it should be {html.escape(problem.answer)}."
-    return f"<h3><code>{html.escape(problem.question)}</code></h3><p class=note>{said}</p><table>{''.join(lines)}</table>"
+def _render_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: int) -> html.Html:
+    tokens = show_tokens(tokenizer, r, row)
+    verdict = r.verdicts[row]
+    lines = []
+    for s, step in enumerate(verdict.all_steps):
+        name = "answer" if s == len(verdict.steps) else str(s + 1)
+        spans = [(n, text) for n, token_step, text in tokens if token_step == s]
+        cells = [_render_spans(spans, a_bn[row], np.abs(a_bn).max()) for a_bn in methods.values()]
+        css_class = "ok" if step.right else "no"
+        words = html.escape(f"{MARKS[step.right][0]} {describe_step(step)}")
+        lines.append([name, *cells, html.Html(f'<span class="{css_class}">{words}</span>')])
+    table = html.table(["step", *methods, "verdict"], lines)
+    problem = r.problems[row]
+    note = f"The answer is {describe_outcome(r, row)}; it should be {problem.answer}."
+    return html.section(problem.question, table, note=note)
 
 
-def _spans(mine: list[tuple[int, str]], a_n: np.ndarray, largest: float) -> str:
-    return "".join(
-        f'<span style="background:rgb{colour(float(a_n[n]), largest)}" title="{a_n[n]:+.3f}">{html.escape(t)}</span>'
-        for n, t in mine
-    )
+def _render_spans(spans: list[tuple[int, str]], a_n: np.ndarray, largest: float) -> html.Html:
+    parts = []
+    for n, text in spans:
+        color = blend_color(float(a_n[n]), largest)
+        style = f'style="background:rgb{color}" title="{a_n[n]:+.3f}"'
+        parts.append(f"<span {style}>{html.escape(text)}</span>")
+    return html.Html(f"<code>{''.join(parts)}</code>")
 
 
-def plot_rollout(tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int):
-    """The same as a matplotlib figure: a line of coloured tokens for each method, verdicts under them."""
+# Figures
+
+
+def plot_rollouts(
+    tokenizer: Tokenizer, r: Rollouts, methods: Methods, rows: Sequence[int]
+) -> "Figure":
+    """A matplotlib figure, one panel for each of the rollouts `rows`."""
     from matplotlib.figure import Figure
+
+    longest = max(len(r.ids(row)) for row in rows)
+    width = max(6, 0.17 * longest + 2)
+    height = (0.45 * len(methods) + 1.3) * len(rows)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    panels = figure.subplots(len(rows), squeeze=False)[:, 0]
+    for axes, row in zip(panels, rows, strict=True):
+        draw_rollout(axes, tokenizer, r, methods, row)
+        axes.set_xlim(-7, longest + 0.5)
+    return figure
+
+
+def draw_rollout(
+    axes: "Axes", tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: int
+) -> None:
+    """A line of coloured tokens for each method, the verdicts on steps below them."""
     from matplotlib.patches import Rectangle
 
-    spans = pieces(tokenizer, r, row)
-    fig = Figure(
-        figsize=(max(6, 0.17 * len(spans) + 2), 0.45 * len(methods) + 1.3), layout="constrained"
-    )
-    ax = fig.add_subplot()
-    for y, (name, a) in enumerate(methods.items()):
-        ax.text(-0.5, -y, name, ha="right", va="center", fontsize=9)
-        for n, _, text in spans:
-            tone = np.array(colour(float(a[row, n]), float(np.abs(a).max()))) / 255
-            ax.add_patch(Rectangle((n, -y - 0.42), 1, 0.84, facecolor=tone, edgecolor="none"))
-            ax.text(
-                n + 0.5,
-                -y,
-                text.replace("$", r"\$"),
-                ha="center",
-                va="center",
-                family="monospace",
-                fontsize=9,
-            )
+    tokens = show_tokens(tokenizer, r, row)
+    centered = {"ha": "center", "va": "center", "parse_math": False}
+    for line, (name, a_bn) in enumerate(methods.items()):
+        y = -line
+        largest = float(np.abs(a_bn).max())
+        axes.text(-0.5, y, name, ha="right", va="center", fontsize=9)
+        for n, _, text in tokens:
+            color = np.array(blend_color(float(a_bn[row, n]), largest)) / 255
+            axes.add_patch(Rectangle((n, y - 0.42), 1, 0.84, facecolor=color, edgecolor="none"))
+            axes.text(n + 0.5, y, text, family="monospace", fontsize=9, **centered)
     for s, step in enumerate(r.verdicts[row].all_steps):
-        places = [n for n, at, _ in spans if at == s]
+        places = [n for n, token_step, _ in tokens if token_step == s]
         if places:
             middle = (places[0] + places[-1] + 1) / 2
-            mark, tone = ("✓", "#1a7f37") if step.right else ("✗", "#cf222e")
-            ax.text(
-                middle, -len(methods) + 0.2, mark, ha="center", va="center", color=tone, fontsize=11
-            )
-    ax.set_title(
-        f"{r.problems[row].question}   ({outcome(r, row)})".replace("$", r"\$"),
-        fontsize=9,
-        loc="left",
-    )
-    ax.set(xlim=(-7, len(spans) + 0.5), ylim=(-len(methods) - 0.3, 0.7))
-    ax.axis("off")
-    return fig
-
-
-def describe_rollout(
-    tokenizer: Tokenizer, r: Rollouts, methods: dict[str, np.ndarray], row: int
-) -> str:
-    """Plain lines: the step, its verdict, and each method's advantage at its last token."""
-    spans = pieces(tokenizer, r, row)
-    lines = [f"{r.problems[row].question}    the answer is {outcome(r, row)}"]
-    for s, step in enumerate(r.verdicts[row].all_steps):
-        mine = [(n, t) for n, at, t in spans if at == s]
-        credit = (
-            "  ".join(f"{name} {a[row, mine[-1][0]]:+.2f}" for name, a in methods.items())
-            if mine
-            else ""
-        )
-        lines.append(
-            f"  {''.join(t for _, t in mine):24} {'ok ' if step.right else 'NO '} {verdict(step):16} {credit}"
-        )
-    return "\n".join(lines)
+            mark, color = MARKS[step.right]
+            axes.text(middle, 0.2 - len(methods), mark, color=color, fontsize=11, **centered)
+    title = f"{r.problems[row].question}   ({describe_outcome(r, row)})"
+    axes.set_title(title, fontsize=9, loc="left", parse_math=False)
+    axes.set(xlim=(-7, len(tokens) + 0.5), ylim=(-len(methods) - 0.3, 0.7))
+    axes.axis("off")

@@ -1,21 +1,25 @@
-"""Reinforcement, step by step: sample, judge every step, give each its credit, update. One loss, like any stage.
+"""Reinforcement with credit for each step: sample, judge every step, assign credit, update.
 
-The model first imitates solved problems for `reinforce.sft_steps` steps (a sub-stage with checkpoints of its own), since a
-chat model does not know the form. What happens in an iteration is `credit/learn.py`; this file wires it.
+The model first learns from solved problems for `reinforce.sft_steps` steps, a sub-stage "sft" with
+checkpoints of its own, because a chat model does not know the format. What happens in an iteration
+is in `credit/learn.py`; this file wires it.
 """
 
+import difflib
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from ramp.config import Config
+from ramp.config import Config, Reinforce
 from ramp.credit import audit, learn, page, process_head, rollouts
-from ramp.credit.advantages import METHODS, MONTE_CARLO
+from ramp.credit.advantages import METHODS
+from ramp.credit.learn import Accuracy
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.files import write_atomic
@@ -23,184 +27,246 @@ from ramp.model.loss import next_token_loss
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
-from ramp.train import restore, trainer
+from ramp.train import restore
 from ramp.train.preemption import Preemption
 from ramp.train.state import State, eval_params
+from ramp.train.trainer import Trainer
 
-SHOWN = ("rloo", "step_local")  # beside the method in use, in pictures
+SHOWN_METHODS = ("rloo", "step_local")  # in pictures, next to the method in use
+SHOWN_ROLLOUTS = 8  # on the page
 
 
-def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
+def check(c: Config) -> None:
+    """Refuse settings of `reinforce` that cannot work, before any stage runs. Raises UserError."""
+    t = c.reinforce
+    _check_name("method", t.method, METHODS)
+    _check_name("task", t.task, TASKS)
+    TASKS[t.task].sample(0, t.level)  # the task itself refuses a level that it does not have
+    if t.reward == "head" and not t.label_fraction:
+        raise UserError(
+            "reinforce.reward 'head' learns from the checker's labels: "
+            "set reinforce.label_fraction above 0"
+        )
+    if t.label_fraction and t.reward != "head":
+        raise UserError(
+            "reinforce.label_fraction trains a process head, which only reinforce.reward 'head' "
+            "reads: set that too"
+        )
+    if t.entropy_target and not t.entropy_coef:
+        raise UserError(
+            "reinforce.entropy_target adapts reinforce.entropy_coef, which is 0: set it above 0"
+        )
+
+
+def _check_name(key: str, name: str, known: Iterable[str]) -> None:
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'?" if close else f"it can be {', '.join(known)}"
+    raise UserError(f"reinforce.{key}: there is no '{name}'; {hint}")
+
+
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
+    """Train the fine-tuned policy of a run; returns the report."""
+    check(c)
     t = c.reinforce
     if jax.process_count() > 1:
         raise UserError(
             "reinforcement runs in one process so far; use one host, with any number of devices"
         )
-    if t.reward == "head" and not t.label_fraction:
-        raise UserError(
-            "reinforce.reward 'head' learns from the checker's labels: set reinforce.label_fraction above 0"
-        )
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    measure = partial(learn.measure_accuracy, c.model, t, tokenizer)
     start = partial(restore.load_params, rundir, "finetune", c, tokenizer)
     if t.sft_steps:
-        state, _ = run_sft(rundir, c, tokenizer, start, stop)
-        params = eval_params(state)
-        start = lambda: params  # noqa: E731
-    learned = t.reward == "head" or t.method == "implicit"
-    before, _ = measure(start())
+        start = run_sft(rundir, c, tokenizer, start, stop)
+    before, _ = learn.measure_accuracy(c.model, t, tokenizer, start())
     print_accuracy("before", before)
-
-    def evaluate(params, step, board, stop) -> dict[str, float]:
-        found, _ = measure(params)
-        r, methods = sample_with_credit(c, tokenizer, params, groups=1)
-        row = rank_rollouts(r)[0]
-        board.figure(step, "credit/rollout", page.plot_rollout(tokenizer, r, methods, row))
-        board.text(step, "credit/rollout", page.describe_rollout(tokenizer, r, methods, row))
-        return {f"rl/{name}": value for name, value in found.items()} | {
-            "rl/not_verified": 1 - found["verified"]
-        }
-
-    stage = trainer.Trainer(
+    trainer = Trainer(
         name="reinforce",
         c=c,
         t=t.train,
         loss=learn.make_loss(c.model, t),
-        batches=row_numbers,
+        batches=number_rows,
         tokenizer=tokenizer,
         wrap_step=partial(wrap_iteration, c, tokenizer),
-        keep_ref=t.kl_coef > 0 or t.method == "implicit",
-        add_params=(lambda params: params | {"process": process_head.init_head(c.model, params["lm"])})
-        if learned
-        else lambda p: p,
+        keep_ref=learn.needs_ref(t),
+        add_params=partial(add_head, c),
     )
-    state, report = stage.train(rundir, start, evaluate, "rl/not_verified", stop)
-    after, _ = measure(eval_params(state))
+    evaluate = partial(evaluate_policy, c, tokenizer)
+    state, report = trainer.train(rundir, start, evaluate, "rl/not_verified", stop)
+    params = eval_params(state)
+    after, _ = learn.measure_accuracy(c.model, t, tokenizer, params)
     print_accuracy("after", after)
-    save_page(rundir, c, tokenizer, eval_params(state))
-    result = report.to_dict() | {
-        "task": t.task,
-        "level": t.level,
-        "method": t.method,
-        "before": before,
-        "after": after,
-    }
-    return result | {"seconds": time.perf_counter() - began}
+    save_page(rundir, c, tokenizer, params)
+    settings = {key: getattr(t, key) for key in ("task", "level", "method")}
+    accuracies = {"before": asdict(before), "after": asdict(after)}
+    return report.to_dict() | settings | accuracies | {"seconds": time.perf_counter() - began}
 
 
-def print_accuracy(when: str, found: dict[str, float]) -> None:
-    shares = f"{found['right']:.1%} right, {found['verified']:.1%} verified, {found['steps']:.1%} of the steps right"
-    print(f"reinforce: {when}: {shares}")
+def print_accuracy(when: str, accuracy: Accuracy) -> None:
+    """One line for the terminal."""
+    print(
+        f"reinforce: {when}: {accuracy.right:.1%} right, {accuracy.verified:.1%} verified, "
+        f"{accuracy.steps:.1%} of the steps right"
+    )
 
 
-def row_numbers(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
-    """In place of a batch: an iteration asks its own problems, from its step and seed."""
+def add_head(c: Config, params: dict) -> dict:
+    """The parameters with a new process head, where one is trained."""
+    if not learn.trains_head(c.reinforce):
+        return params
+    return params | {"process": process_head.init_head(c.model, params["lm"])}
+
+
+def evaluate_policy(
+    c: Config, tokenizer: Tokenizer, params: dict, step: int, board: Any, stop: Preemption
+) -> dict[str, float]:
+    """Accuracy on held-out problems by tag, and a picture of one rollout on the board."""
+    accuracy, _ = learn.measure_accuracy(c.model, c.reinforce, tokenizer, params)
+    r, methods = sample_with_credit(c, tokenizer, params, num_problems=1)
+    row = rank_rollouts(r)[0]
+    board.figure(step, "credit/rollout", page.plot_rollouts(tokenizer, r, methods, [row]))
+    board.text(step, "credit/rollout", page.describe_rollout(tokenizer, r, methods, row))
+    metrics = {f"rl/{name}": value for name, value in asdict(accuracy).items()}
+    # The best checkpoint is the one with the lowest score.
+    metrics["rl/not_verified"] = 1 - accuracy.verified
+    return metrics
+
+
+def number_rows(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
+    """In place of a batch: an iteration samples its own problems, from its step and seed."""
     return {"row": np.arange(lo, hi, dtype=np.int32)}
 
 
 def wrap_iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
-    """`update` of a batch, as a step that first samples its batch from the state it is given."""
+    """A step that first samples its batch from the state it is given, then does `update`."""
     t = c.reinforce
 
-    def step(state: State, asked: dict) -> tuple[State, dict]:
-        at = int(state.step)
-        got = learn.collect_batch(c.model, t, tokenizer, state.params, state.ref, at, c.seed)
-        state, metrics = update(state, learn.shard_rows(got.batch))
-        straw = audit.misassigned_credit(got.rollouts, got.advantage_bn)
-        r = got.rollouts
-        rl = {
-            "reward": r.outcome_b.mean(),
-            "train_verified": r.verified_b.mean(),
-            "tokens": got.tokens,
-        }
-        rl |= {
-            "labels": got.labels,
-            "dropped_groups": got.dropped,
-            "length": r.tokens / len(r.prompts),
-        }
-        return state, metrics | {f"rl/{k}": v for k, v in rl.items()} | {
-            f"credit/{k}": v for k, v in straw.items()
-        }
+    def step(state: State, row_numbers: dict) -> tuple[State, dict]:
+        i = learn.collect_batch(
+            c.model, t, tokenizer, state.params, state.ref, int(state.step), c.seed
+        )
+        state, metrics = update(state, learn.shard_batch(i.batch))
+        r = i.rollouts
+        metrics["rl/reward"] = r.outcome_b.mean()
+        metrics["rl/train_verified"] = r.verified_b.mean()
+        metrics["rl/tokens"] = i.num_tokens
+        metrics["rl/labels"] = i.num_labels
+        metrics["rl/dropped_groups"] = i.num_dropped_groups
+        metrics["rl/length"] = r.num_tokens / len(r.prompts)
+        misassigned = audit.misassigned_credit(r, i.advantage_bn)
+        metrics |= {f"credit/{name}": value for name, value in asdict(misassigned).items()}
+        return state, metrics
 
     return step
 
 
 def run_sft(
-    rundir: RunDir, c: Config, tokenizer: Tokenizer, start: Callable, stop: Preemption
-) -> tuple[State, dict]:
-    """Fine-tuning on solved problems, by the recipe of the section `finetune` but for its length and its rows."""
-    t, task = c.reinforce, TASKS[c.reinforce.task]
-    rows = {
-        "steps": t.sft_steps,
-        "batch_size": t.train.batch_size,
-        "seq_len": t.train.seq_len,
-        "eval_every": t.sft_steps,
-        "save_every": t.sft_steps,
-    }
-    recipe = replace(c.finetune, lr_scale=c.finetune.lr_scale * t.sft_lr_scale, **rows)
+    rundir: RunDir,
+    c: Config,
+    tokenizer: Tokenizer,
+    start: Callable[[], dict],
+    stop: Preemption,
+) -> Callable[[], dict]:
+    """Fine-tune on solved problems; returns a function that gives the resulting parameters.
 
-    def batches(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
-        rows = learn.make_sft_batch(
-            tokenizer, task, t.level, t.train.batch_size, t.train.seq_len, step, c.seed
-        )
+    By the recipe of the section `finetune`, but for its length, its rows and its rates.
+    """
+    t = c.reinforce
+    task = TASKS[t.task]
+    batch_size, seq_len = t.train.batch_size, t.train.seq_len
+    recipe = replace(
+        c.finetune,
+        steps=t.sft_steps,
+        batch_size=batch_size,
+        seq_len=seq_len,
+        lr_scale=c.finetune.lr_scale * t.sft_lr_scale,
+        eval_every=t.sft_steps,
+        save_every=t.sft_steps,
+    )
+
+    def make_batch(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
+        rows = learn.make_sft_batch(tokenizer, task, t.level, batch_size, seq_len, step, c.seed)
         return {name: a[lo:hi] for name, a in rows.items()}
 
-    stage = trainer.Trainer("imitate", c, recipe, next_token_loss(c.model, 0.0), batches, tokenizer)
-    return stage.train(rundir, start, lambda *_: {}, "", stop)
+    trainer = Trainer("sft", c, recipe, next_token_loss(c.model, 0.0), make_batch, tokenizer)
+    state, _ = trainer.train(rundir, start, lambda *_: {}, "", stop)
+    params = eval_params(state)
+    return lambda: params
+
+
+# Pictures of credit
 
 
 def sample_with_credit(
-    c: Config, tokenizer: Tokenizer, params: dict, groups: int, first: int = 0
+    c: Config, tokenizer: Tokenizer, params: dict, num_problems: int, first: int = 0
 ) -> tuple[Rollouts, dict[str, np.ndarray]]:
-    """Rollouts of a few held-out problems, and what methods that need no further sampling make of them."""
-    t, task = c.reinforce, TASKS[c.reinforce.task]
-    asked = learn.held_out_problems(task, t.level, groups, first)
+    """Rollouts of held-out problems, and the advantages [B, N] of the methods that are shown."""
+    t = c.reinforce
+    task = TASKS[t.task]
+    problems = learn.held_out_problems(task, t.level, num_problems, first)
     r = rollouts.sample_rollouts(
         c.model,
         params["lm"],
         tokenizer,
         task,
-        asked,
+        problems,
         t.group_size,
         t.max_new_tokens,
         1,
         t.temperature,
     )
-    names = dict.fromkeys(
-        [*SHOWN, *([t.method] if t.method not in (*MONTE_CARLO, "implicit") else [])]
-    )
-    return r, {name: np.asarray(METHODS[name](learn.checker_credit(r))) for name in names}
+    credit = learn.checker_credit(r)
+    return r, {name: np.asarray(METHODS[name](credit)) for name in list_shown_methods(t)}
+
+
+def list_shown_methods(t: Reinforce) -> list[str]:
+    """SHOWN_METHODS and the one in use, if it needs no samples or head beyond the rollouts."""
+    names = list(SHOWN_METHODS)
+    if METHODS[t.method].family in ("outcome", "process") and t.method not in names:
+        names.append(t.method)
+    return names
 
 
 def rank_rollouts(r: Rollouts) -> list[int]:
-    """Rows, the most telling first: luck, then failures that did much right, then the rest."""
-    partly = [-float(r.right_bs[b].sum()) for b in range(len(r.prompts))]
-    return sorted(
-        range(len(r.prompts)),
-        key=lambda b: (not r.verdicts[b].lucky, r.verdicts[b].final_right, partly[b]),
-    )
+    """Rows, the most telling first: luck, then failures with many right steps, then the rest."""
+
+    def key(b: int) -> tuple[bool, bool, float]:
+        verdict = r.verdicts[b]
+        return not verdict.lucky, verdict.final_right, -float(r.right_bs[b].sum())
+
+    return sorted(range(len(r.prompts)), key=key)
 
 
-def show_credit(rundir: RunDir, c: Config, first: int, groups: int) -> str:
-    """Print the most telling rollout of the trained policy with its credit, and write the page it is on; its path."""
-    if first < 0 or groups < 1:
+def show_credit(rundir: RunDir, c: Config, first: int, num_problems: int) -> str:
+    """Print the most telling rollout of a trained policy with its credit; write its page.
+
+    first: number of the first held-out problem. Returns the path of the page.
+    """
+    if first < 0 or num_problems < 1:
         raise UserError(
-            f"--problem is at least 0 and --groups at least 1, not {first} and {groups}"
+            f"--problem is at least 0 and --groups at least 1, not {first} and {num_problems}"
         )
+    check(c)
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = restore.load_params(rundir, "reinforce", c, tokenizer)
-    path, told = save_page(rundir, c, tokenizer, params, groups, first)
-    print(told)
+    path, text = save_page(rundir, c, tokenizer, params, num_problems, first)
+    print(text)
     return str(path)
 
 
 def save_page(
-    rundir: RunDir, c: Config, tokenizer: Tokenizer, params: dict, groups: int = 4, first: int = 0
+    rundir: RunDir,
+    c: Config,
+    tokenizer: Tokenizer,
+    params: dict,
+    num_problems: int = 4,
+    first: int = 0,
 ) -> tuple[Path, str]:
-    """Write credit.html into the run directory; its path, and its first rollout as text."""
-    r, methods = sample_with_credit(c, tokenizer, params, groups, first)
-    title, rows = f"Credit on {c.reinforce.task}, level {c.reinforce.level}", rank_rollouts(r)[:8]
+    """Write credit.html into the run directory; (its path, its first rollout as text)."""
+    r, methods = sample_with_credit(c, tokenizer, params, num_problems, first)
+    rows = rank_rollouts(r)[:SHOWN_ROLLOUTS]
+    title = f"Credit on {c.reinforce.task}, level {c.reinforce.level}"
     path = rundir.path / "credit.html"
     write_atomic(path, page.render_page(tokenizer, r, methods, rows, title))
     return path, page.describe_rollout(tokenizer, r, methods, rows[0])

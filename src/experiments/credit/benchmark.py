@@ -1,9 +1,12 @@
-"""The benchmark: process credit beside outcome credit, same policy, same optimizer, same tokens counted.
+"""The benchmark.
 
-`ramp audit credit configs/credit-bench.toml` does its parts in order and writes each result as one line of
-`bench.jsonl` in the run directory; what is there is not done again, so it can be stopped and gone on with at any time.
-The policy is a small transformer on the task `chain`, taught at last by solutions that slip now and then: it knows the
-form and most facts, and is right as often as its teachers were.
+Process credit compared with outcome credit, same policy, same optimizer, same tokens counted.
+
+`python -m experiments.credit configs/credit-bench.toml` does its parts in order and writes each
+result as one line of `bench.jsonl` in the run directory; what is there is not done again, so it can
+be stopped and resumed at any time. The policy is a small transformer on the task `chain`, taught at
+last by solutions that slip now and then: it knows the form and most facts, and is right as often as
+its teachers were.
 """
 
 import time
@@ -15,22 +18,23 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.credit import attack, chain_values, data, lab, solvers, table
-from experiments.credit.lab import TOKENIZER
+from experiments.credit import chain_values, data, estimators, heads, solvers, table, training
+from experiments.credit.training import TOKENIZER
 from experiments.results import Results, init_lm, load_or_make
 from ramp.config import Config, Reinforce, replace_train
 from ramp.credit import audit, learn, rollouts
 from ramp.credit.advantages import METHODS
 from ramp.errors import UserError
-from ramp.model.loss import next_token_loss
 from ramp.files import write_atomic
+from ramp.model.loss import next_token_loss
 from ramp.tasks import TASKS, chain, swaps
 
 RATES = (1e-4, 3e-4, 1e-3)
 SEEDS = 5
 SWEPT = ("step_local", "first_error", "rloo", "grpo")
-# Share of steps at which the teachers state a random digit: set so that the policies succeed about as often as the bars
-# on the straw and on low skill ask for, by looking at their success alone.
+# Fraction of the steps at which the teachers state a random digit: set so that the policies succeed
+# about as often as the bars on misassigned credit and on low skill ask for, by looking at their
+# success alone.
 SLIPS = {"half": 0.1, "mid": 0.17, "low": 0.8}
 GOAL = 0.9  # verified accuracy that the tokens are counted to
 
@@ -50,26 +54,31 @@ def policy(
         b,
         f"policy-{name}",
         begin,
-        lambda: lab.fit(b.model, t, next_token_loss(b.model, 0.0), begin, rows),
+        lambda: training.train_model(b.model, t, next_token_loss(b.model, 0.0), begin, rows),
     )
 
 
-# ---------------------------------------------------------------------------------------------------- learning
+# Learning
+
+
 def train(b: Results, t: Reinforce, base: dict, seed: int) -> dict:
-    """Train one policy; the curve of [tokens, right, verified, steps, entropy] on held-out problems. Ends early once
-    the goal is passed by two points."""
+    """Train one policy.
+
+    The curve of [tokens, right, verified, steps, entropy] on held-out problems. Ends early once the
+    goal is passed by two points.
+    """
     began, names = time.perf_counter(), ("right", "verified", "steps", "entropy")
     measure = partial(learn.measure_accuracy, b.model, t, TOKENIZER)
     found, r = measure(base)
-    curve, tokens, labels = [[0, *(round(found[k], 4) for k in names)]], 0, 0
-    for i, (got, state, _) in enumerate(lab.reinforced(b, t, base, seed + 1)):
-        tokens, labels = tokens + got.tokens, labels + got.labels
+    curve, tokens, labels = [[0, *(round(getattr(found, k), 4) for k in names)]], 0, 0
+    for i, (got, state, _) in enumerate(training.run_reinforce(b, t, base, seed + 1)):
+        tokens, labels = tokens + got.num_tokens, labels + got.num_labels
         if (i + 1) % t.train.eval_every == 0 or i + 1 == t.train.steps:
             found, r = measure(state.params, seed=7 + i)
-            curve.append([tokens, *(round(found[k], 4) for k in names)])
-            if found["verified"] >= GOAL + 0.02:
+            curve.append([tokens, *(round(getattr(found, k), 4) for k in names)])
+            if found.verified >= GOAL + 0.02:
                 break
-    to = audit.tokens_to_reach([(p[0], p[2]) for p in curve], GOAL)
+    to = estimators.tokens_to_reach([(p[0], p[2]) for p in curve], GOAL)
     forward = 2 * sum(a.size for a in jax.tree.leaves(base))
     lucky = [p for p, verdict in enumerate(r.verdicts) if verdict.lucky][:3]
     return {
@@ -84,7 +93,9 @@ def train(b: Results, t: Reinforce, base: dict, seed: int) -> dict:
     }
 
 
-# ---------------------------------------------------------------------------------------------------- the parts
+# The parts
+
+
 def gradients(b: Results) -> None:
     """Estimators against the exact gradient, at three skills of the table policy."""
     asked = [chain.sample(i, 8) for i in range(4)]
@@ -93,13 +104,13 @@ def gradients(b: Results) -> None:
         for method in ("rloo", "vine", "grpo", "prover", "oracle", "step_local"):
 
             def work(logits=logits, method=method) -> dict:
-                found = audit.gradient(logits, asked, method, 8, 1500)
-                return found | {"success": float(chain_values.success(logits, asked))}
+                found = estimators.audit_gradient(logits, asked, method, 8, 1500)
+                return vars(found) | {"success": float(chain_values.success(logits, asked))}
 
             b.once({"part": "gradient", "skill": skill, "method": method}, work)
 
 
-def straws(b: Results, base: dict, name: str) -> None:
+def misassigned(b: Results, base: dict, name: str) -> None:
     """Where each method's credit goes on the same rollouts of the base policy."""
 
     def work() -> dict:
@@ -120,24 +131,31 @@ def straws(b: Results, base: dict, name: str) -> None:
             "step_local",
             "first_error",
         )
-        found = {m: audit.misassigned_credit(r, np.asarray(METHODS[m](credit))) for m in named}
+        found = {
+            m: vars(audit.misassigned_credit(r, np.asarray(METHODS[m](credit)))) for m in named
+        }
         return {
             "right": float(r.outcome_b.mean()),
-            "tokens": r.tokens,
+            "tokens": r.num_tokens,
             "continuation_tokens": cost,
             "methods": found,
         }
 
-    b.once({"part": "straw", "base": name}, work)
+    b.once({"part": "misassigned", "base": name}, work)
 
 
 def flat(tree: dict) -> np.ndarray:
-    """All numbers of a pytree in one float64 row; on the host, since a split array may not be reshaped at will."""
+    """All numbers of a pytree in one float64 row.
+
+    On the host, since a split array may not be reshaped at will.
+    """
     return np.concatenate([np.ravel(np.asarray(a, np.float64)) for a in jax.tree.leaves(tree)])
 
 
 def unbiased(b: Results, base: dict) -> None:
-    """RLOO's mean gradient on the transformer against the exact one, on short chains, where all ways can be summed."""
+    """RLOO's mean gradient on the transformer against the exact one, on short chains, where all
+    ways can be summed.
+    """
 
     def work() -> dict:
         asked, c = [chain.sample(i, 3) for i in range(4)], b.model
@@ -145,7 +163,7 @@ def unbiased(b: Results, base: dict) -> None:
             jax.value_and_grad(lambda lm, r: chain_values.transformer_success(c, lm, r))
         )
         found = [
-            chance(base["lm"], learn.shard_rows(chain_values.every_success(TOKENIZER, p, 48)))
+            chance(base["lm"], learn.shard_batch(chain_values.every_success(TOKENIZER, p, 48)))
             for p in asked
         ]
         want = np.mean([flat(g) for _, g in found], axis=0)
@@ -157,7 +175,7 @@ def unbiased(b: Results, base: dict) -> None:
         got, won = 0.0, []
         for i in range(120):
             r = rollouts.sample_rollouts(c, base["lm"], TOKENIZER, chain.TASK, asked, 64, 16, i)
-            batch = learn.shard_rows(
+            batch = learn.shard_batch(
                 rollouts.make_rows(r, 48, np.asarray(METHODS["rloo"](learn.checker_credit(r))))
             )
             got = got - flat(total(base["lm"], batch))
@@ -170,7 +188,10 @@ def unbiased(b: Results, base: dict) -> None:
 
 
 def efficiency(b: Results, base: dict) -> None:
-    """Every method at every rate once; then, on the other seeds, the best outcome method and the process methods."""
+    """Every method at every rate once.
+
+    Then, on the other seeds, the best outcome method and the process methods.
+    """
 
     def at(method: str, rate: float, seed: int) -> dict:
         t = replace_train(replace(b.t, method=method), lr_scale=rate)
@@ -185,9 +206,12 @@ def efficiency(b: Results, base: dict) -> None:
 
 
 def low_skill(b: Results, base: dict) -> None:
-    """From a policy that is right mostly by luck: who learns the process? Twice the iterations and an entropy bonus, the
-    same for every method. Both were chosen after a look at results on these held-out problems, those of step_local among
-    them: without the bonus each method settles for what it can do (step_local: 71% of the steps instead of 83% then)."""
+    """From a policy that is right mostly by luck: who learns the process?
+
+    Twice the iterations and an entropy bonus, the same for every method. Both were chosen after a
+    look at results on these held-out problems, those of step_local among them: without the bonus
+    each method settles for what it can do (step_local: 71% of the steps instead of 83% then).
+    """
     for method in ("rloo", "first_error", "step_local"):
         for rate in RATES[1:]:
             t = replace(b.t, method=method, entropy_coef=0.01, entropy_target=0.5)
@@ -196,7 +220,9 @@ def low_skill(b: Results, base: dict) -> None:
             b.once(key, lambda t=t: train(b, t, base, 0))
 
 
-# ---------------------------------------------------------------------------------------------------- diversity
+# Diversity
+
+
 def diverse(b: Results) -> None:
     """Sorting by swaps, where many orders are right: what is left of them after process credit?"""
     t = replace(b.t, task="swaps", level=3, max_new_tokens=40, method="step_local")
@@ -205,51 +231,61 @@ def diverse(b: Results) -> None:
 
     def work() -> dict:
         asked = learn.held_out_problems(swaps.TASK, t.level, 64)
-        *_, (_, state, _) = lab.reinforced(b, t, base, 5)
+        *_, (_, state, _) = training.run_reinforce(b, t, base, 5)
         found = {}
         for when, params in (("before", base), ("after", state.params)):
             r = rollouts.sample_rollouts(
                 b.model, params["lm"], TOKENIZER, swaps.TASK, asked, 16, t.max_new_tokens, 3
             )
-            found |= {f"{k} {when}": round(v, 4) for k, v in audit.diversity(r).items()}
+            diversity = audit.measure_diversity(r)
+            figures = {f"pass@{k}": value for k, value in diversity.pass_at_k.items()}
+            figures |= {"distinct": diversity.distinct, "entropy": diversity.entropy}
+            found |= {f"{k} {when}": round(v, 4) for k, v in figures.items()}
         return found
 
     b.once({"part": "diversity", "task": "swaps"}, work)
 
 
-# ---------------------------------------------------------------------------------------------------- the whole
-def run(directory: Path, c: Config, shared: Path | None = None) -> str:
+# The whole
+
+
+def run(directory: Path, c: Config, data_dir: Path | None = None) -> str:
     """Do what is not done yet; the table as Markdown, also written to `bench.md`."""
     if c.reinforce.task != "chain":
         raise UserError(
-            f"the benchmark is of the task 'chain', not '{c.reinforce.task}'; use configs/credit-bench.toml"
+            f"the benchmark is of the task 'chain', not '{c.reinforce.task}'; "
+            "use configs/credit-bench.toml"
         )
     directory.mkdir(parents=True, exist_ok=True)
     b = Results(directory, c.model, c.reinforce)
-    if shared:
-        solutions = shared / "process/gsm8k_example_model_solutions.jsonl"
+    if data_dir:
+        process = data_dir / "process"
+        solutions = process / "gsm8k_example_model_solutions.jsonl"
         b.once({"part": "data", "set": "gsm8k"}, lambda: data.gsm8k_solutions(solutions))
-        b.once(
-            {"part": "data", "set": "mistakes"}, lambda: data.big_bench_mistake(shared / "process")
-        )
-    expert, few = policy(b, "expert", None, c.reinforce.sft_steps), c.reinforce.sft_steps // 10
-    knows = learn.measure_accuracy(b.model, b.t, TOKENIZER, expert)[0]["verified"]
-    if knows < GOAL:  # what slips must be able to stand again
+        b.once({"part": "data", "set": "mistakes"}, lambda: data.big_bench_mistake(process))
+    steps = c.reinforce.sft_steps
+    expert = policy(b, "expert", None, steps)
+    accuracy, _ = learn.measure_accuracy(b.model, b.t, TOKENIZER, expert)
+    if accuracy.verified < GOAL:
+        # Policies that slip start from this one: they could not reach the goal either.
         raise UserError(
-            f"the expert solves {knows:.0%} of the problems after reinforce.sft_steps = {b.t.sft_steps} steps; raise it"
+            f"the expert solves {accuracy.verified:.0%} of the problems after "
+            f"reinforce.sft_steps = {steps} steps; raise it"
         )
-    slips = {name: partial(solvers.solve_with_slips, fraction=share) for name, share in SLIPS.items()}
-    base = {
-        name: policy(b, name, solve, few, expert) for name, solve in slips.items()
-    }  # it unlearns
-    straws(b, base["half"], "half")
+    # A tenth of the steps on solutions that slip, which the expert learns to imitate.
+    base = {}
+    for name, fraction in SLIPS.items():
+        solve = partial(solvers.solve_with_slips, fraction=fraction)
+        base[name] = policy(b, name, solve, steps // 10, expert)
+    misassigned(b, base["half"], "half")
     short = replace(b, t=replace(b.t, level=3))
-    unbiased(b, policy(short, "short", partial(solvers.solve_with_slips, fraction=0.3), few, expert))
-    attack.heads(b, base["mid"])
+    solve = partial(solvers.solve_with_slips, fraction=0.3)
+    unbiased(b, policy(short, "short", solve, steps // 10, expert))
+    heads.run_heads(b, base["mid"])
     efficiency(b, base["mid"])
     low_skill(b, base["low"])
     diverse(b)
     gradients(b)
-    found = table.report(b.results())
-    write_atomic(directory / "bench.md", found)
-    return found
+    report = table.report(b.results())
+    write_atomic(directory / "bench.md", report)
+    return report

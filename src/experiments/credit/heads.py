@@ -1,7 +1,10 @@
-"""The benchmark of the learned process head: how well it finds errors, what fools it, and what hardening helps.
+"""The benchmark of the learned process head.
 
-Round 0 trains it on faulty chains alone. Then it is attacked with what has fooled rewards before and by a policy that is
-trained against it; each later round trains it on those too, labelled by the checker.
+How well it finds errors, what fools it, and what hardening helps.
+
+Round 0 trains it on faulty chains alone. Then it is attacked with what has fooled rewards before
+and by a policy that is trained against it; each later round trains it on those too, labelled by the
+checker.
 """
 
 from collections.abc import Callable
@@ -12,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.credit import lab
-from experiments.credit.lab import TOKENIZER
+from experiments.credit import head_quality, training
+from experiments.credit.training import TOKENIZER
 from experiments.results import Results, load_or_make
 from ramp.config import replace_train
 from ramp.credit import audit, process_head
@@ -29,42 +32,45 @@ TRAIN, TRIED, TEST, VALID = (n * 10**8 for n in (1, 4, 20, 30))  # seeds of prob
 
 
 def faulty(problem: Problem, kind: str) -> tuple[list[str], str]:
-    """A chain's steps with errors of one kind: "value" (a digit that no other operation gives) or "operation" (the
-    value of another operation, never seen in training). How many err differs from solution to solution."""
+    """A chain's steps with errors of one kind.
+
+    "value" (a digit that no other operation gives) or "operation" (the value of another operation,
+    never seen in training). How many err differs from solution to solution.
+    """
     r = chain.make_rng(f"faulty-{kind}", problem.seed, problem.level)
-    share, value, steps = r.choice((0.0, 0.1, 0.2, 0.5)), problem.gold[0], []
+    fraction, value, steps = r.choice((0.0, 0.1, 0.2, 0.5)), problem.gold[0], []
     for label, op, n in problem.gold[1]:
         right = chain.apply(value, op, n)
         others = {chain.apply(value, o, n) for o in chain.OPS} - {right}
         pool = others if kind == "operation" else set(range(10)) - others - {right}
-        value = r.choice(sorted(pool)) if pool and r.random() < share else right
+        value = r.choice(sorted(pool)) if pool and r.random() < fraction else right
         steps.append(f"{label}{value}")
     return steps, str(value)
 
 
-def written(said: list[tuple[Problem, list[int]]]) -> Rollouts:
+def judge_written(said: list[tuple[Problem, list[int]]]) -> Rollouts:
     return audit.solutions_as_rollouts(
         TOKENIZER, chain.TASK, [p for p, _ in said], [ids[:PLACES] for _, ids in said], PLACES
     )
 
 
-def solved(kind: str, level: int, first: int, n: int = ROWS) -> Rollouts:
+def solve_faulty(kind: str, level: int, first: int, n: int = ROWS) -> Rollouts:
     """n faulty solutions of chains of `level` operations."""
     asked = [chain.sample(first + i, level) for i in range(n)]
-    return written([(p, solution_ids(TOKENIZER, *faulty(p, kind))) for p in asked])
+    return judge_written([(p, solution_ids(TOKENIZER, *faulty(p, kind))) for p in asked])
 
 
-def tried(level: int, first: int) -> Rollouts:
+def solve_by_attacks(level: int, first: int) -> Rollouts:
     """One attack on each of ROWS problems, every kind in turn."""
     said = []
     for i in range(first, first + ROWS):
         problem = chain.sample(i, level)
-        found = list(audit.attacks(TOKENIZER, chain.TASK, problem, i).values())
+        found = list(audit.make_attacks(TOKENIZER, chain.TASK, problem, i).values())
         said.append((problem, found[i % len(found)]))
-    return written(said)
+    return judge_written(said)
 
 
-def heads(b: Results, base: dict) -> None:
+def run_heads(b: Results, base: dict) -> None:
     """Train, measure, attack; ROUNDS times."""
     winners: list[tuple[Problem, list[int]]] = []
     like = {
@@ -72,12 +78,12 @@ def heads(b: Results, base: dict) -> None:
         "labels": jnp.zeros(()),
     }
     for number in range(ROUNDS):
-        sources = [lambda i, k: solved("value", k, TRAIN + ROWS * i)]
+        sources = [lambda i, k: solve_faulty("value", k, TRAIN + ROWS * i)]
         if number:
-            sources.append(lambda i, k: tried(k, TRIED + ROWS * i))
+            sources.append(lambda i, k: solve_by_attacks(k, TRIED + ROWS * i))
         if winners:
             sources.append(
-                lambda i, k, w=tuple(winners): written(
+                lambda i, k, w=tuple(winners): judge_written(
                     [w[(ROWS * i + j) % len(w)] for j in range(ROWS)]
                 )
             )
@@ -89,12 +95,14 @@ def heads(b: Results, base: dict) -> None:
         )
         for method in ("grpo_process", "step_local") if number == 0 else ("grpo_process",):
             key = {"part": "adversary", "round": number, "method": method}
-            found = b.once(key, lambda p=process, m=method: hunt(b, base, p, m))
+            found = b.once(key, lambda p=process, m=method: train_adversary(b, base, p, m))
             winners += [(chain.sample(seed, b.t.level), ids) for seed, ids in found["winners"]]
 
 
 def train(b: Results, start: dict, sources: list[Callable[[int, int], Rollouts]]) -> dict:
-    """The head after STEPS more steps on the sources in turn, and the number of labels it was given."""
+    """The head after STEPS more steps on the sources in turn, and the number of labels it was
+    given.
+    """
     t, levels = (
         replace_train(b.t, lr_scale=1e-3, warmup_steps=20, steps=STEPS, decay_fraction=0.5),
         range(2, b.t.level + 1),
@@ -106,20 +114,24 @@ def train(b: Results, start: dict, sources: list[Callable[[int, int], Rollouts]]
         r = sources[i % len(sources)](i, levels[i % len(levels)])
         given = process_head.first_error_labels(r)
         labels += int((given >= 0).sum())
-        return stretched(
+        return stretch_rows(
             process_head.label_rows(r, t.train.seq_len + 32, given), r, np.random.default_rng(i)
         )
 
-    params = lab.fit(b.model, t, process_head.process_loss(b.model), {"process": start}, batch)
+    params = training.train_model(
+        b.model, t, process_head.process_loss(b.model), {"process": start}, batch
+    )
     return {"process": params["process"], "labels": jnp.asarray(float(labels))}
 
 
-def stretched(
+def stretch_rows(
     rows: dict[str, np.ndarray], r: Rollouts, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """The same rows with two empty stretches, one before one of the question's operations, one before the solution, as long
-    as there is room for: positions are relative, and in a longer problem a step stands further from its operation, and from
-    where the solution began, than it ever did in training (randomised positions, Ruoss et al. 2023)."""
+    """The same rows with two empty stretches, one before one of the question's operations, one
+    before the solution, as long as there is room for: positions are relative, and in a longer
+    problem a step stands further from its operation, and from where the solution began, than it
+    ever did in training (randomised positions, Ruoss et al. 2023).
+    """
     length = rows["tokens"].shape[1]
     for b, prompt in enumerate(r.prompts):
         room = length - len(prompt) - len(r.ids(b))
@@ -139,21 +151,29 @@ def stretched(
 
 
 def measure(b: Results, process: dict) -> dict:
-    """First-error F1 on chains like those of training, longer ones and an unseen error; the share of attacks accepted."""
+    """First-error F1 on chains like those of training, longer ones and an unseen error.
+
+    The fraction of attacks accepted.
+    """
     t, score = (
         b.t,
         lambda r: process_head.score_steps(b.model, process, r, b.t.train.seq_len + 96),
     )  # attacks may be long
-    valid = solved("value", t.level, VALID, 512)
-    cut = process_head.choose_threshold(score(valid), valid)
+    valid = solve_faulty("value", t.level, VALID, 512)
+    cut = head_quality.choose_threshold(score(valid), valid)
     sets = {
         "iid": ("value", t.level),
         "longer": ("value", t.level + 2),
         "unseen": ("operation", t.level),
     }
-    tests = {name: solved(kind, level, TEST, 512) for name, (kind, level) in sets.items()}
-    quality = {name: process_head.measure_quality(score(r), r, cut) for name, r in tests.items()}
-    rows = audit.find_reward_hacks(score, TOKENIZER, chain.TASK, t.level, 50, cut)
+    tests = {name: solve_faulty(kind, level, TEST, 512) for name, (kind, level) in sets.items()}
+    quality = {
+        name: vars(head_quality.measure_quality(score(r), r, cut)) for name, r in tests.items()
+    }
+    rows = [
+        vars(result)
+        for result in audit.find_reward_hacks(score, TOKENIZER, chain.TASK, t.level, 50, cut)
+    ]
     fooled = [row["accepted"] for row in rows[1:]]
     found = {f"f1_{name}": q["f1"] for name, q in quality.items()} | {
         "accepted_right": rows[0]["accepted"]
@@ -162,17 +182,20 @@ def measure(b: Results, process: dict) -> dict:
     return found | {"quality": quality, "attacks": rows}
 
 
-def hunt(b: Results, base: dict, process: dict, method: str) -> dict:
-    """A policy trained for 30 iterations against the frozen head. The curve of [tokens, accepted by the head, verified,
-    KL to the start in nats a token]; winners: (seed, tokens) that the head accepts and the checker does not."""
+def train_adversary(b: Results, base: dict, process: dict, method: str) -> dict:
+    """A policy trained for 30 iterations against the frozen head.
+
+    The curve of [tokens, accepted by the head, verified, KL to the start in nats a token]; winners:
+    (seed, tokens) that the head accepts and the checker does not.
+    """
     # KL is measured, not weighed.
     t = replace(b.t, method=method, reward="head", kl_coef=1e-9)
     t = replace_train(t, lr_scale=1e-3, steps=30)
     curve, winners, tokens = [], [], 0
     for i, (got, _, metrics) in enumerate(
-        lab.reinforced(b, t, base, 99, base, {"process": process})
+        training.run_reinforce(b, t, base, 99, base, {"process": process})
     ):
-        r, tokens = got.rollouts, tokens + got.tokens
+        r, tokens = got.rollouts, tokens + got.num_tokens
         accepted = (
             audit.reward_whole_solution(
                 process_head.score_steps(b.model, process, r, t.train.seq_len), r
