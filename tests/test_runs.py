@@ -96,13 +96,13 @@ def test_it_learns_and_every_line_is_json(smoke):
     curve = losses(smoke)
     assert curve[max(curve)] < curve[1] - 0.3
     samples = [json.loads(line) for line in (smoke / "samples.jsonl").read_text().splitlines()]
-    assert {s["stage"] for s in samples} == {"pretrain", "finetune"}
+    assert {s["stage"] for s in samples} == {"pretrain", "finetune", "reinforce"}
 
 
 def test_a_second_run_does_nothing(env, smoke):
     before = (smoke / "metrics.jsonl").read_bytes()
     out = ramp(env, "run", SMOKE, "--run", smoke).stdout
-    assert out.count("done before") == 5
+    assert out.count("done before") == 6
     assert (smoke / "metrics.jsonl").read_bytes() == before
 
 
