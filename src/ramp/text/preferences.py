@@ -1,0 +1,100 @@
+"""Preferences: pairs of answers to one prompt, of which people chose one, as rows for training."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ramp.errors import UserError
+from ramp.text import corpus
+from ramp.text.chat import Messages, check_messages, pack, render
+from ramp.text.corpus import Bad, Tally
+from ramp.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N pairs of conversations that share their prompt; the preferred one is first on axis 1."""
+
+    tokens: np.ndarray  # int32 [N, 2, T]
+    targets: np.ndarray  # int32 [N, 2, T]
+    mask: np.ndarray  # float32 [N, 2, T]: 1 where the target is an assistant's token
+    weights: np.ndarray  # float32 [N]: 1, since a step counts pairs
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the pairs of these numbers."""
+        return {name: array[rows] for name, array in vars(self).items()}
+
+
+def read_pairs(
+    sources: Sequence[str], tokenizer: Tokenizer, length: int, split: str, val_fraction: float
+) -> Pairs:
+    """Return the pairs of a split that fit into rows of `length` tokens; print how many do not.
+
+    Raises `UserError` if none is left, or a source is missing or mostly unreadable.
+    """
+    counts: Counter = Counter()
+    pairs = []
+    for name, answers in read_preferences(sources, counts):
+        if corpus.split_of(name, val_fraction) != split:
+            continue
+        rendered = [render(tokenizer, messages, length + 1) for messages in answers]
+        # A cut conversation has lost its last answer, the one that was judged.
+        if any(result is None or result[2] for result in rendered):
+            counts["too_long"] += 1
+            continue
+        pairs.append([pack([result[:2]], length, tokenizer.pad) for result in rendered if result])
+    skipped = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+    print(f"dpo: {len(pairs):,} pairs in the {split} split; skipped: {skipped or 'nothing'}")
+    if not pairs:
+        raise UserError(
+            f"no pair of the {split} split fits into {length} tokens; "
+            "add pairs, or raise dpo.train.seq_len"
+        )
+    return Pairs(
+        tokens=np.array([[answer.tokens[0] for answer in pair] for pair in pairs]),
+        targets=np.array([[answer.targets[0] for answer in pair] for pair in pairs]),
+        mask=np.array([[answer.weights[0] for answer in pair] for pair in pairs]),
+        weights=np.ones(len(pairs), np.float32),
+    )
+
+
+def read_preferences(
+    sources: Sequence[str], counts: Counter, max_bad: float = 0.01
+) -> Iterator[tuple[str, tuple[Messages, Messages]]]:
+    """(id, (conversation with the chosen answer, with the rejected one)) of `file:` JSONL sources.
+
+    Every line is an object with `prompt`, a text or messages in the OpenAI shape, and the texts
+    `chosen` and `rejected`. Adds to `counts` what was left out, by kind.
+    """
+    for source in sources:
+        tally = Tally(source, counts, max_bad)
+        for file in corpus.files(source):
+            tally.files += 1
+            for key, record in corpus.records(file.path):
+                try:
+                    yield file.name + key, check_preference(record)
+                    tally.good += 1
+                except Bad as bad:
+                    tally.bad(bad.args[0], file.name + key)
+        tally.close()
+
+
+def check_preference(record: Any) -> tuple[Messages, Messages]:
+    """The two conversations of one JSON record, or `Bad` with what is wrong."""
+    if isinstance(record, Bad):
+        raise record
+    if not isinstance(record, dict) or not {"prompt", "chosen", "rejected"} <= record.keys():
+        raise Bad("no_preference")
+    prompt = record["prompt"]
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(turns, list):
+        raise Bad("no_messages")
+    answers = ({"role": "assistant", "content": record[name]} for name in ("chosen", "rejected"))
+    chosen, rejected = (check_messages({"messages": [*turns, answer]}) for answer in answers)
+    return chosen, rejected
