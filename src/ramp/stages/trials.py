@@ -45,7 +45,7 @@ def choose_problems(c: Config, name: str) -> dict[str, list[Problem]]:
     (task, level), found = parse_task_name(name), {}
     try:
         for problem in held_out_problems(task, level, c.trials.items_per_task):
-            for kind, variant in make_slices(task, problem.seed, level).items():
+            for kind, variant in make_slices(task, problem.seed, level):
                 found.setdefault(kind, []).append(variant)
     except UserError as error:  # the longer slice may be beyond the task
         raise UserError(f"{name} of chat.tasks cannot be tried: {error}") from None
