@@ -171,10 +171,10 @@ def test_why(done, capsys):
 def test_replies_to_a_question_follow_from_their_keys(done, start):
     """Each alone, in a conversation of its own, whatever their number; a question that leaves no room is refused."""
     _, c, _ = done
-    three, two = (diversity.draw(c, start["lm"], T, "Hi?", n, 6) for n in (3, 2))
+    three, two = (diversity.generate_replies(c, start["lm"], T, "Hi?", n, 6) for n in (3, 2))
     assert len(three) == 3 and three[:2] == two and len(set(three)) > 1
     with pytest.raises(UserError, match="shorten it"):
-        diversity.draw(c, start["lm"], T, "Hi? " * c.model.context_len, 2, 6)
+        diversity.generate_replies(c, start["lm"], T, "Hi? " * c.model.context_len, 2, 6)
 
 
 def test_what_is_done_is_not_done_again(done):

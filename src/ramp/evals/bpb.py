@@ -87,8 +87,10 @@ def _sum_losses(m: Model, params: dict, batch: dict, lengths_v: jax.Array) -> ja
     x_nd = transformer.compute_hidden(m, params["lm"], batch["tokens"], batch.get("segments"))
     targets_bt, weights_bt = batch["targets"], batch["weights"]
     nats_bt, _ = model_loss.token_cross_entropy(m, params["lm"], x_nd, targets_bt)
+    # A row of the table for each target, where that target is.
     sharding = jax.typeof(targets_bt).sharding
     bytes_bt = lengths_v.at[targets_bt].get(out_sharding=sharding)
+    # Only text has bytes: special tokens drop out of both sums.
     text_bt = weights_bt * (bytes_bt > 0)
     terms = (nats_bt * text_bt, bytes_bt * text_bt, nats_bt * weights_bt, weights_bt)
     return jnp.stack([jnp.sum(term_bt) for term_bt in terms])
@@ -105,6 +107,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     others = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
     seconds = time.perf_counter() - began
     report = BpbReport(loss.val_bpb, loss.val_nats, others, seconds)
+    # At the step of the model that was evaluated, so that it stands at the end of its curve.
     with MetricWriter(rundir.path, "eval", 0, jax.process_index() == 0) as board:
         scalars = {f"eval/baseline_{name}": bits for name, bits in others.items()}
         board.scalars(c.pretrain.steps, {"eval/val_bpb": loss.val_bpb} | scalars)

@@ -50,7 +50,8 @@ def score_rows(
     sums = []
     for n, (numbers, length, size) in enumerate(batches):
         arrays = _pad_rows([rows[i] for i in numbers], length, size)
-        sums.append(_sum_judged(c.model, params, shard_batch(mesh, partial(_slice, arrays), size)))
+        batch = shard_batch(mesh, partial(_slice, arrays), size)
+        sums.append(_sum_judged(c.model, params, batch))
         poll(n)
         jax.block_until_ready(sums[n - 1 : n])  # the device has one batch waiting, not all of them
     result = np.zeros((len(rows), 2))
@@ -62,18 +63,14 @@ def score_rows(
 def _plan_batches(c: Config, rows: Sequence[Row]) -> Iterator[tuple[list[int], int, int]]:
     """(numbers of rows that go together, length they are padded to, number they are padded to)."""
     context_len = c.model.context_len
-    lengths = []
-    length = MIN_LENGTH
-    while length < context_len:
-        lengths.append(length)
-        length *= 2
-    lengths.append(context_len)
 
     def padded_length(i: int) -> int:
-        return next(length for length in lengths if length >= len(rows[i].ids) - 1)
+        power_of_two = 1 << (len(rows[i].ids) - 2).bit_length()  # that holds all but the last id
+        return min(max(power_of_two, MIN_LENGTH), context_len)
 
     by_length = sorted(range(len(rows)), key=padded_length)
     for length, numbers in groupby(by_length, key=padded_length):
+        # About as many tokens in every batch.
         size = c.eval.batch_size * (context_len // length)
         while part := list(islice(numbers, size)):
             yield part, length, size
@@ -109,6 +106,7 @@ def _sum_judged(m: Model, params: dict, batch: dict) -> jax.Array:
 
     def add_piece(i: jax.Array, sums_b2: jax.Array) -> jax.Array:
         at_bs = first_b1 + PIECE * i + jnp.arange(PIECE)
+        # The last piece of a row may go past its end: masked below.
         inside_bs = jnp.minimum(at_bs, T - 1)
         x_bsd = _take_per_row(x_btd, inside_bs[..., None])
         x_nd = jax.lax.reshape(x_bsd, (B * PIECE, m.width), out_sharding=P(ROWS))
@@ -122,6 +120,7 @@ def _sum_judged(m: Model, params: dict, batch: dict) -> jax.Array:
         is_judged_bs1 = (at_bs < end_b1)[..., None]
         return sums_b2 + jnp.sum(jnp.where(is_judged_bs1, both_bs2, 0), axis=1)
 
+    # As many as the row with the most judged tokens needs; for the others the rest is masked.
     num_pieces = (jnp.max(end_b1 - first_b1) + PIECE - 1) // PIECE
     zeros_b2 = jnp.zeros((B, 2), out_sharding=P(ROWS))
     return jax.reshard(jax.lax.fori_loop(0, num_pieces, add_piece, zeros_b2), P())
@@ -171,10 +170,12 @@ def grade_rows(task: Task, rows: Sequence[Row], sums: np.ndarray) -> np.ndarray:
 
     sums: [rows, 2] of `score_rows`.
     """
+    # Rows of one question follow each other.
     starts = np.flatnonzero(np.diff([row.item for row in rows], prepend=-1))
     num_judged = np.array([row.num_judged for row in rows])
     if task.kind == CONTINUE:
         return sums[:, 1] == num_judged
+    # Per token, or a long answer would never be chosen.
     nats_of_items = np.split(sums[:, 0] / num_judged, starts[1:])
     chosen = [int(np.argmin(nats)) for nats in nats_of_items]
     return np.array(chosen) == [item.gold for item in task.items[: len(starts)]]
@@ -185,6 +186,7 @@ def score_task(task: Task, rows: Sequence[Row], right: np.ndarray) -> TaskScore:
     n = len(right)
     accuracy = float(np.mean(right))
     se = math.sqrt(accuracy * (1 - accuracy) / n)
+    # With a limit, fewer questions than the task has. A single pair cannot be guessed.
     num_pairs = [len(item.pairs) for item in task.items[:n]]
     guess = float(np.mean([1 / k if k > 1 else 0 for k in num_pairs]))
     scale = 1 - task.chance
@@ -219,6 +221,7 @@ def run(
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = load_params(rundir, "pretrain", c, tokenizer)
     is_first = jax.process_index() == 0
+    # In several processes the first one speaks for all.
     show = partial(print, flush=True) if is_first else lambda line: None
     scores = {}
     with stop:

@@ -1,16 +1,18 @@
 """One question, many answers: how much of a distribution does a chat model still hold?
 
-"Tell me a joke": each answer looks fine, and the same few come back. So the question is asked n times at temperature 1,
-nothing cut off, and the answers are counted: how many differ, how many there would be in all (Chao1), how evenly they are
-spread, and how many are known from the conversations that the model was taught. A chat model may also be asked for several
-answers at once, each with its probability (verbalized sampling, Zhang et al. 2025, arXiv:2510.01171): what was trained away
-in the one answer is often still there in the list.
+"Tell me a joke": each answer looks fine, and the same few come back. So the question is asked n
+times at temperature 1, without top-k or top-p, and the answers are counted: how many differ, how
+many there would be in all (Chao1), how evenly they are spread, and how many are known from the
+conversations that the model was taught. A chat model may also be asked for several answers at once,
+each with its probability (verbalized sampling, Zhang et al. 2025, arXiv:2510.01171): what was
+trained away in the one answer is often still there in the list.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
@@ -20,134 +22,146 @@ from ramp.errors import UserError
 from ramp.evals.modes import count_modes, match_known, split_words
 from ramp.rundir import RunDir
 from ramp.text.chat import conversations, render_prompt
+from ramp.text.demo_chats import exchange
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.restore import load_params
 
-BATCH = 32  # answers sampled at once
-SHOWN = "distinct", "chao1", "entropy", "effective"
+BATCH_SIZE = 32  # replies sampled at once
+
+
+@dataclass(frozen=True)
+class AnswerCounts:
+    """What is counted over the answers to one question."""
+
+    read: int  # answers that could be read
+    distinct: float  # different ones among them
+    chao1: float  # different ones that endless asking would give
+    entropy: float  # bits
+    effective: float  # 1 over the sum of squared frequencies
+    taught: float  # answers known from the conversations that the model was taught
+    distinct_taught: float  # different ones among those
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of n replies; those that could not be read are missing."""
+    """The answers of n replies; those that could not be read are missing."""
 
+    how: str  # the way of asking
     n: int
     texts: tuple[str, ...]
-    taught: tuple[
-        int, ...
-    ]  # of each: which of the answers that the model was taught it repeats, -1: none
+    taught: tuple[int, ...]  # the taught answer that each of the texts repeats, -1: none
 
-    def figures(self) -> dict[str, float]:
+    def count(self) -> AnswerCounts:
         """Counts over answers that differ, and over those that were taught."""
-        seen = np.unique(
-            [" ".join(text.lower().split()) for text in self.texts], return_inverse=True
-        )[1]
-        every, taught = count_modes(seen), count_modes(self.taught)
-        found = {"read": len(self.texts)} | {name: getattr(every, name) for name in SHOWN}
-        return found | {
-            "taught ones": taught.recognised * len(self.texts),
-            "of those distinct": taught.distinct,
-        }
+        # Case and blanks make no other answer.
+        plain = [" ".join(text.lower().split()) for text in self.texts]
+        _, numbers = np.unique(plain, return_inverse=True)
+        modes, taught = count_modes(numbers), count_modes(self.taught)
+        return AnswerCounts(
+            read=len(self.texts),
+            distinct=modes.distinct,
+            chao1=modes.chao1,
+            entropy=modes.entropy,
+            effective=modes.effective,
+            taught=taught.recognised * len(self.texts),
+            distinct_taught=taught.distinct,
+        )
 
 
 def run(
-    rundir: RunDir, c: Config, question: str, n: int, k: int, tokens: int
-) -> list[tuple[str, Answers]]:
-    """n replies to the question, and (k > 1) as many that list k answers each, one of which is drawn."""
-    if n < 2 or k < 0 or k == 1 or tokens < 1:
+    rundir: RunDir, c: Config, question: str, n: int, num_listed: int, max_tokens: int
+) -> list[Answers]:
+    """The answers of n replies to the question, by way of asking.
+
+    With `num_listed` > 1 the model is also asked n times to list so many answers, of which one is
+    drawn by the probabilities that it gives.
+    """
+    if n < 2 or num_listed < 0 or num_listed == 1 or max_tokens < 1:
         raise UserError(
-            "--n takes 2 replies or more, --verbalised 0 or 2 answers or more, --tokens 1 or more"
+            "--n takes 2 replies or more, --verbalized 0 or 2 answers or more, --tokens 1 or more"
         )
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    lm, rng = (
-        load_params(rundir, rundir.default_stage, c, tokenizer)["lm"],
-        np.random.default_rng(c.seed),
-    )
-    asked = [("asked for an answer", question, lambda reply: reply)]
-    if k:
-        asked.append(
-            (
-                f"asked for {k} and their probabilities",
-                verbalize(question, k),
-                lambda reply: pick_answer(reply, rng),
-            )
-        )
-    taught, found = sorted(set(parse_answer(c))), []
-    for how, text, read in asked:
-        texts = tuple(
-            answer
-            for reply in draw(c, lm, tokenizer, text, n, tokens)
-            if (answer := read(reply).strip())
-        )
-        docs, *_ = split_words([*taught, *texts])
-        found.append(
-            (
-                how,
-                Answers(
-                    n, texts, tuple(match_known(docs[len(taught) :], docs[: len(taught)]))
-                ),
-            )
-        )
-    return found
+    lm = load_params(rundir, rundir.default_stage, c, tokenizer)["lm"]
+    taught = sorted(set(read_taught_answers(c)))
+
+    def ask(how: str, text: str, read: Callable[[str], str]) -> Answers:
+        replies = generate_replies(c, lm, tokenizer, text, n, max_tokens)
+        answers = [read(reply).strip() for reply in replies]
+        texts = [answer for answer in answers if answer]
+        # As word ids, the same for both: an answer is known by the word 4-grams that it shares.
+        documents, *_ = split_words([*taught, *texts])
+        repeats = match_known(documents[len(taught) :], documents[: len(taught)])
+        return Answers(how, n, tuple(texts), tuple(repeats))
+
+    answers = [ask("asked for an answer", question, read=str)]
+    if num_listed:
+        choose = partial(choose_answer, rng=np.random.default_rng(c.seed))
+        how = f"asked for {num_listed} and their probabilities"
+        answers.append(ask(how, verbalize(question, num_listed), choose))
+    return answers
 
 
-def draw(
-    c: Config, lm: dict, tokenizer: Tokenizer, question: str, n: int, tokens: int
+def generate_replies(
+    c: Config, lm: dict, tokenizer: Tokenizer, question: str, n: int, max_tokens: int
 ) -> list[str]:
-    """n replies of so many tokens at most, each to a conversation of its own; the i-th is keyed by `c.seed` + i."""
-    ids, stop = (
-        render_prompt(tokenizer, [{"role": "user", "content": question}]),
-        (tokenizer.end, tokenizer.bos),
-    )
-    room = min(tokens, c.model.context_len - len(ids))
+    """n replies, each to a conversation of its own; the i-th has the seed `c.seed` + i."""
+    prompt = render_prompt(tokenizer, exchange(question))
+    room = min(max_tokens, c.model.context_len - len(prompt))
     if room < 1:
         raise UserError(
-            f"the question has {len(ids)} tokens and the model's context {c.model.context_len}; shorten it"
+            f"the question has {len(prompt)} tokens and the model's context "
+            f"{c.model.context_len}; shorten it"
         )
+    stop = (tokenizer.end, tokenizer.bos)
     result = generate(
         c.model,
         lm,
-        [ids] * n,
+        [prompt] * n,
         range(c.seed, c.seed + n),
         SamplingParams(),
         room,
         stop=stop,
         vocab_size=tokenizer.vocab_size,
-        batch_size=BATCH,
+        batch_size=BATCH_SIZE,
     )
     return [tokenizer.decode(row) for row in result.rows(without=stop)]
 
 
-def parse_answer(c: Config) -> Iterator[str]:
+def read_taught_answers(c: Config) -> Iterator[str]:
     """What the assistant says in the conversations that the run is taught."""
     for source in c.chat.sources:
         for _, messages in conversations(source, Counter(), c.seed):
-            yield from (m["content"] for m in messages if m["role"] == "assistant")
+            for message in messages:
+                if message["role"] == "assistant":
+                    yield message["content"]
 
 
-def verbalize(question: str, k: int) -> str:
-    return f"{question}\nGive {k} different answers, one a line, each after its probability, as in `0.12: answer`."
+def verbalize(question: str, num_listed: int) -> str:
+    """The question with a request for so many answers and their probabilities."""
+    return (
+        f"{question}\nGive {num_listed} different answers, one a line, each after its probability, "
+        "as in `0.12: answer`."
+    )
 
 
-def pick_answer(reply: str, rng: np.random.Generator) -> str:
-    """One answer of a reply in that form, by the probabilities it states; empty where there is none."""
-    found = [
-        (float(p), text.strip())
-        for p, text in re.findall(r"^\s*(\d*\.?\d+)\s*:\s*(\S.*)$", reply, re.M)
-    ]
-    p = np.array([p for p, _ in found])
-    return found[rng.choice(len(found), p=p / p.sum())][1] if p.sum() > 0 else ""
+def choose_answer(reply: str, rng: np.random.Generator) -> str:
+    """One answer of such a list, by the probabilities it gives; empty where there is none."""
+    lines = re.findall(r"^\s*(\d*\.?\d+)\s*:\s*(\S.*)$", reply, re.MULTILINE)
+    weights = np.array([float(weight) for weight, _ in lines])
+    if not weights.sum() > 0:
+        return ""
+    _, answer = lines[rng.choice(len(lines), p=weights / weights.sum())]
+    return answer.strip()
 
 
-def format_table(found: Sequence[tuple[str, Answers]]) -> str:
-    """A line of figures for each way of asking, and the answers that came oftenest."""
+def format_table(results: Sequence[Answers]) -> str:
+    """A line of counts for each way of asking, and the answers that came most often."""
     lines = []
-    for how, answers in found:
-        figures = ", ".join(f"{name} {x:.4g}" for name, x in answers.figures().items())
-        lines.append(f"{how}, {answers.n} replies: {figures}")
-        lines += [
-            f"  {count} x {text[:100]!r}"
-            for text, count in Counter(answers.texts).most_common(3)
-            if count > 1
-        ]
+    for answers in results:
+        counts = asdict(answers.count()).items()
+        listed = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in counts)
+        lines.append(f"{answers.how}, {answers.n} replies: {listed}")
+        for text, count in Counter(answers.texts).most_common(3):
+            if count > 1:
+                lines.append(f"  {count} x {text[:100]!r}")
     return "\n".join(lines)

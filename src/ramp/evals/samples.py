@@ -1,62 +1,92 @@
-"""The model put to use: continuations of prompts while it pretrains, answers to questions once it can chat."""
+"""What the model writes: continuations of prompts while it pretrains, answers once it can chat."""
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from ramp.config import Config, Sample
-from ramp.decode import sample
+from ramp.decode.sample import SamplingParams, generate
 from ramp.rundir import RunDir
 from ramp.tasks import tool
 from ramp.text.chat import render_prompt
+from ramp.text.demo_chats import Messages, exchange
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 from ramp.train.restore import load_params
 
 
-def sampling_params(s: Sample) -> sample.SamplingParams:
+@dataclass(frozen=True)
+class Answer:
+    """A question, asked in a conversation of its own, and what the model said."""
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class SampleReport:
+    """What report.json says: all questions and answers as one conversation."""
+
+    conversation: Messages
+    seconds: float
+
+
+def sampling_params(s: Sample) -> SamplingParams:
     """The settings of the configuration as the sampler takes them."""
-    return sample.SamplingParams(s.temperature, s.top_k, s.top_p, s.min_p)
+    return SamplingParams(s.temperature, s.top_k, s.top_p, s.min_p)
 
 
 def continue_prompts(
     c: Config, params: dict, tokenizer: Tokenizer, count: int, check: Callable[[], None]
 ) -> dict[str, str]:
-    """Each of the first `count` prompts of the configuration with the model's continuation."""
+    """The first `count` prompts of the configuration, each with itself and its continuation.
+
+    `check` is called now and then; it may raise to end the call.
+    """
     prompts = c.sample.prompts[:count]
-    if not prompts:
-        return {}
+    # As at the beginning of a document, which is where pretraining has seen such text.
     ids = [[tokenizer.bos, *tokenizer.encode(text)] for text in prompts]
-    drawn = _generate(c, params, ids, tokenizer, (tokenizer.bos,), check)
-    return {text: text + tokenizer.decode(new) for text, new in zip(prompts, drawn, strict=True)}
+    rows = _generate(c, params, tokenizer, (tokenizer.bos,), check, ids)
+    texts = [prompt + tokenizer.decode(row) for prompt, row in zip(prompts, rows, strict=True)]
+    return dict(zip(prompts, texts, strict=True))
 
 
 def answer_questions(
     c: Config, params: dict, tokenizer: Tokenizer, count: int, check: Callable[[], None]
-) -> list[dict[str, str]]:
-    """The first `count` questions of the configuration, each asked in a conversation of its own."""
+) -> list[Answer]:
+    """Answers to the first `count` questions of the configuration, with the calculator.
+
+    `check` is called now and then; it may raise to end the call.
+    """
     questions = c.sample.questions[:count]
-    if not questions:
-        return []
-    ids = [render_prompt(tokenizer, [{"role": "user", "content": q}]) for q in questions]
+    prompts = [render_prompt(tokenizer, exchange(question)) for question in questions]
+    # A model that begins another document has nothing more to say either.
     stop = (tokenizer.end, tokenizer.bos)
-    draw = partial(_generate, c, params, tokenizer=tokenizer, stop=stop, check=check)
-    drawn = tool.generate_with_tool(
-        tokenizer, ids, draw, c.sample.max_new_tokens, c.model.context_len
-    )
-    return [
-        {"question": q, "answer": tokenizer.decode(new)}
-        for q, new in zip(questions, drawn, strict=True)
-    ]
+    # Continues rows in one batch: those that called the calculator come again with the result.
+    draw = partial(_generate, c, params, tokenizer, stop, check)
+    max_tokens = c.sample.max_new_tokens
+    rows = tool.generate_with_tool(tokenizer, prompts, draw, max_tokens, c.model.context_len)
+    pairs = zip(questions, rows, strict=True)
+    return [Answer(question, tokenizer.decode(row)) for question, row in pairs]
 
 
 def _generate(
-    c: Config, params: dict, prompts: list, tokenizer: Tokenizer, stop: tuple, check: Callable
-) -> list:
-    result = sample.generate(
+    c: Config,
+    params: dict,
+    tokenizer: Tokenizer,
+    stop: tuple[int, ...],
+    check: Callable[[], None],
+    prompts: list[list[int]],
+) -> list[list[int]]:
+    if not prompts:
+        return []  # a configuration may have none, and the sampler wants at least one
+    result = generate(
         c.model,
         params["lm"],
         prompts,
+        # Every prompt has a seed of its own: the same text whatever stands beside it.
         range(c.seed, c.seed + len(prompts)),
         sampling_params(c.sample),
         c.sample.max_new_tokens,
@@ -67,23 +97,17 @@ def _generate(
     return result.rows(without=stop)
 
 
-def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
-    """Ask the fine-tuned model the questions of the configuration."""
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
+    """Ask the fine-tuned model the questions of the configuration; prints the answers."""
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = load_params(rundir, "finetune", c, tokenizer)
+    # All questions; training asks only the first few.
+    count = len(c.sample.questions)
     with stop:
-        turns = answer_questions(
-            c, params, tokenizer, len(c.sample.questions), lambda: stop.check(0)
-        )
-    for turn in turns:
-        print(f"\n> {turn['question']}\n{turn['answer']}")
-    talk = [m for t in turns for m in _messages(t)]
-    return {"conversation": talk, "seconds": time.perf_counter() - began}
-
-
-def _messages(turn: dict[str, str]) -> list[dict[str, str]]:
-    return [
-        {"role": "user", "content": turn["question"]},
-        {"role": "assistant", "content": turn["answer"]},
-    ]
+        answers = answer_questions(c, params, tokenizer, count, lambda: stop.check(0))
+    conversation = []
+    for answer in answers:
+        print(f"\n> {answer.question}\n{answer.answer}")
+        conversation += exchange(answer.question, answer.answer)
+    return asdict(SampleReport(conversation, time.perf_counter() - began))

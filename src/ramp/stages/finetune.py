@@ -49,7 +49,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
             c, params, tokenizer, t.num_samples, lambda: stop.check(step)
         )
         for turn in turns:
-            writer.text(step, f"chat/{turn['question']}", turn["answer"])
+            writer.text(step, f"chat/{turn.question}", turn.answer)
         return values | trials(params, step, writer, stop)
 
     trainer = Trainer(
