@@ -20,7 +20,8 @@ from ramp import cli
 from ramp.config import Config, Model, Text, resolve
 from ramp.decode import sample
 from ramp.errors import UserError
-from ramp.export import export, gguf, load
+from ramp.export import export, load
+from ramp.export.gguf import read_gguf
 from ramp.model import transformer
 from ramp.rundir import RunDir
 from ramp.text.chat import render, render_prompt
@@ -170,20 +171,25 @@ def quantised(kind: int, rng: np.random.Generator) -> tuple[bytes, list[float]]:
     d, m = np.float16(0.037), np.float16(-0.21)
     nibbles = rng.integers(0, 16, 32)
     packed = bytes(int(nibbles[i]) | int(nibbles[i + 16]) << 4 for i in range(16))
+    if kind == 30:  # bfloat16: the upper half of a float32
+        x = rng.normal(size=32).astype(np.float32).view(np.uint32) >> 16
+        return x.astype("<u2").tobytes(), (x << 16).view(np.float32).tolist()
+    if kind == 2:
+        return d.tobytes() + packed, [float(d) * (int(q) - 8) for q in nibbles]
     if kind == 3:
         return d.tobytes() + m.tobytes() + packed, [float(d) * int(q) + float(m) for q in nibbles]
     signed = rng.integers(-128, 128, 32).astype(np.int8)
     return d.tobytes() + signed.tobytes(), [float(d) * int(q) for q in signed]
 
 
-@pytest.mark.parametrize("kind", [3, 8])
+@pytest.mark.parametrize("kind", [2, 3, 8, 30])
 def test_blocks_mean_what_the_format_says(tmp_path, kind):
     rng = np.random.default_rng(kind)
     blocks = [quantised(kind, rng) for _ in range(6)]
     file = tmp_path / "x.gguf"
     file.write_bytes(gguf_bytes({}, {"w": ((3, 64), kind, b"".join(raw for raw, _ in blocks))}))
     want = np.array([x for _, values in blocks for x in values], np.float32).reshape(3, 64)
-    np.testing.assert_allclose(gguf.read(file).tensor("w"), want, rtol=1e-6)
+    np.testing.assert_allclose(read_gguf(file).read_tensor("w"), want, rtol=1e-6)
 
 
 def small_gguf(c: Config, lm: dict, t: Tokenizer, **over) -> bytes:
@@ -336,7 +342,8 @@ def test_any_changed_byte_of_the_head_is_a_sentence_or_a_model(tmp_path_factory,
         ({"meta": {"tokenizer.ggml.tokens": 7}}, "laid out"),
         ({"meta": {"tokenizer.ggml.merges": ["x y z"]}}, "pair"),
         ({"tensors": {"blk.0.attn_q.bias": ((64,), 0, b"\0" * 256)}}, "attn_q.bias"),
-        ({"tensors": {"blk.0.attn_q.weight": ((64, 256), 12, b"\0" * 20000)}}, "Q4_K"),
+        ({"tensors": {"blk.0.attn_q.weight": ((64, 256), 15, b"\0" * 20000)}}, "Q8_K"),
+        ({"tensors": {"blk.0.attn_q.weight": ((64, 256), 99, b"\0" * 20000)}}, "unknown type 99"),
         ({"meta": {"llama.block_count": 3}}, "lacks the weight blk.2"),
     ],
 )

@@ -13,7 +13,7 @@ import uvicorn
 from ramp.config import Config, Text, resolve
 from ramp.serve import api
 from ramp.serve.engine import Engine
-from ramp.serve.protocol import Server
+from ramp.serve.protocol import ServedModel
 from ramp.text.tokenizer import Tokenizer
 
 
@@ -32,15 +32,15 @@ class Live:
         with jax.set_mesh(tiny.mesh()):
             self.lm = tiny.lively(c.model)
             self.engine = Engine(c.model, self.lm, tokenizer, slots, queue)
-            self.engine.stops = set()  # answers are as long as they were asked to be
-            self.engine.warm()
+            self.engine.stop_ids = set()  # answers are as long as they were asked to be
+            self.engine.warm_up()
         self.engine.start()
         sock = api.listen("127.0.0.1", 0)
         self.port = sock.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = Server("tiny", c, tokenizer, "finetune")
-        self.api = api.Api(self.engine, self.server)
-        self.http = uvicorn.Server(api.settings(self.api))
+        self.model = ServedModel("tiny", c, tokenizer, "finetune")
+        self.api = api.Api(self.engine, self.model)
+        self.http = uvicorn.Server(api.make_server_config(self.api))
         self.thread = threading.Thread(
             target=self.http.run, kwargs={"sockets": [sock]}, daemon=True
         )
@@ -51,10 +51,10 @@ class Live:
     def quiet(self) -> None:
         """Wait until no request is being answered or waits."""
         for _ in range(1000):
-            if not self.engine.live and not self.engine.waiting:
+            if not self.engine.running and not self.engine.waiting:
                 return
             time.sleep(0.01)
-        raise AssertionError(f"{len(self.engine.live)} slots were never given back")
+        raise AssertionError(f"{len(self.engine.running)} slots were never given back")
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
@@ -64,7 +64,7 @@ class Live:
         self.thread.join(timeout=20)
         self.engine.close()
         assert (
-            self.engine.fault is None
+            self.engine.error is None
             and not self.thread.is_alive()
             and not self.engine._thread.is_alive()
         )

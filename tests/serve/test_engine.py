@@ -14,7 +14,7 @@ import tiny
 from ramp.decode import batch
 from ramp.decode.cache import grow_cache
 from ramp.decode.sample import SamplingParams
-from ramp.serve.engine import Engine, Full, Job
+from ramp.serve.engine import Engine, Job, QueueFull
 from ramp.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()
@@ -109,7 +109,7 @@ def test_nothing_compiles_once_it_is_warm(engine):
 def test_a_cancelled_request_loses_its_slot_at_the_next_chunk(live, engine):
     live.quiet()
     jobs = [answer(engine, list(b"long"), 380, seed=i)[0] for i in range(4)]
-    while len(engine.live) < 4:
+    while len(engine.running) < 4:
         time.sleep(0.005)
     begun = engine.counts["chunks"]
     engine.cancel(jobs)
@@ -117,21 +117,21 @@ def test_a_cancelled_request_loses_its_slot_at_the_next_chunk(live, engine):
     wait()
     assert engine.counts["chunks"] - begun <= 4
     live.quiet()
-    assert all(len(job.said) < 380 for job in jobs)
+    assert all(len(job.answer) < 380 for job in jobs)
 
 
 def test_the_line_is_bounded_and_takes_all_choices_or_none(live, engine):
     live.quiet()
     jobs = [answer(engine, list(b"x"), 300, seed=i)[0] for i in range(28)]  # 4 slots and 24 in line
-    with pytest.raises(Full):
+    with pytest.raises(QueueFull):
         for _ in range(4):
             answer(engine, list(b"x"), 300)
     engine.cancel(jobs)
     live.quiet()
     many = [Job((1,), 4, SamplingParams(), 0, lambda tokens, why: None) for _ in range(29)]
-    with pytest.raises(Full):
+    with pytest.raises(QueueFull):
         engine.submit(many)
-    assert not engine.waiting and not engine.live
+    assert not engine.waiting and not engine.running
 
 
 def test_tokens_can_be_put_into_an_answer(engine):
@@ -142,7 +142,7 @@ def test_tokens_can_be_put_into_an_answer(engine):
         list(b"sum:"),
         20,
         SamplingParams(0.0),
-        after=lambda said: put if len(said) == 6 else [],
+        insert=lambda answer: put if len(answer) == 6 else [],
     )
     tokens, _ = wait()
     ids = [t.id for t in tokens]
@@ -164,7 +164,7 @@ def test_clients_that_come_and_go_leak_nothing(live, engine):
                 job, wait = answer(
                     engine, [i + 1] * r.randrange(1, 100), n, SamplingParams(1.0), i * 100 + turn
                 )
-            except Full:
+            except QueueFull:
                 continue
             if r.random() < 0.4:
                 time.sleep(r.random() * 0.05)
@@ -188,18 +188,18 @@ def test_on_any_mesh(engine):
     with jax.set_mesh(tiny.mesh(data=2, model=2)):
         c = tiny.model(context_len=64, vocab_size=384)
         split = Engine(c, tiny.lively(c), TOKENIZER, slots=3)
-        split.stops = set()
+        split.stop_ids = set()
         assert split.slots == 4
         split.start()
         got = [[t.id for t in answer(split, p, 12, SamplingParams(0.0))[1]()[0]] for p in prompts]
         split.close()
-    assert got == want and split.fault is None
+    assert got == want and split.error is None
 
 
 def test_a_fault_ends_every_answer(live, engine, monkeypatch):
     with jax.set_mesh(tiny.mesh()):
         broken = Engine(engine.c, live.lm, TOKENIZER, slots=4)
-    monkeypatch.setattr(broken, "_chunk", lambda: 1 / 0)
+    monkeypatch.setattr(broken, "_decode", lambda: 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     broken.start()
     _, wait = answer(broken, [1], 5)
@@ -218,19 +218,19 @@ def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(c)
         for piece, length in ((16, 3), (16, 41), (16, 64), (64, 41)):
-            engine = Engine(c, lm, TOKENIZER, slots=2, piece=piece)
+            engine = Engine(c, lm, TOKENIZER, slots=2, prefill_tokens=piece)
             job = Job(
                 tuple(prompt[:length].tolist()), 8, SamplingParams(0.0), 0, lambda tokens, why: None
             )
             rounds = 0
-            while job.left:
-                engine._piece(1, job)
+            while job.num_unread:
+                engine._prefill(1, job)
                 rounds += 1
-                if job.left:
-                    engine._chunk()  # what a slot draws before its prompt is read leaves no trace
+                if job.num_unread:
+                    engine._decode()  # what a slot draws before its prompt is read leaves no trace
             assert rounds == -(-length // piece)
             read = np.asarray(engine.state.logits_bv)[1]
-            row = np.concatenate([prompt[:length], engine._chunk().token_bn[1]])
+            row = np.concatenate([prompt[:length], engine._decode().token_bn[1]])
             padded = np.pad(row, (0, 80 - len(row)))[None]
             want = np.asarray(tiny.logits(c, lm, padded))[0]
             off = 5e-6 * np.abs(want).max()  # sums in another order, at the scale of what is summed
@@ -243,12 +243,12 @@ def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
 def test_a_long_prompt_delays_nobody(live):
     """It is read two pieces at a time between chunks of those who speak; a short prompt that came later is answered first."""
     with jax.set_mesh(tiny.mesh()):
-        engine = Engine(live.engine.c, live.lm, TOKENIZER, slots=4, piece=16)
-    engine.stops = set()
+        engine = Engine(live.engine.c, live.lm, TOKENIZER, slots=4, prefill_tokens=16)
+    engine.stop_ids = set()
     order: list[str] = []
-    piece, chunk = engine._piece, engine._chunk
-    engine._piece = lambda at, job: (order.append("piece"), piece(at, job))
-    engine._chunk = lambda: (order.append("chunk"), chunk())[1]
+    piece, chunk = engine._prefill, engine._decode
+    engine._prefill = lambda at, job: (order.append("piece"), piece(at, job))
+    engine._decode = lambda: (order.append("chunk"), chunk())[1]
     heard: dict[str, int] = {}
     done = threading.Event()
 

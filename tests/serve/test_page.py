@@ -137,7 +137,7 @@ def test_no_text_becomes_markup(page, live, monkeypatch):
 
     pieces = [EVIL[i : i + 7] for i in range(0, len(EVIL), 7)]
     monkeypatch.setattr(
-        text_stream.TextStream, "_spoken", lambda self, id: pieces[len(self._held) % len(pieces)]
+        text_stream.TextStream, "_decode", lambda self, id: pieces[len(self._held) % len(pieces)]
     )
     page.js("document.getElementById('new').click()")
     said = ask(page, EVIL)

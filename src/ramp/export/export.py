@@ -1,8 +1,9 @@
-"""A trained model as a Hugging Face folder: what transformers, vLLM, llama.cpp's converter and MLX open.
+"""A trained model as a Hugging Face folder, for transformers, vLLM, MLX and llama.cpp's converter.
 
-ramp's default model is Qwen3 (with QK-norm) or Llama (without). A switch that neither has is refused by name, since a
-folder that loads and then computes something else is worse than none. The folder is written beside its final place,
-read back by the importer and compared, weights bit for bit, and only then renamed.
+ramp's default model is Qwen3 (with QK-norm) or Llama (without). A switch that neither has is
+refused by name, because a folder that loads and then computes something else is worse than none.
+The folder is written next to its final place, read back by the importer and compared, weights bit
+for bit, and only then renamed.
 """
 
 import json
@@ -18,98 +19,108 @@ from ramp.export import load
 from ramp.text.tokenizer import SPECIALS, Tokenizer
 from ramp.train.restore import model_identity
 
-# The keys of a model that config.json has words for, and those that finished weights no longer depend on.
-SAID = {
-    "depth",
-    "width",
-    "head_dim",
-    "num_heads",
-    "num_kv_heads",
-    "mlp_dim",
-    "vocab_size",
-    "context_len",
-}
-SAID |= {"qk_norm", "tie_embeddings", "rope_theta", "norm_eps"}
-SPENT = {"short_window", "embed_std", "head_std"}
+# Keys of a model that config.json has words for.
+EXPORTED = {*load.SHAPE, "vocab_size", "qk_norm", "tie_embeddings"}
+# Keys that finished weights no longer depend on.
+UNUSED = {"short_window", "embed_std", "head_std"}
 
 
 def export_obstacles(m: Model) -> list[str]:
-    """The switches that no Qwen3 or Llama loader knows: whatever config.json cannot say and is not at its default."""
-    odd = {
-        k: v
-        for k, v in model_identity(m).items()
-        if k not in SAID | SPENT and v != getattr(Model(), k)
+    """The switches that no Qwen3 or Llama loader knows: not at their default, and not exported."""
+    obstacles = {
+        name: value
+        for name, value in model_identity(m).items()
+        if name not in EXPORTED | UNUSED and value != getattr(Model(), name)
     }
-    return [f"model.{k} = {v!r}" for k, v in (odd | ({} if m.depth else {"depth": 0})).items()]
+    if not m.depth:
+        obstacles["depth"] = 0
+    return [f"model.{name} = {value!r}" for name, value in obstacles.items()]
 
 
-def weights(m: Model, lm: dict, tokens: int) -> dict[str, np.ndarray]:
-    """Hugging Face's name: array. Only the first `tokens` rows of the table: the rest is padding for the mesh.
+def name_weights(m: Model, lm: dict, num_tokens: int) -> dict[str, np.ndarray]:
+    """The weights by Hugging Face's names, float32.
 
-    Each array is made contiguous: safetensors writes the memory of a transposed view under its new shape, and is silent.
+    Only the first `num_tokens` rows of a table: the rest is padding for the mesh. Each array is
+    made contiguous, because safetensors writes the memory of a transposed view under its new shape.
     """
-    found = {
-        load.TABLE[0]: np.asarray(lm["embed"]["table"])[:tokens],
+    weights = {
+        load.TABLE[0]: np.asarray(lm["embed"]["table"])[:num_tokens],
         load.NORM[0]: np.asarray(lm["head"]["norm"]),
     }
     if not m.tie_embeddings:
-        found[load.HEAD[0]] = np.asarray(lm["head"]["weight"])[:, :tokens].T
+        weights[load.HEAD[0]] = np.asarray(lm["head"]["weight"])[:, :num_tokens].T
     for ours, stacked in lm["blocks"].items():
-        for i, w in enumerate(np.asarray(stacked)):
-            found[f"model.layers.{i}.{load.BLOCK[ours][0]}"] = w.T
-    return {f"{name}.weight": np.ascontiguousarray(w, np.float32) for name, w in found.items()}
+        for layer, w in enumerate(np.asarray(stacked)):
+            weights[f"model.layers.{layer}.{load.BLOCK[ours][0]}"] = w.T
+    return {f"{name}.weight": np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
 
 
-def model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
-    kind, more = (
-        ("Qwen3", {"use_sliding_window": False}) if m.qk_norm else ("Llama", {"mlp_bias": False})
-    )
-    shape = {keys[0]: getattr(m, ours) for ours, keys in load.SHAPE.items()}
-    return (
-        more
-        | shape
-        | {
-            "architectures": [f"{kind}ForCausalLM"],
-            "model_type": kind.lower(),
-            "vocab_size": t.vocab_size,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": m.rope_theta,
-            },  # where transformers 5 looks
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "attention_dropout": 0.0,
-            "tie_word_embeddings": m.tie_embeddings,
-            "bos_token_id": t.bos,
-            "eos_token_id": t.end,
-            "pad_token_id": t.pad,
-            "dtype": "float32",
-            "torch_dtype": "float32",
-        }
-    )
+def make_model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
+    """config.json"""
+    kind = "Qwen3" if m.qk_norm else "Llama"
+    config = {names[0]: getattr(m, ours) for ours, names in load.SHAPE.items()}
+    config |= {"use_sliding_window": False} if m.qk_norm else {"mlp_bias": False}
+    return config | {
+        "architectures": [f"{kind}ForCausalLM"],
+        "model_type": kind.lower(),
+        "vocab_size": t.vocab_size,
+        # transformers 5 looks here and not at the key beside it.
+        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": m.tie_embeddings,
+        "bos_token_id": t.bos,
+        "eos_token_id": t.end,
+        "pad_token_id": t.pad,
+        "dtype": "float32",
+        "torch_dtype": "float32",
+    }
+
+
+def make_generation_config(c: Config, t: Tokenizer) -> dict[str, Any]:
+    """generation_config.json: the run's own settings of sampling."""
+    s = c.sample
+    return {
+        "do_sample": s.temperature > 0,
+        "temperature": s.temperature or 1.0,
+        "top_k": s.top_k,
+        "top_p": s.top_p,
+        "bos_token_id": t.bos,
+        "eos_token_id": [t.end, t.bos],
+        "pad_token_id": t.pad,
+    }
 
 
 def chat_template(t: Tokenizer) -> str:
-    """`chat.render_prompt` in Jinja. Other tools read special tokens in a user's text as special; ramp does not."""
-    named, closed = ("message['role'] + '\\n' + ", "<|end|>\\n") if t.chatml else ("", "<|end|>")
-    turn = f"'<|' + message['role'] + '|>' + {named}message['content'] + '{closed}'"
-    first = "" if t.chatml else "{{ '<|bos|>' }}"
+    """`chat.render_prompt` in Jinja.
+
+    Other tools read special tokens in a user's text as special; ramp does not.
+    """
+    role, end, start = "", "<|end|>", "{{ '<|bos|>' }}"
+    opening = "'<|assistant|>'"
+    if t.chatml:
+        role, end, start = "message['role'] + '\\n' + ", "<|end|>\\n", ""
+        opening = "'<|assistant|>assistant\\n'"
     if t.system:
-        told = f"<|system|>system\n{t.system}<|end|>\n"
-        first = f"{{% if not messages or messages[0]['role'] != 'system' %}}{{{{ {json.dumps(told)} }}}}{{% endif %}}"
-    last = "'<|assistant|>assistant\\n'" if t.chatml else "'<|assistant|>'"
+        system = json.dumps(f"<|system|>system\n{t.system}<|end|>\n")
+        is_missing = "not messages or messages[0]['role'] != 'system'"
+        start = f"{{% if {is_missing} %}}{{{{ {system} }}}}{{% endif %}}"
+    turn = f"'<|' + message['role'] + '|>' + {role}message['content'] + '{end}'"
     turns = f"{{% for message in messages %}}{{{{ {turn} }}}}{{% endfor %}}"
-    return f"{first}{turns}{{% if add_generation_prompt %}}{{{{ {last} }}}}{{% endif %}}"
+    return f"{start}{turns}{{% if add_generation_prompt %}}{{{{ {opening} }}}}{{% endif %}}"
 
 
-def tokenizer_files(t: Tokenizer) -> dict[str, str]:
+def make_tokenizer_files(t: Tokenizer) -> dict[str, str]:
+    """tokenizer.json and tokenizer_config.json, as texts."""
     from tokenizers import AddedToken, decoders, processors
 
-    fast = t.to_library()
-    fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])
-    fast.decoder = decoders.ByteLevel()
-    if not t.chatml:
-        fast.post_processor = processors.TemplateProcessing(
+    tokenizer = t.to_library()
+    specials = [AddedToken(name, special=True, normalized=False) for name in SPECIALS]
+    tokenizer.add_special_tokens(specials)
+    tokenizer.decoder = decoders.ByteLevel()
+    if not t.chatml:  # a text begins with <|bos|>
+        tokenizer.post_processor = processors.TemplateProcessing(
             single="<|bos|> $A", special_tokens=[("<|bos|>", t.bos)]
         )
     config = {
@@ -121,26 +132,39 @@ def tokenizer_files(t: Tokenizer) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template(t),
     }
-    return {"tokenizer.json": fast.to_str(pretty=False), "tokenizer_config.json": _json(config)}
+    return {
+        "tokenizer.json": tokenizer.to_str(pretty=False),
+        "tokenizer_config.json": _to_json(config),
+    }
 
 
-def card(c: Config, report: dict[str, Any], stage: str) -> str:
-    """The model's README: what it is, what it was made of, what it measured."""
-    m, lines = c.model, []
+def make_model_card(c: Config, report: dict[str, Any], stage: str) -> str:
+    """The model's README: what it is, what it was trained on, what it measured."""
+    m = c.model
+    rows = []
     for name, part in report.items():
-        figures = {k: v for k, v in part.items() if isinstance(v, float) and k != "seconds"}
-        lines += [f"| {name} | {k} | {v:.4g} |" for k, v in figures.items()]
-    sources = ", ".join((*c.text.sources, *(c.chat.sources if stage != "pretrain" else ())))
-    figures = (
-        ["| stage | figure | value |", "|---|---|---|", *lines]
-        if lines
-        else ["The run reported no figures."]
-    )
-    head = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# A model trained with ramp\n"
-    shape = f"{m.depth} layers, width {m.width}, {m.num_heads} heads ({m.num_kv_heads} for keys), {m.vocab_size} tokens, context {m.context_len}"
-    return "\n".join(
-        [head, f"Stage `{stage}`: {shape}.", f"Trained on: {sources}.", "", *figures, ""]
-    )
+        for key, value in part.items():
+            if isinstance(value, float) and key != "seconds":
+                rows.append(f"| {name} | {key} | {value:.4g} |")
+    table = ["| stage | figure | value |", "|---|---|---|", *rows]
+    sources = list(c.text.sources)
+    if stage != "pretrain":
+        sources += c.chat.sources
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        "---",
+        "# A model trained with ramp",
+        "",
+        f"Stage `{stage}`: {m.depth} layers, width {m.width}, {m.num_heads} heads "
+        f"({m.num_kv_heads} for keys), {m.vocab_size} tokens, context {m.context_len}.",
+        f"Trained on: {', '.join(sources)}.",
+        "",
+        *(table if rows else ["The run reported no figures."]),
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def export(
@@ -149,35 +173,27 @@ def export(
     """Write the folder `out`, which must not exist or be empty."""
     from safetensors.numpy import save_file
 
-    if found := export_obstacles(c.model):
+    if obstacles := ", ".join(export_obstacles(c.model)):
         raise UserError(
-            f"{', '.join(found)}: no Qwen3 or Llama loader knows this, so the model cannot be exported"
+            f"{obstacles}: no Qwen3 or Llama loader knows this, so the model cannot be exported"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty directory; name another with --out")
-    s = c.sample
-    drawn = {
-        "do_sample": s.temperature > 0,
-        "temperature": s.temperature or 1.0,
-        "top_k": s.top_k,
-        "top_p": s.top_p,
+    texts = make_tokenizer_files(t) | {
+        "config.json": _to_json(make_model_config(c.model, t)),
+        "generation_config.json": _to_json(make_generation_config(c, t)),
+        "README.md": make_model_card(c, report, stage),
     }
-    ends = {"bos_token_id": t.bos, "eos_token_id": [t.end, t.bos], "pad_token_id": t.pad}
-    texts = tokenizer_files(t) | {
-        "config.json": _json(model_config(c.model, t)),
-        "generation_config.json": _json(drawn | ends),
-        "README.md": card(c, report, stage),
-    }
-    made = weights(c.model, lm, t.vocab_size)
+    weights = name_weights(c.model, lm, t.vocab_size)
     part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
     part.mkdir(parents=True)
     try:
         for name, text in texts.items():
             (part / name).write_text(text, encoding="utf-8")
-        save_file(made, part / "model.safetensors", metadata={"format": "pt"})
-        (part / "model.safetensors").chmod(0o644)
-        compare(part, c.model, lm, made, t)
+        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
+        (part / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read it
+        _check_folder(part, c.model, lm, weights, t)
         if out.exists():
             out.rmdir()
         part.rename(out)
@@ -185,20 +201,22 @@ def export(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def compare(folder: Path, m: Model, lm: dict, made: dict[str, np.ndarray], t: Tokenizer) -> None:
-    """Read the folder back as a stranger's and find the same tokenizer, shape and, bit for bit, weights."""
-    f, again = load.open_foreign(folder)
-    if again != t:
+def _check_folder(
+    folder: Path, m: Model, lm: dict, weights: dict[str, np.ndarray], t: Tokenizer
+) -> None:
+    """Import the folder and find the same tokenizer, shape and, bit for bit, weights."""
+    foreign, tokenizer = load.open_foreign(folder)
+    if tokenizer != t:
         raise RuntimeError(f"the tokenizer in {folder} reads back as another one")
-    shape = load.make_config(f, again, m.context_len).model
-    back = weights(m, load.load_foreign_params(f, lm, again), t.vocab_size)
-    wrong = [
-        key for key in SAID - {"vocab_size"} if getattr(shape, key) != getattr(m, key)
-    ]  # ours is padded for a mesh
-    wrong += [name for name, w in made.items() if not np.array_equal(w, back[name])]
+    shape = load.make_config(foreign, tokenizer, m.context_len).model
+    params = load.load_foreign_params(foreign, lm, tokenizer)
+    read_back = name_weights(m, params, t.vocab_size)
+    keys = EXPORTED - {"vocab_size"}  # ours is padded for a mesh
+    wrong = [key for key in keys if getattr(shape, key) != getattr(m, key)]
+    wrong += [name for name, w in weights.items() if not np.array_equal(w, read_back[name])]
     if wrong:
         raise RuntimeError(f"{folder} reads back with other values: {wrong[:3]}")
 
 
-def _json(data: dict) -> str:
+def _to_json(data: dict) -> str:
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

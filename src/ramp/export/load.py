@@ -1,17 +1,18 @@
-"""Models that others trained, as ramp runs: Llama and Qwen3 shapes, from GGUF or from a Hugging Face folder.
+"""Models that others trained, as ramp runs: Llama and Qwen3 shapes, from GGUF or from a folder.
 
-The weights are re-ordered, not the house: a byte-level BPE becomes ramp's own tokenizer (bytes, merges, eight specials)
-and the rows of the embedding follow it, so that every stage takes an imported model as it takes one of its own.
-`<|bos|>` gets the row of the token between documents, `<|end|>` the one that ends a turn, the roles copies of ChatML's
-`<|im_start|>`; what the model never had gets the mean row, whose logit is never near the top.
+The tokenizer and the weights are re-ordered to ramp's own layout, so every stage takes an imported
+model as it takes one of its own: a byte-level BPE becomes ramp's (bytes, merges, eight specials),
+and the rows of the embedding follow it. `<|bos|>` gets the row of the token between documents,
+`<|end|>` that of the one that ends a turn, the roles copies of ChatML's `<|im_start|>`. What the
+model never had gets the mean row, whose logit is never near the top.
 
-What neither shape knows (biases, scaled RoPE, experts, ...) is refused by name.
+What neither shape has (biases, scaled RoPE, experts, ...) is refused by name.
 """
 
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from ramp.config import Config, Model, Text, check_config, resolve
 from ramp.errors import UserError
-from ramp.export import gguf
+from ramp.export.gguf import read_gguf
 from ramp.text.tokenizer import SPECIALS, Tokenizer, number_tokens
 
 # Weights of a block, ours: (Hugging Face's name, GGUF's). Matrices are transposed there.
@@ -48,105 +49,131 @@ SHAPE = {
     "rope_theta": ("rope_theta", "rope.freq_base"),
     "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
 }
-TABLE, NORM, HEAD = (
-    ("model.embed_tokens", "token_embd"),
-    ("model.norm", "output_norm"),
-    ("lm_head", "output"),
-)
+REQUIRED = ("depth", "width", "num_heads", "mlp_dim", "context_len", "norm_eps")
+TABLE = ("model.embed_tokens", "token_embd")
+NORM = ("model.norm", "output_norm")
+HEAD = ("lm_head", "output")
+MAX_LAYERS = 256
 
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PATTERNS = {  # GGUF names its split pattern and does not spell it
-    "gpt-2": GPT2,
-    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",  # digits stand alone
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+# GGUF names its split pattern and does not spell it out.
+PATTERNS = {
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    # Digits are cut one by one.
+    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
 }
-STANDS_FOR = {  # whose row a special of ours takes where the model has none of that name
+ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
+# Whose row a special token of ours takes where the model has none of that name.
+STAND_INS = {
     "<|bos|>": ("<|endoftext|>", "<|begin_of_text|>", "<s>"),
     "<|end|>": ("<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>"),
-    **dict.fromkeys(("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>"), ("<|im_start|>",)),
-}
+} | dict.fromkeys(ROLE_TOKENS, ("<|im_start|>",))
 
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model of somebody else, opened. Weights are read when they are asked for, as float32."""
+    """A model that was opened. Weights are read when they are asked for, as float32."""
 
-    where: Path
+    path: Path
     shape: dict[str, Any]  # keys of config.Model
     ids: dict[str, int]  # token, in GPT-2's letters: its row
     merges: list[tuple[str, str]]
     pattern: str
-    template: str
+    template: str  # the chat template, in Jinja
     weight: Callable[[str], np.ndarray]  # by Hugging Face's name; a matrix is [outputs, inputs]
     card: dict[str, Any]  # what it says about itself
 
 
-# ---------------------------------------------------------------------------------------------------- from GGUF
-def from_gguf(path: Path) -> ForeignModel:
-    file = gguf.read(path)
-    arch = file.meta.get("general.architecture")
+def open_foreign(path: Path) -> tuple[ForeignModel, Tokenizer]:
+    """A GGUF file, or a folder (or a safetensors file in one), and its tokenizer as ours.
+
+    Whatever is wrong with it is one UserError.
+    """
+    folder = path.parent if path.suffix == ".safetensors" else path
+    try:
+        foreign = open_folder(folder) if folder.is_dir() else open_gguf(path)
+        tokenizer = make_tokenizer(foreign)
+        tokenizer.encode("a pattern that does not compile fails here")
+    except UserError:
+        raise
+    except Exception as error:  # fields of other types than the formats say
+        raise UserError(
+            f"{path} is not laid out as such a model is: {type(error).__name__}: {error}"
+        ) from None
+    return foreign, tokenizer
+
+
+# From GGUF
+
+
+def open_gguf(path: Path) -> ForeignModel:
+    """A llama.cpp file of the architecture llama or qwen3."""
+    file = read_gguf(path)
+    meta = file.meta
+    arch = meta.get("general.architecture")
     if arch not in ("llama", "qwen3"):
         raise UserError(f"{path} is a model of the kind {arch!r}; ramp imports llama and qwen3")
-
-    given = {key.removeprefix(f"{arch}."): value for key, value in file.meta.items()}
-    if given.get("rope.scaling.type", "none") != "none" or given.get("attention.sliding_window"):
+    fields = {key.removeprefix(f"{arch}."): value for key, value in meta.items()}
+    is_scaled = fields.get("rope.scaling.type", "none") != "none"
+    if is_scaled or fields.get("attention.sliding_window"):
         raise UserError(
             f"{path} scales its RoPE or slides its attention window, which ramp's model does not"
         )
-    if file.meta.get("tokenizer.ggml.model") != "gpt2":
-        kind = file.meta.get("tokenizer.ggml.model")
+    kind = meta.get("tokenizer.ggml.model")
+    if kind != "gpt2":
         raise UserError(
             f"{path} has a tokenizer of the kind {kind!r}; ramp imports byte-level BPE ('gpt2')"
         )
-    cut = file.meta.get("tokenizer.ggml.pre", "gpt-2")
-    if cut not in PATTERNS:
-        raise UserError(
-            f"{path} cuts its text by the rule {cut!r}; ramp knows {', '.join(PATTERNS)}"
-        )
-    shape = _shape(path, 1, given) | {
-        "qk_norm": "blk.0.attn_q_norm.weight" in file.places,
-        "tie_embeddings": "output.weight" not in file.places,
-    }
+    pattern = meta.get("tokenizer.ggml.pre", "gpt-2")
+    if pattern not in PATTERNS:
+        known = ", ".join(PATTERNS)
+        raise UserError(f"{path} splits its text by the pattern {pattern!r}; ramp knows {known}")
+    shape = _read_shape(path, 1, fields)
+    shape["qk_norm"] = "blk.0.attn_q_norm.weight" in file.places
+    shape["tie_embeddings"] = "output.weight" not in file.places
     shape["norm_eps"] = float(f"{shape['norm_eps']:.6g}")  # stored in 32 bits
-    if given.get("rope.dimension_count", shape["head_dim"]) != shape["head_dim"]:
+    if fields.get("rope.dimension_count", shape["head_dim"]) != shape["head_dim"]:
         raise UserError(
             f"{path} turns only a part of each head by RoPE, which ramp's model does not"
         )
-    names = tensor_names(shape)
-    _require_all(path, set(file.places), set(names.values()))
-    turned = (
-        {"attn_q": shape["num_heads"], "attn_k": shape["num_kv_heads"]} if arch == "llama" else {}
-    )
+    names = list_weights(shape)
+    _require_weights(path, set(file.places), set(names.values()))
+    # RoPE turns pairs of numbers: neighbours in llama.cpp's llama, the two halves of a head here.
+    paired = {}
+    if arch == "llama":
+        paired = {"attn_q": shape["num_heads"], "attn_k": shape["num_kv_heads"]}
 
     def weight(name: str) -> np.ndarray:
-        w = file.tensor(names[name])
-        n = turned.get(names[name].split(".")[-2])
-        if n and w.shape == (
-            n * shape["head_dim"],
-            shape["width"],
-        ):  # llama.cpp turns neighbours, we turn halves
-            w = w.reshape(n, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+        w = file.read_tensor(names[name])
+        num_heads = paired.get(names[name].split(".")[-2])
+        if num_heads and w.shape == (num_heads * shape["head_dim"], shape["width"]):
+            w_hp2d = w.reshape(num_heads, -1, 2, shape["width"])
+            w = w_hp2d.swapaxes(1, 2).reshape(w.shape)
         return w
 
-    tokens, merges = (
-        file.meta.get("tokenizer.ggml.tokens", []),
-        file.meta.get("tokenizer.ggml.merges", []),
-    )
-    ids = {token: i for i, token in enumerate(tokens)}
-    card = {k: file.meta.get(f"general.{k}", "") for k in ("name", "license", "organization")}
-    template = file.meta.get("tokenizer.chat_template", "")
     return ForeignModel(
-        path, shape, ids, _pairs(path, merges), PATTERNS[cut], template, weight, card
+        path,
+        shape,
+        ids={token: i for i, token in enumerate(meta.get("tokenizer.ggml.tokens", []))},
+        merges=_parse_merges(path, meta.get("tokenizer.ggml.merges", [])),
+        pattern=PATTERNS[pattern],
+        template=meta.get("tokenizer.chat_template", ""),
+        weight=weight,
+        card={k: meta.get(f"general.{k}", "") for k in ("name", "license", "organization")},
     )
 
 
-# ---------------------------------------------------------------------------------------------------- from a folder
-def from_folder(path: Path) -> ForeignModel:
-    """config.json, *.safetensors, tokenizer.json and, where there is one, tokenizer_config.json or chat_template.jinja."""
+# From a folder
+
+
+def open_folder(path: Path) -> ForeignModel:
+    """config.json, tokenizer.json, *.safetensors, and a chat template where there is one."""
     from safetensors import SafetensorError, safe_open
 
-    config = _json(path / "config.json")
-    shape = _shape_of_config(path, config)
+    shape = _parse_config(path, _read_json(path / "config.json"))
     files: dict[str, Any] = {}
     try:
         for file in sorted(path.glob("*.safetensors")):
@@ -157,8 +184,9 @@ def from_folder(path: Path) -> ForeignModel:
     if not files:
         raise UserError(f"{path} holds no *.safetensors; ramp reads no other kind of weights")
     shape["tie_embeddings"] = shape["tie_embeddings"] or "lm_head.weight" not in files
-    have = {name for name in files if not name.endswith("rotary_emb.inv_freq")}
-    _require_all(path, have - {"lm_head.weight"}, set(tensor_names(shape)) - {"lm_head.weight"})
+    # Some files hold a tied head once more, or RoPE's frequencies.
+    ignored = {"lm_head.weight"} | {n for n in files if n.endswith("rotary_emb.inv_freq")}
+    _require_weights(path, set(files) - ignored, set(list_weights(shape)) - ignored)
 
     def weight(name: str) -> np.ndarray:
         try:
@@ -166,18 +194,18 @@ def from_folder(path: Path) -> ForeignModel:
         except (SafetensorError, TypeError, ValueError) as error:
             raise UserError(f"{path}: {name} cannot be read: {error}") from None
 
-    ids, merges, pattern = _bpe_of(path / "tokenizer.json")
-    return ForeignModel(
-        path, shape, ids, merges, pattern, _template(path), weight, {"name": path.name}
-    )
+    ids, merges, pattern = _read_bpe(path / "tokenizer.json")
+    template, card = _read_template(path), {"name": path.name}
+    return ForeignModel(path, shape, ids, merges, pattern, template, weight, card)
 
 
-def _shape_of_config(path: Path, config: dict) -> dict[str, Any]:
+def _parse_config(path: Path, config: dict) -> dict[str, Any]:
+    """The shape in config.json; UserError for what ramp's model cannot compute."""
     kind = config.get("model_type")
     if kind not in ("llama", "qwen3"):
         raise UserError(f"{path} is a model of the kind {kind!r}; ramp imports llama and qwen3")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    odd = {
+    is_refused = {
         "hidden_act": config.get("hidden_act", "silu") != "silu",
         "attention_bias": config.get("attention_bias"),
         "mlp_bias": config.get("mlp_bias"),
@@ -185,202 +213,202 @@ def _shape_of_config(path: Path, config: dict) -> dict[str, Any]:
         "layer_types": set(config.get("layer_types") or ()) - {"full_attention"},
         "rope_type": rope.get("rope_type", rope.get("type", "default")) != "default",
     }
-    if refused := [name for name, found in odd.items() if found]:
-        raise UserError(
-            f"{path}/config.json uses {', '.join(refused)}, which ramp's model does not have"
-        )
-    base = rope.get("rope_theta") or config.get("rope_theta")
-    assumed = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6}
-    shape = _shape(path / "config.json", 0, assumed | config | {"rope_theta": base})
-    return shape | {
-        "qk_norm": kind == "qwen3",
-        "tie_embeddings": bool(config.get("tie_word_embeddings", False)),
-    }
+    refused = ", ".join(name for name, value in is_refused.items() if value)
+    if refused:
+        raise UserError(f"{path}/config.json uses {refused}, which ramp's model does not have")
+    fields = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6} | config
+    fields["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta")
+    shape = _read_shape(path / "config.json", 0, fields)
+    shape["qk_norm"] = kind == "qwen3"
+    shape["tie_embeddings"] = bool(config.get("tie_word_embeddings", False))
+    return shape
 
 
-def _shape(where: Path, kind: int, given: dict[str, Any]) -> dict[str, Any]:
-    """What is `given` under the keys that SHAPE has for this kind of file, under ours."""
-    shape = {ours: given.get(keys[kind]) for ours, keys in SHAPE.items()}
-    for ours in ("depth", "width", "num_heads", "mlp_dim", "context_len", "norm_eps"):
-        if shape[ours] is None:
-            raise UserError(f"{where} lacks {SHAPE[ours][kind]}")
+def _read_shape(where: Path, column: int, fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields under the names in that column of SHAPE, under ours."""
+    shape = {ours: fields.get(names[column]) for ours, names in SHAPE.items()}
+    for name in REQUIRED:
+        if shape[name] is None:
+            raise UserError(f"{where} lacks {SHAPE[name][column]}")
     if not shape["num_heads"]:
         raise UserError(f"{where} says that the model has no attention heads")
     shape["num_kv_heads"] = shape["num_kv_heads"] or shape["num_heads"]
     shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["num_heads"]
-    shape["rope_theta"] = shape["rope_theta"] or 10_000.0
-    return shape | {key: float(shape[key]) for key in ("rope_theta", "norm_eps")}
+    shape["rope_theta"] = float(shape["rope_theta"] or 10_000.0)
+    shape["norm_eps"] = float(shape["norm_eps"])
+    return shape
 
 
-def _bpe_of(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
-    """(ids, merges, split pattern) of a `tokenizers` file that is byte-level BPE and nothing else."""
-    data = _json(path)
+def _read_bpe(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
+    """(ids, merges, split pattern) of a tokenizer.json; UserError unless it is byte-level BPE."""
+    data = _read_json(path)
     model = data.get("model") or {}
-    parts = data.get("pre_tokenizer") or {}
-    parts = parts.get("pretokenizers", [parts])
+    splitter = data.get("pre_tokenizer") or {}
+    parts = splitter.get("pretokenizers", [splitter])
     kinds = [part.get("type") for part in parts]
-    plain = model.get("type") == "BPE" and not (
-        model.get("byte_fallback") or model.get("ignore_merges")
+    normalizer = (data.get("normalizer") or {}).get("type")
+    is_plain = (
+        model.get("type") == "BPE"
+        and not model.get("byte_fallback")
+        and not model.get("ignore_merges")
+        and kinds[-1:] == ["ByteLevel"]
+        and not parts[-1].get("add_prefix_space")
+        and normalizer in (None, "NFC")
     )
-    norm = (data.get("normalizer") or {}).get("type")
-    if (
-        not plain
-        or kinds[-1:] != ["ByteLevel"]
-        or parts[-1].get("add_prefix_space")
-        or norm not in (None, "NFC")
-    ):
-        kind = f"{model.get('type')}, {norm}, {kinds}"
+    if not is_plain:
+        kind = f"{model.get('type')}, {normalizer}, {kinds}"
         raise UserError(f"{path} is not plain byte-level BPE ({kind}); ramp imports no other")
-    words = parts[-1].get("use_regex", True)
-    if kinds == ["ByteLevel"] and words:
-        pattern = PATTERNS["gpt-2"]
-    elif kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits") and words:
-        pattern = PATTERNS["smollm"]
-    elif (
-        kinds == ["Split", "ByteLevel"]
-        and "Regex" in parts[0]["pattern"]
-        and parts[0]["behavior"] == "Isolated"
-    ):
-        pattern = parts[0]["pattern"]["Regex"]
-    else:
-        raise UserError(f"{path} cuts its text by {kinds} in a way that ramp's tokenizer does not")
-    ids = dict(model.get("vocab_size") or {}) | {
-        t["content"]: t["id"] for t in data.get("added_tokens") or []
-    }
-    return ids, _pairs(path, model.get("merges") or []), pattern
+    pattern = _split_pattern(kinds, parts)
+    if pattern is None:
+        raise UserError(
+            f"{path} splits its text by {kinds} in a way that ramp's tokenizer does not"
+        )
+    ids = dict(model.get("vocab") or {})
+    ids |= {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    return ids, _parse_merges(path, model.get("merges") or []), pattern
 
 
-def _pairs(path: Path, merges: list) -> list[tuple[str, str]]:
+def _split_pattern(kinds: list, parts: list[dict]) -> str | None:
+    """The regular expression that a chain of pre-tokenizers amounts to; None: not known."""
+    first, last = parts[0], parts[-1]
+    if kinds == ["Split", "ByteLevel"]:
+        is_regex = "Regex" in first["pattern"] and first["behavior"] == "Isolated"
+        return first["pattern"]["Regex"] if is_regex else None
+    if not last.get("use_regex", True):
+        return None
+    if kinds == ["ByteLevel"]:
+        return PATTERNS["gpt-2"]
+    if kinds == ["Digits", "ByteLevel"] and first.get("individual_digits"):
+        return PATTERNS["smollm"]
+    return None
+
+
+def _parse_merges(path: Path, merges: list) -> list[tuple[str, str]]:
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-    if not all(len(pair) == 2 for pair in pairs):
+    if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"{path}: a merge is not a pair of tokens")
     return pairs
 
 
-def _template(path: Path) -> str:
-    if (path / "chat_template.jinja").exists():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
-    config = (
-        _json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
-    )
-    template = config.get("chat_template")
+def _read_template(path: Path) -> str:
+    """The chat template; empty where there is none."""
+    file, config = path / "chat_template.jinja", path / "tokenizer_config.json"
+    if file.exists():
+        return file.read_text(encoding="utf-8")
+    template = _read_json(config).get("chat_template") if config.exists() else None
     return template if isinstance(template, str) else ""
 
 
-def _json(path: Path) -> dict:
+def _read_json(path: Path) -> dict:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        says = f"{path} cannot be read as JSON ({error}); a model's folder has config.json, tokenizer.json, *.safetensors"
-        raise UserError(says) from None
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}); "
+            "a model's folder has config.json, tokenizer.json, *.safetensors"
+        ) from None
     if not isinstance(data, dict):
         raise UserError(f"{path} is JSON, but not an object")
     return data
 
 
-# ---------------------------------------------------------------------------------------------------- what is in it
-def tensor_names(shape: dict) -> dict[str, str]:
-    """Every weight of such a model, by Hugging Face's name: GGUF's."""
-    if not 1 <= shape["depth"] <= 256:
+# Into ramp's layout
+
+
+def list_weights(shape: dict) -> dict[str, str]:
+    """Every weight of a model of this shape: Hugging Face's name to GGUF's."""
+    if not 1 <= shape["depth"] <= MAX_LAYERS:
         raise UserError(f"a model of {shape['depth']} layers cannot be imported")
-    block = [
-        names
-        for ours, names in BLOCK.items()
-        if shape["qk_norm"] or ours not in ("q_norm", "k_norm")
-    ]
-    pairs = [
-        (f"model.layers.{i}.{hf}", f"blk.{i}.{g}") for i in range(shape["depth"]) for hf, g in block
-    ]
-    pairs += [TABLE, NORM, *([] if shape["tie_embeddings"] else [HEAD])]
-    return {f"{hf}.weight": f"{g}.weight" for hf, g in pairs}
+    pairs = [TABLE, NORM] if shape["tie_embeddings"] else [TABLE, NORM, HEAD]
+    for layer in range(shape["depth"]):
+        for ours, (name, gguf_name) in BLOCK.items():
+            if shape["qk_norm"] or ours not in ("q_norm", "k_norm"):
+                pairs.append((f"model.layers.{layer}.{name}", f"blk.{layer}.{gguf_name}"))
+    return {f"{name}.weight": f"{gguf_name}.weight" for name, gguf_name in pairs}
 
 
-def _require_all(path: Path, have: set[str], want: set[str]) -> None:
-    """No weight is missing, and none is there that would be passed over."""
-    if lacking := sorted(want - have):
-        raise UserError(f"{path} lacks the weight {lacking[0]}")
-    if rest := sorted(have - want):
+def _require_weights(path: Path, have: set[str], want: set[str]) -> None:
+    """No weight is missing, and none is there that would be ignored."""
+    if missing := sorted(want - have):
+        raise UserError(f"{path} lacks the weight {missing[0]}")
+    if extra := sorted(have - want):
         raise UserError(
-            f"{path} has {rest[0]} and {len(rest) - 1} more weights that ramp's model has no place for"
+            f"{path} has {extra[0]} and {len(extra) - 1} more weights "
+            "that ramp's model has no place for"
         )
 
 
-def make_foreign_tokenizer(f: ForeignModel) -> Tokenizer:
+def make_tokenizer(foreign: ForeignModel) -> Tokenizer:
     """Its merges in our numbering, and the form of its conversations."""
     try:
-        merges = number_tokens(f.merges)
+        merges = number_tokens(foreign.merges)
     except KeyError as error:
         raise UserError(
-            f"{f.where} merges {error} before it is made; this is not byte-level BPE"
+            f"{foreign.path} merges {error} before it is made; this is not byte-level BPE"
         ) from None
-    form = f.template.replace("\\n", "\n")
-    chatml = bool(re.search(r"role(\"|')?\]? ?\+ ?('|\")\n", form))
-    said = re.search(r"\|>system\n([^{}<]+)<\|(?:im_end|end)\|>", form)
-    return Tokenizer(merges, f.pattern, chatml, said[1] if chatml and said else "")
+    template = foreign.template.replace("\\n", "\n")
+    # ChatML writes the role and a line end: `message['role'] + '\n'`.
+    is_chatml = bool(re.search(r"role(\"|')?\]? ?\+ ?('|\")\n", template))
+    system = re.search(r"\|>system\n([^{}<]+)<\|(?:im_end|end)\|>", template)
+    default_system = system[1] if is_chatml and system else ""
+    return Tokenizer(merges, foreign.pattern, is_chatml, default_system)
 
 
-def table_rows(f: ForeignModel, tokenizer: Tokenizer) -> np.ndarray:
+def find_rows(foreign: ForeignModel, tokenizer: Tokenizer) -> np.ndarray:
     """For each of our ids its row in the foreign table; -1 where it has none."""
-    rows = [f.ids.get(token, -1) for token in tokenizer.vocabulary]
+    rows = [foreign.ids.get(token, -1) for token in tokenizer.vocabulary]
     for name in SPECIALS:
-        rows.append(next((f.ids[n] for n in (name, *STANDS_FOR.get(name, ())) if n in f.ids), -1))
+        candidates = (name, *STAND_INS.get(name, ()))
+        known = [foreign.ids[token] for token in candidates if token in foreign.ids]
+        rows.append(known[0] if known else -1)
     return np.array(rows, np.int64)
 
 
-def load_foreign_params(f: ForeignModel, like: dict, tokenizer: Tokenizer) -> dict:
+def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer) -> dict:
     """The parameters {"embed", "blocks", "head"} as numpy arrays, in the shapes of `like`."""
+    V, D = like["embed"]["table"].shape
+    rows = find_rows(foreign, tokenizer)
 
-    def get(name: str, want: tuple[int, ...]) -> np.ndarray:
-        w = f.weight(f"{name}.weight")
-        if w.shape != want[::-1]:
-            raise UserError(f"{f.where}: {name} is {list(w.shape)}, not {list(want[::-1])}")
+    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        w = foreign.weight(f"{name}.weight")
+        if w.shape != shape[::-1]:
+            raise UserError(f"{foreign.path}: {name} is {list(w.shape)}, not {list(shape[::-1])}")
         return w.T
 
-    def reordered(names: tuple[str, str]) -> np.ndarray:
-        w_vd = f.weight(f"{names[0]}.weight")
+    def read_table(name: str) -> np.ndarray:
+        w_vd = foreign.weight(f"{name}.weight")
         if w_vd.ndim != 2 or w_vd.shape[1] != D or rows.max() >= len(w_vd):
             raise UserError(
-                f"{f.where}: a table {list(w_vd.shape)} does not fit width {D} and {rows.max() + 1} tokens"
+                f"{foreign.path}: a table {list(w_vd.shape)} does not fit width {D} "
+                f"and {rows.max() + 1} tokens"
             )
-        new = np.tile(w_vd.mean(0), (V, 1))
-        new[: len(rows)][rows >= 0] = w_vd[rows[rows >= 0]]
-        return new
+        table_vd = np.tile(w_vd.mean(0), (V, 1))
+        known = np.flatnonzero(rows >= 0)
+        table_vd[known] = w_vd[rows[known]]
+        return table_vd
 
-    (V, D), rows = like["embed"]["table"].shape, table_rows(f, tokenizer)
-    blocks = {
-        ours: np.stack(
-            [get(f"model.layers.{i}.{BLOCK[ours][0]}", w.shape[1:]) for i in range(w.shape[0])]
-        )
-        for ours, w in like["blocks"].items()
-    }
-    head = {"norm": get(NORM[0], (D,))}
+    blocks = {}
+    for ours, stacked in like["blocks"].items():
+        depth, *shape = stacked.shape
+        names = [f"model.layers.{layer}.{BLOCK[ours][0]}" for layer in range(depth)]
+        blocks[ours] = np.stack([read(name, tuple(shape)) for name in names])
+    params = {"embed": {"table": read_table(TABLE[0])}, "blocks": blocks}
+    params["head"] = {"norm": read(NORM[0], (D,))}
     if "weight" in like["head"]:
-        head["weight"] = reordered(HEAD).T
-    return {"embed": {"table": reordered(TABLE)}, "blocks": blocks, "head": head}
+        params["head"]["weight"] = read_table(HEAD[0]).T
+    return params
 
 
-def open_foreign(path: Path) -> tuple[ForeignModel, Tokenizer]:
-    """A GGUF file, or a folder (or a safetensors file in one). Whatever is wrong with it is one sentence."""
-    folder = path.parent if path.suffix == ".safetensors" else path
+def make_config(foreign: ForeignModel, tokenizer: Tokenizer, context_len: int) -> Config:
+    """The configuration of a run that starts from it, with at most `context_len` tokens of context.
+
+    RoPE does not depend on the length of the context, so a shorter one is exact.
+    """
+    name = str(foreign.path)
+    text = Text(sources=(f"file:{foreign.path.name}",), vocab_size=tokenizer.vocab_size)
     try:
-        f = from_folder(folder) if folder.is_dir() else from_gguf(path)
-        tokenizer = make_foreign_tokenizer(f)
-        tokenizer.encode("a pattern that does not compile fails here")
-    except UserError:
-        raise
-    except Exception as error:  # fields of other types than the formats say
-        raise UserError(
-            f"{path} is not laid out as such a model is: {type(error).__name__}: {error}"
-        ) from None
-    return f, tokenizer
-
-
-def make_config(f: ForeignModel, tokenizer: Tokenizer, context: int) -> Config:
-    """The configuration of a run that starts from it. RoPE does not depend on the context: a shorter one is exact."""
-    text = Text(sources=(f"file:{f.where.name}",), vocab_size=tokenizer.vocab_size)
-    try:
-        model = Model(**f.shape | {"context_len": min(context, f.shape["context_len"])})
-        c = replace(Config(), stages=("finetune", "sample"), text=text, model=model)
-        return resolve(check_config(c, str(f.where)), str(f.where))
+        shape = foreign.shape | {"context_len": min(context_len, foreign.shape["context_len"])}
+        c = Config(stages=("finetune", "sample"), text=text, model=Model(**shape))
+        return resolve(check_config(c, name), name)
     except TypeError as error:
-        raise UserError(f"{f.where} gives its shape in the wrong types: {error}") from None
+        raise UserError(f"{name} gives its shape in the wrong types: {error}") from None

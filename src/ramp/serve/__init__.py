@@ -1,1 +1,1 @@
-"""A trained model put to use elsewhere: behind an HTTP API, on a page, in the files that other tools open."""
+"""The model in a browser and behind an OpenAI-compatible API: `ramp serve`."""

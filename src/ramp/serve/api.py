@@ -1,8 +1,8 @@
 """The HTTP server: OpenAI's API for programs, one page for people.
 
-The event loop never computes: requests are read and checked in a worker thread, tokens come from the engine's. Whatever
-a client does (leaves, reads slowly, sends half a body) costs at most its own request. Nothing of a conversation is
-logged or kept.
+The event loop never computes: requests are read and checked in a worker thread, and tokens come
+from the engine's. Whatever a client does (leaves, reads slowly, sends half a body) costs at most
+its own request. Nothing of a conversation is logged or kept.
 """
 
 import asyncio
@@ -32,86 +32,100 @@ from starlette.routing import Route
 
 from ramp.errors import UserError
 from ramp.serve import protocol
-from ramp.serve.engine import Engine, Full, Job, Token
-from ramp.serve.protocol import CompletionRequest, Refused, Server
-from ramp.serve.text_stream import TextStream, logprob, old_logprobs
-from ramp.tasks import TASKS, tool
+from ramp.serve.engine import Engine, Job, QueueFull, Token
+from ramp.serve.protocol import ApiError, CompletionRequest, ServedModel
+from ramp.serve.text_stream import TextStream, chat_logprob, completion_logprobs
+from ramp.tasks import TASKS, Problem, tool
 
-PATIENCE = 15.0  # seconds for a body to arrive
-DEADLINE = 900.0  # seconds for an answer
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
-LEVELS = 12  # hardest problem of a task that is made on request
+BODY_TIMEOUT = 15.0  # seconds for a body to arrive
+ANSWER_TIMEOUT = 900.0  # seconds
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+MAX_LEVEL = 12  # hardest problem of a task that is made on request
+MAX_JUDGED = 1 << 14  # characters of an answer to judge
 
 
-def plain(data: Any, status: int = 200, headers: dict | None = None) -> Response:
+def to_response(data: Any, status: int = 200, headers: dict | None = None) -> Response:
+    """JSON without NaN, which is no JSON."""
     return Response(json.dumps(data, allow_nan=False), status, headers, "application/json")
 
 
-# ---------------------------------------------------------------------------------------------------- answers
-class Answers:
-    """The answers to one `Ask`, from the engine's thread to this one. Full: see `Engine.submit`."""
+# Answers
 
-    def __init__(self, engine: Engine, ask: CompletionRequest):
-        self.engine, self.ask = engine, ask
+
+class Answers:
+    """The answers to one request, brought from the engine's thread to the event loop.
+
+    QueueFull, RuntimeError: see `Engine.submit`.
+    """
+
+    def __init__(self, engine: Engine, request: CompletionRequest):
+        self.engine, self.request = engine, request
         self.events: asyncio.Queue = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def emit(choice: int, tokens: list[Token], why: str) -> None:
+        def emit(choice: int, tokens: list[Token], reason: str) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody listens
-                loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, why))
+                loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, reason))
 
-        after = partial(tool.reply, engine.tokenizer) if ask.chat else Job.after
-        seeds = [(ask.seed + i) % 2**32 for i in range(ask.n)]
         self.jobs = [
-            Job(ask.ids, ask.limit, ask.sampling, seed, partial(emit, i), after)
-            for i, seed in enumerate(seeds)
+            Job(
+                request.prompt,
+                request.max_new_tokens,
+                request.sampling,
+                (request.seed + i) % 2**32,
+                partial(emit, i),
+            )
+            for i in range(request.n)
         ]
-        self.speeches = [TextStream(engine.tokenizer, ask.stops) for _ in self.jobs]
-        self.counted = 0  # tokens said
-        self.id, self.born = (
-            ("chatcmpl-" if ask.chat else "cmpl-") + uuid.uuid4().hex,
-            int(time.time()),
-        )
+        if request.is_chat:  # only chat models are taught to call the calculator
+            for job in self.jobs:
+                job.insert = partial(tool.reply, engine.tokenizer)
+        self.texts = [TextStream(engine.tokenizer, request.stop) for _ in self.jobs]
+        self.num_generated = 0
+        self.id = ("chatcmpl-" if request.is_chat else "cmpl-") + uuid.uuid4().hex
+        self.created = int(time.time())
         engine.submit(self.jobs)
 
     async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
-        """(choice, new text, its tokens, why it ended or None) until every choice has ended."""
-        open_choices = set(range(self.ask.n))
-        until = asyncio.get_running_loop().time() + DEADLINE
-        while open_choices:
+        """(choice, new text, its tokens, finish reason or None) until every choice has ended."""
+        unfinished = set(range(self.request.n))
+        deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
+        while unfinished:
             try:
-                async with asyncio.timeout_at(until):
-                    choice, tokens, why = await self.events.get()
+                async with asyncio.timeout_at(deadline):
+                    choice, tokens, reason = await self.events.get()
             except TimeoutError:
-                raise Refused(504, "the answer took too long") from None
-            if choice not in open_choices:
+                raise ApiError(504, "the answer took too long") from None
+            if choice not in unfinished:
                 continue  # a stop string ended it before the engine knew
-            if why == "error":
-                raise Refused(503, "the engine has stopped; see the server's log")
-            speech = self.speeches[choice]
-            text, shown = speech.push(tokens, ended=bool(why))
-            self.counted += len(tokens)
-            if speech.stopped:
+            if reason == "error":
+                raise ApiError(503, "the engine has stopped; see the server's log")
+            stream = self.texts[choice]
+            text, sent = stream.push(tokens, ended=bool(reason))
+            self.num_generated += len(tokens)
+            if stream.stopped:
                 self.engine.cancel([self.jobs[choice]])
-                why = "stop"
-            if why:
-                open_choices.discard(choice)
-            yield choice, text, shown, why or None
+                reason = "stop"
+            if reason:
+                unfinished.discard(choice)
+            yield choice, text, sent, reason or None
 
     def usage(self) -> dict[str, int]:
-        asked = len(self.ask.ids)
+        """Tokens, as OpenAI counts them."""
+        num_prompt = len(self.request.prompt)
         return {
-            "prompt_tokens": asked,
-            "completion_tokens": self.counted,
-            "total_tokens": asked + self.counted,
+            "prompt_tokens": num_prompt,
+            "completion_tokens": self.num_generated,
+            "total_tokens": num_prompt + self.num_generated,
         }
 
     def close(self) -> None:
+        """Give the slots back, however the request ended."""
         self.engine.cancel(self.jobs)
 
 
-class Stream(StreamingResponse):
-    """Events for a client; `close` is called however it ends, even where the first event was never asked for."""
+class EventStream(StreamingResponse):
+    """Server-sent events. `close` is called however it ends, even before the first event."""
 
     def __init__(self, events: AsyncIterator[str], close: Callable[[], None]):
         super().__init__(events, media_type="text/event-stream")
@@ -125,14 +139,14 @@ class Stream(StreamingResponse):
 
 
 class Api:
-    """The application: routes over one engine, behind the question who may ask."""
+    """The application: routes over one engine, behind the check of who may ask."""
 
-    def __init__(self, engine: Engine, server: Server, key: str = "", local: bool = True):
-        self.engine, self.server, self.key, self.local = engine, server, key, local
-        self.born = int(time.time())
+    def __init__(self, engine: Engine, model: ServedModel, key: str = "", local: bool = True):
+        self.engine, self.model, self.key, self.local = engine, model, key, local
+        self.created = int(time.time())
         self.page = Path(__file__).with_name("page.html").read_bytes()
-        self.headers = [  # of every answer: what keeps a browser from doing more than it should
-            (b"content-security-policy", policy(self.page.decode()).encode()),
+        self.headers = [  # of every response: they keep a browser from doing more than it should
+            (b"content-security-policy", content_security_policy(self.page.decode()).encode()),
             (b"x-content-type-options", b"nosniff"),
             (b"referrer-policy", b"no-referrer"),
             (b"cache-control", b"no-store"),
@@ -141,287 +155,332 @@ class Api:
             Route("/", self.index),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
-            Route("/v1/models", self.models),
-            Route("/v1/models/{name:path}", self.model),
-            Route("/v1/chat/completions", partial(self.answer, chat=True), methods=["POST"]),
-            Route("/v1/completions", partial(self.answer, chat=False), methods=["POST"]),
+            Route("/v1/models", self.list_models),
+            Route("/v1/models/{name:path}", self.retrieve_model),
+            Route("/v1/chat/completions", partial(self.complete, is_chat=True), methods=["POST"]),
+            Route("/v1/completions", partial(self.complete, is_chat=False), methods=["POST"]),
             Route("/ramp/info", self.info),
             Route("/ramp/problem", self.problem),
             Route("/ramp/judge", self.judge, methods=["POST"]),
         ]
-        handlers = dict.fromkeys((Refused, HTTPException, UserError, Exception), self.failed)
-        self.routes = Starlette(routes=routes, exception_handlers=handlers)
+        errors = (ApiError, HTTPException, UserError, Exception)
+        self.routes = Starlette(
+            routes=routes, exception_handlers=dict.fromkeys(errors, self.handle_error)
+        )
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
-        async def send_more(message: dict) -> None:
+        async def send_with_headers(message: dict) -> None:
             if message["type"] == "http.response.start":
                 message = message | {"headers": [*message["headers"], *self.headers]}
             await send(message)
 
-        refusal = self.forbidden(scope)
-        await (plain(refusal.body(), refusal.status) if refusal else self.routes)(
-            scope, receive, send_more
-        )
+        error = self.check_access(scope)
+        app = to_response(error.body(), error.status) if error else self.routes
+        await app(scope, receive, send_with_headers)
 
-    def forbidden(self, scope: dict) -> Refused | None:
+    def check_access(self, scope: dict) -> ApiError | None:
+        """The error for a request from somebody who may not ask."""
         headers = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1")
-        if (
-            self.local and re.sub(r":\d+$", "", host) not in LOCAL
-        ):  # a page elsewhere whose name now points here
-            return Refused(403, "this server answers to localhost only", code="wrong_host")
+        host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
+        # A page elsewhere can make its own name point to this machine (DNS rebinding).
+        if self.local and host not in LOCAL_HOSTS:
+            return ApiError(403, "this server answers to localhost only", code="wrong_host")
         if self.key and scope["path"] not in ("/", "/health"):
             given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
             if not hmac.compare_digest(given, self.key.encode()):
-                says = "wrong or missing key; send it as 'Authorization: Bearer KEY'"
-                return Refused(401, says, code="invalid_api_key")
+                text = "wrong or missing key; send it as 'Authorization: Bearer KEY'"
+                return ApiError(401, text, code="invalid_api_key")
         return None
 
-    async def failed(self, request: Request, error: Exception) -> Response:
+    async def handle_error(self, request: Request, error: Exception) -> Response:
         """Whatever went wrong, in OpenAI's shape."""
         headers = {}
         if isinstance(error, HTTPException):  # Starlette's own: no such address, no such method
-            says = {
+            texts = {
                 404: "there is nothing at this address",
                 405: f"{request.method} is not allowed here",
             }
-            headers = dict(error.headers or {})
-            error = Refused(error.status_code, says.get(error.status_code, error.detail))
+            headers |= error.headers or {}
+            error = ApiError(error.status_code, texts.get(error.status_code, error.detail))
         elif isinstance(error, UserError):
-            error = Refused(400, str(error))
-        elif not isinstance(error, Refused):
-            error = Refused(500, "the server made a mistake; its log tells more")
-        headers |= {"Retry-After": "1"} if error.status == 429 else {}
-        return plain(error.body(), error.status, headers)
+            error = ApiError(400, str(error))
+        elif not isinstance(error, ApiError):
+            error = ApiError(500, "the server made a mistake; its log tells more")
+        if error.status == 429:
+            headers["Retry-After"] = "1"
+        return to_response(error.body(), error.status, headers)
 
-    # ---- for programs
+    # For programs
 
-    async def models(self, request: Request) -> Response:
-        return plain({"object": "list", "data": [self.described()]})
+    async def list_models(self, request: Request) -> Response:
+        """GET /v1/models"""
+        return to_response({"object": "list", "data": [self.describe_model()]})
 
-    async def model(self, request: Request) -> Response:
-        if request.path_params["name"] != self.server.name:
-            raise Refused(404, "this model does not exist", "model", "model_not_found")
-        return plain(self.described())
+    async def retrieve_model(self, request: Request) -> Response:
+        """GET /v1/models/NAME"""
+        if request.path_params["name"] != self.model.name:
+            raise ApiError(404, "this model does not exist", "model", "model_not_found")
+        return to_response(self.describe_model())
 
-    def described(self) -> dict[str, Any]:
-        return {"id": self.server.name, "object": "model", "created": self.born, "owned_by": "ramp"}
-
-    async def answer(self, request: Request, chat: bool) -> Response:
-        raw = await body_of(request)
-        ask = await run_in_threadpool(
-            lambda: protocol.parse_request(protocol.parse(raw), self.server, chat)
-        )
-        try:
-            answers = Answers(self.engine, ask)
-        except Full:
-            raise Refused(
-                429, "all slots are taken and the line is full; come back in a moment", code="busy"
-            ) from None
-        except RuntimeError as error:
-            raise Refused(503, str(error)) from None
-        if ask.stream:
-            return Stream(self.events(answers), answers.close)
-        return await whole_or_gone(request, self.whole(answers), answers.close)
-
-    def frame(self, answers: Answers, choices: list[dict], **more: Any) -> dict[str, Any]:
-        ask = answers.ask
-        kind = "chat.completion" + ".chunk" * ask.stream if ask.chat else "text_completion"
-        head = {
-            "id": answers.id,
-            "object": kind,
-            "created": answers.born,
-            "model": self.server.name,
+    def describe_model(self) -> dict[str, Any]:
+        """OpenAI's `Model` object."""
+        return {
+            "id": self.model.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "ramp",
         }
-        more |= {"ramp": {"turns_left_out": ask.left_out}} if ask.left_out else {}
-        return head | {"choices": choices} | more
 
-    def choice(
+    async def complete(self, request: Request, is_chat: bool) -> Response:
+        """POST /v1/chat/completions and /v1/completions"""
+        raw = await read_body(request)
+
+        def parse() -> CompletionRequest:
+            return protocol.parse_request(protocol.parse_body(raw), self.model, is_chat)
+
+        completion = await run_in_threadpool(parse)
+        try:
+            answers = Answers(self.engine, completion)
+        except QueueFull:
+            text = "all slots are taken and the queue is full; try again in a moment"
+            raise ApiError(429, text, code="busy") from None
+        except RuntimeError as error:
+            raise ApiError(503, str(error)) from None
+        if completion.stream:
+            return EventStream(self.stream_events(answers), answers.close)
+        return await run_unless_disconnected(request, self.collect(answers), answers.close)
+
+    def make_object(self, answers: Answers, choices: list[dict], **more: Any) -> dict[str, Any]:
+        """A completion object, or one chunk of a stream."""
+        request = answers.request
+        kind = "text_completion"
+        if request.is_chat:
+            kind = "chat.completion.chunk" if request.stream else "chat.completion"
+        if request.num_dropped_turns:
+            more["ramp"] = {"turns_left_out": request.num_dropped_turns}
+        return dict(
+            id=answers.id,
+            object=kind,
+            created=answers.created,
+            model=self.model.name,
+            choices=choices,
+            **more,
+        )
+
+    def make_choice(
         self,
-        ask: CompletionRequest,
-        i: int,
-        said: dict,
+        request: CompletionRequest,
+        index: int,
+        content: dict,
         tokens: list[Token],
-        why: str | None,
+        reason: str | None,
         offset: int = 0,
-    ) -> dict:
-        """One of a frame's `choices`; `said` is its "message", its "delta" or its "text", which begins at `offset`."""
-        t, figures = self.server.tokenizer, None
-        if ask.logprobs and ask.chat:
-            figures = {"content": [logprob(t, token) for token in tokens], "refusal": None}
-        elif ask.logprobs:
-            figures = old_logprobs(t, tokens, offset)
-        return {"index": i, **said, "logprobs": figures, "finish_reason": why}
+    ) -> dict[str, Any]:
+        """One of an object's `choices`.
 
-    async def whole(self, answers: Answers) -> Response:
-        ask, texts = answers.ask, [""] * answers.ask.n
+        content: its "message", its "delta" or its "text"; that text begins at `offset`.
+        """
+        tokenizer, logprobs = self.model.tokenizer, None
+        if request.logprobs and request.is_chat:
+            entries = [chat_logprob(tokenizer, token) for token in tokens]
+            logprobs = {"content": entries, "refusal": None}
+        elif request.logprobs:
+            logprobs = completion_logprobs(tokenizer, tokens, offset)
+        return dict(index=index, **content, logprobs=logprobs, finish_reason=reason)
+
+    async def collect(self, answers: Answers) -> Response:
+        """The response of a request that does not stream."""
+        request = answers.request
+        texts = [""] * request.n
         tokens: list[list[Token]] = [[] for _ in texts]
-        reasons: list[str | None] = [None] * ask.n
-        async for i, text, more, why in answers.pieces():
+        reasons: list[str | None] = [None] * request.n
+        async for i, text, new_tokens, reason in answers.pieces():
             texts[i] += text
-            tokens[i] += more
-            reasons[i] = why
+            tokens[i] += new_tokens
+            reasons[i] = reason
         choices = []
         for i, text in enumerate(texts):
-            said = (
-                {"message": {"role": "assistant", "content": text, "refusal": None}}
-                if ask.chat
-                else {"text": text}
-            )
-            choices.append(self.choice(ask, i, said, tokens[i], reasons[i]))
-        return plain(self.frame(answers, choices, usage=answers.usage()))
+            content = {"text": text}
+            if request.is_chat:
+                message = {"role": "assistant", "content": text, "refusal": None}
+                content = {"message": message}
+            choices.append(self.make_choice(request, i, content, tokens[i], reasons[i]))
+        return to_response(self.make_object(answers, choices, usage=answers.usage()))
 
-    async def events(self, answers: Answers) -> AsyncIterator[str]:
-        ask, offsets = answers.ask, [0] * answers.ask.n
+    async def stream_events(self, answers: Answers) -> AsyncIterator[str]:
+        """The server-sent events of a request that streams."""
+        request = answers.request
+        offsets = [0] * request.n
 
         def event(choices: list[dict], **more: Any) -> str:
-            return f"data: {json.dumps(self.frame(answers, choices, **more), allow_nan=False)}\n\n"
+            chunk = self.make_object(answers, choices, **more)
+            return f"data: {json.dumps(chunk, allow_nan=False)}\n\n"
 
         try:
-            for i in range(ask.n) if ask.chat else ():
-                yield event(
-                    [self.choice(ask, i, {"delta": {"role": "assistant", "content": ""}}, [], None)]
-                )
-            async for i, text, tokens, why in answers.pieces():
-                if text or tokens or why:
-                    said = (
-                        {"delta": {"content": text} if text else {}} if ask.chat else {"text": text}
-                    )
-                    yield event([self.choice(ask, i, said, tokens, why, offsets[i])])
-                    offsets[i] += len(text)
-            if ask.usage:
+            if request.is_chat:
+                start = {"delta": {"role": "assistant", "content": ""}}
+                for i in range(request.n):
+                    yield event([self.make_choice(request, i, start, [], None)])
+            async for i, text, tokens, reason in answers.pieces():
+                if not (text or tokens or reason):
+                    continue
+                content = {"text": text}
+                if request.is_chat:
+                    content = {"delta": {"content": text} if text else {}}
+                yield event([self.make_choice(request, i, content, tokens, reason, offsets[i])])
+                offsets[i] += len(text)
+            if request.include_usage:
                 yield event([], usage=answers.usage())
             yield "data: [DONE]\n\n"
-        except Refused as error:
+        except ApiError as error:
             yield f"data: {json.dumps(error.body())}\n\n"
 
-    # ---- for people
+    # For the page
 
     async def index(self, request: Request) -> Response:
+        """GET /"""
         return Response(self.page, media_type="text/html; charset=utf-8")
 
     async def info(self, request: Request) -> Response:
-        s, m = self.server.c.sample, self.server.c.model
-        settings = {
-            key: getattr(s, key) for key in ("temperature", "top_k", "top_p", "min_p", "tokens")
+        """GET /ramp/info: the model, its default settings and the tasks."""
+        sample, shape = self.model.c.sample, self.model.c.model
+        info = {
+            "model": self.model.name,
+            "stage": self.model.stage,
+            "can_chat": self.model.can_chat,
+            "shape": {
+                "depth": shape.depth,
+                "width": shape.width,
+                "context": shape.context_len,
+                "vocab": self.model.tokenizer.vocab_size,
+            },
+            "settings": {
+                "temperature": sample.temperature,
+                "top_k": sample.top_k,
+                "top_p": sample.top_p,
+                "min_p": sample.min_p,
+                "tokens": sample.max_new_tokens,
+            },
+            "tasks": list(TASKS),
+            "levels": MAX_LEVEL,
         }
-        shape = {
-            "depth": m.depth,
-            "width": m.width,
-            "context": m.context_len,
-            "vocab": self.server.tokenizer.vocab_size,
-        }
-        told = {
-            "model": self.server.name,
-            "stage": self.server.stage,
-            "can_chat": self.server.can_chat,
-            "shape": shape,
-        }
-        return plain(told | {"settings": settings, "tasks": list(TASKS), "levels": LEVELS})
+        return to_response(info)
 
     async def problem(self, request: Request) -> Response:
-        problem = await run_in_threadpool(problem_of, dict(request.query_params))
-        return plain(
-            {
-                "task": problem.task,
-                "level": problem.level,
-                "seed": problem.seed,
-                "question": problem.question,
-            }
-        )
+        """GET /ramp/problem?task=&seed=&level=: a problem of a task."""
+        problem = await run_in_threadpool(make_problem, dict(request.query_params))
+        fields = ("task", "level", "seed", "question")
+        return to_response({name: getattr(problem, name) for name in fields})
 
     async def judge(self, request: Request) -> Response:
-        """Verdicts on the lines of an answer: all but the last are steps."""
-        body = protocol.parse(await body_of(request))
+        """POST /ramp/judge: verdicts on the lines of an answer; all but the last are steps."""
+        body = protocol.parse_body(await read_body(request))
         text = body.get("text")
-        if not isinstance(text, str) or len(text) > 1 << 14:
-            raise protocol.make_error(
-                "text", f"must be the answer to judge, of at most {1 << 14} characters"
+        if not isinstance(text, str) or len(text) > MAX_JUDGED:
+            raise protocol.make_field_error(
+                "text", f"must be the answer to judge, of at most {MAX_JUDGED} characters"
             )
-        problem = await run_in_threadpool(problem_of, body)
-        *steps, answer = [line.strip() for line in text.split("\n")][:256]
-        verdict = TASKS[problem.task].judge(problem, steps, answer)
+        problem = await run_in_threadpool(make_problem, body)
+        task = TASKS[problem.task]
+        lines = [line.strip() for line in text.split("\n")]
+        *steps, answer = lines[:256]
+        verdict = task.judge(problem, steps, answer)
         judged = zip((*steps, answer), verdict.all_steps, strict=True)
-        lines = [{"text": line, "right": step.right, "why": step.why} for line, step in judged]
-        told = {
-            "lines": lines,
+        result = {
+            "lines": [
+                {"text": line, "right": step.right, "why": step.why} for line, step in judged
+            ],
             "right": verdict.final_right,
             "verified": verdict.verified,
             "lucky": verdict.lucky,
+            "answer": problem.answer,
+            "solution": task.solution(problem),
         }
-        return plain(
-            told | {"answer": problem.answer, "solution": TASKS[problem.task].solution(problem)}
-        )
+        return to_response(result)
+
+    # For operators
 
     async def health(self, request: Request) -> Response:
-        return (
-            plain({"status": "ok"})
-            if not self.engine.fault
-            else plain({"status": "the engine has stopped"}, 503)
-        )
+        """GET /health: 200 while the engine runs."""
+        if self.engine.error:
+            return to_response({"status": "the engine has stopped"}, 503)
+        return to_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        e, counts, seconds = self.engine, self.engine.counts, "ramp_first_token_seconds"
-        lines = [f"# TYPE {seconds} summary", f"{seconds}_sum {counts['first_token_seconds']:.6f}"]
-        lines += [f"{seconds}_count {counts['first_tokens']}"]
+        """GET /metrics, in Prometheus' text format."""
+        engine, counts = self.engine, self.engine.counts
         totals = ("requests", "finished", "cancelled", "tokens", "prompt_tokens", "chunks")
-        shown = {(f"{name}_total", "counter"): counts[name] for name in totals}
-        now = {
-            "active": len(e.live),
-            "waiting": len(e.waiting),
-            "slots": e.slots,
-            "cache_tokens": e.size,
-        }
-        shown |= {(name, "gauge"): value for name, value in now.items()}
-        for (name, kind), value in shown.items():
+        rows = [(f"{name}_total", "counter", counts[name]) for name in totals]
+        rows += [
+            ("active", "gauge", len(engine.running)),
+            ("waiting", "gauge", len(engine.waiting)),
+            ("slots", "gauge", engine.slots),
+            ("cache_tokens", "gauge", engine.size),
+        ]
+        lines = [
+            "# TYPE ramp_first_token_seconds summary",
+            f"ramp_first_token_seconds_sum {counts['first_token_seconds']:.6f}",
+            f"ramp_first_token_seconds_count {counts['first_tokens']}",
+        ]
+        for name, kind, value in rows:
             lines += [f"# TYPE ramp_{name} {kind}", f"ramp_{name} {value}"]
         return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
 
 
-# ---------------------------------------------------------------------------------------------------- small parts
-def policy(page: str) -> str:
-    """A Content-Security-Policy that lets the page run its own script and style and nothing else."""
-
-    def hashes(tag: str) -> str:
-        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(p.encode()).digest()).decode()}'"
-            for p in parts
-        )
-
-    script, style = hashes("script"), hashes("style")
-    closed = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; connect-src 'self'"
-    return f"{closed}; img-src data:; script-src {script}; style-src {style}"
+# Parts
 
 
-async def body_of(request: Request) -> bytes:
-    """The body, no longer and no slower than allowed. Other sites' forms cannot send JSON without asking first."""
-    if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "send the body as application/json")
+def content_security_policy(page: str) -> str:
+    """A policy that lets the page run its own script and style and nothing else."""
+
+    def list_hashes(tag: str) -> str:
+        hashes = []
+        for part in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL):
+            digest = hashlib.sha256(part.encode()).digest()
+            hashes.append(f"'sha256-{base64.b64encode(digest).decode()}'")
+        return " ".join(hashes)
+
+    return (
+        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+        "connect-src 'self'; img-src data:; "
+        f"script-src {list_hashes('script')}; style-src {list_hashes('style')}"
+    )
+
+
+async def read_body(request: Request) -> bytes:
+    """The body, no longer and no slower than allowed.
+
+    Only JSON is taken: a form on another site cannot send that without asking the browser first.
+    """
+    content_type = request.headers.get("content-type", "").split(";")[0]
+    if content_type.strip().lower() != "application/json":
+        raise ApiError(415, "send the body as application/json")
     raw = bytearray()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(BODY_TIMEOUT):
             async for part in request.stream():
                 raw += part
-                if len(raw) > protocol.BODY:
-                    raise Refused(
-                        413, f"the body is longer than {protocol.BODY} bytes", code="too_large"
-                    )
+                if len(raw) > protocol.MAX_BODY_BYTES:
+                    text = f"the body is longer than {protocol.MAX_BODY_BYTES} bytes"
+                    raise ApiError(413, text, code="too_large")
     except TimeoutError:
-        raise Refused(408, f"the body did not arrive within {PATIENCE:g} seconds") from None
+        text = f"the body did not arrive within {BODY_TIMEOUT:g} seconds"
+        raise ApiError(408, text) from None
     except ClientDisconnect:
-        raise Refused(400, "the client left") from None
+        raise ApiError(400, "the client left") from None
     return bytes(raw)
 
 
-async def whole_or_gone(request: Request, work: Any, close: Callable[[], None]) -> Response:
+async def run_unless_disconnected(
+    request: Request, work: Any, close: Callable[[], None]
+) -> Response:
     """Do the work unless the client leaves first."""
 
-    async def gone() -> None:
+    async def wait_for_disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return tasks[0].result() if tasks[0].done() else Response(status_code=499)
@@ -431,31 +490,38 @@ async def whole_or_gone(request: Request, work: Any, close: Callable[[], None]) 
             task.cancel()
 
 
-def problem_of(asked: dict[str, Any]) -> Any:
+def make_problem(fields: dict[str, Any]) -> Problem:
     """The problem that {"task", "seed", "level"} names, from a query or from a body."""
-    task, numbers = asked.get("task"), []
+    task = fields.get("task")
     if not isinstance(task, str) or task not in TASKS:
-        raise protocol.make_error("task", f"must be one of {', '.join(TASKS)}")
-    for name, low, high in (("seed", 0, 2**31 - 1), ("level", 1, LEVELS)):
-        value = str(asked.get(name, ""))
-        if not re.fullmatch(r"\d{1,10}", value, re.ASCII) or not low <= int(value) <= high:
-            raise protocol.make_error(name, f"must be a whole number from {low} to {high}")
+        raise protocol.make_field_error("task", f"must be one of {', '.join(TASKS)}")
+    numbers = []
+    for name, low, high in (("seed", 0, 2**31 - 1), ("level", 1, MAX_LEVEL)):
+        value = str(fields.get(name, ""))
+        is_number = re.fullmatch(r"\d{1,10}", value, re.ASCII)
+        if not is_number or not low <= int(value) <= high:
+            raise protocol.make_field_error(name, f"must be a whole number from {low} to {high}")
         numbers.append(int(value))
     return TASKS[task].sample(*numbers)
 
 
+# The server
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, before anything slow is done."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
-        )
+        return socket.create_server((host, port), family=family)
     except OSError as error:
-        says = f"cannot listen at {host}:{port} ({error.strerror}); choose another with --port or --host"
-        raise UserError(says) from None
+        raise UserError(
+            f"cannot listen at {host}:{port} ({error.strerror}); "
+            "choose another with --port or --host"
+        ) from None
 
 
-def settings(app: Api) -> uvicorn.Config:
+def make_server_config(app: Api) -> uvicorn.Config:
+    """uvicorn's settings: quiet, bounded, and gone three seconds after it is told to stop."""
     return uvicorn.Config(
         app,
         http="h11",
@@ -471,24 +537,27 @@ def settings(app: Api) -> uvicorn.Config:
     )
 
 
-def come_first() -> None:
-    """Let the event loop wait for little: the interpreter's lock changes hands in half a millisecond instead of five, and
-    collections pass over what is here to stay."""
+def prefer_event_loop() -> None:
+    """Let the event loop wait less for the engine's thread.
+
+    The interpreter's lock changes hands every half millisecond instead of every five, and garbage
+    collections skip what is here to stay.
+    """
     gc.collect()
     gc.freeze()
     sys.setswitchinterval(5e-4)
 
 
-def serve(engine: Engine, server: Server, sock: socket.socket, key: str) -> None:
+def serve(engine: Engine, model: ServedModel, sock: socket.socket, key: str) -> None:
     """Warm up, then answer until interrupted."""
     host, port = sock.getsockname()[:2]
-    engine.warm(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
-    come_first()
+    engine.warm_up(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
+    prefer_event_loop()
     engine.start()
-    at = f"http://{f'[{host}]' if ':' in host else host}:{port}/"
-    print(f"{server.name} ({server.stage}): {at}  API at /v1  (Ctrl-C ends it)")
-    app = Api(engine, server, key, local=host in ("127.0.0.1", "::1"))
+    netloc = f"[{host}]" if ":" in host else host
+    print(f"{model.name} ({model.stage}): http://{netloc}:{port}/  API at /v1  (Ctrl-C ends it)")
+    app = Api(engine, model, key, local=host in ("127.0.0.1", "::1"))
     try:
-        uvicorn.Server(settings(app)).run(sockets=[sock])
+        uvicorn.Server(make_server_config(app)).run(sockets=[sock])
     finally:
         engine.close()

@@ -1,10 +1,10 @@
-"""`ramp serve`, `ramp export`, `ramp import`: their arguments, and what is opened before the work begins."""
+"""The commands `ramp serve`, `ramp export` and `ramp import`."""
 
 import argparse
 import importlib.util
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,87 +12,92 @@ from ramp import config, rundir
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.rundir import RunDir
+from ramp.stages import STAGES
 
-STAGES = ("pretrain", "finetune", "reinforce")
-KEY = "RAMP_API_KEY"
+KEY_VARIABLE = "RAMP_API_KEY"
+OWN_ADDRESSES = ("127.0.0.1", "localhost", "::1")
+LIMITS = {"port": (0, 65535), "slots": (1, 1024), "queue": (0, 100_000)}
 
 
-def add_arguments(verb: str, p: argparse.ArgumentParser) -> None:
-    if verb == "import":
-        p.add_argument(
+def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
+    """The arguments of one of the three commands."""
+    add = parser.add_argument
+    if name == "import":
+        add(
             "file",
             type=Path,
             help="a .gguf file, or a folder: config.json, tokenizer.json, *.safetensors",
         )
-        p.add_argument(
-            "--run", type=Path, required=True, metavar="DIR", help="the run directory to make"
-        )
-        p.add_argument(
-            "--context",
-            type=int,
-            default=2048,
-            help="tokens it shall attend to (default: at most 2048)",
-        )
+        add("--run", type=Path, required=True, metavar="DIR", help="the run directory to make")
+        add("--context", type=int, default=2048, help="longest context to keep (default 2048)")
         return
-    p.add_argument("run", type=Path, help="a run directory")
-    p.add_argument(
+    add("run", type=Path, help="a run directory")
+    add(
         "--stage",
-        choices=STAGES,
+        choices=[stage.name for stage in STAGES.values() if stage.speaks],
         help="whose weights (default: finetune, or pretrain where that is all)",
     )
-    if verb == "export":
-        p.add_argument(
-            "--to", choices=("hf",), default="hf", help="hf: a folder for transformers and its like"
-        )
-        p.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-    if verb == "serve":
-        p.add_argument(
-            "--host",
-            default="127.0.0.1",
-            help="an address other than this machine's own needs a key",
-        )
-        p.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
-        p.add_argument(
-            "--key",
-            metavar="FILE",
-            type=Path,
-            help=f"a file with the key clients send; or set {KEY}",
-        )
-        p.add_argument(
-            "--slots", type=int, default=16, help="answers written at the same time (default 16)"
-        )
-        p.add_argument(
-            "--queue", type=int, default=64, help="requests that may wait for a slot (default 64)"
-        )
+    if name == "export":
+        add("--to", choices=("hf",), default="hf", help="hf: a folder for transformers and others")
+        add("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+        return
+    add("--host", default="127.0.0.1", help="an address that others can reach needs a key")
+    add("--port", type=int, default=8000, help="0: any that is free (default 8000)")
+    add(
+        "--key",
+        metavar="FILE",
+        type=Path,
+        help=f"a file with the key that clients send; or set {KEY_VARIABLE}",
+    )
+    add("--slots", type=int, default=16, help="answers generated at the same time (default 16)")
+    add("--queue", type=int, default=64, help="requests that may wait for a slot (default 64)")
 
 
 def run(args: argparse.Namespace) -> int:
-    module, extra = ("uvicorn", "serve") if args.command == "serve" else ("safetensors", "export")
-    needed = args.command != "import" or args.file.suffix != ".gguf"
-    if needed and importlib.util.find_spec(module) is None:
+    """Run the command that `args.command` names; UserError for a package that is missing."""
+    package, extra = "safetensors", "export"
+    if args.command == "serve":
+        package, extra = "uvicorn", "serve"
+    elif args.command == "import" and args.file.suffix == ".gguf":
+        package = "gguf"
+    if importlib.util.find_spec(package) is None:
         raise UserError(
-            f"`ramp {args.command}` needs the package {module}; install it with `uv sync --extra {extra}`"
+            f"`ramp {args.command}` needs the package {package}; "
+            f"install it with `uv sync --extra {extra}`"
         )
-    return {"serve": _serve, "export": _export, "import": _import}[args.command](args)
+    commands = {"serve": _serve, "export": _export, "import": _import}
+    return commands[args.command](args)
 
 
-def _opened(
-    path: Path, stage: str | None, alone: bool = False
-) -> tuple[RunDir, Config, Any, dict, str]:
-    """(run, configuration, tokenizer, parameters {"lm"}, stage) on the run's mesh, or `alone` in this host's memory."""
-    found, c = rundir.open_run(path)
-    stage = stage or ("finetune" if found.checkpoints("finetune").exists() else "pretrain")
+@dataclass(frozen=True)
+class LoadedRun:
+    """The model of a run, on the current mesh."""
+
+    run: RunDir
+    c: Config
+    tokenizer: Any
+    lm: dict
+    stage: str
+
+
+def _load(path: Path, stage: str | None, on_host: bool = False) -> LoadedRun:
+    """The model of a run's stage on the run's own mesh, or `on_host` in this machine's memory."""
+    run, c = rundir.open_run(path)
+    if stage is None:
+        stage = "finetune" if run.checkpoints("finetune").exists() else "pretrain"
+    # jax is imported this late so that `ramp --help` and the mistakes above are quick.
     from ramp.host import setup_devices
     from ramp.text.tokenizer import Tokenizer
     from ramp.train.restore import load_params
 
-    c = _in_memory(c) if alone else setup_devices(c)
-    tokenizer = Tokenizer.load(found.tokenizer)
-    return found, c, tokenizer, load_params(found, stage, c, tokenizer), stage
+    c = _use_host(c) if on_host else setup_devices(c)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    params = load_params(run, stage, c, tokenizer)
+    return LoadedRun(run, c, tokenizer, params["lm"], stage)
 
 
-def _in_memory(c: Config) -> Config:
-    """On the host's processor, whatever else there is: copying weights needs room and no speed."""
+def _use_host(c: Config) -> Config:
+    """Run on the processor, whatever else there is: copying weights needs memory and no speed."""
     import jax
 
     from ramp.host import setup_devices
@@ -102,16 +107,17 @@ def _in_memory(c: Config) -> Config:
 
 
 def _export(args: argparse.Namespace) -> int:
-    found, c, tokenizer, params, stage = _opened(args.run, args.stage, alone=True)
+    loaded = _load(args.run, args.stage, on_host=True)
     from ramp.export.export import export
 
-    export(c, params["lm"], tokenizer, found.report(), stage, args.out)
+    report = loaded.run.report()
+    export(loaded.c, loaded.lm, loaded.tokenizer, report, loaded.stage, args.out)
     print(f"{args.out}: written, read back and compared")
     return 0
 
 
 def _import(args: argparse.Namespace) -> int:
-    """A run whose pretraining is done: every stage goes on from it."""
+    """Make a run whose pretraining is done; every later stage can start from it."""
     if args.context < 1:
         raise UserError(f"--context is {args.context}; it must be at least 1")
     import jax
@@ -123,60 +129,49 @@ def _import(args: argparse.Namespace) -> int:
     from ramp.train.restore import model_identity
     from ramp.train.state import abstract_state
 
-    f, tokenizer = load.open_foreign(args.file)
-    c, found = load.make_config(f, tokenizer, args.context), RunDir(args.run)
-    if found.has_begun("pretrain"):
+    foreign, tokenizer = load.open_foreign(args.file)
+    c = load.make_config(foreign, tokenizer, args.context)
+    run = RunDir(args.run)
+    if run.has_begun("pretrain"):
         raise UserError(f"{args.run} has a model already; name another directory with --run")
-    m = _in_memory(c).model
-    like = abstract_state(
-        lambda: transformer.init_params(m, jax.random.PRNGKey(0)), jax.sharding.get_mesh()
-    )
-    lm = jax.tree.map(
-        lambda w, x: jax.device_put(w, x.sharding),
-        load.load_foreign_params(f, like, tokenizer),
-        like,
-    )
+    m = _use_host(c).model
+    mesh = jax.sharding.get_mesh()
+    like = abstract_state(lambda: transformer.init_params(m, jax.random.PRNGKey(0)), mesh)
+    weights = load.load_foreign_params(foreign, like, tokenizer)
+    lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), weights, like)
     meta = {
         "stage": "pretrain",
         "model": config.fingerprint(model_identity(m)),
         "tokenizer": tokenizer.fingerprint,
+        "seed": c.seed,
+        "imported": json.dumps(foreign.card),
     }
-    with found.lock():
-        found.check_or_create(c)
-        tokenizer.save(found.tokenizer)
-        checkpoints = Checkpoints(found.checkpoints("pretrain"))
-        checkpoints.save(
-            0, {"params": {"lm": lm}}, meta | {"seed": c.seed, "imported": json.dumps(f.card)}
-        )
+    with run.lock():
+        run.check_or_create(c)
+        tokenizer.save(run.tokenizer)
+        checkpoints = Checkpoints(run.checkpoints("pretrain"))
+        checkpoints.save(0, {"params": {"lm": lm}}, meta)
         checkpoints.close()
         for stage in ("prepare", "pretrain"):
-            update_report(found.path, stage, {"imported": f.where.name, "done": True})
-    shape = (
-        f"{m.depth} layers, width {m.width}, {tokenizer.vocab_size} tokens, context {m.context_len}"
-    )
+            update_report(run.path, stage, {"imported": foreign.path.name, "done": True})
     print(
-        f"{args.run}: {f.card.get('name') or args.file.name}, {shape}\nNext: ramp serve {args.run}"
+        f"{args.run}: {foreign.card.get('name') or args.file.name}, {m.depth} layers, "
+        f"width {m.width}, {tokenizer.vocab_size} tokens, context {m.context_len}\n"
+        f"Next: ramp serve {args.run}"
     )
     return 0
 
 
 def _serve(args: argparse.Namespace) -> int:
-    key = os.environ.get(KEY, "")
-    if args.key:
-        try:
-            key = args.key.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--key {args.key} cannot be read: {error}") from None
-        if not key:
-            raise UserError(f"--key {args.key} is empty")
-    for name, low, high in (("port", 0, 65535), ("slots", 1, 1024), ("queue", 0, 100_000)):
-        if not low <= getattr(args, name) <= high:
-            raise UserError(
-                f"--{name} is {getattr(args, name)}; it must be between {low} and {high}"
-            )
-    if args.host not in ("127.0.0.1", "localhost", "::1") and not key:
+    key = _read_key(args.key)
+    for name, (low, high) in LIMITS.items():
+        value = getattr(args, name)
+        if not low <= value <= high:
+            raise UserError(f"--{name} is {value}; it must be between {low} and {high}")
+    if args.host not in OWN_ADDRESSES and not key:
         raise UserError(
-            f"--host {args.host} can be reached by others: give a key with --key FILE or {KEY}"
+            f"--host {args.host} can be reached by others: "
+            f"give a key with --key FILE or {KEY_VARIABLE}"
         )
     if os.environ.get("RAMP_DISTRIBUTED"):
         raise UserError(
@@ -184,10 +179,26 @@ def _serve(args: argparse.Namespace) -> int:
         )
     from ramp.serve import api
     from ramp.serve.engine import Engine
-    from ramp.serve.protocol import Server
+    from ramp.serve.protocol import ServedModel
 
+    # A port that is taken is found before the model is loaded and compiled.
     sock = api.listen(args.host, args.port)
-    _, c, tokenizer, params, stage = _opened(args.run, args.stage)
-    engine = Engine(c.model, params.pop("lm"), tokenizer, args.slots, args.queue)
-    api.serve(engine, Server(args.run.resolve().name, c, tokenizer, stage), sock, key)
+    loaded = _load(args.run, args.stage)
+    engine = Engine(loaded.c.model, loaded.lm, loaded.tokenizer, args.slots, args.queue)
+    model = ServedModel(args.run.resolve().name, loaded.c, loaded.tokenizer, loaded.stage)
+    del loaded  # the engine has its own copy of the weights
+    api.serve(engine, model, sock, key)
     return 0
+
+
+def _read_key(path: Path | None) -> str:
+    """The key that clients must send, from a file or the environment; empty: none."""
+    if path is None:
+        return os.environ.get(KEY_VARIABLE, "")
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--key {path} cannot be read: {error}") from None
+    if not key:
+        raise UserError(f"--key {path} is empty")
+    return key

@@ -1,10 +1,11 @@
-"""One thread that owns the device, and the requests it turns into tokens.
+"""Continuous batching: one thread that owns the device, and the requests it turns into tokens.
 
-Requests wait in a bounded line; free slots are filled from its head. Prompts are read in pieces, two between two chunks of
-decoding: one of the prompt that came first, one of the prompt with the least left. So those who are being answered wait
-for no more than two pieces, a short prompt does not wait for a long one, and none waits for ever. A chunk is `CHUNK` tokens
-for all slots; its tokens are handed over by each request's own `emit`, which must be quick and safe to call from this
-thread. A request that is cancelled loses its slot at the next chunk or piece.
+Requests wait in a bounded queue; free slots are filled from its head. Prompts are read in chunks,
+two between two rounds of decoding: one chunk of the prompt that came first, one of the prompt with
+the least left. So a running answer waits for at most two chunks, a short prompt does not wait for
+a long one, and none waits for ever. A round draws `DECODE_TOKENS` for all slots and hands them to
+each job's `emit`, which must be quick and safe to call from this thread. A cancelled job loses its
+slot at the next round or chunk.
 """
 
 import threading
@@ -15,63 +16,64 @@ from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.decode import batch, sample
+from ramp.decode import batch
 from ramp.decode.cache import grow_cache
-from ramp.decode.sample import SamplingParams
+from ramp.decode.params import prepare_decode_params
+from ramp.decode.sample import SamplingParams, shard_rows
 from ramp.text.tokenizer import Tokenizer
 
-CHUNK = 4  # tokens between two looks at the world
-PIECE = 64  # tokens of a prompt read at a time
-# Least length of the cache; it doubles up to the context. XLA:CPU sums over caches of 128 in another order than over all
-# longer ones, so that an answer would depend on what its neighbours had made the cache grow to.
-CACHE = 256
+DECODE_TOKENS = 4  # drawn in one round, before newcomers are admitted
+PREFILL_TOKENS = 64  # of a prompt, read at a time
+# Least length of the cache; it doubles up to the context. XLA:CPU sums over caches of 128 in
+# another order than over all longer ones: an answer would depend on how long its neighbours are.
+MIN_CACHE = 256
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token of an answer. `forced`: not drawn but put there, as the result of a tool is."""
+    """One token of an answer, with the model's own figures for it."""
 
     id: int
     logp: float
-    entropy: float
-    top: tuple[tuple[int, float], ...] = ()
-    forced: bool = False
+    entropy: float  # nats
+    top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), the most likely first
+    forced: bool = False  # not drawn but inserted, as the result of a tool is
 
 
-Emit = Callable[
-    [list[Token], str], None
-]  # the new tokens; why it ended: "", "stop", "length", "error"
+# Called with the new tokens and the finish reason: "", "stop", "length" or "error".
+Emit = Callable[[list[Token], str], None]
 
 
 @dataclass(eq=False)
 class Job:
-    """One answer to be written. `after(said)`: tokens to put into the answer behind those said so far, or none."""
+    """One answer to be generated."""
 
-    ids: tuple[int, ...]
-    limit: int  # tokens to draw, at least 1; ids and limit together fit the context
+    prompt: tuple[int, ...]
+    max_new_tokens: int  # at least 1; prompt and answer together fit the context
     sampling: SamplingParams
     seed: int
     emit: Emit
-    after: Callable[[Sequence[int]], list[int]] = lambda said: []
+    # From the answer so far to tokens that are inserted after it; usually none.
+    insert: Callable[[Sequence[int]], list[int]] = lambda answer: []
     cancelled: bool = False
-    began: float = field(default_factory=time.perf_counter)
-    said: list[int] = field(default_factory=list)
-    read: int = 0  # tokens of ids and said that are in its slot
+    started: float = field(default_factory=time.perf_counter)
+    answer: list[int] = field(default_factory=list)
+    num_cached: int = 0  # tokens of prompt and answer that are in its slot
 
     @property
-    def left(self) -> int:
-        return len(self.ids) + len(self.said) - self.read
+    def num_unread(self) -> int:
+        """Tokens that have to be read into its slot before more can be drawn."""
+        return len(self.prompt) + len(self.answer) - self.num_cached
 
 
-class Full(Exception):
-    """The line is as long as it may be."""
+class QueueFull(Exception):
+    """As many requests wait as may."""
 
 
 class Engine:
-    """B slots on the current mesh. `submit` and `cancel` from any thread; `start` once, `close` at the end."""
+    """Slots on the current mesh. `submit` and `cancel` are for any thread."""
 
     def __init__(
         self,
@@ -79,167 +81,176 @@ class Engine:
         lm: dict,
         tokenizer: Tokenizer,
         slots: int = 16,
-        waiting: int = 64,
-        piece: int = PIECE,
+        max_waiting: int = 64,
+        prefill_tokens: int = PREFILL_TOKENS,
     ):
-        shape = jax.sharding.get_mesh().shape
-        self.rows = (
-            shape["replica"] * shape["data"]
-        )  # a piece has one row a device, of which one counts
-        self.slots = -(-slots // self.rows) * self.rows
-        self.c, self.tokenizer, self.mesh = c, tokenizer, jax.sharding.get_mesh()
-        self.weights = sample.prepare_decode_params(c, lm)
-        self.stops = {tokenizer.end, tokenizer.bos}
-        self.sizes = [min(CACHE, c.context_len)]
+        self.mesh = jax.sharding.get_mesh()
+        self.num_devices = self.mesh.shape["replica"] * self.mesh.shape["data"]
+        self.slots = slots + -slots % self.num_devices
+        self.c, self.tokenizer = c, tokenizer
+        self.weights = prepare_decode_params(c, lm)
+        self.stop_ids = {tokenizer.end, tokenizer.bos}
+        self.sizes = [min(MIN_CACHE, c.context_len)]
         while self.sizes[-1] < c.context_len:
             self.sizes.append(min(2 * self.sizes[-1], c.context_len))
-        self.piece = min(piece, self.sizes[0])
+        self.prefill_tokens = min(prefill_tokens, self.sizes[0])
+        self.max_waiting = max_waiting
         self.waiting: deque[Job] = deque()
-        self.most_waiting = waiting
-        self.live: dict[int, Job] = {}
+        self.running: dict[int, Job] = {}  # by slot
         self.counts: Counter = Counter()
-        self.fault: Exception | None = None
-        self._wake, self._closing = threading.Condition(), False
+        self.error: Exception | None = None
+        self._changed, self._closing = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="ramp-engine", daemon=True)
         self._reset()
 
-    # ---- from any thread
+    # Called from any thread
 
     def start(self) -> None:
+        """Begin to serve jobs, in a thread of its own."""
         self._thread.start()
 
     def submit(self, jobs: list[Job]) -> None:
-        """All of them or none. Full: come back later. RuntimeError: the engine has died."""
-        with self._wake:
+        """Queue all of the jobs or none. QueueFull: try later. RuntimeError: the engine died."""
+        with self._changed:
             if self._closing:
                 raise RuntimeError("the engine has stopped")
-            idle = self.slots - len(self.live)
-            if len(self.waiting) + len(jobs) > self.most_waiting + idle:
-                raise Full
+            num_free = self.slots - len(self.running)
+            if len(self.waiting) + len(jobs) > self.max_waiting + num_free:
+                raise QueueFull
             self.waiting.extend(jobs)
             self.counts["requests"] += len(jobs)
-            self._wake.notify()
+            self._changed.notify()
 
     def cancel(self, jobs: list[Job]) -> None:
-        with self._wake:
+        """Drop jobs; those that have ended already are no mistake."""
+        with self._changed:
             for job in jobs:
                 job.cancelled = True
             self.waiting = deque(job for job in self.waiting if not job.cancelled)
 
     def close(self) -> None:
-        with self._wake:
+        """Stop the thread; answers that are under way end with "error"."""
+        with self._changed:
             self._closing = True
-            self._wake.notify()
+            self._changed.notify()
         if self._thread.is_alive():
             self._thread.join(timeout=60)
 
-    def warm(self, say: Callable[[str], None] = lambda text: None) -> None:
-        """Compile every shape before the first request; with a filled compilation cache this is reading files."""
+    def warm_up(self, report: Callable[[str], None] = lambda text: None) -> None:
+        """Compile every shape before the first request; quick where the compilation cache is full."""
         for size in self.sizes:
-            say(f"{size} tokens")
+            report(f"{size} tokens")
             self._grow(size)
-            nobody = Job((0,), 1, SamplingParams(), 0, lambda tokens, why: None)
-            self._piece(0, nobody)
-            self._copy(0, 0, nobody)
-            self._chunk()
+            job = Job((0,), 1, SamplingParams(), 0, lambda tokens, reason: None)
+            self._prefill(0, job)
+            self._copy(0, 0, job)
+            self._decode()
         self._reset()
 
-    # ---- the engine's thread
+    # The engine's thread
 
     def _run(self) -> None:
         jax.set_mesh(self.mesh)  # the current mesh is a thread's own
         try:
             while self._admit():
-                self._read()
-                self._step()
+                self._read_prompts()
+                self._advance()
         except Exception as error:
-            self.fault = error
+            self.error = error
             raise
         finally:
-            with self._wake:
-                left, self._closing = [*self.live.values(), *self.waiting], True
-                self.live, self.waiting = {}, deque()
-            for job in left:
+            with self._changed:
+                self._closing = True
+                unfinished = [*self.running.values(), *self.waiting]
+                self.running, self.waiting = {}, deque()
+            for job in unfinished:
                 job.emit([], "error")
 
     def _admit(self) -> bool:
-        """Fill free slots; with nothing to do, wait. False: it is time to go."""
-        with self._wake:
-            while not (self.waiting or self.live or self._closing):
-                self._wake.wait()
+        """Fill free slots, or wait where there is nothing to do. False: the engine is closing."""
+        with self._changed:
+            while not (self.waiting or self.running or self._closing):
+                self._changed.wait()
             if self._closing:
                 return False
-            gone = [at for at, job in self.live.items() if job.cancelled]
-            self.counts["cancelled"] += len(gone)
-            for at in gone:
-                del self.live[at]
-            if not self.live and self.size > self.sizes[0]:
-                self._reset()
-            free = [at for at in range(self.slots) if at not in self.live]
-            self.live.update([(at, self.waiting.popleft()) for at in free if self.waiting])
+            for slot, job in list(self.running.items()):
+                if job.cancelled:
+                    self.counts["cancelled"] += 1
+                    del self.running[slot]
+            if not self.running and self.size > self.sizes[0]:
+                self._reset()  # a long answer is over: short ones need no long cache
+            for slot in range(self.slots):
+                if slot not in self.running and self.waiting:
+                    self.running[slot] = self.waiting.popleft()
         return True
 
-    def _read(self) -> None:
-        """A piece of the prompt that came first, and one of the prompt with the least left."""
-        for least in (False, True):
-            unread = {at: job for at, job in self.live.items() if job.left}
+    def _read_prompts(self) -> None:
+        """A chunk of the prompt that came first, then one of the prompt with the least left."""
+        for shortest_first in (False, True):
+            unread = {slot: job for slot, job in self.running.items() if job.num_unread}
             if not unread:
                 return
-            at = min(unread, key=lambda at: unread[at].left) if least else next(iter(unread))
-            job = unread.pop(at)
-            self._piece(at, job)
-            for other, twin in unread.items():  # n answers to one prompt: it is read once
-                if not job.left and not job.said and (twin.ids, twin.said) == (job.ids, job.said):
-                    self._copy(at, other, twin)
+            slot = next(iter(unread))
+            if shortest_first:
+                slot = min(unread, key=lambda slot: unread[slot].num_unread)
+            job = unread.pop(slot)
+            self._prefill(slot, job)
+            if job.num_unread or job.answer:
+                continue
+            for other_slot, other in unread.items():  # n answers to one prompt: it is read once
+                if other.prompt == job.prompt and not other.answer:
+                    self._copy(slot, other_slot, other)
 
-    def _step(self) -> None:
-        """A chunk for all whose prompt has been read."""
-        ready = {at: job for at, job in self.live.items() if not job.left}
+    def _advance(self) -> None:
+        """One round of decoding, for all jobs whose prompt has been read."""
+        ready = {slot: job for slot, job in self.running.items() if not job.num_unread}
         if not ready:
-            jax.block_until_ready(
-                self.state.length_b
-            )  # or newcomers would stand behind all that was sent ahead
+            # Otherwise newcomers would stand behind every chunk that was sent ahead.
+            jax.block_until_ready(self.state.length_b)
             return
-        self._grow(max(job.read for job in ready.values()) + CHUNK)
-        drawn = self._chunk()
+        self._grow(max(job.num_cached for job in ready.values()) + DECODE_TOKENS)
+        drawn = self._decode()
         self.counts["chunks"] += 1
-        for at, job in ready.items():
-            tokens, why = self._tokens(job, drawn, at)
-            job.read += sum(not token.forced for token in tokens)
-            if why:
-                del self.live[at]
+        for slot, job in ready.items():
+            tokens, reason = self._take_tokens(job, drawn, slot)
+            job.num_cached += sum(not token.forced for token in tokens)
+            if reason:
+                del self.running[slot]
                 self.counts["finished"] += 1
-            job.emit(tokens, why)
+            job.emit(tokens, reason)
 
-    def _tokens(self, job: Job, drawn: batch.DrawnTokens, at: int) -> tuple[list[Token], str]:
-        """What a chunk brought to one job: (tokens, why it ended or ""). Behind tokens put in nothing of it counts."""
-        tokens: list[Token] = []
-        if not job.said:
+    def _take_tokens(
+        self, job: Job, drawn: batch.DrawnTokens, slot: int
+    ) -> tuple[list[Token], str]:
+        """A round's tokens for one job, and its finish reason or "".
+
+        What was drawn after inserted tokens is not used: it did not see them.
+        """
+        if not job.answer:
             self.counts["first_tokens"] += 1
-            self.counts["first_token_seconds"] += time.perf_counter() - job.began
-        for i, id in enumerate(drawn.token_bn[at].tolist()):
-            if id in self.stops:
+            self.counts["first_token_seconds"] += time.perf_counter() - job.started
+        tokens: list[Token] = []
+        for i, id in enumerate(drawn.token_bn[slot].tolist()):
+            if id in self.stop_ids:
                 return tokens, "stop"
-            top = ()
-            if job.sampling.logprobs:
-                pairs = zip(
-                    drawn.top_bnk[at, i].tolist(), drawn.top_logp_bnk[at, i].tolist(), strict=True
-                )
-                top = tuple(pairs)[: int(job.sampling.logprobs)]
-            tokens.append(
-                Token(id, float(drawn.logp_bn[at, i]), float(drawn.entropy_bn[at, i]), top)
-            )
-            job.said.append(id)
+            num_top = int(job.sampling.logprobs)
+            top_ids = drawn.top_bnk[slot, i, :num_top].tolist()
+            top_logps = drawn.top_logp_bnk[slot, i, :num_top].tolist()
+            logp, entropy = float(drawn.logp_bn[slot, i]), float(drawn.entropy_bn[slot, i])
+            tokens.append(Token(id, logp, entropy, tuple(zip(top_ids, top_logps, strict=True))))
+            job.answer.append(id)
             self.counts["tokens"] += 1
-            if len(job.said) >= job.limit:
+            room = job.max_new_tokens - len(job.answer)
+            inserted = job.insert(job.answer)[:room] if room else []
+            job.answer += inserted
+            tokens += [Token(id, 0.0, 0.0, forced=True) for id in inserted]
+            if len(job.answer) >= job.max_new_tokens:
                 return tokens, "length"
-            if forced := job.after(job.said)[: job.limit - len(job.said)]:
-                job.said += forced
-                tokens += [Token(f, 0.0, 0.0, forced=True) for f in forced]
-                return tokens, "length" if len(job.said) >= job.limit else ""
+            if inserted:
+                break
         return tokens, ""
 
-    # ---- the device
+    # The device
 
     def _reset(self) -> None:
         self.size = self.sizes[0]
@@ -247,36 +258,49 @@ class Engine:
 
     def _grow(self, need: int) -> None:
         while need > self.size < self.c.context_len:
-            self.size = next(s for s in self.sizes if s > self.size)
+            self.size = next(size for size in self.sizes if size > self.size)
             cache = grow_cache(self.state.cache, self.size)
             self.state = replace(self.state, cache=cache)
 
-    def _piece(self, at: int, job: Job) -> None:
-        """The next tokens of a job into its slot. The last piece ends where the prompt does, if it reads some twice: no
-        piece reaches beyond the cache."""
-        ids = (0, *job.ids, *job.said)
-        start = min(job.read, max(0, len(ids) - 1 - self.piece))
-        end = min(start + self.piece, len(ids) - 1)
+    def _prefill(self, slot: int, job: Job) -> None:
+        """The next chunk of a job's tokens into its slot.
+
+        The last chunk ends where the prompt does, even if that reads some tokens twice: no chunk
+        reaches beyond the cache.
+        """
+        ids = (0, *job.prompt, *job.answer)  # each chunk begins with the token before it
+        width = self.prefill_tokens
+        start = min(job.num_cached, max(0, len(ids) - 1 - width))
+        end = min(start + width, len(ids) - 1)
         self._grow(end)
-        tokens = np.zeros((self.rows, 1 + self.piece), np.int32)
+        tokens = np.zeros((self.num_devices, 1 + width), np.int32)
         tokens[:, : end + 1 - start] = ids[start : end + 1]
-        tokens = jax.device_put(tokens, jax.NamedSharding(self.mesh, P(batch.ROWS)))
-        where = np.int32(at), np.int32(start), np.int32(end - start)
-        sampling, seed = jax.tree.map(np.float32, job.sampling), np.uint32(job.seed)
         self.state = batch.prefill_chunk(
-            self.c, self.weights, self.state, tokens, *where, sampling, seed
+            self.c,
+            self.weights,
+            self.state,
+            *shard_rows(tokens),
+            np.int32(slot),
+            np.int32(start),
+            np.int32(end - start),
+            *_sampling_arrays(job),
         )
-        self.counts["prompt_tokens"] += end - job.read
-        job.read = end
+        self.counts["prompt_tokens"] += end - job.num_cached
+        job.num_cached = end
 
-    def _copy(self, source: int, at: int, job: Job) -> None:
+    def _copy(self, source: int, slot: int, job: Job) -> None:
         """What slot `source` has read, for a job with the same prompt."""
-        sampling, seed = jax.tree.map(np.float32, job.sampling), np.uint32(job.seed)
-        self.state = batch.copy_slot(self.state, np.int32(source), np.int32(at), sampling, seed)
-        job.read = len(job.ids)
+        sampling, seed = _sampling_arrays(job)
+        self.state = batch.copy_slot(self.state, np.int32(source), np.int32(slot), sampling, seed)
+        job.num_cached = len(job.prompt)
 
-    def _chunk(self) -> batch.DrawnTokens:
+    def _decode(self) -> batch.DrawnTokens:
         self.state, drawn = batch.decode_slots(
-            self.c, self.weights, self.state, CHUNK, self.tokenizer.vocab_size
+            self.c, self.weights, self.state, DECODE_TOKENS, self.tokenizer.vocab_size
         )
         return jax.device_get(drawn)
+
+
+def _sampling_arrays(job: Job) -> tuple[SamplingParams, np.uint32]:
+    """A job's settings and seed in fixed dtypes: plain Python numbers would compile again."""
+    return jax.tree.map(np.float32, job.sampling), np.uint32(job.seed)

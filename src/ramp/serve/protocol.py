@@ -1,8 +1,11 @@
-"""What a client may ask, in OpenAI's words: a body of JSON becomes an `Ask`, or is `Refused` with the field at fault.
+"""OpenAI's requests: a JSON body becomes a `CompletionRequest`, or an `ApiError` names the field.
 
-A body is somebody else's: its size, depth, numbers and lengths are bounded before anything is computed from them. A
-field that ramp does not know is passed over as OpenAI's clients expect; one that would change the answer and that ramp
-does not do is refused rather than ignored.
+A body comes from anybody: its size, depth, numbers and lengths are bounded before anything is
+computed from them. A field that ramp does not know is ignored, as OpenAI's clients expect. One that
+would change the answer and that ramp cannot do is refused.
+
+The checks are written out because a schema library made them no shorter: the limits depend on the
+model, and the messages and `param` names are part of the API.
 """
 
 import json
@@ -18,12 +21,31 @@ from ramp.decode.sample import SamplingParams
 from ramp.text.chat import ROLES, encode_turn, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
-BODY = 1 << 20  # bytes
-TURNS, CHOICES, STOPS, STOP_LENGTH = 512, 16, 4, 64
+MAX_BODY_BYTES = 1 << 20
+MAX_MESSAGES = 512
+MAX_CHOICES = 16
+MAX_STOP_STRINGS = 4
+MAX_STOP_LENGTH = 64  # characters
+
+# Fields that would change the answer and that ramp lacks, with the values that change nothing.
+UNSUPPORTED: dict[str, tuple] = {
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "logit_bias": ({},),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "suffix": ("",),
+    "echo": (False,),
+    "best_of": (1,),
+    "response_format": ({"type": "text"},),
+    "audio": (),
+    "prediction": (),
+}
 
 
-class Refused(Exception):
-    """An answer in OpenAI's shape of errors."""
+class ApiError(Exception):
+    """An HTTP status with an error in OpenAI's shape."""
 
     def __init__(
         self, status: int, message: str, param: str | None = None, code: str | None = None
@@ -32,34 +54,16 @@ class Refused(Exception):
         self.status, self.param, self.code = status, param, code
 
     def body(self) -> dict[str, Any]:
-        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
-            self.status, "invalid_request_error"
-        )
-        kind = "server_error" if self.status >= 500 else kind
-        return {
-            "error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        }
+        """The JSON of the response."""
+        types = {401: "authentication_error", 429: "rate_limit_error"}
+        default = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = types.get(self.status, default)
+        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
+        return {"error": error}
 
 
 @dataclass(frozen=True)
-class CompletionRequest:
-    """One request, checked: `n` answers to `ids`."""
-
-    chat: bool
-    ids: tuple[int, ...]
-    limit: int
-    n: int
-    sampling: SamplingParams
-    seed: int
-    stops: tuple[str, ...]
-    stream: bool
-    usage: bool
-    logprobs: bool
-    left_out: int = 0  # turns left out to make room, where the client asked for that
-
-
-@dataclass(frozen=True)
-class Server:
+class ServedModel:
     """What requests are checked against."""
 
     name: str
@@ -69,203 +73,241 @@ class Server:
 
     @property
     def can_chat(self) -> bool:
+        """Whether the weights have seen conversations."""
         return self.stage != "pretrain" or self.tokenizer.chatml
 
 
-def parse(raw: bytes) -> dict[str, Any]:
-    """A JSON object; no NaN, no depth that would exhaust the stack."""
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A request that has been checked: `n` answers to one prompt."""
 
-    def no(word: str) -> float:
-        raise Refused(400, f"{word} is not JSON")
+    is_chat: bool
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    n: int
+    sampling: SamplingParams
+    seed: int
+    stop: tuple[str, ...]
+    stream: bool
+    include_usage: bool  # at the end of a stream
+    logprobs: bool
+    num_dropped_turns: int  # left out to make room, where the client asked for that
+
+
+def parse_body(raw: bytes) -> dict[str, Any]:
+    """A JSON object without NaN; ApiError for anything else."""
+
+    def refuse(word: str) -> float:
+        raise ApiError(400, f"{word} is not JSON")
 
     try:
-        body = json.loads(raw, parse_constant=no)
+        body = json.loads(raw, parse_constant=refuse)
     except (ValueError, RecursionError):
-        raise Refused(400, "the body is not readable as JSON in UTF-8") from None
+        raise ApiError(400, "the body is not readable as JSON in UTF-8") from None
     if not isinstance(body, dict):
-        raise Refused(400, "the body must be a JSON object")
+        raise ApiError(400, "the body must be a JSON object")
     return body
 
 
-def make_error(name: str, says: str, code: str = "invalid_value") -> Refused:
-    """A field that is not as it must be."""
-    return Refused(400, f"'{name}' {says}", name, code)
+def make_field_error(name: str, text: str, code: str = "invalid_value") -> ApiError:
+    """The error for a field that is not as it must be."""
+    return ApiError(400, f"'{name}' {text}", name, code)
 
 
-def read_number(
-    body: dict, name: str, default: float, low: float, high: float, whole: bool = False
-) -> float:
+def read_number(body: dict, name: str, default: float, low: float, high: float) -> float:
+    """A finite number from `low` to `high`; `default` where the field is missing or null."""
     value = body.get(name)
     if value is None:
         return default
-    if (
-        type(value) not in ((int,) if whole else (int, float))
-        or not (low <= value <= high)
-        or not math.isfinite(value)
-    ):
-        kind = "a whole number" if whole else "a number"
-        raise make_error(name, f"must be {kind} from {low:g} to {high:g}")
+    is_number = type(value) in (int, float)  # a bool is an int to isinstance
+    if not is_number or not low <= value <= high or not math.isfinite(value):
+        raise make_field_error(name, f"must be a number from {low:g} to {high:g}")
+    return value
+
+
+def read_integer(body: dict, name: str, default: int, low: int, high: int) -> int:
+    """As `read_number`, for whole numbers."""
+    value = body.get(name)
+    if value is None:
+        return default
+    if type(value) is not int or not low <= value <= high:
+        raise make_field_error(name, f"must be a whole number from {low:g} to {high:g}")
     return value
 
 
 def read_flag(body: dict, name: str) -> bool:
+    """A boolean; False where the field is missing or null."""
     value = body.get(name)
     if value is not None and type(value) is not bool:
-        raise make_error(name, "must be true or false", "invalid_type")
+        raise make_field_error(name, "must be true or false", "invalid_type")
     return bool(value)
 
 
-# What would change the answer, with the values that ask for nothing.
-UNDONE: dict[str, tuple] = {
-    "tools": ([],), "functions": ([],), "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,),
-    "suffix": ("",), "echo": (False,), "best_of": (1,), "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"), "audio": (), "prediction": (),
-}  # fmt: skip
-
-
-def parse_request(body: dict, server: Server, chat: bool) -> CompletionRequest:
-    model = body.get("model")
-    if not isinstance(model, str):
-        raise make_error("model", "must be the name of a model", "invalid_type")
-    if model != server.name:
-        says = f"the model {model[:80]!r} does not exist; this server has {server.name!r}"
-        raise Refused(404, says, "model", "model_not_found")
-    for name, nothing in UNDONE.items():
-        if body.get(name) is not None and body[name] not in nothing:
-            raise make_error(name, "is not supported here", "unsupported_parameter")
-    s, n = server.c.sample, int(read_number(body, "n", 1, 1, CHOICES, whole=True))
-    tops, logprobs = _logprobs(body, chat)
+def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRequest:
+    """Check every field of a chat request, or of a text completion."""
+    name = body.get("model")
+    if not isinstance(name, str):
+        raise make_field_error("model", "must be the name of a model", "invalid_type")
+    if name != model.name:
+        text = f"the model {name[:80]!r} does not exist; this server has {model.name!r}"
+        raise ApiError(404, text, "model", "model_not_found")
+    for field, harmless in UNSUPPORTED.items():
+        if body.get(field) is not None and body[field] not in harmless:
+            raise make_field_error(field, "is not supported here", "unsupported_parameter")
+    num_choices = read_integer(body, "n", 1, 1, MAX_CHOICES)
+    num_top, logprobs = _read_logprobs(body, is_chat)
+    default = model.c.sample
     sampling = SamplingParams(
-        temperature=read_number(body, "temperature", s.temperature, 0, 2),
-        top_k=read_number(body, "top_k", s.top_k, 0, server.c.model.vocab_size, whole=True),
-        top_p=read_number(body, "top_p", s.top_p, 0, 1),
-        min_p=read_number(body, "min_p", s.min_p, 0, 1),
-        logprobs=tops,
+        temperature=read_number(body, "temperature", default.temperature, 0, 2),
+        top_k=read_integer(body, "top_k", default.top_k, 0, model.c.model.vocab_size),
+        top_p=read_number(body, "top_p", default.top_p, 0, 1),
+        min_p=read_number(body, "min_p", default.min_p, 0, 1),
+        logprobs=num_top,
     )
-    seed = read_number(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1, whole=True)
+    seed = read_integer(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1)
     stream, options = read_flag(body, "stream"), body.get("stream_options")
     if options is not None and not (stream and isinstance(options, dict)):
-        raise make_error("stream_options", "is an object that goes with 'stream': true")
-    ids, limit, left_out = _room(body, server, chat)
-    usage = bool(options) and read_flag(options, "include_usage")
+        raise make_field_error("stream_options", "is an object that goes with 'stream': true")
+    prompt, max_new_tokens, num_dropped = _fit_context(body, model, is_chat)
     return CompletionRequest(
-        chat,
-        tuple(ids),
-        limit,
-        n,
-        sampling,
-        int(seed) % 2**32,
-        _stops(body),
-        stream,
-        usage,
-        logprobs,
-        left_out,
+        is_chat=is_chat,
+        prompt=tuple(prompt),
+        max_new_tokens=max_new_tokens,
+        n=num_choices,
+        sampling=sampling,
+        seed=seed % 2**32,
+        stop=_read_stop(body),
+        stream=stream,
+        include_usage=read_flag(options or {}, "include_usage"),
+        logprobs=logprobs,
+        num_dropped_turns=num_dropped,
     )
 
 
-def _logprobs(body: dict, chat: bool) -> tuple[int, bool]:
+def _read_logprobs(body: dict, is_chat: bool) -> tuple[int, bool]:
     """(how many of the most likely tokens, whether log-probabilities at all)."""
-    if not chat:
-        return int(read_number(body, "logprobs", 0, 0, MAX_LOGPROBS, whole=True)), body.get(
-            "logprobs"
-        ) is not None
-    wanted, tops = (
-        read_flag(body, "logprobs"),
-        int(read_number(body, "top_logprobs", 0, 0, MAX_LOGPROBS, whole=True)),
-    )
-    if tops and not wanted:
-        raise make_error("top_logprobs", "goes with 'logprobs': true")
-    return tops, wanted
+    if not is_chat:  # here `logprobs` is the number
+        num_top = read_integer(body, "logprobs", 0, 0, MAX_LOGPROBS)
+        return num_top, body.get("logprobs") is not None
+    logprobs = read_flag(body, "logprobs")
+    num_top = read_integer(body, "top_logprobs", 0, 0, MAX_LOGPROBS)
+    if num_top and not logprobs:
+        raise make_field_error("top_logprobs", "goes with 'logprobs': true")
+    return num_top, logprobs
 
 
-def _stops(body: dict) -> tuple[str, ...]:
-    stops = body.get("stop")
-    stops = [] if stops is None else [stops] if isinstance(stops, str) else stops
-    fits = isinstance(stops, list) and len(stops) <= STOPS
-    if not fits or not all(isinstance(s, str) and 0 < len(s) <= STOP_LENGTH for s in stops):
-        raise make_error(
-            "stop", f"must be a string or at most {STOPS}, each of 1 to {STOP_LENGTH} characters"
+def _read_stop(body: dict) -> tuple[str, ...]:
+    stop = body.get("stop")
+    if stop is None:
+        return ()
+    stop = [stop] if isinstance(stop, str) else stop
+    is_valid = isinstance(stop, list) and len(stop) <= MAX_STOP_STRINGS
+    if not is_valid or not all(
+        isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in stop
+    ):
+        raise make_field_error(
+            "stop",
+            f"must be a string or at most {MAX_STOP_STRINGS}, "
+            f"each of 1 to {MAX_STOP_LENGTH} characters",
         )
-    return tuple(stops)
+    return tuple(stop)
 
 
-def _room(body: dict, server: Server, chat: bool) -> tuple[list[int], int, int]:
-    """(prompt, tokens to draw at most, turns left out). The two must fit the context together."""
-    context, t, trim, left_out = (
-        server.c.model.context_len,
-        server.tokenizer,
-        body.get("truncation") == "auto",
-        0,
-    )
-    limits = (
-        read_number(body, name, 0, 1, 1 << 20, whole=True)
-        for name in ("max_completion_tokens", "max_tokens")
-    )
-    limit = int(next(filter(None, limits), 0))  # 0: as many as there is room for
-    if chat:
-        turns = messages(body, server)
-        ids = render_prompt(t, turns)
-        if trim:
-            kept = drop_oldest_turns(
-                turns, len(ids) + min(limit or context // 4, context // 4) - context, t
-            )
-            ids, left_out = render_prompt(t, kept), len(turns) - len(kept)
+def _fit_context(body: dict, model: ServedModel, is_chat: bool) -> tuple[list[int], int, int]:
+    """(the prompt's ids, tokens that may be generated, turns dropped)."""
+    tokenizer, context = model.tokenizer, model.c.model.context_len
+    may_drop = body.get("truncation") == "auto"
+    num_dropped = 0
+    # 0: as many as there is room for.
+    wanted = read_integer(body, "max_completion_tokens", 0, 1, 1 << 20)
+    wanted = wanted or read_integer(body, "max_tokens", 0, 1, 1 << 20)
+    if is_chat:
+        messages = _read_messages(body, model)
+        prompt = render_prompt(tokenizer, messages)
+        if may_drop:
+            # Leave a quarter of the context for the answer, or what was asked for if that is less.
+            quarter = context // 4
+            surplus = len(prompt) + min(wanted or quarter, quarter) - context
+            kept = drop_oldest_turns(messages, surplus, tokenizer)
+            num_dropped = len(messages) - len(kept)
+            prompt = render_prompt(tokenizer, kept)
     else:
-        prompt = body.get("prompt", "")
-        if isinstance(prompt, list) and len(prompt) == 1:
-            prompt = prompt[0]
-        if not isinstance(prompt, str):
-            raise make_error(
-                "prompt", "must be one text; lists and token numbers are not supported"
-            )
-        text = t.encode(prompt)
-        ids = text if t.chatml and text else [t.bos, *text]
-    room = context - len(ids)
-    if room < 1 or (limit > room and not trim):
-        name = "messages" if chat else "prompt"
-        says = f"the model's context is {context} tokens; the {name} take {len(ids)} and 'max_tokens' asks for {limit or 1}"
-        raise Refused(400, says, name, "context_length_exceeded")
-    return ids, min(limit or room, room), left_out
+        prompt = _read_prompt(body, tokenizer)
+    room = context - len(prompt)
+    if room < 1 or (wanted > room and not may_drop):
+        name = "messages" if is_chat else "prompt"
+        text = (
+            f"the model's context is {context} tokens; the {name} take {len(prompt)} "
+            f"and 'max_tokens' asks for {wanted or 1}"
+        )
+        raise ApiError(400, text, name, "context_length_exceeded")
+    return prompt, min(wanted or room, room), num_dropped
 
 
-def drop_oldest_turns(turns: list[dict], surplus: int, tokenizer: Tokenizer) -> list[dict]:
-    """The turns without the oldest questions and their answers, as many as hold `surplus` tokens. Turns before the first
-    question stay, and so does the last question."""
-    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
-    for first, after in pairwise(asked):
+def _read_prompt(body: dict, tokenizer: Tokenizer) -> list[int]:
+    prompt = body.get("prompt", "")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise make_field_error(
+            "prompt", "must be one text; lists and token numbers are not supported"
+        )
+    ids = tokenizer.encode(prompt)
+    # An imported ChatML model was trained on text without <|bos|>.
+    return ids if tokenizer.chatml and ids else [tokenizer.bos, *ids]
+
+
+def drop_oldest_turns(
+    messages: list[dict], surplus: int, tokenizer: Tokenizer
+) -> list[dict[str, str]]:
+    """The messages without the oldest questions and answers, as many as hold `surplus` tokens.
+
+    Messages before the first question stay, and so does the last question.
+    """
+    questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
+    if not questions:
+        return messages
+    first_kept = questions[0]
+    for start, end in pairwise(questions):
         if surplus <= 0:
-            return [*turns[: asked[0]], *turns[first:]]
-        surplus -= sum(len(encode_turn(tokenizer, turn)) for turn in turns[first:after])
-    return [*turns[: asked[0]], *turns[asked[-1] :]] if asked else turns
+            break
+        surplus -= sum(len(encode_turn(tokenizer, turn)) for turn in messages[start:end])
+        first_kept = end
+    return [*messages[: questions[0]], *messages[first_kept:]]
 
 
-def messages(body: dict, server: Server) -> list[dict[str, str]]:
-    if not server.can_chat:
-        says = "this checkpoint never learnt to chat: it has no turns, only text; ask /v1/completions, or fine-tune it"
-        raise Refused(400, says, "messages", "no_chat_template")
-    given = body.get("messages")
-    if not isinstance(given, list) or not 1 <= len(given) <= TURNS:
-        raise make_error("messages", f"must be a list of 1 to {TURNS} turns")
-    return [_turn(turn, f"messages[{i}]") for i, turn in enumerate(given)]
+def _read_messages(body: dict, model: ServedModel) -> list[dict[str, str]]:
+    if not model.can_chat:
+        text = (
+            "this checkpoint was not trained on conversations; use /v1/completions, or fine-tune it"
+        )
+        raise ApiError(400, text, "messages", "no_chat_template")
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
+        raise make_field_error("messages", f"must be a list of 1 to {MAX_MESSAGES} turns")
+    return [_read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _turn(turn: Any, where: str) -> dict[str, str]:
-    role, content = (
-        (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-    )
-    role = (
-        {"developer": "system", "function": "tool"}.get(role, role)
-        if isinstance(role, str)
-        else role
-    )
+def _read_message(message: Any, where: str) -> dict[str, str]:
+    message = message if isinstance(message, dict) else {}
+    role, content = message.get("role"), message.get("content")
+    if isinstance(role, str):
+        role = {"developer": "system", "function": "tool"}.get(role, role)
     if role not in ROLES:
-        raise make_error(f"{where}.role", f"must be one of {', '.join(ROLES)} and developer")
+        raise make_field_error(f"{where}.role", f"must be one of {', '.join(ROLES)} and developer")
     if isinstance(content, list):
-        parts = [
-            p.get("text") if isinstance(p, dict) and p.get("type") == "text" else None
-            for p in content
-        ]
-        content = "".join(parts) if all(isinstance(p, str) for p in parts) else None
+        content = _join_text_parts(content)
     if not isinstance(content, str):
-        raise make_error(f"{where}.content", "must be text; ramp reads no pictures or sounds")
+        raise make_field_error(f"{where}.content", "must be text; ramp reads no images or audio")
     return {"role": role, "content": content}
+
+
+def _join_text_parts(parts: list) -> str | None:
+    """The text of a list of content parts; None where one of them is no text."""
+    texts = []
+    for part in parts:
+        is_text = isinstance(part, dict) and part.get("type") == "text"
+        if not is_text or not isinstance(part.get("text"), str):
+            return None
+        texts.append(part["text"])
+    return "".join(texts)

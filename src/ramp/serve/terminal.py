@@ -1,4 +1,4 @@
-"""Talking to a trained model in the terminal: a streaming chat, or the continuation of one text."""
+"""A trained model in the terminal: a streaming chat, or the continuation of one text."""
 
 import sys
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ import numpy as np
 from ramp import config, rundir
 from ramp.config import Config
 from ramp.decode import sample
+from ramp.decode.params import prepare_decode_params
 from ramp.errors import UserError
 from ramp.evals.samples import sampling_params
 from ramp.host import setup_devices
@@ -18,48 +19,61 @@ from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
 from ramp.train.restore import load_params
 
-PIECE = 8  # tokens decoded between two looks at the screen
+CHUNK = 8  # tokens decoded before they are shown
 
 
-class TokenStreamer:
-    """A model ready to speak: weights laid out for decoding, one row."""
+class TextStreamer:
+    """A loaded model that generates one text at a time, on one device."""
 
     def __init__(self, run: RunDir, c: Config, stage: str, seed: int):
         self.c = setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)
         self.tokenizer = Tokenizer.load(run.tokenizer)
         self.params = load_params(run, stage, self.c, self.tokenizer)["lm"]
-        self.weights = sample.prepare_decode_params(self.c.model, self.params)
+        self.weights = prepare_decode_params(self.c.model, self.params)
         self.seed = seed
 
-    def stream(self, prompt: list[int], tokens: int, stop: tuple[int, ...]) -> Iterator[str]:
-        """Text as it is drawn, whole characters at a time; ends at a stop token, after `tokens`, or when full."""
+    def stream(self, prompt: list[int], stop: tuple[int, ...]) -> Iterator[str]:
+        """Text while it is drawn, whole characters at a time.
+
+        Ends at a stop token, after `sample.max_new_tokens`, or with the context.
+        """
         decoder = StreamDecoder(self.tokenizer)
-        m, sampling = self.c.model, sampling_params(self.c.sample)
-        stream = sample.prefill_prompts(m, self.params, [prompt], [self.seed])
-        self.seed += 1
-        for _ in range(-(-tokens // PIECE)):
-            stream = sample.decode(
-                m, self.weights, stream, sampling, PIECE, stop, self.tokenizer.vocab_size
-            )
-            for token in np.asarray(stream.tokens_bn)[0].tolist():
+        model, settings = self.c.model, self.c.sample
+        sampling, vocab_size = sampling_params(settings), self.tokenizer.vocab_size
+        state = sample.prefill_prompts(model, self.params, [prompt], [self.seed])
+        self.seed += 1  # or every answer to one question would be the same
+        for _ in range(0, settings.max_new_tokens, CHUNK):
+            state = sample.decode(model, self.weights, state, sampling, CHUNK, stop, vocab_size)
+            for token in np.asarray(state.tokens_bn)[0].tolist():
                 if token >= 0 and token not in stop:
                     yield decoder.push(token)
-            if bool(stream.done_b[0]):
+            if bool(state.done_b[0]):
                 break
         yield decoder.flush()
+
+    def print_stream(self, prompt: list[int], stop: tuple[int, ...]) -> str:
+        """Print text while it is drawn; returns all of it."""
+        pieces = []
+        for text in self.stream(prompt, stop):
+            print(text, end="", flush=True)
+            pieces.append(text)
+        print(flush=True)
+        return "".join(pieces)
 
 
 def complete(directory: Path, c: Config, prompt: str, stage: str, seed: int) -> None:
     """Print `prompt` and the model's continuation of it."""
     run, _ = rundir.open_run(directory)
-    speaker = TokenStreamer(run, c, stage, seed)
-    tokenizer = speaker.tokenizer
+    streamer = TextStreamer(run, c, stage, seed)
+    tokenizer, context_len = streamer.tokenizer, streamer.c.model.context_len
     ids = [tokenizer.bos, *tokenizer.encode(prompt)]
-    _require_room(ids, speaker.c)
+    if len(ids) >= context_len:
+        raise UserError(
+            f"the prompt is {len(ids)} tokens long, and the model's context is {context_len}; "
+            "shorten the prompt"
+        )
     print(prompt, end="", flush=True)
-    for text in speaker.stream(ids, speaker.c.sample.max_new_tokens, (tokenizer.bos,)):
-        print(text, end="", flush=True)
-    print()
+    streamer.print_stream(ids, (tokenizer.bos,))
 
 
 def chat(
@@ -70,39 +84,37 @@ def chat(
     tokens: int | None = None,
     ask: list[str] | None = None,
 ) -> None:
-    """Read questions, from `ask` or from standard input, and answer them; older turns are left out when room ends."""
+    """Answer questions, from `ask` or from standard input; old turns are dropped when room ends.
+
+    temperature, tokens: in place of what the run's configuration says.
+    """
     run, c = rundir.open_run(directory)
-    s = c.sample
-    s = replace(
-        s,
-        temperature=s.temperature if temperature is None else temperature,
-        max_new_tokens=tokens or s.max_new_tokens,
-    )
-    c = config.check_config(replace(c, sample=s), "the command line")
-    speaker = TokenStreamer(run, c, stage, seed)
-    tokenizer = speaker.tokenizer
-    stop = (tokenizer.end, tokenizer.bos)
+    settings = c.sample
+    if temperature is not None:
+        settings = replace(settings, temperature=temperature)
+    if tokens:
+        settings = replace(settings, max_new_tokens=tokens)
+    c = config.check_config(replace(c, sample=settings), "the command line")
+    streamer = TextStreamer(run, c, stage, seed)
+    stop = (streamer.tokenizer.end, streamer.tokenizer.bos)
     messages: list[dict[str, str]] = []
-    for question in ask or _questions():
+    for question in ask or _read_questions():
         messages.append({"role": "user", "content": question})
-        messages, prompt = _fit(messages, speaker)
+        messages, prompt = _fit_context(messages, streamer)
         if ask:
             print(f"> {question}")
-        said = ""
-        for text in speaker.stream(prompt, s.max_new_tokens, stop):
-            print(text, end="", flush=True)
-            said += text
-        print(flush=True)
-        messages.append({"role": "assistant", "content": said})
+        answer = streamer.print_stream(prompt, stop)
+        messages.append({"role": "assistant", "content": answer})
 
 
-def _questions() -> Iterator[str]:
-    tty = sys.stdin.isatty()
-    if tty:
+def _read_questions() -> Iterator[str]:
+    """Lines of standard input, up to an empty one."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
         print("Ask something; an empty line or Ctrl-D ends the chat.", file=sys.stderr)
     while True:
         try:
-            question = input("> " if tty else "").strip()
+            question = input("> " if is_terminal else "").strip()
         except EOFError:
             return
         if not question:
@@ -110,25 +122,19 @@ def _questions() -> Iterator[str]:
         yield question
 
 
-def _fit(
-    messages: list[dict[str, str]], speaker: TokenStreamer
+def _fit_context(
+    messages: list[dict[str, str]], streamer: TextStreamer
 ) -> tuple[list[dict[str, str]], list[int]]:
     """The latest turns that leave a quarter of the context for the answer, and their tokens."""
-    room = speaker.c.model.context_len * 3 // 4
+    context_len = streamer.c.model.context_len
+    room = context_len * 3 // 4
     while True:
-        prompt = render_prompt(speaker.tokenizer, messages)
+        prompt = render_prompt(streamer.tokenizer, messages)
         if len(prompt) <= room:
             return messages, prompt
         if len(messages) <= 1:
             raise UserError(
-                f"the question is {len(prompt)} tokens long, and a context of {speaker.c.model.context_len} has room for {room}; "
-                "ask something shorter"
+                f"the question is {len(prompt)} tokens long, and a context of {context_len} "
+                f"has room for {room}; ask something shorter"
             )
-        messages = messages[2:]
-
-
-def _require_room(ids: list[int], c: Config) -> None:
-    if len(ids) >= c.model.context_len:
-        raise UserError(
-            f"the prompt is {len(ids)} tokens long, and the model's context is {c.model.context_len}; shorten the prompt"
-        )
+        messages = messages[2:]  # a question and its answer
