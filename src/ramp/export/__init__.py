@@ -1,1 +1,1 @@
-"""Files of other tools: `ramp export` writes a Hugging Face folder, `ramp import` reads it or GGUF."""
+"""Files of other tools: `ramp export` writes a Hugging Face folder, `ramp import` reads one."""

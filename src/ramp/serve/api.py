@@ -132,6 +132,7 @@ class EventStream(StreamingResponse):
         self.close = close
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """Send the events."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -169,6 +170,8 @@ class Api:
         )
 
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """Answer one request."""
+
         async def send_with_headers(message: dict) -> None:
             if message["type"] == "http.response.start":
                 message = message | {"headers": [*message["headers"], *self.headers]}

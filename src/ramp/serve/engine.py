@@ -137,7 +137,7 @@ class Engine:
             self._thread.join(timeout=60)
 
     def warm_up(self, report: Callable[[str], None] = lambda text: None) -> None:
-        """Compile every shape before the first request; quick where the compilation cache is full."""
+        """Compile every shape before the first request, or read it from the compilation cache."""
         for size in self.sizes:
             report(f"{size} tokens")
             self._grow(size)
