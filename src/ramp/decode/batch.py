@@ -62,10 +62,10 @@ class DrawnTokens:
 def init_slots(c: Model, B: int, size: int) -> SlotState:
     """B empty slots with room for `size` tokens each."""
 
-    def zeros(shape: tuple, dtype, *spec) -> jax.Array:
+    def zeros(shape, dtype, *spec):
         return jnp.zeros(shape, dtype, out_sharding=P(ROWS, *spec))
 
-    def zero_keys() -> jax.Array:
+    def zero_keys():
         return zeros((B, c.num_kv_heads, c.head_dim, size), c.dtype, "model")
 
     return SlotState(
@@ -120,7 +120,7 @@ def prefill_chunk(
     logits_rv = jax.reshard(unembed(c, weights, last_rd), P(ROWS, None))
     last_r = jax.lax.dynamic_index_in_dim(tokens_rq, count, axis=1, keepdims=False)
 
-    def to_slots(a_r: jax.Array) -> jax.Array:
+    def to_slots(a_r):
         """For each slot, what its own device computed."""
         shape = R, B // R, *a_r.shape[1:]
         a_rs = jnp.broadcast_to(a_r[:, None], shape, out_sharding=P(ROWS))
@@ -135,7 +135,7 @@ def write_slot(slots: SlotState, at, logits_bv, last_b, length, seed, sampling) 
     """Write all but the cache of slot `at`: row `at` of arrays that have one for every slot."""
     is_slot_b = jax.reshard(jnp.arange(len(last_b)) == at, P(ROWS))
 
-    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+    def choose(new, old):
         mask = is_slot_b.reshape(-1, *[1] * (old.ndim - 1))
         return jnp.where(mask, new, old)
 
@@ -173,7 +173,7 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
     positions_p = start + jnp.arange(P_len)
 
-    def read_block(a_bkhs: jax.Array, first: jax.Array) -> jax.Array:
+    def read_block(a_bkhs, first):
         return jax.lax.dynamic_slice(a_bkhs, (slot, 0, 0, first), (1, K, h, P_len))
 
     def add_block(carry, first, end, k_khs, v_khs):
@@ -206,7 +206,7 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
     o_pkgh = jnp.transpose(o_kgph / total, (2, 0, 1, 3))
     o_1phd = o_pkgh.reshape(1, P_len, H, h).astype(q_1phd.dtype)
 
-    def write(a_bkhs: jax.Array, new_khp: jax.Array) -> jax.Array:
+    def write(a_bkhs, new_khp):
         block = jnp.where(is_mine, new_khp, read_block(a_bkhs, start))
         return jax.lax.dynamic_update_slice(a_bkhs, block, (slot, 0, 0, start))
 
@@ -225,7 +225,7 @@ def copy_slot(
 ) -> SlotState:
     """Copy what slot `source` has read to slot `at`, before either has drawn a token."""
 
-    def copy_on_device(a_b: jax.Array, source: jax.Array, at: jax.Array) -> jax.Array:
+    def copy_on_device(a_b, source, at):
         slot, is_mine = locate_slot(source, len(a_b))
         row = jax.lax.dynamic_index_in_dim(a_b, slot)
         row = jax.lax.psum(jnp.where(is_mine, row, 0), ROWS)
@@ -233,7 +233,7 @@ def copy_slot(
         row = jnp.where(is_mine, row, jax.lax.dynamic_index_in_dim(a_b, slot))
         return jax.lax.dynamic_update_index_in_dim(a_b, row, slot, 0)
 
-    def copy(a_b: jax.Array) -> jax.Array:
+    def copy(a_b):
         spec = jax.typeof(a_b).sharding.spec
         run = jax.shard_map(
             copy_on_device, in_specs=(spec, P(), P()), out_specs=spec, check_vma=False
@@ -254,14 +254,14 @@ def decode_slots(
     """Draw n tokens of every slot, from the first `vocab_size` ids."""
     num_top = min(MAX_LOGPROBS, vocab_size)
 
-    def find_top(logp_bv: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def find_top(logp_bv):
         return tuple(jax.lax.top_k(logp_bv, num_top))
 
-    def skip_top(logp_bv: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def skip_top(logp_bv):
         some_bk = logp_bv[:, :num_top]
         return some_bk, jnp.zeros_like(some_bk, jnp.int32)
 
-    def draw(carry: tuple, slot: jax.Array) -> tuple[tuple, DrawnTokens]:
+    def draw(carry, slot):
         s, tail = carry
         logits_bv = s.logits_bv[:, :vocab_size]
         token_b = sample_tokens(logits_bv, row_keys(s.seed_b, s.length_b), s.sampling)

@@ -42,7 +42,7 @@ def cache_size(c: Model, cache: tuple) -> int:
 def grow_cache(cache: tuple, size: int) -> tuple:
     """The same cache with room for `size` tokens a row."""
 
-    def pad(a_bkhs: jax.Array) -> jax.Array:
+    def pad(a_bkhs):
         more = size - a_bkhs.shape[3]
         return jnp.pad(a_bkhs, ((0, 0), (0, 0), (0, 0), (0, more)))
 
@@ -52,7 +52,7 @@ def grow_cache(cache: tuple, size: int) -> tuple:
 def init_tail(cache: tuple, n: int = TAIL) -> tuple:
     """Room for the keys and values of n tokens a row, or of the whole cache if that is less."""
 
-    def zeros(a_bkhs: jax.Array) -> jax.Array:
+    def zeros(a_bkhs):
         *shape, size = a_bkhs.shape
         spec = jax.typeof(a_bkhs).sharding.spec
         return jnp.zeros((*shape, min(n, size)), a_bkhs.dtype, out_sharding=spec)
@@ -66,7 +66,7 @@ def merge_tail(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
     What the tail holds beyond a row's end is copied too; no token sees it.
     """
 
-    def merge(a_khs: jax.Array, tail_khw: jax.Array, start: jax.Array) -> jax.Array:
+    def merge(a_khs, tail_khw, start):
         width = tail_khw.shape[2]
         # The last window of a full cache begins before the tail does.
         at = jnp.minimum(start, a_khs.shape[2] - width)
@@ -75,7 +75,7 @@ def merge_tail(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
         window_khw = jnp.where(jnp.arange(width) < start - at, old_khw, new_khw)
         return jax.lax.dynamic_update_slice_in_dim(a_khs, window_khw, at, axis=2)
 
-    def merge_rows(a_bkhs: jax.Array, tail_bkhw: jax.Array) -> jax.Array:
+    def merge_rows(a_bkhs, tail_bkhw):
         return jax.vmap(merge)(a_bkhs, tail_bkhw, start_b)
 
     return jax.tree.map(merge_rows, cache, tail)
@@ -126,7 +126,7 @@ def attend_cached(kv, tail_kv, slot, position_b, window, q_b1hd, k_b1kd, v_b1kd)
     """
     (B, _, H, h), K = q_b1hd.shape, k_b1kd.shape[2]
 
-    def write(tail_bkhw: jax.Array, new_b1kd: jax.Array) -> jax.Array:
+    def write(tail_bkhw, new_b1kd):
         new_bkh1 = jnp.transpose(new_b1kd, (0, 2, 3, 1)).astype(tail_bkhw.dtype)
         return jax.lax.dynamic_update_slice(tail_bkhw, new_bkh1, (0, 0, 0, slot))
 

@@ -19,7 +19,7 @@ def prepare_decode_params(c: Model, params: Params) -> Params:
     head is such a table, and is still gathered at every token.)
     """
 
-    def convert(path: tuple, weight: jax.Array) -> jax.Array:
+    def convert(path, weight):
         layer_axes = 1 if path[0].key == "blocks" else 0
         if weight.ndim - layer_axes < 2:
             return weight  # norms and other vectors stay float32

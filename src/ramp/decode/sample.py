@@ -186,7 +186,7 @@ def take_per_row(a_bn: jax.Array, at_b: jax.Array) -> jax.Array:
 def row_keys(seed_b: jax.Array, position_b: jax.Array) -> jax.Array:
     """One key for each row and position, from the row's own seed."""
 
-    def make_key(seed: jax.Array, position: jax.Array) -> jax.Array:
+    def make_key(seed, position):
         return jax.random.fold_in(jax.random.PRNGKey(seed), position)
 
     return jax.vmap(make_key)(seed_b, position_b)
@@ -250,7 +250,7 @@ def prefill(
     B, P_len = prompts_bp.shape
     cos, sin = rope_angles(jnp.arange(P_len), c.head_dim, c.rope_theta)
 
-    def make_attend(window: int | None) -> Callable:
+    def make_attend(window):
         def attend(q, k, v):
             o = attention(q, k, v, window=window, backend=attention_backend(c))
             return o, (k, v)
@@ -261,7 +261,7 @@ def prefill(
     x_bpd = jax.lax.reshape(x_nd, (B, P_len, c.width), out_sharding=P(ROWS))
     last_bd = take_per_row(x_bpd, length_b - 1)
 
-    def to_cache(a_bpkh: jax.Array) -> jax.Array:
+    def to_cache(a_bpkh):
         return jnp.transpose(a_bpkh, (0, 2, 3, 1)).astype(c.dtype)
 
     cache = tuple(
@@ -345,7 +345,7 @@ def decode_until(
     """Draw tokens number first .. end of each row into `tokens_bn`; the cache must have room."""
     tail_size = min(TAIL, cache_size(c, state.cache))
 
-    def draw(carry: tuple) -> tuple:
+    def draw(carry):
         first, slot, tail, s = carry
         keys_b = row_keys(s.seed_b, s.length_b)
         token_b, logp_b = sample_token(s.logits_bv, keys_b, sampling, vocab_size)
@@ -370,11 +370,11 @@ def decode_until(
         )
         return first, slot + 1, tail, s
 
-    def tail_has_room(carry: tuple) -> jax.Array:
+    def tail_has_room(carry):
         first, slot, _, s = carry
         return (slot < tail_size) & (first + slot < end) & ~jnp.all(s.done_b)
 
-    def fill_tail(carry: tuple) -> tuple:
+    def fill_tail(carry):
         """Draw up to TAIL tokens, then merge their keys and values into the cache."""
         first, s = carry
         start_b = s.length_b
@@ -382,7 +382,7 @@ def decode_until(
         first, slot, tail, s = jax.lax.while_loop(tail_has_room, draw, carry)
         return first + slot, replace(s, cache=merge_tail(s.cache, tail, start_b))
 
-    def unfinished(carry: tuple) -> jax.Array:
+    def unfinished(carry):
         first, s = carry
         return (first < end) & ~jnp.all(s.done_b)
 

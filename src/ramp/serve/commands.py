@@ -126,7 +126,7 @@ def _import(args: argparse.Namespace) -> int:
     from ramp.model import transformer
     from ramp.reporting.report import update_report
     from ramp.train.checkpoint import Checkpoints
-    from ramp.train.restore import model_identity
+    from ramp.train.restore import make_meta
     from ramp.train.state import abstract_state
 
     foreign, tokenizer = load.open_foreign(args.file)
@@ -134,18 +134,13 @@ def _import(args: argparse.Namespace) -> int:
     run = RunDir(args.run)
     if run.has_begun("pretrain"):
         raise UserError(f"{args.run} has a model already; name another directory with --run")
-    m = _use_host(c).model
+    c_host = _use_host(c)
+    m = c_host.model
     mesh = jax.sharding.get_mesh()
     like = abstract_state(lambda: transformer.init_params(m, jax.random.PRNGKey(0)), mesh)
     weights = load.load_foreign_params(foreign, like, tokenizer)
     lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), weights, like)
-    meta = {
-        "stage": "pretrain",
-        "model": config.fingerprint(model_identity(m)),
-        "tokenizer": tokenizer.fingerprint,
-        "seed": c.seed,
-        "imported": json.dumps(foreign.card),
-    }
+    meta = make_meta("pretrain", c_host, tokenizer) | {"imported": json.dumps(foreign.card)}
     with run.lock():
         run.check_or_create(c)
         tokenizer.save(run.tokenizer)

@@ -1,0 +1,1 @@
+"""How fast the server is, alone and with company: `python -m experiments.serve.speed`."""
