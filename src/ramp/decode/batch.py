@@ -100,6 +100,7 @@ def prefill_chunk(
     weights: from `prepare_decode_params`. start + P must fit the cache. Keys of the padding stay in
     it and are never seen: they are overwritten as the row grows.
     """
+    # Q = 1 + P: the token before the chunk, then the chunk.
     (R, Q), B = tokens_rq.shape, len(slots.last_b)
     tokens_rp = tokens_rq[:, 1:]
     cos, sin = rope_angles(start + jnp.arange(Q - 1), c.head_dim, c.rope_theta)
@@ -108,6 +109,7 @@ def prefill_chunk(
     segments_rq = jnp.broadcast_to(in_prompt_q, (R, Q), out_sharding=P(ROWS))
     x_nd = Embed(c).apply({"params": weights["embed"]}, tokens_rq, segments_bt=segments_rq)
     x_rqd = jax.lax.reshape(x_nd, (R, Q, c.width), out_sharding=P(ROWS))
+    # The token before was needed for the smear only.
     x_nd = jax.lax.reshape(x_rqd[:, 1:], (R * (Q - 1), c.width), out_sharding=P(ROWS))
     x0_nd = x_nd
     cache = []
@@ -116,6 +118,7 @@ def prefill_chunk(
         x_nd, kv = Block(c).apply({"params": block}, x_nd, cos, sin, attend, tokens_rp, x0_nd)
         cache.append(kv)
     x_rpd = jax.lax.reshape(x_nd, (R, Q - 1, c.width), out_sharding=P(ROWS))
+    # Logits behind the last real token; those behind the padding mean nothing.
     last_rd = jax.lax.dynamic_index_in_dim(x_rpd, count - 1, axis=1, keepdims=False)
     logits_rv = jax.reshard(unembed(c, weights, last_rd), P(ROWS, None))
     last_r = jax.lax.dynamic_index_in_dim(tokens_rq, count, axis=1, keepdims=False)
@@ -133,6 +136,7 @@ def prefill_chunk(
 
 def write_slot(slots: SlotState, at, logits_bv, last_b, length, seed, sampling) -> SlotState:
     """Write all but the cache of slot `at`: row `at` of arrays that have one for every slot."""
+    # A mask, because a write at a computed row of a split array is not local.
     is_slot_b = jax.reshard(jnp.arange(len(last_b)) == at, P(ROWS))
 
     def choose(new, old):
@@ -166,6 +170,7 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
     """One device's part of `attend_chunk`: its slots, its heads and its one row of the chunk."""
     (_, P_len, H, h), K = q_1phd.shape, k_1pkd.shape[2]
     slot, is_mine = locate_slot(at, len(keys_bkhs))
+    # H query heads are K groups of G that share keys and values.
     q_pkgh = (q_1phd[0] * h**-0.5).reshape(P_len, K, H // K, h)
     q_kgph = jnp.transpose(q_pkgh, (1, 2, 0, 3))
     new_k_khp = jnp.transpose(k_1pkd[0], (1, 2, 0)).astype(keys_bkhs.dtype)
@@ -183,6 +188,7 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
         visible_ps = visible_mask(positions_p[:, None], s, window) & (s < end)
         scores = jnp.where(visible_ps, dot("kgph,khs->kgps", q_kgph, k_khs), MASKED)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+        # What was summed so far was relative to the old maximum.
         scale = jnp.exp(top - new_top)
         p_kgps = jnp.exp(scores - new_top)
         total = scale * total + jnp.sum(p_kgps, axis=-1, keepdims=True)
@@ -199,6 +205,7 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
     # The chunk itself comes first: each of its tokens sees at least one key, its own.
     carry = add_block(carry, start, start + P_len, new_k_khp, new_v_khp)
     first_block = 0
+    # Blocks that lie wholly behind the window are skipped.
     if window is not None:
         first_block = jnp.maximum(0, start - window + 1) // P_len
     num_blocks = -(-start // P_len)
@@ -207,6 +214,7 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
     o_1phd = o_pkgh.reshape(1, P_len, H, h).astype(q_1phd.dtype)
 
     def write(a_bkhs, new_khp):
+        # A device that does not own the slot writes back what it read.
         block = jnp.where(is_mine, new_khp, read_block(a_bkhs, start))
         return jax.lax.dynamic_update_slice(a_bkhs, block, (slot, 0, 0, start))
 
@@ -228,6 +236,7 @@ def copy_slot(
     def copy_on_device(a_b, source, at):
         slot, is_mine = locate_slot(source, len(a_b))
         row = jax.lax.dynamic_index_in_dim(a_b, slot)
+        # Only the owner adds something, so the sum sends its row to all devices.
         row = jax.lax.psum(jnp.where(is_mine, row, 0), ROWS)
         slot, is_mine = locate_slot(at, len(a_b))
         row = jnp.where(is_mine, row, jax.lax.dynamic_index_in_dim(a_b, slot))
@@ -266,6 +275,7 @@ def decode_slots(
         logits_bv = s.logits_bv[:, :vocab_size]
         token_b = sample_tokens(logits_bv, row_keys(s.seed_b, s.length_b), s.sampling)
         logp_bv = jax.nn.log_softmax(logits_bv, axis=-1)
+        # Sorting out the top tokens costs time, so it is done only when a row wants them.
         anyone_asks = jnp.any(s.sampling.logprobs > 0)
         top_logp_bk, top_bk = jax.lax.cond(anyone_asks, find_top, skip_top, logp_bv)
         drawn = DrawnTokens(
@@ -294,10 +304,12 @@ def sample_tokens(logits_bv: jax.Array, key_b: jax.Array, sampling: SamplingPara
     with top_k=50 of 8192 ids on a CPU, `sample_token` takes 0.2 ms for one row and 0.9 ms for 16,
     this one 0.9 and 10 ms.
     """
+    # Temperature 0 takes the argmax below; 1 stands in to divide by.
     is_random_b = sampling.temperature > 0
     temperature_b = jnp.where(is_random_b, sampling.temperature, 1.0)
     scaled = logits_bv / temperature_b[:, None]
     x_bv = scaled - jnp.max(scaled, axis=-1, keepdims=True)
+    # The bisections run only when a row filters.
     is_filtered = jnp.any((sampling.top_k > 0) | (sampling.top_p < 1))
     x_bv = jax.lax.cond(is_filtered, filter_top, lambda x, sampling: x, x_bv, sampling)
     x_bv = jnp.where(x_bv >= jnp.log(sampling.min_p)[:, None], x_bv, -jnp.inf)  # log 0: all pass
@@ -313,6 +325,7 @@ def filter_top(x_bv: jax.Array, sampling: SamplingParams) -> jax.Array:
     """
     max_count_b = jnp.where(sampling.top_k > 0, sampling.top_k, x_bv.shape[1])
     x_bv = jnp.where(find_above(x_bv, jnp.ones_like(x_bv), max_count_b), x_bv, -jnp.inf)
+    # 2 is more than all probability there is: nothing is filtered.
     max_mass_b = jnp.where(sampling.top_p < 1, sampling.top_p, 2.0)
     is_kept = find_above(x_bv, jax.nn.softmax(x_bv, axis=-1), max_mass_b)
     return jnp.where(is_kept, x_bv, -jnp.inf)

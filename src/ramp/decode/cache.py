@@ -28,6 +28,7 @@ def round_to_bucket(n: int, least: int = 32) -> int:
     """
     size = least
     while size < n:
+        # From 32 to 48 is times 3/2, from 48 to 64 is times 4/3.
         is_power_of_two = size & (size - 1) == 0
         size = size * 3 // 2 if is_power_of_two else size * 4 // 3
     return size
@@ -71,6 +72,7 @@ def merge_tail(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
         # The last window of a full cache begins before the tail does.
         at = jnp.minimum(start, a_khs.shape[2] - width)
         old_khw = jax.lax.dynamic_slice_in_dim(a_khs, at, width, axis=2)
+        # The tail begins at `start`, `start - at` places into this window.
         new_khw = jnp.roll(tail_khw, start - at, axis=2)
         window_khw = jnp.where(jnp.arange(width) < start - at, old_khw, new_khw)
         return jax.lax.dynamic_update_slice_in_dim(a_khs, window_khw, at, axis=2)
@@ -102,9 +104,11 @@ def decode_step(
     the one before it, and its position in the row. slot: its place in the tail, the same for all
     rows. A row sees the first `position_b - slot` tokens of its cache and the tail up to `slot`.
     """
+    # The blocks are those of training, called with one token a row.
     tokens_bt = token_b[:, None]
     cos, sin = rope_angles(position_b[:, None], c.head_dim, c.rope_theta)
     x_nd = Embed(c).apply({"params": weights["embed"]}, tokens_bt, previous_b)
+    # The x0 switch mixes the embedding into every block.
     x0_nd = x_nd
     layers = zip(weights["blocks"], cache, tail, strict=True)
     new_tail = []
@@ -132,7 +136,9 @@ def attend_cached(kv, tail_kv, slot, position_b, window, q_b1hd, k_b1kd, v_b1kd)
 
     k_bkhs, v_bkhs = kv
     k_bkhw, v_bkhw = write(tail_kv[0], k_b1kd), write(tail_kv[1], v_b1kd)
+    # H query heads are K groups of G that share keys and values.
     q_bkgh = jax.lax.reshape(q_b1hd * h**-0.5, (B, K, H // K, h), out_sharding=P(ROWS, "model"))
+    # Products are in the compute dtype; sums, scores and softmax in float32.
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
     position_b1 = position_b[:, None]
     start_b1 = (position_b - slot)[:, None]  # of the tail
@@ -145,9 +151,11 @@ def attend_cached(kv, tail_kv, slot, position_b, window, q_b1hd, k_b1kd, v_b1kd)
         return jnp.where(visible_bs[:, None, None, :], scores_bkgs, MASKED)
 
     cache_position_1s = jnp.arange(k_bkhs.shape[3])[None]
+    # The tail follows on each row at its own position.
     tail_position_bw = start_b1 + jnp.arange(k_bkhw.shape[3])
     scores_bkgs = scores(k_bkhs, cache_position_1s, start_b1)
     scores_bkgw = scores(k_bkhw, tail_position_bw, position_b1 + 1)
+    # The maximum over both parts keeps exp from overflowing in either.
     top_bkg1 = jnp.maximum(
         jnp.max(scores_bkgs, axis=-1, keepdims=True), jnp.max(scores_bkgw, axis=-1, keepdims=True)
     )

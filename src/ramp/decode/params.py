@@ -20,11 +20,14 @@ def prepare_decode_params(c: Model, params: Params) -> Params:
     """
 
     def convert(path, weight):
+        # The weights of all blocks are stacked, so their first axis is the layer.
         layer_axes = 1 if path[0].key == "blocks" else 0
         if weight.ndim - layer_axes < 2:
             return weight  # norms and other vectors stay float32
         spec = jax.typeof(weight).sharding.spec
+        # Splitting over "model" stays: each device holds its own heads and columns.
         spec = [None if axis == "data" else axis for axis in spec]
+        # A lookup moves single rows, so a table may stay split, by columns.
         if path[-1].key.endswith("table"):
             spec = [None] * (weight.ndim - 1) + ["data"]
         return jax.reshard(weight.astype(c.dtype), P(*spec))

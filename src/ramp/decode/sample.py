@@ -110,6 +110,7 @@ def generate(
     """
     weights = prepare_decode_params(c, params)
     mesh = jax.sharding.get_mesh()
+    # Rows are split over these devices, so their number must divide the batch.
     num_devices = mesh.shape["replica"] * mesh.shape["data"]
     batch_size = batch_size or max(1, len(prompts))
     batch_size += -batch_size % num_devices
@@ -118,6 +119,7 @@ def generate(
     for first in range(0, len(prompts), batch_size):
         batch = list(prompts[first : first + batch_size])
         batch_seeds = list(seeds[first : first + batch_size])
+        # Spare rows repeat the first prompt: they need some prompt, and are cut off below.
         spare = batch_size - len(batch)
         state = prefill_prompts(c, params, batch + batch[:1] * spare, batch_seeds + [0] * spare)
         state = decode(c, weights, state, sampling, max_new_tokens, stop, vocab_size, check)
@@ -148,6 +150,7 @@ def sample_token(
     The draw is the Gumbel-argmax over the candidates: with top_k, over [B, k] and not [B, V].
     """
     logits_bv = logits_bv[:, :vocab_size]
+    # All of the probability is on one token, so its log-probability is 0.
     if sampling.temperature == 0:
         token_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
         return token_b, jnp.zeros(token_b.shape, jnp.float32)
@@ -165,8 +168,10 @@ def sample_token(
         before = jnp.cumsum(probs, axis=-1) - probs  # 0 for the first, which is always kept
         logps = jnp.where(before < sampling.top_p, logps, MASKED)
     if sampling.min_p > 0:
+        # The likeliest token always passes, whatever min_p is.
         least = jnp.max(logps, axis=-1, keepdims=True) + np.log(sampling.min_p)
         logps = jnp.where(logps >= least, logps, MASKED)
+    # Again, over what is left: these are the probabilities of the draw.
     logps = jax.nn.log_softmax(logps, axis=-1)
     at_b = jnp.argmax(logps + gumbel_noise(key_b, logps.shape[1]), axis=-1)
     token_b = at_b if ids is None else take_per_row(ids, at_b)
@@ -175,6 +180,7 @@ def sample_token(
 
 def gumbel_noise(key_b: jax.Array, n: int) -> jax.Array:
     """Float32 [B, n]: each row from its own key."""
+    # One call per key, so that a row has the same noise in any batch.
     return jax.vmap(lambda key: jax.random.gumbel(key, (n,)))(key_b)
 
 
@@ -227,6 +233,7 @@ def prefill_prompts(
             "shorten it"
         )
     padded = padded[:, : c.context_len]
+    # Room for one token at least, or `decode` would have to grow it at once.
     size = min(round_to_bucket(longest + 1, MIN_CACHE), c.context_len)
     size = max(size, padded.shape[1])
     tokens, lengths, seeds = shard_rows(padded, lengths, np.array(seeds, np.uint32))
@@ -262,6 +269,7 @@ def prefill(
     last_bd = take_per_row(x_bpd, length_b - 1)
 
     def to_cache(a_bpkh):
+        # Time goes last, see `ramp.decode.cache`.
         return jnp.transpose(a_bpkh, (0, 2, 3, 1)).astype(c.dtype)
 
     cache = tuple(
@@ -304,6 +312,7 @@ def decode(
     buckets, each of which compiles once. The host looks at the device, and calls `check`, once a
     bucket.
     """
+    # Read once: after this the host knows how full the cache is by counting.
     longest = int(state.length_b.max())
     state = init_output(state, n)
     drawn = 0
@@ -347,15 +356,18 @@ def decode_until(
 
     def draw(carry):
         first, slot, tail, s = carry
+        # Keyed by the position that the new token will have.
         keys_b = row_keys(s.seed_b, s.length_b)
         token_b, logp_b = sample_token(s.logits_bv, keys_b, sampling, vocab_size)
         logits_bv, tail = decode_step(
             c, weights, s.cache, tail, slot, token_b, s.last_b, s.length_b
         )
+        # A row that is done is computed like the others; nothing of it is kept.
         shown_b = jnp.where(s.done_b, -1, token_b)
         logp_b = jnp.where(s.done_b, 0.0, logp_b)
         length_b = jnp.where(s.done_b, s.length_b, s.length_b + 1)
         done_b = s.done_b | (length_b >= c.context_len)
+        # Static: without stop tokens the comparison is not compiled.
         if stop:
             done_b |= jnp.isin(token_b, jnp.array(stop, jnp.int32))
         at = (0, first + slot)

@@ -27,6 +27,7 @@ UNUSED = {"short_window", "embed_std", "head_std"}
 
 def export_obstacles(m: Model) -> list[str]:
     """The switches that no Qwen3 or Llama loader knows: not at their default, and not exported."""
+    # A default needs no word in config.json: it is what the loaders do.
     obstacles = {
         name: value
         for name, value in model_identity(m).items()
@@ -44,6 +45,7 @@ def name_weights(m: Model, lm: dict, num_tokens: int) -> dict[str, np.ndarray]:
     made contiguous, because safetensors writes the memory of a transposed view under its new shape.
     """
     weights = {
+        # The importer's names, so that the two cannot differ.
         load.TABLE[0]: np.asarray(lm["embed"]["table"])[:num_tokens],
         load.NORM[0]: np.asarray(lm["head"]["norm"]),
     }
@@ -73,6 +75,7 @@ def make_model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
         "bos_token_id": t.bos,
         "eos_token_id": t.end,
         "pad_token_id": t.pad,
+        # transformers 5 reads the first of these two, older ones the second.
         "dtype": "float32",
         "torch_dtype": "float32",
     }
@@ -128,6 +131,7 @@ def make_tokenizer_files(t: Tokenizer) -> dict[str, str]:
         "bos_token": "<|bos|>",
         "eos_token": "<|end|>",
         "pad_token": "<|pad|>",
+        # The library would cut texts; the model's own limit is in config.json.
         "model_max_length": 1 << 30,
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template(t),
@@ -195,6 +199,7 @@ def export(
         (part / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read it
         _check_folder(part, c.model, lm, weights, t)
         if out.exists():
+            # Empty, as was checked above.
             out.rmdir()
         part.rename(out)
     finally:
@@ -206,6 +211,7 @@ def _check_folder(
 ) -> None:
     """Import the folder and find the same tokenizer, shape and, bit for bit, weights."""
     foreign, tokenizer = load.open_foreign(folder)
+    # RuntimeErrors here: the user has made no mistake.
     if tokenizer != t:
         raise RuntimeError(f"the tokenizer in {folder} reads back as another one")
     shape = load.make_config(foreign, tokenizer, m.context_len).model

@@ -43,6 +43,7 @@ class _Cursor:
     at: int = 0
 
     def take(self, size: int) -> bytes:
+        # The one place where a length is believed, so the one that checks.
         if not 0 <= size <= len(self.data) - self.at:
             raise ValueError("it ends in the middle of a field")
         self.at += size
@@ -64,6 +65,7 @@ class _Cursor:
         inner, count = self.number("<I"), self.number("<Q")
         if count > MAX_COUNT:
             raise ValueError(f"it has a list of {count} entries")
+        # Each entry takes at least a byte: a list that lies runs into the end of the file.
         return [self.value(inner, depth + 1) for _ in range(count)]
 
 
@@ -128,6 +130,7 @@ def _read(data: np.ndarray) -> GgufFile:
         meta[name] = cursor.value(cursor.number("<I"))
     entries = []
     for _ in range(num_tensors):
+        # An entry is name, dimensions (fastest first), type, offset.
         name, num_dims = cursor.text(), cursor.number("<I")
         if num_dims > 4:
             raise ValueError(f"tensor {name} has {num_dims} dimensions")
@@ -136,6 +139,7 @@ def _read(data: np.ndarray) -> GgufFile:
     align = meta.get("general.alignment", 32)
     if type(align) is not int or align < 1:
         raise ValueError(f"its alignment is {align!r}")
+    # Tensors begin at the next multiple of the alignment.
     start = -(-cursor.at // align) * align
     places = {
         name: _locate(data, name, shape, kind, start + offset)
@@ -150,6 +154,7 @@ def _locate(data: np.ndarray, name: str, shape: tuple[int, ...], kind: int, star
 
     if kind not in set(GGMLQuantizationType):
         raise ValueError(f"tensor {name} is of the unknown type {kind}")
+    # Quantised types store blocks of numbers that share a scale.
     block_numbers, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
     num_blocks, rest = divmod(math.prod(shape), block_numbers)
     end = start + num_blocks * block_bytes

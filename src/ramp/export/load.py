@@ -94,8 +94,10 @@ def open_foreign(path: Path) -> tuple[ForeignModel, Tokenizer]:
     """
     folder = path.parent if path.suffix == ".safetensors" else path
     try:
+        # Everything but the weights themselves is read here.
         foreign = open_folder(folder) if folder.is_dir() else open_gguf(path)
         tokenizer = make_tokenizer(foreign)
+        # The regular expression comes from the file.
         tokenizer.encode("a pattern that does not compile fails here")
     except UserError:
         raise
@@ -116,6 +118,7 @@ def open_gguf(path: Path) -> ForeignModel:
     arch = meta.get("general.architecture")
     if arch not in ("llama", "qwen3"):
         raise UserError(f"{path} is a model of the kind {arch!r}; ramp imports llama and qwen3")
+    # Keys of the shape begin with the architecture.
     fields = {key.removeprefix(f"{arch}."): value for key, value in meta.items()}
     is_scaled = fields.get("rope.scaling.type", "none") != "none"
     if is_scaled or fields.get("attention.sliding_window"):
@@ -150,6 +153,7 @@ def open_gguf(path: Path) -> ForeignModel:
         w = file.read_tensor(names[name])
         num_heads = paired.get(names[name].split(".")[-2])
         if num_heads and w.shape == (num_heads * shape["head_dim"], shape["width"]):
+            # [heads, pairs, 2, width]: swapping makes pairs into halves.
             w_hp2d = w.reshape(num_heads, -1, 2, shape["width"])
             w = w_hp2d.swapaxes(1, 2).reshape(w.shape)
         return w
@@ -178,6 +182,7 @@ def open_folder(path: Path) -> ForeignModel:
     try:
         for file in sorted(path.glob("*.safetensors")):
             opened = safe_open(file, "np")
+            # Large models are split over several files; a name is in one of them.
             files |= dict.fromkeys(opened.keys(), opened)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} cannot be read as safetensors: {error}") from None
@@ -204,6 +209,7 @@ def _parse_config(path: Path, config: dict) -> dict[str, Any]:
     kind = config.get("model_type")
     if kind not in ("llama", "qwen3"):
         raise UserError(f"{path} is a model of the kind {kind!r}; ramp imports llama and qwen3")
+    # transformers 5 has the first key, older ones the second.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     is_refused = {
         "hidden_act": config.get("hidden_act", "silu") != "silu",
@@ -232,6 +238,7 @@ def _read_shape(where: Path, column: int, fields: dict[str, Any]) -> dict[str, A
             raise UserError(f"{where} lacks {SHAPE[name][column]}")
     if not shape["num_heads"]:
         raise UserError(f"{where} says that the model has no attention heads")
+    # Files leave out what has its usual value.
     shape["num_kv_heads"] = shape["num_kv_heads"] or shape["num_heads"]
     shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["num_heads"]
     shape["rope_theta"] = float(shape["rope_theta"] or 10_000.0)
@@ -243,6 +250,7 @@ def _read_bpe(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
     """(ids, merges, split pattern) of a tokenizer.json; UserError unless it is byte-level BPE."""
     data = _read_json(path)
     model = data.get("model") or {}
+    # A sequence of pre-tokenizers, or a single one.
     splitter = data.get("pre_tokenizer") or {}
     parts = splitter.get("pretokenizers", [splitter])
     kinds = [part.get("type") for part in parts]
@@ -284,6 +292,7 @@ def _split_pattern(kinds: list, parts: list[dict]) -> str | None:
 
 
 def _parse_merges(path: Path, merges: list) -> list[tuple[str, str]]:
+    # Older files write "a b", newer ones ["a", "b"].
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
     if any(len(pair) != 2 for pair in pairs):
         raise UserError(f"{path}: a merge is not a pair of tokens")
@@ -346,9 +355,11 @@ def make_tokenizer(foreign: ForeignModel) -> Tokenizer:
         raise UserError(
             f"{foreign.path} merges {error} before it is made; this is not byte-level BPE"
         ) from None
+    # Some files spell the line end as an escape.
     template = foreign.template.replace("\\n", "\n")
     # ChatML writes the role and a line end: `message['role'] + '\n'`.
     is_chatml = bool(re.search(r"role(\"|')?\]? ?\+ ?('|\")\n", template))
+    # Templates name a system prompt for conversations without one.
     system = re.search(r"\|>system\n([^{}<]+)<\|(?:im_end|end)\|>", template)
     default_system = system[1] if is_chatml and system else ""
     return Tokenizer(merges, foreign.pattern, is_chatml, default_system)
@@ -359,6 +370,7 @@ def find_rows(foreign: ForeignModel, tokenizer: Tokenizer) -> np.ndarray:
     rows = [foreign.ids.get(token, -1) for token in tokenizer.vocabulary]
     for name in SPECIALS:
         candidates = (name, *STAND_INS.get(name, ()))
+        # The first candidate that the model has.
         known = [foreign.ids[token] for token in candidates if token in foreign.ids]
         rows.append(known[0] if known else -1)
     return np.array(rows, np.int64)
@@ -371,6 +383,7 @@ def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer)
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
         w = foreign.weight(f"{name}.weight")
+        # Matrices are [outputs, inputs] there and [inputs, outputs] here.
         if w.shape != shape[::-1]:
             raise UserError(f"{foreign.path}: {name} is {list(w.shape)}, not {list(shape[::-1])}")
         return w.T
@@ -382,6 +395,7 @@ def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer)
                 f"{foreign.path}: a table {list(w_vd.shape)} does not fit width {D} "
                 f"and {rows.max() + 1} tokens"
             )
+        # Tokens that the model never had get the mean row.
         table_vd = np.tile(w_vd.mean(0), (V, 1))
         known = np.flatnonzero(rows >= 0)
         table_vd[known] = w_vd[rows[known]]

@@ -65,6 +65,7 @@ class Answers:
 
         def emit(choice: int, tokens: list[Token], reason: str) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody listens
+                # Called in the engine's thread: a queue of asyncio is not safe there.
                 loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, reason))
 
         self.jobs = [
@@ -72,6 +73,7 @@ class Answers:
                 request.prompt,
                 request.max_new_tokens,
                 request.sampling,
+                # Answer i of n is the one that a request with seed + i gets alone.
                 (request.seed + i) % 2**32,
                 partial(emit, i),
             )
@@ -84,6 +86,7 @@ class Answers:
         self.num_generated = 0
         self.id = ("chatcmpl-" if request.is_chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
+        # Last: from here on the engine calls `emit`.
         engine.submit(self.jobs)
 
     async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
@@ -103,6 +106,7 @@ class Answers:
             stream = self.texts[choice]
             text, sent = stream.push(tokens, ended=bool(reason))
             self.num_generated += len(tokens)
+            # The engine knows no stop strings and would go on to the limit.
             if stream.stopped:
                 self.engine.cancel([self.jobs[choice]])
                 reason = "stop"
@@ -147,6 +151,7 @@ class Api:
         self.created = int(time.time())
         self.page = Path(__file__).with_name("page.html").read_bytes()
         self.headers = [  # of every response: they keep a browser from doing more than it should
+            # The page may run its own script and nothing that a model wrote.
             (b"content-security-policy", content_security_policy(self.page.decode()).encode()),
             (b"x-content-type-options", b"nosniff"),
             (b"referrer-policy", b"no-referrer"),
@@ -190,6 +195,7 @@ class Api:
             return ApiError(403, "this server answers to localhost only", code="wrong_host")
         if self.key and scope["path"] not in ("/", "/health"):
             given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            # In constant time, so that a key cannot be guessed letter by letter.
             if not hmac.compare_digest(given, self.key.encode()):
                 text = "wrong or missing key; send it as 'Authorization: Bearer KEY'"
                 return ApiError(401, text, code="invalid_api_key")
@@ -203,12 +209,14 @@ class Api:
                 404: "there is nothing at this address",
                 405: f"{request.method} is not allowed here",
             }
+            # For instance `Allow` with a 405.
             headers |= error.headers or {}
             error = ApiError(error.status_code, texts.get(error.status_code, error.detail))
         elif isinstance(error, UserError):
             error = ApiError(400, str(error))
         elif not isinstance(error, ApiError):
             error = ApiError(500, "the server made a mistake; its log tells more")
+        # OpenAI's client waits for that many seconds and tries again.
         if error.status == 429:
             headers["Retry-After"] = "1"
         return to_response(error.body(), error.status, headers)
@@ -241,6 +249,7 @@ class Api:
         def parse() -> CompletionRequest:
             return protocol.parse_request(protocol.parse_body(raw), self.model, is_chat)
 
+        # A megabyte of text takes long enough to encode to hold up other requests.
         completion = await run_in_threadpool(parse)
         try:
             answers = Answers(self.engine, completion)
@@ -321,10 +330,12 @@ class Api:
 
         try:
             if request.is_chat:
+                # OpenAI opens each choice with its role and no text.
                 start = {"delta": {"role": "assistant", "content": ""}}
                 for i in range(request.n):
                     yield event([self.make_choice(request, i, start, [], None)])
             async for i, text, tokens, reason in answers.pieces():
+                # All that was new may be held back as the start of a stop string.
                 if not (text or tokens or reason):
                     continue
                 content = {"text": text}
@@ -332,9 +343,11 @@ class Api:
                     content = {"delta": {"content": text} if text else {}}
                 yield event([self.make_choice(request, i, content, tokens, reason, offsets[i])])
                 offsets[i] += len(text)
+            # In a chunk of its own that has no choices.
             if request.include_usage:
                 yield event([], usage=answers.usage())
             yield "data: [DONE]\n\n"
+        # The status has been sent, so the error comes as an event.
         except ApiError as error:
             yield f"data: {json.dumps(error.body())}\n\n"
 
@@ -386,6 +399,7 @@ class Api:
         problem = await run_in_threadpool(make_problem, body)
         task = TASKS[problem.task]
         lines = [line.strip() for line in text.split("\n")]
+        # A task judges steps one by one; no honest answer has more lines.
         *steps, answer = lines[:256]
         verdict = task.judge(problem, steps, answer)
         judged = zip((*steps, answer), verdict.all_steps, strict=True)
@@ -437,6 +451,7 @@ def content_security_policy(page: str) -> str:
     """A policy that lets the page run its own script and style and nothing else."""
 
     def list_hashes(tag: str) -> str:
+        # A hash allows exactly this script; an inserted one would have another.
         hashes = []
         for part in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL):
             digest = hashlib.sha256(part.encode()).digest()
@@ -483,6 +498,7 @@ async def run_unless_disconnected(
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
+    # Starlette does not end a handler whose client has left.
     tasks = [asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -500,6 +516,7 @@ def make_problem(fields: dict[str, Any]) -> Problem:
         raise protocol.make_field_error("task", f"must be one of {', '.join(TASKS)}")
     numbers = []
     for name, low, high in (("seed", 0, 2**31 - 1), ("level", 1, MAX_LEVEL)):
+        # Text in a query, a number in a body.
         value = str(fields.get(name, ""))
         is_number = re.fullmatch(r"\d{1,10}", value, re.ASCII)
         if not is_number or not low <= int(value) <= high:
@@ -527,6 +544,7 @@ def make_server_config(app: Api) -> uvicorn.Config:
     """uvicorn's settings: quiet, bounded, and gone three seconds after it is told to stop."""
     return uvicorn.Config(
         app,
+        # Pure Python, which bounds what half a request can cost.
         http="h11",
         ws="none",
         lifespan="off",
@@ -535,6 +553,7 @@ def make_server_config(app: Api) -> uvicorn.Config:
         server_header=False,
         limit_concurrency=2048,
         timeout_keep_alive=15,
+        # Streams that are under way are cut off then.
         timeout_graceful_shutdown=3,
         h11_max_incomplete_event_size=1 << 16,
     )

@@ -15,6 +15,7 @@ from ramp.rundir import RunDir
 from ramp.stages import STAGES
 
 KEY_VARIABLE = "RAMP_API_KEY"
+# Nobody else can reach these.
 OWN_ADDRESSES = ("127.0.0.1", "localhost", "::1")
 LIMITS = {"port": (0, 65535), "slots": (1, 1024), "queue": (0, 100_000)}
 
@@ -55,6 +56,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command that `args.command` names; UserError for a package that is missing."""
+    # Extras that are not installed are found before anything slow begins.
     package, extra = "safetensors", "export"
     if args.command == "serve":
         package, extra = "uvicorn", "serve"
@@ -84,6 +86,7 @@ def _load(path: Path, stage: str | None, on_host: bool = False) -> LoadedRun:
     """The model of a run's stage on the run's own mesh, or `on_host` in this machine's memory."""
     run, c = rundir.open_run(path)
     if stage is None:
+        # Imported models have no fine-tuning at first.
         stage = "finetune" if run.checkpoints("finetune").exists() else "pretrain"
     # jax is imported this late so that `ramp --help` and the mistakes above are quick.
     from ramp.host import setup_devices
@@ -102,6 +105,7 @@ def _use_host(c: Config) -> Config:
 
     from ramp.host import setup_devices
 
+    # Before jax looks for devices, which can take seconds or a lock.
     jax.config.update("jax_platforms", "cpu")
     return setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)
 
@@ -137,16 +141,19 @@ def _import(args: argparse.Namespace) -> int:
     c_host = _use_host(c)
     m = c_host.model
     mesh = jax.sharding.get_mesh()
+    # Shapes and shardings only; no weights are made.
     like = abstract_state(lambda: transformer.init_params(m, jax.random.PRNGKey(0)), mesh)
     weights = load.load_foreign_params(foreign, like, tokenizer)
     lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), weights, like)
     meta = make_meta("pretrain", c_host, tokenizer) | {"imported": json.dumps(foreign.card)}
+    # Nothing is written before the whole file has been read and checked.
     with run.lock():
         run.check_or_create(c)
         tokenizer.save(run.tokenizer)
         checkpoints = Checkpoints(run.checkpoints("pretrain"))
         checkpoints.save(0, {"params": {"lm": lm}}, meta)
         checkpoints.close()
+        # Later stages ask the report whether these two are done.
         for stage in ("prepare", "pretrain"):
             update_report(run.path, stage, {"imported": foreign.path.name, "done": True})
     print(
@@ -168,6 +175,7 @@ def _serve(args: argparse.Namespace) -> int:
             f"--host {args.host} can be reached by others: "
             f"give a key with --key FILE or {KEY_VARIABLE}"
         )
+    # Other processes would have to run the same programs in the same order.
     if os.environ.get("RAMP_DISTRIBUTED"):
         raise UserError(
             "`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED"

@@ -86,15 +86,18 @@ class Engine:
     ):
         self.mesh = jax.sharding.get_mesh()
         self.num_devices = self.mesh.shape["replica"] * self.mesh.shape["data"]
+        # Slots are split over devices, each of which has the same number.
         self.slots = slots + -slots % self.num_devices
         self.c, self.tokenizer = c, tokenizer
         self.weights = prepare_decode_params(c, lm)
         self.stop_ids = {tokenizer.end, tokenizer.bos}
+        # All lengths that the cache can have: each is compiled by `warm_up`.
         self.sizes = [min(MIN_CACHE, c.context_len)]
         while self.sizes[-1] < c.context_len:
             self.sizes.append(min(2 * self.sizes[-1], c.context_len))
         self.prefill_tokens = min(prefill_tokens, self.sizes[0])
         self.max_waiting = max_waiting
+        # Shared with other threads: changed only while `_changed` is held.
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}  # by slot
         self.counts: Counter = Counter()
@@ -133,6 +136,7 @@ class Engine:
         with self._changed:
             self._closing = True
             self._changed.notify()
+        # It may never have been started, or have died.
         if self._thread.is_alive():
             self._thread.join(timeout=60)
 
@@ -141,6 +145,7 @@ class Engine:
         for size in self.sizes:
             report(f"{size} tokens")
             self._grow(size)
+            # Any job will do: shapes do not depend on it.
             job = Job((0,), 1, SamplingParams(), 0, lambda tokens, reason: None)
             self._prefill(0, job)
             self._copy(0, 0, job)
@@ -156,6 +161,7 @@ class Engine:
                 self._read_prompts()
                 self._advance()
         except Exception as error:
+            # The API answers 503 from here on, and /health says so.
             self.error = error
             raise
         finally:
@@ -190,6 +196,7 @@ class Engine:
             unread = {slot: job for slot, job in self.running.items() if job.num_unread}
             if not unread:
                 return
+            # Jobs are in the order in which they got their slots.
             slot = next(iter(unread))
             if shortest_first:
                 slot = min(unread, key=lambda slot: unread[slot].num_unread)
@@ -208,11 +215,13 @@ class Engine:
             # Otherwise newcomers would stand behind every chunk that was sent ahead.
             jax.block_until_ready(self.state.length_b)
             return
+        # The longest row decides; the cache has one length for all.
         self._grow(max(job.num_cached for job in ready.values()) + DECODE_TOKENS)
         drawn = self._decode()
         self.counts["chunks"] += 1
         for slot, job in ready.items():
             tokens, reason = self._take_tokens(job, drawn, slot)
+            # Inserted tokens are not in the slot yet: the next rounds read them as a prompt.
             job.num_cached += sum(not token.forced for token in tokens)
             if reason:
                 del self.running[slot]
@@ -231,6 +240,7 @@ class Engine:
             self.counts["first_token_seconds"] += time.perf_counter() - job.started
         tokens: list[Token] = []
         for i, id in enumerate(drawn.token_bn[slot].tolist()):
+            # A stop token ends the answer and is not part of it.
             if id in self.stop_ids:
                 return tokens, "stop"
             num_top = int(job.sampling.logprobs)
@@ -240,6 +250,7 @@ class Engine:
             tokens.append(Token(id, logp, entropy, tuple(zip(top_ids, top_logps, strict=True))))
             job.answer.append(id)
             self.counts["tokens"] += 1
+            # Inserted tokens count against the limit as well.
             room = job.max_new_tokens - len(job.answer)
             inserted = job.insert(job.answer)[:room] if room else []
             job.answer += inserted
@@ -273,6 +284,7 @@ class Engine:
         start = min(job.num_cached, max(0, len(ids) - 1 - width))
         end = min(start + width, len(ids) - 1)
         self._grow(end)
+        # The same chunk for each device; the one that owns the slot keeps it.
         tokens = np.zeros((self.num_devices, 1 + width), np.int32)
         tokens[:, : end + 1 - start] = ids[start : end + 1]
         self.state = batch.prefill_chunk(

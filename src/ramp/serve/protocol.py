@@ -55,6 +55,7 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         """The JSON of the response."""
+        # Clients choose their exception by status and type.
         types = {401: "authentication_error", 429: "rate_limit_error"}
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = types.get(self.status, default)
@@ -74,6 +75,7 @@ class ServedModel:
     @property
     def can_chat(self) -> bool:
         """Whether the weights have seen conversations."""
+        # An imported ChatML model was taught to chat by others.
         return self.stage != "pretrain" or self.tokenizer.chatml
 
 
@@ -103,6 +105,7 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     try:
         body = json.loads(raw, parse_constant=refuse)
     except (ValueError, RecursionError):
+        # RecursionError: brackets nested too deep.
         raise ApiError(400, "the body is not readable as JSON in UTF-8") from None
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object")
@@ -149,6 +152,7 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
     if not isinstance(name, str):
         raise make_field_error("model", "must be the name of a model", "invalid_type")
     if name != model.name:
+        # The name is cut: it is echoed, and could be a megabyte.
         text = f"the model {name[:80]!r} does not exist; this server has {model.name!r}"
         raise ApiError(404, text, "model", "model_not_found")
     for field, harmless in UNSUPPORTED.items():
@@ -164,6 +168,7 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
         min_p=read_number(body, "min_p", default.min_p, 0, 1),
         logprobs=num_top,
     )
+    # Without a seed each request gets another one, as with OpenAI.
     seed = read_integer(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1)
     stream, options = read_flag(body, "stream"), body.get("stream_options")
     if options is not None and not (stream and isinstance(options, dict)):
@@ -189,6 +194,7 @@ def _read_logprobs(body: dict, is_chat: bool) -> tuple[int, bool]:
     if not is_chat:  # here `logprobs` is the number
         num_top = read_integer(body, "logprobs", 0, 0, MAX_LOGPROBS)
         return num_top, body.get("logprobs") is not None
+    # In chat `logprobs` says whether, and `top_logprobs` how many.
     logprobs = read_flag(body, "logprobs")
     num_top = read_integer(body, "top_logprobs", 0, 0, MAX_LOGPROBS)
     if num_top and not logprobs:
@@ -233,6 +239,7 @@ def _fit_context(body: dict, model: ServedModel, is_chat: bool) -> tuple[list[in
             prompt = render_prompt(tokenizer, kept)
     else:
         prompt = _read_prompt(body, tokenizer)
+    # Without truncation a limit that does not fit is refused, not lowered.
     room = context - len(prompt)
     if room < 1 or (wanted > room and not may_drop):
         name = "messages" if is_chat else "prompt"
@@ -247,6 +254,7 @@ def _fit_context(body: dict, model: ServedModel, is_chat: bool) -> tuple[list[in
 def _read_prompt(body: dict, tokenizer: Tokenizer) -> list[int]:
     prompt = body.get("prompt", "")
     if isinstance(prompt, list) and len(prompt) == 1:
+        # Clients wrap a single prompt in a list.
         prompt = prompt[0]
     if not isinstance(prompt, str):
         raise make_field_error(
@@ -292,10 +300,12 @@ def _read_message(message: Any, where: str) -> dict[str, str]:
     message = message if isinstance(message, dict) else {}
     role, content = message.get("role"), message.get("content")
     if isinstance(role, str):
+        # OpenAI renamed these roles; both names are taken.
         role = {"developer": "system", "function": "tool"}.get(role, role)
     if role not in ROLES:
         raise make_field_error(f"{where}.role", f"must be one of {', '.join(ROLES)} and developer")
     if isinstance(content, list):
+        # Newer clients send a list of parts in place of a string.
         content = _join_text_parts(content)
     if not isinstance(content, str):
         raise make_field_error(f"{where}.content", "must be text; ramp reads no images or audio")

@@ -26,6 +26,7 @@ class TextStreamer:
     """A loaded model that generates one text at a time, on one device."""
 
     def __init__(self, run: RunDir, c: Config, stage: str, seed: int):
+        # One text at a time gains nothing from more devices.
         self.c = setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)
         self.tokenizer = Tokenizer.load(run.tokenizer)
         self.params = load_params(run, stage, self.c, self.tokenizer)["lm"]
@@ -45,6 +46,7 @@ class TextStreamer:
         for _ in range(0, settings.max_new_tokens, CHUNK):
             state = sample.decode(model, self.weights, state, sampling, CHUNK, stop, vocab_size)
             for token in np.asarray(state.tokens_bn)[0].tolist():
+                # -1 fills the row after its end.
                 if token >= 0 and token not in stop:
                     yield decoder.push(token)
             if bool(state.done_b[0]):
@@ -110,6 +112,7 @@ def chat(
 def _read_questions() -> Iterator[str]:
     """Lines of standard input, up to an empty one."""
     is_terminal = sys.stdin.isatty()
+    # Piped input gets answers only, so that they can be piped on.
     if is_terminal:
         print("Ask something; an empty line or Ctrl-D ends the chat.", file=sys.stderr)
     while True:
@@ -127,6 +130,7 @@ def _fit_context(
 ) -> tuple[list[dict[str, str]], list[int]]:
     """The latest turns that leave a quarter of the context for the answer, and their tokens."""
     context_len = streamer.c.model.context_len
+    # A long question must not leave the answer without room.
     room = context_len * 3 // 4
     while True:
         prompt = render_prompt(streamer.tokenizer, messages)

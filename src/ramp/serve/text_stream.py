@@ -31,6 +31,7 @@ class TextStream:
         for token in tokens:
             if self.stopped:
                 break
+            # A stop string may have begun in text that came earlier.
             start = max(0, len(self.text) - longest)
             self.text += self._decode(token.id)
             self._held.append((token, len(self.text)))
@@ -53,12 +54,14 @@ class TextStream:
         if id == self.tokenizer.special("tool"):  # of three, the second is before the result
             self._num_tool_tokens += 1
             return "=" if self._num_tool_tokens % 3 == 2 else ""
+        # The other special tokens have no text.
         if id >= len(self.tokenizer.pieces):
             return ""
         return self._decoder.push(id)
 
     def _num_unsure(self) -> int:
         """Length of the longest unsent end of the text with which a stop string begins."""
+        # All beginnings of stop strings that the text ends with.
         lengths = [
             n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])
         ]
@@ -68,6 +71,7 @@ class TextStream:
 def decode_token(tokenizer: Tokenizer, id: int) -> tuple[str, list[int]]:
     """A token as text and as bytes, for `logprobs`."""
     raw = tokenizer.decode_bytes([id])
+    # A special token has no bytes, only a name.
     text = raw.decode("utf-8", "replace") if raw else tokenizer.decode([id])
     return text, list(raw)
 
