@@ -1,5 +1,6 @@
 """Every method against a slow loop or a closed form."""
 
+from dataclasses import replace
 from itertools import combinations
 from math import comb
 
@@ -11,8 +12,13 @@ from hypothesis import strategies as st
 
 from ramp.credit import advantages as A
 from ramp.credit.advantages import best_of
+from ramp.credit.audit import solutions_as_rollouts
+from ramp.credit.learn import checker_credit
 from ramp.credit.rollouts import check_values
 from ramp.errors import UserError
+from ramp.tasks import chain
+from ramp.tasks.protocol import solution_ids
+from ramp.text.tokenizer import Tokenizer
 
 few = settings(max_examples=25, deadline=None)
 seeds = st.integers(0, 2**31)
@@ -191,3 +197,20 @@ def test_best_of_is_the_hypergeometric_chance(n, data):
 def test_rewards_that_are_refused(values, word):
     with pytest.raises(UserError, match=word):
         check_values("the reward", values, (2, 3))
+
+
+def test_the_worked_example_of_the_docstring():
+    """Two solutions of `3 a+4 b*2`, the second of them lucky: the arrays and advantages of `Credit`."""
+    problem = chain.make(3, (("a", "+", 4), ("b", "*", 2)))
+    tokenizer = Tokenizer.bytes_only()
+    said = [solution_ids(tokenizer, steps, "4") for steps in (["a7", "b4"], ["a2", "b4"])]
+    r = solutions_as_rollouts(tokenizer, chain.TASK, [problem] * 2, said)
+    c = checker_credit(replace(r, group_size=2))
+    steps = [0, 0, 0, 1, 1, 1, 2, 2]
+    assert c.outcome_pg.tolist() == [[1, 1]]
+    assert c.right_bs[:, :3].tolist() == [[1, 1, 1], [0, 1, 1]]
+    assert c.exists_bs[:, :3].tolist() == [[1, 1, 1], [1, 1, 1]]
+    assert c.step_bn.tolist() == [steps, steps]
+    assert np.abs(A.rloo(c)).max() == 0
+    first = np.array([1, 1, 1, 0, 0, 0, 0, 0])
+    np.testing.assert_allclose(A.step_local(c), [first, -first])

@@ -110,6 +110,7 @@ def test_the_head_learns_through_make_step_and_leaves_the_policy_alone(policy):
     t = replace_train(SETTINGS, lr_scale=1e-2, warmup_steps=1, steps=60)
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = process_head.label_rows(r, 48, process_head.first_error_labels(r))
+    batch["weights"] = batch["label_weights"]
     first, update = training.make_trainer(MODEL, t, process_head.process_loss(MODEL))
     state, losses = first(params), []
     for _ in range(60):

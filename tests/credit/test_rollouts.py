@@ -1,14 +1,12 @@
 """Rollouts: judged as their text is, continued from any step as if they had just been sampled."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 from ramp.credit import audit, learn, process_head, rollouts
-from ramp.credit.rollouts import fork_prefixes, sample_rollouts
-from ramp.decode import sample
+from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
 from ramp.tasks import chain
 from ramp.tasks.protocol import solution_ids
@@ -80,27 +78,19 @@ def test_rows_put_everything_where_the_target_is():
         assert batch["tokens"][b][first] == r.prompts[b][-1]
 
 
-def test_a_fork_of_the_cache_is_the_prefix_run_again():
-    """Logits after each kept prefix equal those of a prefill of that prefix alone."""
+def test_continuations_do_not_depend_on_how_many_are_sampled_at_once():
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(MODEL)
-        rows = [[256, *b"3 a+4 b*2"], [256, *b"9 k-1"]]
-        padded, lengths = sample.pad_prompts(rows)
-        cache = sample.prefill(MODEL, lm, padded, lengths, np.zeros(2, np.uint32), 48).cache
-        row, at = jnp.array([0, 0, 1, 1], jnp.int32), jnp.array([3, 9, 2, 5], jnp.int32)
-        stream = fork_prefixes(
-            MODEL,
-            sample.prepare_decode_params(MODEL, lm),
-            cache,
-            jnp.asarray(padded),
-            row,
-            at,
-            jnp.zeros(4, jnp.uint32),
-        )
-        for i in range(4):
-            prefix = [rows[int(row[i])][: int(at[i])]]
-            alone = sample.prefill_prompts(MODEL, lm, prefix, [0])
-            np.testing.assert_allclose(stream.logits_bv[i], alone.logits_bv[0], atol=2e-4)
+        problems = [chain.sample(i, 2) for i in range(3)]
+        r = sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, problems, 2, 12, 3)
+        r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, 1, -1)
+        results = [
+            rollouts.sample_continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 3, 5, chunk=chunk)
+            for chunk in (16, 32)
+        ]
+    (values, cost), (same_values, same_cost) = results
+    assert cost == same_cost > 0
+    np.testing.assert_array_equal(values, same_values)
 
 
 def test_continuations_count_wins_and_tokens():

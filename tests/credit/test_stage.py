@@ -120,3 +120,25 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
     )
     reinforce.run(other, c, Preemption())
     tiny.assert_trees_close(restore.load_params(other, "reinforce", c), whole, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"method": "step_locl"}, "did you mean 'step_local'"),
+        ({"method": "zzz"}, "it can be rloo, grpo"),
+        ({"task": "chian"}, "did you mean 'chain'"),
+        ({"task": "chain", "level": 99}, "99"),
+        ({"reward": "head"}, "label_fraction"),
+        ({"label_fraction": 0.5}, "reward 'head'"),
+        ({"entropy_target": 0.5}, "entropy_coef"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_any_stage(keys, words):
+    with pytest.raises(UserError, match=words):
+        reinforce.check(Config(reinforce=replace(SETTINGS, **keys)))
+
+
+def test_settings_that_work_are_let_through():
+    for keys in ({}, {"reward": "head", "label_fraction": 0.5}, {"method": "prover"}):
+        reinforce.check(Config(reinforce=replace(SETTINGS, **keys)))

@@ -114,9 +114,9 @@ def train(b: Results, start: dict, sources: list[Callable[[int, int], Rollouts]]
         r = sources[i % len(sources)](i, levels[i % len(levels)])
         given = process_head.first_error_labels(r)
         labels += int((given >= 0).sum())
-        return stretch_rows(
-            process_head.label_rows(r, t.train.seq_len + 32, given), r, np.random.default_rng(i)
-        )
+        rows = process_head.label_rows(r, t.train.seq_len + 32, given)
+        rows["weights"] = rows["label_weights"]
+        return stretch_rows(rows, r, np.random.default_rng(i))
 
     params = training.train_model(
         b.model, t, process_head.process_loss(b.model), {"process": start}, batch

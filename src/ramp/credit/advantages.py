@@ -26,6 +26,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 
 @jax.tree_util.register_dataclass
@@ -62,15 +63,15 @@ class Credit:
     every step, [B, S], and ends with `spread_to_tokens(credit, advantage_bs)`.
     """
 
-    outcome_pg: jax.Array  # float32 [P, G], 1: the final answer is right
-    right_bs: jax.Array  # float32 [B, S], 1: right, 0: wrong; or a process head's probability
-    exists_bs: jax.Array  # float32 [B, S], 1: the row has such a step
-    step_bn: jax.Array  # int32 [B, N], the step that a token belongs to; -1: none
+    outcome_pg: Array  # float32 [P, G], 1: the final answer is right
+    right_bs: Array  # float32 [B, S], 1: right, 0: wrong; or a process head's probability
+    exists_bs: Array  # float32 [B, S], 1: the row has such a step
+    step_bn: Array  # int32 [B, N], the step that a token belongs to; -1: none
 
     # What only some families need; None for the others.
-    value_bs: jax.Array | None = None  # [B, S] chance of a right answer before step s; s = 0 unused
-    best_bs: jax.Array | None = None  # [B, S] the same for the best of K continuations
-    implicit_bn: jax.Array | None = None  # [B, N] beta * log(head / reference) of each token
+    value_bs: Array | None = None  # [B, S] chance of a right answer before step s; s = 0 unused
+    best_bs: Array | None = None  # [B, S] the same for the best of K continuations
+    implicit_bn: Array | None = None  # [B, N] beta * log(head / reference) of each token
 
     @property
     def group_size(self) -> int:
@@ -78,17 +79,17 @@ class Credit:
         return self.outcome_pg.shape[1]
 
     @property
-    def outcome_b(self) -> jax.Array:
+    def outcome_b(self) -> Array:
         """Float32 [B], 1: the final answer is right."""
         return self.outcome_pg.reshape(-1)
 
     @property
-    def mask_bn(self) -> jax.Array:
+    def mask_bn(self) -> Array:
         """Float32 [B, N], 1 where a token belongs to a step."""
         return (self.step_bn >= 0).astype(jnp.float32)
 
 
-Assign = Callable[[Credit], jax.Array]
+Assign = Callable[[Credit], Array]
 Family = Literal["outcome", "monte_carlo", "implicit", "process"]
 
 
@@ -99,7 +100,7 @@ class Method:
     assign: Assign
     family: Family
 
-    def __call__(self, credit: Credit) -> jax.Array:
+    def __call__(self, credit: Credit) -> Array:
         """Float32 [B, N], one advantage a token."""
         return self.assign(credit)
 
@@ -120,23 +121,23 @@ def method(family: Family) -> Callable[[Assign], Assign]:
 # Building blocks
 
 
-def spread_to_tokens(c: Credit, advantage_bs: jax.Array) -> jax.Array:
+def spread_to_tokens(c: Credit, advantage_bs: Array) -> Array:
     """[B, N]: every token of step s gets the advantage of the step."""
     step_bn = jnp.maximum(c.step_bn, 0)
     return jnp.take_along_axis(advantage_bs, step_bn, axis=1) * c.mask_bn
 
 
-def spread_to_rows(c: Credit, advantage_pg: jax.Array) -> jax.Array:
+def spread_to_rows(c: Credit, advantage_pg: Array) -> Array:
     """[B, N]: every token of a rollout gets the advantage of the rollout."""
     return advantage_pg.reshape(-1, 1) * c.mask_bn
 
 
-def group_by_problem(c: Credit, a: jax.Array) -> jax.Array:
+def group_by_problem(c: Credit, a: Array) -> Array:
     """[B, ...] as [P, G, ...]."""
     return a.reshape(-1, c.group_size, *a.shape[1:])
 
 
-def leave_one_out(a_pg: jax.Array, weight_pg: jax.Array | None = None) -> jax.Array:
+def leave_one_out(a_pg: Array, weight_pg: Array | None = None) -> Array:
     """The values minus the mean of the others of their group (axis 1).
 
     weight_pg: 1 for the entries that count, all by default. 0 where an entry does not count, or
@@ -149,7 +150,7 @@ def leave_one_out(a_pg: jax.Array, weight_pg: jax.Array | None = None) -> jax.Ar
     return jnp.where((w > 0) & (num_others > 0), a_pg - mean_of_others, 0.0)
 
 
-def subtract_step_mean(c: Credit, a_bs: jax.Array, weight_bs: jax.Array) -> jax.Array:
+def subtract_step_mean(c: Credit, a_bs: Array, weight_bs: Array) -> Array:
     """[B, N]: values of steps minus the mean of the same step in the others of the group.
 
     weight_bs: 1 for the steps that count.
@@ -160,7 +161,7 @@ def subtract_step_mean(c: Credit, a_bs: jax.Array, weight_bs: jax.Array) -> jax.
     return spread_to_tokens(c, centered_pgs.reshape(a_bs.shape))
 
 
-def token_baseline(c: Credit, a_bn: jax.Array) -> jax.Array:
+def token_baseline(c: Credit, a_bn: Array) -> Array:
     """[B, 1]: mean value of a token in the others of the group.
 
     Each rollout counts once, however many tokens it has, so that few long steps are not favoured.
@@ -171,12 +172,12 @@ def token_baseline(c: Credit, a_bn: jax.Array) -> jax.Array:
     return (mean_pg - leave_one_out(mean_pg)).reshape(-1, 1)
 
 
-def reward_to_go(a: jax.Array) -> jax.Array:
+def reward_to_go(a: Array) -> Array:
     """Sum of this and all later entries of a row."""
     return jnp.cumsum(a[:, ::-1], axis=1)[:, ::-1]
 
 
-def all_fail(failures: jax.Array, n: int, k: int) -> jax.Array:
+def all_fail(failures: Array, n: int, k: int) -> Array:
     """Chance that k of n samples, `failures` of which failed, all did: C(failures, k) / C(n, k)."""
     chance = jnp.ones_like(failures)
     for i in range(k):
@@ -184,12 +185,12 @@ def all_fail(failures: jax.Array, n: int, k: int) -> jax.Array:
     return chance
 
 
-def best_of(value_bs: jax.Array, n: int, k: int) -> jax.Array:
+def best_of(value_bs: Array, n: int, k: int) -> Array:
     """Unbiased chance that the best of k samples succeeds, where value * n of n samples did."""
     return 1 - all_fail(n - jnp.round(value_bs * n), n, k)
 
 
-def value_changes(c: Credit, value_bs: jax.Array) -> jax.Array:
+def value_changes(c: Credit, value_bs: Array) -> Array:
     """[B, S]: how much each step changed the chance of a right answer.
 
     The chance before the first step is the mean outcome of the others of the group, the chance
@@ -207,7 +208,7 @@ def value_changes(c: Credit, value_bs: jax.Array) -> jax.Array:
 
 
 @method("outcome")
-def rloo(c: Credit) -> jax.Array:
+def rloo(c: Credit) -> Array:
     """Outcome minus the mean outcome of the others: RLOO (Ahmadian et al. 2024, arXiv:2402.14740).
 
     Up to the factor G / (G - 1) this is Dr. GRPO (Liu et al. 2025, arXiv:2503.20783).
@@ -216,7 +217,7 @@ def rloo(c: Credit) -> jax.Array:
 
 
 @method("outcome")
-def grpo(c: Credit) -> jax.Array:
+def grpo(c: Credit) -> Array:
     """Outcome in units of the group's standard deviation: GRPO (Shao et al. 2024, 4.1.2).
 
     arXiv:2402.03300. The unit weighs nearly solved and nearly hopeless problems up, so this is not
@@ -228,7 +229,7 @@ def grpo(c: Credit) -> jax.Array:
 
 
 @method("outcome")
-def pass_at_k(c: Credit, k: int = 4) -> jax.Array:
+def pass_at_k(c: Credit, k: int = 4) -> Array:
     """Leave-one-out advantage of the best of k samples, unbiased.
 
     What a sample adds to the chance that a random set of k - 1 others and itself holds a success
@@ -241,7 +242,7 @@ def pass_at_k(c: Credit, k: int = 4) -> jax.Array:
 
 
 @method("monte_carlo")
-def vine(c: Credit) -> jax.Array:
+def vine(c: Credit) -> Array:
     """Change of the Monte Carlo chance of success: VinePPO (Kazemnejad et al. 2024).
 
     arXiv:2410.01679.
@@ -250,7 +251,7 @@ def vine(c: Credit) -> jax.Array:
 
 
 @method("monte_carlo")
-def prover(c: Credit) -> jax.Array:
+def prover(c: Credit) -> Array:
     """RLOO plus the progress of a prover policy (Setlur et al. 2024, arXiv:2410.08146).
 
     The prover is best-of-K of the policy itself.
@@ -261,7 +262,7 @@ def prover(c: Credit) -> jax.Array:
 
 
 @method("implicit")
-def implicit(c: Credit) -> jax.Array:
+def implicit(c: Credit) -> Array:
     """Implicit token rewards to go, plus RLOO: PRIME (Cui et al. 2025, arXiv:2502.01456)."""
     reward_bn = c.implicit_bn * c.mask_bn
     centered_bn = (reward_bn - token_baseline(c, reward_bn)) * c.mask_bn
@@ -272,7 +273,7 @@ def implicit(c: Credit) -> jax.Array:
 
 
 @method("process")
-def grpo_process(c: Credit) -> jax.Array:
+def grpo_process(c: Credit) -> Array:
     """GRPO with process supervision (DeepSeekMath, arXiv:2402.03300, 4.1.3).
 
     Step rewards in units of the group's standard deviation, summed from the token's step on. More
@@ -289,7 +290,7 @@ def grpo_process(c: Credit) -> jax.Array:
 
 
 @method("process")
-def step_local(c: Credit) -> jax.Array:
+def step_local(c: Credit) -> Array:
     """Is this step right, compared with the same step of the others of the group?
 
     `grpo_process` without its sum over later steps (discount 0) and without its unit.
@@ -298,7 +299,7 @@ def step_local(c: Credit) -> jax.Array:
 
 
 @method("process")
-def first_error(c: Credit) -> jax.Array:
+def first_error(c: Credit) -> Array:
     """Credit for the verified prefix, blame for the first error, nothing after it.
 
     As in VPPO (arXiv:2601.18984).
@@ -311,7 +312,7 @@ def first_error(c: Credit) -> jax.Array:
 
 
 @method("process")
-def progress(c: Credit) -> jax.Array:
+def progress(c: Credit) -> Array:
     """What a step adds to the head's probability that all is right so far (arXiv:2410.15115).
 
     The sum over a rollout telescopes, so it is bounded however many steps there are.
@@ -321,7 +322,7 @@ def progress(c: Credit) -> jax.Array:
 
 
 @method("process")
-def min_form(c: Credit, temperature: float = 0.1) -> jax.Array:
+def min_form(c: Credit, temperature: float = 0.1) -> Array:
     """The return is about the smallest step reward to come, plus RLOO: PURE.
 
     Cheng et al. 2025, arXiv:2504.15275.

@@ -51,6 +51,7 @@ class CreditAudit:
 
 def misassigned_credit(r: Rollouts, advantage_bn: np.ndarray) -> CreditAudit:
     """Judge each step by the advantage of its last token, [B, N] as `METHODS` give it."""
+    advantage_bn = np.asarray(advantage_bn)
     step_changes = r.step_bn[:, 1:] != r.step_bn[:, :-1]
     last_column = np.ones((len(r.step_bn), 1), bool)
     is_end_bn = np.concatenate([step_changes, last_column], axis=1) & (r.step_bn >= 0)

@@ -102,24 +102,18 @@ def needs_ref(t: Reinforce) -> bool:
 
 def make_loss(c: Model, t: Reinforce) -> Loss:
     """The policy loss, plus that of a process head where the batch has what it learns from."""
-    losses = {
-        "policy": policy_loss(c, t),
-        "process": process_head.process_loss(c),
-        "implicit": process_head.implicit_loss(c, t),
-    }
+    policy = policy_loss(c, t)
+    process = process_head.process_loss(c)
+    implicit = process_head.implicit_loss(c, t)
 
     def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
-        total, metrics = losses["policy"](params, batch, key)
-        head_batches = {}
-        if "labels" in batch:
-            rows = {name: batch[f"label_{name}"] for name in ("weights", "lm_weights")}
-            head_batches["process"] = rows | {name: batch[name] for name in ("tokens", "labels")}
-        if "outcome" in batch:
-            head_batches["implicit"] = batch
-        for name, rows in head_batches.items():
-            head_total, head_metrics = losses[name](params, rows, key)
-            total += t.process_head_coef * head_total
-            metrics |= head_metrics
+        total, metrics = policy(params, batch, key)
+        # At most one of the two is there: see `collect_batch`.
+        for name, head_loss in (("labels", process), ("outcome", implicit)):
+            if name in batch:
+                head_total, head_metrics = head_loss(params, batch, key)
+                total += t.process_head_coef * head_total
+                metrics |= head_metrics
         return total, metrics
 
     return loss
@@ -193,10 +187,8 @@ def collect_batch(
         all_labels = process_head.first_error_labels(r)
         labels_bs = process_head.limit_labels(all_labels, t.label_fraction, first)
         num_labels = int((labels_bs >= 0).sum())
-        rows = process_head.label_rows(r, t.train.seq_len, labels_bs)
-        batch["labels"] = rows["labels"]
-        batch["label_weights"] = rows["weights"]
-        batch["label_lm_weights"] = rows["lm_weights"]
+        # The rows hold the same tokens as those of the policy.
+        batch |= process_head.label_rows(r, t.train.seq_len, labels_bs)
     if family == "implicit":
         # Groups without signal for the policy teach the head too.
         batch["sampled"] = sampled_bt

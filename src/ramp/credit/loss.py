@@ -9,6 +9,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Reinforce
@@ -21,12 +22,13 @@ MAX_LOG_RATIO = 20.0  # beyond it, exp would overflow float32 in the backward pa
 
 
 def token_logps(
-    c: Model, lm: dict, tokens_bt: jax.Array, targets_bt: jax.Array, temperature: float = 1.0
-) -> tuple[jax.Array, jax.Array]:
+    c: Model, lm: dict, tokens_bt: Array, targets_bt: Array, temperature: float = 1.0
+) -> tuple[Array, Array]:
     """(log-probability of each target, entropy), float32 [B, T], nats.
 
     Of the softmax at `temperature`: the distribution that rollouts are sampled from.
     """
+    # The temperature belongs to the policy: without it the first ratio would not be 1.
     x_nd = transformer.compute_hidden(c, lm, tokens_bt)
     logits_nv = transformer.unembed(c, lm, x_nd) / temperature
     nats_n, log_z_n = cross_entropy(logits_nv, targets_bt.reshape(-1))
@@ -37,12 +39,12 @@ def token_logps(
     return logp_bt, entropy_bt
 
 
-def compute_ratio(logp: jax.Array, old: jax.Array) -> jax.Array:
+def compute_ratio(logp: Array, old: Array) -> Array:
     """Probability of each token under the policy over that under the sampler."""
     return jnp.exp(jnp.clip(logp - old, -MAX_LOG_RATIO, MAX_LOG_RATIO))
 
 
-def surrogate(logp: jax.Array, old: jax.Array, advantage: jax.Array, t: Reinforce) -> jax.Array:
+def surrogate(logp: Array, old: Array, advantage: Array, t: Reinforce) -> Array:
     """The clipped loss of each token: -min(ratio A, clip(ratio) A).
 
     PPO (Schulman et al. 2017) with the asymmetric clip of DAPO (arXiv:2503.14476). Where A < 0 it
@@ -51,11 +53,12 @@ def surrogate(logp: jax.Array, old: jax.Array, advantage: jax.Array, t: Reinforc
     ratio = compute_ratio(logp, old)
     clipped = jnp.clip(ratio, 1 - t.clip_low, 1 + t.clip_high)
     loss = -jnp.minimum(ratio * advantage, clipped * advantage)
+    # A bad token that became likely would otherwise have an unbounded loss.
     bounded = jnp.minimum(loss, -t.dual_clip * advantage)
     return jnp.where(advantage < 0, bounded, loss)
 
 
-def kl(logp: jax.Array, ref: jax.Array, form: str) -> jax.Array:
+def kl(logp: Array, ref: Array, form: str) -> Array:
     """An estimate of KL(policy || ref) of each token whose gradient is that of the KL.
 
     k2 = (log ratio)² / 2 has that gradient in expectation. The other usual forms do not: k1 inside
@@ -70,9 +73,7 @@ def kl(logp: jax.Array, ref: jax.Array, form: str) -> jax.Array:
     return k2 + jax.lax.stop_gradient(k3 - k2)
 
 
-def most_covariant(
-    logp: jax.Array, advantage: jax.Array, weights: jax.Array, fraction: float
-) -> jax.Array:
+def most_covariant(logp: Array, advantage: Array, weights: Array, fraction: float) -> Array:
     """1 for the tokens that lower the entropy most, else 0; all [B, T].
 
     They are the `fraction` of the tokens with weight, at least one, with the largest part in the
@@ -100,7 +101,7 @@ def policy_loss(c: Model, t: Reinforce) -> Loss:
     Metrics: `entropy` in nats, `clipped` the tokens beyond the clip, `kl` where there is a `ref`.
     """
 
-    def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(params: dict, batch: dict, key: Array) -> tuple[Array, dict]:
         weights, advantage, old = batch["weights"], batch["advantage"], batch["old"]
         logp, entropy = token_logps(
             c, params["lm"], batch["tokens"], batch["targets"], t.temperature
@@ -109,11 +110,12 @@ def policy_loss(c: Model, t: Reinforce) -> Loss:
         if t.entropy_control != "none":
             chosen = most_covariant(logp, advantage, weights, t.entropy_control_fraction)
             if t.entropy_control == "clip_cov":
-                per_token *= 1 - chosen
-            else:
+                per_token *= 1 - chosen  # they do not learn in this step
+            else:  # kl_cov: they are held at the sampler
                 per_token += chosen * jnp.abs(logp - old)
         entropy_coef = batch.get("entropy_coef", t.entropy_coef)  # [B, 1] where it adapts
         per_token -= entropy_coef * entropy
+        # On-policy the ratio is 1 up to rounding; what is clipped shows how far it moved.
         ratio = compute_ratio(logp, old)
         is_clipped = (ratio < 1 - t.clip_low) | (ratio > 1 + t.clip_high)
         metrics = {

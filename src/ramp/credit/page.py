@@ -73,6 +73,7 @@ def describe_outcome(r: Rollouts, row: int) -> str:
 
 def describe_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: int) -> str:
     """A line for each step: its text, its verdict, each method's advantage at its last token."""
+    # Fixed columns: the lines stand under each other in a terminal.
     tokens = show_tokens(tokenizer, r, row)
     lines = [f"{r.problems[row].question}    the answer is {describe_outcome(r, row)}"]
     for s, step in enumerate(r.verdicts[row].all_steps):
@@ -104,6 +105,7 @@ def _render_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: in
     for s, step in enumerate(verdict.all_steps):
         name = "answer" if s == len(verdict.steps) else str(s + 1)
         spans = [(n, text) for n, token_step, text in tokens if token_step == s]
+        # Colours are relative to the whole batch, so that rollouts can be compared.
         cells = [_render_spans(spans, a_bn[row], np.abs(a_bn).max()) for a_bn in methods.values()]
         css_class = "ok" if step.right else "no"
         words = html.escape(f"{MARKS[step.right][0]} {describe_step(step)}")
@@ -132,6 +134,7 @@ def plot_rollouts(
     """A matplotlib figure, one panel for each of the rollouts `rows`."""
     from matplotlib.figure import Figure
 
+    # The same scale for all panels, so that their tokens line up.
     longest = max(len(r.ids(row)) for row in rows)
     width = max(6, 0.17 * longest + 2)
     height = (0.45 * len(methods) + 1.3) * len(rows)
@@ -149,7 +152,9 @@ def draw_rollout(
     """A line of coloured tokens for each method, the verdicts on steps below them."""
     from matplotlib.patches import Rectangle
 
+    # One unit of x is a token, one unit of y a line.
     tokens = show_tokens(tokenizer, r, row)
+    # A dollar sign in a problem is no formula.
     centered = {"ha": "center", "va": "center", "parse_math": False}
     for line, (name, a_bn) in enumerate(methods.items()):
         y = -line
@@ -159,6 +164,7 @@ def draw_rollout(
             color = np.array(blend_color(float(a_bn[row, n]), largest)) / 255
             axes.add_patch(Rectangle((n, y - 0.42), 1, 0.84, facecolor=color, edgecolor="none"))
             axes.text(n + 0.5, y, text, family="monospace", fontsize=9, **centered)
+    # Marks stand under the middle of their step; an answer that is missing has no token.
     for s, step in enumerate(r.verdicts[row].all_steps):
         places = [n for n, token_step, _ in tokens if token_step == s]
         if places:

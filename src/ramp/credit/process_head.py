@@ -14,6 +14,7 @@ builds on a wrong one is not well defined.
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model, Reinforce
@@ -44,7 +45,7 @@ def init_head(c: Model, lm: dict) -> dict:
     return {"lm": copied, "out": out}
 
 
-def read_head(c: Model, process: dict, tokens_bt: jax.Array) -> tuple[jax.Array, jax.Array]:
+def read_head(c: Model, process: dict, tokens_bt: Array) -> tuple[Array, Array]:
     """(log odds that the step ending at each token is right, nats of the next token).
 
     Both float32 [B, T].
@@ -88,20 +89,26 @@ def limit_labels(labels_bs: np.ndarray, fraction: float, seed: int) -> np.ndarra
 def label_rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.ndarray]:
     """The batch of `process_loss`, each [B, length].
 
-    tokens: problem and rollout. labels, weights: at the last token of each labelled step.
-    lm_weights: 1 before each token of a step that is labelled right.
+    tokens: problem and rollout. labels, label_weights: at the last token of each labelled step.
+    lm_weights: 1 before each token of a step that is labelled right. To train a head alone, give
+    `make_step` the label weights as "weights".
     """
     check_values("the labels of the process head", labels_bs, r.right_bs.shape)
     tokens = rollouts.make_rows(r, length)["tokens"]
-    labels, weights, lm_weights = np.zeros((3, *tokens.shape), np.float32)
+    labels, label_weights, lm_weights = np.zeros((3, *tokens.shape), np.float32)
     end_bs = step_ends(r)
     b, s = np.nonzero((labels_bs >= 0) & (end_bs >= 0))
     labels[b, end_bs[b, s]] = labels_bs[b, s]
-    weights[b, end_bs[b, s]] = 1
+    label_weights[b, end_bs[b, s]] = 1
     b, n, t = r.places
     s = r.step_bn[b, n]
     lm_weights[b, t] = (s >= 0) & (labels_bs[b, s] == 1)
-    return {"tokens": tokens, "labels": labels, "weights": weights, "lm_weights": lm_weights}
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "label_weights": label_weights,
+        "lm_weights": lm_weights,
+    }
 
 
 def step_ends(r: Rollouts) -> np.ndarray:
@@ -118,7 +125,7 @@ def step_ends(r: Rollouts) -> np.ndarray:
 # Losses
 
 
-def bce(logit: jax.Array, label: jax.Array) -> jax.Array:
+def bce(logit: Array, label: Array) -> Array:
     """Binary cross-entropy with a soft label, nats."""
     return jnp.maximum(logit, 0) - logit * label + jnp.log1p(jnp.exp(-jnp.abs(logit)))
 
@@ -130,11 +137,11 @@ def process_loss(c: Model) -> Loss:
     kind that was never labelled are found by that alone.
     """
 
-    def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(params: dict, batch: dict, key: Array) -> tuple[Array, dict]:
         logit, nats = read_head(c, params["process"], batch["tokens"])
-        verdicts = jnp.sum(batch["weights"] * bce(logit, batch["labels"]))
+        verdicts = jnp.sum(batch["label_weights"] * bce(logit, batch["labels"]))
         is_correct = (logit > 0) == (batch["labels"] > 0.5)
-        num_correct = jnp.sum(batch["weights"] * is_correct)
+        num_correct = jnp.sum(batch["label_weights"] * is_correct)
         total = verdicts + LM_COEF * jnp.sum(batch["lm_weights"] * nats)
         return total, {"process": verdicts, "process_right": num_correct}
 
@@ -149,7 +156,7 @@ def implicit_loss(c: Model, t: Reinforce) -> Loss:
     sampled tokens) and `outcome` [B, 1].
     """
 
-    def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+    def loss(params: dict, batch: dict, key: Array) -> tuple[Array, dict]:
         trunk = params["process"]["lm"]
         logp, _ = token_logps(c, trunk, batch["tokens"], batch["targets"], t.temperature)
         log_ratio_b = jnp.sum(batch["sampled"] * (logp - batch["ref"]), axis=1)
@@ -162,7 +169,7 @@ def implicit_loss(c: Model, t: Reinforce) -> Loss:
 # Scores
 
 
-def _read_probabilities(c: Model, process: dict, tokens_bt: jax.Array) -> jax.Array:
+def _read_probabilities(c: Model, process: dict, tokens_bt: Array) -> Array:
     return jax.nn.sigmoid(read_head(c, process, tokens_bt)[0])
 
 

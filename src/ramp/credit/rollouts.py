@@ -7,19 +7,15 @@ distribution that the loss uses: the softmax at the rollouts' temperature, nothi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.decode import sample
-from ramp.decode.cache import decode_step, init_tail
-from ramp.decode.sample import DecodeState, SamplingParams
+from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
-from ramp.model.transformer import ROWS, Params
+from ramp.model.transformer import Params
 from ramp.tasks import Problem, Task, Verdict
 from ramp.tasks.protocol import parse, prompt_ids
 from ramp.text.tokenizer import Tokenizer
@@ -105,6 +101,7 @@ def sample_rollouts(
             f"a problem of {longest} tokens and {max_new_tokens} to solve it do not fit the "
             f"model's context of {c.context_len}; lower the level or the tokens of a rollout"
         )
+    # Seeds of different calls do not overlap, so that no two rows repeat each other.
     first_seed = seed * len(rows) % 2**31
     result = sample.generate(
         c,
@@ -140,6 +137,7 @@ def score_rollouts(
     verdicts = []
     for b, problem in enumerate(problems):
         ids = tokens_bn[b][tokens_bn[b] >= 0].tolist()
+        # Boundaries are found on ids, so a step never begins inside a token.
         parsed = parse(tokenizer, ids)
         verdict = task.judge(problem, parsed.steps, parsed.answer)
         count = len(verdict.all_steps)
@@ -181,6 +179,7 @@ def pack_conversations(
     conversations: (ids, weights) of each row; the weight is 0 for tokens of the problem. Raises
     UserError where one is longer than `length`.
     """
+    # One longer: inputs and targets are the same row, one place apart.
     ids_bt = np.zeros((len(conversations), length + 1), np.int32)
     weights_bt = np.zeros(ids_bt.shape, np.float32)
     for b, (ids, weights) in enumerate(conversations):
@@ -207,6 +206,7 @@ def make_rows(
         ids = r.ids(b)
         conversations.append((prompt + ids, [0] * len(prompt) + [1] * len(ids)))
     batch = pack_conversations(conversations, length)
+    # A token sampled at n is the target of the input one place before it.
     given = {"old": r.logps_bn}
     if advantage_bn is not None:
         given["advantage"] = advantage_bn
@@ -259,65 +259,30 @@ def sample_continuations(
     rollouts, or the values are those of another policy. chunk: continuations sampled at once.
     """
     B, N = r.tokens_bn.shape
-    longest = max(map(len, r.prompts))
-    padded, lengths = sample.pad_prompts([prompt + r.ids(b) for b, prompt in enumerate(r.prompts)])
-    size = max(padded.shape[1], longest + N)
-    no_seeds = np.zeros(len(lengths), np.uint32)
-    padded, lengths, no_seeds = sample.shard_rows(padded, lengths, no_seeds)
-    # One prefill of whole rollouts serves every step boundary in them.
-    cache = sample.prefill(c, params, padded, lengths, no_seeds, size).cache
-    weights = sample.prepare_decode_params(c, params)
-    prompt_length_b = np.array([len(prompt) for prompt in r.prompts], np.int32)
     # The first token of every step but the first: (row, tokens of it that are kept).
     starts = (np.diff(r.step_bn, axis=1, prepend=0) > 0).nonzero()
-    forks = np.repeat(np.stack(starts, axis=1), n, axis=0)
+    forks = np.repeat(np.stack(starts, axis=1), n, axis=0).tolist()
+    result = sample.generate(
+        c,
+        params,
+        [r.prompts[b] + r.ids(b)[:k] for b, k in forks],
+        (seed * 1_000_003 + np.arange(len(forks))) % 2**31,
+        SamplingParams(temperature),
+        N,
+        stop=(tokenizer.end,),
+        batch_size=chunk,
+    )
     num_won_bs = np.zeros((B, N + 1))
     num_tokens = 0
-    for first in range(0, len(forks), chunk):
-        part = forks[first : first + chunk]
-        # A last, shorter part repeats its forks: one shape to compile.
-        row, kept = np.resize(part, (chunk, 2)).astype(np.int32).T
-        seeds = (seed * 1_000_003 + first + np.arange(chunk)) % 2**31
-        row_f, length_f, seed_f = sample.shard_rows(
-            row, kept + prompt_length_b[row], seeds.astype(np.uint32)
-        )
-        state = fork_prefixes(c, weights, cache, padded, row_f, length_f, seed_f)
-        sampling = SamplingParams(temperature)
-        state = sample.decode(c, weights, state, sampling, N, (tokenizer.end,))
-        for (b, k), continuation in zip(part, np.asarray(state.tokens_bn), strict=False):
-            # No longer than the row itself might have been.
-            continuation = continuation[: N - k]
-            ids = continuation[continuation >= 0].tolist()
-            num_tokens += len(ids)
-            parsed = parse(tokenizer, r.ids(b)[:k] + ids)
-            verdict = task.judge(r.problems[b], parsed.steps, parsed.answer)
-            num_won_bs[b, r.step_bn[b, k]] += verdict.final_right
+    for (b, k), ids in zip(forks, result.rows(), strict=True):
+        # Cut to what the row itself could have been, or values would be those of longer rows.
+        ids = ids[: N - k]
+        num_tokens += len(ids)
+        # Judged as a whole: the prefix belongs to the solution.
+        parsed = parse(tokenizer, r.ids(b)[:k] + ids)
+        verdict = task.judge(r.problems[b], parsed.steps, parsed.answer)
+        num_won_bs[b, r.step_bn[b, k]] += verdict.final_right
     value_bs = np.full((B, N + 1), np.nan, np.float32)
     at = starts[0], r.step_bn[starts]
     value_bs[at] = num_won_bs[at] / n
     return value_bs, num_tokens
-
-
-@partial(jax.jit, static_argnames="c")
-def fork_prefixes(
-    c: Model,
-    weights: Params,
-    cache: tuple,
-    tokens_bt: jax.Array,
-    row_f: jax.Array,
-    length_f: jax.Array,
-    seed_f: jax.Array,
-) -> DecodeState:
-    """Fork i is row row_f[i] of a cache, cut after its first length_f[i] tokens.
-
-    What the cache holds after the cut is never seen and is overwritten.
-    """
-    length_f, seed_f = jax.reshard(length_f, P(ROWS)), jax.reshard(seed_f, P(ROWS))
-    cache = jax.tree.map(lambda a: a.at[row_f].get(out_sharding=P(ROWS, "model")), cache)
-    tokens_ft = tokens_bt.at[row_f].get(out_sharding=P(ROWS))
-    last_f = sample.take_per_row(tokens_ft, length_f - 1)
-    before_f = sample.take_per_row(tokens_ft, jnp.maximum(length_f - 2, 0))
-    # The logits come from stepping once more over the last token that is kept.
-    tail = init_tail(cache)
-    logits_fv, _ = decode_step(c, weights, cache, tail, 0, last_f, before_f, length_f - 1)
-    return sample.start_state(c, cache, logits_fv, last_f, length_f, seed_f)

@@ -90,7 +90,7 @@ def lower_train(c: Config, mesh: jax.sharding.Mesh) -> Any:
 def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
     """The update of process-reward RL: the policy and a process head learn from the same rollouts."""
     m, t = c.model, c.reinforce
-    floats = ("weights", "advantage", "old", "labels", "label_weights", "label_lm_weights")
+    floats = ("weights", "advantage", "old", "labels", "label_weights", "lm_weights")
     return lower_train_step(
         c,
         t.train,

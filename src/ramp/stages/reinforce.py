@@ -61,6 +61,7 @@ def check(c: Config) -> None:
 def _check_name(key: str, name: str, known: Iterable[str]) -> None:
     if name in known:
         return
+    # The nearest name, or all of them.
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'?" if close else f"it can be {', '.join(known)}"
     raise UserError(f"reinforce.{key}: there is no '{name}'; {hint}")
@@ -68,7 +69,7 @@ def _check_name(key: str, name: str, known: Iterable[str]) -> None:
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     """Train the fine-tuned policy of a run; returns the report."""
-    check(c)
+    check(c)  # also for callers that do not go through `ramp run`
     t = c.reinforce
     if jax.process_count() > 1:
         raise UserError(
@@ -77,6 +78,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     start = partial(restore.load_params, rundir, "finetune", c, tokenizer)
+    # The sub-stage resumes on its own checkpoints; when it is done it only restores.
     if t.sft_steps:
         start = run_sft(rundir, c, tokenizer, start, stop)
     before, _ = learn.measure_accuracy(c.model, t, tokenizer, start())
@@ -86,12 +88,13 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         c=c,
         t=t.train,
         loss=learn.make_loss(c.model, t),
-        batches=number_rows,
+        batches=number_rows,  # rollouts come from the state: see `wrap_iteration`
         tokenizer=tokenizer,
         wrap_step=partial(wrap_iteration, c, tokenizer),
         keep_ref=learn.needs_ref(t),
         add_params=partial(add_head, c),
     )
+    # Judged on verified solutions: answers alone can rise while the working gets worse.
     evaluate = partial(evaluate_policy, c, tokenizer)
     state, report = trainer.train(rundir, start, evaluate, "rl/not_verified", stop)
     params = eval_params(state)
@@ -123,6 +126,7 @@ def evaluate_policy(
 ) -> dict[str, float]:
     """Accuracy on held-out problems by tag, and a picture of one rollout on the board."""
     accuracy, _ = learn.measure_accuracy(c.model, c.reinforce, tokenizer, params)
+    # The same problem each time, so that the pictures of a run can be compared.
     r, methods = sample_with_credit(c, tokenizer, params, num_problems=1)
     row = rank_rollouts(r)[0]
     board.figure(step, "credit/rollout", page.plot_rollouts(tokenizer, r, methods, [row]))
@@ -143,10 +147,12 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callabl
     t = c.reinforce
 
     def step(state: State, row_numbers: dict) -> tuple[State, dict]:
+        # Seeded by (seed, step): a resumed run samples what it would have sampled.
         i = learn.collect_batch(
             c.model, t, tokenizer, state.params, state.ref, int(state.step), c.seed
         )
         state, metrics = update(state, learn.shard_batch(i.batch))
+        # Logged with the training metrics of the same step.
         r = i.rollouts
         metrics["rl/reward"] = r.outcome_b.mean()
         metrics["rl/train_verified"] = r.verified_b.mean()
@@ -175,6 +181,7 @@ def run_sft(
     t = c.reinforce
     task = TASKS[t.task]
     batch_size, seq_len = t.train.batch_size, t.train.seq_len
+    # Evaluated and saved once, at the end: it is short and has no score of its own.
     recipe = replace(
         c.finetune,
         steps=t.sft_steps,
@@ -185,6 +192,7 @@ def run_sft(
         save_every=t.sft_steps,
     )
 
+    # Every process makes the whole batch and keeps its rows.
     def make_batch(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
         rows = learn.make_sft_batch(tokenizer, task, t.level, batch_size, seq_len, step, c.seed)
         return {name: a[lo:hi] for name, a in rows.items()}
@@ -216,6 +224,7 @@ def sample_with_credit(
         1,
         t.temperature,
     )
+    # The checker judges here, also in a run whose rewards come from a head.
     credit = learn.checker_credit(r)
     return r, {name: np.asarray(METHODS[name](credit)) for name in list_shown_methods(t)}
 
@@ -223,6 +232,7 @@ def sample_with_credit(
 def list_shown_methods(t: Reinforce) -> list[str]:
     """SHOWN_METHODS and the one in use, if it needs no samples or head beyond the rollouts."""
     names = list(SHOWN_METHODS)
+    # Monte Carlo and implicit credit would need more than the verdicts.
     if METHODS[t.method].family in ("outcome", "process") and t.method not in names:
         names.append(t.method)
     return names
@@ -233,6 +243,7 @@ def rank_rollouts(r: Rollouts) -> list[int]:
 
     def key(b: int) -> tuple[bool, bool, float]:
         verdict = r.verdicts[b]
+        # False sorts first.
         return not verdict.lucky, verdict.final_right, -float(r.right_bs[b].sum())
 
     return sorted(range(len(r.prompts)), key=key)
