@@ -7,8 +7,9 @@ import tiny
 
 from ramp.decode.sample import SamplingParams
 from ramp.model.loss import next_token_loss
-from ramp.synth import generate, prompts, scores
+from ramp.synth import generate, prompts
 from ramp.synth.prompts import Prompt
+from ramp.synth.scores import ModelScorer
 
 C = tiny.model(context_len=32, vocab_size=96)
 BOS, N, BATCH = 90, 12, 8
@@ -56,7 +57,7 @@ def test_a_row_makes_its_sample_again(params, made):
 def test_scored_log_probabilities_are_those_of_the_sampler(params, made):
     """The sampler draws from the first 95 ids; with a table of which the 96th is unlikely the two agree."""
     docs = [[*s.prompt.ids, *s.ids] for s in made]
-    nats = scores.score_documents(C, params, docs, 24, 4)
+    nats = ModelScorer(C, params, 24, 4).nats(docs)
     padded = np.zeros((len(docs), 24), np.int32)
     for row, doc in zip(padded, docs, strict=True):
         row[: len(doc)] = doc
@@ -77,7 +78,7 @@ def test_keys_of_generations_do_not_meet():
 
 def test_projected_gradients_are_projections_of_the_gradient(params):
     docs = [[BOS, 3, 4, 5, 6], [BOS, 80, 2, 80, 7]]
-    got = scores.project_gradients(C, params, docs, 8, 4, 2)
+    got = ModelScorer(C, params, 8, 2).gradients(docs, 4)
     keys = jax.random.split(jax.random.PRNGKey(0), 2)
     left, right = (
         np.asarray(jax.random.rademacher(k, (n, 4), float))

@@ -88,7 +88,7 @@ class Lab:
         return [[*s.prompt.ids, *s.ids] for s in made]
 
     def nats(self, params: dict, docs: list[list[int]]) -> list[np.ndarray]:
-        return scores.score_documents(self.b.model, params["lm"], docs, LENGTH, 400)
+        return scores.ModelScorer(self.b.model, params["lm"], LENGTH, 400).nats(docs)
 
     def bits(self, params: dict) -> np.ndarray:
         """Bits a token of each held-out document."""
@@ -213,12 +213,12 @@ def run_arm(lab: Lab, arm: Arm, seed: int) -> dict:
             got = mix.compose("replace", [REAL], t.train.steps * t.train.batch_size, rng)
         else:
             shown = lab.real if arm.second else ()
-            prompts = (
+            openings = (
                 lab.w.grid(t.num_documents, seed * 100 + g, shown)
                 if arm.seeds
                 else [[world.BOS]] * t.num_documents
             )
-            made = lab.sample(params, prompts, prompts.first_key(seed, g))
+            made = lab.sample(params, openings, prompts.first_key(seed, g))
             good = keep(lab, arm, made, params)
             pools.append([made[i] for i in good])
             weights.append(

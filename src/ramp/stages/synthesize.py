@@ -10,7 +10,7 @@ them.
 import json
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -51,6 +51,7 @@ def check(c: Config) -> None:
         raise UserError(
             "synthesize runs in one process so far; use one host, with any number of devices"
         )
+    # Figures are measured on samples that begin a document, since prompts would change them.
     num_plain = t.num_documents * (1 - t.seeded_fraction)
     if num_plain < t.num_measured:
         raise UserError(
@@ -63,6 +64,7 @@ def check(c: Config) -> None:
             f"synthesize.verifiers names {len(t.verifiers)}; "
             "it takes two that differ, since each is blind somewhere"
         )
+    # A file that is missing or does not import is found now and not after the first training.
     for name in (*t.verifiers, t.auditor):
         if name not in ("clean", "typical", ""):
             decide.load_verifier(name)
@@ -89,25 +91,35 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     history = read_history(loop.directory)
     for g in range(len(history) + 1, c.synthesize.generations + 1):
         if history and history[-1].decision == "stop":
-            break
+            break  # also when a run that was stopped is started again
         history.append(loop.run_generation(g, history))
         write_history(loop.directory, history)
         loop.log(history[-1])
         page.write(rundir.path, history)
+    # The guard may have gone back behind the newest generation.
     last = history[-1].guard.good_generation
     first_bpb, final_bpb = (loop.measure_final_bpb(g) for g in (0, last))
     print(
         f"synthesize: model of generation {last}: {final_bpb:.4f} bits per byte "
         f"on documents kept for the end, {first_bpb:.4f} before"
     )
-    return {
-        "policy": c.synthesize.policy,
-        "generation": last,
-        "first_bpb": first_bpb,
-        "final_bpb": final_bpb,
-        "generations": [result.to_json() for result in history],
-        "seconds": time.perf_counter() - began,
-    }
+    records = [result.to_json() for result in history]
+    seconds = time.perf_counter() - began
+    return asdict(
+        SynthesizeReport(c.synthesize.policy, last, first_bpb, final_bpb, records, seconds)
+    )
+
+
+@dataclass(frozen=True)
+class SynthesizeReport:
+    """What the report of a run shows of the stage."""
+
+    policy: str
+    generation: int  # the last good one
+    first_bpb: float  # of the first model, on the documents kept for the end
+    final_bpb: float
+    generations: list[dict]  # records of history.json
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -191,6 +203,7 @@ class GenerationLoop:
 
         plan = self.build_plan(guard, history, rows)
         params = self.train(f"synthesize-{g}", self.c, plan, parent_params)
+        # Both models are compared on the same documents, paired.
         bits = self.measure_bits(params, self.real.guard)
         parent_bits = self.base_bits
         if parent:
@@ -270,6 +283,7 @@ class GenerationLoop:
         probe = config.replace_train(replace(t, policy="anchored"), steps=t.drift_probe_steps)
         c = replace(self.c, synthesize=probe)
         bpb = {}
+        # Two branches from the same weights: what own samples cost beyond more training.
         for name, real_fraction in (("own", 0.0), ("real", 1.0)):
             plan = TrainingPlan.build(c, self.real, packed, [1.0], real_fraction, 0.0)
             params = self.train(f"synthesize-probe-{name}", c, plan, start)
@@ -293,9 +307,10 @@ class GenerationLoop:
     def make_prompts(self, g: int) -> list[Prompt]:
         """Those that begin from nothing first, then rare passages and pairs of names."""
         t, bos = self.t, self.tokenizer.bos
-        rng = np.random.default_rng([self.c.seed, g])
+        rng = np.random.default_rng([self.c.seed, g])  # a killed run makes the same prompts again
         num_seeded = round(t.seeded_fraction * t.num_documents) if self.is_guarded else 0
         texts = [self.tokenizer.decode(d) for d in self.real.train] if num_seeded > 1 else []
+        # Half are pairs of names; where the text has no names, rare passages take their places.
         pairs = []
         for text, parents in prompts.entity_pairs(texts, num_seeded // 2, rng):
             ids = self.tokenizer.encode(text)[:MAX_PROMPT_TOKENS]
@@ -336,8 +351,9 @@ class GenerationLoop:
         else:
             guard, decision = replace(guard, weight=1.0), Decision("go")
             decisions = keep_all(decisions)
-        writer = config.fingerprint(fingerprint(params))
+        writer = config.fingerprint(fingerprint(params))  # names the weights in the ledger
         rows = self.make_rows(g, guard, samples, decisions, writer)
+        # The plan depends on the rows' weights alone, so it can tell them where they are used.
         plan = self.build_plan(guard, history, rows)
         for i, steps in enumerate(plan.find_steps(g, len(rows))):
             if rows[i].weight > 0:
@@ -371,9 +387,10 @@ class GenerationLoop:
         rows = []
         for i, sample in enumerate(samples):
             document = sample.document(self.tokenizer.bos)
+            # Bits per token become nats of the whole document.
             first_nats = float(decisions.first_bits[i]) * math.log(2) * len(document)
             reason = decisions.reasons[i]
-            verdict = not reason
+            verdict = not reason  # of the sample itself, whatever the guard decided
             if not reason and not guard.weight:
                 reason = "the guard dropped its generation's weight"
             row = LedgerRow(
@@ -416,6 +433,7 @@ class GenerationLoop:
         """What the newest generation is trained on: real rows, and weighted samples of all."""
         packed = []
         for rows in [*self.read_ledgers(history), newest]:
+            # Without the bos of the prompt: packing puts one between documents.
             docs = [[*row.prompt[1:], *row.tokens] for row in rows]
             packed.append(self.pack(docs, [row.weight for row in rows]))
         # The samples of a generation that was rolled back are not used again.
@@ -428,6 +446,7 @@ class GenerationLoop:
     def train(self, name: str, c: Config, plan: TrainingPlan, start: dict) -> dict:
         """Train by a plan from the weights `start`, or from the sub-stage's last checkpoint."""
         t = c.synthesize.train
+        # A generation is judged at its end, by the guard, and not while it trains.
         t = replace(t, eval_every=t.steps, save_every=min(t.save_every, t.steps))
         loss = next_token_loss(c.model, t.z_loss)
         trainer = Trainer(name, c, t, loss, plan, self.tokenizer)
@@ -456,6 +475,7 @@ class GenerationLoop:
         for name, figure in figures.panel.items():
             values[f"z/{name}"] = figure.z
             values[f"ratio/{name}"] = figure.ratio
+        # None is what was not finite in the ledger.
         scalars = {f"synth/{name}": x for name, x in values.items() if x is not None}
         g = result.generation
         with MetricWriter(self.rundir.path, "synthesize", g, True) as writer:
@@ -475,6 +495,7 @@ def count_bits(
     kept = [row for row in rows if row.decision == "kept"] if guard.weight > 0 else []
     # A verifier that accepts a fraction a of the samples tells -log2 a bits about each.
     told = -np.log2(max(len(kept), 1) / max(len(rows), 1)) * precision * len(kept)
+    # Held-out text is a sample of what the model is for: its change is scaled to the tokens seen.
     rise = float(bits.per_token.mean() - parent_bits.per_token.mean())
     tokens = sum(len(row.tokens) for row in kept)
     return BitAccounts(float(told), max(0.0, -rise) * tokens, max(0.0, rise) * tokens)
@@ -483,6 +504,7 @@ def count_bits(
 def keep_all(decisions: SampleDecisions) -> SampleDecisions:
     """The same figures, but every sample is kept with weight 1."""
     n = len(decisions.kept)
+    # The figures stay, so that baselines and guarded runs can be compared.
     return replace(decisions, weight=np.ones(n), kept=np.ones(n, bool), reasons=[""] * n)
 
 

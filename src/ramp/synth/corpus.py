@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy import ndarray
 
 from ramp.config import Config
 from ramp.errors import UserError
@@ -23,11 +24,11 @@ MAX_RARITY_ROWS = 4096  # training rows whose rarity is measured, spread over al
 class Scorer(Protocol):
     """A model that scores rows of tokens, each of which begins with bos; `scores.ModelScorer`."""
 
-    def nats(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    def nats(self, rows: Sequence[Sequence[int]]) -> list[ndarray]:
         """-log p of each token after the first, for each row."""
         ...
 
-    def gradients(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    def gradients(self, rows: Sequence[Sequence[int]]) -> ndarray:
         """[N, K]: features of each row's gradient."""
         ...
 
@@ -36,9 +37,9 @@ class Scorer(Protocol):
 class DocumentBits:
     """Bits of documents under a model."""
 
-    per_byte: np.ndarray
-    per_token: np.ndarray  # infinite for an empty document
-    rare: np.ndarray  # mean over the rare tokens, of the documents that have any
+    per_byte: ndarray
+    per_token: ndarray  # infinite for an empty document
+    rare: ndarray  # mean over the rare tokens, of the documents that have any
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ class RealCorpus:
     c: Config
     tokenizer: Tokenizer
     rows: TokenRows
-    train: list[np.ndarray]  # openings of training documents
-    guard: list[np.ndarray]  # openings of validation documents, which judge every generation
-    final: list[np.ndarray]  # openings of validation documents that are read once, at the end
+    train: list[ndarray]  # openings of training documents
+    guard: list[ndarray]  # openings of validation documents, which judge every generation
+    final: list[ndarray]  # openings of validation documents that are read once, at the end
     held_out: Docs  # all validation documents, whole, to find contaminated samples
 
     @classmethod
@@ -74,18 +75,19 @@ class RealCorpus:
         # Eight times as many as are measured at once: resamples of an eighth overlap little.
         order = rng.permutation(len(train))[: 8 * t.num_measured]
         train = [train[i] for i in order]
+        # Every other validation document guards, the rest are kept for the end.
         order = rng.permutation(len(whole))[: 2 * t.num_guard_documents]
         opened = [whole[i][: t.max_new_tokens] for i in order]
         held_out = Docs.from_lists(whole)
         return cls(c, tokenizer, rows, train, opened[::2], opened[1::2], held_out)
 
     @cached_property
-    def count_v(self) -> np.ndarray:
+    def count_v(self) -> ndarray:
         """[V]: how often the training stream has each token."""
         return np.bincount(self.rows.stream, minlength=self.c.model.vocab_size)
 
     @cached_property
-    def rare_rows(self) -> np.ndarray:
+    def rare_rows(self) -> ndarray:
         """The tenth of the training rows with the rarest contexts, among `MAX_RARITY_ROWS`."""
         spread = np.linspace(0, len(self.rows) - 1, MAX_RARITY_ROWS)
         candidates = np.unique(spread.astype(int))
@@ -93,13 +95,14 @@ class RealCorpus:
         order = np.argsort(select.rarity(docs, self.count_v))
         return candidates[order[: max(1, len(candidates) // 10)]]
 
-    def measure_bits(self, scorer: Scorer, docs: Sequence[np.ndarray]) -> DocumentBits:
+    def measure_bits(self, scorer: Scorer, docs: Sequence[ndarray]) -> DocumentBits:
         """Bits of documents under a model; a document counts as far as the scorer reads it."""
         padding = self.c.model.vocab_size - self.tokenizer.vocab_size
+        # The model's table is padded; ids beyond the tokenizer's have no bytes.
         byte_lengths = np.append(self.tokenizer.byte_lengths, np.zeros(padding))
         per_byte, per_token, rare = [], [], []
         for doc, nats in zip(docs, scorer.nats(self.with_bos(docs)), strict=True):
-            doc = doc[: len(nats)]
+            doc = doc[: len(nats)]  # the scorer cuts long documents
             per_byte.append(nats.sum() / max(byte_lengths[doc].sum(), 1))
             per_token.append(nats.mean() if len(nats) else np.inf)
             is_rare = self.count_v[doc] <= MAX_RARE_COUNT
@@ -117,10 +120,10 @@ class RealCorpus:
         return [self.tokenizer.decode(doc) for doc in docs.to_list()]
 
 
-def split_openings(stream: np.ndarray, bos: int, max_tokens: int) -> list[np.ndarray]:
+def split_openings(stream: ndarray, bos: int, max_tokens: int) -> list[ndarray]:
     """The first tokens of each document of `bos doc bos doc ...`; empty ones are left out."""
     starts = np.flatnonzero(stream == bos) + 1
-    ends = np.append(starts[1:] - 1, len(stream))
+    ends = np.append(starts[1:] - 1, len(stream))  # the next bos ends a document
     openings = []
     for start, end in zip(starts, ends, strict=True):
         if end > start:
@@ -148,10 +151,10 @@ class PackedSamples:
     the longest length, its end is not the model's.
     """
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    owner: np.ndarray  # the sample that each target belongs to; -1: none
+    tokens: ndarray
+    targets: ndarray
+    weights: ndarray
+    owner: ndarray  # the sample that each target belongs to; -1: none
 
     @classmethod
     def pack(
@@ -161,7 +164,7 @@ class PackedSamples:
         ids, weight, owner = [bos], [0.0], [-1]
         for i, (doc, w) in enumerate(zip(docs, weights, strict=True)):
             ended = len(doc) > 0 and doc[-1] == bos
-            body = [token for token in doc if token != bos]
+            body = [token for token in doc if token != bos]  # a prompt's bos too
             ids += [*body, bos]
             weight += [w] * len(body) + [w if ended else 0.0]
             owner += [i] * (len(body) + 1)
@@ -184,8 +187,8 @@ class TrainingPlan:
 
     real: TokenRows
     samples: list[PackedSamples]  # of generation 1, 2, ...
-    generation: np.ndarray  # [steps, batch], 0: real
-    index: np.ndarray  # [steps, batch], of the row within its generation
+    generation: ndarray  # [steps, batch], 0: real
+    index: ndarray  # [steps, batch], of the row within its generation
 
     @classmethod
     def build(
@@ -207,9 +210,10 @@ class TrainingPlan:
         final = t.final_real_fraction if t.policy == "guarded" else 0.0
         num_final = round(final * steps) * batch_size
         num_mixed = steps * batch_size - num_final
-        rng = np.random.default_rng([c.seed, len(samples)])
+        rng = np.random.default_rng([c.seed, len(samples)])  # another draw in every generation
         # The real rows at the end count towards the fraction.
         mixed_fraction = (real_fraction * steps * batch_size - num_final) / max(num_mixed, 1)
+        # A row without any weight would be a wasted slot: it is never drawn.
         row_weights = []
         for w, packed in zip(weights, samples, strict=True):
             row_weights.append(w * (packed.weights.sum(axis=1) > 0))
@@ -231,7 +235,7 @@ class TrainingPlan:
         index = np.concatenate([mixed.index, final_index])
         return cls(real.rows, samples, generation[order], index[order])
 
-    def __call__(self, step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
+    def __call__(self, step: int, lo: int, hi: int) -> dict[str, ndarray]:
         """Rows lo .. hi of the batch of a step."""
         generation = self.generation[step, lo:hi]
         index = self.index[step, lo:hi]

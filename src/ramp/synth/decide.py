@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from ramp.errors import UserError
 from ramp.nines.intervals import lower_bound
@@ -32,10 +33,10 @@ MAX_NOISE_ACCEPTANCE = 0.95
 
 @dataclass(frozen=True)
 class BaseModelReference:
-    """The first model, frozen, and its figures of real text; later figures are compared with them."""
+    """The first model, frozen, and its figures; later figures are compared with them."""
 
     scorer: Scorer
-    bits_d: np.ndarray  # per token, of the real training openings
+    bits_d: ndarray  # per token, of the real training openings
     cells: Cells
     real_null: Null  # of real text
     model_null: Null  # of the model's own samples
@@ -51,7 +52,7 @@ class BaseModelReference:
         own = Docs.from_lists([s.document(real.tokenizer.bos) for s in samples])
         sketch_nd = scorer.gradients(real.with_bos(own.to_list()))
 
-        def measure_rows(rows: np.ndarray) -> dict[str, float]:
+        def measure_rows(rows: ndarray) -> dict[str, float]:
             figures = measure.measure_sample(guard_docs, own.take(rows))
             return figures | {"vendi": measure.vendi_score(sketch_nd[rows])}
 
@@ -59,7 +60,8 @@ class BaseModelReference:
             return measure.measure_sample(guard_docs, docs)
 
         k = t.num_null_resamples
-        model_null = Null.resample_rows(len(own), t.num_measured, measure_rows, k, seed)
+        own_rows = np.arange(len(own))
+        model_null = Null.resample(own_rows, t.num_measured, measure_rows, k, seed)
         # Real text is only shown for orientation: half as many resamples do.
         real_null = Null.resample(pool, t.num_measured, measure_docs, max(7, k // 2), seed)
         bits_d = real.measure_bits(scorer, real.train).per_token
@@ -121,11 +123,11 @@ class SampleFigures:
 class SampleDecisions:
     """What was decided about N samples."""
 
-    kept: np.ndarray  # [N] bool
+    kept: ndarray  # [N] bool
     reasons: list[str]  # why not, empty where kept
-    weight: np.ndarray  # [N], mean 1 among those kept
-    cell: np.ndarray  # [N]
-    first_bits: np.ndarray  # [N], per token under the first model
+    weight: ndarray  # [N], mean 1 among those kept
+    cell: ndarray  # [N]
+    first_bits: ndarray  # [N], per token under the first model
     figures: SampleFigures
     evidence: SampleEvidence  # for the guard
 
@@ -170,7 +172,7 @@ def load_verifier(name: str) -> Verifier:
 
 
 def run_verifier(
-    name: str, real: RealCorpus, base: BaseModelReference, docs: Docs, bits_d: np.ndarray
+    name: str, real: RealCorpus, base: BaseModelReference, docs: Docs, bits_d: ndarray
 ) -> list[str]:
     """Why a verifier refuses each document, empty where it accepts.
 
@@ -222,7 +224,7 @@ def audit_verifiers(
     return select.precision_bound(acceptance, tp, n, fp, n), notes
 
 
-def _find_passed(reasons: Sequence[str]) -> np.ndarray:
+def _find_passed(reasons: Sequence[str]) -> ndarray:
     return np.array([not reason for reason in reasons])
 
 
@@ -279,6 +281,7 @@ def decide(
         cross=measure_cross_information(real, scorer, samples[:num_plain]),
         notes=notes,
     )
+    # The guard judges the same figures that the page shows.
     evidence = SampleEvidence(panel, imbalance, precision, int(kept.sum()))
     cell = bands[0] * NUM_BANDS + bands[1]
     return SampleDecisions(kept, reasons, weight, cell, bits_d, figures, evidence)
@@ -306,10 +309,10 @@ def weigh_samples(
     real: RealCorpus,
     base: BaseModelReference,
     docs: Docs,
-    bands: tuple[np.ndarray, np.ndarray],
-    kept: np.ndarray,
+    bands: tuple[ndarray, ndarray],
+    kept: ndarray,
     reward_novelty: bool,
-) -> tuple[np.ndarray, float, float]:
+) -> tuple[ndarray, float, float]:
     """Weights [N] that give rarity and surprisal the masses they have in real text.
 
     `EVEN_FRACTION` of the rarity is evened out where novelty is rewarded. Also returns the
@@ -328,6 +331,7 @@ def weigh_samples(
         # The first band follows from the others, since masses sum to one.
         features.append(select.one_hot(band[kept], NUM_BANDS)[:, 1:])
         target.append(mass[1:])
+    # The same text sampled many times counts as a few.
     keys = [tuple(doc) for doc in docs.take(np.flatnonzero(kept)).to_list()]
     weights = select.project_weights(
         np.concatenate(features, axis=1),
@@ -348,6 +352,7 @@ def measure_panel(
     against_real = base.real_null.compare(figures)
     sketch_nd = base.scorer.gradients(real.with_bos(sample.to_list()))
     is_finite = np.isfinite(sketch_nd).all()
+    # Weights that are not finite say nothing about gradients; 0 makes the guard act.
     figures["vendi"] = measure.vendi_score(sketch_nd) if is_finite else 0.0
     panel = {}
     for name, comparison in base.model_null.compare(figures).items():
@@ -358,7 +363,7 @@ def measure_panel(
     return panel
 
 
-def audit_accepted(real: RealCorpus, docs: Docs, kept: np.ndarray) -> float:
+def audit_accepted(real: RealCorpus, docs: Docs, kept: ndarray) -> float:
     """Lower bound of the fraction of kept samples that the user's auditor calls right."""
     auditor = load_verifier(real.c.synthesize.auditor)
     audited = docs.take(np.flatnonzero(kept)[:NUM_AUDITED])
@@ -381,17 +386,18 @@ def measure_cross_information(
     given = scorer.nats([[bos, *first, bos, *second] for first, second in pairs])
     size = np.array([len(second) for _, second in pairs])
     alone_b = np.array([nats.sum() for nats in alone])
+    # The second sample is at the end of its row.
     given_b = np.array([nats[-n:].sum() for nats, n in zip(given, size, strict=True)])
     return measure.cross_information(-alone_b, -given_b, size)
 
 
-def make_histogram(real_bits: np.ndarray, sample_bits: np.ndarray, bins: int = 24) -> Histogram:
+def make_histogram(real_bits: ndarray, sample_bits: ndarray, bins: int = 24) -> Histogram:
     """Real and sampled documents by surprisal; the outer bins hold what is beyond real text."""
     edges = np.linspace(real_bits.min(), real_bits.max() + 1e-6, bins + 1)
     width = edges[1] - edges[0]
     edges = np.concatenate([[edges[0] - width], edges, [edges[-1] + width]])
 
-    def count(bits: np.ndarray) -> list[float]:
+    def count(bits: ndarray) -> list[float]:
         clipped = np.clip(bits, edges[0], edges[-1])
         return (np.histogram(clipped, edges)[0] / max(len(bits), 1)).tolist()
 

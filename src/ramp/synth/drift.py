@@ -17,9 +17,10 @@ show both numbers (`estimate_drift`). With gain 1 the law is an upper bound.
 """
 
 import numpy as np
+from numpy import ndarray
 
 
-def excess_loss(d1: float, m: float, g: int | np.ndarray, gain: float = 1.0) -> float | np.ndarray:
+def excess_loss(d1: float, m: float, g: int | ndarray, gain: float = 1.0) -> float | ndarray:
     """Loss above the first model's after g generations with real fraction m, in the unit of d1.
 
     ValueError unless 0 <= m <= 1 and 0 < gain <= 1.
@@ -28,18 +29,18 @@ def excess_loss(d1: float, m: float, g: int | np.ndarray, gain: float = 1.0) -> 
     if not 0 < gain <= 1:
         raise ValueError(f"a refit hands on between 0 and all of the error it was fed, not {gain}")
     kept = gain * (1 - m) ** 2  # of the excess variance, in one generation
-    if kept == 1:
+    if kept == 1:  # replace, without gain: a sum of equal costs
         return d1 * (1 - m) * g
     return d1 * (1 - m) * (1 - kept ** np.asarray(g)) / (1 - kept)
 
 
-def estimate_drift(replaced: np.ndarray) -> tuple[float, float]:
+def estimate_drift(replaced: ndarray) -> tuple[float, float]:
     """(d1, gain) from replace's loss above the first model's after generations 1, 2, ...
 
     The costs of the generations are fitted as a geometric series, by least squares on their
     logarithms. One generation, or one that costs nothing, tells d1 alone.
     """
-    costs = np.diff(replaced, prepend=0.0)
+    costs = np.diff(replaced, prepend=0.0)  # of each generation alone
     if len(costs) < 2 or not np.all(costs > 0):
         return float(costs[0]), 1.0
     slope, start = np.polyfit(np.arange(len(costs)), np.log(costs), 1)

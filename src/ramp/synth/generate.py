@@ -41,6 +41,7 @@ def generate_samples(
         vocab_size=vocab_size,
         batch_size=batch_size,
     )
+    # Places after a row's end hold 0.
     logp_b = result.logps_bn.sum(axis=1)
     drawn = zip(prompts, keys, result.rows(), logp_b, strict=True)
     return [Sample(prompt, key, tuple(ids), float(logp)) for prompt, key, ids, logp in drawn]
@@ -61,6 +62,7 @@ def regenerate(
 
     batch_size: the same as when the sample was made, so that the same program runs.
     """
+    # The sampler fills the batch up, and rows do not depend on each other.
     prompts = [Prompt(tuple(prompt))]
     samples = generate_samples(c, params, prompts, key, n, sampling, stop, vocab_size, batch_size)
     return samples[0].ids

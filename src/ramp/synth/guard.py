@@ -20,12 +20,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
+from numpy import ndarray
 
 from ramp.config import Thresholds
 from ramp.synth.measure import Comparison
 
 Action = Literal["go", "warn", "repair", "roll back", "stop"]
-Pair = tuple[np.ndarray, np.ndarray]  # figures of the new and of the last good model, paired
+Pair = tuple[ndarray, ndarray]  # figures of the new and of the last good model, paired
 
 NUM_TESTS = 3  # bits, bits of the tail, right answers: they share the rate of false alarms
 
@@ -96,7 +97,7 @@ class TrainingEvidence:
 # Evidence
 
 
-def log_e_value(worse: np.ndarray, max_bet: float = 0.9) -> float:
+def log_e_value(worse: ndarray, max_bet: float = 0.9) -> float:
     """Largest log of the e-process on differences in [-1, 1], positive where things got worse.
 
     The bet is the growth-optimal one for the differences so far, their mean over their mean square,
@@ -116,9 +117,7 @@ def log_e_value(worse: np.ndarray, max_bet: float = 0.9) -> float:
     return float(max(log_wealth.max(initial=0.0), 0.0))
 
 
-def scale_differences(
-    new: np.ndarray, good: np.ndarray, tolerance: float, span: float = 4.0
-) -> np.ndarray:
+def scale_differences(new: ndarray, good: ndarray, tolerance: float, span: float = 4.0) -> ndarray:
     """How much worse each document got beyond a relative `tolerance`, in [-1, 1].
 
     The unit is `span` times the mean absolute difference of the documents before it. It only sets
@@ -135,7 +134,7 @@ def scale_differences(
     return np.clip(d / np.maximum(scale, 1e-12), -1, 1)
 
 
-def _sum_before(x: np.ndarray) -> np.ndarray:
+def _sum_before(x: ndarray) -> ndarray:
     """The sum of what comes before each element."""
     return np.concatenate([[0.0], np.cumsum(x)[:-1]])
 

@@ -12,9 +12,11 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import rensa
+from numpy import ndarray
 from scipy import stats
 
 MAX_RARE_COUNT = 5  # a token that real text has this many times or fewer is in the tail
@@ -31,8 +33,8 @@ BAND_ROWS = 5
 class Docs:
     """D documents as token ids, one after the other."""
 
-    flat: np.ndarray  # int64 [N]: the tokens of all documents
-    lengths: np.ndarray  # int64 [D]: the number of tokens in each document
+    flat: ndarray  # int64 [N]: the tokens of all documents
+    lengths: ndarray  # int64 [D]: the number of tokens in each document
 
     @classmethod
     def from_lists(cls, docs: Sequence[Sequence[int]]) -> "Docs":
@@ -51,16 +53,16 @@ class Docs:
         return len(self.lengths)
 
     @cached_property
-    def starts(self) -> np.ndarray:
+    def starts(self) -> ndarray:
         """[D]: position in `flat` of the first token of each document."""
         return np.cumsum(self.lengths) - self.lengths
 
     @cached_property
-    def owner(self) -> np.ndarray:
+    def owner(self) -> ndarray:
         """[N]: the document that each token belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
-    def take(self, rows: np.ndarray) -> "Docs":
+    def take(self, rows: ndarray) -> "Docs":
         """The documents with these numbers, in this order."""
         rows = np.asarray(rows, np.int64)
         lengths = self.lengths[rows]
@@ -69,11 +71,11 @@ class Docs:
         shift = np.repeat(self.starts[rows] - new_starts, lengths)
         return Docs(self.flat[shift + np.arange(lengths.sum())], lengths)
 
-    def to_list(self) -> list[np.ndarray]:
+    def to_list(self) -> list[ndarray]:
         """The documents one by one."""
         return np.split(self.flat, self.starts[1:]) if len(self) else []
 
-    def hash_ngrams(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+    def hash_ngrams(self, n: int) -> tuple[ndarray, ndarray]:
         """(uint64 hash of each n-gram inside a document, the document it belongs to)."""
         if n == 1:
             return self.flat.astype(np.uint64), self.owner
@@ -87,12 +89,12 @@ class Docs:
         return key[inside], first_owner[inside]
 
     @cached_property
-    def ngram_counts(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    def ngram_counts(self) -> dict[int, tuple[ndarray, ndarray]]:
         """For n = 1 and 2: the sorted hashes of the n-grams, and how often each occurs."""
         return {n: np.unique(self.hash_ngrams(n)[0], return_counts=True) for n in (1, 2)}
 
 
-def mix_bits(x: np.ndarray) -> np.ndarray:
+def mix_bits(x: ndarray) -> ndarray:
     """Scatter uint64 one-to-one (the finalizer of SplitMix64)."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -150,7 +152,7 @@ def divergences(real: Docs, sample: Docs) -> tuple[float, float]:
     return float(np.sum(p * np.log2(p / q))), float(np.sum(q * np.log2(q / p)))
 
 
-def _bigram_probabilities(docs: Docs, cells: int) -> np.ndarray:
+def _bigram_probabilities(docs: Docs, cells: int) -> ndarray:
     types, counts = docs.ngram_counts[2]
     cell = (types & np.uint64(cells - 1)).astype(np.int64)
     smoothed = np.bincount(cell, counts, cells) + 0.5
@@ -186,7 +188,7 @@ def self_bleu(sample: Docs, max_docs: int = 100, n: int = 4) -> float:
     return float(np.exp(log_precision + brevity).mean())
 
 
-def _count_bleu_hits(docs: Docs, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _count_bleu_hits(docs: Docs, k: int) -> tuple[ndarray, ndarray]:
     """[D] of each document: its k-grams that count as matched, and all of them.
 
     A k-gram matches as often as it occurs in the one other document that has it most. That is the
@@ -210,7 +212,7 @@ def _count_bleu_hits(docs: Docs, k: int) -> tuple[np.ndarray, np.ndarray]:
     return hits, np.bincount(holder, count, len(docs))
 
 
-def find_near_duplicates(sample: Docs, threshold: float = 0.8) -> np.ndarray:
+def find_near_duplicates(sample: Docs, threshold: float = 0.8) -> ndarray:
     """[D]: an earlier document that this one nearly repeats, or -1.
 
     threshold: of the Jaccard similarity of their sets of 3-grams, estimated by MinHash.
@@ -234,7 +236,7 @@ def find_near_duplicates(sample: Docs, threshold: float = 0.8) -> np.ndarray:
     return earlier_twin
 
 
-def _digest_shingles(sample: Docs) -> np.ndarray:
+def _digest_shingles(sample: Docs) -> ndarray:
     """uint64 [D, NUM_PERMUTATIONS]: the MinHash of each document's 3-grams."""
     key, owner = sample.hash_ngrams(SHINGLE)
     token, token_owner = sample.hash_ngrams(1)
@@ -263,7 +265,7 @@ class SurprisalShift:
     right: float  # the part where they are more surprising: a language of their own
 
 
-def surprisal_shift(real: np.ndarray, sample: np.ndarray) -> SurprisalShift:
+def surprisal_shift(real: ndarray, sample: ndarray) -> SurprisalShift:
     """Compare surprisals of documents, bits per token under one frozen model.
 
     real, sample: one figure a document; their numbers may differ.
@@ -274,13 +276,13 @@ def surprisal_shift(real: np.ndarray, sample: np.ndarray) -> SurprisalShift:
     return SurprisalShift(float(np.abs(gap).mean()), float(left), float(gap.clip(0).mean()))
 
 
-def hard_documents(first_bits_d: np.ndarray, bits_d: np.ndarray) -> float:
+def hard_documents(first_bits_d: ndarray, bits_d: ndarray) -> float:
     """Mean bits per token now of the tenth of the documents that the first model found hardest."""
     hardest = first_bits_d >= np.quantile(first_bits_d, 0.9)
     return float(bits_d[hardest].mean())
 
 
-def cross_information(alone_b: np.ndarray, given_b: np.ndarray, tokens_b: np.ndarray) -> float:
+def cross_information(alone_b: ndarray, given_b: ndarray, tokens_b: ndarray) -> float:
     """Bits per token that one sample tells about another for the same prompt.
 
     alone_b, given_b: log-probability in nats of a sample given its prompt, and given the prompt
@@ -289,7 +291,7 @@ def cross_information(alone_b: np.ndarray, given_b: np.ndarray, tokens_b: np.nda
     return float((given_b - alone_b).sum() / max(tokens_b.sum(), 1) / np.log(2))
 
 
-def vendi_score(features_nd: np.ndarray) -> float:
+def vendi_score(features_nd: ndarray) -> float:
     """The effective number of different samples: exp of the entropy of the kernel's eigenvalues.
 
     The kernel is the cosine of feature vectors, over n (Friedman & Dieng 2022; on gradients:
@@ -341,42 +343,33 @@ class Comparison:
 class Null:
     """The values [K] of each figure on K resamples."""
 
-    values: dict[str, np.ndarray]
+    values: dict[str, ndarray]
 
     @classmethod
     def resample(
         cls,
-        pool: Docs,
+        pool: Docs | ndarray,
         n: int,
-        measure: Callable[[Docs], dict[str, float]],
+        measure: Callable[[Any], dict[str, float]],
         k: int = 7,
         seed: int = 0,
     ) -> "Null":
-        """The figures of k resamples of n documents, drawn without replacement.
+        """The figures of k resamples of n documents of the pool.
 
-        Repeated documents would look like collapse. Raises as `resample_rows` does.
-        """
-        return cls.resample_rows(len(pool), n, lambda rows: measure(pool.take(rows)), k, seed)
-
-    @classmethod
-    def resample_rows(
-        cls,
-        size: int,
-        n: int,
-        measure: Callable[[np.ndarray], dict[str, float]],
-        k: int = 7,
-        seed: int = 0,
-    ) -> "Null":
-        """The same for figures computed from the numbers of the documents, n out of `size`.
-
+        A pool of row numbers gives `measure` the numbers of the documents it is to measure.
         ValueError for fewer than 7 resamples, or fewer documents than n.
         """
+        size = len(pool)
         if k < 7:
             raise ValueError(f"a null takes at least 7 resamples, not {k}")
         if n > size:
             raise ValueError(f"{n} documents cannot be drawn from {size}")
         rng = np.random.default_rng(seed)
-        resamples = [measure(rng.choice(size, n, replace=False)) for _ in range(k)]
+        resamples = []
+        for _ in range(k):
+            # Without replacement: repeated documents would look like collapse.
+            rows = rng.choice(size, n, replace=False)
+            resamples.append(measure(pool.take(rows)))
         # Subsamples of one pool are more alike than fresh samples of the world: the spread is
         # widened by the known finite-population factor.
         widening = 1 / np.sqrt(max(1 - n / size, 1 / n))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy import ndarray
 
 from ramp.synth.drift import real_fraction_for
 
@@ -19,9 +20,9 @@ POLICIES = ("guarded", "replace", "accumulate", "subsample", "anchored")
 class Mix:
     """N documents to train on."""
 
-    generation: np.ndarray  # [N], 0: real text
-    index: np.ndarray  # [N], within its generation
-    weight: np.ndarray  # [N], in the loss; mean 1 among the samples, 1 for real text
+    generation: ndarray  # [N], 0: real text
+    index: ndarray  # [N], within its generation
+    weight: ndarray  # [N], in the loss; mean 1 among the samples, 1 for real text
 
 
 def compose(
@@ -30,9 +31,9 @@ def compose(
     n: int,
     rng: np.random.Generator,
     m: float = 0.0,
-    rare: np.ndarray | None = None,
+    rare: ndarray | None = None,
     rare_fraction: float = 1 / 6,
-    weights: Sequence[np.ndarray] | None = None,
+    weights: Sequence[ndarray] | None = None,
     age_decay: float = 0.5,
 ) -> Mix:
     """About n documents out of `sizes` = [real, generation 1, ..., newest].
@@ -49,9 +50,11 @@ def compose(
     if not sizes or not sizes[0]:
         raise ValueError("there is no real document to begin with")
     newest = len(sizes) - 1
+    # All documents there are, in one list.
     generation = np.repeat(np.arange(len(sizes)), sizes)
     index = np.concatenate([np.arange(size) for size in sizes])
     real_index = np.arange(sizes[0])
+    # The first model is trained on real documents whatever the policy.
     if newest == 0:
         return _take(0, _draw(real_index, n, rng))
     if policy == "replace":
@@ -73,6 +76,7 @@ def compose(
     if weights is None:
         weights = [np.ones(size) for size in sizes[1:]]
     weight = np.concatenate([np.asarray(w, float) for w in weights])
+    # Of the samples alone, old ones and those without weight less likely.
     generation, index = generation[sizes[0] :], index[sizes[0] :]
     chance = age_decay ** (newest - generation) * (weight > 0)
     at = draw_weighted(chance, n - num_real, rng)
@@ -82,7 +86,7 @@ def compose(
     return _join(_take(0, np.concatenate(real)), samples)
 
 
-def _take(generation: int, index: np.ndarray) -> Mix:
+def _take(generation: int, index: ndarray) -> Mix:
     """Documents of one generation, all of weight 1."""
     return Mix(np.full(len(index), generation), index, np.ones(len(index)))
 
@@ -92,7 +96,7 @@ def _join(a: Mix, b: Mix) -> Mix:
     return Mix(*(np.concatenate(pair) for pair in pairs))
 
 
-def _draw(pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def _draw(pool: ndarray, n: int, rng: np.random.Generator) -> ndarray:
     """n of the pool: all of it as often as it fits into n, the rest without repetition."""
     if not len(pool) or n <= 0:
         return pool[:0]
@@ -100,7 +104,7 @@ def _draw(pool: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     return np.concatenate([np.tile(pool, passes), rng.choice(pool, rest, replace=False)])
 
 
-def draw_weighted(chance: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def draw_weighted(chance: ndarray, n: int, rng: np.random.Generator) -> ndarray:
     """n indices, one after the other in proportion to `chance` (Gumbel top-k).
 
     None is drawn again before all with a chance above 0 were.
@@ -108,7 +112,8 @@ def draw_weighted(chance: np.ndarray, n: int, rng: np.random.Generator) -> np.nd
     possible = np.flatnonzero(chance > 0)
     if not len(possible):
         return np.zeros(0, np.int64)
-    passes, rest = divmod(n, len(possible))
+    passes, rest = divmod(n, len(possible))  # more than there are: whole passes first
+    # A chance of 0 has the score -inf and comes last.
     with np.errstate(divide="ignore"):
         score = np.log(chance) + rng.gumbel(size=len(chance))
     return np.concatenate([np.tile(possible, passes), np.argsort(-score)[:rest]])
@@ -127,7 +132,7 @@ def choose_real_fraction(d1: float, tolerance: float, min_fraction: float) -> fl
 
 def order_rows(
     num_mixed: int, num_real: int, steps: int, batch_size: int, final_real: float, seed: int
-) -> np.ndarray:
+) -> ndarray:
     """Row numbers [steps, batch_size]: the mixed rows in shuffled passes, then real rows alone.
 
     The real rows have the numbers after the mixed ones, and the fraction `final_real` of the steps.
@@ -141,7 +146,7 @@ def order_rows(
     return np.concatenate([mixed, final]).reshape(steps, batch_size)
 
 
-def _shuffle_passes(rows: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def _shuffle_passes(rows: ndarray, n: int, rng: np.random.Generator) -> ndarray:
     """n rows: whole shuffled passes over them, the last one cut off."""
     if n and not len(rows):
         raise ValueError("there are no rows to train on")

@@ -14,6 +14,7 @@ from ramp.reporting.html import Html, section, table, write_page
 from ramp.synth.decide import Histogram, PanelFigure
 from ramp.synth.history import GenerationResult
 
+# What a figure is called on the page; others keep their names.
 LABELS = {
     "coverage_1": "tokens of held-out text that it still uses",
     "coverage_2": "bigrams of held-out text that it still uses",
@@ -28,6 +29,7 @@ LABELS = {
     "length": "length, tokens",
     "vendi": "effective number in gradient space (Vendi)",
 }
+# Columns of the panel: fields of PanelFigure, and how they are written.
 FORMATS = {
     "value": ".4g",
     "null": ".4g",
@@ -54,6 +56,7 @@ def plot_surprisal(histogram: Histogram) -> Figure:
     axes.stairs(
         histogram.real, edges, color=COLORS["green"], fill=True, alpha=0.35, label="real text"
     )
+    # Real text is filled and samples are a line, so that both stay visible where they overlap.
     axes.stairs(histogram.sample, edges, color=COLORS["main"], lw=1.6, label="samples")
     axes.set(
         xlabel="bits per token under the first model  (← collapse · a language of its own →)",
@@ -65,7 +68,7 @@ def plot_surprisal(histogram: Histogram) -> Figure:
 
 def write(directory: Path, history: Sequence[GenerationResult]) -> Path:
     """Write synth.html of a run directory, from the generations that are done."""
-    figures = history[-1].figures
+    figures = history[-1].figures  # curves show all generations, figures the newest
     sides = ""
     if figures.shift:
         left, right = figures.shift.left, figures.shift.right
@@ -90,10 +93,12 @@ def write(directory: Path, history: Sequence[GenerationResult]) -> Path:
 def _plot_bits(history: Sequence[GenerationResult]) -> tuple[str, str]:
     """Curves of all held-out text and of its rare tokens, from the first model on."""
     last = history[-1]
+    # Generation 0 is the first model.
     generations = [0, *(h.generation for h in history)]
     bpb = [last.first_bpb, *(h.bpb for h in history)]
     rare = [last.first_rare_bits, *(h.rare_bits for h in history)]
     rare = [np.nan if bits is None else bits for bits in rare]
+    # Two pictures: bits per byte and bits per rare token have different scales.
     all_text = picture(
         [Curve("this run", generations, bpb, dots=True)],
         {"first model": (last.first_bpb, "green")},
@@ -110,7 +115,7 @@ def _tabulate_panel(panel: Mapping[str, PanelFigure]) -> Html:
     for name, figure in panel.items():
         row = [LABELS.get(name, name)]
         for field, form in FORMATS.items():
-            value = getattr(figure, field)
+            value = getattr(figure, field)  # None: not finite, or not measured on real text
             row.append("" if value is None else format(value, form))
         rows.append(row)
     head = ("figure", "samples", "first model", "ratio", "z", "real text", "z to real")

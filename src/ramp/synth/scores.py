@@ -8,62 +8,76 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
+from numpy import ndarray
 
 from ramp.config import Model
 from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import ROWS, apply_head, compute_hidden, unembed
-
-BATCH_SIZE = 64  # rows scored at once
 
 
 @dataclass(frozen=True)
 class DocumentRows:
     """Documents one a row, padded: each array is [N, T]."""
 
-    tokens: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray  # 1 where there is a target
+    tokens: ndarray
+    targets: ndarray
+    weights: ndarray  # 1 where there is a target
 
 
 @dataclass(frozen=True)
 class ModelScorer:
-    """A model as the rest of synth asks it: see `corpus.Scorer`."""
+    """A model as the rest of synth asks it; see `corpus.Scorer`.
+
+    Documents are cut at `length` + 1 tokens. The first token, such as bos, is only a context.
+    """
 
     c: Model
     params: dict  # of the language model alone
-    length: int  # targets of a row at most
+    length: int
+    batch_size: int = 64  # rows scored at once
 
-    def nats(self, rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """See `score_documents`."""
-        return score_documents(self.c, self.params, rows, self.length)
+    def nats(self, docs: Sequence[Sequence[int]]) -> list[ndarray]:
+        """-log p, in nats, of each token of each document given those before it."""
+        scores = []
+        for rows, sizes in self._batch(docs):
+            nats_bt = _nats(self.c, self.params, rows["tokens"], rows["targets"])
+            nats_bt = np.asarray(jax.reshard(nats_bt, P()))
+            # Copies, so that the padded batch can be freed.
+            scores += [nats_bt[i, :size].copy() for i, size in enumerate(sizes)]
+        return scores
 
-    def gradients(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
-        """See `project_gradients`."""
-        return project_gradients(self.c, self.params, rows, self.length)
+    def gradients(self, docs: Sequence[Sequence[int]], dim: int = 16) -> ndarray:
+        """[N, dim^2]: a fixed random projection of each document's gradient by the output matrix.
 
+        That gradient is sum_t x_t (p_t - y_t)^T, a sum of outer products, so it is projected by a
+        projection of each side: (R1 x_t) (R2 (p_t - y_t))^T. Nothing of its size, D x V for each
+        document, is ever made.
+        """
+        sketches = [np.zeros((0, dim * dim), np.float32)]
+        for rows, sizes in self._batch(docs):
+            sketch = _sketch(self.c, self.params, **rows, dim=dim)
+            sketches.append(np.asarray(jax.reshard(sketch, P()))[: len(sizes)])
+        return np.concatenate(sketches)
 
-def score_documents(
-    c: Model,
-    params: dict,
-    docs: Sequence[Sequence[int]],
-    length: int,
-    batch_size: int = BATCH_SIZE,
-) -> list[np.ndarray]:
-    """-log p, in nats, of each token of each document given those before it.
-
-    The first token, such as bos, is only a context. Documents are cut at `length` + 1 tokens.
-    """
-    scores = []
-    for rows, sizes in _batch_rows(docs, length, batch_size):
-        nats_bt = _nats(c, params, rows["tokens"], rows["targets"])
-        nats_bt = np.asarray(jax.reshard(nats_bt, P()))
-        scores += [nats_bt[i, :size].copy() for i, size in enumerate(sizes)]
-    return scores
+    def _batch(
+        self, docs: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[dict[str, jax.Array], ndarray]]:
+        """Batches of one shape, on the mesh, and how many targets each document has."""
+        mesh = jax.sharding.get_mesh()
+        sharding = jax.NamedSharding(mesh, P(ROWS))
+        num_devices = mesh.shape["replica"] * mesh.shape["data"]
+        batch_size = self.batch_size + -self.batch_size % num_devices
+        for first in range(0, len(docs), batch_size):
+            batch = docs[first : first + batch_size]
+            # Filled up with empty rows, so that one shape is compiled.
+            rows = pack_documents([*batch, *[()] * (batch_size - len(batch))], self.length)
+            sizes = rows.weights.sum(axis=1).astype(int)[: len(batch)]
+            yield {name: jax.device_put(a, sharding) for name, a in vars(rows).items()}, sizes
 
 
 def pack_documents(docs: Sequence[Sequence[int]], length: int) -> DocumentRows:
     """Documents one a row, cut at `length` + 1 tokens."""
-    shape = len(docs), length
+    shape = len(docs), length  # a document of k tokens has k - 1 targets
     rows = DocumentRows(
         np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
     )
@@ -75,57 +89,23 @@ def pack_documents(docs: Sequence[Sequence[int]], length: int) -> DocumentRows:
     return rows
 
 
-def _batch_rows(
-    docs: Sequence[Sequence[int]], length: int, batch_size: int
-) -> Iterator[tuple[dict[str, jax.Array], np.ndarray]]:
-    """Batches of one shape, on the mesh, and how many targets each document has."""
-    mesh = jax.sharding.get_mesh()
-    sharding = jax.NamedSharding(mesh, P(ROWS))
-    batch_size += -batch_size % (mesh.shape["replica"] * mesh.shape["data"])
-    for first in range(0, len(docs), batch_size):
-        batch = docs[first : first + batch_size]
-        # Filled up with empty rows, so that one shape is compiled.
-        rows = pack_documents([*batch, *[()] * (batch_size - len(batch))], length)
-        sizes = rows.weights.sum(axis=1).astype(int)[: len(batch)]
-        yield {name: jax.device_put(a, sharding) for name, a in vars(rows).items()}, sizes
-
-
 @partial(jax.jit, static_argnames="c")
 def _nats(c: Model, params: dict, tokens_bt: jax.Array, targets_bt: jax.Array) -> jax.Array:
     x_nd = compute_hidden(c, params, tokens_bt)
     return token_cross_entropy(c, params, x_nd, targets_bt)[0]
 
 
-def project_gradients(
-    c: Model,
-    params: dict,
-    docs: Sequence[Sequence[int]],
-    length: int,
-    dim: int = 16,
-    batch_size: int = BATCH_SIZE,
-) -> np.ndarray:
-    """[N, dim^2]: a fixed random projection of each document's gradient by the output matrix.
-
-    That gradient is sum_t x_t (p_t - y_t)^T, a sum of outer products, so it is projected by a
-    projection of each side: (R1 x_t) (R2 (p_t - y_t))^T. Nothing of its size, D x V for each
-    document, is ever made.
-    """
-    sketches = [np.zeros((0, dim * dim), np.float32)]
-    for rows, sizes in _batch_rows(docs, length, batch_size):
-        sketch = _sketch(c, params, rows["tokens"], rows["targets"], rows["weights"], dim)
-        sketches.append(np.asarray(jax.reshard(sketch, P()))[: len(sizes)])
-    return np.concatenate(sketches)
-
-
 @partial(jax.jit, static_argnames=("c", "dim"))
-def _sketch(c: Model, params: dict, tokens_bt, targets_bt, weights_bt, dim: int) -> jax.Array:
-    """[B, dim^2]: the projected gradients of a batch."""
-    B, T = tokens_bt.shape
-    x_nd = compute_hidden(c, params, tokens_bt)
+def _sketch(c: Model, params: dict, tokens, targets, weights, dim: int) -> jax.Array:
+    """[B, dim^2]: the projected gradients of a batch of rows [B, T]."""
+    B, T = tokens.shape
+    x_nd = compute_hidden(c, params, tokens)
     y_nd, _ = apply_head(c, params, x_nd)
-    targets_n = jax.lax.reshape(targets_bt, (B * T,), out_sharding=P(ROWS))
+    targets_n = jax.lax.reshape(targets, (B * T,), out_sharding=P(ROWS))
+    # The vocabulary whole on every device, for the softmax.
     logits_nv = jax.reshard(unembed(c, params, x_nd), P(ROWS, None))
     one_hot_nv = jax.nn.one_hot(targets_n, c.vocab_size, dtype=jnp.float32)
+    # The gradient of the loss by the logits.
     error_nv = jax.nn.softmax(logits_nv) - one_hot_nv
     # One key for ever: sketches of different calls are compared with each other.
     key_left, key_right = jax.random.split(jax.random.PRNGKey(0), 2)
@@ -137,5 +117,5 @@ def _sketch(c: Model, params: dict, tokens_bt, targets_bt, weights_bt, dim: int)
 
     a_bti = to_rows(jnp.dot(y_nd.astype(jnp.float32), left))
     b_btj = to_rows(jnp.dot(error_nv, right))
-    sketch_bij = jnp.einsum("bti,btj,bt->bij", a_bti, b_btj, weights_bt)
+    sketch_bij = jnp.einsum("bti,btj,bt->bij", a_bti, b_btj, weights)
     return jax.lax.reshape(sketch_bij, (B, dim * dim), out_sharding=P(ROWS))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy import ndarray
 
 from ramp.nines.intervals import lower_bound
 from ramp.synth.measure import Docs, find_near_duplicates
@@ -34,7 +35,7 @@ def apply_verifier(texts: Sequence[str], name: str, verifier: Verifier) -> list[
     return [explain(text) for text in texts]
 
 
-def find_contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
+def find_contaminated(docs: Docs, held_out: Docs, n: int) -> ndarray:
     """[D]: the held-out document that has n tokens in a row in common with this one, or -1.
 
     A held-out document of 3 to n - 1 tokens counts where it is contained as a whole.
@@ -55,7 +56,7 @@ def find_contaminated(docs: Docs, held_out: Docs, n: int) -> np.ndarray:
     return source
 
 
-def find_repeats(docs: Docs, pool: Docs, threshold: float) -> np.ndarray:
+def find_repeats(docs: Docs, pool: Docs, threshold: float) -> ndarray:
     """[D]: an earlier document that this one nearly repeats, or -1.
 
     The documents of `pool` count as earlier: they have the numbers 0 .. len(pool) - 1.
@@ -74,25 +75,25 @@ class Cells:
     cannot be reweighted back.
     """
 
-    count_v: np.ndarray  # how often real text has each token
-    rarity_edges: np.ndarray  # inner edges, of `rarity`
-    surprisal_edges: np.ndarray  # inner edges, of bits per token under the first model
+    count_v: ndarray  # how often real text has each token
+    rarity_edges: ndarray  # inner edges, of `rarity`
+    surprisal_edges: ndarray  # inner edges, of bits per token under the first model
 
     @classmethod
-    def fit(cls, real: Docs, bits_d: np.ndarray, vocab_size: int) -> "Cells":
+    def fit(cls, real: Docs, bits_d: ndarray, vocab_size: int) -> "Cells":
         """Edges that cut real documents, with these bits per token, into equal parts."""
         count_v = np.bincount(real.flat, minlength=vocab_size)
         levels = np.arange(1, NUM_BANDS) / NUM_BANDS
         rarity_edges = np.quantile(rarity(real, count_v), levels)
         return cls(count_v, rarity_edges, np.quantile(bits_d, levels))
 
-    def assign(self, docs: Docs, bits_d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def assign(self, docs: Docs, bits_d: ndarray) -> tuple[ndarray, ndarray]:
         """(band of rarity, band of surprisal) of each document."""
         by_rarity = np.searchsorted(self.rarity_edges, rarity(docs, self.count_v), side="right")
         return by_rarity, np.searchsorted(self.surprisal_edges, bits_d, side="right")
 
 
-def rarity(docs: Docs, count_v: np.ndarray) -> np.ndarray:
+def rarity(docs: Docs, count_v: ndarray) -> ndarray:
     """[D]: mean log count of the rarest quarter of a document's tokens. Low is rare.
 
     All tokens would tell of common words, the rarest alone of one accident.
@@ -107,7 +108,7 @@ def rarity(docs: Docs, count_v: np.ndarray) -> np.ndarray:
     return total / np.maximum(count, 1)
 
 
-def smooth_counts(counts: np.ndarray) -> np.ndarray:
+def smooth_counts(counts: ndarray) -> ndarray:
     """Probabilities of cells from their counts.
 
     Cells never seen divide the Good-Turing mass of those seen once, at most half: a handful of
@@ -129,15 +130,15 @@ def smooth_counts(counts: np.ndarray) -> np.ndarray:
 class Weights:
     """Weights of N samples."""
 
-    w: np.ndarray  # [N], mean 1, at most the clip
+    w: ndarray  # [N], mean 1, at most the clip
     ess: float  # effective sample size, as a fraction of N
-    missed: np.ndarray  # target less what was reached, by moment: what no candidate could give
+    missed: ndarray  # target less what was reached, by moment: what no candidate could give
 
 
 def project_weights(
-    features_nk: np.ndarray,
-    target_k: np.ndarray,
-    base_n: np.ndarray,
+    features_nk: ndarray,
+    target_k: ndarray,
+    base_n: ndarray,
     max_weight: float,
     min_ess: float,
     ridge: float = 1e-3,
@@ -155,7 +156,7 @@ def project_weights(
     features = np.asarray(features_nk, float)
     log_base = np.log(base_n / base_n.sum())
 
-    def dual(theta: np.ndarray) -> tuple[float, np.ndarray]:
+    def dual(theta: ndarray) -> tuple[float, ndarray]:
         """Value of the dual, and pi."""
         score = log_base + features @ theta
         top = score.max()  # taken out of the exponent, so that it cannot overflow
@@ -163,7 +164,7 @@ def project_weights(
         value = top + np.log(z) - theta @ target_k + ridge / 2 * theta @ theta
         return value, np.exp(score - top) / z
 
-    def temper(scale: float) -> np.ndarray:
+    def temper(scale: float) -> ndarray:
         return clip_weights(dual(scale * theta)[1] * n, max_weight)
 
     theta = np.zeros(features.shape[1])
@@ -197,7 +198,7 @@ def project_weights(
     return Weights(w, effective_sample_size(w), target_k - w @ features / n)
 
 
-def clip_weights(w: np.ndarray, max_weight: float) -> np.ndarray:
+def clip_weights(w: ndarray, max_weight: float) -> ndarray:
     """Weights with mean 1 and none above `max_weight`.
 
     What is cut off goes to the others in proportion.
@@ -214,17 +215,17 @@ def clip_weights(w: np.ndarray, max_weight: float) -> np.ndarray:
     return np.minimum(w, max_weight)
 
 
-def effective_sample_size(w: np.ndarray) -> float:
+def effective_sample_size(w: ndarray) -> float:
     """(sum w)^2 / (n sum w^2): a fraction of the samples."""
     return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
 
 
-def one_hot(band: np.ndarray, n: int) -> np.ndarray:
+def one_hot(band: ndarray, n: int) -> ndarray:
     """[N, n] floats: 1 in the column of each band."""
     return (band[:, None] == np.arange(n)).astype(float)
 
 
-def cap_duplicates(keys: Sequence[Hashable], max_duplicates: int) -> np.ndarray:
+def cap_duplicates(keys: Sequence[Hashable], max_duplicates: int) -> ndarray:
     """Base weights by multiplicity: all samples with the same key together count as at most
     `max_duplicates`.
     """
@@ -251,7 +252,7 @@ def precision_bound(accepted: float, tp: int, positives: int, fp: int, negatives
     return float(right * tpr / passed) if passed else 0.0
 
 
-def acceptance_imbalance(accepted_n: np.ndarray, cell_n: np.ndarray, min_count: int = 20) -> float:
+def acceptance_imbalance(accepted_n: ndarray, cell_n: ndarray, min_count: int = 20) -> float:
     """Median acceptance over the least, among cells with `min_count` candidates or more.
 
     A verifier that is blind to the tail accepts the head. The least is taken at its upper 95%
