@@ -1,8 +1,9 @@
-"""The neural tier: small transformers in the world of programs, generation after generation, arm beside arm.
+"""The neural tier: small transformers in the world of programs, by generation and arm.
 
-All arms of a seed start from the same model, take the same number of steps on the same number of rows, and sample the
-same number of documents. A program has one right answer, so pass@1 at temperature 1 is the probability of its digits,
-exactly, and pass@k is 1 - (1 - p)^k: no sampling noise.
+All arms of a seed start from the same model, take the same number of steps on the same number of
+rows, and sample the same number of documents. A program has one right answer, so pass@1 at
+temperature 1 is exactly the probability of its digits, and pass@k is 1 - (1 - p)^k: no sampling
+noise.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,8 @@ REAL, HELD, PROBLEMS = 1500, 800, 400
 M = round(
     drift.real_fraction_for(1.0), 2
 )  # .38: the law's real share where drift may cost what a generation of replace does
-FIRST = 400  # steps of a first model, and of every model that is trained anew: 17 passes over the real documents
+# Steps of a first model, and of every model that is trained anew: 17 passes over real documents.
+FIRST = 400
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,10 @@ class Lab:
     def teach(
         self, params: dict, pools: list, got: mix.Mix, steps: int, seed: int, last: float = 0.0
     ) -> dict:
-        """Steps on what a mix takes from the pools, a document a row; for the share `last` of them, at the end, on real
-        documents alone."""
+        """Train on what a mix takes from the pools, a document a row.
+
+        last: fraction of the steps, at the end, on real documents alone.
+        """
         docs = [pools[k][i] for k, i in zip(got.generation, got.index, strict=True)]
         rest = self.real if last else []
         rows = scores.pack_documents([*docs, *rest], LENGTH)
@@ -70,7 +74,7 @@ class Lab:
         return updates(self.b.model, replace_train(self.b.t, steps=steps))(params, batches)
 
     def first(self, seed: int) -> dict:
-        """The model of real documents that all arms of a seed start from, kept beside the results."""
+        """The model of real documents that all arms of a seed start from; a file keeps it."""
         start, got = (
             init_lm(self.b.model, seed),
             mix.compose("replace", [REAL], REAL, np.random.default_rng(seed)),
@@ -131,9 +135,11 @@ def updates(c: Model, t: Synthesize) -> Callable[[dict, dict], dict]:
     return run
 
 
-# ---------------------------------------------------------------------------------------------------- reproduction
+# Reproduction
+
+
 def refit(lab: Lab, policy: str, m: float, seed: int, generations: int) -> dict:
-    """Every generation trained anew from one initialisation in one order of rows: bits of held-out text, by generation."""
+    """Bits of held-out text by generation, each trained anew from one initialization."""
     pools, params, start = [lab.real], lab.first(seed), init_lm(lab.b.model, seed)
     bits = [float(lab.bits(params).mean())]
     for g in range(1, generations + 1):
@@ -154,14 +160,16 @@ def gate(lab: Lab) -> None:
 
 
 def law(lab: Lab) -> None:
-    """Anchored refits, to hold the law's forecast against: it is made from the gate's replace alone (`table.law`)."""
+    """Anchored refits, to compare with the law's forecast from replace alone (`table.law`)."""
     for seed in range(SEEDS):
         for m in (0.2, 0.4):
             key = {"part": "law", "policy": "anchored", "m": m, "seed": seed}
             lab.b.once(key, partial(refit, lab, "anchored", m, seed, 10))
 
 
-# ---------------------------------------------------------------------------------------------------- the claim
+# The claim
+
+
 @dataclass(frozen=True)
 class Arm:
     """What an arm does with a generation's samples."""
@@ -170,7 +178,7 @@ class Arm:
     m: float = M
     verify: bool = True
     filtered: bool = False  # quality and diversity, without a verifier: likely ones, no two alike
-    seeds: bool = True  # the samples begin with an operator of the grid, and do not choose what they are about
+    seeds: bool = True  # samples begin with an operator of the grid: they do not choose it
     second: bool = True  # half of them behind a first step of real text
     weigh: bool = True  # the projection onto operators
     last: float = (
@@ -240,7 +248,7 @@ def run_arm(lab: Lab, arm: Arm, seed: int) -> dict:
 
 
 def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
-    """Numbers of the samples that may teach. What is kept for the end is taken out of every arm's."""
+    """Numbers of the samples that may teach; none of them is of what is tested at the end."""
     ok = [i for i, d in enumerate(made) if (p := world.parse(d)) is None or lab.w.allowed(p[0])]
     if arm.verify:
         ok = [i for i in ok if lab.w.right(made[i])]
@@ -256,8 +264,10 @@ def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
 
 
 def weigh(lab: Lab, t: Synthesize, docs: list[list[int]]) -> np.ndarray:
-    """The projection onto operators: masses of the rarest operator halfway between the real ones and even ones. Half was
-    chosen on another world: at .7 real, weighing was worse there than not weighing."""
+    """The projection onto operators: masses of the rarest operator halfway between real and even.
+
+    Half was chosen on another world: at .7 real, weighing was worse there than not weighing.
+    """
     cell = np.array([world.cell(d) for d in docs])
     real = select.smooth_counts(
         np.bincount([world.cell(d) for d in lab.real], minlength=world.OPERATORS)
@@ -283,7 +293,8 @@ def claim(lab: Lab) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------------- the guard
+# The guard
+
 HOW = {
     "top-k 5": SamplingParams(top_k=5),
     "temperature 0.5": SamplingParams(0.5),
@@ -300,8 +311,11 @@ def corruptions(lab: Lab) -> None:
 
 
 def run_corruption(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
-    """Three generations of a loop that anchors 30% and verifies, with one thing broken: does the guard see it, and what
-    does the tail lose? Unguarded, what the guard says is recorded and nobody obeys."""
+    """Three generations of a loop that anchors 30% and verifies, with one thing broken.
+
+    Does the guard see it, and what does the tail lose? Unguarded, the guard's decisions are
+    recorded and not carried out.
+    """
     t, start = lab.b.t, lab.first(seed)
     own = Docs.from_lists(
         lab.sample(start, [[world.BOS]] * (2 * t.num_measured), prompts.first_key(seed, 0))
@@ -359,7 +373,7 @@ def run_corruption(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
 def corrupt_samples(
     lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, key: int
 ) -> tuple[list[list[int]], np.ndarray, SampleEvidence]:
-    """(samples, which passed the verifier, what the guard is told), with the harm of this kind done."""
+    """(samples, which passed the verifier, the guard's evidence), with this kind of corruption."""
     t = lab.b.t
     docs = lab.sample(params, [[world.BOS]] * t.num_documents, key, HOW.get(kind))
     docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs

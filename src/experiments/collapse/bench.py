@@ -1,7 +1,7 @@
-"""The benchmark: what generations of own samples do to a model, by policy, in three tiers from exact to neural.
+"""What generations of own samples do to a model, by policy, in three tiers from exact to neural.
 
-`python -m experiments.collapse configs/collapse-bench.toml --data DIR` does its parts in order and keeps each result as a line of
-`bench.jsonl` in the run directory; what is there is not done again, so it can be stopped and gone on with at any time.
+`python -m experiments.collapse configs/collapse-bench.toml --data DIR` does the parts in order and
+keeps each result as a line of `bench.jsonl` in the run directory; what is there is not done again.
 The table goes to `bench.md`, the curves to `synth.html`.
 """
 
@@ -29,7 +29,9 @@ from ramp.text.corpus import documents
 SEEDS, DRAWS = 3, 50
 
 
-# ---------------------------------------------------------------------------------------------------- exact
+# Exact
+
+
 def modes(b: Results) -> None:
     """Zipf modes through twenty generations of each policy."""
     truth, n = exact.zipf(2000), 20_000
@@ -71,7 +73,9 @@ def timing(b: Results) -> None:
     b.once({"part": "measure"}, work)
 
 
-# ---------------------------------------------------------------------------------------------------- n-grams
+# N-grams
+
+
 def questions(path: Path) -> list[str]:
     try:
         return [
@@ -102,8 +106,11 @@ def trigram_curve(
     m: float = 0.0,
     probe: Callable | None = None,
 ) -> dict:
-    """Bits per byte of a held-out tenth and bits of its rare tokens, by generation; at equal documents each.
-    The guarded policy takes its real share from the law, as the stage does: what a refit on own samples alone costs sets it."""
+    """Bits per byte of a held-out tenth, and bits of its rare tokens, by generation.
+
+    Every generation is fitted to equally many documents. The guarded policy takes its real fraction
+    from the drift law, as the stage does, from what a refit on own samples alone costs.
+    """
     docs, vocab, sizes = split_words(texts)
     order = np.random.default_rng(0).permutation(len(docs))
     cut = len(docs) // 10
@@ -166,7 +173,9 @@ def jokes(b: Results) -> None:
             b.once(key, partial(trigram_curve, texts, policy, 5, seed, arms.M, recognised))
 
 
-# ---------------------------------------------------------------------------------------------------- the whole
+# The whole
+
+
 def run(directory: Path, c: Config, data: Path | None = None, part: str | None = None) -> str:
     """Do what is not done yet; the table as Markdown, also written to `bench.md`."""
     if c.model.vocab_size <= world.END or c.model.context_len <= world.LONGEST:

@@ -57,7 +57,9 @@ def interval(differences: Sequence[float]) -> tuple[float, float]:
     return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
-# ---------------------------------------------------------------------------------------------------- the bars
+# The bars
+
+
 def bars(results: Rows) -> list[Bar]:
     return [
         bar
@@ -127,8 +129,11 @@ def gate(results: Rows) -> Iterator[Bar]:
 
 
 def law(results: Rows) -> Iterator[Bar]:
-    """Forecast of anchored mixes from replace alone, against what was seen: largest relative error over g; in brackets that
-    of the law which takes every generation of replace to cost what the first one does. Curves are means over seeds."""
+    """Forecasts of anchored mixes from replace alone: largest relative error over generations.
+
+    In brackets is the error of the law with gain 1, where every generation of replace costs what
+    the first one does. Curves are means over seeds.
+    """
     tiers = (("trigram", "trigram", "trigram", "bpb"), ("neural", "gate", "law", "bits"))
     for tier, first, then, key in tiers:
         replaced = [
@@ -142,7 +147,8 @@ def law(results: Rows) -> Iterator[Bar]:
             d1, gain = drift.estimate_drift(mean)
             forecasts = drift.excess_loss(d1, m, g, gain), drift.excess_loss(float(mean[0]), m, g)
             fitted, plain = (np.abs(forecast - seen) / np.abs(seen) for forecast in forecasts)
-            told = f"{fitted.max():.0%}, mean {fitted.mean():.0%}; {len(curves)} seeds, gain {gain:.2f} "
+            told = f"{fitted.max():.0%}, mean {fitted.mean():.0%}; {len(curves)} seeds, "
+            told += f"gain {gain:.2f} "
             told += f"(without: {plain.max():.0%}, {plain.mean():.0%})"
             yield (
                 f"the law's forecast, {tier}, m = {m:g}, {len(seen)} generations: largest error",
@@ -174,7 +180,7 @@ def claim(results: Rows) -> Iterator[Bar]:
 
 
 def paired(arms: dict[str, list[dict]], other: str) -> tuple[list[float], list[float]]:
-    """Of each seed that both have: novel pass@1 of guarded less another arm's, and how much dearer its bits are, a share."""
+    """By seed: novel pass@1 of guarded less another arm's, and its bits relative to the other's."""
     of = {r["key"]["seed"]: r for r in arms[other]}
     pairs = [(r, of[r["key"]["seed"]]) for r in arms["guarded"] if r["key"]["seed"] in of]
     return [a["novel"] - b["novel"] for a, b in pairs], [
@@ -183,9 +189,12 @@ def paired(arms: dict[str, list[dict]], other: str) -> tuple[list[float], list[f
 
 
 def guards(results: Rows) -> Iterator[Bar]:
-    """Which act came first and why, seed by seed: a repair before training is what tells a harm from none; a roll-back
-    judges the model that was trained, and a loop that nothing was injected into may deserve one. Then the tail: what the
-    models kept lost at worst, and where it stood at the end, without the guard too; means over seeds."""
+    """What the guard did first and why, seed by seed, and what happened to the tail.
+
+    A repair before training tells a corruption from none. A roll-back judges the model that was
+    trained, and a loop without corruption may deserve one. Of the tail: what the models that were
+    kept lost at worst, and where it ended, without the guard too; means over seeds.
+    """
     kinds = dict.fromkeys(r["key"]["kind"] for r in part(results, "guard"))
     for kind in kinds:
         runs, bare = (
@@ -195,14 +204,18 @@ def guards(results: Rows) -> Iterator[Bar]:
             continue
         told = "; or ".join(dict.fromkeys(first_act(r["said"]) for r in runs))
         ends = [float(np.mean([r["tail"][i] for r in runs])) for i in (0, -1)]
-        told += f"; {max(r['fell'] for r in runs):.3f} at worst, {ends[0]:.3f} → {ends[1]:.3f}; {len(runs)} seeds"
+        told += f"; {max(r['fell'] for r in runs):.3f} at worst"
+        told += f", {ends[0]:.3f} → {ends[1]:.3f}; {len(runs)} seeds"
         told += f"; unguarded → {np.mean([r['tail'][-1] for r in bare]):.3f}" if bare else ""
         bar = "never" if kind == "none" else "in generation 1; < .05"
         yield f"guard, {kind}: acts; tail pass@1 of the model kept falls by", bar, told
 
 
 def first_act(said: Sequence[Sequence[str]]) -> str:
-    """Of [action before training, why, action after, why] by generation: the first that was not to go on."""
+    """The first decision that was not to go on.
+
+    said: [action before training, why, action after training, why] by generation.
+    """
     for g, (before, why, after, then) in enumerate(said, 1):
         if before == "repair":
             return f"generation {g}, repair before training ({why})"
@@ -230,7 +243,8 @@ def jokes(results: Rows) -> Iterator[Bar]:
         )
 
 
-# ---------------------------------------------------------------------------------------------------- the page
+# The page
+
 FAMILY = {
     "real": "green",
     "replace": "warm",

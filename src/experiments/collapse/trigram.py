@@ -1,7 +1,9 @@
-"""A trigram model that can be sampled: the cheapest language model that collapses. All in NumPy, all documents at once.
+"""A trigram model that can be sampled: the cheapest language model that collapses.
 
-Interpolated absolute discounting: p(w | h) = (c(hw) - D) / c(h) + D types(h) / c(h) p(w | h'), one D an order, down to
-uniform. To sample, throw that mixture's coin at every order: the discounted counts of the context, or one order lower.
+All in NumPy, all documents at once. Interpolated absolute discounting:
+p(w | h) = (c(hw) - D) / c(h) + D types(h) / c(h) p(w | h'), one D an order, down to uniform. To
+sample, throw that mixture's coin at every order: the discounted counts of the context, or one order
+lower.
 """
 
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from ramp.synth.measure import Docs
 
 @dataclass(frozen=True)
 class Order:
-    """n-grams of one order: sorted keys context * V + word, discounted counts and their running sum."""
+    """n-grams of one order, by sorted keys context * V + word."""
 
     keys: np.ndarray
     kept: np.ndarray
@@ -87,7 +89,10 @@ class Trigram:
 
 
 def _contexts(docs: Docs, vocab: int) -> tuple[np.ndarray, np.ndarray]:
-    """(words with the end of each document, [2, N] the word before and the one before that; V before the beginning)."""
+    """(words with the end of each document, [2, N] the two words before each).
+
+    V stands for a word before the beginning.
+    """
     ends = np.cumsum(docs.lengths)
     words = np.insert(docs.flat, ends, vocab - 1)
     starts = ends - docs.lengths + np.arange(len(docs))

@@ -1,11 +1,13 @@
-"""A world of programs: 40 operators on a digit, used as Zipf would have it, with an interpreter that knows them all.
+"""A world of programs: 40 operators on a digit, used by Zipf's law, and an exact interpreter.
 
-    bos 7 a 3 c 9 end          a makes 3 of 7, c makes 9 of that; who asks names the operators, the model says the digits
+    bos 7 a 3 c 9 end          a makes 3 of 7, c makes 9 of that
 
-An operator is a fixed random permutation of the digits, so a model must have seen its facts or guess one in ten, and a
-guess that the interpreter lets pass is a fact it had not. The tail is the operators that hold the last 15% of the use. What is
-asked at the end no arm is ever shown: programs of depth 3, and pairs of tail operators kept out of everything.
-Two steps are asked for in a row by naming the second operator after the model's first digit.
+A prompt names the operators, the model writes the digits. An operator is a fixed random permutation
+of the digits, so a model must have seen its facts or guess one in ten, and a guess that the
+interpreter accepts is a fact that it had not. The tail is the operators that hold the last 15% of
+the use. No arm is ever shown what is tested at the end: programs of depth 3, and pairs of tail
+operators kept out of everything. Two steps are asked for in a row by naming the second operator
+after the model's first digit.
 """
 
 from collections.abc import Sequence
@@ -59,7 +61,7 @@ class World:
         return [*said, END]
 
     def allowed(self, ops: tuple[int, ...]) -> bool:
-        """Whether training may show it: at most two different operators, and not a pair kept for the end."""
+        """Whether training may show it: one or two different operators, no pair for the end."""
         return len(ops) in (1, 2) and len(set(ops)) == len(ops) and ops not in self.unseen
 
     def right(self, ids: list[int]) -> bool:
@@ -77,8 +79,11 @@ class World:
         return found
 
     def grid(self, n: int, seed: int, shown: Sequence[list[int]] = ()) -> list[list[int]]:
-        """n beginnings by a Sobol sequence over operators x digits: the tail as often as the head. Every other one asks in
-        second place, behind a first step of the documents `shown` whose operator is as evenly drawn, where they have one."""
+        """n beginnings by a Sobol sequence over operators x digits: the tail as often as the head.
+
+        Every other one asks in second place, behind a first step of the documents `shown`, where
+        they have one; its operator is as evenly drawn.
+        """
         first = {
             (d[2] - DIGITS, d[3]): d[1] for d in shown
         }  # (operator, what it made): of which digit
@@ -94,7 +99,7 @@ class World:
         return found
 
     def tests(self, n: int) -> dict[str, list[tuple[tuple[int, ...], int]]]:
-        """Problems by kind: head and tail (single operators), pair (unseen pairs), deep (depth 3, operators uniform)."""
+        """Problems by kind: head, tail (one operator), pair (unseen), deep (3 uniform ones)."""
         rng = np.random.default_rng([self.seed, 4])
         head = np.setdiff1d(np.arange(OPERATORS), self.tail)
         unseen = sorted(self.unseen)

@@ -463,20 +463,14 @@ class GenerationLoop:
     def log(self, result: GenerationResult) -> None:
         """Figures of a generation for TensorBoard."""
         figures = result.figures
-        values = {
-            name: getattr(result, name)
-            for name in ("bpb", "first_bpb", "rare_bits", "hard_bits", "kept")
-        }
-        values["real_share"] = result.real_fraction
-        for name in ("acceptance", "imbalance", "precision", "ess", "cross"):
-            values[name] = getattr(figures, name)
+        values = vars(result) | vars(figures)
         for name, bits in vars(result.accounts).items():
             values[f"bits_{name}"] = bits
         for name, figure in figures.panel.items():
             values[f"z/{name}"] = figure.z
             values[f"ratio/{name}"] = figure.ratio
-        # None is what was not finite in the ledger.
-        scalars = {f"synth/{name}": x for name, x in values.items() if x is not None}
+        # What was not finite in the ledger is None, and no number.
+        scalars = {f"synth/{name}": x for name, x in values.items() if isinstance(x, int | float)}
         g = result.generation
         with MetricWriter(self.rundir.path, "synthesize", g, True) as writer:
             writer.scalars(g, scalars)

@@ -356,10 +356,9 @@ def measure_panel(
     figures["vendi"] = measure.vendi_score(sketch_nd) if is_finite else 0.0
     panel = {}
     for name, comparison in base.model_null.compare(figures).items():
-        panel[name] = PanelFigure(**vars(comparison))
-        if name in against_real:
-            other = against_real[name]
-            panel[name] = PanelFigure(**vars(comparison), real=other.null, z_real=other.z)
+        real_figure = against_real.get(name)
+        with_real = {"real": real_figure.null, "z_real": real_figure.z} if real_figure else {}
+        panel[name] = PanelFigure(**vars(comparison), **with_real)
     return panel
 
 

@@ -219,27 +219,22 @@ def judge_model(
 
 def _find_losses(evidence: TrainingEvidence, limits: Thresholds, log_limit: float) -> list[str]:
     """What got worse beyond its tolerance, with a log e-value of `log_limit` or more."""
-    reasons = []
+    differences = {}
     for name, pair, tolerance in (
         ("bits", evidence.bits, limits.max_loss_rise),
         ("bits of the tail", evidence.tail_bits, limits.max_tail_loss_rise),
     ):
-        if pair is None or not len(pair[0]):
-            continue
-        new, good = pair
-        log_e = log_e_value(scale_differences(new, good, tolerance))
-        if log_e >= log_limit:
-            change = np.sum(new) / np.sum(good) - 1
-            reasons.append(f"{name} rose {change:+.1%} ({_format_e_value(log_e)})")
+        if pair is not None and len(pair[0]):
+            change = np.sum(pair[0]) / np.sum(pair[1]) - 1
+            differences[f"{name} rose {change:+.1%}"] = scale_differences(*pair, tolerance)
     if evidence.right is not None and len(evidence.right[0]):
         new, good = (np.asarray(x, float) for x in evidence.right)
-        log_e = log_e_value(good - new)
+        fall = np.mean(good) - np.mean(new)
+        # Already within [-1, 1]: no scale, no tolerance.
+        differences[f"right answers to novel problems fell by {fall:.1%}"] = good - new
+    reasons = []
+    for what, worse in differences.items():
+        log_e = log_e_value(worse)
         if log_e >= log_limit:
-            fall = np.mean(good) - np.mean(new)
-            what = f"right answers to novel problems fell by {fall:.1%}"
-            reasons.append(f"{what} ({_format_e_value(log_e)})")
+            reasons.append(f"{what} (e-value 10^{log_e / math.log(10):.1f})")
     return reasons
-
-
-def _format_e_value(log_e: float) -> str:
-    return f"e-value 10^{log_e / math.log(10):.1f}"

@@ -9,6 +9,7 @@ Read coverage together with divergence: an entropy that rises by leaving real te
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,40 +177,29 @@ def self_bleu(sample: Docs, max_docs: int = 100, n: int = 4) -> float:
     docs = sample.take(np.arange(min(max_docs, len(sample))))
     if len(docs) < 2:
         return float("nan")
+    ids = [doc.tolist() for doc in docs.to_list()]
     log_precision = np.zeros(len(docs))
     for k in range(1, n + 1):
-        hits, total = _count_bleu_hits(docs, k)
-        log_precision += np.log(np.maximum(hits, 0.5) / np.maximum(total, 1)) / n
+        counts = [Counter(zip(*(doc[i:] for i in range(k)), strict=False)) for doc in ids]
+        # The two largest counts of each k-gram in any document.
+        top: dict[tuple, tuple[int, int]] = {}
+        for count in counts:
+            for gram, c in count.items():
+                first, second = top.get(gram, (0, 0))
+                top[gram] = max(c, first), max(second, min(c, first))
+        for d, count in enumerate(counts):
+            hits = 0
+            for gram, c in count.items():
+                # A k-gram matches as often as it occurs in the one other document that has it most.
+                first, second = top[gram]
+                hits += min(c, second if c == first else first)
+            log_precision[d] += np.log(max(hits, 0.5) / max(count.total(), 1)) / n
     # The brevity penalty compares with the document closest in length; 1e9 rules out itself.
     lengths = docs.lengths
     gap = np.abs(lengths[:, None] - lengths[None]) + np.where(np.eye(len(docs)), 1e9, 0)
     closest = lengths[np.argmin(gap, axis=1)]
     brevity = np.minimum(0, 1 - closest / np.maximum(lengths, 1))
     return float(np.exp(log_precision + brevity).mean())
-
-
-def _count_bleu_hits(docs: Docs, k: int) -> tuple[ndarray, ndarray]:
-    """[D] of each document: its k-grams that count as matched, and all of them.
-
-    A k-gram matches as often as it occurs in the one other document that has it most. That is the
-    largest count of all, or the second largest for the document that holds the largest.
-    """
-    key, owner = docs.hash_ngrams(k)
-    pairs = np.stack([key, owner.astype(np.uint64)])
-    pairs, count = np.unique(pairs, axis=1, return_counts=True)
-    order = np.lexsort((-count, pairs[0]))  # by k-gram, the largest count first
-    gram, count = pairs[0][order], count[order]
-    holder = pairs[1][order].astype(int)
-    is_first = np.ones(len(gram), bool)
-    is_first[1:] = gram[1:] != gram[:-1]
-    group = np.cumsum(is_first) - 1
-    first = np.flatnonzero(is_first)
-    group_size = np.append(first[1:], len(gram)) - first
-    runner_up = count[np.minimum(first + 1, len(gram) - 1)]
-    second = np.where(group_size > 1, runner_up, 0)
-    in_others = np.where(is_first, second[group], count[first][group])
-    hits = np.bincount(holder, np.minimum(count, in_others), len(docs))
-    return hits, np.bincount(holder, count, len(docs))
 
 
 def find_near_duplicates(sample: Docs, threshold: float = 0.8) -> ndarray:
