@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ramp.errors import UserError
-from ramp.pods.chips import chips, parse, peak
+from ramp.pods.chips import parse, peak_tflops, read_chips
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_wrong_names_are_told_what_would_be_right(name, slices, said):
 
 
 def test_a_torus_axis_too_short_for_a_ring_has_half_the_links():
-    v5e = chips()["v5e"]
+    v5e = read_chips()["v5e"]
     link = v5e.ici * 1e9 / 4
     assert parse("v5e:16x16").ici_rate == 4 * link
     assert parse("v5e:4x16").ici_rate == 3 * link
@@ -51,7 +51,7 @@ def test_a_torus_axis_too_short_for_a_ring_has_half_the_links():
 
 
 def test_every_chip_has_sane_figures():
-    for chip in chips().values():
+    for chip in read_chips().values():
         assert 100 < chip.bf16 < 5000 and 10 < chip.hbm_gib < 300 and chip.dcn < chip.ici < chip.hbm
         for example in chip.examples:
             assert parse(f"{chip.name}:{example}").chips > 0
@@ -65,13 +65,13 @@ def test_the_scripts_and_the_plans_know_the_same_prices():
     }
     assert {"v4", "v5litepod", "v5p", "v6e"} == prices.keys()
     for name, price in prices.items():
-        assert chips()[name.replace("litepod", "e")].dollars == price
+        assert read_chips()[name.replace("litepod", "e")].dollars == price
 
 
 def test_the_peak_of_a_device_is_found_by_its_own_name():
     assert (
-        peak("TPU v5") == 459
-        and peak("TPU v5 lite") == 197
-        and peak("TPU7x") == 2307 / 2
-        and peak("cpu") is None
+        peak_tflops("TPU v5") == 459
+        and peak_tflops("TPU v5 lite") == 197
+        and peak_tflops("TPU7x") == 2307 / 2
+        and peak_tflops("cpu") is None
     )

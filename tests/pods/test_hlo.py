@@ -1,4 +1,3 @@
-# ruff: noqa: E501
 """Reading HLO: loops multiply, asynchronous collectives count once, groups say who talks to whom."""
 
 import numpy as np
@@ -127,4 +126,6 @@ def test_sizes_are_those_of_numpy(arrays):
     shape = ", ".join(
         f"{kind}[{','.join(map(str, dims))}]{{0:T(8,128)(2,1)}}" for kind, dims in arrays
     )
-    assert hlo.list_bytes(f"({shape})") == [width[kind] * int(np.prod(dims)) for kind, dims in arrays]
+    assert hlo.list_bytes(f"({shape})") == [
+        width[kind] * int(np.prod(dims)) for kind, dims in arrays
+    ]

@@ -10,6 +10,7 @@ from ramp.errors import UserError
 from ramp.model import cost
 from ramp.pods import roofline, search
 from ramp.pods.chips import parse
+from ramp.pods.hlo import CollectiveTotal
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -47,7 +48,7 @@ def test_more_memory_never_loses_a_choice(speedrun):
 def test_nothing_that_fits_is_one_sentence():
     big = config.load(CONFIGS / "qwen3-8b.toml")
     with pytest.raises(UserError, match="nothing fits on v5e:2x2"):
-        search.best(big, parse("v5e:2x2"))
+        search.find_best(big, parse("v5e:2x2"))
 
 
 def test_slices_become_replicas(speedrun):
@@ -61,7 +62,7 @@ def test_the_roofline_of_one_big_product():
     topology = parse("v5p:2x2x1")
     c = config.resolve(config.load(CONFIGS / "speedrun-v5p8.toml"))
     c = replace(c, mesh=config.Mesh(data=4), model=replace(c.model, remat="none", loss_chunk=0))
-    times = roofline.train_times(c, topology, {"collectives": []})
+    times = roofline.train_times(c, topology, [])
     tokens = c.pretrain.batch_size * c.pretrain.seq_len
     assert times.compute == pytest.approx(
         tokens * cost.flops_per_token(c.model, c.pretrain.seq_len) / (4 * 459e12)
@@ -72,10 +73,10 @@ def test_the_roofline_of_one_big_product():
 def test_networks_are_told_apart():
     topology = parse("v5e:4x4", slices=2)
     moved = [
-        {"bytes": 1e9, "between_slices": False, "asynchronous": True},
-        {"bytes": 1e9, "between_slices": True, "asynchronous": False},
+        CollectiveTotal("all-gather", True, False, 1, 1, 1e9),
+        CollectiveTotal("all-reduce", False, True, 1, 1, 1e9),
     ]
-    assert roofline.network(topology, moved) == pytest.approx(
+    assert roofline.network_seconds(topology, moved) == pytest.approx(
         (1e9 / topology.ici_rate, 1e9 / 3.125e9)
     )
 

@@ -244,7 +244,7 @@ class Bench:
         c = self.resolve(dtype)
         device = workers["ramp adamw"]("device")
         flops = cost.flops_per_token(c.model, c.pretrain.seq_len)
-        peak = chips.peak(device["kind"])
+        peak = chips.peak_tflops(device["kind"])
         utilization = rate * flops / (peak * 1e12 * device["count"]) if peak else 0
         mfu = f", MFU {utilization:.1%}" if peak else ""
         speed = f"{rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token)"

@@ -1,7 +1,8 @@
-"""Chips and topologies: the data file, the names people type, and the devices that a compiler without hardware plans for.
+"""Chips and topologies: the data file, the names people type, and devices of absent hardware.
 
 topology = parse("v6e:16x16", slices=2)      v6e chips, two slices of 256
-topology.devices()                           compile-only jax devices; needs libtpu, or the CUDA plugin for GPUs
+topology.devices()                           compile-only jax devices; needs libtpu, or for GPUs
+                                             the CUDA plugin
 """
 
 import difflib
@@ -20,17 +21,17 @@ USABLE = 0.98  # of the HBM: what libtpu leaves to programs (15.75 of 16 GiB on 
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip, as `topologies.toml` has it. Rates: bf16 TFLOP/s, GB/s one way, GiB, dollars an hour."""
+    """One chip; topologies.toml explains the fields at its head."""
 
     name: str
-    kind: str
-    axes: int
-    bf16: float
+    kind: str  # tpu or gpu
+    axes: int  # of a topology
+    bf16: float  # TFLOP/s
     hbm_gib: float
-    hbm: float
-    ici: float
-    dcn: float
-    dollars: float
+    hbm: float  # GB/s
+    ici: float  # GB/s one way, inside a slice
+    dcn: float  # GB/s one way, between slices
+    dollars: float  # an hour
     wrap: int = 0
     product_cycles: float = 0
     devices_per_chip: int = 1
@@ -39,28 +40,51 @@ class Chip:
     options: dict[str, Any] = field(default_factory=dict)
     gpu: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def flops(self) -> float:
+        """Peak bfloat16 FLOP/s of one device."""
+        return self.bf16 * 1e12 / self.devices_per_chip
+
+    @property
+    def hbm_rate(self) -> float:
+        """Bytes per second of one device's memory."""
+        return self.hbm * 1e9 / self.devices_per_chip
+
+    @property
+    def dcn_rate(self) -> float:
+        """Bytes per second that one device can receive from another slice."""
+        return self.dcn * 1e9 / self.devices_per_chip
+
 
 @dataclass(frozen=True)
 class Topology:
+    """Chips of one kind, and how they are joined."""
+
     chip: Chip
     dims: tuple[int, ...]  # of one slice, in chips; of a GPU cluster: hosts, GPUs a host
     slices: int = 1
 
     def __str__(self) -> str:
-        name = f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
-        return f"{name} x {self.slices} slices" if self.slices > 1 else name
+        return f"{self.name} x {self.slices} slices" if self.slices > 1 else self.name
+
+    @property
+    def name(self) -> str:
+        """Of one slice, as people type it."""
+        return f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
 
     @property
     def chips(self) -> int:
+        """Of all slices."""
         return math.prod(self.dims) * self.slices
 
     @property
     def device_count(self) -> int:
+        """Devices, as jax counts them."""
         return self.chips * self.chip.devices_per_chip
 
     @property
     def per_slice(self) -> int:
-        """Devices that reach each other without the data-centre network: those of a slice, or of a GPU host."""
+        """Devices that reach each other without the data-center network: of a slice or GPU host."""
         if self.chip.kind == "gpu":
             return self.dims[-1]
         return self.device_count // self.slices
@@ -72,51 +96,42 @@ class Topology:
 
     @property
     def ici_rate(self) -> float:
-        """Bytes a second that a device can receive inside its slice. A torus axis that is too short to close into a ring
-        carries half: the chips at its ends have one link."""
+        """Bytes per second that a device can receive inside its slice."""
         c = self.chip
         if c.kind == "gpu":
             return c.ici * 1e9
-        link = c.ici * 1e9 / (2 * c.axes)
+        # A torus axis too short to close into a ring carries half: its ends have one link.
         links = sum(0 if d == 1 else 2 if d >= c.wrap else 1 for d in self.dims)
-        return max(links, 1) * link / c.devices_per_chip
+        link_rate = c.ici * 1e9 / (2 * c.axes)
+        return max(links, 1) * link_rate / c.devices_per_chip
 
     def devices(self) -> list:
-        """Compile-only devices. Import nothing of jax before `quiet()` has been called."""
+        """Compile-only devices. Import nothing of jax before `set_environment` was called."""
         from jax.experimental import topologies
 
+        options: dict[str, Any] = {"platform": "tpu", "topology_name": self.name}
+        options |= {"num_slices": self.slices, **self.chip.options}
+        if math.prod(self.dims) == 1:
+            options["chips_per_host_bounds"] = (1, 1, 1)
+        if self.chip.kind == "gpu":
+            options = {"platform": "cuda", "topology_name": ""}
+            options["target_config"] = describe_gpu(self.chip)
+            options["topology"] = "x".join(map(str, (1, *self.dims)))
         try:
-            if self.chip.kind == "gpu":
-                where = "x".join(map(str, (1, *self.dims)))
-                described = topologies.get_topology_desc(
-                    platform="cuda",
-                    topology_name="",
-                    target_config=target(self.chip),
-                    topology=where,
-                )
-            else:
-                size = f"{self.chip.name}:{'x'.join(map(str, self.dims))}"
-                single = {"chips_per_host_bounds": (1, 1, 1)} if math.prod(self.dims) == 1 else {}
-                described = topologies.get_topology_desc(
-                    platform="tpu",
-                    topology_name=size,
-                    num_slices=self.slices,
-                    **self.chip.options,
-                    **single,
-                )
+            return list(topologies.get_topology_desc(**options).devices)
         except Exception as error:  # the plugins raise whatever they like
             need = "jax-cuda12-plugin" if self.chip.kind == "gpu" else "libtpu"
-            if not installed(need):
-                raise UserError(
-                    f"planning for {self.chip.name} needs the compiler in {need}; run `uv sync --extra plan`"
-                ) from None
-            raise UserError(
+            problem = (
                 f"the compiler refuses the topology {self}: {str(error).splitlines()[0][:200]}"
-            ) from None
-        return list(described.devices)
+            )
+            if not installed(need):
+                problem = f"planning for {self.chip.name} needs the compiler in {need}"
+                problem += "; run `uv sync --extra plan`"
+            raise UserError(problem) from None
 
 
 def installed(package: str) -> bool:
+    """Whether a package is in this environment; it is not imported."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -125,9 +140,12 @@ def installed(package: str) -> bool:
         return False
 
 
-def quiet() -> None:
-    """Environment of a planning process, before jax is imported: no search for accelerators, no lock on libtpu."""
-    here = {
+def set_environment() -> None:
+    """Environment of a planning process: no search for accelerators, no lock on libtpu.
+
+    To be called before jax is imported.
+    """
+    defaults = {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -136,47 +154,51 @@ def quiet() -> None:
         "TPU_WORKER_ID": "0",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    for name, value in here.items():
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
 
 @cache
-def chips() -> dict[str, Chip]:
+def read_chips() -> dict[str, Chip]:
+    """All chips of topologies.toml by name."""
     table = tomllib.loads(Path(__file__).with_name("topologies.toml").read_text(encoding="utf-8"))
-    return {
-        name: Chip(name=name, **(row | {k: tuple(row[k]) for k in ("examples", "device")}))
-        for name, row in table.items()
-    }
+    return {name: Chip(name, **row) for name, row in table.items()}
 
 
-def peak(kind: str) -> float | None:
+def peak_tflops(kind: str) -> float | None:
     """Dense bfloat16 TFLOP/s of one device of jax's `device_kind`; None: not in the table."""
-    return next((c.bf16 / c.devices_per_chip for c in chips().values() if kind in c.device), None)
+    for chip in read_chips().values():
+        if kind in chip.device:
+            return chip.bf16 / chip.devices_per_chip
+    return None
 
 
 def parse(name: str, slices: int = 1) -> Topology:
-    """A topology from CHIP:AxB or CHIP:AxBxC, such as v5e:4x4, v5p:4x4x8, h100:1x8 (hosts x GPUs)."""
-    known = chips()
+    """A topology from CHIP:AxB or CHIP:AxBxC, such as v5e:4x4, v5p:4x4x8, h100:1x8 (hosts x GPUs).
+
+    Raises `UserError` with what would be right.
+    """
+    known = read_chips()
     chip, _, size = name.partition(":")
     if chip not in known:
-        near = difflib.get_close_matches(chip, known, n=3, cutoff=0.3) or list(known)
-        raise UserError(f"unknown chip '{chip}' in topology '{name}'; near it: {', '.join(near)}")
+        close = difflib.get_close_matches(chip, known, n=3, cutoff=0.3) or list(known)
+        problem = f"unknown chip '{chip}' in topology '{name}'"
+        raise UserError(f"{problem}; similar: {', '.join(close)}")
     c = known[chip]
-    choices = ", ".join(f"{chip}:{e}" for e in c.examples)
-    dims = tuple(int(d) for d in size.split("x") if d.isdigit())
-    if len(dims) != c.axes or len(size.split("x")) != c.axes or 0 in dims:
-        raise UserError(
-            f"'{name}' is not a topology of {chip}, which takes {c.axes} sizes; for example {choices}"
-        )
-    if slices < 1 or (slices > 1 and c.kind == "gpu"):
-        raise UserError(
-            f"--slices {slices}: {'GPU hosts are in the topology itself' if slices > 1 else 'at least 1'}"
-        )
-    return Topology(c, dims, slices)
+    parts = size.split("x")
+    if len(parts) != c.axes or not all(part.isdigit() and int(part) for part in parts):
+        choices = ", ".join(f"{chip}:{example}" for example in c.examples)
+        problem = f"'{name}' is not a topology of {chip}, which takes {c.axes} sizes"
+        raise UserError(f"{problem}; for example {choices}")
+    if slices < 1:
+        raise UserError(f"--slices {slices}: at least 1")
+    if slices > 1 and c.kind == "gpu":
+        raise UserError(f"--slices {slices}: GPU hosts are in the topology itself")
+    return Topology(c, tuple(map(int, parts)), slices)
 
 
-def target(chip: Chip) -> str:
-    """XLA's description of a GPU (a GpuTargetConfig text proto): the limits that shape its kernels."""
+def describe_gpu(chip: Chip) -> str:
+    """XLA's description of a GPU (a GpuTargetConfig text proto): the limits of its kernels."""
     g = chip.gpu
     return f"""
 gpu_device_info {{
@@ -185,12 +207,15 @@ gpu_device_info {{
   core_count: {g["cores"]} fpus_per_core: 128 clock_rate_ghz: {g["ghz"]}
   threads_per_warp: 32 threads_per_block_limit: 1024 threads_per_core_limit: 2048
   registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: {g["shared"]}
+  shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  shared_memory_per_block_optin: {g["shared"]}
   block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
   thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  memory_bandwidth: {int(chip.hbm * 1e9)} device_memory_size: {g["memory"]} l2_cache_size: {g["l2"]}
-  device_address_bits: 64 pcie_bandwidth: 34359738368 ecc_enabled: true
-  driver_version: "13.0.0" runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0" dnn_version: "9.10.0"
+  memory_bandwidth: {int(chip.hbm * 1e9)} device_memory_size: {g["memory"]}
+  l2_cache_size: {g["l2"]} device_address_bits: 64
+  pcie_bandwidth: 34359738368 ecc_enabled: true
+  driver_version: "13.0.0" runtime_version: "12.8.0" compile_time_toolkit_version: "12.8.0"
+  dnn_version: "9.10.0"
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}

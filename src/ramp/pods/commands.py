@@ -1,4 +1,4 @@
-"""The verb `ramp plan`: its flags, and what it prints. No jax until a plan is made: `chips.quiet` must come before it."""
+"""`ramp plan`: its arguments. No jax until a plan is made: `chips.set_environment` comes first."""
 
 import argparse
 from pathlib import Path
@@ -8,60 +8,42 @@ from ramp.errors import UserError
 from ramp.pods import chips
 
 PROGRAMS = ("train", "reinforce", "prefill", "decode")
-USUAL = "train,prefill,decode"
+DEFAULT = "train,prefill,decode"
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
+    """The arguments of the command, besides the keys of the configuration."""
+    p.add_argument("config", nargs="?", type=Path, help="a TOML file, or a name such as cpu")
     p.add_argument(
-        "config", nargs="?", type=Path, help="a TOML file such as configs/speedrun-v6e8.toml"
+        "--topology", metavar="CHIP:AxB", help="v6e:2x4, v5p:4x4x8, h100:1x8 (hosts x GPUs)"
     )
+    p.add_argument("--slices", type=int, default=1, help="slices joined by the data-center network")
     p.add_argument(
-        "--topology", metavar="CHIP:AxB", help="such as v6e:2x4, v5p:4x4x8, h100:1x8 (hosts x GPUs)"
-    )
-    p.add_argument(
-        "--slices",
-        type=int,
-        default=1,
-        help="slices of that topology, joined by the data-centre network",
-    )
-    p.add_argument(
-        "--only",
-        default=USUAL,
-        help=f"programs to plan, of {', '.join(PROGRAMS)} (default {USUAL})",
+        "--only", default=DEFAULT, help=f"of {', '.join(PROGRAMS)}, by commas (default {DEFAULT})"
     )
     p.add_argument(
         "--search",
         action="store_true",
         help="rank meshes, microbatches and remat by arithmetic, compile the best",
     )
-    p.add_argument(
-        "--price",
-        type=float,
-        metavar="DOLLARS",
-        help="of one chip for an hour (default: the list price)",
-    )
-    p.add_argument(
-        "--save",
-        type=Path,
-        metavar="DIR",
-        help="write plan.json and the compiled programs as HLO text",
-    )
+    p.add_argument("--price", type=float, metavar="DOLLARS", help="of one chip for an hour")
+    p.add_argument("--save", type=Path, metavar="DIR", help="write plan.json and the programs' HLO")
     p.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two saved plans")
 
 
 def run(args: argparse.Namespace, flags: list[str]) -> int:
-    chips.quiet()
+    """Check the arguments, then plan or compare; 1 if a program does not fit."""
+    chips.set_environment()
     if args.diff:
         from ramp.pods import plan
 
-        print(plan.diff(*map(plan.load, args.diff)))
+        print(plan.compare(*map(plan.load, args.diff)))
         return 0
     if args.config is None or args.topology is None:
-        raise UserError(
-            "a plan needs a configuration and --topology, such as `ramp plan configs/cpu.toml --topology v6e:2x4`"
-        )
+        example = "`ramp plan cpu --topology v6e:2x4`"
+        raise UserError(f"a plan needs a configuration and --topology, such as {example}")
     topology = chips.parse(args.topology, args.slices)
-    programs = tuple(filter(None, args.only.split(",")))
+    programs = [name for name in args.only.split(",") if name]
     for name in programs:
         if name not in PROGRAMS:
             raise UserError(f"--only {name}: a plan has {', '.join(PROGRAMS)}")
@@ -69,8 +51,8 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
     from ramp.pods import plan, search
 
     if args.search:
-        c = search.best(c, topology)
-    c = plan.prepare(c, topology)[0]
-    report = plan.plan(c, topology, programs, args.save)
+        c = search.find_best(c, topology)
+    c, _ = plan.resolve(c, topology)
+    report = plan.make_plan(c, topology, programs, args.save)
     print(plan.describe(report, c, topology, args.price))
-    return 0 if all(p["fits"] for p in report["programs"].values()) else 1
+    return 0 if all(program.fits for program in report.programs.values()) else 1

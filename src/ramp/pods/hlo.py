@@ -272,3 +272,29 @@ def sum_cycles(text: str) -> float:
         if estimate and int(estimate[1]) < 1e12:  # the largest integer stands for "unknown"
             total += e.times * int(estimate[1])
     return total
+
+
+@dataclass(frozen=True)
+class CollectiveTotal:
+    """All collectives of one kind, by network and by whether they overlap with work."""
+
+    kind: str
+    asynchronous: bool
+    between_slices: bool
+    places: int  # in the program
+    count: float  # times a step
+    bytes: float  # received by one device in a step
+
+
+def sum_collectives(collectives: list[Collective]) -> list[CollectiveTotal]:
+    """Totals in alphabetic order."""
+    groups: dict[tuple, list[Collective]] = {}
+    for one in collectives:
+        key = one.kind, one.asynchronous, one.between_slices
+        groups.setdefault(key, []).append(one)
+    totals = []
+    for key, group in sorted(groups.items()):
+        count = sum(one.count for one in group)
+        received = sum(one.count * one.bytes for one in group)
+        totals.append(CollectiveTotal(*key, len(group), count, received))
+    return totals

@@ -1,12 +1,13 @@
-"""`ramp plan CONFIG --topology v6e:16x16`: the programs of a run, compiled for a machine that is not here.
+"""The programs of a run, compiled for a machine that is not here.
 
-The step that is planned is the step that runs: `make_step` (of pretraining, of process-reward RL), `sample.prefill` and
-the decode loop are lowered on abstract arrays over a mesh of compile-only devices. Memory and collectives are the
-compiler's own. Time is arithmetic: a roofline (`roofline.py`), beside the cycles that the TPU compiler estimates for its
-fusions. None of it has met the hardware.
+The step that is planned is the step that runs: `make_step` (of pretraining, of process-reward RL),
+`sample.prefill` and the decode loop are lowered on abstract arrays over a mesh of compile-only
+devices. Memory and collectives are the compiler's own. Time is arithmetic: a roofline
+(`roofline.py`), compared with the cycles that the TPU compiler estimates for its fusions. None of
+it has been checked on the hardware.
 
-A plan is kept under the hash of the lowered program, the options and the versions: asked for again, it costs the
-lowering only. (XLA's persistent cache saves nothing for compile-only devices.)
+A plan is kept under the hash of the lowered program, the options and the versions: asked for again,
+it costs the lowering only. (XLA's persistent cache saves nothing for compile-only devices.)
 """
 
 import gzip
@@ -15,8 +16,8 @@ import json
 import os
 import re
 import time
-from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,153 +37,196 @@ from ramp.files import write_atomic
 from ramp.model import transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
+from ramp.pods.hlo import Collective, CollectiveTotal
+from ramp.pods.roofline import INDENT
 from ramp.train import mesh as meshes
 from ramp.train.mesh import ROWS
 from ramp.train.state import abstract_state
 from ramp.train.trainer import lower_train_step
 
-Report = dict[str, Any]
+LARGEST = 12  # collectives that a plan lists one by one
+NEW_TOKENS = 128  # room for them in the output of the planned decode loop
+UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def plan(
-    c: Config, topology: Topology, programs: tuple[str, ...], save: Path | None = None
-) -> Report:
-    """Compile `programs` of a configuration for a topology: {"topology", "mesh", "config", "programs": {name: ...}}."""
-    c, mesh = prepare(c, topology)
+@dataclass(frozen=True)
+class ProgramPlan:
+    """What the compiler tells of one program. Bytes are of one device."""
+
+    fits: bool
+    needs: float | None = None  # bytes, if the compiler gave up; it says nothing else then
+    argument: int = 0
+    alias: int = 0  # part of the arguments that is updated in place
+    temporary: int = 0
+    peak: int = 0
+    collectives: list[CollectiveTotal] = field(default_factory=list)
+    largest: list[Collective] = field(default_factory=list)
+    cycles: float = 0
+    traffic: float | None = None  # bytes through main memory, of TPUs
+    compile_seconds: float = 0
+    hlo: str = ""  # the compiled program; a saved plan has it as a file of its own
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> "ProgramPlan":
+        """The inverse of `asdict`."""
+        totals = [CollectiveTotal(**total) for total in record["collectives"]]
+        largest = [Collective(**one) for one in record["largest"]]
+        return ProgramPlan(**{**record, "collectives": totals, "largest": largest})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The programs of a configuration on a topology."""
+
+    topology: str
+    mesh: dict[str, int]
+    config: str  # TOML
+    programs: dict[str, ProgramPlan]
+
+
+def make_plan(
+    c: Config, topology: Topology, programs: Sequence[str], save: Path | None = None
+) -> Plan:
+    """Compile `programs` of a configuration for a topology; save: a directory for plan and HLO."""
+    c, mesh = resolve(c, topology)
+    compiled = {name: compile_program(name, LOWER[name](c, mesh), c, topology) for name in programs}
     if save:
         save.mkdir(parents=True, exist_ok=True)
-    report = {
-        "topology": str(topology),
-        "mesh": dict(mesh.shape),
-        "config": config.to_toml(c),
-        "programs": {
-            name: compile_program(name, LOWER[name](c, mesh), c, topology, save)
-            for name in programs
-        },
-    }
+        for name, program in compiled.items():
+            if program.hlo:
+                write_atomic(save / f"{name}.hlo.txt", program.hlo)
+    compiled = {name: replace(program, hlo="") for name, program in compiled.items()}
+    plan = Plan(str(topology), dict(mesh.shape), config.to_toml(c), compiled)
     if save:
-        write_atomic(save / "plan.json", json.dumps(report, indent=2) + "\n")
-    return report
+        write_atomic(save / "plan.json", json.dumps(asdict(plan), indent=2) + "\n")
+    return plan
 
 
-def prepare(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
-    """The configuration as the target would resolve it, checked against the mesh, which becomes jax's current one."""
+def load(path: Path) -> Plan:
+    """A saved plan: its file, or the directory it was saved to."""
+    file = path / "plan.json" if path.is_dir() else path
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        programs = {name: ProgramPlan.from_json(p) for name, p in record["programs"].items()}
+        return Plan(**{**record, "programs": programs})
+    except FileNotFoundError:
+        command = f"`ramp plan CONFIG --topology ... --save {path}`"
+        raise UserError(f"{file}: no such plan; make one with {command}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is not a plan ({error})") from None
+
+
+def resolve(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
+    """The configuration as the target would resolve it, and the mesh, which becomes jax's own."""
     m = c.model
     if m.dtype == "auto":
         m = replace(m, dtype="bfloat16")
+    # Tracing the cuDNN kernel asks the library for its version.
     if topology.chip.kind == "gpu" and m.attention == "auto" and not installed("nvidia-cudnn-cu12"):
-        m = replace(m, attention="xla")  # tracing the cuDNN kernel asks the library for its version
+        m = replace(m, attention="xla")
     c = config.resolve(replace(c, model=m))
     if topology.slices > 1 and c.mesh.replica == 1:
         c = replace(c, mesh=replace(c.mesh, replica=topology.slices))
-    dims = meshes.resolve_mesh_shape(c.mesh, topology.device_count)
-    meshes.check_divisible(c, dims)
-    meshes.compiler_options(c.mesh)  # a wrong name is said before anything is compiled
-    c = replace(c, mesh=replace(c.mesh, replica=dims[0], data=dims[1], model=dims[2]))
+    replica, data, model = meshes.resolve_mesh_shape(c.mesh, topology.device_count)
+    meshes.check_divisible(c, (replica, data, model))
+    meshes.compiler_options(c.mesh)  # a wrong name is refused before anything is compiled
+    c = replace(c, mesh=replace(c.mesh, replica=replica, data=data, model=model))
     return c, meshes.make_mesh(c.mesh, topology.devices())
 
 
-# ---------------------------------------------------------------------------------------------------- programs
+# Programs
+
+
 def lower_train(c: Config, mesh: jax.sharding.Mesh) -> Any:
+    """The update of pretraining."""
     return lower_train_step(c, c.pretrain, mesh)
 
 
 def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    """The update of process-reward RL: the policy and a process head learn from the same rollouts."""
-    m, t = c.model, c.reinforce
+    """The update of process-reward RL: policy and process head learn from the same rollouts."""
+    t = c.reinforce
+
+    def add_head(params: dict) -> dict:
+        return params | {"process": process_head.init_head(c.model, params["lm"])}
+
     floats = ("weights", "advantage", "old", "labels", "label_weights", "lm_weights")
-    return lower_train_step(
-        c,
-        t.train,
-        mesh,
-        learn.make_loss(m, t),
-        lambda p: p | {"process": process_head.init_head(m, p["lm"])},
-        floats,
-    )
+    return lower_train_step(c, t.train, mesh, learn.make_loss(c.model, t), add_head, floats)
 
 
-def _params(c: Config, mesh: jax.sharding.Mesh) -> Any:
+def abstract_params(c: Config, mesh: jax.sharding.Mesh) -> Any:
+    """The parameters as shapes on the mesh."""
     return abstract_state(lambda: transformer.init_params(c.model, jax.random.PRNGKey(0)), mesh)
 
 
-def _prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
-    """Tokens, lengths, seeds; half the context is the prompt."""
-    B, place = roofline.decode_rows(c), NamedSharding(mesh, P(ROWS))
-    make = partial(jax.ShapeDtypeStruct, sharding=place)
-    return (
-        make((B, c.model.context_len // 2), jnp.int32),
-        make((B,), jnp.int32),
-        make((B,), jnp.uint32),
-    )
+def abstract_prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+    """Tokens, lengths and seeds as shapes; half the context is the prompt."""
+    rows = roofline.decode_rows(c)
+    make = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P(ROWS)))
+    tokens = make((rows, c.model.context_len // 2), jnp.int32)
+    return tokens, make((rows,), jnp.int32), make((rows,), jnp.uint32)
 
 
 def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    return sample.prefill.lower(c.model, _params(c, mesh), *_prompts(c, mesh), c.model.context_len)
+    """The pass over the prompts."""
+    params, prompts = abstract_params(c, mesh), abstract_prompts(c, mesh)
+    return sample.prefill.lower(c.model, params, *prompts, c.model.context_len)
 
 
 def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
-    """The loop that draws tokens into a cache as long as the context. Its outer loop ends when rows do, so that the compiler
-    counts one turn of it: `sample.TAIL` tokens. The plan divides by them."""
-    params, prompts = _params(c, mesh), _prompts(c, mesh)
+    """The loop that draws tokens into a cache as long as the context.
+
+    Its outer loop ends when rows do, so the compiler counts one turn of it: `sample.TAIL` tokens.
+    The plan divides by them.
+    """
+    params = abstract_params(c, mesh)
+
+    def prefill(params: dict, *prompts: jax.Array) -> sample.DecodeState:
+        return sample.prefill(c.model, params, *prompts, c.model.context_len)
+
     weights = abstract_state(partial(sample.prepare_decode_params, c.model), mesh, params)
-    stream = abstract_state(
-        lambda p, *rest: sample.prefill(c.model, p, *rest, c.model.context_len),
-        mesh,
-        params,
-        *prompts,
-    )
-    stream = abstract_state(partial(sample.init_output, n=128), mesh, stream)
-    return sample.decode_until.lower(
-        c.model, weights, stream, sample.SamplingParams(top_k=50), 0, 128
-    )
+    state = abstract_state(prefill, mesh, params, *abstract_prompts(c, mesh))
+    state = abstract_state(partial(sample.init_output, n=NEW_TOKENS), mesh, state)
+    sampling = sample.SamplingParams(top_k=50)
+    return sample.decode_until.lower(c.model, weights, state, sampling, 0, NEW_TOKENS)
 
 
-TOKENS = {
-    "decode": sample.TAIL
-}  # that a program as the compiler counts it is of; figures are of one
 LOWER = {
     "train": lower_train,
     "reinforce": lower_reinforce,
     "prefill": lower_prefill,
     "decode": lower_decode,
 }
+# Tokens that one program is of, as the compiler counts it; the figures of a plan are of one.
+TOKENS = {"decode": sample.TAIL}
 
 
-# ---------------------------------------------------------------------------------------------------- compiling
-def compile_program(
-    name: str, program: Any, c: Config, topology: Topology, save: Path | None = None
-) -> Report:
-    """What the compiler says of one program; from the cache where it has been asked before."""
+# Compiling
+
+
+def compile_program(name: str, lowered: Any, c: Config, topology: Topology) -> ProgramPlan:
+    """What the compiler tells of one program; from the cache where it was asked before."""
     options = meshes.compiler_options(c.mesh)
     packages = [p for p in ("jax", "libtpu", "jax-cuda12-pjrt") if installed(p)]
-    what = [
-        program.as_text(),
-        str(topology),
-        sorted(options.items()),
-        [(p, version(p)) for p in packages],
-    ]
-    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
-    kept = cache_dir() / f"{key}.json.gz"
-    if kept.exists():
-        found = json.loads(gzip.decompress(kept.read_bytes()))
-    else:
-        found = _compile(program, options, topology, TOKENS.get(name, 1))
-        if "needs" not in found:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            scratch = kept.with_suffix(f".{os.getpid()}")
-            scratch.write_bytes(gzip.compress(json.dumps(found).encode()))
-            scratch.replace(kept)
-    text = found.pop("hlo", "")
-    if save and text:
-        write_atomic(save / f"{name}.hlo.txt", text)
-    return found
+    versions = [(package, version(package)) for package in packages]
+    key = [lowered.as_text(), str(topology), sorted(options.items()), versions]
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
+    path = cache_dir() / f"{digest}.json.gz"  # a program is megabytes of text
+    if path.exists():
+        return ProgramPlan.from_json(json.loads(gzip.decompress(path.read_bytes())))
+    program = compile_lowered(lowered, options, topology, TOKENS.get(name, 1))
+    if program.peak:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, gzip.compress(json.dumps(asdict(program)).encode()))
+    return program
 
 
 def cache_dir() -> Path:
+    """Where plans are kept."""
     return Path(os.environ.get("RAMP_PLAN_CACHE", Path.home() / ".cache" / "ramp" / "plans"))
 
 
-def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -> Report:
+def compile_lowered(lowered: Any, options: dict, topology: Topology, tokens: int) -> ProgramPlan:
+    """Compile a program of `tokens` tokens and read what came out."""
     began = time.perf_counter()
     try:
         program = lowered.compile(compiler_options=options)
@@ -190,98 +234,85 @@ def _compile(lowered: Any, options: dict, topology: Topology, tokens: int = 1) -
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needs = re.search(r"\(([\d.]+)([GMT])\) exceeds", str(error))
-        unit = {"M": 2**20, "G": 2**30, "T": 2**40}
-        return {"fits": False, "needs": float(needs[1]) * unit[needs[2]] if needs else None}
+        return ProgramPlan(False, needs=float(needs[1]) * UNITS[needs[2]] if needs else None)
+    seconds = time.perf_counter() - began
     memory, text = program.memory_analysis(), program.as_text()
-    resident = (
-        memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    argument, alias = memory.argument_size_in_bytes, memory.alias_size_in_bytes
+    # What is returned but not written over an argument needs room of its own.
+    peak = argument + memory.output_size_in_bytes - alias + memory.temp_size_in_bytes
+    collectives = hlo.list_collectives(text, topology.per_slice, topology.device_count)
+    collectives = [replace(one, count=one.count / tokens) for one in collectives]
+    by_size = sorted(collectives, key=lambda one: -one.bytes * one.count)
+    return ProgramPlan(
+        fits=peak <= topology.hbm_bytes,
+        argument=argument,
+        alias=alias,
+        temporary=memory.temp_size_in_bytes,
+        peak=peak,
+        collectives=hlo.sum_collectives(collectives),
+        largest=by_size[:LARGEST],
+        cycles=hlo.sum_cycles(text) / tokens,
+        traffic=hlo.traffic(text) / tokens if topology.chip.kind == "tpu" else None,
+        compile_seconds=seconds,
+        hlo=text,
     )
-    peak = resident + memory.temp_size_in_bytes
-    found = hlo.list_collectives(text, topology.per_slice, topology.device_count)
-    found = [replace(one, count=one.count / tokens) for one in found]
-    return {
-        "fits": peak <= topology.hbm_bytes,
-        "argument": memory.argument_size_in_bytes,
-        "alias": memory.alias_size_in_bytes,
-        "temporary": memory.temp_size_in_bytes,
-        "peak": peak,
-        "collectives": sum_collectives(found),
-        "largest": [
-            vars(one) for one in sorted(found, key=lambda one: -one.bytes * one.count)[:12]
-        ],
-        "cycles": hlo.sum_cycles(text) / tokens,
-        "traffic": hlo.traffic(text) / tokens if topology.chip.kind == "tpu" else None,
-        "compile_seconds": time.perf_counter() - began,
-        "hlo": text,
-    }
 
 
-def sum_collectives(found: list[hlo.Collective]) -> list[Report]:
-    """Collectives by kind, by whether they overlap with work, and by network."""
-    totals: dict[tuple, list[float]] = defaultdict(lambda: [0, 0, 0.0])
-    for one in found:
-        entry = totals[one.kind, one.asynchronous, one.between_slices]
-        entry[0] += 1
-        entry[1] += one.count
-        entry[2] += one.count * one.bytes
-    return [
-        {
-            "kind": kind,
-            "asynchronous": a,
-            "between_slices": b,
-            "places": n,
-            "count": count,
-            "bytes": total,
-        }
-        for (kind, a, b), (n, count, total) in sorted(totals.items())
-    ]
+# Plans as text
 
 
-# ---------------------------------------------------------------------------------------------------- for a person
-def describe(report: Report, c: Config, topology: Topology, dollars: float | None = None) -> str:
-    """The plan as text. `c` is resolved, as `prepare` returns it."""
+def describe(plan: Plan, c: Config, topology: Topology, dollars: float | None = None) -> str:
+    """The plan as text. `c` is resolved; dollars: of a chip and hour, by default the list price."""
     price = topology.chip.dollars if dollars is None else dollars
     m = c.model
     lines = [
-        f"{topology}: {topology.chips:,} chips, mesh {report['mesh']}",
-        f"model     depth {m.depth}, width {m.width}, {m.num_heads} heads of {m.head_dim} over {m.num_kv_heads} kv, ff {m.mlp_dim}, "
-        f"vocabulary {m.vocab_size}, context {m.context_len}, {m.dtype}, remat {m.remat}",
+        f"{topology}: {topology.chips:,} chips, mesh {plan.mesh}",
+        f"model     depth {m.depth}, width {m.width}, {m.num_heads} heads of {m.head_dim} over "
+        f"{m.num_kv_heads} kv, mlp {m.mlp_dim}, vocabulary {m.vocab_size}, "
+        f"context {m.context_len}, {m.dtype}, remat {m.remat}",
     ]
-    for name, program in report["programs"].items():
-        lines += ["", *_program(name, program, c, topology, price)]
+    for name, program in plan.programs.items():
+        lines += ["", *describe_memory(name, program, c, topology)]
+        lines += [f"{INDENT} {describe_total(total)}" for total in program.collectives]
+        if name == "train" and program.peak:
+            times = roofline.train_times(c, topology, program.collectives, program.cycles)
+            lines += roofline.describe_train(c, topology, times, price)
+        if name == "decode" and program.peak:
+            lines += roofline.describe_decode(c, topology, program.traffic)
     return "\n".join(lines)
 
 
-def _program(name: str, p: Report, c: Config, topology: Topology, price: float) -> list[str]:
-    room = topology.hbm_bytes
-    if not p["fits"] and "peak" not in p:
-        needs = f"{gib(p['needs'])} a device" if p["needs"] else "more than there is"
-        return [f"{name:9} DOES NOT FIT: needs {needs} of {gib(room)}; {advice(c)}"]
-    verdict = "fits" if p["fits"] else f"DOES NOT FIT; {advice(c)}"
-    lines = [
-        f"{name:9} {verdict}: peak {gib(p['peak'])} of {gib(room)} a device (arguments {gib(p['argument'])}, of which "
-        f"{gib(p['alias'])} are updated in place; temporaries {gib(p['temporary'])}); compiled in {p['compile_seconds']:.0f} s"
+def describe_memory(name: str, p: ProgramPlan, c: Config, topology: Topology) -> list[str]:
+    """Whether a program fits, and what to change if not."""
+    room = f"{gib(topology.hbm_bytes)} a device"
+    if not p.peak:
+        needs = gib(p.needs) if p.needs else "more than there is"
+        return [f"{name:9} DOES NOT FIT: needs {needs} of {room}; {advise(c)}"]
+    verdict = "fits" if p.fits else f"DOES NOT FIT; {advise(c)}"
+    return [
+        f"{name:9} {verdict}: peak {gib(p.peak)} of {room} (arguments {gib(p.argument)}, of which "
+        f"{gib(p.alias)} are updated in place; temporaries {gib(p.temporary)}); "
+        f"compiled in {p.compile_seconds:.0f} s"
     ]
-    for kind in p["collectives"]:
-        way = "overlapped" if kind["asynchronous"] else "waited for"
-        net = "between slices" if kind["between_slices"] else "inside"
-        lines.append(
-            f"{'':9} {kind['kind']:18} {kind['places']:4} places {kind['count']:7,.0f} times {kind['bytes'] / 1e6:12,.1f} MB a "
-            f"device, {way}, {net}"
-        )
-    if name == "train":
-        lines += roofline.train_lines(c, topology, p, price)
-    if name == "decode":
-        lines += roofline.decode_lines(c, topology, p)
-    return lines
+
+
+def describe_total(total: CollectiveTotal) -> str:
+    """One line on a kind of collective."""
+    overlap = "overlapped" if total.asynchronous else "waited for"
+    network = "between slices" if total.between_slices else "inside"
+    return (
+        f"{total.kind:18} {total.places:4} places {total.count:7,.0f} times "
+        f"{total.bytes / 1e6:12,.1f} MB a device, {overlap}, {network}"
+    )
 
 
 def gib(n: float) -> str:
+    """Bytes as GiB."""
     return f"{n / 2**30:.2f} GiB"
 
 
-def advice(c: Config) -> str:
-    """What to change first when memory is short, by what it costs."""
+def advise(c: Config) -> str:
+    """What to change first when memory is short, the cheapest first."""
     m, t = c.model, c.pretrain
     ways = []
     if not m.loss_chunk:
@@ -293,41 +324,25 @@ def advice(c: Config) -> str:
     return "try " + (", then ".join(ways) or "more chips, or a mesh with a larger model axis")
 
 
-def diff(a: Report, b: Report) -> str:
+def compare(a: Plan, b: Plan) -> str:
     """What changed between two saved plans, program by program."""
-    lines = [f"{a['topology']} {a['mesh']}  ->  {b['topology']} {b['mesh']}"]
-    for name in a["programs"].keys() & b["programs"].keys():
-        p, q = a["programs"][name], b["programs"][name]
-        for key in ("argument", "temporary", "peak", "cycles"):
-            if p.get(key) and q.get(key):
-                lines.append(
-                    f"{name:9} {key:12} {p[key]:18,.0f} -> {q[key]:18,.0f}  ({q[key] / p[key] - 1:+.1%})"
-                )
-        moved = [
-            {
-                (k["kind"], k["asynchronous"], k["between_slices"]): k["bytes"]
-                for k in r.get("collectives", [])
-            }
-            for r in (p, q)
-        ]
-        for kind in sorted(moved[0].keys() | moved[1].keys()):
-            before, after = (m.get(kind, 0) / 1e6 for m in moved)
-            way = "overlapped" if kind[1] else "waited for"
-            lines.append(f"{name:9} {kind[0]:18} {way} {before:12,.1f} -> {after:12,.1f} MB")
-    was, now = (set(r["config"].splitlines()) for r in (a, b))
-    lines += [f"- {line}" for line in sorted(was - now)] + [
-        f"+ {line}" for line in sorted(now - was)
-    ]
+    lines = [f"{a.topology} {a.mesh}  ->  {b.topology} {b.mesh}"]
+    for name in a.programs.keys() & b.programs.keys():
+        before, after = a.programs[name], b.programs[name]
+        for figure in ("argument", "temporary", "peak", "cycles"):
+            x, y = getattr(before, figure), getattr(after, figure)
+            if x and y:
+                lines.append(f"{name:9} {figure:12} {x:18,.0f} -> {y:18,.0f}  ({y / x - 1:+.1%})")
+        x, y = ({describe_key(t): t.bytes / 1e6 for t in p.collectives} for p in (before, after))
+        for key in sorted(x.keys() | y.keys()):
+            lines.append(f"{name:9} {key} {x.get(key, 0):12,.1f} -> {y.get(key, 0):12,.1f} MB")
+    old, new = a.config.splitlines(), b.config.splitlines()
+    lines += [f"- {line}" for line in sorted({*old} - {*new})]
+    lines += [f"+ {line}" for line in sorted({*new} - {*old})]
     return "\n".join(lines)
 
 
-def load(path: Path) -> Report:
-    file = path / "plan.json" if path.is_dir() else path
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{file}: no such plan; make one with `ramp plan CONFIG --topology ... --save {path}`"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{file} is not a plan ({error})") from None
+def describe_key(total: CollectiveTotal) -> str:
+    """What a total is of, in a comparison."""
+    overlap = "overlapped" if total.asynchronous else "waited for"
+    return f"{total.kind:18} {overlap} {'between slices' if total.between_slices else 'inside'}"
