@@ -33,6 +33,7 @@ from ramp.train import optim
 from ramp.train.mesh import shard_batch
 from ramp.train.state import State, init_state
 from ramp.train.step import make_step, make_update
+from ramp.train.trainer import run_steps
 
 SEEDS = 3  # of every probe
 # Learning rates of probes.
@@ -143,21 +144,23 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> ProbeResult:
     update = make_update(next_token_loss(m, 0.0), tx, t)
     step = jax.jit(jax.vmap(update), donate_argnums=0)
     grade = jax.jit(jax.vmap(partial(grade_rows, m)))
-    held_out = make_probe_batch(probe, n, seeds, 0, HELD_OUT)
-    steps, accuracy, losses = [], [], []
-    for i in range(1, t.steps + 1):
-        state, metrics = step(state, make_probe_batch(probe, n, seeds, i, t.batch_size))
-        losses.append(metrics["train/loss"])
-        if i % max(1, t.steps // EVALUATIONS) == 0:
-            steps.append(i)
-            accuracy.append(grade(state.params["lm"], held_out))
+    make_batch = partial(make_probe_batch, probe, n, seeds)
+    held_out = make_batch(0, HELD_OUT)
+    every = max(1, t.steps // EVALUATIONS)
+    evaluated = range(every, t.steps + 1, every)
+    accuracy, history = [], []
+    for end in evaluated:
+        batches = (make_batch(i, t.batch_size) for i in range(end - every + 1, end + 1))
+        state, metrics = run_steps(step, state, batches)
+        accuracy.append(grade(state.params["lm"], held_out))
+        history += metrics
     # Twice the loss of a uniform guess at the end, or updates that are not finite.
-    last_loss = np.mean(losses[-10:], axis=0)
+    last_loss = np.mean([metrics["train/loss"] for metrics in history[-10:]], axis=0)
     is_good = last_loss < 2 * np.log(m.vocab_size)
     diverged = ~is_good | (np.asarray(state.guard["streak"]) > 0)
     result = ProbeResult(
         n=n,
-        steps=steps,
+        steps=list(evaluated),
         accuracy=np.array(accuracy).tolist(),
         diverged=float(np.mean(diverged)),
     )
@@ -275,10 +278,9 @@ def train_on_corpus(c: Config, rundir: RunDir) -> CorpusResult:
     state = jax.jit(make_state)()
     step = make_step(next_token_loss(m, t.z_loss), tx, t)
     batches = Batches(train, t.batch_size, c.seed)
-    losses = []
-    for i in range(t.steps):
-        state, metrics = step(state, shard_batch(mesh, partial(batches, i), t.batch_size))
-        losses.append(metrics["train/loss"])
+    rows = (shard_batch(mesh, partial(batches, i), t.batch_size) for i in range(t.steps))
+    state, history = run_steps(step, state, rows)
+    losses = np.array([metrics["train/loss"] for metrics in history], float)
     evaluate = bpb.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows if m.depth else 0)
     bits = evaluate(state.params).val_bpb
     for _ in range(2):  # the first time it compiles
@@ -291,7 +293,7 @@ def train_on_corpus(c: Config, rundir: RunDir) -> CorpusResult:
         decode=c.sample.max_new_tokens / seconds,
         sample="".join(written.values()),
         batch=t.batch_size * t.seq_len,
-        curve=(np.array(losses, float) / math.log(2)).round(4).tolist(),
+        curve=(losses / math.log(2)).round(4).tolist(),
     )
 
 
