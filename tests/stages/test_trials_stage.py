@@ -105,15 +105,15 @@ def test_nothing_that_is_asked_is_taught():
     c = settings(chat=Chat(tasks=("addition/1", "swaps/3"), problems_per_task=2000))
     taught = {
         tuple(ids[: len(ids) - sum(weights)])
-        for ids, weights in trials.solved_conversations(c, TOKENIZER)
+        for ids, weights in trials.render_solved_problems(c, TOKENIZER)
     }
     asked = [
         p for name in c.chat.tasks for of in trials.choose_problems(c, name).values() for p in of
     ]
     assert not taught & {tuple(prompt_ids(TOKENIZER, p.question)) for p in asked}
-    assert len(list(trials.solved_conversations(c, TOKENIZER))) < 2 * 2000
+    assert len(list(trials.render_solved_problems(c, TOKENIZER))) < 2 * 2000
     free = settings(chat=c.chat, trials=config.Trials(items_per_task=0))
-    assert len(list(trials.solved_conversations(free, TOKENIZER))) == 2 * 2000
+    assert len(list(trials.render_solved_problems(free, TOKENIZER))) == 2 * 2000
 
 
 def test_what_an_older_run_left_goes_with_the_first_evaluation(rundir, monkeypatch):
@@ -157,7 +157,7 @@ def test_without_tasks_or_items_nothing_is_written(rundir):
 )
 def test_a_task_that_is_none_is_named(name):
     with pytest.raises(UserError, match="NAME/LEVEL"):
-        list(trials.solved_conversations(settings(chat=Chat(tasks=(name,))), TOKENIZER))
+        list(trials.render_solved_problems(settings(chat=Chat(tasks=(name,))), TOKENIZER))
 
 
 def test_a_problem_too_long_for_a_row_is_refused():
@@ -165,11 +165,11 @@ def test_a_problem_too_long_for_a_row_is_refused():
         chat=Chat(tasks=("words/8",), problems_per_task=5), trials=config.Trials(items_per_task=0)
     )
     with pytest.raises(UserError, match=r"finetune\.seq"):
-        list(trials.solved_conversations(c, TOKENIZER))
+        list(trials.render_solved_problems(c, TOKENIZER))
 
 
 def test_a_context_too_short_for_a_question_is_refused_before_training(rundir):
-    with pytest.raises(UserError, match=r"model\.context"):
+    with pytest.raises(UserError, match=r"model\.context_len"):
         trials.TrialRunner(
             rundir, settings(trials=config.Trials(items_per_task=9, max_new_tokens=180)), TOKENIZER
         )

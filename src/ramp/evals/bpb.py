@@ -152,5 +152,6 @@ def fit_baselines(rundir: RunDir, tokenizer: Tokenizer, order: int = 5) -> dict[
 def _decode_documents(stream: np.ndarray, tokenizer: Tokenizer) -> list[bytes]:
     """The documents of a stream: exactly the bytes that were tokenized."""
     starts = np.flatnonzero(stream == tokenizer.bos)
+    # Decoded rather than read again: the sources may be gone or changed.
     documents = np.split(stream, starts)[1:]  # nothing comes before the first bos
     return [tokenizer.decode_bytes(document.tolist()) for document in documents]

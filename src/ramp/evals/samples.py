@@ -94,6 +94,7 @@ def _generate(
         vocab_size=tokenizer.vocab_size,
         check=check,
     )
+    # The stop token is part of a row, but nothing to show.
     return result.rows(without=stop)
 
 
@@ -104,6 +105,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     params = load_params(rundir, "finetune", c, tokenizer)
     # All questions; training asks only the first few.
     count = len(c.sample.questions)
+    # Signals are heeded while tokens are drawn.
     with stop:
         answers = answer_questions(c, params, tokenizer, count, lambda: stop.check(0))
     conversation = []

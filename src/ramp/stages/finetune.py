@@ -14,7 +14,7 @@ from ramp.evals import bpb, samples
 from ramp.model.loss import next_token_loss
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
-from ramp.stages.trials import TrialRunner, solved_conversations
+from ramp.stages.trials import TrialRunner, render_solved_problems
 from ramp.tasks import tool
 from ramp.text import chat
 from ramp.text.corpus import split_of
@@ -103,7 +103,7 @@ def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Co
             tokenizer, documents, seq_len + 1, counts, tool.encode_with_calls
         )
         rendered[split] = list(conversations)
-    problems = list(solved_conversations(c, tokenizer))
+    problems = list(render_solved_problems(c, tokenizer))
     counts["problems"] += len(problems)
     counts["loss_tokens"] += sum(sum(weights) for _, weights in problems)
     rendered["train"] += problems

@@ -37,9 +37,11 @@ def run(rundir: RunDir, c: Config) -> dict[str, Any]:
     """Train the tokenizer on the training split, write both splits' tokens, return the report."""
     began = time.perf_counter()
     counts: Counter = Counter()
+    # In memory as a whole: the tokenizer reads the training split once more.
     by_split: dict[str, list[Document]] = {"train": [], "val": []}
     for document in read_documents(c.text, rundir.data, counts):
         by_split[split_of(document.id, c.text.val_fraction)].append(document)
+    # Few long documents can all fall on one side.
     for split, docs in by_split.items():
         if not docs:
             raise UserError(
@@ -47,6 +49,7 @@ def run(rundir: RunDir, c: Config) -> dict[str, Any]:
                 f"text.val_fraction {c.text.val_fraction:g}); "
                 "add text, or cut it into more documents"
             )
+    # From the training split alone: fitted to validation text too, it would flatter the model.
     tokenizer = make_tokenizer(c.text, by_split["train"])
     tokenizer.save(rundir.tokenizer)
     infos: dict[str, StreamInfo] = {}
@@ -74,6 +77,7 @@ def run(rundir: RunDir, c: Config) -> dict[str, Any]:
 
 def print_summary(report: PrepareReport) -> None:
     """One line on what was read, what was skipped and what became of it."""
+    # All other counts are of what was left out.
     used = ("documents", "characters", "bytes")
     skipped = [f"{n} {kind}" for kind, n in report.counts.items() if kind not in used]
     megabytes = report.counts["bytes"] / 1e6
@@ -87,6 +91,7 @@ def print_summary(report: PrepareReport) -> None:
 
 def read_documents(text: Text, directory: Path, counts: Counter) -> Iterator[Document]:
     """The documents of all sources in the order of the configuration."""
+    # By default beside the run's tokens, so that a run directory holds all that made it.
     cache = Path(text.cache) if text.cache else directory / "shards"
     for source in text.sources:
         yield from documents(source, counts, cache=cache)

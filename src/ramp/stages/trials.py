@@ -1,14 +1,18 @@
-"""Trials beside training: every evaluation tries problems kept out of it, forecasts the next ones, and is scored by them.
+"""Trials while training: problems kept out of it are tried, and the next results are forecast.
 
-An evaluation samples `trials.tries_per_item` solutions of `trials.items_per_task` problems of each task in `chat.tasks`, as they are and in
-the task's other slices (typos, other words, longer), and appends the verdicts to trials.jsonl, a table for `ramp nines`.
-Once a curve has checkpoints enough it appends forecasts of the next evaluations to forecasts.jsonl, before they are known.
+Every evaluation samples `trials.tries_per_item` solutions of `trials.items_per_task` problems of
+each task in `chat.tasks`, as they are and in the task's other slices (typos, other words, longer),
+and appends the verdicts to trials.jsonl, a table for `ramp nines`. Once a curve has enough
+checkpoints, forecasts of the next evaluations are appended to forecasts.jsonl, before they are
+known; later evaluations score them.
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,121 +31,148 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
 STAGE = "finetune"  # the one that learns tasks
-NINES = [1.0, 2.0]
+NINES = [1.0, 2.0]  # reliabilities of 90% and 99%
 
 
-def parse_task_name(what: str) -> tuple[Task, int]:
-    """The task and the level of "NAME/LEVEL"; UserError where there is no such."""
-    name, _, level = what.partition("/")
+@dataclass(frozen=True)
+class TrialReport:
+    """What report.json says of the trials."""
+
+    forecast: dict[str, str]  # a sentence on each task
+    record: dict[str, Any]  # how the forecasts of this run did
+
+
+# --- tasks of the configuration
+
+
+def parse_task_name(text: str) -> tuple[Task, int]:
+    """The task and the level of "NAME/LEVEL"; UserError where there is none such."""
+    name, _, level = text.partition("/")
     if name not in TASKS or not level.isdecimal() or level == "0":
         raise UserError(
-            f"chat.tasks holds {what!r}; write NAME/LEVEL, as in addition/2, of {', '.join(TASKS)}"
+            f"chat.tasks holds {text!r}; write NAME/LEVEL, as in addition/2, of {', '.join(TASKS)}"
         )
     return TASKS[name], int(level)
 
 
 def choose_problems(c: Config, name: str) -> dict[str, list[Problem]]:
     """The held-out problems of a task by slice."""
-    (task, level), found = parse_task_name(name), {}
+    task, level = parse_task_name(name)
+    slices = defaultdict(list)
     try:
         for problem in held_out_problems(task, level, c.trials.items_per_task):
             for kind, variant in make_slices(task, problem.seed, level):
-                found.setdefault(kind, []).append(variant)
+                slices[kind].append(variant)
     except UserError as error:  # the longer slice may be beyond the task
         raise UserError(f"{name} of chat.tasks cannot be tried: {error}") from None
-    return found
+    return dict(slices)
 
 
-def solved_conversations(c: Config, tokenizer: Tokenizer) -> Iterator[tuple[list[int], list[int]]]:
-    """(ids, weights) of `chat.problems_per_task` solved problems of each of `chat.tasks`, as `chat.pack` takes them; none of them
-    asks what a trial asks."""
-    kept_out = {
-        p.question for name in c.chat.tasks for of in choose_problems(c, name).values() for p in of
-    }
+def render_solved_problems(
+    c: Config, tokenizer: Tokenizer
+) -> Iterator[tuple[list[int], list[int]]]:
+    """(ids, loss weights) of solved problems of `chat.tasks`, as `chat.pack` takes them.
+
+    `chat.problems_per_task` of each task, but for those whose question a trial asks.
+    """
+    # A slice of one task may ask what another task would teach, so all of them are collected first.
+    held_out = set()
+    for name in c.chat.tasks:
+        for problems in choose_problems(c, name).values():
+            held_out |= {problem.question for problem in problems}
+    count = c.chat.problems_per_task
     for name in c.chat.tasks:
         task, level = parse_task_name(name)
-        for p in (
-            task.sample(c.seed * c.chat.problems_per_task + i, level)
-            for i in range(c.chat.problems_per_task)
-        ):
-            ids, weights = render(tokenizer, p, task.solution(p), p.answer)
+        for seed in range(c.seed * count, (c.seed + 1) * count):
+            problem = task.sample(seed, level)
+            ids, weights = render(tokenizer, problem, task.solution(problem), problem.answer)
             if len(ids) > c.finetune.seq_len + 1:
                 raise UserError(
-                    f"a problem of {name} takes {len(ids)} tokens: raise finetune.seq_len, or lower the level"
+                    f"a problem of {name} takes {len(ids)} tokens: "
+                    "raise finetune.seq_len, or lower the level"
                 )
-            if p.question not in kept_out:
+            if problem.question not in held_out:
                 yield ids, weights
 
 
+# --- trials
+
+
 class TrialRunner:
-    """Called at each evaluation of fine-tuning, and asked for its forecast at the end."""
+    """Called at each evaluation of fine-tuning, and asked for its report at the end."""
 
     def __init__(self, rundir: RunDir, c: Config, tokenizer: Tokenizer):
-        self.rundir, self.c, self.tokenizer, self.run = rundir, c, tokenizer, rundir.path.name
+        self.rundir, self.c, self.tokenizer = rundir, c, tokenizer
+        self.table = rundir.path / "trials.jsonl"
+        self.forecasts = rundir.path / "forecasts.jsonl"
         t = c.finetune
-        self.steps = [*range(t.eval_every, t.steps, t.eval_every), t.steps]  # when evaluations come
-        self.table, self.forecasts = rundir.path / "trials.jsonl", rundir.path / "forecasts.jsonl"
+        self.steps = [*range(t.eval_every, t.steps, t.eval_every), t.steps]  # of the evaluations
         # Forecasts that were scored: they weigh the next ones.
         self.past: list[backtest.ScoredForecast] = []
-        self.asked = {
-            name: choose_problems(c, name)
-            for name in (c.chat.tasks if c.trials.items_per_task else ())
-        }
-        for name, of in self.asked.items():
-            self.require_room(name, [p for problems in of.values() for p in problems])
+        # The same problems at every evaluation: a curve compares like with like.
+        names = c.chat.tasks if c.trials.items_per_task else ()
+        self.problems = {name: choose_problems(c, name) for name in names}
+        for name, slices in self.problems.items():
+            for problems in slices.values():
+                self._require_room(name, problems)
 
-    def require_room(self, name: str, problems: list[Problem]) -> None:
-        """UserError where a right solution or a question is too long to be tried."""
-        (task, _), room, context = (
-            parse_task_name(name),
-            self.c.trials.max_new_tokens,
-            self.c.model.context_len,
-        )
-        answer = max(
-            len(solution_ids(self.tokenizer, task.solution(p), p.answer)) for p in problems
-        )
-        question = max(len(prompt_ids(self.tokenizer, p.question)) for p in problems)
-        if answer > room:
-            raise UserError(
-                f"a solution of {name} takes {answer} tokens: raise trials.max_new_tokens, which is {room}"
-            )
-        if question + room > context:
-            need = f"a question of {question} tokens of {name} and trials.max_new_tokens {room}"
-            raise UserError(
-                f"{need} do not fit model.context_len {context}: raise it, or lower the level"
-            )
+    def _require_room(self, name: str, problems: list[Problem]) -> None:
+        """UserError, before any training, where a right solution or a question is too long."""
+        task, _ = parse_task_name(name)
+        room = self.c.trials.max_new_tokens
+        context_len = self.c.model.context_len
+        for problem in problems:
+            solution = solution_ids(self.tokenizer, task.solution(problem), problem.answer)
+            if len(solution) > room:
+                raise UserError(
+                    f"a solution of {name} takes {len(solution)} tokens: "
+                    f"raise trials.max_new_tokens, which is {room}"
+                )
+            question = prompt_ids(self.tokenizer, problem.question)
+            if len(question) + room > context_len:
+                raise UserError(
+                    f"a question of {len(question)} tokens of {name} and trials.max_new_tokens "
+                    f"{room} do not fit model.context_len {context_len}: "
+                    "raise it, or lower the level"
+                )
 
     def __call__(
         self, params: dict, step: int, board: MetricWriter, stop: Preemption
     ) -> dict[str, float]:
-        """Try, write down, forecast; {"nines/TASK, SLICE": share solved}. Nothing without tasks or items."""
+        """Try, append, forecast; the fraction solved by "nines/TASK, SLICE".
+
+        Nothing without tasks or items, and in all processes but the first.
+        """
         rows = []
-        for number, name in enumerate(self.asked):
-            rows += self.tried(params, name, step, number)
+        for number, name in enumerate(self.problems):
+            rows += self._try_task(params, name, step, number)
             stop.check(step)
         if not rows or not board.enabled:
             return {}
-        begin = (
-            0 if step == self.steps[0] else step
-        )  # with the first, what a run before this one left goes too
+        # A resumed run repeats this step; the first one also replaces what an older run left.
+        begin = 0 if step == self.steps[0] else step
         for path in (self.table, self.forecasts):
             drop_later_records(path, STAGE, begin)
         with self.table.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+        # From the file, since a resumed run has the earlier evaluations only there.
         curves = tables.accuracy_curves(tables.split_slices(tables.read(self.table)))
         try:
-            self.foretell(curves, step)
+            self._append_forecasts(curves, step)
         except np.linalg.LinAlgError as error:  # a forecast must not end training
             print(f"trials: no forecast at step {step} ({error})")
         last = curves[curves.x == curves.x.max()]
         return {f"nines/{task}": value for task, value in zip(last.task, last.value, strict=True)}
 
-    def tried(self, params: dict, name: str, step: int, number: int) -> list[dict]:
-        """The rows of one task: a solution counts when its answer is right and so is every step."""
-        t, (task, _), rows = self.c.trials, parse_task_name(name), []
-        for k, (kind, problems) in enumerate(self.asked[name].items()):
-            seed = int(np.random.SeedSequence([self.c.seed, step, number, k]).generate_state(1)[0])
-            r = sample_rollouts(
+    def _try_task(self, params: dict, name: str, step: int, number: int) -> list[dict]:
+        """The rows of task `number`; a try succeeds when its answer and every step are right."""
+        t = self.c.trials
+        task, _ = parse_task_name(name)
+        rows = []
+        for k, (kind, problems) in enumerate(self.problems[name].items()):
+            # One seed for all tries of a slice, so that a resumed run draws the same ones.
+            seeds = np.random.SeedSequence([self.c.seed, step, number, k])
+            rollouts = sample_rollouts(
                 self.c.model,
                 params["lm"],
                 self.tokenizer,
@@ -149,79 +180,92 @@ class TrialRunner:
                 problems,
                 t.tries_per_item,
                 t.max_new_tokens,
-                seed,
+                int(seeds.generate_state(1)[0]),
                 t.temperature,
             )
-            for i, right in enumerate(r.verified_b):
-                item = "longer " * (kind == "longer") + str(
-                    1 + i // t.tries_per_item
-                )  # a longer one is another problem
-                what = {"item": item, "slice": kind, "seed": i % t.tries_per_item}
-                row = {"stage": STAGE, "run": self.run, "step": step, "task": name}
-                rows.append(row | what | {"success": int(right)})
+            # The same number is the same problem in all slices but the longer one.
+            prefix = "longer " if kind == "longer" else ""
+            for i, success in enumerate(rollouts.verified_b):
+                item, attempt = divmod(i, t.tries_per_item)
+                row = {
+                    "stage": STAGE,
+                    "run": self.rundir.path.name,
+                    "step": step,
+                    "task": name,
+                    "item": f"{prefix}{item + 1}",
+                    "slice": kind,
+                    "seed": attempt,
+                    "success": int(success),
+                }
+                rows.append(row)
         return rows
 
-    def foretell(self, curves: tables.Curves, step: int) -> None:
-        """Append forecasts of the next evaluations, weighed by how the earlier ones did."""
-        later = np.log10([s for s in self.steps if s > step][: backtest.AHEAD])
+    def _append_forecasts(self, curves: tables.Curves, step: int) -> None:
+        """Forecast the next evaluations, weighed by how the earlier forecasts did."""
+        later = [s for s in self.steps if s > step][: backtest.AHEAD]
         with suppress(UserError):  # no curve is long enough yet to have been forecast
             self.past = backtest.over_time(curves, past=self.past)
-        if len(later):
-            record.append(
-                self.forecasts,
-                curves,
-                float(np.log10(step)),
-                later,
-                self.past,
-                stage=STAGE,
-                step=step,
-                unit="step",
-            )
+        if later:
+            now, places = float(np.log10(step)), np.log10(later)
+            keys = {"stage": STAGE, "step": step, "unit": "step"}
+            record.append(self.forecasts, curves, now, places, self.past, **keys)
 
-    def end(self) -> dict:
-        """Say where each task stands and when the next nines come, and how the forecasts of this run did; nines.html."""
-        if jax.process_index() or not self.asked or not self.table.exists():
+    # --- at the end
+
+    def end(self) -> dict[str, Any]:
+        """Print and report where each task stands and how the forecasts did; write nines.html."""
+        # Only the first process has written a table.
+        if jax.process_index() or not self.problems or not self.table.exists():
             return {}
-        t, parts, found, record_of = tables.read(self.table), [], {}, {}
-        step = self.steps[-1]
+        trials = tables.read(self.table)
+        sentences, parts, scores = {}, [], {}
         with MetricWriter(self.rundir.path, "nines") as board:
-            for name in self.asked:
+            for name in self.problems:
                 try:
-                    found[name], more = self.outlook(name, t, board, step)
-                except UserError as error:
-                    found[name], more = f"{name}: no forecast: {error}", []
-                print(f"trials: {found[name]}")
-                parts += [f"## {found[name]}", *more]
+                    sentence, task_parts = self._describe_task(name, trials, board)
+                except UserError as error:  # too few checkpoints, say
+                    sentence, task_parts = f"{name}: no forecast: {error}", []
+                print(f"trials: {sentence}")
+                sentences[name] = sentence
+                parts += [f"## {sentence}", *task_parts]
             if self.forecasts.exists():
-                scores, answer = report.score_record(self.forecasts, t)
+                summary, answer = self._score_forecasts(trials, board)
+                scores = asdict(summary) | {"open": answer.figures["open"]}
                 parts += answer.parts
-                record_of = asdict(scores) | {"open": answer.figures["open"]}
-                if scores.count:
-                    board.figure(step, "nines/calibration", answer.parts[-1]())
-                    covered = f"{scores.covered80:.0%} ± {scores.covered80_stderr:.0%}"
-                    print(f"trials: {scores.count} forecasts scored, 80% intervals cover {covered}")
-        report.write_parts(self.rundir.path / "nines.html", f"ramp nines: {self.run}", parts)
-        return {"forecast": found, "record": record_of}
+        name = self.rundir.path.name
+        report.write_parts(self.rundir.path / "nines.html", f"ramp nines: {name}", parts)
+        return asdict(TrialReport(sentences, scores))
 
-    def outlook(
-        self, name: str, t: tables.Trials, board: MetricWriter, step: int
+    def _score_forecasts(
+        self, trials: tables.Trials, board: MetricWriter
+    ) -> tuple[record.Summary, report.Answer]:
+        """How the forecasts of this run did."""
+        scores, answer = report.score_record(self.forecasts, trials)
+        if scores.count:
+            board.figure(self.steps[-1], "nines/calibration", answer.parts[-1]())
+            covered = f"{scores.covered80:.0%} ± {scores.covered80_stderr:.0%}"
+            print(f"trials: {scores.count} forecasts scored, 80% intervals cover {covered}")
+        return scores, answer
+
+    def _describe_task(
+        self, name: str, trials: tables.Trials, board: MetricWriter
     ) -> tuple[str, list]:
-        """(what to say, parts of the page) of a task as it is asked, beside what its other slices showed last."""
-        t = t[t.task == name]
-        forecast = readiness.forecast(t, slices={"base": 1.0})
+        """(a sentence, parts of the page) on a task as it is, compared with its other slices."""
+        trials = trials[trials.task == name]
+        forecast = readiness.forecast(trials, slices={"base": 1.0})
         summary = report.summarize_readiness(forecast, NINES)
-        last = t[t.step == t.step.max()]
-        others = {
-            str(kind): last.success[last.slice == kind].mean()
-            for kind in np.unique(last.slice)
-            if kind != "base"
-        }
-        levels = audit.readiness_levels(t)
+        last = trials[trials.step == trials.step.max()]
+        others = {}
+        for kind in np.unique(last.slice):
+            if kind != "base":
+                others[str(kind)] = last.success[last.slice == kind].mean()
+        levels = audit.readiness_levels(trials)
+        step = self.steps[-1]
         board.figure(step, f"nines/{name}", report.reliability_figure(forecast))
         board.figure(step, f"nines/{name}, levels", report.levels_figure(levels))
         parts = [
             *report.readiness_parts(summary)[1:],  # the sentence is the heading
             lambda: report.reliability_figure(forecast),
-            *report.level_parts(levels, audit.last_checkpoint(t)),
+            *report.level_parts(levels, audit.last_checkpoint(trials)),
         ]
         return report.readiness_sentence(name, summary, others), parts

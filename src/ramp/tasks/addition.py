@@ -51,7 +51,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     for k, text in enumerate(steps):
         match = STEP.fullmatch(text)
         if not match:
-            verdicts.append(Step(False, "malformed"))
+            verdicts.append(Step(False, "malformed"))  # the carry stays as it was
             continue
         stated = match[6]
         if k < len(columns):

@@ -70,14 +70,15 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
             verdicts.append(_judge_step(ops, k, value, match[1], stated))
             value = stated  # right or wrong: the next step goes on from here
         else:
-            verdicts.append(Step(False, "malformed"))
+            verdicts.append(Step(False, "malformed"))  # and the value stays as it was
     follows = str(value) if len(steps) == len(ops) else None
     return close_steps(verdicts, answer, follows, problem.answer)
 
 
 def _judge_step(ops: tuple, k: int, value: int, label: str, stated: int) -> Step:
     if k >= len(ops) or label in [name for name, _, _ in ops[:k]]:
-        return Step(False, "irrelevant")  # the chain is over, or this was done before
+        # The chain is over, or this operation was done before.
+        return Step(False, "irrelevant")
     # Steps have to come in the order of the question.
     name, op, operand = ops[k]
     if label != name:

@@ -32,7 +32,7 @@ def solution(problem: Problem) -> list[str]:
     steps = []
     for i in range(len(row)):
         j = row.index(min(row[i:]))
-        if i != j:
+        if i != j:  # a digit in its place needs no step
             row[i], row[j] = row[j], row[i]
             steps.append("".join(row))
     return steps

@@ -98,7 +98,7 @@ def _draw_operation(rng: Random, value: int) -> tuple[str, int]:
     operands = {"+": range(2, 31)}
     if value > 3:
         operands["-"] = range(2, min(value, 31))
-    if value <= 40:
+    if value <= 40:  # times 5 at most: 200
         operands["*"] = range(2, 6)
     if divisors:
         operands["/"] = divisors
@@ -169,6 +169,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
 
 def _read_note(text: str) -> tuple[str, Fraction]:
     """The expression of a step's one note and its value; the number behind it must be the same."""
+    # Two notes in a step would leave open which of them is the step.
     notes = NOTE.findall(text)
     if len(notes) != 1:
         raise NotArithmetic(text)
@@ -184,7 +185,7 @@ def _judge_note(
 ) -> Step:
     """A note as the operation `op` on `value`; None: there is no operation left."""
     used = list_operands(expression)
-    result = calculate(expression)
+    result = calculate(expression)  # exact: a fraction where the division leaves a remainder
     if not set(used) <= known:
         return Step(False, "wrong operand")
     # All operations are done.

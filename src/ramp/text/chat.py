@@ -127,6 +127,7 @@ def encode_opening(tokenizer: Tokenizer, role: str) -> list[int]:
     In ChatML one token opens all turns and the role follows in words; in an imported model the
     tokens of the roles are copies of that one.
     """
+    # ChatML's role is plain text. The token before it is the part that no user can write.
     in_words = tokenizer.encode(role + "\n") if tokenizer.chatml else []
     return [tokenizer.special(role), *in_words]
 
@@ -245,6 +246,7 @@ def check_messages(record: Any) -> Messages:
     roles = ["system" if m.get("role") == "developer" else m.get("role") for m in messages]
     if not all(role in ROLES for role in roles):
         raise Bad("unknown_role")
+    # Parts of another kind, such as pictures, cannot become tokens.
     contents = [m.get("content") for m in messages]
     if not all(isinstance(content, str) for content in contents):
         raise Bad("content_not_text")

@@ -96,6 +96,7 @@ def _ask_about(
 def _subject_of(title: str, lead: str) -> str:
     """The title as the lead writes it in a sentence: "Hat" -> "a hat", "Heat capacity" in lower."""
     title = re.sub(r" \(.*\)$", "", title)
+    # As in "A hat is a head covering", at the beginning of the sentence.
     with_article = re.search(rf"\b(an?|the) {re.escape(title)}\b", lead, re.IGNORECASE)
     if with_article:
         return with_article.group()[0].lower() + with_article.group()[1:]

@@ -203,6 +203,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def _check_file(path: Path, sha256: str) -> Path:
+    # Also of a file that was whole when it came: disks forget.
     digest = _digest(path)
     if digest != sha256.lower():
         raise UserError(
