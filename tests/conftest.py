@@ -1,14 +1,17 @@
 """Every test runs on the CPU, with eight virtual devices so that meshes of all shapes can be tried."""
 
 import os
+from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs this small spend their time in the compiler: these two flags make it four times as quick.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-)
+# Programs this small spend their time in the compiler: these flags make it up to four times as quick.
+QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+# From jax 0.11 on XLA does not know this one, and a flag that it does not know ends the process.
+if metadata.version("jaxlib").startswith("0.10."):
+    QUICK += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", QUICK)
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 

@@ -77,12 +77,16 @@ def test_links_lead_somewhere(path):
             assert (path.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(("path", "line"), commands(), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("path", "line"), commands(), ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_every_command_runs(request, path, line, tmp_path, capsys, monkeypatch):
     words = plain(line)
     monkeypatch.chdir(ROOT)
     if words.startswith("ramp ") and "GLOB" not in words:
-        cli.parse(shlex.split(words.removeprefix("ramp "), comments=True))  # it must parse, whatever runs it
+        cli.parse(
+            shlex.split(words.removeprefix("ramp "), comments=True)
+        )  # it must parse, whatever runs it
     if any(line.startswith(start) or words.startswith(start) for start in ELSEWHERE):
         return
     if words in ("ramp run cpu", "ramp run configs/cpu.toml"):
@@ -118,7 +122,9 @@ def examples():
     return [(path, source) for path in READMES for source in blocks(path, "python")]
 
 
-@pytest.mark.parametrize(("path", "source"), examples(), ids=lambda v: str(v)[-40:] if isinstance(v, Path) else "")
+@pytest.mark.parametrize(
+    ("path", "source"), examples(), ids=lambda v: str(v)[-40:] if isinstance(v, Path) else ""
+)
 def test_every_example_runs(path, source, tmp_path, monkeypatch):
     if "openai" in source:
         pytest.skip("a client of a server: tests/serve/test_api.py runs one")

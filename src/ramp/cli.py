@@ -17,7 +17,7 @@ from typing import NoReturn
 from ramp import config, rundir, schema
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.host import setup_devices, use_huge_pages
+from ramp.host import setup_devices, skip_absent_devices, use_huge_pages
 from ramp.ladder import commands as ladder
 from ramp.nines import cli as nines
 from ramp.pods import commands as pods
@@ -82,6 +82,7 @@ def dispatch(words: Sequence[str], restart: bool = False) -> int:
         print(f"ramp {metadata.version('ramp-lm')}")
         return 0
     command, args, flags = parse(words)
+    skip_absent_devices()
     if restart and command.sections != ():
         use_huge_pages()
     return command.run(args, flags)

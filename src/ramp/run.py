@@ -40,7 +40,9 @@ def run(
 
     suites = suites or {}
     stages = stages or c.stages
-    modules = {name: importlib.import_module(STAGES[name].module) for name in stages if name in STAGES}
+    modules = {
+        name: importlib.import_module(STAGES[name].module) for name in stages if name in STAGES
+    }
     # What the settings of any stage make impossible is said before the first one costs anything.
     for module in modules.values():
         if hasattr(module, "check"):

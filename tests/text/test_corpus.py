@@ -60,7 +60,9 @@ def test_the_wrong_version_names_the_remedy():
 
 
 def test_a_missing_package_names_the_remedy(monkeypatch):
-    with pytest.raises(UserError, match="not installed: pip install 'no-such-package==1'"):
+    with pytest.raises(
+        UserError, match="not installed: pip install --no-deps 'no-such-package==1'"
+    ):
         read("pip:no-such-package==1")
 
     def missing(name):

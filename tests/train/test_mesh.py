@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import jax
 import numpy as np
@@ -148,9 +149,47 @@ def test_eigen_is_asked_for_once_and_for_float32_alone(monkeypatch):
     assert os.environ["XLA_FLAGS"] == "--mine=1"
     for _ in range(2):
         host.prefer_eigen(config.Config(model=config.Model(dtype="float32")))
-    assert os.environ["XLA_FLAGS"] == (
-        f"--mine=1 {host.EIGEN}" if jax.__version__.startswith("0.10.") else "--mine=1"
-    )
+    assert os.environ["XLA_FLAGS"] == f"--mine=1 {host.EIGEN}"
+
+
+def test_eigen_is_not_asked_of_an_xla_that_was_not_tried(monkeypatch):
+    """It ends the process that does not know the flag."""
+    monkeypatch.setenv("XLA_FLAGS", "--mine=1")
+    monkeypatch.setattr(metadata, "version", lambda name: "0.13.0")
+    host.prefer_eigen(config.Config(model=config.Model(dtype="float32")))
+    assert os.environ["XLA_FLAGS"] == "--mine=1"
+
+
+@pytest.mark.parametrize(
+    ("device", "package", "chosen", "want"),
+    [
+        (None, "libtpu", None, "cpu"),
+        (None, "jax_cuda12_plugin", None, "cpu"),
+        (None, None, None, None),  # no compiler for other machines: jax looks by itself, in silence
+        ("nvidia0", "libtpu", None, None),
+        ("accel0", "libtpu", None, None),
+        ("vfio/0", "libtpu", None, None),
+        ("vfio/vfio", "libtpu", None, "cpu"),  # the driver without a device
+        (None, "libtpu", ("JAX_PLATFORMS", ""), ""),
+        (None, "libtpu", ("TPU_WORKER_ID", "0"), None),
+    ],
+)
+def test_jax_is_kept_to_the_cpu_where_only_compilers_for_others_are(
+    tmp_path, monkeypatch, device, package, chosen, want
+):
+    for name in [n for n in os.environ if n.startswith(("JAX_PLATFORM", "JAX_FORCE_TPU", "TPU_"))]:
+        monkeypatch.delenv(name)
+    # Set and unset, so that monkeypatch takes back what the function sets.
+    monkeypatch.setenv("JAX_PLATFORMS", "before")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: name == package or None)
+    if chosen:
+        monkeypatch.setenv(*chosen)
+    if device:
+        (tmp_path / device).parent.mkdir(exist_ok=True)
+        (tmp_path / device).touch()
+    host.skip_absent_devices(tmp_path)
+    assert os.environ.get("JAX_PLATFORMS") == want
 
 
 def test_huge_pages_are_asked_for_once(monkeypatch):

