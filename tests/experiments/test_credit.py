@@ -1,5 +1,7 @@
 """The benchmark of credit: exact values, estimators, the head's faults and figures, its table."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,8 @@ from experiments.credit import (
     heads,
     table,
 )
-from ramp.config import Config, Reinforce
-from ramp.credit import process_head
+from ramp.config import Config, Reinforce, replace_train
+from ramp.credit import learn, process_head
 from ramp.errors import UserError
 from ramp.model import cost
 from ramp.tasks import chain
@@ -195,3 +197,25 @@ def test_the_command_refuses_other_tasks_and_writes_between_its_marks(tmp_path, 
     once = __main__.insert_table(page, "| new |")
     assert "old" not in once and "| new |" in once and once.endswith("Notes.\n")
     assert __main__.insert_table(once, "| new |") == once
+
+
+@SLOW
+def test_parts_of_the_benchmark_run(tmp_path, monkeypatch):
+    """One update, credit on sampled rollouts and a head's faults, on a policy that knows nothing."""
+    t = Reinforce(task="chain", level=2, num_prompts=2, group_size=4, max_new_tokens=12)
+    t = replace_train(replace(t, num_eval_problems=8), steps=1, seq_len=40, eval_every=1)
+    t = replace_train(t, adam_lr=1.0, embed_lr=1.0, head_lr=1.0, scalar_lr=1.0, lr_scale=1e-3)
+    make_problems = learn.make_problems
+    monkeypatch.setattr(learn, "make_problems", lambda *args: make_problems(*args[:3], 2))
+    monkeypatch.setattr(heads, "STEPS", 1)
+    with jax.set_mesh(tiny.mesh()):
+        b = results.Results(tmp_path, tiny.model(vocab_size=264, context_len=64), t)
+        base = results.init_lm(b.model)
+        run = benchmark.train(b, replace(t, method="step_local"), base, 0)
+        assert run["to_goal"] is None and run["tokens"] > 0 and run["labels"] > 0
+        benchmark.misassigned(b, base, "half")
+        (found,) = results.part(b.results(), "misassigned")
+        assert {"rloo", "vine", "step_local"} <= found["methods"].keys()
+        start = jax.jit(lambda: process_head.init_head(b.model, base["lm"]))()
+        trained = heads.train(b, start, [lambda i, k: heads.solve_faulty("value", k, i)])
+        assert trained["labels"] > 0
