@@ -9,9 +9,9 @@ from ramp.nines import audit, backtest, intervals, items, readiness, record, tri
 
 def outlook(paths, slices=None):
     grid = np.linspace(0, 1, np.shape(paths)[1])
-    return readiness.Forecast(
-        "a", grid, 0.0, np.asarray(paths, float), slices or {}, [], {}, 1.0, "step"
-    )
+    stacking = readiness.Stacking(np.full(5, 0.2), 1.0)
+    paths = np.asarray(paths, float)
+    return readiness.Forecast("a", grid, 0.0, paths, slices or {}, [], stacking, "step")
 
 
 def test_first_passage_and_sureness():

@@ -45,13 +45,16 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
     Raises UserError where a trial has no item, or the last checkpoint is of several runs.
     """
     if (t.item == "").any():
-        what = "certification needs the item of every trial"
-        raise UserError(f"{what}; repeats of unnamed items prove nothing")
+        raise UserError(
+            "certification needs the item of every trial; repeats of unnamed items prove nothing"
+        )
     x = checkpoint_progress(t)
     t = t[x == x.max()]
     if len(np.unique(t.run)) > 1:
-        what = "the last checkpoint is of several runs; choose one with --where run=NAME"
-        raise UserError(f"{what} ({t.run[0]}, ...)")
+        raise UserError(
+            "the last checkpoint is of several runs; choose one with --where run=NAME"
+            f" ({t.run[0]}, ...)"
+        )
     # The first row of a cell is its first try.
     cell, cell_of = group_rows(t.task, t.item, t.slice)
     item = group_rows(t.task, t.item)[1]
@@ -182,7 +185,7 @@ def attempts_until_clean(items: int, pass_rate: float) -> float:
         return float("inf")
     if clean >= 0.5:
         return 1.0
-    return float(np.log(0.5) / np.log1p(-clean))
+    return np.log(0.5) / np.log1p(-clean)
 
 
 def hash_items(names: list[str]) -> str:
@@ -206,11 +209,13 @@ def audit_demo(
     missing = [name for name in chosen if name not in suite]
     if not is_run.any() or missing or not chosen:
         what = f"the demo item {(missing or ['?'])[0]!r}" if is_run.any() else f"the run {run!r}"
-        hint = "an audit needs the demo's items among the trials of the suite"
-        raise UserError(f"{what} has no trials; {hint}")
+        raise UserError(
+            f"{what} has no trials; an audit needs the demo's items among the trials of the suite"
+        )
     if len(set(chosen)) >= len(suite):
-        what = "the demo shows the whole suite"
-        raise UserError(f"{what}; nothing was left out that could have been picked from")
+        raise UserError(
+            "the demo shows the whole suite; nothing was left out that could have been picked from"
+        )
     successes, tries = np.bincount(item, t.success * is_run), np.bincount(item, is_run)
     other_successes, other_tries = (
         np.bincount(item, t.success * ~is_run),

@@ -35,7 +35,7 @@ def crps(draws: ndarray, y: float) -> float:
     """Continuous ranked probability score, E|X - y| - E|X - X'| / 2, in O(n log n)."""
     ordered, n = np.sort(draws), len(draws)
     weights = 2 * np.arange(1, n + 1) - n - 1
-    return float(np.abs(ordered - y).mean() - (weights * ordered).sum() / n**2)
+    return np.abs(ordered - y).mean() - (weights * ordered).sum() / n**2
 
 
 def pit(draws: ndarray, y: float) -> tuple[float, float]:
@@ -43,7 +43,7 @@ def pit(draws: ndarray, y: float) -> tuple[float, float]:
 
     They differ where y is an atom, such as 0 of n: the truth is anywhere between the two.
     """
-    return float((draws < y).mean()), float((draws <= y).mean())
+    return (draws < y).mean(), (draws <= y).mean()
 
 
 def coverage(low: float, high: float, level: float) -> float:
@@ -149,10 +149,11 @@ def score(
     is_before = curve.x <= origin.now + 1e-9
     before, after = curve[is_before], curve[~is_before]
     to = growth_points(after, origin.now)
-    actual = float(after.value[-1])
+    actual = after.value[-1]
     logits = origin.sample_logits(before, to, rng)
     draws = origin.widen(logits, before)
     raw = observe_accuracy(expit(logits[:, -1]), before.n[-1])
+    # The baselines draw from the same generator, after our own forecast.
     ensembles = {NINES: draws[:, -1]}
     ensembles |= baselines(origin.known, before, origin.now, target, rng)
     pits = {name: pit(ensemble, actual) for name, ensemble in ensembles.items()}
@@ -169,15 +170,13 @@ def score(
         origin=origin.now,
         target=float(target),
         actual=actual,
-        median=float(np.median(draws[:, -1])),
+        median=np.median(draws[:, -1]),
         pit=pits[NINES],
-        raw_pit=float(np.mean(pit(raw, actual))),
+        raw_pit=np.mean(pit(raw, actual)),
         crps={name: crps(ensemble, actual) for name, ensemble in ensembles.items()},
         covered={name: coverage(*ends, 0.9) for name, ends in pits.items()},
         shape_scores=np.array([norm.logpdf(last_logit, *normal) for normal in predicted]),
-        events=[
-            (float((tops >= t).mean()), bool(_best(curve.value) >= t)) for t in open_thresholds
-        ],
+        events=[((tops >= t).mean(), bool(_best(curve.value) >= t)) for t in open_thresholds],
     )
 
 
@@ -252,10 +251,13 @@ def over_sizes(
     reaches_target = np.isin(curve_of, curve_of[is_end])
     sizes = np.unique(c.size[is_end])
     if len(sizes) <= MIN_SIZES or np.isnan(sizes).any():
-        what = f"a backtest over sizes needs more than {MIN_SIZES} sizes of run"
-        raise UserError(f"{what} with a checkpoint at the target; there are {len(sizes)}")
+        raise UserError(
+            f"a backtest over sizes needs more than {MIN_SIZES} sizes of run"
+            f" with a checkpoint at the target; there are {len(sizes)}"
+        )
     in_window = c.x >= origin - WINDOW
     past: list[ScoredForecast] = []
+    # The smallest size has nothing smaller to be forecast from.
     for size in sizes[1:]:
         stacking = _learn(past)
         is_size = c.size == size
@@ -270,8 +272,10 @@ def over_sizes(
     small_runs = c.run[c.size < sizes[MIN_SIZES]]
     past = [p for p in past if p.run not in small_runs]
     if not past:
-        what = "no run has a checkpoint both at or before the origin and at the target"
-        raise UserError(f"{what}; move one of the two")
+        raise UserError(
+            "no run has a checkpoint both at or before the origin and at the target; "
+            "move one of the two"
+        )
     return past
 
 
@@ -295,8 +299,9 @@ def over_time(
                 if (run, task, now, target) not in done:
                     scored.append(score(origin, curve, target, thresholds))
     if not scored:
-        what = f"no curve has more than {MIN_CHECKPOINTS} checkpoints"
-        raise UserError(f"{what}, which a backtest forecasts from")
+        raise UserError(
+            f"no curve has more than {MIN_CHECKPOINTS} checkpoints, which a backtest forecasts from"
+        )
     return scored
 
 

@@ -18,6 +18,7 @@ def _argument(*names: str, **options: Any) -> Argument:
     return names, options
 
 
+# What all commands on a table take.
 FILE = (
     _argument("file", type=Path, help="a table of trials (columns: nines/trials.py) or a log"),
     _argument(
@@ -28,6 +29,7 @@ FILE = (
         help="keep only these rows",
     ),
 )
+# What several commands share.
 CONFIDENCE = _argument("--confidence", type=float, default=0.95)
 RECORD = {"type": Path, "metavar": "JSONL"}
 MIX = {"action": "append", "default": [], "metavar": "NAME=FRACTION"}
@@ -156,6 +158,7 @@ def run(args: argparse.Namespace) -> int:
         # Known before the work that it would waste.
         if path and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"{path} cannot be written; name a file in a directory that exists")
+    # The functions have the names of the commands.
     command = getattr(commands, args.what.replace("-", "_"))
     answer = command(args)
     if args.page:
@@ -174,6 +177,7 @@ def _to_plain(value: Any) -> Any:
         value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, dict):
         return {str(key): _to_plain(item) for key, item in value.items()}
+    # An array, or a number of NumPy's.
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):

@@ -1,9 +1,9 @@
 """What each command of `ramp nines` does: from its arguments to an answer."""
 
-import argparse
 import csv
 import datetime
 import math
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,23 +24,25 @@ def _parse_pairs(words: list[str], convert: Callable[[str], Any] = str) -> dict[
     try:
         return {key: convert(value) for key, _, value in pairs}
     except ValueError:
-        what = f"{' '.join(words)!r} must read NAME=VALUE"
-        raise UserError(f"{what}, a fraction of the mix as a number") from None
+        raise UserError(
+            f"{' '.join(words)!r} must read NAME=VALUE, a fraction of the mix as a number"
+        ) from None
 
 
-def _read(args: argparse.Namespace) -> trials.Trials:
+def _read(args: Namespace) -> trials.Trials:
     return trials.read(args.file, _parse_pairs(args.where))
 
 
-def _sequential_test(args: argparse.Namespace) -> SPRT:
+def _sequential_test(args: Namespace) -> SPRT:
     """Wald's test of a number of nines against a system that fails a fifth as often."""
     if not 0 < args.nines <= 6 or not 0.5 < args.confidence < 1:
         raise UserError("--nines must be above 0 and at most 6, --confidence above .5 and below 1")
+    # Both kinds of error are as likely as the confidence allows.
     failure_rate, risk = 10**-args.nines, 1 - args.confidence
     return SPRT(1 - failure_rate, 1 - failure_rate / 5, risk, risk)
 
 
-def plan(args: argparse.Namespace) -> Answer:
+def plan(args: Namespace) -> Answer:
     """How many trials certify a number of nines, and who bears which risk."""
     test = _sequential_test(args)
     if not 0 <= args.correlation < 1:
@@ -54,6 +56,7 @@ def plan(args: argparse.Namespace) -> Answer:
         passes = {truth: stats.pass_probability(n, failures, truth) for truth in truths}
         plans.append({"failures": failures, "trials": n, "passes": passes})
         rows.append([failures, f"{n:,}", *(f"{p:.1%}" for p in passes.values())])
+    # Repeats of an item count less the more they agree.
     clean = plans[0]["trials"]
     items_needed = {}
     needs = [["tries an item", "distinct items", "trials"]]
@@ -82,7 +85,7 @@ def plan(args: argparse.Namespace) -> Answer:
     ])  # fmt: skip
 
 
-def certify(args: argparse.Namespace) -> Answer:
+def certify(args: Namespace) -> Answer:
     """What the trials of the last checkpoint prove, without a model."""
     test, t = _sequential_test(args), _read(args)
     last = audit.last_checkpoint(t)
@@ -93,6 +96,7 @@ def certify(args: argparse.Namespace) -> Answer:
     any_time = confidence_sequence(passed, failures, args.confidence)
     needed = stats.trials_to_demonstrate(test.bad, failures, args.confidence)
     more = max(0, needed - n)
+    # Without repeats the correlation is unknown, and every trial is of an item of its own.
     correlation = stats.intraclass_correlation(successes, tries)
     unknown = math.isnan(correlation)
     worth = stats.effective_trials(len(tries), tries.mean(), 0 if unknown else correlation)
@@ -137,7 +141,7 @@ def _describe_worst(last: audit.LastCheckpoint) -> str:
         return f"unknown: {error}"
 
 
-def fit(args: argparse.Namespace) -> Answer:
+def fit(args: Namespace) -> Answer:
     """Which items are hard, how able each checkpoint is, how failures correlate."""
     result = items.fit(items.sum_cells(_read(args)))
     c, error = result.cells, np.sqrt(np.diag(result.cov))
@@ -165,6 +169,7 @@ def fit(args: argparse.Namespace) -> Answer:
     hardest = np.argsort(-difficulty)[:8]
     item_rows = [["hardest items", "difficulty"]]
     item_rows += [[c.items[k], f"{difficulty[k]:.2f}"] for k in hardest]
+    # A table without rows, such as of slices where there is one, is left out.
     tables = [table for table in (rows, ability_rows, slice_rows, item_rows) if len(table) > 1]
     by_item = dict(zip(c.items, difficulty, strict=True))
     return Answer(
@@ -178,11 +183,13 @@ def fit(args: argparse.Namespace) -> Answer:
     )
 
 
-def forecast(args: argparse.Namespace) -> Answer:
+def forecast(args: Namespace) -> Answer:
     """At which compute a number of nines is reached, with what probability."""
     if not 0 < args.probability < 1 or not 0 < args.decades <= 4 or min(args.nines) <= 0:
-        what = "--probability must lie between 0 and 1, --decades above 0 and at most 4"
-        raise UserError(f"{what}, --nines above 0")
+        raise UserError(
+            "--probability must lie between 0 and 1, --decades above 0 and at most 4, "
+            "--nines above 0"
+        )
     t = _read(args)
     schedule = None
     if args.schedule:
@@ -200,6 +207,7 @@ def forecast(args: argparse.Namespace) -> Answer:
     elif len(f.observed) < 5:
         text = f"{len(f.observed)} checkpoints are few"
         parts.append(f"{text}: the intervals are wide because they must be.")
+    # Only a page has room for the context, which takes as long as the forecast.
     if args.page:
         parts += [lambda: report.reliability_figure(f), *_context_parts(t, f.run)]
     return Answer(summary, parts)
@@ -224,25 +232,29 @@ def _context_parts(t: trials.Trials, run: str) -> list[Part]:
 
 def _read_schedule(path: Path, unit: str) -> list[tuple[str, float]]:
     if unit != "compute":
-        what = "dates come from a schedule of compute, and these trials have no compute"
-        raise UserError(f"{what}; add that column")
+        raise UserError(
+            "dates come from a schedule of compute, and these trials have no compute; "
+            "add that column"
+        )
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
         dates = [datetime.date.fromisoformat(row["date"]).isoformat() for row in rows]
         return [(date, float(row["compute"])) for date, row in zip(dates, rows, strict=True)]
     except (OSError, KeyError, ValueError, TypeError) as error:
-        what = f"{path} is not a schedule ({error})"
-        raise UserError(f"{what}; it needs the columns date and compute") from None
+        raise UserError(
+            f"{path} is not a schedule ({error}); it needs the columns date and compute"
+        ) from None
 
 
-def backtest(args: argparse.Namespace) -> Answer:
+def backtest(args: Namespace) -> Answer:
     """How good such forecasts were on this table, compared with simple baselines."""
     t, origin, target = _read(args), args.origin, args.target
     if args.record:
         return report.score_record(args.record, t)[1]
     if (origin is None) != (target is None) or (origin and not 0 < origin < target):
-        what = "--origin and --target go together"
-        raise UserError(f"{what}, both above 0, the target above the origin")
+        raise UserError(
+            "--origin and --target go together, both above 0, the target above the origin"
+        )
     c = trials.accuracy_curves(t)
     if origin:
         past = backtests.over_sizes(c, math.log10(origin), math.log10(target), args.threshold)
@@ -252,7 +264,7 @@ def backtest(args: argparse.Namespace) -> Answer:
     return Answer(summary, ["## Past forecasts, scored", *report.score_parts(summary)])
 
 
-def observe(args: argparse.Namespace) -> Answer:
+def observe(args: Namespace) -> Answer:
     """What systems will do on a task from what they do on others."""
     t = _read(args)
     systems = {}
@@ -263,6 +275,7 @@ def observe(args: argparse.Namespace) -> Answer:
     rows = [["task", "system", "accuracy", "90%"]]
     predictions: dict[str, dict] = {}
     for task, s in systems.items():
+        # A task that a system did not try is what is wanted.
         wanted = ~np.isfinite(s.y)
         draws = observational.predict(s, ~wanted, wanted)
         quantiles = np.quantile(draws, (0.05, 0.5, 0.95), axis=0).T
@@ -271,8 +284,9 @@ def observe(args: argparse.Namespace) -> Answer:
         for name, q in predictions[task].items():
             rows.append([task, name, f"{q[1]:.3f}", format_interval(q[::2], 3)])
     if len(rows) == 1:
-        what = f"every system has tried {' and '.join(args.task)}"
-        raise UserError(f"{what}; there is nothing to predict")
+        raise UserError(
+            f"every system has tried {' and '.join(args.task)}; there is nothing to predict"
+        )
     return Answer(predictions, ["## From what the systems do on other tasks", rows])
 
 
@@ -281,6 +295,7 @@ def _score_systems(systems: dict[str, observational.Systems], compute: float) ->
     keys = ("squared_error", "coverage", "crps")
     values = np.array([[getattr(s, key) for key in keys] for s in scores.values()])
     counts = [s.systems for s in scores.values()]
+    # Every forecast counts the same, whatever its task.
     means = np.average(values, axis=0, weights=counts)
     rows = [["task", "systems", "squared error", "90% interval covers", "CRPS"]]
     for task, count, row in zip(scores, counts, values, strict=True):
@@ -290,14 +305,15 @@ def _score_systems(systems: dict[str, observational.Systems], compute: float) ->
     return Answer(figures, [f"## Systems above {compute:g} FLOP, from those up to it", rows])
 
 
-def audit_demo(args: argparse.Namespace) -> Answer:
+def audit_demo(args: Namespace) -> Answer:
     """How much a choice of items flatters a system."""
     text = args.items
     if text.startswith("@"):
         path = Path(text[1:])
         if not path.is_file():
-            hint = "--items takes ids with commas, or @FILE with one id a line"
-            raise UserError(f"{path} is not a file; {hint}")
+            raise UserError(
+                f"{path} is not a file; --items takes ids with commas, or @FILE with one id a line"
+            )
         text = path.read_text(encoding="utf-8").replace("\n", ",")
     chosen = [name.strip() for name in text.split(",") if name.strip()]
     a = audit.audit_demo(_read(args), args.run, chosen, args.hash)
@@ -322,15 +338,16 @@ def audit_demo(args: argparse.Namespace) -> Answer:
     return Answer(a, ["## How much the demo flatters", facts_table(facts)])
 
 
-def compare(args: argparse.Namespace) -> Answer:
+def compare(args: Namespace) -> Answer:
     """Two runs, paired by item, with the difference that could have been found."""
     t, means = _read(args), []
     for name in args.runs:
         own = t[t.run == name]
         if not len(own) or (own.item == "").any():
             runs = ", ".join(np.unique(t.run)[:8])
-            what = f"no trial of a named item belongs to the run {name!r}"
-            raise UserError(f"{what}; there are {runs}")
+            raise UserError(
+                f"no trial of a named item belongs to the run {name!r}; there are {runs}"
+            )
         # Slices of an item are no items of their own.
         first, item = trials.group_rows(own.task, own.item)
         rates = np.bincount(item, own.success) / np.bincount(item)

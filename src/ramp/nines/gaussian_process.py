@@ -47,7 +47,7 @@ def fit_map(
     prior_mean, prior_sd: [P] of the log scales, normal; bounds: of every log scale.
     """
     n = len(y)
-    mean = float(y.mean())
+    mean = y.mean()
     centered = y - mean
 
     def loss(log_scales: ndarray) -> tuple[float, ndarray]:

@@ -21,6 +21,7 @@ from scipy.stats import chi2, norm
 
 from ramp.errors import UserError
 from ramp.nines import gaussian_process
+from ramp.nines.intervals import Interval
 from ramp.nines.trials import Columns
 
 SHAPES = ("linear", "power 0.2", "power 0.5", "power 1.0", "local")
@@ -78,7 +79,7 @@ class Fit:
 
         Only a part of its stated standard error is new each time: the same items are tried again.
         """
-        return float(np.sqrt(self.variances[NOISE] + self.variances[STATED] * stderr**2))
+        return np.sqrt(self.variances[NOISE] + self.variances[STATED] * stderr**2)
 
     def predict_observation(self, to: Points, stderr: float) -> tuple[float, float]:
         """Mean and standard deviation of the logit that one checkpoint will show."""
@@ -125,9 +126,11 @@ def fit(shape: str, known: Points, y: ndarray, error: ndarray, independent: bool
     """
     n = len(y)
     if n < 2:
-        hint = "two are the least, and five make a forecast worth reading"
-        raise UserError(f"{n} checkpoint cannot show growth; {hint}")
-    start = float(known.x.min())
+        raise UserError(
+            f"{n} checkpoint cannot show growth; "
+            "two are the least, and five make a forecast worth reading"
+        )
+    start = known.x.min()
     common, parts = _components(shape, known, known, start)
     stated = np.diag(error**2) if error.ndim == 1 else error
     parts = np.stack([*parts, np.eye(n), stated])
@@ -211,7 +214,7 @@ def widening_factor(pits: ndarray) -> float:
     z = np.abs(norm.ppf(np.clip(pits, 1e-6, 1 - 1e-6)))
     factor = np.quantile(z, min(1.0, 0.9 * (1 + 1 / n))) / norm.ppf(0.95)
     # Few outcomes are little evidence: shrunk to 1 until some 20 forecasts have been scored.
-    return float(max(1.0, factor) ** (n / (n + 20)))
+    return max(1.0, factor) ** (n / (n + 20))
 
 
 def widen(draws: ndarray, factor: float) -> ndarray:
@@ -228,8 +231,7 @@ class RepairGrowth:
     """Failures over rounds of repair. They thin out where the exponent is below 1."""
 
     exponent: float  # Crow-AMSAA's beta; 1 - beta is Duane's slope (hardware: .3 to .5)
-    interval: tuple[float, float]  # of the exponent, 90%
-    intensity: float  # failures per trial now
+    interval: Interval  # of the exponent, 90%
     remaining: float | None  # failures left, by Goel-Okumoto; None: no end in sight
     next_failures: tuple[float, float]  # in as many trials again, by Crow-AMSAA and Goel-Okumoto
 
@@ -243,8 +245,10 @@ def fit_repair(failures: ndarray, trials: float) -> RepairGrowth:
     times = np.sort(np.asarray(failures, float))
     n = len(times)
     if n < 3 or times[0] <= 0 or times[-1] > trials:
-        what = f"reliability growth needs 3 or more failures at trials in (0, {trials:g}]"
-        raise UserError(f"{what}; there are {n}")
+        raise UserError(
+            f"reliability growth needs 3 or more failures at trials in (0, {trials:g}]; "
+            f"there are {n}"
+        )
     exponent = n / np.log(trials / times).sum() if times[0] < trials else 1.0
     low, high = (exponent * chi2.ppf(tail, 2 * n) / (2 * n) for tail in (0.05, 0.95))
     mean_time = times.mean() / trials
@@ -254,11 +258,10 @@ def fit_repair(failures: ndarray, trials: float) -> RepairGrowth:
         b = brentq(lambda b: 1 / b - 1 / np.expm1(b) - mean_time, 1e-6, 500)
         total = n / -np.expm1(-b)
         remaining = total - n
-        goel_okumoto = float(total * (np.exp(-b) - np.exp(-2 * b)))
+        goel_okumoto = total * (np.exp(-b) - np.exp(-2 * b))
     return RepairGrowth(
         exponent=exponent,
         interval=(low, high),
-        intensity=n * exponent / trials,
         remaining=remaining,
         next_failures=(n * (2**exponent - 1), goel_okumoto),
     )

@@ -21,6 +21,8 @@ from scipy.stats import beta, binom, binomtest, nbinom, norm
 
 from ramp.errors import UserError
 
+Interval = tuple[float, float]  # its lower and upper end
+
 
 def count_nines(reliability: float | ndarray) -> float | ndarray:
     """Reliability as a number of nines: .999 is 3. Fractions of a nine are allowed."""
@@ -31,7 +33,7 @@ def count_nines(reliability: float | ndarray) -> float | ndarray:
 # Intervals for a success rate
 
 
-def clopper_pearson(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+def clopper_pearson(successes: float, trials: float, level: float = 0.95) -> Interval:
     """Two-sided interval that covers at least `level` whatever the truth is.
 
     Clopper & Pearson 1934. `successes` of `trials` independent trials succeeded.
@@ -50,7 +52,7 @@ def lower_bound(successes: float, trials: float, level: float = 0.95) -> float:
     return float(beta.ppf(1 - level, successes, trials - successes + 1))
 
 
-def jeffreys(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
+def jeffreys(successes: float, trials: float, level: float = 0.95) -> Interval:
     """Equal-tailed interval under the prior Beta(1/2, 1/2) (Brown, Cai & DasGupta 2001).
 
     It ends at 0 where nothing succeeded and at 1 where everything did.
@@ -62,7 +64,7 @@ def jeffreys(successes: float, trials: float, level: float = 0.95) -> tuple[floa
     return float(low), float(high)
 
 
-def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Score interval (Wilson 1927). It has a width even where all or none succeed."""
     return tuple(binomtest(successes, trials).proportion_ci(level, "wilson"))
 
@@ -74,7 +76,7 @@ def bootstrap_interval(
     paired: bool = False,
     draws: int = 10_000,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> Interval:
     """Percentile bootstrap interval of a statistic of one or more samples.
 
     statistic: gets every sample resampled, as arrays [draws, n], and reduces the last axis, as in
@@ -86,6 +88,7 @@ def bootstrap_interval(
     rows = None
     for sample in samples:
         values = np.asarray(sample, float)
+        # Paired samples share the rows of the first.
         if rows is None or not paired:
             rows = rng.integers(0, len(values), (draws, len(values)))
         resamples.append(values[rows])
@@ -128,6 +131,7 @@ def intraclass_correlation(successes: ndarray, trials: ndarray) -> float:
     items, total = len(trials), trials.sum()
     if items < 2 or total <= items:
         return float("nan")
+    # One-way analysis of variance: mean squares between and within items.
     mean = successes.sum() / total
     rate = successes / trials
     between = (trials * (rate - mean) ** 2).sum() / (items - 1)
@@ -137,7 +141,7 @@ def intraclass_correlation(successes: ndarray, trials: ndarray) -> float:
     total_variance = between + (tries - 1) * within
     if total_variance <= 0:
         return 0.0
-    return float(np.clip((between - within) / total_variance, 0, 1))
+    return np.clip((between - within) / total_variance, 0, 1)
 
 
 def beta_binomial_pass_hat_k(k: int, mean: float, correlation: float) -> float:
@@ -149,9 +153,10 @@ def beta_binomial_pass_hat_k(k: int, mean: float, correlation: float) -> float:
         return mean
     if correlation <= 0:
         return mean**k
+    # Of the beta distribution, a + b.
     precision = 1 / correlation - 1
     earlier = np.arange(k)
-    return float(np.prod((mean * precision + earlier) / (precision + earlier)))
+    return np.prod((mean * precision + earlier) / (precision + earlier))
 
 
 def logit_normal_pass_hat_k(k: int, pass_1: float, pass_2: float) -> float:
@@ -162,7 +167,7 @@ def logit_normal_pass_hat_k(k: int, pass_1: float, pass_2: float) -> float:
     """
     correlation = (pass_2 - pass_1**2) / max(pass_1 * (1 - pass_1), 1e-12)
     if correlation <= 1e-3 or correlation >= 0.999 or not 0 < pass_1 < 1:
-        return beta_binomial_pass_hat_k(k, pass_1, float(np.clip(correlation, 0, 1)))
+        return beta_binomial_pass_hat_k(k, pass_1, np.clip(correlation, 0, 1))
     # Quadrature over the normal distribution between -8 and 8 standard deviations.
     nodes, mass = np.polynomial.legendre.leggauss(200)
     z = 8 * nodes
@@ -178,7 +183,7 @@ def logit_normal_pass_hat_k(k: int, pass_1: float, pass_2: float) -> float:
     if weights @ match_pass_1(1e3) ** 2 <= pass_2:
         return beta_binomial_pass_hat_k(k, pass_1, correlation)
     sd = brentq(lambda s: weights @ match_pass_1(s) ** 2 - pass_2, 1e-3, 1e3, xtol=1e-6)
-    return float(weights @ match_pass_1(sd) ** k)
+    return weights @ match_pass_1(sd) ** k
 
 
 def predict_correlation(
@@ -201,7 +206,7 @@ def predict_correlation(
     train, new = features[:-1], features[-1]
     penalty = np.diag([1e-9, 1e-9] + [1.0] * len(names))
     weights = np.linalg.solve(train.T @ train + penalty, train.T @ correlation)
-    return float(np.clip(new @ weights, 0.01, 0.95))
+    return np.clip(new @ weights, 0.01, 0.95)
 
 
 def effective_trials(items: int, tries: float, correlation: float) -> float:
@@ -221,7 +226,7 @@ class Comparison:
 
     difference: float
     stderr: float
-    interval: tuple[float, float]  # 95%
+    interval: Interval  # 95%
     p_value: float  # two-sided, of no difference
     detectable: float  # the difference found with 80% power at the 5% level
     items: int
@@ -235,19 +240,20 @@ def compare_paired(a: Mapping[Any, float], b: Mapping[Any, float]) -> Comparison
     common = sorted(a.keys() & b.keys())
     n = len(common)
     if n < 2:
-        what = "a comparison needs two items or more that both systems tried"
-        raise UserError(f"{what}; there are {n}")
+        raise UserError(
+            f"a comparison needs two items or more that both systems tried; there are {n}"
+        )
     differences = np.array([b[item] - a[item] for item in common])
     mean = differences.mean()
     # Half a discordant pair on each side: agreement on a few items is no certainty.
     squares = ((differences - mean) ** 2).sum() + 0.5
-    stderr = float(np.sqrt(squares / (n - 1) / n))
+    stderr = np.sqrt(squares / (n - 1) / n)
     z_level, z_power = norm.ppf(0.975), norm.ppf(0.8)
     return Comparison(
         difference=mean,
         stderr=stderr,
         interval=(mean - z_level * stderr, mean + z_level * stderr),
-        p_value=float(2 * norm.sf(abs(mean) / stderr)),
+        p_value=2 * norm.sf(abs(mean) / stderr),
         detectable=(z_level + z_power) * stderr,
         items=n,
     )
@@ -274,4 +280,4 @@ def pass_probability(trials: int, failures: int, reliability: float) -> float:
 
     Of a bad system this is the consumer's risk, of a good one 1 minus the producer's risk.
     """
-    return float(binom.cdf(failures, trials, 1 - reliability))
+    return binom.cdf(failures, trials, 1 - reliability)

@@ -141,6 +141,7 @@ def _log_likelihood(eta: ndarray, lapse: ndarray, log_phi: float, c: Cells) -> n
     """[..., C] beta-binomial log likelihood, without the binomial coefficient."""
     p, phi = _probability(eta, lapse, c), np.exp(log_phi)
     a, b = p * phi, (1 - p) * phi
+    # Four times gammaln takes two thirds of the time of SciPy's betaln.
     passed = gammaln(a + c.successes) - gammaln(a)
     failed = gammaln(b + c.count - c.successes) - gammaln(b)
     return passed + failed + gammaln(phi) - gammaln(phi + c.count)

@@ -61,6 +61,7 @@ def build_systems(
     """
     x = checkpoint_progress(t)
     run_names, run = np.unique(t.run, return_inverse=True)
+    # Of several checkpoints of a system the last one counts.
     last = np.full(len(run_names), -np.inf)
     np.maximum.at(last, run, x)
     t = t[x >= last[run] - 1e-9]
@@ -88,8 +89,9 @@ def build_systems(
     wrong = [name for name in predictors if name not in tasks or name == task]
     if wrong or not predictors:
         name = wrong[0] if wrong else "none"
-        what = f"{task} is predicted from other tasks, not from {name!r}"
-        raise UserError(f"{what}; there are {', '.join(tasks)}")
+        raise UserError(
+            f"{task} is predicted from other tasks, not from {name!r}; there are {', '.join(tasks)}"
+        )
     z = y[:, [tasks.index(name) for name in predictors]]
     tried_all = np.isfinite(z).all(1)
     # A family that is not named is the system itself.
@@ -114,8 +116,11 @@ def predict(s: Systems, known: ndarray, wanted: ndarray) -> ndarray:
     """
     known = known & np.isfinite(s.y)
     if known.sum() < MIN_SYSTEMS:
-        what = f"{known.sum()} systems are known on the task"
-        raise UserError(f"{what}; {MIN_SYSTEMS} are the least to learn from")
+        raise UserError(
+            f"{known.sum()} systems are known on the task; "
+            f"{MIN_SYSTEMS} are the least to learn from"
+        )
+    # Standardised by the known systems only: the wanted ones must not leak in.
     spread = s.z[known].std(0)
     z = (s.z - s.z[known].mean(0)) / np.where(spread > 0, spread, 1.0)
     linear = z @ z.T
@@ -165,14 +170,15 @@ def score_above(s: Systems, compute: float) -> Scores:
     known = s.x <= np.log10(compute) + 1e-9
     wanted = ~known & np.isfinite(s.y)
     if not wanted.any():
-        what = f"no system above {compute:g} FLOP tried the task"
-        raise UserError(f"{what}; there is nothing to score")
+        raise UserError(
+            f"no system above {compute:g} FLOP tried the task; there is nothing to score"
+        )
     draws = predict(s, known, wanted)
     truth = s.value[wanted]
     pairs = list(zip(draws.T, truth, strict=True))
     return Scores(
         systems=len(truth),
-        squared_error=float(((draws.mean(0) - truth) ** 2).mean()),
-        coverage=float(np.mean([coverage(*pit(d, v), 0.9) for d, v in pairs])),
-        crps=float(np.mean([crps(d, v) for d, v in pairs])),
+        squared_error=((draws.mean(0) - truth) ** 2).mean(),
+        coverage=np.mean([coverage(*pit(d, v), 0.9) for d, v in pairs]),
+        crps=np.mean([crps(d, v) for d, v in pairs]),
     )

@@ -34,8 +34,7 @@ class Forecast:
     mix: ndarray  # [S, T]
     slices: dict[str, ndarray]  # [S, T] each
     observed: list[tuple[float, float, float, float]]  # checkpoint, accuracy, low, high
-    shape_weights: dict[str, float]
-    widening: float
+    stacking: Stacking  # of the shapes of growth
     unit: str  # "compute" or "step"
     converged: bool = True  # of the item model
 
@@ -143,8 +142,9 @@ def forecast(
     """
     if (t.item == "").all():
         if families or slices:
-            what = "a mix needs the items behind the accuracies"
-            raise UserError(f"{what}; this table holds aggregates only")
+            raise UserError(
+                "a mix needs the items behind the accuracies; this table holds aggregates only"
+            )
         return _forecast_aggregates(t, decades, run, draws, steps)
     rng, unit = np.random.default_rng(0), log_progress(t)[1]
     c = items.sum_cells(t)
@@ -179,8 +179,7 @@ def forecast(
         mix=np.tensordot(slice_weights, np.stack(list(paths.values())), 1),
         slices=used,
         observed=_observe(t[np.isin(t.slice, list(used))], run),
-        shape_weights=dict(zip(SHAPES, stacking.weights.tolist(), strict=True)),
-        widening=stacking.widening,
+        stacking=stacking,
         unit=unit,
         converged=fit.converged,
     )
@@ -194,8 +193,9 @@ def _forecast_aggregates(
     No item tells a lapse from a lack of ability: a lapse drawn from its prior caps the curve.
     """
     if len(np.unique(t.task)) > 1:
-        hint = "forecast one at a time with --where task=NAME"
-        raise UserError(f"these accuracies are of several tasks; {hint}")
+        raise UserError(
+            "these accuracies are of several tasks; forecast one at a time with --where task=NAME"
+        )
     rng, c = np.random.default_rng(0), accuracy_curves(t)
     run, now = _choose_run(c.run, c.x, run)
     c = c[c.x >= now - max(backtest.WINDOW, 2 * decades)]
@@ -215,8 +215,7 @@ def _forecast_aggregates(
         mix=np.minimum(success, cap),
         slices={},
         observed=_observe(t, run),
-        shape_weights=dict(zip(SHAPES, stacking.weights.tolist(), strict=True)),
-        widening=stacking.widening,
+        stacking=stacking,
         unit=log_progress(t)[1],
     )
 
@@ -229,8 +228,9 @@ def _choose_run(names: ndarray, x: ndarray, run: str | None) -> tuple[str, float
     run = run or str(names[np.argmax(x)])
     checkpoints = np.unique(x[names == run])
     if len(checkpoints) < 2:
-        hint = "give two or more, better five"
-        raise UserError(f"run {run} has one checkpoint, which cannot show growth; {hint}")
+        raise UserError(
+            f"run {run} has one checkpoint, which cannot show growth; give two or more, better five"
+        )
     return run, checkpoints[-1]
 
 
@@ -284,6 +284,7 @@ def schedule_dates(schedule: list[tuple[str, float]], progress: ndarray) -> list
 
     "" outside the schedule. Raises UserError where it does not rise.
     """
+    # Dates as days, between which a schedule is linear in log compute.
     days = np.array([np.datetime64(day, "D").astype(int) for day, _ in schedule])
     log = np.log10([compute for _, compute in schedule])
     if len(log) < 2 or (np.diff(log) <= 0).any() or (np.diff(days) <= 0).any():

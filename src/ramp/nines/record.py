@@ -103,12 +103,15 @@ def append_run(path: Path, t: Trials, run: str, now: float, end: float, unit: st
         past = backtest.over_time(c)
     except UserError:
         past = []  # too few checkpoints to have forecast any before
+    # Close enough for straight lines between them.
     places = np.linspace(now, end, 21)[1:]
     count = append(path, c, now, places, past, unit=unit)
     if not count:
         what = f"{backtest.MIN_CHECKPOINTS} checkpoints within {backtest.WINDOW} decades"
-        hint = "try more often, or forecast without --record"
-        raise UserError(f"a record takes curves of {what}, the last one's among them; {hint}")
+        raise UserError(
+            f"a record takes curves of {what}, the last one's among them; "
+            "try more often, or forecast without --record"
+        )
     return count
 
 
@@ -123,8 +126,9 @@ def _read(path: Path) -> list[Recorded]:
                 line = json.loads(text)
                 lines.append(Recorded(*(t(line[n]) for t, n in zip(types, names, strict=True))))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is not a record of forecasts ({what})") from None
+        raise UserError(
+            f"{path} is not a record of forecasts ({type(error).__name__}: {error})"
+        ) from None
     return lines
 
 
@@ -140,6 +144,7 @@ def score(path: Path, c: Curves) -> tuple[list[ScoredLine], int]:
         curve = curve[np.argsort(curve.x)]
         is_before = curve.x <= r.issued + 1e-6
         later = curve[~is_before & (curve.x <= r.targets[-1] + 0.005)]
+        # Half a percent beyond the last target still counts as reaching it.
         still_open += not len(later)
         for x, actual in zip(later.x.tolist(), later.value.tolist(), strict=True):
             scored.append(_score_line(r, curve[is_before], x, actual))
@@ -162,6 +167,7 @@ def summarize(scored: list[ScoredLine]) -> Summary:
 
     One checkpoint scores many forecasts of one model, so standard errors are over checkpoints.
     """
+    # Means of methods are comparable only over the same forecasts.
     common = [s for s in scored if len(s.crps) == 1 + len(BASELINES)]
     names = [f"{s.run} {s.target:.6f}" for s in common]
     checkpoints, checkpoint = np.unique(names, return_inverse=True)
@@ -171,6 +177,7 @@ def summarize(scored: list[ScoredLine]) -> Summary:
         mean = np.mean(values or [np.nan])
         if n < 2:
             return mean, np.nan
+        # Summed within a checkpoint first: its forecasts are wrong together.
         residual = np.bincount(checkpoint, np.array(values) - mean)
         return mean, np.sqrt((residual**2).sum() * n / (n - 1)) / len(values)
 

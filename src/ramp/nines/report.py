@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from ramp.nines import backtest, intervals, items, record
+from ramp.nines import backtest, growth, intervals, items, record
 from ramp.nines.audit import LastCheckpoint, Level
 from ramp.nines.intervals import count_nines
 from ramp.nines.readiness import Forecast, schedule_dates
@@ -124,9 +124,10 @@ def summarize_readiness(
         date = schedule_dates(schedule, places) if schedule else None
         held = f.is_ready(r)[:, today].mean()
         levels.append(ReadyTimes(r, held, np.isinf(first).mean(), *places, date))
+    shape_weights = dict(zip(growth.SHAPES, f.stacking.weights.tolist(), strict=True))
     return ReadinessSummary(
         f.run, f.unit, f.now, 10 ** (f.grid[-1] - f.now), now, end, levels,
-        probability, f.shape_weights, f.widening, f.converged,
+        probability, shape_weights, f.stacking.widening, f.converged,
     )  # fmt: skip
 
 
@@ -142,6 +143,7 @@ def readiness_parts(s: ReadinessSummary) -> list[Part]:
             when.append(f"not by {s.times:.3g}x" if np.isinf(place) else text)
         row = [f"{level.nines:g}", f"p = {level.now:.2f}", when[0], f"{when[1]} to {when[2]}"]
         rows.append([*row, f"p = {level.never:.2f}"])
+    # One shape rarely wins outright, so its weight is told too.
     best = max(s.shape_weights, key=s.shape_weights.get)
     today = f"now {s.now[1]:.4f} [{format_interval(s.now[::2])}]"
     end = f"at {s.times:.3g}x {s.end[1]:.4f} [{format_interval(s.end[::2])}]"

@@ -13,6 +13,7 @@ from scipy.special import betaln
 from scipy.stats import linregress
 
 from ramp.errors import UserError
+from ramp.nines.intervals import Interval
 
 
 @dataclass(frozen=True)
@@ -31,19 +32,20 @@ class SPRT:
     @property
     def success_weight(self) -> float:
         """What a success adds to the log likelihood ratio of good to bad."""
-        return float(np.log(self.good / self.bad))
+        return np.log(self.good / self.bad)
 
     @property
     def failure_weight(self) -> float:
         """What a failure adds to the log likelihood ratio; negative."""
-        return float(np.log((1 - self.good) / (1 - self.bad)))
+        return np.log((1 - self.good) / (1 - self.bad))
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Log likelihood ratios at which the system is rejected and accepted."""
+        # Wald's approximation: what overshoots the bounds is ignored.
         reject = np.log(self.beta / (1 - self.alpha))
         accept = np.log((1 - self.beta) / self.alpha)
-        return float(reject), float(accept)
+        return reject, accept
 
     @property
     def clean_trials(self) -> int:
@@ -64,7 +66,7 @@ class SPRT:
         return "reject" if ratio <= low else "go on"
 
 
-def confidence_sequence(successes: int, failures: int, level: float = 0.95) -> tuple[float, float]:
+def confidence_sequence(successes: int, failures: int, level: float = 0.95) -> Interval:
     """Interval for the success rate that covers at all times at once, however often one looks.
 
     The rates whose likelihood is at least (1 - level) of a beta-binomial mixture's (Robbins 1970,
@@ -100,12 +102,13 @@ def predict_worst_rate(rates: ndarray, queries: float, top: int = 10) -> float:
     """
     worst = np.sort(np.asarray(rates, float))[::-1][:top]
     if len(np.unique(worst)) < 3 or worst[0] >= 1 or worst[-1] <= 0:
-        what = "the tail of the worst prompt needs three different failure rates"
-        raise UserError(f"{what} above 0 and below 1")
+        raise UserError(
+            "the tail of the worst prompt needs three different failure rates above 0 and below 1"
+        )
     score = -np.log(-np.log(worst))
     # Mid-rank plotting positions: the worst of n prompts stands at survival 0.5 / n.
     survival = np.log((np.arange(len(worst)) + 0.5) / len(rates))
     line = linregress(score, survival)
     # The score at which one prompt in `queries` is left.
     expected = (np.log(queries) + line.intercept) / line.slope
-    return float(np.exp(-np.exp(expected)))
+    return np.exp(-np.exp(expected))

@@ -113,13 +113,16 @@ def read(path: Path | str, where: Mapping[str, str] | None = None) -> Trials:
     """
     path = Path(path)
     if not path.is_file():
-        hint = "name a table of trials (CSV, Parquet, JSONL) or an evaluation log"
-        raise UserError(f"{path} is not a file; {hint}")
+        raise UserError(
+            f"{path} is not a file; "
+            "name a table of trials (CSV, Parquet, JSONL) or an evaluation log"
+        )
     try:
         rows = _read_rows(path)
     except BROKEN_FILE as error:
-        what = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} cannot be read as a table of trials ({what})") from None
+        raise UserError(
+            f"{path} cannot be read as a table of trials ({type(error).__name__}: {error})"
+        ) from None
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path} holds no rows of named columns")
     return from_rows(rows, str(path), where)
@@ -262,8 +265,10 @@ def _check_numbers(t: Trials, name: str) -> None:
     wrong = np.flatnonzero(~((t.success >= 0) & (t.success <= 1)))  # NaN is wrong too
     if len(wrong):
         row = wrong[0]
-        what = f"success = {t.success[row]:g} in row {row + 1}"
-        raise UserError(f"{name} has {what}; every trial needs a success between 0 and 1")
+        raise UserError(
+            f"{name} has success = {t.success[row]:g} in row {row + 1}; "
+            "every trial needs a success between 0 and 1"
+        )
     for key in ("difficulty", "chance", "step", "compute"):
         values = getattr(t, key)
         may_be_missing = np.isnan(NUMBERS[key])
@@ -280,8 +285,10 @@ def _check_distinct(t: Trials, name: str) -> None:
     row = repeats[0]
     values = {key: str(getattr(t, key)[row]) for key in KEY}
     trial = ", ".join(f"{k} {v}" for k, v in values.items() if v not in ("", "nan"))
-    what = f"the same trial twice, again in row {row + 1} ({trial})"
-    raise UserError(f"{name} has {what}; give repeats seeds of their own")
+    raise UserError(
+        f"{name} has "
+        f"the same trial twice, again in row {row + 1} ({trial}); give repeats seeds of their own"
+    )
 
 
 def group_rows(*columns: ndarray) -> tuple[ndarray, ndarray]:
@@ -324,8 +331,9 @@ def log_progress(t: Trials) -> tuple[ndarray, str]:
         if (values >= 0).all():  # False where one is NaN
             with np.errstate(divide="ignore"):
                 return np.log10(values), unit
-    what = "the trials need a compute or a step in every row"
-    raise UserError(f"{what}, or there is nothing to extrapolate over")
+    raise UserError(
+        "the trials need a compute or a step in every row, or there is nothing to extrapolate over"
+    )
 
 
 def checkpoint_progress(t: Trials) -> ndarray:
@@ -352,8 +360,10 @@ def accuracy_curves(t: Trials) -> Curves:
     value = np.bincount(group, t.success) / count
     if (t.item == "").all():
         if (count > 1).any():
-            what = "several accuracies of one run, task and checkpoint"
-            raise UserError(f"{what}; keep one kind with --where column=value")
+            raise UserError(
+                "several accuracies of one run, task and checkpoint; "
+                "keep one kind with --where column=value"
+            )
         stderr = t.stderr[first]
         items = np.full(len(first), np.nan)
         most = np.inf
