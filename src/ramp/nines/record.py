@@ -143,8 +143,8 @@ def score(path: Path, c: Curves) -> tuple[list[ScoredLine], int]:
         curve = c[(c.run == r.run) & (c.task == r.task)]
         curve = curve[np.argsort(curve.x)]
         is_before = curve.x <= r.issued + 1e-6
+        # A checkpoint one percent beyond the last target still scores it.
         later = curve[~is_before & (curve.x <= r.targets[-1] + 0.005)]
-        # Half a percent beyond the last target still counts as reaching it.
         still_open += not len(later)
         for x, actual in zip(later.x.tolist(), later.value.tolist(), strict=True):
             scored.append(_score_line(r, curve[is_before], x, actual))

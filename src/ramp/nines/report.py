@@ -143,7 +143,7 @@ def readiness_parts(s: ReadinessSummary) -> list[Part]:
             when.append(f"not by {s.times:.3g}x" if np.isinf(place) else text)
         row = [f"{level.nines:g}", f"p = {level.now:.2f}", when[0], f"{when[1]} to {when[2]}"]
         rows.append([*row, f"p = {level.never:.2f}"])
-    # One shape rarely wins outright, so its weight is told too.
+    # One shape rarely wins outright, so its weight is shown too.
     best = max(s.shape_weights, key=s.shape_weights.get)
     today = f"now {s.now[1]:.4f} [{format_interval(s.now[::2])}]"
     end = f"at {s.times:.3g}x {s.end[1]:.4f} [{format_interval(s.end[::2])}]"
