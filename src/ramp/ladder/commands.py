@@ -9,6 +9,7 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.ladder.rungs import RUNGS, Rung, select_rung
 
+# Of --scale. Larger probes would not fit the context of their model.
 SCALES = (0.5, 4)
 
 
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace, c: Config, directory: Path) -> int:
     if not low <= args.scale <= high:
         raise UserError(f"--scale {args.scale:g} must be at least {low} and at most {high}")
     rungs = choose_rungs(args)
+    # A seed out of range is refused like any other wrong key.
     if args.seed is not None:
         c = config.check_config(replace(c, seed=args.seed))
     from ramp.host import keep_memory
@@ -50,4 +52,5 @@ def choose_rungs(args: argparse.Namespace) -> list[Rung]:
     else:
         last = RUNGS[-1] if args.to is None else select_rung(args.to)
         rungs = [rung for rung in RUNGS if rung.number <= last.number]
+    # Rungs without a probe are judged by the corpus alone.
     return [rung for rung in rungs if rung.probe] if args.probes else rungs

@@ -47,46 +47,47 @@ class Row:
     result: RungResult
     verdict: Verdict
 
-    def cells(self) -> dict[str, str]:
-        """A line of the table, by column."""
+    def cells(self) -> list[tuple[str, str]]:
+        """A line of the table: columns and texts."""
         rung = self.rung
         branch = "" if rung.main else " (branch)"
-        cells = {
-            "rung": f"{rung.number} {rung.name}{branch}",
-            "below": format_figures(self.verdict.below),
-            "this": format_figures(self.verdict.this),
-            "verdict": VERDICTS[self.verdict.earned],
-        }
+        cells = [
+            ("rung", f"{rung.number} {rung.name}{branch}"),
+            ("below", format_figures(self.verdict.below)),
+            ("this", format_figures(self.verdict.this)),
+            ("verdict", VERDICTS[self.verdict.earned]),
+        ]
         corpus = self.result.corpus
-        if corpus:
+        if corpus:  # None when only the probes were asked for
             worse = ""
             if rung.main and self.below and corpus.bpb_equal > self.below.corpus.bpb_equal:
                 worse = " ↑"
-            cells["bits/byte, equal tokens"] = f"{corpus.bpb:.3f}"
-            cells["equal FLOPs"] = f"{corpus.bpb_equal:.3f}{worse}"
-            cells |= {title: short(getattr(corpus, name)) for name, title in COSTS.items()}
-        cells["judged by"] = rung.measure or (f"probe: {rung.probe}" if rung.probe else "")
-        return cells
+            cells.append(("bits/byte, equal tokens", f"{corpus.bpb:.3f}"))
+            cells.append(("equal FLOPs", f"{corpus.bpb_equal:.3f}{worse}"))
+            cells += [(title, short(getattr(corpus, name))) for name, title in COSTS.items()]
+        judge = rung.measure or (f"probe: {rung.probe}" if rung.probe else "")
+        return [*cells, ("judged by", judge)]
 
     def summarize(self) -> str:
         """The first columns of the line, for a terminal."""
-        return "  ".join(cell for cell in list(self.cells().values())[:6] if cell)
+        # The costs do not fit next to them; the page has them.
+        return "  ".join(text for _, text in self.cells()[:6] if text)
 
-    def draw_figures(self) -> dict[str, Figure]:
-        """The pictures of a rung, by caption: for the page and for TensorBoard."""
+    def draw_figures(self) -> list[tuple[str, Figure]]:
+        """The pictures of a rung, each with its caption: for the page and for TensorBoard."""
         sides = [(f"rung {self.rung.number}", self.result, "main")]
         if self.below:
             sides.insert(0, (f"rung {rung_below(self.rung).number}", self.below, "warm"))
-        figures = draw_probe(self.rung, sides) if self.result.probe else {}
+        figures = draw_probe(self.rung, sides) if self.result.probe else []
         corpus = self.result.corpus
         if corpus and corpus.table:
             names = [name_byte(byte) for byte in corpus.bytes]
             counts = np.array(corpus.table, float)
             fractions = counts / counts.sum(axis=1, keepdims=True).clip(1)
             # The square root keeps rare pairs visible.
-            figures["How often the next byte follows the last"] = plot_heatmap(
-                np.sqrt(fractions), names, names, ("the next byte", "the last byte")
-            )
+            labels = ("the next byte", "the last byte")
+            figure = plot_heatmap(np.sqrt(fractions), names, names, labels)
+            figures.append(("How often the next byte follows the last", figure))
         curves = [
             make_curve(name, result.corpus, color)
             for name, result, color in sides
@@ -94,12 +95,12 @@ class Row:
         ]
         if curves:
             labels = ("tokens", "training loss, bits per byte")
-            figures["On the text"] = plot_curves(curves, {}, labels, log=True, size=WIDE)
+            figure = plot_curves(curves, {}, labels, log=True, size=WIDE)
+            figures.append(("On the text", figure))
         return figures
 
     def render(self) -> html.Html:
         """The section: why, what failed and what passed, the code, a sample, the line."""
-        cells = self.cells()
         probe = PROBES.get(self.rung.probe)
         note = ""
         if probe:
@@ -109,8 +110,9 @@ class Row:
                 f"{here:.0%} of runs diverged here."
             )
         parts = [html.paragraph(self.rung.motive)]
-        for caption, figure in self.draw_figures().items():
+        for caption, figure in self.draw_figures():
             parts += [html.heading(caption), svg(figure)]
+        # A setting that switches something off names no line of its own.
         excerpts = [
             f"{setting} = {value!r}\n{source}"
             for setting, value in self.rung.settings.items()
@@ -120,26 +122,33 @@ class Row:
             code = html.preformatted("\n".join(excerpts), limit=20_000)
             parts += [html.heading("What it switches on"), code]
         sample = html.preformatted(self.result.corpus.sample)
-        line = html.table(list(cells), [list(cells.values())])
+        line = make_table([self])
         parts += [html.heading("It writes"), sample, line]
         title = f"{self.rung.number} · {self.rung.name}"
-        verdict = cells["verdict"]
+        verdict = VERDICTS[self.verdict.earned]
         return html.section(f"{title}: {verdict}" if verdict else title, *parts, note=note)
 
 
 def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> None:
     """Write the page; `baselines`: bits per byte of the same held-out text."""
-    lines = [row.cells() for row in rows]
     bits = "  ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     note = (
         "Each part is added where the model without it fails. Figures of a probe are fractions of "
         "the way from chance to all right, seed by seed. ↑: more bits at equal FLOPs than the rung "
         f"below. The same held-out text, bits per byte: {bits}."
     )
-    table = html.table(list(lines[0]), [list(line.values()) for line in lines])
-    parts = [html.section("All rungs", table, note=note), *(row.render() for row in rows)]
+    parts = [
+        html.section("All rungs", make_table(rows), note=note),
+        *(row.render() for row in rows),
+    ]
     html.write_page(path, "The ladder", parts)
     print(f"page: {path}")
+
+
+def make_table(rows: Sequence[Row]) -> html.Html:
+    """The lines of some rungs; every row has the same columns."""
+    columns = [column for column, _ in rows[0].cells()]
+    return html.table(columns, [[text for _, text in row.cells()] for row in rows])
 
 
 def format_figures(figures: list[float]) -> str:
@@ -149,7 +158,7 @@ def format_figures(figures: list[float]) -> str:
 
 def name_byte(byte: int) -> str:
     """How a byte is shown."""
-    shown = {32: "␣", 10: "↵"}
+    shown = {32: "␣", 10: "↵"}  # space and line feed
     if byte in shown:
         return shown[byte]
     return chr(byte) if 32 < byte < 127 else f"{byte:02x}"
@@ -157,14 +166,16 @@ def name_byte(byte: int) -> str:
 
 def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
     """The training loss on the corpus, over tokens."""
+    # Point i is after step i + 1.
     tokens = corpus.batch * (1 + np.arange(len(corpus.curve)))
     return Curve(name, tokens, corpus.curve, color, half_life=10)
 
 
-def draw_probe(rung: Rung, sides: list[tuple[str, RungResult, str]]) -> dict[str, Figure]:
+def draw_probe(rung: Rung, sides: list[tuple[str, RungResult, str]]) -> list[tuple[str, Figure]]:
     """Accuracy over training, a curve for each seed, and where this rung's last question looks."""
     probe = PROBES[rung.probe]
     result = sides[-1][1].probe
+    # One curve a seed, in the color of its rung.
     curves = []
     for name, side, color in sides:
         for seed, accuracy in enumerate(zip(*side.probe.accuracy, strict=True)):
@@ -175,16 +186,17 @@ def draw_probe(rung: Rung, sides: list[tuple[str, RungResult, str]]) -> dict[str
         "fails": (chance + FAIL * (1 - chance), "grey"),
         "passes": (chance + PASS * (1 - chance), "grey"),
     }
-    figures = {"On the probe": plot_curves(curves, levels, ("step", "accuracy"), size=WIDE)}
+    figure = plot_curves(curves, levels, ("step", "accuracy"), size=WIDE)
+    figures = [("On the probe", figure)]
     if result.attention:
         names = probe.names(result.n)
+        # Ids without a name are the questions.
         row = [names[i] if i < len(names) else "?" for i in result.row]
         weights_lht = np.array(result.attention)
         layers, heads, length = weights_lht.shape
         labels = [f"block {i + 1}, head {j + 1}" for i, j in np.ndindex(layers, heads)]
-        figures["Where the last question looks"] = plot_heatmap(
-            weights_lht.reshape(-1, length), row, labels, ("the row", "")
-        )
+        figure = plot_heatmap(weights_lht.reshape(-1, length), row, labels, ("the row", ""))
+        figures.append(("Where the last question looks", figure))
     return figures
 
 
@@ -197,11 +209,13 @@ def extract_source(setting: str, value: Any) -> str:
     text = inspect.getsource(optim if setting == "optimizer" else transformer)
     names_it = re.compile(rf"\b[ct]\.{setting}\b|by_{value}\(")
     lines = text.splitlines()
+    # Lines are counted from 1, as editors count them.
     shown = {i for i, line in enumerate(lines, 1) if names_it.search(line)}
     hidden = set()
     for node in ast.walk(ast.parse(text)):
         if not isinstance(node, ast.If) or not names_it.search(ast.unparse(node.test)):
             continue
+        # `c.mlp == "swiglu"` compares with a constant, `c.rope` is true or not.
         constants = [n.value for n in ast.walk(node.test) if isinstance(n, ast.Constant)]
         is_negated = "!=" in ast.unparse(node.test)
         holds = (value in constants) != is_negated if constants else bool(value)

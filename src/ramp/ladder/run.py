@@ -65,6 +65,7 @@ def judge(rung: Rung, below: RungResult | None, result: RungResult) -> page.Verd
         return page.Verdict()
     if rung.measure:
         before, after = (MEASURES[rung.measure](below, x) for x in (below, result))
+        # A rung that gets nowhere has not earned its place, even if the one below got nowhere too.
         earned = after <= (1 - rung.margin) * before and after < np.inf
         if rung.measure in COSTS:
             earned &= result.corpus.bpb <= below.corpus.bpb + SAME_BITS
@@ -99,6 +100,7 @@ class Climb:
                 return asdict(learn.measure_corpus(rung, self.c, self.rundir))
             return asdict(learn.count_corpus(rung, self.c, self.rundir, self.baselines))
 
+        # Whatever the result depends on is part of the key: a change of it is another file.
         key = self.c, collect_settings(rung), rung.train, self.baselines
         name = f"{rung.number:02}-corpus"
         return CorpusResult(**load_or_compute(self.rundir.path, name, key, work))
@@ -130,6 +132,7 @@ def load_or_compute(
 def climb(c: Config, directory: Path, rungs: list[Rung], scale: float, text: bool) -> int:
     """Climb these rungs on their probes and (`text`) on the corpus; print and draw the results."""
     began = time.perf_counter()
+    # Bytes, so that every rung has the same vocabulary as the table of counts.
     c = replace(c, stages=("prepare",), text=replace(c.text, tokenizer="bytes"))
     # A setting that cannot be is refused before anything is trained.
     for rung in rungs:
@@ -150,12 +153,14 @@ def climb(c: Config, directory: Path, rungs: list[Rung], scale: float, text: boo
             lower = rung_below(rung)
             below = shared.measure(lower, rung.probe) if lower else None
             result = shared.measure(rung, rung.probe)
+            # The rung below may have been trained on another probe for its own verdict.
             row = page.Row(rung, below, result, judge(rung, below, result))
             rows.append(row)
             print(row.summarize(), flush=True)
         if baselines:
             page.write(directory / "ladder.html", rows, baselines)
             log_rows(directory, rows)
+    # Rung 0 stands on nothing and is not judged.
     judged = [row.verdict.earned for row in rows if row.verdict.earned is not None]
     seconds = time.perf_counter() - began
     print(f"{sum(judged)} of {len(judged)} earned their place; {seconds:.0f} s")
@@ -171,6 +176,7 @@ def prepare_corpus(c: Config, rundir: RunDir) -> dict[str, float]:
         report.update_report(rundir.path, "prepare", {**figures, "done": True})
 
     def work() -> dict[str, float]:
+        # Order 0: without Kneser-Ney.
         return bpb.fit_baselines(rundir, Tokenizer.load(rundir.tokenizer), order=0)
 
     return load_or_compute(rundir.path, "baselines", (c,), work)
@@ -187,6 +193,6 @@ def log_rows(directory: Path, rows: list[page.Row]) -> None:
                 if value is not None and value != []:
                     scalars[name] = np.mean(value)
             writer.scalars(step, {f"ladder/{name}": x for name, x in scalars.items()})
-            for name, figure in row.draw_figures().items():
+            for name, figure in row.draw_figures():
                 writer.figure(step, f"ladder/{name}", figure)
             writer.text(step, "ladder/sample", row.result.corpus.sample)

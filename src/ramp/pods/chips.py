@@ -111,6 +111,7 @@ class Topology:
 
         options: dict[str, Any] = {"platform": "tpu", "topology_name": self.name}
         options |= {"num_slices": self.slices, **self.chip.options}
+        # libtpu plans for whole hosts of several chips unless it is told.
         if math.prod(self.dims) == 1:
             options["chips_per_host_bounds"] = (1, 1, 1)
         if self.chip.kind == "gpu":
@@ -154,6 +155,7 @@ def set_environment() -> None:
         "TPU_WORKER_ID": "0",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+    # What the user has set stays.
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 
@@ -178,6 +180,7 @@ def parse(name: str, slices: int = 1) -> Topology:
 
     Raises `UserError` with what would be right.
     """
+    # A near miss is named in the error.
     known = read_chips()
     chip, _, size = name.partition(":")
     if chip not in known:

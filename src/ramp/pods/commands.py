@@ -8,6 +8,7 @@ from ramp.errors import UserError
 from ramp.pods import chips
 
 PROGRAMS = ("train", "reinforce", "prefill", "decode")
+# Process-reward RL is planned only when asked for: few configurations have it.
 DEFAULT = "train,prefill,decode"
 
 
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
     if args.config is None or args.topology is None:
         example = "`ramp plan cpu --topology v6e:2x4`"
         raise UserError(f"a plan needs a configuration and --topology, such as {example}")
+    # Names are checked before jax is imported and anything is compiled.
     topology = chips.parse(args.topology, args.slices)
     programs = [name for name in args.only.split(",") if name]
     for name in programs:
@@ -50,8 +52,10 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
     c = config.load(args.config, flags)
     from ramp.pods import plan, search
 
+    # The best choice is then planned like any other configuration.
     if args.search:
         c = search.find_best(c, topology)
+    # For the text only: `make_plan` resolves it again.
     c, _ = plan.resolve(c, topology)
     report = plan.make_plan(c, topology, programs, args.save)
     print(plan.describe(report, c, topology, args.price))

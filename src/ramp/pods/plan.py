@@ -95,6 +95,7 @@ def make_plan(
         for name, program in compiled.items():
             if program.hlo:
                 write_atomic(save / f"{name}.hlo.txt", program.hlo)
+    # Megabytes of text have no place in the JSON.
     compiled = {name: replace(program, hlo="") for name, program in compiled.items()}
     plan = Plan(str(topology), dict(mesh.shape), config.to_toml(c), compiled)
     if save:
@@ -125,6 +126,7 @@ def resolve(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
     if topology.chip.kind == "gpu" and m.attention == "auto" and not installed("nvidia-cudnn-cu12"):
         m = replace(m, attention="xla")
     c = config.resolve(replace(c, model=m))
+    # Slices are data-parallel unless the configuration says otherwise.
     if topology.slices > 1 and c.mesh.replica == 1:
         c = replace(c, mesh=replace(c.mesh, replica=topology.slices))
     replica, data, model = meshes.resolve_mesh_shape(c.mesh, topology.device_count)
@@ -161,6 +163,7 @@ def abstract_params(c: Config, mesh: jax.sharding.Mesh) -> Any:
 def abstract_prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
     """Tokens, lengths and seeds as shapes; half the context is the prompt."""
     rows = roofline.decode_rows(c)
+    # Rows are split like the rows of a training batch.
     make = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P(ROWS)))
     tokens = make((rows, c.model.context_len // 2), jnp.int32)
     return tokens, make((rows,), jnp.int32), make((rows,), jnp.uint32)
@@ -206,6 +209,7 @@ TOKENS = {"decode": sample.TAIL}
 def compile_program(name: str, lowered: Any, c: Config, topology: Topology) -> ProgramPlan:
     """What the compiler tells of one program; from the cache where it was asked before."""
     options = meshes.compiler_options(c.mesh)
+    # A new compiler may plan differently, so versions are part of the key.
     packages = [p for p in ("jax", "libtpu", "jax-cuda12-pjrt") if installed(p)]
     versions = [(package, version(package)) for package in packages]
     key = [lowered.as_text(), str(topology), sorted(options.items()), versions]
@@ -214,6 +218,7 @@ def compile_program(name: str, lowered: Any, c: Config, topology: Topology) -> P
     if path.exists():
         return ProgramPlan.from_json(json.loads(gzip.decompress(path.read_bytes())))
     program = compile_lowered(lowered, options, topology, TOKENS.get(name, 1))
+    # A compiler that ran out of memory gives no figures worth keeping.
     if program.peak:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, gzip.compress(json.dumps(asdict(program)).encode()))
@@ -233,6 +238,7 @@ def compile_lowered(lowered: Any, options: dict, topology: Topology, tokens: int
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        # Only the message tells by how much.
         needs = re.search(r"\(([\d.]+)([GMT])\) exceeds", str(error))
         return ProgramPlan(False, needs=float(needs[1]) * UNITS[needs[2]] if needs else None)
     seconds = time.perf_counter() - began
@@ -315,6 +321,7 @@ def advise(c: Config) -> str:
     """What to change first when memory is short, the cheapest first."""
     m, t = c.model, c.pretrain
     ways = []
+    # Pieces of the loss cost nothing, remat costs FLOPs, microbatches cost gathers.
     if not m.loss_chunk:
         ways.append(f"--model.loss_chunk {max(t.seq_len // 8, 1)} (logits in pieces)")
     if m.remat != "full":
@@ -327,6 +334,7 @@ def advise(c: Config) -> str:
 def compare(a: Plan, b: Plan) -> str:
     """What changed between two saved plans, program by program."""
     lines = [f"{a.topology} {a.mesh}  ->  {b.topology} {b.mesh}"]
+    # A program that only one of them has cannot be compared.
     for name in a.programs.keys() & b.programs.keys():
         before, after = a.programs[name], b.programs[name]
         for figure in ("argument", "temporary", "peak", "cycles"):

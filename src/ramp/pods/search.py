@@ -56,6 +56,7 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
     c = config.resolve(replace(c, model=m))
     # A loss in pieces costs little and saves the logits, which are large.
     chunk = c.model.loss_chunk or max(c.pretrain.seq_len // 4, 1)
+    # Slices are joined by data parallelism alone: the network between them is slow.
     replica = max(c.mesh.replica, topology.slices)
     inside = topology.device_count // replica
     choices = []
@@ -69,6 +70,7 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
             model=replace(c.model, remat=remat, loss_chunk=chunk),
             pretrain=replace(c.pretrain, grad_accum_steps=accum),
         )
+        # A mesh that does not divide the model is no choice.
         try:
             meshes.check_divisible(tried, (replica, data, model))
         except UserError:
@@ -82,6 +84,7 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
 def estimate_times(c: Config, topology: Topology) -> roofline.Times:
     """The roofline with the collectives of the design instead of those of a compiled program."""
     moved = roofline.predict_received(c)
+    # All of it overlaps with work, at best.
     inside = moved.gathered + moved.scattered + moved.exchanged + moved.reduced
     totals = [
         CollectiveTotal("inside", True, False, 1, 1, inside),

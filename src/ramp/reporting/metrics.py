@@ -116,6 +116,7 @@ class MetricWriter:
         plain = {}  # the protos take these four types only
         for name, value in hparams.items():
             plain[name] = value if isinstance(value, bool | int | float | str) else str(value)
+        # The columns of the tab; the row itself follows.
         config = summary_v2.hparams_config_pb(
             [summary_v2.HParam(name) for name in plain],
             [summary_v2.Metric(tag) for tag in metrics],

@@ -109,7 +109,7 @@ def update_report(run_dir: Path, stage: str, values: Mapping[str, Any]) -> None:
 
     A number that is not finite becomes null.
     """
-    report = read_report(run_dir)
+    report = read_report(run_dir)  # stages of other starts stay
     # Through JSON, so that numpy's scalars become Python's. Anything else is a TypeError.
     plain = json.loads(json.dumps(dict(values), default=np.generic.item))
     report[stage] = _dict(report.get(stage)) | plain
@@ -392,6 +392,7 @@ def _cost_section(run: RunFiles) -> Html:
             spent[kind] = _number(reported.get(kind)) or last.get(f"time/{kind}", 0.0)
         seconds = _number(figures.get("seconds"))
         total += seconds or 0
+        # A stage that prepares text has tokens and no training metrics.
         tokens = _number(figures.get("tokens")) or last.get("train/tokens")
         counts = [
             last.get("step"),
