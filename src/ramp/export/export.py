@@ -57,12 +57,12 @@ def name_weights(m: Model, lm: dict, num_tokens: int) -> dict[str, np.ndarray]:
     return {f"{name}.weight": np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
 
 
-def make_model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
+def make_model_config(m: Model, t: Tokenizer) -> str:
     """config.json"""
     kind = "Qwen3" if m.qk_norm else "Llama"
     config = {names[0]: getattr(m, ours) for ours, names in load.SHAPE.items()}
     config |= {"use_sliding_window": False} if m.qk_norm else {"mlp_bias": False}
-    return config | {
+    config |= {
         "architectures": [f"{kind}ForCausalLM"],
         "model_type": kind.lower(),
         "vocab_size": t.vocab_size,
@@ -79,12 +79,13 @@ def make_model_config(m: Model, t: Tokenizer) -> dict[str, Any]:
         "dtype": "float32",
         "torch_dtype": "float32",
     }
+    return _to_json(config)
 
 
-def make_generation_config(c: Config, t: Tokenizer) -> dict[str, Any]:
+def make_generation_config(c: Config, t: Tokenizer) -> str:
     """generation_config.json: the run's own settings of sampling."""
     s = c.sample
-    return {
+    config = {
         "do_sample": s.temperature > 0,
         "temperature": s.temperature or 1.0,
         "top_k": s.top_k,
@@ -93,6 +94,7 @@ def make_generation_config(c: Config, t: Tokenizer) -> dict[str, Any]:
         "eos_token_id": [t.end, t.bos],
         "pad_token_id": t.pad,
     }
+    return _to_json(config)
 
 
 def chat_template(t: Tokenizer) -> str:
@@ -114,8 +116,8 @@ def chat_template(t: Tokenizer) -> str:
     return f"{start}{turns}{{% if add_generation_prompt %}}{{{{ {opening} }}}}{{% endif %}}"
 
 
-def make_tokenizer_files(t: Tokenizer) -> dict[str, str]:
-    """tokenizer.json and tokenizer_config.json, as texts."""
+def make_tokenizer(t: Tokenizer) -> str:
+    """tokenizer.json"""
     from tokenizers import AddedToken, decoders, processors
 
     tokenizer = t.to_library()
@@ -126,6 +128,11 @@ def make_tokenizer_files(t: Tokenizer) -> dict[str, str]:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<|bos|> $A", special_tokens=[("<|bos|>", t.bos)]
         )
+    return tokenizer.to_str(pretty=False)
+
+
+def make_tokenizer_config(t: Tokenizer) -> str:
+    """tokenizer_config.json"""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|bos|>",
@@ -136,10 +143,7 @@ def make_tokenizer_files(t: Tokenizer) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template(t),
     }
-    return {
-        "tokenizer.json": tokenizer.to_str(pretty=False),
-        "tokenizer_config.json": _to_json(config),
-    }
+    return _to_json(config)
 
 
 def make_model_card(c: Config, report: dict[str, Any], stage: str) -> str:
@@ -183,9 +187,11 @@ def export(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty directory; name another with --out")
-    texts = make_tokenizer_files(t) | {
-        "config.json": _to_json(make_model_config(c.model, t)),
-        "generation_config.json": _to_json(make_generation_config(c, t)),
+    texts = {
+        "config.json": make_model_config(c.model, t),
+        "generation_config.json": make_generation_config(c, t),
+        "tokenizer.json": make_tokenizer(t),
+        "tokenizer_config.json": make_tokenizer_config(t),
         "README.md": make_model_card(c, report, stage),
     }
     weights = name_weights(c.model, lm, t.vocab_size)

@@ -12,7 +12,7 @@ What neither shape has (biases, scaled RoPE, experts, ...) is refused by name.
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,28 @@ STAND_INS = {
 
 
 @dataclass(frozen=True)
+class Shape:
+    """The shape of a model, under the keys of `config.Model`."""
+
+    depth: int
+    width: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_dim: int
+    context_len: int
+    rope_theta: float
+    norm_eps: float
+    qk_norm: bool
+    tie_embeddings: bool
+
+
+@dataclass(frozen=True)
 class ForeignModel:
     """A model that was opened. Weights are read when they are asked for, as float32."""
 
     path: Path
-    shape: dict[str, Any]  # keys of config.Model
+    shape: Shape
     ids: dict[str, int]  # token, in GPT-2's letters: its row
     merges: list[tuple[str, str]]
     pattern: str
@@ -134,11 +151,12 @@ def open_gguf(path: Path) -> ForeignModel:
     if pattern not in PATTERNS:
         known = ", ".join(PATTERNS)
         raise UserError(f"{path} splits its text by the pattern {pattern!r}; ramp knows {known}")
-    shape = _read_shape(path, 1, fields)
-    shape["qk_norm"] = "blk.0.attn_q_norm.weight" in file.places
-    shape["tie_embeddings"] = "output.weight" not in file.places
-    shape["norm_eps"] = float(f"{shape['norm_eps']:.6g}")  # stored in 32 bits
-    if fields.get("rope.dimension_count", shape["head_dim"]) != shape["head_dim"]:
+    has_qk_norm = "blk.0.attn_q_norm.weight" in file.places
+    is_tied = "output.weight" not in file.places
+    shape = _read_shape(path, 1, fields, has_qk_norm, is_tied)
+    # Stored in 32 bits: 9.99999997e-06 for 1e-05.
+    shape = replace(shape, norm_eps=float(f"{shape.norm_eps:.6g}"))
+    if fields.get("rope.dimension_count", shape.head_dim) != shape.head_dim:
         raise UserError(
             f"{path} turns only a part of each head by RoPE, which ramp's model does not"
         )
@@ -147,14 +165,14 @@ def open_gguf(path: Path) -> ForeignModel:
     # RoPE turns pairs of numbers: neighbours in llama.cpp's llama, the two halves of a head here.
     paired = {}
     if arch == "llama":
-        paired = {"attn_q": shape["num_heads"], "attn_k": shape["num_kv_heads"]}
+        paired = {"attn_q": shape.num_heads, "attn_k": shape.num_kv_heads}
 
     def weight(name: str) -> np.ndarray:
         w = file.read_tensor(names[name])
         num_heads = paired.get(names[name].split(".")[-2])
-        if num_heads and w.shape == (num_heads * shape["head_dim"], shape["width"]):
+        if num_heads and w.shape == (num_heads * shape.head_dim, shape.width):
             # [heads, pairs, 2, width]: swapping makes pairs into halves.
-            w_hp2d = w.reshape(num_heads, -1, 2, shape["width"])
+            w_hp2d = w.reshape(num_heads, -1, 2, shape.width)
             w = w_hp2d.swapaxes(1, 2).reshape(w.shape)
         return w
 
@@ -188,7 +206,8 @@ def open_folder(path: Path) -> ForeignModel:
         raise UserError(f"{file} cannot be read as safetensors: {error}") from None
     if not files:
         raise UserError(f"{path} holds no *.safetensors; ramp reads no other kind of weights")
-    shape["tie_embeddings"] = shape["tie_embeddings"] or "lm_head.weight" not in files
+    if "lm_head.weight" not in files:
+        shape = replace(shape, tie_embeddings=True)
     # Some files hold a tied head once more, or RoPE's frequencies.
     ignored = {"lm_head.weight"} | {n for n in files if n.endswith("rotary_emb.inv_freq")}
     _require_weights(path, set(files) - ignored, set(list_weights(shape)) - ignored)
@@ -204,7 +223,7 @@ def open_folder(path: Path) -> ForeignModel:
     return ForeignModel(path, shape, ids, merges, pattern, template, weight, card)
 
 
-def _parse_config(path: Path, config: dict) -> dict[str, Any]:
+def _parse_config(path: Path, config: dict) -> Shape:
     """The shape in config.json; UserError for what ramp's model cannot compute."""
     kind = config.get("model_type")
     if kind not in ("llama", "qwen3"):
@@ -224,14 +243,14 @@ def _parse_config(path: Path, config: dict) -> dict[str, Any]:
         raise UserError(f"{path}/config.json uses {refused}, which ramp's model does not have")
     fields = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6} | config
     fields["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta")
-    shape = _read_shape(path / "config.json", 0, fields)
-    shape["qk_norm"] = kind == "qwen3"
-    shape["tie_embeddings"] = bool(config.get("tie_word_embeddings", False))
-    return shape
+    is_tied = bool(config.get("tie_word_embeddings", False))
+    return _read_shape(path / "config.json", 0, fields, kind == "qwen3", is_tied)
 
 
-def _read_shape(where: Path, column: int, fields: dict[str, Any]) -> dict[str, Any]:
-    """Fields under the names in that column of SHAPE, under ours."""
+def _read_shape(
+    where: Path, column: int, fields: dict[str, Any], qk_norm: bool, tie_embeddings: bool
+) -> Shape:
+    """The shape, from fields that have the names in that column of SHAPE."""
     shape = {ours: fields.get(names[column]) for ours, names in SHAPE.items()}
     for name in REQUIRED:
         if shape[name] is None:
@@ -243,7 +262,7 @@ def _read_shape(where: Path, column: int, fields: dict[str, Any]) -> dict[str, A
     shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["num_heads"]
     shape["rope_theta"] = float(shape["rope_theta"] or 10_000.0)
     shape["norm_eps"] = float(shape["norm_eps"])
-    return shape
+    return Shape(**shape, qk_norm=qk_norm, tie_embeddings=tie_embeddings)
 
 
 def _read_bpe(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
@@ -324,14 +343,14 @@ def _read_json(path: Path) -> dict:
 # Into ramp's layout
 
 
-def list_weights(shape: dict) -> dict[str, str]:
+def list_weights(shape: Shape) -> dict[str, str]:
     """Every weight of a model of this shape: Hugging Face's name to GGUF's."""
-    if not 1 <= shape["depth"] <= MAX_LAYERS:
-        raise UserError(f"a model of {shape['depth']} layers cannot be imported")
-    pairs = [TABLE, NORM] if shape["tie_embeddings"] else [TABLE, NORM, HEAD]
-    for layer in range(shape["depth"]):
+    if not 1 <= shape.depth <= MAX_LAYERS:
+        raise UserError(f"a model of {shape.depth} layers cannot be imported")
+    pairs = [TABLE, NORM] if shape.tie_embeddings else [TABLE, NORM, HEAD]
+    for layer in range(shape.depth):
         for ours, (name, gguf_name) in BLOCK.items():
-            if shape["qk_norm"] or ours not in ("q_norm", "k_norm"):
+            if shape.qk_norm or ours not in ("q_norm", "k_norm"):
                 pairs.append((f"model.layers.{layer}.{name}", f"blk.{layer}.{gguf_name}"))
     return {f"{name}.weight": f"{gguf_name}.weight" for name, gguf_name in pairs}
 
@@ -421,8 +440,9 @@ def make_config(foreign: ForeignModel, tokenizer: Tokenizer, context_len: int) -
     name = str(foreign.path)
     text = Text(sources=(f"file:{foreign.path.name}",), vocab_size=tokenizer.vocab_size)
     try:
-        shape = foreign.shape | {"context_len": min(context_len, foreign.shape["context_len"])}
-        c = Config(stages=("finetune", "sample"), text=text, model=Model(**shape))
+        context_len = min(context_len, foreign.shape.context_len)
+        model = Model(**vars(replace(foreign.shape, context_len=context_len)))
+        c = Config(stages=("finetune", "sample"), text=text, model=model)
         return resolve(check_config(c, name), name)
     except TypeError as error:
         raise UserError(f"{name} gives its shape in the wrong types: {error}") from None

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from ramp.errors import UserError
 from ramp.serve import protocol
 from ramp.serve.engine import Engine, Job, QueueFull, Token
 from ramp.serve.protocol import ApiError, CompletionRequest, ServedModel
-from ramp.serve.text_stream import TextStream, chat_logprob, completion_logprobs
+from ramp.serve.text_stream import TextStream, make_chat_logprob, make_completion_logprobs
 from ramp.tasks import TASKS, Problem, tool
 
 BODY_TIMEOUT = 15.0  # seconds for a body to arrive
@@ -44,9 +45,38 @@ MAX_LEVEL = 12  # hardest problem of a task that is made on request
 MAX_JUDGED = 1 << 14  # characters of an answer to judge
 
 
-def to_response(data: Any, status: int = 200, headers: dict | None = None) -> Response:
-    """JSON without NaN, which is no JSON."""
-    return Response(json.dumps(data, allow_nan=False), status, headers, "application/json")
+def to_json(data: Any) -> str:
+    """JSON without NaN, which is no JSON; dataclasses as objects."""
+    return json.dumps(data, allow_nan=False, default=vars)
+
+
+def to_response(data: Any) -> Response:
+    """The answer to a request that was understood."""
+    return Response(to_json(data), media_type="application/json")
+
+
+def to_error_response(error: ApiError, headers: dict | None = None) -> Response:
+    """The answer to a request that was not."""
+    return Response(error.to_json(), error.status, headers, "application/json")
+
+
+@dataclass(frozen=True)
+class ModelObject:
+    """OpenAI's description of a model."""
+
+    id: str
+    created: int
+    object: str = "model"
+    owned_by: str = "ramp"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request, as OpenAI counts them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
 
 
 # Answers
@@ -114,14 +144,10 @@ class Answers:
                 unfinished.discard(choice)
             yield choice, text, sent, reason or None
 
-    def usage(self) -> dict[str, int]:
-        """Tokens, as OpenAI counts them."""
+    def usage(self) -> Usage:
+        """Tokens so far."""
         num_prompt = len(self.request.prompt)
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": self.num_generated,
-            "total_tokens": num_prompt + self.num_generated,
-        }
+        return Usage(num_prompt, self.num_generated, num_prompt + self.num_generated)
 
     def close(self) -> None:
         """Give the slots back, however the request ended."""
@@ -148,7 +174,7 @@ class Api:
 
     def __init__(self, engine: Engine, model: ServedModel, key: str = "", local: bool = True):
         self.engine, self.model, self.key, self.local = engine, model, key, local
-        self.created = int(time.time())
+        self.model_object = ModelObject(model.name, int(time.time()))
         self.page = Path(__file__).with_name("page.html").read_bytes()
         self.headers = [  # of every response: they keep a browser from doing more than it should
             # The page may run its own script and nothing that a model wrote.
@@ -183,7 +209,7 @@ class Api:
             await send(message)
 
         error = self.check_access(scope)
-        app = to_response(error.body(), error.status) if error else self.routes
+        app = to_error_response(error) if error else self.routes
         await app(scope, receive, send_with_headers)
 
     def check_access(self, scope: dict) -> ApiError | None:
@@ -219,28 +245,19 @@ class Api:
         # OpenAI's client waits for that many seconds and tries again.
         if error.status == 429:
             headers["Retry-After"] = "1"
-        return to_response(error.body(), error.status, headers)
+        return to_error_response(error, headers)
 
     # For programs
 
     async def list_models(self, request: Request) -> Response:
         """GET /v1/models"""
-        return to_response({"object": "list", "data": [self.describe_model()]})
+        return to_response({"object": "list", "data": [self.model_object]})
 
     async def retrieve_model(self, request: Request) -> Response:
         """GET /v1/models/NAME"""
         if request.path_params["name"] != self.model.name:
             raise ApiError(404, "this model does not exist", "model", "model_not_found")
-        return to_response(self.describe_model())
-
-    def describe_model(self) -> dict[str, Any]:
-        """OpenAI's `Model` object."""
-        return {
-            "id": self.model.name,
-            "object": "model",
-            "created": self.created,
-            "owned_by": "ramp",
-        }
+        return to_response(self.model_object)
 
     async def complete(self, request: Request, is_chat: bool) -> Response:
         """POST /v1/chat/completions and /v1/completions"""
@@ -294,10 +311,10 @@ class Api:
         """
         tokenizer, logprobs = self.model.tokenizer, None
         if request.logprobs and request.is_chat:
-            entries = [chat_logprob(tokenizer, token) for token in tokens]
+            entries = [make_chat_logprob(tokenizer, token) for token in tokens]
             logprobs = {"content": entries, "refusal": None}
         elif request.logprobs:
-            logprobs = completion_logprobs(tokenizer, tokens, offset)
+            logprobs = make_completion_logprobs(tokenizer, tokens, offset)
         return dict(index=index, **content, logprobs=logprobs, finish_reason=reason)
 
     async def collect(self, answers: Answers) -> Response:
@@ -326,7 +343,7 @@ class Api:
 
         def event(choices: list[dict], **more: Any) -> str:
             chunk = self.make_object(answers, choices, **more)
-            return f"data: {json.dumps(chunk, allow_nan=False)}\n\n"
+            return f"data: {to_json(chunk)}\n\n"
 
         try:
             if request.is_chat:
@@ -349,7 +366,7 @@ class Api:
             yield "data: [DONE]\n\n"
         # The status has been sent, so the error comes as an event.
         except ApiError as error:
-            yield f"data: {json.dumps(error.body())}\n\n"
+            yield f"data: {error.to_json()}\n\n"
 
     # For the page
 
@@ -420,7 +437,8 @@ class Api:
     async def health(self, request: Request) -> Response:
         """GET /health: 200 while the engine runs."""
         if self.engine.error:
-            return to_response({"status": "the engine has stopped"}, 503)
+            status = to_json({"status": "the engine has stopped"})
+            return Response(status, 503, media_type="application/json")
         return to_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:

@@ -53,14 +53,14 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
-    def body(self) -> dict[str, Any]:
-        """The JSON of the response."""
+    def to_json(self) -> str:
+        """The body of the response."""
         # Clients choose their exception by status and type.
         types = {401: "authentication_error", 429: "rate_limit_error"}
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = types.get(self.status, default)
         error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return {"error": error}
+        return json.dumps({"error": error})
 
 
 @dataclass(frozen=True)

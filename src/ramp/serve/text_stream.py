@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 from ramp.serve.engine import Token
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
@@ -76,32 +76,56 @@ def decode_token(tokenizer: Tokenizer, id: int) -> tuple[str, list[int]]:
     return text, list(raw)
 
 
-def chat_logprob(tokenizer: Tokenizer, token: Token) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TokenLogprob:
+    """An entry of chat's `top_logprobs`."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+@dataclass(frozen=True)
+class ChatLogprob(TokenLogprob):
     """An entry of chat's `logprobs.content`; `entropy`, in nats, is ramp's own field."""
 
-    def entry(id: int, logp: float, **more: Any) -> dict[str, Any]:
-        text, raw = decode_token(tokenizer, id)
+    top_logprobs: list[TokenLogprob]
+    entropy: float
+
+
+def make_chat_logprob(tokenizer: Tokenizer, token: Token) -> ChatLogprob:
+    """The figures of one token of a chat answer."""
+
+    def entry(id, logp):
         # JSON has no infinity; OpenAI writes -9999 for a token of no probability.
         logp = max(logp, -9999.0) if math.isfinite(logp) else -9999.0
-        return dict(token=text, logprob=logp, bytes=raw, **more)
+        return *decode_token(tokenizer, id), logp
 
-    top = [entry(id, logp) for id, logp in token.top]
-    return entry(token.id, token.logp, top_logprobs=top, entropy=round(token.entropy, 4))
+    top = [TokenLogprob(*entry(*pair)) for pair in token.top]
+    return ChatLogprob(*entry(token.id, token.logp), top, round(token.entropy, 4))
 
 
-def completion_logprobs(
+@dataclass
+class CompletionLogprobs:
+    """The `logprobs` of a text completion: lists with an entry for each token."""
+
+    tokens: list[str] = field(default_factory=list)
+    token_logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[dict[str, float]] = field(default_factory=list)
+    text_offset: list[int] = field(default_factory=list)
+
+
+def make_completion_logprobs(
     tokenizer: Tokenizer, tokens: Sequence[Token], offset: int
-) -> dict[str, Any]:
-    """The `logprobs` of a text completion; `offset` is where the first token's text begins."""
-    texts, offsets, top = [], [], []
+) -> CompletionLogprobs:
+    """The figures of some tokens; `offset` is where the first one's text begins."""
+    result = CompletionLogprobs()
     for token in tokens:
-        texts.append(decode_token(tokenizer, token.id)[0])
-        offsets.append(offset)
-        offset += len(texts[-1])
-        top.append({decode_token(tokenizer, id)[0]: logp for id, logp in token.top})
-    return {
-        "tokens": texts,
-        "token_logprobs": [token.logp for token in tokens],
-        "top_logprobs": top,
-        "text_offset": offsets,
-    }
+        text, _ = decode_token(tokenizer, token.id)
+        top = {decode_token(tokenizer, id)[0]: logp for id, logp in token.top}
+        result.tokens.append(text)
+        result.token_logprobs.append(token.logp)
+        result.top_logprobs.append(top)
+        result.text_offset.append(offset)
+        offset += len(text)
+    return result
