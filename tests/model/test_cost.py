@@ -9,7 +9,7 @@ import pytest
 from ramp import config
 from ramp.decode import sample
 from ramp.model import cost, transformer
-from ramp.train import mesh, optim
+from ramp.train import memory, mesh, optim
 from ramp.train.state import init_state
 
 SMALL = config.Model(
@@ -78,7 +78,7 @@ def test_state_bytes_are_those_of_a_state(optimizer, ema, switches):
         )
 
     made = bytes_of(jax.eval_shape(make))
-    assert 0 <= made - cost.state_bytes(c, t) < 128  # the key, the guard and the counters
+    assert 0 <= made - memory.state_bytes(c, t) < 128  # the key, the guard and the counters
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -11,8 +11,9 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.model import transformer
 from ramp.model.attention import attention
+from ramp.model.linear import linear
 from ramp.model.loss import next_token_loss, token_cross_entropy
-from ramp.model.transformer import Block, linear
+from ramp.model.transformer import Block
 
 
 @pytest.fixture(autouse=True)

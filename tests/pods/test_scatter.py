@@ -9,13 +9,13 @@ import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from ramp.model import transformer
+from ramp.model import linear
 
 
 @pytest.mark.parametrize("n, first, second", [(8, 2, 4), (16, 4, 4), (64, 8, 8), (96, 8, 12)])
 def test_groups_cover_all_devices_once(monkeypatch, n, first, second):
-    monkeypatch.setattr(transformer, "platform", lambda: "tpu")
-    across, along = transformer.scatter_groups(n)
+    monkeypatch.setattr(linear, "platform", lambda: "tpu")
+    across, along = linear.scatter_groups(n)
     assert {len(g) for g in across} == {first} and {len(g) for g in along} == {second}
     for groups in (across, along):
         assert sorted(chain.from_iterable(groups)) == list(range(n))
@@ -23,8 +23,8 @@ def test_groups_cover_all_devices_once(monkeypatch, n, first, second):
 
 @pytest.mark.parametrize("n", [1, 2, 4, 7])
 def test_few_devices_and_primes_take_one_stage(monkeypatch, n):
-    monkeypatch.setattr(transformer, "platform", lambda: "tpu")
-    assert transformer.scatter_groups(n) == [None]
+    monkeypatch.setattr(linear, "platform", lambda: "tpu")
+    assert linear.scatter_groups(n) == [None]
 
 
 @pytest.mark.parametrize("spec", [P("data", "model"), P("model", "data")])
@@ -35,7 +35,7 @@ def test_two_stages_are_one_scatter(monkeypatch, spec):
     rows_ndf = jax.random.normal(jax.random.PRNGKey(0), (8, 16, 24), out_sharding=P("data"))
 
     def local(x_1df):
-        return transformer.scatter_grad(x_1df[0], spec, jnp.float32)
+        return linear.scatter_grad(x_1df[0], spec, jnp.float32)
 
     def scatter():
         return jax.jit(jax.shard_map(local, in_specs=P("data"), out_specs=spec, check_vma=False))(
@@ -43,7 +43,7 @@ def test_two_stages_are_one_scatter(monkeypatch, spec):
         )
 
     one = scatter()
-    monkeypatch.setattr(transformer, "platform", lambda: "tpu")
+    monkeypatch.setattr(linear, "platform", lambda: "tpu")
     two = scatter()
     np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(two, rows_ndf.sum(0), rtol=1e-5, atol=1e-6)

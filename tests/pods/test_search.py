@@ -10,6 +10,7 @@ from ramp.errors import UserError
 from ramp.model import cost
 from ramp.pods import roofline, search
 from ramp.pods.chips import parse
+from ramp.train import memory
 from ramp.pods.hlo import CollectiveTotal
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -153,5 +154,5 @@ def test_arithmetic_is_within_15_percent_of_the_compilers_memory(name):
     flags, (data, model), peak = COMPILED[name]
     c = config.load(CONFIGS / ("qwen3-8b.toml" if name.startswith("8B") else "smoke.toml"), flags)
     c = config.resolve(replace(c, model=replace(c.model, dtype="bfloat16")))
-    ratio = cost.step_bytes(c.model, c.pretrain, data, model) / peak
+    ratio = memory.step_bytes(c.model, c.pretrain, data, model) / peak
     assert (abs(ratio - 1) <= 0.15) == (name not in BEYOND), f"{ratio:.3f}"

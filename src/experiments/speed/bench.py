@@ -256,7 +256,7 @@ class Bench:
         peaks = [
             f"{name} {(m['device'] or m['process']) / 2**20:.0f}" for name, m in memory.items()
         ]
-        state = cost.state_bytes(c.model, c.pretrain) / 2**20
+        state = memory.state_bytes(c.model, c.pretrain) / 2**20
         print(f"peak memory of the {kind}, MiB: {', '.join(peaks)}; ramp's state is {state:.0f}")
 
     def generate(self, stack: ExitStack, dtype: str) -> None:

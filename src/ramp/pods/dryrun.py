@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ramp.config import Config, Train
 from ramp.host import has_huge_pages, setup_devices
 from ramp.model import cost
+from ramp.train import memory
 from ramp.train.mesh import compiler_options
 from ramp.train.trainer import lower_train_step
 
@@ -28,7 +29,7 @@ def describe(c: Config) -> str:
     mesh = dict(jax.sharding.get_mesh().shape)
     rate = measure_flops(m.dtype) * devices
     matrices = cost.count_matrix_params(m)
-    state = cost.state_bytes(m, t)
+    state = memory.state_bytes(m, t)
     cache = cost.cache_bytes(m, 1, m.context_len)
     lines = [
         f"devices      {devices} x {jax.devices()[0].device_kind}, mesh {mesh}",

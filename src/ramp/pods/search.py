@@ -1,7 +1,7 @@
 """Which mesh, microbatch and remat to use on a topology: all choices ranked by arithmetic.
 
 The order is by the roofline's bound, recomputation included; what does not fit by
-`cost.step_bytes` is left out.
+`memory.step_bytes` is left out.
 """
 
 import itertools
@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.model import cost
 from ramp.pods import roofline
 from ramp.pods.chips import Topology
 from ramp.pods.hlo import CollectiveTotal
+from ramp.train import memory
 from ramp.train import mesh as meshes
 
-# Of the memory: compilers were found to need up to 1.25 times what `cost.step_bytes` says.
+# Of the memory: compilers were found to need up to 1.25 times what `memory.step_bytes` says.
 MARGIN = 0.8
 MODEL_AXES = (1, 2, 4, 8, 16)  # tensor-parallel ways, inside a slice
 MICROBATCHES = (1, 2, 4, 8, 16, 32)
@@ -75,7 +75,7 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
             meshes.check_divisible(tried, (replica, data, model))
         except UserError:
             continue
-        needed = cost.step_bytes(tried.model, tried.pretrain, data, model, replica)
+        needed = memory.step_bytes(tried.model, tried.pretrain, data, model, replica)
         if needed <= MARGIN * topology.hbm_bytes:
             choices.append(Choice(tried, estimate_times(tried, topology), needed))
     return sorted(choices, key=lambda choice: (choice.times.bound, choice.bytes))

@@ -1,13 +1,16 @@
-"""Devices: who they are, how they are arranged, and how a batch reaches them.
+"""Devices: which there are, how they are arranged, and how a batch reaches them.
 
-Three mesh axes: `replica` (between slices, data-parallel over the data-centre network), `data` (batch, and parameters
-fully sharded), `model` (tensor-parallel). All are Explicit, so a sharding mistake is an error at trace time, on a
-laptop. One device is the mesh (1, 1, 1) and runs the same code.
+Three mesh axes: `replica` (between slices, data-parallel over the data-centre network), `data`
+(batch, and parameters fully sharded), `model` (tensor-parallel). All are Explicit, so a sharding
+mistake is an error at trace time, on a laptop. One device is the mesh (1, 1, 1) and runs the same
+code.
 """
 
+import math
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,51 +21,53 @@ from jax.sharding import PartitionSpec as P
 
 from ramp import config
 from ramp.errors import UserError
-from ramp.model.attention import ROWS
-
-AXES = ("replica", "data", "model")
+from ramp.model.linear import AXES, ROWS
+from ramp.model.transformer import param_shapes
+from ramp.stages import STAGES
 
 
 def connect_processes() -> None:
     """Join the other processes of a multi-host job; must come before any other use of jax.
 
-    `RAMP_DISTRIBUTED=auto` lets jax find the cluster (Cloud TPU, GKE, Slurm); `RAMP_DISTRIBUTED=HOST:PORT,COUNT,INDEX`
-    names it. Unset: one process. Asked for by name because a guess that fails silently trains N separate models.
+    `RAMP_DISTRIBUTED=auto` lets jax find the cluster (Cloud TPU, GKE, Slurm);
+    `RAMP_DISTRIBUTED=HOST:PORT,COUNT,INDEX` names it. Unset: one process. It has to be asked for,
+    because a guess that fails silently trains N separate models.
     """
-    wish = os.environ.get("RAMP_DISTRIBUTED", "")
-    if not wish:
+    setting = os.environ.get("RAMP_DISTRIBUTED", "")
+    if not setting:
         return
-    if wish == "auto":
+    if setting == "auto":
         jax.distributed.initialize()
         return
     try:
-        address, count, index = wish.split(",")
+        address, count, index = setting.split(",")
         numbers = int(count), int(index)
     except ValueError:
         raise UserError(
-            f"RAMP_DISTRIBUTED is {wish!r}; it takes 'auto' or 'HOST:PORT,COUNT,INDEX'"
+            f"RAMP_DISTRIBUTED is {setting!r}; it takes 'auto' or 'HOST:PORT,COUNT,INDEX'"
         ) from None
     jax.distributed.initialize(address, *numbers)
 
 
 def resolve_mesh_shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:
-    """Devices along (replica, data, model), with the -1 filled in."""
-    wish = [m.replica, m.data, m.model]
-    known = int(np.prod([n for n in wish if n > 0]))
-    if -1 in wish and devices % known == 0:
-        wish[wish.index(-1)] = devices // known
-    if int(np.prod(wish)) != devices:
-        axes = ", ".join(
-            f"mesh.{a} = {n}" for a, n in zip(AXES, (m.replica, m.data, m.model), strict=True)
-        )
+    """Return the devices along (replica, data, model), with the -1 filled in."""
+    dims = [m.replica, m.data, m.model]
+    known = math.prod(n for n in dims if n > 0)
+    if -1 in dims and devices % known == 0:
+        dims[dims.index(-1)] = devices // known
+    if math.prod(dims) != devices:
+        axes = ", ".join(f"mesh.{axis} = {getattr(m, axis)}" for axis in AXES)
         raise UserError(
             f"the mesh {axes} does not fill the {devices} devices here; set one axis to -1"
         )
-    return tuple(wish)
+    return tuple(dims)
 
 
 def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
-    """The mesh, set as jax's current one. Slices of a multi-slice job become the axis `replica`."""
+    """Return the mesh, set as jax's current one.
+
+    Slices of a multi-slice job become the axis `replica`.
+    """
     devices = devices or jax.devices()
     dims = resolve_mesh_shape(m, len(devices))
     slices = len({getattr(d, "slice_index", 0) for d in devices})
@@ -71,9 +76,9 @@ def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
             raise UserError(
                 f"mesh.replica = {dims[0]} is not a multiple of the {slices} slices of this job"
             )
-        inside = (dims[0] // slices, *dims[1:])
+        within_slice = (dims[0] // slices, *dims[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
-            inside, (slices, 1, 1), devices, allow_split_physical_axes=True
+            within_slice, (slices, 1, 1), devices, allow_split_physical_axes=True
         )
     else:
         grid = mesh_utils.create_device_mesh(dims, devices, allow_split_physical_axes=True)
@@ -82,77 +87,101 @@ def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     return mesh
 
 
+# ------------------------------------------------------------------------------- what must divide
 def check_divisible(c: config.Config, dims: tuple[int, int, int]) -> None:
-    """Every array that is split must divide; said before any array is made, with the key to change."""
-    m, rows = c.model, dims[0] * dims[1]
-    splits = [
-        ("model.width", m.width, dims[1]),
-        ("model.vocab_size", m.vocab_size, dims[2]),
-        ("model.num_heads", m.num_heads, dims[2]),
-        ("model.num_kv_heads", m.num_kv_heads, dims[2]),
-        (
-            "model.num_kv_heads x model.head_dim",
-            m.num_kv_heads * m.head_dim if m.value_embeds else 0,
-            dims[1],
-        ),
-        ("model.mlp_dim", m.mlp_dim, dims[2]),
-        (
-            "pretrain.batch_size / pretrain.grad_accum_steps",
-            c.pretrain.batch_size // c.pretrain.grad_accum_steps,
-            rows,
-        ),
-        (
-            "finetune.batch_size / finetune.grad_accum_steps",
-            c.finetune.batch_size // c.finetune.grad_accum_steps,
-            rows,
-        ),
-        (
-            "reinforce.num_prompts x group / accum",
-            c.reinforce.train.batch_size // c.reinforce.train.grad_accum_steps
-            if "reinforce" in c.stages
-            else 0,
-            rows,
-        ),
-        ("eval.batch_size", c.eval.batch_size, rows),
-    ]
-    for key, value, parts in splits:
-        if value % parts:
+    """Raise `UserError` with the key to change where a split array does not divide over a mesh.
+
+    It comes before any array is made. dims: devices along (replica, data, model).
+    """
+    mesh = dict(zip(AXES, dims, strict=True))
+    for key, size, parts in _split_sizes(c, mesh):
+        if size % parts:
             raise UserError(
-                f"{key} = {value} does not divide over {parts} devices of the mesh {dict(zip(AXES, dims, strict=True))}; "
+                f"{key} = {size} does not divide over {parts} devices of the mesh {mesh}; "
                 f"make it a multiple of {parts}, or change the mesh"
             )
 
 
+def _split_sizes(c: config.Config, mesh: dict[str, int]) -> Iterator[tuple[str, int, int]]:
+    """Yield (key, size, parts it is split into)."""
+    # Heads are split whole, although their weights would divide at any place.
+    yield "model.num_heads", c.model.num_heads, mesh["model"]
+    yield "model.num_kv_heads", c.model.num_kv_heads, mesh["model"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(c.model)):
+        for dim, axis in enumerate(leaf.sharding.spec):
+            size, parts = leaf.shape[dim], mesh.get(axis, 1)
+            # The key is only looked up for the message: it takes more traces.
+            if size % parts:
+                yield _find_keys(c.model, path, dim), size, parts
+    rows = mesh["replica"] * mesh["data"]
+    for stage in STAGES.values():
+        if stage.train and stage.name in c.stages:
+            t = config.get(c, stage.train)
+            key = f"{stage.train}.batch_size"
+            if stage.name == "reinforce":  # its batch follows from these two
+                key = "reinforce.num_prompts x reinforce.group_size"
+            if t.grad_accum_steps > 1:
+                key += f" / {stage.train}.grad_accum_steps"
+            yield key, t.batch_size // t.grad_accum_steps, rows
+    yield "eval.batch_size", c.eval.batch_size, rows
+
+
+def _find_keys(m: config.Model, path: tuple, dim: int) -> str:
+    """Name the keys that one dimension of a parameter is a product of: those that change it."""
+
+    def size(m: config.Model) -> int:
+        leaf = param_shapes(m)
+        for part in path:
+            leaf = leaf[part.key]
+        return leaf.shape[dim]
+
+    keys = ("width", "vocab_size", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+    found = []
+    for key in keys:
+        larger = replace(m, **{key: 2 * getattr(m, key)})
+        if size(larger) != size(m):
+            found.append(f"model.{key}")
+    return " x ".join(found) or jax.tree_util.keystr(path)
+
+
 def compiler_options(m: config.Mesh) -> dict[str, str | bool]:
-    """The options of the flag sets that `mesh.compiler_flags` names, for `jax.jit` and `lower().compile()`."""
-    known = tomllib.loads(Path(__file__).with_name("flags.toml").read_text(encoding="utf-8"))
+    """Return compiler options for `jax.jit` and `lower().compile()`.
+
+    They are those of the sets in flags.toml that `mesh.compiler_flags` names.
+    """
+    path = Path(__file__).with_name("flags.toml")
+    sets = tomllib.loads(path.read_text(encoding="utf-8"))
+    options = {}
     for name in m.compiler_flags:
-        if name not in known:
+        if name not in sets:
             raise UserError(
-                f"mesh.compiler_flags: there is no set '{name}'; train/flags.toml has {', '.join(known)}"
+                f"mesh.compiler_flags: there is no set '{name}'; "
+                f"train/flags.toml has {', '.join(sets)}"
             )
-    return {key: value for name in m.compiler_flags for key, value in known[name].items()}
+        options |= sets[name]
+    return options
 
 
 def shard_batch(
     mesh: jax.sharding.Mesh, make_rows: Callable[[int, int], dict[str, np.ndarray]], size: int
-) -> dict:
-    """A global batch, [size, ...] split over the rows axes, of which each process makes only its devices' rows.
+) -> dict[str, jax.Array]:
+    """Return a global batch, [size, ...] split over the rows axes.
 
-    make_rows(lo, hi): rows lo..hi of the global batch, a pure function; who calls it does not change what it returns.
+    make_rows(lo, hi): rows lo..hi of the global batch. It is a pure function, so each process makes
+    only the rows of its own devices, and the batch is the same on any number of processes.
     """
     sharding = NamedSharding(mesh, P(ROWS))
-    mine = {
-        index[0].indices(size)[:2]
-        for index in sharding.addressable_devices_indices_map((size,)).values()
-    }
-    made = {bounds: make_rows(*bounds) for bounds in mine}
-    names = next(iter(made.values())).keys()
+    # Devices along "model" hold the same rows, so there are fewer ranges than devices.
+    ranges = set()
+    for index in sharding.addressable_devices_indices_map((size,)).values():
+        ranges.add(index[0].indices(size)[:2])
+    local = {bounds: make_rows(*bounds) for bounds in ranges}
+    example = next(iter(local.values()))
 
     def assemble(name: str) -> jax.Array:
-        tail = next(iter(made.values()))[name].shape[1:]
+        shape = (size, *example[name].shape[1:])
         return jax.make_array_from_callback(
-            (size, *tail), sharding, lambda index: made[index[0].indices(size)[:2]][name]
+            shape, sharding, lambda index: local[index[0].indices(size)[:2]][name]
         )
 
-    return {name: assemble(name) for name in names}
+    return {name: assemble(name) for name in example}
