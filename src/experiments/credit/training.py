@@ -13,6 +13,7 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.state import State, init_state
 from ramp.train.step import Loss, make_step
+from ramp.train.trainer import run_steps
 
 TOKENIZER = Tokenizer.bytes_only()
 
@@ -29,9 +30,8 @@ def train_model(
 ) -> dict:
     """`t.steps` updates of a copy of the parameters."""
     first, update = make_trainer(c, t, loss)
-    state = first(params)
-    for i in range(t.train.steps):
-        state, _ = update(state, learn.shard_batch(batches(i)))
+    rows = (learn.shard_batch(batches(i)) for i in range(t.train.steps))
+    state, _ = run_steps(update, first(params), rows)
     return state.params
 
 

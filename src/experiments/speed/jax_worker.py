@@ -21,6 +21,7 @@ from ramp.model.loss import next_token_loss
 from ramp.train import mesh, optim
 from ramp.train.state import init_state
 from ramp.train.step import make_step
+from ramp.train.trainer import run_steps
 
 
 class JaxWorker:
@@ -74,10 +75,9 @@ class JaxWorker:
     def train(self, steps: int) -> dict:
         """Seconds of `steps` steps, of the clock and of the CPU."""
         with timed() as seconds:
-            for _ in range(steps):
-                self.state, metrics = self.step(self.state, self.batch)
-            jax.block_until_ready((self.state, metrics))
-        return seconds | {"loss": float(metrics["train/loss"])}
+            self.state, history = run_steps(self.step, self.state, [self.batch] * steps)
+            jax.block_until_ready((self.state, history))
+        return seconds | {"loss": float(history[-1]["train/loss"])}
 
     def generate(self, batch: int, prompt: int, new: int) -> dict:
         """Seconds of prefill and decode of `new` tokens for each of `batch` prompts."""

@@ -62,7 +62,7 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float = 1e-6) -> jax.Array:
 
     Zhang & Sennrich 2019, eq. 4.
     """
-    x32 = x.astype(jnp.float32)
+    x32 = x.astype(jnp.float32)  # squares of bfloat16 lose the small channels
     scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * scale * weight).astype(x.dtype)
 
@@ -73,6 +73,7 @@ def rope_angles(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.A
     Su et al. 2021, eq. 15.
     """
     freq = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    # In float32 whatever the model computes in: positions beyond 256 are not exact in bfloat16.
     angle = positions[..., None].astype(jnp.float32) * freq
     return jnp.cos(angle), jnp.sin(angle)
 
@@ -289,6 +290,7 @@ def init_params(c: Model, key: jax.Array) -> Params:
         args = (x_nd, cos, sin, lambda q, k, v: (q, None), tokens_bt, x_nd)
         return Block(c).init(key, *args)["params"]
 
+    # Keys are folded in by place, so that a switch of one part leaves the others as they were.
     embed = Embed(c).init(jax.random.fold_in(key, 0), tokens_bt)["params"]
     head = Head(c).init(jax.random.fold_in(key, 1), x_nd, embed["table"])["params"]
     blocks = {}

@@ -74,8 +74,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
 
 def print_counts(c: Config, rows: dict[str, ArrayRows], counts: Counter) -> None:
     """Say what became of the conversations: none is dropped in silence."""
+    size = f"{len(rows['train']):,} rows of {c.finetune.seq_len}"
     parts = [
-        f"{counts['rendered']:,} conversations in {len(rows['train']):,} rows of {c.finetune.seq_len}",
+        f"{counts['rendered']:,} conversations in {size}",
         f"{counts['cut']} cut at a turn, {counts['too_long']} too long and skipped",
         f"{counts['loss_tokens']:,} tokens carry loss",
     ]

@@ -1,13 +1,19 @@
 """Checkpoints that can be trusted: asynchronous, atomic, and verified when they are read.
 
-Orbax writes a step beside its final name and renames it when it is complete, so a kill at any moment leaves only whole
-steps. It does not notice a flipped byte and it casts dtypes silently, so each step also carries a record (shapes,
-dtypes, the caller's `meta`, all under a SHA-256) and one fingerprint a leaf, which does not depend on the mesh.
-`restore` checks all of it in the new sharding; a damaged step is renamed to `<step>.bad`, said aloud, and the next
-older one is used. Nothing here deletes a step except the retention rule: the last `keep`, and the best.
+Orbax writes a step under another name and renames it when it is complete, so a kill at any moment
+leaves only whole steps. It does not notice a flipped byte and it casts dtypes silently, so each
+step also carries a record (shapes, dtypes, the caller's `meta`, all under a SHA-256) and one
+fingerprint a leaf, which does not depend on the mesh. `restore` checks all of it in the new
+sharding; a damaged step is renamed to `<step>.bad`, with a warning, and the next older one is used.
+Nothing here deletes a step except the retention rule: the last `keep`, and the best.
 
-    DIR/<step>/state    Orbax tree: leaves/<leaf path>, and fingerprint, uint32 [leaf, 2], in the order of sorted paths
+    DIR/<step>/state    Orbax tree: leaves/<leaf path>, and fingerprint, uint32 [leaf, 2], in the
+                        order of sorted paths
     DIR/<step>/meta     the record, JSON
+
+Retention is ours, not that of Orbax's CheckpointManager: it takes the metrics of a step only with
+the save, whereas an evaluation cut short is scored later (`rescore`), and it knows no step that was
+put aside as damaged. Around these two it would need as many lines as `_prune` and `best_step`.
 """
 
 import hashlib
@@ -31,12 +37,12 @@ TMP = ".orbax-checkpoint-tmp"  # Orbax's mark of a step that is not complete
 log = logging.getLogger(__name__)
 
 
-def _spec(x) -> list:
+def _describe(x: Any) -> list:
     return [str(x.dtype), list(x.shape)]
 
 
-def _template(x) -> jax.ShapeDtypeStruct:
-    """Shape, dtype and a sharding over real devices: `jax.eval_shape` gives one over an abstract mesh."""
+def _template(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and a sharding over real devices; `jax.eval_shape` gives an abstract mesh."""
     sharding = x.sharding
     if sharding is None:
         raise ValueError("restore needs a sharding in every leaf of `like`")
@@ -46,15 +52,16 @@ def _template(x) -> jax.ShapeDtypeStruct:
 
 
 def _complete(path: epath.Path) -> bool:
-    """Whether the step was renamed into place or, in an object store, which has no rename, marked as committed."""
+    # Renamed into place or, in an object store, which has no rename, marked as committed.
     return ocp.utils.is_checkpoint_finalized(path)
 
 
 def _digest(record: dict) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+    text = json.dumps(record, sort_keys=True)  # TypeError if the caller's meta is not JSON
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _stored(record: dict) -> dict:
+def _seal(record: dict) -> dict:
     return {"record": record, "sha256": _digest(record)}
 
 
@@ -62,13 +69,11 @@ def _finite(score: float | None) -> float | None:
     return float(score) if score is not None and math.isfinite(score) else None
 
 
-def _everywhere(ok: bool) -> bool:
+def _in_all_processes(ok: bool) -> bool:
     """Whether it holds in every process, so that all of them take the same branch."""
-    return (
-        ok
-        if jax.process_count() == 1
-        else bool(multihost_utils.process_allgather(np.array(ok)).all())
-    )
+    if jax.process_count() == 1:
+        return ok
+    return bool(multihost_utils.process_allgather(np.array(ok)).all())
 
 
 def _barrier(name: str) -> None:
@@ -81,27 +86,31 @@ class DamagedCheckpoint(Exception):
 
 
 class Checkpoints:
-    """The steps in one directory, local or gs://. With several processes all of them see it and make the same calls."""
+    """The steps in one directory, local or gs://.
 
-    def __init__(self, directory, keep: int = 2, keep_best: bool = True):
+    With several processes all of them can read it, and all make the same calls.
+    """
+
+    def __init__(self, directory: Any, keep: int = 2, keep_best: bool = True):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.directory = epath.Path(directory)
-        self.quarantined: list[tuple[int, str]] = []  # (step, what was wrong), this object's finds
-        self._keep, self._keep_best = keep, keep_best
+        self.quarantined: list[tuple[int, str]] = []  # (step, what was wrong with it)
+        self._keep = keep
+        self._keep_best = keep_best
         self._local = "://" not in str(directory)
         if self._local:  # Orbax wants an absolute path
             self.directory = self.directory.resolve()
-        self._saving: int | None = None
+        self._saving: int | None = None  # the step that is being written in the background
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
     # ---- writing
 
-    def save(self, step: int, state, meta: dict, score: float | None = None) -> None:
-        """Start to save; returns once the state is copied off the device, so that the caller may donate it.
+    def save(self, step: int, state: Any, meta: dict, score: float | None = None) -> None:
+        """Start to save; returns once the state is copied off the device and may be donated.
 
-        `meta` is JSON. `score`: lower is better, the best step outlives the last `keep`. Saving the latest step again
-        does nothing. RuntimeError: no space, or the save before this one failed.
+        `meta` is JSON. `score`: lower is better, the best step outlives the last `keep`. Saving the
+        latest step again does nothing. RuntimeError: no space, or the save before this one failed.
         """
         self.wait()
         latest = max(self.steps(), default=-1)
@@ -109,54 +118,53 @@ class Checkpoints:
             return
         if step < latest:
             raise UserError(
-                f"{self.directory} holds step {latest}: to save step {step}, move the later ones away"
+                f"{self.directory} holds step {latest}: "
+                f"to save step {step}, move the later ones away"
             )
         leaves = named_leaves(state)
-        specs = {name: _spec(x) for name, x in leaves.items()}
-        record = _stored(
-            {"step": step, "score": _finite(score), "meta": meta, "leaves": specs}
-        )  # TypeError: not JSON
+        described = {name: _describe(x) for name, x in leaves.items()}
+        record = {"step": step, "score": _finite(score), "meta": meta, "leaves": described}
+        sealed = _seal(record)
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
         _barrier("ramp:save")
         self._require_space(2 * sum(x.nbytes for x in leaves.values()))
-        full = {
-            name: x for name, x in leaves.items() if x.size
-        }  # Orbax refuses empty arrays; their shape says it all
+        # Orbax refuses empty arrays; the shape in the record is all there is to them.
         tree = {
-            "leaves": full,
+            "leaves": {name: x for name, x in leaves.items() if x.size},
             "fingerprint": fingerprints([leaves[name] for name in sorted(leaves)]),
         }
+        args = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(sealed))
         self._saving = step
         try:
-            self._orbax.save(
-                self.directory / str(step),
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(record)
-                ),
-            )
+            self._orbax.save(self.directory / str(step), args=args)
         except Exception as error:
             self._fail(error)
 
     def rescore(self, step: int, score: float | None) -> None:
         """Give a complete step the score that it was saved without; None changes nothing."""
         if jax.process_index() == 0 and score is not None:
+            record = self._record(step) | {"score": _finite(score)}
             path = self._record_path(step)
+            # Not `files.write_atomic`: the directory may be in an object store.
             new = path.with_name(path.name + ".tmp")
-            new.write_text(json.dumps(_stored(self._record(step) | {"score": _finite(score)})))
+            new.write_text(json.dumps(_seal(record)))
             new.replace(path)
         _barrier("ramp:rescore")
 
     def check(self) -> None:
-        """Raise if the save in the background has failed. Cheap: call it whenever metrics are logged."""
+        """Raise if the save in the background has failed. Cheap: call it with every logged line."""
         try:
             self._orbax.check_for_errors()
         except Exception as error:
             self._fail(error)
 
     def wait(self) -> None:
-        """Wait until the save in the background is on disk, raise if it failed, then delete what is not to be kept."""
+        """Wait until the save in the background is on disk, then delete what is not to be kept.
+
+        RuntimeError: the save failed.
+        """
         try:
             self._orbax.wait_until_finished()
         except Exception as error:
@@ -166,24 +174,26 @@ class Checkpoints:
             self._prune()
 
     def close(self) -> None:
+        """Wait for the save in the background and stop the thread that writes."""
         self.wait()
         self._orbax.close()
 
-    def _fail(self, error: Exception):
+    def _fail(self, error: Exception) -> None:
         failed, self._saving = self._saving, None
         if jax.process_index() == 0:
             self._remove_unfinished()  # what is left of it may be what fills the disk
         good = max(self.steps(), default=None)
         raise RuntimeError(
-            f"step {failed} was not saved in {self.directory}: {error}; the last complete step is {good}"
+            f"step {failed} was not saved in {self.directory}: {error}; "
+            f"the last complete step is {good}"
         ) from error
 
     def _require_space(self, need: int) -> None:
         free = shutil.disk_usage(self.directory).free if self._local else need
         if free < need:
             raise RuntimeError(
-                f"no space left to save in {self.directory}: {free / 1e6:.1f} MB free, {need / 1e6:.1f} MB wanted "
-                "(twice the state)"
+                f"no space left to save in {self.directory}: {free / 1e6:.1f} MB free, "
+                f"{need / 1e6:.1f} MB wanted (twice the state)"
             )
 
     def _remove_unfinished(self) -> None:
@@ -194,7 +204,9 @@ class Checkpoints:
     def _prune(self) -> None:
         if jax.process_index() == 0:
             steps = self.steps()
-            keep = {*steps[-self._keep :], self.best_step() if self._keep_best else None}
+            keep = set(steps[-self._keep :])
+            if self._keep_best:
+                keep.add(self.best_step())
             for step in set(steps) - keep:
                 (self.directory / str(step)).rmtree()
         _barrier("ramp:prune")
@@ -207,6 +219,7 @@ class Checkpoints:
         return sorted(int(p.name) for p in paths if p.name.isdigit() and _complete(p))
 
     def scored(self, step: int) -> bool:
+        """Whether the step was saved with a score, or got one later."""
         return self._record(step)["score"] is not None
 
     def leaf_names(self) -> set[str]:
@@ -224,27 +237,29 @@ class Checkpoints:
         for step in self.steps():
             try:
                 score = self._record(step)["score"]
-            except DamagedCheckpoint:  # `restore` is where that is said
+            except DamagedCheckpoint:  # `restore` warns of it
                 continue
             if score is not None:
                 scores.append((score, -step))
         return -min(scores)[1] if scores else None
 
     def restore(
-        self, like, step: int | None = None, partial: bool = False
+        self, like: Any, step: int | None = None, partial: bool = False
     ) -> tuple[Any, dict, int] | None:
-        """(state, meta, step) of the newest step that is whole, or of `step`; None if nothing was ever saved.
+        """Return (state, meta, step) of the newest step that is whole, or of `step`.
 
-        `like` is a tree of ShapeDtypeStructs with shardings (of any mesh). With `partial` it may leave out leaves that
-        the checkpoint has (a sampler needs the parameters only). UserError: the step is of another model or is not
-        there. RuntimeError: there were steps and all are damaged, so that nobody starts from nothing unawares.
+        None if nothing was ever saved. `like` is a tree of ShapeDtypeStructs with shardings (of any
+        mesh). With `partial` it may leave out leaves that the checkpoint has: a sampler needs the
+        parameters only. UserError: the step is of another model or is not there. RuntimeError:
+        there were steps and all are damaged, so that nobody starts from nothing unawares.
         """
         self.wait()
         steps = self.steps()
         if step is not None and step not in steps:
             raise UserError(f"{self.directory} has no step {step}; it has {steps}")
         want = jax.tree.map(_template, like)
-        for candidate in reversed(steps) if step is None else [step]:
+        candidates = reversed(steps) if step is None else [step]
+        for candidate in candidates:
             try:
                 leaves, meta = self._load(candidate, named_leaves(want), partial)
             except DamagedCheckpoint as error:
@@ -261,56 +276,66 @@ class Checkpoints:
     def _load(
         self, step: int, want: dict[str, jax.ShapeDtypeStruct], partial: bool
     ) -> tuple[list, dict]:
-        """The leaves in the order of `want`, and the caller's meta. Damaged in every process if it is so in one."""
+        """Return the leaves in the order of `want`, and the caller's meta.
+
+        A step that is damaged in one process is damaged in all.
+        """
         record = self._record(step)
         self._require_same_model(step, record["leaves"], want, partial)
-        full = {name: x for name, x in want.items() if x.size}
-        tree = {"leaves": full, "fingerprint": np.zeros((len(record["leaves"]), 2), np.uint32)}
-        problem = None
-        try:
-            # The handler, not the Checkpointer: that one ends in a barrier which a process that failed never reaches.
-            args = ocp.args.PyTreeRestore(
-                tree,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
-                partial_restore=True,
-            )
-            got = self._orbax.handler.restore(
-                self.directory / str(step), args=ocp.args.Composite(state=args)
-            ).state
-        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
-            raise  # the machine's fault, not the checkpoint's
-        except Exception as error:
-            problem = f"{type(error).__name__}: {str(error)[:200]}"  # the whole is pages of TensorStore's settings
-        if not _everywhere(problem is None):
-            raise DamagedCheckpoint(problem or "another process could not read it")
-        made = {
-            name: jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding)
-            for name, x in want.items()
-            if not x.size
-        }
-        leaves = [made[name] if name in made else got["leaves"][name] for name in want]
-        saved = dict(
-            zip(sorted(record["leaves"]), np.asarray(got["fingerprint"]).tolist(), strict=True)
-        )
-        found = dict(zip(want, np.asarray(fingerprints(leaves)).tolist(), strict=True))
-        wrong = [
-            n
-            for n, x in zip(want, leaves, strict=True)
-            if found[n] != saved[n] or _spec(x) != _spec(want[n])
-        ]
-        if not _everywhere(not wrong):
+        got = self._read(step, want, number_of_leaves=len(record["leaves"]))
+        leaves = []
+        for name, x in want.items():
+            if x.size:
+                leaves.append(got["leaves"][name])
+            else:
+                leaves.append(jax.device_put(jnp.zeros(x.shape, x.dtype), x.sharding))
+
+        saved = np.asarray(got["fingerprint"]).tolist()
+        saved_by_name = dict(zip(sorted(record["leaves"]), saved, strict=True))
+        now = np.asarray(fingerprints(leaves)).tolist()
+        wrong = []
+        for (name, x), leaf, mark in zip(want.items(), leaves, now, strict=True):
+            if mark != saved_by_name[name] or _describe(leaf) != _describe(x):
+                wrong.append(name)
+        if not _in_all_processes(not wrong):
             raise DamagedCheckpoint(
                 f"{len(wrong)} leaves differ from their fingerprints, first {wrong[:1]}"
             )
         return leaves, record["meta"]
 
+    def _read(self, step: int, want: dict, number_of_leaves: int) -> Any:
+        """Read the arrays of a step from Orbax, not verified."""
+        tree = {
+            "leaves": {name: x for name, x in want.items() if x.size},
+            "fingerprint": np.zeros((number_of_leaves, 2), np.uint32),
+        }
+        args = ocp.args.PyTreeRestore(
+            tree,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(tree),
+            partial_restore=True,
+        )
+        result = problem = None
+        try:
+            # The handler, not the Checkpointer: that one ends in a barrier which a process that
+            # failed never reaches.
+            result = self._orbax.handler.restore(
+                self.directory / str(step), args=ocp.args.Composite(state=args)
+            ).state
+        except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+            raise  # the machine's fault, not the checkpoint's
+        except Exception as error:
+            # The whole message is pages of TensorStore's settings.
+            problem = f"{type(error).__name__}: {str(error)[:200]}"
+        if not _in_all_processes(problem is None):
+            raise DamagedCheckpoint(problem or "another process could not read it")
+        return result
+
     def _record(self, step: int) -> dict:
-        """The record of a step, verified. It is one small file, read by every process alike."""
+        """Return the record of a step, verified. Every process reads the one small file."""
         try:
             stored = json.loads(self._record_path(step).read_text())
-            whole = (
-                stored["sha256"] == _digest(stored["record"]) and stored["record"]["step"] == step
-            )
+            record = stored["record"]
+            whole = stored["sha256"] == _digest(record) and record["step"] == step
         except PermissionError:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -319,7 +344,7 @@ class Checkpoints:
             ) from error
         if not whole:
             raise DamagedCheckpoint("its record does not match its checksum")
-        return stored["record"]
+        return record
 
     def _record_path(self, step: int) -> epath.Path:
         return self.directory / str(step) / "meta" / "metadata"
@@ -327,13 +352,15 @@ class Checkpoints:
     def _require_same_model(self, step: int, have: dict, want: dict, partial: bool) -> None:
         where = f"{self.directory / str(step)} is a checkpoint of another model"
         for name, x in want.items():
-            if have.get(name) != _spec(x):
+            if have.get(name) != _describe(x):
                 raise UserError(
-                    f"{where}: {name} is {have.get(name, 'not in it')}, the configuration makes {_spec(x)}"
+                    f"{where}: {name} is {have.get(name, 'not in it')}, "
+                    f"the configuration makes {_describe(x)}"
                 )
         if not partial and (rest := sorted(set(have) - set(want))):
             raise UserError(
-                f"{where}: it has {rest[0]} and {len(rest) - 1} more leaves that the configuration lacks"
+                f"{where}: it has {rest[0]} and {len(rest) - 1} more leaves "
+                "that the configuration lacks"
             )
 
     def _put_aside(self, step: int, problem: str) -> None:
@@ -342,13 +369,11 @@ class Checkpoints:
             source, target = self.directory / str(step), self.directory / f"{step}.bad"
             while target.exists():
                 target = target.with_name(target.name + "_")
-            log.warning(
-                "checkpoint %s is damaged, put aside as %s: %s", source, target.name, problem
-            )
+            message = "checkpoint %s is damaged, put aside as %s: %s"
+            log.warning(message, source, target.name, problem)
             try:
                 source.rename(target)
-            except (
-                OSError
-            ) as error:  # in a directory that may only be read the older step serves all the same
+            except OSError as error:
+                # In a directory that may only be read the older step serves all the same.
                 log.warning("checkpoint %s could not be renamed: %s", source, error)
         _barrier("ramp:put-aside")

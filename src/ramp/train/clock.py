@@ -23,7 +23,9 @@ class Clock:
 
         A killed start has logged more than it saved; the difference is lost.
         """
+        # A start that stopped on request saved after its last line; then nothing was lost.
         lost = max(0.0, sum(logged.values()) - sum(saved.values()))
+        # Moving the start back makes `total` include them.
         self._start -= sum(saved.values()) + lost
         for kind in self.seconds:
             self.seconds[kind] += saved.get(kind, 0.0)

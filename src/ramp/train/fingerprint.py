@@ -1,7 +1,8 @@
-"""Fingerprints of arrays that do not depend on the mesh: what a checkpoint is verified with after any resharding.
+"""Fingerprints of arrays that do not depend on the mesh: they verify a checkpoint in any sharding.
 
-A fingerprint is two uint32 numbers a leaf, computed where the array lives in one pass over its bits (any dtype of 1, 2,
-4 or 8 bytes). It sees one flipped bit and two swapped rows. It guards against accidents, not against an adversary.
+A fingerprint is two uint32 numbers a leaf, computed where the array is in one pass over its bits
+(any dtype of 1, 2, 4 or 8 bytes). It detects one flipped bit and two swapped rows. It guards
+against accidents, not against an adversary.
 """
 
 import math
@@ -12,32 +13,36 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def named_leaves(tree) -> dict[str, Any]:
-    """Leaf path -> leaf. `None` is no leaf, so a field that a stage does not use takes no place in a checkpoint."""
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Return leaf path -> leaf.
+
+    `None` is no leaf, so a field that a stage does not use takes no place in a checkpoint.
+    """
     pairs = jax.tree_util.tree_leaves_with_path(tree)
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/") or ".": leaf for path, leaf in pairs
-    }
+    named = {}
+    for path, leaf in pairs:
+        named[jax.tree_util.keystr(path, simple=True, separator="/") or "."] = leaf
     if not named or len(named) != len(pairs):
-        raise ValueError(
-            f"a state needs leaves, with paths that differ; this one has {[p for p, _ in pairs]}"
-        )
+        paths = [path for path, _ in pairs]
+        raise ValueError(f"a state needs leaves, with paths that differ; this one has {paths}")
     return named
 
 
-def _mix(x):
-    """A bijection of uint32 in which every input bit moves about half of the output bits (`lowbias32`, C. Wellons)."""
+def _mix(x: jax.Array) -> jax.Array:
+    # A bijection of uint32 in which every input bit moves about half of the output bits:
+    # `lowbias32` of C. Wellons.
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
     return x ^ (x >> 16)
 
 
-def _leaf_fingerprint(x):
-    """[sum u, sum mix(u + c)] mod 2**32 with u = mix(word ^ mix(flat index)), uint32 [2].
+def _leaf_fingerprint(x: jax.Array) -> jax.Array:
+    """Return [sum u, sum mix(u + c)] mod 2**32 with u = mix(word ^ mix(flat index)), uint32 [2].
 
-    Sums modulo 2**32 commute, so that no split over devices changes them; `_mix` being a bijection, one changed word
-    always changes the first sum; the index makes a swap visible.
+    Sums modulo 2**32 commute, so that no split over devices changes them; `_mix` being a bijection,
+    one changed word always changes the first sum; the index makes a swap visible.
     """
+    # bitcast does not take booleans, and gives a second axis to words of 8 bytes.
     word = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(word.dtype.itemsize, jnp.uint32)
     word = jax.lax.bitcast_convert_type(word, unsigned).astype(jnp.uint32)
@@ -46,18 +51,18 @@ def _leaf_fingerprint(x):
         stride = math.prod(word.shape[axis + 1 :]) & 0xFFFFFFFF
         index += jax.lax.broadcasted_iota(jnp.uint32, word.shape, axis) * jnp.uint32(stride)
     u = _mix(word ^ _mix(index))
-    return jnp.stack(
-        [u.sum(dtype=jnp.uint32), _mix(u + jnp.uint32(0x9E3779B9)).sum(dtype=jnp.uint32)]
-    )
+    second = _mix(u + jnp.uint32(0x9E3779B9))  # any odd constant; this is 2**32 / golden ratio
+    return jnp.stack([u.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
 
 
 @jax.jit
-def fingerprints(leaves: list):
-    """uint32 [leaf, 2], computed on the device in one call for all leaves; does not wait for it."""
+def fingerprints(leaves: list) -> jax.Array:
+    """Return uint32 [leaf, 2], computed on the device in one call; does not wait for it."""
     return jnp.stack([_leaf_fingerprint(x) for x in leaves])
 
 
-def fingerprint(state) -> dict[str, list[int]]:
-    """Leaf path -> two uint32 numbers, the same on every mesh. Waits for the device."""
+def fingerprint(state: Any) -> dict[str, list[int]]:
+    """Return leaf path -> two uint32 numbers, the same on every mesh. Waits for the device."""
     leaves = named_leaves(state)
-    return dict(zip(leaves, np.asarray(fingerprints(list(leaves.values()))).tolist(), strict=True))
+    numbers = np.asarray(fingerprints(list(leaves.values()))).tolist()
+    return dict(zip(leaves, numbers, strict=True))

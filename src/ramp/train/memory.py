@@ -26,7 +26,7 @@ def state_bytes(c: Model, t: Train) -> int:
 
     with jax.sharding.use_abstract_mesh(TRACE_MESH):
         state = jax.eval_shape(make, param_shapes(c))
-    leaves = jax.tree.leaves(state)
+    leaves = jax.tree.leaves(state)  # sizes are global: devices share them
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
@@ -38,7 +38,7 @@ def step_bytes(c: Model, t: Train, data: int, model: int, replica: int = 1) -> f
     which the tests hold it to.
     """
     half = compute_bytes(c)
-    split = data * model
+    split = data * model  # of weights and optimizer; replicas hold copies
     rows = t.batch_size / t.grad_accum_steps / (data * replica)
     tokens = rows * t.seq_len
     params = count_params(c)

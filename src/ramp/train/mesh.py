@@ -46,6 +46,7 @@ def connect_processes() -> None:
         raise UserError(
             f"RAMP_DISTRIBUTED is {setting!r}; it takes 'auto' or 'HOST:PORT,COUNT,INDEX'"
         ) from None
+    # jax takes the number of processes, then which of them this one is.
     jax.distributed.initialize(address, *numbers)
 
 
@@ -53,6 +54,7 @@ def resolve_mesh_shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:
     """Return the devices along (replica, data, model), with the -1 filled in."""
     dims = [m.replica, m.data, m.model]
     known = math.prod(n for n in dims if n > 0)
+    # Where the rest does not divide, -1 stays and the error below lists it.
     if -1 in dims and devices % known == 0:
         dims[dims.index(-1)] = devices // known
     if math.prod(dims) != devices:
@@ -70,12 +72,14 @@ def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
     """
     devices = devices or jax.devices()
     dims = resolve_mesh_shape(m, len(devices))
+    # Only TPUs of several slices have the attribute.
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         if dims[0] % slices:
             raise UserError(
                 f"mesh.replica = {dims[0]} is not a multiple of the {slices} slices of this job"
             )
+        # "data" and "model" stay within a slice: between slices the network is slow.
         within_slice = (dims[0] // slices, *dims[1:])
         grid = mesh_utils.create_hybrid_device_mesh(
             within_slice, (slices, 1, 1), devices, allow_split_physical_axes=True
@@ -114,6 +118,7 @@ def _split_sizes(c: config.Config, mesh: dict[str, int]) -> Iterator[tuple[str, 
             if size % parts:
                 yield _find_keys(c.model, path, dim), size, parts
     rows = mesh["replica"] * mesh["data"]
+    # Every microbatch is split over all rows of devices.
     for stage in STAGES.values():
         if stage.train and stage.name in c.stages:
             t = config.get(c, stage.train)
@@ -137,6 +142,7 @@ def _find_keys(m: config.Model, path: tuple, dim: int) -> str:
 
     keys = ("width", "vocab_size", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
     found = []
+    # By experiment, not by a table of formulas: a new switch of the model needs no entry here.
     for key in keys:
         larger = replace(m, **{key: 2 * getattr(m, key)})
         if size(larger) != size(m):
@@ -151,7 +157,7 @@ def compiler_options(m: config.Mesh) -> dict[str, str | bool]:
     """
     path = Path(__file__).with_name("flags.toml")
     sets = tomllib.loads(path.read_text(encoding="utf-8"))
-    options = {}
+    options = {}  # a later set wins
     for name in m.compiler_flags:
         if name not in sets:
             raise UserError(

@@ -45,6 +45,7 @@ def make_optimizer(t: Train, dtype: str = "float32") -> optax.GradientTransforma
         matrix = optax.chain(adam, decay, optax.scale(t.adam_lr))
     else:
         matrix = optax.chain(scale_by_muon(t.momentum, dtype), decay, optax.scale(t.muon_lr))
+    # Decay is for the matrices alone: tables, gains and gates have no scale to spare.
     groups = {
         "matrix": matrix,
         "embed": optax.chain(adam, optax.scale(t.embed_lr)),
@@ -61,12 +62,17 @@ def make_optimizer(t: Train, dtype: str = "float32") -> optax.GradientTransforma
 
 
 def label_params(params: Any) -> Any:
-    """ "matrix" (stacked [L, D, F] weights of the blocks), "embed" (tables), "head", "scalar" (gains and gates)."""
+    """Return the group of every parameter.
+
+    "matrix": stacked [L, D, F] weights of the blocks. "embed": tables. "head": the matrix to the
+    logits. "scalar": gains and gates.
+    """
 
     def label(path: tuple, leaf: jax.Array) -> str:
         name = path[-1].key
         if name.endswith("table"):
             return "embed"
+        # The gate is a matrix by shape, but too narrow to be orthogonalised.
         if leaf.ndim == 3 and name != "value_gate":
             return "matrix"
         return "head" if leaf.ndim == 2 and name == "weight" else "scalar"
@@ -74,31 +80,38 @@ def label_params(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(label, params)
 
 
-# ---------------------------------------------------------------------------------------------------- Muon
+# --------------------------------------------------------------------------------------------- Muon
 class MuonState(NamedTuple):
+    """Momentum of every matrix, in the shape of the parameters."""
+
     momentum: Any
 
 
 def scale_by_muon(beta: float, dtype: str = "float32") -> optax.GradientTransformation:
-    """Nesterov momentum, orthogonalised matrix by matrix (Jordan et al. 2024), for stacked weights [L, D, F].
+    """Nesterov momentum, orthogonalised matrix by matrix, for stacked weights [L, D, F].
 
-    Scaled by sqrt(max(1, F/D)), for weights stored as (in, out). optax.contrib.muon would serve on one device; under
-    Explicit sharding its products contract a split axis with itself and are refused.
+    Jordan et al. 2024. Scaled by sqrt(max(1, F/D)), for weights stored as (in, out).
+    optax.contrib.muon would serve on one device; under Explicit sharding its products contract a
+    split axis with itself and are refused.
     """
 
-    def init(params):
+    def init(params: Any) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(grads, state, params=None):
-        momentum = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, state.momentum, grads)
-        ahead = jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, momentum, grads)
+    def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
+        def average(m: jax.Array, g: jax.Array) -> jax.Array:
+            return beta * m + (1 - beta) * g
+
+        momentum = jax.tree.map(average, state.momentum, grads)
+        # Nesterov: look one step ahead along the gradient.
+        ahead = jax.tree.map(average, momentum, grads)
         return jax.tree.map(partial(orthogonalize, dtype=dtype), ahead), MuonState(momentum)
 
     return optax.GradientTransformation(init, update)
 
 
-# Five odd polynomials a x + b x³ + c x⁵ that together send singular values in [1e-3, 1] to about 1: Polar Express,
-# Amsel et al. 2025 (arXiv:2505.16932), table of the greedy minimax solution.
+# Five odd polynomials a x + b x³ + c x⁵ that together send singular values in [1e-3, 1] to about 1:
+# Polar Express, Amsel et al. 2025 (arXiv:2505.16932), table of the greedy minimax solution.
 POLAR = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -109,19 +122,22 @@ POLAR = (
 
 
 def orthogonalize(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
-    """The nearest (semi-)orthogonal matrix of each of the L matrices, times sqrt(max(1, F/D)); the sharding is kept.
+    """Return the nearest (semi-)orthogonal matrix of each of the L, times sqrt(max(1, F/D)).
 
-    A matrix is orthogonalised whole by one device, so that a slice of n devices does 1/n of the work instead of n times
-    the same. An all-to-all brings each device the pieces of its matrices (the stack is padded to a multiple of the
-    devices), a second one takes them back. Replicas repeat each other's work: nothing but gradients crosses slices.
+    The sharding is kept. A matrix is orthogonalised whole by one device, so that a slice of n
+    devices does 1/n of the work instead of n times the same. An all-to-all brings each device the
+    pieces of its matrices (the stack is padded to a multiple of the devices), a second one takes
+    them back. Replicas repeat each other's work: nothing but gradients crosses slices.
     """
     spec = jax.typeof(g_ldf).sharding.spec
     mesh = jax.sharding.get_abstract_mesh()
-    split = [
-        (dim, axis) for dim, axis in enumerate(spec) if axis is not None and mesh.shape[axis] > 1
-    ]
+    split = []
+    for dim, axis in enumerate(spec):
+        if axis is not None and mesh.shape[axis] > 1:
+            split.append((dim, axis))
 
-    def local(x):
+    def run(x: jax.Array) -> jax.Array:
+        # Each exchange trades a split of the matrix for a split of the stack.
         for dim, axis in split:
             x = jax.lax.all_to_all(x, axis, split_axis=0, concat_axis=dim, tiled=True)
         x = polar_factor(x, dtype)
@@ -131,21 +147,23 @@ def orthogonalize(g_ldf: jax.Array, dtype: str = "float32") -> jax.Array:
 
     devices = math.prod(mesh.shape[axis] for _, axis in split)
     padded = jnp.pad(g_ldf.astype(dtype), ((0, -len(g_ldf) % devices), (0, 0), (0, 0)))
-    whole = jax.shard_map(local, in_specs=spec, out_specs=spec, check_vma=False)(padded)
-    return whole[: len(g_ldf)].astype(jnp.float32)
+    result = jax.shard_map(run, in_specs=spec, out_specs=spec, check_vma=False)(padded)
+    return result[: len(g_ldf)].astype(jnp.float32)
 
 
 def polar_factor(g_ldf: jax.Array, dtype: str) -> jax.Array:
-    """`orthogonal` of matrices that this device holds whole; float32, or `dtype` where that came in."""
+    """`orthogonalize` for matrices that this device holds whole; products in `dtype`."""
     _, D, F = g_ldf.shape
     x = g_ldf.astype(jnp.float32)
+    # The smaller side comes first, so that x x^T is as small as it can be.
     x = x if D <= F else x.swapaxes(1, 2)
+    # The Frobenius norm is no less than the largest singular value; 1.01 allows for rounding.
     x /= 1.01 * jnp.sqrt(jnp.sum(x * x, axis=(1, 2), keepdims=True)) + 1e-7
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
-    x = jax.lax.optimization_barrier(
-        x.astype(dtype)
-    )  # XLA:CPU would push a transpose into slow products
+    # XLA:CPU would push the transpose into slow products.
+    x = jax.lax.optimization_barrier(x.astype(dtype))
     for a, b, c in POLAR:
+        # a x + b (x x^T) x + c (x x^T)² x
         s = dot("lij,lkj->lik", x, x).astype(dtype)
         s = b * s + c * dot("lij,ljk->lik", s, s).astype(dtype)
         x = a * x + dot("lij,ljk->lik", s, x).astype(dtype)

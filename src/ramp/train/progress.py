@@ -49,6 +49,7 @@ def _draw_bar(label: str, first: int, steps: int) -> Iterator[Show]:
 
 
 def _print_lines(label: str, first: int, steps: int) -> Show:
+    # A log file is read later, so a line every few seconds would only make it long.
     start = last = time.perf_counter()
 
     def show(done: int, loss: float, speed: float) -> None:

@@ -56,14 +56,17 @@ def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | No
     the checkpoint was saved with.
     """
     checkpoints = Checkpoints(rundir.checkpoints(stage))
+    # Restored straight into the shards of this mesh, whatever mesh it was saved on.
     params = abstract_state(lambda: init_template(c.model), jax.sharding.get_mesh())
     averaged = any(name.startswith("opt/ema/") for name in checkpoints.leaf_names())
     like = {"opt": {"ema": params}} if averaged else {"params": params}
+    # No step has a score before the first evaluation; then the newest one is taken.
     found = checkpoints.restore(like, step=checkpoints.best_step(), partial=True)
     if found is None:
         where = checkpoints.directory
         raise UserError(f"{where} holds no checkpoint; run `ramp {stage} {rundir.path}` first")
     tree, saved, step = found
+    # The shapes agree already; this catches another rope_theta, or other texts.
     if tokenizer is not None:
         now = make_meta(stage, c, tokenizer)
         require_same_identity(saved, now, checkpoints.directory / str(step))

@@ -61,7 +61,9 @@ def make_update(
     """Return the step before it is jitted, for callers that `vmap` it over seeds."""
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        # A function of (seed, step): a resumed run draws what it would have drawn.
         key = jax.random.fold_in(state.key, state.step)
+        # A batch without weight has a zero gradient, not a NaN.
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
         grads, sums = accumulate_grads(loss, state.params, batch, key, t.grad_accum_steps)
         grads = jax.tree.map(lambda g: g / weight, grads)
@@ -78,6 +80,8 @@ def make_update(
         def skip(params: dict, opt: dict) -> tuple[dict, dict, jax.Array]:
             return params, opt, jnp.zeros((), jnp.float32)
 
+        # `cond` and not `where`: the buffers of a donated state are updated in place.
+        #
         # A skipped step consumes its batch and nothing else: `State.step` moves on, so that the
         # next step reads the next batch, but the optimizer never hears of it. Its moments and its
         # count stay, and with the count the learning-rate schedule.

@@ -38,7 +38,10 @@ Evaluate = Callable[[dict, int, MetricWriter, Preemption], dict[str, float]]
 
 
 class Diverged(Exception):
-    """Training cannot go on: the state, or every new gradient, is bad. The last checkpoint is good."""
+    """Training cannot go on: the state or every new gradient is bad.
+
+    The last checkpoint is good.
+    """
 
 
 @dataclass(frozen=True)
@@ -107,20 +110,22 @@ class Trainer:
                     state, saved, step = restored
                     require_same_identity(saved, meta, checkpoints.directory / str(step))
                     saved_time = saved["clock"]
+            # `state.step` is the whole position: in the data, the schedule and the logs.
             first = int(state.step)
             if on_first_process:
                 logged = read_last_values(rundir.path / "metrics.jsonl", self.name, "time/")
                 clock.add(saved_time, {kind: logged[kind] for kind in KINDS if kind in logged})
 
             # Train.
+            # The writer drops what a killed start had logged after this checkpoint.
             first_line = first + 1 if first else 0
             with MetricWriter(rundir.path, self.name, first_line, on_first_process) as writer:
                 last_values: dict[str, float] = {}
 
                 def evaluate_state(state: State, stop: Preemption) -> dict[str, float]:
-                    params, step = eval_params(state), int(state.step)
+                    params, step = eval_params(state), int(state.step)  # waits for the device
                     log_weight_histograms(writer, step, params)
-                    values = evaluate(params, step, writer, stop)
+                    values = evaluate(params, step, writer, stop)  # none, if it was cut short
                     last_values.update(values)
                     return values
 
@@ -161,7 +166,7 @@ class Trainer:
         return init_state(params, tx, self.c.seed, average=self.t.ema_decay > 0, ref=ref)
 
 
-# ------------------------------------------------------------------------------------------ the loop
+# ----------------------------------------------------------------------------------------- the loop
 @dataclass(frozen=True)
 class LoopRun:
     """What the host has at hand while it trains one stage."""
@@ -232,15 +237,18 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
             if done == first + 1:
                 with clock("compile"):
                     state, metrics = step(state, batch)
+                    # Wait, so that the time of compiling is not counted as that of a step.
                     jax.block_until_ready(metrics)
             else:
                 with clock("step"):
                     state, metrics = step(state, batch)
+            # While the device is busy with this step, look at the one before.
             with clock("step"):
                 if pending is not None:
                     reader.read(done - 1, pending)
                 pending = metrics
 
+            # Polled once a step in every process, so that all of them leave at the same step.
             leaving = stop.requested(done)
             evaluating = run.must_evaluate(done) and not leaving
             if not (evaluating or leaving or run.must_save(done)):
@@ -252,11 +260,12 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
             score = None
             if evaluating:
                 score = run.evaluate_state(state, done)
-                leaving = stop.requested(done)
+                leaving = stop.requested(done)  # an evaluation may take minutes
             if leaving or run.must_save(done):
                 run.save(state, done, score)
             if leaving:
                 run.leave(done)
+        # The stage counts as done only when its last checkpoint is on the disk.
         with clock("save"):
             run.checkpoints.wait()
     return state
@@ -288,6 +297,7 @@ class MetricReader:
             values["time/goodput"] = clock.goodput
             seconds = {f"time/{kind}": spent for kind, spent in clock.split().items()}
             self.run.writer.scalars(done, values | seconds)
+            # A save in the background that has failed ends the run here, not at the next save.
             self.run.checkpoints.check()
         # Loss and gradient were good and the state is not any more: it must never be saved.
         if not math.isfinite(values["train/update_norm"]):
@@ -323,12 +333,13 @@ def log_weight_histograms(writer: MetricWriter, step: int, params: dict) -> None
     if not writer.enabled:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        # Of a model split over processes none holds the arrays whole.
         if leaf.is_fully_addressable:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             writer.histogram(step, f"params/{name}", np.asarray(leaf))
 
 
-# ------------------------------------------------------------------------------------------ the step
+# ----------------------------------------------------------------------------------------- the step
 def make_stage_step(
     loss: Loss, t: Train, dtype: str, compiler_options: dict[str, str | bool] | None = None
 ) -> Step:
@@ -355,6 +366,7 @@ def lower_train_step(
     rows = jax.NamedSharding(mesh, P(ROWS))
     batch = {name: jax.ShapeDtypeStruct(shape, d, sharding=rows) for name, d in dtypes.items()}
 
+    # No seed and no data: a plan is about shapes, shardings and memory.
     def make_state() -> State:
         params = add_params(init_template(c.model))
         tx = optim.make_optimizer(t, c.model.dtype)
