@@ -32,10 +32,13 @@ def rates(c, **over) -> Train:
 
 
 def begin(c, t, seed=0):
-    make = lambda: init_state(
-        {"lm": tiny.init(c, seed)}, optim.make_optimizer(t), seed, t.ema_decay > 0
-    )  # noqa: E731
-    return jax.jit(make)(), make_step(next_token_loss(c, t.z_loss), optim.make_optimizer(t), t)
+    tx = optim.make_optimizer(t)
+
+    def make():
+        return init_state({"lm": tiny.init(c, seed)}, tx, seed, t.ema_decay > 0)
+
+    step = make_step(next_token_loss(c, t.z_loss), tx, t, optim.make_schedule(t))
+    return jax.jit(make)(), step
 
 
 def put(batch):
