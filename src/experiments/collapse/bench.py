@@ -132,7 +132,7 @@ def trigram_curve(
             pools.append(sampled())
             got = mix.compose(policy, [len(p) for p in pools], len(real), rng, m)
             taken = [
-                pools[k].take(got.number[got.generation == k]) for k in np.unique(got.generation)
+                pools[k].take(got.index[got.generation == k]) for k in np.unique(got.generation)
             ]
             model = Trigram.fit(Docs.concatenate(taken), vocab)
         out["bpb"].append(per_byte(model))
