@@ -147,7 +147,8 @@ def leave_one_out(a_pg: Array, weight_pg: Array | None = None) -> Array:
     num_others = jnp.sum(w, axis=1, keepdims=True) - w
     total = jnp.sum(a_pg * w, axis=1, keepdims=True)
     mean_of_others = (total - a_pg * w) / jnp.maximum(num_others, 1)
-    return jnp.where((w > 0) & (num_others > 0), a_pg - mean_of_others, 0.0)
+    counts = (w > 0) & (num_others > 0)
+    return jnp.where(counts, a_pg - mean_of_others, 0.0)
 
 
 def subtract_step_mean(c: Credit, a_bs: Array, weight_bs: Array) -> Array:
@@ -169,12 +170,20 @@ def token_baseline(c: Credit, a_bn: Array) -> Array:
     num_tokens_b = jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)
     mean_b = jnp.sum(a_bn, axis=1) / num_tokens_b
     mean_pg = group_by_problem(c, mean_b)
-    return (mean_pg - leave_one_out(mean_pg)).reshape(-1, 1)
+    baseline_pg = mean_pg - leave_one_out(mean_pg)
+    return baseline_pg.reshape(-1, 1)
 
 
 def reward_to_go(a: Array) -> Array:
     """Sum of this and all later entries of a row."""
-    return jnp.cumsum(a[:, ::-1], axis=1)[:, ::-1]
+    backwards = jnp.cumsum(a[:, ::-1], axis=1)
+    return backwards[:, ::-1]
+
+
+def shift_steps(a_bs: Array) -> Array:
+    """[B, S]: the value of the step before; 1 at the first step."""
+    first_b1 = jnp.ones_like(a_bs[:, :1])
+    return jnp.concatenate([first_b1, a_bs[:, :-1]], axis=1)
 
 
 def all_fail(failures: Array, n: int, k: int) -> Array:
@@ -187,7 +196,8 @@ def all_fail(failures: Array, n: int, k: int) -> Array:
 
 def best_of(value_bs: Array, n: int, k: int) -> Array:
     """Unbiased chance that the best of k samples succeeds, where value * n of n samples did."""
-    return 1 - all_fail(n - jnp.round(value_bs * n), n, k)
+    failures_bs = n - jnp.round(value_bs * n)
+    return 1 - all_fail(failures_bs, n, k)
 
 
 def value_changes(c: Credit, value_bs: Array) -> Array:
@@ -196,7 +206,8 @@ def value_changes(c: Credit, value_bs: Array) -> Array:
     The chance before the first step is the mean outcome of the others of the group, the chance
     after the last one is the outcome itself, so a row sums to its leave-one-out advantage.
     """
-    start_b1 = (c.outcome_pg - leave_one_out(c.outcome_pg)).reshape(-1, 1)
+    start_pg = c.outcome_pg - leave_one_out(c.outcome_pg)
+    start_b1 = start_pg.reshape(-1, 1)
     outcome_b1 = c.outcome_b[:, None]
     # Places after a row's last step hold the outcome: nothing changes there.
     before_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(value_bs), outcome_b1)
@@ -223,7 +234,8 @@ def grpo(c: Credit) -> Array:
     arXiv:2402.03300. The unit weighs nearly solved and nearly hopeless problems up, so this is not
     the gradient of the mean success.
     """
-    centered_pg = c.outcome_pg - jnp.mean(c.outcome_pg, axis=1, keepdims=True)
+    mean_p1 = jnp.mean(c.outcome_pg, axis=1, keepdims=True)
+    centered_pg = c.outcome_pg - mean_p1
     unit_p1 = jnp.std(c.outcome_pg, axis=1, keepdims=True) + 1e-4
     return spread_to_rows(c, centered_pg / unit_p1)
 
@@ -235,7 +247,8 @@ def pass_at_k(c: Credit, k: int = 4) -> Array:
     What a sample adds to the chance that a random set of k - 1 others and itself holds a success
     (Tang et al. 2025, arXiv:2503.19595), in closed form.
     """
-    failures_p1 = c.group_size - jnp.sum(c.outcome_pg, axis=1, keepdims=True)
+    successes_p1 = jnp.sum(c.outcome_pg, axis=1, keepdims=True)
+    failures_p1 = c.group_size - successes_p1
     failures_of_others = failures_p1 - (1 - c.outcome_pg)
     alone_pg = all_fail(failures_of_others, c.group_size - 1, k - 1)
     return spread_to_rows(c, leave_one_out(c.outcome_pg * alone_pg))
@@ -286,7 +299,8 @@ def grpo_process(c: Credit) -> Array:
     mean = jnp.sum(right_pgs * exists_pgs, **group) / count
     variance = jnp.sum(exists_pgs * (right_pgs - mean) ** 2, **group) / count
     reward_pgs = (right_pgs - mean) / (jnp.sqrt(variance) + 1e-4) * exists_pgs
-    return spread_to_tokens(c, reward_to_go(reward_pgs.reshape(c.right_bs.shape)))
+    reward_bs = reward_pgs.reshape(c.right_bs.shape)
+    return spread_to_tokens(c, reward_to_go(reward_bs))
 
 
 @method("process")
@@ -305,9 +319,8 @@ def first_error(c: Credit) -> Array:
     As in VPPO (arXiv:2601.18984).
     """
     right_bs = c.right_bs * c.exists_bs
-    earlier_bs = jnp.concatenate([jnp.ones_like(right_bs[:, :1]), right_bs[:, :-1]], axis=1)
     # 1 up to and including the first wrong step.
-    clean_bs = jnp.cumprod(earlier_bs, axis=1) * c.exists_bs
+    clean_bs = jnp.cumprod(shift_steps(right_bs), axis=1) * c.exists_bs
     return subtract_step_mean(c, right_bs, clean_bs)
 
 
@@ -317,8 +330,8 @@ def progress(c: Credit) -> Array:
 
     The sum over a rollout telescopes, so it is bounded however many steps there are.
     """
-    before_bs = jnp.concatenate([jnp.ones_like(c.right_bs[:, :1]), c.right_bs[:, :-1]], axis=1)
-    return subtract_step_mean(c, (c.right_bs - before_bs) * c.exists_bs, c.exists_bs)
+    gain_bs = (c.right_bs - shift_steps(c.right_bs)) * c.exists_bs
+    return subtract_step_mean(c, gain_bs, c.exists_bs)
 
 
 @method("process")
@@ -331,5 +344,7 @@ def min_form(c: Credit, temperature: float = 0.1) -> Array:
     scores_bs = jnp.where(c.exists_bs > 0, -reward_bs / temperature, -jnp.inf)
     # A softmax over a row without steps is NaN; such a row gets nothing.
     weight_bs = jnp.nan_to_num(jax.nn.softmax(scores_bs, axis=1))
-    return_bn = spread_to_tokens(c, reward_to_go(weight_bs * reward_bs * c.exists_bs))
-    return (return_bn - token_baseline(c, return_bn)) * c.mask_bn + rloo(c)
+    return_bs = reward_to_go(weight_bs * reward_bs * c.exists_bs)
+    return_bn = spread_to_tokens(c, return_bs)
+    centered_bn = return_bn - token_baseline(c, return_bn)
+    return centered_bn * c.mask_bn + rloo(c)

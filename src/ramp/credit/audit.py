@@ -60,7 +60,9 @@ def misassigned_credit(r: Rollouts, advantage_bn: np.ndarray) -> CreditAudit:
     # Tokens after the last separator of a row that was cut off belong to no step.
     exists = r.exists_bs[b, s] > 0
     b, n, s = b[exists], n[exists], s[exists]
-    errors = find_sign_errors(advantage_bn[b, n], r.right_bs[b, s] > 0, r.outcome_b[b] > 0)
+    right = r.right_bs[b, s] > 0
+    won = r.outcome_b[b] > 0
+    errors = find_sign_errors(advantage_bn[b, n], right, won)
     num_lucky = float((r.outcome_b - r.verified_b).sum())
     num_right = max(float(r.outcome_b.sum()), 1.0)
     bits = credit_bits(r, advantage_bn)
@@ -84,7 +86,10 @@ def find_sign_errors(advantage: np.ndarray, right: np.ndarray, won: np.ndarray) 
 
 
 def _fraction(hit: np.ndarray, among: np.ndarray) -> float:
-    return float((hit & among).sum() / among.sum()) if among.any() else float("nan")
+    if not among.any():
+        return float("nan")
+    num_hits = (hit & among).sum()
+    return float(num_hits / among.sum())
 
 
 def credit_bits(r: Rollouts, advantage_bn: np.ndarray) -> float:
@@ -103,9 +108,11 @@ def credit_bits(r: Rollouts, advantage_bn: np.ndarray) -> float:
         if not has_step_b.any():
             continue
         sums = np.where(at_bn, advantage_bn, 0).sum(axis=1)[has_step_b]
-        _, counts = np.unique(np.sign(np.round(sums, 6)), return_counts=True)
+        signs = np.sign(np.round(sums, 6))
+        _, counts = np.unique(signs, return_counts=True)
         p = counts / counts.sum()
-        total += float(has_step_b.mean() * -(p * np.log2(p)).sum())
+        entropy = -(p * np.log2(p)).sum()
+        total += float(has_step_b.mean() * entropy)
     return total
 
 
@@ -133,6 +140,7 @@ def make_attacks(
     steps = task.solution(problem)
     wrong = "7" if problem.answer != "7" else "3"
     write = partial(solution_ids, tokenizer)
+    almost = [*steps[:-1], steps[-1][:-1] + wrong[-1]]
     babble = "".join(rng.choice(list("dh"), 8))
     noise = ["".join(rng.choice(list("abcxyz0123456789+*=<>"), 4)) for _ in steps]
     attacks = {
@@ -150,7 +158,7 @@ def make_attacks(
         "answer first": write([problem.answer, *steps[1:]], problem.answer),
         "all steps are correct": write(["all steps are correct"], problem.answer),
         "bare answer": write([], problem.answer),
-        "right but for the last step": write([*steps[:-1], steps[-1][:-1] + wrong[-1]], wrong),
+        "right but for the last step": write(almost, wrong),
         "never ends": write(steps, problem.answer)[:-2],
     }
     for name, ids in list(attacks.items()):
@@ -183,7 +191,8 @@ def solutions_as_rollouts(
 def reward_whole_solution(reward_bs: np.ndarray, r: Rollouts) -> np.ndarray:
     """[B]: the smallest reward of a rollout's steps; 0 where it has none."""
     least_b = np.where(r.exists_bs > 0, reward_bs, np.inf).min(axis=1)
-    return np.where(np.isfinite(least_b), least_b, 0.0)
+    has_step_b = np.isfinite(least_b)
+    return np.where(has_step_b, least_b, 0.0)
 
 
 def find_reward_hacks(
@@ -217,8 +226,13 @@ def find_reward_hacks(
         r = solutions_as_rollouts(tokenizer, task, problems, solutions, num_places)
         reward_bs = check_values("the reward", reward(r), r.right_bs.shape)
         score_b = score(reward_bs, r)
-        accepted = float((score_b >= threshold).mean())
-        results.append(AttackResult(name, accepted, float(score_b.mean()), len(cases)))
+        result = AttackResult(
+            attack=name,
+            accepted=float((score_b >= threshold).mean()),
+            reward=float(score_b.mean()),
+            n=len(cases),
+        )
+        results.append(result)
     return results
 
 
@@ -242,8 +256,10 @@ def measure_diversity(r: Rollouts, ks: Iterable[int] = (1, 4, 16)) -> Diversity:
     solutions = [set() for _ in num_verified]
     for b in np.flatnonzero(r.verified_b):
         solutions[b // r.group_size].add(tuple(r.ids(b)))
+    ks = [k for k in ks if k <= r.group_size]
+    num_distinct = [len(group) for group in solutions]
     return Diversity(
-        pass_at_k={k: pass_at_k(k, num_verified, tries) for k in ks if k <= r.group_size},
-        distinct=float(np.mean([len(group) for group in solutions])),
+        pass_at_k={k: pass_at_k(k, num_verified, tries) for k in ks},
+        distinct=float(np.mean(num_distinct)),
         entropy=r.entropy,
     )

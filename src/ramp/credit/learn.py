@@ -121,7 +121,8 @@ def make_loss(c: Model, t: Reinforce) -> Loss:
 
 def shard_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """The batch on the current mesh, rows split over its devices."""
-    return dict(zip(batch, sample.shard_rows(*batch.values()), strict=True))
+    arrays = sample.shard_rows(*batch.values())
+    return dict(zip(batch, arrays, strict=True))
 
 
 _jit_logps = jax.jit(token_logps, static_argnums=(0, 4))
@@ -194,7 +195,14 @@ def collect_batch(
         batch["sampled"] = sampled_bt
         batch["outcome"] = r.outcome_b[:, None]
     num_dropped = int((has_signal_b == 0).sum()) // t.group_size
-    return Iteration(r, advantage_bn, batch, r.num_tokens + cost, num_labels, num_dropped)
+    return Iteration(
+        rollouts=r,
+        advantage_bn=advantage_bn,
+        batch=batch,
+        num_tokens=r.num_tokens + cost,
+        num_labels=num_labels,
+        num_dropped_groups=num_dropped,
+    )
 
 
 def build_credit(

@@ -32,7 +32,8 @@ def token_logps(
     x_nd = transformer.compute_hidden(c, lm, tokens_bt)
     logits_nv = transformer.unembed(c, lm, x_nd) / temperature
     nats_n, log_z_n = cross_entropy(logits_nv, targets_bt.reshape(-1))
-    mean_logit_n = jnp.sum(jax.nn.softmax(logits_nv, axis=-1) * logits_nv, axis=-1)
+    probs_nv = jax.nn.softmax(logits_nv, axis=-1)
+    mean_logit_n = jnp.sum(probs_nv * logits_nv, axis=-1)
     shape = targets_bt.shape
     logp_bt = jax.lax.reshape(-nats_n, shape, out_sharding=P(ROWS))
     entropy_bt = jax.lax.reshape(log_z_n - mean_logit_n, shape, out_sharding=P(ROWS))
@@ -41,7 +42,8 @@ def token_logps(
 
 def compute_ratio(logp: Array, old: Array) -> Array:
     """Probability of each token under the policy over that under the sampler."""
-    return jnp.exp(jnp.clip(logp - old, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    log_ratio = jnp.clip(logp - old, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.exp(log_ratio)
 
 
 def surrogate(logp: Array, old: Array, advantage: Array, t: Reinforce) -> Array:
@@ -81,14 +83,15 @@ def most_covariant(logp: Array, advantage: Array, weights: Array, fraction: floa
     """
     count = jnp.maximum(jnp.sum(weights), 1)
     logp = jax.lax.stop_gradient(logp)
-    logp_gap = logp - jnp.sum(logp * weights) / count
-    advantage_gap = advantage - jnp.sum(advantage * weights) / count
-    cov_bt = logp_gap * advantage_gap * weights
+    mean_logp = jnp.sum(logp * weights) / count
+    mean_advantage = jnp.sum(advantage * weights) / count
+    cov_bt = (logp - mean_logp) * (advantage - mean_advantage) * weights
     # Ranks are global: every device needs all values.
     cov_n = jax.reshard(cov_bt.reshape(-1), P())
-    rank = jnp.maximum(jnp.floor(fraction * count), 1).astype(jnp.int32)
+    rank = jnp.maximum(jnp.floor(fraction * count), 1)
+    last = rank.astype(jnp.int32) - 1
     ordered = jnp.sort(cov_n, descending=True)
-    threshold = jax.lax.dynamic_index_in_dim(ordered, rank - 1, keepdims=False)
+    threshold = jax.lax.dynamic_index_in_dim(ordered, last, keepdims=False)
     # Tokens without weight have covariance 0 and are never chosen.
     threshold = jnp.maximum(threshold, 1e-12)
     cov_bt = jax.reshard(cov_n, P(ROWS)).reshape(logp.shape)
@@ -136,4 +139,5 @@ def adapt_entropy_coef(entropy_coef: float, entropy: float, target: float) -> fl
     `entropy_coef` at the target, up to ten times that below it, towards 0 above it. It depends on
     the rollouts alone, so a run that is resumed stays the same run.
     """
-    return entropy_coef * min(10.0, math.exp(4 * (target - entropy) / target))
+    gap = (target - entropy) / target
+    return entropy_coef * min(10.0, math.exp(4 * gap))

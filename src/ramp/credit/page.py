@@ -37,9 +37,8 @@ def blend_color(advantage: float, largest: float) -> Color:
         return 255, 255, 255
     # The power keeps small advantages visible, 0.75 keeps the text readable.
     strength = 0.75 * min(1.0, abs(advantage) / largest) ** 0.7
-    red, green, blue = (
-        round(255 + strength * (end - 255)) for end in (UP if advantage > 0 else DOWN)
-    )
+    end = UP if advantage > 0 else DOWN
+    red, green, blue = (round(255 + strength * (x - 255)) for x in end)
     return red, green, blue
 
 
@@ -106,7 +105,10 @@ def _render_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: in
         name = "answer" if s == len(verdict.steps) else str(s + 1)
         spans = [(n, text) for n, token_step, text in tokens if token_step == s]
         # Colours are relative to the whole batch, so that rollouts can be compared.
-        cells = [_render_spans(spans, a_bn[row], np.abs(a_bn).max()) for a_bn in methods.values()]
+        cells = []
+        for a_bn in methods.values():
+            largest = float(np.abs(a_bn).max())
+            cells.append(_render_spans(spans, a_bn[row], largest))
         css_class = "ok" if step.right else "no"
         words = html.escape(f"{MARKS[step.right][0]} {describe_step(step)}")
         lines.append([name, *cells, html.Html(f'<span class="{css_class}">{words}</span>')])
@@ -137,8 +139,8 @@ def plot_rollouts(
     # The same scale for all panels, so that their tokens line up.
     longest = max(len(r.ids(row)) for row in rows)
     width = max(6, 0.17 * longest + 2)
-    height = (0.45 * len(methods) + 1.3) * len(rows)
-    figure = Figure(figsize=(width, height), layout="constrained")
+    height = 0.45 * len(methods) + 1.3
+    figure = Figure(figsize=(width, height * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), squeeze=False)[:, 0]
     for axes, row in zip(panels, rows, strict=True):
         draw_rollout(axes, tokenizer, r, methods, row)
@@ -162,7 +164,8 @@ def draw_rollout(
         axes.text(-0.5, y, name, ha="right", va="center", fontsize=9)
         for n, _, text in tokens:
             color = np.array(blend_color(float(a_bn[row, n]), largest)) / 255
-            axes.add_patch(Rectangle((n, y - 0.42), 1, 0.84, facecolor=color, edgecolor="none"))
+            box = Rectangle((n, y - 0.42), 1, 0.84, facecolor=color, edgecolor="none")
+            axes.add_patch(box)
             axes.text(n + 0.5, y, text, family="monospace", fontsize=9, **centered)
     # Marks stand under the middle of their step; an answer that is missing has no token.
     for s, step in enumerate(r.verdicts[row].all_steps):
@@ -173,5 +176,6 @@ def draw_rollout(
             axes.text(middle, 0.2 - len(methods), mark, color=color, fontsize=11, **centered)
     title = f"{r.problems[row].question}   ({describe_outcome(r, row)})"
     axes.set_title(title, fontsize=9, loc="left", parse_math=False)
-    axes.set(xlim=(-7, len(tokens) + 0.5), ylim=(-len(methods) - 0.3, 0.7))
+    axes.set_xlim(-7, len(tokens) + 0.5)
+    axes.set_ylim(-len(methods) - 0.3, 0.7)
     axes.axis("off")

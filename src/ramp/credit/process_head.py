@@ -57,16 +57,21 @@ def read_head(c: Model, process: dict, tokens_bt: Array) -> tuple[Array, Array]:
     x_n = jnp.sum(x_nd * out["weight"][:, 0], axis=-1)
     x_bt = jax.lax.reshape(x_n, shape, out_sharding=P(ROWS))
     # The last column's next token is any token: nothing reads it.
-    next_bt = jnp.concatenate([tokens_bt[:, 1:], tokens_bt[:, :1]], axis=1)
+    filler_b1 = tokens_bt[:, :1]
+    next_bt = jnp.concatenate([tokens_bt[:, 1:], filler_b1], axis=1)
     logits_nv = transformer.unembed(c, process["lm"], hidden_nd)
     nats_n, _ = cross_entropy(logits_nv, next_bt.reshape(-1))
     nats_bt = jax.lax.reshape(nats_n, shape, out_sharding=P(ROWS))
     # Column t + TAPS - 1 - j of the padded array is the surprise of the token j places before t.
-    own_bt = jnp.pad(jnp.minimum(nats_bt[:, :-1], MAX_SURPRISE), ((0, 0), (TAPS, 0)))
+    own_bt = jnp.minimum(nats_bt[:, :-1], MAX_SURPRISE)
+    own_bt = jnp.pad(own_bt, ((0, 0), (TAPS, 0)))
     width = own_bt.shape[1]
-    taps = [own_bt[:, TAPS - 1 - j : width - j] for j in range(TAPS)]
-    surprise_bt = sum(w * tap for w, tap in zip(out["surprise"], taps, strict=True))
-    return x_bt - surprise_bt + out["bias"][0, 0], nats_bt
+    surprise_bt = 0
+    for j in range(TAPS):
+        tap_bt = own_bt[:, TAPS - 1 - j : width - j]
+        surprise_bt += out["surprise"][j] * tap_bt
+    logit_bt = x_bt - surprise_bt + out["bias"][0, 0]
+    return logit_bt, nats_bt
 
 
 # Labels
@@ -82,7 +87,8 @@ def first_error_labels(r: Rollouts) -> np.ndarray:
 
 def limit_labels(labels_bs: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """The same labels for a random `fraction` of the rows, -1 for the others."""
-    keep_b = np.random.default_rng(seed).random(len(labels_bs)) < fraction
+    rng = np.random.default_rng(seed)
+    keep_b = rng.random(len(labels_bs)) < fraction
     return np.where(keep_b[:, None], labels_bs, np.float32(-1))
 
 
@@ -98,8 +104,9 @@ def label_rows(r: Rollouts, length: int, labels_bs: np.ndarray) -> dict[str, np.
     labels, label_weights, lm_weights = np.zeros((3, *tokens.shape), np.float32)
     end_bs = step_ends(r)
     b, s = np.nonzero((labels_bs >= 0) & (end_bs >= 0))
-    labels[b, end_bs[b, s]] = labels_bs[b, s]
-    label_weights[b, end_bs[b, s]] = 1
+    t = end_bs[b, s]
+    labels[b, t] = labels_bs[b, s]
+    label_weights[b, t] = 1
     b, n, t = r.places
     s = r.step_bn[b, n]
     lm_weights[b, t] = (s >= 0) & (labels_bs[b, s] == 1)
@@ -118,7 +125,8 @@ def step_ends(r: Rollouts) -> np.ndarray:
     s = r.step_bn[b, n]
     in_step = s >= 0
     # t is where the token is a target; one later it is an input.
-    np.maximum.at(end_bs, (b[in_step], s[in_step]), t[in_step] + 1)
+    b, s, t = b[in_step], s[in_step], t[in_step]
+    np.maximum.at(end_bs, (b, s), t + 1)
     return end_bs
 
 
@@ -127,7 +135,9 @@ def step_ends(r: Rollouts) -> np.ndarray:
 
 def bce(logit: Array, label: Array) -> Array:
     """Binary cross-entropy with a soft label, nats."""
-    return jnp.maximum(logit, 0) - logit * label + jnp.log1p(jnp.exp(-jnp.abs(logit)))
+    # In this form nothing overflows, however large the logit.
+    small = jnp.log1p(jnp.exp(-jnp.abs(logit)))
+    return jnp.maximum(logit, 0) - logit * label + small
 
 
 def process_loss(c: Model) -> Loss:
@@ -160,7 +170,8 @@ def implicit_loss(c: Model, t: Reinforce) -> Loss:
         trunk = params["process"]["lm"]
         logp, _ = token_logps(c, trunk, batch["tokens"], batch["targets"], t.temperature)
         log_ratio_b = jnp.sum(batch["sampled"] * (logp - batch["ref"]), axis=1)
-        total = jnp.sum(bce(t.implicit_beta * log_ratio_b, batch["outcome"][:, 0]))
+        logit_b = t.implicit_beta * log_ratio_b
+        total = jnp.sum(bce(logit_b, batch["outcome"][:, 0]))
         return total, {"process": total}
 
     return loss
@@ -170,7 +181,8 @@ def implicit_loss(c: Model, t: Reinforce) -> Loss:
 
 
 def _read_probabilities(c: Model, process: dict, tokens_bt: Array) -> Array:
-    return jax.nn.sigmoid(read_head(c, process, tokens_bt)[0])
+    logit_bt, _ = read_head(c, process, tokens_bt)
+    return jax.nn.sigmoid(logit_bt)
 
 
 _jit_probabilities = jax.jit(_read_probabilities, static_argnums=0)
@@ -185,4 +197,5 @@ def score_steps(c: Model, process: dict, r: Rollouts, length: int) -> np.ndarray
     p_bt = np.asarray(_jit_probabilities(c, process, tokens_bt))
     end_bs = step_ends(r)
     p_bs = np.take_along_axis(p_bt, np.maximum(end_bs, 0), axis=1)
-    return np.where((end_bs >= 0) & (r.exists_bs > 0), p_bs, np.float32(0))
+    has_end_bs = (end_bs >= 0) & (r.exists_bs > 0)
+    return np.where(has_end_bs, p_bs, np.float32(0))

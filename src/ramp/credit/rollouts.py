@@ -58,7 +58,8 @@ class Rollouts:
     @property
     def entropy(self) -> float:
         """Nats a token, estimated from the sampled log-probabilities."""
-        return -float((self.logps_bn * self.mask_bn).sum() / max(self.num_tokens, 1))
+        total = (self.logps_bn * self.mask_bn).sum()
+        return -float(total / max(self.num_tokens, 1))
 
     @cached_property
     def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,7 +70,8 @@ class Rollouts:
 
     def ids(self, row: int) -> list[int]:
         """The sampled tokens of a row."""
-        return self.tokens_bn[row][self.tokens_bn[row] >= 0].tolist()
+        tokens_n = self.tokens_bn[row]
+        return tokens_n[tokens_n >= 0].tolist()
 
 
 def sample_rollouts(
@@ -136,7 +138,8 @@ def score_rollouts(
     right_bs, exists_bs = np.zeros((2, B, N + 1), np.float32)
     verdicts = []
     for b, problem in enumerate(problems):
-        ids = tokens_bn[b][tokens_bn[b] >= 0].tolist()
+        row = tokens_bn[b]
+        ids = row[row >= 0].tolist()
         # Boundaries are found on ids, so a step never begins inside a token.
         parsed = parse(tokenizer, ids)
         verdict = task.judge(problem, parsed.steps, parsed.answer)
@@ -190,7 +193,11 @@ def pack_conversations(
             )
         ids_bt[b, : len(ids)] = ids
         weights_bt[b, : len(ids)] = weights
-    return {"tokens": ids_bt[:, :-1], "targets": ids_bt[:, 1:], "weights": weights_bt[:, 1:]}
+    return {
+        "tokens": ids_bt[:, :-1],
+        "targets": ids_bt[:, 1:],
+        "weights": weights_bt[:, 1:],
+    }
 
 
 def make_rows(
@@ -204,7 +211,8 @@ def make_rows(
     conversations = []
     for b, prompt in enumerate(r.prompts):
         ids = r.ids(b)
-        conversations.append((prompt + ids, [0] * len(prompt) + [1] * len(ids)))
+        weights = [0] * len(prompt) + [1] * len(ids)
+        conversations.append((prompt + ids, weights))
     batch = pack_conversations(conversations, length)
     # A token sampled at n is the target of the input one place before it.
     given = {"old": r.logps_bn}
@@ -213,8 +221,9 @@ def make_rows(
     b, n, t = r.places
     for name, values_bn in given.items():
         check_values(f"the {name}", values_bn, r.tokens_bn.shape)
-        batch[name] = np.zeros((len(r.prompts), length), np.float32)
-        batch[name][b, t] = values_bn[b, n]
+        values_bt = np.zeros((len(r.prompts), length), np.float32)
+        values_bt[b, t] = values_bn[b, n]
+        batch[name] = values_bt
     return batch
 
 
@@ -234,8 +243,10 @@ def rows_with_signal(r: Rollouts, advantage_bn: np.ndarray) -> np.ndarray:
 
     Dynamic sampling of DAPO (arXiv:2503.14476).
     """
-    has_signal_b = (np.abs(advantage_bn * r.mask_bn) > 1e-9).any(axis=1)
-    has_signal_p = has_signal_b.reshape(-1, r.group_size).any(axis=1)
+    has_signal_bn = np.abs(advantage_bn * r.mask_bn) > 1e-9
+    has_signal_b = has_signal_bn.any(axis=1)
+    has_signal_pg = has_signal_b.reshape(-1, r.group_size)
+    has_signal_p = has_signal_pg.any(axis=1)
     return np.repeat(has_signal_p, r.group_size).astype(np.float32)
 
 
@@ -260,13 +271,16 @@ def sample_continuations(
     """
     B, N = r.tokens_bn.shape
     # The first token of every step but the first: (row, tokens of it that are kept).
-    starts = (np.diff(r.step_bn, axis=1, prepend=0) > 0).nonzero()
+    is_start_bn = np.diff(r.step_bn, axis=1, prepend=0) > 0
+    starts = is_start_bn.nonzero()
     forks = np.repeat(np.stack(starts, axis=1), n, axis=0).tolist()
+    prefixes = [r.prompts[b] + r.ids(b)[:k] for b, k in forks]
+    seeds = (seed * 1_000_003 + np.arange(len(forks))) % 2**31
     result = sample.generate(
         c,
         params,
-        [r.prompts[b] + r.ids(b)[:k] for b, k in forks],
-        (seed * 1_000_003 + np.arange(len(forks))) % 2**31,
+        prefixes,
+        seeds,
         SamplingParams(temperature),
         N,
         stop=(tokenizer.end,),
