@@ -236,8 +236,8 @@ def prefill_prompts(
     # Room for one token at least, or `decode` would have to grow it at once.
     size = min(round_to_bucket(longest + 1, MIN_CACHE), c.context_len)
     size = max(size, padded.shape[1])
-    tokens, lengths, seeds = shard_rows(padded, lengths, np.array(seeds, np.uint32))
-    return prefill(c, params, tokens, lengths, seeds, size)
+    rows = shard_rows(padded, lengths, np.array(seeds, np.uint32))
+    return prefill(c, params, *rows, size)
 
 
 @partial(jax.jit, static_argnames=("c", "size"))

@@ -251,7 +251,7 @@ def _read_shape(
     where: Path, column: int, fields: dict[str, Any], qk_norm: bool, tie_embeddings: bool
 ) -> Shape:
     """The shape, from fields that have the names in that column of SHAPE."""
-    shape = {ours: fields.get(names[column]) for ours, names in SHAPE.items()}
+    shape: dict[str, Any] = {ours: fields.get(names[column]) for ours, names in SHAPE.items()}
     for name in REQUIRED:
         if shape[name] is None:
             raise UserError(f"{where} lacks {SHAPE[name][column]}")

@@ -30,6 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Message, Receive, Scope, Send
 
 from ramp.errors import UserError
 from ramp.serve import protocol
@@ -161,7 +162,7 @@ class EventStream(StreamingResponse):
         super().__init__(events, media_type="text/event-stream")
         self.close = close
 
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the events."""
         try:
             await super().__call__(scope, receive, send)
@@ -200,19 +201,19 @@ class Api:
             routes=routes, exception_handlers=dict.fromkeys(errors, self.handle_error)
         )
 
-    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
 
-        async def send_with_headers(message: dict) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message = message | {"headers": [*message["headers"], *self.headers]}
+                message = {**message, "headers": [*message["headers"], *self.headers]}
             await send(message)
 
         error = self.check_access(scope)
         app = to_error_response(error) if error else self.routes
         await app(scope, receive, send_with_headers)
 
-    def check_access(self, scope: dict) -> ApiError | None:
+    def check_access(self, scope: Scope) -> ApiError | None:
         """The error for a request from somebody who may not ask."""
         headers = dict(scope["headers"])
         host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
@@ -517,13 +518,14 @@ async def run_unless_disconnected(
             pass
 
     # Starlette does not end a handler whose client has left.
-    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(wait_for_disconnect())]
+    answer = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(wait_for_disconnect())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return tasks[0].result() if tasks[0].done() else Response(status_code=499)
+        await asyncio.wait([answer, disconnect], return_when=asyncio.FIRST_COMPLETED)
+        return answer.result() if answer.done() else Response(status_code=499)
     finally:
         close()
-        for task in tasks:
+        for task in (answer, disconnect):
             task.cancel()
 
 

@@ -10,7 +10,7 @@ slot at the next round or chunk.
 
 import threading
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -100,7 +100,7 @@ class Engine:
         # Shared with other threads: changed only while `_changed` is held.
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}  # by slot
-        self.counts: Counter = Counter()
+        self.counts: defaultdict[str, float] = defaultdict(float)
         self.error: Exception | None = None
         self._changed, self._closing = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="ramp-engine", daemon=True)
