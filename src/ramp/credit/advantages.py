@@ -22,11 +22,14 @@ the step itself was right.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+
+Array = jax.Array | np.ndarray  # the host makes a Credit, and it may be handed to jitted code
 
 
 @jax.tree_util.register_dataclass
@@ -69,9 +72,9 @@ class Credit:
     step_bn: Array  # int32 [B, N], the step that a token belongs to; -1: none
 
     # What only some families need; None for the others.
-    value_bs: Array | None = None  # [B, S] chance of a right answer before step s; s = 0 unused
-    best_bs: Array | None = None  # [B, S] the same for the best of K continuations
-    implicit_bn: Array | None = None  # [B, N] beta * log(head / reference) of each token
+    value_bs: Any = None  # [B, S] chance of a right answer before step s; s = 0 unused
+    best_bs: Any = None  # [B, S] the same for the best of K continuations
+    implicit_bn: Any = None  # [B, N] beta * log(head / reference) of each token
 
     @property
     def group_size(self) -> int:
@@ -112,7 +115,7 @@ def method(family: Family) -> Callable[[Assign], Assign]:
     """Enter the decorated function into `METHODS` under its own name."""
 
     def register(assign: Assign) -> Assign:
-        METHODS[assign.__name__] = Method(assign, family)
+        METHODS[getattr(assign, "__name__")] = Method(assign, family)  # noqa: B009
         return assign
 
     return register
@@ -270,7 +273,7 @@ def prover(c: Credit) -> Array:
     The prover is best-of-K of the policy itself.
     """
     # The first step's change starts from the policy's value, not the prover's: leave it out.
-    progress_bs = value_changes(c, c.best_bs).at[:, 0].set(0.0)
+    progress_bs = jnp.asarray(value_changes(c, c.best_bs)).at[:, 0].set(0.0)
     return rloo(c) + spread_to_tokens(c, progress_bs)
 
 
@@ -294,10 +297,10 @@ def grpo_process(c: Credit) -> Array:
     """
     right_pgs = group_by_problem(c, c.right_bs)
     exists_pgs = group_by_problem(c, c.exists_bs)
-    group = {"axis": (1, 2), "keepdims": True}
-    count = jnp.maximum(jnp.sum(exists_pgs, **group), 1)
-    mean = jnp.sum(right_pgs * exists_pgs, **group) / count
-    variance = jnp.sum(exists_pgs * (right_pgs - mean) ** 2, **group) / count
+    sum_group = partial(jnp.sum, axis=(1, 2), keepdims=True)
+    count = jnp.maximum(sum_group(exists_pgs), 1)
+    mean = sum_group(right_pgs * exists_pgs) / count
+    variance = sum_group(exists_pgs * (right_pgs - mean) ** 2) / count
     reward_pgs = (right_pgs - mean) / (jnp.sqrt(variance) + 1e-4) * exists_pgs
     reward_bs = reward_pgs.reshape(c.right_bs.shape)
     return spread_to_tokens(c, reward_to_go(reward_bs))

@@ -7,7 +7,7 @@ one colour; step credit does not. As an HTML page, as a figure and as plain text
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -157,7 +157,7 @@ def draw_rollout(
     # One unit of x is a token, one unit of y a line.
     tokens = show_tokens(tokenizer, r, row)
     # A dollar sign in a problem is no formula.
-    centered = {"ha": "center", "va": "center", "parse_math": False}
+    centered: dict[str, Any] = {"ha": "center", "va": "center", "parse_math": False}
     for line, (name, a_bn) in enumerate(methods.items()):
         y = -line
         largest = float(np.abs(a_bn).max())

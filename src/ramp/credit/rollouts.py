@@ -275,7 +275,7 @@ def sample_continuations(
     starts = is_start_bn.nonzero()
     forks = np.repeat(np.stack(starts, axis=1), n, axis=0).tolist()
     prefixes = [r.prompts[b] + r.ids(b)[:k] for b, k in forks]
-    seeds = (seed * 1_000_003 + np.arange(len(forks))) % 2**31
+    seeds = [(seed * 1_000_003 + i) % 2**31 for i in range(len(forks))]
     result = sample.generate(
         c,
         params,
