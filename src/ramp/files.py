@@ -1,4 +1,7 @@
-"""Reading and writing files: the one atomic write, the one JSONL reader, the one way numbers become JSON."""
+"""Reading and writing files.
+
+The one atomic write, the one JSONL reader, and the one way in which numbers become JSON.
+"""
 
 import json
 import logging
@@ -14,13 +17,13 @@ log = logging.getLogger(__name__)
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write the whole file or leave the old one, whatever happens in between."""
     data = content.encode() if isinstance(content, str) else content
+    # In the same folder: a rename is atomic only within one file system.
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(
-            file.fileno()
-        )  # before the rename: a crash must not leave an empty file in its place
+        # Before the rename: a crash must not leave an empty file in the old one's place.
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 
@@ -40,6 +43,7 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         except ValueError:
             log.warning("%s:%d is not JSON and was skipped", path, number)
             continue
+        # A torn line may happen to be JSON, such as the number that was left of an object.
         if isinstance(record, dict):
             yield record
 

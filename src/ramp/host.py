@@ -1,6 +1,7 @@
-"""This machine, tuned before jax starts: memory, kernels, compilation cache, mesh; and what only process 0 does.
+"""This machine, tuned before jax starts: memory, kernels, compilation cache, mesh.
 
-Imported by every command that computes. No jax at the top: flags are checked before it is paid for.
+Also what only process 0 does. Imported by every command that computes. No jax at the top: flags are
+checked before it is paid for.
 """
 
 import ctypes
@@ -18,25 +19,31 @@ from ramp.errors import UserError
 
 TUNABLE = "glibc.malloc.hugetlb=1"
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="
-# Versions of jaxlib, which holds XLA, that were tried: an XLA that does not know a flag ends the process.
+# Versions of jaxlib, which holds XLA, that were tried: an XLA that does not know a flag ends the
+# process.
 KNOW_EIGEN = ("0.10.", "0.11.", "0.12.")
 # What the kernel shows of an accelerator: NVIDIA (in WSL: dxg), AMD, TPUs to v4, TPUs from v5e on.
 DEVICE_FILES = ("nvidia*", "dxg", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 
 
 def setup_devices(c: Config, devices: int | None = None) -> Config:
-    """Join the job's processes, choose the device's dtype, make the mesh, check that everything divides.
+    """Join the job's processes, choose the dtype, make the mesh, check that everything divides.
 
-    devices: use only the first so many. Returns the resolved configuration. Call it before imports that start
-    threads: each of them would bring a memory arena that `keep_memory` does not hold.
+    Returns the resolved configuration. Call it before imports that start threads: each of them
+    would bring a memory arena that `keep_memory` does not hold.
+
+    Args:
+      devices: use only the first so many.
     """
     import jax
 
     from ramp.train import mesh
 
+    # All three before the first device: it fixes allocator, flags and processes.
     keep_memory()
     prefer_eigen(c)
     mesh.connect_processes()
+    # One cache for all runs of this user: a second run with the same shapes starts at once.
     default_cache = str(Path.home() / ".cache" / "ramp" / "xla")
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", default_cache)
     jax.config.update("jax_compilation_cache_dir", cache)
@@ -51,12 +58,15 @@ def setup_devices(c: Config, devices: int | None = None) -> Config:
 
 
 def use_huge_pages() -> None:
-    """Start this process again with a glibc that asks the kernel for huge pages, which it decides at a start only.
+    """Start this process again with a glibc that asks the kernel for huge pages.
 
-    XLA:CPU allocates a step's temporaries anew each time, and pages of 4 kB cost it 15% of the step.
+    glibc decides that only when a process starts. XLA:CPU allocates a step's temporaries anew each
+    time, and pages of 4 kB cost it 15% of the step.
     """
+    # Whoever has set tunables, this function included, is left alone: no second restart.
     if platform.libc_ver()[0] != "glibc" or "GLIBC_TUNABLES" in os.environ:
         return
+    # glibc knows the tunable from 2.35 on.
     version = tuple(map(int, platform.libc_ver()[1].split(".")))
     kernel = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if version >= (2, 35) and kernel.exists() and "[never]" not in kernel.read_text():
@@ -69,7 +79,10 @@ def has_huge_pages() -> bool:
 
 
 def keep_memory() -> None:
-    """Without huge pages, ask glibc to keep freed memory: as fast, but holes in the heap up to double the footprint."""
+    """Without huge pages, ask glibc to keep freed memory.
+
+    It is as fast, but holes in the heap up to double the footprint.
+    """
     if platform.libc_ver()[0] != "glibc" or has_huge_pages():
         return
     libc = ctypes.CDLL(None)
@@ -79,11 +92,11 @@ def keep_memory() -> None:
 
 
 def prefer_eigen(c: Config) -> None:
-    """Ask XLA:CPU to multiply float32 matrices with Eigen instead of YNNPACK; it reads the flag before its first device.
+    """Ask XLA:CPU to multiply float32 matrices with Eigen instead of YNNPACK.
 
-    On Zen 4 a core does 100 to 108 GFLOP/s with Eigen and 67 to 88 with YNNPACK; in bfloat16 YNNPACK has 165 to 200
-    and Eigen 65 to 100. With jax 0.12 on a Xeon (Sapphire Rapids): 134 against 103 in float32, 85 against 300 in
-    bfloat16.
+    XLA reads the flag before its first device. On Zen 4 a core does 100 to 108 GFLOP/s with Eigen
+    and 67 to 88 with YNNPACK; in bfloat16 YNNPACK has 165 to 200 and Eigen 65 to 100. With jax 0.12
+    on a Xeon (Sapphire Rapids): 134 against 103 in float32, 85 against 300 in bfloat16.
     """
     from importlib import metadata
 
@@ -91,12 +104,16 @@ def prefer_eigen(c: Config) -> None:
     float32 = dtype == "float32" or (dtype == "auto" and not has_bfloat16())
     flags = os.environ.get("XLA_FLAGS", "")
     known = metadata.version("jaxlib").startswith(KNOW_EIGEN)
+    # A user's own choice of this flag stands.
     if float32 and known and EIGEN not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {EIGEN}".strip()
 
 
 def choose_dtype(c: Config, backend: str) -> Config:
-    """Fill in model.dtype = "auto" by what was measured faster: bfloat16, except on processors that lack it."""
+    """Fill in model.dtype = "auto" by what was measured faster.
+
+    That is bfloat16, except on processors that lack it.
+    """
     if c.model.dtype != "auto":
         return c
     dtype = "float32" if backend == "cpu" and not has_bfloat16() else "bfloat16"
@@ -104,11 +121,13 @@ def choose_dtype(c: Config, backend: str) -> Config:
 
 
 def skip_absent_devices(dev: Path = Path("/dev")) -> None:
-    """Keep jax to the CPU where the compilers of the extra `plan` are installed and no accelerator is here.
+    """Keep jax to the CPU where the extra `plan` is installed and no accelerator is here.
 
-    Otherwise jax asks each compiler for its device, and each answers with a page of errors. A machine that has a device,
-    or whose user says which platform to use, is left alone. Call it before jax is imported.
+    Otherwise jax asks each of its compilers for a device, and each answers with a page of errors. A
+    machine that has a device, or whose user says which platform to use, is left alone. Call it
+    before jax is imported.
     """
+    # Found, not imported: an import would start the search for devices.
     packages = ("libtpu", "jax-cuda12-plugin")
     has_compilers = any(importlib.util.find_spec(name.replace("-", "_")) for name in packages)
     chosen = any(name.startswith(("JAX_PLATFORM", "JAX_FORCE_TPU", "TPU_")) for name in os.environ)
@@ -117,13 +136,19 @@ def skip_absent_devices(dev: Path = Path("/dev")) -> None:
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 (avx512_bf16); emulated, it is slower than float32."""
+    """Whether this processor multiplies bfloat16 (avx512_bf16).
+
+    Emulated, it is slower than float32.
+    """
     info = Path("/proc/cpuinfo")
     return info.exists() and "avx512_bf16" in info.read_text()
 
 
 def on_process_zero(action: Callable[[], Any]) -> Any:
-    """Let process 0, the only one that writes, do it; the others wait, get None, and stop too where it fails."""
+    """Let process 0, the only one that writes, do it, and return the result there.
+
+    The others wait, get None, and stop too where it fails.
+    """
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
@@ -133,6 +158,7 @@ def on_process_zero(action: Callable[[], Any]) -> Any:
         try:
             result = action()
         except Exception as fault:
+            # Raised below: the others wait for this process at the gather.
             error = fault
     failed = error is not None
     if jax.process_count() > 1:

@@ -27,9 +27,12 @@ def run(
 ) -> None:
     """Do `stages` (by default all of the configuration's) in `directory`.
 
-    A stage that is done is skipped unless `force`. suites: evaluations by name that are not stages of their own; they
-    need a pretrained model and are called as `suite(rundir, config, stop)`.
-    Raises `UserError`, `Preempted` (saved, start again) or `Diverged`.
+    A stage that is done is skipped unless `force`. Raises `UserError`, `Preempted` (saved, start
+    again) or `Diverged`.
+
+    Args:
+      suites: evaluations by name that are not stages of their own; they need a pretrained model and
+        are called as `suite(rundir, config, stop)`.
     """
     # Before imports that start threads.
     c = setup_devices(c)
@@ -40,6 +43,7 @@ def run(
 
     suites = suites or {}
     stages = stages or c.stages
+    # All at once: a module that cannot be imported is found before hours of training.
     modules = {
         name: importlib.import_module(STAGES[name].module) for name in stages if name in STAGES
     }
@@ -49,19 +53,23 @@ def run(
             module.check(c)
     rundir, stop = RunDir(directory), Preemption()
     with ExitStack() as stack:
+        # The lock is held to the end; only the process that writes takes it.
         on_process_zero(lambda: (stack.enter_context(rundir.lock()), rundir.check_or_create(c)))
         for name in stages:
             if rundir.is_done(name) and not force:
                 print(f"{name}: done before")
                 continue
             require_done(rundir, name, needs="pretrain" if name in suites else STAGES[name].needs)
+            # A signal that came between two stages.
             stop.check(0)
             if name == "prepare":
                 result = on_process_zero(partial(prepare_in_subprocess, rundir, c))
             else:
                 work = suites[name] if name in suites else modules[name].run
                 result = work(rundir, c, stop)
+            # The other processes have no result of `prepare`, and write none.
             done = {**(result or {}), "done": True}
+            # After each stage, so that a run that breaks off later has a report too.
             on_process_zero(partial(report.update_report, directory, name, done))
             on_process_zero(partial(report.write_report, directory))
     if jax.process_index() == 0:
@@ -80,16 +88,20 @@ def require_done(rundir: RunDir, name: str, needs: str) -> None:
 def prepare_in_subprocess(rundir: RunDir, c: Config) -> dict:
     """Run `prepare` in a process of its own.
 
-    In this one the tokenizer's threads would wait for the single memory arena that `keep_memory` leaves (30 s instead
-    of 7), and its garbage would stay.
+    In this one the tokenizer's threads would wait for the single memory arena that `keep_memory`
+    leaves (30 s instead of 7), and its garbage would stay.
     """
     from ramp.stages import prepare
 
+    # Spawned: a fork of a process that has started jax's threads may hang.
     with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as pool:
         return pool.submit(prepare.run, rundir, c).result()
 
 
 def end_with_parent() -> None:
-    """Ask Linux to end this process when its parent ends: what it writes is under the parent's lock."""
+    """Ask Linux to end this process when its parent ends.
+
+    What it writes is under the parent's lock.
+    """
     if platform.system() == "Linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

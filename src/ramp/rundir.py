@@ -1,4 +1,4 @@
-"""A run directory: what lies where in it, who made it, and whether a configuration may go on in it."""
+"""A run directory: what lies where in it, who made it, and which configuration may go on in it."""
 
 import fcntl
 import importlib.metadata
@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +47,11 @@ class RunDir:
 
     @property
     def default_stage(self) -> str:
-        """The stage that is sampled from unless another is named: fine-tuning, but pretraining of an imported model
-        that has not been fine-tuned here."""
+        """The stage that is sampled from unless another is named.
+
+        Fine-tuning, but pretraining of an imported model that has not been fine-tuned here.
+        """
+        # An imported model is stored as pretrained; usually it can already chat.
         imported = "imported" in self.report().get("pretrain", {})
         return "pretrain" if imported and not self.checkpoints("finetune").exists() else "finetune"
 
@@ -71,9 +74,14 @@ class RunDir:
         return stage in self.report() or self.checkpoints(stage).exists()
 
     def check_or_create(self, c: Config) -> None:
-        """Write config.toml and provenance.json, or refuse a directory that another configuration made."""
+        """Write config.toml and provenance.json.
+
+        Raises `UserError` for a directory that another configuration made.
+        """
         if self.config.exists():
+            # Resolved on both sides: a value by rule is the same as that value set by hand.
             self._require_same(config.resolve(config.load(self.config)), c)
+        # `lock` has been here before and left its file.
         elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
             raise UserError(
                 f"{self.path} is not empty and not a run; name another directory with --run"
@@ -84,18 +92,23 @@ class RunDir:
 
     def _require_same(self, old: Config, new: Config) -> None:
         for stage in STAGES.values():
+            # What has not begun may still change.
             if not self.has_begun(stage.name):
                 continue
             changes = [change for part in stage.identity for change in list_changes(old, new, part)]
             if changes:
                 raise UserError(
+                    # The first few say enough.
                     f"{self.path} was begun with another configuration ({'; '.join(changes[:4])}); "
                     "name another directory with --run, or delete this one"
                 )
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Two processes writing one run would ruin it. The lock goes with the process, however that ends."""
+    def lock(self) -> Generator[None]:
+        """Keep other processes from writing this run; `UserError` where one does.
+
+        The lock goes with the process, however that ends.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
@@ -109,6 +122,7 @@ class RunDir:
 
 def list_changes(old: Config, new: Config, section: str) -> list[str]:
     """Keys of a section that results depend on and that differ, as `key old -> new`."""
+    # Keys that only say how to compute are no part of an identity.
     before = config.identity(getattr(old, section), f"{section}.")
     after = config.identity(getattr(new, section), f"{section}.")
     return [
@@ -129,6 +143,7 @@ def provenance() -> dict[str, Any]:
     """What made a result: versions, commit, device, command."""
     import jax
 
+    # The packages whose version can change a result.
     names = (
         "ramp-lm",
         "jax",
@@ -140,13 +155,14 @@ def provenance() -> dict[str, Any]:
         "numpy",
         "tokenizers",
     )
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     return {
         "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": " ".join(["ramp", *sys.argv[1:]]),
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in names},
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "devices": f"{devices} ({jax.default_backend()})",
         "processor": f"{_processor()}, {os.cpu_count()} cores",
         "processes": jax.process_count(),
     }
@@ -160,6 +176,7 @@ def _version(name: str) -> str:
 
 
 def _processor() -> str:
+    # `platform.processor` knows no model name on Linux.
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return next(
@@ -169,7 +186,8 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """The commit of the source this runs from, '+' if it was changed since; '' outside a checkout."""
+    """The commit of the source this runs from, with '+' if it was changed; '' if unknown."""
+    # Not the working directory, which may be another checkout.
     here = Path(__file__).parent
 
     def git(*words: str) -> str:
@@ -180,5 +198,5 @@ def _commit() -> str:
     try:
         head = git("rev-parse", "--short", "HEAD")
         return head + ("+" if head and git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError):  # no git, or one that hangs
         return ""

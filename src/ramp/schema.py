@@ -1,7 +1,8 @@
 """Frozen dataclasses as a schema: overlay tables and flags on them, check, list and write them.
 
-Knows nothing of ramp's own keys, which are in `config.py`. A key's type, range, default and documentation each stand
-once, in the dataclass; a TOML file and the command line go through the same checks.
+Knows nothing of ramp's own keys, which are in `config.py`. A key's type, range, default and
+documentation each stand once, in the dataclass; a TOML file and the command line go through the
+same checks.
 """
 
 import ast
@@ -17,13 +18,16 @@ import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from ramp.errors import UserError
 
 EXECUTION = "execution"
-"""Marks a key that says how a result is computed or watched, not what the result is: it may change between two starts
-of a run, and a checkpoint does not depend on it."""
+"""Marks a key that says how a result is computed or watched, not what the result is.
+
+It may change between two starts of a run, and a checkpoint does not depend on it.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,30 +43,32 @@ class Range:
         return math.isfinite(value) and self.low <= value <= self.high and value > self.above
 
     def __str__(self) -> str:
+        lower = f"at least {self.low:g}"
         if self.above > -math.inf:
             lower = f"more than {self.above:g}"
-        else:
-            lower = f"at least {self.low:g}"
         return lower if self.high == math.inf else f"{lower} and at most {self.high:g}"
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a schema: its dotted name, its type without annotations, its marks, default and documentation."""
+    """One key of a schema."""
 
-    name: str
-    type: Any
-    marks: tuple[Any, ...]
+    name: str  # dotted
+    type: Any  # without annotations
+    marks: tuple[Any, ...]  # the annotations: `Range` and `EXECUTION`
     default: Any
-    doc: str
+    doc: str  # the string under the field
 
 
-# ------------------------------------------------------------------------------------------ reading
+# --- reading
+
+
 def overlay(node: Any, table: dict[str, Any], where: str, prefix: str = "") -> Any:
     """A dataclass with the values of a (nested) table in place of its own.
 
-    Nested tables are laid over what the field already holds, so a section keeps the defaults of its owner.
-    Raises `UserError` for an unknown key, a wrong type or a wrong choice, with `where` and the dotted name.
+    Nested tables are laid over what the field already holds, so a section keeps the defaults of its
+    owner. Raises `UserError` for an unknown key, a wrong type or a wrong choice, with `where` and
+    the dotted name.
     """
     types = read_types(type(node))
     values = {}
@@ -81,7 +87,10 @@ def overlay(node: Any, table: dict[str, Any], where: str, prefix: str = "") -> A
 
 
 def convert(hint: Any, value: Any, where: str, name: str) -> Any:
-    """A value of a TOML file as the type that a key takes: lists become tuples, whole numbers become floats."""
+    """A value of a TOML file as the type that a key takes.
+
+    Lists become tuples, and whole numbers become floats where a float is wanted.
+    """
     base, _ = split_annotated(hint)
     if typing.get_origin(base) is Literal:
         choices = typing.get_args(base)
@@ -92,7 +101,8 @@ def convert(hint: Any, value: Any, where: str, name: str) -> Any:
     if typing.get_origin(base) is tuple:
         if not isinstance(value, list | tuple) or not all(type(item) is str for item in value):
             raise UserError(f"{where}: '{name}' takes a list of strings, not {value!r}")
-        return tuple(value)
+        return tuple(value)  # frozen dataclasses hold nothing that can change
+    # People write `lr = 1`; the other way round, 1.5 steps, is a mistake.
     if base is float and type(value) is int:
         return float(value)
     if type(value) is not base:  # bool is an int to isinstance
@@ -127,17 +137,18 @@ def split_annotated(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def describe_unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """What is wrong with an unknown key: it has a new name, looks like another one, or is none of these."""
+    """What is wrong with an unknown key: it has a new name, looks like another, or neither."""
     names = [prefix + key for key in known]
+    # Keys of older configurations, so that these can be brought up to date.
     if name in renamed_keys():
         return f"'{name}' is now '{renamed_keys()[name]}'"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"unknown key '{name}'; did you mean '{close[0]}'?"
+    # Of very many keys only the sections: a sentence has to stay readable.
     shown = names if len(names) < 20 else sorted({key.split(".")[0] for key in names})
-    return (
-        f"unknown key '{name}'; known here: {', '.join(key.removeprefix(prefix) for key in shown)}"
-    )
+    listed = ", ".join(key.removeprefix(prefix) for key in shown)
+    return f"unknown key '{name}'; known here: {listed}"
 
 
 @cache
@@ -147,15 +158,19 @@ def renamed_keys() -> dict[str, str]:
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
-# ------------------------------------------------------------------------------------------ flags
+# --- flags
+
+
 def parse_flags(words: Sequence[str], keys: Sequence[Key]) -> dict[str, Any]:
     """`--model.depth 8 --text.sources a b` or `--model.depth=8` as a nested table.
 
-    Raises `UserError` for a flag that is not among the keys, or a value that does not read as the key's type.
+    Raises `UserError` for a flag that is not among the keys, or a value that does not read as the
+    key's type.
     """
     by_name = {key.name: key for key in keys}
     table: dict[str, Any] = {}
     for flag, values in split_flags(words):
+        # As command lines usually spell it, `--model.head-dim`, and as files do.
         name = flag.removeprefix("--").replace("-", "_")
         if name not in by_name:
             raise UserError(f"{flag}: {describe_unknown(name, by_name)}")
@@ -163,6 +178,7 @@ def parse_flags(words: Sequence[str], keys: Sequence[Key]) -> dict[str, Any]:
         node = table
         for section in sections:
             node = node.setdefault(section, {})
+        # A flag that is given twice: the last one counts, as shells' users expect.
         node[last] = parse_words(by_name[name], values)
     return table
 
@@ -180,6 +196,7 @@ def split_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
             yield flag, values
         flag, equals, value = word.partition("=")
         values = [value] if equals else []
+    # The last flag has no other behind it to end it.
     if flag:
         yield flag, values
 
@@ -188,6 +205,7 @@ def parse_words(key: Key, words: list[str]) -> Any:
     """The value of a flag. Lists are several words, or one TOML array such as '["a", "b"]'."""
     where = f"--{key.name}"
     if typing.get_origin(key.type) is tuple:
+        # TOML's own form, the only one that can say an empty list or a word that begins with "--".
         if len(words) == 1 and words[0].startswith("["):
             try:
                 return tomllib.loads(f"list = {words[0]}")["list"]
@@ -207,10 +225,13 @@ def parse_words(key: Key, words: list[str]) -> Any:
         except ValueError:
             kind = "a whole number" if key.type is int else "a number"
             raise UserError(f"{where} takes {kind}, not {word!r}") from None
+    # A text, or one of several choices, which `convert` checks.
     return word
 
 
-# ------------------------------------------------------------------------------------------ listing and writing
+# --- listing and writing
+
+
 def list_keys(node: Any, prefix: str = "") -> list[Key]:
     """All keys below a dataclass, in order."""
     docs = read_docs(type(node))
@@ -228,15 +249,16 @@ def list_keys(node: Any, prefix: str = "") -> list[Key]:
 @cache
 def read_docs(cls: type) -> dict[str, str]:
     """The string under each field of a dataclass, from its source."""
+    # Python keeps no docstrings of fields, so the source is the one place to read them.
     module = ast.parse(inspect.getsource(sys.modules[cls.__module__]))
     body = next(
         n.body for n in module.body if isinstance(n, ast.ClassDef) and n.name == cls.__name__
     )
     docs = {}
-    for field, below in zip(body, body[1:], strict=False):
-        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and is_text:
-            docs[ast.unparse(field.target)] = inspect.cleandoc(below.value.value)
+    for field, below in pairwise(body):
+        match field, below:
+            case ast.AnnAssign(), ast.Expr(ast.Constant(str(text))):
+                docs[ast.unparse(field.target)] = " ".join(text.split())
     return docs
 
 
@@ -246,12 +268,13 @@ def format_keys(keys: Sequence[Key]) -> str:
     section = None
     for key in keys:
         head = key.name.rpartition(".")[0]
+        # Keys of one section follow each other.
         if head != section:
             lines.append(f"\n[{head or 'top level'}]")
             section = head
         bounds = [str(mark) for mark in key.marks if isinstance(mark, Range)]
-        notes = [*key.doc.split("\n"), *bounds, f"default {format_toml(key.default)}"]
-        text = "; ".join(" ".join(note.split()) for note in notes if note)
+        notes = [key.doc, *bounds, f"default {format_toml(key.default)}"]
+        text = "; ".join(note for note in notes if note)
         lines.append(f"  --{key.name} {describe_type(key.type)}\n        {text}")
     return "\n".join(lines)
 
@@ -275,6 +298,7 @@ def to_toml(node: Any, prefix: str = "") -> str:
             tables.append(f"\n[{name}]\n{to_toml(value, name + '.')}")
         else:
             lines.append(f"{field.name} = {format_toml(value)}\n")
+    # Tables last: in TOML a key after a table's head would belong to that table.
     return "".join(lines + tables)
 
 
