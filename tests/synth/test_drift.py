@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.collapse import exact
+from experiments.collapse.table import estimate_drift
 from ramp.synth import drift
 
 
@@ -50,16 +51,12 @@ def test_closed_form_is_the_recursion(m, g, gain):
 @given(st.floats(0.01, 10), st.floats(0.1, 1), st.integers(2, 8))
 def test_drift_reads_the_law_off_replace(d1, gain, generations):
     replaced = drift.excess_loss(d1, 0.0, np.arange(1, generations + 1), gain)
-    assert drift.estimate_drift(replaced) == pytest.approx((d1, gain), rel=1e-6)
+    assert estimate_drift(replaced) == pytest.approx((d1, gain), rel=1e-6)
 
 
 def test_drift_that_quickens_or_stops_has_no_gain():
-    assert drift.estimate_drift(np.array([0.1, 0.3, 0.6])) == pytest.approx((0.2, 1.0))
-    assert (
-        drift.estimate_drift(np.array([0.1]))
-        == drift.estimate_drift(np.array([0.1, 0.05]))
-        == (0.1, 1.0)
-    )
+    assert estimate_drift(np.array([0.1, 0.3, 0.6])) == pytest.approx((0.2, 1.0))
+    assert estimate_drift(np.array([0.1])) == estimate_drift(np.array([0.1, 0.05])) == (0.1, 1.0)
 
 
 @given(st.floats(0.01, 100))

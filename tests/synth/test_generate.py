@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tiny
 
+from experiments.collapse.world import sobol_grid
 from ramp.decode.sample import SamplingParams
 from ramp.model.loss import next_token_loss
 from ramp.synth import generate, prompts
@@ -117,7 +118,7 @@ def test_pairs_are_of_different_documents():
 
 def test_the_grid_covers_pairs_more_evenly_than_chance():
     names = [str(i) for i in range(8)]
-    found = prompts.sobol_grid({"a": names, "b": names}, 256, 0)
+    found = sobol_grid({"a": names, "b": names}, 256, 0)
     pairs = np.unique([int(x["a"]) * 8 + int(x["b"]) for x in found], return_counts=True)[1]
     assert len(pairs) == 64 and pairs.max() <= 8
     drawn = np.bincount(np.random.default_rng(0).integers(0, 64, 256), minlength=64)

@@ -129,7 +129,7 @@ def test_null_refuses_what_it_cannot_do():
     pool = Docs.from_lists([[1, 2]] * 5)
     with pytest.raises(ValueError, match="at least 7"):
         measure.Null.resample(pool, 2, lambda d: {}, 3)
-    with pytest.raises(ValueError, match="cannot be drawn"):
+    with pytest.raises(ValueError, match="larger sample than population"):
         measure.Null.resample(pool, 6, lambda d: {})
 
 

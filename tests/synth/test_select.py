@@ -55,9 +55,7 @@ def test_repeats_look_at_the_pool_first():
 def test_projection_is_the_nearest_distribution_with_those_moments(seed):
     rng = np.random.default_rng(seed)
     base = rng.random(30) + 0.1
-    f = np.concatenate(
-        [select.one_hot(rng.integers(0, 3, 30), 3)[:, :2], rng.normal(size=(30, 2))], axis=1
-    )
+    f = np.concatenate([np.eye(3)[rng.integers(0, 3, 30)][:, :2], rng.normal(size=(30, 2))], axis=1)
     target = rng.dirichlet(np.ones(30) * 3) @ f
     w = select.project_weights(f, target, base, 1e9, 0.0, ridge=1e-9)
     q = base / base.sum()
@@ -70,7 +68,7 @@ def test_projection_is_the_nearest_distribution_with_those_moments(seed):
 
 def test_projection_says_what_it_could_not_reach():
     cell = np.array([0] * 95 + [1] * 5)
-    f = select.one_hot(cell, 3)
+    f = np.eye(3)[cell]
     w = select.project_weights(f, np.array([0.4, 0.4, 0.2]), np.ones(100), 4.0, 0.3)
     assert w.w.max() <= 4.0 + 1e-9 and w.ess >= 0.3 and w.w.mean() == pytest.approx(1)
     assert w.missed[2] == pytest.approx(0.2)  # an extinct cell cannot be reweighted back
@@ -122,14 +120,12 @@ def test_precision_bound_holds_in_simulation():
             accepted = share * tpr + (1 - share) * fpr
             bounds.append(
                 select.precision_bound(
-                    accepted, rng.binomial(200, tpr), 200, rng.binomial(200, fpr), 200
+                    accepted, rng.binomial(200, tpr), rng.binomial(200, fpr), 200
                 )
             )
         assert np.mean(np.array(bounds) <= true) > 0.85
         assert np.mean(bounds) > true - 0.12
-    assert (
-        select.precision_bound(1.0, 200, 200, 200, 200) == 0.0
-    )  # one that always agrees tells nothing
+    assert select.precision_bound(1.0, 200, 200, 200) == 0.0  # one that always agrees tells nothing
 
 
 def test_a_verifier_blind_to_the_tail_is_noticed_and_small_cells_do_not_cry_wolf():

@@ -275,7 +275,7 @@ def weigh(lab: Lab, t: Synthesize, docs: list[list[int]]) -> np.ndarray:
     target = 0.5 * real + 0.5 / world.OPERATORS
     base = select.cap_duplicates([tuple(d) for d in docs], t.max_duplicates)
     return select.project_weights(
-        select.one_hot(cell, world.OPERATORS), target, base, t.max_weight, t.min_ess
+        np.eye(world.OPERATORS)[cell], target, base, t.max_weight, t.min_ess
     ).w
 
 

@@ -131,10 +131,10 @@ def trigram_curve(
         if g:
             pools.append(sampled())
             got = mix.compose(policy, [len(p) for p in pools], len(real), rng, m)
-            taken = [
-                pools[k].take(got.index[got.generation == k]) for k in np.unique(got.generation)
-            ]
-            model = Trigram.fit(Docs.concatenate(taken), vocab)
+            taken = []
+            for k in np.unique(got.generation):
+                taken += pools[k].take(got.index[got.generation == k]).to_list()
+            model = Trigram.fit(Docs.from_lists(taken), vocab)
         out["bpb"].append(per_byte(model))
         out["rare"].append(tail_bits(model.bits(held), count_n))
         if probe:

@@ -144,7 +144,7 @@ def law(results: Rows) -> Iterator[Bar]:
             curves = [r[key] for r in rows if r["key"]["m"] == m]
             seen = np.mean(curves, axis=0)[1:] - np.mean(curves, axis=0)[0]
             mean, g = np.mean(replaced, axis=0), np.arange(1, len(seen) + 1)
-            d1, gain = drift.estimate_drift(mean)
+            d1, gain = estimate_drift(mean)
             forecasts = drift.excess_loss(d1, m, g, gain), drift.excess_loss(float(mean[0]), m, g)
             fitted, plain = (np.abs(forecast - seen) / np.abs(seen) for forecast in forecasts)
             told = f"{fitted.max():.0%}, mean {fitted.mean():.0%}; {len(curves)} seeds, "
@@ -316,3 +316,18 @@ def sections(results: Rows) -> list[str]:
         *made,
         section("What the guard did to injected collapses", table(head, said)) if said else "",
     ]
+
+
+def estimate_drift(replaced: np.ndarray) -> tuple[float, float]:
+    """(d1, gain) from replace's loss above the first model's after generations 1, 2, ...
+
+    The costs of the generations are fitted as a geometric series, by least squares on their
+    logarithms. One generation, or one that costs nothing, tells d1 alone.
+    """
+    costs = np.diff(replaced, prepend=0.0)  # of each generation alone
+    if len(costs) < 2 or not np.all(costs > 0):
+        return float(costs[0]), 1.0
+    slope, start = np.polyfit(np.arange(len(costs)), np.log(costs), 1)
+    if slope >= 0:  # costs that grow have no gain below 1
+        return float(costs.mean()), 1.0
+    return float(np.exp(start)), float(np.exp(slope))

@@ -10,14 +10,14 @@ operators kept out of everything. Two steps are asked for in a row by naming the
 after the model's first digit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy.stats import qmc
 
 from experiments.collapse.exact import zipf
-from ramp.synth.prompts import sobol_grid
 
 DIGITS, OPERATORS = 10, 40
 BOS, END = DIGITS + OPERATORS, DIGITS + OPERATORS + 1
@@ -129,3 +129,20 @@ def parse(ids: list[int]) -> tuple[tuple[int, ...], int] | None:
 def cell(ids: list[int]) -> int:
     """The rarest operator of a document, 0 .. 39; 0 where there is none."""
     return max((t - DIGITS for t in ids if DIGITS <= t < BOS), default=0)
+
+
+def sobol_grid(attributes: Mapping[str, Sequence[str]], n: int, seed: int) -> list[dict[str, str]]:
+    """n combinations of attribute values by a scrambled Sobol sequence.
+
+    Every value, pair and triple comes about equally often. Independent draws are not that even at
+    any n that matters.
+    """
+    bits = int(np.ceil(np.log2(max(n, 1))))  # the sequence is balanced at powers of 2
+    points = qmc.Sobol(len(attributes), seed=seed).random_base2(bits)[:n]
+    grid = []
+    for point in points:
+        chosen = {}
+        for x, (name, values) in zip(point, attributes.items(), strict=True):
+            chosen[name] = values[int(x * len(values))]
+        grid.append(chosen)
+    return grid

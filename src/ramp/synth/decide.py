@@ -221,7 +221,7 @@ def audit_verifiers(
             accepted = f"{noise.mean():.0%} of shuffled text"
             notes[name] = f"takes {accepted}: alone it would tell nothing"
     tp, fp = int(good_passed.sum()), int(bad_passed.sum())
-    return select.precision_bound(acceptance, tp, n, fp, n), notes
+    return select.precision_bound(acceptance, tp, fp, n), notes
 
 
 def _find_passed(reasons: Sequence[str]) -> ndarray:
@@ -329,7 +329,7 @@ def weigh_samples(
         mass = select.smooth_counts(np.bincount(real_band, minlength=NUM_BANDS))
         mass = (1 - even) * mass + even / NUM_BANDS
         # The first band follows from the others, since masses sum to one.
-        features.append(select.one_hot(band[kept], NUM_BANDS)[:, 1:])
+        features.append(np.eye(NUM_BANDS)[band[kept]][:, 1:])
         target.append(mass[1:])
     # The same text sampled many times counts as a few.
     keys = [tuple(doc) for doc in docs.take(np.flatnonzero(kept)).to_list()]

@@ -13,7 +13,7 @@ but own samples costs (d1), forecasts every real fraction and generation.
 That assumes that a refit passes on all the error it was fed, and that `replace` costs d1 again in
 every generation. Smoothed n-grams and neural models pass on a part of it, `gain`: replace costs
 d1 gain^(g-1) in generation g, and (1-m)^2 becomes gain (1-m)^2 above. A few generations of replace
-show both numbers (`estimate_drift`). With gain 1 the law is an upper bound.
+show both numbers (`estimate_drift` in experiments/collapse). With gain 1 the law is an upper bound.
 """
 
 import numpy as np
@@ -32,21 +32,6 @@ def excess_loss(d1: float, m: float, g: int | ndarray, gain: float = 1.0) -> flo
     if kept == 1:  # replace, without gain: a sum of equal costs
         return d1 * (1 - m) * g
     return d1 * (1 - m) * (1 - kept ** np.asarray(g)) / (1 - kept)
-
-
-def estimate_drift(replaced: ndarray) -> tuple[float, float]:
-    """(d1, gain) from replace's loss above the first model's after generations 1, 2, ...
-
-    The costs of the generations are fitted as a geometric series, by least squares on their
-    logarithms. One generation, or one that costs nothing, tells d1 alone.
-    """
-    costs = np.diff(replaced, prepend=0.0)  # of each generation alone
-    if len(costs) < 2 or not np.all(costs > 0):
-        return float(costs[0]), 1.0
-    slope, start = np.polyfit(np.arange(len(costs)), np.log(costs), 1)
-    if slope >= 0:  # costs that grow have no gain below 1
-        return float(costs.mean()), 1.0
-    return float(np.exp(start)), float(np.exp(slope))
 
 
 def real_fraction_for(tolerance: float) -> float:

@@ -21,6 +21,7 @@ from numpy import ndarray
 from scipy import stats
 
 MAX_RARE_COUNT = 5  # a token that real text has this many times or fewer is in the tail
+Ids = Sequence[int] | ndarray  # the tokens of a document
 MAX_CELLS = 2**16  # largest hash table in which bigrams are counted for divergences
 
 # Near-duplicates: MinHash of 3-grams in 12 bands of 5 rows, which compares 99% of the pairs with
@@ -38,17 +39,11 @@ class Docs:
     lengths: ndarray  # int64 [D]: the number of tokens in each document
 
     @classmethod
-    def from_lists(cls, docs: Sequence[Sequence[int]]) -> "Docs":
+    def from_lists(cls, docs: Sequence[Ids]) -> "Docs":
         """Documents that are given one by one."""
         lengths = np.array([len(doc) for doc in docs], np.int64)
         flat = np.concatenate([np.empty(0, np.int64), *docs])
         return cls(flat.astype(np.int64), lengths)  # an empty list came in as floats
-
-    @classmethod
-    def concatenate(cls, parts: Sequence["Docs"]) -> "Docs":
-        """The documents of several sets, in order."""
-        flat = np.concatenate([part.flat for part in parts])
-        return cls(flat, np.concatenate([part.lengths for part in parts]))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -182,21 +177,21 @@ def self_bleu(sample: Docs, max_docs: int = 100, n: int = 4) -> float:
     for k in range(1, n + 1):
         counts = [Counter(zip(*(doc[i:] for i in range(k)), strict=False)) for doc in ids]
         # The two largest counts of each k-gram in any document.
-        top: dict[tuple, tuple[int, int]] = {}
+        top = {}
         for count in counts:
             for gram, c in count.items():
-                first, second = top.get(gram, (0, 0))
-                top[gram] = max(c, first), max(second, min(c, first))
+                top[gram] = sorted((c, *top.get(gram, (0, 0))))[1:]
         for d, count in enumerate(counts):
             hits = 0
             for gram, c in count.items():
                 # A k-gram matches as often as it occurs in the one other document that has it most.
-                first, second = top[gram]
+                second, first = top[gram]
                 hits += min(c, second if c == first else first)
             log_precision[d] += np.log(max(hits, 0.5) / max(count.total(), 1)) / n
-    # The brevity penalty compares with the document closest in length; 1e9 rules out itself.
+    # The brevity penalty compares with the other document closest in length.
     lengths = docs.lengths
-    gap = np.abs(lengths[:, None] - lengths[None]) + np.where(np.eye(len(docs)), 1e9, 0)
+    gap = np.abs(np.subtract.outer(lengths, lengths))
+    np.fill_diagonal(gap, 1 + lengths.sum())
     closest = lengths[np.argmin(gap, axis=1)]
     brevity = np.minimum(0, 1 - closest / np.maximum(lengths, 1))
     return float(np.exp(log_precision + brevity).mean())
@@ -212,10 +207,10 @@ def find_near_duplicates(sample: Docs, threshold: float = 0.8) -> ndarray:
     if n < 2:
         return earlier_twin
     digests = _digest_shingles(sample)
-    for band in range(0, NUM_PERMUTATIONS, BAND_ROWS):
+    for band in np.split(digests.T, NUM_PERMUTATIONS // BAND_ROWS):
         code = np.zeros(n, np.uint64)
-        for column in range(band, band + BAND_ROWS):
-            code = mix_bits(code + digests[:, column] + np.uint64(1))
+        for row in band:
+            code = mix_bits(code + row + np.uint64(1))
         # `first` is the earliest document of each group that agrees in the whole band.
         _, first, group = np.unique(code, return_index=True, return_inverse=True)
         candidate = first[group]
@@ -262,8 +257,8 @@ def surprisal_shift(real: ndarray, sample: ndarray) -> SurprisalShift:
     """
     levels = (np.arange(200) + 0.5) / 200
     gap = np.quantile(sample, levels) - np.quantile(real, levels)
-    left = -gap.clip(max=0).mean()
-    return SurprisalShift(float(np.abs(gap).mean()), float(left), float(gap.clip(0).mean()))
+    parts = np.abs(gap), np.maximum(-gap, 0), np.maximum(gap, 0)
+    return SurprisalShift(*(float(part.mean()) for part in parts))
 
 
 def hard_documents(first_bits_d: ndarray, bits_d: ndarray) -> float:
@@ -298,25 +293,25 @@ def vendi_score(features_nd: ndarray) -> float:
 
 # Figures compared with a null
 
-FIGURES: dict[str, Callable[[Docs, Docs], float]] = {
-    "coverage_1": lambda real, sample: coverage(real, sample, 1),
-    "coverage_2": lambda real, sample: coverage(real, sample, 2),
-    "unseen_mass": lambda _, sample: unseen_mass(sample),
-    "distinct_1": lambda _, sample: distinct(sample, 1),
-    "distinct_2": lambda _, sample: distinct(sample, 2),
-    "extinct": count_extinct,
-    "kl_lost": lambda real, sample: divergences(real, sample)[0],
-    "kl_drift": lambda real, sample: divergences(real, sample)[1],
-    "compression": lambda _, sample: compression_ratio(sample),
-    "self_bleu": lambda _, sample: self_bleu(sample),
-    "near_duplicates": lambda _, sample: (find_near_duplicates(sample) >= 0).mean(),
-    "length": lambda _, sample: sample.lengths.mean(),
-}
-
 
 def measure_sample(real: Docs, sample: Docs) -> dict[str, float]:
-    """Every figure that needs only the two texts, by its name in `FIGURES`."""
-    return {name: float(figure(real, sample)) for name, figure in FIGURES.items()}
+    """Every figure that needs only the two texts, by its name."""
+    kl_lost, kl_drift = divergences(real, sample)
+    figures = {
+        "coverage_1": coverage(real, sample, 1),
+        "coverage_2": coverage(real, sample, 2),
+        "unseen_mass": unseen_mass(sample),
+        "distinct_1": distinct(sample, 1),
+        "distinct_2": distinct(sample, 2),
+        "extinct": count_extinct(real, sample),
+        "kl_lost": kl_lost,
+        "kl_drift": kl_drift,
+        "compression": compression_ratio(sample),
+        "self_bleu": self_bleu(sample),
+        "near_duplicates": (find_near_duplicates(sample) >= 0).mean(),
+        "length": sample.lengths.mean(),
+    }
+    return {name: float(value) for name, value in figures.items()}
 
 
 @dataclass(frozen=True)
@@ -352,8 +347,6 @@ class Null:
         size = len(pool)
         if k < 7:
             raise ValueError(f"a null takes at least 7 resamples, not {k}")
-        if n > size:
-            raise ValueError(f"{n} documents cannot be drawn from {size}")
         rng = np.random.default_rng(seed)
         resamples = []
         for _ in range(k):

@@ -1,16 +1,15 @@
 """Prompts with entropy from outside the model, and the samples that follow from them. No jax.
 
 What a model no longer writes by itself can still be asked for: samples begin with rare passages of
-real text, with pairs of names that never met, or with combinations of a grid.
+real text, or with pairs of names that never met.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import qmc
 
 # Tokens that a prompt takes from real text at most: a direction, too short to be copied.
 MAX_PROMPT_TOKENS = 8
@@ -89,20 +88,3 @@ def entity_pairs(
         b = names_e[rng.integers(len(names_e))]
         openings.append((f"{a} and {b}", (f"real-{d}", f"real-{e}")))
     return openings
-
-
-def sobol_grid(attributes: Mapping[str, Sequence[str]], n: int, seed: int) -> list[dict[str, str]]:
-    """n combinations of attribute values by a scrambled Sobol sequence.
-
-    Every value, pair and triple comes about equally often. Independent draws are not that even at
-    any n that matters.
-    """
-    bits = int(np.ceil(np.log2(max(n, 1))))  # the sequence is balanced at powers of 2
-    points = qmc.Sobol(len(attributes), seed=seed).random_base2(bits)[:n]
-    grid = []
-    for point in points:
-        chosen = {}
-        for x, (name, values) in zip(point, attributes.items(), strict=True):
-            chosen[name] = values[int(x * len(values))]
-        grid.append(chosen)
-    return grid

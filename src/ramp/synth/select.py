@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
+from scipy.special import logsumexp, softmax
 
 from ramp.nines.intervals import lower_bound
 from ramp.synth.measure import Docs, find_near_duplicates
@@ -43,9 +44,7 @@ def find_contaminated(docs: Docs, held_out: Docs, n: int) -> ndarray:
     source = np.full(len(docs), -1)
     short_lengths = {int(length) for length in held_out.lengths if 3 <= length < n}
     for k in sorted({n, *short_lengths}):
-        rows = np.arange(len(held_out))
-        if k < n:
-            rows = np.flatnonzero(held_out.lengths == k)
+        rows = np.flatnonzero((held_out.lengths == k) | (k == n))
         key, owner = held_out.take(rows).hash_ngrams(k)
         known, first = np.unique(key, return_index=True)
         key, doc = docs.hash_ngrams(k)
@@ -61,7 +60,8 @@ def find_repeats(docs: Docs, pool: Docs, threshold: float) -> ndarray:
 
     The documents of `pool` count as earlier: they have the numbers 0 .. len(pool) - 1.
     """
-    return find_near_duplicates(Docs.concatenate([pool, docs]), threshold)[len(pool) :]
+    together = Docs.from_lists([*pool.to_list(), *docs.to_list()])
+    return find_near_duplicates(together, threshold)[len(pool) :]
 
 
 # Cells
@@ -153,28 +153,25 @@ def project_weights(
     n = len(base_n)
     if not n:
         raise ValueError("there is nothing to weigh")
-    features = np.asarray(features_nk, float)
     log_base = np.log(base_n / base_n.sum())
 
     def dual(theta: ndarray) -> tuple[float, ndarray]:
         """Value of the dual, and pi."""
-        score = log_base + features @ theta
-        top = score.max()  # taken out of the exponent, so that it cannot overflow
-        z = np.exp(score - top).sum()
-        value = top + np.log(z) - theta @ target_k + ridge / 2 * theta @ theta
-        return value, np.exp(score - top) / z
+        score = log_base + features_nk @ theta
+        value = logsumexp(score) - theta @ target_k + ridge / 2 * theta @ theta
+        return value, softmax(score)
 
     def temper(scale: float) -> ndarray:
         return clip_weights(dual(scale * theta)[1] * n, max_weight)
 
-    theta = np.zeros(features.shape[1])
+    theta = np.zeros(len(target_k))
     value, p = dual(theta)
     for _ in range(100):
-        mean = p @ features
+        mean = p @ features_nk
         slope = mean - target_k + ridge * theta
         if np.abs(slope).max() < 1e-9:
             break
-        covariance = (features * p[:, None]).T @ features - np.outer(mean, mean)
+        covariance = (features_nk * p[:, None]).T @ features_nk - np.outer(mean, mean)
         step = np.linalg.solve(covariance + ridge * np.eye(len(theta)), slope)
         # Halve the step until it decreases the dual enough (Armijo).
         size = 1.0
@@ -195,7 +192,7 @@ def project_weights(
             else:
                 high = scale
         w = temper(low)
-    return Weights(w, effective_sample_size(w), target_k - w @ features / n)
+    return Weights(w, effective_sample_size(w), target_k - w @ features_nk / n)
 
 
 def clip_weights(w: ndarray, max_weight: float) -> ndarray:
@@ -220,11 +217,6 @@ def effective_sample_size(w: ndarray) -> float:
     return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
 
 
-def one_hot(band: ndarray, n: int) -> ndarray:
-    """[N, n] floats: 1 in the column of each band."""
-    return (band[:, None] == np.arange(n)).astype(float)
-
-
 def cap_duplicates(keys: Sequence[Hashable], max_duplicates: int) -> ndarray:
     """Base weights by multiplicity: all samples with the same key together count as at most
     `max_duplicates`.
@@ -236,15 +228,15 @@ def cap_duplicates(keys: Sequence[Hashable], max_duplicates: int) -> ndarray:
 # The audit
 
 
-def precision_bound(accepted: float, tp: int, positives: int, fp: int, negatives: int) -> float:
+def precision_bound(accepted: float, tp: int, fp: int, n: int) -> float:
     """Lower bound of the precision of what is accepted, from an audit of the verifier.
 
-    accepted: its acceptance rate. tp of `positives` right samples passed it, fp of `negatives`
-    wrong ones. The fraction pi of right samples follows from accepted = pi TPR + (1-pi) FPR; the
+    accepted: its acceptance rate. tp of n right samples passed it, and fp of n wrong ones.
+    The fraction pi of right samples follows from accepted = pi TPR + (1-pi) FPR; the
     bound takes the upper 95% bound of the FPR.
     """
-    tpr = tp / max(positives, 1)
-    fpr = 1 - lower_bound(negatives - fp, negatives) if negatives else 1.0
+    tpr = tp / max(n, 1)
+    fpr = 1 - lower_bound(n - fp, n)
     if tpr <= fpr:
         return 0.0
     right = np.clip((accepted - fpr) / (tpr - fpr), 0, 1)
