@@ -21,6 +21,7 @@ from experiments.credit import (
     heads,
     table,
 )
+from experiments.credit.first_errors import first_error_f1
 from ramp.config import Config, Reinforce, replace_train
 from ramp.credit import learn, process_head
 from ramp.errors import UserError
@@ -219,3 +220,16 @@ def test_parts_of_the_benchmark_run(tmp_path, monkeypatch):
         start = jax.jit(lambda: process_head.init_head(b.model, base["lm"]))()
         trained = heads.train(b, start, [lambda i, k: heads.solve_faulty("value", k, i)])
         assert trained["labels"] > 0
+
+
+def test_first_error_f1():
+    assert first_error_f1([1, None, 2], [1, None, 2]).f1 == 1.0
+    score = first_error_f1([1, 0, None, None], [1, 1, None, 3])
+    assert (
+        score.wrong == pytest.approx(1 / 3)
+        and score.clean == 1.0
+        and score.f1 == pytest.approx(0.5)
+    )
+    assert first_error_f1([None], [None]).f1 == 0.0
+    with pytest.raises(ValueError):
+        first_error_f1([1], [])

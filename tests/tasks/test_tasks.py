@@ -12,7 +12,6 @@ from ramp.tasks import TASKS, addition, calculator, chain, paths, protocol, swap
 from ramp.tasks.protocol import (
     Problem,
     add_typos,
-    first_error_f1,
     make_slices,
     parse,
     prompt_ids,
@@ -239,19 +238,6 @@ def test_the_example_of_the_docstring_is_a_task():
         assert next(step.why for step in wrong.steps[:2]) == "malformed"
     with pytest.raises(UserError, match="not 0"):
         task.sample(0, 0)
-
-
-def test_first_error_f1():
-    assert first_error_f1([1, None, 2], [1, None, 2]).f1 == 1.0
-    score = first_error_f1([1, 0, None, None], [1, 1, None, 3])
-    assert (
-        score.wrong == pytest.approx(1 / 3)
-        and score.clean == 1.0
-        and score.f1 == pytest.approx(0.5)
-    )
-    assert first_error_f1([None], [None]).f1 == 0.0
-    with pytest.raises(ValueError):
-        first_error_f1([1], [])
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

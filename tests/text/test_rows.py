@@ -249,8 +249,8 @@ def test_array_rows_can_be_looked_into(tmp_path):
     with np.load(path, allow_pickle=False) as file:
         saved = dict(file)
     assert str(saved.pop("tokenizer")) == "abc"
-    assert saved.keys() == rows.arrays().keys()
-    for name, array in rows.arrays().items():
+    assert saved.keys() == vars(rows).keys()
+    for name, array in vars(rows).items():
         assert np.array_equal(saved[name], array) and saved[name].dtype == array.dtype
     assert [p.name for p in tmp_path.iterdir()] == ["chat.npz"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from statistics import fmean
 
 from experiments.credit import mistakes
+from experiments.credit.first_errors import first_error_f1
 from ramp.errors import UserError
 from ramp.tasks import Problem, gsm8k
 from ramp.tasks.calculator import NotArithmetic, calculate, parse_number
-from ramp.tasks.protocol import first_error_f1
 
 MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.credit.first_errors import first_error_f1
 from ramp.credit.process_head import first_error_labels
 from ramp.credit.rollouts import Rollouts
-from ramp.tasks.protocol import first_error_f1
 
 
 @dataclass(frozen=True)

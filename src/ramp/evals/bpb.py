@@ -19,7 +19,7 @@ from ramp.reporting.figure import COLORS, FONT, GREY, blank
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.text.ngrams import baselines
-from ramp.text.rows import ArrayRows, Batches, SubsampledRows, TokenRows, read_tokens
+from ramp.text.rows import Batches, Rows, SubsampledRows, TokenRows, read_tokens
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
@@ -47,9 +47,7 @@ class BpbReport(TextLoss):
     seconds: float
 
 
-def make_bits_per_byte(
-    c: Config, rows: TokenRows | ArrayRows, tokenizer: Tokenizer, limit: int = 0
-) -> Evaluate:
+def make_bits_per_byte(c: Config, rows: Rows, tokenizer: Tokenizer, limit: int = 0) -> Evaluate:
     """A function (params, stop) -> `TextLoss` over `limit` rows spread over all; 0: all rows.
 
     It raises `Preempted` where `stop` asks for it.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 NGRAM = 4  # words in a row by which a text is recognized
 WORD = r"\s?\w+|\s?[^\w\s]|\s"  # words keep the space before them
@@ -20,7 +21,6 @@ class ModeCounts:
     entropy: float = 0.0  # bits
     effective: float = 0.0  # 1 over the sum of squared frequencies
     recognised: float = 0.0  # fraction of the texts that repeat a mode
-    tail_recall: float = 0.0  # fraction of the tail's modes that were seen; NaN without a tail
 
 
 def split_words(texts: Sequence[str]) -> tuple[list[list[int]], int, list[int]]:
@@ -52,15 +52,15 @@ def _list_ngrams(doc: Sequence[int]) -> list[tuple]:
     return [tuple(doc[k : k + NGRAM]) for k in range(len(doc) - NGRAM + 1)]
 
 
-def count_modes(modes: Sequence[int], tail: Sequence[int] = ()) -> ModeCounts:
+def count_modes(modes: ArrayLike) -> ModeCounts:
     """Counts over the modes that texts were recognized as; -1: not recognized.
 
     Chao1 (1984), bias-corrected: distinct + f1 (f1-1) / (2 (f2+1)). Entropy after Chao & Shen
     (2003): each mode's frequency is deflated by the coverage 1 - f1/n, and its term is inflated by
     the chance of having been seen at all.
     """
-    modes = np.asarray(modes, np.int64)
-    known = modes[modes >= 0]
+    all_modes = np.asarray(modes)
+    known = all_modes[all_modes >= 0]
     if not len(known):
         return ModeCounts()
     _, counts = np.unique(known, return_counts=True)
@@ -69,12 +69,10 @@ def count_modes(modes: Sequence[int], tail: Sequence[int] = ()) -> ModeCounts:
     coverage = 1 - f1 / n if f1 < n else 1 / n
     p = coverage * counts / n
     entropy = -(p * np.log2(p) / (1 - (1 - p) ** n)).sum()
-    recall = len(np.intersect1d(known, tail)) / len(tail) if len(tail) else float("nan")
     return ModeCounts(
         distinct=float(len(counts)),
         chao1=float(len(counts) + f1 * (f1 - 1) / (2 * (f2 + 1))),
         entropy=float(entropy),
         effective=float(1 / ((counts / n) ** 2).sum()),
-        recognised=float(len(known) / max(len(modes), 1)),
-        tail_recall=float(recall),
+        recognised=float(len(known) / len(all_modes)),
     )

@@ -241,8 +241,9 @@ class TrialRunner:
     ) -> tuple[record.Summary, report.Answer]:
         """How the forecasts of this run did."""
         scores, answer = report.score_record(self.forecasts, trials)
-        if scores.count:
-            board.figure(self.steps[-1], "nines/calibration", answer.parts[-1]())
+        picture = answer.parts[-1]
+        if scores.count and callable(picture):
+            board.figure(self.steps[-1], "nines/calibration", picture())
             covered = f"{scores.covered80:.0%} ± {scores.covered80_stderr:.0%}"
             print(f"trials: {scores.count} forecasts scored, 80% intervals cover {covered}")
         return scores, answer

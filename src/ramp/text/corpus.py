@@ -195,7 +195,8 @@ def _package_files(spec: str, field: str) -> Iterator[File]:
         )
     # Sorted, since installers list files in different orders.
     for file in sorted(matches, key=lambda f: f.as_posix()):
-        yield File(file.as_posix(), Path(package.locate_file(file)), field or known_field)
+        path = Path(str(package.locate_file(file)))
+        yield File(file.as_posix(), path, field or known_field)
 
 
 def _list_files(package: importlib.metadata.Distribution) -> list[PurePosixPath]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -125,6 +125,16 @@ def read_tokens(path: Path, fingerprint: str | None = None) -> tuple[np.ndarray,
 # --- rows
 
 
+class Rows(Protocol):
+    """Rows of equal length that are read by their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of these numbers, each array [len(rows), ...]."""
+        ...
+
+
 @dataclass(frozen=True)
 class TokenRows:
     """Row i of the stream at `path`: tokens [iT, iT+T), targets one later.
@@ -178,16 +188,12 @@ class ArrayRows:
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of these numbers, each array [len(rows), T]."""
-        return {name: array[rows] for name, array in self.arrays().items()}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The four arrays by name."""
-        return dict(vars(self))
+        return {name: array[rows] for name, array in vars(self).items()}
 
     def save(self, path: Path, fingerprint: str) -> None:
         """Write .npz with the tokenizer's fingerprint, for people to look into: ramp reads none."""
         buffer = io.BytesIO()
-        np.savez(buffer, **self.arrays(), tokenizer=np.array(fingerprint))
+        np.savez(buffer, **vars(self), tokenizer=np.array(fingerprint))
         write_atomic(path, buffer.getvalue())
 
 
@@ -198,7 +204,7 @@ class SubsampledRows:
     Not its first rows: documents of one kind stand together, so its head is no sample.
     """
 
-    source: TokenRows | ArrayRows
+    source: Rows
     count: int
 
     def __len__(self) -> int:
@@ -221,7 +227,7 @@ class Batches:
     `num_batches` batches, the last one padded with rows of weight 0.
     """
 
-    source: TokenRows | ArrayRows | SubsampledRows
+    source: Rows
     batch_size: int
     seed: int = 0
     shuffle: bool = True
