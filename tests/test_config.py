@@ -287,8 +287,8 @@ def values(hint, name):
 def configs(cls):
     hints = typing.get_type_hints(cls, include_extras=True)
     built = st.builds(cls, **{name: values(hint, name) for name, hint in hints.items()})
-    if hasattr(cls, "fixed_train_keys"):
-        built = built.map(lambda c: config.replace_train(c, **c.fixed_train_keys()))
+    if hasattr(cls, "fix_train"):
+        built = built.map(lambda c: dataclasses.replace(c, train=c.fix_train()))
     return built
 
 

@@ -24,9 +24,16 @@ def site(tmp_path_factory):
 
 def ramp(site, folder, *words):
     """The command line of the wheel, from a folder that is no clone."""
-    path = {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin", "HOME": str(folder)}
+    path = {
+        "PYTHONPATH": str(site),
+        "JAX_PLATFORMS": "cpu",
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(folder),
+    }
     command = [sys.executable, "-m", "ramp.cli", *words]
-    return subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True, timeout=200)
+    return subprocess.run(
+        command, cwd=folder, env=path, capture_output=True, text=True, timeout=200
+    )
 
 
 @pytest.mark.slow

@@ -273,7 +273,8 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
 
         print(dryrun.describe(c))
         return 0
-    suites = read_suites(args) if stages == ("eval",) else {}
+    suite = read_suite(args) if stages == ("eval",) else None
+    suites = {"core": suite} if suite else {}
     from ramp import run
     from ramp.train.preemption import Preempted
     from ramp.train.trainer import Diverged
@@ -292,8 +293,8 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     return 0
 
 
-def read_suites(args: Arguments) -> dict[str, Callable[..., dict]]:
-    """What `--suite` asks for instead of bits per byte, by name.
+def read_suite(args: Arguments) -> Callable[..., dict] | None:
+    """What `--suite` asks for instead of bits per byte; None: nothing.
 
     The questions are read before any device is touched: a wrong folder is refused at once.
     """
@@ -302,7 +303,7 @@ def read_suites(args: Arguments) -> dict[str, Callable[..., dict]]:
     if args.suite == "bpb":
         if args.bundle or args.limit:
             raise UserError("--bundle and --limit belong to --suite core")
-        return {}
+        return None
     if not args.bundle or args.limit < 0:
         raise UserError(
             "--suite core takes --bundle DIR, the folder of core.yaml, and a --limit of 0 or more"
@@ -310,7 +311,7 @@ def read_suites(args: Arguments) -> dict[str, Callable[..., dict]]:
     from ramp.evals import core, questions
 
     tasks = questions.read_bundle(args.bundle)
-    return {"core": partial(core.run, tasks=tasks, limit=args.limit)}
+    return partial(core.run, tasks=tasks, limit=args.limit)
 
 
 def run_sample(args: Arguments, flags: Flags) -> int:

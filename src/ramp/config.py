@@ -197,9 +197,9 @@ class DPO:
     # Few steps at AdamW's small rates: the reference has to stay close.
     train: Train = Train(steps=100, optimizer="adamw", warmup_steps=5, num_samples=0)
 
-    def fixed_train_keys(self) -> dict[str, Any]:
-        """Keys of `train` that this stage does not use; setting them is refused."""
-        return {"z_loss": 0.0, "num_samples": 0}
+    def fix_train(self) -> Train:
+        """`train` without what this stage does not use; setting that is refused."""
+        return replace(self.train, z_loss=0.0, num_samples=0)
 
 
 @dataclass(frozen=True)
@@ -272,11 +272,11 @@ class Reinforce:
         num_samples=0,
     )
 
-    def fixed_train_keys(self) -> dict[str, Any]:
-        """Keys of `train` that follow from others or are not used; other values are refused."""
+    def fix_train(self) -> Train:
+        """`train` with what follows from other keys and without what is not used."""
         # An iteration is one batch.
         batch_size = self.num_prompts * self.group_size
-        return {"batch_size": batch_size, "z_loss": 0.0, "num_samples": 0}
+        return replace(self.train, batch_size=batch_size, z_loss=0.0, num_samples=0)
 
 
 @dataclass(frozen=True)
@@ -367,10 +367,10 @@ class Synthesize:
     guard: Thresholds = Thresholds()
     train: Train = Train(steps=200, warmup_steps=5, num_samples=0)
 
-    def fixed_train_keys(self) -> dict[str, Any]:
-        """Keys of `train` that are not used; setting them is refused."""
+    def fix_train(self) -> Train:
+        """`train` without what this stage does not use; setting that is refused."""
         # A generation is evaluated at its end, and only there.
-        return {"eval_every": self.train.steps, "num_samples": 0}
+        return replace(self.train, eval_every=self.train.steps, num_samples=0)
 
 
 @dataclass(frozen=True)
@@ -564,13 +564,14 @@ def _check_fixed_keys(config: Config, table: dict[str, Any], where: str) -> None
         if not given:
             continue
         section = getattr(config, owner)
-        defaults = type(section)().train  # what a file says that was not resolved
-        # The stage's own value and the default are let pass: a resolved file states both.
-        for key, value in section.fixed_train_keys().items():
-            if given.get(key, value) not in (value, getattr(defaults, key)):
+        fixed, defaults = section.fix_train(), type(section)().train
+        # The stage's own value and the default are let pass: files that were written state both.
+        for key, value in given.items():
+            allowed = (getattr(fixed, key), getattr(defaults, key))
+            if allowed[0] != getattr(section.train, key) and value not in allowed:
                 raise UserError(
-                    f"{where}: '{stage.train}.{key}' is {given[key]}, but this stage sets it to "
-                    f"{value}; leave it out"
+                    f"{where}: '{stage.train}.{key}' is {value}, but this stage sets it to "
+                    f"{allowed[0]}; leave it out"
                 )
 
 
@@ -653,7 +654,7 @@ def resolve(config: Config, where: str = "configuration") -> Config:
         if stage.train:
             owner, _, nested = stage.train.partition(".")
             section = getattr(config, owner)
-            train = replace(section.train, **section.fixed_train_keys()) if nested else section
+            train = section.fix_train() if nested else section
             train = _resolve_train(train, m, stage.lr_fraction, where, stage.train)
             section = replace(section, train=train) if nested else train
             config = replace(config, **{owner: section})

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,10 @@ class RunDir:
             )
         self.data.mkdir(parents=True, exist_ok=True)
         write_atomic(self.config, config.to_toml(c))
-        write_atomic(self.path / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
+        write_atomic(
+            self.path / "provenance.json",
+            json.dumps(asdict(describe_provenance()), indent=2) + "\n",
+        )
 
     def _require_same(self, old: Config, new: Config) -> None:
         for stage in STAGES.values():
@@ -139,33 +142,49 @@ def open_run(path: Path) -> tuple[RunDir, Config]:
     return RunDir(path), config.resolve(config.load(path / "config.toml"))
 
 
-def provenance() -> dict[str, Any]:
-    """What made a result: versions, commit, device, command."""
+# The packages whose version can change a result.
+PACKAGES = (
+    "ramp-lm",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "tokenizers",
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a result."""
+
+    date: str
+    command: str
+    commit: str
+    python: str
+    versions: dict[str, str]
+    devices: str
+    processor: str
+    processes: int
+
+
+def describe_provenance() -> Provenance:
+    """Versions, commit, device and command of this process."""
     import jax
 
-    # The packages whose version can change a result.
-    names = (
-        "ramp-lm",
-        "jax",
-        "jaxlib",
-        "flax",
-        "optax",
-        "orbax-checkpoint",
-        "grain",
-        "numpy",
-        "tokenizers",
-    )
     devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"),
-        "command": " ".join(["ramp", *sys.argv[1:]]),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "versions": {name: _version(name) for name in names},
-        "devices": f"{devices} ({jax.default_backend()})",
-        "processor": f"{_processor()}, {os.cpu_count()} cores",
-        "processes": jax.process_count(),
-    }
+    return Provenance(
+        date=time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        command=" ".join(["ramp", *sys.argv[1:]]),
+        commit=_commit(),
+        python=platform.python_version(),
+        versions={name: _version(name) for name in PACKAGES},
+        devices=f"{devices} ({jax.default_backend()})",
+        processor=f"{_processor()}, {os.cpu_count()} cores",
+        processes=jax.process_count(),
+    )
 
 
 def _version(name: str) -> str:

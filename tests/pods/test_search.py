@@ -10,8 +10,8 @@ from ramp.errors import UserError
 from ramp.model import cost
 from ramp.pods import roofline, search
 from ramp.pods.chips import parse
-from ramp.train import memory
 from ramp.pods.hlo import CollectiveTotal
+from ramp.train import memory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -51,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def describe_run(args: argparse.Namespace) -> str:
     """The command, the day and the machine, as a paragraph."""
-    machine = rundir.provenance()
+    machine = rundir.describe_provenance()
     data = " --data DIR" if args.data else ""
     command = f"python -m experiments.credit {args.config}{data} --write"
-    return f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine['processor']}.\n\n"
+    return f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine.processor}.\n\n"
 
 
 def insert_table(page: str, report: str) -> str:

@@ -1,8 +1,9 @@
 """The two pictures of the README: `python -m experiments.pictures`.
 
-Bits per byte: of the validation text of the default corpus, from bits_per_byte.json beside this file. The baselines are
-what `ramp eval` prints (2026-11-28); the models are one run each of configs/cpu.toml (2026-11-27) and
-configs/cpu-long.toml (2026-11-23) on two CPU cores. Credit: two solutions that the checker judges; nothing is trained.
+Bits per byte: of the validation text of the default corpus, from bits_per_byte.json beside this
+file. The baselines are what `ramp eval` prints (2026-11-28); the models are one run each of
+configs/cpu.toml (2026-11-27) and configs/cpu-long.toml (2026-11-23) on two CPU cores.
+Credit: two solutions that the checker judges; nothing is trained.
 """
 
 import json

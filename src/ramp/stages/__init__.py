@@ -1,7 +1,8 @@
-"""The stages of a run: one row of plain data each, read by the command line, config, rundir, run, report and serve.
+"""The stages of a run: one row of plain data each, read by everything else that knows of stages.
 
-To add a stage: a file beside these with `run(rundir, config, stop) -> dict` (what the report shows), a section in
-`ramp/config.py`, and a row here. Modules are named as text and imported when they run, so that `ramp --help` is quick.
+To add a stage: a file beside these with `run(rundir, config, stop) -> dict` (for the report), a
+section in `ramp/config.py`, and a row here. Modules are named as text and imported when they run,
+so that `ramp --help` is quick.
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ class Stage:
     help: str
     """one line of `ramp --help`"""
     module: str
-    """has `run(rundir, config, stop)`, and `check(config)` where settings can be refused before anything runs"""
+    """has `run(rundir, config, stop)`, and may have `check(config)`, called before anything runs"""
     needs: str = ""
     """the stage that must be done first"""
     reads: tuple[str, ...] = ()
-    """sections of the configuration that it reads beside those of the stages it needs; other flags are refused"""
+    """sections of the configuration that it reads besides those of the stages it needs; flags of
+    other sections are refused"""
     identity: tuple[str, ...] = ()
-    """sections that its result depends on: they cannot change in a run directory that has begun it"""
+    """sections that its result depends on: they cannot change in a run that has begun it"""
     train: str = ""
     """where its `Train` settings are in the configuration; empty: it does not train"""
     lr_fraction: float = 1.0
