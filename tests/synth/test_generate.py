@@ -31,28 +31,15 @@ def made(params):
 
 
 def test_a_row_makes_its_sample_again(params, made):
+    def again(s, key):
+        settings = N, SamplingParams(), (BOS,), 95, BATCH
+        (sample,) = generate.generate_samples(C, params, [s.prompt], key, *settings)
+        return sample.ids
+
     assert len(made) == 11 and len({s.ids for s in made}) > 8
     for s in (made[0], made[4], made[10]):
-        assert (
-            generate.regenerate(
-                C, params, s.prompt.ids, s.key, N, SamplingParams(), (BOS,), 95, BATCH
-            )
-            == s.ids
-        )
-    assert (
-        generate.regenerate(
-            C,
-            params,
-            made[4].prompt.ids,
-            made[4].key + 1,
-            N,
-            SamplingParams(),
-            (BOS,),
-            95,
-            BATCH,
-        )
-        != made[4].ids
-    )
+        assert again(s, s.key) == s.ids
+    assert again(made[4], made[4].key + 1) != made[4].ids
 
 
 def test_scored_log_probabilities_are_those_of_the_sampler(params, made):

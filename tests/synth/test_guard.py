@@ -50,6 +50,10 @@ def test_spending_adds_up_to_the_rate():
     )
 
 
+def taught(new, good, bits_in=1.0):
+    return TrainingEvidence(guard.compare_bits("bits", new, good, T.max_loss_rise), bits_in)
+
+
 def docs_of(p, n, rng):
     return Docs.from_lists(rng.choice(len(p), (n, 12), p=p))
 
@@ -76,9 +80,7 @@ def test_five_hundred_null_generations_raise_at_most_five_alarms():
             g, T, SampleEvidence(null.compare(figures(docs_of(truth, 300, rng))))
         )
         new = document_bits(truth, rng, real)
-        g, after = guard.judge_model(
-            replace(g, real_fraction=0.3), T, TrainingEvidence((new, good), bits_in=1.0), i + 1
-        )
+        g, after = guard.judge_model(replace(g, real_fraction=0.3), T, taught(new, good), i + 1)
         alarms += (said.action == "repair") + (after.action in ("roll back", "stop"))
         good = new if after.action == "go" else good
     assert alarms <= 5
@@ -103,9 +105,7 @@ def test_a_refitted_world_that_dies_out_is_caught(policy, m):
 
     g, actions = CollapseGuard(0.3), []
     for i in range(1, 7):
-        g, said = guard.judge_model(
-            g, T, TrainingEvidence((bits(p_gk[i]), bits(p_gk[g.good_generation])), bits_in=1.0), i
-        )
+        g, said = guard.judge_model(g, T, taught(bits(p_gk[i]), bits(p_gk[g.good_generation])), i)
         actions.append(said.action)
         if said.action == "stop":
             break
@@ -151,34 +151,25 @@ def test_actions():
 def test_roll_back_then_stop_and_poverty():
     fine = np.full(200, 2.0) + np.random.default_rng(0).normal(0, 0.1, 200)
     worse = fine * 1.05
-    g, said = guard.judge_model(
-        CollapseGuard(0.3), T, TrainingEvidence((worse, fine), bits_in=1), 1
-    )
+    g, said = guard.judge_model(CollapseGuard(0.3), T, taught(worse, fine), 1)
     assert (
         said.action == "roll back"
         and g.good_generation == 0
         and g.real_fraction == pytest.approx(0.4)
     )
-    g2, said = guard.judge_model(g, T, TrainingEvidence((fine, fine), bits_in=1), 2)
+    g2, said = guard.judge_model(g, T, taught(fine, fine), 2)
     assert said.action == "go" and g2.good_generation == 2 and g2.rollbacks == 0
-    _, said = guard.judge_model(g, T, TrainingEvidence((worse, fine), bits_in=1), 2)
+    _, said = guard.judge_model(g, T, taught(worse, fine), 2)
     assert said.action == "stop" and "second" in said.reasons[-1]
-    g4, said = guard.judge_model(CollapseGuard(0.3), T, TrainingEvidence((fine, fine)), 1)
+    g4, said = guard.judge_model(CollapseGuard(0.3), T, taught(fine, fine, 0.0), 1)
     assert (
         said.action == "go"
-        and guard.judge_model(g4, T, TrainingEvidence((fine, fine)), 2)[1].action == "stop"
+        and guard.judge_model(g4, T, taught(fine, fine, 0.0), 2)[1].action == "stop"
     )
     nan = np.full(200, np.nan)
+    assert guard.judge_model(CollapseGuard(0.3), T, taught(nan, fine), 1)[1].action == "roll back"
+    fell = {"right answers": np.r_[np.ones(40), np.zeros(60)]}
     assert (
-        guard.judge_model(CollapseGuard(0.3), T, TrainingEvidence((nan, fine), bits_in=1), 1)[
-            1
-        ].action
-        == "roll back"
-    )
-    right = (np.zeros(100), np.r_[np.ones(40), np.zeros(60)])
-    assert (
-        guard.judge_model(CollapseGuard(0.3), T, TrainingEvidence(right=right, bits_in=1), 1)[
-            1
-        ].action
+        guard.judge_model(CollapseGuard(0.3), T, TrainingEvidence(fell, bits_in=1), 1)[1].action
         == "roll back"
     )

@@ -345,9 +345,15 @@ def run_corruption(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
             now.real_fraction,
         )
         models.append(lab.teach(parent, pools, got, t.train.steps, seed * 100 + g))
-        pairs = [(f(models[-1]), f(parent)) for f in (lab.bits, lambda p: lab.right(p)["deep"])]
+        differences = guard.compare_bits(
+            "bits", lab.bits(models[-1]), lab.bits(parent), t.guard.max_loss_rise
+        )
+        new, good = (np.asarray(lab.right(p)["deep"], float) for p in (models[-1], parent))
+        fall = np.mean(good) - np.mean(new)
+        # Already within [-1, 1]: no scale, no tolerance.
+        differences[f"right answers to novel problems fell by {fall:.1%}"] = good - new
         judged, second = guard.judge_model(
-            now, t.guard, TrainingEvidence(bits=pairs[0], right=pairs[1], bits_in=1.0), g
+            now, t.guard, TrainingEvidence(differences, bits_in=1.0), g
         )
         at = judged if guarded else at
         tail.append(float(lab.right(models[at.good_generation if guarded else -1])["tail"].mean()))

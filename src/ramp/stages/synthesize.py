@@ -30,8 +30,15 @@ from ramp.synth import guard as guard_rules
 from ramp.synth.corpus import DocumentBits, PackedSamples, RealCorpus, TrainingPlan
 from ramp.synth.decide import BaseModelReference, SampleDecisions, SampleFigures
 from ramp.synth.generate import generate_samples
-from ramp.synth.guard import CollapseGuard, Decision, TrainingEvidence
-from ramp.synth.history import BitAccounts, GenerationResult, read_history, write_history
+from ramp.synth.guard import CollapseGuard, Decision, TrainingEvidence, compare_bits
+from ramp.synth.history import (
+    BitAccounts,
+    GenerationResult,
+    from_record,
+    read_history,
+    to_record,
+    write_history,
+)
 from ramp.synth.ledger import LedgerRow
 from ramp.synth.measure import Docs
 from ramp.synth.prompts import MAX_PROMPT_TOKENS, Prompt, Sample
@@ -103,7 +110,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         f"synthesize: model of generation {last}: {final_bpb:.4f} bits per byte "
         f"on documents kept for the end, {first_bpb:.4f} before"
     )
-    records = [result.to_json() for result in history]
+    records = [to_record(result) for result in history]
     seconds = time.perf_counter() - began
     return asdict(
         SynthesizeReport(c.synthesize.policy, last, first_bpb, final_bpb, records, seconds)
@@ -172,7 +179,7 @@ class GenerationLoop:
 
     def measure_final_bpb(self, g: int) -> float:
         """Bits per byte of the model of generation g, on the documents kept for the end."""
-        return float(self.measure_bits(self.load_params(g), self.real.final).per_byte.mean())
+        return self.measure_bits(self.load_params(g), self.real.final).per_byte.mean()
 
     @cached_property
     def base(self) -> BaseModelReference:
@@ -191,15 +198,20 @@ class GenerationLoop:
 
     def run_generation(self, g: int, history: list[GenerationResult]) -> GenerationResult:
         """Sample, unless the ledger is there; train on it, and judge the model."""
-        guard = history[-1].guard if history else self.start_guard()
+        t = self.t
+        if history:
+            guard = history[-1].guard
+        else:
+            real_fraction = t.real_fraction or self.estimate_real_fraction()
+            guard = CollapseGuard(real_fraction, t.rare_fraction)
         parent = guard.good_generation
         parent_params = self.load_params(parent)
         if not ledger.ledger_path(self.directory, g).exists():
             self.write_samples(g, guard, parent_params, history)
         # A run that was killed after this point goes on from the ledger.
         rows, facts = ledger.read_ledger(self.directory, g, self.identity)
-        guard = CollapseGuard.from_json(json.loads(facts["guard"]))
-        figures = SampleFigures.from_json(json.loads(facts["figures"]))
+        guard = from_record(CollapseGuard, json.loads(facts["guard"]))
+        figures = from_record(SampleFigures, json.loads(facts["figures"]))
 
         plan = self.build_plan(guard, history, rows)
         params = self.train(f"synthesize-{g}", self.c, plan, parent_params)
@@ -213,8 +225,8 @@ class GenerationLoop:
         result = GenerationResult(
             generation=g,
             parent=parent,
-            bpb=float(bits.per_byte.mean()),
-            first_bpb=float(self.base_bits.per_byte.mean()),
+            bpb=bits.per_byte.mean(),
+            first_bpb=self.base_bits.per_byte.mean(),
             rare_bits=mean_or_none(bits.rare),
             first_rare_bits=mean_or_none(self.base_bits.rare),
             hard_bits=measure.hard_documents(self.base_bits.per_token, bits.per_token),
@@ -243,15 +255,16 @@ class GenerationLoop:
         t = self.t
         if not self.is_guarded:
             return replace(guard, good_generation=g), Decision("go")
-        evidence = TrainingEvidence(
-            bits=(bits.per_byte, parent_bits.per_byte),
-            tail_bits=(bits.rare, parent_bits.rare),
-            # A generation of real text alone is not poor.
-            bits_in=accounts.bits_in if guard.weight > 0 else 1.0,
-            bits_lost=accounts.lost,
+        differences = compare_bits(
+            "bits", bits.per_byte, parent_bits.per_byte, t.guard.max_loss_rise
+        ) | compare_bits(
+            "bits of the tail", bits.rare, parent_bits.rare, t.guard.max_tail_loss_rise
         )
+        # A generation of real text alone is not poor.
+        bits_in = accounts.bits_in if guard.weight > 0 else 1.0
+        evidence = TrainingEvidence(differences, bits_in, accounts.lost)
         after, decision = guard_rules.judge_model(guard, t.guard, evidence, g)
-        excess = float(bits.per_byte.mean() - self.base_bits.per_byte.mean())
+        excess = bits.per_byte.mean() - self.base_bits.per_byte.mean()
         has_drifted = decision.action == "go" and excess > 0 and guard.real_fraction < 1
         if has_drifted and not t.real_fraction:
             # The drift law once more, with its constant from the drift that was measured.
@@ -259,11 +272,6 @@ class GenerationLoop:
             needed = mix.choose_real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
             after = replace(after, real_fraction=max(after.real_fraction, needed))
         return after, decision
-
-    def start_guard(self) -> CollapseGuard:
-        """The guard before the first generation."""
-        real_fraction = self.t.real_fraction or self.estimate_real_fraction()
-        return CollapseGuard(real_fraction, self.t.rare_fraction)
 
     def estimate_real_fraction(self) -> float:
         """The real fraction by the drift law.
@@ -287,7 +295,7 @@ class GenerationLoop:
         for name, real_fraction in (("own", 0.0), ("real", 1.0)):
             plan = TrainingPlan.build(c, self.real, packed, [1.0], real_fraction, 0.0)
             params = self.train(f"synthesize-probe-{name}", c, plan, start)
-            bpb[name] = float(self.measure_bits(params, self.real.guard).per_byte.mean())
+            bpb[name] = self.measure_bits(params, self.real.guard).per_byte.mean()
         d1 = bpb["own"] - bpb["real"]
         real_fraction = mix.choose_real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
         print(
@@ -309,7 +317,7 @@ class GenerationLoop:
         t, bos = self.t, self.tokenizer.bos
         rng = np.random.default_rng([self.c.seed, g])  # a killed run makes the same prompts again
         num_seeded = round(t.seeded_fraction * t.num_documents) if self.is_guarded else 0
-        texts = [self.tokenizer.decode(d) for d in self.real.train] if num_seeded > 1 else []
+        texts = [self.tokenizer.decode(d) for d in self.real.train]
         # Half are pairs of names; where the text has no names, rare passages take their places.
         pairs = []
         for text, parents in prompts.entity_pairs(texts, num_seeded // 2, rng):
@@ -350,7 +358,9 @@ class GenerationLoop:
             guard, decision = guard_rules.judge_samples(guard, self.t.guard, decisions.evidence)
         else:
             guard, decision = replace(guard, weight=1.0), Decision("go")
-            decisions = keep_all(decisions)
+            # The figures stay, so that baselines and guarded runs can be compared.
+            n = len(samples)
+            decisions = replace(decisions, weight=np.ones(n), reasons=[""] * n)
         writer = config.fingerprint(fingerprint(params))  # names the weights in the ledger
         rows = self.make_rows(g, guard, samples, decisions, writer)
         # The plan depends on the rows' weights alone, so it can tell them where they are used.
@@ -359,8 +369,8 @@ class GenerationLoop:
             if rows[i].weight > 0:
                 rows[i] = replace(rows[i], steps=steps)
         facts = {
-            "guard": to_json(guard.to_json()),
-            "figures": to_json(decisions.figures.to_json()),
+            "guard": to_json(to_record(guard)),
+            "figures": to_json(to_record(decisions.figures)),
             "decision": str(decision),
         }
         ledger.write_ledger(self.directory, g, rows, self.identity, facts)
@@ -388,7 +398,7 @@ class GenerationLoop:
         for i, sample in enumerate(samples):
             document = sample.document(self.tokenizer.bos)
             # Bits per token become nats of the whole document.
-            first_nats = float(decisions.first_bits[i]) * math.log(2) * len(document)
+            first_nats = decisions.first_bits[i] * math.log(2) * len(document)
             reason = decisions.reasons[i]
             verdict = not reason  # of the sample itself, whatever the guard decided
             if not reason and not guard.weight:
@@ -408,9 +418,9 @@ class GenerationLoop:
                 logp=sample.logp,
                 logp_first=-first_nats,
                 verdict=verdict,
-                cell=int(decisions.cell[i]),
-                weight=float(decisions.weight[i] * guard.weight),
-                decision="kept" if decisions.kept[i] else "dropped",
+                cell=decisions.cell[i],
+                weight=decisions.weight[i] * guard.weight,
+                decision="kept" if verdict else "dropped",
                 reason=reason,
                 steps=[],
             )
@@ -451,7 +461,7 @@ class GenerationLoop:
         loss = next_token_loss(c.model, t.z_loss)
         trainer = Trainer(name, c, t, loss, plan, self.tokenizer)
 
-        def copy_start() -> dict:
+        def copy_start():
             # Training donates the arrays that it starts from, and `start` is still needed.
             return jax.tree.map(lambda a: a + 0, start)
 
@@ -490,18 +500,11 @@ def count_bits(
     # A verifier that accepts a fraction a of the samples tells -log2 a bits about each.
     told = -np.log2(max(len(kept), 1) / max(len(rows), 1)) * precision * len(kept)
     # Held-out text is a sample of what the model is for: its change is scaled to the tokens seen.
-    rise = float(bits.per_token.mean() - parent_bits.per_token.mean())
+    rise = bits.per_token.mean() - parent_bits.per_token.mean()
     tokens = sum(len(row.tokens) for row in kept)
-    return BitAccounts(float(told), max(0.0, -rise) * tokens, max(0.0, rise) * tokens)
-
-
-def keep_all(decisions: SampleDecisions) -> SampleDecisions:
-    """The same figures, but every sample is kept with weight 1."""
-    n = len(decisions.kept)
-    # The figures stay, so that baselines and guarded runs can be compared.
-    return replace(decisions, weight=np.ones(n), kept=np.ones(n, bool), reasons=[""] * n)
+    return BitAccounts(told, max(0.0, -rise) * tokens, max(0.0, rise) * tokens)
 
 
 def mean_or_none(values: np.ndarray) -> float | None:
     """The mean; None where there are no values."""
-    return float(values.mean()) if len(values) else None
+    return values.mean() if len(values) else None

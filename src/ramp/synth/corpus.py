@@ -14,7 +14,7 @@ from numpy import ndarray
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.synth import mix, select
-from ramp.synth.measure import MAX_RARE_COUNT, Docs
+from ramp.synth.measure import MAX_RARE_COUNT, Docs, Ids
 from ramp.text.rows import TokenRows
 from ramp.text.tokenizer import Tokenizer
 
@@ -24,11 +24,11 @@ MAX_RARITY_ROWS = 4096  # training rows whose rarity is measured, spread over al
 class Scorer(Protocol):
     """A model that scores rows of tokens, each of which begins with bos; `scores.ModelScorer`."""
 
-    def nats(self, rows: Sequence[Sequence[int]]) -> list[ndarray]:
+    def nats(self, docs: Sequence[Ids]) -> list[ndarray]:
         """-log p of each token after the first, for each row."""
         ...
 
-    def gradients(self, rows: Sequence[Sequence[int]]) -> ndarray:
+    def gradients(self, docs: Sequence[Ids]) -> ndarray:
         """[N, K]: features of each row's gradient."""
         ...
 
@@ -99,7 +99,7 @@ class RealCorpus:
         """Bits of documents under a model; a document counts as far as the scorer reads it."""
         padding = self.c.model.vocab_size - self.tokenizer.vocab_size
         # The model's table is padded; ids beyond the tokenizer's have no bytes.
-        byte_lengths = np.append(self.tokenizer.byte_lengths, np.zeros(padding))
+        byte_lengths = np.pad(self.tokenizer.byte_lengths, (0, padding))
         per_byte, per_token, rare = [], [], []
         for doc, nats in zip(docs, scorer.nats(self.with_bos(docs)), strict=True):
             doc = doc[: len(nats)]  # the scorer cuts long documents
@@ -111,7 +111,7 @@ class RealCorpus:
         bits = (np.asarray(nats, float) / np.log(2) for nats in (per_byte, per_token, rare))
         return DocumentBits(*bits)
 
-    def with_bos(self, docs: Sequence[Sequence[int]]) -> list[list[int]]:
+    def with_bos(self, docs: Sequence[Ids]) -> list[list[int]]:
         """The documents as rows that a `Scorer` reads."""
         return [[self.tokenizer.bos, *doc] for doc in docs]
 
@@ -131,7 +131,7 @@ def split_openings(stream: ndarray, bos: int, max_tokens: int) -> list[ndarray]:
     return openings
 
 
-def _require_documents(split: str, count: int, needed: int) -> None:
+def _require_documents(split, count, needed):
     if count < needed:
         raise UserError(
             f"synthesize needs {needed} {split} documents and has {count}: give more text, "
@@ -163,18 +163,18 @@ class PackedSamples:
         """Rows of `length` targets; a sample that ended by itself has its bos at the end."""
         ids, weight, owner = [bos], [0.0], [-1]
         for i, (doc, w) in enumerate(zip(docs, weights, strict=True)):
-            ended = len(doc) > 0 and doc[-1] == bos
             body = [token for token in doc if token != bos]  # a prompt's bos too
+            ended = bos in doc[-1:]
             ids += [*body, bos]
-            weight += [w] * len(body) + [w if ended else 0.0]
+            weight += [w] * len(body) + [w * ended]
             owner += [i] * (len(body) + 1)
         num_rows = max(1, -(-(len(ids) - 1) // length))
-        padding = num_rows * length + 1 - len(ids)
-        stream = np.array(ids + [0] * padding, np.int32)
-        weight = np.array(weight + [0.0] * padding, np.float32)
-        owner = np.array(owner + [-1] * padding, np.int64)
+        padding = 0, num_rows * length + 1 - len(ids)
+        stream = np.pad(np.array(ids, np.int32), padding)
+        weight_n = np.pad(np.array(weight, np.float32), padding)
+        owner_n = np.pad(owner, padding, constant_values=-1)
         # Weights and owners belong to targets, which are one token ahead.
-        columns = (stream[:-1], stream[1:], weight[1:], owner[1:])
+        columns = (stream[:-1], stream[1:], weight_n[1:], owner_n[1:])
         return cls(*(column.reshape(num_rows, length) for column in columns))
 
 
@@ -214,9 +214,10 @@ class TrainingPlan:
         # The real rows at the end count towards the fraction.
         mixed_fraction = (real_fraction * steps * batch_size - num_final) / max(num_mixed, 1)
         # A row without any weight would be a wasted slot: it is never drawn.
-        row_weights = []
-        for w, packed in zip(weights, samples, strict=True):
-            row_weights.append(w * (packed.weights.sum(axis=1) > 0))
+        row_weights = [
+            np.where(packed.weights.any(axis=1), w, 0.0)
+            for w, packed in zip(weights, samples, strict=True)
+        ]
         sizes = [len(real.rows), *(len(packed.tokens) for packed in samples)]
         mixed = mix.compose(
             t.policy,
@@ -229,10 +230,9 @@ class TrainingPlan:
             row_weights,
             t.age_decay,
         )
-        final_index = rng.choice(sizes[0], num_final)
+        generation = np.append(mixed.generation, np.zeros(num_final, int))
+        index = np.append(mixed.index, rng.choice(sizes[0], num_final))
         order = mix.order_rows(len(mixed.index), num_final, steps, batch_size, final, c.seed)
-        generation = np.concatenate([mixed.generation, np.zeros_like(final_index)])
-        index = np.concatenate([mixed.index, final_index])
         return cls(real.rows, samples, generation[order], index[order])
 
     def __call__(self, step: int, lo: int, hi: int) -> dict[str, ndarray]:
@@ -249,9 +249,9 @@ class TrainingPlan:
 
     def find_steps(self, g: int, num_samples: int) -> list[list[int]]:
         """The steps in which each sample of generation g is used."""
-        steps: list[set[int]] = [set() for _ in range(num_samples)]
-        for step, slot in zip(*np.nonzero(self.generation == g), strict=True):
+        steps = [set() for _ in range(num_samples)]
+        for step, slot in np.argwhere(self.generation == g).tolist():
             owner = self.samples[g - 1].owner[self.index[step, slot]]
-            for i in np.unique(owner[owner >= 0]):
-                steps[i].add(int(step))
+            for i in set(owner.tolist()) - {-1}:
+                steps[i].add(step)
         return [sorted(s) for s in steps]

@@ -2,11 +2,10 @@
 figures, and the evidence for the guard. No jax: models come in as scorers.
 """
 
-import importlib.util
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+import runpy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -26,6 +25,8 @@ NUM_AUDITED = 200
 # Fraction of the target that is even over the bands of rarity, so that more is made of what is
 # rare. A choice; it was not tuned.
 EVEN_FRACTION = 0.3
+
+NUM_PAIRS = 32  # samples of which each is asked what it tells about the next
 
 # A verifier that accepts this much of shuffled text tells nothing.
 MAX_NOISE_ACCEPTANCE = 0.95
@@ -52,18 +53,16 @@ class BaseModelReference:
         own = Docs.from_lists([s.document(real.tokenizer.bos) for s in samples])
         sketch_nd = scorer.gradients(real.with_bos(own.to_list()))
 
-        def measure_rows(rows: ndarray) -> dict[str, float]:
-            figures = measure.measure_sample(guard_docs, own.take(rows))
-            return figures | {"vendi": measure.vendi_score(sketch_nd[rows])}
+        def measure_own(rows):
+            return measure_with_gradients(guard_docs, own.take(rows), sketch_nd[rows])
 
-        def measure_docs(docs: Docs) -> dict[str, float]:
+        def measure_real(docs):
             return measure.measure_sample(guard_docs, docs)
 
         k = t.num_null_resamples
-        own_rows = np.arange(len(own))
-        model_null = Null.resample(own_rows, t.num_measured, measure_rows, k, seed)
+        model_null = Null.resample(np.arange(len(own)), t.num_measured, measure_own, k, seed)
         # Real text is only shown for orientation: half as many resamples do.
-        real_null = Null.resample(pool, t.num_measured, measure_docs, max(7, k // 2), seed)
+        real_null = Null.resample(pool, t.num_measured, measure_real, max(7, k // 2), seed)
         bits_d = real.measure_bits(scorer, real.train).per_token
         cells = Cells.fit(pool, bits_d, real.c.model.vocab_size)
         return cls(scorer, bits_d, cells, real_null, model_null)
@@ -101,30 +100,12 @@ class SampleFigures:
     cross: float  # bits per token that one sample tells about the next
     notes: dict[str, str]  # by verifier: what is wrong with it
 
-    def to_json(self) -> dict[str, Any]:
-        """The record of it in history.json and in ledgers."""
-        record = asdict(self)
-        record["shift"] = record["shift"] or {}
-        for figure in record["panel"].values():
-            if figure["real"] is None:
-                del figure["real"], figure["z_real"]
-        return record
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "SampleFigures":
-        """The inverse of `to_json`; what was not finite is None."""
-        panel = {name: PanelFigure(**figure) for name, figure in record["panel"].items()}
-        shift = SurprisalShift(**record["shift"]) if record["shift"] else None
-        histogram = Histogram(**record["histogram"])
-        return cls(**{**record, "panel": panel, "shift": shift, "histogram": histogram})
-
 
 @dataclass(frozen=True)
 class SampleDecisions:
     """What was decided about N samples."""
 
-    kept: ndarray  # [N] bool
-    reasons: list[str]  # why not, empty where kept
+    reasons: list[str]  # why a sample is dropped, empty where it is kept
     weight: ndarray  # [N], mean 1 among those kept
     cell: ndarray  # [N]
     first_bits: ndarray  # [N], per token under the first model
@@ -154,15 +135,13 @@ def load_verifier(name: str) -> Verifier:
             f"synthesize: {name!r} is neither clean, typical nor PATH.py:FUNCTION "
             "of a file that is there"
         )
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        module = runpy.run_path(path)
     except Exception as error:
         raise UserError(
             f"the verifier {path} cannot be imported ({type(error).__name__}: {error})"
         ) from None
-    verifier = getattr(module, function, None)
+    verifier = module.get(function)
     if not callable(verifier):
         raise UserError(
             f"{path} has no function {function!r}; "
@@ -183,12 +162,10 @@ def run_verifier(
         return select.apply_verifier(real.decode(docs), name, verifier)
     low, high = np.quantile(base.bits_d, (0.005, 0.995))  # one real document in a hundred fails
     expected = f"real text has {low:.2f} to {high:.2f}"
-    reasons = []
-    for bits in bits_d:
-        is_typical = low <= bits <= high
-        reason = f"typical says no: {bits:.2f} bits a token, {expected}"
-        reasons.append("" if is_typical else reason)
-    return reasons
+    return [
+        "" if low <= bits <= high else f"typical says no: {bits:.2f} bits a token, {expected}"
+        for bits in bits_d
+    ]
 
 
 def audit_verifiers(
@@ -202,30 +179,25 @@ def audit_verifiers(
     """
     good = real.guard[:NUM_AUDITED]
     bad = [np.random.default_rng(i).permutation(doc) for i, doc in enumerate(good)]
-    n = len(good)
-    good_bits = real.measure_bits(base.scorer, good).per_token
-    bad_bits = real.measure_bits(base.scorer, bad).per_token
-    good_docs, bad_docs = Docs.from_lists(good), Docs.from_lists(bad)
-    good_passed, bad_passed = np.ones(n, bool), np.ones(n, bool)
+    audits = []
+    for docs in (good, bad):
+        bits_d = real.measure_bits(base.scorer, docs).per_token
+        audits.append((Docs.from_lists(docs), bits_d))
+    passed = np.ones((2, len(good)), bool)
     notes = {}
     for name in real.c.synthesize.verifiers:
-        reasons = run_verifier(name, real, base, good_docs, good_bits)
-        if all("raised" in reason for reason in reasons):
+        reasons = np.array([run_verifier(name, real, base, *audit) for audit in audits])
+        if all("raised" in reason for reason in reasons[0]):
             raise UserError(
-                f"the verifier {name} fails on every real document, first: {reasons[0]}; mend it"
+                f"the verifier {name} fails on every real document, first: {reasons[0, 0]}; mend it"
             )
-        good_passed &= _find_passed(reasons)
-        noise = _find_passed(run_verifier(name, real, base, bad_docs, bad_bits))
-        bad_passed &= noise
-        if noise.mean() >= MAX_NOISE_ACCEPTANCE:
-            accepted = f"{noise.mean():.0%} of shuffled text"
-            notes[name] = f"takes {accepted}: alone it would tell nothing"
-    tp, fp = int(good_passed.sum()), int(bad_passed.sum())
-    return select.precision_bound(acceptance, tp, fp, n), notes
-
-
-def _find_passed(reasons: Sequence[str]) -> ndarray:
-    return np.array([not reason for reason in reasons])
+        accepted = reasons == ""
+        passed &= accepted
+        noise = accepted[1].mean()
+        if noise >= MAX_NOISE_ACCEPTANCE:
+            notes[name] = f"takes {noise:.0%} of shuffled text: alone it would tell nothing"
+    tp, fp = passed.sum(axis=1)
+    return select.precision_bound(acceptance, tp, fp, len(good)), notes
 
 
 # All of it
@@ -252,12 +224,13 @@ def decide(
     for name in t.verifiers:
         verdicts = run_verifier(name, real, base, docs, bits_d)
         reasons = [old or new for old, new in zip(reasons, verdicts, strict=True)]
-    passed = _find_passed(reasons)
+    passed = np.array(reasons) == ""
+    acceptance = float(passed.mean())
     reasons = filter_samples(reasons, real, docs, pool)
-    kept = _find_passed(reasons)
+    kept = np.array(reasons) == ""
 
     bands = base.cells.assign(docs, np.where(is_finite, bits_d, 0.0))
-    precision, notes = audit_verifiers(real, base, float(passed.mean()))
+    precision, notes = audit_verifiers(real, base, acceptance)
     if t.auditor:
         precision = audit_accepted(real, docs, kept)
     reward_novelty = precision >= t.guard.min_precision
@@ -273,7 +246,7 @@ def decide(
         panel=panel,
         shift=shift,
         histogram=make_histogram(base.bits_d, plain_bits),
-        acceptance=float(passed.mean()),
+        acceptance=acceptance,
         imbalance=imbalance,
         precision=precision,
         ess=ess,
@@ -284,7 +257,7 @@ def decide(
     # The guard judges the same figures that the page shows.
     evidence = SampleEvidence(panel, imbalance, precision, int(kept.sum()))
     cell = bands[0] * NUM_BANDS + bands[1]
-    return SampleDecisions(kept, reasons, weight, cell, bits_d, figures, evidence)
+    return SampleDecisions(reasons, weight, cell, bits_d, figures, evidence)
 
 
 def filter_samples(reasons: list[str], real: RealCorpus, docs: Docs, pool: Docs) -> list[str]:
@@ -294,12 +267,14 @@ def filter_samples(reasons: list[str], real: RealCorpus, docs: Docs, pool: Docs)
     twin = select.find_repeats(docs, pool, t.dedup_threshold)
     filtered = []
     for reason, h, k in zip(reasons, source, twin, strict=True):
-        if not reason and h >= 0:
+        if reason:
+            pass  # the first reason is enough
+        elif h >= 0:
             overlap = f"{t.contamination_tokens} tokens, or a whole document"
             reason = f"it shares {overlap}, with held-out document {h}"
-        elif not reason and k >= len(pool):
+        elif k >= len(pool):
             reason = f"it nearly repeats sample {k - len(pool)}"
-        elif not reason and k >= 0:
+        elif k >= 0:
             reason = "it nearly repeats an earlier generation's"
         filtered.append(reason)
     return filtered
@@ -348,18 +323,22 @@ def measure_panel(
     real: RealCorpus, base: BaseModelReference, sample: Docs
 ) -> dict[str, PanelFigure]:
     """Every figure compared with the first model's own samples, and with real text."""
-    figures = measure.measure_sample(Docs.from_lists(real.guard), sample)
-    against_real = base.real_null.compare(figures)
     sketch_nd = base.scorer.gradients(real.with_bos(sample.to_list()))
-    is_finite = np.isfinite(sketch_nd).all()
-    # Weights that are not finite say nothing about gradients; 0 makes the guard act.
-    figures["vendi"] = measure.vendi_score(sketch_nd) if is_finite else 0.0
+    figures = measure_with_gradients(Docs.from_lists(real.guard), sample, sketch_nd)
     panel = {}
-    for name, comparison in base.model_null.compare(figures).items():
-        real_figure = against_real.get(name)
-        with_real = {"real": real_figure.null, "z_real": real_figure.z} if real_figure else {}
-        panel[name] = PanelFigure(**vars(comparison), **with_real)
+    for name, figure in base.model_null.compare(figures).items():
+        panel[name] = PanelFigure(**vars(figure))
+    for name, figure in base.real_null.compare(figures).items():
+        panel[name] = replace(panel[name], real=figure.null, z_real=figure.z)
     return panel
+
+
+def measure_with_gradients(real: Docs, sample: Docs, sketch_nd: ndarray) -> dict[str, float]:
+    """The figures of a sample, and its Vendi score by features [N, D] of its gradients."""
+    # Weights that are not finite say nothing about gradients; 0 makes the guard act.
+    is_finite = np.isfinite(sketch_nd).all()
+    vendi = measure.vendi_score(sketch_nd) if is_finite else 0.0
+    return measure.measure_sample(real, sample) | {"vendi": vendi}
 
 
 def audit_accepted(real: RealCorpus, docs: Docs, kept: ndarray) -> float:
@@ -370,13 +349,11 @@ def audit_accepted(real: RealCorpus, docs: Docs, kept: ndarray) -> float:
     return lower_bound(sum(not reason for reason in reasons), len(audited))
 
 
-def measure_cross_information(
-    real: RealCorpus, scorer: Scorer, samples: Sequence[Sample], num_pairs: int = 32
-) -> float:
+def measure_cross_information(real: RealCorpus, scorer: Scorer, samples: Sequence[Sample]) -> float:
     """Bits per token that a sample tells about the next one begun alike; NaN without a pair."""
     bos = real.tokenizer.bos
     max_tokens = (real.c.synthesize.max_new_tokens - 2) // 2  # both, and two marks, fit a row
-    docs = [s.document(bos)[:max_tokens] for s in samples[: 2 * num_pairs]]
+    docs = [s.document(bos)[:max_tokens] for s in samples[: 2 * NUM_PAIRS]]
     docs = [doc for doc in docs if doc]
     pairs = list(zip(docs[::2], docs[1::2], strict=False))
     if not pairs:
@@ -390,14 +367,13 @@ def measure_cross_information(
     return measure.cross_information(-alone_b, -given_b, size)
 
 
-def make_histogram(real_bits: ndarray, sample_bits: ndarray, bins: int = 24) -> Histogram:
+def make_histogram(real_bits: ndarray, sample_bits: ndarray) -> Histogram:
     """Real and sampled documents by surprisal; the outer bins hold what is beyond real text."""
-    edges = np.linspace(real_bits.min(), real_bits.max() + 1e-6, bins + 1)
+    edges = np.linspace(real_bits.min(), real_bits.max() + 1e-6, 25)
     width = edges[1] - edges[0]
     edges = np.concatenate([[edges[0] - width], edges, [edges[-1] + width]])
-
-    def count(bits: ndarray) -> list[float]:
-        clipped = np.clip(bits, edges[0], edges[-1])
-        return (np.histogram(clipped, edges)[0] / max(len(bits), 1)).tolist()
-
-    return Histogram(edges.tolist(), count(real_bits), count(sample_bits))
+    fractions = []
+    for bits in (real_bits, sample_bits):
+        counts, _ = np.histogram(np.clip(bits, edges[0], edges[-1]), edges)
+        fractions.append((counts / max(len(bits), 1)).tolist())
+    return Histogram(edges.tolist(), *fractions)

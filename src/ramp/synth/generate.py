@@ -27,7 +27,9 @@ def generate_samples(
 ) -> list[Sample]:
     """Up to n tokens after each prompt; sample i has the key `key` + i.
 
-    params: of the language model alone. vocab_size: of the tokenizer.
+    params: of the language model alone. vocab_size: of the tokenizer. One prompt with the key in a
+    ledger row makes that sample again: rows of a batch do not depend on each other. batch_size must
+    be the same then, so that the same program runs.
     """
     keys = range(key, key + len(prompts))
     result = sample.generate(
@@ -45,24 +47,3 @@ def generate_samples(
     logp_b = result.logps_bn.sum(axis=1)
     drawn = zip(prompts, keys, result.rows(), logp_b, strict=True)
     return [Sample(prompt, key, tuple(ids), float(logp)) for prompt, key, ids, logp in drawn]
-
-
-def regenerate(
-    c: Model,
-    params: dict,
-    prompt: Sequence[int],
-    key: int,
-    n: int,
-    sampling: SamplingParams,
-    stop: tuple[int, ...],
-    vocab_size: int,
-    batch_size: int = BATCH_SIZE,
-) -> tuple[int, ...]:
-    """The ids of the sample with this prompt and key, from its ledger row alone.
-
-    batch_size: the same as when the sample was made, so that the same program runs.
-    """
-    # The sampler fills the batch up, and rows do not depend on each other.
-    prompts = [Prompt(tuple(prompt))]
-    samples = generate_samples(c, params, prompts, key, n, sampling, stop, vocab_size, batch_size)
-    return samples[0].ids

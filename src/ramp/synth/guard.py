@@ -16,8 +16,8 @@ most a. (Waudby-Smith & Ramdas 2024, arXiv:2010.09686; the spending is a union b
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy import ndarray
@@ -26,18 +26,10 @@ from ramp.config import Thresholds
 from ramp.synth.measure import Comparison
 
 Action = Literal["go", "warn", "repair", "roll back", "stop"]
-Pair = tuple[ndarray, ndarray]  # figures of the new and of the last good model, paired
 
-NUM_TESTS = 3  # bits, bits of the tail, right answers: they share the rate of false alarms
-
-# Names that fields of CollapseGuard have in history.json and in ledgers.
-JSON_NAMES = {
-    "real_fraction": "m",
-    "rare_fraction": "rare",
-    "good_generation": "good",
-    "rollbacks": "rolled",
-    "poor_generations": "poor",
-}
+# Of a generation: bits, bits of the tail, and one more that a caller may add, such as right
+# answers. They share the rate of false alarms.
+NUM_TESTS = 3
 
 
 @dataclass(frozen=True)
@@ -51,15 +43,6 @@ class CollapseGuard:
     rollbacks: int = 0  # in a row
     poor_generations: int = 0  # in a row that brought in no more bits than they lost
     tests: int = 0  # tests for a roll-back so far, for the spending of the false-alarm rate
-
-    def to_json(self) -> dict[str, Any]:
-        """The record of it in history.json and in ledgers."""
-        return {JSON_NAMES.get(name, name): value for name, value in vars(self).items()}
-
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "CollapseGuard":
-        """The inverse of `to_json`."""
-        return cls(**{f.name: record[JSON_NAMES.get(f.name, f.name)] for f in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -87,9 +70,8 @@ class SampleEvidence:
 class TrainingEvidence:
     """What the guard judges after a generation has taught."""
 
-    bits: Pair | None = None  # per held-out document
-    tail_bits: Pair | None = None  # per held-out document with rare tokens
-    right: Pair | None = None  # per novel problem, 0 to 1
+    # How much worse each document or problem got, in [-1, 1], by what got worse.
+    differences: Mapping[str, ndarray]
     bits_in: float = 0.0
     bits_lost: float = 0.0
 
@@ -114,7 +96,7 @@ def log_e_value(worse: ndarray, max_bet: float = 0.9) -> float:
     square = (0.25 + _sum_before(d * d)) / count
     bet = np.clip(mean / square, 0.0, max_bet)
     log_wealth = np.cumsum(np.log1p(bet * d))
-    return float(max(log_wealth.max(initial=0.0), 0.0))
+    return log_wealth.max(initial=0.0)
 
 
 def scale_differences(new: ndarray, good: ndarray, tolerance: float, span: float = 4.0) -> ndarray:
@@ -134,7 +116,18 @@ def scale_differences(new: ndarray, good: ndarray, tolerance: float, span: float
     return np.clip(d / np.maximum(scale, 1e-12), -1, 1)
 
 
-def _sum_before(x: ndarray) -> ndarray:
+def compare_bits(name: str, new: ndarray, good: ndarray, tolerance: float) -> dict[str, ndarray]:
+    """Evidence from bits per document of the new and of the last good model, paired.
+
+    Empty without documents.
+    """
+    if not len(new):
+        return {}
+    rise = np.sum(new) / np.sum(good) - 1
+    return {f"{name} rose {rise:+.1%}": scale_differences(new, good, tolerance)}
+
+
+def _sum_before(x):
     """The sum of what comes before each element."""
     return np.concatenate([[0.0], np.cumsum(x)[:-1]])
 
@@ -169,8 +162,8 @@ def judge_samples(
             ratio = outliers[name].ratio
             reasons.append(f"{name} is {ratio:.2f} of the null (limit {limit:g})")
     if evidence.imbalance > limits.max_imbalance:
-        times = f"{evidence.imbalance:.1f} times less often"
-        reasons.append(f"a cell is accepted {times} than the median cell")
+        times = f"{evidence.imbalance:.1f} times"
+        reasons.append(f"a cell is accepted {times} less often than the median cell")
     if evidence.precision < limits.min_precision:
         bound = f"{evidence.precision:.2f}"
         reasons.append(f"audited precision of what was accepted may be as low as {bound}")
@@ -180,9 +173,7 @@ def judge_samples(
     return replace(guard, weight=1.0), Decision("warn" if warnings else "go", tuple(warnings))
 
 
-def _repair(
-    guard: CollapseGuard, limits: Thresholds, reasons: list[str]
-) -> tuple[CollapseGuard, Decision]:
+def _repair(guard, limits, reasons):
     """More real tokens, more rare ones among them, and no weight for this generation's samples."""
     repaired = replace(
         guard,
@@ -198,9 +189,12 @@ def judge_model(
 ) -> tuple[CollapseGuard, Decision]:
     """Judge the model of a generation: keep it as the last good one, or go back."""
     test = guard.tests + 1
-    reasons = _find_losses(
-        evidence, limits, log_threshold(limits.false_alarm_rate / NUM_TESTS, test)
-    )
+    log_limit = log_threshold(limits.false_alarm_rate / NUM_TESTS, test)
+    reasons = []
+    for what, worse in evidence.differences.items():
+        log_e = log_e_value(worse)
+        if log_e >= log_limit:
+            reasons.append(f"{what} (e-value 10^{log_e / math.log(10):.1f})")
     is_poor = evidence.bits_in <= evidence.bits_lost
     poor_generations = guard.poor_generations + 1 if is_poor else 0
     guard = replace(guard, tests=test, poor_generations=poor_generations)
@@ -215,26 +209,3 @@ def judge_model(
         reason = "two generations in a row brought in no more bits than they lost"
         return guard, Decision("stop", (reason,))
     return guard, Decision("go")
-
-
-def _find_losses(evidence: TrainingEvidence, limits: Thresholds, log_limit: float) -> list[str]:
-    """What got worse beyond its tolerance, with a log e-value of `log_limit` or more."""
-    differences = {}
-    for name, pair, tolerance in (
-        ("bits", evidence.bits, limits.max_loss_rise),
-        ("bits of the tail", evidence.tail_bits, limits.max_tail_loss_rise),
-    ):
-        if pair is not None and len(pair[0]):
-            change = np.sum(pair[0]) / np.sum(pair[1]) - 1
-            differences[f"{name} rose {change:+.1%}"] = scale_differences(*pair, tolerance)
-    if evidence.right is not None and len(evidence.right[0]):
-        new, good = (np.asarray(x, float) for x in evidence.right)
-        fall = np.mean(good) - np.mean(new)
-        # Already within [-1, 1]: no scale, no tolerance.
-        differences[f"right answers to novel problems fell by {fall:.1%}"] = good - new
-    reasons = []
-    for what, worse in differences.items():
-        log_e = log_e_value(worse)
-        if log_e >= log_limit:
-            reasons.append(f"{what} (e-value 10^{log_e / math.log(10):.1f})")
-    return reasons

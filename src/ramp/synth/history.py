@@ -1,15 +1,24 @@
 """What a run of generations did: one record for each, in synth/history.json."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from ramp.errors import UserError
 from ramp.files import replace_nonfinite, to_json, write_atomic
 from ramp.synth.decide import SampleFigures
 from ramp.synth.guard import CollapseGuard
+
+# Names that fields have in records, where they are not their own.
+JSON_NAMES = {
+    "real_fraction": "m",
+    "rare_fraction": "rare",
+    "good_generation": "good",
+    "rollbacks": "rolled",
+    "poor_generations": "poor",
+}
 
 
 @dataclass(frozen=True)
@@ -59,24 +68,33 @@ class GenerationResult:
             f"real fraction {self.real_fraction:.2f}; {self.before}; then {self.after}"
         )
 
-    def to_json(self) -> dict[str, Any]:
-        """Its record in history.json and in the run's report."""
-        names = {"real_fraction": "m"}
-        record = {names.get(name, name): value for name, value in vars(self).items()}
-        record["accounts"] = asdict(self.accounts)
-        record["figures"] = self.figures.to_json()
-        record["guard"] = self.guard.to_json()
-        return replace_nonfinite(record)
 
-    @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> "GenerationResult":
-        """The inverse of `to_json`."""
-        values = dict(record)
-        values["real_fraction"] = values.pop("m")
-        values["accounts"] = BitAccounts(**values["accounts"])
-        values["figures"] = SampleFigures.from_json(values["figures"])
-        values["guard"] = CollapseGuard.from_json(values["guard"])
-        return cls(**values)
+def to_record(result: Any) -> dict[str, Any]:
+    """The record of a dataclass in history.json and in ledgers; what is not finite becomes None."""
+
+    def name_values(pairs):
+        record = {JSON_NAMES.get(name, name): value for name, value in pairs}
+        # A figure that is not measured on real text has no such fields.
+        return {k: v for k, v in record.items() if v is not None or k not in ("real", "z_real")}
+
+    return replace_nonfinite(asdict(result, dict_factory=name_values))
+
+
+def from_record(kind: Any, record: Any) -> Any:
+    """A value of the type `kind`, such as a dataclass, from its record."""
+    arguments = get_args(kind)
+    if get_origin(kind) is dict:
+        return {name: from_record(arguments[1], item) for name, item in record.items()}
+    if arguments:  # X | None
+        kind = arguments[0]
+    if not record or not is_dataclass(kind):
+        return record
+    values = {}
+    for name, hint in get_type_hints(kind).items():
+        key = JSON_NAMES.get(name, name)
+        if key in record:
+            values[name] = from_record(hint, record[key])
+    return kind(**values)
 
 
 def read_history(directory: Path) -> list[GenerationResult]:
@@ -90,10 +108,10 @@ def read_history(directory: Path) -> list[GenerationResult]:
         raise UserError(
             f"{path} is not JSON ({error}); delete {directory} to begin the generations again"
         ) from None
-    return [GenerationResult.from_json(record) for record in records]
+    return [from_record(GenerationResult, record) for record in records]
 
 
 def write_history(directory: Path, history: Sequence[GenerationResult]) -> None:
     """Replace the file by these generations."""
-    records = [result.to_json() for result in history]
+    records = [to_record(result) for result in history]
     write_atomic(directory / "history.json", to_json(records, indent=1) + "\n")

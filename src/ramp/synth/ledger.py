@@ -119,9 +119,8 @@ def describe_sample(directory: Path, sample: str) -> str:
         raise UserError(
             f"generation {int(generation)} has {len(rows)} samples, and {sample} is none of them"
         )
-    per_token = -1 / max(len(row.tokens), 1) / math.log(2)
-    surprisal = f"{row.logp * per_token:.2f} bits per token under its writer"
-    surprisal += f", {row.logp_first * per_token:.2f} under the first model"
+    bits_per_nat = -1 / max(len(row.tokens), 1) / math.log(2)
+    writer, first = row.logp * bits_per_nat, row.logp_first * bits_per_nat
     sampling = f"temperature {row.temperature:g}"
     if row.top_k:
         sampling += f", top-k {row.top_k}"
@@ -129,15 +128,13 @@ def describe_sample(directory: Path, sample: str) -> str:
     training = f"trained on in {len(row.steps)} steps"
     if row.steps:
         training += f", {row.steps[0]} to {row.steps[-1]}"
-    return "\n".join(
-        [
-            f"{row.id}: written by the weights {row.generator} at {sampling}, key {row.key}",
-            f"prompt from {', '.join(row.parents) or 'nothing but the beginning of a document'}",
-            f"surprisal: {surprisal}; cell {row.cell}",
-            f"{decision}; weight {row.weight:.2f}",
-            training,
-            f"its generation: {facts.get('decision', 'no decision recorded')}",
-            "",
-            row.text,
-        ]
+    return (
+        f"{row.id}: written by the weights {row.generator} at {sampling}, key {row.key}\n"
+        f"prompt from {', '.join(row.parents) or 'nothing but the beginning of a document'}\n"
+        f"surprisal: {writer:.2f} bits per token under its writer, "
+        f"{first:.2f} under the first model; cell {row.cell}\n"
+        f"{decision}; weight {row.weight:.2f}\n"
+        f"{training}\n"
+        f"its generation: {facts.get('decision', 'no decision recorded')}\n\n"
+        f"{row.text}"
     )

@@ -106,7 +106,7 @@ def coverage(real: Docs, sample: Docs, n: int) -> float:
     types, _ = real.ngram_counts[n]
     if not len(types):
         return float("nan")
-    return float(np.isin(types, sample.ngram_counts[n][0], assume_unique=True).mean())
+    return np.isin(types, sample.ngram_counts[n][0], assume_unique=True).mean()
 
 
 def unseen_mass(sample: Docs, n: int = 2) -> float:
@@ -115,13 +115,13 @@ def unseen_mass(sample: Docs, n: int = 2) -> float:
     It falls with collapse.
     """
     _, counts = sample.ngram_counts[n]
-    return float((counts == 1).sum() / max(counts.sum(), 1))
+    return (counts == 1).sum() / max(counts.sum(), 1)
 
 
 def distinct(sample: Docs, n: int) -> float:
     """Different n-grams per occurrence."""
     _, counts = sample.ngram_counts[n]
-    return float(len(counts) / max(counts.sum(), 1))
+    return len(counts) / max(counts.sum(), 1)
 
 
 def count_extinct(real: Docs, sample: Docs, min_count: int = 5) -> int:
@@ -145,10 +145,10 @@ def divergences(real: Docs, sample: Docs) -> tuple[float, float]:
     cells = min(2 ** int(np.log2(max(fewest // 4, 1))), MAX_CELLS)
     p = _bigram_probabilities(real, cells)
     q = _bigram_probabilities(sample, cells)
-    return float(np.sum(p * np.log2(p / q))), float(np.sum(q * np.log2(q / p)))
+    return np.sum(p * np.log2(p / q)), np.sum(q * np.log2(q / p))
 
 
-def _bigram_probabilities(docs: Docs, cells: int) -> ndarray:
+def _bigram_probabilities(docs: Docs, cells):
     types, counts = docs.ngram_counts[2]
     cell = (types & np.uint64(cells - 1)).astype(np.int64)
     smoothed = np.bincount(cell, counts, cells) + 0.5
@@ -194,7 +194,7 @@ def self_bleu(sample: Docs, max_docs: int = 100, n: int = 4) -> float:
     np.fill_diagonal(gap, 1 + lengths.sum())
     closest = lengths[np.argmin(gap, axis=1)]
     brevity = np.minimum(0, 1 - closest / np.maximum(lengths, 1))
-    return float(np.exp(log_precision + brevity).mean())
+    return np.exp(log_precision + brevity).mean()
 
 
 def find_near_duplicates(sample: Docs, threshold: float = 0.8) -> ndarray:
@@ -221,7 +221,7 @@ def find_near_duplicates(sample: Docs, threshold: float = 0.8) -> ndarray:
     return earlier_twin
 
 
-def _digest_shingles(sample: Docs) -> ndarray:
+def _digest_shingles(sample: Docs):
     """uint64 [D, NUM_PERMUTATIONS]: the MinHash of each document's 3-grams."""
     key, owner = sample.hash_ngrams(SHINGLE)
     token, token_owner = sample.hash_ngrams(1)
@@ -232,9 +232,9 @@ def _digest_shingles(sample: Docs) -> ndarray:
     order = np.argsort(owner, kind="stable")
     key = np.ascontiguousarray(key[order])
     offsets = np.searchsorted(owner[order], np.arange(len(sample) + 1)).astype(np.uint64)
-    digests = rensa.RMinHash.digest_matrix_from_flat_token_hashes(
-        key, offsets, NUM_PERMUTATIONS, 42
-    )
+    # rensa is compiled and has no stub.
+    minhash = rensa.RMinHash  # ty: ignore[missing-attribute]
+    digests = minhash.digest_matrix_from_flat_token_hashes(key, offsets, NUM_PERMUTATIONS, 42)
     return np.array(digests.to_rows(), np.uint64)
 
 
@@ -258,13 +258,13 @@ def surprisal_shift(real: ndarray, sample: ndarray) -> SurprisalShift:
     levels = (np.arange(200) + 0.5) / 200
     gap = np.quantile(sample, levels) - np.quantile(real, levels)
     parts = np.abs(gap), np.maximum(-gap, 0), np.maximum(gap, 0)
-    return SurprisalShift(*(float(part.mean()) for part in parts))
+    return SurprisalShift(*(part.mean() for part in parts))
 
 
 def hard_documents(first_bits_d: ndarray, bits_d: ndarray) -> float:
     """Mean bits per token now of the tenth of the documents that the first model found hardest."""
     hardest = first_bits_d >= np.quantile(first_bits_d, 0.9)
-    return float(bits_d[hardest].mean())
+    return bits_d[hardest].mean()
 
 
 def cross_information(alone_b: ndarray, given_b: ndarray, tokens_b: ndarray) -> float:
@@ -348,11 +348,9 @@ class Null:
         if k < 7:
             raise ValueError(f"a null takes at least 7 resamples, not {k}")
         rng = np.random.default_rng(seed)
-        resamples = []
-        for _ in range(k):
-            # Without replacement: repeated documents would look like collapse.
-            rows = rng.choice(size, n, replace=False)
-            resamples.append(measure(pool.take(rows)))
+        # Without replacement: repeated documents would look like collapse.
+        draws = [rng.choice(size, n, replace=False) for _ in range(k)]
+        resamples = [measure(pool.take(rows)) for rows in draws]
         # Subsamples of one pool are more alike than fresh samples of the world: the spread is
         # widened by the known finite-population factor.
         widening = 1 / np.sqrt(max(1 - n / size, 1 / n))
@@ -363,17 +361,17 @@ class Null:
         return cls(values)
 
     def compare(self, figures: dict[str, float]) -> dict[str, Comparison]:
-        """Compare each figure of a sample with its null."""
+        """Compare each figure of a sample that has a null with it."""
         comparisons = {}
-        for name, value in figures.items():
-            null = self.values[name]
+        for name, null in self.values.items():
+            value = figures[name]
             k = len(null)
-            mean = float(null.mean())
-            sd = float(null.std(ddof=1)) * np.sqrt(1 + 1 / k)  # of a new value less the mean
+            mean = null.mean()
+            sd = null.std(ddof=1) * np.sqrt(1 + 1 / k)  # of a new value less the mean
             t = (value - mean) / max(sd, 1e-9 * max(abs(mean), 1e-9))
             ratio = value / mean if mean else float("nan")
             z = normal_deviate(t, k - 1)
-            comparisons[name] = Comparison(float(value), mean, ratio, z)
+            comparisons[name] = Comparison(value, mean, ratio, z)
         return comparisons
 
 
@@ -382,4 +380,4 @@ def normal_deviate(t: float, df: int) -> float:
     if not np.isfinite(t):
         return float("nan")
     tail = max(stats.t.sf(abs(t), df), 1e-300)
-    return float(np.copysign(stats.norm.isf(tail), t))
+    return np.copysign(stats.norm.isf(tail), t)

@@ -31,9 +31,9 @@ def compose(
     n: int,
     rng: np.random.Generator,
     m: float = 0.0,
-    rare: ndarray | None = None,
+    rare: Sequence[int] | ndarray = (),
     rare_fraction: float = 1 / 6,
-    weights: Sequence[ndarray] | None = None,
+    weights: Sequence[ndarray] = (),
     age_decay: float = 0.5,
 ) -> Mix:
     """About n documents out of `sizes` = [real, generation 1, ..., newest].
@@ -50,53 +50,41 @@ def compose(
     if not sizes or not sizes[0]:
         raise ValueError("there is no real document to begin with")
     newest = len(sizes) - 1
-    # All documents there are, in one list.
+    # All documents there are, in one list, so that a position tells the generation.
     generation = np.repeat(np.arange(len(sizes)), sizes)
     index = np.concatenate([np.arange(size) for size in sizes])
-    real_index = np.arange(sizes[0])
-    # The first model is trained on real documents whatever the policy.
-    if newest == 0:
-        return _take(0, _draw(real_index, n, rng))
-    if policy == "replace":
-        return _take(newest, _draw(np.arange(sizes[newest]), n, rng))
-    if policy == "accumulate":
-        return Mix(generation, index, np.ones(len(index)))
-    if policy == "subsample":
-        at = _draw(np.arange(len(index)), n, rng)
-        return Mix(generation[at], index[at], np.ones(len(at)))
+    weight = np.ones(len(index))
+    everything = np.arange(len(index))
+    real = everything[: sizes[0]]
+    last = everything[len(index) - sizes[-1] :]
     num_real = round(m * n)
-    if policy == "anchored":
-        real = _take(0, _draw(real_index, num_real, rng))
-        return _join(real, _take(newest, _draw(np.arange(sizes[newest]), n - num_real, rng)))
-    # Guarded: what is left of the policies.
-    num_rare = round(rare_fraction * num_real) if rare is not None and len(rare) else 0
-    real = [_draw(real_index, num_real - num_rare, rng)]
-    if num_rare:
-        real.append(_draw(rare, num_rare, rng))
-    if weights is None:
-        weights = [np.ones(size) for size in sizes[1:]]
-    weight = np.concatenate([np.asarray(w, float) for w in weights])
-    # Of the samples alone, old ones and those without weight less likely.
-    generation, index = generation[sizes[0] :], index[sizes[0] :]
-    chance = age_decay ** (newest - generation) * (weight > 0)
-    at = draw_weighted(chance, n - num_real, rng)
-    if not len(at):  # no sample may teach: real documents take their places
-        return _take(0, np.concatenate([*real, _draw(real_index, n - num_real, rng)]))
-    samples = Mix(generation[at], index[at], weight[at] / weight[at].mean())
-    return _join(_take(0, np.concatenate(real)), samples)
+    # The first model is trained on real documents whatever the policy.
+    if policy == "replace" or newest == 0:
+        at = _draw(last, n, rng)
+    elif policy == "accumulate":
+        at = everything
+    elif policy == "subsample":
+        at = _draw(everything, n, rng)
+    elif policy == "anchored":
+        at = np.append(_draw(real, num_real, rng), _draw(last, n - num_real, rng))
+    else:
+        num_rare = round(rare_fraction * num_real) if len(rare) else 0
+        common = _draw(real, num_real - num_rare, rng)
+        rare = _draw(np.asarray(rare, int), num_rare, rng)
+        if weights:
+            weight[sizes[0] :] = np.concatenate(weights)
+        # Of the samples alone, old ones and those without weight less likely.
+        chance = age_decay ** (newest - generation) * (weight > 0)
+        samples = sizes[0] + draw_weighted(chance[sizes[0] :], n - num_real, rng)
+        if len(samples):
+            weight[samples] /= weight[samples].mean()
+        else:  # no sample may teach: real documents take their places
+            samples = _draw(real, n - num_real, rng)
+        at = np.concatenate([common, rare, samples])
+    return Mix(generation[at], index[at], weight[at])
 
 
-def _take(generation: int, index: ndarray) -> Mix:
-    """Documents of one generation, all of weight 1."""
-    return Mix(np.full(len(index), generation), index, np.ones(len(index)))
-
-
-def _join(a: Mix, b: Mix) -> Mix:
-    pairs = zip(vars(a).values(), vars(b).values(), strict=True)
-    return Mix(*(np.concatenate(pair) for pair in pairs))
-
-
-def _draw(pool: ndarray, n: int, rng: np.random.Generator) -> ndarray:
+def _draw(pool, n, rng):
     """n of the pool: all of it as often as it fits into n, the rest without repetition."""
     if not len(pool) or n <= 0:
         return pool[:0]
@@ -146,11 +134,11 @@ def order_rows(
     return np.concatenate([mixed, final]).reshape(steps, batch_size)
 
 
-def _shuffle_passes(rows: ndarray, n: int, rng: np.random.Generator) -> ndarray:
+def _shuffle_passes(rows, n, rng):
     """n rows: whole shuffled passes over them, the last one cut off."""
     if n and not len(rows):
         raise ValueError("there are no rows to train on")
-    passes = [rows[:0]]  # so that there is something to concatenate where n is 0
-    if n:
-        passes += [rng.permutation(rows) for _ in range(-(-n // len(rows)))]
-    return np.concatenate(passes)[:n]
+    num_passes = -(-n // max(len(rows), 1))
+    passes = [rng.permutation(rows) for _ in range(num_passes)]
+    # The empty part is there to concatenate where n is 0.
+    return np.concatenate([rows[:0], *passes])[:n]

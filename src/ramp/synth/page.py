@@ -2,7 +2,7 @@
 what did the loop do about it?
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,8 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ramp.reporting.figure import COLORS, STYLE, Curve, blank, picture, svg
-from ramp.reporting.html import Html, section, table, write_page
-from ramp.synth.decide import Histogram, PanelFigure
+from ramp.reporting.html import section, table, write_page
+from ramp.synth.decide import Histogram
 from ramp.synth.history import GenerationResult
 
 # What a figure is called on the page; others keep their names.
@@ -48,7 +48,8 @@ ACCOUNTS_NOTE = (
 )
 
 
-@rc_context(STYLE)
+# The stub of matplotlib wants its keys as literals.
+@rc_context(STYLE)  # ty: ignore[invalid-argument-type]
 def plot_surprisal(histogram: Histogram) -> Figure:
     """Samples against real text, by surprisal under the first model."""
     figure, axes = blank(9.6, 3)
@@ -90,7 +91,7 @@ def write(directory: Path, history: Sequence[GenerationResult]) -> Path:
     return write_page(directory / "synth.html", f"{directory.resolve().name}: generations", parts)
 
 
-def _plot_bits(history: Sequence[GenerationResult]) -> tuple[str, str]:
+def _plot_bits(history):
     """Curves of all held-out text and of its rare tokens, from the first model on."""
     last = history[-1]
     # Generation 0 is the first model.
@@ -110,7 +111,7 @@ def _plot_bits(history: Sequence[GenerationResult]) -> tuple[str, str]:
     return all_text, picture([rare_curve], {}, "generation", label, size=(9.6, 2.5))
 
 
-def _tabulate_panel(panel: Mapping[str, PanelFigure]) -> Html:
+def _tabulate_panel(panel):
     rows = []
     for name, figure in panel.items():
         row = [LABELS.get(name, name)]
@@ -122,7 +123,7 @@ def _tabulate_panel(panel: Mapping[str, PanelFigure]) -> Html:
     return table(head, rows)
 
 
-def _tabulate_decisions(history: Sequence[GenerationResult]) -> Html:
+def _tabulate_decisions(history):
     rows = []
     for h in history:
         kept = f"{h.kept} of {h.sampled}"
@@ -131,7 +132,7 @@ def _tabulate_decisions(history: Sequence[GenerationResult]) -> Html:
     return table(head, rows)
 
 
-def _tabulate_accounts(history: Sequence[GenerationResult]) -> Html:
+def _tabulate_accounts(history):
     rows = []
     for h in history:
         rows.append((h.generation, *(f"{bits:,.0f}" for bits in vars(h.accounts).values())))

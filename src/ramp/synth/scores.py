@@ -1,6 +1,6 @@
 """What a model says of texts: log-probabilities of their tokens, and projected gradients."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ from numpy import ndarray
 from ramp.config import Model
 from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import ROWS, apply_head, compute_hidden, unembed
+from ramp.synth.measure import Ids
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ModelScorer:
     length: int
     batch_size: int = 64  # rows scored at once
 
-    def nats(self, docs: Sequence[Sequence[int]]) -> list[ndarray]:
+    def nats(self, docs: Sequence[Ids]) -> list[ndarray]:
         """-log p, in nats, of each token of each document given those before it."""
         scores = []
         for rows, sizes in self._batch(docs):
@@ -46,7 +47,7 @@ class ModelScorer:
             scores += [nats_bt[i, :size].copy() for i, size in enumerate(sizes)]
         return scores
 
-    def gradients(self, docs: Sequence[Sequence[int]], dim: int = 16) -> ndarray:
+    def gradients(self, docs: Sequence[Ids], dim: int = 16) -> ndarray:
         """[N, dim^2]: a fixed random projection of each document's gradient by the output matrix.
 
         That gradient is sum_t x_t (p_t - y_t)^T, a sum of outer products, so it is projected by a
@@ -59,9 +60,7 @@ class ModelScorer:
             sketches.append(np.asarray(jax.reshard(sketch, P()))[: len(sizes)])
         return np.concatenate(sketches)
 
-    def _batch(
-        self, docs: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[dict[str, jax.Array], ndarray]]:
+    def _batch(self, docs):
         """Batches of one shape, on the mesh, and how many targets each document has."""
         mesh = jax.sharding.get_mesh()
         sharding = jax.NamedSharding(mesh, P(ROWS))
@@ -75,28 +74,25 @@ class ModelScorer:
             yield {name: jax.device_put(a, sharding) for name, a in vars(rows).items()}, sizes
 
 
-def pack_documents(docs: Sequence[Sequence[int]], length: int) -> DocumentRows:
+def pack_documents(docs: Sequence[Ids], length: int) -> DocumentRows:
     """Documents one a row, cut at `length` + 1 tokens."""
-    shape = len(docs), length  # a document of k tokens has k - 1 targets
-    rows = DocumentRows(
-        np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-    )
-    for i, ids in enumerate(docs):
-        size = min(max(len(ids) - 1, 0), length)
-        rows.tokens[i, :size] = ids[:size]
-        rows.targets[i, :size] = ids[1 : size + 1]
-        rows.weights[i, :size] = 1
-    return rows
+    ids = np.zeros((len(docs), length + 1), np.int32)
+    for row, doc in zip(ids, docs, strict=True):
+        row[: len(doc)] = doc[: length + 1]
+    # A document of k tokens has k - 1 targets.
+    num_targets = np.array([len(doc) - 1 for doc in docs])
+    has_target = np.arange(length) < num_targets[:, None]
+    return DocumentRows(ids[:, :-1] * has_target, ids[:, 1:], has_target.astype(np.float32))
 
 
 @partial(jax.jit, static_argnames="c")
-def _nats(c: Model, params: dict, tokens_bt: jax.Array, targets_bt: jax.Array) -> jax.Array:
+def _nats(c: Model, params, tokens_bt, targets_bt):
     x_nd = compute_hidden(c, params, tokens_bt)
     return token_cross_entropy(c, params, x_nd, targets_bt)[0]
 
 
 @partial(jax.jit, static_argnames=("c", "dim"))
-def _sketch(c: Model, params: dict, tokens, targets, weights, dim: int) -> jax.Array:
+def _sketch(c: Model, params, tokens, targets, weights, dim):
     """[B, dim^2]: the projected gradients of a batch of rows [B, T]."""
     B, T = tokens.shape
     x_nd = compute_hidden(c, params, tokens)
@@ -112,7 +108,7 @@ def _sketch(c: Model, params: dict, tokens, targets, weights, dim: int) -> jax.A
     left = jax.random.rademacher(key_left, (c.width, dim), jnp.float32)
     right = jax.random.rademacher(key_right, (c.vocab_size, dim), jnp.float32)
 
-    def to_rows(a_nk: jax.Array) -> jax.Array:
+    def to_rows(a_nk):
         return jax.lax.reshape(a_nk, (B, T, dim), out_sharding=P(ROWS))
 
     a_bti = to_rows(jnp.dot(y_nd.astype(jnp.float32), left))

@@ -27,7 +27,7 @@ Verifier = Callable[[str], bool]
 def apply_verifier(texts: Sequence[str], name: str, verifier: Verifier) -> list[str]:
     """Why each text failed the verifier, empty where it passed. One that raises has failed it."""
 
-    def explain(text: str) -> str:
+    def explain(text):
         try:
             return "" if verifier(text) else f"{name} says no"
         except Exception as error:
@@ -155,13 +155,13 @@ def project_weights(
         raise ValueError("there is nothing to weigh")
     log_base = np.log(base_n / base_n.sum())
 
-    def dual(theta: ndarray) -> tuple[float, ndarray]:
+    def dual(theta):
         """Value of the dual, and pi."""
         score = log_base + features_nk @ theta
         value = logsumexp(score) - theta @ target_k + ridge / 2 * theta @ theta
         return value, softmax(score)
 
-    def temper(scale: float) -> ndarray:
+    def temper(scale):
         return clip_weights(dual(scale * theta)[1] * n, max_weight)
 
     theta = np.zeros(len(target_k))
@@ -214,7 +214,7 @@ def clip_weights(w: ndarray, max_weight: float) -> ndarray:
 
 def effective_sample_size(w: ndarray) -> float:
     """(sum w)^2 / (n sum w^2): a fraction of the samples."""
-    return float(w.sum() ** 2 / (len(w) * (w**2).sum()))
+    return w.sum() ** 2 / (len(w) * (w**2).sum())
 
 
 def cap_duplicates(keys: Sequence[Hashable], max_duplicates: int) -> ndarray:
@@ -241,7 +241,7 @@ def precision_bound(accepted: float, tp: int, fp: int, n: int) -> float:
         return 0.0
     right = np.clip((accepted - fpr) / (tpr - fpr), 0, 1)
     passed = right * tpr + (1 - right) * fpr
-    return float(right * tpr / passed) if passed else 0.0
+    return right * tpr / passed if passed else 0.0
 
 
 def acceptance_imbalance(accepted_n: ndarray, cell_n: ndarray, min_count: int = 20) -> float:
@@ -259,4 +259,4 @@ def acceptance_imbalance(accepted_n: ndarray, cell_n: ndarray, min_count: int = 
             upper.append(1 - lower_bound(int((~accepted).sum()), len(accepted)))
     if len(rates) < 2:
         return 1.0
-    return float(np.median(rates) / max(min(upper), 1e-9))
+    return np.median(rates) / max(min(upper), 1e-9)
