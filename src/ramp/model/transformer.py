@@ -362,8 +362,8 @@ def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, segments_b
     return jax.lax.scan(remat(c, body), x0_nd, (params["blocks"], short_l))
 
 
-def apply_head(c: Model, params: Params, x_nd: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return what the logits are a product of: normalised hidden states and the matrix [D, V]."""
+def apply_head(c: Model, params: Params, x_nd: jax.Array) -> Any:
+    """Return what the logits are a product of: (normalized hidden states [N, D], matrix [D, V])."""
     return Head(c).apply({"params": params["head"]}, x_nd, params["embed"]["table"])
 
 

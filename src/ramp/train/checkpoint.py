@@ -205,8 +205,9 @@ class Checkpoints:
         if jax.process_index() == 0:
             steps = self.steps()
             keep = set(steps[-self._keep :])
-            if self._keep_best:
-                keep.add(self.best_step())
+            best = self.best_step() if self._keep_best else None
+            if best is not None:
+                keep.add(best)
             for step in set(steps) - keep:
                 (self.directory / str(step)).rmtree()
         _barrier("ramp:prune")

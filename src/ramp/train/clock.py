@@ -1,7 +1,7 @@
 """Where the time of a stage went, over all its starts."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 KINDS = ("init", "data", "compile", "step", "eval", "save", "lost", "other")
@@ -32,7 +32,7 @@ class Clock:
         self.seconds["lost"] += lost
 
     @contextmanager
-    def __call__(self, kind: str) -> Iterator[None]:
+    def __call__(self, kind: str) -> Generator[None]:
         """Count the time inside the `with` block as `kind`."""
         start = time.perf_counter()
         try:

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +63,8 @@ def resolve_mesh_shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:
         raise UserError(
             f"the mesh {axes} does not fill the {devices} devices here; set one axis to -1"
         )
-    return tuple(dims)
+    replica, data, model = dims
+    return replica, data, model
 
 
 def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
@@ -135,7 +137,7 @@ def _find_keys(m: config.Model, path: tuple, dim: int) -> str:
     """Name the keys that one dimension of a parameter is a product of: those that change it."""
 
     def size(m: config.Model) -> int:
-        leaf = param_shapes(m)
+        leaf: Any = param_shapes(m)
         for part in path:
             leaf = leaf[part.key]
         return leaf.shape[dim]
@@ -177,17 +179,21 @@ def shard_batch(
     only the rows of its own devices, and the batch is the same on any number of processes.
     """
     sharding = NamedSharding(mesh, P(ROWS))
+
+    def find_range(index: Any) -> tuple[int, int]:
+        start, stop, _ = index[0].indices(size)
+        return start, stop
+
     # Devices along "model" hold the same rows, so there are fewer ranges than devices.
-    ranges = set()
-    for index in sharding.addressable_devices_indices_map((size,)).values():
-        ranges.add(index[0].indices(size)[:2])
+    indices = sharding.addressable_devices_indices_map((size,)).values()
+    ranges = {find_range(index) for index in indices}
     local = {bounds: make_rows(*bounds) for bounds in ranges}
     example = next(iter(local.values()))
 
     def assemble(name: str) -> jax.Array:
         shape = (size, *example[name].shape[1:])
         return jax.make_array_from_callback(
-            shape, sharding, lambda index: local[index[0].indices(size)[:2]][name]
+            shape, sharding, lambda index: local[find_range(index)][name]
         )
 
     return {name: assemble(name) for name in example}

@@ -5,8 +5,9 @@ parameters, with the learning rate, its schedule and the minus sign inside.
 """
 
 import math
+from collections.abc import Hashable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def make_schedule(t: Train) -> optax.Schedule:
     warmup_steps = max(t.warmup_steps, 1)
     decay_steps = max(t.decay_fraction * t.steps, 1)
 
-    def schedule(count: jax.Array) -> jax.Array:
+    def schedule(count: Any) -> jax.Array:
         warmup = (count + 1) / warmup_steps
         left = jnp.clip((t.steps - count) / decay_steps, 0.0, 1.0)
         decay = t.final_lr_fraction + (1 - t.final_lr_fraction) * left
@@ -46,7 +47,7 @@ def make_optimizer(t: Train, dtype: str = "float32") -> optax.GradientTransforma
     else:
         matrix = optax.chain(scale_by_muon(t.momentum, dtype), decay, optax.scale(t.muon_lr))
     # Decay is for the matrices alone: tables, gains and gates have no scale to spare.
-    groups = {
+    groups: dict[Hashable, optax.GradientTransformation] = {
         "matrix": matrix,
         "embed": optax.chain(adam, optax.scale(t.embed_lr)),
         "head": optax.chain(adam, optax.scale(t.head_lr)),
@@ -107,7 +108,7 @@ def scale_by_muon(beta: float, dtype: str = "float32") -> optax.GradientTransfor
         ahead = jax.tree.map(average, momentum, grads)
         return jax.tree.map(partial(orthogonalize, dtype=dtype), ahead), MuonState(momentum)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, cast(Any, update))
 
 
 # Five odd polynomials a x + b x³ + c x⁵ that together send singular values in [1e-3, 1] to about 1:

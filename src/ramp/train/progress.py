@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import jax
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 15
 
 
 @contextmanager
-def show_progress(label: str, first: int, steps: int) -> Iterator[Show]:
+def show_progress(label: str, first: int, steps: int) -> Generator[Show]:
     """Yield show(done, loss, tokens_per_s); `first` is the step that this start begins at.
 
     It draws a bar on a terminal, prints a line now and then elsewhere, and nothing in processes
@@ -31,7 +31,7 @@ def show_progress(label: str, first: int, steps: int) -> Iterator[Show]:
 
 
 @contextmanager
-def _draw_bar(label: str, first: int, steps: int) -> Iterator[Show]:
+def _draw_bar(label: str, first: int, steps: int) -> Generator[Show]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -73,9 +73,9 @@ def make_update(
 
         def update(params: dict, opt: dict) -> tuple[dict, dict, jax.Array]:
             updates, tx_state = tx.update(grads, opt["tx"], params)
-            params = optax.apply_updates(params, updates)
-            ema = update_average(opt["ema"], params, t.ema_decay)
-            return params, {"tx": tx_state, "ema": ema}, optax.tree.norm(updates)
+            new_params: Any = optax.apply_updates(params, updates)
+            ema = update_average(opt["ema"], new_params, t.ema_decay)
+            return new_params, {"tx": tx_state, "ema": ema}, optax.tree.norm(updates)
 
         def skip(params: dict, opt: dict) -> tuple[dict, dict, jax.Array]:
             return params, opt, jnp.zeros((), jnp.float32)
@@ -93,7 +93,7 @@ def make_update(
         metrics["train/weight"] = weight
         if schedule is not None:
             applied = state.step - state.guard["skipped"]  # updates so far: the count of optax
-            metrics["train/lr"] = schedule(applied)
+            metrics["train/lr"] = jnp.asarray(schedule(applied))
         metrics["guard/skipped"] = guard["skipped"]
         metrics["guard/streak"] = guard["streak"]
         return replace(state, step=state.step + 1, params=params, opt=opt, guard=guard), metrics

@@ -372,5 +372,6 @@ def lower_train_step(
         tx = optim.make_optimizer(t, c.model.dtype)
         return init_state(params, tx, seed=0, average=t.ema_decay > 0)
 
-    step = make_stage_step(loss or next_token_loss(c.model, t.z_loss), t, c.model.dtype)
+    # A jitted function: it can be lowered.
+    step: Any = make_stage_step(loss or next_token_loss(c.model, t.z_loss), t, c.model.dtype)
     return step.lower(abstract_state(make_state, mesh), batch)
