@@ -93,3 +93,12 @@ def test_a_mistake_is_one_sentence(words, said, capsys):
     """The program ends with code 2 before any worker is started."""
     assert speed.main(words) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_peak_of_a_device_is_found_by_its_own_name():
+    assert (
+        bench.peak_tflops("TPU v5") == 459
+        and bench.peak_tflops("TPU v5 lite") == 197
+        and bench.peak_tflops("TPU7x") == 2307 / 2
+        and bench.peak_tflops("cpu") is None
+    )

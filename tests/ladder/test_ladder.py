@@ -118,7 +118,7 @@ def test_the_key_of_a_probe_depends_on_its_rows(monkeypatch, tmp_path):
     monkeypatch.setattr(learn, "train_probe", lambda *a: result)
     shared = run.Climb(config.Config(), RunDir(tmp_path), 1.0, None)
     tokens, answers = PROBES["recall"].rows(np.random.default_rng(0), 12, 4)
-    for change in ({}, {"rows": lambda rng, n, count: (tokens, 1 - answers)}, {"steps": 7}):
+    for change in ({}, {"draw": lambda rng, n, count: (tokens, 1 - answers)}, {"steps": 7}):
         monkeypatch.setitem(PROBES, "recall", replace(PROBES["recall"], **change))
         shared.measure(select_rung(5), "recall")
     assert len(list((tmp_path / "ladder").glob("05-recall-12-*.json"))) == 3
@@ -281,9 +281,9 @@ def test_a_rung_that_is_not_needed_or_does_not_pass_has_not_earned_its_place():
 
 def test_tokens_to_reach_a_loss():
     low, high, lost = (on_text(np.linspace(8, end, 200).tolist()) for end in (3.0, 1.0, 4.0))
-    assert run.count_tokens_to_loss(low.corpus, low.corpus) == 2000
-    assert 1300 < run.count_tokens_to_loss(low.corpus, high.corpus) < 1600
-    assert run.count_tokens_to_loss(low.corpus, lost.corpus) == np.inf
+    assert run.count_tokens_to_loss(low, low) == 2000
+    assert 1300 < run.count_tokens_to_loss(low, high) < 1600
+    assert run.count_tokens_to_loss(low, lost) == np.inf
     assert not run.judge(select_rung(12), low, lost).earned
     assert run.judge(select_rung(12), low, high).earned
 
@@ -295,7 +295,7 @@ def test_two_that_never_arrive_earn_nothing():
 
 def test_answers_bear_the_loss_and_are_scored_alone():
     """A model without blocks knows the token of a question alone: all of one, half of the other."""
-    probe = replace(PROBES["recall"], steps=100, rate=1.0, rows=two_questions, size=3)
+    probe = replace(PROBES["recall"], steps=100, rate=1.0, draw=two_questions, size=3)
     with jax.set_mesh(tiny.mesh()):
         result = learn.train_probe(select_rung(2), probe, 3, 0)
     assert set(result.accuracy[-1]) == {0.75}

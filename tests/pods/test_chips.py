@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ramp.errors import UserError
-from ramp.pods.chips import parse, peak_tflops, read_chips
+from ramp.pods.chips import parse, read_chips
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,3 @@ def test_the_scripts_and_the_plans_know_the_same_prices():
     assert {"v4", "v5litepod", "v5p", "v6e"} == prices.keys()
     for name, price in prices.items():
         assert read_chips()[name.replace("litepod", "e")].dollars == price
-
-
-def test_the_peak_of_a_device_is_found_by_its_own_name():
-    assert (
-        peak_tflops("TPU v5") == 459
-        and peak_tflops("TPU v5 lite") == 197
-        and peak_tflops("TPU7x") == 2307 / 2
-        and peak_tflops("cpu") is None
-    )

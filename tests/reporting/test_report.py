@@ -279,7 +279,7 @@ def test_no_name_of_the_run_can_break_the_page(tmp_path):
 def test_a_room_makes_a_section_of_pictures():
     html = section(
         "A <room>",
-        picture([Curve("c", [1, 2], [3, 4])], {"other": (3.5, "warm")}, "x", "y"),
+        picture([Curve("c", [1, 2], [3, 4])], {"other": (3.5, "warm")}, ("x", "y")),
         note="n & m",
     )
     page = Page(html)
@@ -287,7 +287,7 @@ def test_a_room_makes_a_section_of_pictures():
     assert "A <room>" in page.text
     assert "other 3.500" in page.text
     assert (
-        section("nothing", picture([Curve("c", [1], [float("nan")])], {}, "x", "y"), note="said")
+        section("nothing", picture([Curve("c", [1], [float("nan")])], {}, ("x", "y")), note="said")
         == ""
     )
 

@@ -261,7 +261,7 @@ def plot_family(curves: dict[str, Sequence[float]], y: str) -> str:
     for name, values in curves.items():
         color = FAMILY.get(name.split(" ")[0], "grey")
         drawn.append(Curve(name, range(len(values)), values, color, dots=True))
-    return picture(drawn, {}, "generation", y)
+    return picture(drawn, {}, ("generation", y))
 
 
 def sections(results: Rows) -> list[str]:

@@ -135,6 +135,14 @@ def check_peer(m: config.Model, python: Path) -> None:
         ) from None
 
 
+def peak_tflops(kind: str) -> float | None:
+    """Dense bfloat16 TFLOP/s of one device of jax's `device_kind`; None: not in the table."""
+    for chip in chips.read_chips().values():
+        if kind in chip.device:
+            return chip.bf16 / chip.devices_per_chip
+    return None
+
+
 @dataclass(frozen=True)
 class Bench:
     """The measurements of one configuration. Workers end with their `stack`."""
@@ -244,7 +252,7 @@ class Bench:
         c = self.resolve(dtype)
         device = workers["ramp adamw"]("device")
         flops = cost.flops_per_token(c.model, c.pretrain.seq_len)
-        peak = chips.peak_tflops(device["kind"])
+        peak = peak_tflops(device["kind"])
         utilization = rate * flops / (peak * 1e12 * device["count"]) if peak else 0
         mfu = f", MFU {utilization:.1%}" if peak else ""
         speed = f"{rate * flops / 1e12:.3f} TFLOP/s ({flops / 1e6:.1f} MFLOP/token)"

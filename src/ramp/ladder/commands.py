@@ -1,10 +1,8 @@
 """`ramp ladder`: its arguments. No jax until they are known to be sound."""
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
-from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.ladder.rungs import RUNGS, Rung, select_rung
@@ -21,7 +19,6 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--run", type=Path, metavar="DIR", help="where results are kept (runs/ladder)")
     p.add_argument("--to", type=int, metavar="N", help="climb no higher than rung N")
     p.add_argument("--only", type=int, metavar="N", help="this rung and the one below it")
-    p.add_argument("--seed", type=int, help="another seed: other rows, other weights")
     p.add_argument("--scale", type=float, default=1.0, help="multiplies the size of the probes")
     p.add_argument("--probes", action="store_true", help="without the corpus: a few minutes")
 
@@ -32,9 +29,6 @@ def run(args: argparse.Namespace, c: Config, directory: Path) -> int:
     if not low <= args.scale <= high:
         raise UserError(f"--scale {args.scale:g} must be at least {low} and at most {high}")
     rungs = choose_rungs(args)
-    # A seed out of range is refused like any other wrong key.
-    if args.seed is not None:
-        c = config.check_config(replace(c, seed=args.seed))
     from ramp.host import keep_memory
 
     keep_memory()  # before imports that start threads
@@ -47,10 +41,10 @@ def choose_rungs(args: argparse.Namespace) -> list[Rung]:
     """The rungs that --to, --only and --probes leave."""
     if args.to is not None and args.only is not None:
         raise UserError("--to and --only exclude each other; leave one of them out")
+    rungs = RUNGS
+    if args.to is not None:
+        rungs = RUNGS[: select_rung(args.to).number + 1]
     if args.only is not None:
         rungs = [select_rung(args.only)]
-    else:
-        last = RUNGS[-1] if args.to is None else select_rung(args.to)
-        rungs = [rung for rung in RUNGS if rung.number <= last.number]
     # Rungs without a probe are judged by the corpus alone.
-    return [rung for rung in rungs if rung.probe] if args.probes else rungs
+    return [rung for rung in rungs if rung.probe or not args.probes]

@@ -7,7 +7,7 @@ then the same floating-point operations: those that the last rung needs for thes
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp import config
-from ramp.config import Config, Model, Train
+from ramp.config import Config, Model, Text, Train
 from ramp.errors import UserError
 from ramp.evals import bpb, samples
 from ramp.ladder.probes import Probe
@@ -31,20 +31,20 @@ from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.mesh import shard_batch
-from ramp.train.state import State, init_state
+from ramp.train.state import init_state
 from ramp.train.step import make_step, make_update
 from ramp.train.trainer import run_steps
 
 SEEDS = 3  # of every probe
-# Learning rates of probes.
-RATES = {
-    "adam_lr": 3e-3,
-    "embed_lr": 1e-2,
-    "head_lr": 1e-2,
-    "scalar_lr": 3e-3,
-    "muon_lr": 1e-2,
-}
 PROBE_MODEL = Model(width=64, context_len=64, dtype="float32", attention="xla")
+PROBE_TRAIN = Train(
+    adam_lr=3e-3,
+    embed_lr=1e-2,
+    head_lr=1e-2,
+    scalar_lr=3e-3,
+    muon_lr=1e-2,
+    skip_sigma=0.0,  # a run that diverges is a result
+)
 EVALUATIONS = 10  # of a probe, over its training
 HELD_OUT = 512  # rows of each evaluation
 ATTENTION_ROWS = 64  # held-out rows whose attention scores are looked at
@@ -54,55 +54,57 @@ TABLE_BYTES = 40  # the most frequent bytes, shown in the table of counts
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What a rung made of a probe."""
+    """What a rung made of a probe; nothing if it was not asked."""
 
-    n: int  # size of the probe
-    steps: list[int]  # of each evaluation
-    accuracy: list[list[float]]  # [evaluation][seed], on fresh rows
-    diverged: float  # fraction of the seeds
-    score: list[float] | None = None  # largest attention score, [seed]; None without attention
-    attention: list | None = None  # of the last question of `row`, [L][H][T]
-    row: list[int] | None = None  # one held-out row of the first seed
+    n: int = 0  # size of the probe
+    steps: Sequence[int] = ()  # of each evaluation
+    accuracy: Sequence[Sequence[float]] = ()  # [evaluation][seed], on fresh rows
+    diverged: float = 0  # fraction of the seeds
+    score: Sequence[float] = ()  # largest attention score, [seed]; of models with attention
+    attention: Sequence = ()  # of the last question of `row`, [L][H][T]
+    row: Sequence[int] = ()  # one held-out row of the first seed
 
 
 @dataclass(frozen=True)
 class CorpusResult:
-    """What a rung made of the corpus."""
+    """What a rung made of the corpus; without `params` it was not asked."""
 
-    bpb: float  # bits per byte of held-out text, at equal tokens
-    bpb_equal: float  # the same at equal FLOPs
-    sample: str  # what it writes
+    bpb: float = 0  # bits per byte of held-out text, at equal tokens
+    bpb_equal: float = 0  # the same at equal FLOPs
+    sample: str = ""  # what it writes
     params: int = 0
     flops: float = 0  # per token of training
     cache: float = 0  # bytes per token of context
     decode: float = 0  # tokens written per second
     batch: int = 0  # tokens in a step
-    curve: list[float] | None = None  # training loss of each step, bits per byte
-    bytes: list[int] | None = None  # of counted bigrams: the most frequent bytes
-    table: list[list[int]] | None = None  # of counted bigrams: how often one follows the other
+    curve: Sequence[float] = ()  # training loss of each step, bits per byte
+    bytes: Sequence[int] = ()  # of counted bigrams: the most frequent bytes
+    table: Sequence[Sequence[int]] = ()  # of counted bigrams: how often one follows the other
 
 
 @dataclass(frozen=True)
 class RungResult:
-    """What is known of a rung; a part that was not asked for is None."""
+    """What is known of a rung."""
 
-    corpus: CorpusResult | None = None
-    probe: ProbeResult | None = None
+    corpus: CorpusResult = CorpusResult()
+    probe: ProbeResult = ProbeResult()
 
 
-def make_rung_config(rung: Rung, c: Config, more: Mapping[str, Any] | None = None) -> Config:
+def make_rung_config(rung: Rung, c: Config, **more: Any) -> Config:
     """The configuration of a rung: `c` with the rung's settings, then `more`, resolved.
 
     A width of 0 is that of `c`. Raises `UserError` for what does not exist or cannot be.
     """
-    wanted = collect_settings(rung) | dict(more or {})
+    wanted = collect_settings(rung) | more
     where = f"rung {rung.number} ({rung.name})"
     optimizer = wanted.pop("optimizer", c.pretrain.optimizer)
     unknown = wanted.keys() - vars(c.model)
     if unknown:
-        problem = f"rung {rung.number} sets '{min(unknown)}', which the model does not have"
-        raise UserError(f"{problem}; see config.Model")
-    width = wanted.pop("width", 0) or c.model.width or config.resolve(c).model.width
+        raise UserError(
+            f"rung {rung.number} sets '{min(unknown)}', which the model does not have; "
+            "see config.Model"
+        )
+    width = wanted.pop("width", 0) or config.resolve(c).model.width
     m = replace(c.model, width=width, **wanted)
     m = replace(m, head_dim=width // m.num_heads)
     c = replace(c, model=m, pretrain=replace(c.pretrain, optimizer=optimizer))
@@ -115,17 +117,16 @@ def make_rung_config(rung: Rung, c: Config, more: Mapping[str, Any] | None = Non
 def make_probe_config(rung: Rung, probe: Probe, n: int) -> Config:
     """A small model for a probe of size n, and its training. Steps grow with n squared."""
     tokens, _ = probe.rows(np.random.default_rng(0), n, 1)
-    rates = {name: probe.rate * rate for name, rate in RATES.items()}
-    t = Train(
+    t = replace(
+        PROBE_TRAIN,
         steps=round(probe.steps * (n / probe.size) ** 2),
         batch_size=probe.batch,
         seq_len=tokens.shape[1],
-        skip_sigma=0.0,  # a run that diverges is a result
-        **rates,
+        lr_scale=probe.rate,
     )
     model = replace(PROBE_MODEL, vocab_size=probe.vocab(n))
-    text = replace(Config().text, tokenizer="bytes")
-    return make_rung_config(rung, Config(model=model, pretrain=t, text=text), probe.settings)
+    c = Config(model=model, pretrain=t, text=Text(tokenizer="bytes"))
+    return make_rung_config(rung, c, **probe.settings)
 
 
 def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> ProbeResult:
@@ -134,17 +135,13 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> ProbeResult:
     m, t = c.model, c.pretrain
     seeds = SEEDS * seed + np.arange(SEEDS)
     tx = optim.make_optimizer(t, m.dtype)
-
-    def make_state(seed: jax.Array) -> State:
-        params = transformer.init_params(m, jax.random.PRNGKey(seed))
-        return init_state({"lm": params}, tx, 0)
-
+    make_states = jax.vmap(partial(_make_state, m, tx))
     # Replicated: `vmap` of the update's `cond` refuses arrays that are split over devices.
-    state = jax.jit(lambda seeds: jax.reshard(jax.vmap(make_state)(seeds), P()))(seeds)
+    state = jax.jit(lambda seeds: jax.reshard(make_states(seeds), P()))(seeds)
     update = make_update(next_token_loss(m, 0.0), tx, t)
     step = jax.jit(jax.vmap(update), donate_argnums=0)
-    grade = jax.jit(jax.vmap(partial(grade_rows, m)))
-    make_batch = partial(make_probe_batch, probe, n, seeds)
+    grade = jax.jit(jax.vmap(partial(_grade_rows, m)))
+    make_batch = partial(_make_probe_batch, probe, n, seeds)
     held_out = make_batch(0, HELD_OUT)
     every = max(1, t.steps // EVALUATIONS)
     evaluated = range(every, t.steps + 1, every)
@@ -156,68 +153,69 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> ProbeResult:
         history += metrics
     # Twice the loss of a uniform guess at the end, or updates that are not finite.
     last_loss = np.mean([metrics["train/loss"] for metrics in history[-10:]], axis=0)
-    is_good = last_loss < 2 * np.log(m.vocab_size)
-    diverged = ~is_good | (np.asarray(state.guard["streak"]) > 0)
+    is_good = (last_loss < 2 * np.log(m.vocab_size)) & (state.guard["streak"] == 0)
     result = ProbeResult(
         n=n,
         steps=list(evaluated),
         accuracy=np.array(accuracy).tolist(),
-        diverged=float(np.mean(diverged)),
+        diverged=float(1 - is_good.mean()),
     )
-    return add_attention(result, m, state.params["lm"], held_out["tokens"]) if m.depth else result
+    return _add_attention(result, m, state.params["lm"], held_out["tokens"]) if m.depth else result
 
 
-def make_probe_batch(
-    probe: Probe, n: int, seeds: np.ndarray, step: int, count: int
-) -> dict[str, np.ndarray]:
+def _make_state(m: Model, tx, seed):
+    """The state before the first step."""
+    params = transformer.init_params(m, jax.random.PRNGKey(seed))
+    return init_state({"lm": params}, tx, 0)
+
+
+def _make_probe_batch(probe: Probe, n, seeds, step, count):
     """Rows of a step for each seed, [S, B, T]: a function of (seed, step) alone.
 
     Only the answers have a loss weight. Step 0 is held out.
     """
     rows = [probe.rows(np.random.default_rng([seed, step]), n, count) for seed in seeds]
-    tokens = np.stack([row_tokens for row_tokens, _ in rows])
-    answers = np.stack([row_answers for _, row_answers in rows])
-    questions = answers.shape[-1]
+    tokens, answers = map(np.stack, zip(*rows, strict=True))
+    # The questions come last.
+    asked = np.arange(tokens.shape[-1]) >= tokens.shape[-1] - answers.shape[-1]
     targets = np.zeros_like(tokens)
-    targets[..., -questions:] = answers
-    weights = np.zeros(tokens.shape, np.float32)
-    weights[..., -questions:] = 1
+    targets[..., asked] = answers
+    weights = np.broadcast_to(asked.astype(np.float32), tokens.shape)
     return {"tokens": tokens, "targets": targets, "weights": weights}
 
 
-def add_attention(
-    result: ProbeResult, m: Model, params: dict, tokens_sbt: np.ndarray
-) -> ProbeResult:
+def _add_attention(result: ProbeResult, m: Model, params, tokens_sbt):
     """The result with the largest attention scores, and where the last question looks."""
-    compute = jax.jit(jax.vmap(partial(compute_scores, m)))
+    compute = jax.jit(jax.vmap(partial(_compute_scores, m)))
     scores_slbhtt = compute(params, tokens_sbt[:, :ATTENTION_ROWS])
     sizes = jnp.where(scores_slbhtt == MASKED, 0, jnp.abs(scores_slbhtt))
-    largest_s = jnp.max(sizes, axis=(1, 2, 3, 4, 5))
+    largest_s = sizes.reshape(SEEDS, -1).max(axis=1)
     weights_lht = jax.nn.softmax(scores_slbhtt[0, :, 0, :, -1])
+    row = tokens_sbt[0, 0].tolist()
     return replace(
         result,
         # JSON has no infinity, and a diverged run has nothing else.
         score=np.nan_to_num(largest_s, nan=1e30, posinf=1e30).tolist(),
         attention=np.nan_to_num(weights_lht).round(3).tolist(),
-        row=tokens_sbt[0, 0].tolist(),
+        row=row,
     )
 
 
-def grade_rows(m: Model, params: dict, batch: dict[str, jax.Array]) -> jax.Array:
+def _grade_rows(m: Model, params, batch):
     """The fraction of questions whose answer the model finds more likely than any other token."""
     x_nd = transformer.compute_hidden(m, params, batch["tokens"])
     best_n = jnp.argmax(transformer.unembed(m, params, x_nd), axis=-1)
     shape = batch["targets"].shape
     best_bt = jax.lax.reshape(best_n, shape, out_sharding=P(transformer.ROWS))
     is_right = best_bt == batch["targets"]
-    return jnp.sum(is_right * batch["weights"]) / jnp.sum(batch["weights"])
+    return jnp.average(is_right, weights=batch["weights"])
 
 
-def compute_scores(m: Model, params: dict, tokens_bt: jax.Array) -> jax.Array:
+def _compute_scores(m: Model, params, tokens_bt):
     """What enters the softmax of every block, [L, B, H, T, T]; MASKED where nothing is seen."""
     place = jnp.arange(tokens_bt.shape[1])
 
-    def attend(window: int | None) -> Any:
+    def attend(window):
         def run(q, k, v):
             q_bthd, k_btkd = (jax.reshard(a, P()) for a in (q, k))
             k_bthd = jnp.repeat(k_btkd, m.num_heads // m.num_kv_heads, axis=2, out_sharding=P())
@@ -238,28 +236,21 @@ def compute_scores(m: Model, params: dict, tokens_bt: jax.Array) -> jax.Array:
 def measure_corpus(rung: Rung, c: Config, rundir: RunDir) -> CorpusResult:
     """Train a rung on the text, at equal tokens and then at equal FLOPs."""
     last = [other for other in RUNGS if other.main][-1]
-    rung_config = make_rung_config(rung, c)
-    t = replace(rung_config.pretrain, **rung.train)
-    rung_config = replace(rung_config, pretrain=t)
-    flops = cost.flops_per_token(rung_config.model, t.seq_len)
-    last_config = make_rung_config(last, c)
-    most = cost.flops_per_token(last_config.model, last_config.pretrain.seq_len)
-    result = train_on_corpus(rung_config, rundir)
-    result = replace(
-        result,
-        params=cost.count_params(rung_config.model),
-        flops=flops,
-        cache=cost.cache_bytes(rung_config.model, 1, 1),
-    )
-    if abs(most / flops - 1) < SAME_FLOPS:
+    last_model = make_rung_config(last, c).model
+    c = make_rung_config(rung, c)
+    t = replace(c.pretrain, **rung.train)
+    c = replace(c, pretrain=t)
+    result = _train_on_corpus(c, rundir)
+    ratio = cost.flops_per_token(last_model, t.seq_len) / result.flops
+    if abs(ratio - 1) < SAME_FLOPS:
         return result
-    longer = replace(t, steps=round(c.pretrain.steps * most / flops))
-    equal = train_on_corpus(replace(rung_config, pretrain=longer), rundir)
+    longer = replace(t, steps=round(t.steps * ratio))
+    equal = _train_on_corpus(replace(c, pretrain=longer), rundir)
     return replace(result, bpb_equal=equal.bpb)
 
 
-def train_on_corpus(c: Config, rundir: RunDir) -> CorpusResult:
-    """Train on the corpus; costs are left at 0.
+def _train_on_corpus(c: Config, rundir: RunDir):
+    """Train on the corpus, and measure what it costs.
 
     Held-out rows: `c.eval.num_rows`, but all of them for a model without blocks, which is compared
     with exact counts.
@@ -267,22 +258,19 @@ def train_on_corpus(c: Config, rundir: RunDir) -> CorpusResult:
     t, m = c.pretrain, c.model
     mesh = jax.sharding.get_mesh()
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    train = TokenRows(rundir.tokens("train"), t.seq_len, tokenizer.fingerprint)
-    val = TokenRows(rundir.tokens("val"), t.seq_len, tokenizer.fingerprint)
+    train, val = (
+        TokenRows(rundir.tokens(split), t.seq_len, tokenizer.fingerprint)
+        for split in ("train", "val")
+    )
     tx = optim.make_optimizer(t, m.dtype)
-
-    def make_state() -> State:
-        params = transformer.init_params(m, jax.random.PRNGKey(c.seed))
-        return init_state({"lm": params}, tx, c.seed)
-
-    state = jax.jit(make_state)()
+    state = jax.jit(partial(_make_state, m, tx, c.seed))()
     step = make_step(next_token_loss(m, t.z_loss), tx, t)
     batches = Batches(train, t.batch_size, c.seed)
     rows = (shard_batch(mesh, partial(batches, i), t.batch_size) for i in range(t.steps))
     state, history = run_steps(step, state, rows)
     losses = np.array([metrics["train/loss"] for metrics in history], float)
     evaluate = bpb.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows if m.depth else 0)
-    bits = evaluate(state.params).val_bpb
+    bits = evaluate(state.params, None).val_bpb
     for _ in range(2):  # the first time it compiles
         began = time.perf_counter()
         written = samples.continue_prompts(c, state.params, tokenizer, 1, lambda: None)
@@ -292,24 +280,26 @@ def train_on_corpus(c: Config, rundir: RunDir) -> CorpusResult:
         bpb_equal=bits,
         decode=c.sample.max_new_tokens / seconds,
         sample="".join(written.values()),
+        params=cost.count_params(m),
+        flops=cost.flops_per_token(m, t.seq_len),
+        cache=cost.cache_bytes(m, 1, 1),
         batch=t.batch_size * t.seq_len,
         curve=(losses / math.log(2)).round(4).tolist(),
     )
 
 
-def count_corpus(
-    rung: Rung, c: Config, rundir: RunDir, baselines: Mapping[str, float]
-) -> CorpusResult:
+def count_corpus(rung: Rung, c: Config, rundir: RunDir, baselines: dict) -> CorpusResult:
     """A table of counts, of bytes (rung 0) or of pairs (rung 1), and text drawn from it."""
     counts = count_bigrams(TokenRows(rundir.tokens("train"), 2).stream)
     singles = counts.sum(axis=0)
     is_bigram = rung.number > 0
-    rows = counts if is_bigram else np.tile(singles, (256, 1))
+    rows = counts if is_bigram else [singles] * 256
     rng = np.random.default_rng(c.seed)
     text = [int(singles.argmax())]
     for _ in range(c.sample.max_new_tokens):
         row = rows[text[-1]] + 1e-9  # a byte that nothing follows is followed by anything
-        text.append(int(rng.choice(256, p=row / row.sum())))
+        following = rng.choice(256, p=row / row.sum())
+        text.append(int(following))
     bits = baselines["bigram" if is_bigram else "unigram"]
     result = CorpusResult(
         bpb=bits,

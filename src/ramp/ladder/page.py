@@ -4,7 +4,7 @@ import ast
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ VERDICTS = {None: "", True: "earned", False: "did not earn its place"}
 class Verdict:
     """Figures of the rung below and of this one; whether it earned its place, None: not judged."""
 
-    below: list[float] = field(default_factory=list)
-    this: list[float] = field(default_factory=list)
+    below: Sequence[float] = ()
+    this: Sequence[float] = ()
     earned: bool | None = None
 
 
@@ -43,7 +43,7 @@ class Row:
     """A rung with its result, that of the rung below, and the verdict."""
 
     rung: Rung
-    below: RungResult | None
+    below: RungResult
     result: RungResult
     verdict: Verdict
 
@@ -53,17 +53,16 @@ class Row:
         branch = "" if rung.main else " (branch)"
         cells = [
             ("rung", f"{rung.number} {rung.name}{branch}"),
-            ("below", format_figures(self.verdict.below)),
-            ("this", format_figures(self.verdict.this)),
+            ("below", _format_figures(self.verdict.below)),
+            ("this", _format_figures(self.verdict.this)),
             ("verdict", VERDICTS[self.verdict.earned]),
         ]
         corpus = self.result.corpus
-        if corpus:  # None when only the probes were asked for
-            worse = ""
-            if rung.main and self.below and corpus.bpb_equal > self.below.corpus.bpb_equal:
-                worse = " ↑"
+        if corpus.params:  # not when only the probes were asked for
+            is_worse = rung.main and 0 < self.below.corpus.bpb_equal < corpus.bpb_equal
+            arrow = " ↑" if is_worse else ""
             cells.append(("bits/byte, equal tokens", f"{corpus.bpb:.3f}"))
-            cells.append(("equal FLOPs", f"{corpus.bpb_equal:.3f}{worse}"))
+            cells.append(("equal FLOPs", f"{corpus.bpb_equal:.3f}{arrow}"))
             cells += [(title, short(getattr(corpus, name))) for name, title in COSTS.items()]
         judge = rung.measure or (f"probe: {rung.probe}" if rung.probe else "")
         return [*cells, ("judged by", judge)]
@@ -76,12 +75,13 @@ class Row:
     def draw_figures(self) -> list[tuple[str, Figure]]:
         """The pictures of a rung, each with its caption: for the page and for TensorBoard."""
         sides = [(f"rung {self.rung.number}", self.result, "main")]
-        if self.below:
-            sides.insert(0, (f"rung {rung_below(self.rung).number}", self.below, "warm"))
-        figures = draw_probe(self.rung, sides) if self.result.probe else []
+        lower = rung_below(self.rung)
+        if lower:
+            sides.insert(0, (f"rung {lower.number}", self.below, "warm"))
+        figures = _draw_probe(self.rung, sides) if self.rung.probe else []
         corpus = self.result.corpus
-        if corpus and corpus.table:
-            names = [name_byte(byte) for byte in corpus.bytes]
+        if corpus.table:
+            names = [_name_byte(byte) for byte in corpus.bytes]
             counts = np.array(corpus.table, float)
             fractions = counts / counts.sum(axis=1, keepdims=True).clip(1)
             # The square root keeps rare pairs visible.
@@ -91,7 +91,7 @@ class Row:
         curves = [
             make_curve(name, result.corpus, color)
             for name, result, color in sides
-            if result.corpus and result.corpus.curve
+            if result.corpus.curve
         ]
         if curves:
             labels = ("tokens", "training loss, bits per byte")
@@ -101,13 +101,12 @@ class Row:
 
     def render(self) -> html.Html:
         """The section: why, what failed and what passed, the code, a sample, the line."""
-        probe = PROBES.get(self.rung.probe)
         note = ""
-        if probe:
-            below, here = (x.probe.diverged for x in (self.below, self.result))
+        if self.rung.probe:
             note = (
-                f"The probe asks {probe.asks}. {below:.0%} of runs diverged below, "
-                f"{here:.0%} of runs diverged here."
+                f"The probe asks {PROBES[self.rung.probe].asks}. "
+                f"{self.below.probe.diverged:.0%} of runs diverged below, "
+                f"{self.result.probe.diverged:.0%} of runs diverged here."
             )
         parts = [html.paragraph(self.rung.motive)]
         for caption, figure in self.draw_figures():
@@ -121,9 +120,9 @@ class Row:
         if excerpts:
             code = html.preformatted("\n".join(excerpts), limit=20_000)
             parts += [html.heading("What it switches on"), code]
-        sample = html.preformatted(self.result.corpus.sample)
-        line = make_table([self])
-        parts += [html.heading("It writes"), sample, line]
+        parts.append(html.heading("It writes"))
+        parts.append(html.preformatted(self.result.corpus.sample))
+        parts.append(_make_table([self]))
         title = f"{self.rung.number} · {self.rung.name}"
         verdict = VERDICTS[self.verdict.earned]
         return html.section(f"{title}: {verdict}" if verdict else title, *parts, note=note)
@@ -137,31 +136,27 @@ def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> No
         "the way from chance to all right, seed by seed. ↑: more bits at equal FLOPs than the rung "
         f"below. The same held-out text, bits per byte: {bits}."
     )
-    parts = [
-        html.section("All rungs", make_table(rows), note=note),
-        *(row.render() for row in rows),
-    ]
+    parts = [html.section("All rungs", _make_table(rows), note=note)]
+    parts += [row.render() for row in rows]
     html.write_page(path, "The ladder", parts)
     print(f"page: {path}")
 
 
-def make_table(rows: Sequence[Row]) -> html.Html:
+def _make_table(rows):
     """The lines of some rungs; every row has the same columns."""
     columns = [column for column, _ in rows[0].cells()]
     return html.table(columns, [[text for _, text in row.cells()] for row in rows])
 
 
-def format_figures(figures: list[float]) -> str:
+def _format_figures(figures):
     """Figures of a verdict, one a seed."""
     return " ".join(f"{x:.4g}" if x >= 10 else f"{x:.2f}" for x in figures)
 
 
-def name_byte(byte: int) -> str:
+def _name_byte(byte):
     """How a byte is shown."""
-    shown = {32: "␣", 10: "↵"}  # space and line feed
-    if byte in shown:
-        return shown[byte]
-    return chr(byte) if 32 < byte < 127 else f"{byte:02x}"
+    character = chr(byte) if 32 < byte < 127 else f"{byte:02x}"
+    return {32: "␣", 10: "↵"}.get(byte, character)  # space and line feed
 
 
 def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
@@ -171,7 +166,7 @@ def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
     return Curve(name, tokens, corpus.curve, color, half_life=10)
 
 
-def draw_probe(rung: Rung, sides: list[tuple[str, RungResult, str]]) -> list[tuple[str, Figure]]:
+def _draw_probe(rung, sides):
     """Accuracy over training, a curve for each seed, and where this rung's last question looks."""
     probe = PROBES[rung.probe]
     result = sides[-1][1].probe
@@ -181,11 +176,8 @@ def draw_probe(rung: Rung, sides: list[tuple[str, RungResult, str]]) -> list[tup
         for seed, accuracy in enumerate(zip(*side.probe.accuracy, strict=True)):
             curves.append(Curve(f"{name}, seed {seed}", side.probe.steps, accuracy, color))
     chance = probe.chance(result.n)
-    levels = {
-        "chance": (chance, "grey"),
-        "fails": (chance + FAIL * (1 - chance), "grey"),
-        "passes": (chance + PASS * (1 - chance), "grey"),
-    }
+    bars = {"chance": 0, "fails": FAIL, "passes": PASS}
+    levels = {name: (chance + bar * (1 - chance), "grey") for name, bar in bars.items()}
     figure = plot_curves(curves, levels, ("step", "accuracy"), size=WIDE)
     figures = [("On the probe", figure)]
     if result.attention:
@@ -220,8 +212,8 @@ def extract_source(setting: str, value: Any) -> str:
         is_negated = "!=" in ast.unparse(node.test)
         holds = (value in constants) != is_negated if constants else bool(value)
         taken, left = (node.body, node.orelse) if holds else (node.orelse, node.body)
-        shown |= list_lines(taken)
-        hidden |= list_lines(left)
+        shown |= _list_lines(taken)
+        hidden |= _list_lines(left)
         # The line of an `if` that is not entered is no part of it either; an `elif` may be.
         if not taken or isinstance(taken[0], ast.If):
             hidden.add(node.lineno)
@@ -233,6 +225,6 @@ def extract_source(setting: str, value: Any) -> str:
     return "\n".join(excerpt)
 
 
-def list_lines(nodes: list[ast.stmt]) -> set[int]:
+def _list_lines(nodes):
     """The numbers of all lines of some statements."""
     return {i for node in nodes for i in range(node.lineno, node.end_lineno + 1)}

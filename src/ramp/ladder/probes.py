@@ -2,8 +2,10 @@
 
 A probe makes rows: tokens int32 [B, T], whose last Q ask a question each, and the answers int32
 [B, Q]. `rows(rng, n, count)` is pure: the same generator state gives the same rows. n is the size
-of the probe. The ceiling is 1: every answer follows from its row. `chance` is the best that is
-possible without the ability.
+of the probe. The functions below draw the rows, of any integer type.
+
+The ceiling is 1: every answer follows from its row. `chance` is the best that is possible without
+the ability.
 
 A pair of a table is one token, so that a single layer can look it up; many questions follow one
 table, so that every row teaches as often. The logits of one head without norm and feed-forward are,
@@ -13,10 +15,11 @@ token says for each answer). The probes ask for what such sums cannot do.
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 
 Rows = tuple[np.ndarray, np.ndarray]  # tokens, answers
 
@@ -35,41 +38,46 @@ class Probe:
 
     name: str
     asks: str  # half a sentence: "The probe asks ..."
-    rows: Callable[[np.random.Generator, int, int], Rows]
+    draw: Callable[[Generator, int, int], Rows]  # (generator, n, count)
     size: int  # n by default
     names: Callable[[int], list[str]]  # of n: labels of the first ids; the others are questions
     vocab: Callable[[int], int]  # of n: ids 0 .. vocab-1 in tokens and answers
-    chance: Callable[[int], float]  # of n
     steps: int  # for `size`; they grow as n squared
+    chance: Callable[[int], float] = lambda n: 1 / 2  # of n
     batch: int = 32
     rate: float = 1.0  # multiplies `learn.RATES`
     settings: Mapping[str, Any] = field(default_factory=dict)  # of both models that it compares
 
+    def rows(self, rng: Generator, n: int, count: int) -> Rows:
+        """`count` rows of size n: tokens [count, T] and answers [count, Q], int32."""
+        tokens, answers = self.draw(rng, n, count)
+        return tokens.astype(np.int32), answers.astype(np.int32)
 
-def shuffle(rng: np.random.Generator, n: int, count: int) -> np.ndarray:
+
+def shuffle(rng, n, count):
     """0 .. n-1 in random order, [count, n]."""
     return rng.permuted(np.tile(np.arange(n), (count, 1)), axis=1)
 
 
-def distance(rng: np.random.Generator, n: int, count: int) -> Rows:
+def distance(rng, n, count):
     """Which symbol stood 3n/8 places before the last?"""
     back = 3 * n // 8
-    tokens = rng.integers(0, n, (count, back + 4), dtype=np.int32)
+    tokens = rng.integers(0, n, (count, back + 4))
     return tokens, tokens[:, [-1 - back]]
 
 
-def occurred(rng: np.random.Generator, n: int, count: int) -> Rows:
+def occurred(rng, n, count):
     """Did the mark occur anywhere before? It is never within a window of REACH tokens."""
-    tokens = rng.integers(0, FILLERS, (count, n), dtype=np.int32)
-    answer = rng.integers(0, 2, count, dtype=np.int32)
+    tokens = rng.integers(0, FILLERS, (count, n))
+    answer = rng.integers(0, 2, count)
     place = rng.integers(0, n - REACH, count)
-    row = np.arange(count)
-    tokens[row, place] = np.where(answer == 1, FILLERS, tokens[row, place])
+    marked = np.flatnonzero(answer)
+    tokens[marked, place[marked]] = FILLERS
     tokens[:, -1] = FILLERS + 1  # the question
     return tokens, answer[:, None]
 
 
-def recall(rng: np.random.Generator, n: int, count: int) -> Rows:
+def recall(rng, n, count):
     """Each of n keys has the value 0 or 1. Which one does the key in the question have?
 
     A bag of tokens can tell which value is more frequent: that is chance.
@@ -79,27 +87,27 @@ def recall(rng: np.random.Generator, n: int, count: int) -> Rows:
     table = rng.permuted(np.arange(n) * 2 + values, axis=1)
     tokens = np.concatenate([table, 2 * n + asked], axis=1)
     answers = np.take_along_axis(values, asked, axis=1)
-    return tokens.astype(np.int32), answers.astype(np.int32)
+    return tokens, answers
 
 
-def recall_chance(n: int) -> float:
+def recall_chance(n):
     """How often one of n fair coins shows the side that most of them show."""
     total = sum(math.comb(n, heads) * max(heads, n - heads) for heads in range(n + 1))
     return total / (n * 2**n)
 
 
-def order(rng: np.random.Generator, n: int, count: int) -> Rows:
+def order(rng, n, count):
     """Two marks stand among n - 1 tokens. Which came last? A sum over tokens ignores order."""
-    tokens = rng.integers(0, FILLERS, (count, n), dtype=np.int32)
+    tokens = rng.integers(0, FILLERS, (count, n))
     places = np.sort(shuffle(rng, n - 1, count)[:, :2], axis=1)
-    last = rng.integers(0, 2, count, dtype=np.int32)
+    last = rng.integers(0, 2, count)
     marks = FILLERS + np.stack([1 - last, last], axis=1)
     np.put_along_axis(tokens, places, marks, axis=1)
     tokens[:, -1] = FILLERS + 2  # the question
     return tokens, last[:, None]
 
 
-def lookups(rng: np.random.Generator, n: int, count: int) -> Rows:
+def lookups(rng, n, count):
     """n keys have n values, each its own. Which have the key in the question and the next two?
 
     One average tells which three values, and tells them apart only by their weights in it: first
@@ -114,10 +122,10 @@ def lookups(rng: np.random.Generator, n: int, count: int) -> Rows:
     for i in range(KEYS_ASKED):  # one number in base n
         answers += np.take_along_axis(values, (asked + i) % n, axis=1) * n**i
     tokens = np.concatenate([table, n * n + asked], axis=1)
-    return tokens.astype(np.int32), answers.astype(np.int32)
+    return tokens, answers
 
 
-def repeat_pairs(rng: np.random.Generator, pairs_bn: np.ndarray, length: int) -> np.ndarray:
+def repeat_pairs(rng, pairs_bn, length):
     """Each pair of a row once, then more draws until there are `length`.
 
     Each pair is drawn with a frequency of its own, log-uniform within MAX_REPEATS.
@@ -130,19 +138,19 @@ def repeat_pairs(rng: np.random.Generator, pairs_bn: np.ndarray, length: int) ->
     return rng.permuted(np.concatenate([pairs_bn, repeats], axis=1), axis=1)
 
 
-def digits(rng: np.random.Generator, n: int, count: int) -> Rows:
+def digits(rng, n, count):
     """What is the last digit, in base n, of the sum of three?
 
     A sum of what each digit says of the answer is no better than chance: what is right for one
     triple is wrong for those that differ by a rotation. Scores that compare digits can carry for
     two of them; for three they would have to add first.
     """
-    summands = rng.integers(0, n, (count, 3), dtype=np.int32)
+    summands = rng.integers(0, n, (count, 3))
     tokens = np.insert(summands, 3, n, axis=1)
-    return tokens, summands.sum(axis=1, keepdims=True, dtype=np.int32) % n
+    return tokens, summands.sum(axis=1, keepdims=True) % n
 
 
-def two_hops(rng: np.random.Generator, n: int, count: int) -> Rows:
+def two_hops(rng, n, count):
     """MIN_CIRCLE to n keys point at each other in one circle.
 
     Half the questions: where does the key point? The others: and that one? Pairs repeat where there
@@ -160,32 +168,42 @@ def two_hops(rng: np.random.Generator, n: int, count: int) -> Rows:
     asked = rng.integers(0, size, (count, QUESTIONS))
     twice = np.arange(QUESTIONS) >= QUESTIONS // 2
 
-    def key_at(place: np.ndarray) -> np.ndarray:
+    def key_at(place):
         return np.take_along_axis(circle, place % size, axis=1)
 
     table = rng.permuted(key_at(starts) * n + key_at(starts + 1), axis=1)
     questions = n * n + n * twice + key_at(asked)
     tokens = np.concatenate([table, questions], axis=1)
-    return tokens.astype(np.int32), key_at(asked + 1 + twice).astype(np.int32)
+    return tokens, key_at(asked + 1 + twice)
 
 
-def two_hops_chance(n: int) -> float:
+def two_hops_chance(n):
     """Half are right; of the rest one key in size - 2, for sizes as likely as each other."""
     sizes = np.arange(min(MIN_CIRCLE, n), n + 1)
     return (1 + float(np.mean(1 / (sizes - 2)))) / 2
 
 
-def name_pairs(n: int, kinds: int) -> list[str]:
+def name_pairs(n, kinds):
     """Labels of the tokens of a table: n keys, each with one of `kinds` values."""
     return [f"{key}→{value}" for key in range(n) for value in range(kinds)]
 
 
-def name_digits(n: int) -> list[str]:
+def name_digits(n):
     """Labels of n symbols."""
     return [str(digit) for digit in range(n)]
 
 
-RECALL = "which of two values belongs to a key"
+RECALL = Probe(
+    "recall",
+    "which of two values belongs to a key",
+    recall,
+    size=12,
+    names=lambda n: name_pairs(n, 2),
+    vocab=lambda n: 3 * n,
+    chance=recall_chance,
+    steps=400,
+    rate=0.5,
+)
 PROBES = {
     probe.name: probe
     for probe in (
@@ -207,21 +225,10 @@ PROBES = {
             size=24,
             names=lambda n: MARKS[:-1],
             vocab=lambda n: FILLERS + 2,
-            chance=lambda n: 1 / 2,
             steps=150,
             batch=64,
         ),
-        Probe(
-            "recall",
-            RECALL,
-            recall,
-            size=12,
-            names=lambda n: name_pairs(n, 2),
-            vocab=lambda n: 3 * n,
-            chance=recall_chance,
-            steps=400,
-            rate=0.5,
-        ),
+        RECALL,
         Probe(
             "order",
             "which of two marks came last",
@@ -229,7 +236,6 @@ PROBES = {
             size=12,
             names=lambda n: MARKS,
             vocab=lambda n: FILLERS + 3,
-            chance=lambda n: 1 / 2,
             steps=600,
             batch=64,
         ),
@@ -266,14 +272,10 @@ PROBES = {
             steps=1000,
             settings={"width": 32, "mlp_dim": 16},
         ),
-        Probe(
-            "deep",
-            RECALL + ", with 12 blocks and 12 times the learning rates",
-            recall,
-            size=12,
-            names=lambda n: name_pairs(n, 2),
-            vocab=lambda n: 3 * n,
-            chance=recall_chance,
+        replace(
+            RECALL,
+            name="deep",
+            asks=f"{RECALL.asks}, with 12 blocks and 12 times the learning rates",
             steps=150,
             rate=6.0,
             settings={"depth": 12, "width": 32},

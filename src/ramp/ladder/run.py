@@ -7,9 +7,9 @@ import importlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,37 +32,33 @@ SAME_BITS = 0.02  # bits per byte that a rung judged by its cost may be worse
 COSTS = ("cache bytes a token", "FLOPs a token")
 
 # What a rung may be measured by: of the result below, and of either one. Lower is better.
-MEASURES: dict[str, Callable[[RungResult, RungResult], float]] = {
+MEASURES = {
     "bits per byte": lambda below, result: result.corpus.bpb_equal,
-    "tokens to the loss below": lambda below, result: count_tokens_to_loss(
-        below.corpus, result.corpus
-    ),
+    "tokens to the loss below": lambda below, result: count_tokens_to_loss(below, result),
     "cache bytes a token": lambda below, result: result.corpus.cache,
     "FLOPs a token": lambda below, result: result.corpus.flops,
     "attention score": lambda below, result: max(result.probe.score),
 }
 
 
-def count_tokens_to_loss(below: CorpusResult, result: CorpusResult) -> float:
+def count_tokens_to_loss(below: RungResult, result: RungResult) -> float:
     """Tokens until the smoothed training loss of `result` is where that of `below` ends.
 
     Infinite if it never gets there.
     """
-    _, goal = page.make_curve("", below).points()
-    tokens, bits = page.make_curve("", result).points()
-    if not len(goal):
-        return np.inf  # nothing that can be drawn: the run below diverged
-    return float(min(tokens[bits <= goal[-1]], default=np.inf))
+    _, goal = page.make_curve("", below.corpus).points()
+    tokens, bits = page.make_curve("", result.corpus).points()
+    # Nothing can be drawn of a run that diverged.
+    end = min(goal[-1:], default=-np.inf)
+    return min(tokens[bits <= end], default=np.inf)
 
 
-def judge(rung: Rung, below: RungResult | None, result: RungResult) -> page.Verdict:
+def judge(rung: Rung, below: RungResult, result: RungResult) -> page.Verdict:
     """Figures of the rung below and of this one, and whether it earned its place.
 
     Figures of a probe are fractions of the way from chance to all right, one a seed. A rung that
     stands on nothing has no figures.
     """
-    if below is None:
-        return page.Verdict()
     if rung.measure:
         before, after = (MEASURES[rung.measure](below, x) for x in (below, result))
         # A rung that gets nowhere has not earned its place, even if the one below got nowhere too.
@@ -70,11 +66,11 @@ def judge(rung: Rung, below: RungResult | None, result: RungResult) -> page.Verd
         if rung.measure in COSTS:
             earned &= result.corpus.bpb <= below.corpus.bpb + SAME_BITS
         return page.Verdict([before], [after], bool(earned))
+    if not rung.probe:
+        return page.Verdict()
     chance = PROBES[rung.probe].chance(result.probe.n)
-    before, after = (
-        [(accuracy - chance) / (1 - chance) for accuracy in x.probe.accuracy[-1]]
-        for x in (below, result)
-    )
+    accuracy = np.array([below.probe.accuracy[-1], result.probe.accuracy[-1]])
+    before, after = ((accuracy - chance) / (1 - chance)).tolist()
     return page.Verdict(before, after, max(before) <= FAIL and min(after) >= PASS)
 
 
@@ -85,47 +81,49 @@ class Climb:
     c: Config
     rundir: RunDir
     scale: float  # multiplies the size of the probes
-    baselines: dict[str, float] | None  # bits per byte by n-grams and xz; None: no corpus
+    baselines: dict[str, float]  # bits per byte by n-grams and xz; empty: no corpus
 
     def measure(self, rung: Rung, probe: str) -> RungResult:
         """What a rung makes of the corpus and of a probe, each where there is one."""
-        corpus = self.measure_corpus(rung) if self.baselines else None
-        return RungResult(corpus, self.measure_probe(rung, PROBES[probe]) if probe else None)
+        result = RungResult()
+        if self.baselines:
+            result = replace(result, corpus=self.measure_corpus(rung))
+        if probe:
+            result = replace(result, probe=self.measure_probe(rung, PROBES[probe]))
+        return result
 
     def measure_corpus(self, rung: Rung) -> CorpusResult:
         """Train on the corpus, or count it."""
-
-        def work() -> dict[str, Any]:
-            if rung.settings:
-                return asdict(learn.measure_corpus(rung, self.c, self.rundir))
-            return asdict(learn.count_corpus(rung, self.c, self.rundir, self.baselines))
-
+        settings = collect_settings(rung)
+        work = partial(learn.count_corpus, rung, self.c, self.rundir, self.baselines)
+        if settings:
+            work = partial(learn.measure_corpus, rung, self.c, self.rundir)
         # Whatever the result depends on is part of the key: a change of it is another file.
-        key = self.c, collect_settings(rung), rung.train, self.baselines
+        key = self.c, settings, rung.train, self.baselines
         name = f"{rung.number:02}-corpus"
-        return CorpusResult(**load_or_compute(self.rundir.path, name, key, work))
+        record = load_or_compute(self.rundir.path, name, key, work)
+        return CorpusResult(**record)
 
     def measure_probe(self, rung: Rung, probe: Probe) -> ProbeResult:
         """Train on a probe. Its first rows are part of the key: a changed probe is another one."""
         n = round(probe.size * self.scale)
         rows = [a.tolist() for a in probe.rows(np.random.default_rng(0), n, 4)]
         key = learn.make_probe_config(rung, probe, n), rows, self.c.seed, learn.SEEDS
-
-        def work() -> dict[str, Any]:
-            return asdict(learn.train_probe(rung, probe, n, self.c.seed))
-
+        work = partial(learn.train_probe, rung, probe, n, self.c.seed)
         name = f"{rung.number:02}-{probe.name.replace(' ', '-')}-{n}"
-        return ProbeResult(**load_or_compute(self.rundir.path, name, key, work))
+        record = load_or_compute(self.rundir.path, name, key, work)
+        return ProbeResult(**record)
 
 
-def load_or_compute(
-    directory: Path, name: str, key: tuple, work: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """The result kept under this name and key, or that of `work`, which is then kept."""
+def load_or_compute(directory: Path, name: str, key: tuple, work: Callable) -> dict:
+    """The result kept under this name and key, or that of `work`, which is then kept.
+
+    `work` returns a dict or a dataclass.
+    """
     path = directory / "ladder" / f"{name}-{config.fingerprint(*key)}.json"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        write_atomic(path, json.dumps(work()))
+        write_atomic(path, json.dumps(work(), default=vars))
     return json.loads(path.read_text())
 
 
@@ -140,26 +138,28 @@ def climb(c: Config, directory: Path, rungs: list[Rung], scale: float, text: boo
             learn.make_rung_config(rung, c)
         if rung.probe:
             probe = PROBES[rung.probe]
-            learn.make_probe_config(rung, probe, round(probe.size * scale))
+            n = round(probe.size * scale)
+            learn.make_probe_config(rung, probe, n)
     resolved = setup_devices(c, devices=1)  # models this small are not worth splitting
     c = replace(c, model=replace(c.model, dtype=resolved.model.dtype))
     rundir = RunDir(directory)
     with rundir.lock():
         rundir.check_or_create(resolved)
-        baselines = prepare_corpus(c, rundir) if text else None
+        baselines = _prepare_corpus(c, rundir) if text else {}
         shared = Climb(c, rundir, scale, baselines)
         rows = []
         for rung in rungs:
             lower = rung_below(rung)
-            below = shared.measure(lower, rung.probe) if lower else None
+            below = shared.measure(lower, rung.probe) if lower else RungResult()
             result = shared.measure(rung, rung.probe)
             # The rung below may have been trained on another probe for its own verdict.
-            row = page.Row(rung, below, result, judge(rung, below, result))
+            verdict = judge(rung, below, result)
+            row = page.Row(rung, below, result, verdict)
             rows.append(row)
             print(row.summarize(), flush=True)
-        if baselines:
+        if text:
             page.write(directory / "ladder.html", rows, baselines)
-            log_rows(directory, rows)
+            _log_rows(directory, rows)
     # Rung 0 stands on nothing and is not judged.
     judged = [row.verdict.earned for row in rows if row.verdict.earned is not None]
     seconds = time.perf_counter() - began
@@ -167,32 +167,29 @@ def climb(c: Config, directory: Path, rungs: list[Rung], scale: float, text: boo
     return 0
 
 
-def prepare_corpus(c: Config, rundir: RunDir) -> dict[str, float]:
+def _prepare_corpus(c, rundir):
     """Read the corpus as bytes; bits per byte of its held-out text under n-grams and xz."""
     if not rundir.is_done("prepare"):
         # By its row in the table: packages import no stage.
         prepare = importlib.import_module(STAGES["prepare"].module)
         figures = prepare.run(rundir, c)
         report.update_report(rundir.path, "prepare", {**figures, "done": True})
-
-    def work() -> dict[str, float]:
-        # Order 0: without Kneser-Ney.
-        return bpb.fit_baselines(rundir, Tokenizer.load(rundir.tokenizer), order=0)
-
+    # Order 0: without Kneser-Ney.
+    work = partial(bpb.fit_baselines, rundir, Tokenizer.load(rundir.tokenizer), order=0)
     return load_or_compute(rundir.path, "baselines", (c,), work)
 
 
-def log_rows(directory: Path, rows: list[page.Row]) -> None:
+def _log_rows(directory, rows):
     """The same figures and pictures in TensorBoard; the step is the number of the rung."""
     with MetricWriter(directory, "ladder") as writer:
         for row in rows:
             step = row.rung.number
-            corpus = asdict(row.result.corpus)
-            scalars = {name: x for name, x in corpus.items() if isinstance(x, int | float)}
-            for name, value in asdict(row.verdict).items():
-                if value is not None and value != []:
-                    scalars[name] = np.mean(value)
-            writer.scalars(step, {f"ladder/{name}": x for name, x in scalars.items()})
+            corpus = row.result.corpus
+            scalars = {name: x for name, x in vars(corpus).items() if isinstance(x, int | float)}
+            if row.verdict.earned is not None:
+                scalars |= {name: np.mean(x) for name, x in vars(row.verdict).items()}
+            tagged = {f"ladder/{name}": x for name, x in scalars.items()}
+            writer.scalars(step, tagged)
             for name, figure in row.draw_figures():
                 writer.figure(step, f"ladder/{name}", figure)
-            writer.text(step, "ladder/sample", row.result.corpus.sample)
+            writer.text(step, "ladder/sample", corpus.sample)

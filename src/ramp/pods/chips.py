@@ -11,6 +11,7 @@ import os
 import tomllib
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -122,23 +123,21 @@ class Topology:
             return list(topologies.get_topology_desc(**options).devices)
         except Exception as error:  # the plugins raise whatever they like
             need = "jax-cuda12-plugin" if self.chip.kind == "gpu" else "libtpu"
-            problem = (
-                f"the compiler refuses the topology {self}: {str(error).splitlines()[0][:200]}"
-            )
-            if not installed(need):
-                problem = f"planning for {self.chip.name} needs the compiler in {need}"
-                problem += "; run `uv sync --extra plan`"
-            raise UserError(problem) from None
+            if installed(need):
+                cause = str(error).splitlines()[0][:200]
+                raise UserError(f"the compiler refuses the topology {self}: {cause}") from None
+            raise UserError(
+                f"planning for {self.chip.name} needs the compiler in {need}; "
+                "run `uv sync --extra plan`"
+            ) from None
 
 
-def installed(package: str) -> bool:
-    """Whether a package is in this environment; it is not imported."""
-    from importlib.metadata import PackageNotFoundError, version
-
+def installed(package: str) -> str:
+    """The version of a package in this environment; empty: not there. It is not imported."""
     try:
-        return bool(version(package))
+        return version(package)
     except PackageNotFoundError:
-        return False
+        return ""
 
 
 def set_environment() -> None:
@@ -167,32 +166,25 @@ def read_chips() -> dict[str, Chip]:
     return {name: Chip(name, **row) for name, row in table.items()}
 
 
-def peak_tflops(kind: str) -> float | None:
-    """Dense bfloat16 TFLOP/s of one device of jax's `device_kind`; None: not in the table."""
-    for chip in read_chips().values():
-        if kind in chip.device:
-            return chip.bf16 / chip.devices_per_chip
-    return None
-
-
 def parse(name: str, slices: int = 1) -> Topology:
     """A topology from CHIP:AxB or CHIP:AxBxC, such as v5e:4x4, v5p:4x4x8, h100:1x8 (hosts x GPUs).
 
     Raises `UserError` with what would be right.
     """
-    # A near miss is named in the error.
     known = read_chips()
     chip, _, size = name.partition(":")
     if chip not in known:
-        close = difflib.get_close_matches(chip, known, n=3, cutoff=0.3) or list(known)
-        problem = f"unknown chip '{chip}' in topology '{name}'"
-        raise UserError(f"{problem}; similar: {', '.join(close)}")
+        # A near miss is named in the error.
+        close = difflib.get_close_matches(chip, known, n=3, cutoff=0.3) or known
+        raise UserError(f"unknown chip '{chip}' in topology '{name}'; similar: {', '.join(close)}")
     c = known[chip]
     parts = size.split("x")
     if len(parts) != c.axes or not all(part.isdigit() and int(part) for part in parts):
         choices = ", ".join(f"{chip}:{example}" for example in c.examples)
-        problem = f"'{name}' is not a topology of {chip}, which takes {c.axes} sizes"
-        raise UserError(f"{problem}; for example {choices}")
+        raise UserError(
+            f"'{name}' is not a topology of {chip}, which takes {c.axes} sizes; "
+            f"for example {choices}"
+        )
     if slices < 1:
         raise UserError(f"--slices {slices}: at least 1")
     if slices > 1 and c.kind == "gpu":

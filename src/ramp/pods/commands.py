@@ -55,8 +55,9 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
     # The best choice is then planned like any other configuration.
     if args.search:
         c = search.find_best(c, topology)
-    # For the text only: `make_plan` resolves it again.
-    c, _ = plan.resolve(c, topology)
-    report = plan.make_plan(c, topology, programs, args.save)
+    c, mesh = plan.resolve(c, topology)
+    report = plan.make_plan(c, mesh, topology, programs)
+    if args.save:
+        plan.save(report, args.save)
     print(plan.describe(report, c, topology, args.price))
     return 0 if all(program.fits for program in report.programs.values()) else 1

@@ -27,12 +27,12 @@ def run() -> int:
     return 1 if failed else 0
 
 
-def check_versions() -> str:
+def _check_versions():
     """The packages that ramp stands on."""
     return ", ".join(f"{name} {version(name)}" for name in PACKAGES)
 
 
-def check_devices() -> str:
+def _check_devices():
     """What jax finds."""
     import jax
 
@@ -41,7 +41,7 @@ def check_devices() -> str:
     return f"{jax.device_count()} devices ({', '.join(kinds)}), {os.cpu_count()} cores"
 
 
-def check_compiler() -> str:
+def _check_compiler():
     """Compile a matrix product, and check its result."""
     import jax
     import jax.numpy as jnp
@@ -54,7 +54,7 @@ def check_compiler() -> str:
     return f"a matrix product compiled and was right ({seconds:.1f} s)"
 
 
-def check_disk() -> str:
+def _check_disk():
     """Room for a run in this directory."""
     with tempfile.NamedTemporaryFile(dir=Path.cwd()):
         pass  # it can be written to
@@ -64,7 +64,7 @@ def check_disk() -> str:
     return f"{free:.0f} GB free here, writable"
 
 
-def check_demo_text() -> str:
+def _check_demo_text():
     """The text of the example configurations, which is an extra."""
     missing = ", ".join(name for name in DEMO if not installed(name))
     remedy = "`pip install 'ramp-lm[demo]'` brings the text of cpu.toml"
@@ -72,9 +72,9 @@ def check_demo_text() -> str:
 
 
 CHECKS = {
-    "versions": check_versions,
-    "devices": check_devices,
-    "compile": check_compiler,
-    "disk": check_disk,
-    "demo text": check_demo_text,
+    "versions": _check_versions,
+    "devices": _check_devices,
+    "compile": _check_compiler,
+    "disk": _check_disk,
+    "demo text": _check_demo_text,
 }

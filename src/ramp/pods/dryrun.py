@@ -27,7 +27,7 @@ def describe(c: Config) -> str:
     c = setup_devices(c)
     m, t, devices = c.model, c.pretrain, jax.device_count()
     mesh = dict(jax.sharding.get_mesh().shape)
-    rate = measure_flops(m.dtype) * devices
+    rate = _measure_flops(m.dtype) * devices
     matrices = cost.count_matrix_params(m)
     state = memory.state_bytes(m, t)
     cache = cost.cache_bytes(m, 1, m.context_len)
@@ -37,18 +37,18 @@ def describe(c: Config) -> str:
         f"{m.num_kv_heads} kv, mlp {m.mlp_dim}, vocabulary {m.vocab_size}, "
         f"context {m.context_len}, {m.dtype}",
         f"parameters   {cost.count_params(m):,} ({matrices:,} in the matrices of the blocks)",
-        f"state        {mb(state / devices)} a device: weights and optimizer, float32",
-        f"kv cache     {mb(cache)} a row of {m.context_len} tokens",
-        f"checkpoints  {mb(state)} each, {c.checkpoint.max_to_keep} kept and the best",
+        f"state        {_mb(state / devices)} a device: weights and optimizer, float32",
+        f"kv cache     {_mb(cache)} a row of {m.context_len} tokens",
+        f"checkpoints  {_mb(state)} each, {c.checkpoint.max_to_keep} kept and the best",
     ]
     # Stages that sample as well as train are not foreseen by this arithmetic.
     for name, stage in (("pretrain", t), ("finetune", c.finetune)):
         if name in c.stages:
-            lines += describe_stage(name, c, stage, rate)
+            lines += _describe_stage(name, c, stage, rate)
     return "\n".join(lines)
 
 
-def describe_stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
+def _describe_stage(name, c: Config, t: Train, rate):
     """Two lines: steps and time at `rate` FLOP/s, and memory."""
     tokens = t.steps * t.batch_size * t.seq_len
     flops = cost.flops_per_token(c.model, t.seq_len)
@@ -60,11 +60,11 @@ def describe_stage(name: str, c: Config, t: Train, rate: float) -> list[str]:
         f"{name:12} {t.steps:,} steps of {t.batch_size} x {t.seq_len} = {tokens:,} tokens; "
         f"{flops / 1e6:.1f} MFLOP a token; about {minutes:.1f} minutes, at {UTILIZATION:.0%} of "
         f"the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
-        f"{INDENT} {mb(step_bytes(c, t))} a device for a step, by the compiler's plan{resident}",
+        f"{INDENT} {_mb(_step_bytes(c, t))} a device for a step, by the compiler's plan{resident}",
     ]
 
 
-def step_bytes(c: Config, t: Train) -> int:
+def _step_bytes(c: Config, t: Train):
     """Peak bytes of a training step on one device: state, batch, gradients and activations."""
     lowered = lower_train_step(c, t, jax.sharding.get_mesh())
     plan = lowered.compile(compiler_options=compiler_options(c.mesh)).memory_analysis()
@@ -73,7 +73,7 @@ def step_bytes(c: Config, t: Train) -> int:
     return plan.argument_size_in_bytes + plan.temp_size_in_bytes + outputs
 
 
-def measure_flops(dtype: str) -> float:
+def _measure_flops(dtype):
     """FLOP/s of one device in a square matrix product, the best of five."""
     a = jnp.ones((PRODUCT, PRODUCT), dtype)
     product = jax.jit(lambda a: jnp.dot(a, a, preferred_element_type=jnp.float32).astype(a.dtype))
@@ -82,6 +82,6 @@ def measure_flops(dtype: str) -> float:
     return 2 * PRODUCT**3 / min(seconds)
 
 
-def mb(n: float) -> str:
+def _mb(n):
     """Bytes as MB or GB."""
     return f"{n / 1e6:,.1f} MB" if n < 1e9 else f"{n / 1e9:,.2f} GB"

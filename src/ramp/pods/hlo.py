@@ -9,9 +9,12 @@ is run from. (Channel ids will not do: shard_map gives all collectives the same.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 
+CONTROL = {"while", "call", "conditional"}
 # Instructions that move nothing: names for what is there already, and the ends of transfers.
 FREE = {
     "parameter",
@@ -79,13 +82,13 @@ class Collective:
     where: str  # the operation of the source that caused it
 
 
-def parse_computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+def _parse_computations(text):
     """The computations of an HLO module by name, and the name of the entry."""
-    computations: dict[str, list[Instruction]] = {}
+    computations = {}
     entry, current = "", None
     for line in text.splitlines():
         if line[:1] in "%E" and line.endswith("{"):
-            name = re.match(r"(?:ENTRY )?%?([\w.-]+)", line)[1]
+            name = line.removeprefix("ENTRY ").split()[0].removeprefix("%")
             entry = name if line.startswith("ENTRY") else entry
             current = computations.setdefault(name, [])
         elif current is not None and (match := INSTRUCTION.match(line)):
@@ -98,34 +101,35 @@ def list_executions(text: str) -> Iterator[Execution]:
 
     Both branches of a conditional are counted.
     """
-    computations, entry = parse_computations(text)
+    computations, entry = _parse_computations(text)
 
     def walk(name: str, times: float, scope: str) -> Iterator[Execution]:
         for i in computations.get(name, []):
             yield Execution(i, times, scope, name)
             if i.op == "while":
-                body = re.search(r"body=%?([\w.-]+)", i.rest)[1]
-                condition = re.search(r"condition=%?([\w.-]+)", i.rest)[1]
-                yield from walk(body, times * count_trips(i, computations[condition]), body)
+                parts = dict(re.findall(r"(body|condition)=%?([\w.-]+)", i.rest))
+                trips = _count_trips(i, computations[parts["condition"]])
+                yield from walk(parts["body"], times * trips, parts["body"])
             else:
-                for called in list_called(i):
+                for called in _list_called(i):
                     yield from walk(called, times, scope)
 
     yield from walk(entry, 1.0, entry)
 
 
-def list_called(i: Instruction) -> list[str]:
+def _list_called(i: Instruction):
     """The computations that an instruction calls; not those of a loop."""
     return [name.strip(" %") for names in CALLED.findall(i.rest) for name in names.split(",")]
 
 
-def count_trips(loop: Instruction, condition: list[Instruction]) -> int:
+def _count_trips(loop: Instruction, condition):
     """How often a loop runs: the compiler's own figure, else the constant of its condition."""
-    known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
-    if known:
-        return int(known[1])
-    constants = [re.match(r"(\d+)\)", i.rest) for i in condition if i.op == "constant"]
-    return max((int(match[1]) for match in constants if match), default=1)
+    trips = re.findall(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if not trips:
+        # Such a loop counts up to its only constant, or to its largest.
+        constants = [i.rest for i in condition if i.op == "constant"]
+        trips = re.findall(r"^(\d+)\)", "\n".join(constants), re.MULTILINE)
+    return max(map(int, trips), default=1)
 
 
 def traffic(text: str) -> float:
@@ -141,22 +145,22 @@ def traffic(text: str) -> float:
     shapes = {}
     for e in executions:
         shapes[e.computation, e.instruction.name] = e.instruction.shape
-        if e.instruction.op not in ("while", "call", "conditional"):
-            fused.update(list_called(e.instruction))
+        if e.instruction.op not in CONTROL:
+            fused.update(_list_called(e.instruction))
     total = 0.0
     for e in executions:
-        moves = e.instruction.op not in FREE | {"while", "call", "conditional"}
+        moves = e.instruction.op not in FREE | CONTROL
         if moves and e.computation not in fused:
             operands = re.findall(r"%([\w.-]+)", e.instruction.rest.split("), ")[0])
             inputs = [shapes.get((e.computation, name), "") for name in operands]
-            total += e.times * count_moved_bytes(e.instruction, inputs)
+            total += e.times * _count_moved_bytes(e.instruction, inputs)
     return total
 
 
-def count_moved_bytes(i: Instruction, inputs: list[str]) -> float:
+def _count_moved_bytes(i: Instruction, inputs):
     """Bytes that one instruction reads and writes in main memory; inputs: shapes of operands."""
-    sizes = [count_memory_bytes(shape) for shape in inputs]
-    both = sum(sizes) + count_memory_bytes(i.shape)
+    sizes = [_count_memory_bytes(shape) for shape in inputs]
+    both = sum(sizes) + _count_memory_bytes(i.shape)
     if i.op.endswith("-start"):
         # Between memory and scratchpad: (from, to, ...), of which the smaller is what travels.
         return min(list_bytes(i.shape)[:2], default=0.0)
@@ -168,7 +172,7 @@ def count_moved_bytes(i: Instruction, inputs: list[str]) -> float:
     return both
 
 
-def count_memory_bytes(shape: str) -> float:
+def _count_memory_bytes(shape):
     """Bytes of the arrays of a type that are not in the scratchpad."""
     arrays = PLACED_SHAPE.findall(shape)
     return sum(sum(list_bytes(one)) for one in arrays if not re.search(r"S\([1-9]\)", one))
@@ -187,7 +191,7 @@ def list_bytes(shape: str) -> list[float]:
 
 def list_collectives(text: str, per_slice: int, devices: int) -> list[Collective]:
     """The collectives of a step. per_slice: devices 0 .. per_slice-1 are the first slice."""
-    collectives: dict[tuple, Collective] = {}
+    collectives = {}
     for e in list_executions(text):
         i = e.instruction
         kind = i.op.removesuffix("-start")
@@ -195,23 +199,23 @@ def list_collectives(text: str, per_slice: int, devices: int) -> list[Collective
         if kind not in KINDS or e.times == 0 or is_local_send:
             continue
         chain = re.search(r'(?:chain_id|async_collective_name)="([^"]*)"', i.rest)
-        where = re.search(r'op_name="([^"]*)"', i.rest)
+        where = re.findall(r'op_name="([^"]*)"', i.rest)
         groups = parse_groups(i.rest, devices)
-        largest = max((len(group) for group in groups), default=devices)
+        largest = max(map(len, groups), default=devices)
         crosses = any(len({d // per_slice for d in group}) > 1 for group in groups)
         collectives[e.scope, kind, chain[0] if chain else i.name] = Collective(
             kind,
-            bytes=count_received_bytes(kind, i, largest),
+            bytes=_count_received_bytes(kind, i, largest),
             count=e.times,
             group=largest,
             asynchronous=i.op.endswith("-start") or chain is not None,
             between_slices=crosses or kind == "send",
-            where=where[1] if where else "",
+            where=where[0] if where else "",
         )
     return list(collectives.values())
 
 
-def count_received_bytes(kind: str, i: Instruction, group: int) -> float:
+def _count_received_bytes(kind, i: Instruction, group):
     """Bytes that one device of `group` receives.
 
     Of a gather all shards but its own; of a scatter all partial sums of its shard.
@@ -250,17 +254,17 @@ def parse_groups(rest: str, devices: int) -> list[list[int]]:
         r"replica_groups=(?:@?\w+)?mesh\[([^\]]*)\](?:<=\[[\d,]+\])?\s*\{([^}]*)\}", rest
     )
     if named:
-        axes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        joined = re.findall(r"'(\w+)'", named[2])
-        kept = [i for i, name in enumerate(axes) if name not in joined]
-        over = [i for i, name in enumerate(axes) if name in joined]
-        ids = np.arange(np.prod(list(axes.values()))).reshape(list(axes.values()))
-        width = int(np.prod([ids.shape[i] for i in over], initial=1))
-        return ids.transpose(kept + over).reshape(-1, width).tolist()
+        names = re.findall(r"'(\w+)'=", named[1])
+        sizes = [int(n) for n in re.findall(r"=(\d+)", named[1])]
+        joined = [names.index(name) for name in re.findall(r"'(\w+)'", named[2])]
+        ids = np.arange(np.prod(sizes)).reshape(sizes)
+        # A group is all devices that differ in the joined axes alone.
+        last = np.moveaxis(ids, joined, range(-len(joined), 0))
+        return last.reshape(-1, np.prod([sizes[i] for i in joined], dtype=int)).tolist()
     return [list(range(devices))]
 
 
-def _integers(text: str) -> list[int]:
+def _integers(text):
     return [int(n) for n in text.split(",") if n.strip()]
 
 
@@ -285,16 +289,17 @@ class CollectiveTotal:
     count: float  # times a step
     bytes: float  # received by one device in a step
 
+    def __str__(self) -> str:
+        """What it is a total of."""
+        overlap = "overlapped" if self.asynchronous else "waited for"
+        return f"{self.kind:18} {overlap} {'between slices' if self.between_slices else 'inside'}"
+
 
 def sum_collectives(collectives: list[Collective]) -> list[CollectiveTotal]:
     """Totals in alphabetic order."""
-    groups: dict[tuple, list[Collective]] = {}
-    for one in collectives:
-        key = one.kind, one.asynchronous, one.between_slices
-        groups.setdefault(key, []).append(one)
+    key = attrgetter("kind", "asynchronous", "between_slices")
     totals = []
-    for key, group in sorted(groups.items()):
-        count = sum(one.count for one in group)
-        received = sum(one.count * one.bytes for one in group)
-        totals.append(CollectiveTotal(*key, len(group), count, received))
+    for kind, group in groupby(sorted(collectives, key=key), key):
+        figures = [(1, one.count, one.count * one.bytes) for one in group]
+        totals.append(CollectiveTotal(*kind, *map(sum, zip(*figures, strict=True))))
     return totals

@@ -11,7 +11,6 @@ it costs the lowering only. (XLA's persistent cache saves nothing for compile-on
 """
 
 import gzip
-import hashlib
 import json
 import os
 import re
@@ -19,13 +18,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ramp import config
@@ -71,7 +69,7 @@ class ProgramPlan:
         """The inverse of `asdict`."""
         totals = [CollectiveTotal(**total) for total in record["collectives"]]
         largest = [Collective(**one) for one in record["largest"]]
-        return ProgramPlan(**{**record, "collectives": totals, "largest": largest})
+        return replace(ProgramPlan(**record), collectives=totals, largest=largest)
 
 
 @dataclass(frozen=True)
@@ -84,23 +82,22 @@ class Plan:
     programs: dict[str, ProgramPlan]
 
 
-def make_plan(
-    c: Config, topology: Topology, programs: Sequence[str], save: Path | None = None
-) -> Plan:
-    """Compile `programs` of a configuration for a topology; save: a directory for plan and HLO."""
-    c, mesh = resolve(c, topology)
+def make_plan(c: Config, mesh: Mesh, topology: Topology, programs: Sequence[str]) -> Plan:
+    """Compile `programs` for a topology; c and mesh are those of `resolve`."""
     compiled = {name: compile_program(name, LOWER[name](c, mesh), c, topology) for name in programs}
-    if save:
-        save.mkdir(parents=True, exist_ok=True)
-        for name, program in compiled.items():
-            if program.hlo:
-                write_atomic(save / f"{name}.hlo.txt", program.hlo)
+    return Plan(str(topology), dict(mesh.shape), config.to_toml(c), compiled)
+
+
+def save(plan: Plan, directory: Path) -> None:
+    """Write plan.json and the HLO of each program."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, program in plan.programs.items():
+        if program.hlo:
+            write_atomic(directory / f"{name}.hlo.txt", program.hlo)
     # Megabytes of text have no place in the JSON.
-    compiled = {name: replace(program, hlo="") for name, program in compiled.items()}
-    plan = Plan(str(topology), dict(mesh.shape), config.to_toml(c), compiled)
-    if save:
-        write_atomic(save / "plan.json", json.dumps(asdict(plan), indent=2) + "\n")
-    return plan
+    programs = {name: replace(program, hlo="") for name, program in plan.programs.items()}
+    record = asdict(replace(plan, programs=programs))
+    write_atomic(directory / "plan.json", json.dumps(record, indent=2) + "\n")
 
 
 def load(path: Path) -> Plan:
@@ -109,15 +106,16 @@ def load(path: Path) -> Plan:
     try:
         record = json.loads(file.read_text(encoding="utf-8"))
         programs = {name: ProgramPlan.from_json(p) for name, p in record["programs"].items()}
-        return Plan(**{**record, "programs": programs})
+        return replace(Plan(**record), programs=programs)
     except FileNotFoundError:
-        command = f"`ramp plan CONFIG --topology ... --save {path}`"
-        raise UserError(f"{file}: no such plan; make one with {command}") from None
+        raise UserError(
+            f"{file}: no such plan; make one with `ramp plan CONFIG --topology ... --save {path}`"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a plan ({error})") from None
 
 
-def resolve(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
+def resolve(c: Config, topology: Topology) -> tuple[Config, Mesh]:
     """The configuration as the target would resolve it, and the mesh, which becomes jax's own."""
     m = c.model
     if m.dtype == "auto":
@@ -129,22 +127,23 @@ def resolve(c: Config, topology: Topology) -> tuple[Config, jax.sharding.Mesh]:
     # Slices are data-parallel unless the configuration says otherwise.
     if topology.slices > 1 and c.mesh.replica == 1:
         c = replace(c, mesh=replace(c.mesh, replica=topology.slices))
-    replica, data, model = meshes.resolve_mesh_shape(c.mesh, topology.device_count)
-    meshes.check_divisible(c, (replica, data, model))
+    shape = meshes.resolve_mesh_shape(c.mesh, topology.device_count)
+    meshes.check_divisible(c, shape)
     meshes.compiler_options(c.mesh)  # a wrong name is refused before anything is compiled
-    c = replace(c, mesh=replace(c.mesh, replica=replica, data=data, model=model))
+    axes = dict(zip(meshes.AXES, shape, strict=True))
+    c = replace(c, mesh=replace(c.mesh, **axes))
     return c, meshes.make_mesh(c.mesh, topology.devices())
 
 
 # Programs
 
 
-def lower_train(c: Config, mesh: jax.sharding.Mesh) -> Any:
+def _lower_train(c: Config, mesh):
     """The update of pretraining."""
     return lower_train_step(c, c.pretrain, mesh)
 
 
-def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
+def _lower_reinforce(c: Config, mesh):
     """The update of process-reward RL: policy and process head learn from the same rollouts."""
     t = c.reinforce
 
@@ -155,12 +154,12 @@ def lower_reinforce(c: Config, mesh: jax.sharding.Mesh) -> Any:
     return lower_train_step(c, t.train, mesh, learn.make_loss(c.model, t), add_head, floats)
 
 
-def abstract_params(c: Config, mesh: jax.sharding.Mesh) -> Any:
+def _abstract_params(c: Config, mesh):
     """The parameters as shapes on the mesh."""
     return abstract_state(lambda: transformer.init_params(c.model, jax.random.PRNGKey(0)), mesh)
 
 
-def abstract_prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+def _abstract_prompts(c: Config, mesh):
     """Tokens, lengths and seeds as shapes; half the context is the prompt."""
     rows = roofline.decode_rows(c)
     # Rows are split like the rows of a training batch.
@@ -169,35 +168,36 @@ def abstract_prompts(c: Config, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
     return tokens, make((rows,), jnp.int32), make((rows,), jnp.uint32)
 
 
-def lower_prefill(c: Config, mesh: jax.sharding.Mesh) -> Any:
+def _lower_prefill(c: Config, mesh):
     """The pass over the prompts."""
-    params, prompts = abstract_params(c, mesh), abstract_prompts(c, mesh)
+    params, prompts = _abstract_params(c, mesh), _abstract_prompts(c, mesh)
     return sample.prefill.lower(c.model, params, *prompts, c.model.context_len)
 
 
-def lower_decode(c: Config, mesh: jax.sharding.Mesh) -> Any:
+def _lower_decode(c: Config, mesh):
     """The loop that draws tokens into a cache as long as the context.
 
     Its outer loop ends when rows do, so the compiler counts one turn of it: `sample.TAIL` tokens.
     The plan divides by them.
     """
-    params = abstract_params(c, mesh)
+    params = _abstract_params(c, mesh)
 
     def prefill(params: dict, *prompts: jax.Array) -> sample.DecodeState:
         return sample.prefill(c.model, params, *prompts, c.model.context_len)
 
+    # The arrays as the loop gets them: prepared weights, a filled cache, room for the output.
     weights = abstract_state(partial(sample.prepare_decode_params, c.model), mesh, params)
-    state = abstract_state(prefill, mesh, params, *abstract_prompts(c, mesh))
+    state = abstract_state(prefill, mesh, params, *_abstract_prompts(c, mesh))
     state = abstract_state(partial(sample.init_output, n=NEW_TOKENS), mesh, state)
     sampling = sample.SamplingParams(top_k=50)
     return sample.decode_until.lower(c.model, weights, state, sampling, 0, NEW_TOKENS)
 
 
 LOWER = {
-    "train": lower_train,
-    "reinforce": lower_reinforce,
-    "prefill": lower_prefill,
-    "decode": lower_decode,
+    "train": _lower_train,
+    "reinforce": _lower_reinforce,
+    "prefill": _lower_prefill,
+    "decode": _lower_decode,
 }
 # Tokens that one program is of, as the compiler counts it; the figures of a plan are of one.
 TOKENS = {"decode": sample.TAIL}
@@ -209,15 +209,13 @@ TOKENS = {"decode": sample.TAIL}
 def compile_program(name: str, lowered: Any, c: Config, topology: Topology) -> ProgramPlan:
     """What the compiler tells of one program; from the cache where it was asked before."""
     options = meshes.compiler_options(c.mesh)
-    # A new compiler may plan differently, so versions are part of the key.
-    packages = [p for p in ("jax", "libtpu", "jax-cuda12-pjrt") if installed(p)]
-    versions = [(package, version(package)) for package in packages]
-    key = [lowered.as_text(), str(topology), sorted(options.items()), versions]
-    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-    path = cache_dir() / f"{digest}.json.gz"  # a program is megabytes of text
+    # A new compiler may plan differently, so versions are part of the key; "" if it is not here.
+    versions = [installed(package) for package in ("jax", "libtpu", "jax-cuda12-pjrt")]
+    key = config.fingerprint(lowered.as_text(), str(topology), options, versions)
+    path = _cache_dir() / f"{key}.json.gz"  # a program is megabytes of text
     if path.exists():
         return ProgramPlan.from_json(json.loads(gzip.decompress(path.read_bytes())))
-    program = compile_lowered(lowered, options, topology, TOKENS.get(name, 1))
+    program = _compile_lowered(lowered, options, topology, TOKENS.get(name, 1))
     # A compiler that ran out of memory gives no figures worth keeping.
     if program.peak:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -225,12 +223,12 @@ def compile_program(name: str, lowered: Any, c: Config, topology: Topology) -> P
     return program
 
 
-def cache_dir() -> Path:
+def _cache_dir():
     """Where plans are kept."""
     return Path(os.environ.get("RAMP_PLAN_CACHE", Path.home() / ".cache" / "ramp" / "plans"))
 
 
-def compile_lowered(lowered: Any, options: dict, topology: Topology, tokens: int) -> ProgramPlan:
+def _compile_lowered(lowered, options, topology: Topology, tokens):
     """Compile a program of `tokens` tokens and read what came out."""
     began = time.perf_counter()
     try:
@@ -278,8 +276,13 @@ def describe(plan: Plan, c: Config, topology: Topology, dollars: float | None = 
         f"context {m.context_len}, {m.dtype}, remat {m.remat}",
     ]
     for name, program in plan.programs.items():
-        lines += ["", *describe_memory(name, program, c, topology)]
-        lines += [f"{INDENT} {describe_total(total)}" for total in program.collectives]
+        # Only the step of pretraining and the decode loop have a roofline.
+        lines += ["", *_describe_memory(name, program, c, topology)]
+        for total in program.collectives:
+            lines.append(
+                f"{INDENT} {total}: {total.places} places, {total.count:,.0f} times, "
+                f"{total.bytes / 1e6:,.1f} MB a device"
+            )
         if name == "train" and program.peak:
             times = roofline.train_times(c, topology, program.collectives, program.cycles)
             lines += roofline.describe_train(c, topology, times, price)
@@ -288,36 +291,26 @@ def describe(plan: Plan, c: Config, topology: Topology, dollars: float | None = 
     return "\n".join(lines)
 
 
-def describe_memory(name: str, p: ProgramPlan, c: Config, topology: Topology) -> list[str]:
+def _describe_memory(name, p: ProgramPlan, c: Config, topology: Topology):
     """Whether a program fits, and what to change if not."""
-    room = f"{gib(topology.hbm_bytes)} a device"
+    room = f"{_gib(topology.hbm_bytes)} a device"
     if not p.peak:
-        needs = gib(p.needs) if p.needs else "more than there is"
-        return [f"{name:9} DOES NOT FIT: needs {needs} of {room}; {advise(c)}"]
-    verdict = "fits" if p.fits else f"DOES NOT FIT; {advise(c)}"
+        needs = _gib(p.needs) if p.needs else "more than there is"
+        return [f"{name:9} DOES NOT FIT: needs {needs} of {room}; {_advise(c)}"]
+    verdict = "fits" if p.fits else f"DOES NOT FIT; {_advise(c)}"
     return [
-        f"{name:9} {verdict}: peak {gib(p.peak)} of {room} (arguments {gib(p.argument)}, of which "
-        f"{gib(p.alias)} are updated in place; temporaries {gib(p.temporary)}); "
+        f"{name:9} {verdict}: peak {_gib(p.peak)} of {room} (arguments {_gib(p.argument)}, of "
+        f"which {_gib(p.alias)} are updated in place; temporaries {_gib(p.temporary)}); "
         f"compiled in {p.compile_seconds:.0f} s"
     ]
 
 
-def describe_total(total: CollectiveTotal) -> str:
-    """One line on a kind of collective."""
-    overlap = "overlapped" if total.asynchronous else "waited for"
-    network = "between slices" if total.between_slices else "inside"
-    return (
-        f"{total.kind:18} {total.places:4} places {total.count:7,.0f} times "
-        f"{total.bytes / 1e6:12,.1f} MB a device, {overlap}, {network}"
-    )
-
-
-def gib(n: float) -> str:
+def _gib(n):
     """Bytes as GiB."""
     return f"{n / 2**30:.2f} GiB"
 
 
-def advise(c: Config) -> str:
+def _advise(c: Config):
     """What to change first when memory is short, the cheapest first."""
     m, t = c.model, c.pretrain
     ways = []
@@ -341,16 +334,10 @@ def compare(a: Plan, b: Plan) -> str:
             x, y = getattr(before, figure), getattr(after, figure)
             if x and y:
                 lines.append(f"{name:9} {figure:12} {x:18,.0f} -> {y:18,.0f}  ({y / x - 1:+.1%})")
-        x, y = ({describe_key(t): t.bytes / 1e6 for t in p.collectives} for p in (before, after))
+        x, y = ({str(t): t.bytes / 1e6 for t in p.collectives} for p in (before, after))
         for key in sorted(x.keys() | y.keys()):
             lines.append(f"{name:9} {key} {x.get(key, 0):12,.1f} -> {y.get(key, 0):12,.1f} MB")
     old, new = a.config.splitlines(), b.config.splitlines()
     lines += [f"- {line}" for line in sorted({*old} - {*new})]
     lines += [f"+ {line}" for line in sorted({*new} - {*old})]
     return "\n".join(lines)
-
-
-def describe_key(total: CollectiveTotal) -> str:
-    """What a total is of, in a comparison."""
-    overlap = "overlapped" if total.asynchronous else "waited for"
-    return f"{total.kind:18} {overlap} {'between slices' if total.between_slices else 'inside'}"

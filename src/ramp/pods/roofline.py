@@ -92,13 +92,13 @@ def predict_received(c: Config) -> Received:
     )
 
 
-def recompute_flops(m: Model) -> float:
+def _recompute_flops(m: Model):
     """FLOPs per token of the forward pass that the backward pass does again."""
     blocks = 0 if m.remat == "none" else 2 * cost.count_matrix_params(m)
     return blocks + (2 * m.width * m.vocab_size if m.loss_chunk else 0)
 
 
-def memory_traffic(c: Config, topology: Topology) -> float:
+def _memory_traffic(c: Config, topology: Topology):
     """Bytes that a device moves through its memory in a step.
 
     Gathered weights and the activations of a block, written and read in each pass, and the
@@ -125,7 +125,7 @@ def train_times(
     m, t, chip = c.model, c.pretrain, topology.chip
     peak = topology.device_count * chip.flops
     tokens = t.batch_size * t.seq_len
-    flops = cost.flops_per_token(m, t.seq_len) + recompute_flops(m)
+    flops = cost.flops_per_token(m, t.seq_len) + _recompute_flops(m)
     compiler = 0.0
     if cycles and chip.product_cycles:
         product_seconds = PRODUCT_FLOPS / (PRODUCT_FRACTION * chip.flops)
@@ -136,7 +136,7 @@ def train_times(
         compiler += sum(network_seconds(topology, waited_for))
     return Times(
         tokens * flops / peak,
-        memory_traffic(c, topology) / chip.hbm_rate,
+        _memory_traffic(c, topology) / chip.hbm_rate,
         *network_seconds(topology, totals),
         compiler,
     )

@@ -60,6 +60,7 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
     replica = max(c.mesh.replica, topology.slices)
     inside = topology.device_count // replica
     choices = []
+    # The grid is small, and a choice costs arithmetic only: all of them are tried.
     for model, accum, remat in itertools.product(MODEL_AXES, MICROBATCHES, REMATS):
         if inside % model or c.pretrain.batch_size % accum:
             continue
@@ -77,11 +78,11 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
             continue
         needed = memory.step_bytes(tried.model, tried.pretrain, data, model, replica)
         if needed <= MARGIN * topology.hbm_bytes:
-            choices.append(Choice(tried, estimate_times(tried, topology), needed))
+            choices.append(Choice(tried, _estimate_times(tried, topology), needed))
     return sorted(choices, key=lambda choice: (choice.times.bound, choice.bytes))
 
 
-def estimate_times(c: Config, topology: Topology) -> roofline.Times:
+def _estimate_times(c: Config, topology: Topology):
     """The roofline with the collectives of the design instead of those of a compiled program."""
     moved = roofline.predict_received(c)
     # All of it overlaps with work, at best.

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
+from numpy.typing import ArrayLike
 
 from ramp.reporting.html import Html, escape
 
@@ -34,7 +36,7 @@ CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) f
 FONT = 8.5  # points
 MAX_POINTS = 500  # of a curve: more would only make the page larger
 LARGEST = 1e30  # values from here on break matplotlib's arithmetic and are left out
-STYLE = {
+STYLE: dict = {
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
@@ -52,8 +54,6 @@ STYLE = {
 }
 
 Levels = Mapping[str, tuple[float, str]]  # name -> (y, a key of COLORS)
-Size = tuple[float, float]  # inches; a page is 9.6 wide
-WIDE = (9.6, 4)
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Curve:
     """One line of a plot."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: ArrayLike
+    y: ArrayLike
     color: str = "main"  # a key of COLORS
     half_life: float = 0  # in points, of the moving average that is drawn; 0: the values themselves
     dots: bool = False
@@ -74,8 +74,7 @@ class Curve:
         x, y = x[drawable], y[drawable]
         n = len(x)
         if self.half_life and n:
-            ages = np.arange(min(n, int(30 * self.half_life)))
-            weights = 0.5 ** (ages / self.half_life)
+            weights = 0.5 ** (np.arange(30 * self.half_life) / self.half_life)
             # Divided by the same sum over ones, the average is unbiased at the start.
             y = np.convolve(y, weights)[:n] / np.convolve(np.ones(n), weights)[:n]
         if n > MAX_POINTS:
@@ -104,9 +103,11 @@ def plot_curves(
     levels: Levels,
     labels: tuple[str, str],
     log: bool = False,
-    size: Size = WIDE,
+    size: tuple[float, float] = (9.6, 4),
 ) -> Figure:
     """Curves with horizontal lines at `levels`, named at the right. `labels` are of x and y.
+
+    `size` is in inches; a page is 9.6 wide.
 
     `log` sets a logarithmic y axis if every value is above 0. Under a moving average the values
     themselves are drawn faintly.
@@ -142,16 +143,15 @@ def plot_curves(
     return figure
 
 
-def _label_levels(axes: Axes, levels: Levels, gap: float) -> None:
+def _label_levels(axes, levels, gap):
     """Name each level at the right of the axes, labels at least `gap` of the height apart."""
-    rows = sorted((y, name, color) for name, (y, color) in levels.items())
+    rows = sorted((y, COLORS[color], name) for name, (y, color) in levels.items())
     left = axes.get_xlim()[0]
     to_axes = axes.transData - axes.transAxes
     heights = to_axes.transform([(left, y) for y, _, _ in rows])[:, 1]
-    for (y, name, color), height, place in zip(rows, heights, spread(heights, gap), strict=True):
+    for (y, color, name), height, place in zip(rows, heights, spread(heights, gap), strict=True):
         printable = "".join(c if c.isprintable() else "?" for c in name[:40])
-        color = COLORS[color]
-        lead = {"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 0}
+        lead = {"arrowstyle": "-", "color": color, "lw": 0.6, "relpos": (0, 0.5)}
         axes.annotate(
             f"{printable} {y:#.4g}",
             xy=(1, height),
@@ -159,7 +159,7 @@ def _label_levels(axes: Axes, levels: Levels, gap: float) -> None:
             xycoords="axes fraction",
             va="center",
             color=color,
-            arrowprops=lead | {"relpos": (0, 0.5)},
+            arrowprops=lead | {"shrinkA": 0, "shrinkB": 0},
         )
 
 
@@ -208,19 +208,11 @@ def svg(figure: Figure) -> Html:
         body = body.replace(color, f"var(--{name}, {color})")
     width, height = 72 * figure.get_size_inches()
     axes = figure.axes[0]
-    names = [name for name in (axes.get_ylabel(), axes.get_xlabel()) if name]
-    label = escape(" by ".join(names))
+    label = escape(" by ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel()))))
     return Html(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{body}')
 
 
-def picture(
-    curves: Sequence[Curve],
-    levels: Levels,
-    x: str,
-    y: str,
-    log: bool = False,
-    size: Size = WIDE,
-) -> Html:
-    """`plot_curves` as SVG; nothing if no point of the curves can be drawn."""
-    curves = [curve for curve in curves if len(curve.points()[0])]
-    return svg(plot_curves(curves, levels, (x, y), log, size)) if curves else Html()
+def picture(curves: Sequence[Curve], *args: Any, **kwargs: Any) -> Html:
+    """`plot_curves` of the same arguments as SVG; nothing if no point can be drawn."""
+    curves = [curve for curve in curves if curve.points()[0].size]
+    return svg(plot_curves(curves, *args, **kwargs)) if curves else Html()

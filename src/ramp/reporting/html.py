@@ -82,7 +82,7 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
     return Html(f'<div class="scroll"><table class="{kind}">{body}</table></div>')
 
 
-def _row(tag: str, cells: Sequence[str]) -> str:
+def _row(tag, cells):
     return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 

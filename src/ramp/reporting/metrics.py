@@ -12,17 +12,26 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
-from tensorboard.plugins.hparams import api_pb2, summary_v2
+
+# Protobuf makes these classes when it is imported: a type checker does not see them.
+from tensorboard.compat.proto.event_pb2 import (
+    Event,  # ty: ignore[missing-module-member]
+    SessionLog,  # ty: ignore[missing-module-member]
+)
+from tensorboard.compat.proto.summary_pb2 import (
+    HistogramProto,  # ty: ignore[missing-module-member]
+    Summary,  # ty: ignore[missing-module-member]
+)
 from tensorboard.plugins.hparams import metadata as hparams_metadata
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
-from tensorboard.plugins.text import metadata as text_metadata
+from tensorboard.plugins.hparams import summary_v2
+from tensorboard.plugins.hparams.plugin_data_pb2 import (
+    HParamsPluginData,  # ty: ignore[missing-module-member]
+)
+from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tensorboard.util.tensor_util import make_tensor_proto
 
 from ramp.files import read_jsonl, to_json, write_atomic
 
@@ -44,7 +53,6 @@ class MetricWriter:
         self._steps: dict[str, int] = {}  # tag -> the last step at which it was drawn
         if not enabled:
             return
-        run_dir = Path(run_dir)
         run_dir.mkdir(parents=True, exist_ok=True)
         self._metrics = self._open(run_dir / "metrics.jsonl", start_step)
         self._samples = self._open(run_dir / "samples.jsonl", start_step)
@@ -52,7 +60,7 @@ class MetricWriter:
         start = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(wall_time=time.time(), step=start_step, session_log=start))
 
-    def _open(self, path: Path, start_step: int) -> TextIO:
+    def _open(self, path, start_step):
         drop_later_records(path, self.stage, start_step)
         return path.open("a", encoding="utf-8")
 
@@ -70,9 +78,7 @@ class MetricWriter:
             return
         # TensorBoard renders Markdown; a code block keeps the text as it is.
         block = "".join(f"    {line}\n" for line in text.splitlines())
-        tensor = make_tensor_proto(np.array([block.encode("utf-8", "replace")], dtype=object))
-        metadata = text_metadata.create_summary_metadata(tag, "")
-        self._add(step, Summary.Value(tag=tag, tensor=tensor, metadata=metadata))
+        self._add(step, *text_pb(tag, block.encode("utf-8", "replace")).value)
         self._append(self._samples, step, {"tag": tag, "text": text})
 
     def figure(self, step: int, tag: str, figure: Any) -> None:
@@ -117,25 +123,22 @@ class MetricWriter:
         for name, value in hparams.items():
             plain[name] = value if isinstance(value, bool | int | float | str) else str(value)
         # The columns of the tab; the row itself follows.
-        config = summary_v2.hparams_config_pb(
-            [summary_v2.HParam(name) for name in plain],
-            [summary_v2.Metric(tag) for tag in metrics],
+        columns = summary_v2.hparams_config_pb(
+            map(summary_v2.HParam, plain), map(summary_v2.Metric, metrics)
         )
-        end = SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
-        session_end = Summary.Value(
-            tag=hparams_metadata.SESSION_END_INFO_TAG,
-            metadata=hparams_metadata.create_summary_metadata(
-                HParamsPluginData(session_end_info=end)
-            ),
-            tensor=hparams_metadata.NULL_TENSOR,
-        )
-        self._add(0, *config.value, *summary_v2.hparams_pb(plain).value)
+        self._add(0, *columns.value, *summary_v2.hparams_pb(plain).value)
         # The tab reads each metric from its curve. One that has its last point already gets no
         # second one.
         step = self._last_step
         missing = {tag: float(x) for tag, x in metrics.items() if self._steps.get(tag) != step}
         self._draw(step, missing)
-        self._add(0, session_end)
+        end = HParamsPluginData()
+        end.session_end_info.status = 1  # STATUS_SUCCESS
+        end.session_end_info.end_time_secs = time.time()
+        metadata = hparams_metadata.create_summary_metadata(end)
+        tag = hparams_metadata.SESSION_END_INFO_TAG
+        tensor = hparams_metadata.NULL_TENSOR
+        self._add(0, Summary.Value(tag=tag, metadata=metadata, tensor=tensor))
 
     def flush(self) -> None:
         """Write all events so far to the disk."""
@@ -158,23 +161,23 @@ class MetricWriter:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _draw(self, step: int, numbers: Mapping[str, float]) -> None:
+    def _draw(self, step, numbers: Mapping[str, float]):
         self._last_step = max(self._last_step, int(step))
         self._steps |= dict.fromkeys(numbers, int(step))
         values = [Summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()]
         self._add(step, *values)
 
-    def _add(self, step: int, *values: Summary.Value) -> None:
+    def _add(self, step, *values: Summary.Value):
         summary = Summary(value=values)
         self._events.add_event(Event(wall_time=time.time(), step=int(step), summary=summary))
 
-    def _append(self, file: TextIO, step: int, values: Mapping[str, Any]) -> None:
+    def _append(self, file, step, values: Mapping[str, Any]):
         # Flushed and not synced: a killed process loses no line, and a step need not wait.
         file.write(to_json({"step": int(step), "stage": self.stage, **values}) + "\n")
         file.flush()
 
 
-def _new_event_file(folder: Path) -> EventFileWriter:
+def _new_event_file(folder):
     """A new event file that sorts after those already there.
 
     TensorBoard reads files by name, and a name begins with the second of its creation, followed by

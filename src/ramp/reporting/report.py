@@ -8,8 +8,9 @@ a picture. The page shows whatever there is, so a half-finished run has a report
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from ramp.errors import UserError
 from ramp.files import read_jsonl, to_json, write_atomic
 from ramp.reporting import html
-from ramp.reporting.figure import LARGEST, Curve, Levels, picture
+from ramp.reporting.figure import LARGEST, Curve, picture
 from ramp.reporting.html import Html, escape
 from ramp.stages import STAGES
 
@@ -91,17 +92,15 @@ PANELS = (
 
 def read_report(run_dir: Path) -> dict[str, dict[str, Any]]:
     """The figures of a run by stage; empty before the first stage has reported."""
-    path = Path(run_dir) / "report.json"
+    path = run_dir / "report.json"
     if not path.exists():
         return {}
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        problem = f"is not JSON ({error})"
-        raise UserError(f"{path} {problem}; delete it and run the stages again") from None
-    if not isinstance(report, dict):
-        raise UserError(f"{path} does not hold a JSON object; delete it and run the stages again")
-    return report
+        return {**json.loads(path.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a JSON object ({error}); delete it and run the stages again"
+        ) from None
 
 
 def update_report(run_dir: Path, stage: str, values: Mapping[str, Any]) -> None:
@@ -113,7 +112,7 @@ def update_report(run_dir: Path, stage: str, values: Mapping[str, Any]) -> None:
     # Through JSON, so that numpy's scalars become Python's. Anything else is a TypeError.
     plain = json.loads(json.dumps(dict(values), default=np.generic.item))
     report[stage] = _dict(report.get(stage)) | plain
-    write_atomic(Path(run_dir) / "report.json", to_json(report, indent=2) + "\n")
+    write_atomic(run_dir / "report.json", to_json(report, indent=2) + "\n")
 
 
 # Reading a run that may be cut off anywhere
@@ -126,74 +125,75 @@ class RunFiles:
     name: str  # of the directory
     report: dict[str, dict[str, Any]]  # stage -> figures
     provenance: dict[str, Any]  # date, devices, commit
-    metrics: list[dict[str, Any]]  # by step
-    samples: list[dict[str, Any]]  # by step
-    texts: dict[str, str]  # the files shown at the end, by title
+    metrics: dict[str, list[dict[str, Any]]]  # stage -> records by step
+    samples: dict[str, list[dict[str, Any]]]  # stage -> records by step
+    texts: dict[str, str]  # the files shown at the end, by name
 
     def stages(self) -> list[str]:
         """Stages that reported or logged anything, in the order of the report."""
-        logged = [record["stage"] for record in self.metrics + self.samples]
-        return list(dict.fromkeys([*self.report, *logged]))
+        return list(dict.fromkeys([*self.report, *self.metrics, *self.samples]))
 
-    def series(self, stage: str, tag: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of one metric."""
-        points = []
-        for record in self.metrics:
-            value = _number(record.get(tag))
-            if record["stage"] == stage and value is not None:
-                points.append((record["step"], value))
-        points = np.array(points, float).reshape(-1, 2)
-        return points[:, 0], points[:, 1]
+    def figure(self, stage: str, name: str) -> float | None:
+        """A figure of the report, if it is a number."""
+        return _number(self.report.get(stage, {}).get(name))
+
+    def series(self, stage: str, tag: str) -> np.ndarray:
+        """Steps and values of one metric, [2, N]."""
+        points = [
+            (record["step"], record[tag])
+            for record in self.metrics.get(stage, [])
+            if _number(record.get(tag)) is not None
+        ]
+        return np.array(points, float).reshape(-1, 2).T
 
     def last_values(self, stage: str) -> dict[str, float]:
         """The last number of each metric of a stage."""
         last = {}
-        for record in self.metrics:
-            if record["stage"] == stage:
-                last |= {tag: x for tag, x in record.items() if _number(x) is not None}
+        for record in self.metrics.get(stage, []):
+            last |= {tag: x for tag, x in record.items() if _number(x) is not None}
         return last
 
 
 def read_run(run_dir: Path) -> RunFiles:
     """Read every file that the page shows."""
-    config, provenance, report = (
-        _text(run_dir / name) for name in ("config.toml", "provenance.json", "report.json")
-    )
+    paths = [run_dir / name for name in ("config.toml", "provenance.json", "report.json")]
+    texts = {p.name: p.read_text("utf-8", "replace") for p in paths if p.is_file()}
+    report = _parse(texts.get("report.json", ""))
     return RunFiles(
         name=run_dir.resolve().name,
-        report={stage: _dict(figures) for stage, figures in _parse(report).items()},
-        provenance=_parse(provenance),
+        report={stage: _dict(figures) for stage, figures in report.items()},
+        provenance=_parse(texts.get("provenance.json", "")),
         metrics=_records(run_dir / "metrics.jsonl"),
         samples=_records(run_dir / "samples.jsonl"),
-        texts={"Configuration": config, "Provenance": provenance, "All figures": report},
+        texts=texts,
     )
 
 
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _parse(text: str) -> dict[str, Any]:
+def _parse(text):
     try:
         return _dict(json.loads(text))
     except ValueError:
         return {}  # half written: the page shows the rest
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def _records(path):
     # A record without step or stage has no place on the page.
-    records = []
-    for record in read_jsonl(path):
-        if _number(record.get("step")) is not None and isinstance(record.get("stage"), str):
-            records.append(record)
-    return sorted(records, key=lambda record: record["step"])
+    sound = [
+        record
+        for record in read_jsonl(path)
+        if _number(record.get("step")) is not None and isinstance(record.get("stage"), str)
+    ]
+    stages = defaultdict(list)
+    for record in sorted(sound, key=itemgetter("step")):
+        stages[record["stage"]].append(record)
+    return stages
 
 
-def _dict(value: Any) -> dict:
+def _dict(value):
     return value if isinstance(value, dict) else {}
 
 
-def _number(value: Any) -> float | None:
+def _number(value) -> float | None:
     """The value, if it is a number that can be drawn."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) < LARGEST else None
@@ -204,7 +204,6 @@ def _number(value: Any) -> float | None:
 
 def write_report(run_dir: Path) -> Path:
     """Write report.html from what `run_dir` holds so far; returns its path."""
-    run_dir = Path(run_dir)
     run = read_run(run_dir)
     levels = _baseline_levels(run)
     keys = ("date", "devices", "processor", "commit")
@@ -215,28 +214,27 @@ def write_report(run_dir: Path) -> Path:
     return html.write_page(run_dir / "report.html", run.name, parts, " · ".join(origin))
 
 
-def _baseline_levels(run: RunFiles) -> Levels:
+def _baseline_levels(run: RunFiles):
     """Bits per byte of the same text under models that anyone can fit."""
     levels = {}
     for key, value in _dict(run.report.get("eval", {}).get("baselines")).items():
-        bits = _number(value)
-        is_kneser_ney = key.startswith("kn")
-        name = f"Kneser-Ney {key[2:]}" if is_kneser_ney else BASELINE_NAMES.get(key, key)
-        if bits and bits > 0:
-            levels[name] = (bits, "warm" if is_kneser_ney else "grey")
+        bits = _number(value) or 0
+        name, color = BASELINE_NAMES.get(key, key), "grey"
+        if key.startswith("kn"):
+            name, color = f"Kneser-Ney {key[2:]}", "warm"
+        if bits > 0:
+            levels[name] = bits, color
     return levels
 
 
 def _bits_per_byte(run: RunFiles) -> float | None:
     """The run's own figure: of the evaluation, else of pretraining so far."""
-    for stage in ("eval", "pretrain"):
-        bits = _number(run.report.get(stage, {}).get("val_bpb"))
-        if bits is not None:
-            return bits
-    return run.last_values("pretrain").get("eval/val_bpb")
+    so_far = run.last_values("pretrain").get("eval/val_bpb")
+    figures = (run.figure("eval", "val_bpb"), run.figure("pretrain", "val_bpb"), so_far)
+    return next((bits for bits in figures if bits is not None), None)
 
 
-def _headline(run: RunFiles, levels: Levels) -> Html:
+def _headline(run: RunFiles, levels):
     """The figure of the run among its baselines, worst first."""
     bits = _bits_per_byte(run)
     rows = [(value, name, color) for name, (value, color) in levels.items()]
@@ -257,7 +255,7 @@ def _headline(run: RunFiles, levels: Levels) -> Html:
     )
 
 
-def _verdict(bits: float | None, levels: Levels) -> str:
+def _verdict(bits, levels):
     """Between which two baselines the model stands."""
     if bits is None:
         return "not evaluated yet"
@@ -267,7 +265,7 @@ def _verdict(bits: float | None, levels: Levels) -> str:
     return ", ".join(worse[:1] + better[-1:]) or "no baselines to compare it with yet"
 
 
-def _stage_section(run: RunFiles, stage: str, levels: Levels) -> Html:
+def _stage_section(run: RunFiles, stage, levels):
     """Everything about one stage: pictures, figures, conversation and samples."""
     figures = run.report.get(stage, {})
     tags = run.last_values(stage)
@@ -282,36 +280,35 @@ def _stage_section(run: RunFiles, stage: str, levels: Levels) -> Html:
     return html.section(stage.capitalize(), *parts, note=note)
 
 
-def _draw_panel(run: RunFiles, stage: str, panel: Panel, levels: Levels) -> Html:
+def _draw_panel(run: RunFiles, stage, panel, levels):
     """The curves of a panel over steps; bits per byte also against the baselines."""
     is_bits = panel.label == BITS
-    bytes_per_token = _number(run.report.get("prepare", {}).get("bytes_per_token"))
+    # Without its bytes a curve in nats per token cannot be drawn as bits per byte.
+    bytes_per_token = run.figure("prepare", "bytes_per_token") or math.nan
     curves = []
     for line in panel.lines:
         steps, values = run.series(stage, line.tag)
         if is_bits and line.tag == "train/loss":
-            # Nats per token as bits per byte. Without its bytes the curve cannot be drawn.
             with np.errstate(over="ignore"):
-                values = values / (math.log(2) * (bytes_per_token or math.nan))
-        curves.append(
-            Curve(line.name, steps, values, line.color, line.half_life, not line.half_life)
-        )
+                values = values / (math.log(2) * bytes_per_token)
+        dots = not line.half_life
+        curves.append(Curve(line.name, steps, values, line.color, line.half_life, dots))
     levels = levels if is_bits else {}
-    return picture(curves, levels, "step", panel.label, log=is_bits, size=(9.6, 3.5))
+    return picture(curves, levels, ("step", panel.label), log=is_bits, size=(9.6, 3.5))
 
 
-def _small_panels(run: RunFiles, stage: str, tags: Iterable[str]) -> Html:
+def _small_panels(run: RunFiles, stage, tags):
     """A small picture of each metric that no panel shows, in the order of logging."""
     parts = []
     for tag in tags:
         curve = Curve(tag, *run.series(stage, tag))
         if len(curve.points()[0]) > 1 and len(parts) < MAX_PANELS:
-            drawing = picture([curve], {}, "step", "", size=(3.2, 1.5))
+            drawing = picture([curve], {}, ("step", ""), size=(3.2, 1.5))
             parts.append(f"<div>{html.heading(tag)}{drawing}</div>")
-    return Html(f'<div class="panels">{"".join(parts)}</div>' if parts else "")
+    return _div("panels", parts)
 
 
-def _figure_tables(figures: dict[str, Any]) -> list[Html]:
+def _figure_tables(figures):
     """The figures of a stage: single ones by name, records as rows of a table of their own."""
     single = []
     tables = []
@@ -328,7 +325,7 @@ def _figure_tables(figures: dict[str, Any]) -> list[Html]:
     return [html.table(("figure", "value"), single), *tables] if single else tables
 
 
-def _record_table(records: list[dict[str, Any]]) -> Html:
+def _record_table(records):
     """A row for each record; what is nested in it is in the JSON at the end of the page."""
     nested = dict | list
     columns = [key for key, value in records[0].items() if not isinstance(value, nested)]
@@ -337,7 +334,7 @@ def _record_table(records: list[dict[str, Any]]) -> Html:
     return html.table(columns, rows)
 
 
-def _format(value: Any) -> Html:
+def _format(value):
     if isinstance(value, dict):
         return escape(", ".join(f"{key} {_format(item)}" for key, item in value.items()), MAX_CHARS)
     if isinstance(value, float):
@@ -345,83 +342,75 @@ def _format(value: Any) -> Html:
     return Html() if value is None else escape(value, MAX_CHARS)
 
 
-def _list(value: Any) -> list:
+def _list(value):
     return value if isinstance(value, list) else []
 
 
-def _conversation(figures: dict[str, Any]) -> Html:
+def _conversation(figures):
     bubbles = []
     for turn in _list(figures.get("conversation"))[:MAX_ROWS]:
         role, content = _dict(turn).get("role", ""), _dict(turn).get("content", "")
         side = "user" if role == "user" else "other"
         words = f"<span>{escape(role, MAX_CHARS)}</span><p>{escape(content)}</p>"
         bubbles.append(f'<div class="turn {side}">{words}</div>')
-    return Html(f'<div class="chat">{"".join(bubbles)}</div>' if bubbles else "")
+    return _div("chat", bubbles)
 
 
-def _sample_cards(run: RunFiles, stage: str) -> list[Html]:
+def _sample_cards(run: RunFiles, stage):
     """What the model wrote at some of its steps, the first and the last among them."""
-    cards = defaultdict(list)  # step -> cards
-    for record in run.samples:
-        if record["stage"] == stage:
-            tag, text = escape(record.get("tag", ""), MAX_CHARS), escape(record.get("text", ""))
-            cards[record["step"]].append(
-                f'<div class="card"><p class="note">{tag}</p><pre>{text}</pre></div>'
-            )
-    steps = list(cards)  # in ascending order, as the samples are
+    cards = defaultdict(list)  # step -> cards, in ascending order as the samples are
+    for record in run.samples.get(stage, []):
+        tag, text = escape(record.get("tag", ""), MAX_CHARS), escape(record.get("text", ""))
+        card = f'<div class="card"><p class="note">{tag}</p><pre>{text}</pre></div>'
+        cards[record["step"]].append(card)
+    steps = list(cards.items())
     most = max(map(len, cards.values()), default=1)
     wanted = min(len(steps), max(2, MAX_SAMPLES // most))
     parts = []
     for i in np.linspace(0, len(steps) - 1, wanted).round().astype(int):
-        written = "".join(cards[steps[i]][:MAX_SAMPLES])
-        parts.append(html.heading(f"Written at step {steps[i]:,.0f}"))
-        parts.append(Html(f'<div class="cards">{written}</div>'))
+        step, written = steps[i]
+        parts.append(html.heading(f"Written at step {step:,.0f}"))
+        parts.append(_div("cards", written[:MAX_SAMPLES]))
     return parts
 
 
-def _cost_section(run: RunFiles) -> Html:
+def _cost_section(run: RunFiles):
     """What each stage took: time by kind of work, steps, tokens, steps skipped by the guard."""
     rows = []
     total = 0.0
     for stage in run.stages():
-        figures, last = run.report.get(stage, {}), run.last_values(stage)
-        reported = _dict(figures.get("time"))
+        # The report has the time of a stage that is done, the metrics that of one under way.
+        reported = _dict(run.report.get(stage, {}).get("time"))
+        last = run.last_values(stage)
         spent = {}
         for kind in TIME_COLORS:
-            # The report has the time of a stage that is done, the metrics that of one under way.
             spent[kind] = _number(reported.get(kind)) or last.get(f"time/{kind}", 0.0)
-        seconds = _number(figures.get("seconds"))
-        total += seconds or 0
+        seconds = run.figure(stage, "seconds") or 0
+        total += seconds
         # A stage that prepares text has tokens and no training metrics.
-        tokens = _number(figures.get("tokens")) or last.get("train/tokens")
-        counts = [
-            last.get("step"),
-            tokens,
-            last.get("time/tokens_per_s"),
-            last.get("guard/skipped"),
-        ]
-        cells = ["" if x is None else f"{x:,.0f}" for x in counts]
-        rows.append([stage, _duration(seconds or sum(spent.values())), _time_bar(spent), *cells])
+        tokens = run.figure(stage, "tokens") or last.get("train/tokens")
+        logged = map(last.get, ("time/tokens_per_s", "guard/skipped"))
+        counts = ["" if x is None else f"{x:,.0f}" for x in (last.get("step"), tokens, *logged)]
+        rows.append([stage, _duration(seconds or sum(spent.values())), _time_bar(spent), *counts])
     if not rows:
         return Html()
     head = ("stage", "time", "spent on", "steps", "tokens", "tokens/s", "steps skipped")
     swatch = '<span><i style="background: var(--{})"></i>{}</span>'
-    legend = "".join(swatch.format(color, kind) for kind, color in TIME_COLORS.items())
+    keys = _div("keys", [swatch.format(color, kind) for kind, color in TIME_COLORS.items()])
     note = f"All stages that have finished: {_duration(total)}." if total else ""
-    keys = f'<div class="keys">{legend}</div>'
     return html.section("Time and cost", html.table(head, rows), keys, note=note)
 
 
-def _time_bar(spent: dict[str, float]) -> Html:
+def _time_bar(spent):
     parts = []
     for kind, seconds in spent.items():
         if seconds > 0:
             style = f"flex: {1e4 * seconds:.0f}; background: var(--{TIME_COLORS[kind]})"
             parts.append(f'<i style="{style}" title="{kind} {_duration(seconds)}"></i>')
-    return Html(f'<div class="split">{"".join(parts)}</div>' if parts else "")
+    return _div("split", parts)
 
 
-def _duration(seconds: float) -> str:
+def _duration(seconds):
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -430,11 +419,16 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _files_section(run: RunFiles) -> Html:
+def _div(kind, parts):
+    """Some HTML in a box of that class; nothing for nothing."""
+    body = "".join(parts)
+    return Html(f'<div class="{kind}">{body}</div>' if body else "")
+
+
+def _files_section(run: RunFiles):
     """Configuration, provenance and the whole record, folded away."""
     folded = []
-    for title, text in run.texts.items():
-        if text.strip():
-            body = html.preformatted(text, MAX_FILE_CHARS)
-            folded.append(f"<details><summary>{title}</summary>{body}</details>")
+    for name, text in run.texts.items():
+        body = html.preformatted(text, MAX_FILE_CHARS)
+        folded.append(f"<details><summary>{name}</summary>{body}</details>")
     return Html(f"<section>{''.join(folded)}</section>" if folded else "")

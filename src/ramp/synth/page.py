@@ -103,12 +103,11 @@ def _plot_bits(history):
     all_text = picture(
         [Curve("this run", generations, bpb, dots=True)],
         {"first model": (last.first_bpb, "green")},
-        "generation",
-        "bits per byte, held out",
+        ("generation", "bits per byte, held out"),
     )
     rare_curve = Curve("this run", generations, rare, "warm", dots=True)
-    label = "bits per rare token, held out"
-    return all_text, picture([rare_curve], {}, "generation", label, size=(9.6, 2.5))
+    labels = ("generation", "bits per rare token, held out")
+    return all_text, picture([rare_curve], {}, labels, size=(9.6, 2.5))
 
 
 def _tabulate_panel(panel):
