@@ -91,7 +91,7 @@ def test_scales_abilities_and_items_are_recovered():
     fit = items.fit(c)
     assert fit.hyper[:, 0].mean() == pytest.approx(1.5, abs=0.25)
     assert fit.hyper[:, 2].mean() == pytest.approx(6, rel=0.4)
-    truth = 1.5 + 1.5 * c.progress
+    truth = 1.5 + 1.5 * c.x
     ours = fit.mean[:5]
     assert ours - ours.mean() == pytest.approx(truth - truth.mean(), abs=0.35)
     share = np.array(

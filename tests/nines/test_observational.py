@@ -44,7 +44,7 @@ def test_scores_know_nothing_of_what_is_asked():
     known, asked = s.x <= 22.5, s.x > 22.5
     before = observational.predict(s, known, asked)
     hidden = observational.Systems(
-        s.names,
+        s.name,
         s.family,
         s.x,
         s.z,
@@ -55,9 +55,9 @@ def test_scores_know_nothing_of_what_is_asked():
 
 def test_far_from_every_system_is_uncertain():
     s = of(suite())
-    far = s.z + np.where(np.arange(len(s.names))[:, None] == 0, 8.0, 0.0)
-    asked = np.arange(len(s.names)) == 0
-    near, wide = (observational.predict(observational.Systems(s.names, s.family, s.x, z, s.y, s.value, s.error, s.n), ~asked, asked)
+    far = s.z + np.where(np.arange(len(s))[:, None] == 0, 8.0, 0.0)
+    asked = np.arange(len(s)) == 0
+    near, wide = (observational.predict(observational.Systems(s.name, s.family, s.x, z, s.y, s.value, s.error, s.n), ~asked, asked)
                   for z in (s.z, far))  # fmt: skip
     spread = [
         np.subtract(*np.quantile(np.log(d + 1e-3) - np.log(1 - d + 1e-3), (0.95, 0.05)))

@@ -22,8 +22,8 @@ def suite(seed: int, count: int, models: int, tries: int, families: int) -> item
     wins = rng.binomial(tries, rng.beta(p * 6, (1 - p) * 6)).astype(float)
     names = [str(k) for k in range(count)]
     return items.Cells(
-        m, i, np.zeros(len(m), int), wins, np.full(len(m), float(tries)), np.zeros(len(m)), progress,
-        [("run", float(x)) for x in progress], names, ["base"], family, hard - hard.mean(), names[:families],
+        m, i, np.zeros(len(m), int), wins, np.full(len(m), float(tries)), np.zeros(len(m)),
+        np.full(models, "run"), progress, names, ["base"], family, hard - hard.mean(), names[:families],
     )  # fmt: skip
 
 
@@ -38,14 +38,14 @@ def nuts(c: items.Cells, warmup: int, samples: int) -> dict[str, np.ndarray]:
         sd_item = jnp.exp(numpyro.sample("log_item", dist.Normal(*_prior(0))))
         sd_family = jnp.exp(numpyro.sample("log_family", dist.Normal(*_prior(1))))
         phi = jnp.exp(numpyro.sample("log_phi", dist.Normal(*_prior(2))))
-        theta = numpyro.sample("theta", dist.Normal(0, 5).expand([len(c.models)]))
+        theta = numpyro.sample("theta", dist.Normal(0, 5).expand([len(c.runs)]))
         beta = numpyro.sample("beta", dist.Normal(0, 1))
         family = sd_family * numpyro.sample("family", dist.Normal(0, 1).expand([len(c.families)]))
         effect = sd_item * numpyro.sample("effect", dist.Normal(0, 1).expand([len(c.items)]))
         level = numpyro.sample("level", dist.Normal(*items.LAPSE))
         trend = numpyro.sample("trend", dist.Normal(*items.TREND))
         hard = beta * c.difficulty + family[c.family] + effect
-        lapse = jax.nn.sigmoid(level + trend * c.progress)[c.model]
+        lapse = jax.nn.sigmoid(level + trend * c.x)[c.model]
         p = jnp.clip((1 - lapse) * jax.nn.sigmoid(theta[c.model] - hard[c.item]), 1e-6, 1 - 1e-6)
         numpyro.sample("wins", dist.BetaBinomial(p * phi, (1 - p) * phi, c.count), obs=c.successes)
 
@@ -78,7 +78,7 @@ def agreement(c: items.Cells, warmup: int, samples: int) -> tuple[np.ndarray, fl
     )
     print(
         "abilities",
-        np.abs(fit.mean[: len(c.models)] - oracle["theta"].mean(0)).max(),
+        np.abs(fit.mean[: len(c.runs)] - oracle["theta"].mean(0)).max(),
         oracle["theta"].std(0).max(),
     )
     return np.exp(np.log(fit.hyper).mean(0)) / scales, middle - start, end - middle

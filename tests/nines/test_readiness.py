@@ -143,7 +143,7 @@ def test_ties_in_difficulty_keep_their_weight():
     hard = np.r_[np.zeros(36), np.full(4, 3.0)]
     none = np.zeros(0)
     c = items.Cells(
-        none, none, none, none, np.ones(1), np.zeros(1), none, [("a", 0.0)], list("x" * 40), ["base"],
+        none, none, none, none, np.ones(1), np.zeros(1), np.array(["a"]), np.zeros(1), list("x" * 40), ["base"],
         np.zeros(40, int), hard, ["f"],
     )  # fmt: skip
     names = ["ability a 0", "difficulty", "family f", "lapse level", "lapse trend"]

@@ -68,11 +68,10 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
 def readiness_levels(t: Trials, nines: float = 2) -> list[Level]:
     """The levels from "demo" up, judged by the trials of the last checkpoint."""
     last = last_checkpoint(t)
-    successes, tries, slices = last.successes, last.tries, last.slices
-    rates = {}
-    for name in np.unique(slices):
-        rows = slices == name
-        rates[name] = (successes[rows] / tries[rows]).mean()
+    successes = last.successes
+    tries = last.tries
+    slices = last.slices
+    rates = {name: (successes / tries)[slices == name].mean() for name in np.unique(slices)}
     base = "base" if "base" in rates else slices[0]
     worst = min(rates.values())
     n = len(last.first_tries)
@@ -83,7 +82,7 @@ def readiness_levels(t: Trials, nines: float = 2) -> list[Level]:
     k = int(min(DEMO_TRIES, tries[is_base].min()))
     at_least_one = intervals.pass_at_k(k, successes[is_base], tries[is_base])
     reason = f"pass@{k} {at_least_one:.3f} on {base} (at least .9)"
-    levels = [Level("demo", at_least_one >= DEMO_RATE, reason)]
+    checks = [("demo", at_least_one >= DEMO_RATE, reason)]
 
     # pilot: most items work every time, in every slice.
     k = int(min(PILOT_TRIES, tries.min()))
@@ -91,32 +90,41 @@ def readiness_levels(t: Trials, nines: float = 2) -> list[Level]:
     every = intervals.pass_hat_k(k, successes, tries)
     drop = rates[base] - worst
     reached = low >= PILOT_LOWER and every >= PILOT_ALL and drop <= PILOT_DROP
-    reason = f"lower bound {low:.3f} (.9), pass^{k} {every:.3f} (.8)"
-    reason += f", worst slice {drop:.3f} below base (.1)"
+    reason = (
+        f"lower bound {low:.3f} (.9), pass^{k} {every:.3f} (.8), "
+        f"worst slice {drop:.3f} below base (.1)"
+    )
     if k < PILOT_TRIES:
+        reached = False
         reason += f"; four tries an item are needed, there are {k}"
-    levels.append(Level("pilot", reached and k == PILOT_TRIES, reason))
+    checks.append(("pilot", reached, reason))
 
     # production: demonstrated, with no slice more than one nine worse.
     needed = intervals.trials_to_demonstrate(1 - 10.0**-nines, failures)
-    reason = f"{n} distinct items with {failures} failures; {needed:,} are needed for so many"
-    reason += f"; worst slice {worst:.3f}"
+    reason = (
+        f"{n} distinct items with {failures} failures; {needed:,} are needed for so many; "
+        f"worst slice {worst:.3f}"
+    )
     reached = n >= needed and worst >= 1 - 10.0 ** -(nines - 1)
-    levels.append(Level(f"production-{nines:g}", reached, reason))
+    checks.append((f"production-{nines:g}", reached, reason))
 
-    levels.append(Level("sustained", *_is_sustained(t)))
-    reached = np.logical_and.accumulate([level.reached for level in levels]).tolist()
-    return [Level(v.name, ok, v.reason) for v, ok in zip(levels, reached, strict=True)]
+    checks.append(("sustained", *_is_sustained(t)))
+    levels = []
+    all_below = True
+    for name, reached, reason in checks:
+        all_below &= bool(reached)
+        levels.append(Level(name, all_below, reason))
+    return levels
 
 
-def _is_sustained(t: Trials) -> tuple[bool, str]:
+def _is_sustained(t):
     """Whether failures thin out over the checkpoints, taken as rounds of repair; and why.
 
     A round is one try an item, its failures spread evenly over it.
     """
     x = checkpoint_progress(t)
     is_run = t.run == t.run[x.argmax()]
-    failures: list[float] = []
+    failures = []
     tried = 0
     for checkpoint in np.unique(x[is_run]):
         first_tries = last_checkpoint(t[is_run & (x == checkpoint)]).first_tries
@@ -131,10 +139,11 @@ def _is_sustained(t: Trials) -> tuple[bool, str]:
     left = "no end in sight" if r.remaining is None else f"{r.remaining:.3g} left"
     low, high = r.interval
     crow_amsaa, goel_okumoto = r.next_failures
-    reason = "failures thin out where Crow-AMSAA's exponent is below 1:"
-    reason += f" {r.exponent:.2f} [{low:.2f} .. {high:.2f}]"
-    reason += f"; in as many trials again {crow_amsaa:.3g} failures"
-    return high < 1, f"{reason}, by Goel-Okumoto {goel_okumoto:.3g}, {left}"
+    return high < 1, (
+        "failures thin out where Crow-AMSAA's exponent is below 1: "
+        f"{r.exponent:.2f} [{low:.2f} .. {high:.2f}]; in as many trials again "
+        f"{crow_amsaa:.3g} failures, by Goel-Okumoto {goel_okumoto:.3g}, {left}"
+    )
 
 
 # The audit of a demo
@@ -166,11 +175,9 @@ def permutation_p_value(
     difficulty: [I], from other systems; chosen: places of the demo's items.
     """
     rng = np.random.default_rng(seed)
-    observed = difficulty[chosen].mean()
-    easy = 0
-    for _ in range(draws):
-        sample = rng.permutation(len(difficulty))[: len(chosen)]
-        easy += difficulty[sample].mean() <= observed + 1e-12
+    k = len(chosen)
+    samples = np.array([rng.permutation(difficulty)[:k].mean() for _ in range(draws)])
+    easy = (samples <= difficulty[chosen].mean() + 1e-12).sum()
     # The demo itself counts as one of the draws, so that p is never 0.
     return (1 + easy) / (1 + draws)
 
@@ -182,10 +189,8 @@ def attempts_until_clean(items: int, pass_rate: float) -> float:
     """
     clean = pass_rate**items
     if clean == 0:
-        return float("inf")
-    if clean >= 0.5:
-        return 1.0
-    return np.log(0.5) / np.log1p(-clean)
+        return np.inf
+    return 1.0 if clean >= 0.5 else np.log(0.5) / np.log1p(-clean)
 
 
 def hash_items(names: list[str]) -> str:
@@ -216,15 +221,15 @@ def audit_demo(
         raise UserError(
             "the demo shows the whole suite; nothing was left out that could have been picked from"
         )
-    successes, tries = np.bincount(item, t.success * is_run), np.bincount(item, is_run)
-    other_successes, other_tries = (
-        np.bincount(item, t.success * ~is_run),
-        np.bincount(item, ~is_run),
-    )
+    successes = np.bincount(item, t.success * is_run)
+    tries = np.bincount(item, is_run)
+    other_successes = np.bincount(item, t.success) - successes
+    other_tries = np.bincount(item) - tries
     difficulty = -logit((other_successes + 0.5) / (other_tries + 1))
     places = np.flatnonzero(np.isin(suite, chosen))
-    pass_rate = t.success[is_run & np.isin(t.item, chosen)].mean()
-    suite_pass_rate = t.success[is_run].mean()
+    own = t[is_run]
+    pass_rate = own.success[np.isin(own.item, chosen)].mean()
+    suite_pass_rate = own.success.mean()
     k = int(min(8, tries.min()))
     at_k = hat_k = None
     if k >= 2:
@@ -233,10 +238,10 @@ def audit_demo(
     else:
         # Nothing was tried twice: the correlation of tries is borrowed from other systems.
         correlation = _borrow_correlation(t, run)
-        k = None if correlation is None else 8
-        if k:
+        k = None
+        if correlation is not None:
+            k = 8
             hat_k = intervals.beta_binomial_pass_hat_k(k, suite_pass_rate, correlation)
-    names = np.unique(t.slice[is_run])
     item_hash = hash_items(chosen)
     return DemoAudit(
         items=len(places),
@@ -250,22 +255,22 @@ def audit_demo(
         k=k,
         pass_at_k=at_k,
         pass_hat_k=hat_k,
-        slices={str(s): t.success[is_run & (t.slice == s)].mean() for s in names},
+        slices={str(s): own.success[own.slice == s].mean() for s in np.unique(own.slice)},
     )
 
 
-def _borrow_correlation(t: Trials, run: str) -> float | None:
+def _borrow_correlation(t, run):
     """The correlation of tries to expect of a run that tried no item twice; None: too few did."""
     first, group = group_rows(t.run, t.task)
-    runs, tasks = t.run[first], t.task[first]
+    runs = t.run[first]
+    tasks = t.task[first]
     rate = np.bincount(group, t.success) / np.bincount(group)
-    correlation = []
+    correlation = np.empty(len(first))
     for g in range(len(first)):
-        rows = group == g
-        item = np.unique(t.item[rows], return_inverse=True)[1]
-        successes = np.bincount(item, t.success[rows])
-        correlation.append(intervals.intraclass_correlation(successes, np.bincount(item)))
-    correlation = np.array(correlation)
+        of_group = t[group == g]
+        item = np.unique(of_group.item, return_inverse=True)[1]
+        successes = np.bincount(item, of_group.success)
+        correlation[g] = intervals.intraclass_correlation(successes, np.bincount(item))
     known = np.isfinite(correlation) & (runs != run)
     if known.sum() < 3:
         return None

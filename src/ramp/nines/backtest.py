@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy import ndarray
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy.special import expit, logit
 from scipy.stats import norm
 
@@ -33,7 +34,8 @@ NINES = "nines"  # our own forecast among the methods
 
 def crps(draws: ndarray, y: float) -> float:
     """Continuous ranked probability score, E|X - y| - E|X - X'| / 2, in O(n log n)."""
-    ordered, n = np.sort(draws), len(draws)
+    ordered = np.sort(draws)
+    n = len(draws)
     weights = 2 * np.arange(1, n + 1) - n - 1
     return np.abs(ordered - y).mean() - (weights * ordered).sum() / n**2
 
@@ -67,10 +69,9 @@ class ScoredForecast:
     target: float  # log10 progress that it is of
     actual: float
     median: float
-    pit: tuple[float, float]
-    raw_pit: float  # its middle, before widening
-    crps: dict[str, float]  # by method: NINES and the baselines
-    covered: dict[str, float]  # by its 90% interval, 0 to 1
+    pits: dict[str, tuple[float, float]]  # by method: NINES and the baselines
+    crps: dict[str, float]  # by method
+    raw_pit: float  # the middle of ours, before widening
     shape_scores: ndarray  # [K] log density of what happened, by shape
     events: list[tuple[float, bool]]  # "it reaches T": probability, and whether it did
 
@@ -97,9 +98,9 @@ def observe_accuracy(p: ndarray, n: float) -> ndarray:
 
 def growth_points(c: Curves, now: float) -> Points:
     """Where the curves are known, with progress counted from `now`."""
-    sizes_known = np.isfinite(c.size).all()
-    size = np.log10(c.size) if sizes_known else np.zeros(len(c))
-    return Points(c.x - now, size, c.run)
+    # Without sizes all runs are alike.
+    size = c.size if np.isfinite(c.size).all() else np.ones(len(c))
+    return Points(c.x - now, np.log10(size), c.run)
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ class Origin:
     @cached_property
     def fits(self) -> list[Fit]:
         """Every shape of growth, fitted to what is known; only when a forecast asks for it."""
-        y, error = accuracy_logits(self.known)
         points = growth_points(self.known, self.now)
-        return [growth.fit(shape, points, y, error) for shape in SHAPES]
+        values = accuracy_logits(self.known)
+        return [growth.fit(shape, points, *values) for shape in SHAPES]
 
     def sample_logits(self, before: Curves, to: Points, rng: np.random.Generator) -> ndarray:
         """[DRAWS, T] logits that one curve, known as `before`, will show; not widened yet."""
@@ -127,13 +128,15 @@ class Origin:
 
     def widen(self, logits: ndarray, before: Curves) -> ndarray:
         """[DRAWS, T] accuracies with the spread that past forecasts call for."""
-        widened = growth.widen(logits, self.stacking.widening)
-        return observe_accuracy(expit(widened), before.n[-1])
+        return _to_accuracy(growth.widen(logits, self.stacking.widening), before)
 
 
-def _learn(past: Sequence[ScoredForecast]) -> Stacking:
-    scores = [p.shape_scores for p in past]
-    return growth.learn_stacking(scores, [p.raw_pit for p in past])
+def _to_accuracy(logits, before):
+    return observe_accuracy(expit(logits), before.n[-1])
+
+
+def _learn(past):
+    return growth.learn_stacking([p.shape_scores for p in past], [p.raw_pit for p in past])
 
 
 def score(
@@ -147,19 +150,18 @@ def score(
     curve = curve[np.argsort(curve.x)]
     curve = curve[curve.x <= target + 1e-9]
     is_before = curve.x <= origin.now + 1e-9
-    before, after = curve[is_before], curve[~is_before]
+    before = curve[is_before]
+    after = curve[~is_before]
     to = growth_points(after, origin.now)
-    actual = after.value[-1]
     logits = origin.sample_logits(before, to, rng)
     draws = origin.widen(logits, before)
-    raw = observe_accuracy(expit(logits[:, -1]), before.n[-1])
     # The baselines draw from the same generator, after our own forecast.
-    ensembles = {NINES: draws[:, -1]}
-    ensembles |= baselines(origin.known, before, origin.now, target, rng)
-    pits = {name: pit(ensemble, actual) for name, ensemble in ensembles.items()}
+    others = baselines(origin.known, before, origin.now, target, rng)
+    ensembles = {NINES: draws[:, -1]} | others
+    actual = after.value[-1]
     # What is known already counts towards an event too.
-    known_values = np.tile(before.value, (DRAWS, 1))
-    tops = _best(np.concatenate([known_values, draws], 1))
+    known = np.tile(before.value, (DRAWS, 1))
+    tops = _best(np.append(known, draws, axis=1))
     open_thresholds = [t for t in thresholds if _best(before.value) < t]
     last_logit = accuracy_logits(after)[0][-1]
     error = accuracy_logits(before)[1][-1]
@@ -171,24 +173,22 @@ def score(
         target=float(target),
         actual=actual,
         median=np.median(draws[:, -1]),
-        pit=pits[NINES],
-        raw_pit=np.mean(pit(raw, actual)),
+        pits={name: pit(ensemble, actual) for name, ensemble in ensembles.items()},
         crps={name: crps(ensemble, actual) for name, ensemble in ensembles.items()},
-        covered={name: coverage(*ends, 0.9) for name, ends in pits.items()},
-        shape_scores=np.array([norm.logpdf(last_logit, *normal) for normal in predicted]),
+        raw_pit=float(np.mean(pit(_to_accuracy(logits[:, -1], before), actual))),
+        shape_scores=norm.logpdf(last_logit, *np.transpose(predicted)),
         events=[((tops >= t).mean(), bool(_best(curve.value) >= t)) for t in open_thresholds],
     )
 
 
-def _best(values: ndarray) -> ndarray:
+def _best(values):
     """The highest median of three neighbouring checkpoints along the last axis.
 
     One lucky checkpoint does not count as reached.
     """
     if values.shape[-1] < 3:
         return values.max(-1)
-    neighbours = [values[..., :-2], values[..., 1:-1], values[..., 2:]]
-    return np.median(neighbours, axis=0).max(-1)
+    return np.median(sliding_window_view(values, 3, axis=-1), axis=-1).max(-1)
 
 
 def baselines(
@@ -201,16 +201,18 @@ def baselines(
     and q. analog: the last logit moves as the two next smaller sizes moved from here to the target.
     """
     y, error = accuracy_logits(before)
-    x, lead = before.x[-8:] - origin, target - origin
+    x = before.x[-8:] - origin
+    lead = target - origin
     z = rng.standard_normal(DRAWS)
-    last, last_error = before.value[-1], np.nan_to_num(before.stderr[-1])
+    last = before.value[-1]
+    last_error = np.nan_to_num(before.stderr[-1])
     ensembles = {"persistence": np.clip(last + last_error * z, 0, 1)}
     if len(x) >= 3:
         center, residual = _extrapolate_line(x, y[-8:], lead)
         ensembles["log-linear"] = expit(center + np.hypot(error[-1], residual) * z)
-        values, curves = before.value[-8:], []
-        for rate in np.geomspace(0.05, 3, 30):
-            curves.append(_extrapolate_line(10 ** (-rate * x), values, 10 ** (-rate * lead)))
+        values = before.value[-8:]
+        scales = 10 ** -np.geomspace(0.05, 3, 30)
+        curves = [_extrapolate_line(scale**x, values, scale**lead) for scale in scales]
         center, residual = min(curves, key=lambda curve: curve[1])
         ensembles["power law"] = np.clip(center + np.hypot(last_error, residual) * z, 0, 1)
     smaller = np.unique(known.size[known.size < before.size[-1]])[-2:]
@@ -218,7 +220,8 @@ def baselines(
     for run in np.unique(known.run[np.isin(known.size, smaller)]):
         other = known[known.run == run]
         logits = accuracy_logits(other)[0]
-        start, end = np.isclose(other.x, before.x[-1]), np.isclose(other.x, target)
+        start = np.isclose(other.x, before.x[-1])
+        end = np.isclose(other.x, target)
         if start.any() and end.any():
             moves.append(logits[end][0] - logits[start][0])
     if len(moves) >= 2:
@@ -228,11 +231,11 @@ def baselines(
     return ensembles
 
 
-def _extrapolate_line(x: ndarray, y: ndarray, at: float) -> tuple[float, float]:
+def _extrapolate_line(x, y, at):
     """A least-squares line at one place, and its residual standard deviation."""
     line = np.polyfit(x, y, 1)
-    squares = ((y - np.polyval(line, x)) ** 2).sum()
-    return np.polyval(line, at), np.sqrt(squares / max(len(x) - 2, 1))
+    residual = y - np.polyval(line, x)
+    return np.polyval(line, at), np.sqrt(residual @ residual / max(len(x) - 2, 1))
 
 
 # Rolling origins
@@ -256,7 +259,7 @@ def over_sizes(
             f" with a checkpoint at the target; there are {len(sizes)}"
         )
     in_window = c.x >= origin - WINDOW
-    past: list[ScoredForecast] = []
+    past = []
     # The smallest size has nothing smaller to be forecast from.
     for size in sizes[1:]:
         stacking = _learn(past)
@@ -294,8 +297,7 @@ def over_time(
         in_window = c.x >= now - WINDOW
         for run, task, origin in _open_origins(c, now, scored):
             curve = c[(c.run == run) & (c.task == task) & in_window]
-            later = np.unique(curve.x[curve.x > now + 1e-9])
-            for target in later[:AHEAD]:
+            for target in np.unique(curve.x[curve.x > now + 1e-9])[:AHEAD]:
                 if (run, task, now, target) not in done:
                     scored.append(score(origin, curve, target, thresholds))
     if not scored:
@@ -321,9 +323,7 @@ def forecast_curves(
         yield run, task, origin.widen(logits, before)
 
 
-def _open_origins(
-    c: Curves, now: float, past: Sequence[ScoredForecast]
-) -> Iterator[tuple[str, str, Origin]]:
+def _open_origins(c, now, past):
     """Run, task and what is known, of each curve with enough checkpoints up to `now`."""
     stacking = _learn([p for p in past if p.target <= now + 1e-9])
     rows = c[(c.x <= now + 1e-9) & (c.x >= now - WINDOW)]
@@ -379,26 +379,23 @@ def summarize(past: list[ScoredForecast]) -> Summary:
     methods = {}
     for name in past[0].crps:
         if all(name in p.crps for p in past):
-            mean_crps = np.mean([p.crps[name] for p in past])
-            methods[name] = MethodScores(mean_crps, np.mean([p.covered[name] for p in past]))
-    events = [event for p in past for event in p.events]
-    return Summary(
-        forecasts=len(past),
-        methods=methods,
-        coverage80=np.mean([coverage(*p.pit, 0.8) for p in past]),
-        mae=np.mean([abs(p.median - p.actual) for p in past]),
-        pit=count_pits([p.pit for p in past]),
-        events=_summarize_events(events) if events else None,
-    )
+            covered = np.mean([coverage(*p.pits[name], 0.9) for p in past])
+            methods[name] = MethodScores(np.mean([p.crps[name] for p in past]), covered)
+    pits = [p.pits[NINES] for p in past]
+    coverage80 = np.mean([coverage(*ends, 0.8) for ends in pits])
+    mae = np.mean([abs(p.median - p.actual) for p in past])
+    events = _summarize_events([event for p in past for event in p.events])
+    return Summary(len(past), methods, coverage80, mae, count_pits(pits), events)
 
 
-def _summarize_events(events: list[tuple[float, bool]]) -> EventScores:
+def _summarize_events(events):
+    if not events:
+        return None
     probability, happened = np.array(events, float).T
     rate = happened.mean()
     calibration = []
     bins = np.digitize(probability, (0.1, 0.3, 0.5, 0.7, 0.9))
-    for k in np.unique(bins):
-        rows = bins == k
+    for rows in (bins == k for k in np.unique(bins)):
         calibration.append((probability[rows].mean(), happened[rows].mean(), int(rows.sum())))
     brier = ((probability - happened) ** 2).mean()
     return EventScores(len(events), rate, brier, rate * (1 - rate), calibration)

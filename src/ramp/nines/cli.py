@@ -4,18 +4,27 @@ The arguments only, so that --help needs no NumPy. What the commands do is in `c
 """
 
 import argparse
-from dataclasses import fields, is_dataclass
+import json
 from pathlib import Path
-from typing import Any
 
 from ramp.errors import UserError
 from ramp.files import to_json
 
-Argument = tuple[tuple[str, ...], dict[str, Any]]
+
+def _argument(name, **options):
+    return name, options
 
 
-def _argument(*names: str, **options: Any) -> Argument:
-    return names, options
+def _number(name, default, text=None, **options):
+    return _argument(name, type=float, default=default, help=text, **options)
+
+
+def _mix(name, text):
+    return _argument(name, action="append", default=[], metavar="NAME=FRACTION", help=text)
+
+
+def _record(text):
+    return _argument("--record", type=Path, metavar="JSONL", help=text)
 
 
 # What all commands on a table take.
@@ -29,77 +38,50 @@ FILE = (
         help="keep only these rows",
     ),
 )
-# What several commands share.
-CONFIDENCE = _argument("--confidence", type=float, default=0.95)
-RECORD = {"type": Path, "metavar": "JSONL"}
-MIX = {"action": "append", "default": [], "metavar": "NAME=FRACTION"}
+CONFIDENCE = _number("--confidence", 0.95)
 
 # Every command: its help, and its arguments.
-COMMANDS: dict[str, tuple[str, tuple[Argument, ...]]] = {
+COMMANDS = {
     "plan": (
         "how many trials certify a number of nines, and who bears which risk",
         (
-            _argument("--nines", type=float, default=3.0, help="level to show (default 3)"),
+            _number("--nines", 3.0, "level to show (default 3)"),
             CONFIDENCE,
-            _argument(
-                "--correlation",
-                type=float,
-                default=0.5,
-                help="of two tries at one item (default .5)",
-            ),
+            _number("--correlation", 0.5, "of two tries at one item (default .5)"),
         ),
     ),
     "certify": (
         "what the trials of the last checkpoint prove, without a model",
-        (
-            *FILE,
-            _argument("--nines", type=float, default=2.0, help="level to show (default 2)"),
-            CONFIDENCE,
-        ),
+        (*FILE, _number("--nines", 2.0, "level to show (default 2)"), CONFIDENCE),
     ),
     "fit": ("which items are hard, how able each checkpoint is, how failures correlate", FILE),
     "forecast": (
         "at which compute a number of nines is reached, with what probability",
         (
             *FILE,
-            _argument("--nines", type=float, nargs="+", default=[1.0, 2.0, 3.0]),
-            _argument("--probability", type=float, default=0.8, help="to reach it (default .8)"),
-            _argument(
-                "--decades",
-                type=float,
-                default=1.0,
-                help="how far ahead, in powers of ten (default 1)",
-            ),
+            _number("--nines", [1.0, 2.0, 3.0], nargs="+"),
+            _number("--probability", 0.8, "to reach it (default .8)"),
+            _number("--decades", 1.0, "how far ahead, in powers of ten (default 1)"),
             _argument("--run", help="whose future (default: the run that got furthest)"),
-            _argument("--family", **MIX, help="fraction of a family in the mix"),
-            _argument("--slice", **MIX, help="fraction of a slice in the mix"),
+            _mix("--family", "fraction of a family in the mix"),
+            _mix("--slice", "fraction of a slice in the mix"),
             _argument(
                 "--schedule",
                 type=Path,
                 metavar="CSV",
                 help="date,compute: what will have been spent when",
             ),
-            _argument("--record", **RECORD, help="append this forecast, to be scored later"),
+            _record("append this forecast, to be scored later"),
         ),
     ),
     "backtest": (
         "how good such forecasts were on this table, compared with simple baselines",
         (
             *FILE,
-            _argument("--origin", type=float, help="forecast at this step (compute) of a run ..."),
-            _argument(
-                "--target",
-                type=float,
-                help="... its accuracy there, all smaller runs known to the end",
-            ),
-            _argument(
-                "--threshold",
-                type=float,
-                nargs="+",
-                default=[],
-                help="score also 'will it reach T?'",
-            ),
-            _argument("--record", **RECORD, help="score the forecasts recorded there"),
+            _number("--origin", None, "forecast at this step (compute) of a run ..."),
+            _number("--target", None, "... its accuracy there, all smaller runs known to the end"),
+            _number("--threshold", [], "score also 'will it reach T?'", nargs="+"),
+            _record("score the forecasts recorded there"),
         ),
     ),
     "observe": (
@@ -113,11 +95,11 @@ COMMANDS: dict[str, tuple[str, tuple[Argument, ...]]] = {
                 metavar="TASK",
                 help="tasks to predict it from (default: all others)",
             ),
-            _argument(
+            _number(
                 "--score-above",
-                type=float,
+                None,
+                "predict the systems above this compute from the others, and score it",
                 metavar="FLOP",
-                help="predict the systems above this compute from the others, and score it",
             ),
         ),
     ),
@@ -146,8 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         p = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         p.add_argument("--json", action="store_true", help="print figures for a program instead")
         p.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page as well")
-        for names, options in arguments:
-            p.add_argument(*names, **options)
+        for argument, options in arguments:
+            p.add_argument(argument, **options)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -159,27 +141,19 @@ def run(args: argparse.Namespace) -> int:
         if path and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"{path} cannot be written; name a file in a directory that exists")
     # The functions have the names of the commands.
-    command = getattr(commands, args.what.replace("-", "_"))
-    answer = command(args)
+    answer = getattr(commands, args.what.replace("-", "_"))(args)
     if args.page:
         name = f": {args.file.name}" if "file" in args else ""
         report.write_parts(args.page, f"ramp nines {args.what}{name}", answer.parts)
     if args.json:
-        print(to_json(_to_plain(answer.figures), indent=1))
+        # By way of JSON, which may still hold NaN.
+        plain = json.loads(json.dumps(answer.figures, default=_to_plain))
+        print(to_json(plain, indent=1))
     else:
         report.print_parts(answer.parts)
     return 0
 
 
-def _to_plain(value: Any) -> Any:
-    """Dataclasses and arrays as what JSON has."""
-    if is_dataclass(value):
-        value = {field.name: getattr(value, field.name) for field in fields(value)}
-    if isinstance(value, dict):
-        return {str(key): _to_plain(item) for key, item in value.items()}
-    # An array, or a number of NumPy's.
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_to_plain(item) for item in value]
-    return value
+def _to_plain(value):
+    """An array, a number of NumPy's or a dataclass as what JSON has."""
+    return value.tolist() if hasattr(value, "tolist") else vars(value)

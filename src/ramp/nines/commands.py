@@ -4,9 +4,8 @@ import csv
 import datetime
 import math
 from argparse import Namespace
-from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.special import expit
@@ -19,7 +18,7 @@ from ramp.nines.report import Answer, Part, facts_table, format_interval
 from ramp.nines.sequential import SPRT, confidence_sequence, predict_worst_rate
 
 
-def _parse_pairs(words: list[str], convert: Callable[[str], Any] = str) -> dict[str, Any]:
+def _parse_pairs(words, convert=str):
     pairs = [word.partition("=") for word in words]
     try:
         return {key: convert(value) for key, _, value in pairs}
@@ -29,16 +28,17 @@ def _parse_pairs(words: list[str], convert: Callable[[str], Any] = str) -> dict[
         ) from None
 
 
-def _read(args: Namespace) -> trials.Trials:
+def _read(args):
     return trials.read(args.file, _parse_pairs(args.where))
 
 
-def _sequential_test(args: Namespace) -> SPRT:
+def _sequential_test(args):
     """Wald's test of a number of nines against a system that fails a fifth as often."""
     if not 0 < args.nines <= 6 or not 0.5 < args.confidence < 1:
         raise UserError("--nines must be above 0 and at most 6, --confidence above .5 and below 1")
     # Both kinds of error are as likely as the confidence allows.
-    failure_rate, risk = 10**-args.nines, 1 - args.confidence
+    failure_rate = 10**-args.nines
+    risk = 1 - args.confidence
     return SPRT(1 - failure_rate, 1 - failure_rate / 5, risk, risk)
 
 
@@ -57,40 +57,41 @@ def plan(args: Namespace) -> Answer:
         plans.append({"failures": failures, "trials": n, "passes": passes})
         rows.append([failures, f"{n:,}", *(f"{p:.1%}" for p in passes.values())])
     # Repeats of an item count less the more they agree.
-    clean = plans[0]["trials"]
+    clean = stats.trials_to_demonstrate(test.bad, 0, args.confidence)
     items_needed = {}
     needs = [["tries an item", "distinct items", "trials"]]
     for tries in (1, 2, 4, 16):
         n = math.ceil(clean / stats.effective_trials(1, tries, args.correlation))
         items_needed[tries] = n
         needs.append([tries, f"{n:,}", f"{n * tries:,}"])
-    level = f"{test.bad:.6g} with {args.confidence:.0%} confidence"
-    sequence = f"accept after {test.clean_trials:,} clean trials"
+    first = test.clean_trials
+    cost = test.trials_per_failure
+    level = f"{test.bad:.6g}"
     figures = {
         "reliability": test.bad,
         "plans": plans,
         "items": items_needed,
-        "sequential": {
-            "clean_trials": test.clean_trials,
-            "trials_per_failure": test.trials_per_failure,
-        },
+        "sequential": {"clean_trials": first, "trials_per_failure": cost},
     }
     return Answer(figures, [
-        f"## To show {level}, on items drawn from production",
+        f"## To show {level} with {args.confidence:.0%} confidence, on items drawn from production",
         rows,
         f"Tries at one item correlate ({args.correlation:g}); worth {clean:,} distinct trials are:",
         needs,
-        f"Or in sequence, {test.bad:.6g} against {test.good:.6g}: {sequence}, each failure costs "
-        f"{test.trials_per_failure:,} more.",
+        f"Or in sequence, {level} against {test.good:.6g}: accept after {first:,} clean trials, "
+        f"each failure costs {cost:,} more.",
     ])  # fmt: skip
 
 
 def certify(args: Namespace) -> Answer:
     """What the trials of the last checkpoint prove, without a model."""
-    test, t = _sequential_test(args), _read(args)
+    test = _sequential_test(args)
+    t = _read(args)
     last = audit.last_checkpoint(t)
-    successes, tries = last.successes, last.tries
-    n, passed = len(last.first_tries), int(last.first_tries.sum())
+    successes = last.successes
+    tries = last.tries
+    n = len(last.first_tries)
+    passed = int(last.first_tries.sum())
     failures = n - passed
     low = stats.lower_bound(passed, n, args.confidence)
     any_time = confidence_sequence(passed, failures, args.confidence)
@@ -98,9 +99,9 @@ def certify(args: Namespace) -> Answer:
     more = max(0, needed - n)
     # Without repeats the correlation is unknown, and every trial is of an item of its own.
     correlation = stats.intraclass_correlation(successes, tries)
-    unknown = math.isnan(correlation)
-    worth = stats.effective_trials(len(tries), tries.mean(), 0 if unknown else correlation)
-    simple = [format_interval(f(passed, n)) for f in (stats.wilson, stats.jeffreys)]
+    shown = "unknown" if math.isnan(correlation) else f"{correlation:.2f}"
+    worth = stats.effective_trials(len(tries), tries.mean(), np.nan_to_num(correlation))
+    wilson, jeffreys = (format_interval(f(passed, n)) for f in (stats.wilson, stats.jeffreys))
     decision = test.decide(passed, failures)
     levels = audit.readiness_levels(t, args.nines)
     at_least = f"demonstrated at {args.confidence:.0%}: reliability of at least"
@@ -109,9 +110,9 @@ def certify(args: Namespace) -> Answer:
         "failures among them": failures,
         at_least: f"{low:.5f} ({stats.count_nines(low):.2f} nines)",
         "the same, however often one looks": format_interval(any_time, 5),
-        "Wilson; Jeffreys": "; ".join(simple),
+        "Wilson; Jeffreys": f"{wilson}; {jeffreys}",
         "trials in all; worth so many independent ones": f"{tries.sum():.0f}; {worth:.0f}",
-        "correlation of tries at one item": "unknown" if unknown else f"{correlation:.2f}",
+        "correlation of tries at one item": shown,
         f"sequential test of {args.nines:g} nines": decision,
         "further clean items that would demonstrate it": f"{more:,}",
         "worst of ten times as many items would fail in": _describe_worst(last),
@@ -130,7 +131,7 @@ def certify(args: Namespace) -> Answer:
     return Answer(figures, parts + report.level_parts(levels, last))
 
 
-def _describe_worst(last: audit.LastCheckpoint) -> str:
+def _describe_worst(last):
     if last.tries.min() < 4:
         return "unknown: four tries an item are needed"
     # Shrunk by half a failure in one try more, so that no rate is 0 or 1.
@@ -144,8 +145,10 @@ def _describe_worst(last: audit.LastCheckpoint) -> str:
 def fit(args: Namespace) -> Answer:
     """Which items are hard, how able each checkpoint is, how failures correlate."""
     result = items.fit(items.sum_cells(_read(args)))
-    c, error = result.cells, np.sqrt(np.diag(result.cov))
-    difficulty, abilities = result.difficulty(), result.mean[: len(c.models)]
+    c = result.cells
+    error = np.sqrt(np.diag(result.cov))
+    difficulty = result.difficulty()
+    abilities = result.mean[: len(c.runs)]
     sd_item, sd_family, phi = result.hyper.T
     scales = {
         "item": ("spread of items", sd_item),
@@ -160,27 +163,21 @@ def fit(args: Namespace) -> Answer:
         interval = format_interval(np.quantile(draws, (0.05, 0.95)))
         rows.append([name, f"{medians[key]:.4f}", interval])
     ability_rows = [["checkpoint", "ability", "±"]]
-    for k, (run, x) in enumerate(c.models):
-        ability_rows.append([f"{run} {x:.3f}", f"{abilities[k]:.2f}", f"{error[k]:.2f}"])
+    for k, run in enumerate(c.runs):
+        name = f"{run} {c.x[k]:.3f}"
+        ability_rows.append([name, f"{abilities[k]:.2f}", f"{error[k]:.2f}"])
     slice_rows = [["slice", "penalty (logits)", "±"]]
     for k in result.columns("slice "):
         name = result.names[k].removeprefix("slice ")
         slice_rows.append([name, f"{result.mean[k]:.2f}", f"{error[k]:.2f}"])
-    hardest = np.argsort(-difficulty)[:8]
     item_rows = [["hardest items", "difficulty"]]
-    item_rows += [[c.items[k], f"{difficulty[k]:.2f}"] for k in hardest]
+    item_rows += [[c.items[k], f"{difficulty[k]:.2f}"] for k in np.argsort(-difficulty)[:8]]
     # A table without rows, such as of slices where there is one, is left out.
     tables = [table for table in (rows, ability_rows, slice_rows, item_rows) if len(table) > 1]
-    by_item = dict(zip(c.items, difficulty, strict=True))
-    return Answer(
-        {**medians, "converged": result.converged, "abilities": abilities, "difficulty": by_item},
-        [
-            "## Items and abilities",
-            *report.convergence_warning(result.converged),
-            *tables,
-            lambda: report.item_figure(difficulty, abilities),
-        ],
-    )
+    figures = medians | {"converged": result.converged, "abilities": abilities}
+    figures["difficulty"] = dict(zip(c.items, difficulty, strict=True))
+    parts = ["## Items and abilities", *report.convergence_warning(result.converged), *tables]
+    return Answer(figures, [*parts, lambda: report.item_figure(difficulty, abilities)])
 
 
 def forecast(args: Namespace) -> Answer:
@@ -194,7 +191,8 @@ def forecast(args: Namespace) -> Answer:
     schedule = None
     if args.schedule:
         schedule = _read_schedule(args.schedule, trials.log_progress(t)[1])
-    families, slices = _parse_pairs(args.family, float), _parse_pairs(args.slice, float)
+    families = _parse_pairs(args.family, float)
+    slices = _parse_pairs(args.slice, float)
     f = readiness.forecast(t, args.decades, families, slices, args.run)
     summary = report.summarize_readiness(f, args.nines, args.probability, schedule)
     parts = report.readiness_parts(summary)
@@ -213,7 +211,7 @@ def forecast(args: Namespace) -> Answer:
     return Answer(summary, parts)
 
 
-def _context_parts(t: trials.Trials, run: str) -> list[Part]:
+def _context_parts(t, run):
     """What a meeting wants to see next to a forecast: proof of today, and past forecasts."""
     parts: list[Part] = ["## What is shown today"]
     try:
@@ -230,7 +228,7 @@ def _context_parts(t: trials.Trials, run: str) -> list[Part]:
     return parts
 
 
-def _read_schedule(path: Path, unit: str) -> list[tuple[str, float]]:
+def _read_schedule(path, unit):
     if unit != "compute":
         raise UserError(
             "dates come from a schedule of compute, and these trials have no compute; "
@@ -248,7 +246,9 @@ def _read_schedule(path: Path, unit: str) -> list[tuple[str, float]]:
 
 def backtest(args: Namespace) -> Answer:
     """How good such forecasts were on this table, compared with simple baselines."""
-    t, origin, target = _read(args), args.origin, args.target
+    t = _read(args)
+    origin = args.origin
+    target = args.target
     if args.record:
         return report.score_record(args.record, t)[1]
     if (origin is None) != (target is None) or (origin and not 0 < origin < target):
@@ -267,20 +267,19 @@ def backtest(args: Namespace) -> Answer:
 def observe(args: Namespace) -> Answer:
     """What systems will do on a task from what they do on others."""
     t = _read(args)
-    systems = {}
-    for task in args.task:
-        systems[task] = observational.build_systems(t, task, args.predictors, args.task)
+    systems = {
+        task: observational.build_systems(t, task, args.predictors, args.task) for task in args.task
+    }
     if args.score_above:
         return _score_systems(systems, args.score_above)
     rows = [["task", "system", "accuracy", "90%"]]
-    predictions: dict[str, dict] = {}
+    predictions = {}
     for task, s in systems.items():
         # A task that a system did not try is what is wanted.
         wanted = ~np.isfinite(s.y)
         draws = observational.predict(s, ~wanted, wanted)
         quantiles = np.quantile(draws, (0.05, 0.5, 0.95), axis=0).T
-        names = np.array(s.names)[wanted].tolist()
-        predictions[task] = dict(zip(names, quantiles, strict=True))
+        predictions[task] = dict(zip(s.name[wanted], quantiles, strict=True))
         for name, q in predictions[task].items():
             rows.append([task, name, f"{q[1]:.3f}", format_interval(q[::2], 3)])
     if len(rows) == 1:
@@ -290,18 +289,18 @@ def observe(args: Namespace) -> Answer:
     return Answer(predictions, ["## From what the systems do on other tasks", rows])
 
 
-def _score_systems(systems: dict[str, observational.Systems], compute: float) -> Answer:
+def _score_systems(systems, compute):
     scores = {task: observational.score_above(s, compute) for task, s in systems.items()}
-    keys = ("squared_error", "coverage", "crps")
-    values = np.array([[getattr(s, key) for key in keys] for s in scores.values()])
-    counts = [s.systems for s in scores.values()]
+    values = np.array([astuple(s) for s in scores.values()])
+    counts = values[:, 0]
     # Every forecast counts the same, whatever its task.
-    means = np.average(values, axis=0, weights=counts)
+    _, *means = np.average(values, axis=0, weights=counts)
+    every = observational.Scores(int(counts.sum()), *means)
     rows = [["task", "systems", "squared error", "90% interval covers", "CRPS"]]
-    for task, count, row in zip(scores, counts, values, strict=True):
+    for task, s in [*scores.items(), ("all", every)]:
+        count, *row = astuple(s)
         rows.append([task, count, *(f"{v:.4f}" for v in row)])
-    rows.append(["all", sum(counts), *(f"{v:.4f}" for v in means)])
-    figures = {"tasks": scores, **dict(zip(keys, means, strict=True))}
+    figures = {"tasks": scores} | vars(every)
     return Answer(figures, [f"## Systems above {compute:g} FLOP, from those up to it", rows])
 
 
@@ -340,7 +339,8 @@ def audit_demo(args: Namespace) -> Answer:
 
 def compare(args: Namespace) -> Answer:
     """Two runs, paired by item, with the difference that could have been found."""
-    t, means = _read(args), []
+    t = _read(args)
+    means = []
     for name in args.runs:
         own = t[t.run == name]
         if not len(own) or (own.item == "").any():

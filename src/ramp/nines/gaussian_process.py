@@ -50,7 +50,7 @@ def fit_map(
     mean = y.mean()
     centered = y - mean
 
-    def loss(log_scales: ndarray) -> tuple[float, ndarray]:
+    def loss(log_scales):
         # Negative log posterior up to a constant, and its exact gradient.
         matrix, derivatives = covariance(log_scales)
         try:

@@ -70,8 +70,9 @@ class Fit:
 
     def predict(self, to: Points) -> tuple[ndarray, ndarray]:
         """Mean [T] and covariance [T, T] of the curve, without noise."""
-        cross = _kernel(self.shape, self.known, to, self.start, self.variances)
-        prior = _kernel(self.shape, to, to, self.start, self.variances)
+        cross, prior = (
+            _kernel(self.shape, known, to, self.start, self.variances) for known in (self.known, to)
+        )
         return self.posterior.predict(cross, prior)
 
     def noise_sd(self, stderr: float) -> float:
@@ -87,7 +88,7 @@ class Fit:
         return mean[0], np.sqrt(cov[0, 0] + self.noise_sd(stderr) ** 2)
 
 
-def _components(shape: str, a: Points, b: Points, start: float) -> tuple[ndarray, list[ndarray]]:
+def _components(shape, a, b, start):
     """Covariance of what all curves share, and of each component with variance 1; [A, B] each."""
     like_size = np.exp(-np.abs(a.size[:, None] - b.size) / SIZE_DECADES)
     same_run = (a.run[:, None] == b.run).astype(float)
@@ -103,15 +104,14 @@ def _components(shape: str, a: Points, b: Points, start: float) -> tuple[ndarray
         phi = integrated + 0.25 * product
         common = integrated + SHAPE_SD**2 * product
     else:
-        rate = float(shape.split()[1])
+        rate = float(shape.removeprefix("power "))
         phi = 10.0 ** (-rate * (a.x[:, None] + b.x))
         common = SHAPE_SD**2 * phi
-    shared = [like_size, phi * like_size, walk * like_size]
-    own = [same_run, phi * same_run, walk * same_run]
-    return LEVEL_SD**2 + common, shared + own
+    parts = [alike * part for alike in (like_size, same_run) for part in (1, phi, walk)]
+    return LEVEL_SD**2 + common, parts
 
 
-def _kernel(shape: str, a: Points, b: Points, start: float, variances: ndarray) -> ndarray:
+def _kernel(shape, a, b, start, variances):
     common, parts = _components(shape, a, b, start)
     return common + sum(v * part for v, part in zip(variances, parts, strict=False))
 
@@ -135,11 +135,13 @@ def fit(shape: str, known: Points, y: ndarray, error: ndarray, independent: bool
     stated = np.diag(error**2) if error.ndim == 1 else error
     parts = np.stack([*parts, np.eye(n), stated])
     fixed = common + 1e-9 * np.eye(n)
-    prior_mean, prior_sd = np.log(PRIOR_SD), np.ones(len(PRIOR_SD))
+    prior_mean = np.log(PRIOR_SD)
+    prior_sd = np.ones(len(PRIOR_SD))
     if independent:
-        prior_mean[STATED], prior_sd[STATED] = 0, 0.01
+        prior_mean[STATED] = 0
+        prior_sd[STATED] = 0.01
 
-    def covariance(log_sd: ndarray) -> tuple[ndarray, ndarray]:
+    def covariance(log_sd):
         variances = np.exp(2 * log_sd)
         matrix = fixed + np.tensordot(variances, parts, 1)
         return matrix, 2 * variances[:, None, None] * parts
@@ -209,7 +211,7 @@ def widening_factor(pits: ndarray) -> float:
     Split conformal prediction with one factor for all levels.
     """
     n = len(pits)
-    if n == 0:
+    if not n:
         return 1.0
     z = np.abs(norm.ppf(np.clip(pits, 1e-6, 1 - 1e-6)))
     factor = np.quantile(z, min(1.0, 0.9 * (1 + 1 / n))) / norm.ppf(0.95)
@@ -252,16 +254,13 @@ def fit_repair(failures: ndarray, trials: float) -> RepairGrowth:
     exponent = n / np.log(trials / times).sum() if times[0] < trials else 1.0
     low, high = (exponent * chi2.ppf(tail, 2 * n) / (2 * n) for tail in (0.05, 0.95))
     mean_time = times.mean() / trials
-    remaining, goel_okumoto = None, float(n)
+    remaining = None
+    goel_okumoto = float(n)
     # Goel-Okumoto has a finite end only if failures came early on average.
     if mean_time < 0.5 - 1e-9:
         b = brentq(lambda b: 1 / b - 1 / np.expm1(b) - mean_time, 1e-6, 500)
         total = n / -np.expm1(-b)
         remaining = total - n
         goel_okumoto = total * (np.exp(-b) - np.exp(-2 * b))
-    return RepairGrowth(
-        exponent=exponent,
-        interval=(low, high),
-        remaining=remaining,
-        next_failures=(n * (2**exponent - 1), goel_okumoto),
-    )
+    next_failures = n * (2**exponent - 1), goel_okumoto
+    return RepairGrowth(exponent, (low, high), remaining, next_failures)

@@ -38,18 +38,7 @@ def clopper_pearson(successes: float, trials: float, level: float = 0.95) -> Int
 
     Clopper & Pearson 1934. `successes` of `trials` independent trials succeeded.
     """
-    tail = (1 - level) / 2
-    failures = trials - successes
-    low = beta.ppf(tail, successes, failures + 1) if successes > 0 else 0.0
-    high = beta.ppf(1 - tail, successes + 1, failures) if failures > 0 else 1.0
-    return float(low), float(high)
-
-
-def lower_bound(successes: float, trials: float, level: float = 0.95) -> float:
-    """One-sided lower bound of the success rate at confidence `level` (Clopper & Pearson 1934)."""
-    if successes <= 0:
-        return 0.0
-    return float(beta.ppf(1 - level, successes, trials - successes + 1))
+    return _beta_interval(successes, trials, level, 0)
 
 
 def jeffreys(successes: float, trials: float, level: float = 0.95) -> Interval:
@@ -57,11 +46,26 @@ def jeffreys(successes: float, trials: float, level: float = 0.95) -> Interval:
 
     It ends at 0 where nothing succeeded and at 1 where everything did.
     """
+    return _beta_interval(successes, trials, level, 0.5)
+
+
+def _beta_interval(successes, trials, level, shift):
+    """Quantiles of two beta distributions, each `shift` from the counts that it leans on."""
     tail = (1 - level) / 2
-    posterior = beta(successes + 0.5, trials - successes + 0.5)
-    low = posterior.ppf(tail) if successes > 0 else 0.0
-    high = posterior.ppf(1 - tail) if successes < trials else 1.0
+    failures = trials - successes
+    low = 0.0
+    high = 1.0
+    if successes > 0:
+        low = beta.ppf(tail, successes + shift, failures + 1 - shift)
+    if failures > 0:
+        high = beta.ppf(1 - tail, successes + 1 - shift, failures + shift)
     return float(low), float(high)
+
+
+def lower_bound(successes: float, trials: float, level: float = 0.95) -> float:
+    """One-sided lower bound of the success rate at confidence `level` (Clopper & Pearson 1934)."""
+    # One tail of a two-sided interval that leaves as much in the other.
+    return clopper_pearson(successes, trials, 2 * level - 1)[0]
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
@@ -88,9 +92,10 @@ def bootstrap_interval(
     rows = None
     for sample in samples:
         values = np.asarray(sample, float)
+        n = len(values)
         # Paired samples share the rows of the first.
         if rows is None or not paired:
-            rows = rng.integers(0, len(values), (draws, len(values)))
+            rows = rng.integers(0, n, (draws, n))
         resamples.append(values[rows])
     tail = (1 - level) / 2
     low, high = np.quantile(statistic(*resamples), [tail, 1 - tail])
@@ -126,11 +131,10 @@ def intraclass_correlation(successes: ndarray, trials: ndarray) -> float:
 
     successes, trials: [I]. NaN where no item was tried twice.
     """
-    successes = np.asarray(successes, float)
-    trials = np.asarray(trials, float)
-    items, total = len(trials), trials.sum()
+    items = len(trials)
+    total = trials.sum()
     if items < 2 or total <= items:
-        return float("nan")
+        return np.nan
     # One-way analysis of variance: mean squares between and within items.
     mean = successes.sum() / total
     rate = successes / trials
@@ -153,9 +157,8 @@ def beta_binomial_pass_hat_k(k: int, mean: float, correlation: float) -> float:
         return mean
     if correlation <= 0:
         return mean**k
-    # Of the beta distribution, a + b.
     precision = 1 / correlation - 1
-    earlier = np.arange(k)
+    earlier = np.arange(k)  # a + b of the beta distribution
     return np.prod((mean * precision + earlier) / (precision + earlier))
 
 
@@ -173,7 +176,7 @@ def logit_normal_pass_hat_k(k: int, pass_1: float, pass_2: float) -> float:
     z = 8 * nodes
     weights = 8 * mass * norm.pdf(z)
 
-    def match_pass_1(sd: float) -> ndarray:
+    def match_pass_1(sd):
         # The rates at the nodes, at the mean logit for which they average to pass^1.
         reach = 40 + 8 * sd
         center = brentq(lambda m: weights @ expit(m + sd * z) - pass_1, -reach, reach)
@@ -203,10 +206,10 @@ def predict_correlation(
     names = np.unique(group)
     one_hot = np.append(group, new_group)[:, None] == names
     features = np.column_stack([np.ones(len(x)), x, one_hot])
-    train, new = features[:-1], features[-1]
+    train = features[:-1]
     penalty = np.diag([1e-9, 1e-9] + [1.0] * len(names))
     weights = np.linalg.solve(train.T @ train + penalty, train.T @ correlation)
-    return np.clip(new @ weights, 0.01, 0.95)
+    return np.clip(features[-1] @ weights, 0.01, 0.95)
 
 
 def effective_trials(items: int, tries: float, correlation: float) -> float:
@@ -248,15 +251,10 @@ def compare_paired(a: Mapping[Any, float], b: Mapping[Any, float]) -> Comparison
     # Half a discordant pair on each side: agreement on a few items is no certainty.
     squares = ((differences - mean) ** 2).sum() + 0.5
     stderr = np.sqrt(squares / (n - 1) / n)
-    z_level, z_power = norm.ppf(0.975), norm.ppf(0.8)
-    return Comparison(
-        difference=mean,
-        stderr=stderr,
-        interval=(mean - z_level * stderr, mean + z_level * stderr),
-        p_value=2 * norm.sf(abs(mean) / stderr),
-        detectable=(z_level + z_power) * stderr,
-        items=n,
-    )
+    half = norm.ppf(0.975) * stderr
+    p_value = 2 * norm.sf(abs(mean) / stderr)
+    detectable = half + norm.ppf(0.8) * stderr
+    return Comparison(mean, stderr, (mean - half, mean + half), p_value, detectable, n)
 
 
 # Demonstrations
@@ -268,8 +266,9 @@ def trials_to_demonstrate(reliability: float, failures: int = 0, confidence: flo
     Raises UserError where the plan is impossible.
     """
     if not (0 < reliability < 1 and 0 < confidence < 1) or failures < 0:
-        what = "a demonstration needs 0 < reliability < 1, 0 < confidence < 1 and failures >= 0"
-        raise UserError(what)
+        raise UserError(
+            "a demonstration needs 0 < reliability < 1, 0 < confidence < 1 and failures >= 0"
+        )
     # Of a system just bad enough, one failure more happens within them with this confidence.
     successes = nbinom.ppf(confidence, failures + 1, 1 - reliability)
     return int(successes) + failures + 1

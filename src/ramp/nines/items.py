@@ -15,7 +15,6 @@ region the mode of the hyperparameters (sd_item, sd_family, φ). NumPy in float6
 written out: nothing to compile, and the same figures on every machine.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -38,6 +37,7 @@ ABILITY_SD = 5.0
 # Standard deviations are multiplied by this where the hyperparameters did not settle.
 UNSETTLED = 2.0
 MAX_EVALUATIONS = 120  # of the evidence of the hyperparameters
+BLOCKS = 8  # settings of the hyperparameters that effects are drawn at
 QUADRATURE = np.polynomial.hermite_e.hermegauss(5)
 
 
@@ -51,8 +51,8 @@ class Cells:
     successes: ndarray  # [C]
     count: ndarray  # [C] trials
     chance: ndarray  # [C]
-    progress: ndarray  # [M] log10 of compute or steps, minus that of the last model
-    models: list[tuple[str, float]]  # [M] run, and progress as it is
+    runs: ndarray  # [M] run of each model
+    x: ndarray  # [M] log10 of compute or steps
     items: list[str]
     slices: list[str]
     family: ndarray  # [I]
@@ -75,13 +75,14 @@ class ItemFit:
 
     def difficulty(self) -> ndarray:
         """[I] how hard each item is, in logits: covariate, family and its own effect."""
-        c, models = self.cells, len(self.cells.models)
+        c = self.cells
+        models = len(self.cells.runs)
         family = self.mean[models + 1 : models + 1 + len(c.families)]
         return self.mean[models] * c.difficulty + family[c.family] + self.item_effects
 
     def columns(self, kind: str) -> ndarray:
         """Places of the effects whose name starts with `kind`."""
-        return np.array([i for i, name in enumerate(self.names) if name.startswith(kind)], int)
+        return np.flatnonzero(np.char.startswith(self.names, kind))
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def sum_cells(t: Trials) -> Cells:
         successes=np.bincount(of_cell, t.success),
         count=np.bincount(of_cell).astype(float),
         chance=t.chance[cell],
-        progress=x[last] - x.max(),
-        models=[(str(t.run[i]), float(x[i])) for i in last],
+        runs=t.run[last],
+        x=x[last],
         items=[f"{t.task[i]}/{t.item[i]}" for i in first],
         slices=[str(name) or "base" for name in slices],
         family=family[first],
@@ -132,22 +133,24 @@ def sum_cells(t: Trials) -> Cells:
 # The likelihood of a cell and its derivatives
 
 
-def _probability(eta: ndarray, lapse: ndarray, c: Cells) -> ndarray:
+def _probability(eta, lapse, c):
     p = c.chance + (1 - c.chance - expit(lapse)) * expit(eta)
     return np.clip(p, 1e-8, 1 - 1e-8)
 
 
-def _log_likelihood(eta: ndarray, lapse: ndarray, log_phi: float, c: Cells) -> ndarray:
+def _log_likelihood(eta, lapse, log_phi, c):
     """[..., C] beta-binomial log likelihood, without the binomial coefficient."""
-    p, phi = _probability(eta, lapse, c), np.exp(log_phi)
-    a, b = p * phi, (1 - p) * phi
+    p = _probability(eta, lapse, c)
+    phi = np.exp(log_phi)
+    a = p * phi
+    b = (1 - p) * phi
     # Four times gammaln takes two thirds of the time of SciPy's betaln.
     passed = gammaln(a + c.successes) - gammaln(a)
     failed = gammaln(b + c.count - c.successes) - gammaln(b)
     return passed + failed + gammaln(phi) - gammaln(phi + c.count)
 
 
-def _trigamma(z: ndarray) -> ndarray:
+def _trigamma(z):
     """The second derivative of log Γ, at ten times SciPy's speed.
 
     By recurrence to z + 6 and the asymptotic series there.
@@ -158,15 +161,19 @@ def _trigamma(z: ndarray) -> ndarray:
     return series + sum(1 / (z + k) ** 2 for k in range(6))
 
 
-def _derivatives(eta: ndarray, lapse: ndarray, log_phi: float, c: Cells) -> tuple[ndarray, ...]:
+def _derivatives(eta, lapse, log_phi, c):
     """Of the negative log likelihood, [..., C] each.
 
     By eta, by lapse, by eta twice, by eta and lapse, by lapse twice.
     """
-    s, lam, phi = expit(eta), expit(lapse), np.exp(log_phi)
+    s = expit(eta)
+    lam = expit(lapse)
+    phi = np.exp(log_phi)
     p = _probability(eta, lapse, c)
-    a, b = p * phi, (1 - p) * phi
-    passed, failed = a + c.successes, b + c.count - c.successes
+    a = p * phi
+    b = (1 - p) * phi
+    passed = a + c.successes
+    failed = b + c.count - c.successes
     by_p = phi * (digamma(passed) - digamma(a) - digamma(failed) + digamma(b))
     by_pp = phi**2 * (_trigamma(passed) - _trigamma(a) + _trigamma(failed) - _trigamma(b))
     # The chain rule through p.
@@ -184,9 +191,10 @@ def _derivatives(eta: ndarray, lapse: ndarray, log_phi: float, c: Cells) -> tupl
 # The posterior. g: [P] effects, e: [I] item effects, h: [3] log hyperparameters.
 
 
-def _item_modes(g: ndarray, e: ndarray, h: ndarray, d: Design) -> tuple[ndarray, ndarray]:
+def _item_modes(g, e, h, d):
     """[I] the likeliest effect of each item given g, and the width of its posterior there."""
-    eta, lapse = d.x @ g, d.lapse @ g
+    eta = d.x @ g
+    lapse = d.lapse @ g
     precision = np.exp(-2 * h[SD_ITEM])
     for _ in range(30):
         by_eta, _, by_eta_eta, *_ = _derivatives(eta - e[d.cells.item], lapse, h[PHI], d.cells)
@@ -198,9 +206,7 @@ def _item_modes(g: ndarray, e: ndarray, h: ndarray, d: Design) -> tuple[ndarray,
     return e, 1 / np.sqrt(curvature)
 
 
-def _marginal(
-    g: ndarray, e: ndarray, h: ndarray, d: Design
-) -> tuple[float, ndarray, ndarray, ndarray]:
+def _marginal(g, e, h, d):
     """Negative log posterior of g with the items integrated out.
 
     Returns its value, gradient [P] and Hessian [P, P], and the modes of the items. The Hessian is
@@ -210,7 +216,8 @@ def _marginal(
     nodes, mass = QUADRATURE
     nodes = nodes[:, None]
     effects = e + width * nodes  # [5, I]
-    eta, lapse = d.x @ g - effects[:, d.cells.item], d.lapse @ g
+    eta = d.x @ g - effects[:, d.cells.item]
+    lapse = d.lapse @ g
     likelihood = (d.item_sum @ _log_likelihood(eta, lapse, h[PHI], d.cells).T).T
     prior = -0.5 * effects**2 * np.exp(-2 * h[SD_ITEM]) - h[SD_ITEM]
     # The nodes integrate against a normal density, which is divided out again.
@@ -220,11 +227,10 @@ def _marginal(
     by_eta, by_lapse, *curvatures = _derivatives(eta, lapse, h[PHI], d.cells)
     weights = posterior[:, d.cells.item]
     eta_eta, eta_lapse, lapse_lapse = ((weights * part).sum(0) for part in curvatures)
-    slopes = []
-    for u, v in zip(by_eta, by_lapse, strict=True):
+    slopes = np.empty((len(nodes), len(e), len(g)))
+    for k, (u, v) in enumerate(zip(by_eta, by_lapse, strict=True)):
         cells = diags_array(u) @ d.x + diags_array(v) @ d.lapse
-        slopes.append((d.item_sum @ cells).toarray())
-    slopes = np.stack(slopes)  # [5, I, P]
+        slopes[k] = (d.item_sum @ cells).toarray()
     mean = (posterior[..., None] * slopes).sum(0)
     spread = ((slopes - mean) * np.sqrt(posterior)[..., None]).reshape(-1, len(g))
     cross = d.x.T @ diags_array(eta_lapse) @ d.lapse
@@ -239,9 +245,7 @@ def _marginal(
     return value, mean.sum(0) + precision * off, hessian, e
 
 
-def _laplace(
-    g: ndarray, e: ndarray, h: ndarray, d: Design
-) -> tuple[ndarray, ndarray, float, ndarray]:
+def _laplace(g, e, h, d):
     """The Laplace approximation at h, searched from g and e.
 
     Returns the mode over g, the items' modes there, the negative log evidence of h, and the
@@ -257,7 +261,9 @@ def _laplace(
         trial = g - fraction * step
         new_value, *rest = _marginal(trial, e, h, d)
         if new_value <= value:  # False for NaN as well
-            g, value, (slope, hessian, e) = trial, new_value, rest
+            g = trial
+            value = new_value
+            (slope, hessian, e) = rest
             fraction = min(1.0, 3 * fraction)
         else:
             fraction /= 4
@@ -273,26 +279,30 @@ def _laplace(
 # The fit
 
 
-def _build_design(c: Cells) -> tuple[Design, list[str]]:
+def _build_design(c):
     """The regression of the cells, and the names of its effects."""
-    names = [f"ability {run} {x:g}" for run, x in c.models]
+    names = [f"ability {run} {x:g}" for run, x in zip(c.runs, c.x, strict=True)]
     names += ["difficulty", *(f"family {name}" for name in c.families)]
     names += [*(f"slice {name}" for name in c.slices[1:]), "lapse level", "lapse trend"]
-    cells, models, families = len(c.model), len(c.models), len(c.families)
+    cells = len(c.model)
+    models = len(c.runs)
+    effects = len(names)
     row = np.arange(cells)
-    x, lapse = np.zeros((cells, len(names))), np.zeros((cells, len(names)))
+    x, lapse = np.zeros((2, cells, effects))
     x[row, c.model] = 1
     x[:, models] = -c.difficulty[c.item]
     x[row, models + 1 + c.family[c.item]] = -1
-    for k in range(1, len(c.slices)):
-        x[c.slice == k, models + families + k] = -1
+    # The first slice has no effect: it is what the others are compared with.
+    changed = c.slice > 0
+    x[row[changed], models + len(c.families) + c.slice[changed]] = -1
     lapse[:, -2] = 1
-    lapse[:, -1] = c.progress[c.model]
-    sd, center = np.ones(len(names)), np.zeros(len(names))
+    lapse[:, -1] = (c.x - c.x.max())[c.model]
+    sd = np.ones(effects)
+    center = np.zeros(effects)
     sd[:models] = ABILITY_SD
     center[-2:], sd[-2:] = np.transpose([LAPSE, TREND])
     item_sum = csr_array((np.ones(cells), (c.item, row)), shape=(len(c.items), cells))
-    is_family = np.array([name.startswith("family ") for name in names])
+    is_family = np.char.startswith(names, "family ")
     return Design(c, csr_array(x), csr_array(lapse), item_sum, center, 1 / sd**2, is_family), names
 
 
@@ -301,7 +311,7 @@ def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
     d, names = _build_design(c)
     mode = [d.center, np.zeros(len(c.items))]
 
-    def evidence(h: ndarray) -> float:
+    def evidence(h):
         g, e, value, _ = _laplace(*mode, h, d)
         if not np.isfinite(value):
             return np.inf
@@ -310,44 +320,45 @@ def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
 
     peak, root, converged = _minimize_hyper(evidence, HYPER_MEAN, HYPER_BOUNDS)
     widen = 1 if converged else UNSETTLED
-    rng, blocks = np.random.default_rng(seed), 8
-    # Hyperparameters in opposite pairs, so that their mean is the mode.
-    half = rng.standard_normal((blocks // 2, 3)) * widen
-    z = np.concatenate([np.zeros((1, 3)), half, -half])
-    effects, hyper = [], []
-    for k in range(blocks + 1):
-        h = np.clip(peak + root @ z[k], *HYPER_BOUNDS)
+
+    def posterior(h):
         g, e, _, precision = _laplace(*mode, h, d)
-        cov = _invert(precision) * widen**2
-        if k == 0:  # the mode itself, which is reported but not drawn from
-            mean, mean_cov, item_effects = g, cov, e
-            continue
-        size = draws // blocks + (k <= draws % blocks)
-        effects.append(rng.multivariate_normal(g, cov, size, method="eigh"))
-        hyper.append(np.tile(np.exp(h), (size, 1)))
-    effects, hyper = np.concatenate(effects), np.concatenate(hyper)
-    return ItemFit(c, names, effects, hyper, item_effects, mean, mean_cov, converged)
+        values, vectors = np.linalg.eigh((precision + precision.T) / 2)
+        # Flat directions get a variance of 1,000 at most.
+        return g, (vectors / np.maximum(values, 1e-3)) @ vectors.T * widen**2, e
+
+    mean, cov, item_effects = posterior(np.clip(peak, *HYPER_BOUNDS))
+    rng = np.random.default_rng(seed)
+    # Hyperparameters in opposite pairs, so that their mean is the mode.
+    half = rng.standard_normal((BLOCKS // 2, 3)) * widen
+    z = np.concatenate([half, -half])
+    hyper = np.clip([peak + root @ row for row in z], *HYPER_BOUNDS)
+    # Draws of one block have the same hyperparameters.
+    block = np.sort(np.arange(draws) % BLOCKS)
+    effects = []
+    for h, size in zip(hyper, np.bincount(block, minlength=BLOCKS), strict=True):
+        g, block_cov, _ = posterior(h)
+        effects.append(rng.multivariate_normal(g, block_cov, size, method="eigh"))
+    effects = np.concatenate(effects)
+    hyper = np.exp(hyper)[block]
+    return ItemFit(c, names, effects, hyper, item_effects, mean, cov, converged)
 
 
-def _invert(precision: ndarray) -> ndarray:
-    values, vectors = np.linalg.eigh((precision + precision.T) / 2)
-    return (vectors / np.maximum(values, 1e-3)) @ vectors.T
-
-
-def _minimize_hyper(
-    loss: Callable[[ndarray], float], x: ndarray, bounds: ndarray
-) -> tuple[ndarray, ndarray, bool]:
+def _minimize_hyper(loss, x, bounds):
     """Newton's method in a trust region, on differences over a tenth, since the loss is not smooth.
 
     Returns the minimum, a root of the inverse Hessian there, and whether it settled: the next step
     would gain less than a hundredth of a nat. Stops after `MAX_EVALUATIONS` or one round more.
     """
     moves = 0.1 * np.eye(len(x))
-    best, radius, used = loss(x), 1.0, 1
+    best = loss(x)
+    radius = 1.0
+    used = 1
     while True:
         up = np.array([loss(x + move) for move in moves])
         down = np.array([loss(x - move) for move in moves])
-        slope, curvature = (up - down) / 0.2, np.diag(up + down - 2 * best)
+        slope = (up - down) / 0.2
+        curvature = np.diag(up + down - 2 * best)
         for i, j in combinations(range(len(x)), 2):
             both = loss(x + moves[i] + moves[j])
             curvature[i, j] = curvature[j, i] = both - up[i] - up[j] + best
@@ -367,9 +378,12 @@ def _minimize_hyper(
             if settled or used >= MAX_EVALUATIONS or radius < 1e-2:
                 return x, root, settled
             trial = np.clip(x + newton * min(1.0, radius / length), *bounds)
-            value, used = loss(trial), used + 1
+            value = loss(trial)
+            used = used + 1
             improved = value < best
             if improved:
-                x, best, radius = trial, value, min(2 * radius, 1.0)
+                x = trial
+                best = value
+                radius = min(2 * radius, 1.0)
             else:
                 radius = np.linalg.norm(trial - x) / 3

@@ -18,7 +18,7 @@ from scipy.special import expit
 from ramp.errors import UserError
 from ramp.nines import gaussian_process
 from ramp.nines.backtest import DRAWS, accuracy_logits, coverage, crps, observe_accuracy, pit
-from ramp.nines.trials import Trials, accuracy_curves, checkpoint_progress
+from ramp.nines.trials import Columns, Trials, accuracy_curves, checkpoint_progress
 
 # Prior means of the log scales, each normal with standard deviation 1: the standard deviations of
 # w, g, family and noise, and the length scale of g.
@@ -28,10 +28,10 @@ MIN_SYSTEMS = 5  # that a forecast learns from
 
 
 @dataclass(frozen=True)
-class Systems:
+class Systems(Columns):
     """Systems that tried the same other tasks."""
 
-    names: list[str]
+    name: ndarray  # [N]
     family: ndarray  # [N]
     x: ndarray  # [N] log10 of compute
     z: ndarray  # [N, K] logits on the other tasks
@@ -65,16 +65,17 @@ def build_systems(
     last = np.full(len(run_names), -np.inf)
     np.maximum.at(last, run, x)
     t = t[x >= last[run] - 1e-9]
-    has_compute = np.isfinite(t.compute).all()
     # Curves want a place on an axis: without compute, all systems stand at the same one.
-    curves = accuracy_curves(t if has_compute else replace(t, compute=np.ones(len(t))))
-    tasks, task_of = np.unique(curves.task, return_inverse=True)
+    if not np.isfinite(t.compute).all():
+        t = replace(t, compute=np.ones(len(t)))
+    curves = accuracy_curves(t)
+    names, task_of = np.unique(curves.task, return_inverse=True)
     runs, run_of = np.unique(curves.run, return_inverse=True)
-    tasks = tasks.tolist()
+    tasks = names.tolist()
     if task not in tasks:
         raise UserError(f"no trial is of the task {task!r}; there are {', '.join(tasks)}")
 
-    def tabulate(column: ndarray) -> ndarray:
+    def tabulate(column):
         # [systems, tasks], NaN where a system did not try a task.
         table = np.full((len(runs), len(tasks)), np.nan)
         table[run_of, task_of] = column
@@ -82,31 +83,30 @@ def build_systems(
 
     y, error = map(tabulate, accuracy_logits(curves))
     if predictors is None:
-        common = np.isfinite(y).mean(0) >= 0.9
-        excluded = (task, *never)
-        predictors = [name for name, ok in zip(tasks, common, strict=True) if ok]
-        predictors = [name for name in predictors if name not in excluded]
-    wrong = [name for name in predictors if name not in tasks or name == task]
-    if wrong or not predictors:
-        name = wrong[0] if wrong else "none"
-        raise UserError(
-            f"{task} is predicted from other tasks, not from {name!r}; there are {', '.join(tasks)}"
-        )
+        common = names[np.isfinite(y).mean(0) >= 0.9].tolist()
+        predictors = [name for name in common if name not in (task, *never)]
+    others = [name for name in tasks if name != task]
+    for name in predictors or ["none"]:
+        if name not in others:
+            raise UserError(
+                f"{task} is predicted from other tasks, not from {name!r}; "
+                f"there are {', '.join(tasks)}"
+            )
     z = y[:, [tasks.index(name) for name in predictors]]
-    tried_all = np.isfinite(z).all(1)
     # A family that is not named is the system itself.
     family = dict(zip(t.run, np.where(t.family == "", t.run, t.family), strict=True))
     place = tasks.index(task)
-    return Systems(
-        names=runs[tried_all].tolist(),
-        family=np.array([family[name] for name in runs[tried_all]]),
-        x=np.nanmax(tabulate(curves.x), axis=1)[tried_all],
-        z=z[tried_all],
-        y=y[tried_all, place],
-        value=tabulate(curves.value)[tried_all, place],
-        error=error[tried_all, place],
-        n=tabulate(curves.n)[tried_all, place],
+    systems = Systems(
+        name=runs,
+        family=np.array([family[name] for name in runs]),
+        x=np.nanmax(tabulate(curves.x), axis=1),
+        z=z,
+        y=y[:, place],
+        value=tabulate(curves.value)[:, place],
+        error=error[:, place],
+        n=tabulate(curves.n)[:, place],
     )
+    return systems[np.isfinite(z).all(1)]
 
 
 def predict(s: Systems, known: ndarray, wanted: ndarray) -> ndarray:
@@ -129,12 +129,12 @@ def predict(s: Systems, known: ndarray, wanted: ndarray) -> ndarray:
     stated = np.diag(s.error[known] ** 2)
     identity = np.eye(known.sum())
 
-    def components(length: float, rows: ndarray, columns: ndarray) -> ndarray:
+    def components(length, rows, columns):
         # [3, R, C] the linear, the radial and the family part, with variance 1 each.
         at = np.ix_(rows, columns)
         return np.stack([linear[at], np.exp(-distance[at] / (2 * length**2)), same_family[at]])
 
-    def covariance(log_scales: ndarray) -> tuple[ndarray, ndarray]:
+    def covariance(log_scales):
         scales = np.exp(log_scales)
         parts = components(scales[4], known, known) * scales[:3, None, None] ** 2
         noise = scales[3] ** 2 * identity
@@ -142,13 +142,11 @@ def predict(s: Systems, known: ndarray, wanted: ndarray) -> ndarray:
         by_length = parts[1] * distance[np.ix_(known, known)] / scales[4] ** 2
         return matrix, np.stack([*(2 * parts), 2 * noise, by_length])
 
-    prior_sd = np.ones(len(PRIOR_LOG_SCALE))
-    posterior = gaussian_process.fit_map(
-        covariance, s.y[known], PRIOR_LOG_SCALE, prior_sd, (-5, 3), 15_000
-    )
+    prior = PRIOR_LOG_SCALE, np.ones(len(PRIOR_LOG_SCALE))
+    posterior = gaussian_process.fit_map(covariance, s.y[known], *prior, (-5, 3), 15_000)
     scales = posterior.scales
 
-    def kernel(rows: ndarray) -> ndarray:
+    def kernel(rows):
         return LEVEL_SD**2 + np.tensordot(scales[:3] ** 2, components(scales[4], rows, wanted), 1)
 
     mean, cov = posterior.predict(kernel(known), kernel(wanted))
@@ -175,10 +173,7 @@ def score_above(s: Systems, compute: float) -> Scores:
         )
     draws = predict(s, known, wanted)
     truth = s.value[wanted]
+    squared_error = ((draws.mean(0) - truth) ** 2).mean()
     pairs = list(zip(draws.T, truth, strict=True))
-    return Scores(
-        systems=len(truth),
-        squared_error=((draws.mean(0) - truth) ** 2).mean(),
-        coverage=np.mean([coverage(*pit(d, v), 0.9) for d, v in pairs]),
-        crps=np.mean([crps(d, v) for d, v in pairs]),
-    )
+    covered = np.mean([coverage(*pit(d, v), 0.9) for d, v in pairs])
+    return Scores(len(truth), squared_error, covered, np.mean([crps(d, v) for d, v in pairs]))

@@ -7,7 +7,7 @@ through a schedule of compute that the user gives.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy import ndarray
@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from ramp.errors import UserError
 from ramp.nines import backtest, growth, intervals, items
-from ramp.nines.growth import SHAPES, Fit, Points, Stacking
+from ramp.nines.growth import SHAPES, Points, Stacking
 from ramp.nines.trials import Trials, accuracy_curves, log_progress, pool_tasks
 
 QUADRATURE = np.polynomial.hermite_e.hermegauss(25)
@@ -66,10 +66,10 @@ def mix_weights(
     if not mix:
         counts = np.ones(len(names)) if counts is None else counts
         return counts / counts.sum()
-    unknown = [name for name in mix if name not in names]
-    if unknown:
-        known = ", ".join(names)
-        raise UserError(f"the mix names the {what} {unknown[0]!r}, which has no trial; use {known}")
+    for name in mix:
+        if name not in names:
+            known = ", ".join(names)
+            raise UserError(f"the mix names the {what} {name!r}, which has no trial; use {known}")
     total = sum(mix.values())
     if min(mix.values()) < 0 or abs(total - 1) > 1e-6:
         raise UserError(f"the mix over each {what} sums to {total:g}; it must be parts of 1")
@@ -79,47 +79,39 @@ def mix_weights(
 # Growth of one series
 
 
-@dataclass(frozen=True)
-class Series:
-    """Logits at known points, with their covariance."""
+def _extrapolate(at, y, cov, independent, to, draws, rng):
+    """[S, T] curves at the points `to`, and the `Stacking` that weighed and widened them.
 
-    at: Points
-    y: ndarray  # [N]
-    cov: ndarray  # [N, N]
-    independent: bool  # errors of different checkpoints
+    at: the N known points; y: [N] logits there; cov: [N, N] their covariance.
+    independent: errors of different checkpoints are. The shapes are weighed by forecasting each of
+    the last checkpoints from those before it.
+    """
 
-    def fit(self, rows: ndarray, now: float = 0.0) -> list[Fit]:
-        """Every shape of growth on some of the points, with progress counted from `now`."""
-        at = Points(self.at.x - now, self.at.size, self.at.run)[rows]
-        cov = self.cov[np.ix_(rows, rows)]
-        return [growth.fit(shape, at, self.y[rows], cov, self.independent) for shape in SHAPES]
+    def fit(rows, now):
+        # Every shape of growth on some of the points, with progress counted from `now`.
+        points = replace(at, x=at.x - now)[rows]
+        errors = cov[np.ix_(rows, rows)]
+        return [growth.fit(shape, points, y[rows], errors, independent) for shape in SHAPES]
 
-    def learn_stacking(self) -> Stacking:
-        """Weights and widening by forecasting each of the last checkpoints from those before it."""
-        order = np.argsort(self.at.x, kind="stable")
-        scores: list[ndarray] = []
-        pits: list[float] = []
-        for j in range(max(2, len(order) - MAX_ORIGINS), len(order)):
-            known, new = order[:j], order[j]
-            now = self.at.x[known].max()
-            to = Points(self.at.x - now, self.at.size, self.at.run)[[new]]
-            error = np.sqrt(self.cov[new, new])
-            predicted = [fit.predict_observation(to, error) for fit in self.fit(known, now)]
-            mean, sd = np.transpose(predicted)
-            # The mixture of shapes as it would have been weighted at the time.
-            weights = growth.learn_stacking(scores, pits).weights
-            pits.append(weights @ norm.cdf((self.y[new] - mean) / sd))
-            scores.append(norm.logpdf(self.y[new], mean, sd))
-        return growth.learn_stacking(scores, pits)
-
-    def extrapolate(
-        self, to: Points, draws: int, rng: np.random.Generator
-    ) -> tuple[ndarray, Stacking]:
-        """[S, T] curves at new points, and what weighed and widened them."""
-        stacking = self.learn_stacking()
-        fits = self.fit(np.arange(len(self.y)))
-        curves = growth.sample_curves(fits, stacking.weights, to, draws, rng)
-        return growth.widen(curves, stacking.widening), stacking
+    order = np.argsort(at.x, kind="stable")
+    scores = []
+    pits = []
+    for j in range(max(2, len(order) - MAX_ORIGINS), len(order)):
+        known = order[:j]
+        new = order[j]
+        now = at.x[known].max()
+        place = replace(at, x=at.x - now)[order[j : j + 1]]
+        error = np.sqrt(cov[new, new])
+        predicted = [f.predict_observation(place, error) for f in fit(known, now)]
+        mean, sd = np.transpose(predicted)
+        # The mixture of shapes as it would have been weighted at the time.
+        weights = growth.learn_stacking(scores, pits).weights
+        pits.append(weights @ norm.cdf((y[new] - mean) / sd))
+        scores.append(norm.logpdf(y[new], mean, sd))
+    stacking = growth.learn_stacking(scores, pits)
+    fits = fit(np.arange(len(y)), 0)
+    curves = growth.sample_curves(fits, stacking.weights, to, draws, rng)
+    return growth.widen(curves, stacking.widening), stacking
 
 
 # The forecast
@@ -146,48 +138,38 @@ def forecast(
                 "a mix needs the items behind the accuracies; this table holds aggregates only"
             )
         return _forecast_aggregates(t, decades, run, draws, steps)
-    rng, unit = np.random.default_rng(0), log_progress(t)[1]
+    rng = np.random.default_rng(0)
+    unit = log_progress(t)[1]
     c = items.sum_cells(t)
     family_weights = mix_weights(families, c.families, "family", np.bincount(c.family))
     slice_weights = mix_weights(slices, c.slices, "slice")
-    x = np.array([progress for _, progress in c.models])
-    names = np.array([name for name, _ in c.models])
-    run, now = _choose_run(names, x, run)
+    run, now = _choose_run(c.runs, c.x, run)
     fit = items.fit(c, draws)
     # Growth is read from the abilities of these models.
-    near = np.flatnonzero(x >= now - max(backtest.WINDOW, 2 * decades))
-    at = Points(x[near] - now, np.zeros(len(near)), names[near])
+    near = np.flatnonzero(c.x >= now - max(backtest.WINDOW, 2 * decades))
+    at = Points(c.x[near] - now, np.zeros(len(near)), c.runs[near])
     cov = fit.cov[np.ix_(near, near)] + 1e-6 * np.eye(len(near))
-    series = Series(at, fit.mean[near], cov, independent=True)
     past = at.x[at.run == run] + now
-    grid = np.unique(np.concatenate([past, np.linspace(now, now + decades, steps)]))
+    grid = np.unique(np.append(past, np.linspace(now, now + decades, steps)))
     # Curves at the models' own places too: what growth says of them is used below.
-    runs = np.concatenate([at.run, np.full(len(grid), run)])
-    to = Points(np.concatenate([at.x, grid - now]), np.zeros(len(runs)), runs)
-    curves, stacking = series.extrapolate(to, draws, rng)
-    abilities, ahead = curves[:, : len(near)], curves[:, len(near) :]
+    runs = np.append(at.run, np.full(len(grid), run))
+    to = Points(np.append(at.x, grid - now), np.zeros(len(runs)), runs)
+    curves, stacking = _extrapolate(at, fit.mean[near], cov, True, to, draws, rng)
+    abilities = curves[:, : len(near)]
+    ahead = curves[:, len(near) :]
     # Abilities moved by growth move the effects that were estimated together with them.
     moved = abilities - fit.effects[:, near]
     effects = fit.effects + moved @ np.linalg.solve(cov, fit.cov[near])
-    lapse = expit(effects[:, -2:-1] + effects[:, -1:] * (grid - x.max()))
+    lapse = expit(effects[:, -2:-1] + effects[:, -1:] * (grid - c.x.max()))
     paths = _slice_paths(fit, effects, ahead, lapse, family_weights)
-    used = {name: p for name, p in paths.items() if not slices or slices.get(name, 0) > 0}
-    return Forecast(
-        run=run,
-        grid=grid,
-        now=now,
-        mix=np.tensordot(slice_weights, np.stack(list(paths.values())), 1),
-        slices=used,
-        observed=_observe(t[np.isin(t.slice, list(used))], run),
-        stacking=stacking,
-        unit=unit,
-        converged=fit.converged,
-    )
+    mix = np.tensordot(slice_weights, np.stack(list(paths.values())), 1)
+    # A slice that the mix leaves out is not asked about.
+    used = {name: paths[name] for name in c.slices if not slices or slices.get(name, 0) > 0}
+    observed = _observe(t[np.isin(t.slice, list(used))], run)
+    return Forecast(run, grid, now, mix, used, observed, stacking, unit, fit.converged)
 
 
-def _forecast_aggregates(
-    t: Trials, decades: float, run: str | None, draws: int, steps: int
-) -> Forecast:
+def _forecast_aggregates(t, decades, run, draws, steps):
     """The same of accuracies alone.
 
     No item tells a lapse from a lack of ability: a lapse drawn from its prior caps the curve.
@@ -196,31 +178,25 @@ def _forecast_aggregates(
         raise UserError(
             "these accuracies are of several tasks; forecast one at a time with --where task=NAME"
         )
-    rng, c = np.random.default_rng(0), accuracy_curves(t)
+    rng = np.random.default_rng(0)
+    c = accuracy_curves(t)
     run, now = _choose_run(c.run, c.x, run)
     c = c[c.x >= now - max(backtest.WINDOW, 2 * decades)]
     y, error = backtest.accuracy_logits(c)
-    at, grid = backtest.growth_points(c, now), np.linspace(now, now + decades, steps)
+    at = backtest.growth_points(c, now)
+    grid = np.linspace(now, now + decades, steps)
     to = Points(grid - now, np.full(steps, at.size[at.run == run][0]), np.full(steps, run))
-    series = Series(at, y, np.diag(error**2), independent=False)
-    curves, stacking = series.extrapolate(to, draws, rng)
+    curves, stacking = _extrapolate(at, y, np.diag(error**2), False, to, draws, rng)
     level, trend = (rng.normal(*prior, draws)[:, None] for prior in (items.LAPSE, items.TREND))
     success = expit(curves)
     # A lapse cannot lie above what the run shows already.
     cap = np.maximum(1 - expit(level + trend * (grid - now)), success[:, :1])
-    return Forecast(
-        run=run,
-        grid=grid,
-        now=now,
-        mix=np.minimum(success, cap),
-        slices={},
-        observed=_observe(t, run),
-        stacking=stacking,
-        unit=log_progress(t)[1],
-    )
+    mix = np.minimum(success, cap)
+    unit = log_progress(t)[1]
+    return Forecast(run, grid, now, mix, {}, _observe(t, run), stacking, unit)
 
 
-def _choose_run(names: ndarray, x: ndarray, run: str | None) -> tuple[str, float]:
+def _choose_run(names, x, run):
     """The run that is asked for or got furthest, and the progress of its last checkpoint."""
     if run is not None and run not in names:
         known = ", ".join(np.unique(names))
@@ -234,26 +210,23 @@ def _choose_run(names: ndarray, x: ndarray, run: str | None) -> tuple[str, float
     return run, checkpoints[-1]
 
 
-def _observe(t: Trials, run: str) -> list[tuple[float, float, float, float]]:
+def _observe(t, run):
     """Checkpoint, accuracy over all tasks and trials, and its 90% interval."""
     c = accuracy_curves(pool_tasks(t))
-    observed = []
-    for x, p, n in zip(
-        *(column[c.run == run].tolist() for column in (c.x, c.value, c.n)), strict=True
-    ):
-        observed.append((x, p, *intervals.jeffreys(p * n, n, 0.9)))
-    return observed
+    c = c[c.run == run]
+    rows = zip(c.x, c.value, c.n, strict=True)
+    return [(x, p, *intervals.jeffreys(p * n, n, 0.9)) for x, p, n in rows]
 
 
-def _slice_paths(
-    fit: items.ItemFit, effects: ndarray, theta: ndarray, lapse: ndarray, family_weights: ndarray
-) -> dict[str, ndarray]:
+def _slice_paths(fit, effects, theta, lapse, family_weights):
     """[S, T] reliability by slice for new items of the same population.
 
     effects: [S, P]; theta: [S, T] ability; lapse: [S, T].
     """
-    c, models = fit.cells, len(fit.cells.models)
-    easiness, weights = [], []
+    c = fit.cells
+    models = len(fit.cells.runs)
+    easiness = []
+    weights = []
     for k, family_weight in enumerate(family_weights):
         hard = c.difficulty[c.family == k]
         if len(hard) > MAX_QUANTILES:
@@ -266,7 +239,8 @@ def _slice_paths(
     nodes, mass = QUADRATURE
     node_weights = np.outer(weights, mass / mass.sum()).ravel()
     chance = np.average(c.chance, weights=c.count)
-    shift = np.concatenate([np.zeros((len(effects), 1)), effects[:, fit.columns("slice ")]], 1)
+    # The base slice has no effect.
+    shift = np.pad(effects[:, fit.columns("slice ")], ((0, 0), (1, 0)))
     # Success on a lattice of abilities, then interpolated: theta has many more points.
     lattice = np.linspace(theta.min() - 2, theta.max() + 2, 80)
     paths = {name: np.empty(theta.shape) for name in c.slices}
@@ -285,8 +259,9 @@ def schedule_dates(schedule: list[tuple[str, float]], progress: ndarray) -> list
     "" outside the schedule. Raises UserError where it does not rise.
     """
     # Dates as days, between which a schedule is linear in log compute.
-    days = np.array([np.datetime64(day, "D").astype(int) for day, _ in schedule])
-    log = np.log10([compute for _, compute in schedule])
+    dates, compute = zip(*schedule, strict=True)
+    days = np.array(dates, "datetime64[D]").astype(int)
+    log = np.log10(compute)
     if len(log) < 2 or (np.diff(log) <= 0).any() or (np.diff(days) <= 0).any():
         raise UserError("a schedule needs two or more rows of rising date and rising compute")
     inside = (progress >= log[0]) & (progress <= log[-1])

@@ -7,7 +7,7 @@ interpolated, so any checkpoint on the way can score it.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,6 @@ class Recorded:
     issued: float  # log10 progress that it was made at
     targets: ndarray  # [T] log10 progress, rising
     quantiles: ndarray  # [T, 99] accuracy at LEVELS
-
-    def __post_init__(self) -> None:
-        if self.quantiles.shape != (len(self.targets), len(LEVELS)):
-            raise ValueError("as many rows of 99 percentiles as targets are needed")
 
 
 @dataclass(frozen=True)
@@ -115,16 +111,19 @@ def append_run(path: Path, t: Trials, run: str, now: float, end: float, unit: st
     return count
 
 
-def _read(path: Path) -> list[Recorded]:
+def _read(path):
     """The lines of a record. Unlike a log, it is refused where one line is broken."""
-    types = (str, str, float, np.array, np.array)
-    names = [field.name for field in fields(Recorded)]
+    lines = []
     try:
-        lines = []
         for text in path.read_text(encoding="utf-8").splitlines():
             if text.strip():
                 line = json.loads(text)
-                lines.append(Recorded(*(t(line[n]) for t, n in zip(types, names, strict=True))))
+                targets = np.array(line["targets"])
+                quantiles = np.array(line["quantiles"])
+                if quantiles.shape != (len(targets), len(LEVELS)):
+                    raise ValueError("as many rows of 99 percentiles as targets are needed")
+                issued = float(line["issued"])
+                lines.append(Recorded(line["run"], line["task"], issued, targets, quantiles))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a record of forecasts ({type(error).__name__}: {error})"
@@ -138,7 +137,8 @@ def score(path: Path, c: Curves) -> tuple[list[ScoredLine], int]:
     c: of the trials with their slices split. Returns the scores and how many forecasts are open.
     Raises UserError where the file is not a record.
     """
-    scored, still_open = [], 0
+    scored = []
+    still_open = 0
     for r in _read(path):
         curve = c[(c.run == r.run) & (c.task == r.task)]
         curve = curve[np.argsort(curve.x)]
@@ -151,7 +151,7 @@ def score(path: Path, c: Curves) -> tuple[list[ScoredLine], int]:
     return scored, still_open
 
 
-def _score_line(r: Recorded, before: Curves, x: float, actual: float) -> ScoredLine:
+def _score_line(r, before, x, actual):
     draws = np.array([np.interp(x, r.targets, quantile) for quantile in r.quantiles.T])
     crps = {backtest.NINES: backtest.crps(draws, actual)}
     if len(before):
@@ -173,7 +173,7 @@ def summarize(scored: list[ScoredLine]) -> Summary:
     checkpoints, checkpoint = np.unique(names, return_inverse=True)
     n = len(checkpoints)
 
-    def cluster_mean(values: list[float]) -> tuple[float, float]:
+    def cluster_mean(values):
         mean = np.mean(values or [np.nan])
         if n < 2:
             return mean, np.nan

@@ -19,6 +19,8 @@ from ramp.nines.trials import Trials, accuracy_curves, split_slices
 from ramp.reporting.figure import COLORS, GREY, STYLE, blank, svg
 from ramp.reporting.html import paragraph, section, table, write_page
 
+# The stub of matplotlib knows its settings by name only.
+in_style = rc_context(STYLE)  # ty: ignore[invalid-argument-type]
 # A line of text ("## ...": a heading), a table whose first row is its head, or a picture.
 Part = str | list | Callable[[], Figure]
 
@@ -144,14 +146,14 @@ def readiness_parts(s: ReadinessSummary) -> list[Part]:
         row = [f"{level.nines:g}", f"p = {level.now:.2f}", when[0], f"{when[1]} to {when[2]}"]
         rows.append([*row, f"p = {level.never:.2f}"])
     # One shape rarely wins outright, so its weight is shown too.
-    best = max(s.shape_weights, key=s.shape_weights.get)
+    weight, best = max((weight, shape) for shape, weight in s.shape_weights.items())
     today = f"now {s.now[1]:.4f} [{format_interval(s.now[::2])}]"
     end = f"at {s.times:.3g}x {s.end[1]:.4f} [{format_interval(s.end[::2])}]"
-    weight = f"{best} leads with weight {s.shape_weights[best]:.2f}"
     return [
         "## Reliability of the mix",
         f"{s.run}: {today}, {end} (90%).",
-        f"Growth by past score: {weight}; intervals widened by {s.widening:.2f}.",
+        f"Growth by past score: {best} leads with weight {weight:.2f}; "
+        f"intervals widened by {s.widening:.2f}.",
         *convergence_warning(s.converged),
         rows,
     ]
@@ -193,7 +195,8 @@ def convergence_warning(converged: bool) -> list[Part]:
 
 def level_parts(levels: list[Level], last: LastCheckpoint) -> list[Part]:
     """The levels of readiness, and how far the best of several tries lies above all of them."""
-    successes, tries = last.successes, last.tries
+    successes = last.successes
+    tries = last.tries
     k = int(min(8, tries.min()))
     text = "No item was tried twice, so how much the best of several tries flatters is unknown."
     if k >= 2:
@@ -219,9 +222,8 @@ def score_parts(s: backtest.Summary) -> list[Part]:
         e = s.events
         base = f"their rate {e.rate:.3f} alone would have {e.base_brier:.4f}"
         parts.append(f"{e.count} events 'reaches T': Brier {e.brier:.4f}; {base}.")
-        rows = [["probability", "frequency", "events"]]
-        rows += [[f"{p:.2f}", f"{rate:.2f}", n] for p, rate, n in e.calibration]
-        parts.append(rows)
+        rows = [[f"{p:.2f}", f"{rate:.2f}", n] for p, rate, n in e.calibration]
+        parts.append([["probability", "frequency", "events"], *rows])
     return parts
 
 
@@ -250,39 +252,41 @@ def score_record(path: Path, t: Trials) -> tuple[record.Summary, Answer]:
 # Pictures
 
 
-@rc_context(STYLE)
+@in_style
 def reliability_figure(f: Forecast) -> Figure:
     """Nines over compute or steps: observed, and the forecast with its 50% and 90% bands."""
     figure, axes = blank(9.6, 4)
-    color, *others = COLORS.values()
+    main, *others = COLORS.values()
     # At most 6 nines, so that a draw of exactly 1 can be drawn.
-    x, nines = 10**f.grid, np.minimum(count_nines(f.mix), 6)
+    x = 10**f.grid
+    nines = np.minimum(count_nines(f.mix), 6)
     for low, high, alpha in ((5, 95, 0.2), (25, 75, 0.3)):
         band = np.percentile(nines, (low, high), axis=0)
-        axes.fill_between(x, *band, alpha=alpha, color=color, lw=0)
-    axes.plot(x, np.median(nines, 0), color=color, label="mix: median, 50% and 90%")
+        axes.fill_between(x, *band, alpha=alpha, color=main, lw=0)
+    axes.plot(x, np.median(nines, 0), color=main, label="mix: median, 50% and 90%")
     if len(f.slices) > 1:
         for k, (name, path) in enumerate(f.slices.items()):
             middle = np.minimum(count_nines(np.median(path, 0)), 6)
-            style = {"color": others[k % len(others)], "label": f"slice {name}"}
-            axes.plot(x, middle, "--", lw=1, **style)
+            color = others[k % len(others)]
+            axes.plot(x, middle, "--", lw=1, color=color, label=f"slice {name}")
     at, *observed = np.transpose(f.observed)
     y, low, high = np.minimum(count_nines(np.array(observed)), 6)
     y = np.clip(y, low, high)
-    error = [y - low, high - y]
-    axes.errorbar(10**at, y, error, fmt="o", color=COLORS["warm"], ms=4, label="observed, 90%")
+    axes.errorbar(
+        10**at, y, [y - low, high - y], fmt="o", color=COLORS["warm"], ms=4, label="observed, 90%"
+    )
     axes.axvline(10**f.now, color=GREY, lw=0.8, ls=":")
     axes.set_xscale("log")
     # The page's text is plain: powers of ten would be TeX.
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x < 1e6 else f"{x:.3g}")
     axes.xaxis.set_minor_formatter(lambda *_: "")
-    axes.set_ylim(0, max(3.3, np.median(nines[:, -1]) + 1))
-    axes.set(xlabel=f.unit, ylabel="nines")
+    top = max(3.3, np.median(nines[:, -1]) + 1)
+    axes.set(xlabel=f.unit, ylabel="nines", ylim=(0, top))
     axes.legend()
     return figure
 
 
-@rc_context(STYLE)
+@in_style
 def pit_figure(counts: list[int]) -> Figure:
     """Forecasts by tenth of the probability integral transform: flat is calibrated."""
     figure, axes = blank(9.6, 2.5)
@@ -293,7 +297,7 @@ def pit_figure(counts: list[int]) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@in_style
 def item_figure(difficulty: ndarray, abilities: ndarray) -> Figure:
     """Items by difficulty, and the abilities of the checkpoints on the same scale."""
     figure, axes = blank(9.6, 2.5)
@@ -305,7 +309,7 @@ def item_figure(difficulty: ndarray, abilities: ndarray) -> Figure:
     return figure
 
 
-@rc_context(STYLE)
+@in_style
 def levels_figure(levels: list[Level]) -> Figure:
     """Steps up to each level of readiness, in green where it is reached."""
     figure, axes = blank(9.6, 1.6)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy import ndarray
 from scipy.optimize import brentq
 from scipy.special import betaln
-from scipy.stats import linregress
 
 from ramp.errors import UserError
 from ramp.nines.intervals import Interval
@@ -43,9 +42,7 @@ class SPRT:
     def bounds(self) -> tuple[float, float]:
         """Log likelihood ratios at which the system is rejected and accepted."""
         # Wald's approximation: what overshoots the bounds is ignored.
-        reject = np.log(self.beta / (1 - self.alpha))
-        accept = np.log((1 - self.beta) / self.alpha)
-        return reject, accept
+        return np.log(self.beta / (1 - self.alpha)), np.log((1 - self.beta) / self.alpha)
 
     @property
     def clean_trials(self) -> int:
@@ -72,10 +69,11 @@ def confidence_sequence(successes: int, failures: int, level: float = 0.95) -> I
     The rates whose likelihood is at least (1 - level) of a beta-binomial mixture's (Robbins 1970,
     by Ville's inequality).
     """
-    a, b = 1.0, 0.5  # of the mixture: more weight on rates near 1
+    a = 1.0
+    b = 0.5  # of the mixture: more weight on rates near 1
     mixture = betaln(a + successes, b + failures) - betaln(a, b) + np.log(1 - level)
 
-    def excess(rate: float) -> float:
+    def excess(rate):
         # Log likelihood over the threshold. 0 log 0 counts as 0.
         won = successes * np.log(rate) if successes else 0.0
         lost = failures * np.log1p(-rate) if failures else 0.0
@@ -85,11 +83,10 @@ def confidence_sequence(successes: int, failures: int, level: float = 0.95) -> I
         return 0.0, 1.0
     # The likelihood rises to its peak and falls after it: one root on each side.
     peak = min(max(successes / (successes + failures), 1e-15), 1 - 1e-15)
-    low, high = 0.0, 1.0
-    if successes and excess(1e-300) < 0:
-        low = brentq(excess, 1e-300, peak)
-    if failures and excess(1 - 1e-16) < 0:
-        high = brentq(excess, peak, 1 - 1e-16)
+    low = 1e-300
+    high = 1 - 1e-16
+    low = brentq(excess, low, peak) if successes and excess(low) < 0 else 0.0
+    high = brentq(excess, peak, high) if failures and excess(high) < 0 else 1.0
     return low, high
 
 
@@ -108,7 +105,6 @@ def predict_worst_rate(rates: ndarray, queries: float, top: int = 10) -> float:
     score = -np.log(-np.log(worst))
     # Mid-rank plotting positions: the worst of n prompts stands at survival 0.5 / n.
     survival = np.log((np.arange(len(worst)) + 0.5) / len(rates))
-    line = linregress(score, survival)
+    slope, intercept = np.polyfit(score, survival, 1)
     # The score at which one prompt in `queries` is left.
-    expected = (np.log(queries) + line.intercept) / line.slope
-    return np.exp(-np.exp(expected))
+    return np.exp(-np.exp((np.log(queries) + intercept) / slope))

@@ -67,7 +67,7 @@ class Columns:
     def __len__(self) -> int:
         return len(getattr(self, fields(self)[0].name))
 
-    def __getitem__(self, rows: ndarray) -> Self:
+    def __getitem__(self, rows: ndarray | slice) -> Self:
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
@@ -128,7 +128,7 @@ def read(path: Path | str, where: Mapping[str, str] | None = None) -> Trials:
     return from_rows(rows, str(path), where)
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path):
     kind = path.suffix.lower()
     if kind == ".parquet":
         import pyarrow.parquet as pq  # slow to import, and needed by this format only
@@ -150,7 +150,7 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     raise ValueError(f"the ending {kind or 'none'} is none of .csv, .parquet, .jsonl, .json")
 
 
-def _from_lm_eval(row: dict, path: Path) -> dict[str, Any]:
+def _from_lm_eval(row, path):
     metrics = ("exact_match", "acc", "acc_norm", "pass@1", "em")
     metric = next(m for m in metrics if m in row)
     # samples_TASK_2026-01-01T00-00-00.jsonl
@@ -162,7 +162,7 @@ def _from_lm_eval(row: dict, path: Path) -> dict[str, Any]:
     return trial
 
 
-def _from_inspect(header: dict, sample: dict) -> dict[str, Any]:
+def _from_inspect(header, sample):
     score = next(iter(sample["scores"].values()))["value"]
     # inspect writes C, P, I, N for correct, partial, incorrect, no answer.
     grades = {"C": 1, "P": 0.5, "I": 0, "N": 0}
@@ -175,7 +175,7 @@ def _from_inspect(header: dict, sample: dict) -> dict[str, Any]:
     }
 
 
-def _from_tau(row: dict, path: Path) -> dict[str, Any]:
+def _from_tau(row, path):
     reward = row["reward"] if "reward" in row else row["reward_info"]["reward"]
     return {
         "run": path.stem,
@@ -217,7 +217,7 @@ def from_rows(
     return t
 
 
-def _filter_rows(rows: list[dict], where: Mapping[str, str], name: str) -> list[dict]:
+def _filter_rows(rows, where, name):
     for alias, values in where.items():
         key = ALIASES.get(alias, alias)
         if key not in rows[0]:
@@ -229,7 +229,7 @@ def _filter_rows(rows: list[dict], where: Mapping[str, str], name: str) -> list[
     return rows
 
 
-def _check_columns(rows: list[dict], name: str) -> None:
+def _check_columns(rows, name):
     # A dict keeps the order of the file, so that the first wrong column is named.
     for key in dict.fromkeys(key for row in rows for key in row):
         is_constant = len({str(row.get(key)) for row in rows}) == 1
@@ -242,12 +242,12 @@ def _check_columns(rows: list[dict], name: str) -> None:
         raise UserError(f"{name} has a column {key!r} that ramp does not know; {hint}")
 
 
-def _read_texts(rows: list[dict], key: str) -> ndarray:
+def _read_texts(rows, key):
     values = [row.get(key) for row in rows]
     return np.array([TEXT[key] if value in (None, "") else str(value) for value in values])
 
 
-def _read_numbers(rows: list[dict], key: str, name: str) -> ndarray:
+def _read_numbers(rows, key, name):
     numbers = np.full(len(rows), NUMBERS[key], float)
     truths = {"true": 1, "false": 0}
     for i, row in enumerate(rows):
@@ -261,7 +261,7 @@ def _read_numbers(rows: list[dict], key: str, name: str) -> ndarray:
     return numbers
 
 
-def _check_numbers(t: Trials, name: str) -> None:
+def _check_numbers(t, name):
     wrong = np.flatnonzero(~((t.success >= 0) & (t.success <= 1)))  # NaN is wrong too
     if len(wrong):
         row = wrong[0]
@@ -278,7 +278,7 @@ def _check_numbers(t: Trials, name: str) -> None:
         raise UserError(f"{name} has a chance level outside [0, 1)")
 
 
-def _check_distinct(t: Trials, name: str) -> None:
+def _check_distinct(t, name):
     repeats = np.flatnonzero(_count_earlier(t, KEY))
     if not len(repeats):
         return
@@ -304,7 +304,7 @@ def group_rows(*columns: ndarray) -> tuple[ndarray, ndarray]:
     return first, group
 
 
-def _count_earlier(t: Trials, keys: Sequence[str]) -> ndarray:
+def _count_earlier(t, keys):
     """[N] how many earlier rows agree with each row in all the columns."""
     group = group_rows(*(getattr(t, key) for key in keys))[1]
     order = np.argsort(group, kind="stable")
@@ -352,7 +352,8 @@ def accuracy_curves(t: Trials) -> Curves:
     """
     x = log_progress(t)[0]
     after_start = np.isfinite(x)
-    t, x = t[after_start], x[after_start]
+    t = t[after_start]
+    x = x[after_start]
     if not len(x):
         raise UserError("every trial is of step 0; growth needs checkpoints after it")
     first, group = group_rows(t.run, t.task, x)
