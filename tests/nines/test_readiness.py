@@ -31,8 +31,8 @@ def test_the_worst_slice_holds_readiness_back():
 @pytest.mark.parametrize("mix", [{"a": 0.5}, {"a": 0.7, "b": 0.7}, {"c": 1.0}, {"a": -1, "b": 2}])
 def test_a_mix_must_be_parts_of_one(mix):
     with pytest.raises(UserError):
-        readiness.mix_weights(mix, ["a", "b"], "slice")
-    assert readiness.mix_weights({"b": 1.0}, ["a", "b"], "slice").tolist() == [0, 1]
+        readiness.mix_weights(mix, ["a", "b"], "slice", np.ones(2))
+    assert readiness.mix_weights({"b": 1.0}, ["a", "b"], "slice", np.ones(2)).tolist() == [0, 1]
 
 
 def test_dates_come_from_the_schedule_only():
@@ -149,10 +149,8 @@ def test_ties_in_difficulty_keep_their_weight():
     names = ["ability a 0", "difficulty", "family f", "lapse level", "lapse trend"]
     effects = np.array([[0.0, 1, 0, -99, 0]])
     fit = items.ItemFit(c, names, effects, np.array([[1e-6, 1, 1]]), none, none, none)
-    found = readiness._slice_paths(fit, effects, np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1))[
-        "base"
-    ]
-    assert found[0, 0] == pytest.approx(0.9 / 2 + 0.1 / (1 + np.exp(3)), abs=0.02)
+    found = readiness._slice_paths(fit, effects, np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1))
+    assert found[0, 0, 0] == pytest.approx(0.9 / 2 + 0.1 / (1 + np.exp(3)), abs=0.02)
 
 
 def test_audit_of_a_system_that_tried_nothing_twice_borrows_the_correlation_of_others():

@@ -249,6 +249,7 @@ def over_sizes(
     All smaller runs are known to the end. Sizes go from small to large: each is weighted and
     widened by the scores of those before it. Raises UserError where there are too few sizes.
     """
+    c = c[c.x >= origin - WINDOW]
     curve_of = group_rows(c.run, c.task)[1]
     is_end = np.isclose(c.x, target)
     reaches_target = np.isin(curve_of, curve_of[is_end])
@@ -258,7 +259,6 @@ def over_sizes(
             f"a backtest over sizes needs more than {MIN_SIZES} sizes of run"
             f" with a checkpoint at the target; there are {len(sizes)}"
         )
-    in_window = c.x >= origin - WINDOW
     past = []
     # The smallest size has nothing smaller to be forecast from.
     for size in sizes[1:]:
@@ -266,7 +266,7 @@ def over_sizes(
         is_size = c.size == size
         is_known = (c.size < size) | (is_size & (c.x <= origin + 1e-9))
         for task in np.unique(c.task):
-            rows = in_window & (c.task == task)
+            rows = c.task == task
             at = Origin(origin, c[rows & is_known], stacking)
             for run in np.unique(c.run[rows & reaches_target & is_size]):
                 if (at.known.run == run).any():

@@ -200,11 +200,14 @@ def forecast(args: Namespace) -> Answer:
         count = record.append_run(args.record, t, f.run, f.now, f.grid[-1], f.unit)
         parts.append(f"{count} curves forecast in {args.record}; earlier forecasts there stay.")
     if (t.item == "").all():
-        text = "Accuracies without items: no lapse can be told from a lack of ability"
-        parts.append(f"{text}; nines are guesses.")
+        parts.append(
+            "Accuracies without items: no lapse can be told from a lack of ability; "
+            "nines are guesses."
+        )
     elif len(f.observed) < 5:
-        text = f"{len(f.observed)} checkpoints are few"
-        parts.append(f"{text}: the intervals are wide because they must be.")
+        parts.append(
+            f"{len(f.observed)} checkpoints are few: the intervals are wide because they must be."
+        )
     # Only a page has room for the context, which takes as long as the forecast.
     if args.page:
         parts += [lambda: report.reliability_figure(f), *_context_parts(t, f.run)]
@@ -235,9 +238,9 @@ def _read_schedule(path, unit):
             "add that column"
         )
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-        dates = [datetime.date.fromisoformat(row["date"]).isoformat() for row in rows]
-        return [(date, float(row["compute"])) for date, row in zip(dates, rows, strict=True)]
+        rows = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
+        parse_date = datetime.date.fromisoformat
+        return [(parse_date(row["date"]).isoformat(), float(row["compute"])) for row in rows]
     except (OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{path} is not a schedule ({error}); it needs the columns date and compute"
@@ -339,7 +342,8 @@ def audit_demo(args: Namespace) -> Answer:
 
 def compare(args: Namespace) -> Answer:
     """Two runs, paired by item, with the difference that could have been found."""
-    t = _read(args)
+    # Pooled, an item is named by its task too.
+    t = trials.pool_tasks(_read(args))
     means = []
     for name in args.runs:
         own = t[t.run == name]
@@ -349,10 +353,9 @@ def compare(args: Namespace) -> Answer:
                 f"no trial of a named item belongs to the run {name!r}; there are {runs}"
             )
         # Slices of an item are no items of their own.
-        first, item = trials.group_rows(own.task, own.item)
+        items_tried, item = np.unique(own.item, return_inverse=True)
         rates = np.bincount(item, own.success) / np.bincount(item)
-        names = zip(own.task[first].tolist(), own.item[first].tolist(), strict=True)
-        means.append(dict(zip(names, rates, strict=True)))
+        means.append(dict(zip(items_tried, rates, strict=True)))
     c = stats.compare_paired(*means)
     facts = {
         " - ".join(args.runs[::-1]): f"{c.difference:+.4f} ± {c.stderr:.4f}",

@@ -188,7 +188,8 @@ def _derivatives(eta, lapse, log_phi, c):
     )
 
 
-# The posterior. g: [P] effects, e: [I] item effects, h: [3] log hyperparameters.
+# The posterior. g: [P] effects, e: [I] item effects, h: [3] log hyperparameters; d: the Design,
+# c: its Cells.
 
 
 def _item_modes(g, e, h, d):
@@ -263,7 +264,7 @@ def _laplace(g, e, h, d):
         if new_value <= value:  # False for NaN as well
             g = trial
             value = new_value
-            (slope, hessian, e) = rest
+            slope, hessian, e = rest
             fraction = min(1.0, 3 * fraction)
         else:
             fraction /= 4

@@ -39,32 +39,31 @@ class Forecast:
     converged: bool = True  # of the item model
 
     def is_ready(self, nines: float) -> ndarray:
-        """[S, T] whether the mix has so many nines, and every slice one nine less."""
-        ready = self.mix >= 1 - 10.0**-nines
+        """[S, T] whether the mix has so many nines, and every slice one nine less; from now on."""
+        ready = (self.mix >= 1 - 10.0**-nines) & (self.grid >= self.now - 1e-9)
         for path in self.slices.values():
             ready &= path >= 1 - 10.0 ** -(nines - 1)
         return ready
 
     def first_ready(self, nines: float) -> ndarray:
         """[S] log10 progress, from now on, at which each draw is first ready; inf: never."""
-        ready = self.is_ready(nines) & (self.grid >= self.now - 1e-9)
+        ready = self.is_ready(nines)
         return np.where(ready.any(1), self.grid[ready.argmax(1)], np.inf)
 
     def ready_at(self, nines: float, probability: float) -> float:
         """The least log10 progress, from now on, ready with this probability; inf: nowhere."""
         sure = self.is_ready(nines).mean(0) >= probability
-        return min(self.grid[sure & (self.grid >= self.now - 1e-9)], default=np.inf)
+        return min(self.grid[sure], default=np.inf)
 
 
 def mix_weights(
-    mix: Mapping[str, float] | None, names: list[str], what: str, counts: ndarray | None = None
+    mix: Mapping[str, float] | None, names: list[str], what: str, counts: ndarray
 ) -> ndarray:
-    """[N] weights of `names` in a mix; without a mix in proportion to `counts`, or equal.
+    """[N] weights of `names` in a mix; without a mix in proportion to `counts`.
 
     Raises UserError for a mix of other names, or one that is not parts of 1.
     """
     if not mix:
-        counts = np.ones(len(names)) if counts is None else counts
         return counts / counts.sum()
     for name in mix:
         if name not in names:
@@ -142,7 +141,7 @@ def forecast(
     unit = log_progress(t)[1]
     c = items.sum_cells(t)
     family_weights = mix_weights(families, c.families, "family", np.bincount(c.family))
-    slice_weights = mix_weights(slices, c.slices, "slice")
+    slice_weights = mix_weights(slices, c.slices, "slice", np.ones(len(c.slices)))
     run, now = _choose_run(c.runs, c.x, run)
     fit = items.fit(c, draws)
     # Growth is read from the abilities of these models.
@@ -162,9 +161,10 @@ def forecast(
     effects = fit.effects + moved @ np.linalg.solve(cov, fit.cov[near])
     lapse = expit(effects[:, -2:-1] + effects[:, -1:] * (grid - c.x.max()))
     paths = _slice_paths(fit, effects, ahead, lapse, family_weights)
-    mix = np.tensordot(slice_weights, np.stack(list(paths.values())), 1)
-    # A slice that the mix leaves out is not asked about.
-    used = {name: paths[name] for name in c.slices if not slices or slices.get(name, 0) > 0}
+    mix = np.tensordot(slice_weights, paths, 1)
+    # A slice that the mix leaves out need not be ready.
+    is_used = slice_weights > 0
+    used = dict(zip(np.array(c.slices)[is_used].tolist(), paths[is_used], strict=True))
     observed = _observe(t[np.isin(t.slice, list(used))], run)
     return Forecast(run, grid, now, mix, used, observed, stacking, unit, fit.converged)
 
@@ -219,7 +219,7 @@ def _observe(t, run):
 
 
 def _slice_paths(fit, effects, theta, lapse, family_weights):
-    """[S, T] reliability by slice for new items of the same population.
+    """[K, S, T] reliability in each slice for new items of the same population.
 
     effects: [S, P]; theta: [S, T] ability; lapse: [S, T].
     """
@@ -243,13 +243,12 @@ def _slice_paths(fit, effects, theta, lapse, family_weights):
     shift = np.pad(effects[:, fit.columns("slice ")], ((0, 0), (1, 0)))
     # Success on a lattice of abilities, then interpolated: theta has many more points.
     lattice = np.linspace(theta.min() - 2, theta.max() + 2, 80)
-    paths = {name: np.empty(theta.shape) for name in c.slices}
+    paths = np.empty((len(c.slices), *theta.shape))
     for s, sd_item in enumerate(fit.hyper[:, items.SD_ITEM]):
         spread = (easiness[s][:, None] + sd_item * nodes).ravel()
         success = expit(lattice[:, None] + spread) @ node_weights
-        for k, path in enumerate(paths.values()):
-            ability = np.interp(theta[s] - shift[s, k], lattice, success)
-            path[s] = chance + (1 - chance - lapse[s]) * ability
+        solved = np.interp(theta[s] - shift[s][:, None], lattice, success)
+        paths[:, s] = chance + (1 - chance - lapse[s]) * solved
     return paths
 
 

@@ -75,7 +75,8 @@ def append(
     past: earlier forecasts, scored, which weigh the shapes of growth; keys: further ones of a line.
     Returns how many curves could be forecast.
     """
-    recorded = {(r.run, r.task, r.issued) for r in _read(path)} if path.exists() else set()
+    earlier = _read(path) if path.exists() else []
+    recorded = [(r.run, r.task, r.issued) for r in earlier]
     count = 0
     for run, task, draws in backtest.forecast_curves(c, now, places, past):
         count += 1
@@ -83,8 +84,8 @@ def append(
             continue
         quantiles = np.quantile(draws, LEVELS, axis=0).T.round(5)
         line = {"date": date.today().isoformat(), "run": run, "task": task, "issued": now}
-        line |= {"targets": places.tolist(), "quantiles": quantiles.tolist()}
-        append_jsonl(path, keys | line)
+        keys |= line | {"targets": places.tolist(), "quantiles": quantiles.tolist()}
+        append_jsonl(path, keys)
     return count
 
 

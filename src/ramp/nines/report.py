@@ -143,15 +143,15 @@ def readiness_parts(s: ReadinessSummary) -> list[Part]:
             date = level.date[k] if level.date else ""
             text = f"{s.unit} {10**place:.3g} ({s.multiple(place):.2g}x) {date}".strip()
             when.append(f"not by {s.times:.3g}x" if np.isinf(place) else text)
-        row = [f"{level.nines:g}", f"p = {level.now:.2f}", when[0], f"{when[1]} to {when[2]}"]
-        rows.append([*row, f"p = {level.never:.2f}"])
+        by, low, high = when
+        now, never = f"p = {level.now:.2f}", f"p = {level.never:.2f}"
+        rows.append([f"{level.nines:g}", now, by, f"{low} to {high}", never])
     # One shape rarely wins outright, so its weight is shown too.
     weight, best = max((weight, shape) for shape, weight in s.shape_weights.items())
-    today = f"now {s.now[1]:.4f} [{format_interval(s.now[::2])}]"
-    end = f"at {s.times:.3g}x {s.end[1]:.4f} [{format_interval(s.end[::2])}]"
     return [
         "## Reliability of the mix",
-        f"{s.run}: {today}, {end} (90%).",
+        f"{s.run}: now {s.now[1]:.4f} [{format_interval(s.now[::2])}], "
+        f"at {s.times:.3g}x {s.end[1]:.4f} [{format_interval(s.end[::2])}] (90%).",
         f"Growth by past score: {best} leads with weight {weight:.2f}; "
         f"intervals widened by {s.widening:.2f}.",
         *convergence_warning(s.converged),
@@ -186,8 +186,10 @@ def convergence_warning(converged: bool) -> list[Part]:
     """A warning where the item model is unsure of its own scales."""
     if converged:
         return []
-    text = "WARNING: the spread of items and families did not settle; intervals of the item model"
-    return [f"{text} are widened {items.UNSETTLED:g} times. More items or more tries would help."]
+    return [
+        "WARNING: the spread of items and families did not settle; intervals of the item model "
+        f"are widened {items.UNSETTLED:g} times. More items or more tries would help."
+    ]
 
 
 # What is shown today, and how forecasts did
@@ -203,9 +205,11 @@ def level_parts(levels: list[Level], last: LastCheckpoint) -> list[Part]:
         best = intervals.pass_at_k(k, successes, tries)
         one, two, every = (intervals.pass_hat_k(n, successes, tries) for n in (1, 2, k))
         more = intervals.logit_normal_pass_hat_k(2 * k, one, two)
-        text = f"Best of {k} tries: {best:.3f}; all of {k}: {every:.3f}."
-        text += " A demo shows the first, a user meets the second."
-        text += f" All of {2 * k}, extrapolated from one and two tries: {more:.3f}."
+        text = (
+            f"Best of {k} tries: {best:.3f}; all of {k}: {every:.3f}. A demo shows the first, "
+            "a user meets the second. "
+            f"All of {2 * k}, extrapolated from one and two tries: {more:.3f}."
+        )
     rows = [["level", "reached", "why"]]
     rows += [[level.name, "yes" if level.reached else "no", level.reason] for level in levels]
     return [text, rows, lambda: levels_figure(levels)]
@@ -216,12 +220,16 @@ def score_parts(s: backtest.Summary) -> list[Part]:
     rows = [["method", "CRPS", "90% interval covers"]]
     for name, method in sorted(s.methods.items(), key=lambda item: item[1].crps):
         rows.append([name, f"{method.crps:.4f}", f"{method.coverage:.3f}"])
-    covers = f"80% interval covers {s.coverage80:.3f}; median misses by {s.mae:.4f}."
-    parts: list[Part] = [f"{s.forecasts} forecasts; {covers}", rows, lambda: pit_figure(s.pit)]
-    if s.events:
-        e = s.events
-        base = f"their rate {e.rate:.3f} alone would have {e.base_brier:.4f}"
-        parts.append(f"{e.count} events 'reaches T': Brier {e.brier:.4f}; {base}.")
+    text = (
+        f"{s.forecasts} forecasts; 80% interval covers {s.coverage80:.3f}; "
+        f"median misses by {s.mae:.4f}."
+    )
+    parts: list[Part] = [text, rows, lambda: pit_figure(s.pit)]
+    if e := s.events:
+        parts.append(
+            f"{e.count} events 'reaches T': Brier {e.brier:.4f}; "
+            f"their rate {e.rate:.3f} alone would have {e.base_brier:.4f}."
+        )
         rows = [[f"{p:.2f}", f"{rate:.2f}", n] for p, rate, n in e.calibration]
         parts.append([["probability", "frequency", "events"], *rows])
     return parts
@@ -238,9 +246,12 @@ def score_record(path: Path, t: Trials) -> tuple[record.Summary, Answer]:
         facts["80% intervals cover"] = f"{s.covered80:.3f} ± {s.covered80_stderr:.3f}"
         facts["CRPS"] = f"{s.crps[backtest.NINES]:.4f} ± {s.crps_stderr:.4f}"
         facts |= {f"CRPS of {name}": f"{s.crps[name]:.4f}" for name in record.BASELINES}
-    text = "Each forecast is of one curve, a task under one slice, by its own growth and that of"
-    parts: list[Part] = ["## The record of live forecasts"]
-    parts += [f"{text} what was scored before.", facts_table(facts)]
+    parts: list[Part] = [
+        "## The record of live forecasts",
+        "Each forecast is of one curve, a task under one slice, by its own growth and that of what "
+        "was scored before.",
+        facts_table(facts),
+    ]
     if scored:
         pits = backtest.count_pits([line.pit for line in scored])
         parts.append(lambda: pit_figure(pits))

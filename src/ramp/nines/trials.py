@@ -20,8 +20,8 @@ from numpy import ndarray
 
 from ramp.errors import UserError
 
-# Columns of text and of numbers, with the value of a cell that is missing.
-TEXT = {
+# Columns, of text and of numbers, with the value of a cell that is missing.
+DEFAULTS = {
     "run": "run",
     "date": "",
     "task": "task",
@@ -29,8 +29,6 @@ TEXT = {
     "item": "",
     "slice": "base",
     "seed": "",
-}
-NUMBERS = {
     "step": np.nan,
     "compute": np.nan,
     "size": np.nan,
@@ -46,6 +44,7 @@ ALIASES = {
     "score": "success",
     "flops": "compute",
 }
+TRUTHS = {"true": 1, "false": 0}
 # Two trials that agree in all of these are the same trial.
 KEY = ("run", "step", "compute", "task", "item", "slice", "seed")
 # What a reader may meet in a file that is not what its name says.
@@ -202,10 +201,7 @@ def from_rows(
     rows = [{ALIASES.get(key, key): value for key, value in row.items()} for row in rows]
     rows = _filter_rows(rows, where or {}, name)
     _check_columns(rows, name)
-    columns = {key: _read_texts(rows, key) for key in TEXT}
-    for key in NUMBERS:
-        columns[key] = _read_numbers(rows, key, name)
-    t = Trials(**columns)
+    t = Trials(*(_read_column(rows, field.name, name) for field in fields(Trials)))
     if np.isnan(t.size).all():
         t = replace(t, size=np.array([parse_size(run) for run in t.run]))
     _check_numbers(t, name)
@@ -233,32 +229,29 @@ def _check_columns(rows, name):
     # A dict keeps the order of the file, so that the first wrong column is named.
     for key in dict.fromkeys(key for row in rows for key in row):
         is_constant = len({str(row.get(key)) for row in rows}) == 1
-        if key in TEXT or key in NUMBERS or is_constant:
+        if key in DEFAULTS or is_constant:
             continue
-        near = difflib.get_close_matches(str(key), [*TEXT, *NUMBERS, *ALIASES], 1)
         hint = f"drop it, or keep one of its values with --where {key}=..."
-        if near:
-            hint = f"did you mean {near[0]!r}?"
+        for near in difflib.get_close_matches(str(key), [*DEFAULTS, *ALIASES], 1):
+            hint = f"did you mean {near!r}?"
         raise UserError(f"{name} has a column {key!r} that ramp does not know; {hint}")
 
 
-def _read_texts(rows, key):
-    values = [row.get(key) for row in rows]
-    return np.array([TEXT[key] if value in (None, "") else str(value) for value in values])
-
-
-def _read_numbers(rows, key, name):
-    numbers = np.full(len(rows), NUMBERS[key], float)
-    truths = {"true": 1, "false": 0}
-    for i, row in enumerate(rows):
+def _read_column(rows, key, name):
+    default = DEFAULTS[key]
+    cells = []
+    for row in rows:
         value = row.get(key)
         if value in (None, ""):
-            continue
+            value = default
+        # A column has the type of its default.
+        if isinstance(default, float):
+            value = TRUTHS.get(str(value).lower(), value)
         try:
-            numbers[i] = float(truths.get(str(value).lower(), value))
+            cells.append(type(default)(value))
         except (TypeError, ValueError):
             raise UserError(f"{name} has {key} = {value!r}, which is not a number") from None
-    return numbers
+    return np.array(cells)
 
 
 def _check_numbers(t, name):
@@ -271,7 +264,7 @@ def _check_numbers(t, name):
         )
     for key in ("difficulty", "chance", "step", "compute"):
         values = getattr(t, key)
-        may_be_missing = np.isnan(NUMBERS[key])
+        may_be_missing = np.isnan(DEFAULTS[key])
         if np.isinf(values).any() or (np.isnan(values).any() and not may_be_missing):
             raise UserError(f"{name} has a {key} that is not a finite number")
     if (t.chance < 0).any() or (t.chance >= 1).any():
