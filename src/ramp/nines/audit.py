@@ -31,12 +31,16 @@ class Level:
 
 @dataclass(frozen=True)
 class LastCheckpoint:
-    """The trials of the last checkpoint, by (task, item, slice), and by item."""
+    """The trials of the last checkpoint, by (task, item, slice), and its distinct items.
+
+    An item fails if the first try at it does, in its worst slice.
+    """
 
     successes: ndarray  # [C]
     tries: ndarray  # [C]
     slices: ndarray  # [C]
-    first_tries: ndarray  # [I] 0 or 1: the first try at each distinct item, in its worst slice
+    items: int
+    failures: int
 
 
 def last_checkpoint(t: Trials) -> LastCheckpoint:
@@ -59,10 +63,10 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
     cell, cell_of = group_rows(t.task, t.item, t.slice)
     item = group_rows(t.task, t.item)[1]
     passed = (t.success >= 1 - 1e-9).astype(float)
-    first_tries = np.ones(item.max() + 1)
-    np.minimum.at(first_tries, item[cell], passed[cell])
+    failed = np.unique(item[cell][passed[cell] == 0])
+    successes = np.bincount(cell_of, passed)
     tries = np.bincount(cell_of).astype(float)
-    return LastCheckpoint(np.bincount(cell_of, passed), tries, t.slice[cell], first_tries)
+    return LastCheckpoint(successes, tries, t.slice[cell], int(item.max()) + 1, len(failed))
 
 
 def readiness_levels(t: Trials, nines: float = 2) -> list[Level]:
@@ -74,8 +78,8 @@ def readiness_levels(t: Trials, nines: float = 2) -> list[Level]:
     rates = {name: (successes / tries)[slices == name].mean() for name in np.unique(slices)}
     base = "base" if "base" in rates else slices[0]
     worst = min(rates.values())
-    n = len(last.first_tries)
-    failures = int(n - last.first_tries.sum())
+    n = last.items
+    failures = last.failures
 
     # demo: one of several tries works.
     is_base = slices == base
@@ -127,11 +131,11 @@ def _is_sustained(t):
     failures = []
     tried = 0
     for checkpoint in np.unique(x[is_run]):
-        first_tries = last_checkpoint(t[is_run & (x == checkpoint)]).first_tries
-        n = len(first_tries)
-        failed = int(n - first_tries.sum())
-        failures += [tried + n * (j + 0.5) / failed for j in range(failed)]
-        tried += n
+        last = last_checkpoint(t[is_run & (x == checkpoint)])
+        # In the middle of equal parts of the round.
+        places = (np.arange(last.failures) + 0.5) / max(last.failures, 1)
+        failures += (tried + last.items * places).tolist()
+        tried += last.items
     try:
         r = growth.fit_repair(np.array(failures), tried)
     except UserError as error:

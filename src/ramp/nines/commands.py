@@ -90,9 +90,9 @@ def certify(args: Namespace) -> Answer:
     last = audit.last_checkpoint(t)
     successes = last.successes
     tries = last.tries
-    n = len(last.first_tries)
-    passed = int(last.first_tries.sum())
-    failures = n - passed
+    n = last.items
+    failures = last.failures
+    passed = n - failures
     low = stats.lower_bound(passed, n, args.confidence)
     any_time = confidence_sequence(passed, failures, args.confidence)
     needed = stats.trials_to_demonstrate(test.bad, failures, args.confidence)
@@ -157,11 +157,12 @@ def fit(args: Namespace) -> Answer:
         "correlation": ("correlation beyond the item", 1 / (1 + phi)),
         "lapse": ("lapse now", expit(result.effects[:, -2])),
     }
-    medians = {key: np.median(draws) for key, (_, draws) in scales.items()}
+    figures: dict = {}
     rows = [["scale", "median", "90%"]]
     for key, (name, draws) in scales.items():
+        figures[key] = np.median(draws)
         interval = format_interval(np.quantile(draws, (0.05, 0.95)))
-        rows.append([name, f"{medians[key]:.4f}", interval])
+        rows.append([name, f"{figures[key]:.4f}", interval])
     ability_rows = [["checkpoint", "ability", "±"]]
     for k, run in enumerate(c.runs):
         name = f"{run} {c.x[k]:.3f}"
@@ -174,7 +175,7 @@ def fit(args: Namespace) -> Answer:
     item_rows += [[c.items[k], f"{difficulty[k]:.2f}"] for k in np.argsort(-difficulty)[:8]]
     # A table without rows, such as of slices where there is one, is left out.
     tables = [table for table in (rows, ability_rows, slice_rows, item_rows) if len(table) > 1]
-    figures = medians | {"converged": result.converged, "abilities": abilities}
+    figures |= {"converged": result.converged, "abilities": abilities}
     figures["difficulty"] = dict(zip(c.items, difficulty, strict=True))
     parts = ["## Items and abilities", *report.convergence_warning(result.converged), *tables]
     return Answer(figures, [*parts, lambda: report.item_figure(difficulty, abilities)])
@@ -348,9 +349,9 @@ def compare(args: Namespace) -> Answer:
     for name in args.runs:
         own = t[t.run == name]
         if not len(own) or (own.item == "").any():
-            runs = ", ".join(np.unique(t.run)[:8])
             raise UserError(
-                f"no trial of a named item belongs to the run {name!r}; there are {runs}"
+                f"no trial of a named item belongs to the run {name!r}; "
+                f"there are {', '.join(np.unique(t.run)[:8])}"
             )
         # Slices of an item are no items of their own.
         items_tried, item = np.unique(own.item, return_inverse=True)

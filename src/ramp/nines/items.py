@@ -307,7 +307,7 @@ def _build_design(c):
     return Design(c, csr_array(x), csr_array(lapse), item_sum, center, 1 / sd**2, is_family), names
 
 
-def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
+def fit(c: Cells, draws: int = 400) -> ItemFit:
     """Posterior draws of every effect; takes some seconds for 10,000 cells."""
     d, names = _build_design(c)
     mode = [d.center, np.zeros(len(c.items))]
@@ -329,7 +329,7 @@ def fit(c: Cells, draws: int = 400, seed: int = 0) -> ItemFit:
         return g, (vectors / np.maximum(values, 1e-3)) @ vectors.T * widen**2, e
 
     mean, cov, item_effects = posterior(np.clip(peak, *HYPER_BOUNDS))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     # Hyperparameters in opposite pairs, so that their mean is the mode.
     half = rng.standard_normal((BLOCKS // 2, 3)) * widen
     z = np.concatenate([half, -half])

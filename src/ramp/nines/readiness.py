@@ -67,8 +67,9 @@ def mix_weights(
         return counts / counts.sum()
     for name in mix:
         if name not in names:
-            known = ", ".join(names)
-            raise UserError(f"the mix names the {what} {name!r}, which has no trial; use {known}")
+            raise UserError(
+                f"the mix names the {what} {name!r}, which has no trial; use {', '.join(names)}"
+            )
     total = sum(mix.values())
     if min(mix.values()) < 0 or abs(total - 1) > 1e-6:
         raise UserError(f"the mix over each {what} sums to {total:g}; it must be parts of 1")
@@ -199,8 +200,9 @@ def _forecast_aggregates(t, decades, run, draws, steps):
 def _choose_run(names, x, run):
     """The run that is asked for or got furthest, and the progress of its last checkpoint."""
     if run is not None and run not in names:
-        known = ", ".join(np.unique(names))
-        raise UserError(f"no trial belongs to the run {run!r}; there are {known}")
+        raise UserError(
+            f"no trial belongs to the run {run!r}; there are {', '.join(np.unique(names))}"
+        )
     run = run or str(names[np.argmax(x)])
     checkpoints = np.unique(x[names == run])
     if len(checkpoints) < 2:

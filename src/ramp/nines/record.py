@@ -7,6 +7,7 @@ interpolated, so any checkpoint on the way can score it.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -96,10 +97,9 @@ def append_run(path: Path, t: Trials, run: str, now: float, end: float, unit: st
     """
     c = accuracy_curves(split_slices(t))
     c = c[c.run == run]
-    try:
+    past = []
+    with suppress(UserError):  # too few checkpoints to have forecast any before
         past = backtest.over_time(c)
-    except UserError:
-        past = []  # too few checkpoints to have forecast any before
     # Close enough for straight lines between them.
     places = np.linspace(now, end, 21)[1:]
     count = append(path, c, now, places, past, unit=unit)
@@ -171,8 +171,8 @@ def summarize(scored: list[ScoredLine]) -> Summary:
     # Means of methods are comparable only over the same forecasts.
     common = [s for s in scored if len(s.crps) == 1 + len(BASELINES)]
     names = [f"{s.run} {s.target:.6f}" for s in common]
-    checkpoints, checkpoint = np.unique(names, return_inverse=True)
-    n = len(checkpoints)
+    checkpoint = np.unique(names, return_inverse=True)[1]
+    n = len(set(names))
 
     def cluster_mean(values):
         mean = np.mean(values or [np.nan])

@@ -303,8 +303,10 @@ def pit_figure(counts: list[int]) -> Figure:
     figure, axes = blank(9.6, 2.5)
     axes.bar(np.arange(10) / 10 + 0.05, counts, 0.09, color=COLORS["main"])
     axes.axhline(sum(counts) / 10, color=GREY, lw=0.8)
-    label = "where the truth fell in the forecast (probability integral transform)"
-    axes.set(xlabel=label, ylabel="forecasts")
+    axes.set(
+        xlabel="where the truth fell in the forecast (probability integral transform)",
+        ylabel="forecasts",
+    )
     return figure
 
 
@@ -315,8 +317,9 @@ def item_figure(difficulty: ndarray, abilities: ndarray) -> Figure:
     axes.hist(difficulty, 40, color=COLORS["main"], alpha=0.6)
     for ability in abilities:
         axes.axvline(ability, color=COLORS["warm"], lw=0.8)
-    label = "difficulty of items; lines: ability of each checkpoint (logits)"
-    axes.set(xlabel=label, ylabel="items")
+    axes.set(
+        xlabel="difficulty of items; lines: ability of each checkpoint (logits)", ylabel="items"
+    )
     return figure
 
 

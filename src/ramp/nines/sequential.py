@@ -90,14 +90,14 @@ def confidence_sequence(successes: int, failures: int, level: float = 0.95) -> I
     return low, high
 
 
-def predict_worst_rate(rates: ndarray, queries: float, top: int = 10) -> float:
+def predict_worst_rate(rates: ndarray, queries: float) -> float:
     """The largest failure rate to expect among `queries` prompts, from the rates of those tried.
 
-    A line through the log survival of the score -log(-log rate) of the `top` worst prompts, as for
+    A line through the log survival of the score -log(-log rate) of the ten worst prompts, as for
     Gumbel tails (Jones et al. 2025, arXiv:2502.16797). rates: each above 0 and below 1.
     Raises UserError where fewer than three of the worst differ.
     """
-    worst = np.sort(np.asarray(rates, float))[::-1][:top]
+    worst = np.sort(np.asarray(rates, float))[::-1][:10]
     if len(np.unique(worst)) < 3 or worst[0] >= 1 or worst[-1] <= 0:
         raise UserError(
             "the tail of the worst prompt needs three different failure rates above 0 and below 1"

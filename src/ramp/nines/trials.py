@@ -217,8 +217,9 @@ def _filter_rows(rows, where, name):
     for alias, values in where.items():
         key = ALIASES.get(alias, alias)
         if key not in rows[0]:
-            columns = ", ".join(map(str, rows[0]))
-            raise UserError(f"{name} has no column {key!r} to select by; it has {columns}")
+            raise UserError(
+                f"{name} has no column {key!r} to select by; it has {', '.join(map(str, rows[0]))}"
+            )
         rows = [row for row in rows if str(row.get(key)) in values.split(",")]
         if not rows:
             raise UserError(f"{name} has no row with {where}")
@@ -255,13 +256,12 @@ def _read_column(rows, key, name):
 
 
 def _check_numbers(t, name):
-    wrong = np.flatnonzero(~((t.success >= 0) & (t.success <= 1)))  # NaN is wrong too
-    if len(wrong):
-        row = wrong[0]
-        raise UserError(
-            f"{name} has success = {t.success[row]:g} in row {row + 1}; "
-            "every trial needs a success between 0 and 1"
-        )
+    for row, success in enumerate(t.success, 1):
+        if not 0 <= success <= 1:  # NaN is wrong too
+            raise UserError(
+                f"{name} has success = {success:g} in row {row}; "
+                "every trial needs a success between 0 and 1"
+            )
     for key in ("difficulty", "chance", "step", "compute"):
         values = getattr(t, key)
         may_be_missing = np.isnan(DEFAULTS[key])
@@ -272,15 +272,15 @@ def _check_numbers(t, name):
 
 
 def _check_distinct(t, name):
-    repeats = np.flatnonzero(_count_earlier(t, KEY))
-    if not len(repeats):
+    earlier = _count_earlier(t, KEY)
+    if not earlier.any():
         return
-    row = repeats[0]
+    row = int(np.argmax(earlier > 0))
     values = {key: str(getattr(t, key)[row]) for key in KEY}
     trial = ", ".join(f"{k} {v}" for k, v in values.items() if v not in ("", "nan"))
     raise UserError(
-        f"{name} has "
-        f"the same trial twice, again in row {row + 1} ({trial}); give repeats seeds of their own"
+        f"{name} has the same trial twice, again in row {row + 1} ({trial}); "
+        "give repeats seeds of their own"
     )
 
 
