@@ -5,7 +5,7 @@ items, each by its worst first try.
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
@@ -165,10 +165,10 @@ class DemoAudit:
     pass_rate: float  # of the demo's items over all trials
     suite_pass_rate: float
     attempts_until_clean: float  # see `attempts_until_clean`
-    k: int | None = None
-    pass_at_k: float | None = None
-    pass_hat_k: float | None = None
-    slices: dict[str, float] = field(default_factory=dict)  # pass rate by slice
+    k: int | None  # tries of the two chances below; None: too few to tell
+    pass_at_k: float | None
+    pass_hat_k: float | None
+    slices: dict[str, float]  # pass rate by slice
 
 
 def permutation_p_value(

@@ -46,7 +46,6 @@ def fit_map(
     y: [N] values, whose average is taken as the mean of the process.
     prior_mean, prior_sd: [P] of the log scales, normal; bounds: of every log scale.
     """
-    n = len(y)
     mean = y.mean()
     centered = y - mean
 
@@ -60,7 +59,7 @@ def fit_map(
         alpha = cho_solve((chol, True), centered)
         off = (log_scales - prior_mean) / prior_sd
         value = 0.5 * centered @ alpha + np.log(np.diag(chol)).sum() + 0.5 * off @ off
-        slope = cho_solve((chol, True), np.eye(n)) - np.outer(alpha, alpha)
+        slope = cho_solve((chol, True), np.eye(len(y))) - np.outer(alpha, alpha)
         gradient = 0.5 * np.tensordot(derivatives, slope, 2) + off / prior_sd
         return value, gradient
 

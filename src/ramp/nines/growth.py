@@ -193,8 +193,6 @@ def stacking_weights(scores: ndarray) -> ndarray:
     """
     k = scores.shape[1]
     weights = np.full(k, 1 / k)
-    if not len(scores):
-        return weights
     likelihood = np.exp(scores - scores.max(1, keepdims=True))
     for _ in range(200):
         joint = weights * likelihood

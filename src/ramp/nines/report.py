@@ -104,10 +104,6 @@ class ReadinessSummary:
     widening: float
     converged: bool
 
-    def multiple(self, place: float) -> float:
-        """A place as a multiple of today's progress."""
-        return 10 ** (place - self.at)
-
 
 def summarize_readiness(
     f: Forecast,
@@ -141,7 +137,7 @@ def readiness_parts(s: ReadinessSummary) -> list[Part]:
         when = []
         for k, place in enumerate((level.sure, level.low, level.high)):
             date = level.date[k] if level.date else ""
-            text = f"{s.unit} {10**place:.3g} ({s.multiple(place):.2g}x) {date}".strip()
+            text = f"{s.unit} {10**place:.3g} ({10 ** (place - s.at):.2g}x) {date}".strip()
             when.append(f"not by {s.times:.3g}x" if np.isinf(place) else text)
         by, low, high = when
         now, never = f"p = {level.now:.2f}", f"p = {level.never:.2f}"
@@ -177,7 +173,7 @@ def readiness_sentence(name: str, s: ReadinessSummary, others: Mapping[str, floa
             sentence += f"within {s.times:.3g}x with p = {1 - level.never:.2f}"
         else:
             places = (level.sure, level.low, level.high)
-            by, low, high = ("never" if p == np.inf else f"{s.multiple(p):.2g}" for p in places)
+            by, low, high = ("never" if p == np.inf else f"{10 ** (p - s.at):.2g}" for p in places)
             sentence += f"by {by}x this {s.unit} (80%: {low} to {high})"
     return sentence
 
