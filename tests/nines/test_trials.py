@@ -31,7 +31,7 @@ def test_csv_jsonl_and_parquet_are_one(tmp_path):
     jsonl = write(tmp_path, "\n".join(map(json.dumps, rows)), "t.jsonl")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
     one, two, three = (trials.read(p) for p in (csv, jsonl, tmp_path / "t.parquet"))
-    for key in (*trials.TEXT, *trials.NUMBERS):
+    for key in trials.DEFAULTS:
         from_csv, from_jsonl, from_parquet = (getattr(t, key) for t in (one, two, three))
         is_number = from_csv.dtype.kind == "f"
         if is_number:
