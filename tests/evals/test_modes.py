@@ -35,7 +35,7 @@ def plugged(x):
 def test_texts_are_recognized_by_what_they_repeat():
     known = ["why did the chicken cross the road?", "knock knock, who is there?"]
     texts = ["why did the chicken cross the road? twice", "knock knock, nobody", "else"]
-    docs, vocab_size, num_bytes = split_words([*known, *texts])
+    docs = split_words([*known, *texts])
     assert match_known(docs[2:], docs[:2]) == [0, -1, -1]
-    assert vocab_size == len({word for doc in docs for word in doc}) + 1
-    assert num_bytes == [len(text) for text in [*known, *texts]]
+    words = {word for doc in docs for word in doc}
+    assert words == set(range(len(words)))

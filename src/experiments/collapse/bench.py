@@ -111,7 +111,9 @@ def trigram_curve(
     Every generation is fitted to equally many documents. The guarded policy takes its real fraction
     from the drift law, as the stage does, from what a refit on own samples alone costs.
     """
-    docs, vocab, sizes = split_words(texts)
+    docs = split_words(texts)
+    vocab = max(map(max, docs)) + 2  # the last id ends a document
+    sizes = [len(text.encode()) for text in texts]
     order = np.random.default_rng(0).permutation(len(docs))
     cut = len(docs) // 10
     held, real = (Docs.from_lists([docs[i] for i in part]) for part in (order[:cut], order[cut:]))
@@ -156,7 +158,7 @@ def jokes(b: Results) -> None:
     """200 jokes of a trigram model of jokes: how many different real ones does it still know?"""
     found = documents("pip:jokes-and-quotes==1.0.3/jokes_and_quotes/jokes.json#body", Counter())
     texts = sorted({d.text.strip() for d in found})
-    docs, _, _ = split_words(texts)
+    docs = split_words(texts)
 
     def recognised(model: Trigram) -> dict[str, float]:
         """Means over `DRAWS` draws of 200, since one holds a dozen jokes and luck."""

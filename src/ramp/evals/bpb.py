@@ -103,8 +103,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     with stop:
         loss = make_bits_per_byte(c, rows, tokenizer)(params, stop)
     others = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
-    seconds = time.perf_counter() - began
-    report = BpbReport(loss.val_bpb, loss.val_nats, others, seconds)
+    report = BpbReport(**vars(loss), baselines=others, seconds=time.perf_counter() - began)
     # At the step of the model that was evaluated, so that it stands at the end of its curve.
     with MetricWriter(rundir.path, "eval", 0, jax.process_index() == 0) as board:
         scalars = {f"eval/baseline_{name}": bits for name, bits in others.items()}
@@ -134,8 +133,7 @@ def fit_baselines(rundir: RunDir, tokenizer: Tokenizer, order: int = 5) -> dict[
 
     Kneser-Ney is over the model's own tokens, up to `order`.
     """
-    train = np.asarray(read_tokens(rundir.tokens("train"))[0])
-    val = np.asarray(read_tokens(rundir.tokens("val"))[0])
+    train, val = (np.asarray(read_tokens(rundir.tokens(s))[0]) for s in ("train", "val"))
     return baselines(
         _decode_documents(train, tokenizer),
         _decode_documents(val, tokenizer),

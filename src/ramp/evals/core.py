@@ -30,6 +30,10 @@ from ramp.train.mesh import ROWS, shard_batch
 from ramp.train.preemption import Preemption
 from ramp.train.restore import load_params
 
+HEADER = (
+    f"{'core':32} {'accuracy':>16} {'chance':>7} {'guess':>7} {'centred':>8} "
+    f"{'items':>6} {'rows':>6} {'cropped':>7}"
+)
 MIN_LENGTH = 128  # tokens of the shortest rows
 PIECE = 32  # judged tokens of a row whose logits exist at once: most answers are shorter
 
@@ -177,14 +181,14 @@ def grade_rows(task: Task, rows: Sequence[Row], sums: np.ndarray) -> np.ndarray:
         return sums[:, 1] == num_judged
     # Per token, or a long answer would never be chosen.
     nats_of_items = np.split(sums[:, 0] / num_judged, starts[1:])
-    chosen = [int(np.argmin(nats)) for nats in nats_of_items]
-    return np.array(chosen) == [item.gold for item in task.items[: len(starts)]]
+    chosen = np.array([np.argmin(nats) for nats in nats_of_items])
+    return chosen == [item.gold for item in task.items[: len(starts)]]
 
 
 def score_task(task: Task, rows: Sequence[Row], right: np.ndarray) -> TaskScore:
     """The score from whether each question was answered rightly, `right`: bool [items]."""
     n = len(right)
-    accuracy = float(np.mean(right))
+    accuracy = float(right.mean())
     se = math.sqrt(accuracy * (1 - accuracy) / n)
     # With a limit, fewer questions than the task has. A single pair cannot be guessed.
     num_pairs = [len(item.pairs) for item in task.items[:n]]
@@ -225,7 +229,7 @@ def run(
     show = partial(print, flush=True) if is_first else lambda line: None
     scores = {}
     with stop:
-        show(_format_header())
+        show(HEADER)
         for task in tasks:
             rows = make_rows(task, tokenizer, c.model.context_len, limit)
             right = grade_rows(task, rows, score_rows(c, params, rows, stop.check))
@@ -241,13 +245,6 @@ def run(
         scalars |= {"eval/core": report.core, "eval/core_guess": report.guess}
         board.scalars(c.pretrain.steps, scalars)
     return asdict(report)
-
-
-def _format_header() -> str:
-    return (
-        f"{'core':32} {'accuracy':>16} {'chance':>7} {'guess':>7} {'centred':>8} "
-        f"{'items':>6} {'rows':>6} {'cropped':>7}"
-    )
 
 
 def _format_score(label: str, score: TaskScore) -> str:

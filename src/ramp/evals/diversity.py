@@ -86,10 +86,9 @@ def run(
 
     def ask(how: str, text: str, read: Callable[[str], str]) -> Answers:
         replies = generate_replies(c, lm, tokenizer, text, n, max_tokens)
-        answers = [read(reply).strip() for reply in replies]
-        texts = [answer for answer in answers if answer]
+        texts = [text for reply in replies if (text := read(reply).strip())]
         # As word ids, the same for both: an answer is known by the word 4-grams that it shares.
-        documents, *_ = split_words([*taught, *texts])
+        documents = split_words([*taught, *texts])
         repeats = match_known(documents[len(taught) :], documents[: len(taught)])
         return Answers(how, n, tuple(texts), tuple(repeats))
 
@@ -150,8 +149,8 @@ def choose_answer(reply: str, rng: np.random.Generator) -> str:
     weights = np.array([float(weight) for weight, _ in lines])
     if not weights.sum() > 0:
         return ""
-    _, answer = lines[rng.choice(len(lines), p=weights / weights.sum())]
-    return answer.strip()
+    # `run` strips it.
+    return lines[rng.choice(len(lines), p=weights / weights.sum())][1]
 
 
 def format_table(results: Sequence[Answers]) -> str:

@@ -4,6 +4,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,11 +24,10 @@ class ModeCounts:
     recognised: float = 0.0  # fraction of the texts that repeat a mode
 
 
-def split_words(texts: Sequence[str]) -> tuple[list[list[int]], int, list[int]]:
-    """(documents as word ids, size of the vocabulary with the end, bytes of each document)."""
+def split_words(texts: Sequence[str]) -> list[list[int]]:
+    """Documents as word ids, numbered from 0 as they come."""
     ids: dict[str, int] = {}
-    docs = [[ids.setdefault(word, len(ids)) for word in re.findall(WORD, text)] for text in texts]
-    return docs, len(ids) + 1, [len(text.encode()) for text in texts]
+    return [[ids.setdefault(word, len(ids)) for word in re.findall(WORD, text)] for text in texts]
 
 
 def match_known(docs: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -> list[int]:
@@ -35,7 +35,7 @@ def match_known(docs: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -
 
     -1 where those are less than half of its own.
     """
-    holders: dict[tuple, set[int]] = defaultdict(set)
+    holders = defaultdict(set)
     for i, doc in enumerate(known):
         for gram in _list_ngrams(doc):
             holders[gram].add(i)
@@ -43,13 +43,14 @@ def match_known(docs: Sequence[Sequence[int]], known: Sequence[Sequence[int]]) -
     for doc in docs:
         grams = _list_ngrams(doc)
         hits = Counter(i for gram in grams for i in holders.get(gram, ()))
-        best, count = hits.most_common(1)[0] if hits else (-1, 0)
-        matches.append(best if count * 2 >= max(len(grams), 1) else -1)
+        # A text shorter than a 4-gram has none, and so no hit.
+        best, count = max(hits.items(), key=itemgetter(1), default=(-1, 0))
+        matches.append(best if count * 2 >= len(grams) else -1)
     return matches
 
 
 def _list_ngrams(doc: Sequence[int]) -> list[tuple]:
-    return [tuple(doc[k : k + NGRAM]) for k in range(len(doc) - NGRAM + 1)]
+    return list(zip(*(doc[k:] for k in range(NGRAM)), strict=False))
 
 
 def count_modes(modes: ArrayLike) -> ModeCounts:

@@ -80,7 +80,10 @@ def read_bundle(path: Path) -> list[Task]:
     """
     try:
         specs = yaml.safe_load((path / "core.yaml").read_text(encoding="utf-8"))["icl_tasks"]
-        chances = _read_chances(path / "eval_meta_data.csv")
+        with (path / "eval_meta_data.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        # The file has per cent.
+        chances = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in rows}
         tasks = {spec["label"]: _read_task(path, spec, chances[spec["label"]]) for spec in specs}
         if not tasks or len(tasks) < len(specs):
             raise ValueError("no task, or two of one label")
@@ -93,13 +96,6 @@ def read_bundle(path: Path) -> list[Task]:
             f"core.yaml or eval_meta_data.csv in {path} is malformed ({reason}); {REMEDY}"
         ) from None
     return list(tasks.values())
-
-
-def _read_chances(path: Path) -> dict[str, float]:
-    """The accuracy by chance of each task, from per cent."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in rows}
 
 
 def _read_task(path: Path, spec: dict[str, Any], chance: float) -> Task:

@@ -49,8 +49,8 @@ def continue_prompts(
     # As at the beginning of a document, which is where pretraining has seen such text.
     ids = [[tokenizer.bos, *tokenizer.encode(text)] for text in prompts]
     rows = _generate(c, params, tokenizer, (tokenizer.bos,), check, ids)
-    texts = [prompt + tokenizer.decode(row) for prompt, row in zip(prompts, rows, strict=True)]
-    return dict(zip(prompts, texts, strict=True))
+    pairs = zip(prompts, rows, strict=True)
+    return {prompt: prompt + tokenizer.decode(row) for prompt, row in pairs}
 
 
 def answer_questions(

@@ -58,19 +58,17 @@ def render(
     closing_weights = [1] + [0] * (len(closing) - 1)  # `<|end|>` is the assistant's to say
     fitting, fitting_turns = 0, 0  # tokens and turns up to the last assistant turn that fits
     for turn, message in enumerate(messages, 1):
+        is_assistant = message["role"] == "assistant"
         opening = encode_opening(tokenizer, message["role"])
-        if message["role"] == "assistant":
-            content, content_weights = encode_content(tokenizer, message["content"])
-            content_weights = [*content_weights, *closing_weights]
-        else:
-            content = tokenizer.encode(message["content"])
-            content_weights = [0] * (len(content) + len(closing))
-        # Turns come whole or not at all: half an answer would teach to break off.
-        if len(ids) + len(opening) + len(content) + len(closing) > max_tokens:
-            break
+        encode = encode_content if is_assistant else encode_plain
+        content, content_weights = encode(tokenizer, message["content"])
         ids += [*opening, *content, *closing]
-        weights += [0] * len(opening) + content_weights
-        if message["role"] == "assistant":
+        # Turns come whole or not at all: half an answer would teach to break off.
+        if len(ids) > max_tokens:
+            break
+        turn_weights = [*[0] * len(opening), *content_weights, *closing_weights]
+        weights += [weight * is_assistant for weight in turn_weights]
+        if is_assistant:
             fitting, fitting_turns = len(ids), turn
     if not fitting:
         return None
@@ -216,29 +214,20 @@ def conversations(
             )
         read_file = DEMO_PACKAGES[name]
     # A wrong file would give no conversations at all: too many bad lines are refused.
-    tally = Tally(source, counts, max_bad)
-    for file in corpus.files(source):
-        tally.files += 1
+    for file, tally in corpus.tally_files(source, counts, max_bad):
         for doc_id, messages in read_file(file, tally, seed):
             tally.good += 1
             counts.update(conversations=1, turns=len(messages))
             yield doc_id, messages
-    tally.close()
 
 
 def read_messages(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
     """(id, messages) of each good line of a file; nothing here depends on the seed."""
-    for key, record in corpus.records(file.path):
-        try:
-            yield file.name + key, check_messages(record)
-        except Bad as bad:
-            tally.bad(bad.args[0], file.name + key)
+    return corpus.parse_records(file, tally, check_messages)
 
 
 def check_messages(record: Any) -> Messages:
     """The messages of one JSON record, or `Bad` with what is wrong."""
-    if isinstance(record, Bad):
-        raise record
     messages = record.get("messages") if isinstance(record, dict) else None
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise Bad("no_messages")

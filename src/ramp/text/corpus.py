@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -112,16 +113,9 @@ def documents(
     no_text, bad_file. UserError, naming the first bad place, where the source is missing or empty,
     or more than the fraction `max_bad` of its records or of its files is bad.
     """
-    tally = Tally(source, counts, max_bad)
-    for file in files(source, cache):
-        tally.files += 1
-        for key, record in records(file.path, file.field):
-            doc_id = file.name + key
-            try:
-                text = text_of(record, file.field)
-            except Bad as bad:
-                tally.bad(bad.args[0], doc_id)
-                continue
+    for file, tally in tally_files(source, counts, max_bad, cache):
+        parse = partial(text_of, field=file.field)
+        for doc_id, text in parse_records(file, tally, parse, file.field):
             # Not bad: many corpora have empty records.
             if not text.strip():
                 counts["empty"] += 1
@@ -129,7 +123,37 @@ def documents(
             tally.good += 1
             counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
             yield Document(doc_id, text)
+
+
+def tally_files(
+    source: str, counts: Counter, max_bad: float, cache: Path | None = None
+) -> Iterator[tuple[File, Tally]]:
+    """Each file of a source, with the tally of the whole source; refuses it at its end."""
+    tally = Tally(source, counts, max_bad)
+    for file in files(source, cache):
+        tally.files += 1
+        yield file, tally
     tally.close()
+
+
+def parse_records(
+    file: File, tally: Tally, parse: Callable[[Any], Any], field: str | None = None
+) -> Iterator[tuple[str, Any]]:
+    """(id, what `parse` makes of it) of each record of a file.
+
+    Records that cannot be read, or for which `parse` raises `Bad`, are counted and left out.
+    `field` lets a column store read that column alone.
+    """
+    for key, record in records(file.path, field):
+        doc_id = file.name + key
+        try:
+            if isinstance(record, Bad):
+                raise record
+            parsed = parse(record)
+        except Bad as bad:
+            tally.bad(bad.args[0], doc_id)
+        else:
+            yield doc_id, parsed
 
 
 def split_of(doc_id: str, val_fraction: float) -> str:
@@ -240,10 +264,7 @@ def _fixed_root(pattern: Path) -> Path:
 
 
 def records(path: Path, field: str | None = None) -> Records:
-    """(key, record) of each record of a file, see `Records`.
-
-    `field` lets a column store read that column alone.
-    """
+    """(key, record) of each record of a file, see `Records`; `field` as in `parse_records`."""
     reader = _reader_of(path)
     if not path.exists():
         raise UserError(
@@ -257,8 +278,6 @@ def records(path: Path, field: str | None = None) -> Records:
 
 def text_of(record: Any, field: str) -> str:
     """The text of a record, or `Bad`."""
-    if isinstance(record, Bad):
-        raise record
     value = record.get(field) if isinstance(record, dict) else record
     if isinstance(value, bytes):
         value = _decode(value)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import yaml
 
 from ramp.text import corpus
-from ramp.text.corpus import Bad, File, Tally
+from ramp.text.corpus import File, Tally
 
 Messages = list[dict[str, str]]
 
@@ -51,20 +51,18 @@ FORMULA_GAP = re.compile(r"  | [.,;)]|\( ")  # left by the package's maker where
 
 def read_leads(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
     """A question from a template, the first sentences of the lead as the answer."""
-    for key, record in corpus.records(file.path):
-        doc_id = file.name + key
-        try:
-            lead = corpus.text_of(record, file.field)
-        except Bad as bad:
-            tally.bad(bad.args[0], doc_id)
-            continue
+
+    def parse(record: dict[str, str]) -> tuple[str, str, str | None]:
+        return corpus.text_of(record, file.field), record["title"], record.get("topic")
+
+    for doc_id, (lead, title, topic) in corpus.parse_records(file, tally, parse):
         sentences = SENTENCE_END.split(lead.strip())
         if FORMULA_GAP.search(sentences[0]) or not 20 <= len(sentences[0]) <= 400:
             tally.counts["poor_answer"] += 1
             continue
         # The package sorts its articles by topic.
-        pronoun = "Who" if record.get("topic") == "People" else "What"
-        subject = _subject_of(record["title"], lead)
+        pronoun = "Who" if topic == "People" else "What"
+        subject = _subject_of(title, lead)
         yield doc_id, _ask_about(subject, pronoun, sentences, doc_id, seed)
 
 

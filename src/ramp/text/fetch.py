@@ -134,10 +134,8 @@ def _download_with_retries(url: str, path: Path, attempts: int, delay: float) ->
         try:
             return _download(url, path)
         except urllib.error.HTTPError as error:
-            reason, is_transient = (
-                f"HTTP {error.code} {error.reason}",
-                error.code in TRANSIENT_STATUS,
-            )
+            reason = f"HTTP {error.code} {error.reason}"
+            is_transient = error.code in TRANSIENT_STATUS
         except TRANSIENT_ERRORS as error:
             reason, is_transient = str(getattr(error, "reason", error)), True
         except FileNotFoundError:  # what gs:// says of an object that does not exist

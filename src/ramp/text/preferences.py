@@ -10,7 +10,7 @@ import numpy as np
 from ramp.errors import UserError
 from ramp.text import corpus
 from ramp.text.chat import Messages, check_messages, pack, render
-from ramp.text.corpus import Bad, Tally
+from ramp.text.corpus import Bad
 from ramp.text.tokenizer import Tokenizer
 
 
@@ -48,6 +48,7 @@ def read_pairs(
         if any(result is None or result[2] for result in rendered):
             counts["too_long"] += 1
             continue
+        # Packed one by one, since two short answers would share a row.
         pairs.append([pack([result[:2]], length, tokenizer.pad) for result in rendered if result])
     skipped = ", ".join(f"{n} {kind}" for kind, n in counts.items())
     print(f"dpo: {len(pairs):,} pairs in the {split} split; skipped: {skipped or 'nothing'}")
@@ -56,12 +57,12 @@ def read_pairs(
             f"no pair of the {split} split fits into {length} tokens; "
             "add pairs, or raise dpo.train.seq_len"
         )
-    return Pairs(
-        tokens=np.array([[answer.tokens[0] for answer in pair] for pair in pairs]),
-        targets=np.array([[answer.targets[0] for answer in pair] for pair in pairs]),
-        mask=np.array([[answer.weights[0] for answer in pair] for pair in pairs]),
-        weights=np.ones(len(pairs), np.float32),
+    # Each answer is the one row of its `ArrayRows`; there are no segments to keep apart.
+    tokens, targets, mask, _ = (
+        np.array([[vars(answer)[name][0] for answer in pair] for pair in pairs])
+        for name in vars(pairs[0][0])
     )
+    return Pairs(tokens, targets, mask, np.ones(len(pairs), np.float32))
 
 
 def read_preferences(
@@ -73,25 +74,18 @@ def read_preferences(
     `chosen` and `rejected`. Adds to `counts` what was left out, by kind.
     """
     for source in sources:
-        tally = Tally(source, counts, max_bad)
-        for file in corpus.files(source):
-            tally.files += 1
-            for key, record in corpus.records(file.path):
-                try:
-                    yield file.name + key, check_preference(record)
-                    tally.good += 1
-                except Bad as bad:
-                    tally.bad(bad.args[0], file.name + key)
-        tally.close()
+        for file, tally in corpus.tally_files(source, counts, max_bad):
+            for preference in corpus.parse_records(file, tally, check_preference):
+                tally.good += 1
+                yield preference
 
 
 def check_preference(record: Any) -> tuple[Messages, Messages]:
     """The two conversations of one JSON record, or `Bad` with what is wrong."""
-    if isinstance(record, Bad):
-        raise record
     if not isinstance(record, dict) or not {"prompt", "chosen", "rejected"} <= record.keys():
         raise Bad("no_preference")
     prompt = record["prompt"]
+    # A text is the one question of a conversation.
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not isinstance(turns, list):
         raise Bad("no_messages")

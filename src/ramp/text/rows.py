@@ -10,7 +10,6 @@ batch.
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -47,54 +46,25 @@ def write_tokens(path: Path, docs: Iterable[np.ndarray], tokenizer: Tokenizer) -
     Whole or not at all: the sidecar is written last, and tokens without one are not read.
     """
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    temporary = path.with_name(path.name + ".tmp")
-    sidecar = _sidecar(path)
-    # The old sidecar goes first: it must not be taken for that of half-written tokens.
-    sidecar.unlink(missing_ok=True)
-    try:
-        # Not `write_atomic`, which wants the whole content in memory.
-        with temporary.open("wb") as file:
-            info = _write_stream(file, docs, tokenizer, dtype)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    write_atomic(sidecar, json.dumps(asdict(info), indent=2) + "\n")
-    return info
-
-
-def _write_stream(
-    file: Any, docs: Iterable[np.ndarray], tokenizer: Tokenizer, dtype: np.dtype
-) -> StreamInfo:
-    digest = hashlib.sha256()
-    num_tokens = num_documents = num_bytes = 0
-    _write_header(file, dtype, 0)  # the length is not known yet
-    for doc in docs:
-        ids = np.concatenate([[tokenizer.bos], np.asarray(doc, np.int64)])
-        data = ids.astype(dtype).tobytes()
-        file.write(data)
-        digest.update(data)
-        num_tokens += len(ids)
-        num_documents += 1
+    # The old sidecar goes first: it must not be taken for that of other tokens.
+    _sidecar(path).unlink(missing_ok=True)
+    # All in memory, where the texts are too: the tokens take less room than those.
+    parts = [np.append(tokenizer.bos, doc).astype(dtype) for doc in docs]
+    stream = np.concatenate([np.empty(0, dtype), *parts])  # a source may be empty
+    info = StreamInfo(
+        tokens=len(stream),
+        documents=len(parts),
         # Of the tokens rather than the text: exactly what bits per byte divide by.
-        num_bytes += int(tokenizer.byte_lengths[ids].sum())
-    file.seek(0)
-    _write_header(file, dtype, num_tokens)  # numpy leaves room in it for the length to grow
-    return StreamInfo(
-        num_tokens,
-        num_documents,
-        num_bytes,
-        dtype.name,
-        tokenizer.fingerprint,
-        digest.hexdigest(),
+        bytes=sum(int(tokenizer.byte_lengths[part].sum()) for part in parts),
+        dtype=dtype.name,
+        tokenizer=tokenizer.fingerprint,
+        sha256=hashlib.sha256(stream.data).hexdigest(),
     )
-
-
-def _write_header(file: Any, dtype: np.dtype, length: int) -> None:
-    descr = np.lib.format.dtype_to_descr(dtype)
-    header = {"descr": descr, "fortran_order": False, "shape": (length,)}
-    np.lib.format.write_array_header_1_0(file, header)
+    buffer = io.BytesIO()
+    np.save(buffer, stream)
+    write_atomic(path, buffer.getvalue())
+    write_atomic(_sidecar(path), json.dumps(asdict(info), indent=2) + "\n")
+    return info
 
 
 def _sidecar(path: Path) -> Path:
