@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from ramp.config import Config, Model
+from ramp.config import Config
 from ramp.model import loss as model_loss
 from ramp.model import transformer
 from ramp.reporting.figure import COLORS, FONT, GREY, blank
@@ -59,7 +59,7 @@ def make_bits_per_byte(c: Config, rows: Rows, tokenizer: Tokenizer, limit: int =
     lengths_v = np.zeros(c.model.vocab_size, np.float32)
     lengths_v[: tokenizer.vocab_size] = tokenizer.byte_lengths
 
-    def evaluate(params: dict, stop: Preemption | None = None) -> TextLoss:
+    def evaluate(params, stop: Preemption | None = None) -> TextLoss:
         total = np.zeros(4)
         pending = None
         for i in range(batches.num_batches):
@@ -80,7 +80,7 @@ def make_bits_per_byte(c: Config, rows: Rows, tokenizer: Tokenizer, limit: int =
 
 
 @partial(jax.jit, static_argnums=0)
-def _sum_losses(m: Model, params: dict, batch: dict, lengths_v: jax.Array) -> jax.Array:
+def _sum_losses(m, params, batch, lengths_v):
     """[4]: nats and bytes of the tokens that stand for text, nats and weight of all tokens."""
     x_nd = transformer.compute_hidden(m, params["lm"], batch["tokens"], batch.get("segments"))
     targets_bt, weights_bt = batch["targets"], batch["weights"]
@@ -145,7 +145,7 @@ def fit_baselines(rundir: RunDir, tokenizer: Tokenizer, order: int = 5) -> dict[
     )
 
 
-def _decode_documents(stream: np.ndarray, tokenizer: Tokenizer) -> list[bytes]:
+def _decode_documents(stream, tokenizer) -> list[bytes]:
     """The documents of a stream: exactly the bytes that were tokenized."""
     starts = np.flatnonzero(stream == tokenizer.bos)
     # Decoded rather than read again: the sources may be gone or changed.

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from ramp.config import Config, Model
+from ramp.config import Config
 from ramp.evals.questions import CONTINUE, Row, Task, make_rows
 from ramp.model import transformer
 from ramp.model.loss import cross_entropy
@@ -64,11 +64,11 @@ def score_rows(
     return result
 
 
-def _plan_batches(c: Config, rows: Sequence[Row]) -> Iterator[tuple[list[int], int, int]]:
+def _plan_batches(c, rows: Sequence[Row]) -> Iterator[tuple[list[int], int, int]]:
     """(numbers of rows that go together, length they are padded to, number they are padded to)."""
     context_len = c.model.context_len
 
-    def padded_length(i: int) -> int:
+    def padded_length(i):
         power_of_two = 1 << (len(rows[i].ids) - 2).bit_length()  # that holds all but the last id
         return min(max(power_of_two, MIN_LENGTH), context_len)
 
@@ -80,7 +80,7 @@ def _plan_batches(c: Config, rows: Sequence[Row]) -> Iterator[tuple[list[int], i
             yield part, length, size
 
 
-def _pad_rows(rows: Sequence[Row], length: int, size: int) -> dict[str, np.ndarray]:
+def _pad_rows(rows: Sequence[Row], length, size) -> dict[str, np.ndarray]:
     """`tokens`, `targets` [size, length]; where each row's judged targets begin and end, [size]."""
     tokens, targets = np.zeros((2, size, length), np.int32)
     first, end = np.zeros((2, size), np.int32)
@@ -93,12 +93,12 @@ def _pad_rows(rows: Sequence[Row], length: int, size: int) -> dict[str, np.ndarr
     return dict(zip(names, (tokens, targets, first, end), strict=True))
 
 
-def _slice(arrays: dict[str, np.ndarray], lo: int, hi: int) -> dict[str, np.ndarray]:
+def _slice(arrays: dict[str, np.ndarray], lo, hi) -> dict[str, np.ndarray]:
     return {name: array[lo:hi] for name, array in arrays.items()}
 
 
 @partial(jax.jit, static_argnums=0)
-def _sum_judged(m: Model, params: dict, batch: dict) -> jax.Array:
+def _sum_judged(m, params, batch):
     """[B, 2], on every device: nats of the judged targets, and how many of them are the argmax.
 
     S = PIECE judged tokens of each row at a time: the logits of all would not fit.
@@ -108,7 +108,7 @@ def _sum_judged(m: Model, params: dict, batch: dict) -> jax.Array:
     x_nd = transformer.compute_hidden(m, params["lm"], batch["tokens"])
     x_btd = jax.lax.reshape(x_nd, (B, T, m.width), out_sharding=P(ROWS))
 
-    def add_piece(i: jax.Array, sums_b2: jax.Array) -> jax.Array:
+    def add_piece(i, sums_b2):
         at_bs = first_b1 + PIECE * i + jnp.arange(PIECE)
         # The last piece of a row may go past its end: masked below.
         inside_bs = jnp.minimum(at_bs, T - 1)
@@ -130,7 +130,7 @@ def _sum_judged(m: Model, params: dict, batch: dict) -> jax.Array:
     return jax.reshard(jax.lax.fori_loop(0, num_pieces, add_piece, zeros_b2), P())
 
 
-def _take_per_row(a: jax.Array, at: jax.Array) -> jax.Array:
+def _take_per_row(a, at):
     """`take_along_axis` over axis 1 where the rows are: each device in its own."""
     take = partial(jnp.take_along_axis, axis=1)
     take = jax.shard_map(take, in_specs=(P(ROWS), P(ROWS)), out_specs=P(ROWS), check_vma=False)
@@ -247,7 +247,7 @@ def run(
     return asdict(report)
 
 
-def _format_score(label: str, score: TaskScore) -> str:
+def _format_score(label, score):
     return (
         f"{label:32} {score.accuracy:8.3f} ± {score.se:.3f} {score.chance:7.3f} "
         f"{score.guess:7.3f} {score.centred:8.3f} "

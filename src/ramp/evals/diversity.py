@@ -84,7 +84,7 @@ def run(
     lm = load_params(rundir, rundir.default_stage, c, tokenizer)["lm"]
     taught = sorted(set(read_taught_answers(c)))
 
-    def ask(how: str, text: str, read: Callable[[str], str]) -> Answers:
+    def ask(how, text, read: Callable[[str], str]) -> Answers:
         replies = generate_replies(c, lm, tokenizer, text, n, max_tokens)
         texts = [text for reply in replies if (text := read(reply).strip())]
         # As word ids, the same for both: an answer is known by the word 4-grams that it shares.
@@ -149,8 +149,7 @@ def choose_answer(reply: str, rng: np.random.Generator) -> str:
     weights = np.array([float(weight) for weight, _ in lines])
     if not weights.sum() > 0:
         return ""
-    # `run` strips it.
-    return lines[rng.choice(len(lines), p=weights / weights.sum())][1]
+    return lines[rng.choice(len(lines), p=weights / weights.sum())][1].strip()
 
 
 def format_table(results: Sequence[Answers]) -> str:

@@ -98,7 +98,7 @@ def read_bundle(path: Path) -> list[Task]:
     return list(tasks.values())
 
 
-def _read_task(path: Path, spec: dict[str, Any], chance: float) -> Task:
+def _read_task(path, spec: dict[str, Any], chance):
     label, kind, (shots,) = spec["label"], spec["icl_task_type"], spec["num_fewshot"]
     delimiters = spec.get("continuation_delimiter", " "), spec.get("example_delimiter", "\n\n")
     is_sound = kind in KINDS and 0 <= chance < 1 and type(shots) is int and shots >= 0
@@ -125,7 +125,7 @@ def _read_task(path: Path, spec: dict[str, Any], chance: float) -> Task:
     return Task(label, kind, shots, chance, tuple(items), *delimiters)
 
 
-def _parse_item(kind: str, record: dict[str, Any]) -> Item:
+def _parse_item(kind, record: dict[str, Any]):
     if kind == CONTINUE:
         pairs, gold = [(record["context"].strip(), record["continuation"])], 0
     else:
@@ -175,7 +175,7 @@ def make_rows(task: Task, tokenizer: Tokenizer, context_len: int, limit: int = 0
     return rows
 
 
-def _common_length(sequences: Sequence[np.ndarray]) -> int:
+def _common_length(sequences: Sequence[np.ndarray]):
     """The length of the longest common beginning."""
     shortest = min(map(len, sequences))
     same = np.all([s[:shortest] == sequences[0][:shortest] for s in sequences], axis=0)

@@ -73,9 +73,9 @@ def answer_questions(
 
 
 def _generate(
-    c: Config,
-    params: dict,
-    tokenizer: Tokenizer,
+    c,
+    params,
+    tokenizer,
     stop: tuple[int, ...],
     check: Callable[[], None],
     prompts: list[list[int]],

@@ -37,7 +37,7 @@ def parse_number(text: str) -> Fraction:
     return calculate(text.strip().replace("$", "").replace(",", "").rstrip("."))
 
 
-def _parse(text: str) -> ast.expr:
+def _parse(text) -> ast.expr:
     plain = text.replace(",", "").replace("$", "").replace("x", "*")
     plain = re.sub(r"(\d+\.?\d*|\.\d+)%", r"(\1/100)", plain)
     plain = re.sub(r"(?<![\d.])0+(?=\d)", "", plain).strip()  # 007 is a number to people
@@ -52,7 +52,7 @@ def _parse(text: str) -> ast.expr:
         raise NotArithmetic(text) from None
 
 
-def _evaluate(node: ast.expr) -> Fraction:
+def _evaluate(node: ast.expr):
     try:
         match node:
             case ast.Constant(value=int() | float() as value):

@@ -33,10 +33,8 @@ def sample(seed: int, level: int) -> Problem:
     # The labels begin anywhere in the alphabet, so that no label belongs to a position.
     first = rng.randint(0, len(LETTERS) - level)
     start = rng.randrange(10)
-    ops = []
-    for label in LETTERS[first : first + level]:
-        ops.append((label, rng.choice(OPS), rng.randrange(10)))
-    return make(start, tuple(ops), seed)
+    labels = LETTERS[first : first + level]
+    return make(start, tuple((x, rng.choice(OPS), rng.randrange(10)) for x in labels), seed)
 
 
 def make(start: int, ops: tuple[tuple[str, str, int], ...], seed: int = 0) -> Problem:
@@ -75,7 +73,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     return close_steps(verdicts, answer, follows, problem.answer)
 
 
-def _judge_step(ops: tuple, k: int, value: int, label: str, stated: int) -> Step:
+def _judge_step(ops: tuple, k, value, label, stated) -> Step:
     if k >= len(ops) or label in [name for name, _, _ in ops[:k]]:
         # The chain is over, or this operation was done before.
         return Step(False, "irrelevant")

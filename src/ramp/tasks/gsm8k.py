@@ -30,8 +30,7 @@ NUMBER_WORDS = {
 }
 # Numbers that everybody knows and a question does not state: halves and dozens, minutes, hours,
 # days, weeks, per cent.
-COMMON = set(map(Fraction, range(1, 9))) | set(map(Fraction, (10, 12, 24, 28, 30, 31, 50, 52, 60)))
-COMMON |= set(map(Fraction, (100, 360, 365, 366, 1000)))
+COMMON = {*range(1, 9), 10, 12, 24, 28, 30, 31, 50, 52, 60, 100, 360, 365, 366, 1000}
 
 
 def load_task(path: str | Path) -> Task:

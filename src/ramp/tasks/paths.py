@@ -9,7 +9,7 @@ visited. The answer is the walk; it is right when it goes from the start to the 
 import re
 import string
 from collections.abc import Iterable, Sequence
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, permutations
 
 from ramp.errors import UserError
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
@@ -21,7 +21,7 @@ Edge = tuple[str, str]  # the two nodes in the order of the alphabet
 def sample(seed: int, level: int) -> Problem:
     """`level` + 2 nodes, a tree and about half as many edges again.
 
-    Start and goal are as far apart as any two nodes. `gold` is (edges, start, goal, distance).
+    Start and goal are as far apart as any two nodes. `gold` is (edges, start, goal).
     """
     if not 1 <= level <= 24:
         raise UserError(f"a graph's level is 1 to 24, not {level}")
@@ -36,18 +36,13 @@ def sample(seed: int, level: int) -> Problem:
     spare = [edge for edge in pairs if edge not in edges]
     edges |= set(rng.sample(spare, min(len(spare), level // 2 + 1)))
     # The first of the pairs that are farthest apart.
-    distance = 0
-    for node in nodes:
-        reachable = distances(edges, node)
-        for other in nodes:
-            if reachable[other] > distance:
-                distance, start, goal = reachable[other], node, other
+    apart = {node: distances(edges, node) for node in nodes}
+    start, goal = max(permutations(nodes, 2), key=lambda pair: apart[pair[0]][pair[1]])
     # Each edge is shown from a random end.
-    shown = []
-    for a, b in rng.sample(sorted(edges), len(edges)):
-        shown.append(a + b if rng.random() < 0.5 else b + a)
+    in_order = rng.sample(sorted(edges), len(edges))
+    shown = [a + b if rng.random() < 0.5 else b + a for a, b in in_order]
     question = " ".join([*shown, f"{start}>{goal}"])
-    gold = (frozenset(edges), start, goal, distance)
+    gold = (frozenset(edges), start, goal)
     return Problem(NAME, seed, level, question, gold, shortest_walk(edges, start, goal))
 
 
@@ -74,8 +69,7 @@ def shortest_walk(edges: Iterable[Edge], start: str, goal: str) -> str:
     walk = start
     while walk[-1] != goal:
         here = walk[-1]
-        nearer = [n for n in neighbours(edges, here) if left[n] == left[here] - 1]
-        walk += min(nearer)
+        walk += min(n for n in neighbours(edges, here) if left[n] == left[here] - 1)
     return walk
 
 
@@ -86,7 +80,7 @@ def solution(problem: Problem) -> list[str]:
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
     """A step is right when it goes on from the last one, along an edge, to a new node."""
-    edges, start, goal, _ = problem.gold
+    edges, start, goal = problem.gold
     walk = start
     verdicts = []
     for text in steps:
@@ -101,7 +95,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     return close_steps(verdicts, answer, follows, gold)
 
 
-def _judge_step(edges: Iterable[Edge], goal: str, walk: str, text: str) -> Step:
+def _judge_step(edges: Iterable[Edge], goal, walk, text) -> Step:
     # Operand: where the step begins. Operation: the edge. Irrelevant: no way towards the goal.
     if text[0] != walk[-1]:
         return Step(False, "wrong operand")
@@ -114,15 +108,14 @@ def _judge_step(edges: Iterable[Edge], goal: str, walk: str, text: str) -> Step:
 
 def is_solution(problem: Problem, walk: str) -> bool:
     """Whether a walk, of any length, leads from the start to the goal and visits nothing twice."""
-    edges, start, goal, _ = problem.gold
-    if len(walk) < 2 or len(set(walk)) < len(walk):
-        return False
-    if walk[0] != start or walk[-1] != goal:
+    edges, start, goal = problem.gold
+    # Start and goal differ, so that no walk is shorter than an edge.
+    if walk[:1] != start or walk[-1:] != goal or len(set(walk)) < len(walk):
         return False
     return all(_edge(a, b) in edges for a, b in pairwise(walk))
 
 
-def _edge(a: str, b: str) -> Edge:
+def _edge(a, b):
     return (min(a, b), max(a, b))
 
 

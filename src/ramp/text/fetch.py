@@ -129,7 +129,7 @@ def fetch(url: str, sha256: str | None, cache: Path, attempts: int = 5, delay: f
     return path
 
 
-def _download_with_retries(url: str, path: Path, attempts: int, delay: float) -> None:
+def _download_with_retries(url, path, attempts, delay):
     for attempt in range(attempts):
         try:
             return _download(url, path)
@@ -150,7 +150,7 @@ def _download_with_retries(url: str, path: Path, attempts: int, delay: float) ->
     )
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url, path):
     """One attempt. A body shorter than promised is an `EOFError`."""
     with closing(_open(url)) as remote, path.open("wb") as file:
         size = 0
@@ -164,7 +164,7 @@ def _download(url: str, path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _open(url: str):
+def _open(url):
     if url.startswith("gs://"):
         try:
             import fsspec
@@ -188,7 +188,7 @@ class _SafeRedirect(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _check_address(url: str) -> None:
+def _check_address(url):
     if url.startswith(("https://", "gs://")):
         return
     # Plain http only within this machine, where nobody can change what is sent.
@@ -196,11 +196,11 @@ def _check_address(url: str) -> None:
         raise UserError(f"{url} is neither an https:// nor a gs:// address.")
 
 
-def _is_loopback(url: str) -> bool:
+def _is_loopback(url):
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-def _check_file(path: Path, sha256: str) -> Path:
+def _check_file(path, sha256):
     # Also of a file that was whole when it came: disks forget.
     digest = _digest(path)
     if digest != sha256.lower():
@@ -210,6 +210,6 @@ def _check_file(path: Path, sha256: str) -> Path:
     return path
 
 
-def _digest(path: Path) -> str:
+def _digest(path):
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -80,7 +80,7 @@ def byte_ngram_bits(
     return float(-np.log2(probs).sum())
 
 
-def _byte_keys(texts: Sequence[bytes], order: int) -> np.ndarray:
+def _byte_keys(texts: Sequence[bytes], order):
     """`context * 256 + byte` of every byte; a context is a number in base 257, where 256 pads."""
     sizes = np.array([len(t) for t in texts], np.int64)
     text = np.frombuffer(b"".join(texts), np.uint8)
@@ -142,7 +142,7 @@ class Level:
         return self.discounted[gram] / self.total[context] + self.backoff[context] * lower
 
 
-def _discount(counts: np.ndarray) -> float:
+def _discount(counts):
     """n1 / (n1 + 2 n2) (Ney, Essen & Kneser 1994), with pseudo-counts to keep it inside (0, 1)."""
     n1 = np.count_nonzero(counts == 1)
     n2 = np.count_nonzero(counts == 2)
@@ -226,7 +226,7 @@ class KneserNey:
         return np.stack(rows)
 
 
-def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def _find(keys, wanted):
     """Position of each wanted key in the sorted `keys`, -1 where it is absent."""
     if len(keys) == 0:
         return np.full(len(wanted), -1)
@@ -234,7 +234,7 @@ def _find(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.where(keys[place] == wanted, place, -1)
 
 
-def _check_stream(tokens: np.ndarray, vocab_size: int, bos: int) -> tuple[np.ndarray, np.ndarray]:
+def _check_stream(tokens, vocab_size, bos) -> tuple[np.ndarray, np.ndarray]:
     """The stream as int64 [T], and how far each token is from the BOS of its document, [T].
 
     The distance is 0 at the BOS itself.

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def write_tokens(path: Path, docs: Iterable[np.ndarray], tokenizer: Tokenizer) -
     return info
 
 
-def _sidecar(path: Path) -> Path:
+def _sidecar(path):
     return path.with_name(path.name + ".json")
 
 
@@ -215,7 +215,7 @@ class Batches:
         return -(-len(self.source) // self.batch_size)
 
     @cached_property
-    def _order(self) -> Any:
+    def _order(self):
         """Row number by global position: only Grain's index, to read whole batches at a time."""
         if not self.shuffle:
             return range(len(self.source))

@@ -321,7 +321,7 @@ def build_bpe(pattern: str, model: models.BPE) -> tokenizers.Tokenizer:
     return bpe
 
 
-def _is_utf8(text: str) -> bool:
+def _is_utf8(text):
     """Whether `text` has a UTF-8 form: a Python string with lone surrogates has none."""
     try:
         text.encode()
@@ -330,6 +330,6 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _replace_surrogates(text: str) -> str:
+def _replace_surrogates(text):
     """`text` with U+FFFD in place of lone surrogates, which have no UTF-8 form."""
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
