@@ -19,8 +19,7 @@ from ramp.nines.trials import Trials, accuracy_curves, split_slices
 from ramp.reporting.figure import COLORS, GREY, STYLE, blank, svg
 from ramp.reporting.html import paragraph, section, table, write_page
 
-# The stub of matplotlib knows its settings by name only.
-in_style = rc_context(STYLE)  # ty: ignore[invalid-argument-type]
+in_style = rc_context(STYLE)  # for all pictures below
 # A line of text ("## ...": a heading), a table whose first row is its head, or a picture.
 Part = str | list | Callable[[], Figure]
 
