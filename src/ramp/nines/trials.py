@@ -143,9 +143,8 @@ def _read_rows(path):
     if kind == ".json":
         log = json.loads(text)
         if isinstance(log, dict) and "samples" in log:
-            return [_from_inspect(log.get("eval", {}), sample) for sample in log["samples"]]
-        trials = log["simulations"] if isinstance(log, dict) else log
-        return [_from_tau(row, path) for row in trials]
+            return _from_inspect(log.get("eval", {}), log["samples"])
+        return _from_tau(log["simulations"] if isinstance(log, dict) else log, path)
     raise ValueError(f"the ending {kind or 'none'} is none of .csv, .parquet, .jsonl, .json")
 
 
@@ -161,29 +160,37 @@ def _from_lm_eval(row, path):
     return trial
 
 
-def _from_inspect(header, sample):
-    score = next(iter(sample["scores"].values()))["value"]
+def _from_inspect(header, samples):
     # inspect writes C, P, I, N for correct, partial, incorrect, no answer.
     grades = {"C": 1, "P": 0.5, "I": 0, "N": 0}
-    return {
-        "run": header.get("model", "run"),
-        "task": header.get("task", "task"),
-        "item": sample["id"],
-        "seed": sample.get("epoch", 1),
-        "success": grades.get(score, score),
-    }
+    rows = []
+    for sample in samples:
+        score = next(iter(sample["scores"].values()))["value"]
+        row = {
+            "run": header.get("model", "run"),
+            "task": header.get("task", "task"),
+            "item": sample["id"],
+            "seed": sample.get("epoch", 1),
+            "success": grades.get(score, score),
+        }
+        rows.append(row)
+    return rows
 
 
-def _from_tau(row, path):
-    reward = row["reward"] if "reward" in row else row["reward_info"]["reward"]
-    return {
-        "run": path.stem,
-        "task": "tau",
-        "item": row["task_id"],
-        "seed": row.get("trial", ""),
-        # A trial counts where the whole reward was earned, as in pass^k of Yao et al. 2024.
-        "success": float(reward >= 1 - 1e-6),
-    }
+def _from_tau(trials, path):
+    rows = []
+    for trial in trials:
+        reward = trial["reward"] if "reward" in trial else trial["reward_info"]["reward"]
+        row = {
+            "run": path.stem,
+            "task": "tau",
+            "item": trial["task_id"],
+            "seed": trial.get("trial", ""),
+            # A trial counts where the whole reward was earned, as in pass^k of Yao et al. 2024.
+            "success": float(reward >= 1 - 1e-6),
+        }
+        rows.append(row)
+    return rows
 
 
 def from_rows(
