@@ -26,7 +26,7 @@ from ramp.config import Model
 from ramp.decode.cache import decode_step, init_tail, layer_window, merge_tail
 from ramp.decode.sample import SamplingParams, gumbel_noise, row_keys, take_per_row
 from ramp.model.attention import MASKED, visible_mask
-from ramp.model.transformer import ROWS, Block, Embed, Params, rope_angles, unembed
+from ramp.model.transformer import ROWS, Params, apply_block, embed, rope_angles, unembed
 
 MAX_LOGPROBS = 20  # most likely tokens that can be reported with each token
 LOG_RANGE = 104.0  # nats below the top at which float32 has no probability left
@@ -62,19 +62,21 @@ class DrawnTokens:
 def init_slots(c: Model, B: int, size: int) -> SlotState:
     """B empty slots with room for `size` tokens each."""
 
-    def zeros(shape, dtype, *spec):
-        return jnp.zeros(shape, dtype, out_sharding=P(ROWS, *spec))
+    def zeros(dtype, *shape):
+        # Heads are split as well, where there are any.
+        spec = P(ROWS, "model") if len(shape) == 3 else P(ROWS)
+        return jnp.zeros((B, *shape), dtype, out_sharding=spec)
 
-    def zero_keys():
-        return zeros((B, c.num_kv_heads, c.head_dim, size), c.dtype, "model")
+    def zero_keys(_):
+        return zeros(c.dtype, c.num_kv_heads, c.head_dim, size)
 
     return SlotState(
-        cache=tuple((zero_keys(), zero_keys()) for _ in range(c.depth)),
-        logits_bv=zeros((B, c.vocab_size), jnp.float32),
-        last_b=zeros((B,), jnp.int32),
-        length_b=zeros((B,), jnp.int32),
-        seed_b=zeros((B,), jnp.uint32),
-        sampling=jax.tree.map(lambda _: zeros((B,), jnp.float32), SamplingParams()),
+        cache=jax.tree.map(zero_keys, ((0, 0),) * c.depth),
+        logits_bv=zeros(jnp.float32, c.vocab_size),
+        last_b=zeros(jnp.int32),
+        length_b=zeros(jnp.int32),
+        seed_b=zeros(jnp.uint32),
+        sampling=jax.tree.map(lambda _: zeros(jnp.float32), SamplingParams()),
     )
 
 
@@ -101,36 +103,33 @@ def prefill_chunk(
     it and are never seen: they are overwritten as the row grows.
     """
     # Q = 1 + P: the token before the chunk, then the chunk.
-    (R, Q), B = tokens_rq.shape, len(slots.last_b)
+    R, Q = tokens_rq.shape
     tokens_rp = tokens_rq[:, 1:]
     cos, sin = rope_angles(start + jnp.arange(Q - 1), c.head_dim, c.rope_theta)
     # Nothing is smeared into a prompt's first token: what comes before it is another segment.
     in_prompt_q = (jnp.arange(Q) > 0) | (start > 0)
     segments_rq = jnp.broadcast_to(in_prompt_q, (R, Q), out_sharding=P(ROWS))
-    x_nd = Embed(c).apply({"params": weights["embed"]}, tokens_rq, segments_bt=segments_rq)
+    x_nd = embed(c, weights, tokens_rq, segments_bt=segments_rq)
     x_rqd = jax.lax.reshape(x_nd, (R, Q, c.width), out_sharding=P(ROWS))
     # The token before was needed for the smear only.
-    x_nd = jax.lax.reshape(x_rqd[:, 1:], (R * (Q - 1), c.width), out_sharding=P(ROWS))
-    x0_nd = x_nd
+    x_rpd = x_rqd[:, 1:]
+    x0_nd = jax.lax.reshape(x_rpd, (tokens_rp.size, c.width), out_sharding=P(ROWS))
+    x_nd = x0_nd
     cache = []
-    for layer, (block, kv) in enumerate(zip(weights["blocks"], slots.cache, strict=True)):
-        attend = partial(attend_chunk, kv, at, start, layer_window(c, layer))
-        x_nd, kv = Block(c).apply({"params": block}, x_nd, cos, sin, attend, tokens_rp, x0_nd)
+    for layer, block in enumerate(weights["blocks"]):
+        attend = partial(attend_chunk, slots.cache[layer], at, start, layer_window(c, layer))
+        x_nd, kv = apply_block(c, block, x_nd, cos, sin, attend, tokens_rp, x0_nd)
         cache.append(kv)
-    x_rpd = jax.lax.reshape(x_nd, (R, Q - 1, c.width), out_sharding=P(ROWS))
+    x_rpd = jax.lax.reshape(x_nd, x_rpd.shape, out_sharding=P(ROWS))
     # Logits behind the last real token; those behind the padding mean nothing.
     last_rd = jax.lax.dynamic_index_in_dim(x_rpd, count - 1, axis=1, keepdims=False)
     logits_rv = jax.reshard(unembed(c, weights, last_rd), P(ROWS, None))
     last_r = jax.lax.dynamic_index_in_dim(tokens_rq, count, axis=1, keepdims=False)
-
-    def to_slots(a_r):
-        """For each slot, what its own device computed."""
-        shape = R, B // R, *a_r.shape[1:]
-        a_rs = jnp.broadcast_to(a_r[:, None], shape, out_sharding=P(ROWS))
-        return jax.lax.reshape(a_rs, (B, *a_r.shape[1:]), out_sharding=P(ROWS))
-
     slots = replace(slots, cache=tuple(cache))
-    logits_bv, last_b = to_slots(logits_rv), to_slots(last_r)
+    # Each slot gets what its own device computed.
+    num_slots = len(slots.last_b) // R
+    logits_bv = jnp.repeat(logits_rv, num_slots, axis=0, out_sharding=P(ROWS))
+    last_b = jnp.repeat(last_r, num_slots, out_sharding=P(ROWS))
     return write_slot(slots, at, logits_bv, last_b, start + count, seed, sampling)
 
 
@@ -140,7 +139,7 @@ def write_slot(slots: SlotState, at, logits_bv, last_b, length, seed, sampling) 
     is_slot_b = jax.reshard(jnp.arange(len(last_b)) == at, P(ROWS))
 
     def choose(new, old):
-        mask = is_slot_b.reshape(-1, *[1] * (old.ndim - 1))
+        mask = is_slot_b[:, None] if old.ndim == 2 else is_slot_b
         return jnp.where(mask, new, old)
 
     new = SlotState((), logits_bv, last_b, length, seed, sampling)
@@ -155,38 +154,39 @@ def attend_chunk(kv, at, start, window, q_rphd, k_rpkd, v_rpkd):
     as many as are visible, with a running softmax (Milakov & Gimelshein 2018, algorithm 3): a chunk
     costs what it sees, and sums in the same order whatever the size of the cache.
     """
-    cached, fresh = P(ROWS, "model"), P(ROWS, None, "model")
+    cached = P(ROWS, "model")
     run = jax.shard_map(
         partial(_attend_chunk_on_device, window),
-        in_specs=(cached, cached, fresh, fresh, fresh, P(), P()),
-        out_specs=(fresh, cached, cached),
+        out_specs=(P(ROWS, None, "model"), (cached, cached)),
         check_vma=False,
     )
-    o_rphd, keys, values = run(*kv, q_rphd, k_rpkd, v_rpkd, at, start)
-    return o_rphd, (keys, values)
+    return run(*kv, q_rphd, k_rpkd, v_rpkd, at, start)
 
 
 def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1pkd, at, start):
     """One device's part of `attend_chunk`: its slots, its heads and its one row of the chunk."""
-    (_, P_len, H, h), K = q_1phd.shape, k_1pkd.shape[2]
+    _, P_len, H, h = q_1phd.shape
+    K = k_1pkd.shape[2]
     slot, is_mine = locate_slot(at, len(keys_bkhs))
     # H query heads are K groups of G that share keys and values.
-    q_pkgh = (q_1phd[0] * h**-0.5).reshape(P_len, K, H // K, h)
-    q_kgph = jnp.transpose(q_pkgh, (1, 2, 0, 3))
-    new_k_khp = jnp.transpose(k_1pkd[0], (1, 2, 0)).astype(keys_bkhs.dtype)
-    new_v_khp = jnp.transpose(v_1pkd[0], (1, 2, 0)).astype(values_bkhs.dtype)
+    q_phd = q_1phd[0] * h**-0.5
+    q_pkgh = q_phd.reshape(P_len, K, H // K, h)
+    q_kgph = jnp.einsum("pkgh->kgph", q_pkgh)
+    new_k_khp = jnp.einsum("pkh->khp", k_1pkd[0]).astype(keys_bkhs.dtype)
+    new_v_khp = jnp.einsum("pkh->khp", v_1pkd[0]).astype(values_bkhs.dtype)
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
     positions_p = start + jnp.arange(P_len)
 
     def read_block(a_bkhs, first):
-        return jax.lax.dynamic_slice(a_bkhs, (slot, 0, 0, first), (1, K, h, P_len))
+        return jax.lax.dynamic_slice(a_bkhs, (slot, 0, 0, first), (1, K, h, P_len))[0]
 
     def add_block(carry, first, end, k_khs, v_khs):
         """Fold the keys at first .. first + P into the softmax; those before `end` count."""
         top, total, o_kgph = carry
         s = first + jnp.arange(P_len)
         visible_ps = visible_mask(positions_p[:, None], s, window) & (s < end)
-        scores = jnp.where(visible_ps, dot("kgph,khs->kgps", q_kgph, k_khs), MASKED)
+        scores = dot("kgph,khs->kgps", q_kgph, k_khs)
+        scores = jnp.where(visible_ps, scores, MASKED)
         new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
         # What was summed so far was relative to the old maximum.
         scale = jnp.exp(top - new_top)
@@ -197,11 +197,13 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
 
     def add_cached_block(i, carry):
         first = i * P_len
-        k_khs, v_khs = read_block(keys_bkhs, first)[0], read_block(values_bkhs, first)[0]
+        k_khs = read_block(keys_bkhs, first)
+        v_khs = read_block(values_bkhs, first)
         return add_block(carry, first, start, k_khs, v_khs)
 
-    zeros = jnp.zeros((*q_kgph.shape[:3], 1), jnp.float32)
-    carry = zeros + MASKED, zeros, jnp.zeros(q_kgph.shape, jnp.float32)
+    o_kgph = jnp.zeros(q_kgph.shape, jnp.float32)
+    total = o_kgph[..., :1]
+    carry = total + MASKED, total, o_kgph
     # The chunk itself comes first: each of its tokens sees at least one key, its own.
     carry = add_block(carry, start, start + P_len, new_k_khp, new_v_khp)
     first_block = 0
@@ -210,26 +212,31 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
         first_block = jnp.maximum(0, start - window + 1) // P_len
     num_blocks = -(-start // P_len)
     _, total, o_kgph = jax.lax.fori_loop(first_block, num_blocks, add_cached_block, carry)
-    o_pkgh = jnp.transpose(o_kgph / total, (2, 0, 1, 3))
+    o_pkgh = jnp.einsum("kgph->pkgh", o_kgph / total)
     o_1phd = o_pkgh.reshape(1, P_len, H, h).astype(q_1phd.dtype)
 
     def write(a_bkhs, new_khp):
         # A device that does not own the slot writes back what it read.
-        block = jnp.where(is_mine, new_khp, read_block(a_bkhs, start))
-        return jax.lax.dynamic_update_slice(a_bkhs, block, (slot, 0, 0, start))
+        block_khp = jnp.where(is_mine, new_khp, read_block(a_bkhs, start))
+        return jax.lax.dynamic_update_slice(a_bkhs, block_khp[None], (slot, 0, 0, start))
 
-    return o_1phd, write(keys_bkhs, new_k_khp), write(values_bkhs, new_v_khp)
+    return o_1phd, (write(keys_bkhs, new_k_khp), write(values_bkhs, new_v_khp))
 
 
 def locate_slot(at: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
     """Inside shard_map: (index of slot `at` on this device, whether it is here)."""
     at -= jax.lax.axis_index(ROWS) * rows
-    return jnp.clip(at, 0, rows - 1), (at >= 0) & (at < rows)
+    nearest = jnp.clip(at, 0, rows - 1)
+    return nearest, nearest == at
 
 
 @partial(jax.jit, donate_argnames="slots")
 def copy_slot(
-    slots: SlotState, source: jax.Array, at: jax.Array, sampling: SamplingParams, seed: jax.Array
+    slots: SlotState,
+    source: jax.Array,
+    at: jax.Array,
+    sampling: SamplingParams,
+    seed: jax.Array,
 ) -> SlotState:
     """Copy what slot `source` has read to slot `at`, before either has drawn a token."""
 
@@ -237,16 +244,16 @@ def copy_slot(
         slot, is_mine = locate_slot(source, len(a_b))
         row = jax.lax.dynamic_index_in_dim(a_b, slot)
         # Only the owner adds something, so the sum sends its row to all devices.
-        row = jax.lax.psum(jnp.where(is_mine, row, 0), ROWS)
+        row = jnp.where(is_mine, row, 0)
+        row = jax.lax.psum(row, ROWS)
         slot, is_mine = locate_slot(at, len(a_b))
-        row = jnp.where(is_mine, row, jax.lax.dynamic_index_in_dim(a_b, slot))
+        old_row = jax.lax.dynamic_index_in_dim(a_b, slot)
+        row = jnp.where(is_mine, row, old_row)
         return jax.lax.dynamic_update_index_in_dim(a_b, row, slot, 0)
 
     def copy(a_b):
         spec = jax.typeof(a_b).sharding.spec
-        run = jax.shard_map(
-            copy_on_device, in_specs=(spec, P(), P()), out_specs=spec, check_vma=False
-        )
+        run = jax.shard_map(copy_on_device, out_specs=spec, check_vma=False)
         return run(a_b, source, at)
 
     slots = jax.tree.map(copy, slots)
@@ -258,7 +265,11 @@ def copy_slot(
 
 @partial(jax.jit, static_argnames=("c", "n", "vocab_size"), donate_argnames="slots")
 def decode_slots(
-    c: Model, weights: Params, slots: SlotState, n: int, vocab_size: int
+    c: Model,
+    weights: Params,
+    slots: SlotState,
+    n: int,
+    vocab_size: int,
 ) -> tuple[SlotState, DrawnTokens]:
     """Draw n tokens of every slot, from the first `vocab_size` ids."""
     num_top = min(MAX_LOGPROBS, vocab_size)
@@ -273,31 +284,32 @@ def decode_slots(
     def draw(carry, slot):
         s, tail = carry
         logits_bv = s.logits_bv[:, :vocab_size]
-        token_b = sample_tokens(logits_bv, row_keys(s.seed_b, s.length_b), s.sampling)
+        keys_b = row_keys(s.seed_b, s.length_b)
+        token_b = sample_tokens(logits_bv, keys_b, s.sampling)
         logp_bv = jax.nn.log_softmax(logits_bv, axis=-1)
         # Sorting out the top tokens costs time, so it is done only when a row wants them.
         anyone_asks = jnp.any(s.sampling.logprobs > 0)
         top_logp_bk, top_bk = jax.lax.cond(anyone_asks, find_top, skip_top, logp_bv)
-        drawn = DrawnTokens(
-            token_b,
-            take_per_row(logp_bv, token_b),
-            -jnp.sum(jnp.exp(logp_bv) * logp_bv, axis=-1),
-            top_bk,
-            top_logp_bk,
-        )
-        logits_bv, tail = decode_step(
-            c, weights, s.cache, tail, slot, token_b, s.last_b, s.length_b
-        )
+        logp_b = take_per_row(logp_bv, token_b)
+        entropy_b = -jnp.sum(jnp.exp(logp_bv) * logp_bv, axis=-1)
+        drawn = DrawnTokens(token_b, logp_b, entropy_b, top_bk, top_logp_bk)
+        rows = token_b, s.last_b, s.length_b
+        logits_bv, tail = decode_step(c, weights, s.cache, tail, slot, *rows)
         s = replace(s, logits_bv=logits_bv, last_b=token_b, length_b=s.length_b + 1)
         return (s, tail), drawn
 
     carry = slots, init_tail(slots.cache, n)
     (after, tail), drawn_nb = jax.lax.scan(draw, carry, jnp.arange(n))
-    slots = replace(after, cache=merge_tail(slots.cache, tail, slots.length_b))
+    cache = merge_tail(slots.cache, tail, slots.length_b)
+    slots = replace(after, cache=cache)
     return slots, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), drawn_nb)
 
 
-def sample_tokens(logits_bv: jax.Array, key_b: jax.Array, sampling: SamplingParams) -> jax.Array:
+def sample_tokens(
+    logits_bv: jax.Array,
+    key_b: jax.Array,
+    sampling: SamplingParams,
+) -> jax.Array:
     """A token of each row, as `sample.sample_token`, where each row has its own settings.
 
     There are two samplers because settings that are known when the program is compiled save work:
@@ -312,9 +324,12 @@ def sample_tokens(logits_bv: jax.Array, key_b: jax.Array, sampling: SamplingPara
     # The bisections run only when a row filters.
     is_filtered = jnp.any((sampling.top_k > 0) | (sampling.top_p < 1))
     x_bv = jax.lax.cond(is_filtered, filter_top, lambda x, sampling: x, x_bv, sampling)
-    x_bv = jnp.where(x_bv >= jnp.log(sampling.min_p)[:, None], x_bv, -jnp.inf)  # log 0: all pass
-    drawn_b = jnp.argmax(x_bv + gumbel_noise(key_b, x_bv.shape[1]), axis=-1)
-    token_b = jnp.where(is_random_b, drawn_b, jnp.argmax(logits_bv, axis=-1))
+    least_b = jnp.log(sampling.min_p)  # log 0: all pass
+    x_bv = jnp.where(x_bv >= least_b[:, None], x_bv, -jnp.inf)
+    noise_bv = gumbel_noise(key_b, x_bv.shape[1])
+    drawn_b = jnp.argmax(x_bv + noise_bv, axis=-1)
+    top_b = jnp.argmax(logits_bv, axis=-1)
+    token_b = jnp.where(is_random_b, drawn_b, top_b)
     return token_b.astype(jnp.int32)
 
 
@@ -324,14 +339,19 @@ def filter_top(x_bv: jax.Array, sampling: SamplingParams) -> jax.Array:
     x_bv: log-weights, 0 for the most likely.
     """
     max_count_b = jnp.where(sampling.top_k > 0, sampling.top_k, x_bv.shape[1])
-    x_bv = jnp.where(find_above(x_bv, jnp.ones_like(x_bv), max_count_b), x_bv, -jnp.inf)
+    is_kept = find_above(x_bv, jnp.ones_like(x_bv), max_count_b)
+    x_bv = jnp.where(is_kept, x_bv, -jnp.inf)
     # 2 is more than all probability there is: nothing is filtered.
     max_mass_b = jnp.where(sampling.top_p < 1, sampling.top_p, 2.0)
     is_kept = find_above(x_bv, jax.nn.softmax(x_bv, axis=-1), max_mass_b)
     return jnp.where(is_kept, x_bv, -jnp.inf)
 
 
-def find_above(x_bv: jax.Array, mass_bv: jax.Array, limit_b: jax.Array) -> jax.Array:
+def find_above(
+    x_bv: jax.Array,
+    mass_bv: jax.Array,
+    limit_b: jax.Array,
+) -> jax.Array:
     """Which entries have less than `limit_b` of mass at strictly greater ones.
 
     Ties share their fate. The threshold is found by bisection, which costs a tenth of sorting.
@@ -340,9 +360,12 @@ def find_above(x_bv: jax.Array, mass_bv: jax.Array, limit_b: jax.Array) -> jax.A
     def halve(_, bounds):
         low, high = bounds
         middle = (low + high) / 2
-        mass_b = jnp.sum(jnp.where(x_bv > middle[:, None], mass_bv, 0), axis=-1)
+        is_above = x_bv > middle[:, None]
+        mass_b = jnp.sum(mass_bv, axis=-1, where=is_above)
         is_enough = mass_b >= limit_b
-        return jnp.where(is_enough, middle, low), jnp.where(is_enough, high, middle)
+        low = jnp.where(is_enough, middle, low)
+        high = jnp.where(is_enough, high, middle)
+        return low, high
 
     high = jnp.zeros_like(limit_b)
     low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (high - LOG_RANGE, high))

@@ -16,17 +16,25 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.model.attention import MASKED
-from ramp.model.transformer import ROWS, Block, Embed, Params, is_short_layer, rope_angles, unembed
+from ramp.model.transformer import (
+    ROWS,
+    Params,
+    apply_block,
+    embed,
+    is_short_layer,
+    rope_angles,
+    unembed,
+)
 
 TAIL = 32  # tokens that a tail holds
 
 
-def round_to_bucket(n: int, least: int = 32) -> int:
+def round_to_bucket(n: int) -> int:
     """The next length of 32, 48, 64, 96, 128, 192, ...: few shapes to compile.
 
-    At most a third of a bucket is padding. `least` is the first bucket, a power of two.
+    Beyond the first bucket at most a third of one is padding.
     """
-    size = least
+    size = 32
     while size < n:
         # From 32 to 48 is times 3/2, from 48 to 64 is times 4/3.
         is_power_of_two = size & (size - 1) == 0
@@ -45,23 +53,21 @@ def grow_cache(cache: tuple, size: int) -> tuple:
 
     def pad(a_bkhs):
         more = size - a_bkhs.shape[3]
-        return jnp.pad(a_bkhs, ((0, 0), (0, 0), (0, 0), (0, more)))
+        return jnp.pad(a_bkhs, [(0, 0)] * 3 + [(0, more)])
 
     return jax.tree.map(pad, cache)
 
 
 def init_tail(cache: tuple, n: int = TAIL) -> tuple:
     """Room for the keys and values of n tokens a row, or of the whole cache if that is less."""
-
-    def zeros(a_bkhs):
-        *shape, size = a_bkhs.shape
-        spec = jax.typeof(a_bkhs).sharding.spec
-        return jnp.zeros((*shape, min(n, size)), a_bkhs.dtype, out_sharding=spec)
-
-    return jax.tree.map(zeros, cache)
+    return jax.tree.map(lambda a_bkhs: jnp.zeros_like(a_bkhs[..., :n]), cache)
 
 
-def merge_tail(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
+def merge_tail(
+    cache: tuple,
+    tail: tuple,
+    start_b: jax.Array,
+) -> tuple:
     """The cache with each row's tail after its first `start_b` tokens.
 
     What the tail holds beyond a row's end is copied too; no token sees it.
@@ -74,7 +80,8 @@ def merge_tail(cache: tuple, tail: tuple, start_b: jax.Array) -> tuple:
         old_khw = jax.lax.dynamic_slice_in_dim(a_khs, at, width, axis=2)
         # The tail begins at `start`, `start - at` places into this window.
         new_khw = jnp.roll(tail_khw, start - at, axis=2)
-        window_khw = jnp.where(jnp.arange(width) < start - at, old_khw, new_khw)
+        is_old_w = jnp.arange(width) < start - at
+        window_khw = jnp.where(is_old_w, old_khw, new_khw)
         return jax.lax.dynamic_update_slice_in_dim(a_khs, window_khw, at, axis=2)
 
     def merge_rows(a_bkhs, tail_bkhw):
@@ -107,15 +114,14 @@ def decode_step(
     # The blocks are those of training, called with one token a row.
     tokens_bt = token_b[:, None]
     cos, sin = rope_angles(position_b[:, None], c.head_dim, c.rope_theta)
-    x_nd = Embed(c).apply({"params": weights["embed"]}, tokens_bt, previous_b)
     # The x0 switch mixes the embedding into every block.
-    x0_nd = x_nd
-    layers = zip(weights["blocks"], cache, tail, strict=True)
+    x0_nd = embed(c, weights, tokens_bt, previous_b)
+    x_nd = x0_nd
     new_tail = []
-    for layer, (block, kv, tail_kv) in enumerate(layers):
+    for layer, block in enumerate(weights["blocks"]):
         window = layer_window(c, layer)
-        attend = partial(attend_cached, kv, tail_kv, slot, position_b, window)
-        x_nd, tail_kv = Block(c).apply({"params": block}, x_nd, cos, sin, attend, tokens_bt, x0_nd)
+        attend = partial(attend_cached, cache[layer], tail[layer], slot, position_b, window)
+        x_nd, tail_kv = apply_block(c, block, x_nd, cos, sin, attend, tokens_bt, x0_nd)
         new_tail.append(tail_kv)
     logits_bv = jax.reshard(unembed(c, weights, x_nd), P(ROWS, None))
     return logits_bv, tuple(new_tail)
@@ -128,43 +134,46 @@ def attend_cached(kv, tail_kv, slot, position_b, window, q_b1hd, k_b1kd, v_b1kd)
     the tail is written: a cache that is read and written in the same step is copied or written back
     whole, on CPUs and on TPUs (1.64 times the bytes of a token at 16 rows of 2048).
     """
-    (B, _, H, h), K = q_b1hd.shape, k_b1kd.shape[2]
+    B, _, H, h = q_b1hd.shape
+    K = k_b1kd.shape[2]
 
     def write(tail_bkhw, new_b1kd):
-        new_bkh1 = jnp.transpose(new_b1kd, (0, 2, 3, 1)).astype(tail_bkhw.dtype)
-        return jax.lax.dynamic_update_slice(tail_bkhw, new_bkh1, (0, 0, 0, slot))
+        new_bkh1 = jnp.einsum("btkh->bkht", new_b1kd).astype(tail_bkhw.dtype)
+        return jax.lax.dynamic_update_slice_in_dim(tail_bkhw, new_bkh1, slot, axis=3)
 
     k_bkhs, v_bkhs = kv
-    k_bkhw, v_bkhw = write(tail_kv[0], k_b1kd), write(tail_kv[1], v_b1kd)
+    k_bkhw = write(tail_kv[0], k_b1kd)
+    v_bkhw = write(tail_kv[1], v_b1kd)
     # H query heads are K groups of G that share keys and values.
-    q_bkgh = jax.lax.reshape(q_b1hd * h**-0.5, (B, K, H // K, h), out_sharding=P(ROWS, "model"))
+    q_b1hd = q_b1hd * h**-0.5
+    q_bkgh = jax.lax.reshape(q_b1hd, (B, K, H // K, h), out_sharding=P(ROWS, "model"))
     # Products are in the compute dtype; sums, scores and softmax in float32.
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
     position_b1 = position_b[:, None]
     start_b1 = (position_b - slot)[:, None]  # of the tail
 
-    def scores(keys_bkhs, key_position_bs, end_b1):
+    def scores(keys_bkhs, first_b1, end_b1):
+        key_position_bs = first_b1 + jnp.arange(keys_bkhs.shape[3])
         visible_bs = key_position_bs < end_b1
         if window is not None:
             visible_bs &= position_b1 - key_position_bs < window
         scores_bkgs = dot("bkgh,bkhs->bkgs", q_bkgh, keys_bkhs)
         return jnp.where(visible_bs[:, None, None, :], scores_bkgs, MASKED)
 
-    cache_position_1s = jnp.arange(k_bkhs.shape[3])[None]
+    scores_bkgs = scores(k_bkhs, 0, start_b1)
     # The tail follows on each row at its own position.
-    tail_position_bw = start_b1 + jnp.arange(k_bkhw.shape[3])
-    scores_bkgs = scores(k_bkhs, cache_position_1s, start_b1)
-    scores_bkgw = scores(k_bkhw, tail_position_bw, position_b1 + 1)
+    scores_bkgw = scores(k_bkhw, start_b1, position_b1 + 1)
     # The maximum over both parts keeps exp from overflowing in either.
-    top_bkg1 = jnp.maximum(
-        jnp.max(scores_bkgs, axis=-1, keepdims=True), jnp.max(scores_bkgw, axis=-1, keepdims=True)
-    )
+    top_cache_bkg1 = jnp.max(scores_bkgs, axis=-1, keepdims=True)
+    top_tail_bkg1 = jnp.max(scores_bkgw, axis=-1, keepdims=True)
+    top_bkg1 = jnp.maximum(top_cache_bkg1, top_tail_bkg1)
     p_bkgs = jnp.exp(scores_bkgs - top_bkg1)
     p_bkgw = jnp.exp(scores_bkgw - top_bkg1)
     o_bkgh = dot("bkgs,bkhs->bkgh", p_bkgs.astype(v_bkhs.dtype), v_bkhs)
     o_bkgh += dot("bkgs,bkhs->bkgh", p_bkgw.astype(v_bkhw.dtype), v_bkhw)
-    o_bkgh /= jnp.sum(p_bkgs, axis=-1, keepdims=True) + jnp.sum(p_bkgw, axis=-1, keepdims=True)
-    o_b1hd = jax.lax.reshape(
-        o_bkgh.astype(q_b1hd.dtype), (B, 1, H, h), out_sharding=P(ROWS, None, "model")
-    )
+    total_cache_bkg1 = jnp.sum(p_bkgs, axis=-1, keepdims=True)
+    total_tail_bkg1 = jnp.sum(p_bkgw, axis=-1, keepdims=True)
+    o_bkgh /= total_cache_bkg1 + total_tail_bkg1
+    o_bkgh = o_bkgh.astype(q_b1hd.dtype)
+    o_b1hd = jax.lax.reshape(o_bkgh, (B, 1, H, h), out_sharding=P(ROWS, None, "model"))
     return o_b1hd, (k_bkhw, v_bkhw)

@@ -70,9 +70,7 @@ class DecodeState:
     done_b: jax.Array  # a stop token was drawn, or the context is full
     seed_b: jax.Array  # uint32
     tokens_bn: jax.Array  # what the latest `decode` drew; -1 after a row's end
-    logps_bn: (
-        jax.Array
-    )  # log-probability of each token, as `sample_token` gives it; 0 after the end
+    logps_bn: jax.Array  # of each token, as `sample_token` gives it; 0 after a row's end
 
 
 @dataclass(frozen=True)
@@ -114,23 +112,22 @@ def generate(
     num_devices = mesh.shape["replica"] * mesh.shape["data"]
     batch_size = batch_size or max(1, len(prompts))
     batch_size += -batch_size % num_devices
+    # Spare rows repeat the first prompt: they need some prompt, and are cut off below.
+    spare = -len(prompts) % batch_size
+    rows = [*prompts, *[prompts[0]] * spare] if spare else prompts
+    row_seeds = [*seeds, *[0] * spare]
     tokens = [np.zeros((0, max_new_tokens), np.int32)]
     logps = [np.zeros((0, max_new_tokens), np.float32)]
     for first in range(0, len(prompts), batch_size):
-        batch = list(prompts[first : first + batch_size])
-        batch_seeds = list(seeds[first : first + batch_size])
-        # Spare rows repeat the first prompt: they need some prompt, and are cut off below.
-        spare = batch_size - len(batch)
-        state = prefill_prompts(c, params, batch + batch[:1] * spare, batch_seeds + [0] * spare)
+        batch = slice(first, first + batch_size)
+        state = prefill_prompts(c, params, rows[batch], row_seeds[batch])
         state = decode(c, weights, state, sampling, max_new_tokens, stop, vocab_size, check)
-        tokens.append(_fetch(state.tokens_bn)[: len(batch)])
-        logps.append(_fetch(state.logps_bn)[: len(batch)])
-    return Generation(np.concatenate(tokens), np.concatenate(logps))
-
-
-def _fetch(a_bn: jax.Array) -> np.ndarray:
-    """All rows of an array, in every process."""
-    return np.asarray(jax.reshard(a_bn, P()))
+        # All rows, in every process.
+        tokens.append(np.asarray(jax.reshard(state.tokens_bn, P())))
+        logps.append(np.asarray(jax.reshard(state.logps_bn, P())))
+    tokens_bn = np.concatenate(tokens)[: len(prompts)]
+    logps_bn = np.concatenate(logps)[: len(prompts)]
+    return Generation(tokens_bn, logps_bn)
 
 
 # One token
@@ -156,11 +153,9 @@ def sample_token(
         return token_b, jnp.zeros(token_b.shape, jnp.float32)
     scaled = logits_bv / sampling.temperature
     num_ids = logits_bv.shape[1]
-    num_candidates = num_ids
     ids = None
-    if sampling.top_k:
-        num_candidates = min(int(sampling.top_k), num_ids)
     if sampling.top_k or sampling.top_p < 1:  # a nucleus needs the order; min_p does not
+        num_candidates = min(int(sampling.top_k) or num_ids, num_ids)
         scaled, ids = jax.lax.top_k(scaled, num_candidates)
     logps = jax.nn.log_softmax(scaled, axis=-1)
     if sampling.top_p < 1:
@@ -173,7 +168,8 @@ def sample_token(
         logps = jnp.where(logps >= least, logps, MASKED)
     # Again, over what is left: these are the probabilities of the draw.
     logps = jax.nn.log_softmax(logps, axis=-1)
-    at_b = jnp.argmax(logps + gumbel_noise(key_b, logps.shape[1]), axis=-1)
+    noise = gumbel_noise(key_b, logps.shape[1])
+    at_b = jnp.argmax(logps + noise, axis=-1)
     token_b = at_b if ids is None else take_per_row(ids, at_b)
     return token_b.astype(jnp.int32), take_per_row(logps, at_b)
 
@@ -186,7 +182,8 @@ def gumbel_noise(key_b: jax.Array, n: int) -> jax.Array:
 
 def take_per_row(a_bn: jax.Array, at_b: jax.Array) -> jax.Array:
     """Entry at_b[b] of each row b."""
-    return a_bn.at[jnp.arange(len(at_b)), at_b].get(out_sharding=P(ROWS))
+    row_b = jnp.arange(len(at_b))
+    return a_bn.at[row_b, at_b].get(out_sharding=P(ROWS))
 
 
 def row_keys(seed_b: jax.Array, position_b: jax.Array) -> jax.Array:
@@ -206,7 +203,8 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
     if not prompts or not all(len(p) for p in prompts):
         raise ValueError("every prompt needs at least one token; begin with <|bos|>")
     lengths = np.array([len(p) for p in prompts], np.int32)
-    padded = np.zeros((len(prompts), round_to_bucket(int(lengths.max()))), np.int32)
+    width = round_to_bucket(int(lengths.max()))
+    padded = np.zeros((len(prompts), width), np.int32)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(prompt)] = prompt
     return padded, lengths
@@ -215,11 +213,14 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
 def shard_rows(*arrays: np.ndarray) -> tuple[jax.Array, ...]:
     """Host arrays on the current mesh, their rows split over its devices."""
     sharding = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
-    return tuple(jax.device_put(a, sharding) for a in arrays)
+    return jax.device_put(arrays, sharding)
 
 
 def prefill_prompts(
-    c: Model, params: Params, prompts: Sequence[Sequence[int]], seeds: Sequence[int]
+    c: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
 ) -> DecodeState:
     """Run prompts into a cache, ready for `decode`; `seeds` has one for each.
 
@@ -234,8 +235,8 @@ def prefill_prompts(
         )
     padded = padded[:, : c.context_len]
     # Room for one token at least, or `decode` would have to grow it at once.
-    size = min(round_to_bucket(longest + 1, MIN_CACHE), c.context_len)
-    size = max(size, padded.shape[1])
+    size = max(MIN_CACHE, round_to_bucket(longest + 1))
+    size = min(size, c.context_len)
     rows = shard_rows(padded, lengths, np.array(seeds, np.uint32))
     return prefill(c, params, *rows, size)
 
@@ -268,25 +269,21 @@ def prefill(
     x_bpd = jax.lax.reshape(x_nd, (B, P_len, c.width), out_sharding=P(ROWS))
     last_bd = take_per_row(x_bpd, length_b - 1)
 
-    def to_cache(a_bpkh):
+    def layer_cache(layer):
         # Time goes last, see `ramp.decode.cache`.
-        return jnp.transpose(a_bpkh, (0, 2, 3, 1)).astype(c.dtype)
+        return tuple(jnp.einsum("bpkh->bkhp", a[layer]).astype(c.dtype) for a in kv_lbpkh)
 
-    cache = tuple(
-        (to_cache(kv_lbpkh[0][layer]), to_cache(kv_lbpkh[1][layer])) for layer in range(c.depth)
-    )
-    logits_bv = jax.reshard(unembed(c, params, last_bd), P(ROWS, None))
-    last_b = take_per_row(prompts_bp, length_b - 1)
-    return start_state(c, grow_cache(cache, size), logits_bv, last_b, length_b, seed_b)
-
-
-def start_state(c: Model, cache, logits_bv, last_b, length_b, seed_b) -> DecodeState:
-    """The state of rows for which nothing has been drawn yet."""
-    no_logps_bn = jnp.zeros((len(length_b), 0))
-    no_tokens_bn = no_logps_bn.astype(jnp.int32)
-    done_b = length_b >= c.context_len
+    cache = tuple(layer_cache(layer) for layer in range(c.depth))
     return DecodeState(
-        cache, logits_bv, last_b, length_b, done_b, seed_b, no_tokens_bn, no_logps_bn
+        cache=grow_cache(cache, size),
+        logits_bv=jax.reshard(unembed(c, params, last_bd), P(ROWS, None)),
+        last_b=take_per_row(prompts_bp, length_b - 1),
+        length_b=length_b,
+        done_b=length_b >= c.context_len,
+        seed_b=seed_b,
+        # Nothing has been drawn yet.
+        tokens_bn=jnp.zeros((B, 0), jnp.int32),
+        logps_bn=jnp.zeros((B, 0)),
     )
 
 
@@ -320,7 +317,7 @@ def decode(
         check()
         size = cache_size(c, state.cache)
         if longest + drawn >= size and size < c.context_len:
-            size = min(round_to_bucket(size + 1, MIN_CACHE), c.context_len)
+            size = min(round_to_bucket(size + 1), c.context_len)
             state = replace(state, cache=grow_cache(state.cache, size))
         # A cache as long as the context cannot overflow: rows are done when they fill it.
         end = n if size == c.context_len else min(n, size - longest)
@@ -339,7 +336,9 @@ def init_output(state: DecodeState, n: int) -> DecodeState:
 
 
 @partial(
-    jax.jit, static_argnames=("c", "sampling", "stop", "vocab_size"), donate_argnames=("state",)
+    jax.jit,
+    static_argnames=("c", "sampling", "stop", "vocab_size"),
+    donate_argnames="state",
 )
 def decode_until(
     c: Model,
@@ -359,9 +358,8 @@ def decode_until(
         # Keyed by the position that the new token will have.
         keys_b = row_keys(s.seed_b, s.length_b)
         token_b, logp_b = sample_token(s.logits_bv, keys_b, sampling, vocab_size)
-        logits_bv, tail = decode_step(
-            c, weights, s.cache, tail, slot, token_b, s.last_b, s.length_b
-        )
+        rows = token_b, s.last_b, s.length_b
+        logits_bv, tail = decode_step(c, weights, s.cache, tail, slot, *rows)
         # A row that is done is computed like the others; nothing of it is kept.
         shown_b = jnp.where(s.done_b, -1, token_b)
         logp_b = jnp.where(s.done_b, 0.0, logp_b)
@@ -382,9 +380,13 @@ def decode_until(
         )
         return first, slot + 1, tail, s
 
+    def unfinished(carry):
+        first, s = carry
+        return (first < end) & ~jnp.all(s.done_b)
+
     def tail_has_room(carry):
         first, slot, _, s = carry
-        return (slot < tail_size) & (first + slot < end) & ~jnp.all(s.done_b)
+        return (slot < tail_size) & unfinished((first + slot, s))
 
     def fill_tail(carry):
         """Draw up to TAIL tokens, then merge their keys and values into the cache."""
@@ -392,10 +394,8 @@ def decode_until(
         start_b = s.length_b
         carry = (first, 0, init_tail(s.cache), s)
         first, slot, tail, s = jax.lax.while_loop(tail_has_room, draw, carry)
-        return first + slot, replace(s, cache=merge_tail(s.cache, tail, start_b))
+        cache = merge_tail(s.cache, tail, start_b)
+        return first + slot, replace(s, cache=cache)
 
-    def unfinished(carry):
-        first, s = carry
-        return (first < end) & ~jnp.all(s.done_b)
-
-    return jax.lax.while_loop(unfinished, fill_tail, (first, state))[1]
+    _, state = jax.lax.while_loop(unfinished, fill_tail, (first, state))
+    return state

@@ -28,14 +28,12 @@ UNUSED = {"short_window", "embed_std", "head_std"}
 def export_obstacles(m: Model) -> list[str]:
     """The switches that no Qwen3 or Llama loader knows: not at their default, and not exported."""
     # A default needs no word in config.json: it is what the loaders do.
-    obstacles = {
-        name: value
+    obstacles = [
+        f"model.{name} = {value!r}"
         for name, value in model_identity(m).items()
         if name not in EXPORTED | UNUSED and value != getattr(Model(), name)
-    }
-    if not m.depth:
-        obstacles["depth"] = 0
-    return [f"model.{name} = {value!r}" for name, value in obstacles.items()]
+    ]
+    return obstacles if m.depth else [*obstacles, "model.depth = 0"]
 
 
 def name_weights(m: Model, lm: dict, num_tokens: int) -> dict[str, np.ndarray]:
@@ -52,6 +50,7 @@ def name_weights(m: Model, lm: dict, num_tokens: int) -> dict[str, np.ndarray]:
     if not m.tie_embeddings:
         weights[load.HEAD[0]] = np.asarray(lm["head"]["weight"])[:, :num_tokens].T
     for ours, stacked in lm["blocks"].items():
+        # The weights of all layers are one array; a file has one for each.
         for layer, w in enumerate(np.asarray(stacked)):
             weights[f"model.layers.{layer}.{load.BLOCK[ours][0]}"] = w.T
     return {f"{name}.weight": np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
@@ -59,6 +58,7 @@ def name_weights(m: Model, lm: dict, num_tokens: int) -> dict[str, np.ndarray]:
 
 def make_model_config(m: Model, t: Tokenizer) -> str:
     """config.json"""
+    # The two differ in QK-norm only.
     kind = "Qwen3" if m.qk_norm else "Llama"
     config = {names[0]: getattr(m, ours) for ours, names in load.SHAPE.items()}
     config |= {"use_sliding_window": False} if m.qk_norm else {"mlp_bias": False}
@@ -85,16 +85,18 @@ def make_model_config(m: Model, t: Tokenizer) -> str:
 def make_generation_config(c: Config, t: Tokenizer) -> str:
     """generation_config.json: the run's own settings of sampling."""
     s = c.sample
-    config = {
-        "do_sample": s.temperature > 0,
-        "temperature": s.temperature or 1.0,
-        "top_k": s.top_k,
-        "top_p": s.top_p,
-        "bos_token_id": t.bos,
-        "eos_token_id": [t.end, t.bos],
-        "pad_token_id": t.pad,
-    }
-    return _to_json(config)
+    return _to_json(
+        {
+            "do_sample": s.temperature > 0,
+            "temperature": s.temperature or 1.0,
+            "top_k": s.top_k,
+            "top_p": s.top_p,
+            "bos_token_id": t.bos,
+            # The end of a turn, or the beginning of the next document.
+            "eos_token_id": [t.end, t.bos],
+            "pad_token_id": t.pad,
+        }
+    )
 
 
 def chat_template(t: Tokenizer) -> str:
@@ -102,10 +104,14 @@ def chat_template(t: Tokenizer) -> str:
 
     Other tools read special tokens in a user's text as special; ramp does not.
     """
-    role, end, start = "", "<|end|>", "{{ '<|bos|>' }}"
+    role = ""
+    end = "<|end|>"
+    start = "{{ '<|bos|>' }}"
     opening = "'<|assistant|>'"
     if t.chatml:
-        role, end, start = "message['role'] + '\\n' + ", "<|end|>\\n", ""
+        role = "message['role'] + '\\n' + "
+        end = "<|end|>\\n"
+        start = ""
         opening = "'<|assistant|>assistant\\n'"
     if t.system:
         system = json.dumps(f"<|system|>system\n{t.system}<|end|>\n")
@@ -133,17 +139,18 @@ def make_tokenizer(t: Tokenizer) -> str:
 
 def make_tokenizer_config(t: Tokenizer) -> str:
     """tokenizer_config.json"""
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|bos|>",
-        "eos_token": "<|end|>",
-        "pad_token": "<|pad|>",
-        # The library would cut texts; the model's own limit is in config.json.
-        "model_max_length": 1 << 30,
-        "clean_up_tokenization_spaces": False,
-        "chat_template": chat_template(t),
-    }
-    return _to_json(config)
+    return _to_json(
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|bos|>",
+            "eos_token": "<|end|>",
+            "pad_token": "<|pad|>",
+            # The library would cut texts; the model's own limit is in config.json.
+            "model_max_length": 1 << 30,
+            "clean_up_tokenization_spaces": False,
+            "chat_template": chat_template(t),
+        }
+    )
 
 
 def make_model_card(c: Config, report: dict[str, Any], stage: str) -> str:
@@ -152,27 +159,26 @@ def make_model_card(c: Config, report: dict[str, Any], stage: str) -> str:
     rows = []
     for name, part in report.items():
         for key, value in part.items():
+            # Floats are what was measured; the rest is counts and names.
             if isinstance(value, float) and key != "seconds":
                 rows.append(f"| {name} | {key} | {value:.4g} |")
-    table = ["| stage | figure | value |", "|---|---|---|", *rows]
+    table = "\n".join(["| stage | figure | value |", "|---|---|---|", *rows])
     sources = list(c.text.sources)
     if stage != "pretrain":
         sources += c.chat.sources
-    lines = [
-        "---",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
-        "# A model trained with ramp",
-        "",
-        f"Stage `{stage}`: {m.depth} layers, width {m.width}, {m.num_heads} heads "
-        f"({m.num_kv_heads} for keys), {m.vocab_size} tokens, context {m.context_len}.",
-        f"Trained on: {', '.join(sources)}.",
-        "",
-        *(table if rows else ["The run reported no figures."]),
-        "",
-    ]
-    return "\n".join(lines)
+    return f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+---
+# A model trained with ramp
+
+Stage `{stage}`: {m.depth} layers, width {m.width}, {m.num_heads} heads \
+({m.num_kv_heads} for keys), {m.vocab_size} tokens, context {m.context_len}.
+Trained on: {", ".join(sources)}.
+
+{table if rows else "The run reported no figures."}
+"""
 
 
 def export(
@@ -212,9 +218,7 @@ def export(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _check_folder(
-    folder: Path, m: Model, lm: dict, weights: dict[str, np.ndarray], t: Tokenizer
-) -> None:
+def _check_folder(folder, m, lm, weights, t):
     """Import the folder and find the same tokenizer, shape and, bit for bit, weights."""
     foreign, tokenizer = load.open_foreign(folder)
     # RuntimeErrors here: the user has made no mistake.
@@ -230,5 +234,5 @@ def _check_folder(
         raise RuntimeError(f"{folder} reads back with other values: {wrong[:3]}")
 
 
-def _to_json(data: dict) -> str:
+def _to_json(data):
     return json.dumps(data, indent=2, ensure_ascii=False) + "\n"

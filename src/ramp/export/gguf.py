@@ -42,27 +42,29 @@ class _Cursor:
     data: np.ndarray
     at: int = 0
 
-    def take(self, size: int) -> bytes:
+    def take(self, size):
         # The one place where a length is believed, so the one that checks.
         if not 0 <= size <= len(self.data) - self.at:
             raise ValueError("it ends in the middle of a field")
         self.at += size
         return self.data[self.at - size : self.at].tobytes()
 
-    def number(self, form: str) -> Any:
+    def number(self, form):
         return struct.unpack(form, self.take(struct.calcsize(form)))[0]
 
-    def text(self) -> str:
+    def text(self):
         return self.take(self.number("<Q")).decode("utf-8", "replace")
 
-    def value(self, kind: int, depth: int = 0) -> Any:
+    def value(self, kind, depth=0):
         if kind == STRING:
             return self.text()
         if kind in NUMBERS:
             return self.number(NUMBERS[kind])
         if kind != ARRAY or depth > MAX_NESTING:
             raise ValueError(f"it has a field of the unknown type {kind}")
-        inner, count = self.number("<I"), self.number("<Q")
+        inner = self.number("<I")
+        count = self.number("<Q")
+        # Before the list is built, entry by entry.
         if count > MAX_COUNT:
             raise ValueError(f"it has a list of {count} entries")
         # Each entry takes at least a byte: a list that lies runs into the end of the file.
@@ -114,16 +116,19 @@ def read_gguf(path: Path) -> GgufFile:
         raise UserError(f"{path} cannot be read as GGUF: {error}") from None
 
 
-def _read(data: np.ndarray) -> GgufFile:
+def _read(data):
     cursor = _Cursor(data)
     if cursor.take(4) != b"GGUF":
         raise ValueError("it does not begin with the letters GGUF")
+    # Version 1 had lengths of 32 bits.
     version = cursor.number("<I")
     if version not in (2, 3):
         raise ValueError(f"its version is {version}; 2 and 3 are known")
-    num_tensors, num_fields = cursor.number("<Q"), cursor.number("<Q")
+    num_tensors = cursor.number("<Q")
+    num_fields = cursor.number("<Q")
     if max(num_tensors, num_fields) > MAX_COUNT:
         raise ValueError(f"it claims {num_tensors} tensors and {num_fields} fields")
+    # A field is name, type, value.
     meta = {}
     for _ in range(num_fields):
         name = cursor.text()
@@ -131,11 +136,13 @@ def _read(data: np.ndarray) -> GgufFile:
     entries = []
     for _ in range(num_tensors):
         # An entry is name, dimensions (fastest first), type, offset.
-        name, num_dims = cursor.text(), cursor.number("<I")
+        name = cursor.text()
+        num_dims = cursor.number("<I")
         if num_dims > 4:
             raise ValueError(f"tensor {name} has {num_dims} dimensions")
         shape = tuple(cursor.number("<Q") for _ in range(num_dims))[::-1]
-        entries.append((name, shape, cursor.number("<I"), cursor.number("<Q")))
+        kind, offset = cursor.number("<I"), cursor.number("<Q")
+        entries.append((name, shape, kind, offset))
     align = meta.get("general.alignment", 32)
     if type(align) is not int or align < 1:
         raise ValueError(f"its alignment is {align!r}")
@@ -148,7 +155,7 @@ def _read(data: np.ndarray) -> GgufFile:
     return GgufFile(meta, places)
 
 
-def _locate(data: np.ndarray, name: str, shape: tuple[int, ...], kind: int, start: int) -> _Place:
+def _locate(data, name, shape, kind, start):
     """The bytes of a tensor; ValueError where the file is too short for them."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 

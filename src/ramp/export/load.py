@@ -74,28 +74,11 @@ STAND_INS = {
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The shape of a model, under the keys of `config.Model`."""
-
-    depth: int
-    width: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_dim: int
-    context_len: int
-    rope_theta: float
-    norm_eps: float
-    qk_norm: bool
-    tie_embeddings: bool
-
-
-@dataclass(frozen=True)
 class ForeignModel:
     """A model that was opened. Weights are read when they are asked for, as float32."""
 
     path: Path
-    shape: Shape
+    shape: Model  # with the file's own context; the rest is at its default
     ids: dict[str, int]  # token, in GPT-2's letters: its row
     merges: list[tuple[str, str]]
     pattern: str
@@ -167,7 +150,7 @@ def open_gguf(path: Path) -> ForeignModel:
     if arch == "llama":
         paired = {"attn_q": shape.num_heads, "attn_k": shape.num_kv_heads}
 
-    def weight(name: str) -> np.ndarray:
+    def weight(name):
         w = file.read_tensor(names[name])
         num_heads = paired.get(names[name].split(".")[-2])
         if num_heads and w.shape == (num_heads * shape.head_dim, shape.width):
@@ -196,7 +179,7 @@ def open_folder(path: Path) -> ForeignModel:
     from safetensors import SafetensorError, safe_open
 
     shape = _parse_config(path, _read_json(path / "config.json"))
-    files: dict[str, Any] = {}
+    files = {}
     try:
         for file in sorted(path.glob("*.safetensors")):
             opened = safe_open(file, "np")
@@ -212,7 +195,7 @@ def open_folder(path: Path) -> ForeignModel:
     ignored = {"lm_head.weight"} | {n for n in files if n.endswith("rotary_emb.inv_freq")}
     _require_weights(path, set(files) - ignored, set(list_weights(shape)) - ignored)
 
-    def weight(name: str) -> np.ndarray:
+    def weight(name):
         try:
             return files[name].get_tensor(name).astype(np.float32)
         except (SafetensorError, TypeError, ValueError) as error:
@@ -223,7 +206,7 @@ def open_folder(path: Path) -> ForeignModel:
     return ForeignModel(path, shape, ids, merges, pattern, template, weight, card)
 
 
-def _parse_config(path: Path, config: dict) -> Shape:
+def _parse_config(path, config):
     """The shape in config.json; UserError for what ramp's model cannot compute."""
     kind = config.get("model_type")
     if kind not in ("llama", "qwen3"):
@@ -247,11 +230,9 @@ def _parse_config(path: Path, config: dict) -> Shape:
     return _read_shape(path / "config.json", 0, fields, kind == "qwen3", is_tied)
 
 
-def _read_shape(
-    where: Path, column: int, fields: dict[str, Any], qk_norm: bool, tie_embeddings: bool
-) -> Shape:
+def _read_shape(where, column, fields, qk_norm, tie_embeddings):
     """The shape, from fields that have the names in that column of SHAPE."""
-    shape: dict[str, Any] = {ours: fields.get(names[column]) for ours, names in SHAPE.items()}
+    shape = {ours: fields.get(names[column]) for ours, names in SHAPE.items()}
     for name in REQUIRED:
         if shape[name] is None:
             raise UserError(f"{where} lacks {SHAPE[name][column]}")
@@ -262,18 +243,18 @@ def _read_shape(
     shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["num_heads"]
     shape["rope_theta"] = float(shape["rope_theta"] or 10_000.0)
     shape["norm_eps"] = float(shape["norm_eps"])
-    return Shape(**shape, qk_norm=qk_norm, tie_embeddings=tie_embeddings)
+    return Model(**shape, qk_norm=qk_norm, tie_embeddings=tie_embeddings)
 
 
-def _read_bpe(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
+def _read_bpe(path):
     """(ids, merges, split pattern) of a tokenizer.json; UserError unless it is byte-level BPE."""
     data = _read_json(path)
     model = data.get("model") or {}
-    # A sequence of pre-tokenizers, or a single one.
     splitter = data.get("pre_tokenizer") or {}
+    normalizer = (data.get("normalizer") or {}).get("type")
+    # A sequence of pre-tokenizers, or a single one.
     parts = splitter.get("pretokenizers", [splitter])
     kinds = [part.get("type") for part in parts]
-    normalizer = (data.get("normalizer") or {}).get("type")
     is_plain = (
         model.get("type") == "BPE"
         and not model.get("byte_fallback")
@@ -295,13 +276,13 @@ def _read_bpe(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], str]:
     return ids, _parse_merges(path, model.get("merges") or []), pattern
 
 
-def _split_pattern(kinds: list, parts: list[dict]) -> str | None:
+def _split_pattern(kinds, parts):
     """The regular expression that a chain of pre-tokenizers amounts to; None: not known."""
-    first, last = parts[0], parts[-1]
+    first = parts[0]
     if kinds == ["Split", "ByteLevel"]:
         is_regex = "Regex" in first["pattern"] and first["behavior"] == "Isolated"
         return first["pattern"]["Regex"] if is_regex else None
-    if not last.get("use_regex", True):
+    if not parts[-1].get("use_regex", True):
         return None
     if kinds == ["ByteLevel"]:
         return PATTERNS["gpt-2"]
@@ -310,7 +291,7 @@ def _split_pattern(kinds: list, parts: list[dict]) -> str | None:
     return None
 
 
-def _parse_merges(path: Path, merges: list) -> list[tuple[str, str]]:
+def _parse_merges(path, merges):
     # Older files write "a b", newer ones ["a", "b"].
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
     if any(len(pair) != 2 for pair in pairs):
@@ -318,16 +299,17 @@ def _parse_merges(path: Path, merges: list) -> list[tuple[str, str]]:
     return pairs
 
 
-def _read_template(path: Path) -> str:
+def _read_template(path):
     """The chat template; empty where there is none."""
-    file, config = path / "chat_template.jinja", path / "tokenizer_config.json"
+    file = path / "chat_template.jinja"
+    config = path / "tokenizer_config.json"
     if file.exists():
         return file.read_text(encoding="utf-8")
     template = _read_json(config).get("chat_template") if config.exists() else None
     return template if isinstance(template, str) else ""
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path):
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -343,7 +325,7 @@ def _read_json(path: Path) -> dict:
 # Into ramp's layout
 
 
-def list_weights(shape: Shape) -> dict[str, str]:
+def list_weights(shape: Model) -> dict[str, str]:
     """Every weight of a model of this shape: Hugging Face's name to GGUF's."""
     if not 1 <= shape.depth <= MAX_LAYERS:
         raise UserError(f"a model of {shape.depth} layers cannot be imported")
@@ -355,7 +337,7 @@ def list_weights(shape: Shape) -> dict[str, str]:
     return {f"{name}.weight": f"{gguf_name}.weight" for name, gguf_name in pairs}
 
 
-def _require_weights(path: Path, have: set[str], want: set[str]) -> None:
+def _require_weights(path, have, want):
     """No weight is missing, and none is there that would be ignored."""
     if missing := sorted(want - have):
         raise UserError(f"{path} lacks the weight {missing[0]}")
@@ -391,8 +373,8 @@ def find_rows(foreign: ForeignModel, tokenizer: Tokenizer) -> np.ndarray:
         candidates = (name, *STAND_INS.get(name, ()))
         # The first candidate that the model has.
         known = [foreign.ids[token] for token in candidates if token in foreign.ids]
-        rows.append(known[0] if known else -1)
-    return np.array(rows, np.int64)
+        rows.append((*known, -1)[0])
+    return np.array(rows)
 
 
 def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer) -> dict:
@@ -400,14 +382,14 @@ def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer)
     V, D = like["embed"]["table"].shape
     rows = find_rows(foreign, tokenizer)
 
-    def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def read(name, *shape):
         w = foreign.weight(f"{name}.weight")
         # Matrices are [outputs, inputs] there and [inputs, outputs] here.
-        if w.shape != shape[::-1]:
+        if w.T.shape != shape:
             raise UserError(f"{foreign.path}: {name} is {list(w.shape)}, not {list(shape[::-1])}")
         return w.T
 
-    def read_table(name: str) -> np.ndarray:
+    def read_table(name):
         w_vd = foreign.weight(f"{name}.weight")
         if w_vd.ndim != 2 or w_vd.shape[1] != D or rows.max() >= len(w_vd):
             raise UserError(
@@ -424,12 +406,11 @@ def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer)
     for ours, stacked in like["blocks"].items():
         depth, *shape = stacked.shape
         names = [f"model.layers.{layer}.{BLOCK[ours][0]}" for layer in range(depth)]
-        blocks[ours] = np.stack([read(name, tuple(shape)) for name in names])
-    params = {"embed": {"table": read_table(TABLE[0])}, "blocks": blocks}
-    params["head"] = {"norm": read(NORM[0], (D,))}
+        blocks[ours] = np.stack([read(name, *shape) for name in names])
+    head = {"norm": read(NORM[0], D)}
     if "weight" in like["head"]:
-        params["head"]["weight"] = read_table(HEAD[0]).T
-    return params
+        head["weight"] = read_table(HEAD[0]).T
+    return {"embed": {"table": read_table(TABLE[0])}, "blocks": blocks, "head": head}
 
 
 def make_config(foreign: ForeignModel, tokenizer: Tokenizer, context_len: int) -> Config:
@@ -441,7 +422,7 @@ def make_config(foreign: ForeignModel, tokenizer: Tokenizer, context_len: int) -
     text = Text(sources=(f"file:{foreign.path.name}",), vocab_size=tokenizer.vocab_size)
     try:
         context_len = min(context_len, foreign.shape.context_len)
-        model = Model(**vars(replace(foreign.shape, context_len=context_len)))
+        model = replace(foreign.shape, context_len=context_len)
         c = Config(stages=("finetune", "sample"), text=text, model=model)
         return resolve(check_config(c, name), name)
     except TypeError as error:

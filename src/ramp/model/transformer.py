@@ -328,18 +328,34 @@ def compute_hidden(
     return x_nd
 
 
+def embed(
+    c: Model,
+    params: Params,
+    tokens_bt: jax.Array,
+    previous_b: jax.Array | None = None,
+    segments_bt: jax.Array | None = None,
+) -> Any:
+    """Return the embedded tokens, [B*T, D]; see `Embed`."""
+    return Embed(c).apply({"params": params["embed"]}, tokens_bt, previous_b, segments_bt)
+
+
+def apply_block(c: Model, weights: Params, *args: Any) -> Any:
+    """Apply one block to the arguments of `Block`: return [N, D] and what `attend` kept."""
+    return Block(c).apply({"params": weights}, *args)
+
+
 def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, segments_bt=None):
     """Embed, then apply the blocks in turn.
 
     `attend(window)` returns the attention of a layer with that static window, or None for all.
     Returns the hidden states [B*T, D] and what `attend` kept, stacked over layers [L, ...].
     """
-    x0_nd = Embed(c).apply({"params": params["embed"]}, tokens_bt, segments_bt=segments_bt)
+    x0_nd = embed(c, params, tokens_bt, segments_bt=segments_bt)
     if c.depth == 0:
         return x0_nd, None
 
     def block(weights, attend_layer, x_nd):
-        return Block(c).apply({"params": weights}, x_nd, cos, sin, attend_layer, tokens_bt, x0_nd)
+        return apply_block(c, weights, x_nd, cos, sin, attend_layer, tokens_bt, x0_nd)
 
     if c.unroll:
         x_nd, kept = x0_nd, []

@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from ramp.errors import UserError
 from ramp.serve import protocol
@@ -51,24 +51,14 @@ def to_json(data: Any) -> str:
     return json.dumps(data, allow_nan=False, default=vars)
 
 
-def to_response(data: Any) -> Response:
+def to_response(data: Any, status: int = 200) -> Response:
     """The answer to a request that was understood."""
-    return Response(to_json(data), media_type="application/json")
+    return Response(to_json(data), status, media_type="application/json")
 
 
 def to_error_response(error: ApiError, headers: dict | None = None) -> Response:
     """The answer to a request that was not."""
     return Response(error.to_json(), error.status, headers, "application/json")
-
-
-@dataclass(frozen=True)
-class ModelObject:
-    """OpenAI's description of a model."""
-
-    id: str
-    created: int
-    object: str = "model"
-    owned_by: str = "ramp"
 
 
 @dataclass(frozen=True)
@@ -90,32 +80,35 @@ class Answers:
     """
 
     def __init__(self, engine: Engine, request: CompletionRequest):
-        self.engine, self.request = engine, request
-        self.events: asyncio.Queue = asyncio.Queue()
+        self.engine = engine
+        self.request = request
+        self.events = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def emit(choice: int, tokens: list[Token], reason: str) -> None:
+        def emit(choice, *news):
             with suppress(RuntimeError):  # the loop is closed: nobody listens
                 # Called in the engine's thread: a queue of asyncio is not safe there.
-                loop.call_soon_threadsafe(self.events.put_nowait, (choice, tokens, reason))
+                loop.call_soon_threadsafe(self.events.put_nowait, (choice, *news))
 
-        self.jobs = [
-            Job(
+        self.jobs = []
+        for i in range(request.n):
+            # Answer i of n is the one that a request with seed + i gets alone.
+            seed = (request.seed + i) % 2**32
+            job = Job(
                 request.prompt,
                 request.max_new_tokens,
                 request.sampling,
-                # Answer i of n is the one that a request with seed + i gets alone.
-                (request.seed + i) % 2**32,
+                seed,
                 partial(emit, i),
             )
-            for i in range(request.n)
-        ]
-        if request.is_chat:  # only chat models are taught to call the calculator
-            for job in self.jobs:
+            # Only chat models are taught to call the calculator.
+            if request.is_chat:
                 job.insert = partial(tool.reply, engine.tokenizer)
+            self.jobs.append(job)
         self.texts = [TextStream(engine.tokenizer, request.stop) for _ in self.jobs]
         self.num_generated = 0
-        self.id = ("chatcmpl-" if request.is_chat else "cmpl-") + uuid.uuid4().hex
+        kind = "chatcmpl" if request.is_chat else "cmpl"
+        self.id = f"{kind}-{uuid.uuid4().hex}"
         self.created = int(time.time())
         # Last: from here on the engine calls `emit`.
         engine.submit(self.jobs)
@@ -174,8 +167,16 @@ class Api:
     """The application: routes over one engine, behind the check of who may ask."""
 
     def __init__(self, engine: Engine, model: ServedModel, key: str = "", local: bool = True):
-        self.engine, self.model, self.key, self.local = engine, model, key, local
-        self.model_object = ModelObject(model.name, int(time.time()))
+        self.engine = engine
+        self.model = model
+        self.key = key
+        self.local = local
+        self.model_object = {
+            "id": model.name,
+            "object": "model",
+            "created": int(time.time()),
+            "owned_by": "ramp",
+        }
         self.page = Path(__file__).with_name("page.html").read_bytes()
         self.headers = [  # of every response: they keep a browser from doing more than it should
             # The page may run its own script and nothing that a model wrote.
@@ -204,7 +205,7 @@ class Api:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
 
-        async def send_with_headers(message: Message) -> None:
+        async def send_with_headers(message):
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], *self.headers]}
             await send(message)
@@ -262,9 +263,10 @@ class Api:
 
     async def complete(self, request: Request, is_chat: bool) -> Response:
         """POST /v1/chat/completions and /v1/completions"""
+        # Bodies are read here, on the event loop: a slow one holds up nobody.
         raw = await read_body(request)
 
-        def parse() -> CompletionRequest:
+        def parse():
             return protocol.parse_request(protocol.parse_body(raw), self.model, is_chat)
 
         # A megabyte of text takes long enough to encode to hold up other requests.
@@ -310,7 +312,8 @@ class Api:
 
         content: its "message", its "delta" or its "text"; that text begins at `offset`.
         """
-        tokenizer, logprobs = self.model.tokenizer, None
+        tokenizer = self.model.tokenizer
+        logprobs = None
         if request.logprobs and request.is_chat:
             entries = [make_chat_logprob(tokenizer, token) for token in tokens]
             logprobs = {"content": entries, "refusal": None}
@@ -322,8 +325,8 @@ class Api:
         """The response of a request that does not stream."""
         request = answers.request
         texts = [""] * request.n
-        tokens: list[list[Token]] = [[] for _ in texts]
-        reasons: list[str | None] = [None] * request.n
+        tokens = [[] for _ in texts]
+        reasons = {}
         async for i, text, new_tokens, reason in answers.pieces():
             texts[i] += text
             tokens[i] += new_tokens
@@ -342,7 +345,7 @@ class Api:
         request = answers.request
         offsets = [0] * request.n
 
-        def event(choices: list[dict], **more: Any) -> str:
+        def event(choices, **more):
             chunk = self.make_object(answers, choices, **more)
             return f"data: {to_json(chunk)}\n\n"
 
@@ -377,7 +380,8 @@ class Api:
 
     async def info(self, request: Request) -> Response:
         """GET /ramp/info: the model, its default settings and the tasks."""
-        sample, shape = self.model.c.sample, self.model.c.model
+        sample = self.model.c.sample
+        shape = self.model.c.model
         info = {
             "model": self.model.name,
             "stage": self.model.stage,
@@ -411,9 +415,8 @@ class Api:
         body = protocol.parse_body(await read_body(request))
         text = body.get("text")
         if not isinstance(text, str) or len(text) > MAX_JUDGED:
-            raise protocol.make_field_error(
-                "text", f"must be the answer to judge, of at most {MAX_JUDGED} characters"
-            )
+            reason = f"must be the answer to judge, of at most {MAX_JUDGED} characters"
+            raise protocol.make_field_error("text", reason)
         problem = await run_in_threadpool(make_problem, body)
         task = TASKS[problem.task]
         lines = [line.strip() for line in text.split("\n")]
@@ -422,10 +425,9 @@ class Api:
         verdict = task.judge(problem, steps, answer)
         judged = zip((*steps, answer), verdict.all_steps, strict=True)
         result = {
-            "lines": [
-                {"text": line, "right": step.right, "why": step.why} for line, step in judged
-            ],
+            "lines": [{"text": line} | vars(step) for line, step in judged],
             "right": verdict.final_right,
+            # Right all the way, or right in the end in spite of a wrong step.
             "verified": verdict.verified,
             "lucky": verdict.lucky,
             "answer": problem.answer,
@@ -438,13 +440,14 @@ class Api:
     async def health(self, request: Request) -> Response:
         """GET /health: 200 while the engine runs."""
         if self.engine.error:
-            status = to_json({"status": "the engine has stopped"})
-            return Response(status, 503, media_type="application/json")
+            return to_response({"status": "the engine has stopped"}, 503)
         return to_response({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
         """GET /metrics, in Prometheus' text format."""
-        engine, counts = self.engine, self.engine.counts
+        engine = self.engine
+        counts = engine.counts
+        # Sums since the start; whoever reads them computes rates.
         totals = ("requests", "finished", "cancelled", "tokens", "prompt_tokens", "chunks")
         rows = [(f"{name}_total", "counter", counts[name]) for name in totals]
         rows += [
@@ -469,7 +472,7 @@ class Api:
 def content_security_policy(page: str) -> str:
     """A policy that lets the page run its own script and style and nothing else."""
 
-    def list_hashes(tag: str) -> str:
+    def list_hashes(tag):
         # A hash allows exactly this script; an inserted one would have another.
         hashes = []
         for part in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL):
@@ -513,7 +516,7 @@ async def run_unless_disconnected(
 ) -> Response:
     """Do the work unless the client leaves first."""
 
-    async def wait_for_disconnect() -> None:
+    async def wait_for_disconnect():
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
@@ -550,6 +553,7 @@ def make_problem(fields: dict[str, Any]) -> Problem:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket, before anything slow is done."""
+    # Only an IPv6 address has colons.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
@@ -568,6 +572,7 @@ def make_server_config(app: Api) -> uvicorn.Config:
         http="h11",
         ws="none",
         lifespan="off",
+        # Nothing of a request is logged.
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -579,25 +584,19 @@ def make_server_config(app: Api) -> uvicorn.Config:
     )
 
 
-def prefer_event_loop() -> None:
-    """Let the event loop wait less for the engine's thread.
-
-    The interpreter's lock changes hands every half millisecond instead of every five, and garbage
-    collections skip what is here to stay.
-    """
-    gc.collect()
-    gc.freeze()
-    sys.setswitchinterval(5e-4)
-
-
 def serve(engine: Engine, model: ServedModel, sock: socket.socket, key: str) -> None:
     """Warm up, then answer until interrupted."""
     host, port = sock.getsockname()[:2]
     engine.warm_up(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
-    prefer_event_loop()
+    # Garbage collections skip what is here to stay.
+    gc.collect()
+    gc.freeze()
+    # The event loop waits less for the engine's thread: the default is 5 ms.
+    sys.setswitchinterval(5e-4)
     engine.start()
     netloc = f"[{host}]" if ":" in host else host
     print(f"{model.name} ({model.stage}): http://{netloc}:{port}/  API at /v1  (Ctrl-C ends it)")
+    # Behind an address that others reach, the name they use for it is not known here.
     app = Api(engine, model, key, local=host in ("127.0.0.1", "::1"))
     try:
         uvicorn.Server(make_server_config(app)).run(sockets=[sock])

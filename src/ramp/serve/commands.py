@@ -35,6 +35,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
     add("run", type=Path, help="a run directory")
     add(
         "--stage",
+        # Other stages leave no model that writes.
         choices=[stage.name for stage in STAGES.values() if stage.speaks],
         help="whose weights (default: finetune, or pretrain where that is all)",
     )
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command that `args.command` names; UserError for a package that is missing."""
     if args.command == "import":
         args.file = _find_model(args.file)
-    # Extras that are not installed are found before anything slow begins.
+    # Packages that are not installed are found before anything slow begins.
     package, extra = "safetensors", "export"
     if args.command == "serve":
         package, extra = "uvicorn", "serve"
@@ -84,7 +85,7 @@ class LoadedRun:
     stage: str
 
 
-def _load(path: Path, stage: str | None, on_host: bool = False) -> LoadedRun:
+def _load(path, stage, on_host=False):
     """The model of a run's stage on the run's own mesh, or `on_host` in this machine's memory."""
     run, c = rundir.open_run(path)
     if stage is None:
@@ -101,7 +102,7 @@ def _load(path: Path, stage: str | None, on_host: bool = False) -> LoadedRun:
     return LoadedRun(run, c, tokenizer, params["lm"], stage)
 
 
-def _use_host(c: Config) -> Config:
+def _use_host(c):
     """Run on the processor, whatever else there is: copying weights needs memory and no speed."""
     import jax
 
@@ -112,8 +113,9 @@ def _use_host(c: Config) -> Config:
     return setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)
 
 
-def _export(args: argparse.Namespace) -> int:
+def _export(args):
     loaded = _load(args.run, args.stage, on_host=True)
+    # It needs packages of an extra, which `run` has found.
     from ramp.export.export import export
 
     report = loaded.run.report()
@@ -122,7 +124,7 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _find_model(path: Path) -> Path:
+def _find_model(path):
     """`pip:NAME[==VERSION]` is the GGUF file in that installed package, read and never imported."""
     if not str(path).startswith("pip:"):
         return path
@@ -131,7 +133,7 @@ def _find_model(path: Path) -> Path:
     return next(corpus.files(f"{path}/*.gguf")).path
 
 
-def _import(args: argparse.Namespace) -> int:
+def _import(args):
     """Make a run whose pretraining is done; every later stage can start from it."""
     if args.context < 1:
         raise UserError(f"--context is {args.context}; it must be at least 1")
@@ -175,8 +177,9 @@ def _import(args: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _serve(args):
     key = _read_key(args.key)
+    # By hand: argparse would exit with a usage text in place of one sentence.
     for name, (low, high) in LIMITS.items():
         value = getattr(args, name)
         if not low <= value <= high:
@@ -205,10 +208,11 @@ def _serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_key(path: Path | None) -> str:
+def _read_key(path):
     """The key that clients must send, from a file or the environment; empty: none."""
     if path is None:
         return os.environ.get(KEY_VARIABLE, "")
+    # From a file, since every user of a machine can read its command lines.
     try:
         key = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

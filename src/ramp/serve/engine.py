@@ -13,6 +13,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import jax
 import numpy as np
@@ -42,10 +43,6 @@ class Token:
     forced: bool = False  # not drawn but inserted, as the result of a tool is
 
 
-# Called with the new tokens and the finish reason: "", "stop", "length" or "error".
-Emit = Callable[[list[Token], str], None]
-
-
 @dataclass(eq=False)
 class Job:
     """One answer to be generated."""
@@ -54,7 +51,8 @@ class Job:
     max_new_tokens: int  # at least 1; prompt and answer together fit the context
     sampling: SamplingParams
     seed: int
-    emit: Emit
+    # Called with the new tokens and the finish reason: "", "stop", "length" or "error".
+    emit: Callable[[list[Token], str], None]
     # From the answer so far to tokens that are inserted after it; usually none.
     insert: Callable[[Sequence[int]], list[int]] = lambda answer: []
     cancelled: bool = False
@@ -88,7 +86,8 @@ class Engine:
         self.num_devices = self.mesh.shape["replica"] * self.mesh.shape["data"]
         # Slots are split over devices, each of which has the same number.
         self.slots = slots + -slots % self.num_devices
-        self.c, self.tokenizer = c, tokenizer
+        self.c = c
+        self.tokenizer = tokenizer
         self.weights = prepare_decode_params(c, lm)
         self.stop_ids = {tokenizer.end, tokenizer.bos}
         # All lengths that the cache can have: each is compiled by `warm_up`.
@@ -100,9 +99,10 @@ class Engine:
         # Shared with other threads: changed only while `_changed` is held.
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}  # by slot
-        self.counts: defaultdict[str, float] = defaultdict(float)
+        self.counts = defaultdict(float)
         self.error: Exception | None = None
-        self._changed, self._closing = threading.Condition(), False
+        self._changed = threading.Condition()
+        self._closing = False
         self._thread = threading.Thread(target=self._run, name="ramp-engine", daemon=True)
         self._reset()
 
@@ -154,7 +154,7 @@ class Engine:
 
     # The engine's thread
 
-    def _run(self) -> None:
+    def _run(self):
         jax.set_mesh(self.mesh)  # the current mesh is a thread's own
         try:
             while self._admit():
@@ -168,11 +168,12 @@ class Engine:
             with self._changed:
                 self._closing = True
                 unfinished = [*self.running.values(), *self.waiting]
-                self.running, self.waiting = {}, deque()
+                self.running = {}
+                self.waiting = deque()
             for job in unfinished:
                 job.emit([], "error")
 
-    def _admit(self) -> bool:
+    def _admit(self):
         """Fill free slots, or wait where there is nothing to do. False: the engine is closing."""
         with self._changed:
             while not (self.waiting or self.running or self._closing):
@@ -190,7 +191,7 @@ class Engine:
                     self.running[slot] = self.waiting.popleft()
         return True
 
-    def _read_prompts(self) -> None:
+    def _read_prompts(self):
         """A chunk of the prompt that came first, then one of the prompt with the least left."""
         for shortest_first in (False, True):
             unread = {slot: job for slot, job in self.running.items() if job.num_unread}
@@ -208,7 +209,7 @@ class Engine:
                 if other.prompt == job.prompt and not other.answer:
                     self._copy(slot, other_slot, other)
 
-    def _advance(self) -> None:
+    def _advance(self):
         """One round of decoding, for all jobs whose prompt has been read."""
         ready = {slot: job for slot, job in self.running.items() if not job.num_unread}
         if not ready:
@@ -228,9 +229,7 @@ class Engine:
                 self.counts["finished"] += 1
             job.emit(tokens, reason)
 
-    def _take_tokens(
-        self, job: Job, drawn: batch.DrawnTokens, slot: int
-    ) -> tuple[list[Token], str]:
+    def _take_tokens(self, job, drawn, slot):
         """A round's tokens for one job, and its finish reason or "".
 
         What was drawn after inserted tokens is not used: it did not see them.
@@ -238,24 +237,25 @@ class Engine:
         if not job.answer:
             self.counts["first_tokens"] += 1
             self.counts["first_token_seconds"] += time.perf_counter() - job.started
-        tokens: list[Token] = []
+        tokens = []
         for i, id in enumerate(drawn.token_bn[slot].tolist()):
             # A stop token ends the answer and is not part of it.
             if id in self.stop_ids:
                 return tokens, "stop"
-            num_top = int(job.sampling.logprobs)
-            top_ids = drawn.top_bnk[slot, i, :num_top].tolist()
-            top_logps = drawn.top_logp_bnk[slot, i, :num_top].tolist()
-            logp, entropy = float(drawn.logp_bn[slot, i]), float(drawn.entropy_bn[slot, i])
-            tokens.append(Token(id, logp, entropy, tuple(zip(top_ids, top_logps, strict=True))))
+            at = slot, i
+            top = zip(drawn.top_bnk[at].tolist(), drawn.top_logp_bnk[at].tolist(), strict=True)
+            top = tuple(islice(top, int(job.sampling.logprobs)))
+            logp = float(drawn.logp_bn[at])
+            entropy = float(drawn.entropy_bn[at])
+            tokens.append(Token(id, logp, entropy, top))
             job.answer.append(id)
             self.counts["tokens"] += 1
             # Inserted tokens count against the limit as well.
             room = job.max_new_tokens - len(job.answer)
-            inserted = job.insert(job.answer)[:room] if room else []
+            inserted = job.insert(job.answer)[:room]
             job.answer += inserted
             tokens += [Token(id, 0.0, 0.0, forced=True) for id in inserted]
-            if len(job.answer) >= job.max_new_tokens:
+            if len(job.answer) == job.max_new_tokens:
                 return tokens, "length"
             if inserted:
                 break
@@ -263,17 +263,18 @@ class Engine:
 
     # The device
 
-    def _reset(self) -> None:
+    def _reset(self):
         self.size = self.sizes[0]
         self.state = batch.init_slots(self.c, self.slots, self.size)
 
-    def _grow(self, need: int) -> None:
+    def _grow(self, need):
+        # By one size at a time: `warm_up` has compiled these steps only.
         while need > self.size < self.c.context_len:
             self.size = next(size for size in self.sizes if size > self.size)
             cache = grow_cache(self.state.cache, self.size)
             self.state = replace(self.state, cache=cache)
 
-    def _prefill(self, slot: int, job: Job) -> None:
+    def _prefill(self, slot, job):
         """The next chunk of a job's tokens into its slot.
 
         The last chunk ends where the prompt does, even if that reads some tokens twice: no chunk
@@ -300,19 +301,19 @@ class Engine:
         self.counts["prompt_tokens"] += end - job.num_cached
         job.num_cached = end
 
-    def _copy(self, source: int, slot: int, job: Job) -> None:
+    def _copy(self, source, slot, job):
         """What slot `source` has read, for a job with the same prompt."""
         sampling, seed = _sampling_arrays(job)
         self.state = batch.copy_slot(self.state, np.int32(source), np.int32(slot), sampling, seed)
         job.num_cached = len(job.prompt)
 
-    def _decode(self) -> batch.DrawnTokens:
+    def _decode(self):
         self.state, drawn = batch.decode_slots(
             self.c, self.weights, self.state, DECODE_TOKENS, self.tokenizer.vocab_size
         )
         return jax.device_get(drawn)
 
 
-def _sampling_arrays(job: Job) -> tuple[SamplingParams, np.uint32]:
+def _sampling_arrays(job):
     """A job's settings and seed in fixed dtypes: plain Python numbers would compile again."""
     return jax.tree.map(np.float32, job.sampling), np.uint32(job.seed)

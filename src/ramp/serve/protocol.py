@@ -9,9 +9,9 @@ model, and the messages and `param` names are part of the API.
 """
 
 import json
-import math
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,7 @@ MAX_MESSAGES = 512
 MAX_CHOICES = 16
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 64  # characters
+MAX_TOKENS = 1 << 20  # that a request may name; the context decides
 
 # Fields that would change the answer and that ramp lacks, with the values that change nothing.
 UNSUPPORTED: dict[str, tuple] = {
@@ -51,7 +52,9 @@ class ApiError(Exception):
         self, status: int, message: str, param: str | None = None, code: str | None = None
     ):
         super().__init__(message)
-        self.status, self.param, self.code = status, param, code
+        self.status = status
+        self.param = param
+        self.code = code
 
     def to_json(self) -> str:
         """The body of the response."""
@@ -99,7 +102,7 @@ class CompletionRequest:
 def parse_body(raw: bytes) -> dict[str, Any]:
     """A JSON object without NaN; ApiError for anything else."""
 
-    def refuse(word: str) -> float:
+    def refuse(word):
         raise ApiError(400, f"{word} is not JSON")
 
     try:
@@ -117,25 +120,26 @@ def make_field_error(name: str, text: str, code: str = "invalid_value") -> ApiEr
     return ApiError(400, f"'{name}' {text}", name, code)
 
 
-def read_number(body: dict, name: str, default: float, low: float, high: float) -> float:
-    """A finite number from `low` to `high`; `default` where the field is missing or null."""
+def read_number(
+    body: dict,
+    name: str,
+    default: float,
+    low: float,
+    high: float,
+    kinds: tuple[type, ...] = (int, float),
+) -> Any:
+    """A number from `low` to `high`; `default` where the field is missing or null."""
     value = body.get(name)
     if value is None:
         return default
-    is_number = type(value) in (int, float)  # a bool is an int to isinstance
-    if not is_number or not low <= value <= high or not math.isfinite(value):
-        raise make_field_error(name, f"must be a number from {low:g} to {high:g}")
+    # By its exact type: a bool is an int to isinstance.
+    if type(value) not in kinds or not low <= value <= high:
+        kind = "number" if float in kinds else "whole number"
+        raise make_field_error(name, f"must be a {kind} from {low:g} to {high:g}")
     return value
 
 
-def read_integer(body: dict, name: str, default: int, low: int, high: int) -> int:
-    """As `read_number`, for whole numbers."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if type(value) is not int or not low <= value <= high:
-        raise make_field_error(name, f"must be a whole number from {low:g} to {high:g}")
-    return value
+read_integer = partial(read_number, kinds=(int,))
 
 
 def read_flag(body: dict, name: str) -> bool:
@@ -148,6 +152,7 @@ def read_flag(body: dict, name: str) -> bool:
 
 def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRequest:
     """Check every field of a chat request, or of a text completion."""
+    # Clients look at `param` and `code`, people at the message.
     name = body.get("model")
     if not isinstance(name, str):
         raise make_field_error("model", "must be the name of a model", "invalid_type")
@@ -155,10 +160,10 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
         # The name is cut: it is echoed, and could be a megabyte.
         text = f"the model {name[:80]!r} does not exist; this server has {model.name!r}"
         raise ApiError(404, text, "model", "model_not_found")
+    # Many clients send every field, so a value that changes nothing is accepted.
     for field, harmless in UNSUPPORTED.items():
         if body.get(field) is not None and body[field] not in harmless:
             raise make_field_error(field, "is not supported here", "unsupported_parameter")
-    num_choices = read_integer(body, "n", 1, 1, MAX_CHOICES)
     num_top, logprobs = _read_logprobs(body, is_chat)
     default = model.c.sample
     sampling = SamplingParams(
@@ -170,7 +175,8 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
     )
     # Without a seed each request gets another one, as with OpenAI.
     seed = read_integer(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1)
-    stream, options = read_flag(body, "stream"), body.get("stream_options")
+    stream = read_flag(body, "stream")
+    options = body.get("stream_options")
     if options is not None and not (stream and isinstance(options, dict)):
         raise make_field_error("stream_options", "is an object that goes with 'stream': true")
     prompt, max_new_tokens, num_dropped = _fit_context(body, model, is_chat)
@@ -178,7 +184,7 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
         is_chat=is_chat,
         prompt=tuple(prompt),
         max_new_tokens=max_new_tokens,
-        n=num_choices,
+        n=read_integer(body, "n", 1, 1, MAX_CHOICES),
         sampling=sampling,
         seed=seed % 2**32,
         stop=_read_stop(body),
@@ -189,44 +195,46 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
     )
 
 
-def _read_logprobs(body: dict, is_chat: bool) -> tuple[int, bool]:
+def _read_logprobs(body, is_chat):
     """(how many of the most likely tokens, whether log-probabilities at all)."""
-    if not is_chat:  # here `logprobs` is the number
-        num_top = read_integer(body, "logprobs", 0, 0, MAX_LOGPROBS)
-        return num_top, body.get("logprobs") is not None
-    # In chat `logprobs` says whether, and `top_logprobs` how many.
+    # In chat `logprobs` says whether, and `top_logprobs` how many; else the first is the number.
+    number = "top_logprobs" if is_chat else "logprobs"
+    num_top = read_integer(body, number, 0, 0, MAX_LOGPROBS)
+    if not is_chat:
+        return num_top, body.get(number) is not None
     logprobs = read_flag(body, "logprobs")
-    num_top = read_integer(body, "top_logprobs", 0, 0, MAX_LOGPROBS)
     if num_top and not logprobs:
         raise make_field_error("top_logprobs", "goes with 'logprobs': true")
     return num_top, logprobs
 
 
-def _read_stop(body: dict) -> tuple[str, ...]:
+def _read_stop(body):
     stop = body.get("stop")
     if stop is None:
         return ()
-    stop = [stop] if isinstance(stop, str) else stop
-    is_valid = isinstance(stop, list) and len(stop) <= MAX_STOP_STRINGS
+    texts = [stop] if isinstance(stop, str) else stop
+    is_valid = isinstance(texts, list) and len(texts) <= MAX_STOP_STRINGS
     if not is_valid or not all(
-        isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in stop
+        isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in texts
     ):
         raise make_field_error(
             "stop",
             f"must be a string or at most {MAX_STOP_STRINGS}, "
             f"each of 1 to {MAX_STOP_LENGTH} characters",
         )
-    return tuple(stop)
+    return tuple(texts)
 
 
-def _fit_context(body: dict, model: ServedModel, is_chat: bool) -> tuple[list[int], int, int]:
+def _fit_context(body, model, is_chat):
     """(the prompt's ids, tokens that may be generated, turns dropped)."""
-    tokenizer, context = model.tokenizer, model.c.model.context_len
+    tokenizer = model.tokenizer
+    context = model.c.model.context_len
     may_drop = body.get("truncation") == "auto"
     num_dropped = 0
     # 0: as many as there is room for.
-    wanted = read_integer(body, "max_completion_tokens", 0, 1, 1 << 20)
-    wanted = wanted or read_integer(body, "max_tokens", 0, 1, 1 << 20)
+    wanted = read_integer(body, "max_completion_tokens", 0, 1, MAX_TOKENS)
+    # The name that OpenAI gave up and most clients still send.
+    wanted = wanted or read_integer(body, "max_tokens", 0, 1, MAX_TOKENS)
     if is_chat:
         messages = _read_messages(body, model)
         prompt = render_prompt(tokenizer, messages)
@@ -251,7 +259,7 @@ def _fit_context(body: dict, model: ServedModel, is_chat: bool) -> tuple[list[in
     return prompt, min(wanted or room, room), num_dropped
 
 
-def _read_prompt(body: dict, tokenizer: Tokenizer) -> list[int]:
+def _read_prompt(body, tokenizer):
     prompt = body.get("prompt", "")
     if isinstance(prompt, list) and len(prompt) == 1:
         # Clients wrap a single prompt in a list.
@@ -272,6 +280,7 @@ def drop_oldest_turns(
 
     Messages before the first question stay, and so does the last question.
     """
+    # A turn is dropped together with all that answers it.
     questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
     if not questions:
         return messages
@@ -284,21 +293,22 @@ def drop_oldest_turns(
     return [*messages[: questions[0]], *messages[first_kept:]]
 
 
-def _read_messages(body: dict, model: ServedModel) -> list[dict[str, str]]:
+def _read_messages(body, model):
     if not model.can_chat:
         text = (
             "this checkpoint was not trained on conversations; use /v1/completions, or fine-tune it"
         )
         raise ApiError(400, text, "messages", "no_chat_template")
     messages = body.get("messages")
-    if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
+    if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
         raise make_field_error("messages", f"must be a list of 1 to {MAX_MESSAGES} turns")
     return [_read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _read_message(message: Any, where: str) -> dict[str, str]:
+def _read_message(message, where):
     message = message if isinstance(message, dict) else {}
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
+    content = message.get("content")
     if isinstance(role, str):
         # OpenAI renamed these roles; both names are taken.
         role = {"developer": "system", "function": "tool"}.get(role, role)
@@ -312,12 +322,13 @@ def _read_message(message: Any, where: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _join_text_parts(parts: list) -> str | None:
+def _join_text_parts(parts):
     """The text of a list of content parts; None where one of them is no text."""
     texts = []
     for part in parts:
-        is_text = isinstance(part, dict) and part.get("type") == "text"
-        if not is_text or not isinstance(part.get("text"), str):
-            return None
-        texts.append(part["text"])
+        match part:
+            case {"type": "text", "text": str(text)}:
+                texts.append(text)
+            case _:
+                return None
     return "".join(texts)

@@ -1,7 +1,6 @@
 """A trained model in the terminal: a streaming chat, or the continuation of one text."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ramp.errors import UserError
 from ramp.evals.samples import sampling_params
 from ramp.host import setup_devices
 from ramp.rundir import RunDir
+from ramp.serve.protocol import drop_oldest_turns
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
 from ramp.train.restore import load_params
@@ -30,17 +30,26 @@ class TextStreamer:
         self.c = setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)
         self.tokenizer = Tokenizer.load(run.tokenizer)
         self.params = load_params(run, stage, self.c, self.tokenizer)["lm"]
+        # Decoding reads its own layout at every token; reading prompts takes the original.
         self.weights = prepare_decode_params(self.c.model, self.params)
         self.seed = seed
 
-    def stream(self, prompt: list[int], stop: tuple[int, ...]) -> Iterator[str]:
-        """Text while it is drawn, whole characters at a time.
+    def print_stream(self, prompt: list[int], stop: tuple[int, ...]) -> str:
+        """Print text while it is drawn, whole characters at a time; returns all of it.
 
         Ends at a stop token, after `sample.max_new_tokens`, or with the context.
         """
+        pieces = []
+
+        def show(text):
+            print(text, end="", flush=True)
+            pieces.append(text)
+
         decoder = StreamDecoder(self.tokenizer)
-        model, settings = self.c.model, self.c.sample
-        sampling, vocab_size = sampling_params(settings), self.tokenizer.vocab_size
+        model = self.c.model
+        settings = self.c.sample
+        sampling = sampling_params(settings)
+        vocab_size = self.tokenizer.vocab_size
         state = sample.prefill_prompts(model, self.params, [prompt], [self.seed])
         self.seed += 1  # or every answer to one question would be the same
         for _ in range(0, settings.max_new_tokens, CHUNK):
@@ -48,17 +57,10 @@ class TextStreamer:
             for token in np.asarray(state.tokens_bn)[0].tolist():
                 # -1 fills the row after its end.
                 if token >= 0 and token not in stop:
-                    yield decoder.push(token)
+                    show(decoder.push(token))
             if bool(state.done_b[0]):
                 break
-        yield decoder.flush()
-
-    def print_stream(self, prompt: list[int], stop: tuple[int, ...]) -> str:
-        """Print text while it is drawn; returns all of it."""
-        pieces = []
-        for text in self.stream(prompt, stop):
-            print(text, end="", flush=True)
-            pieces.append(text)
+        show(decoder.flush())
         print(flush=True)
         return "".join(pieces)
 
@@ -67,7 +69,8 @@ def complete(directory: Path, c: Config, prompt: str, stage: str, seed: int) -> 
     """Print `prompt` and the model's continuation of it."""
     run, _ = rundir.open_run(directory)
     streamer = TextStreamer(run, c, stage, seed)
-    tokenizer, context_len = streamer.tokenizer, streamer.c.model.context_len
+    tokenizer = streamer.tokenizer
+    context_len = streamer.c.model.context_len
     ids = [tokenizer.bos, *tokenizer.encode(prompt)]
     if len(ids) >= context_len:
         raise UserError(
@@ -96,20 +99,22 @@ def chat(
         settings = replace(settings, temperature=temperature)
     if tokens:
         settings = replace(settings, max_new_tokens=tokens)
+    # A mistake is named before the model is loaded.
     c = config.check_config(replace(c, sample=settings), "the command line")
     streamer = TextStreamer(run, c, stage, seed)
     stop = (streamer.tokenizer.end, streamer.tokenizer.bos)
-    messages: list[dict[str, str]] = []
+    messages = []
     for question in ask or _read_questions():
         messages.append({"role": "user", "content": question})
         messages, prompt = _fit_context(messages, streamer)
+        # Typed questions are on the screen already.
         if ask:
             print(f"> {question}")
         answer = streamer.print_stream(prompt, stop)
         messages.append({"role": "assistant", "content": answer})
 
 
-def _read_questions() -> Iterator[str]:
+def _read_questions():
     """Lines of standard input, up to an empty one."""
     is_terminal = sys.stdin.isatty()
     # Piped input gets answers only, so that they can be piped on.
@@ -125,20 +130,18 @@ def _read_questions() -> Iterator[str]:
         yield question
 
 
-def _fit_context(
-    messages: list[dict[str, str]], streamer: TextStreamer
-) -> tuple[list[dict[str, str]], list[int]]:
+def _fit_context(messages, streamer):
     """The latest turns that leave a quarter of the context for the answer, and their tokens."""
+    tokenizer = streamer.tokenizer
     context_len = streamer.c.model.context_len
     # A long question must not leave the answer without room.
     room = context_len * 3 // 4
-    while True:
-        prompt = render_prompt(streamer.tokenizer, messages)
-        if len(prompt) <= room:
-            return messages, prompt
-        if len(messages) <= 1:
-            raise UserError(
-                f"the question is {len(prompt)} tokens long, and a context of {context_len} "
-                f"has room for {room}; ask something shorter"
-            )
-        messages = messages[2:]  # a question and its answer
+    surplus = len(render_prompt(tokenizer, messages)) - room
+    messages = drop_oldest_turns(messages, surplus, tokenizer)
+    prompt = render_prompt(tokenizer, messages)
+    if len(prompt) > room:
+        raise UserError(
+            f"the question is {len(prompt)} tokens long, and a context of {context_len} "
+            f"has room for {room}; ask something shorter"
+        )
+    return messages, prompt

@@ -1,8 +1,8 @@
 """From tokens to what a client sees: whole characters, no stop strings, figures of each token."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 
 from ramp.serve.engine import Token
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
@@ -18,11 +18,12 @@ class TextStream:
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
-        self.tokenizer, self.stop = tokenizer, tuple(stop)
+        self.tokenizer = tokenizer
+        self.stop = stop
         self.text = ""  # all that was decoded, up to a stop string
         self.stopped = False
         self._num_sent = self._num_tool_tokens = 0
-        self._held: list[tuple[Token, int]] = []  # tokens not yet sent, and where their text ends
+        self._held = []  # tokens not yet sent, each with the end of its text
         self._decoder = StreamDecoder(tokenizer)
 
     def push(self, tokens: Sequence[Token], ended: bool = False) -> tuple[str, list[Token]]:
@@ -38,17 +39,18 @@ class TextStream:
             found = [self.text.find(stop, start) for stop in self.stop]
             found = [at for at in found if at >= 0]
             if found:
-                self.text, self.stopped = self.text[: min(found)], True
+                self.text = self.text[: min(found)]
+                self.stopped = True
         end = len(self.text)
         if not (ended or self.stopped):
             end -= self._num_unsure()
         text = self.text[self._num_sent : end]
-        self._num_sent = max(end, self._num_sent)
+        self._num_sent = end
         sent = [token for token, token_end in self._held if token_end <= end]
         self._held = self._held[len(sent) :]
         return text, sent
 
-    def _decode(self, id: int) -> str:
+    def _decode(self, id):
         if id == self.tokenizer.step:
             return "\n"
         if id == self.tokenizer.special("tool"):  # of three, the second is before the result
@@ -59,13 +61,13 @@ class TextStream:
             return ""
         return self._decoder.push(id)
 
-    def _num_unsure(self) -> int:
+    def _num_unsure(self):
         """Length of the longest unsent end of the text with which a stop string begins."""
-        # All beginnings of stop strings that the text ends with.
+        # All beginnings of stop strings that the text ends with; none of them has been sent.
         lengths = [
             n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])
         ]
-        return min(max(lengths, default=0), len(self.text) - self._num_sent)
+        return max(lengths, default=0)
 
 
 def decode_token(tokenizer: Tokenizer, id: int) -> tuple[str, list[int]]:
@@ -98,34 +100,28 @@ def make_chat_logprob(tokenizer: Tokenizer, token: Token) -> ChatLogprob:
 
     def entry(id, logp):
         # JSON has no infinity; OpenAI writes -9999 for a token of no probability.
-        logp = max(logp, -9999.0) if math.isfinite(logp) else -9999.0
-        return *decode_token(tokenizer, id), logp
+        return *decode_token(tokenizer, id), max(-9999.0, logp)
 
     top = [TokenLogprob(*entry(*pair)) for pair in token.top]
     return ChatLogprob(*entry(token.id, token.logp), top, round(token.entropy, 4))
 
 
-@dataclass
+@dataclass(frozen=True)
 class CompletionLogprobs:
     """The `logprobs` of a text completion: lists with an entry for each token."""
 
-    tokens: list[str] = field(default_factory=list)
-    token_logprobs: list[float] = field(default_factory=list)
-    top_logprobs: list[dict[str, float]] = field(default_factory=list)
-    text_offset: list[int] = field(default_factory=list)
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
 
 
 def make_completion_logprobs(
     tokenizer: Tokenizer, tokens: Sequence[Token], offset: int
 ) -> CompletionLogprobs:
     """The figures of some tokens; `offset` is where the first one's text begins."""
-    result = CompletionLogprobs()
-    for token in tokens:
-        text, _ = decode_token(tokenizer, token.id)
-        top = {decode_token(tokenizer, id)[0]: logp for id, logp in token.top}
-        result.tokens.append(text)
-        result.token_logprobs.append(token.logp)
-        result.top_logprobs.append(top)
-        result.text_offset.append(offset)
-        offset += len(text)
-    return result
+    texts = [decode_token(tokenizer, token.id)[0] for token in tokens]
+    top = [{decode_token(tokenizer, id)[0]: logp for id, logp in token.top} for token in tokens]
+    # Each text begins where those before it end.
+    *starts, _ = accumulate(map(len, texts), initial=offset)
+    return CompletionLogprobs(texts, [token.logp for token in tokens], top, starts)
