@@ -20,6 +20,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
@@ -39,10 +40,10 @@ class SlotState:
     """As `sample.DecodeState`, for rows that come and go, with how each is drawn from."""
 
     cache: tuple  # see `ramp.decode.cache`
-    logits_bv: jax.Array
-    last_b: jax.Array
-    length_b: jax.Array
-    seed_b: jax.Array
+    logits_bv: Array
+    last_b: Array
+    length_b: Array
+    seed_b: Array
     sampling: SamplingParams  # of arrays [B]
 
 
@@ -51,11 +52,11 @@ class SlotState:
 class DrawnTokens:
     """n tokens of each slot, and the model's own figures: over all tokens, at temperature 1."""
 
-    token_bn: jax.Array
-    logp_bn: jax.Array
-    entropy_bn: jax.Array  # nats
-    top_bnk: jax.Array  # ids, the most likely first; zeros where no row asked
-    top_logp_bnk: jax.Array
+    token_bn: Array
+    logp_bn: Array
+    entropy_bn: Array  # nats
+    top_bnk: Array  # ids, the most likely first; zeros where no row asked
+    top_logp_bnk: Array
 
 
 @partial(jax.jit, static_argnames=("c", "B", "size"))
@@ -88,12 +89,12 @@ def prefill_chunk(
     c: Model,
     weights: Params,
     slots: SlotState,
-    tokens_rq: jax.Array,
-    at: jax.Array,
-    start: jax.Array,
-    count: jax.Array,
+    tokens_rq: Array,
+    at: Array,
+    start: Array,
+    count: Array,
     sampling: SamplingParams,
-    seed: jax.Array,
+    seed: Array,
 ) -> SlotState:
     """Read `count` tokens of a prompt into slot `at`, after the `start` tokens that it holds.
 
@@ -105,25 +106,29 @@ def prefill_chunk(
     # Q = 1 + P: the token before the chunk, then the chunk.
     R, Q = tokens_rq.shape
     tokens_rp = tokens_rq[:, 1:]
-    cos, sin = rope_angles(start + jnp.arange(Q - 1), c.head_dim, c.rope_theta)
+    positions_p = start + jnp.arange(Q - 1)
+    cos, sin = rope_angles(positions_p, c.head_dim, c.rope_theta)
     # Nothing is smeared into a prompt's first token: what comes before it is another segment.
     in_prompt_q = (jnp.arange(Q) > 0) | (start > 0)
     segments_rq = jnp.broadcast_to(in_prompt_q, (R, Q), out_sharding=P(ROWS))
     x_nd = embed(c, weights, tokens_rq, segments_bt=segments_rq)
-    x_rqd = jax.lax.reshape(x_nd, (R, Q, c.width), out_sharding=P(ROWS))
+    shape_rqd = R, Q, c.width
+    x_rqd = jax.lax.reshape(x_nd, shape_rqd, out_sharding=P(ROWS))
     # The token before was needed for the smear only.
     x_rpd = x_rqd[:, 1:]
     x0_nd = jax.lax.reshape(x_rpd, (tokens_rp.size, c.width), out_sharding=P(ROWS))
     x_nd = x0_nd
     cache = []
     for layer, block in enumerate(weights["blocks"]):
-        attend = partial(attend_chunk, slots.cache[layer], at, start, layer_window(c, layer))
+        window = layer_window(c, layer)
+        attend = partial(attend_chunk, slots.cache[layer], at, start, window)
         x_nd, kv = apply_block(c, block, x_nd, cos, sin, attend, tokens_rp, x0_nd)
         cache.append(kv)
     x_rpd = jax.lax.reshape(x_nd, x_rpd.shape, out_sharding=P(ROWS))
     # Logits behind the last real token; those behind the padding mean nothing.
     last_rd = jax.lax.dynamic_index_in_dim(x_rpd, count - 1, axis=1, keepdims=False)
-    logits_rv = jax.reshard(unembed(c, weights, last_rd), P(ROWS, None))
+    logits_rv = unembed(c, weights, last_rd)
+    logits_rv = jax.reshard(logits_rv, P(ROWS, None))
     last_r = jax.lax.dynamic_index_in_dim(tokens_rq, count, axis=1, keepdims=False)
     slots = replace(slots, cache=tuple(cache))
     # Each slot gets what its own device computed.
@@ -136,7 +141,8 @@ def prefill_chunk(
 def write_slot(slots: SlotState, at, logits_bv, last_b, length, seed, sampling) -> SlotState:
     """Write all but the cache of slot `at`: row `at` of arrays that have one for every slot."""
     # A mask, because a write at a computed row of a split array is not local.
-    is_slot_b = jax.reshard(jnp.arange(len(last_b)) == at, P(ROWS))
+    is_slot_b = jnp.arange(len(last_b)) == at
+    is_slot_b = jax.reshard(is_slot_b, P(ROWS))
 
     def choose(new, old):
         mask = is_slot_b[:, None] if old.ndim == 2 else is_slot_b
@@ -172,8 +178,9 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
     q_phd = q_1phd[0] * h**-0.5
     q_pkgh = q_phd.reshape(P_len, K, H // K, h)
     q_kgph = jnp.einsum("pkgh->kgph", q_pkgh)
-    new_k_khp = jnp.einsum("pkh->khp", k_1pkd[0]).astype(keys_bkhs.dtype)
-    new_v_khp = jnp.einsum("pkh->khp", v_1pkd[0]).astype(values_bkhs.dtype)
+    dtype = keys_bkhs.dtype
+    new_k_khp = jnp.einsum("pkh->khp", k_1pkd[0]).astype(dtype)
+    new_v_khp = jnp.einsum("pkh->khp", v_1pkd[0]).astype(dtype)
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
     positions_p = start + jnp.arange(P_len)
 
@@ -187,13 +194,14 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
         visible_ps = visible_mask(positions_p[:, None], s, window) & (s < end)
         scores = dot("kgph,khs->kgps", q_kgph, k_khs)
         scores = jnp.where(visible_ps, scores, MASKED)
-        new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+        block_top = jnp.max(scores, axis=-1, keepdims=True)
+        new_top = jnp.maximum(top, block_top)
         # What was summed so far was relative to the old maximum.
         scale = jnp.exp(top - new_top)
         p_kgps = jnp.exp(scores - new_top)
-        total = scale * total + jnp.sum(p_kgps, axis=-1, keepdims=True)
-        o_kgph = scale * o_kgph + dot("kgps,khs->kgph", p_kgps.astype(v_khs.dtype), v_khs)
-        return new_top, total, o_kgph
+        block_total = jnp.sum(p_kgps, axis=-1, keepdims=True)
+        block_o = dot("kgps,khs->kgph", p_kgps.astype(dtype), v_khs)
+        return new_top, scale * total + block_total, scale * o_kgph + block_o
 
     def add_cached_block(i, carry):
         first = i * P_len
@@ -203,7 +211,8 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
 
     o_kgph = jnp.zeros(q_kgph.shape, jnp.float32)
     total = o_kgph[..., :1]
-    carry = total + MASKED, total, o_kgph
+    top = total + MASKED
+    carry = top, total, o_kgph
     # The chunk itself comes first: each of its tokens sees at least one key, its own.
     carry = add_block(carry, start, start + P_len, new_k_khp, new_v_khp)
     first_block = 0
@@ -211,7 +220,8 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
     if window is not None:
         first_block = jnp.maximum(0, start - window + 1) // P_len
     num_blocks = -(-start // P_len)
-    _, total, o_kgph = jax.lax.fori_loop(first_block, num_blocks, add_cached_block, carry)
+    carry = jax.lax.fori_loop(first_block, num_blocks, add_cached_block, carry)
+    _, total, o_kgph = carry
     o_pkgh = jnp.einsum("kgph->pkgh", o_kgph / total)
     o_1phd = o_pkgh.reshape(1, P_len, H, h).astype(q_1phd.dtype)
 
@@ -223,7 +233,7 @@ def _attend_chunk_on_device(window, keys_bkhs, values_bkhs, q_1phd, k_1pkd, v_1p
     return o_1phd, (write(keys_bkhs, new_k_khp), write(values_bkhs, new_v_khp))
 
 
-def locate_slot(at: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
+def locate_slot(at: Array, rows: int) -> tuple[Array, Array]:
     """Inside shard_map: (index of slot `at` on this device, whether it is here)."""
     at -= jax.lax.axis_index(ROWS) * rows
     nearest = jnp.clip(at, 0, rows - 1)
@@ -233,10 +243,10 @@ def locate_slot(at: jax.Array, rows: int) -> tuple[jax.Array, jax.Array]:
 @partial(jax.jit, donate_argnames="slots")
 def copy_slot(
     slots: SlotState,
-    source: jax.Array,
-    at: jax.Array,
+    source: Array,
+    at: Array,
     sampling: SamplingParams,
-    seed: jax.Array,
+    seed: Array,
 ) -> SlotState:
     """Copy what slot `source` has read to slot `at`, before either has drawn a token."""
 
@@ -252,12 +262,13 @@ def copy_slot(
         return jax.lax.dynamic_update_index_in_dim(a_b, row, slot, 0)
 
     def copy(a_b):
-        spec = jax.typeof(a_b).sharding.spec
-        run = jax.shard_map(copy_on_device, out_specs=spec, check_vma=False)
+        sharding = jax.typeof(a_b).sharding
+        run = jax.shard_map(copy_on_device, out_specs=sharding.spec, check_vma=False)
         return run(a_b, source, at)
 
     slots = jax.tree.map(copy, slots)
-    return write_slot(slots, at, slots.logits_bv, slots.last_b, slots.length_b, seed, sampling)
+    copied = slots.logits_bv, slots.last_b, slots.length_b
+    return write_slot(slots, at, *copied, seed, sampling)
 
 
 # Drawing tokens
@@ -274,12 +285,11 @@ def decode_slots(
     """Draw n tokens of every slot, from the first `vocab_size` ids."""
     num_top = min(MAX_LOGPROBS, vocab_size)
 
-    def find_top(logp_bv):
-        return tuple(jax.lax.top_k(logp_bv, num_top))
+    find_top = partial(jax.lax.top_k, k=num_top)
 
     def skip_top(logp_bv):
         some_bk = logp_bv[:, :num_top]
-        return some_bk, jnp.zeros_like(some_bk, jnp.int32)
+        return [some_bk, jnp.zeros_like(some_bk, jnp.int32)]
 
     def draw(carry, slot):
         s, tail = carry
@@ -291,7 +301,8 @@ def decode_slots(
         anyone_asks = jnp.any(s.sampling.logprobs > 0)
         top_logp_bk, top_bk = jax.lax.cond(anyone_asks, find_top, skip_top, logp_bv)
         logp_b = take_per_row(logp_bv, token_b)
-        entropy_b = -jnp.sum(jnp.exp(logp_bv) * logp_bv, axis=-1)
+        probs_bv = jnp.exp(logp_bv)
+        entropy_b = -jnp.sum(probs_bv * logp_bv, axis=-1)
         drawn = DrawnTokens(token_b, logp_b, entropy_b, top_bk, top_logp_bk)
         rows = token_b, s.last_b, s.length_b
         logits_bv, tail = decode_step(c, weights, s.cache, tail, slot, *rows)
@@ -299,17 +310,19 @@ def decode_slots(
         return (s, tail), drawn
 
     carry = slots, init_tail(slots.cache, n)
-    (after, tail), drawn_nb = jax.lax.scan(draw, carry, jnp.arange(n))
+    carry, drawn_nb = jax.lax.scan(draw, carry, jnp.arange(n))
+    after, tail = carry
     cache = merge_tail(slots.cache, tail, slots.length_b)
     slots = replace(after, cache=cache)
-    return slots, jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), drawn_nb)
+    drawn_bn = jax.tree.map(lambda a_nb: jnp.swapaxes(a_nb, 0, 1), drawn_nb)
+    return slots, drawn_bn
 
 
 def sample_tokens(
-    logits_bv: jax.Array,
-    key_b: jax.Array,
+    logits_bv: Array,
+    key_b: Array,
     sampling: SamplingParams,
-) -> jax.Array:
+) -> Array:
     """A token of each row, as `sample.sample_token`, where each row has its own settings.
 
     There are two samplers because settings that are known when the program is compiled save work:
@@ -320,9 +333,11 @@ def sample_tokens(
     is_random_b = sampling.temperature > 0
     temperature_b = jnp.where(is_random_b, sampling.temperature, 1.0)
     scaled = logits_bv / temperature_b[:, None]
-    x_bv = scaled - jnp.max(scaled, axis=-1, keepdims=True)
+    top_b1 = jnp.max(scaled, axis=-1, keepdims=True)
+    x_bv = scaled - top_b1
     # The bisections run only when a row filters.
-    is_filtered = jnp.any((sampling.top_k > 0) | (sampling.top_p < 1))
+    is_filtered_b = (sampling.top_k > 0) | (sampling.top_p < 1)
+    is_filtered = jnp.any(is_filtered_b)
     x_bv = jax.lax.cond(is_filtered, filter_top, lambda x, sampling: x, x_bv, sampling)
     least_b = jnp.log(sampling.min_p)  # log 0: all pass
     x_bv = jnp.where(x_bv >= least_b[:, None], x_bv, -jnp.inf)
@@ -333,7 +348,7 @@ def sample_tokens(
     return token_b.astype(jnp.int32)
 
 
-def filter_top(x_bv: jax.Array, sampling: SamplingParams) -> jax.Array:
+def filter_top(x_bv: Array, sampling: SamplingParams) -> Array:
     """Set what top_k and then top_p leave out to minus infinity.
 
     x_bv: log-weights, 0 for the most likely.
@@ -343,15 +358,16 @@ def filter_top(x_bv: jax.Array, sampling: SamplingParams) -> jax.Array:
     x_bv = jnp.where(is_kept, x_bv, -jnp.inf)
     # 2 is more than all probability there is: nothing is filtered.
     max_mass_b = jnp.where(sampling.top_p < 1, sampling.top_p, 2.0)
-    is_kept = find_above(x_bv, jax.nn.softmax(x_bv, axis=-1), max_mass_b)
+    probs_bv = jax.nn.softmax(x_bv, axis=-1)
+    is_kept = find_above(x_bv, probs_bv, max_mass_b)
     return jnp.where(is_kept, x_bv, -jnp.inf)
 
 
 def find_above(
-    x_bv: jax.Array,
-    mass_bv: jax.Array,
-    limit_b: jax.Array,
-) -> jax.Array:
+    x_bv: Array,
+    mass_bv: Array,
+    limit_b: Array,
+) -> Array:
     """Which entries have less than `limit_b` of mass at strictly greater ones.
 
     Ties share their fate. The threshold is found by bisection, which costs a tenth of sorting.
@@ -368,5 +384,6 @@ def find_above(
         return low, high
 
     high = jnp.zeros_like(limit_b)
-    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (high - LOG_RANGE, high))
+    low = high - LOG_RANGE
+    low, _ = jax.lax.fori_loop(0, BISECTIONS, halve, (low, high))
     return x_bv > low[:, None]

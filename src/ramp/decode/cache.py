@@ -12,6 +12,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
@@ -66,7 +67,7 @@ def init_tail(cache: tuple, n: int = TAIL) -> tuple:
 def merge_tail(
     cache: tuple,
     tail: tuple,
-    start_b: jax.Array,
+    start_b: Array,
 ) -> tuple:
     """The cache with each row's tail after its first `start_b` tokens.
 
@@ -77,10 +78,11 @@ def merge_tail(
         width = tail_khw.shape[2]
         # The last window of a full cache begins before the tail does.
         at = jnp.minimum(start, a_khs.shape[2] - width)
+        num_old = start - at
         old_khw = jax.lax.dynamic_slice_in_dim(a_khs, at, width, axis=2)
-        # The tail begins at `start`, `start - at` places into this window.
-        new_khw = jnp.roll(tail_khw, start - at, axis=2)
-        is_old_w = jnp.arange(width) < start - at
+        # The tail begins that many places into this window.
+        new_khw = jnp.roll(tail_khw, num_old, axis=2)
+        is_old_w = jnp.arange(width) < num_old
         window_khw = jnp.where(is_old_w, old_khw, new_khw)
         return jax.lax.dynamic_update_slice_in_dim(a_khs, window_khw, at, axis=2)
 
@@ -100,11 +102,11 @@ def decode_step(
     weights: Params,
     cache: tuple,
     tail: tuple,
-    slot: jax.Array | int,
-    token_b: jax.Array,
-    previous_b: jax.Array,
-    position_b: jax.Array,
-) -> tuple[jax.Array, tuple]:
+    slot: Array | int,
+    token_b: Array,
+    previous_b: Array,
+    position_b: Array,
+) -> tuple[Array, tuple]:
     """Append one token to each row: (logits of the next one [B, V] float32, the tail with it).
 
     weights: from `prepare_decode_params`. token_b, previous_b, position_b: int32 [B], the token,
@@ -123,7 +125,8 @@ def decode_step(
         attend = partial(attend_cached, cache[layer], tail[layer], slot, position_b, window)
         x_nd, tail_kv = apply_block(c, block, x_nd, cos, sin, attend, tokens_bt, x0_nd)
         new_tail.append(tail_kv)
-    logits_bv = jax.reshard(unembed(c, weights, x_nd), P(ROWS, None))
+    logits_bv = unembed(c, weights, x_nd)
+    logits_bv = jax.reshard(logits_bv, P(ROWS, None))
     return logits_bv, tuple(new_tail)
 
 
@@ -141,12 +144,15 @@ def attend_cached(kv, tail_kv, slot, position_b, window, q_b1hd, k_b1kd, v_b1kd)
         new_bkh1 = jnp.einsum("btkh->bkht", new_b1kd).astype(tail_bkhw.dtype)
         return jax.lax.dynamic_update_slice_in_dim(tail_bkhw, new_bkh1, slot, axis=3)
 
+    # Each row's new token goes to the same place of its tail.
     k_bkhs, v_bkhs = kv
-    k_bkhw = write(tail_kv[0], k_b1kd)
-    v_bkhw = write(tail_kv[1], v_b1kd)
+    k_tail_bkhw, v_tail_bkhw = tail_kv
+    k_bkhw = write(k_tail_bkhw, k_b1kd)
+    v_bkhw = write(v_tail_bkhw, v_b1kd)
     # H query heads are K groups of G that share keys and values.
     q_b1hd = q_b1hd * h**-0.5
-    q_bkgh = jax.lax.reshape(q_b1hd, (B, K, H // K, h), out_sharding=P(ROWS, "model"))
+    shape_bkgh = B, K, H // K, h
+    q_bkgh = jax.lax.reshape(q_b1hd, shape_bkgh, out_sharding=P(ROWS, "model"))
     # Products are in the compute dtype; sums, scores and softmax in float32.
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
     position_b1 = position_b[:, None]
@@ -158,7 +164,8 @@ def attend_cached(kv, tail_kv, slot, position_b, window, q_b1hd, k_b1kd, v_b1kd)
         if window is not None:
             visible_bs &= position_b1 - key_position_bs < window
         scores_bkgs = dot("bkgh,bkhs->bkgs", q_bkgh, keys_bkhs)
-        return jnp.where(visible_bs[:, None, None, :], scores_bkgs, MASKED)
+        visible_b11s = visible_bs[:, None, None, :]
+        return jnp.where(visible_b11s, scores_bkgs, MASKED)
 
     scores_bkgs = scores(k_bkhs, 0, start_b1)
     # The tail follows on each row at its own position.
@@ -175,5 +182,6 @@ def attend_cached(kv, tail_kv, slot, position_b, window, q_b1hd, k_b1kd, v_b1kd)
     total_tail_bkg1 = jnp.sum(p_bkgw, axis=-1, keepdims=True)
     o_bkgh /= total_cache_bkg1 + total_tail_bkg1
     o_bkgh = o_bkgh.astype(q_b1hd.dtype)
-    o_b1hd = jax.lax.reshape(o_bkgh, (B, 1, H, h), out_sharding=P(ROWS, None, "model"))
+    shape_b1hd = B, 1, H, h
+    o_b1hd = jax.lax.reshape(o_bkgh, shape_b1hd, out_sharding=P(ROWS, None, "model"))
     return o_b1hd, (k_bkhw, v_bkhw)

@@ -30,7 +30,8 @@ def prepare_decode_params(c: Model, params: Params) -> Params:
         # A lookup moves single rows, so a table may stay split, by columns.
         if path[-1].key.endswith("table"):
             spec = [None] * (weight.ndim - 1) + ["data"]
-        return jax.reshard(weight.astype(c.dtype), P(*spec))
+        weight = weight.astype(c.dtype)
+        return jax.reshard(weight, P(*spec))
 
     params = jax.tree_util.tree_map_with_path(convert, params)
     return params | {"blocks": split_blocks(c, params["blocks"])}

@@ -22,6 +22,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
@@ -51,11 +52,11 @@ class SamplingParams:
     arrays [B] in it instead: every row has its own settings, and no value compiles anything.
     """
 
-    temperature: float | jax.Array = 1.0  # 0: always the most likely token
-    top_k: float | jax.Array = 0  # keep the k most likely tokens; 0: all
-    top_p: float | jax.Array = 1.0  # keep the most likely that together hold this probability
-    min_p: float | jax.Array = 0.0  # keep those at least this fraction as likely as the top one
-    logprobs: float | jax.Array = 0  # most likely tokens to report; only the server reports them
+    temperature: float | Array = 1.0  # 0: always the most likely token
+    top_k: float | Array = 0  # keep the k most likely tokens; 0: all
+    top_p: float | Array = 1.0  # keep the most likely that together hold this probability
+    min_p: float | Array = 0.0  # keep those at least this fraction as likely as the top one
+    logprobs: float | Array = 0  # most likely tokens to report; only the server reports them
 
 
 @jax.tree_util.register_dataclass
@@ -64,13 +65,13 @@ class DecodeState:
     """B sequences that are being sampled."""
 
     cache: tuple  # see `ramp.decode.cache`
-    logits_bv: jax.Array  # of the next token, float32
-    last_b: jax.Array  # the newest token in the cache (the smear switch mixes it in)
-    length_b: jax.Array  # tokens in the cache, which is the position of the next one
-    done_b: jax.Array  # a stop token was drawn, or the context is full
-    seed_b: jax.Array  # uint32
-    tokens_bn: jax.Array  # what the latest `decode` drew; -1 after a row's end
-    logps_bn: jax.Array  # of each token, as `sample_token` gives it; 0 after a row's end
+    logits_bv: Array  # of the next token, float32
+    last_b: Array  # the newest token in the cache (the smear switch mixes it in)
+    length_b: Array  # tokens in the cache, which is the position of the next one
+    done_b: Array  # a stop token was drawn, or the context is full
+    seed_b: Array  # uint32
+    tokens_bn: Array  # what the latest `decode` drew; -1 after a row's end
+    logps_bn: Array  # of each token, as `sample_token` gives it; 0 after a row's end
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Generation:
     def rows(self, without: Sequence[int] = ()) -> list[list[int]]:
         """The tokens of each row as a list, those in `without` (the stop tokens, say) left out."""
         dropped = {-1, *without}
-        return [[t for t in row if t not in dropped] for row in self.tokens_bn.tolist()]
+        rows = self.tokens_bn.tolist()
+        return [[token for token in row if token not in dropped] for row in rows]
 
 
 def generate(
@@ -134,11 +136,11 @@ def generate(
 
 
 def sample_token(
-    logits_bv: jax.Array,
-    key_b: jax.Array,
+    logits_bv: Array,
+    key_b: Array,
     sampling: SamplingParams,
     vocab_size: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
     """A token of each row, and its log-probability under the very distribution it was drawn from.
 
     logits_bv: float32 [B, V]. sampling: plain numbers, for all rows. vocab_size: only the first so
@@ -164,7 +166,8 @@ def sample_token(
         logps = jnp.where(before < sampling.top_p, logps, MASKED)
     if sampling.min_p > 0:
         # The likeliest token always passes, whatever min_p is.
-        least = jnp.max(logps, axis=-1, keepdims=True) + np.log(sampling.min_p)
+        top = jnp.max(logps, axis=-1, keepdims=True)
+        least = top + np.log(sampling.min_p)
         logps = jnp.where(logps >= least, logps, MASKED)
     # Again, over what is left: these are the probabilities of the draw.
     logps = jax.nn.log_softmax(logps, axis=-1)
@@ -174,19 +177,19 @@ def sample_token(
     return token_b.astype(jnp.int32), take_per_row(logps, at_b)
 
 
-def gumbel_noise(key_b: jax.Array, n: int) -> jax.Array:
+def gumbel_noise(key_b: Array, n: int) -> Array:
     """Float32 [B, n]: each row from its own key."""
     # One call per key, so that a row has the same noise in any batch.
     return jax.vmap(lambda key: jax.random.gumbel(key, (n,)))(key_b)
 
 
-def take_per_row(a_bn: jax.Array, at_b: jax.Array) -> jax.Array:
+def take_per_row(a_bn: Array, at_b: Array) -> Array:
     """Entry at_b[b] of each row b."""
     row_b = jnp.arange(len(at_b))
     return a_bn.at[row_b, at_b].get(out_sharding=P(ROWS))
 
 
-def row_keys(seed_b: jax.Array, position_b: jax.Array) -> jax.Array:
+def row_keys(seed_b: Array, position_b: Array) -> Array:
     """One key for each row and position, from the row's own seed."""
 
     def make_key(seed, position):
@@ -210,10 +213,10 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
     return padded, lengths
 
 
-def shard_rows(*arrays: np.ndarray) -> tuple[jax.Array, ...]:
+def shard_rows(*arrays: np.ndarray) -> tuple[Array, ...]:
     """Host arrays on the current mesh, their rows split over its devices."""
-    sharding = jax.NamedSharding(jax.sharding.get_mesh(), P(ROWS))
-    return jax.device_put(arrays, sharding)
+    mesh = jax.sharding.get_mesh()
+    return jax.device_put(arrays, jax.NamedSharding(mesh, P(ROWS)))
 
 
 def prefill_prompts(
@@ -245,9 +248,9 @@ def prefill_prompts(
 def prefill(
     c: Model,
     params: Params,
-    prompts_bp: jax.Array,
-    length_b: jax.Array,
-    seed_b: jax.Array,
+    prompts_bp: Array,
+    length_b: Array,
+    seed_b: Array,
     size: int,
 ) -> DecodeState:
     """Run the prompts [B, P], padded on the right to one length, into a cache of `size` tokens.
@@ -256,11 +259,14 @@ def prefill(
     and those are overwritten as the row grows.
     """
     B, P_len = prompts_bp.shape
-    cos, sin = rope_angles(jnp.arange(P_len), c.head_dim, c.rope_theta)
+    positions_p = jnp.arange(P_len)
+    cos, sin = rope_angles(positions_p, c.head_dim, c.rope_theta)
+
+    backend = attention_backend(c)
 
     def make_attend(window):
         def attend(q, k, v):
-            o = attention(q, k, v, window=window, backend=attention_backend(c))
+            o = attention(q, k, v, window=window, backend=backend)
             return o, (k, v)
 
         return attend
@@ -274,9 +280,10 @@ def prefill(
         return tuple(jnp.einsum("bpkh->bkhp", a[layer]).astype(c.dtype) for a in kv_lbpkh)
 
     cache = tuple(layer_cache(layer) for layer in range(c.depth))
+    logits_bv = unembed(c, params, last_bd)
     return DecodeState(
         cache=grow_cache(cache, size),
-        logits_bv=jax.reshard(unembed(c, params, last_bd), P(ROWS, None)),
+        logits_bv=jax.reshard(logits_bv, P(ROWS, None)),
         last_b=take_per_row(prompts_bp, length_b - 1),
         length_b=length_b,
         done_b=length_b >= c.context_len,
@@ -330,6 +337,7 @@ def decode(
 def init_output(state: DecodeState, n: int) -> DecodeState:
     """The same state with room for n tokens in its output."""
     shape = len(state.length_b), n
+    # -1: not drawn yet.
     tokens_bn = jnp.full(shape, -1, jnp.int32, out_sharding=P(ROWS))
     logps_bn = jnp.zeros(shape, jnp.float32, out_sharding=P(ROWS))
     return replace(state, tokens_bn=tokens_bn, logps_bn=logps_bn)
@@ -345,8 +353,8 @@ def decode_until(
     weights: Params,
     state: DecodeState,
     sampling: SamplingParams,
-    first: jax.Array | int,
-    end: jax.Array | int,
+    first: Array | int,
+    end: Array | int,
     stop: tuple[int, ...] = (),
     vocab_size: int | None = None,
 ) -> DecodeState:

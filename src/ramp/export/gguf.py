@@ -17,19 +17,8 @@ import numpy as np
 
 from ramp.errors import UserError
 
-NUMBERS = {
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+# The format's numbers of types, as letters of the module `struct`.
+NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 MAX_COUNT = 1 << 24  # of tensors, of fields, of entries in a list
 MAX_NESTING = 2  # lists in lists
@@ -50,10 +39,12 @@ class _Cursor:
         return self.data[self.at - size : self.at].tobytes()
 
     def number(self, form):
-        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+        # "<": little-endian, without padding.
+        layout = struct.Struct(f"<{form}")
+        return layout.unpack(self.take(layout.size))[0]
 
     def text(self):
-        return self.take(self.number("<Q")).decode("utf-8", "replace")
+        return self.take(self.number("Q")).decode("utf-8", "replace")
 
     def value(self, kind, depth=0):
         if kind == STRING:
@@ -62,8 +53,8 @@ class _Cursor:
             return self.number(NUMBERS[kind])
         if kind != ARRAY or depth > MAX_NESTING:
             raise ValueError(f"it has a field of the unknown type {kind}")
-        inner = self.number("<I")
-        count = self.number("<Q")
+        inner = self.number("I")
+        count = self.number("Q")
         # Before the list is built, entry by entry.
         if count > MAX_COUNT:
             raise ValueError(f"it has a list of {count} entries")
@@ -121,27 +112,27 @@ def _read(data):
     if cursor.take(4) != b"GGUF":
         raise ValueError("it does not begin with the letters GGUF")
     # Version 1 had lengths of 32 bits.
-    version = cursor.number("<I")
+    version = cursor.number("I")
     if version not in (2, 3):
         raise ValueError(f"its version is {version}; 2 and 3 are known")
-    num_tensors = cursor.number("<Q")
-    num_fields = cursor.number("<Q")
+    num_tensors = cursor.number("Q")
+    num_fields = cursor.number("Q")
     if max(num_tensors, num_fields) > MAX_COUNT:
         raise ValueError(f"it claims {num_tensors} tensors and {num_fields} fields")
     # A field is name, type, value.
     meta = {}
     for _ in range(num_fields):
         name = cursor.text()
-        meta[name] = cursor.value(cursor.number("<I"))
+        meta[name] = cursor.value(cursor.number("I"))
     entries = []
     for _ in range(num_tensors):
         # An entry is name, dimensions (fastest first), type, offset.
         name = cursor.text()
-        num_dims = cursor.number("<I")
+        num_dims = cursor.number("I")
         if num_dims > 4:
             raise ValueError(f"tensor {name} has {num_dims} dimensions")
-        shape = tuple(cursor.number("<Q") for _ in range(num_dims))[::-1]
-        kind, offset = cursor.number("<I"), cursor.number("<Q")
+        shape = tuple(cursor.number("Q") for _ in range(num_dims))[::-1]
+        kind, offset = cursor.number("I"), cursor.number("Q")
         entries.append((name, shape, kind, offset))
     align = meta.get("general.alignment", 32)
     if type(align) is not int or align < 1:
