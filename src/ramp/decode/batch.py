@@ -310,7 +310,8 @@ def decode_slots(
         return (s, tail), drawn
 
     carry = slots, init_tail(slots.cache, n)
-    carry, drawn_nb = jax.lax.scan(draw, carry, jnp.arange(n))
+    steps_n = jnp.arange(n)
+    carry, drawn_nb = jax.lax.scan(draw, carry, steps_n)
     after, tail = carry
     cache = merge_tail(slots.cache, tail, slots.length_b)
     slots = replace(after, cache=cache)
