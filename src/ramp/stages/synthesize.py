@@ -105,7 +105,8 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         page.write(rundir.path, history)
     # The guard may have gone back behind the newest generation.
     last = history[-1].guard.good_generation
-    first_bpb, final_bpb = (loop.measure_final_bpb(g) for g in (0, last))
+    first, final = (loop.measure_bits(loop.load_params(g), real.final) for g in (0, last))
+    first_bpb, final_bpb = first.per_byte.mean(), final.per_byte.mean()
     print(
         f"synthesize: model of generation {last}: {final_bpb:.4f} bits per byte "
         f"on documents kept for the end, {first_bpb:.4f} before"
@@ -177,10 +178,6 @@ class GenerationLoop:
         """Bits of documents under a model."""
         return self.real.measure_bits(self.make_scorer(params), docs)
 
-    def measure_final_bpb(self, g: int) -> float:
-        """Bits per byte of the model of generation g, on the documents kept for the end."""
-        return self.measure_bits(self.load_params(g), self.real.final).per_byte.mean()
-
     @cached_property
     def base(self) -> BaseModelReference:
         """The first model with its own samples, which are never truncated, at temperature 1."""
@@ -204,12 +201,14 @@ class GenerationLoop:
         else:
             real_fraction = t.real_fraction or self.estimate_real_fraction()
             guard = CollapseGuard(real_fraction, t.rare_fraction)
+        # After a roll-back, the newest generation is not the one to start from.
         parent = guard.good_generation
         parent_params = self.load_params(parent)
         if not ledger.ledger_path(self.directory, g).exists():
             self.write_samples(g, guard, parent_params, history)
         # A run that was killed after this point goes on from the ledger.
         rows, facts = ledger.read_ledger(self.directory, g, self.identity)
+        # It holds the guard as the samples left it, with their repair.
         guard = from_record(CollapseGuard, json.loads(facts["guard"]))
         figures = from_record(SampleFigures, json.loads(facts["figures"]))
 
@@ -217,7 +216,7 @@ class GenerationLoop:
         params = self.train(f"synthesize-{g}", self.c, plan, parent_params)
         # Both models are compared on the same documents, paired.
         bits = self.measure_bits(params, self.real.guard)
-        parent_bits = self.base_bits
+        parent_bits = self.base_bits  # measured once for all generations
         if parent:
             parent_bits = self.measure_bits(parent_params, self.real.guard)
         accounts = count_bits(guard, rows, figures.precision, bits, parent_bits)
@@ -261,7 +260,7 @@ class GenerationLoop:
             "bits of the tail", bits.rare, parent_bits.rare, t.guard.max_tail_loss_rise
         )
         # A generation of real text alone is not poor.
-        bits_in = accounts.bits_in if guard.weight > 0 else 1.0
+        bits_in = accounts.verifier + accounts.real if guard.weight > 0 else 1.0
         evidence = TrainingEvidence(differences, bits_in, accounts.lost)
         after, decision = guard_rules.judge_model(guard, t.guard, evidence, g)
         excess = bits.per_byte.mean() - self.base_bits.per_byte.mean()
@@ -350,6 +349,7 @@ class GenerationLoop:
         """Sample, decide, let the guard judge, and write it all into the ledger."""
         prompts_ = self.make_prompts(g)
         samples = self.sample(params, prompts_, g, self.sampling)
+        # They come first, and only they are measured.
         num_plain = sum(len(prompt.ids) == 1 for prompt in prompts_)
         scorer = self.make_scorer(params)
         pool = self.collect_pool(history)

@@ -124,11 +124,11 @@ def split_openings(stream: ndarray, bos: int, max_tokens: int) -> list[ndarray]:
     """The first tokens of each document of `bos doc bos doc ...`; empty ones are left out."""
     starts = np.flatnonzero(stream == bos) + 1
     ends = np.append(starts[1:] - 1, len(stream))  # the next bos ends a document
-    openings = []
-    for start, end in zip(starts, ends, strict=True):
-        if end > start:
-            openings.append(np.array(stream[start : min(end, start + max_tokens)], np.int64))
-    return openings
+    return [
+        np.array(stream[start : min(end, start + max_tokens)], np.int64)
+        for start, end in zip(starts, ends, strict=True)
+        if end > start
+    ]
 
 
 def _require_documents(split, count, needed):

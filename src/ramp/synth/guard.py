@@ -25,8 +25,6 @@ from numpy import ndarray
 from ramp.config import Thresholds
 from ramp.synth.measure import Comparison
 
-Action = Literal["go", "warn", "repair", "roll back", "stop"]
-
 # Of a generation: bits, bits of the tail, and one more that a caller may add, such as right
 # answers. They share the rate of false alarms.
 NUM_TESTS = 3
@@ -49,7 +47,7 @@ class CollapseGuard:
 class Decision:
     """What the guard decided, and why."""
 
-    action: Action
+    action: Literal["go", "warn", "repair", "roll back", "stop"]
     reasons: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -79,11 +77,11 @@ class TrainingEvidence:
 # Evidence
 
 
-def log_e_value(worse: ndarray, max_bet: float = 0.9) -> float:
+def log_e_value(worse: ndarray) -> float:
     """Largest log of the e-process on differences in [-1, 1], positive where things got worse.
 
     The bet is the growth-optimal one for the differences so far, their mean over their mean square,
-    and at most `max_bet`, so that no factor falls below 1 - max_bet. ValueError for a difference
+    and at most .9, so that no factor falls below .1. ValueError for a difference
     outside [-1, 1].
     """
     d = np.asarray(worse, float)
@@ -94,15 +92,15 @@ def log_e_value(worse: ndarray, max_bet: float = 0.9) -> float:
     # A quarter of the largest square counts before the first document, so that early bets are
     # small. Any bet that is made beforehand keeps the bound.
     square = (0.25 + _sum_before(d * d)) / count
-    bet = np.clip(mean / square, 0.0, max_bet)
+    bet = np.clip(mean / square, 0.0, 0.9)
     log_wealth = np.cumsum(np.log1p(bet * d))
     return log_wealth.max(initial=0.0)
 
 
-def scale_differences(new: ndarray, good: ndarray, tolerance: float, span: float = 4.0) -> ndarray:
+def scale_differences(new: ndarray, good: ndarray, tolerance: float) -> ndarray:
     """How much worse each document got beyond a relative `tolerance`, in [-1, 1].
 
-    The unit is `span` times the mean absolute difference of the documents before it. It only sets
+    The unit is 4 times the mean absolute difference of the documents before it. It only sets
     the power: any scale that is fixed beforehand keeps the bound. Clipping is symmetric, so the
     null is one of the clipped mean, and a few wild documents decide nothing.
     """
@@ -112,7 +110,7 @@ def scale_differences(new: ndarray, good: ndarray, tolerance: float, span: float
     d = np.where(np.isfinite(new), new, np.inf) - (1 + tolerance) * good
     size = np.minimum(np.abs(d), np.abs(good) + 1e-9)
     # Before the first difference, one of 2% of the document's figure is assumed.
-    scale = span * (0.02 * np.abs(good) + _sum_before(size)) / (np.arange(len(d)) + 1.0)
+    scale = 4 * (0.02 * np.abs(good) + _sum_before(size)) / (np.arange(len(d)) + 1.0)
     return np.clip(d / np.maximum(scale, 1e-12), -1, 1)
 
 

@@ -29,11 +29,6 @@ class BitAccounts:
     real: float  # in: what held-out text got cheaper by, over the tokens that taught
     lost: float  # what it got dearer by
 
-    @property
-    def bits_in(self) -> float:
-        """From both sources."""
-        return self.verifier + self.real
-
 
 @dataclass(frozen=True)
 class GenerationResult:

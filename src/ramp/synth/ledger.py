@@ -62,7 +62,7 @@ def write_ledger(
     rows: Sequence[LedgerRow],
     run: str,
     facts: Mapping[str, str],
-) -> Path:
+) -> None:
     """Write a generation's rows, whole or not at all.
 
     run: fingerprint of the run. facts: what else is recorded of the generation, as text.
@@ -71,9 +71,7 @@ def write_ledger(
     table = pa.Table.from_pylist([vars(row) for row in rows], SCHEMA)
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"run": run, **facts}), buffer)
-    path = ledger_path(directory, generation)
-    write_atomic(path, buffer.getvalue().to_pybytes())
-    return path
+    write_atomic(ledger_path(directory, generation), buffer.getvalue().to_pybytes())
 
 
 def read_ledger(

@@ -164,17 +164,17 @@ def compression_ratio(sample: Docs) -> float:
     return len(data) / max(len(zlib.compress(data, 1)), 1)
 
 
-def self_bleu(sample: Docs, max_docs: int = 100, n: int = 4) -> float:
-    """Mean BLEU-4 of each of the first `max_docs` documents against the others (Zhu et al. 2018).
+def self_bleu(sample: Docs) -> float:
+    """Mean BLEU-4 of each of the first 100 documents against the others (Zhu et al. 2018).
 
     A count of 0 becomes 1/2, in the spirit of NLTK's method 1, so that short documents count too.
     """
-    docs = sample.take(np.arange(min(max_docs, len(sample))))
+    docs = sample.take(np.arange(min(100, len(sample))))
     if len(docs) < 2:
         return float("nan")
     ids = [doc.tolist() for doc in docs.to_list()]
     log_precision = np.zeros(len(docs))
-    for k in range(1, n + 1):
+    for k in range(1, 5):
         counts = [Counter(zip(*(doc[i:] for i in range(k)), strict=False)) for doc in ids]
         # The two largest counts of each k-gram in any document.
         top = {}
@@ -187,7 +187,7 @@ def self_bleu(sample: Docs, max_docs: int = 100, n: int = 4) -> float:
                 # A k-gram matches as often as it occurs in the one other document that has it most.
                 second, first = top[gram]
                 hits += min(c, second if c == first else first)
-            log_precision[d] += np.log(max(hits, 0.5) / max(count.total(), 1)) / n
+            log_precision[d] += np.log(max(hits, 0.5) / max(count.total(), 1)) / 4
     # The brevity penalty compares with the other document closest in length.
     lengths = docs.lengths
     gap = np.abs(np.subtract.outer(lengths, lengths))

@@ -74,17 +74,14 @@ def entity_pairs(
 
     After EntiGraph (arXiv:2409.07431): relations between entities that the corpus never relates.
     """
-    named = []
-    for d, text in enumerate(texts):
-        if names := re.findall(NAME, text):
-            named.append((d, names))
+    names = [re.findall(NAME, text) for text in texts]
+    named = [d for d in range(len(texts)) if names[d]]
     if len(named) < 2:
         return []
     openings = []
     for _ in range(n):
-        first, second = rng.choice(len(named), 2, replace=False)
-        (d, names_d), (e, names_e) = named[first], named[second]
-        a = names_d[rng.integers(len(names_d))]
-        b = names_e[rng.integers(len(names_e))]
+        d, e = rng.choice(named, 2, replace=False)
+        a = names[d][rng.integers(len(names[d]))]
+        b = names[e][rng.integers(len(names[e]))]
         openings.append((f"{a} and {b}", (f"real-{d}", f"real-{e}")))
     return openings

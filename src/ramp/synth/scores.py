@@ -40,11 +40,12 @@ class ModelScorer:
     def nats(self, docs: Sequence[Ids]) -> list[ndarray]:
         """-log p, in nats, of each token of each document given those before it."""
         scores = []
-        for rows, sizes in self._batch(docs):
+        for rows, batch in self._batch(docs):
             nats_bt = _nats(self.c, self.params, rows["tokens"], rows["targets"])
             nats_bt = np.asarray(jax.reshard(nats_bt, P()))
-            # Copies, so that the padded batch can be freed.
-            scores += [nats_bt[i, :size].copy() for i, size in enumerate(sizes)]
+            for nats, doc in zip(nats_bt, batch, strict=False):
+                # A copy, so that the padded batch can be freed.
+                scores.append(nats[: len(doc[1:])].copy())
         return scores
 
     def gradients(self, docs: Sequence[Ids], dim: int = 16) -> ndarray:
@@ -55,13 +56,13 @@ class ModelScorer:
         document, is ever made.
         """
         sketches = [np.zeros((0, dim * dim), np.float32)]
-        for rows, sizes in self._batch(docs):
+        for rows, batch in self._batch(docs):
             sketch = _sketch(self.c, self.params, **rows, dim=dim)
-            sketches.append(np.asarray(jax.reshard(sketch, P()))[: len(sizes)])
+            sketches.append(np.asarray(jax.reshard(sketch, P()))[: len(batch)])
         return np.concatenate(sketches)
 
     def _batch(self, docs):
-        """Batches of one shape, on the mesh, and how many targets each document has."""
+        """Batches of one shape, on the mesh, each with its documents."""
         mesh = jax.sharding.get_mesh()
         sharding = jax.NamedSharding(mesh, P(ROWS))
         num_devices = mesh.shape["replica"] * mesh.shape["data"]
@@ -70,8 +71,7 @@ class ModelScorer:
             batch = docs[first : first + batch_size]
             # Filled up with empty rows, so that one shape is compiled.
             rows = pack_documents([*batch, *[()] * (batch_size - len(batch))], self.length)
-            sizes = rows.weights.sum(axis=1).astype(int)[: len(batch)]
-            yield {name: jax.device_put(a, sharding) for name, a in vars(rows).items()}, sizes
+            yield {name: jax.device_put(a, sharding) for name, a in vars(rows).items()}, batch
 
 
 def pack_documents(docs: Sequence[Ids], length: int) -> DocumentRows:

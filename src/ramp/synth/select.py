@@ -244,8 +244,8 @@ def precision_bound(accepted: float, tp: int, fp: int, n: int) -> float:
     return right * tpr / passed if passed else 0.0
 
 
-def acceptance_imbalance(accepted_n: ndarray, cell_n: ndarray, min_count: int = 20) -> float:
-    """Median acceptance over the least, among cells with `min_count` candidates or more.
+def acceptance_imbalance(accepted_n: ndarray, cell_n: ndarray) -> float:
+    """Median acceptance over the least, among cells with 20 candidates or more.
 
     A verifier that is blind to the tail accepts the head. The least is taken at its upper 95%
     bound, so that small cells raise no false alarm. Below 20 candidates, even a cell with none
@@ -254,7 +254,7 @@ def acceptance_imbalance(accepted_n: ndarray, cell_n: ndarray, min_count: int = 
     rates, upper = [], []
     for cell in np.unique(cell_n):
         accepted = accepted_n[cell_n == cell].astype(bool)
-        if len(accepted) >= min_count:
+        if len(accepted) >= 20:
             rates.append(accepted.mean())
             upper.append(1 - lower_bound(int((~accepted).sum()), len(accepted)))
     if len(rates) < 2:
