@@ -48,8 +48,7 @@ ACCOUNTS_NOTE = (
 )
 
 
-# The stub of matplotlib wants its keys as literals.
-@rc_context(STYLE)  # ty: ignore[invalid-argument-type]
+@rc_context(STYLE)
 def plot_surprisal(histogram: Histogram) -> Figure:
     """Samples against real text, by surprisal under the first model."""
     figure, axes = blank(9.6, 3)
