@@ -38,9 +38,11 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         read_pairs(c.dpo.sources, tokenizer, t.seq_len, split, c.dpo.val_fraction)
         for split in ("train", "val")
     )
+    # In order, and every pair once: the score is of the same pairs at every evaluation.
     held_out = Batches(val, t.batch_size, shuffle=False)
     reference = load_params(rundir, "finetune", c, tokenizer)
     loss = jax.jit(make_loss(c.model, c.dpo.beta))
+    # Computed as each batch comes: one more forward pass, but nothing to keep for every pair.
     add_reference = jax.jit(lambda ref, b: b | {"ref_logps": sum_logps(c.model, ref, b)})
 
     def evaluate(params: dict, step: int, writer: object, stop: Preemption) -> dict[str, float]:
@@ -52,6 +54,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
             stop.check(step)
         return {"eval/loss": totals[0] / len(val), "eval/accuracy": totals[1] / len(val)}
 
+    # The reference is part of the state, so that a resumed run has the one it began with.
     def wrap_step(step: Callable) -> Callable:
         return lambda state, batch: step(state, add_reference(state.ref, batch))
 
@@ -59,6 +62,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     trainer = Trainer("dpo", c, t, loss, batches, tokenizer, wrap_step, keep_ref=True)
     start = partial(jax.tree.map, jnp.copy, reference)  # steps donate what they start from
     state, report = trainer.train(rundir, start, evaluate, "eval/loss", stop)
+    # Of the averaged parameters, where there are any, as everything after training.
     final = evaluate(eval_params(state), t.steps, None, stop)
     print(f"dpo: the preferred answer wins in {final['eval/accuracy']:.1%} of {len(val)} pairs")
     return report.to_dict() | final
@@ -68,6 +72,7 @@ def make_loss(m: Model, beta: float) -> Loss:
     """-log sigmoid(beta (log-ratio preferred - log-ratio rejected)), eq. 7, summed over pairs."""
 
     def loss(params: dict, batch: dict, key: jax.Array) -> tuple[jax.Array, dict]:
+        # How much likelier each answer has become than it was to the reference.
         log_ratio_b2 = sum_logps(m, params, batch) - batch["ref_logps"]
         margin_b = beta * (log_ratio_b2[:, 0] - log_ratio_b2[:, 1])
         total = jnp.sum(-jax.nn.log_sigmoid(margin_b) * batch["weights"])
@@ -79,6 +84,7 @@ def make_loss(m: Model, beta: float) -> Loss:
 def sum_logps(m: Model, params: dict, batch: dict) -> jax.Array:
     """Log-probability of each answer given its prompt, nats, [B, 2]."""
     B, _, T = batch["tokens"].shape
+    # Both answers of a pair are rows of one batch: the model knows no pairs.
     flatten = partial(jax.lax.reshape, new_sizes=(2 * B, T), out_sharding=P(ROWS))
     x_nd = compute_hidden(m, params["lm"], flatten(batch["tokens"]))
     nats_bt, _ = token_cross_entropy(m, params["lm"], x_nd, flatten(batch["targets"]))

@@ -116,7 +116,7 @@ class TrialRunner:
             for problems in slices.values():
                 self._require_room(name, problems)
 
-    def _require_room(self, name: str, problems: list[Problem]) -> None:
+    def _require_room(self, name, problems: list[Problem]):
         """UserError, before any training, where a right solution or a question is too long."""
         task, _ = parse_task_name(name)
         room = self.c.trials.max_new_tokens
@@ -164,7 +164,7 @@ class TrialRunner:
         last = curves[curves.x == curves.x.max()]
         return {f"nines/{task}": value for task, value in zip(last.task, last.value, strict=True)}
 
-    def _try_task(self, params: dict, name: str, step: int, number: int) -> list[dict]:
+    def _try_task(self, params, name, step, number) -> list[dict]:
         """The rows of task `number`; a try succeeds when its answer and every step are right."""
         t = self.c.trials
         task, _ = parse_task_name(name)
@@ -200,7 +200,7 @@ class TrialRunner:
                 rows.append(row)
         return rows
 
-    def _append_forecasts(self, curves: tables.Curves, step: int) -> None:
+    def _append_forecasts(self, curves: tables.Curves, step):
         """Forecast the next evaluations, weighed by how the earlier forecasts did."""
         later = [s for s in self.steps if s > step][: backtest.AHEAD]
         with suppress(UserError):  # no curve is long enough yet to have been forecast
@@ -236,9 +236,7 @@ class TrialRunner:
         report.write_parts(self.rundir.path / "nines.html", f"ramp nines: {name}", parts)
         return asdict(TrialReport(sentences, scores))
 
-    def _score_forecasts(
-        self, trials: tables.Trials, board: MetricWriter
-    ) -> tuple[record.Summary, report.Answer]:
+    def _score_forecasts(self, trials, board) -> tuple[record.Summary, report.Answer]:
         """How the forecasts of this run did."""
         scores, answer = report.score_record(self.forecasts, trials)
         picture = answer.parts[-1]
@@ -248,18 +246,14 @@ class TrialRunner:
             print(f"trials: {scores.count} forecasts scored, 80% intervals cover {covered}")
         return scores, answer
 
-    def _describe_task(
-        self, name: str, trials: tables.Trials, board: MetricWriter
-    ) -> tuple[str, list]:
+    def _describe_task(self, name, trials, board) -> tuple[str, list]:
         """(a sentence, parts of the page) on a task as it is, compared with its other slices."""
         trials = trials[trials.task == name]
         forecast = readiness.forecast(trials, slices={"base": 1.0})
         summary = report.summarize_readiness(forecast, NINES)
         last = trials[trials.step == trials.step.max()]
-        others = {}
-        for kind in np.unique(last.slice):
-            if kind != "base":
-                others[str(kind)] = last.success[last.slice == kind].mean()
+        kinds = set(last.slice.tolist()) - {"base"}
+        others = {kind: last.success[last.slice == kind].mean() for kind in sorted(kinds)}
         levels = audit.readiness_levels(trials)
         step = self.steps[-1]
         board.figure(step, f"nines/{name}", report.reliability_figure(forecast))

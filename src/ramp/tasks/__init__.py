@@ -8,7 +8,7 @@ from ramp.tasks.protocol import Problem, Step, Task, Verdict
 
 # A new task is its file and one entry here.
 TASKS: dict[str, Task] = {
-    task.name: task for task in (chain.TASK, addition.TASK, words.TASK, paths.TASK, swaps.TASK)
+    module.NAME: module.TASK for module in (chain, addition, words, paths, swaps)
 }
 
 __all__ = ["TASKS", "Problem", "Step", "Task", "Verdict"]

@@ -56,7 +56,9 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         stated = match[6]
         if k < len(columns):
             # The carry of what was stated, be it right or wrong.
-            expected = [*columns[k], 1] if carry else [*columns[k]]
+            expected = list(columns[k])
+            if carry:
+                expected.append(1)
             verdicts.append(_judge_sum(match, expected))
         else:
             verdicts.append(Step(False, "irrelevant"))

@@ -34,7 +34,8 @@ def sample(seed: int, level: int) -> Problem:
     first = rng.randint(0, len(LETTERS) - level)
     start = rng.randrange(10)
     labels = LETTERS[first : first + level]
-    return make(start, tuple((x, rng.choice(OPS), rng.randrange(10)) for x in labels), seed)
+    ops = [(label, rng.choice(OPS), rng.randrange(10)) for label in labels]
+    return make(start, tuple(ops), seed)
 
 
 def make(start: int, ops: tuple[tuple[str, str, int], ...], seed: int = 0) -> Problem:

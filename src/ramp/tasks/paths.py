@@ -39,8 +39,9 @@ def sample(seed: int, level: int) -> Problem:
     apart = {node: distances(edges, node) for node in nodes}
     start, goal = max(permutations(nodes, 2), key=lambda pair: apart[pair[0]][pair[1]])
     # Each edge is shown from a random end.
-    in_order = rng.sample(sorted(edges), len(edges))
-    shown = [a + b if rng.random() < 0.5 else b + a for a, b in in_order]
+    shown = []
+    for a, b in rng.sample(sorted(edges), len(edges)):
+        shown.append(a + b if rng.random() < 0.5 else b + a)
     question = " ".join([*shown, f"{start}>{goal}"])
     gold = (frozenset(edges), start, goal)
     return Problem(NAME, seed, level, question, gold, shortest_walk(edges, start, goal))
@@ -69,7 +70,8 @@ def shortest_walk(edges: Iterable[Edge], start: str, goal: str) -> str:
     walk = start
     while walk[-1] != goal:
         here = walk[-1]
-        walk += min(n for n in neighbours(edges, here) if left[n] == left[here] - 1)
+        nearer = [n for n in neighbours(edges, here) if left[n] == left[here] - 1]
+        walk += min(nearer)
     return walk
 
 
@@ -91,7 +93,9 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         walk += text[1]  # right or wrong: the next step is judged from here
     follows = walk if walk[-1] == goal else None
     # Of several right answers, the one that was given is taken for the right one.
-    gold = answer if answer and is_solution(problem, answer) else problem.answer
+    gold = problem.answer
+    if answer and is_solution(problem, answer):
+        gold = answer
     return close_steps(verdicts, answer, follows, gold)
 
 
