@@ -50,7 +50,7 @@ class Command:
     sections: tuple[str, ...] | None = ()
     """sections of the configuration whose keys are flags of it; None: all"""
 
-    def keys(self) -> list[schema.Key]:
+    def list_keys(self) -> list[schema.Key]:
         """The keys of the configuration that it takes as flags."""
         return config.list_keys(self.sections)
 
@@ -121,9 +121,14 @@ def parse(words: Sequence[str]) -> tuple[Command, Arguments, Flags]:
         close = schema.describe_unknown(unknown[0], own).replace("unknown key", "unknown argument")
         raise UserError(f"{close}; see `ramp {name} --help`")
     args.command = name
+    taken = {key.name for key in command.list_keys()} if flags else set()
+    for flag, _ in schema.split_flags(flags):
+        key = flag.removeprefix("--").replace("-", "_")
+        if key not in taken and key in {key.name for key in config.list_keys()}:
+            raise UserError(f"{flag} is a key that `ramp {name}` does not read; leave it out")
     if flags:
         # Refuse wrong keys and values before anything else is looked at.
-        schema.parse_flags(flags, command.keys())
+        schema.parse_flags(flags, command.list_keys())
     return command, args, flags
 
 
@@ -165,9 +170,9 @@ def describe_commands() -> str:
 
 def describe_keys(command: Command) -> str:
     """The keys of the configuration that a command takes, for its `--help`."""
-    if not command.keys():
+    if not command.list_keys():
         return ""
-    return "keys of the configuration, over the file's:\n" + schema.format_keys(command.keys())
+    return "keys of the configuration, over the file's:\n" + schema.format_keys(command.list_keys())
 
 
 # --- arguments
@@ -253,7 +258,7 @@ def add_synth_arguments(p: argparse.ArgumentParser) -> None:
 def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     """The configuration and the run directory that the words on the command line mean."""
     path: Path = args.config
-    keys = COMMANDS[args.command].keys()
+    keys = COMMANDS[args.command].list_keys()
     if path.is_dir():
         if args.run:
             raise UserError(f"{path} is a run directory itself; leave out --run, or name a file")

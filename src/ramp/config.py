@@ -61,17 +61,17 @@ class Model:
     """the one dial: number of blocks, from which width, heads, batch, rates and tokens follow"""
     # Multiples of 128 throughout: the side of a matrix unit, and divisible by many devices.
     width: Count = 0
-    """D; by rule 64 x depth, rounded up to 128"""
+    """D; 0: by rule 64 x depth, rounded up to 128"""
     head_dim: Count = 0
-    """h; by rule 64, or 128 from a width of 1024 up"""
+    """h; 0: by rule 64, or 128 from a width of 1024 up"""
     num_heads: Count = 0
-    """H query heads; by rule width / head_dim"""
+    """H query heads; 0: by rule width / head_dim"""
     num_kv_heads: Count = 0
-    """K key and value heads, a divisor of H; by rule H"""
+    """K key and value heads, a divisor of H; 0: by rule H"""
     mlp_dim: Count = 0
-    """F; by rule 8/3 of the width for swiglu, 4 for relu2, rounded up to 128"""
+    """F; 0: by rule 8/3 of the width for swiglu, 4 for relu2, rounded up to 128"""
     vocab_size: Count = 0
-    """V; by rule text.vocab_size, rounded up to 128"""
+    """V; 0: by rule text.vocab_size, rounded up to 128"""
     context_len: Positive = 512
     """tokens the model can attend to; the row length T of training by rule"""
     # The switches from here to `qk_norm` take the parts of a transformer away, for the ladder.
@@ -97,7 +97,7 @@ class Model:
     window_pattern: str = "L"
     """(L)ong and (S)hort attention over the layers, repeated; the last layer is always long"""
     short_window: Count = 0
-    """tokens a short layer looks back; by rule a quarter of the context, rounded up to 128"""
+    """tokens a short layer looks back; 0: by rule a quarter of the context, rounded up to 128"""
     logit_softcap: NonNegative = 0.0
     """c tanh(logits / c); 0: off"""
     value_embeds: bool = False
@@ -128,32 +128,32 @@ class Train:
     """One stage of training. Learning rates are the peak of warmup-stable-decay."""
 
     steps: Count = 0
-    """by rule: tokens / batch"""
+    """0: by rule, 12 tokens per parameter of the matrices"""
     batch_size: Count = 0
-    """rows in a global batch; by rule"""
+    """rows in a global batch; 0: by rule"""
     seq_len: Count = 0
-    """T, tokens in a row; by rule model.context_len"""
+    """T, tokens in a row; 0: by rule model.context_len"""
     grad_accum_steps: Positive = 1
     """microbatches a step; the gradient is the same as without"""
     optimizer: Literal["muon", "adamw"] = "muon"
     """of the matrices of the blocks; everything else takes AdamW"""
     # The peaks; kinds of parameters differ by orders of magnitude in the rate they bear.
     muon_lr: NonNegative = 0.0
-    """matrices of the blocks; by rule .02 sqrt(batch tokens / 2^19)"""
+    """matrices of the blocks; 0: by rule .02 sqrt(batch tokens / 2^19)"""
     embed_lr: NonNegative = 0.0
-    """embedding tables; by rule"""
+    """embedding tables; 0: by rule"""
     head_lr: NonNegative = 0.0
-    """output matrix; by rule"""
+    """output matrix; 0: by rule"""
     scalar_lr: NonNegative = 0.0
-    """gains and gates; by rule"""
+    """gains and gates; 0: by rule"""
     adam_lr: NonNegative = 0.0
-    """matrices of the blocks when the optimizer is adamw; by rule"""
+    """matrices of the blocks when the optimizer is adamw; 0: by rule"""
     lr_scale: NonNegative = 1.0
     """multiplies every learning rate"""
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     momentum: Fraction = 0.95
-    """of Muon"""
+    """momentum of Muon"""
     weight_decay: NonNegative = 0.0
     """decoupled, on the matrices of the blocks"""
     warmup_steps: Count = 20
@@ -175,11 +175,11 @@ class Train:
     max_skipped_steps: Annotated[int, Range(low=1), EXECUTION] = 20
     """this many skipped steps in a row stop the job"""
     log_every: Annotated[int, Range(low=1), EXECUTION] = 10
-    """steps"""
+    """steps between two lines of metrics"""
     eval_every: Annotated[int, Range(low=0), EXECUTION] = 0
-    """steps; by rule a tenth of all"""
+    """steps between two evaluations; 0: by rule a tenth of all"""
     save_every: Annotated[int, Range(low=0), EXECUTION] = 0
-    """steps; by rule a fifth of all"""
+    """steps between two checkpoints; 0: by rule a fifth of all"""
     num_samples: Annotated[int, Range(low=0), EXECUTION] = 2
     """prompts or questions answered at each evaluation"""
 
@@ -211,7 +211,7 @@ class Reinforce:
 
     # Not a `Literal`: the names are in the tables of `tasks` and `credit`, which import this file.
     task: str = "words"
-    """a name in ramp/tasks: chain, addition, words, paths, swaps"""
+    """a name in TASKS of ramp/tasks/__init__.py, such as addition or chain"""
     level: Positive = 2
     """difficulty: steps of a solution, or digits"""
     method: str = "step_local"
@@ -230,7 +230,7 @@ class Reinforce:
     max_new_tokens: Positive = 64
     """N, longest rollout"""
     temperature: Temperature = 1.0
-    """of rollouts"""
+    """temperature of rollouts"""
     # Wider above than below, so that unlikely tokens can grow (DAPO, arXiv:2503.14476).
     clip_low: NonNegative = 0.2
     """clip range of the importance ratio below 1"""
@@ -467,7 +467,7 @@ class Config:
     """A run."""
 
     seed: Annotated[int, Range(low=0, high=2**31 - 1)] = 0
-    """of everything random"""
+    """random seed"""
     # The shortest way to a model that answers; the other stages are asked for.
     stages: tuple[str, ...] = ("prepare", "pretrain", "eval", "finetune", "sample")
     """what `ramp run` does, in this order"""
@@ -511,7 +511,7 @@ def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | Non
         table = schema.parse_flags(flags, list_keys() if keys is None else keys)
         config = schema.overlay(config, table, "command line")
         _check_fixed_keys(config, table, "command line")
-    return check_config(config, str(path))
+    return check_config(config, f"{path} with the flags given" if flags else str(path))
 
 
 def find_config(path: Path) -> Path:
@@ -529,7 +529,9 @@ def find_config(path: Path) -> Path:
     if path.name == str(path) and (shipped / f"{path.stem}.toml").exists():
         return shipped / f"{path.stem}.toml"
     names = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
-    raise UserError(f"{path}: no such configuration; these come with ramp: {names}")
+    raise UserError(
+        f"{path}: no such configuration or run directory; these come with ramp: {names}"
+    )
 
 
 def list_keys(sections: Sequence[str] | None = None) -> list[schema.Key]:
@@ -564,7 +566,7 @@ def _check_fixed_keys(config: Config, table: dict[str, Any], where: str) -> None
         if not given:
             continue
         section = getattr(config, owner)
-        fixed, defaults = section.fix_train(), type(section)().train
+        fixed, defaults = _fix_train(section), type(section)().train
         # The stage's own value and the default are let pass: files that were written state both.
         for key, value in given.items():
             allowed = (getattr(fixed, key), getattr(defaults, key))
@@ -583,6 +585,11 @@ def check_config(config: Config, where: str = "configuration") -> Config:
         if stage not in STAGES:
             unknown = schema.describe_unknown(stage, STAGES).replace("unknown key", "unknown stage")
             raise UserError(f"{where}: {unknown}, in 'stages'")
+        later = config.stages[config.stages.index(stage) + 1 :]
+        if STAGES[stage].needs in later:
+            raise UserError(
+                f"{where}: in 'stages', {stage} comes before {STAGES[stage].needs}, which it needs"
+            )
     if not config.text.sources:
         raise UserError(
             f"{where}: 'text.sources' is empty; name at least one, such as 'file:my/*.txt'"
@@ -602,6 +609,11 @@ def check_config(config: Config, where: str = "configuration") -> Config:
             f"{where}: an axis of 'mesh' is 0; it takes a number of devices, or -1 for all left"
         )
     return config
+
+
+def _fix_train(section: Any) -> Train:
+    """The `train` of a section, with the keys that the stage decides itself, if it does any."""
+    return section.fix_train() if hasattr(section, "fix_train") else section.train
 
 
 def _check_model(m: Model, text: Text, where: str) -> None:
@@ -654,7 +666,7 @@ def resolve(config: Config, where: str = "configuration") -> Config:
         if stage.train:
             owner, _, nested = stage.train.partition(".")
             section = getattr(config, owner)
-            train = section.fix_train() if nested else section
+            train = _fix_train(section) if nested else section
             train = _resolve_train(train, m, stage.lr_fraction, where, stage.train)
             section = replace(section, train=train) if nested else train
             config = replace(config, **{owner: section})

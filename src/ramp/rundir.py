@@ -103,7 +103,7 @@ class RunDir:
                 raise UserError(
                     # The first few say enough.
                     f"{self.path} was begun with another configuration ({'; '.join(changes[:4])}); "
-                    "name another directory with --run, or delete this one"
+                    "use a configuration file with another --run, or delete this directory"
                 )
 
     @contextmanager

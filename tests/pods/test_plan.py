@@ -42,7 +42,7 @@ needs_libtpu = pytest.mark.skipif(
     not installed("libtpu"), reason="needs libtpu: uv sync --extra plan"
 )
 needs_cuda = pytest.mark.skipif(
-    not installed("jax-cuda12-pjrt"), reason="needs jax-cuda12-plugin: uv sync --extra plan"
+    not installed("jax-cuda12-pjrt"), reason="needs jax-cuda12-plugin: uv sync --extra plan-gpu"
 )
 
 

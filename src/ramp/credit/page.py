@@ -53,6 +53,8 @@ def show_tokens(tokenizer: Tokenizer, r: Rollouts, row: int) -> list[tuple[int, 
             text = tokenizer.decode([token])
         else:  # a padded row of the model's table
             text = "\ufffd"
+        # Fonts have no picture of a control character, which a model of bytes may well sample.
+        text = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
         tokens.append((n, int(r.step_bn[row, n]), text))
     return tokens
 

@@ -122,13 +122,14 @@ class Topology:
         try:
             return list(topologies.get_topology_desc(**options).devices)
         except Exception as error:  # the plugins raise whatever they like
-            need = "jax-cuda12-plugin" if self.chip.kind == "gpu" else "libtpu"
+            is_gpu = self.chip.kind == "gpu"
+            need, extra = ("jax-cuda12-plugin", "plan-gpu") if is_gpu else ("libtpu", "plan")
             if installed(need):
                 cause = str(error).splitlines()[0][:200]
                 raise UserError(f"the compiler refuses the topology {self}: {cause}") from None
             raise UserError(
                 f"planning for {self.chip.name} needs the compiler in {need}; "
-                "run `uv sync --extra plan`"
+                f"run `uv sync --extra {extra}`"
             ) from None
 
 
