@@ -43,7 +43,7 @@ ELSEWHERE = {
     "ramp synth why": "tests/synth, on a run that has generations",
 }
 # Packages whose own test runs the Python of their README, on files that it brings.
-OWN_TEST = {path.parent.name for path in ROOT.glob("tests/*/test_readme.py")}
+OWN_TEST = {path.parent.name for path in ROOT.glob("tests/*/test_*_readme.py")}
 
 
 def blocks(path, language):

@@ -9,6 +9,7 @@ import pytest
 import tiny
 from jax.sharding import PartitionSpec as P
 
+from ramp.model import linear as linear_module
 from ramp.model import transformer
 from ramp.model.attention import attention
 from ramp.model.linear import linear
@@ -274,7 +275,7 @@ def test_a_chunk_that_does_not_divide_is_refused():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_linear_gradient_equals_algebra(split, dims, dtype):
     """In value (whole numbers, exact in either dtype), in dtype, and in the sharding of the weight's gradient."""
-    x_spec, y_spec = transformer._specs(split)
+    x_spec, y_spec = linear_module._activation_specs(split)
     stored = P("data", "model") if split == "out" else P("model", "data")
     rng = np.random.default_rng(0)
     x, w, dy = (rng.integers(-2, 3, s).astype(np.float32) for s in ((8, 16), (16, 24), (8, 24)))

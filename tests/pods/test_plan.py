@@ -39,10 +39,10 @@ batch_size = 16
 compiler_flags = ["{flags}"]
 """
 needs_libtpu = pytest.mark.skipif(
-    not installed("libtpu"), reason="needs libtpu: uv sync --extra plan"
+    installed("libtpu") == "", reason="needs libtpu: uv sync --extra plan"
 )
 needs_cuda = pytest.mark.skipif(
-    not installed("jax-cuda12-pjrt"), reason="needs jax-cuda12-plugin: uv sync --extra plan-gpu"
+    installed("jax-cuda12-pjrt") == "", reason="needs jax-cuda12-plugin: uv sync --extra plan-gpu"
 )
 
 
@@ -174,7 +174,7 @@ def test_gpus(tmp_path, topology):
     assert report["programs"]["train"]["fits"]
 
 
-@pytest.mark.skipif(installed("libtpu"), reason="libtpu is here")
+@pytest.mark.skipif(installed("libtpu") != "", reason="libtpu is here")
 def test_without_the_compiler_it_says_what_to_install(tmp_path):
     done, _ = plan(tmp_path, "v5e:2x2", "--only", "train", check=False)
     assert done.returncode == 2 and "uv sync --extra plan" in done.stderr

@@ -6,6 +6,8 @@ scatters into all-reduces of whole weights or into loops of small permutes.
 """
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -17,12 +19,25 @@ from jax.sharding import PartitionSpec as P
 
 AXES = ("replica", "data", "model")
 ROWS = ("replica", "data")  # the mesh axes that split the batch
-# A mesh to trace shapes and specs on, where no device is wanted.
+# To trace shapes and specs on, where no device is wanted.
 TRACE_MESH = AbstractMesh((1, 1, 1), AXES, axis_types=(AxisType.Explicit,) * 3)
 
 # x @ w contracts D; the two products of the backward pass contract F and N.
 CONTRACT_F = (((1,), (1,)), ((), ()))
 CONTRACT_N = (((1,), (0,)), ((), ()))
+
+
+def trace_shapes(make: Callable, *args: Any) -> Any:
+    """Return shapes, dtypes and specs of what `make(*args)` would return; no device is needed."""
+
+    def trace() -> Any:
+        with jax.sharding.use_abstract_mesh(TRACE_MESH):
+            return jax.eval_shape(make, *args)
+
+    # In a thread of its own: the current mesh belongs to the thread, and jax refuses a mesh of
+    # another size inside it.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(trace).result()
 
 
 def platform() -> str:

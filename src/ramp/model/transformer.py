@@ -38,7 +38,7 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.model.attention import attention
-from ramp.model.linear import ROWS, TRACE_MESH, linear, platform
+from ramp.model.linear import ROWS, linear, platform, trace_shapes
 
 SHARP = 300.0  # of a fixed window: the token aimed at outweighs its neighbours by e^20 or more
 SMEAR_DIM = 24  # leading channels of the embedding that the smear gate reads (nanochat)
@@ -306,8 +306,7 @@ def param_shapes(c: Model) -> Params:
     Counts of parameters and bytes, and what a mesh must divide, follow from this alone.
     """
     c = replace(c, dtype="float32")  # weights are; "auto" may not be resolved yet
-    with jax.sharding.use_abstract_mesh(TRACE_MESH):
-        return jax.eval_shape(lambda: init_params(c, jax.random.PRNGKey(0)))
+    return trace_shapes(lambda: init_params(c, jax.random.PRNGKey(0)))
 
 
 def compute_hidden(

@@ -7,7 +7,7 @@ import jax
 
 from ramp.config import Model, Train
 from ramp.model.cost import FLOAT32, compute_bytes, count_matrix_params, count_params
-from ramp.model.linear import TRACE_MESH
+from ramp.model.linear import trace_shapes
 from ramp.model.transformer import param_shapes
 from ramp.train.optim import make_optimizer
 from ramp.train.state import State, init_state
@@ -24,8 +24,7 @@ def state_bytes(c: Model, t: Train) -> int:
     def make(params: dict) -> State:
         return init_state({"lm": params}, make_optimizer(t), seed=0, average=t.ema_decay > 0)
 
-    with jax.sharding.use_abstract_mesh(TRACE_MESH):
-        state = jax.eval_shape(make, param_shapes(c))
+    state = trace_shapes(make, param_shapes(c))
     leaves = jax.tree.leaves(state)  # sizes are global: devices share them
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
