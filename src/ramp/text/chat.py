@@ -17,7 +17,7 @@ import numpy as np
 
 from ramp.errors import UserError
 from ramp.text import corpus
-from ramp.text.corpus import Bad, File, Tally
+from ramp.text.corpus import Bad, Part, Tally
 from ramp.text.demo_chats import DEMO_PACKAGES, Messages
 from ramp.text.rows import ArrayRows
 from ramp.text.tokenizer import Tokenizer
@@ -201,10 +201,11 @@ def conversations(
     """(id, messages) of a source: one of `DEMO_PACKAGES`, or `file:` JSONL in the OpenAI shape.
 
     In a file every line is an object with `messages`. Adds to `counts`: conversations, turns, and
-    what was left out by kind. An id made from a document is that of the document, so `split_of`
-    sends both to the same split. `seed` chooses the wording of questions of the demo packages.
+    what was left out by kind. An id is a hash of the content; that of a conversation made from a
+    document is the document's, so `split_of` sends both to the same split. `seed` chooses the
+    wording of questions of the demo packages.
     """
-    read_file = read_messages
+    read_part = read_messages
     if source.startswith("pip:"):
         name, _ = corpus.parse_requirement(re.split("[/#]", source.removeprefix("pip:"))[0])
         if name not in DEMO_PACKAGES:
@@ -212,18 +213,19 @@ def conversations(
                 f"The source {source} holds no conversations: "
                 f"ramp knows {', '.join(DEMO_PACKAGES)} and file:GLOB."
             )
-        read_file = DEMO_PACKAGES[name]
+        read_part = DEMO_PACKAGES[name]
     # A wrong file would give no conversations at all: too many bad lines are refused.
-    for file, tally in corpus.tally_files(source, counts, max_bad):
-        for doc_id, messages in read_file(file, tally, seed):
+    for part, tally in corpus.tally_parts(source, counts, max_bad):
+        for doc_id, messages in read_part(part, tally, seed):
             tally.good += 1
             counts.update(conversations=1, turns=len(messages))
             yield doc_id, messages
 
 
-def read_messages(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
-    """(id, messages) of each good line of a file; nothing here depends on the seed."""
-    return corpus.parse_records(file, tally, check_messages)
+def read_messages(part: Part, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
+    """(id, messages) of each good line of a part; nothing here depends on the seed."""
+    for _, messages in corpus.parse_records(part, tally, check_messages):
+        yield corpus.content_id(messages), messages
 
 
 def check_messages(record: Any) -> Messages:

@@ -1,4 +1,4 @@
-"""Where text comes from: every source yields the same `Document(id, text)`.
+"""Where text comes from: every source is a list of parts, every part yields documents.
 
     pip:NAME[==VERSION][/GLOB][#FIELD]   text files inside an installed package, never imported
     file:GLOB[#FIELD]                    local .txt .md .jsonl .json .csv .parquet; `**` recurses
@@ -6,8 +6,9 @@
 
 A `.txt` file is one document; in the other formats each record is one, its text under FIELD
 (default `text`). What cannot be read is skipped and counted, and a source of which more than a
-small fraction is bad is refused. Whether a document is for training or validation follows from its
-id alone, so it stays where it is when sources are added or reordered.
+small fraction is bad is refused. The id of a document is a hash of its text. Whether it is for
+training or validation follows from the id alone, so it stays on its side wherever it is moved to,
+and two documents with the same text are on one side.
 """
 
 import csv
@@ -15,21 +16,27 @@ import glob
 import hashlib
 import importlib.metadata
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ramp.errors import UserError
 from ramp.text import fetch
 
-# (key, record) of each record of a file: the key ends the document's id, the record is a str,
+# (key, record) of each record of a part: the key says where in the file it is, the record is a str,
 # bytes, a dict or a `Bad`.
 Records = Iterator[tuple[str, Any]]
+
+PART_BYTES = 64 * 2**20
+# Counts of a `Tally` that say what was read. All others say what was left out.
+USED = ("documents", "characters", "bytes")
 
 # Which files and field of a package hold its text, for the packages that ramp knows; for others,
 # and in place of these, `/GLOB#FIELD` says it. The last two are conversations: see `chat`.
@@ -43,10 +50,35 @@ KNOWN_PACKAGES = {
 
 @dataclass(frozen=True)
 class Document:
-    """A text and the id that it has on every machine."""
+    """A text. `id` is a hash of it, `where` says to people in which file and record it stands."""
 
     id: str
     text: str
+    where: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one worker reads alone: a file, or a range of a large one. Can be pickled.
+
+    Parts of small files are small too: whoever hands them out may want to put many together.
+    """
+
+    source: str
+    name: str  # of the file, the same on every machine
+    path: str  # a local file, or the address of one that is downloaded when it is read
+    field: str  # of a record: where its text is
+    start: int = 0  # the first byte, or the first row group of parquet
+    stop: int | None = None  # the end; None: that of the file
+    bytes: int = 0  # how large it is on disk; 0: not known
+    sha256: str | None = None  # that a shard list promises for an address
+    cache: Path | None = None  # for what is downloaded; None: the default folder
+
+    def fetch(self) -> Path:
+        """The local file, downloaded and checked if `path` is an address."""
+        if not fetch.is_address(self.path):
+            return Path(self.path)
+        return fetch.fetch(self.path, self.sha256, self.cache or fetch.default_cache())
 
 
 class Bad(Exception):
@@ -55,15 +87,26 @@ class Bad(Exception):
 
 @dataclass
 class Tally:
-    """How much of a source is bad; refuses it when that is more than the fraction `max_bad`."""
+    """How much of a source is bad; refuses it when that is more than the fraction `max_bad`.
+
+    Workers that read parts of one source have a tally each, and `add` puts them together.
+    """
 
     source: str
-    counts: Counter
-    max_bad: float
+    counts: Counter = field(default_factory=Counter)  # of all sources
+    max_bad: float = 0.01
     good: int = 0
     files: int = 0
     kinds: Counter = field(default_factory=Counter)
     first: str = ""  # where the first bad record is, and its kind
+
+    def add(self, other: "Tally") -> None:
+        """Count what another tally of the same source has seen of later parts."""
+        self.counts.update(other.counts)
+        self.kinds.update(other.kinds)
+        self.good += other.good
+        self.files += other.files
+        self.first = self.first or other.first
 
     def bad(self, kind: str, where: str) -> None:
         """Count one bad record, and refuse a source with very many at once."""
@@ -107,53 +150,88 @@ class File:
 def documents(
     source: str, counts: Counter, max_bad: float = 0.01, cache: Path | None = None
 ) -> Iterator[Document]:
-    """Documents of `source`, in a fixed order, with ids that do not depend on where the files are.
+    """Documents of `source`, in a fixed order: those of its parts, one after the other.
 
-    Adds to `counts`: documents, characters, bytes, empty, and what is bad: bad_utf8, bad_line,
-    no_text, bad_file. UserError, naming the first bad place, where the source is missing or empty,
-    or more than the fraction `max_bad` of its records or of its files is bad.
+    Adds to `counts` as `read_part` does. UserError, naming the first bad place, where the source is
+    missing or empty, or more than the fraction `max_bad` of its records or of its files is bad.
     """
-    for file, tally in tally_files(source, counts, max_bad, cache):
-        parse = partial(text_of, field=file.field)
-        for doc_id, text in parse_records(file, tally, parse, file.field):
-            # Not bad: many corpora have empty records.
-            if not text.strip():
-                counts["empty"] += 1
-                continue
-            tally.good += 1
-            counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
-            yield Document(doc_id, text)
+    for part, tally in tally_parts(source, counts, max_bad, cache):
+        yield from read_part(part, tally)
 
 
-def tally_files(
+def tally_parts(
     source: str, counts: Counter, max_bad: float, cache: Path | None = None
-) -> Iterator[tuple[File, Tally]]:
-    """Each file of a source, with the tally of the whole source; refuses it at its end."""
+) -> Iterator[tuple[Part, Tally]]:
+    """Each part of a source, with the tally of the whole source; refuses it at its end."""
     tally = Tally(source, counts, max_bad)
-    for file in files(source, cache):
-        tally.files += 1
-        yield file, tally
+    for part in list_parts(source, cache):
+        yield part, tally
     tally.close()
 
 
+def list_parts(source: str, cache: Path | None = None, part_bytes: int = PART_BYTES) -> list[Part]:
+    """The parts of `source` in a fixed order: one a file, several of a larger file.
+
+    JSONL is cut behind lines, parquet behind row groups; a file of another format is one part,
+    however large. `cache` is the folder for what is downloaded. UserError: the source is missing.
+    """
+    address, _, field = source.partition("#")
+    if fetch.is_address(address) or address.startswith("@"):
+        return [
+            Part(source, fetch.basename(url), url, field or "text", sha256=sha256, cache=cache)
+            for url, sha256 in fetch.list_shards(address)
+        ]
+    parts = []
+    for file in files(source):
+        size = file.path.stat().st_size if file.path.exists() else 0
+        cut = CUTTERS.get(file.path.suffix.lower()) if size > part_bytes else None
+        bounds = cut(file.path, part_bytes) if cut else [(0, None, size)]
+        parts += [Part(source, file.name, str(file.path), file.field, *bound) for bound in bounds]
+    return parts
+
+
+def read_part(part: Part, tally: Tally) -> Iterator[Document]:
+    """The documents of a part, in order.
+
+    Adds to the counts of `tally`: documents, characters, bytes, empty, and what is bad: bad_utf8,
+    bad_line, no_text, bad_file. It is for the caller to `close` the tally after the last part.
+    """
+    for where, text in parse_records(part, tally, partial(text_of, field=part.field), part.field):
+        # Not bad: many corpora have empty records.
+        if not text.strip():
+            tally.counts["empty"] += 1
+            continue
+        tally.good += 1
+        tally.counts.update(documents=1, characters=len(text), bytes=len(text.encode()))
+        yield Document(content_id(text), text, where)
+
+
 def parse_records(
-    file: File, tally: Tally, parse: Callable[[Any], Any], field: str | None = None
+    part: Part, tally: Tally, parse: Callable[[Any], Any], field: str | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """(id, what `parse` makes of it) of each record of a file.
+    """(where it is, what `parse` makes of it) of each record of a part.
 
     Records that cannot be read, or for which `parse` raises `Bad`, are counted and left out.
     `field` lets a column store read that column alone.
     """
-    for key, record in records(file.path, field):
-        doc_id = file.name + key
+    # A file is counted with its first part.
+    tally.files += part.start == 0
+    for key, record in records(part, field):
+        where = part.name + key
         try:
             if isinstance(record, Bad):
                 raise record
             parsed = parse(record)
         except Bad as bad:
-            tally.bad(bad.args[0], doc_id)
+            tally.bad(bad.args[0], where)
         else:
-            yield doc_id, parsed
+            yield where, parsed
+
+
+def content_id(content: Any) -> str:
+    """The id of a text, or of anything that JSON can hold: 32 hexadecimal digits of its hash."""
+    text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def split_of(doc_id: str, val_fraction: float) -> str:
@@ -165,17 +243,14 @@ def split_of(doc_id: str, val_fraction: float) -> str:
 # --- sources to files
 
 
-def files(source: str, cache: Path | None = None) -> Iterator[File]:
-    """The local files of `source`; remote shards are downloaded as they are asked for."""
+def files(source: str) -> Iterator[File]:
+    """The files of a source of this machine."""
     source, _, field = source.partition("#")
     kind, _, spec = source.partition(":")
     if kind == "pip":
         yield from _package_files(spec, field)
     elif kind == "file":
         yield from _local_files(spec, field or "text")
-    elif source.startswith(("https://", "http://", "gs://", "@")):
-        for url, path in fetch.fetch_all(source, cache):
-            yield File(fetch.basename(url), path, field or "text")
     else:
         raise UserError(
             f"The source {source!r} is of no known kind: "
@@ -260,18 +335,19 @@ def _fixed_root(pattern):
     return root
 
 
-# --- files to records
+# --- parts to records
 
 
-def records(path: Path, field: str | None = None) -> Records:
-    """(key, record) of each record of a file, see `Records`; `field` as in `parse_records`."""
-    reader = _reader_of(path)
+def records(part: Part, field: str | None = None) -> Records:
+    """(key, record) of each record of a part, see `Records`; `field` as in `parse_records`."""
+    path = part.fetch()
+    reader = _reader_of(Path(part.name))
     if not path.exists():
         raise UserError(
             f"{path} is missing, though its source lists it: install or fetch that source again."
         )
     try:
-        yield from reader(path, field)
+        yield from reader(replace(part, path=str(path)), field)
     except PermissionError:
         raise UserError(f"{path} may not be read: change its permissions.") from None
 
@@ -306,28 +382,49 @@ def _parse_json(data):
         return Bad("bad_line")
 
 
-def _reader_of(path) -> Callable[[Path, str | None], Records]:
+def _reader_of(path) -> Callable[[Part, str | None], Records]:
     if path.suffix.lower() not in READERS:
         raise UserError(f"{path} is of no known format: ramp reads {' '.join(READERS)}.")
     return READERS[path.suffix.lower()]
 
 
-def _read_text(path, field) -> Records:
-    yield "", path.read_bytes()
+def _read_text(part, field) -> Records:
+    yield "", Path(part.path).read_bytes()
 
 
-def _read_jsonl(path, field) -> Records:
+def _read_jsonl(part, field) -> Records:
     # Not `ramp.files.read_jsonl`, which is for our own files: here bad lines are counted by kind,
     # a line need not be an object, and a file may be larger than memory.
-    with path.open("rb") as file:
+    stop = math.inf if part.stop is None else part.stop
+    # The numbers of earlier lines are not known to a later part.
+    behind = f" behind byte {part.start}" if part.start else ""
+    position = part.start
+    with Path(part.path).open("rb") as file:
+        file.seek(part.start)
         for number, line in enumerate(file, 1):
+            if position >= stop:
+                break
+            position += len(line)
             if line.strip():
-                yield f":{number}", _parse_json(line)
+                yield f":{number}{behind}", _parse_json(line)
 
 
-def _read_json(path, field) -> Records:
+def _cut_jsonl(path, part_bytes):
+    """(start, stop, bytes) of ranges of about `part_bytes`, each the end of a line."""
+    size = path.stat().st_size
+    bounds = [0]
+    with path.open("rb") as file:
+        while bounds[-1] + part_bytes < size:
+            file.seek(bounds[-1] + part_bytes - 1)
+            file.readline()
+            bounds.append(file.tell())
+    bounds += [size] if bounds[-1] < size else []
+    return [(start, stop, stop - start) for start, stop in pairwise(bounds)]
+
+
+def _read_json(part, field) -> Records:
     """A list of records, or an object whose keys name them."""
-    content = _parse_json(path.read_bytes())
+    content = _parse_json(Path(part.path).read_bytes())
     if isinstance(content, dict):
         yield from ((f":{key}", record) for key, record in content.items())
     elif isinstance(content, list):
@@ -336,9 +433,10 @@ def _read_json(path, field) -> Records:
         yield "", Bad("bad_file")
 
 
-def _read_csv(path, field) -> Records:
+def _read_csv(part, field) -> Records:
     csv.field_size_limit(2**31 - 1)  # a field is a document and may be longer than csv's 128 kB
     # Bytes that are not UTF-8 become surrogates, which `text_of` finds: one bad record, not a file.
+    path = Path(part.path)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         rows = csv.DictReader(file)
         try:
@@ -347,26 +445,51 @@ def _read_csv(path, field) -> Records:
             yield f":{rows.line_num}", Bad("bad_file")
 
 
-def _read_parquet(path, field) -> Records:
+def _read_parquet(part, field) -> Records:
     import pyarrow  # slow to import: only those who read parquet wait for it
     import pyarrow.parquet
 
     row = 0
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(part.path) as file:
             if field and field not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
                 raise UserError(
-                    f"{path} has no column {field!r} but {names}: name one of these with #FIELD."
+                    f"{part.path} has no column {field!r} but {names}: "
+                    "name one of these with #FIELD."
                 )
+            stop = file.num_row_groups if part.stop is None else part.stop
+            row = sum(file.metadata.row_group(i).num_rows for i in range(part.start))
             # In batches, so that a file larger than memory can be read.
-            for batch in file.iter_batches(1024, columns=[field] if field else None):
+            batches = file.iter_batches(
+                1024, range(part.start, stop), columns=[field] if field else None
+            )
+            for batch in batches:
                 values = _as_bytes(batch.column(0)) if field else batch
                 for value in values.to_pylist():
                     row += 1
                     yield f":{row}", value
     except (pyarrow.ArrowException, OSError):
         yield f":{row + 1}", Bad("bad_file")
+
+
+def _cut_parquet(path, part_bytes):
+    """(start, stop, bytes) of runs of row groups; the whole file where its footer is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        meta = pyarrow.parquet.read_metadata(path)
+    except (pyarrow.ArrowException, OSError):
+        return [(0, None, path.stat().st_size)]  # its reader will say what is wrong
+    bounds, size = [], 0
+    start = 0
+    for group in range(meta.num_row_groups):
+        size += meta.row_group(group).total_byte_size
+        if size >= part_bytes or group + 1 == meta.num_row_groups:
+            bounds.append((start, group + 1, size))
+            start, size = group + 1, 0
+    return bounds or [(0, None, path.stat().st_size)]
 
 
 def _as_bytes(column):
@@ -377,12 +500,17 @@ def _as_bytes(column):
     return column.cast(pyarrow.large_binary()) if is_text else column
 
 
-# By suffix: (path, field) -> records.
-READERS: dict[str, Callable[[Path, str | None], Records]] = {
+# By suffix: (part, field) -> records.
+READERS: dict[str, Callable[[Part, str | None], Records]] = {
     ".txt": _read_text,
     ".md": _read_text,
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,
+}
+# By suffix, of formats that can be cut: (path, bytes) -> (start, stop, bytes) of each part.
+CUTTERS: dict[str, Callable[[Path, int], list[tuple[int, int | None, int]]]] = {
+    ".jsonl": _cut_jsonl,
+    ".parquet": _cut_parquet,
 }

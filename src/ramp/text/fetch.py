@@ -20,7 +20,6 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -49,10 +48,9 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ramp"
 
 
-def fetch_all(source: str, cache: Path | None) -> Iterator[tuple[str, Path]]:
-    """(address, local file) of each shard, downloaded one at a time as it is asked for."""
-    for url, sha256 in list_shards(source):
-        yield url, fetch(url, sha256, cache or default_cache())
+def is_address(path: str) -> bool:
+    """Whether it is of another machine, and no path of this one."""
+    return path.startswith(("https://", "http://", "gs://"))
 
 
 def list_shards(source: str) -> list[tuple[str, str | None]]:
@@ -70,6 +68,8 @@ def list_shards(source: str) -> list[tuple[str, str | None]]:
         raise UserError(f"The shard list {path} is not JSON of the form {form}.") from None
     if not shards:
         raise UserError(f"The shard list {path} names no shard.")
+    for url, _ in shards:
+        _check_address(url)
     return shards
 
 

@@ -74,10 +74,11 @@ def read_preferences(
     `chosen` and `rejected`. Adds to `counts` what was left out, by kind.
     """
     for source in sources:
-        for file, tally in corpus.tally_files(source, counts, max_bad):
-            for preference in corpus.parse_records(file, tally, check_preference):
+        for part, tally in corpus.tally_parts(source, counts, max_bad):
+            for _, preference in corpus.parse_records(part, tally, check_preference):
                 tally.good += 1
-                yield preference
+                # By the question: its answers stay on one side of the split.
+                yield corpus.content_id(preference[0][:-1]), preference
 
 
 def check_preference(record: Any) -> tuple[Messages, Messages]:
