@@ -1,17 +1,33 @@
 """Reading and writing files.
 
-The one atomic write, the one JSONL reader, and the one way in which numbers become JSON.
+The one atomic write, the one way to keep a small file safe from damage, the one JSONL reader, and
+the one way in which numbers become JSON.
 """
 
+import hashlib
 import json
 import logging
 import math
 import os
+import re
+import time
+import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+# The end of a line that ramp wrote: the checksum of all that stands before it in the line.
+CHECKSUM = re.compile(rb', "crc": "([0-9a-f]{8})"}$')
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Warn, but not again of the same: a command may read a file several times."""
+    log.warning(message)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -27,36 +43,178 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     temporary.replace(path)
 
 
+# --- files that are kept twice
+
+
+def write_kept(path: Path, content: str | bytes) -> None:
+    """Write a file and, beside it, a hidden copy with a checksum.
+
+    For what is small and cannot be made again cheaply. The file stays as plain as other tools and
+    people want it, and of the three, file, copy and checksum, two agree whatever byte is damaged.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    # The copy first: a kill in between leaves a file that the copy replaces.
+    write_atomic(_copy_path(path), _digest(data) + data)
+    write_atomic(path, data)
+
+
+def read_kept(path: Path) -> bytes:
+    """The content that `write_kept` wrote, with a warning where its copy had to be asked.
+
+    A file without a copy is taken as it is. Nothing is written here, so that a run can be read in
+    a directory that may only be read; see `repair_kept`. FileNotFoundError: there is no such file,
+    or somebody has deleted it. ValueError: neither the file nor its copy is whole.
+    """
+    data, digest, copy = _read_both(path)
+    if copy is None or data == copy:
+        return data
+    # Another process may be between its two writes.
+    time.sleep(0.1)
+    data, digest, copy = _read_both(path)
+    if copy is None or data == copy:
+        return data
+    if _digest(data) == digest:
+        warn_once(f"the copy of {path} is damaged; the file itself is whole")
+        return data
+    if _digest(copy) == digest:
+        warn_once(f"{path} is damaged; its copy is used")
+        return copy
+    raise ValueError("neither the file nor its copy is whole")
+
+
+def read_copy(path: Path) -> bytes | None:
+    """What `write_kept` last wrote to `path`, whatever stands there now.
+
+    None: it was never written so, or the copy is damaged.
+    """
+    try:
+        digest, copy = _split_copy(_copy_path(path).read_bytes())
+    except FileNotFoundError:
+        return None
+    return copy if _digest(copy) == digest else None
+
+
+def repair_kept(path: Path) -> None:
+    """Write a kept file and its copy again where one of them is damaged, with a warning.
+
+    For whoever holds the lock of the run. ValueError: neither is whole.
+    """
+    data, digest, copy = _read_both(path)
+    if copy is None or (data == copy and _digest(data) == digest):
+        return
+    write_kept(path, read_kept(path))
+    log.warning("%s and its copy are whole again", path)
+
+
+def list_kept(directory: Path) -> list[Path]:
+    """The kept files of a directory and of its folders."""
+    copies = [*directory.glob(".*.copy"), *directory.glob("*/.*.copy")]
+    files = [copy.with_name(copy.name[1 : -len(".copy")]) for copy in sorted(copies)]
+    # A file that is gone was deleted by somebody: its copy does not bring it back.
+    return [file for file in files if file.exists()]
+
+
+def _copy_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.copy")
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).hexdigest().encode()
+
+
+def _read_both(path: Path) -> tuple[bytes, bytes, bytes | None]:
+    """(the file, checksum, copy); None for a copy that is not there."""
+    data = path.read_bytes()
+    if not _copy_path(path).exists():
+        return data, b"", None
+    return data, *_split_copy(_copy_path(path).read_bytes())
+
+
+def _split_copy(stored: bytes) -> tuple[bytes, bytes]:
+    """The checksum, 64 hexadecimal digits, and the content."""
+    return stored[:64], stored[64:]
+
+
+# --- JSONL
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the records of a JSONL file that ramp wrote; none if there is no file.
 
-    A line that a kill has torn is left out, and a warning says so.
+    A line that a kill has torn, or that does not match its checksum, is left out, and a warning
+    says so.
     """
     if not path.exists():
         return
-    # Split bytes at newlines only: str.splitlines would also cut at U+2028 inside a text.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in _number_lines(path):
         try:
-            record = json.loads(line)
-        except ValueError:
-            log.warning("%s:%d is not JSON and was skipped", path, number)
-            continue
-        # A torn line may happen to be JSON, such as the number that was left of an object.
-        if isinstance(record, dict):
+            record = _parse_line(line)
+        except ValueError as error:
+            warn_once(f"line {number} of {path} is left out: {error}")
+        else:
             yield record
+
+
+def read_whole_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All records of a JSONL file, ramp's or another tool's; ValueError where one is damaged."""
+    records = []
+    for number, line in _number_lines(path):
+        try:
+            records.append(_parse_line(line))
+        except ValueError as error:
+            remedy = f"`sed -i {number}d {path}` leaves it out"
+            raise ValueError(f"line {number}: {error}; {remedy}") from None
+    return records
+
+
+def _number_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not empty, and their numbers."""
+    # Split bytes at newlines only: str.splitlines would also cut at U+2028 inside a text.
+    data = path.read_bytes().removeprefix(BOM_UTF8)
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
+def _parse_line(line: bytes) -> dict[str, Any]:
+    """The record of a line; ValueError: it is torn or damaged."""
+    # Lines of other tools have no checksum.
+    found = CHECKSUM.search(line)
+    if found and _checksum(line[: found.start()]) != found[1]:
+        raise ValueError("it does not match its checksum")
+    record = json.loads(line)
+    # A torn line may happen to be JSON, such as the number that was left of an object.
+    if not isinstance(record, dict):
+        raise ValueError("it is not a JSON object")
+    record.pop("crc", None)
+    return record
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """A record as a line of JSONL, with a checksum as its last key."""
+    text = to_json(record).removesuffix("}")
+    return f'{text}, "crc": "{_checksum(text.encode()).decode()}"}}\n'
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Append one record, and see it on the disk before returning."""
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("ab+") as file:
         # A kill may have torn the last line: start on a fresh one.
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            file.write("\n")
-        file.write(to_json(record) + "\n")
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(to_line(record).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _checksum(text: bytes) -> bytes:
+    # Any one damaged byte, and any burst of up to 32 bits, changes it.
+    return b"%08x" % zlib.crc32(text)
+
+
+# --- JSON
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.files import write_atomic
+from ramp.files import list_kept, read_kept, repair_kept, write_kept
 from ramp.stages import STAGES
 
 
@@ -61,9 +61,17 @@ class RunDir:
         return self.path / "config.toml"
 
     def report(self) -> dict[str, Any]:
-        """What the stages have reported so far, by stage."""
+        """What the stages have reported so far, by stage; empty before the first has."""
         file = self.path / "report.json"
-        return json.loads(file.read_text()) if file.exists() else {}
+        try:
+            return {**json.loads(read_kept(file))}
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{file} is damaged ({error}); `rm {file}`, and the next `ramp run {self.path}` "
+                "reports again what is trained already"
+            ) from None
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished here."""
@@ -87,8 +95,8 @@ class RunDir:
                 f"{self.path} is not empty and not a run; name another directory with --run"
             )
         self.data.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.config, config.to_toml(c))
-        write_atomic(
+        write_kept(self.config, config.to_toml(c))
+        write_kept(
             self.path / "provenance.json",
             json.dumps(asdict(describe_provenance()), indent=2) + "\n",
         )
@@ -105,6 +113,16 @@ class RunDir:
                     f"{self.path} was begun with another configuration ({'; '.join(changes[:4])}); "
                     "use a configuration file with another --run, or delete this directory"
                 )
+
+    def repair(self) -> None:
+        """Write damaged files again from their copies, with a warning. Call it under the lock."""
+        for file in list_kept(self.path):
+            # People may edit the configuration.
+            if file == self.config:
+                continue
+            # Two damages in one file: whoever needs it says what to do.
+            with suppress(ValueError):
+                repair_kept(file)
 
     @contextmanager
     def lock(self) -> Generator[None]:

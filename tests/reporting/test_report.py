@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ramp.errors import UserError
 from ramp.reporting.figure import Curve, picture
 from ramp.reporting.html import section
-from ramp.reporting.report import read_report, update_report, write_report
+from ramp.reporting.report import update_report, write_report
+from ramp.rundir import RunDir
 
 EVIL = "<script>alert('x')</script> & \"quoted\" </pre></svg>"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -111,28 +112,28 @@ def whole(tmp_path_factory):
 
 
 def test_update_merges_one_stage_and_leaves_the_others(tmp_path):
-    assert read_report(tmp_path) == {}
+    assert RunDir(tmp_path).report() == {}
     update_report(tmp_path, "pretrain", {"seconds": 1.0, "val_bpb": 1.7})
     update_report(tmp_path, "eval", {"baselines": {"xz": np.float32(1.5)}})
     update_report(tmp_path, "pretrain", {"val_bpb": math.nan, "more": [math.inf, np.int64(3)]})
-    assert read_report(tmp_path) == {
+    assert RunDir(tmp_path).report() == {
         "pretrain": {"seconds": 1.0, "val_bpb": None, "more": [None, 3]},
         "eval": {"baselines": {"xz": 1.5}},
     }
-    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["report.json"]
 
 
 def test_a_failed_update_leaves_the_old_report(tmp_path):
     update_report(tmp_path, "eval", {"seconds": 1.0})
     with pytest.raises(TypeError):
         update_report(tmp_path, "eval", {"bad": object()})
-    assert read_report(tmp_path) == {"eval": {"seconds": 1.0}}
+    assert RunDir(tmp_path).report() == {"eval": {"seconds": 1.0}}
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", ""])
 def test_a_report_that_is_not_json_is_a_clear_error(tmp_path, text):
     (tmp_path / "report.json").write_text(text)
-    with pytest.raises(UserError, match=r"report\.json .*delete it"):
+    with pytest.raises(UserError, match=r"report\.json .*rm .*report.json`"):
         update_report(tmp_path, "eval", {})
 
 

@@ -37,5 +37,5 @@ def test_mistakes(tmp_path):
     with pytest.raises(UserError, match="none of them"):
         ledger.describe_sample(tmp_path, "g2-00999")
     ledger.ledger_path(tmp_path, 3).write_bytes(b"PAR1 nonsense")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="damaged"):
         ledger.read_ledger(tmp_path, 3)

@@ -5,7 +5,6 @@ percentiles of the accuracy that it will show at some places ahead. Between plac
 interpolated, so any checkpoint on the way can score it.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 from numpy import ndarray
 
 from ramp.errors import UserError
-from ramp.files import append_jsonl
+from ramp.files import append_jsonl, read_whole_jsonl
 from ramp.nines import backtest
 from ramp.nines.trials import Curves, Trials, accuracy_curves, split_slices
 
@@ -116,15 +115,13 @@ def _read(path):
     """The lines of a record. Unlike a log, it is refused where one line is broken."""
     lines = []
     try:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            if text.strip():
-                line = json.loads(text)
-                targets = np.array(line["targets"])
-                quantiles = np.array(line["quantiles"])
-                if quantiles.shape != (len(targets), len(LEVELS)):
-                    raise ValueError("as many rows of 99 percentiles as targets are needed")
-                issued = float(line["issued"])
-                lines.append(Recorded(line["run"], line["task"], issued, targets, quantiles))
+        for line in read_whole_jsonl(path):
+            targets = np.array(line["targets"])
+            quantiles = np.array(line["quantiles"])
+            if quantiles.shape != (len(targets), len(LEVELS)):
+                raise ValueError("as many rows of 99 percentiles as targets are needed")
+            issued = float(line["issued"])
+            lines.append(Recorded(line["run"], line["task"], issued, targets, quantiles))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a record of forecasts ({type(error).__name__}: {error})"

@@ -19,6 +19,7 @@ import numpy as np
 from numpy import ndarray
 
 from ramp.errors import UserError
+from ramp.files import read_whole_jsonl
 
 # Columns, of text and of numbers, with the value of a cell that is missing.
 DEFAULTS = {
@@ -133,13 +134,13 @@ def _read_rows(path):
         import pyarrow.parquet as pq  # slow to import, and needed by this format only
 
         return pq.read_table(path).to_pylist()
+    if kind == ".jsonl":
+        rows = read_whole_jsonl(path)
+        is_lm_eval = rows and "doc_id" in rows[0]
+        return [_from_lm_eval(row, path) for row in rows] if is_lm_eval else rows
     text = path.read_text(encoding="utf-8-sig")
     if kind == ".csv":
         return list(csv.DictReader(text.splitlines(), strict=True))
-    if kind == ".jsonl":
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        is_lm_eval = rows and "doc_id" in rows[0]
-        return [_from_lm_eval(row, path) for row in rows] if is_lm_eval else rows
     if kind == ".json":
         log = json.loads(text)
         if isinstance(log, dict) and "samples" in log:

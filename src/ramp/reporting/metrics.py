@@ -33,7 +33,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from ramp.files import read_jsonl, to_json, write_atomic
+from ramp.files import read_jsonl, to_line, write_atomic
 
 # tensorboardX 2.6 was tried in place of the protos below. Its hparams go to a run of their own
 # below the stage, its event files are named by the second, so that a restart within one second
@@ -173,7 +173,7 @@ class MetricWriter:
 
     def _append(self, file, step, values: Mapping[str, Any]):
         # Flushed and not synced: a killed process loses no line, and a step need not wait.
-        file.write(to_json({"step": int(step), "stage": self.stage, **values}) + "\n")
+        file.write(to_line({"step": int(step), "stage": self.stage, **values}))
         file.flush()
 
 
@@ -197,7 +197,7 @@ def drop_later_records(path: Path, stage: str, start_step: int) -> None:
     kept = []
     for record in read_jsonl(path):
         if record.get("stage") != stage or record.get("step", math.inf) < start_step:
-            kept.append(to_json(record) + "\n")
+            kept.append(to_line(record))
     write_atomic(path, "".join(kept))
 
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ramp.errors import UserError
-from ramp.files import read_jsonl, to_json, write_atomic
+from ramp.files import read_jsonl, read_kept, to_json, warn_once, write_kept
 from ramp.reporting import html
 from ramp.reporting.figure import LARGEST, Curve, picture
 from ramp.reporting.html import Html, escape
+from ramp.rundir import RunDir
 from ramp.stages import STAGES
 
 MAX_SAMPLES = 8  # of a stage, spread over its steps
@@ -90,29 +90,16 @@ PANELS = (
 # The record
 
 
-def read_report(run_dir: Path) -> dict[str, dict[str, Any]]:
-    """The figures of a run by stage; empty before the first stage has reported."""
-    path = run_dir / "report.json"
-    if not path.exists():
-        return {}
-    try:
-        return {**json.loads(path.read_text(encoding="utf-8"))}
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a JSON object ({error}); delete it and run the stages again"
-        ) from None
-
-
 def update_report(run_dir: Path, stage: str, values: Mapping[str, Any]) -> None:
     """Merge `values` into the key `stage` of report.json, atomically.
 
     A number that is not finite becomes null.
     """
-    report = read_report(run_dir)  # stages of other starts stay
+    report = RunDir(run_dir).report()  # stages of other starts stay
     # Through JSON, so that numpy's scalars become Python's. Anything else is a TypeError.
     plain = json.loads(json.dumps(dict(values), default=np.generic.item))
     report[stage] = _dict(report.get(stage)) | plain
-    write_atomic(run_dir / "report.json", to_json(report, indent=2) + "\n")
+    write_kept(run_dir / "report.json", to_json(report, indent=2) + "\n")
 
 
 # Reading a run that may be cut off anywhere
@@ -157,7 +144,7 @@ class RunFiles:
 def read_run(run_dir: Path) -> RunFiles:
     """Read every file that the page shows."""
     paths = [run_dir / name for name in ("config.toml", "provenance.json", "report.json")]
-    texts = {p.name: p.read_text("utf-8", "replace") for p in paths if p.is_file()}
+    texts = {p.name: _read_text(p) for p in paths if p.is_file()}
     report = _parse(texts.get("report.json", ""))
     return RunFiles(
         name=run_dir.resolve().name,
@@ -167,6 +154,17 @@ def read_run(run_dir: Path) -> RunFiles:
         samples=_records(run_dir / "samples.jsonl"),
         texts=texts,
     )
+
+
+def _read_text(path):
+    # People may edit the configuration, and it is shown as it stands.
+    if path.suffix == ".toml":
+        return path.read_text("utf-8", "replace")
+    try:
+        return read_kept(path).decode("utf-8", "replace")
+    except ValueError as error:
+        warn_once(f"{path} is left out: {error}")
+        return ""
 
 
 def _parse(text):

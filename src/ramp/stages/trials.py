@@ -7,7 +7,6 @@ checkpoints, forecasts of the next evaluations are appended to forecasts.jsonl, 
 known; later evaluations score them.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from ramp.config import Config
 from ramp.credit.learn import held_out_problems
 from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
+from ramp.files import to_line
 from ramp.nines import audit, backtest, readiness, record, report
 from ramp.nines import trials as tables
 from ramp.reporting.metrics import MetricWriter, drop_later_records
@@ -154,7 +154,7 @@ class TrialRunner:
         for path in (self.table, self.forecasts):
             drop_later_records(path, STAGE, begin)
         with self.table.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.writelines(to_line(row) for row in rows)
         # From the file, since a resumed run has the earlier evaluations only there.
         curves = tables.accuracy_curves(tables.split_slices(tables.read(self.table)))
         try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ramp.errors import UserError
-from ramp.files import replace_nonfinite, to_json, write_atomic
+from ramp.files import read_kept, replace_nonfinite, to_json, write_kept
 from ramp.synth.decide import SampleFigures
 from ramp.synth.guard import CollapseGuard
 
@@ -95,18 +95,19 @@ def from_record(kind: Any, record: Any) -> Any:
 def read_history(directory: Path) -> list[GenerationResult]:
     """The generations that are done; UserError for a damaged file."""
     path = directory / "history.json"
-    if not path.exists():
-        return []
     try:
-        records = json.loads(path.read_text())
-    except ValueError as error:
+        records = json.loads(read_kept(path))
+        return [from_record(GenerationResult, record) for record in records]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError) as error:
         raise UserError(
-            f"{path} is not JSON ({error}); delete {directory} to begin the generations again"
+            f"{path} is damaged ({error}); "
+            f"`ramp synthesize {directory.parent} --force` begins the generations again"
         ) from None
-    return [from_record(GenerationResult, record) for record in records]
 
 
 def write_history(directory: Path, history: Sequence[GenerationResult]) -> None:
     """Replace the file by these generations."""
     records = [to_record(result) for result in history]
-    write_atomic(directory / "history.json", to_json(records, indent=1) + "\n")
+    write_kept(directory / "history.json", to_json(records, indent=1) + "\n")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ramp.errors import UserError
-from ramp.files import write_atomic
+from ramp.files import read_kept, write_kept
 
 STRING = pa.string()
 INT = pa.int32()
@@ -71,7 +71,8 @@ def write_ledger(
     table = pa.Table.from_pylist([vars(row) for row in rows], SCHEMA)
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"run": run, **facts}), buffer)
-    write_atomic(ledger_path(directory, generation), buffer.getvalue().to_pybytes())
+    # A sample cannot be made again without all the generations before it.
+    write_kept(ledger_path(directory, generation), buffer.getvalue().to_pybytes())
 
 
 def read_ledger(
@@ -83,17 +84,17 @@ def read_ledger(
     """
     path = ledger_path(directory, generation)
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(read_kept(path)))
         facts = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
         rows = [LedgerRow(**record) for record in table.select(SCHEMA.names).to_pylist()]
     except FileNotFoundError:
         raise UserError(
             f"there is no ledger {path}; run `ramp synthesize` up to generation {generation}"
         ) from None
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(
-            f"the ledger {path} cannot be read ({error}); "
-            "delete it and the later ones, and run again"
+            f"the ledger {path} is damaged ({error}); "
+            f"`ramp synthesize {directory.parent} --force` begins the generations again"
         ) from None
     if run is not None and facts.get("run") != run:
         raise UserError(

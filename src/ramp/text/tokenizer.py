@@ -24,7 +24,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from ramp.errors import UserError
-from ramp.files import write_atomic
+from ramp.files import read_kept, write_kept
 
 SPECIALS = (
     "<|bos|>",  # begins every document and every conversation
@@ -247,13 +247,13 @@ class Tokenizer:
     def save(self, path: Path | str) -> None:
         """Write JSON, whole or not at all."""
         content = self._content() | {"fingerprint": self.fingerprint}
-        write_atomic(Path(path), json.dumps(content))
+        write_kept(Path(path), json.dumps(content))
 
     @staticmethod
     def load(path: Path | str) -> "Tokenizer":
         """Read what `save` wrote; a missing, foreign or damaged file is a `UserError`."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(read_kept(Path(path)))
             if (content["format"], tuple(content["specials"])) != (FORMAT, SPECIALS):
                 raise ValueError(f"it is not of the format {FORMAT}")
             tokenizer = Tokenizer(
@@ -265,12 +265,19 @@ class Tokenizer:
             if tokenizer.fingerprint != content["fingerprint"]:
                 raise ValueError("its content does not match its fingerprint")
         except FileNotFoundError:
-            raise UserError(f"There is no tokenizer at {path}: run `ramp prepare` first.") from None
+            raise UserError(
+                f"There is no tokenizer at {path}: run {_remedy(path)} first."
+            ) from None
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(
-                f"The tokenizer {path} cannot be read ({error}): run `ramp prepare` again."
+                f"The tokenizer {path} cannot be read ({error}): run {_remedy(path)}."
             ) from None
         return tokenizer
+
+
+def _remedy(path: Path | str) -> str:
+    """The command that makes the tokenizer of a run, RUN/data/tokenizer.json, whatever is done."""
+    return f"`ramp prepare {Path(path).parent.parent} --force`"
 
 
 @dataclass(frozen=True)
