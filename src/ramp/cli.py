@@ -189,7 +189,11 @@ def add_run_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--dry-run", action="store_true", help="print parameters, memory, FLOPs and time only"
     )
-    p.add_argument("--force", action="store_true", help="do again what is done")
+    p.add_argument(
+        "--force",
+        action="store_true",
+        help="do again, from the beginning, what is done; what it had made goes to RUN/replaced",
+    )
 
 
 def add_eval_arguments(p: argparse.ArgumentParser) -> None:

@@ -27,7 +27,8 @@ def run(
 ) -> None:
     """Do `stages` (by default all of the configuration's) in `directory`.
 
-    A stage that is done is skipped unless `force`. Raises `UserError`, `Preempted` (saved, start
+    A stage that is done is skipped unless `force`: then it begins anew, and what it had made is put
+    aside. Raises `UserError`, `Preempted` (saved, start
     again) or `Diverged`.
 
     Args:
@@ -54,7 +55,10 @@ def run(
     rundir, stop = RunDir(directory), Preemption()
     with ExitStack() as stack:
         # The lock is held to the end; only the process that writes takes it.
-        on_process_zero(lambda: (stack.enter_context(rundir.lock()), rundir.check_or_create(c)))
+        on_process_zero(lambda: (stack.enter_context(rundir.lock()), rundir.repair()))
+        on_process_zero(lambda: rundir.check_or_create(c))
+        if force:
+            on_process_zero(partial(begin_anew, rundir, stages))
         for name in stages:
             if rundir.is_done(name) and not force:
                 print(f"{name}: done before")
@@ -74,6 +78,20 @@ def run(
             on_process_zero(partial(report.write_report, directory))
     if jax.process_index() == 0:
         print(f"report: {directory / 'report.html'}")
+
+
+def begin_anew(rundir: RunDir, stages: Sequence[str]) -> None:
+    """Undo stages that are to be done from the beginning."""
+    from ramp.reporting import report
+
+    # Those that only look at a model leave nothing to go on from.
+    stages = [name for name in stages if name in STAGES and not STAGES[name].repeats]
+    begun = [name for name in stages if rundir.has_begun(name)]
+    # First: killed in between, the same command without --force must not find them done.
+    for name in begun:
+        if rundir.is_done(name):
+            report.update_report(rundir.path, name, {"done": False})
+    rundir.put_aside(begun)
 
 
 def require_done(rundir: RunDir, name: str, needs: str) -> None:

@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.files import list_kept, read_kept, repair_kept, write_kept
-from ramp.stages import STAGES
+from ramp.stages import STAGES, find_stage
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,37 @@ class RunDir:
     def has_begun(self, stage: str) -> bool:
         """Whether a stage has left anything here."""
         return stage in self.report() or self.checkpoints(stage).exists()
+
+    def redo(self, checkpoints: str) -> str:
+        """The command, in backquotes, that makes a stage or sub-stage from the beginning."""
+        stage = find_stage(checkpoints)
+        if self.report().get(stage, {}).get("imported"):
+            return "`ramp import MODEL --run ANOTHER`"
+        return f"`ramp {stage} {self.path} --force`"
+
+    def put_aside(self, stages: Sequence[str]) -> None:
+        """Move what stages have made, so that they begin anew, and say where it is.
+
+        Their checkpoints among it, so that those of later stages stay as they are. Raises UserError
+        for an imported model, which no stage can make again.
+        """
+        for stage in stages:
+            if self.report().get(stage, {}).get("imported"):
+                raise UserError(
+                    f"{stage} of {self.path} was imported, and --force cannot make it again; "
+                    "name other stages, or import into another directory"
+                )
+        patterns = [pattern for stage in stages for pattern in STAGES[stage].list_outputs()]
+        found = [path for pattern in patterns for path in self.path.glob(pattern)]
+        if not found:
+            return
+        aside = self.path / "replaced"
+        aside /= str(1 + sum(1 for _ in aside.glob("*")))
+        for path in found:
+            target = aside / path.relative_to(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        print(f"{', '.join(stages)}: from the beginning; what was there is in {aside}")
 
     def check_or_create(self, c: Config) -> None:
         """Write config.toml and provenance.json.

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ramp.errors import UserError
+from ramp.files import warn_once
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.fingerprint import fingerprint, fingerprints
 from ramp.train.preemption import EXIT_PREEMPTED, Preemption
@@ -392,7 +393,7 @@ def test_a_flip_anywhere_is_found_or_harmless(tmp_path):
                 state, meta, _ = Checkpoints(tmp_path).restore(like)
                 assert_bitwise(state, host_state(2))
                 assert meta == META | {"at": 2}
-            except RuntimeError as error:
+            except UserError as error:
                 assert "is damaged" in str(error)
                 found += 1
                 (tmp_path / "2.bad").rename(step)
@@ -406,15 +407,43 @@ def test_all_damaged_raises_and_keeps_raising(tmp_path):
     for step in (1, 2):
         empty(tmp_path / str(step))
     for _ in range(2):  # a job that is started again must not begin from nothing unawares
-        with pytest.raises(RuntimeError, match=r"every step .* damaged: \['1.bad', '2.bad'\]"):
+        with pytest.raises(UserError, match=r"every step .* damaged \(1.bad, 2.bad\); delete"):
             restore(tmp_path)
+
+
+def test_readers_fall_back_from_the_best_step_aloud_and_change_nothing(tmp_path, caplog):
+    """By score, then the newest without one; a step whose very record is damaged is named too."""
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    for step, score in ((1, 0.3), (2, 0.1), (3, 0.2), (4, None)):
+        checkpoints.save(step, host_state(step), META, score)
+    checkpoints.close()
+    like = template(host_state(), mesh_of((1, 1)))
+    names, used = [], 0
+    for harm, best in ((None, 2), (empty, 3), (change_meta, 1), (empty, 4)):
+        if harm:
+            names.append(f"step {used} of")
+            harm(tmp_path / str(used))
+        before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+        warn_once.cache_clear()
+        caplog.clear()
+        state, _, step = Checkpoints(tmp_path).restore_best(like)
+        assert_bitwise(state, host_state(best))
+        assert step == best
+        assert len(caplog.records) == bool(names)
+        assert all(name in caplog.text for name in names)
+        assert not names or f"step {best} is used" in caplog.text
+        assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+        used = best
+    empty(tmp_path / "4")
+    with pytest.raises(UserError, match=r"every step .* \(1, 2, 3, 4\); do this"):
+        Checkpoints(tmp_path, remedy="do this").restore_best(like)
 
 
 def test_the_same_step_may_be_bad_twice(tmp_path):
     for _ in range(2):
         save_steps(tmp_path, [2])
         empty(tmp_path / "2")
-        with pytest.raises(RuntimeError):
+        with pytest.raises(UserError):
             restore(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"2.bad", "2.bad_"}
 

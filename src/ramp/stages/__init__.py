@@ -6,6 +6,7 @@ so that `ramp --help` is quick.
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,15 @@ class Stage:
     """its learning rates by rule, as a fraction of pretraining's"""
     speaks: bool = False
     """its weights can be sampled from: chat, sample and serve offer it"""
+    outputs: tuple[str, ...] = ()
+    """patterns of what it leaves in the run directory and goes on from, which `--force` puts aside;
+    checkpoints/NAME always"""
     repeats: bool = False
     """asked for by name, it runs again although it is done"""
+
+    def list_outputs(self) -> tuple[str, ...]:
+        """All patterns of what `--force` puts aside."""
+        return f"checkpoints/{self.name}", *self.outputs
 
 
 STAGES = {
@@ -43,6 +51,7 @@ STAGES = {
             "ramp.stages.prepare",
             reads=("seed", "text", "mesh"),
             identity=("seed", "text"),
+            outputs=("data/train*", "data/val*", "data/*tokenizer.json*"),
         ),
         Stage(
             "pretrain",
@@ -99,6 +108,7 @@ STAGES = {
             identity=("reinforce",),
             train="reinforce.train",
             lr_fraction=0.05,
+            outputs=("checkpoints/sft",),
             speaks=True,
         ),
         Stage(
@@ -108,11 +118,20 @@ STAGES = {
             needs="pretrain",
             reads=("synthesize",),
             identity=("synthesize",),
+            outputs=("checkpoints/synthesize-*", "synth"),
             train="synthesize.train",
             lr_fraction=0.2,
         ),
     )
 }
+
+
+def find_stage(checkpoints: str) -> str:
+    """The stage that the folder `checkpoints/...` of a run is of; some train in sub-stages."""
+    for stage in STAGES.values():
+        if any(fnmatch(f"checkpoints/{checkpoints}", p) for p in stage.list_outputs()):
+            return stage.name
+    return checkpoints
 
 
 def list_sections(name: str) -> tuple[str, ...]:

@@ -3,9 +3,11 @@
 Orbax writes a step under another name and renames it when it is complete, so a kill at any moment
 leaves only whole steps. It does not notice a flipped byte and it casts dtypes silently, so each
 step also carries a record (shapes, dtypes, the caller's `meta`, all under a SHA-256) and one
-fingerprint a leaf, which does not depend on the mesh. `restore` checks all of it in the new
-sharding; a damaged step is renamed to `<step>.bad`, with a warning, and the next older one is used.
-Nothing here deletes a step except the retention rule: the last `keep`, and the best.
+fingerprint a leaf, which does not depend on the mesh. `restore`, for whoever trains on, checks all
+of it in the new sharding; a damaged step is renamed to `<step>.bad`, with a warning, and the next
+older one is used. `restore_best`, for whoever only reads, takes the next best one in its place,
+with a warning, and changes nothing. Nothing here deletes a step except the retention rule: the last
+`keep`, and the best.
 
     DIR/<step>/state    Orbax tree: leaves/<leaf path>, and fingerprint, uint32 [leaf, 2], in the
                         order of sorted paths
@@ -31,6 +33,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from ramp.errors import UserError
+from ramp.files import warn_once
 from ramp.train.fingerprint import fingerprints, named_leaves
 
 TMP = ".orbax-checkpoint-tmp"  # Orbax's mark of a step that is not complete
@@ -88,16 +91,24 @@ class DamagedCheckpoint(Exception):
 class Checkpoints:
     """The steps in one directory, local or gs://.
 
-    With several processes all of them can read it, and all make the same calls.
+    With several processes all of them can read it, and all make the same calls. remedy: what to do
+    where every step is damaged, for the message.
     """
 
-    def __init__(self, directory: Any, keep: int = 2, keep_best: bool = True):
+    def __init__(
+        self,
+        directory: Any,
+        keep: int = 2,
+        keep_best: bool = True,
+        remedy: str = "delete them to start anew",
+    ):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.directory = epath.Path(directory)
         self.quarantined: list[tuple[int, str]] = []  # (step, what was wrong with it)
         self._keep = keep
         self._keep_best = keep_best
+        self._remedy = remedy
         self._local = "://" not in str(directory)
         if self._local:  # Orbax wants an absolute path
             self.directory = self.directory.resolve()
@@ -250,9 +261,9 @@ class Checkpoints:
         """Return (state, meta, step) of the newest step that is whole, or of `step`.
 
         None if nothing was ever saved. `like` is a tree of ShapeDtypeStructs with shardings (of any
-        mesh). With `partial` it may leave out leaves that the checkpoint has: a sampler needs the
-        parameters only. UserError: the step is of another model or is not there. RuntimeError:
-        there were steps and all are damaged, so that nobody starts from nothing unawares.
+        mesh). With `partial` it may leave out leaves that the checkpoint has. UserError: the step
+        is of another model or is not there; or there were steps and all are damaged, so that nobody
+        starts from nothing unawares.
         """
         self.wait()
         steps = self.steps()
@@ -267,12 +278,54 @@ class Checkpoints:
                 self._put_aside(candidate, str(error))
             else:
                 return jax.tree.unflatten(jax.tree.structure(want), leaves), meta, candidate
-        bad = sorted(p.name for p in self.directory.glob("*.bad*"))
-        if steps or bad:
-            raise RuntimeError(
-                f"every step tried in {self.directory} is damaged: {bad}; delete them to start anew"
-            )
+        self._require_none_damaged(steps)
         return None
+
+    def restore_best(self, like: Any) -> tuple[Any, dict, int] | None:
+        """Return (state, meta, step) of the best step that is whole; the directory is only read.
+
+        None if nothing was ever saved. `like` is as for `restore`, and may leave out leaves that
+        the checkpoint has: a sampler needs the parameters only. UserError: the step is of another
+        model, or every step is damaged.
+        """
+        self.wait()
+        want = jax.tree.map(_template, like)
+        ranked = self._rank_steps()
+        damaged: list[str] = []
+        for step in ranked:
+            try:
+                leaves, meta = self._load(step, named_leaves(want), partial=True)
+            except DamagedCheckpoint as error:
+                damaged.append(f"step {step} of {self.directory} is damaged ({error})")
+            else:
+                if damaged:
+                    warn_once(f"{'; '.join(damaged)}; step {step} is used instead")
+                return jax.tree.unflatten(jax.tree.structure(want), leaves), meta, step
+        self._require_none_damaged(ranked)
+        return None
+
+    def _rank_steps(self) -> list[int]:
+        """Complete steps, the best first: damaged ones, by lowest score, unscored; later first."""
+
+        def rank(step: int) -> tuple[float, int]:
+            try:
+                record = self._record(step)
+            except DamagedCheckpoint:
+                # It may be the best, and reading it says that it is damaged.
+                return -math.inf, -step
+            is_scored = record["score"] is not None and not record.get("extra")
+            return record["score"] if is_scored else math.inf, -step
+
+        return sorted(self.steps(), key=rank)
+
+    def _require_none_damaged(self, damaged: list[int]) -> None:
+        # In a directory that may only be read they are where they were.
+        left = [str(step) for step in damaged if (self.directory / str(step)).exists()]
+        bad = sorted(left + [path.name for path in self.directory.glob("*.bad*")])
+        if bad:
+            raise UserError(
+                f"every step in {self.directory} is damaged ({', '.join(bad)}); {self._remedy}"
+            )
 
     def _load(
         self, step: int, want: dict[str, jax.ShapeDtypeStruct], partial: bool

@@ -52,16 +52,18 @@ def init_template(c: Model) -> dict:
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:
     """Return the best parameters {"lm": ...} of a stage, finished or not, on the current mesh.
 
-    The average where the stage kept one. With `tokenizer`, model and tokenizer must be those that
+    Of the best step that is whole, with a warning where a better one is damaged. The average where
+    the stage kept one. With `tokenizer`, model and tokenizer must be those that
     the checkpoint was saved with.
     """
-    checkpoints = Checkpoints(rundir.checkpoints(stage))
+    remedy = f"{rundir.redo(stage)} makes the stage again"
+    checkpoints = Checkpoints(rundir.checkpoints(stage), remedy=remedy)
     # Restored straight into the shards of this mesh, whatever mesh it was saved on.
     params = abstract_state(lambda: init_template(c.model), jax.sharding.get_mesh())
     averaged = any(name.startswith("opt/ema/") for name in checkpoints.leaf_names())
     like = {"opt": {"ema": params}} if averaged else {"params": params}
     # No step has a score before the first evaluation; then the newest one is taken.
-    found = checkpoints.restore(like, step=checkpoints.best_step(), partial=True)
+    found = checkpoints.restore_best(like)
     if found is None:
         where = checkpoints.directory
         raise UserError(f"{where} holds no checkpoint; run `ramp {stage} {rundir.path}` first")

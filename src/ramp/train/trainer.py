@@ -97,7 +97,11 @@ class Trainer:
         mesh = jax.sharding.get_mesh()
         on_first_process = jax.process_index() == 0
         meta = make_meta(self.name, self.c, self.tokenizer)
-        checkpoints = Checkpoints(rundir.checkpoints(self.name), keep=self.c.checkpoint.max_to_keep)
+        checkpoints = Checkpoints(
+            rundir.checkpoints(self.name),
+            keep=self.c.checkpoint.max_to_keep,
+            remedy=f"{rundir.redo(self.name)} trains from the beginning",
+        )
         with closing(checkpoints):
             # Restore, or start.
             saved_time: dict[str, float] = {}
