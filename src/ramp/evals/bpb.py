@@ -100,7 +100,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     tokenizer = Tokenizer.load(rundir.tokenizer)
     rows = TokenRows(rundir.tokens("val"), c.pretrain.seq_len, tokenizer.fingerprint)
     params = load_params(rundir, "pretrain", c, tokenizer)
-    with stop:
+    with stop.together():
         loss = make_bits_per_byte(c, rows, tokenizer)(params, stop)
     others = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
     report = BpbReport(**vars(loss), baselines=others, seconds=time.perf_counter() - began)

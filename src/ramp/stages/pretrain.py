@@ -53,7 +53,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         tokenizer=tokenizer,
     )
     state, report = trainer.train(rundir, start, evaluate, "eval/val_bpb", stop)
-    with stop:
+    with stop.together():
         final = measure(eval_params(state), stop)
     print(f"pretrain: {final.val_bpb:.4f} bits per byte after {report.tokens:,} tokens")
     epochs = report.tokens / max(len(train_rows) * t.seq_len, 1)
