@@ -38,8 +38,8 @@ class RunDir:
         return self.data / "tokenizer.json"
 
     def tokens(self, split: str) -> Path:
-        """The token stream of the split "train" or "val"."""
-        return self.data / f"{split}.npy"
+        """The manifest of the tokens of the split "train" or "val"."""
+        return self.data / f"{split}.json"
 
     def checkpoints(self, stage: str) -> Path:
         """The checkpoints of a stage, one folder a step."""
@@ -120,14 +120,13 @@ class RunDir:
         if self.config.exists():
             # Resolved on both sides: a value by rule is the same as that value set by hand.
             self._require_same(config.resolve(config.load(self.config)), c)
-        elif any(not is_leftover(path) for path in self.path.glob("*")):
+        # `lock` has been here before and left its file.
+        elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
             raise UserError(
                 f"{self.path} is not empty and not a run; name another directory with --run"
             )
-        # It marks the directory as a run, so it comes before anything that a kill could leave.
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
         write_kept(self.config, config.to_toml(c))
-        self.data.mkdir(exist_ok=True)
         write_kept(
             self.path / "provenance.json",
             json.dumps(asdict(describe_provenance()), indent=2) + "\n",
@@ -171,13 +170,6 @@ class RunDir:
                     f"{self.path} is in use by another ramp; wait for it, or name another --run"
                 ) from None
             yield
-
-
-def is_leftover(path: Path) -> bool:
-    """Whether a start that was killed before it wrote config.toml may have left this."""
-    is_empty_data = path.name == "data" and path.is_dir() and not any(path.iterdir())
-    # Half-written files and copies of config.toml have its name in theirs.
-    return path.name == ".lock" or "config.toml" in path.name or is_empty_data
 
 
 def list_changes(old: Config, new: Config, section: str) -> list[str]:

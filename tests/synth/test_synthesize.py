@@ -20,7 +20,7 @@ from ramp.stages.synthesize import GenerationLoop
 from ramp.synth import decide, generate, ledger, prompts
 from ramp.synth.corpus import PackedSamples, RealCorpus, TrainingPlan
 from ramp.synth.measure import Docs
-from ramp.text.rows import write_tokens
+from ramp.text.shards import write_tokens
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
 from ramp.train.preemption import Preemption

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramp.errors import UserError
-from ramp.text.rows import ArrayRows, Batches, TokenRows, read_tokens, write_tokens
+from ramp.text.rows import ArrayRows, Batches, TokenRows, split_positions
+from ramp.text.shards import Manifest, Stream, TokenReader, write_shard, write_tokens
 from ramp.text.tokenizer import Tokenizer
 
 TOK = Tokenizer.bytes_only()
@@ -28,7 +29,7 @@ def written(path, docs):
 
 @pytest.fixture
 def rows(tmp_path):
-    return TokenRows(written(tmp_path / "train.npy", corpus(60)), 16, TOK.fingerprint)
+    return TokenRows(written(tmp_path / "train.json", corpus(60)), 16, TOK.fingerprint)
 
 
 def array_rows(n: int = 7, length: int = 4) -> ArrayRows:
@@ -44,23 +45,24 @@ def take_one(rows, i: int) -> dict[str, np.ndarray]:
 
 def test_the_stream_and_its_sidecar(tmp_path):
     docs = corpus(20)
-    info = write_tokens(tmp_path / "a.npy", iter(docs), TOK)
-    stream, again = read_tokens(tmp_path / "a.npy", TOK.fingerprint)
+    info = write_tokens(tmp_path / "a.json", iter(docs), TOK)
+    again = TokenReader(tmp_path / "a.json", TOK.fingerprint)
+    stream = again.read_all()
     assert list(stream) == [i for doc in docs for i in (TOK.bos, *doc)]
-    assert info == again
+    assert info == again.manifest
     assert info.documents == 20
     assert info.tokens == len(stream)
     assert info.bytes == sum(map(len, docs))  # one byte a token here, none for bos
     assert stream.dtype == np.uint16 == np.dtype(info.dtype)
-    assert np.array_equal(np.load(tmp_path / "a.npy"), stream)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "a.npy.json"]
+    assert np.array_equal(np.load(tmp_path / "a/00000.npy"), stream)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".a.json.copy", "a", "a.json"]
 
 
 def test_a_large_vocabulary_does_not_overflow(tmp_path):
     tok = Tokenizer(tuple((a, b) for a in range(256) for b in range(256)))
     assert tok.vocab_size > 2**16
-    write_tokens(tmp_path / "a.npy", [np.array([1, 65_700])], tok)
-    assert list(read_tokens(tmp_path / "a.npy")[0]) == [tok.bos, 1, 65_700]
+    write_tokens(tmp_path / "a.json", [np.array([1, 65_700])], tok)
+    assert list(TokenReader(tmp_path / "a.json").read_all()) == [tok.bos, 1, 65_700]
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,7 +71,7 @@ def test_every_token_but_the_first_is_a_target_once(tmp_path_factory, sizes, len
     docs = [np.arange(size) + 1 for size in sizes]
     if sum(sizes) + len(sizes) < 2:
         return
-    rows = TokenRows(written(tmp_path_factory.mktemp("rows") / "a.npy", docs), length)
+    rows = TokenRows(written(tmp_path_factory.mktemp("rows") / "a.json", docs), length)
     whole = [take_one(rows, i) for i in range(len(rows))]
     stream = [i for doc in docs for i in (TOK.bos, *doc)]
     bears = np.concatenate([row["weights"] for row in whole]) > 0
@@ -92,12 +94,12 @@ def test_a_failing_source_leaves_nothing_behind(tmp_path):
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
-        write_tokens(tmp_path / "a.npy", docs(), TOK)
+        write_tokens(tmp_path / "a.json", docs(), TOK)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failed_rewrite_cannot_pass_for_the_old_tokens(tmp_path):
-    path = written(tmp_path / "a.npy", corpus(9))
+    path = written(tmp_path / "a.json", corpus(9))
 
     def docs():
         yield np.arange(5)
@@ -123,35 +125,143 @@ def _empty(path):
     path.write_bytes(b"")
 
 
-def _no_sidecar(path):
-    path.with_name(path.name + ".json").unlink()
+def _hollow(path):
+    path.write_text("{}")
 
 
-def _bad_sidecar(path):
-    path.with_name(path.name + ".json").write_text('{"tokens"')
-
-
-def _hollow_sidecar(path):
-    path.with_name(path.name + ".json").write_text("{}")
+def _other_counts(path):
+    path.write_text(path.read_text().replace('"documents": 9', '"documents": 8'))
 
 
 def _gone(path):
     path.unlink()
 
 
-@pytest.mark.parametrize(
-    "harm", [_truncate, _flip, _empty, _no_sidecar, _bad_sidecar, _hollow_sidecar, _gone]
-)
-def test_damaged_tokens_are_refused(tmp_path, harm):
-    path = written(tmp_path / "a.npy", corpus(9))
-    TokenRows(path, 8, TOK.fingerprint)
+@pytest.mark.parametrize("harm", [_truncate, _flip, _empty, _hollow, _gone])
+def test_damaged_shards_are_refused(tmp_path, harm):
+    path = written(tmp_path / "a.json", corpus(9))
+    TokenRows(path, 8, TOK.fingerprint).take(np.arange(1))
+    harm(tmp_path / "a/00000.npy")
+    with pytest.raises(UserError, match=r"a/00000\.npy.*ramp prepare"):
+        TokenRows(path, 8, TOK.fingerprint).take(np.arange(1))
+
+
+@pytest.mark.parametrize("harm", [_truncate, _flip, _empty, _hollow, _other_counts, _gone])
+def test_damaged_manifests_are_refused(tmp_path, harm):
+    path = written(tmp_path / "a.json", corpus(9))
+    (tmp_path / ".a.json.copy").unlink()
     harm(path)
-    with pytest.raises(UserError, match=r"a\.npy.*ramp prepare"):
+    with pytest.raises(UserError, match=r"a\.json.*ramp prepare"):
         TokenRows(path, 8, TOK.fingerprint)
 
 
+def sharded(path, streams, weights=None, tok=TOK):
+    """A manifest of streams, each a list of shards, each a list of documents."""
+    listed = []
+    for s, shards in enumerate(streams):
+        parts = [
+            write_shard(path.with_suffix("") / f"{s}-{i}.npy", docs, tok)
+            for i, docs in enumerate(shards)
+        ]
+        listed.append(Stream(f"file:{s}", weights[s] if weights else 1.0, tuple(parts)))
+    Manifest(tok.fingerprint, tok.bos, "uint16", tuple(listed)).save(path)
+    return path
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 12), max_size=4).map(sorted),
+    length=st.integers(1, 40),
+    seed=st.integers(0, 9),
+)
+def test_rows_of_shards_are_those_of_the_whole(tmp_path_factory, cuts, length, seed):
+    docs = [d + 1 for d in corpus(12, seed)]
+    pieces = [docs[a:b] for a, b in zip([0, *cuts], [*cuts, 12], strict=True) if a < b]
+    folder = tmp_path_factory.mktemp("shards")
+    whole = TokenRows(written(folder / "a.json", docs), length, mask_documents=True)
+    parts = TokenRows(sharded(folder / "b.json", [pieces]), length, mask_documents=True)
+    assert len(whole) == len(parts)
+    numbers = np.random.default_rng(seed).integers(0, len(whole), 20)
+    for name, array in whole.take(numbers).items():
+        assert np.array_equal(parts.take(numbers)[name], array), name
+
+
+def test_segments_number_the_documents_of_a_row(tmp_path):
+    docs = [np.array([1, 2]), np.array([3]), np.array([4, 5, 6])]
+    rows = TokenRows(written(tmp_path / "a.json", docs), 4, mask_documents=True)
+    batch = rows.take(np.arange(len(rows)))
+    # bos 1 2 bos | 3 bos 4 5 | 6
+    assert batch["segments"].tolist() == [[1, 1, 1, 2], [0, 1, 1, 1]]
+    rows = TokenRows(written(tmp_path / "a.json", docs), 5, mask_documents=True)
+    assert rows.take(np.arange(2))["segments"].tolist() == [[1, 1, 1, 2, 2], [1, 1, 1, -1, -1]]
+
+
+def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr("ramp.text.shards.MAX_OPEN", 2)
+    docs = corpus(30)
+    whole = TokenRows(written(tmp_path / "a.json", docs), 16)
+    parts = TokenRows(sharded(tmp_path / "b.json", [[[d] for d in docs]]), 16)
+    numbers = np.random.default_rng(0).permutation(len(whole))
+    assert np.array_equal(parts.take(numbers)["tokens"], whole.take(numbers)["tokens"])
+    assert len(parts.reader._open) <= 2
+
+
+# ---- mixes
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.floats(0.01, 10), min_size=1, max_size=5),
+    start=st.integers(0, 10**11),
+)
+def test_a_mix_has_its_fractions_at_every_position(weights, start):
+    part, place = split_positions(np.arange(2000), weights)
+    for i, weight in enumerate(weights):
+        own = part == i
+        assert np.array_equal(place[own], np.arange(own.sum()))  # none left out, none twice
+        expected = np.arange(1, 2001) * weight / sum(weights)
+        assert np.abs(np.cumsum(own) - expected).max() < len(weights) + 0.01
+    # Any position may be asked for alone.
+    far = np.arange(start, start + 50)
+    together = split_positions(far, weights)
+    alone = [split_positions(far[i : i + 1], weights) for i in range(50)]
+    assert [(int(p[0]), int(q[0])) for p, q in alone] == list(
+        zip(*(a.tolist() for a in together), strict=True)
+    )
+
+
+def mixed_rows(tmp_path, weights=(0.25, 0.75)):
+    streams = [[[np.full(15, s + 10 * i) for i in range(n)]] for s, n in ((0, 4), (1, 9))]
+    return TokenRows(sharded(tmp_path / "mix.json", streams, weights), 16)
+
+
+def test_a_batch_of_a_mix_is_the_same_on_any_number_of_hosts(tmp_path):
+    for hosts in (1, 4, 8):
+        parts = []
+        for host in range(hosts):
+            rows = mixed_rows(tmp_path)
+            batches = Batches(rows, 8, seed=3, mix=rows.mix)
+            share = 8 // hosts
+            parts += [batches(s, host * share, (host + 1) * share)["tokens"] for s in (0, 7, 99)]
+        got = np.concatenate([np.concatenate(parts[i::3]) for i in range(3)])
+        if hosts == 1:
+            whole = got
+        assert np.array_equal(got, whole)
+
+
+def test_small_sources_of_a_mix_have_more_epochs_each_another_order(tmp_path):
+    rows = mixed_rows(tmp_path)
+    batches = Batches(rows, 8, seed=3, mix=rows.mix)
+    drawn = np.concatenate([batches(step)["tokens"][:, 1] for step in range(36)])
+    small = drawn[drawn % 10 == 0]
+    assert len(small) == 72  # a quarter of 288
+    epochs = small.reshape(-1, 4)
+    assert all(sorted(epoch) == [0, 10, 20, 30] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 3
+
+
 def test_tokens_of_another_tokenizer_are_refused(tmp_path):
-    path = written(tmp_path / "a.npy", corpus(9))
+    path = written(tmp_path / "a.json", corpus(9))
     other = Tokenizer.train(["ab ab ab abc"], 266)
     with pytest.raises(UserError, match="another tokenizer"):
         TokenRows(path, 8, other.fingerprint)
@@ -160,7 +270,7 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
 @pytest.mark.parametrize("docs", [[], [np.array([], np.int32)]])
 def test_too_few_tokens_are_refused(tmp_path, docs):
     with pytest.raises(UserError, match="too few"):
-        TokenRows(written(tmp_path / "a.npy", docs), 8)
+        TokenRows(written(tmp_path / "a.json", docs), 8)
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

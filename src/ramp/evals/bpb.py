@@ -19,7 +19,8 @@ from ramp.reporting.figure import COLORS, FONT, GREY, blank
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.text.ngrams import baselines
-from ramp.text.rows import Batches, Rows, SubsampledRows, TokenRows, read_tokens
+from ramp.text.rows import Batches, Rows, SubsampledRows, TokenRows
+from ramp.text.shards import TokenReader
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
@@ -98,9 +99,10 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     """Bits per byte of the pretrained model over all of validation, and the baselines'."""
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    rows = TokenRows(rundir.tokens("val"), c.pretrain.seq_len, tokenizer.fingerprint)
+    path, is_masked = rundir.tokens("val"), c.text.mask_documents
+    rows = TokenRows(path, c.pretrain.seq_len, tokenizer.fingerprint, is_masked)
     params = load_params(rundir, "pretrain", c, tokenizer)
-    with stop.together():
+    with stop:
         loss = make_bits_per_byte(c, rows, tokenizer)(params, stop)
     others = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
     report = BpbReport(**vars(loss), baselines=others, seconds=time.perf_counter() - began)
@@ -133,7 +135,7 @@ def fit_baselines(rundir: RunDir, tokenizer: Tokenizer, order: int = 5) -> dict[
 
     Kneser-Ney is over the model's own tokens, up to `order`.
     """
-    train, val = (np.asarray(read_tokens(rundir.tokens(s))[0]) for s in ("train", "val"))
+    train, val = (TokenReader(rundir.tokens(s)).read_all() for s in ("train", "val"))
     return baselines(
         _decode_documents(train, tokenizer),
         _decode_documents(val, tokenizer),

@@ -11,7 +11,7 @@ from ramp.config import Config, Text
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.text.corpus import Document, documents, split_of
-from ramp.text.rows import StreamInfo, write_tokens
+from ramp.text.shards import Manifest, write_tokens
 from ramp.text.tokenizer import Tokenizer
 
 
@@ -52,7 +52,7 @@ def run(rundir: RunDir, c: Config) -> dict[str, Any]:
     # From the training split alone: fitted to validation text too, it would flatter the model.
     tokenizer = make_tokenizer(c.text, by_split["train"])
     tokenizer.save(rundir.tokenizer)
-    infos: dict[str, StreamInfo] = {}
+    infos: dict[str, Manifest] = {}
     for split, docs in by_split.items():
         encoded = tokenizer.encode_stream(document.text for document in docs)
         infos[split] = write_tokens(rundir.tokens(split), encoded, tokenizer)

@@ -25,8 +25,10 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     """Train from random weights, or resume; return what the report shows."""
     t = c.pretrain
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    train_rows = TokenRows(rundir.tokens("train"), t.seq_len, tokenizer.fingerprint)
-    val_rows = TokenRows(rundir.tokens("val"), t.seq_len, tokenizer.fingerprint)
+    train_rows, val_rows = (
+        TokenRows(rundir.tokens(split), t.seq_len, tokenizer.fingerprint, c.text.mask_documents)
+        for split in ("train", "val")
+    )
     measure = bpb.make_bits_per_byte(c, val_rows, tokenizer, c.eval.num_rows)
 
     def start() -> dict:
@@ -49,11 +51,11 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         c=c,
         t=t,
         loss=next_token_loss(c.model, t.z_loss),
-        batches=Batches(train_rows, t.batch_size, c.seed),
+        batches=Batches(train_rows, t.batch_size, c.seed, mix=train_rows.mix),
         tokenizer=tokenizer,
     )
     state, report = trainer.train(rundir, start, evaluate, "eval/val_bpb", stop)
-    with stop.together():
+    with stop:
         final = measure(eval_params(state), stop)
     print(f"pretrain: {final.val_bpb:.4f} bits per byte after {report.tokens:,} tokens")
     epochs = report.tokens / max(len(train_rows) * t.seq_len, 1)

@@ -1,17 +1,14 @@
-"""Tokens on disk, fixed rows, and `batch(seed, step)`.
+"""Fixed rows of the tokens on disk, and `batch(seed, step)`.
 
-A corpus is one flat stream, `bos document bos document ...`, in a memory-mapped `.npy` file. A row
-is T of its tokens and, as targets, the token that follows each; none is dropped and, but for the
-first, each is a target exactly once. A batch is a pure function of (seed, step): the position in
-the data is the step alone, and any number of hosts, each asking for its part, form the same global
-batch.
+A row is T tokens of a stream (`shards`) and, as targets, the token that follows each; none is
+dropped and, but for the first of a stream, each is a target exactly once. A batch is a pure
+function of (seed, step): the position in the data is the step alone, and any number of hosts, each
+asking for its part, form the same global batch.
 """
 
-import hashlib
 import io
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -20,77 +17,7 @@ import numpy as np
 
 from ramp.errors import UserError
 from ramp.files import write_atomic
-from ramp.text.tokenizer import Tokenizer
-
-REMEDY = "run `ramp prepare` again"
-
-
-# --- the stream on disk
-
-
-@dataclass(frozen=True)
-class StreamInfo:
-    """The sidecar of a stream of tokens."""
-
-    tokens: int  # with bos
-    documents: int
-    bytes: int  # of text
-    dtype: str
-    tokenizer: str  # its fingerprint
-    sha256: str  # of the tokens
-
-
-def write_tokens(path: Path, docs: Iterable[np.ndarray], tokenizer: Tokenizer) -> StreamInfo:
-    """Write `bos doc bos doc ...` to `path` (.npy, uint16 or uint32) and a sidecar `path`.json.
-
-    Whole or not at all: the sidecar is written last, and tokens without one are not read.
-    """
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    # The old sidecar goes first: it must not be taken for that of other tokens.
-    _sidecar(path).unlink(missing_ok=True)
-    # All in memory, where the texts are too: the tokens take less room than those.
-    parts = [np.append(tokenizer.bos, doc).astype(dtype) for doc in docs]
-    stream = np.concatenate([np.empty(0, dtype), *parts])  # a source may be empty
-    info = StreamInfo(
-        tokens=len(stream),
-        documents=len(parts),
-        # Of the tokens rather than the text: exactly what bits per byte divide by.
-        bytes=sum(int(tokenizer.byte_lengths[part].sum()) for part in parts),
-        dtype=dtype.name,
-        tokenizer=tokenizer.fingerprint,
-        sha256=hashlib.sha256(stream.data).hexdigest(),
-    )
-    buffer = io.BytesIO()
-    np.save(buffer, stream)
-    write_atomic(path, buffer.getvalue())
-    write_atomic(_sidecar(path), json.dumps(asdict(info), indent=2) + "\n")
-    return info
-
-
-def _sidecar(path):
-    return path.with_name(path.name + ".json")
-
-
-def read_tokens(path: Path, fingerprint: str | None = None) -> tuple[np.ndarray, StreamInfo]:
-    """The memory-mapped stream and its sidecar.
-
-    UserError where they do not fit each other, or the tokenizer with the fingerprint.
-    """
-    try:
-        info = StreamInfo(**json.loads(_sidecar(path).read_text()))
-        stream = np.load(path, mmap_mode="r", allow_pickle=False)
-        # Reading it all takes a second per GB, and a flipped bit would stay in the model for good.
-        digest = hashlib.sha256(stream).hexdigest()
-        if stream.shape != (info.tokens,) or digest != info.sha256:
-            raise ValueError("they do not match their sidecar")
-    except FileNotFoundError:
-        raise UserError(f"There are no tokens at {path}: {REMEDY}.") from None
-    except (ValueError, TypeError, EOFError) as error:
-        raise UserError(f"The tokens {path} are damaged ({error}): {REMEDY}.") from None
-    if fingerprint is not None and info.tokenizer != fingerprint:
-        raise UserError(f"The tokens {path} were made by another tokenizer: {REMEDY}.")
-    return stream, info
-
+from ramp.text.shards import TokenReader
 
 # --- rows
 
@@ -107,41 +34,89 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class TokenRows:
-    """Row i of the stream at `path`: tokens [iT, iT+T), targets one later.
+    """Row i of a stream of the manifest at `path`: tokens [iT, iT+T), targets one later.
 
-    The last row is padded with weight 0. `fingerprint` is that of the tokenizer; a stream made by
-    another one is a `UserError`.
+    The rows of a mix are those of its streams, one stream after the other. The last row of each is
+    padded with weight 0. `fingerprint` is that of the tokenizer; tokens made by another one are a
+    `UserError`.
+
+    mask_documents: rows carry `segments`, the number of the document within the row of each token.
     """
 
     path: Path
     length: int
     fingerprint: str | None = None
+    mask_documents: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.stream) < 2:
-            raise UserError(
-                f"The tokens {self.path} are too few for a row: give a source with more text."
-            )
+        for stream in self.reader.manifest.streams:
+            if stream.tokens < 2:
+                name = f" of {stream.source}" if stream.source else ""
+                raise UserError(
+                    f"The tokens {self.path}{name} are too few for a row: "
+                    "give a source with more text."
+                )
 
     @cached_property
+    def reader(self) -> TokenReader:
+        """The tokens that the rows are made of."""
+        return TokenReader(Path(self.path), self.fingerprint)
+
+    @property
     def stream(self) -> np.ndarray:
-        """[tokens] all of it, memory-mapped."""
-        return read_tokens(Path(self.path), self.fingerprint)[0]
+        """[tokens] all of them: in memory, where they are in several shards."""
+        return self.reader.read_all()
+
+    @cached_property
+    def _tokens(self) -> np.ndarray:
+        """[streams] the tokens of each."""
+        return np.array([stream.tokens for stream in self.reader.manifest.streams])
+
+    @cached_property
+    def _num_rows(self) -> np.ndarray:
+        """[streams] the rows of each."""
+        return -(-(self._tokens - 1) // self.length)
+
+    @property
+    def mix(self) -> list[tuple[int, float]]:
+        """The rows of each stream and its weight; empty where there is one stream."""
+        streams = self.reader.manifest.streams
+        if len(streams) == 1:
+            return []
+        return [
+            (int(rows), stream.weight) for rows, stream in zip(self._num_rows, streams, strict=True)
+        ]
 
     def __len__(self) -> int:
-        return -(-(len(self.stream) - 1) // self.length)
+        return int(self._num_rows.sum())
 
     def take(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """`tokens`, `targets` int32 and `weights` float32 of these rows, each [len(rows), T]."""
+        """`tokens`, `targets` int32 and `weights` float32 of these rows, each [len(rows), T].
+
+        And `segments` int32, if documents are masked; -1 beyond the end of the stream.
+        """
         # T + 1 tokens a row: the last target is the first token of the next row.
-        at = rows[:, None] * self.length + np.arange(self.length + 1)
-        inside = at[:, 1:] < len(self.stream)
-        tokens = self.stream[np.minimum(at, len(self.stream) - 1)].astype(np.int32)
-        return {
-            "tokens": tokens[:, :-1] * inside,
-            "targets": tokens[:, 1:] * inside,
+        grid = np.zeros((len(rows), self.length + 1), np.int32)
+        inside = np.zeros((len(rows), self.length), bool)
+        stream_end = np.cumsum(self._tokens)
+        last_row = np.cumsum(self._num_rows)
+        stream_r = np.searchsorted(last_row, rows, side="right")
+        row_in_stream = rows - (last_row - self._num_rows)[stream_r]
+        starts = (stream_end - self._tokens)[stream_r] + row_in_stream * self.length
+        stops = np.minimum(starts + self.length + 1, stream_end[stream_r])
+        # A row at a time: each is a slice of one shard, or of two.
+        for i, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+            grid[i, : stop - start] = self.reader.read(start, stop)
+            inside[i, : stop - start - 1] = True
+        batch = {
+            "tokens": grid[:, :-1] * inside,
+            "targets": grid[:, 1:] * inside,
             "weights": inside.astype(np.float32),
         }
+        if self.mask_documents:
+            document = np.cumsum(grid[:, :-1] == self.reader.manifest.bos, axis=1, dtype=np.int32)
+            batch["segments"] = np.where(inside, document, np.int32(-1))
+        return batch
 
 
 @dataclass(frozen=True)
@@ -195,12 +170,16 @@ class Batches:
     Pure in (seed, step). Shuffled (training): every epoch is another permutation of all rows,
     epochs follow each other without end, and a batch may straddle two. In order (evaluation):
     `num_batches` batches, the last one padded with rows of weight 0.
+
+    mix: rows and weight of each part of the source, in the order of its rows. A shuffled batch
+    then draws from them by weight, and each part has epochs of its own.
     """
 
     source: Rows
     batch_size: int
     seed: int = 0
     shuffle: bool = True
+    mix: Sequence[tuple[int, float]] = ()
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or not len(self.source):
@@ -215,14 +194,25 @@ class Batches:
         return -(-len(self.source) // self.batch_size)
 
     @cached_property
-    def _order(self):
-        """Row number by global position: only Grain's index, to read whole batches at a time."""
-        if not self.shuffle:
-            return range(len(self.source))
+    def _orders(self) -> list:
+        """Of each part, the row by position: all epochs of it, one after another."""
         import grain  # takes seconds to import, and imports jax: only training pays
 
-        order = grain.MapDataset.range(len(self.source)).seed(self.seed).shuffle()
-        return order.repeat(None, reseed_each_epoch=True)
+        orders, start = [], 0
+        for number, (rows, _) in enumerate(self.mix or [(len(self.source), 1.0)]):
+            rows_of_part = grain.MapDataset.range(start, start + rows)
+            # Grain's index alone is used, to read whole batches at a time. Parts of one size must
+            # not take the same order.
+            order = rows_of_part.seed(self.seed + number).shuffle()
+            orders.append(order.repeat(None, reseed_each_epoch=True))
+            start += rows
+        return orders
+
+    def _draw(self, positions: range) -> list[int]:
+        """The rows at these positions of the shuffled order, in which a position has its epoch."""
+        parts, places = split_positions(np.array(positions), [w for _, w in self.mix] or [1.0])
+        pairs = zip(parts.tolist(), places.tolist(), strict=True)
+        return [int(self._orders[part][place]) for part, place in pairs]
 
     def __call__(self, step: int, lo: int = 0, hi: int | None = None) -> dict[str, np.ndarray]:
         """Each array [hi - lo, T], contiguous. No state: any step may be asked for at any time."""
@@ -234,11 +224,34 @@ class Batches:
         last = step * self.batch_size + hi
         if not self.shuffle:
             last = min(last, len(self.source))
-        # The order holds all epochs one after another, so a position need not know its epoch.
-        rows = [int(self._order[i]) for i in range(first, last)]
+        rows = self._draw(range(first, last)) if self.shuffle else [*range(first, last)]
         # Row 0 stands in for those past the end, and is blanked below: every batch has one shape.
         num_missing = hi - lo - len(rows)
         batch = self.source.take(np.array(rows + [0] * num_missing, np.int64))
         for name, array in batch.items():
             array[len(rows) :] = -1 if name == "segments" else 0
         return batch
+
+
+def split_positions(
+    position_n: np.ndarray, weights: Sequence[float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The part that each position of a mix falls to, and its place in the order of that part.
+
+    Both [N]. Of the first n positions a part has n times its fraction (to a ten-millionth), but for
+    less than one for each part: whatever n is, and on every machine, in whole numbers.
+    """
+    position_n = position_n.astype(np.int64)
+    part_n = np.full(len(position_n), -1)
+    place_n = np.zeros_like(position_n)
+    total = float(sum(weights))
+    for part, weight in enumerate(weights):
+        # Of what earlier parts have left, this one takes every k-th, as a line is drawn in pixels.
+        fraction = round(weight / total * 2**24) if part + 1 < len(weights) else 2**24
+        before_n = position_n * fraction >> 24
+        takes_n = (part_n < 0) & ((position_n + 1) * fraction >> 24 > before_n)
+        part_n[takes_n] = part
+        place_n[takes_n] = before_n[takes_n]
+        position_n = position_n - before_n
+        total -= weight
+    return part_n, place_n
