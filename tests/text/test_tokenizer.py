@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ TEXTS = [
 ] * 3
 TRAINED = Tokenizer.train(TEXTS, 400)
 BYTES = Tokenizer.bytes_only()
+GOLDEN = "27d2cba534b3de41b1bed4cd1d75caccdb6501ba40565981952c0f39bf7aa95f"  # from before long words were cut
 both = pytest.mark.parametrize("tok", [TRAINED, BYTES], ids=["trained", "bytes"])
 any_text = st.text(st.characters(exclude_categories=()), max_size=60)  # lone surrogates too
 
@@ -120,6 +122,21 @@ def test_too_little_text_gives_a_smaller_vocabulary():
     tok = Tokenizer.train(["ab ab"], 5000)
     assert tok.vocab_size == len(tok.pieces) + 8 < 300
     assert tok.decode(tok.encode("ab abc")) == "ab abc"
+
+
+@pytest.mark.parametrize("unit", ["qx", " ", "\n", "e\u0301", "=", "東京", "\t\n"])
+def test_a_word_of_a_megabyte_is_trained_on_and_encoded_in_linear_time(unit):
+    """Uncut, 200,000 letters took 26 CPU-seconds of training, and twice as many 117."""
+    text = unit * (10**6 // len(unit))
+    began = time.process_time()
+    tok = Tokenizer.train([text, *TEXTS], 400)
+    assert tok.decode_bytes(tok.encode(text)) == text.encode()
+    assert time.process_time() - began < 20  # about 3
+
+
+def test_words_of_usual_length_give_the_merges_they_gave():
+    long = ["Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft " * 9]
+    assert Tokenizer.train(TEXTS + long, 500).fingerprint == GOLDEN
 
 
 def test_surrogates_in_training_text_do_no_harm():
