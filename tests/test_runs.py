@@ -339,3 +339,25 @@ def test_twenty_kills_in_a_row_change_nothing(env, tmp_path):
         shutil.rmtree(pretrained / "60")
     assert losses(parts) == losses(whole)
     assert last_state(parts) == last_state(whole)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", SMOKE, "--run", "gs://b/r"),
+        ("chat", "gs://b/r"),
+        ("serve", "s3://b/r"),
+        ("report", "memory://r"),
+        ("eval", SMOKE, "--suite", "core", "--bundle", "https://x.org/b"),
+        ("import", "x.gguf", "--run", "gs://b/r"),
+        ("export", "runs/x", "--out", "gs://b/r"),
+        ("ladder", "--run", "gs://b/r"),
+        ("nines", "forecast", "gs://b/trials.jsonl"),
+        ("plan", "cpu", "--save", "gs://b/r"),
+    ],
+)
+def test_an_address_is_refused_where_a_path_is_wanted(words, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    error = refused(capsys, *words)
+    assert "is an address" in error and "gcsfuse" in error
+    assert not list(tmp_path.iterdir())

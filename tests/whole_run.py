@@ -106,7 +106,21 @@ def make_texts(directory: Path) -> None:
     """Documents of random words, conversations and preferences; few, so that all is quick."""
     directory.mkdir()
     draw = np.random.default_rng(0)
-    words = "we see the old sea and a red ship go by ann bo sold it".split()
+    words = (
+        "we",
+        "see",
+        "the",
+        "old",
+        "sea",
+        "a",
+        "red",
+        "ship",
+        "goes",
+        "by",
+        "Ann",
+        "Bo",
+        "sold",
+    )
 
     def write(count: int) -> str:
         return " ".join(draw.choice(words, count))

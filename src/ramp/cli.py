@@ -17,12 +17,13 @@ from typing import NoReturn
 from ramp import config, rundir, schema
 from ramp.config import Config
 from ramp.errors import UserError
+from ramp.files import parse_path
 from ramp.host import setup_devices, skip_absent_devices, use_huge_pages
 from ramp.ladder import commands as ladder
 from ramp.nines import cli as nines
 from ramp.pods import commands as pods
 from ramp.serve import commands as serve
-from ramp.stages import STAGES, list_sections
+from ramp.stages import STAGES, list_sections, parse_speaker
 
 # 75 is EX_TEMPFAIL of sysexits.h: a scheduler may start the same command again.
 EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
@@ -182,10 +183,12 @@ def add_run_arguments(p: argparse.ArgumentParser) -> None:
     """Of `run` and of every stage."""
     p.add_argument(
         "config",
-        type=Path,
+        type=parse_path,
         help="a TOML file, the name of one that comes with ramp (cpu, smoke), or a run directory",
     )
-    p.add_argument("--run", type=Path, metavar="DIR", help="run directory (default: runs/CONFIG)")
+    p.add_argument(
+        "--run", type=parse_path, metavar="DIR", help="run directory (default: runs/CONFIG)"
+    )
     p.add_argument(
         "--dry-run", action="store_true", help="print parameters, memory, FLOPs and time only"
     )
@@ -202,7 +205,7 @@ def add_eval_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--suite", default="bpb", help="bpb: bits per byte (default); core: the 22 tasks of CORE"
     )
-    p.add_argument("--bundle", type=Path, metavar="DIR", help="the tasks of --suite core")
+    p.add_argument("--bundle", type=parse_path, metavar="DIR", help="the tasks of --suite core")
     p.add_argument(
         "--limit", type=int, default=0, metavar="N", help="questions of each task (default: all)"
     )
@@ -210,10 +213,21 @@ def add_eval_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_speaker_arguments(p: argparse.ArgumentParser) -> None:
     """Whose weights are sampled, and with which seed."""
-    # Other stages leave no weights that continue text.
-    stages = [stage.name for stage in STAGES.values() if stage.speaks]
-    p.add_argument("--stage", choices=stages, help="whose weights to sample (default: finetune)")
+    add_stage_argument(p)
     p.add_argument("--seed", type=int, default=0, help="of sampling (default 0)")
+
+
+def add_stage_argument(p: argparse.ArgumentParser) -> None:
+    """Whose weights."""
+    # Other stages leave no weights that continue text.
+    stages = ", ".join(stage.name for stage in STAGES.values() if stage.speaks)
+    p.add_argument(
+        "--stage",
+        type=parse_speaker,
+        metavar="STAGE",
+        help=f"whose weights: {stages}, or one generation, synthesize-G "
+        "(default: finetune; pretrain of an imported model)",
+    )
 
 
 def add_sample_arguments(p: argparse.ArgumentParser) -> None:
@@ -225,7 +239,7 @@ def add_sample_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_run_directory(p: argparse.ArgumentParser) -> None:
     """Of commands that read a run."""
-    p.add_argument("run", type=Path, help="a run directory")
+    p.add_argument("run", type=parse_path, help="a run directory")
 
 
 def add_chat_arguments(p: argparse.ArgumentParser) -> None:
@@ -333,7 +347,7 @@ def run_sample(args: Arguments, flags: Flags) -> int:
     c, directory = load_target(args, flags)
     from ramp.serve import terminal
 
-    stage = args.stage or rundir.RunDir(directory).default_stage
+    stage = rundir.RunDir(directory).find_weights(args.stage)
     terminal.complete(directory, c, args.prompt, stage, args.seed)
     return 0
 
@@ -342,7 +356,8 @@ def run_chat(args: Arguments, flags: Flags) -> int:
     """Talk to the model of a run."""
     from ramp.serve import terminal
 
-    stage = args.stage or rundir.RunDir(args.run).default_stage
+    run, _ = rundir.open_run(args.run)
+    stage = run.find_weights(args.stage)
     terminal.chat(args.run, stage, args.seed, args.temperature, args.tokens, args.ask)
     return 0
 

@@ -18,6 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ramp.errors import UserError
+
 log = logging.getLogger(__name__)
 
 # The end of a line that ramp wrote: the checksum of all that stands before it in the line.
@@ -41,6 +43,20 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         # Before the rename: a crash must not leave an empty file in the old one's place.
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def parse_path(text: str) -> Path:
+    """A path given on the command line. Raises `UserError` for an address.
+
+    A run is locked, appended to and mapped into memory, which object stores do not do: `Path` would
+    make a local folder named `gs:` of it.
+    """
+    if "://" in text:
+        raise UserError(
+            f"{text} is an address, and this takes a path: mount the bucket, as tpu_scripts/ do "
+            "with gcsfuse, or copy the files here, and name the folder"
+        )
+    return Path(text)
 
 
 # --- files that are kept twice

@@ -28,8 +28,7 @@ def run(
     """Do `stages` (by default all of the configuration's) in `directory`.
 
     A stage that is done is skipped unless `force`: then it begins anew, and what it had made is put
-    aside. Raises `UserError`, `Preempted` (saved, start
-    again) or `Diverged`.
+    aside. Raises `UserError`, `Preempted` (saved, start again) or `Diverged`.
 
     Args:
       suites: evaluations by name that are not stages of their own; they need a pretrained model and

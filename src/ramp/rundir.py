@@ -55,6 +55,29 @@ class RunDir:
         imported = "imported" in self.report().get("pretrain", {})
         return "pretrain" if imported and not self.checkpoints("finetune").exists() else "finetune"
 
+    def find_weights(self, stage: str | None) -> str:
+        """The folder of checkpoints that `--stage` means; None: that of the default stage.
+
+        Of synthesize it is that of the last generation that was good. Raises `UserError` where it
+        has not finished.
+        """
+        if stage is None:
+            return self.default_stage
+        if stage.startswith("synthesize-") and not self.checkpoints(stage).exists():
+            made = sorted(p.name for p in self.checkpoints("").glob("synthesize-[0-9]*"))
+            raise UserError(f"{self.path} has no {stage}; it has {', '.join(made) or 'none'}")
+        if stage != "synthesize":
+            return stage
+        generation = self.report().get(stage, {}).get("generation")
+        if generation is None:
+            raise UserError(
+                f"synthesize has not finished in {self.path}; run `ramp synthesize {self.path}`, "
+                "or name a generation that has, such as --stage synthesize-1"
+            )
+        # Generation 0 is the model that the first one began from.
+        start = config.load(self.config).synthesize.start_stage
+        return f"synthesize-{generation}" if generation else start
+
     @property
     def config(self) -> Path:
         """The resolved configuration."""

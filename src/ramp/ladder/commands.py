@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ramp.config import Config
 from ramp.errors import UserError
+from ramp.files import parse_path
 from ramp.ladder.rungs import RUNGS, Rung, select_rung
 
 # Of --scale. Larger probes would not fit the context of their model.
@@ -14,9 +15,11 @@ SCALES = (0.5, 4)
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The arguments of the command, besides the keys of the configuration."""
     p.add_argument(
-        "config", nargs="?", type=Path, default=Path("ladder"), help="text, width, tokens"
+        "config", nargs="?", type=parse_path, default=Path("ladder"), help="text, width, tokens"
     )
-    p.add_argument("--run", type=Path, metavar="DIR", help="where results are kept (runs/ladder)")
+    p.add_argument(
+        "--run", type=parse_path, metavar="DIR", help="where results are kept (runs/ladder)"
+    )
     p.add_argument("--to", type=int, metavar="N", help="climb no higher than rung N")
     p.add_argument("--only", type=int, metavar="N", help="this rung and the one below it")
     p.add_argument("--scale", type=float, default=1.0, help="multiplies the size of the probes")

@@ -5,10 +5,9 @@ The arguments only, so that --help needs no NumPy. What the commands do is in `c
 
 import argparse
 import json
-from pathlib import Path
 
 from ramp.errors import UserError
-from ramp.files import to_json
+from ramp.files import parse_path, to_json
 
 
 def _argument(name, **options):
@@ -24,12 +23,14 @@ def _mix(name, text):
 
 
 def _record(text):
-    return _argument("--record", type=Path, metavar="JSONL", help=text)
+    return _argument("--record", type=parse_path, metavar="JSONL", help=text)
 
 
 # What all commands on a table take.
 FILE = (
-    _argument("file", type=Path, help="a table of trials (columns: nines/trials.py) or a log"),
+    _argument(
+        "file", type=parse_path, help="a table of trials (columns: nines/trials.py) or a log"
+    ),
     _argument(
         "--where",
         action="append",
@@ -67,7 +68,7 @@ COMMANDS = {
             _mix("--slice", "fraction of a slice in the mix"),
             _argument(
                 "--schedule",
-                type=Path,
+                type=parse_path,
                 metavar="CSV",
                 help="date,compute: what will have been spent when",
             ),
@@ -127,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (text, arguments) in COMMANDS.items():
         p = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         p.add_argument("--json", action="store_true", help="print figures for a program instead")
-        p.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page as well")
+        p.add_argument("--page", type=parse_path, metavar="FILE", help="write an HTML page as well")
         for argument, options in arguments:
             p.add_argument(argument, **options)
 

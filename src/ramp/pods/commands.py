@@ -1,10 +1,10 @@
 """`ramp plan`: its arguments. No jax until a plan is made: `chips.set_environment` comes first."""
 
 import argparse
-from pathlib import Path
 
 from ramp import config
 from ramp.errors import UserError
+from ramp.files import parse_path
 from ramp.pods import chips
 
 PROGRAMS = ("train", "reinforce", "prefill", "decode")
@@ -14,7 +14,7 @@ DEFAULT = "train,prefill,decode"
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The arguments of the command, besides the keys of the configuration."""
-    p.add_argument("config", nargs="?", type=Path, help="a TOML file, or a name such as cpu")
+    p.add_argument("config", nargs="?", type=parse_path, help="a TOML file, or a name such as cpu")
     p.add_argument(
         "--topology", metavar="CHIP:AxB", help="v6e:2x4, v5p:4x4x8, h100:1x8 (hosts x GPUs)"
     )
@@ -28,8 +28,12 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
         help="rank meshes, microbatches and remat by arithmetic, compile the best",
     )
     p.add_argument("--price", type=float, metavar="DOLLARS", help="of one chip for an hour")
-    p.add_argument("--save", type=Path, metavar="DIR", help="write plan.json and the programs' HLO")
-    p.add_argument("--diff", nargs=2, type=Path, metavar=("A", "B"), help="compare two saved plans")
+    p.add_argument(
+        "--save", type=parse_path, metavar="DIR", help="write plan.json and the programs' HLO"
+    )
+    p.add_argument(
+        "--diff", nargs=2, type=parse_path, metavar=("A", "B"), help="compare two saved plans"
+    )
 
 
 def run(args: argparse.Namespace, flags: list[str]) -> int:

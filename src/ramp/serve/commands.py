@@ -5,14 +5,14 @@ import importlib.util
 import json
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ramp import config, rundir
 from ramp.config import Config
 from ramp.errors import UserError
+from ramp.files import parse_path
 from ramp.rundir import RunDir
-from ramp.stages import STAGES
+from ramp.stages import parse_speaker
 
 KEY_VARIABLE = "RAMP_API_KEY"
 # Nobody else can reach these.
@@ -26,29 +26,32 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
     if name == "import":
         add(
             "file",
-            type=Path,
+            type=parse_path,
             help="a .gguf file, or a folder: config.json, tokenizer.json, *.safetensors",
         )
-        add("--run", type=Path, required=True, metavar="DIR", help="the run directory to make")
+        add(
+            "--run", type=parse_path, required=True, metavar="DIR", help="the run directory to make"
+        )
         add("--context", type=int, default=2048, help="longest context to keep (default 2048)")
         return
-    add("run", type=Path, help="a run directory")
+    add("run", type=parse_path, help="a run directory")
     add(
         "--stage",
-        # Other stages leave no model that writes.
-        choices=[stage.name for stage in STAGES.values() if stage.speaks],
-        help="whose weights (default: finetune, or pretrain where that is all)",
+        type=parse_speaker,
+        metavar="STAGE",
+        help="whose weights: pretrain, finetune, dpo, reinforce, synthesize, or one generation, "
+        "synthesize-G (default: finetune, or pretrain where that is all)",
     )
     if name == "export":
         add("--to", choices=("hf",), default="hf", help="hf: a folder for transformers and others")
-        add("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+        add("--out", type=parse_path, required=True, metavar="DIR", help="the folder to make")
         return
     add("--host", default="127.0.0.1", help="an address that others can reach needs a key")
     add("--port", type=int, default=8000, help="0: any that is free (default 8000)")
     add(
         "--key",
         metavar="FILE",
-        type=Path,
+        type=parse_path,
         help=f"a file with the key that clients send; or set {KEY_VARIABLE}",
     )
     add("--slots", type=int, default=16, help="answers generated at the same time (default 16)")
@@ -91,6 +94,7 @@ def _load(path, stage, on_host=False):
     if stage is None:
         # Imported models have no fine-tuning at first.
         stage = "finetune" if run.checkpoints("finetune").exists() else "pretrain"
+    stage = run.find_weights(stage)
     # jax is imported this late so that `ramp --help` and the mistakes above are quick.
     from ramp.host import setup_devices
     from ramp.text.tokenizer import Tokenizer

@@ -79,7 +79,11 @@ class ServedModel:
     def can_chat(self) -> bool:
         """Whether the weights have seen conversations."""
         # An imported ChatML model was taught to chat by others.
-        return self.stage != "pretrain" or self.tokenizer.chatml
+        if self.tokenizer.chatml:
+            return True
+        # A generation knows what the model knew that the first one began from.
+        generation = self.stage.startswith("synthesize")
+        return (self.c.synthesize.start_stage if generation else self.stage) != "pretrain"
 
 
 @dataclass(frozen=True)

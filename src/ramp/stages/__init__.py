@@ -5,8 +5,11 @@ section in `ramp/config.py`, and a row here. Modules are named as text and impor
 so that `ramp --help` is quick.
 """
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatch
+
+from ramp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,23 @@ STAGES = {
             outputs=("checkpoints/synthesize-*", "synth"),
             train="synthesize.train",
             lr_fraction=0.2,
+            speaks=True,
         ),
     )
 }
+
+
+def parse_speaker(text: str) -> str:
+    """What `--stage` takes: a stage that speaks, or one generation of synthesize.
+
+    Raises `UserError` for another.
+    """
+    names = [stage.name for stage in STAGES.values() if stage.speaks]
+    if text in names or re.fullmatch(r"synthesize-\d+", text):
+        return text
+    raise UserError(
+        f"--stage takes {', '.join(names)}, or one generation such as synthesize-1, not {text!r}"
+    )
 
 
 def find_stage(checkpoints: str) -> str:

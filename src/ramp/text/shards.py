@@ -23,7 +23,6 @@ from ramp.errors import UserError
 from ramp.files import read_kept, write_atomic, write_kept
 from ramp.text.tokenizer import Tokenizer
 
-REMEDY = "run `ramp prepare` again, with --force"
 MAX_OPEN = 256  # shards that are mapped at once: each holds a file open
 
 
@@ -108,11 +107,11 @@ class Manifest:
             if manifest.sha256 != digest:
                 raise ValueError("its content does not match its checksum")
         except FileNotFoundError:
-            raise UserError(f"There are no tokens at {path}: {REMEDY}.") from None
+            raise UserError(f"There are no tokens at {path}: {_remedy(path)}.") from None
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"The tokens {path} are damaged ({error}): {REMEDY}.") from None
+            raise UserError(f"The tokens {path} are damaged ({error}): {_remedy(path)}.") from None
         if fingerprint is not None and manifest.tokenizer != fingerprint:
-            raise UserError(f"The tokens {path} were made by another tokenizer: {REMEDY}.")
+            raise UserError(f"The tokens {path} were made by another tokenizer: {_remedy(path)}.")
         return manifest
 
 
@@ -164,7 +163,7 @@ class TokenReader:
         # What is missing is said now, what is damaged when it is read.
         for shard in self.manifest.shards:
             if not (path.parent / shard.file).exists():
-                raise UserError(f"The tokens {path.parent / shard.file} are gone: {REMEDY}.")
+                raise UserError(f"The tokens {path.parent / shard.file} are gone: {_remedy(path)}.")
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -208,7 +207,7 @@ class TokenReader:
             if number not in self._checked and _digest(tokens) != shard.sha256:
                 raise ValueError("it does not match its checksum")
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"The tokens {path} are damaged ({error}): {REMEDY}.") from None
+            raise UserError(f"The tokens {path} are damaged ({error}): {_remedy(path)}.") from None
         self._checked.add(number)
         self._open[number] = tokens
         if len(self._open) > MAX_OPEN:
@@ -218,3 +217,9 @@ class TokenReader:
 
 def _digest(tokens):
     return hashlib.sha256(tokens.data).hexdigest()
+
+
+def _remedy(path):
+    """The command that makes the files of RUN/data again, whatever is done."""
+    run = next((p.parent for p in path.parents if p.name == "data"), path.parent)
+    return f"run `ramp prepare {run} --force`"

@@ -9,6 +9,7 @@ from ramp.config import Config, Model, fingerprint, identity
 from ramp.errors import UserError
 from ramp.model import transformer
 from ramp.rundir import RunDir
+from ramp.stages import find_stage
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.state import abstract_state
@@ -66,7 +67,12 @@ def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | No
     found = checkpoints.restore_best(like)
     if found is None:
         where = checkpoints.directory
-        raise UserError(f"{where} holds no checkpoint; run `ramp {stage} {rundir.path}` first")
+        # A stage that is done would be skipped, if somebody has deleted what it made.
+        owner = find_stage(stage)
+        command = f"`ramp {owner} {rundir.path}`"
+        if rundir.is_done(owner):
+            command = rundir.redo(stage)
+        raise UserError(f"{where} holds no checkpoint; run {command} first")
     tree, saved, step = found
     # The shapes agree already; this catches another rope_theta, or other texts.
     if tokenizer is not None:
