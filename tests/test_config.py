@@ -209,12 +209,15 @@ def other_value(key):
     """A value of a key that is allowed and not its default."""
     if typing.get_origin(key.type) is Literal:
         return next(v for v in typing.get_args(key.type) if v != key.default)
+    if schema.is_table(key.type):
+        return ["file:a.txt=0.5"]
     if typing.get_origin(key.type) is tuple:
         return ["prepare"] if key.name == "stages" else ["other"]
     if key.type is bool:
         return not key.default
     if key.type is str:
-        return "SL" if key.name == "model.window_pattern" else "other"
+        special = {"model.window_pattern": "SL", "text.tokenizer": "my/tokenizer.json"}
+        return special.get(key.name, "other")
     limits = next((m for m in key.marks if isinstance(m, Range)), Range())
     steps = (2, 1, -1, 0.25, -0.25, 0.01, 0.3, -0.01)
     candidates = [key.type(key.default + step) for step in steps]
@@ -264,10 +267,14 @@ def values(hint, name):
     words = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
     special = {
         "window_pattern": st.text("SL", min_size=1, max_size=4),
+        "tokenizer": st.sampled_from(["bpe", "bytes", "run", "a/tokenizer.json"]),
         "stages": st.just(("prepare", "pretrain")),
     }
     if name in special:
         return special[name]
+    if schema.is_table(base):
+        numbers = st.floats(0, 1e9, exclude_min=True)
+        return st.dictionaries(words, numbers, max_size=3).map(lambda d: tuple(d.items()))
     if typing.get_origin(base) is Literal:
         return st.sampled_from(typing.get_args(base))
     if base is bool:

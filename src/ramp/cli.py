@@ -183,11 +183,30 @@ def add_run_arguments(p: argparse.ArgumentParser) -> None:
     """Of `run` and of every stage."""
     p.add_argument(
         "config",
+        nargs="?",
         type=parse_path,
         help="a TOML file, the name of one that comes with ramp (cpu, smoke), or a run directory",
     )
     p.add_argument(
         "--run", type=parse_path, metavar="DIR", help="run directory (default: runs/CONFIG)"
+    )
+    p.add_argument(
+        "--text",
+        nargs="+",
+        metavar="PATH",
+        help="train on these texts: files, folders, globs or addresses; what is not set is chosen",
+    )
+    p.add_argument(
+        "--from",
+        dest="parent",
+        metavar="RUN[@STEP]",
+        help="begin a new run from this one; flags say what differs",
+    )
+    p.add_argument("--from-stage", metavar="STAGE", help="whose checkpoint of that run to take")
+    p.add_argument(
+        "--from-weights",
+        action="store_true",
+        help="take the weights only: begin at step 0 with a new optimizer",
     )
     p.add_argument(
         "--dry-run", action="store_true", help="print parameters, memory, FLOPs and time only"
@@ -275,8 +294,10 @@ def add_synth_arguments(p: argparse.ArgumentParser) -> None:
 
 def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     """The configuration and the run directory that the words on the command line mean."""
-    path: Path = args.config
     keys = COMMANDS[args.command].list_keys()
+    if args.config is None:
+        return load_without_file(args, flags, keys)
+    path: Path = args.config
     if path.is_dir():
         if args.run:
             raise UserError(f"{path} is a run directory itself; leave out --run, or name a file")
@@ -287,9 +308,47 @@ def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     return c, args.run or Path("runs") / path.stem
 
 
+def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key]) -> tuple:
+    """`load_target` where another run or a text stands in place of a configuration."""
+    if args.parent:
+        if not args.run:
+            raise UserError("--from begins a new run: name its directory with --run")
+        parent = rundir.parse_request(args.parent).parent
+        rundir.open_run(parent)  # refuses a folder that is no run
+        return config.load(parent / "config.toml", flags, keys), args.run
+    if args.text:
+        stem = Path(args.text[0].rstrip("/*")).stem
+        return config.load_flags(flags, keys), args.run or Path("runs") / (stem or "text")
+    raise UserError(f"name a configuration, such as `ramp {args.command} cpu`, or give --text PATH")
+
+
+def choose_for_text(args: Arguments, c: Config) -> Config:
+    """Look into the texts of `--text`, say what was found, and fill in what is not set."""
+    # Slow to import, and only for those who bring texts.
+    from ramp.text import inspect
+
+    c = config.replace(c, text=config.replace(c.text, sources=tuple(args.text)))
+    inspection = inspect.inspect_sources(c.text.sources)
+    c = inspect.choose_config(inspection, c)
+    print(inspect.describe(inspection, c))
+    return c
+
+
+def read_request(args: Arguments) -> rundir.Request | None:
+    """What `--from` and its companions ask for. Raises `UserError`."""
+    if args.parent:
+        return rundir.parse_request(args.parent, args.from_stage or "", args.from_weights)
+    if args.from_stage or args.from_weights:
+        raise UserError("--from-stage and --from-weights belong to --from RUN[@STEP]; add it")
+    return None
+
+
 def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> int:
     """Do all stages of a configuration, or the named ones."""
+    request = read_request(args)
     c, directory = load_target(args, flags)
+    if args.text:
+        c = choose_for_text(args, c)
     if args.dry_run:
         # Before anything is written: a dry run only calculates.
         from ramp.pods import dryrun
@@ -306,7 +365,7 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     # Whoever asks for a suite, or for samples, wants them of the model as it is now.
     force = args.force or any(name in suites or STAGES[name].repeats for name in stages)
     try:
-        run.run(c, directory, stages, force, suites)
+        run.run(c, directory, stages, force, suites, request)
     except Preempted as stopped:
         print(f"ramp: {stopped}", file=sys.stderr)
         return EXIT_PREEMPTED

@@ -55,7 +55,8 @@ class Text:
     decontaminate: tuple[str, ...] = ()
     """sources of test sets: documents that share text with one of them are left out"""
     tokenizer: str = "bpe"
-    """bpe: fitted to the training text; bytes: none; or the PATH of a tokenizer.json"""
+    """bpe: fitted to the training text; bytes: none; run: what --from or import has brought; or
+    the PATH of a tokenizer.json"""
     # 264: 256 bytes and 8 special tokens.
     vocab_size: Annotated[int, Range(low=264, high=262144)] = 4096
     """tokens, the 8 special ones included; a tokenizer of bytes has 264"""
@@ -525,11 +526,22 @@ def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | Non
     config = schema.overlay(Config(), table, str(path))
     # File and flags one after the other: a message names where the wrong value is written.
     _check_fixed_keys(config, table, str(path))
+    return load_flags(flags, keys, config, f"{path} with the flags given" if flags else str(path))
+
+
+def load_flags(
+    flags: Sequence[str],
+    keys: Sequence[schema.Key] | None = None,
+    config: Config | None = None,
+    where: str = "command line",
+) -> Config:
+    """`config`, by default one without a file, with dotted flags over it; checked as by `load`."""
+    config = config or Config()
     if flags:
         table = schema.parse_flags(flags, list_keys() if keys is None else keys)
         config = schema.overlay(config, table, "command line")
         _check_fixed_keys(config, table, "command line")
-    return check_config(config, f"{path} with the flags given" if flags else str(path))
+    return check_config(config, where)
 
 
 def find_config(path: Path) -> Path:
@@ -608,9 +620,16 @@ def check_config(config: Config, where: str = "configuration") -> Config:
             raise UserError(
                 f"{where}: in 'stages', {stage} comes before {STAGES[stage].needs}, which it needs"
             )
-    if not config.text.sources:
+    if not config.text.sources and not config.text.mix and "prepare" in config.stages:
         raise UserError(
             f"{where}: 'text.sources' is empty; name at least one, such as 'file:my/*.txt'"
+        )
+    tokenizer = config.text.tokenizer
+    # A file, or a folder that has one: whether it is there is seen where text is prepared.
+    if tokenizer not in ("bpe", "bytes", "run") and not {".", "/"} & set(tokenizer):
+        raise UserError(
+            f"{where}: 'text.tokenizer' is {tokenizer!r}; "
+            "it can be bpe, bytes, run or the path of a tokenizer.json"
         )
     pattern = config.model.window_pattern
     if set(pattern) - {"S", "L"} or not pattern:
@@ -709,6 +728,24 @@ def _resolve_model(m: Model, text: Text) -> Model:
         mlp_dim=m.mlp_dim or _round_up(mlp_dim, 128),
         short_window=m.short_window or _round_up(m.context_len // 4, 128),
     )
+
+
+def keep_chosen(config: Config, saved: Config) -> Config:
+    """`config` with the values of `saved` for every key that it leaves to a rule or to the machine.
+
+    What a run was begun with is what it goes on with, whatever the rule would choose here.
+    """
+    resolved = {key.name: key.default for key in schema.list_keys(resolve(config))}
+    table: dict[str, Any] = {}
+    for key in schema.list_keys(config):
+        if key.default == resolved[key.name] and key.default != "auto":
+            continue
+        *sections, last = key.name.split(".")
+        node = table
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = get(saved, key.name)
+    return schema.overlay(config, table, "saved configuration")
 
 
 def count_matrix_params(m: Model) -> int:

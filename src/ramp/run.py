@@ -14,7 +14,7 @@ from pathlib import Path
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.host import on_process_zero, setup_devices
-from ramp.rundir import RunDir
+from ramp.rundir import Request, RunDir, open_run
 from ramp.stages import STAGES
 
 
@@ -24,6 +24,7 @@ def run(
     stages: Sequence[str] = (),
     force: bool = False,
     suites: dict[str, Callable[..., dict]] | None = None,
+    request: Request | None = None,
 ) -> None:
     """Do `stages` (by default all of the configuration's) in `directory`.
 
@@ -33,9 +34,11 @@ def run(
     Args:
       suites: evaluations by name that are not stages of their own; they need a pretrained model and
         are called as `suite(rundir, config, stop)`.
+      request: the run that a new one begins from; None: from nothing.
     """
+    rundir = RunDir(directory)
     # Before imports that start threads.
-    c = setup_devices(c)
+    c = setup_devices(rundir.keep_chosen(c))
     import jax
 
     from ramp.reporting import report
@@ -51,11 +54,16 @@ def run(
     for module in modules.values():
         if hasattr(module, "check"):
             module.check(c)
-    rundir, stop = RunDir(directory), Preemption()
+    stop = Preemption()
     with ExitStack() as stack:
         # The lock is held to the end; only the process that writes takes it.
         on_process_zero(lambda: (stack.enter_context(rundir.lock()), rundir.repair()))
-        on_process_zero(lambda: rundir.check_or_create(c))
+        if request:
+            from ramp import branch
+
+            c = branch.keep_tokenizer(open_run(request.parent)[1], c)
+            on_process_zero(partial(branch.begin, request, c, rundir, stages))
+        on_process_zero(partial(rundir.check_or_create, c))
         if force:
             on_process_zero(partial(begin_anew, rundir, stages))
         for name in stages:
@@ -93,9 +101,20 @@ def begin_anew(rundir: RunDir, stages: Sequence[str]) -> None:
     rundir.put_aside(begun)
 
 
+def has_origin_for(rundir: RunDir, name: str, needs: str) -> bool:
+    """Whether a stage has what it needs from the run that this one began from."""
+    origin = rundir.origin()
+    if origin is None:
+        return False
+    # Its own state, or weights that stand in for those of the stage that has not run here.
+    if origin.whole_state:
+        return origin.stage == name
+    return not rundir.has_begun(needs)
+
+
 def require_done(rundir: RunDir, name: str, needs: str) -> None:
     """Refuse a stage whose input is not there, with the command that makes it."""
-    if needs and not rundir.is_done(needs):
+    if needs and not rundir.is_done(needs) and not has_origin_for(rundir, name, needs):
         raise UserError(
             f"{name} needs {needs}, which {rundir.path} has not finished; "
             f"run `ramp {needs} {rundir.path}`"

@@ -22,6 +22,46 @@ from ramp.stages import STAGES, find_stage
 
 
 @dataclass(frozen=True)
+class Request:
+    """What `--from` and its companions ask for."""
+
+    parent: Path
+    step: int | None = None
+    """None: the newest step to go on from, or the best one for its weights"""
+    stage: str = ""
+    """of the checkpoint; empty: the stage that runs first, or the one that it needs"""
+    weights_only: bool = False
+    """begin at step 0 with a new optimizer, in the same stage too"""
+
+
+def parse_request(words: str, stage: str = "", weights_only: bool = False) -> Request:
+    """Read RUN[@STEP]. Raises `UserError` for a step that is no number."""
+    path, at, number = words.rpartition("@")
+    # An @ may be part of a folder's name.
+    if not at or Path(words).is_dir():
+        return Request(Path(words), None, stage, weights_only)
+    if not number.isdecimal():
+        raise UserError(f"--from {words}: after the @ comes a step, such as {path}@40")
+    return Request(Path(path), int(number), stage, weights_only)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint of another run that a run began from."""
+
+    run: str
+    """absolute path; the run may be gone by now"""
+    stage: str
+    step: int
+    whole_state: bool
+    """the optimizer and the position in the data too, not only the weights"""
+
+    def to_json(self) -> str:
+        """What origin.json holds."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True)
 class RunDir:
     """The files of one run."""
 
@@ -77,6 +117,28 @@ class RunDir:
         # Generation 0 is the model that the first one began from.
         start = config.load(self.config).synthesize.start_stage
         return f"synthesize-{generation}" if generation else start
+
+    @property
+    def origin_file(self) -> Path:
+        """What this run began from; missing where it began from nothing."""
+        return self.path / "origin.json"
+
+    @property
+    def origin_weights(self) -> Path:
+        """Checkpoint of another run whose weights this one began from."""
+        return self.checkpoints("origin")
+
+    def origin(self) -> Origin | None:
+        """What this run began from; None: from nothing."""
+        if not self.origin_file.exists():
+            return None
+        try:
+            return Origin(**json.loads(read_kept(self.origin_file)))
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.origin_file} cannot be read ({error}); it only says where the run began: "
+                "delete it"
+            ) from None
 
     @property
     def config(self) -> Path:
@@ -135,16 +197,27 @@ class RunDir:
             path.rename(target)
         print(f"{', '.join(stages)}: from the beginning; what was there is in {aside}")
 
+    def keep_chosen(self, c: Config) -> Config:
+        """The configuration with what this run was begun with wherever it leaves the choice.
+
+        So a run goes on as it was begun on a machine for which a rule would choose differently.
+        """
+        if not self.config.exists():
+            return c
+        return config.keep_chosen(c, config.load(self.config))
+
     def check_or_create(self, c: Config) -> None:
         """Write config.toml and provenance.json.
 
         Raises `UserError` for a directory that another configuration made.
         """
         if self.config.exists():
-            # Resolved on both sides: a value by rule is the same as that value set by hand.
-            self._require_same(config.resolve(config.load(self.config)), c)
+            # What the saved one leaves to a rule, or to the machine, is chosen now.
+            self._require_same(config.keep_chosen(config.load(self.config), c), c)
         # `lock` has been here before and left its file.
-        elif self.path.exists() and any(p.name != ".lock" for p in self.path.iterdir()):
+        elif self.path.exists() and any(
+            p.name != ".lock" for p in self.path.iterdir() if not self.origin_file.exists()
+        ):
             raise UserError(
                 f"{self.path} is not empty and not a run; name another directory with --run"
             )
@@ -165,7 +238,7 @@ class RunDir:
                 raise UserError(
                     # The first few say enough.
                     f"{self.path} was begun with another configuration ({'; '.join(changes[:4])}); "
-                    "use a configuration file with another --run, or delete this directory"
+                    f"begin a new run from it with --from {self.path} --run NEW, or leave it"
                 )
 
     def repair(self) -> None:

@@ -419,7 +419,8 @@ def make_config(foreign: ForeignModel, tokenizer: Tokenizer, context_len: int) -
     RoPE does not depend on the length of the context, so a shorter one is exact.
     """
     name = str(foreign.path)
-    text = Text(sources=(f"file:{foreign.path.name}",), vocab_size=tokenizer.vocab_size)
+    # It comes without text; where the user gives some, the tokenizer stays the model's.
+    text = Text(sources=(), tokenizer="run", vocab_size=tokenizer.vocab_size)
     try:
         context_len = min(context_len, foreign.shape.context_len)
         model = replace(foreign.shape, context_len=context_len)

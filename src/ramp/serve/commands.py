@@ -170,13 +170,13 @@ def _import(args):
         checkpoints = Checkpoints(run.checkpoints("pretrain"))
         checkpoints.save(0, {"params": {"lm": lm}}, meta)
         checkpoints.close()
-        # Later stages ask the report whether these two are done.
-        for stage in ("prepare", "pretrain"):
-            update_report(run.path, stage, {"imported": foreign.path.name, "done": True})
+        # Later stages ask the report whether it is done.
+        update_report(run.path, "pretrain", {"imported": foreign.path.name, "done": True})
     print(
         f"{args.run}: {foreign.card.get('name') or args.file.name}, {m.depth} layers, "
         f"width {m.width}, {tokenizer.vocab_size} tokens, context {m.context_len}\n"
-        f"Next: ramp serve {args.run}"
+        f"Next: `ramp serve {args.run}`, `ramp finetune {args.run}`, or train it on your own text: "
+        f"`ramp run --from {args.run} --run NEW --text PATH`"
     )
     return 0
 

@@ -19,7 +19,7 @@ from ramp.text.rows import Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
-from ramp.train.restore import load_params
+from ramp.train.restore import hash_arrays, load_start
 from ramp.train.state import eval_params
 from ramp.train.step import Loss
 from ramp.train.trainer import Trainer
@@ -40,7 +40,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     )
     # In order, and every pair once: the score is of the same pairs at every evaluation.
     held_out = Batches(val, t.batch_size, shuffle=False)
-    reference = load_params(rundir, "finetune", c, tokenizer)
+    reference = load_start(rundir, "finetune", c, tokenizer)
     loss = jax.jit(make_loss(c.model, c.dpo.beta))
     # Computed as each batch comes: one more forward pass, but nothing to keep for every pair.
     add_reference = jax.jit(lambda ref, b: b | {"ref_logps": sum_logps(c.model, ref, b)})
@@ -59,7 +59,17 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         return lambda state, batch: step(state, add_reference(state.ref, batch))
 
     batches = Batches(train, t.batch_size, c.seed)
-    trainer = Trainer("dpo", c, t, loss, batches, tokenizer, wrap_step, keep_ref=True)
+    trainer = Trainer(
+        "dpo",
+        c,
+        t,
+        loss,
+        batches,
+        tokenizer,
+        wrap_step,
+        keep_ref=True,
+        data=hash_arrays(vars(train)),
+    )
     start = partial(jax.tree.map, jnp.copy, reference)  # steps donate what they start from
     state, report = trainer.train(rundir, start, evaluate, "eval/loss", stop)
     # Of the averaged parameters, where there are any, as everything after training.

@@ -21,7 +21,7 @@ from ramp.text.corpus import split_of
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
-from ramp.train.restore import load_params
+from ramp.train.restore import hash_arrays, load_start
 from ramp.train.state import eval_params
 from ramp.train.trainer import Trainer
 
@@ -59,8 +59,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         loss=next_token_loss(c.model, t.z_loss),
         batches=Batches(rows["train"], t.batch_size, c.seed),
         tokenizer=tokenizer,
+        data=hash_arrays(vars(rows["train"])),
     )
-    start = partial(load_params, rundir, "pretrain", c, tokenizer)
+    start = partial(load_start, rundir, "pretrain", c, tokenizer)
     state, report = trainer.train(rundir, start, evaluate, "eval/chat_nats", stop)
     with stop:
         final = measure(eval_params(state), stop)

@@ -35,6 +35,8 @@ class PrepareReport:
 
 def run(rundir: RunDir, c: Config) -> dict[str, Any]:
     """Train the tokenizer on the training split, write both splits' tokens, return the report."""
+    if not c.text.sources:
+        raise UserError("text.sources is empty; name the text, such as --text.sources my/*.txt")
     began = time.perf_counter()
     counts: Counter = Counter()
     # In memory as a whole: the tokenizer reads the training split once more.
@@ -50,7 +52,7 @@ def run(rundir: RunDir, c: Config) -> dict[str, Any]:
                 "add text, or cut it into more documents"
             )
     # From the training split alone: fitted to validation text too, it would flatter the model.
-    tokenizer = make_tokenizer(c.text, by_split["train"])
+    tokenizer = make_tokenizer(rundir, c.text, by_split["train"])
     tokenizer.save(rundir.tokenizer)
     infos: dict[str, Manifest] = {}
     for split, docs in by_split.items():
@@ -97,8 +99,11 @@ def read_documents(text: Text, directory: Path, counts: Counter) -> Iterator[Doc
         yield from documents(source, counts, cache=cache)
 
 
-def make_tokenizer(text: Text, train: list[Document]) -> Tokenizer:
+def make_tokenizer(rundir: RunDir, text: Text, train: list[Document]) -> Tokenizer:
     """The tokenizer that the configuration names, fitted to the training documents."""
+    # Weights from elsewhere have brought theirs.
+    if text.tokenizer == "run":
+        return Tokenizer.load(rundir.tokenizer)
     if text.tokenizer == "bytes":
         return Tokenizer.bytes_only()
     return Tokenizer.train((document.text for document in train), text.vocab_size)

@@ -17,6 +17,7 @@ from ramp.rundir import RunDir
 from ramp.text.rows import Batches, TokenRows
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
+from ramp.train.restore import load_params
 from ramp.train.state import eval_params
 from ramp.train.trainer import Trainer
 
@@ -32,6 +33,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     measure = bpb.make_bits_per_byte(c, val_rows, tokenizer, c.eval.num_rows)
 
     def start() -> dict:
+        # Pretraining that goes on from another run's weights, such as an imported model's.
+        if rundir.origin_weights.exists():
+            return load_params(rundir, rundir.origin_weights.name, c, tokenizer)
         key = jax.random.PRNGKey(c.seed)
         return {"lm": jax.jit(lambda: transformer.init_params(c.model, key))()}
 

@@ -77,7 +77,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         )
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    start = partial(restore.load_params, rundir, "finetune", c, tokenizer)
+    start = partial(restore.load_start, rundir, "finetune", c, tokenizer)
     # The sub-stage resumes on its own checkpoints; when it is done it only restores.
     if t.sft_steps:
         start = run_sft(rundir, c, tokenizer, start, stop)

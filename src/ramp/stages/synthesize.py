@@ -167,8 +167,9 @@ class GenerationLoop:
 
     def load_params(self, g: int) -> dict:
         """The model of a generation; 0: the one that the stage starts from."""
-        stage = f"synthesize-{g}" if g else self.t.start_stage
-        return restore.load_params(self.rundir, stage, self.c, self.tokenizer)
+        if g == 0:
+            return restore.load_start(self.rundir, self.t.start_stage, self.c, self.tokenizer)
+        return restore.load_params(self.rundir, f"synthesize-{g}", self.c, self.tokenizer)
 
     def make_scorer(self, params: dict) -> ModelScorer:
         """A model that scores documents as long as samples."""

@@ -1,15 +1,18 @@
 """What a checkpoint must agree with, and the weights of a stage for whoever goes on from them."""
 
+import hashlib
+import json
 import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from ramp.config import Config, Model, fingerprint, identity
 from ramp.errors import UserError
 from ramp.model import transformer
 from ramp.rundir import RunDir
-from ramp.stages import find_stage
+from ramp.stages import STAGES, find_stage
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.state import abstract_state
@@ -24,13 +27,17 @@ def model_identity(m: Model) -> dict[str, Any]:
     return keys
 
 
-def make_meta(stage: str, c: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what is saved with a checkpoint: where it is from, and what it must agree with."""
+def make_meta(stage: str, c: Config, tokenizer: Tokenizer, data: str = "") -> dict[str, Any]:
+    """Return what is saved with a checkpoint: where it is from, and what it must agree with.
+
+    data: a hash of what the stage trains on; empty: that follows from the settings alone.
+    """
     return {
         "stage": stage,
         "model": fingerprint(model_identity(c.model)),
         "tokenizer": tokenizer.fingerprint,
-        "seed": c.seed,
+        "settings": list_settings(stage, c),
+        "data": data,
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 
@@ -45,9 +52,65 @@ def require_same_identity(saved: dict[str, Any], now: dict[str, Any], where: Any
             )
 
 
+def list_settings(stage: str, c: Config) -> dict[str, Any]:
+    """Return the keys that the result of a stage depends on, as JSON has them."""
+    # A sub-stage, such as a generation, is judged by its owner.
+    sections = STAGES[stage].identity if stage in STAGES else ()
+    settings: dict[str, Any] = {"seed": c.seed}
+    for section in sections:
+        settings |= identity(getattr(c, section), f"{section}.")
+    # Any device may go on; tuples are lists in JSON.
+    settings.pop("model.dtype", None)
+    return json.loads(json.dumps(settings))
+
+
+def require_same_inputs(
+    saved: dict[str, Any], now: dict[str, Any], where: Any, remedy: str
+) -> None:
+    """Raise `UserError` where a stage would go on with other settings or other data than before.
+
+    remedy: the command that does so on purpose.
+    """
+    before, after = saved.get("settings", {}), now["settings"]
+    changes = [
+        f"{key} {before[key]!r} -> {after[key]!r}"
+        for key in before
+        if key in after and before[key] != after[key]
+    ]
+    if changes:
+        raise UserError(
+            f"{where} was saved with other settings ({'; '.join(changes[:4])}): set them back, "
+            f"or go on with the new ones in a run of its own, `{remedy}`"
+        )
+    if saved.get("data") and saved["data"] != now["data"]:
+        raise UserError(
+            f"{where} was trained on other data than there is now: put that back, "
+            f"or go on with the new data in a run of its own, `{remedy}`"
+        )
+
+
+def hash_arrays(arrays: dict[str, np.ndarray]) -> str:
+    """Return a SHA-256 of arrays by name: what a stage that holds its rows in memory trains on."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
+
+
 def init_template(c: Model) -> dict:
     """Return parameters {"lm": ...} to trace: only their shapes and shardings count."""
     return {"lm": transformer.init_params(c, jax.random.PRNGKey(0))}
+
+
+def load_start(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer) -> dict:
+    """Return the parameters of `stage` for a later stage to start from.
+
+    In a run that began from another one's weights, and has not done `stage` itself, those.
+    """
+    own = rundir.checkpoints(stage).exists() or not rundir.origin_weights.exists()
+    return load_params(rundir, stage if own else rundir.origin_weights.name, c, tokenizer)
 
 
 def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:

@@ -29,7 +29,12 @@ from ramp.train.clock import KINDS, Clock
 from ramp.train.mesh import ROWS, compiler_options, shard_batch
 from ramp.train.preemption import Preempted, Preemption
 from ramp.train.progress import Show, show_progress
-from ramp.train.restore import init_template, make_meta, require_same_identity
+from ramp.train.restore import (
+    init_template,
+    make_meta,
+    require_same_identity,
+    require_same_inputs,
+)
 from ramp.train.state import State, abstract_state, eval_params, init_state
 from ramp.train.step import Batch, Loss, Metrics, Step, make_step
 
@@ -78,6 +83,8 @@ class Trainer:
     """keep the starting parameters in `State.ref`, frozen"""
     add_params: Callable[[dict], dict] = lambda params: params
     """adds parameters to those that the stage starts from, such as a head"""
+    data: str = ""
+    """a hash of what it trains on; empty: that follows from the settings alone"""
 
     def train(
         self,
@@ -96,7 +103,7 @@ class Trainer:
         clock = Clock()
         mesh = jax.sharding.get_mesh()
         on_first_process = jax.process_index() == 0
-        meta = make_meta(self.name, self.c, self.tokenizer)
+        meta = make_meta(self.name, self.c, self.tokenizer, self.data)
         checkpoints = Checkpoints(
             rundir.checkpoints(self.name),
             keep=self.c.checkpoint.max_to_keep,
@@ -112,7 +119,7 @@ class Trainer:
                     state = jax.jit(self.init_state, donate_argnums=0)(start())
                 else:
                     state, saved, step = restored
-                    require_same_identity(saved, meta, checkpoints.directory / str(step))
+                    self.require_same(rundir, saved, meta, step)
                     saved_time = saved["clock"]
             # `state.step` is the whole position: in the data, the schedule and the logs.
             first = int(state.step)
@@ -160,6 +167,16 @@ class Trainer:
                 best_step=checkpoints.best_step(),
             )
         return state, report
+
+    def require_same(self, rundir: RunDir, saved: dict, now: dict, step: int) -> None:
+        """Raise `UserError` unless a checkpoint may be gone on from with what there is now."""
+        where = rundir.checkpoints(self.name) / str(step)
+        require_same_identity(saved, now, where)
+        origin = rundir.origin()
+        # What another run brought here goes on with what `--from` was given.
+        if not (origin and origin.whole_state and (origin.stage, origin.step) == (self.name, step)):
+            remedy = f"ramp {self.name} --from {rundir.path} --run NEW"
+            require_same_inputs(saved, now, where, remedy)
 
     def init_state(self, params: dict) -> State:
         """Return the state that the stage begins with, from the parameters it starts from."""

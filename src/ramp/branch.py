@@ -1,0 +1,140 @@
+"""`--from RUN[@STEP]`: a run that begins from another one's weights, or from its whole state.
+
+The new run gets files of its own: hard links where the file system has them, so they cost nothing
+and the old run may be deleted. Going on in the stage that the checkpoint is of takes the whole
+state, optimizer and position in the data included; any other stage starts from its weights. What
+may differ from the old run is said by flags: rates, steps, batch, data, stages. The shape of the
+model and the tokenizer belong to the weights and stay.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ramp import config
+from ramp.config import Config
+from ramp.errors import UserError
+from ramp.files import write_kept
+from ramp.reporting.report import update_report
+from ramp.rundir import Origin, Request, RunDir, list_changes, open_run
+from ramp.stages import STAGES
+from ramp.train.checkpoint import Checkpoints
+
+
+def begin(request: Request, c: Config, target: RunDir, stages: Sequence[str]) -> None:
+    """Fill a new run directory from its parent, once: asked again for the same, it changes nothing.
+
+    Call it under the target's lock, in the process that writes, with what `keep_tokenizer` returns.
+    Raises `UserError` for what does not fit together.
+    """
+    parent, old = open_run(request.parent)
+    if parent.path.resolve() == target.path.resolve():
+        raise UserError(f"{target.path} cannot begin from itself; name a new directory with --run")
+    first = find_first_stage(stages)
+    origin = choose_origin(request, parent, first)
+    # The weights are float32 whatever is computed with them.
+    changes = [line for line in list_changes(old, c, "model") if "model.dtype" not in line]
+    if changes:
+        raise UserError(
+            f"the weights of {parent.path} are of another model ({'; '.join(changes[:4])}); "
+            "leave these keys as they are there"
+        )
+    if target.config.exists():
+        if target.origin() != origin:
+            raise UserError(
+                f"{target.path} is a run that began elsewhere; name a new directory with --run"
+            )
+        return
+    _require_steps_left(origin, c, first)
+    # What a killed start has left is made anew: the caller writes config.toml last.
+    write_kept(target.origin_file, origin.to_json())
+    for path in (target.data, target.path / "checkpoints"):
+        shutil.rmtree(path, ignore_errors=True)
+    source = parent.checkpoints(origin.stage) / str(origin.step)
+    folder = target.checkpoints(first) if origin.whole_state else target.origin_weights
+    link_tree(source, folder / source.name)
+    _link_data(parent, old, target, c)
+    kind = "the whole state" if origin.whole_state else "the weights"
+    print(f"{first}: begins from {kind} of {source}")
+
+
+def find_first_stage(stages: Sequence[str]) -> str:
+    """The first of some stages that trains. Raises `UserError` where none does."""
+    for name in stages:
+        if name in STAGES and STAGES[name].train:
+            return name
+    raise UserError(f"--from begins a stage that trains, and {', '.join(stages)} does not train")
+
+
+def choose_origin(request: Request, parent: RunDir, first: str) -> Origin:
+    """The checkpoint that a new run begins from. Raises `UserError` where there is none such."""
+    stage = request.stage or first
+    # A stage that has never run there starts from the weights that it needs, and those from
+    # what they need: `reinforce` of a run that was only pretrained.
+    while not request.stage and stage and not Checkpoints(parent.checkpoints(stage)).steps():
+        stage = STAGES[stage].needs
+    checkpoints = Checkpoints(parent.checkpoints(stage or first))
+    steps = checkpoints.steps()
+    if not steps or not stage:
+        have = ", ".join(sorted(path.name for path in parent.checkpoints("").glob("*")))
+        raise UserError(
+            f"{parent.path} has no checkpoint of {request.stage or first}"
+            + (f"; it has some of {have}: name one with --from-stage" if have else "")
+        )
+    # An imported model has weights and no optimizer.
+    has_state = any(name.startswith("opt/") for name in checkpoints.leaf_names())
+    whole_state = stage == first and has_state and not request.weights_only
+    best = checkpoints.best_step()
+    step = steps[-1] if whole_state or best is None else best
+    if request.step is not None:
+        step = request.step
+    if step not in steps:
+        kept = ", ".join(map(str, steps))
+        raise UserError(f"{parent.path} keeps no step {step} of {stage}; it keeps {kept}")
+    return Origin(str(parent.path.resolve()), stage, step, whole_state)
+
+
+def keep_tokenizer(old: Config, c: Config) -> Config:
+    """The configuration with the parent's tokenizer, where other text would make another one."""
+    if list_changes(old, c, "text") or list_changes(old, c, "seed"):
+        text = replace(c.text, tokenizer="run", vocab_size=old.text.vocab_size)
+        return replace(c, text=text)
+    return c
+
+
+def _require_steps_left(origin: Origin, c: Config, first: str) -> None:
+    key = STAGES[first].train
+    steps = config.get(c, key).steps
+    if origin.whole_state and origin.step >= steps:
+        raise UserError(
+            f"{first} has done {origin.step} of {steps} steps there; "
+            f"add --{key}.steps with more, or --from-weights to begin again from its weights"
+        )
+
+
+def _link_data(parent: RunDir, old: Config, target: RunDir, c: Config) -> None:
+    """Give a new run its tokenizer and, where they are of the same text, its tokens."""
+    is_same_text = not (list_changes(old, c, "text") or list_changes(old, c, "seed"))
+    if is_same_text and parent.is_done("prepare"):
+        link_tree(parent.data, target.data)
+        update_report(target.path, "prepare", parent.report()["prepare"])
+    else:
+        target.data.mkdir(parents=True, exist_ok=True)
+        _link_file(str(parent.tokenizer), str(target.tokenizer))
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a folder by hard links; by bytes on a file system without them."""
+    shutil.copytree(source, target, copy_function=_link_file, dirs_exist_ok=True)
+
+
+def _link_file(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copy2(source, target)

@@ -1,0 +1,214 @@
+"""Runs that begin from others: `--from RUN[@STEP]`, and what a run goes on with or refuses."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+
+from ramp import cli, config
+from ramp.rundir import RunDir
+from ramp.train.checkpoint import Checkpoints
+
+CONFIG = """
+stages = ["prepare", "pretrain"]
+[text]
+sources = ["file:{texts}/*.txt"]
+vocab_size = 300
+[model]
+depth = 1
+width = 64
+context_len = 32
+dtype = "float32"
+[pretrain]
+steps = 6
+save_every = 3
+batch_size = 8
+warmup_steps = 2
+decay_fraction = 0.0
+num_samples = 0
+[finetune]
+steps = 2
+batch_size = 8
+num_samples = 0
+[chat]
+sources = ["file:{texts}/chat.jsonl"]
+[checkpoint]
+max_to_keep = 3
+"""
+
+
+def ramp(*words: object) -> int:
+    return cli.main([str(word) for word in words])
+
+
+def write_texts(folder, seed: int) -> None:
+    rng = random.Random(seed)
+    words = ["".join(rng.choices("abcdefghij", k=rng.randint(2, 7))) for _ in range(200)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(80):
+        (folder / f"{i}.txt").write_text(" ".join(rng.choices(words, k=60)))
+
+
+def write_chats(file, word: str) -> None:
+    def chat(i):
+        turns = [("user", f"say {word} {i}"), ("assistant", f"{i} {word}")]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+    file.write_text("".join(json.dumps(chat(i)) + "\n" for i in range(80)))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(folder, configuration, a run of 6 steps)."""
+    folder = tmp_path_factory.mktemp("branch")
+    write_texts(folder / "texts", 0)
+    write_chats(folder / "texts" / "chat.jsonl", "ok")
+    (folder / "a.toml").write_text(CONFIG.format(texts=folder / "texts"))
+    assert ramp("run", folder / "a.toml", "--run", folder / "a") == 0
+    return folder
+
+
+def leaves(run, stage: str, step: int) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint, read without ramp's own code."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore(run / "checkpoints" / stage / str(step) / "state")
+    return {name: np.asarray(leaf) for name, leaf in tree["leaves"].items()}
+
+
+def same(a: dict, b: dict, part: str = "") -> bool:
+    names = [name for name in a if name.startswith(part)]
+    return set(a) == set(b) and all(np.array_equal(a[name], b[name]) for name in names)
+
+
+def test_extending_a_run_is_the_longer_run(base, tmp_path):
+    """The rate is constant here, so 6 steps and 3 more are 9 steps, bitwise, optimizer included."""
+    assert ramp("run", base / "a.toml", "--run", tmp_path / "long", "--pretrain.steps", 9) == 0
+    words = ("--from", base / "a", "--run", tmp_path / "more", "--pretrain.steps", 9)
+    assert ramp("run", *words) == 0
+    assert same(leaves(tmp_path / "long", "pretrain", 9), leaves(tmp_path / "more", "pretrain", 9))
+    # Asked again, it is the same run, and done; by its directory alone too.
+    assert ramp("run", *words) == 0
+    assert ramp("run", tmp_path / "more") == 0
+
+
+def test_a_branch_from_a_step_takes_another_rate_and_outlives_its_parent(base, tmp_path, capsys):
+    parent = tmp_path / "parent"
+    shutil.copytree(base / "a", parent)
+    words = ("--run", tmp_path / "b", "--pretrain.lr_scale", 0.1)
+    assert ramp("run", "--from", f"{parent}@3", *words) == 0
+    assert "whole state" in capsys.readouterr().out
+    first = leaves(tmp_path / "b", "pretrain", 3)
+    assert same(first, leaves(parent, "pretrain", 3))
+    assert not same(leaves(tmp_path / "b", "pretrain", 6), leaves(parent, "pretrain", 6), "params")
+    shutil.rmtree(parent)
+    assert ramp("sample", tmp_path / "b", "--stage", "pretrain", "--prompt", "abc") == 0
+    origin = RunDir(tmp_path / "b").origin()
+    assert (origin.stage, origin.step, origin.whole_state) == ("pretrain", 3, True)
+
+
+def test_weights_only_begin_at_step_0(base, tmp_path):
+    assert ramp("run", "--from", base / "a", "--run", tmp_path / "b", "--from-weights") == 0
+    before, after = leaves(base / "a", "pretrain", 6), leaves(tmp_path / "b", "pretrain", 6)
+    assert not same(before, after, "params")
+    assert json.loads((tmp_path / "b" / "report.json").read_text())["pretrain"]["steps"] == 6
+
+
+def test_a_later_stage_begins_from_the_weights_it_needs(base, tmp_path, capsys):
+    assert ramp("finetune", "--from", f"{base / 'a'}@3", "--run", tmp_path / "b") == 0
+    assert "the weights of" in capsys.readouterr().out
+    assert Checkpoints(RunDir(tmp_path / "b").checkpoints("finetune")).steps()[-1] == 2
+
+
+def test_other_text_keeps_the_tokenizer(base, tmp_path):
+    write_texts(tmp_path / "texts", 1)
+    sources = ("--text.sources", f"file:{tmp_path}/texts/*.txt", "--pretrain.steps", 8)
+    assert ramp("run", "--from", base / "a", "--run", tmp_path / "b", *sources) == 0
+    old, new = (RunDir(path).tokenizer.read_bytes() for path in (base / "a", tmp_path / "b"))
+    assert old == new
+    assert config.load(tmp_path / "b" / "config.toml").text.tokenizer == "run"
+
+
+def test_an_imported_model_goes_on_in_every_way(base, tmp_path):
+    pytest.importorskip("safetensors")
+    assert ramp("export", base / "a", "--out", tmp_path / "hf") == 0
+    imported = tmp_path / "imported"
+    assert ramp("import", tmp_path / "hf", "--run", imported, "--context", 32) == 0
+    chats = ("--chat.sources", f"file:{base}/texts/chat.jsonl", "--finetune.steps", 2)
+    assert ramp("finetune", imported, *chats, "--finetune.batch_size", 8) == 0
+    text = ("--text.sources", f"file:{base}/texts/*.txt", "--pretrain.steps", 2)
+    assert ramp("prepare", imported, *text[:2]) == 0
+    assert ramp("eval", imported) == 0
+    stages = ("--stages", "prepare", "pretrain", "--pretrain.batch_size", 8)
+    assert ramp("run", "--from", imported, "--run", tmp_path / "more", *text, *stages) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--from", "{a}"], "name its directory with --run"),
+        (["--from", "{a}", "--run", "{b}"], "add --pretrain.steps with more"),
+        (["--from", "{a}@4", "--run", "{b}", "--pretrain.steps", "9"], "keeps no step 4"),
+        (["--from", "{a}@x", "--run", "{b}"], "after the @ comes a step"),
+        (["--from", "{b}/none", "--run", "{b}"], "is not a run directory"),
+        (["--from", "{a}", "--run", "{a}", "--pretrain.steps", "9"], "cannot begin from itself"),
+        (["--from", "{a}", "--run", "{b}", "--model.mlp_dim", "384"], "are of another model"),
+        (["--from", "{a}", "--run", "{b}", "--from-stage", "dpo"], "has no checkpoint of dpo"),
+        (["{a}", "--from-weights"], "belong to --from"),
+        ([], "name a configuration"),
+        (["{a}", "--pretrain.lr_scale", "0.5"], "was begun with another configuration"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(base, tmp_path, capsys, words, said):
+    words = [word.format(a=base / "a", b=tmp_path / "b") for word in words]
+    assert ramp("run", *words) == 2
+    message = capsys.readouterr().err
+    assert said in message
+    assert message.count("\n") == 1
+
+
+def test_the_remedy_for_another_configuration_works(base, tmp_path, capsys):
+    assert ramp("run", base / "a", "--pretrain.steps", 8) == 2
+    assert f"--from {base / 'a'} --run NEW" in capsys.readouterr().err
+    words = ("--from", base / "a", "--run", tmp_path / "new", "--pretrain.steps", 8)
+    assert ramp("run", *words) == 0
+
+
+def test_swapped_conversations_are_refused_and_can_be_accepted(base, tmp_path, capsys):
+    run, chats = tmp_path / "run", tmp_path / "chat.jsonl"
+    shutil.copytree(base / "a", run)
+    write_chats(chats, "ok")
+    words = ("--chat.sources", f"file:{chats}", "--finetune.steps", 4, "--finetune.save_every", 2)
+    assert ramp("finetune", run, *words) == 0
+    # As if it had been killed after step 2.
+    shutil.rmtree(run / "checkpoints" / "finetune" / "4")
+    report = json.loads((run / "report.json").read_text())
+    report["finetune"]["done"] = False
+    (run / "report.json").write_text(json.dumps(report))
+    (run / ".report.json.copy").unlink(missing_ok=True)
+    write_chats(chats, "no")
+    capsys.readouterr()
+    assert ramp("finetune", run, *words) == 2
+    message = capsys.readouterr().err
+    assert "was trained on other data" in message
+    assert f"`ramp finetune --from {run} --run NEW`" in message
+    assert ramp("finetune", "--from", run, "--run", tmp_path / "new") == 0
+    # What was put back goes on where it was.
+    write_chats(chats, "ok")
+    assert ramp("finetune", run, *words) == 0
+
+
+def test_a_run_goes_on_in_the_dtype_it_was_begun_in(base, tmp_path, monkeypatch):
+    from ramp import host
+
+    text = (base / "a.toml").read_text().replace('dtype = "float32"\n', "")
+    (tmp_path / "auto.toml").write_text(text)
+    words = ("run", tmp_path / "auto.toml", "--run", tmp_path / "run")
+    monkeypatch.setattr(host, "has_bfloat16", lambda: False)
+    assert ramp(*words) == 0
+    monkeypatch.setattr(host, "has_bfloat16", lambda: True)
+    assert ramp(*words, "--stages", "prepare", "pretrain", "finetune") == 0
+    assert config.load(tmp_path / "run" / "config.toml").model.dtype == "float32"
