@@ -70,6 +70,14 @@ def base(tmp_path_factory):
     return folder
 
 
+def undo(run, stage: str) -> None:
+    """Make the report say that a stage is not done."""
+    report = json.loads((run / "report.json").read_text())
+    report[stage]["done"] = False
+    (run / "report.json").write_text(json.dumps(report))
+    (run / ".report.json.copy").unlink(missing_ok=True)
+
+
 def leaves(run, stage: str, step: int) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint, read without ramp's own code."""
     import orbax.checkpoint as ocp
@@ -185,10 +193,7 @@ def test_swapped_conversations_are_refused_and_can_be_accepted(base, tmp_path, c
     assert ramp("finetune", run, *words) == 0
     # As if it had been killed after step 2.
     shutil.rmtree(run / "checkpoints" / "finetune" / "4")
-    report = json.loads((run / "report.json").read_text())
-    report["finetune"]["done"] = False
-    (run / "report.json").write_text(json.dumps(report))
-    (run / ".report.json.copy").unlink(missing_ok=True)
+    undo(run, "finetune")
     write_chats(chats, "no")
     capsys.readouterr()
     assert ramp("finetune", run, *words) == 2
@@ -199,6 +204,24 @@ def test_swapped_conversations_are_refused_and_can_be_accepted(base, tmp_path, c
     # What was put back goes on where it was.
     write_chats(chats, "ok")
     assert ramp("finetune", run, *words) == 0
+
+
+def test_text_that_was_prepared_again_is_refused(base, tmp_path, capsys):
+    """Other documents behind the same path, prepared again in the middle of pretraining."""
+    run, texts = tmp_path / "run", tmp_path / "texts"
+    write_texts(texts, 0)
+    words = (base / "a.toml", "--run", run, "--text.sources", f"file:{texts}/*.txt")
+    assert ramp("run", *words) == 0
+    shutil.rmtree(run / "checkpoints" / "pretrain" / "6")
+    undo(run, "pretrain")
+    write_texts(texts, 1)
+    assert ramp("prepare", run, "--force", "--text.tokenizer", "run") == 2  # another setting
+    assert ramp("prepare", run, "--force") == 0
+    capsys.readouterr()
+    assert ramp("run", *words) == 2
+    message = capsys.readouterr().err
+    # Another text fits another tokenizer, which is what is seen first.
+    assert "was saved with another tokenizer" in message or "was trained on other data" in message
 
 
 def test_a_run_goes_on_in_the_dtype_it_was_begun_in(base, tmp_path, monkeypatch):

@@ -313,7 +313,7 @@ def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key])
     if args.parent:
         if not args.run:
             raise UserError("--from begins a new run: name its directory with --run")
-        parent = rundir.parse_request(args.parent).parent
+        parent = parse_path(str(rundir.parse_request(args.parent).parent))
         rundir.open_run(parent)  # refuses a folder that is no run
         return config.load(parent / "config.toml", flags, keys), args.run
     if args.text:

@@ -57,6 +57,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         loss=next_token_loss(c.model, t.z_loss),
         batches=Batches(train_rows, t.batch_size, c.seed, mix=train_rows.mix),
         tokenizer=tokenizer,
+        data=train_rows.reader.manifest.sha256,
     )
     state, report = trainer.train(rundir, start, evaluate, "eval/val_bpb", stop)
     with stop:
