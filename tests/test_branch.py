@@ -2,6 +2,8 @@
 
 import json
 import random
+import re
+import shlex
 import shutil
 
 import numpy as np
@@ -216,12 +218,16 @@ def test_text_that_was_prepared_again_is_refused(base, tmp_path, capsys):
     undo(run, "pretrain")
     write_texts(texts, 1)
     assert ramp("prepare", run, "--force", "--text.tokenizer", "run") == 2  # another setting
-    assert ramp("prepare", run, "--force") == 0
     capsys.readouterr()
+    assert ramp("prepare", run, "--force") == 0
+    said = capsys.readouterr().out
+    assert "other tokens than before" in said
     assert ramp("run", *words) == 2
     message = capsys.readouterr().err
     # Another text fits another tokenizer, which is what is seen first.
     assert "was saved with another tokenizer" in message or "was trained on other data" in message
+    remedy = re.search("`ramp (.*?)`", said)[1]
+    assert ramp(*shlex.split(remedy)) == 0
 
 
 def test_a_run_goes_on_in_the_dtype_it_was_begun_in(base, tmp_path, monkeypatch):

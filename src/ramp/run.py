@@ -74,7 +74,10 @@ def run(
             # A signal that came between two stages.
             stop.check(0)
             if name == "prepare":
+                before = rundir.report().get(name, {}).get("sha256")
                 result = on_process_zero(partial(prepare_in_subprocess, rundir, c))
+                if result and before not in (None, result["sha256"]):
+                    print_outdated(rundir)
             else:
                 work = suites[name] if name in suites else modules[name].run
                 result = work(rundir, c, stop)
@@ -99,6 +102,17 @@ def begin_anew(rundir: RunDir, stages: Sequence[str]) -> None:
         if rundir.is_done(name):
             report.update_report(rundir.path, name, {"done": False})
     rundir.put_aside(begun)
+
+
+def print_outdated(rundir: RunDir) -> None:
+    """Say which stages were trained on tokens that are not there any more."""
+    trained = [stage.name for stage in STAGES.values() if stage.train]
+    begun = [name for name in trained if rundir.has_begun(name)]
+    if begun:
+        print(
+            f"prepare: these are other tokens than before, on which {', '.join(begun)} trained; "
+            f"`ramp run {rundir.path} --stages {' '.join(begun)} --force` trains on the new ones"
+        )
 
 
 def has_origin_for(rundir: RunDir, name: str, needs: str) -> bool:
