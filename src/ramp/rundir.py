@@ -168,6 +168,10 @@ class RunDir:
 
     def redo(self, checkpoints: str) -> str:
         """The command, in backquotes, that makes a stage or sub-stage from the beginning."""
+        origin = self.origin()
+        if origin and checkpoints == self.origin_weights.name:
+            source = f"--from {origin.run}@{origin.step} --from-stage {origin.stage}"
+            return f"`ramp run {source} --from-weights --run ANOTHER`"
         stage = find_stage(checkpoints)
         if self.report().get(stage, {}).get("imported"):
             return "`ramp import MODEL --run ANOTHER`"

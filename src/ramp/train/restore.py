@@ -42,13 +42,16 @@ def make_meta(stage: str, c: Config, tokenizer: Tokenizer, data: str = "") -> di
     }
 
 
-def require_same_identity(saved: dict[str, Any], now: dict[str, Any], where: Any) -> None:
-    """Raise `UserError` unless model and tokenizer are those that the checkpoint was saved with."""
+def require_same_identity(saved: dict, now: dict, where: Any, remedy: str) -> None:
+    """Raise `UserError` unless model and tokenizer are those that the checkpoint was saved with.
+
+    remedy: the command, in backquotes, that makes the stage from the beginning.
+    """
     for name in ("model", "tokenizer"):
         if saved[name] != now[name]:
             raise UserError(
-                f"{where} was saved with another {name}; "
-                "name another directory with --run, or delete this run"
+                f"{where} was saved with another {name} than this run has now; "
+                f"{remedy} begins the stage anew"
             )
 
 
@@ -140,5 +143,6 @@ def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | No
     # The shapes agree already; this catches another rope_theta, or other texts.
     if tokenizer is not None:
         now = make_meta(stage, c, tokenizer)
-        require_same_identity(saved, now, checkpoints.directory / str(step))
+        where = checkpoints.directory / str(step)
+        require_same_identity(saved, now, where, rundir.redo(stage))
     return tree["opt"]["ema"] if averaged else tree["params"]

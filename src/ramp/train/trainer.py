@@ -171,7 +171,7 @@ class Trainer:
     def require_same(self, rundir: RunDir, saved: dict, now: dict, step: int) -> None:
         """Raise `UserError` unless a checkpoint may be gone on from with what there is now."""
         where = rundir.checkpoints(self.name) / str(step)
-        require_same_identity(saved, now, where)
+        require_same_identity(saved, now, where, rundir.redo(self.name))
         origin = rundir.origin()
         # What another run brought here goes on with what `--from` was given.
         if not (origin and origin.whole_state and (origin.stage, origin.step) == (self.name, step)):
