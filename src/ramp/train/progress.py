@@ -42,7 +42,10 @@ def _draw_bar(label: str, first: int, steps: int) -> Generator[Show]:
         task = bar.add_task(label, total=steps, completed=first, note="compiling")
 
         def show(done: int, loss: float, speed: float) -> None:
-            note = f"{done}/{steps}  loss {loss:.3f}  {speed:,.0f} tokens/s"
+            note = f"{done}/{steps}  loss {loss:.3f}"
+            # One step, most of it compiling, says nothing of speed.
+            if speed:
+                note += f"  {speed:,.0f} tokens/s"
             bar.update(task, completed=done, note=note)
 
         yield show
@@ -50,16 +53,21 @@ def _draw_bar(label: str, first: int, steps: int) -> Generator[Show]:
 
 def _print_lines(label: str, first: int, steps: int) -> Show:
     # A log file is read later, so a line every few seconds would only make it long.
-    start = last = time.perf_counter()
+    last = time.perf_counter()
+    compiled = 0.0  # when the first step was done, most of whose time went into compiling
 
     def show(done: int, loss: float, speed: float) -> None:
-        nonlocal last
+        nonlocal last, compiled
         now = time.perf_counter()
+        compiled = compiled or now
         if now - last < SECONDS_BETWEEN_LINES and done != steps:
             return
         last = now
-        left = (now - start) / max(done - first, 1) * (steps - done)
-        note = f"loss {loss:.3f}  {speed:,.0f} tokens/s  {left:.0f} s left"
+        note = f"loss {loss:.3f}"
+        # One step says nothing of speed.
+        if done > first + 1:
+            left = (now - compiled) / (done - first - 1) * (steps - done)
+            note += f"  {speed:,.0f} tokens/s  {left:.0f} s left"
         print(f"{label}  step {done}/{steps}  {note}", file=sys.stderr, flush=True)
 
     return show
