@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from ramp.reporting.html import Html, escape
@@ -119,7 +119,8 @@ def plot_curves(
         color = COLORS[curve.color]
         marker = "o" if curve.dots or len(x) == 1 else ""
         width = 1.6 if curve.color == "main" else 1.1
-        axes.plot(x, y, marker=marker, ms=3, lw=width, color=color, label=curve.name)
+        # The last dot stands on the edge of the axes, and would be cut in half.
+        axes.plot(x, y, marker=marker, ms=3, lw=width, color=color, label=curve.name, clip_on=False)
         if curve.half_life:
             raw = replace(curve, half_life=0)
             axes.plot(*raw.points(), lw=0.7, alpha=0.35, color=color)
@@ -129,13 +130,19 @@ def plot_curves(
     (left, low), (right, high) = axes.dataLim.get_points()
     if 0 < left < 0.1 * right:
         axes.set_xlim(left=0)
+    # There is no step 1.5.
+    if labels[0] == "step":
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=(1, 2, 2.5, 5, 10)))
+    # What is never negative, such as a fraction, has no axis below 0.
+    if low >= 0 > axes.get_ylim()[0]:
+        axes.set_ylim(0, None if high else 1)
     if log and low > 1e-9:
         axes.set_yscale("log")
         # Less than two decades need more ticks than the powers of ten.
         subs = (1, 1.5, 2, 3, 5, 7) if high < 50 * low else (1,)
         axes.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
-    axes.xaxis.set(major_formatter=short)
-    axes.yaxis.set(major_formatter=short)
+    axes.xaxis.set(major_formatter=Ticks())
+    axes.yaxis.set(major_formatter=Ticks())
     if len(curves) > 1 or levels:
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=max(1, len(curves)))
     if levels:
@@ -187,12 +194,29 @@ def spread(places: np.ndarray, gap: float) -> np.ndarray:
     return np.minimum(np.maximum.accumulate(places - steps) + steps, 1 - steps[::-1])
 
 
-def short(value: float, _: object = None) -> str:
-    """1234567 as 1.23M; also what matplotlib calls to write a tick."""
+def short(value: float, digits: int = 3) -> str:
+    """1234567 as 1.23M, and 1.23456 as 1.235."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.4g}"
+            return f"{value / size:.{digits}g}{unit}"
+    return f"{value:.{digits + 1}g}"
+
+
+class Ticks(Formatter):
+    """Writes the ticks of an axis, with as many digits as tell them apart."""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        """One tick, by itself."""
+        return short(x)
+
+    def format_ticks(self, values: Any) -> list[str]:
+        """All ticks of an axis."""
+        labels = []
+        for digits in range(3, 15):
+            labels = [short(x, digits) for x in values]
+            if len(set(labels)) == len(labels):
+                break
+        return labels
 
 
 @rc_context(STYLE)

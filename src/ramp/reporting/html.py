@@ -73,17 +73,26 @@ def preformatted(text: str, limit: int = MAX_CHARS) -> Html:
 
 
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Html:
-    """A table that scrolls when it is wider than the page. Figures are set right, words left."""
+    """A table that scrolls when it is wider than the page.
+
+    Figures are set right and words left, and a head as its column is.
+    """
     rows = [[str(cell) if not isinstance(cell, str) else cell for cell in row] for row in rows]
     # Words in the last column mean a table to be read rather than compared by its figures.
     is_text = any(" " in cell for row in rows for cell in row[-1:])
-    body = _row("th", head) + "".join(_row("td", row) for row in rows)
+    # A bar begins at the left of its column.
+    bars = {i for row in rows for i, cell in enumerate(row) if cell.startswith("<div")}
+    body = _row("th", head, bars) + "".join(_row("td", row, bars) for row in rows)
     kind = "words" if is_text else "figures"
     return Html(f'<div class="scroll"><table class="{kind}">{body}</table></div>')
 
 
-def _row(tag, cells):
-    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
+def _row(tag, cells, left):
+    written = ""
+    for i, cell in enumerate(cells):
+        side = ' class="left"' if i in left else ""
+        written += f"<{tag}{side}>{escape(cell)}</{tag}>"
+    return f"<tr>{written}</tr>"
 
 
 def section(title: str, *parts: str, note: str = "") -> Html:

@@ -44,7 +44,7 @@ TIME_COLORS = {
 # Shown in the table of costs, in the headline or as a conversation: not again among the figures.
 SHOWN_ELSEWHERE = {"seconds", "time", "tokens", "done", "baselines", "conversation"}
 # Of no use as curves: counters, and what is a figure of the stage as a whole.
-NOT_DRAWN = ("time/", "guard/", "params/", "train/tokens", "eval/baseline_")
+NOT_DRAWN = ("step", "time/", "guard/", "params/", "train/tokens", "eval/baseline_")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class Panel:
     label: str  # of the y axis
     lines: tuple[Line, ...]
 
+
+# Names on the page, where the tag says too little.
+TAG_NAMES = {"train/lr": "learning rates, as a share of their peaks"}
 
 BITS = "bits per byte"
 # The last line of a panel is the evaluation that decides whether a stage has it.
@@ -291,8 +294,23 @@ def _draw_panel(run: RunFiles, stage, panel, levels):
                 values = values / (math.log(2) * bytes_per_token)
         dots = not line.half_life
         curves.append(Curve(line.name, steps, values, line.color, line.half_life, dots))
+    # What was measured once is a figure, and no curve.
+    if all(len(curve.points()[0]) < 2 for curve in curves):
+        return html.remark(_describe_points(panel.label, curves))
     levels = levels if is_bits else {}
-    return picture(curves, levels, ("step", panel.label), log=is_bits, size=(9.6, 3.5))
+    drawing = picture(curves, levels, ("step", panel.label), log=is_bits, size=(9.6, 3.5))
+    return _div("scroll wide", [drawing])
+
+
+def _describe_points(label, curves):
+    """Curves of one point each, in words."""
+    points = [
+        f"{curve.name} {y[0]:.4g} at step {x[0]:,.0f}"
+        for curve in curves
+        for x, y in [curve.points()]
+        if len(x)
+    ]
+    return f"{label}: {', '.join(points)}" if points else ""
 
 
 def _small_panels(run: RunFiles, stage, tags):
@@ -302,7 +320,7 @@ def _small_panels(run: RunFiles, stage, tags):
         curve = Curve(tag, *run.series(stage, tag))
         if len(curve.points()[0]) > 1 and len(parts) < MAX_PANELS:
             drawing = picture([curve], {}, ("step", ""), size=(3.2, 1.5))
-            parts.append(f"<div>{html.heading(tag)}{drawing}</div>")
+            parts.append(f"<div>{html.heading(TAG_NAMES.get(tag, tag))}{drawing}</div>")
     return _div("panels", parts)
 
 
