@@ -135,3 +135,18 @@ def test_short_numbers():
     assert [short(x) for x in (0, 0.0123456, 12.5, 1234.0, 1_234_567, -2.5e9, 3e13)] == [
         "0", "0.01235", "12.5", "1.23k", "1.23M", "-2.5G", "30T",
     ]  # fmt: skip
+
+
+def test_ticks_tell_each_other_apart_and_steps_are_whole():
+    narrow = Curve("loss", range(1, 5), [1.73601, 1.73602, 1.73603, 1.73604])
+    axes = plot_curves([narrow], {}, ("step", "")).axes[0]
+    for axis in (axes.xaxis, axes.yaxis):
+        labels = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
+        assert len(set(labels)) == len(labels)
+    assert all(float(x).is_integer() for x in axes.xaxis.get_majorticklocs())
+
+
+@pytest.mark.parametrize(("values", "range_"), [([0, 0], (0, 1)), ([0, 0.25], (0, None))])
+def test_what_is_never_negative_has_no_axis_below_0(values, range_):
+    low, high = plot_curves([Curve("right", [1, 2], values)], {}, ("step", "")).axes[0].get_ylim()
+    assert low == range_[0] and range_[1] in (None, high)

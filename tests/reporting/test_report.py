@@ -271,7 +271,10 @@ def test_a_derived_curve_that_overflows_is_left_out(tmp_path, bytes_per_token):
 def test_no_name_of_the_run_can_break_the_page(tmp_path):
     baselines = {EVIL: 2.0, "$\\frac{$": 1.5, "\ud800\n" * 50: 1.2, "kn\x00": 1.1}
     update_report(tmp_path, "eval", {"val_bpb": 1.4, "baselines": baselines})
-    write_lines(tmp_path / "metrics.jsonl", [{"step": 1, "stage": "pretrain", "eval/val_bpb": 1.5}])
+    write_lines(
+        tmp_path / "metrics.jsonl",
+        [{"step": i, "stage": "pretrain", "eval/val_bpb": 1.5} for i in (1, 2)],
+    )
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "script" not in page.tags
     assert page.text.count("$\\frac{$") == 3  # verdict, bar and picture, where it is no mathematics
@@ -296,3 +299,13 @@ def test_a_room_makes_a_section_of_pictures():
 def test_an_empty_directory_has_a_page(tmp_path):
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "not evaluated yet" in page.text
+
+
+def test_what_was_measured_once_is_a_sentence_and_no_curve(tmp_path):
+    lines = [{"step": 2, "stage": "reinforce", "rl/right": 0.5, "rl/verified": 0.25, "train/lr": 1}]
+    lines.append({"step": 3, "stage": "reinforce", "train/lr": 0.5})
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    page = write_report(tmp_path).read_text()
+    assert "final answer right 0.5 at step 2, and every step 0.25 at step 2" in page
+    assert page.count("<svg") == 1 and "learning rates, as a share of their peaks" in page
+    assert "<h3>step</h3>" not in page
