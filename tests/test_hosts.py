@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hosts import Life, Strike, launch, write_config
 
-from ramp.train.preemption import EXIT_PREEMPTED
+from ramp.interrupts import EXIT_PREEMPTED
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -48,6 +48,7 @@ DOCUMENTED = ("train", "model", "decode", "tasks", "credit", "synth", "nines")
 # A name is a folder or a module of src/ramp. A longer name takes its module out of its folder:
 # `reporting.figure` stands low although `reporting` does not. `stages.__init__` is the file itself.
 LAYERS = (
+    ("__main__",),
     ("cli",),
     ("run",),
     ("stages",),
@@ -59,7 +60,7 @@ LAYERS = (
     # Text knows neither model nor train. The table of stages is plain data that config reads.
     ("config", "schema", "rundir", "text", "stages.__init__"),
     ("reporting.metrics", "reporting.figure", "reporting.html"),
-    ("errors", "files", "__init__"),
+    ("errors", "files", "interrupts", "__init__"),
 )
 
 # These work on tables and texts alone: no import of theirs may lead to jax, by whatever way.

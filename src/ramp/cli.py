@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from ramp import config, rundir, schema
+from ramp import config, interrupts, rundir, schema
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.files import parse_path
@@ -25,9 +25,8 @@ from ramp.pods import commands as pods
 from ramp.serve import commands as serve
 from ramp.stages import STAGES, list_sections, parse_speaker
 
-# 75 is EX_TEMPFAIL of sysexits.h: a scheduler may start the same command again.
-EXIT_USER, EXIT_DIVERGED, EXIT_PREEMPTED = 2, 3, 75
-EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 130, 141  # as shells report SIGINT and SIGPIPE
+EXIT_USER, EXIT_DIVERGED = 2, 3
+EXIT_BROKEN_PIPE = 141  # as shells report SIGPIPE
 
 Arguments = argparse.Namespace
 Flags = list[str]
@@ -50,6 +49,8 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     sections: tuple[str, ...] | None = ()
     """sections of the configuration whose keys are flags of it; None: all"""
+    goes_on: bool = False
+    """stopped by a signal, it exits with 75: the same command goes on from what is saved"""
 
     def list_keys(self) -> list[schema.Key]:
         """The keys of the configuration that it takes as flags."""
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER
     except KeyboardInterrupt:
         print("ramp: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return interrupts.EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,6 +86,9 @@ def dispatch(words: Sequence[str], restart: bool = False) -> int:
         print(f"ramp {metadata.version('ramp-lm')}")
         return 0
     command, args, flags = parse(words)
+    if restart:
+        # They have waited since the first moment of this process.
+        interrupts.listen() if command.goes_on else interrupts.unblock()
     # Before the command imports jax, which looks for devices on import.
     skip_absent_devices()
     # Only commands that take keys compute for long enough to gain from huge pages.
@@ -368,7 +372,7 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
         run.run(c, directory, stages, force, suites, request)
     except Preempted as stopped:
         print(f"ramp: {stopped}", file=sys.stderr)
-        return EXIT_PREEMPTED
+        return interrupts.EXIT_PREEMPTED
     except Diverged as error:
         print(f"ramp: {error}", file=sys.stderr)
         return EXIT_DIVERGED
@@ -476,7 +480,8 @@ def make_stage_command(name: str) -> Command:
     arguments = {"eval": add_eval_arguments, "sample": add_sample_arguments}
     work = run_sample if name == "sample" else partial(run_stages, stages=(name,))
     add_arguments = arguments.get(name, add_run_arguments)
-    return Command(stage.help, work, add_arguments, (*list_sections(name), "stages"))
+    sections = (*list_sections(name), "stages")
+    return Command(stage.help, work, add_arguments, sections, goes_on=True)
 
 
 def make_serve_command(name: str, text: str) -> Command:
@@ -490,6 +495,7 @@ COMMANDS = {
         run_stages,
         add_run_arguments,
         sections=None,
+        goes_on=True,
     ),
     # A new stage is a command as soon as it is a row of the table.
     **{name: make_stage_command(name) for name in STAGES},
@@ -517,6 +523,7 @@ COMMANDS = {
         run_ladder,
         ladder.add_arguments,
         sections=None,
+        goes_on=True,
     ),
     "plan": Command(
         "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",

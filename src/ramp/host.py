@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ramp import config
+from ramp import config, interrupts
 from ramp.config import Config
 from ramp.errors import UserError
 
@@ -70,6 +70,8 @@ def use_huge_pages() -> None:
     version = tuple(map(int, platform.libc_ver()[1].split(".")))
     kernel = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if version >= (2, 35) and kernel.exists() and "[never]" not in kernel.read_text():
+        # A signal on the way is heard by the new process, once it listens.
+        interrupts.block()
         os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
 
 

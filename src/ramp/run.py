@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+import os
 import platform
 import signal
 from collections.abc import Callable, Sequence
@@ -71,8 +72,6 @@ def run(
                 print(f"{name}: done before")
                 continue
             require_done(rundir, name, needs="pretrain" if name in suites else STAGES[name].needs)
-            # A signal that came between two stages.
-            stop.check(0)
             if name == "prepare":
                 before = rundir.report().get(name, {}).get("sha256")
                 result = on_process_zero(partial(prepare_in_subprocess, rundir, c))
@@ -144,14 +143,19 @@ def prepare_in_subprocess(rundir: RunDir, c: Config) -> dict:
     from ramp.stages import prepare
 
     # Spawned: a fork of a process that has started jax's threads may hang.
-    with ProcessPoolExecutor(1, get_context("spawn"), initializer=end_with_parent) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
         return pool.submit(prepare.run, rundir, c).result()
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int) -> None:
     """Ask Linux to end this process when its parent ends.
 
     What it writes is under the parent's lock.
     """
+    # Ctrl-C reaches every process of a terminal, and the parent knows what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if platform.system() == "Linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        # It may have ended before this was asked for.
+        if os.getppid() != parent:
+            os._exit(1)

@@ -210,23 +210,25 @@ class RunDir:
             return c
         return config.keep_chosen(c, config.load(self.config))
 
-    def check_or_create(self, c: Config) -> None:
+    def check_or_create(self, c: Config, is_done: bool = False) -> None:
         """Write config.toml and provenance.json.
 
-        Raises `UserError` for a directory that another configuration made.
+        is_done: there is nothing to do, so nothing is written. Raises `UserError` for a directory
+        that another configuration made.
         """
         if self.config.exists():
             # What the saved one leaves to a rule, or to the machine, is chosen now.
             self._require_same(config.keep_chosen(config.load(self.config), c), c)
-        # `lock` has been here before and left its file.
-        elif self.path.exists() and any(
-            p.name != ".lock" for p in self.path.iterdir() if not self.origin_file.exists()
-        ):
+        elif not self.origin_file.exists() and not all(map(is_leftover, self.path.glob("*"))):
             raise UserError(
                 f"{self.path} is not empty and not a run; name another directory with --run"
             )
-        self.data.mkdir(parents=True, exist_ok=True)
+        if is_done:
+            return
+        # It marks the directory as a run, so it comes before anything that a kill could leave.
+        self.path.mkdir(parents=True, exist_ok=True)
         write_kept(self.config, config.to_toml(c))
+        self.data.mkdir(exist_ok=True)
         write_kept(
             self.path / "provenance.json",
             json.dumps(asdict(describe_provenance()), indent=2) + "\n",
@@ -262,7 +264,8 @@ class RunDir:
         The lock goes with the process, however that ends.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
+        # Not "w", which would change the time of the file.
+        with (self.path / ".lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -270,6 +273,13 @@ class RunDir:
                     f"{self.path} is in use by another ramp; wait for it, or name another --run"
                 ) from None
             yield
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether a start that was killed before it wrote config.toml may have left this."""
+    is_empty_data = path.name == "data" and path.is_dir() and not any(path.iterdir())
+    # Half-written files and copies of config.toml have its name in theirs.
+    return path.name == ".lock" or "config.toml" in path.name or is_empty_data
 
 
 def list_changes(old: Config, new: Config, section: str) -> list[str]:

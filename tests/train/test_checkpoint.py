@@ -24,9 +24,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ramp.errors import UserError
 from ramp.files import warn_once
+from ramp.interrupts import EXIT_PREEMPTED
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.fingerprint import fingerprint, fingerprints
-from ramp.train.preemption import EXIT_PREEMPTED, Preemption
+from ramp.train.preemption import Preempted, Preemption
 
 State = namedtuple("State", "params opt_state ema step key")
 MESHES = [(1, 1), (8, 1), (2, 4), (1, 8)]
@@ -569,7 +570,7 @@ def test_kill_at_any_moment(tmp_path, kills):
 
 def test_a_signal_asks_and_a_second_interrupt_is_immediate(caplog):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Preemption() as stop:
+    with pytest.raises(Preempted), Preemption() as stop:
         assert not stop.requested(1)
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
@@ -577,7 +578,7 @@ def test_a_signal_asks_and_a_second_interrupt_is_immediate(caplog):
         assert caplog.text.count("asked to stop") == 1
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    with Preemption() as stop:
+    with pytest.raises(Preempted), Preemption() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.requested(1)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

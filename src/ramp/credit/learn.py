@@ -149,10 +149,12 @@ def collect_batch(
     ref: dict | None,
     step: int,
     seed: int,
+    check: Callable[[], None] = lambda: None,
 ) -> Iteration:
     """Rollouts of iteration `step` under `params`, and the batch that they make.
 
     A pure function of its arguments. ref: the parameters of the frozen policy, see `needs_ref`.
+    check: called now and then while tokens are drawn; it may raise to end the call.
     """
     first = (seed * 1_000_003 + step) * t.num_prompts
     task = TASKS[t.task]
@@ -166,11 +168,12 @@ def collect_batch(
         t.max_new_tokens,
         first,
         t.temperature,
+        check,
     )
     ref_bt = None
     if ref is not None and needs_ref(t):
         ref_bt = compute_logps(c, t, ref["lm"], r)
-    credit, cost = build_credit(c, t, tokenizer, params, ref_bt, r, first)
+    credit, cost = build_credit(c, t, tokenizer, params, ref_bt, r, first, check)
     advantage_bn = np.asarray(METHODS[t.method](credit))
     batch = rollouts.make_rows(r, t.train.seq_len, advantage_bn)
     sampled_bt = batch["weights"]
@@ -213,10 +216,11 @@ def build_credit(
     ref_bt: np.ndarray | None,
     r: Rollouts,
     seed: int,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Credit, int]:
     """(what the method needs to know, sampled tokens that it cost beyond the rollouts).
 
-    ref_bt: `compute_logps` of the frozen policy.
+    ref_bt: `compute_logps` of the frozen policy. check: as of `collect_batch`.
     """
     family = METHODS[t.method].family
     credit = checker_credit(r)
@@ -229,7 +233,7 @@ def build_credit(
     if family == "monte_carlo":
         n = t.num_continuations
         value_bs, cost = rollouts.sample_continuations(
-            c, params["lm"], tokenizer, TASKS[t.task], r, n, seed, t.temperature
+            c, params["lm"], tokenizer, TASKS[t.task], r, n, seed, t.temperature, check=check
         )
         best_bs = np.asarray(best_of(value_bs, n, min(t.best_of, n)))
         credit = replace(credit, value_bs=value_bs, best_bs=best_bs)
@@ -253,13 +257,21 @@ def checker_credit(r: Rollouts) -> Credit:
 
 
 def measure_accuracy(
-    c: Model, t: Reinforce, tokenizer: Tokenizer, params: dict, seed: int = 7
+    c: Model,
+    t: Reinforce,
+    tokenizer: Tokenizer,
+    params: dict,
+    seed: int = 7,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Accuracy, Rollouts]:
-    """One sample of each of `t.num_eval_problems` held-out problems."""
+    """One sample of each of `t.num_eval_problems` held-out problems.
+
+    check: as of `collect_batch`.
+    """
     task = TASKS[t.task]
     problems = held_out_problems(task, t.level, t.num_eval_problems)
     r = rollouts.sample_rollouts(
-        c, params["lm"], tokenizer, task, problems, 1, t.max_new_tokens, seed, t.temperature
+        c, params["lm"], tokenizer, task, problems, 1, t.max_new_tokens, seed, t.temperature, check
     )
     num_steps = max(float(r.exists_bs.sum()), 1.0)
     num_lucky = (r.outcome_b - r.verified_b).sum()

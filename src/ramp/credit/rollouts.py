@@ -5,7 +5,7 @@ being the last step of a row. Log-probabilities are the sampler's own, under exa
 distribution that the loss uses: the softmax at the rollouts' temperature, nothing cut off.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,11 +84,12 @@ def sample_rollouts(
     max_new_tokens: int,
     seed: int,
     temperature: float = 1.0,
+    check: Callable[[], None] = lambda: None,
 ) -> Rollouts:
     """`group_size` solutions of each problem; row i is seeded by (seed, i).
 
-    params: of the language model. Raises UserError where a problem and `max_new_tokens` do not fit
-    the model's context.
+    params: of the language model. check: called now and then, and may raise to end the call. Raises
+    UserError where a problem and `max_new_tokens` do not fit the model's context.
     """
     if not problems or group_size < 1:
         raise UserError(
@@ -113,6 +114,7 @@ def sample_rollouts(
         SamplingParams(temperature),
         max_new_tokens,
         stop=(tokenizer.end,),
+        check=check,
     )
     return score_rollouts(
         tokenizer, task, rows, group_size, prompts, result.tokens_bn, result.logps_bn
@@ -263,11 +265,13 @@ def sample_continuations(
     seed: int,
     temperature: float = 1.0,
     chunk: int = 1024,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, int]:
     """(value_bs, sampled tokens): the chance of a right answer before each step, from n samples.
 
     value_bs: float32 [B, S]; NaN at s = 0 and where there is no step. temperature: that of the
     rollouts, or the values are those of another policy. chunk: continuations sampled at once.
+    check: called now and then, and may raise to end it.
     """
     B, N = r.tokens_bn.shape
     # The first token of every step but the first: (row, tokens of it that are kept).
@@ -285,6 +289,7 @@ def sample_continuations(
         N,
         stop=(tokenizer.end,),
         batch_size=chunk,
+        check=check,
     )
     num_won_bs = np.zeros((B, N + 1))
     num_tokens = 0

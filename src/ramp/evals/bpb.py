@@ -102,7 +102,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     path, is_masked = rundir.tokens("val"), c.text.mask_documents
     rows = TokenRows(path, c.pretrain.seq_len, tokenizer.fingerprint, is_masked)
     params = load_params(rundir, "pretrain", c, tokenizer)
-    with stop:
+    with stop.together():
         loss = make_bits_per_byte(c, rows, tokenizer)(params, stop)
     others = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
     report = BpbReport(**vars(loss), baselines=others, seconds=time.perf_counter() - began)

@@ -228,7 +228,7 @@ def run(
     # In several processes the first one speaks for all.
     show = partial(print, flush=True) if is_first else lambda line: None
     scores = {}
-    with stop:
+    with stop.together():
         show(HEADER)
         for task in tasks:
             rows = make_rows(task, tokenizer, c.model.context_len, limit)

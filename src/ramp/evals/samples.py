@@ -105,8 +105,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     params = load_params(rundir, "finetune", c, tokenizer)
     # All questions; training asks only the first few.
     count = len(c.sample.questions)
-    # Signals are heeded while tokens are drawn.
-    with stop:
+    with stop.together():
         answers = answer_questions(c, params, tokenizer, count, lambda: stop.check(0))
     conversation = []
     for answer in answers:

@@ -63,7 +63,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     )
     start = partial(load_start, rundir, "pretrain", c, tokenizer)
     state, report = trainer.train(rundir, start, evaluate, "eval/chat_nats", stop)
-    with stop:
+    with stop.together():
         final = measure(eval_params(state), stop)
     nats = final.val_nats
     print(f"finetune: {nats:.4f} nats per assistant token on held-out conversations")

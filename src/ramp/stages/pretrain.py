@@ -60,7 +60,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         data=train_rows.reader.manifest.sha256,
     )
     state, report = trainer.train(rundir, start, evaluate, "eval/val_bpb", stop)
-    with stop:
+    with stop.together():
         final = measure(eval_params(state), stop)
     print(f"pretrain: {final.val_bpb:.4f} bits per byte after {report.tokens:,} tokens")
     epochs = report.tokens / max(len(train_rows) * t.seq_len, 1)

@@ -90,7 +90,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         loss=learn.make_loss(c.model, t),
         batches=number_rows,  # rollouts come from the state: see `wrap_iteration`
         tokenizer=tokenizer,
-        wrap_step=partial(wrap_iteration, c, tokenizer),
+        wrap_step=partial(wrap_iteration, c, tokenizer, stop),
         keep_ref=learn.needs_ref(t),
         add_params=partial(add_head, c),
     )
@@ -125,7 +125,8 @@ def evaluate_policy(
     c: Config, tokenizer: Tokenizer, params: dict, step: int, board: Any, stop: Preemption
 ) -> dict[str, float]:
     """Accuracy on held-out problems by tag, and a picture of one rollout on the board."""
-    accuracy, _ = learn.measure_accuracy(c.model, c.reinforce, tokenizer, params)
+    check = partial(stop.check, step)
+    accuracy, _ = learn.measure_accuracy(c.model, c.reinforce, tokenizer, params, check=check)
     # The same problem each time, so that the pictures of a run can be compared.
     r, methods = sample_with_credit(c, tokenizer, params, num_problems=1)
     row = rank_rollouts(r)[0]
@@ -142,15 +143,18 @@ def number_rows(step: int, lo: int, hi: int) -> dict[str, np.ndarray]:
     return {"row": np.arange(lo, hi, dtype=np.int32)}
 
 
-def wrap_iteration(c: Config, tokenizer: Tokenizer, update: Callable) -> Callable:
-    """A step that first samples its batch from the state it is given, then does `update`."""
+def wrap_iteration(c: Config, tokenizer: Tokenizer, stop: Preemption, update: Callable) -> Callable:
+    """A step that first samples its batch from the state it is given, then does `update`.
+
+    It raises `Preempted` while it samples, which leaves the state as it was.
+    """
     t = c.reinforce
 
     def step(state: State, row_numbers: dict) -> tuple[State, dict]:
         # Seeded by (seed, step): a resumed run samples what it would have sampled.
-        i = learn.collect_batch(
-            c.model, t, tokenizer, state.params, state.ref, int(state.step), c.seed
-        )
+        done = int(state.step)
+        check = partial(stop.check, done)
+        i = learn.collect_batch(c.model, t, tokenizer, state.params, state.ref, done, c.seed, check)
         state, metrics = update(state, learn.shard_batch(i.batch))
         # Logged with the training metrics of the same step.
         r = i.rollouts

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -145,8 +146,7 @@ class TrialRunner:
         """
         rows = []
         for number, name in enumerate(self.problems):
-            rows += self._try_task(params, name, step, number)
-            stop.check(step)
+            rows += self._try_task(params, name, step, number, stop)
         if not rows or not board.enabled:
             return {}
         # A resumed run repeats this step; the first one also replaces what an older run left.
@@ -164,7 +164,7 @@ class TrialRunner:
         last = curves[curves.x == curves.x.max()]
         return {f"nines/{task}": value for task, value in zip(last.task, last.value, strict=True)}
 
-    def _try_task(self, params, name, step, number) -> list[dict]:
+    def _try_task(self, params, name, step, number, stop: Preemption) -> list[dict]:
         """The rows of task `number`; a try succeeds when its answer and every step are right."""
         t = self.c.trials
         task, _ = parse_task_name(name)
@@ -182,6 +182,7 @@ class TrialRunner:
                 t.max_new_tokens,
                 int(seeds.generate_state(1)[0]),
                 t.temperature,
+                partial(stop.check, step),
             )
             # The same number is the same problem in all slices but the longer one.
             prefix = "longer " if kind == "longer" else ""

@@ -117,11 +117,20 @@ class Checkpoints:
 
     # ---- writing
 
-    def save(self, step: int, state: Any, meta: dict, score: float | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: dict,
+        score: float | None = None,
+        extra: bool = False,
+    ) -> None:
         """Start to save; returns once the state is copied off the device and may be donated.
 
         `meta` is JSON. `score`: lower is better, the best step outlives the last `keep`. Saving the
         latest step again does nothing. RuntimeError: no space, or the save before this one failed.
+        `extra`: only a request to stop made this step one to save. It is never the best, which is
+        so the same as in a run that nobody stopped.
         """
         self.wait()
         latest = max(self.steps(), default=-1)
@@ -135,6 +144,7 @@ class Checkpoints:
         leaves = named_leaves(state)
         described = {name: _describe(x) for name, x in leaves.items()}
         record = {"step": step, "score": _finite(score), "meta": meta, "leaves": described}
+        record |= {"extra": extra}
         sealed = _seal(record)
         if jax.process_index() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -244,14 +254,19 @@ class Checkpoints:
         return set()
 
     def best_step(self) -> int | None:
-        """The step with the lowest score, the later of equals; None if no step has one."""
+        """The step with the lowest score, the later of equals; None if no step has one.
+
+        Steps that only a request to stop has made do not compete.
+        """
         scores = []
         for step in self.steps():
             try:
-                score = self._record(step)["score"]
+                record = self._record(step)
             except DamagedCheckpoint:  # `restore` warns of it
                 continue
-            if score is not None:
+            score = record["score"]
+            # Earlier versions did not mark such steps.
+            if score is not None and not record.get("extra"):
                 scores.append((score, -step))
         return -min(scores)[1] if scores else None
 

@@ -25,6 +25,7 @@ from ramp.errors import UserError
 from ramp.model.linear import AXES, ROWS
 from ramp.model.transformer import param_shapes
 from ramp.stages import STAGES
+from ramp.train.preemption import take_signals_back
 
 
 def connect_processes() -> None:
@@ -39,6 +40,7 @@ def connect_processes() -> None:
         return
     if setting == "auto":
         jax.distributed.initialize()
+        take_signals_back()
         return
     try:
         address, count, index = setting.split(",")
@@ -49,6 +51,7 @@ def connect_processes() -> None:
         ) from None
     # jax takes the number of processes, then which of them this one is.
     jax.distributed.initialize(address, *numbers)
+    take_signals_back()
 
 
 def resolve_mesh_shape(m: config.Mesh, devices: int) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ moment and the same command goes on from the last checkpoint, bitwise.
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -224,7 +224,8 @@ class LoopRun:
         """Start to save the state in the background."""
         with self.clock("save"):
             meta = self.meta | {"clock": self.clock.split()}
-            self.checkpoints.save(done, state, meta, score)
+            extra = not self.must_save(done)
+            self.checkpoints.save(done, state, meta, score, extra)
 
     def leave(self, done: int) -> None:
         """Wait for the checkpoint and raise `Preempted`."""
@@ -243,7 +244,11 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
     t, clock, stop = run.t, run.clock, run.stop
     mesh = jax.sharding.get_mesh()
     first = int(state.step)
-    with stop, show_progress(run.label, first, t.steps) as show:
+    with (
+        stop.together(),
+        show_progress(run.label, first, t.steps) as show,
+        ExitStack() as unsaved,
+    ):
         # An evaluation that a stop cut short is made up for, before any step.
         if first and run.must_evaluate(first) and not run.checkpoints.scored(first):
             run.checkpoints.rescore(first, run.evaluate_state(state, first))
@@ -252,6 +257,7 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
 
         reader = MetricReader(run, show, first, clock.busy)
         pending: Metrics | None = None  # of the step before, still on the device
+        score = None  # of the step before, if it was evaluated
         for done in range(first + 1, t.steps + 1):
             with clock("data"):
                 batch = shard_batch(mesh, partial(batches, done - 1), t.batch_size)
@@ -260,9 +266,19 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
                     state, metrics = step(state, batch)
                     # Wait, so that the time of compiling is not counted as that of a step.
                     jax.block_until_ready(metrics)
+                # From here on there are steps to save before leaving.
+                unsaved.enter_context(stop)
             else:
-                with clock("step"):
-                    state, metrics = step(state, batch)
+                try:
+                    with clock("step"):
+                        state, metrics = step(state, batch)
+                except Preempted:
+                    # A step that samples was cut short, and has left the state as it was.
+                    if pending is not None:
+                        reader.read(done - 1, pending)
+                    run.save(state, done - 1, score)
+                    run.leave(done - 1)
+            score = None  # of this step
             # While the device is busy with this step, look at the one before.
             with clock("step"):
                 if pending is not None:
@@ -278,7 +294,6 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
             with clock("step"):
                 reader.read(done, pending)
                 pending = None
-            score = None
             if evaluating:
                 score = run.evaluate_state(state, done)
                 leaving = stop.requested(done)  # an evaluation may take minutes
