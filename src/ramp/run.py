@@ -64,7 +64,8 @@ def run(
 
             c = branch.keep_tokenizer(open_run(request.parent)[1], c)
             on_process_zero(partial(branch.begin, request, c, rundir, stages))
-        on_process_zero(partial(rundir.check_or_create, c))
+        is_done = not force and all(map(rundir.is_done, stages))
+        on_process_zero(partial(rundir.check_or_create, c, is_done))
         if force:
             on_process_zero(partial(begin_anew, rundir, stages))
         for name in stages:
@@ -81,10 +82,11 @@ def run(
                 work = suites[name] if name in suites else modules[name].run
                 result = work(rundir, c, stop)
             # The other processes have no result of `prepare`, and write none.
-            done = {**(result or {}), "done": True}
+            on_process_zero(partial(report.update_report, directory, name, result or {}))
             # After each stage, so that a run that breaks off later has a report too.
-            on_process_zero(partial(report.update_report, directory, name, done))
             on_process_zero(partial(report.write_report, directory))
+            # Last: a kill before this repeats the end of the stage, a later one loses nothing.
+            on_process_zero(partial(report.update_report, directory, name, {"done": True}))
     if jax.process_index() == 0:
         print(f"report: {directory / 'report.html'}")
 

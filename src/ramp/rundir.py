@@ -219,10 +219,6 @@ class RunDir:
         if self.config.exists():
             # What the saved one leaves to a rule, or to the machine, is chosen now.
             self._require_same(config.keep_chosen(config.load(self.config), c), c)
-        elif not self.origin_file.exists() and not all(map(is_leftover, self.path.glob("*"))):
-            raise UserError(
-                f"{self.path} is not empty and not a run; name another directory with --run"
-            )
         if is_done:
             return
         # It marks the directory as a run, so it comes before anything that a kill could leave.
@@ -261,8 +257,13 @@ class RunDir:
     def lock(self) -> Generator[None]:
         """Keep other processes from writing this run; `UserError` where one does.
 
-        The lock goes with the process, however that ends.
+        Also where the directory holds other things than a run: in those nothing is made. The lock
+        goes with the process, however that ends.
         """
+        if not self.config.exists() and not all(map(is_leftover, self.path.glob("*"))):
+            raise UserError(
+                f"{self.path} is not empty and not a run; name another directory with --run"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
         # Not "w", which would change the time of the file.
         with (self.path / ".lock").open("a") as file:
@@ -278,8 +279,10 @@ class RunDir:
 def is_leftover(path: Path) -> bool:
     """Whether a start that was killed before it wrote config.toml may have left this."""
     is_empty_data = path.name == "data" and path.is_dir() and not any(path.iterdir())
-    # Half-written files and copies of config.toml have its name in theirs.
-    return path.name == ".lock" or "config.toml" in path.name or is_empty_data
+    # Half-written files and copies have the name of the file in theirs.
+    is_own = any(name in path.name for name in (".lock", "config.toml", "origin.json"))
+    # A run that begins from another one is filled before config.toml is written.
+    return is_own or is_empty_data or path.with_name("origin.json").exists()
 
 
 def list_changes(old: Config, new: Config, section: str) -> list[str]:
