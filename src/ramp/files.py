@@ -13,10 +13,11 @@ import re
 import time
 import zlib
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ramp.errors import UserError
 
@@ -34,11 +35,17 @@ def warn_once(message: str) -> None:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write the whole file or leave the old one, whatever happens in between."""
-    data = content.encode() if isinstance(content, str) else content
+    with open_atomic(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def open_atomic(path: Path) -> Generator[BinaryIO]:
+    """A file to write to, which takes the place of `path` when all is written."""
     # In the same folder: a rename is atomic only within one file system.
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
-        file.write(data)
+        yield file
         file.flush()
         # Before the rename: a crash must not leave an empty file in the old one's place.
         os.fsync(file.fileno())

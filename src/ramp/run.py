@@ -1,10 +1,7 @@
 """A run: its stages in order; what is done is skipped, what is not is resumed."""
 
-import ctypes
 import importlib
 import os
-import platform
-import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +14,7 @@ from ramp.errors import UserError
 from ramp.host import on_process_zero, setup_devices
 from ramp.rundir import Request, RunDir, open_run
 from ramp.stages import STAGES
+from ramp.text.engine import end_with_parent
 
 
 def run(
@@ -147,17 +145,3 @@ def prepare_in_subprocess(rundir: RunDir, c: Config) -> dict:
     # Spawned: a fork of a process that has started jax's threads may hang.
     with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent, (os.getpid(),)) as pool:
         return pool.submit(prepare.run, rundir, c).result()
-
-
-def end_with_parent(parent: int) -> None:
-    """Ask Linux to end this process when its parent ends.
-
-    What it writes is under the parent's lock.
-    """
-    # Ctrl-C reaches every process of a terminal, and the parent knows what to do.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if platform.system() == "Linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        # It may have ended before this was asked for.
-        if os.getppid() != parent:
-            os._exit(1)

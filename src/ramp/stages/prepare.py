@@ -1,18 +1,14 @@
-"""Text to tokens, once: sources -> documents -> tokenizer -> one stream of ids per split."""
+"""Text to tokens, once: sources -> documents -> tokenizer -> shards of ids for each split."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from ramp.config import Config, Text
+from ramp.config import Config
 from ramp.errors import UserError
 from ramp.rundir import RunDir
-from ramp.text.corpus import Document, documents, split_of
-from ramp.text.shards import Manifest, write_tokens
-from ramp.text.tokenizer import Tokenizer
+from ramp.text.corpus import USED
+from ramp.text.prepare import prepare_tokens
 
 
 @dataclass(frozen=True)
@@ -30,35 +26,20 @@ class PrepareReport:
     counts: dict[str, int]  # documents, characters, bytes, and what was left out by kind
     sha256: dict[str, str]  # of the tokens by split
     tokenizer: str  # its fingerprint
+    tokenizer_bytes: int  # of the sample of training text that it was fitted to
+    mix: dict[str, int]  # training tokens of each source of a mix
+    test_documents: int  # of the test sets that were looked for
+    test_documents_too_short: int  # among them, and so not looked for
     seconds: float
 
 
 def run(rundir: RunDir, c: Config) -> dict[str, Any]:
     """Train the tokenizer on the training split, write both splits' tokens, return the report."""
-    if not c.text.sources:
+    if not (c.text.sources or c.text.mix):
         raise UserError("text.sources is empty; name the text, such as --text.sources my/*.txt")
     began = time.perf_counter()
-    counts: Counter = Counter()
-    # In memory as a whole: the tokenizer reads the training split once more.
-    by_split: dict[str, list[Document]] = {"train": [], "val": []}
-    for document in read_documents(c.text, rundir.data, counts):
-        by_split[split_of(document.id, c.text.val_fraction)].append(document)
-    # Few long documents can all fall on one side.
-    for split, docs in by_split.items():
-        if not docs:
-            raise UserError(
-                f"no document fell into the {split} split ({counts['documents']} in all, "
-                f"text.val_fraction {c.text.val_fraction:g}); "
-                "add text, or cut it into more documents"
-            )
-    # From the training split alone: fitted to validation text too, it would flatter the model.
-    tokenizer = make_tokenizer(rundir, c.text, by_split["train"])
-    tokenizer.save(rundir.tokenizer)
-    infos: dict[str, Manifest] = {}
-    for split, docs in by_split.items():
-        encoded = tokenizer.encode_stream(document.text for document in docs)
-        infos[split] = write_tokens(rundir.tokens(split), encoded, tokenizer)
-    train, val = infos["train"], infos["val"]
+    made = prepare_tokens(c.text, rundir.data, rundir.tokenizer)
+    train, val = made.manifests["train"], made.manifests["val"]
     report = PrepareReport(
         tokens=train.tokens,
         val_tokens=val.tokens,
@@ -66,11 +47,15 @@ def run(rundir: RunDir, c: Config) -> dict[str, Any]:
         val_bytes=val.bytes,
         documents=train.documents,
         val_documents=val.documents,
-        vocab=tokenizer.vocab_size,
+        vocab=made.tokenizer.vocab_size,
         bytes_per_token=train.bytes / max(train.tokens, 1),
-        counts=dict(counts),
-        sha256={split: info.sha256 for split, info in infos.items()},
-        tokenizer=tokenizer.fingerprint,
+        counts=made.counts,
+        sha256={split: manifest.sha256 for split, manifest in made.manifests.items()},
+        tokenizer=made.tokenizer.fingerprint,
+        tokenizer_bytes=made.sample_bytes,
+        mix={stream.source: stream.tokens for stream in train.streams if stream.source},
+        test_documents=made.test.num_documents,
+        test_documents_too_short=made.test.num_short,
         seconds=time.perf_counter() - began,
     )
     print_summary(report)
@@ -78,32 +63,25 @@ def run(rundir: RunDir, c: Config) -> dict[str, Any]:
 
 
 def print_summary(report: PrepareReport) -> None:
-    """One line on what was read, what was skipped and what became of it."""
+    """What was read, what was left out and what became of it."""
     # All other counts are of what was left out.
-    used = ("documents", "characters", "bytes")
-    skipped = [f"{n} {kind}" for kind, n in report.counts.items() if kind not in used]
+    left_out = [
+        f"{n:,} {kind.replace('_', ' ')}" for kind, n in report.counts.items() if kind not in USED
+    ]
     megabytes = report.counts["bytes"] / 1e6
     print(
         f"prepare: {report.counts['documents']:,} documents, {megabytes:.1f} MB; "
-        f"skipped: {', '.join(skipped) or 'nothing'}; "
+        f"left out: {', '.join(left_out) or 'nothing'}; "
         f"{report.tokens:,} train and {report.val_tokens:,} validation tokens "
         f"of a vocabulary of {report.vocab:,} ({report.bytes_per_token:.2f} bytes a token)"
     )
-
-
-def read_documents(text: Text, directory: Path, counts: Counter) -> Iterator[Document]:
-    """The documents of all sources in the order of the configuration."""
-    # By default beside the run's tokens, so that a run directory holds all that made it.
-    cache = Path(text.cache) if text.cache else directory / "shards"
-    for source in text.sources:
-        yield from documents(source, counts, cache=cache)
-
-
-def make_tokenizer(rundir: RunDir, text: Text, train: list[Document]) -> Tokenizer:
-    """The tokenizer that the configuration names, fitted to the training documents."""
-    # Weights from elsewhere have brought theirs.
-    if text.tokenizer == "run":
-        return Tokenizer.load(rundir.tokenizer)
-    if text.tokenizer == "bytes":
-        return Tokenizer.bytes_only()
-    return Tokenizer.train((document.text for document in train), text.vocab_size)
+    if report.tokenizer_bytes < report.bytes and report.tokenizer_bytes:
+        fitted = report.tokenizer_bytes / 1e6
+        print(f"prepare: tokenizer fitted to {fitted:.1f} of {report.bytes / 1e6:.1f} MB")
+    if report.test_documents:
+        print(
+            f"prepare: looked for {report.test_documents:,} test documents, but not for "
+            f"{report.test_documents_too_short:,} of them that have fewer than 8 words"
+        )
+    for source, tokens in report.mix.items():
+        print(f"prepare: {tokens:,} tokens of {source}")

@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from ramp.errors import UserError
-from ramp.files import read_kept, write_atomic, write_kept
+from ramp.files import open_atomic, read_kept, write_kept
 from ramp.text.tokenizer import Tokenizer
 
+DOCUMENTS_AT_ONCE = 2**12  # written to a shard, and their bos
 MAX_OPEN = 256  # shards that are mapped at once: each holds a file open
 
 
@@ -122,22 +123,30 @@ def token_dtype(tokenizer: Tokenizer) -> np.dtype:
 
 def write_shard(path: Path, docs: Iterable[np.ndarray], tokenizer: Tokenizer) -> Shard:
     """Write `bos doc bos doc ...` to `path` (.npy), whole or not at all."""
-    bos = np.array([tokenizer.bos], token_dtype(tokenizer))
-    parts = [bos[:0]]  # there may be no documents
-    for doc in docs:
-        parts += [bos, doc.astype(bos.dtype, copy=False)]
-    stream = np.concatenate(parts)
-    buffer = io.BytesIO()
-    np.save(buffer, stream)
+    dtype = token_dtype(tokenizer)
+    bos = np.array([tokenizer.bos], dtype)
+    parts = [part for doc in docs for part in (bos, doc.astype(dtype, copy=False))]
+    num_tokens = sum(map(len, parts))
+    header = io.BytesIO()
+    format_ = {"descr": dtype.str, "fortran_order": False, "shape": (num_tokens,)}
+    np.lib.format.write_array_header_1_0(header, format_)
+    digest, num_bytes = hashlib.sha256(), 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
+    with open_atomic(path) as file:
+        file.write(header.getvalue())
+        # Some documents at a time: the whole would be in memory twice.
+        for start in range(0, len(parts), DOCUMENTS_AT_ONCE):
+            tokens = np.concatenate(parts[start : start + DOCUMENTS_AT_ONCE])
+            file.write(tokens.data)
+            digest.update(tokens.data)
+            # Of the tokens rather than the text: exactly what bits per byte divide by.
+            num_bytes += int(tokenizer.byte_lengths[tokens].sum())
     return Shard(
         file=f"{path.parent.name}/{path.name}",
-        tokens=len(stream),
+        tokens=num_tokens,
         documents=len(parts) // 2,
-        # Of the tokens rather than the text: exactly what bits per byte divide by.
-        bytes=int(tokenizer.byte_lengths[stream].sum()),
-        sha256=hashlib.sha256(stream.data).hexdigest(),
+        bytes=num_bytes,
+        sha256=digest.hexdigest(),
     )
 
 
