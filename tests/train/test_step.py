@@ -15,8 +15,9 @@ from ramp.config import Config, Text, Train, resolve
 from ramp.model.loss import next_token_loss
 from ramp.train import mesh as meshes
 from ramp.train import optim
-from ramp.train.state import eval_params, init_guard, init_state
-from ramp.train.step import accumulate_grads, judge_step, make_step
+from ramp.train.guard import init_guard, judge_gradient
+from ramp.train.state import eval_params, init_state
+from ramp.train.step import accumulate_grads, make_step
 
 
 @pytest.fixture(autouse=True)
@@ -292,7 +293,7 @@ def test_an_outlier_is_skipped_once_there_is_history():
 
 def judged(values, sigma=6.0):
     """Which of (loss, gradient norm) pairs pass, and the guard after them."""
-    run = jax.jit(partial(judge_step, sigma=sigma))
+    run = jax.jit(partial(judge_gradient, sigma=sigma))
     guard, passed = init_guard(), []
     for value in values:
         ok, guard = run(guard, jnp.asarray(value, jnp.float32))

@@ -10,6 +10,8 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ramp.train.guard import init_guard
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -25,21 +27,7 @@ class State:
     params: dict[str, Any]  # "lm": the model; "process": a process-reward head, once there is one
     opt: dict[str, Any]  # "tx": state of the optax transformation; "ema": averaged params, or None
     ref: Any  # a frozen policy, or None
-    guard: dict[str, jax.Array]  # see `step.judge_step`
-
-
-def init_guard() -> dict[str, jax.Array]:
-    """Return the guard of a stage that begins.
-
-    `mean` and `var` are of (loss, gradient norm) over the steps that counted.
-    """
-    return {
-        "skipped": jnp.zeros((), jnp.int32),
-        "streak": jnp.zeros((), jnp.int32),
-        "count": jnp.zeros((), jnp.int32),
-        "mean": jnp.zeros(2, jnp.float32),
-        "var": jnp.zeros(2, jnp.float32),
-    }
+    guard: dict[str, jax.Array]  # see `guard.init_guard`
 
 
 def init_state(

@@ -16,6 +16,7 @@ does not depend on how the batch is cut into microbatches or spread over devices
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Train
+from ramp.train.guard import judge_gradient, judge_update, record_update, track_loss
 from ramp.train.mesh import ROWS
 from ramp.train.state import State
 
@@ -39,6 +41,7 @@ def make_step(
     t: Train,
     schedule: optax.Schedule | None = None,
     compiler_options: dict[str, str | bool] | None = None,
+    chance: float | None = None,
 ) -> Step:
     """Return step(state, batch) -> (state, metrics), jitted, the state donated.
 
@@ -46,9 +49,10 @@ def make_step(
     learning rate and the sign belong to it.
     t: `grad_accum_steps`, `skip_sigma` and `ema_decay` are read, nothing else.
     schedule: only logged, as "train/lr"; the one that `tx` was built with.
+    chance: the loss of a model that knows nothing, which divergence is measured by; see `guard`.
     The metrics are float32 scalars on the device.
     """
-    step = make_update(loss, tx, t, schedule)
+    step = make_update(loss, tx, t, schedule, chance)
     return jax.jit(step, donate_argnums=0, compiler_options=compiler_options)
 
 
@@ -57,6 +61,7 @@ def make_update(
     tx: optax.GradientTransformation,
     t: Train,
     schedule: optax.Schedule | None = None,
+    chance: float | None = None,
 ) -> Step:
     """Return the step before it is jitted, for callers that `vmap` it over seeds."""
 
@@ -69,23 +74,33 @@ def make_update(
         grads = jax.tree.map(lambda g: g / weight, grads)
         means = {name: total / weight for name, total in sums.items()}
         grad_norm = optax.tree.norm(grads)
-        ok, guard = judge_step(state.guard, jnp.stack([means["loss"], grad_norm]), t.skip_sigma)
+        values = jnp.stack([means["loss"], grad_norm])
+        ok, guard = judge_gradient(state.guard, values, t.skip_sigma)
 
-        def update(params: dict, opt: dict) -> tuple[dict, dict, jax.Array]:
+        def update(params: dict, opt: dict) -> tuple[dict, dict, jax.Array, jax.Array]:
             updates, tx_state = tx.update(grads, opt["tx"], params)
-            new_params: Any = optax.apply_updates(params, updates)
+            norm = optax.tree.norm(updates)
+            num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+            fits = judge_update(guard, norm, optax.tree.norm(params), num_params)
+            # An update that is refused is not added. The optimizer has heard of its gradient,
+            # which was good: to take that back would need a copy of its state.
+            added: Any = optax.apply_updates(params, updates)
+            new_params = jax.tree.map(partial(jnp.where, fits), added, params)
             ema = update_average(opt["ema"], new_params, t.ema_decay)
-            return new_params, {"tx": tx_state, "ema": ema}, optax.tree.norm(updates)
+            return new_params, {"tx": tx_state, "ema": ema}, norm, fits
 
-        def skip(params: dict, opt: dict) -> tuple[dict, dict, jax.Array]:
-            return params, opt, jnp.zeros((), jnp.float32)
+        def skip(params: dict, opt: dict) -> tuple[dict, dict, jax.Array, jax.Array]:
+            return params, opt, jnp.zeros((), jnp.float32), jnp.ones((), bool)
 
         # `cond` and not `where`: the buffers of a donated state are updated in place.
         #
         # A skipped step consumes its batch and nothing else: `State.step` moves on, so that the
         # next step reads the next batch, but the optimizer never hears of it. Its moments and its
         # count stay, and with the count the learning-rate schedule.
-        params, opt, update_norm = jax.lax.cond(ok, update, skip, state.params, state.opt)
+        params, opt, update_norm, fits = jax.lax.cond(ok, update, skip, state.params, state.opt)
+        guard = record_update(state.guard, guard, fits, update_norm)
+        done = state.step + 1
+        diverged, guard = track_loss(guard, means["loss"], ok, done, chance)
 
         metrics = {f"train/{name}": value for name, value in means.items()}
         metrics["train/grad_norm"] = grad_norm
@@ -94,9 +109,10 @@ def make_update(
         if schedule is not None:
             applied = state.step - state.guard["skipped"]  # updates so far: the count of optax
             metrics["train/lr"] = jnp.asarray(schedule(applied))
-        metrics["guard/skipped"] = guard["skipped"]
-        metrics["guard/streak"] = guard["streak"]
-        return replace(state, step=state.step + 1, params=params, opt=opt, guard=guard), metrics
+        metrics["guard/diverged"] = diverged
+        for name in ("skipped", "refused", "streak", "calm", "recoveries"):
+            metrics[f"guard/{name}"] = guard[name]
+        return replace(state, step=done, params=params, opt=opt, guard=guard), metrics
 
     return step
 
@@ -142,37 +158,3 @@ def accumulate_grads(
     zero_sums = {name: jnp.zeros((), s.dtype) for name, s in sums.items()}
     total, _ = jax.lax.scan(add, (zero_grads, zero_sums), (jnp.arange(k), microbatches))
     return total
-
-
-def judge_step(
-    guard: dict, values: jax.Array, sigma: float, history: int = 64
-) -> tuple[jax.Array, dict]:
-    """Return whether this step may change anything, and the guard after it.
-
-    values: [2], loss and gradient norm. Refused are non-finite values and, once `history`/2 steps
-    have counted, values more than `sigma` running deviations above the running mean (the rule of
-    OLMo's skip-step optimizer). A refused value does not enter the running figures, but an outlier
-    widens the band by a half: a lasting change of level is let through after a few steps, an
-    explosion is not. The host stops the job when `streak` reaches the configured limit.
-    """
-    finite = jnp.all(jnp.isfinite(values))
-    # At least 1% of the mean: where nothing varies, as on a plateau, a small rise is no outlier.
-    deviation = jnp.maximum(jnp.sqrt(guard["var"]), 0.01 * jnp.abs(guard["mean"]))
-    band = guard["mean"] + sigma * deviation
-    outlier = jnp.any(values > band) & (guard["count"] >= history // 2) & (sigma > 0)
-    ok = finite & ~outlier
-    count = guard["count"] + ok
-    # Exact mean and variance of the first `history` values, an exponential window after that.
-    rate = 1.0 / jnp.minimum(jnp.maximum(count, 1), history)
-    delta = jnp.where(finite, values, 0.0) - guard["mean"]
-    mean = guard["mean"] + rate * delta
-    var = (1 - rate) * (guard["var"] + rate * delta * delta)
-    # A factor of 1.5 on the deviation is 2.25 on the variance.
-    widened = jnp.where(finite, 2.25 * deviation**2, guard["var"])
-    return ok, {
-        "skipped": guard["skipped"] + ~ok,
-        "streak": jnp.where(ok, 0, guard["streak"] + 1),
-        "count": count,
-        "mean": jnp.where(ok, mean, guard["mean"]),
-        "var": jnp.where(ok, var, widened),
-    }
