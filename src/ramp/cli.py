@@ -362,8 +362,8 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     suite = read_suite(args) if stages == ("eval",) else None
     suites = {"core": suite} if suite else {}
     from ramp import run
+    from ramp.train.divergence import Diverged
     from ramp.train.preemption import Preempted
-    from ramp.train.trainer import Diverged
 
     stages = tuple(suites) or stages
     # Whoever asks for a suite, or for samples, wants them of the model as it is now.

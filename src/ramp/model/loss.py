@@ -1,5 +1,6 @@
 """Next-token cross-entropy whose logits need never exist all at once."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -45,6 +46,11 @@ def token_cross_entropy(
     nats_bt = jax.lax.reshape(nats_n, (B, T), out_sharding=P(ROWS))
     log_z_bt = jax.lax.reshape(log_z_n, (B, T), out_sharding=P(ROWS))
     return nats_bt, log_z_bt
+
+
+def chance_loss(c: Model) -> float:
+    """Return the loss of a model that knows nothing: every token is as likely, nats."""
+    return math.log(c.vocab_size)
 
 
 def next_token_loss(

@@ -1,5 +1,6 @@
 """Preference tuning, DPO (arXiv:2305.18290): raise preferred answers over rejected ones."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -60,14 +61,15 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
 
     batches = Batches(train, t.batch_size, c.seed)
     trainer = Trainer(
-        "dpo",
-        c,
-        t,
-        loss,
-        batches,
-        tokenizer,
-        wrap_step,
+        name="dpo",
+        c=c,
+        t=t,
+        loss=loss,
+        batches=batches,
+        tokenizer=tokenizer,
+        wrap_step=wrap_step,
         keep_ref=True,
+        chance=math.log(2),  # of a guess which answer is preferred
         data=hash_arrays(vars(train)),
     )
     start = partial(jax.tree.map, jnp.copy, reference)  # steps donate what they start from

@@ -11,7 +11,7 @@ import jax
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.evals import bpb, samples
-from ramp.model.loss import next_token_loss
+from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.stages.trials import TrialRunner, render_solved_problems
@@ -60,6 +60,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         batches=Batches(rows["train"], t.batch_size, c.seed),
         tokenizer=tokenizer,
         data=hash_arrays(vars(rows["train"])),
+        chance=chance_loss(c.model),
     )
     start = partial(load_start, rundir, "pretrain", c, tokenizer)
     state, report = trainer.train(rundir, start, evaluate, "eval/chat_nats", stop)

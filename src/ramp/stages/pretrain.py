@@ -11,7 +11,7 @@ import jax
 from ramp.config import Config
 from ramp.evals import bpb, samples
 from ramp.model import transformer
-from ramp.model.loss import next_token_loss
+from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.text.rows import Batches, TokenRows
@@ -58,6 +58,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         batches=Batches(train_rows, t.batch_size, c.seed, mix=train_rows.mix),
         tokenizer=tokenizer,
         data=train_rows.reader.manifest.sha256,
+        chance=chance_loss(c.model),
     )
     state, report = trainer.train(rundir, start, evaluate, "eval/val_bpb", stop)
     with stop.together():

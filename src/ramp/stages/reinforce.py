@@ -23,7 +23,7 @@ from ramp.credit.learn import Accuracy
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.files import write_atomic
-from ramp.model.loss import next_token_loss
+from ramp.model.loss import chance_loss, next_token_loss
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
@@ -152,9 +152,9 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, stop: Preemption, update: Ca
 
     def step(state: State, row_numbers: dict) -> tuple[State, dict]:
         # Seeded by (seed, step): a resumed run samples what it would have sampled.
-        done = int(state.step)
-        check = partial(stop.check, done)
-        i = learn.collect_batch(c.model, t, tokenizer, state.params, state.ref, done, c.seed, check)
+        check = partial(stop.check, int(state.step))
+        at = int(state.step + state.guard["offset"])  # past what a recovery passed over
+        i = learn.collect_batch(c.model, t, tokenizer, state.params, state.ref, at, c.seed, check)
         state, metrics = update(state, learn.shard_batch(i.batch))
         # Logged with the training metrics of the same step.
         r = i.rollouts
@@ -201,7 +201,15 @@ def run_sft(
         rows = learn.make_sft_batch(tokenizer, task, t.level, batch_size, seq_len, step, c.seed)
         return {name: a[lo:hi] for name, a in rows.items()}
 
-    trainer = Trainer("sft", c, recipe, next_token_loss(c.model, 0.0), make_batch, tokenizer)
+    trainer = Trainer(
+        name="sft",
+        c=c,
+        t=recipe,
+        loss=next_token_loss(c.model, 0.0),
+        batches=make_batch,
+        tokenizer=tokenizer,
+        chance=chance_loss(c.model),
+    )
     state, _ = trainer.train(rundir, start, lambda *_: {}, "", stop)
     params = eval_params(state)
     return lambda: params

@@ -22,7 +22,7 @@ from ramp.config import Config, Synthesize
 from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
 from ramp.files import to_json
-from ramp.model.loss import next_token_loss
+from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.synth import decide, drift, ledger, measure, mix, page, prompts
@@ -460,7 +460,8 @@ class GenerationLoop:
         # A generation is judged at its end, by the guard, and not while it trains.
         t = replace(t, eval_every=t.steps, save_every=min(t.save_every, t.steps))
         loss = next_token_loss(c.model, t.z_loss)
-        trainer = Trainer(name, c, t, loss, plan, self.tokenizer)
+        chance = chance_loss(c.model)
+        trainer = Trainer(name, c, t, loss, plan, self.tokenizer, chance=chance)
 
         def copy_start():
             # Training donates the arrays that it starts from, and `start` is still needed.

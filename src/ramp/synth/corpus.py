@@ -236,7 +236,8 @@ class TrainingPlan:
         return cls(real.rows, samples, generation[order], index[order])
 
     def __call__(self, step: int, lo: int, hi: int) -> dict[str, ndarray]:
-        """Rows lo .. hi of the batch of a step."""
+        """Rows lo .. hi of the batch of a step; past the last one it begins anew."""
+        step %= len(self.generation)  # a recovery passes over batches
         generation = self.generation[step, lo:hi]
         index = self.index[step, lo:hi]
         # Every row is read as a real one first; the rows of samples are then written over.

@@ -7,7 +7,8 @@ fingerprint a leaf, which does not depend on the mesh. `restore`, for whoever tr
 of it in the new sharding; a damaged step is renamed to `<step>.bad`, with a warning, and the next
 older one is used. `restore_best`, for whoever only reads, takes the next best one in its place,
 with a warning, and changes nothing. Nothing here deletes a step except the retention rule: the last
-`keep`, and the best.
+`keep`, the best, and the last proven one with the one that will be proven next (see `save`).
+Where training diverged, what came after the last good step becomes `<step>.diverged`.
 
     DIR/<step>/state    Orbax tree: leaves/<leaf path>, and fingerprint, uint32 [leaf, 2], in the
                         order of sorted paths
@@ -113,6 +114,7 @@ class Checkpoints:
         if self._local:  # Orbax wants an absolute path
             self.directory = self.directory.resolve()
         self._saving: int | None = None  # the step that is being written in the background
+        self._proven: int | None = None  # as the last save said
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
     # ---- writing
@@ -124,10 +126,12 @@ class Checkpoints:
         meta: dict,
         score: float | None = None,
         extra: bool = False,
+        proven: int | None = None,
     ) -> None:
         """Start to save; returns once the state is copied off the device and may be donated.
 
-        `meta` is JSON. `score`: lower is better, the best step outlives the last `keep`. Saving the
+        `meta` is JSON. `score`: lower is better, the best step outlives the last `keep`. `proven`:
+        states up to this step were seen to be good; the newest of them is kept too. Saving the
         latest step again does nothing. RuntimeError: no space, or the save before this one failed.
         `extra`: only a request to stop made this step one to save. It is never the best, which is
         so the same as in a run that nobody stopped.
@@ -157,7 +161,7 @@ class Checkpoints:
             "fingerprint": fingerprints([leaves[name] for name in sorted(leaves)]),
         }
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(sealed))
-        self._saving = step
+        self._saving, self._proven = step, proven
         try:
             self._orbax.save(self.directory / str(step), args=args)
         except Exception as error:
@@ -224,14 +228,46 @@ class Checkpoints:
 
     def _prune(self) -> None:
         if jax.process_index() == 0:
-            steps = self.steps()
-            keep = set(steps[-self._keep :])
+            steps, planned = self.steps(), self._planned_steps()
+            # Steps that a request to stop added push none of the others out: a run that was
+            # stopped and diverges goes back to the same step as one that nobody stopped.
+            keep = {*planned[-self._keep :], *steps[-1:]}
             best = self.best_step() if self._keep_best else None
             if best is not None:
                 keep.add(best)
+            if self._proven is not None:
+                # The first of the others too: it is the next one to be proven.
+                keep |= set([s for s in planned if s <= self._proven][-1:])
+                keep |= set([s for s in planned if s > self._proven][:1])
             for step in set(steps) - keep:
                 (self.directory / str(step)).rmtree()
         _barrier("ramp:prune")
+
+    def put_aside_after(self, trusted: int, calm: int) -> int | None:
+        """Put aside the steps of a divergence, and return the last good one; None: none is left.
+
+        Good is what was saved up to step `trusted`, and the best step if it was scored by `calm`.
+        """
+        self.wait()
+        best, steps = self.best_step(), self.steps()
+        good = [s for s in self._planned_steps() if s <= trusted or (s == best and s <= calm)]
+        # Newest first: a kill in between leaves steps of which the newest leads here again.
+        for step in reversed(steps):
+            if not good or step > good[-1]:
+                self._put_aside(step, "from when training diverged", "diverged")
+        return good[-1] if good else None
+
+    def _planned_steps(self) -> list[int]:
+        """The steps that were not saved for a request to stop alone."""
+        planned = []
+        for step in self.steps():
+            try:
+                extra = self._record(step).get("extra")
+            except DamagedCheckpoint:
+                extra = False  # `restore` warns of it
+            if not extra:
+                planned.append(step)
+        return planned
 
     # ---- reading
 
@@ -271,12 +307,13 @@ class Checkpoints:
         return -min(scores)[1] if scores else None
 
     def restore(
-        self, like: Any, step: int | None = None, partial: bool = False
+        self, like: Any, step: int | None = None, partial: bool = False, defaults: Any = None
     ) -> tuple[Any, dict, int] | None:
         """Return (state, meta, step) of the newest step that is whole, or of `step`.
 
         None if nothing was ever saved. `like` is a tree of ShapeDtypeStructs with shardings (of any
-        mesh). With `partial` it may leave out leaves that the checkpoint has. UserError: the step
+        mesh). With `partial` it may leave out leaves that the checkpoint has. `defaults`: a tree of
+        leaves that a checkpoint may lack, for those of an older ramp. UserError: the step
         is of another model or is not there; or there were steps and all are damaged, so that nobody
         starts from nothing unawares.
         """
@@ -285,12 +322,13 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise UserError(f"{self.directory} has no step {step}; it has {steps}")
         want = jax.tree.map(_template, like)
+        added = named_leaves(defaults) if defaults is not None else {}
         candidates = reversed(steps) if step is None else [step]
         for candidate in candidates:
             try:
-                leaves, meta = self._load(candidate, named_leaves(want), partial)
+                leaves, meta = self._load_or_add(candidate, named_leaves(want), partial, added)
             except DamagedCheckpoint as error:
-                self._put_aside(candidate, str(error))
+                self._put_aside(candidate, f"it is damaged, {error}")
             else:
                 return jax.tree.unflatten(jax.tree.structure(want), leaves), meta, candidate
         self._require_none_damaged(steps)
@@ -341,6 +379,18 @@ class Checkpoints:
             raise UserError(
                 f"every step in {self.directory} is damaged ({', '.join(bad)}); {self._remedy}"
             )
+
+    def _load_or_add(
+        self, step: int, want: dict, partial: bool, defaults: dict[str, Any]
+    ) -> tuple[list, dict]:
+        """`_load`, with defaults for the leaves that the step lacks."""
+        lacking = set(defaults) - set(self._record(step)["leaves"])
+        present = {name: x for name, x in want.items() if name not in lacking}
+        leaves, meta = self._load(step, present, partial)
+        found = dict(zip(present, leaves, strict=True))
+        for name in lacking & set(want):
+            found[name] = jax.device_put(defaults[name], want[name].sharding)
+        return [found[name] for name in want], meta
 
     def _load(
         self, step: int, want: dict[str, jax.ShapeDtypeStruct], partial: bool
@@ -432,13 +482,13 @@ class Checkpoints:
                 "that the configuration lacks"
             )
 
-    def _put_aside(self, step: int, problem: str) -> None:
+    def _put_aside(self, step: int, problem: str, mark: str = "bad") -> None:
         self.quarantined.append((step, problem))
         if jax.process_index() == 0:
-            source, target = self.directory / str(step), self.directory / f"{step}.bad"
+            source, target = self.directory / str(step), self.directory / f"{step}.{mark}"
             while target.exists():
                 target = target.with_name(target.name + "_")
-            message = "checkpoint %s is damaged, put aside as %s: %s"
+            message = "checkpoint %s is put aside as %s: %s"
             log.warning(message, source, target.name, problem)
             try:
                 source.rename(target)

@@ -1,4 +1,4 @@
-"""The guard of a stage: which steps may change anything, whether training still learns, what is good.
+"""The guard: which steps may change anything, whether training still learns, which state is good.
 
 On the device, each step, in `State.guard`, so that a resumed run judges as it would have:
 
@@ -139,7 +139,7 @@ def track_loss(
     """
     if chance is None:
         return jnp.zeros((), bool), guard | {"calm": done}
-    first = guard["count"] == 1
+    first = guard["best"] == 0  # of the stage, or after a checkpoint of an older ramp
     # A model from elsewhere may begin above chance.
     best = jnp.where(first, jnp.maximum(chance, loss), guard["best"])
     noise = guard["noise"]
@@ -148,6 +148,7 @@ def track_loss(
     rate = 1.0 / jnp.clip(guard["count"], 1, WINDOW)
     # Cut off at the limit, so that one monstrous loss weighs no more than a high one.
     smooth = guard["loss"] + rate * (jnp.minimum(loss, limit) - guard["loss"])
+    smooth = jnp.where(first, loss, smooth)
     change = jnp.where(first, 0.0, jnp.abs(loss - guard["last"]))
     # The smallest deviation of a smoothed loss that is more than noise, six of its own.
     calm = smooth <= best + 0.02 + noise

@@ -6,7 +6,6 @@ metrics of step k are fetched. Nothing of the loop is part of the state: kill th
 moment and the same command goes on from the last checkpoint, bitwise.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +25,16 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.clock import KINDS, Clock
+from ramp.train.divergence import (
+    Diverged,
+    Divergence,
+    describe_remedy,
+    judge_metrics,
+    judge_state,
+    note_recovery,
+    slow_down,
+)
+from ramp.train.guard import MAX_RECOVERIES, find_trusted, init_guard
 from ramp.train.mesh import ROWS, compiler_options, shard_batch
 from ramp.train.preemption import Preempted, Preemption
 from ramp.train.progress import Show, show_progress
@@ -42,13 +51,6 @@ MakeRows = Callable[[int, int, int], dict[str, np.ndarray]]  # (step, lo, hi), s
 Evaluate = Callable[[dict, int, MetricWriter, Preemption], dict[str, float]]
 
 
-class Diverged(Exception):
-    """Training cannot go on: the state or every new gradient is bad.
-
-    The last checkpoint is good.
-    """
-
-
 @dataclass(frozen=True)
 class TrainReport:
     """What became of a stage, all its starts together."""
@@ -59,6 +61,8 @@ class TrainReport:
     steps: int
     tokens: int
     skipped_steps: int
+    recoveries: int
+    """how often the stage went back and on at a lower rate; see `train.on_divergence`"""
     best_step: int | None
     """the checkpoint with the lowest score; None if nothing was evaluated"""
 
@@ -85,6 +89,8 @@ class Trainer:
     """adds parameters to those that the stage starts from, such as a head"""
     data: str = ""
     """a hash of what it trains on; empty: that follows from the settings alone"""
+    chance: float | None = None
+    """the loss of a model that knows nothing, by which divergence is told"""
 
     def train(
         self,
@@ -101,82 +107,84 @@ class Trainer:
         the best checkpoint is the one with the lowest value of the tag `score`.
         """
         clock = Clock()
-        mesh = jax.sharding.get_mesh()
         on_first_process = jax.process_index() == 0
-        meta = make_meta(self.name, self.c, self.tokenizer, self.data)
         checkpoints = Checkpoints(
             rundir.checkpoints(self.name),
             keep=self.c.checkpoint.max_to_keep,
             remedy=f"{rundir.redo(self.name)} trains from the beginning",
         )
         with closing(checkpoints):
-            # Restore, or start.
-            saved_time: dict[str, float] = {}
             with clock("init"):
-                like = abstract_state(lambda: self.init_state(init_template(self.c.model)), mesh)
-                restored = checkpoints.restore(like)
-                if restored is None:
-                    state = jax.jit(self.init_state, donate_argnums=0)(start())
-                else:
-                    state, saved, step = restored
-                    self.require_same(rundir, saved, meta, step)
-                    saved_time = saved["clock"]
-            # `state.step` is the whole position: in the data, the schedule and the logs.
-            first = int(state.step)
+                state, saved_time = self.restore(rundir, checkpoints, start)
             if on_first_process:
                 logged = read_last_values(rundir.path / "metrics.jsonl", self.name, "time/")
                 clock.add(saved_time, {kind: logged[kind] for kind in KINDS if kind in logged})
+            attempt = Attempt(self, rundir, checkpoints, evaluate, score, clock, stop)
+            while True:
+                recoveries, offset = (int(state.guard[key]) for key in ("recoveries", "offset"))
+                try:
+                    state = attempt.train(state)
+                    break
+                except Divergence as error:
+                    # Without its traceback, which would keep the ruined state in memory.
+                    problem = error.with_traceback(None)
+                good = checkpoints.put_aside_after(problem.trusted, problem.calm)
+                can_recover = self.t.on_divergence == "recover" and recoveries < MAX_RECOVERIES
+                if not can_recover:
+                    remedy = describe_remedy(self.name, self.t, rundir.path, good)
+                    raise Diverged(f"{self.name}: {problem}; {remedy}")
+                # Nothing of this is written: a killed run diverges again and decides the same.
+                state, _ = self.restore(rundir, checkpoints, start)
+                passed_over = problem.done + offset - int(state.step)
+                state = note_recovery(state, recoveries + 1, passed_over)
+                attempt.say_recovered(state, problem)
 
-            # Train.
-            # The writer drops what a killed start had logged after this checkpoint.
-            first_line = first + 1 if first else 0
-            with MetricWriter(rundir.path, self.name, first_line, on_first_process) as writer:
-                last_values: dict[str, float] = {}
-
-                def evaluate_state(state: State, stop: Preemption) -> dict[str, float]:
-                    params, step = eval_params(state), int(state.step)  # waits for the device
-                    log_weight_histograms(writer, step, params)
-                    values = evaluate(params, step, writer, stop)  # none, if it was cut short
-                    last_values.update(values)
-                    return values
-
-                run = LoopRun(
-                    label=self.name,
-                    t=self.t,
-                    evaluate=evaluate_state,
-                    score=score,
-                    meta=meta,
-                    writer=writer,
-                    checkpoints=checkpoints,
-                    clock=clock,
-                    stop=stop,
-                )
-                options = compiler_options(self.c.mesh)
-                step = make_stage_step(self.loss, self.t, self.c.model.dtype, options)
-                state = train_loop(run, state, self.wrap_step(step), self.batches)
-                hparams = {f"model.{key}": value for key, value in vars(self.c.model).items()}
-                writer.hparams(vars(self.t) | hparams, last_values)
-
-            # Report.
             report = TrainReport(
                 seconds=clock.total,
                 time=clock.split(),
                 steps=self.t.steps,
                 tokens=self.t.steps * self.t.batch_size * self.t.seq_len,
-                skipped_steps=int(state.guard["skipped"]),
+                skipped_steps=int(state.guard["skipped"] + state.guard["refused"]),
+                recoveries=int(state.guard["recoveries"]),
                 best_step=checkpoints.best_step(),
             )
         return state, report
+
+    def make_meta(self) -> dict[str, Any]:
+        """Return what is saved with every checkpoint."""
+        return make_meta(self.name, self.c, self.tokenizer, self.data)
+
+    def is_brought(self, rundir: RunDir, step: int) -> bool:
+        """Whether another run brought this state: it goes on with what `--from` was given."""
+        origin = rundir.origin()
+        if origin is None or not origin.whole_state:
+            return False
+        return (origin.stage, origin.step) == (self.name, step)
 
     def require_same(self, rundir: RunDir, saved: dict, now: dict, step: int) -> None:
         """Raise `UserError` unless a checkpoint may be gone on from with what there is now."""
         where = rundir.checkpoints(self.name) / str(step)
         require_same_identity(saved, now, where, rundir.redo(self.name))
-        origin = rundir.origin()
-        # What another run brought here goes on with what `--from` was given.
-        if not (origin and origin.whole_state and (origin.stage, origin.step) == (self.name, step)):
+        if not self.is_brought(rundir, step):
             remedy = f"ramp {self.name} --from {rundir.path} --run NEW"
             require_same_inputs(saved, now, where, remedy)
+
+    def restore(
+        self, rundir: RunDir, checkpoints: Checkpoints, start: Callable[[], dict]
+    ) -> tuple[State, dict[str, float]]:
+        """Return the newest state, or the one to begin with, and the seconds it has cost so far."""
+        mesh = jax.sharding.get_mesh()
+        like = abstract_state(lambda: self.init_state(init_template(self.c.model)), mesh)
+        # A checkpoint of before the guard had all its figures opens too.
+        found = checkpoints.restore(like, defaults={"guard": init_guard()})
+        if found is None:
+            return jax.jit(self.init_state, donate_argnums=0)(start()), {}
+        state, saved, step = found
+        self.require_same(rundir, saved, self.make_meta(), step)
+        if self.is_brought(rundir, step):
+            # The rates are those of the new run, whatever became of the old one's.
+            state = note_recovery(state, 0, int(state.guard["offset"]))
+        return state, saved["clock"]
 
     def init_state(self, params: dict) -> State:
         """Return the state that the stage begins with, from the parameters it starts from."""
@@ -185,6 +193,74 @@ class Trainer:
         tx = optim.make_optimizer(self.t, self.c.model.dtype)
         params = self.add_params(params)
         return init_state(params, tx, self.c.seed, average=self.t.ema_decay > 0, ref=ref)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the attempts to train a stage have in common: the first, and one after each recovery."""
+
+    trainer: Trainer
+    rundir: RunDir
+    checkpoints: Checkpoints
+    evaluate: Evaluate
+    score: str
+    clock: Clock
+    stop: Preemption
+
+    def open_writer(self, state: State) -> MetricWriter:
+        """Return a writer that has dropped what was logged after the step of this state."""
+        first = int(state.step)
+        is_first_process = jax.process_index() == 0
+        first_line = first + 1 if first else 0
+        return MetricWriter(self.rundir.path, self.trainer.name, first_line, is_first_process)
+
+    def train(self, state: State) -> State:
+        """Train from this state to the last step. Raises `Divergence`."""
+        trainer = self.trainer
+        c, t = trainer.c, trainer.t
+        with self.open_writer(state) as writer:
+            last_values: dict[str, float] = {}
+
+            def evaluate_state(state: State, stop: Preemption) -> dict[str, float]:
+                params, step = eval_params(state), int(state.step)  # waits for the device
+                log_weight_histograms(writer, step, params)
+                values = self.evaluate(params, step, writer, stop)  # none, if it was cut short
+                last_values.update(values)
+                return values
+
+            run = LoopRun(
+                label=trainer.name,
+                t=t,
+                evaluate=evaluate_state,
+                score=self.score,
+                meta=trainer.make_meta(),
+                writer=writer,
+                checkpoints=self.checkpoints,
+                clock=self.clock,
+                stop=self.stop,
+            )
+            # Compiled anew after a recovery: the rates are constants of the step.
+            slowed = slow_down(t, int(state.guard["recoveries"]))
+            options = compiler_options(c.mesh)
+            step = make_stage_step(trainer.loss, slowed, c.model.dtype, options, trainer.chance)
+            state = train_loop(run, state, trainer.wrap_step(step), trainer.batches)
+            hparams = {f"model.{key}": value for key, value in vars(c.model).items()}
+            writer.hparams(vars(t) | hparams, last_values)
+        return state
+
+    def say_recovered(self, state: State, problem: Divergence) -> None:
+        """Print and log what a recovery has decided."""
+        first, recoveries = int(state.step), int(state.guard["recoveries"])
+        lr_scale = slow_down(self.trainer.t, recoveries).lr_scale
+        text = (
+            f"{problem}; recovery {recoveries} of at most {MAX_RECOVERIES}: back to step {first}, "
+            f"past the batches up to that of step {problem.done}, on at lr_scale {lr_scale:g}"
+        )
+        with self.open_writer(state) as writer:
+            # At the step that comes next: a run that is killed and decides it again says it once.
+            writer.text(first + 1, "guard/recovery", text)
+        if jax.process_index() == 0:
+            print(f"{self.trainer.name}: {text}")
 
 
 # ----------------------------------------------------------------------------------------- the loop
@@ -220,12 +296,12 @@ class LoopRun:
             self.writer.scalars(done, values)
         return values.get(self.score)
 
-    def save(self, state: State, done: int, score: float | None) -> None:
-        """Start to save the state in the background."""
+    def save(self, state: State, done: int, score: float | None, proven: int | None) -> None:
+        """Start to save the state in the background. proven: see `Checkpoints.save`."""
         with self.clock("save"):
             meta = self.meta | {"clock": self.clock.split()}
             extra = not self.must_save(done)
-            self.checkpoints.save(done, state, meta, score, extra)
+            self.checkpoints.save(done, state, meta, score, extra, proven)
 
     def leave(self, done: int) -> None:
         """Wait for the checkpoint and raise `Preempted`."""
@@ -239,11 +315,12 @@ class LoopRun:
 def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> State:
     """Train from `state.step` to the last step and return the final state, saved.
 
-    Raises `Diverged`, or `Preempted` with the state saved.
+    Raises `Divergence`, or `Preempted` with the state saved.
     """
     t, clock, stop = run.t, run.clock, run.stop
     mesh = jax.sharding.get_mesh()
     first = int(state.step)
+    offset = int(state.guard["offset"])  # batches that a recovery passed over
     with (
         stop.together(),
         show_progress(run.label, first, t.steps) as show,
@@ -258,9 +335,10 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
         reader = MetricReader(run, show, first, clock.busy)
         pending: Metrics | None = None  # of the step before, still on the device
         score = None  # of the step before, if it was evaluated
+        proven: int | None = None  # the last step that was seen to be good
         for done in range(first + 1, t.steps + 1):
             with clock("data"):
-                batch = shard_batch(mesh, partial(batches, done - 1), t.batch_size)
+                batch = shard_batch(mesh, partial(batches, done - 1 + offset), t.batch_size)
             if done == first + 1:
                 with clock("compile"):
                     state, metrics = step(state, batch)
@@ -275,8 +353,8 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
                 except Preempted:
                     # A step that samples was cut short, and has left the state as it was.
                     if pending is not None:
-                        reader.read(done - 1, pending)
-                    run.save(state, done - 1, score)
+                        proven = reader.judge(done - 1, pending, state)
+                    run.save(state, done - 1, score, proven)
                     run.leave(done - 1)
             score = None  # of this step
             # While the device is busy with this step, look at the one before.
@@ -292,13 +370,13 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
                 continue
             # Never evaluate or save what the guard has not passed: wait for this step's metrics.
             with clock("step"):
-                reader.read(done, pending)
+                proven = reader.judge(done, pending, state)
                 pending = None
             if evaluating:
                 score = run.evaluate_state(state, done)
                 leaving = stop.requested(done)  # an evaluation may take minutes
             if leaving or run.must_save(done):
-                run.save(state, done, score)
+                run.save(state, done, score, proven)
             if leaving:
                 run.leave(done)
         # The stage counts as done only when its last checkpoint is on the disk.
@@ -318,38 +396,42 @@ class MetricReader:
     busy_before: float
     """seconds of data and steps that earlier starts had spent"""
 
-    def read(self, done: int, metrics: Metrics) -> None:
-        """Wait for the metrics of the last of `done` steps. Raises `Diverged`."""
+    def read(self, done: int, metrics: Metrics) -> dict[str, float]:
+        """Wait for the metrics of the last of `done` steps. Raises `Divergence`."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         t, clock = self.run.t, self.run.clock
         tokens = t.batch_size * t.seq_len
         # The first step of a process is compiling, not speed.
         speed = (done - self.first - 1) * tokens / max(clock.busy - self.busy_before, 1e-9)
         self.show(done, values["train/loss"], speed)
-        stuck = values["guard/streak"] >= t.max_skipped_steps
-        if done % t.log_every == 0 or done in (1, t.steps) or stuck:
-            values["train/tokens"] = float(done * tokens)
-            values["time/tokens_per_s"] = speed
-            values["time/goodput"] = clock.goodput
-            seconds = {f"time/{kind}": spent for kind, spent in clock.split().items()}
-            self.run.writer.scalars(done, values | seconds)
+        try:
+            judge_metrics(t, done, values)
+        except Divergence:
+            self.log(done, values, tokens, speed)
+            raise
+        if done % t.log_every == 0 or done in (1, t.steps):
+            self.log(done, values, tokens, speed)
             # A save in the background that has failed ends the run here, not at the next save.
             self.run.checkpoints.check()
-        # Loss and gradient were good and the state is not any more: it must never be saved.
-        if not math.isfinite(values["train/update_norm"]):
-            self.run.checkpoints.wait()
-            raise Diverged(
-                f"the update of step {done} is not finite although its gradient is; "
-                "the last checkpoint is good. Look at the settings of the optimizer"
-            )
-        if stuck:
-            self.run.checkpoints.wait()
-            raise Diverged(
-                f"{int(values['guard/streak'])} steps in a row, up to step {done}, had a "
-                f"non-finite or outlying loss or gradient (loss {values['train/loss']:g}, gradient "
-                f"norm {values['train/grad_norm']:g}); none of them changed anything. Lower the "
-                "rates (lr_scale) or look at the data; the last checkpoint is good"
-            )
+        return values
+
+    def judge(self, done: int, metrics: Metrics, state: State) -> int:
+        """`read`, and judge the whole state after `done` steps; return the last trusted step."""
+        values = self.read(done, metrics)
+        streak, calm = int(values["guard/streak"]), int(values["guard/calm"])
+        judge_state(state, done, calm)
+        return find_trusted(done, streak, calm)
+
+    def log(self, done: int, values: dict[str, float], tokens: int, speed: float) -> None:
+        """Write a line of metrics. tokens: of a step; speed: tokens a second."""
+        clock = self.run.clock
+        own = {
+            "train/tokens": float(done * tokens),
+            "time/tokens_per_s": speed,
+            "time/goodput": clock.goodput,
+        }
+        seconds = {f"time/{kind}": spent for kind, spent in clock.split().items()}
+        self.run.writer.scalars(done, values | own | seconds)
 
 
 def run_steps(step: Step, state: State, batches: Iterable[Batch]) -> tuple[State, list[Metrics]]:
@@ -377,11 +459,15 @@ def log_weight_histograms(writer: MetricWriter, step: int, params: dict) -> None
 
 # ----------------------------------------------------------------------------------------- the step
 def make_stage_step(
-    loss: Loss, t: Train, dtype: str, compiler_options: dict[str, str | bool] | None = None
+    loss: Loss,
+    t: Train,
+    dtype: str,
+    compiler_options: dict[str, str | bool] | None = None,
+    chance: float | None = None,
 ) -> Step:
     """Return the step of a stage: a loss with the optimizer and schedule of its settings."""
     tx = optim.make_optimizer(t, dtype)
-    return make_step(loss, tx, t, optim.make_schedule(t), compiler_options)
+    return make_step(loss, tx, t, optim.make_schedule(t), compiler_options, chance)
 
 
 def lower_train_step(
