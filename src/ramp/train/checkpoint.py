@@ -231,7 +231,7 @@ class Checkpoints:
             steps, planned = self.steps(), self._planned_steps()
             # Steps that a request to stop added push none of the others out: a run that was
             # stopped and diverges goes back to the same step as one that nobody stopped.
-            keep = {*planned[-self._keep :], *steps[-1:]}
+            keep = {*planned[-self._keep :], *steps[-self._keep :]}
             best = self.best_step() if self._keep_best else None
             if best is not None:
                 keep.add(best)
