@@ -213,6 +213,13 @@ def differences(got: dict, want: dict) -> list[str]:
 # --- interruptions
 
 
+def count_signs(run: Path) -> int:
+    """Grows while a run gets on: its files, and the lines of its logs."""
+    logs = (run.with_suffix(".log"), run / "metrics.jsonl")
+    lines = sum(path.read_bytes().count(b"\n") for path in logs if path.exists())
+    return lines + sum(1 for _ in run.rglob("*"))
+
+
 @dataclass
 class Chain:
     """One run, begun again after each interruption until it ends, and then another one."""
@@ -223,8 +230,6 @@ class Chain:
     kills: int
     terms: int
     seed: int
-    longest: float
-    """seconds that a start may live at most before it is struck"""
     faults: list[str] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
     places: Counter = field(default_factory=Counter)
@@ -241,9 +246,8 @@ class Chain:
         log = run.with_suffix(".log")
         size = log.stat().st_size if log.exists() else 0
         process = start(self.config, run, log)
-        try:
-            code = process.wait(draw.uniform(0.02, self.longest) if left else 900)
-        except subprocess.TimeoutExpired:
+        code = self.wait(process, run, draw) if left else process.wait(900)
+        if code is None:
             # A third of the SIGTERMs are Ctrl-C.
             number = draw.choice(left)
             sent = draw.choice((signal.SIGTERM, signal.SIGTERM, signal.SIGINT))
@@ -269,8 +273,23 @@ class Chain:
             raise AssertionError(self.faults[-1])
         return code == 0
 
+    def wait(self, process: subprocess.Popen, run: Path, draw: random.Random) -> int | None:
+        """Until the moment of the strike, None, or until the process ends, its code.
+
+        Mostly a while after some signs of progress, so that a busy machine gets on too.
+        """
+        seconds, signs = draw.uniform(0, 6), 0
+        if draw.random() < 0.75:
+            seconds, signs = draw.uniform(0, 0.7), count_signs(run) + draw.randrange(1, 40)
+        while count_signs(run) < signs and process.poll() is None:
+            time.sleep(0.05)
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
     def find_place(self, run: Path) -> str:
-        """The stage that a run is in."""
+        """The last stage that is done."""
         report = run / "report.json"
         stages = json.loads(report.read_text()) if report.exists() else {}
         done = [name for name, figures in stages.items() if figures.get("done")]

@@ -26,7 +26,7 @@ def test_interrupted_anywhere_a_run_of_all_stages_ends_the_same(tmp_path):
         write_config(folder)
     whole = folder / "whole"
     assert start(config, whole, folder / "whole.log").wait(900) == 0
-    chain = Chain(folder, config, describe(whole), KILLS, TERMS, SEED, longest=20)
+    chain = Chain(folder, config, describe(whole), KILLS, TERMS, SEED)
     chain.go()
     print(f"{dict(chain.counts)} in {dict(chain.places)}; slowest to leave {chain.slowest:.1f} s")
     assert not chain.faults, "\n".join(chain.faults)
