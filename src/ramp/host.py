@@ -26,7 +26,7 @@ KNOW_EIGEN = ("0.10.", "0.11.", "0.12.")
 DEVICE_FILES = ("nvidia*", "dxg", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 
 
-def setup_devices(c: Config, devices: int | None = None) -> Config:
+def setup_devices(c: Config, devices: int | None = None, stages: tuple[str, ...] = ()) -> Config:
     """Join the job's processes, choose the dtype, make the mesh, check that everything divides.
 
     Returns the resolved configuration. Call it before imports that start threads: each of them
@@ -34,6 +34,7 @@ def setup_devices(c: Config, devices: int | None = None) -> Config:
 
     Args:
       devices: use only the first so many.
+      stages: those that will run; by default the configuration's.
     """
     import jax
 
@@ -52,7 +53,8 @@ def setup_devices(c: Config, devices: int | None = None) -> Config:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     c = config.resolve(choose_dtype(c, jax.default_backend()))
     used = jax.devices()[:devices]
-    mesh.check_divisible(c, mesh.resolve_mesh_shape(c.mesh, len(used)))
+    checked = config.replace(c, stages=stages) if stages else c
+    mesh.check_divisible(checked, mesh.resolve_mesh_shape(c.mesh, len(used)))
     mesh.make_mesh(c.mesh, used)
     return c
 

@@ -8,13 +8,16 @@ from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from types import ModuleType
 
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.host import on_process_zero, setup_devices
 from ramp.rundir import Request, RunDir, open_run
 from ramp.stages import STAGES
+from ramp.stages.checks import check_settings
 from ramp.text.engine import end_with_parent
+from ramp.text.tokenizer import Tokenizer
 
 
 def run(
@@ -35,24 +38,27 @@ def run(
         are called as `suite(rundir, config, stop)`.
       request: the run that a new one begins from; None: from nothing.
     """
-    rundir = RunDir(directory)
+    rundir, suites, stages = RunDir(directory), suites or {}, tuple(stages or c.stages)
+    # A stage that is done needs its sources no more.
+    todo = [name for name in stages if force or not rundir.is_done(name)]
+    # What the settings of any stage make impossible is said before anything costs time.
+    check_settings(c, todo)
     # Before imports that start threads.
-    c = setup_devices(rundir.keep_chosen(c))
+    c = setup_devices(rundir.keep_chosen(c), stages=stages)
     import jax
 
     from ramp.reporting import report
     from ramp.train.preemption import Preemption
 
-    suites = suites or {}
-    stages = stages or c.stages
     # All at once: a module that cannot be imported is found before hours of training.
     modules = {
         name: importlib.import_module(STAGES[name].module) for name in stages if name in STAGES
     }
-    # What the settings of any stage make impossible is said before the first one costs anything.
-    for module in modules.values():
-        if hasattr(module, "check"):
-            module.check(c)
+    for name in todo:
+        if name in STAGES and STAGES[name].one_process and jax.process_count() > 1:
+            raise UserError(
+                f"{name} runs in one process so far; use one host, with any number of devices"
+            )
     stop = Preemption()
     with ExitStack() as stack:
         # The lock is held to the end; only the process that writes takes it.
@@ -62,14 +68,17 @@ def run(
 
             c = branch.keep_tokenizer(open_run(request.parent)[1], c)
             on_process_zero(partial(branch.begin, request, c, rundir, stages))
-        is_done = not force and all(map(rundir.is_done, stages))
-        on_process_zero(partial(rundir.check_or_create, c, is_done))
+        on_process_zero(partial(rundir.check_or_create, c, is_done=not todo))
         if force:
             on_process_zero(partial(begin_anew, rundir, stages))
+        are_lengths_checked = False
         for name in stages:
             if rundir.is_done(name) and not force:
                 print(f"{name}: done before")
                 continue
+            if name != "prepare" and not are_lengths_checked:
+                check_lengths(rundir, c, [modules[x] for x in todo if x in modules])
+                are_lengths_checked = True
             require_done(rundir, name, needs="pretrain" if name in suites else STAGES[name].needs)
             if name == "prepare":
                 before = rundir.report().get(name, {}).get("sha256")
@@ -87,6 +96,17 @@ def run(
             on_process_zero(partial(report.update_report, directory, name, {"done": True}))
     if jax.process_index() == 0:
         print(f"report: {directory / 'report.html'}")
+
+
+def check_lengths(rundir: RunDir, c: Config, modules: Sequence[ModuleType]) -> None:
+    """Raise `UserError` where what the tokenizer made does not fit what a stage asks for."""
+    # A stage that is asked for on its own says itself what it lacks.
+    if not rundir.tokenizer.exists():
+        return
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    for module in modules:
+        if hasattr(module, "check_lengths"):
+            module.check_lengths(rundir, c, tokenizer)
 
 
 def begin_anew(rundir: RunDir, stages: Sequence[str]) -> None:

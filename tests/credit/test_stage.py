@@ -12,6 +12,7 @@ from ramp.config import Config, Reinforce, Text, replace_train
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.stages import reinforce
+from ramp.stages.checks import check_reinforce
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
 from ramp.train.preemption import Preemption
@@ -136,9 +137,9 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
 )
 def test_settings_that_cannot_work_are_refused_before_any_stage(keys, words):
     with pytest.raises(UserError, match=words):
-        reinforce.check(Config(reinforce=replace(SETTINGS, **keys)))
+        check_reinforce(Config(reinforce=replace(SETTINGS, **keys)))
 
 
 def test_settings_that_work_are_let_through():
     for keys in ({}, {"reward": "head", "label_fraction": 0.5}, {"method": "prover"}):
-        reinforce.check(Config(reinforce=replace(SETTINGS, **keys)))
+        check_reinforce(Config(reinforce=replace(SETTINGS, **keys)))

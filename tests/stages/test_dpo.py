@@ -15,6 +15,7 @@ from ramp.config import DPO, Config, Text, Train, resolve
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.stages import dpo
+from ramp.stages.checks import check_dpo
 from ramp.text import preferences
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.mesh import shard_batch
@@ -143,7 +144,7 @@ def test_bad_records_are_counted_and_named(tmp_path, record, kind):
 
 def test_mistakes_are_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"dpo\.sources is empty"):
-        dpo.check(Config())
+        check_dpo(Config())
     c = configure(write_pairs(tmp_path / "pairs.jsonl"), seq_len=4)
     with pytest.raises(UserError, match=r"raise dpo\.train\.seq_len"):
         read(c)

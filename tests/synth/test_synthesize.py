@@ -16,6 +16,7 @@ from ramp.errors import UserError
 from ramp.evals import diversity
 from ramp.rundir import RunDir
 from ramp.stages import synthesize
+from ramp.stages.checks import check_synthesize
 from ramp.stages.synthesize import GenerationLoop
 from ramp.synth import decide, generate, ledger, prompts
 from ramp.synth.corpus import PackedSamples, RealCorpus, TrainingPlan
@@ -225,7 +226,7 @@ def test_a_ledger_of_another_run_is_refused(done, tmp_path):
 def test_mistakes_in_the_configuration(tmp_path, over, says):
     rundir, c = directory(tmp_path / "run", 40), configured(**over)
     with pytest.raises(UserError, match=says):
-        synthesize.check(c)
+        check_synthesize(c)
         synthesize.run(rundir, c, Preemption())
 
 

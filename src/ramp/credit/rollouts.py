@@ -98,12 +98,7 @@ def sample_rollouts(
         )
     rows = [problem for problem in problems for _ in range(group_size)]
     prompts = [prompt_ids(tokenizer, problem.question) for problem in rows]
-    longest = max(map(len, prompts))
-    if longest + max_new_tokens > c.context_len:
-        raise UserError(
-            f"a problem of {longest} tokens and {max_new_tokens} to solve it do not fit the "
-            f"model's context of {c.context_len}; lower the level or the tokens of a rollout"
-        )
+    require_room(c, tokenizer, problems, max_new_tokens)
     # Seeds of different calls do not overlap, so that no two rows repeat each other.
     first_seed = seed * len(rows) % 2**31
     result = sample.generate(
@@ -119,6 +114,22 @@ def sample_rollouts(
     return score_rollouts(
         tokenizer, task, rows, group_size, prompts, result.tokens_bn, result.logps_bn
     )
+
+
+def require_room(
+    c: Model, tokenizer: Tokenizer, problems: Sequence[Problem], max_new_tokens: int
+) -> int:
+    """Tokens of the longest problem.
+
+    Raises UserError where it and `max_new_tokens` do not fit the model's context.
+    """
+    longest = max(len(prompt_ids(tokenizer, problem.question)) for problem in problems)
+    if longest + max_new_tokens > c.context_len:
+        raise UserError(
+            f"a problem of {longest} tokens and {max_new_tokens} to solve it do not fit the "
+            f"model's context of {c.context_len}; lower the level or the tokens of a rollout"
+        )
+    return longest
 
 
 def score_rollouts(

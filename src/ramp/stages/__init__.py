@@ -20,7 +20,8 @@ class Stage:
     help: str
     """one line of `ramp --help`"""
     module: str
-    """has `run(rundir, config, stop)`, and may have `check(config)`, called before anything runs"""
+    """has `run(rundir, config, stop)`, and may have `check_lengths(rundir, config, tokenizer)`,
+    called when the text is prepared; what its settings alone tell is in `checks`"""
     needs: str = ""
     """the stage that must be done first"""
     reads: tuple[str, ...] = ()
@@ -32,6 +33,8 @@ class Stage:
     """where its `Train` settings are in the configuration; empty: it does not train"""
     lr_fraction: float = 1.0
     """its learning rates by rule, as a fraction of pretraining's"""
+    one_process: bool = False
+    """it runs in one process so far, with any number of devices"""
     speaks: bool = False
     """its weights can be sampled from: chat, sample and serve offer it"""
     outputs: tuple[str, ...] = ()
@@ -110,6 +113,7 @@ STAGES = {
             reads=("reinforce",),
             identity=("reinforce",),
             train="reinforce.train",
+            one_process=True,
             lr_fraction=0.05,
             outputs=("checkpoints/sft",),
             speaks=True,
@@ -123,6 +127,7 @@ STAGES = {
             identity=("synthesize",),
             outputs=("checkpoints/synthesize-*", "synth"),
             train="synthesize.train",
+            one_process=True,
             lr_fraction=0.2,
             speaks=True,
         ),

@@ -10,12 +10,11 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Config, Model
-from ramp.errors import UserError
 from ramp.model.attention import ROWS
 from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import compute_hidden
 from ramp.rundir import RunDir
-from ramp.text.preferences import read_pairs
+from ramp.text.preferences import read_pairs, require_pairs
 from ramp.text.rows import Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.mesh import shard_batch
@@ -26,10 +25,9 @@ from ramp.train.step import Loss
 from ramp.train.trainer import Trainer
 
 
-def check(c: Config) -> None:
-    """Raise `UserError` where there is nothing to learn from."""
-    if not c.dpo.sources:
-        raise UserError("dpo.sources is empty; name JSONL files, such as 'file:pairs/*.jsonl'")
+def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` where no pair of a split fits into the rows."""
+    require_pairs(c.dpo.sources, tokenizer, c.dpo.train.seq_len, c.dpo.val_fraction)
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -24,6 +25,19 @@ from ramp.train.preemption import Preemption
 from ramp.train.restore import hash_arrays, load_start
 from ramp.train.state import eval_params
 from ramp.train.trainer import Trainer
+
+
+def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` where conversations or problems do not fit; quick where they do."""
+    TrialRunner(rundir, c, tokenizer)
+    problems = sum(1 for _ in render_solved_problems(c, tokenizer))
+    counts: Counter = Counter()
+    missing = {"val"} if problems else {"train", "val"}
+    for split, _ in render_conversations(c, tokenizer, counts):
+        missing.discard(split)
+        if not missing:
+            return
+    raise _describe_none(min(missing), c, counts)
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
@@ -95,27 +109,36 @@ def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Co
     """
     seq_len = c.finetune.seq_len
     counts: Counter = Counter()
-    by_split: dict[str, list] = {"train": [], "val": []}
-    for source in c.chat.sources:
-        for doc_id, messages in chat.conversations(source, counts, c.seed):
-            by_split[split_of(doc_id, c.chat.val_fraction)].append((doc_id, messages))
-    rendered = {}
-    for split, documents in by_split.items():
-        # One token more than a row: the last one is a target only.
-        conversations = chat.render_all(
-            tokenizer, documents, seq_len + 1, counts, tool.encode_with_calls
-        )
-        rendered[split] = list(conversations)
+    rendered: dict[str, list] = {"train": [], "val": []}
+    for split, conversation in render_conversations(c, tokenizer, counts):
+        rendered[split].append(conversation)
     problems = list(render_solved_problems(c, tokenizer))
     counts["problems"] += len(problems)
     counts["loss_tokens"] += sum(sum(weights) for _, weights in problems)
     rendered["train"] += problems
     for split, conversations in rendered.items():
         if not conversations:
-            raise UserError(
-                f"no conversation of the {split} split fits into rows of {seq_len} tokens "
-                f"({counts['too_long']} are too long); "
-                "add conversations, or raise finetune.seq_len"
-            )
+            raise _describe_none(split, c, counts)
     rows = {split: chat.pack(talks, seq_len, tokenizer.pad) for split, talks in rendered.items()}
     return rows, counts
+
+
+def render_conversations(
+    c: Config, tokenizer: Tokenizer, counts: Counter
+) -> Iterator[tuple[str, tuple[list[int], list[int]]]]:
+    """(split, (ids, loss weights)) of the conversations that fit into a row; adds to `counts`."""
+    # One token more than a row: the last one is a target only.
+    length = c.finetune.seq_len + 1
+    for source in c.chat.sources:
+        for talk in chat.conversations(source, counts, c.seed):
+            split = split_of(talk[0], c.chat.val_fraction)
+            fitting = chat.render_all(tokenizer, [talk], length, counts, tool.encode_with_calls)
+            for conversation in fitting:
+                yield split, conversation
+
+
+def _describe_none(split, c: Config, counts: Counter) -> UserError:
+    return UserError(
+        f"no conversation of the {split} split fits into rows of {c.finetune.seq_len} tokens "
+        f"({counts['too_long']} are too long); add conversations, or raise finetune.seq_len"
+    )

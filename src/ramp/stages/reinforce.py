@@ -5,15 +5,13 @@ checkpoints of its own, because a chat model does not know the format. What happ
 is in `credit/learn.py`; this file wires it.
 """
 
-import difflib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ramp.config import Config, Reinforce
@@ -25,6 +23,7 @@ from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.rundir import RunDir
+from ramp.stages.checks import check_reinforce
 from ramp.tasks import TASKS
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
@@ -34,47 +33,29 @@ from ramp.train.trainer import Trainer
 
 SHOWN_METHODS = ("rloo", "step_local")  # in pictures, next to the method in use
 SHOWN_ROLLOUTS = 8  # on the page
+NUM_TRIED = 256  # problems whose lengths are looked at before anything is trained
 
 
-def check(c: Config) -> None:
-    """Refuse settings of `reinforce` that cannot work, before any stage runs. Raises UserError."""
+def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` where problems and solutions do not fit the rows or the context."""
     t = c.reinforce
-    _check_name("method", t.method, METHODS)
-    _check_name("task", t.task, TASKS)
-    TASKS[t.task].sample(0, t.level)  # the task itself refuses a level that it does not have
-    if t.reward == "head" and not t.label_fraction:
+    task = TASKS[t.task]
+    problems = learn.make_problems(task, t.level, 0, NUM_TRIED)
+    longest = rollouts.require_room(c.model, tokenizer, problems, t.max_new_tokens)
+    if longest + t.max_new_tokens > t.train.seq_len:
         raise UserError(
-            "reinforce.reward 'head' learns from the checker's labels: "
-            "set reinforce.label_fraction above 0"
+            f"a problem of {longest} tokens and {t.max_new_tokens} to solve it do not fit "
+            f"reinforce.train.seq_len {t.train.seq_len}; raise it, or lower "
+            "reinforce.max_new_tokens or the level"
         )
-    if t.label_fraction and t.reward != "head":
-        raise UserError(
-            "reinforce.label_fraction trains a process head, which only reinforce.reward 'head' "
-            "reads: set that too"
-        )
-    if t.entropy_target and not t.entropy_coef:
-        raise UserError(
-            "reinforce.entropy_target adapts reinforce.entropy_coef, which is 0: set it above 0"
-        )
-
-
-def _check_name(key: str, name: str, known: Iterable[str]) -> None:
-    if name in known:
-        return
-    # The nearest name, or all of them.
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'?" if close else f"it can be {', '.join(known)}"
-    raise UserError(f"reinforce.{key}: there is no '{name}'; {hint}")
+    if t.sft_steps:
+        learn.make_sft_batch(tokenizer, task, t.level, NUM_TRIED, t.train.seq_len, 0, c.seed)
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     """Train the fine-tuned policy of a run; returns the report."""
-    check(c)  # also for callers that do not go through `ramp run`
+    check_reinforce(c)  # also for callers that do not go through `ramp run`
     t = c.reinforce
-    if jax.process_count() > 1:
-        raise UserError(
-            "reinforcement runs in one process so far; use one host, with any number of devices"
-        )
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     start = partial(restore.load_start, rundir, "finetune", c, tokenizer)
@@ -270,7 +251,7 @@ def show_credit(rundir: RunDir, c: Config, first: int, num_problems: int) -> str
         raise UserError(
             f"--problem is at least 0 and --groups at least 1, not {first} and {num_problems}"
         )
-    check(c)
+    check_reinforce(c)
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = restore.load_params(rundir, "reinforce", c, tokenizer)
     path, text = save_page(rundir, c, tokenizer, params, num_problems, first)

@@ -20,7 +20,6 @@ import numpy as np
 from ramp import config
 from ramp.config import Config, Synthesize
 from ramp.decode.sample import SamplingParams
-from ramp.errors import UserError
 from ramp.files import to_json
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
@@ -51,42 +50,9 @@ from ramp.train.state import eval_params
 from ramp.train.trainer import Trainer
 
 
-def check(c: Config) -> None:
-    """Refuse settings that cannot work, before anything runs."""
-    t = c.synthesize
-    if jax.process_count() > 1:
-        raise UserError(
-            "synthesize runs in one process so far; use one host, with any number of devices"
-        )
-    # Figures are measured on samples that begin a document, since prompts would change them.
-    num_plain = t.num_documents * (1 - t.seeded_fraction)
-    if num_plain < t.num_measured:
-        raise UserError(
-            f"synthesize.num_measured is {t.num_measured}, but only num_documents x "
-            f"(1 - seeded_fraction) = {num_plain:g} samples begin from nothing; "
-            "raise synthesize.num_documents"
-        )
-    if t.policy == "guarded" and len(t.verifiers) < 2:
-        raise UserError(
-            f"synthesize.verifiers names {len(t.verifiers)}; "
-            "it takes two that differ, since each is blind somewhere"
-        )
-    # A file that is missing or does not import is found now and not after the first training.
-    for name in (*t.verifiers, t.auditor):
-        if name not in ("clean", "typical", ""):
-            decide.load_verifier(name)
-    if t.max_new_tokens + MAX_PROMPT_TOKENS >= c.model.context_len:
-        raise UserError(
-            f"synthesize.max_new_tokens {t.max_new_tokens} and a prompt of {MAX_PROMPT_TOKENS} "
-            f"do not fit into model.context_len {c.model.context_len}"
-        )
-    mesh = jax.sharding.get_mesh().shape
-    devices = mesh["replica"] * mesh["data"]
-    if t.train.batch_size % (devices * t.train.grad_accum_steps):
-        raise UserError(
-            f"synthesize.train.batch_size {t.train.batch_size} does not divide over "
-            f"{devices} devices x {t.train.grad_accum_steps} microbatches"
-        )
+def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` where there are too few documents."""
+    RealCorpus.read(rundir.tokens, c, tokenizer)
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
@@ -100,9 +66,10 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         if history and history[-1].decision == "stop":
             break  # also when a run that was stopped is started again
         history.append(loop.run_generation(g, history))
-        write_history(loop.directory, history)
         loop.log(history[-1])
         page.write(rundir.path, history)
+        # Last: killed before this, the generation is judged and logged again.
+        write_history(loop.directory, history)
     # The guard may have gone back behind the newest generation.
     last = history[-1].guard.good_generation
     first, final = (loop.measure_bits(loop.load_params(g), real.final) for g in (0, last))

@@ -43,26 +43,51 @@ def read_pairs(
     for name, answers in read_preferences(sources, counts):
         if corpus.split_of(name, val_fraction) != split:
             continue
-        rendered = [render(tokenizer, messages, length + 1) for messages in answers]
-        # A cut conversation has lost its last answer, the one that was judged.
-        if any(result is None or result[2] for result in rendered):
+        rendered = _render_pair(tokenizer, answers, length)
+        if rendered is None:
             counts["too_long"] += 1
             continue
         # Packed one by one, since two short answers would share a row.
-        pairs.append([pack([result[:2]], length, tokenizer.pad) for result in rendered if result])
+        pairs.append([pack([result], length, tokenizer.pad) for result in rendered])
     skipped = ", ".join(f"{n} {kind}" for kind, n in counts.items())
     print(f"dpo: {len(pairs):,} pairs in the {split} split; skipped: {skipped or 'nothing'}")
     if not pairs:
-        raise UserError(
-            f"no pair of the {split} split fits into {length} tokens; "
-            "add pairs, or raise dpo.train.seq_len"
-        )
+        raise _describe_none(split, length)
     # Each answer is the one row of its `ArrayRows`; there are no segments to keep apart.
     tokens, targets, mask, _ = (
         np.array([[vars(answer)[name][0] for answer in pair] for pair in pairs])
         for name in vars(pairs[0][0])
     )
     return Pairs(tokens, targets, mask, np.ones(len(pairs), np.float32))
+
+
+def require_pairs(
+    sources: Sequence[str], tokenizer: Tokenizer, length: int, val_fraction: float
+) -> None:
+    """Raise the `UserError` of `read_pairs` where it would; quick where all is well."""
+    missing = {"train", "val"}
+    for name, answers in read_preferences(sources, Counter()):
+        split = corpus.split_of(name, val_fraction)
+        if split in missing and _render_pair(tokenizer, answers, length):
+            missing.remove(split)
+        if not missing:
+            return
+    raise _describe_none(min(missing), length)
+
+
+def _render_pair(tokenizer, answers, length) -> list[tuple[list[int], list[int]]] | None:
+    """Ids and loss weights of both conversations; None where one is too long."""
+    rendered = [render(tokenizer, messages, length + 1) for messages in answers]
+    # A cut conversation has lost its last answer, the one that was judged.
+    whole = [result[:2] for result in rendered if result is not None and not result[2]]
+    return whole if len(whole) == len(rendered) else None
+
+
+def _describe_none(split, length) -> UserError:
+    return UserError(
+        f"no pair of the {split} split fits into {length} tokens; "
+        "add pairs, or raise dpo.train.seq_len"
+    )
 
 
 def read_preferences(

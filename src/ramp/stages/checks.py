@@ -1,0 +1,143 @@
+"""What no stage could work with is said before the first one, and before anything is made.
+
+`check_settings` needs neither devices nor a run. What only the tokenizer can tell is in the
+functions `check_lengths(rundir, config, tokenizer)` of the stages' modules: they are called once
+the text is prepared.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from ramp.config import Config
+from ramp.errors import UserError
+from ramp.text import chat, corpus, preferences
+
+# Sources that are read at once. Others cost a download, which belongs to the stage.
+LOCAL = ("file:", "pip:")
+
+
+def check_settings(c: Config, stages: Sequence[str]) -> None:
+    """Raise `UserError` where the settings of one of these stages cannot work."""
+    for name in stages:
+        if name in CHECKS:
+            CHECKS[name](c)
+
+
+def check_prepare(c: Config) -> None:
+    """Refuse text that is not there, by reading the first document of each source."""
+    mixed = [source for source, _ in c.text.mix]
+    if not (c.text.sources or mixed):
+        raise UserError("text.sources is empty; name the text, such as --text.sources my/*.txt")
+    for source in (*c.text.sources, *mixed, *c.text.decontaminate):
+        if source.startswith(LOCAL):
+            # On the first document, for which the tally of a whole source is no judge.
+            next(corpus.documents(source, Counter()), None)
+    tokenizer = c.text.tokenizer
+    if tokenizer not in ("bpe", "bytes", "run") and not Path(tokenizer).is_file():
+        raise UserError(
+            f"text.tokenizer names {tokenizer}, which is no file; "
+            "it takes bpe, bytes or the path of a tokenizer.json"
+        )
+
+
+def check_finetune(c: Config) -> None:
+    """Refuse conversations that are not there, and tasks that cannot be tried."""
+    if not c.chat.sources:
+        raise UserError(
+            "chat.sources is empty; name JSONL files of conversations, such as 'file:chats/*.jsonl'"
+        )
+    for source in c.chat.sources:
+        if source.startswith(LOCAL):
+            next(chat.conversations(source, Counter(), c.seed), None)
+    if c.chat.tasks:
+        # Slow to import, and few use it.
+        from ramp.stages.trials import choose_problems
+
+        for name in c.chat.tasks:
+            choose_problems(c, name)
+
+
+def check_dpo(c: Config) -> None:
+    """Refuse where there is nothing to learn from."""
+    if not c.dpo.sources:
+        raise UserError("dpo.sources is empty; name JSONL files, such as 'file:pairs/*.jsonl'")
+    for source in c.dpo.sources:
+        if source.startswith(LOCAL):
+            next(preferences.read_preferences([source], Counter()), None)
+
+
+def check_reinforce(c: Config) -> None:
+    """Refuse names that there are not, and settings that contradict each other."""
+    from ramp.credit.advantages import METHODS
+    from ramp.tasks import TASKS
+
+    t = c.reinforce
+    _require_name("reinforce.method", t.method, METHODS)
+    _require_name("reinforce.task", t.task, TASKS)
+    TASKS[t.task].sample(0, t.level)  # the task itself refuses a level that it does not have
+    if t.reward == "head" and not t.label_fraction:
+        raise UserError(
+            "reinforce.reward 'head' learns from the checker's labels: "
+            "set reinforce.label_fraction above 0"
+        )
+    if t.label_fraction and t.reward != "head":
+        raise UserError(
+            "reinforce.label_fraction trains a process head, which only reinforce.reward 'head' "
+            "reads: set that too"
+        )
+    if t.entropy_target and not t.entropy_coef:
+        raise UserError(
+            "reinforce.entropy_target adapts reinforce.entropy_coef, which is 0: set it above 0"
+        )
+
+
+def check_synthesize(c: Config) -> None:
+    """Refuse settings that leave too little to measure, and verifiers that are not there."""
+    from ramp.synth.prompts import MAX_PROMPT_TOKENS
+
+    t = c.synthesize
+    # Figures are measured on samples that begin a document, since prompts would change them.
+    num_plain = t.num_documents * (1 - t.seeded_fraction)
+    if num_plain < t.num_measured:
+        raise UserError(
+            f"synthesize.num_measured is {t.num_measured}, but only num_documents x "
+            f"(1 - seeded_fraction) = {num_plain:g} samples begin from nothing; "
+            "raise synthesize.num_documents"
+        )
+    if t.policy == "guarded" and len(t.verifiers) < 2:
+        raise UserError(
+            f"synthesize.verifiers names {len(t.verifiers)}; "
+            "it takes two that differ, since each is blind somewhere"
+        )
+    # A file that is missing or does not import is found now and not after the first training.
+    for name in (*t.verifiers, t.auditor):
+        if name not in ("clean", "typical", ""):
+            from ramp.synth.decide import load_verifier
+
+            load_verifier(name)
+    if t.max_new_tokens + MAX_PROMPT_TOKENS >= c.model.context_len:
+        raise UserError(
+            f"synthesize.max_new_tokens {t.max_new_tokens} and a prompt of {MAX_PROMPT_TOKENS} "
+            f"do not fit into model.context_len {c.model.context_len}"
+        )
+
+
+def _require_name(key: str, name: str, known: Iterable[str]) -> None:
+    if name in known:
+        return
+    # The nearest name, or all of them.
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'?" if close else f"it can be {', '.join(known)}"
+    raise UserError(f"{key}: there is no '{name}'; {hint}")
+
+
+# By the name of the stage, as in `STAGES`.
+CHECKS: dict[str, Callable[[Config], None]] = {
+    "prepare": check_prepare,
+    "finetune": check_finetune,
+    "dpo": check_dpo,
+    "reinforce": check_reinforce,
+    "synthesize": check_synthesize,
+}

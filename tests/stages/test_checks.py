@@ -1,0 +1,75 @@
+"""What no stage could work with is refused before devices are asked for and before a directory is made."""
+
+from dataclasses import replace
+
+import pytest
+from interruptions import write_config
+
+from ramp import cli, config, run
+from ramp.errors import UserError
+from ramp.rundir import RunDir
+from ramp.stages import dpo, finetune, reinforce
+from ramp.text.tokenizer import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("all"))
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--text.sources", "file:/nowhere/*.txt"], "matches no file"),
+        (["--text.tokenizer", "/nowhere/tokenizer.json"], "text.tokenizer names /nowhere"),
+        (["--chat.sources", "file:/nowhere/*.jsonl"], "matches no file"),
+        (["--chat.tasks", "adition/1"], "write NAME/LEVEL"),
+        (["--dpo.sources", "file:/nowhere/*.jsonl"], "matches no file"),
+        (["--reinforce.task", "adition"], "did you mean 'addition'"),
+        (["--reinforce.method", "rlo"], "did you mean 'rloo'"),
+        (["--synthesize.verifiers", "clean", "/nowhere/mine.py:right"], "a file that is there"),
+        (["--synthesize.max_new_tokens", "120"], "do not fit into model.context_len"),
+    ],
+)
+def test_settings_are_refused_before_devices_and_directories(
+    path, tmp_path, flags, says, capsys, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise AssertionError("devices were asked for")
+
+    monkeypatch.setattr(run, "setup_devices", fail)
+    new = tmp_path / "new"
+    assert cli.main(["run", str(path), "--run", str(new), *flags]) == 2
+    assert says in capsys.readouterr().err
+    assert not new.exists()
+    # A stage that does not run may lack anything.
+    monkeypatch.setattr(run, "setup_devices", lambda *_, **__: pytest.skip("went on"))
+    stages = ["--stages", "eval"]
+    with pytest.raises(pytest.skip.Exception, match="went on"):
+        cli.main(["run", str(path), "--run", str(new), *flags, *stages])
+
+
+def test_lengths_are_refused_once_the_tokenizer_is_there(path):
+    tokenizer, rundir = Tokenizer.bytes_only(), RunDir(path.parent / "run")
+    c = config.resolve(config.load(path))
+    for module in (finetune, dpo, reinforce):
+        module.check_lengths(rundir, c, tokenizer)
+    short = {"seq_len": 8}
+    wrong = replace(c, chat=replace(c.chat, tasks=()), finetune=replace(c.finetune, **short))
+    with pytest.raises(UserError, match=r"no conversation of the train split fits .* of 8 tokens"):
+        finetune.check_lengths(rundir, wrong, tokenizer)
+    with pytest.raises(UserError, match=r"raise finetune\.seq_len"):
+        finetune.check_lengths(rundir, replace(c, finetune=wrong.finetune), tokenizer)
+    with pytest.raises(UserError, match=r"raise trials\.max_new_tokens"):
+        little = replace(c, trials=replace(c.trials, max_new_tokens=4))
+        finetune.check_lengths(rundir, little, tokenizer)
+    with pytest.raises(UserError, match=r"no pair of the train split fits into 8 tokens"):
+        train = replace(c.dpo.train, **short)
+        dpo.check_lengths(rundir, replace(c, dpo=replace(c.dpo, train=train)), tokenizer)
+    with pytest.raises(UserError, match=r"do not fit reinforce\.train\.seq_len 8"):
+        train = replace(c.reinforce.train, **short)
+        rl = replace(c.reinforce, train=train)
+        reinforce.check_lengths(rundir, replace(c, reinforce=rl), tokenizer)
+    with pytest.raises(UserError, match="context of 128"):
+        rl = replace(c.reinforce, max_new_tokens=126)
+        reinforce.check_lengths(rundir, replace(c, reinforce=rl), tokenizer)
