@@ -187,17 +187,6 @@ def test_gs_without_fsspec_names_the_extra(monkeypatch, tmp_path):
         read("gs://bucket/s.parquet", cache=tmp_path)
 
 
-def test_gs_goes_through_fsspec(monkeypatch, tmp_path):
-    fsspec = pytest.importorskip("fsspec")
-    (tmp_path / "s.parquet").write_bytes(parquet_bytes("from the bucket"))
-    real = fsspec.open
-    monkeypatch.setattr(
-        fsspec, "open", lambda url, mode: real(str(tmp_path / url.rsplit("/", 1)[-1]), mode)
-    )
-    docs, _ = read("gs://bucket/s.parquet", cache=tmp_path / "cache")
-    assert docs == [doc("from the bucket", "s.parquet:1")]
-
-
 def test_brace_ranges():
     assert fetch.expand_braces("a{8..10}b") == ["a8b", "a9b", "a10b"]
     assert fetch.expand_braces("{008..010}") == ["008", "009", "010"]

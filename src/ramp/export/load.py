@@ -9,7 +9,6 @@ model never had gets the mean row, whose logit is never near the top.
 What neither shape has (biases, scaled RoPE, experts, ...) is refused by name.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ import numpy as np
 from ramp.config import Config, Model, Text, check_config, resolve
 from ramp.errors import UserError
 from ramp.export.gguf import read_gguf
-from ramp.text.tokenizer import SPECIALS, Tokenizer, number_tokens
+from ramp.text.huggingface import PATTERNS, number_merges, parse_merges, read_bpe, read_object
+from ramp.text.tokenizer import SPECIALS, Tokenizer
 
 # Weights of a block, ours: (Hugging Face's name, GGUF's). Matrices are transposed there.
 BLOCK = {
@@ -55,16 +55,6 @@ NORM = ("model.norm", "output_norm")
 HEAD = ("lm_head", "output")
 MAX_LAYERS = 256
 
-# GGUF names its split pattern and does not spell it out.
-PATTERNS = {
-    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    # Digits are cut one by one.
-    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
-    "qwen2": (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    ),
-}
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
 # Whose row a special token of ours takes where the model has none of that name.
 STAND_INS = {
@@ -163,7 +153,7 @@ def open_gguf(path: Path) -> ForeignModel:
         path,
         shape,
         ids={token: i for i, token in enumerate(meta.get("tokenizer.ggml.tokens", []))},
-        merges=_parse_merges(path, meta.get("tokenizer.ggml.merges", [])),
+        merges=parse_merges(path, meta.get("tokenizer.ggml.merges", [])),
         pattern=PATTERNS[pattern],
         template=meta.get("tokenizer.chat_template", ""),
         weight=weight,
@@ -178,7 +168,7 @@ def open_folder(path: Path) -> ForeignModel:
     """config.json, tokenizer.json, *.safetensors, and a chat template where there is one."""
     from safetensors import SafetensorError, safe_open
 
-    shape = _parse_config(path, _read_json(path / "config.json"))
+    shape = _parse_config(path, read_object(path / "config.json"))
     files = {}
     try:
         for file in sorted(path.glob("*.safetensors")):
@@ -201,9 +191,9 @@ def open_folder(path: Path) -> ForeignModel:
         except (SafetensorError, TypeError, ValueError) as error:
             raise UserError(f"{path}: {name} cannot be read: {error}") from None
 
-    ids, merges, pattern = _read_bpe(path / "tokenizer.json")
+    bpe = read_bpe(path / "tokenizer.json")
     template, card = _read_template(path), {"name": path.name}
-    return ForeignModel(path, shape, ids, merges, pattern, template, weight, card)
+    return ForeignModel(path, shape, bpe.ids, bpe.merges, bpe.pattern, template, weight, card)
 
 
 def _parse_config(path, config):
@@ -246,80 +236,14 @@ def _read_shape(where, column, fields, qk_norm, tie_embeddings):
     return Model(**shape, qk_norm=qk_norm, tie_embeddings=tie_embeddings)
 
 
-def _read_bpe(path):
-    """(ids, merges, split pattern) of a tokenizer.json; UserError unless it is byte-level BPE."""
-    data = _read_json(path)
-    model = data.get("model") or {}
-    splitter = data.get("pre_tokenizer") or {}
-    normalizer = (data.get("normalizer") or {}).get("type")
-    # A sequence of pre-tokenizers, or a single one.
-    parts = splitter.get("pretokenizers", [splitter])
-    kinds = [part.get("type") for part in parts]
-    is_plain = (
-        model.get("type") == "BPE"
-        and not model.get("byte_fallback")
-        and not model.get("ignore_merges")
-        and kinds[-1:] == ["ByteLevel"]
-        and not parts[-1].get("add_prefix_space")
-        and normalizer in (None, "NFC")
-    )
-    if not is_plain:
-        kind = f"{model.get('type')}, {normalizer}, {kinds}"
-        raise UserError(f"{path} is not plain byte-level BPE ({kind}); ramp imports no other")
-    pattern = _split_pattern(kinds, parts)
-    if pattern is None:
-        raise UserError(
-            f"{path} splits its text by {kinds} in a way that ramp's tokenizer does not"
-        )
-    ids = dict(model.get("vocab") or {})
-    ids |= {token["content"]: token["id"] for token in data.get("added_tokens") or []}
-    return ids, _parse_merges(path, model.get("merges") or []), pattern
-
-
-def _split_pattern(kinds, parts):
-    """The regular expression that a chain of pre-tokenizers amounts to; None: not known."""
-    first = parts[0]
-    if kinds == ["Split", "ByteLevel"]:
-        is_regex = "Regex" in first["pattern"] and first["behavior"] == "Isolated"
-        return first["pattern"]["Regex"] if is_regex else None
-    if not parts[-1].get("use_regex", True):
-        return None
-    if kinds == ["ByteLevel"]:
-        return PATTERNS["gpt-2"]
-    if kinds == ["Digits", "ByteLevel"] and first.get("individual_digits"):
-        return PATTERNS["smollm"]
-    return None
-
-
-def _parse_merges(path, merges):
-    # Older files write "a b", newer ones ["a", "b"].
-    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
-    if any(len(pair) != 2 for pair in pairs):
-        raise UserError(f"{path}: a merge is not a pair of tokens")
-    return pairs
-
-
 def _read_template(path):
     """The chat template; empty where there is none."""
     file = path / "chat_template.jinja"
     config = path / "tokenizer_config.json"
     if file.exists():
         return file.read_text(encoding="utf-8")
-    template = _read_json(config).get("chat_template") if config.exists() else None
+    template = read_object(config).get("chat_template") if config.exists() else None
     return template if isinstance(template, str) else ""
-
-
-def _read_json(path):
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as JSON ({error}); "
-            "a model's folder has config.json, tokenizer.json, *.safetensors"
-        ) from None
-    if not isinstance(data, dict):
-        raise UserError(f"{path} is JSON, but not an object")
-    return data
 
 
 # Into ramp's layout
@@ -350,12 +274,7 @@ def _require_weights(path, have, want):
 
 def make_tokenizer(foreign: ForeignModel) -> Tokenizer:
     """Its merges in our numbering, and the form of its conversations."""
-    try:
-        merges = number_tokens(foreign.merges)
-    except KeyError as error:
-        raise UserError(
-            f"{foreign.path} merges {error} before it is made; this is not byte-level BPE"
-        ) from None
+    merges = number_merges(foreign.path, foreign.merges)
     # Some files spell the line end as an escape.
     template = foreign.template.replace("\\n", "\n")
     # ChatML writes the role and a line end: `message['role'] + '\n'`.

@@ -132,9 +132,9 @@ def _find_model(path):
     """`pip:NAME[==VERSION]` is the GGUF file in that installed package, read and never imported."""
     if not str(path).startswith("pip:"):
         return path
-    from ramp.text import corpus
+    from ramp.text.sources import list_files
 
-    return next(corpus.files(f"{path}/*.gguf")).path
+    return Path(list_files(f"{path}/*.gguf").files[0].path)
 
 
 def _import(args):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ramp.errors import UserError
-from ramp.text import corpus
+from ramp.text import corpus, sources
 from ramp.text.corpus import Bad, Part, Tally
 from ramp.text.demo_chats import DEMO_PACKAGES, Messages
 from ramp.text.rows import ArrayRows
@@ -207,7 +207,7 @@ def conversations(
     """
     read_part = read_messages
     if source.startswith("pip:"):
-        name, _ = corpus.parse_requirement(re.split("[/#]", source.removeprefix("pip:"))[0])
+        name, _ = sources.parse_requirement(re.split("[/#]", source.removeprefix("pip:"))[0])
         if name not in DEMO_PACKAGES:
             raise UserError(
                 f"The source {source} holds no conversations: "

@@ -11,9 +11,11 @@ against it.
 # https to plain http; fsspec's cache checks neither length nor checksum. With our notes, our checks
 # and our messages around either of them this file would not get shorter.
 
+import glob
 import hashlib
 import http.client
 import json
+import logging
 import os
 import re
 import ssl
@@ -27,6 +29,11 @@ from urllib.parse import urlsplit
 from ramp.errors import UserError
 from ramp.files import write_atomic
 
+# What is reached through fsspec, and how to get it.
+STORES = {
+    "gs://": "pip install 'ramp-lm[gcs]'",
+    "hf://": "pip install 'ramp-lm[hf]'",
+}
 CHUNK = 1 << 20  # bytes read at a time
 TIMEOUT = 60  # seconds without an answer
 # HTTP answers and faults of the network that may pass: worth another try.
@@ -50,12 +57,37 @@ def default_cache() -> Path:
 
 def is_address(path: str) -> bool:
     """Whether it is of another machine, and no path of this one."""
-    return path.startswith(("https://", "http://", "gs://"))
+    return path.startswith(("https://", "http://", *STORES))
+
+
+def list_folder(url: str) -> list[tuple[str, int]]:
+    """(address, bytes) of every file of a store below a folder, or that a glob matches, by name."""
+    fs, path = _open_store(url)
+    find = fs.glob if glob.has_magic(path) else fs.find
+    found = _try_often(url, lambda: find(path, detail=True))
+    files = sorted((name, info) for name, info in found.items() if info["type"] == "file")
+    return [(fs.unstrip_protocol(name), info.get("size") or 0) for name, info in files]
+
+
+def _open_store(url):
+    """(file system, path in it) of a gs:// or hf:// address, by fsspec."""
+    # It prints a traceback for every attempt; what is wrong in the end is ours to say.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
+    try:
+        import fsspec
+
+        return fsspec.url_to_fs(url)
+    except ImportError:
+        extra = STORES[url.split("//")[0] + "//"]
+        raise UserError(f"Reading {url} needs another package: {extra}.") from None
+    except ValueError as error:
+        raise UserError(f"{url} is no address of a file: {error}.") from None
 
 
 def list_shards(source: str) -> list[tuple[str, str | None]]:
     """The addresses a source names, each with its sha256 or None."""
     if not source.startswith("@"):
+        _check_address(source)
         return [(url, None) for url in expand_braces(source)]
     path = source[1:]
     try:
@@ -130,17 +162,33 @@ def fetch(url: str, sha256: str | None, cache: Path, attempts: int = 5, delay: f
 
 
 def _download_with_retries(url, path, attempts, delay):
+    _try_often(url, lambda: _download(url, path), attempts, delay)
+
+
+def _try_often(url, action, attempts=5, delay=1.0):
+    """What `action` returns. What may pass is tried again, the rest is a UserError."""
     for attempt in range(attempts):
         try:
-            return _download(url, path)
+            return action()
+        except UserError:
+            raise
         except urllib.error.HTTPError as error:
             reason = f"HTTP {error.code} {error.reason}"
             is_transient = error.code in TRANSIENT_STATUS
         except TRANSIENT_ERRORS as error:
             reason, is_transient = str(getattr(error, "reason", error)), True
-        except FileNotFoundError:  # what gs:// says of an object that does not exist
+        except FileNotFoundError:  # what a store says of an object that does not exist
             reason, is_transient = "no such object", False
-        if not is_transient:
+        except Exception as error:
+            # Every store has errors of its own; most carry the status of an answer.
+            if not url.startswith(tuple(STORES)):
+                raise
+            status = getattr(getattr(error, "response", error), "status_code", None)
+            status = getattr(error, "code", status)
+            reason = f"{type(error).__name__}: {error}".split("\n")[0]
+            is_transient = status is None or status in TRANSIENT_STATUS
+        # Stores have tried often by themselves.
+        if not is_transient or url.startswith(tuple(STORES)):
             break
         if attempt + 1 < attempts:
             time.sleep(delay * 2**attempt)
@@ -165,15 +213,9 @@ def _download(url, path):
 
 
 def _open(url):
-    if url.startswith("gs://"):
-        try:
-            import fsspec
-
-            return fsspec.open(url, "rb").open()
-        except ImportError:
-            raise UserError(
-                f"Reading {url} needs fsspec and gcsfs: pip install 'ramp-lm[gcs]'."
-            ) from None
+    if url.startswith(tuple(STORES)):
+        fs, path = _open_store(url)
+        return fs.open(path, "rb")
     handlers: list = [_SafeRedirect]
     if _is_loopback(url):  # a proxy cannot reach this machine
         handlers.append(urllib.request.ProxyHandler({}))
@@ -189,11 +231,11 @@ class _SafeRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _check_address(url):
-    if url.startswith(("https://", "gs://")):
+    if url.startswith(("https://", *STORES)):
         return
     # Plain http only within this machine, where nobody can change what is sent.
     if not (url.startswith("http://") and _is_loopback(url)):
-        raise UserError(f"{url} is neither an https:// nor a gs:// address.")
+        raise UserError(f"{url} is neither an https:// nor a gs:// or hf:// address.")
 
 
 def _is_loopback(url):

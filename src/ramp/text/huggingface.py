@@ -1,0 +1,140 @@
+"""A tokenizer.json of a Hugging Face model as ramp's own tokenizer: the same cuts, other ids.
+
+Byte-level BPE only, as the models of today have. Their ids are replaced by ramp's (bytes,
+merges, eight special tokens), so a text becomes the same pieces in the same order.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ramp.errors import UserError
+from ramp.text.tokenizer import FORMAT, Tokenizer, number_tokens
+
+# Split patterns that files name, or imply, and do not spell out.
+PATTERNS = {
+    "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    # Digits are cut one by one.
+    "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+}
+# What people call the kinds of model that a tokenizer.json can hold.
+KINDS = {"WordPiece": "WordPiece (as BERT's)", "Unigram": "Unigram (SentencePiece, as T5's)"}
+
+
+@dataclass(frozen=True)
+class ForeignBpe:
+    """A byte-level BPE as its file spells it, in GPT-2's letters."""
+
+    ids: dict[str, int]  # token: its number there, special tokens included
+    merges: list[tuple[str, str]]
+    pattern: str
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a file: one that ramp wrote, or the tokenizer.json of another model.
+
+    UserError: the file is missing, damaged, or of a kind that ramp does not have.
+    """
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if read_object(path).get("format") == FORMAT:
+        return Tokenizer.load(path)
+    bpe = read_bpe(path)
+    tokenizer = Tokenizer(number_merges(path, bpe.merges), bpe.pattern)
+    try:
+        # The regular expression comes from the file.
+        tokenizer.encode("a pattern that does not compile fails here")
+    except Exception as error:  # the library has no type of its own for it
+        raise UserError(
+            f"{path} splits its text by a pattern that cannot be used: {error}"
+        ) from None
+    return tokenizer
+
+
+def count_vocabulary(path: Path) -> int:
+    """`text.vocab_size` of the tokenizer in a file, ramp's special tokens included."""
+    return open_tokenizer(path).vocab_size
+
+
+def read_bpe(path: Path) -> ForeignBpe:
+    """The parts of a tokenizer.json; UserError unless it is byte-level BPE as ramp's is."""
+    data = read_object(path)
+    model = data.get("model") or {}
+    splitter = data.get("pre_tokenizer") or {}
+    normalizer = (data.get("normalizer") or {}).get("type")
+    # A sequence of pre-tokenizers, or a single one.
+    parts = splitter.get("pretokenizers", [splitter])
+    kinds = [part.get("type") for part in parts]
+    is_plain = (
+        model.get("type") == "BPE"
+        and not model.get("byte_fallback")
+        and not model.get("ignore_merges")
+        and kinds[-1:] == ["ByteLevel"]
+        and not parts[-1].get("add_prefix_space")
+        and normalizer in (None, "NFC")
+    )
+    if not is_plain:
+        kind = KINDS.get(model.get("type"), f"{model.get('type')}, {normalizer}, {kinds}")
+        raise UserError(
+            f"{path} is not plain byte-level BPE ({kind}); ramp imports no other: "
+            "take that of another model, or text.tokenizer = 'bpe'."
+        )
+    pattern = _split_pattern(kinds, parts)
+    if pattern is None:
+        raise UserError(
+            f"{path} splits its text by {kinds} in a way that ramp's tokenizer does not"
+        )
+    ids = dict(model.get("vocab") or {})
+    ids |= {token["content"]: token["id"] for token in data.get("added_tokens") or []}
+    return ForeignBpe(ids, parse_merges(path, model.get("merges") or []), pattern)
+
+
+def _split_pattern(kinds, parts):
+    """The regular expression that a chain of pre-tokenizers amounts to; None: not known."""
+    first = parts[0]
+    if kinds == ["Split", "ByteLevel"]:
+        is_regex = "Regex" in first["pattern"] and first["behavior"] == "Isolated"
+        return first["pattern"]["Regex"] if is_regex else None
+    if not parts[-1].get("use_regex", True):
+        return None
+    if kinds == ["ByteLevel"]:
+        return PATTERNS["gpt-2"]
+    if kinds == ["Digits", "ByteLevel"] and first.get("individual_digits"):
+        return PATTERNS["smollm"]
+    return None
+
+
+def parse_merges(path: Path, merges: list) -> list[tuple[str, str]]:
+    """Merges as pairs of tokens; UserError where one is none."""
+    # Older files write "a b", newer ones ["a", "b"].
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    if any(len(pair) != 2 for pair in pairs):
+        raise UserError(f"{path}: a merge is not a pair of tokens")
+    return pairs
+
+
+def number_merges(path: Path, merges: list[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
+    """The merges in ramp's numbering; UserError where one uses what none has made."""
+    try:
+        return number_tokens(merges)
+    except KeyError as error:
+        raise UserError(
+            f"{path} merges {error} before it is made; this is not byte-level BPE"
+        ) from None
+
+
+def read_object(path: Path) -> dict:
+    """The object in a JSON file of a model."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as JSON ({error}); "
+            "a model's folder has config.json, tokenizer.json, *.safetensors"
+        ) from None
+    if not isinstance(data, dict):
+        raise UserError(f"{path} is JSON, but not an object")
+    return data
