@@ -134,7 +134,7 @@ def _find_model(path):
         return path
     from ramp.text.sources import list_files
 
-    return Path(list_files(f"{path}/*.gguf").files[0].path)
+    return parse_path(list_files(f"{path}/*.gguf").files[0].path)
 
 
 def _import(args):

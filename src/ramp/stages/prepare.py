@@ -75,6 +75,8 @@ def print_summary(report: PrepareReport) -> None:
         f"{report.tokens:,} train and {report.val_tokens:,} validation tokens "
         f"of a vocabulary of {report.vocab:,} ({report.bytes_per_token:.2f} bytes a token)"
     )
+    if pieces := report.counts.get("pieces"):
+        print(f"prepare: {pieces:,} of the documents are pieces of longer texts")
     if report.tokenizer_bytes < report.bytes and report.tokenizer_bytes:
         fitted = report.tokenizer_bytes / 1e6
         print(f"prepare: tokenizer fitted to {fitted:.1f} of {report.bytes / 1e6:.1f} MB")

@@ -104,7 +104,7 @@ class FirstPass:
     def tallies(self) -> list[Tally]:
         """What was counted, by source."""
         entries = json.loads(str(self["tallies"]))
-        counters = ("counts", "kinds")
+        counters = ("counts", "kinds", "notes")
         return [Tally(**e | {name: Counter(e[name]) for name in counters}) for e in entries]
 
     def sample(self, dropped: np.ndarray, fraction: float) -> Iterator[str]:

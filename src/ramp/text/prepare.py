@@ -28,6 +28,7 @@ from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.text import dedup, engine
 from ramp.text.corpus import Tally, documents, split_of
+from ramp.text.huggingface import open_tokenizer
 from ramp.text.passes import (
     SAMPLE_BYTES,
     SPLITS,
@@ -66,7 +67,8 @@ def prepare_tokens(text: Text, data: Path, tokenizer_path: Path) -> Prepared:
     # By default beside the run's tokens, so that a run directory holds all that made it.
     cache_folder = Path(text.cache) if text.cache else data / "shards"
     sources = [source for source, _ in text.mix] or [*text.sources]
-    units = list_units(sources, bool(text.mix), cache_folder)
+    notes: Counter = Counter()
+    units = list_units(sources, bool(text.mix), cache_folder, notes)
     test = read_test_set(text, cache_folder)
     plan = make_plan(text, units, test, data / "work")
     for split in SPLITS:
@@ -74,6 +76,8 @@ def prepare_tokens(text: Text, data: Path, tokenizer_path: Path) -> Prepared:
     _run_first_passes(text, plan, units)
     firsts = [plan.first(unit) for unit in units]
     tallies = merge_tallies(firsts, sources)
+    for note, number in sum((tally.notes for tally in tallies), notes).items():
+        print(f"prepare: {note} ({number:,} {'file' if number == 1 else 'files'})")
     verdicts, is_val = judge_documents(plan, firsts)
     check_splits(tallies, verdicts, is_val, firsts, text)
     bounds = np.cumsum([0, *(len(first["is_val"]) for first in firsts)])
@@ -243,7 +247,7 @@ def fit_tokenizer(
     if text.tokenizer == "bytes":
         return Tokenizer.bytes_only(), 0
     if text.tokenizer != "bpe":
-        return Tokenizer.load(Path(text.tokenizer)), 0
+        return open_tokenizer(Path(text.tokenizer)), 0
     # The size of a file need not be that of its text: the sample is thinned once more.
     size = sum(int(first["sample_sizes"].sum()) for first in firsts)
     fraction = min(1.0, SAMPLE_BYTES / max(size, 1))

@@ -1,5 +1,6 @@
 """Units: what one worker prepares alone, a part of a large file or many small files together."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,8 +26,13 @@ class Unit:
         return f"{self.number:05d}"
 
 
-def list_units(sources: Sequence[str], is_mix: bool, cache: Path) -> list[Unit]:
-    """The units of all sources in order; those of a mix are of one source each."""
+def list_units(
+    sources: Sequence[str], is_mix: bool, cache: Path, notes: Counter | None = None
+) -> list[Unit]:
+    """The units of all sources in order; those of a mix are of one source each.
+
+    `notes` gets what is left out of a folder, in words, and how many files it is.
+    """
     whole = [part for source in sources for part in list_parts(source, cache)]
     total = sum(part.bytes or UNKNOWN_SIZE for part in whole)
     size = min(max(total // 128, MIN_UNIT), MAX_UNIT)
@@ -34,7 +40,7 @@ def list_units(sources: Sequence[str], is_mix: bool, cache: Path) -> list[Unit]:
     room = 0
     for number, source in enumerate(sources):
         stream = number if is_mix else 0
-        for part in list_parts(source, cache, size):
+        for part in list_parts(source, cache, size, notes):
             own_size = part.bytes or UNKNOWN_SIZE
             if not units or units[-1].stream != stream or own_size > room:
                 units.append(Unit(len(units), stream, ()))
