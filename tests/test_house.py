@@ -51,6 +51,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("run",),
+    ("branch",),
     ("stages",),
     ("credit", "synth", "nines", "ladder", "serve", "pods", "export", "evals", "reporting"),
     ("decode", "tasks"),
