@@ -125,7 +125,7 @@ def make_texts(directory: Path) -> None:
     def write(count: int) -> str:
         return " ".join(draw.choice(words, count))
 
-    for i in range(80):
+    for i in range(120):
         (directory / f"{i}.txt").write_text(f"{write(30)}. {i}\n")
     talks, pairs = [], []
     for i in range(24):

@@ -305,9 +305,8 @@ def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     if path.is_dir():
         if args.run:
             raise UserError(f"{path} is a run directory itself; leave out --run, or name a file")
-        rundir.open_run(path)  # refuses a folder that is no run
         # The saved configuration, so that a run goes on as it was begun.
-        return config.load(path / "config.toml", flags, keys), path
+        return rundir.RunDir(path).load_config(flags, keys), path
     c = config.load(path, flags, keys)
     return c, args.run or Path("runs") / path.stem
 
@@ -318,8 +317,7 @@ def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key])
         if not args.run:
             raise UserError("--from begins a new run: name its directory with --run")
         parent = parse_path(str(rundir.parse_request(args.parent).parent))
-        rundir.open_run(parent)  # refuses a folder that is no run
-        return config.load(parent / "config.toml", flags, keys), args.run
+        return rundir.RunDir(parent).load_config(flags, keys), args.run
     if args.text:
         stem = Path(args.text[0].rstrip("/*")).stem
         return config.load_flags(flags, keys), args.run or Path("runs") / (stem or "text")

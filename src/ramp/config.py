@@ -518,15 +518,23 @@ def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | Non
     """
     path = find_config(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as TOML: {error}") from None
-    config = schema.overlay(Config(), table, str(path))
     # File and flags one after the other: a message names where the wrong value is written.
-    _check_fixed_keys(config, table, str(path))
+    config = parse(content, str(path))
     return load_flags(flags, keys, config, f"{path} with the flags given" if flags else str(path))
+
+
+def parse(content: bytes, where: str) -> Config:
+    """The configuration of the content of a TOML file, its keys and values checked one by one."""
+    try:
+        table = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: not readable as TOML: {error}") from None
+    config = schema.overlay(Config(), table, where)
+    _check_fixed_keys(config, table, where)
+    return config
 
 
 def load_flags(

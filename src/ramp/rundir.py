@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ramp import config
+from ramp import config, schema
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.files import list_kept, read_kept, repair_kept, write_kept
-from ramp.stages import STAGES, find_stage
+from ramp.files import list_kept, read_copy, read_kept, repair_kept, warn_once, write_kept
+from ramp.stages import STAGES, Stage, find_stage
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class RunDir:
                 "or name a generation that has, such as --stage synthesize-1"
             )
         # Generation 0 is the model that the first one began from.
-        start = config.load(self.config).synthesize.start_stage
+        start = self.load_config().synthesize.start_stage
         return f"synthesize-{generation}" if generation else start
 
     @property
@@ -206,9 +206,64 @@ class RunDir:
 
         So a run goes on as it was begun on a machine for which a rule would choose differently.
         """
+        written = self.written_config()
+        return config.keep_chosen(c, written) if written else c
+
+    def written_config(self) -> Config | None:
+        """The configuration that ramp wrote last, whatever has become of config.toml since.
+
+        None: none was written.
+        """
+        copy = read_copy(self.config)
+        if copy is None and not self.config.exists():
+            return None
+        # Where the copy is damaged, or a run is older than copies, there is only the file.
+        return config.parse(copy or self.config.read_bytes(), str(self.config))
+
+    def load_config(
+        self, flags: Sequence[str] = (), keys: Sequence[schema.Key] | None = None
+    ) -> Config:
+        """config.toml with flags over it, checked but not resolved.
+
+        People may edit it, and disks may damage it: a change since ramp wrote it is said, and one
+        that a stage depends on which has begun is a `UserError`, as is a file that cannot be read.
+        """
+        written = self.written_config()
+        if written is None:
+            raise UserError(
+                f"{self.path} is not a run directory (it has no config.toml); "
+                "make one with `ramp run cpu`"
+            )
         if not self.config.exists():
-            return c
-        return config.keep_chosen(c, config.load(self.config))
+            warn_once(f"{self.config} is gone; what ramp wrote there last is used")
+            return config.load_flags(flags, keys, written, str(self.config))
+        take_back = f"`rm {self.config}` brings back what ramp wrote last"
+        try:
+            edited = config.load(self.config)
+        except UserError as error:
+            raise UserError(f"{error}; mend it, or {take_back}") from None
+        for stage in self.list_begun():
+            changes = list_changes(written, edited, *stage.identity)
+            if changes:
+                raise UserError(
+                    f"{self.config} was changed since ramp wrote it ({'; '.join(changes[:4])}), "
+                    f"and {stage.name} of this run has begun with what it was: {take_back}, or "
+                    f"begin another run with --from {self.path} --run NEW"
+                )
+        before, after = (
+            {key.name: key.default for key in schema.list_keys(c)} for c in (written, edited)
+        )
+        changes = [f"{k} {before[k]!r} -> {after[k]!r}" for k in before if before[k] != after[k]]
+        if changes:
+            warn_once(
+                f"{self.config} was changed since ramp wrote it ({'; '.join(changes[:4])}), "
+                f"and is used as it stands; {take_back}"
+            )
+        return config.load(self.config, flags, keys)
+
+    def list_begun(self) -> list[Stage]:
+        """The stages that have left anything here."""
+        return [stage for stage in STAGES.values() if self.has_begun(stage.name)]
 
     def check_or_create(self, c: Config, is_done: bool = False) -> None:
         """Write config.toml and provenance.json.
@@ -216,9 +271,10 @@ class RunDir:
         is_done: there is nothing to do, so nothing is written. Raises `UserError` for a directory
         that another configuration made.
         """
-        if self.config.exists():
+        written = self.written_config()
+        if written:
             # What the saved one leaves to a rule, or to the machine, is chosen now.
-            self._require_same(config.keep_chosen(config.load(self.config), c), c)
+            self._require_same(config.keep_chosen(written, c), c)
         if is_done:
             return
         # It marks the directory as a run, so it comes before anything that a kill could leave.
@@ -231,11 +287,9 @@ class RunDir:
         )
 
     def _require_same(self, old: Config, new: Config) -> None:
-        for stage in STAGES.values():
-            # What has not begun may still change.
-            if not self.has_begun(stage.name):
-                continue
-            changes = [change for part in stage.identity for change in list_changes(old, new, part)]
+        # What has not begun may still change.
+        for stage in self.list_begun():
+            changes = list_changes(old, new, *stage.identity)
             if changes:
                 raise UserError(
                     # The first few say enough.
@@ -260,7 +314,7 @@ class RunDir:
         Also where the directory holds other things than a run: in those nothing is made. The lock
         goes with the process, however that ends.
         """
-        if not self.config.exists() and not all(map(is_leftover, self.path.glob("*"))):
+        if self.written_config() is None and not all(map(is_leftover, self.path.glob("*"))):
             raise UserError(
                 f"{self.path} is not empty and not a run; name another directory with --run"
             )
@@ -285,23 +339,21 @@ def is_leftover(path: Path) -> bool:
     return is_own or is_empty_data or path.with_name("origin.json").exists()
 
 
-def list_changes(old: Config, new: Config, section: str) -> list[str]:
-    """Keys of a section that results depend on and that differ, as `key old -> new`."""
-    # Keys that only say how to compute are no part of an identity.
-    before = config.identity(getattr(old, section), f"{section}.")
-    after = config.identity(getattr(new, section), f"{section}.")
-    return [
-        f"{key} {before[key]!r} -> {after[key]!r}" for key in before if before[key] != after[key]
-    ]
+def list_changes(old: Config, new: Config, *sections: str) -> list[str]:
+    """Keys of sections that results depend on and that differ, as `key old -> new`."""
+    changes = []
+    for section in sections:
+        # Keys that only say how to compute are no part of an identity.
+        before = config.identity(getattr(old, section), f"{section}.")
+        after = config.identity(getattr(new, section), f"{section}.")
+        changes += [f"{k} {before[k]!r} -> {after[k]!r}" for k in before if before[k] != after[k]]
+    return changes
 
 
 def open_run(path: Path) -> tuple[RunDir, Config]:
     """A run that exists, and its configuration."""
-    if not (path / "config.toml").exists():
-        raise UserError(
-            f"{path} is not a run directory (it has no config.toml); make one with `ramp run cpu`"
-        )
-    return RunDir(path), config.resolve(config.load(path / "config.toml"))
+    run = RunDir(path)
+    return run, config.resolve(run.load_config())
 
 
 # The packages whose version can change a result.

@@ -1,0 +1,100 @@
+"""A run directory whose files somebody edits, deletes or damages, and stages that are to begin anew."""
+
+import logging
+
+import pytest
+
+from ramp import config, files
+from ramp.errors import UserError
+from ramp.reporting.report import update_report
+from ramp.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has begun pretraining."""
+    run = RunDir(tmp_path / "run")
+    run.check_or_create(config.resolve(config.load_flags(["--model.depth", "2"])))
+    update_report(run.path, "pretrain", {"done": True})
+    (run.checkpoints("pretrain") / "4").mkdir(parents=True)
+    return run
+
+
+def edit(run, old: str, new: str) -> None:
+    text = run.config.read_text()
+    assert old in text
+    run.config.write_text(text.replace(old, new))
+
+
+def load(run, caplog):
+    """The configuration, and what was said of it."""
+    files.warn_once.cache_clear()
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        return run.load_config(), caplog.text
+
+
+def test_an_edit_by_hand_is_said_and_used_until_a_command_writes_it(run, caplog):
+    assert load(run, caplog)[1] == ""
+    edit(run, "temperature = 0.8", "temperature = 0.5")
+    c, said = load(run, caplog)
+    assert c.sample.temperature == 0.5
+    assert "sample.temperature 0.8 -> 0.5" in said and f"`rm {run.config}`" in said
+    run.check_or_create(config.resolve(c))
+    assert load(run, caplog)[1] == ""
+    edit(run, "[sample]", "[sample]  # a comment changes nothing")
+    assert load(run, caplog)[1] == ""
+
+
+def test_what_a_begun_stage_depends_on_is_refused_and_the_remedy_works(run, caplog):
+    for old, new, says in (
+        ("depth = 2", "depth = 6", "model.depth 2 -> 6"),
+        ("[model]", "[mqdel]", "unknown"),
+        ("depth = 2", 'depth = "', "not readable as TOML"),
+    ):
+        edit(run, old, new)
+        with pytest.raises(UserError, match=says) as refused:
+            run.load_config()
+        assert f"`rm {run.config}`" in str(refused.value)
+        run.config.unlink()
+        c, said = load(run, caplog)
+        assert c.model.depth == 2 and "is gone" in said
+        run.check_or_create(config.resolve(c))  # writes it again
+        assert load(run, caplog)[1] == ""
+    # What has not begun may be changed.
+    edit(run, "beta = 0.1", "beta = 0.3")
+    assert load(run, caplog)[0].dpo.beta == 0.3
+
+
+def test_a_stage_that_begins_anew_leaves_what_it_had_made_aside(run, capsys):
+    run.tokens("train").write_text("{}")
+    run.tokenizer.write_text("{}")
+    (run.data / "shards").mkdir()
+    run.put_aside(["pretrain"])
+    run.put_aside(["prepare", "finetune"])
+    assert (run.path / "replaced" / "1" / "checkpoints" / "pretrain" / "4").is_dir()
+    assert (run.path / "replaced" / "2" / "data" / "tokenizer.json").exists()
+    assert (run.data / "shards").exists() and not run.tokens("train").exists()
+    assert str(run.path / "replaced" / "1") in capsys.readouterr().out
+    update_report(run.path, "pretrain", {"imported": "x.gguf"})
+    with pytest.raises(UserError, match="was imported"):
+        run.put_aside(["pretrain"])
+
+
+@pytest.mark.parametrize(
+    ("folder", "command"),
+    [("finetune", "finetune"), ("sft", "reinforce"), ("synthesize-12", "synthesize")],
+)
+def test_the_remedy_names_the_stage_that_makes_a_folder(run, folder, command):
+    assert run.redo(folder) == f"`ramp {command} {run.path} --force`"
+
+
+def test_generations_are_found_by_name(run):
+    with pytest.raises(UserError, match="has not finished"):
+        run.find_weights("synthesize")
+    run.checkpoints("synthesize-1").mkdir()
+    with pytest.raises(UserError, match="has no synthesize-2; it has synthesize-1"):
+        run.find_weights("synthesize-2")
+    for generation, folder in ((1, "synthesize-1"), (0, "pretrain")):
+        update_report(run.path, "synthesize", {"generation": generation})
+        assert run.find_weights("synthesize") == folder
