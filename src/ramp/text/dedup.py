@@ -312,7 +312,7 @@ class Judge:
     def _pair(
         self, codes: Callable[[], Iterable[ndarray]], compared: ndarray
     ) -> Iterator[tuple[ndarray, ndarray]]:
-        """(later, earlier) documents of one code: each that is still kept with some before it."""
+        """(later, earlier) documents of one code: each that is still open with some before it."""
         num_docs = len(self.verdict)
         num_slices = -(-num_docs // MAX_SORTED)
         # Codes are random numbers, so their ranges hold about as many documents each.
@@ -322,13 +322,21 @@ class Judge:
             order = np.lexsort((numbers + num_docs * ~self.is_val[numbers], code))
             numbers, code = numbers[order], code[order]
             begins = np.diff(code, prepend=code[:1] + np.uint64(1)) != 0
-            first = np.maximum.accumulate(np.where(begins, np.arange(len(code)), 0))
+            place = np.arange(len(code))
+            first = np.maximum.accumulate(np.where(begins, place, 0))
             # With the first of the group and with the two before it: in a large group documents
             # may be alike in pairs only.
-            for earlier in (first, np.arange(len(code)) - 1, np.arange(len(code)) - 2):
-                is_pair = (earlier >= first) & (earlier < np.arange(len(code)))
-                is_pair &= self.verdict[numbers] == KEPT
+            for earlier in (first, place - 1, place - 2):
+                is_pair = (earlier >= first) & (earlier < place)
+                is_pair &= self._is_open(numbers, numbers[np.maximum(earlier, 0)])
                 yield numbers[is_pair], numbers[earlier[is_pair]]
+
+    def _is_open(self, later: ndarray, earlier: ndarray) -> ndarray:
+        """Whether the verdict on the later document of each pair may change."""
+        verdict = self.verdict[later]
+        # Likeness to a validation document is the reason that counts.
+        may_leak = self.is_val[earlier] & ~self.is_val[later]
+        return (verdict == KEPT) | ((verdict == NEAR) & may_leak)
 
 
 def _gather(codes, compared, low, high) -> tuple[ndarray, ndarray]:

@@ -110,6 +110,8 @@ def translate(pattern: str) -> str:
         if token.startswith(r"\p") or token == r"\s":
             members = _list_members(token)
             token = members if inside else f"[{members}]"
+        elif token == "$" and not inside:
+            token = r"(?=\n|\Z)"  # the end of any line, for the library
         elif token == r"\S" and not inside:
             token = "[^" + _list_members(r"\s") + "]"
         out.append(token)

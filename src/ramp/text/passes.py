@@ -31,7 +31,7 @@ from ramp.text.units import Unit, read_unit
 
 FORMAT = 1  # of what is kept; another number makes it anew
 # Text that the tokenizer is fitted to; more of it moves few merges.
-SAMPLE_BYTES = 100 * 2**20
+SAMPLE_BYTES = 64 * 2**20
 SPLITS = ("train", "val")
 
 
