@@ -299,6 +299,8 @@ def test_a_gguf_file_in_an_installed_package(tmp_path, monkeypatch, capsys):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: small-model\nVersion: 1.0\n")
     (info / "RECORD").write_text("small_model/__init__.py,,\nsmall_model/it.gguf,,\n")
+    (tmp_path / "small_model").mkdir()
+    (tmp_path / "small_model" / "it.gguf").write_bytes(b"")
     monkeypatch.syspath_prepend(str(tmp_path))
     found = commands._find_model(Path("pip:small-model==1.0"))
     assert found == tmp_path / "small_model" / "it.gguf"

@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,8 @@ def select_files(source: str, listing: Listing, notes: Counter) -> list[File]:
 
 def choose_piece(files: list[File]) -> int:
     """How many characters of a file of text are a document: all, where there are many files."""
-    texts = [file for file in files if split_suffixes(file.name)[0] not in RECORDS]
+    all_texts = (file for file in files if split_suffixes(file.name)[0] not in RECORDS)
+    texts = list(islice(all_texts, FEW_FILES))
     if not 0 < len(texts) < FEW_FILES:
         return MAX_DOCUMENT
     low, high = PIECE

@@ -70,14 +70,16 @@ class Reading:
 
 def split_suffixes(name: str) -> tuple[str, str]:
     """(suffix of the format, that of the compression); the first empty where no format is known."""
-    stem = name.lower()
-    packed = next((end for end in COMPRESSIONS if stem.endswith(end)), "")
-    stem = stem.removesuffix(packed)
-    if packed == ".tgz":
+    *stem, last = name.lower().rsplit(".", 2)
+    if not stem:
+        return "", ""
+    if f".{last}" == ".tgz":
         return ".tar", ".gz"
-    known = next((end for end in FORMATS if stem.endswith(end)), "")
+    if f".{last}" not in COMPRESSIONS:
+        return (f".{last}" if f".{last}" in FORMATS else ""), ""
+    inner = f".{stem[-1]}" if len(stem) > 1 else ""
     # The text in a file such as `words.gz`.
-    return known or (".txt" if packed else ""), packed
+    return (inner if inner in FORMATS else ".txt"), f".{last}"
 
 
 def records(part: Part, notes: Counter | None = None) -> Records:
@@ -273,8 +275,10 @@ def _split_object(content, name) -> Records:
     elif lists:
         key = max(lists, key=lambda key: len(content[key]))
         yield from ((f":{key}:{i}", record) for i, record in enumerate(content[key], 1))
-    else:
+    elif texts or any(isinstance(value, dict) for value in content.values()):
         yield from ((f":{key}", record) for key, record in content.items())
+    else:
+        yield "", Bad("no_text")
 
 
 def _is_table(value):

@@ -125,8 +125,9 @@ def _match(pattern) -> Iterator[File]:
         return
     depth = None if "**" in wanted else len(wanted)
     hidden = any(part.startswith(".") for part in wanted)
+    prefix = f"{root}".rstrip("/") + "/"
     for file in walk(root, depth, hidden):
-        if _is_match(os.path.relpath(file.path, root).split("/"), wanted):
+        if _is_match(file.path.removeprefix(prefix).split("/"), wanted):
             yield file
 
 
@@ -191,6 +192,8 @@ def _scan(folder):
 
 def printable(name: str) -> str:
     """A file's name in characters that every terminal and file can take."""
+    if name.isprintable():
+        return name
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
