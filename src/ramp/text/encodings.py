@@ -48,9 +48,9 @@ def wide_encoding(head: bytes) -> str | None:
 
 
 def is_binary(head: bytes) -> bool:
-    """Whether these bytes are no text: zeros that are not UTF-16, or many control characters."""
-    control = sum(head.count(byte) for byte in (*range(1, 7), *range(14, 27), *range(28, 32)))
-    return head.count(0) > 0.01 * len(head) or control > 0.1 * len(head)
+    """Whether these bytes are no text: many are zeros or other control characters."""
+    control = sum(head.count(byte) for byte in (*range(7), *range(14, 27), *range(28, 32)))
+    return control > 0.03 * len(head)
 
 
 @dataclass

@@ -28,7 +28,8 @@ def find_field(records: Iterable[Any]) -> str:
     words: neither an id nor a picture is text.
     """
     sizes: Counter = Counter()
-    counts: Counter = Counter()
+    filled: Counter = Counter()
+    present: Counter = Counter()
     num_records = total = 0
     for record in records:
         if not isinstance(record, dict):
@@ -39,18 +40,26 @@ def find_field(records: Iterable[Any]) -> str:
             sizes[name] += len(text) if " " in text.strip() else 0
             # So that a field of single words is found too, where there is no other.
             sizes[name] += 1e-6 * len(text)
-        counts.update({name for name, text in texts if text.strip()})
+        present.update({name for name, _ in texts})
+        filled.update({name for name, text in texts if text.strip()})
         total += sum(len(text) for _, text in texts)
         if num_records == SAMPLE_RECORDS or total > SAMPLE_CHARACTERS:
             break
+    # Names decide between equals: the order in a record may differ.
+    largest = max(sorted(sizes), key=lambda name: sizes[name]) if any(sizes.values()) else ""
+    # The first records of a corpus may all be empty.
+    return _known_name(filled, num_records) or largest or _known_name(present, num_records)
+
+
+def _known_name(counts, num_records) -> str:
+    """The first of `NAMES` that more than half of the records have; empty: none."""
     for name in NAMES:
-        # `a.text` too, where there is no `text`; the least nested first.
-        found = [f for f in counts if f.split(".")[-1].lower() == name]
-        found = [f for f in found if counts[f] > num_records / 2]
+        # `a.text` too, where there is no `text`: the least nested one.
+        found = [field for field in counts if field.split(".")[-1].lower() == name]
+        found = [field for field in found if counts[field] > num_records / 2]
         if found:
-            return min(found, key=lambda f: (f.count("."), f))
-    # The names decide between equals: the order in a record may differ.
-    return max(sorted(sizes), key=lambda f: sizes[f], default="") if any(sizes.values()) else ""
+            return min(found, key=lambda field: (field.count("."), field))
+    return ""
 
 
 def _list_texts(value, name, depth) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -170,11 +170,13 @@ def _read_text(raw, reading) -> Records:
             except Bad as error:
                 bad = bad or error
 
-    for number, text in enumerate(cut_text(decode_blocks(), reading.part.piece), 1):
+    pieces = cut_text(decode_blocks(), reading.part.piece)
+    first = list(islice(pieces, 2))
+    for number, text in enumerate(chain(first, pieces), 1):
         # With a block that cannot be read the file is damaged: a text with a hole is none.
         if bad:
             break
-        yield f" piece {number}" if number > 1 else "", text
+        yield f" piece {number}" if len(first) == 2 else "", text
     if bad:
         yield "", bad
 
@@ -186,6 +188,10 @@ def _read_blocks(file, part) -> Iterator[bytes]:
     while block := file.read(BLOCK if left is None else min(BLOCK, left)):
         left = None if left is None else left - len(block)
         block = rest + block
+        # The end of the file: nothing more can belong to its last letter.
+        if len(block) < BLOCK:
+            rest = block
+            continue
         end = block.rfind(b"\n") + 1 or block.rfind(b" ") + 1 or _count_whole(block)
         rest = block[end:]
         yield block[:end]
@@ -347,7 +353,8 @@ def _read_parquet(raw, reading) -> Records:
 
     part, row = reading.part, 0
     # Parquet is read from its end: what comes through a pipe must be held.
-    source = raw if isinstance(raw, io.BufferedReader) else io.BytesIO(raw.read())
+    is_file = type(raw) is io.BufferedReader and raw.seekable()
+    source = raw if is_file else io.BytesIO(raw.read())
     with pyarrow.parquet.ParquetFile(source, buffer_size=BLOCK) as file:
         names = file.schema_arrow.names
         column = part.field if part.field in names else part.field.split(".")[0]
