@@ -3,7 +3,7 @@
 A field of a nested record is named with dots, `page.body`; through lists the dots reach every item.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -27,7 +27,7 @@ def find_field(records: Iterable[Any]) -> str:
     One of `NAMES` that most records have, else the field with most characters in values of several
     words: neither an id nor a picture is text.
     """
-    sizes: Counter = Counter()
+    sizes: defaultdict[str, float] = defaultdict(float)
     filled: Counter = Counter()
     present: Counter = Counter()
     num_records = total = 0

@@ -401,11 +401,12 @@ def _read_tar(file, reading) -> Records:
     # `|`: from the front to the end, since a packed file cannot go back.
     with tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
-            if not member.isfile() or not split_suffixes(member.name)[0]:
-                if not member.isdir():
-                    reading.notes["members of a tar left out: no file of a known format"] += 1
+            is_known = member.isfile() and split_suffixes(member.name)[0]
+            opened = tar.extractfile(member) if is_known else None
+            if opened is None:
+                what = "members of a tar left out: no file of a known format"
+                reading.notes[what] += not member.isdir()
                 continue
-            opened = tar.extractfile(member)
             part = replace(reading.part, start=0, stop=None)
             inner = Reading(part, reading.notes)
             for key, record in _read_file(opened, member.name, inner):
