@@ -42,14 +42,17 @@ def open_tokenizer(path: Path) -> Tokenizer:
     path = path / "tokenizer.json" if path.is_dir() else path
     if read_object(path).get("format") == FORMAT:
         return Tokenizer.load(path)
-    bpe = read_bpe(path)
-    tokenizer = Tokenizer(number_merges(path, bpe.merges), bpe.pattern)
     try:
+        bpe = read_bpe(path)
+        tokenizer = Tokenizer(number_merges(path, bpe.merges), bpe.pattern)
         # The regular expression comes from the file.
         tokenizer.encode("a pattern that does not compile fails here")
-    except Exception as error:  # the library has no type of its own for it
+    except UserError:
+        raise
+    except Exception as error:  # fields of other types than the format says, or that pattern
+        reason = f"{type(error).__name__}: {error}".split("\n")[0]
         raise UserError(
-            f"{path} splits its text by a pattern that cannot be used: {error}"
+            f"{path} is not laid out as a tokenizer.json is ({reason}): take that of another model."
         ) from None
     return tokenizer
 
