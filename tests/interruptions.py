@@ -301,11 +301,16 @@ class Chain:
         while sum(self.counts.values()) < self.kills + self.terms:
             run = self.folder / f"run-{self.seed}-{number}"
             draw = random.Random(f"{self.seed} {number}")
-            while not self.strike(run, draw):
-                pass
+            number += 1
+            try:
+                while not self.strike(run, draw):
+                    pass
+            except AssertionError as fault:
+                # What it left stays for whoever looks into it.
+                self.tell(f"{fault}")
+                continue
             unlike = differences(describe(run), self.want)
             self.faults += [f"{run.name}: {line}" for line in unlike]
             self.tell(f"{run.name}: ended, {len(unlike)} differences, {dict(self.counts)}")
             for line in unlike:
                 self.tell(f"  {line}")
-            number += 1

@@ -52,7 +52,7 @@ def run(
 
     # All at once: a module that cannot be imported is found before hours of training.
     modules = {
-        name: importlib.import_module(STAGES[name].module) for name in stages if name in STAGES
+        name: importlib.import_module(STAGES[name].module) for name in todo if name in STAGES
     }
     for name in todo:
         if name in STAGES and STAGES[name].one_process and jax.process_count() > 1:
