@@ -18,6 +18,9 @@ import numpy as np
 import pytest
 
 from ramp import cli, config, schema
+from ramp.reporting.report import update_report
+from ramp.run import begin_anew
+from ramp.rundir import RunDir
 
 ROOT = Path(__file__).parents[1]
 SMOKE = ROOT / "configs" / "smoke.toml"
@@ -100,10 +103,15 @@ def test_it_learns_and_every_line_is_json(smoke):
 
 
 def test_a_second_run_does_nothing(env, smoke):
-    before = (smoke / "metrics.jsonl").read_bytes()
-    out = ramp(env, "run", SMOKE, "--run", smoke).stdout
+    def look() -> dict:
+        files = [path for path in smoke.rglob("*") if path.is_file()]
+        return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+    before = look()
+    # Not with a setting that would only matter to what is done either.
+    out = ramp(env, "run", smoke, "--sample.temperature", 0.1).stdout
     assert out.count("done before") == 6
-    assert (smoke / "metrics.jsonl").read_bytes() == before
+    assert look() == before
 
 
 def test_the_run_directory_is_a_configuration(env, smoke):
@@ -237,6 +245,33 @@ def test_a_foreign_directory_is_refused(tmp_path, capsys):
     (tmp_path / "letter.txt").write_text("dear diary")
     error = refused(capsys, "run", SMOKE, "--run", tmp_path)
     assert "not empty" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_what_a_killed_start_leaves_is_no_foreign_directory(tmp_path):
+    """Nothing but an empty folder, the lock, half a file: whatever comes before config.toml is there."""
+    c = config.resolve(config.load(SMOKE))
+    (tmp_path / "data").mkdir()
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.toml.tmp").write_text("half")
+    run = RunDir(tmp_path)
+    with run.lock():
+        run.check_or_create(c)
+    assert run.config.exists() and run.data.is_dir()
+
+
+def test_what_force_has_begun_goes_on_after_a_stop(tmp_path):
+    run = RunDir(tmp_path)
+    update_report(tmp_path, "pretrain", {"done": True})
+    old, new = run.checkpoints("pretrain") / "40", run.checkpoints("pretrain") / "8"
+    old.mkdir(parents=True)
+    begin_anew(run, ["prepare", "pretrain", "eval"])
+    assert not old.exists() and not run.is_done("pretrain")
+    new.mkdir(parents=True)
+    begin_anew(run, ["prepare", "pretrain", "eval"])  # the same command, stopped at step 8
+    assert new.exists()
+    begin_anew(run, ["pretrain"])  # another one
+    assert not new.exists()
 
 
 def test_two_at_once_are_refused(smoke, capsys):

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from ramp.config import Config
 from ramp.errors import UserError
+from ramp.files import write_atomic
 from ramp.host import on_process_zero, setup_devices
 from ramp.rundir import Request, RunDir, open_run
 from ramp.stages import STAGES
@@ -73,7 +74,8 @@ def run(
             on_process_zero(partial(begin_anew, rundir, stages))
         are_lengths_checked = False
         for name in stages:
-            if rundir.is_done(name) and not force:
+            # Those that `force` had begun anew before a request to stop are done by now.
+            if rundir.is_done(name) and not (force and is_repeated(name)):
                 print(f"{name}: done before")
                 continue
             if name != "prepare" and not are_lengths_checked:
@@ -94,6 +96,7 @@ def run(
             on_process_zero(partial(report.write_report, directory))
             # Last: a kill before this repeats the end of the stage, a later one loses nothing.
             on_process_zero(partial(report.update_report, directory, name, {"done": True}))
+        on_process_zero(lambda: rundir.begun_anew.unlink(missing_ok=True))
     if jax.process_index() == 0:
         print(f"report: {directory / 'report.html'}")
 
@@ -109,18 +112,28 @@ def check_lengths(rundir: RunDir, c: Config, modules: Sequence[ModuleType]) -> N
             module.check_lengths(rundir, c, tokenizer)
 
 
+def is_repeated(name: str) -> bool:
+    """Whether what is asked for only looks at a model, and so leaves nothing to go on from."""
+    return name not in STAGES or STAGES[name].repeats
+
+
 def begin_anew(rundir: RunDir, stages: Sequence[str]) -> None:
-    """Undo stages that are to be done from the beginning."""
+    """Undo stages that are to be done from the beginning, once: a start that goes on does not."""
     from ramp.reporting import report
 
-    # Those that only look at a model leave nothing to go on from.
-    stages = [name for name in stages if name in STAGES and not STAGES[name].repeats]
+    stages = [name for name in stages if not is_repeated(name)]
+    mark = " ".join(stages)
+    if not stages:
+        return
+    if rundir.begun_anew.exists() and rundir.begun_anew.read_text() == mark:
+        return
     begun = [name for name in stages if rundir.has_begun(name)]
     # First: killed in between, the same command without --force must not find them done.
     for name in begun:
         if rundir.is_done(name):
             report.update_report(rundir.path, name, {"done": False})
     rundir.put_aside(begun)
+    write_atomic(rundir.begun_anew, mark)
 
 
 def print_outdated(rundir: RunDir) -> None:

@@ -177,6 +177,11 @@ class RunDir:
             return "`ramp import MODEL --run ANOTHER`"
         return f"`ramp {stage} {self.path} --force`"
 
+    @property
+    def begun_anew(self) -> Path:
+        """Names the stages that `--force` has begun and not finished yet."""
+        return self.path / ".anew"
+
     def put_aside(self, stages: Sequence[str]) -> None:
         """Move what stages have made, so that they begin anew, and say where it is.
 
