@@ -484,6 +484,8 @@ def lower_train_step(
     reads in addition to tokens and targets, each [B, T] like them.
     """
     dtypes = {"tokens": jnp.int32, "targets": jnp.int32} | dict.fromkeys(floats, jnp.float32)
+    if loss is None and c.text.mask_documents:
+        dtypes["segments"] = jnp.int32
     shape = (t.batch_size, t.seq_len)
     rows = jax.NamedSharding(mesh, P(ROWS))
     batch = {name: jax.ShapeDtypeStruct(shape, d, sharding=rows) for name, d in dtypes.items()}
