@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from ramp.text import encode
 from ramp.text.encode import FastEncoder
+from ramp.text.huggingface import PATTERNS
 from ramp.text.tokenizer import Tokenizer
 
 TEXTS = [
@@ -22,8 +23,10 @@ GPT4 = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s+$|\s*[\r\n]|\s+(?!\S)|\s"
 )
+# What `re` cannot say, or says with another meaning.
+STRANGE = (r"\p{Lu}?\p{Ll}+|\P{L}", r"(\p{L}+)|.", r"\w+|\W", r"[\p{L}&&[^a]]+|.|\n", r"\p{L}+")
 TRAINED = Tokenizer.train(TEXTS, 400)
-TOKENIZERS = [TRAINED, Tokenizer(), Tokenizer(TRAINED.merges, GPT4)]
+FOREIGN = [Tokenizer(TRAINED.merges, pattern) for pattern in (GPT4, *PATTERNS.values(), *STRANGE)]
 
 
 def same(tokenizer, batch):
@@ -31,11 +34,23 @@ def same(tokenizer, batch):
     assert got == [tokenizer.encode(text) for text in batch]
 
 
-@pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=["ours", "bytes", "gpt4"])
+@pytest.mark.parametrize("tokenizer", [TRAINED, Tokenizer()], ids=["ours", "bytes"])
 @settings(max_examples=200, deadline=None)
 @given(batch=texts)
 def test_the_ids_are_those_of_the_library(tokenizer, batch):
     same(tokenizer, batch)
+
+
+@pytest.mark.parametrize(
+    "encoder", [*map(FastEncoder, FOREIGN)], ids=lambda e: e.tokenizer.pattern[:12]
+)
+@settings(max_examples=30, deadline=None)
+@given(batch=texts)
+def test_patterns_of_other_models(encoder, batch):
+    got = [ids.tolist() for ids in encoder.encode_all(batch)]
+    assert got == [encoder.tokenizer.encode(text) for text in batch]
+    # Quick where it matters.
+    assert (encoder._findall is None) == (encoder.tokenizer.pattern in STRANGE)
 
 
 @settings(max_examples=200, deadline=None)

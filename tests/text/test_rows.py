@@ -206,6 +206,17 @@ def test_more_shards_than_may_be_open(tmp_path, monkeypatch):
     assert len(parts.reader._open) <= 2
 
 
+def test_a_sample_is_of_whole_documents_evenly_spread(tmp_path):
+    docs = [np.full(9, i % 200) for i in range(300)]
+    path = sharded(tmp_path / "b.json", [[docs[:70], docs[70:71], docs[71:300]]])
+    reader = TokenReader(path)
+    assert np.array_equal(reader.read_documents(3000), reader.read_all())
+    sample = reader.read_documents(1000).reshape(-1, 10)
+    assert (sample[:, 0] == TOK.bos).all() and (sample[:, 1:] == sample[:, 1:2]).all()
+    assert sample[:, 1].tolist() == [i % 200 for i in range(0, 300, 3)]
+    assert len(reader.read_documents(999)) <= 999
+
+
 # ---- mixes
 
 

@@ -37,6 +37,11 @@ class TextLoss:
     val_nats: float  # per token, by loss weight
 
 
+# What the baselines read of training, and a third of it of validation: with Kneser-Ney 0.3 kB of
+# memory a token; without it tokens are as good as bytes, at 40 bytes each.
+MAX_TOKENS = 6_000_000
+MAX_BYTES = 48_000_000
+
 Evaluate = Callable[[dict, Preemption | None], TextLoss]
 
 
@@ -45,7 +50,32 @@ class BpbReport(TextLoss):
     """What report.json says of an evaluation."""
 
     baselines: dict[str, float]  # bits per byte by name; empty where none are wanted
+    # Much text gives the baselines a sample, of whole documents that are evenly spread.
+    baseline_tokens: int  # of training that they were fitted to
+    baseline_of_tokens: int  # of training in all
+    baseline_val_tokens: int  # of validation that they were scored on
+    baseline_of_val_tokens: int  # of validation in all
     seconds: float
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Bits per byte of validation text by other means, and the tokens they were fitted to."""
+
+    bits: dict[str, float]
+    tokens: int
+    of_tokens: int
+    val_tokens: int
+    of_val_tokens: int
+
+    def describe_sample(self) -> str:
+        """What people are told of a sample; nothing where all was read."""
+        words = []
+        if self.tokens < self.of_tokens:
+            words.append(f"fitted on {self.tokens:,} of {self.of_tokens:,} tokens")
+        if self.val_tokens < self.of_val_tokens:
+            words.append(f"scored on {self.val_tokens:,} of {self.of_val_tokens:,}")
+        return f" ({', '.join(words)})" if words else ""
 
 
 def make_bits_per_byte(c: Config, rows: Rows, tokenizer: Tokenizer, limit: int = 0) -> Evaluate:
@@ -104,15 +134,24 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     params = load_params(rundir, "pretrain", c, tokenizer)
     with stop.together():
         loss = make_bits_per_byte(c, rows, tokenizer)(params, stop)
-    others = fit_baselines(rundir, tokenizer) if c.eval.baselines else {}
-    report = BpbReport(**vars(loss), baselines=others, seconds=time.perf_counter() - began)
+    fitted = fit_baselines(rundir, tokenizer) if c.eval.baselines else Baselines({}, 0, 0, 0, 0)
+    others = fitted.bits
+    report = BpbReport(
+        **vars(loss),
+        baselines=others,
+        baseline_tokens=fitted.tokens,
+        baseline_of_tokens=fitted.of_tokens,
+        baseline_val_tokens=fitted.val_tokens,
+        baseline_of_val_tokens=fitted.of_val_tokens,
+        seconds=time.perf_counter() - began,
+    )
     # At the step of the model that was evaluated, so that it stands at the end of its curve.
     with MetricWriter(rundir.path, "eval", 0, jax.process_index() == 0) as board:
         scalars = {f"eval/baseline_{name}": bits for name, bits in others.items()}
         board.scalars(c.pretrain.steps, {"eval/val_bpb": loss.val_bpb} | scalars)
         board.figure(c.pretrain.steps, "eval/baselines", plot_baselines(loss.val_bpb, others))
     listed = ", ".join(f"{name} {bits:.3f}" for name, bits in others.items())
-    comparison = f"; baselines: {listed}" if others else ""
+    comparison = f"; baselines{fitted.describe_sample()}: {listed}" if others else ""
     print(f"eval: {loss.val_bpb:.4f} bits per byte on validation{comparison}")
     return asdict(report)
 
@@ -130,21 +169,26 @@ def plot_baselines(val_bpb: float, others: dict[str, float]) -> Figure:
     return figure
 
 
-def fit_baselines(rundir: RunDir, tokenizer: Tokenizer, order: int = 5) -> dict[str, float]:
+def fit_baselines(rundir: RunDir, tokenizer: Tokenizer, order: int = 5) -> Baselines:
     """Bits per byte of byte n-grams, xz and Kneser-Ney, fitted on the model's own training split.
 
-    Kneser-Ney is over the model's own tokens, up to `order`.
+    Kneser-Ney is over the model's own tokens, up to `order`. Of long splits they read a sample.
     """
-    train, val = (TokenReader(rundir.tokens(s)).read_all() for s in ("train", "val"))
-    return baselines(
-        _decode_documents(train, tokenizer),
-        _decode_documents(val, tokenizer),
-        train,
-        val,
+    train, val = (TokenReader(rundir.tokens(split)) for split in ("train", "val"))
+    most = MAX_TOKENS if order else MAX_BYTES
+    train_tokens, val_tokens = (
+        reader.read_documents(limit) for reader, limit in ((train, most), (val, most // 3))
+    )
+    bits = baselines(
+        _decode_documents(train_tokens, tokenizer),
+        _decode_documents(val_tokens, tokenizer),
+        train_tokens,
+        val_tokens,
         tokenizer.vocab_size,
         tokenizer.bos,
         order,
     )
+    return Baselines(bits, len(train_tokens), len(train), len(val_tokens), len(val))
 
 
 def _decode_documents(stream, tokenizer) -> list[bytes]:

@@ -174,8 +174,14 @@ def _prepare_corpus(c, rundir):
         prepare = importlib.import_module(STAGES["prepare"].module)
         figures = prepare.run(rundir, c)
         report.update_report(rundir.path, "prepare", {**figures, "done": True})
-    # Order 0: without Kneser-Ney.
-    work = partial(bpb.fit_baselines, rundir, Tokenizer.load(rundir.tokenizer), order=0)
+
+    def work() -> dict[str, float]:
+        # Order 0: without Kneser-Ney.
+        fitted = bpb.fit_baselines(rundir, Tokenizer.load(rundir.tokenizer), order=0)
+        if fitted.describe_sample():
+            print(f"baselines{fitted.describe_sample()}")
+        return fitted.bits
+
     return load_or_compute(rundir.path, "baselines", (c,), work)
 
 

@@ -7,7 +7,7 @@ in bits per byte of validation text, so models with different tokenizers are on 
 
 Token streams are flat: `bos doc bos doc ...`. A BOS resets the context: it may be the oldest token
 of a context, no n-gram looks behind it, and it is never scored itself. Everything is held in
-memory: about 0.3 kB per train token.
+memory, about 0.3 kB per train token: whoever calls bounds the tokens.
 """
 
 import lzma

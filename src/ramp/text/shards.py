@@ -12,7 +12,7 @@ import hashlib
 import io
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -197,9 +197,23 @@ class TokenReader:
         """All tokens in memory: for corpora that are small, or of which all is needed."""
         return self.read(0, len(self))
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """The shards in order, each memory-mapped."""
-        return map(self.shard, range(len(self.manifest.shards)))
+    def read_documents(self, max_tokens: int) -> np.ndarray:
+        """Whole documents of about `max_tokens` tokens, evenly spread; all where there are no more.
+
+        At most `max_tokens`; the last document may be cut.
+        """
+        every = -(-len(self) // max_tokens)
+        if every <= 1:
+            return self.read_all()
+        parts, seen = [], 0
+        for number in range(len(self.manifest.shards)):
+            tokens = self.shard(number)
+            bounds = np.append(np.flatnonzero(tokens == self.manifest.bos), len(tokens))
+            first = -seen % every
+            seen += len(bounds) - 1
+            chosen = zip(bounds[:-1][first::every], bounds[1:][first::every], strict=True)
+            parts += [tokens[start:stop] for start, stop in chosen]
+        return np.concatenate(parts)[:max_tokens]
 
     def shard(self, number: int) -> np.ndarray:
         """The memory-mapped tokens of a shard, checked when it is first opened."""
