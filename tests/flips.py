@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ramp import cli, files
-
-DERIVED = (".html", ".npz")  # written anew by the stage or command that makes them, and never read
+from ramp.reporting.report import update_report
+from ramp.synth.history import read_history, write_history
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,32 @@ class Flips:
     # Commands
 
     def list_commands(self, file: Path) -> list[str]:
-        """The commands that read a file, by the folder that it is in."""
+        """The commands that read a file, those that train again behind a `+`."""
         run, parts = self.run, file.relative_to(self.run).parts
-        out = self.run.with_name("out")
-        readers = [f"report {run}", f"chat {run} --ask Hello --tokens 4", f"run {run}"]
-        if parts[0] == "checkpoints":
+        chat = f"chat {run} --ask Hello --tokens 4"
+        first, name = parts[0], parts[-1].lstrip(".")
+        if first == "checkpoints":
             stage = parts[1]
-            if stage in ("sft", "reinforce"):
-                return [f"credit {run}"] if stage == "reinforce" else [f"run {run}"]
-            return [
-                f"chat {run} --stage {stage} --ask Hello --tokens 4",
-                f"export {run} --stage {stage} --out {out}",
-            ]
-        if parts[0] == "data" and parts[1].lstrip(".").startswith(("train", "val")):
-            return [f"eval {run}"]
-        if parts[0] == "synth":
-            return [f"synth why {run} g1-00003", f"report {run}", f"run {run}"]
-        if parts[0] in ("trials.jsonl", "forecasts.jsonl"):
-            return [f"nines forecast {run}/trials.jsonl", *readers[:1]]
-        return [*readers, f"sample {run} --prompt The --stage pretrain"]
+            if stage == "sft":
+                return [f"run {run}", f"+reinforce {run}"]
+            commands = [f"{chat} --stage {stage}", f"export {run} --stage {stage} --out {run}.out"]
+            # What resumes from its own steps, and what begins from its best one.
+            resumes = {"pretrain": ["pretrain", "finetune"], "finetune": ["finetune", "dpo"]}
+            resumes = resumes.get(stage, [stage.split("-")[0]])
+            return commands + [f"+{again} {run}" for again in resumes]
+        if first == "data" and name.startswith(("train", "val")):
+            return [f"eval {run}", f"+pretrain {run}"]
+        if first == "data" and name.startswith("tokenizer"):
+            return [chat, f"sample {run} --prompt The --stage pretrain", f"+dpo {run}"]
+        if first == "synth":
+            return [f"synth why {run} g1-00003", f"run {run}", f"+synthesize {run}"]
+        if first in ("trials.jsonl", "forecasts.jsonl"):
+            return [f"nines forecast {run}/trials.jsonl", f"+finetune {run}"]
+        if first.lstrip(".").startswith(("config", "report.json")):
+            return [f"run {run}", chat, f"report {run}", f"+dpo {run}"]
+        if first in ("metrics.jsonl", "samples.jsonl"):
+            return [f"report {run}", f"+dpo {run}"]
+        return [f"run {run}", f"report {run}"]
 
     def execute(self, command: str) -> Outcome:
         """One command in this process, or a shell's where it is not ramp's."""
@@ -75,7 +82,7 @@ class Flips:
         files.warn_once.cache_clear()
         handler = logging.StreamHandler(err)
         logging.getLogger().addHandler(handler)
-        shutil.rmtree(self.run.with_name("out"), ignore_errors=True)
+        shutil.rmtree(Path(f"{self.run}.out"), ignore_errors=True)
         words = shlex.split(command)
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -96,22 +103,32 @@ class Flips:
 
     def read_written(self) -> dict[str, bytes]:
         """What commands write for people: the page, and an exported folder."""
-        out = self.run.with_name("out")
+        out = Path(f"{self.run}.out")
         paths = [self.run / "report.html", *(p for p in out.rglob("*") if p.is_file())]
         return {str(p): p.read_bytes() for p in paths if p.exists()}
+
+    def prepare(self, command: str) -> str:
+        """Make the run whole again, or half a run for a command that is to go on; its words."""
+        shutil.rmtree(self.run)
+        shutil.copytree(self.whole, self.run)
+        if not command.startswith("+"):
+            return command
+        stage = command[1:].split()[0]
+        with contextlib.redirect_stdout(io.StringIO()):
+            update_report(self.run, stage, {"done": False})
+        folder = "synthesize-2" if stage == "synthesize" else stage
+        steps = sorted((self.run / "checkpoints" / folder).iterdir())
+        shutil.rmtree(steps[-1])
+        if stage == "synthesize":
+            write_history(self.run / "synth", read_history(self.run / "synth")[:1])
+        return command[1:]
 
     def expect(self, command: str) -> Outcome:
         """What the command does where nothing is damaged."""
         if command not in self.expected:
-            self.restore()
-            self.expected[command] = self.execute(command)
-            assert self.expected[command].code == 0, (command, self.expected[command])
+            self.expected[command] = self.execute(self.prepare(command))
+            assert self.expected[command].code == 0, (command, self.expected[command].said[-3000:])
         return self.expected[command]
-
-    def restore(self) -> None:
-        """Make the run whole again."""
-        shutil.rmtree(self.run)
-        shutil.copytree(self.whole, self.run)
 
     # Flips
 
@@ -119,39 +136,43 @@ class Flips:
         """Every file of the run."""
         return sorted(path for path in self.run.rglob("*") if path.is_file())
 
-    def kind(self, file: Path) -> str:
-        """Files of one kind are damaged alike: figures and digits do not tell them apart."""
-        return re.sub(r"\d+", "#", str(file.relative_to(self.run)))
-
     def choose_file(self) -> Path:
         """A kind of file at random, and one of that kind: small files are as likely as big ones."""
         kinds: dict[str, list[Path]] = {}
-        for path in self.list_files():
-            if path.stat().st_size:
-                kinds.setdefault(self.kind(path), []).append(path)
-        return self.draw.choice(kinds[self.draw.choice(sorted(kinds))])
+        for path in sorted(self.whole.rglob("*")):
+            if path.is_file() and path.stat().st_size:
+                # Steps, generations and hashes in names tell no kinds apart.
+                kind = re.sub(r"[0-9a-f]{16,}|\d+", "#", str(path.relative_to(self.whole)))
+                kinds.setdefault(kind, []).append(path)
+        chosen = self.draw.choice(kinds[self.draw.choice(sorted(kinds))])
+        return self.run / chosen.relative_to(self.whole)
 
-    def try_flip(self, file: Path | None = None) -> list[str]:
-        """Flip a bit of a byte; returns what is wrong with what followed, [] where nothing is."""
-        self.restore()
+    def try_flip(self, file: Path | None = None) -> tuple[str, list[str]]:
+        """Flip a bit of a byte before each of two commands that read the file.
+
+        Returns what was done, and what is wrong with what followed, [] where nothing is.
+        """
         file = file or self.choose_file()
-        data = bytearray(file.read_bytes())
-        at, bit = self.draw.randrange(len(data)), self.draw.randrange(8)
-        data[at] ^= 1 << bit
-        damaged, wrong = bytes(data), []
-        commands = self.list_commands(file)
-        for command in commands:
-            self.expect(command)
-        for command in commands:
-            self.restore()
-            file.write_bytes(damaged)
-            where = f"{file.relative_to(self.run)} byte {at} bit {bit}: `ramp {command}`"
-            wrong += [f"{where}: {fault}" for fault in self.judge(command, file)]
-        return wrong
+        size = (self.whole / file.relative_to(self.run)).stat().st_size
+        at, bit = self.draw.randrange(size), self.draw.randrange(8)
+        commands, wrong = self.list_commands(file), []
+        # Training again takes ten times as long as reading, so it is tried less often.
+        weights = [0.2 if command.startswith("+") else 1 for command in commands]
+        for command in dict.fromkeys(self.draw.choices(commands, weights, k=2)):
+            want = self.expect(command)
+            words = self.prepare(command)
+            # Half a run may lack the file.
+            if not file.exists() or file.stat().st_size <= at:
+                continue
+            data = bytearray(file.read_bytes())
+            data[at] ^= 1 << bit
+            file.write_bytes(bytes(data))
+            wrong += [f"`{command}`: {fault}" for fault in self.judge(words, want, file)]
+        return f"{file.relative_to(self.run)} byte {at} bit {bit}", wrong
 
-    def judge(self, command: str, file: Path) -> list[str]:
+    def judge(self, command: str, want: Outcome, file: Path) -> list[str]:
         """What is wrong with what a command does beside a damaged file."""
-        got, want = self.execute(command), self.expect_quietly(command)
+        got = self.execute(command)
         if got.code not in (0, 2):
             return [f"exit {got.code}: {got.said[-1500:]}"]
         if got.code == 0:
@@ -167,13 +188,12 @@ class Flips:
                 return [f"remedy `{remedy}` exit {done.code}: {done.said[-800:]}"]
         after = self.execute(command)
         if after.code:
-            return [f"after the remedy {remedies}: exit {after.code}: {after.said[-800:]}"]
-        if after.printed != want.printed and not self.names(after.said, file):
-            return [f"after the remedy {remedies}: silently different"]
+            return [f"after {remedies}: exit {after.code}: {after.said[-800:]}"]
+        # A stage that a remedy has done again is done: only a reader can be compared.
+        says_done = "done before" in after.printed
+        if after.printed != want.printed and not says_done and not self.names(after.said, file):
+            return [f"after {remedies}: silently different"]
         return []
-
-    def expect_quietly(self, command: str) -> Outcome:
-        return self.expected[command]
 
     def names(self, said: str, file: Path) -> bool:
         """Whether a message names the file, its copy's file, or the step that it is in."""

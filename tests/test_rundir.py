@@ -4,10 +4,11 @@ import logging
 
 import pytest
 
-from ramp import config, files
+from ramp import cli, config, files
 from ramp.errors import UserError
 from ramp.reporting.report import update_report
 from ramp.rundir import RunDir
+from ramp.text.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -98,3 +99,53 @@ def test_generations_are_found_by_name(run):
     for generation, folder in ((1, "synthesize-1"), (0, "pretrain")):
         update_report(run.path, "synthesize", {"generation": generation})
         assert run.find_weights("synthesize") == folder
+
+
+READERS = (
+    ("chat", "{run}", "--ask", "Hello"),
+    ("sample", "{run}", "--prompt", "Hello"),
+    ("export", "{run}", "--out", "{out}"),
+    ("serve", "{run}", "--port", "0"),
+    ("credit", "{run}"),
+    ("synth", "why", "{run}", "g1-00001"),
+    ("synth", "ask", "{run}", "Hello"),
+    ("eval", "{run}"),
+    ("report", "{run}"),
+)
+
+
+@pytest.fixture(params=["missing", "empty", "foreign", "only a configuration", "prepared"])
+def partial_run(request, tmp_path):
+    """A directory that is no run, or holds the beginning of one."""
+    path = tmp_path / "run"
+    if request.param == "missing":
+        return path
+    path.mkdir()
+    if request.param == "foreign":
+        (path / "letter.txt").write_text("dear diary")
+        (path / "report.json").write_text("[1]")
+        (path / "data").mkdir()
+    if request.param in ("only a configuration", "prepared"):
+        model = ("--model.width", "32", "--model.depth", "1", "--model.vocab_size", "264")
+        small = ("--model.head_dim", "16", "--model.context_len", "64", "--text.tokenizer", "bytes")
+        c = config.load_flags([*model, *small])
+        RunDir(path).check_or_create(config.resolve(c))
+    if request.param == "prepared":
+        Tokenizer.bytes_only().save(RunDir(path).tokenizer)
+        update_report(path, "prepare", {"done": True})
+    return path
+
+
+@pytest.mark.parametrize("words", READERS, ids=lambda words: " ".join(words[:2]))
+def test_readers_of_what_is_no_whole_run_say_one_sentence(partial_run, words, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    words = [word.format(run=partial_run, out=tmp_path / "out") for word in words]
+    code = cli.main(words)
+    out, error = capsys.readouterr()
+    if words[0] == "report" and partial_run.joinpath("config.toml").exists():
+        assert code == 0 and out.strip() == str(partial_run / "report.html")
+        return
+    assert code == 2, out
+    assert error.startswith("ramp: ") and len(error.strip().splitlines()) == 1
+    left = [path for path in sorted(tmp_path.rglob("*")) if path.name != ".lock"]
+    assert left == before
