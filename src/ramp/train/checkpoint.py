@@ -389,7 +389,8 @@ class Checkpoints:
         leaves, meta = self._load(step, present, partial)
         found = dict(zip(present, leaves, strict=True))
         for name in lacking & set(want):
-            found[name] = jax.device_put(defaults[name], want[name].sharding)
+            # A copy each: equal scalars may share a buffer, and steps donate their state.
+            found[name] = jax.device_put(np.array(defaults[name]), want[name].sharding)
         return [found[name] for name in want], meta
 
     def _load(
