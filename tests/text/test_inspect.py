@@ -1,6 +1,9 @@
 """What a sample of a corpus shows is near what is there, and the configuration chosen for it works."""
 
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +86,39 @@ def test_what_is_set_stays(tmp_path):
     assert (chosen.pretrain.steps, chosen.pretrain.batch_size) == (7, 2)
     assert (chosen.text.vocab_size, chosen.text.val_fraction) == (300, 0.4)
     resolve(chosen)
+
+
+@pytest.fixture
+def address(tmp_path):
+    """Of a server on this machine that serves the test's folder."""
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *args: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_small_files_of_other_machines_are_read_and_large_ones_estimated(
+    tmp_path, address, monkeypatch
+):
+    text = "\n\n".join(sentence(i) for i in range(2000))
+    (tmp_path / "a.txt").write_text(text)
+    found = inspect_sources([f"{address}/a.txt"], cache=tmp_path / "cache")
+    assert found.is_exact
+    assert found.num_bytes == len(text)
+    monkeypatch.setattr("ramp.text.inspect.MAX_DOWNLOAD", 1000)
+    far = inspect_sources([f"{address}/a.txt"], cache=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    assert far.num_bytes == len(text)
+    for inspection in (found, far):
+        c = choose_config(inspection, Config())
+        assert "epochs" in describe(inspection, c)
+    assert "1 large files of other machines were not looked into" in describe(far, c)
+    # What is not there is said by whoever downloads it.
+    gone = inspect_sources([f"{address}/gone.txt"])
+    assert gone.num_bytes > 0
 
 
 @pytest.mark.parametrize("content", ["", "a few words", "x" * 1000])

@@ -259,9 +259,12 @@ def read_part(part: Part, tally: Tally) -> Iterator[Document]:
         elif " piece " in where:
             tally.counts["pieces"] += 1
         for number, piece in enumerate(pieces, 1):
-            tally.counts.update(documents=1, characters=len(piece), bytes=len(piece.encode()))
+            data = piece.encode()
+            tally.counts["documents"] += 1
+            tally.counts["characters"] += len(piece)
+            tally.counts["bytes"] += len(data)
             place = f"{where} piece {number}" if len(pieces) > 1 else where
-            yield Document(content_id(piece), piece, place)
+            yield Document(_hash(data), piece, place)
 
 
 def parse_records(
@@ -288,7 +291,11 @@ def parse_records(
 def content_id(content: Any) -> str:
     """The id of a text, or of anything that JSON can hold: 32 hexadecimal digits of its hash."""
     text = content if isinstance(content, str) else json.dumps(content, sort_keys=True)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return _hash(text.encode("utf-8", "surrogatepass"))
+
+
+def _hash(data):
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def split_of(doc_id: str, val_fraction: float) -> str:

@@ -69,6 +69,19 @@ def list_folder(url: str) -> list[tuple[str, int]]:
     return [(fs.unstrip_protocol(name), info.get("size") or 0) for name, info in files]
 
 
+def find_size(url: str) -> int:
+    """The bytes of the file at an address, by one question; 0: the other side does not say."""
+    if url.startswith(tuple(STORES)):
+        fs, path = _open_store(url)
+        return _try_often(url, lambda: fs.size(path)) or 0
+    _check_address(url)
+    try:
+        with closing(_open(url, "HEAD")) as remote:
+            return int(remote.headers.get("Content-Length") or 0)
+    except (*TRANSIENT_ERRORS, ValueError):
+        return 0  # whoever downloads it says what is wrong
+
+
 def _open_store(url):
     """(file system, path in it) of a gs:// or hf:// address, by fsspec."""
     # It prints a traceback for every attempt; what is wrong in the end is ours to say.
@@ -212,14 +225,16 @@ def _download(url, path):
         os.fsync(file.fileno())
 
 
-def _open(url):
+def _open(url, method="GET"):
     if url.startswith(tuple(STORES)):
         fs, path = _open_store(url)
         return fs.open(path, "rb")
     handlers: list = [_SafeRedirect]
     if _is_loopback(url):  # a proxy cannot reach this machine
         handlers.append(urllib.request.ProxyHandler({}))
-    return urllib.request.build_opener(*handlers).open(url, timeout=TIMEOUT)
+    return urllib.request.build_opener(*handlers).open(
+        urllib.request.Request(url, method=method), timeout=TIMEOUT
+    )
 
 
 class _SafeRedirect(urllib.request.HTTPRedirectHandler):

@@ -23,6 +23,11 @@ SAMPLE_BYTES = 2**24
 MAX_IDS = 2000  # of documents that are held, so that both splits can be seen to get some
 # Bytes of text in a byte of a file, where that is not seen: packed files, and others.
 PACKED, PLAIN = 3.0, 0.9
+DOCUMENT_BYTES = 3000  # of text that nobody has looked into
+# Of other machines: files that are asked for their size, and bytes that are downloaded.
+MAX_ASKED = 20
+MAX_DOWNLOAD = 2**25
+UNKNOWN_SIZE = 2**28  # where the other side does not say
 TOO_SMALL = 2000  # bytes of text that no model learns from
 
 # (bytes of text from which it holds, text.vocab_size, bytes a token of English then has).
@@ -66,13 +71,14 @@ class _Sample:
 def inspect_sources(sources: Sequence[str], cache: Path | None = None) -> Inspection:
     """Look into the files of all sources, at a bounded sample of what they hold.
 
-    Files of other machines are listed, not read. UserError: a source is missing, of no known
-    format, or nothing in it can be read.
+    Of other machines only small files are read; `cache` is where they stay. UserError: a source is
+    missing, of no known format, or nothing in it can be read.
     """
     notes: Counter = Counter()
     parts = {source: list_parts(source, cache, notes=notes) for source in sources}
     everything = [part for own in parts.values() for part in own]
-    local = [part for part in everything if not fetch.is_address(part.path)]
+    everything = _find_sizes(everything)
+    local = _select_near(everything)
     # Spread evenly: a folder may hold another kind of text at its end than at its beginning.
     step = -(-len(local) // SAMPLE_PARTS) or 1
     chosen = local[step // 2 :: step]
@@ -94,7 +100,9 @@ def inspect_sources(sources: Sequence[str], cache: Path | None = None) -> Inspec
     if pieces := sum(tally.counts["pieces"] for tally in tallies.values()):
         lines.append(f"long texts are cut into documents: {pieces:,} pieces in what was read")
     if len(local) < len(everything):
-        lines.append(f"{len(everything) - len(local):,} files of other machines, not looked into")
+        lines.append(
+            f"{len(everything) - len(local):,} large files of other machines were not looked into"
+        )
     files = {(part.source, part.name): split_suffixes(part.name) for part in everything}
     formats = Counter("".join(suffixes) or "other text" for suffixes in files.values())
     return Inspection(
@@ -109,6 +117,27 @@ def inspect_sources(sources: Sequence[str], cache: Path | None = None) -> Inspec
         ids=tuple(ids) if is_exact and len(ids) <= MAX_IDS else (),
         notes=tuple(lines),
     )
+
+
+def _find_sizes(parts: Sequence[Part]) -> list[Part]:
+    """The parts with the sizes of some that are elsewhere; more would take too long."""
+    unknown = [part for part in parts if fetch.is_address(part.path) and not part.bytes]
+    sizes = {part: fetch.find_size(part.path) for part in unknown[:MAX_ASKED]}
+    mean = sum(sizes.values()) // max(len(sizes), 1) or UNKNOWN_SIZE
+    sizes = {part: sizes.get(part) or mean for part in unknown}
+    return [replace(part, bytes=sizes.get(part, part.bytes)) for part in parts]
+
+
+def _select_near(parts: Sequence[Part]) -> list[Part]:
+    """The parts that can be read at once: of this machine, and small ones of others."""
+    near, left = [], MAX_DOWNLOAD
+    for part in parts:
+        is_far = fetch.is_address(part.path)
+        if is_far and not 0 < part.bytes <= left:
+            continue
+        left -= part.bytes if is_far else 0
+        near.append(part)
+    return near
 
 
 def _read_sample(part: Part, tally: Tally, budget: int, ids: Counter) -> _Sample:
@@ -148,7 +177,7 @@ def _estimate(parts: Sequence[Part], samples: dict[Part, _Sample]) -> tuple[floa
             sample if sample and sample.is_whole else by_format.get(split_suffixes(part.name)[0])
         )
         if known is None or not known.disk:
-            documents, size = documents + 1, size + part.bytes
+            documents, size = documents + part.bytes / DOCUMENT_BYTES, size + part.bytes
             continue
         share = 1.0 if known is sample else part.bytes / known.disk
         documents += known.documents * share

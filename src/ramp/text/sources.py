@@ -274,7 +274,15 @@ def _list_remote(url) -> list[File]:
     found = fetch.list_folder(url)
     if not found:
         raise UserError(f"The source {url} matches no file: check the address.")
-    return [
+    files = [
         File(printable(address.removeprefix(root).lstrip("/")), address, size)
         for address, size in found
+    ]
+    # As on this machine, without hidden files. That of a data set's page is no part of the data.
+    is_set = url.startswith("hf://datasets/")
+    return [
+        file
+        for file in files
+        if not any(part.startswith(".") for part in file.name.split("/"))
+        and not (is_set and file.name == "README.md")
     ]
