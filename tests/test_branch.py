@@ -156,6 +156,30 @@ def test_an_imported_model_goes_on_in_every_way(base, tmp_path):
     assert ramp("run", "--from", imported, "--run", tmp_path / "more", *text, *stages) == 0
 
 
+def test_text_alone_makes_a_run_and_goes_on(base, tmp_path, capsys):
+    """What is not set is chosen and said; a run that was begun keeps it when more text comes."""
+    write_texts(tmp_path / "texts", 2)
+    words = ("run", "--text", tmp_path / "texts", "--run", tmp_path / "run", "--pretrain.steps", 2)
+    assert ramp(*words, "--model.dtype", "float32") == 0
+    said = capsys.readouterr().out
+    assert "found: 80 .txt" in said
+    assert "chosen: vocabulary" in said
+    saved = (tmp_path / "run" / "config.toml").read_bytes()
+    write_texts(tmp_path / "texts" / "more", 3)
+    assert ramp(*words) == 0
+    assert (tmp_path / "run" / "config.toml").read_bytes() == saved
+    assert ramp("run", "--text", base / "texts", "--run", tmp_path / "run") == 2
+    assert "text.sources" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("my/*.txt", "my"), ("a/b.txt", "b"), ("*.md", "text"), ("hf://x/y", "y"), (".", "text")],
+)
+def test_a_run_on_a_text_has_its_name(text, name):
+    assert cli.name_run(text) == name
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

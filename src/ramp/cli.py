@@ -319,17 +319,30 @@ def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key])
         parent = parse_path(str(rundir.parse_request(args.parent).parent))
         return rundir.RunDir(parent).load_config(flags, keys), args.run
     if args.text:
-        stem = Path(args.text[0].rstrip("/*")).stem
-        return config.load_flags(flags, keys), args.run or Path("runs") / (stem or "text")
+        directory = args.run or Path("runs") / name_run(args.text[0])
+        saved = directory / "config.toml"
+        # Begun before: it goes on with what was chosen then.
+        if saved.exists():
+            return config.load(saved, flags, keys), directory
+        return config.load_flags(flags, keys), directory
     raise UserError(f"name a configuration, such as `ramp {args.command} cpu`, or give --text PATH")
 
 
-def choose_for_text(args: Arguments, c: Config) -> Config:
+def name_run(text: str) -> str:
+    """A directory's name for a run on a text: the last folder or file that is no pattern."""
+    parts = [part for part in text.split("/") if part and not set("*?[{#") & set(part)]
+    return Path(parts[-1]).stem if parts and Path(parts[-1]).stem not in ("", ".", "..") else "text"
+
+
+def choose_for_text(args: Arguments, c: Config, directory: Path) -> Config:
     """Look into the texts of `--text`, say what was found, and fill in what is not set."""
+    c = config.replace(c, text=config.replace(c.text, sources=tuple(args.text)))
+    # Weights from elsewhere have a shape, and a run that was begun has all of its choices.
+    if args.parent or (directory / "config.toml").exists():
+        return c
     # Slow to import, and only for those who bring texts.
     from ramp.text import inspect
 
-    c = config.replace(c, text=config.replace(c.text, sources=tuple(args.text)))
     inspection = inspect.inspect_sources(c.text.sources)
     c = inspect.choose_config(inspection, c)
     print(inspect.describe(inspection, c))
@@ -350,7 +363,7 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     request = read_request(args)
     c, directory = load_target(args, flags)
     if args.text:
-        c = choose_for_text(args, c)
+        c = choose_for_text(args, c, directory)
     if args.dry_run:
         # Before anything is written: a dry run only calculates.
         from ramp.pods import dryrun
