@@ -5,6 +5,8 @@ each start at a random moment, and `differences` compares what the two leave.
 """
 
 import hashlib
+import importlib
+import itertools
 import json
 import os
 import random
@@ -124,12 +126,28 @@ def write_config(folder: Path) -> Path:
     return path
 
 
-def start(config: Path, run: Path, log: Path) -> subprocess.Popen:
-    """Begin or go on with a run, as a program of its own."""
-    command = [sys.executable, "-m", "ramp", "run", str(config), "--run", str(run)]
+def start(config: Path, run: Path, log: Path, strike: str = "") -> subprocess.Popen:
+    """Begin or go on with a run, as a program of its own; strike: see `strike_itself`."""
+    command = [sys.executable, __file__, "run", str(config), "--run", str(run)]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    env |= {"TEST_STRIKE": strike}
     with log.open("a") as file:
         return subprocess.Popen(command, env=env, stdout=file, stderr=file)
+
+
+def strike_itself(strike: str) -> None:
+    """Arm this process: the signal NUMBER at the call COUNT of MODULE:FUNCTION."""
+    number, count, place = strike.split(" ")
+    module, name = place.split(":")
+    module = importlib.import_module(module)
+    wrapped, calls = getattr(module, name), itertools.count(1)
+
+    def struck(*args, **kwargs):
+        if next(calls) == int(count):
+            os.kill(os.getpid(), int(number))
+        return wrapped(*args, **kwargs)
+
+    setattr(module, name, struck)
 
 
 # --- what a run leaves
@@ -314,3 +332,14 @@ class Chain:
             self.tell(f"{run.name}: ended, {len(unlike)} differences, {dict(self.counts)}")
             for line in unlike:
                 self.tell(f"  {line}")
+
+
+if __name__ == "__main__":
+    from ramp import interrupts
+    from ramp.__main__ import main
+
+    if os.environ["TEST_STRIKE"]:
+        # As the program itself does, before anything slow.
+        interrupts.block()
+        strike_itself(os.environ["TEST_STRIKE"])
+    sys.exit(main())
