@@ -36,7 +36,7 @@ PLACES = (
     "1 ramp.credit.learn:collect_batch",
     "1 ramp.stages.reinforce:save_page",
     "1 ramp.stages.synthesize:generate_samples",
-    "1 ramp.synth.ledger:write_atomic",
+    "1 ramp.synth.ledger:write_kept",
     "1 ramp.stages.synthesize:write_history",
     "1 ramp.reporting.report:write_report",
 )

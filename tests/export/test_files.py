@@ -292,6 +292,10 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     assert cli.main(["import", str(tmp_path / "m.gguf"), "--run", str(tmp_path / "run")]) == 2
     assert cli.main(["export", str(run.path), "--out", str(tmp_path / "out")]) == 0  # and out again
     assert load.open_foreign(tmp_path / "out")[1] == found
+    # Killed before it was reported, the same import goes on.
+    (run.path / "report.json").unlink()
+    words = ["import", str(tmp_path / "m.gguf"), "--run", str(run.path), "--context", "48"]
+    assert cli.main(words) == 0 and run.is_done("pretrain")
 
 
 def test_a_gguf_file_in_an_installed_package(tmp_path, monkeypatch, capsys):

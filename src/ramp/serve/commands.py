@@ -153,7 +153,9 @@ def _import(args):
     foreign, tokenizer = load.open_foreign(args.file)
     c = load.make_config(foreign, tokenizer, args.context)
     run = RunDir(args.run)
-    if run.has_begun("pretrain"):
+    # An import that was killed has left step 0 at most, and may be done again.
+    names = {path.name for path in run.checkpoints("pretrain").glob("*")}
+    if run.is_done("pretrain") or any(name.isdigit() and name != "0" for name in names):
         raise UserError(f"{args.run} has a model already; name another directory with --run")
     c_host = _use_host(c)
     m = c_host.model
