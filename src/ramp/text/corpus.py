@@ -167,7 +167,7 @@ def list_parts(
             sha256=file.sha256,
             cache=cache,
         )
-        parts += cut_file(whole, part_bytes) if file.size > part_bytes else [whole]
+        parts += cut_file(whole, part_bytes)
     return parts
 
 
@@ -207,10 +207,11 @@ def choose_piece(files: list[File]) -> int:
 
 
 def cut_file(part: Part, part_bytes: int) -> list[Part]:
-    """A file of this machine as several parts, where its format can be cut."""
+    """A file as several parts, where it is larger, on this machine, and its format can be cut."""
     format_, packed = split_suffixes(part.name)
     cut = CUTTERS.get(format_ or ".txt")
-    if cut is None or packed or fetch.is_address(part.path):
+    is_small = part.bytes <= part_bytes
+    if cut is None or packed or is_small or fetch.is_address(part.path):
         return [part]
     path = Path(part.path)
     with path.open("rb") as file:

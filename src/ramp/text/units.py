@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from ramp.text.corpus import Document, Part, Tally, list_parts, read_part
+from ramp.text.corpus import Document, Part, Tally, cut_file, list_parts, read_part
 
 # A unit is a 128th of the text within these bounds: many for few cores, few files for much text.
 MIN_UNIT, MAX_UNIT = 2**22, 2**26  # bytes
+UNCUT = 2**62
 UNKNOWN_SIZE = 2**28  # of what is downloaded when it is read
 
 
@@ -33,21 +34,22 @@ def list_units(
 
     `notes` gets what is left out of a folder, in words, and how many files it is.
     """
-    whole = [part for source in sources for part in list_parts(source, cache)]
-    total = sum(part.bytes or UNKNOWN_SIZE for part in whole)
+    # Listed once: a folder may hold a hundred thousand files.
+    listed = [list_parts(source, cache, UNCUT, notes) for source in sources]
+    total = sum(part.bytes or UNKNOWN_SIZE for own in listed for part in own)
     size = min(max(total // 128, MIN_UNIT), MAX_UNIT)
-    units: list[Unit] = []
+    groups: list[tuple[int, list[Part]]] = []  # of a stream
     room = 0
-    for number, source in enumerate(sources):
+    for number, own in enumerate(listed):
         stream = number if is_mix else 0
-        for part in list_parts(source, cache, size, notes):
+        for part in (part for whole in own for part in cut_file(whole, size)):
             own_size = part.bytes or UNKNOWN_SIZE
-            if not units or units[-1].stream != stream or own_size > room:
-                units.append(Unit(len(units), stream, ()))
+            if not groups or groups[-1][0] != stream or own_size > room:
+                groups.append((stream, []))
                 room = size
-            units[-1] = replace(units[-1], parts=(*units[-1].parts, part))
+            groups[-1][1].append(part)
             room -= own_size
-    return units
+    return [Unit(i, stream, tuple(parts)) for i, (stream, parts) in enumerate(groups)]
 
 
 def read_unit(unit: Unit, tallies: dict[str, Tally]) -> Iterator[Document]:
