@@ -188,6 +188,8 @@ def test_flags_are_read_as_their_keys_want_them(written):
     c = written("", *flags, "--pretrain.beta1", "0", "--text.cache", "-x")
     assert (c.model.rope, c.model.depth, c.pretrain.beta1) == (False, 5, 0.0)
     assert c.text.sources == ("file:a b", "file:c")
+    for words in (["[a/*.txt, b]"], ["[a/*.txt,b]"], ["[a/*.txt,", "b]"], ["a/*.txt", "b"]):
+        assert written("", "--text.sources", *words).text.sources == ("a/*.txt", "b")
     assert c.text.cache == "-x"
 
 

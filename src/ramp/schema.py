@@ -227,10 +227,14 @@ def parse_words(key: Key, words: list[str]) -> Any:
         return parse_table(where, words)
     if typing.get_origin(key.type) is tuple:
         # TOML's own form, the only one that can say an empty list or a word that begins with "--".
-        if len(words) == 1 and words[0].startswith("["):
+        joined = " ".join(words)
+        if joined.startswith("["):
             try:
-                return tomllib.loads(f"list = {words[0]}")["list"]
+                return tomllib.loads(f"list = {joined}")["list"]
             except tomllib.TOMLDecodeError as error:
+                # People leave out the quotes, which shells take away anyway.
+                if joined.endswith("]") and not {'"', "'"} & set(joined):
+                    return joined[1:-1].replace(",", " ").split()
                 raise UserError(f"{where} is not a list: {error}") from None
         return words
     if len(words) != 1:

@@ -4,12 +4,13 @@ import json
 import pickle
 import sys
 from collections import Counter
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramp.errors import UserError
@@ -20,6 +21,7 @@ from ramp.text.corpus import (
     documents,
     list_parts,
     read_part,
+    records,
     split_of,
 )
 
@@ -290,6 +292,61 @@ def test_parts_of_any_size_hold_the_same_documents(tmp_path, part_bytes):
     assert (total.counts, total.files) == (counts, 3)
     assert all(found) or part_bytes == 1
     assert (len(parts) > 3) == (part_bytes < 10**6)
+
+
+@given(
+    words=st.lists(
+        st.sampled_from(["rain", "naïve", "東京", "\n\n", "\n", "# One\n", "\r\n", "x" * 40])
+    ),
+    part_bytes=st.integers(20, 400),
+    piece=st.integers(10, 200),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_text_is_cut_without_loss(tmp_path_factory, words, part_bytes, piece):
+    path = tmp_path_factory.mktemp("cut") / "a.txt"
+    content = " ".join(words) + "end"
+    path.write_text(content, newline="")
+    parts = [replace(part, piece=piece) for part in list_parts(str(path), part_bytes=part_bytes)]
+    read_parts = [[record for _, record in records(part)] for part in parts]
+    assert "".join(text for texts in read_parts for text in texts) == content
+    assert all(len(text) <= 1.5 * piece for texts in read_parts for text in texts)
+
+
+def test_a_few_texts_are_cut_and_many_are_not(tmp_path):
+    text = "\n\n".join(f"Paragraph {i}. " * 20 for i in range(60))
+    (tmp_path / "00.txt").write_text(text)
+    one, counts = read(str(tmp_path))
+    assert len(one) == counts["pieces"] > 10
+    assert all(d.text.startswith("Paragraph") for d in one)
+    assert [d.where for d in one][:2] == ["00.txt piece 1", "00.txt piece 2"]
+    for i in range(1, 20):
+        (tmp_path / f"{i:02}.txt").write_text(f"{text}{i}")
+    many, counts = read(str(tmp_path))
+    assert (len(many), counts["pieces"], many[0].text) == (20, 0, text)
+
+
+def test_all_parts_of_a_file_read_one_field(tmp_path):
+    # By the end of the file the other field would have most text.
+    rows = [{"a": "short " * 9, "b": "x"}] * 300 + [{"a": "y", "b": "long text " * 50}] * 300
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = list_parts(str(tmp_path / "a.jsonl"), part_bytes=20_000)
+    assert len(parts) > 5
+    assert {(part.field, part.is_found) for part in parts} == {("a", True)}
+    tally = Tally("mine")
+    for part in parts:
+        list(read_part(part, tally))
+    assert tally.notes == {"text found in the field 'a'": 1}
+
+
+def test_a_path_needs_no_kind(tmp_path, monkeypatch):
+    for i in range(12):
+        (tmp_path / f"s_{i:02}.txt").write_text(f"text {i}")
+    monkeypatch.chdir(tmp_path)
+    everything = [f"text {i}" for i in range(12)]
+    for source in (".", "./", "*", "**", "*.txt", "s_??.txt", "s_{00..11}.txt", str(tmp_path)):
+        for kind in ("", "file:"):
+            assert [d.text for d in read(kind + source)[0]] == everything, source
+    assert [d.text for d in read("s_0[12].txt")[0]] == ["text 1", "text 2"]
 
 
 def test_a_line_put_first_moves_no_document_to_the_other_side(tmp_path):

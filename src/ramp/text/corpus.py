@@ -208,10 +208,11 @@ def choose_piece(files: list[File]) -> int:
 
 def cut_file(part: Part, part_bytes: int) -> list[Part]:
     """A file as several parts, where it is larger, on this machine, and its format can be cut."""
+    if part.bytes <= part_bytes or fetch.is_address(part.path):
+        return [part]
     format_, packed = split_suffixes(part.name)
     cut = CUTTERS.get(format_ or ".txt")
-    is_small = part.bytes <= part_bytes
-    if cut is None or packed or is_small or fetch.is_address(part.path):
+    if cut is None or packed:
         return [part]
     path = Path(part.path)
     with path.open("rb") as file:

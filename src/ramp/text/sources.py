@@ -108,19 +108,21 @@ def _list_local(path) -> tuple[File, ...]:
             raise UserError(f"The source {path} is neither a file nor a folder: name one.")
         files = [File(printable(path.name), str(path), path.stat().st_size)]
     else:
-        files = list(_match(path))
+        files = [file for one in fetch.expand_braces(str(path)) for file in _match(Path(one))]
     # A typing error must not pass for an empty source.
     if not files:
         raise UserError(f"The source {path} matches no file: check the path.")
     return tuple(files)
 
 
-def _match(pattern) -> Iterator[File]:
+def _match(pattern: Path) -> Iterator[File]:
     """The files of a glob. `glob.glob` would go round and round a link to its own folder."""
     parts = list(pattern.parts)
     # The names of files begin behind the folders without a wildcard.
     first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     root, wanted = Path(*parts[:first]), parts[first:]
+    if not wanted and pattern.is_file():
+        yield File(printable(pattern.name), str(pattern), pattern.stat().st_size)
     if not wanted or not root.is_dir():
         return
     depth = None if "**" in wanted else len(wanted)
