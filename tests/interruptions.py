@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -253,9 +254,27 @@ class Chain:
     places: Counter = field(default_factory=Counter)
     slowest: float = 0.0
 
+    @property
+    def log(self) -> Path:
+        """A line for every strike and for the end of every run. A chain goes on from it."""
+        return self.folder / "interruptions.log"
+
     def tell(self, line: str) -> None:
-        with (self.folder / "interruptions.log").open("a") as file:
+        with self.log.open("a") as file:
             file.write(line + "\n")
+
+    def recall(self) -> int:
+        """Count what an earlier start of this chain has done; the runs that have ended."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        for line in lines:
+            if found := re.fullmatch(r"\S+ (.*): (\d+) -> \S+ (\S+) s", line):
+                place, number, seconds = found.groups()
+                kind = signal.SIGKILL if number == "9" else signal.SIGTERM
+                self.counts[kind] += 1
+                self.places[place] += 1
+                self.slowest = max(self.slowest, float(seconds))
+            self.faults += [line] if line.startswith(("  ", "FAULT")) else []
+        return sum(": ended, " in line or line.startswith("FAULT") for line in lines)
 
     def strike(self, run: Path, draw: random.Random) -> bool:
         """One start of the run; whether it came to its end."""
@@ -283,9 +302,8 @@ class Chain:
                     self.slowest = max(self.slowest, took)
                     if code != 75 and not early:
                         self.faults.append(f"{place}: {sent!r} gave {code}")
-                self.tell(
-                    f"{run.name} {place}: {sent if number == 15 else number} -> {code} {took:.1f} s"
-                )
+                said = int(sent if number == signal.SIGTERM else number)
+                self.tell(f"{run.name} {place}: {said} -> {code} {took:.1f} s")
         if code not in (0, 75, -9, -15, -2):
             self.faults.append(f"{run.name}: exit {code}: {log.read_text()[size:][-1500:]}")
             raise AssertionError(self.faults[-1])
@@ -300,7 +318,7 @@ class Chain:
         if draw.random() < 0.75:
             seconds, signs = draw.uniform(0, 0.7), count_signs(run) + draw.randrange(1, 40)
         while count_signs(run) < signs and process.poll() is None:
-            time.sleep(0.05)
+            time.sleep(0.2)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -315,17 +333,17 @@ class Chain:
 
     def go(self) -> None:
         """Strike until all strikes are spent; every run is compared at its end."""
-        number = 0
+        number = self.recall()
         while sum(self.counts.values()) < self.kills + self.terms:
             run = self.folder / f"run-{self.seed}-{number}"
-            draw = random.Random(f"{self.seed} {number}")
+            draw = random.Random(f"{self.seed} {number} {sum(self.counts.values())}")
             number += 1
             try:
                 while not self.strike(run, draw):
                     pass
             except AssertionError as fault:
                 # What it left stays for whoever looks into it.
-                self.tell(f"{fault}")
+                self.tell(f"FAULT {fault!r}")
                 continue
             unlike = differences(describe(run), self.want)
             self.faults += [f"{run.name}: {line}" for line in unlike]

@@ -2,7 +2,7 @@
 
 The whole proof, 200 kills and 100 requests to stop, takes most of an hour:
 `RAMP_KILLS=200 RAMP_TERMS=100 RAMP_SEED=0 uv run pytest -m slow tests/test_interruptions.py -n 0 -s`.
-With `RAMP_CHAIN=FOLDER` it is kept in that folder, where interruptions.log tells of every strike.
+With `RAMP_CHAIN=FOLDER` it is kept in that folder, where interruptions.log tells of every strike; started again, it goes on.
 """
 
 import os
