@@ -38,6 +38,7 @@ class Flips:
 
     run: Path
     seed: int
+    retrain: float = 0.2  # how often a command that trains again is tried, beside one that reads
     whole: Path = field(init=False)
     expected: dict[str, Outcome] = field(init=False, default_factory=dict)
 
@@ -74,7 +75,8 @@ class Flips:
             return [f"run {run}", chat, f"report {run}", f"+dpo {run}"]
         if first in ("metrics.jsonl", "samples.jsonl"):
             return [f"report {run}", f"+dpo {run}"]
-        return [f"run {run}", f"report {run}"]
+        # Of the rest only this one is read: pages are written anew, and curves are TensorBoard's.
+        return [f"run {run}", *([f"report {run}"] if "provenance" in first else [])]
 
     def execute(self, command: str) -> Outcome:
         """One command in this process, or a shell's where it is not ramp's."""
@@ -157,7 +159,7 @@ class Flips:
         at, bit = self.draw.randrange(size), self.draw.randrange(8)
         commands, wrong = self.list_commands(file), []
         # Training again takes ten times as long as reading, so it is tried less often.
-        weights = [0.2 if command.startswith("+") else 1 for command in commands]
+        weights = [self.retrain if command.startswith("+") else 1 for command in commands]
         for command in dict.fromkeys(self.draw.choices(commands, weights, k=2)):
             want = self.expect(command)
             words = self.prepare(command)
@@ -200,7 +202,7 @@ class Flips:
         parts = file.relative_to(self.run).parts
         if parts[0] == "checkpoints":
             step = self.run.joinpath(*parts[:3])
-            return f"step {step.name} of {step.parent}" in said or f"{step} is damaged" in said
+            return f"step {step.name} of {step.parent}" in said or f"{step} is put aside" in said
         name = file.name
         if name.endswith(".copy"):
             name = name[1 : -len(".copy")]

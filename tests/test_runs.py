@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flips import Flips
 
 from ramp import cli, config, schema
 from ramp.reporting.report import update_report
@@ -396,3 +397,13 @@ def test_an_address_is_refused_where_a_path_is_wanted(words, capsys, monkeypatch
     error = refused(capsys, *words)
     assert "is an address" in error and "gcsfuse" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_thirty_flipped_bytes_are_mended_or_said(smoke, tmp_path):
+    """One byte each, in any file of a copy of the run; a thousand, training again: test_flips.py."""
+    run = Path(shutil.copytree(smoke, tmp_path / "run"))
+    flips, wrong = Flips(run, seed=0, retrain=0), []
+    for _ in range(30):
+        where, faults = flips.try_flip()
+        wrong += [f"{where}: {fault}" for fault in faults]
+    assert not wrong, "\n".join(wrong)
