@@ -39,6 +39,8 @@ class Flips:
     run: Path
     seed: int
     retrain: float = 0.2  # how often a command that trains again is tried, beside one that reads
+    only: str = ""  # a pattern of the files to damage
+    commands: int = 2  # tried with each flip
     whole: Path = field(init=False)
     expected: dict[str, Outcome] = field(init=False, default_factory=dict)
 
@@ -142,9 +144,10 @@ class Flips:
         """A kind of file at random, and one of that kind: small files are as likely as big ones."""
         kinds: dict[str, list[Path]] = {}
         for path in sorted(self.whole.rglob("*")):
-            if path.is_file() and path.stat().st_size:
+            name = str(path.relative_to(self.whole))
+            if path.is_file() and path.stat().st_size and re.search(self.only, name):
                 # Steps, generations and hashes in names tell no kinds apart.
-                kind = re.sub(r"[0-9a-f]{16,}|\d+", "#", str(path.relative_to(self.whole)))
+                kind = re.sub(r"[0-9a-f]{16,}|\d+", "#", name)
                 kinds.setdefault(kind, []).append(path)
         chosen = self.draw.choice(kinds[self.draw.choice(sorted(kinds))])
         return self.run / chosen.relative_to(self.whole)
@@ -160,7 +163,7 @@ class Flips:
         commands, wrong = self.list_commands(file), []
         # Training again takes ten times as long as reading, so it is tried less often.
         weights = [self.retrain if command.startswith("+") else 1 for command in commands]
-        for command in dict.fromkeys(self.draw.choices(commands, weights, k=2)):
+        for command in dict.fromkeys(self.draw.choices(commands, weights, k=self.commands)):
             want = self.expect(command)
             words = self.prepare(command)
             # Half a run may lack the file.
