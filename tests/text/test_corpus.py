@@ -312,6 +312,22 @@ def test_a_text_is_cut_without_loss(tmp_path_factory, words, part_bytes, piece):
     assert all(len(text) <= 1.5 * piece for texts in read_parts for text in texts)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "txt"])
+def test_a_mark_of_utf8_belongs_to_the_first_part_alone(tmp_path, suffix):
+    rows = [f"row {i} of many" for i in range(200)]
+    if suffix == "jsonl":
+        rows = [json.dumps({"text": row}) for row in rows]
+    path = tmp_path / f"a.{suffix}"
+    path.write_text(("\n" if suffix == "jsonl" else "\n\n").join(rows), encoding="utf-8-sig")
+    parts = list_parts(str(path), part_bytes=500)
+    assert len(parts) > 5
+    found = [document for part in parts for document in read_part(part, Tally("mine"))]
+    assert found[0].text.startswith("row 0 ")
+    text = "".join(document.text for document in found)
+    assert text.count("of many") == len(rows)
+    assert suffix == "txt" or len(found) == len(rows)
+
+
 def test_a_few_texts_are_cut_and_many_are_not(tmp_path):
     text = "\n\n".join(f"Paragraph {i}. " * 20 for i in range(60))
     (tmp_path / "00.txt").write_text(text)

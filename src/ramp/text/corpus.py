@@ -22,16 +22,8 @@ from ramp.text import fetch
 from ramp.text.cutting import cut_text
 from ramp.text.encodings import Bad, wide_encoding
 from ramp.text.fields import find_field, text_of
-from ramp.text.formats import (
-    CUTTERS,
-    FORMATS,
-    HEAD,
-    MAX_DOCUMENT,
-    RECORDS,
-    Part,
-    records,
-    split_suffixes,
-)
+from ramp.text.formats import CUTTERS, FORMATS, RECORDS, records, split_suffixes
+from ramp.text.reading import HEAD, MAX_DOCUMENT, Part
 from ramp.text.sources import File, Listing, list_files
 
 PART_BYTES = 64 * 2**20

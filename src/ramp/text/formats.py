@@ -5,7 +5,6 @@ the record is a text, a dict or a `Bad`. What has no known suffix is read as tex
 """
 
 import bz2
-import csv
 import gzip
 import io
 import json
@@ -14,58 +13,17 @@ import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from ramp.errors import UserError
-from ramp.text import fetch
 from ramp.text.cutting import Bounds, cut_lines, cut_paragraphs, cut_row_groups, cut_text
-from ramp.text.encodings import Bad, Decoder, is_binary, wide_encoding
+from ramp.text.encodings import Bad
 from ramp.text.fields import TEXT_FIELDS
-
-Records = Iterator[tuple[str, Any]]
-
-MAX_DOCUMENT = 2**20  # characters; longer texts are cut into several documents
-MAX_LINE = 2**28  # bytes that are held at once: one line, one record, one file of JSON
-BLOCK = 2**20  # bytes of a text that are read at once
-HEAD = 2**16  # bytes by which a file is judged
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one worker reads alone: a file, or a range of a large one. Can be pickled.
-
-    Parts of small files are small too: whoever hands them out may want to put many together.
-    """
-
-    source: str
-    name: str  # of the file, the same on every machine
-    path: str  # a local file, or the address of one that is downloaded when it is read
-    field: str = ""  # of a record: where its text is; empty: found when it is read
-    start: int = 0  # the first byte, or the first row group of parquet
-    stop: int | None = None  # the end; None: that of the file
-    bytes: int = 0  # how large it is on disk; 0: not known
-    piece: int = MAX_DOCUMENT  # characters of a document that a file of text is cut into
-    is_found: bool = False  # whether `field` was found and not named
-    sha256: str | None = None  # that a shard list promises for an address
-    cache: Path | None = None  # for what is downloaded; None: the default folder
-
-    def fetch(self) -> Path:
-        """The local file, downloaded and checked if `path` is an address."""
-        if not fetch.is_address(self.path):
-            return Path(self.path)
-        return fetch.fetch(self.path, self.sha256, self.cache or fetch.default_cache())
-
-
-@dataclass
-class Reading:
-    """A file that is being read."""
-
-    part: Part
-    notes: Counter  # what people should know, in plain words: how many files
-    decoder: Decoder = field(default_factory=Decoder)
+from ramp.text.reading import BLOCK, MAX_LINE, Part, Reading, Records, decode, open_text
+from ramp.text.tables import read_csv, read_parquet
 
 
 def split_suffixes(name: str) -> tuple[str, str]:
@@ -98,8 +56,6 @@ def records(part: Part, notes: Counter | None = None) -> Records:
 
 def _read_file(raw: IO[bytes], name: str, reading: Reading) -> Records:
     """The records of a file, or of a member of a tar."""
-    import pyarrow
-
     format_, packed = split_suffixes(name)
     try:
         file = COMPRESSIONS[packed](raw) if packed else raw
@@ -107,56 +63,15 @@ def _read_file(raw: IO[bytes], name: str, reading: Reading) -> Records:
     except PermissionError:
         raise
     # What the libraries below say of damaged data.
-    except (
-        *(EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError),
-        *(pyarrow.ArrowException, UnicodeDecodeError),
-    ):
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, UnicodeDecodeError):
         yield " at its end", Bad("bad_file")
 
 
 # --- text
 
 
-def _open_text(file, reading) -> io.BufferedReader | None:
-    """The file as bytes of UTF-8, or of another encoding of one byte a letter; None: no text."""
-    file = io.BufferedReader(file, HEAD)
-    head = b"" if reading.part.start else file.peek(HEAD)[:HEAD]
-    if encoding := wide_encoding(head):
-        reading.notes[f"read as {encoding}"] += 1
-        return io.BufferedReader(_AsUtf8(file, encoding), HEAD)
-    if is_binary(head):
-        return None
-    file.read(3 if head.startswith(b"\xef\xbb\xbf") else 0)
-    return file
-
-
-class _AsUtf8(io.RawIOBase):
-    """A file of UTF-16 or UTF-32 as one of UTF-8."""
-
-    def __init__(self, file, encoding):
-        self._text = io.TextIOWrapper(file, encoding, newline="")
-        self._rest = b""
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        self._rest = self._rest or self._text.read(len(buffer)).encode("utf-8", "surrogatepass")
-        size = min(len(buffer), len(self._rest))
-        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
-        return size
-
-
-def _decode(data, reading) -> str:
-    before = reading.decoder.encoding
-    text = reading.decoder.decode(data)
-    if reading.decoder.encoding != before:
-        reading.notes[f"read as {reading.decoder.encoding}"] += 1
-    return text
-
-
 def _read_text(raw, reading) -> Records:
-    file = _open_text(raw, reading)
+    file = open_text(raw, reading)
     if file is None:
         yield "", Bad("binary")
         return
@@ -166,7 +81,7 @@ def _read_text(raw, reading) -> Records:
         nonlocal bad
         for block in _read_blocks(file, reading.part):
             try:
-                yield _decode(block, reading)
+                yield decode(block, reading)
             except Bad as error:
                 bad = bad or error
 
@@ -212,7 +127,7 @@ def _count_whole(block):
 
 def _read_jsonl(raw, reading) -> Records:
     """One record a line; also a file that is one piece of JSON in spite of its name."""
-    file = _open_text(raw, reading)
+    file = open_text(raw, reading)
     if file is None:
         yield "", Bad("binary")
         return
@@ -223,7 +138,7 @@ def _read_jsonl(raw, reading) -> Records:
 
 def _read_json(raw, reading) -> Records:
     """A list of records, an object of them, or one record; or a line for each of them."""
-    file = _open_text(raw, reading)
+    file = open_text(raw, reading)
     if file is None:
         yield "", Bad("binary")
         return
@@ -293,98 +208,11 @@ def _is_table(value):
 
 def _parse_json(data, reading) -> Any:
     try:
-        return json.loads(_decode(data, reading))
+        return json.loads(decode(data, reading))
     except Bad as bad:
         return bad
     except (ValueError, RecursionError):
         return Bad("bad_line")
-
-
-# --- tables
-
-
-def _read_csv(raw, reading) -> Records:
-    file = _open_text(raw, reading)
-    if file is None:
-        yield "", Bad("binary")
-        return
-    csv.field_size_limit(MAX_LINE)  # a field is a document and may be longer than csv's 128 kB
-    # Bytes that are not UTF-8 become surrogates, which `text_of` turns back.
-    lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
-    header = lines.readline()
-    delimiter = max(",;\t|", key=header.count)
-    num_quotes = 0
-
-    def count_quotes():
-        nonlocal num_quotes
-        for line in chain([header], lines):
-            num_quotes += line.count('"')
-            yield line
-
-    rows = csv.DictReader(count_quotes(), delimiter=delimiter)
-    try:
-        for row in rows:
-            yield f":{rows.line_num}", _decode_row(row, reading)
-    except csv.Error:  # the rest of the file is lost
-        yield f":{rows.line_num}", Bad("bad_file")
-    # The last field has swallowed all lines behind a quote that is not closed.
-    if num_quotes % 2:
-        yield f":{rows.line_num}", Bad("open_quote")
-
-
-def _decode_row(row, reading):
-    row.pop(None, None)  # what stands behind the last column of the header
-    try:
-        return {key: _restore(value, reading) for key, value in row.items()}
-    except Bad as bad:
-        return bad
-
-
-def _restore(value, reading):
-    if value is None or value.isascii():
-        return value
-    data = value.encode("utf-8", "surrogateescape")
-    return _decode(data, reading)
-
-
-def _read_parquet(raw, reading) -> Records:
-    import pyarrow  # slow to import: only those who read parquet wait for it
-    import pyarrow.parquet
-
-    part, row = reading.part, 0
-    # Parquet is read from its end: what comes through a pipe must be held.
-    is_file = type(raw) is io.BufferedReader and raw.seekable()
-    source = raw if is_file else io.BytesIO(raw.read())
-    with pyarrow.parquet.ParquetFile(source, buffer_size=BLOCK) as file:
-        names = file.schema_arrow.names
-        column = part.field if part.field in names else part.field.split(".")[0]
-        if part.field and column not in names:
-            raise UserError(
-                f"{part.path} has no column {part.field!r} but {', '.join(names)}: "
-                "name one of these with #FIELD."
-            )
-        meta = file.metadata
-        groups = range(part.start, meta.num_row_groups if part.stop is None else part.stop)
-        row = sum(meta.row_group(i).num_rows for i in range(part.start))
-        size = sum(meta.row_group(i).total_byte_size for i in groups)
-        num_rows = sum(meta.row_group(i).num_rows for i in groups)
-        # In batches of some megabytes, so that a file larger than memory can be read.
-        batch_rows = min(1024, max(1, num_rows * 2**24 // max(size, 1)))
-        columns = [column] if part.field else None
-        for batch in file.iter_batches(batch_rows, groups, columns=columns):
-            for record in _list_rows(batch):
-                row += 1
-                yield f":{row}", record
-
-
-def _list_rows(batch) -> list:
-    """The rows of a batch; one that is not UTF-8 is one bad record and not the end of the file."""
-    try:
-        return batch.to_pylist()
-    except UnicodeDecodeError:
-        if batch.num_rows == 1:
-            return [Bad("bad_utf8")]
-    return [row for i in range(batch.num_rows) for row in _list_rows(batch.slice(i, 1))]
 
 
 # --- packed files
@@ -430,9 +258,9 @@ FORMATS: dict[str, Callable[[Any, Reading], Records]] = {
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
     ".tar": _read_tar,
 }
 # Those whose records have fields; the others are texts, or hold files of any format.

@@ -14,8 +14,9 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.text import fetch
 from ramp.text.corpus import Tally, list_parts, read_part, split_of
-from ramp.text.formats import Part, split_suffixes
+from ramp.text.formats import split_suffixes
 from ramp.text.huggingface import count_vocabulary
+from ramp.text.reading import Part
 
 # What is read at most: a few seconds of work.
 SAMPLE_PARTS = 200
