@@ -268,6 +268,7 @@ def test_small_sources_of_a_mix_have_more_epochs_each_another_order(tmp_path):
     assert len(small) == 72  # a quarter of 288
     epochs = small.reshape(-1, 4)
     assert all(sorted(epoch) == [0, 10, 20, 30] for epoch in epochs)
+    assert rows.count_epochs(288) == {"file:0": 18.0, "file:1": 24.0}
     assert len({tuple(epoch) for epoch in epochs}) > 3
 
 

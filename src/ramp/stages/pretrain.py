@@ -65,4 +65,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         final = measure(eval_params(state), stop)
     print(f"pretrain: {final.val_bpb:.4f} bits per byte after {report.tokens:,} tokens")
     epochs = report.tokens / max(len(train_rows) * t.seq_len, 1)
-    return report.to_dict() | asdict(final) | {"epochs": epochs}
+    by_source = train_rows.count_epochs(report.tokens // t.seq_len) if train_rows.mix else {}
+    for source, times in by_source.items():
+        print(f"pretrain: {times:.2f} epochs of {source}")
+    return report.to_dict() | asdict(final) | {"epochs": epochs, "epochs_by_source": by_source}

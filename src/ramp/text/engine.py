@@ -83,6 +83,7 @@ def _begin_worker(parent: int) -> None:
 
 
 def _run_on_ray(task, arguments, workers) -> Iterator[tuple[int, Any]]:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to its makers
     try:
         import ray
     except ImportError:
@@ -94,14 +95,14 @@ def _run_on_ray(task, arguments, workers) -> Iterator[tuple[int, Any]]:
         # Of $RAY_ADDRESS; without it Ray starts a cluster on this machine.
         ray.init(log_to_driver=False, logging_level="error")
     try:
-        remote = ray.remote(max_retries=RETRIES, num_cpus=1)(task)
+        remote = ray.remote(max_retries=RETRIES, num_cpus=1)(_run_alone)
         workers = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
         waiting: dict[Any, int] = {}
         todo = iter(enumerate(arguments))
         while True:
             # Twice as many as can run: a worker that is done finds the next one waiting.
             while len(waiting) < 2 * workers and (entry := next(todo, None)) is not None:
-                waiting[remote.remote(entry[1])] = entry[0]
+                waiting[remote.remote(task, entry[1])] = entry[0]
             if not waiting:
                 break
             ready, _ = ray.wait([*waiting])
@@ -111,6 +112,12 @@ def _run_on_ray(task, arguments, workers) -> Iterator[tuple[int, Any]]:
         if is_own:
             # What still runs is ended with it.
             ray.shutdown()
+
+
+def _run_alone(task, argument) -> Any:
+    """A task in a worker of Ray, on one core."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    return task(argument)
 
 
 def _get_from_ray(ray, reference) -> Any:

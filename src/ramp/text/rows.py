@@ -87,6 +87,15 @@ class TokenRows:
             (int(rows), stream.weight) for rows, stream in zip(self._num_rows, streams, strict=True)
         ]
 
+    def count_epochs(self, num_rows: int) -> dict[str, float]:
+        """How often each source of a mix is read when so many rows are drawn."""
+        streams = self.reader.manifest.streams
+        total = sum(stream.weight for stream in streams)
+        return {
+            stream.source: num_rows * stream.weight / total / int(rows)
+            for rows, stream in zip(self._num_rows, streams, strict=True)
+        }
+
     def __len__(self) -> int:
         return int(self._num_rows.sum())
 
