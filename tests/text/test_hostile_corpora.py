@@ -711,6 +711,47 @@ def check_documents(documents: list[Document]) -> None:
     assert max(shown.values()) == 1
 
 
+def test_what_would_be_held_as_a_whole_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("ramp.text.formats.MAX_LINE", 1000)
+    row = {"text": NIGHT}
+    (tmp_path / "a.jsonl").write_text(lines(row, {"text": NIGHT * 99}, row, {"text": "x" * 985}))
+    documents, tally = read(Case(None, max_bad=0.9), str(tmp_path / "a.jsonl"))
+    assert [d.where for d in documents] == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4"]
+    assert tally.counts["line_too_long"] == 1
+    (tmp_path / "b.json").write_text(json.dumps([row] * 99))
+    with pytest.raises(UserError, match="one record a line"):
+        read(Case(None), str(tmp_path / "b.json"))
+
+
+def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a.txt").write_text(NIGHT)
+    scan = os.scandir
+
+    def forbid(folder):
+        if str(folder).endswith("inner"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scan(folder)
+
+    monkeypatch.setattr("os.scandir", forbid)  # root may read everything
+    with pytest.raises(UserError, match=r"inner may not be read: change its permissions\.$"):
+        list_parts(str(tmp_path))
+
+
+def test_a_bad_file_among_many_good_ones_is_left_out_and_counted(tmp_path):
+    for i in range(150):
+        (tmp_path / f"{i:03}.txt").write_text(f"{NIGHT}{i}")
+    packed = gzip.compress(lines(*({"text": f"{NIGHT}{i * i}"} for i in range(99))).encode())
+    (tmp_path / "torn.jsonl.gz").write_bytes(packed[:-400])
+    (tmp_path / "picture.txt").write_bytes(bytes(range(256)) * 9)
+    documents, tally = read(Case(None, max_bad=0.02), str(tmp_path))
+    assert len(documents) >= 150
+    assert {kind: n for kind, n in tally.counts.items() if kind not in USED} == {
+        "bad_file": 1,
+        "binary": 1,
+    }
+
+
 @pytest.mark.slow
 def test_a_line_of_fifty_megabytes_is_read_in_bounded_memory(tmp_path):
     """`pytest -m slow tests/text/test_hostile_corpora.py`: 50 MB of text, 0.5 GB more at most."""
