@@ -7,8 +7,9 @@ from interruptions import write_config
 
 from ramp import cli, config, run
 from ramp.errors import UserError
+from ramp.evals import samples
 from ramp.rundir import RunDir
-from ramp.stages import dpo, finetune, reinforce
+from ramp.stages import dpo, finetune, pretrain, reinforce
 from ramp.text.tokenizer import Tokenizer
 
 
@@ -52,8 +53,14 @@ def test_settings_are_refused_before_devices_and_directories(
 def test_lengths_are_refused_once_the_tokenizer_is_there(path):
     tokenizer, rundir = Tokenizer.bytes_only(), RunDir(path.parent / "run")
     c = config.resolve(config.load(path))
-    for module in (finetune, dpo, reinforce):
+    for module in (pretrain, finetune, samples, dpo, reinforce):
         module.check_lengths(rundir, c, tokenizer)
+    with pytest.raises(UserError, match=r"sample\.prompts holds a text of 201 tokens"):
+        long = replace(c.sample, prompts=("w" * 200,))
+        pretrain.check_lengths(rundir, replace(c, sample=long), tokenizer)
+    with pytest.raises(UserError, match=r"sample\.questions holds a text of 2.. tokens"):
+        long = replace(c.sample, questions=("w" * 200,))
+        samples.check_lengths(rundir, replace(c, sample=long), tokenizer)
     short = {"seq_len": 8}
     wrong = replace(c, chat=replace(c.chat, tasks=()), finetune=replace(c.finetune, **short))
     with pytest.raises(UserError, match=r"no conversation of the train split fits .* of 8 tokens"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ramp.config import Config, Sample
 from ramp.decode.sample import SamplingParams, generate
+from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.tasks import tool
 from ramp.text.chat import render_prompt
@@ -36,6 +37,22 @@ class SampleReport:
 def sampling_params(s: Sample) -> SamplingParams:
     """The settings of the configuration as the sampler takes them."""
     return SamplingParams(s.temperature, s.top_k, s.top_p, s.min_p)
+
+
+def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` where a question of the stage `sample` is longer than the context."""
+    for question in c.sample.questions:
+        prompt = render_prompt(tokenizer, exchange(question))
+        require_room(c, "sample.questions", question, len(prompt))
+
+
+def require_room(c: Config, key: str, text: str, num_tokens: int) -> None:
+    """Raise `UserError` where a text of `key` takes more tokens than the context has."""
+    if num_tokens > c.model.context_len:
+        raise UserError(
+            f"{key} holds a text of {num_tokens} tokens ({text[:40]!r}...), and model.context_len "
+            f"is {c.model.context_len}; shorten it"
+        )
 
 
 def continue_prompts(

@@ -30,6 +30,8 @@ from ramp.train.trainer import Trainer
 def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
     """Raise `UserError` where conversations or problems do not fit; quick where they do."""
     TrialRunner(rundir, c, tokenizer)
+    if c.finetune.num_samples:
+        samples.check_lengths(rundir, c, tokenizer)
     problems = sum(1 for _ in render_solved_problems(c, tokenizer))
     counts: Counter = Counter()
     missing = {"val"} if problems else {"train", "val"}

@@ -22,6 +22,13 @@ from ramp.train.state import eval_params
 from ramp.train.trainer import Trainer
 
 
+def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` where a prompt that is continued while training is too long."""
+    for prompt in c.sample.prompts[: c.pretrain.num_samples]:
+        num_tokens = 1 + len(tokenizer.encode(prompt))  # bos comes first
+        samples.require_room(c, "sample.prompts", prompt, num_tokens)
+
+
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     """Train from random weights, or resume; return what the report shows."""
     t = c.pretrain
