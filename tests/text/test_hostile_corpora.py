@@ -174,6 +174,12 @@ def names_with_odd_characters(folder):
 
 
 @corpus(1)
+def a_name_like_a_range(folder):
+    (folder / "a{0..9}.txt").write_text(NIGHT)
+    return str(folder / "a{0..9}.txt")
+
+
+@corpus(1)
 def a_name_like_a_glob_and_a_field(folder):
     (folder / "a[1]*#b.txt").write_text(NIGHT)
     (folder / "a1.txt").write_text("another")
@@ -209,6 +215,27 @@ def the_same_document_a_thousand_times(folder):
 @corpus(says="no other known kind")
 def an_address_of_another_kind(folder):
     return "ftp://here/a.txt"
+
+
+@corpus(says="matches no file")
+def a_text_in_place_of_its_path(folder):
+    return f"{NIGHT * 99}\n\n{NIGHT}"
+
+
+@corpus(says="matches no file")
+def a_path_with_a_zero(folder):
+    return f"{folder}/a\0b.txt"
+
+
+@corpus(says="matches no file")
+def the_home_of_nobody(folder):
+    return "~nobody-of-this-name/texts"
+
+
+@corpus(says="matches no file")
+def a_glob_that_does_not_close(folder):
+    (folder / "a.txt").write_text(NIGHT)
+    return f"{folder}/[a.txt"
 
 
 @corpus(says="may not be read")

@@ -75,15 +75,14 @@ def list_files(source: str) -> Listing:
             f"The source {source!r} is no path, and of no other known kind: "
             "begin it with pip:, https://, gs://, hf:// or @."
         )
-    files = _list_local(path)
-    local = Path(path).expanduser()
-    chosen = local.is_file() or (_names_suffix(path) and not local.is_dir())
-    return Listing(files, field, chosen)
+    kind = _kind_of(_expand_home(path))
+    chosen = kind == "file" or (_names_suffix(path) and kind != "folder")
+    return Listing(_list_local(path), field, chosen)
 
 
 def _split_field(source):
     """(what stands before #FIELD, FIELD); a file may have a # in its name, too."""
-    if Path(source.removeprefix("file:")).exists():
+    if _kind_of(_expand_home(source.removeprefix("file:"))):
         return source, ""
     spec, _, field = source.partition("#")
     return spec, field
@@ -99,31 +98,50 @@ def _names_suffix(path):
 
 
 def _list_local(path) -> tuple[File, ...]:
-    path = Path(path).expanduser()
+    path = _expand_home(path)
+    # Somebody may have put a text where its path belongs.
+    shown = printable(str(path))
+    shown = shown if len(shown) < 200 else f"{shown[:200]}..."
     # A name may hold the characters of a glob: what is there as it is written, is meant.
-    if path.is_dir():
+    kind = _kind_of(path)
+    if kind == "folder":
         files = walk(path)
-    elif path.exists():
-        if not path.is_file():
-            raise UserError(f"The source {path} is neither a file nor a folder: name one.")
-        files = [File(printable(path.name), str(path), path.stat().st_size)]
+    elif kind == "file":
+        files = list(_match(path))
+    elif kind == "other":
+        raise UserError(f"The source {shown} is neither a file nor a folder: name one.")
     else:
         files = [file for one in fetch.expand_braces(str(path)) for file in _match(Path(one))]
     # A typing error must not pass for an empty source.
     if not files:
-        raise UserError(f"The source {path} matches no file: check the path.")
+        raise UserError(f"The source {shown} matches no file: check the path.")
     return tuple(files)
 
 
+def _expand_home(path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # `~name` of nobody
+        return Path(path)
+
+
+def _kind_of(path) -> str:
+    """`file`, `folder`, or `other` for pipes and devices; empty: there is none."""
+    status = _stat(path)
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "folder"}
+    return kinds.get(stat.S_IFMT(status.st_mode), "other") if status else ""
+
+
 def _match(pattern: Path) -> Iterator[File]:
-    """The files of a glob. `glob.glob` would go round and round a link to its own folder."""
+    """The files of a path or a glob. `glob.glob` would go round a link to its own folder."""
+    if _kind_of(pattern) == "file":
+        yield File(printable(pattern.name), str(pattern), pattern.stat().st_size)
+        return
     parts = list(pattern.parts)
     # The names of files begin behind the folders without a wildcard.
     first = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts))
     root, wanted = Path(*parts[:first]), parts[first:]
-    if not wanted and pattern.is_file():
-        yield File(printable(pattern.name), str(pattern), pattern.stat().st_size)
-    if not wanted or not root.is_dir():
+    if not wanted or _kind_of(root) != "folder":
         return
     depth = None if "**" in wanted else len(wanted)
     hidden = any(part.startswith(".") for part in wanted)
@@ -178,10 +196,12 @@ def walk(root: Path, depth: int | None = None, hidden: bool = False) -> list[Fil
 
 
 def _stat(path):
-    """None: there is no such file, or links go in a circle."""
+    """None: there is no such file, its name is impossible, or links go in a circle."""
     try:
         return Path(path).stat()
-    except OSError:
+    except PermissionError:
+        raise UserError(f"{path} may not be read: change its permissions.") from None
+    except (OSError, ValueError):
         return None
 
 
