@@ -57,7 +57,7 @@ def start(tmp_path, source, name, unit):
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=240):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -89,10 +89,10 @@ def kill_after_two_units(process, data: Path) -> bool:
 @pytest.mark.slow
 def test_kills_lose_the_units_in_work_alone(tmp_path):
     """`uv run pytest -m slow tests/text/test_engine.py -k kills`: a minute."""
-    source, data = write_jsonl(tmp_path / "a.jsonl", sentences(40_000)), tmp_path / "data"
-    start(tmp_path, source, "whole", 300_000).wait()
+    source, data = write_jsonl(tmp_path / "a.jsonl", sentences(15_000)), tmp_path / "data"
+    start(tmp_path, source, "whole", 150_000).wait()
     lost = []
-    while kill_after_two_units(start(tmp_path, source, "data", 300_000), data):
+    while kill_after_two_units(start(tmp_path, source, "data", 150_000), data):
         lost.append(len([*data.rglob("*.tmp")]))  # begun and not done
     assert len(lost) > 5 and max(lost) <= 2
     assert hash_files(data) == hash_files(tmp_path / "whole")

@@ -96,12 +96,12 @@ def _run_on_ray(task, arguments, workers) -> Iterator[tuple[int, Any]]:
         ray.init(log_to_driver=False, logging_level="error")
     try:
         remote = ray.remote(max_retries=RETRIES, num_cpus=1)(_run_alone)
-        workers = workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+        # Twice as many as can run: a worker that is done finds the next one waiting.
+        at_once = workers or 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
         waiting: dict[Any, int] = {}
         todo = iter(enumerate(arguments))
         while True:
-            # Twice as many as can run: a worker that is done finds the next one waiting.
-            while len(waiting) < 2 * workers and (entry := next(todo, None)) is not None:
+            while len(waiting) < at_once and (entry := next(todo, None)) is not None:
                 waiting[remote.remote(task, entry[1])] = entry[0]
             if not waiting:
                 break
