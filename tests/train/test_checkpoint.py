@@ -412,6 +412,15 @@ def test_all_damaged_raises_and_keeps_raising(tmp_path):
             restore(tmp_path)
 
 
+def test_a_step_that_only_a_stop_has_saved_is_never_the_best(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step, score, extra in ((2, 2.0, False), (3, 1.0, True), (4, 3.0, False)):
+        state = on_mesh(host_state(step), mesh_of((1, 1)))
+        checkpoints.save(step, state, META, score, extra)
+    checkpoints.close()
+    assert checkpoints.best_step() == 2
+
+
 def test_readers_fall_back_from_the_best_step_aloud_and_change_nothing(tmp_path, caplog):
     """By score, then the newest without one; a step whose very record is damaged is named too."""
     checkpoints = Checkpoints(tmp_path, keep=9)

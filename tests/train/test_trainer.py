@@ -203,6 +203,26 @@ def test_sigterm_saves_and_the_rest_is_bitwise_what_it_would_have_been(tmp_path)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+def test_a_step_that_samples_may_be_cut_short(tmp_path):
+    """It raises with the state as it was: that of the step before is saved, and nothing is lost."""
+    whole = toy_fit(tmp_path / "whole")
+
+    def spy(step):
+        def cut(state, batch):
+            if int(state.step) == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+                raise Preempted("while it sampled")
+            return step(state, batch)
+
+        return cut
+
+    with pytest.raises(Preempted, match="stopped at step 6 of 12"):
+        toy_fit(tmp_path / "parts", spy=spy)
+    assert Checkpoints(tmp_path / "parts" / "ckpt").steps()[-1] == 6
+    assert_same(toy_fit(tmp_path / "parts"), whole)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
 def test_sigterm_while_evaluating_saves_too(tmp_path):
     def evaluate(state, stop):
         os.kill(os.getpid(), signal.SIGTERM)
