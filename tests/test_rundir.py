@@ -1,11 +1,13 @@
 """A run directory whose files somebody edits, deletes or damages, and stages that are to begin anew."""
 
+import errno
 import logging
 
 import pytest
 
 from ramp import cli, config, files
 from ramp.errors import UserError
+from ramp.reporting import html
 from ramp.reporting.report import update_report
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
@@ -149,3 +151,16 @@ def test_readers_of_what_is_no_whole_run_say_one_sentence(partial_run, words, tm
     assert error.startswith("ramp: ") and len(error.strip().splitlines()) == 1
     left = [path for path in sorted(tmp_path.rglob("*")) if path.name != ".lock"]
     assert left == before
+
+
+def test_a_folder_that_may_only_be_read_is_one_sentence(run, capsys, monkeypatch):
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    # Everything that is written goes through one of these two; root may write everywhere else.
+    monkeypatch.setattr(files, "write_atomic", refuse)
+    monkeypatch.setattr(html, "write_atomic", refuse)
+    assert cli.main(["report", str(run.path)]) == 2
+    error = capsys.readouterr().err
+    assert "report.html: Read-only file system; name a folder" in error
+    assert len(error.splitlines()) == 1

@@ -5,6 +5,7 @@ imported before a command needs it, so that `ramp --help` answers at once.
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -72,6 +73,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone; keep Python from complaining about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        # A folder that may only be read is the user's to choose; other faults of a disk are not.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        print(
+            f"ramp: {error.filename}: {error.strerror}; name a folder that may be written",
+            file=sys.stderr,
+        )
+        return EXIT_USER
 
 
 def dispatch(words: Sequence[str], restart: bool = False) -> int:
