@@ -34,7 +34,7 @@ USED = ("documents", "characters", "bytes", "pieces")
 # whole, they may all fall on one side of the split.
 FEW_FILES = 20
 NUM_PIECES = 200
-PIECE = (1000, 8000)
+PIECE = (300, 8000)
 
 REMEDIES = {
     "no_text": "name the field of the text with #FIELD, as in file:a.jsonl#body",

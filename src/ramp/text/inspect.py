@@ -240,7 +240,10 @@ def _pick(table, size):
 
 
 def choose_val_fraction(inspection: Inspection, usual: float) -> float:
-    """The least fraction from the usual one on that leaves several documents in each split."""
+    """The least fraction from the usual one on that leaves several documents in each split.
+
+    UserError: none does.
+    """
     few = min(8, max(1, inspection.num_documents // 8))
     if not inspection.ids:
         return max(usual, min(0.25, few / inspection.num_documents))
@@ -249,7 +252,10 @@ def choose_val_fraction(inspection: Inspection, usual: float) -> float:
         held_out = sum(split_of(i, percent / 100) == "val" for i in inspection.ids)
         if few <= held_out <= len(inspection.ids) - few:
             return percent / 100
-    return 0.5
+    raise UserError(
+        f"{', '.join(inspection.sources)}: {len(inspection.ids)} different documents are too few "
+        "to train on some and validate on others: give more text."
+    )
 
 
 def count_tokens(inspection: Inspection, c: Config) -> float:
@@ -279,13 +285,14 @@ def describe(inspection: Inspection, c: Config) -> str:
         )
     row = c.pretrain.seq_len or c.model.context_len
     seen = c.pretrain.steps * c.pretrain.batch_size * row
-    train = count_tokens(inspection, c) * (1 - c.text.val_fraction)
+    epochs = seen / count_tokens(inspection, c) / (1 - c.text.val_fraction)
     lines += [
         f"chosen: vocabulary {c.text.vocab_size:,}, depth {c.model.depth}, width "
         f"{c.model.width or 'by rule'}, context {c.model.context_len}, "
         f"{c.text.val_fraction:.0%} of the documents for validation",
         f"  {c.pretrain.steps:,} steps of {c.pretrain.batch_size} rows of {row} tokens: "
-        f"{seen / 1e6:.2f}M tokens, about {seen / train:.2g} epochs",
+        f"{seen / 1e6:.2f}M tokens, about {epochs:{'.2g' if epochs < 10 else ',.0f'}} epochs"
+        + (" of little text: the model will know it by heart" if epochs > 4 else ""),
         f"  stages: {' '.join(c.stages)}; set any key, as --pretrain.steps, to have it otherwise",
     ]
     return "\n".join(lines)
