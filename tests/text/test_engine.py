@@ -135,6 +135,14 @@ def test_a_ray_cluster_that_loses_a_node_makes_the_same_shards(tmp_path, monkeyp
     assert hash_files(tmp_path / "ray") == hash_files(tmp_path / "local")
 
 
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there_is_one_sentence(monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match=r"127.0.0.1:1.*--text.engine local"):
+        list(engine.run_tasks(double, [1], "ray"))
+
+
 def test_ray_is_an_extra_and_its_absence_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(

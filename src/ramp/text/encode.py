@@ -16,7 +16,7 @@ from tokenizers import Regex, pre_tokenizers
 from ramp.text.tokenizer import PATTERN, Tokenizer
 
 WINDOW = 1 << 20  # characters that are split at once: a document may be larger than memory allows
-MAX_CACHED = 1 << 24  # characters of all pieces that are remembered
+MAX_CACHED = 1 << 22  # characters of all pieces that are remembered
 
 
 class FastEncoder:

@@ -93,7 +93,15 @@ def _run_on_ray(task, arguments, workers) -> Iterator[tuple[int, Any]]:
     is_own = not ray.is_initialized()
     if is_own:
         # Of $RAY_ADDRESS; without it Ray starts a cluster on this machine.
-        ray.init(log_to_driver=False, logging_level="error")
+        try:
+            ray.init(log_to_driver=False, logging_level="error")
+        except Exception as error:  # Ray has no type of its own for it
+            address = os.environ.get("RAY_ADDRESS", "not set")
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"Ray does not answer ($RAY_ADDRESS is {address}; {reason}): start its cluster, or "
+                "use --text.engine local."
+            ) from None
     try:
         remote = ray.remote(max_retries=RETRIES, num_cpus=1)(_run_alone)
         # Twice as many as can run: a worker that is done finds the next one waiting.
