@@ -451,6 +451,37 @@ def test_an_evaluation_that_is_cut_short_is_neither_logged_nor_a_score(tmp_path)
     assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
 
 
+def test_an_evaluation_that_is_made_up_for_is_logged_once(tmp_path, monkeypatch):
+    """It is cut short after its text; the next start dies between its figures and the score of the checkpoint."""
+    s, cut = stage(), []
+
+    def evaluate(params, step, board, stop):
+        board.text(step, "sample", f"of step {step}")
+        if not cut:
+            cut.append(step)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return {}
+        return {"eval/x": float(step)}
+
+    def run():
+        start = lambda: {"lm": tiny.init(s.c.model)}  # noqa: E731
+        s.train(RunDir(tmp_path), start, evaluate, "eval/x", Preemption())
+
+    def dies(*args):
+        raise OSError("power")
+
+    with pytest.raises(Preempted):
+        run()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power"):
+        patch.setattr(Checkpoints, "rescore", dies)
+        run()
+    run()
+    assert cut == [3]
+    texts = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in texts] == [3, 6]
+    assert [line["step"] for line in lines(tmp_path) if "eval/x" in line] == [3, 6]
+
+
 def test_template_is_the_state_it_stands_for():
     s = stage()
     with jax.set_mesh(tiny.mesh(1, 2, 2)):

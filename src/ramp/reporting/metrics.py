@@ -201,6 +201,21 @@ def drop_later_records(path: Path, stage: str, start_step: int) -> None:
     write_atomic(path, "".join(kept))
 
 
+def drop_evaluation(run_dir: Path, stage: str, step: int) -> None:
+    """Remove what an evaluation of `stage` at `step` has logged, but not the training step itself.
+
+    For one that was cut short and is made up for.
+    """
+    for path in (run_dir / "metrics.jsonl", run_dir / "samples.jsonl"):
+        kept = []
+        for record in read_jsonl(path):
+            is_of_step = record.get("stage") == stage and record.get("step") == step
+            if not is_of_step or "train/loss" in record:
+                kept.append(to_line(record))
+        if path.exists():
+            write_atomic(path, "".join(kept))
+
+
 def read_last_values(path: Path, stage: str, prefix: str) -> dict[str, float]:
     """The values whose tags begin with `prefix` in the last line of `stage` that has any.
 

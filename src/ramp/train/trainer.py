@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Config, Train
 from ramp.model.loss import next_token_loss
-from ramp.reporting.metrics import MetricWriter, read_last_values
+from ramp.reporting.metrics import MetricWriter, drop_evaluation, read_last_values
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import optim
@@ -211,6 +211,9 @@ class Attempt:
         """Return a writer that has dropped what was logged after the step of this state."""
         first = int(state.step)
         is_first_process = jax.process_index() == 0
+        # Logged and not saved as the step's score, it is made up for.
+        if is_first_process and first and not self.checkpoints.scored(first):
+            drop_evaluation(self.rundir.path, self.trainer.name, first)
         first_line = first + 1 if first else 0
         return MetricWriter(self.rundir.path, self.trainer.name, first_line, is_first_process)
 
