@@ -151,8 +151,9 @@ class Train:
     """rows in a global batch; 0: by rule"""
     seq_len: Count = 0
     """T, tokens in a row; 0: by rule model.context_len"""
-    grad_accum_steps: Positive = 1
-    """microbatches a step; the gradient is the same as without"""
+    grad_accum_steps: Count = 0
+    """microbatches a step; the gradient is the same as without; 0: by rule, the fewest that fit
+    into this machine's memory"""
     optimizer: Literal["muon", "adamw"] = "muon"
     """of the matrices of the blocks; everything else takes AdamW"""
     # The peaks; kinds of parameters differ by orders of magnitude in the rate they bear.
@@ -586,6 +587,14 @@ def replace_train(section: Any, **keys: Any) -> Any:
     return replace(section, train=replace(section.train, **keys))
 
 
+def replace_at(config: Any, name: str, value: Any) -> Any:
+    """The configuration with another value at a dotted name."""
+    first, _, rest = name.partition(".")
+    return replace(
+        config, **{first: replace_at(getattr(config, first), rest, value) if rest else value}
+    )
+
+
 def get(config: Config, name: str) -> Any:
     """The section or value at a dotted name."""
     for part in name.split("."):
@@ -779,12 +788,25 @@ def _resolve_train(t: Train, m: Model, lr_fraction: float, where: str, name: str
     # Tokens of a batch: a power of two, so that it divides evenly over devices.
     by_rule = 2 ** round(math.log2(2**19 * (tokens / reference) ** 0.383))
     batch_size = t.batch_size or max(1, by_rule // seq_len)
-    if batch_size % t.grad_accum_steps:
+    accum = t.grad_accum_steps or 1  # `train.memory.fit_batch` knows this machine
+    if batch_size % accum:
         raise UserError(
             f"{where}: '{name}.batch_size' {batch_size} is not divisible by "
-            f"'{name}.grad_accum_steps' {t.grad_accum_steps}"
+            f"'{name}.grad_accum_steps' {accum}"
+        )
+    if m.loss_chunk < seq_len and m.loss_chunk and seq_len % m.loss_chunk:
+        raise UserError(
+            f"{where}: 'model.loss_chunk' {m.loss_chunk} does not divide the rows of "
+            f"'{name}.seq_len' {seq_len}; make it a divisor, or 0"
         )
     steps = t.steps or max(1, tokens // (batch_size * seq_len))
+    default = get(Config(), name).warmup_steps
+    # By default it is cut short where there are fewer steps.
+    if t.warmup_steps > steps and t.warmup_steps != default:
+        raise UserError(
+            f"{where}: '{name}.warmup_steps' {t.warmup_steps} is more than "
+            f"'{name}.steps' {steps}: the rates would never reach their peak; lower it"
+        )
     by_batch = lr_fraction * math.sqrt(batch_size * seq_len / 2**19)
     # 768 is the width of that same model.
     by_width = by_batch * (m.width / 768) ** -0.5
@@ -793,6 +815,7 @@ def _resolve_train(t: Train, m: Model, lr_fraction: float, where: str, name: str
         steps=steps,
         batch_size=batch_size,
         seq_len=seq_len,
+        grad_accum_steps=accum,
         muon_lr=t.muon_lr or 0.02 * by_batch,
         adam_lr=t.adam_lr or 0.004 * by_width,
         embed_lr=t.embed_lr or 0.3 * by_width,

@@ -139,6 +139,49 @@ def skip_absent_devices(dev: Path = Path("/dev")) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
 
 
+def measure_budget() -> float:
+    """Bytes that a training step may take on one device here, the same in every process.
+
+    Of an accelerator 95% of what its allocator may have. Of a CPU 80% of this machine's memory, or
+    of what its control group may have: the rest is for Python, data and a checkpoint on its way.
+    """
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    devices = jax.local_devices()
+    if jax.default_backend() == "cpu":
+        budget = 0.8 * find_memory() / len(devices)
+    else:
+        budget = 0.95 * (devices[0].memory_stats() or {}).get("bytes_limit", float("inf"))
+    if jax.process_count() > 1:
+        budget = float(multihost_utils.process_allgather(np.array(budget)).min())
+    return budget
+
+
+def find_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process can have: the machine's, or less by its control group."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    groups = root / "proc/self/cgroup"
+    lines = groups.read_text().splitlines() if groups.exists() else []
+    for line in lines:
+        _, kind, path = line.split(":", 2)
+        # Version 1 has a tree for memory alone, version 2 one tree, which has no name.
+        tree = {"memory": "memory", "": ""}.get(kind)
+        if tree is None:
+            continue
+        folder = root / "sys/fs/cgroup" / tree
+        # A limit of a group holds for all below it. In a container its own group is the root.
+        own = folder / path.lstrip("/")
+        for group in {folder, own, *(p for p in own.parents if folder in p.parents)}:
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                file = group / name
+                limit = file.read_text().strip() if file.exists() else "max"
+                if limit.isdigit():
+                    found.append(int(limit))
+    return min(found)
+
+
 def has_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 (avx512_bf16).
 

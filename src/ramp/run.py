@@ -13,7 +13,7 @@ from types import ModuleType
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.files import write_atomic
-from ramp.host import on_process_zero, setup_devices
+from ramp.host import measure_budget, on_process_zero, setup_devices
 from ramp.rundir import Request, RunDir, open_run
 from ramp.stages import STAGES
 from ramp.stages.checks import check_settings
@@ -45,10 +45,12 @@ def run(
     # What the settings of any stage make impossible is said before anything costs time.
     check_settings(c, todo)
     # Before imports that start threads.
-    c = setup_devices(rundir.keep_chosen(c), stages=stages)
+    asked = rundir.keep_chosen(c)
+    c = setup_devices(asked, stages=stages)
     import jax
 
     from ramp.reporting import report
+    from ramp.train import memory
     from ramp.train.preemption import Preemption
 
     # All at once: a module that cannot be imported is found before hours of training.
@@ -60,6 +62,7 @@ def run(
             raise UserError(
                 f"{name} runs in one process so far; use one host, with any number of devices"
             )
+    c = memory.fit_batch(asked, c, todo, measure_budget())
     stop = Preemption()
     with ExitStack() as stack:
         # The lock is held to the end; only the process that writes takes it.

@@ -35,7 +35,7 @@ def token_cross_entropy(
     """
     B, T = targets_bt.shape
     targets_n = jax.lax.reshape(targets_bt, (B * T,), out_sharding=P(ROWS))
-    if not c.loss_chunk or c.loss_chunk == T:
+    if not c.loss_chunk or c.loss_chunk >= T:
         nats_n, log_z_n = cross_entropy(unembed(c, params, x_nd), targets_n)
     elif T % c.loss_chunk:
         raise ValueError(f"a row of {T} tokens does not divide into loss chunks of {c.loss_chunk}")

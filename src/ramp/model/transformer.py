@@ -149,7 +149,7 @@ class Embed(nn.Module):
         table_vd = self.param("table", table_init, (c.vocab_size, c.width))
         x_btd = lookup_rows(table_vd, tokens_bt, dtype)
         if c.smear:
-            gate = self.param("smear_gate", normal_init(0.02, P()), (SMEAR_DIM,))
+            gate = self.param("smear_gate", normal_init(0.02, P()), (min(SMEAR_DIM, c.width),))
             scale = self.param("smear_scale", constant_init(0.0), ())
             if previous_b is None:
                 first = jnp.zeros_like(x_btd[:, :1])
@@ -223,7 +223,7 @@ class Block(nn.Module):
             # ResFormer (Zhou et al. 2024) with a table a layer: values gain a gated row of it.
             table_init = normal_init(D**-0.5, P("model", "data"))
             table = self.param("value_table", table_init, (c.vocab_size, K * h))
-            gate = self.param("value_gate", normal_init(0.02, P()), (VALUE_GATE_DIM, K))
+            gate = self.param("value_gate", normal_init(0.02, P()), (min(VALUE_GATE_DIM, D), K))
             fraction = 2 * jax.nn.sigmoid(y_nd[:, :VALUE_GATE_DIM].astype(jnp.float32) @ gate)
             fraction_btk = jax.lax.reshape(fraction, (B, T, K), out_sharding=P(ROWS))
             value_btf = lookup_rows(table, tokens_bt, v_btkd.dtype)
@@ -418,8 +418,8 @@ def remat(c: Model, body: Callable) -> Callable:
     policy = None
     if c.remat == "saved":
         policy = jax.checkpoint_policies.save_only_these_names("attn")
-    # prevent_cse would cost speed and is not needed inside scan.
-    return jax.checkpoint(body, policy=policy, prevent_cse=False)
+    # Inside scan nothing is merged with what it recomputes, and preventing it would cost speed.
+    return jax.checkpoint(body, policy=policy, prevent_cse=c.unroll)
 
 
 def attention_backend(c: Model) -> str:

@@ -10,21 +10,23 @@ import timeit
 import jax
 import jax.numpy as jnp
 
-from ramp.config import Config, Train
-from ramp.host import has_huge_pages, setup_devices
+from ramp.config import Config, Train, get
+from ramp.host import has_huge_pages, measure_budget, setup_devices
 from ramp.model import cost
+from ramp.stages import STAGES
 from ramp.train import memory
-from ramp.train.mesh import compiler_options
-from ramp.train.trainer import lower_train_step
 
 UTILIZATION = 0.4  # of the matrix-product rate, as measured for configs/cpu.toml
 PRODUCT = 1024  # rows and columns of the matrices of that product
 INDENT = " " * 12
+SAMPLES = ("reinforce", "synthesize")  # they sample as well as train
 
 
 def describe(c: Config) -> str:
     """A table for a person; raises `UserError` for what could not run."""
-    c = setup_devices(c)
+    asked, c = c, setup_devices(c)
+    budget = measure_budget()
+    c = memory.fit_batch(asked, c, c.stages, budget)
     m, t, devices = c.model, c.pretrain, jax.device_count()
     mesh = dict(jax.sharding.get_mesh().shape)
     rate = _measure_flops(m.dtype) * devices
@@ -41,36 +43,32 @@ def describe(c: Config) -> str:
         f"kv cache     {_mb(cache)} a row of {m.context_len} tokens",
         f"checkpoints  {_mb(state)} each, {c.checkpoint.max_to_keep} kept and the best",
     ]
-    # Stages that sample as well as train are not foreseen by this arithmetic.
-    for name, stage in (("pretrain", t), ("finetune", c.finetune)):
-        if name in c.stages:
-            lines += _describe_stage(name, c, stage, rate)
+    for name in c.stages:
+        if STAGES[name].train:
+            lines += _describe_stage(name, c, get(c, STAGES[name].train), rate, budget)
     return "\n".join(lines)
 
 
-def _describe_stage(name, c: Config, t: Train, rate):
+def _describe_stage(name, c: Config, t: Train, rate, budget):
     """Two lines: steps and time at `rate` FLOP/s, and memory."""
-    tokens = t.steps * t.batch_size * t.seq_len
+    # Preference tuning has two answers in a row, and asks the reference too.
+    rows = memory.ROWS_OF.get(name, 1) * t.batch_size
+    tokens = t.steps * rows * t.seq_len
     flops = cost.flops_per_token(c.model, t.seq_len)
     minutes = tokens * flops / (rate * UTILIZATION) / 60
     # glibc leaves holes in the heap unless pages are huge; see `host.keep_memory`.
     has_holes = jax.default_backend() == "cpu" and not has_huge_pages()
-    resident = "; up to twice that stays resident (see host.keep_memory)" if has_holes else ""
+    resident = "; up to three times that stays resident (see host.keep_memory)" if has_holes else ""
+    also = "; sampling and measuring come on top" if name in SAMPLES else ""
+    accum = f" in {t.grad_accum_steps} microbatches" if t.grad_accum_steps > 1 else ""
+    needed = memory.plan_stage_bytes(c, name, t)
     return [
-        f"{name:12} {t.steps:,} steps of {t.batch_size} x {t.seq_len} = {tokens:,} tokens; "
+        f"{name:12} {t.steps:,} steps of {rows} x {t.seq_len} = {tokens:,} tokens{accum}; "
         f"{flops / 1e6:.1f} MFLOP a token; about {minutes:.1f} minutes, at {UTILIZATION:.0%} of "
-        f"the {rate / 1e9:,.0f} GFLOP/s of a matrix product here",
-        f"{INDENT} {_mb(_step_bytes(c, t))} a device for a step, by the compiler's plan{resident}",
+        f"the {rate / 1e9:,.0f} GFLOP/s of a matrix product here{also}",
+        f"{INDENT} {_mb(needed)} of the {_mb(budget)} that a device here has for a step, by the "
+        f"compiler's plan{resident}",
     ]
-
-
-def _step_bytes(c: Config, t: Train):
-    """Peak bytes of a training step on one device: state, batch, gradients and activations."""
-    lowered = lower_train_step(c, t, jax.sharding.get_mesh())
-    plan = lowered.compile(compiler_options=compiler_options(c.mesh)).memory_analysis()
-    # What is written over an argument is counted once.
-    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes
-    return plan.argument_size_in_bytes + plan.temp_size_in_bytes + outputs
 
 
 def _measure_flops(dtype):

@@ -51,14 +51,15 @@ def judge_metrics(t: Train, done: int, values: Mapping[str, float]) -> None:
     if streak < t.max_skipped_steps:
         return
     if values["train/update_norm"] > 0 or math.isnan(values["train/update_norm"]):
-        size = f"an update of norm {values['train/update_norm']:g}, too large to be added"
+        norm = values["train/update_norm"]
+        size = f"an update of norm {norm:g}, too large to be added, or weights that it did not make"
     else:
         size = (
             f"a non-finite or outlying loss or gradient (loss {loss:g}, gradient "
             f"norm {values['train/grad_norm']:g})"
         )
     raise Divergence(
-        f"{streak} steps in a row, up to step {done}, had {size}; none of them changed the weights",
+        f"{streak} steps in a row, up to step {done}, had {size}; nothing was added to the weights",
         done,
         trusted,
         calm,

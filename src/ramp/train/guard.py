@@ -43,16 +43,20 @@ def init_guard() -> Guard:
         "count": zero,
         "mean": jnp.zeros(2, jnp.float32),
         "var": jnp.zeros(2, jnp.float32),
-        # Updates: how many were refused, the running mean of their norm.
+        # Updates: how many were refused, the running mean of their norm, and the norm of the
+        # parameters before the last one that was judged, with what that one added.
         "refused": zero,
         "update": number(0),
+        "norm": number(0),
+        "added": number(0),
         # The loss: smoothed, its lowest, the one before, the mean change from step to step, the
-        # fraction of the last steps that were high, and the last step without a rise.
+        # fractions of the last steps that were high and ruinous, and the last without a rise.
         "loss": number(0),
         "best": number(0),
         "last": number(0),
         "noise": number(0),
         "high": number(0),
+        "ruinous": number(0),
         "calm": zero,
         # How often the run recovered, and how many batches were passed over.
         "recoveries": zero,
@@ -102,20 +106,25 @@ def judge_update(
 ) -> jax.Array:
     """Return whether an update may be added to the parameters.
 
-    By the triangle inequality the parameters after it are then finite and of a bounded norm.
+    By the triangle inequality the parameters after it are then finite and of a bounded norm. And
+    they are what the last update made of them, or something else has changed them.
     """
     # The root mean square of parameters that begin at zero is no scale.
     scale = jnp.sqrt(num_params + param_norm**2)
     running = jnp.where(guard["update"] > 0, LARGEST_GROWTH * guard["update"], jnp.inf)
     usual = jnp.maximum(running, HARMLESS_UPDATE * param_norm)
+    moved = jnp.abs(param_norm - guard["norm"])
+    untouched = (moved <= guard["added"] + 1e-2 * guard["norm"]) | (guard["norm"] == 0)
     # No comparison with a NaN holds.
-    return update_norm <= jnp.minimum(LARGEST_UPDATE * scale, usual)
+    return untouched & (update_norm <= jnp.minimum(LARGEST_UPDATE * scale, usual))
 
 
-def record_update(before: Guard, guard: Guard, fits: jax.Array, update_norm: jax.Array) -> Guard:
+def record_update(
+    before: Guard, guard: Guard, fits: jax.Array, update_norm: jax.Array, param_norm: jax.Array
+) -> Guard:
     """Return the guard after an update.
 
-    before: the guard before the step. update_norm: 0 where the gradient was refused.
+    before: the guard before the step. Both norms are 0 where the gradient was refused.
     """
     mean = before["update"]
     rate = 1.0 / jnp.minimum(jnp.maximum(guard["count"], 1), HISTORY)
@@ -124,6 +133,8 @@ def record_update(before: Guard, guard: Guard, fits: jax.Array, update_norm: jax
         "refused": before["refused"] + ~fits,
         "streak": jnp.where(fits, guard["streak"], before["streak"] + 1),
         "update": jnp.where(counts, mean + rate * (update_norm - mean), mean),
+        "norm": jnp.where(fits & (param_norm > 0), param_norm, before["norm"]),
+        "added": jnp.where(fits & (param_norm > 0), update_norm, before["added"]),
     }
 
 
@@ -132,10 +143,12 @@ def track_loss(
 ) -> tuple[jax.Array, Guard]:
     """Return whether training has diverged, and the guard after `done` steps.
 
-    Diverged means: more than half of the last 16 steps lost half of what was learned, the distance
-    from the lowest smoothed loss to `chance`, the loss of a model that knows nothing; and a quarter
-    of a nat and twice the usual change between steps more. One bad batch is not enough, nor is
-    noise. ok: the loss counts; chance: None where the loss has no such meaning.
+    High is a loss that has lost half of what was learned, the distance from the lowest smoothed
+    loss to `chance`, that of a model that knows nothing; and at least a quarter of a nat and twice
+    the usual change between steps. Ruinous is one that is above chance too. Diverged means: more
+    than half of the last 16 steps are ruinous, or of the last 64 high. One bad batch is not enough,
+    nor noise, nor other text, which the model soon learns. ok: the loss counts; chance: None where
+    the loss has no such meaning.
     """
     if chance is None:
         return jnp.zeros((), bool), guard | {"calm": done}
@@ -144,12 +157,13 @@ def track_loss(
     best = jnp.where(first, jnp.maximum(chance, loss), guard["best"])
     noise = guard["noise"]
     margin = jnp.maximum(0.25, 0.05 * best) + 2 * noise
-    limit = best + LOST * jnp.maximum(chance - best, 0) + margin
+    limit = best + jnp.maximum(LOST * (chance - best), margin)
     rate = 1.0 / jnp.clip(guard["count"], 1, WINDOW)
     # Cut off at the limit, so that one monstrous loss weighs no more than a high one.
     smooth = guard["loss"] + rate * (jnp.minimum(loss, limit) - guard["loss"])
     smooth = jnp.where(first, loss, smooth)
     change = jnp.where(first, 0.0, jnp.abs(loss - guard["last"]))
+    is_ruinous = loss > jnp.maximum(limit, chance + 0.1)
     # The smallest deviation of a smoothed loss that is more than noise, six of its own.
     calm = smooth <= best + 0.02 + noise
     after = {
@@ -159,11 +173,12 @@ def track_loss(
         "best": jnp.where(guard["count"] >= WINDOW // 2, jnp.minimum(best, smooth), best),
         # What a rise brings is no noise.
         "noise": jnp.where(calm, noise + rate * (change - noise), noise),
-        "high": guard["high"] + ((loss > limit) - guard["high"]) / WINDOW,
+        "high": guard["high"] + ((loss > limit) - guard["high"]) / HISTORY,
+        "ruinous": guard["ruinous"] + (is_ruinous - guard["ruinous"]) / WINDOW,
         "calm": jnp.where(calm, done, guard["calm"]),
     }
     after = {name: jnp.where(ok, value, guard[name]) for name, value in after.items()}
-    return after["high"] > 0.5, guard | after
+    return (after["high"] > 0.5) | (after["ruinous"] > 0.5), guard | after
 
 
 # --- on the host

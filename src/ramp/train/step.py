@@ -70,35 +70,39 @@ def make_update(
         key = jax.random.fold_in(state.key, state.step)
         # A batch without weight has a zero gradient, not a NaN.
         weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
-        grads, sums = accumulate_grads(loss, state.params, batch, key, t.grad_accum_steps)
+        grads, sums = accumulate_grads(loss, state.params, batch, key, t.grad_accum_steps or 1)
         grads = jax.tree.map(lambda g: g / weight, grads)
         means = {name: total / weight for name, total in sums.items()}
         grad_norm = optax.tree.norm(grads)
         values = jnp.stack([means["loss"], grad_norm])
         ok, guard = judge_gradient(state.guard, values, t.skip_sigma)
 
-        def update(params: dict, opt: dict) -> tuple[dict, dict, jax.Array, jax.Array]:
+        def update(params: dict, opt: dict) -> tuple[dict, dict, jax.Array, jax.Array, jax.Array]:
             updates, tx_state = tx.update(grads, opt["tx"], params)
             norm = optax.tree.norm(updates)
             num_params = sum(leaf.size for leaf in jax.tree.leaves(params))
-            fits = judge_update(guard, norm, optax.tree.norm(params), num_params)
+            param_norm = optax.tree.norm(params)
+            fits = judge_update(guard, norm, param_norm, num_params)
             # An update that is refused is not added. The optimizer has heard of its gradient,
             # which was good: to take that back would need a copy of its state.
             added: Any = optax.apply_updates(params, updates)
             new_params = jax.tree.map(partial(jnp.where, fits), added, params)
             ema = update_average(opt["ema"], new_params, t.ema_decay)
-            return new_params, {"tx": tx_state, "ema": ema}, norm, fits
+            return new_params, {"tx": tx_state, "ema": ema}, norm, param_norm, fits
 
-        def skip(params: dict, opt: dict) -> tuple[dict, dict, jax.Array, jax.Array]:
-            return params, opt, jnp.zeros((), jnp.float32), jnp.ones((), bool)
+        def skip(params: dict, opt: dict) -> tuple[dict, dict, jax.Array, jax.Array, jax.Array]:
+            zero = jnp.zeros((), jnp.float32)
+            return params, opt, zero, zero, jnp.ones((), bool)
 
         # `cond` and not `where`: the buffers of a donated state are updated in place.
         #
         # A skipped step consumes its batch and nothing else: `State.step` moves on, so that the
         # next step reads the next batch, but the optimizer never hears of it. Its moments and its
         # count stay, and with the count the learning-rate schedule.
-        params, opt, update_norm, fits = jax.lax.cond(ok, update, skip, state.params, state.opt)
-        guard = record_update(state.guard, guard, fits, update_norm)
+        params, opt, update_norm, param_norm, fits = jax.lax.cond(
+            ok, update, skip, state.params, state.opt
+        )
+        guard = record_update(state.guard, guard, fits, update_norm, param_norm)
         done = state.step + 1
         diverged, guard = track_loss(guard, means["loss"], ok, done, chance)
 
