@@ -5,8 +5,10 @@ The whole harness, 60 faults and 200 healthy runs, takes about ten minutes:
 """
 
 import math
+import tempfile
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -249,8 +251,9 @@ def suffer(run, path):
 
 
 @cache
-def healthy_scores(path, seed):
-    return Run(seed=seed).go(path)[1]
+def healthy_scores(seed):
+    with tempfile.TemporaryDirectory() as path:
+        return Run(seed=seed).go(Path(path))[1]
 
 
 def check_fault(tmp_path, number, mode=None):
@@ -262,8 +265,8 @@ def check_fault(tmp_path, number, mode=None):
     at = int(rng.integers(30, 105))
     mode = mode or ("stop", "recover")[number // len(KINDS) % 2]
     run = Run(seed, Fault(kind, at, length), train={"on_divergence": mode})
-    stopped, report, step, score = suffer(run, tmp_path / f"fault-{number}")
-    healthy = healthy_scores(tmp_path / f"healthy-{seed}", seed)
+    stopped, _, step, score = suffer(run, tmp_path / f"fault-{number}")
+    healthy = healthy_scores(seed)
     said = f"{kind} x{length} at {at}, seed {seed}, {mode}: stopped {stopped}, {step} {score}"
     print(said, healthy[step], flush=True)
     assert score is not None and score <= healthy[step] + 0.05, said
