@@ -3,8 +3,9 @@
 python -m experiments.speed.masks RUN --steps 300 --seeds 3
 
 RUN: a prepared run (`ramp prepare cpu --run RUN`). Time is the ratio of the two steps in one
-process, interleaved; gain is bits per byte of validation after equal steps, each model read as it
-was trained, and the masked model read without masks too.
+process, interleaved, on all its CPUs: a busy machine disturbs that less than the clock. Gain is
+bits per byte of validation after equal steps, each model read as it was trained, and the masked
+model read without masks too.
 """
 
 import argparse
@@ -62,10 +63,10 @@ def main() -> None:
             for is_masked in (False, True) if i % 2 else (True, False):
                 step, state, batches = arms[is_masked]
                 batch = shard_batch(mesh, partial(batches, i), t.batch_size)
-                began = time.perf_counter()
+                began = time.process_time()
                 state, _ = step(state, batch)
                 jax.block_until_ready(state)
-                seconds[is_masked].append(time.perf_counter() - began)
+                seconds[is_masked].append(time.process_time() - began)
                 arms[is_masked][1] = state
         # The first ones compile.
         ratio = np.array(seconds[True][5:]) / np.array(seconds[False][5:])
