@@ -17,7 +17,7 @@ from pathlib import Path
 from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.files import write_kept
+from ramp.files import read_kept, write_kept
 from ramp.reporting.report import update_report
 from ramp.rundir import Origin, Request, RunDir, list_changes, open_run
 from ramp.stages import STAGES
@@ -123,7 +123,8 @@ def _link_data(parent: RunDir, old: Config, target: RunDir, c: Config) -> None:
         update_report(target.path, "prepare", parent.report()["prepare"])
     else:
         target.data.mkdir(parents=True, exist_ok=True)
-        _link_file(str(parent.tokenizer), str(target.tokenizer))
+        # Not a link to the file: it may be damaged, and it needs a copy of its own.
+        write_kept(target.tokenizer, read_kept(parent.tokenizer))
 
 
 def link_tree(source: Path, target: Path) -> None:
