@@ -353,7 +353,7 @@ def choose_for_text(args: Arguments, c: Config, directory: Path) -> Config:
     # Slow to import, and only for those who bring texts.
     from ramp.text import inspect
 
-    inspection = inspect.inspect_sources(c.text.sources)
+    inspection = inspect.inspect_sources(c.text.sources, directory / "data" / "shards")
     c = inspect.choose_config(inspection, c)
     print(inspect.describe(inspection, c))
     return c
