@@ -157,12 +157,12 @@ class Run:
         """The step with the fault in it, from a cache: every run of these shapes compiles the same two."""
 
         def step(state, batch):
-            t = slow_down(resolved(self.c).pretrain, int(state.guard["recoveries"]))
+            t = slow_down(resolved(self.c).pretrain, int(state.guard.recoveries))
             at = int(state.step)
             if self.fault.kind in STATES and at == self.fault.at and not self.happened:
                 self.happened.append(at)
                 state = STATES[self.fault.kind](state)
-            if self.fault.kind == "rate" and self.fault.during(at + int(state.guard["offset"])):
+            if self.fault.kind == "rate" and self.fault.during(at + int(state.guard.offset)):
                 t = replace(t, lr_scale=1000 * t.lr_scale)
             return compiled(t)(state, batch)
 

@@ -225,7 +225,7 @@ def test_a_skipped_step_leaves_optimizer_and_schedule_where_they_were():
     torn, torn_rates = run([1.0, np.nan, 1.0, 1.0, np.nan, np.inf, 1.0, 1.0, 1.0])
     jax.tree.map(np.testing.assert_array_equal, (torn.params, torn.opt), (good.params, good.opt))
     assert torn_rates == rates == [float(schedule(i)) for i in range(6)]
-    assert (int(good.step), int(torn.step), int(torn.guard["skipped"])) == (6, 9, 3)
+    assert (int(good.step), int(torn.step), int(torn.guard.skipped)) == (6, 9, 3)
 
 
 # ---------------------------------------------------------------------------------------------------- guard
@@ -305,8 +305,8 @@ def test_guard_figures_are_mean_and_variance():
     values = np.random.default_rng(0).normal([3.0, 1.0], [0.1, 0.3], (64, 2))
     passed, guard = judged(values)
     assert all(passed)
-    np.testing.assert_allclose(guard["mean"], values.mean(0), rtol=1e-4)
-    np.testing.assert_allclose(guard["var"], values.var(0), rtol=1e-3)
+    np.testing.assert_allclose(guard.mean, values.mean(0), rtol=1e-4)
+    np.testing.assert_allclose(guard.var, values.var(0), rtol=1e-3)
 
 
 def test_a_lasting_change_of_level_is_let_through_and_an_explosion_is_not():
@@ -316,7 +316,7 @@ def test_a_lasting_change_of_level_is_let_through_and_an_explosion_is_not():
     assert not level[64] and not level[65] and all(level[-10:])
     assert 2 <= level[64:].count(False) <= 8
     explosion, guard = judged([*calm, *([3.0 * 4.0**i, 1.0] for i in range(1, 21))])
-    assert explosion[64:].count(True) == 0 and int(guard["streak"]) == 20
+    assert explosion[64:].count(True) == 0 and int(guard.streak) == 20
     either, _ = judged([*calm, [3.0, 9.0], [9.0, 1.0], [0.1, 0.1]])
     assert either[64:] == [False, False, True]  # each of the two counts; a low value is no outlier
     unguarded, _ = judged([*calm, [1e6, 1.0], [np.nan, 1.0], [1.0, np.inf]], sigma=0.0)

@@ -306,7 +306,7 @@ def test_a_run_of_bad_steps_stops_the_job_and_leaves_the_last_good_checkpoint(tm
     good = toy_fit(tmp_path / "good", replace(t, steps=5))
     again = toy_fit(tmp_path, replace(t, steps=5))
     assert_same(again.params, good.params)
-    assert int(again.guard["skipped"]) == 0
+    assert int(again.guard.skipped) == 0
 
 
 def test_a_state_that_an_update_has_spoiled_is_never_saved(tmp_path):

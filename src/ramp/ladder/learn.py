@@ -153,7 +153,7 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> ProbeResult:
         history += metrics
     # Twice the loss of a uniform guess at the end, or updates that are not finite.
     last_loss = np.mean([metrics["train/loss"] for metrics in history[-10:]], axis=0)
-    is_good = (last_loss < 2 * np.log(m.vocab_size)) & (state.guard["streak"] == 0)
+    is_good = (last_loss < 2 * np.log(m.vocab_size)) & (state.guard.streak == 0)
     result = ProbeResult(
         n=n,
         steps=list(evaluated),

@@ -134,7 +134,7 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, stop: Preemption, update: Ca
     def step(state: State, row_numbers: dict) -> tuple[State, dict]:
         # Seeded by (seed, step): a resumed run samples what it would have sampled.
         check = partial(stop.check, int(state.step))
-        at = int(state.step + state.guard["offset"])  # past what a recovery passed over
+        at = int(state.step + state.guard.offset)  # past what a recovery passed over
         i = learn.collect_batch(c.model, t, tokenizer, state.params, state.ref, at, c.seed, check)
         state, metrics = update(state, learn.shard_batch(i.batch))
         # Logged with the training metrics of the same step.

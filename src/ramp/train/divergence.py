@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,9 +85,11 @@ def slow_down(t: Train, recoveries: int) -> Train:
 
 def note_recovery(state: State, recoveries: int, offset: int) -> State:
     """Return the restored state, which remembers that it is one and what batches it passes over."""
-    noted = dict(state.guard)
-    for name, value in (("recoveries", recoveries), ("offset", offset)):
-        noted[name] = jax.device_put(jnp.int32(value), noted[name].sharding)
+    before = state.guard
+    place = partial(jax.device_put, device=before.offset.sharding)
+    noted = dataclasses.replace(
+        before, recoveries=place(jnp.int32(recoveries)), offset=place(jnp.int32(offset))
+    )
     return dataclasses.replace(state, guard=noted)
 
 

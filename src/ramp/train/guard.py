@@ -10,10 +10,11 @@ On the host: the whole state before it is evaluated or saved (`is_finite`), and 
 must lie to be trusted once something is wrong (`find_trusted`).
 """
 
+from dataclasses import dataclass, replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
-
-Guard = dict[str, jax.Array]
 
 HISTORY = 64  # steps that the running figures of the gradient cover
 WINDOW = 16  # steps that the smoothed loss covers, and that a checkpoint is proven by
@@ -29,39 +30,45 @@ RECOVERY_RATE = 0.5  # every recovery multiplies the rates by it
 MAX_RECOVERIES = 3
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Guard:
+    """What a stage remembers of its steps, to judge the next one by. Scalars, unless said."""
+
+    # Gradients.
+    skipped: jax.Array  # steps whose gradient was refused
+    streak: jax.Array  # steps in a row whose gradient or update was refused
+    count: jax.Array  # steps whose gradient was good
+    mean: jax.Array  # [2] of (loss, gradient norm) over the steps that counted
+    var: jax.Array  # [2]
+    # Updates.
+    refused: jax.Array  # steps whose update was refused
+    update: jax.Array  # running mean of their norm
+    norm: jax.Array  # of the parameters before the last update that was judged
+    added: jax.Array  # norm of what that one added
+    # The loss.
+    loss: jax.Array  # smoothed
+    best: jax.Array  # the lowest of the smoothed
+    last: jax.Array  # of the step before
+    noise: jax.Array  # mean change from step to step
+    high: jax.Array  # fraction of the last steps that were high
+    ruinous: jax.Array  # and of those that were ruinous
+    calm: jax.Array  # the last step without a rise
+    # What the host did.
+    recoveries: jax.Array
+    offset: jax.Array  # batches that recoveries passed over
+
+
 def init_guard() -> Guard:
     """Return the guard of a stage that begins."""
-
-    def number(x: float) -> jax.Array:
-        return jnp.full((), x, jnp.float32)
-
-    zero = jnp.zeros((), jnp.int32)
-    return {
-        # Gradients: `mean` and `var` are of (loss, gradient norm) over the steps that counted.
-        "skipped": zero,
-        "streak": zero,  # steps in a row whose gradient or update was refused
-        "count": zero,
-        "mean": jnp.zeros(2, jnp.float32),
-        "var": jnp.zeros(2, jnp.float32),
-        # Updates: how many were refused, the running mean of their norm, and the norm of the
-        # parameters before the last one that was judged, with what that one added.
-        "refused": zero,
-        "update": number(0),
-        "norm": number(0),
-        "added": number(0),
-        # The loss: smoothed, its lowest, the one before, the mean change from step to step, the
-        # fractions of the last steps that were high and ruinous, and the last without a rise.
-        "loss": number(0),
-        "best": number(0),
-        "last": number(0),
-        "noise": number(0),
-        "high": number(0),
-        "ruinous": number(0),
-        "calm": zero,
-        # How often the run recovered, and how many batches were passed over.
-        "recoveries": zero,
-        "offset": zero,
-    }
+    pairs = ("mean", "var")
+    numbers = ("update", "norm", "added", "loss", "best", "last", "noise", "high", "ruinous")
+    counters = ("skipped", "streak", "count", "refused", "calm", "recoveries", "offset")
+    return Guard(
+        **{name: jnp.zeros(2, jnp.float32) for name in pairs},
+        **{name: jnp.zeros((), jnp.float32) for name in numbers},
+        **{name: jnp.zeros((), jnp.int32) for name in counters},
+    )
 
 
 # --- on the device
@@ -80,25 +87,26 @@ def judge_gradient(
     """
     finite = jnp.all(jnp.isfinite(values))
     # At least 1% of the mean: where nothing varies, as on a plateau, a small rise is no outlier.
-    deviation = jnp.maximum(jnp.sqrt(guard["var"]), 0.01 * jnp.abs(guard["mean"]))
-    band = guard["mean"] + sigma * deviation
-    outlier = jnp.any(values > band) & (guard["count"] >= history // 2) & (sigma > 0)
+    deviation = jnp.maximum(jnp.sqrt(guard.var), 0.01 * jnp.abs(guard.mean))
+    band = guard.mean + sigma * deviation
+    outlier = jnp.any(values > band) & (guard.count >= history // 2) & (sigma > 0)
     ok = finite & ~outlier
-    count = guard["count"] + ok
+    count = guard.count + ok
     # Exact mean and variance of the first `history` values, an exponential window after that.
     rate = 1.0 / jnp.minimum(jnp.maximum(count, 1), history)
-    delta = jnp.where(finite, values, 0.0) - guard["mean"]
-    mean = guard["mean"] + rate * delta
-    var = (1 - rate) * (guard["var"] + rate * delta * delta)
+    delta = jnp.where(finite, values, 0.0) - guard.mean
+    mean = guard.mean + rate * delta
+    var = (1 - rate) * (guard.var + rate * delta * delta)
     # A factor of 1.5 on the deviation is 2.25 on the variance.
-    widened = jnp.where(finite, 2.25 * deviation**2, guard["var"])
-    return ok, guard | {
-        "skipped": guard["skipped"] + ~ok,
-        "streak": jnp.where(ok, 0, guard["streak"] + 1),
-        "count": count,
-        "mean": jnp.where(ok, mean, guard["mean"]),
-        "var": jnp.where(ok, var, widened),
-    }
+    widened = jnp.where(finite, 2.25 * deviation**2, guard.var)
+    return ok, replace(
+        guard,
+        skipped=guard.skipped + ~ok,
+        streak=jnp.where(ok, 0, guard.streak + 1),
+        count=count,
+        mean=jnp.where(ok, mean, guard.mean),
+        var=jnp.where(ok, var, widened),
+    )
 
 
 def judge_update(
@@ -111,10 +119,10 @@ def judge_update(
     """
     # The root mean square of parameters that begin at zero is no scale.
     scale = jnp.sqrt(num_params + param_norm**2)
-    running = jnp.where(guard["update"] > 0, LARGEST_GROWTH * guard["update"], jnp.inf)
+    running = jnp.where(guard.update > 0, LARGEST_GROWTH * guard.update, jnp.inf)
     usual = jnp.maximum(running, HARMLESS_UPDATE * param_norm)
-    moved = jnp.abs(param_norm - guard["norm"])
-    untouched = (moved <= guard["added"] + 1e-2 * guard["norm"]) | (guard["norm"] == 0)
+    moved = jnp.abs(param_norm - guard.norm)
+    untouched = (moved <= guard.added + 1e-2 * guard.norm) | (guard.norm == 0)
     # No comparison with a NaN holds.
     return untouched & (update_norm <= jnp.minimum(LARGEST_UPDATE * scale, usual))
 
@@ -126,16 +134,17 @@ def record_update(
 
     before: the guard before the step. Both norms are 0 where the gradient was refused.
     """
-    mean = before["update"]
-    rate = 1.0 / jnp.minimum(jnp.maximum(guard["count"], 1), HISTORY)
+    mean = before.update
+    rate = 1.0 / jnp.minimum(jnp.maximum(guard.count, 1), HISTORY)
     counts = fits & (update_norm > 0)
-    return guard | {
-        "refused": before["refused"] + ~fits,
-        "streak": jnp.where(fits, guard["streak"], before["streak"] + 1),
-        "update": jnp.where(counts, mean + rate * (update_norm - mean), mean),
-        "norm": jnp.where(fits & (param_norm > 0), param_norm, before["norm"]),
-        "added": jnp.where(fits & (param_norm > 0), update_norm, before["added"]),
-    }
+    return replace(
+        guard,
+        refused=before.refused + ~fits,
+        streak=jnp.where(fits, guard.streak, before.streak + 1),
+        update=jnp.where(counts, mean + rate * (update_norm - mean), mean),
+        norm=jnp.where(fits & (param_norm > 0), param_norm, before.norm),
+        added=jnp.where(fits & (param_norm > 0), update_norm, before.added),
+    )
 
 
 def track_loss(
@@ -151,34 +160,36 @@ def track_loss(
     the loss has no such meaning.
     """
     if chance is None:
-        return jnp.zeros((), bool), guard | {"calm": done}
-    first = guard["best"] == 0  # of the stage, or after a checkpoint of an older ramp
+        return jnp.zeros((), bool), replace(guard, calm=done)
+    first = guard.best == 0  # of the stage, or after a checkpoint of an older ramp
     # A model from elsewhere may begin above chance.
-    best = jnp.where(first, jnp.maximum(chance, loss), guard["best"])
-    noise = guard["noise"]
+    best = jnp.where(first, jnp.maximum(chance, loss), guard.best)
+    noise = guard.noise
     margin = jnp.maximum(0.25, 0.05 * best) + 2 * noise
     limit = best + jnp.maximum(LOST * (chance - best), margin)
-    rate = 1.0 / jnp.clip(guard["count"], 1, WINDOW)
+    rate = 1.0 / jnp.clip(guard.count, 1, WINDOW)
     # Cut off at the limit, so that one monstrous loss weighs no more than a high one.
-    smooth = guard["loss"] + rate * (jnp.minimum(loss, limit) - guard["loss"])
+    smooth = guard.loss + rate * (jnp.minimum(loss, limit) - guard.loss)
     smooth = jnp.where(first, loss, smooth)
-    change = jnp.where(first, 0.0, jnp.abs(loss - guard["last"]))
+    change = jnp.where(first, 0.0, jnp.abs(loss - guard.last))
     is_ruinous = loss > jnp.maximum(limit, chance + 0.1)
     # The smallest deviation of a smoothed loss that is more than noise, six of its own.
     calm = smooth <= best + 0.02 + noise
-    after = {
-        "loss": smooth,
-        "last": loss,
+    after = replace(
+        guard,
+        loss=smooth,
+        last=loss,
         # Of the first few steps a mean is no level yet.
-        "best": jnp.where(guard["count"] >= WINDOW // 2, jnp.minimum(best, smooth), best),
+        best=jnp.where(guard.count >= WINDOW // 2, jnp.minimum(best, smooth), best),
         # What a rise brings is no noise.
-        "noise": jnp.where(calm, noise + rate * (change - noise), noise),
-        "high": guard["high"] + ((loss > limit) - guard["high"]) / HISTORY,
-        "ruinous": guard["ruinous"] + (is_ruinous - guard["ruinous"]) / WINDOW,
-        "calm": jnp.where(calm, done, guard["calm"]),
-    }
-    after = {name: jnp.where(ok, value, guard[name]) for name, value in after.items()}
-    return (after["high"] > 0.5) | (after["ruinous"] > 0.5), guard | after
+        noise=jnp.where(calm, noise + rate * (change - noise), noise),
+        high=guard.high + ((loss > limit) - guard.high) / HISTORY,
+        ruinous=guard.ruinous + (is_ruinous - guard.ruinous) / WINDOW,
+        calm=jnp.where(calm, done, guard.calm),
+    )
+    # A step that does not count leaves no trace.
+    after = jax.tree.map(partial(jnp.where, ok), after, guard)
+    return (after.high > 0.5) | (after.ruinous > 0.5), after
 
 
 # --- on the host

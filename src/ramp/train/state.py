@@ -10,7 +10,7 @@ import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from ramp.train.guard import init_guard
+from ramp.train.guard import Guard, init_guard
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +27,7 @@ class State:
     params: dict[str, Any]  # "lm": the model; "process": a process-reward head, once there is one
     opt: dict[str, Any]  # "tx": state of the optax transformation; "ema": averaged params, or None
     ref: Any  # a frozen policy, or None
-    guard: dict[str, jax.Array]  # see `guard.init_guard`
+    guard: Guard
 
 
 def init_state(

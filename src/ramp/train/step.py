@@ -111,11 +111,11 @@ def make_update(
         metrics["train/update_norm"] = update_norm
         metrics["train/weight"] = weight
         if schedule is not None:
-            applied = state.step - state.guard["skipped"]  # updates so far: the count of optax
+            applied = state.step - state.guard.skipped  # updates so far: the count of optax
             metrics["train/lr"] = jnp.asarray(schedule(applied))
         metrics["guard/diverged"] = diverged
         for name in ("skipped", "refused", "streak", "calm", "recoveries"):
-            metrics[f"guard/{name}"] = guard[name]
+            metrics[f"guard/{name}"] = getattr(guard, name)
         return replace(state, step=done, params=params, opt=opt, guard=guard), metrics
 
     return step

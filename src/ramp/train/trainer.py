@@ -121,7 +121,9 @@ class Trainer:
                 clock.add(saved_time, {kind: logged[kind] for kind in KINDS if kind in logged})
             attempt = Attempt(self, rundir, checkpoints, evaluate, score, clock, stop)
             while True:
-                recoveries, offset = (int(state.guard[key]) for key in ("recoveries", "offset"))
+                recoveries, offset = (
+                    int(getattr(state.guard, key)) for key in ("recoveries", "offset")
+                )
                 try:
                     state = attempt.train(state)
                     break
@@ -144,8 +146,8 @@ class Trainer:
                 time=clock.split(),
                 steps=self.t.steps,
                 tokens=self.t.steps * self.t.batch_size * self.t.seq_len,
-                skipped_steps=int(state.guard["skipped"] + state.guard["refused"]),
-                recoveries=int(state.guard["recoveries"]),
+                skipped_steps=int(state.guard.skipped + state.guard.refused),
+                recoveries=int(state.guard.recoveries),
                 best_step=checkpoints.best_step(),
             )
         return state, report
@@ -183,7 +185,7 @@ class Trainer:
         self.require_same(rundir, saved, self.make_meta(), step)
         if self.is_brought(rundir, step):
             # The rates are those of the new run, whatever became of the old one's.
-            state = note_recovery(state, 0, int(state.guard["offset"]))
+            state = note_recovery(state, 0, int(state.guard.offset))
         return state, saved["clock"]
 
     def init_state(self, params: dict) -> State:
@@ -243,7 +245,7 @@ class Attempt:
                 stop=self.stop,
             )
             # Compiled anew after a recovery: the rates are constants of the step.
-            slowed = slow_down(t, int(state.guard["recoveries"]))
+            slowed = slow_down(t, int(state.guard.recoveries))
             options = compiler_options(c.mesh)
             step = make_stage_step(trainer.loss, slowed, c.model.dtype, options, trainer.chance)
             state = train_loop(run, state, trainer.wrap_step(step), trainer.batches)
@@ -253,7 +255,7 @@ class Attempt:
 
     def say_recovered(self, state: State, problem: Divergence) -> None:
         """Print and log what a recovery has decided."""
-        first, recoveries = int(state.step), int(state.guard["recoveries"])
+        first, recoveries = int(state.step), int(state.guard.recoveries)
         lr_scale = slow_down(self.trainer.t, recoveries).lr_scale
         text = (
             f"{problem}; recovery {recoveries} of at most {MAX_RECOVERIES}: back to step {first}, "
@@ -323,7 +325,7 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
     t, clock, stop = run.t, run.clock, run.stop
     mesh = jax.sharding.get_mesh()
     first = int(state.step)
-    offset = int(state.guard["offset"])  # batches that a recovery passed over
+    offset = int(state.guard.offset)  # batches that a recovery passed over
     with (
         stop.together(),
         show_progress(run.label, first, t.steps) as show,
