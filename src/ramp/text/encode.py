@@ -60,6 +60,7 @@ class FastEncoder:
         ]
 
     def _encode_long(self, text) -> np.ndarray:
+        assert self._findall is not None  # `encode` asks the library for other patterns
         if _OTHER_PLANES.search(text):
             return np.array(self.tokenizer.encode(text), self.dtype)
         parts = [np.empty(0, self.dtype)]

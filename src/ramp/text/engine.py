@@ -6,6 +6,8 @@ their order.
 """
 
 import ctypes
+import importlib
+import logging
 import multiprocessing
 import os
 import platform
@@ -85,7 +87,8 @@ def _begin_worker(parent: int) -> None:
 def _run_on_ray(task, arguments, workers) -> Iterator[tuple[int, Any]]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to its makers
     try:
-        import ray
+        # Not by a statement: a type checker would want the extra too.
+        ray = importlib.import_module("ray")
     except ImportError:
         raise UserError(
             "text.engine = 'ray' needs Ray: pip install 'ramp-lm[ray]', or use --text.engine local."
@@ -94,7 +97,7 @@ def _run_on_ray(task, arguments, workers) -> Iterator[tuple[int, Any]]:
     if is_own:
         # Of $RAY_ADDRESS; without it Ray starts a cluster on this machine.
         try:
-            ray.init(log_to_driver=False, logging_level="error")
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # Ray has no type of its own for it
             address = os.environ.get("RAY_ADDRESS", "not set")
             reason = " ".join(str(error).split())

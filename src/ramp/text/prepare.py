@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -110,7 +111,8 @@ def make_plan(text: Text, units: Sequence[Unit], test: dedup.TestSet, work: Path
     total = sum(part.bytes or UNKNOWN_SIZE for unit in units for part in unit.parts)
     work.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez(buffer, **{str(n): gram for n, gram in test.grams.items()})
+    grams: dict[str, Any] = {str(n): gram for n, gram in test.grams.items()}
+    np.savez(buffer, **grams)
     plan = Plan(
         val_fraction=text.val_fraction,
         threshold=text.dedup_threshold if text.dedup == "near" else None,
