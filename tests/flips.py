@@ -22,6 +22,9 @@ from ramp.reporting.report import update_report
 from ramp.stages import STAGES
 from ramp.synth.history import read_history, write_history
 
+# How often a folder is chosen; "" is the run's own files, and others are chosen once.
+SHARES = {"": 5, "checkpoints": 5, "data": 3, "synth": 3}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -143,14 +146,20 @@ class Flips:
         return sorted(path for path in self.run.rglob("*") if path.is_file())
 
     def choose_file(self) -> Path:
-        """A kind of file at random, and one of that kind: small files are as likely as big ones."""
-        kinds: dict[str, list[Path]] = {}
+        """A folder at random, a kind of its files, and one of that kind.
+
+        So a small file is as likely as a big one, and one of few kinds as one of many.
+        """
+        folders: dict[str, dict[str, list[Path]]] = {}
         for path in sorted(self.whole.rglob("*")):
             name = str(path.relative_to(self.whole))
             if path.is_file() and path.stat().st_size and re.search(self.only, name):
                 # Steps, generations and hashes in names tell no kinds apart.
                 kind = re.sub(r"[0-9a-f]{16,}|\d+", "#", name)
-                kinds.setdefault(kind, []).append(path)
+                folder = "" if path.parent == self.whole else name.split("/")[0]
+                folders.setdefault(folder, {}).setdefault(kind, []).append(path)
+        weights = [SHARES.get(folder, 1) for folder in sorted(folders)]
+        kinds = folders[self.draw.choices(sorted(folders), weights)[0]]
         chosen = self.draw.choice(kinds[self.draw.choice(sorted(kinds))])
         return self.run / chosen.relative_to(self.whole)
 
