@@ -1,6 +1,7 @@
 """Preference tuning: the loss by hand, what it learns, what it refuses, and that it resumes and runs on meshes."""
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -53,7 +54,7 @@ def rundir(tmp_path, monkeypatch):
     run = RunDir(tmp_path / "run")
     run.data.mkdir(parents=True)
     T.save(run.tokenizer)
-    monkeypatch.setattr(dpo, "load_params", lambda *args: {"lm": tiny.lively(MODEL)})
+    monkeypatch.setattr(dpo, "load_start", lambda *args: {"lm": tiny.lively(MODEL)})
     return run
 
 
@@ -92,21 +93,15 @@ def test_it_learns_what_is_preferred_and_resumes_bitwise(tmp_path, rundir):
         report = dpo.run(rundir, c, Preemption())
         assert report["eval/accuracy"] > 0.9
         assert report["eval/loss"] < np.log(2)
-        other = RunDir(tmp_path / "other")
-        other.data.mkdir(parents=True)
-        T.save(other.tokenizer)
-        half = replace(c, dpo=replace(c.dpo, train=replace(c.dpo.train, steps=6)))
-        # The same schedule, cut short: only the number of steps that are done differs.
-        half = replace(
-            half, dpo=replace(half.dpo, train=replace(half.dpo.train, decay_fraction=0.0))
-        )
-        full = replace(c, dpo=replace(c.dpo, train=replace(c.dpo.train, decay_fraction=0.0)))
-        dpo.run(other, half, Preemption())
-        resumed = dpo.run(other, full, Preemption())
+        # Again from the middle, as after a kill.
+        steps = c.dpo.train.steps
+        full = replace(c, dpo=replace(c.dpo, train=replace(c.dpo.train, save_every=steps // 2)))
         whole = RunDir(tmp_path / "whole")
         whole.data.mkdir(parents=True)
         T.save(whole.tokenizer)
-        assert dpo.run(whole, full, Preemption())["eval/loss"] == resumed["eval/loss"]
+        first = dpo.run(whole, full, Preemption())
+        shutil.rmtree(whole.checkpoints("dpo") / str(steps))
+        assert dpo.run(whole, full, Preemption())["eval/loss"] == first["eval/loss"]
 
 
 def test_meshes_agree(tmp_path):

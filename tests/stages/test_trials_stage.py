@@ -51,7 +51,7 @@ def evaluated(
         return [run(params or {"lm": None}, step, board, Preemption()) for step in steps][-1]
 
 
-def growing(c, params, tokenizer, task, problems, group, tokens, step, temperature):
+def growing(c, params, tokenizer, task, problems, group, tokens, step, temperature, poll):
     """Solutions that are right more and more often."""
     right = np.random.default_rng(step).random(len(problems) * group) < 1 / (
         1 + np.exp(-2 * np.log(step / 30))
@@ -189,8 +189,10 @@ def test_a_slice_beyond_the_task_is_named(rundir):
 
 def test_solved_problems_are_rows_of_fine_tuning(tmp_path):
     talks = tmp_path / "talks.jsonl"
-    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
-    talks.write_text("".join(json.dumps({"messages": said}) + "\n" for _ in range(200)))
+    answer = {"role": "assistant", "content": "Ho"}
+    # Different ones: which split a conversation is in follows from what it says.
+    said = [[{"role": "user", "content": f"Hi {i}"}, answer] for i in range(200)]
+    talks.write_text("".join(json.dumps({"messages": turns}) + "\n" for turns in said))
     chat = Chat(sources=(f"file:{talks}",), val_fraction=0.2)
     plain, mixed = (
         finetune.pack_rows(settings(chat=c), TOKENIZER)[0]

@@ -1,7 +1,6 @@
 """The host's side of training: metrics once a step and one step late, resuming, leaving, giving up."""
 
 import json
-import os
 import signal
 from contextlib import closing
 from dataclasses import replace
@@ -186,7 +185,7 @@ def test_sigterm_saves_and_the_rest_is_bitwise_what_it_would_have_been(tmp_path)
         def spy(step):
             def watched(state, batch):
                 if int(state.step) + 1 == at:
-                    os.kill(os.getpid(), signal.SIGTERM)
+                    signal.raise_signal(signal.SIGTERM)
                 return step(state, batch)
 
             return watched
@@ -210,7 +209,7 @@ def test_a_step_that_samples_may_be_cut_short(tmp_path):
     def spy(step):
         def cut(state, batch):
             if int(state.step) == 6:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
                 raise Preempted("while it sampled")
             return step(state, batch)
 
@@ -225,7 +224,7 @@ def test_a_step_that_samples_may_be_cut_short(tmp_path):
 
 def test_sigterm_while_evaluating_saves_too(tmp_path):
     def evaluate(state, stop):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         assert stop.requested(0)
         return {}
 
@@ -242,7 +241,7 @@ def test_an_evaluation_that_a_stop_cuts_short_is_made_up_for(tmp_path, cut):
     def evaluate(state, stop):
         evaluated.append(int(state.step))
         if evaluated.count(cut) == 1 and evaluated[-1] == cut:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             stop.check(0)
         return {"eval/x": 10.0 - int(state.step)}
 
@@ -264,7 +263,7 @@ def test_one_request_stops_every_stage_that_follows(tmp_path):
     stop = Preemption()
     # Also where nobody has polled since.
     with pytest.raises(Preempted), stop:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Preempted):
         stop.check(0)
 
@@ -389,7 +388,7 @@ def stage(optimizer="muon", **over):
 def train(path, s, leave=None):
     def evaluate(params, step, board, stop):
         if step == leave:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return {"eval/x": float(jnp.sum(params["lm"]["embed"]["table"] ** 2))}
 
     return s.train(
@@ -439,7 +438,7 @@ def test_an_evaluation_that_is_cut_short_is_neither_logged_nor_a_score(tmp_path)
     def evaluate(params, step, board, stop):
         if step == 2:
             return {"eval/x": 1.0}
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return {}
 
     with pytest.raises(Preempted):
@@ -459,7 +458,7 @@ def test_an_evaluation_that_is_made_up_for_is_logged_once(tmp_path, monkeypatch)
         board.text(step, "sample", f"of step {step}")
         if not cut:
             cut.append(step)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             return {}
         return {"eval/x": float(step)}
 

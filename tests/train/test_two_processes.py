@@ -28,8 +28,9 @@ WORKER = """
     import test_two_processes as here
     from ramp.train.checkpoint import Checkpoints
     from ramp.train.fingerprint import fingerprint
-    from ramp.train.preemption import Preemption
+    from ramp.train.preemption import Preemption, take_signals_back
 
+    take_signals_back()  # as `mesh.connect_processes` does after joining
     assert jax.process_count() == 2 and jax.device_count() == 4 and jax.local_device_count() == 2
     said = {}
     mesh = here.mesh_of((2, 2))
