@@ -211,6 +211,26 @@ def test_the_remedy_for_another_configuration_works(base, tmp_path, capsys):
     assert ramp("run", *words) == 0
 
 
+def test_a_branch_that_diverges_goes_back_to_what_it_began_from(base, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ("--from", f"{base / 'a'}@3", "--run", run, "--pretrain.steps", 40)
+    assert ramp("run", *words, "--pretrain.lr_scale", 1e6) == 3
+    said = capsys.readouterr().err
+    good = int(re.search(r"step (\d+) is the last good checkpoint", said)[1])
+    # Every update was refused, so a later step may hold the same weights.
+    assert same(leaves(run, "pretrain", good), leaves(base / "a", "pretrain", 3), "params")
+    remedy = re.search("`ramp (.*?)`", said)[1].replace("NEW", str(tmp_path / "new"))
+    assert ramp(*shlex.split(remedy)) == 0
+
+
+def test_the_remedy_of_a_run_that_diverged_works(base, tmp_path, capsys):
+    words = ("--run", tmp_path / "run", "--pretrain.steps", 40, "--pretrain.lr_scale", 3000)
+    assert ramp("run", base / "a.toml", *words) == 3
+    said = capsys.readouterr().err
+    remedy = re.search("`ramp (.*?)`", said)[1].replace("NEW", str(tmp_path / "new"))
+    assert ramp(*shlex.split(remedy)) == 0
+
+
 def test_swapped_conversations_are_refused_and_can_be_accepted(base, tmp_path, capsys):
     run, chats = tmp_path / "run", tmp_path / "chat.jsonl"
     shutil.copytree(base / "a", run)

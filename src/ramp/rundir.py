@@ -166,6 +166,11 @@ class RunDir:
         """Whether a stage has left anything here."""
         return stage in self.report() or self.checkpoints(stage).exists()
 
+    def find_base(self, stage: str) -> int | None:
+        """The step of a stage whose whole state another run has brought here; None: none."""
+        origin = self.origin()
+        return origin.step if origin and origin.whole_state and origin.stage == stage else None
+
     def redo(self, checkpoints: str) -> str:
         """The command, in backquotes, that makes a stage or sub-stage from the beginning."""
         origin = self.origin()

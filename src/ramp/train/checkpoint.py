@@ -93,7 +93,8 @@ class Checkpoints:
     """The steps in one directory, local or gs://.
 
     With several processes all of them can read it, and all make the same calls. remedy: what to do
-    where every step is damaged, for the message.
+    where every step is damaged, for the message. base: the step that another run has brought, which
+    is taken to be good.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Checkpoints:
         keep: int = 2,
         keep_best: bool = True,
         remedy: str = "delete them to start anew",
+        base: int | None = None,
     ):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
@@ -110,11 +112,12 @@ class Checkpoints:
         self._keep = keep
         self._keep_best = keep_best
         self._remedy = remedy
+        self._base = base
         self._local = "://" not in str(directory)
         if self._local:  # Orbax wants an absolute path
             self.directory = self.directory.resolve()
         self._saving: int | None = None  # the step that is being written in the background
-        self._proven: int | None = None  # as the last save said
+        self._proven = base  # as the last save said
         self._orbax = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
     # ---- writing
@@ -161,7 +164,8 @@ class Checkpoints:
             "fingerprint": fingerprints([leaves[name] for name in sorted(leaves)]),
         }
         args = ocp.args.Composite(state=ocp.args.PyTreeSave(tree), meta=ocp.args.JsonSave(sealed))
-        self._saving, self._proven = step, proven
+        self._saving = step
+        self._proven = self._base if proven is None else proven
         try:
             self._orbax.save(self.directory / str(step), args=args)
         except Exception as error:
@@ -250,6 +254,7 @@ class Checkpoints:
         """
         self.wait()
         best, steps = self.best_step(), self.steps()
+        trusted = max(trusted, -1 if self._base is None else self._base)
         good = [s for s in self._planned_steps() if s <= trusted or (s == best and s <= calm)]
         # Newest first: a kill in between leaves steps of which the newest leads here again.
         for step in reversed(steps):
@@ -261,6 +266,9 @@ class Checkpoints:
         """The steps that were not saved for a request to stop alone."""
         planned = []
         for step in self.steps():
+            if step == self._base:
+                planned.append(step)
+                continue
             try:
                 extra = self._record(step).get("extra")
             except DamagedCheckpoint:

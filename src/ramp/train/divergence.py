@@ -93,6 +93,15 @@ def note_recovery(state: State, recoveries: int, offset: int) -> State:
     return dataclasses.replace(state, guard=noted)
 
 
+def forget_losses(state: State) -> State:
+    """Return the state with a guard that begins, but for the batches that it passes over."""
+    offset = int(state.guard.offset)
+    begun = jax.tree.map(
+        lambda new, old: jax.device_put(new, old.sharding), guard.init_guard(), state.guard
+    )
+    return note_recovery(dataclasses.replace(state, guard=begun), 0, offset)
+
+
 def describe_remedy(name: str, t: Train, run: object, good: int | None) -> str:
     """Return what a person can do about a stage (or sub-stage) that diverged.
 

@@ -29,6 +29,7 @@ from ramp.train.divergence import (
     Diverged,
     Divergence,
     describe_remedy,
+    forget_losses,
     judge_metrics,
     judge_state,
     note_recovery,
@@ -112,6 +113,7 @@ class Trainer:
             rundir.checkpoints(self.name),
             keep=self.c.checkpoint.max_to_keep,
             remedy=f"{rundir.redo(self.name)} trains from the beginning",
+            base=rundir.find_base(self.name),
         )
         with closing(checkpoints):
             with clock("init"):
@@ -156,18 +158,12 @@ class Trainer:
         """Return what is saved with every checkpoint."""
         return make_meta(self.name, self.c, self.tokenizer, self.data)
 
-    def is_brought(self, rundir: RunDir, step: int) -> bool:
-        """Whether another run brought this state: it goes on with what `--from` was given."""
-        origin = rundir.origin()
-        if origin is None or not origin.whole_state:
-            return False
-        return (origin.stage, origin.step) == (self.name, step)
-
     def require_same(self, rundir: RunDir, saved: dict, now: dict, step: int) -> None:
         """Raise `UserError` unless a checkpoint may be gone on from with what there is now."""
         where = rundir.checkpoints(self.name) / str(step)
         require_same_identity(saved, now, where, rundir.redo(self.name))
-        if not self.is_brought(rundir, step):
+        # What another run brought here goes on with what `--from` was given.
+        if step != rundir.find_base(self.name):
             remedy = f"ramp {self.name} --from {rundir.path} --run NEW"
             require_same_inputs(saved, now, where, remedy)
 
@@ -183,7 +179,10 @@ class Trainer:
             return jax.jit(self.init_state, donate_argnums=0)(start()), {}
         state, saved, step = found
         self.require_same(rundir, saved, self.make_meta(), step)
-        if self.is_brought(rundir, step):
+        if step == rundir.find_base(self.name):
+            # On other data another loss is usual.
+            if saved.get("data") != self.data:
+                state = forget_losses(state)
             # The rates are those of the new run, whatever became of the old one's.
             state = note_recovery(state, 0, int(state.guard.offset))
         return state, saved["clock"]
