@@ -74,7 +74,10 @@ def use_huge_pages() -> None:
     if version >= (2, 35) and kernel.exists() and "[never]" not in kernel.read_text():
         # A signal on the way is heard by the new process, once it listens.
         interrupts.block()
-        os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
+        try:
+            os.execve(sys.executable, sys.orig_argv, os.environ | {"GLIBC_TUNABLES": TUNABLE})
+        finally:
+            interrupts.unblock()  # it has failed, and this process goes on
 
 
 def has_huge_pages() -> bool:
