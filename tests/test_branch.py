@@ -6,8 +6,10 @@ import re
 import shlex
 import shutil
 
+import jax
 import numpy as np
 import pytest
+import tiny
 
 from ramp import cli, config
 from ramp.rundir import RunDir
@@ -42,7 +44,9 @@ max_to_keep = 3
 
 
 def ramp(*words: object) -> int:
-    return cli.main([str(word) for word in words])
+    # A run sets its mesh for good: here it ends with the run, for the tests that follow.
+    with jax.set_mesh(tiny.mesh()):
+        return cli.main([str(word) for word in words])
 
 
 def write_texts(folder, seed: int) -> None:
