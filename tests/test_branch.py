@@ -13,6 +13,7 @@ import tiny
 
 from ramp import cli, config
 from ramp.rundir import RunDir
+from ramp.text.tokenizer import Tokenizer
 from ramp.train.checkpoint import Checkpoints
 
 CONFIG = """
@@ -174,6 +175,26 @@ def test_text_alone_makes_a_run_and_goes_on(base, tmp_path, capsys):
     assert (tmp_path / "run" / "config.toml").read_bytes() == saved
     assert ramp("run", "--text", base / "texts", "--run", tmp_path / "run") == 2
     assert "text.sources" in capsys.readouterr().err
+    in_brackets = ("--text", f"[{tmp_path / 'texts'}]", "--run", tmp_path / "run")
+    assert ramp("run", *in_brackets, "--pretrain.steps", 2) == 0
+
+
+def test_the_tokenizer_of_another_model_makes_the_vocabulary(base, tmp_path, capsys):
+    """Its size is its own, in a configuration that does not say it; one that is too small is refused."""
+    file = tmp_path / "tokenizer.json"
+    shutil.copy(RunDir(base / "a").tokenizer, file)
+    words = ("--text.tokenizer", file, "--run", tmp_path / "run")
+    text = (base / "a.toml").read_text().replace("vocab_size = 300", "")
+    (tmp_path / "b.toml").write_text(text)
+    assert ramp("run", tmp_path / "b.toml", *words) == 0
+    assert config.load(tmp_path / "run" / "config.toml").text.vocab_size == 300
+    larger = Tokenizer.load(file)
+    larger = Tokenizer(larger.merges + tuple((i, i) for i in range(97, 107)) * 10)
+    larger.save(file)
+    capsys.readouterr()
+    words = ("--text.tokenizer", file, "--run", tmp_path / "c", "--model.vocab_size", 256)
+    assert ramp("run", tmp_path / "b.toml", *words) == 2
+    assert "model.vocab_size" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

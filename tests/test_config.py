@@ -56,7 +56,6 @@ def written(tmp_path):
             "stages = ['pretrian']",
             "unknown stage 'pretrian'; did you mean 'pretrain'?, in 'stages'",
         ),
-        ("[text]\nsources = []", "'text.sources' is empty"),
         ("[model]\nwindow_pattern = 'SXL'", "'model.window_pattern' is 'SXL'"),
         ("[model]\nwindow_pattern = ''", "'model.window_pattern' is ''"),
         ("[mesh]\nmodel = -1", "only one axis of 'mesh' can be -1"),

@@ -330,10 +330,9 @@ def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key])
         return rundir.RunDir(parent).load_config(flags, keys), args.run
     if args.text:
         directory = args.run or Path("runs") / name_run(args.text[0])
-        saved = directory / "config.toml"
         # Begun before: it goes on with what was chosen then.
-        if saved.exists():
-            return config.load(saved, flags, keys), directory
+        if (directory / "config.toml").exists():
+            return rundir.RunDir(directory).load_config(flags, keys), directory
         return config.load_flags(flags, keys), directory
     raise UserError(f"name a configuration, such as `ramp {args.command} cpu`, or give --text PATH")
 
@@ -371,7 +370,11 @@ def read_request(args: Arguments) -> rundir.Request | None:
 def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> int:
     """Do all stages of a configuration, or the named ones."""
     request = read_request(args)
+    if args.text:
+        # As a key of the configuration takes a list, with and without brackets.
+        args.text = schema.parse_list("--text", args.text)
     c, directory = load_target(args, flags)
+    c = rundir.fit_vocabulary(c)
     if args.text:
         c = choose_for_text(args, c, directory)
     if args.dry_run:

@@ -35,6 +35,7 @@ TopP = Annotated[float, Range(above=0, high=1)]
 HeldOut = Annotated[float, Range(above=0, high=0.5)]  # never nothing, never the larger part
 Axis = Annotated[int, Range(low=-1)]
 Weights = tuple[tuple[str, float], ...]  # a table of name = number, in its order
+BUILT_IN_TOKENIZERS = ("bpe", "bytes", "run")  # all others are paths
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Text:
     the PATH of a tokenizer.json"""
     # 264: 256 bytes and 8 special tokens.
     vocab_size: Annotated[int, Range(low=264, high=262144)] = 4096
-    """tokens, the 8 special ones included; a tokenizer of bytes has 264"""
+    """tokens, the 8 special ones included; bytes have 264, a tokenizer.json has its own number"""
     mask_documents: bool = True
     """documents that share a row of pretraining do not attend to each other"""
     workers: Annotated[int, Range(low=0), EXECUTION] = 0
@@ -638,13 +639,9 @@ def check_config(config: Config, where: str = "configuration") -> Config:
             raise UserError(
                 f"{where}: in 'stages', {stage} comes before {STAGES[stage].needs}, which it needs"
             )
-    if not config.text.sources and not config.text.mix and "prepare" in config.stages:
-        raise UserError(
-            f"{where}: 'text.sources' is empty; name at least one, such as 'file:my/*.txt'"
-        )
     tokenizer = config.text.tokenizer
     # A file, or a folder that has one: whether it is there is seen where text is prepared.
-    if tokenizer not in ("bpe", "bytes", "run") and not {".", "/"} & set(tokenizer):
+    if tokenizer not in BUILT_IN_TOKENIZERS and not {".", "/"} & set(tokenizer):
         raise UserError(
             f"{where}: 'text.tokenizer' is {tokenizer!r}; "
             "it can be bpe, bytes, run or the path of a tokenizer.json"

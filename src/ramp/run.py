@@ -110,6 +110,12 @@ def check_lengths(rundir: RunDir, c: Config, modules: Sequence[ModuleType]) -> N
     if not rundir.tokenizer.exists():
         return
     tokenizer = Tokenizer.load(rundir.tokenizer)
+    # An id beyond the table would be read as another row of it, without a word.
+    if tokenizer.vocab_size > c.model.vocab_size:
+        raise UserError(
+            f"{rundir.tokenizer} has {tokenizer.vocab_size} tokens and the model "
+            f"{c.model.vocab_size}; set --model.vocab_size {tokenizer.vocab_size}"
+        )
     for module in modules:
         if hasattr(module, "check_lengths"):
             module.check_lengths(rundir, c, tokenizer)

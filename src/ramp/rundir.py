@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ramp import config, schema
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.files import list_kept, read_copy, read_kept, repair_kept, warn_once, write_kept
-from ramp.stages import STAGES, Stage, find_stage
+from ramp.stages import STAGES, find_stage
 
 
 @dataclass(frozen=True)
@@ -252,14 +252,13 @@ class RunDir:
             edited = config.load(self.config)
         except UserError as error:
             raise UserError(f"{error}; mend it, or {take_back}") from None
-        for stage in self.list_begun():
-            changes = list_changes(written, edited, *stage.identity)
-            if changes:
-                raise UserError(
-                    f"{self.config} was changed since ramp wrote it ({'; '.join(changes[:4])}), "
-                    f"and {stage.name} of this run has begun with what it was: {take_back}, or "
-                    f"begin another run with --from {self.path} --run NEW"
-                )
+        if found := self.find_conflict(written, edited):
+            stage, changes = found
+            raise UserError(
+                f"{self.config} was changed since ramp wrote it ({changes}), and {stage} of this "
+                f"run has begun with what it was: {take_back}, or begin another run with "
+                f"--from {self.path} --run NEW"
+            )
         before, after = (
             {key.name: key.default for key in schema.list_keys(c)} for c in (written, edited)
         )
@@ -271,9 +270,14 @@ class RunDir:
             )
         return config.load(self.config, flags, keys)
 
-    def list_begun(self) -> list[Stage]:
-        """The stages that have left anything here."""
-        return [stage for stage in STAGES.values() if self.has_begun(stage.name)]
+    def find_conflict(self, old: Config, new: Config) -> tuple[str, str] | None:
+        """The first stage that has begun here and depends on what differs, and its first keys."""
+        for stage in STAGES.values():
+            # What has not begun may still change.
+            changes = list_changes(old, new, *stage.identity)
+            if changes and self.has_begun(stage.name):
+                return stage.name, "; ".join(changes[:4])
+        return None
 
     def check_or_create(self, c: Config, is_done: bool = False) -> None:
         """Write config.toml and provenance.json.
@@ -282,9 +286,14 @@ class RunDir:
         that another configuration made.
         """
         written = self.written_config()
-        if written:
-            # What the saved one leaves to a rule, or to the machine, is chosen now.
-            self._require_same(config.keep_chosen(written, c), c)
+        # What the saved one leaves to a rule, or to the machine, is chosen now.
+        found = self.find_conflict(config.keep_chosen(written, c), c) if written else None
+        if found:
+            raise UserError(
+                # The first few say enough.
+                f"{self.path} was begun with another configuration ({found[1]}); "
+                f"begin a new run from it with --from {self.path} --run NEW, or leave it"
+            )
         if is_done:
             return
         # It marks the directory as a run, so it comes before anything that a kill could leave.
@@ -295,17 +304,6 @@ class RunDir:
             self.path / "provenance.json",
             json.dumps(asdict(describe_provenance()), indent=2) + "\n",
         )
-
-    def _require_same(self, old: Config, new: Config) -> None:
-        # What has not begun may still change.
-        for stage in self.list_begun():
-            changes = list_changes(old, new, *stage.identity)
-            if changes:
-                raise UserError(
-                    # The first few say enough.
-                    f"{self.path} was begun with another configuration ({'; '.join(changes[:4])}); "
-                    f"begin a new run from it with --from {self.path} --run NEW, or leave it"
-                )
 
     def repair(self) -> None:
         """Write damaged files again from their copies, with a warning. Call it under the lock."""
@@ -338,6 +336,21 @@ class RunDir:
                     f"{self.path} is in use by another ramp; wait for it, or name another --run"
                 ) from None
             yield
+
+
+def fit_vocabulary(c: Config) -> Config:
+    """The configuration with the `text.vocab_size` that its tokenizer's file has, if it names one.
+
+    Ramp's special tokens are counted. A file that is gone is the business of `prepare` alone.
+    """
+    path = Path(c.text.tokenizer)
+    if c.text.tokenizer in config.BUILT_IN_TOKENIZERS or not path.exists():
+        return c
+    # Slow to import, and few bring a tokenizer.
+    from ramp.text.huggingface import open_tokenizer
+
+    text = replace(c.text, vocab_size=open_tokenizer(path).vocab_size)
+    return replace(c, text=text)
 
 
 def is_leftover(path: Path) -> bool:

@@ -226,17 +226,7 @@ def parse_words(key: Key, words: list[str]) -> Any:
     if is_table(key.type):
         return parse_table(where, words)
     if typing.get_origin(key.type) is tuple:
-        # TOML's own form, the only one that can say an empty list or a word that begins with "--".
-        joined = " ".join(words)
-        if joined.startswith("["):
-            try:
-                return tomllib.loads(f"list = {joined}")["list"]
-            except tomllib.TOMLDecodeError as error:
-                # People leave out the quotes, which shells take away anyway.
-                if joined.endswith("]") and not {'"', "'"} & set(joined):
-                    return joined[1:-1].replace(",", " ").split()
-                raise UserError(f"{where} is not a list: {error}") from None
-        return words
+        return parse_list(where, words)
     if len(words) != 1:
         raise UserError(f"{where} takes one value, not {len(words)}")
     word = words[0]
@@ -252,6 +242,21 @@ def parse_words(key: Key, words: list[str]) -> Any:
             raise UserError(f"{where} takes {kind}, not {word!r}") from None
     # A text, or one of several choices, which `convert` checks.
     return word
+
+
+def parse_list(where: str, words: list[str]) -> list[str]:
+    """Several words, or one TOML array."""
+    # TOML's own form, the only one that can say an empty list or a word that begins with "--".
+    joined = " ".join(words)
+    if not joined.startswith("["):
+        return words
+    try:
+        return tomllib.loads(f"list = {joined}")["list"]
+    except tomllib.TOMLDecodeError as error:
+        # People leave out the quotes, which shells take away anyway.
+        if joined.endswith("]") and not {'"', "'"} & set(joined):
+            return joined[1:-1].replace(",", " ").split()
+        raise UserError(f"{where} is not a list: {error}") from None
 
 
 def parse_table(where: str, words: list[str]) -> dict[str, float]:

@@ -22,7 +22,8 @@ def path(tmp_path_factory):
     "flags, says",
     [
         (["--text.sources", "file:/nowhere/*.txt"], "matches no file"),
-        (["--text.tokenizer", "/nowhere/tokenizer.json"], "text.tokenizer names /nowhere"),
+        (["--text.tokenizer", "/nowhere/tokenizer.json"], "/nowhere/tokenizer.json"),
+        (["--text.sources", "/nowhere/*.txt"], "matches no file"),  # without file:
         (["--chat.sources", "file:/nowhere/*.jsonl"], "matches no file"),
         (["--chat.tasks", "adition/1"], "write NAME/LEVEL"),
         (["--dpo.sources", "file:/nowhere/*.jsonl"], "matches no file"),
@@ -80,3 +81,15 @@ def test_lengths_are_refused_once_the_tokenizer_is_there(path):
     with pytest.raises(UserError, match="context of 128"):
         rl = replace(c.reinforce, max_new_tokens=126)
         reinforce.check_lengths(rundir, replace(c, reinforce=rl), tokenizer)
+
+
+def test_a_tokenizer_that_is_larger_than_the_model_is_refused(path, tmp_path):
+    """Its last ids would be read as rows that are not there, without a word."""
+    rundir = RunDir(tmp_path)
+    rundir.data.mkdir()
+    Tokenizer.bytes_only().save(rundir.tokenizer)
+    c = config.resolve(config.load(path))
+    run.check_lengths(rundir, c, [])
+    small = replace(c, model=replace(c.model, vocab_size=200))
+    with pytest.raises(UserError, match="has 264 tokens and the model 200"):
+        run.check_lengths(rundir, small, [])

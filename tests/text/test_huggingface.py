@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from ramp.config import Text
+from ramp.config import Config, Text
 from ramp.errors import UserError
-from ramp.text.huggingface import PATTERNS, count_vocabulary, open_tokenizer
+from ramp.rundir import fit_vocabulary
+from ramp.text.huggingface import PATTERNS, open_tokenizer
 from ramp.text.prepare import prepare_tokens
 from ramp.text.tokenizer import SPECIALS, Tokenizer
 
@@ -68,8 +69,9 @@ def test_the_same_cuts(pair, text):
 
 def test_the_vocabulary_is_counted_with_our_special_tokens(pair, tmp_path):
     theirs, ours, path = pair
-    assert count_vocabulary(path) == ours.vocab_size
-    assert count_vocabulary(path.parent) == ours.vocab_size
+    for tokenizer in (path, path.parent):
+        c = fit_vocabulary(Config(text=Text(tokenizer=str(tokenizer))))
+        assert c.text.vocab_size == ours.vocab_size
     # Ours has no <|endoftext|>, but the eight.
     assert ours.vocab_size == theirs.get_vocab_size() - 1 + len(SPECIALS)
     ours.save(tmp_path / "ours.json")

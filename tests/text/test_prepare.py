@@ -120,9 +120,8 @@ def test_what_was_done_before_a_kill_is_not_done_again(tmp_path, monkeypatch, ph
     assert made.counts["documents"] == 150
 
 
-def test_sources_that_change_between_two_starts_are_read_again(tmp_path, monkeypatch, capsys):
-    files = [write_jsonl(tmp_path / f"{i}.jsonl", sentences(30, i)) for i in range(4)]
-    source = tmp_path / "*.jsonl"
+def stop_before_second_pass(folder, source, monkeypatch):
+    """A preparation that ends where the first pass is done and kept."""
 
     def fail(argument):
         raise KeyboardInterrupt
@@ -130,7 +129,14 @@ def test_sources_that_change_between_two_starts_are_read_again(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(prepare, "make_second_pass", fail)
         with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, source)
+            run(folder, source)
+
+
+def test_sources_that_change_between_two_starts_are_read_again(tmp_path, monkeypatch, capsys):
+    files = [write_jsonl(tmp_path / f"{i}.jsonl", sentences(30, i)) for i in range(4)]
+    source = tmp_path / "*.jsonl"
+
+    stop_before_second_pass(tmp_path, source, monkeypatch)
     write_jsonl(files[2], sentences(30, 99))
     run(tmp_path, source)
     assert "have changed since" in capsys.readouterr().out
@@ -267,13 +273,7 @@ def test_bad_records_of_all_units_are_judged_together(tmp_path):
 def test_damaged_work_is_one_sentence_and_its_remedy_works(tmp_path, monkeypatch):
     source = write_jsonl(tmp_path / "a.jsonl", sentences(60, 9))
 
-    def fail(argument):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "make_second_pass", fail)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, source)
+    stop_before_second_pass(tmp_path, source, monkeypatch)
     kept = tmp_path / "data/work/first/00001.npz"
     data = bytearray(kept.read_bytes())
     data[len(data) // 2] ^= 1

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ramp import config
+from ramp import config, rundir
 from ramp.errors import UserError
 from ramp.files import parse_path
 from ramp.pods import chips
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
         if name not in PROGRAMS:
             raise UserError(f"--only {name}: a plan has {', '.join(PROGRAMS)}")
     c = config.load(args.config, flags)
+    c = rundir.fit_vocabulary(c)
     from ramp.pods import plan, search
 
     # The best choice is then planned like any other configuration.

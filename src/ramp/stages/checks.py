@@ -10,12 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from ramp.config import Config
+from ramp.config import BUILT_IN_TOKENIZERS, Config
 from ramp.errors import UserError
-from ramp.text import chat, corpus, preferences
-
-# Sources that are read at once. Others cost a download, which belongs to the stage.
-LOCAL = ("file:", "pip:")
+from ramp.text import chat, corpus, fetch, preferences
+from ramp.text.huggingface import open_tokenizer
 
 
 def check_settings(c: Config, stages: Sequence[str]) -> None:
@@ -30,16 +28,11 @@ def check_prepare(c: Config) -> None:
     mixed = [source for source, _ in c.text.mix]
     if not (c.text.sources or mixed):
         raise UserError("text.sources is empty; name the text, such as --text.sources my/*.txt")
-    for source in (*c.text.sources, *mixed, *c.text.decontaminate):
-        if source.startswith(LOCAL):
-            # On the first document, for which the tally of a whole source is no judge.
-            next(corpus.documents(source, Counter()), None)
-    tokenizer = c.text.tokenizer
-    if tokenizer not in ("bpe", "bytes", "run") and not Path(tokenizer).is_file():
-        raise UserError(
-            f"text.tokenizer names {tokenizer}, which is no file; "
-            "it takes bpe, bytes or the path of a tokenizer.json"
-        )
+    for source in _list_local((*c.text.sources, *mixed, *c.text.decontaminate)):
+        # On the first document, for which the tally of a whole source is no judge.
+        next(corpus.documents(source, Counter()), None)
+    if c.text.tokenizer not in BUILT_IN_TOKENIZERS:
+        open_tokenizer(Path(c.text.tokenizer))
 
 
 def check_finetune(c: Config) -> None:
@@ -48,9 +41,8 @@ def check_finetune(c: Config) -> None:
         raise UserError(
             "chat.sources is empty; name JSONL files of conversations, such as 'file:chats/*.jsonl'"
         )
-    for source in c.chat.sources:
-        if source.startswith(LOCAL):
-            next(chat.conversations(source, Counter(), c.seed), None)
+    for source in _list_local(c.chat.sources):
+        next(chat.conversations(source, Counter(), c.seed), None)
     if c.chat.tasks:
         # Slow to import, and few use it.
         from ramp.stages.trials import choose_problems
@@ -63,9 +55,8 @@ def check_dpo(c: Config) -> None:
     """Refuse where there is nothing to learn from."""
     if not c.dpo.sources:
         raise UserError("dpo.sources is empty; name JSONL files, such as 'file:pairs/*.jsonl'")
-    for source in c.dpo.sources:
-        if source.startswith(LOCAL):
-            next(preferences.read_preferences([source], Counter()), None)
+    for source in _list_local(c.dpo.sources):
+        next(preferences.read_preferences([source], Counter()), None)
 
 
 def check_reinforce(c: Config) -> None:
@@ -122,6 +113,11 @@ def check_synthesize(c: Config) -> None:
             f"synthesize.max_new_tokens {t.max_new_tokens} and a prompt of {MAX_PROMPT_TOKENS} "
             f"do not fit into model.context_len {c.model.context_len}"
         )
+
+
+def _list_local(sources: Sequence[str]) -> list[str]:
+    """The sources that can be looked into here. Others cost a download, which is the stage's."""
+    return [s for s in sources if not s.startswith("@") and not fetch.is_address(s)]
 
 
 def _require_name(key: str, name: str, known: Iterable[str]) -> None:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ramp.config import Config
-from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.text.corpus import USED
 from ramp.text.prepare import prepare_tokens
@@ -35,8 +34,6 @@ class PrepareReport:
 
 def run(rundir: RunDir, c: Config) -> dict[str, Any]:
     """Train the tokenizer on the training split, write both splits' tokens, return the report."""
-    if not (c.text.sources or c.text.mix):
-        raise UserError("text.sources is empty; name the text, such as --text.sources my/*.txt")
     began = time.perf_counter()
     made = prepare_tokens(c.text, rundir.data, rundir.tokenizer)
     train, val = made.manifests["train"], made.manifests["val"]

@@ -22,7 +22,7 @@ from ramp.errors import UserError
 from ramp.text.cutting import Bounds, cut_lines, cut_paragraphs, cut_row_groups, cut_text
 from ramp.text.encodings import Bad
 from ramp.text.fields import TEXT_FIELDS
-from ramp.text.reading import BLOCK, MAX_LINE, Part, Reading, Records, decode, open_text
+from ramp.text.reading import BLOCK, MAX_LINE, Part, Reader, Reading, Records, decode, read_as_text
 from ramp.text.tables import read_csv, read_parquet
 
 
@@ -70,11 +70,8 @@ def _read_file(raw: IO[bytes], name: str, reading: Reading) -> Records:
 # --- text
 
 
-def _read_text(raw, reading) -> Records:
-    file = open_text(raw, reading)
-    if file is None:
-        yield "", Bad("binary")
-        return
+@read_as_text
+def _read_text(file, reading) -> Records:
     bad = None
 
     def decode_blocks():
@@ -125,23 +122,17 @@ def _count_whole(block):
 # --- JSON
 
 
-def _read_jsonl(raw, reading) -> Records:
+@read_as_text
+def _read_jsonl(file, reading) -> Records:
     """One record a line; also a file that is one piece of JSON in spite of its name."""
-    file = open_text(raw, reading)
-    if file is None:
-        yield "", Bad("binary")
-        return
     first = file.readline(MAX_LINE)
     is_document = first.strip() in (b"[", b"{") and not reading.part.start
     yield from (_read_document if is_document else _read_lines)(first, file, reading)
 
 
-def _read_json(raw, reading) -> Records:
+@read_as_text
+def _read_json(file, reading) -> Records:
     """A list of records, an object of them, or one record; or a line for each of them."""
-    file = open_text(raw, reading)
-    if file is None:
-        yield "", Bad("binary")
-        return
     first = file.readline(MAX_LINE)
     # Many files of lines have this suffix.
     is_lines = isinstance(_parse_json(first, reading), dict) and bool(file.peek(1).strip())
@@ -249,7 +240,7 @@ COMPRESSIONS: dict[str, Callable[[Any], Any]] = {
     ".xz": lzma.open,
     ".zst": _open_zstd,
 }
-FORMATS: dict[str, Callable[[Any, Reading], Records]] = {
+FORMATS: dict[str, Reader] = {
     ".txt": _read_text,
     ".text": _read_text,
     ".md": _read_text,

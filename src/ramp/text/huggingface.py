@@ -57,11 +57,6 @@ def open_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def count_vocabulary(path: Path) -> int:
-    """`text.vocab_size` of the tokenizer in a file, ramp's special tokens included."""
-    return open_tokenizer(path).vocab_size
-
-
 def read_bpe(path: Path) -> ForeignBpe:
     """The parts of a tokenizer.json; UserError unless it is byte-level BPE as ramp's is."""
     data = read_object(path)

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ramp.config import Config
+from ramp.config import BUILT_IN_TOKENIZERS, Config
 from ramp.errors import UserError
 from ramp.text import fetch
 from ramp.text.corpus import Tally, list_parts, read_part, split_of
 from ramp.text.formats import split_suffixes
-from ramp.text.huggingface import count_vocabulary
 from ramp.text.reading import Part
 
 # What is read at most: a few seconds of work.
@@ -208,10 +207,9 @@ def choose_config(inspection: Inspection, c: Config) -> Config:
         unset = {k: v for k, v in choices.items() if getattr(own, k) == getattr(usual, k)}
         c = replace(c, **{section: replace(own, **unset)})
 
-    if c.text.tokenizer in ("bpe", "bytes", "run"):
+    # A tokenizer from elsewhere has its own.
+    if c.text.tokenizer in BUILT_IN_TOKENIZERS:
         fill("text", vocab_size=_pick(VOCABULARIES, inspection.num_bytes)[1])
-    else:
-        fill("text", vocab_size=count_vocabulary(Path(c.text.tokenizer)))
     fill("text", val_fraction=choose_val_fraction(inspection, default.text.val_fraction))
     tokens = count_tokens(inspection, c)
     train, val = tokens * (1 - c.text.val_fraction), tokens * c.text.val_fraction

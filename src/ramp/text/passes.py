@@ -7,23 +7,21 @@ Each result holds a key, a hash of all that it depends on: a result with the key
 not be made again. It is written last, whole or not at all.
 """
 
-import hashlib
 import io
 import json
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.text import dedup
-from ramp.text.corpus import Part, Tally, split_of
+from ramp.text.corpus import Part, Tally, content_id, split_of
 from ramp.text.encode import FastEncoder
 from ramp.text.shards import Shard, write_shard
 from ramp.text.tokenizer import Tokenizer
@@ -53,8 +51,8 @@ class Plan:
 
     def key(self, unit: Unit) -> str:
         """A hash of all that the first pass over a unit depends on."""
-        settings = asdict(replace(self, work=Path()))
-        return hash_content(FORMAT, settings, [_describe(part) for part in unit.parts])
+        settings = {name: value for name, value in vars(self).items() if name != "work"}
+        return content_id([FORMAT, settings, [_describe(part) for part in unit.parts]])
 
     def first(self, unit: Unit) -> "FirstPass":
         """What the first pass leaves of a unit."""
@@ -66,11 +64,6 @@ def _describe(part: Part) -> list:
     stat = Path(part.path).stat() if Path(part.path).exists() else None
     state = [stat.st_size, stat.st_mtime_ns] if stat else [part.path, part.sha256]
     return [part.source, part.name, part.field, part.start, part.stop, *state]
-
-
-def hash_content(*content: Any) -> str:
-    """A hash of what JSON can hold."""
-    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()
 
 
 # --- the first pass

@@ -28,7 +28,7 @@ from ramp.config import Text
 from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.text import dedup, engine
-from ramp.text.corpus import Tally, documents, split_of
+from ramp.text.corpus import Tally, content_id, documents, split_of
 from ramp.text.huggingface import open_tokenizer
 from ramp.text.passes import (
     SAMPLE_BYTES,
@@ -36,7 +36,6 @@ from ramp.text.passes import (
     FirstPass,
     Plan,
     SecondPass,
-    hash_content,
     make_first_pass,
     make_second_pass,
 )
@@ -94,7 +93,7 @@ def prepare_tokens(text: Text, data: Path, tokenizer_path: Path) -> Prepared:
             tokenizer_path,
             tokenizer.fingerprint,
             data,
-            hash_content(plan.key(unit), tokenizer.fingerprint, splits[a:b].tobytes().hex()),
+            content_id([plan.key(unit), tokenizer.fingerprint, splits[a:b].tobytes().hex()]),
         )
         for unit, first, (a, b) in zip(units, firsts, pairwise(bounds), strict=True)
     ]

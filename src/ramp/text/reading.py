@@ -3,13 +3,13 @@
 import codecs
 import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ramp.text import fetch
-from ramp.text.encodings import Decoder, is_binary, wide_encoding
+from ramp.text.encodings import Bad, Decoder, is_binary, wide_encoding
 
 # Of a part or a file: a key that says where in it the record is, and the record: a text, a dict or
 # a `Bad`.
@@ -56,6 +56,9 @@ class Reading:
     decoder: Decoder = field(default_factory=Decoder)
 
 
+Reader = Callable[[Any, Reading], Records]
+
+
 def open_text(file: Any, reading: Reading) -> io.BufferedReader | None:
     """The file as bytes of UTF-8, or of another encoding that keeps ASCII; None: it is no text."""
     file = io.BufferedReader(file, HEAD)
@@ -88,6 +91,19 @@ class _AsUtf8(io.RawIOBase):
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
         return size
+
+
+def read_as_text(read: Callable[[io.BufferedReader, Reading], Records]) -> Reader:
+    """A reader of files from one that takes them as `open_text` does."""
+
+    def reader(raw: Any, reading: Reading) -> Records:
+        file = open_text(raw, reading)
+        if file is None:
+            yield "", Bad("binary")
+        else:
+            yield from read(file, reading)
+
+    return reader
 
 
 def decode(data: bytes, reading: Reading) -> str:

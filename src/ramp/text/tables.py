@@ -7,15 +7,12 @@ from typing import Any
 
 from ramp.errors import UserError
 from ramp.text.encodings import Bad
-from ramp.text.reading import BLOCK, MAX_LINE, Reading, Records, decode, open_text
+from ramp.text.reading import BLOCK, MAX_LINE, Reading, Records, decode, read_as_text
 
 
-def read_csv(raw: Any, reading: Reading) -> Records:
+@read_as_text
+def read_csv(file: io.BufferedReader, reading: Reading) -> Records:
     """The rows below a header, by its names; commas, semicolons, tabs or bars between fields."""
-    file = open_text(raw, reading)
-    if file is None:
-        yield "", Bad("binary")
-        return
     csv.field_size_limit(MAX_LINE)  # a field is a document and may be longer than csv's 128 kB
     # Bytes that are not UTF-8 become surrogates, which `text_of` turns back.
     lines = io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="")
