@@ -11,6 +11,7 @@ import pytest
 
 from ramp.config import Config, check_config, replace, resolve
 from ramp.errors import UserError
+from ramp.rundir import fit_vocabulary
 from ramp.text.corpus import split_of
 from ramp.text.inspect import choose_config, describe, inspect_sources
 
@@ -139,12 +140,13 @@ def test_both_splits_get_rows_whatever_the_size(tmp_path, size):
     resolve(c)
 
 
-def test_a_tokenizer_of_another_model_sets_the_vocabulary(tmp_path):
+def test_the_vocabulary_of_another_tokenizer_stays(tmp_path):
     from ramp.text.tokenizer import Tokenizer
 
     (tmp_path / "a.txt").write_text("\n\n".join(sentence(i) for i in range(300)))
     Tokenizer.train([sentence(i) for i in range(300)], 300).save(tmp_path / "tokenizer.json")
     c = Config()
     c = replace(c, text=replace(c.text, tokenizer=str(tmp_path / "tokenizer.json")))
+    c = fit_vocabulary(c)  # as the command line does before it chooses
     found = inspect_sources([str(tmp_path / "a.txt")])
     assert choose_config(found, c).text.vocab_size == 300
