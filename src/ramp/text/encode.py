@@ -13,6 +13,7 @@ from functools import cache, cached_property
 import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
+from ramp.text.shards import token_dtype
 from ramp.text.tokenizer import PATTERN, Tokenizer
 
 WINDOW = 1 << 20  # characters that are split at once: a document may be larger than memory allows
@@ -24,7 +25,7 @@ class FastEncoder:
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
-        self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+        self.dtype = token_dtype(tokenizer)
         self._ids: dict[str, bytes] = {}  # of each piece, in `dtype`
         self._num_cached = 0
 
