@@ -502,6 +502,13 @@ def test_product_does_not_import_experiments():
     assert not found, listed(found)
 
 
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports a file of tests by its bare name: of two with one name the second never runs."""
+    files = sorted(Path(__file__).parent.rglob("test_*.py"))
+    twins = [file.name for file in files if sum(other.name == file.name for other in files) > 1]
+    assert not twins, listed(twins)
+
+
 # The measures themselves, on texts small enough to count by hand
 
 

@@ -89,7 +89,7 @@ def kill_after_two_units(process, data: Path) -> bool:
 
 @pytest.mark.slow
 def test_kills_lose_the_units_in_work_alone(tmp_path):
-    """`uv run pytest -m slow tests/text/test_engine.py -k kills`: a minute."""
+    """`uv run pytest -m slow tests/text/test_prepare_engines.py -k kills`: a minute."""
     source, data = write_jsonl(tmp_path / "a.jsonl", sentences(15_000)), tmp_path / "data"
     start(tmp_path, source, "whole", 150_000).wait()
     lost = []
@@ -102,7 +102,7 @@ def test_kills_lose_the_units_in_work_alone(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_ray_cluster_that_loses_a_node_makes_the_same_shards(tmp_path, monkeypatch):
-    """`uv run --extra ray pytest -m slow tests/text/test_engine.py -k ray`: one to three minutes."""
+    """`uv run --extra ray pytest -m slow tests/text/test_prepare_engines.py -k ray`: one to three minutes."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
