@@ -63,7 +63,7 @@ def test_shape_mask_and_finiteness(seed, name):
 )
 def test_a_group_without_variance_gets_nothing(seed, name):
     c = credit(seed)
-    same = jnp.ones_like(c.outcome_pg)
+    same = jnp.ones_like(c.reward_pg)
     c = A.Credit(same, c.exists_bs, c.exists_bs, c.step_bn)
     assert np.abs(np.asarray(A.METHODS[name](c))).max() < 1e-5
 
@@ -72,7 +72,7 @@ def test_a_group_without_variance_gets_nothing(seed, name):
 @given(seeds)
 def test_rloo_against_a_loop(seed):
     c = credit(seed)
-    r, G = np.asarray(c.outcome_b), c.group_size
+    r, G = np.asarray(c.reward_b), c.group_size
     for b in range(len(r)):
         group = [i for i in range(b // G * G, b // G * G + G) if i != b]
         want = r[b] - np.mean(r[group])
@@ -126,7 +126,7 @@ def test_vine_sums_to_the_outcome_minus_the_start(seed):
     ]
     total = np.array([sum(a[b, n] for n in places) for b, places in enumerate(ends)])
     np.testing.assert_allclose(
-        total, np.asarray(A.leave_one_out(c.outcome_pg)).reshape(-1), atol=1e-5
+        total, np.asarray(A.leave_one_out(c.reward_pg)).reshape(-1), atol=1e-5
     )
 
 
@@ -150,7 +150,7 @@ def test_grpo_process_against_deepseekmath(seed):
 def test_pass_at_k_against_all_subsets(seed, k):
     """The advantage is the leave-one-out of the mean, over all k-subsets with the sample, of `only this one succeeds`."""
     c = credit(seed, P=2, G=5)
-    won, G = np.asarray(c.outcome_pg), 5
+    won, G = np.asarray(c.reward_pg), 5
     value = np.zeros_like(won)
     for p in range(2):
         for i in range(G):
@@ -207,7 +207,7 @@ def test_the_worked_example_of_the_docstring():
     r = solutions_as_rollouts(tokenizer, chain.TASK, [problem] * 2, said)
     c = checker_credit(replace(r, group_size=2))
     steps = [0, 0, 0, 1, 1, 1, 2, 2]
-    assert c.outcome_pg.tolist() == [[1, 1]]
+    assert c.reward_pg.tolist() == [[1, 1]]
     assert c.right_bs[:, :3].tolist() == [[1, 1, 1], [0, 1, 1]]
     assert c.exists_bs[:, :3].tolist() == [[1, 1, 1], [1, 1, 1]]
     assert c.step_bn.tolist() == [steps, steps]

@@ -42,14 +42,15 @@ class Credit:
 
     A rollout is steps and then an answer. The answer counts as a step, the last one of its row:
     a rollout of 2 steps has `exists_bs` = 1, 1, 1, 0, 0, ... and its answer at s = 2. `right_bs` of
-    the answer says whether it follows from the steps; `outcome_pg` says whether it is the right
-    answer to the problem. A separator token belongs to the step that it ends.
+    the answer says whether it follows from the steps; `reward_pg` is what the whole rollout is
+    worth, by default whether it is the right answer to the problem. A separator token belongs to
+    the step that it ends.
 
     Two rollouts of `3 a+4 b*2`, whose solution is `a7|b4|4`. Row 1 slips at its first step, and its
     second step, right given the first, comes to the same value by luck:
 
         row 0   a7 | b4 | 4         row 1   a2 | b4 | 4
-        outcome_pg  [[1, 1]]                          both answers are right
+        reward_pg   [[1, 1]]                          both answers are right
         right_bs    [[1, 1, 1], [0, 1, 1]]
         exists_bs   [[1, 1, 1], [1, 1, 1]]            S = 3
         step_bn     [[0, 0, 0, 1, 1, 1, 2, 2],        a 7 <|step|> b 4 <|step|> 4 <|end|>
@@ -66,8 +67,8 @@ class Credit:
     every step, [B, S], and ends with `spread_to_tokens(credit, advantage_bs)`.
     """
 
-    outcome_pg: Array  # float32 [P, G], 1: the final answer is right
-    right_bs: Array  # float32 [B, S], 1: right, 0: wrong; or a process head's probability
+    reward_pg: Array  # float32 [P, G], any number; NaN: the reward abstains
+    right_bs: Array  # float32 [B, S], any number, 1: right, 0: wrong; NaN: the reward abstains
     exists_bs: Array  # float32 [B, S], 1: the row has such a step
     step_bn: Array  # int32 [B, N], the step that a token belongs to; -1: none
 
@@ -79,12 +80,12 @@ class Credit:
     @property
     def group_size(self) -> int:
         """G, rollouts of a problem."""
-        return self.outcome_pg.shape[1]
+        return self.reward_pg.shape[1]
 
     @property
-    def outcome_b(self) -> Array:
-        """Float32 [B], 1: the final answer is right."""
-        return self.outcome_pg.reshape(-1)
+    def reward_b(self) -> Array:
+        """Float32 [B], the reward of each rollout."""
+        return self.reward_pg.reshape(-1)
 
     @property
     def mask_bn(self) -> Array:
@@ -209,9 +210,9 @@ def value_changes(c: Credit, value_bs: Array) -> Array:
     The chance before the first step is the mean outcome of the others of the group, the chance
     after the last one is the outcome itself, so a row sums to its leave-one-out advantage.
     """
-    start_pg = c.outcome_pg - leave_one_out(c.outcome_pg)
+    start_pg = c.reward_pg - leave_one_out(c.reward_pg)
     start_b1 = start_pg.reshape(-1, 1)
-    outcome_b1 = c.outcome_b[:, None]
+    outcome_b1 = c.reward_b[:, None]
     # Places after a row's last step hold the outcome: nothing changes there.
     before_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(value_bs), outcome_b1)
     chances = jnp.concatenate([start_b1, before_bs[:, 1:], outcome_b1], axis=1)
@@ -227,7 +228,7 @@ def rloo(c: Credit) -> Array:
 
     Up to the factor G / (G - 1) this is Dr. GRPO (Liu et al. 2025, arXiv:2503.20783).
     """
-    return spread_to_rows(c, leave_one_out(c.outcome_pg))
+    return spread_to_rows(c, leave_one_out(c.reward_pg))
 
 
 @method("outcome")
@@ -237,9 +238,9 @@ def grpo(c: Credit) -> Array:
     arXiv:2402.03300. The unit weighs nearly solved and nearly hopeless problems up, so this is not
     the gradient of the mean success.
     """
-    mean_p1 = jnp.mean(c.outcome_pg, axis=1, keepdims=True)
-    centered_pg = c.outcome_pg - mean_p1
-    unit_p1 = jnp.std(c.outcome_pg, axis=1, keepdims=True) + 1e-4
+    mean_p1 = jnp.mean(c.reward_pg, axis=1, keepdims=True)
+    centered_pg = c.reward_pg - mean_p1
+    unit_p1 = jnp.std(c.reward_pg, axis=1, keepdims=True) + 1e-4
     return spread_to_rows(c, centered_pg / unit_p1)
 
 
@@ -250,11 +251,11 @@ def pass_at_k(c: Credit, k: int = 4) -> Array:
     What a sample adds to the chance that a random set of k - 1 others and itself holds a success
     (Tang et al. 2025, arXiv:2503.19595), in closed form.
     """
-    successes_p1 = jnp.sum(c.outcome_pg, axis=1, keepdims=True)
+    successes_p1 = jnp.sum(c.reward_pg, axis=1, keepdims=True)
     failures_p1 = c.group_size - successes_p1
-    failures_of_others = failures_p1 - (1 - c.outcome_pg)
+    failures_of_others = failures_p1 - (1 - c.reward_pg)
     alone_pg = all_fail(failures_of_others, c.group_size - 1, k - 1)
-    return spread_to_rows(c, leave_one_out(c.outcome_pg * alone_pg))
+    return spread_to_rows(c, leave_one_out(c.reward_pg * alone_pg))
 
 
 @method("monte_carlo")

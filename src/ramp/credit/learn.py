@@ -249,8 +249,8 @@ def build_credit(
 
 def checker_credit(r: Rollouts) -> Credit:
     """What the checker alone says of rollouts."""
-    outcome_pg = r.outcome_b.reshape(-1, r.group_size)
-    return Credit(outcome_pg, r.right_bs, r.exists_bs, r.step_bn)
+    reward_pg = r.outcome_b.reshape(-1, r.group_size)
+    return Credit(reward_pg, r.right_bs, r.exists_bs, r.step_bn)
 
 
 # Evaluation
