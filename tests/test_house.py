@@ -61,7 +61,7 @@ LAYERS = (
     # Text knows neither model nor train. The table of stages is plain data that config reads.
     ("config", "schema", "rundir", "text", "stages.__init__"),
     ("reporting.metrics", "reporting.figure", "reporting.html"),
-    ("errors", "files", "interrupts", "__init__"),
+    ("errors", "files", "interrupts", "user_code", "__init__"),
 )
 
 # These work on tables and texts alone: no import of theirs may lead to jax, by whatever way.

@@ -1,0 +1,108 @@
+"""A user's own Python, named `PATH.py:NAME`: opened without editing ramp, and bounded in time.
+
+What fails in it is the user's to mend: every failure is one sentence with the file and the line.
+"""
+
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ramp.errors import UserError
+
+
+def is_user_code(spec: str) -> bool:
+    """Whether a setting names an object of a file, and not one of ramp's own."""
+    return spec.rpartition(":")[0].endswith(".py")
+
+
+def load_object(spec: str, what: str) -> Any:
+    """The object NAME of `"path/mine.py:NAME"`. A file is run once, however many are asked of it.
+
+    what: whose setting it is, such as "reinforce.reward"; it begins the sentence of an error.
+    Raises `UserError` where there is no such file or name, or where the file fails when it is run.
+    """
+    file, _, name = spec.rpartition(":")
+    if not file.endswith(".py") or not name:
+        raise UserError(f"{what} is {spec!r}; write PATH.py:NAME, such as mine.py:NAME")
+    path = Path(file).expanduser().resolve()
+    if not path.is_file():
+        raise UserError(f"{what}: there is no file {file}; write PATH.py:NAME of one that is there")
+    try:
+        module = _run_file(path, path.stat().st_mtime_ns)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{what}: {describe_failure(error, path)}; mend it") from None
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        own = [key for key in vars(module) if not key.startswith("_")]
+        raise UserError(
+            f"{what}: {file} has no {name}; it has {', '.join(own) or 'no names'}"
+        ) from None
+
+
+# Kept by its time, so that a file that was edited is run again, and task and reward of one file
+# share its classes.
+@lru_cache(maxsize=64)
+def _run_file(path: Path, changed_ns: int) -> ModuleType:
+    # The file's neighbours can be imported, as they could if it were run by itself. Last, so that
+    # none of them hides another module.
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    name = f"user_code_{abs(hash((path, changed_ns)))}"
+    module = ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        # Not by an importer: its cache takes an edit within one second for none.
+        exec(compile(path.read_bytes(), path, "exec"), vars(module))
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def describe_failure(error: BaseException, path: Path | str) -> str:
+    """What failed and where: `mine.py, line 3: NameError: name 'x' is not defined`.
+
+    path: the user's file, whose innermost line is named, whatever it called fails.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    # A file that is no Python has not begun to run.
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        lines.append(error.lineno)
+    where = f"{path}, line {lines[-1]}" if lines else str(path)
+    text = " ".join(f"{type(error).__name__}: {error}".split())  # one line: it is one sentence
+    return f"{where}: {text.removesuffix(':')}"
+
+
+def call(function: Callable[..., Any], *args: Any, seconds: float, what: str) -> Any:
+    """What a user's function returns.
+
+    Raises `UserError` where it fails, or has not returned after so many seconds. In a thread,
+    since code that never returns cannot be ended; it dies with the process.
+    """
+    code = getattr(function, "__code__", None)
+    path = code.co_filename if code else what
+    result: list[Any] = []
+
+    def work() -> None:
+        try:
+            result.append(("returned", function(*args)))
+        except (Exception, SystemExit) as error:
+            result.append(("failed", error))
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not result:
+        raise UserError(f"{what} has not returned after {seconds:g} seconds; make it quicker")
+    kind, value = result[0]
+    if kind == "failed":
+        raise UserError(f"{what} fails: {describe_failure(value, path)}; mend it")
+    return value
