@@ -1,14 +1,16 @@
 """Rollouts: judged as their text is, continued from any step as if they had just been sampled."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from ramp.credit import audit, learn, process_head, rollouts
+from ramp.credit import audit, learn, page, process_head, rollouts
 from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
-from ramp.tasks import chain
+from ramp.tasks import chain, protocol
 from ramp.tasks.protocol import solution_ids
 from ramp.text.tokenizer import Tokenizer
 
@@ -153,3 +155,21 @@ def test_held_out_problems_are_not_trained_on():
         for p in learn.make_problems(chain.TASK, 2, (1 * 1_000_003 + step) * 4, 4)
     }
     assert not trained & {p.seed for p in learn.held_out_problems(chain.TASK, 2, 256)}
+
+
+def test_what_nobody_can_tell_is_neither_right_nor_wrong():
+    """A checker that abstains: no label for the head, no verified solution, no luck, and said on the page."""
+    abstains = protocol.Step(None)
+    verdict = protocol.Verdict((protocol.Step(True), abstains), protocol.Step(True), True)
+    assert verdict.first_error is None and not verdict.verified and not verdict.lucky
+    unknown = replace(verdict, final_right=None)
+    assert not unknown.verified and not unknown.lucky
+    task = replace(chain.TASK, judge=lambda *_: unknown)
+    r = written("a7|b4|4.")
+    r = audit.solutions_as_rollouts(TOKENIZER, task, r.problems, [r.ids(0)])
+    np.testing.assert_array_equal(r.right_bs[0, :3], [1, np.nan, 1])
+    assert np.isnan(r.outcome_b).all() and r.verified_b.tolist() == [0]
+    assert process_head.first_error_labels(r)[0, :3].tolist() == [1, -1, 1]
+    text = page.describe_rollout(TOKENIZER, r, {"a": np.zeros(r.tokens_bn.shape)}, 0)
+    assert "not known" in text and "not checked" in text
+    assert "not checked" in page.render_page(TOKENIZER, r, {}, [0], "")

@@ -24,7 +24,8 @@ Methods = Mapping[str, np.ndarray]
 Color = tuple[int, int, int]  # red, green, blue, 0 to 255
 
 UP, DOWN = (46, 160, 67), (218, 54, 51)
-MARKS = {True: ("✓", "#1a7f37"), False: ("✗", "#cf222e")}  # of a right and of a wrong step
+# Of a right step, a wrong one, and one that nobody checked.
+MARKS = {True: ("✓", "#1a7f37"), False: ("✗", "#cf222e"), None: ("?", "#6e7781")}
 NOTE = (
     "Each token stands on the colour of its advantage: green becomes more likely with the update, "
     "red less likely, white stays. The strongest colour is the largest advantage of that method."
@@ -61,15 +62,21 @@ def show_tokens(tokenizer: Tokenizer, r: Rollouts, row: int) -> list[tuple[int, 
 
 def describe_step(step: Step) -> str:
     """The verdict on a step in words."""
+    if step.right is None:
+        return "not checked"
     return "right" if step.right else step.why
 
 
 def describe_outcome(r: Rollouts, row: int) -> str:
     """What the final answer is, in words."""
     verdict = r.verdicts[row]
+    if verdict.final_right is None:
+        return "not known"
     if verdict.verified:
         return "right, and every step is"
-    return "right by luck: a step is wrong" if verdict.final_right else "wrong"
+    if verdict.lucky:
+        return "right by luck: a step is wrong"
+    return "right, but not every step was checked" if verdict.final_right else "wrong"
 
 
 def describe_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: int) -> str:
@@ -83,7 +90,7 @@ def describe_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: i
         figures = []
         if places:
             figures = [f"{name} {a_bn[row, places[-1]]:+.2f}" for name, a_bn in methods.items()]
-        mark = "ok " if step.right else "NO "
+        mark = {True: "ok ", False: "NO ", None: "?  "}[step.right]
         lines.append(f"  {text:24} {mark} {describe_step(step):16} {'  '.join(figures)}")
     return "\n".join(lines)
 
@@ -111,7 +118,7 @@ def _render_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: in
         for a_bn in methods.values():
             largest = float(np.abs(a_bn).max())
             cells.append(_render_spans(spans, a_bn[row], largest))
-        css_class = "ok" if step.right else "no"
+        css_class = {True: "ok", False: "no", None: ""}[step.right]
         words = html.escape(f"{MARKS[step.right][0]} {describe_step(step)}")
         lines.append([name, *cells, html.Html(f'<span class="{css_class}">{words}</span>')])
     table = html.table(["step", *methods, "verdict"], lines)

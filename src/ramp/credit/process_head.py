@@ -79,9 +79,10 @@ def read_head(c: Model, process: dict, tokens_bt: Array) -> tuple[Array, Array]:
 
 def first_error_labels(r: Rollouts) -> np.ndarray:
     """Float32 [B, S]: the checker's verdicts up to the first error; -1 after it and elsewhere."""
-    wrong_bs = (1 - r.right_bs) * r.exists_bs
+    wrong_bs = (r.right_bs == 0) * r.exists_bs
     errors_before_bs = np.cumsum(wrong_bs, axis=1) - wrong_bs
-    has_label_bs = (r.exists_bs > 0) & (errors_before_bs == 0)
+    # A step that the checker cannot judge has no label either.
+    has_label_bs = (r.exists_bs > 0) & (errors_before_bs == 0) & ~np.isnan(r.right_bs)
     return np.where(has_label_bs, r.right_bs, -1).astype(np.float32)
 
 

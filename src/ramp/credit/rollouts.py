@@ -32,12 +32,12 @@ class Rollouts:
     tokens_bn: np.ndarray  # int32, -1 after a row's end
     logps_bn: np.ndarray  # float32, of each under the distribution that it was drawn from
     step_bn: np.ndarray  # int32, the step that a token belongs to; -1: none
-    right_bs: np.ndarray  # float32, 1: right, 0: wrong or no such step
+    right_bs: np.ndarray  # float32, 1: right, 0: wrong or no such step, NaN: nobody can tell
     exists_bs: np.ndarray  # float32
 
     @cached_property
     def outcome_b(self) -> np.ndarray:
-        """Float32 [B], 1: the final answer is right."""
+        """Float32 [B], 1: the final answer is right; NaN where the right one is not known."""
         return np.array([v.final_right for v in self.verdicts], np.float32)
 
     @cached_property

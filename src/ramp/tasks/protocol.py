@@ -92,7 +92,7 @@ class Problem:
 class Step:
     """The verdict on one step; `why` is empty where it is right."""
 
-    right: bool
+    right: bool | None  # None: its checker cannot tell
     why: Why = ""
 
 
@@ -102,7 +102,7 @@ class Verdict:
 
     steps: tuple[Step, ...]
     answer: Step  # does the answer follow from the steps?
-    final_right: bool  # is it the right answer?
+    final_right: bool | None  # is it the right answer? None: nobody knows the right one
 
     @property
     def all_steps(self) -> tuple[Step, ...]:
@@ -112,17 +112,17 @@ class Verdict:
     @property
     def first_error(self) -> int | None:
         """Number of the first wrong step; n means the answer; None: nothing is wrong."""
-        return next((i for i, step in enumerate(self.all_steps) if not step.right), None)
+        return next((i for i, step in enumerate(self.all_steps) if step.right is False), None)
 
     @property
     def verified(self) -> bool:
-        """The right answer, and every step towards it right."""
-        return self.final_right and self.first_error is None
+        """The right answer, and every step towards it right: one that nobody checked is not."""
+        return bool(self.final_right) and all(step.right for step in self.all_steps)
 
     @property
     def lucky(self) -> bool:
         """The right answer, and something wrong on the way to it."""
-        return self.final_right and not self.verified
+        return bool(self.final_right) and self.first_error is not None
 
 
 @dataclass(frozen=True)
