@@ -73,6 +73,7 @@ numbers = st.floats() | st.sampled_from([0.0, 1e-308, 1e-12, 1e12, 9.9e29, -9.9e
 @settings(max_examples=40, deadline=None)
 @given(st.lists(numbers, max_size=4), st.lists(numbers, max_size=4), numbers, st.booleans())
 @example([1.0, 2.0], [-1.0, 9e29], 1e-12, True)
+@example([], [], 1e30, True)
 def test_strange_values_are_drawn_or_left_out(x, y, level, log):
     n = min(len(x), len(y))
     drawn = svg(

@@ -136,7 +136,8 @@ def plot_curves(
     # What is never negative, such as a fraction, has no axis below 0.
     if low >= 0 > axes.get_ylim()[0]:
         axes.set_ylim(0, None if high else 1)
-    if log and low > 1e-9:
+    # Where nothing can be drawn, `low` is inf.
+    if log and 1e-9 < low < LARGEST:
         axes.set_yscale("log")
         # Less than two decades need more ticks than the powers of ten.
         subs = (1, 1.5, 2, 3, 5, 7) if high < 50 * low else (1,)
