@@ -11,7 +11,7 @@ from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_
 
 NAME = "addition"
 # One digit, a second and perhaps a carry; - and * match too, so that they are named as mistakes.
-STEP = re.compile(r"(\d)([+\-*])(\d)(?:([+\-*])(\d))?=(\d{1,2})")
+STEP = re.compile(r"([0-9])([+\-*])([0-9])(?:([+\-*])([0-9]))?=([0-9]{1,2})")
 
 
 def sample(seed: int, level: int) -> Problem:
@@ -43,44 +43,60 @@ def solution(problem: Problem) -> list[str]:
 
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
-    """Step k is right when it adds column k and the carry of the sum stated last."""
+    """A step is right when it adds a column and the carry into it, in whatever order.
+
+    The carry is that of the sum that was stated for the column before it. Where none was yet, it is
+    the true one.
+    """
     columns = list_columns(problem)
-    carry = 0
-    digits = ""  # of the answer that the steps lead to
+    true = [int(step.split("=")[1]) for step in solution(problem)]
+    totals: dict[int, int] = {}  # column -> the sum stated for it
     verdicts = []
-    for k, text in enumerate(steps):
+    for text in steps:
         match = STEP.fullmatch(text)
-        if not match:
-            verdicts.append(Step(False, "malformed"))  # the carry stays as it was
+        # The right terms of each column that is left, in the order in which they are written.
+        expected = {}
+        for k, digits in enumerate(columns):
+            if k not in totals:
+                carry = totals.get(k - 1, true[k - 1]) // 10 if k else 0
+                expected[k] = [*digits, *([1] if carry else [])]
+        if not match or not expected:
+            verdicts.append(Step(False, "irrelevant" if match else "malformed"))
             continue
-        stated = match[6]
-        if k < len(columns):
-            # The carry of what was stated, be it right or wrong.
-            expected = list(columns[k])
-            if carry:
-                expected.append(1)
-            verdicts.append(_judge_sum(match, expected))
-        else:
-            verdicts.append(Step(False, "irrelevant"))
-        # The last column writes its whole sum, the others their last digit.
-        digits = (stated if k == len(columns) - 1 else stated[-1]) + digits
-        carry = int(stated) // 10
+        k = _find_column(match, columns, expected)
+        verdicts.append(_judge_sum(match, expected[k]))
+        totals[k] = int(match[6])
     follows = None
-    if len(steps) == len(columns):
-        follows = digits.lstrip("0") or "0"
+    if len(steps) == len(totals) == len(columns):
+        # The last column writes its whole sum, the others their last digit.
+        last = str(totals.pop(len(columns) - 1))
+        follows = last + "".join(str(totals[k] % 10) for k in sorted(totals, reverse=True))
+        follows = follows.lstrip("0") or "0"
     return close_steps(verdicts, answer, follows, problem.answer)
+
+
+def _list_terms(match: re.Match) -> list[int]:
+    return sorted(int(n) for n in match.group(1, 3, 5) if n is not None)
+
+
+def _find_column(match: re.Match, columns: list, expected: dict[int, list[int]]) -> int:
+    """The column that a step adds, of those in `expected`; the next one where it fits none."""
+    terms = _list_terms(match)
+    exact = [k for k, right in expected.items() if sorted(right) == terms]
+    # The digits of a column, with a carry that is missing or too many.
+    digits = [k for k in expected if terms in (sorted(columns[k]), sorted([*columns[k], 1]))]
+    return [*exact, *digits, *expected][0]
 
 
 def _judge_sum(match: re.Match, expected: list[int]) -> Step:
     """A well-formed step, of which `expected` are the right terms in any order."""
-    first, operation, second, other_operation, third, stated = match.groups()
-    terms = [int(n) for n in (first, second, third) if n is not None]
+    terms = _list_terms(match)
     # The first thing that is wrong, in the order in which somebody would do the step.
-    if operation != "+" or other_operation not in ("+", None):
+    if match[2] != "+" or match[4] not in ("+", None):
         return Step(False, "wrong operation")
-    if sorted(terms) != sorted(expected):
+    if terms != sorted(expected):
         return Step(False, "wrong operand")
-    return Step(True) if int(stated) == sum(terms) else Step(False, "wrong value")
+    return Step(True) if int(match[6]) == sum(terms) else Step(False, "wrong value")
 
 
 TASK = Task(NAME, sample, solution, judge)

@@ -58,30 +58,50 @@ def solution(problem: Problem) -> list[str]:
     return steps
 
 
+def commute(one: tuple, other: tuple) -> bool:
+    """Whether two operations (label, sign, operand) may change places: a sum and a difference."""
+    _, op, operand = one
+    _, other_op, other_operand = other
+    return all(
+        apply(apply(v, op, operand), other_op, other_operand)
+        == apply(apply(v, other_op, other_operand), op, operand)
+        for v in range(10)
+    )
+
+
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
-    """Step k is right when it does operation k on the value stated last."""
+    """A step is right when it does an operation whose turn it may be on the value stated last.
+
+    That is one which could change places with all those before it that are still to be done.
+    """
     value, ops = problem.gold
+    left = list(ops)
     verdicts = []
-    for k, text in enumerate(steps):
-        match = re.fullmatch(r"([a-z])(\d)", text)
+    for text in steps:
+        match = re.fullmatch("([a-z])([0-9])", text)
         if match:
             stated = int(match[2])
-            verdicts.append(_judge_step(ops, k, value, match[1], stated))
+            verdicts.append(_judge_step(ops, left, value, match[1], stated))
             value = stated  # right or wrong: the next step goes on from here
         else:
             verdicts.append(Step(False, "malformed"))  # and the value stays as it was
+        # The operation that was done; a step that does none takes the place of the next one.
+        named = [op for op in left if match and op[0] == match[1]]
+        for op in (named or left)[:1]:
+            left.remove(op)
     follows = str(value) if len(steps) == len(ops) else None
     return close_steps(verdicts, answer, follows, problem.answer)
 
 
-def _judge_step(ops: tuple, k, value, label, stated) -> Step:
-    if k >= len(ops) or label in [name for name, _, _ in ops[:k]]:
-        # The chain is over, or this operation was done before.
+def _judge_step(ops: tuple, left: list, value, label, stated) -> Step:
+    """The verdict on a step, with the operations that are `left` to be done."""
+    done = {op[0] for op in ops} - {op[0] for op in left}
+    if not left or label in done:
         return Step(False, "irrelevant")
-    # Steps have to come in the order of the question.
-    name, op, operand = ops[k]
-    if label != name:
+    place = next((i for i, op in enumerate(left) if op[0] == label), None)
+    if place is None or not all(commute(op, left[place]) for op in left[:place]):
         return Step(False, "wrong operation")
+    _, op, operand = left[place]
     if stated == apply(value, op, operand):
         return Step(True)
     # The mistake that explains the digit: another sign, then the operand of another operation.

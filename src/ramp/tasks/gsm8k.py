@@ -1,37 +1,49 @@
 """GSM8K from a file: lines with calculator notes `<<48/2=24>>`, the answer after `####` (or `A:`).
 
 Cobbe et al. 2021, arXiv:2110.14168. People solve a problem by many routes, so a line is judged by
-what can be checked: its arithmetic, and whether its numbers were given or computed before.
+what can be checked: its arithmetic, in notes or in plain equations such as `48/2 = 24 clips`;
+whether its numbers were given or computed before; and whether its value is one of the published
+solution or leads to the right answer. Where that leaves it open the verdict abstains.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 from ramp.errors import UserError
-from ramp.tasks.calculator import NotArithmetic, calculate, list_operands, parse_number
-from ramp.tasks.protocol import Problem, Step, Task, Verdict
+from ramp.tasks.calculator import (
+    MAX_LENGTH,
+    NUMBER,
+    NotArithmetic,
+    calculate,
+    count_decimals,
+    list_operands,
+    parse_answer,
+    parse_number,
+)
+from ramp.tasks.protocol import NO_CLAIM, UNCHECKED, Problem, Step, Task, Verdict
 from ramp.text.corpus import list_parts, records
 
 NAME = "gsm8k"
 NOTE = re.compile(r"<<([^<>]*)>>")
-NUMBER = re.compile(r"\d[\d,]*\.?\d*|\.\d+")
+# A plain expression in a line whose words have become `~`: numbers with units, joined by signs.
+TERM = rf"\(*\s*[$€£]?(?:{NUMBER})%?\s*(?:~\s*)*\)*\s*"
+EXPRESSION = rf"-?{TERM}(?:[+\-*/]\s*{TERM})*"
 # The question states these in words; smaller ones are in COMMON.
-NUMBER_WORDS = {
-    "eleven": 11,
-    "fifteen": 15,
-    "sixteen": 16,
-    "eighteen": 18,
-    "twenty": 20,
-    "thirty": 30,
-    "forty": 40,
-    "sixty": 60,
-}
+WORDS = "nine eleven thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty"
+VALUES = (9, 11, 13, 14, 15, 16, 17, 18, 19, 20, 30, 40, 50, 60, 70, 80, 90)
+NUMBER_WORDS = dict(
+    zip(f"{WORDS} forty fifty sixty seventy eighty ninety".split(), VALUES, strict=True)
+)
 # Numbers that everybody knows and a question does not state: halves and dozens, minutes, hours,
-# days, weeks, per cent.
-COMMON = {*range(1, 9), 10, 12, 24, 28, 30, 31, 50, 52, 60, 100, 360, 365, 366, 1000}
+# days, weeks, per cent, coins.
+PARTS = {Fraction(n, 100) for n in (1, 5, 10, 20, 25, 50, 75, 150)}
+COMMON = {*range(9), 10, 12, 14, 24, 25, 28, 30, 31, 50, 52, 60, 100, 360, 365, 366, 1000, *PARTS}
+SIGNS = str.maketrans({"−": "-", "–": "-", "×": "*", "÷": "/", "⋅": "*", "[": "(", "]": ")"})
 
 
 def load_task(path: str | Path) -> Task:
@@ -81,31 +93,101 @@ def read_notes(line: str) -> list[tuple[str, str]]:
         expression, equals, value = note.partition("=")
         if not (expression and equals and value):
             raise NotArithmetic(note)
-        notes.append((expression, value.rsplit("=")[-1]))  # `4/2=2.0=2`
+        if expression != value:  # `<<55=55>>` computes nothing
+            notes.append((expression, value.rsplit("=")[-1]))  # `4/2=2.0=2`
     return notes
 
 
-def judge_line(line: str, known: set[Fraction]) -> Step:
-    """The verdict on one line; all numbers that it states are added to `known`.
+def read_equations(line: str) -> list[tuple[str, str]]:
+    """(expression, value) of each plain equation of a line: `She has 5 eggs - 3 eggs = 2 eggs`."""
+    text = line.translate(SIGNS)
+    text = re.sub(r"(?<=[0-9)%])\s*x\s*(?=[$(0-9.])", "*", text)
+    text = re.sub(r"(?<=[0-9)])\(", "*(", text)  # 86(2)
+    text = re.sub(r"\b([0-9]+) ([0-9]+/[0-9]+)\b", r"(\1+\2)", text)  # 1 1/2
+    text = re.sub("[0-9)][A-Za-z]+", "?", text)  # 2A: algebra is not read
+    text = re.sub("/? *[A-Za-z'’]+(?:[/-][A-Za-z'’]+)*", "~", text)
+    found = []
+    for before, after in pairwise(text.split("=")):
+        left = re.search(rf"(?<![~?+*/-])\s*({EXPRESSION})$", before)
+        right = re.match(rf"\s*(?:~\s*)*({EXPRESSION})(?![~?+*/-])", after)
+        if not left or not right or re.search(r"[?+*/-]\s*$", before[: left.start(1)]):
+            continue
+        sides = [re.sub(r"[~\s]", "", side) for side in (left[1], right[1])]
+        # Either side may be the value; a number that is set equal to a number is no computation.
+        plain = [side.strip("()") for side in sides]
+        is_value = [bool(re.fullmatch(rf"-?[$€£]?(?:{NUMBER})%?", side)) for side in plain]
+        with suppress(NotArithmetic):  # prose may look like an equation
+            if is_value == [True, False]:
+                sides, plain = sides[::-1], plain[::-1]
+            if is_value == [False, False]:
+                plain[1] = str(calculate(sides[1]))
+            calculate(sides[0])
+            if is_value != [True, True]:
+                found.append((sides[0], plain[1]))
+    return found
 
-    Without a note nothing can be wrong.
-    """
-    try:
-        for expression, stated in read_notes(line):
-            # A number from nowhere is a wrong operand. Wrong arithmetic is the graver mistake.
-            unknown = set(list_operands(expression)) - known - COMMON
-            result, value = calculate(expression), parse_number(stated)
-            # Later lines may use either: the stated value, or the one that is not rounded.
-            known.update((result, value))
-            if not is_same(result, value):
-                return Step(False, "wrong value")
-            if unknown:
-                return Step(False, "wrong operand")
-        # Numbers in the words of the line count as known too.
-        known.update(parse_number(n) for n in NUMBER.findall(NOTE.sub("", line)))
-    except NotArithmetic:
-        return Step(False, "malformed")
-    return Step(True)
+
+@dataclass(frozen=True)
+class Computation:
+    """One calculation of a line; numbers as they would be without the errors before it."""
+
+    line: int
+    operands: tuple[Fraction, ...]  # sorted
+    value: Fraction
+    stated: tuple[Fraction, ...]  # what the line says it is, rounded and not
+    why: str  # a fault that shows in the line itself; empty: none
+
+
+class Reading:
+    """The lines of a solution, read one after the other."""
+
+    def __init__(self, question: str) -> None:
+        # Number -> what it would be without the errors before it: itself at first.
+        self.known = {n: n for n in given_numbers(question)}
+        self.computations: list[Computation] = []
+        self.verdicts: list[Step] = []
+
+    def read_line(self, line: str) -> None:
+        """Add a line's computations, and its verdict as far as it can be told from the line."""
+        words = NOTE.sub("", line)
+        try:
+            pairs = read_notes(line) or read_equations(words)
+            found = [self._compute(expression, stated) for expression, stated in pairs]
+        except NotArithmetic:
+            self.verdicts.append(Step(False, "malformed"))
+            return
+        faults = [computation.why for computation in found if computation.why]
+        # Numbers in the words of the line count as known from here on.
+        numbers = find_numbers(words)
+        is_open = bool(numbers - self.known.keys() - COMMON)
+        self.known.update({n: n for n in numbers - self.known.keys()})
+        if faults:
+            # Wrong arithmetic is the graver mistake.
+            self.verdicts.append(Step(False, max(faults)))
+        elif found:
+            self.verdicts.append(Step(True))
+        else:
+            self.verdicts.append(UNCHECKED if is_open else NO_CLAIM)
+
+    def _compute(self, expression: str, stated: str) -> Computation:
+        used = list_operands(expression)
+        result, value = calculate(expression), parse_number(stated)
+        meant = calculate(expression, self.known)
+        unknown = set(used) - self.known.keys() - COMMON
+        why = "wrong operand" if unknown else ""
+        if not is_same(result, stated):
+            why = "wrong value"
+        # Later lines may use either: the stated value, or the one that is not rounded.
+        self.known.update({result: meant, value: meant})
+        operands = tuple(sorted(self.known.get(n, n) for n in used))
+        made = Computation(len(self.verdicts), operands, meant, (result, value), why)
+        self.computations.append(made)
+        return made
+
+
+def find_numbers(text: str) -> set[Fraction]:
+    """The numbers in a text; what has more characters than an expression may have is none."""
+    return {parse_number(n) for n in re.findall(NUMBER, text) if len(n) <= MAX_LENGTH}
 
 
 def given_numbers(question: str) -> set[Fraction]:
@@ -113,27 +195,84 @@ def given_numbers(question: str) -> set[Fraction]:
 
     20% stands for .2, for the .8 that it leaves and for the 1.2 that it makes.
     """
-    numbers = {parse_number(n) for n in NUMBER.findall(question)}
+    numbers = find_numbers(question)
     numbers |= {Fraction(1, 2), Fraction(3, 2)}
     numbers |= {Fraction(n) for word, n in NUMBER_WORDS.items() if word in question.lower()}
     hundredths = {n / 100 for n in numbers}
     return numbers | hundredths | {1 - n for n in hundredths} | {1 + n for n in hundredths}
 
 
-def is_same(exact: Fraction, stated: Fraction) -> bool:
+def is_same(exact: Fraction, stated: str) -> bool:
     """Equal, or the stated one is the exact one rounded or cut to cents or better."""
-    return abs(exact - stated) < Fraction(1, 100)
+    decimals = count_decimals(stated)
+    tolerance = Fraction(1, 10**decimals) if decimals >= 2 else 0
+    difference = abs(exact - parse_number(stated))
+    return difference == 0 or difference < tolerance
+
+
+def is_right_answer(problem: Problem, stated: str) -> bool:
+    """Whether an answer has the value of the right one; more digits of it do as well."""
+    try:
+        value = parse_answer(stated, problem.question)
+        gold = parse_answer(problem.answer, problem.question)
+    except NotArithmetic:
+        return stated == problem.answer  # an answer in words
+    is_rounded = gold.denominator > 1 and count_decimals(stated) > count_decimals(problem.answer)
+    return value == gold or (is_rounded and is_same(value, problem.answer))
 
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
-    """Every line by its notes; the answer follows where it is any number stated before."""
-    known = given_numbers(problem.question)
-    verdicts = tuple(judge_line(line, known) for line in steps)
+    """Every line by its computations; the answer follows where it is the value of one of them."""
+    route = read_solution(problem.question, problem.gold).computations
+    reading = read_solution(problem.question, steps)
+    verdicts = list(reading.verdicts)
     try:
-        stated = parse_number(answer or "")
+        stated = parse_answer(answer or "", problem.question)
     except NotArithmetic:
-        return Verdict(verdicts, Step(False, "malformed"), False)
+        return Verdict(tuple(verdicts), Step(False, "malformed"), answer == problem.answer)
+    made = reading.computations
+    final_right = is_right_answer(problem, answer or "")
     # Routes differ, so the answer may be any value on the way, not only the last.
-    follows = any(is_same(value, stated) for value in known)
-    verdict = Step(True) if follows else Step(False, "wrong value")
-    return Verdict(verdicts, verdict, is_same(parse_number(problem.answer), stated))
+    follows = any(stated in computation.stated for computation in made)
+    helps = find_lines(made, stated) if final_right and follows else set()
+    for computation in made:
+        k = computation.line
+        if verdicts[k].right and k not in helps:
+            verdicts[k] = judge_by_route(computation, route)
+    if follows:
+        verdict = Step(True)
+    else:
+        # A number that was stated without its computation may follow or not.
+        is_open = not made or UNCHECKED in verdicts
+        verdict = UNCHECKED if is_open else Step(False, "wrong value")
+    return Verdict(tuple(verdicts), verdict, final_right)
+
+
+def read_solution(question: str, lines: Iterable[str]) -> Reading:
+    """All lines of a solution, read in order."""
+    reading = Reading(question)
+    for line in lines:
+        reading.read_line(line)
+    return reading
+
+
+def find_lines(made: Sequence[Computation], answer: Fraction) -> set[int]:
+    """The lines whose values lead to an answer, from the last backwards."""
+    needed, lines = {answer}, set()
+    for computation in reversed(made):
+        if needed & {computation.value, *computation.stated}:
+            lines.add(computation.line)
+            needed |= set(computation.operands)
+    return lines
+
+
+def judge_by_route(computation: Computation, route: Sequence[Computation]) -> Step:
+    """The verdict on right arithmetic that does not lead to the right answer.
+
+    The published numbers under another sign are a wrong operation. A value that the published
+    solution has too is right. Of others nobody can say whether they would have led anywhere.
+    """
+    same = [other.value for other in route if other.operands == computation.operands]
+    if same:
+        return Step(True) if computation.value in same else Step(False, "wrong operation")
+    return Step(True) if computation.value in {other.value for other in route} else UNCHECKED

@@ -6,7 +6,8 @@ A task is a name and three functions:
   of 1 is the easiest; usually it is the number of steps. UserError: a level that the task lacks.
 * `solution(problem)` gives its right steps as a list of texts, without the answer.
 * `judge(problem, steps, answer)` gives a `Verdict` on anybody's solution. It must not raise,
-  whatever the texts are; an answer of None means that the solution broke off before one.
+  whatever the texts are; an answer of None means that the solution broke off before one. What it
+  cannot check it must not call right or wrong: it abstains.
 
 A fourth, `reword(problem)`, is optional: the same problem in words that `sample` never uses.
 
@@ -73,7 +74,17 @@ from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
 
 # Why a step is wrong. Irrelevant: true, perhaps, but no step towards the answer.
-Why = Literal["", "wrong value", "wrong operand", "wrong operation", "irrelevant", "malformed"]
+# The last two are of a checker that abstains: a claim that it cannot check, or no claim at all.
+Why = Literal[
+    "",
+    "wrong value",
+    "wrong operand",
+    "wrong operation",
+    "irrelevant",
+    "malformed",
+    "unchecked",
+    "no claim",
+]
 
 
 @dataclass(frozen=True)
@@ -92,8 +103,14 @@ class Problem:
 class Step:
     """The verdict on one step; `why` is empty where it is right."""
 
-    right: bool | None  # None: its checker cannot tell
+    right: bool | None  # None: the checker abstains
     why: Why = ""
+
+
+# What a solution may say without having to show it, such as "Let us begin."
+NO_CLAIM = Step(None, "no claim")
+# A claim that stays open, so nothing that holds one is verified.
+UNCHECKED = Step(None, "unchecked")
 
 
 @dataclass(frozen=True)
@@ -111,13 +128,13 @@ class Verdict:
 
     @property
     def first_error(self) -> int | None:
-        """Number of the first wrong step; n means the answer; None: nothing is wrong."""
+        """Number of the first wrong step; n means the answer; None: nothing is known wrong."""
         return next((i for i, step in enumerate(self.all_steps) if step.right is False), None)
 
     @property
     def verified(self) -> bool:
         """The right answer, and every step towards it right: one that nobody checked is not."""
-        return bool(self.final_right) and all(step.right for step in self.all_steps)
+        return bool(self.final_right) and all(s.right or s == NO_CLAIM for s in self.all_steps)
 
     @property
     def lucky(self) -> bool:

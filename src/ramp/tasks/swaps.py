@@ -50,7 +50,8 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     for text in steps:
         # Other digits than those of the row. The row stays as it was.
         if sorted(text) != sorted(row):
-            verdicts.append(Step(False, "wrong value" if text.isdigit() else "malformed"))
+            is_row = text.isascii() and text.isdigit()
+            verdicts.append(Step(False, "wrong value" if is_row else "malformed"))
             continue
         moved = sum(a != b for a, b in zip(row, text, strict=True))
         if moved > 2:

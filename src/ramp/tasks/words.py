@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from ramp.errors import UserError
-from ramp.tasks.calculator import NotArithmetic, calculate, list_operands, parse_number
+from ramp.tasks.calculator import (
+    NUMBER,
+    NotArithmetic,
+    calculate,
+    list_operands,
+    parse_answer,
+    parse_number,
+)
 from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
 
 NAME = "words"
@@ -141,29 +148,47 @@ def solution(problem: Problem) -> list[str]:
 
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
-    """Step k is right when its note does operation k on the value stated last.
+    """A step is right when its note does an operation whose turn it may be on the value before it.
 
+    That is the next one, or one that may change places with all before it: 12+5-3 is also 12-3+5.
     The words around the note do not matter.
     """
     ops = problem.gold.ops
+    left = list(ops)
     value = Fraction(problem.gold.start)
     known = {value, *(Fraction(operand) for _, operand in ops)}
     verdicts = []
-    for k, text in enumerate(steps):
-        op = ops[k] if k < len(ops) else None
+    for text in steps:
         try:
             expression, stated = _read_note(text)
+            op = _find_operation(left, value, expression)
             verdicts.append(_judge_note(op, value, expression, stated, known))
         except NotArithmetic:
             verdicts.append(Step(False, "malformed"))
+            del left[:1]
             continue
+        if op:
+            left.remove(op)
         value = stated  # right or wrong: the next step goes on from here
         known.add(stated)
     follows = _write(value) if len(steps) == len(ops) else None
     # "$1,200" and "1200.0" are the same answer; what is no number is compared as it stands.
     with suppress(NotArithmetic):
-        answer = answer and _write(parse_number(answer))
+        answer = answer and _write(parse_answer(answer, problem.question))
     return close_steps(verdicts, answer, follows, problem.answer)
+
+
+def _find_operation(left: list, value, expression) -> tuple[str, int] | None:
+    """The operation of those left that an expression does; the next one where it does none."""
+    used, result = sorted(list_operands(expression)), calculate(expression)
+    for i, (sign, operand) in enumerate(left):
+        # Sums and differences change places with each other, products and quotients too.
+        if any((sign in "+-") != (other in "+-") for other, _ in left[:i]):
+            break
+        is_used = used == sorted((value, Fraction(operand)))
+        if is_used and result == calculate(f"{_write(value)}{sign}{operand}"):
+            return left[i]
+    return left[0] if left else None
 
 
 def _read_note(text) -> tuple[str, Fraction]:
@@ -173,7 +198,7 @@ def _read_note(text) -> tuple[str, Fraction]:
     if len(notes) != 1:
         raise NotArithmetic(text)
     expression, stated = notes[0]
-    behind = re.search(r">>\s*\$?([-\d.,/]+)", text)
+    behind = re.search(r">>\s*(-?\$?(?:[0-9]+/[0-9]+|NUMBER))".replace("NUMBER", NUMBER), text)
     if behind and parse_number(behind[1]) != parse_number(stated):
         raise NotArithmetic(text)
     return expression, parse_number(stated)
