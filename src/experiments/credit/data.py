@@ -104,15 +104,11 @@ def big_bench_mistake(directory: Path) -> dict[str, dict]:
     with a wrong answer free of mistakes.
     """
     found = {}
-    for name, check in (
-        ("multistep_arithmetic", mistakes.arithmetic_error),
-        ("word_sorting", mistakes.sorting_error),
-    ):
+    for name in mistakes.CHECKERS:
         traces = list(records(directory / f"bbmistake_{name}.jsonl"))
-        said, true = (
-            [check(t["input"], t["steps"]) for t in traces],
-            [t["mistake_index"] for t in traces],
-        )
+        verdicts = [mistakes.judge_trace(name, t["input"], t["steps"]) for t in traces]
+        said = [mistakes.find_first_error(steps) for steps in verdicts]
+        true = [t["mistake_index"] for t in traces]
         right = [t["answer"].replace(",", "").split() == t["target"].split() for t in traces]
         keep = [i for i, label in enumerate(true) if label is not None or right[i]]
         some = first_error_f1([said[i] for i in keep], [true[i] for i in keep])
@@ -121,5 +117,6 @@ def big_bench_mistake(directory: Path) -> dict[str, dict]:
             "consistent": asdict(some),
             "traces": len(traces),
             "kept": len(keep),
+            "abstained": said.count(-1),
         }
     return found

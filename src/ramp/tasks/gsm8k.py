@@ -25,7 +25,7 @@ from ramp.tasks.calculator import (
     parse_answer,
     parse_number,
 )
-from ramp.tasks.protocol import NO_CLAIM, UNCHECKED, Problem, Step, Task, Verdict
+from ramp.tasks.protocol import NO_CLAIM, UNCHECKED, Problem, Step, Task, Verdict, Why
 from ramp.text.corpus import list_parts, records
 
 NAME = "gsm8k"
@@ -43,7 +43,8 @@ NUMBER_WORDS = dict(
 # days, weeks, per cent, coins.
 PARTS = {Fraction(n, 100) for n in (1, 5, 10, 20, 25, 50, 75, 150)}
 COMMON = {*range(9), 10, 12, 14, 24, 25, 28, 30, 31, 50, 52, 60, 100, 360, 365, 366, 1000, *PARTS}
-SIGNS = str.maketrans({"−": "-", "–": "-", "×": "*", "÷": "/", "⋅": "*", "[": "(", "]": ")"})
+# Minus sign, dash, times, division, dot and a curly apostrophe, as people type them.
+SIGNS = str.maketrans("\u2212\u2013\u00d7\u00f7\u22c5\u2019[]", "--*/*'()")
 
 
 def load_task(path: str | Path) -> Task:
@@ -105,7 +106,7 @@ def read_equations(line: str) -> list[tuple[str, str]]:
     text = re.sub(r"(?<=[0-9)])\(", "*(", text)  # 86(2)
     text = re.sub(r"\b([0-9]+) ([0-9]+/[0-9]+)\b", r"(\1+\2)", text)  # 1 1/2
     text = re.sub("[0-9)][A-Za-z]+", "?", text)  # 2A: algebra is not read
-    text = re.sub("/? *[A-Za-z'’]+(?:[/-][A-Za-z'’]+)*", "~", text)
+    text = re.sub("/? *[A-Za-z']+(?:[/-][A-Za-z']+)*", "~", text)
     found = []
     for before, after in pairwise(text.split("=")):
         left = re.search(rf"(?<![~?+*/-])\s*({EXPRESSION})$", before)
@@ -135,7 +136,7 @@ class Computation:
     operands: tuple[Fraction, ...]  # sorted
     value: Fraction
     stated: tuple[Fraction, ...]  # what the line says it is, rounded and not
-    why: str  # a fault that shows in the line itself; empty: none
+    why: Why  # a fault that shows in the line itself; empty: none
 
 
 class Reading:
@@ -159,7 +160,7 @@ class Reading:
         faults = [computation.why for computation in found if computation.why]
         # Numbers in the words of the line count as known from here on.
         numbers = find_numbers(words)
-        is_open = bool(numbers - self.known.keys() - COMMON)
+        is_open = bool(numbers - self.known.keys())
         self.known.update({n: n for n in numbers - self.known.keys()})
         if faults:
             # Wrong arithmetic is the graver mistake.

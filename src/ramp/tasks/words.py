@@ -170,7 +170,7 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
         if op:
             left.remove(op)
         value = stated  # right or wrong: the next step goes on from here
-        known.add(stated)
+        known.add(abs(stated))  # a minus before a number is an operation
     follows = _write(value) if len(steps) == len(ops) else None
     # "$1,200" and "1200.0" are the same answer; what is no number is compared as it stands.
     with suppress(NotArithmetic):
@@ -185,7 +185,7 @@ def _find_operation(left: list, value, expression) -> tuple[str, int] | None:
         # Sums and differences change places with each other, products and quotients too.
         if any((sign in "+-") != (other in "+-") for other, _ in left[:i]):
             break
-        is_used = used == sorted((value, Fraction(operand)))
+        is_used = used == sorted((abs(value), Fraction(operand)))
         if is_used and result == calculate(f"{_write(value)}{sign}{operand}"):
             return left[i]
     return left[0] if left else None
@@ -215,8 +215,8 @@ def _judge_note(op: tuple[str, int] | None, value, expression, stated, known: se
         return Step(False, "irrelevant")
     # Operands in any order: 5+12 is as good as 12+5, and 5-12 has another result.
     sign, operand = op
-    if sorted(used) != sorted((value, Fraction(operand))):
-        return Step(False, "irrelevant" if value not in used else "wrong operand")
+    if sorted(used) != sorted((abs(value), Fraction(operand))):
+        return Step(False, "irrelevant" if abs(value) not in used else "wrong operand")
     if result != calculate(f"{_write(value)}{sign}{operand}"):
         return Step(False, "wrong operation")
     return Step(True) if stated == result else Step(False, "wrong value")
