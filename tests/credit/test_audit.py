@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import browser
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,8 +13,8 @@ from ramp.credit import audit, page
 from ramp.credit.advantages import METHODS
 from ramp.credit.learn import checker_credit
 from ramp.errors import UserError
-from ramp.tasks import TASKS, chain
-from ramp.tasks.protocol import parse
+from ramp.tasks import TASKS, Step, chain, words
+from ramp.tasks.protocol import parse, solution_ids
 
 
 def group_of_four():
@@ -103,9 +104,15 @@ def test_diversity_counts_distinct_verified_solutions():
 def test_pictures_show_every_token_and_every_verdict():
     r, credited = group_of_four()
     text = page.render_page(TOKENIZER, r, credited, range(4), "Credit <here>")
-    assert text.count("<table") == 4 and "Credit &lt;here&gt;" in text and "right by luck" in text
-    assert text.count("✗") == sum(not s.right for v in r.verdicts for s in v.all_steps)
-    assert text.count("<span style") == 3 * r.num_tokens
+    shown = range(page.SIBLINGS)
+    assert "Credit &lt;here&gt;" in text and "right by luck" in text
+    assert text.count('class="card"') == page.SIBLINGS and text.count("<section") == 2
+    steps = [step for row in shown for step in r.verdicts[row].all_steps]
+    assert text.count("✗") == sum(step.right is False for step in steps)
+    assert text.count("<span style") == 3 * sum(len(r.ids(row)) for row in shown)
+    # Numbers stand in the open, and a method's name is explained.
+    assert text.count("<b>+") + text.count("<b>-") == 3 * len(steps)
+    assert "the mean outcome of the others" in text
     assert "wrong operation" in page.describe_rollout(
         TOKENIZER, r, credited, 0
     ) and "rloo" in page.describe_rollout(TOKENIZER, r, credited, 0)
@@ -117,3 +124,47 @@ def test_pictures_show_every_token_and_every_verdict():
     )
     green, red = page.blend_color(1.0, 1.0), page.blend_color(-1.0, 1.0)
     assert green[1] > green[0] and red[0] > red[1]
+
+
+def test_an_answer_follows_or_not_and_is_right_or_not():
+    """Above an answer that is wrong nothing says that it is right: it follows from wrong steps."""
+    r = written("a2|b5|5.", "a7|b4|4.")
+    text = page.describe_rollout(TOKENIZER, r, {}, 0)
+    assert "the answer is wrong" in text and "ok  right" not in text.splitlines()[-1]
+    assert page.describe_step(Step(True), is_answer=True) == "follows from the steps"
+
+
+def test_a_page_shows_different_problems_and_different_solutions():
+    problems = [chain.sample(seed, 2) for seed in (1, 1, 2, 3)]
+    ids = [
+        solution_ids(TOKENIZER, chain.solution(p)[: k % 3], p.answer)
+        for p in problems
+        for k in (0, 0, 1, 2)
+    ]
+    rows = [p for p in problems for _ in range(4)]
+    r = replace(audit.solutions_as_rollouts(TOKENIZER, chain.TASK, rows, ids), group_size=4)
+    chosen = page.choose_siblings(r, [2, 1, 6])
+    # Given rows first, equal solutions once; other problems follow, none of them twice.
+    assert chosen == [[2, 1, 3], [8, 10, 11], [12, 14, 15]]
+    questions = [r.problems[c[0]].question for c in chosen]
+    assert len(set(questions)) == len(questions)
+
+
+@pytest.mark.skipif(not browser.CHROMIUM, reason="no chromium here")
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_page_fits_a_screen(width, tmp_path):
+    """Nothing scrolls sideways, on a phone or on a desk, with long steps neither."""
+    problem = words.sample(4, 3)
+    steps = [*words.solution(problem), "x" * 90]
+    ids = [solution_ids(TOKENIZER, s, problem.answer) for s in (steps, steps[:-1], [])]
+    r = audit.solutions_as_rollouts(TOKENIZER, words.TASK, [problem] * 3, ids)
+    r = replace(r, group_size=3)
+    methods = {"step_local": np.asarray(METHODS["step_local"](checker_credit(r)))}
+    path = tmp_path / "credit.html"
+    path.write_text(page.render_page(TOKENIZER, r, methods, [0], "Credit"), "utf-8")
+    chromium = browser.Browser(tmp_path / "profile")
+    try:
+        chromium.open(path.as_uri(), width)
+        assert chromium.js("document.documentElement.scrollWidth") <= width
+    finally:
+        chromium.close()

@@ -3,7 +3,7 @@
 Green is pushed up, red pushed down, white left alone. Outcome-only credit paints a whole rollout in
 one colour; step credit does not. As an HTML page, as a figure and as plain text for a terminal.
 
-`methods` is everywhere name -> advantage [B, N], the columns or lines to compare.
+`methods` is everywhere name -> advantage [B, N], the lines to compare.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ramp.credit.advantages import METHODS
 from ramp.credit.rollouts import Rollouts
 from ramp.reporting import html
 from ramp.tasks import Step
@@ -28,8 +29,11 @@ UP, DOWN = (46, 160, 67), (218, 54, 51)
 MARKS = {True: ("✓", "#1a7f37"), False: ("✗", "#cf222e"), None: ("?", "#6e7781")}
 NOTE = (
     "Each token stands on the colour of its advantage: green becomes more likely with the update, "
-    "red less likely, white stays. The strongest colour is the largest advantage of that method."
+    "red less likely, white stays as it is. The strongest colour is the largest advantage of that "
+    "method in the batch. The number is the advantage of a step's last token. Solutions of one "
+    "problem stand beside each other, since that is how they are compared."
 )
+PROBLEMS, SIBLINGS = 4, 3  # shown on a page
 
 
 def blend_color(advantage: float, largest: float) -> Color:
@@ -60,10 +64,12 @@ def show_tokens(tokenizer: Tokenizer, r: Rollouts, row: int) -> list[tuple[int, 
     return tokens
 
 
-def describe_step(step: Step) -> str:
-    """The verdict on a step in words."""
+def describe_step(step: Step, is_answer: bool = False) -> str:
+    """The verdict on a step in words. An answer is judged by the steps: it follows, or not."""
     if step.right is None:
         return "not checked"
+    if is_answer and step.why != "malformed":
+        return "follows from the steps" if step.right else "does not follow from the steps"
     return "right" if step.right else step.why
 
 
@@ -84,14 +90,16 @@ def describe_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: i
     # Fixed columns: the lines stand under each other in a terminal.
     tokens = show_tokens(tokenizer, r, row)
     lines = [f"{r.problems[row].question}    the answer is {describe_outcome(r, row)}"]
-    for s, step in enumerate(r.verdicts[row].all_steps):
+    verdict = r.verdicts[row]
+    for s, step in enumerate(verdict.all_steps):
         places = [n for n, token_step, _ in tokens if token_step == s]
         text = "".join(tokens[n][2] for n in places)
         figures = []
         if places:
             figures = [f"{name} {a_bn[row, places[-1]]:+.2f}" for name, a_bn in methods.items()]
         mark = {True: "ok ", False: "NO ", None: "?  "}[step.right]
-        lines.append(f"  {text:24} {mark} {describe_step(step):16} {'  '.join(figures)}")
+        words = describe_step(step, is_answer=s == len(verdict.steps))
+        lines.append(f"  {text:24} {mark} {words:16} {'  '.join(figures)}")
     return "\n".join(lines)
 
 
@@ -101,30 +109,77 @@ def describe_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: i
 def render_page(
     tokenizer: Tokenizer, r: Rollouts, methods: Methods, rows: Sequence[int], title: str
 ) -> str:
-    """An HTML page with a section for each of the rollouts `rows`."""
-    sections = [_render_rollout(tokenizer, r, methods, row) for row in rows]
-    return html.document(title, sections, note=NOTE)
+    """An HTML page with the problems of the rollouts `rows`, each with solutions side by side."""
+    sections = [
+        _render_problem(tokenizer, r, methods, siblings) for siblings in choose_siblings(r, rows)
+    ]
+    return html.document(title, [_render_methods(methods), *sections], note=NOTE)
+
+
+def choose_siblings(r: Rollouts, rows: Sequence[int]) -> list[list[int]]:
+    """Rows of one problem each, the given ones first, then different solutions of the same one.
+
+    Where the given rows are of few problems, others follow.
+    """
+    groups = dict.fromkeys(row // r.group_size for row in [*rows, *range(len(r.problems))])
+    chosen: dict[str, list[int]] = {}  # a question is shown once
+    for group in groups:
+        first = group * r.group_size
+        own = range(first, first + r.group_size)
+        order = [*(row for row in rows if row in own), *own]
+        different = {tuple(r.ids(row)): row for row in reversed(order)}
+        shown = sorted(different.values(), key=order.index)[:SIBLINGS]
+        chosen.setdefault(r.problems[first].question, shown)
+    return list(chosen.values())[:PROBLEMS]
+
+
+def _render_methods(methods: Methods) -> html.Html:
+    """What each method gives credit for, in the first sentence of its docstring."""
+    parts = []
+    for name in methods:
+        text = METHODS[name].assign.__doc__ if name in METHODS else ""
+        first = " ".join((text or "a method of your own").split("\n\n")[0].split())
+        parts.append(f'<p class="note"><b>{html.escape(name)}</b>: {html.escape(first)}</p>')
+    return html.section("Methods: what each gives credit for", *parts)
+
+
+def _render_problem(
+    tokenizer: Tokenizer, r: Rollouts, methods: Methods, siblings: Sequence[int]
+) -> html.Html:
+    """The solutions of one problem as cards: side by side, or one below the other on a phone."""
+    problem = r.problems[siblings[0]]
+    first = siblings[0] // r.group_size * r.group_size
+    group = slice(first, first + r.group_size)
+    note = (
+        f"The answer should be {problem.answer}. Of {r.group_size} solutions "
+        f"{int(np.nansum(r.outcome_b[group]))} have it, and {int(r.verified_b[group].sum())} with "
+        "every step right."
+    )
+    cards = [_render_rollout(tokenizer, r, methods, row) for row in siblings]
+    grid = html.Html(f'<div class="cards">{"".join(cards)}</div>')
+    return html.section(problem.question, grid, note=note)
 
 
 def _render_rollout(tokenizer: Tokenizer, r: Rollouts, methods: Methods, row: int) -> html.Html:
     tokens = show_tokens(tokenizer, r, row)
     verdict = r.verdicts[row]
-    lines = []
+    parts = [html.heading(f"The answer is {describe_outcome(r, row)}")]
     for s, step in enumerate(verdict.all_steps):
-        name = "answer" if s == len(verdict.steps) else str(s + 1)
+        is_answer = s == len(verdict.steps)
+        name = "answer" if is_answer else f"step {s + 1}"
         spans = [(n, text) for n, token_step, text in tokens if token_step == s]
-        # Colours are relative to the whole batch, so that rollouts can be compared.
-        cells = []
-        for a_bn in methods.values():
-            largest = float(np.abs(a_bn).max())
-            cells.append(_render_spans(spans, a_bn[row], largest))
         css_class = {True: "ok", False: "no", None: ""}[step.right]
-        words = html.escape(f"{MARKS[step.right][0]} {describe_step(step)}")
-        lines.append([name, *cells, html.Html(f'<span class="{css_class}">{words}</span>')])
-    table = html.table(["step", *methods, "verdict"], lines)
-    problem = r.problems[row]
-    note = f"The answer is {describe_outcome(r, row)}; it should be {problem.answer}."
-    return html.section(problem.question, table, note=note)
+        words = html.escape(f"{MARKS[step.right][0]} {describe_step(step, is_answer)}")
+        parts.append(f'<p class="note">{name} <span class="{css_class}">{words}</span></p>')
+        # Colours are relative to the whole batch, so that rollouts can be compared.
+        for method, a_bn in methods.items():
+            largest = float(np.abs(a_bn).max())
+            figure = f"{a_bn[row, spans[-1][0]]:+.2f}" if spans else "no token"
+            parts.append(
+                f'<div class="credit"><span>{html.escape(method)}</span>'
+                f"{_render_spans(spans, a_bn[row], largest)}<b>{figure}</b></div>"
+            )
+    return html.Html(f'<div class="card">{"".join(parts)}</div>')
 
 
 def _render_spans(spans: list[tuple[int, str]], a_n: np.ndarray, largest: float) -> html.Html:
