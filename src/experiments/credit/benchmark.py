@@ -9,7 +9,6 @@ last by solutions that slip now and then: it knows the form and most facts, and 
 its teachers were.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,10 +17,20 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.credit import chain_values, data, estimators, heads, solvers, table, training
+from experiments.credit import (
+    chain_values,
+    data,
+    estimators,
+    heads,
+    race,
+    race_table,
+    solvers,
+    table,
+    training,
+)
 from experiments.credit.training import TOKENIZER
 from experiments.results import Results, init_lm, load_or_make
-from ramp.config import Config, Reinforce, replace_train
+from ramp.config import Config, replace_train
 from ramp.credit import audit, learn, rollouts
 from ramp.credit.advantages import METHODS
 from ramp.errors import UserError
@@ -29,14 +38,11 @@ from ramp.files import write_atomic
 from ramp.model.loss import next_token_loss
 from ramp.tasks import TASKS, chain, swaps
 
-RATES = (1e-4, 3e-4, 1e-3)
-SEEDS = 5
-SWEPT = ("step_local", "first_error", "rloo", "grpo")
 # Fraction of the steps at which the teachers state a random digit: set so that the policies succeed
 # about as often as the bars on misassigned credit and on low skill ask for, by looking at their
 # success alone.
-SLIPS = {"half": 0.1, "mid": 0.17, "low": 0.8}
-GOAL = 0.9  # verified accuracy that the tokens are counted to
+SLIPS = {"half": 0.1, "mid": 0.17}
+MIN_EXPERT = 0.9  # verified accuracy of the policy that the others start from
 
 
 def policy(
@@ -56,41 +62,6 @@ def policy(
         begin,
         lambda: training.train_model(b.model, t, next_token_loss(b.model, 0.0), begin, rows),
     )
-
-
-# Learning
-
-
-def train(b: Results, t: Reinforce, base: dict, seed: int) -> dict:
-    """Train one policy.
-
-    The curve of [tokens, right, verified, steps, entropy] on held-out problems. Ends early once the
-    goal is passed by two points.
-    """
-    began, names = time.perf_counter(), ("right", "verified", "steps", "entropy")
-    measure = partial(learn.measure_accuracy, b.model, t, TOKENIZER)
-    found, r = measure(base)
-    curve, tokens, labels = [[0, *(round(getattr(found, k), 4) for k in names)]], 0, 0
-    for i, (got, state, _) in enumerate(training.run_reinforce(b, t, base, seed + 1)):
-        tokens, labels = tokens + got.num_tokens, labels + got.num_labels
-        if (i + 1) % t.train.eval_every == 0 or i + 1 == t.train.steps:
-            found, r = measure(state.params, seed=7 + i)
-            curve.append([tokens, *(round(getattr(found, k), 4) for k in names)])
-            if found.verified >= GOAL + 0.02:
-                break
-    to = estimators.tokens_to_reach([(p[0], p[2]) for p in curve], GOAL)
-    forward = 2 * sum(a.size for a in jax.tree.leaves(base))
-    lucky = [p for p, verdict in enumerate(r.verdicts) if verdict.lucky][:3]
-    return {
-        "to_goal": to if np.isfinite(to) else None,
-        "tokens": tokens,
-        "labels": labels,
-        "flops": forward * 4 * tokens,  # once to sample, three times to learn
-        "train_seconds": round(time.perf_counter() - began, 1),
-        **dict(zip(names, curve[-1][1:], strict=True)),
-        "curve": curve,
-        "lucky": [f"{r.problems[p].question} -> {TOKENIZER.decode(r.ids(p))}" for p in lucky],
-    }
 
 
 # The parts
@@ -187,46 +158,13 @@ def unbiased(b: Results, base: dict) -> None:
     b.once({"part": "unbiased", "policy": "transformer", "method": "rloo"}, work)
 
 
-def efficiency(b: Results, base: dict) -> None:
-    """Every method at every rate once.
-
-    Then, on the other seeds, the best outcome method and the process methods.
-    """
-
-    def at(method: str, rate: float, seed: int) -> dict:
-        t = replace_train(replace(b.t, method=method), lr_scale=rate)
-        key = {"part": "learn", "base": "mid", "method": method, "rate": rate, "seed": seed}
-        return b.once(key, lambda: train(b, t, base, seed))
-
-    best = {m: min((at(m, rate, 0) for rate in RATES), key=table.merit) for m in SWEPT}
-    outcome = min((best["rloo"], best["grpo"]), key=table.merit)
-    for seed in range(1, SEEDS):
-        for found in (outcome, best["step_local"], best["first_error"]):
-            at(found["key"]["method"], found["key"]["rate"], seed)
-
-
-def low_skill(b: Results, base: dict) -> None:
-    """From a policy that is right mostly by luck: who learns the process?
-
-    Twice the iterations and an entropy bonus, the same for every method. Both were chosen after a
-    look at results on these held-out problems, those of step_local among them: without the bonus
-    each method settles for what it can do (step_local: 71% of the steps instead of 83% then).
-    """
-    for method in ("rloo", "first_error", "step_local"):
-        for rate in RATES[1:]:
-            t = replace(b.t, method=method, entropy_coef=0.01, entropy_target=0.5)
-            t = replace_train(t, lr_scale=rate, steps=2 * b.t.train.steps)
-            key = {"part": "learn", "base": "low", "method": method, "rate": rate, "seed": 0}
-            b.once(key, lambda t=t: train(b, t, base, 0))
-
-
 # Diversity
 
 
 def diverse(b: Results) -> None:
     """Sorting by swaps, where many orders are right: what is left of them after process credit?"""
     t = replace(b.t, task="swaps", level=3, max_new_tokens=40, method="step_local")
-    t = replace_train(t, lr_scale=RATES[1], steps=40)
+    t = replace_train(t, lr_scale=3e-4, steps=40)
     base = policy(replace(b, t=t), "swaps", solvers.solve_by_random_swaps, 900)
 
     def work() -> dict:
@@ -266,7 +204,7 @@ def run(directory: Path, c: Config, data_dir: Path | None = None) -> str:
     steps = c.reinforce.sft_steps
     expert = policy(b, "expert", None, steps)
     accuracy, _ = learn.measure_accuracy(b.model, b.t, TOKENIZER, expert)
-    if accuracy.verified < GOAL:
+    if accuracy.verified < MIN_EXPERT:
         # Policies that slip start from this one: they could not reach the goal either.
         raise UserError(
             f"the expert solves {accuracy.verified:.0%} of the problems after "
@@ -282,10 +220,9 @@ def run(directory: Path, c: Config, data_dir: Path | None = None) -> str:
     solve = partial(solvers.solve_with_slips, fraction=0.3)
     unbiased(b, policy(short, "short", solve, steps // 10, expert))
     heads.run_heads(b, base["mid"])
-    efficiency(b, base["mid"])
-    low_skill(b, base["low"])
     diverse(b)
     gradients(b)
-    report = table.report(b.results())
+    races = [(r.name, list(r.run(b))) for r in race.RACES]
+    report = table.report(b.results()) + race_table.report(races)
     write_atomic(directory / "bench.md", report)
     return report

@@ -4,7 +4,6 @@
 gradient are exact.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,7 +14,6 @@ import numpy as np
 from experiments.credit import chain_values
 from ramp.credit.advantages import METHODS, Credit, best_of
 from ramp.credit.audit import find_sign_errors
-from ramp.nines.intervals import bootstrap_interval
 from ramp.tasks import Problem
 
 BATCHES_AT_ONCE = 20
@@ -129,27 +127,3 @@ def sample_table(table, value_b, ops_bk, first: int, key) -> tuple[jax.Array, ja
         value_b = jax.random.categorical(jax.random.fold_in(key, 1000 + k), logits)
         stated.append(value_b)
     return jnp.stack(stated, axis=1), jnp.stack(before, axis=1)
-
-
-# Training curves
-
-
-def tokens_to_reach(curve: Sequence[tuple[float, float]], level: float) -> float:
-    """Tokens at which a curve of (tokens, accuracy) first reaches `level`.
-
-    Linear between points; inf if it never does.
-    """
-    before = (0.0, 0.0)
-    for tokens, accuracy in curve:
-        if accuracy >= level:
-            rise = accuracy - before[1]
-            fraction = 1.0 if rise <= 0 else (level - before[1]) / rise
-            return before[0] + max(0.0, min(1.0, fraction)) * (tokens - before[0])
-        before = (tokens, accuracy)
-    return float("inf")
-
-
-def ratio_of_means(slow: Sequence[float], fast: Sequence[float]) -> tuple[float, float, float]:
-    """Ratio of the means of two sets of seeds, and its 95% bootstrap interval."""
-    low, high = bootstrap_interval(lambda a, b: a.mean(-1) / b.mean(-1), slow, fast)
-    return float(np.mean(slow) / np.mean(fast)), low, high

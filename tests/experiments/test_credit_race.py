@@ -1,0 +1,170 @@
+"""The races of the benchmark of credit: its policies, rewards, figures and law, each held against something independent."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.credit import chain_values, law, race, race_table, tabular
+from experiments.results import Results
+from ramp.config import Model, Reinforce
+
+
+@pytest.fixture(scope="module")
+def chains():
+    """(first value, operations, operands) of 64 problems, eight rollouts each, and keys."""
+    start, op, n = tabular.make_chains(jax.random.PRNGKey(3), 64, 5)
+    return tuple(np.repeat(np.asarray(x), tabular.GROUP, axis=0) for x in (start, op, n))
+
+
+@pytest.mark.parametrize("one", race.RACES, ids=lambda one: one.name)
+def test_the_most_likely_answer_of_a_base_is_wrong(one):
+    """At temperature 0 at most a fifth is verified (a quarter of 4 operations), so sharpening is no help."""
+    table = 1000 * tabular.make_table(one.rule, 1)
+    problems = tabular.make_chains(jax.random.PRNGKey(0), 512, one.num_steps)
+    verified = float(tabular.measure_verified(table, *problems, one.num_steps))
+    assert verified < (0.2 if one.num_steps > 4 else 0.25)
+
+
+def test_accuracy_is_exact(chains):
+    """The share of many sampled rollouts that are right at every step."""
+    table = jnp.asarray(tabular.make_table("products, loosely", 2))
+    d = jax.vmap(lambda key: tabular.draw_rollouts(table, key, *chains, 5))(
+        jax.random.split(jax.random.PRNGKey(1), 40)
+    )
+    sampled = np.asarray(d.right)[:, :, :5].all(axis=2).mean()
+    exact = float(tabular.measure_verified(table, *chains, 5))
+    assert sampled == pytest.approx(exact, abs=0.01)
+
+
+def test_rollouts_are_judged_as_the_definition_says(chains):
+    table = jnp.asarray(tabular.make_table("products, loosely", 2))
+    d = tabular.draw_rollouts(table, jax.random.PRNGKey(1), *chains, 5)
+    apply = {0: lambda v, n: v + n, 1: lambda v, n: v - n, 2: lambda v, n: v * n}
+    start, op, n = chains
+    for b in range(0, len(start), 37):
+        value = gold = int(start[b])
+        for s in range(5):
+            assert int(d.before[b, s]) == value
+            want = apply[int(op[b, s])](value, int(n[b, s])) % 10
+            value = int(d.stated[b, s])
+            assert float(d.right[b, s]) == (value == want)
+            gold = apply[int(op[b, s])](gold, int(n[b, s])) % 10
+        assert float(d.is_answer_b[b]) == (value == gold)
+    rewards = {
+        name: np.asarray(tabular.compute_reward(name, jax.random.PRNGKey(0), d, 5))
+        for name in (
+            "none",
+            "random",
+            "majority",
+            "answer",
+            "verified",
+            "share",
+            "verified + share",
+        )
+    }
+    right = np.asarray(d.right)[:, :5]
+    np.testing.assert_allclose(rewards["verified"], right.all(axis=1))
+    np.testing.assert_allclose(rewards["share"], right.mean(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(
+        rewards["verified + share"], (right.all(axis=1) + right.mean(axis=1)) / 2, rtol=1e-6
+    )
+    assert not rewards["none"].any() and 0.3 < rewards["random"].mean() < 0.7
+    answers = np.asarray(d.stated)[:, 4].reshape(-1, tabular.GROUP)
+    for group, paid in zip(answers, rewards["majority"].reshape(answers.shape), strict=True):
+        counts = np.bincount(group, minlength=10)
+        assert (paid == (counts[group] == counts.max())).all()
+
+
+def test_places_after_the_last_step_do_not_count(chains):
+    """The gradient of a chain of 5 is the same whatever stands in the places behind it."""
+    table = jnp.asarray(tabular.make_table("products", 0))
+    start, op, n = chains
+    changed = op.copy(), n.copy()
+    for x in changed:
+        x[:, 5:] = (x[:, 5:] + 1) % 3
+    for name in ("step-local", "first error", "process supervision", "min-form", "GRPO, verified"):
+        arm = race.ARMS[name]
+        grads = []
+        for one in ((op, n), changed):
+            d = tabular.draw_rollouts(table, jax.random.PRNGKey(1), start, *one, 5)
+            grads.append(
+                jax.grad(tabular.policy_loss)(table, arm, jax.random.PRNGKey(2), d, *one, 5)
+            )
+        np.testing.assert_allclose(grads[0], grads[1], atol=1e-7)
+        assert float(jnp.abs(grads[0]).max()) > 0
+
+
+def test_a_goal_counts_where_it_is_held():
+    steps = [0, 100, 200, 300, 400, 500]
+    assert race.steps_to_hold(steps, [0.5, 0.8, 1.0, 0.95, 0.9, 0.5]) == pytest.approx(150)
+    # Reached, lost, and reached again.
+    assert race.steps_to_hold(steps, [0.5, 1.0, 0.5, 0.9, 0.9, 0.9]) == pytest.approx(300)
+    assert race.steps_to_hold(steps, [0.5, 1.0, 0.5, 1.0, 0.9, 0.5]) is None
+    assert race.steps_to_hold(steps, [0.95] * 6) == 0
+
+
+def outcome(base, to_goal):
+    return race.Outcome(base, to_goal, spent=1000, start=0.1, end=0.95, area=0.5)
+
+
+def test_a_ratio_is_paired_by_base_and_bounds_what_never_arrives():
+    fast = [outcome(base, 100.0 * (base + 1)) for base in range(5) for _ in range(3)]
+    slow = [replace(run, to_goal=2 * run.to_goal) for run in fast]
+    ratio = race_table.compare(slow, fast)
+    # Bases differ five times, but every pair agrees: the interval is a point.
+    assert (ratio.low, ratio.mean, ratio.high) == pytest.approx((2, 2, 2))
+    assert not ratio.is_bound
+    never = [replace(run, to_goal=None) for run in fast]
+    bound = race_table.compare(never, fast)
+    assert bound.is_bound and str(bound).startswith("≥ ")
+    one = race_table.compare(slow[:3], fast[:3])
+    assert one.low == 0 and one.high == np.inf  # one base is no interval
+
+
+def test_a_race_is_kept_and_a_control_that_gains_is_named(tmp_path, monkeypatch):
+    for name, value in {"RATES": (0.1, 0.4), "NUM_ROLLOUTS": (16,), "NUM_LANES": 6}.items():
+        monkeypatch.setattr(race, name, value)
+    monkeypatch.setattr(race, "BASES", (1, 2))
+    b = Results(tmp_path, Model(), Reinforce())
+    arms = ("no reward, entropy minimised", "RLOO, verified", "step-local")
+    short = race.Race("products, loosely", 3, 6000, arms)
+    results = list(short.run(b))
+    kept = b.path.read_bytes()
+    assert list(short.run(b)) == results and b.path.read_bytes() == kept
+    assert [len(r.runs) for r in results] == [6, 6, 6]
+    assert {run.base for r in results for run in r.runs} == {1, 2}  # not the one settings come from
+    text = race_table.report([(short.name, results)])
+    assert "### products, loosely, 3 operations" in text and "RLOO, verified / step-local" in text
+    (control, *_) = results
+    gained = replace(control, runs=[replace(run, end=0.9) for run in control.runs])
+    assert "measures sharpening" in race_table.race_table([gained])
+    assert "measures sharpening" not in race_table.race_table([control])
+    assert all(json.loads(line)["key"]["part"] == "race" for line in kept.splitlines())
+
+
+@pytest.mark.parametrize("arm", law.ESTIMATES)
+def test_the_laws_moments_against_sampling(arm):
+    rng = np.random.default_rng(0)
+    k, p = 7, 0.3
+    m = rng.binomial(k, law.Q, 400_000)
+    s = rng.binomial(m, p)
+    g = law.ESTIMATES[arm](k, m, s, p)
+    assert law.signal_to_noise(arm, k, p) == pytest.approx(g.mean() ** 2 / g.var(), rel=0.03)
+
+
+def test_the_law_gives_back_its_own_constants():
+    true = law.Law(scale=3.0, floor=5.0)
+    measured = [
+        (arm, k, 0.03, true.steps(arm, k, 0.03)) for arm in law.ESTIMATES for k in (4, 6, 8)
+    ]
+    found = law.fit_law(measured)
+    assert (found.scale, found.floor) == pytest.approx((3.0, 5.0), rel=0.02)
+    assert law.skill_at(12, 0.9) == pytest.approx(1 - 3 * (1 - 0.9 ** (1 / 12)))
+
+
+def test_truth_is_the_tasks():
+    assert chain_values.truth()[7, 2, 8] == 6
