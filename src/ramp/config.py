@@ -233,13 +233,31 @@ class Reinforce:
 
     # Not a `Literal`: the names are in the tables of `tasks` and `credit`, which import this file.
     task: str = "words"
-    """a name in TASKS of ramp/tasks/__init__.py, such as addition or chain"""
+    """a name in TASKS of ramp/tasks/__init__.py, such as addition or chain; gsm8k, with `prompts`;
+    reasoning_gym:NAME; PATH.py:TASK, your own"""
     level: Positive = 2
     """difficulty: steps of a solution, or digits"""
+    prompts: str = ""
+    """a file of questions (JSONL) in place of a task, or a folder; in a folder, files with "test"
+    in their names are held out"""
+    prompt_field: str = ""
+    """the field of the questions; empty: found"""
+    answer_field: str = ""
+    """the field of the right answers, which a reward may do without; empty: found"""
+    answer: str = ""
+    """regular expression for the answer in a solution to `prompts`, its first group or all of it;
+    empty: the last number where all right answers are numbers, else the last line"""
+    steps: str = ""
+    """what ends a step: token, the reserved one; newline; sentence; regex:PATTERN; empty: token,
+    but newline with questions from elsewhere and what your own task says"""
     method: str = "step_local"
     """how credit is assigned: a name in METHODS of ramp/credit/advantages.py"""
-    reward: Literal["checker", "head"] = "checker"
-    """what says whether a step is right: the task's checker, or the learned process head"""
+    reward: str = "answer"
+    """what a solution is worth: a name in REWARDS of ramp/credit/rewards.py (answer, verified,
+    share, head; the controls none, random, majority), PATH.py:FUNCTION, or a sum such as
+    0.5 verified + 0.5 mine.py:reward"""
+    reward_seconds: Annotated[float, Range(above=0)] = 60.0
+    """longest call of a reward of your own"""
     sft_steps: Count = 0
     """steps of fine-tuning on solved problems that come first, to teach the format"""
     sft_lr_scale: NonNegative = 1.0
@@ -264,8 +282,20 @@ class Reinforce:
     """weight of the KL divergence from the policy that reinforcement starts from"""
     kl_form: Literal["k2", "k3"] = "k2"
     """estimator of that KL divergence"""
-    entropy_coef: NonNegative = 0.0
-    """bonus per nat of entropy"""
+    entropy_coef: float = 0.0
+    """bonus per nat of entropy; below 0: entropy is minimised"""
+    keep_all_groups: bool = False
+    """groups without signal stay in the batch, where KL divergence and entropy act on them"""
+    max_refills: Count = 0
+    """times that groups without signal are replaced by sampling as many new problems again"""
+    mask_truncated: bool = False
+    """rollouts that reach max_new_tokens have no part in the update, whatever their reward"""
+    epochs: Positive = 1
+    """passes over the rollouts of an iteration; above 1 they come from an older policy"""
+    minibatches: Positive = 1
+    """updates of a pass, each on a part of the problems"""
+    max_iterations_without_signal: Positive = 10
+    """a run whose groups were all alike in so many iterations on end stops; see keep_all_groups"""
     entropy_target: NonNegative = 0.0
     """nats per token: below it the bonus grows, above it it fades; 0: the bonus is constant"""
     entropy_control: Literal["none", "clip_cov", "kl_cov"] = "none"
@@ -296,8 +326,8 @@ class Reinforce:
 
     def fix_train(self) -> Train:
         """`train` with what follows from other keys and without what is not used."""
-        # An iteration is one batch.
-        batch_size = self.num_prompts * self.group_size
+        # An update's rollouts are one batch.
+        batch_size = self.num_prompts * self.group_size // self.minibatches
         return replace(self.train, batch_size=batch_size, z_loss=0.0, num_samples=0)
 
 

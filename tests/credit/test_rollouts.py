@@ -1,13 +1,14 @@
 """Rollouts: judged as their text is, continued from any step as if they had just been sampled."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
-from ramp.credit import audit, learn, page, process_head, rollouts
+from ramp.credit import advantages, audit, page, process_head, rollouts
 from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
 from ramp.tasks import chain, protocol
@@ -90,9 +91,9 @@ def test_continuations_do_not_depend_on_how_many_are_sampled_at_once():
             rollouts.sample_continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 3, 5, chunk=chunk)
             for chunk in (16, 32)
         ]
-    (values, cost), (same_values, same_cost) = results
-    assert cost == same_cost > 0
-    np.testing.assert_array_equal(values, same_values)
+    one, other = results
+    assert one.num_tokens == other.num_tokens > 0
+    np.testing.assert_array_equal(one.reward_bsn, other.reward_bsn)
 
 
 def test_continuations_count_wins_and_tokens():
@@ -105,9 +106,8 @@ def test_continuations_count_wins_and_tokens():
         r.step_bn[:, 4:] = np.where(
             r.tokens_bn[:, 4:] >= 0, 1, -1
         )  # whatever was said, let a step begin there
-        value_bs, cost = rollouts.sample_continuations(
-            MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, chunk=16
-        )
+        got = rollouts.sample_continuations(MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, chunk=16)
+    value_bs, cost = got.value_bs, got.num_tokens
     forked = [b for b in range(6) if 1 in r.step_bn[b]]
     assert np.isfinite(value_bs[forked, 1]).all() and np.isnan(np.delete(value_bs, 1, axis=1)).all()
     assert (
@@ -124,9 +124,9 @@ def test_continuations_are_sampled_as_the_rollouts_were():
             MODEL, lm, TOKENIZER, chain.TASK, [chain.sample(i, 2) for i in range(3)], 2, 12, 3, 1e-3
         )
         r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, r.step_bn[:, 3:4] + 1, -1)
-        _, cost = rollouts.sample_continuations(
+        cost = rollouts.sample_continuations(
             MODEL, lm, TOKENIZER, chain.TASK, r, 2, 0, 1e-3, chunk=16
-        )
+        ).num_tokens
     begins = [
         (b, n)
         for b in range(6)
@@ -148,13 +148,57 @@ def test_rollouts_are_pure_in_their_seed_and_groups_stay_together():
     assert [p.seed for p in one.problems] == [0, 0, 1, 1, 2, 2]
 
 
-def test_held_out_problems_are_not_trained_on():
-    trained = {
-        p.seed
-        for step in range(50)
-        for p in learn.make_problems(chain.TASK, 2, (1 * 1_000_003 + step) * 4, 4)
-    }
-    assert not trained & {p.seed for p in learn.held_out_problems(chain.TASK, 2, 256)}
+def test_the_best_of_k_is_the_mean_over_all_choices_of_k():
+    """Real-valued rewards too; of right and wrong ones it is the closed form of `best_of`."""
+    rng = np.random.default_rng(0)
+    reward_bsn = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    got = rollouts.Continuations(reward_bsn, 0)
+    for k in (1, 2, 5):
+        chosen = [reward_bsn[..., list(c)].max(axis=2) for c in combinations(range(5), k)]
+        np.testing.assert_allclose(got.best_of(k), np.mean(chosen, axis=0), atol=1e-6)
+    binary = rollouts.Continuations((reward_bsn > 0).astype(np.float32), 0)
+    np.testing.assert_allclose(
+        binary.best_of(3), advantages.best_of(binary.value_bs, 5, 3), atol=1e-6
+    )
+    # One that abstains has no part in the mean; where all do, nothing is known.
+    reward_bsn[0, 0, 0] = reward_bsn[0, 1] = np.nan
+    value_bs = rollouts.Continuations(reward_bsn, 0).value_bs
+    np.testing.assert_allclose(value_bs[0, 0], reward_bsn[0, 0, 1:].mean(), rtol=1e-6)
+    assert np.isnan(value_bs[0, 1])
+
+
+def test_continuations_get_the_reward_that_is_asked_for():
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(MODEL)
+        problems = [chain.sample(i, 2) for i in range(2)]
+        r = sample_rollouts(MODEL, lm, TOKENIZER, chain.TASK, problems, 2, 12, 3)
+        r.step_bn[:, 4:] = np.where(r.tokens_bn[:, 4:] >= 0, 1, -1)
+        seen = []
+
+        def reward(whole):
+            seen.append(whole)
+            return np.arange(len(whole.prompts), dtype=np.float32)
+
+        got = rollouts.sample_continuations(
+            MODEL, lm, TOKENIZER, chain.TASK, r, 3, 5, chunk=16, reward=reward
+        )
+    (whole,) = seen
+    forked = [b for b in range(4) if 1 in r.step_bn[b]]
+    assert whole.group_size == 3 and len(whole.prompts) == 3 * len(forked)
+    np.testing.assert_array_equal(
+        got.reward_bsn[forked, 1], np.arange(3 * len(forked)).reshape(-1, 3)
+    )
+    for b, row in zip(np.repeat(forked, 3), whole.tokens_bn, strict=True):
+        assert (row[:4] == r.tokens_bn[b, :4]).all()  # the prefix belongs to the solution
+
+
+def test_groups_are_taken_whole_from_several_samples():
+    parts = [written("a7|b4|4.", "a2|b4|4."), written("4.", "a7|b4|44")]
+    parts = [replace(part, group_size=2) for part in parts]
+    r = rollouts.take_groups(parts, np.array([1, 0]))
+    assert r.ids(0) == parts[1].ids(0) and r.ids(3) == parts[0].ids(1)
+    assert r.ended_b.tolist() == [True, False, True, True] and r.group_size == 2
+    assert r.verified_b.tolist() == [0, 0, 1, 0] and len(r.problems) == 4
 
 
 def test_what_nobody_can_tell_is_neither_right_nor_wrong():

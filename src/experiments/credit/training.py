@@ -54,7 +54,7 @@ def run_reinforce(
     looks at and that do not learn, a process head.
     """
     same = replace(
-        t, method="rloo", reward="checker", num_continuations=1
+        t, method="rloo", reward="answer", num_continuations=1
     )  # who gets credit is no part of the program
     first, update = make_policy_trainer(b.model, same)
     state = first(base)

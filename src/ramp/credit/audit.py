@@ -174,8 +174,9 @@ def solutions_as_rollouts(
     problems: list[Problem],
     solutions: Sequence[Sequence[int]],
     n: int = 0,
+    group_size: int = 1,
 ) -> Rollouts:
-    """Judge written solutions (token ids) as if they had been sampled, in groups of one.
+    """Judge written solutions (token ids) as if they had been sampled.
 
     n: the least number of token places, so that batches share a shape.
     """
@@ -185,7 +186,7 @@ def solutions_as_rollouts(
         row[: len(ids)] = ids
     prompts = [prompt_ids(tokenizer, problem.question) for problem in problems]
     logps_bn = np.zeros(tokens_bn.shape, np.float32)
-    return score_rollouts(tokenizer, task, problems, 1, prompts, tokens_bn, logps_bn)
+    return score_rollouts(tokenizer, task, problems, group_size, prompts, tokens_bn, logps_bn)
 
 
 def reward_whole_solution(reward_bs: np.ndarray, r: Rollouts) -> np.ndarray:

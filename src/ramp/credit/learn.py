@@ -11,20 +11,22 @@ import jax
 import numpy as np
 
 from ramp.config import Model, Reinforce
-from ramp.credit import process_head, rollouts
-from ramp.credit.advantages import METHODS, Credit, best_of
+from ramp.credit import process_head, rewards, rollouts
+from ramp.credit.advantages import METHODS, Credit
 from ramp.credit.loss import adapt_entropy_coef, policy_loss, token_logps
+from ramp.credit.rewards import Rewards
 from ramp.credit.rollouts import Rollouts
 from ramp.decode import sample
 from ramp.errors import UserError
-from ramp.tasks import TASKS, Problem, Task
-from ramp.tasks.protocol import render
+from ramp.tasks import Problem, Task, open_task
+from ramp.tasks.cutting import write_solution
+from ramp.tasks.protocol import prompt_ids
+from ramp.tasks.split import Part, held_out_problems, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.step import Loss
 
-# Seeds of problems. RL trains on 0 and up, so the three sets do not meet.
-HELD_OUT_SEED = -1  # and downwards
-SFT_SEED = 10**12  # and upwards
+SFT_SEED = 10**12  # and upwards: RL trains on problems from 0 up
+REFILL = 10**9 + 7  # further on in the problems, for each refill of an iteration
 
 Solve = Callable[[Problem], tuple[list[str], str]]  # steps and answer
 
@@ -34,35 +36,27 @@ class Iteration:
     """What one iteration sampled and what came of it."""
 
     rollouts: Rollouts
+    rewards: Rewards
     advantage_bn: np.ndarray
     batch: dict[str, np.ndarray]  # of `make_loss`
-    num_tokens: int  # sampled, continuations included
+    num_tokens: int  # sampled, continuations and refills included
     num_labels: int  # verdicts on steps that the method looked at
     num_dropped_groups: int  # groups without signal
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Fractions over held-out problems, one sample of each."""
+    """Fractions over held-out problems, one sample of each; NaN where nobody can tell."""
 
     right: float  # the final answer is right
     verified: float  # and so is every step
     steps: float  # of all steps, those that are right
     lucky: float  # of the right answers, those that a wrong step led to
     entropy: float  # nats a token
+    reward: float  # mean of `reinforce.reward`, of rollouts, or of steps where it gives only these
 
 
 # Problems
-
-
-def make_problems(task: Task, level: int, first: int, n: int) -> list[Problem]:
-    """Problems with the seeds first .. first + n - 1."""
-    return [task.sample(first + i, level) for i in range(n)]
-
-
-def held_out_problems(task: Task, level: int, n: int, first: int = 0) -> list[Problem]:
-    """Problems that no training sees, from number `first` on."""
-    return [task.sample(HELD_OUT_SEED - first - i, level) for i in range(n)]
 
 
 def make_sft_batch(
@@ -83,7 +77,9 @@ def make_sft_batch(
     conversations = []
     for problem in make_problems(task, level, first, num_rows):
         steps, answer = solve(problem) if solve else (task.solution(problem), problem.answer)
-        conversations.append(render(tokenizer, problem, steps, answer))
+        prompt = prompt_ids(tokenizer, problem.question)
+        reply = write_solution(tokenizer, task, steps, answer)
+        conversations.append((prompt + reply, [0] * len(prompt) + [1] * len(reply)))
     return rollouts.pack_conversations(conversations, seq_len)
 
 
@@ -92,7 +88,7 @@ def make_sft_batch(
 
 def trains_head(t: Reinforce) -> bool:
     """Whether a process head learns beside the policy."""
-    return t.reward == "head" or METHODS[t.method].family == "implicit"
+    return rewards.uses(t.reward, "head") or METHODS[t.method].family == "implicit"
 
 
 def needs_ref(t: Reinforce) -> bool:
@@ -141,6 +137,110 @@ def compute_logps(c: Model, t: Reinforce, lm: dict, r: Rollouts) -> np.ndarray:
 # An iteration
 
 
+@dataclass(frozen=True)
+class Judged:
+    """Rollouts with their rewards and what a method makes of them."""
+
+    rollouts: Rollouts
+    rewards: Rewards
+    advantage_bn: np.ndarray
+    ref_bt: np.ndarray | None  # `compute_logps` of the frozen policy
+    num_tokens: int  # sampled
+
+    @property
+    def signal_p(self) -> np.ndarray:
+        """Bool [P]: the groups in which any advantage is not zero."""
+        rows_b = rollouts.rows_with_signal(self.rollouts, self.advantage_bn)
+        return rows_b[:: self.rollouts.group_size] > 0
+
+
+def sample_judged(
+    c: Model,
+    t: Reinforce,
+    tokenizer: Tokenizer,
+    params: dict,
+    ref: dict | None,
+    first: int,
+    check: Callable[[], None] = lambda: None,
+) -> Judged:
+    """Rollouts of the training problems from number `first` on, judged; see `collect_batch`."""
+    task = open_task(t)
+    r = rollouts.sample_rollouts(
+        c,
+        params["lm"],
+        tokenizer,
+        task,
+        make_problems(task, t.level, first, t.num_prompts),
+        t.group_size,
+        t.max_new_tokens,
+        first,
+        t.temperature,
+        check,
+    )
+    ref_bt = None
+    if ref is not None and needs_ref(t):
+        ref_bt = compute_logps(c, t, ref["lm"], r)
+    given = judge_rollouts(c, t, tokenizer, params, r)
+    credit, cost = build_credit(c, t, tokenizer, params, ref_bt, r, given, first, check)
+    advantage_bn = np.asarray(METHODS[t.method](credit))
+    return Judged(r, given, advantage_bn, ref_bt, r.num_tokens + cost)
+
+
+def judge_rollouts(
+    c: Model, t: Reinforce, tokenizer: Tokenizer, params: dict, r: Rollouts
+) -> Rewards:
+    """What `reinforce.reward` says of rollouts."""
+    head_bs = None
+    if rewards.uses(t.reward, "head"):
+        require_head(params)
+        head_bs = process_head.score_steps(c, params["process"], r, t.train.seq_len)
+    given = rewards.judge(t.reward, r, tokenizer, t.reward_seconds, head_bs)
+    if not t.mask_truncated:
+        return given
+    # A rollout that was cut off abstains: DAPO's over-long filtering (arXiv:2503.14476).
+    cut_b = ~r.ended_b
+    rollout_b, step_bs = given.rollout_b, given.step_bs
+    return Rewards(
+        None if rollout_b is None else np.where(cut_b, np.float32(np.nan), rollout_b),
+        None if step_bs is None else np.where(cut_b[:, None], np.float32(np.nan), step_bs),
+    )
+
+
+def require_head(params: dict) -> None:
+    """Raise `UserError` where there is no process head."""
+    if "process" not in params:
+        raise UserError(
+            "reinforce.method 'implicit' and reinforce.reward 'head' need a process head; "
+            "these parameters have none"
+        )
+
+
+def fill_groups(parts: list[Judged], num_groups: int) -> Judged:
+    """The first groups with signal of all parts, and others where these are too few."""
+    if len(parts) == 1:
+        return parts[0]
+    signal_p = np.concatenate([part.signal_p for part in parts])
+    # A stable sort: those with signal first, each kind in its order.
+    groups = np.argsort(~signal_p, kind="stable")[:num_groups]
+    r = rollouts.take_groups([part.rollouts for part in parts], groups)
+    G = r.group_size
+    rows = (groups[:, None] * G + np.arange(G)).reshape(-1)
+
+    def take(arrays: list) -> np.ndarray | None:
+        return None if arrays[0] is None else np.concatenate(arrays)[rows]
+
+    return Judged(
+        r,
+        Rewards(
+            take([part.rewards.rollout_b for part in parts]),
+            take([part.rewards.step_bs for part in parts]),
+        ),
+        np.concatenate([part.advantage_bn for part in parts])[rows],
+        take([part.ref_bt for part in parts]),
+        sum(part.num_tokens for part in parts),
+    )
+
+
 def collect_batch(
     c: Model,
     t: Reinforce,
@@ -157,54 +257,51 @@ def collect_batch(
     check: called now and then while tokens are drawn; it may raise to end the call.
     """
     first = (seed * 1_000_003 + step) * t.num_prompts
-    task = TASKS[t.task]
-    r = rollouts.sample_rollouts(
-        c,
-        params["lm"],
-        tokenizer,
-        task,
-        make_problems(task, t.level, first, t.num_prompts),
-        t.group_size,
-        t.max_new_tokens,
-        first,
-        t.temperature,
-        check,
-    )
-    ref_bt = None
-    if ref is not None and needs_ref(t):
-        ref_bt = compute_logps(c, t, ref["lm"], r)
-    credit, cost = build_credit(c, t, tokenizer, params, ref_bt, r, first, check)
-    advantage_bn = np.asarray(METHODS[t.method](credit))
-    batch = rollouts.make_rows(r, t.train.seq_len, advantage_bn)
+    parts = []
+    # Dynamic sampling of DAPO: the size of the update shall not depend on who had no signal.
+    for refill in range(1 + t.max_refills):
+        number = first + refill * REFILL
+        parts.append(sample_judged(c, t, tokenizer, params, ref, number, check))
+        if sum(part.signal_p.sum() for part in parts) >= t.num_prompts:
+            break
+    judged = fill_groups(parts, t.num_prompts)
+    r = judged.rollouts
+    batch = rollouts.make_rows(r, t.train.seq_len, judged.advantage_bn)
     sampled_bt = batch["weights"]
     # Groups without signal take no part: no update, no KL.
-    has_signal_b = rollouts.rows_with_signal(r, advantage_bn)
-    batch["weights"] = sampled_bt * has_signal_b[:, None]
-    if ref_bt is not None:
-        batch["ref"] = ref_bt
+    has_signal_b = np.repeat(judged.signal_p, t.group_size).astype(np.float32)
+    weight_b = np.ones_like(has_signal_b) if t.keep_all_groups else has_signal_b
+    if t.mask_truncated:
+        weight_b = weight_b * r.ended_b
+    batch["weights"] = sampled_bt * weight_b[:, None]
+    if judged.ref_bt is not None:
+        batch["ref"] = judged.ref_bt
     if t.entropy_target:
         coef = adapt_entropy_coef(t.entropy_coef, r.entropy, t.entropy_target)
         batch["entropy_coef"] = np.full((len(r.prompts), 1), coef, np.float32)
     family = METHODS[t.method].family
-    num_labels = int(r.exists_bs.sum()) if family == "process" and t.reward == "checker" else 0
-    if t.reward == "head" and t.label_fraction:
+    is_labelled = family == "process" and not rewards.uses(t.reward, "head")
+    num_labels = int(r.exists_bs.sum()) if is_labelled else 0
+    if rewards.uses(t.reward, "head") and t.label_fraction:
         all_labels = process_head.first_error_labels(r)
         labels_bs = process_head.limit_labels(all_labels, t.label_fraction, first)
         num_labels = int((labels_bs >= 0).sum())
         # The rows hold the same tokens as those of the policy.
         batch |= process_head.label_rows(r, t.train.seq_len, labels_bs)
     if family == "implicit":
-        # Groups without signal for the policy teach the head too.
-        batch["sampled"] = sampled_bt
-        batch["outcome"] = r.outcome_b[:, None]
-    num_dropped = int((has_signal_b == 0).sum()) // t.group_size
+        # Groups without signal for the policy teach the head too, abstaining rollouts do not.
+        outcome_b = judged.rewards.rollout_b
+        assert outcome_b is not None  # `require_fit` has seen to it
+        batch["sampled"] = sampled_bt * ~np.isnan(outcome_b)[:, None]
+        batch["outcome"] = np.nan_to_num(outcome_b)[:, None]
     return Iteration(
         rollouts=r,
-        advantage_bn=advantage_bn,
+        rewards=judged.rewards,
+        advantage_bn=judged.advantage_bn,
         batch=batch,
-        num_tokens=r.num_tokens + cost,
+        num_tokens=judged.num_tokens,
         num_labels=num_labels,
-        num_dropped_groups=num_dropped,
+        num_dropped_groups=int((has_signal_b == 0).sum()) // t.group_size,
     )
 
 
@@ -215,42 +312,62 @@ def build_credit(
     params: dict,
     ref_bt: np.ndarray | None,
     r: Rollouts,
+    given: Rewards,
     seed: int,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Credit, int]:
     """(what the method needs to know, sampled tokens that it cost beyond the rollouts).
 
-    ref_bt: `compute_logps` of the frozen policy. check: as of `collect_batch`.
+    ref_bt: `compute_logps` of the frozen policy. given: of the rollouts. check: as of
+    `collect_batch`.
     """
     family = METHODS[t.method].family
-    credit = checker_credit(r)
+    credit = make_credit(r, given)
     cost = 0
-    if trains_head(t) and "process" not in params:
-        raise UserError(
-            "reinforce.method 'implicit' and reinforce.reward 'head' need a process head; "
-            "these parameters have none"
-        )
     if family == "monte_carlo":
+
+        def reward(whole: Rollouts) -> np.ndarray:
+            """The same reward that the rollouts get; a method of this family needs it."""
+            rollout_b = judge_rollouts(c, t, tokenizer, params, whole).rollout_b
+            assert rollout_b is not None  # `require_fit` has seen to it
+            return rollout_b
+
         n = t.num_continuations
-        value_bs, cost = rollouts.sample_continuations(
-            c, params["lm"], tokenizer, TASKS[t.task], r, n, seed, t.temperature, check=check
+        got = rollouts.sample_continuations(
+            c,
+            params["lm"],
+            tokenizer,
+            open_task(t),
+            r,
+            n,
+            seed,
+            t.temperature,
+            check=check,
+            reward=reward,
         )
-        best_bs = np.asarray(best_of(value_bs, n, min(t.best_of, n)))
-        credit = replace(credit, value_bs=value_bs, best_bs=best_bs)
-    if t.reward == "head":
-        right_bs = process_head.score_steps(c, params["process"], r, t.train.seq_len)
-        credit = replace(credit, right_bs=right_bs)
+        cost = got.num_tokens
+        best_bs = got.best_of(min(t.best_of, n))
+        credit = replace(credit, value_bs=got.value_bs, best_bs=best_bs)
     if family == "implicit":
+        require_head(params)
         log_ratio_bt = compute_logps(c, t, params["process"]["lm"], r) - ref_bt
         implicit_bn = rollouts.align_to_tokens(r, t.implicit_beta * log_ratio_bt)
         credit = replace(credit, implicit_bn=implicit_bn)
     return credit, cost
 
 
+def make_credit(r: Rollouts, given: Rewards) -> Credit:
+    """Rewards as a method sees them; what a reward says nothing about abstains."""
+    nan_b = np.full(len(r.prompts), np.nan, np.float32)
+    rollout_b = nan_b if given.rollout_b is None else given.rollout_b
+    nan_bs = np.full(r.exists_bs.shape, np.nan, np.float32)
+    step_bs = nan_bs if given.step_bs is None else given.step_bs
+    return Credit(rollout_b.reshape(-1, r.group_size), step_bs, r.exists_bs, r.step_bn)
+
+
 def checker_credit(r: Rollouts) -> Credit:
     """What the checker alone says of rollouts."""
-    reward_pg = r.outcome_b.reshape(-1, r.group_size)
-    return Credit(reward_pg, r.right_bs, r.exists_bs, r.step_bn)
+    return make_credit(r, Rewards(r.outcome_b, r.right_bs))
 
 
 # Evaluation
@@ -263,23 +380,38 @@ def measure_accuracy(
     params: dict,
     seed: int = 7,
     check: Callable[[], None] = lambda: None,
+    part: Part = "test",
 ) -> tuple[Accuracy, Rollouts]:
-    """One sample of each of `t.num_eval_problems` held-out problems.
+    """One sample of each of `t.num_eval_problems` held-out problems, or of as many as there are.
 
-    check: as of `collect_batch`.
+    part: of the two held-out sets. check: as of `collect_batch`.
     """
-    task = TASKS[t.task]
-    problems = held_out_problems(task, t.level, t.num_eval_problems)
+    task = open_task(t)
+    problems = held_out_problems(task, t.level, t.num_eval_problems, part=part)
     r = rollouts.sample_rollouts(
         c, params["lm"], tokenizer, task, problems, 1, t.max_new_tokens, seed, t.temperature, check
     )
-    num_steps = max(float(r.exists_bs.sum()), 1.0)
-    num_lucky = (r.outcome_b - r.verified_b).sum()
+    lucky_b = np.array([verdict.lucky for verdict in r.verdicts])
+    is_right_b = r.outcome_b == 1
     accuracy = Accuracy(
-        right=float(r.outcome_b.mean()),
+        right=mean_known(r.outcome_b),
         verified=float(r.verified_b.mean()),
-        steps=float(r.right_bs.sum() / num_steps),
-        lucky=float(num_lucky / max(r.outcome_b.sum(), 1)),
+        steps=mean_known(r.right_bs[r.exists_bs > 0]),
+        lucky=float(lucky_b.sum() / max(is_right_b.sum(), 1)),
         entropy=r.entropy,
+        reward=mean_reward(judge_rollouts(c, t, tokenizer, params, r), r),
     )
     return accuracy, r
+
+
+def mean_known(values: np.ndarray) -> float:
+    """The mean of the values that are numbers; NaN where none is."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def mean_reward(given: Rewards, r: Rollouts) -> float:
+    """The mean reward of rollouts, or of steps where there is none of rollouts."""
+    if given.rollout_b is not None:
+        return mean_known(given.rollout_b)
+    return float("nan") if given.step_bs is None else mean_known(given.step_bs[r.exists_bs > 0])

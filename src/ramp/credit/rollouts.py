@@ -5,9 +5,11 @@ being the last step of a row. Log-probabilities are the sampler's own, under exa
 distribution that the loss uses: the softmax at the rollouts' temperature, nothing cut off.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,8 @@ from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
 from ramp.model.transformer import Params
 from ramp.tasks import Problem, Task, Verdict
-from ramp.tasks.protocol import parse, prompt_ids
+from ramp.tasks.cutting import cut_solution
+from ramp.tasks.protocol import prompt_ids
 from ramp.text.tokenizer import Tokenizer
 
 
@@ -34,6 +37,8 @@ class Rollouts:
     step_bn: np.ndarray  # int32, the step that a token belongs to; -1: none
     right_bs: np.ndarray  # float32, 1: right, 0: wrong or no such step, NaN: nobody can tell
     exists_bs: np.ndarray  # float32
+    answers: list[str | None]  # B; None: there is none
+    ended_b: np.ndarray  # bool, False: the rollout was cut off
 
     @cached_property
     def outcome_b(self) -> np.ndarray:
@@ -149,21 +154,49 @@ def score_rollouts(
     B, N = tokens_bn.shape
     step_bn = np.full((B, N), -1, np.int32)
     right_bs, exists_bs = np.zeros((2, B, N + 1), np.float32)
-    verdicts = []
+    verdicts, answers = [], []
     for b, problem in enumerate(problems):
         row = tokens_bn[b]
         ids = row[row >= 0].tolist()
         # Boundaries are found on ids, so a step never begins inside a token.
-        parsed = parse(tokenizer, ids)
+        parsed = cut_solution(tokenizer, task, ids)
         verdict = task.judge(problem, parsed.steps, parsed.answer)
         count = len(verdict.all_steps)
         step_bn[b, : len(ids)] = parsed.step_of_token
         right_bs[b, :count] = [step.right for step in verdict.all_steps]
         exists_bs[b, :count] = 1
         verdicts.append(verdict)
+        answers.append(parsed.answer)
     return Rollouts(
-        problems, verdicts, group_size, prompts, tokens_bn, logps_bn, step_bn, right_bs, exists_bs
+        problems=problems,
+        verdicts=verdicts,
+        group_size=group_size,
+        prompts=prompts,
+        tokens_bn=tokens_bn,
+        logps_bn=logps_bn,
+        step_bn=step_bn,
+        right_bs=right_bs,
+        exists_bs=exists_bs,
+        answers=answers,
+        ended_b=(tokens_bn == tokenizer.end).any(axis=1),
     )
+
+
+def take_groups(parts: Sequence[Rollouts], groups: np.ndarray) -> Rollouts:
+    """The groups with these numbers, counted through all parts, which are of one shape."""
+    G = parts[0].group_size
+    rows = (np.asarray(groups)[:, None] * G + np.arange(G)).reshape(-1)
+    taken: dict[str, Any] = {}
+    for field in fields(Rollouts):
+        values = [getattr(part, field.name) for part in parts]
+        if isinstance(values[0], np.ndarray):
+            taken[field.name] = np.concatenate(values)[rows]
+        elif isinstance(values[0], list):
+            joined = [item for value in values for item in value]
+            taken[field.name] = [joined[row] for row in rows]
+        else:
+            taken[field.name] = values[0]
+    return Rollouts(**taken)
 
 
 def check_values(what: str, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -266,6 +299,30 @@ def rows_with_signal(r: Rollouts, advantage_bn: np.ndarray) -> np.ndarray:
 # Continuations
 
 
+@dataclass(frozen=True)
+class Continuations:
+    """Samples from the beginning of every step but the first, and what they are worth."""
+
+    reward_bsn: np.ndarray  # float32 [B, S, n]; NaN at s = 0, where there is no step, or abstained
+    num_tokens: int  # that they cost
+
+    @property
+    def value_bs(self) -> np.ndarray:
+        """Float32 [B, S]: the mean reward from before each step on; NaN where it is not known."""
+        known_bs = ~np.isnan(self.reward_bsn)
+        total_bs = np.where(known_bs, self.reward_bsn, 0).sum(axis=2)
+        count_bs = known_bs.sum(axis=2)
+        value_bs = np.where(count_bs > 0, total_bs / np.maximum(count_bs, 1), np.nan)
+        return value_bs.astype(np.float32)
+
+    def best_of(self, k: int) -> np.ndarray:
+        """Float32 [B, S]: the mean of the largest reward of k of the samples, unbiased."""
+        n = self.reward_bsn.shape[2]
+        # The i-th smallest is the largest of k where the other k - 1 are among the i below it.
+        chance = np.array([math.comb(i, k - 1) for i in range(n)]) / math.comb(n, k)
+        return (np.sort(self.reward_bsn, axis=2) @ chance).astype(np.float32)
+
+
 def sample_continuations(
     c: Model,
     params: Params,
@@ -277,17 +334,21 @@ def sample_continuations(
     temperature: float = 1.0,
     chunk: int = 1024,
     check: Callable[[], None] = lambda: None,
-) -> tuple[np.ndarray, int]:
-    """(value_bs, sampled tokens): the chance of a right answer before each step, from n samples.
+    reward: Callable[[Rollouts], np.ndarray] = lambda r: r.outcome_b,
+) -> Continuations:
+    """n samples from the beginning of every step but the first.
 
-    value_bs: float32 [B, S]; NaN at s = 0 and where there is no step. temperature: that of the
-    rollouts, or the values are those of another policy. chunk: continuations sampled at once.
-    check: called now and then, and may raise to end it.
+    temperature: that of the rollouts, or the values are those of another policy. chunk:
+    continuations sampled at once. check: called now and then, and may raise to end it. reward: of
+    whole rollouts, float32 [B]; it gets the continuations of a step as a group.
     """
     B, N = r.tokens_bn.shape
     # The first token of every step but the first: (row, tokens of it that are kept).
     is_start_bn = np.diff(r.step_bn, axis=1, prepend=0) > 0
     starts = is_start_bn.nonzero()
+    reward_bsn = np.full((B, N + 1, n), np.nan, np.float32)
+    if not len(starts[0]):
+        return Continuations(reward_bsn, 0)
     forks = np.repeat(np.stack(starts, axis=1), n, axis=0).tolist()
     prefixes = [r.prompts[b] + r.ids(b)[:k] for b, k in forks]
     seeds = [(seed * 1_000_003 + i) % 2**31 for i in range(len(forks))]
@@ -302,17 +363,16 @@ def sample_continuations(
         batch_size=chunk,
         check=check,
     )
-    num_won_bs = np.zeros((B, N + 1))
+    # Judged as a whole: the prefix belongs to the solution.
+    tokens_fn = np.full((len(forks), N), -1, np.int32)
     num_tokens = 0
-    for (b, k), ids in zip(forks, result.rows(), strict=True):
+    for row, (b, k), ids in zip(tokens_fn, forks, result.rows(), strict=True):
         # Cut to what the row itself could have been, or values would be those of longer rows.
         ids = ids[: N - k]
         num_tokens += len(ids)
-        # Judged as a whole: the prefix belongs to the solution.
-        parsed = parse(tokenizer, r.ids(b)[:k] + ids)
-        verdict = task.judge(r.problems[b], parsed.steps, parsed.answer)
-        num_won_bs[b, r.step_bn[b, k]] += verdict.final_right
-    value_bs = np.full((B, N + 1), np.nan, np.float32)
-    at = starts[0], r.step_bn[starts]
-    value_bs[at] = num_won_bs[at] / n
-    return value_bs, num_tokens
+        row[:k], row[k : k + len(ids)] = r.tokens_bn[b, :k], ids
+    problems, prompts = [r.problems[b] for b, _ in forks], [r.prompts[b] for b, _ in forks]
+    unknown = np.zeros(tokens_fn.shape, np.float32)
+    whole = score_rollouts(tokenizer, task, problems, n, prompts, tokens_fn, unknown)
+    reward_bsn[starts[0], r.step_bn[starts]] = reward(whole).reshape(-1, n)
+    return Continuations(reward_bsn, num_tokens)

@@ -62,18 +62,23 @@ def check_dpo(c: Config) -> None:
 def check_reinforce(c: Config) -> None:
     """Refuse names that there are not, and settings that contradict each other."""
     from ramp.credit.advantages import METHODS
-    from ramp.tasks import TASKS
+    from ramp.credit.fit import require_fit
+    from ramp.credit.rewards import uses
+    from ramp.tasks import TASKS, gsm8k, gym, open_task
+    from ramp.tasks.cutting import open_cut
+    from ramp.user_code import is_user_code
 
     t = c.reinforce
     _require_name("reinforce.method", t.method, METHODS)
-    _require_name("reinforce.task", t.task, TASKS)
-    TASKS[t.task].sample(0, t.level)  # the task itself refuses a level that it does not have
-    if t.reward == "head" and not t.label_fraction:
+    if not (t.prompts or is_user_code(t.task) or t.task.startswith(gym.PREFIX)):
+        _require_name("reinforce.task", t.task, [*TASKS, gsm8k.NAME])
+    has_head = uses(t.reward, "head")
+    if has_head and not t.label_fraction:
         raise UserError(
             "reinforce.reward 'head' learns from the checker's labels: "
             "set reinforce.label_fraction above 0"
         )
-    if t.label_fraction and t.reward != "head":
+    if t.label_fraction and not has_head:
         raise UserError(
             "reinforce.label_fraction trains a process head, which only reinforce.reward 'head' "
             "reads: set that too"
@@ -82,6 +87,27 @@ def check_reinforce(c: Config) -> None:
         raise UserError(
             "reinforce.entropy_target adapts reinforce.entropy_coef, which is 0: set it above 0"
         )
+    acts = t.keep_all_groups and (t.entropy_coef or t.kl_coef)
+    if t.reward == "none" and not acts:
+        raise UserError(
+            "reinforce.reward none teaches nothing by itself: set reinforce.keep_all_groups true, "
+            "and reinforce.entropy_coef to what acts in its place, such as -0.1"
+        )
+    if t.num_prompts % t.minibatches:
+        raise UserError(
+            f"reinforce.minibatches {t.minibatches} does not divide reinforce.num_prompts "
+            f"{t.num_prompts}; change one of them"
+        )
+    task = open_task(t)
+    open_cut(task.steps)
+    # The task itself refuses a level that it does not have.
+    task.sample(0, t.level)
+    if t.sft_steps and not task.sample(0, t.level).answer:
+        raise UserError(
+            f"reinforce.sft_steps shows solved problems, and {task.name} has no right answers; "
+            "set it to 0"
+        )
+    require_fit(t)
 
 
 def check_synthesize(c: Config) -> None:

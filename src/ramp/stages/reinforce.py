@@ -5,6 +5,7 @@ checkpoints of its own, because a chat model does not know the format. What happ
 is in `credit/learn.py`; this file wires it.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,21 +16,23 @@ from typing import Any
 import numpy as np
 
 from ramp.config import Config, Reinforce
-from ramp.credit import audit, learn, page, process_head, rollouts
+from ramp.credit import audit, fit, learn, page, process_head, rewards, rollouts
 from ramp.credit.advantages import METHODS
-from ramp.credit.learn import Accuracy
+from ramp.credit.learn import Accuracy, Iteration
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.rundir import RunDir
 from ramp.stages.checks import check_reinforce
-from ramp.tasks import TASKS
+from ramp.tasks import open_task
+from ramp.tasks.split import held_out_problems, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
 from ramp.train.preemption import Preemption
 from ramp.train.state import State, eval_params
 from ramp.train.trainer import Trainer
+from ramp.user_code import is_user_code
 
 SHOWN_METHODS = ("rloo", "step_local")  # in pictures, next to the method in use
 SHOWN_ROLLOUTS = 8  # on the page
@@ -39,8 +42,10 @@ NUM_TRIED = 256  # problems whose lengths are looked at before anything is train
 def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
     """Raise `UserError` where problems and solutions do not fit the rows or the context."""
     t = c.reinforce
-    task = TASKS[t.task]
-    problems = learn.make_problems(task, t.level, 0, NUM_TRIED)
+    task = open_task(t)
+    problems = make_problems(task, t.level, 0, NUM_TRIED)
+    if task.sets is not None:
+        problems = [*task.sets.train, *task.sets.selection, *task.sets.test]
     longest = rollouts.require_room(c.model, tokenizer, problems, t.max_new_tokens)
     if longest + t.max_new_tokens > t.train.seq_len:
         raise UserError(
@@ -56,6 +61,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     """Train the fine-tuned policy of a run; returns the report."""
     check_reinforce(c)  # also for callers that do not go through `ramp run`
     t = c.reinforce
+    print(f"reinforce: {fit.require_fit(t)}")
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     start = partial(restore.load_start, rundir, "finetune", c, tokenizer)
@@ -63,7 +69,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     if t.sft_steps:
         start = run_sft(rundir, c, tokenizer, start, stop)
     before, _ = learn.measure_accuracy(c.model, t, tokenizer, start())
-    print_accuracy("before", before)
+    print_accuracy("before on tests", before)
     trainer = Trainer(
         name="reinforce",
         c=c,
@@ -74,25 +80,36 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         wrap_step=partial(wrap_iteration, c, tokenizer, stop),
         keep_ref=learn.needs_ref(t),
         add_params=partial(add_head, c),
+        updates=t.epochs * t.minibatches,
     )
-    # Judged on verified solutions: answers alone can rise while the working gets worse.
+    # Chosen by verified solutions: answers alone can rise while the working gets worse. Where
+    # nobody can verify, or a reward of your own says what is wanted, by the reward.
+    own = any(is_user_code(term.name) for term in rewards.parse_reward(t.reward))
+    score = "rl/not_verified" if fit.is_verifiable(t) and not own else "rl/lost_reward"
     evaluate = partial(evaluate_policy, c, tokenizer)
-    state, report = trainer.train(rundir, start, evaluate, "rl/not_verified", stop)
+    state, report = trainer.train(rundir, start, evaluate, score, stop)
     params = eval_params(state)
     after, _ = learn.measure_accuracy(c.model, t, tokenizer, params)
-    print_accuracy("after", after)
+    print_accuracy("after on tests", after)
     save_page(rundir, c, tokenizer, params)
     settings = {key: getattr(t, key) for key in ("task", "level", "method")}
-    accuracies = {"before": asdict(before), "after": asdict(after)}
+    accuracies = {"before": list_known(before), "after": list_known(after)}
     return report.to_dict() | settings | accuracies | {"seconds": time.perf_counter() - began}
+
+
+def list_known(accuracy: Accuracy) -> dict[str, float]:
+    """The figures of an accuracy that somebody could tell, by name."""
+    return {name: x for name, x in asdict(accuracy).items() if not math.isnan(x)}
 
 
 def print_accuracy(when: str, accuracy: Accuracy) -> None:
     """One line for the terminal."""
-    print(
-        f"reinforce: {when}: {accuracy.right:.1%} right, {accuracy.verified:.1%} verified, "
-        f"{accuracy.steps:.1%} of the steps right"
-    )
+    names = {"right": "right", "verified": "verified", "steps": "of the steps right"}
+    known = list_known(accuracy)
+    figures = [f"{known[name]:.1%} {words}" for name, words in names.items() if name in known]
+    if "reward" in known:
+        figures.append(f"mean reward {known['reward']:.3f}")
+    print(f"reinforce: {when}: {', '.join(figures)}")
 
 
 def add_head(c: Config, params: dict) -> dict:
@@ -107,15 +124,18 @@ def evaluate_policy(
 ) -> dict[str, float]:
     """Accuracy on held-out problems by tag, and a picture of one rollout on the board."""
     check = partial(stop.check, step)
-    accuracy, _ = learn.measure_accuracy(c.model, c.reinforce, tokenizer, params, check=check)
+    accuracy, _ = learn.measure_accuracy(
+        c.model, c.reinforce, tokenizer, params, check=check, part="selection"
+    )
     # The same problem each time, so that the pictures of a run can be compared.
     r, methods = sample_with_credit(c, tokenizer, params, num_problems=1)
     row = rank_rollouts(r)[0]
     board.figure(step, "credit/rollout", page.plot_rollouts(tokenizer, r, methods, [row]))
     board.text(step, "credit/rollout", page.describe_rollout(tokenizer, r, methods, row))
-    metrics = {f"rl/{name}": value for name, value in asdict(accuracy).items()}
+    metrics = {f"rl/{name}": value for name, value in list_known(accuracy).items()}
     # The best checkpoint is the one with the lowest score.
     metrics["rl/not_verified"] = 1 - accuracy.verified
+    metrics["rl/lost_reward"] = -metrics.get("rl/reward", 0.0)
     return metrics
 
 
@@ -130,26 +150,70 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, stop: Preemption, update: Ca
     It raises `Preempted` while it samples, which leaves the state as it was.
     """
     t = c.reinforce
+    num_updates = t.epochs * t.minibatches
+    without_signal = 0  # iterations on end
 
     def step(state: State, row_numbers: dict) -> tuple[State, dict]:
+        nonlocal without_signal
         # Seeded by (seed, step): a resumed run samples what it would have sampled.
         check = partial(stop.check, int(state.step))
         at = int(state.step + state.guard.offset)  # past what a recovery passed over
         i = learn.collect_batch(c.model, t, tokenizer, state.params, state.ref, at, c.seed, check)
-        state, metrics = update(state, learn.shard_batch(i.batch))
+        without_signal = without_signal + 1 if i.num_dropped_groups == t.num_prompts else 0
+        limit = min(t.max_iterations_without_signal, t.train.steps)
+        if without_signal >= limit and not t.keep_all_groups:
+            raise UserError(explain_no_signal(t, i, limit))
+        # The optimizer counts updates, the run iterations.
+        state = replace(state, step=state.step * num_updates)
+        for rows in split_rows(t):
+            part = {name: values[rows] for name, values in i.batch.items()}
+            state, metrics = update(state, learn.shard_batch(part))
+        state = replace(state, step=state.step // num_updates)
         # Logged with the training metrics of the same step.
         r = i.rollouts
-        metrics["rl/reward"] = r.outcome_b.mean()
+        metrics["rl/train_reward"] = learn.mean_reward(i.rewards, r)
         metrics["rl/train_verified"] = r.verified_b.mean()
         metrics["rl/tokens"] = i.num_tokens
         metrics["rl/labels"] = i.num_labels
         metrics["rl/dropped_groups"] = i.num_dropped_groups
+        metrics["rl/truncated"] = 1 - r.ended_b.mean()
         metrics["rl/length"] = r.num_tokens / len(r.prompts)
         misassigned = audit.misassigned_credit(r, i.advantage_bn)
         metrics |= {f"credit/{name}": value for name, value in asdict(misassigned).items()}
         return state, metrics
 
     return step
+
+
+def split_rows(t: Reinforce) -> list[np.ndarray]:
+    """The rows of each update of an iteration: whole groups, every one once a pass."""
+    rows = np.arange(t.num_prompts * t.group_size)
+    return np.split(rows, t.minibatches) * t.epochs
+
+
+def explain_no_signal(t: Reinforce, i: Iteration, count: int) -> str:
+    """Why no group of an iteration could teach anything, and what to do."""
+    r = i.rollouts
+    found = f"reinforce: no reward told one rollout of a group from another in {count} iterations: "
+    if not r.ended_b.any():
+        return found + (
+            f"none ended within reinforce.max_new_tokens {t.max_new_tokens}; raise it, or teach "
+            "the model to end with reinforce.sft_steps"
+        )
+    has_steps = (r.exists_bs.sum(axis=1) > 1).any()
+    if fit.NEEDS.get(METHODS[t.method].family) == "steps" and not has_steps:
+        return found + (
+            f"none has steps, which end at: {open_task(t).steps}; set reinforce.steps to what the "
+            "model writes, such as newline, or teach it with reinforce.sft_steps"
+        )
+    mean = learn.mean_reward(i.rewards, r)
+    if mean > 0 and r.verified_b.all():
+        return found + "all are right; the problems are too easy: raise reinforce.level"
+    return found + (
+        f"the mean reward is {mean:.3g}; make it easier with reinforce.level or "
+        "reinforce.sft_steps, sample more widely with reinforce.group_size, or set another "
+        "reinforce.reward"
+    )
 
 
 def run_sft(
@@ -164,7 +228,7 @@ def run_sft(
     By the recipe of the section `finetune`, but for its length, its rows and its rates.
     """
     t = c.reinforce
-    task = TASKS[t.task]
+    task = open_task(t)
     batch_size, seq_len = t.train.batch_size, t.train.seq_len
     # Evaluated and saved once, at the end: it is short and has no score of its own.
     recipe = replace(
@@ -204,8 +268,11 @@ def sample_with_credit(
 ) -> tuple[Rollouts, dict[str, np.ndarray]]:
     """Rollouts of held-out problems, and the advantages [B, N] of the methods that are shown."""
     t = c.reinforce
-    task = TASKS[t.task]
-    problems = learn.held_out_problems(task, t.level, num_problems, first)
+    task = open_task(t)
+    problems = held_out_problems(task, t.level, num_problems, first)
+    if not problems:
+        num_tests = len(held_out_problems(task, t.level, first))
+        raise UserError(f"there are {num_tests} problems for tests; --problem {first} is beyond")
     r = rollouts.sample_rollouts(
         c.model,
         params["lm"],
@@ -217,18 +284,23 @@ def sample_with_credit(
         1,
         t.temperature,
     )
-    # The checker judges here, also in a run whose rewards come from a head.
-    credit = learn.checker_credit(r)
-    return r, {name: np.asarray(METHODS[name](credit)) for name in list_shown_methods(t)}
+    # In a run whose rewards come from a head the checker judges here.
+    given = rewards.judge(t.reward, r, tokenizer, t.reward_seconds)
+    credit = learn.make_credit(r, given)
+    shown = list_shown_methods(t, fit.find_kinds(t))
+    return r, {name: np.asarray(METHODS[name](credit)) for name in shown}
 
 
-def list_shown_methods(t: Reinforce) -> list[str]:
-    """SHOWN_METHODS and the one in use, if it needs no samples or head beyond the rollouts."""
-    names = list(SHOWN_METHODS)
-    # Monte Carlo and implicit credit would need more than the verdicts.
-    if METHODS[t.method].family in ("outcome", "process") and t.method not in names:
-        names.append(t.method)
-    return names
+def list_shown_methods(t: Reinforce, kinds: set[str]) -> list[str]:
+    """SHOWN_METHODS and the one in use, where rewards of these kinds are all that they need."""
+    names = dict.fromkeys((*SHOWN_METHODS, t.method))
+    # Monte Carlo and implicit credit would need more than rewards.
+    families = {"outcome", "process"}
+    return [
+        name
+        for name in names
+        if METHODS[name].family in families and fit.NEEDS[METHODS[name].family] in kinds
+    ]
 
 
 def rank_rollouts(r: Rollouts) -> list[int]:
@@ -237,7 +309,8 @@ def rank_rollouts(r: Rollouts) -> list[int]:
     def key(b: int) -> tuple[bool, bool, float]:
         verdict = r.verdicts[b]
         # False sorts first.
-        return not verdict.lucky, verdict.final_right, -float(r.right_bs[b].sum())
+        num_right = float(np.nansum(r.right_bs[b]))
+        return not verdict.lucky, bool(verdict.final_right), -num_right
 
     return sorted(range(len(r.prompts)), key=key)
 
@@ -270,7 +343,9 @@ def save_page(
     """Write credit.html into the run directory; (its path, its first rollout as text)."""
     r, methods = sample_with_credit(c, tokenizer, params, num_problems, first)
     rows = rank_rollouts(r)[:SHOWN_ROLLOUTS]
-    title = f"Credit on {c.reinforce.task}, level {c.reinforce.level}"
+    task = open_task(c.reinforce)
+    level = f", level {c.reinforce.level}" if task.sets is None else ""
+    title = f"Credit on {task.name}{level}"
     path = rundir.path / "credit.html"
     write_atomic(path, page.render_page(tokenizer, r, methods, rows, title))
     return path, page.describe_rollout(tokenizer, r, methods, rows[0])

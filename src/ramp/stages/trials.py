@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from ramp.config import Config
-from ramp.credit.learn import held_out_problems
 from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
 from ramp.files import to_line
@@ -28,6 +27,7 @@ from ramp.reporting.metrics import MetricWriter, drop_later_records
 from ramp.rundir import RunDir
 from ramp.tasks import TASKS, Problem, Task
 from ramp.tasks.protocol import make_slices, prompt_ids, render, solution_ids
+from ramp.tasks.split import held_out_problems, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
@@ -84,8 +84,7 @@ def render_solved_problems(
     count = c.chat.problems_per_task
     for name in c.chat.tasks:
         task, level = parse_task_name(name)
-        for seed in range(c.seed * count, (c.seed + 1) * count):
-            problem = task.sample(seed, level)
+        for problem in make_problems(task, level, c.seed * count, count):
             ids, weights = render(tokenizer, problem, task.solution(problem), problem.answer)
             if len(ids) > c.finetune.seq_len + 1:
                 raise UserError(
@@ -114,6 +113,8 @@ class TrialRunner:
         names = c.chat.tasks if c.trials.items_per_task else ()
         self.problems = {name: choose_problems(c, name) for name in names}
         for name, slices in self.problems.items():
+            if (count := len(slices["base"])) < c.trials.items_per_task:
+                print(f"trials: {name} has {count} different problems to hold out")
             for problems in slices.values():
                 self._require_room(name, problems)
 

@@ -9,7 +9,9 @@ A task is a name and three functions:
   whatever the texts are; an answer of None means that the solution broke off before one. What it
   cannot check it must not call right or wrong: it abstains.
 
-A fourth, `reword(problem)`, is optional: the same problem in words that `sample` never uses.
+Two more are optional. `reword(problem)` gives the same problem in words that `sample` never uses.
+`find_answer(text)` finds the answer in the whole text of a solution, None where there is none;
+without it the last piece of the text is the answer.
 
 A step is judged on its own terms: given what the solution itself stated before, is this a right
 move? The answer is judged as the last step: does it follow from the steps? Whether it is the right
@@ -143,6 +145,15 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Sets:
+    """Problems of a list that is all there is, no question twice: see `split.make_sets`."""
+
+    train: tuple[Problem, ...]
+    selection: tuple[Problem, ...]  # choose a checkpoint
+    test: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
 class Task:
     """The functions of a task, and its name: see the head of this file."""
 
@@ -151,6 +162,10 @@ class Task:
     solution: Callable[[Problem], list[str]]
     judge: Callable[[Problem, Sequence[str], str | None], Verdict]
     reword: Callable[[Problem], Problem] | None = None
+    find_answer: Callable[[str], str | None] | None = None
+    steps: str = "token"  # what ends a step in tokens: see `cutting`
+    sets: Sets | None = None  # all problems; None: `sample` makes new ones without end
+    about: str = ""  # what was found in its file and chosen, for whoever starts a run
 
 
 def make_rng(task: str, seed: int, level: int) -> random.Random:

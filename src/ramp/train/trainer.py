@@ -8,7 +8,7 @@ moment and the same command goes on from the last checkpoint, bitwise.
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -92,6 +92,8 @@ class Trainer:
     """a hash of what it trains on; empty: that follows from the settings alone"""
     chance: float | None = None
     """the loss of a model that knows nothing, by which divergence is told"""
+    updates: int = 1
+    """that `wrap_step` makes of a step; the schedule counts them"""
 
     def train(
         self,
@@ -245,6 +247,11 @@ class Attempt:
             )
             # Compiled anew after a recovery: the rates are constants of the step.
             slowed = slow_down(t, int(state.guard.recoveries))
+            slowed = replace(
+                slowed,
+                steps=trainer.updates * t.steps,
+                warmup_steps=trainer.updates * t.warmup_steps,
+            )
             options = compiler_options(c.mesh)
             step = make_stage_step(trainer.loss, slowed, c.model.dtype, options, trainer.chance)
             state = train_loop(run, state, trainer.wrap_step(step), trainer.batches)

@@ -1,0 +1,132 @@
+"""Tasks from files of questions, GSM8K's among them, from a file of one's own and from reasoning-gym."""
+
+import importlib.util
+import json
+
+import pytest
+
+from ramp.config import Reinforce
+from ramp.errors import UserError
+from ramp.tasks import open_task, questions
+from ramp.tasks.split import held_out_problems, make_problems
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def opened(path, **keys):
+    return open_task(Reinforce(prompts=path, **keys))
+
+
+def all_problems(task):
+    return [*task.sets.train, *task.sets.selection, *task.sets.test]
+
+
+@pytest.mark.parametrize(
+    ("record", "gold", "text", "right"),
+    [
+        ({"question": "?", "answer": "72"}, "72", "It is 72 cats. So 72.", True),
+        ({"question": "?", "answer": "1,234"}, "1234", "so $1,234.00", True),
+        ({"prompt": "?", "solution": "a\nb\n#### -5"}, "-5", "3-5 is -5", True),
+        ({"problem": "?", "target": 0.5}, "0.5", "is -.5", False),
+        ({"input": "?", "output": "Paris"}, "Paris", "I think.\nThe answer is paris.", True),
+        ({"instruction": "?", "label": "yes"}, "yes", "yes\nno", False),
+        ({"prompt": [{"role": "user", "content": "?"}], "ground_truth": "4"}, "4", "5 4", True),
+        ({"query": "?", "answer": "72"}, "72", "no number", False),
+        ({"query": "?", "answer": "72"}, "72", "\uff17\uff12", False),  # full-width digits
+    ],
+)
+def test_fields_and_answers_are_found(tmp_path, record, gold, text, right):
+    task = opened(write(tmp_path / "q.jsonl", record))
+    (problem,) = all_problems(task)
+    assert (problem.question, problem.answer) == ("?", gold)
+    verdict = task.judge(problem, ("a",), task.find_answer(text))
+    assert verdict.final_right is right and verdict.steps[0].right is None
+    assert not verdict.verified  # nobody looked at the step
+    assert repr(next(iter(record))) in task.about
+
+
+def test_fields_are_named_and_answers_may_be_absent(tmp_path):
+    path = write(tmp_path / "q.jsonl", {"ask": "1?", "say": "A=1"}, {"ask": "2?"})
+    with pytest.raises(UserError, match=r"--reinforce[.]prompt_field"):
+        opened(path)
+    task = opened(path, prompt_field="ask")
+    assert "no field of right answers" in task.about
+    assert task.judge(all_problems(task)[0], (), "x").final_right is None
+    task = opened(path, prompt_field="ask", answer_field="say", answer="[A-Z]=([0-9])")
+    assert "1 of 2 have no answer" in task.about
+    assert sorted(p.answer for p in all_problems(task)) == ["", "1"]
+    assert task.find_answer("A=3, B=4 and C") == "4" and task.find_answer("none") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '{"question": "1?"}\n{"question": " "}\n',
+            "q.jsonl:2 has no text in the field 'question'",
+        ),
+        ('{"question": "1?"}\n{"quest\n', "q.jsonl:2 is no JSON object"),
+        ('{"question": {"a": 1}}\n', "'question' is no text"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, text, words):
+    path = tmp_path / "q.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words):
+        opened(str(path))
+
+
+def test_what_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        opened(str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError, match=r"set reinforce[.]prompts to"):
+        open_task(Reinforce(task="gsm8k"))
+
+
+def test_gsm8k_from_its_folder(tmp_path):
+    row = {"question": "Half of 48?", "answer": "Half is 48/2=<<48/2=24>>24.\n#### 24"}
+    write(tmp_path / "gsm8k_train.jsonl", *(row | {"question": f"{i}?"} for i in range(40)))
+    write(tmp_path / "gsm8k_test.jsonl", row)
+    task = opened(str(tmp_path), task="gsm8k")
+    (problem,) = held_out_problems(task, 1, 9)
+    assert task.solution(problem) == ["Half is 48/2=<<48/2=24>>24."] and problem.answer == "24"
+    assert task.find_answer("so\n#### 24") == "24" and len(make_problems(task, 1, 0, 99)) == 99
+
+
+def test_a_task_of_ones_own(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from ramp.tasks.chain import TASK\nfrom dataclasses import replace\n"
+        "MINE = replace(TASK, name='mine', steps='newline')\nOTHER = 3\n"
+    )
+    task = open_task(Reinforce(task=f"{path}:MINE"))
+    assert (task.name, task.steps) == ("mine", "newline")
+    assert open_task(Reinforce(task=f"{path}:MINE", steps="token")).steps == "token"
+    with pytest.raises(UserError, match="is a int; it must be"):
+        open_task(Reinforce(task=f"{path}:OTHER"))
+
+
+def test_reasoning_gym_is_an_extra():
+    if importlib.util.find_spec("reasoning_gym"):
+        pytest.skip("it is installed")
+    with pytest.raises(UserError, match=r"pip install 'ramp-lm\[gym\]'"):
+        open_task(Reinforce(task="reasoning_gym:chain_sum"))
+
+
+def test_reasoning_gym():
+    pytest.importorskip("reasoning_gym")
+    task = open_task(Reinforce(task="reasoning_gym:chain_sum"))
+    problem = task.sample(3, 2)
+    assert problem == task.sample(3, 2) and problem.question != task.sample(4, 2).question
+    assert task.judge(problem, ("x",), problem.answer).final_right
+    assert not task.judge(problem, ("x",), "-1").final_right
+    with pytest.raises(UserError, match="has no such"):
+        open_task(Reinforce(task="reasoning_gym:such"))
+
+
+def test_numbers_in_words():
+    for text, number in (("-3", "-3"), ("5-3", "3"), ("(5)-3", "3"), ("x2", None), ("$.50", ".50")):
+        assert questions.find_number(text) == number
