@@ -286,9 +286,20 @@ def add_chat_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_credit_arguments(p: argparse.ArgumentParser) -> None:
     """Of `credit`."""
-    add_run_directory(p)
+    p.add_argument("run", type=parse_path, help="a run directory; or `audit`, of a reward or a log")
     p.add_argument("--problem", type=int, default=0, help="first held-out problem (default 0)")
     p.add_argument("--groups", type=int, default=4, help="problems to sample (default 4)")
+    p.add_argument("--reward", help="audit: a reward's name, FILE.py:FN, or a weighted sum of them")
+    p.add_argument("--task", default="chain", help="audit: NAME or FILE.py:TASK (default chain)")
+    p.add_argument("--prompts", default="", help="audit: the file of problems that a task needs")
+    p.add_argument("--level", type=int, default=4, help="audit: of the problems (default 4)")
+    p.add_argument(
+        "--budget", type=int, default=8000, help="audit: solutions to judge (default 8000)"
+    )
+    p.add_argument("--rollouts", type=parse_path, help="audit: JSONL of another trainer")
+    p.add_argument("--field", action="append", default=[], metavar="WHAT=NAME", help="audit: of it")
+    p.add_argument("--page", type=parse_path, help="audit: write it as a page")
+    p.add_argument("--json", type=parse_path, help="audit: write it as JSON")
 
 
 def add_synth_arguments(p: argparse.ArgumentParser) -> None:
@@ -459,7 +470,18 @@ def run_report(args: Arguments, flags: Flags) -> int:
 
 
 def run_credit(args: Arguments, flags: Flags) -> int:
-    """Show which steps of a run's rollouts get which credit."""
+    """Show which steps of a run's rollouts get which credit; audit a reward or a log."""
+    if str(args.run) == "audit":
+        from ramp.credit import report
+
+        t = config.Reinforce(task=args.task, prompts=args.prompts, level=args.level)
+        named = dict(field.partition("=")[::2] for field in args.field)
+        print(
+            report.run_audit(
+                args.reward, args.rollouts, t, args.budget, named, args.page, args.json
+            )
+        )
+        return 0
     run, c = rundir.open_run(args.run)
     c = setup_devices(c)
     from ramp.stages import reinforce
@@ -528,7 +550,7 @@ COMMANDS = {
     "export": make_serve_command("export", "write the model as a folder that other tools open"),
     "import": make_serve_command("import", "make a run of a model from GGUF or safetensors files"),
     "credit": Command(
-        "show as a page which steps of a run's rollouts get which credit",
+        "which steps of a run's rollouts get which credit; `credit audit`: what fools a reward",
         run_credit,
         add_credit_arguments,
     ),

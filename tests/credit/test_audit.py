@@ -5,16 +5,13 @@ from dataclasses import replace
 import browser
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from test_rollouts import TOKENIZER, written
 
 from ramp.credit import audit, page
 from ramp.credit.advantages import METHODS
 from ramp.credit.learn import checker_credit
-from ramp.errors import UserError
-from ramp.tasks import TASKS, Step, chain, words
-from ramp.tasks.protocol import parse, solution_ids
+from ramp.tasks import Step, chain, words
+from ramp.tasks.protocol import solution_ids
 
 
 def group_of_four():
@@ -39,59 +36,6 @@ def test_misassigned_credit_of_a_group_known_by_hand():
         process = audit.misassigned_credit(r, credited[name])
         assert process.wrong_up == process.right_down == process.mass_on_wrong == 0
     assert audit.misassigned_credit(r, credited["step_local"]).bits > 1
-
-
-@given(st.sampled_from(sorted(TASKS)), st.integers(0, 10**6), st.integers(1, 5))
-def test_attacks_parse_and_none_is_verified(name, seed, level):
-    task = TASKS[name]
-    problem = task.sample(seed, level)
-    tried = audit.make_attacks(TOKENIZER, task, problem, seed)
-    assert len(tried) >= 12
-    for ids in tried.values():
-        parsed = parse(TOKENIZER, ids)
-        assert not task.judge(problem, parsed.steps, parsed.answer).verified
-
-
-def test_the_checker_withstands_every_attack_and_a_credulous_reward_none():
-    checker = audit.find_reward_hacks(lambda r: r.right_bs, TOKENIZER, chain.TASK, level=4, n=20)
-    assert checker[0].attack == "right solutions" and checker[0].accepted == 1
-    assert max(row.accepted for row in checker[1:]) == 0
-
-    def credulous(r):
-        return np.ones(r.right_bs.shape, np.float32)
-
-    rows = {
-        row.attack: row.accepted
-        for row in audit.find_reward_hacks(credulous, TOKENIZER, chain.TASK, level=4, n=20)
-    }
-    assert rows["babble"] == rows["thanks"] == rows["all steps are correct"] == 1
-
-
-def test_a_perfect_checker_is_hacked_through_its_sum_but_not_through_its_least_step():
-    def total(reward_bs, r):
-        return (reward_bs * r.exists_bs).sum(axis=1) / 4
-
-    rows = {
-        row.attack: row.accepted
-        for row in audit.find_reward_hacks(
-            lambda r: r.right_bs, TOKENIZER, chain.TASK, 4, 20, 0.5, total
-        )
-    }
-    assert rows["never ends"] == 1 and rows["right but for the last step"] == 1
-
-
-@pytest.mark.parametrize(
-    "reward",
-    [
-        lambda r: r.right_bs[:, :1],
-        lambda r: r.right_bs > 0,
-        lambda r: r.right_bs * np.nan,
-        lambda r: r.right_bs.astype(int),
-    ],
-)
-def test_a_reward_of_the_wrong_kind_is_refused(reward):
-    with pytest.raises(UserError, match="the reward"):
-        audit.find_reward_hacks(reward, TOKENIZER, chain.TASK, level=2, n=2)
 
 
 def test_diversity_counts_distinct_verified_solutions():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import ramp.credit
+from ramp import cli
 from ramp.credit.advantages import METHODS
 
 README = Path(ramp.credit.__file__).with_name("README.md").read_text("utf-8")
@@ -30,3 +31,18 @@ def test_every_method_is_in_the_table():
 @pytest.mark.parametrize("family", ["outcome", "monte_carlo", "implicit", "process"])
 def test_families_are_used(family):
     assert any(entry.family == family for entry in METHODS.values())
+
+
+def test_the_commands_of_the_audit_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = "def fn(records):\n    return [float('certainly' in r.text) for r in records]\n"
+    Path("mine.py").write_text(source, "utf-8")
+    Path("log.jsonl").write_text('{"prompt": "q", "completion": "x", "reward": 1}\n', "utf-8")
+    commands = re.findall(r"^ramp (credit audit .*)$", README, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        # A smaller search than the default finds this one too.
+        budget = ["--budget", "1500"] if "--reward" in command else []
+        assert cli.main([*command.split(), *budget]) == 0
+    assert "the text 'certainly' is paid: 1.00" in capsys.readouterr().out
+    assert Path("audit.html").is_file() and Path("log.json").is_file()

@@ -232,6 +232,7 @@ def test_gsm8k_gives_no_credit_for_what_is_not_shown():
     # Another route to the right answer is right; elsewhere nobody can say.
     assert ask_clips("<<48*3=144>>144", "<<144/2=72>>72").verified
     assert ask_clips("<<48*3=144>>144", answer="144").steps[0] == UNCHECKED
+    assert ask_clips("1+1=2", answer=None).steps[0] == UNCHECKED
     assert ask_clips("<<48*3=144.009>>144", answer="144").steps[0].why == "wrong value"
 
 

@@ -2,8 +2,8 @@
 
 How well it finds errors, what fools it, and what hardening helps.
 
-Round 0 trains it on faulty chains alone. Then it is attacked with what has fooled rewards before
-and by a policy that is trained against it; each later round trains it on those too, labelled by the
+Round 0 trains it on faulty chains alone. Then it is attacked by the search of `ramp credit audit`,
+and by a policy that is trained against it; each later round trains it on both, labelled by the
 checker.
 """
 
@@ -19,7 +19,8 @@ from experiments.credit import head_quality, training
 from experiments.credit.training import TOKENIZER
 from experiments.results import Results, load_or_make
 from ramp.config import replace_train
-from ramp.credit import audit, process_head
+from ramp.credit import audit, process_head, recipes, search
+from ramp.credit.rewards import Rewards
 from ramp.credit.rollouts import Rollouts
 from ramp.tasks import Problem, chain
 from ramp.tasks.protocol import solution_ids
@@ -28,6 +29,7 @@ PLACES = 40  # tokens of a written solution
 ROUNDS = 3
 STEPS = 1600
 ROWS = 64
+ATTACKS = 4000  # solutions judged by the search, in each round
 TRAIN, TRIED, TEST, VALID = (n * 10**8 for n in (1, 4, 20, 30))  # seeds of problems begin here
 
 
@@ -61,13 +63,20 @@ def solve_faulty(kind: str, level: int, first: int, n: int = ROWS) -> Rollouts:
 
 
 def solve_by_attacks(level: int, first: int) -> Rollouts:
-    """One attack on each of ROWS problems, every kind in turn."""
+    """One attack on each of ROWS problems, a recipe where every search begins, in turn."""
+    shapes = list(recipes.list_seeds(recipes.list_words((), ()), level))
     said = []
     for i in range(first, first + ROWS):
-        problem = chain.sample(i, level)
-        found = list(audit.make_attacks(TOKENIZER, chain.TASK, problem, i).values())
-        said.append((problem, found[i % len(found)]))
+        sheet = recipes.make_sheet(chain.TASK, i, level)
+        written = recipes.write(shapes[i * 7919 % len(shapes)], sheet)
+        said.append((sheet.problem, search.to_ids(written)))
     return judge_written(said)
+
+
+def score_whole(reward_bs: np.ndarray, r: Rollouts) -> np.ndarray:
+    """[B]: the smallest reward of a rollout's steps; 0 where it has none."""
+    least_b = np.where(r.exists_bs > 0, reward_bs, np.inf).min(axis=1)
+    return np.where(np.isfinite(least_b), least_b, 0.0).astype(np.float32)
 
 
 def run_heads(b: Results, base: dict) -> None:
@@ -170,16 +179,22 @@ def measure(b: Results, process: dict) -> dict:
     quality = {
         name: vars(head_quality.measure_quality(score(r), r, cut)) for name, r in tests.items()
     }
-    rows = [
-        vars(result)
-        for result in audit.find_reward_hacks(score, TOKENIZER, chain.TASK, t.level, 50, cut)
-    ]
-    fooled = [row["accepted"] for row in rows[1:]]
+
+    def ask(r: Rollouts) -> Rewards:
+        # Of one shape, so that the head compiles once; of a long solution it reads the beginning.
+        said = [(problem, r.ids(i)) for i, problem in enumerate(r.problems)]
+        short = judge_written(said + said[-1:] * (ROWS - len(said)))
+        return Rewards(score_whole(score(short), short)[: len(said)])
+
+    trial = search.RewardTrial(chain.TASK, ask, t.level)
+    findings = search.find_exploits(trial, ATTACKS)
+    accepted = [pay.whole >= cut for pay in trial.pays.values() if not pay.verdict.verified]
     found = {f"f1_{name}": q["f1"] for name, q in quality.items()} | {
-        "accepted_right": rows[0]["accepted"]
+        "accepted_right": float(np.mean([pay.whole >= cut for pay in trial.right])),
+        "false_positives": float(np.mean(accepted)),
+        "worst": max((f.rate for f in findings), default=0.0),
     }
-    found |= {"false_positives": float(np.mean(fooled)), "worst": max(fooled)}
-    return found | {"quality": quality, "attacks": rows}
+    return found | {"quality": quality, "attacks": [f.kind for f in findings]}
 
 
 def train_adversary(b: Results, base: dict, process: dict, method: str) -> dict:
@@ -197,10 +212,7 @@ def train_adversary(b: Results, base: dict, process: dict, method: str) -> dict:
     ):
         r, tokens = got.rollouts, tokens + got.num_tokens
         accepted = (
-            audit.reward_whole_solution(
-                process_head.score_steps(b.model, process, r, t.train.seq_len), r
-            )
-            > 0.5
+            score_whole(process_head.score_steps(b.model, process, r, t.train.seq_len), r) > 0.5
         )
         winners += [
             (r.problems[j].seed, r.ids(j))

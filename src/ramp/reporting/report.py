@@ -329,8 +329,7 @@ def _figure_tables(figures):
     single = []
     tables = []
     for name, value in figures.items():
-        is_empty = isinstance(value, dict | list) and not value
-        if name in SHOWN_ELSEWHERE or is_empty:
+        if name in SHOWN_ELSEWHERE:
             continue
         items = value.items() if isinstance(value, dict) else enumerate(_list(value), start=1)
         records = [{name: key} | item for key, item in items if isinstance(item, dict)]

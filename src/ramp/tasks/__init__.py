@@ -47,6 +47,8 @@ def _open(name: str, prompts: str, prompt: str, answer: str, pattern: str) -> Ta
                 "ramp.tasks.protocol.Task"
             )
         return task
+    if name not in TASKS:
+        raise UserError(f"there is no task {name!r}; it can be {', '.join(TASKS)} or FILE.py:TASK")
     return TASKS[name]
 
 

@@ -226,26 +226,24 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     """Every line by its computations; the answer follows where it is the value of one of them."""
     route = read_solution(problem.question, problem.gold).computations
     reading = read_solution(problem.question, steps)
-    verdicts = list(reading.verdicts)
-    try:
+    verdicts, made = list(reading.verdicts), reading.computations
+    stated = None
+    with suppress(NotArithmetic):
         stated = parse_answer(answer or "", problem.question)
-    except NotArithmetic:
-        return Verdict(tuple(verdicts), Step(False, "malformed"), answer == problem.answer)
-    made = reading.computations
     final_right = is_right_answer(problem, answer or "")
     # Routes differ, so the answer may be any value on the way, not only the last.
     follows = any(stated in computation.stated for computation in made)
-    helps = find_lines(made, stated) if final_right and follows else set()
+    helps = find_lines(made, stated) if stated is not None and final_right and follows else set()
     for computation in made:
         k = computation.line
         if verdicts[k].right and k not in helps:
             verdicts[k] = judge_by_route(computation, route)
-    if follows:
-        verdict = Step(True)
-    else:
-        # A number that was stated without its computation may follow or not.
-        is_open = not made or UNCHECKED in verdicts
-        verdict = UNCHECKED if is_open else Step(False, "wrong value")
+    if stated is None:
+        return Verdict(tuple(verdicts), Step(False, "malformed"), final_right)
+    # A number that was stated without its computation may follow or not.
+    verdict = Step(True) if follows else Step(False, "wrong value")
+    if not follows and (not made or UNCHECKED in verdicts):
+        verdict = UNCHECKED
     return Verdict(tuple(verdicts), verdict, final_right)
 
 

@@ -1,0 +1,253 @@
+"""`ramp credit audit`: what fools a reward and its checker, and where a log's credit went.
+
+In the terminal, as a page and as JSON.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ramp.config import Reinforce
+from ramp.credit.logs import Log, LogAudit, PaidWord, audit_log, read_log
+from ramp.credit.page import blend_color
+from ramp.credit.rewards import parse_reward
+from ramp.credit.search import (
+    CheckerTrial,
+    Finding,
+    RewardTrial,
+    ask_spec,
+    find_exploits,
+)
+from ramp.errors import UserError
+from ramp.files import write_atomic
+from ramp.reporting import html
+from ramp.tasks import Task, open_task
+from ramp.user_code import is_user_code, load_object
+
+SHOWN_ROLLOUTS = 4  # of a log, with their tokens in colour
+
+
+@dataclass(frozen=True)
+class RewardAudit:
+    """What the search found."""
+
+    reward: str
+    task: str
+    level: int
+    right: float  # what right solutions are paid, the median
+    wrong: float
+    findings: tuple[Finding, ...]
+    checker: tuple[Finding, ...]  # what fools the task's own checker
+    num_judged: int
+    num_checked: int  # by the checker alone
+
+    def describe(self) -> str:
+        """The audit as lines for a terminal."""
+        lines = [
+            f"reward {self.reward} on {self.task}, level {self.level}: "
+            f"{self.num_judged:,} solutions judged",
+            f"  right solutions are paid {self.right:.2f}, honest wrong ones {self.wrong:.2f}",
+            *_list_findings(self.findings, "nothing that is paid without deserving it"),
+            f"checker of {self.task}: {self.num_checked:,} solutions judged",
+            *_list_findings(self.checker, "nothing that fools it"),
+        ]
+        return "\n".join(lines)
+
+    def render(self) -> str:
+        """The audit as a page."""
+        note = (
+            f"{self.num_judged:,} solutions were judged. Right ones are paid {self.right:.2f}, "
+            f"honest wrong ones {self.wrong:.2f}. Each finding was made on some problems, and "
+            "counted on others."
+        )
+        return html.document(
+            f"Audit of the reward {self.reward}",
+            [
+                _render_findings(f"What is paid on {self.task}", self.findings, note),
+                _render_findings(
+                    f"What fools the checker of {self.task}",
+                    self.checker,
+                    f"{self.num_checked:,} solutions were judged that deserve nothing by how they "
+                    "were made.",
+                ),
+            ],
+        )
+
+
+def _list_findings(findings: Sequence[Finding], nothing: str) -> list[str]:
+    lines = [] if findings else [f"  found {nothing}"]
+    for number, f in enumerate(findings, 1):
+        lines += [
+            f"  {number}. {f.kind}: {f.paid:.2f}, where equal work gets {f.deserved:.2f} "
+            f"({f.rate:.0%} of {f.num_problems} fresh problems)",
+            f"     {f.problem!r} -> {' | '.join(map(repr, f.example.steps)) or 'no step'} | "
+            f"answer {f.example.answer!r}",
+        ]
+    return lines
+
+
+def _render_findings(title: str, findings: Sequence[Finding], note: str) -> html.Html:
+    cards = []
+    for f in findings:
+        steps = "\n".join([*f.example.steps, f"answer: {f.example.answer}"])
+        about = f"Paid {f.paid:.2f}; equal work gets {f.deserved:.2f}. On {f.rate:.0%} of "
+        cards.append(
+            f'<div class="card">{html.heading(f.kind)}'
+            f"{html.remark(f'{about}{f.num_problems} fresh problems.')}"
+            f"{html.remark(f.problem)}{html.preformatted(steps)}</div>"
+        )
+    body = html.Html(f'<div class="cards">{"".join(cards)}</div>')
+    return html.section(title, body if cards else html.paragraph("Nothing was found."), note=note)
+
+
+def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> RewardAudit:
+    """Search for exploits of a reward, and of the task's checker, with `budget` judgements each.
+
+    spec: as `reinforce.reward`. Raises UserError for a reward or a level that there is not.
+    """
+    names = [term.name for term in parse_reward(spec) if is_user_code(term.name)]
+    code = [load_object(name, "--reward") for name in names]
+    trial = RewardTrial(task, ask_spec(spec), level, code)
+    findings = find_exploits(trial, budget)
+    checker = CheckerTrial(task, level)
+    fooled = find_exploits(checker, budget // 2)
+    return RewardAudit(
+        reward=spec,
+        task=task.name,
+        level=level,
+        right=trial.right_pay,
+        wrong=trial.wrong_pay,
+        findings=tuple(findings),
+        checker=tuple(fooled),
+        num_judged=trial.num_calls,
+        num_checked=checker.num_calls,
+    )
+
+
+# Logs
+
+
+def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
+    """The audit of a log as lines for a terminal."""
+    lines = [f"{path}: {audit.num_rollouts:,} rollouts of {audit.num_groups:,} problems"]
+    lines += [f"  {line}" for line in _list_fields(log)]
+    lines += [f"  {name}: {value}" for name, value in list_figures(audit)]
+    for title, words in (("words", audit.words), ("tokens", audit.tokens)):
+        if words:
+            shown = ", ".join(f"{w.word!r} {w.more:+.3f} ({w.num_with})" for w in words)
+            lines.append(f"  {title} that are paid more: {shown}")
+    return "\n".join(lines)
+
+
+def _list_fields(log: Log) -> list[str]:
+    found = ", ".join(f"{what} from {name!r}" for what, name in log.fields.items())
+    return [f"read {found}", *log.notes]
+
+
+def list_figures(audit: LogAudit) -> list[tuple[str, str]]:
+    """(what, figure in words) of a log, also where the log does not hold it."""
+    figures = []
+    if audit.signs:
+        figures += [
+            ("wrong steps of right answers that are pushed up", f"{audit.signs.wrong_up:.0%}"),
+            ("right steps of wrong answers that are pushed down", f"{audit.signs.right_down:.0%}"),
+            ("praise that goes to wrong steps", f"{audit.signs.mass_on_wrong:.0%}"),
+        ]
+    else:
+        figures.append(
+            ("misassigned credit", "not measured: it needs verdicts and advantages of steps")
+        )
+    lucky = "not measured: it needs verdicts on steps"
+    if audit.lucky is not None:
+        lucky = f"{audit.lucky:.0%}"
+    figures.append(("right answers behind a wrong step", lucky))
+    bias = audit.length
+    if bias is None:
+        figures.append(("length", "not measured: it needs rewards"))
+    else:
+        figures.append(
+            (
+                "reward and length, among equally right ones",
+                f"correlation {bias.correlation:+.2f} (p = {bias.p_value:.4f}), "
+                f"{bias.per_100_chars:+.3f} for 100 characters",
+            )
+        )
+    return figures
+
+
+def render_log(path: Path, log: Log, audit: LogAudit) -> str:
+    """The audit of a log as a page."""
+    tables = [
+        html.section(title, _render_words(words), note=note)
+        for title, words, note in (
+            ("Words", audit.words, "Rollouts with the word, less those without, equally right."),
+            ("Tokens", audit.tokens, "Advantages of the token, less those of the others."),
+        )
+        if words
+    ]
+    note = " ".join(f"{line}." for line in _list_fields(log))
+    figures = html.section("Credit", html.table(["", "figure"], list_figures(audit)), note=note)
+    return html.document(
+        f"Audit of {path.name}", [figures, *tables, _render_tokens(log)], note="Of a log's rollouts"
+    )
+
+
+def _render_words(words: Sequence[PaidWord]) -> html.Html:
+    rows = [(w.word, f"{w.more:+.3f}", f"{w.p_value:.1e}", w.num_with) for w in words]
+    return html.table(["text", "paid more by", "p, corrected", "cases"], rows)
+
+
+def _render_tokens(log: Log) -> html.Html:
+    """Some rollouts, each token on the colour of its advantage."""
+    cards = []
+    largest = max((abs(a) for r in log.rollouts for a in r.token_advantages), default=0.0)
+    for r in [r for r in log.rollouts if r.token_advantages][:SHOWN_ROLLOUTS]:
+        spans = "".join(
+            f'<span style="background:rgb{blend_color(a, largest)}" title="{a:+.3f}">'
+            f"{html.escape(token)}</span>"
+            for token, a in zip(r.tokens, r.token_advantages, strict=True)
+        )
+        mean = f"Reward {r.reward}; mean advantage {np.mean(r.token_advantages):+.3f}"
+        cards.append(f'<div class="card">{html.remark(mean)}<code>{spans}</code></div>')
+    body = html.Html(f'<div class="cards">{"".join(cards)}</div>')
+    return html.section("Which tokens were paid", *([body] if cards else []))
+
+
+# The command
+
+
+def run_audit(
+    reward: str | None,
+    rollouts: Path | None,
+    t: Reinforce,
+    budget: int,
+    named: Mapping[str, str],
+    page: Path | None,
+    json_path: Path | None,
+) -> str:
+    """Audit a reward or a log; writes what is asked for and returns the lines to print.
+
+    t: its task and level. Raises UserError for what is not there.
+    """
+    if reward is not None and rollouts is None:
+        task = replace(open_task(t), steps="token", find_answer=None)
+        audit = audit_reward(reward, task, t.level, budget)
+        text, document, result = audit.describe(), audit.render(), asdict(audit)
+    elif rollouts is not None and reward is None:
+        log = read_log(rollouts, named)
+        found = audit_log(log)
+        text = describe_log(rollouts, log, found)
+        document = render_log(rollouts, log, found)
+        result = {"file": str(rollouts), "fields": log.fields, "notes": log.notes} | asdict(found)
+    else:
+        raise UserError("ramp credit audit takes --reward NAME|FILE.py:FN or --rollouts FILE.jsonl")
+    if page:
+        write_atomic(page, document)
+        text += f"\n{page}"
+    if json_path:
+        write_atomic(json_path, json.dumps(result, indent=1, default=str))
+        text += f"\n{json_path}"
+    return text

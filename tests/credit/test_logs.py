@@ -1,0 +1,110 @@
+"""Logs of other trainers: their fields are found and said, and known faults have known figures."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from ramp import cli
+from ramp.credit import logs
+from ramp.errors import UserError
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def make_rows(n, seed, per_char=0.0, word=0.0):
+    """Groups of eight as TRL logs them; reward is right or wrong, plus what is planted."""
+    rng = random.Random(seed)
+    rows = []
+    for i in range(n):
+        right = rng.random() < 0.5
+        words = ["step", "by", "step"] * rng.randint(1, 12) + ["well"] * (rng.random() < 0.4)
+        text = " ".join(words)
+        reward = right + per_char * len(text) + word * ("well" in words) + 0.05 * rng.random()
+        rows.append(
+            {"prompt": f"question {i // 8}", "completion": text, "reward": reward, "correct": right}
+        )
+    return rows
+
+
+def test_length_and_words_that_are_paid_at_equal_correctness(tmp_path):
+    rows = make_rows(400, 0, per_char=0.004)
+    found = logs.audit_log(logs.read_log(write(tmp_path / "a.jsonl", rows)))
+    assert found.length.p_value < 0.01 and found.length.per_100_chars == pytest.approx(
+        0.4, abs=0.02
+    )
+    rows = make_rows(400, 1, word=0.3)
+    found = logs.audit_log(logs.read_log(write(tmp_path / "b.jsonl", rows)))
+    assert [word.word for word in found.words] == ["well"]
+    assert found.words[0].more == pytest.approx(0.3, abs=0.08)
+
+
+def test_the_error_rate_is_what_it_says():
+    """Without a bias 5% of logs are below .05, though right answers are longer."""
+    below, alarms = 0, 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        right = rng.random(64) < 0.5
+        rollouts = [
+            logs.LoggedRollout(
+                f"{i // 8}", "x" * int(rng.integers(10, 60) + 30 * r), r + rng.normal(), bool(r), (), None, None, (), ()
+            )
+            for i, r in enumerate(right)
+        ]  # fmt: skip
+        below += logs.measure_length_bias(rollouts, rng, 199).p_value < 0.05
+        alarms += bool(logs.find_paid_words(rollouts))
+    assert 2 <= below <= 20 and alarms <= 20
+
+
+def test_steps_verdicts_and_advantages_per_step_and_per_token(tmp_path):
+    rows = [
+        # A lucky success: its wrong step is praised. A failure: its right step is blamed.
+        {"id": 1, "prompt": "q", "steps": ["a7", "b4"], "step_labels": [0, 1], "correct": True, "advantages": [1, 1]},
+        {"id": 2, "prompt": "q", "steps": ["a7", "b5"], "step_labels": [1, 0], "correct": False, "advantages": [-1, -1]},
+    ]  # fmt: skip
+    found = logs.audit_log(logs.read_log(write(tmp_path / "a.jsonl", rows)))
+    assert found.signs.wrong_up == 1 and found.signs.right_down == 1 and found.lucky == 1
+    tokens = [
+        {"prompt": "q", "response": "a7 b4", "steps": ["a7", "b4"], "mistake_index": 1, "acc": 1,
+         "tokens": ["a", "7", " b", "4"], "advantages": [0.5, 0.5, -1, -1]},
+    ]  # fmt: skip
+    (rollout,) = logs.read_log(write(tmp_path / "b.jsonl", tokens)).rollouts
+    assert rollout.step_right == (True, False) and rollout.step_advantages == (0.5, -1)
+
+
+def test_what_a_log_lacks_is_said(tmp_path, capsys):
+    path = write(
+        tmp_path / "a.jsonl", [{"prompt": "q", "output": "x", "score": 1}, {"prompt": "q"}]
+    )
+    page = tmp_path / "log.html"
+    assert cli.main(["credit", "audit", "--rollouts", str(path), "--page", str(page)]) == 0
+    said = capsys.readouterr().out
+    assert "text from 'output', reward from 'score'" in said
+    assert "1 of 2 lines have no text" in said and "not measured" in said
+    assert "largest reward is taken" in said and "not measured" in page.read_text("utf-8")
+
+
+def test_fields_can_be_named(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "q", "said": "x", "r1": 1, "r2": 0}])
+    with pytest.raises(UserError, match="--field text=NAME"):
+        logs.read_log(path)
+    log = logs.read_log(path, {"text": "said", "reward": "r2"})
+    assert log.rollouts[0].text == "x" and log.rollouts[0].reward == 0
+    for named, said in (
+        ({"text": "nope"}, "no field 'nope'"),
+        ({"words": "said"}, "--field words"),
+    ):
+        with pytest.raises(UserError, match=said):
+            logs.read_log(path, named)
+
+
+@pytest.mark.parametrize("text", ["[1]\n", "{\n", '"x"\n', ""])
+def test_a_damaged_log_is_one_sentence(text, tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 2
+    assert "a.jsonl" in capsys.readouterr().err
