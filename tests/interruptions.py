@@ -75,6 +75,7 @@ log_every = 1
 eval_every = 4
 save_every = 3
 [reinforce]
+reward = "random"
 task = "addition"
 level = 1
 sft_steps = 6

@@ -45,6 +45,17 @@ time.sleep(0.5)
 interrupts.listen()
 time.sleep(60)
 """
+# Its work is done; Python takes its modules down, and has taken its handlers down already.
+ENDING = """
+import os, time
+from ramp import interrupts
+interrupts.listen()
+class Slow:
+    def __del__(self, sleep=time.sleep, write=os.write):
+        write(1, b"up\\n")
+        sleep(1)
+slow = Slow()
+"""
 
 
 def strike(program: str, *numbers: int) -> tuple[int, float, str]:
@@ -59,6 +70,11 @@ def strike(program: str, *numbers: int) -> tuple[int, float, str]:
             time.sleep(0.2)
         out, error = process.communicate(timeout=30)
         return process.returncode, time.monotonic() - began, out + error
+
+
+@pytest.mark.parametrize("number", [TERM, INT])
+def test_what_has_ended_keeps_its_exit_code(number):
+    assert strike(ENDING, number)[0] == 0
 
 
 @pytest.mark.parametrize("number", [TERM, INT])

@@ -71,6 +71,7 @@ eval_every = 1
 save_every = 1
 
 [reinforce]
+reward = "random"
 task = "chain"
 level = 1
 num_prompts = 4

@@ -5,6 +5,7 @@ nothing would be lost, the process leaves at once. A loop that has something to 
 of its own in the place of this one: see `train.preemption`.
 """
 
+import atexit
 import io
 import os
 import signal
@@ -41,6 +42,7 @@ def listen() -> None:
     """From here on a signal ends this process with `EXIT_PREEMPTED`; call it in the main thread."""
     for number in SIGNALS:
         signal.signal(number, leave)
+    atexit.register(ignore)
     # Python calls a handler between two of its own steps only, and one compilation may take
     # minutes. The number comes through this pipe at once, and a thread reads it.
     reader, writer = os.pipe()
@@ -51,6 +53,15 @@ def listen() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
     unblock()
+
+
+def ignore() -> None:
+    """Let no signal change the exit code of a command that has ended.
+
+    While Python shuts down it puts the system's handlers, which kill, in the place of ours.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def leave(*_: object) -> NoReturn:

@@ -164,7 +164,7 @@ class RewardTrial(Trial):
         self.step_scale = self._measure_scale(
             [p.steps.mean() for p in self.right], [p.steps.mean() for p in self.wrong]
         )
-        self.separates = self.right_pay > self.wrong_pay
+        self.separates = self.right_pay > self.wrong_pay + 1e-9
         near = [(i, Solution(self.sheets[i].bad, self.write_near(i))) for i in self.search]
         over = [
             p.whole - self.wrong[i].whole for i, p in zip(self.search, self.pay(near), strict=True)

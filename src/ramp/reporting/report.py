@@ -329,7 +329,8 @@ def _figure_tables(figures):
     single = []
     tables = []
     for name, value in figures.items():
-        if name in SHOWN_ELSEWHERE:
+        is_empty = isinstance(value, dict | list) and not value
+        if name in SHOWN_ELSEWHERE or is_empty:
             continue
         items = value.items() if isinstance(value, dict) else enumerate(_list(value), start=1)
         records = [{name: key} | item for key, item in items if isinstance(item, dict)]
