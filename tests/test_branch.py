@@ -147,6 +147,26 @@ def test_other_text_keeps_the_tokenizer(base, tmp_path):
     assert config.load(tmp_path / "b" / "config.toml").text.tokenizer == "run"
 
 
+def test_a_mix_is_trained_by_its_weights_and_extended_like_any_run(base, tmp_path):
+    """Three rows of the small text for one of the large: the epochs of each are in the report."""
+    write_texts(tmp_path / "small", 2)
+    mix = {f"file:{tmp_path}/small/*.txt": 3.0, f"file:{base}/texts/*.txt": 1.0}
+    table = "\n".join(f'"{source}" = {weight}' for source, weight in mix.items())
+    mixed = CONFIG.format(texts=base / "texts") + f"[text.mix]\n{table}\n"
+    (tmp_path / "mix.toml").write_text(mixed)
+    assert ramp("run", tmp_path / "mix.toml", "--run", tmp_path / "m") == 0
+    report = json.loads((tmp_path / "m" / "report.json").read_text())
+    epochs = report["pretrain"]["epochs_by_source"]
+    assert list(epochs) == list(mix)
+    few, many = epochs.values()
+    assert few == pytest.approx(3 * many, rel=0.15)  # both texts are about as long
+    words = ("--run", tmp_path / "more", "--pretrain.steps", 9)
+    assert ramp("run", "--from", tmp_path / "m", *words) == 0
+    words = ("--run", tmp_path / "long", "--pretrain.steps", 9)
+    assert ramp("run", tmp_path / "mix.toml", *words) == 0
+    assert same(leaves(tmp_path / "long", "pretrain", 9), leaves(tmp_path / "more", "pretrain", 9))
+
+
 def test_an_imported_model_goes_on_in_every_way(base, tmp_path):
     pytest.importorskip("safetensors")
     assert ramp("export", base / "a", "--out", tmp_path / "hf") == 0
