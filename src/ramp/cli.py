@@ -483,7 +483,7 @@ def run_credit(args: Arguments, flags: Flags) -> int:
         )
         return 0
     run, c = rundir.open_run(args.run)
-    c = setup_devices(c)
+    c = setup_devices(c, stages=("reinforce",))
     from ramp.stages import reinforce
 
     print(reinforce.show_credit(run, c, args.problem, args.groups))

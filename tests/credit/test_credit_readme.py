@@ -8,18 +8,31 @@ import pytest
 import ramp.credit
 from ramp import cli
 from ramp.credit.advantages import METHODS
+from ramp.credit.audit import misassigned_credit, solutions_as_rollouts
+from ramp.credit.learn import checker_credit
+from ramp.tasks import chain
+from ramp.tasks.protocol import solution_ids
+from ramp.text.tokenizer import Tokenizer
 
 README = Path(ramp.credit.__file__).with_name("README.md").read_text("utf-8")
 
 
-def test_the_example_shows_what_the_text_says(monkeypatch, capsys):
+def test_the_example_is_a_method(monkeypatch):
+    """On four written solutions, the second of them luck: its first step is wrong, its answer right."""
     (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.setitem(METHODS, "plus_minus", None)  # taken back after the test
     exec(compile(source, "README.md", "exec"), {})
-    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
-    assert lines["rloo"] == "wrong steps praised 100%, right blamed 100%"
-    for name in ("step_local", "plus_minus"):
-        assert lines[name] == "wrong steps praised 0%, right blamed 0%"
+    problem = chain.make(3, (("a", "+", 4), ("b", "*", 2)))
+    tokenizer = Tokenizer.bytes_only()
+    solutions = [
+        solution_ids(tokenizer, steps, steps[-1][1])
+        for steps in (["a7", "b4"], ["a2", "b4"], ["a7", "b5"], ["a7", "b9"])
+    ]
+    r = solutions_as_rollouts(tokenizer, chain.TASK, [problem] * 4, solutions, group_size=4)
+    credit = checker_credit(r)
+    for name, wrong in (("rloo", 1), ("step_local", 0), ("plus_minus", 0)):
+        audit = misassigned_credit(r, METHODS[name](credit))
+        assert (audit.wrong_up, audit.right_down) == (wrong, wrong), name
 
 
 def test_every_method_is_in_the_table():

@@ -109,6 +109,27 @@ def test_a_task_of_ones_own(tmp_path):
         open_task(Reinforce(task=f"{path}:OTHER"))
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return 1 / 0", r"judge of the task \S+mine.py:TASK fails: \S+mine.py, line 4: ZeroDiv"),
+        ("return True", "judge of the task .* returned a bool; it must return a Verdict"),
+        ("return chain.judge(p, [], a)", "returned 0 verdicts on 2 steps; return one for each"),
+    ],
+)
+def test_a_task_of_ones_own_that_fails_is_a_sentence(tmp_path, body, words):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import replace\nfrom ramp.tasks import chain\n"
+        f"def judge(p, steps, a):\n    {body}\nTASK = replace(chain.TASK, judge=judge)\n"
+    )
+    task = open_task(Reinforce(task=f"{path}:TASK"))
+    problem = task.sample(0, 2)
+    with pytest.raises(UserError, match=words) as raised:
+        task.judge(problem, ["a7", "b4"], "4")
+    assert "\n" not in str(raised.value)
+
+
 def test_reasoning_gym_is_an_extra():
     if importlib.util.find_spec("reasoning_gym"):
         pytest.skip("it is installed")

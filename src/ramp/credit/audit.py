@@ -51,13 +51,15 @@ def misassigned_credit(r: Rollouts, advantage_bn: np.ndarray) -> CreditAudit:
     b, n = np.nonzero(is_end_bn)
     s = r.step_bn[b, n]
     # Tokens after the last separator of a row that was cut off belong to no step.
-    exists = r.exists_bs[b, s] > 0
-    b, n, s = b[exists], n[exists], s[exists]
+    # What no checker can tell, the step or the answer, is no error of the credit.
+    is_known = ~np.isnan(r.right_bs[b, s]) & ~np.isnan(r.outcome_b[b])
+    counts = (r.exists_bs[b, s] > 0) & is_known
+    b, n, s = b[counts], n[counts], s[counts]
     right = r.right_bs[b, s] > 0
     won = r.outcome_b[b] > 0
     errors = find_sign_errors(advantage_bn[b, n], right, won)
-    num_lucky = float((r.outcome_b - r.verified_b).sum())
-    num_right = max(float(r.outcome_b.sum()), 1.0)
+    num_lucky = sum(verdict.lucky for verdict in r.verdicts)
+    num_right = max(sum(bool(verdict.final_right) for verdict in r.verdicts), 1)
     bits = credit_bits(r, advantage_bn)
     return CreditAudit(**vars(errors), lucky=num_lucky / num_right, bits=bits)
 

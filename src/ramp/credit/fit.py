@@ -4,6 +4,9 @@ A reward is tried on a few written solutions, right ones and wrong ones. So a fu
 that fails, or that gives rewards of another kind than the method needs, is found at once.
 """
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 
 from ramp.config import Reinforce
@@ -14,6 +17,7 @@ from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.tasks import open_task
 from ramp.tasks.cutting import write_solution
+from ramp.tasks.questions import list_files
 from ramp.tasks.split import describe_sets, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.user_code import is_user_code
@@ -92,6 +96,22 @@ def require_fit(t: Reinforce) -> str:
         )
     about = f"{task.about}; " if task.about else ""
     return f"{about}steps end at: {task.steps}; {sets}; reward: {t.reward}"
+
+
+def hash_sources(t: Reinforce) -> str:
+    """A hash of the questions and of your own code that a run trains on; empty: it has neither.
+
+    Of the files that are named, not of what these import.
+    """
+    specs = [t.task, *(term.name for term in rewards.parse_reward(t.reward))]
+    files = [Path(spec.rpartition(":")[0]).expanduser() for spec in specs if is_user_code(spec)]
+    if t.prompts:
+        trained, tests = list_files(t.prompts)
+        files += [*trained, *tests]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if files else ""
 
 
 def is_verifiable(t: Reinforce) -> bool:

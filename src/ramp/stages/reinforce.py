@@ -80,6 +80,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         wrap_step=partial(wrap_iteration, c, tokenizer, stop),
         keep_ref=learn.needs_ref(t),
         add_params=partial(add_head, c),
+        data=fit.hash_sources(t),
         updates=t.epochs * t.minibatches,
     )
     # Chosen by verified solutions: answers alone can rise while the working gets worse. Where

@@ -4,14 +4,17 @@ Some tasks need more than a name: a file of questions, GSM8K's among them, the p
 reasoning-gym, or your own file. `open_task` opens them all.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from ramp.config import Reinforce
 from ramp.errors import UserError
 from ramp.tasks import addition, chain, gsm8k, gym, paths, questions, swaps, words
 from ramp.tasks.protocol import Problem, Step, Task, Verdict
-from ramp.user_code import is_user_code, load_object
+from ramp.user_code import describe_failure, is_user_code, load_object
 
 # A new task is its file and one entry here.
 TASKS: dict[str, Task] = {
@@ -46,10 +49,45 @@ def _open(name: str, prompts: str, prompt: str, answer: str, pattern: str) -> Ta
                 f"reinforce.task {name} is a {type(task).__name__}; it must be a "
                 "ramp.tasks.protocol.Task"
             )
-        return task
+        return guard_task(name, task)
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}; it can be {', '.join(TASKS)} or FILE.py:TASK")
     return TASKS[name]
+
+
+def guard_task(spec: str, task: Task) -> Task:
+    """A task of a user's file whose failures and odd results are one sentence with the line."""
+    path = Path(spec.rpartition(":")[0]).expanduser().resolve()
+
+    def guard(name: str, kind: type, function: Callable[..., Any]) -> Callable[..., Any]:
+        what = f"{name} of the task {spec}"
+
+        def guarded(*args: Any) -> Any:
+            try:
+                result = function(*args)
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"{what} fails: {describe_failure(error, path)}; mend it") from None
+            if not isinstance(result, kind):
+                found, wanted = type(result).__name__, kind.__name__
+                raise UserError(f"{what} returned a {found}; it must return a {wanted}")
+            # The steps of a solution and the verdicts on them go side by side.
+            if isinstance(result, Verdict) and len(result.steps) != len(args[1]):
+                raise UserError(
+                    f"{what} returned {len(result.steps)} verdicts on {len(args[1])} steps; "
+                    "return one for each"
+                )
+            return result
+
+        return guarded
+
+    return replace(
+        task,
+        sample=guard("sample", Problem, task.sample),
+        solution=guard("solution", list, task.solution),
+        judge=guard("judge", Verdict, task.judge),
+    )
 
 
 __all__ = ["TASKS", "Problem", "Step", "Task", "Verdict", "open_task"]
