@@ -126,9 +126,9 @@ def test_a_ratio_is_paired_by_base_and_bounds_what_never_arrives():
 
 
 def test_a_race_is_kept_and_a_control_that_gains_is_named(tmp_path, monkeypatch):
-    for name, value in {"RATES": (0.1, 0.4), "NUM_ROLLOUTS": (16,), "NUM_LANES": 6}.items():
+    small = {"RATES": (0.1, 0.4), "TUNING_SEEDS": (0, 1), "BASES": (1, 2), "NUM_LANES": 6}
+    for name, value in (small | {"NUM_ROLLOUTS": (8,), "MAX_ROLLOUTS": 8}).items():
         monkeypatch.setattr(race, name, value)
-    monkeypatch.setattr(race, "BASES", (1, 2))
     b = Results(tmp_path, Model(), Reinforce())
     arms = ("no reward, entropy minimised", "RLOO, verified", "step-local")
     short = race.Race("products, loosely", 3, 6000, arms)
@@ -144,6 +144,22 @@ def test_a_race_is_kept_and_a_control_that_gains_is_named(tmp_path, monkeypatch)
     assert "measures sharpening" in race_table.race_table([gained])
     assert "measures sharpening" not in race_table.race_table([control])
     assert all(json.loads(line)["key"]["part"] == "race" for line in kept.splitlines())
+
+
+@pytest.mark.parametrize(("best", "tried"), [(64, 4), (8, 5), (1024, 6), (512, 6)])
+def test_the_grid_grows_until_the_best_is_inside_or_at_its_bounds(monkeypatch, best, tried):
+    asked = []
+
+    def once(self, b, name, num_rollouts, decay, lanes):
+        asked.append((num_rollouts, decay))
+        steps = 1000 * (1 + abs(np.log2(num_rollouts / best)))
+        return [race.Outcome(base, steps + 100 * rate, 10**6, 0, 1, 0.5) for rate, base, _ in lanes]
+
+    monkeypatch.setattr(race.Race, "once", once)
+    setting, (steps, _) = race.Race("products", 12, 10**6).choose_setting(None, "step-local")
+    assert (setting.rate, setting.num_rollouts) == (min(race.RATES), best)
+    assert len(asked) == tried and asked[-1] == (best, True)
+    assert steps == pytest.approx(1000 + 100 * min(race.RATES))
 
 
 @pytest.mark.parametrize("arm", law.ESTIMATES)

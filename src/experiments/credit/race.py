@@ -18,15 +18,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from experiments.credit.tabular import Arm, Curves, make_table, run_lanes
+from experiments.credit.tabular import GROUP, Arm, Curves, make_table, run_lanes
 from experiments.results import Results
 
 GOAL = 0.9  # verified accuracy that the sampled steps are counted to
 HELD = 3  # evaluations in a row that have to hold it
 TUNED_ON = 0  # the base that settings are chosen on; the others judge
-BASES = (1, 2, 3, 4, 5)
+BASES = tuple(range(1, 11))
 SEEDS = (0, 1, 2)
-NUM_LANES = 16  # of every program: another number would be compiled again
+NUM_LANES = 32  # of every program: another number would be compiled again
 
 # The name is the one of the table.
 ARMS = {
@@ -46,9 +46,10 @@ ARMS = {
     "min-form": Arm("dense", "min_form", "verified"),
 }
 
-RATES = (0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-NUM_ROLLOUTS = (16, 64, 256)
-TUNING_SEEDS = (0, 1)
+RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+NUM_ROLLOUTS = (16, 64, 256)  # and beyond, down to one group of 8, where the best is at an end
+MAX_ROLLOUTS = 1024
+TUNING_SEEDS = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -146,28 +147,37 @@ class Race:
     def choose_setting(self, b: Results, name: str) -> tuple[Setting, tuple[float, float]]:
         """The best setting of an arm on the base that settings are chosen on, and its merit.
 
-        A merit is the mean over two seeds, since one run may be lucky. A decaying rate is tried
-        with the best number of rollouts.
+        A merit is the mean over seeds: a setting with which one of them never arrives is worse than
+        any with which all do. A decaying rate is tried with the best number of rollouts.
         """
-
-        def rank(num_rollouts: int, decay: bool) -> dict[Setting, tuple[float, float]]:
-            lanes = [(rate, TUNED_ON, seed) for rate in RATES for seed in TUNING_SEEDS]
-            runs = self.once(b, name, num_rollouts, decay, lanes)
-            n = len(TUNING_SEEDS)
-            return {
-                Setting(rate, num_rollouts, decay): tuple(
-                    np.mean([run.merit for run in runs[i * n : (i + 1) * n]], axis=0).tolist()
-                )
-                for i, rate in enumerate(RATES)
-            }
-
         merits = {}
-        for num_rollouts in NUM_ROLLOUTS:
-            merits |= rank(num_rollouts, False)
-        best = min(merits, key=merits.__getitem__)
-        merits |= rank(best.num_rollouts, True)
+        waiting = list(NUM_ROLLOUTS)
+        while waiting:
+            merits |= self.rank_rates(b, name, waiting.pop(0), False)
+            if waiting:
+                continue
+            best = min(merits, key=merits.__getitem__)
+            tried = sorted({setting.num_rollouts for setting in merits})
+            if best.num_rollouts == tried[0] > GROUP:
+                waiting = [tried[0] // 2]
+            elif best.num_rollouts == tried[-1] < MAX_ROLLOUTS:
+                waiting = [tried[-1] * 2]
+        merits |= self.rank_rates(b, name, best.num_rollouts, True)
         best = min(merits, key=merits.__getitem__)
         return best, merits[best]
+
+    def rank_rates(
+        self, b: Results, name: str, num_rollouts: int, decay: bool
+    ) -> dict[Setting, tuple[float, float]]:
+        """The merit of every rate; see `choose_setting`."""
+        lanes = [(rate, TUNED_ON, seed) for rate in RATES for seed in TUNING_SEEDS]
+        runs = self.once(b, name, num_rollouts, decay, lanes)
+        merits = {}
+        for i, rate in enumerate(RATES):
+            mine = runs[i * len(TUNING_SEEDS) : (i + 1) * len(TUNING_SEEDS)]
+            mean = np.mean([run.merit for run in mine], axis=0)
+            merits[Setting(rate, num_rollouts, decay)] = tuple(mean.tolist())
+        return merits
 
     def once(
         self,
