@@ -90,6 +90,7 @@ def test_gsm8k_from_its_folder(tmp_path):
     row = {"question": "Half of 48?", "answer": "Half is 48/2=<<48/2=24>>24.\n#### 24"}
     write(tmp_path / "gsm8k_train.jsonl", *(row | {"question": f"{i}?"} for i in range(40)))
     write(tmp_path / "gsm8k_test.jsonl", row)
+    write(tmp_path / "others.jsonl", {"text": "in the same folder"})
     task = opened(str(tmp_path), task="gsm8k")
     (problem,) = held_out_problems(task, 1, 9)
     assert task.solution(problem) == ["Half is 48/2=<<48/2=24>>24."] and problem.answer == "24"

@@ -119,7 +119,7 @@ def load_prompts(path: str, prompt: str = "", answer: str = "", pattern: str = "
 
 def load_gsm8k(path: str) -> Task:
     """GSM8K from its file or its folder, with a verdict on every line. Raises `UserError`."""
-    files, tests = list_files(path)
+    files, tests = list_files(path, gsm8k.NAME)
     problems, test_problems = (
         [problem for file in group for problem in gsm8k.load_problems(file)]
         for group in (files, tests)
@@ -136,12 +136,16 @@ def load_gsm8k(path: str) -> Task:
     )
 
 
-def list_files(path: str) -> tuple[list[Path], list[Path]]:
-    """(files, files of tests) of a path. Raises `UserError` where there is nothing to train on."""
+def list_files(path: str, name: str = "") -> tuple[list[Path], list[Path]]:
+    """(files, files of tests) of a path; of a folder those with `name` in theirs, where there are.
+
+    Raises `UserError` where there is nothing to train on.
+    """
     source = Path(path).expanduser()
     if source.is_file():
         return [source], []
     found = sorted(file for file in source.glob("*.jsonl*") if file.is_file())
+    found = [file for file in found if name in file.name] or found
     files = [file for file in found if "test" not in file.name]
     if not files:
         raise UserError(
