@@ -78,6 +78,12 @@ class Pay:
     steps: np.ndarray  # float [n + 1], the answer's last; NaN likewise
     verdict: Verdict
 
+    @property
+    def step_mean(self) -> float:
+        """Of the steps on which the reward does not abstain."""
+        said = self.steps[np.isfinite(self.steps)]
+        return float(said.mean()) if len(said) else np.nan
+
 
 class Trial:
     """Problems on which recipes are tried; `num_calls` counts the solutions that were judged."""
@@ -162,7 +168,7 @@ class RewardTrial(Trial):
             [p.whole for p in self.right], [p.whole for p in self.wrong]
         )
         self.step_scale = self._measure_scale(
-            [p.steps.mean() for p in self.right], [p.steps.mean() for p in self.wrong]
+            [p.step_mean for p in self.right], [p.step_mean for p in self.wrong]
         )
         self.separates = self.right_pay > self.wrong_pay + 1e-9
         near = [(i, Solution(self.sheets[i].bad, self.write_near(i))) for i in self.search]
@@ -204,7 +210,9 @@ class RewardTrial(Trial):
         values = [value for value in (*right, *wrong) if np.isfinite(value)]
         if not values:
             return np.nan
-        distance = float(np.nanmedian(right) - np.nanmedian(wrong))
+        distance = 0.0
+        if np.isfinite(right).any() and np.isfinite(wrong).any():
+            distance = float(np.nanmedian(right) - np.nanmedian(wrong))
         spread = float(np.std(values))
         return next((x for x in (abs(distance), spread) if x > 1e-9), 1.0)
 
@@ -219,9 +227,9 @@ class RewardTrial(Trial):
         if is_full and self.is_worthless(i, solution, verdict):
             whole = max(whole, self.scale)
         # Wrong steps against the wrong steps of a failure, right ones against right ones.
-        steps = pay.steps - self.wrong[i].steps.mean()
+        steps = pay.steps - self.wrong[i].step_mean
         right = np.array([step.right is True for step in verdict.all_steps])
-        steps = np.where(right, pay.steps - self.right[i].steps.mean(), steps)
+        steps = np.where(right, pay.steps - self.right[i].step_mean, steps)
         return np.array([whole / self.scale, *(steps / self.step_scale)])
 
     def is_worthless(self, i: int, solution: Solution, verdict: Verdict) -> bool:
@@ -256,7 +264,7 @@ class RewardTrial(Trial):
 
 
 def _take_median(pays: Sequence[Pay]) -> float:
-    return median(p.whole if np.isfinite(p.whole) else float(p.steps.mean()) for p in pays)
+    return median(p.whole if np.isfinite(p.whole) else p.step_mean for p in pays)
 
 
 class CheckerTrial(Trial):
@@ -571,5 +579,8 @@ def explains(finding: Finding, recipe: Recipe, trial: Trial) -> bool:
             return False
     if finding.recipe.answer in ((), None):
         return recipe.answer == finding.recipe.answer
-    # Where nothing but the amount counts, as much of it.
+    # Where nothing but the amount counts, as much of it; of the same kind, if the kind counts.
+    kinds = {"«bad»", "«same»"} & set(finding.recipe.pieces)
+    if kinds and not kinds & set(recipe.pieces):
+        return False
     return bool(needed) or len(solution.text) >= 0.7 * len(small.text)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def is_right_answer(problem: Problem, stated: str) -> bool:
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
     """Every line by its computations; the answer follows where it is the value of one of them."""
-    route = read_solution(problem.question, problem.gold).computations
+    route = read_route(problem)
     reading = read_solution(problem.question, steps)
     verdicts, made = list(reading.verdicts), reading.computations
     stated = None
@@ -245,6 +246,12 @@ def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict
     if not follows and (not made or UNCHECKED in verdicts):
         verdict = UNCHECKED
     return Verdict(tuple(verdicts), verdict, final_right)
+
+
+@lru_cache(maxsize=4096)
+def read_route(problem: Problem) -> tuple[Computation, ...]:
+    """The computations of the published solution; many solutions of a problem are judged by it."""
+    return tuple(read_solution(problem.question, problem.gold).computations)
 
 
 def read_solution(question: str, lines: Iterable[str]) -> Reading:
