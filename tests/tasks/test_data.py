@@ -2,6 +2,9 @@
 
 import json
 import os
+import random
+import re
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 from experiments.credit import data, mistakes
 from ramp.errors import UserError
 from ramp.tasks import gsm8k
+from ramp.tasks.calculator import calculate
 
 SHARED = os.environ.get("RAMP_SHARED_DATA")
 needs_data = pytest.mark.skipif(not SHARED, reason="RAMP_SHARED_DATA is not set")
@@ -132,3 +136,54 @@ def test_real_model_solutions():
         found["parsed"] / found["annotated_lines"] >= 0.999
         and found["answer_agrees"] == found["solutions"]
     )
+
+
+def corrupt(problem, rng):
+    """(kind, number of the step, steps): published solutions with one fault each."""
+    lines = list(problem.gold)
+    notes = [k for k, line in enumerate(lines) if re.search("=[0-9]+>>", line)]
+    if notes:
+        k = rng.choice(notes)
+        wrong = re.sub("=([0-9]+)>>", lambda m: f"={int(m[1]) + 7}>>", lines[k], count=1)
+        yield "note", k, [*lines[:k], wrong, *lines[k + 1 :]]
+    plain = [gsm8k.NOTE.sub("", line) for line in lines]
+    equations = [k for k, line in enumerate(plain) if re.search("= *[$]?[0-9]+", line)]
+    if equations and gsm8k.judge(problem, plain, problem.answer).verified:
+        k = rng.choice(equations)
+        wrong = re.sub(
+            "(= *[$]?)([0-9]+)(?!.*=)", lambda m: m[1] + str(int(m[2]) + 7), plain[k], count=1
+        )
+        if wrong != plain[k]:
+            yield "plain", k, [*plain[:k], wrong, *plain[k + 1 :]]
+    for k, line in enumerate(lines):
+        if found := re.search(r"<<([0-9.]+)\+([0-9.]+)=[0-9.]+>>[0-9.,]*", line):
+            value = float(calculate(f"{found[1]}-{found[2]}"))
+            wrong = line.replace(found[0], f"<<{found[1]}-{found[2]}={value:g}>>{value:g}")
+            yield "sum made a difference", k, [*lines[:k], wrong, *lines[k + 1 :]]
+            return
+
+
+@needs_data
+def test_verdicts_on_published_solutions_and_on_ones_with_a_fault():
+    """Bars for the figures of RESULTS.md, on GSM8K's test set; `-s` prints them."""
+    problems = gsm8k.load_problems(Path(SHARED) / "math" / "gsm8k_test.jsonl")
+    rng = random.Random(0)
+    named, seen, count = Counter(), Counter(), Counter()
+    for problem in problems:
+        verified = gsm8k.judge(problem, problem.gold, problem.answer).verified
+        count["published"] += 1
+        named["published"] += verified
+        for steps in ([], [f"The answer is {problem.answer}."]):
+            assert not gsm8k.judge(problem, steps, problem.answer).verified
+        if not verified:
+            continue
+        for kind, k, steps in corrupt(problem, rng):
+            error = gsm8k.judge(problem, steps, problem.answer).first_error
+            count[kind] += 1
+            named[kind] += error == k
+            seen[kind] += error is not None
+    for kind in count:
+        print(f"{kind}: {named[kind]} of {count[kind]}; seen somewhere {seen[kind]}")
+    rate = {kind: named[kind] / count[kind] for kind in count}
+    assert rate["published"] >= 0.9 and rate["note"] >= 0.99 and rate["plain"] >= 0.98
+    assert rate["sum made a difference"] >= 0.9

@@ -83,7 +83,7 @@ def rest(results: Rows) -> Iterator[Bar]:
         ):
             yield f"GSM8K: {figure}", bar, f"{min(found):.0%} to {max(found):.0%}"
     for r in part(results, "data", set="mistakes"):
-        for name in ("multistep_arithmetic", "word_sorting"):
+        for name in ("multistep_arithmetic", "word_sorting", "dyck_languages"):
             kept, whole = (f"{r[name][k]['f1']:.3f}" for k in ("consistent", "all"))
             shown = (
                 f"{kept} on {r[name]['kept']} consistent labels, {whole} on all {r[name]['traces']}"
