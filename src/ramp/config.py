@@ -170,6 +170,13 @@ class Train:
     """matrices of the blocks when the optimizer is adamw; 0: by rule"""
     lr_scale: NonNegative = 1.0
     """multiplies every learning rate"""
+    lora_rank: Count = 0
+    """rank of what matrices may change by, with AdamW; the rest of the model is frozen; 0: all of
+    it learns"""
+    lora_alpha: Annotated[float, Range(above=0)] = 16.0
+    """scale of that change, over the rank"""
+    lora_targets: tuple[str, ...] = ()
+    """matrices of the blocks that change, such as wq wv; none: all of them"""
     beta1: Fraction = 0.9
     beta2: Fraction = 0.95
     momentum: Fraction = 0.95

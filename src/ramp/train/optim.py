@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from ramp.config import Train
+from ramp.train.lora import label_targets, scale_by_lora
 
 
 def make_schedule(t: Train) -> optax.Schedule:
@@ -40,6 +41,25 @@ def make_optimizer(t: Train, dtype: str = "float32") -> optax.GradientTransforma
     dtype: what Muon's products are computed in, the model's own: at 2,048 tokens a step they are a
     third of its work.
     """
+    full = make_full_optimizer(t, dtype)
+    if not t.lora_rank:
+        return full
+    pairs = optax.chain(
+        optax.clip_by_global_norm(t.grad_clip_norm) if t.grad_clip_norm else optax.identity(),
+        optax.scale_by_adam(t.beta1, t.beta2, eps=1e-10),
+        optax.scale(t.adam_lr * t.lr_scale),
+        optax.scale_by_learning_rate(make_schedule(t)),
+    )
+    groups: dict[Hashable, optax.GradientTransformation] = {
+        "lora": scale_by_lora(pairs, t.lora_rank, t.lora_alpha),
+        "frozen": optax.set_to_zero(),
+        "full": full,
+    }
+    return optax.partition(groups, partial(label_targets, targets=t.lora_targets))
+
+
+def make_full_optimizer(t: Train, dtype: str) -> optax.GradientTransformation:
+    """Return the transformation by which every parameter learns."""
     adam = optax.scale_by_adam(t.beta1, t.beta2, eps=1e-10)
     decay = optax.add_decayed_weights(t.weight_decay)
     if t.optimizer == "adamw":
