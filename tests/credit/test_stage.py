@@ -9,13 +9,14 @@ import tiny
 
 from ramp import config
 from ramp.config import Config, Reinforce, Text, replace_train
+from ramp.credit import learn
 from ramp.errors import UserError
 from ramp.rundir import RunDir
 from ramp.stages import reinforce
 from ramp.stages.checks import check_reinforce
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
-from ramp.train.preemption import Preemption
+from ramp.train.preemption import Preempted, Preemption
 
 SETTINGS = Reinforce(
     task="chain",
@@ -84,7 +85,7 @@ def test_from_fine_tuned_model_to_page(run, capsys):
         "train/kl",
         "train/entropy",
     } <= tags
-    assert "<table" in (rundir.path / "credit.html").read_text()
+    assert "step_local" in (rundir.path / "credit.html").read_text()
     path = reinforce.show_credit(rundir, c, 3, 1)
     assert path.endswith("credit.html") and "step_local" in capsys.readouterr().out
     with pytest.raises(UserError, match="--problem"):
@@ -109,17 +110,26 @@ def test_a_head_without_labels_is_refused(run):
 
 
 @pytest.mark.slow
-def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path):
+def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path, monkeypatch):
     """Two iterations, then the third after a restart: the same parameters as three at once."""
     rundir, c = run
+    c = replace(c, reinforce=replace(c.reinforce, epochs=2))
     reinforce.run(rundir, c, Preemption())
     whole = restore.load_params(rundir, "reinforce", c)
     other = RunDir(tmp_path / "other")
     other.data.mkdir(parents=True)
     Tokenizer.bytes_only().save(other.tokenizer)
-    reinforce.run(
-        other, replace(c, reinforce=replace_train(c.reinforce, steps=2, eval_every=2)), Preemption()
-    )
+    collect, done = learn.collect_batch, []
+
+    def cut_short(*args):
+        done.append(args)
+        if len(done) == 3:
+            raise Preempted("asked to stop while it samples")
+        return collect(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(Preempted):
+        patch.setattr(learn, "collect_batch", cut_short)
+        reinforce.run(other, c, Preemption())
     reinforce.run(other, c, Preemption())
     tiny.assert_trees_close(restore.load_params(other, "reinforce", c), whole, 0, 0)
 

@@ -393,13 +393,16 @@ def measure_accuracy(
     )
     lucky_b = np.array([verdict.lucky for verdict in r.verdicts])
     is_right_b = r.outcome_b == 1
+    # Before the first update there is no head.
+    has_rewards = "process" in params or not rewards.uses(t.reward, "head")
+    given = judge_rollouts(c, t, tokenizer, params, r) if has_rewards else Rewards()
     accuracy = Accuracy(
         right=mean_known(r.outcome_b),
         verified=float(r.verified_b.mean()),
         steps=mean_known(r.right_bs[r.exists_bs > 0]),
         lucky=float(lucky_b.sum() / max(is_right_b.sum(), 1)),
         entropy=r.entropy,
-        reward=mean_reward(judge_rollouts(c, t, tokenizer, params, r), r),
+        reward=mean_reward(given, r),
     )
     return accuracy, r
 
