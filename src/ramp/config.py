@@ -314,6 +314,12 @@ class Reinforce:
     """samples from each step boundary, for the methods vine and prover"""
     best_of: Positive = 4
     """K of the prover policy, best of K"""
+    pass_k: Annotated[int, Range(low=2)] = 4
+    """k of the method pass_at_k"""
+    outcome_coef: NonNegative = 1.0
+    """weight of the rollout's reward in methods that add it to credit for steps or tokens"""
+    teacher: str = ""
+    """run directory of a stronger model with the same tokenizer, for the method teacher"""
     implicit_beta: NonNegative = 0.05
     """scale of the implicit reward, for the method implicit"""
     label_fraction: Fraction = 0.0

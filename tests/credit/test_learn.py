@@ -11,7 +11,7 @@ from test_stage import SETTINGS
 
 from experiments.credit import head_quality, training
 from ramp.config import replace_train
-from ramp.credit import learn, process_head
+from ramp.credit import learn, process_head, teacher
 from ramp.errors import UserError
 from ramp.tasks import chain
 
@@ -130,12 +130,12 @@ def test_the_implicit_reward_learns_who_was_right(policy):
     r = written("a7|b4|4.", "a2|b4|4.", "a7|b5|5.", "a7|b9|9.")
     batch = learn.rollouts.make_rows(r, 48, np.zeros(r.tokens_bn.shape, np.float32))
     batch |= {"sampled": batch["weights"], "outcome": r.outcome_b[:, None]}
-    batch["ref"] = learn.compute_logps(MODEL, t, ref["lm"], r)
+    batch["ref"] = teacher.compute_logps(MODEL, ref["lm"], r, 48, 1.0)
     first, update = training.make_trainer(MODEL, t, learn.make_loss(MODEL, t))
     state = first(params)
     for _ in range(40):
         state, _ = update(state, learn.shard_batch(batch))
-    logp_bt = learn.compute_logps(MODEL, t, state.params["process"]["lm"], r)
+    logp_bt = teacher.compute_logps(MODEL, state.params["process"]["lm"], r, 48, 1.0)
     odds = ((logp_bt - batch["ref"]) * batch["sampled"]).sum(axis=1)
     assert odds[r.outcome_b == 1].min() > odds[r.outcome_b == 0].max()
 

@@ -3,16 +3,19 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ramp.config import Reinforce
+from ramp.config import Reinforce, Train
+from ramp.credit import learn, rollouts
 from ramp.credit import loss as L
-from ramp.credit import rollouts
 from ramp.tasks import chain
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.state import init_state
+from ramp.train.step import make_step
 
 TOKENIZER = Tokenizer.bytes_only()
 
@@ -76,15 +79,17 @@ def test_the_clip_holds_and_nothing_overflows(gap, advantage):
 
 
 def test_most_covariant_finds_the_tokens_that_cost_entropy():
-    logp = jnp.array([[-0.1, -3.0, -0.2, -0.3]])
-    advantage = jnp.array([[2.0, 0.0, 0.0, 0.0]])
-    with jax.set_mesh(tiny.mesh()):
-        for padding in (0, 12):  # what bears no weight is no token
-            padded = [
-                jnp.pad(a, ((0, 0), (0, padding))) for a in (logp, advantage, jnp.ones((1, 4)))
-            ]
-            hit = jax.jit(L.most_covariant, static_argnums=3)(*padded, 0.25)
-            assert np.asarray(hit).tolist() == [[1, 0, 0, 0, *[0] * padding]]
+    batch = {
+        "old": np.array([[-0.1, -3.0, -0.2, -0.3]], np.float32),
+        "advantage": np.array([[2.0, 0.0, 0.0, 0.0]], np.float32),
+        "weights": np.ones((1, 4), np.float32),
+    }
+    for padding in (0, 12):  # what bears no weight is no token
+        padded = {name: np.pad(a, ((0, 0), (0, padding))) for name, a in batch.items()}
+        hit = L.most_covariant(padded, 0.25)
+        assert hit.tolist() == [[1, 0, 0, 0, *[0] * padding]]
+    same = batch | {"advantage": np.ones((1, 4), np.float32)}
+    assert L.most_covariant(same, 0.5).sum() == 0
 
 
 def test_the_bonus_adapts_towards_its_target():
@@ -129,3 +134,88 @@ def test_rows_without_signal_change_nothing():
         loss = L.policy_loss(c, Reinforce(kl_coef=1.0))
         grads = jax.jit(jax.grad(lambda p: loss({"lm": p}, batch, None)[0]))(lm)
     assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) == 0
+
+
+def random_batch(c, rows=8, length=24):
+    """Sampled tokens with advantages, a sampler and a reference that are not the policy."""
+    rng = np.random.default_rng(0)
+    said = np.arange(length) < rng.integers(4, length, (rows, 1))
+    batch = {
+        "tokens": tiny.tokens(rows, length, c.vocab_size),
+        "targets": tiny.tokens(rows, length, c.vocab_size, seed=1),
+        "weights": said.astype(np.float32),
+        "advantage": np.where(said, rng.normal(size=said.shape), 0).astype(np.float32),
+        "entropy_coef": rng.random((rows, 1)).astype(np.float32),
+    }
+    for name in ("old", "ref"):
+        batch[name] = rng.normal(-5, 0.5, said.shape).astype(np.float32)
+    return batch
+
+
+# All options of the loss, several at once: its terms are summed.
+OPTIONS = [
+    {"entropy_control": "clip_cov", "kl_coef": 0.1, "kl_form": "k2", "entropy_coef": 0.01},
+    {
+        "entropy_control": "kl_cov",
+        "kl_coef": 0.1,
+        "kl_form": "k3",
+        "temperature": 0.7,
+        "clip_low": 0.1,
+        "clip_high": 0.1,
+        "dual_clip": 1.5,
+    },
+]
+
+
+def updated(c, t, batch, k, where):
+    """The parameters after one plain update in k microbatches on a mesh."""
+    step = make_step(L.policy_loss(c, t), optax.sgd(0.5), Train(grad_accum_steps=k, skip_sigma=0.0))
+    with jax.set_mesh(where):
+        params = {"lm": tiny.lively(c)}
+        state = jax.jit(lambda p: init_state(p, optax.sgd(0.5), 0))(params)
+        state, metrics = step(state, learn.shard_batch(batch))
+        return jax.tree.map(np.asarray, state.params), float(metrics["train/loss"])
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=["clip_cov", "kl_cov"])
+def test_every_option_is_the_same_update_in_microbatches_and_on_meshes(option):
+    c = tiny.model(vocab_size=64, context_len=24, depth=1)
+    t = Reinforce(**({"entropy_control_fraction": 0.1} | option))
+    batch = random_batch(c)
+    if not t.entropy_coef:
+        del batch["entropy_coef"]
+    if not t.kl_coef:
+        del batch["ref"]
+    if t.entropy_control != "none":
+        batch["covariant"] = L.most_covariant(batch, t.entropy_control_fraction)
+    want, loss = updated(c, t, batch, 1, tiny.mesh())
+    got, other = updated(c, t, batch, 4, tiny.mesh(data=2, model=2))
+    tiny.assert_trees_close(got, want, 1e-5, 1e-5)
+    assert other == pytest.approx(loss, rel=1e-5)
+
+
+def test_kl_cov_adds_nothing_on_policy():
+    """Up to rounding, which |log ratio| would have turned into a sign."""
+    c = tiny.model(vocab_size=64, context_len=24, depth=1)
+    batch = random_batch(c)
+    with jax.set_mesh(tiny.mesh()):
+        params = {"lm": tiny.lively(c)}
+        logps = jax.jit(L.token_logps, static_argnums=0)
+        logp, _ = logps(c, params["lm"], batch["tokens"], batch["targets"])
+        noise = np.random.default_rng(1).normal(0, 1e-6, logp.shape)
+        batch["old"] = np.asarray(logp + noise, np.float32)
+        batch["covariant"] = L.most_covariant(batch, 0.3)
+        assert batch["covariant"].sum() > 5
+        plain, held = (
+            L.policy_loss(c, Reinforce(entropy_control=name)) for name in ("none", "kl_cov")
+        )
+
+        @jax.jit
+        def gradients(params):
+            of_plain = jax.grad(lambda p: plain(p, batch, None)[0])(params)
+            of_held = jax.grad(lambda p: held(p, batch, None)[0])(params)
+            gap = jax.tree.map(lambda a, b: a - b, of_plain, of_held)
+            return optax.tree.norm(gap), optax.tree.norm(of_plain)
+
+        gap, size = gradients(params)
+    assert gap < 1e-5 * size

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp.credit import advantages, audit, page, process_head, rollouts
+from ramp.credit import audit, page, process_head, rollouts
 from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
 from ramp.tasks import chain, protocol
@@ -149,17 +149,13 @@ def test_rollouts_are_pure_in_their_seed_and_groups_stay_together():
 
 
 def test_the_best_of_k_is_the_mean_over_all_choices_of_k():
-    """Real-valued rewards too; of right and wrong ones it is the closed form of `best_of`."""
+    """Real-valued rewards too."""
     rng = np.random.default_rng(0)
     reward_bsn = rng.normal(size=(2, 3, 5)).astype(np.float32)
     got = rollouts.Continuations(reward_bsn, 0)
     for k in (1, 2, 5):
         chosen = [reward_bsn[..., list(c)].max(axis=2) for c in combinations(range(5), k)]
         np.testing.assert_allclose(got.best_of(k), np.mean(chosen, axis=0), atol=1e-6)
-    binary = rollouts.Continuations((reward_bsn > 0).astype(np.float32), 0)
-    np.testing.assert_allclose(
-        binary.best_of(3), advantages.best_of(binary.value_bs, 5, 3), atol=1e-6
-    )
     # One that abstains has no part in the mean; where all do, nothing is known.
     reward_bsn[0, 0, 0] = reward_bsn[0, 1] = np.nan
     value_bs = rollouts.Continuations(reward_bsn, 0).value_bs

@@ -21,7 +21,8 @@ import numpy as np
 import optax
 
 from experiments.credit import chain_values
-from ramp.credit.advantages import METHODS, Credit
+from ramp.credit.advantages import METHODS
+from ramp.credit.baselines import Credit
 
 MAX_STEPS = 24  # places for steps; shorter chains leave the last ones empty
 GROUP = 8

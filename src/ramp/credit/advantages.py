@@ -10,91 +10,49 @@ The family says what a method assigns credit for, and so what it needs to know:
 
 | family        | credit for                                | needs                                |
 |---------------|-------------------------------------------|--------------------------------------|
-| `outcome`     | the right final answer                    | verdicts on final answers            |
-| `monte_carlo` | the right final answer, step by step      | samples continued from every step    |
-| `implicit`    | the right final answer, token by token    | a process head trained on outcomes   |
+| `outcome`     | the reward of the whole rollout           | rewards of rollouts                  |
+| `monte_carlo` | the same, step by step                    | samples continued from every step    |
+| `implicit`    | the same, token by token                  | a process head trained on outcomes   |
 | `process`     | right steps                               | verdicts on steps                    |
+| `teacher`     | what a teacher would have said            | a teacher's log-probabilities        |
 
-The first three estimate how much a step changed the chance of a right answer. They praise a wrong
-step that led to a right answer by luck, as they should by that measure. Process methods ask whether
-the step itself was right.
+The first three estimate how much a step changed the reward to come. They praise a wrong step that
+led to a right answer by luck, as they should by that measure. Process methods ask whether the step
+itself was right.
+
+Each docstring says what the method estimates: the mean over rollouts of the advantage times the
+gradient of the token's log-probability. "In its context" means that what came before a step is
+held fixed, so that no credit flows back to earlier steps. `tests/credit/test_estimators.py`
+compares each with the exact gradient of that.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-Array = jax.Array | np.ndarray  # the host makes a Credit, and it may be handed to jitted code
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Credit:
-    """What a method may look at: the verdicts on a batch of rollouts.
-
-    Sizes: P problems; G rollouts of each, the group, in adjacent rows; B = P * G rows; N tokens a
-    row at most; S places for steps, as many as the longest row could need.
-
-    A rollout is steps and then an answer. The answer counts as a step, the last one of its row:
-    a rollout of 2 steps has `exists_bs` = 1, 1, 1, 0, 0, ... and its answer at s = 2. `right_bs` of
-    the answer says whether it follows from the steps; `reward_pg` is what the whole rollout is
-    worth, by default whether it is the right answer to the problem. A separator token belongs to
-    the step that it ends.
-
-    Two rollouts of `3 a+4 b*2`, whose solution is `a7|b4|4`. Row 1 slips at its first step, and its
-    second step, right given the first, comes to the same value by luck:
-
-        row 0   a7 | b4 | 4         row 1   a2 | b4 | 4
-        reward_pg   [[1, 1]]                          both answers are right
-        right_bs    [[1, 1, 1], [0, 1, 1]]
-        exists_bs   [[1, 1, 1], [1, 1, 1]]            S = 3
-        step_bn     [[0, 0, 0, 1, 1, 1, 2, 2],        a 7 <|step|> b 4 <|step|> 4 <|end|>
-                     [0, 0, 0, 1, 1, 1, 2, 2]]        N = 8
-
-    What two methods make of it, float32 [B, N]:
-
-        rloo        [[0, 0, 0, 0, 0, 0, 0, 0],        both were right: nothing to learn
-                     [0, 0, 0, 0, 0, 0, 0, 0]]
-        step_local  [[1, 1, 1, 0, 0, 0, 0, 0],        the first step is better than the other's
-                     [-1, -1, -1, 0, 0, 0, 0, 0]]
-
-    A method returns float32 [B, N], 0 where `step_bn` is -1. Usually it computes an advantage for
-    every step, [B, S], and ends with `spread_to_tokens(credit, advantage_bs)`.
-    """
-
-    reward_pg: Array  # float32 [P, G], any number; NaN: the reward abstains
-    right_bs: Array  # float32 [B, S], any number, 1: right, 0: wrong; NaN: the reward abstains
-    exists_bs: Array  # float32 [B, S], 1: the row has such a step
-    step_bn: Array  # int32 [B, N], the step that a token belongs to; -1: none
-
-    # What only some families need; None for the others.
-    value_bs: Any = None  # [B, S] chance of a right answer before step s; s = 0 unused
-    best_bs: Any = None  # [B, S] the same for the best of K continuations
-    implicit_bn: Any = None  # [B, N] beta * log(head / reference) of each token
-
-    @property
-    def group_size(self) -> int:
-        """G, rollouts of a problem."""
-        return self.reward_pg.shape[1]
-
-    @property
-    def reward_b(self) -> Array:
-        """Float32 [B], the reward of each rollout."""
-        return self.reward_pg.reshape(-1)
-
-    @property
-    def mask_bn(self) -> Array:
-        """Float32 [B, N], 1 where a token belongs to a step."""
-        return (self.step_bn >= 0).astype(jnp.float32)
-
+from ramp.credit.baselines import (
+    Array,
+    Credit,
+    group_by_problem,
+    leave_one_out,
+    mean_best,
+    reports,
+    reward_to_go,
+    spread_to_rows,
+    spread_to_tokens,
+    subtract_step_mean,
+    sum_of_others,
+    take_others,
+    token_baseline,
+    zero_abstained,
+)
+from ramp.errors import UserError
 
 Assign = Callable[[Credit], Array]
-Family = Literal["outcome", "monte_carlo", "implicit", "process"]
+Family = Literal["outcome", "monte_carlo", "implicit", "process", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -122,168 +80,121 @@ def method(family: Family) -> Callable[[Assign], Assign]:
     return register
 
 
-# Building blocks
-
-
-def spread_to_tokens(c: Credit, advantage_bs: Array) -> Array:
-    """[B, N]: every token of step s gets the advantage of the step."""
-    step_bn = jnp.maximum(c.step_bn, 0)
-    return jnp.take_along_axis(advantage_bs, step_bn, axis=1) * c.mask_bn
-
-
-def spread_to_rows(c: Credit, advantage_pg: Array) -> Array:
-    """[B, N]: every token of a rollout gets the advantage of the rollout."""
-    return advantage_pg.reshape(-1, 1) * c.mask_bn
-
-
-def group_by_problem(c: Credit, a: Array) -> Array:
-    """[B, ...] as [P, G, ...]."""
-    return a.reshape(-1, c.group_size, *a.shape[1:])
-
-
-def leave_one_out(a_pg: Array, weight_pg: Array | None = None) -> Array:
-    """The values minus the mean of the others of their group (axis 1).
-
-    weight_pg: 1 for the entries that count, all by default. 0 where an entry does not count, or
-    where no other one does.
-    """
-    w = jnp.ones_like(a_pg) if weight_pg is None else weight_pg
-    num_others = jnp.sum(w, axis=1, keepdims=True) - w
-    total = jnp.sum(a_pg * w, axis=1, keepdims=True)
-    mean_of_others = (total - a_pg * w) / jnp.maximum(num_others, 1)
-    counts = (w > 0) & (num_others > 0)
-    return jnp.where(counts, a_pg - mean_of_others, 0.0)
-
-
-def subtract_step_mean(c: Credit, a_bs: Array, weight_bs: Array) -> Array:
-    """[B, N]: values of steps minus the mean of the same step in the others of the group.
-
-    weight_bs: 1 for the steps that count.
-    """
-    a_pgs = group_by_problem(c, a_bs)
-    weight_pgs = group_by_problem(c, weight_bs)
-    centered_pgs = leave_one_out(a_pgs, weight_pgs)
-    return spread_to_tokens(c, centered_pgs.reshape(a_bs.shape))
-
-
-def token_baseline(c: Credit, a_bn: Array) -> Array:
-    """[B, 1]: mean value of a token in the others of the group.
-
-    Each rollout counts once, however many tokens it has, so that few long steps are not favoured.
-    """
-    num_tokens_b = jnp.maximum(jnp.sum(c.mask_bn, axis=1), 1)
-    mean_b = jnp.sum(a_bn, axis=1) / num_tokens_b
-    mean_pg = group_by_problem(c, mean_b)
-    baseline_pg = mean_pg - leave_one_out(mean_pg)
-    return baseline_pg.reshape(-1, 1)
-
-
-def reward_to_go(a: Array) -> Array:
-    """Sum of this and all later entries of a row."""
-    backwards = jnp.cumsum(a[:, ::-1], axis=1)
-    return backwards[:, ::-1]
-
-
-def shift_steps(a_bs: Array) -> Array:
-    """[B, S]: the value of the step before; 1 at the first step."""
-    first_b1 = jnp.ones_like(a_bs[:, :1])
-    return jnp.concatenate([first_b1, a_bs[:, :-1]], axis=1)
-
-
-def all_fail(failures: Array, n: int, k: int) -> Array:
-    """Chance that k of n samples, `failures` of which failed, all did: C(failures, k) / C(n, k)."""
-    chance = jnp.ones_like(failures)
-    for i in range(k):
-        chance *= jnp.maximum(failures - i, 0) / (n - i)
-    return chance
-
-
-def best_of(value_bs: Array, n: int, k: int) -> Array:
-    """Unbiased chance that the best of k samples succeeds, where value * n of n samples did."""
-    failures_bs = n - jnp.round(value_bs * n)
-    return 1 - all_fail(failures_bs, n, k)
-
-
-def value_changes(c: Credit, value_bs: Array) -> Array:
-    """[B, S]: how much each step changed the chance of a right answer.
-
-    The chance before the first step is the mean outcome of the others of the group, the chance
-    after the last one is the outcome itself, so a row sums to its leave-one-out advantage.
-    """
-    start_pg = c.reward_pg - leave_one_out(c.reward_pg)
-    start_b1 = start_pg.reshape(-1, 1)
-    outcome_b1 = c.reward_b[:, None]
-    # Places after a row's last step hold the outcome: nothing changes there.
-    before_bs = jnp.where(c.exists_bs > 0, jnp.nan_to_num(value_bs), outcome_b1)
-    chances = jnp.concatenate([start_b1, before_bs[:, 1:], outcome_b1], axis=1)
-    return jnp.diff(chances, axis=1) * c.exists_bs
-
-
-# Credit for the right final answer
+# Credit for the reward of the whole rollout
 
 
 @method("outcome")
 def rloo(c: Credit) -> Array:
-    """Outcome minus the mean outcome of the others: RLOO (Ahmadian et al. 2024, arXiv:2402.14740).
+    """Reward minus the mean reward of the others: RLOO (Ahmadian et al. 2024, arXiv:2402.14740).
 
-    Up to the factor G / (G - 1) this is Dr. GRPO (Liu et al. 2025, arXiv:2503.20783).
+    Estimates the gradient of the mean reward. Up to the factor G / (G - 1) this is Dr. GRPO (Liu et
+    al. 2025, arXiv:2503.20783).
     """
     return spread_to_rows(c, leave_one_out(c.reward_pg))
 
 
 @method("outcome")
 def grpo(c: Credit) -> Array:
-    """Outcome in units of the group's standard deviation: GRPO (Shao et al. 2024, 4.1.2).
+    """Reward in units of the group's standard deviation: GRPO (Shao et al. 2024, 4.1.2).
 
-    arXiv:2402.03300. The unit weighs nearly solved and nearly hopeless problems up, so this is not
-    the gradient of the mean success.
+    arXiv:2402.03300. With rewards of 0 and 1 it estimates, for each problem, the gradient of its
+    success p times E[sqrt((n - k) / (k + 1)) + sqrt(k / (n + 1 - k))], where k of the n = G - 1
+    others succeed. In large groups that is 1 / sqrt(p (1 - p)), so it is the gradient of
+    2 arcsin(sqrt(p)): nearly solved and nearly hopeless problems weigh more. With other rewards it
+    is the gradient of nothing in particular.
     """
-    mean_p1 = jnp.mean(c.reward_pg, axis=1, keepdims=True)
-    centered_pg = c.reward_pg - mean_p1
-    unit_p1 = jnp.std(c.reward_pg, axis=1, keepdims=True) + 1e-4
-    return spread_to_rows(c, centered_pg / unit_p1)
+    mean_p1 = jnp.nanmean(c.reward_pg, axis=1, keepdims=True)
+    unit_p1 = jnp.nanstd(c.reward_pg, axis=1, keepdims=True) + 1e-4
+    return spread_to_rows(c, zero_abstained((c.reward_pg - mean_p1) / unit_p1))
 
 
 @method("outcome")
-def pass_at_k(c: Credit, k: int = 4) -> Array:
-    """Leave-one-out advantage of the best of k samples, unbiased.
+def pass_at_k(c: Credit) -> Array:
+    """What a rollout adds to the best of k: PKPO (Walder and Karkhanis 2025, arXiv:2505.15201).
 
-    What a sample adds to the chance that a random set of k - 1 others and itself holds a success
-    (Tang et al. 2025, arXiv:2503.19595), in closed form.
+    Estimates the gradient of the mean best reward of k = `reinforce.pass_k` rollouts; with rewards
+    of 0 and 1, of pass@k. It averages over all sets of k in the group, minus those without the
+    rollout. k = 1 would be `rloo`. Raises UserError where a group is smaller than k.
     """
-    successes_p1 = jnp.sum(c.reward_pg, axis=1, keepdims=True)
-    failures_p1 = c.group_size - successes_p1
-    failures_of_others = failures_p1 - (1 - c.reward_pg)
-    alone_pg = all_fail(failures_of_others, c.group_size - 1, k - 1)
-    return spread_to_rows(c, leave_one_out(c.reward_pg * alone_pg))
+    k = c.pass_k
+    if c.group_size < k:
+        raise UserError(
+            f"reinforce.method 'pass_at_k' takes the best of reinforce.pass_k = {k}, but a group "
+            f"has {c.group_size} rollouts; raise reinforce.group_size, or lower reinforce.pass_k"
+        )
+    others = take_others(c.reward_pg)
+    best_with_it = mean_best(jnp.maximum(others, c.reward_pg[..., None]), k - 1)
+    # Where the others are just k - 1, the best of those is a baseline as well.
+    gain_pg = k * (best_with_it - mean_best(others, k))
+    return spread_to_rows(c, gain_pg * reports(c.reward_pg))
+
+
+@method("outcome")
+def optimal_baseline(c: Credit) -> Array:
+    """RLOO with the baseline of the least variance at each token.
+
+    Estimates the gradient of the mean reward. The others of the group count by the squared size of
+    their gradient up to this token (as in verl's optimal token baseline). Its mean at a token of
+    probability p is that of 1 - p, which needs no more than the sampler's log-probabilities.
+    """
+    size_bn = jnp.cumsum((1 - jnp.exp(c.logp_bn)) * c.mask_bn, axis=1) + 1e-6
+    size_pgn = group_by_problem(c, size_bn) * reports(c.reward_pg)[..., None]
+    reward_pg1 = zero_abstained(c.reward_pg)[..., None]
+    total_pgn = sum_of_others(size_pgn)
+    baseline_pgn = sum_of_others(size_pgn * reward_pg1) / jnp.maximum(total_pgn, 1e-6)
+    counts_pgn = (reports(c.reward_pg)[..., None] > 0) & (total_pgn > 0)
+    advantage_pgn = jnp.where(counts_pgn, reward_pg1 - baseline_pgn, 0.0)
+    return advantage_pgn.reshape(size_bn.shape) * c.mask_bn
+
+
+def value_changes(c: Credit, value_bs: Array) -> Array:
+    """[B, S]: how much each step changed a value.
+
+    value_bs: estimates of it before each step but the first. After the last step it is the reward
+    itself. Before the first it is the mean over the others of their value after it, so that a row
+    sums to its reward minus that.
+    """
+    reward_b1 = c.reward_b[:, None]
+    # Places after a row's last step hold the reward: nothing changes there.
+    after_bs = jnp.where(c.exists_bs[:, 1:] > 0, value_bs[:, 1:], reward_b1)
+    after_bs += 0 * reward_b1  # NaN in a row that abstains
+    first_pg = group_by_problem(c, after_bs[:, 0])
+    start_pg = first_pg - leave_one_out(first_pg)
+    values = jnp.concatenate([start_pg.reshape(-1, 1), after_bs, reward_b1], axis=1)
+    return zero_abstained(jnp.diff(values, axis=1)) * c.exists_bs
 
 
 @method("monte_carlo")
 def vine(c: Credit) -> Array:
-    """Change of the Monte Carlo chance of success: VinePPO (Kazemnejad et al. 2024).
+    """Change of the Monte Carlo value: VinePPO (Kazemnejad et al. 2024, arXiv:2410.01679).
 
-    arXiv:2410.01679.
+    Estimates the gradient of the mean reward.
     """
     return spread_to_tokens(c, value_changes(c, c.value_bs))
 
 
 @method("monte_carlo")
 def prover(c: Credit) -> Array:
-    """RLOO plus the progress of a prover policy (Setlur et al. 2024, arXiv:2410.08146).
+    """The progress of a prover policy, plus RLOO (Setlur et al. 2024, arXiv:2410.08146).
 
-    The prover is best-of-K of the policy itself.
+    The prover is best-of-K of the policy itself, held fixed. Estimates the gradient of the mean
+    reward (times `reinforce.outcome_coef`) plus, for each step in its context, that of the prover's
+    value after the step.
     """
-    # The first step's change starts from the policy's value, not the prover's: leave it out.
-    progress_bs = jnp.asarray(value_changes(c, c.best_bs)).at[:, 0].set(0.0)
-    return rloo(c) + spread_to_tokens(c, progress_bs)
+    return spread_to_tokens(c, value_changes(c, c.best_bs)) + c.outcome_coef * rloo(c)
 
 
 @method("implicit")
 def implicit(c: Credit) -> Array:
-    """Implicit token rewards to go, plus RLOO: PRIME (Cui et al. 2025, arXiv:2502.01456)."""
+    """Implicit token rewards to go, plus RLOO: PRIME (Cui et al. 2025, arXiv:2502.01456).
+
+    Estimates the gradient of the mean reward (times `reinforce.outcome_coef`) plus that of the mean
+    sum of the implicit rewards, each counted from the mean token reward of the others. That mean is
+    held fixed, so length is neither paid nor fined in the mean.
+    """
     reward_bn = c.implicit_bn * c.mask_bn
     centered_bn = (reward_bn - token_baseline(c, reward_bn)) * c.mask_bn
-    return reward_to_go(centered_bn) * c.mask_bn + rloo(c)
+    return reward_to_go(centered_bn) * c.mask_bn + c.outcome_coef * rloo(c)
 
 
 # Credit for right steps
@@ -293,62 +204,110 @@ def implicit(c: Credit) -> Array:
 def grpo_process(c: Credit) -> Array:
     """GRPO with process supervision (DeepSeekMath, arXiv:2402.03300, 4.1.3).
 
-    Step rewards in units of the group's standard deviation, summed from the token's step on. More
-    steps are more reward, and later luck flows back: it can be hacked even with a perfect checker.
+    Step rewards in units of the group's standard deviation, summed from the token's step on. In
+    large groups it estimates the gradient of the mean sum of (reward - mean) / deviation over the
+    steps, both held fixed; in small ones that of nothing, since a rollout is part of its own
+    standard. More right steps are more reward, and later luck flows back: it can be hacked even
+    with a perfect checker.
     """
-    right_pgs = group_by_problem(c, c.right_bs)
-    exists_pgs = group_by_problem(c, c.exists_bs)
-    sum_group = partial(jnp.sum, axis=(1, 2), keepdims=True)
-    count = jnp.maximum(sum_group(exists_pgs), 1)
-    mean = sum_group(right_pgs * exists_pgs) / count
-    variance = sum_group(exists_pgs * (right_pgs - mean) ** 2) / count
-    reward_pgs = (right_pgs - mean) / (jnp.sqrt(variance) + 1e-4) * exists_pgs
+    judged_pgs = group_by_problem(c, c.judged_bs)
+    right_pgs = zero_abstained(group_by_problem(c, c.right_bs))
+
+    def mean_p11(a_pgs: Array) -> Array:
+        count = jnp.maximum(jnp.sum(judged_pgs, axis=(1, 2), keepdims=True), 1)
+        return jnp.sum(a_pgs * judged_pgs, axis=(1, 2), keepdims=True) / count
+
+    mean = mean_p11(right_pgs)
+    unit = jnp.sqrt(mean_p11((right_pgs - mean) ** 2)) + 1e-4
+    reward_pgs = (right_pgs - mean) / unit * judged_pgs
     reward_bs = reward_pgs.reshape(c.right_bs.shape)
-    return spread_to_tokens(c, reward_to_go(reward_bs))
+    return spread_to_tokens(c, reward_to_go(reward_bs) * c.judged_bs)
+
+
+@method("process")
+def step_return(c: Credit) -> Array:
+    """Step rewards summed from the token's step on, minus the same of the others from that place.
+
+    Estimates the gradient of the mean sum of step rewards. A baseline for each later step instead
+    would have as many terms as this rollout has steps, and so would fine every further step by its
+    mean reward (verl#7244).
+    """
+    return_bs = reward_to_go(zero_abstained(c.right_bs) * c.exists_bs)
+    return subtract_step_mean(c, return_bs, c.judged_bs)
 
 
 @method("process")
 def step_local(c: Credit) -> Array:
     """Is this step right, compared with the same step of the others of the group?
 
-    `grpo_process` without its sum over later steps (discount 0) and without its unit.
+    Estimates, for each step in its context, the gradient of its mean reward: `step_return` with
+    discount 0.
     """
-    return subtract_step_mean(c, c.right_bs, c.exists_bs)
+    return subtract_step_mean(c, zero_abstained(c.right_bs), c.judged_bs)
+
+
+@method("process")
+def outcome_and_step(c: Credit) -> Array:
+    """`step_local` plus `reinforce.outcome_coef` times `rloo`: right steps and a right answer.
+
+    Estimates the sum of what the two estimate.
+    """
+    return step_local(c) + c.outcome_coef * rloo(c)
 
 
 @method("process")
 def first_error(c: Credit) -> Array:
     """Credit for the verified prefix, blame for the first error, nothing after it.
 
-    As in VPPO (arXiv:2601.18984).
+    As in VPPO (arXiv:2601.18984). Estimates, for each step in its context, the gradient of its mean
+    reward, times the chance that all steps before it are right.
     """
-    right_bs = c.right_bs * c.exists_bs
-    # 1 up to and including the first wrong step.
-    clean_bs = jnp.cumprod(shift_steps(right_bs), axis=1) * c.exists_bs
-    return subtract_step_mean(c, right_bs, clean_bs)
-
-
-@method("process")
-def progress(c: Credit) -> Array:
-    """What a step adds to the head's probability that all is right so far (arXiv:2410.15115).
-
-    The sum over a rollout telescopes, so it is bounded however many steps there are.
-    """
-    gain_bs = (c.right_bs - shift_steps(c.right_bs)) * c.exists_bs
-    return subtract_step_mean(c, gain_bs, c.exists_bs)
+    right_bs = zero_abstained(c.right_bs)
+    # A step that nobody has judged ends no prefix.
+    chance_bs = jnp.where(c.judged_bs > 0, jnp.clip(right_bs, 0, 1), 1.0)
+    before_bs = jnp.pad(chance_bs[:, :-1], ((0, 0), (1, 0)), constant_values=1.0)
+    clean_bs = jnp.cumprod(before_bs, axis=1)
+    return subtract_step_mean(c, right_bs, clean_bs * c.judged_bs)
 
 
 @method("process")
 def min_form(c: Credit, temperature: float = 0.1) -> Array:
     """The return is about the smallest step reward to come, plus RLOO: PURE.
 
-    Cheng et al. 2025, arXiv:2504.15275.
+    Cheng et al. 2025, arXiv:2504.15275. Besides the gradient of the mean reward (times
+    `reinforce.outcome_coef`) it is the gradient of nothing: that of the mean soft minimum would
+    charge what follows the worst step as well.
     """
-    reward_bs = c.right_bs - 1.0  # a wrong step costs
-    scores_bs = jnp.where(c.exists_bs > 0, -reward_bs / temperature, -jnp.inf)
+    reward_bs = zero_abstained(c.right_bs) - 1.0  # a wrong step costs
+    scores_bs = jnp.where(c.judged_bs > 0, -reward_bs / temperature, -jnp.inf)
     # A softmax over a row without steps is NaN; such a row gets nothing.
-    weight_bs = jnp.nan_to_num(jax.nn.softmax(scores_bs, axis=1))
-    return_bs = reward_to_go(weight_bs * reward_bs * c.exists_bs)
+    weight_bs = zero_abstained(jax.nn.softmax(scores_bs, axis=1))
+    return_bs = reward_to_go(weight_bs * reward_bs)
+    judged_bn = spread_to_tokens(c, c.judged_bs)
     return_bn = spread_to_tokens(c, return_bs)
     centered_bn = return_bn - token_baseline(c, return_bn)
-    return centered_bn * c.mask_bn + rloo(c)
+    return centered_bn * judged_bn + c.outcome_coef * rloo(c)
+
+
+# Credit for what a teacher would have said
+
+
+@method("teacher")
+def teacher(c: Credit) -> Array:
+    """How much likelier a stronger model finds each token: on-policy distillation.
+
+    Agarwal et al. 2023, arXiv:2306.13649. Estimates minus the gradient of KL(policy || teacher) at
+    each token in its context.
+    """
+    return zero_abstained(c.teacher_bn) * c.mask_bn
+
+
+@method("teacher")
+def self_teacher(c: Credit) -> Array:
+    """`teacher`, where the teacher is the model itself, shown how a rollout of the group went.
+
+    SDPO (arXiv:2601.20802). What is shown comes from the others where one of them is right; then
+    it estimates minus the gradient of KL(policy || policy that was shown it) at each token in its
+    context.
+    """
+    return teacher(c)

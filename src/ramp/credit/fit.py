@@ -22,7 +22,7 @@ from ramp.tasks.split import describe_sets, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.user_code import is_user_code
 
-# What a method of a family reads. The others need no reward.
+# What a method of a family reads. A teacher needs no reward.
 NEEDS = {
     "outcome": "rollouts",
     "monte_carlo": "rollouts",
@@ -69,9 +69,11 @@ def find_kinds(t: Reinforce) -> set[str]:
     return kinds
 
 
-def list_fitting_methods(kinds: set[str]) -> list[str]:
-    """Names of the methods that need no more than this."""
-    return [name for name, m in METHODS.items() if NEEDS.get(m.family, "rollouts") in kinds]
+def list_fitting_methods(t: Reinforce, kinds: set[str]) -> list[str]:
+    """Names of the methods that need no more than this, and no more rollouts a group."""
+    too_few = ["pass_at_k"] if t.group_size < t.pass_k else []
+    fits = (name for name, m in METHODS.items() if NEEDS.get(m.family) in kinds)
+    return [name for name in fits if name not in too_few]
 
 
 def require_fit(t: Reinforce) -> str:
@@ -83,7 +85,7 @@ def require_fit(t: Reinforce) -> str:
     need = NEEDS.get(family)
     if need and need not in kinds:
         has = " and ".join(f"per {ONE_OF[kind]}" for kind in sorted(kinds)) or "of no kind here"
-        fitting = ", ".join(list_fitting_methods(kinds))
+        fitting = ", ".join(list_fitting_methods(t, kinds))
         raise UserError(
             f"reinforce.method {t.method} needs numbers per {ONE_OF[need]}, and reinforce.reward "
             f"{t.reward!r} gives numbers {has} on {task.name}; "

@@ -12,10 +12,12 @@ import numpy as np
 
 from ramp.config import Model, Reinforce
 from ramp.credit import process_head, rewards, rollouts
-from ramp.credit.advantages import METHODS, Credit
-from ramp.credit.loss import adapt_entropy_coef, policy_loss, token_logps
+from ramp.credit.advantages import METHODS
+from ramp.credit.baselines import Credit
+from ramp.credit.loss import adapt_entropy_coef, most_covariant, policy_loss
 from ramp.credit.rewards import Rewards
 from ramp.credit.rollouts import Rollouts
+from ramp.credit.teacher import ask_shown_model, ask_teacher, compute_logps
 from ramp.decode import sample
 from ramp.errors import UserError
 from ramp.tasks import Problem, Task, open_task
@@ -121,19 +123,6 @@ def shard_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return dict(zip(batch, arrays, strict=True))
 
 
-_jit_logps = jax.jit(token_logps, static_argnums=(0, 4))
-
-
-def compute_logps(c: Model, t: Reinforce, lm: dict, r: Rollouts) -> np.ndarray:
-    """Float32 [B, seq_len]: log-probability of each target under another model.
-
-    At the rollouts' temperature, as the sampler would have drawn it.
-    """
-    batch = shard_batch(rollouts.make_rows(r, t.train.seq_len))
-    logps_bt, _ = _jit_logps(c, lm, batch["tokens"], batch["targets"], t.temperature)
-    return np.asarray(logps_bt)
-
-
 # An iteration
 
 
@@ -179,7 +168,7 @@ def sample_judged(
     )
     ref_bt = None
     if ref is not None and needs_ref(t):
-        ref_bt = compute_logps(c, t, ref["lm"], r)
+        ref_bt = compute_logps(c, ref["lm"], r, t.train.seq_len, t.temperature)
     given = judge_rollouts(c, t, tokenizer, params, r)
     credit, cost = build_credit(c, t, tokenizer, params, ref_bt, r, given, first, check)
     advantage_bn = np.asarray(METHODS[t.method](credit))
@@ -274,6 +263,8 @@ def collect_batch(
     if t.mask_truncated:
         weight_b = weight_b * r.ended_b
     batch["weights"] = sampled_bt * weight_b[:, None]
+    if t.entropy_control != "none":
+        batch["covariant"] = most_covariant(batch, t.entropy_control_fraction)
     if judged.ref_bt is not None:
         batch["ref"] = judged.ref_bt
     if t.entropy_target:
@@ -322,7 +313,7 @@ def build_credit(
     `collect_batch`.
     """
     family = METHODS[t.method].family
-    credit = make_credit(r, given)
+    credit = replace(make_credit(r, given), pass_k=t.pass_k, outcome_coef=t.outcome_coef)
     cost = 0
     if family == "monte_carlo":
 
@@ -350,9 +341,15 @@ def build_credit(
         credit = replace(credit, value_bs=got.value_bs, best_bs=best_bs)
     if family == "implicit":
         require_head(params)
-        log_ratio_bt = compute_logps(c, t, params["process"]["lm"], r) - ref_bt
+        trunk = params["process"]["lm"]
+        log_ratio_bt = compute_logps(c, trunk, r, t.train.seq_len, t.temperature) - ref_bt
         implicit_bn = rollouts.align_to_tokens(r, t.implicit_beta * log_ratio_bt)
         credit = replace(credit, implicit_bn=implicit_bn)
+    if t.method == "teacher":
+        credit = replace(credit, teacher_bn=ask_teacher(t, tokenizer, r))
+    if t.method == "self_teacher":
+        teacher_bn = ask_shown_model(c, params["lm"], t, tokenizer, r, np.asarray(credit.reward_pg))
+        credit = replace(credit, teacher_bn=teacher_bn)
     return credit, cost
 
 
@@ -362,7 +359,8 @@ def make_credit(r: Rollouts, given: Rewards) -> Credit:
     rollout_b = nan_b if given.rollout_b is None else given.rollout_b
     nan_bs = np.full(r.exists_bs.shape, np.nan, np.float32)
     step_bs = nan_bs if given.step_bs is None else given.step_bs
-    return Credit(rollout_b.reshape(-1, r.group_size), step_bs, r.exists_bs, r.step_bn)
+    reward_pg = rollout_b.reshape(-1, r.group_size)
+    return Credit(reward_pg, step_bs, r.exists_bs, r.step_bn, logp_bn=r.logps_bn)
 
 
 def checker_credit(r: Rollouts) -> Credit:

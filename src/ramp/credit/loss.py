@@ -2,13 +2,15 @@
 
 A sum over sampled tokens, which `make_step` divides by the global number of tokens with weight.
 There is no mean per rollout, so long rollouts are neither favoured nor spared. The batch is that of
-`rollouts.make_rows`, with `ref` (log-probabilities of the frozen policy) where there is a KL term.
+`rollouts.make_rows`, with `ref` (log-probabilities of the frozen policy) where there is a KL term,
+and `covariant` (see `most_covariant`) where there is an entropy control.
 """
 
 import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import PartitionSpec as P
 
@@ -75,27 +77,23 @@ def kl(logp: Array, ref: Array, form: str) -> Array:
     return k2 + jax.lax.stop_gradient(k3 - k2)
 
 
-def most_covariant(logp: Array, advantage: Array, weights: Array, fraction: float) -> Array:
-    """1 for the tokens that lower the entropy most, else 0; all [B, T].
+def most_covariant(batch: dict[str, np.ndarray], fraction: float) -> np.ndarray:
+    """Float32 [B, T], 1 for the tokens of a batch that lower the entropy most, else 0.
 
     They are the `fraction` of the tokens with weight, at least one, with the largest part in the
-    covariance of log-probability and advantage (Cui et al. 2025, arXiv:2505.22617).
+    covariance of log-probability and advantage (Cui et al. 2025, arXiv:2505.22617). None where
+    nothing varies.
     """
-    count = jnp.maximum(jnp.sum(weights), 1)
-    logp = jax.lax.stop_gradient(logp)
-    mean_logp = jnp.sum(logp * weights) / count
-    mean_advantage = jnp.sum(advantage * weights) / count
+    # Chosen on the host, among all tokens: a microbatch or a device would see a part of them.
+    weights, logp, advantage = batch["weights"], batch["old"], batch["advantage"]
+    count = max(weights.sum(), 1.0)
+    mean_logp = (logp * weights).sum() / count
+    mean_advantage = (advantage * weights).sum() / count
     cov_bt = (logp - mean_logp) * (advantage - mean_advantage) * weights
-    # Ranks are global: every device needs all values.
-    cov_n = jax.reshard(cov_bt.reshape(-1), P())
-    rank = jnp.maximum(jnp.floor(fraction * count), 1)
-    last = rank.astype(jnp.int32) - 1
-    ordered = jnp.sort(cov_n, descending=True)
-    threshold = jax.lax.dynamic_index_in_dim(ordered, last, keepdims=False)
+    rank = max(int(fraction * count), 1)
     # Tokens without weight have covariance 0 and are never chosen.
-    threshold = jnp.maximum(threshold, 1e-12)
-    cov_bt = jax.reshard(cov_n, P(ROWS)).reshape(logp.shape)
-    return (cov_bt >= threshold).astype(jnp.float32)
+    threshold = max(np.sort(cov_bt, axis=None)[-rank], 1e-12)
+    return (cov_bt >= threshold).astype(np.float32)
 
 
 def policy_loss(c: Model, t: Reinforce) -> Loss:
@@ -110,12 +108,12 @@ def policy_loss(c: Model, t: Reinforce) -> Loss:
             c, params["lm"], batch["tokens"], batch["targets"], t.temperature
         )
         per_token = surrogate(logp, old, advantage, t)
-        if t.entropy_control != "none":
-            chosen = most_covariant(logp, advantage, weights, t.entropy_control_fraction)
-            if t.entropy_control == "clip_cov":
-                per_token *= 1 - chosen  # they do not learn in this step
-            else:  # kl_cov: they are held at the sampler
-                per_token += chosen * jnp.abs(logp - old)
+        if t.entropy_control == "clip_cov":
+            per_token *= 1 - batch["covariant"]  # they do not learn in this step
+        elif t.entropy_control == "kl_cov":
+            # They are held at the sampler. Not by |log ratio|, as in the paper's code: while the
+            # two agree, its gradient is the sign of the rounding.
+            per_token += batch["covariant"] * kl(logp, old, "k2")
         entropy_coef = batch.get("entropy_coef", t.entropy_coef)  # [B, 1] where it adapts
         per_token -= entropy_coef * entropy
         # On-policy the ratio is 1 up to rounding; what is clipped shows how far it moved.

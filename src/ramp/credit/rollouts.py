@@ -289,7 +289,7 @@ def rows_with_signal(r: Rollouts, advantage_bn: np.ndarray) -> np.ndarray:
 
     Dynamic sampling of DAPO (arXiv:2503.14476).
     """
-    has_signal_bn = np.abs(advantage_bn * r.mask_bn) > 1e-9
+    has_signal_bn = np.abs(advantage_bn * r.mask_bn) > 1e-6  # more than rounding
     has_signal_b = has_signal_bn.any(axis=1)
     has_signal_pg = has_signal_b.reshape(-1, r.group_size)
     has_signal_p = has_signal_pg.any(axis=1)

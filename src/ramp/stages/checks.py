@@ -64,6 +64,7 @@ def check_reinforce(c: Config) -> None:
     from ramp.credit.advantages import METHODS
     from ramp.credit.fit import require_fit
     from ramp.credit.rewards import uses
+    from ramp.credit.teacher import WORDING_TOKENS
     from ramp.tasks import TASKS, gsm8k, gym, open_task
     from ramp.tasks.cutting import open_cut
     from ramp.user_code import is_user_code
@@ -83,6 +84,24 @@ def check_reinforce(c: Config) -> None:
             "reinforce.label_fraction trains a process head, which only reinforce.reward 'head' "
             "reads: set that too"
         )
+    if t.method == "pass_at_k" and t.group_size < t.pass_k:
+        raise UserError(
+            f"reinforce.pass_k is {t.pass_k}, but a group has reinforce.group_size = "
+            f"{t.group_size} rollouts: lower the one or raise the other"
+        )
+    if (t.method == "teacher") != bool(t.teacher):
+        raise UserError(
+            "reinforce.method 'teacher' and reinforce.teacher, the run directory of the teacher, "
+            "belong together: set both or neither"
+        )
+    if t.method == "self_teacher":
+        room = t.train.seq_len + t.max_new_tokens + WORDING_TOKENS
+        if room > c.model.context_len:
+            raise UserError(
+                f"reinforce.method 'self_teacher' reads up to {room} tokens, more than "
+                f"model.context_len {c.model.context_len}: lower reinforce.max_new_tokens or "
+                "reinforce.train.seq_len"
+            )
     if t.entropy_target and not t.entropy_coef:
         raise UserError(
             "reinforce.entropy_target adapts reinforce.entropy_coef, which is 0: set it above 0"
