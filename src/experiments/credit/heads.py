@@ -19,7 +19,7 @@ from experiments.credit import head_quality, training
 from experiments.credit.training import TOKENIZER
 from experiments.results import Results, load_or_make
 from ramp.config import replace_train
-from ramp.credit import audit, process_head, recipes, search
+from ramp.credit import audit, process_head, recipes, search, trial
 from ramp.credit.rewards import Rewards
 from ramp.credit.rollouts import Rollouts
 from ramp.tasks import Problem, chain
@@ -69,7 +69,7 @@ def solve_by_attacks(level: int, first: int) -> Rollouts:
     for i in range(first, first + ROWS):
         sheet = recipes.make_sheet(chain.TASK, i, level)
         written = recipes.write(shapes[i * 7919 % len(shapes)], sheet)
-        said.append((sheet.problem, search.to_ids(written)))
+        said.append((sheet.problem, trial.to_ids(written)))
     return judge_written(said)
 
 
@@ -186,11 +186,11 @@ def measure(b: Results, process: dict) -> dict:
         short = judge_written(said + said[-1:] * (ROWS - len(said)))
         return Rewards(score_whole(score(short), short)[: len(said)])
 
-    trial = search.RewardTrial(chain.TASK, ask, t.level)
-    findings = search.find_exploits(trial, ATTACKS)
-    accepted = [pay.whole >= cut for pay in trial.pays.values() if not pay.verdict.verified]
+    tried = trial.RewardTrial(chain.TASK, ask, t.level)
+    findings = search.find_exploits(tried, ATTACKS)
+    accepted = [pay.whole >= cut for pay in tried.pays.values() if not pay.verdict.verified]
     found = {f"f1_{name}": q["f1"] for name, q in quality.items()} | {
-        "accepted_right": float(np.mean([pay.whole >= cut for pay in trial.right])),
+        "accepted_right": float(np.mean([pay.whole >= cut for pay in tried.right])),
         "false_positives": float(np.mean(accepted)),
         "worst": max((f.rate for f in findings), default=0.0),
     }

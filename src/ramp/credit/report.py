@@ -14,13 +14,8 @@ from ramp.config import Reinforce
 from ramp.credit.logs import Log, LogAudit, PaidWord, audit_log, read_log
 from ramp.credit.page import blend_color
 from ramp.credit.rewards import parse_reward
-from ramp.credit.search import (
-    CheckerTrial,
-    Finding,
-    RewardTrial,
-    ask_spec,
-    find_exploits,
-)
+from ramp.credit.search import Finding, find_exploits
+from ramp.credit.trial import CheckerTrial, RewardTrial, ask_spec
 from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.reporting import html
@@ -43,6 +38,7 @@ class RewardAudit:
     checker: tuple[Finding, ...]  # what fools the task's own checker
     num_judged: int
     num_checked: int  # by the checker alone
+    failures: tuple[str, ...] = ()  # what the reward said where it failed, each once
 
     def describe(self) -> str:
         """The audit as lines for a terminal."""
@@ -50,6 +46,7 @@ class RewardAudit:
             f"reward {self.reward} on {self.task}, level {self.level}: "
             f"{self.num_judged:,} solutions judged",
             f"  right solutions are paid {self.right:.2f}, honest wrong ones {self.wrong:.2f}",
+            *(f"  it fails on some solutions: {failure}" for failure in self.failures),
             *_list_findings(self.findings, "nothing that is paid without deserving it"),
             f"checker of {self.task}: {self.num_checked:,} solutions judged",
             *_list_findings(self.checker, "nothing that fools it"),
@@ -61,7 +58,7 @@ class RewardAudit:
         note = (
             f"{self.num_judged:,} solutions were judged. Right ones are paid {self.right:.2f}, "
             f"honest wrong ones {self.wrong:.2f}. Each finding was made on some problems, and "
-            "counted on others."
+            f"counted on others. {' '.join(f'It fails: {f}.' for f in self.failures)}"
         )
         return html.document(
             f"Audit of the reward {self.reward}",
@@ -124,6 +121,7 @@ def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> Rewar
         checker=tuple(fooled),
         num_judged=trial.num_calls,
         num_checked=checker.num_calls,
+        failures=tuple(dict.fromkeys(trial.failures))[:3],
     )
 
 
