@@ -85,7 +85,7 @@ def test_what_a_log_lacks_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "text from 'output', reward from 'score'" in said
     assert "1 of 2 lines have no text" in said and "not measured" in said
-    assert "largest reward is taken" in said and "not measured" in page.read_text("utf-8")
+    assert "a reward above 1 is taken for it" in said and "not measured" in page.read_text("utf-8")
 
 
 def test_fields_can_be_named(tmp_path):

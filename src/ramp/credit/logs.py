@@ -113,12 +113,13 @@ def read_log(path: Path, named: Mapping[str, str] | None = None) -> Log:
             rollouts.append(_read_rollout(got))
     if len(rollouts) < len(records):
         notes.append(f"{len(records) - len(rollouts)} of {len(records)} lines have no text")
-    if "right" not in fields and "reward" in fields:
+    rewards = [r.reward for r in rollouts if r.reward is not None]
+    if "right" not in fields and rewards:
+        middle = (min(rewards) + max(rewards)) / 2
         notes.append(
-            "no field says whether the answer is right; the largest reward is taken for it"
+            f"no field says which answers are right; a reward above {middle:g} is taken for it"
         )
-        best = max((r.reward for r in rollouts if r.reward is not None), default=0.0)
-        rollouts = [_with_right(r, best) for r in rollouts]
+        rollouts = [_with_right(r, middle) for r in rollouts]
     return Log(tuple(rollouts), fields, tuple(notes))
 
 
@@ -228,8 +229,8 @@ def _read_truth(value: Any) -> bool | None:
     return None if value is None else float(value) > 0.5
 
 
-def _with_right(rollout: LoggedRollout, best: float) -> LoggedRollout:
-    return replace(rollout, right=None if rollout.reward is None else rollout.reward >= best)
+def _with_right(rollout: LoggedRollout, middle: float) -> LoggedRollout:
+    return replace(rollout, right=None if rollout.reward is None else rollout.reward > middle)
 
 
 # Figures
