@@ -64,10 +64,14 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     print(f"reinforce: {fit.require_fit(t)}")
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
-    start = partial(restore.load_start, rundir, "finetune", c, tokenizer)
-    # The sub-stage resumes on its own checkpoints; when it is done it only restores.
-    if t.sft_steps:
-        start = run_sft(rundir, c, tokenizer, start, stop)
+    base = rundir.find_base("reinforce")
+    if base is not None:  # it goes on with the whole state of another run
+        start = partial(restore.load_params, rundir, "reinforce", c, tokenizer, base)
+    else:
+        start = partial(restore.load_start, rundir, "finetune", c, tokenizer)
+        # The sub-stage resumes on its own checkpoints; when it is done it only restores.
+        if t.sft_steps:
+            start = run_sft(rundir, c, tokenizer, start, stop)
     before, _ = learn.measure_accuracy(c.model, t, tokenizer, start())
     print_accuracy("before on tests", before)
     trainer = Trainer(

@@ -116,8 +116,16 @@ def load_start(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer) -> d
     return load_params(rundir, stage if own else rundir.origin_weights.name, c, tokenizer)
 
 
-def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | None = None) -> dict:
+def load_params(
+    rundir: RunDir,
+    stage: str,
+    c: Config,
+    tokenizer: Tokenizer | None = None,
+    step: int | None = None,
+) -> dict:
     """Return the best parameters {"lm": ...} of a stage, finished or not, on the current mesh.
+
+    step: those of this step instead.
 
     Of the best step that is whole, with a warning where a better one is damaged. The average where
     the stage kept one. With `tokenizer`, model and tokenizer must be those that
@@ -130,7 +138,10 @@ def load_params(rundir: RunDir, stage: str, c: Config, tokenizer: Tokenizer | No
     averaged = any(name.startswith("opt/ema/") for name in checkpoints.leaf_names())
     like = {"opt": {"ema": params}} if averaged else {"params": params}
     # No step has a score before the first evaluation; then the newest one is taken.
-    found = checkpoints.restore_best(like)
+    if step is None:
+        found = checkpoints.restore_best(like)
+    else:
+        found = checkpoints.restore(like, step, partial=True)
     if found is None:
         where = checkpoints.directory
         # A stage that is done would be skipped, if somebody has deleted what it made.
