@@ -226,6 +226,25 @@ def test_every_method_takes_a_reward_of_ones_own(lm, mine):
     np.testing.assert_allclose(first_token, want, rtol=1e-5, atol=1e-6)
 
 
+def test_an_abstaining_rollout_has_no_part(lm, mine):
+    spec = mine("def fn(records): return [None if i % 4 == 0 else i for i in range(len(records))]")
+    i = collect(lm, reward=spec + "fn", method="rloo", group_size=4)
+    assert not i.advantage_bn[::4].any()
+    # The others of the group: 1, 2, 3 have the baselines 2.5, 2, 1.5.
+    np.testing.assert_allclose(i.advantage_bn[1:4, 0], [-1.5, 0, 1.5])
+
+
+def test_truncated_rollouts_are_masked_on_request(lm):
+    plain, masked = (
+        collect(lm, reward="random", method="rloo", mask_truncated=m, keep_all_groups=True)
+        for m in (False, True)
+    )
+    cut_b = ~plain.rollouts.ended_b
+    assert cut_b.any()
+    assert not masked.advantage_bn[cut_b].any() and not masked.batch["weights"][cut_b].any()
+    assert plain.batch["weights"][cut_b].any()
+
+
 def test_groups_without_signal_are_replaced(lm, mine):
     """A reward that tells every third rollout of all: refills end when enough groups have signal."""
     spec = mine(
