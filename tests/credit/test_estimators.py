@@ -118,7 +118,6 @@ ESTIMATES = {
     "rloo": reward,
     "grpo": grpo,
     "pass_at_k": best_of_k,
-    "optimal_baseline": reward,
     "vine": reward,
     "prover": both(prover, reward),
     "implicit": both(implicit, reward),

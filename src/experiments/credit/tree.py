@@ -148,7 +148,6 @@ def with_values(tree: Tree, logits_xv: jax.Array, best_of: int, teacher: int) ->
         "best_bs": best_ms,
         "implicit_bn": head_mn - logp_mn,
         "teacher_bn": np.asarray(tree.logps(draw_logits(tree, teacher))) - logp_mn,
-        "logp_bn": logp_mn,
     }
     return replace(tree, extra=extra)
 

@@ -44,7 +44,6 @@ from ramp.credit.baselines import (
     spread_to_rows,
     spread_to_tokens,
     subtract_step_mean,
-    sum_of_others,
     take_others,
     token_baseline,
     zero_abstained,
@@ -127,24 +126,6 @@ def pass_at_k(c: Credit) -> Array:
     # Where the others are just k - 1, the best of those is a baseline as well.
     gain_pg = k * (best_with_it - mean_best(others, k))
     return spread_to_rows(c, gain_pg * reports(c.reward_pg))
-
-
-@method("outcome")
-def optimal_baseline(c: Credit) -> Array:
-    """RLOO with the baseline of the least variance at each token.
-
-    Estimates the gradient of the mean reward. The others of the group count by the squared size of
-    their gradient up to this token (as in verl's optimal token baseline). Its mean at a token of
-    probability p is that of 1 - p, which needs no more than the sampler's log-probabilities.
-    """
-    size_bn = jnp.cumsum((1 - jnp.exp(c.logp_bn)) * c.mask_bn, axis=1) + 1e-6
-    size_pgn = group_by_problem(c, size_bn) * reports(c.reward_pg)[..., None]
-    reward_pg1 = zero_abstained(c.reward_pg)[..., None]
-    total_pgn = sum_of_others(size_pgn)
-    baseline_pgn = sum_of_others(size_pgn * reward_pg1) / jnp.maximum(total_pgn, 1e-6)
-    counts_pgn = (reports(c.reward_pg)[..., None] > 0) & (total_pgn > 0)
-    advantage_pgn = jnp.where(counts_pgn, reward_pg1 - baseline_pgn, 0.0)
-    return advantage_pgn.reshape(size_bn.shape) * c.mask_bn
 
 
 def value_changes(c: Credit, value_bs: Array) -> Array:

@@ -62,7 +62,6 @@ class Credit:
     best_bs: Any = None  # [B, S] the same for the best of K continuations
     implicit_bn: Any = None  # [B, N] beta * log(head / reference) of each token
     teacher_bn: Any = None  # [B, N] log(teacher / sampler) of each token; NaN: no teacher here
-    logp_bn: Any = None  # [B, N] log-probability of each token under the sampler
 
     # Settings: keys of [reinforce] with the same names.
     pass_k: int = field(default=4, metadata={"static": True})

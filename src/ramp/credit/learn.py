@@ -360,7 +360,7 @@ def make_credit(r: Rollouts, given: Rewards) -> Credit:
     nan_bs = np.full(r.exists_bs.shape, np.nan, np.float32)
     step_bs = nan_bs if given.step_bs is None else given.step_bs
     reward_pg = rollout_b.reshape(-1, r.group_size)
-    return Credit(reward_pg, step_bs, r.exists_bs, r.step_bn, logp_bn=r.logps_bn)
+    return Credit(reward_pg, step_bs, r.exists_bs, r.step_bn)
 
 
 def checker_credit(r: Rollouts) -> Credit:
