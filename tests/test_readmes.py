@@ -39,7 +39,6 @@ ELSEWHERE = {
     "ramp run nines-bench": "a quarter of an hour; tests/stages/test_trials_stage.py",
     "ramp import": "tests/export, with files that are made there",
     "ramp reinforce --from": "tests/credit/test_doors.py, with the other two of its three",
-    "--reinforce.reward": "tests/credit/test_doors.py",
     "ramp credit runs/mine": "tests/credit/test_doors.py",
     "ramp serve": "tests/serve",
     "ramp synthesize": "tests/synth; the tiny run has too few documents",

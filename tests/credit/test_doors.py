@@ -92,6 +92,10 @@ def test_comparing_methods_on_one_base_and_on_what_came_of_it(base, folder, caps
     one, two, three = (folder / name for name in ("one", "two", "three"))
     how = ["--reinforce.method", "rloo", *task, *SMALL]
     assert ramp_("reinforce", "--from", base, "--run", one, *how) == 0, capsys.readouterr().err
+    # With the whole state another method goes on where the first has ended.
+    how = ["--reinforce.method", "step_local", "--reinforce.train.steps", "3"]
+    code = ramp_("reinforce", "--from", one, "--run", folder / "on", *how)
+    assert code == 0, capsys.readouterr().err
     # The run of the first is a base itself: with another method it begins from the weights.
     how = ["--reinforce.method", "step_local", "--reinforce.epochs", "2"]
     # 16 rollouts in two parts, over the eight devices of the tests.
@@ -103,9 +107,12 @@ def test_comparing_methods_on_one_base_and_on_what_came_of_it(base, folder, caps
     how += ["--reinforce.task", "addition", "--reinforce.level", "1"]
     code = ramp_("reinforce", "--from", f"{one}@2", "--run", three, "--from-weights", *how)
     assert code == 0, capsys.readouterr().err
-    # With a head it is a base too.
+    # With a head it is a base too; its optimizer's state is that of other parameters.
     four = folder / "four"
     how = ["--reinforce.method", "rloo", "--reinforce.reward", "random"]
+    more = ["--run", folder / "five", "--reinforce.train.steps", "4"]
+    assert ramp_("reinforce", "--from", three, *how, *more) == 2
+    assert "with --from-weights and another --run" in capsys.readouterr().err
     code = ramp_("reinforce", "--from", three, "--run", four, "--from-weights", *how)
     assert code == 0, capsys.readouterr().err
 

@@ -17,8 +17,8 @@ A step is judged on its own terms: given what the solution itself stated before,
 move? The answer is judged as the last step: does it follow from the steps? Whether it is the right
 answer is a third thing, and a right answer over wrong steps is what this package calls luck.
 
-A task needs its own file and one entry in `ramp/tasks/__init__.py`. A complete example,
-`ramp/tasks/doubling.py`:
+A task needs its own file, which `--reinforce.task mine.py:TASK` names; one of ramp's has an entry
+in `ramp/tasks/__init__.py` too. A complete example, `ramp/tasks/doubling.py`:
 
     import re
 

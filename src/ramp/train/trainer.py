@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Config, Train
+from ramp.errors import UserError
 from ramp.model.loss import next_token_loss
 from ramp.reporting.metrics import MetricWriter, drop_evaluation, read_last_values
 from ramp.rundir import RunDir
@@ -176,7 +177,15 @@ class Trainer:
         mesh = jax.sharding.get_mesh()
         like = abstract_state(lambda: self.init_state(init_template(self.c.model)), mesh)
         # A checkpoint of before the guard had all its figures opens too.
-        found = checkpoints.restore(like, defaults={"guard": init_guard()})
+        try:
+            found = checkpoints.restore(like, defaults={"guard": init_guard()})
+        except UserError as error:
+            if rundir.find_base(self.name) is None:
+                raise
+            # Another optimizer, or another head: its state is of no use here.
+            raise UserError(
+                f"{error}; with --from-weights and another --run its weights are taken alone"
+            ) from None
         if found is None:
             return jax.jit(self.init_state, donate_argnums=0)(start()), {}
         state, saved, step = found
