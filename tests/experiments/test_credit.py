@@ -187,8 +187,12 @@ def test_parts_of_the_benchmark_run(tmp_path, monkeypatch):
         (found,) = results.part(b.results(), "misassigned")
         assert {"rloo", "vine", "step_local"} <= found["methods"].keys()
         start = jax.jit(lambda: process_head.init_head(b.model, base["lm"]))()
-        trained = heads.train(b, start, [lambda i, k: heads.solve_faulty("value", k, i)])
+        trained = heads.train(b, start, [lambda i, k: heads.solve_by_attacks(k, i)])
         assert trained["labels"] > 0
+        # The search asks the head; one that nobody trained says the same of everything.
+        monkeypatch.setattr(heads, "ATTACKS", 200)
+        found = heads.measure(b, trained["process"])
+        assert 0 <= found["false_positives"] <= 1 and isinstance(found["attacks"], list)
 
 
 def test_first_error_f1():

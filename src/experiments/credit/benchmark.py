@@ -31,7 +31,7 @@ from experiments.credit import (
 from experiments.credit.training import TOKENIZER
 from experiments.results import Results, init_lm, load_or_make
 from ramp.config import Config, replace_train
-from ramp.credit import audit, learn, rollouts
+from ramp.credit import audit, learn, rewards, rollouts
 from ramp.credit.advantages import METHODS
 from ramp.errors import UserError
 from ramp.files import write_atomic
@@ -91,7 +91,8 @@ def misassigned(b: Results, base: dict, name: str) -> None:
             b.model, base["lm"], TOKENIZER, task, asked, 16, b.t.max_new_tokens, 0
         )
         t = replace(b.t, method="vine", num_continuations=8)
-        credit, cost = learn.build_credit(b.model, t, TOKENIZER, base, None, r, 0)
+        given = rewards.reward_answer(r, TOKENIZER)
+        credit, cost = learn.build_credit(b.model, t, TOKENIZER, base, None, r, given, 0)
         named = (
             "rloo",
             "grpo",
