@@ -9,10 +9,16 @@ import tiny
 from test_rollouts import TOKENIZER, written
 from test_stage import SETTINGS
 
-from ramp.config import Config, replace_train
+from ramp import config
+from ramp.config import Config, Text, replace_train
 from ramp.credit import learn, teacher
 from ramp.errors import UserError
+from ramp.rundir import RunDir
+from ramp.stages import checks
 from ramp.stages.checks import check_reinforce
+from ramp.text.tokenizer import Tokenizer
+from ramp.train import restore
+from ramp.train.checkpoint import Checkpoints
 
 MODEL = tiny.model(vocab_size=264, context_len=192)
 
@@ -62,6 +68,37 @@ def test_an_iteration_with_itself_as_teacher(lm):
     assert np.isfinite(got.advantage_bn).all() and np.abs(got.advantage_bn).max() > 0
 
 
+def save_run(path, c, tokenizer):
+    """A run directory with a fine-tuned model."""
+    rundir = RunDir(path)
+    c = config.resolve(Config(text=Text(tokenizer="bytes"), model=c))
+    rundir.data.mkdir(parents=True)
+    rundir.check_or_create(c)
+    tokenizer.save(rundir.tokenizer)
+    checkpoints = Checkpoints(rundir.checkpoints("finetune"))
+    params = {"lm": tiny.lively(c.model, seed=7)}
+    checkpoints.save(1, {"params": params}, restore.make_meta("finetune", c, tokenizer))
+    checkpoints.close()
+    return str(path), params["lm"]
+
+
+def test_a_teacher_is_another_run(tmp_path, lm):
+    """A deeper model; a token that it finds likelier than the sampler did is praised."""
+    path, its_lm = save_run(tmp_path / "big", replace(MODEL, depth=3), TOKENIZER)
+    t = replace(SETTINGS, method="teacher", teacher=path, kl_coef=0.0)
+    check_reinforce(Config(reinforce=t))
+    got = learn.collect_batch(MODEL, t, TOKENIZER, {"lm": lm}, None, 0, 0)
+    r = got.rollouts
+    want = teacher.compare_with_sampler(
+        replace(MODEL, depth=3), its_lm, r, t.train.seq_len, t.temperature
+    )
+    np.testing.assert_allclose(got.advantage_bn, want * r.mask_bn, atol=1e-4)
+    with pytest.raises(UserError, match="another tokenizer"):
+        teacher.ask_teacher(t, Tokenizer.train(["another text"] * 9, 300), r)
+    with pytest.raises(UserError, match="not a run directory"):
+        check_reinforce(Config(reinforce=replace(t, teacher=str(tmp_path / "none"))))
+
+
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
@@ -71,7 +108,8 @@ def test_an_iteration_with_itself_as_teacher(lm):
         ({"method": "self_teacher"}, "lower reinforce.max_new_tokens"),
     ],
 )
-def test_what_cannot_work_is_refused_and_the_remedy_works(keys, words):
+def test_what_cannot_work_is_refused_and_the_remedy_works(keys, words, monkeypatch):
+    monkeypatch.setattr(checks, "open_run", lambda path: None)  # runs/big is there
     t = replace(SETTINGS, num_prompts=2, **keys)
     with pytest.raises(UserError, match=words):
         check_reinforce(Config(model=replace(MODEL, context_len=128), reinforce=t))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ramp.config import BUILT_IN_TOKENIZERS, Config
 from ramp.errors import UserError
+from ramp.rundir import open_run
 from ramp.text import chat, corpus, fetch, preferences
 from ramp.text.huggingface import open_tokenizer
 
@@ -94,6 +95,8 @@ def check_reinforce(c: Config) -> None:
             "reinforce.method 'teacher' and reinforce.teacher, the run directory of the teacher, "
             "belong together: set both or neither"
         )
+    if t.teacher:
+        open_run(Path(t.teacher))  # that it is there
     if t.method == "self_teacher":
         room = t.train.seq_len + t.max_new_tokens + WORDING_TOKENS
         if room > c.model.context_len:
