@@ -162,10 +162,12 @@ def test_the_command_refuses_other_tasks_and_writes_between_its_marks(tmp_path, 
         benchmark.run(tmp_path, Config(reinforce=Reinforce(task="swaps")))
     assert __main__.main([str(tmp_path / "none.toml")]) == 2
     assert "no such configuration" in capsys.readouterr().err
-    page = f"# Results\n\n{__main__.BEGIN}\nold\n{__main__.END}\nNotes.\n"
-    once = __main__.insert_table(page, "| new |")
+    page = "# Results\n\n<!-- table -->\nold\n<!-- end of table -->\n<!-- races -->\n<!-- end of races -->\nNotes.\n"
+    once = __main__.insert_table(page, "| new |", "table")
     assert "old" not in once and "| new |" in once and once.endswith("Notes.\n")
-    assert __main__.insert_table(once, "| new |") == once
+    assert __main__.insert_table(once, "| new |", "table") == once
+    both = __main__.insert_table(once, "| fast |", "races")
+    assert "| new |" in both and both.index("| fast |") > both.index("<!-- races -->")
 
 
 @SLOW

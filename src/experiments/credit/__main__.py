@@ -16,7 +16,6 @@ from ramp.errors import UserError
 from ramp.files import write_atomic
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="has process/*.jsonl, for the rows on real data"
     )
+    parser.add_argument("--races", action="store_true", help="only the races of table policies")
     parser.add_argument("--write", action="store_true", help=f"put the table into {RESULTS.name}")
     args, flags = parser.parse_known_args(argv)
     try:
@@ -39,29 +39,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         c = host.setup_devices(c)  # before imports that start threads
         from experiments.credit import benchmark
 
-        report = benchmark.run(directory, c, args.data)
+        if args.races:
+            report = benchmark.run_races(directory, c)
+        else:
+            report = benchmark.run(directory, c, args.data)
     except UserError as error:
         print(f"experiments.credit: {error}", file=sys.stderr)
         return 2
     print(report)
     if args.write:
-        write_atomic(RESULTS, insert_table(RESULTS.read_text("utf-8"), describe_run(args) + report))
+        part = "races" if args.races else "table"
+        page = insert_table(RESULTS.read_text("utf-8"), describe_run(args) + report, part)
+        write_atomic(RESULTS, page)
     return 0
 
 
 def describe_run(args: argparse.Namespace) -> str:
     """The command, the day and the machine, as a paragraph."""
     machine = rundir.describe_provenance()
-    data = " --data DIR" if args.data else ""
-    command = f"python -m experiments.credit {args.config}{data} --write"
+    flags = f"{' --races' if args.races else ''}{' --data DIR' if args.data else ''}"
+    command = f"python -m experiments.credit {args.config}{flags} --write"
     return f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine.processor}.\n\n"
 
 
-def insert_table(page: str, report: str) -> str:
-    """The page with the report in place of what stands between its two marks."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{report}\n{END}{after}"
+def insert_table(page: str, report: str, part: str) -> str:
+    """The page with the report in place of what stands between the two marks of a part."""
+    begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+    before, _, rest = page.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n\n{report}\n{end}{after}"
 
 
 if __name__ == "__main__":
