@@ -103,6 +103,7 @@ def test_a_teacher_is_another_run(tmp_path, lm):
     ("keys", "words"),
     [
         ({"method": "pass_at_k", "group_size": 3}, "lower the one or raise the other"),
+        ({"entropy_control": "kl_cov"}, "reinforce.epochs"),
         ({"method": "teacher"}, "set both or neither"),
         ({"teacher": "runs/big"}, "set both or neither"),
         ({"method": "self_teacher"}, "lower reinforce.max_new_tokens"),
@@ -117,5 +118,5 @@ def test_what_cannot_work_is_refused_and_the_remedy_works(keys, words, monkeypat
         "pass_at_k": replace(t, pass_k=3),
         "teacher": replace(t, teacher="runs/big"),
         "self_teacher": replace_train(t, seq_len=22),
-    }.get(t.method, replace(t, teacher=""))
+    }.get(t.method, replace(t, teacher="", epochs=2))
     check_reinforce(Config(model=replace(MODEL, context_len=128), reinforce=mended))

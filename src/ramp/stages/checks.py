@@ -90,6 +90,11 @@ def check_reinforce(c: Config) -> None:
             f"reinforce.pass_k is {t.pass_k}, but a group has reinforce.group_size = "
             f"{t.group_size} rollouts: lower the one or raise the other"
         )
+    if t.entropy_control == "kl_cov" and t.epochs * t.minibatches == 1:
+        raise UserError(
+            "reinforce.entropy_control 'kl_cov' holds tokens where they were sampled, and with one "
+            "update a batch they are there: set reinforce.epochs or reinforce.minibatches to 2"
+        )
     if (t.method == "teacher") != bool(t.teacher):
         raise UserError(
             "reinforce.method 'teacher' and reinforce.teacher, the run directory of the teacher, "
