@@ -168,6 +168,13 @@ def test_a_method_that_needs_what_the_reward_lacks_is_refused_with_those_that_fi
     refused(r"broken fails: \S+mine.py, line 3: TypeError", reward=spec + "broken")
 
 
+def test_a_part_of_a_sum_that_the_method_does_not_read_is_named(mine):
+    spec = mine("def fn(records):\n    return [-len(r.text) for r in records]\n") + "fn"
+    t = Reinforce(task="chain", level=3, reward=f"0.5 verified + 0.5 {spec}")
+    assert fit.require_fit(t).endswith(f", of which step_local does not read {spec}")
+    assert "does not read" not in fit.require_fit(replace(t, method="rloo"))
+
+
 def test_questions_have_no_checker_of_steps(tmp_path, mine):
     path = tmp_path / "q.jsonl"
     path.write_text("".join(f'{{"question": "{i}?", "answer": {i}}}\n' for i in range(90)))

@@ -5,6 +5,7 @@ that fails, or that gives rewards of another kind than the method needs, is foun
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,13 +92,19 @@ def require_fit(t: Reinforce) -> str:
             f"{t.reward!r} gives numbers {has} on {task.name}; "
             + (f"methods that fit: {fitting}" if fitting else "set a reward of your own")
         )
+    terms = [term.name for term in rewards.parse_reward(t.reward)]
+    # A part of a sum that says nothing of steps has no effect on a method that reads steps.
+    idle = []
+    if need == "steps":
+        idle = [name for name in terms if need not in find_kinds(replace(t, reward=name))]
     if family == "monte_carlo" and rewards.uses(t.reward, "majority"):
         raise UserError(
             f"reinforce.method {t.method} judges continuations one by one, and the reward majority "
             "judges whole groups; methods that fit: rloo, grpo"
         )
     about = f"{task.about}; " if task.about else ""
-    return f"{about}steps end at: {task.steps}; {sets}; reward: {t.reward}"
+    unread = f", of which {t.method} does not read {', '.join(idle)}" if idle else ""
+    return f"{about}steps end at: {task.steps}; {sets}; reward: {t.reward}{unread}"
 
 
 def hash_sources(t: Reinforce) -> str:

@@ -225,7 +225,7 @@ def parse_reward(text: str) -> tuple[Term, ...]:
     for part in re.split(r"\s+\+\s+", text.strip()):
         weight, name = WEIGHTED.findall(part)[0]
         if name == "checker":
-            raise UserError("reinforce.reward 'checker' is now 'answer'")
+            raise UserError("reinforce.reward 'checker' is now 'answer': --reinforce.reward answer")
         if name not in REWARDS and not is_user_code(name):
             raise UserError(
                 f"reinforce.reward: there is no '{name}'; it can be {', '.join(REWARDS)}, "

@@ -97,7 +97,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     after, _ = learn.measure_accuracy(c.model, t, tokenizer, params)
     print_accuracy("after on tests", after)
     save_page(rundir, c, tokenizer, params)
-    settings = {key: getattr(t, key) for key in ("task", "level", "method")}
+    # Questions from a file take the place of a task and have no level.
+    asked = ("prompts",) if t.prompts else ("task", "level")
+    settings = {key: getattr(t, key) for key in (*asked, "method", "reward")}
     accuracies = {"before": list_known(before), "after": list_known(after)}
     return report.to_dict() | settings | accuracies | {"seconds": time.perf_counter() - began}
 
