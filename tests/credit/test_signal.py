@@ -56,6 +56,19 @@ def test_other_reasons():
     assert "too easy: raise reinforce.level" in reinforce.explain_no_signal(t, i, 3)
 
 
+@pytest.mark.parametrize("method", ["rloo", "step_local"])
+def test_a_reward_that_abstains_from_everything_is_the_reason(method):
+    """Whether the rollouts ended or not; and what it says of rollouts is nothing to a method of steps."""
+    t = replace(SETTINGS, method=method)
+    for end in (True, False):
+        i = iteration(t, "x", "y", end=end)
+        nan_bs = np.full_like(i.rewards.step_bs, np.nan)
+        whole = np.ones(2) if method == "step_local" else nan_bs[:, 0]
+        i = replace(i, rewards=rewards.Rewards(whole, nan_bs))
+        said = reinforce.explain_no_signal(t, i, 3)
+        assert "reinforce.reward 'answer' abstained from all" in said
+
+
 @dataclass(frozen=True)
 class Guard:
     offset: int = 0

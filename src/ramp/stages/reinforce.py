@@ -19,6 +19,7 @@ from ramp.config import Config, Reinforce
 from ramp.credit import audit, fit, learn, page, process_head, rewards, rollouts
 from ramp.credit.advantages import METHODS
 from ramp.credit.learn import Accuracy, Iteration
+from ramp.credit.rewards import Rewards
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
 from ramp.files import write_atomic
@@ -202,18 +203,25 @@ def explain_no_signal(t: Reinforce, i: Iteration, count: int) -> str:
     """Why no group of an iteration could teach anything, and what to do."""
     r = i.rollouts
     found = f"reinforce: no reward told one rollout of a group from another in {count} iterations: "
+    need = fit.NEEDS.get(METHODS[t.method].family)
+    # Of what the method reads: numbers of rollouts come first, where there are both.
+    mean = learn.mean_reward(Rewards(None, i.rewards.step_bs) if need == "steps" else i.rewards, r)
+    # On request all that were cut off abstain: then the reward is not the reason.
+    if need and math.isnan(mean) and (r.ended_b.any() or not t.mask_truncated):
+        return found + (
+            f"reinforce.reward {t.reward!r} abstained from all; let it give a number to some"
+        )
     if not r.ended_b.any():
         return found + (
             f"none ended within reinforce.max_new_tokens {t.max_new_tokens}; raise it, or teach "
             "the model to end with reinforce.sft_steps"
         )
     has_steps = (r.exists_bs.sum(axis=1) > 1).any()
-    if fit.NEEDS.get(METHODS[t.method].family) == "steps" and not has_steps:
+    if need == "steps" and not has_steps:
         return found + (
             f"none has steps, which end at: {open_task(t).steps}; set reinforce.steps to what the "
             "model writes, such as newline, or teach it with reinforce.sft_steps"
         )
-    mean = learn.mean_reward(i.rewards, r)
     if mean > 0 and r.verified_b.all():
         return found + "all are right; the problems are too easy: raise reinforce.level"
     return found + (
