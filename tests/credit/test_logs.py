@@ -85,7 +85,54 @@ def test_what_a_log_lacks_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "text from 'output', reward from 'score'" in said
     assert "1 of 2 lines have no text" in said and "not measured" in said
-    assert "a reward above 1 is taken for it" in said and "not measured" in page.read_text("utf-8")
+    assert "no field says which answers are right" in said
+    assert "reward and length, among equally right ones: not measured: no field for right" in said
+    assert "not measured" in page.read_text("utf-8")
+
+
+def test_rewards_of_0_and_1_are_measured_against_the_right_answer_or_not_at_all(tmp_path, capsys):
+    """A reward that is taken for the truth is paid for nothing else, whatever it pays for."""
+    rows = make_rows(400, 2)
+    for row in rows:
+        right = row.pop("correct")
+        row["reward"] = float(right or "well" in row["completion"])
+        row["completion"] += f"\nThe answer is {7 if right else 8}."
+    path = write(tmp_path / "a.jsonl", rows)
+    assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "correlation" not in said and "paid more" not in said
+    for gold in (7, "7.0", "3+4=7\n#### 7"):
+        write(path, [row | {"gold": gold} for row in rows])
+        assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
+        said = capsys.readouterr().out
+        assert "an answer is right where its last number is the gold one" in said
+        assert "'well' +0.4" in said
+    # None of an answer is none, and none is right then; where all are paid alike, that is said.
+    log = logs.read_log(write(path, [row | {"gold": None} for row in rows]))
+    assert all(r.right is None for r in log.rollouts)
+    write(path, [row | {"gold": 7, "reward": 1} for row in rows])
+    assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
+    assert "paid alike" in capsys.readouterr().out
+
+
+def test_names_that_nobody_knows_are_listed_and_what_is_missing_is_said(tmp_path, capsys):
+    rows = [
+        {"frage": f"q{i % 2}", "said": "x y", "steps": ["x", "y"], "pay": i, "a": [1, 0], "ok": 1}
+        for i in range(4)
+    ]
+    path = str(write(tmp_path / "a.jsonl", rows))
+    assert cli.main(["credit", "audit", "--rollouts", path]) == 0
+    said = capsys.readouterr().out
+    assert "4 rollouts\n" in said and "no field says which problem a rollout belongs to" in said
+    assert "not read: a, frage, ok, pay, said; --field WHAT=NAME reads one as group, text" in said
+    named = "--field prompt=frage --field completion=said --field score=pay --field advantages=a"
+    assert cli.main(["credit", "audit", "--rollouts", path, *named.split()]) == 0
+    said = capsys.readouterr().out
+    assert "4 rollouts of 2 problems" in said
+    assert "misassigned credit: not measured: no field for verdicts, right\n" in said
+    more = ["--field", "right=ok", "--field", "verdicts=a"]
+    assert cli.main(["credit", "audit", "--rollouts", path, *named.split(), *more]) == 0
+    assert "praise that goes to wrong steps: 0%" in capsys.readouterr().out
 
 
 def test_fields_can_be_named(tmp_path):

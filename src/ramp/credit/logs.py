@@ -15,6 +15,8 @@ import numpy as np
 from ramp.credit.audit import SignErrors, find_sign_errors
 from ramp.errors import UserError
 from ramp.files import read_whole_jsonl
+from ramp.tasks.gsm8k import split_solution
+from ramp.tasks.questions import choose_form, is_same
 
 # What is looked for, and the names that it has in logs of TRL, verl, OpenRLHF, prime-rl and others.
 FIELDS = {
@@ -24,11 +26,14 @@ FIELDS = {
     "steps": "steps response_steps completion_steps",
     "reward": "reward score rewards return total_reward outcome_reward",
     "right": "correct is_correct success acc accuracy passed right label",
+    "gold": "gold ground_truth gold_answer reference_answer reference target answer",
     "verdicts": "step_verdicts verdicts step_labels step_correct ratings step_ratings",
     "first_error": "mistake_index first_error first_error_index error_step",
     "advantages": "advantages advantage token_advantages step_advantages",
     "tokens": "tokens token_texts response_tokens completion_tokens",
 }
+# One field that does as well as another.
+STANDS_FOR = {"first_error": "verdicts", "gold": "right"}
 MIN_CASES = 8  # of a word, and of rollouts without it
 NUM_SHUFFLES = 1999
 
@@ -54,7 +59,7 @@ class Log:
 
     rollouts: tuple[LoggedRollout, ...]
     fields: dict[str, str]  # what is looked for -> name in the file
-    notes: tuple[str, ...]  # what was left out or taken for granted
+    notes: tuple[str, ...]  # what was left out or taken for granted, and what no field says
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,8 @@ class LogAudit:
 def read_log(path: Path, named: Mapping[str, str] | None = None) -> Log:
     """The rollouts of a JSONL file.
 
-    named: names of fields that are not to be guessed. Raises UserError where the file is not there,
-    is no JSONL, or has no text of rollouts.
+    named: names of fields that are not to be guessed, by a word of `FIELDS` or a usual name of it.
+    Raises UserError where the file is not there, is no JSONL, or has no text of rollouts.
     """
     try:
         records = read_whole_jsonl(path)
@@ -106,20 +111,26 @@ def read_log(path: Path, named: Mapping[str, str] | None = None) -> Log:
     except ValueError as error:
         raise UserError(f"{path}, {error}") from None
     fields, notes = find_fields(records, named or {}, path)
-    rollouts = []
-    for record in records:
-        got = {what: record[name] for what, name in fields.items() if name in record}
-        if "text" in got or "steps" in got:
-            rollouts.append(_read_rollout(got))
+    found = [
+        {what: record[name] for what, name in fields.items() if name in record}
+        for record in records
+    ]
+    found = [got for got in found if "text" in got or "steps" in got]
+    rollouts = [_read_rollout(got) for got in found]
     if len(rollouts) < len(records):
         notes.append(f"{len(records) - len(rollouts)} of {len(records)} lines have no text")
-    rewards = [r.reward for r in rollouts if r.reward is not None]
-    if "right" not in fields and rewards:
-        middle = (min(rewards) + max(rewards)) / 2
-        notes.append(
-            f"no field says which answers are right; a reward above {middle:g} is taken for it"
-        )
-        rollouts = [_with_right(r, middle) for r in rollouts]
+    # Steps alone may lack the answer.
+    if "right" not in fields and {"gold", "text"} <= fields.keys():
+        golds = [_read_text(got.get("gold", "")).strip() for got in found]
+        golds = [split_solution(gold)[1] or gold for gold in golds]
+        form = choose_form([gold for gold in golds if gold], "")
+        notes.append(f"an answer is right where {form.about} is the gold one")
+        rollouts = [
+            replace(r, right=is_same(form.find(r.text) or "", form.find(gold) or gold))
+            if gold
+            else r
+            for r, gold in zip(rollouts, golds, strict=True)
+        ]
     return Log(tuple(rollouts), fields, tuple(notes))
 
 
@@ -129,10 +140,13 @@ def find_fields(
     """(what is looked for -> its name, notes on names of which there are several)."""
     present = {name for record in records for name in record}
     fields, notes = {}, []
-    if unknown := [what for what in named if what not in FIELDS]:
+    words = {word: what for what in FIELDS for word in (*FIELDS[what].split(), what)}
+    if unknown := [word for word in named if word not in words]:
         raise UserError(f"--field {unknown[0]}=... is not known; it can be {', '.join(FIELDS)}")
+    named = {words[word]: name for word, name in named.items()}
     for what, names in FIELDS.items():
-        found = [name for name in names.split() if name in present]
+        # What is named for one thing is no other.
+        found = [name for name in names.split() if name in present - set(named.values())]
         if what in named:
             found = [named[what]]
             if named[what] not in present:
@@ -147,6 +161,15 @@ def find_fields(
         raise UserError(
             f"{path} has no text of rollouts among {', '.join(sorted(present)) or 'its fields'}; "
             "name it with --field text=NAME"
+        )
+    if "group" not in fields:
+        notes.append("no field says which problem a rollout belongs to")
+    # A reward cannot say it: whether it pays for more than right answers is the question.
+    if not {"right", "gold"} & fields.keys():
+        notes.append("no field says which answers are right, or what the right one (gold) is")
+    if unread := sorted(present.difference(fields.values())):
+        notes.append(
+            f"not read: {', '.join(unread)}; --field WHAT=NAME reads one as {', '.join(FIELDS)}"
         )
     return fields, notes
 
@@ -209,7 +232,7 @@ def _read_text(value: Any) -> str:
     """A text; of a conversation its last turn."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
         value = value[-1].get("content", value[-1].get("text", ""))
-    return value if isinstance(value, str) else str(value)
+    return "" if value is None else str(value)
 
 
 def _read_number(value: Any) -> float | None:
@@ -227,10 +250,6 @@ def _read_truth(value: Any) -> bool | None:
             value.strip().lower()
         )
     return None if value is None else float(value) > 0.5
-
-
-def _with_right(rollout: LoggedRollout, middle: float) -> LoggedRollout:
-    return replace(rollout, right=None if rollout.reward is None else rollout.reward > middle)
 
 
 # Figures
@@ -284,11 +303,16 @@ def _residuals(rollouts: Sequence[LoggedRollout]) -> tuple[np.ndarray, np.ndarra
     return number, reward, length
 
 
+def _take_comparable(rollouts: Sequence[LoggedRollout]) -> list[LoggedRollout]:
+    """Those that have a reward, and whose answer is known to be right or wrong."""
+    return [r for r in rollouts if r.reward is not None and r.right is not None]
+
+
 def measure_length_bias(
     rollouts: Sequence[LoggedRollout], rng: np.random.Generator, num_shuffles: int = NUM_SHUFFLES
 ) -> LengthBias | None:
     """Correlation of reward and length at equal correctness, with an exact test's p-value."""
-    rollouts = [r for r in rollouts if r.reward is not None]
+    rollouts = _take_comparable(rollouts)
     if len(rollouts) < 3:
         return None
     number, reward, length = _residuals(rollouts)
@@ -313,7 +337,7 @@ def measure_length_bias(
 
 def find_paid_words(rollouts: Sequence[LoggedRollout], most: int = 10) -> tuple[PaidWord, ...]:
     """Words whose rollouts are paid more than others that are equally right."""
-    rollouts = [r for r in rollouts if r.reward is not None]
+    rollouts = _take_comparable(rollouts)
     if not rollouts:
         return ()
     _, reward, _ = _residuals(rollouts)

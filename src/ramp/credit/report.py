@@ -4,14 +4,14 @@ In the terminal, as a page and as JSON.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from ramp.config import Reinforce
-from ramp.credit.logs import Log, LogAudit, PaidWord, audit_log, read_log
+from ramp.credit.logs import STANDS_FOR, Log, LogAudit, PaidWord, audit_log, read_log
 from ramp.credit.page import blend_color
 from ramp.credit.rewards import parse_reward
 from ramp.credit.search import Finding, find_exploits
@@ -130,9 +130,10 @@ def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> Rewar
 
 def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
     """The audit of a log as lines for a terminal."""
-    lines = [f"{path}: {audit.num_rollouts:,} rollouts of {audit.num_groups:,} problems"]
+    problems = f" of {audit.num_groups:,} problems" if "group" in log.fields else ""
+    lines = [f"{path}: {audit.num_rollouts:,} rollouts{problems}"]
     lines += [f"  {line}" for line in _list_fields(log)]
-    lines += [f"  {name}: {value}" for name, value in list_figures(audit)]
+    lines += [f"  {name}: {value}" for name, value in list_figures(log.fields, audit)]
     for title, words in (("words", audit.words), ("tokens", audit.tokens)):
         if words:
             shown = ", ".join(f"{w.word!r} {w.more:+.3f} ({w.num_with})" for w in words)
@@ -145,9 +146,20 @@ def _list_fields(log: Log) -> list[str]:
     return [f"read {found}", *log.notes]
 
 
-def list_figures(audit: LogAudit) -> list[tuple[str, str]]:
-    """(what, figure in words) of a log, also where the log does not hold it."""
+def list_figures(fields: Collection[str], audit: LogAudit) -> list[tuple[str, str]]:
+    """(what, figure in words) of a log, also where the log does not hold it.
+
+    fields: what the log has of `logs.FIELDS`.
+    """
+    has = {*fields, *map(STANDS_FOR.get, fields)}
     figures = []
+
+    def explain(*needs: str) -> str:
+        missing = ", ".join(what for what in needs if what not in has)
+        if missing:
+            return f"not measured: no field for {missing}"
+        return f"not measured: {', '.join(needs)} fit together in no rollout"
+
     if audit.signs:
         figures += [
             ("wrong steps of right answers that are pushed up", f"{audit.signs.wrong_up:.0%}"),
@@ -155,25 +167,20 @@ def list_figures(audit: LogAudit) -> list[tuple[str, str]]:
             ("praise that goes to wrong steps", f"{audit.signs.mass_on_wrong:.0%}"),
         ]
     else:
-        figures.append(
-            ("misassigned credit", "not measured: it needs verdicts and advantages of steps")
-        )
-    lucky = "not measured: it needs verdicts on steps"
-    if audit.lucky is not None:
-        lucky = f"{audit.lucky:.0%}"
+        figures.append(("misassigned credit", explain("verdicts", "advantages", "right")))
+    lucky = explain("verdicts", "right") if audit.lucky is None else f"{audit.lucky:.0%}"
     figures.append(("right answers behind a wrong step", lucky))
     bias = audit.length
     if bias is None:
-        figures.append(("length", "not measured: it needs rewards"))
+        length = explain("reward", "right")
+    elif not bias.correlation:
+        length = "equally right ones are paid alike, or are equally long"
     else:
-        figures.append(
-            (
-                "reward and length, among equally right ones",
-                f"correlation {bias.correlation:+.2f} (p = {bias.p_value:.4f}), "
-                f"{bias.per_100_chars:+.3f} for 100 characters",
-            )
+        length = (
+            f"correlation {bias.correlation:+.2f} (p = {bias.p_value:.4f}), "
+            f"{bias.per_100_chars:+.3f} for 100 characters"
         )
-    return figures
+    return [*figures, ("reward and length, among equally right ones", length)]
 
 
 def render_log(path: Path, log: Log, audit: LogAudit) -> str:
@@ -187,7 +194,9 @@ def render_log(path: Path, log: Log, audit: LogAudit) -> str:
         if words
     ]
     note = " ".join(f"{line}." for line in _list_fields(log))
-    figures = html.section("Credit", html.table(["", "figure"], list_figures(audit)), note=note)
+    figures = html.section(
+        "Credit", html.table(["", "figure"], list_figures(log.fields, audit)), note=note
+    )
     return html.document(
         f"Audit of {path.name}", [figures, *tables, _render_tokens(log)], note="Of a log's rollouts"
     )
