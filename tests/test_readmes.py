@@ -40,6 +40,7 @@ ELSEWHERE = {
     "ramp import": "tests/export, with files that are made there",
     "ramp reinforce --from": "tests/credit/test_doors.py, with the other two of its three",
     "ramp credit runs/mine": "tests/credit/test_doors.py",
+    "ramp credit audit": "tests/credit/test_credit_readme.py, with files that are made there",
     "ramp serve": "tests/serve",
     "ramp synthesize": "tests/synth; the tiny run has too few documents",
     "ramp synth why": "tests/synth, on a run that has generations",
