@@ -10,7 +10,7 @@ from test_rollouts import TOKENIZER, written
 from ramp.credit import audit, page
 from ramp.credit.advantages import METHODS
 from ramp.credit.learn import checker_credit
-from ramp.tasks import Step, chain, words
+from ramp.tasks import Step, chain, questions, words
 from ramp.tasks.protocol import solution_ids
 
 
@@ -76,6 +76,26 @@ def test_an_answer_follows_or_not_and_is_right_or_not():
     text = page.describe_rollout(TOKENIZER, r, {}, 0)
     assert "the answer is wrong" in text and "ok  right" not in text.splitlines()[-1]
     assert page.describe_step(Step(True), is_answer=True) == "follows from the steps"
+
+
+def test_a_page_counts_what_it_shows_and_leaves_out_what_nobody_judged():
+    r, credited = group_of_four()
+    said = page.render_page(TOKENIZER, r, credited, [0], "")
+    assert "Of 4 solutions 3 are shown. 2 have the answer 4, 1 with every step right." in said
+    # Questions from a file, one of them cut off: its answer is missing, and no step is judged.
+    problems = [replace(problem, answer="4") for problem in r.problems]
+    texts = ["4", "5", "x"]
+    ids = [TOKENIZER.encode(text) + [TOKENIZER.end] * (text != "x") for text in texts]
+    task = replace(chain.TASK, judge=questions.judge)
+    r = audit.solutions_as_rollouts(TOKENIZER, task, problems[:3], ids, group_size=3)
+    credited = {"step_local": np.zeros(r.tokens_bn.shape)}
+    said = page.render_page(TOKENIZER, r, credited, [0], "")
+    assert "Of 3 solutions 3 are shown. 1 have the answer 4." in said
+    assert "malformed" not in said and "every step right" not in said and "✗" not in said
+    assert "The answer is missing" in said and "step right" not in said
+    r = replace(r, problems=[replace(problem, answer="") for problem in problems[:3]])
+    said = page.render_page(TOKENIZER, r, credited, [0], "")
+    assert "Of 3 solutions 3 are shown.</p>" in said
 
 
 def test_a_page_shows_different_problems_and_different_solutions():

@@ -75,11 +75,12 @@ def test_three_commands_from_a_model_to_the_page(folder, monkeypatch, capsys):
         assert ramp_(*words[1:], *more) == 0, capsys.readouterr().err
     said = capsys.readouterr().out
     assert "questions in the field 'question'" in said and "its last number" in said
-    assert "mean reward" in said
+    # Nobody judged a step: no figure says that somebody did.
+    assert "mean reward" in said and "verified" not in said and "steps right" not in said
     page = (folder / "runs" / "mine" / "credit.html").read_text()
     assert "What is" in page
     report = json.loads((folder / "runs" / "mine" / "report.json").read_text())["reinforce"]
-    assert report["steps"] == 2 and "reward" in report["after"]
+    assert report["steps"] == 2 and report["after"].keys() == {"right", "entropy", "reward"}
 
 
 @pytest.mark.slow

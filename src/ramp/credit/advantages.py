@@ -219,7 +219,7 @@ def step_return(c: Credit) -> Array:
 
 @method("process")
 def step_local(c: Credit) -> Array:
-    """Is this step right, compared with the same step of the others of the group?
+    """Reward of the step minus that of the same step of the others of the group.
 
     Estimates, for each step in its context, the gradient of its mean reward: `step_return` with
     discount 0.

@@ -4,6 +4,7 @@ The recipe is the section `reinforce` of the configuration. Methods are compared
 they sampled, so everything that samples reports its cost: rollouts and Monte Carlo continuations.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -391,14 +392,15 @@ def measure_accuracy(
     )
     lucky_b = np.array([verdict.lucky for verdict in r.verdicts])
     is_right_b = r.outcome_b == 1
+    known = 1.0 if r.is_judged else math.nan
     # Before the first update there is no head.
     has_rewards = "process" in params or not rewards.uses(t.reward, "head")
     given = judge_rollouts(c, t, tokenizer, params, r) if has_rewards else Rewards()
     accuracy = Accuracy(
         right=mean_known(r.outcome_b),
-        verified=float(r.verified_b.mean()),
+        verified=known * float(r.verified_b.mean()),
         steps=mean_known(r.right_bs[r.exists_bs > 0]),
-        lucky=float(lucky_b.sum() / max(is_right_b.sum(), 1)),
+        lucky=known * float(lucky_b.sum() / max(is_right_b.sum(), 1)),
         entropy=r.entropy,
         reward=mean_reward(given, r),
     )

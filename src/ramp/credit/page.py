@@ -76,6 +76,8 @@ def describe_step(step: Step, is_answer: bool = False) -> str:
 def describe_outcome(r: Rollouts, row: int) -> str:
     """What the final answer is, in words."""
     verdict = r.verdicts[row]
+    if r.answers[row] is None:
+        return "missing"
     if verdict.final_right is None:
         return "not known"
     if verdict.verified:
@@ -150,11 +152,11 @@ def _render_problem(
     problem = r.problems[siblings[0]]
     first = siblings[0] // r.group_size * r.group_size
     group = slice(first, first + r.group_size)
-    note = (
-        f"The answer should be {problem.answer}. Of {r.group_size} solutions "
-        f"{int(np.nansum(r.outcome_b[group]))} have it, and {int(r.verified_b[group].sum())} with "
-        "every step right."
-    )
+    note = f"Of {r.group_size} solutions {len(siblings)} are shown."
+    if problem.answer:
+        num_right = int(np.nansum(r.outcome_b[group]))
+        verified = f", {int(r.verified_b[group].sum())} with every step right"
+        note += f" {num_right} have the answer {problem.answer}{verified if r.is_judged else ''}."
     cards = [_render_rollout(tokenizer, r, methods, row) for row in siblings]
     grid = html.Html(f'<div class="cards">{"".join(cards)}</div>')
     return html.section(problem.question, grid, note=note)

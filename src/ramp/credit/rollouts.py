@@ -51,6 +51,11 @@ class Rollouts:
         return np.array([v.verified for v in self.verdicts], np.float32)
 
     @property
+    def is_judged(self) -> bool:
+        """Whether anybody judged a step, or the answer as one; else no solution can be verified."""
+        return not np.isnan(self.right_bs[self.exists_bs > 0]).all()
+
+    @property
     def mask_bn(self) -> np.ndarray:
         """Float32 [B, N], 1: a sampled token."""
         return (self.tokens_bn >= 0).astype(np.float32)

@@ -142,7 +142,8 @@ def evaluate_policy(
     board.text(step, "credit/rollout", page.describe_rollout(tokenizer, r, methods, row))
     metrics = {f"rl/{name}": value for name, value in list_known(accuracy).items()}
     # The best checkpoint is the one with the lowest score.
-    metrics["rl/not_verified"] = 1 - accuracy.verified
+    if fit.is_verifiable(c.reinforce):
+        metrics["rl/not_verified"] = 1 - metrics.get("rl/verified", 0.0)
     metrics["rl/lost_reward"] = -metrics.get("rl/reward", 0.0)
     return metrics
 
@@ -180,14 +181,15 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, stop: Preemption, update: Ca
         # Logged with the training metrics of the same step.
         r = i.rollouts
         metrics["rl/train_reward"] = learn.mean_reward(i.rewards, r)
-        metrics["rl/train_verified"] = r.verified_b.mean()
         metrics["rl/tokens"] = i.num_tokens
         metrics["rl/labels"] = i.num_labels
         metrics["rl/dropped_groups"] = i.num_dropped_groups
         metrics["rl/truncated"] = 1 - r.ended_b.mean()
         metrics["rl/length"] = r.num_tokens / len(r.prompts)
-        misassigned = audit.misassigned_credit(r, i.advantage_bn)
-        metrics |= {f"credit/{name}": value for name, value in asdict(misassigned).items()}
+        if r.is_judged:
+            metrics["rl/train_verified"] = r.verified_b.mean()
+            misassigned = audit.misassigned_credit(r, i.advantage_bn)
+            metrics |= {f"credit/{name}": value for name, value in asdict(misassigned).items()}
         return state, metrics
 
     return step

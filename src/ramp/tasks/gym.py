@@ -38,9 +38,7 @@ def load_gym(spec: str) -> Task:
     def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
         """The package's own score of the answer; only a full one is right."""
         unchecked = tuple(Step(None) for _ in steps)
-        if answer is None:
-            return Verdict(unchecked, Step(False, "malformed"), False)
-        right = scorer.score_answer(answer, problem.gold) > 0.999
+        right = answer is not None and scorer.score_answer(answer, problem.gold) > 0.999
         return Verdict(unchecked, Step(None), right)
 
     return Task(

@@ -71,10 +71,8 @@ def is_same(stated: str, gold: str) -> bool:
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
     """The answer alone: whether it is the right one, which nobody knows where the file has none."""
     unchecked = tuple(Step(None) for _ in steps)
-    if answer is None:
-        return Verdict(unchecked, Step(False, "malformed"), False if problem.answer else None)
-    right = is_same(answer, problem.answer) if problem.answer else None
-    return Verdict(unchecked, Step(None), right)
+    right = answer is not None and is_same(answer, problem.answer)
+    return Verdict(unchecked, Step(None), right if problem.answer else None)
 
 
 def load_prompts(path: str, prompt: str = "", answer: str = "", pattern: str = "") -> Task:
