@@ -116,6 +116,8 @@ def test_a_task_of_ones_own(tmp_path):
         ("return 1 / 0", r"judge of the task \S+mine.py:TASK fails: \S+mine.py, line 4: ZeroDiv"),
         ("return True", "judge of the task .* returned a bool; it must return a Verdict"),
         ("return chain.judge(p, [], a)", "returned 0 verdicts on 2 steps; return one for each"),
+        ("return chain.judge(p, ['?', *steps[1:]], a)", "with its own solution of .*: malformed"),
+        ("return chain.judge(p, steps, '?')", "its own solution of '.*': a wrong answer; mend"),
     ],
 )
 def test_a_task_of_ones_own_that_fails_is_a_sentence(tmp_path, body, words):
@@ -124,11 +126,29 @@ def test_a_task_of_ones_own_that_fails_is_a_sentence(tmp_path, body, words):
         "from dataclasses import replace\nfrom ramp.tasks import chain\n"
         f"def judge(p, steps, a):\n    {body}\nTASK = replace(chain.TASK, judge=judge)\n"
     )
-    task = open_task(Reinforce(task=f"{path}:TASK"))
-    problem = task.sample(0, 2)
     with pytest.raises(UserError, match=words) as raised:
-        task.judge(problem, ["a7", "b4"], "4")
+        open_task(Reinforce(task=f"{path}:TASK", level=2))
     assert "\n" not in str(raised.value)
+
+
+def test_a_task_that_makes_another_problem_at_each_call_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    text = (
+        "import itertools\nfrom dataclasses import replace\nfrom ramp.tasks import chain\n"
+        "from ramp.tasks.protocol import make_rng\ncount = itertools.count()\n"
+        "def sample(seed, level): return chain.sample({}, level)\n"
+        "TASK = replace(chain.TASK, sample=sample)\n"
+    )
+    path.write_text(text.format("next(count)"))
+    with pytest.raises(UserError, match=r"sample\(0, 4\) of .* another problem at each .*make_rng"):
+        open_task(Reinforce(task=f"{path}:TASK", level=4))
+    # What it says to do works, and problems that nobody has an answer to are let through.
+    path.write_text(text.format("make_rng('mine', seed, level).randint(0, 99)"))
+    open_task(Reinforce(task=f"{path}:TASK", level=4))
+    path = tmp_path / "unknown.py"
+    unknown = "TASK = replace(TASK, sample=lambda s, l: replace(sample(s, l), answer=''))"
+    path.write_text(text.format("seed") + unknown)
+    open_task(Reinforce(task=f"{path}:TASK", level=4))
 
 
 def test_reasoning_gym_is_an_extra():

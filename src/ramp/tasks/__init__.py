@@ -16,6 +16,7 @@ from ramp.tasks import addition, chain, gsm8k, gym, paths, questions, swaps, wor
 from ramp.tasks.protocol import Problem, Step, Task, Verdict
 from ramp.user_code import describe_failure, is_user_code, load_object
 
+NUM_TRIED = 4  # problems of a user's task
 # A new task is its file and one entry here.
 TASKS: dict[str, Task] = {
     module.NAME: module.TASK for module in (chain, addition, words, paths, swaps)
@@ -24,13 +25,13 @@ TASKS: dict[str, Task] = {
 
 def open_task(t: Reinforce) -> Task:
     """The task of a run. Raises `UserError` where it is not there, or its file does not do."""
-    task = _open(t.task, t.prompts, t.prompt_field, t.answer_field, t.answer)
+    task = _open(t.task, t.level, t.prompts, t.prompt_field, t.answer_field, t.answer)
     return replace(task, steps=t.steps) if t.steps else task
 
 
 # Files are read once: every iteration asks for the task.
 @lru_cache(maxsize=8)
-def _open(name: str, prompts: str, prompt: str, answer: str, pattern: str) -> Task:
+def _open(name: str, level: int, prompts: str, prompt: str, answer: str, pattern: str) -> Task:
     if name == gsm8k.NAME:
         if not prompts:
             raise UserError(
@@ -49,7 +50,9 @@ def _open(name: str, prompts: str, prompt: str, answer: str, pattern: str) -> Ta
                 f"reinforce.task {name} is a {type(task).__name__}; it must be a "
                 "ramp.tasks.protocol.Task"
             )
-        return guard_task(name, task)
+        task = guard_task(name, task)
+        require_consistent(name, task, level)
+        return task
     if name not in TASKS:
         raise UserError(f"there is no task {name!r}; it can be {', '.join(TASKS)} or FILE.py:TASK")
     return TASKS[name]
@@ -88,6 +91,27 @@ def guard_task(spec: str, task: Task) -> Task:
         solution=guard("solution", list, task.solution),
         judge=guard("judge", Verdict, task.judge),
     )
+
+
+def require_consistent(spec: str, task: Task, level: int) -> None:
+    """Raise `UserError` where a task contradicts itself on one of its first problems."""
+    for seed in range(NUM_TRIED):
+        problem, again = task.sample(seed, level), task.sample(seed, level)
+        if (problem.question, problem.answer) != (again.question, again.answer):
+            raise UserError(
+                f"sample({seed}, {level}) of the task {spec} is another problem at each call; take "
+                "what is random from ramp.tasks.protocol.make_rng(NAME, seed, level)"
+            )
+        # Some problems have no answer that anybody knows.
+        verdict = task.judge(problem, task.solution(problem), problem.answer or None)
+        wrong = [step.why or "wrong" for step in verdict.steps if step.right is False]
+        if problem.answer and verdict.final_right is False:
+            wrong.append("a wrong answer")
+        if wrong:
+            raise UserError(
+                f"judge of the task {spec} finds fault with its own solution of "
+                f"{problem.question!r}: {wrong[0]}; mend judge, solution or answer"
+            )
 
 
 __all__ = ["TASKS", "Problem", "Step", "Task", "Verdict", "open_task"]
