@@ -1,10 +1,12 @@
 """A user's own Python: what is there is opened, and what is not is said in a sentence with its line."""
 
 import time
+from types import FunctionType
 
 import pytest
 
 from ramp.errors import UserError
+from ramp.tasks import Task
 from ramp.user_code import call, is_user_code, load_object
 
 
@@ -34,10 +36,28 @@ def test_an_edited_file_is_run_again(tmp_path):
     assert load_object(f"{path}:X", "x") == 2
 
 
+def test_a_misspelt_name_gets_the_nearest_or_those_that_fit(tmp_path):
+    """No imports: what is a task is offered for a task, and own functions for a reward."""
+    path = write(
+        tmp_path,
+        "import re\nfrom textwrap import dedent\nfrom ramp.tasks.protocol import Task, make_rng\n"
+        "from ramp.tasks.chain import TASK as GIVEN\nMINE = Task('a', None, None, None)\n"
+        "def reward(records): pass\ndef other(records): pass\n",
+    )
+    for name, kind, said in (
+        ("rewrd", FunctionType, "there is no 'rewrd'; did you mean 'reward'[?]$"),
+        ("zzz", FunctionType, "it can be reward, other$"),
+        ("MNE", Task, "did you mean 'MINE'"),
+        ("zzz", Task, "it can be GIVEN, MINE$"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_object(f"{path}:{name}", "x", kind)
+
+
 @pytest.mark.parametrize(
     ("text", "spec", "words"),
     [
-        ("X = 1", "{}:Y", r"^reward: \S+mine\.py has no Y; it has X$"),
+        ("X = 1", "{}:Y", r"^reward, \S+mine\.py: there is no 'Y'; it can be X$"),
         ("X = 1", "{}x.py:Y", "there is no file"),
         ("X = 1", "{}", "write PATH.py:NAME"),
         ("X = 1\ny = X.z\n", "{}:X", r"mine\.py, line 2: AttributeError"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ramp.errors import UserError
+from ramp.errors import UserError, require_name
 
 
 def is_user_code(spec: str) -> bool:
@@ -20,10 +20,11 @@ def is_user_code(spec: str) -> bool:
     return spec.rpartition(":")[0].endswith(".py")
 
 
-def load_object(spec: str, what: str) -> Any:
+def load_object(spec: str, what: str, kind: type = object) -> Any:
     """The object NAME of `"path/mine.py:NAME"`. A file is run once, however many are asked of it.
 
-    what: whose setting it is, such as "reinforce.reward"; it begins the sentence of an error.
+    what: whose setting it is, such as "reinforce.reward"; it begins the sentence of an error. kind:
+    what is offered in place of a name that is not there.
     Raises `UserError` where there is no such file or name, or where the file fails when it is run.
     """
     file, _, name = spec.rpartition(":")
@@ -36,13 +37,17 @@ def load_object(spec: str, what: str) -> Any:
         module = _run_file(path, path.stat().st_mtime_ns)
     except (Exception, SystemExit) as error:
         raise UserError(f"{what}: {describe_failure(error, path)}; mend it") from None
-    try:
-        return getattr(module, name)
-    except AttributeError:
-        own = [key for key in vars(module) if not key.startswith("_")]
-        raise UserError(
-            f"{what}: {file} has no {name}; it has {', '.join(own) or 'no names'}"
-        ) from None
+    names = vars(module)
+    if name not in names:
+        # What is imported is somebody else's, but for an object of the kind.
+        own = (module.__name__, kind.__module__)
+        fits = [
+            key
+            for key, value in names.items()
+            if isinstance(value, kind) and getattr(value, "__module__", own[0]) in own
+        ]
+        require_name(f"{what}, {file}", name, [key for key in fits if not key.startswith("_")])
+    return names[name]
 
 
 # Kept by its time, so that a file that was edited is run again, and task and reward of one file

@@ -132,7 +132,7 @@ def test_what_a_function_must_not_return(mine, body, words):
     ("text", "words"),
     [
         ("checker", "'checker' is now 'answer'"),
-        ("verifed", "there is no 'verifed'; it can be answer"),
+        ("verifed", "there is no 'verifed'; did you mean 'verified'?"),
         ("0.5 answer 0.5 share", "there is no 'answer 0.5 share'"),
         ("none.py:fn", "there is no file none.py"),
     ],

@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FunctionType
 
 import numpy as np
 
@@ -106,7 +107,7 @@ def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> Rewar
     spec: as `reinforce.reward`. Raises UserError for a reward or a level that there is not.
     """
     names = [term.name for term in parse_reward(spec) if is_user_code(term.name)]
-    code = [load_object(name, "--reward") for name in names]
+    code = [load_object(name, "--reward", FunctionType) for name in names]
     trial = RewardTrial(task, ask_spec(spec), level, code)
     findings = find_exploits(trial, budget)
     checker = CheckerTrial(task, level)

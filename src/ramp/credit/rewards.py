@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from ramp.credit.rollouts import Rollouts
-from ramp.errors import UserError
+from ramp.errors import UserError, require_name
 from ramp.tasks.protocol import Problem
 from ramp.text.tokenizer import Tokenizer
 from ramp.user_code import call, is_user_code, load_object
@@ -136,7 +137,7 @@ def make_records(r: Rollouts, tokenizer: Tokenizer) -> list[Record]:
 
 def run_user_reward(spec: str, seconds: float, r: Rollouts, tokenizer: Tokenizer) -> Rewards:
     """The rewards of `PATH.py:NAME`. Raises `UserError` where they are not as they should be."""
-    function = load_object(spec, "reinforce.reward")
+    function = load_object(spec, "reinforce.reward", FunctionType)
     if not callable(function):
         raise UserError(f"reinforce.reward {spec} is no function; name one that takes records")
     records = make_records(r, tokenizer)
@@ -226,11 +227,9 @@ def parse_reward(text: str) -> tuple[Term, ...]:
         weight, name = WEIGHTED.findall(part)[0]
         if name == "checker":
             raise UserError("reinforce.reward 'checker' is now 'answer': --reinforce.reward answer")
-        if name not in REWARDS and not is_user_code(name):
-            raise UserError(
-                f"reinforce.reward: there is no '{name}'; it can be {', '.join(REWARDS)}, "
-                "PATH.py:FUNCTION, or a sum such as '0.5 verified + 0.5 mine.py:fn'"
-            )
+        if not is_user_code(name):
+            known = [*REWARDS, "PATH.py:FUNCTION", "a sum such as '0.5 verified + 0.5 mine.py:fn'"]
+            require_name("reinforce.reward", name, known)
         try:
             terms.append(Term(float(weight or 1), name))
         except ValueError:

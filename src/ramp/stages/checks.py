@@ -5,13 +5,12 @@ functions `check_lengths(rundir, config, tokenizer)` of the stages' modules: the
 the text is prepared.
 """
 
-import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ramp.config import BUILT_IN_TOKENIZERS, Config
-from ramp.errors import UserError
+from ramp.errors import UserError, require_name
 from ramp.rundir import open_run
 from ramp.text import chat, corpus, fetch, preferences
 from ramp.text.huggingface import open_tokenizer
@@ -66,14 +65,12 @@ def check_reinforce(c: Config) -> None:
     from ramp.credit.fit import require_fit
     from ramp.credit.rewards import uses
     from ramp.credit.teacher import WORDING_TOKENS
-    from ramp.tasks import TASKS, gsm8k, gym, open_task
+    from ramp.tasks import open_task
     from ramp.tasks.cutting import open_cut
-    from ramp.user_code import is_user_code
 
     t = c.reinforce
-    _require_name("reinforce.method", t.method, METHODS)
-    if not (t.prompts or is_user_code(t.task) or t.task.startswith(gym.PREFIX)):
-        _require_name("reinforce.task", t.task, [*TASKS, gsm8k.NAME])
+    require_name("reinforce.method", t.method, METHODS)
+    task = open_task(t)
     has_head = uses(t.reward, "head")
     if has_head and not t.label_fraction:
         raise UserError(
@@ -125,7 +122,6 @@ def check_reinforce(c: Config) -> None:
             f"reinforce.minibatches {t.minibatches} does not divide reinforce.num_prompts "
             f"{t.num_prompts}; change one of them"
         )
-    task = open_task(t)
     open_cut(task.steps)
     # The task itself refuses a level that it does not have.
     task.sample(0, t.level)
@@ -171,15 +167,6 @@ def check_synthesize(c: Config) -> None:
 def _list_local(sources: Sequence[str]) -> list[str]:
     """The sources that can be looked into here. Others cost a download, which is the stage's."""
     return [s for s in sources if not s.startswith("@") and not fetch.is_address(s)]
-
-
-def _require_name(key: str, name: str, known: Iterable[str]) -> None:
-    if name in known:
-        return
-    # The nearest name, or all of them.
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'?" if close else f"it can be {', '.join(known)}"
-    raise UserError(f"{key}: there is no '{name}'; {hint}")
 
 
 # By the name of the stage, as in `STAGES`.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ramp.config import Reinforce
-from ramp.errors import UserError
+from ramp.errors import UserError, require_name
 from ramp.tasks import addition, chain, gsm8k, gym, paths, questions, swaps, words
 from ramp.tasks.protocol import Problem, Step, Task, Verdict
 from ramp.user_code import describe_failure, is_user_code, load_object
@@ -44,7 +44,7 @@ def _open(name: str, level: int, prompts: str, prompt: str, answer: str, pattern
     if name.startswith(gym.PREFIX):
         return gym.load_gym(name)
     if is_user_code(name):
-        task = load_object(name, "reinforce.task")
+        task = load_object(name, "reinforce.task", Task)
         if not isinstance(task, Task):
             raise UserError(
                 f"reinforce.task {name} is a {type(task).__name__}; it must be a "
@@ -53,8 +53,7 @@ def _open(name: str, level: int, prompts: str, prompt: str, answer: str, pattern
         task = guard_task(name, task)
         require_consistent(name, task, level)
         return task
-    if name not in TASKS:
-        raise UserError(f"there is no task {name!r}; it can be {', '.join(TASKS)} or FILE.py:TASK")
+    require_name("task", name, [*TASKS, gsm8k.NAME, "FILE.py:TASK"])
     return TASKS[name]
 
 
