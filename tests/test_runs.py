@@ -221,7 +221,7 @@ def test_a_mistake_is_one_sentence_and_exit_2(tmp_path, words, says, capsys, mon
 @pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_help_lists_every_key_with_its_default(name, capsys):
     with pytest.raises(SystemExit) as left:
-        cli.main([name, "--help"])
+        cli.main([*name.split(), "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
     for key in cli.COMMANDS[name].list_keys() if cli.COMMANDS[name].sections != () else ():

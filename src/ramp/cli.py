@@ -109,7 +109,9 @@ def dispatch(words: Sequence[str], restart: bool = False) -> int:
 
 def parse(words: Sequence[str]) -> tuple[Command, Arguments, Flags]:
     """A command, its own arguments, and the flags that are keys of the configuration."""
-    name, *rest = words
+    # A name may be of two words.
+    count = 2 if " ".join(words[:2]) in COMMANDS else 1
+    name, rest = " ".join(words[:count]), words[count:]
     if name in MOVED:
         raise UserError(f"`ramp {name}` is now `{MOVED[name]}`")
     if name not in COMMANDS:
@@ -286,20 +288,38 @@ def add_chat_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_credit_arguments(p: argparse.ArgumentParser) -> None:
     """Of `credit`."""
-    p.add_argument("run", type=parse_path, help="a run directory; or `audit`, of a reward or a log")
+    add_run_directory(p)
     p.add_argument("--problem", type=int, default=0, help="first held-out problem (default 0)")
     p.add_argument("--groups", type=int, default=4, help="problems to sample (default 4)")
-    p.add_argument("--reward", help="audit: a reward's name, FILE.py:FN, or a weighted sum of them")
-    p.add_argument("--task", default="chain", help="audit: NAME or FILE.py:TASK (default chain)")
-    p.add_argument("--prompts", default="", help="audit: the file of problems that a task needs")
-    p.add_argument("--level", type=int, default=4, help="audit: of the problems (default 4)")
+
+
+def add_audit_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `credit audit`."""
     p.add_argument(
-        "--budget", type=int, default=8000, help="audit: solutions to judge (default 8000)"
+        "--reward", help="search for what fools it: a name, FILE.py:FN, or a weighted sum of these"
     )
-    p.add_argument("--rollouts", type=parse_path, help="audit: JSONL of another trainer")
-    p.add_argument("--field", action="append", default=[], metavar="WHAT=NAME", help="audit: of it")
-    p.add_argument("--page", type=parse_path, help="audit: write it as a page")
-    p.add_argument("--json", type=parse_path, help="audit: write it as JSON")
+    p.add_argument(
+        "--task", default="chain", help="whose problems: NAME or FILE.py:TASK (default chain)"
+    )
+    p.add_argument("--prompts", default="", help="a file of questions in place of a task's")
+    p.add_argument("--level", type=int, default=4, help="difficulty of the problems (default 4)")
+    p.add_argument(
+        "--budget", type=int, default=8000, help="how many solutions are judged (default 8000)"
+    )
+    p.add_argument(
+        "--rollouts", type=parse_path, help="in place of --reward: a JSONL log of any trainer"
+    )
+    p.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="WHAT=NAME",
+        help="which field of the log is WHAT: group (the problem), text, steps, reward, right, "
+        "gold (the right answer), verdicts (on steps), first_error, advantages or tokens; "
+        "repeatable",
+    )
+    p.add_argument("--page", type=parse_path, help="write what was found to this HTML file")
+    p.add_argument("--json", type=parse_path, help="write what was found to this JSON file")
 
 
 def add_synth_arguments(p: argparse.ArgumentParser) -> None:
@@ -470,23 +490,22 @@ def run_report(args: Arguments, flags: Flags) -> int:
 
 
 def run_credit(args: Arguments, flags: Flags) -> int:
-    """Show which steps of a run's rollouts get which credit; audit a reward or a log."""
-    if str(args.run) == "audit":
-        from ramp.credit import report
-
-        t = config.Reinforce(task=args.task, prompts=args.prompts, level=args.level)
-        named = dict(field.partition("=")[::2] for field in args.field)
-        print(
-            report.run_audit(
-                args.reward, args.rollouts, t, args.budget, named, args.page, args.json
-            )
-        )
-        return 0
+    """Show which steps of a run's rollouts get which credit."""
     run, c = rundir.open_run(args.run)
     c = setup_devices(c, stages=("reinforce",))
     from ramp.stages import reinforce
 
     print(reinforce.show_credit(run, c, args.problem, args.groups))
+    return 0
+
+
+def run_audit(args: Arguments, flags: Flags) -> int:
+    """Audit a reward or a log."""
+    from ramp.credit import report
+
+    t = config.Reinforce(task=args.task, prompts=args.prompts, level=args.level)
+    named = dict(field.partition("=")[::2] for field in args.field)
+    print(report.run_audit(args.reward, args.rollouts, t, args.budget, named, args.page, args.json))
     return 0
 
 
@@ -550,9 +569,12 @@ COMMANDS = {
     "export": make_serve_command("export", "write the model as a folder that other tools open"),
     "import": make_serve_command("import", "make a run of a model from GGUF or safetensors files"),
     "credit": Command(
-        "which steps of a run's rollouts get which credit; `credit audit`: what fools a reward",
-        run_credit,
-        add_credit_arguments,
+        "which steps of a run's rollouts get which credit", run_credit, add_credit_arguments
+    ),
+    "credit audit": Command(
+        "what fools a reward, or where the credit of another trainer's log went",
+        run_audit,
+        add_audit_arguments,
     ),
     "synth": Command(
         "why RUN ID: what became of a sample; ask RUN QUESTION: how many answers a model has",

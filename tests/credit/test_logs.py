@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -133,6 +134,15 @@ def test_names_that_nobody_knows_are_listed_and_what_is_missing_is_said(tmp_path
     more = ["--field", "right=ok", "--field", "verdicts=a"]
     assert cli.main(["credit", "audit", "--rollouts", path, *named.split(), *more]) == 0
     assert "praise that goes to wrong steps: 0%" in capsys.readouterr().out
+
+
+def test_the_help_of_the_command_is_its_own_and_lists_every_word(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["credit", "audit", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    (words,) = re.findall("which field of the log is WHAT: (.*?); repeatable", said)
+    assert re.sub(r" \(.*?\)| or", ",", words).replace(",,", ",").split(", ") == [*logs.FIELDS]
+    assert "--groups" not in said and "usage: ramp credit audit " in said
 
 
 def test_fields_can_be_named(tmp_path):
