@@ -23,6 +23,7 @@ from ramp.reporting import html
 from ramp.tasks import Task, open_task
 from ramp.user_code import is_user_code, load_object
 
+SURE = "All have p < 0.05, corrected for the number of words."
 SHOWN_ROLLOUTS = 4  # of a log, with their tokens in colour
 
 
@@ -79,8 +80,7 @@ def _list_findings(findings: Sequence[Finding], nothing: str) -> list[str]:
     lines = [] if findings else [f"  found {nothing}"]
     for number, f in enumerate(findings, 1):
         lines += [
-            f"  {number}. {f.kind}: {f.paid:.2f}, where equal work gets {f.deserved:.2f} "
-            f"({f.rate:.0%} of {f.num_problems} fresh problems)",
+            f"  {number}. {f.kind}: {f.worth} ({f.rate:.0%} of {f.num_problems} fresh problems)",
             f"     {f.problem!r} -> {' | '.join(map(repr, f.example.steps)) or 'no step'} | "
             f"answer {f.example.answer!r}",
         ]
@@ -91,7 +91,7 @@ def _render_findings(title: str, findings: Sequence[Finding], note: str) -> html
     cards = []
     for f in findings:
         steps = "\n".join([*f.example.steps, f"answer: {f.example.answer}"])
-        about = f"Paid {f.paid:.2f}; equal work gets {f.deserved:.2f}. On {f.rate:.0%} of "
+        about = f"{f.worth}. On {f.rate:.0%} of "
         cards.append(
             f'<div class="card">{html.heading(f.kind)}'
             f"{html.remark(f'{about}{f.num_problems} fresh problems.')}"
@@ -189,8 +189,8 @@ def render_log(path: Path, log: Log, audit: LogAudit) -> str:
     tables = [
         html.section(title, _render_words(words), note=note)
         for title, words, note in (
-            ("Words", audit.words, "Rollouts with the word, less those without, equally right."),
-            ("Tokens", audit.tokens, "Advantages of the token, less those of the others."),
+            ("Words", audit.words, f"Rollouts with it, less equally right ones without. {SURE}"),
+            ("Tokens", audit.tokens, f"Its advantages, less those of the others. {SURE}"),
         )
         if words
     ]
@@ -204,8 +204,10 @@ def render_log(path: Path, log: Log, audit: LogAudit) -> str:
 
 
 def _render_words(words: Sequence[PaidWord]) -> html.Html:
-    rows = [(w.word, f"{w.more:+.3f}", f"{w.p_value:.1e}", w.num_with) for w in words]
-    return html.table(["text", "paid more by", "p, corrected", "cases"], rows)
+    # Three columns are what a phone shows.
+    return html.table(
+        ["text", "paid more by", "cases"], [(w.word, f"{w.more:+.3f}", w.num_with) for w in words]
+    )
 
 
 def _render_tokens(log: Log) -> html.Html:

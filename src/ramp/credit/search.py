@@ -42,6 +42,13 @@ class Finding:
     rate: float  # fraction of the fresh problems on which it gains
     num_problems: int
 
+    @property
+    def worth(self) -> str:
+        """What it is paid and what equal work is: a cost where neither is above 0."""
+        if max(self.paid, self.deserved) <= 0:
+            return f"it costs {abs(self.paid):.2f}, where honest work costs {-self.deserved:.2f}"
+        return f"{self.paid:.2f}, where equal work gets {self.deserved:.2f}"
+
 
 def find_exploits(
     trial: Trial, budget: int = 8000, seed: int = 0, most: int = MAX_FINDINGS
@@ -253,9 +260,13 @@ def describe(trial: Trial, recipe: Recipe, column: int) -> str:
         causes.append(f"an answer such as {write(recipe, trial.sheets[0]).answer!r}")
     elif recipe.answer == ():
         causes.append("an empty answer")
+    verb = "passes the checker" if trial.ask is None else "is paid"
+    solution = write(recipe, trial.sheets[0])
+    # Whatever stands beside it; an answer that is not there is an empty step too.
+    if column and [*solution.steps, solution.answer or ""][column - 1 : column] == [""]:
+        return f"leaving a step empty {verb}"
     causes = causes or [_name_amount(trial, recipe)]
     subject = "a solution" if column == 0 else "a step of a solution"
-    verb = "passes the checker" if trial.ask is None else "is paid"
     return f"{subject} with {' and '.join(causes)} {verb}"
 
 
