@@ -1,4 +1,4 @@
-"""The races of the benchmark of credit: its policies, rewards, figures and law, each held against something independent."""
+"""The races of the benchmark of credit: its policies, rewards and figures, each held against something independent."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.credit import chain_values, law, race, race_table, tabular
+from experiments.credit import chain_values, race, race_table, tabular
 from experiments.results import Results
 from ramp.config import Model, Reinforce
 
@@ -160,26 +160,6 @@ def test_the_grid_grows_until_the_best_is_inside_or_at_its_bounds(monkeypatch, b
     assert (setting.rate, setting.num_rollouts) == (min(race.RATES), best)
     assert len(asked) == tried and asked[-1] == (best, True)
     assert steps == pytest.approx(1000 + 100 * min(race.RATES))
-
-
-@pytest.mark.parametrize("arm", law.ESTIMATES)
-def test_the_laws_moments_against_sampling(arm):
-    rng = np.random.default_rng(0)
-    k, p = 7, 0.3
-    m = rng.binomial(k, law.Q, 400_000)
-    s = rng.binomial(m, p)
-    g = law.ESTIMATES[arm](k, m, s, p)
-    assert law.signal_to_noise(arm, k, p) == pytest.approx(g.mean() ** 2 / g.var(), rel=0.03)
-
-
-def test_the_law_gives_back_its_own_constants():
-    true = law.Law(scale=3.0, floor=5.0)
-    measured = [
-        (arm, k, 0.03, true.steps(arm, k, 0.03)) for arm in law.ESTIMATES for k in (4, 6, 8)
-    ]
-    found = law.fit_law(measured)
-    assert (found.scale, found.floor) == pytest.approx((3.0, 5.0), rel=0.02)
-    assert law.skill_at(12, 0.9) == pytest.approx(1 - 3 * (1 - 0.9 ** (1 / 12)))
 
 
 def test_truth_is_the_tasks():
