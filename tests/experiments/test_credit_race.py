@@ -16,7 +16,7 @@ from ramp.config import Model, Reinforce
 @pytest.fixture(scope="module")
 def chains():
     """(first value, operations, operands) of 64 problems, eight rollouts each, and keys."""
-    start, op, n = tabular.make_chains(jax.random.PRNGKey(3), 64, 5)
+    start, op, n = tabular.make_chains(jax.random.PRNGKey(3), 64)
     return tuple(np.repeat(np.asarray(x), tabular.GROUP, axis=0) for x in (start, op, n))
 
 
@@ -24,7 +24,7 @@ def chains():
 def test_the_most_likely_answer_of_a_base_is_wrong(one):
     """At temperature 0 at most a fifth is verified (a quarter of 4 operations), so sharpening is no help."""
     table = 1000 * tabular.make_table(one.rule, 1)
-    problems = tabular.make_chains(jax.random.PRNGKey(0), 512, one.num_steps)
+    problems = tabular.make_chains(jax.random.PRNGKey(0), 512)
     verified = float(tabular.measure_verified(table, *problems, one.num_steps))
     assert verified < (0.2 if one.num_steps > 4 else 0.25)
 

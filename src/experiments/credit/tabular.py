@@ -81,7 +81,7 @@ def make_table(rule: str, seed: int) -> np.ndarray:
     return (np.log(chance) + rng.normal(0, 0.3, chance.shape)).astype(np.float32)
 
 
-def make_chains(key: Array, n: int, num_steps: Array) -> tuple[Array, Array, Array]:
+def make_chains(key: Array, n: int) -> tuple[Array, Array, Array]:
     """(first value [n], operations [n, S], operands [n, S]) of random chains."""
     keys = jax.random.split(key, 3)
     return (
@@ -186,7 +186,7 @@ def make_runner(arm: Arm, num_rollouts: int) -> Callable:
     def update(i, carry, rate, key, k, decay_from, total):
         table, opt = carry
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        start, op, n = make_chains(keys[0], num_rollouts // GROUP, k)
+        start, op, n = make_chains(keys[0], num_rollouts // GROUP)
         start, op, n = (jnp.repeat(x, GROUP, axis=0) for x in (start, op, n))
         d = draw_rollouts(table, keys[1], start, op, n, k)
         g = jax.grad(policy_loss)(table, arm, keys[2], d, op, n, k)
@@ -231,7 +231,7 @@ def run_lanes(
     places = np.concatenate([np.linspace(0, 0.1, 101), np.linspace(0.1, 1, 101)])
     ends = sorted({0, *np.round(places * total).astype(int).tolist()})
     k = jnp.int32(num_steps)
-    held_out = make_chains(jax.random.PRNGKey(-1 % 2**31), NUM_HELD_OUT, k)
+    held_out = make_chains(jax.random.PRNGKey(-1 % 2**31), NUM_HELD_OUT)
     keys = jax.vmap(jax.random.PRNGKey)(jnp.asarray(seeds))
     runner = make_runner(arm, num_rollouts)
     tables = jnp.asarray(tables)
