@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.credit import chain_values, race, race_table, tabular
+from experiments.credit import chain_values, network, race, race_table, tabular
+from experiments.credit.bases import MISCONCEPTIONS, solve_with_misconception
 from experiments.results import Results
 from ramp.config import Model, Reinforce
+from ramp.tasks import TASKS
+
+IMITATED = ("imitation of verified rollouts", "imitation of right steps")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,14 @@ def test_places_after_the_last_step_do_not_count(chains):
     changed = op.copy(), n.copy()
     for x in changed:
         x[:, 5:] = (x[:, 5:] + 1) % 3
-    for name in ("step-local", "first error", "process supervision", "min-form", "GRPO, verified"):
+    for name in (
+        "step-local",
+        "first error",
+        "process supervision",
+        "min-form",
+        "GRPO, verified",
+        *IMITATED,
+    ):
         arm = race.ARMS[name]
         grads = []
         for one in ((op, n), changed):
@@ -99,12 +110,12 @@ def test_places_after_the_last_step_do_not_count(chains):
 
 
 def test_a_goal_counts_where_it_is_held():
-    steps = [0, 100, 200, 300, 400, 500]
-    assert race.steps_to_hold(steps, [0.5, 0.8, 1.0, 0.95, 0.9, 0.5]) == pytest.approx(150)
+    tokens = [0, 100, 200, 300, 400, 500]
+    assert race.tokens_to_hold(tokens, [0.5, 0.8, 1.0, 0.95, 0.9, 0.5]) == pytest.approx(150)
     # Reached, lost, and reached again.
-    assert race.steps_to_hold(steps, [0.5, 1.0, 0.5, 0.9, 0.9, 0.9]) == pytest.approx(300)
-    assert race.steps_to_hold(steps, [0.5, 1.0, 0.5, 1.0, 0.9, 0.5]) is None
-    assert race.steps_to_hold(steps, [0.95] * 6) == 0
+    assert race.tokens_to_hold(tokens, [0.5, 1.0, 0.5, 0.9, 0.9, 0.9]) == pytest.approx(300)
+    assert race.tokens_to_hold(tokens, [0.5, 1.0, 0.5, 1.0, 0.9, 0.5]) is None
+    assert race.tokens_to_hold(tokens, [0.95] * 6) == 0
 
 
 def outcome(base, to_goal):
@@ -126,19 +137,22 @@ def test_a_ratio_is_paired_by_base_and_bounds_what_never_arrives():
 
 
 def test_a_race_is_kept_and_a_control_that_gains_is_named(tmp_path, monkeypatch):
-    small = {"RATES": (0.1, 0.4), "TUNING_SEEDS": (0, 1), "BASES": (1, 2), "NUM_LANES": 6}
-    for name, value in (small | {"NUM_ROLLOUTS": (8,), "MAX_ROLLOUTS": 8}).items():
-        monkeypatch.setattr(race, name, value)
+    monkeypatch.setattr(race, "NUM_LANES", 6)
+    monkeypatch.setattr(race, "MAX_ROLLOUTS", 8)
     b = Results(tmp_path, Model(), Reinforce())
     arms = ("no reward, entropy minimised", "RLOO, verified", "step-local")
-    short = race.Race("products, loosely", 3, 6000, arms)
+    small = {"rates": (0.1, 0.4), "num_rollouts": (8,), "tuning_seeds": (0, 1), "bases": (1, 2)}
+    short = race.Race("products, loosely", 3, 6000, arms, **small)
     results = list(short.run(b))
     kept = b.path.read_bytes()
     assert list(short.run(b)) == results and b.path.read_bytes() == kept
     assert [len(r.runs) for r in results] == [6, 6, 6]
     assert {run.base for r in results for run in r.runs} == {1, 2}  # not the one settings come from
     text = race_table.report([(short.name, results)])
-    assert "### products, loosely, 3 operations" in text and "RLOO, verified / step-local" in text
+    assert (
+        "### a table, products, loosely, 3 operations" in text
+        and "RLOO, verified / step-local" in text
+    )
     (control, *_) = results
     gained = replace(control, runs=[replace(run, end=0.9) for run in control.runs])
     assert "measures sharpening" in race_table.race_table([gained])
@@ -156,11 +170,63 @@ def test_the_grid_grows_until_the_best_is_inside_or_at_its_bounds(monkeypatch, b
         return [race.Outcome(base, steps + 100 * rate, 10**6, 0, 1, 0.5) for rate, base, _ in lanes]
 
     monkeypatch.setattr(race.Race, "once", once)
-    setting, (steps, _) = race.Race("products", 12, 10**6).choose_setting(None, "step-local")
-    assert (setting.rate, setting.num_rollouts) == (min(race.RATES), best)
+    one = race.Race("products", 12, 10**6)
+    setting, (steps, _) = one.choose_setting(None, "step-local")
+    assert (setting.rate, setting.num_rollouts) == (min(one.rates), best)
     assert len(asked) == tried and asked[-1] == (best, True)
-    assert steps == pytest.approx(1000 + 100 * min(race.RATES))
+    assert steps == pytest.approx(1000 + 100 * min(one.rates))
 
 
 def test_truth_is_the_tasks():
     assert chain_values.truth()[7, 2, 8] == 6
+
+
+@pytest.mark.parametrize(
+    ("plain", "with_baseline"), list(zip(IMITATED, ("RLOO, verified", "step-local"), strict=True))
+)
+def test_imitation_has_the_mean_gradient_of_its_like(plain, with_baseline):
+    """Over many draws; what a baseline takes away is noise."""
+    table = jnp.asarray(tabular.make_table("products, loosely", 2))
+    start, op, n = tabular.make_chains(jax.random.PRNGKey(3), 32)
+    rows = tuple(jnp.repeat(x, tabular.GROUP, axis=0) for x in (start, op, n))
+
+    @jax.jit
+    def gradients(key):
+        d = tabular.draw_rollouts(table, key, *rows, 3)
+        arms = (race.ARMS[plain], race.ARMS[with_baseline])
+        return [jax.grad(tabular.policy_loss)(table, arm, key, d, *rows[1:], 3) for arm in arms]
+
+    keys = jax.random.split(jax.random.PRNGKey(4), 300)
+    sums = [np.mean(np.asarray(g), axis=0).ravel() for g in jax.lax.map(gradients, keys)]
+    a, b = (x / np.linalg.norm(x) for x in sums)
+    assert a @ b > 0.97
+    assert np.linalg.norm(sums[0]) == pytest.approx(np.linalg.norm(sums[1]), rel=0.05)
+
+
+def test_who_holds_a_wrong_rule_errs_there_alone():
+    task, rule = TASKS["chain"], MISCONCEPTIONS["products"]
+    followed = right = 0
+    for i in range(200):
+        problem = task.sample(i, 6)
+        steps, answer = solve_with_misconception(problem, rule)
+        value = problem.gold[0]
+        for (label, op, n), step in zip(problem.gold[1], steps, strict=True):
+            said = int(step[len(label) :])
+            truth = {"+": value + n, "-": value - n, "*": value * n}[op] % 10
+            if op == "*":
+                followed += said == (value * n + 1) % 10 != truth
+                right += said == truth
+            else:
+                assert said == truth
+            value = said
+        assert answer == str(value)
+    assert right / (right + followed) == pytest.approx(0.03, abs=0.03)
+
+
+@pytest.mark.parametrize("name", race.ARMS)
+def test_every_arm_is_a_recipe_of_the_product(name):
+    """And spends its budget, whatever the size of an update."""
+    t = network.fit_recipe(Reinforce(level=12), name, 1e-3, 64, False, 500_000)
+    assert t.num_prompts * t.group_size == 64
+    assert t.train.steps * 64 * 38 == pytest.approx(500_000, rel=0.01)
+    assert t.keep_all_groups == (race.ARMS[name].kind == "control")

@@ -22,6 +22,7 @@ from experiments.credit import (
     data,
     estimators,
     heads,
+    network,
     race,
     race_table,
     solvers,
@@ -229,7 +230,9 @@ def run(directory: Path, c: Config, data_dir: Path | None = None) -> str:
 
 
 def run_races(directory: Path, c: Config) -> str:
-    """Every method with every reward on table policies that hold a wrong rule, as Markdown."""
+    """Every method with every reward on policies that hold a wrong rule, as Markdown."""
     directory.mkdir(parents=True, exist_ok=True)
     b = Results(directory, c.model, c.reinforce)
-    return race_table.report([(one.name, list(one.run(b))) for one in race.RACES])
+    return race_table.report(
+        [(one.name, list(one.run(b))) for one in (*race.RACES, *network.RACES)]
+    )

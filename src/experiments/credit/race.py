@@ -8,7 +8,7 @@ What makes the comparison fair:
   was only sharpened, and the table says so.
 * Rate, rollouts an update and decay are chosen for each arm by itself, on a base and seeds that the
   comparison does not use.
-* All sampled steps count. The goal counts as reached where three evaluations in a row hold it.
+* All sampled tokens count. The goal counts as reached where three evaluations in a row hold it.
 """
 
 import time
@@ -21,11 +21,9 @@ import numpy as np
 from experiments.credit.tabular import GROUP, Arm, Curves, make_table, run_lanes
 from experiments.results import Results
 
-GOAL = 0.9  # verified accuracy that the sampled steps are counted to
+GOAL = 0.9  # verified accuracy that the sampled tokens are counted to
 HELD = 3  # evaluations in a row that have to hold it
 TUNED_ON = 0  # the base that settings are chosen on; the others judge
-BASES = tuple(range(1, 11))
-SEEDS = (0, 1, 2)
 NUM_LANES = 32  # of every program: another number would be compiled again
 
 # The name is the one of the table.
@@ -40,16 +38,15 @@ ARMS = {
     "RLOO, share of right steps": Arm("outcome", "rloo", "share"),
     "GRPO, share of right steps": Arm("outcome", "grpo", "share"),
     "RLOO, verified + share": Arm("outcome", "rloo", "verified + share"),
+    "imitation of verified rollouts": Arm("outcome", "imitate_rollouts", "verified"),
+    "imitation of right steps": Arm("dense", "imitate_steps", "answer"),
     "step-local": Arm("dense", "step_local", "answer"),
     "first error": Arm("dense", "first_error", "answer"),
     "process supervision": Arm("dense", "grpo_process", "answer"),
     "min-form": Arm("dense", "min_form", "verified"),
 }
 
-RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-NUM_ROLLOUTS = (16, 64, 256)  # and beyond, down to one group of 8, where the best is at an end
 MAX_ROLLOUTS = 1024
-TUNING_SEEDS = (0, 1, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -66,20 +63,20 @@ class Outcome:
     """One run."""
 
     base: int
-    to_goal: float | None  # sampled steps; None: never
-    spent: int  # sampled steps of the run
+    to_goal: float | None  # sampled tokens; None: never
+    spent: int  # sampled tokens of the run
     start: float  # verified accuracy
     end: float
     area: float  # mean verified accuracy over the run
 
     @property
     def cost(self) -> float:
-        """Sampled steps to the goal; the whole budget where it was never reached."""
+        """Sampled tokens to the goal; the whole budget where it was never reached."""
         return self.spent if self.to_goal is None else self.to_goal
 
     @property
     def merit(self) -> tuple[float, float]:
-        """Smaller is better: the steps to the goal, then the area under the curve."""
+        """Smaller is better: the tokens to the goal, then the area under the curve."""
         return float("inf") if self.to_goal is None else self.to_goal, -self.area
 
 
@@ -93,8 +90,8 @@ class Result:
     runs: list[Outcome]  # on the judging bases
 
 
-def steps_to_hold(steps: Sequence[float], verified: Sequence[float]) -> float | None:
-    """Sampled steps at which a curve first crosses the goal and then holds it; None: never.
+def tokens_to_hold(tokens: Sequence[float], verified: Sequence[float]) -> float | None:
+    """Sampled tokens at which a curve first crosses the goal and then holds it; None: never.
 
     Linear between two evaluations. It holds where HELD evaluations in a row are at the goal.
     """
@@ -103,44 +100,57 @@ def steps_to_hold(steps: Sequence[float], verified: Sequence[float]) -> float | 
             if i == 0:
                 return 0.0
             part = (GOAL - verified[i - 1]) / (verified[i] - verified[i - 1])
-            return float(steps[i - 1] + part * (steps[i] - steps[i - 1]))
+            return float(tokens[i - 1] + part * (tokens[i] - tokens[i - 1]))
     return None
 
 
 def read_lane(curves: Curves, lane: int, base: int) -> Outcome:
     """One lane of `run_lanes`."""
-    steps, verified = curves.steps_e.tolist(), curves.verified_le[lane].tolist()
-    parts = zip(pairwise(steps), pairwise(verified), strict=True)
+    return sum_up(base, curves.steps_e.tolist(), curves.verified_le[lane].tolist())
+
+
+def sum_up(base: int, tokens: Sequence[float], verified: Sequence[float]) -> Outcome:
+    """The outcome of one curve: sampled tokens at its evaluations, and verified accuracy there."""
+    parts = zip(pairwise(tokens), pairwise(verified), strict=True)
     area = sum((t1 - t0) * (v0 + v1) / 2 for (t0, t1), (v0, v1) in parts)
     return Outcome(
         base=base,
-        to_goal=steps_to_hold(steps, verified),
-        spent=steps[-1],
+        to_goal=tokens_to_hold(tokens, verified),
+        spent=int(tokens[-1]),
         start=verified[0],
         end=verified[-1],
-        area=area / steps[-1],
+        area=area / tokens[-1],
     )
 
 
 @dataclass(frozen=True)
 class Race:
-    """One comparison: a wrong rule, a number of operations, and what may be spent."""
+    """One comparison of policies that are tables.
+
+    A wrong rule, a number of operations, what may be spent, and what is tried.
+    """
 
     rule: str
     num_steps: int
-    budget: int  # sampled steps of a run
+    budget: int  # sampled tokens of a run; a table's step is one token
     arms: Sequence[str] = tuple(ARMS)
+    rates: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+    # And beyond, down to one group, where the best is at an end.
+    num_rollouts: Sequence[int] = (16, 64, 256)
+    tuning_seeds: Sequence[int] = (0, 1, 2, 3)
+    bases: Sequence[int] = tuple(range(1, 11))  # TUNED_ON is none of them
+    seeds: Sequence[int] = (0, 1, 2)
 
     @property
     def name(self) -> str:
         """For tables."""
-        return f"{self.rule}, {self.num_steps} operations"
+        return f"a table, {self.rule}, {self.num_steps} operations"
 
     def run(self, b: Results) -> Iterator[Result]:
         """Every arm: choose its setting, then judge it."""
         for name in self.arms:
             setting, tuned = self.choose_setting(b, name)
-            lanes = [(setting.rate, base, seed) for base in BASES for seed in SEEDS]
+            lanes = [(setting.rate, base, seed) for base in self.bases for seed in self.seeds]
             runs = self.once(b, name, setting.num_rollouts, setting.decay, lanes)
             yield Result(name, setting, tuned, runs)
 
@@ -151,7 +161,7 @@ class Race:
         any with which all do. A decaying rate is tried with the best number of rollouts.
         """
         merits = {}
-        waiting = list(NUM_ROLLOUTS)
+        waiting = list(self.num_rollouts)
         while waiting:
             merits |= self.rank_rates(b, name, waiting.pop(0), False)
             if waiting:
@@ -170,11 +180,12 @@ class Race:
         self, b: Results, name: str, num_rollouts: int, decay: bool
     ) -> dict[Setting, tuple[float, float]]:
         """The merit of every rate; see `choose_setting`."""
-        lanes = [(rate, TUNED_ON, seed) for rate in RATES for seed in TUNING_SEEDS]
+        lanes = [(rate, TUNED_ON, seed) for rate in self.rates for seed in self.tuning_seeds]
         runs = self.once(b, name, num_rollouts, decay, lanes)
         merits = {}
-        for i, rate in enumerate(RATES):
-            mine = runs[i * len(TUNING_SEEDS) : (i + 1) * len(TUNING_SEEDS)]
+        num_seeds = len(self.tuning_seeds)
+        for i, rate in enumerate(self.rates):
+            mine = runs[i * num_seeds : (i + 1) * num_seeds]
             mean = np.mean([run.merit for run in mine], axis=0)
             merits[Setting(rate, num_rollouts, decay)] = tuple(mean.tolist())
         return merits
@@ -207,6 +218,7 @@ class Race:
                 num_steps=self.num_steps,
                 budget=self.budget,
                 decay=decay,
+                problems=int(bases == [TUNED_ON]),  # settings are chosen on others
             )
             runs = [read_lane(curves, i, base) for i, (_, base, _) in enumerate(lanes)]
             return {

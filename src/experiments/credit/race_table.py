@@ -1,4 +1,4 @@
-"""The races as tables: who arrives after how many sampled steps, and how many times fewer."""
+"""The races as tables: who arrives after how many sampled tokens, and how many times fewer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Ratio:
 
 
 def compare(slow: Sequence[Outcome], fast: Sequence[Outcome]) -> Ratio:
-    """Sampled steps of one arm over those of another, paired by base.
+    """Sampled tokens of one arm over those of another, paired by base.
 
     The seeds of a base are averaged first: they share the base and are no independent evidence. The
     interval is Student's, of the mean logarithm over bases.
@@ -46,8 +46,8 @@ def compare(slow: Sequence[Outcome], fast: Sequence[Outcome]) -> Ratio:
     return Ratio(mean, low, high, any(run.to_goal is None for run in slow))
 
 
-def describe_steps(runs: Sequence[Outcome]) -> str:
-    """Median and range of the sampled steps to the goal, and how many runs arrived."""
+def describe_tokens(runs: Sequence[Outcome]) -> str:
+    """Median and range of the sampled tokens to the goal, and how many runs arrived."""
     arrived = [run.to_goal for run in runs if run.to_goal is not None]
     if not arrived:
         return f"none of {len(runs)} in {max(run.spent for run in runs) / 1e3:.0f}k"
@@ -72,7 +72,7 @@ def race_table(results: Sequence[Result]) -> str:
                 result.name,
                 ARMS[result.name].kind,
                 f"{setting.rate:g}, {setting.num_rollouts}{decay}",
-                describe_steps(runs),
+                describe_tokens(runs),
                 f"{end:.0%} ({100 * points_gained(result):+.0f})",
             )
         )
@@ -80,7 +80,7 @@ def race_table(results: Sequence[Result]) -> str:
         "arm",
         "kind",
         "rate, rollouts an update",
-        f"sampled steps to {GOAL:.0%} verified and held",
+        f"sampled tokens to {GOAL:.0%} verified and held",
         "verified at the end (points gained)",
     )
     lines = [*markdown(head, rows), "", *compare_kinds(results), *judge_controls(results)]

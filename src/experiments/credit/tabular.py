@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 from experiments.credit import chain_values
+from experiments.credit.imitation import IMITATION
 from ramp.credit.advantages import METHODS
 from ramp.credit.baselines import Credit
 
@@ -155,7 +156,7 @@ def policy_loss(
     step_bn = jnp.where(exists_bs > 0, jnp.arange(MAX_STEPS), -1)
     reward_pg = compute_reward(arm.reward, key, d, k).reshape(-1, GROUP)
     credit = Credit(reward_pg, d.right * exists_bs, exists_bs, step_bn)
-    advantage = jax.lax.stop_gradient(METHODS[arm.method](credit))
+    advantage = jax.lax.stop_gradient((METHODS | IMITATION)[arm.method](credit))
     logps = jax.nn.log_softmax(table[d.before, op_bs, n_bs], axis=-1)
     logp = jnp.take_along_axis(logps, d.stated[..., None], axis=-1)[..., 0]
     entropy = -(jnp.exp(logps) * logps).sum(axis=-1)
@@ -220,18 +221,19 @@ def run_lanes(
     num_steps: int,
     budget: int,
     decay: bool = False,
+    problems: int = 0,
 ) -> Curves:
     """Train every lane for `budget` sampled steps.
 
     tables: logits [L, 10, 3, 10, 10]. rates, seeds: [L]. decay: the rate falls to 0 over the second
-    half. All lanes see other problems; all are judged on the same ones.
+    half. All lanes learn from other problems; all are judged on the same ones, of seed `problems`.
     """
     total = budget // (num_rollouts * num_steps)
     # Half of the evaluations lie in the first tenth, so that an early goal has points before it.
     places = np.concatenate([np.linspace(0, 0.1, 101), np.linspace(0.1, 1, 101)])
     ends = sorted({0, *np.round(places * total).astype(int).tolist()})
     k = jnp.int32(num_steps)
-    held_out = make_chains(jax.random.PRNGKey(-1 % 2**31), NUM_HELD_OUT)
+    held_out = make_chains(jax.random.PRNGKey(2**31 - 1 - problems), NUM_HELD_OUT)
     keys = jax.vmap(jax.random.PRNGKey)(jnp.asarray(seeds))
     runner = make_runner(arm, num_rollouts)
     tables = jnp.asarray(tables)
