@@ -299,7 +299,7 @@ def add_audit_arguments(p: argparse.ArgumentParser) -> None:
         "--reward", help="search for what fools it: a name, FILE.py:FN, or a weighted sum of these"
     )
     p.add_argument(
-        "--task", default="chain", help="whose problems: NAME or FILE.py:TASK (default chain)"
+        "--task", default="", help="whose problems: NAME or FILE.py:TASK (default chain)"
     )
     p.add_argument("--prompts", default="", help="a file of questions in place of a task's")
     p.add_argument("--level", type=int, default=4, help="difficulty of the problems (default 4)")
@@ -503,7 +503,8 @@ def run_audit(args: Arguments, flags: Flags) -> int:
     """Audit a reward or a log."""
     from ramp.credit import report
 
-    t = config.Reinforce(task=args.task, prompts=args.prompts, level=args.level)
+    task = args.task if args.task or args.prompts else "chain"
+    t = config.Reinforce(task=task, prompts=args.prompts, level=args.level)
     named = dict(field.partition("=")[::2] for field in args.field)
     print(report.run_audit(args.reward, args.rollouts, t, args.budget, named, args.page, args.json))
     return 0

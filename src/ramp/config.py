@@ -239,9 +239,9 @@ class Reinforce:
     """
 
     # Not a `Literal`: the names are in the tables of `tasks` and `credit`, which import this file.
-    task: str = "words"
+    task: str = ""
     """a name in TASKS of ramp/tasks/__init__.py, such as addition or chain; gsm8k, with `prompts`;
-    reasoning_gym:NAME; PATH.py:TASK, your own"""
+    reasoning_gym:NAME; PATH.py:TASK, your own; empty: words, or what `prompts` names"""
     level: Positive = 2
     """difficulty: steps of a solution, or digits"""
     prompts: str = ""

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The exception that means: the user can mend this."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,6 +11,10 @@ class UserError(Exception):
     without a traceback and exits with code 2. Faults of ramp itself, of the disk or of the network
     stay ordinary exceptions, so that their traceback is seen.
     """
+
+
+class NothingToLearn(UserError):
+    """A stage whose data tell it nothing: `ramp run` does the others, and then fails with this."""
 
 
 def require_name(key: str, name: str, known: Iterable[str]) -> None:

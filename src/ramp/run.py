@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ramp.config import Config
-from ramp.errors import UserError
+from ramp.errors import NothingToLearn, UserError
 from ramp.files import write_atomic
 from ramp.host import measure_budget, on_process_zero, setup_devices
 from ramp.rundir import Request, RunDir, open_run
@@ -32,7 +32,8 @@ def run(
     """Do `stages` (by default all of the configuration's) in `directory`.
 
     A stage that is done is skipped unless `force`: then it begins anew, and what it had made is put
-    aside. Raises `UserError`, `Preempted` (saved, start again) or `Diverged`.
+    aside. Raises `UserError`, `Preempted` (saved, start again) or `Diverged`; `NothingToLearn`
+    when the other stages are done.
 
     Args:
       suites: evaluations by name that are not stages of their own; they need a pretrained model and
@@ -64,6 +65,7 @@ def run(
             )
     c = memory.fit_batch(asked, c, todo, measure_budget())
     stop = Preemption()
+    failed: list[NothingToLearn] = []
     with ExitStack() as stack:
         # The lock is held to the end; only the process that writes takes it.
         on_process_zero(lambda: (stack.enter_context(rundir.lock()), rundir.repair()))
@@ -92,7 +94,13 @@ def run(
                     print_outdated(rundir)
             else:
                 work = suites[name] if name in suites else modules[name].run
-                result = work(rundir, c, stop)
+                try:
+                    result = work(rundir, c, stop)
+                except NothingToLearn as error:
+                    # The others need not wait: those that build on it say that it is missing.
+                    print(f"{error}\n{name} is left undone")
+                    failed.append(error)
+                    continue
             # The other processes have no result of `prepare`, and write none.
             on_process_zero(partial(report.update_report, directory, name, result or {}))
             # After each stage, so that a run that breaks off later has a report too.
@@ -100,6 +108,8 @@ def run(
             # Last: a kill before this repeats the end of the stage, a later one loses nothing.
             on_process_zero(partial(report.update_report, directory, name, {"done": True}))
         on_process_zero(lambda: rundir.begun_anew.unlink(missing_ok=True))
+    if failed:
+        raise failed[0]
     if jax.process_index() == 0:
         print(f"report: {directory / 'report.html'}")
 

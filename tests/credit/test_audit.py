@@ -114,6 +114,24 @@ def test_a_page_shows_different_problems_and_different_solutions():
     assert len(set(questions)) == len(questions)
 
 
+def test_a_page_shows_a_right_solution_where_there_is_one():
+    """Beside wrong ones, however far down it stands; one that is right throughout before luck."""
+    problem = chain.make(3, (("a", "+", 4), ("b", "*", 2)))
+
+    def choose(*texts):
+        ids = [[*TOKENIZER.encode(text.replace("|", "\n")), TOKENIZER.end] for text in texts]
+        task = replace(chain.TASK, steps="newline")
+        r = audit.solutions_as_rollouts(TOKENIZER, task, [problem] * 6, ids, group_size=6)
+        return page.choose_siblings(r, [0, 1, 2])
+
+    wrong = ["a1|b1|1", "a2|b2|2", "a3|b3|3", "a5|b5|5"]
+    assert choose(*wrong, "a9|b9|9", "a7|b4|4") == [[0, 1, 5]]
+    assert choose(*wrong, "a2|b4|4", "a7|b4|4") == [[0, 1, 5]]  # number 4 is lucky
+    assert choose(*wrong, "a2|b4|4", "x") == [[0, 1, 4]]
+    assert choose("a7|b4|4", *wrong, "x") == [[0, 1, 2]]
+    assert choose(*wrong, "y", "x") == [[0, 1, 2]]
+
+
 @pytest.mark.skipif(not browser.CHROMIUM, reason="no chromium here")
 @pytest.mark.parametrize("width", [390, 1200])
 def test_the_page_fits_a_screen(width, tmp_path):

@@ -4,11 +4,10 @@ import json
 import random
 import re
 
-import numpy as np
 import pytest
 
 from ramp import cli
-from ramp.credit import logs
+from ramp.credit import log_figures, logs
 from ramp.errors import UserError
 
 
@@ -32,43 +31,14 @@ def make_rows(n, seed, per_char=0.0, word=0.0):
     return rows
 
 
-def test_length_and_words_that_are_paid_at_equal_correctness(tmp_path):
-    rows = make_rows(400, 0, per_char=0.004)
-    found = logs.audit_log(logs.read_log(write(tmp_path / "a.jsonl", rows)))
-    assert found.length.p_value < 0.01 and found.length.per_100_chars == pytest.approx(
-        0.4, abs=0.02
-    )
-    rows = make_rows(400, 1, word=0.3)
-    found = logs.audit_log(logs.read_log(write(tmp_path / "b.jsonl", rows)))
-    assert [word.word for word in found.words] == ["well"]
-    assert found.words[0].more == pytest.approx(0.3, abs=0.08)
-
-
-def test_the_error_rate_is_what_it_says():
-    """Without a bias 5% of logs are below .05, though right answers are longer."""
-    below, alarms = 0, 0
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        right = rng.random(64) < 0.5
-        rollouts = [
-            logs.LoggedRollout(
-                f"{i // 8}", "x" * int(rng.integers(10, 60) + 30 * r), r + rng.normal(), bool(r), (), None, None, (), ()
-            )
-            for i, r in enumerate(right)
-        ]  # fmt: skip
-        below += logs.measure_length_bias(rollouts, rng, 199).p_value < 0.05
-        alarms += bool(logs.find_paid_words(rollouts))
-    assert 2 <= below <= 20 and alarms <= 20
-
-
 def test_steps_verdicts_and_advantages_per_step_and_per_token(tmp_path):
     rows = [
         # A lucky success: its wrong step is praised. A failure: its right step is blamed.
         {"id": 1, "prompt": "q", "steps": ["a7", "b4"], "step_labels": [0, 1], "correct": True, "advantages": [1, 1]},
         {"id": 2, "prompt": "q", "steps": ["a7", "b5"], "step_labels": [1, 0], "correct": False, "advantages": [-1, -1]},
     ]  # fmt: skip
-    found = logs.audit_log(logs.read_log(write(tmp_path / "a.jsonl", rows)))
-    assert found.signs.wrong_up == 1 and found.signs.right_down == 1 and found.lucky == 1
+    found = log_figures.audit_log(logs.read_log(write(tmp_path / "a.jsonl", rows)))
+    assert [x.value for x in (found.wrong_up, found.right_down, found.lucky)] == [1, 1, 1]
     tokens = [
         {"prompt": "q", "response": "a7 b4", "steps": ["a7", "b4"], "mistake_index": 1, "acc": 1,
          "tokens": ["a", "7", " b", "4"], "advantages": [0.5, 0.5, -1, -1]},
@@ -107,7 +77,7 @@ def test_rewards_of_0_and_1_are_measured_against_the_right_answer_or_not_at_all(
         assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
         said = capsys.readouterr().out
         assert "an answer is right where its last number is the gold one" in said
-        assert "'well' +0.4" in said
+        assert "'well' +0." in said
     # None of an answer is none, and none is right then; where all are paid alike, that is said.
     log = logs.read_log(write(path, [row | {"gold": None} for row in rows]))
     assert all(r.right is None for r in log.rollouts)
@@ -130,10 +100,13 @@ def test_names_that_nobody_knows_are_listed_and_what_is_missing_is_said(tmp_path
     assert cli.main(["credit", "audit", "--rollouts", path, *named.split()]) == 0
     said = capsys.readouterr().out
     assert "4 rollouts of 2 problems" in said
-    assert "misassigned credit: not measured: no field for verdicts, right\n" in said
+    assert "pushed up: not measured: no field for verdicts, right\n" in said
     more = ["--field", "right=ok", "--field", "verdicts=a"]
     assert cli.main(["credit", "audit", "--rollouts", path, *named.split(), *more]) == 0
-    assert "praise that goes to wrong steps: 0%" in capsys.readouterr().out
+    assert (
+        "wrong steps of right answers that are pushed up: 0% [0%, 84%] of 4"
+        in capsys.readouterr().out
+    )
 
 
 def test_the_help_of_the_command_is_its_own_and_lists_every_word(capsys):

@@ -8,10 +8,13 @@ import tiny
 from test_rollouts import TOKENIZER
 from test_stage import SETTINGS
 
+from ramp import config, run
 from ramp.config import Config, Text, replace_train
 from ramp.credit import audit, learn, rewards, rollouts
 from ramp.credit.advantages import METHODS
-from ramp.errors import UserError
+from ramp.errors import NothingToLearn, UserError
+from ramp.reporting.report import update_report
+from ramp.rundir import RunDir
 from ramp.stages import reinforce
 from ramp.tasks import chain, open_task
 from ramp.train.preemption import Preemption
@@ -112,6 +115,28 @@ def test_a_run_stops_after_iterations_without_signal_on_end(monkeypatch):
     step, _ = wrapped(replace(t, keep_all_groups=True), monkeypatch, [dead] * 3)
     for _ in range(3):
         state, _ = step(state, {})
+
+
+def test_the_other_stages_of_a_run_are_done_before_it_fails(tmp_path, monkeypatch, capsys):
+    """Nothing to learn is no reason to leave what comes after it undone; the exit code says it."""
+
+    def learn_nothing(*_):
+        raise NothingToLearn("reinforce: no signal")
+
+    monkeypatch.setattr(reinforce, "run", learn_nothing)
+    t = replace(SETTINGS, num_prompts=4, group_size=2)  # the tests have eight devices
+    c = config.resolve(Config(text=Text(tokenizer="bytes"), model=tiny.model(), reinforce=t))
+    RunDir(tmp_path).check_or_create(c)
+    for stage in ("pretrain", "finetune"):
+        update_report(tmp_path, stage, {"done": True})
+    looked = []
+    suites = {"look": lambda *_: looked.append(1) or {}}
+    for _ in range(2):  # the stage is tried again, the other is done
+        with pytest.raises(NothingToLearn, match="no signal"):
+            run.run(c, tmp_path, ("reinforce", "look"), suites=suites)
+    assert looked == [1] and RunDir(tmp_path).is_done("look")
+    assert not RunDir(tmp_path).is_done("reinforce")
+    assert "reinforce is left undone" in capsys.readouterr().out
 
 
 def test_every_pass_takes_every_row_once(monkeypatch):

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from ramp import config
 from ramp.config import Reinforce
 from ramp.errors import UserError
 from ramp.tasks import open_task, questions
@@ -18,6 +19,20 @@ def write(path, *records):
 
 def opened(path, **keys):
     return open_task(Reinforce(prompts=path, **keys))
+
+
+def test_a_task_and_prompts_are_one_too_many(tmp_path):
+    """Neither wins silently; what a file of settings says can be taken back."""
+    path = write(
+        tmp_path / "q.jsonl", *({"question": f"{i}?", "answer": str(i)} for i in range(60))
+    )
+    with pytest.raises(UserError, match="both say what is asked; leave one out"):
+        opened(path, task="chain")
+    (tmp_path / "c.toml").write_text(f'[reinforce]\ntask = "chain"\nprompts = "{path}"\n')
+    for flag, name in (("task", "q.jsonl"), ("prompts", "chain")):
+        c = config.load(tmp_path / "c.toml", [f"--reinforce.{flag}="])
+        assert open_task(c.reinforce).name.endswith(name)
+    assert open_task(Reinforce()).name == "words"
 
 
 def all_problems(task):

@@ -4,15 +4,13 @@ Each tool has its own names of fields. `read_log` finds them, and says which it 
 command can name others. What a log does not hold is not measured, and that is said too.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ramp.credit.audit import SignErrors, find_sign_errors
 from ramp.errors import UserError
 from ramp.files import read_whole_jsonl
 from ramp.tasks.gsm8k import split_solution
@@ -34,8 +32,6 @@ FIELDS = {
 }
 # One field that does as well as another.
 STANDS_FOR = {"first_error": "verdicts", "gold": "right"}
-MIN_CASES = 8  # of a word, and of rollouts without it
-NUM_SHUFFLES = 1999
 
 
 @dataclass(frozen=True)
@@ -60,39 +56,6 @@ class Log:
     rollouts: tuple[LoggedRollout, ...]
     fields: dict[str, str]  # what is looked for -> name in the file
     notes: tuple[str, ...]  # what was left out or taken for granted, and what no field says
-
-
-@dataclass(frozen=True)
-class LengthBias:
-    """Reward against length among rollouts that are equally right."""
-
-    correlation: float
-    p_value: float  # of no correlation, by shuffling within the strata
-    per_100_chars: float  # reward
-    num_rollouts: int
-
-
-@dataclass(frozen=True)
-class PaidWord:
-    """A word, or a token, and what rollouts or places with it got more than others."""
-
-    word: str
-    more: float
-    p_value: float  # corrected for the number of words
-    num_with: int
-
-
-@dataclass(frozen=True)
-class LogAudit:
-    """The figures of a log; None where it does not hold what they need."""
-
-    num_rollouts: int
-    num_groups: int
-    signs: SignErrors | None
-    lucky: float | None  # fraction of the right answers behind a wrong step
-    length: LengthBias | None
-    words: tuple[PaidWord, ...]  # in the reward, among rollouts that are equally right
-    tokens: tuple[PaidWord, ...]  # in the advantages
 
 
 # Reading
@@ -163,7 +126,10 @@ def find_fields(
             "name it with --field text=NAME"
         )
     if "group" not in fields:
-        notes.append("no field says which problem a rollout belongs to")
+        notes.append(
+            "no field says which problem a rollout belongs to, so that length, words and tokens are "
+            "not judged"
+        )
     # A reward cannot say it: whether it pays for more than right answers is the question.
     if not {"right", "gold"} & fields.keys():
         notes.append("no field says which answers are right, or what the right one (gold) is")
@@ -250,130 +216,3 @@ def _read_truth(value: Any) -> bool | None:
             value.strip().lower()
         )
     return None if value is None else float(value) > 0.5
-
-
-# Figures
-
-
-def audit_log(log: Log, seed: int = 0) -> LogAudit:
-    """The figures that a log has the fields for."""
-    rollouts = log.rollouts
-    judged = [r for r in rollouts if r.step_right and r.right is not None]
-    lucky = [False in (r.step_right or ()) for r in judged if r.right]
-    placed = [
-        r for r in judged if r.step_advantages and len(r.step_advantages) == len(r.step_right or ())
-    ]
-    cells = [
-        (advantage, right, r.right)
-        for r in placed
-        for advantage, right in zip(r.step_advantages or (), r.step_right or (), strict=True)
-        if right is not None
-    ]
-    signs = None
-    if cells:
-        advantage, right, won = map(np.array, zip(*cells, strict=True))
-        signs = find_sign_errors(advantage, right, won)
-    rng = np.random.default_rng(seed)
-    return LogAudit(
-        num_rollouts=len(rollouts),
-        num_groups=len({r.group for r in rollouts}),
-        signs=signs,
-        lucky=float(np.mean(lucky)) if lucky else None,
-        length=measure_length_bias(rollouts, rng),
-        words=find_paid_words(rollouts),
-        tokens=find_paid_tokens(rollouts),
-    )
-
-
-def _residuals(rollouts: Sequence[LoggedRollout]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(stratum, reward, length) of each, less the means of those that are equally right.
-
-    A stratum is the right or the wrong answers of one group; those of one rollout say nothing.
-    """
-    strata = defaultdict(list)
-    for i, r in enumerate(rollouts):
-        strata[r.group, r.right].append(i)
-    reward = np.array([r.reward for r in rollouts], float)
-    length = np.array([len(r.text) for r in rollouts], float)
-    number = np.zeros(len(rollouts), int)
-    for k, members in enumerate(strata.values()):
-        number[members] = k
-        reward[members] -= reward[members].mean()
-        length[members] -= length[members].mean()
-    return number, reward, length
-
-
-def _take_comparable(rollouts: Sequence[LoggedRollout]) -> list[LoggedRollout]:
-    """Those that have a reward, and whose answer is known to be right or wrong."""
-    return [r for r in rollouts if r.reward is not None and r.right is not None]
-
-
-def measure_length_bias(
-    rollouts: Sequence[LoggedRollout], rng: np.random.Generator, num_shuffles: int = NUM_SHUFFLES
-) -> LengthBias | None:
-    """Correlation of reward and length at equal correctness, with an exact test's p-value."""
-    rollouts = _take_comparable(rollouts)
-    if len(rollouts) < 3:
-        return None
-    number, reward, length = _residuals(rollouts)
-    spread = float(np.sqrt((reward**2).sum() * (length**2).sum()))
-    if spread < 1e-9:
-        # Equally right ones are paid alike, or are equally long.
-        return LengthBias(0.0, 1.0, 0.0, len(rollouts))
-    product = float((reward * length).sum())
-    order = np.argsort(number, kind="stable")
-    count = 0
-    for _ in range(num_shuffles):
-        # Shuffled within each stratum: sorted by stratum first, then at random.
-        shuffled = order[np.lexsort((rng.random(len(order)), number[order]))]
-        count += abs((reward[order] * length[shuffled]).sum()) >= abs(product) - 1e-12
-    return LengthBias(
-        correlation=product / spread,
-        p_value=(count + 1) / (num_shuffles + 1),
-        per_100_chars=100 * product / float((length**2).sum()),
-        num_rollouts=len(rollouts),
-    )
-
-
-def find_paid_words(rollouts: Sequence[LoggedRollout], most: int = 10) -> tuple[PaidWord, ...]:
-    """Words whose rollouts are paid more than others that are equally right."""
-    rollouts = _take_comparable(rollouts)
-    if not rollouts:
-        return ()
-    _, reward, _ = _residuals(rollouts)
-    words = [set(r.text.split()) for r in rollouts]
-    return _compare(((w, i) for i, found in enumerate(words) for w in found), reward, most)
-
-
-def find_paid_tokens(rollouts: Sequence[LoggedRollout], most: int = 10) -> tuple[PaidWord, ...]:
-    """Tokens whose own advantages are above those of the other tokens."""
-    tokens = [token for r in rollouts if r.token_advantages for token in r.tokens]
-    values = [value for r in rollouts for value in r.token_advantages]
-    if not tokens:
-        return ()
-    advantage = np.array(values) - np.mean(values)
-    return _compare(((token, i) for i, token in enumerate(tokens)), advantage, most)
-
-
-def _compare(
-    places: Iterable[tuple[str, int]], values: np.ndarray, most: int
-) -> tuple[PaidWord, ...]:
-    """Words at whose places values are higher than elsewhere, by Welch's t-test."""
-    from scipy import stats
-
-    at = defaultdict(list)
-    for word, i in places:
-        at[word].append(i)
-    enough = {w: i for w, i in at.items() if MIN_CASES <= len(i) <= len(values) - MIN_CASES}
-    found = []
-    for word, members in enough.items():
-        inside = np.zeros(len(values), bool)
-        inside[members] = True
-        more = float(values[inside].mean() - values[~inside].mean())
-        if more > 1e-9:
-            p = stats.ttest_ind(values[inside], values[~inside], equal_var=False).pvalue
-            # No spread at all on both sides: as sure as can be.
-            p = 0.0 if np.isnan(p) else float(p)
-            found.append(PaidWord(word, more, min(1.0, p * len(enough)), len(members)))
-    found = [word for word in found if word.p_value < 0.05]
-    return tuple(sorted(found, key=lambda w: -w.more)[:most])

@@ -121,8 +121,13 @@ def render_page(
 def choose_siblings(r: Rollouts, rows: Sequence[int]) -> list[list[int]]:
     """Rows of one problem each, the given ones first, then different solutions of the same one.
 
+    One with every step right is among them where there is one, or else one with the right answer.
     Where the given rows are of few problems, others follow.
     """
+
+    def merit(row: int) -> tuple[bool, bool]:
+        return r.verdicts[row].verified, bool(r.verdicts[row].final_right)
+
     groups = dict.fromkeys(row // r.group_size for row in [*rows, *range(len(r.problems))])
     chosen: dict[str, list[int]] = {}  # a question is shown once
     for group in groups:
@@ -130,7 +135,12 @@ def choose_siblings(r: Rollouts, rows: Sequence[int]) -> list[list[int]]:
         own = range(first, first + r.group_size)
         order = [*(row for row in rows if row in own), *own]
         different = {tuple(r.ids(row)): row for row in reversed(order)}
-        shown = sorted(different.values(), key=order.index)[:SIBLINGS]
+        ranked = sorted(different.values(), key=order.index)
+        shown = ranked[:SIBLINGS]
+        # What the others should have been.
+        best = max(ranked, key=merit)
+        if merit(best) > max(map(merit, shown)):
+            shown[-1] = best
         chosen.setdefault(r.problems[first].question, shown)
     return list(chosen.values())[:PROBLEMS]
 

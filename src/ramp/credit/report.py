@@ -12,7 +12,8 @@ from types import FunctionType
 import numpy as np
 
 from ramp.config import Reinforce
-from ramp.credit.logs import STANDS_FOR, Log, LogAudit, PaidWord, audit_log, read_log
+from ramp.credit.log_figures import MIN_PROBLEMS, LogAudit, PaidWord, audit_log
+from ramp.credit.logs import STANDS_FOR, Log, read_log
 from ramp.credit.page import blend_color
 from ramp.credit.rewards import parse_reward
 from ramp.credit.search import Finding, find_exploits
@@ -159,26 +160,29 @@ def list_figures(fields: Collection[str], audit: LogAudit) -> list[tuple[str, st
         missing = ", ".join(what for what in needs if what not in has)
         if missing:
             return f"not measured: no field for {missing}"
-        return f"not measured: {', '.join(needs)} fit together in no rollout"
+        return f"not measured: there is no such case, or {', '.join(needs)} fit together in none"
 
-    if audit.signs:
-        figures += [
-            ("wrong steps of right answers that are pushed up", f"{audit.signs.wrong_up:.0%}"),
-            ("right steps of wrong answers that are pushed down", f"{audit.signs.right_down:.0%}"),
-            ("praise that goes to wrong steps", f"{audit.signs.mass_on_wrong:.0%}"),
-        ]
-    else:
-        figures.append(("misassigned credit", explain("verdicts", "advantages", "right")))
-    lucky = explain("verdicts", "right") if audit.lucky is None else f"{audit.lucky:.0%}"
-    figures.append(("right answers behind a wrong step", lucky))
+    shares = (
+        ("wrong steps of right answers that are pushed up", audit.wrong_up, True),
+        ("right steps of wrong answers that are pushed down", audit.right_down, True),
+        ("right answers behind a wrong step", audit.lucky, False),
+    )
+    for name, share, is_signed in shares:
+        needs = ("verdicts", "advantages", "right") if is_signed else ("verdicts", "right")
+        figures.append((name, explain(*needs) if share is None else str(share)))
     bias = audit.length
     if bias is None:
         length = explain("reward", "right")
     elif not bias.correlation:
         length = "equally right ones are paid alike, or are equally long"
+    elif "group" not in has:
+        # Siblings would be taken for strangers, and hard problems are long.
+        length = explain("group")
     else:
+        is_enough = bias.num_problems >= MIN_PROBLEMS
+        sure = f"p = {bias.p_value:.4f}" if is_enough else "too few problems to tell from chance"
         length = (
-            f"correlation {bias.correlation:+.2f} (p = {bias.p_value:.4f}), "
+            f"correlation {bias.correlation:+.2f} in {bias.num_problems:,} problems ({sure}), "
             f"{bias.per_100_chars:+.3f} for 100 characters"
         )
     return [*figures, ("reward and length, among equally right ones", length)]
@@ -189,8 +193,8 @@ def render_log(path: Path, log: Log, audit: LogAudit) -> str:
     tables = [
         html.section(title, _render_words(words), note=note)
         for title, words, note in (
-            ("Words", audit.words, f"Rollouts with it, less equally right ones without. {SURE}"),
-            ("Tokens", audit.tokens, f"Its advantages, less those of the others. {SURE}"),
+            ("Words", audit.words, f"Of a problem's equally right ones, with and without. {SURE}"),
+            ("Tokens", audit.tokens, f"Its advantages, less the others' of the rollout. {SURE}"),
         )
         if words
     ]

@@ -21,7 +21,7 @@ from ramp.credit.advantages import METHODS
 from ramp.credit.learn import Accuracy, Iteration
 from ramp.credit.rewards import Rewards
 from ramp.credit.rollouts import Rollouts
-from ramp.errors import UserError
+from ramp.errors import NothingToLearn, UserError
 from ramp.files import write_atomic
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.rundir import RunDir
@@ -99,8 +99,8 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     print_accuracy("after on tests", after)
     save_page(rundir, c, tokenizer, params)
     # Questions from a file take the place of a task and have no level.
-    asked = ("prompts",) if t.prompts else ("task", "level")
-    settings = {key: getattr(t, key) for key in (*asked, "method", "reward")}
+    asked = {"prompts": t.prompts} if t.prompts else {"task": open_task(t).name, "level": t.level}
+    settings = asked | {"method": t.method, "reward": t.reward}
     accuracies = {"before": list_known(before), "after": list_known(after)}
     return report.to_dict() | settings | accuracies | {"seconds": time.perf_counter() - began}
 
@@ -171,7 +171,7 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, stop: Preemption, update: Ca
         without_signal = without_signal + 1 if i.num_dropped_groups == t.num_prompts else 0
         limit = min(t.max_iterations_without_signal, t.train.steps)
         if without_signal >= limit and not t.keep_all_groups:
-            raise UserError(explain_no_signal(t, i, limit))
+            raise NothingToLearn(explain_no_signal(t, i, limit))
         # The optimizer counts updates, the run iterations.
         state = replace(state, step=state.step * num_updates)
         for rows in split_rows(t):

@@ -39,6 +39,11 @@ def _open(name: str, level: int, prompts: str, prompt: str, answer: str, pattern
                 ".jsonl file"
             )
         return questions.load_gsm8k(prompts)
+    if name and prompts:
+        raise UserError(
+            f"the task {name} and the prompts {prompts} both say what is asked; leave one out, "
+            "or take back what a file says with --reinforce.task='' or --reinforce.prompts=''"
+        )
     if prompts:
         return questions.load_prompts(prompts, prompt, answer, pattern)
     if name.startswith(gym.PREFIX):
@@ -53,6 +58,7 @@ def _open(name: str, level: int, prompts: str, prompt: str, answer: str, pattern
         task = guard_task(name, task)
         require_consistent(name, task, level)
         return task
+    name = name or words.NAME
     require_name("task", name, [*TASKS, gsm8k.NAME, "FILE.py:TASK"])
     return TASKS[name]
 
