@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.credit import chain_values, network, race, race_table, tabular
+from experiments.credit import chain_values, mlp, race, race_table, tabular, transformer
 from experiments.credit.bases import MISCONCEPTIONS, solve_with_misconception
 from experiments.results import Results
 from ramp.config import Model, Reinforce
@@ -223,10 +223,40 @@ def test_who_holds_a_wrong_rule_errs_there_alone():
     assert right / (right + followed) == pytest.approx(0.03, abs=0.03)
 
 
+def test_a_network_states_what_the_table_states(monkeypatch):
+    monkeypatch.setattr(mlp, "FIT_STEPS", 600)
+    mlp.make_fit.cache_clear()
+    tables = np.stack([tabular.make_table("products", base) for base in (1, 2)])
+    weights = tabular.POLICIES["network"].make(tables, np.array([1, 2]))
+    mlp.make_fit.cache_clear()
+    for lane, table in enumerate(tables):
+        mine = jax.tree.map(lambda a, lane=lane: a[lane], weights)
+        stated = jax.nn.softmax(mlp.evaluate_facts(mine), axis=-1)
+        far = jnp.abs(stated - jax.nn.softmax(table, axis=-1)).sum(axis=-1).mean() / 2
+        assert float(far) < 0.05
+
+
+def test_a_network_is_trained_like_a_table():
+    """Its loss is that of the table that it writes: the same gradient, through the network."""
+    weights = mlp.init_mlp(jax.random.PRNGKey(0))
+    start, op, n = tabular.make_chains(jax.random.PRNGKey(1), 16)
+    table, pull = jax.vjp(mlp.evaluate_facts, weights)
+    d = tabular.draw_rollouts(table, jax.random.PRNGKey(2), start, op, n, 4)
+    args = race.ARMS["step-local"], jax.random.PRNGKey(3), d, op, n, 4
+
+    def loss(weights):
+        return tabular.policy_loss(mlp.evaluate_facts(weights), *args)
+
+    (through,) = pull(jax.grad(tabular.policy_loss)(table, *args))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), through, jax.grad(loss)(weights)
+    )
+
+
 @pytest.mark.parametrize("name", race.ARMS)
 def test_every_arm_is_a_recipe_of_the_product(name):
     """And spends its budget, whatever the size of an update."""
-    t = network.fit_recipe(Reinforce(level=12), name, 1e-3, 64, False, 500_000)
+    t = transformer.fit_recipe(Reinforce(level=12), name, 1e-3, 64, False, 500_000)
     assert t.num_prompts * t.group_size == 64
     assert t.train.steps * 64 * 38 == pytest.approx(500_000, rel=0.01)
     assert t.keep_all_groups == (race.ARMS[name].kind == "control")

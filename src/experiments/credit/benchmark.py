@@ -22,12 +22,12 @@ from experiments.credit import (
     data,
     estimators,
     heads,
-    network,
     race,
     race_table,
     solvers,
     table,
     training,
+    transformer,
 )
 from experiments.credit.training import TOKENIZER
 from experiments.results import Results, init_lm, load_or_make
@@ -234,5 +234,5 @@ def run_races(directory: Path, c: Config) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     b = Results(directory, c.model, c.reinforce)
     return race_table.report(
-        [(one.name, list(one.run(b))) for one in (*race.RACES, *network.RACES)]
+        [(one.name, list(one.run(b))) for one in (*race.RACES, *transformer.RACES)]
     )

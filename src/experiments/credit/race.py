@@ -18,7 +18,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from experiments.credit.tabular import GROUP, Arm, Curves, make_table, run_lanes
+from experiments.credit.tabular import GROUP, POLICIES, Arm, Curves, make_table, run_lanes
 from experiments.results import Results
 
 GOAL = 0.9  # verified accuracy that the sampled tokens are counted to
@@ -125,15 +125,13 @@ def sum_up(base: int, tokens: Sequence[float], verified: Sequence[float]) -> Out
 
 @dataclass(frozen=True)
 class Race:
-    """One comparison of policies that are tables.
-
-    A wrong rule, a number of operations, what may be spent, and what is tried.
-    """
+    """One comparison: a wrong rule, a number of operations, what may be spent, what is tried."""
 
     rule: str
     num_steps: int
     budget: int  # sampled tokens of a run; a table's step is one token
     arms: Sequence[str] = tuple(ARMS)
+    policy: str = "table"  # a name of POLICIES
     rates: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
     # And beyond, down to one group, where the best is at an end.
     num_rollouts: Sequence[int] = (16, 64, 256)
@@ -144,7 +142,7 @@ class Race:
     @property
     def name(self) -> str:
         """For tables."""
-        return f"a table, {self.rule}, {self.num_steps} operations"
+        return f"a {self.policy}, {self.rule}, {self.num_steps} operations"
 
     def run(self, b: Results) -> Iterator[Result]:
         """Every arm: choose its setting, then judge it."""
@@ -201,6 +199,8 @@ class Race:
         """The runs of lanes (rate, base, seed), from `b` if they are there."""
         key = {"part": "race", "rule": self.rule, "num_steps": self.num_steps, "arm": name}
         key |= {"num_rollouts": num_rollouts, "decay": decay, "budget": self.budget}
+        if self.policy != "table":
+            key["policy"] = self.policy
         rates, bases, seeds = (sorted(set(values)) for values in zip(*lanes, strict=True))
         key |= {"rates": rates, "bases": bases, "seeds": seeds}
 
@@ -208,10 +208,13 @@ class Race:
             began = time.perf_counter()
             # Programs are compiled for one number of lanes: the last lane stands in for the rest.
             padded = [*lanes, *[lanes[-1]] * (NUM_LANES - len(lanes))]
+            tables = np.stack([make_table(self.rule, base) for _, base, _ in padded])
+            weights = POLICIES[self.policy].make(tables, np.array([base for _, base, _ in padded]))
             curves = run_lanes(
                 ARMS[name],
                 num_rollouts,
-                tables=np.stack([make_table(self.rule, base) for _, base, _ in padded]),
+                self.policy,
+                weights,
                 rates=np.array([rate for rate, _, _ in padded]),
                 # Two lanes with one base and one seed see the same problems.
                 seeds=np.array([1000 * base + seed for _, base, seed in padded]),
@@ -229,9 +232,13 @@ class Race:
         return [Outcome(**run) for run in b.once(key, work)["runs"]]
 
 
+# A network's weights want smaller steps than a table's logits.
+NETWORK_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
+
 # From short chains, where one bit is enough, to long ones; and other wrong rules.
 RACES = (
     *(Race("products", k, 50_000 * k) for k in (4, 6, 8, 12, 16, 24)),
     Race("products, loosely", 12, 600_000),
     Race("minus for plus", 12, 600_000),
+    *(Race("products", k, 50_000 * k, policy="network", rates=NETWORK_RATES) for k in (4, 12, 24)),
 )

@@ -1,26 +1,30 @@
-"""Chain arithmetic by a policy that is a table: a whole training run as one jitted program.
+"""Chain arithmetic by a policy over a table of facts: a whole training run as one jitted program.
 
 The table holds a softmax over digits for each (value, operation, operand), so that verified
-accuracy is exact, and runs are cheap enough to tune every arm of a comparison by itself. It shares
-nothing between facts: what a network carries over from one fact to the next is not measured here.
+accuracy is exact, and runs are cheap enough to tune every arm of a comparison by itself. Its logits
+are free numbers, which share nothing between facts, or the outputs of a small network (`mlp.py`).
 
 A rollout of a chain of K operations is K tokens, one a step; its answer is the last of them.
 
     tables = np.stack([make_table("products", seed) for seed in (1, 2)])      two lanes
-    curves = run_lanes(ARMS["step-local"], 64, tables, rates, seeds, num_steps=12, budget=10**5)
+    weights = POLICIES["table"].make(tables, seeds)
+    curves = run_lanes(
+        ARMS["step-local"], 64, "table", weights, rates, seeds, num_steps=12, budget=10**5
+    )
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.credit import chain_values
+from experiments.credit import chain_values, mlp
 from experiments.credit.imitation import IMITATION
 from ramp.credit.advantages import METHODS
 from ramp.credit.baselines import Credit
@@ -58,6 +62,20 @@ MISCONCEPTIONS = {
     "products, loosely": Misconception(2, lambda value, operand: value * operand + 1, 0.25),
     # One operation is taken for another.
     "minus for plus": Misconception(1, lambda value, operand: value + operand, 0.03),
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What learns."""
+
+    make: Callable[[np.ndarray, np.ndarray], Any]  # weights [L, ...], of tables [L, ...] and seeds
+    to_table: Callable[[Any], Array]  # logits of one lane's weights
+
+
+POLICIES = {
+    "table": Policy(lambda tables, seeds: jnp.asarray(tables), lambda weights: weights),
+    "network": Policy(mlp.fit_mlps, mlp.evaluate_facts),
 }
 
 
@@ -180,25 +198,29 @@ def measure_verified(table: Array, start_b: Array, op_bs: Array, n_bs: Array, k:
 
 
 @cache
-def make_runner(arm: Arm, num_rollouts: int) -> Callable:
+def make_runner(arm: Arm, num_rollouts: int, policy: str) -> Callable:
     """The jitted `num_updates` updates of every lane, and the accuracy after them."""
     adam = optax.scale_by_adam()
+    to_table = POLICIES[policy].to_table
+
+    def loss(weights, *args):
+        return policy_loss(to_table(weights), *args)
 
     def update(i, carry, rate, key, k, decay_from, total):
-        table, opt = carry
+        weights, opt = carry
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
         start, op, n = make_chains(keys[0], num_rollouts // GROUP)
         start, op, n = (jnp.repeat(x, GROUP, axis=0) for x in (start, op, n))
-        d = draw_rollouts(table, keys[1], start, op, n, k)
-        g = jax.grad(policy_loss)(table, arm, keys[2], d, op, n, k)
+        d = draw_rollouts(to_table(weights), keys[1], start, op, n, k)
+        g = jax.grad(loss)(weights, arm, keys[2], d, op, n, k)
         change, opt = adam.update(g, opt)
         left = jnp.clip((total - i) / jnp.maximum(total - decay_from, 1), 0, 1)
-        return table - rate * left * change, opt
+        return jax.tree.map(lambda w, c: w - rate * left * c, weights, change), opt
 
-    def run_lane(table, opt, rate, key, first, num_updates, k, decay_from, total, held_out):
+    def run_lane(weights, opt, rate, key, first, num_updates, k, decay_from, total, held_out):
         body = partial(update, rate=rate, key=key, k=k, decay_from=decay_from, total=total)
-        table, opt = jax.lax.fori_loop(first, first + num_updates, body, (table, opt))
-        return table, opt, measure_verified(table, *held_out, k)
+        weights, opt = jax.lax.fori_loop(first, first + num_updates, body, (weights, opt))
+        return weights, opt, measure_verified(to_table(weights), *held_out, k)
 
     lanes = jax.vmap(run_lane, in_axes=(0, 0, 0, 0, None, None, None, None, None, None))
     return jax.jit(lanes, donate_argnums=(0, 1))
@@ -215,7 +237,8 @@ class Curves:
 def run_lanes(
     arm: Arm,
     num_rollouts: int,
-    tables: np.ndarray,
+    policy: str,
+    weights: Any,
     rates: np.ndarray,
     seeds: np.ndarray,
     num_steps: int,
@@ -225,8 +248,9 @@ def run_lanes(
 ) -> Curves:
     """Train every lane for `budget` sampled steps.
 
-    tables: logits [L, 10, 3, 10, 10]. rates, seeds: [L]. decay: the rate falls to 0 over the second
-    half. All lanes learn from other problems; all are judged on the same ones, of seed `problems`.
+    policy: a name of POLICIES. weights: [L, ...], from its `make`. rates, seeds: [L]. decay: the
+    rate falls to 0 over the second half. All lanes learn from other problems; all are judged on the
+    same ones, of seed `problems`.
     """
     total = budget // (num_rollouts * num_steps)
     # Half of the evaluations lie in the first tenth, so that an early goal has points before it.
@@ -235,16 +259,17 @@ def run_lanes(
     k = jnp.int32(num_steps)
     held_out = make_chains(jax.random.PRNGKey(2**31 - 1 - problems), NUM_HELD_OUT)
     keys = jax.vmap(jax.random.PRNGKey)(jnp.asarray(seeds))
-    runner = make_runner(arm, num_rollouts)
-    tables = jnp.asarray(tables)
-    opts = jax.vmap(optax.scale_by_adam().init)(tables)
+    runner = make_runner(arm, num_rollouts, policy)
+    # A copy: the runner takes what it is given in.
+    weights = jax.tree.map(jnp.copy, weights)
+    opts = jax.vmap(optax.scale_by_adam().init)(weights)
     rates = jnp.asarray(rates, jnp.float32)
     decay_from = jnp.int32(total // 2 if decay else total)
     found = []
     for first, last in pairwise([0, *ends]):
         # Without decay `decay_from` is the last update: the rate stays as it is.
-        tables, opts, verified = runner(
-            tables, opts, rates, keys, first, last - first, k, decay_from, total, held_out
+        weights, opts, verified = runner(
+            weights, opts, rates, keys, first, last - first, k, decay_from, total, held_out
         )
         found.append(verified)
     steps_e = np.array(ends) * num_rollouts * num_steps

@@ -29,7 +29,7 @@ REWARDS = {"verified + share": "0.5 verified + 0.5 share"}
 
 
 @dataclass(frozen=True)
-class NetworkRace(Race):
+class TransformerRace(Race):
     """One comparison of policies that are transformers; smaller grids than with tables."""
 
     rates: Sequence[float] = (3e-4, 1e-3, 3e-3)
@@ -55,7 +55,7 @@ class NetworkRace(Race):
         b = fit_length(b, self.num_steps)
         outcomes = []
         for rate, base, seed in lanes:
-            key = {"part": "network race", "rule": self.rule, "num_steps": self.num_steps}
+            key = {"part": "transformer race", "rule": self.rule, "num_steps": self.num_steps}
             key |= {"arm": name, "rate": rate, "num_rollouts": num_rollouts, "decay": decay}
             key |= {"base": base, "seed": seed, "budget": self.budget}
 
@@ -173,10 +173,10 @@ def measure_base(b: Results, rule: str, num_steps: int, seed: int) -> dict[str, 
 
 # The arms that say most: a run takes minutes, not seconds.
 RACES = (
-    NetworkRace(
+    TransformerRace(
         "products",
-        12,
-        900_000,
+        6,
+        400_000,
         (
             "no reward, entropy minimised",
             "RLOO, verified",
