@@ -37,6 +37,8 @@ DEFAULTS = {
     "difficulty": 0.0,
     "chance": 0.0,
     "stderr": np.nan,
+    "cost": np.nan,
+    "seconds": np.nan,
 }
 ALIASES = {
     "model": "run",
@@ -61,6 +63,15 @@ BROKEN_FILE = (
 
 
 @dataclass(frozen=True)
+class Note:
+    """One thing that reading left out, took by default, guessed or chose."""
+
+    kind: str  # "dropped", "default", "guess", "choice", "error" or "partial"
+    text: str  # a sentence for people
+    rows: int = 0  # that it touched
+
+
+@dataclass(frozen=True)
 class Columns:
     """Arrays of one length, one a field. Indexing with a mask or row numbers keeps those rows."""
 
@@ -68,7 +79,9 @@ class Columns:
         return len(getattr(self, fields(self)[0].name))
 
     def __getitem__(self, rows: ndarray | slice) -> Self:
-        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+        # What is no array, such as the notes, is of the whole table.
+        columns = {key: value for key, value in vars(self).items() if isinstance(value, ndarray)}
+        return replace(self, **{key: value[rows] for key, value in columns.items()})
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,7 @@ class Trials(Columns):
     """One row a trial or, where `item` is "", one row an accuracy."""
 
     run: ndarray
-    date: ndarray
+    date: ndarray  # ISO, of UTC where there is a time: text that sorts by time
     task: ndarray
     family: ndarray
     item: ndarray
@@ -89,6 +102,9 @@ class Trials(Columns):
     difficulty: ndarray  # any covariate of the item: log2 of human minutes, digits, ...
     chance: ndarray  # success rate of guessing
     stderr: ndarray  # of an aggregate
+    cost: ndarray  # dollars of the trial
+    seconds: ndarray  # that the trial took
+    notes: tuple[Note, ...] = ()  # of what reading did, with every row that is left of it
 
 
 @dataclass(frozen=True)
@@ -209,7 +225,7 @@ def from_rows(
     rows = [{ALIASES.get(key, key): value for key, value in row.items()} for row in rows]
     rows = _filter_rows(rows, where or {}, name)
     _check_columns(rows, name)
-    t = Trials(*(_read_column(rows, field.name, name) for field in fields(Trials)))
+    t = Trials(**{key: _read_column(rows, key, name) for key in DEFAULTS})
     if np.isnan(t.size).all():
         t = replace(t, size=np.array([parse_size(run) for run in t.run]))
     _check_numbers(t, name)
