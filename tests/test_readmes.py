@@ -43,6 +43,7 @@ ELSEWHERE = {
     "ramp credit audit": "tests/credit/test_credit_readme.py, with files that are made there",
     "ramp serve": "tests/serve",
     "ramp synthesize": "tests/synth; the tiny run has too few documents",
+    "ramp synth measure": "tests/synth/test_synth_readme.py, on files that it makes",
     "ramp synth why": "tests/synth, on a run that has generations",
 }
 # Packages whose own test runs the Python of their README, on files that it brings.

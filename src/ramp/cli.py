@@ -322,6 +322,17 @@ def add_audit_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", type=parse_path, help="write what was found to this JSON file")
 
 
+def add_measure_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `synth measure`."""
+    kinds = "texts: a file or folder of JSONL, Parquet, CSV or plain text; #FIELD names a field"
+    p.add_argument("real", help=f"real {kinds}")
+    p.add_argument("samples", help="what is to be judged, likewise")
+    p.add_argument("--train", metavar="POOL", help="what the samples may be copied from (REAL)")
+    p.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
+    p.add_argument("--page", type=parse_path, metavar="FILE", help="write an HTML page as well")
+    p.add_argument("--json", action="store_true", help="print figures for a program instead")
+
+
 def add_synth_arguments(p: argparse.ArgumentParser) -> None:
     """Of `synth`."""
     p.add_argument("what", choices=("why", "ask"))
@@ -510,6 +521,13 @@ def run_audit(args: Arguments, flags: Flags) -> int:
     return 0
 
 
+def run_measure(args: Arguments, flags: Flags) -> int:
+    """Compare samples with real text: 0 as diverse, 1 not, or too few to tell."""
+    from ramp.synth import measure_report
+
+    return measure_report.run(args.real, args.samples, args.train, args.page, args.json, args.seed)
+
+
 def run_synth(args: Arguments, flags: Flags) -> int:
     """Tell what became of a sample, or how many answers a model has."""
     run, c = rundir.open_run(args.run)
@@ -581,6 +599,11 @@ COMMANDS = {
         "why RUN ID: what became of a sample; ask RUN QUESTION: how many answers a model has",
         run_synth,
         add_synth_arguments,
+    ),
+    "synth measure": Command(
+        "REAL SAMPLES: are the samples as diverse as real text? exit code 1 where they are not",
+        run_measure,
+        add_measure_arguments,
     ),
     "nines": Command(
         "from evaluation logs to reliability to a scored forecast of readiness",

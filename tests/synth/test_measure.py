@@ -26,10 +26,10 @@ def test_counts_of_grams(real, sample):
     for n in (1, 2):
         ga, gb = grams(real, n), grams(sample, n)
         total = sum(gb.values())
-        assert measure.distinct(b, n) == pytest.approx(len(gb) / max(total, 1))
-        assert measure.unseen_mass(b, n) == pytest.approx(
-            sum(c == 1 for c in gb.values()) / max(total, 1)
-        )
+        share = len(gb) / total if total else math.nan
+        seldom = sum(c == 1 for c in gb.values()) / total if total else math.nan
+        assert measure.distinct(b, n) == pytest.approx(share, nan_ok=True)
+        assert measure.unseen_mass(b, n) == pytest.approx(seldom, nan_ok=True)
         if ga:
             assert measure.coverage(a, b, n) == pytest.approx(len(ga.keys() & gb.keys()) / len(ga))
     least = 2
@@ -56,8 +56,8 @@ def slow_self_bleu(docs, n=4):
                 for g, c in mine.items()
             )
             logs += math.log(max(hits, 0.5) / max(sum(mine.values()), 1)) / n
-        closest = min((abs(len(o) - len(doc)), j) for j, o in enumerate(docs) if j != i)[1]
-        scores.append(math.exp(logs + min(0, 1 - len(docs[closest]) / max(len(doc), 1))))
+        closest = min((abs(len(o) - len(doc)), len(o)) for j, o in enumerate(docs) if j != i)[1]
+        scores.append(math.exp(logs + min(0, 1 - closest / max(len(doc), 1))))
     return sum(scores) / len(scores)
 
 

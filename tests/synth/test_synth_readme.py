@@ -1,19 +1,28 @@
-"""The Python example of the package's README runs and tells a collapsed sample from real text."""
+"""The command of the package's README runs, and tells a collapsed sample from real text."""
 
+import json
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
+
 import ramp.synth
+from ramp import cli
 
 README = Path(ramp.synth.__file__).with_name("README.md")
 
 
-def test_the_example_runs(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.S)
-    exec(example, {})
-    lines = capsys.readouterr().out.splitlines()
-    z = {line.split()[0]: float(line.split()[-1]) for line in lines}
-    assert len(lines) == 12 and z["coverage_1"] < -4 and z["kl_lost"] > 4
+def test_the_example_runs(capsys, tmp_path, monkeypatch):
+    (line,) = re.findall(r"^ramp (synth measure .*)$", README.read_text("utf-8"), re.M)
+    rng = np.random.default_rng(0)
+    monkeypatch.chdir(tmp_path)
+    for name, n, words in (("real", 400, 500), ("samples", 100, 50), ("pool", 100, 500)):
+        texts = [" ".join(f"w{i % words}" for i in rng.zipf(1.5, 60)) for _ in range(n)]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    assert cli.main(shlex.split(line)) == 1
+    assert capsys.readouterr().out.startswith("a small vocabulary: ")
+    assert "never used" in Path("verdict.html").read_text("utf-8")
 
 
 def test_it_is_short():

@@ -14,7 +14,8 @@ from numpy import ndarray
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.synth import mix, select
-from ramp.synth.measure import MAX_RARE_COUNT, Docs, Ids
+from ramp.synth.docs import Docs, Ids
+from ramp.synth.measure import MAX_RARE_COUNT
 from ramp.text.rows import TokenRows
 from ramp.text.tokenizer import Tokenizer
 

@@ -8,94 +8,23 @@ deviate with the tail probability of a t-test against the K resamples (K-1 degre
 Read coverage together with divergence: an entropy that rises by leaving real text is no virtue.
 """
 
-import zlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import rensa
+import pyarrow as pa
 from numpy import ndarray
 from scipy import stats
 
+from ramp.synth.docs import Docs, is_member, sort_unique
+from ramp.synth.similar import find_near_duplicates
+
 MAX_RARE_COUNT = 5  # a token that real text has this many times or fewer is in the tail
-Ids = Sequence[int] | ndarray  # the tokens of a document
 MAX_CELLS = 2**16  # largest hash table in which bigrams are counted for divergences
 
-# Near-duplicates: MinHash of 3-grams in 12 bands of 5 rows, which compares 99% of the pairs with
-# Jaccard similarity .8, and 3% of those with .3.
-SHINGLE = 3
-NUM_PERMUTATIONS = 60
-BAND_ROWS = 5
-
-
-@dataclass(frozen=True)
-class Docs:
-    """D documents as token ids, one after the other."""
-
-    flat: ndarray  # int64 [N]: the tokens of all documents
-    lengths: ndarray  # int64 [D]: the number of tokens in each document
-
-    @classmethod
-    def from_lists(cls, docs: Sequence[Ids]) -> "Docs":
-        """Documents that are given one by one."""
-        lengths = np.array([len(doc) for doc in docs], np.int64)
-        flat = np.concatenate([np.empty(0, np.int64), *docs])
-        return cls(flat.astype(np.int64), lengths)  # an empty list came in as floats
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    @cached_property
-    def starts(self) -> ndarray:
-        """[D]: position in `flat` of the first token of each document."""
-        return np.cumsum(self.lengths) - self.lengths
-
-    @cached_property
-    def owner(self) -> ndarray:
-        """[N]: the document that each token belongs to."""
-        return np.repeat(np.arange(len(self)), self.lengths)
-
-    def take(self, rows: ndarray) -> "Docs":
-        """The documents with these numbers, in this order."""
-        rows = np.asarray(rows, np.int64)
-        lengths = self.lengths[rows]
-        # Each new position is shifted from where the document stands here.
-        new_starts = np.cumsum(lengths) - lengths
-        shift = np.repeat(self.starts[rows] - new_starts, lengths)
-        return Docs(self.flat[shift + np.arange(lengths.sum())], lengths)
-
-    def to_list(self) -> list[ndarray]:
-        """The documents one by one."""
-        return np.split(self.flat, self.starts[1:]) if len(self) else []
-
-    def hash_ngrams(self, n: int) -> tuple[ndarray, ndarray]:
-        """(uint64 hash of each n-gram inside a document, the document it belongs to)."""
-        if n == 1:
-            return self.flat.astype(np.uint64), self.owner
-        count = max(len(self.flat) - n + 1, 0)
-        key = np.zeros(count, np.uint64)
-        for i in range(n):
-            # The 1 keeps token 0 apart from nothing.
-            key = mix_bits(key + self.flat[i : i + count].astype(np.uint64) + np.uint64(1))
-        first_owner = self.owner[:count]
-        inside = first_owner == self.owner[n - 1 :][:count]
-        return key[inside], first_owner[inside]
-
-    @cached_property
-    def ngram_counts(self) -> dict[int, tuple[ndarray, ndarray]]:
-        """For n = 1 and 2: the sorted hashes of the n-grams, and how often each occurs."""
-        return {n: np.unique(self.hash_ngrams(n)[0], return_counts=True) for n in (1, 2)}
-
-
-def mix_bits(x: ndarray) -> ndarray:
-    """Scatter uint64 one-to-one (the finalizer of SplitMix64)."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+# A figure that counts things can differ by one of them by chance, even where no resample has any.
+COUNTED = ("near_duplicates", "extinct")
 
 
 # Coverage and divergence
@@ -109,19 +38,43 @@ def coverage(real: Docs, sample: Docs, n: int) -> float:
     return np.isin(types, sample.ngram_counts[n][0], assume_unique=True).mean()
 
 
+def known_share(real: Docs, sample: Docs, n: int) -> float:
+    """Share of the n-grams of the sample, as often as they occur, that real text has too."""
+    types, counts = sample.ngram_counts[n]
+    if not len(counts):
+        return float("nan")
+    return counts[is_member(types, real.ngram_counts[n][0])].sum() / counts.sum()
+
+
+def recurrence(real: Docs, sample: Docs) -> float:
+    """Share of the uncommon tokens of the sample that their own document has had before.
+
+    A text keeps to its subject; one that is written word after word from short phrases does not.
+    Uncommon: less than a thousandth of real text.
+    """
+    types, counts = real.ngram_counts[1]
+    common = types[counts >= counts.sum() / 1000]
+    is_rare = ~is_member(sample.flat.astype(np.uint64), common)
+    token, owner = sample.flat[is_rare], sample.owner[is_rare]
+    if not len(token):
+        return float("nan")
+    different = sort_unique(token * len(sample) + owner)
+    return 1 - len(different) / len(token)
+
+
 def unseen_mass(sample: Docs, n: int = 2) -> float:
     """Estimated probability of the n-grams that never occurred (Good-Turing): those seen once.
 
     It falls with collapse.
     """
     _, counts = sample.ngram_counts[n]
-    return (counts == 1).sum() / max(counts.sum(), 1)
+    return (counts == 1).sum() / counts.sum() if len(counts) else float("nan")
 
 
 def distinct(sample: Docs, n: int) -> float:
     """Different n-grams per occurrence."""
     _, counts = sample.ngram_counts[n]
-    return len(counts) / max(counts.sum(), 1)
+    return len(counts) / counts.sum() if len(counts) else float("nan")
 
 
 def count_extinct(real: Docs, sample: Docs, min_count: int = 5) -> int:
@@ -138,10 +91,12 @@ def count_extinct(real: Docs, sample: Docs, min_count: int = 5) -> int:
 def divergences(real: Docs, sample: Docs) -> tuple[float, float]:
     """(KL(real || sample), KL(sample || real)) in bits, of hashed bigrams, 1/2 added to every cell.
 
-    The first is coverage that was lost, the second what the sample makes up.
+    The first is coverage that was lost, the second what the sample makes up; NaN without bigrams.
     """
     # A quarter as many cells as bigrams, so that the halves do not drown the counts.
     fewest = min(docs.ngram_counts[2][1].sum() for docs in (real, sample))
+    if not fewest:
+        return float("nan"), float("nan")
     cells = min(2 ** int(np.log2(max(fewest // 4, 1))), MAX_CELLS)
     p = _bigram_probabilities(real, cells)
     q = _bigram_probabilities(sample, cells)
@@ -159,83 +114,62 @@ def _bigram_probabilities(docs: Docs, cells):
 
 
 def compression_ratio(sample: Docs) -> float:
-    """Bytes before and after zlib of the token ids, four bytes a token: more is more repetitive."""
-    data = sample.flat.astype("<u4").tobytes()
-    return len(data) / max(len(zlib.compress(data, 1)), 1)
+    """Bytes before and after Zstandard of the token ids: more is more repetitive.
+
+    A repetition is seen over the last 2 MB, about a million tokens.
+    """
+    if not len(sample.flat):
+        return float("nan")
+    # Numbered anew by frequency: the figure must not depend on how large the ids are.
+    _, rank, counts = np.unique(sample.flat, return_inverse=True, return_counts=True)
+    place = np.argsort(np.argsort(-counts, kind="stable"))
+    data = place[rank].astype("<u2" if len(counts) <= 2**16 else "<u4").tobytes()
+    return len(data) / pa.Codec("zstd", compression_level=3).compress(data).size
 
 
 def self_bleu(sample: Docs) -> float:
-    """Mean BLEU-4 of each of the first 100 documents against the others (Zhu et al. 2018).
+    """Mean BLEU-4 of each document against all others (Zhu et al. 2018); NaN for fewer than two.
 
     A count of 0 becomes 1/2, in the spirit of NLTK's method 1, so that short documents count too.
     """
-    docs = sample.take(np.arange(min(100, len(sample))))
-    if len(docs) < 2:
+    if len(sample) < 2 or not len(sample.flat):
         return float("nan")
-    ids = [doc.tolist() for doc in docs.to_list()]
-    log_precision = np.zeros(len(docs))
+    log_precision = np.zeros(len(sample))
     for k in range(1, 5):
-        counts = [Counter(zip(*(doc[i:] for i in range(k)), strict=False)) for doc in ids]
-        # The two largest counts of each k-gram in any document.
-        top = {}
-        for count in counts:
-            for gram, c in count.items():
-                top[gram] = sorted((c, *top.get(gram, (0, 0))))[1:]
-        for d, count in enumerate(counts):
-            hits = 0
-            for gram, c in count.items():
-                # A k-gram matches as often as it occurs in the one other document that has it most.
-                second, first = top[gram]
-                hits += min(c, second if c == first else first)
-            log_precision[d] += np.log(max(hits, 0.5) / max(count.total(), 1)) / 4
-    # The brevity penalty compares with the other document closest in length.
-    lengths = docs.lengths
-    gap = np.abs(np.subtract.outer(lengths, lengths))
-    np.fill_diagonal(gap, 1 + lengths.sum())
-    closest = lengths[np.argmin(gap, axis=1)]
-    brevity = np.minimum(0, 1 - closest / np.maximum(lengths, 1))
+        hits, total = count_matches(sample, k)
+        log_precision += np.log(np.maximum(hits, 0.5) / np.maximum(total, 1)) / 4
+    # The brevity penalty compares with the other document closest in length, the shorter of two.
+    order = np.argsort(sample.lengths, kind="stable")
+    sizes = np.concatenate([[-np.inf], sample.lengths[order], [np.inf]])
+    shorter, own, longer = sizes[:-2], sizes[1:-1], sizes[2:]
+    closest = np.empty(len(sample))
+    closest[order] = np.where(own - shorter <= longer - own, shorter, longer)
+    brevity = np.minimum(0, 1 - closest / np.maximum(sample.lengths, 1))
     return np.exp(log_precision + brevity).mean()
 
 
-def find_near_duplicates(sample: Docs, threshold: float = 0.8) -> ndarray:
-    """[D]: an earlier document that this one nearly repeats, or -1.
+def count_matches(sample: Docs, k: int) -> tuple[ndarray, ndarray]:
+    """Of each document: its k-grams that some other document has as often, and all of its k-grams.
 
-    threshold: of the Jaccard similarity of their sets of 3-grams, estimated by MinHash.
+    A k-gram matches as often as it occurs in the one other document that has it most.
     """
-    n = len(sample)
-    earlier_twin = np.full(n, -1)
-    if n < 2:
-        return earlier_twin
-    digests = _digest_shingles(sample)
-    for band in np.split(digests.T, NUM_PERMUTATIONS // BAND_ROWS):
-        code = np.zeros(n, np.uint64)
-        for row in band:
-            code = mix_bits(code + row + np.uint64(1))
-        # `first` is the earliest document of each group that agrees in the whole band.
-        _, first, group = np.unique(code, return_index=True, return_inverse=True)
-        candidate = first[group]
-        open_rows = np.flatnonzero((candidate < np.arange(n)) & (earlier_twin < 0))
-        twins = candidate[open_rows]
-        similar = (digests[open_rows] == digests[twins]).mean(axis=1) >= threshold
-        earlier_twin[open_rows[similar]] = twins[similar]
-    return earlier_twin
-
-
-def _digest_shingles(sample: Docs):
-    """uint64 [D, NUM_PERMUTATIONS]: the MinHash of each document's 3-grams."""
-    key, owner = sample.hash_ngrams(SHINGLE)
-    token, token_owner = sample.hash_ngrams(1)
-    # A document too short for a 3-gram is represented by its tokens.
-    short = sample.lengths[token_owner] < SHINGLE
-    key = np.concatenate([key, token[short]])
-    owner = np.concatenate([owner, token_owner[short]])
-    order = np.argsort(owner, kind="stable")
-    key = np.ascontiguousarray(key[order])
-    offsets = np.searchsorted(owner[order], np.arange(len(sample) + 1)).astype(np.uint64)
-    # rensa is compiled and has no stub.
-    minhash = rensa.RMinHash  # ty: ignore[missing-attribute]
-    digests = minhash.digest_matrix_from_flat_token_hashes(key, offsets, NUM_PERMUTATIONS, 42)
-    return np.array(digests.to_rows(), np.uint64)
+    size = len(sample)
+    key, owner = sample.hash_ngrams(k)
+    if not len(key):
+        return np.zeros(size), np.zeros(size)
+    _, gram = np.unique(key, return_inverse=True)
+    # Sorted by k-gram, then by document.
+    pair, count = np.unique(gram * size + owner, return_counts=True)
+    gram, owner = pair // size, pair % size
+    begins = np.flatnonzero(np.diff(gram, prepend=-1))
+    # The two largest counts of each k-gram.
+    first = np.maximum.reduceat(count, begins)
+    is_first = count == first[gram]
+    num_first = np.add.reduceat(is_first, begins, dtype=np.int64)
+    below = np.maximum.reduceat(np.where(is_first, 0, count), begins)
+    second = np.where(num_first > 1, first, below)
+    hits = np.minimum(count, np.where(is_first, second[gram], first[gram]))
+    return np.bincount(owner, hits, size), np.bincount(owner, count, size)
 
 
 # Surprisal, and what needs a model's figures
@@ -294,8 +228,8 @@ def vendi_score(features_nd: ndarray) -> float:
 # Figures compared with a null
 
 
-def measure_sample(real: Docs, sample: Docs) -> dict[str, float]:
-    """Every figure that needs only the two texts, by its name."""
+def measure_panel(real: Docs, sample: Docs) -> dict[str, float]:
+    """The figures that a null of resamples is made of, by name; NaN where there is too little."""
     kl_lost, kl_drift = divergences(real, sample)
     figures = {
         "coverage_1": coverage(real, sample, 1),
@@ -308,10 +242,16 @@ def measure_sample(real: Docs, sample: Docs) -> dict[str, float]:
         "kl_drift": kl_drift,
         "compression": compression_ratio(sample),
         "self_bleu": self_bleu(sample),
-        "near_duplicates": (find_near_duplicates(sample) >= 0).mean(),
-        "length": sample.lengths.mean(),
     }
     return {name: float(value) for name, value in figures.items()}
+
+
+def measure_sample(real: Docs, sample: Docs) -> dict[str, float]:
+    """Every figure that needs only the two texts, by its name."""
+    figures = measure_panel(real, sample)
+    figures["near_duplicates"] = float((find_near_duplicates(sample) >= 0).mean())
+    figures["length"] = float(sample.lengths.mean())
+    return figures
 
 
 @dataclass(frozen=True)
@@ -326,9 +266,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Null:
-    """The values [K] of each figure on K resamples."""
+    """The values [K] of each figure on K resamples of n documents."""
 
     values: dict[str, ndarray]
+    n: int
 
     @classmethod
     def resample(
@@ -351,14 +292,11 @@ class Null:
         # Without replacement: repeated documents would look like collapse.
         draws = [rng.choice(size, n, replace=False) for _ in range(k)]
         resamples = [measure(pool.take(rows)) for rows in draws]
-        # Subsamples of one pool are more alike than fresh samples of the world: the spread is
-        # widened by the known finite-population factor.
-        widening = 1 / np.sqrt(max(1 - n / size, 1 / n))
         values = {}
         for name in resamples[0]:
             v = np.array([figures[name] for figures in resamples])
-            values[name] = v.mean() + (v - v.mean()) * widening
-        return cls(values)
+            values[name] = v.mean() + (v - v.mean()) * widen(n / size)
+        return cls(values, n)
 
     def compare(self, figures: dict[str, float]) -> dict[str, Comparison]:
         """Compare each figure of a sample that has a null with it."""
@@ -367,12 +305,26 @@ class Null:
             value = figures[name]
             k = len(null)
             mean = null.mean()
-            sd = null.std(ddof=1) * np.sqrt(1 + 1 / k)  # of a new value less the mean
+            spread = null.std(ddof=1)
+            if name in COUNTED:
+                # As a Poisson count has that was expected once more than it was seen.
+                one = 1.0 if name == "extinct" else 1 / self.n
+                spread = max(spread, np.sqrt(one * (mean + one)))
+            sd = spread * np.sqrt(1 + 1 / k)  # of a new value less the mean
             t = (value - mean) / max(sd, 1e-9 * max(abs(mean), 1e-9))
             ratio = value / mean if mean else float("nan")
             z = normal_deviate(t, k - 1)
             comparisons[name] = Comparison(value, mean, ratio, z)
         return comparisons
+
+
+def widen(fraction: float) -> float:
+    """How much wider than resamples of this fraction of a pool fresh samples of the world spread.
+
+    Resamples without replacement are more alike by 1 - f of the variance, and the pool itself is
+    a sample: of a mean over n, a fresh one differs from the pool's by 1 + f. At most 1,000.
+    """
+    return np.sqrt((1 + fraction) / max(1 - fraction, 2e-6))
 
 
 def normal_deviate(t: float, df: int) -> float:

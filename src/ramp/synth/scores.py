@@ -13,7 +13,7 @@ from numpy import ndarray
 from ramp.config import Model
 from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import ROWS, apply_head, compute_hidden, unembed
-from ramp.synth.measure import Ids
+from ramp.synth.docs import Ids
 
 
 @dataclass(frozen=True)

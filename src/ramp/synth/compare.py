@@ -1,0 +1,309 @@
+"""Are these samples as diverse as real text? Figures at equal tokens, a null, and the culprits.
+
+Figures of a whole set are compared with resamples of real text that have as many documents with
+the same lengths, so that length is a figure of its own and never passes for diversity. Where the
+lengths differ, real text is shortened or joined in the way that makes it most like the samples.
+What can be said of a single text (it is a copy, a variant, of another language) is counted over
+all samples, beside the same count of real text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+from scipy import stats
+
+from ramp.synth.docs import Docs, is_member
+from ramp.synth.measure import (
+    Comparison,
+    known_share,
+    measure_panel,
+    normal_deviate,
+    recurrence,
+    widen,
+)
+from ramp.synth.similar import (
+    Copies,
+    Families,
+    find_common,
+    find_copies,
+    find_near_duplicates,
+    group_variants,
+)
+from ramp.synth.texts import Texts, Vocabulary
+
+NUM_RESAMPLES = 12  # of the null; of the samples themselves a third as many
+LEAST_TEXTS = 8  # that are compared at all
+SELECT_TEXTS, SELECT_RESAMPLES = 300, 6  # by which the way to match the lengths is chosen
+LENGTHS_DIFFER = 1e-4  # the chance of such lengths, below which they are called different
+FREQUENT = 0.5  # the words that make up so much of real text are known to all who write it
+FOREIGN = 0.15  # a text with a smaller share of them is of another language
+FOREIGN_WORDS = 4  # fewer than these in a text tell nothing of its language
+USUAL_END = 0.01  # of the real texts end so
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How texts of different lengths are compared."""
+
+    join: int  # so many real texts are put together as one
+    side: str  # the part that is kept of what is longer: begin, end or middle
+
+    def describe(self) -> str:
+        """In words."""
+        joined = f"{self.join} real texts joined as one; " if self.join > 1 else ""
+        return f"{joined}of the longer one of each pair the {self.side} is kept"
+
+    def match(self, real: Docs, sample: Docs, rng: np.random.Generator) -> tuple[Docs, Docs]:
+        """As many documents of each, rank by rank of equal length."""
+        real = real.join(self.join)
+        # In order of length; equal ones as chance has it.
+        by_length = [
+            docs.take(np.lexsort((rng.random(len(docs)), docs.lengths))) for docs in (real, sample)
+        ]
+        lengths = np.minimum(*(docs.lengths for docs in by_length))
+        cut_docs = []
+        for docs in by_length:
+            over = docs.lengths - lengths
+            begins = {"begin": 0 * over, "end": over, "middle": rng.integers(0, over + 1)}
+            cut_docs.append(docs.cut(begins[self.side], lengths))
+        return cut_docs[0], cut_docs[1]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the samples something holds for, beside real text."""
+
+    value: float
+    null: float  # of real text
+    z: float  # normal deviate of the difference
+    rows: list[int]  # the samples it holds for, the worst first
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a verdict is made of."""
+
+    num_real: int
+    num_sample: int
+    num_compared: int  # documents on each side of a comparison
+    num_tokens: int  # words on each side of it
+    matching: Matching
+    lengths_differ: bool
+    length_ratio: float
+    panel: dict[str, Comparison]
+    shares: dict[str, Share]
+    families: Families
+    copies: Copies
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """Two sets of texts, and the text that the samples may have been copied from."""
+
+    real: Texts
+    sample: Texts
+    train: Texts | None
+    vocabulary: Vocabulary
+    seed: int = 0
+
+    def weigh(self) -> Evidence:
+        """Take every figure."""
+        real, sample = self.real.docs, self.sample.docs
+        gap = stats.ks_2samp(real.lengths, sample.lengths)
+        lengths_differ = bool(gap.pvalue < LENGTHS_DIFFER)
+        ratio = float(sample.lengths.mean() / max(real.lengths.mean(), 1e-9))
+        matching = self._choose_matching(ratio) if lengths_differ else Matching(1, "begin")
+        n = self.count_compared(matching)
+        panel, tokens = self.measure(matching, n, NUM_RESAMPLES) if n >= LEAST_TEXTS else ({}, 0)
+        families = group_variants(sample, find_common(real))
+        copies = self._find_copies()
+        shares = {
+            "variants": self._share_variants(families),
+            "near_duplicates": self._share_near(),
+            "copied": copies[1],
+            "foreign": self._share_foreign(),
+            "cut_ends": self._share_cut_ends(),
+        }
+        return Evidence(
+            len(real),
+            len(sample),
+            n,
+            tokens,
+            matching,
+            lengths_differ,
+            ratio,
+            panel,
+            shares,
+            families,
+            copies[0],
+        )
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A new generator, so that no figure depends on which were taken before."""
+        return np.random.default_rng(self.seed)
+
+    def count_compared(self, matching: Matching) -> int:
+        """Documents of a comparison: at most half of the real ones, the rest is the reference."""
+        return min(len(self.sample), len(self.real) // 2 // matching.join)
+
+    # --- figures of whole sets
+
+    def measure(
+        self, matching: Matching, n: int, num_resamples: int
+    ) -> tuple[dict[str, Comparison], int]:
+        """Every figure with its null, and the words it is of."""
+        real, sample, rng = self.real.docs, self.sample.docs, self.rng
+        null: list[dict[str, float]] = []
+        own: list[dict[str, float]] = []
+        tokens = 0
+        for i in range(num_resamples):
+            order = rng.permutation(len(real))
+            drawn, rest = np.split(order, [n * matching.join])
+            rows = rng.choice(len(sample), n, replace=False)
+            reference = real.take(rest)
+            part, own_part = matching.match(real.take(drawn), sample.take(rows), rng)
+            null.append(measure_texts(reference, part))
+            tokens = len(part.flat)
+            # The samples vary only by which of them are drawn, and how they are cut.
+            if i < -(-num_resamples // 3):
+                own.append(measure_texts(reference, own_part))
+        widening = widen(n * matching.join / len(real))
+        return {
+            name: compare_values(
+                np.array([f[name] for f in own]), np.array([f[name] for f in null]), widening
+            )
+            for name in null[0]
+        }, tokens
+
+    def _choose_matching(self, ratio) -> Matching:
+        """The way to match lengths under which samples and real text are most alike."""
+        sides = [Matching(1, side) for side in ("begin", "end", "middle")]
+        if ratio < 1:
+            return min(sides, key=self._compare_bounds)
+        # Longer texts are compared by their beginnings, unless they are several put together.
+        options = [sides[0]]
+        if round(ratio) > 1:
+            options.append(Matching(round(ratio), "begin"))
+        return min(options, key=self._compare_panels)
+
+    def _compare_bounds(self, matching: Matching) -> float:
+        """How differently texts begin and end when they are matched in this way."""
+        n, rng = self.count_compared(matching), self.rng
+        real = self.real.docs.take(rng.permutation(len(self.real))[:n])
+        sample = self.sample.docs.take(rng.permutation(len(self.sample))[:n])
+        gap = 0.0
+        for step in (0, 1):
+            ends = []
+            for docs in matching.match(real, sample, rng):
+                filled = docs.take(np.flatnonzero(docs.lengths))
+                ends.append(filled.flat[filled.starts + step * (filled.lengths - 1)])
+            counts = [np.bincount(words, minlength=len(self.vocabulary.ids)) for words in ends]
+            gap += float(np.abs(counts[0] - counts[1]).sum())
+        return gap
+
+    def _compare_panels(self, matching: Matching) -> float:
+        """How far apart their figures are."""
+        n = min(self.count_compared(matching), SELECT_TEXTS)
+        if n < LEAST_TEXTS:
+            return np.inf
+        panel, _ = self.measure(matching, n, SELECT_RESAMPLES)
+        return float(np.mean([min(abs(np.nan_to_num(f.z)), 20) for f in panel.values()]))
+
+    # --- figures of single texts
+
+    @cached_property
+    def _some_real(self) -> ndarray:
+        """As many real texts as there are samples, or all."""
+        count = min(len(self.real), len(self.sample))
+        return np.sort(self.rng.permutation(len(self.real))[:count])
+
+    def _share_variants(self, families: Families) -> Share:
+        real = self.real.docs
+        beside = group_variants(real.take(self._some_real), find_common(real))
+        # The chance of a text to be there already grows with how many there are.
+        more = len(self.sample) / len(self._some_real)
+        rows = [int(row) for group in families.list_largest() for row in group[1:]]
+        null = min(beside.repeated * more, 1)
+        return compare_shares(rows, len(self.sample), null, len(self._some_real))
+
+    def _share_near(self) -> Share:
+        twins = find_near_duplicates(self.sample.docs)
+        beside = find_near_duplicates(self.real.docs.take(self._some_real)) >= 0
+        null = min(beside.mean() * len(self.sample) / len(beside), 1)
+        return compare_shares(np.flatnonzero(twins >= 0), len(twins), null, len(beside))
+
+    def _find_copies(self) -> tuple[Copies, Share]:
+        pool = self.real.docs + self.train.docs if self.train else self.real.docs
+        copies = find_copies(self.sample.docs, pool)
+        some_real = self.real.docs.take(self._some_real)
+        beside = find_copies(some_real, pool, least=2)
+        # Real texts that are all in the training text too find themselves there.
+        if beside.copied.mean() > 0.5:
+            beside = find_copies(some_real, pool, least=3)
+        rows = np.flatnonzero(copies.copied)
+        rows = rows[np.argsort(-copies.longest[rows], kind="stable")]
+        share = compare_shares(rows, len(self.sample), beside.copied.mean(), len(some_real))
+        return copies, share
+
+    def _share_foreign(self) -> Share:
+        words = np.array([word[0].isalpha() for word in self.vocabulary.ids])
+        real = self.real.docs
+        counts = np.bincount(real.flat[words[real.flat]], minlength=len(words))
+        order = np.argsort(-counts, kind="stable")
+        enough = np.searchsorted(np.cumsum(counts[order]), FREQUENT * counts.sum())
+        is_frequent = np.isin(np.arange(len(words)), order[: enough + 1])
+
+        def find_foreign(docs):
+            is_word = words[docs.flat]
+            total = np.bincount(docs.owner, is_word, len(docs))
+            frequent = np.bincount(docs.owner, is_frequent[docs.flat], len(docs))
+            return (total >= FOREIGN_WORDS) & (frequent < FOREIGN * total)
+
+        rows = np.flatnonzero(find_foreign(self.sample.docs))
+        null = find_foreign(real.take(self._some_real))
+        return compare_shares(rows, len(self.sample), null.mean(), len(null))
+
+    def _share_cut_ends(self) -> Share:
+        real, sample = self.real.docs, self.sample.docs
+        last = real.flat[(real.starts + real.lengths - 1)[real.lengths > 0]]
+        ends, counts = np.unique(last, return_counts=True)
+        usual = ends[counts >= USUAL_END * len(last)]
+        is_other = ~is_member(sample.flat[sample.starts + sample.lengths - 1], usual)
+        null = 1 - counts[counts >= USUAL_END * len(last)].sum() / max(len(last), 1)
+        return compare_shares(np.flatnonzero(is_other), len(sample), null, len(real))
+
+
+def measure_texts(real: Docs, sample: Docs) -> dict[str, float]:
+    """The panel, and what tells text from strings of words."""
+    return measure_panel(real, sample) | {
+        "known_1": known_share(real, sample, 1),
+        "known_2": known_share(real, sample, 2),
+        "recurrence": recurrence(real, sample),
+    }
+
+
+def compare_values(own: ndarray, null: ndarray, widening: float) -> Comparison:
+    """The mean of some values [J] with a null [K] whose spread is to be widened."""
+    k = len(null)
+    value, mean = own.mean(), null.mean()
+    spread = null.std(ddof=1) * widening * np.sqrt(1 + 1 / k)
+    # A figure that no resample ever changes is exact.
+    t = (value - mean) / max(spread, 1e-9 * max(abs(mean), 1e-9))
+    ratio = value / mean if mean else float("nan")
+    return Comparison(float(value), float(mean), float(ratio), normal_deviate(t, k - 1))
+
+
+def compare_shares(rows: Sequence[Any] | ndarray, n: int, null: float, num_null: int) -> Share:
+    """A share of n samples with that of real texts, by the test of two proportions.
+
+    One more is counted than was seen, so that none among few does not mean never.
+    """
+    value = len(rows) / n
+    pooled = (len(rows) + null * num_null + 1) / (n + num_null + 2)
+    spread = np.sqrt(pooled * (1 - pooled) * (1 / n + 1 / num_null))
+    return Share(value, float(null), float((value - null) / spread), [int(row) for row in rows])
