@@ -335,9 +335,12 @@ def add_measure_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_synth_arguments(p: argparse.ArgumentParser) -> None:
     """Of `synth`."""
-    p.add_argument("what", choices=("why", "ask"))
+    p.add_argument("what", choices=("why", "ask", "decide"))
     add_run_directory(p)
-    p.add_argument("about", help="why: a sample, such as g2-00017; ask: a question in quotes")
+    p.add_argument(
+        "about",
+        help="why: a sample, such as g2-00017; ask: a question in quotes; decide: texts, a source",
+    )
     p.add_argument("--n", type=int, default=200, help="ask: replies to draw (default 200)")
     p.add_argument(
         "--verbalized", type=int, default=0, metavar="K", help="ask: also for K answers in one"
@@ -538,6 +541,10 @@ def run_synth(args: Arguments, flags: Flags) -> int:
         print(ledger.describe_sample(run.path / "synth", args.about))
         return 0
     c = setup_devices(c)
+    if args.what == "decide":
+        from ramp.stages import candidates
+
+        return candidates.run(run, c, args.about)
     from ramp.evals import diversity
 
     result = diversity.run(run, c, args.about, args.n, args.verbalized, args.tokens)
@@ -596,7 +603,8 @@ COMMANDS = {
         add_audit_arguments,
     ),
     "synth": Command(
-        "why RUN ID: what became of a sample; ask RUN QUESTION: how many answers a model has",
+        "why RUN ID: what became of a sample; decide RUN TEXTS: which texts from elsewhere may "
+        "teach; ask RUN QUESTION: how many answers a model has",
         run_synth,
         add_synth_arguments,
     ),

@@ -358,18 +358,21 @@ class Thresholds:
     min_vendi_ratio: Fraction = 0.9
     """repair: gradient Vendi score over the null's"""
     max_imbalance: NonNegative = 4.0
-    """repair: acceptance of the median cell over that of the least accepted"""
+    """repair: how many times less often a verifier may accept real documents of one kind"""
+    min_real_pass: Fraction = 0.5
+    """repair: fraction of the real documents that a verifier accepts"""
     min_precision: Fraction = 0.95
-    """repair: lower bound of the audited precision of accepted samples; below it novelty is not
-    rewarded"""
+    """repair: upper bound of the audited precision of accepted samples"""
     repair_increment: Fraction = 0.1
     """added to the real fraction by a repair"""
     max_loss_rise: NonNegative = 0.005
-    """roll back: relative rise of held-out bits"""
+    """roll back: relative rise of held-out bits, against the first and the last good model"""
+    max_control_rise: NonNegative = 0.01
+    """repair, and stop the second time in a row: the same, against real text alone"""
     max_tail_loss_rise: NonNegative = 0.03
     """roll back: relative rise of the bits of rare tokens"""
     false_alarm_rate: Annotated[float, Range(above=0, high=0.5)] = 0.01
-    """chance of one false roll-back over any number of generations"""
+    """chance of one false alarm of the trained model over any number of generations"""
 
 
 @dataclass(frozen=True)
@@ -395,25 +398,30 @@ class Synthesize:
     """fraction of the samples that begin with a rare passage of real text or an entity pair"""
     verifiers: tuple[str, ...] = ("clean", "typical")
     """clean: whole characters and something to read; typical: surprisal within real text's range;
-    PATH.py:FUNCTION: your own, called with the text, true where it is right. Samples pass all"""
+    PATH.py:FUNCTION: your own, from the text to true, false or a score. Samples pass all"""
+    min_score: Fraction = 0.5
+    """least score from 0 to 1 that a verifier accepts with; a score has no other use"""
+    verifier_seconds: Annotated[float, Range(above=0)] = 10.0
+    """longest time for one text"""
     auditor: str = ""
-    """PATH.py:FUNCTION, an independent check of 200 accepted samples; empty: the verifiers are
-    tested on shuffled real text"""
-    real_fraction: Fraction = 0.0
-    """of the tokens of a generation; 0: by the drift law, from `drift_tolerance`"""
-    min_real_fraction: Fraction = 0.3
-    drift_tolerance: Annotated[float, Range(above=0)] = 0.05
-    """bits per byte above the first model that drift may cost in the long run"""
-    drift_probe_steps: Count = 0
-    """steps of two branches, own samples alone and real text alone, that measure the law's
-    constant; 0: it is taken to be `drift_tolerance`, which makes the real fraction .38"""
+    """PATH.py:FUNCTION, an independent check of accepted samples; empty: the verifiers are tested
+    on shuffled real text"""
+    num_audited: Positive = 400
+    """real documents that verifiers are tried on, and accepted samples that the auditor reads"""
+    cells: str = ""
+    """PATH.py:FUNCTION from a text to the name of its kind; no kind may be lost. Words of real text
+    are kinds too, without it"""
+    real_fraction: Fraction = 0.4
+    """of the tokens of a generation"""
+    control: bool = True
+    """train a control too, on real text alone for as many steps; a loop behind it is stopped"""
     rare_fraction: Fraction = 0.1667
     """of the real tokens: rows with rare contexts"""
     final_real_fraction: Fraction = 0.25
     """fraction of the steps, at the end, on real rows alone"""
     age_decay: Fraction = 0.5
     """weight of an earlier generation's samples relative to the one after it"""
-    num_guard_documents: Positive = 256
+    num_guard_documents: Positive = 512
     """validation documents that guard; as many others are kept for the end"""
     num_measured: Annotated[int, Range(low=8)] = 256
     """samples that figures are measured on, of those that begin a document"""
@@ -423,12 +431,10 @@ class Synthesize:
     """Jaccard similarity from which a sample repeats another"""
     contamination_tokens: Positive = 24
     """tokens in a row in common with a held-out document that make a sample contaminated"""
-    max_duplicates: Positive = 2
-    """most that a cell's text may count, however often it was sampled"""
-    max_weight: Annotated[float, Range(low=1)] = 4.0
-    """largest weight of a sample, the mean being 1"""
-    min_ess: Fraction = 0.3
-    """least effective sample size after weighting, as a fraction of the samples"""
+    decontaminate: tuple[str, ...] = ()
+    """sources of texts that no sample may share as much with, besides the held-out documents"""
+    max_passes: Positive = 2
+    """most times that a generation trains on a row of samples; real rows take the other places"""
     guard: Thresholds = Thresholds()
     train: Train = Train(steps=200, warmup_steps=5, num_samples=0)
 

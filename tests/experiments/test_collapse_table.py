@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.collapse import table
-from ramp.synth import drift
+from experiments.collapse import drift, table
 
 GO, REPAIR, BACK = (
     ["go", "", "go", ""],

@@ -29,7 +29,7 @@ def path(tmp_path_factory):
         (["--dpo.sources", "file:/nowhere/*.jsonl"], "matches no file"),
         (["--reinforce.task", "adition"], "did you mean 'addition'"),
         (["--reinforce.method", "rlo"], "did you mean 'rloo'"),
-        (["--synthesize.verifiers", "clean", "/nowhere/mine.py:right"], "a file that is there"),
+        (["--synthesize.verifiers", "clean", "/nowhere/mine.py:right"], "there is no file"),
         (["--synthesize.max_new_tokens", "120"], "do not fit into model.context_len"),
     ],
 )

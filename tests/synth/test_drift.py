@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.collapse import exact
+from experiments.collapse import drift, exact
 from experiments.collapse.table import estimate_drift
-from ramp.synth import drift
 
 
 def test_zipf_modes_die_out_while_simpson_diversity_stays_put():
@@ -30,9 +29,7 @@ def test_anchor_law_within_a_tenth(m):
     truth, n = exact.zipf(500), 20_000
     held = []
     for seed in range(60):
-        p_gk = exact.simulate_generations(
-            truth, round((1 - m) * n), "anchored", 80, np.random.default_rng(seed), m
-        )
+        p_gk = exact.simulate_generations(truth, n, "anchored", 80, np.random.default_rng(seed), m)
         pool = p_gk[0]
         step = (pool * (1 - pool)).sum() / n
         held.append(((p_gk[40:] - pool) ** 2).sum(axis=1).mean() / step)

@@ -11,7 +11,7 @@ from ramp.synth.ledger import LedgerRow
 ROW = LedgerRow(**{
     "id": "g2-00003", "generation": 2, "parents": ["real-7"], "generator": "abc", "prompt": [5, 6], "key": 2**31 - 1,
     "temperature": 1.0, "top_k": 0, "min_p": 0.0, "tokens": [1, 2, 3], "text": "a joke", "logp": -3.0, "logp_first": -4.0,
-    "verdict": True, "cell": 9, "weight": 1.5, "decision": "kept", "reason": "", "steps": [0, 4],
+    "verdict": True, "cell": "stories", "weight": 1.5, "decision": "kept", "reason": "", "steps": [0, 4],
 })  # fmt: skip
 
 
@@ -32,7 +32,7 @@ def test_mistakes(tmp_path):
         ledger.read_ledger(tmp_path, 2, "run-b")
     with pytest.raises(UserError, match="no ledger"):
         ledger.describe_sample(tmp_path, "g7-00001")
-    with pytest.raises(UserError, match="named like"):
+    with pytest.raises(UserError, match="is no name of candidates"):
         ledger.describe_sample(tmp_path, "../../etc")
     with pytest.raises(UserError, match="none of them"):
         ledger.describe_sample(tmp_path, "g2-00999")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramp.synth import drift, mix
+from ramp.synth import mix
 
 RNG = np.random.default_rng
 
@@ -56,14 +56,13 @@ def test_weighted_draw_is_in_proportion():
     assert sorted(mix.draw_weighted(chance, 4, RNG(0))) == [1, 1, 2, 2]
 
 
-def test_share_follows_the_law():
-    m = mix.choose_real_fraction(0.06, 0.06, 0.1)
-    assert m == pytest.approx(0.382, abs=1e-3)
-    assert drift.excess_loss(0.06, m, 10_000) == pytest.approx(0.06, rel=1e-3)
-    assert (
-        mix.choose_real_fraction(0.06, 10, 0.3) == 0.3
-        and mix.choose_real_fraction(-1, 0.1, 0.3) == 0.3
+def test_few_samples_are_not_learned_by_heart():
+    """Each fills two places at most; real documents take the others."""
+    made = mix.compose(
+        "guarded", [50, 3], 20, RNG(0), 0.4, weights=[np.array([1, 1, 0])], max_passes=2
     )
+    of_samples = made.index[made.generation == 1]
+    assert sorted(of_samples) == [0, 0, 1, 1] and len(made.index) == 20
 
 
 def test_order_ends_on_real_rows_and_is_a_pure_function():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from ramp.stages.checks import check_synthesize
 from ramp.stages.synthesize import GenerationLoop
 from ramp.synth import decide, generate, ledger, prompts
 from ramp.synth.corpus import PackedSamples, RealCorpus, TrainingPlan
-from ramp.synth.measure import Docs
+from ramp.synth.docs import Docs
 from ramp.text.shards import write_tokens
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
@@ -34,7 +35,8 @@ SETTINGS = Synthesize(
     num_guard_documents=12,
     num_null_resamples=7,
     seeded_fraction=0.25,
-    guard=Thresholds(min_precision=0.0),
+    guard=Thresholds(min_precision=0.0, min_real_pass=0.0),
+    control=True,
     train=Train(
         steps=4,
         seq_len=32,
@@ -101,8 +103,8 @@ def never(text):
 def always(text):
     return True
 def sometimes(text):
-    if text.endswith("."):
-        raise ValueError("a full stop")
+    if "z" in text:
+        raise ValueError("a letter that real text does not have")
     return True
 """
 
@@ -131,7 +133,7 @@ def test_from_first_model_to_page(done):
     )
     lines = [json.loads(x) for x in (rundir.path / "metrics.jsonl").read_text().splitlines()]
     tags = set().union(*(x.keys() for x in lines if x["stage"] == "synthesize"))
-    assert {"synth/bpb", "synth/z/coverage_2", "synth/ratio/vendi", "synth/bits_lost"} <= tags
+    assert {"synth/bpb", "synth/z/coverage_2", "synth/ratio/vendi", "synth/first_bpb"} <= tags
     page = (rundir.path / "synth.html").read_text()
     assert "What the guard did" in page and page.count("<svg") >= 2
     rows, facts = ledger.read_ledger(rundir.path / "synth", 2)
@@ -192,10 +194,15 @@ def test_killed_after_the_ledger_the_generation_goes_on_alike(done, tmp_path):
     _, c, report = done
     c = replace(c, synthesize=replace(c.synthesize, generations=1))
     other = directory(tmp_path / "other")
+    train = synthesize.GenerationLoop.train
+
+    def killed(loop, name, *rest):
+        if name == "synthesize-1":  # after its control
+            raise KeyboardInterrupt
+        return train(loop, name, *rest)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            synthesize.GenerationLoop, "train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-        )
+        patch.setattr(synthesize.GenerationLoop, "train", killed)
         with pytest.raises(KeyboardInterrupt):
             synthesize.run(other, c, Preemption())
     assert ledger.ledger_path(other.path / "synth", 1).exists()
@@ -218,7 +225,7 @@ def test_a_ledger_of_another_run_is_refused(done, tmp_path):
     [
         ({"num_measured": 20}, "begin from nothing"),
         ({"verifiers": ("clean",)}, "two that differ"),
-        ({"verifiers": ("clean", "/nowhere/check.py:right")}, "a file that is there"),
+        ({"verifiers": ("clean", "/nowhere/check.py:right")}, "there is no file"),
         ({"max_new_tokens": 60}, "do not fit"),
         ({"num_measured": 35, "num_documents": 60}, "needs 70 training documents and has 40"),
     ],
@@ -250,7 +257,7 @@ def judge(mine, done):
         made = loop.sample(params, loop.make_prompts(1), 1, SamplingParams())
         made = change(made, loop.real)
         scorer = loop.make_scorer(params)
-        return decide.decide(loop.real, loop.base, scorer, made, Docs.from_lists([]), 12)
+        return decide.decide(loop.verifiers, scorer, made, Docs.from_lists([]), 12)
 
     return run
 
@@ -261,7 +268,7 @@ def test_verifiers_that_break_refuse_all_or_agree_to_all(judge):
     refused = judge("never", "clean")
     assert (
         refused.evidence.accepted == 0
-        and not refused.weight.any()
+        and not refused.kept.any()
         and "never says no" in refused.reasons[0]
     )
     agreed = judge("always", "always")
@@ -283,8 +290,21 @@ def test_nan_contamination_and_repeats_are_decisions(judge):
     assert (
         "held-out document" in found.reasons[1] and "nearly repeats sample 2" in found.reasons[-1]
     )
-    assert found.weight[kept].mean() == pytest.approx(1) and not found.weight[~kept].any()
-    assert 0 < found.figures.ess <= 1 and kept.sum() > 10
+    assert kept.sum() > 10
+
+
+def test_an_edited_verifier_is_noticed(done, mine):
+    """Its ledgers were decided with other code; --force or the old file are the ways on."""
+    rundir, c, _ = done
+    path = Path(mine)
+    old = path.read_text()
+    try:
+        path.write_text(old.replace('"z" in text', '"y" in text'))
+        with pytest.raises(UserError, match="edited after generation 1"):
+            synthesize.run(rundir, c, Preemption())
+    finally:
+        path.write_text(old)
+    synthesize.run(rundir, c, Preemption())
 
 
 def test_no_sample_accepted_leaves_real_text_alone(mine, tmp_path):
@@ -319,7 +339,7 @@ def test_rows_of_a_lesson():
 
 def test_a_lesson_is_pure_ends_on_real_rows_and_knows_its_steps(done):
     rundir, _, _ = done
-    c = configured(train=replace(SETTINGS.train, steps=8), final_real_fraction=0.25)
+    c = configured(train=replace(SETTINGS.train, steps=8), final_real_fraction=0.25, max_passes=4)
     real = RealCorpus.read(rundir.tokens, c, T)
     made = [
         PackedSamples.pack(
@@ -353,16 +373,3 @@ def test_the_baselines_take_what_comes(tmp_path, policy):
     )
     assert [h["decision"] for h in report["generations"]] == ["go", "go"]
     assert all(h["kept"] == h["sampled"] for h in report["generations"])
-
-
-@pytest.mark.slow
-def test_probes_set_the_real_share_by_the_law(tmp_path, capsys):
-    report = synthesize.run(
-        directory(tmp_path / "run"),
-        configured(generations=1, drift_probe_steps=2, drift_tolerance=1e-6),
-        Preemption(),
-    )
-    said = capsys.readouterr().out
-    cost = float(said.split("own samples cost ")[1].split()[0])
-    m = report["generations"][0]["m"]
-    assert m == pytest.approx(0.3) if cost <= 0 else m > 0.9

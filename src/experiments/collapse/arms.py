@@ -15,15 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from experiments.collapse import world
+from experiments.collapse import drift, world
 from experiments.results import Results, init_lm, load_or_make
 from ramp.config import Model, Synthesize, replace_train
 from ramp.decode.sample import SamplingParams
 from ramp.model.loss import next_token_loss
 from ramp.model.transformer import ROWS
-from ramp.nines.intervals import lower_bound
-from ramp.synth import drift, generate, guard, measure, mix, prompts, scores, select
-from ramp.synth.guard import CollapseGuard, SampleEvidence, TrainingEvidence
+from ramp.nines.intervals import clopper_pearson
+from ramp.synth import generate, guard, measure, mix, prompts, scores, verify
+from ramp.synth.guard import CollapseGuard, RepeatCounts, SampleEvidence, TrainingEvidence
 from ramp.synth.measure import Docs, Null
 from ramp.synth.prompts import Prompt
 from ramp.train import optim
@@ -180,7 +180,6 @@ class Arm:
     filtered: bool = False  # quality and diversity, without a verifier: likely ones, no two alike
     seeds: bool = True  # samples begin with an operator of the grid: they do not choose it
     second: bool = True  # half of them behind a first step of real text
-    weigh: bool = True  # the projection onto operators
     last: float = (
         Synthesize.final_real_fraction
     )  # share of the steps, at the end, on real documents alone
@@ -191,7 +190,7 @@ CLOSE, MORE_SEEDS = (
     5,
 )  # arms that three seeds do not tell apart
 GUARDED = Arm()
-PLAIN = Arm("replace", 0.3, verify=False, seeds=False, weigh=False, last=0.0)
+PLAIN = Arm("replace", 0.3, verify=False, seeds=False, last=0.0)
 ARMS = {
     "real": replace(PLAIN, policy="real"),
     "replace": PLAIN,
@@ -203,7 +202,6 @@ ARMS = {
     "guarded - seeds": replace(GUARDED, seeds=False),
     "guarded - second steps": replace(GUARDED, second=False),
     "guarded - verifier": replace(GUARDED, verify=False),
-    "guarded - projection": replace(GUARDED, weigh=False),
     "guarded - real last": replace(GUARDED, last=0.0),
     "guarded - real text": replace(GUARDED, m=0.0, last=0.0),
     "guarded - all but seeds and verifier": replace(
@@ -229,9 +227,7 @@ def run_arm(lab: Lab, arm: Arm, seed: int) -> dict:
             made = lab.sample(params, openings, prompts.first_key(seed, g))
             good = keep(lab, arm, made, params)
             pools.append([made[i] for i in good])
-            weights.append(
-                weigh(lab, t, pools[-1]) if arm.weigh and len(good) else np.ones(len(good))
-            )
+            weights.append(np.ones(len(good)))
             kept_share.append(len(good) / len(made))
             sizes, slots = (
                 [len(p) for p in pools],
@@ -261,22 +257,6 @@ def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
         ]
         ok = alone[: len(made) // 2]
     return np.array(sorted(ok), np.int64)
-
-
-def weigh(lab: Lab, t: Synthesize, docs: list[list[int]]) -> np.ndarray:
-    """The projection onto operators: masses of the rarest operator halfway between real and even.
-
-    Half was chosen on another world: at .7 real, weighing was worse there than not weighing.
-    """
-    cell = np.array([world.cell(d) for d in docs])
-    real = select.smooth_counts(
-        np.bincount([world.cell(d) for d in lab.real], minlength=world.OPERATORS)
-    )
-    target = 0.5 * real + 0.5 / world.OPERATORS
-    base = select.cap_duplicates([tuple(d) for d in docs], t.max_duplicates)
-    return select.project_weights(
-        np.eye(world.OPERATORS)[cell], target, base, t.max_weight, t.min_ess
-    ).w
 
 
 def claim(lab: Lab) -> None:
@@ -317,21 +297,14 @@ def run_corruption(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
     recorded and not carried out.
     """
     t, start = lab.b.t, lab.first(seed)
-    own = Docs.from_lists(
-        lab.sample(start, [[world.BOS]] * (2 * t.num_measured), prompts.first_key(seed, 0))
-    )
-    null = Null.resample(
-        own,
-        t.num_measured,
-        partial(measure.measure_sample, Docs.from_lists(lab.held)),
-        t.num_null_resamples,
-    )
-    models, at, pools, said = [start], CollapseGuard(t.min_real_fraction), [lab.real], []
+    drawn = lab.sample(start, [[world.BOS]] * (2 * t.num_measured), prompts.first_key(seed, 0))
+    own = Docs.from_lists(drawn)
+    models, at, pools, said = [start], CollapseGuard(0.3), [lab.real], []
     tail = [float(lab.right(start)["tail"].mean())]
     for g in range(1, 4):
         parent = models[at.good_generation if guarded else -1]
         docs, passed, seen = corrupt_samples(
-            lab, kind, parent, null, np.random.default_rng([seed, g]), prompts.first_key(seed, g)
+            lab, kind, parent, own, np.random.default_rng([seed, g]), prompts.first_key(seed, g)
         )
         now, first_look = guard.judge_samples(at, t.guard, seen)
         now = now if guarded else replace(at, weight=1.0)
@@ -345,16 +318,15 @@ def run_corruption(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
             now.real_fraction,
         )
         models.append(lab.teach(parent, pools, got, t.train.steps, seed * 100 + g))
-        differences = guard.compare_bits(
-            "bits", lab.bits(models[-1]), lab.bits(parent), t.guard.max_loss_rise
-        )
+        now_bits, rise = lab.bits(models[-1]), t.guard.max_loss_rise
+        differences = guard.compare_bits("first", now_bits, lab.bits(start), rise)
+        if parent is not start:
+            differences |= guard.compare_bits("good", now_bits, lab.bits(parent), rise)
         new, good = (np.asarray(lab.right(p)["deep"], float) for p in (models[-1], parent))
         fall = np.mean(good) - np.mean(new)
         # Already within [-1, 1]: no scale, no tolerance.
         differences[f"right answers to novel problems fell by {fall:.1%}"] = good - new
-        judged, second = guard.judge_model(
-            now, t.guard, TrainingEvidence(differences, bits_in=1.0), g
-        )
+        judged, second = guard.judge_model(now, t.guard, TrainingEvidence(differences), g)
         at = judged if guarded else at
         tail.append(float(lab.right(models[at.good_generation if guarded else -1])["tail"].mean()))
         said.append(
@@ -377,19 +349,38 @@ def run_corruption(lab: Lab, kind: str, guarded: bool, seed: int) -> dict:
 
 
 def corrupt_samples(
-    lab: Lab, kind: str, params: dict, null: Null, rng: np.random.Generator, key: int
+    lab: Lab, kind: str, params: dict, own: Docs, rng: np.random.Generator, key: int
 ) -> tuple[list[list[int]], np.ndarray, SampleEvidence]:
-    """(samples, which passed the verifier, the guard's evidence), with this kind of corruption."""
+    """(samples, which passed the verifier, the guard's evidence), with this kind of corruption.
+
+    own: samples of the first model.
+    """
     t = lab.b.t
     docs = lab.sample(params, [[world.BOS]] * t.num_documents, key, HOW.get(kind))
     docs = (docs[:10] * len(docs))[: len(docs)] if kind == "ten documents" else docs
-    truth, cells = np.array([lab.w.right(d) for d in docs]), np.array([world.cell(d) for d in docs])
-    passed = truth & (cells < lab.w.tail[0]) if kind == "tail-blind verifier" else truth
-    passed = passed ^ (rng.random(len(docs)) < 0.2) if kind == "noisy verifier" else passed
-    audited = np.flatnonzero(passed)[:200]  # by the exact interpreter, the second verifier
-    precision = lower_bound(int(truth[audited].sum()), len(audited))
-    found = null.compare(
-        measure.measure_sample(Docs.from_lists(lab.held), Docs.from_lists(docs[: t.num_measured]))
-    )
-    uneven = select.acceptance_imbalance(passed, cells // 5)  # 8 bands of rarity, as in the stage
-    return docs, passed, SampleEvidence(found, uneven, precision, int(passed.sum()))
+    truth, passed = (verify_docs(lab, which, docs, rng) for which in ("none", kind))
+    audited = np.flatnonzero(passed)[: t.num_audited]  # by the interpreter, the second verifier
+    _, precision = clopper_pearson(int(truth[audited].sum()), max(len(audited), 1), 0.9)
+    kept = Docs.from_lists([docs[i] for i in np.flatnonzero(passed)[: t.num_measured]])
+    held = Docs.from_lists(lab.held)
+    figures = partial(measure.measure_sample, held)
+    null = Null.resample(own, len(kept), figures, t.num_null_resamples)
+    repeats = RepeatCounts(count_repeats(docs), len(docs), count_repeats(own.to_list()), len(own))
+    real = lab.real[: t.num_audited]
+    of_real = verify_docs(lab, kind, real, rng)
+    faults = verify.find_faults(kind, Docs.from_lists(real), of_real, str, t.guard)
+    found = null.compare(figures(kept))
+    return docs, passed, SampleEvidence(found, repeats, faults, precision, len(kept))
+
+
+def verify_docs(lab: Lab, kind: str, docs: list, rng: np.random.Generator) -> np.ndarray:
+    """Which programs a verifier with this fault accepts."""
+    right = np.array([lab.w.right(d) for d in docs])
+    if kind == "tail-blind verifier":
+        return right & (np.array([world.cell(d) for d in docs]) < lab.w.tail[0])
+    return right ^ (rng.random(len(docs)) < 0.2) if kind == "noisy verifier" else right
+
+
+def count_repeats(docs: list) -> int:
+    """Programs that repeat an earlier one."""
+    return len(docs) - len({tuple(doc) for doc in docs})

@@ -17,13 +17,13 @@ import numpy as np
 from experiments.collapse import arms, exact, table, world
 from experiments.collapse.trigram import Trigram
 from experiments.results import Results
-from ramp.config import Config, Synthesize
+from ramp.config import Config
 from ramp.errors import UserError
 from ramp.evals.modes import count_modes, match_known, split_words
 from ramp.files import write_atomic
 from ramp.reporting.html import write_page
 from ramp.synth import measure, mix
-from ramp.synth.measure import Docs
+from ramp.synth.docs import Docs
 from ramp.text.corpus import documents
 
 SEEDS, DRAWS = 3, 50
@@ -108,8 +108,7 @@ def trigram_curve(
 ) -> dict:
     """Bits per byte of a held-out tenth, and bits of its rare tokens, by generation.
 
-    Every generation is fitted to equally many documents. The guarded policy takes its real fraction
-    from the drift law, as the stage does, from what a refit on own samples alone costs.
+    Every generation is fitted to equally many documents.
     """
     docs = split_words(texts)
     vocab = max(map(max, docs)) + 2  # the last id ends a document
@@ -125,9 +124,6 @@ def trigram_curve(
     pools, model = [real], Trigram.fit(real, vocab)
     sampled = lambda: model.sample(len(real), int(real.lengths.max()), rng)  # noqa: E731
     per_byte = lambda model: float(model.bits(held).sum() / n_bytes)  # noqa: E731
-    if policy == "guarded":
-        d1 = per_byte(Trigram.fit(sampled(), vocab)) - per_byte(model)
-        m = mix.choose_real_fraction(d1, Synthesize.drift_tolerance, Synthesize.min_real_fraction)
     out: dict = {"m": m, "bpb": [], "rare": [], "probe": []}
     for g in range(generations + 1):
         if g:
@@ -169,7 +165,7 @@ def jokes(b: Results) -> None:
             for k in ("distinct", "chao1", "recognised")
         }
 
-    for policy in ("replace", "accumulate", "anchored", "guarded"):
+    for policy in ("replace", "accumulate", "anchored"):
         for seed in range(SEEDS):
             key = {"part": "jokes", "policy": policy, "seed": seed}
             b.once(key, partial(trigram_curve, texts, policy, 5, seed, arms.M, recognised))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ramp.synth.drift import check_fraction
+from experiments.collapse.drift import check_fraction
 
 
 def zipf(k: int, a: float = 1.0) -> np.ndarray:
@@ -28,14 +28,15 @@ def simulate_generations(
     samples of the truth.
 
     replace: the newest model's samples alone. accumulate: all of them and the real ones, every
-    sample counted. subsample: n of those. anchored: the real pool with weight m, the newest samples
-    with 1 - m. Any other is a ValueError.
+    sample counted. subsample: n of those. anchored: (1 - m) n of the newest samples, the rest the
+    real pool. Any other is a ValueError.
     """
     check_fraction(m)
     real = rng.multinomial(n, truth_k) / n
     p, total, pools = [real], real.copy(), 1
     for _ in range(g):
-        new = rng.multinomial(n, p[-1] / p[-1].sum()) / n
+        num_new = round((1 - m) * n) if policy == "anchored" else n
+        new = rng.multinomial(num_new, p[-1] / p[-1].sum()) / max(num_new, 1)
         total, pools = total + new, pools + 1
         if policy == "replace":
             p.append(new)

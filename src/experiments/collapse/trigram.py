@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ramp.synth.measure import Docs
+from ramp.synth.docs import Docs
 
 
 @dataclass(frozen=True)

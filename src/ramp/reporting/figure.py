@@ -130,8 +130,8 @@ def plot_curves(
     (left, low), (right, high) = axes.dataLim.get_points()
     if 0 < left < 0.1 * right:
         axes.set_xlim(left=0)
-    # There is no step 1.5.
-    if labels[0] == "step":
+    # There is no step 1.5, and no generation.
+    if labels[0] in ("step", "generation"):
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=(1, 2, 2.5, 5, 10)))
     # What is never negative, such as a fraction, has no axis below 0.
     if low >= 0 > axes.get_ylim()[0]:

@@ -136,6 +136,7 @@ def check_reinforce(c: Config) -> None:
 def check_synthesize(c: Config) -> None:
     """Refuse settings that leave too little to measure, and verifiers that are not there."""
     from ramp.synth.prompts import MAX_PROMPT_TOKENS
+    from ramp.synth.verify import load_function
 
     t = c.synthesize
     # Figures are measured on samples that begin a document, since prompts would change them.
@@ -152,11 +153,14 @@ def check_synthesize(c: Config) -> None:
             "it takes two that differ, since each is blind somewhere"
         )
     # A file that is missing or does not import is found now and not after the first training.
-    for name in (*t.verifiers, t.auditor):
-        if name not in ("clean", "typical", ""):
-            from ramp.synth.decide import load_verifier
-
-            load_verifier(name)
+    for setting, names in (
+        ("verifiers", t.verifiers),
+        ("auditor", (t.auditor,)),
+        ("cells", (t.cells,)),
+    ):
+        for name in names:
+            if name not in ("typical", ""):
+                load_function(name, f"synthesize.{setting}")
     if t.max_new_tokens + MAX_PROMPT_TOKENS >= c.model.context_len:
         raise UserError(
             f"synthesize.max_new_tokens {t.max_new_tokens} and a prompt of {MAX_PROMPT_TOKENS} "

@@ -2,14 +2,15 @@
 
 The loss is that of the next token, weighted by what was decided. Each generation trains as a
 sub-stage `synthesize-G` with checkpoints of its own, so a roll-back loads the last good one, and a
-killed run goes on inside the generation it was in. What happened to a sample is in its ledger row;
-what the guard did, and why, in `synth/history.json`. The ideas are in `ramp.synth`; this file wires
-them.
+killed run goes on inside the generation it was in; so does its control, `synthesize-control-G`, on
+real text alone. What happened to a sample is in its ledger row; what the guard did, and why, in
+`synth/history.json`. The ideas are in `ramp.synth`; this file wires them.
 """
 
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,26 +21,34 @@ import numpy as np
 from ramp import config
 from ramp.config import Config, Synthesize
 from ramp.decode.sample import SamplingParams
+from ramp.errors import UserError
 from ramp.files import to_json
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
-from ramp.synth import decide, drift, ledger, measure, mix, page, prompts
+from ramp.synth import decide, ledger, measure, page, prompts, verify
 from ramp.synth import guard as guard_rules
 from ramp.synth.corpus import DocumentBits, PackedSamples, RealCorpus, TrainingPlan
-from ramp.synth.decide import BaseModelReference, SampleDecisions, SampleFigures
+from ramp.synth.decide import BaseModelReference, SampleDecisions, SampleFigures, Verifiers
+from ramp.synth.docs import Docs
 from ramp.synth.generate import generate_samples
-from ramp.synth.guard import CollapseGuard, Decision, TrainingEvidence, compare_bits
+from ramp.synth.guard import (
+    CollapseGuard,
+    Decision,
+    TrainingEvidence,
+    choose_generation,
+    compare_bits,
+)
 from ramp.synth.history import (
-    BitAccounts,
     GenerationResult,
+    choose_shown,
+    count_refusals,
     from_record,
     read_history,
     to_record,
     write_history,
 )
 from ramp.synth.ledger import LedgerRow
-from ramp.synth.measure import Docs
 from ramp.synth.prompts import MAX_PROMPT_TOKENS, Prompt, Sample
 from ramp.synth.scores import ModelScorer
 from ramp.text.tokenizer import Tokenizer
@@ -62,22 +71,30 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     real = RealCorpus.read(rundir.tokens, c, tokenizer)
     loop = GenerationLoop(rundir, c, tokenizer, real, stop)
     history = read_history(loop.directory)
+    loop.check_code(len(history) + 1)
+    # A run that was stopped stays so when it is started again.
+    is_stopped = bool(history) and history[-1].decision == "stop"
+    if loop.is_guarded and not is_stopped and len(history) < c.synthesize.generations:
+        loop.report_verifiers()
     for g in range(len(history) + 1, c.synthesize.generations + 1):
         if history and history[-1].decision == "stop":
-            break  # also when a run that was stopped is started again
+            break
         history.append(loop.run_generation(g, history))
         loop.log(history[-1])
         page.write(rundir.path, history)
         # Last: killed before this, the generation is judged and logged again.
         write_history(loop.directory, history)
     # The guard may have gone back behind the newest generation.
-    last = history[-1].guard.good_generation
+    last = choose_model(c.synthesize, history)
     first, final = (loop.measure_bits(loop.load_params(g), real.final) for g in (0, last))
     first_bpb, final_bpb = first.per_byte.mean(), final.per_byte.mean()
+    name = f"the model of generation {last}" if last else "the first model"
     print(
-        f"synthesize: model of generation {last}: {final_bpb:.4f} bits per byte "
+        f"synthesize: {name} is handed back: {final_bpb:.4f} bits per byte "
         f"on documents kept for the end, {first_bpb:.4f} before"
     )
+    if not last:
+        print("synthesize: no generation was better, and none is worth keeping")
     records = [to_record(result) for result in history]
     seconds = time.perf_counter() - began
     return asdict(
@@ -85,12 +102,23 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     )
 
 
+def choose_model(t: Synthesize, history: Sequence[GenerationResult]) -> int:
+    """The generation that is handed back; 0: the first model. A baseline's is its last."""
+    if t.policy != "guarded":
+        return history[-1].generation
+    good = history[-1].guard.good_generation
+    bits = {0: history[-1].first_bpb}
+    bits |= {h.generation: h.bpb for h in history if h.guard.good_generation == h.generation}
+    stopped = history[-1].decision == "stop"
+    return choose_generation(stopped, good, bits, t.guard.max_loss_rise)
+
+
 @dataclass(frozen=True)
 class SynthesizeReport:
     """What the report of a run shows of the stage."""
 
     policy: str
-    generation: int  # the last good one
+    generation: int  # whose model is handed back; 0: the first
     first_bpb: float  # of the first model, on the documents kept for the end
     final_bpb: float
     generations: list[dict]  # records of history.json
@@ -155,6 +183,37 @@ class GenerationLoop:
         return BaseModelReference.measure(self.real, self.make_scorer(params), samples)
 
     @cached_property
+    def verifiers(self) -> Verifiers:
+        """The verifiers, and how they do on real documents."""
+        return Verifiers(self.base)
+
+    def report_verifiers(self) -> None:
+        """Say what they do to real documents, before anything is learned from them."""
+        for report in self.verifiers.reports:
+            print(f"synthesize: {report}; {report.milliseconds:.1f} ms a text")
+            if report.refusal:
+                print(f"synthesize: the first refusal of a real document: {report.refusal}")
+
+    @cached_property
+    def code(self) -> str:
+        """A fingerprint of the user's own files."""
+        t = self.t
+        return verify.hash_files((*t.verifiers, t.auditor, t.cells))
+
+    def check_code(self, generations: int) -> None:
+        """Raise `UserError` where a user's file has changed since a ledger was written."""
+        for g in range(1, generations + 1):
+            if not ledger.ledger_path(self.directory, g).exists():
+                continue
+            _, facts = ledger.read_ledger(self.directory, g, self.identity)
+            if facts.get("code", self.code) != self.code:
+                raise UserError(
+                    f"the verifiers, auditor or cells were edited after generation {g} was "
+                    "decided with them: put the old files back, or begin the generations again "
+                    f"with `ramp synthesize {self.rundir.path} --force`"
+                )
+
+    @cached_property
     def base_bits(self) -> DocumentBits:
         """Of the guard's documents, under the first model."""
         return self.real.measure_bits(self.base.scorer, self.real.guard)
@@ -164,11 +223,11 @@ class GenerationLoop:
     def run_generation(self, g: int, history: list[GenerationResult]) -> GenerationResult:
         """Sample, unless the ledger is there; train on it, and judge the model."""
         t = self.t
+        guard = CollapseGuard(t.real_fraction, t.rare_fraction)
         if history:
             guard = history[-1].guard
-        else:
-            real_fraction = t.real_fraction or self.estimate_real_fraction()
-            guard = CollapseGuard(real_fraction, t.rare_fraction)
+        # Before other models are in memory.
+        control_bits = self.measure_control(guard.depth + 1)
         # After a roll-back, the newest generation is not the one to start from.
         parent = guard.good_generation
         parent_params = self.load_params(parent)
@@ -182,28 +241,29 @@ class GenerationLoop:
 
         plan = self.build_plan(guard, history, rows)
         params = self.train(f"synthesize-{g}", self.c, plan, parent_params)
-        # Both models are compared on the same documents, paired.
+        # All models are compared on the same documents, paired.
         bits = self.measure_bits(params, self.real.guard)
-        parent_bits = self.base_bits  # measured once for all generations
+        parent_bits = None
         if parent:
             parent_bits = self.measure_bits(parent_params, self.real.guard)
-        accounts = count_bits(guard, rows, figures.precision, bits, parent_bits)
-        after, decision = self.judge(g, guard, bits, parent_bits, accounts)
+        after, decision = self.judge(g, guard, bits, parent_bits, control_bits)
         result = GenerationResult(
             generation=g,
             parent=parent,
             bpb=bits.per_byte.mean(),
             first_bpb=self.base_bits.per_byte.mean(),
+            control_bpb=control_bits.per_byte.mean() if control_bits else None,
             rare_bits=mean_or_none(bits.rare),
             first_rare_bits=mean_or_none(self.base_bits.rare),
             hard_bits=measure.hard_documents(self.base_bits.per_token, bits.per_token),
-            real_fraction=guard.real_fraction,
+            real_fraction=float((plan.generation == 0).mean()),
             kept=sum(row.decision == "kept" for row in rows),
             sampled=len(rows),
             before=facts["decision"],
             decision=decision.action,
             reasons=list(decision.reasons),
-            accounts=accounts,
+            refusals=count_refusals(rows),
+            shown=choose_shown(rows),
             figures=figures,
             guard=after,
         )
@@ -215,61 +275,47 @@ class GenerationLoop:
         g: int,
         guard: CollapseGuard,
         bits: DocumentBits,
-        parent_bits: DocumentBits,
-        accounts: BitAccounts,
+        parent: DocumentBits | None,
+        control: DocumentBits | None,
     ) -> tuple[CollapseGuard, Decision]:
         """The guard after training, and its decision; a baseline goes on, whatever comes."""
-        t = self.t
         if not self.is_guarded:
             return replace(guard, good_generation=g), Decision("go")
-        differences = compare_bits(
-            "bits", bits.per_byte, parent_bits.per_byte, t.guard.max_loss_rise
-        ) | compare_bits(
-            "bits of the tail", bits.rare, parent_bits.rare, t.guard.max_tail_loss_rise
+        limits, first = self.t.guard, self.base_bits
+        rise = limits.max_loss_rise
+        worse = compare_bits("bits against the first model", bits.per_byte, first.per_byte, rise)
+        worse |= compare_bits(
+            "bits of rare tokens against the first model",
+            bits.rare,
+            first.rare,
+            limits.max_tail_loss_rise,
         )
-        # A generation of real text alone is not poor.
-        bits_in = accounts.verifier + accounts.real if guard.weight > 0 else 1.0
-        evidence = TrainingEvidence(differences, bits_in, accounts.lost)
-        after, decision = guard_rules.judge_model(guard, t.guard, evidence, g)
-        excess = bits.per_byte.mean() - self.base_bits.per_byte.mean()
-        has_drifted = decision.action == "go" and excess > 0 and guard.real_fraction < 1
-        if has_drifted and not t.real_fraction:
-            # The drift law once more, with its constant from the drift that was measured.
-            d1 = excess / drift.excess_loss(1.0, guard.real_fraction, g)
-            needed = mix.choose_real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
-            after = replace(after, real_fraction=max(after.real_fraction, needed))
-        return after, decision
-
-    def estimate_real_fraction(self) -> float:
-        """The real fraction by the drift law.
-
-        Its constant is what training on own samples alone costs: measured with two branches, or
-        else taken to be the tolerance.
-        """
-        t = self.t
-        if not self.is_guarded or not t.drift_probe_steps:
-            return mix.choose_real_fraction(
-                t.drift_tolerance, t.drift_tolerance, t.min_real_fraction
+        if parent:
+            worse |= compare_bits(
+                "bits against the last good model", bits.per_byte, parent.per_byte, rise
             )
+        behind = {}
+        if control:
+            behind = compare_bits(
+                "bits against real text alone",
+                bits.per_byte,
+                control.per_byte,
+                limits.max_control_rise,
+            )
+        return guard_rules.judge_model(guard, limits, TrainingEvidence(worse, behind), g)
+
+    def measure_control(self, depth: int) -> DocumentBits | None:
+        """Bits under a model that saw real text alone in so many generations; None: no control."""
+        if not (self.is_guarded and self.t.control):
+            return None
         start = self.load_params(0)
-        samples = self.sample(start, self.make_prompts(1), 1, self.sampling)
-        docs = [s.document(self.tokenizer.bos) for s in samples]
-        packed = [self.pack(docs, [1.0] * len(docs))]
-        probe = config.replace_train(replace(t, policy="anchored"), steps=t.drift_probe_steps)
-        c = replace(self.c, synthesize=probe)
-        bpb = {}
-        # Two branches from the same weights: what own samples cost beyond more training.
-        for name, real_fraction in (("own", 0.0), ("real", 1.0)):
-            plan = TrainingPlan.build(c, self.real, packed, [1.0], real_fraction, 0.0)
-            params = self.train(f"synthesize-probe-{name}", c, plan, start)
-            bpb[name] = self.measure_bits(params, self.real.guard).per_byte.mean()
-        d1 = bpb["own"] - bpb["real"]
-        real_fraction = mix.choose_real_fraction(d1, t.drift_tolerance, t.min_real_fraction)
-        print(
-            f"synthesize: {t.drift_probe_steps} steps on own samples cost {d1:+.4f} "
-            f"bits per byte; real fraction {real_fraction:.2f}"
-        )
-        return real_fraction
+        if depth > 1:
+            name = f"synthesize-control-{depth - 1}"
+            start = restore.load_params(self.rundir, name, self.c, self.tokenizer)
+        c = replace(self.c, synthesize=replace(self.t, policy="anchored"))
+        plan = TrainingPlan.build(c, self.real, [self.pack([], [])], [0.0], 1.0, 0.0)
+        params = self.train(f"synthesize-control-{depth}", c, plan, start)
+        return self.measure_bits(params, self.real.guard)
 
     # Samples
 
@@ -321,14 +367,11 @@ class GenerationLoop:
         num_plain = sum(len(prompt.ids) == 1 for prompt in prompts_)
         scorer = self.make_scorer(params)
         pool = self.collect_pool(history)
-        decisions = decide.decide(self.real, self.base, scorer, samples, pool, num_plain)
+        decisions = decide.decide(self.verifiers, scorer, samples, pool, num_plain)
         if self.is_guarded:
             guard, decision = guard_rules.judge_samples(guard, self.t.guard, decisions.evidence)
         else:
             guard, decision = replace(guard, weight=1.0), Decision("go")
-            # The figures stay, so that baselines and guarded runs can be compared.
-            n = len(samples)
-            decisions = replace(decisions, weight=np.ones(n), reasons=[""] * n)
         writer = config.fingerprint(fingerprint(params))  # names the weights in the ledger
         rows = self.make_rows(g, guard, samples, decisions, writer)
         # The plan depends on the rows' weights alone, so it can tell them where they are used.
@@ -340,6 +383,7 @@ class GenerationLoop:
             "guard": to_json(to_record(guard)),
             "figures": to_json(to_record(decisions.figures)),
             "decision": str(decision),
+            "code": self.code,
         }
         ledger.write_ledger(self.directory, g, rows, self.identity, facts)
 
@@ -387,7 +431,7 @@ class GenerationLoop:
                 logp_first=-first_nats,
                 verdict=verdict,
                 cell=decisions.cell[i],
-                weight=decisions.weight[i] * guard.weight,
+                weight=guard.weight if verdict else 0.0,
                 decision="kept" if verdict else "dropped",
                 reason=reason,
                 steps=[],
@@ -443,8 +487,6 @@ class GenerationLoop:
         """Figures of a generation for TensorBoard."""
         figures = result.figures
         values = vars(result) | vars(figures)
-        for name, bits in vars(result.accounts).items():
-            values[f"bits_{name}"] = bits
         for name, figure in figures.panel.items():
             values[f"z/{name}"] = figure.z
             values[f"ratio/{name}"] = figure.ratio
@@ -455,23 +497,6 @@ class GenerationLoop:
             writer.scalars(g, scalars)
             writer.text(g, "synth/guard", f"{result.before}; then {result.after}")
             writer.figure(g, "synth/surprisal", page.plot_surprisal(figures.histogram))
-
-
-def count_bits(
-    guard: CollapseGuard,
-    rows: list[LedgerRow],
-    precision: float,
-    bits: DocumentBits,
-    parent_bits: DocumentBits,
-) -> BitAccounts:
-    """Bits that a generation brought in and lost; its samples count where they have a weight."""
-    kept = [row for row in rows if row.decision == "kept"] if guard.weight > 0 else []
-    # A verifier that accepts a fraction a of the samples tells -log2 a bits about each.
-    told = -np.log2(max(len(kept), 1) / max(len(rows), 1)) * precision * len(kept)
-    # Held-out text is a sample of what the model is for: its change is scaled to the tokens seen.
-    rise = bits.per_token.mean() - parent_bits.per_token.mean()
-    tokens = sum(len(row.tokens) for row in kept)
-    return BitAccounts(told, max(0.0, -rise) * tokens, max(0.0, rise) * tokens)
 
 
 def mean_or_none(values: np.ndarray) -> float | None:

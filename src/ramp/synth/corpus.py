@@ -2,6 +2,7 @@
 rows to train on, bits to judge by.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from ramp.errors import UserError
 from ramp.synth import mix, select
 from ramp.synth.docs import Docs, Ids
 from ramp.synth.measure import MAX_RARE_COUNT
+from ramp.text.corpus import documents
 from ramp.text.rows import TokenRows
 from ramp.text.tokenizer import Tokenizer
 
@@ -53,7 +55,8 @@ class RealCorpus:
     train: list[ndarray]  # openings of training documents
     guard: list[ndarray]  # openings of validation documents, which judge every generation
     final: list[ndarray]  # openings of validation documents that are read once, at the end
-    held_out: Docs  # all validation documents, whole, to find contaminated samples
+    whole: list[ndarray]  # some training documents, uncut, that verifiers are tried on
+    held_out: list[ndarray]  # all validation documents, whole, to find contaminated samples
 
     @classmethod
     def read(
@@ -68,19 +71,52 @@ class RealCorpus:
             TokenRows(tokens_path(split), t.train.seq_len, tokenizer.fingerprint)
             for split in ("train", "val")
         )
-        train = split_openings(rows.stream, tokenizer.bos, t.max_new_tokens)
-        whole = split_openings(val.stream, tokenizer.bos, len(val.stream))
+        train = find_documents(rows.stream, tokenizer.bos)
+        held_out = find_documents(val.stream, tokenizer.bos)
         _require_documents("training", len(train), 2 * t.num_measured)
-        _require_documents("validation", len(whole), 16)
+        _require_documents("validation", len(held_out), 16)
         rng = np.random.default_rng(c.seed)
         # Eight times as many as are measured at once: resamples of an eighth overlap little.
-        order = rng.permutation(len(train))[: 8 * t.num_measured]
-        train = [train[i] for i in order]
+        train = train[rng.permutation(len(train))[: 8 * t.num_measured]]
         # Every other validation document guards, the rest are kept for the end.
-        order = rng.permutation(len(whole))[: 2 * t.num_guard_documents]
-        opened = [whole[i][: t.max_new_tokens] for i in order]
-        held_out = Docs.from_lists(whole)
-        return cls(c, tokenizer, rows, train, opened[::2], opened[1::2], held_out)
+        judges = held_out[rng.permutation(len(held_out))[: 2 * t.num_guard_documents]]
+        opened = cut_documents(val.stream, judges, t.max_new_tokens)
+        return cls(
+            c,
+            tokenizer,
+            rows,
+            cut_documents(rows.stream, train, t.max_new_tokens),
+            opened[::2],
+            opened[1::2],
+            cut_documents(rows.stream, train[: t.num_audited]),
+            cut_documents(val.stream, held_out),
+        )
+
+    def find_contaminated(self, docs: Docs) -> ndarray:
+        """[D]: the held-out document, or that of `decontaminate`, that each shares text with; -1.
+
+        Line breaks and runs of spaces do not count.
+        """
+        n = self.c.synthesize.contamination_tokens
+        normal = self._normalize(self.decode(docs))
+        return select.find_contaminated(normal, self._forbidden, n)
+
+    def name_held_out(self, h: int) -> str:
+        """A document that `find_contaminated` found, for people."""
+        k = h - len(self.held_out)
+        if k < 0:
+            return f"held-out document {h}"
+        return f"document {k} of synthesize.decontaminate"
+
+    @cached_property
+    def _forbidden(self) -> Docs:
+        texts = self.decode(Docs.from_lists(self.held_out))
+        for source in self.c.synthesize.decontaminate:
+            texts += [document.text for document in documents(source, Counter())]
+        return self._normalize(texts)
+
+    def _normalize(self, texts):
+        return Docs.from_lists([self.tokenizer.encode(" ".join(text.split())) for text in texts])
 
     @cached_property
     def count_v(self) -> ndarray:
@@ -121,15 +157,16 @@ class RealCorpus:
         return [self.tokenizer.decode(doc) for doc in docs.to_list()]
 
 
-def split_openings(stream: ndarray, bos: int, max_tokens: int) -> list[ndarray]:
-    """The first tokens of each document of `bos doc bos doc ...`; empty ones are left out."""
+def find_documents(stream: ndarray, bos: int) -> ndarray:
+    """[D, 2]: where each document of `bos doc bos doc ...` starts and ends, without empty ones."""
     starts = np.flatnonzero(stream == bos) + 1
     ends = np.append(starts[1:] - 1, len(stream))  # the next bos ends a document
-    return [
-        np.array(stream[start : min(end, start + max_tokens)], np.int64)
-        for start, end in zip(starts, ends, strict=True)
-        if end > start
-    ]
+    return np.stack([starts, ends], axis=1)[ends > starts]
+
+
+def cut_documents(stream: ndarray, places: ndarray, max_tokens: int | None = None) -> list[ndarray]:
+    """The documents at these places, or their first tokens."""
+    return [np.array(stream[start:end][:max_tokens], np.int64) for start, end in places]
 
 
 def _require_documents(split, count, needed):
@@ -230,6 +267,7 @@ class TrainingPlan:
             rare_fraction,
             row_weights,
             t.age_decay,
+            t.max_passes,
         )
         generation = np.append(mixed.generation, np.zeros(num_final, int))
         index = np.append(mixed.index, rng.choice(sizes[0], num_final))

@@ -1,71 +1,87 @@
-"""What is decided about a generation's samples before any of them teaches: verdicts, weights,
-figures, and the evidence for the guard. No jax: models come in as scorers.
+"""What is decided about candidates before any of them teaches: verdicts, figures, and the evidence
+for the guard. No jax: models come in as scorers.
 """
 
-import runpy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
 from numpy import ndarray
 
-from ramp.errors import UserError
-from ramp.nines.intervals import lower_bound
-from ramp.synth import measure, select
+from ramp.nines.intervals import clopper_pearson
+from ramp.synth import guard, measure, select, verify
 from ramp.synth.corpus import RealCorpus, Scorer
-from ramp.synth.guard import SampleEvidence
-from ramp.synth.measure import Comparison, Docs, Null, SurprisalShift
+from ramp.synth.docs import Docs
+from ramp.synth.guard import RepeatCounts, SampleEvidence
+from ramp.synth.measure import Comparison, Null, SurprisalShift
 from ramp.synth.prompts import Sample
-from ramp.synth.select import NUM_BANDS, Cells, Verifier
-
-# 200 of 200 right has a lower 95% bound of .985, and 195 one of .949: enough to tell .95.
-NUM_AUDITED = 200
-
-# Fraction of the target that is even over the bands of rarity, so that more is made of what is
-# rare. A choice; it was not tuned.
-EVEN_FRACTION = 0.3
+from ramp.synth.similar import find_near_duplicates
+from ramp.synth.verify import VerifierReport, precision_bound
 
 NUM_PAIRS = 32  # samples of which each is asked what it tells about the next
-
-# A verifier that accepts this much of shuffled text tells nothing.
-MAX_NOISE_ACCEPTANCE = 0.95
+MIN_JUDGED = 8  # accepted samples, below which there is no figure
 
 
 @dataclass(frozen=True)
 class BaseModelReference:
-    """The first model, frozen, and its figures; later figures are compared with them."""
+    """The first model, frozen, and its samples; later samples are compared with them."""
 
+    real: RealCorpus
     scorer: Scorer
     bits_d: ndarray  # per token, of the real training openings
-    cells: Cells
-    real_null: Null  # of real text
-    model_null: Null  # of the model's own samples
+    samples: Docs
+    sketch_nd: ndarray  # features of the gradients of its samples
+    repeats: int  # of its samples nearly repeat another
+    nulls: dict[int, tuple[Null, Null]]  # by number of samples: of its samples, of real text
 
     @classmethod
     def measure(
         cls, real: RealCorpus, scorer: Scorer, samples: Sequence[Sample]
     ) -> "BaseModelReference":
         """samples: its own, begun from nothing, twice as many as are measured."""
-        t, seed = real.c.synthesize, real.c.seed
-        pool = Docs.from_lists(real.train)
-        guard_docs = Docs.from_lists(real.guard)
         own = Docs.from_lists([s.document(real.tokenizer.bos) for s in samples])
+        repeats = count_repeats(own, real.c.synthesize.dedup_threshold)
+        bits_d = real.measure_bits(scorer, real.train).per_token
         sketch_nd = scorer.gradients(real.with_bos(own.to_list()))
+        return cls(real, scorer, bits_d, own, sketch_nd, repeats, {})
+
+    def compare(self, sample: Docs) -> dict[str, "PanelFigure"]:
+        """Every figure of a sample, against as many of the model's, and as many real documents."""
+        n = len(sample)
+        if n < MIN_JUDGED:
+            return {}
+        if n not in self.nulls:
+            self.nulls[n] = self._resample(n)
+        sketch_nd = self.scorer.gradients(self.real.with_bos(sample.to_list()))
+        figures = measure_with_gradients(self.guard_docs, sample, sketch_nd)
+        own, of_real = (null.compare(figures) for null in self.nulls[n])
+        panel = {name: PanelFigure(**vars(figure)) for name, figure in own.items()}
+        for name, figure in of_real.items():
+            panel[name] = replace(panel[name], real=figure.null, z_real=figure.z)
+        return panel
+
+    @cached_property
+    def guard_docs(self) -> Docs:
+        """Held-out real documents that figures refer to."""
+        return Docs.from_lists(self.real.guard)
+
+    def _resample(self, n):
+        """The figures of as many samples of the first model, and of as many real documents."""
+        k, seed = self.real.c.synthesize.num_null_resamples, self.real.c.seed
 
         def measure_own(rows):
-            return measure_with_gradients(guard_docs, own.take(rows), sketch_nd[rows])
+            return measure_with_gradients(
+                self.guard_docs, self.samples.take(rows), self.sketch_nd[rows]
+            )
 
         def measure_real(docs):
-            return measure.measure_sample(guard_docs, docs)
+            return measure_text(self.guard_docs, docs)
 
-        k = t.num_null_resamples
-        model_null = Null.resample(np.arange(len(own)), t.num_measured, measure_own, k, seed)
+        own = Null.resample(np.arange(len(self.samples)), n, measure_own, k, seed)
         # Real text is only shown for orientation: half as many resamples do.
-        real_null = Null.resample(pool, t.num_measured, measure_real, max(7, k // 2), seed)
-        bits_d = real.measure_bits(scorer, real.train).per_token
-        cells = Cells.fit(pool, bits_d, real.c.model.vocab_size)
-        return cls(scorer, bits_d, cells, real_null, model_null)
+        pool = Docs.from_lists(self.real.train)
+        return own, Null.resample(pool, n, measure_real, max(7, k // 2), seed)
 
 
 @dataclass(frozen=True)
@@ -86,19 +102,27 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class SampleFigures:
-    """The figures of a generation's samples."""
+class CellShare:
+    """How much of a text a user's cell is."""
 
-    panel: dict[str, PanelFigure]
+    real: float
+    sampled: float
+    accepted: float
+
+
+@dataclass(frozen=True)
+class SampleFigures:
+    """The figures of a generation's samples that begin from nothing."""
+
+    panel: dict[str, PanelFigure]  # of those that were accepted
     shift: SurprisalShift | None  # None where no sample has a finite surprisal
     histogram: Histogram
     acceptance: float  # fraction that passed the verifiers
-    imbalance: float  # median over the least acceptance among cells
-    precision: float  # lower bound, from the audit
-    ess: float  # effective sample size of the weights, as a fraction
-    missed: float  # largest mass of a band that no candidate could give
+    repeated: float  # fraction that nearly repeats another
+    precision: float  # upper bound, from the audit
     cross: float  # bits per token that one sample tells about the next
-    notes: dict[str, str]  # by verifier: what is wrong with it
+    notes: dict[str, str]  # by verifier: what it does to real text
+    cells: dict[str, CellShare]  # by the user's cells
 
 
 @dataclass(frozen=True)
@@ -106,164 +130,175 @@ class SampleDecisions:
     """What was decided about N samples."""
 
     reasons: list[str]  # why a sample is dropped, empty where it is kept
-    weight: ndarray  # [N], mean 1 among those kept
-    cell: ndarray  # [N]
+    cell: list[str]  # the user's, empty where there is none
     first_bits: ndarray  # [N], per token under the first model
     figures: SampleFigures
     evidence: SampleEvidence  # for the guard
+
+    @property
+    def kept(self) -> ndarray:
+        """[N]: whether a sample may teach."""
+        return np.array(self.reasons) == ""
 
 
 # Verifiers
 
 
-def is_clean(text: str) -> bool:
-    """Whether there is something to read, in whole characters.
+@dataclass(frozen=True)
+class Verifiers:
+    """The verifiers of a run, and how they did on real documents."""
 
-    A cut at the end may halve the last character.
-    """
-    return bool(text.strip()) and "\ufffd" not in text.rstrip("\ufffd")
+    base: BaseModelReference
 
+    @property
+    def real(self) -> RealCorpus:
+        """Real documents."""
+        return self.base.real
 
-def load_verifier(name: str) -> Verifier:
-    """A user's function from a text to true or false, named PATH.py:FUNCTION.
+    def judge(self, name: str, docs: Sequence[ndarray]) -> list[str]:
+        """Why a verifier refuses each document, empty where it accepts."""
+        t = self.real.c.synthesize
+        if name != "typical":
+            function = verify.load_function(name, "synthesize.verifiers")
+            texts = self.real.decode(Docs.from_lists(docs))
+            return verify.list_refusals(name, function, texts, t)
+        bits_d = self.real.measure_bits(self.base.scorer, docs).per_token
+        # One real document in a hundred fails.
+        low, high = np.quantile(self.base.bits_d, (0.005, 0.995))
+        expected = f"real text has {low:.2f} to {high:.2f}"
+        return [
+            "" if low <= bits <= high else f"typical says no: {bits:.2f} bits a token, {expected}"
+            for bits in bits_d
+        ]
 
-    UserError where there is no such file or function, or where it cannot be imported.
-    """
-    path, _, function = name.rpartition(":")
-    if not path.endswith(".py") or not Path(path).is_file():
-        raise UserError(
-            f"synthesize: {name!r} is neither clean, typical nor PATH.py:FUNCTION "
-            "of a file that is there"
-        )
-    try:
-        module = runpy.run_path(path)
-    except Exception as error:
-        raise UserError(
-            f"the verifier {path} cannot be imported ({type(error).__name__}: {error})"
-        ) from None
-    verifier = module.get(function)
-    if not callable(verifier):
-        raise UserError(
-            f"{path} has no function {function!r}; "
-            "name one that takes a text and says whether it is right"
-        )
-    return verifier
+    @cached_property
+    def reports(self) -> list[VerifierReport]:
+        """What each does to real documents."""
+        return [report for report, _ in self._examined]
 
+    @cached_property
+    def passed(self) -> ndarray:
+        """[3]: how many real documents all of them accept whole, cut and shuffled."""
+        return np.all([accepted for _, accepted in self._examined], axis=0).sum(axis=1)
 
-def run_verifier(
-    name: str, real: RealCorpus, base: BaseModelReference, docs: Docs, bits_d: ndarray
-) -> list[str]:
-    """Why a verifier refuses each document, empty where it accepts.
+    @cached_property
+    def _examined(self):
+        t, docs = self.real.c.synthesize, self.real.whole
+        labels = self.label(docs)
+        names = sorted(set(labels))
+        vocab_size = self.real.c.model.vocab_size
+        # A document's cells are its tokens, and the user's cell with a number above theirs.
+        cells = [
+            np.append(doc, vocab_size + names.index(label))
+            for doc, label in zip(docs, labels, strict=True)
+        ]
 
-    bits_d: their bits per token under the first model.
-    """
-    if name != "typical":
-        verifier = is_clean if name == "clean" else load_verifier(name)
-        return select.apply_verifier(real.decode(docs), name, verifier)
-    low, high = np.quantile(base.bits_d, (0.005, 0.995))  # one real document in a hundred fails
-    expected = f"real text has {low:.2f} to {high:.2f}"
-    return [
-        "" if low <= bits <= high else f"typical says no: {bits:.2f} bits a token, {expected}"
-        for bits in bits_d
-    ]
+        def word(cell):
+            if cell >= vocab_size:
+                return names[cell - vocab_size]
+            return self.real.tokenizer.decode([cell])
 
-
-def audit_verifiers(
-    real: RealCorpus, base: BaseModelReference, acceptance: float
-) -> tuple[float, dict[str, str]]:
-    """Try the verifiers together on real documents, and on the same tokens shuffled.
-
-    acceptance: the fraction of the samples that they accept. Returns the lower bound of the
-    precision of what they accept, and a note on each that accepts nearly everything. UserError for
-    one that raises on every real document: that is its author's mistake.
-    """
-    good = real.guard[:NUM_AUDITED]
-    bad = [np.random.default_rng(i).permutation(doc) for i, doc in enumerate(good)]
-    audits = []
-    for docs in (good, bad):
-        bits_d = real.measure_bits(base.scorer, docs).per_token
-        audits.append((Docs.from_lists(docs), bits_d))
-    passed = np.ones((2, len(good)), bool)
-    notes = {}
-    for name in real.c.synthesize.verifiers:
-        reasons = np.array([run_verifier(name, real, base, *audit) for audit in audits])
-        if all("raised" in reason for reason in reasons[0]):
-            raise UserError(
-                f"the verifier {name} fails on every real document, first: {reasons[0, 0]}; mend it"
+        return [
+            verify.examine(
+                name,
+                lambda docs, name=name: self.judge(name, docs),
+                docs,
+                Docs.from_lists(cells),
+                word,
+                t.guard,
             )
-        accepted = reasons == ""
-        passed &= accepted
-        noise = accepted[1].mean()
-        if noise >= MAX_NOISE_ACCEPTANCE:
-            notes[name] = f"takes {noise:.0%} of shuffled text: alone it would tell nothing"
-    tp, fp = passed.sum(axis=1)
-    return select.precision_bound(acceptance, tp, fp, len(good)), notes
+            for name in t.verifiers
+        ]
+
+    def label(self, docs: Sequence[ndarray]) -> list[str]:
+        """The user's cell of each document, empty where there are no cells."""
+        name = self.real.c.synthesize.cells
+        if not name:
+            return [""] * len(docs)
+        function = verify.load_function(name, "synthesize.cells")
+        return [str(function(text)) for text in self.real.decode(Docs.from_lists(docs))]
+
+    def bound_precision(self, docs: Docs, kept: ndarray, acceptance: float) -> float:
+        """Upper bound of the fraction of what was accepted that is right.
+
+        By the user's auditor, who is asked about accepted samples, or by real documents and the
+        same shuffled.
+        """
+        t = self.real.c.synthesize
+        if not t.auditor:
+            right, _, wrong = self.passed.tolist()
+            return precision_bound(acceptance, right, wrong, len(self.real.whole))
+        auditor = verify.load_function(t.auditor, "synthesize.auditor")
+        audited = docs.take(np.flatnonzero(kept)[: t.num_audited])
+        refusals = verify.list_refusals("auditor", auditor, self.real.decode(audited), t)
+        _, most = clopper_pearson(sum(not r for r in refusals), max(len(refusals), 1), 0.9)
+        return most
 
 
 # All of it
 
 
 def decide(
-    real: RealCorpus,
-    base: BaseModelReference,
-    scorer: Scorer,
-    samples: Sequence[Sample],
-    pool: Docs,
-    num_plain: int,
+    verifiers: Verifiers, scorer: Scorer, samples: Sequence[Sample], pool: Docs, num_plain: int
 ) -> SampleDecisions:
-    """Judge, filter, weigh and measure the samples that the model of `scorer` has written.
+    """Judge, filter and measure candidates; `scorer` is the model that wrote them.
 
     pool: kept samples of earlier generations. num_plain: the first so many samples begin from
-    nothing; only those are measured. More is made of what is rare only while the precision holds.
+    nothing; only those are measured.
     """
+    base, real = verifiers.base, verifiers.real
     t = real.c.synthesize
     docs = Docs.from_lists([s.document(real.tokenizer.bos) for s in samples])
+    # Compared are openings, as long as a sample; verifiers read everything.
+    opened = Docs.from_lists([doc[: t.max_new_tokens] for doc in docs.to_list()])
     bits_d = real.measure_bits(base.scorer, docs.to_list()).per_token
     is_finite = np.isfinite(bits_d) & np.isfinite([s.logp for s in samples])
     reasons = ["" if ok else "its log-probability is not a number" for ok in is_finite]
     for name in t.verifiers:
-        verdicts = run_verifier(name, real, base, docs, bits_d)
+        verdicts = verifiers.judge(name, docs.to_list())
         reasons = [old or new for old, new in zip(reasons, verdicts, strict=True)]
-    passed = np.array(reasons) == ""
-    acceptance = float(passed.mean())
+    acceptance = float((np.array(reasons) == "")[:num_plain].mean())
     reasons = filter_samples(reasons, real, docs, pool)
+    if t.policy != "guarded":  # a baseline takes what comes
+        reasons = [""] * len(docs)
     kept = np.array(reasons) == ""
-
-    bands = base.cells.assign(docs, np.where(is_finite, bits_d, 0.0))
-    precision, notes = audit_verifiers(real, base, acceptance)
-    if t.auditor:
-        precision = audit_accepted(real, docs, kept)
-    reward_novelty = precision >= t.guard.min_precision
-    weight, ess, missed = weigh_samples(real, base, docs, bands, kept, reward_novelty)
-
-    measured = docs.take(np.arange(min(num_plain, t.num_measured)))
-    panel = measure_panel(real, base, measured)
-    imbalance = select.acceptance_imbalance(passed[:num_plain], bands[0][:num_plain])
-    plain_bits = bits_d[:num_plain]
-    plain_bits = plain_bits[np.isfinite(plain_bits)]
-    shift = measure.surprisal_shift(base.bits_d, plain_bits) if len(plain_bits) else None
+    # Of what will teach, and not of what was sampled.
+    measured = np.flatnonzero(kept[:num_plain])[: t.num_measured]
+    panel = base.compare(opened.take(measured))
+    plain = docs.take(np.arange(num_plain))
+    repeats = count_repeats(plain, t.dedup_threshold)
+    labels = verifiers.label(docs.to_list())
+    cells = share_cells(verifiers, labels[:num_plain], kept[:num_plain]) if t.cells else {}
+    plain_bits = bits_d[measured]
     figures = SampleFigures(
         panel=panel,
-        shift=shift,
+        shift=measure.surprisal_shift(base.bits_d, plain_bits) if len(plain_bits) else None,
         histogram=make_histogram(base.bits_d, plain_bits),
         acceptance=acceptance,
-        imbalance=imbalance,
-        precision=precision,
-        ess=ess,
-        missed=missed,
+        repeated=repeats / max(len(plain), 1),
+        precision=verifiers.bound_precision(docs, kept, acceptance),
         cross=measure_cross_information(real, scorer, samples[:num_plain]),
-        notes=notes,
+        notes={report.name: str(report) for report in verifiers.reports},
+        cells=cells,
     )
-    # The guard judges the same figures that the page shows.
-    evidence = SampleEvidence(panel, imbalance, precision, int(kept.sum()))
-    cell = bands[0] * NUM_BANDS + bands[1]
-    return SampleDecisions(reasons, weight, cell, bits_d, figures, evidence)
+    faults = [fault for report in verifiers.reports for fault in report.faults]
+    faults += find_lost_cells(cells, int(kept[:num_plain].sum()), t.guard.max_imbalance)
+    if 0 < len(measured) < MIN_JUDGED:
+        faults.append(f"only {len(measured)} accepted samples begin from nothing: too few to judge")
+    evidence = SampleEvidence(
+        panel,
+        RepeatCounts(repeats, len(plain), base.repeats, len(base.samples)),
+        tuple(faults),
+        figures.precision,
+        int(kept.sum()),
+    )
+    return SampleDecisions(reasons, labels, bits_d, figures, evidence)
 
 
 def filter_samples(reasons: list[str], real: RealCorpus, docs: Docs, pool: Docs) -> list[str]:
     """The reasons, and why a document that passed the verifiers must not teach all the same."""
     t = real.c.synthesize
-    source = select.find_contaminated(docs, real.held_out, t.contamination_tokens)
+    source = real.find_contaminated(docs)
     twin = select.find_repeats(docs, pool, t.dedup_threshold)
     filtered = []
     for reason, h, k in zip(reasons, source, twin, strict=True):
@@ -271,7 +306,7 @@ def filter_samples(reasons: list[str], real: RealCorpus, docs: Docs, pool: Docs)
             pass  # the first reason is enough
         elif h >= 0:
             overlap = f"{t.contamination_tokens} tokens, or a whole document"
-            reason = f"it shares {overlap}, with held-out document {h}"
+            reason = f"it shares {overlap}, with {real.name_held_out(h)}"
         elif k >= len(pool):
             reason = f"it nearly repeats sample {k - len(pool)}"
         elif k >= 0:
@@ -280,57 +315,34 @@ def filter_samples(reasons: list[str], real: RealCorpus, docs: Docs, pool: Docs)
     return filtered
 
 
-def weigh_samples(
-    real: RealCorpus,
-    base: BaseModelReference,
-    docs: Docs,
-    bands: tuple[ndarray, ndarray],
-    kept: ndarray,
-    reward_novelty: bool,
-) -> tuple[ndarray, float, float]:
-    """Weights [N] that give rarity and surprisal the masses they have in real text.
-
-    `EVEN_FRACTION` of the rarity is evened out where novelty is rewarded. Also returns the
-    effective sample size, and the largest mass that no candidate could give.
-    """
-    t = real.c.synthesize
-    weight = np.zeros(len(docs))
-    if not kept.any():
-        return weight, 0.0, 1.0
-    real_bands = base.cells.assign(Docs.from_lists(real.train), base.bits_d)
-    even_fractions = (EVEN_FRACTION * reward_novelty, 0)
-    features, target = [], []
-    for band, real_band, even in zip(bands, real_bands, even_fractions, strict=True):
-        mass = select.smooth_counts(np.bincount(real_band, minlength=NUM_BANDS))
-        mass = (1 - even) * mass + even / NUM_BANDS
-        # The first band follows from the others, since masses sum to one.
-        features.append(np.eye(NUM_BANDS)[band[kept]][:, 1:])
-        target.append(mass[1:])
-    # The same text sampled many times counts as a few.
-    keys = [tuple(doc) for doc in docs.take(np.flatnonzero(kept)).to_list()]
-    weights = select.project_weights(
-        np.concatenate(features, axis=1),
-        np.concatenate(target),
-        select.cap_duplicates(keys, t.max_duplicates),
-        t.max_weight,
-        t.min_ess,
-    )
-    weight[kept] = weights.w
-    return weight, weights.ess, float(np.abs(weights.missed).max())
+def count_repeats(docs: Docs, threshold: float) -> int:
+    """How many documents nearly repeat an earlier one."""
+    return int((find_near_duplicates(docs, threshold) >= 0).sum())
 
 
-def measure_panel(
-    real: RealCorpus, base: BaseModelReference, sample: Docs
-) -> dict[str, PanelFigure]:
-    """Every figure compared with the first model's own samples, and with real text."""
-    sketch_nd = base.scorer.gradients(real.with_bos(sample.to_list()))
-    figures = measure_with_gradients(Docs.from_lists(real.guard), sample, sketch_nd)
-    panel = {}
-    for name, figure in base.model_null.compare(figures).items():
-        panel[name] = PanelFigure(**vars(figure))
-    for name, figure in base.real_null.compare(figures).items():
-        panel[name] = replace(panel[name], real=figure.null, z_real=figure.z)
-    return panel
+def share_cells(verifiers: Verifiers, labels: Sequence[str], kept: ndarray) -> dict[str, CellShare]:
+    """By the user's cells: fractions of real documents, of samples, and of accepted samples."""
+    real = np.array(verifiers.label(verifiers.real.whole))
+    drawn = np.array(labels)
+    cells = {}
+    for cell in sorted({*real.tolist(), *drawn.tolist()}):
+        parts = (real == cell, drawn == cell, (drawn == cell)[kept])
+        cells[cell] = CellShare(*(part.mean() if len(part) else 0.0 for part in parts))
+    return cells
+
+
+def find_lost_cells(cells: dict[str, CellShare], accepted: int, max_imbalance: float) -> list[str]:
+    """The user's cells that are lost among the accepted samples, in words."""
+    lost = []
+    for cell, share in cells.items():
+        count = round(share.accepted * accepted)
+        _, most = clopper_pearson(count, accepted, guard.SURE) if accepted else (0.0, 1.0)
+        if most * max_imbalance < share.real:
+            lost.append(
+                f"cell {cell!r} is {share.accepted:.1%} of what was accepted "
+                f"and {share.real:.1%} of real documents"
+            )
+    return lost
 
 
 def measure_with_gradients(real: Docs, sample: Docs, sketch_nd: ndarray) -> dict[str, float]:
@@ -338,15 +350,13 @@ def measure_with_gradients(real: Docs, sample: Docs, sketch_nd: ndarray) -> dict
     # Weights that are not finite say nothing about gradients; 0 makes the guard act.
     is_finite = np.isfinite(sketch_nd).all()
     vendi = measure.vendi_score(sketch_nd) if is_finite else 0.0
-    return measure.measure_sample(real, sample) | {"vendi": vendi}
+    return measure_text(real, sample) | {"vendi": vendi}
 
 
-def audit_accepted(real: RealCorpus, docs: Docs, kept: ndarray) -> float:
-    """Lower bound of the fraction of kept samples that the user's auditor calls right."""
-    auditor = load_verifier(real.c.synthesize.auditor)
-    audited = docs.take(np.flatnonzero(kept)[:NUM_AUDITED])
-    reasons = select.apply_verifier(real.decode(audited), "auditor", auditor)
-    return lower_bound(sum(not reason for reason in reasons), len(audited))
+def measure_text(real: Docs, sample: Docs) -> dict[str, float]:
+    """The figures of a sample that need only the texts."""
+    alive = guard.alive_words(real, sample)
+    return measure.measure_sample(real, sample) | {"alive": alive}
 
 
 def measure_cross_information(real: RealCorpus, scorer: Scorer, samples: Sequence[Sample]) -> float:

@@ -1,17 +1,20 @@
 """The guard of a loop of generations: warn, repair, roll back, stop.
 
 A pure state machine; the stage does what it decides. It judges a generation twice. Before training
-(`judge_samples`) it compares the samples with the first model's and with real text; what is out of
+(`judge_samples`) it compares what was accepted with the first model's samples; what is out of
 bounds is repaired (more real tokens, more rare contexts, no weight) before it teaches anything.
-After training (`judge_model`) it compares held-out documents with the last good model's, paired, by
-an e-process; a model that got worse is rolled back.
+After training (`judge_model`) it compares bits of held-out documents, paired, with three models:
+the first one, the last good one, and a control that saw real text alone for as many steps. A model
+worse than one of the first two is rolled back. One that is behind the control costs more than it
+gives: the next generation gets more real text, and a second time in a row the loop stops.
 
-E-process. d_i is how much worse document i got, scaled into [-1, 1] with the tolerated loss taken
-off. Under the null E[d] <= 0, prod(1 + l_i d_i) with l_i in [0, 0.9] chosen from the documents
-before i is a nonnegative supermartingale that starts at 1: it ever reaches 1/a with probability at
-most a (Ville). Generation g's test has the threshold (1/a) g (g+1), and sum 1/(g(g+1)) = 1: over
-any number of generations and however their documents overlap, the chance of one false alarm is at
-most a. (Waudby-Smith & Ramdas 2024, arXiv:2010.09686; the spending is a union bound.)
+E-process. d_i is what document i costs more than the reference allows, in a unit that is fixed
+before it. Under the null E[d] <= 0 and d >= -1, so prod(1 + l d_i) is for any bet l in [0, 1) a
+nonnegative supermartingale that starts at 1, and so is the mean over several bets: it ever reaches
+1/a with probability at most a (Ville). d has no upper end: a few documents that became ten times as
+dear are as much evidence as all of them a little dearer. Generation g's tests have the threshold
+(1/a) g (g+1), and sum 1/(g(g+1)) = 1: over any number of generations the chance of one false alarm
+is at most a. (Waudby-Smith & Ramdas 2024, arXiv:2010.09686; the spending is a union bound.)
 """
 
 import math
@@ -21,13 +24,33 @@ from typing import Literal
 
 import numpy as np
 from numpy import ndarray
+from scipy.special import logsumexp
 
 from ramp.config import Thresholds
-from ramp.synth.measure import Comparison
+from ramp.nines.intervals import clopper_pearson
+from ramp.synth.docs import Docs
+from ramp.synth.measure import Comparison, count_extinct
 
-# Of a generation: bits, bits of the tail, and one more that a caller may add, such as right
-# answers. They share the rate of false alarms.
-NUM_TESTS = 3
+# Of a generation: bits and bits of rare tokens against the first model, bits against the last good
+# one and against the control, and one more that a caller may add, such as right answers. They share
+# the rate of false alarms.
+NUM_TESTS = 5
+
+BETS = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.95])
+
+# A document counts as cheaper by at most so many median differences, or by this fraction of the
+# mean document. What lies below is cut, which makes the null stricter: 8 keeps the error rate under
+# noise with Student's t of 3 degrees of freedom (tests/synth/test_loops.py).
+CUT = 8.0
+MIN_CUT = 0.03
+
+# Confidence that a rate must have before the guard acts on it: ten generations of healthy samples
+# with several rates each raise fewer than one alarm in a hundred loops.
+SURE = 0.9998
+
+MIN_COUNT = 5  # of a token of real text whose loss is noticed
+
+MAX_MORE_REPEATS = 0.02  # share of repeated samples beyond the first model's that is let pass
 
 
 @dataclass(frozen=True)
@@ -38,8 +61,10 @@ class CollapseGuard:
     rare_fraction: float = 1 / 6  # of the real tokens: rows with rare contexts
     weight: float = 1.0  # of this generation's samples in the loss
     good_generation: int = 0  # the last whose weights are kept; 0: the first model
+    depth: int = 0  # generations of training in those weights
     rollbacks: int = 0  # in a row
-    poor_generations: int = 0  # in a row that brought in no more bits than they lost
+    idle: int = 0  # generations in a row whose samples taught nothing
+    behind: int = 0  # generations in a row behind the control
     tests: int = 0  # tests for a roll-back so far, for the spending of the false-alarm rate
 
 
@@ -55,79 +80,93 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class RepeatCounts:
+    """How many samples nearly repeat another of their generation."""
+
+    repeats: int
+    samples: int
+    first_repeats: int  # of the first model's samples
+    first_samples: int
+
+
+@dataclass(frozen=True)
 class SampleEvidence:
     """What the guard judges before a generation teaches."""
 
-    figures: Mapping[str, Comparison] = field(default_factory=dict)  # against the null
-    imbalance: float = 1.0  # median over the least acceptance among cells
-    precision: float = 1.0  # lower bound of the audited precision of accepted samples
+    # Of the accepted samples, against as many of the first model's.
+    figures: Mapping[str, Comparison] = field(default_factory=dict)
+    repeats: RepeatCounts | None = None
+    faults: tuple[str, ...] = ()  # of the verifiers, in words
+    precision: float = 1.0  # upper bound of the audited precision of accepted samples
     accepted: int = 1
 
 
 @dataclass(frozen=True)
 class TrainingEvidence:
-    """What the guard judges after a generation has taught."""
+    """What the guard judges after a generation has taught.
 
-    # How much worse each document or problem got, in [-1, 1], by what got worse.
-    differences: Mapping[str, ndarray]
-    bits_in: float = 0.0
-    bits_lost: float = 0.0
+    Each array holds what documents or problems cost more than is tolerated, at least -1 each, under
+    a name that says what got worse.
+    """
+
+    worse: Mapping[str, ndarray]  # than the first or the last good model
+    behind: Mapping[str, ndarray] = field(default_factory=dict)  # the control
 
 
 # Evidence
 
 
 def log_e_value(worse: ndarray) -> float:
-    """Largest log of the e-process on differences in [-1, 1], positive where things got worse.
+    """Largest log of the e-process on differences of at least -1, positive where things got worse.
 
-    The bet is the growth-optimal one for the differences so far, their mean over their mean square,
-    and at most .9, so that no factor falls below .1. ValueError for a difference
-    outside [-1, 1].
+    ValueError for a difference below -1, or one that is not a number.
     """
     d = np.asarray(worse, float)
-    if not np.all(np.abs(d) <= 1 + 1e-9):
-        raise ValueError("differences of an e-process lie in [-1, 1]: scale and clip them first")
-    count = np.arange(len(d)) + 1.0
-    mean = _sum_before(d) / count
-    # A quarter of the largest square counts before the first document, so that early bets are
-    # small. Any bet that is made beforehand keeps the bound.
-    square = (0.25 + _sum_before(d * d)) / count
-    bet = np.clip(mean / square, 0.0, 0.9)
-    log_wealth = np.cumsum(np.log1p(bet * d))
-    return log_wealth.max(initial=0.0)
+    if not np.all(d >= -1 - 1e-9):
+        raise ValueError("differences of an e-process are at least -1: scale and cut them first")
+    log_wealth = np.cumsum(np.log1p(BETS[:, None] * np.maximum(d, -1)), axis=1)
+    log_mean = logsumexp(log_wealth, axis=0) - math.log(len(BETS))
+    return log_mean.max(initial=0.0)
 
 
 def scale_differences(new: ndarray, good: ndarray, tolerance: float) -> ndarray:
-    """How much worse each document got beyond a relative `tolerance`, in [-1, 1].
+    """What each document costs beyond `good` and a relative `tolerance`, at least -1.
 
-    The unit is 4 times the mean absolute difference of the documents before it. It only sets
-    the power: any scale that is fixed beforehand keeps the bound. Clipping is symmetric, so the
-    null is one of the clipped mean, and a few wild documents decide nothing.
+    The unit is `CUT` times the median size of the differences before it, renewed after 2, 4, 8, ...
+    documents: any unit that is fixed beforehand keeps the bound. Documents whose figure under the
+    reference is not a number are left out; one whose new figure is none got a thousand times worse.
     """
-    new = np.asarray(new, float)
-    good = np.asarray(good, float)
-    # A document whose new figure is not a number got worse.
-    d = np.where(np.isfinite(new), new, np.inf) - (1 + tolerance) * good
-    size = np.minimum(np.abs(d), np.abs(good) + 1e-9)
-    # Before the first difference, one of 2% of the document's figure is assumed.
-    scale = 4 * (0.02 * np.abs(good) + _sum_before(size)) / (np.arange(len(d)) + 1.0)
-    return np.clip(d / np.maximum(scale, 1e-12), -1, 1)
+    is_known = np.isfinite(good)
+    new, good = np.asarray(new, float)[is_known], np.asarray(good, float)[is_known]
+    new = np.where(np.isfinite(new), new, 1000 * (np.abs(good) + 1))
+    d = new - (1 + tolerance) * good
+    size = np.abs(d)
+    unit = np.zeros(len(d))
+    for seen in 2 ** np.arange(1, len(d).bit_length()):
+        unit[seen:] = CUT * np.median(size[:seen])
+    smallest = MIN_CUT * np.abs(good).mean() if len(good) else 1.0
+    return np.maximum(d / np.maximum(unit, max(smallest, 1e-12)), -1)
 
 
 def compare_bits(name: str, new: ndarray, good: ndarray, tolerance: float) -> dict[str, ndarray]:
-    """Evidence from bits per document of the new and of the last good model, paired.
+    """Evidence from bits per document of the new model and of a reference, paired.
 
-    Empty without documents.
+    name: what is compared, such as "bits against the first model". Empty without documents.
     """
     if not len(new):
         return {}
     rise = np.sum(new) / np.sum(good) - 1
-    return {f"{name} rose {rise:+.1%}": scale_differences(new, good, tolerance)}
+    return {f"{name}: {rise:+.1%}": scale_differences(new, good, tolerance)}
 
 
-def _sum_before(x):
-    """The sum of what comes before each element."""
-    return np.concatenate([[0.0], np.cumsum(x)[:-1]])
+def alive_words(real: Docs, sample: Docs) -> float:
+    """Fraction of the frequent tokens of real text that the sample uses at all.
+
+    It sees a slow leak long before coverage of pairs does, since it hardly varies by chance.
+    """
+    _, counts = real.ngram_counts[1]
+    frequent = (counts >= MIN_COUNT).sum()
+    return 1 - count_extinct(real, sample, MIN_COUNT) / max(frequent, 1)
 
 
 def log_threshold(level: float, test: int) -> float:
@@ -148,27 +187,51 @@ def judge_samples(
     if not evidence.accepted:
         reason = "no sample was accepted: this generation is real text alone"
         return _repair(guard, limits, [reason])
-    # A ratio alone may be noise: only figures far from the null count.
-    outliers = {n: f for n, f in evidence.figures.items() if abs(f.z) > limits.warn_z}
-    reasons = []
-    for name, limit, sign in (
-        ("coverage_2", limits.min_coverage, -1),
-        ("vendi", limits.min_vendi_ratio, -1),
-        ("kl_drift", limits.max_kl_ratio, 1),
-    ):
-        if name in outliers and sign * outliers[name].ratio > sign * limit:
-            ratio = outliers[name].ratio
-            reasons.append(f"{name} is {ratio:.2f} of the null (limit {limit:g})")
-    if evidence.imbalance > limits.max_imbalance:
-        times = f"{evidence.imbalance:.1f} times"
-        reasons.append(f"a cell is accepted {times} less often than the median cell")
+    reasons = [
+        *evidence.faults,
+        *_find_outliers(evidence.figures, limits),
+        *_find_repeats(evidence.repeats),
+    ]
     if evidence.precision < limits.min_precision:
         bound = f"{evidence.precision:.2f}"
-        reasons.append(f"audited precision of what was accepted may be as low as {bound}")
+        reasons.append(f"audited precision of what was accepted is {bound} at most")
     if reasons:
         return _repair(guard, limits, reasons)
-    warnings = [f"{name}: z {figure.z:+.1f}" for name, figure in sorted(outliers.items())]
-    return replace(guard, weight=1.0), Decision("warn" if warnings else "go", tuple(warnings))
+    far = {n: f for n, f in evidence.figures.items() if abs(f.z) > limits.warn_z}
+    warnings = tuple(f"{name}: z {figure.z:+.1f}" for name, figure in sorted(far.items()))
+    return replace(guard, weight=1.0), Decision("warn" if warnings else "go", warnings)
+
+
+def _find_outliers(figures, limits):
+    """Figures that are out of bounds, and figures that cannot be judged."""
+    bounds = (
+        ("coverage_2", limits.min_coverage, -1),
+        ("alive", limits.min_coverage, -1),
+        ("vendi", limits.min_vendi_ratio, -1),
+        ("kl_drift", limits.max_kl_ratio, 1),
+    )
+    for name, limit, sign in bounds:
+        figure = figures.get(name)
+        if figure is None:
+            continue
+        # What is not a number is no proof of health.
+        if not math.isfinite(figure.z):
+            yield f"{name} is not a number"
+        # A ratio alone may be noise: only figures far from the null count.
+        elif sign * figure.z > limits.warn_z and sign * figure.ratio > sign * limit:
+            yield f"{name} is {figure.ratio:.2f} of the first model's (limit {limit:g})"
+
+
+def _find_repeats(counts):
+    """Whether samples repeat each other more often than the first model's do."""
+    if counts is None or not counts.samples or not counts.first_samples:
+        return
+    least, _ = clopper_pearson(counts.repeats, counts.samples, SURE)
+    _, most = clopper_pearson(counts.first_repeats, counts.first_samples, SURE)
+    if least > most + MAX_MORE_REPEATS:
+        now = counts.repeats / counts.samples
+        first = counts.first_repeats / counts.first_samples
+        yield f"{now:.0%} of the samples nearly repeat another ({first:.0%} of the first model's)"
 
 
 def _repair(guard, limits, reasons):
@@ -188,22 +251,51 @@ def judge_model(
     """Judge the model of a generation: keep it as the last good one, or go back."""
     test = guard.tests + 1
     log_limit = log_threshold(limits.false_alarm_rate / NUM_TESTS, test)
+    worse = _find_worse(evidence.worse, log_limit)
+    behind = _find_worse(evidence.behind, log_limit)
+    more_real = min(1.0, guard.real_fraction + limits.repair_increment)
+    guard = replace(
+        guard,
+        tests=test,
+        rollbacks=guard.rollbacks + 1 if worse else 0,
+        behind=guard.behind + 1 if behind else 0,
+        idle=0 if guard.weight > 0 else guard.idle + 1,
+    )
+    if worse or behind:
+        guard = replace(guard, real_fraction=more_real)
+    if worse:
+        if guard.rollbacks >= 2:
+            return guard, Decision("stop", (*worse, "second roll-back in a row"))
+        return guard, Decision("roll back", worse)
+    guard = replace(guard, good_generation=generation, depth=guard.depth + 1)
+    if guard.behind >= 2:
+        reason = "real text alone teaches more, for the second time in a row"
+        return guard, Decision("stop", (*behind, reason))
+    if guard.idle >= 2:
+        reason = "the samples of two generations in a row taught nothing"
+        return guard, Decision("stop", (reason,))
+    return guard, Decision("repair" if behind else "go", behind)
+
+
+def _find_worse(differences, log_limit):
+    """What got worse, with the evidence for it."""
     reasons = []
-    for what, worse in evidence.differences.items():
+    for what, worse in differences.items():
         log_e = log_e_value(worse)
         if log_e >= log_limit:
             reasons.append(f"{what} (e-value 10^{log_e / math.log(10):.1f})")
-    is_poor = evidence.bits_in <= evidence.bits_lost
-    poor_generations = guard.poor_generations + 1 if is_poor else 0
-    guard = replace(guard, tests=test, poor_generations=poor_generations)
-    if reasons:
-        real_fraction = min(1.0, guard.real_fraction + limits.repair_increment)
-        guard = replace(guard, rollbacks=guard.rollbacks + 1, real_fraction=real_fraction)
-        if guard.rollbacks >= 2:
-            return guard, Decision("stop", (*reasons, "second roll-back in a row"))
-        return guard, Decision("roll back", tuple(reasons))
-    guard = replace(guard, good_generation=generation, rollbacks=0)
-    if poor_generations >= 2:
-        reason = "two generations in a row brought in no more bits than they lost"
-        return guard, Decision("stop", (reason,))
-    return guard, Decision("go")
+    return tuple(reasons)
+
+
+def choose_generation(stopped: bool, good: int, bits: Mapping[int, float], limit: float) -> int:
+    """The generation whose model is handed back; 0: the first model.
+
+    bits: mean held-out bits by generation, of the first model and of every model that was kept.
+    The last good one, unless the loop was stopped or it is dearer than the first by more than the
+    fraction `limit`: then the cheapest of all. What is not a number is never handed back.
+    """
+    finite = {g: b for g, b in bits.items() if math.isfinite(b)}
+    within = good in finite and finite[good] <= (1 + limit) * bits[0]
+    if within and not stopped:
+        return good
+    return min(finite, key=lambda g: (finite[g], g), default=0)

@@ -1,6 +1,8 @@
 """What a run of generations did: one record for each, in synth/history.json."""
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from ramp.errors import UserError
 from ramp.files import read_kept, replace_nonfinite, to_json, write_kept
 from ramp.synth.decide import SampleFigures
 from ramp.synth.guard import CollapseGuard
+from ramp.synth.ledger import LedgerRow
 
 # Names that fields have in records, where they are not their own.
 JSON_NAMES = {
@@ -17,17 +20,21 @@ JSON_NAMES = {
     "rare_fraction": "rare",
     "good_generation": "good",
     "rollbacks": "rolled",
-    "poor_generations": "poor",
 }
 
 
-@dataclass(frozen=True)
-class BitAccounts:
-    """Bits that a generation brought in, and bits that it lost."""
+NUM_REASONS = 8  # kinds of reason that the page lists
+NUM_SHOWN = 4  # kept samples, and as many dropped ones, that the page shows
+MAX_SHOWN = 400  # characters of each
 
-    verifier: float  # in: what the verifiers told by refusing samples
-    real: float  # in: what held-out text got cheaper by, over the tokens that taught
-    lost: float  # what it got dearer by
+
+@dataclass(frozen=True)
+class ShownSample:
+    """A sample for the page."""
+
+    id: str
+    text: str
+    reason: str  # why it was dropped, empty where it was kept
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class GenerationResult:
     parent: int  # the generation whose weights it started from
     bpb: float  # bits per byte of held-out documents
     first_bpb: float  # the same, of the first model
+    control_bpb: float | None  # of real text alone for as many steps; None: no control
     rare_bits: float | None  # bits per rare token; None where there is no rare token
     first_rare_bits: float | None
     hard_bits: float  # bits per token of the documents that the first model found hardest
@@ -47,19 +55,23 @@ class GenerationResult:
     before: str  # what the guard decided before training, and why
     decision: str  # what it decided after training
     reasons: list[str]
-    accounts: BitAccounts
+    refusals: dict[str, int]  # dropped samples by kind of reason
+    shown: list[ShownSample]
     figures: SampleFigures
     guard: CollapseGuard
 
     @property
     def after(self) -> str:
         """The decision after training, with its reasons."""
-        return f"{self.decision} {'; '.join(self.reasons)}"
+        return f"{self.decision} {'; '.join(self.reasons)}".strip()
 
     def __str__(self) -> str:
+        control = ""
+        if self.control_bpb is not None:
+            control = f", {self.control_bpb:.4f} by real text alone"
         return (
             f"generation {self.generation}: {self.bpb:.4f} bits per byte "
-            f"({self.first_bpb:.4f} at first), kept {self.kept} of {self.sampled}, "
+            f"({self.first_bpb:.4f} at first{control}), kept {self.kept} of {self.sampled}, "
             f"real fraction {self.real_fraction:.2f}; {self.before}; then {self.after}"
         )
 
@@ -80,6 +92,8 @@ def from_record(kind: Any, record: Any) -> Any:
     arguments = get_args(kind)
     if get_origin(kind) is dict:
         return {name: from_record(arguments[1], item) for name, item in record.items()}
+    if get_origin(kind) is list:
+        return [from_record(arguments[0], item) for item in record]
     if arguments:  # X | None
         kind = arguments[0]
     if not record or not is_dataclass(kind):
@@ -111,3 +125,19 @@ def write_history(directory: Path, history: Sequence[GenerationResult]) -> None:
     """Replace the file by these generations."""
     records = [to_record(result) for result in history]
     write_kept(directory / "history.json", to_json(records, indent=1) + "\n")
+
+
+def count_refusals(rows: Sequence[LedgerRow]) -> dict[str, int]:
+    """How many samples were dropped for each kind of reason, the most frequent first."""
+    # The figures in a reason differ from sample to sample, its kind does not.
+    kinds = Counter(re.sub(r"[\d.]+", "N", row.reason) for row in rows if row.reason)
+    return dict(kinds.most_common(NUM_REASONS))
+
+
+def choose_shown(rows: Sequence[LedgerRow]) -> list[ShownSample]:
+    """Samples for the page: the first that were kept, and the first that were dropped."""
+    shown = []
+    for decision in ("kept", "dropped"):
+        chosen = [row for row in rows if row.decision == decision][:NUM_SHOWN]
+        shown += [ShownSample(row.id, row.text[:MAX_SHOWN], row.reason) for row in chosen]
+    return shown

@@ -3,6 +3,7 @@ be explained and made again.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -36,7 +37,7 @@ class LedgerRow:
     logp: float  # of the tokens, nats, under exactly what they were drawn from
     logp_first: float  # nats, under the first model
     verdict: bool  # whether it passed
-    cell: int
+    cell: str  # the user's kind of text, empty where none is told
     weight: float
     decision: str  # kept or dropped
     reason: str
@@ -46,7 +47,7 @@ class LedgerRow:
 # The Arrow type of each column, in the order of the fields of LedgerRow.
 TYPES = (
     STRING, INT, pa.list_(STRING), STRING, pa.list_(INT), pa.int64(), FLOAT, INT, FLOAT,
-    pa.list_(INT), STRING, FLOAT, FLOAT, pa.bool_(), INT, FLOAT, STRING, STRING, pa.list_(INT),
+    pa.list_(INT), STRING, FLOAT, FLOAT, pa.bool_(), STRING, FLOAT, STRING, STRING, pa.list_(INT),
 )  # fmt: skip
 SCHEMA = pa.schema([(f.name, kind) for f, kind in zip(fields(LedgerRow), TYPES, strict=True)])
 
@@ -109,6 +110,11 @@ def describe_sample(directory: Path, sample: str) -> str:
 
     sample: its id, such as g3-00017; UserError for one that does not exist.
     """
+    # Candidates from elsewhere have a folder of their own.
+    folder, _, sample = sample.rpartition("/")
+    if folder and not re.fullmatch(r"[A-Za-z0-9_-]+", folder):
+        raise UserError(f"{folder!r} is no name of candidates, such as mine in mine/g0-00017")
+    directory = directory / folder
     generation, _, number = sample.removeprefix("g").partition("-")
     if not (sample.startswith("g") and generation.isdigit() and number.isdigit()):
         raise UserError(f"a sample is named like g3-00017 (generation and number), not {sample!r}")
@@ -119,19 +125,22 @@ def describe_sample(directory: Path, sample: str) -> str:
             f"generation {int(generation)} has {len(rows)} samples, and {sample} is none of them"
         )
     bits_per_nat = -1 / max(len(row.tokens), 1) / math.log(2)
-    writer, first = row.logp * bits_per_nat, row.logp_first * bits_per_nat
-    sampling = f"temperature {row.temperature:g}"
-    if row.top_k:
-        sampling += f", top-k {row.top_k}"
+    surprisal = f"{row.logp_first * bits_per_nat:.2f} bits per token under the first model"
+    origin = f"read from {row.generator}"
+    if not math.isnan(row.logp):
+        origin = f"written by the weights {row.generator} at temperature {row.temperature:g}"
+        origin += f", top-k {row.top_k}" if row.top_k else ""
+        origin += f", key {row.key}"
+        surprisal += f", {row.logp * bits_per_nat:.2f} under its writer"
     decision = f"{row.decision}: {row.reason}" if row.reason else row.decision
+    cell = f"; cell {row.cell}" if row.cell else ""
     training = f"trained on in {len(row.steps)} steps"
     if row.steps:
         training += f", {row.steps[0]} to {row.steps[-1]}"
     return (
-        f"{row.id}: written by the weights {row.generator} at {sampling}, key {row.key}\n"
+        f"{row.id}: {origin}\n"
         f"prompt from {', '.join(row.parents) or 'nothing but the beginning of a document'}\n"
-        f"surprisal: {writer:.2f} bits per token under its writer, "
-        f"{first:.2f} under the first model; cell {row.cell}\n"
+        f"surprisal: {surprisal}{cell}\n"
         f"{decision}; weight {row.weight:.2f}\n"
         f"{training}\n"
         f"its generation: {facts.get('decision', 'no decision recorded')}\n\n"

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from ramp.synth.drift import real_fraction_for
-
 POLICIES = ("guarded", "replace", "accumulate", "subsample", "anchored")
 
 
@@ -35,6 +33,7 @@ def compose(
     rare_fraction: float = 1 / 6,
     weights: Sequence[ndarray] = (),
     age_decay: float = 0.5,
+    max_passes: int = 1 << 30,
 ) -> Mix:
     """About n documents out of `sizes` = [real, generation 1, ..., newest].
 
@@ -42,7 +41,8 @@ def compose(
     is. anchored: a fraction m of real documents, the rest the newest samples. guarded: a fraction m
     of real documents, `rare_fraction` of them among the indices `rare`; the rest from all
     generations, each `age_decay` times as likely as the one after it, without those of weight 0,
-    and with `weights[g-1]` in the loss. No document is taken twice unless there are too few.
+    and with `weights[g-1]` in the loss. No document is taken twice unless there are too few; a
+    sample of guarded at most `max_passes` times, and real documents take the places that are left.
     ValueError for an unknown policy, or without real documents.
     """
     if policy not in POLICIES:
@@ -75,12 +75,14 @@ def compose(
             weight[sizes[0] :] = np.concatenate(weights)
         # Of the samples alone, old ones and those without weight less likely.
         chance = age_decay ** (newest - generation) * (weight > 0)
-        samples = sizes[0] + draw_weighted(chance[sizes[0] :], n - num_real, rng)
+        chance = chance[sizes[0] :]
+        # A few samples that fill many places would be learned by heart.
+        most = min(n - num_real, max_passes * int(np.count_nonzero(chance)))
+        samples = sizes[0] + draw_weighted(chance, most, rng)
         if len(samples):
             weight[samples] /= weight[samples].mean()
-        else:  # no sample may teach: real documents take their places
-            samples = _draw(real, n - num_real, rng)
-        at = np.concatenate([common, rare, samples])
+        fill = _draw(real, n - num_real - len(samples), rng)
+        at = np.concatenate([common, rare, samples, fill])
     return Mix(generation[at], index[at], weight[at])
 
 
@@ -105,17 +107,6 @@ def draw_weighted(chance: ndarray, n: int, rng: np.random.Generator) -> ndarray:
     with np.errstate(divide="ignore"):
         score = np.log(chance) + rng.gumbel(size=len(chance))
     return np.concatenate([np.tile(possible, passes), np.argsort(-score)[:rest]])
-
-
-def choose_real_fraction(d1: float, tolerance: float, min_fraction: float) -> float:
-    """The real fraction that the drift law asks for, at least `min_fraction`.
-
-    d1: what one generation on own samples alone costs. tolerance: the excess to allow, in the same
-    unit. Without drift it is `min_fraction`.
-    """
-    if d1 <= 0:
-        return min_fraction
-    return max(min_fraction, real_fraction_for(tolerance / d1))
 
 
 def order_rows(

@@ -10,9 +10,9 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ramp.reporting.figure import COLORS, STYLE, Curve, blank, picture, svg
-from ramp.reporting.html import section, table, write_page
-from ramp.synth.decide import Histogram
-from ramp.synth.history import GenerationResult
+from ramp.reporting.html import heading, preformatted, section, table, write_page
+from ramp.synth.decide import Histogram, SampleFigures
+from ramp.synth.history import GenerationResult, ShownSample
 
 # What a figure is called on the page; others keep their names.
 LABELS = {
@@ -27,6 +27,7 @@ LABELS = {
     "self_bleu": "self-BLEU",
     "near_duplicates": "near-duplicates",
     "length": "length, tokens",
+    "alive": "frequent tokens that it still uses",
     "vendi": "effective number in gradient space (Vendi)",
 }
 # Columns of the panel: fields of PanelFigure, and how they are written.
@@ -39,12 +40,8 @@ FORMATS = {
     "z_real": "+.1f",
 }
 PANEL_NOTE = (
-    "At one fixed number of samples. "
+    "Of samples that were accepted, against as many of the first model's. "
     "z: normal deviates from resamples of the first model's samples, and of real text."
-)
-ACCOUNTS_NOTE = (
-    "In: what verifiers told of the samples they let pass, and what held-out text got cheaper by. "
-    "Lost: what it got dearer by."
 )
 
 
@@ -68,26 +65,53 @@ def plot_surprisal(histogram: Histogram) -> Figure:
 
 def write(directory: Path, history: Sequence[GenerationResult]) -> Path:
     """Write synth.html of a run directory, from the generations that are done."""
-    figures = history[-1].figures  # curves show all generations, figures the newest
-    sides = ""
-    if figures.shift:
-        left, right = figures.shift.left, figures.shift.right
-        sides = f"Collapse moves it left ({left:.3f} bits), its own language right ({right:.3f})."
-    notes = table(("verifier", "note"), figures.notes.items()) if figures.notes else ""
-    histogram = svg(plot_surprisal(figures.histogram))
+    newest = history[-1]  # curves show all generations, figures the newest
     parts = [
         section(
             "Held-out text, generation after generation",
             *_plot_bits(history),
-            note="Text that no model was trained on.",
+            note="Text that no model was trained on. The control saw real text alone, "
+            "in as many steps.",
         ),
-        section("Samples compared with real text", histogram, note=sides),
-        section("Figures of the newest samples", _tabulate_panel(figures.panel), note=PANEL_NOTE),
         section("What the guard did, and why", _tabulate_decisions(history)),
-        section("Bits in, bits lost", _tabulate_accounts(history), note=ACCOUNTS_NOTE),
-        section("Notes", notes),
+        *list_sections(newest.figures, newest.refusals, newest.shown),
     ]
     return write_page(directory / "synth.html", f"{directory.resolve().name}: generations", parts)
+
+
+def list_sections(
+    figures: SampleFigures, refusals: dict[str, int], shown: Sequence[ShownSample]
+) -> list[str]:
+    """What there is to say of samples, wherever they come from."""
+    sides = ""
+    if figures.shift:
+        left, right = figures.shift.left, figures.shift.right
+        sides = f"Collapse moves it left ({left:.3f} bits), its own language right ({right:.3f})."
+    notes = table(("verifier", "what it does to real text"), figures.notes.items())
+    cells = [
+        (name, *(f"{fraction:.1%}" for fraction in vars(cell).values()))
+        for name, cell in figures.cells.items()
+    ]
+    reasons = table(("samples", "why they were dropped"), [(n, r) for r, n in refusals.items()])
+    texts = []
+    for sample in shown:
+        texts.append(heading(f"{sample.id} {'dropped: ' if sample.reason else ''}{sample.reason}"))
+        texts.append(preformatted(sample.text))
+    return [
+        section("Verifiers", notes if figures.notes else ""),
+        section("Refusals", reasons if refusals else ""),
+        section(
+            "Kinds of text",
+            table(("kind", "of real text", "of samples", "of what was accepted"), cells)
+            if cells
+            else "",
+        ),
+        section(
+            "Samples compared with real text", svg(plot_surprisal(figures.histogram)), note=sides
+        ),
+        section("Figures of the newest samples", _tabulate_panel(figures.panel), note=PANEL_NOTE),
+        section("Samples", *texts),
+    ]
 
 
 def _plot_bits(history):
@@ -98,9 +122,14 @@ def _plot_bits(history):
     bpb = [last.first_bpb, *(h.bpb for h in history)]
     rare = [last.first_rare_bits, *(h.rare_bits for h in history)]
     rare = [np.nan if bits is None else bits for bits in rare]
+    control = [last.first_bpb, *(h.control_bpb for h in history)]
+    control = [np.nan if bits is None else bits for bits in control]
     # Two pictures: bits per byte and bits per rare token have different scales.
     all_text = picture(
-        [Curve("this run", generations, bpb, dots=True)],
+        [
+            Curve("this run", generations, bpb, dots=True),
+            Curve("real text alone", generations, control, "grey", dots=True),
+        ],
         {"first model": (last.first_bpb, "green")},
         ("generation", "bits per byte, held out"),
     )
@@ -128,10 +157,3 @@ def _tabulate_decisions(history):
         rows.append((h.generation, kept, f"{h.real_fraction:.2f}", h.before, h.after))
     head = ("generation", "kept", "real fraction", "before training", "after training")
     return table(head, rows)
-
-
-def _tabulate_accounts(history):
-    rows = []
-    for h in history:
-        rows.append((h.generation, *(f"{bits:,.0f}" for bits in vars(h.accounts).values())))
-    return table(("generation", "in: verifiers", "in: real text", "lost"), rows)
