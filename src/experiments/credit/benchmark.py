@@ -27,7 +27,6 @@ from experiments.credit import (
     solvers,
     table,
     training,
-    transformer,
 )
 from experiments.credit.training import TOKENIZER
 from experiments.results import Results, init_lm, load_or_make
@@ -233,6 +232,4 @@ def run_races(directory: Path, c: Config) -> str:
     """Every method with every reward on policies that hold a wrong rule, as Markdown."""
     directory.mkdir(parents=True, exist_ok=True)
     b = Results(directory, c.model, c.reinforce)
-    return race_table.report(
-        [(one.name, list(one.run(b))) for one in (*race.RACES, *transformer.RACES)]
-    )
+    return race_table.report([(one.name, list(one.run(b))) for one in race.RACES])

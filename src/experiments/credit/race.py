@@ -13,7 +13,7 @@ What makes the comparison fair:
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +24,7 @@ from experiments.results import Results
 GOAL = 0.9  # verified accuracy that the sampled tokens are counted to
 HELD = 3  # evaluations in a row that have to hold it
 TUNED_ON = 0  # the base that settings are chosen on; the others judge
-NUM_LANES = 32  # of every program: another number would be compiled again
+NUM_LANES = 8  # a program has a multiple of these: every other number is compiled again
 
 # The name is the one of the table.
 ARMS = {
@@ -50,12 +50,20 @@ MAX_ROLLOUTS = 1024
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What is chosen for each arm by itself, but for its rate."""
+
+    num_rollouts: int  # an update
+    decay: bool = False  # of the rate, linearly to 0 over the second half of the budget
+    entropy_coef: float = 0.0  # a bonus per nat, against a collapse onto what is wrong
+
+
+@dataclass(frozen=True)
 class Setting:
     """What is chosen for each arm by itself."""
 
     rate: float
-    num_rollouts: int  # an update
-    decay: bool  # of the rate, linearly to 0 over the second half of the budget
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,7 @@ class Race:
     arms: Sequence[str] = tuple(ARMS)
     policy: str = "table"  # a name of POLICIES
     rates: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+    entropy_coefs: Sequence[float] = (0.0,)
     # And beyond, down to one group, where the best is at an end.
     num_rollouts: Sequence[int] = (16, 64, 256)
     tuning_seeds: Sequence[int] = (0, 1, 2, 3)
@@ -149,70 +158,65 @@ class Race:
         for name in self.arms:
             setting, tuned = self.choose_setting(b, name)
             lanes = [(setting.rate, base, seed) for base in self.bases for seed in self.seeds]
-            runs = self.once(b, name, setting.num_rollouts, setting.decay, lanes)
-            yield Result(name, setting, tuned, runs)
+            yield Result(name, setting, tuned, self.once(b, name, setting.plan, lanes))
 
     def choose_setting(self, b: Results, name: str) -> tuple[Setting, tuple[float, float]]:
         """The best setting of an arm on the base that settings are chosen on, and its merit.
 
         A merit is the mean over seeds: a setting with which one of them never arrives is worse than
-        any with which all do. A decaying rate is tried with the best number of rollouts.
+        any with which all do. A decaying rate is tried with the best of the rest.
         """
         merits = {}
+        # What a control does to the entropy is what it is.
+        coefs = (0.0,) if ARMS[name].kind == "control" else self.entropy_coefs
         waiting = list(self.num_rollouts)
         while waiting:
-            merits |= self.rank_rates(b, name, waiting.pop(0), False)
+            num_rollouts = waiting.pop(0)
+            for coef in coefs:
+                merits |= self.rank_rates(b, name, Plan(num_rollouts, False, coef))
             if waiting:
                 continue
-            best = min(merits, key=merits.__getitem__)
-            tried = sorted({setting.num_rollouts for setting in merits})
+            best = min(merits, key=merits.__getitem__).plan
+            tried = sorted({setting.plan.num_rollouts for setting in merits})
             if best.num_rollouts == tried[0] > GROUP:
                 waiting = [tried[0] // 2]
             elif best.num_rollouts == tried[-1] < MAX_ROLLOUTS:
                 waiting = [tried[-1] * 2]
-        merits |= self.rank_rates(b, name, best.num_rollouts, True)
+        merits |= self.rank_rates(b, name, replace(best, decay=True))
         best = min(merits, key=merits.__getitem__)
         return best, merits[best]
 
-    def rank_rates(
-        self, b: Results, name: str, num_rollouts: int, decay: bool
-    ) -> dict[Setting, tuple[float, float]]:
+    def rank_rates(self, b: Results, name: str, plan: Plan) -> dict[Setting, tuple[float, float]]:
         """The merit of every rate; see `choose_setting`."""
         lanes = [(rate, TUNED_ON, seed) for rate in self.rates for seed in self.tuning_seeds]
-        runs = self.once(b, name, num_rollouts, decay, lanes)
+        runs = self.once(b, name, plan, lanes)
         merits = {}
         num_seeds = len(self.tuning_seeds)
         for i, rate in enumerate(self.rates):
             mine = runs[i * num_seeds : (i + 1) * num_seeds]
             mean = np.mean([run.merit for run in mine], axis=0)
-            merits[Setting(rate, num_rollouts, decay)] = tuple(mean.tolist())
+            merits[Setting(rate, plan)] = tuple(mean.tolist())
         return merits
 
     def once(
-        self,
-        b: Results,
-        name: str,
-        num_rollouts: int,
-        decay: bool,
-        lanes: Sequence[tuple[float, int, int]],
+        self, b: Results, name: str, plan: Plan, lanes: Sequence[tuple[float, int, int]]
     ) -> list[Outcome]:
         """The runs of lanes (rate, base, seed), from `b` if they are there."""
         key = {"part": "race", "rule": self.rule, "num_steps": self.num_steps, "arm": name}
-        key |= {"num_rollouts": num_rollouts, "decay": decay, "budget": self.budget}
-        if self.policy != "table":
-            key["policy"] = self.policy
+        key |= asdict(plan) | {"budget": self.budget, "policy": self.policy}
         rates, bases, seeds = (sorted(set(values)) for values in zip(*lanes, strict=True))
         key |= {"rates": rates, "bases": bases, "seeds": seeds}
 
         def work() -> dict:
             began = time.perf_counter()
             # Programs are compiled for one number of lanes: the last lane stands in for the rest.
-            padded = [*lanes, *[lanes[-1]] * (NUM_LANES - len(lanes))]
+            padded = [*lanes, *[lanes[-1]] * (-len(lanes) % NUM_LANES)]
+            arm = ARMS[name]
             tables = np.stack([make_table(self.rule, base) for _, base, _ in padded])
             weights = POLICIES[self.policy].make(tables, np.array([base for _, base, _ in padded]))
             curves = run_lanes(
-                ARMS[name],
-                num_rollouts,
+                replace(arm, entropy_coef=arm.entropy_coef + plan.entropy_coef),
+                plan.num_rollouts,
                 self.policy,
                 weights,
                 rates=np.array([rate for rate, _, _ in padded]),
@@ -220,7 +224,7 @@ class Race:
                 seeds=np.array([1000 * base + seed for _, base, seed in padded]),
                 num_steps=self.num_steps,
                 budget=self.budget,
-                decay=decay,
+                decay=plan.decay,
                 problems=int(bases == [TUNED_ON]),  # settings are chosen on others
             )
             runs = [read_lane(curves, i, base) for i, (_, base, _) in enumerate(lanes)]
@@ -232,13 +236,25 @@ class Race:
         return [Outcome(**run) for run in b.once(key, work)["runs"]]
 
 
-# A network's weights want smaller steps than a table's logits.
-NETWORK_RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
-
 # From short chains, where one bit is enough, to long ones; and other wrong rules.
-RACES = (
+TABLES = (
     *(Race("products", k, 50_000 * k) for k in (4, 6, 8, 12, 16, 24)),
     Race("products, loosely", 12, 600_000),
     Race("minus for plus", 12, 600_000),
-    *(Race("products", k, 50_000 * k, policy="network", rates=NETWORK_RATES) for k in (4, 12, 24)),
 )
+# A network's weights want smaller steps than a table's logits, and it settles on what is wrong.
+NETWORKS = tuple(
+    Race(
+        "products",
+        num_steps,
+        25_000 * num_steps,
+        policy="network",
+        rates=(1e-3, 2e-3, 4e-3, 8e-3),
+        entropy_coefs=(0.0, 0.01, 0.03),
+        tuning_seeds=(0, 1),
+        bases=tuple(range(1, 9)),
+        seeds=(0,),
+    )
+    for num_steps in (4, 12, 24)
+)
+RACES = (*TABLES, *NETWORKS)

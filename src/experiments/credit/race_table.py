@@ -64,14 +64,15 @@ def race_table(results: Sequence[Result]) -> str:
     """One race as Markdown: an arm a row, then the ratios and what the controls say."""
     rows = []
     for result in results:
-        setting, runs = result.setting, result.runs
-        decay = ", decay" if setting.decay else ""
+        plan, runs = result.setting.plan, result.runs
+        decay = ", decay" if plan.decay else ""
+        bonus = f", entropy {plan.entropy_coef:g}" if plan.entropy_coef else ""
         end = np.mean([run.end for run in runs])
         rows.append(
             (
                 result.name,
                 ARMS[result.name].kind,
-                f"{setting.rate:g}, {setting.num_rollouts}{decay}",
+                f"{result.setting.rate:g}, {plan.num_rollouts}{decay}{bonus}",
                 describe_tokens(runs),
                 f"{end:.0%} ({100 * points_gained(result):+.0f})",
             )
