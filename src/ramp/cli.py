@@ -333,19 +333,36 @@ def add_measure_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print figures for a program instead")
 
 
+def add_ask_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `synth ask`."""
+    p.add_argument("model", help="a run, a model folder, a GGUF file, or http://HOST:PORT")
+    p.add_argument("questions", help="a question in quotes, or a file of them; #FIELD names it")
+    p.add_argument("--n", type=int, default=32, help="replies to each question (default 32)")
+    p.add_argument(
+        "--remedies",
+        default="plain",
+        metavar="A,B",
+        help="ways of asking: plain, temperature, min-p, verbalized, seeds, personas, or all",
+    )
+    p.add_argument("--tokens", type=int, default=96, help="longest reply (default 96)")
+    p.add_argument("--seed", type=int, default=0, help="of sampling (default 0)")
+    p.add_argument("--name", default="", help="which model of a server that has several")
+    p.add_argument(
+        "--replies",
+        type=parse_path,
+        default=Path("replies.jsonl"),
+        metavar="FILE",
+        help="where replies are kept; those there are not asked again (default replies.jsonl)",
+    )
+    p.add_argument("--page", type=parse_path, metavar="FILE", help="write an HTML page as well")
+    p.add_argument("--json", action="store_true", help="print figures for a program instead")
+
+
 def add_synth_arguments(p: argparse.ArgumentParser) -> None:
     """Of `synth`."""
-    p.add_argument("what", choices=("why", "ask", "decide"))
+    p.add_argument("what", choices=("why", "decide"))
     add_run_directory(p)
-    p.add_argument(
-        "about",
-        help="why: a sample, such as g2-00017; ask: a question in quotes; decide: texts, a source",
-    )
-    p.add_argument("--n", type=int, default=200, help="ask: replies to draw (default 200)")
-    p.add_argument(
-        "--verbalized", type=int, default=0, metavar="K", help="ask: also for K answers in one"
-    )
-    p.add_argument("--tokens", type=int, default=96, help="ask: longest reply (default 96)")
+    p.add_argument("about", help="why: a sample, such as g2-00017; decide: texts, a source")
 
 
 # --- actions
@@ -531,8 +548,17 @@ def run_measure(args: Arguments, flags: Flags) -> int:
     return measure_report.run(args.real, args.samples, args.train, args.page, args.json, args.seed)
 
 
+def run_ask(args: Arguments, flags: Flags) -> int:
+    """Tell how many answers a model has."""
+    from ramp.synth import ask
+
+    options = (args.n, args.remedies, args.tokens, args.seed, args.name)
+    files = (args.replies, args.page, args.json)
+    return ask.run(args.model, args.questions, *options, *files)
+
+
 def run_synth(args: Arguments, flags: Flags) -> int:
-    """Tell what became of a sample, or how many answers a model has."""
+    """Tell what became of a sample, or which texts from elsewhere may teach."""
     run, c = rundir.open_run(args.run)
     if args.what == "why":
         # Only reads a file, and so needs no device.
@@ -541,15 +567,9 @@ def run_synth(args: Arguments, flags: Flags) -> int:
         print(ledger.describe_sample(run.path / "synth", args.about))
         return 0
     c = setup_devices(c)
-    if args.what == "decide":
-        from ramp.stages import candidates
+    from ramp.stages import candidates
 
-        return candidates.run(run, c, args.about)
-    from ramp.evals import diversity
-
-    result = diversity.run(run, c, args.about, args.n, args.verbalized, args.tokens)
-    print(diversity.format_table(result))
-    return 0
+    return candidates.run(run, c, args.about)
 
 
 def run_ladder(args: Arguments, flags: Flags) -> int:
@@ -604,9 +624,14 @@ COMMANDS = {
     ),
     "synth": Command(
         "why RUN ID: what became of a sample; decide RUN TEXTS: which texts from elsewhere may "
-        "teach; ask RUN QUESTION: how many answers a model has",
+        "teach",
         run_synth,
         add_synth_arguments,
+    ),
+    "synth ask": Command(
+        "MODEL QUESTIONS: how many answers a chat model has, and what other ways of asking give",
+        run_ask,
+        add_ask_arguments,
     ),
     "synth measure": Command(
         "REAL SAMPLES: are the samples as diverse as real text? exit code 1 where they are not",

@@ -60,12 +60,13 @@ class Vocabulary:
         A plain file that stands alone is parted at what it is found to be parted by; of several,
         each is a text. UserError: it is missing, holds no text, or has no such field.
         """
-        strings, notes = _read_strings(source)
+        strings, notes = read_strings(source)
         docs = Docs.from_lists([self.split(string) for string in strings])
         return Texts(source, strings, docs, tuple(notes))
 
 
-def _read_strings(source) -> tuple[list[str], list[str]]:
+def read_strings(source: str) -> tuple[list[str], list[str]]:
+    """(the texts of a source, how they were read in plain words). UserError as `read` has it."""
     strings: list[str] = []
     counts: Counter = Counter()
     notes: Counter = Counter()

@@ -1,0 +1,372 @@
+"""`ramp synth ask`: how many answers a chat model has, and what asking in another way gives.
+
+Each answer looks fine, and the same few come back. So a question is asked n times, in each of
+several ways, and the replies are put into classes that say the same. Replies are kept as they
+come; a second start asks only what is missing.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ramp.errors import UserError, require_name
+from ramp.files import append_jsonl, read_jsonl, to_json
+from ramp.reporting.html import paragraph, section, table, write_page
+from ramp.synth.answers import AnswerFigures, K, classify, describe_figures, measure_answers
+from ramp.synth.speakers import Sampling, Speaker, open_speaker
+from ramp.synth.texts import read_strings
+from ramp.text.corpus import list_parts
+from ramp.text.formats import RECORDS, records, split_suffixes
+
+# The field of a question, the surest first; its paraphrases are longer.
+QUESTION_FIELDS = ("prompt", "question", "instruction", "query", "input", "text")
+NUM_LISTED = 5  # answers that are asked for at once
+SHOWN_QUESTIONS = 20  # on the page, one by one
+SHOWN_CHARS = 160  # of a reply
+WORDS = re.findall(
+    r"\w+",
+    "amber anchor balcony basalt beetle bridge candle canyon carpet cedar chimney clay comet "
+    "copper coral cradle desert dial ember engine fennel ferry flute fog fossil garnet "
+    "glacier harbor hinge honey iron ivory kettle kite ladder lantern lemon lichen marble "
+    "meadow mirror moss nail oasis orbit otter parade pepper pigeon quarry radio raven ribbon "
+    "salt satchel siren spool thistle tunnel velvet violin walnut whistle",
+)
+PERSONAS = (
+    "a retired sailor from Bergen",
+    "a ten-year-old who loves insects",
+    "a nurse on a night shift",
+    "a farmer in the Andes",
+    "a stand-up comedian from Lagos",
+    "a professor of medieval history",
+    "a taxi driver in Mumbai",
+    "a chess player who hates losing",
+    "a baker in Marseille",
+    "a widow who gardens",
+    "a physicist at a telescope",
+    "a teenager in Seoul",
+    "a carpenter in Nova Scotia",
+    "a poet who writes at dawn",
+    "a football coach in Brazil",
+    "a librarian in Cairo",
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, and its number in its file."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A way of asking."""
+
+    what: str
+    change: Callable[[str, np.random.Generator], str] = lambda question, rng: question
+    temperature: float = 1.0
+    min_p: float = 0.0
+    read: Callable[[str, np.random.Generator], str] = lambda reply, rng: reply
+
+
+def verbalize(question: str, rng: np.random.Generator) -> str:
+    """The question with a request for several answers and their probabilities."""
+    return (
+        f"{question}\nGive {NUM_LISTED} different answers, one a line, each after its probability, "
+        "as in `0.12: answer`."
+    )
+
+
+def choose_answer(reply: str, rng: np.random.Generator) -> str:
+    """One answer of such a list, by the probabilities it gives; empty where there is none."""
+    lines = re.findall(r"^\s*(\d*\.?\d+)\s*:\s*(\S.*)$", reply, re.MULTILINE)
+    weights = np.array([float(weight) for weight, _ in lines])
+    if not weights.sum() > 0:
+        return ""
+    return lines[rng.choice(len(lines), p=weights / weights.sum())][1].strip()
+
+
+def add_seed_words(question: str, rng: np.random.Generator) -> str:
+    """The question with three words to begin from."""
+    words = ", ".join(rng.choice(WORDS, 3, replace=False))
+    return f"{question}\nLet yourself be inspired by these words, without naming them: {words}."
+
+
+def add_persona(question: str, rng: np.random.Generator) -> str:
+    """The question to somebody."""
+    return f"Answer as {PERSONAS[rng.integers(len(PERSONAS))]} would.\n{question}"
+
+
+REMEDIES = {
+    "plain": Remedy("temperature 1, nothing added"),
+    "temperature": Remedy("temperature 1.4", temperature=1.4),
+    "min-p": Remedy("temperature 1.5, min-p .1", temperature=1.5, min_p=0.1),
+    "verbalized": Remedy(
+        f"asked for {NUM_LISTED} answers with their probabilities, one drawn (arXiv:2510.01171)",
+        verbalize,
+        read=choose_answer,
+    ),
+    "seeds": Remedy("three random words to begin from", add_seed_words),
+    "personas": Remedy("answered as one of 16 people", add_persona),
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The replies to one question in one way, and what they show."""
+
+    question: Question
+    remedy: str
+    answers: list[str]  # those that could be read
+    unread: int
+    classes: list[int]
+    figures: AnswerFigures | None  # None where no reply could be read
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A way of asking over all questions."""
+
+    remedy: str
+    distinct: float  # classes a question
+    distinct_k: float  # classes among K replies
+    error: float  # standard error over questions, of one question over its replies
+    gain: float  # over plain, paired by question; NaN where plain was not asked
+    gain_error: float
+    unread: float  # share of the replies without an answer that could be read
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything, for a program."""
+
+    model: str
+    k: int  # of distinct_k
+    remedies: list[Summary]
+    questions: list[Asked]
+
+
+def run(
+    model: str,
+    spec: str,
+    n: int,
+    remedies: str,
+    max_tokens: int,
+    seed: int,
+    name: str,
+    kept: Path,
+    page: Path | None,
+    as_json: bool,
+) -> int:
+    """Ask, print what the replies show, and keep them in `kept`. Returns the exit code."""
+    if n < 2 or max_tokens < 1:
+        raise UserError("--n takes 2 replies or more, --tokens 1 or more")
+    chosen = list(REMEDIES) if remedies == "all" else remedies.split(",")
+    for remedy in chosen:
+        require_name("--remedies", remedy, REMEDIES)
+    for path in (page, kept):
+        if path and (path.is_dir() or not path.parent.is_dir()):
+            raise UserError(f"{path} cannot be written; name a file in a directory that exists")
+    questions = read_questions(spec)
+    speaker = open_speaker(model, name)
+    asked = []
+    for question in questions:
+        for remedy in chosen:
+            replies = gather(speaker, question, remedy, n, max_tokens, seed, kept)
+            asked.append(judge(question, remedy, replies, seed))
+    summaries = summarize(asked, chosen)
+    if page:
+        write(page, speaker.name, asked, summaries)
+    if as_json:
+        print(to_json(asdict(Report(speaker.name, K, summaries, asked)), indent=1))
+    else:
+        print("\n".join([*describe(asked, summaries), f"The replies are in {kept}."]))
+    return 0
+
+
+def read_questions(spec: str) -> list[Question]:
+    """The question itself, or those of a file. UserError for a file without any."""
+    looks_like_path = " " not in spec and bool(split_suffixes(spec.split("#")[0])[0])
+    if not looks_like_path and not Path(spec).exists():
+        return [Question(0, spec)]
+    part = list_parts(spec)[0]
+    if "#" not in spec and split_suffixes(part.name)[0] in RECORDS:
+        first = next((record for _, record in records(part) if isinstance(record, dict)), {})
+        field = next((field for field in QUESTION_FIELDS if field in first), "")
+        spec = f"{spec}#{field}" if field else spec
+    strings, _ = read_strings(spec)
+    return [Question(i, text) for i, text in enumerate(strings)]
+
+
+def gather(
+    speaker: Speaker,
+    question: Question,
+    remedy: str,
+    n: int,
+    max_tokens: int,
+    seed: int,
+    kept: Path,
+) -> list[str]:
+    """n replies to a question; those that `kept` has of the same asking are not asked again."""
+    way = REMEDIES[remedy]
+    key = {
+        "model": speaker.name,
+        "question": question.text,
+        "remedy": remedy,
+        "max_tokens": max_tokens,
+        "seed": seed,
+    }
+    known = {row["number"]: row["reply"] for row in read_jsonl(kept) if key.items() <= row.items()}
+    missing = [i for i in range(n) if i not in known]
+    prompts = [way.change(question.text, make_rng(seed, question, remedy, i)) for i in missing]
+    how = Sampling(way.temperature, way.min_p, max_tokens)
+    # Another seed for each question, so that no two share their luck.
+    seeds = [(seed + 1_000_003 * question.number + i) % 2**31 for i in missing]
+    replies = speaker.reply(prompts, seeds, how) if missing else []
+    for number, prompt, reply in zip(missing, prompts, replies, strict=True):
+        append_jsonl(kept, key | {"number": number, "prompt": prompt, "reply": reply})
+        known[number] = reply
+    return [known[i] for i in range(n)]
+
+
+def make_rng(seed: int, question: Question, remedy: str, number: int) -> np.random.Generator:
+    """The randomness of one asking, whatever is asked beside it."""
+    return np.random.default_rng([seed, question.number, list(REMEDIES).index(remedy), number])
+
+
+def judge(question: Question, remedy: str, replies: Sequence[str], seed: int) -> Asked:
+    """What the replies to a question show."""
+    read = REMEDIES[remedy].read
+    texts = [
+        read(reply, make_rng(seed + 1, question, remedy, i)).strip()
+        for i, reply in enumerate(replies)
+    ]
+    answers = [text for text in texts if text]
+    classes = classify(answers)
+    figures = measure_answers(classes) if answers else None
+    return Asked(question, remedy, answers, len(texts) - len(answers), classes.tolist(), figures)
+
+
+def summarize(asked: Sequence[Asked], remedies: Sequence[str]) -> list[Summary]:
+    """A row for each way of asking."""
+    values: dict[str, dict[int, float]] = defaultdict(dict)
+    for a in asked:
+        if a.figures and np.isfinite(a.figures.distinct_k):
+            values[a.remedy][a.question.number] = a.figures.distinct_k
+    rows = []
+    for remedy in remedies:
+        own = [a for a in asked if a.remedy == remedy]
+        found = values[remedy]
+        both = found.keys() & values["plain"].keys() if remedy != "plain" else set()
+        gains = [found[i] - values["plain"][i] for i in both]
+        mean, error = _mean(list(found.values()))
+        errors = [a.figures.distinct_k_error for a in own if a.figures]
+        gain, gain_error = _mean(gains)
+        rows.append(
+            Summary(
+                remedy,
+                float(np.mean([a.figures.distinct if a.figures else 0 for a in own])),
+                mean,
+                errors[0] if len(own) == 1 and errors else error,
+                gain,
+                gain_error,
+                float(np.mean([a.unread / (a.unread + len(a.answers)) for a in own])),
+            )
+        )
+    return rows
+
+
+def _mean(values) -> tuple[float, float]:
+    """(mean, its standard error); NaN where there are none, or too few."""
+    if not values:
+        return float("nan"), float("nan")
+    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), float(error)
+
+
+# --- for people
+
+
+def describe(asked: Sequence[Asked], summaries: Sequence[Summary]) -> list[str]:
+    """Lines for a terminal."""
+    lines = []
+    if len(summaries) == len(asked):  # one question
+        for a in asked:
+            lines.append(f"{a.remedy}: {describe_asked(a)}")
+            for share, text in list_frequent(a, 3):
+                lines.append(f"  {share} {text[:100]}")
+    head, *rows = tabulate(summaries)
+    if len(summaries) < len(asked):
+        lines.append(f"{len(asked) // len(summaries)} questions")
+    lines.append("".join(f"{cell:>16}" for cell in head))
+    lines += ["".join(f"{cell:>16}" for cell in row[:-1]) + f"  {row[-1]}" for row in rows]
+    lines.append(
+        "Replies are of one class when they share most of their words, whatever stands around; "
+        "paraphrases in other words count as different."
+    )
+    return lines
+
+
+def describe_asked(a: Asked) -> str:
+    """What is shown by the replies to a question."""
+    if a.figures is None:
+        return f"none of {a.unread} replies could be read"
+    unread = f"; {a.unread} could not be read" if a.unread else ""
+    return describe_figures(a.figures) + unread
+
+
+def list_frequent(a: Asked, most: int) -> list[tuple[str, str]]:
+    """(how often, an example) of the largest classes."""
+    found = []
+    for number, count in Counter(a.classes).most_common(most):
+        if count > 1:
+            text = a.answers[a.classes.index(number)]
+            found.append((f"{count} x", " ".join(text.split())))
+    return found
+
+
+def tabulate(summaries: Sequence[Summary]) -> list[list[str]]:
+    """A head and a row for each way of asking."""
+    head = ["asked", "different", f"of {K} replies", "more than plain", "unread", "how"]
+    rows = [head]
+    for s in summaries:
+        cells = [s.remedy, f"{s.distinct:.1f}", _with_error(s.distinct_k, s.error)]
+        cells += [_with_error(s.gain, s.gain_error), f"{100 * s.unread:.0f}%"]
+        rows.append([*cells, REMEDIES[s.remedy].what])
+    return rows
+
+
+def _with_error(value, error) -> str:
+    if not np.isfinite(value):
+        return ""
+    return f"{value:.2f} ± {error:.2f}" if np.isfinite(error) else f"{value:.2f}"
+
+
+def write(path: Path, model: str, asked: Sequence[Asked], summaries: Sequence[Summary]) -> None:
+    """Write the page."""
+    head, *rows = tabulate(summaries)
+    sections = [
+        section(
+            "How many answers, by the way of asking",
+            table(head, rows),
+            note="Different: classes of replies that say the same, a question. ±: standard error.",
+        )
+    ]
+    by_question = defaultdict(list)
+    for a in asked:
+        by_question[a.question].append(a)
+    for question, own in list(by_question.items())[:SHOWN_QUESTIONS]:
+        parts = []
+        for a in own:
+            parts.append(paragraph(f"{a.remedy}: {describe_asked(a)}"))
+            frequent = [(share, text[:SHOWN_CHARS]) for share, text in list_frequent(a, 5)]
+            parts += [table(("", "reply"), frequent)] if frequent else []
+        sections.append(section(question.text[:SHOWN_CHARS], *parts))
+    left = len(by_question) - SHOWN_QUESTIONS
+    note = f"{left} more questions are not shown one by one." if left > 0 else ""
+    write_page(path, f"{Path(model).name}: how many answers?", sections, note)
