@@ -61,11 +61,12 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     logging.basicConfig(format="%(levelname)s %(message)s", level=logging.WARNING)
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        return dispatch(sys.argv[1:] if argv is None else list(argv), restart=argv is None)
+        return dispatch(words, restart=argv is None)
     except UserError as error:
         print(f"ramp: {error}", file=sys.stderr)
-        return EXIT_USER
+        return nines.EXIT_MISTAKE if words[:2] == ["nines", "gate"] else EXIT_USER
     except KeyboardInterrupt:
         print("ramp: interrupted", file=sys.stderr)
         return interrupts.EXIT_INTERRUPTED

@@ -6,7 +6,7 @@ from scipy.stats import binom
 
 from ramp.errors import UserError
 from ramp.nines import intervals
-from ramp.nines.sequential import SPRT, confidence_sequence, predict_worst_rate
+from ramp.nines.sequential import predict_worst_rate
 
 N = st.integers(1, 60)
 
@@ -22,26 +22,6 @@ def test_trials_that_show_a_reliability():
     assert [intervals.trials_to_demonstrate(r) for r in (0.9, 0.99, 0.9999)] == [29, 299, 29956]
     assert intervals.pass_probability(2995, 0, 0.9995) == pytest.approx(0.2236, abs=1e-4)
     assert intervals.pass_probability(7752, 3, 0.9998) == pytest.approx(0.928, abs=1e-3)
-
-
-def test_sequential_test_of_three_nines():
-    test = SPRT(0.999, 0.9998)
-    assert (test.clean_trials, test.trials_per_failure) == (3679, 2011)
-    assert test.decide(3678, 0) == "go on"
-    assert test.decide(3679, 0) == "accept"
-    assert test.decide(3679 + 2011 + 1, 1) == "accept"
-    assert test.decide(0, 2) == "reject"
-
-
-@pytest.mark.parametrize(("truth", "wrong"), [(0.9, "accept"), (0.98, "reject")])
-def test_sequential_errors_by_simulation(truth, wrong):
-    test, rng = SPRT(0.9, 0.98), np.random.default_rng(0)
-    failures = rng.random((2000, 1500)) > truth
-    ratio = np.where(failures, test.failure_weight, test.success_weight).cumsum(1)
-    low, high = test.bounds
-    end = ((ratio <= low) | (ratio >= high)).argmax(1)
-    accepted = ratio[np.arange(2000), end] >= high
-    assert (accepted if wrong == "accept" else ~accepted).mean() < 0.065
 
 
 @given(N, st.floats(0.02, 0.98), st.sampled_from([0.8, 0.9, 0.95]))
@@ -133,25 +113,6 @@ def test_comparison_holds_its_size_and_finds_what_it_says():
         intervals.compare_paired({1: 1.0, 2: 0.0}, {2: 1.0, 3: 1.0})
 
 
-@given(st.integers(0, 200), st.integers(0, 50))
-def test_confidence_sequence_holds_the_rate(wins, failures):
-    low, high = confidence_sequence(wins, failures)
-    assert 0 <= low <= high <= 1
-    if wins + failures:
-        assert low <= wins / (wins + failures) <= high
-        exact_low, exact_high = intervals.clopper_pearson(wins, wins + failures)
-        assert high - low >= 0.8 * (exact_high - exact_low)  # the price of looking at any time
-
-
-def test_confidence_sequence_covers_at_all_times_at_once():
-    rng, missed = np.random.default_rng(0), 0
-    for _ in range(120):
-        wins = (rng.random(300) < 0.9).cumsum()
-        bounds = [confidence_sequence(int(wins[i]), int(i + 1 - wins[i])) for i in range(0, 300, 7)]
-        missed += any(not low <= 0.9 <= high for low, high in bounds)
-    assert missed / 120 <= 0.08
-
-
 def test_worst_prompt_within_an_order_of_magnitude():
     rng, inside = np.random.default_rng(0), 0
     for _ in range(60):
@@ -167,8 +128,6 @@ def test_worst_prompt_within_an_order_of_magnitude():
 def test_impossible_plans_are_refused(plan):
     with pytest.raises(UserError):
         intervals.trials_to_demonstrate(*plan)
-    with pytest.raises(UserError):
-        SPRT(0.999, 0.99)
 
 
 def test_one_sided_bound_is_an_end_of_the_two_sided_interval():

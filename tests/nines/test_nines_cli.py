@@ -42,10 +42,8 @@ def refused(capsys, *words) -> str:
 def test_plan(capsys):
     found = ask(capsys, "plan", "--nines", 3)
     assert [p["trials"] for p in found["plans"]] == [2995, 4742, 6294, 7752, 10511]
-    assert (found["sequential"]["clean_trials"], found["sequential"]["trials_per_failure"]) == (
-        3679,
-        2011,
-    )
+    # The price of asking after every trial is below a fifth.
+    assert 2995 < found["any_time"][0] < 1.25 * 2995
     assert main(["nines", "plan"]) == 0
     assert "2,995" in capsys.readouterr().out
     assert "nines" in refused(capsys, "plan", "--nines", 0)

@@ -29,7 +29,8 @@ def test_commands_run(capsys):
     for command in commands:
         program, *words = shlex.split(command, comments=True)
         assert program == "ramp"
-        assert main(words) == 0, command
+        # The example is not fit to ship.
+        assert main(words) == ("gate" in words), command
         assert capsys.readouterr().out
     assert Path("ready.html").exists()
     assert Path("forecasts.jsonl").exists()

@@ -13,7 +13,8 @@ from scipy.special import logit
 
 from ramp.errors import UserError
 from ramp.nines import growth, intervals
-from ramp.nines.trials import Trials, checkpoint_progress, group_rows
+from ramp.nines.sequential import Evidence, count_clean_units, count_evidence
+from ramp.nines.trials import UNNAMED, Trials, checkpoint_progress, group_rows
 
 # What a demo and a pilot take.
 DEMO_TRIES, DEMO_RATE = 8, 0.9
@@ -33,14 +34,48 @@ class Level:
 class LastCheckpoint:
     """The trials of the last checkpoint, by (task, item, slice), and its distinct items.
 
-    An item fails if the first try at it does, in its worst slice.
+    An item fails if the first try at it does, in its worst slice. The first try is the one with the
+    lowest seed; tries without a seed have no order, and the worst counts.
     """
 
     successes: ndarray  # [C]
     tries: ndarray  # [C]
     slices: ndarray  # [C]
-    items: int
-    failures: int
+    name: ndarray  # [I] task and item
+    passed: ndarray  # [I] whether the item did
+    family: ndarray  # [I] of the item; "": none
+
+    @property
+    def items(self) -> int:
+        """How many distinct items there are."""
+        return len(self.passed)
+
+    @property
+    def failures(self) -> int:
+        """How many of them failed."""
+        return int((~self.passed).sum())
+
+    @property
+    def unit(self) -> str:
+        """What is independent: families where two or more are named, else items."""
+        return "family" if len(np.unique(self.family)) > 1 else "item"
+
+    def evidence(self, unit: str) -> Evidence:
+        """The items as independent units, or their families."""
+        return unit_evidence(self.passed.astype(float), self.family, unit)
+
+
+def unit_evidence(values: ndarray, family: ndarray, unit: str) -> Evidence:
+    """Evidence of items with these values, [I], each or by family as one independent unit.
+
+    An item without a family is a unit of its own.
+    """
+    if unit == "item":
+        return count_evidence(values)
+    own = np.where(family == "", np.arange(1, len(family) + 1), 0)
+    of_item = group_rows(family, own)[1]
+    size = np.bincount(of_item).astype(float)
+    return count_evidence(np.bincount(of_item, values) / size, size)
 
 
 def last_checkpoint(t: Trials) -> LastCheckpoint:
@@ -59,17 +94,34 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
             "the last checkpoint is of several runs; choose one with --where run=NAME"
             f" ({t.run[0]}, ...)"
         )
-    # The first row of a cell is its first try.
-    cell, cell_of = group_rows(t.task, t.item, t.slice)
-    item = group_rows(t.task, t.item)[1]
+    # The file may be in any order: the first try is told by its seed alone, the worst if by none.
+    t = t[np.lexsort((t.success, rank_seeds(t.seed)))]
     passed = (t.success >= 1 - 1e-9).astype(float)
-    failed = np.unique(item[cell][passed[cell] == 0])
-    successes = np.bincount(cell_of, passed)
-    tries = np.bincount(cell_of).astype(float)
-    return LastCheckpoint(successes, tries, t.slice[cell], int(item.max()) + 1, len(failed))
+    first, item = group_rows(t.task, t.item)
+    cell, cell_of = group_rows(item, t.slice)
+    failed = np.zeros(len(first), bool)
+    failed[item[cell][passed[cell] == 0]] = True
+    return LastCheckpoint(
+        successes=np.bincount(cell_of, passed),
+        tries=np.bincount(cell_of).astype(float),
+        slices=t.slice[cell],
+        name=np.char.add(np.char.add(t.task[first], "/"), t.item[first]),
+        passed=~failed,
+        family=t.family[first],
+    )
 
 
-def readiness_levels(t: Trials, nines: float = 2) -> list[Level]:
+def rank_seeds(seed: ndarray) -> ndarray:
+    """[N] the order of tries by their seeds, as numbers if all are; unnamed ones are all equal."""
+    names, index = np.unique(seed, return_inverse=True)
+    try:
+        rank = [-np.inf if name.startswith(UNNAMED) else float(name) for name in names]
+    except ValueError:
+        rank = np.arange(len(names))
+    return np.asarray(rank)[index]
+
+
+def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> list[Level]:
     """The levels from "demo" up, judged by the trials of the last checkpoint."""
     last = last_checkpoint(t)
     successes = last.successes
@@ -104,12 +156,13 @@ def readiness_levels(t: Trials, nines: float = 2) -> list[Level]:
     checks.append(("pilot", reached, reason))
 
     # production: demonstrated, with no slice more than one nine worse.
-    needed = intervals.trials_to_demonstrate(1 - 10.0**-nines, failures)
+    evidence = last.evidence(last.unit)
+    more = count_clean_units(evidence, 1 - 10.0**-nines, confidence)
     reason = (
-        f"{n} distinct items with {failures} failures; {needed:,} are needed for so many; "
-        f"worst slice {worst:.3f}"
+        f"{n} distinct items with {failures} failures; units of evidence, clean, that are "
+        f"missing: {more:,} ({last.unit}); worst slice {worst:.3f}"
     )
-    reached = n >= needed and worst >= 1 - 10.0 ** -(nines - 1)
+    reached = more == 0 and worst >= 1 - 10.0 ** -(nines - 1)
     checks.append((f"production-{nines:g}", reached, reason))
 
     checks.append(("sustained", *_is_sustained(t)))

@@ -9,6 +9,8 @@ import json
 from ramp.errors import UserError
 from ramp.files import parse_path, to_json
 
+EXIT_MISTAKE = 64  # of `ramp nines gate`, whose 2 means undecided; as in sysexits.h
+
 
 def _argument(name, **options):
     return name, options
@@ -40,6 +42,12 @@ FILE = (
     ),
 )
 CONFIDENCE = _number("--confidence", 0.95)
+UNIT = _argument(
+    "--unit",
+    choices=("auto", "item", "family"),
+    default="auto",
+    help="what is independent of each other (default: families where two are named, else items)",
+)
 
 # Every command: its help, and its arguments.
 COMMANDS = {
@@ -51,9 +59,23 @@ COMMANDS = {
             _number("--correlation", 0.5, "of two tries at one item (default .5)"),
         ),
     ),
+    "gate": (
+        "pass (exit code 0), fail (1) or undecided (2), for a pipeline; 64: a mistake in the call",
+        (
+            *FILE,
+            _number("--nines", 2.0, "level to show (default 2)"),
+            CONFIDENCE,
+            UNIT,
+            _argument("--baseline", type=parse_path, metavar="OLD", help="fail if worse than it"),
+            _argument(
+                "--baseline-run", metavar="RUN", help="of the baseline, where it has several"
+            ),
+            _argument("--junit", type=parse_path, metavar="XML", help="write a JUnit report"),
+        ),
+    ),
     "certify": (
         "what the trials of the last checkpoint prove, without a model",
-        (*FILE, _number("--nines", 2.0, "level to show (default 2)"), CONFIDENCE),
+        (*FILE, _number("--nines", 2.0, "level to show (default 2)"), CONFIDENCE, UNIT),
     ),
     "fit": ("which items are hard, how able each checkpoint is, how failures correlate", FILE),
     "forecast": (
@@ -137,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
     """Run a command: print its answer, and write the page if one is asked for."""
     from ramp.nines import commands, report
 
-    for path in (args.page, getattr(args, "record", None)):
+    for path in (args.page, getattr(args, "record", None), getattr(args, "junit", None)):
         # Known before the work that it would waste.
         if path and (path.is_dir() or not path.parent.is_dir()):
             raise UserError(f"{path} cannot be written; name a file in a directory that exists")
@@ -152,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         print(to_json(plain, indent=1))
     else:
         report.print_parts(answer.parts)
-    return 0
+    return answer.code
 
 
 def _to_plain(value):

@@ -14,8 +14,14 @@ from ramp.errors import UserError
 from ramp.nines import audit, items, observational, readiness, record, report, trials
 from ramp.nines import backtest as backtests
 from ramp.nines import intervals as stats
+from ramp.nines.gate import judge, junit, plural
 from ramp.nines.report import Answer, Part, facts_table, format_interval
-from ramp.nines.sequential import SPRT, confidence_sequence, predict_worst_rate
+from ramp.nines.sequential import (
+    clean_evidence,
+    count_clean_units,
+    count_evidence,
+    predict_worst_rate,
+)
 
 
 def _parse_pairs(words, convert=str):
@@ -32,102 +38,109 @@ def _read(args):
     return trials.read(args.file, _parse_pairs(args.where))
 
 
-def _sequential_test(args):
-    """Wald's test of a number of nines against a system that fails a fifth as often."""
-    if not 0 < args.nines <= 6 or not 0.5 < args.confidence < 1:
-        raise UserError("--nines must be above 0 and at most 6, --confidence above .5 and below 1")
-    # Both kinds of error are as likely as the confidence allows.
-    failure_rate = 10**-args.nines
-    risk = 1 - args.confidence
-    return SPRT(1 - failure_rate, 1 - failure_rate / 5, risk, risk)
+def _bar(args):
+    """The reliability of so many nines."""
+    if not 0 < args.nines <= 9 or not 0.5 < args.confidence < 1:
+        raise UserError("--nines must be above 0 and at most 9, --confidence above .5 and below 1")
+    return 1 - 10**-args.nines
 
 
 def plan(args: Namespace) -> Answer:
     """How many trials certify a number of nines, and who bears which risk."""
-    test = _sequential_test(args)
+    bar = _bar(args)
     if not 0 <= args.correlation < 1:
         raise UserError("--correlation must be at least 0 and below 1")
     # Systems that fail three times as often as the level allows, ..., a tenth as often.
-    truths = [1 - (1 - test.bad) * times for times in (3, 1, 0.5, 0.2, 0.1)]
+    truths = [1 - (1 - bar) * times for times in (3, 1, 0.5, 0.2, 0.1)]
     rows = [["failures allowed", "distinct trials", *(f"passes if {t:.6g}" for t in truths)]]
     plans = []
     for failures in (0, 1, 2, 3, 5):
-        n = stats.trials_to_demonstrate(test.bad, failures, args.confidence)
+        n = stats.trials_to_demonstrate(bar, failures, args.confidence)
         passes = {truth: stats.pass_probability(n, failures, truth) for truth in truths}
         plans.append({"failures": failures, "trials": n, "passes": passes})
         rows.append([failures, f"{n:,}", *(f"{p:.1%}" for p in passes.values())])
     # Repeats of an item count less the more they agree.
-    clean = stats.trials_to_demonstrate(test.bad, 0, args.confidence)
+    clean = stats.trials_to_demonstrate(bar, 0, args.confidence)
     items_needed = {}
     needs = [["tries an item", "distinct items", "trials"]]
     for tries in (1, 2, 4, 16):
         n = math.ceil(clean / stats.effective_trials(1, tries, args.correlation))
         items_needed[tries] = n
         needs.append([tries, f"{n:,}", f"{n * tries:,}"])
-    first = test.clean_trials
-    cost = test.trials_per_failure
-    level = f"{test.bad:.6g}"
-    figures = {
-        "reliability": test.bad,
-        "plans": plans,
-        "items": items_needed,
-        "sequential": {"clean_trials": first, "trials_per_failure": cost},
-    }
+    # By the gate, which may be asked at any time.
+    any_time = []
+    for failures in (0, 1, 2, 3):
+        e = count_evidence(np.zeros(failures)) + clean_evidence(0)
+        any_time.append(count_clean_units(e, bar, args.confidence) + failures)
+    first, *rest = any_time
+    figures = {"reliability": bar, "plans": plans, "items": items_needed, "any_time": any_time}
     return Answer(figures, [
-        f"## To show {level} with {args.confidence:.0%} confidence, on items drawn from production",
+        f"## To show {bar:.6g} with {args.confidence:.6g} confidence, on items drawn from use",
         rows,
         f"Tries at one item correlate ({args.correlation:g}); worth {clean:,} distinct trials are:",
         needs,
-        f"Or in sequence, {level} against {test.good:.6g}: accept after {first:,} clean trials, "
-        f"each failure costs {cost:,} more.",
+        "Both hold for a number of trials that is fixed before. `ramp nines gate` may be asked "
+        f"after every trial: it passes after {first:,} clean ones, and with 1, 2 or 3 failures "
+        f"after {', '.join(f'{n:,}' for n in rest)} at the soonest.",
     ])  # fmt: skip
+
+
+def gate(args: Namespace) -> Answer:
+    """Pass, fail or undecided, for a pipeline; holds however often it is asked."""
+    baseline = _read_baseline(args) if args.baseline else None
+    v = judge(_read(args), args.nines, args.confidence, args.unit, baseline)
+    if args.junit:
+        args.junit.write_text(junit(v), encoding="utf-8")
+    return Answer(v, [v.sentence], v.code)
+
+
+def _read_baseline(args):
+    """The baseline, by the same choice of rows but for the run, which has a choice of its own."""
+    where = {k: v for k, v in _parse_pairs(args.where).items() if trials.ALIASES.get(k, k) != "run"}
+    t = trials.read(args.baseline, where)
+    if args.baseline_run:
+        t = t[t.run == args.baseline_run]
+    runs = np.unique(t.run)
+    if len(runs) != 1:
+        raise UserError(
+            f"{args.baseline} holds {len(runs)} such runs; choose one with --baseline-run NAME"
+        )
+    return t
 
 
 def certify(args: Namespace) -> Answer:
     """What the trials of the last checkpoint prove, without a model."""
-    test = _sequential_test(args)
     t = _read(args)
+    v = judge(t, args.nines, args.confidence, args.unit)
     last = audit.last_checkpoint(t)
-    successes = last.successes
     tries = last.tries
-    n = last.items
-    failures = last.failures
-    passed = n - failures
-    low = stats.lower_bound(passed, n, args.confidence)
-    any_time = confidence_sequence(passed, failures, args.confidence)
-    needed = stats.trials_to_demonstrate(test.bad, failures, args.confidence)
-    more = max(0, needed - n)
     # Without repeats the correlation is unknown, and every trial is of an item of its own.
-    correlation = stats.intraclass_correlation(successes, tries)
+    correlation = stats.intraclass_correlation(last.successes, tries)
     shown = "unknown" if math.isnan(correlation) else f"{correlation:.2f}"
     worth = stats.effective_trials(len(tries), tries.mean(), np.nan_to_num(correlation))
-    wilson, jeffreys = (format_interval(f(passed, n)) for f in (stats.wilson, stats.jeffreys))
-    decision = test.decide(passed, failures)
-    levels = audit.readiness_levels(t, args.nines)
-    at_least = f"demonstrated at {args.confidence:.0%}: reliability of at least"
+    levels = audit.readiness_levels(t, args.nines, args.confidence)
+    low, high = v.bounds
+    units = plural(v.unit, 2)
+    least = f"{low:.5f} ({stats.count_nines(low):.2f} nines)"
     facts = {
-        "distinct items, one trial each": n,
-        "failures among them": failures,
-        at_least: f"{low:.5f} ({stats.count_nines(low):.2f} nines)",
-        "the same, however often one looks": format_interval(any_time, 5),
-        "Wilson; Jeffreys": f"{wilson}; {jeffreys}",
+        "distinct items, one trial each": v.items,
+        "failures among them": v.failures,
+        "independent of each other": f"{v.units} {units}",
+        f"success is at least, at {args.confidence:.6g}": least,
+        "success is at most": f"{high:.5f}",
+        f"verdict on {args.nines:g} nines": v.name,
+        f"further clean {units} that would demonstrate it": f"{v.more:,}",
         "trials in all; worth so many independent ones": f"{tries.sum():.0f}; {worth:.0f}",
         "correlation of tries at one item": shown,
-        f"sequential test of {args.nines:g} nines": decision,
-        "further clean items that would demonstrate it": f"{more:,}",
         "worst of ten times as many items would fail in": _describe_worst(last),
     }
-    figures = {
-        "items": n,
-        "failures": failures,
-        "lower": low,
-        "any_time": any_time,
-        "correlation": correlation,
-        "more": more,
-        "sequential": decision,
-        "levels": levels,
-    }
+    if v.unit == "item":
+        # Only of independent trials whose number was fixed before.
+        once = stats.lower_bound(v.items - v.failures, v.items, args.confidence)
+        facts["at least, had the number of items been fixed before"] = f"{once:.5f}"
+    figures = vars(v) | {"lower": low, "correlation": correlation, "levels": levels}
     parts = ["## What the last checkpoint's trials prove", facts_table(facts)]
+    parts.append("Both bounds hold however often one looks, and if one follows the advice.")
     return Answer(figures, parts + report.level_parts(levels, last))
 
 

@@ -30,6 +30,7 @@ class Answer:
 
     figures: Any  # for a program: a dict or a dataclass
     parts: list[Part]  # for people
+    code: int = 0  # exit code
 
 
 def write_parts(path: Path, title: str, parts: list[Part]) -> None:

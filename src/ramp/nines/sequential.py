@@ -1,93 +1,149 @@
-"""Tests that may stop at any trial, and the worst failure rate to expect among many prompts.
+"""Evidence that may be looked at after every trial, and the worst failure rate to expect.
 
-Wald's sequential test, a confidence sequence that stays valid however often one looks, and an
-extrapolation of the tail of failure rates.
+A bet that a success rate is above a bar neither gains nor loses on average where the rate is at the
+bar. So the capital of whoever bets exceeds 20 times the stake in at most 5% of cases, at whatever
+moment one looks (Ville 1939). Nothing is assumed of a unit of evidence but that its success lies
+between 0 and 1: an item, or a family of items as a whole (Waudby-Smith & Ramdas 2024, for means of
+bounded variables).
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
-from scipy.optimize import brentq
-from scipy.special import betaln
 
 from ramp.errors import UserError
 from ramp.nines.intervals import Interval
 
+# Shares of the bar's failure rate that a good system may have, and of the capital bet on each.
+# The last is kept as cash: error rates stay below their bound instead of at it.
+BETTER = np.array([0.0, 0.1, 0.3, 0.5, 0.7, 0.85, 0.95, 1.0])
+BETTER_SHARE = np.array([0.2, 0.35, 0.13, 0.08, 0.06, 0.05, 0.03, 0.1])
+# Multiples of it that a bad system may have, in equal shares.
+WORSE = np.array([1.0, 1.2, 1.5, 2.0, 4.0, 10.0, 100.0])
+# Stakes on the difference of two systems, in equal shares.
+LOSS_STAKES = np.array([0.0, 0.05, 0.1, 0.25, 0.5, 0.9])
+ROUNDS = 50  # of bisection
+
 
 @dataclass(frozen=True)
-class SPRT:
-    """Sequential probability ratio test of reliability `bad` against `good` (Wald 1945)."""
+class Evidence:
+    """Independent units of evidence. Units that agree in both are one row with their number."""
 
-    bad: float
-    good: float
-    alpha: float = 0.05  # chance to accept a bad system
-    beta: float = 0.05  # chance to reject a good system
+    success: ndarray  # [R] of the unit, between 0 and 1
+    weight: ndarray  # [R] its size as a share of the largest unit's
+    count: ndarray  # [R] how many such units there are
 
-    def __post_init__(self) -> None:
-        if not (0 < self.bad < self.good < 1 and 0 < self.alpha < 0.5 and 0 < self.beta < 0.5):
-            raise UserError("a sequential test needs 0 < bad < good < 1 and risks between 0 and .5")
-
-    @property
-    def success_weight(self) -> float:
-        """What a success adds to the log likelihood ratio of good to bad."""
-        return np.log(self.good / self.bad)
+    def __add__(self, other: "Evidence") -> "Evidence":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Evidence(*(np.concatenate(pair) for pair in pairs))
 
     @property
-    def failure_weight(self) -> float:
-        """What a failure adds to the log likelihood ratio; negative."""
-        return np.log((1 - self.good) / (1 - self.bad))
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """Log likelihood ratios at which the system is rejected and accepted."""
-        # Wald's approximation: what overshoots the bounds is ignored.
-        return np.log(self.beta / (1 - self.alpha)), np.log((1 - self.beta) / self.alpha)
-
-    @property
-    def clean_trials(self) -> int:
-        """Trials to acceptance if none fails."""
-        return int(np.ceil(self.bounds[1] / self.success_weight))
-
-    @property
-    def trials_per_failure(self) -> int:
-        """Further successes that make up for one failure."""
-        return int(np.ceil(-self.failure_weight / self.success_weight))
-
-    def decide(self, successes: int, failures: int) -> str:
-        """ "accept", "reject" or "go on"."""
-        ratio = successes * self.success_weight + failures * self.failure_weight
-        low, high = self.bounds
-        if ratio >= high:
-            return "accept"
-        return "reject" if ratio <= low else "go on"
+    def rate(self) -> float:
+        """The mean success, every unit by its size."""
+        return np.average(self.success, weights=self.weight * self.count)
 
 
-def confidence_sequence(successes: int, failures: int, level: float = 0.95) -> Interval:
-    """Interval for the success rate that covers at all times at once, however often one looks.
+def count_evidence(success: ndarray, weight: ndarray | None = None) -> Evidence:
+    """Evidence of units with these successes and sizes, [U] each; all of one size by default."""
+    weight = np.ones(len(success)) if weight is None else weight / weight.max()
+    # As one complex number, which sorts many times faster than a row.
+    rows, count = np.unique(success + 1j * weight, return_counts=True)
+    return Evidence(rows.real, rows.imag, count)
 
-    The rates whose likelihood is at least (1 - level) of a beta-binomial mixture's (Robbins 1970,
-    by Ville's inequality).
+
+def clean_evidence(units: int) -> Evidence:
+    """Evidence of so many units of full size without a failure."""
+    return Evidence(np.ones(1), np.ones(1), np.array([units]))
+
+
+def log_capital_above(e: Evidence, rate: float) -> float:
+    """Log capital of bets that the success rate is above `rate`, which is above 0.
+
+    Where it is not, this exceeds log(1 / a) at any time with probability a at most. The order of
+    the units does not matter, and units may differ: the mean of their rates is what is bet on.
     """
-    a = 1.0
-    b = 0.5  # of the mixture: more weight on rates near 1
-    mixture = betaln(a + successes, b + failures) - betaln(a, b) + np.log(1 - level)
+    return np.logaddexp.reduce(
+        _log_capitals(e, 1 - BETTER, e.success / rate - 1) + np.log(BETTER_SHARE)
+    )
 
-    def excess(rate):
-        # Log likelihood over the threshold. 0 log 0 counts as 0.
-        won = successes * np.log(rate) if successes else 0.0
-        lost = failures * np.log1p(-rate) if failures else 0.0
-        return won + lost - mixture
 
-    if successes + failures == 0:
-        return 0.0, 1.0
-    # The likelihood rises to its peak and falls after it: one root on each side.
-    peak = min(max(successes / (successes + failures), 1e-15), 1 - 1e-15)
-    low = 1e-300
-    high = 1 - 1e-16
-    low = brentq(excess, low, peak) if successes and excess(low) < 0 else 0.0
-    high = brentq(excess, peak, high) if failures and excess(high) < 0 else 1.0
+def log_capital_below(e: Evidence, rate: float) -> float:
+    """Log capital of bets that the success rate is below `rate`, which is below 1."""
+    # More than all trials cannot fail.
+    worse = np.minimum(WORSE, 1 / (1 - rate))
+    gain = (rate - e.success) / rate
+    return _log_mean(_log_capitals(e, worse - 1, gain))
+
+
+def log_capital_of_loss(e: Evidence) -> float:
+    """Log capital of bets that the mean is below 0, of units between -1 and 1."""
+    return _log_mean(_log_capitals(e, LOSS_STAKES, -e.success))
+
+
+def _log_capitals(e, stakes, gain):
+    """[S] the log capital of each stake, bet on all units."""
+    with np.errstate(divide="ignore"):  # the whole capital may be lost
+        logs = np.log1p(np.maximum(stakes[:, None] * (e.weight * gain), -1))
+    return logs @ e.count
+
+
+def _log_mean(logs):
+    return np.logaddexp.reduce(logs) - np.log(len(logs))
+
+
+def confidence_sequence(e: Evidence, level: float = 0.95) -> Interval:
+    """The lower and the upper bound of the success rate, each at confidence `level`.
+
+    Each holds at all times at once, however often one looks.
+    """
+    enough = -math.log(1 - level)
+    low = _bisect(lambda rate: log_capital_above(e, rate) >= enough)
+    high = 1 - _bisect(lambda failure_rate: log_capital_below(e, 1 - failure_rate) >= enough)
     return low, high
+
+
+def _bisect(holds: Callable[[float], bool]) -> float:
+    """The number in [0, 1] where `holds` turns from true to false."""
+    low = 0.0
+    high = 1.0
+    for _ in range(ROUNDS):
+        middle = (low + high) / 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def count_clean_units(e: Evidence, rate: float, level: float = 0.95) -> int:
+    """Further units without a failure that would demonstrate `rate`; 0 where it is demonstrated.
+
+    To follow this advice, however often, costs nothing: the bound holds at all times.
+    """
+    enough = -math.log(1 - level)
+    so_far = _log_capitals(e, 1 - BETTER, e.success / rate - 1) + np.log(BETTER_SHARE)
+    gain = np.log1p((1 - BETTER) * (1 / rate - 1))  # of a clean unit
+
+    def is_shown(units):
+        return np.logaddexp.reduce(so_far + units * gain) >= enough
+
+    if is_shown(0):
+        return 0
+    most = 1
+    while not is_shown(most):
+        most *= 2
+    # Between half of it and itself.
+    least = most // 2
+    while most - least > 1:
+        middle = (least + most) // 2
+        if is_shown(middle):
+            most = middle
+        else:
+            least = middle
+    return most
 
 
 def predict_worst_rate(rates: ndarray, queries: float) -> float:

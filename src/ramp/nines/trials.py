@@ -48,6 +48,7 @@ ALIASES = {
     "flops": "compute",
 }
 TRUTHS = {"true": 1, "false": 0}
+UNNAMED = "#"  # before the seed of a try that has none in the file: its number says no order
 # Two trials that agree in all of these are the same trial.
 KEY = ("run", "step", "compute", "task", "item", "slice", "seed")
 # What a reader may meet in a file that is not what its name says.
@@ -231,7 +232,7 @@ def from_rows(
     _check_numbers(t, name)
     if (t.seed == "").all():
         # Repeats without a name are numbered, where there are items to repeat.
-        number = _count_earlier(t, KEY[:-1]).astype(str)
+        number = np.char.add(UNNAMED, _count_earlier(t, KEY[:-1]).astype(str))
         t = replace(t, seed=np.where(t.item == "", "", number))
     _check_distinct(t, name)
     return t

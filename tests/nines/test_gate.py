@@ -1,0 +1,287 @@
+import csv
+import json
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from ramp.cli import main
+from ramp.nines import trials
+from ramp.nines.audit import unit_evidence
+from ramp.nines.gate import FAIL, PASS, UNDECIDED, judge
+from ramp.nines.sequential import (
+    clean_evidence,
+    confidence_sequence,
+    count_clean_units,
+    count_evidence,
+    log_capital_above,
+    log_capital_below,
+    log_capital_of_loss,
+)
+
+ENOUGH = np.log(20)
+SIDES = (log_capital_above, log_capital_below)
+# Bars, and families by items of them with their correlation, at which an error rate is measured.
+CLUSTERS = ((12, 40, 0.1), (30, 10, 0.3), (60, 5, 0.3), (200, 4, 0.5))
+
+
+def first_pass(bar: float, failures: int) -> np.ndarray:
+    """[F] how many items a log with 0, 1, ... failures needs to pass."""
+    needed = []
+    for f in range(failures):
+        e = count_evidence(np.zeros(f)) if f else clean_evidence(0)
+        needed.append(f + count_clean_units(e, bar))
+    return np.array(needed)
+
+
+def simulate_peeking(runs: int, truth: float, bar: float, most: int, seed: int):
+    """[runs] the item after which a log that is looked at after every one passes; 0: never."""
+    rng = np.random.default_rng(seed)
+    needed = np.append(first_pass(bar, 60), np.inf)
+    when = np.zeros(runs, int)
+    for run in range(runs):
+        failures = np.minimum((rng.random(most) > truth).cumsum(), 60)
+        passes = np.arange(1, most + 1) >= needed[failures]
+        when[run] = passes.argmax() + 1 if passes.any() else 0
+    return when
+
+
+def simulate_families(runs: int, truth: float, shape, seed: int, peek: bool = False) -> float:
+    """How often families of correlated items pass a bar that is their true reliability."""
+    rng = np.random.default_rng(seed)
+    families, size, rho = shape
+    phi = 1 / rho - 1
+    passed = 0
+    family = np.arange(families).repeat(size)
+    names = family.astype(str)
+    for _ in range(runs):
+        p = rng.beta(truth * phi, (1 - truth) * phi, families)
+        success = (rng.random(families * size) < p[family]).astype(float)
+        seen = [len(family)]
+        if peek:
+            # Items come in any order, or family by family.
+            order = rng.permutation(len(family)) if rng.random() < 0.5 else np.arange(len(family))
+            success, names = success[order], family[order].astype(str)
+            seen = range(1, len(family) + 1)
+        passed += any(
+            log_capital_above(unit_evidence(success[:n], names[:n], "family"), truth) >= ENOUGH
+            for n in seen
+        )
+    return passed / runs
+
+
+def test_false_certification_under_peeking():
+    for truth, most in ((0.9, 600), (0.99, 4000)):
+        assert (simulate_peeking(500, truth, truth, most, 0) > 0).mean() <= 0.05
+
+
+def test_false_certification_with_families():
+    for shape in CLUSTERS[:2]:
+        assert simulate_families(300, 0.9, shape, 0) <= 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_false_certification_in_four_thousand_runs():
+    """pytest -n 0 -s -m slow tests/nines/test_gate.py -k four_thousand"""
+    for truth, most in ((0.5, 300), (0.9, 3000), (0.99, 20_000), (0.999, 60_000)):
+        share = (simulate_peeking(4000, truth, truth, most, 1) > 0).mean()
+        print(f"independent items at {truth}, looked at after each of {most}: {share:.4f}")
+        assert share <= 0.05
+    for truth in (0.5, 0.9, 0.95, 0.99):
+        for shape in CLUSTERS:
+            share = simulate_families(4000, truth, shape, 2)
+            print(f"families {shape} at {truth}: {share:.4f}")
+            assert share <= 0.05
+    for truth in (0.5, 0.9):
+        for shape in CLUSTERS[:2]:
+            share = simulate_families(1000, truth, shape, 3, peek=True)
+            print(f"families {shape} at {truth}, looked at after every item: {share:.4f}")
+            assert share <= 0.05
+
+
+def follow_advice(rng, truth: float, rounds: int = 12) -> bool:
+    """Whether a system is certified that tries as many further items as it was told, each round."""
+    tried = failures = 0
+    more = 50
+    for _ in range(rounds):
+        tried += more
+        failures += rng.binomial(more, 1 - truth)
+        e = count_evidence(np.arange(tried) >= failures)
+        more = count_clean_units(e, truth)
+        if not more:
+            return True
+    return False
+
+
+def test_advice_may_be_followed():
+    rng = np.random.default_rng(0)
+    assert np.mean([follow_advice(rng, 0.9) for _ in range(300)]) <= 0.05
+    e = count_evidence(np.array([1.0] * 60 + [0.0]))
+    more = count_clean_units(e, 0.9)
+    assert log_capital_above(e + clean_evidence(more), 0.9) >= ENOUGH
+    assert log_capital_above(e + clean_evidence(more - 1), 0.9) < ENOUGH
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_advice_in_four_thousand_runs():
+    """pytest -n 0 -s -m slow tests/nines/test_gate.py -k advice"""
+    for truth in (0.9, 0.99):
+        rng = np.random.default_rng(1)
+        share = np.mean([follow_advice(rng, truth) for _ in range(4000)])
+        print(f"at {truth}, following the advice: {share:.4f}")
+        assert share <= 0.05
+
+
+def wald(truth: float, bad: float, good: float, runs: int) -> float:
+    """Mean trials of Wald's test at risks of 5%."""
+    rng = np.random.default_rng(2)
+    failed = rng.random((runs, 5000)) > truth
+    ratio = np.where(failed, np.log((1 - good) / (1 - bad)), np.log(good / bad)).cumsum(1)
+    return (np.abs(ratio) >= np.log(19)).argmax(1).mean() + 1
+
+
+def test_power_beside_walds_test():
+    when = simulate_peeking(1000, 0.999, 0.99, 4000, 3)
+    assert (when > 0).all()
+    assert when.mean() <= 1.3 * wald(0.999, 0.99, 0.999, 1000)
+
+
+def test_bounds_cover_at_all_times_at_once_and_agree_with_the_gate():
+    rng = np.random.default_rng(4)
+    missed = np.zeros(2)
+    for _ in range(300):
+        success = (rng.random(300) < 0.9).astype(float)
+        seen = [count_evidence(success[:n]) for n in range(20, 301, 20)]
+        # The lower bound is above a rate where the capital bet on that is enough.
+        missed += [max(f(e, 0.9) for e in seen) > ENOUGH for f in SIDES]
+    assert (missed / 300 <= 0.05).all()
+    e = count_evidence(success)
+    low, high = confidence_sequence(e)
+    assert log_capital_above(e, low - 1e-6) > ENOUGH > log_capital_above(e, low + 1e-6)
+    assert log_capital_below(e, high + 1e-6) > ENOUGH > log_capital_below(e, high - 1e-6)
+
+
+@pytest.mark.parametrize("outcome", [0.0, 1.0])
+def test_bounds_of_one_outcome(outcome):
+    low, high = confidence_sequence(count_evidence(np.full(400, outcome)))
+    assert 0 <= low < high <= 1
+    assert high - low < 0.03
+
+
+def log_rows(n: int, tries: int, rate: float, seeds: bool, rng) -> list[dict]:
+    """Rows of one run: n items of six families, each tried so often."""
+    rows = []
+    for i in range(n):
+        for k in range(tries):
+            row = {"item": f"q{i}", "family": f"f{i % 6}", "success": int(rng.random() < rate)}
+            rows.append(row | ({"seed": str(k)} if seeds else {}))
+    return rows
+
+
+@pytest.mark.parametrize("seeds", [True, False])
+@pytest.mark.parametrize("unit", ["item", "family"])
+def test_neither_order_nor_repeats_of_rows_change_the_verdict(seeds, unit):
+    rng = np.random.default_rng(5)
+    rows = log_rows(60, 4, 0.8, seeds, rng)
+    verdict = judge(trials.from_rows(rows), 1, unit=unit)
+    by_success = sorted(rows, key=lambda row: row["success"])
+    for other in (by_success, by_success[::-1], [rows[i] for i in rng.permutation(len(rows))]):
+        assert judge(trials.from_rows(other), 1, unit=unit) == verdict
+    # Rows again: under another seed where they have one, else as they are.
+    again = [row | ({"seed": "9" + row["seed"]} if seeds else {}) for row in rows]
+    assert judge(trials.from_rows(rows + again), 1, unit=unit) == verdict
+
+
+def test_retrying_what_failed_changes_nothing():
+    rng = np.random.default_rng(6)
+    rows = log_rows(60, 1, 0.5, True, rng)
+    retried = rows + [r | {"seed": "1", "success": 1} for r in rows if not r["success"]]
+    assert judge(trials.from_rows(retried), 1) == judge(trials.from_rows(rows), 1)
+    # Seeds are numbers: the tenth try comes after the second.
+    tenth = rows + [r | {"seed": "10", "success": 1} for r in rows]
+    second = tenth + [r | {"seed": "2", "success": 0} for r in rows]
+    assert judge(trials.from_rows(second), 1).failures == judge(trials.from_rows(rows), 1).failures
+
+
+def test_a_family_of_any_size_counts_by_its_items():
+    large = np.array([1.0] * 50 + [0.0] * 50)
+    success = np.append(large, np.ones(100))
+    family = np.array(["large"] * 100 + [f"f{i}" for i in range(100)])
+    e = unit_evidence(success, family, "family")
+    assert e.rate == pytest.approx(0.75)
+    assert log_capital_above(e, 0.9) < ENOUGH  # a hundred clean families of one item
+
+
+def write_log(path, successes, run="a"):
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["run", "item", "success"])
+        out.writerows([run, f"q{i}", int(s)] for i, s in enumerate(successes))
+    return path
+
+
+def ask_gate(capsys, *words):
+    code = main(["nines", "gate", *map(str, words)])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_exit_codes_and_reports(capsys, tmp_path):
+    clean = write_log(tmp_path / "clean.csv", np.ones(400))
+    few = write_log(tmp_path / "few.csv", np.ones(40))
+    bad = write_log(tmp_path / "bad.csv", np.arange(400) % 3 > 0)
+    xml = tmp_path / "gate.xml"
+    tags = {PASS: None, FAIL: "failure", UNDECIDED: "error"}
+    for log, code in ((clean, PASS), (bad, FAIL), (few, UNDECIDED)):
+        found, out, _ = ask_gate(capsys, log, "--junit", xml)
+        assert found == code
+        assert out.count("\n") == 1
+        case = ElementTree.parse(xml).getroot().find("testcase")
+        assert [child.tag for child in case if child.tag != "system-out"] == [
+            tag for tag in (tags[code],) if tag
+        ]
+        figures = json.loads(ask_gate(capsys, log, "--json")[1])
+        assert figures["code"] == code
+    # The advice works: so many more clean items pass.
+    more = write_log(tmp_path / "more.csv", np.ones(40 + figures["more"]))
+    assert ask_gate(capsys, more)[0] == PASS
+    assert ask_gate(capsys, more, "--confidence", 0.999)[0] == UNDECIDED
+
+
+def test_a_mistake_is_no_verdict(capsys, tmp_path):
+    log = write_log(tmp_path / "log.csv", np.ones(40))
+    for words in (["none.csv"], [log, "--nines", 0], [log, "--oops"], [log, "--unit", "family"]):
+        code, _, error = ask_gate(capsys, *words)
+        assert code == 64
+        assert error.startswith("ramp: ")
+    # What the messages say to do, works.
+    two = tmp_path / "two.csv"
+    other = write_log(tmp_path / "other.csv", np.zeros(40), run="b")
+    two.write_text(log.read_text() + "".join(other.read_text().splitlines(keepends=True)[1:]))
+    assert "--where run=NAME" in ask_gate(capsys, two)[2]
+    assert ask_gate(capsys, two, "--where", "run=a", "--nines", 1)[0] == PASS
+    assert "--baseline-run NAME" in ask_gate(capsys, log, "--baseline", two)[2]
+    words = [two, "--where", "run=a", "--nines", 1, "--baseline", two]
+    assert ask_gate(capsys, *words, "--baseline-run", "b")[0] == PASS
+
+
+def test_worse_than_the_baseline_fails(capsys, tmp_path):
+    rng = np.random.default_rng(7)
+    old = write_log(tmp_path / "old.csv", np.ones(600), run="old")
+    new = write_log(tmp_path / "new.csv", rng.random(600) < 0.95, run="new")
+    assert ask_gate(capsys, new, "--nines", 1)[0] == PASS
+    code, out, _ = ask_gate(capsys, new, "--nines", 1, "--baseline", old)
+    assert code == FAIL
+    assert "worse than the baseline" in out
+
+
+def test_as_good_as_the_baseline_is_rarely_called_worse():
+    rng = np.random.default_rng(7)
+    worse = 0
+    for _ in range(400):
+        a, b = (rng.random((2, 300)) < 0.9).astype(float)
+        looks = [log_capital_of_loss(count_evidence((a - b)[:n])) for n in range(20, 301, 20)]
+        worse += max(looks) >= ENOUGH
+    assert worse / 400 <= 0.05
