@@ -178,25 +178,32 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
-def read_whole_jsonl(path: Path) -> list[dict[str, Any]]:
-    """All records of a JSONL file, ramp's or another tool's; ValueError where one is damaged."""
-    records = []
+def iterate_whole_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a JSONL file, ramp's or another tool's; ValueError: one is damaged."""
     for number, line in _number_lines(path):
         try:
-            records.append(_parse_line(line))
+            record = _parse_line(line)
         except ValueError as error:
             remedy = f"`sed -i {number}d {path}` leaves it out"
             raise ValueError(f"line {number}: {error}; {remedy}") from None
-    return records
+        yield record
+
+
+def read_whole_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All records of a JSONL file, ramp's or another tool's; ValueError where one is damaged."""
+    return list(iterate_whole_jsonl(path))
 
 
 def _number_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Lines that are not empty, and their numbers."""
-    # Split bytes at newlines only: str.splitlines would also cut at U+2028 inside a text.
-    data = path.read_bytes().removeprefix(BOM_UTF8)
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            yield number, line
+    # Bytes are split at newlines only: str.splitlines would also cut at U+2028 inside a text.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.removesuffix(b"\n")
+            if number == 1:
+                line = line.removeprefix(BOM_UTF8)
+            if line.strip():
+                yield number, line
 
 
 def _parse_line(line: bytes) -> dict[str, Any]:

@@ -28,18 +28,40 @@ def _record(text):
     return _argument("--record", type=parse_path, metavar="JSONL", help=text)
 
 
+def _text(name, metavar, text, **options):
+    return _argument(name, metavar=metavar, help=text, **options)
+
+
+def _list(name, metavar, text):
+    return _text(name, metavar, text, action="append", default=[])
+
+
 # What all commands on a table take.
 FILE = (
     _argument(
-        "file", type=parse_path, help="a table of trials (columns: nines/trials.py) or a log"
+        "file",
+        type=parse_path,
+        nargs="+",
+        help="tables of trials (columns: nines/trials.py), logs, or folders of logs",
     ),
+    _list("--where", "COLUMN=VALUE", "keep only these rows; several of one column add up"),
+    _list("--map", "OLD=NEW", "take the column OLD of the file as NEW, such as passed=success"),
+    _list("--ignore", "COLUMN", "leave out these columns"),
+    _text("--scorer", "NAME", "of several scorers of a task, the one to take"),
+    _text("--metric", "NAME", "of several metrics of a task, the one to take"),
+    _text("--filter", "NAME", "of several filters of a task, the one to take"),
     _argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help="keep only these rows",
+        "--errors",
+        choices=("report", "drop", "fail"),
+        default="report",
+        help="trials that infrastructure broke: leave them out and say where (default), leave them "
+        "out, or count them as failures",
     ),
+    _argument("--percent", action="store_true", help="success and stderr are in percent"),
+    _text("--step-from", "REGEX", r"read the step from a cell, run or path, as in 'ckpt-(\d+)'"),
+    _text("--compute-from", "REGEX", "the same for the compute"),
+    _text("--date-from", "REGEX", "the same for the date"),
+    _text("--releases", "CSV", "run and date, compute, step or size of each", type=parse_path),
 )
 CONFIDENCE = _number("--confidence", 0.95)
 UNIT = _argument(
@@ -165,15 +187,18 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{path} cannot be written; name a file in a directory that exists")
     # The functions have the names of the commands.
     answer = getattr(commands, args.what.replace("-", "_"))(args)
+    # What reading the logs did to them goes with every answer.
+    notes = getattr(args, "notes", ())
+    parts = [*answer.parts, *report.note_parts(notes)]
     if args.page:
-        name = f": {args.file.name}" if "file" in args else ""
-        report.write_parts(args.page, f"ramp nines {args.what}{name}", answer.parts)
+        name = f": {args.file[0].name}" if "file" in args else ""
+        report.write_parts(args.page, f"ramp nines {args.what}{name}", parts)
     if args.json:
         # By way of JSON, which may still hold NaN.
         plain = json.loads(json.dumps(answer.figures, default=_to_plain))
-        print(to_json(plain, indent=1))
+        print(to_json(plain | {"notes": [vars(note) for note in notes]}, indent=1))
     else:
-        report.print_parts(answer.parts)
+        report.print_parts(parts)
     return answer.code
 
 

@@ -4,7 +4,8 @@ import csv
 import datetime
 import math
 from argparse import Namespace
-from dataclasses import astuple
+from collections import defaultdict
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from ramp.errors import UserError
 from ramp.nines import audit, items, observational, readiness, record, report, trials
 from ramp.nines import backtest as backtests
 from ramp.nines import intervals as stats
+from ramp.nines.cleaning import ALIASES, CHOICES
 from ramp.nines.gate import judge, junit, plural
+from ramp.nines.notes import Reading
 from ramp.nines.report import Answer, Part, facts_table, format_interval
 from ramp.nines.sequential import (
     clean_evidence,
@@ -35,7 +38,29 @@ def _parse_pairs(words, convert=str):
 
 
 def _read(args):
-    return trials.read(args.file, _parse_pairs(args.where))
+    """The trials of the logs of a command, whose notes are printed with its answer."""
+    t = trials.read(args.file, _make_reading(args))
+    args.notes = t.notes
+    return t
+
+
+def _make_reading(args):
+    where = defaultdict(list)
+    for word in args.where:
+        column, _, value = word.partition("=")
+        where[column].append(value)
+    return Reading(
+        where=where,
+        rename=_parse_pairs(args.map),
+        ignore=tuple(name for word in args.ignore for name in word.split(",")),
+        **{key: tuple(getattr(args, key).split(",")) for key in CHOICES if getattr(args, key)},
+        errors=args.errors,
+        percent=args.percent,
+        step_from=args.step_from,
+        compute_from=args.compute_from,
+        date_from=args.date_from,
+        releases=args.releases,
+    )
 
 
 def _bar(args):
@@ -96,8 +121,9 @@ def gate(args: Namespace) -> Answer:
 
 def _read_baseline(args):
     """The baseline, by the same choice of rows but for the run, which has a choice of its own."""
-    where = {k: v for k, v in _parse_pairs(args.where).items() if trials.ALIASES.get(k, k) != "run"}
-    t = trials.read(args.baseline, where)
+    reading = _make_reading(args)
+    where = {k: v for k, v in reading.where.items() if ALIASES.get(k, k) != "run"}
+    t = trials.read(args.baseline, replace(reading, where=where))
     if args.baseline_run:
         t = t[t.run == args.baseline_run]
     runs = np.unique(t.run)

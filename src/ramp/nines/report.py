@@ -1,7 +1,7 @@
 """Results for people: lines, tables and pictures that a page, a terminal and TensorBoard share."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy import ndarray
 from ramp.nines import backtest, growth, intervals, items, record
 from ramp.nines.audit import LastCheckpoint, Level
 from ramp.nines.intervals import count_nines
+from ramp.nines.notes import Note
 from ramp.nines.readiness import Forecast, schedule_dates
 from ramp.nines.trials import Trials, accuracy_curves, split_slices
 from ramp.reporting.figure import COLORS, GREY, STYLE, blank, svg
@@ -65,6 +66,14 @@ def print_parts(parts: list[Part]) -> None:
 def facts_table(facts: Mapping[str, Any]) -> list[list]:
     """A table of two columns."""
     return [["what", "value"], *([name, value] for name, value in facts.items())]
+
+
+def note_parts(notes: Sequence[Note]) -> list[Part]:
+    """What reading the logs left out, took by default, guessed or chose; nothing: no part."""
+    if not notes:
+        return []
+    rows = [[note.kind, note.rows or "", note.text] for note in notes]
+    return ["## How the logs were read", [["what", "rows", ""], *rows]]
 
 
 def format_interval(bounds: Any, digits: int = 4) -> str:

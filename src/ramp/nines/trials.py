@@ -1,4 +1,4 @@
-"""The table of trials, and readers that make one from what evaluation tools leave behind.
+"""The table of trials, and what makes one from the logs that evaluations leave behind.
 
 A row is one trial: which run, at which step, tried which item of which task, under which slice
 (base, paraphrase, fault, ...) and seed, and whether it succeeded. A row without an item is an
@@ -6,70 +6,25 @@ aggregate: an accuracy with its standard error. Columns are NumPy arrays of one 
 method of this package works on anyone's numbers.
 """
 
-import csv
-import difflib
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy import ndarray
 
 from ramp.errors import UserError
-from ramp.files import read_whole_jsonl
+from ramp.nines import cleaning, columns, formats
+from ramp.nines.cleaning import DEFAULTS, KEY
+from ramp.nines.columns import Table
+from ramp.nines.notes import AS_IS, Note, Reading
 
-# Columns, of text and of numbers, with the value of a cell that is missing.
-DEFAULTS = {
-    "run": "run",
-    "date": "",
-    "task": "task",
-    "family": "",
-    "item": "",
-    "slice": "base",
-    "seed": "",
-    "step": np.nan,
-    "compute": np.nan,
-    "size": np.nan,
-    "success": np.nan,
-    "difficulty": 0.0,
-    "chance": 0.0,
-    "stderr": np.nan,
-    "cost": np.nan,
-    "seconds": np.nan,
-}
-ALIASES = {
-    "model": "run",
-    "value": "success",
-    "correct": "success",
-    "score": "success",
-    "flops": "compute",
-}
-TRUTHS = {"true": 1, "false": 0}
+# Independent trials that an accuracy rests on where no standard error in the table says so.
+DEFAULT_TRIALS = 100.0
 UNNAMED = "#"  # before the seed of a try that has none in the file: its number says no order
-# Two trials that agree in all of these are the same trial.
-KEY = ("run", "step", "compute", "task", "item", "slice", "seed")
-# What a reader may meet in a file that is not what its name says.
-BROKEN_FILE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    StopIteration,
-    OSError,
-    csv.Error,
-)
-
-
-@dataclass(frozen=True)
-class Note:
-    """One thing that reading left out, took by default, guessed or chose."""
-
-    kind: str  # "dropped", "default", "guess", "choice", "error" or "partial"
-    text: str  # a sentence for people
-    rows: int = 0  # that it touched
 
 
 @dataclass(frozen=True)
@@ -121,191 +76,146 @@ class Curves(Columns):
     n: ndarray  # independent trials that would have the same standard error
 
 
-def read(path: Path | str, where: Mapping[str, str] | None = None) -> Trials:
-    """Read a table of trials or the log of an evaluation tool.
+def read(paths: Path | str | Sequence[Path], reading: Reading = AS_IS) -> Trials:
+    """Read tables of trials and logs of evaluation tools, and folders of them, as one table.
 
-    CSV, Parquet or JSONL with the columns of `Trials`; a sample log of lm-evaluation-harness
-    (samples_*.jsonl); a JSON log of inspect; a JSON results file of tau-bench or tau2.
-    where: see `from_rows`. Raises UserError for what is none of these.
+    CSV, Parquet or JSONL with the columns of `Trials`, or any log of `formats.FORMATS`.
+    Raises UserError for what is none of these, and where a log leaves a choice to the user.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(
-            f"{path} is not a file; "
-            "name a table of trials (CSV, Parquet, JSONL) or an evaluation log"
-        )
+    paths = [Path(paths)] if isinstance(paths, Path | str) else list(paths)
+    notes: list[Note] = []
+    tables = formats.read_files(paths, reading, notes)
+    name = str(paths[0]) if len(paths) == 1 else f"{len(paths)} files ({paths[0]}, ...)"
     try:
-        rows = _read_rows(path)
-    except BROKEN_FILE as error:
-        raise UserError(
-            f"{path} cannot be read as a table of trials ({type(error).__name__}: {error})"
-        ) from None
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} holds no rows of named columns")
-    return from_rows(rows, str(path), where)
+        return from_table(columns.concatenate(tables), reading, notes)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
-def _read_rows(path):
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        import pyarrow.parquet as pq  # slow to import, and needed by this format only
-
-        return pq.read_table(path).to_pylist()
-    if kind == ".jsonl":
-        rows = read_whole_jsonl(path)
-        is_lm_eval = rows and "doc_id" in rows[0]
-        return [_from_lm_eval(row, path) for row in rows] if is_lm_eval else rows
-    text = path.read_text(encoding="utf-8-sig")
-    if kind == ".csv":
-        return list(csv.DictReader(text.splitlines(), strict=True))
-    if kind == ".json":
-        log = json.loads(text)
-        if isinstance(log, dict) and "samples" in log:
-            return _from_inspect(log.get("eval", {}), log["samples"])
-        return _from_tau(log["simulations"] if isinstance(log, dict) else log, path)
-    raise ValueError(f"the ending {kind or 'none'} is none of .csv, .parquet, .jsonl, .json")
+def from_rows(rows: Iterable[Mapping[str, Any]], reading: Reading = AS_IS) -> Trials:
+    """A table of rows of named values. Raises UserError for what cannot be one."""
+    return from_table(columns.from_rows(rows), reading)
 
 
-def _from_lm_eval(row, path):
-    metrics = ("exact_match", "acc", "acc_norm", "pass@1", "em")
-    metric = next(m for m in metrics if m in row)
-    # samples_TASK_2026-01-01T00-00-00.jsonl
-    task = re.sub(r"^samples_|_\d{4}-\d\d-\d\dT.*$|\.jsonl$", "", path.name)
-    trial = {"run": path.parent.name, "task": task, "item": row["doc_id"], "success": row[metric]}
-    # One sample is scored once per filter that extracts the answer.
-    if row.get("filter") not in (None, "none"):
-        trial["slice"] = row["filter"]
-    return trial
+def from_table(table: Table, reading: Reading = AS_IS, notes: Sequence[Note] = ()) -> Trials:
+    """Clean a table of anybody's columns, check it, and say what was done to it.
 
-
-def _from_inspect(header, samples):
-    # inspect writes C, P, I, N for correct, partial, incorrect, no answer.
-    grades = {"C": 1, "P": 0.5, "I": 0, "N": 0}
-    rows = []
-    for sample in samples:
-        score = next(iter(sample["scores"].values()))["value"]
-        row = {
-            "run": header.get("model", "run"),
-            "task": header.get("task", "task"),
-            "item": sample["id"],
-            "seed": sample.get("epoch", 1),
-            "success": grades.get(score, score),
-        }
-        rows.append(row)
-    return rows
-
-
-def _from_tau(trials, path):
-    rows = []
-    for trial in trials:
-        reward = trial["reward"] if "reward" in trial else trial["reward_info"]["reward"]
-        row = {
-            "run": path.stem,
-            "task": "tau",
-            "item": trial["task_id"],
-            "seed": trial.get("trial", ""),
-            # A trial counts where the whole reward was earned, as in pass^k of Yao et al. 2024.
-            "success": float(reward >= 1 - 1e-6),
-        }
-        rows.append(row)
-    return rows
-
-
-def from_rows(
-    rows: Sequence[Mapping[str, Any]],
-    name: str = "the table",
-    where: Mapping[str, str] | None = None,
-) -> Trials:
-    """Check rows of named values and make a table of them.
-
-    name: of the table, for messages.
-    where: keep only rows whose column holds one of these texts ("a,b"). A column that ramp does not
-    know must be constant in what is left.
     Raises UserError for what cannot be a table of trials.
     """
-    rows = [{ALIASES.get(key, key): value for key, value in row.items()} for row in rows]
-    rows = _filter_rows(rows, where or {}, name)
-    _check_columns(rows, name)
-    t = Trials(**{key: _read_column(rows, key, name) for key in DEFAULTS})
+    said = list(notes)
+    if not columns.count_rows(table):
+        raise UserError("there are no rows of named columns")
+    table = cleaning.filter_rows(table, reading, is_renamed=False)
+    table = cleaning.rename_columns(table, reading, said)
+    table = cleaning.melt_wide(table, said)
+    table = cleaning.filter_rows(table, reading, is_renamed=True)
+    table = cleaning.find_progress(table, reading, said)
+    table = cleaning.choose_measurement(table, reading, said)
+    table = cleaning.drop_copies(table, said)
+    table = cleaning.check_unknown(table, said)
+    table = cleaning.settle_errors(table, reading, said)
+    said += _describe_defaults(table)
+    t = _to_trials(table, reading)
+    _check_numbers(t, table, reading)
+    t = _drop_overlap(t, said)
     if np.isnan(t.size).all():
-        t = replace(t, size=np.array([parse_size(run) for run in t.run]))
-    _check_numbers(t, name)
+        names, run = np.unique(t.run, return_inverse=True)
+        t = replace(t, size=np.array([parse_size(name) for name in names])[run])
+        if np.isfinite(t.size).any():
+            said.append(Note("guess", "sizes are read from the names of runs"))
     if (t.seed == "").all():
         # Repeats without a name are numbered, where there are items to repeat.
-        number = np.char.add(UNNAMED, _count_earlier(t, KEY[:-1]).astype(str))
+        earlier = cleaning.count_earlier(_group(t, KEY[:-1]))
+        number = np.char.add(UNNAMED, earlier.astype(str))
         t = replace(t, seed=np.where(t.item == "", "", number))
-    _check_distinct(t, name)
-    return t
+        if earlier.any():
+            text = "rows of one item without seeds are taken as tries of it"
+            said.append(Note("guess", text, int((earlier > 0).sum())))
+    _check_distinct(t)
+    return replace(t, notes=tuple(dict.fromkeys(said)))
 
 
-def _filter_rows(rows, where, name):
-    for alias, values in where.items():
-        key = ALIASES.get(alias, alias)
-        if key not in rows[0]:
-            raise UserError(
-                f"{name} has no column {key!r} to select by; it has {', '.join(map(str, rows[0]))}"
+def _to_trials(table, reading):
+    scale = 0.01 if reading.percent else 1.0
+    arrays: dict[str, Any] = {}
+    for key, default in DEFAULTS.items():
+        if isinstance(default, str):
+            arrays[key] = cleaning.to_text_array(table, key)
+        else:
+            by = scale if key in ("success", "stderr") else 1.0
+            arrays[key] = cleaning.to_number_array(table, key, by)
+    return Trials(**arrays)
+
+
+def _describe_defaults(table):
+    """Notes on the columns that are not there and change what the numbers mean."""
+    for key in ("run", "task"):
+        if key not in table:
+            yield Note("default", f"there is no column {key}: all rows are of one {key}")
+    if "item" not in table:
+        yield Note("default", "there is no column item: every row is an accuracy, not a trial")
+        known = table["stderr"].present().all() if "stderr" in table else False
+        if not known:
+            yield Note(
+                "default",
+                "accuracies without a standard error count like the others, and as "
+                f"{DEFAULT_TRIALS:g} independent trials where none has one",
             )
-        rows = [row for row in rows if str(row.get(key)) in values.split(",")]
-        if not rows:
-            raise UserError(f"{name} has no row with {where}")
-    return rows
 
 
-def _check_columns(rows, name):
-    # A dict keeps the order of the file, so that the first wrong column is named.
-    for key in dict.fromkeys(key for row in rows for key in row):
-        is_constant = len({str(row.get(key)) for row in rows}) == 1
-        if key in DEFAULTS or is_constant:
-            continue
-        hint = f"drop it, or keep one of its values with --where {key}=..."
-        for near in difflib.get_close_matches(str(key), [*DEFAULTS, *ALIASES], 1):
-            hint = f"did you mean {near!r}?"
-        raise UserError(f"{name} has a column {key!r} that ramp does not know; {hint}")
-
-
-def _read_column(rows, key, name):
-    default = DEFAULTS[key]
-    cells = []
-    for row in rows:
-        value = row.get(key)
-        if value in (None, ""):
-            value = default
-        # A column has the type of its default.
-        if isinstance(default, float):
-            value = TRUTHS.get(str(value).lower(), value)
-        try:
-            cells.append(type(default)(value))
-        except (TypeError, ValueError):
-            raise UserError(f"{name} has {key} = {value!r}, which is not a number") from None
-    return np.array(cells)
-
-
-def _check_numbers(t, name):
-    for row, success in enumerate(t.success, 1):
-        if not 0 <= success <= 1:  # NaN is wrong too
-            raise UserError(
-                f"{name} has success = {success:g} in row {row}; "
-                "every trial needs a success between 0 and 1"
-            )
-    for key in ("difficulty", "chance", "step", "compute"):
+def _check_numbers(t, table, reading):
+    wrong = ~((t.success >= 0) & (t.success <= 1))  # NaN is wrong too
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        success = t.success[row]
+        remedy = "every trial needs a success between 0 and 1"
+        if np.isnan(success):
+            remedy += "; leave the row out, or say in a column error what kept it from one"
+        elif 1 < np.nanmax(t.success) <= 100 and not reading.percent:
+            remedy += "; --percent divides by 100"
+        where = cleaning.name_row(table, row)
+        raise UserError(f"success is {success:g} in row {where}, and {remedy}")
+    if reading.percent and (t.success <= 0.01).all():
+        raise UserError("no success is above 1, so these are no percents: leave out --percent")
+    for key in ("difficulty", "chance", "step", "compute", "cost", "seconds"):
         values = getattr(t, key)
         may_be_missing = np.isnan(DEFAULTS[key])
         if np.isinf(values).any() or (np.isnan(values).any() and not may_be_missing):
-            raise UserError(f"{name} has a {key} that is not a finite number")
+            raise UserError(f"there is a {key} that is not a finite number")
+    for key in ("step", "compute", "stderr", "cost", "seconds"):
+        if (getattr(t, key) < 0).any():
+            raise UserError(f"there is a {key} below 0, which none can be")
     if (t.chance < 0).any() or (t.chance >= 1).any():
-        raise UserError(f"{name} has a chance level outside [0, 1)")
+        raise UserError("there is a chance level outside [0, 1)")
 
 
-def _check_distinct(t, name):
-    earlier = _count_earlier(t, KEY)
+def _drop_overlap(t, notes):
+    """Leave out accuracies of what is there trial by trial as well."""
+    is_trial = t.item != ""
+    if is_trial.all() or not is_trial.any():
+        return t
+    group = _group(t, ("run", "task", "step", "compute"))
+    is_double = ~is_trial & np.isin(group, group[is_trial])
+    if is_double.any():
+        text = "accuracies of trials that are there themselves"
+        notes.append(Note("dropped", text, int(is_double.sum())))
+    return t[~is_double]
+
+
+def _group(t, keys):
+    return group_rows(*(getattr(t, key) for key in keys))[1]
+
+
+def _check_distinct(t):
+    earlier = cleaning.count_earlier(_group(t, KEY))
     if not earlier.any():
         return
     row = int(np.argmax(earlier > 0))
     values = {key: str(getattr(t, key)[row]) for key in KEY}
     trial = ", ".join(f"{k} {v}" for k, v in values.items() if v not in ("", "nan"))
     raise UserError(
-        f"{name} has the same trial twice, again in row {row + 1} ({trial}); "
-        "give repeats seeds of their own"
+        f"the same trial is there twice, with two outcomes ({trial}); "
+        "give repeats a column seed, or leave one of them out"
     )
 
 
@@ -316,28 +226,38 @@ def group_rows(*columns: ndarray) -> tuple[ndarray, ndarray]:
     """
     group = np.zeros(len(columns[0]), int)
     for column in columns:
-        values, index = np.unique(column, return_inverse=True)
+        # A column with one value, such as one that is missing, tells nothing apart.
+        if len(column) and (column == column[0]).all():
+            continue
+        values, index = _number_values(column)
         code = group * len(values) + index
-        _, first, group = np.unique(code, return_index=True, return_inverse=True)
-    return first, group
+        group = np.unique(code, return_inverse=True)[1]
+    return np.unique(group, return_index=True)[1], group
 
 
-def _count_earlier(t, keys):
-    """[N] how many earlier rows agree with each row in all the columns."""
-    group = group_rows(*(getattr(t, key) for key in keys))[1]
-    order = np.argsort(group, kind="stable")
-    in_order = group[order]
-    count = np.empty_like(group)
-    count[order] = np.arange(len(group)) - np.searchsorted(in_order, in_order)
-    return count
+def _number_values(column):
+    """The distinct values in order, and [N] the place of each row's."""
+    if column.dtype.kind != "U":
+        return np.unique(column, return_inverse=True)
+    # Texts by their hash, since sorting a million of them takes seconds.
+    array = pa.array(column)
+    # A column of many bytes comes in several pieces.
+    pieces = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    encoded = pa.concat_arrays(pieces).dictionary_encode()
+    values, place = np.unique(encoded.dictionary.to_numpy(False), return_inverse=True)
+    return values, place[encoded.indices.to_numpy()]
 
 
 def parse_size(run: str) -> float:
-    """Parameters by the name of a run: "pythia-1.4b" is 1.4e9; NaN where the name has no size."""
-    match = re.search(r"(?<![\w.])(\d+(?:\.\d+)?)([mbk])(?![a-z])", run.lower())
-    if not match:
+    """Parameters by the name of a run: "pythia-1.4b" is 1.4e9; NaN where the name has no size.
+
+    No "k" is read: "gpt-4-32k" tells the length of a context. Nor is an "m" beside a "b".
+    """
+    sizes = re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)([mb])(?![a-z])", run.lower())
+    if not sizes:
         return np.nan
-    return float(match[1]) * {"k": 1e3, "m": 1e6, "b": 1e9}[match[2]]
+    number, unit = min(sizes, key=lambda size: size[1])
+    return float(number) * {"m": 1e6, "b": 1e9}[unit]
 
 
 def log_progress(t: Trials) -> tuple[ndarray, str]:
@@ -401,7 +321,7 @@ def accuracy_curves(t: Trials) -> Curves:
     # By luck trials can be more alike than independent ones ever are.
     n = np.minimum(n, most)
     is_known = (n > 0) & np.isfinite(n)
-    typical = np.nanmedian(n[n > 0]) if (n > 0).any() else 100.0
+    typical = np.nanmedian(n[n > 0]) if (n > 0).any() else DEFAULT_TRIALS
     n = np.where(is_known, n, typical)
     return Curves(t.run[first], t.task[first], t.size[first], x[first], value, stderr, n)
 

@@ -1,0 +1,536 @@
+"""From the columns of somebody's table to the columns of `Trials`, with nothing done in silence.
+
+Every step takes a table and returns one, and notes what it left out, took by default or guessed.
+"""
+
+import datetime
+import difflib
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy import ndarray
+
+from ramp.errors import UserError
+from ramp.nines.columns import (
+    Column,
+    Table,
+    concatenate,
+    constant,
+    count_rows,
+    encode_cells,
+    group_codes,
+    keep_rows,
+    read_csv,
+)
+from ramp.nines.notes import Note, Reading, list_some
+
+# Columns, of text and of numbers, with the value of a cell that is missing.
+DEFAULTS = {
+    "run": "run",
+    "date": "",
+    "task": "task",
+    "family": "",
+    "item": "",
+    "slice": "base",
+    "seed": "",
+    "step": np.nan,
+    "compute": np.nan,
+    "size": np.nan,
+    "success": np.nan,
+    "difficulty": 0.0,
+    "chance": 0.0,
+    "stderr": np.nan,
+    "cost": np.nan,
+    "seconds": np.nan,
+}
+# Columns that are used up here: the choices, what kept a trial from an answer, and the file.
+CHOICES = ("scorer", "metric", "filter")
+INTERNAL = (*CHOICES, "error", "path")
+ALIASES = {
+    "model": "run",
+    "value": "success",
+    "correct": "success",
+    "score": "success",
+    "flops": "compute",
+}
+# Names that other tools give to these columns. They are taken where nothing better is there.
+GUESSES = {
+    "run": ("model_name", "system", "agent"),
+    "task": ("benchmark", "dataset", "eval"),
+    "item": ("task_id", "item_id", "sample_id", "instance_id", "question_id", "id"),
+    "family": ("task_family", "category", "cluster"),
+    "seed": ("epoch", "trial", "attempt", "run_id"),
+    "success": ("passed", "resolved", "is_correct", "reward", "accuracy"),
+    "date": ("release_date", "timestamp", "started_at", "created_at"),
+    "size": ("params", "parameters"),
+    "seconds": ("latency", "duration"),
+}
+TRUTHS = {"true": 1.0, "false": 0.0}
+# Two trials that agree in all of these are the same trial.
+KEY = ("run", "step", "compute", "date", "task", "item", "slice", "seed")
+# A column of so few distinct cells may tell conditions apart, such as the number of shots.
+FEW = 20
+SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9}
+
+
+# --- names of columns
+
+
+def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
+    """Give columns ramp's names: by --map, by ALIASES and, where nothing better is there, GUESSES.
+
+    Raises UserError where two columns would become one.
+    """
+    for key in (*reading.rename, *reading.ignore):
+        if key not in table:
+            raise UserError(
+                f"there is no column {key!r} for --map or --ignore; there are {_list_names(table)}"
+            )
+    table = {key: column for key, column in table.items() if key not in reading.ignore}
+    target = {key: reading.rename.get(key) or ALIASES.get(key, key) for key in table}
+    for key, names in GUESSES.items():
+        found = [name for name in names if name in table and name not in reading.rename]
+        if key not in target.values() and found:
+            target[found[0]] = key
+            notes.append(Note("guess", f"the column {found[0]!r} is taken as {key}"))
+    renamed: Table = {}
+    origin: dict[str, str] = {}
+    for key, column in table.items():
+        name = target[key]
+        if name in renamed:
+            both = renamed[name].present() & column.present()
+            if both.any():
+                raise UserError(
+                    f"the columns {origin[name]!r} and {key!r} would both be {name}; "
+                    f"leave one out with --ignore {key}"
+                )
+            # Of several files, one has the one name and one the other.
+            column = _fill(renamed[name], column)
+        renamed[name] = column
+        origin[name] = key
+    return renamed
+
+
+def _fill(first: Column, second: Column) -> Column:
+    """The first column, and the second where the first has no cell."""
+    offset = len(first.values)
+    codes = np.where(first.present(), first.codes, second.codes + offset)
+    return Column([*first.values, *second.values], codes)
+
+
+def melt_wide(table: Table, notes: list[Note]) -> Table:
+    """Make a table with a row a system and a column a benchmark one with a row an accuracy."""
+    if "success" in table or "error" in table:
+        return table
+    unknown = [key for key in table if key not in DEFAULTS and key not in INTERNAL]
+    tasks = [key for key in unknown if _is_numeric(table[key])]
+    if "run" not in table or len(tasks) < 2:
+        near = difflib.get_close_matches("success", unknown, 1) or ["COLUMN"]
+        raise UserError(
+            f"there is no column success among {_list_names(table)}; "
+            f"name the one that says how a trial went, as in --map {near[0]}=success"
+        )
+    rest = {key: table[key] for key in table if key in DEFAULTS or key in INTERNAL}
+    parts = []
+    for task in tasks:
+        column = table[task]
+        part = rest | {"task": constant(task, count_rows(table)), "success": column}
+        parts.append(keep_rows(part, column.present()))
+    notes.append(
+        Note(
+            "guess",
+            "the table is taken as wide, a row a system and a column a task: "
+            + list_some(tasks, 40),
+        )
+    )
+    dropped = [key for key in unknown if key not in tasks]
+    if dropped:
+        notes.append(Note("dropped", f"columns without numbers: {list_some(dropped)}"))
+    return concatenate(parts)
+
+
+def _list_names(table):
+    return list_some(key for key in table if key != "path")
+
+
+def _is_numeric(column):
+    cells = column.used()
+    return bool(cells) and all(_parse_number(cell) is not None for cell in cells)
+
+
+def check_unknown(table: Table, notes: list[Note]) -> Table:
+    """Leave out the columns that ramp does not know.
+
+    Raises UserError where one looks like a known one, or tells apart what would be one trial.
+    """
+    unknown = [key for key in table if key not in DEFAULTS and key not in INTERNAL]
+    absent = [key for key in DEFAULTS if key not in table]
+    for key in unknown:
+        for near in difflib.get_close_matches(str(key), absent, 1, 0.8):
+            raise UserError(
+                f"there is a column {key!r} that ramp does not know; did you mean {near!r}? "
+                f"Say --map {key}={near} or --ignore {key}"
+            )
+    rows = count_rows(table)
+    known = [table[key] for key in (*KEY, *CHOICES, "path") if key in table]
+    group = group_codes(known, rows)
+    groups = len(np.unique(group))
+    is_seeded = "seed" in table or "item" not in table
+    for key in unknown:
+        column = table[key]
+        # A text that came of the trial tells nothing apart; shots or a temperature may.
+        if not is_seeded and len(column.used()) > FEW:
+            continue
+        pairs = len(np.unique(group.astype(np.int64) * len(column.values) + column.codes))
+        if pairs > groups:
+            raise UserError(
+                f"the column {key!r} ({list_some(column.used(), 4)}) tells apart rows that would "
+                f"be tries of one item; keep one kind with --where {key}=VALUE, make it part of "
+                f"the trial with --map {key}=slice, or say --ignore {key}"
+            )
+    if unknown:
+        notes.append(Note("dropped", f"columns that ramp does not use: {list_some(unknown)}"))
+    return {key: column for key, column in table.items() if key not in unknown}
+
+
+# --- which rows
+
+
+def filter_rows(table: Table, reading: Reading, is_renamed: bool) -> Table:
+    """Keep the rows whose columns hold one of the texts of --where.
+
+    is_renamed: the names are ramp's. Those of the file are asked first, which have to be gone then.
+    """
+    for alias, values in reading.where.items():
+        key = alias if alias in table else ALIASES.get(alias, alias)
+        if key not in table:
+            is_file_name = alias in reading.rename or any(alias in g for g in GUESSES.values())
+            if not is_renamed or is_file_name:
+                continue
+            raise UserError(
+                f"there is no column {key!r} to select by; there are {_list_names(table)}"
+            )
+        wanted = {word for value in values for word in value.split(",")}
+        column = table[key]
+        is_kept = np.array([_to_text(value) in wanted for value in column.values], bool)
+        if not is_kept[column.codes].any():
+            raise UserError(
+                f"there is no row with {key} = {' or '.join(sorted(wanted))}; "
+                f"there are {list_some(column.used())}"
+            )
+        table = keep_rows(table, is_kept[column.codes])
+    return table
+
+
+def choose_measurement(table: Table, reading: Reading, notes: list[Note]) -> Table:
+    """Keep one scorer, one metric and one filter of every task; the user names which.
+
+    Raises UserError that lists them where the choice is open: they are several measurements of the
+    same trials, and no evidence independent of each other.
+    """
+    if "path" not in table:
+        table["path"] = constant("", count_rows(table))
+    for key in CHOICES:
+        if key in table:
+            table = _choose(table, key, getattr(reading, key), notes)
+        elif getattr(reading, key):
+            raise UserError(f"there is no {key} to choose among; leave out --{key}")
+    return table
+
+
+def _choose(table, key, named, notes):
+    column = table[key]
+    tasks = table.get("task") or constant("task", count_rows(table))
+    # A trial that broke has no measurement to choose.
+    keep = ~column.present()
+    if key == "metric":
+        keep |= _is_no_share(table, named, notes)
+        keep_as_is = ~column.present()
+    else:
+        keep_as_is = keep
+    known = set(column.used())
+    if wrong := set(named) - known:
+        raise UserError(f"there is no {key} {min(wrong)!r}; there are {list_some(sorted(known))}")
+    is_open = []
+    result = keep_as_is.copy()
+    for place, task in enumerate(tasks.values):
+        rows = (tasks.codes == place) & ~keep
+        there = column[rows].used()
+        chosen = [name for name in there if name in named] if len(there) > 1 else there
+        if len(chosen) > 1 or (there and not chosen):
+            is_open.append(f"{task} has {list_some(there)}")
+            continue
+        if chosen and named and chosen[0] not in named:
+            notes.append(Note("choice", f"{task} has no {key} but {chosen[0]}, which is taken"))
+        taken = rows & np.array([v in chosen for v in column.values], bool)[column.codes]
+        left = int(rows.sum() - taken.sum())
+        if left:
+            others = list_some(name for name in there if name not in chosen)
+            text = f"{task}: the {key} {chosen[0]}, and not {others}, of the same trials"
+            notes.append(Note("choice", text, left))
+        result |= taken
+    if is_open:
+        raise UserError(
+            f"there are several measurements of one trial: {'; '.join(is_open[:6])}; "
+            f"name one with --{key} NAME"
+        )
+    return keep_rows(table, result)
+
+
+def _is_no_share(table, named, notes):
+    """Rows of metrics that are no share of success, such as a perplexity, and that nobody named."""
+    column = table["metric"]
+    numbers = [_parse_number(value) for value in table["success"].values]
+    is_share = np.array([n is not None and 0 <= n <= 1 for n in numbers], bool)
+    is_share |= np.array([value is None for value in table["success"].values], bool)
+    odd = np.unique(column.codes[~is_share[table["success"].codes]])
+    names = [column.values[k] for k in odd]
+    names = [name for name in names if name is not None and name not in named]
+    # Where it is the only one, its values are refused later, with a sentence of their own.
+    if not names or len(names) == len(column.used()):
+        return np.zeros(len(column.codes), bool)
+    rows = np.array([v in names for v in column.values], bool)[column.codes]
+    text = f"metrics that are no share between 0 and 1: {list_some(names)}"
+    notes.append(Note("dropped", text, int(rows.sum())))
+    return rows
+
+
+def settle_errors(table: Table, reading: Reading, notes: list[Note]) -> Table:
+    """Count trials that infrastructure broke as failures, or leave them out and say how many."""
+    if "error" not in table:
+        return table
+    column = table["error"]
+    broke = column.present()
+    if not broke.any():
+        return table
+    total = int(broke.sum())
+    kinds = Counter(str(column.values[k])[:60] for k in column.codes[broke])
+    named = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common(3))
+    if reading.errors == "fail":
+        success = table["success"]
+        codes = np.where(broke, len(success.values), success.codes)
+        notes.append(Note("error", f"broken trials count as failures: {named}", total))
+        return table | {"success": Column([*success.values, 0.0], codes)}
+    if reading.errors == "report":
+        notes += _describe_errors(table, broke, named)
+    else:
+        notes.append(Note("error", f"broken trials are left out: {named}", total))
+    if broke.all():
+        raise UserError(
+            f"every trial broke ({named}), and none has an outcome; "
+            "--errors fail counts them as failures"
+        )
+    return keep_rows(table, ~broke)
+
+
+def _describe_errors(table, broke, named):
+    rows = len(broke)
+    columns = [table.get(key) or constant(key, rows) for key in ("run", "task")]
+    group = group_codes(columns, rows)
+    for g in np.unique(group[broke]):
+        mine = group == g
+        first = int(np.argmax(mine))
+        run, task = (column.values[column.codes[first]] for column in columns)
+        yield Note(
+            "error",
+            f"{run}, {task}: {int((mine & broke).sum())} of {int(mine.sum())} trials broke and are "
+            f"left out of every rate ({named}); --errors fail counts them as failures",
+            int((mine & broke).sum()),
+        )
+
+
+# --- values
+
+
+def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
+    """Fill step, compute and date from texts by a pattern, and from a table of releases."""
+    patterns = {
+        "step": reading.step_from,
+        "compute": reading.compute_from,
+        "date": reading.date_from,
+    }
+    for key, pattern in patterns.items():
+        if pattern:
+            table = table | {key: _find(table, key, pattern)}
+    if reading.releases:
+        table = _join_releases(table, reading, notes)
+    return table
+
+
+def _find(table, key, pattern):
+    try:
+        search = re.compile(pattern).search
+    except re.error as error:
+        raise UserError(f"--{key}-from {pattern!r} is no regular expression: {error}") from None
+    texts = [table[name] for name in (key, "run", "path") if name in table]
+    groups = group_codes(texts, count_rows(table))
+    first, group = np.unique(groups, return_index=True, return_inverse=True)[1:]
+    values = []
+    for row in first:
+        words = [_to_text(text.values[text.codes[row]]) for text in texts]
+        found = next(filter(None, map(search, words)), None)
+        if not found:
+            raise UserError(
+                f"--{key}-from {pattern!r} is found in none of {' and '.join(words)!r}; "
+                "its first group is the value"
+            )
+        values.append(found[1] if found.groups() else found[0])
+    return encode_cells([v if key == "date" else _parse_count(v) or v for v in values])[group]
+
+
+def _parse_count(text):
+    """A number with or without k, m or b behind it; None: it is none."""
+    match = re.fullmatch(r"([\d.,_]+(?:e[+-]?\d+)?)([kmb]?)", text.strip().lower())
+    if not match:
+        return None
+    number = _parse_number(re.sub("[,_]", "", match[1]))
+    return None if number is None else number * SUFFIXES.get(match[2], 1.0)
+
+
+def _join_releases(table, reading, notes):
+    path = reading.releases
+    try:
+        releases = rename_columns(read_csv(path), Reading(), notes)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no table of releases: {error}") from None
+    keys = [key for key in ("date", "compute", "step", "size") if key in releases]
+    if "run" not in releases or not keys:
+        raise UserError(
+            f"{path} is no table of releases; it needs a column run, and date, compute or step"
+        )
+    names = releases["run"]
+    row_of = {_to_text(names.values[code]): row for row, code in enumerate(names.codes)}
+    run = table.get("run") or constant("run", count_rows(table))
+    missing = [name for name in run.used() if _to_text(name) not in row_of]
+    if missing:
+        notes.append(Note("default", f"runs that {path.name} does not have: {list_some(missing)}"))
+    for key in keys:
+        column = releases[key]
+
+        def look_up(name, column=column):
+            row = row_of.get(_to_text(name))
+            return None if row is None else column.values[column.codes[row]]
+
+        filled = run.map(look_up)
+        table = table | {key: _fill(table[key], filled) if key in table else filled}
+    return table
+
+
+def to_text_array(table: Table, key: str) -> ndarray:
+    """[N] a column as text; the default of the column where it has no cell."""
+    if key not in table:
+        return np.full(count_rows(table), DEFAULTS[key])
+    column = table[key]
+    parse = _parse_date if key == "date" else _to_text
+    texts = [DEFAULTS[key] if value is None else parse(value) for value in column.values]
+    return np.array(texts, str)[column.codes] if texts else np.array([], str)
+
+
+def to_number_array(table: Table, key: str, scale: float = 1.0) -> ndarray:
+    """[N] a column as numbers; UserError names the first cell that is none."""
+    if key not in table:
+        return np.full(count_rows(table), DEFAULTS[key])
+    column = table[key]
+    default = float(DEFAULTS[key])
+    numbers = np.array([_parse_number(value, default) for value in column.values], object)
+    wrong = np.array([number is None for number in numbers], bool)[column.codes]
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        remedy = ""
+        if key in ("step", "compute"):
+            remedy = f"; --{key}-from 'REGEX' takes the number out of a text"
+        raise UserError(
+            f"{key} = {column.values[column.codes[row]]!r} in row {name_row(table, row)} "
+            f"is not a number{remedy}"
+        )
+    return numbers.astype(float)[column.codes] * scale
+
+
+def name_row(table: Table, row: int) -> str:
+    """A row by its number in its file."""
+    if "path" not in table:
+        return str(row + 1)
+    column = table["path"]
+    path = column.values[column.codes[row]]
+    first = int(np.argmax(column.codes == column.codes[row]))
+    return f"{row - first + 1} of {path}" if path else str(row + 1)
+
+
+def _parse_number(value: Any, default: float | None = None) -> float | None:
+    """A number; the default where there is no cell, None where the cell is no number."""
+    if value is None:
+        return default
+    try:
+        return float(TRUTHS.get(str(value).lower(), value))
+    except (TypeError, ValueError):
+        return None
+
+
+def _to_text(value: Any) -> str:
+    # A column of whole numbers with a gap comes as floats from some tools.
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _parse_date(value: Any) -> str:
+    """A date or a time as ISO text, of UTC. A time without a zone is taken as of UTC."""
+    try:
+        if isinstance(value, datetime.date | datetime.datetime):
+            time = value
+        elif _parse_number(value) is not None and float(value) > 1e8:
+            # Seconds since 1970, or milliseconds.
+            seconds = float(value) / (1e3 if float(value) > 1e11 else 1)
+            time = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        elif re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)):
+            return str(value)
+        else:
+            time = datetime.datetime.fromisoformat(str(value))
+    except (ValueError, OverflowError, OSError):
+        raise UserError(
+            f"date = {value!r} is no date; write it as 2026-01-31 or 2026-01-31T12:00:00+00:00"
+        ) from None
+    if isinstance(time, datetime.datetime):
+        if time.tzinfo:
+            time = time.astimezone(datetime.UTC).replace(tzinfo=None)
+        return time.isoformat()
+    return time.isoformat()
+
+
+# --- repeats
+
+
+def drop_copies(table: Table, notes: list[Note]) -> Table:
+    """Leave out what is a copy: rows that agree in everything, where that is no further try.
+
+    Rows that name a try (a seed) and agree in everything are one. Without seeds, a table of which
+    every row is there equally often is taken as that many copies of one.
+    """
+    rows = count_rows(table)
+    # Not the file: a log may be given twice, or lie in two folders.
+    group = group_codes([column for key, column in table.items() if key != "path"], rows)
+    copies = np.bincount(group)
+    if "item" not in table and len(np.unique(table["path"].codes)) == 1:
+        return table  # accuracies, of which two of one place are refused later
+    earlier = count_earlier(group)
+    is_named = "seed" in table or "item" not in table
+    allowed = np.ones_like(copies) if is_named else copies // np.gcd.reduce(copies)
+    is_copy = earlier >= allowed[group]
+    if not is_copy.any():
+        return table
+    reason = "rows that agree in everything are copies, no further tries"
+    if not is_named:
+        reason += "; give tries a column seed if they are"
+    notes.append(Note("dropped", reason, int(is_copy.sum())))
+    return keep_rows(table, ~is_copy)
+
+
+def count_earlier(group: ndarray) -> ndarray:
+    """[N] how many earlier rows are of the same group."""
+    order = np.argsort(group, kind="stable")
+    in_order = group[order]
+    count = np.empty(len(group), int)
+    count[order] = np.arange(len(group)) - np.searchsorted(in_order, in_order)
+    return count

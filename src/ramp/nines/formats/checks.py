@@ -1,0 +1,123 @@
+"""Logs of tools that check an application: promptfoo, deepeval, pytest and other JUnit XML."""
+
+import hashlib
+import json
+
+from ramp.nines.formats.log import Format, has_keys
+
+PROMPTFOO_ERROR = 2  # its failureReason where no answer came; 1 is a check that failed
+
+
+def _read_promptfoo(log):
+    results = log.data["results"]
+    # Version 2 of the file wraps the rows once more.
+    rows = results["results"] if isinstance(results, dict) else results
+    yield from _read_promptfoo_rows(rows)
+
+
+def _read_promptfoo_lines(log):
+    yield from _read_promptfoo_rows(log.data)
+
+
+def _read_promptfoo_rows(rows):
+    for row in rows:
+        provider = row["provider"]
+        if isinstance(provider, dict):
+            provider = provider.get("label") or provider.get("id")
+        prompt = row.get("prompt") or {}
+        case = row.get("testIdx")
+        trial = {
+            "run": provider,
+            "task": str(row.get("description") or "promptfoo"),
+            "item": _hash(row.get("vars")) if case is None else case,
+            # Several prompts try one case: they are ways to ask it.
+            "slice": row.get("promptId") or _hash(prompt.get("raw")),
+            "cost": row.get("cost"),
+        }
+        if row.get("latencyMs") is not None:
+            trial["seconds"] = row["latencyMs"] / 1e3
+        is_broken = row.get("failureReason") == PROMPTFOO_ERROR
+        is_broken |= bool(row.get("error")) and not row.get("gradingResult")
+        if is_broken:
+            yield trial | {"error": str(row.get("error") or "error").splitlines()[0][:80]}
+        else:
+            yield trial | {"success": bool(row["success"])}
+
+
+def _hash(value):
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _read_deepeval(log):
+    run = log.data.get("testRunData") or log.data
+    cases = [*(run.get("testCases") or []), *(run.get("conversationalTestCases") or [])]
+    for case in cases:
+        trial = {
+            "run": str(run.get("identifier") or log.path.parent.name or "run"),
+            "task": str(run.get("testFile") or "deepeval"),
+            "item": case["name"],
+            "seconds": case.get("runDuration"),
+            "cost": case.get("evaluationCost"),
+        }
+        # "all": what deepeval calls the success of a case.
+        measured = {"all": case} | {m["name"]: m for m in case.get("metricsData") or []}
+        if len(measured) == 2:
+            measured.pop("all")
+        for name, result in measured.items():
+            row = trial | {"metric": name}
+            if result.get("error") or result.get("success") is None:
+                yield trial | {"error": str(result.get("error") or "no verdict")[:80]}
+            else:
+                yield row | {"success": bool(result["success"])}
+
+
+def _read_junit(log):
+    skipped = 0
+    for suite in log.data.iter("testsuite"):
+        for case in suite.findall("testcase"):
+            parts = [case.get("classname") or case.get("file"), case.get("name")]
+            row = {
+                "run": log.path.stem,
+                "task": suite.get("name") or "tests",
+                "item": "::".join(part for part in parts if part),
+                "date": suite.get("timestamp"),
+                "seconds": case.get("time"),
+            }
+            problem = case.find("error")
+            if case.find("skipped") is not None:
+                skipped += 1
+            elif problem is not None:
+                yield row | {"error": (problem.get("message") or "error")[:80]}
+            else:
+                yield row | {"success": case.find("failure") is None}
+    if skipped:
+        log.note("dropped", "tests that were skipped", skipped)
+
+
+def _is_promptfoo(document):
+    return has_keys(document, "results") and (
+        has_keys(document, "evalId") or has_keys(document["results"], "results")
+    )
+
+
+FORMATS = (
+    Format("promptfoo", (".json",), _is_promptfoo, _read_promptfoo),
+    Format(
+        "promptfoo lines",
+        (".jsonl",),
+        lambda row: has_keys(row, "provider", "success", "prompt"),
+        _read_promptfoo_lines,
+    ),
+    Format(
+        "deepeval",
+        (".json",),
+        lambda d: has_keys(d, "testCases") or has_keys(d, "testRunData"),
+        _read_deepeval,
+    ),
+    Format(
+        "JUnit XML",
+        (".xml",),
+        lambda root: root.tag in ("testsuite", "testsuites"),
+        _read_junit,
+    ),
+)
