@@ -76,7 +76,7 @@ def test_broken_files_get_one_sentence(tmp_path, name):
 
 def test_repeats_without_seeds_are_numbered(tmp_path):
     t = trials.read(write(tmp_path, "run,step,item,success\na,1,i,1\na,1,i,0\na,1,j,0"))
-    assert t.seed.tolist() == ["0", "1", "0"]
+    assert t.seed.tolist() == ["#0", "#1", "#0"]
 
 
 def test_aggregates_keep_their_errors_and_extra_columns_that_do_not_vary(tmp_path):

@@ -5,6 +5,7 @@ The arguments only, so that --help needs no NumPy. What the commands do is in `c
 
 import argparse
 import json
+import sys
 
 from ramp.errors import UserError
 from ramp.files import parse_path, to_json
@@ -189,16 +190,18 @@ def run(args: argparse.Namespace) -> int:
     answer = getattr(commands, args.what.replace("-", "_"))(args)
     # What reading the logs did to them goes with every answer.
     notes = getattr(args, "notes", ())
-    parts = [*answer.parts, *report.note_parts(notes)]
+    said = report.note_parts(notes)
     if args.page:
         name = f": {args.file[0].name}" if "file" in args else ""
-        report.write_parts(args.page, f"ramp nines {args.what}{name}", parts)
+        report.write_parts(args.page, f"ramp nines {args.what}{name}", [*answer.parts, *said])
     if args.json:
         # By way of JSON, which may still hold NaN.
         plain = json.loads(json.dumps(answer.figures, default=_to_plain))
         print(to_json(plain | {"notes": [vars(note) for note in notes]}, indent=1))
     else:
-        report.print_parts(parts)
+        report.print_parts(answer.parts)
+        # Apart from the answer, which may be one line for a pipeline.
+        report.print_parts(said, sys.stderr)
     return answer.code
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from matplotlib import rc_context
@@ -50,17 +50,17 @@ def write_parts(path: Path, title: str, parts: list[Part]) -> None:
     write_page(path, title, [section(*content) for content in sections])
 
 
-def print_parts(parts: list[Part]) -> None:
-    """Print lines and tables. A terminal has no pictures."""
+def print_parts(parts: list[Part], file: TextIO | None = None) -> None:
+    """Print lines and tables, to standard output or a file. A terminal has no pictures."""
     for part in parts:
         if isinstance(part, str):
-            print(part.removeprefix("## "))
+            print(part.removeprefix("## "), file=file)
         elif isinstance(part, list):
             widths = [max(len(str(cell)) for cell in column) for column in zip(*part, strict=True)]
             for row in part:
                 cells = [str(cell).ljust(width) for cell, width in zip(row, widths, strict=True)]
-                print("  " + "  ".join(cells).rstrip())
-            print()
+                print("  " + "  ".join(cells).rstrip(), file=file)
+            print(file=file)
 
 
 def facts_table(facts: Mapping[str, Any]) -> list[list]:
