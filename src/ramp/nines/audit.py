@@ -55,14 +55,21 @@ class LastCheckpoint:
         """How many of them failed."""
         return int((~self.passed).sum())
 
-    @property
-    def unit(self) -> str:
-        """What is independent: families where two or more are named, else items."""
-        return "family" if len(np.unique(self.family)) > 1 else "item"
-
     def evidence(self, unit: str) -> Evidence:
         """The items as independent units, or their families."""
         return unit_evidence(self.passed.astype(float), self.family, unit)
+
+
+def choose_unit(family: ndarray, unit: str = "auto") -> str:
+    """What is independent of each other, of items of these families: "item" or "family".
+
+    auto: families where two or more are named. Raises UserError for families where none is.
+    """
+    if unit == "family" and not (family != "").any():
+        raise UserError("no item has a family; add that column, or leave --unit out")
+    if unit == "auto":
+        return "family" if len(np.unique(family)) > 1 else "item"
+    return unit
 
 
 def unit_evidence(values: ndarray, family: ndarray, unit: str) -> Evidence:
@@ -156,11 +163,12 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     checks.append(("pilot", reached, reason))
 
     # production: demonstrated, with no slice more than one nine worse.
-    evidence = last.evidence(last.unit)
+    unit = choose_unit(last.family)
+    evidence = last.evidence(unit)
     more = count_clean_units(evidence, 1 - 10.0**-nines, confidence)
     reason = (
         f"{n} distinct items with {failures} failures; units of evidence, clean, that are "
-        f"missing: {more:,} ({last.unit}); worst slice {worst:.3f}"
+        f"missing: {more:,} ({unit}); worst slice {worst:.3f}"
     )
     reached = more == 0 and worst >= 1 - 10.0 ** -(nines - 1)
     checks.append((f"production-{nines:g}", reached, reason))

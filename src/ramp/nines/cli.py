@@ -162,7 +162,7 @@ COMMANDS = {
     ),
     "compare": (
         "two runs, paired by item, with the difference that could have been found",
-        (*FILE, _argument("runs", nargs=2, metavar="RUN")),
+        (*FILE, _argument("runs", nargs=2, metavar="RUN"), CONFIDENCE, UNIT),
     ),
 }
 

@@ -14,6 +14,7 @@ from scipy.special import expit
 from ramp.errors import UserError
 from ramp.nines import audit, items, observational, readiness, record, report, trials
 from ramp.nines import backtest as backtests
+from ramp.nines import compare as compares
 from ramp.nines import intervals as stats
 from ramp.nines.cleaning import ALIASES, CHOICES
 from ramp.nines.gate import judge, junit, plural
@@ -63,10 +64,16 @@ def _make_reading(args):
     )
 
 
+def _check_confidence(args):
+    if not 0.5 < args.confidence < 1:
+        raise UserError("--confidence must be above .5 and below 1")
+
+
 def _bar(args):
     """The reliability of so many nines."""
-    if not 0 < args.nines <= 9 or not 0.5 < args.confidence < 1:
-        raise UserError("--nines must be above 0 and at most 9, --confidence above .5 and below 1")
+    _check_confidence(args)
+    if not 0 < args.nines <= 9:
+        raise UserError("--nines must be above 0 and at most 9")
     return 1 - 10**-args.nines
 
 
@@ -381,26 +388,33 @@ def audit_demo(args: Namespace) -> Answer:
 
 
 def compare(args: Namespace) -> Answer:
-    """Two runs, paired by item, with the difference that could have been found."""
-    # Pooled, an item is named by its task too.
-    t = trials.pool_tasks(_read(args))
-    means = []
-    for name in args.runs:
-        own = t[t.run == name]
-        if not len(own) or (own.item == "").any():
-            raise UserError(
-                f"no trial of a named item belongs to the run {name!r}; "
-                f"there are {', '.join(np.unique(t.run)[:8])}"
-            )
-        # Slices of an item are no items of their own.
-        items_tried, item = np.unique(own.item, return_inverse=True)
-        rates = np.bincount(item, own.success) / np.bincount(item)
-        means.append(dict(zip(items_tried, rates, strict=True)))
-    c = stats.compare_paired(*means)
+    """Two runs at their last checkpoints, paired by item; also by task, where there are several."""
+    _check_confidence(args)
+    first, second = args.runs
+    pairs = compares.pair_items(_read(args), first, second)
+    whole, *tasks = compares.compare_runs(pairs, args.confidence, args.unit)
+    units = plural(whole.unit, 2)
+    found = f"none: {whole.units} {units} are too few for any"
+    if whole.detectable is not None:
+        found = f"{whole.detectable:.4f}"
     facts = {
-        " - ".join(args.runs[::-1]): f"{c.difference:+.4f} ± {c.stderr:.4f}",
-        "95% interval; p": f"{format_interval(c.interval)}; {c.p_value:.4f}",
-        "least difference found with 80% power": f"{c.detectable:.4f}",
-        "items, paired": c.items,
+        f"{second} - {first}": f"{whole.difference:+.4f}",
+        f"interval at {args.confidence:.6g}": format_interval(whole.interval),
+        "p, of no difference": f"{whole.p_value:.4g}",
+        "least difference found with 80% power": found,
+        "items, paired": whole.items,
+        "independent of each other": f"{whole.units} {units}",
     }
-    return Answer(c, ["## Two runs", facts_table(facts)])
+    if pairs.checkpoints[0] != pairs.checkpoints[1]:
+        places = (f"10^{x:.2f}" for x in pairs.checkpoints)
+        facts["last checkpoints, which differ"] = ", ".join(places)
+    parts = ["## Two runs", facts_table(facts)]
+    if tasks:
+        rows = [["task", "difference", "interval", "p", "q", "different"]]
+        for c in tasks:
+            shown = "yes" if c.q_value <= 1 - args.confidence else "not shown"
+            interval = format_interval(c.interval)
+            row = [c.task, f"{c.difference:+.4f}", interval, f"{c.p_value:.4g}", f"{c.q_value:.4g}"]
+            rows.append([*row, shown])
+        parts += ["Of tasks called different, q is the share that is not, on average:", rows]
+    return Answer(vars(whole) | {"tasks": tasks}, parts)

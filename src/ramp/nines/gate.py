@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ramp.errors import UserError
-from ramp.nines.audit import LastCheckpoint, last_checkpoint, unit_evidence
+from ramp.nines.audit import choose_unit, last_checkpoint, unit_evidence
 from ramp.nines.intervals import Interval
 from ramp.nines.sequential import (
     confidence_sequence,
@@ -98,13 +98,13 @@ def judge(
 
     PASS where the bar is demonstrated, FAIL where the system is shown to be below it or worse than
     the baseline. Each is wrong with probability 1 - confidence at most.
-    unit: "item", "family", or "auto", see `LastCheckpoint.unit`. Raises UserError as
+    unit: "item", "family", or "auto", see `choose_unit`. Raises UserError as
     `last_checkpoint` does, and for a family that no item has.
     """
     if not 0 < nines <= 9 or not 0.5 < confidence < 1:
         raise UserError("--nines must be above 0 and at most 9, --confidence above .5 and below 1")
     last = last_checkpoint(t)
-    unit = choose_unit(last, unit)
+    unit = choose_unit(last.family, unit)
     evidence = last.evidence(unit)
     rate = 1 - 10.0**-nines
     enough = -math.log(1 - confidence)
@@ -141,13 +141,6 @@ def _measure_loss(last, old, unit, enough):
     loss = log_capital_of_loss(evidence)
     shown = bool(loss >= enough + math.log(2))
     return loss, Regression(len(ours), float(difference.mean()), shown)
-
-
-def choose_unit(last: LastCheckpoint, unit: str) -> str:
-    """The unit that is asked for. Raises UserError for families where none is named."""
-    if unit == "family" and not (last.family != "").any():
-        raise UserError("no item has a family; add that column, or leave --unit out")
-    return last.unit if unit == "auto" else unit
 
 
 def junit(v: Verdict) -> str:

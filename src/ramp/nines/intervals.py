@@ -1,16 +1,14 @@
 """Statistics of successes and failures that need no model: the one place for them in ramp.
 
 Intervals for a success rate, pass@k and pass^k, the bootstrap, correlation of repeated tries,
-paired comparison of two systems, and how many trials demonstrate a reliability.
+and how many trials demonstrate a reliability.
 
 Failures are correlated within an item: an item that failed once tends to fail again. So k tries in
 a row succeed more often than p^k predicts, and repeating the same items certifies nothing. What
 counts is the number of distinct items (`effective_trials`).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from numpy import ndarray
@@ -218,43 +216,6 @@ def effective_trials(items: int, tries: float, correlation: float) -> float:
     Kish's design effect, 1 + (tries - 1) correlation.
     """
     return items * tries / (1 + (tries - 1) * correlation)
-
-
-# Two systems
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Difference of the mean success of two systems, paired by item."""
-
-    difference: float
-    stderr: float
-    interval: Interval  # 95%
-    p_value: float  # two-sided, of no difference
-    detectable: float  # the difference found with 80% power at the 5% level
-    items: int
-
-
-def compare_paired(a: Mapping[Any, float], b: Mapping[Any, float]) -> Comparison:
-    """Compare two systems by their mean success on each item, b - a, on the items both tried.
-
-    Raises UserError where these are fewer than two.
-    """
-    common = sorted(a.keys() & b.keys())
-    n = len(common)
-    if n < 2:
-        raise UserError(
-            f"a comparison needs two items or more that both systems tried; there are {n}"
-        )
-    differences = np.array([b[item] - a[item] for item in common])
-    mean = differences.mean()
-    # Half a discordant pair on each side: agreement on a few items is no certainty.
-    squares = ((differences - mean) ** 2).sum() + 0.5
-    stderr = np.sqrt(squares / (n - 1) / n)
-    half = norm.ppf(0.975) * stderr
-    p_value = 2 * norm.sf(abs(mean) / stderr)
-    detectable = half + norm.ppf(0.8) * stderr
-    return Comparison(mean, stderr, (mean - half, mean + half), p_value, detectable, n)
 
 
 # Demonstrations

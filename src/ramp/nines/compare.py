@@ -1,0 +1,214 @@
+"""Is one system better than another? Paired by item, exact for few, over many tasks.
+
+Where there is no difference, a unit's difference is as likely to be positive as negative, whatever
+its size: so signs are flipped (Fisher 1935). A unit is a family of items where they are named, else
+an item. All sign patterns are tried of few units, random ones of some, and of many the sum of
+flipped differences is normal.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+from numpy import ndarray
+from scipy.stats import beta, norm
+from scipy.stats import t as student
+
+from ramp.errors import UserError
+from ramp.nines.audit import choose_unit
+from ramp.nines.intervals import Interval
+from ramp.nines.trials import Trials, checkpoint_progress, group_rows
+
+EXACT = 14  # units up to which all patterns of signs are tried
+SAMPLED = 500  # units up to which they are drawn
+DRAWS = 9_999
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Difference of the mean success of two systems over the items that both tried."""
+
+    task: str
+    difference: float
+    interval: Interval
+    p_value: float  # two-sided, of no difference
+    q_value: float  # the same, among all tasks (Benjamini & Hochberg 1995)
+    detectable: float | None  # the difference found with 80% power; None: none, with so few units
+    items: int
+    unit: str  # what is independent: "item" or "family"
+    units: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Items that both systems tried, at the last checkpoint of each."""
+
+    task: ndarray  # [I]
+    family: ndarray  # [I]
+    difference: ndarray  # [I] second less first, slices averaged
+    checkpoints: tuple[float, float]  # log10 progress; 0 where there is none
+
+
+def pair_items(t: Trials, first: str, second: str) -> Pairs:
+    """Pair two runs by task, item and slice. Raises UserError where nothing can be paired."""
+    places = []
+    rows = []
+    for run in (first, second):
+        own = np.flatnonzero((t.run == run) & (t.item != ""))
+        if not len(own):
+            raise UserError(
+                f"no trial of a named item belongs to the run {run!r}; "
+                f"there are {', '.join(np.unique(t.run)[:8])}"
+            )
+        x = checkpoint_progress(t[own])
+        places.append(float(x.max()))
+        rows.append(own[x == x.max()])
+    both = t[np.concatenate(rows)]
+    is_second = np.arange(len(both)) >= len(rows[0])
+    row_of_cell, cell = group_rows(both.task, both.item, both.slice)
+    means = []
+    for own in (~is_second, is_second):
+        count = np.bincount(cell[own], minlength=len(row_of_cell))
+        total = np.bincount(cell[own], both.success[own], len(row_of_cell))
+        # NaN where a system did not try the cell.
+        means.append(np.where(count > 0, total, np.nan) / np.maximum(count, 1))
+    change = means[1] - means[0]
+    paired = np.isfinite(change)
+    if not paired.any():
+        raise UserError(
+            f"no item was tried by both {first} and {second}; give logs of the same suite"
+        )
+    common = both[row_of_cell[paired]]
+    row_of_item, item = group_rows(common.task, common.item)
+    difference = np.bincount(item, change[paired]) / np.bincount(item)
+    checkpoints = places[0], places[1]
+    return Pairs(common.task[row_of_item], common.family[row_of_item], difference, checkpoints)
+
+
+def compare_runs(p: Pairs, confidence: float = 0.95, unit: str = "auto") -> list[Comparison]:
+    """The comparison over all items, named "all", and that of each task where there are several."""
+    chosen = choose_unit(p.family, unit)
+    tasks = np.unique(p.task)
+    whole = _compare("all", p, np.ones(len(p.task), bool), confidence, chosen)
+    if len(tasks) == 1:
+        return [whole]
+    each = [_compare(str(task), p, p.task == task, confidence, chosen) for task in tasks]
+    q_values = control_false_discoveries(np.array([c.p_value for c in each]))
+    return [whole] + [replace(c, q_value=q) for c, q in zip(each, q_values.tolist(), strict=True)]
+
+
+def control_false_discoveries(p_values: ndarray) -> ndarray:
+    """q-values: of the tasks whose q is at most .05, 5% are false on average.
+
+    Benjamini & Hochberg 1995, for tasks that are independent or fail together.
+    """
+    order = np.argsort(p_values)
+    scaled = p_values[order] * len(p_values) / np.arange(1, len(p_values) + 1)
+    q_values = np.empty(len(p_values))
+    # No task has a larger q than one with a larger p.
+    q_values[order] = np.minimum.accumulate(scaled[::-1])[::-1]
+    return q_values
+
+
+def _compare(task, p, rows, confidence, unit):
+    difference = p.difference[rows]
+    family = p.family[rows]
+    totals = difference
+    sizes = np.ones(len(difference))
+    # One family alone tells nothing about others: its items are the units.
+    if unit == "family" and len(np.unique(family)) > 1:
+        own = np.where(family == "", np.arange(1, len(family) + 1), 0)
+        of_item = group_rows(family, own)[1]
+        totals = np.bincount(of_item, difference)
+        sizes = np.bincount(of_item).astype(float)
+    else:
+        unit = "item"
+    p_value = flip_signs(totals)
+    return Comparison(
+        task=task,
+        difference=float(difference.mean()),
+        interval=flip_interval(totals, sizes, confidence),
+        p_value=p_value,
+        q_value=p_value,
+        detectable=_find_detectable(totals, sizes, confidence),
+        items=len(difference),
+        unit=unit,
+        units=len(totals),
+    )
+
+
+@lru_cache(maxsize=4)
+def _draw_signs(units):
+    """[D, U] patterns of signs: all of them, or random ones. The first is all plus."""
+    if units <= EXACT:
+        patterns = np.arange(2**units)[:, None] >> np.arange(units)
+        return 1.0 - 2.0 * (patterns & 1)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (DRAWS + 1, units))
+    # The data are one of the patterns, so that p is never 0.
+    signs[0] = 1
+    return signs
+
+
+def flip_signs(totals: ndarray) -> float:
+    """Two-sided p-value that signs were as likely plus as minus; totals: [U] of the units."""
+    moved = totals[totals != 0]
+    if len(moved) > SAMPLED:
+        return float(2 * norm.sf(abs(moved.sum()) / np.sqrt((moved**2).sum())))
+    sums = np.abs(_draw_signs(len(moved)) @ moved)
+    p = float((sums >= sums[0] - 1e-9 * np.abs(moved).sum()).mean())
+    if len(moved) > EXACT:
+        # Two standard errors of its drawing, so that p is not too low by chance.
+        p = min(1.0, p + 2 * math.sqrt(p * (1 - p) / len(sums)))
+    return p
+
+
+def flip_interval(totals: ndarray, sizes: ndarray, confidence: float = 0.95) -> Interval:
+    """The differences that are not rejected, between -1 and 1; sizes: [U] items of the units."""
+    center = totals.sum() / sizes.sum()
+    if len(totals) > SAMPLED:
+        # Rejected where the sum is more than z standard deviations from 0: between two roots.
+        z = norm.isf((1 - confidence) / 2)
+        shape = np.array([sizes @ sizes, -2 * (sizes @ totals), totals @ totals])
+        square = np.array([1, -2 * center, center**2]) * sizes.sum() ** 2
+        low, high = np.sort(np.roots(square - z**2 * shape).real)
+        return max(float(low), -1.0), min(float(high), 1.0)
+    signs = _draw_signs(len(totals))
+    flipped = signs @ totals
+    by_size = signs @ sizes
+
+    def is_rejected(difference):
+        sums = np.abs(flipped - difference * by_size)
+        return (sums >= sums[0] - 1e-9).mean() <= 1 - confidence
+
+    ends = []
+    for end in (-1.0, 1.0):
+        outside = end
+        inside = center
+        if not is_rejected(outside):
+            inside = outside
+        for _ in range(30):
+            middle = (inside + outside) / 2
+            if is_rejected(middle):
+                outside = middle
+            else:
+                inside = middle
+        ends.append(float(inside))
+    return ends[0], ends[1]
+
+
+def _find_detectable(totals, sizes, confidence):
+    """The least difference that such units would have shown with 80% power."""
+    units = len(totals)
+    # So many units of one sign are the fewest that are rejected.
+    fewest = int(np.ceil(np.log2(2 / (1 - confidence))))
+    if units < fewest:
+        return None
+    off = totals - sizes * totals.sum() / sizes.sum()
+    stderr = np.sqrt(off @ off * units / (units - 1)) / sizes.sum()
+    if stderr > 0:
+        reach = student.isf((1 - confidence) / 2, units - 1) + student.isf(1 - POWER, units - 1)
+        return float(min(1.0, reach * stderr))
+    # Nothing differs in its difference: the share of units that must change, all to one side.
+    return float(beta.ppf(POWER, fewest, units - fewest + 1))
