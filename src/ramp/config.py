@@ -379,7 +379,8 @@ class Thresholds:
 class Synthesize:
     """Generations of training on own samples, each of `train.steps`."""
 
-    generations: Positive = 5
+    generations: Annotated[Positive, EXECUTION] = 5
+    """more of them go on with a loop that has finished"""
     start_stage: Literal["pretrain", "finetune"] = "pretrain"
     """the stage whose weights are the first model"""
     policy: Literal["guarded", "replace", "accumulate", "subsample", "anchored"] = "guarded"

@@ -42,7 +42,7 @@ def run(
     """
     rundir, suites, stages = RunDir(directory), suites or {}, tuple(stages or c.stages)
     # A stage that is done needs its sources no more.
-    todo = [name for name in stages if force or not rundir.is_done(name)]
+    todo = [name for name in stages if force or not is_finished(rundir, c, name)]
     # What the settings of any stage make impossible is said before anything costs time.
     check_settings(c, todo)
     # Before imports that start threads.
@@ -80,7 +80,7 @@ def run(
         are_lengths_checked = False
         for name in stages:
             # Those that `force` had begun anew before a request to stop are done by now.
-            if rundir.is_done(name) and not (force and is_repeated(name)):
+            if is_finished(rundir, c, name) and not (force and is_repeated(name)):
                 print(f"{name}: done before")
                 continue
             if name != "prepare" and not are_lengths_checked:
@@ -112,6 +112,15 @@ def run(
         raise failed[0]
     if jax.process_index() == 0:
         print(f"report: {directory / 'report.html'}")
+
+
+def is_finished(rundir: RunDir, c: Config, name: str) -> bool:
+    """Whether a stage has done all that the configuration asks for."""
+    extends = STAGES[name].extends if name in STAGES else ""
+    if not rundir.is_done(name) or not extends:
+        return rundir.is_done(name)
+    made = rundir.report()[name][extends]
+    return len(made) >= getattr(getattr(c, name), extends) or made[-1]["decision"] == "stop"
 
 
 def check_lengths(rundir: RunDir, c: Config, modules: Sequence[ModuleType]) -> None:

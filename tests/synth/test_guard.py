@@ -10,7 +10,13 @@ import pytest
 from experiments.collapse import exact
 from ramp.config import Thresholds
 from ramp.synth import guard
-from ramp.synth.guard import CollapseGuard, RepeatCounts, SampleEvidence, TrainingEvidence
+from ramp.synth.guard import (
+    CollapseGuard,
+    LostWords,
+    RepeatCounts,
+    SampleEvidence,
+    TrainingEvidence,
+)
 from ramp.synth.measure import Comparison, Docs
 
 T = Thresholds()
@@ -110,7 +116,7 @@ def test_actions():
         SampleEvidence(accepted=0),
         SampleEvidence(repeats=RepeatCounts(60, 300, 2, 500)),
         seen(vendi=(-5.0, 0.5)),
-        seen(alive=(-5.0, 0.9)),
+        SampleEvidence(words=LostWords(6, 170, 0.3)),
         seen(kl_drift=(5.0, 1.6)),
         seen(kl_drift=(np.nan, 1.0)),
         seen(coverage_2=(np.nan, np.nan)),

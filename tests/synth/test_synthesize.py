@@ -15,8 +15,10 @@ from ramp.config import Config, Synthesize, Text, Thresholds, Train
 from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
 from ramp.evals import diversity
+from ramp.reporting.report import update_report
+from ramp.run import is_finished
 from ramp.rundir import RunDir
-from ramp.stages import synthesize
+from ramp.stages import candidates, synthesize
 from ramp.stages.checks import check_synthesize
 from ramp.stages.synthesize import GenerationLoop
 from ramp.synth import decide, generate, ledger, prompts
@@ -169,6 +171,41 @@ def test_why(done, capsys):
     assert main(["synth", "why", str(rundir.path), "g1-00000"]) == 0
     assert "under the first model" in capsys.readouterr().out
     assert main(["synth", "why", str(rundir.path), "g9-00000"]) == 2
+
+
+def test_texts_from_elsewhere_pass_the_same_selection(done, tmp_path, capsys):
+    """A candidate that holds held-out text with other line breaks is refused, repeats are, and why says so."""
+    rundir, c, _ = done
+    documents = RealCorpus.read(rundir.tokens, c, T).held_out
+    number = max(range(len(documents)), key=lambda i: len(documents[i]))
+    held = T.decode(documents[number])
+    twice = "A letter about nothing at all, sent two times by mistake."
+    texts = [*sentences(30, 9), held.replace(" ", "\n"), twice, twice]
+    path = tmp_path / "api.jsonl"
+    path.write_text("\n".join(json.dumps({"answer": text}) for text in texts))
+    c = replace(c, synthesize=replace(c.synthesize, contamination_tokens=len(held)))
+    candidates.run(rundir, c, str(path))
+    said = capsys.readouterr().out
+    assert "33 texts" in said and "answer" in said
+    made = rundir.path / "synth" / "api"
+    rows, _ = ledger.read_ledger(made, 0)
+    assert f"held-out document {number}" in rows[30].reason and "repeats" in rows[32].reason
+    kept = [json.loads(line) for line in (made / "kept.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in kept] == [r.id for r in rows if r.decision == "kept"]
+    assert "read from" in ledger.describe_sample(rundir.path / "synth", "api/g0-00030")
+    assert "Refusals" in (made / "synth.html").read_text()
+
+
+def test_more_generations_go_on_with_a_finished_loop(done):
+    """Unless the guard has stopped it; other settings cannot change."""
+    rundir, c, report = done
+    update_report(rundir.path, "synthesize", report | {"done": True})
+    more = replace(c, synthesize=replace(c.synthesize, generations=3))
+    assert is_finished(rundir, c, "synthesize") and not is_finished(rundir, more, "synthesize")
+    assert rundir.find_conflict(c, more) is None
+    stopped = [*report["generations"][:1], report["generations"][1] | {"decision": "stop"}]
+    update_report(rundir.path, "synthesize", {"generations": stopped})
+    assert is_finished(rundir, more, "synthesize")
 
 
 def test_replies_to_a_question_follow_from_their_keys(done, start):

@@ -89,7 +89,7 @@ def run_loop(s: Scenario, seed: int, generations: int = 10) -> Outcome:
     bits, rises = {0: first_bits}, {0: 0.0}
     acted, action, stopped = None, "go", False
     for g in range(1, generations + 1):
-        evidence = judge_draw(s, g, held, resample, faults, rng)
+        evidence = judge_draw(s, g, held, pool, resample, faults, rng)
         state, before = guard.judge_samples(state, limits, evidence)
         # A repaired generation is real text alone, and takes no damage from its samples.
         harm = s if state.weight else replace(s, shift=0.0, dear=0.0)
@@ -113,7 +113,7 @@ def run_loop(s: Scenario, seed: int, generations: int = 10) -> Outcome:
     return Outcome(acted, action, rises[chosen])
 
 
-def judge_draw(s, g, held, resample, faults, rng) -> SampleEvidence:
+def judge_draw(s, g, held, pool, resample, faults, rng) -> SampleEvidence:
     """The guard's evidence on a generation's samples."""
     topic = rng.choice(TOPICS, 2 * MEASURED, p=MASSES)
     samples = draw_words(topic, rng)
@@ -131,7 +131,8 @@ def judge_draw(s, g, held, resample, faults, rng) -> SampleEvidence:
     if len(kept):
         figures = resample(len(kept)).compare(figures_of(held)(kept))
     counts = RepeatCounts(repeats, len(samples), 0, 2 * MEASURED)
-    return SampleEvidence(figures, counts, faults, accepted=len(kept))
+    words = guard.find_lost_words(held, pool, kept)
+    return SampleEvidence(figures, counts, words, faults, accepted=len(kept))
 
 
 def audit(s: Scenario, rng: np.random.Generator) -> tuple[str, ...]:
@@ -147,8 +148,7 @@ def figures_of(held: Docs):
 
     def measure_docs(docs):
         _, drift = measure.divergences(held, docs)
-        alive = guard.alive_words(held, docs)
-        return {"coverage_2": measure.coverage(held, docs, 2), "kl_drift": drift, "alive": alive}
+        return {"coverage_2": measure.coverage(held, docs, 2), "kl_drift": drift}
 
     return measure_docs
 

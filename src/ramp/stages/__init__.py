@@ -40,6 +40,9 @@ class Stage:
     outputs: tuple[str, ...] = ()
     """patterns of what it leaves in the run directory and goes on from, which `--force` puts aside;
     checkpoints/NAME always"""
+    extends: str = ""
+    """a number of its section that may be raised when it is done; its report has a list of that
+    name, with what is done of it"""
     repeats: bool = False
     """asked for by name, it runs again although it is done"""
 
@@ -126,6 +129,7 @@ STAGES = {
             reads=("synthesize",),
             identity=("synthesize",),
             outputs=("checkpoints/synthesize-*", "synth"),
+            extends="generations",
             train="synthesize.train",
             one_process=True,
             lr_fraction=0.2,

@@ -6,7 +6,6 @@ do, and are written to a ledger and a page of their own. What is kept can be a s
 
 import json
 import re
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from ramp.synth.guard import CollapseGuard, judge_samples
 from ramp.synth.history import choose_shown, count_refusals, to_record
 from ramp.synth.page import list_sections
 from ramp.synth.prompts import Prompt, Sample
-from ramp.text.corpus import documents
+from ramp.synth.texts import Vocabulary
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
@@ -36,10 +35,11 @@ def run(rundir: RunDir, c: Config, source: str) -> int:
     that of the source. `UserError` for a source without texts.
     """
     name = name_source(source)
-    notes = Counter()
-    texts = [document.text for document in documents(source, notes)]
+    found = Vocabulary().read(source)
+    texts = found.strings
     if not texts:
         raise UserError(f"there is no text in {source}; name its field with #FIELD")
+    print(f"{len(texts)} texts of {source}; {', '.join(found.notes)}")
     tokenizer = Tokenizer.load(rundir.tokenizer)
     c = replace(c, synthesize=replace(c.synthesize, policy="guarded"))
     real = RealCorpus.read(rundir.tokens, c, tokenizer)

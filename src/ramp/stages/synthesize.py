@@ -153,8 +153,7 @@ class GenerationLoop:
     @cached_property
     def identity(self) -> str:
         """What a ledger must agree with to be of this run."""
-        settings = config.identity(self.t)
-        del settings["generations"]  # more generations continue the same run
+        settings = config.identity(self.t)  # without the number of generations
         model = restore.model_identity(self.c.model)
         return config.fingerprint(self.c.seed, settings, model, self.tokenizer.fingerprint)
 

@@ -76,7 +76,7 @@ class BaseModelReference:
             )
 
         def measure_real(docs):
-            return measure_text(self.guard_docs, docs)
+            return measure.measure_sample(self.guard_docs, docs)
 
         own = Null.resample(np.arange(len(self.samples)), n, measure_own, k, seed)
         # Real text is only shown for orientation: half as many resamples do.
@@ -288,6 +288,7 @@ def decide(
     evidence = SampleEvidence(
         panel,
         RepeatCounts(repeats, len(plain), base.repeats, len(base.samples)),
+        guard.find_lost_words(base.guard_docs, base.samples, opened.take(measured)),
         tuple(faults),
         figures.precision,
         int(kept.sum()),
@@ -350,13 +351,7 @@ def measure_with_gradients(real: Docs, sample: Docs, sketch_nd: ndarray) -> dict
     # Weights that are not finite say nothing about gradients; 0 makes the guard act.
     is_finite = np.isfinite(sketch_nd).all()
     vendi = measure.vendi_score(sketch_nd) if is_finite else 0.0
-    return measure_text(real, sample) | {"vendi": vendi}
-
-
-def measure_text(real: Docs, sample: Docs) -> dict[str, float]:
-    """The figures of a sample that need only the texts."""
-    alive = guard.alive_words(real, sample)
-    return measure.measure_sample(real, sample) | {"alive": alive}
+    return measure.measure_sample(real, sample) | {"vendi": vendi}
 
 
 def measure_cross_information(real: RealCorpus, scorer: Scorer, samples: Sequence[Sample]) -> float:

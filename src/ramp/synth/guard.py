@@ -25,11 +25,12 @@ from typing import Literal
 import numpy as np
 from numpy import ndarray
 from scipy.special import logsumexp
+from scipy.stats import poisson
 
 from ramp.config import Thresholds
 from ramp.nines.intervals import clopper_pearson
 from ramp.synth.docs import Docs
-from ramp.synth.measure import Comparison, count_extinct
+from ramp.synth.measure import Comparison
 
 # Of a generation: bits and bits of rare tokens against the first model, bits against the last good
 # one and against the control, and one more that a caller may add, such as right answers. They share
@@ -48,7 +49,9 @@ MIN_CUT = 0.03
 # with several rates each raise fewer than one alarm in a hundred loops.
 SURE = 0.9998
 
-MIN_COUNT = 5  # of a token of real text whose loss is noticed
+MIN_COUNT = 5  # real documents with a token whose loss is noticed
+MIN_EXPECTED = 10  # samples with it, if it is used as before
+MAX_LOST = 0.01  # fraction of the tokens that may be lost
 
 MAX_MORE_REPEATS = 0.02  # share of repeated samples beyond the first model's that is let pass
 
@@ -90,12 +93,22 @@ class RepeatCounts:
 
 
 @dataclass(frozen=True)
+class LostWords:
+    """How many tokens that the first model used are gone."""
+
+    lost: int
+    judged: int
+    expected: float  # lost ones, by chance
+
+
+@dataclass(frozen=True)
 class SampleEvidence:
     """What the guard judges before a generation teaches."""
 
     # Of the accepted samples, against as many of the first model's.
     figures: Mapping[str, Comparison] = field(default_factory=dict)
     repeats: RepeatCounts | None = None
+    words: LostWords | None = None
     faults: tuple[str, ...] = ()  # of the verifiers, in words
     precision: float = 1.0  # upper bound of the audited precision of accepted samples
     accepted: int = 1
@@ -159,14 +172,26 @@ def compare_bits(name: str, new: ndarray, good: ndarray, tolerance: float) -> di
     return {f"{name}: {rise:+.1%}": scale_differences(new, good, tolerance)}
 
 
-def alive_words(real: Docs, sample: Docs) -> float:
-    """Fraction of the frequent tokens of real text that the sample uses at all.
+def find_lost_words(real: Docs, first: Docs, sample: Docs) -> LostWords:
+    """Tokens that real text and the first model's samples use, and this sample does not.
 
-    It sees a slow leak long before coverage of pairs does, since it hardly varies by chance.
+    Judged are those that it would have in `MIN_EXPECTED` documents or more, if it used them as the
+    first model does. By chance, one that is used half as often is in none with probability
+    exp(-half of what is expected). A slow leak is seen so long before coverage of pairs shows it.
     """
-    _, counts = real.ngram_counts[1]
-    frequent = (counts >= MIN_COUNT).sum()
-    return 1 - count_extinct(real, sample, MIN_COUNT) / max(frequent, 1)
+    size = 1 + max((docs.flat.max(initial=-1) for docs in (real, first, sample)), default=0)
+    in_real, in_first, in_sample = (_count_holders(docs, size) for docs in (real, first, sample))
+    expected = in_first * len(sample) / max(len(first), 1)
+    judged = (in_real >= MIN_COUNT) & (expected >= MIN_EXPECTED)
+    lost = judged & (in_sample == 0)
+    chance = float(np.exp(-expected[judged] / 2).sum())
+    return LostWords(int(lost.sum()), int(judged.sum()), chance)
+
+
+def _count_holders(docs, size):
+    """[size]: the number of documents that hold each token."""
+    pairs = np.unique(docs.owner * size + docs.flat)
+    return np.bincount(pairs % size, minlength=size)
 
 
 def log_threshold(level: float, test: int) -> float:
@@ -191,6 +216,7 @@ def judge_samples(
         *evidence.faults,
         *_find_outliers(evidence.figures, limits),
         *_find_repeats(evidence.repeats),
+        *_find_lost(evidence.words),
     ]
     if evidence.precision < limits.min_precision:
         bound = f"{evidence.precision:.2f}"
@@ -206,7 +232,6 @@ def _find_outliers(figures, limits):
     """Figures that are out of bounds, and figures that cannot be judged."""
     bounds = (
         ("coverage_2", limits.min_coverage, -1),
-        ("alive", limits.min_coverage, -1),
         ("vendi", limits.min_vendi_ratio, -1),
         ("kl_drift", limits.max_kl_ratio, 1),
     )
@@ -232,6 +257,14 @@ def _find_repeats(counts):
         now = counts.repeats / counts.samples
         first = counts.first_repeats / counts.first_samples
         yield f"{now:.0%} of the samples nearly repeat another ({first:.0%} of the first model's)"
+
+
+def _find_lost(words):
+    """Whether more tokens are gone than chance explains."""
+    if words is None or words.lost <= MAX_LOST * words.judged:
+        return
+    if poisson.sf(words.lost - 1, words.expected) < 1 - SURE:
+        yield f"{words.lost} of {words.judged} words that the first model uses are gone"
 
 
 def _repair(guard, limits, reasons):

@@ -27,7 +27,6 @@ LABELS = {
     "self_bleu": "self-BLEU",
     "near_duplicates": "near-duplicates",
     "length": "length, tokens",
-    "alive": "frequent tokens that it still uses",
     "vendi": "effective number in gradient space (Vendi)",
 }
 # Columns of the panel: fields of PanelFigure, and how they are written.
