@@ -160,6 +160,19 @@ COMMANDS = {
             _argument("--hash", help="of the items, published before the demo"),
         ),
     ),
+    "monitor": (
+        "an alarm (exit code 1) where a live log gets worse, at a stated rate of false alarms",
+        (
+            *FILE,
+            _argument("--by", choices=("date", "step", "compute"), default="date"),
+            _argument("--since", help="leave out what is earlier"),
+            _number("--rate", 0.99, "pass rate that has to hold (default .99)"),
+            _number("--one-in", 1e5, "trials a false alarm, at least (default 100,000)"),
+            _number("--seconds", None, "budget of a trial"),
+            _number("--cost", None, "budget of a trial, in the unit of the log"),
+            _number("--within", 0.99, "share of trials within each budget (default .99)"),
+        ),
+    ),
     "compare": (
         "two runs, paired by item, with the difference that could have been found",
         (*FILE, _argument("runs", nargs=2, metavar="RUN"), CONFIDENCE, UNIT),

@@ -16,6 +16,7 @@ from ramp.nines import audit, items, observational, readiness, record, report, t
 from ramp.nines import backtest as backtests
 from ramp.nines import compare as compares
 from ramp.nines import intervals as stats
+from ramp.nines import monitor as monitors
 from ramp.nines.cleaning import ALIASES, CHOICES
 from ramp.nines.gate import judge, junit, plural
 from ramp.nines.notes import Reading
@@ -418,3 +419,34 @@ def compare(args: Namespace) -> Answer:
             rows.append([*row, shown])
         parts += ["Of tasks called different, q is the share that is not, on average:", rows]
     return Answer(vars(whole) | {"tasks": tasks}, parts)
+
+
+def monitor(args: Namespace) -> Answer:
+    """A live log in order: its pass rate, and an alarm where it or a budget broke."""
+    if args.one_in < 1:
+        raise UserError("--one-in must be 1 or more: the trials that pass for each false alarm")
+    t = _read(args)
+    if args.since:
+        # Of text, numbers and dates alike, what sorts before it is left out.
+        values = getattr(t, args.by)
+        t = t[values >= values.dtype.type(args.since)]
+        if not len(t):
+            raise UserError(f"no trial has a {args.by} of {args.since} or later")
+    streams = monitors.build_streams(t, args.rate, args.seconds, args.cost, args.within)
+    w = monitors.watch(t, streams, args.by, args.one_in)
+    facts = {"trials": w.trials, "false alarms": f"one in {w.one_in:,.0f} trials at most"}
+    for s in streams:
+        recent = format_interval(w.recent[s.name])
+        shown = f"{w.rates[s.name]:.4f}; {recent} (last {monitors.RECENT}; at least {s.share:g})"
+        facts[f"{s.name}: share of good trials"] = shown
+    for name, count in w.unknown.items():
+        facts[f"{name}: unknown, not counted"] = count
+    text = f"No alarm in {w.trials:,} trials."
+    if a := w.alarm:
+        before = "nothing" if a.before is None else f"{a.before:.4f}"
+        text = (
+            f"ALARM at {args.by} {a.at}, after {a.trials:,} trials: {a.stream} fell from {before} "
+            f"to {a.after:.4f}, most likely from {a.change} on, {a.since:,} trials before. "
+            f"Once mended, go on with --since."
+        )
+    return Answer(w, [text, facts_table(facts)], int(w.alarm is not None))

@@ -87,7 +87,7 @@ def test_false_positives(kind):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", [*ITEMS, "continuous"])
 def test_false_positives_in_four_thousand_runs(kind):
-    """pytest -n 0 -s -m slow tests/nines/test_compare.py"""
+    """pytest -n 0 -s -m slow tests/nines/test_nines_compare.py"""
     share = false_positives(kind, 4000)
     print(f"{kind}: {share:.4f}")
     # An exact test of ten families is at 5% itself; the rest is chance of the simulation.
