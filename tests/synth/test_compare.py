@@ -101,6 +101,9 @@ def test_texts_that_cannot_be_told(tmp_path, capsys):
     assert cli.main(["synth", "measure", real, one_word]) == 1
     told = capsys.readouterr().out
     assert "none" in told and "cannot tell" in told
+    same = write(tmp_path / "same.jsonl", make_texts(3, 9) * 20)
+    assert cli.main(["synth", "measure", same, same]) == 1
+    assert "cannot tell: 95% of the real texts are variants" in capsys.readouterr().out
     few = write(tmp_path / "few.jsonl", make_texts(4, 9))
     assert cli.main(["synth", "measure", real, few]) == 1
     assert "cannot tell" in capsys.readouterr().out

@@ -229,8 +229,8 @@ def list_strings(value: object) -> Iterator[str]:
             yield from list_strings(inner)
 
 
-def run(data: Path, seeds: Sequence[int], most: int) -> list[str]:
-    """Every construction of every corpus and seed; the lines of a table."""
+def run(data: Path, seeds: Sequence[int], most: int, names: Sequence[str]) -> list[str]:
+    """These constructions of every corpus and seed; the lines of a table."""
     corpora, foreign = read_corpora(data), read_foreign()
     right: Counter = Counter()
     far: list[bool] = []
@@ -239,7 +239,8 @@ def run(data: Path, seeds: Sequence[int], most: int) -> list[str]:
         n = min(most, len(texts) // 6)
         for seed in seeds:
             real, material = split(texts, n, seed, foreign)
-            for name, (make, wanted) in CONSTRUCTIONS.items():
+            for name in names:
+                make, wanted = CONSTRUCTIONS[name]
                 judged = compare(real, make(material), material.train, seed)
                 is_right = judged.is_right(wanted)
                 right[name, corpus] += is_right
@@ -250,8 +251,7 @@ def run(data: Path, seeds: Sequence[int], most: int) -> list[str]:
                 print(corpus, seed, name, "right" if is_right else "WRONG", words, flush=True)
     head = ("samples", *(f"{corpus}, {min(most, len(t) // 6)}" for corpus, t in corpora.items()))
     rows = [
-        (name, *(f"{right[name, corpus]} of {len(seeds)}" for corpus in corpora))
-        for name in CONSTRUCTIONS
+        (name, *(f"{right[name, corpus]} of {len(seeds)}" for corpus in corpora)) for name in names
     ]
     lines = markdown(head, rows)
     within = 1 - np.mean(far)
@@ -269,8 +269,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="has text/ and math/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--samples", type=int, default=1000, help="at most, a sixth of a corpus")
+    parser.add_argument("--real", action="store_true", help="only what no alarm may be raised by")
     args = parser.parse_args()
-    print("\n".join(run(args.data, args.seeds, args.samples)))
+    names = REAL if args.real else tuple(CONSTRUCTIONS)
+    print("\n".join(run(args.data, args.seeds, args.samples, names)))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ramp.synth.similar import count_holders
 LEAST_WORDS = 20  # of a text, on the average, before a panel of so few texts says anything
 LEAST_Z = 4.0  # normal deviates, of every verdict
 LEAST_COPIES_Z = 3.0  # copies have no other cause
+MOST_REAL_REPEATS = 0.3  # of real texts; beside more, nothing can be found to repeat
 MOST_FOREIGN, MOST_REPEATED, MOST_COPIED, MOST_CUT = 0.1, 0.03, 0.02, 0.2  # over real text
 NARROW = 0.93  # of what real text has: a lower ratio is less diverse
 DRIFTED = 0.9  # of the word pairs that real text knows
@@ -382,11 +383,21 @@ RULES: Sequence[Rule] = (
         explained_by=SPECIFIC,
     ),
     Rule(
+        "repetitive",
+        lambda e: e.shares["variants"].null > MOST_REAL_REPEATS,
+        lambda e: (
+            f"cannot tell: {percent(e.shares['variants'].null)} of the real texts are variants of "
+            "others there; give real texts without repetitions"
+        ),
+        _show_nothing,
+        explained_by=SPECIFIC,
+    ),
+    Rule(
         "diverse",
         lambda e: True,
         _say_diverse,
         _show_nothing,
         is_against=False,
-        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown"),
+        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown", "repetitive"),
     ),
 )
