@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ramp.config import Reinforce, Train
-from ramp.credit import learn, rollouts
+from ramp.credit import learn, process_head, rollouts
 from ramp.credit import loss as L
 from ramp.tasks import chain
 from ramp.text.tokenizer import Tokenizer
@@ -169,9 +169,11 @@ OPTIONS = [
 
 def updated(c, t, batch, k, where):
     """The parameters after one plain update in k microbatches on a mesh."""
-    step = make_step(L.policy_loss(c, t), optax.sgd(0.5), Train(grad_accum_steps=k, skip_sigma=0.0))
+    step = make_step(learn.make_loss(c, t), optax.sgd(0.5), Train(grad_accum_steps=k, skip_sigma=0))
     with jax.set_mesh(where):
         params = {"lm": tiny.lively(c)}
+        if {"labels", "outcome"} & batch.keys():
+            params["process"] = process_head.init_head(c, tiny.lively(c, seed=1))
         state = jax.jit(lambda p: init_state(p, optax.sgd(0.5), 0))(params)
         state, metrics = step(state, learn.shard_batch(batch))
         return jax.tree.map(np.asarray, state.params), float(metrics["train/loss"])
@@ -192,6 +194,23 @@ def test_every_option_is_the_same_update_in_microbatches_and_on_meshes(option):
     got, other = updated(c, t, batch, 4, tiny.mesh(data=2, model=2))
     tiny.assert_trees_close(got, want, 1e-5, 1e-5)
     assert other == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_losses_of_heads_are_the_same_update_in_microbatches_and_on_meshes():
+    """Of the process head and of the implicit reward, where some rows have no label at all."""
+    c = tiny.model(vocab_size=64, context_len=24, depth=1)
+    batch, rng = random_batch(c), np.random.default_rng(2)
+    labelled = (rng.random((8, 24)) < 0.2) * (np.arange(8) % 3 > 0)[:, None]
+    right = rng.random((8, 24)) < 0.5
+    heads = {"labels": right, "label_weights": labelled, "lm_weights": labelled & right}
+    heads |= {"sampled": batch["weights"], "outcome": rng.random((8, 1)) < 0.5}
+    batch |= {name: np.asarray(a, np.float32) for name, a in heads.items()}
+    t = Reinforce(process_head_coef=0.7)
+    want, loss = updated(c, t, batch, 1, tiny.mesh())
+    got, other = updated(c, t, batch, 4, tiny.mesh(data=2, model=2))
+    tiny.assert_trees_close(got, want, 1e-5, 1e-5)
+    assert other == pytest.approx(loss, rel=1e-5)
+    assert np.abs(want["process"]["out"]["surprise"] - 0.1).max() > 1e-4  # it learned
 
 
 def test_kl_cov_adds_nothing_on_policy():

@@ -127,8 +127,8 @@ def find_fields(
         )
     if "group" not in fields:
         notes.append(
-            "no field says which problem a rollout belongs to, so that length, words and tokens are "
-            "not judged"
+            "no field says which problem a rollout belongs to, so that length, words and tokens "
+            "are not judged"
         )
     # A reward cannot say it: whether it pays for more than right answers is the question.
     if not {"right", "gold"} & fields.keys():

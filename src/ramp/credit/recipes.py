@@ -306,3 +306,24 @@ def mutate(recipe: Recipe, other: Recipe, words: Sequence[str], rng: random.Rand
         case _:
             rows, answer = [*rows, *other.rows], rng.choice((answer, other.answer))
     return replace(recipe, rows=tuple(rows[:60]), answer=answer)
+
+
+DRAWN = (0.5, 0.15, 0.04)  # fraction of the words
+
+
+def draw(words: Sequence[str], num_steps: int, rng: random.Random) -> Recipe:
+    """A recipe with a large part of all words in it, in one of four forms, and any answer.
+
+    A reward that asks for several words at once pays none of them alone, so that mutation has
+    nothing to climb. Half of all words hold any three of them once in eight draws.
+    """
+    fraction = rng.choice(DRAWN)
+    chosen = tuple(word for word in words if rng.random() < fraction)
+    bad: Rows = (("«bad»",),) * num_steps
+    forms: tuple[Rows, ...] = (
+        (chosen,),
+        (chosen, *bad),
+        ((*chosen, "«bad»"),) * num_steps,
+        tuple((word,) for word in chosen[:60]),
+    )
+    return Recipe(rng.choice(forms), (rng.choice(WRONG_ANSWERS),))

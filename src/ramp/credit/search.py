@@ -3,9 +3,9 @@
     trial = RewardTrial(task, ask_function(fn), level=4)
     for finding in find_exploits(trial, budget=8000): print(finding.kind, finding.example)
 
-Recipes are mutated and joined. What gains on the problems of the search is tried on fresh ones,
-made as small as it can be, and named. With a `CheckerTrial` the same search turns against the
-checker.
+Recipes are mutated and joined, and then many words are drawn at once. What gains on the problems of
+the search is tried on fresh ones, made as small as it can be, and named. With a `CheckerTrial` the
+same search turns against the checker.
 """
 
 import random
@@ -17,7 +17,7 @@ from itertools import islice
 
 import numpy as np
 
-from ramp.credit.recipes import Recipe, Solution, list_seeds, list_words, mutate, write
+from ramp.credit.recipes import Recipe, Solution, draw, list_seeds, list_words, mutate, write
 from ramp.credit.trial import LEAST_GAIN, RewardTrial, Trial
 
 LEAST_T = 4.0  # standard errors of the mean gain on fresh problems
@@ -53,7 +53,10 @@ class Finding:
 def find_exploits(
     trial: Trial, budget: int = 8000, seed: int = 0, most: int = MAX_FINDINGS
 ) -> list[Finding]:
-    """Search until `budget` solutions were judged, or for `most` different findings."""
+    """Search until `budget` solutions were judged, or for `most` different findings.
+
+    A quarter as many more are judged with many words at once: see `recipes.draw`.
+    """
     rng = random.Random(seed)
     texts = [text for sheet in trial.sheets[:3] for text in sheet.right]
     words = list_words(trial.code, texts)
@@ -61,9 +64,12 @@ def find_exploits(
     best: list[tuple[float, Recipe]] = []  # what gained most, without what is explained
     findings: list[Finding] = []
     failed: set[Recipe] = set()
-    while trial.num_calls < budget and len(findings) < most:
+    num_steps = len(trial.sheets[0].right)
+    while trial.num_calls < 1.25 * budget and len(findings) < most:
         batch = list(islice(seeds, BATCH))
-        if not batch:
+        if trial.num_calls >= budget:
+            batch = [draw(words, num_steps, rng) for _ in range(BATCH)]
+        elif not batch:
             parents = [recipe for _, recipe in best[:40]] or [Recipe(())]
             batch = [mutate(rng.choice(parents), rng.choice(parents), words, rng) for _ in range(8)]
         tables = trial.gains(batch, trial.search[:3])
