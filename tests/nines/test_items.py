@@ -162,3 +162,17 @@ def test_first_passages_of_two_hundred_worlds_are_covered():
     coverage = {r: float(np.mean(v)) for r, v in inside.items()}
     print(coverage)
     assert all(0.85 <= v <= 0.95 for v in coverage.values()), coverage
+
+
+@pytest.mark.parametrize("outcome", [0, 1])
+def test_where_nothing_differs_the_fit_settles_near_what_is_proven(outcome):
+    rows = [
+        {"run": "a", "step": s, "item": str(i), "seed": str(k), "success": outcome}
+        for s in (1, 10) for i in range(50) for k in range(4)
+    ]  # fmt: skip
+    o = readiness.forecast(trials.from_rows(rows), draws=200)
+    assert o.converged
+    now = o.mix[:, np.searchsorted(o.grid, o.now)]
+    low, high = np.quantile(now, (0.05, 0.95))
+    # 50 items without a failure show .942 at 95%.
+    assert low > 0.94 if outcome else high < 0.06

@@ -41,7 +41,8 @@ class LastCheckpoint:
     successes: ndarray  # [C]
     tries: ndarray  # [C]
     slices: ndarray  # [C]
-    name: ndarray  # [I] task and item
+    task: ndarray  # [I]
+    item: ndarray  # [I]
     passed: ndarray  # [I] whether the item did
     family: ndarray  # [I] of the item; "": none
 
@@ -112,7 +113,8 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
         successes=np.bincount(cell_of, passed),
         tries=np.bincount(cell_of).astype(float),
         slices=t.slice[cell],
-        name=np.char.add(np.char.add(t.task[first], "/"), t.item[first]),
+        task=t.task[first],
+        item=t.item[first],
         passed=~failed,
         family=t.family[first],
     )

@@ -67,7 +67,8 @@ def pair_items(t: Trials, first: str, second: str) -> Pairs:
         rows.append(own[x == x.max()])
     both = t[np.concatenate(rows)]
     is_second = np.arange(len(both)) >= len(rows[0])
-    row_of_cell, cell = group_rows(both.task, both.item, both.slice)
+    item = group_rows(both.task, both.item)[1]
+    row_of_cell, cell = group_rows(item, both.slice)
     means = []
     for own in (~is_second, is_second):
         count = np.bincount(cell[own], minlength=len(row_of_cell))
@@ -80,11 +81,16 @@ def pair_items(t: Trials, first: str, second: str) -> Pairs:
         raise UserError(
             f"no item was tried by both {first} and {second}; give logs of the same suite"
         )
-    common = both[row_of_cell[paired]]
-    row_of_item, item = group_rows(common.task, common.item)
+    cells = row_of_cell[paired]
+    first_of_item, item = group_rows(item[cells])
     difference = np.bincount(item, change[paired]) / np.bincount(item)
-    checkpoints = places[0], places[1]
-    return Pairs(common.task[row_of_item], common.family[row_of_item], difference, checkpoints)
+    rows_of_items = cells[first_of_item]
+    return Pairs(
+        task=both.task[rows_of_items],
+        family=both.family[rows_of_items],
+        difference=difference,
+        checkpoints=(places[0], places[1]),
+    )
 
 
 def compare_runs(p: Pairs, confidence: float = 0.95, unit: str = "auto") -> list[Comparison]:

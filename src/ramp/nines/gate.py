@@ -133,7 +133,8 @@ def judge(
 
 def _measure_loss(last, old, unit, enough):
     """Log capital of bets that the system is worse than the old one, and the change itself."""
-    _, ours, theirs = np.intersect1d(last.name, old.name, return_indices=True)
+    names = (np.char.add(np.char.add(c.task, "/"), c.item) for c in (last, old))
+    _, ours, theirs = np.intersect1d(*names, return_indices=True)
     if not len(ours):
         raise UserError("the baseline tried none of these items; give a log of the same suite")
     difference = last.passed[ours].astype(float) - old.passed[theirs]

@@ -319,7 +319,12 @@ def fit(c: Cells, draws: int = 400) -> ItemFit:
         mode[:] = g, e  # the next search starts here
         return value
 
-    peak, root, converged = _minimize_hyper(evidence, HYPER_MEAN, HYPER_BOUNDS)
+    share = c.successes / c.count
+    if share.min() == share.max() and share[0] in (0, 1):
+        # Where nothing differs nothing is told about scales: they stay as they were expected.
+        peak, root, converged = HYPER_MEAN, np.diag(HYPER_SD), True
+    else:
+        peak, root, converged = _minimize_hyper(evidence, HYPER_MEAN, HYPER_BOUNDS)
     widen = 1 if converged else UNSETTLED
 
     def posterior(h):
