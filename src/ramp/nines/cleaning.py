@@ -230,8 +230,6 @@ def choose_measurement(table: Table, reading: Reading, notes: list[Note]) -> Tab
     Raises UserError that lists them where the choice is open: they are several measurements of the
     same trials, and no evidence independent of each other.
     """
-    if "path" not in table:
-        table["path"] = constant("", count_rows(table))
     for key in CHOICES:
         if key in table:
             table = _choose(table, key, getattr(reading, key), notes)
@@ -262,7 +260,8 @@ def _choose(table, key, named, notes):
         if len(chosen) > 1 or (there and not chosen):
             is_open.append(f"{task} has {list_some(there)}")
             continue
-        if chosen and named and chosen[0] not in named:
+        # "none" is the name of what was not filtered.
+        if chosen and named and chosen[0] not in (*named, "none"):
             notes.append(Note("choice", f"{task} has no {key} but {chosen[0]}, which is taken"))
         taken = rows & np.array([v in chosen for v in column.values], bool)[column.codes]
         left = int(rows.sum() - taken.sum())
@@ -282,10 +281,10 @@ def _choose(table, key, named, notes):
 def _is_no_share(table, named, notes):
     """Rows of metrics that are no share of success, such as a perplexity, and that nobody named."""
     column = table["metric"]
-    numbers = [_parse_number(value) for value in table["success"].values]
+    success = table.get("success") or constant(None, len(column.codes))
+    numbers = [_parse_number(value, 0.0) for value in success.values]
     is_share = np.array([n is not None and 0 <= n <= 1 for n in numbers], bool)
-    is_share |= np.array([value is None for value in table["success"].values], bool)
-    odd = np.unique(column.codes[~is_share[table["success"].codes]])
+    odd = np.unique(column.codes[~is_share[success.codes]])
     names = [column.values[k] for k in odd]
     names = [name for name in names if name is not None and name not in named]
     # Where it is the only one, its values are refused later, with a sentence of their own.
@@ -309,7 +308,7 @@ def settle_errors(table: Table, reading: Reading, notes: list[Note]) -> Table:
     kinds = Counter(str(column.values[k])[:60] for k in column.codes[broke])
     named = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common(3))
     if reading.errors == "fail":
-        success = table["success"]
+        success = table.get("success") or constant(None, len(broke))
         codes = np.where(broke, len(success.values), success.codes)
         notes.append(Note("error", f"broken trials count as failures: {named}", total))
         return table | {"success": Column([*success.values, 0.0], codes)}
@@ -484,18 +483,16 @@ def _parse_date(value: Any) -> str:
             # Seconds since 1970, or milliseconds.
             seconds = float(value) / (1e3 if float(value) > 1e11 else 1)
             time = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-        elif re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)):
-            return str(value)
+        elif re.fullmatch(r"\d{4}-?\d\d-?\d\d", str(value)):
+            time = datetime.date.fromisoformat(str(value))
         else:
             time = datetime.datetime.fromisoformat(str(value))
     except (ValueError, OverflowError, OSError):
         raise UserError(
             f"date = {value!r} is no date; write it as 2026-01-31 or 2026-01-31T12:00:00+00:00"
         ) from None
-    if isinstance(time, datetime.datetime):
-        if time.tzinfo:
-            time = time.astimezone(datetime.UTC).replace(tzinfo=None)
-        return time.isoformat()
+    if isinstance(time, datetime.datetime) and time.tzinfo:
+        time = time.astimezone(datetime.UTC).replace(tzinfo=None)
     return time.isoformat()
 
 
@@ -512,7 +509,7 @@ def drop_copies(table: Table, notes: list[Note]) -> Table:
     # Not the file: a log may be given twice, or lie in two folders.
     group = group_codes([column for key, column in table.items() if key != "path"], rows)
     copies = np.bincount(group)
-    if "item" not in table and len(np.unique(table["path"].codes)) == 1:
+    if "item" not in table and ("path" not in table or len(np.unique(table["path"].codes)) == 1):
         return table  # accuracies, of which two of one place are refused later
     earlier = count_earlier(group)
     is_named = "seed" in table or "item" not in table
