@@ -212,7 +212,8 @@ def _parse_line(line: bytes) -> dict[str, Any]:
     found = CHECKSUM.search(line)
     if found and _checksum(line[: found.start()]) != found[1]:
         raise ValueError("it does not match its checksum")
-    record = json.loads(line)
+    # As text, since json would look for an encoding in every line.
+    record = json.loads(line.decode())
     # A torn line may happen to be JSON, such as the number that was left of an object.
     if not isinstance(record, dict):
         raise ValueError("it is not a JSON object")

@@ -433,6 +433,11 @@ def to_number_array(table: Table, key: str, scale: float = 1.0) -> ndarray:
         return np.full(count_rows(table), DEFAULTS[key])
     column = table[key]
     default = float(DEFAULTS[key])
+    if set(map(type, column.values)) <= {int, float, type(None)}:
+        # Numbers already: None becomes NaN.
+        plain = np.array(column.values, float)
+        plain[np.isnan(plain)] = default
+        return plain[column.codes] * scale
     numbers = np.array([_parse_number(value, default) for value in column.values], object)
     wrong = np.array([number is None for number in numbers], bool)[column.codes]
     if wrong.any():

@@ -3,8 +3,9 @@
 import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy import ndarray
 
+# What arrow raises of cells that have no one type, or one that it cannot count.
+MIXED = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
 BATCH = 50_000  # rows that are rows only for a while
 
 
@@ -56,7 +59,7 @@ def encode_cells(cells: Sequence[Any]) -> Column:
     """A column of cells. Cells that are missing, empty or NaN become None."""
     try:
         return _from_arrow(pa.array(cells, from_pandas=True))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+    except MIXED:
         # Cells of several types, or of what has no order, such as lists.
         places: dict[Any, int] = {}
         values: list[Any] = []
@@ -89,13 +92,39 @@ def _clean_cell(cell):
 
 def from_rows(rows: Iterable[Mapping[str, Any]]) -> Table:
     """A table of rows of named cells; a row without a name has no cell there."""
-    parts = []
+    pieces: dict[str, list[Any]] = {}
+    sizes: list[int] = []
     rows = iter(rows)
     while batch := list(islice(rows, BATCH)):
         # A dict keeps the order in which names came up.
-        names = dict.fromkeys(name for row in batch for name in row)
-        parts.append({name: encode_cells([row.get(name) for row in batch]) for name in names})
-    return concatenate(parts)
+        for name in dict.fromkeys(chain.from_iterable(batch)):
+            # Of the batches before, which had no such name.
+            earlier = pieces.setdefault(name, [pa.nulls(size) for size in sizes])
+            earlier.append(_pack([row.get(name) for row in batch]))
+        sizes.append(len(batch))
+        for cells in pieces.values():
+            if len(cells) < len(sizes):
+                cells.append(pa.nulls(len(batch)))
+    return {name: _join(cells) for name, cells in pieces.items()}
+
+
+def _pack(cells):
+    """Cells of one type as an array, which takes a tenth of the memory; others as they are."""
+    try:
+        return pa.array(cells, from_pandas=True)
+    except MIXED:
+        return cells
+
+
+def _join(pieces):
+    """A column of the pieces of it that the batches have."""
+    types = {piece.type for piece in pieces if isinstance(piece, pa.Array)} - {pa.null()}
+    if len(types) == 1 and all(isinstance(piece, pa.Array) for piece in pieces):
+        (kind,) = types
+        with suppress(*MIXED):
+            return _from_arrow(pa.concat_arrays([piece.cast(kind) for piece in pieces]))
+    plain = [piece.to_pylist() if isinstance(piece, pa.Array) else piece for piece in pieces]
+    return encode_cells(list(chain.from_iterable(plain)))
 
 
 def concatenate(tables: Sequence[Table]) -> Table:
