@@ -6,7 +6,6 @@ Every step takes a table and returns one, and notes what it left out, took by de
 import datetime
 import difflib
 import re
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -86,9 +85,10 @@ def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
     for key in (*reading.rename, *reading.ignore):
         if key not in table:
             raise UserError(
-                f"there is no column {key!r} for --map or --ignore; there are {_list_names(table)}"
+                f"there is no column {key!r} for --map or --ignore; there are {list_names(table)}"
             )
     table = {key: column for key, column in table.items() if key not in reading.ignore}
+    # What the user says comes first, then ramp's own names and aliases, then what tools use.
     target = {key: reading.rename.get(key) or ALIASES.get(key, key) for key in table}
     for key, names in GUESSES.items():
         found = [name for name in names if name in table and name not in reading.rename]
@@ -129,9 +129,10 @@ def melt_wide(table: Table, notes: list[Note]) -> Table:
     if "run" not in table or len(tasks) < 2:
         near = difflib.get_close_matches("success", unknown, 1) or ["COLUMN"]
         raise UserError(
-            f"there is no column success among {_list_names(table)}; "
+            f"there is no column success among {list_names(table)}; "
             f"name the one that says how a trial went, as in --map {near[0]}=success"
         )
+    # What is said of a system holds for each of its tasks.
     rest = {key: table[key] for key in table if key in DEFAULTS or key in INTERNAL}
     parts = []
     for task in tasks:
@@ -151,13 +152,14 @@ def melt_wide(table: Table, notes: list[Note]) -> Table:
     return concatenate(parts)
 
 
-def _list_names(table):
+def list_names(table: Table) -> str:
+    """The names of the columns that a user sees."""
     return list_some(key for key in table if key != "path")
 
 
 def _is_numeric(column):
     cells = column.used()
-    return bool(cells) and all(_parse_number(cell) is not None for cell in cells)
+    return bool(cells) and all(parse_number(cell) is not None for cell in cells)
 
 
 def check_unknown(table: Table, notes: list[Note]) -> Table:
@@ -167,6 +169,7 @@ def check_unknown(table: Table, notes: list[Note]) -> Table:
     """
     unknown = [key for key in table if key not in DEFAULTS and key not in INTERNAL]
     absent = [key for key in DEFAULTS if key not in table]
+    # A slip of the pen would otherwise lose a column with no more than a note.
     for key in unknown:
         for near in difflib.get_close_matches(str(key), absent, 1, 0.8):
             raise UserError(
@@ -174,6 +177,7 @@ def check_unknown(table: Table, notes: list[Note]) -> Table:
                 f"Say --map {key}={near} or --ignore {key}"
             )
     rows = count_rows(table)
+    # Rows that agree in all that ramp knows would be tries of one item.
     known = [table[key] for key in (*KEY, *CHOICES, "path") if key in table]
     group = group_codes(known, rows)
     groups = len(np.unique(group))
@@ -193,151 +197,6 @@ def check_unknown(table: Table, notes: list[Note]) -> Table:
     if unknown:
         notes.append(Note("dropped", f"columns that ramp does not use: {list_some(unknown)}"))
     return {key: column for key, column in table.items() if key not in unknown}
-
-
-# --- which rows
-
-
-def filter_rows(table: Table, reading: Reading, is_renamed: bool) -> Table:
-    """Keep the rows whose columns hold one of the texts of --where.
-
-    is_renamed: the names are ramp's. Those of the file are asked first, which have to be gone then.
-    """
-    for alias, values in reading.where.items():
-        key = alias if alias in table else ALIASES.get(alias, alias)
-        if key not in table:
-            is_file_name = alias in reading.rename or any(alias in g for g in GUESSES.values())
-            if not is_renamed or is_file_name:
-                continue
-            raise UserError(
-                f"there is no column {key!r} to select by; there are {_list_names(table)}"
-            )
-        wanted = {word for value in values for word in value.split(",")}
-        column = table[key]
-        is_kept = np.array([_to_text(value) in wanted for value in column.values], bool)
-        if not is_kept[column.codes].any():
-            raise UserError(
-                f"there is no row with {key} = {' or '.join(sorted(wanted))}; "
-                f"there are {list_some(column.used())}"
-            )
-        table = keep_rows(table, is_kept[column.codes])
-    return table
-
-
-def choose_measurement(table: Table, reading: Reading, notes: list[Note]) -> Table:
-    """Keep one scorer, one metric and one filter of every task; the user names which.
-
-    Raises UserError that lists them where the choice is open: they are several measurements of the
-    same trials, and no evidence independent of each other.
-    """
-    for key in CHOICES:
-        if key in table:
-            table = _choose(table, key, getattr(reading, key), notes)
-        elif getattr(reading, key):
-            raise UserError(f"there is no {key} to choose among; leave out --{key}")
-    return table
-
-
-def _choose(table, key, named, notes):
-    column = table[key]
-    tasks = table.get("task") or constant("task", count_rows(table))
-    # A trial that broke has no measurement to choose.
-    keep = ~column.present()
-    if key == "metric":
-        keep |= _is_no_share(table, named, notes)
-        keep_as_is = ~column.present()
-    else:
-        keep_as_is = keep
-    known = set(column.used())
-    if wrong := set(named) - known:
-        raise UserError(f"there is no {key} {min(wrong)!r}; there are {list_some(sorted(known))}")
-    is_open = []
-    result = keep_as_is.copy()
-    for place, task in enumerate(tasks.values):
-        rows = (tasks.codes == place) & ~keep
-        there = column[rows].used()
-        chosen = [name for name in there if name in named] if len(there) > 1 else there
-        if len(chosen) > 1 or (there and not chosen):
-            is_open.append(f"{task} has {list_some(there)}")
-            continue
-        # "none" is the name of what was not filtered.
-        if chosen and named and chosen[0] not in (*named, "none"):
-            notes.append(Note("choice", f"{task} has no {key} but {chosen[0]}, which is taken"))
-        taken = rows & np.array([v in chosen for v in column.values], bool)[column.codes]
-        left = int(rows.sum() - taken.sum())
-        if left:
-            others = list_some(name for name in there if name not in chosen)
-            text = f"{task}: the {key} {chosen[0]}, and not {others}, of the same trials"
-            notes.append(Note("choice", text, left))
-        result |= taken
-    if is_open:
-        raise UserError(
-            f"there are several measurements of one trial: {'; '.join(is_open[:6])}; "
-            f"name one with --{key} NAME"
-        )
-    return keep_rows(table, result)
-
-
-def _is_no_share(table, named, notes):
-    """Rows of metrics that are no share of success, such as a perplexity, and that nobody named."""
-    column = table["metric"]
-    success = table.get("success") or constant(None, len(column.codes))
-    numbers = [_parse_number(value, 0.0) for value in success.values]
-    is_share = np.array([n is not None and 0 <= n <= 1 for n in numbers], bool)
-    odd = np.unique(column.codes[~is_share[success.codes]])
-    names = [column.values[k] for k in odd]
-    names = [name for name in names if name is not None and name not in named]
-    # Where it is the only one, its values are refused later, with a sentence of their own.
-    if not names or len(names) == len(column.used()):
-        return np.zeros(len(column.codes), bool)
-    rows = np.array([v in names for v in column.values], bool)[column.codes]
-    text = f"metrics that are no share between 0 and 1: {list_some(names)}"
-    notes.append(Note("dropped", text, int(rows.sum())))
-    return rows
-
-
-def settle_errors(table: Table, reading: Reading, notes: list[Note]) -> Table:
-    """Count trials that infrastructure broke as failures, or leave them out and say how many."""
-    if "error" not in table:
-        return table
-    column = table["error"]
-    broke = column.present()
-    if not broke.any():
-        return table
-    total = int(broke.sum())
-    kinds = Counter(str(column.values[k])[:60] for k in column.codes[broke])
-    named = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common(3))
-    if reading.errors == "fail":
-        success = table.get("success") or constant(None, len(broke))
-        codes = np.where(broke, len(success.values), success.codes)
-        notes.append(Note("error", f"broken trials count as failures: {named}", total))
-        return table | {"success": Column([*success.values, 0.0], codes)}
-    if reading.errors == "report":
-        notes += _describe_errors(table, broke, named)
-    else:
-        notes.append(Note("error", f"broken trials are left out: {named}", total))
-    if broke.all():
-        raise UserError(
-            f"every trial broke ({named}), and none has an outcome; "
-            "--errors fail counts them as failures"
-        )
-    return keep_rows(table, ~broke)
-
-
-def _describe_errors(table, broke, named):
-    rows = len(broke)
-    columns = [table.get(key) or constant(key, rows) for key in ("run", "task")]
-    group = group_codes(columns, rows)
-    for g in np.unique(group[broke]):
-        mine = group == g
-        first = int(np.argmax(mine))
-        run, task = (column.values[column.codes[first]] for column in columns)
-        yield Note(
-            "error",
-            f"{run}, {task}: {int((mine & broke).sum())} of {int(mine.sum())} trials broke and are "
-            f"left out of every rate ({named}); --errors fail counts them as failures",
-            int((mine & broke).sum()),
-        )
 
 
 # --- values
@@ -363,12 +222,13 @@ def _find(table, key, pattern):
         search = re.compile(pattern).search
     except re.error as error:
         raise UserError(f"--{key}-from {pattern!r} is no regular expression: {error}") from None
+    # The cell itself says most, then the name of the run, then where the file lies.
     texts = [table[name] for name in (key, "run", "path") if name in table]
     groups = group_codes(texts, count_rows(table))
     first, group = np.unique(groups, return_index=True, return_inverse=True)[1:]
     values = []
     for row in first:
-        words = [_to_text(text.values[text.codes[row]]) for text in texts]
+        words = [to_text(text.values[text.codes[row]]) for text in texts]
         found = next(filter(None, map(search, words)), None)
         if not found:
             raise UserError(
@@ -384,7 +244,7 @@ def _parse_count(text):
     match = re.fullmatch(r"([\d.,_]+(?:e[+-]?\d+)?)([kmb]?)", text.strip().lower())
     if not match:
         return None
-    number = _parse_number(re.sub("[,_]", "", match[1]))
+    number = parse_number(re.sub("[,_]", "", match[1]))
     return None if number is None else number * SUFFIXES.get(match[2], 1.0)
 
 
@@ -399,17 +259,21 @@ def _join_releases(table, reading, notes):
         raise UserError(
             f"{path} is no table of releases; it needs a column run, and date, compute or step"
         )
+    # The last row of a run counts, as of a list that was added to.
     names = releases["run"]
-    row_of = {_to_text(names.values[code]): row for row, code in enumerate(names.codes)}
+    row_of = {to_text(names.values[code]): row for row, code in enumerate(names.codes)}
     run = table.get("run") or constant("run", count_rows(table))
-    missing = [name for name in run.used() if _to_text(name) not in row_of]
+    # They keep what the log says of them, or nothing.
+    missing = [name for name in run.used() if to_text(name) not in row_of]
     if missing:
         notes.append(Note("default", f"runs that {path.name} does not have: {list_some(missing)}"))
+    # What a row says itself is not overwritten.
     for key in keys:
         column = releases[key]
 
+        # Bound as a default, since the loop goes on to other columns.
         def look_up(name, column=column):
-            row = row_of.get(_to_text(name))
+            row = row_of.get(to_text(name))
             return None if row is None else column.values[column.codes[row]]
 
         filled = run.map(look_up)
@@ -422,7 +286,7 @@ def to_text_array(table: Table, key: str) -> ndarray:
     if key not in table:
         return np.full(count_rows(table), DEFAULTS[key])
     column = table[key]
-    parse = _parse_date if key == "date" else _to_text
+    parse = _parse_date if key == "date" else to_text
     texts = [DEFAULTS[key] if value is None else parse(value) for value in column.values]
     return np.array(texts, str)[column.codes] if texts else np.array([], str)
 
@@ -438,9 +302,10 @@ def to_number_array(table: Table, key: str, scale: float = 1.0) -> ndarray:
         plain = np.array(column.values, float)
         plain[np.isnan(plain)] = default
         return plain[column.codes] * scale
-    numbers = np.array([_parse_number(value, default) for value in column.values], object)
+    numbers = np.array([parse_number(value, default) for value in column.values], object)
     wrong = np.array([number is None for number in numbers], bool)[column.codes]
     if wrong.any():
+        # The first one is named: it leads to the others.
         row = int(np.argmax(wrong))
         remedy = ""
         if key in ("step", "compute"):
@@ -462,7 +327,7 @@ def name_row(table: Table, row: int) -> str:
     return f"{row - first + 1} of {path}" if path else str(row + 1)
 
 
-def _parse_number(value: Any, default: float | None = None) -> float | None:
+def parse_number(value: Any, default: float | None = None) -> float | None:
     """A number; the default where there is no cell, None where the cell is no number."""
     if value is None:
         return default
@@ -472,7 +337,8 @@ def _parse_number(value: Any, default: float | None = None) -> float | None:
         return None
 
 
-def _to_text(value: Any) -> str:
+def to_text(value: Any) -> str:
+    """A cell as text: an item, a name of a run and the like."""
     # A column of whole numbers with a gap comes as floats from some tools.
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
@@ -484,7 +350,7 @@ def _parse_date(value: Any) -> str:
     try:
         if isinstance(value, datetime.date | datetime.datetime):
             time = value
-        elif _parse_number(value) is not None and float(value) > 1e8:
+        elif parse_number(value) is not None and float(value) > 1e8:
             # Seconds since 1970, or milliseconds.
             seconds = float(value) / (1e3 if float(value) > 1e11 else 1)
             time = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
@@ -499,40 +365,3 @@ def _parse_date(value: Any) -> str:
     if isinstance(time, datetime.datetime) and time.tzinfo:
         time = time.astimezone(datetime.UTC).replace(tzinfo=None)
     return time.isoformat()
-
-
-# --- repeats
-
-
-def drop_copies(table: Table, notes: list[Note]) -> Table:
-    """Leave out what is a copy: rows that agree in everything, where that is no further try.
-
-    Rows that name a try (a seed) and agree in everything are one. Without seeds, a table of which
-    every row is there equally often is taken as that many copies of one.
-    """
-    rows = count_rows(table)
-    # Not the file: a log may be given twice, or lie in two folders.
-    group = group_codes([column for key, column in table.items() if key != "path"], rows)
-    copies = np.bincount(group)
-    if "item" not in table and ("path" not in table or len(np.unique(table["path"].codes)) == 1):
-        return table  # accuracies, of which two of one place are refused later
-    earlier = count_earlier(group)
-    is_named = "seed" in table or "item" not in table
-    allowed = np.ones_like(copies) if is_named else copies // np.gcd.reduce(copies)
-    is_copy = earlier >= allowed[group]
-    if not is_copy.any():
-        return table
-    reason = "rows that agree in everything are copies, no further tries"
-    if not is_named:
-        reason += "; give tries a column seed if they are"
-    notes.append(Note("dropped", reason, int(is_copy.sum())))
-    return keep_rows(table, ~is_copy)
-
-
-def count_earlier(group: ndarray) -> ndarray:
-    """[N] how many earlier rows are of the same group."""
-    order = np.argsort(group, kind="stable")
-    in_order = group[order]
-    count = np.empty(len(group), int)
-    count[order] = np.arange(len(group)) - np.searchsorted(in_order, in_order)
-    return count

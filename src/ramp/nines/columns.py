@@ -55,6 +55,11 @@ def keep_rows(table: Table, rows: ndarray | slice) -> Table:
     return {key: column[rows] for key, column in table.items()}
 
 
+def with_column(table: Table, name: str, column: Column) -> Table:
+    """The table with one column more, or another one in its place."""
+    return {**table, name: column}
+
+
 def encode_cells(cells: Sequence[Any]) -> Column:
     """A column of cells. Cells that are missing, empty or NaN become None."""
     try:

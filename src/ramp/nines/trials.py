@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy import ndarray
 
 from ramp.errors import UserError
-from ramp.nines import cleaning, columns, formats
+from ramp.nines import cleaning, columns, formats, selection
 from ramp.nines.cleaning import DEFAULTS, KEY
 from ramp.nines.columns import Table
 from ramp.nines.notes import AS_IS, Note, Reading
@@ -105,15 +105,15 @@ def from_table(table: Table, reading: Reading = AS_IS, notes: Sequence[Note] = (
     said = list(notes)
     if not columns.count_rows(table):
         raise UserError("there are no rows of named columns")
-    table = cleaning.filter_rows(table, reading, is_renamed=False)
+    table = selection.filter_rows(table, reading, is_renamed=False)
     table = cleaning.rename_columns(table, reading, said)
     table = cleaning.melt_wide(table, said)
-    table = cleaning.filter_rows(table, reading, is_renamed=True)
+    table = selection.filter_rows(table, reading, is_renamed=True)
     table = cleaning.find_progress(table, reading, said)
-    table = cleaning.choose_measurement(table, reading, said)
-    table = cleaning.drop_copies(table, said)
+    table = selection.choose_measurement(table, reading, said)
+    table = selection.drop_copies(table, said)
     table = cleaning.check_unknown(table, said)
-    table = cleaning.settle_errors(table, reading, said)
+    table = selection.settle_errors(table, reading, said)
     said += _describe_defaults(table)
     t = _to_trials(table, reading)
     _check_numbers(t, table, reading)
@@ -125,7 +125,7 @@ def from_table(table: Table, reading: Reading = AS_IS, notes: Sequence[Note] = (
             said.append(Note("guess", "sizes are read from the names of runs"))
     if (t.seed == "").all():
         # Repeats without a name are numbered, where there are items to repeat.
-        earlier = cleaning.count_earlier(_group(t, KEY[:-1]))
+        earlier = selection.count_earlier(_group(t, KEY[:-1]))
         number = np.char.add(UNNAMED, earlier.astype(str))
         t = replace(t, seed=np.where(t.item == "", "", number))
         if earlier.any():
@@ -207,7 +207,7 @@ def _group(t, keys):
 
 
 def _check_distinct(t):
-    earlier = cleaning.count_earlier(_group(t, KEY))
+    earlier = selection.count_earlier(_group(t, KEY))
     if not earlier.any():
         return
     row = int(np.argmax(earlier > 0))

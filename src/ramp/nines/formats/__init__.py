@@ -51,6 +51,7 @@ BROKEN_FILE = (
 def read_files(paths: Sequence[Path], reading: Reading, notes: list[Note]) -> list[Table]:
     """A table of each file, and of each log in the folders. Raises UserError for what is no log."""
     tables = []
+    # A file that the user names has to be a log; one that lies in a folder need not be.
     for path in paths:
         if path.is_dir():
             tables += _read_folder(path, reading, notes)
@@ -109,9 +110,9 @@ def _read_file(path, reading, notes, is_sure=True) -> Table | None:
             f"{path} cannot be read as a table of trials ({type(error).__name__}: {error}); "
             "mend it or leave it out"
         ) from None
-    if columns.count_rows(known):
-        known["path"] = columns.constant(str(path), columns.count_rows(known))
-    return known
+    rows = columns.count_rows(known)
+    # For messages, and for what stands in a path, such as the step of a checkpoint.
+    return columns.with_column(known, "path", columns.constant(str(path), rows)) if rows else known
 
 
 def _read_log(path, kind, reading, notes, is_sure):
@@ -126,6 +127,7 @@ def _read_log(path, kind, reading, notes, is_sure):
         return agents.rename_known(columns.from_rows(data), reading, notes)
     if is_sure:
         names = ", ".join(form.name for form in FORMATS if kind in form.endings)
+        # The user named this file, and is told what it could have been.
         raise UserError(f"it is none of the logs that ramp knows ({names})")
     return None
 

@@ -3,9 +3,7 @@
 import json
 import math
 
-import numpy as np
-
-from ramp.nines.columns import Column, Table
+from ramp.nines.columns import Column, Table, constant, count_rows, with_column
 from ramp.nines.formats.log import Format, has_keys, is_list_with
 from ramp.nines.notes import Note, Reading
 
@@ -176,9 +174,11 @@ def rename_known(table: Table, reading: Reading, notes: list[Note]) -> Table:
     known = {name: table[key] for key, name in names.items() if key in table}
     if "human_minutes" in table:
         minutes = table["human_minutes"]
-        known["difficulty"] = Column([_log2(value) for value in minutes.values], minutes.codes)
+        # METR's curves run over the logarithm of how long a human takes.
+        difficulty = Column([_log2(value) for value in minutes.values], minutes.codes)
+        known = with_column(known, "difficulty", difficulty)
         notes.append(Note("guess", "difficulty is log2 of human_minutes"))
-    known["metric"] = Column([metric], np.zeros_like(known["success"].codes))
+    known = with_column(known, "metric", constant(metric, count_rows(table)))
     left = [key for key in table if key not in names and key not in ("human_minutes", *scores)]
     if left:
         notes.append(Note("dropped", f"columns that ramp does not use: {', '.join(left[:12])}"))

@@ -25,6 +25,7 @@ def _read_promptfoo_rows(rows):
         if isinstance(provider, dict):
             provider = provider.get("label") or provider.get("id")
         prompt = row.get("prompt") or {}
+        # Rows of older versions name a case by its variables only.
         case = row.get("testIdx")
         trial = {
             "run": provider,
@@ -36,6 +37,7 @@ def _read_promptfoo_rows(rows):
         }
         if row.get("latencyMs") is not None:
             trial["seconds"] = row["latencyMs"] / 1e3
+        # An answer that a check turned down is a failure; no answer is none.
         is_broken = row.get("failureReason") == PROMPTFOO_ERROR
         is_broken |= bool(row.get("error")) and not row.get("gradingResult")
         if is_broken:
@@ -49,6 +51,7 @@ def _hash(value):
 
 
 def _read_deepeval(log):
+    # The file that is kept of the latest run wraps it.
     run = log.data.get("testRunData") or log.data
     cases = [*(run.get("testCases") or []), *(run.get("conversationalTestCases") or [])]
     for case in cases:
@@ -83,7 +86,9 @@ def _read_junit(log):
                 "date": suite.get("timestamp"),
                 "seconds": case.get("time"),
             }
+            # What went wrong around a test, such as in a fixture; a failure is the test's own.
             problem = case.find("error")
+            # Nothing was tried there.
             if case.find("skipped") is not None:
                 skipped += 1
             elif problem is not None:

@@ -35,6 +35,7 @@ def _read_instances(log):
             "slice": _slice(record.get("perturbation")),
         }
         for stat in record["stats"]:
+            # Each metric is a row of its own, of which the user names one.
             yield from _read_stat(stat, trial, {})
 
 
@@ -49,6 +50,7 @@ def _read_run(log):
         # "worst" and the like are taken over several ways to perturb.
         if perturbation and perturbation.get("computed_on"):
             continue
+        # The variance is over instances, as far as HELM tells it.
         count = stat.get("count") or 0
         spread = {"stderr": (stat.get("variance", 0) / count) ** 0.5} if count > 1 else {}
         row = {"run": run, "task": task, "slice": _slice(perturbation)}

@@ -79,6 +79,7 @@ def _describe_run(results, log):
     """The run is the name of the folder where the results tell no model."""
     config = results.get("config") or {}
     arguments = config.get("model_args") or ""
+    # A text up to 0.4.9, a mapping after.
     if isinstance(arguments, dict):
         arguments = ",".join(f"{key}={value}" for key, value in arguments.items())
     pretrained = re.search(r"(?:pretrained|model|path)=([^,]+)", arguments)
@@ -112,6 +113,7 @@ def _read_results(log):
                 continue
             stderr = numbers.get(f"{metric}_stderr,{name}" if name else f"{metric}_stderr")
             row = about | {"task": task, "metric": metric, "filter": name or "none"}
+            # "N/A" where it was not worked out.
             stderr = stderr if is_number(stderr) else None
             yield row | {"success": value, "stderr": stderr}
 
