@@ -69,3 +69,15 @@ def test_the_grid_asks_in_second_place_only_what_real_text_shows_and_never_what_
     assert 300 < len(behind) < 500 and all(tuple(q[:4]) in first for q in behind)
     assert not {(q[2] - DIGITS, q[4] - DIGITS) for q in behind} & W.unseen
     assert np.bincount([q[-1] - DIGITS for q in asked], minlength=40).min() >= 20
+
+
+def test_rivals_without_a_model_write_right_programs_from_facts():
+    """Real text shows most facts; the verifier gives away the others in a few calls each."""
+    w = World(3)
+    shown = world.read_facts(w.corpus(1500, 0))
+    assert 300 < len(shown) < 400 and all(w.table[op, d] == r for (op, d), r in shown.items())
+    facts, calls = w.ask_facts(shown)
+    assert len(facts) == 400 and 0 < calls <= 10 * (400 - len(shown))
+    made = w.recombine(shown, 400, 0)
+    assert all(w.right(doc) and w.allowed(world.parse(doc)[0]) for doc in made)
+    assert set(world.read_facts(made)) <= set(shown)

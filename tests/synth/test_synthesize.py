@@ -14,7 +14,6 @@ from ramp.cli import main
 from ramp.config import Config, Synthesize, Text, Thresholds, Train
 from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
-from ramp.evals import diversity
 from ramp.reporting.report import update_report
 from ramp.run import is_finished
 from ramp.rundir import RunDir
@@ -24,6 +23,7 @@ from ramp.stages.synthesize import GenerationLoop
 from ramp.synth import decide, generate, ledger, prompts
 from ramp.synth.corpus import PackedSamples, RealCorpus, TrainingPlan
 from ramp.synth.docs import Docs
+from ramp.synth.guard import CollapseGuard, judge_samples
 from ramp.text.shards import write_tokens
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
@@ -104,6 +104,8 @@ def never(text):
     return False
 def always(text):
     return True
+def whole(text):
+    return text.endswith(".")
 def sometimes(text):
     if "z" in text:
         raise ValueError("a letter that real text does not have")
@@ -208,15 +210,6 @@ def test_more_generations_go_on_with_a_finished_loop(done):
     assert is_finished(rundir, more, "synthesize")
 
 
-def test_replies_to_a_question_follow_from_their_keys(done, start):
-    """Each alone, in a conversation of its own, whatever their number; a question that leaves no room is refused."""
-    _, c, _ = done
-    three, two = (diversity.generate_replies(c, start["lm"], T, "Hi?", n, 6) for n in (3, 2))
-    assert len(three) == 3 and three[:2] == two and len(set(three)) > 1
-    with pytest.raises(UserError, match="shorten it"):
-        diversity.generate_replies(c, start["lm"], T, "Hi? " * c.model.context_len, 2, 6)
-
-
 def test_what_is_done_is_not_done_again(done):
     rundir, c, report = done
     again = synthesize.run(rundir, c, Preemption())
@@ -226,15 +219,16 @@ def test_what_is_done_is_not_done_again(done):
 
 
 @pytest.mark.slow
-def test_killed_after_the_ledger_the_generation_goes_on_alike(done, tmp_path):
-    """A generation from its ledger alone ends in the same model as one that was not killed."""
+@pytest.mark.parametrize("place", ["synthesize-1", "synthesize-control-1"])
+def test_killed_in_training_the_generation_goes_on_alike(done, tmp_path, place):
+    """A generation from its ledger, or from nothing, ends in the same model as one that was not killed."""
     _, c, report = done
     c = replace(c, synthesize=replace(c.synthesize, generations=1))
     other = directory(tmp_path / "other")
     train = synthesize.GenerationLoop.train
 
     def killed(loop, name, *rest):
-        if name == "synthesize-1":  # after its control
+        if name == place:  # the ledger is written between the two
             raise KeyboardInterrupt
         return train(loop, name, *rest)
 
@@ -242,7 +236,7 @@ def test_killed_after_the_ledger_the_generation_goes_on_alike(done, tmp_path):
         patch.setattr(synthesize.GenerationLoop, "train", killed)
         with pytest.raises(KeyboardInterrupt):
             synthesize.run(other, c, Preemption())
-    assert ledger.ledger_path(other.path / "synth", 1).exists()
+    assert ledger.ledger_path(other.path / "synth", 1).exists() == (place == "synthesize-1")
     got = synthesize.run(other, c, Preemption())
     assert got["generations"][0] == report["generations"][0]
 
@@ -312,6 +306,23 @@ def test_verifiers_that_break_refuse_all_or_agree_to_all(judge):
     assert agreed.evidence.precision == 0.0 and any(
         "shuffled" in note for note in agreed.figures.notes.values()
     )
+
+
+def test_a_verifier_of_ends_sees_whole_documents_and_teaches(judge):
+    """Real documents are longer than a sample; cut at its length, the verifier would refuse them all."""
+
+    def write(made, real):
+        texts = sentences(len(made), 77)
+        return [replace(s, ids=(*T.encode(x), T.bos)) for s, x in zip(made, texts, strict=True)]
+
+    alike = {"contamination_tokens": 200, "dedup_threshold": 1.0}  # all of one pattern
+    found = judge("clean", "whole", change=write, guard=Thresholds(), num_audited=30, **alike)
+    assert not found.evidence.faults and found.evidence.precision > 0.9
+    assert "accepts 100% of real documents, 0% of their first halves" in str(found.figures.notes)
+    # Sentences of one pattern are less diverse than the noise of the first model.
+    limits = Thresholds(min_vendi_ratio=0.0)
+    _, said = judge_samples(CollapseGuard(0.4), limits, found.evidence)
+    assert found.evidence.accepted > 10 and said.action in ("go", "warn")
 
 
 def test_nan_contamination_and_repeats_are_decisions(judge):

@@ -9,6 +9,7 @@ noise.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -180,15 +181,14 @@ class Arm:
     filtered: bool = False  # quality and diversity, without a verifier: likely ones, no two alike
     seeds: bool = True  # samples begin with an operator of the grid: they do not choose it
     second: bool = True  # half of them behind a first step of real text
+    # Rivals without a model: programs written from the facts of real text, or from all facts, which
+    # the verifier gives away.
+    source: Literal["model", "facts", "asked facts"] = "model"
     last: float = (
         Synthesize.final_real_fraction
     )  # share of the steps, at the end, on real documents alone
 
 
-CLOSE, MORE_SEEDS = (
-    ("real", "accumulate + verify", "guarded"),
-    5,
-)  # arms that three seeds do not tell apart
 GUARDED = Arm()
 PLAIN = Arm("replace", 0.3, verify=False, seeds=False, last=0.0)
 ARMS = {
@@ -204,9 +204,9 @@ ARMS = {
     "guarded - verifier": replace(GUARDED, verify=False),
     "guarded - real last": replace(GUARDED, last=0.0),
     "guarded - real text": replace(GUARDED, m=0.0, last=0.0),
-    "guarded - all but seeds and verifier": replace(
-        PLAIN, policy="accumulate", verify=True, seeds=True
-    ),
+    "accumulate + verify + seeds": replace(PLAIN, policy="accumulate", verify=True, seeds=True),
+    "real facts recombined": replace(PLAIN, policy="accumulate", source="facts"),
+    "all facts, asked of the verifier": replace(PLAIN, policy="accumulate", source="asked facts"),
 }
 
 
@@ -224,7 +224,10 @@ def run_arm(lab: Lab, arm: Arm, seed: int) -> dict:
                 if arm.seeds
                 else [[world.BOS]] * t.num_documents
             )
-            made = lab.sample(params, openings, prompts.first_key(seed, g))
+            if arm.source == "model":
+                made = lab.sample(params, openings, prompts.first_key(seed, g))
+            else:
+                made = write_programs(lab, arm, seed * 100 + g)
             good = keep(lab, arm, made, params)
             pools.append([made[i] for i in good])
             weights.append(np.ones(len(good)))
@@ -243,6 +246,15 @@ def run_arm(lab: Lab, arm: Arm, seed: int) -> dict:
     return {"curve": curve, "kept": kept_share} | last
 
 
+def write_programs(lab: Lab, arm: Arm, seed: int) -> list[list[int]]:
+    """As many programs as the other arms sample, written from facts."""
+    facts = world.read_facts(lab.real)
+    if arm.source == "asked facts":
+        facts, calls = lab.w.ask_facts(facts)
+        print(f"the verifier gave away {len(facts)} facts in {calls} calls")
+    return lab.w.recombine(facts, lab.b.t.num_documents, seed)
+
+
 def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
     """Numbers of the samples that may teach; none of them is of what is tested at the end."""
     ok = [i for i, d in enumerate(made) if (p := world.parse(d)) is None or lab.w.allowed(p[0])]
@@ -259,18 +271,34 @@ def keep(lab: Lab, arm: Arm, made: list[list[int]], params: dict) -> np.ndarray:
     return np.array(sorted(ok), np.int64)
 
 
+# Worlds 0 and 1 were looked at while the arms were being written.
+WORLDS = (2, 5, 7)
+SHORT = (
+    "real",
+    "accumulate",
+    "accumulate + verify",
+    "guarded",
+    "accumulate + verify + seeds",
+    "real facts recombined",
+    "all facts, asked of the verifier",
+)
+
+
 def claim(lab: Lab) -> None:
-    """On a world of its own: worlds 0 and 1 were looked at while the arms were being written."""
-    lab = replace(lab, w=world.World(2))
-    runs = [(name, seed) for seed in range(SEEDS) for name in ARMS if " - " not in name]
-    runs += [(name, seed) for seed in range(SEEDS, MORE_SEEDS) for name in CLOSE]
-    runs += [
-        (name, seed) for seed in range(SEEDS) for name in ARMS if " - " in name
-    ]  # each part of the guarded policy left out
-    for name, seed in runs:
-        lab.b.once(
-            {"part": "claim", "arm": name, "seed": seed}, partial(run_arm, lab, ARMS[name], seed)
-        )
+    """The arms in several worlds; what a part of guarded gives, in one."""
+    for seed in range(SEEDS):
+        for number in WORLDS:
+            for name in SHORT:
+                run_claim(replace(lab, w=world.World(number)), name, seed)
+    for seed in range(SEEDS):
+        for name in ARMS:
+            run_claim(replace(lab, w=world.World(WORLDS[0])), name, seed)
+
+
+def run_claim(lab: Lab, name: str, seed: int) -> None:
+    """One arm in one world, unless it is done."""
+    key = {"part": "claim", "arm": name, "seed": seed, "world": lab.w.seed}
+    lab.b.once(key, partial(run_arm, lab, ARMS[name], seed))
 
 
 # The guard

@@ -181,8 +181,12 @@ def claim(results: Rows) -> Iterator[Bar]:
 
 def paired(arms: dict[str, list[dict]], other: str) -> tuple[list[float], list[float]]:
     """By seed: novel pass@1 of guarded less another arm's, and its bits relative to the other's."""
-    of = {r["key"]["seed"]: r for r in arms[other]}
-    pairs = [(r, of[r["key"]["seed"]]) for r in arms["guarded"] if r["key"]["seed"] in of]
+
+    def place(r):
+        return r["key"].get("world"), r["key"]["seed"]
+
+    of = {place(r): r for r in arms[other]}
+    pairs = [(r, of[place(r)]) for r in arms["guarded"] if place(r) in of]
     return [a["novel"] - b["novel"] for a, b in pairs], [
         a["bits"] / b["bits"] - 1 for a, b in pairs
     ]

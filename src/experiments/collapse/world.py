@@ -24,6 +24,9 @@ BOS, END = DIGITS + OPERATORS, DIGITS + OPERATORS + 1
 LONGEST = 8  # targets of a program of depth 3
 
 
+Facts = dict[tuple[int, int], int]  # (operator, digit): what it makes of it
+
+
 @dataclass(frozen=True)
 class World:
     seed: int = 0
@@ -98,6 +101,36 @@ class World:
             found.append([BOS, *start, DIGITS + op])
         return found
 
+    def ask_facts(self, known: Facts) -> tuple[Facts, int]:
+        """All facts, the unknown ones by asking the interpreter; and how many calls that took."""
+        facts, calls = dict(known), 0
+        for op in range(OPERATORS):
+            for digit in range(DIGITS):
+                # An operator is a permutation: what it makes of other digits is ruled out.
+                made = {facts.get((op, other)) for other in range(DIGITS)}
+                for guess in range(DIGITS):
+                    if (op, digit) in facts or guess in made:
+                        continue
+                    calls += 1
+                    if self.right([BOS, digit, DIGITS + op, guess, END]):
+                        facts[op, digit] = guess
+        return facts, calls
+
+    def recombine(self, facts: Facts, n: int, seed: int) -> list[list[int]]:
+        """n programs written from facts, without a model: facts as often as each other."""
+        rng = np.random.default_rng([self.seed, 5, seed])
+        names = sorted(facts)
+        programs = []
+        while len(programs) < n:
+            op, digit = names[rng.integers(len(names))]
+            ops, start, value = (op,), digit, facts[op, digit]
+            second = int(rng.integers(OPERATORS))
+            if len(programs) % 2 and (second, value) in facts:
+                ops = (op, second)
+            if self.allowed(ops):
+                programs.append(self.solve(ops, start))
+        return programs
+
     def tests(self, n: int) -> dict[str, list[tuple[tuple[int, ...], int]]]:
         """Problems by kind: head, tail (one operator), pair (unseen), deep (3 uniform ones)."""
         rng = np.random.default_rng([self.seed, 4])
@@ -124,6 +157,15 @@ def parse(ids: list[int]) -> tuple[tuple[int, ...], int] | None:
     if not all(t < DIGITS for t in digits) or not all(DIGITS <= t < BOS for t in ops):
         return None
     return tuple(t - DIGITS for t in ops), digits[0]
+
+
+def read_facts(docs: Sequence[list[int]]) -> Facts:
+    """The facts that documents show."""
+    facts: Facts = {}
+    for doc in docs:
+        for i in range(1, len(doc) - 3, 2):
+            facts[doc[i + 1] - DIGITS, doc[i]] = doc[i + 2]
+    return facts
 
 
 def cell(ids: list[int]) -> int:

@@ -220,7 +220,8 @@ def judge_samples(
     ]
     if evidence.precision < limits.min_precision:
         bound = f"{evidence.precision:.2f}"
-        reasons.append(f"audited precision of what was accepted is {bound} at most")
+        remedy = "add a verifier that differs, such as typical, or an auditor"
+        reasons.append(f"audited precision of what was accepted is {bound} at most: {remedy}")
     if reasons:
         return _repair(guard, limits, reasons)
     far = {n: f for n, f in evidence.figures.items() if abs(f.z) > limits.warn_z}
