@@ -10,11 +10,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from ramp.errors import UserError, require_name
-from ramp.files import append_jsonl, read_jsonl, to_json
+from ramp.files import append_jsonl, read_jsonl, to_json, to_line
 from ramp.reporting.html import paragraph, section, table, write_page
 from ramp.synth.answers import AnswerFigures, K, classify, describe_figures, measure_answers
 from ramp.synth.speakers import Sampling, Speaker, open_speaker
@@ -174,10 +175,11 @@ def run(
             raise UserError(f"{path} cannot be written; name a file in a directory that exists")
     questions = read_questions(spec)
     speaker = open_speaker(model, name)
+    rows = Kept.read(kept)
     asked = []
     for question in questions:
         for remedy in chosen:
-            replies = gather(speaker, question, remedy, n, max_tokens, seed, kept)
+            replies = gather(speaker, question, remedy, n, max_tokens, seed, rows)
             asked.append(judge(question, remedy, replies, seed))
     summaries = summarize(asked, chosen)
     if page:
@@ -203,6 +205,37 @@ def read_questions(spec: str) -> list[Question]:
     return [Question(i, text) for i, text in enumerate(strings)]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The replies that a file keeps, one a line."""
+
+    path: Path
+    rows: dict[tuple, str]  # reply by model, question, way, longest reply, seed and number
+
+    FIELDS: ClassVar[tuple] = ("model", "question", "remedy", "max_tokens", "seed", "number")
+
+    @classmethod
+    def read(cls, path: Path) -> "Kept":
+        """Those of earlier starts, if there are any."""
+        found = {}
+        for row in read_jsonl(path):
+            found[tuple(row.get(field) for field in cls.FIELDS)] = str(row.get("reply", ""))
+        return cls(path, found)
+
+    def add(self, keys: Sequence[tuple], prompts: Sequence[str], replies: Sequence[str]) -> None:
+        """Keep new ones."""
+        for key, prompt, reply in zip(keys, prompts, replies, strict=True):
+            self.rows[key] = reply
+            record = dict(zip(self.FIELDS, key, strict=True)) | {"prompt": prompt, "reply": reply}
+            if key == keys[0]:
+                # It begins a new line where a kill has torn the last one.
+                append_jsonl(self.path, record)
+                continue
+            # Without waiting for the disk, which would take longer than many a reply.
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(to_line(record))
+
+
 def gather(
     speaker: Speaker,
     question: Question,
@@ -210,28 +243,19 @@ def gather(
     n: int,
     max_tokens: int,
     seed: int,
-    kept: Path,
+    kept: Kept,
 ) -> list[str]:
-    """n replies to a question; those that `kept` has of the same asking are not asked again."""
+    """n replies to a question; those that are kept of the same asking are not asked again."""
     way = REMEDIES[remedy]
-    key = {
-        "model": speaker.name,
-        "question": question.text,
-        "remedy": remedy,
-        "max_tokens": max_tokens,
-        "seed": seed,
-    }
-    known = {row["number"]: row["reply"] for row in read_jsonl(kept) if key.items() <= row.items()}
-    missing = [i for i in range(n) if i not in known]
-    prompts = [way.change(question.text, make_rng(seed, question, remedy, i)) for i in missing]
-    how = Sampling(way.temperature, way.min_p, max_tokens)
-    # Another seed for each question, so that no two share their luck.
-    seeds = [(seed + 1_000_003 * question.number + i) % 2**31 for i in missing]
-    replies = speaker.reply(prompts, seeds, how) if missing else []
-    for number, prompt, reply in zip(missing, prompts, replies, strict=True):
-        append_jsonl(kept, key | {"number": number, "prompt": prompt, "reply": reply})
-        known[number] = reply
-    return [known[i] for i in range(n)]
+    keys = [(speaker.name, question.text, remedy, max_tokens, seed, i) for i in range(n)]
+    missing = [i for i in range(n) if keys[i] not in kept.rows]
+    if missing:
+        prompts = [way.change(question.text, make_rng(seed, question, remedy, i)) for i in missing]
+        how = Sampling(way.temperature, way.min_p, max_tokens)
+        # Another seed for each question, so that no two share their luck.
+        seeds = [(seed + 1_000_003 * question.number + i) % 2**31 for i in missing]
+        kept.add([keys[i] for i in missing], prompts, speaker.reply(prompts, seeds, how))
+    return [kept.rows[key] for key in keys]
 
 
 def make_rng(seed: int, question: Question, remedy: str, number: int) -> np.random.Generator:
@@ -344,6 +368,7 @@ def tabulate(summaries: Sequence[Summary]) -> list[list[str]]:
 def _with_error(value, error) -> str:
     if not np.isfinite(value):
         return ""
+    value = round(value, 2) + 0.0  # no -0.00
     return f"{value:.2f} ± {error:.2f}" if np.isfinite(error) else f"{value:.2f}"
 
 
@@ -353,7 +378,8 @@ def write(path: Path, model: str, asked: Sequence[Asked], summaries: Sequence[Su
     sections = [
         section(
             "How many answers, by the way of asking",
-            table(head, rows),
+            table(head[:-1], [row[:-1] for row in rows]),
+            table(("asked", "how"), [(row[0], row[-1]) for row in rows]),
             note="Different: classes of replies that say the same, a question. ±: standard error.",
         )
     ]
