@@ -64,7 +64,7 @@ def run(rundir: RunDir, c: Config, source: str) -> int:
     lines = [json.dumps({"id": row.id, "text": row.text}, ensure_ascii=False) for row in kept]
     write_atomic(directory / "kept.jsonl", "\n".join([*lines, ""]))
     write_candidates_page(directory, name, str(verdict), decisions, rows)
-    print(f"{len(kept)} of {len(rows)} texts are kept, {directory / 'kept.jsonl'}; {verdict}")
+    print(f"{len(kept)} of {len(rows)} texts pass, {directory / 'kept.jsonl'}; together: {verdict}")
     for reason, count in count_refusals(rows).items():
         print(f"{count:6} dropped: {reason}")
     return 0 if guard.weight else 1

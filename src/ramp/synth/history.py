@@ -130,7 +130,7 @@ def write_history(directory: Path, history: Sequence[GenerationResult]) -> None:
 def count_refusals(rows: Sequence[LedgerRow]) -> dict[str, int]:
     """How many samples were dropped for each kind of reason, the most frequent first."""
     # The figures in a reason differ from sample to sample, its kind does not.
-    kinds = Counter(re.sub(r"[\d.]+", "N", row.reason) for row in rows if row.reason)
+    kinds = Counter(re.sub(r"[\d.]+", "N", row.reason) for row in rows if row.decision == "dropped")
     return dict(kinds.most_common(NUM_REASONS))
 
 
