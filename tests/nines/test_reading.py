@@ -225,6 +225,17 @@ def test_several_where_of_a_column_add_up(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["items"] == 4
 
 
+def test_words_of_the_command_line(tmp_path, capsys):
+    (tmp_path / "t.jsonl").write_text("")
+    for words, what in (
+        (["--where", "task"], "must read NAME=VALUE"),
+        (["--map", "ok"], "must read NAME=VALUE"),
+        ([], "holds no rows"),
+    ):
+        assert main(["nines", "certify", str(tmp_path / "t.jsonl"), *words]) == 2
+        assert what in capsys.readouterr().err
+
+
 def test_step_from_a_path_a_cell_and_a_run(tmp_path):
     for step in ("500", "1k"):
         folder = tmp_path / f"ckpt-{step}"

@@ -47,6 +47,9 @@ def _read(args):
 
 
 def _make_reading(args):
+    for word in (*args.where, *args.map):
+        if "=" not in word:
+            raise UserError(f"{word!r} of --where or --map must read NAME=VALUE")
     where = defaultdict(list)
     for word in args.where:
         column, _, value = word.partition("=")

@@ -136,7 +136,7 @@ def _parse(path: Path, kind: str) -> tuple[Any, Any]:
     """What a log is recognised by, the document or its first record, and all of it."""
     if kind == ".jsonl":
         records = iterate_whole_jsonl(path)
-        first = next(records)
+        first = next(records, {})
         return first, chain([first], records)
     if kind == ".json":
         # Windows writes a mark before UTF-8.
