@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -191,14 +192,17 @@ def test_neither_order_nor_repeats_of_rows_change_the_verdict(seeds, unit):
         assert judge(trials.from_rows(other), 1, unit=unit) == verdict
     # Rows again: under another seed where they have one, else as they are.
     again = [row | ({"seed": "9" + row["seed"]} if seeds else {}) for row in rows]
-    assert judge(trials.from_rows(rows + again), 1, unit=unit) == verdict
+    doubled = judge(trials.from_rows(rows + again), 1, unit=unit)
+    assert replace(doubled, notes=verdict.notes) == verdict
+    assert ("no seed" in doubled.notes[0]) != seeds
 
 
 def test_retrying_what_failed_changes_nothing():
     rng = np.random.default_rng(6)
     rows = log_rows(60, 1, 0.5, True, rng)
     retried = rows + [r | {"seed": "1", "success": 1} for r in rows if not r["success"]]
-    assert judge(trials.from_rows(retried), 1) == judge(trials.from_rows(rows), 1)
+    verdict = judge(trials.from_rows(rows), 1)
+    assert replace(judge(trials.from_rows(retried), 1), notes=()) == verdict
     # Seeds are numbers: the tenth try comes after the second.
     tenth = rows + [r | {"seed": "10", "success": 1} for r in rows]
     second = tenth + [r | {"seed": "2", "success": 0} for r in rows]
@@ -212,6 +216,13 @@ def test_a_family_of_any_size_counts_by_its_items():
     e = unit_evidence(success, family, "family")
     assert e.rate == pytest.approx(0.75)
     assert log_capital_above(e, 0.9) < ENOUGH  # a hundred clean families of one item
+
+
+def test_a_partial_success_is_said_to_count_as_failed():
+    rows = [{"item": str(i), "success": 0.5 if i < 7 else 1} for i in range(40)]
+    verdict = judge(trials.from_rows(rows))
+    assert verdict.failures == 7
+    assert "7 trials scored between 0 and 1" in verdict.notes[0]
 
 
 def write_log(path, successes, run="a"):
@@ -244,6 +255,7 @@ def test_exit_codes_and_reports(capsys, tmp_path):
         ]
         figures = json.loads(ask_gate(capsys, log, "--json")[1])
         assert figures["code"] == code
+        assert figures["summary"] == out.strip()
     # The advice works: so many more clean items pass.
     more = write_log(tmp_path / "more.csv", np.ones(40 + figures["more"]))
     assert ask_gate(capsys, more)[0] == PASS

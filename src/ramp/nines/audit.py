@@ -45,6 +45,7 @@ class LastCheckpoint:
     item: ndarray  # [I]
     passed: ndarray  # [I] whether the item did
     family: ndarray  # [I] of the item; "": none
+    notes: tuple[str, ...]  # what was decided about the trials, for people
 
     @property
     def items(self) -> int:
@@ -117,7 +118,20 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
         item=t.item[first],
         passed=~failed,
         family=t.family[first],
+        notes=tuple(_describe_choices(t, len(cell))),
     )
+
+
+def _describe_choices(t, cells):
+    """Sentences on what counts for less than it seems."""
+    partial = int(((t.success > 0) & (t.success < 1 - 1e-9)).sum())
+    if partial:
+        yield f"{partial} trials scored between 0 and 1; they count as failed"
+    repeats = len(t) - cells
+    if repeats and t.seed[0].startswith(UNNAMED):
+        yield f"{repeats} repeats have no seed, so the worst try at an item counts; name seeds"
+    elif repeats:
+        yield f"{repeats} repeats left out; the first try at an item counts, by its seed"
 
 
 def rank_seeds(seed: ndarray) -> ndarray:

@@ -127,7 +127,8 @@ def gate(args: Namespace) -> Answer:
     v = judge(_read(args), args.nines, args.confidence, args.unit, baseline)
     if args.junit:
         args.junit.write_text(junit(v), encoding="utf-8")
-    return Answer(v, [v.sentence], v.code)
+    figures = {"verdict": v.name, "summary": v.sentence} | vars(v)
+    return Answer(figures, [v.sentence, *v.notes], v.code)
 
 
 def _read_baseline(args):
@@ -178,6 +179,7 @@ def certify(args: Namespace) -> Answer:
     figures = vars(v) | {"lower": low, "correlation": correlation, "levels": levels}
     parts = ["## What the last checkpoint's trials prove", facts_table(facts)]
     parts.append("Both bounds hold however often one looks, and if one follows the advice.")
+    parts += v.notes
     return Answer(figures, parts + report.level_parts(levels, last))
 
 

@@ -43,6 +43,7 @@ class Verdict:
     bounds: Interval  # of the success rate, each at `confidence`, at all times at once
     more: int  # further units without a failure that would demonstrate the bar
     regression: "Regression | None"  # from the baseline, where there is one
+    notes: tuple[str, ...]  # what was decided about the trials
 
     @property
     def name(self) -> str:
@@ -128,6 +129,7 @@ def judge(
         bounds=confidence_sequence(evidence, confidence),
         more=count_clean_units(evidence, rate, confidence),
         regression=regression,
+        notes=last.notes,
     )
 
 
