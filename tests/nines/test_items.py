@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import gammaln, polygamma
+from scipy.special import expit, gammaln, polygamma
 from scipy.stats import betabinom
 from test_oracle import suite
 from worlds import world
@@ -176,3 +176,16 @@ def test_where_nothing_differs_the_fit_settles_near_what_is_proven(outcome):
     low, high = np.quantile(now, (0.05, 0.95))
     # 50 items without a failure show .942 at 95%.
     assert low > 0.94 if outcome else high < 0.06
+
+
+def test_items_of_equal_difficulty_settle():
+    rng = np.random.default_rng(3)
+    rates = expit(np.linspace(0.5, np.log(99), 5))
+    rows = [
+        {"run": "a", "step": 10**k, "item": str(i), "seed": str(j), "success": int(rng.random() < p)}
+        for k, p in enumerate(rates) for i in range(100) for j in range(4)
+    ]  # fmt: skip
+    fit = items.fit(items.sum_cells(trials.from_rows(rows)), draws=80)
+    assert fit.converged
+    # The spread of the only family is not told by it.
+    assert np.unique(fit.hyper[:, 1]) == pytest.approx(np.exp(-0.5))

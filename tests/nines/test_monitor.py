@@ -121,7 +121,10 @@ def test_budgets_are_watched():
 
 def test_monitor_command_and_its_mistakes(capsys, tmp_path):
     path = tmp_path / "log.csv"
-    lines = [f"2026-01-{1 + i // 100:02},q{i},{int(not 500 <= i < 900 or i % 8 > 0)}" for i in range(1000)]
+    lines = [
+        f"2026-01-{1 + i // 100:02},q{i},{int(not 500 <= i < 900 or i % 8 > 0)}"
+        for i in range(1000)
+    ]
     path.write_text("date,item,success\n" + "\n".join(lines))
     assert main(["nines", "monitor", str(path)]) == 1
     assert "ALARM at date 2026-01-0" in capsys.readouterr().out

@@ -202,7 +202,8 @@ def _item_modes(g, e, h, d):
         curvature = np.maximum(d.item_sum @ by_eta_eta + precision, 0.2 * precision)
         step = np.clip((e * precision - d.item_sum @ by_eta) / curvature, -1, 1)
         e = e - step
-        if np.abs(step).max() < 0.02:  # the quadrature makes up for the rest
+        # The quadrature makes up for the rest, but the evidence must be smooth.
+        if np.abs(step).max() < 1e-4:
             break
     return e, 1 / np.sqrt(curvature)
 
@@ -324,7 +325,7 @@ def fit(c: Cells, draws: int = 400) -> ItemFit:
         # Where nothing differs nothing is told about scales: they stay as they were expected.
         peak, root, converged = HYPER_MEAN, np.diag(HYPER_SD), True
     else:
-        peak, root, converged = _minimize_hyper(evidence, HYPER_MEAN, HYPER_BOUNDS)
+        peak, root, converged = _find_scales(evidence, len(c.families))
     widen = 1 if converged else UNSETTLED
 
     def posterior(h):
@@ -350,6 +351,24 @@ def fit(c: Cells, draws: int = 400) -> ItemFit:
     return ItemFit(c, names, effects, hyper, item_effects, mean, cov, converged)
 
 
+def _find_scales(evidence, families):
+    """`_minimize_hyper` over the scales that can be told."""
+    # The spread of one family cannot: it stays as it was expected.
+    free = [SD_ITEM, SD_FAMILY, PHI] if families > 1 else [SD_ITEM, PHI]
+
+    def place(scales):
+        h = HYPER_MEAN.copy()
+        h[free] = scales
+        return h
+
+    peak, own_root, converged = _minimize_hyper(
+        lambda scales: evidence(place(scales)), HYPER_MEAN[free], HYPER_BOUNDS[:, free]
+    )
+    root = np.zeros((len(HYPER_MEAN), len(HYPER_MEAN)))
+    root[np.ix_(free, free)] = own_root
+    return place(peak), root, converged
+
+
 def _minimize_hyper(loss, x, bounds):
     """Newton's method in a trust region, on differences over a tenth, since the loss is not smooth.
 
@@ -369,7 +388,7 @@ def _minimize_hyper(loss, x, bounds):
             both = loss(x + moves[i] + moves[j])
             curvature[i, j] = curvature[j, i] = both - up[i] - up[j] + best
         if not np.isfinite(curvature).all():
-            return x, np.diag(HYPER_SD), False
+            return x, np.eye(len(x)), False
         values, vectors = np.linalg.eigh(curvature / 0.01)
         # Flat or torn directions get no wider than the priors.
         root = vectors / np.sqrt(np.maximum(values, 1.0))
