@@ -99,14 +99,14 @@ def test_missing_columns_are_said(tmp_path):
 
 
 def test_wide_tables(tmp_path):
-    text = "Model,model,mmlu,gsm8k,note\nx,a-7b,0.5,,q\ny,b,0.25,1,r\n"
-    t = read(tmp_path, text, Reading(ignore=("Model",)))
+    text = "Model,mmlu,gsm8k,note,FLOPs (1E21)\na-7b,0.5,,q,7\nb,0.25,1,r,90\n"
+    t = read(tmp_path, text)
     assert sorted(zip(t.run, t.task, t.success, strict=True)) == [
         ("a-7b", "mmlu", 0.5),
         ("b", "gsm8k", 1),
         ("b", "mmlu", 0.25),
     ]
-    for part in ("taken as wide", "without numbers: note", "sizes are read"):
+    for part in ("taken as wide", "no accuracies: note, FLOPs (1E21)", "sizes are read"):
         assert part in said(t)
 
 

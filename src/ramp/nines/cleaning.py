@@ -90,6 +90,11 @@ def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
     table = {key: column for key, column in table.items() if key not in reading.ignore}
     # What the user says comes first, then ramp's own names and aliases, then what tools use.
     target = {key: reading.rename.get(key) or ALIASES.get(key, key) for key in table}
+    for key in table:
+        # "Model" is a model where no other column is.
+        lower = ALIASES.get(key.lower(), key.lower())
+        if lower in DEFAULTS and lower not in target.values() and key not in reading.rename:
+            target[key] = lower
     for key, names in GUESSES.items():
         found = [name for name in names if name in table and name not in reading.rename]
         if key not in target.values() and found:
@@ -120,12 +125,16 @@ def _fill(first: Column, second: Column) -> Column:
     return Column([*first.values, *second.values], codes)
 
 
-def melt_wide(table: Table, notes: list[Note]) -> Table:
+def melt_wide(table: Table, reading: Reading, notes: list[Note]) -> Table:
     """Make a table with a row a system and a column a benchmark one with a row an accuracy."""
     if "success" in table or "error" in table:
         return table
     unknown = [key for key in table if key not in DEFAULTS and key not in INTERNAL]
-    tasks = [key for key in unknown if _is_numeric(table[key])]
+    tops = {key: _find_top(table[key]) for key in unknown}
+    tasks = [key for key, top in tops.items() if top is not None]
+    shares = [key for key in tasks if tops[key] <= (100 if reading.percent else 1)]
+    # Where some columns are shares, the others are sizes, ranks and the like.
+    tasks = shares or tasks
     if "run" not in table or len(tasks) < 2:
         near = difflib.get_close_matches("success", unknown, 1) or ["COLUMN"]
         raise UserError(
@@ -148,7 +157,7 @@ def melt_wide(table: Table, notes: list[Note]) -> Table:
     )
     dropped = [key for key in unknown if key not in tasks]
     if dropped:
-        notes.append(Note("dropped", f"columns without numbers: {list_some(dropped)}"))
+        notes.append(Note("dropped", f"columns that are no accuracies: {list_some(dropped)}"))
     return concatenate(parts)
 
 
@@ -157,9 +166,12 @@ def list_names(table: Table) -> str:
     return list_some(key for key in table if key != "path")
 
 
-def _is_numeric(column):
-    cells = column.used()
-    return bool(cells) and all(parse_number(cell) is not None for cell in cells)
+def _find_top(column):
+    """The largest number of a column, inf where one is negative; None: some cell is no number."""
+    numbers = [parse_number(cell) for cell in column.used()]
+    if not numbers or None in numbers:
+        return None
+    return max(numbers) if min(numbers) >= 0 else np.inf
 
 
 def check_unknown(table: Table, notes: list[Note]) -> Table:

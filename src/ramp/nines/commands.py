@@ -42,7 +42,8 @@ def _parse_pairs(words, convert=str):
 def _read(args):
     """The trials of the logs of a command, whose notes are printed with its answer."""
     t = trials.read(args.file, _make_reading(args))
-    args.notes = t.notes
+    # A baseline that was read before has notes of its own.
+    args.notes = (*getattr(args, "notes", ()), *t.notes)
     return t
 
 
@@ -136,6 +137,7 @@ def _read_baseline(args):
     reading = _make_reading(args)
     where = {k: v for k, v in reading.where.items() if ALIASES.get(k, k) != "run"}
     t = trials.read(args.baseline, replace(reading, where=where))
+    args.notes = tuple(replace(note, text=f"baseline: {note.text}") for note in t.notes)
     if args.baseline_run:
         t = t[t.run == args.baseline_run]
     runs = np.unique(t.run)

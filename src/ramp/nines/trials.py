@@ -107,7 +107,7 @@ def from_table(table: Table, reading: Reading = AS_IS, notes: Sequence[Note] = (
         raise UserError("there are no rows of named columns")
     table = selection.filter_rows(table, reading, is_renamed=False)
     table = cleaning.rename_columns(table, reading, said)
-    table = cleaning.melt_wide(table, said)
+    table = cleaning.melt_wide(table, reading, said)
     table = selection.filter_rows(table, reading, is_renamed=True)
     table = cleaning.find_progress(table, reading, said)
     table = selection.choose_measurement(table, reading, said)
