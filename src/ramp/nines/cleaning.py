@@ -130,8 +130,9 @@ def melt_wide(table: Table, reading: Reading, notes: list[Note]) -> Table:
     if "success" in table or "error" in table:
         return table
     unknown = [key for key in table if key not in DEFAULTS and key not in INTERNAL]
-    tops = {key: _find_top(table[key]) for key in unknown}
-    tasks = [key for key, top in tops.items() if top is not None]
+    found = {key: _find_top(table[key]) for key in unknown}
+    tops = {key: top for key, top in found.items() if top is not None}
+    tasks = list(tops)
     shares = [key for key in tasks if tops[key] <= (100 if reading.percent else 1)]
     # Where some columns are shares, the others are sizes, ranks and the like.
     tasks = shares or tasks
@@ -168,8 +169,9 @@ def list_names(table: Table) -> str:
 
 def _find_top(column):
     """The largest number of a column, inf where one is negative; None: some cell is no number."""
-    numbers = [parse_number(cell) for cell in column.used()]
-    if not numbers or None in numbers:
+    cells = column.used()
+    numbers = [n for cell in cells if (n := parse_number(cell)) is not None]
+    if not numbers or len(numbers) < len(cells):
         return None
     return max(numbers) if min(numbers) >= 0 else np.inf
 
