@@ -241,6 +241,27 @@ def test_killed_in_training_the_generation_goes_on_alike(done, tmp_path, place):
     assert got["generations"][0] == report["generations"][0]
 
 
+def test_a_model_that_fails_at_the_end_is_not_handed_back(done, capsys):
+    """The guard's documents liked generation 2; those kept for the end do not, by any tolerance below its gain."""
+    rundir, c, report = done
+    strict = Thresholds(**(vars(c.synthesize.guard) | {"max_loss_rise": 0.0}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synthesize, "choose_model", lambda t, history: 2)
+        patch.setattr(GenerationLoop, "identity", GenerationLoop(rundir, c, T, None, None).identity)
+        measure = GenerationLoop.measure_bits
+
+        def dearer(loop, params, docs):
+            bits = measure(loop, params, docs)
+            is_first = bits.per_byte.mean() == pytest.approx(report["first_bpb"])
+            return bits if is_first else replace(bits, per_byte=bits.per_byte + 1)
+
+        patch.setattr(GenerationLoop, "measure_bits", dearer)
+        c = replace(c, synthesize=replace(c.synthesize, guard=strict))
+        again = synthesize.run(rundir, c, Preemption())
+    assert again["generation"] == 0 and again["final_bpb"] == again["first_bpb"]
+    assert "is not handed back" in capsys.readouterr().out
+
+
 def test_a_ledger_of_another_run_is_refused(done, tmp_path):
     rundir, c, _ = done
     other = directory(tmp_path / "other")

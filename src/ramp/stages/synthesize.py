@@ -88,6 +88,14 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     last = choose_model(c.synthesize, history)
     first, final = (loop.measure_bits(loop.load_params(g), real.final) for g in (0, last))
     first_bpb, final_bpb = first.per_byte.mean(), final.per_byte.mean()
+    # The guard's documents have chosen it; these have not.
+    dearest = (1 + c.synthesize.guard.max_loss_rise) * first_bpb
+    if loop.is_guarded and not final_bpb <= dearest:
+        print(
+            f"synthesize: the model of generation {last} has {final_bpb:.4f} bits per byte on "
+            f"documents kept for the end, which is more than {dearest:.4f}: it is not handed back"
+        )
+        last, final_bpb = 0, first_bpb
     name = f"the model of generation {last}" if last else "the first model"
     print(
         f"synthesize: {name} is handed back: {final_bpb:.4f} bits per byte "
