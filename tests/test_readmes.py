@@ -45,6 +45,7 @@ ELSEWHERE = {
     "ramp synthesize": "tests/synth; the tiny run has too few documents",
     "ramp synth measure": "tests/synth/test_synth_readme.py, on files that it makes",
     "ramp synth decide": "tests/synth/test_synthesize.py, on texts that it makes",
+    "ramp nines": "tests/nines/test_nines_readme.py, where they may write",
     "ramp synth why": "tests/synth, on a run that has generations",
 }
 # Packages whose own test runs the Python of their README, on files that it brings.
