@@ -178,13 +178,13 @@ def test_a_part_of_a_sum_that_the_method_does_not_read_is_named(mine):
 def test_questions_have_no_checker_of_steps(tmp_path, mine):
     path = tmp_path / "q.jsonl"
     path.write_text("".join(f'{{"question": "{i}?", "answer": {i}}}\n' for i in range(90)))
-    said = refused("gives numbers per rollout on q.jsonl", prompts=str(path))
+    said = refused("gives numbers per rollout on q.jsonl", task="", prompts=str(path))
     assert "rloo" in said
-    check_reinforce(Config(reinforce=replace(SETTINGS, prompts=str(path), method="rloo")))
+    check_reinforce(Config(reinforce=replace(SETTINGS, task="", prompts=str(path), method="rloo")))
     # Without answers a reward of one's own is all that there can be.
     path2 = tmp_path / "open.jsonl"
     path2.write_text("".join(f'{{"question": "{i}?"}}\n' for i in range(90)))
-    keys = {"prompts": str(path2), "method": "rloo", "sft_steps": 0}
+    keys = {"task": "", "prompts": str(path2), "method": "rloo", "sft_steps": 0}
     refused("set a reward of your own", **keys)
     refused("has no right answers; set it to 0", **(keys | {"sft_steps": 2}))
     spec = mine("def fn(records): return [len(r.text) for r in records]")
