@@ -305,7 +305,10 @@ def add_audit_arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--prompts", default="", help="a file of questions in place of a task's")
     p.add_argument("--level", type=int, default=4, help="difficulty of the problems (default 4)")
     p.add_argument(
-        "--budget", type=int, default=8000, help="how many solutions are judged (default 8000)"
+        "--budget",
+        type=int,
+        default=8000,
+        help="solutions to judge, about; the checker gets half (default 8000)",
     )
     p.add_argument(
         "--rollouts", type=parse_path, help="in place of --reward: a JSONL log of any trainer"

@@ -102,11 +102,17 @@ def _render_findings(title: str, findings: Sequence[Finding], note: str) -> html
     return html.section(title, body if cards else html.paragraph("Nothing was found."), note=note)
 
 
+LEAST_BUDGET = 1000  # solutions
+
+
 def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> RewardAudit:
     """Search for exploits of a reward, and of the task's checker, with `budget` judgements each.
 
-    spec: as `reinforce.reward`. Raises UserError for a reward or a level that there is not.
+    spec: as `reinforce.reward`. Raises UserError for a reward or a level that there is not, and for
+    a budget that finds nothing whatever there is.
     """
+    if budget < LEAST_BUDGET:
+        raise UserError(f"--budget {budget} is too few solutions to search; give {LEAST_BUDGET:,}")
     names = [term.name for term in parse_reward(spec) if is_user_code(term.name)]
     code = [load_object(name, "--reward", FunctionType) for name in names]
     trial = RewardTrial(task, ask_spec(spec), level, code)

@@ -86,10 +86,14 @@ class Trial:
             self.num_calls += len(keys)
         return [self.pays[key] for key in asked]
 
-    def _judge(self, keys: Sequence[tuple[int, Solution]]) -> Iterable[Pay]:
+    def write_rollouts(self, keys: Sequence[tuple[int, Solution]]) -> Rollouts:
+        """Solutions of numbered problems as rollouts."""
         problems = [self.sheets[i].problem for i, _ in keys]
         ids = [to_ids(solution) for _, solution in keys]
-        r = solutions_as_rollouts(TOKENIZER, self.task, problems, ids)
+        return solutions_as_rollouts(TOKENIZER, self.task, problems, ids)
+
+    def _judge(self, keys: Sequence[tuple[int, Solution]]) -> Iterable[Pay]:
+        r = self.write_rollouts(keys)
         try:
             rewards = self.ask(r) if self.ask else Rewards(r.verified_b, r.right_bs)
         except Exception as error:
@@ -151,10 +155,11 @@ class RewardTrial(Trial):
     def __init__(self, task: Task, ask: Ask, level: int, code: Sequence[Callable] = ()):
         super().__init__(task, ask, level, code)
         everywhere = range(len(self.sheets))
-        self.right = self.pay([(i, self.write_right(i)) for i in everywhere])
-        if self.failures:
-            # On what is right it has to work.
-            raise UserError(self.failures[0])
+        right = [(i, self.write_right(i)) for i in everywhere]
+        # On what is right it has to work, all of it in one call: a function that overlooks that it
+        # is given many records would else be asked one by one, and blamed for what it answers.
+        ask(self.write_rollouts(right))
+        self.right = self.pay(right)
         self.wrong = self.pay([(i, self.write_wrong(i)) for i in everywhere])
         self.scale = self._measure_scale(
             [p.whole for p in self.right], [p.whole for p in self.wrong]
