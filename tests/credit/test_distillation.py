@@ -112,10 +112,12 @@ def test_a_policy_moves_towards_its_teacher(models, monkeypatch, tmp_path):
     assert after[0] < 0.5 * before[0]
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_how_its_group_did(models, monkeypatch, tmp_path):
     """Right answers from .25 to .54, though no reward reaches the loss.
 
     Only what the model says when it is shown a right sibling does.
+    `pytest -n 0 -m slow tests/credit/test_distillation.py`.
     """
     before, after = train("self_teacher", models, monkeypatch, tmp_path, 60)
     assert after[1] > before[1] + 0.15
