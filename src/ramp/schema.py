@@ -159,8 +159,10 @@ def describe_unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
     """What is wrong with an unknown key: it has a new name, looks like another, or neither."""
     names = [prefix + key for key in known]
     # Keys of older configurations, so that these can be brought up to date.
-    if name in renamed_keys():
-        return f"'{name}' is now '{renamed_keys()[name]}'"
+    if new := renamed_keys().get(name):
+        return f"'{name}' is now '{new}'"
+    if new == "":
+        return f"there is no '{name}' any more; take it out"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
         return f"unknown key '{name}'; did you mean '{close[0]}'?"
@@ -172,7 +174,7 @@ def describe_unknown(name: str, known: Iterable[str], prefix: str = "") -> str:
 
 @cache
 def renamed_keys() -> dict[str, str]:
-    """Today's name of every key that had another one before."""
+    """Today's name of every key that had another one before; empty where it is gone."""
     file = importlib.resources.files("ramp") / "renamed_keys.toml"
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
