@@ -1,6 +1,6 @@
 """Texts that repeat a known one are recognized."""
 
-from ramp.evals import modes
+from experiments.collapse import modes
 
 
 def test_recognised_is_the_one_that_most_of_it_repeats():

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from experiments.collapse import arms, exact, table, world
+from experiments.collapse.modes import count_modes, match_known, split_words
 from experiments.collapse.trigram import Trigram
 from experiments.results import Results
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.evals.modes import count_modes, match_known, split_words
 from ramp.files import write_atomic
 from ramp.reporting.html import write_page
 from ramp.synth import measure, mix

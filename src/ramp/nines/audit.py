@@ -14,7 +14,7 @@ from scipy.special import logit
 from ramp.errors import UserError
 from ramp.nines import growth, intervals
 from ramp.nines.sequential import Evidence, count_clean_units, count_evidence
-from ramp.nines.trials import UNNAMED, Trials, checkpoint_progress, group_rows
+from ramp.nines.trials import UNNAMED, Trials, checkpoint_progress, group_rows, rank_dates
 
 # What a demo and a pilot take.
 DEMO_TRIES, DEMO_RATE = 8, 0.9
@@ -87,6 +87,27 @@ def unit_evidence(values: ndarray, family: ndarray, unit: str) -> Evidence:
     return count_evidence(np.bincount(of_item, values) / size, size)
 
 
+def find_last(t: Trials) -> tuple[ndarray, str]:
+    """The rows of the last checkpoint of a run, or of its last date, and which that is, in words.
+
+    Raises UserError where it is of several runs.
+    """
+    x = checkpoint_progress(t)
+    rows = np.flatnonzero(x == x.max())
+    last = t[rows]
+    if len(np.unique(last.run)) > 1:
+        raise UserError(
+            "the last checkpoint is of several runs; choose one with --where run=NAME"
+            f" ({last.run[0]}, ...)"
+        )
+    place = rank_dates(last)
+    dates = np.unique(last.date)
+    which = f"last checkpoint, 10^{x.max():.2f}" if len(rows) < len(t) else ""
+    if place.any():
+        which = f"last of {len(dates)} dates, {dates[-1]}; --where date=... chooses another"
+    return rows[place == place.max()], which
+
+
 def last_checkpoint(t: Trials) -> LastCheckpoint:
     """Sum the trials of the last checkpoint. A repeat never counts as evidence of its own.
 
@@ -94,15 +115,11 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
     """
     if (t.item == "").any():
         raise UserError(
-            "certification needs the item of every trial; repeats of unnamed items prove nothing"
+            "certification needs the item of every trial; repeats of unnamed items prove nothing: "
+            "name the column of items with --map COLUMN=item"
         )
-    x = checkpoint_progress(t)
-    t = t[x == x.max()]
-    if len(np.unique(t.run)) > 1:
-        raise UserError(
-            "the last checkpoint is of several runs; choose one with --where run=NAME"
-            f" ({t.run[0]}, ...)"
-        )
+    rows, which = find_last(t)
+    t = t[rows]
     # The file may be in any order: the first try is told by its seed alone, the worst if by none.
     t = t[np.lexsort((t.success, rank_seeds(t.seed)))]
     passed = (t.success >= 1 - 1e-9).astype(float)
@@ -118,18 +135,23 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
         item=t.item[first],
         passed=~failed,
         family=t.family[first],
-        notes=tuple(_describe_choices(t, len(cell))),
+        notes=tuple(_describe_choices(t, len(cell), which)),
     )
 
 
-def _describe_choices(t, cells):
+def _describe_choices(t, cells, which):
     """Sentences on what counts for less than it seems."""
+    if which:
+        yield which
     partial = int(((t.success > 0) & (t.success < 1 - 1e-9)).sum())
     if partial:
         yield f"{partial} trials scored between 0 and 1; they count as failed"
     repeats = len(t) - cells
     if repeats and t.seed[0].startswith(UNNAMED):
-        yield f"{repeats} repeats have no seed, so the worst try at an item counts; name seeds"
+        yield (
+            f"{repeats} repeats have no seed, so the worst try at an item counts; name seeds, "
+            "or one date of several with --where date=..."
+        )
     elif repeats:
         yield f"{repeats} repeats left out; the first try at an item counts, by its seed"
 
@@ -203,7 +225,8 @@ def _is_sustained(t):
 
     A round is one try an item, its failures spread evenly over it.
     """
-    x = checkpoint_progress(t)
+    # One of the two is the same everywhere.
+    x = checkpoint_progress(t) + rank_dates(t)
     is_run = t.run == t.run[x.argmax()]
     failures = []
     tried = 0

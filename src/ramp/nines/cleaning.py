@@ -97,9 +97,18 @@ def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
             target[key] = lower
     for key, names in GUESSES.items():
         found = [name for name in names if name in table and name not in reading.rename]
-        if key not in target.values() and found:
-            target[found[0]] = key
-            notes.append(Note("guess", f"the column {found[0]!r} is taken as {key}"))
+        for name in found:
+            # Of several files, each has a name of its own.
+            files = [_find_files(table, old) for old in table if target[old] == key]
+            if _find_files(table, name).isdisjoint(set().union(*files)):
+                target[name] = key
+                notes.append(Note("guess", f"the column {name!r} is taken as {key}"))
+    # A pattern and a table of releases say dates themselves.
+    if not ("date" in target.values() or reading.date_from or reading.releases):
+        dates = [key for key in table if _is_unknown(target[key]) and _holds_dates(table[key])]
+        if len(dates) == 1:
+            target[dates[0]] = "date"
+            notes.append(Note("guess", f"the column {dates[0]!r} is taken as date"))
     renamed: Table = {}
     origin: dict[str, str] = {}
     for key, column in table.items():
@@ -118,6 +127,26 @@ def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
     return renamed
 
 
+def _find_files(table, key):
+    """The files that have a cell of the column; without paths all rows are of one."""
+    path = table.get("path") or constant("", count_rows(table))
+    return set(path.codes[table[key].present()].tolist())
+
+
+def _is_unknown(key):
+    return key not in DEFAULTS and key not in INTERNAL
+
+
+def _holds_dates(column):
+    """Whether all cells are ISO dates or times."""
+    texts = [str(cell) for cell in column.used()]
+    try:
+        # Bare numbers may be anything.
+        return bool(texts) and all("-" in text and parse_date(text) for text in texts)
+    except UserError:
+        return False
+
+
 def _fill(first: Column, second: Column) -> Column:
     """The first column, and the second where the first has no cell."""
     offset = len(first.values)
@@ -129,7 +158,7 @@ def melt_wide(table: Table, reading: Reading, notes: list[Note]) -> Table:
     """Make a table with a row a system and a column a benchmark one with a row an accuracy."""
     if "success" in table or "error" in table:
         return table
-    unknown = [key for key in table if key not in DEFAULTS and key not in INTERNAL]
+    unknown = list(filter(_is_unknown, table))
     found = {key: _find_top(table[key]) for key in unknown}
     tops = {key: top for key, top in found.items() if top is not None}
     tasks = list(tops)
@@ -181,7 +210,7 @@ def check_unknown(table: Table, notes: list[Note]) -> Table:
 
     Raises UserError where one looks like a known one, or tells apart what would be one trial.
     """
-    unknown = [key for key in table if key not in DEFAULTS and key not in INTERNAL]
+    unknown = list(filter(_is_unknown, table))
     absent = [key for key in DEFAULTS if key not in table]
     # A slip of the pen would otherwise lose a column with no more than a note.
     for key in unknown:
@@ -203,10 +232,11 @@ def check_unknown(table: Table, notes: list[Note]) -> Table:
             continue
         pairs = len(np.unique(group.astype(np.int64) * len(column.values) + column.codes))
         if pairs > groups:
+            as_date = f"a date with --map {key}=date, " if _holds_dates(column) else ""
             raise UserError(
                 f"the column {key!r} ({list_some(column.used(), 4)}) tells apart rows that would "
-                f"be tries of one item; keep one kind with --where {key}=VALUE, make it part of "
-                f"the trial with --map {key}=slice, or say --ignore {key}"
+                f"be tries of one item; keep one kind with --where {key}=VALUE, make it {as_date}"
+                f"part of the trial with --map {key}=slice, or say --ignore {key}"
             )
     if unknown:
         notes.append(Note("dropped", f"columns that ramp does not use: {list_some(unknown)}"))
@@ -300,7 +330,7 @@ def to_text_array(table: Table, key: str) -> ndarray:
     if key not in table:
         return np.full(count_rows(table), DEFAULTS[key])
     column = table[key]
-    parse = _parse_date if key == "date" else to_text
+    parse = parse_date if key == "date" else to_text
     texts = [DEFAULTS[key] if value is None else parse(value) for value in column.values]
     return np.array(texts, str)[column.codes] if texts else np.array([], str)
 
@@ -359,7 +389,7 @@ def to_text(value: Any) -> str:
     return str(value)
 
 
-def _parse_date(value: Any) -> str:
+def parse_date(value: Any) -> str:
     """A date or a time as ISO text, of UTC. A time without a zone is taken as of UTC."""
     try:
         if isinstance(value, datetime.date | datetime.datetime):

@@ -17,8 +17,8 @@ from ramp.nines import backtest as backtests
 from ramp.nines import compare as compares
 from ramp.nines import intervals as stats
 from ramp.nines import monitor as monitors
-from ramp.nines.cleaning import ALIASES, CHOICES
-from ramp.nines.gate import judge, junit, plural
+from ramp.nines.cleaning import ALIASES, CHOICES, parse_date, parse_number
+from ramp.nines.gate import describe_nines, judge, junit, plural
 from ramp.nines.notes import Reading
 from ramp.nines.report import Answer, Part, facts_table, format_interval
 from ramp.nines.sequential import (
@@ -168,7 +168,7 @@ def certify(args: Namespace) -> Answer:
         "independent of each other": f"{v.units} {units}",
         f"success is at least, at {args.confidence:.6g}": least,
         "success is at most": f"{high:.5f}",
-        f"verdict on {args.nines:g} nines": v.name,
+        f"verdict on {describe_nines(args.nines)}": v.name,
         f"further clean {units} that would demonstrate it": f"{v.more:,}",
         "trials in all; worth so many independent ones": f"{tries.sum():.0f}; {worth:.0f}",
         "correlation of tries at one item": shown,
@@ -413,9 +413,7 @@ def compare(args: Namespace) -> Answer:
         "items, paired": whole.items,
         "independent of each other": f"{whole.units} {units}",
     }
-    if pairs.checkpoints[0] != pairs.checkpoints[1]:
-        places = (f"10^{x:.2f}" for x in pairs.checkpoints)
-        facts["last checkpoints, which differ"] = ", ".join(places)
+    facts |= {f"rows of {run}": rows for run, rows in zip(args.runs, pairs.rows, strict=True)}
     parts = ["## Two runs", facts_table(facts)]
     if tasks:
         rows = [["task", "difference", "interval", "p", "q", "different"]]
@@ -436,7 +434,10 @@ def monitor(args: Namespace) -> Answer:
     if args.since:
         # Of text, numbers and dates alike, what sorts before it is left out.
         values = getattr(t, args.by)
-        t = t[values >= values.dtype.type(args.since)]
+        since = parse_date(args.since) if args.by == "date" else parse_number(args.since)
+        if since is None:
+            raise UserError(f"--since {args.since} is no number, as a {args.by} is")
+        t = t[values >= since]
         if not len(t):
             raise UserError(f"no trial has a {args.by} of {args.since} or later")
     streams = monitors.build_streams(t, args.rate, args.seconds, args.cost, args.within)

@@ -16,9 +16,9 @@ from scipy.stats import beta, norm
 from scipy.stats import t as student
 
 from ramp.errors import UserError
-from ramp.nines.audit import choose_unit
+from ramp.nines.audit import choose_unit, find_last
 from ramp.nines.intervals import Interval
-from ramp.nines.trials import Trials, checkpoint_progress, group_rows
+from ramp.nines.trials import Trials, group_rows
 
 EXACT = 14  # units up to which all patterns of signs are tried
 SAMPLED = 500  # units up to which they are drawn
@@ -48,12 +48,17 @@ class Pairs:
     task: ndarray  # [I]
     family: ndarray  # [I]
     difference: ndarray  # [I] second less first, slices averaged
-    checkpoints: tuple[float, float]  # log10 progress; 0 where there is none
+    rows: tuple[str, str]  # of each system, in words: checkpoint or date, and items
 
 
 def pair_items(t: Trials, first: str, second: str) -> Pairs:
     """Pair two runs by task, item and slice. Raises UserError where nothing can be paired."""
-    places = []
+    if (t.item == "").all():
+        raise UserError(
+            "accuracies without items cannot be compared item by item; give the trials, and name "
+            "their column of items with --map COLUMN=item"
+        )
+    said = []
     rows = []
     for run in (first, second):
         own = np.flatnonzero((t.run == run) & (t.item != ""))
@@ -62,9 +67,10 @@ def pair_items(t: Trials, first: str, second: str) -> Pairs:
                 f"no trial of a named item belongs to the run {run!r}; "
                 f"there are {', '.join(np.unique(t.run)[:8])}"
             )
-        x = checkpoint_progress(t[own])
-        places.append(float(x.max()))
-        rows.append(own[x == x.max()])
+        last, which = find_last(t[own])
+        rows.append(own[last])
+        items = len(group_rows(t.task[rows[-1]], t.item[rows[-1]])[0])
+        said.append(f"{items} items, {which or 'all rows'}")
     both = t[np.concatenate(rows)]
     is_second = np.arange(len(both)) >= len(rows[0])
     item = group_rows(both.task, both.item)[1]
@@ -89,7 +95,7 @@ def pair_items(t: Trials, first: str, second: str) -> Pairs:
         task=both.task[rows_of_items],
         family=both.family[rows_of_items],
         difference=difference,
-        checkpoints=(places[0], places[1]),
+        rows=(said[0], said[1]),
     )
 
 

@@ -55,9 +55,9 @@ class Verdict:
         """The verdict in one line."""
         low, high = self.bounds
         text = (
-            f"{self.name.upper()}: {self.nines:g} nines ({self.rate:.6g}) at {self.confidence:.6g} "
-            f"confidence; {self.failures} of {self.items} items failed; success is at least "
-            f"{low:.5f}, at most {high:.5f}"
+            f"{self.name.upper()}: {describe_nines(self.nines)} ({self.rate:.6g}) at "
+            f"{self.confidence:.6g} confidence; {self.failures} of {self.items} items failed; "
+            f"success is at least {low:.5f}, at most {high:.5f}"
         )
         if self.regression:
             text += f"; {self.regression.sentence}"
@@ -88,6 +88,11 @@ def plural(word: str, count: int) -> str:
     return f"{word}s" if not word.endswith("y") else f"{word[:-1]}ies"
 
 
+def describe_nines(nines: float) -> str:
+    """ "1 nine" or "2.5 nines"."""
+    return f"{nines:g} {'nine' if nines == 1 else 'nines'}"
+
+
 def judge(
     t: Trials,
     nines: float = 2,
@@ -112,8 +117,11 @@ def judge(
     passed = log_capital_above(evidence, rate) >= enough
     against = log_capital_below(evidence, rate)
     regression = None
+    notes = last.notes
     if baseline is not None:
-        loss, regression = _measure_loss(last, last_checkpoint(baseline), unit, enough)
+        old = last_checkpoint(baseline)
+        loss, regression = _measure_loss(last, old, unit, enough)
+        notes += tuple(f"baseline: {note}" for note in old.notes)
         # Half of the capital is bet on each reason to fail.
         against = np.logaddexp(against, loss) - math.log(2)
     code = FAIL if against >= enough else PASS if passed else UNDECIDED
@@ -129,7 +137,7 @@ def judge(
         bounds=confidence_sequence(evidence, confidence),
         more=count_clean_units(evidence, rate, confidence),
         regression=regression,
-        notes=last.notes,
+        notes=notes,
     )
 
 
@@ -156,7 +164,7 @@ def junit(v: Verdict) -> str:
         errors=str(int(v.code == UNDECIDED)),
     )
     case = ElementTree.SubElement(
-        suite, "testcase", classname="ramp.nines", name=f"{v.nines:g} nines"
+        suite, "testcase", classname="ramp.nines", name=describe_nines(v.nines)
     )
     if v.code != PASS:
         kind = "failure" if v.code == FAIL else "error"

@@ -14,6 +14,7 @@ from ramp.nines.cleaning import (
     CHOICES,
     GUESSES,
     list_names,
+    parse_date,
     parse_number,
     to_text,
 )
@@ -47,6 +48,9 @@ def filter_rows(table: Table, reading: Reading, is_renamed: bool) -> Table:
         wanted = {word for value in values for word in value.split(",")}
         column = table[key]
         is_kept = np.array([to_text(value) in wanted for value in column.values], bool)
+        if key == "date" and not is_kept.any():
+            # Dates are printed as ISO text, whatever the file has.
+            is_kept = np.array([v is not None and parse_date(v) in wanted for v in column.values])
         if not is_kept[column.codes].any():
             raise UserError(
                 f"there is no row with {key} = {' or '.join(sorted(wanted))}; "
@@ -63,10 +67,10 @@ def choose_measurement(table: Table, reading: Reading, notes: list[Note]) -> Tab
     same trials, and no evidence independent of each other.
     """
     for key in CHOICES:
-        if key in table:
+        if key in table and table[key].used():
             table = _choose(table, key, getattr(reading, key), notes)
         elif getattr(reading, key):
-            raise UserError(f"there is no {key} to choose among; leave out --{key}")
+            raise UserError(f"the log has no {key}s; leave out --{key}")
     return table
 
 

@@ -210,11 +210,17 @@ def _check_distinct(t):
     earlier = selection.count_earlier(_group(t, KEY))
     if not earlier.any():
         return
+    if (t.item == "").all():
+        known = ", ".join(cleaning.GUESSES["item"])
+        raise UserError(
+            "there is no column of items that tells rows apart; "
+            f"name it with --map COLUMN=item (known are item, {known})"
+        )
     row = int(np.argmax(earlier > 0))
     values = {key: str(getattr(t, key)[row]) for key in KEY}
     trial = ", ".join(f"{k} {v}" for k, v in values.items() if v not in ("", "nan"))
     raise UserError(
-        f"the same trial is there twice, with two outcomes ({trial}); "
+        f"the same trial is there twice, in rows that differ ({trial}); "
         "give repeats a column seed, or leave one of them out"
     )
 
@@ -279,6 +285,19 @@ def checkpoint_progress(t: Trials) -> ndarray:
     if np.isnan(t.step).any() and np.isnan(t.compute).any():
         return np.zeros(len(t))
     return log_progress(t)[0]
+
+
+def rank_dates(t: Trials) -> ndarray:
+    """[N] the place of each row's date where dates are the checkpoints of a run, else 0.
+
+    They are where there is no progress, and a date tries most of the suite (items and seeds) again.
+    """
+    dates, place = np.unique(t.date, return_inverse=True)
+    # The times of a live log differ from row to row, and tries may be spread over days.
+    tries = len(group_rows(t.task, t.item, t.slice, t.seed)[0])
+    is_repeated = len(t) > tries and 2 * len(t) > len(dates) * tries
+    is_log = len(t) < 2 * len(dates)
+    return place * (is_repeated and not is_log and not checkpoint_progress(t).any())
 
 
 def accuracy_curves(t: Trials) -> Curves:
