@@ -396,3 +396,12 @@ def test_fingerprint():
     assert fingerprint(a) == fingerprint(b) and len(fingerprint(a)) == 16
     assert fingerprint(a) != fingerprint(dataclasses.replace(a, seed=1))
     assert fingerprint(a.model, a.text) != fingerprint(a.text, a.model)
+
+
+def test_a_run_of_an_older_ramp_opens(tmp_path, caplog):
+    """Keys that are gone since are left out of what ramp wrote; from a user they are refused."""
+    text = "[synthesize]\nmin_ess = 0.3\ngenerations = 3\n"
+    assert config.parse(text.encode(), "config.toml", is_of_run=True).synthesize.generations == 3
+    assert "synthesize.min_ess" in caplog.text
+    with pytest.raises(UserError, match="any more"):
+        config.parse(text.encode(), "mine.toml")

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 
 from ramp import schema
 from ramp.errors import UserError
+from ramp.files import warn_once
 from ramp.schema import EXECUTION, Range, to_toml
 from ramp.stages import STAGES
 
@@ -561,13 +562,19 @@ class Config:
 # --- reading
 
 
-def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | None = None) -> Config:
+def load(
+    path: Path,
+    flags: Sequence[str] = (),
+    keys: Sequence[schema.Key] | None = None,
+    is_of_run: bool = False,
+) -> Config:
     """The configuration of a TOML file with dotted flags over it, checked but not resolved.
 
     Args:
       path: a file, or the name of a configuration that comes with ramp, such as `cpu`.
       flags: `["--model.depth", "8"]`; they win over the file.
       keys: the flags that are allowed, all by default.
+      is_of_run: see `parse`.
     """
     path = find_config(path)
     try:
@@ -575,16 +582,21 @@ def load(path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | Non
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     # File and flags one after the other: a message names where the wrong value is written.
-    config = parse(content, str(path))
+    config = parse(content, str(path), is_of_run)
     return load_flags(flags, keys, config, f"{path} with the flags given" if flags else str(path))
 
 
-def parse(content: bytes, where: str) -> Config:
-    """The configuration of the content of a TOML file, its keys and values checked one by one."""
+def parse(content: bytes, where: str, is_of_run: bool = False) -> Config:
+    """The configuration of the content of a TOML file, its keys and values checked one by one.
+
+    is_of_run: ramp wrote it, maybe an older one: keys that are gone since are left out, and said.
+    """
     try:
         table = tomllib.loads(content.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not readable as TOML: {error}") from None
+    if is_of_run and (gone := schema.forget_gone_keys(table)):
+        warn_once(f"{where}: an older ramp wrote {', '.join(gone)}, which mean nothing any more")
     config = schema.overlay(Config(), table, where)
     _check_fixed_keys(config, table, where)
     return config

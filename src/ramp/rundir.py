@@ -228,7 +228,7 @@ class RunDir:
         if copy is None and not self.config.exists():
             return None
         # Where the copy is damaged, or a run is older than copies, there is only the file.
-        return config.parse(copy or self.config.read_bytes(), str(self.config))
+        return config.parse(copy or self.config.read_bytes(), str(self.config), is_of_run=True)
 
     def load_config(
         self, flags: Sequence[str] = (), keys: Sequence[schema.Key] | None = None
@@ -249,7 +249,7 @@ class RunDir:
             return config.load_flags(flags, keys, written, str(self.config))
         take_back = f"`rm {self.config}` brings back what ramp wrote last"
         try:
-            edited = config.load(self.config)
+            edited = config.load(self.config, is_of_run=True)
         except UserError as error:
             raise UserError(f"{error}; mend it, or {take_back}") from None
         if found := self.find_conflict(written, edited):
@@ -268,7 +268,7 @@ class RunDir:
                 f"{self.config} was changed since ramp wrote it ({'; '.join(changes[:4])}), "
                 f"and is used as it stands; {take_back}"
             )
-        return config.load(self.config, flags, keys)
+        return config.load(self.config, flags, keys, is_of_run=True)
 
     def find_conflict(self, old: Config, new: Config) -> tuple[str, str] | None:
         """The first stage that has begun here and depends on what differs, and its first keys."""

@@ -179,6 +179,19 @@ def renamed_keys() -> dict[str, str]:
     return tomllib.loads(file.read_text(encoding="utf-8"))
 
 
+def forget_gone_keys(table: dict[str, Any], prefix: str = "") -> list[str]:
+    """Take the keys that are gone out of a table, in place; returns their names."""
+    gone = []
+    for key, value in list(table.items()):
+        name = prefix + key
+        if isinstance(value, dict):
+            gone += forget_gone_keys(value, f"{name}.")
+        elif renamed_keys().get(name) == "":
+            del table[key]
+            gone.append(name)
+    return gone
+
+
 # --- flags
 
 
