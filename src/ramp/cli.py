@@ -638,7 +638,8 @@ COMMANDS = {
         add_ask_arguments,
     ),
     "synth measure": Command(
-        "REAL SAMPLES: are the samples as diverse as real text? exit code 1 where they are not",
+        "REAL SAMPLES: are the samples as diverse as real text? exit code 1 where they are not, or "
+        "are too few to tell; cut, joined, only longer and only shorter are said, with exit code 0",
         run_measure,
         add_measure_arguments,
     ),

@@ -109,13 +109,49 @@ def test_texts_that_cannot_be_told(tmp_path, capsys):
     assert "cannot tell" in capsys.readouterr().out
 
 
+def test_what_is_repeated_and_what_is_too_few():
+    texts = make_texts(500, 5)
+    real = texts[200:]
+    for n, samples in ((60, texts[:50] + texts[:1] * 10), (200, texts[:190] + texts[:10])):
+        judged = constructions.compare(real, samples, real[:1])
+        assert judged.findings[0].name == "repeats" and len(samples) == n
+    for samples, real_texts, name in (
+        (texts[:63], real, "few"),
+        (texts[:64], real, "diverse"),
+        (texts[:100], real[:63], "few"),
+    ):
+        judged = constructions.compare(real_texts, samples, real_texts[:1])
+        assert judged.findings[0].name == name
+    # Another subject with as many words is no small vocabulary.
+    other = [text.replace("a", "y") for text in texts[:100]]
+    judged = constructions.compare(real, other, real[:1])
+    assert judged.findings[0].name == "drifted"
+
+
+@pytest.mark.parametrize("step", [4, 6, 8])
+@pytest.mark.parametrize("source", ["train", "real"])
+def test_copies_with_words_changed_are_copies(parts, step, source):
+    real, m = parts
+    words = m.words()
+    pool = m.train if source == "train" else real
+
+    def change():
+        text = m.draw(pool).split(" ")
+        text[step - 1 :: step] = [m.draw(words) for _ in text[step - 1 :: step]]
+        return " ".join(text)
+
+    judged = constructions.compare(real, m.replace_some(0.1, change), m.train)
+    assert judged.is_right("copied"), [finding.sentence for finding in judged.findings]
+    assert 0.08 < judged.evidence.shares["copied"].value < 0.12
+
+
 @pytest.mark.parametrize(
     "name, content, said",
     [
         ("missing.jsonl", None, "matches no file"),
         ("empty.jsonl", b"", "holds no text"),
         ("one.jsonl", b'{"text": "a b c"}\n', "holds 1 text and"),
-        ("wrong.jsonl#answer", b'{"text": "a b c"}\n', "name the field of the text with #FIELD"),
+        ("wrong.jsonl#answer", b'{"text": "a b c"}\n', "the fields there are: text."),
         ("binary.txt", bytes(range(256)) * 20, "is no text"),
     ],
 )

@@ -7,7 +7,7 @@ What can be said of a single text (it is a copy, a variant, of another language)
 all samples, beside the same count of real text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -31,6 +31,7 @@ from ramp.synth.similar import (
     find_common,
     find_copies,
     find_near_duplicates,
+    find_repeats,
     group_variants,
 )
 from ramp.synth.texts import Texts, Vocabulary
@@ -123,7 +124,8 @@ class Comparing:
         copies = self._find_copies()
         shares = {
             "variants": self._share_variants(families),
-            "near_duplicates": self._share_near(),
+            "repeats": self._share_twins(lambda docs: find_repeats(docs)[0]),
+            "near_duplicates": self._share_twins(find_near_duplicates),
             "copied": copies[1],
             "foreign": self._share_foreign(),
             "cut_ends": self._share_cut_ends(),
@@ -231,20 +233,21 @@ class Comparing:
         null = min(beside.repeated * more, 1)
         return compare_shares(rows, len(self.sample), null, len(self._some_real))
 
-    def _share_near(self) -> Share:
-        twins = find_near_duplicates(self.sample.docs)
-        beside = find_near_duplicates(self.real.docs.take(self._some_real)) >= 0
+    def _share_twins(self, find: Callable[[Docs], ndarray]) -> Share:
+        twins = find(self.sample.docs)
+        beside = find(self.real.docs.take(self._some_real)) >= 0
         null = min(beside.mean() * len(self.sample) / len(beside), 1)
         return compare_shares(np.flatnonzero(twins >= 0), len(twins), null, len(beside))
 
     def _find_copies(self) -> tuple[Copies, Share]:
         pool = self.real.docs + self.train.docs if self.train else self.real.docs
-        copies = find_copies(self.sample.docs, pool)
+        common = find_common(self.real.docs)
+        copies = find_copies(self.sample.docs, pool, common=common)
         some_real = self.real.docs.take(self._some_real)
-        beside = find_copies(some_real, pool, least=2)
+        beside = find_copies(some_real, pool, least=2, common=common)
         # Real texts that are all in the training text too find themselves there.
         if beside.copied.mean() > 0.5:
-            beside = find_copies(some_real, pool, least=3)
+            beside = find_copies(some_real, pool, least=3, common=common)
         rows = np.flatnonzero(copies.copied)
         rows = rows[np.argsort(-copies.longest[rows], kind="stable")]
         share = compare_shares(rows, len(self.sample), beside.copied.mean(), len(some_real))

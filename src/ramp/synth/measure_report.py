@@ -30,14 +30,16 @@ FIGURES = LABELS | {
 SHARES = {
     "variants": "one more variant of a text that is there already",
     "near_duplicates": "nearly repeat an earlier text (J ≥ .8, or 92% in order)",
-    "copied": "for the most part word for word in real or training text",
+    "repeats": "word for word an earlier one",
+    "copied": "for the most part in real or training text",
     "foreign": "hardly a common word of real text",
     "cut_ends": "end where real texts do not",
 }
 SHOWN = 300  # characters of a culprit
 LIMITS = (
-    "What is not seen: variants that share few words in the same order (paraphrases), whether "
-    "anything is true or good, and what a set of this size is too small to show."
+    "What is not seen: variants and copies that share less than half of their words in the same "
+    "order (paraphrases), copies of a part of a long text with words changed, whether anything is "
+    "true or good, and what a set of this size is too small to show."
 )
 
 

@@ -18,11 +18,13 @@ LEAST_WORDS = 20  # of a text, on the average, before a panel of so few texts sa
 LEAST_Z = 4.0  # normal deviates, of every verdict
 LEAST_COPIES_Z = 3.0  # copies have no other cause
 MOST_REAL_REPEATS = 0.3  # of real texts; beside more, nothing can be found to repeat
+MOST_UNSEEN = 0.2  # of the samples may be bad without an alarm, or it takes more texts
 MOST_FOREIGN, MOST_REPEATED, MOST_COPIED, MOST_CUT = 0.1, 0.03, 0.02, 0.2  # over real text
 NARROW = 0.93  # of what real text has: a lower ratio is less diverse
 DRIFTED = 0.9  # of the word pairs that real text knows
 SHUFFLED = 0.75  # of the same, with the words themselves known
 SMALL_VOCABULARY = 0.6  # of the words of held-out text that real text of this length uses
+FEW_WORDS = 0.5  # of the different words of real text of this length
 NO_SUBJECT = 0.6  # of the recurring words
 OTHER_LENGTH = 0.05  # a smaller difference in length is not worth a word
 COVERED = 0.95  # of the repeated texts are in the families that a verdict counts
@@ -102,6 +104,12 @@ def is_untold(e: Evidence) -> bool:
     return is_short or not all(np.isfinite(e.panel[name].z) for name in names)
 
 
+def find_unseen(e: Evidence) -> float:
+    """The largest share of bad texts among the samples that would raise no alarm."""
+    n = min(e.num_sample, e.num_real)
+    return max(LEAST_Z**2 / (n + LEAST_Z**2), MOST_COPIED)
+
+
 def is_longer(e: Evidence, sign: int) -> bool:
     """Whether the samples are longer than real text, or shorter for a sign of -1."""
     return e.lengths_differ and sign * (e.length_ratio - 1) > OTHER_LENGTH
@@ -167,9 +175,16 @@ def _say_joined(e):
     return f"joined: a sample reads like {e.matching.join} real texts put together"
 
 
+def _say_few(e):
+    least = int(np.ceil(LEAST_Z**2 * (1 / MOST_UNSEEN - 1)))
+    return (
+        f"too few texts to tell: bad texts in under {percent(find_unseen(e))} of the samples would "
+        f"not be seen; give {least} samples and {least} real texts, or more"
+    )
+
+
 def _say_diverse(e):
-    least = LEAST_Z**2 / (e.num_sample + LEAST_Z**2)
-    unseen = percent(max(least, MOST_COPIED))
+    unseen = percent(find_unseen(e))
     return f"as diverse as real text (bad texts in under {unseen} of the samples would not be seen)"
 
 
@@ -186,7 +201,12 @@ def _show_families(comparing, e):
 def _show_copies(comparing, e):
     rows = e.shares["copied"].rows[:NUM_CULPRITS]
     strings = comparing.sample.strings
-    return [Culprit(f"{e.copies.longest[row]} words in a row", strings[row]) for row in rows]
+    found = []
+    for row in rows:
+        longest = e.copies.longest[row]
+        what = f"{longest} words in a row" if longest else "most words in the order of one text"
+        found.append(Culprit(what, strings[row]))
+    return found
 
 
 def show_rows(name: str, what: str) -> Callable[[Comparing, Evidence], list[Culprit]]:
@@ -280,7 +300,7 @@ NARROWING = {
     "unseen_mass": "chance that the next pair of words is new",
     "distinct_2": "different pairs per pair",
 }
-SPECIFIC = ("foreign", "shuffled", "salad", "vocabulary", "collapsed", "copied")
+SPECIFIC = ("foreign", "shuffled", "salad", "vocabulary", "collapsed", "repeats", "copied")
 BROKEN = ("foreign", "shuffled", "salad", "vocabulary")
 
 RULES: Sequence[Rule] = (
@@ -297,15 +317,31 @@ RULES: Sequence[Rule] = (
         _show_families,
     ),
     Rule(
+        "repeats",
+        exceeds("repeats", MOST_COPIED, LEAST_COPIES_Z),
+        say_share("repeats", "repeats", "are word for word another one"),
+        show_rows("repeats", "stands there more than once"),
+        explained_by=("collapsed",),
+    ),
+    Rule(
         "shuffled",
-        lambda e: falls(e, "known_2", SHUFFLED) and keeps(e, "known_1", 0.9),
+        lambda e: (
+            falls(e, "known_2", SHUFFLED)
+            and keeps(e, "known_1", 0.9)
+            and keeps(e, "coverage_1", SMALL_VOCABULARY)
+        ),
         say_ratio("shuffled", "known_2", "of the word pairs are known, the words themselves are"),
         _show_strangest,
         explained_by=("foreign", "collapsed"),
     ),
     Rule(
         "vocabulary",
-        lambda e: falls(e, "coverage_1", SMALL_VOCABULARY),
+        lambda e: (
+            falls(e, "coverage_1", SMALL_VOCABULARY)
+            # Other words, or as many of another subject, are foreign rather than few.
+            and falls(e, "distinct_1", FEW_WORDS)
+            and keeps(e, "known_1", DRIFTED)
+        ),
         say_ratio("a small vocabulary", "coverage_1", "of the words of held-out text occur"),
         _show_missing,
         explained_by=("foreign", "collapsed", "shuffled"),
@@ -321,24 +357,26 @@ RULES: Sequence[Rule] = (
         "copied",
         exceeds("copied", MOST_COPIED, LEAST_COPIES_Z),
         say_share(
-            "copied", "copied", "are for the most part word for word in real or training text"
+            "copied",
+            "copied",
+            "are for the most part in real or training text, word for word or with some changed",
         ),
         _show_copies,
         # Phrases of a training text, strung together, hold long runs of it by chance.
         explained_by=("salad",),
     ),
     Rule(
-        "narrower",
-        lambda e: any(falls(e, name, NARROW) for name in NARROWING),
-        _say_narrower,
-        _show_phrases,
-        explained_by=SPECIFIC,
-    ),
-    Rule(
         "drifted",
         lambda e: falls(e, "known_2", DRIFTED),
         say_ratio("unlike real text", "known_2", "of the word pairs are known"),
         _show_strangest,
+        explained_by=SPECIFIC,
+    ),
+    Rule(
+        "narrower",
+        lambda e: any(falls(e, name, NARROW) for name in NARROWING),
+        _say_narrower,
+        _show_phrases,
         explained_by=SPECIFIC,
     ),
     Rule(
@@ -393,11 +431,18 @@ RULES: Sequence[Rule] = (
         explained_by=SPECIFIC,
     ),
     Rule(
+        "few",
+        lambda e: find_unseen(e) > MOST_UNSEEN,
+        _say_few,
+        _show_nothing,
+        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown", "repetitive"),
+    ),
+    Rule(
         "diverse",
         lambda e: True,
         _say_diverse,
         _show_nothing,
         is_against=False,
-        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown", "repetitive"),
+        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown", "repetitive", "few"),
     ),
 )

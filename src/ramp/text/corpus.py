@@ -67,6 +67,7 @@ class Tally:
     files: int = 0
     kinds: Counter = field(default_factory=Counter)
     first: str = ""  # where the first bad record is, and its kind
+    fields: list[str] = field(default_factory=list)  # of the first record without a text
     notes: Counter = field(default_factory=Counter)  # what people should know: how many files
 
     def add(self, other: "Tally") -> None:
@@ -77,6 +78,7 @@ class Tally:
         self.files += other.files
         self.notes.update(other.notes)
         self.first = self.first or other.first
+        self.fields = self.fields or other.fields
 
     def bad(self, kind: str, where: str) -> None:
         """Count one bad record, and refuse a source with very many at once."""
@@ -103,10 +105,12 @@ class Tally:
 
     def _refuse(self, bad, among):
         # The remedy is that of what is bad most often.
-        remedy = REMEDIES.get(max(self.kinds, key=lambda kind: self.kinds[kind]))
+        kind = max(self.kinds, key=lambda kind: self.kinds[kind])
+        remedy = REMEDIES.get(kind, "mend or remove them")
+        if kind == "no_text" and self.fields:
+            remedy += f"; the fields there are: {', '.join(self.fields[:20])}"
         raise UserError(
-            f"{self.source}: {bad} of {among} cannot be read, first {self.first}: "
-            f"{remedy or 'mend or remove them'}."
+            f"{self.source}: {bad} of {among} cannot be read, first {self.first}: {remedy}."
         )
 
 
@@ -238,7 +242,11 @@ def read_part(part: Part, tally: Tally) -> Iterator[Document]:
         tally.notes[f"text found in the field {part.field!r}"] += 1
 
     def parse(record: Any) -> str:
-        return text_of(record, part.field)
+        try:
+            return text_of(record, part.field)
+        except Bad:
+            tally.fields = tally.fields or list(record if isinstance(record, dict) else [])
+            raise
 
     for where, text in parse_records(part, tally, parse):
         # Not bad: many corpora have empty records.
