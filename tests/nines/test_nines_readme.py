@@ -32,6 +32,11 @@ def test_commands_run(capsys):
         # The example is not fit to ship.
         assert main(words) == ("gate" in words), command
         assert capsys.readouterr().out
+        # Every command writes a page, of a single line too.
+        assert main([*words, "--page", "page.html"]) == ("gate" in words), command
+        assert "</html>" in Path("page.html").read_text()
+        Path("page.html").unlink()
+        capsys.readouterr()
     assert Path("ready.html").exists()
     assert Path("forecasts.jsonl").exists()
 

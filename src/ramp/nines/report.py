@@ -35,8 +35,11 @@ class Answer:
 
 
 def write_parts(path: Path, title: str, parts: list[Part]) -> None:
-    """Write one self-contained page. The first part is a heading."""
+    """Write one self-contained page."""
     sections: list[list[str]] = []
+    # An answer of one line, as the gate's, has no heading of its own.
+    if not (isinstance(parts[0], str) and parts[0].startswith("## ")):
+        sections.append(["Answer", " "])
     for part in parts:
         if isinstance(part, list):
             sections[-1].append(table(part[0], part[1:]))
