@@ -113,21 +113,3 @@ def test_one_sided_bound_is_an_end_of_the_two_sided_interval():
     for k in (0, 1, 40, 50):
         both = intervals.clopper_pearson(k, 50, 0.9)
         assert intervals.lower_bound(k, 50, 0.95) == pytest.approx(both[0])
-
-
-def test_bootstrap_covers_a_ratio_and_a_paired_difference():
-    rng, ratio, difference = np.random.default_rng(0), 0, 0
-    for seed in range(200):
-        a, b = rng.normal(4, 1, 40), rng.normal(2, 1, 30)
-        low, high = intervals.bootstrap_interval(
-            lambda x, y: x.mean(-1) / y.mean(-1), a, b, draws=500, seed=seed
-        )
-        ratio += low <= 2 <= high
-        item = rng.normal(0, 5, 40)  # what both share is not noise of their difference
-        low, high = intervals.bootstrap_interval(
-            lambda x, y: (x - y).mean(-1), a + item, 4 + item, paired=True, draws=500, seed=seed
-        )
-        difference += low <= 0 <= high
-        assert high - low < 1
-    assert 0.9 <= ratio / 200 <= 0.99
-    assert 0.9 <= difference / 200 <= 0.99

@@ -1,14 +1,12 @@
 """Statistics of successes and failures that need no model: the one place for them in ramp.
 
-Intervals for a success rate, pass@k and pass^k, the bootstrap, correlation of repeated tries,
+Intervals for a success rate, pass@k and pass^k, correlation of repeated tries,
 and how many trials demonstrate a reliability.
 
 Failures are correlated within an item: an item that failed once tends to fail again. So k tries in
 a row succeed more often than p^k predicts, and repeating the same items certifies nothing. What
 counts is the number of distinct items (`effective_trials`).
 """
-
-from collections.abc import Callable
 
 import numpy as np
 from numpy import ndarray
@@ -69,35 +67,6 @@ def lower_bound(successes: float, trials: float, level: float = 0.95) -> float:
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Score interval (Wilson 1927). It has a width even where all or none succeed."""
     return tuple(binomtest(successes, trials).proportion_ci(level, "wilson"))
-
-
-def bootstrap_interval(
-    statistic: Callable[..., ndarray],
-    *samples: ArrayLike,
-    level: float = 0.95,
-    paired: bool = False,
-    draws: int = 10_000,
-    seed: int = 0,
-) -> Interval:
-    """Percentile bootstrap interval of a statistic of one or more samples.
-
-    statistic: gets every sample resampled, as arrays [draws, n], and reduces the last axis, as in
-    `lambda a, b: a.mean(-1) / b.mean(-1)`.
-    paired: the samples belong together element by element and are resampled together.
-    """
-    rng = np.random.default_rng(seed)
-    resamples = []
-    rows = None
-    for sample in samples:
-        values = np.asarray(sample, float)
-        n = len(values)
-        # Paired samples share the rows of the first.
-        if rows is None or not paired:
-            rows = rng.integers(0, n, (draws, n))
-        resamples.append(values[rows])
-    tail = (1 - level) / 2
-    low, high = np.quantile(statistic(*resamples), [tail, 1 - tail])
-    return float(low), float(high)
 
 
 # Several tries at one item
