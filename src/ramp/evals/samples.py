@@ -80,7 +80,7 @@ def answer_questions(
     questions = c.sample.questions[:count]
     prompts = [render_prompt(tokenizer, exchange(question)) for question in questions]
     # A model that begins another document has nothing more to say either.
-    stop = (tokenizer.end, tokenizer.bos)
+    stop = tokenizer.stop_ids
     # Continues rows in one batch: those that called the calculator come again with the result.
     draw = partial(_generate, c, params, tokenizer, stop, check)
     max_tokens = c.sample.max_new_tokens

@@ -16,7 +16,8 @@ import numpy as np
 from ramp.config import Config, Model
 from ramp.errors import UserError
 from ramp.export import load
-from ramp.text.tokenizer import SPECIALS, Tokenizer
+from ramp.text.template import OWN_TEMPLATE
+from ramp.text.tokenizer import Tokenizer
 from ramp.train.restore import model_identity
 
 # Keys of a model that config.json has words for.
@@ -92,47 +93,22 @@ def make_generation_config(c: Config, t: Tokenizer) -> str:
             "top_k": s.top_k,
             "top_p": s.top_p,
             "bos_token_id": t.bos,
-            # The end of a turn, or the beginning of the next document.
-            "eos_token_id": [t.end, t.bos],
+            "eos_token_id": list(t.stop_ids),
             "pad_token_id": t.pad,
         }
     )
 
 
-def chat_template(t: Tokenizer) -> str:
-    """`chat.render_prompt` in Jinja.
-
-    Other tools read special tokens in a user's text as special; ramp does not.
-    """
-    role = ""
-    end = "<|end|>"
-    start = "{{ '<|bos|>' }}"
-    opening = "'<|assistant|>'"
-    if t.chatml:
-        role = "message['role'] + '\\n' + "
-        end = "<|end|>\\n"
-        start = ""
-        opening = "'<|assistant|>assistant\\n'"
-    if t.system:
-        system = json.dumps(f"<|system|>system\n{t.system}<|end|>\n")
-        is_missing = "not messages or messages[0]['role'] != 'system'"
-        start = f"{{% if {is_missing} %}}{{{{ {system} }}}}{{% endif %}}"
-    turn = f"'<|' + message['role'] + '|>' + {role}message['content'] + '{end}'"
-    turns = f"{{% for message in messages %}}{{{{ {turn} }}}}{{% endfor %}}"
-    return f"{start}{turns}{{% if add_generation_prompt %}}{{{{ {opening} }}}}{{% endif %}}"
-
-
 def make_tokenizer(t: Tokenizer) -> str:
     """tokenizer.json"""
-    from tokenizers import AddedToken, decoders, processors
+    from tokenizers import decoders, processors
 
-    tokenizer = t.to_library()
-    specials = [AddedToken(name, special=True, normalized=False) for name in SPECIALS]
-    tokenizer.add_special_tokens(specials)
+    tokenizer = t.to_library(with_specials=True)
     tokenizer.decoder = decoders.ByteLevel()
-    if not t.chatml:  # a text begins with <|bos|>
+    if t.add_bos:
+        bos = t.names[0]
         tokenizer.post_processor = processors.TemplateProcessing(
-            single="<|bos|> $A", special_tokens=[("<|bos|>", t.bos)]
+            single=[bos, "$A"], special_tokens=[(bos, t.bos)]
         )
     return tokenizer.to_str(pretty=False)
 
@@ -142,13 +118,13 @@ def make_tokenizer_config(t: Tokenizer) -> str:
     return _to_json(
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": "<|bos|>",
-            "eos_token": "<|end|>",
-            "pad_token": "<|pad|>",
+            "bos_token": t.name_of(t.bos),
+            "eos_token": t.name_of(t.end),
+            "pad_token": t.name_of(t.pad),
             # The library would cut texts; the model's own limit is in config.json.
             "model_max_length": 1 << 30,
             "clean_up_tokenization_spaces": False,
-            "chat_template": chat_template(t),
+            "chat_template": t.template or OWN_TEMPLATE,
         }
     )
 

@@ -2,25 +2,33 @@
 
 The tokenizer and the weights are re-ordered to ramp's own layout, so every stage takes an imported
 model as it takes one of its own: a byte-level BPE becomes ramp's (bytes, merges, eight specials),
-and the rows of the embedding follow it. `<|bos|>` gets the row of the token between documents,
-`<|end|>` that of the one that ends a turn, the roles copies of ChatML's `<|im_start|>`. What the
-model never had gets the mean row, whose logit is never near the top.
+and the rows of the embedding follow it. Its special tokens keep their names: the one between
+documents plays the part of `<|bos|>`, the one that ends a turn that of `<|end|>`. What the model
+never had gets the mean row, whose logit is never near the top. Its chat template comes along.
 
 What neither shape has (biases, scaled RoPE, experts, ...) is refused by name.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 
 from ramp.config import Config, Model, Text, check_config, resolve
 from ramp.errors import UserError
 from ramp.export.gguf import read_gguf
-from ramp.text.huggingface import PATTERNS, number_merges, parse_merges, read_bpe, read_object
+from ramp.text.huggingface import (
+    PATTERNS,
+    ForeignBpe,
+    number_merges,
+    parse_merges,
+    read_bpe,
+    read_object,
+)
+from ramp.text.template import OWN_TEMPLATE, compile_template
 from ramp.text.tokenizer import SPECIALS, Tokenizer
 
 # Weights of a block, ours: (Hugging Face's name, GGUF's). Matrices are transposed there.
@@ -54,13 +62,27 @@ TABLE = ("model.embed_tokens", "token_embd")
 NORM = ("model.norm", "output_norm")
 HEAD = ("lm_head", "output")
 MAX_LAYERS = 256
+CONTROL, USER_DEFINED = 3, 4  # GGUF's kinds of tokens: special ones, and text that is one token
+MARKS = ("bos", "eos", "eot", "eom")  # GGUF's names of the tokens around a conversation
 
-ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")
-# Whose row a special token of ours takes where the model has none of that name.
-STAND_INS = {
-    "<|bos|>": ("<|endoftext|>", "<|begin_of_text|>", "<s>"),
-    "<|end|>": ("<|im_end|>", "<|eot_id|>", "</s>", "<|endoftext|>"),
-} | dict.fromkeys(ROLE_TOKENS, ("<|im_start|>",))
+# What plays the part of <|bos|> and of <|end|>, the first that a model has.
+BEGINNINGS = ("<|bos|>", "<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>")
+TURN_ENDS = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "</s>")
+# Cut by both tokenizers and compared: a file may say what ramp does not look for.
+PROBE = (
+    "Don't  split 1234567 as\tit's: naïve é́ 你好、世界! (x+1)\r\n\n  <b>ok</b> 👍🏽 ١٢ e\u0301\n"
+)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a model says about conversations and the tokens around them; tokens by name."""
+
+    template: str  # in Jinja; empty: none
+    bos: str
+    eos: str
+    stops: tuple[str, ...]  # every token that ends an answer
+    add_bos: bool
 
 
 @dataclass(frozen=True)
@@ -69,10 +91,8 @@ class ForeignModel:
 
     path: Path
     shape: Model  # with the file's own context; the rest is at its default
-    ids: dict[str, int]  # token, in GPT-2's letters: its row
-    merges: list[tuple[str, str]]
-    pattern: str
-    template: str  # the chat template, in Jinja
+    bpe: ForeignBpe
+    marks: Marks
     weight: Callable[[str], np.ndarray]  # by Hugging Face's name; a matrix is [outputs, inputs]
     card: dict[str, Any]  # what it says about itself
 
@@ -87,8 +107,9 @@ def open_foreign(path: Path) -> tuple[ForeignModel, Tokenizer]:
         # Everything but the weights themselves is read here.
         foreign = open_folder(folder) if folder.is_dir() else open_gguf(path)
         tokenizer = make_tokenizer(foreign)
-        # The regular expression comes from the file.
+        # The regular expression and the template come from the file.
         tokenizer.encode("a pattern that does not compile fails here")
+        compile_template(tokenizer.template)
     except UserError:
         raise
     except Exception as error:  # fields of other types than the formats say
@@ -149,13 +170,28 @@ def open_gguf(path: Path) -> ForeignModel:
             w = w_hp2d.swapaxes(1, 2).reshape(w.shape)
         return w
 
+    tokens = meta.get("tokenizer.ggml.tokens", [])
+    kinds = zip(tokens, meta.get("tokenizer.ggml.token_type", []), strict=False)
+    bpe = ForeignBpe(
+        {token: i for i, token in enumerate(tokens)},
+        parse_merges(path, meta.get("tokenizer.ggml.merges", [])),
+        PATTERNS[pattern],
+        {token: kind == CONTROL for token, kind in kinds if kind in (CONTROL, USER_DEFINED)},
+        ignore_merges=pattern == "llama-bpe",
+    )
+    numbers = {name: meta.get(f"tokenizer.ggml.{name}_token_id") for name in MARKS}
+    marks = {name: tokens[i] for name, i in numbers.items() if i is not None}
     return ForeignModel(
         path,
         shape,
-        ids={token: i for i, token in enumerate(meta.get("tokenizer.ggml.tokens", []))},
-        merges=parse_merges(path, meta.get("tokenizer.ggml.merges", [])),
-        pattern=PATTERNS[pattern],
-        template=meta.get("tokenizer.chat_template", ""),
+        bpe=bpe,
+        marks=Marks(
+            template=meta.get("tokenizer.chat_template", ""),
+            bos=marks.get("bos", ""),
+            eos=marks.get("eos", ""),
+            stops=tuple(marks[name] for name in ("eos", "eot", "eom") if name in marks),
+            add_bos=bool(meta.get("tokenizer.ggml.add_bos_token", pattern == "llama-bpe")),
+        ),
         weight=weight,
         card={k: meta.get(f"general.{k}", "") for k in ("name", "license", "organization")},
     )
@@ -192,8 +228,9 @@ def open_folder(path: Path) -> ForeignModel:
             raise UserError(f"{path}: {name} cannot be read: {error}") from None
 
     bpe = read_bpe(path / "tokenizer.json")
-    template, card = _read_template(path), {"name": path.name}
-    return ForeignModel(path, shape, bpe.ids, bpe.merges, bpe.pattern, template, weight, card)
+    marks, lost = _read_marks(path, bpe)
+    bpe = replace(bpe, lost=(*bpe.lost, *lost))
+    return ForeignModel(path, shape, bpe, marks, weight, {"name": path.name})
 
 
 def _parse_config(path, config):
@@ -236,14 +273,59 @@ def _read_shape(where, column, fields, qk_norm, tie_embeddings):
     return Model(**shape, qk_norm=qk_norm, tie_embeddings=tie_embeddings)
 
 
-def _read_template(path):
-    """The chat template; empty where there is none."""
+def _read_marks(path, bpe):
+    """What tokenizer_config.json and its companions say, and what of it is left out."""
+    configs = {}
+    for name in ("tokenizer_config", "generation_config", "config"):
+        file = path / f"{name}.json"
+        configs[name] = read_object(file) if file.exists() else {}
+    config = configs["tokenizer_config"]
+    # A list: one for each use, `default` among them.
+    template = config.get("chat_template") or ""
+    if not isinstance(template, str):
+        template = {entry["name"]: entry["template"] for entry in template}
     file = path / "chat_template.jinja"
-    config = path / "tokenizer_config.json"
     if file.exists():
-        return file.read_text(encoding="utf-8")
-    template = read_object(config).get("chat_template") if config.exists() else None
-    return template if isinstance(template, str) else ""
+        template = file.read_text(encoding="utf-8")
+    lost = []
+    if isinstance(template, dict):
+        lost = [f"the chat template {name!r}" for name in template if name != "default"]
+        template = template.get("default", "")
+    names = {i: name for name, i in bpe.ids.items()}
+    numbers = configs["generation_config"].get(
+        "eos_token_id", configs["config"].get("eos_token_id")
+    )
+    numbers = numbers if isinstance(numbers, list) else [numbers]
+    marks = Marks(
+        template,
+        bos=_read_token(config, "bos_token"),
+        eos=_read_token(config, "eos_token"),
+        stops=tuple(names[i] for i in numbers if i in names),
+        add_bos=_compare_cuts(path, bpe),
+    )
+    return marks, lost
+
+
+def _read_token(config, name):
+    """A token's name: a string, or an object that says more about it."""
+    token = config.get(name) or ""
+    return token if isinstance(token, str) else token["content"]
+
+
+def _compare_cuts(path, bpe):
+    """Whether the library puts a token before a text; UserError where it cuts texts otherwise."""
+    library = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+    merges = number_merges(path, bpe.merges)
+    visible = tuple(name for name, is_special in bpe.added.items() if not is_special)
+    names = SPECIALS + tuple(name for name in visible if name not in SPECIALS)
+    ours = Tokenizer(merges, bpe.pattern, bpe.ignore_merges, bpe.normalizer, names, visible)
+    cut = [bpe.ids.get(ours.vocabulary[i]) for i in ours.encode(PROBE)]
+    if cut != library.encode(PROBE, add_special_tokens=False).ids:
+        raise UserError(
+            f"{path}/tokenizer.json cuts a text into other tokens than ramp would; "
+            "it has a step that ramp's tokenizer lacks"
+        )
+    return len(library.encode("a").ids) > len(library.encode("a", add_special_tokens=False).ids)
 
 
 # Into ramp's layout
@@ -273,27 +355,52 @@ def _require_weights(path, have, want):
 
 
 def make_tokenizer(foreign: ForeignModel) -> Tokenizer:
-    """Its merges in our numbering, and the form of its conversations."""
-    merges = number_merges(foreign.path, foreign.merges)
-    # Some files spell the line end as an escape.
-    template = foreign.template.replace("\\n", "\n")
-    # ChatML writes the role and a line end: `message['role'] + '\n'`.
-    is_chatml = bool(re.search(r"role(\"|')?\]? ?\+ ?('|\")\n", template))
-    # Templates name a system prompt for conversations without one.
-    system = re.search(r"\|>system\n([^{}<]+)<\|(?:im_end|end)\|>", template)
-    default_system = system[1] if is_chatml and system else ""
-    return Tokenizer(merges, foreign.pattern, is_chatml, default_system)
+    """Its tokenizer in our numbering, with its own special tokens and its chat template."""
+    bpe, marks = foreign.bpe, foreign.marks
+    merges = number_merges(foreign.path, bpe.merges)
+    bos_first = [marks.bos] if "bos_token" in marks.template else []
+    bos = _choose(bpe.ids, [*bos_first, *BEGINNINGS, marks.bos], "<|bos|>")
+    # A template names the token that ends a turn, or takes it from the configuration.
+    eos_first = [name for name in TURN_ENDS if name in marks.template]
+    if "eos_token" in marks.template:
+        eos_first = [marks.eos]
+    # A model without conversations may have one token for both: then `end` is a new one.
+    ends = [name for name in [*eos_first, marks.eos, *TURN_ENDS] if name != bos]
+    end = _choose(bpe.ids, ends, "<|end|>")
+    parts = {"<|bos|>": bos, "<|end|>": end}
+    names = tuple(dict.fromkeys([*(parts.get(name, name) for name in SPECIALS), *bpe.added]))
+    return Tokenizer(
+        merges,
+        bpe.pattern,
+        bpe.ignore_merges,
+        bpe.normalizer,
+        names,
+        visible=tuple(n for n in names[len(SPECIALS) :] if not bpe.added[n]),
+        stops=tuple(n for n in marks.stops if n in names and n not in (bos, end)),
+        add_bos=marks.add_bos,
+        template="" if marks.template == OWN_TEMPLATE else marks.template,
+    )
+
+
+def _choose(ids, candidates, default):
+    """The first candidate that the model has."""
+    return next((name for name in candidates if name in ids), default)
+
+
+def describe_losses(foreign: ForeignModel, tokenizer: Tokenizer) -> list[str]:
+    """What of the file a run does not keep, each in a few words."""
+    kept = {*tokenizer.vocabulary, *tokenizer.names}
+    unreachable = [name for name in foreign.bpe.ids if name not in kept]
+    losses = list(foreign.bpe.lost)
+    if unreachable:
+        losses.append(f"{len(unreachable)} tokens that no text becomes, {unreachable[0]!r} first")
+    return losses
 
 
 def find_rows(foreign: ForeignModel, tokenizer: Tokenizer) -> np.ndarray:
     """For each of our ids its row in the foreign table; -1 where it has none."""
-    rows = [foreign.ids.get(token, -1) for token in tokenizer.vocabulary]
-    for name in SPECIALS:
-        candidates = (name, *STAND_INS.get(name, ()))
-        # The first candidate that the model has.
-        known = [foreign.ids[token] for token in candidates if token in foreign.ids]
-        rows.append((*known, -1)[0])
-    return np.array(rows)
+    tokens = [*tokenizer.vocabulary, *tokenizer.names]
+    return np.array([foreign.bpe.ids.get(token, -1) for token in tokens])
 
 
 def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer) -> dict:

@@ -152,6 +152,8 @@ def _import(args):
 
     foreign, tokenizer = load.open_foreign(args.file)
     c = load.make_config(foreign, tokenizer, args.context)
+    for loss in load.describe_losses(foreign, tokenizer):
+        print(f"left out: {loss}")
     run = RunDir(args.run)
     # An import that was killed has left step 0 at most, and may be done again.
     names = {path.name for path in run.checkpoints("pretrain").glob("*")}

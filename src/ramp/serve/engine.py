@@ -89,7 +89,7 @@ class Engine:
         self.c = c
         self.tokenizer = tokenizer
         self.weights = prepare_decode_params(c, lm)
-        self.stop_ids = {tokenizer.end, tokenizer.bos}
+        self.stop_ids = set(tokenizer.stop_ids)
         # All lengths that the cache can have: each is compiled by `warm_up`.
         self.sizes = [min(MIN_CACHE, c.context_len)]
         while self.sizes[-1] < c.context_len:

@@ -10,15 +10,16 @@ model, and the messages and `param` names are part of the API.
 
 import json
 import secrets
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from ramp.config import Config
 from ramp.decode.batch import MAX_LOGPROBS
 from ramp.decode.sample import SamplingParams
-from ramp.text.chat import ROLES, encode_turn, render_prompt
+from ramp.errors import UserError
+from ramp.text.chat import ROLES, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
 MAX_BODY_BYTES = 1 << 20
@@ -78,8 +79,8 @@ class ServedModel:
     @property
     def can_chat(self) -> bool:
         """Whether the weights have seen conversations."""
-        # An imported ChatML model was taught to chat by others.
-        if self.tokenizer.chatml:
+        # A model that came with a template was taught to chat by others.
+        if self.tokenizer.template:
             return True
         # A generation knows what the model knew that the first one began from.
         generation = self.stage.startswith("synthesize")
@@ -241,14 +242,18 @@ def _fit_context(body, model, is_chat):
     wanted = wanted or read_integer(body, "max_tokens", 0, 1, MAX_TOKENS)
     if is_chat:
         messages = _read_messages(body, model)
-        prompt = render_prompt(tokenizer, messages)
-        if may_drop:
-            # Leave a quarter of the context for the answer, or what was asked for if that is less.
-            quarter = context // 4
-            surplus = len(prompt) + min(wanted or quarter, quarter) - context
-            kept = drop_oldest_turns(messages, surplus, tokenizer)
-            num_dropped = len(messages) - len(kept)
-            prompt = render_prompt(tokenizer, kept)
+        try:
+            prompt = render_prompt(tokenizer, messages)
+            if may_drop:
+                # Leave a quarter of the context for the answer, or less where less was asked for.
+                quarter = context // 4
+                room = context - min(wanted or quarter, quarter)
+                kept = drop_oldest_turns(messages, room, tokenizer)
+                num_dropped = len(messages) - len(kept)
+                prompt = render_prompt(tokenizer, kept)
+        except UserError as error:
+            # The model's chat template refuses some conversations.
+            raise make_field_error("messages", f"cannot be written down: {error}") from None
     else:
         prompt = _read_prompt(body, tokenizer)
     # Without truncation a limit that does not fit is refused, not lowered.
@@ -272,29 +277,29 @@ def _read_prompt(body, tokenizer):
         raise make_field_error(
             "prompt", "must be one text; lists and token numbers are not supported"
         )
-    ids = tokenizer.encode(prompt)
-    # An imported ChatML model was trained on text without <|bos|>.
-    return ids if tokenizer.chatml and ids else [tokenizer.bos, *ids]
+    return tokenizer.encode_prompt(prompt)
 
 
 def drop_oldest_turns(
-    messages: list[dict], surplus: int, tokenizer: Tokenizer
+    messages: list[dict], room: int, tokenizer: Tokenizer
 ) -> list[dict[str, str]]:
-    """The messages without the oldest questions and answers, as many as hold `surplus` tokens.
+    """The messages without the fewest oldest questions that let the prompt fit into `room` tokens.
 
-    Messages before the first question stay, and so does the last question.
+    A question goes with all that answers it. Messages before the first question stay, and so does
+    the last question, whatever its length.
     """
-    # A turn is dropped together with all that answers it.
     questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
     if not questions:
         return messages
-    first_kept = questions[0]
-    for start, end in pairwise(questions):
-        if surplus <= 0:
-            break
-        surplus -= sum(len(encode_turn(tokenizer, turn)) for turn in messages[start:end])
-        first_kept = end
-    return [*messages[: questions[0]], *messages[first_kept:]]
+
+    def keep(first):
+        return [*messages[: questions[0]], *messages[first:]]
+
+    # Halving, since every try renders the conversation.
+    last = bisect_left(
+        questions[:-1], True, key=lambda first: len(render_prompt(tokenizer, keep(first))) <= room
+    )
+    return keep(questions[last])
 
 
 def _read_messages(body, model):

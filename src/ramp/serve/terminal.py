@@ -71,7 +71,7 @@ def complete(directory: Path, c: Config, prompt: str, stage: str, seed: int) -> 
     streamer = TextStreamer(run, c, stage, seed)
     tokenizer = streamer.tokenizer
     context_len = streamer.c.model.context_len
-    ids = [tokenizer.bos, *tokenizer.encode(prompt)]
+    ids = tokenizer.encode_prompt(prompt)
     if len(ids) >= context_len:
         raise UserError(
             f"the prompt is {len(ids)} tokens long, and the model's context is {context_len}; "
@@ -102,7 +102,7 @@ def chat(
     # A mistake is named before the model is loaded.
     c = config.check_config(replace(c, sample=settings), "the command line")
     streamer = TextStreamer(run, c, stage, seed)
-    stop = (streamer.tokenizer.end, streamer.tokenizer.bos)
+    stop = streamer.tokenizer.stop_ids
     messages = []
     for question in ask or _read_questions():
         messages.append({"role": "user", "content": question})
@@ -136,8 +136,7 @@ def _fit_context(messages, streamer):
     context_len = streamer.c.model.context_len
     # A long question must not leave the answer without room.
     room = context_len * 3 // 4
-    surplus = len(render_prompt(tokenizer, messages)) - room
-    messages = drop_oldest_turns(messages, surplus, tokenizer)
+    messages = drop_oldest_turns(messages, room, tokenizer)
     prompt = render_prompt(tokenizer, messages)
     if len(prompt) > room:
         raise UserError(

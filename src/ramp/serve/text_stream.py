@@ -57,7 +57,7 @@ class TextStream:
             self._num_tool_tokens += 1
             return "=" if self._num_tool_tokens % 3 == 2 else ""
         # The other special tokens have no text.
-        if id >= len(self.tokenizer.pieces):
+        if not self.tokenizer.text_pieces[id]:
             return ""
         return self._decoder.push(id)
 

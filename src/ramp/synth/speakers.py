@@ -121,7 +121,7 @@ class LocalModel:
                 f"a question has {longest} tokens and the model's context "
                 f"{self.c.model.context_len}; shorten it"
             )
-        stop = (self.tokenizer.end, self.tokenizer.bos)
+        stop = self.tokenizer.stop_ids
         result = generate(
             self.c.model,
             self.lm,

@@ -2,9 +2,11 @@
 
 A conversation is a list of `{"role", "content"}`. As tokens it is `<|bos|>` and, for each turn, the
 token of the role, the content and `<|end|>`. The content of an assistant's turn and the `<|end|>`
-that closes it have loss weight 1, all else 0. A conversation that is too long for a row is cut
-after its last assistant turn that fits, or left out where none does: packing never waits for room
-that will not come, and every row has something to learn.
+that closes it have loss weight 1, all else 0. An imported model that brings a chat template is
+spoken to in that form instead: the text that the template makes, cut at its special tokens. A
+conversation that is too long for a row is cut after its last assistant turn that fits, or left out
+where none does: packing never waits for room that will not come, and every row has something to
+learn.
 """
 
 import re
@@ -20,6 +22,7 @@ from ramp.text import corpus, sources
 from ramp.text.corpus import Bad, Part, Tally
 from ramp.text.demo_chats import DEMO_PACKAGES, Messages
 from ramp.text.rows import ArrayRows
+from ramp.text.template import GUARD, render_template
 from ramp.text.tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -52,23 +55,17 @@ def render(
       encode_content: encodes what an assistant says; `tasks.tool` has one that knows calls of the
         calculator.
     """
-    ids, messages = encode_beginning(tokenizer, messages)
-    weights = [0] * len(ids)
-    closing = encode_closing(tokenizer)
-    closing_weights = [1] + [0] * (len(closing) - 1)  # `<|end|>` is the assistant's to say
-    fitting, fitting_turns = 0, 0  # tokens and turns up to the last assistant turn that fits
-    for turn, message in enumerate(messages, 1):
-        is_assistant = message["role"] == "assistant"
-        opening = encode_opening(tokenizer, message["role"])
-        encode = encode_content if is_assistant else encode_plain
-        content, content_weights = encode(tokenizer, message["content"])
-        ids += [*opening, *content, *closing]
+    ids: list[int] = []
+    weights: list[int] = []
+    fitting = fitting_turns = 0  # tokens and turns up to the last assistant turn that fits
+    pieces = _render_with_template if tokenizer.template else _render_own
+    for turn, piece, piece_weights in pieces(tokenizer, messages, encode_content):
+        ids += piece
         # Turns come whole or not at all: half an answer would teach to break off.
         if len(ids) > max_tokens:
             break
-        turn_weights = [*[0] * len(opening), *content_weights, *closing_weights]
-        weights += [weight * is_assistant for weight in turn_weights]
-        if is_assistant:
+        weights += piece_weights
+        if any(piece_weights):
             fitting, fitting_turns = len(ids), turn
     if not fitting:
         return None
@@ -93,46 +90,91 @@ def render_all(
         yield ids, weights
 
 
-def render_prompt(tokenizer: Tokenizer, messages: Messages) -> list[int]:
-    """The conversation so far, ending in the token after which the assistant speaks."""
-    ids, messages = encode_beginning(tokenizer, messages)
-    for message in messages:
-        ids += encode_turn(tokenizer, message)
-    return [*ids, *encode_opening(tokenizer, "assistant")]
+def _render_own(tokenizer, messages, encode_content):
+    """(turns so far, ids, loss weights) of the beginning and of each turn."""
+    yield 0, [tokenizer.bos], [0]
+    for turn, message in enumerate(messages, 1):
+        is_assistant = message["role"] == "assistant"
+        encode = encode_content if is_assistant else encode_plain
+        content, weights = encode(tokenizer, message["content"])
+        # `<|end|>` is the assistant's to say.
+        weights = [weight * is_assistant for weight in (0, *weights, 1)]
+        yield turn, [tokenizer.special(message["role"]), *content, tokenizer.end], weights
 
 
-def encode_turn(tokenizer: Tokenizer, message: dict[str, str]) -> list[int]:
-    """Ids of one whole turn."""
-    return [
-        *encode_opening(tokenizer, message["role"]),
-        *tokenizer.encode(message["content"]),
-        *encode_closing(tokenizer),
-    ]
+def _render_with_template(tokenizer, messages, encode_content):
+    """The same in two pieces for each assistant's turn: what leads to it, and what is said."""
+    text = render_template(tokenizer, messages, add_generation_prompt=False)
+    end = tokenizer.name_of(tokenizer.end)
+    done = 0
+    for turn, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = render_template(tokenizer, messages[:turn], add_generation_prompt=True)
+        # Some templates write an earlier turn in another way than it was asked for.
+        if len(before) < done or not text.startswith(before):
+            continue
+        # Names of special tokens in a content are guarded, so the first one closes the turn.
+        said, closing, _ = text[len(before) :].partition(end)
+        ids = encode_rendered(tokenizer, text[done : len(before)])
+        yield turn, ids, [0] * len(ids)
+        yield turn + 1, *_encode_said(tokenizer, said + closing, encode_content)
+        done = len(before) + len(said + closing)
+    if not done:
+        raise UserError(
+            "the model's chat template writes an answer in another way than it asks for one, "
+            "so ramp cannot train on conversations in that form"
+        )
 
 
-def encode_beginning(tokenizer: Tokenizer, messages: Messages) -> tuple[list[int], Messages]:
-    """(ids before the first turn, turns): ChatML has no first token, but may have a first turn."""
-    if not tokenizer.chatml:
-        return [tokenizer.bos], messages
-    if tokenizer.system and not (messages and messages[0]["role"] == "system"):
-        messages = [{"role": "system", "content": tokenizer.system}, *messages]
-    return [], messages
+def _encode_said(tokenizer, text, encode_content):
+    ids, weights = [], []
+    for name, part in split_specials(tokenizer, text):
+        own, own_weights = encode_content(tokenizer, part) if part else ([], [])
+        special = [tokenizer.id_of(name)] if name else []
+        ids += special + own
+        weights += [1] * len(special) + own_weights
+    return ids, weights
 
 
-def encode_opening(tokenizer: Tokenizer, role: str) -> list[int]:
-    """What opens a turn: the token of the role.
+def render_prompt(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], **options: Any
+) -> list[int]:
+    """The conversation so far, ending in the token after which the assistant speaks.
 
-    In ChatML one token opens all turns and the role follows in words; in an imported model the
-    tokens of the roles are copies of that one.
+    options: what a chat template reads, such as `tools`. UserError where there is no template, or
+    it does not know one of them.
     """
-    # ChatML's role is plain text. The token before it is the part that no user can write.
-    in_words = tokenizer.encode(role + "\n") if tokenizer.chatml else []
-    return [tokenizer.special(role), *in_words]
+    if tokenizer.template:
+        text = render_template(tokenizer, messages, add_generation_prompt=True, **options)
+        return encode_rendered(tokenizer, text)
+    if options:
+        raise UserError(
+            f"this model has no chat template, so {', '.join(options)} would have no effect"
+        )
+    ids = [tokenizer.bos]
+    for message in messages:
+        content = tokenizer.encode(message["content"])
+        ids += [tokenizer.special(message["role"]), *content, tokenizer.end]
+    return [*ids, tokenizer.special("assistant")]
 
 
-def encode_closing(tokenizer: Tokenizer) -> list[int]:
-    """What closes a turn; of these only `<|end|>` is for an assistant to say."""
-    return [tokenizer.end, *(tokenizer.encode("\n") if tokenizer.chatml else [])]
+def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of what a template made: each name of a special token is that token."""
+    ids = []
+    for name, part in split_specials(tokenizer, text):
+        ids += [tokenizer.id_of(name)] if name else []
+        ids += tokenizer.encode(part)
+    return ids
+
+
+def split_specials(tokenizer: Tokenizer, text: str) -> Iterator[tuple[str, str]]:
+    """(name of a special token, the text after it); the first name is empty."""
+    # The longest first: one name may begin with another.
+    pattern = "|".join(map(re.escape, tokenizer.special_names))
+    parts = re.split(f"({pattern})", text)
+    for name, part in zip(["", *parts[1::2]], parts[::2], strict=True):
+        yield name, part.replace(GUARD, "")
 
 
 # --- tokens to rows

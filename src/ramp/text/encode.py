@@ -95,6 +95,9 @@ class FastEncoder:
         None: the pattern says something that `re` says in another way.
         """
         pattern = self.tokenizer.pattern
+        # These act on a text before it is split.
+        if self.tokenizer.normalizer or self.tokenizer.visible:
+            return None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", FutureWarning)  # at `&&`, say

@@ -16,6 +16,10 @@ PATTERNS = {
     "gpt-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     # Digits are cut one by one.
     "smollm": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+    "llama-bpe": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
     "qwen2": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -32,6 +36,10 @@ class ForeignBpe:
     ids: dict[str, int]  # token: its number there, special tokens included
     merges: list[tuple[str, str]]
     pattern: str
+    added: dict[str, bool]  # tokens beside the merges, in order: whether they are special
+    ignore_merges: bool = False
+    normalizer: str = ""
+    lost: tuple[str, ...] = ()  # what ramp's tokenizer leaves out, each in a few words
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
@@ -44,7 +52,8 @@ def open_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.load(path)
     try:
         bpe = read_bpe(path)
-        tokenizer = Tokenizer(number_merges(path, bpe.merges), bpe.pattern)
+        merges = number_merges(path, bpe.merges)
+        tokenizer = Tokenizer(merges, bpe.pattern, bpe.ignore_merges, bpe.normalizer)
         # The regular expression comes from the file.
         tokenizer.encode("a pattern that does not compile fails here")
     except UserError:
@@ -62,17 +71,16 @@ def read_bpe(path: Path) -> ForeignBpe:
     data = read_object(path)
     model = data.get("model") or {}
     splitter = data.get("pre_tokenizer") or {}
-    normalizer = (data.get("normalizer") or {}).get("type")
+    normalizer = (data.get("normalizer") or {}).get("type") or ""
     # A sequence of pre-tokenizers, or a single one.
     parts = splitter.get("pretokenizers", [splitter])
     kinds = [part.get("type") for part in parts]
     is_plain = (
         model.get("type") == "BPE"
         and not model.get("byte_fallback")
-        and not model.get("ignore_merges")
         and kinds[-1:] == ["ByteLevel"]
         and not parts[-1].get("add_prefix_space")
-        and normalizer in (None, "NFC")
+        and normalizer in ("", "NFC")
     )
     if not is_plain:
         kind = KINDS.get(model.get("type"), f"{model.get('type')}, {normalizer}, {kinds}")
@@ -86,16 +94,26 @@ def read_bpe(path: Path) -> ForeignBpe:
             f"{path} splits its text by {kinds} in a way that ramp's tokenizer does not"
         )
     ids = dict(model.get("vocab") or {})
-    ids |= {token["content"]: token["id"] for token in data.get("added_tokens") or []}
-    return ForeignBpe(ids, parse_merges(path, model.get("merges") or []), pattern)
+    added = sorted(data.get("added_tokens") or [], key=lambda token: token["id"])
+    stripped = [t["content"] for t in added if t.get("lstrip") or t.get("rstrip")]
+    lost = [f"that {name!r} takes the blanks beside it" for name in stripped]
+    return ForeignBpe(
+        ids | {token["content"]: token["id"] for token in added},
+        parse_merges(path, model.get("merges") or []),
+        pattern,
+        {token["content"]: bool(token.get("special")) for token in added},
+        bool(model.get("ignore_merges")),
+        normalizer,
+        tuple(lost),
+    )
 
 
 def _split_pattern(kinds, parts):
     """The regular expression that a chain of pre-tokenizers amounts to; None: not known."""
     first = parts[0]
-    if kinds == ["Split", "ByteLevel"]:
+    if kinds == ["Split", "ByteLevel"] and not parts[-1].get("use_regex", True):
         is_regex = "Regex" in first["pattern"] and first["behavior"] == "Isolated"
-        return first["pattern"]["Regex"] if is_regex else None
+        return first["pattern"]["Regex"] if is_regex and not first.get("invert") else None
     if not parts[-1].get("use_regex", True):
         return None
     if kinds == ["ByteLevel"]:

@@ -14,14 +14,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 
 from ramp.errors import UserError
 from ramp.files import read_kept, write_kept
@@ -76,13 +77,19 @@ LETTERS = _byte_letters()
 class Tokenizer:
     """A split pattern and merges, each merge a pair of earlier ids; all else follows from these.
 
-    An imported model may speak ChatML, another form of conversation: see `chat.encode_opening`.
+    The rest is what imported models bring. Their special tokens keep the names that they had: the
+    first eight of `names` play the parts of `SPECIALS`, and others may follow.
     """
 
     merges: tuple[tuple[int, int], ...] = ()
     pattern: str = PATTERN
-    chatml: bool = False
-    system: str = ""  # ChatML only: the system turn of a conversation that begins without one
+    ignore_merges: bool = False  # a split piece that is a token is that token, however merged
+    normalizer: str = ""  # "NFC": texts are composed first, so they decode to their composed form
+    names: tuple[str, ...] = SPECIALS  # of the ids behind the merges
+    visible: tuple[str, ...] = ()  # those of `names` that are text: `<think>`, wherever it stands
+    stops: tuple[str, ...] = ()  # those that end an answer, besides `end` and `bos`
+    add_bos: bool = True  # whether texts to continue begin with `bos`
+    template: str = ""  # of conversations, in Jinja; empty: ramp's own form, see `chat`
 
     @staticmethod
     def train(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
@@ -132,7 +139,18 @@ class Tokenizer:
     @cached_property
     def display_pieces(self) -> list[bytes]:
         """What `decode` shows for each id: its bytes, or the name of the special token."""
-        return self.pieces + [name.encode() for name in SPECIALS]
+        return self.pieces + [name.encode() for name in self.names]
+
+    @cached_property
+    def text_pieces(self) -> list[bytes]:
+        """What each id adds to a text: its bytes; nothing for a special token."""
+        visible = set(self.visible)
+        return self.pieces + [name.encode() if name in visible else b"" for name in self.names]
+
+    @cached_property
+    def special_names(self) -> tuple[str, ...]:
+        """The names that no text can spell, the longest first."""
+        return tuple(sorted(set(self.names) - set(self.visible), key=lambda n: (-len(n), n)))
 
     @property
     def vocabulary(self) -> list[str]:
@@ -143,17 +161,31 @@ class Tokenizer:
     def _bpe(self) -> tokenizers.Tokenizer:
         return self.to_library()
 
-    def to_library(self) -> tokenizers.Tokenizer:
-        """A new object of the `tokenizers` library that encodes alike, without special tokens."""
+    def to_library(self, with_specials: bool = False) -> tokenizers.Tokenizer:
+        """A new object of the `tokenizers` library that encodes alike.
+
+        with_specials: it also takes the names of special tokens for these tokens.
+        """
         letters = self.vocabulary
         ids = {piece: i for i, piece in enumerate(letters)}
+        visible = set(self.visible)
+        added = []
+        for name in self.names if with_specials else self.visible:
+            # With an id of its own before it is added, it keeps that id.
+            ids[name] = self.id_of(name)
+            added.append(AddedToken(name, normalized=False, special=name not in visible))
         merges = [(letters[left], letters[right]) for left, right in self.merges]
-        return build_bpe(self.pattern, models.BPE(vocab=ids, merges=merges))
+        model = models.BPE(vocab=ids, merges=merges, ignore_merges=self.ignore_merges)
+        bpe = build_bpe(self.pattern, model)
+        if self.normalizer:
+            bpe.normalizer = normalizers.NFC()
+        bpe.add_tokens(added)
+        return bpe
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
         """int32 [V]: how many bytes of text each id stands for; 0 for special tokens."""
-        return np.array([len(p) for p in self.pieces] + [0] * len(SPECIALS), np.int32)
+        return np.array([len(piece) for piece in self.text_pieces], np.int32)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -163,12 +195,20 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
-        return len(self.pieces) + len(SPECIALS)
+        return len(self.pieces) + len(self.names)
 
     def special(self, name: str) -> int:
         """The id of a special token, by its full name (`<|bos|>`) or the bare one (`bos`)."""
         name = name if name.startswith("<|") else f"<|{name}|>"
         return len(self.pieces) + SPECIALS.index(name)
+
+    def id_of(self, name: str) -> int:
+        """The id of one of `names`."""
+        return len(self.pieces) + self.names.index(name)
+
+    def name_of(self, i: int) -> str:
+        """The name of an id behind the merges."""
+        return self.names[i - len(self.pieces)]
 
     @property
     def bos(self) -> int:
@@ -189,6 +229,16 @@ class Tokenizer:
     def pad(self) -> int:
         """The id that fills up a row."""
         return self.special("pad")
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer: of a turn, and of what begins or ends a document."""
+        return tuple(dict.fromkeys([self.end, self.bos, *map(self.id_of, self.stops)]))
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to continue, with `<|bos|>` where the model knows texts to begin so."""
+        ids = self.encode(text)
+        return [self.bos, *ids] if self.add_bos or not ids else ids
 
     def encode(self, text: str) -> list[int]:
         """Ids of any Python string. `<|bos|>` and its like in the text are ordinary characters."""
@@ -229,8 +279,7 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The exact bytes of `ids`; a special token gives none."""
-        num_ordinary = len(self.pieces)
-        return b"".join(self.pieces[i] for i in map(self.check_id, ids) if i < num_ordinary)
+        return b"".join(self.text_pieces[self.check_id(i)] for i in ids)
 
     def check_id(self, i: int) -> int:
         """The same id; IndexError where the vocabulary has none such."""
@@ -246,8 +295,10 @@ class Tokenizer:
             "merges": self.merges,
         }
         # Only where it is used, so that other tokenizers keep the fingerprints they had without it.
-        if self.chatml:
-            content |= {"chatml": True, "system": self.system}
+        for field in IMPORTED:
+            value = getattr(self, field.name)
+            if value != field.default:
+                content[field.name] = value
         return content
 
     def save(self, path: Path | str) -> None:
@@ -262,11 +313,20 @@ class Tokenizer:
             content = json.loads(read_kept(Path(path)))
             if (content["format"], tuple(content["specials"])) != (FORMAT, SPECIALS):
                 raise ValueError(f"it is not of the format {FORMAT}")
+            if "chatml" in content:
+                raise UserError(
+                    f"The tokenizer {path} was imported by an older ramp, which kept less of it: "
+                    "import the model again, into a new run."
+                )
+            imported: dict[str, Any] = {}
+            for field in IMPORTED:
+                value = content.get(field.name, field.default)
+                # JSON has no tuples.
+                imported[field.name] = tuple(value) if isinstance(value, list) else value
             tokenizer = Tokenizer(
                 tuple((int(a), int(b)) for a, b in content["merges"]),
                 content["pattern"],
-                bool(content.get("chatml")),
-                str(content.get("system", "")),
+                **imported,
             )
             if tokenizer.fingerprint != content["fingerprint"]:
                 raise ValueError("its content does not match its fingerprint")
@@ -279,6 +339,10 @@ class Tokenizer:
                 f"The tokenizer {path} cannot be read ({error}): run {_remedy(path)}."
             ) from None
         return tokenizer
+
+
+# What only imported tokenizers have; a file leaves out what is at its default.
+IMPORTED = fields(Tokenizer)[2:]
 
 
 def _remedy(path: Path | str) -> str:
