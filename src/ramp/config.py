@@ -89,7 +89,7 @@ class Model:
     num_kv_heads: Count = 0
     """K key and value heads, a divisor of H; 0: by rule H"""
     mlp_dim: Count = 0
-    """F; 0: by rule 8/3 of the width for swiglu, 4 for relu2, rounded up to 128"""
+    """F; 0: by rule 8/3 of the width for swiglu and geglu, 4 for relu2, rounded up to 128"""
     vocab_size: Count = 0
     """V; 0: by rule text.vocab_size, rounded up to 128"""
     context_len: Positive = 512
@@ -103,7 +103,7 @@ class Model:
     """RMSNorm before attention, feed-forward and head"""
     residual: bool = True
     """add what a part of a block computes to its input; false: replace the input"""
-    mlp: Literal["swiglu", "relu2", "none"] = "swiglu"
+    mlp: Literal["swiglu", "geglu", "relu2", "none"] = "swiglu"
     """feed-forward of a block"""
     qk_norm: bool = True
     """RMSNorm of queries and keys"""
@@ -115,7 +115,8 @@ class Model:
     """added to the mean square inside every norm; imported models bring their own"""
     # From here on options that help at some sizes and are off until they are asked for.
     window_pattern: str = "L"
-    """(L)ong and (S)hort attention over the layers, repeated; the last layer is always long"""
+    """(L)ong and (S)hort attention over the layers, repeated; the last layer is never short; N:
+    long, and without rotary positions"""
     short_window: Count = 0
     """tokens a short layer looks back; 0: by rule a quarter of the context, rounded up to 128"""
     logit_softcap: NonNegative = 0.0
@@ -126,6 +127,21 @@ class Model:
     """learned mixing of the residual stream with the embedding, per layer"""
     smear: bool = False
     """mix a gated fraction of the previous token's embedding into each token"""
+    # These came with models of others.
+    qkv_bias: bool = False
+    """add a learned vector to queries, keys and values (Qwen2)"""
+    post_norm: bool = False
+    """RMSNorm of what attention and feed-forward add, too (Gemma)"""
+    embed_scale: bool = False
+    """multiply embedded tokens by the root of the width (Gemma)"""
+    rope_theta_short: NonNegative = 0.0
+    """rope_theta of short layers; 0: the same"""
+    rope_scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
+    """how rotary frequencies were stretched for a longer context, by rope_factor"""
+    rope_factor: Annotated[float, Range(above=0)] = 1.0
+    """the longer context by the first one"""
+    rope_original_len: Count = 0
+    """tokens of the first context, of llama3 and yarn"""
     embed_std: NonNegative = 0.5
     """standard deviation of the embedding table at the start"""
     head_std: NonNegative = 0.002
@@ -709,10 +725,10 @@ def check_config(config: Config, where: str = "configuration") -> Config:
             "it can be bpe, bytes, run or the path of a tokenizer.json"
         )
     pattern = config.model.window_pattern
-    if set(pattern) - {"S", "L"} or not pattern:
+    if set(pattern) - {"S", "L", "N"} or not pattern:
         raise UserError(
             f"{where}: 'model.window_pattern' is {pattern!r}; "
-            "it takes letters S and L, such as 'SSSL'"
+            "it takes letters S, L and N, such as 'SSSL'"
         )
     # How many devices there are is known only later: here, what no number of them could satisfy.
     axes = (config.mesh.replica, config.mesh.data, config.mesh.model)
@@ -740,6 +756,10 @@ def _check_model(m: Model, text: Text, where: str) -> None:
         raise UserError(f"{where}: 'model.head_dim' {m.head_dim} must be even: RoPE rotates pairs")
     mixer = f"token_mixer = '{m.token_mixer}'"
     learned = m.token_mixer == "attention"
+    if m.rope_scaling in ("llama3", "yarn") and not m.rope_original_len:
+        raise UserError(
+            f"{where}: 'model.rope_scaling' {m.rope_scaling} needs 'model.rope_original_len'"
+        )
     # Switch -> (what it needs, what to do where that is missing).
     needs = {
         "mlp_dim": (m.mlp != "none", "mlp = 'none' has no feed-forward; leave model.mlp_dim out"),
@@ -794,7 +814,7 @@ def _resolve_model(m: Model, text: Text) -> Model:
     head_dim = m.head_dim or (64 if width < 1024 else 128)
     num_heads = m.num_heads or max(1, width // head_dim)
     # 8/3: three matrices of swiglu then weigh as much as the two of relu2.
-    mlp_dim = {"swiglu": 8 * width // 3, "relu2": 4 * width, "none": 0}[m.mlp]
+    mlp_dim = {"relu2": 4 * width, "none": 0}.get(m.mlp, 8 * width // 3)
     return replace(
         m,
         vocab_size=m.vocab_size or _round_up(vocab_size, 128),
@@ -830,7 +850,7 @@ def count_matrix_params(m: Model) -> int:
     # q, k, v and output, or v and output only
     projections = 2 if m.token_mixer == "attention" else 1
     attention = projections * m.width * (m.num_heads + m.num_kv_heads) * m.head_dim
-    mlp = {"swiglu": 3, "relu2": 2, "none": 0}[m.mlp] * m.width * m.mlp_dim
+    mlp = {"relu2": 2, "none": 0}.get(m.mlp, 3) * m.width * m.mlp_dim
     return m.depth * (attention + mlp)
 
 

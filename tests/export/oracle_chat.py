@@ -16,7 +16,11 @@ rows = []
 for asked in json.loads(Path(sys.argv[2]).read_text()):
     try:
         shown = tokenizer.apply_chat_template(
-            asked.pop("messages"), add_generation_prompt=True, tokenize=True, return_dict=False, **asked
+            asked.pop("messages"),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            **asked,
         )
         rows.append(list(shown))
     except Exception:

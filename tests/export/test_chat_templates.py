@@ -62,7 +62,10 @@ def draw_conversation(rng: random.Random) -> dict:
         schema = {"type": "object", "properties": {"x": {"type": "number", "description": "<x> ü"}}}
         function = {"name": "add", "description": rng.choice(TEXTS), "parameters": schema}
         asked["tools"] = [{"type": "function", "function": function}]
-        call = {"type": "function", "function": {"name": "add", "arguments": {"x": 1.5, "s": "é\"<"}}}
+        call = {
+            "type": "function",
+            "function": {"name": "add", "arguments": {"x": 1.5, "s": 'é"<'}},
+        }
         messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
         messages.append({"role": "tool", "name": "add", "content": '{"y": 2}'})
     if rng.random() < 0.3:
@@ -93,7 +96,11 @@ def imported(folder: Path, template: str) -> Tokenizer:
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON, reason="RAMP_TORCH_PYTHON names no interpreter with transformers")
 def test_ids_are_those_of_transformers(tmp_path):
-    templates = {path.stem: path.read_text("utf-8") for path in Path(FOLDER).glob("*.jinja")} if FOLDER else {}
+    templates = (
+        {path.stem: path.read_text("utf-8") for path in Path(FOLDER).glob("*.jinja")}
+        if FOLDER
+        else {}
+    )
     script = Path(__file__).with_name("oracle_chat.py")
     for name, template in {"own": OWN, **templates}.items():
         tokenizer = imported(tmp_path / name, template)
@@ -108,12 +115,19 @@ def test_ids_are_those_of_transformers(tmp_path):
         command = [PYTHON, script, tmp_path / name, tmp_path / "asked.json", tmp_path / "out.json"]
         subprocess.run(command, check=True)
         equal = refused = 0
-        for talk, theirs in zip(talks, json.loads((tmp_path / "out.json").read_text()), strict=True):
+        for talk, theirs in zip(
+            talks, json.loads((tmp_path / "out.json").read_text()), strict=True
+        ):
             try:
                 ours = render_prompt(tokenizer, **talk)
             except UserError:
                 ours = None
-            assert ours == theirs, (name, talk, ours and tokenizer.decode(ours), theirs and tokenizer.decode(theirs))
+            assert ours == theirs, (
+                name,
+                talk,
+                ours and tokenizer.decode(ours),
+                theirs and tokenizer.decode(theirs),
+            )
             equal += 1
             refused += ours is None
         print(f"{name}: {equal} of {len(talks)} equal, {refused} of them refused by both")

@@ -366,7 +366,8 @@ def test_any_changed_byte_of_the_head_is_a_sentence_or_a_model(tmp_path_factory,
         ({"meta": {"llama.block_count": 2**31}}, "layers"),
         ({"meta": {"tokenizer.ggml.tokens": 7}}, "laid out"),
         ({"meta": {"tokenizer.ggml.merges": ["x y z"]}}, "pair"),
-        ({"tensors": {"blk.0.attn_q.bias": ((64,), 0, b"\0" * 256)}}, "attn_q.bias"),
+        ({"tensors": {"blk.0.attn_q.bias": ((64,), 0, b"\0" * 256)}}, "attn_k.bias"),
+        ({"tensors": {"rope_freqs.weight": ((8,), 0, b"\1" * 32)}}, "Llama 3"),
         ({"tensors": {"blk.0.attn_q.weight": ((64, 256), 15, b"\0" * 20000)}}, "Q8_K"),
         ({"tensors": {"blk.0.attn_q.weight": ((64, 256), 99, b"\0" * 20000)}}, "unknown type 99"),
         ({"meta": {"llama.block_count": 3}}, "lacks the weight blk.2"),
@@ -392,7 +393,8 @@ def test_folders_of_other_kinds_are_refused(tmp_path, tokenizer):
     for change, says in (
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "rope_type"),
+        ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2, "beta_fast": 9}}, "beta_fast"),
         ({"model_type": "gpt2"}, "gpt2"),
         ({"hidden_size": None}, "types|lacks|config.json"),
     ):
@@ -490,6 +492,65 @@ def test_transformers_computes_the_same(tmp_path, tokenizer, qk_norm, tie_embedd
     assert [t["ids"] for t in found["texts"]] == prompts and [
         t["new"] for t in found["texts"]
     ] == new
+
+
+# What another tool's random models are made of, and the switches that ramp reads from them.
+LONG = {"rope_theta": 1e4, "factor": 8.0, "original_max_position_embeddings": 32}
+LLAMA3 = LONG | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+FAMILIES = [
+    ("LlamaConfig", {"rope_parameters": LLAMA3}, {"rope_scaling": "llama3", "rope_factor": 8.0}),
+    ("LlamaConfig", {"rope_parameters": LONG | {"rope_type": "yarn"}}, {"rope_scaling": "yarn"}),
+    ("LlamaConfig", {"rope_parameters": LONG | {"rope_type": "linear"}}, {"rope_factor": 8.0}),
+    ("Qwen2Config", {}, {"qkv_bias": True, "qk_norm": False}),
+    ("Qwen3Config", {"tie_word_embeddings": True}, {"tie_embeddings": True, "qk_norm": True}),
+    ("SmolLM3Config", {"num_hidden_layers": 5}, {"window_pattern": "LLLN"}),
+    ("SmolLM3Config", {"no_rope_layers": [1, 0, 1, 0]}, {"window_pattern": "LN"}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not PYTHON, reason="RAMP_TORCH_PYTHON names no interpreter with torch and transformers"
+)
+def test_random_models_of_other_families_come_in_and_go_out(tmp_path, tokenizer):
+    """Logits equal to those of transformers, in and out again."""
+    common = {"vocab_size": tokenizer.vocab_size, "hidden_size": 64, "intermediate_size": 96}
+    common |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    common |= {"num_hidden_layers": 4, "pad_token_id": None}
+    ids = tiny.tokens(2, 120, tokenizer.vocab_size).tolist()
+    specs = [
+        {"class": name, "config": common | over, "folder": str(tmp_path / f"in{i}")}
+        for i, (name, over, _) in enumerate(FAMILIES)
+    ]
+    for i, spec in enumerate(specs):
+        Path(spec["folder"]).mkdir()
+        for text in ("tokenizer", "tokenizer_config"):
+            make = getattr(export, f"make_{text}")
+            (tmp_path / f"in{i}" / f"{text}.json").write_text(make(tokenizer))
+    asked = {"models": specs, "ids": ids}
+    script = Path(__file__).with_name("oracle_families.py")
+    (tmp_path / "q.json").write_text(json.dumps(asked))
+    subprocess.run([PYTHON, script, tmp_path / "q.json", tmp_path / "a.npz"], check=True)
+    made_there = np.load(tmp_path / "a.npz")
+    for i, (name, over, switches) in enumerate(FAMILIES):
+        f, t = load.open_foreign(tmp_path / f"in{i}")
+        c = load.make_config(f, t, 256)
+        m = replace(c.model, dtype="float32")
+        assert {key: getattr(m, key) for key in switches} == switches
+        lm = load.load_foreign_params(f, shapes(m), t)
+        with jax.set_mesh(tiny.mesh()):
+            ours = np.asarray(tiny.logits(m, lm, np.array(ids)))[..., : t.vocab_size]
+        worst = np.abs(ours - made_there[f"logits{i}"]).max()
+        print(f"{name} {over}: logits differ by at most {worst:.1e} at {np.abs(ours).max():.1f}")
+        assert worst < 1e-4
+        export.export(c, lm, t, {}, "pretrain", tmp_path / f"out{i}")
+    # What ramp wrote, read by the other tool.
+    specs = [{"folder": str(tmp_path / f"out{i}")} for i in range(len(FAMILIES))]
+    (tmp_path / "q.json").write_text(json.dumps({"models": specs, "ids": ids}))
+    subprocess.run([PYTHON, script, tmp_path / "q.json", tmp_path / "b.npz"], check=True)
+    again = np.load(tmp_path / "b.npz")
+    for i in range(len(FAMILIES)):
+        np.testing.assert_allclose(again[f"logits{i}"], made_there[f"logits{i}"], atol=1e-5)
 
 
 QUESTIONS = [

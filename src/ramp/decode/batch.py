@@ -27,7 +27,15 @@ from ramp.config import Model
 from ramp.decode.cache import decode_step, init_tail, layer_window, merge_tail
 from ramp.decode.sample import SamplingParams, gumbel_noise, row_keys, take_per_row
 from ramp.model.attention import MASKED, visible_mask
-from ramp.model.transformer import ROWS, Params, apply_block, embed, rope_angles, unembed
+from ramp.model.transformer import (
+    ROWS,
+    Params,
+    apply_block,
+    embed,
+    layer_angles,
+    rope_kind,
+    unembed,
+)
 
 MAX_LOGPROBS = 20  # most likely tokens that can be reported with each token
 LOG_RANGE = 104.0  # nats below the top at which float32 has no probability left
@@ -107,7 +115,7 @@ def prefill_chunk(
     R, Q = tokens_rq.shape
     tokens_rp = tokens_rq[:, 1:]
     positions_p = start + jnp.arange(Q - 1)
-    cos, sin = rope_angles(positions_p, c.head_dim, c.rope_theta)
+    angles = layer_angles(c, positions_p)
     # Nothing is smeared into a prompt's first token: what comes before it is another segment.
     in_prompt_q = (jnp.arange(Q) > 0) | (start > 0)
     segments_rq = jnp.broadcast_to(in_prompt_q, (R, Q), out_sharding=P(ROWS))
@@ -122,7 +130,8 @@ def prefill_chunk(
     for layer, block in enumerate(weights["blocks"]):
         window = layer_window(c, layer)
         attend = partial(attend_chunk, slots.cache[layer], at, start, window)
-        x_nd, kv = apply_block(c, block, x_nd, cos, sin, attend, tokens_rp, x0_nd)
+        turn = angles[rope_kind(c, layer)]
+        x_nd, kv = apply_block(c, block, x_nd, *turn, attend, tokens_rp, x0_nd)
         cache.append(kv)
     x_rpd = jax.lax.reshape(x_nd, x_rpd.shape, out_sharding=P(ROWS))
     # Logits behind the last real token; those behind the padding mean nothing.

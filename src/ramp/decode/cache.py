@@ -23,7 +23,8 @@ from ramp.model.transformer import (
     apply_block,
     embed,
     is_short_layer,
-    rope_angles,
+    layer_angles,
+    rope_kind,
     unembed,
 )
 
@@ -115,7 +116,7 @@ def decode_step(
     """
     # The blocks are those of training, called with one token a row.
     tokens_bt = token_b[:, None]
-    cos, sin = rope_angles(position_b[:, None], c.head_dim, c.rope_theta)
+    angles = layer_angles(c, position_b[:, None])
     # The x0 switch mixes the embedding into every block.
     x0_nd = embed(c, weights, tokens_bt, previous_b)
     x_nd = x0_nd
@@ -123,7 +124,8 @@ def decode_step(
     for layer, block in enumerate(weights["blocks"]):
         window = layer_window(c, layer)
         attend = partial(attend_cached, cache[layer], tail[layer], slot, position_b, window)
-        x_nd, tail_kv = apply_block(c, block, x_nd, cos, sin, attend, tokens_bt, x0_nd)
+        turn = angles[rope_kind(c, layer)]
+        x_nd, tail_kv = apply_block(c, block, x_nd, *turn, attend, tokens_bt, x0_nd)
         new_tail.append(tail_kv)
     logits_bv = unembed(c, weights, x_nd)
     logits_bv = jax.reshard(logits_bv, P(ROWS, None))

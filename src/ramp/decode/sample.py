@@ -38,7 +38,7 @@ from ramp.decode.cache import (
 from ramp.decode.params import prepare_decode_params
 from ramp.errors import UserError
 from ramp.model.attention import MASKED, attention
-from ramp.model.transformer import ROWS, Params, attention_backend, rope_angles, run_blocks, unembed
+from ramp.model.transformer import ROWS, Params, attention_backend, run_blocks, unembed
 
 MIN_CACHE = 128  # tokens that a cache has room for at first
 
@@ -259,9 +259,6 @@ def prefill(
     and those are overwritten as the row grows.
     """
     B, P_len = prompts_bp.shape
-    positions_p = jnp.arange(P_len)
-    cos, sin = rope_angles(positions_p, c.head_dim, c.rope_theta)
-
     backend = attention_backend(c)
 
     def make_attend(window):
@@ -271,7 +268,7 @@ def prefill(
 
         return attend
 
-    x_nd, kv_lbpkh = run_blocks(c, params, prompts_bp, cos, sin, make_attend)
+    x_nd, kv_lbpkh = run_blocks(c, params, prompts_bp, make_attend)
     x_bpd = jax.lax.reshape(x_nd, (B, P_len, c.width), out_sharding=P(ROWS))
     last_bd = take_per_row(x_bpd, length_b - 1)
 

@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face folder, for transformers, vLLM, MLX and llama.cpp's converter.
 
-ramp's default model is Qwen3 (with QK-norm) or Llama (without). A switch that neither has is
-refused by name, because a folder that loads and then computes something else is worse than none.
+ramp's default model is Qwen3 (with QK-norm) or Llama (without). A switch that none of `KINDS` has
+is refused by name: a folder that loads and then computes something else is worse than none.
 The folder is written next to its final place, read back by the importer and compared, weights bit
 for bit, and only then renamed.
 """
@@ -16,24 +16,44 @@ import numpy as np
 from ramp.config import Config, Model
 from ramp.errors import UserError
 from ramp.export import load
+from ramp.model import transformer
 from ramp.text.template import OWN_TEMPLATE
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.restore import model_identity
 
 # Keys of a model that config.json has words for.
-EXPORTED = {*load.SHAPE, "vocab_size", "qk_norm", "tie_embeddings"}
+EXPORTED = {*load.SHAPE, "vocab_size", "tie_embeddings", "qk_norm", "qkv_bias"}
+EXPORTED |= {"window_pattern", "rope_scaling", "rope_factor", "rope_original_len"}
+# As classes of transformers begin.
+KINDS = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}
 # Keys that finished weights no longer depend on.
 UNUSED = {"short_window", "embed_std", "head_std"}
 
 
+def find_kind(m: Model) -> str:
+    """The architecture of `load.KINDS` that computes what this model does; empty: none does."""
+    return {
+        # QK-norm, biases of queries, keys and values, layers without RoPE.
+        (False, False, False): "llama",
+        (False, True, False): "qwen2",
+        (True, False, False): "qwen3",
+        (False, False, True): "smollm3",
+    }.get((m.qk_norm, m.qkv_bias, "N" in m.window_pattern), "")
+
+
 def export_obstacles(m: Model) -> list[str]:
-    """The switches that no Qwen3 or Llama loader knows: not at their default, and not exported."""
+    """The switches that no other loader knows: not at their default, and not exported."""
     # A default needs no word in config.json: it is what the loaders do.
     obstacles = [
         f"model.{name} = {value!r}"
         for name, value in model_identity(m).items()
         if name not in EXPORTED | UNUSED and value != getattr(Model(), name)
     ]
+    if "S" in m.window_pattern or not find_kind(m):
+        obstacles += [
+            f"model.window_pattern = {m.window_pattern!r}",
+            f"model.qk_norm = {m.qk_norm}",
+        ]
     return obstacles if m.depth else [*obstacles, "model.depth = 0"]
 
 
@@ -45,30 +65,40 @@ def name_weights(m: Model, lm: dict, num_tokens: int) -> dict[str, np.ndarray]:
     """
     weights = {
         # The importer's names, so that the two cannot differ.
-        load.TABLE[0]: np.asarray(lm["embed"]["table"])[:num_tokens],
-        load.NORM[0]: np.asarray(lm["head"]["norm"]),
+        f"{load.TABLE[0]}.weight": np.asarray(lm["embed"]["table"])[:num_tokens],
+        f"{load.NORM[0]}.weight": np.asarray(lm["head"]["norm"]),
     }
     if not m.tie_embeddings:
-        weights[load.HEAD[0]] = np.asarray(lm["head"]["weight"])[:, :num_tokens].T
+        weights[f"{load.HEAD[0]}.weight"] = np.asarray(lm["head"]["weight"])[:, :num_tokens].T
     for ours, stacked in lm["blocks"].items():
         # The weights of all layers are one array; a file has one for each.
         for layer, w in enumerate(np.asarray(stacked)):
-            weights[f"model.layers.{layer}.{load.BLOCK[ours][0]}"] = w.T
-    return {f"{name}.weight": np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
+            weights[load.name_weight(ours, layer)] = w.T
+    return {name: np.ascontiguousarray(w, np.float32) for name, w in weights.items()}
 
 
 def make_model_config(m: Model, t: Tokenizer) -> str:
     """config.json"""
-    # The two differ in QK-norm only.
-    kind = "Qwen3" if m.qk_norm else "Llama"
+    kind = find_kind(m)
     config = {names[0]: getattr(m, ours) for ours, names in load.SHAPE.items()}
-    config |= {"use_sliding_window": False} if m.qk_norm else {"mlp_bias": False}
+    # transformers 5 looks here and not at the key beside it.
+    rope = {"rope_type": "default", "rope_theta": m.rope_theta}
+    if m.rope_scaling != "none":
+        rope |= {"rope_type": m.rope_scaling, "factor": m.rope_factor}
+        rope |= {"original_max_position_embeddings": m.rope_original_len}
+    if m.rope_scaling == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if kind == "smollm3":
+        # 1 is a layer that turns by RoPE.
+        kinds = [transformer.rope_kind(m, i) for i in range(m.depth)]
+        config["no_rope_layers"] = [int(kind != "N") for kind in kinds]
     config |= {
-        "architectures": [f"{kind}ForCausalLM"],
-        "model_type": kind.lower(),
+        "architectures": [f"{KINDS[kind]}ForCausalLM"],
+        "model_type": kind,
+        "use_sliding_window": False,
+        "mlp_bias": False,
         "vocab_size": t.vocab_size,
-        # transformers 5 looks here and not at the key beside it.
-        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
+        "rope_parameters": rope,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
@@ -165,7 +195,8 @@ def export(
 
     if obstacles := ", ".join(export_obstacles(c.model)):
         raise UserError(
-            f"{obstacles}: no Qwen3 or Llama loader knows this, so the model cannot be exported"
+            f"{obstacles}: no loader of {', '.join(KINDS.values())} models knows this, "
+            "so the model cannot be exported"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists and is not an empty directory; name another with --out")

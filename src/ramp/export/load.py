@@ -1,4 +1,4 @@
-"""Models that others trained, as ramp runs: Llama and Qwen3 shapes, from GGUF or from a folder.
+"""Models that others trained, as ramp runs: Llama, Qwen and SmolLM shapes, from GGUF or a folder.
 
 The tokenizer and the weights are re-ordered to ramp's own layout, so every stage takes an imported
 model as it takes one of its own: a byte-level BPE becomes ramp's (bytes, merges, eight specials),
@@ -6,7 +6,7 @@ and the rows of the embedding follow it. Its special tokens keep their names: th
 documents plays the part of `<|bos|>`, the one that ends a turn that of `<|end|>`. What the model
 never had gets the mean row, whose logit is never near the top. Its chat template comes along.
 
-What neither shape has (biases, scaled RoPE, experts, ...) is refused by name.
+What ramp's model does not have (experts, sliding windows, ...) is refused by name.
 """
 
 from collections.abc import Callable
@@ -20,6 +20,7 @@ import tokenizers
 from ramp.config import Config, Model, Text, check_config, resolve
 from ramp.errors import UserError
 from ramp.export.gguf import read_gguf
+from ramp.model import transformer
 from ramp.text.huggingface import (
     PATTERNS,
     ForeignBpe,
@@ -32,6 +33,7 @@ from ramp.text.template import OWN_TEMPLATE, compile_template
 from ramp.text.tokenizer import SPECIALS, Tokenizer
 
 # Weights of a block, ours: (Hugging Face's name, GGUF's). Matrices are transposed there.
+# Which of them a model has follows from its switches: see `list_weights`.
 BLOCK = {
     "attn_norm": ("input_layernorm", "attn_norm"),
     "wq": ("self_attn.q_proj", "attn_q"),
@@ -39,6 +41,9 @@ BLOCK = {
     "wv": ("self_attn.v_proj", "attn_v"),
     "q_norm": ("self_attn.q_norm", "attn_q_norm"),
     "k_norm": ("self_attn.k_norm", "attn_k_norm"),
+    "bq": ("self_attn.q_proj", "attn_q"),
+    "bk": ("self_attn.k_proj", "attn_k"),
+    "bv": ("self_attn.v_proj", "attn_v"),
     "wo": ("self_attn.o_proj", "attn_output"),
     "mlp_norm": ("post_attention_layernorm", "ffn_norm"),
     "w_gate": ("mlp.gate_proj", "ffn_gate"),
@@ -57,6 +62,10 @@ SHAPE = {
     "rope_theta": ("rope_theta", "rope.freq_base"),
     "norm_eps": ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
 }
+BIASES = ("bq", "bk", "bv")
+KINDS = ("llama", "qwen2", "qwen3", "smollm3")  # in both kinds of file
+# What the numbers in GGUF's rope_freqs may stand for: Llama 3.1 and 3.2.
+LLAMA3 = [(factor, 8192) for factor in (8.0, 32.0)]
 REQUIRED = ("depth", "width", "num_heads", "mlp_dim", "context_len", "norm_eps")
 TABLE = ("model.embed_tokens", "token_embd")
 NORM = ("model.norm", "output_norm")
@@ -123,12 +132,11 @@ def open_foreign(path: Path) -> tuple[ForeignModel, Tokenizer]:
 
 
 def open_gguf(path: Path) -> ForeignModel:
-    """A llama.cpp file of the architecture llama or qwen3."""
+    """A llama.cpp file of one of `KINDS`."""
     file = read_gguf(path)
     meta = file.meta
     arch = meta.get("general.architecture")
-    if arch not in ("llama", "qwen3"):
-        raise UserError(f"{path} is a model of the kind {arch!r}; ramp imports llama and qwen3")
+    _require_kind(path, arch)
     # Keys of the shape begin with the architecture.
     fields = {key.removeprefix(f"{arch}."): value for key, value in meta.items()}
     is_scaled = fields.get("rope.scaling.type", "none") != "none"
@@ -145,9 +153,15 @@ def open_gguf(path: Path) -> ForeignModel:
     if pattern not in PATTERNS:
         known = ", ".join(PATTERNS)
         raise UserError(f"{path} splits its text by the pattern {pattern!r}; ramp knows {known}")
-    has_qk_norm = "blk.0.attn_q_norm.weight" in file.places
-    is_tied = "output.weight" not in file.places
-    shape = _read_shape(path, 1, fields, has_qk_norm, is_tied)
+    switches = {
+        "qk_norm": "blk.0.attn_q_norm.weight" in file.places,
+        "qkv_bias": "blk.0.attn_q.bias" in file.places,
+        "tie_embeddings": "output.weight" not in file.places,
+        "window_pattern": "LLLN" if arch == "smollm3" else "L",
+    }
+    shape = _read_shape(path, 1, fields, switches)
+    if "rope_freqs.weight" in file.places:
+        shape = _read_scaling(path, shape, file.read_tensor("rope_freqs.weight"))
     # Stored in 32 bits: 9.99999997e-06 for 1e-05.
     shape = replace(shape, norm_eps=float(f"{shape.norm_eps:.6g}"))
     if fields.get("rope.dimension_count", shape.head_dim) != shape.head_dim:
@@ -155,20 +169,17 @@ def open_gguf(path: Path) -> ForeignModel:
             f"{path} turns only a part of each head by RoPE, which ramp's model does not"
         )
     names = list_weights(shape)
-    _require_weights(path, set(file.places), set(names.values()))
+    _require_weights(path, set(file.places) - {"rope_freqs.weight"}, set(names.values()))
     # RoPE turns pairs of numbers: neighbours in llama.cpp's llama, the two halves of a head here.
     paired = {}
-    if arch == "llama":
+    if arch in ("llama", "smollm3"):
         paired = {"attn_q": shape.num_heads, "attn_k": shape.num_kv_heads}
 
     def weight(name):
         w = file.read_tensor(names[name])
         num_heads = paired.get(names[name].split(".")[-2])
-        if num_heads and w.shape == (num_heads * shape.head_dim, shape.width):
-            # [heads, pairs, 2, width]: swapping makes pairs into halves.
-            w_hp2d = w.reshape(num_heads, -1, 2, shape.width)
-            w = w_hp2d.swapaxes(1, 2).reshape(w.shape)
-        return w
+        fits = num_heads and w.shape[0] == num_heads * shape.head_dim
+        return join_halves(w, num_heads) if fits else w
 
     tokens = meta.get("tokenizer.ggml.tokens", [])
     kinds = zip(tokens, meta.get("tokenizer.ggml.token_type", []), strict=False)
@@ -195,6 +206,35 @@ def open_gguf(path: Path) -> ForeignModel:
         weight=weight,
         card={k: meta.get(f"general.{k}", "") for k in ("name", "license", "organization")},
     )
+
+
+def join_halves(w: np.ndarray, num_heads: int) -> np.ndarray:
+    """Rows of queries or keys that lie in pairs, as two halves of each head."""
+    pairs = w.reshape(num_heads, -1, 2, *w.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(w.shape)
+
+
+def split_pairs(w: np.ndarray, num_heads: int) -> np.ndarray:
+    """The inverse of `join_halves`."""
+    halves = w.reshape(num_heads, 2, -1, *w.shape[1:])
+    return halves.swapaxes(1, 2).reshape(w.shape)
+
+
+def _read_scaling(path, shape, factors):
+    """The scaling of RoPE that has these divisors of its frequencies."""
+    for factor, original_len in LLAMA3:
+        scaled = replace(
+            shape, rope_scaling="llama3", rope_factor=factor, rope_original_len=original_len
+        )
+        if np.allclose(rope_divisors(scaled), factors, rtol=1e-4):
+            return scaled
+    raise UserError(f"{path} scales its RoPE by numbers that are not those of Llama 3")
+
+
+def rope_divisors(m: Model) -> np.ndarray:
+    """What llama.cpp divides RoPE's frequencies by, [h/2]."""
+    freq = m.rope_theta ** -(np.arange(0, m.head_dim, 2) / m.head_dim)
+    return (freq / transformer.scale_frequencies(m)[0]).astype(np.float32)
 
 
 # From a folder
@@ -236,29 +276,68 @@ def open_folder(path: Path) -> ForeignModel:
 def _parse_config(path, config):
     """The shape in config.json; UserError for what ramp's model cannot compute."""
     kind = config.get("model_type")
-    if kind not in ("llama", "qwen3"):
-        raise UserError(f"{path} is a model of the kind {kind!r}; ramp imports llama and qwen3")
+    _require_kind(path, kind)
     # transformers 5 has the first key, older ones the second.
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    scaling = rope.get("rope_type", rope.get("type", "default"))
     is_refused = {
         "hidden_act": config.get("hidden_act", "silu") != "silu",
+        # Qwen2 has some without saying so.
         "attention_bias": config.get("attention_bias"),
         "mlp_bias": config.get("mlp_bias"),
         "use_sliding_window": config.get("use_sliding_window"),
         "layer_types": set(config.get("layer_types") or ()) - {"full_attention"},
-        "rope_type": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "partial_rotary_factor": rope.get("partial_rotary_factor", 1) != 1,
+        "rope_type": scaling not in ("default", "linear", "llama3", "yarn"),
+        # What every published model has, and ramp takes for granted.
+        "low_freq_factor": rope.get("low_freq_factor", 1) != 1,
+        "high_freq_factor": rope.get("high_freq_factor", 4) != 4,
+        "beta_fast": rope.get("beta_fast", 32) != 32,
+        "beta_slow": rope.get("beta_slow", 1) != 1,
+        "attention_factor": rope.get("attention_factor") or rope.get("mscale"),
+        "truncate": not rope.get("truncate", True),
     }
     refused = ", ".join(name for name, value in is_refused.items() if value)
     if refused:
         raise UserError(f"{path}/config.json uses {refused}, which ramp's model does not have")
     fields = {"max_position_embeddings": 2048, "rms_norm_eps": 1e-6} | config
     fields["rope_theta"] = rope.get("rope_theta") or config.get("rope_theta")
-    is_tied = bool(config.get("tie_word_embeddings", False))
-    return _read_shape(path / "config.json", 0, fields, kind == "qwen3", is_tied)
+    switches = {
+        "qk_norm": kind == "qwen3",
+        "qkv_bias": kind == "qwen2",
+        "tie_embeddings": bool(config.get("tie_word_embeddings", kind == "smollm3")),
+        "window_pattern": _read_pattern(path, config) if kind == "smollm3" else "L",
+    }
+    if scaling != "default":
+        first = rope.get("original_max_position_embeddings") or fields["max_position_embeddings"]
+        switches |= {
+            "rope_scaling": scaling,
+            "rope_factor": float(rope["factor"]),
+            "rope_original_len": first,
+        }
+    return _read_shape(path / "config.json", 0, fields, switches)
 
 
-def _read_shape(where, column, fields, qk_norm, tie_embeddings):
-    """The shape, from fields that have the names in that column of SHAPE."""
+def _require_kind(path, kind):
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        raise UserError(f"{path} is a model of the kind {kind!r}; ramp imports {known}")
+
+
+def _read_pattern(path, config):
+    """SmolLM3's layers without RoPE, as letters of a pattern that repeats."""
+    depth = config["num_hidden_layers"]
+    every = config.get("no_rope_layer_interval", 4)
+    # In these lists 1 is a layer that turns by RoPE.
+    layers = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(depth)]
+    letters = "".join("L" if turns else "N" for turns in layers)
+    return next(
+        letters[:n] for n in range(1, depth + 1) if (letters[:n] * depth)[:depth] == letters
+    )
+
+
+def _read_shape(where, column, fields, switches):
+    """The shape, from fields that have the names in that column of SHAPE, and its switches."""
     shape = {ours: fields.get(names[column]) for ours, names in SHAPE.items()}
     for name in REQUIRED:
         if shape[name] is None:
@@ -270,7 +349,7 @@ def _read_shape(where, column, fields, qk_norm, tie_embeddings):
     shape["head_dim"] = shape["head_dim"] or shape["width"] // shape["num_heads"]
     shape["rope_theta"] = float(shape["rope_theta"] or 10_000.0)
     shape["norm_eps"] = float(shape["norm_eps"])
-    return Model(**shape, qk_norm=qk_norm, tie_embeddings=tie_embeddings)
+    return Model(**shape, **switches)
 
 
 def _read_marks(path, bpe):
@@ -335,12 +414,22 @@ def list_weights(shape: Model) -> dict[str, str]:
     """Every weight of a model of this shape: Hugging Face's name to GGUF's."""
     if not 1 <= shape.depth <= MAX_LAYERS:
         raise UserError(f"a model of {shape.depth} layers cannot be imported")
+    absent = set()
+    absent |= set() if shape.qk_norm else {"q_norm", "k_norm"}
+    absent |= set() if shape.qkv_bias else set(BIASES)
     pairs = [TABLE, NORM] if shape.tie_embeddings else [TABLE, NORM, HEAD]
+    weights = {f"{name}.weight": f"{gguf_name}.weight" for name, gguf_name in pairs}
     for layer in range(shape.depth):
-        for ours, (name, gguf_name) in BLOCK.items():
-            if shape.qk_norm or ours not in ("q_norm", "k_norm"):
-                pairs.append((f"model.layers.{layer}.{name}", f"blk.{layer}.{gguf_name}"))
-    return {f"{name}.weight": f"{gguf_name}.weight" for name, gguf_name in pairs}
+        for ours in BLOCK.keys() - absent:
+            weights[name_weight(ours, layer)] = name_weight(ours, layer, gguf=True)
+    return weights
+
+
+def name_weight(ours: str, layer: int, gguf: bool = False) -> str:
+    """The name of a block's weight in a file."""
+    kind = "bias" if ours in BIASES else "weight"
+    prefix = "blk" if gguf else "model.layers"
+    return f"{prefix}.{layer}.{BLOCK[ours][gguf]}.{kind}"
 
 
 def _require_weights(path, have, want):
@@ -409,7 +498,7 @@ def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer)
     rows = find_rows(foreign, tokenizer)
 
     def read(name, *shape):
-        w = foreign.weight(f"{name}.weight")
+        w = foreign.weight(name)
         # Matrices are [outputs, inputs] there and [inputs, outputs] here.
         if w.T.shape != shape:
             raise UserError(f"{foreign.path}: {name} is {list(w.shape)}, not {list(shape[::-1])}")
@@ -431,9 +520,9 @@ def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer)
     blocks = {}
     for ours, stacked in like["blocks"].items():
         depth, *shape = stacked.shape
-        names = [f"model.layers.{layer}.{BLOCK[ours][0]}" for layer in range(depth)]
-        blocks[ours] = np.stack([read(name, *shape) for name in names])
-    head = {"norm": read(NORM[0], D)}
+        weights = [read(name_weight(ours, layer), *shape) for layer in range(depth)]
+        blocks[ours] = np.stack(weights)
+    head = {"norm": read(f"{NORM[0]}.weight", D)}
     if "weight" in like["head"]:
         head["weight"] = read_table(HEAD[0]).T
     return {"embed": {"table": read_table(TABLE[0])}, "blocks": blocks, "head": head}

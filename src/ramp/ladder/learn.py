@@ -225,8 +225,7 @@ def _compute_scores(m: Model, params, tokens_bt):
 
         return run
 
-    cos, sin = transformer.rope_angles(place, m.head_dim, m.rope_theta)
-    _, scores = transformer.run_blocks(m, params, tokens_bt, cos, sin, attend)
+    _, scores = transformer.run_blocks(m, params, tokens_bt, attend)
     return scores
 
 

@@ -34,6 +34,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
@@ -76,6 +77,53 @@ def rope_angles(positions: jax.Array, head_dim: int, base: float) -> tuple[jax.A
     # In float32 whatever the model computes in: positions beyond 256 are not exact in bfloat16.
     angle = positions[..., None].astype(jnp.float32) * freq
     return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope_kind(c: Model, i: int) -> str:
+    """Return the angles of layer i: "L", "S" (a short layer with its own base), "N" (none)."""
+    if c.window_pattern[i % len(c.window_pattern)] == "N":
+        return "N"
+    return "S" if is_short_layer(c, i) and c.rope_theta_short else "L"
+
+
+def layer_angles(c: Model, positions: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Return cos and sin, [..., h/2], for each `rope_kind` that the model has."""
+    angles = {}
+    for kind in sorted({rope_kind(c, i) for i in range(c.depth)}):
+        if kind == "L" and c.rope_scaling != "none":
+            freq, magnitude = scale_frequencies(c)
+            angle = positions[..., None].astype(jnp.float32) * freq
+            angles[kind] = magnitude * jnp.cos(angle), magnitude * jnp.sin(angle)
+            continue
+        base = c.rope_theta_short if kind == "S" else c.rope_theta
+        # Position 0 for all tokens turns nothing.
+        places = positions * 0 if kind == "N" else positions
+        angles[kind] = rope_angles(places, c.head_dim, base)
+    return angles
+
+
+def scale_frequencies(c: Model) -> tuple[np.ndarray, float]:
+    """Return RoPE's frequencies [h/2] for a context longer than the first, and a factor of both.
+
+    Fast pairs stay, slow ones turn `rope_factor` times as slowly ("linear": all do); in between it
+    is a mixture. "llama3": by wavelength, from 1/4 of `rope_original_len` to the whole (Llama 3.1).
+    "yarn": by turns within it, from 32 to 1, and longer vectors (Peng et al. 2023, 3.2 to 3.4).
+    """
+    place = np.arange(0, c.head_dim, 2) / c.head_dim
+    freq = c.rope_theta**-place
+    turns = c.rope_original_len * freq / (2 * np.pi)
+    slow, magnitude = np.ones_like(freq), 1.0
+    if c.rope_scaling == "llama3":
+        slow = 1 - np.clip((turns - 1) / (4 - 1), 0, 1)
+    elif c.rope_scaling == "yarn":
+        # The pairs that turn 32 times and once; between them by number, not by turns.
+        pair = c.head_dim * np.log(c.rope_original_len / (np.array([32, 1]) * 2 * np.pi))
+        low, high = pair / (2 * np.log(c.rope_theta))
+        low, high = max(np.floor(low), 0), min(np.ceil(high), c.head_dim - 1)
+        slow = np.clip((np.arange(len(freq)) - low) / max(high - low, 1e-3), 0, 1)
+        magnitude = 0.1 * np.log(c.rope_factor) + 1
+    scaled = freq * (slow / c.rope_factor + 1 - slow)
+    return scaled.astype(np.float32), float(magnitude)
 
 
 def rope(x_bthd: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -163,7 +211,17 @@ class Embed(nn.Module):
                 previous_bt = jnp.concatenate([segments_bt[:, :1], segments_bt[:, :-1]], axis=1)
                 fraction_bt *= segments_bt == previous_bt
             x_btd = x_btd + fraction_bt[..., None].astype(dtype) * previous_btd
+        if c.embed_scale:
+            x_btd = x_btd * jnp.asarray(c.width**0.5, dtype)
         return jax.lax.reshape(x_btd, (tokens_bt.size, c.width), out_sharding=P(ROWS))
+
+
+def add_bias(block: nn.Module, name: str, y_nf: jax.Array) -> jax.Array:
+    """Return queries, keys or values with their learned vector, where the model has one."""
+    if not (block.c.qkv_bias and name in ("wq", "wk", "wv")):
+        return y_nf
+    bias_f = block.param(f"b{name[1]}", constant_init(0.0, P("model")), y_nf.shape[1:])
+    return y_nf + bias_f.astype(y_nf.dtype)
 
 
 class Block(nn.Module):
@@ -186,25 +244,26 @@ class Block(nn.Module):
         column = P("data", "model")  # outputs split over "model"
         row = P("model", "data")  # inputs split over "model"
 
-        def norm(x_nd, name):
-            if not c.norm:
+        def norm(x_nd, name, wanted=True):
+            if not (c.norm and wanted):
                 return x_nd
             return rms_norm(x_nd, self.param(name, constant_init(1.0), (D,)), c.norm_eps)
 
         def project(y_nd, name, width):
             w_df = self.param(name, normal_init(D**-0.5, column), (D, width))
-            return linear(y_nd, w_df, "out")
+            return add_bias(self, name, linear(y_nd, w_df, "out"))
 
         def split_heads(y_nf, count):
             return jax.lax.reshape(y_nf, (B, T, count, h), out_sharding=P(ROWS, None, "model"))
 
-        def add_output(x_nd, y_nf, name):
+        def add_output(x_nd, y_nf, name, norm_name):
             # From zero, so that a new block changes nothing: the stream begins as the embedding.
             zero_or_not = constant_init(0.0, row)
             if not c.residual:
                 zero_or_not = normal_init(y_nf.shape[1] ** -0.5, row)
             w_fd = self.param(name, zero_or_not, (y_nf.shape[1], D))
             y_nd = linear(y_nf, w_fd, "in")
+            y_nd = norm(y_nd, norm_name, c.post_norm)
             return x_nd + y_nd if c.residual else y_nd
 
         if c.x0_scalars:
@@ -238,17 +297,19 @@ class Block(nn.Module):
             k_btkd = rope(k_btkd, cos, sin)
         o_bthd, kept = attend(q_bthd, k_btkd, v_btkd)
         o_nf = jax.lax.reshape(o_bthd, (B * T, H * h), out_sharding=P(ROWS, "model"))
-        x_nd = add_output(x_nd, o_nf, "wo")
+        x_nd = add_output(x_nd, o_nf, "wo", "attn_post_norm")
 
         # Feed-forward.
         if c.mlp != "none":
             y_nd = norm(x_nd, "mlp_norm")
             up_nf = project(y_nd, "w_up", F)
-            if c.mlp == "swiglu":  # Shazeer 2020
-                act_nf = jax.nn.silu(project(y_nd, "w_gate", F)) * up_nf
+            if c.mlp in ("swiglu", "geglu"):  # Shazeer 2020
+                # GELU by tanh, as Gemma has it.
+                gate = jax.nn.silu if c.mlp == "swiglu" else jax.nn.gelu
+                act_nf = gate(project(y_nd, "w_gate", F)) * up_nf
             else:  # squared ReLU: So et al. 2021
                 act_nf = jnp.square(jax.nn.relu(up_nf))
-            x_nd = add_output(x_nd, act_nf, "w_down")
+            x_nd = add_output(x_nd, act_nf, "w_down", "mlp_post_norm")
         return x_nd, kept
 
 
@@ -313,7 +374,6 @@ def compute_hidden(
     c: Model, params: Params, tokens_bt: jax.Array, segments_bt: jax.Array | None = None
 ) -> jax.Array:
     """Return hidden states before the head, [B*T, D]; segments do not attend to each other."""
-    cos, sin = rope_angles(jnp.arange(tokens_bt.shape[1]), c.head_dim, c.rope_theta)
     backend = attention_backend(c)
 
     def attend(window: int | None) -> Callable:
@@ -323,7 +383,7 @@ def compute_hidden(
 
         return run
 
-    x_nd, _ = run_blocks(c, params, tokens_bt, cos, sin, attend, segments_bt)
+    x_nd, _ = run_blocks(c, params, tokens_bt, attend, segments_bt)
     return x_nd
 
 
@@ -343,7 +403,7 @@ def apply_block(c: Model, weights: Params, *args: Any) -> Any:
     return Block(c).apply({"params": weights}, *args)
 
 
-def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, segments_bt=None):
+def run_blocks(c: Model, params: Params, tokens_bt, attend, segments_bt=None):
     """Embed, then apply the blocks in turn.
 
     `attend(window)` returns the attention of a layer with that static window, or None for all.
@@ -353,28 +413,39 @@ def run_blocks(c: Model, params: Params, tokens_bt, cos, sin, attend, segments_b
     if c.depth == 0:
         return x0_nd, None
 
-    def block(weights, attend_layer, x_nd):
-        return apply_block(c, weights, x_nd, cos, sin, attend_layer, tokens_bt, x0_nd)
+    angles = layer_angles(c, jnp.arange(tokens_bt.shape[1]))
+
+    def block(weights, attend_layer, cos_sin, x_nd):
+        return apply_block(c, weights, x_nd, *cos_sin, attend_layer, tokens_bt, x0_nd)
 
     if c.unroll:
         x_nd, kept = x0_nd, []
         for i, weights in enumerate(split_blocks(c, params["blocks"])):
             attend_layer = attend(c.short_window if is_short_layer(c, i) else None)
-            x_nd, layer_kept = remat(c, partial(block, weights, attend_layer))(x_nd)
+            turn = angles[rope_kind(c, i)]
+            x_nd, layer_kept = remat(c, partial(block, weights, attend_layer, turn))(x_nd)
             kept.append(layer_kept)
         return x_nd, jax.tree.map(lambda *a: jnp.stack(a), *kept)
 
     def body(x_nd, layer):
-        weights, short = layer
+        weights, short, kind = layer
+        turn = (
+            cos_sin[0]
+            if len(cos_sin) == 1
+            else jax.tree.map(lambda *a: jnp.stack(a)[kind], *cos_sin)
+        )
 
         # The window is static, so a loop over both kinds of layers compiles both and chooses.
         def attend_either(q, k, v):
             return jax.lax.cond(short, attend(c.short_window), attend(None), q, k, v)
 
-        return block(weights, attend_either if "S" in c.window_pattern else attend(None), x_nd)
+        attend_layer = attend_either if "S" in c.window_pattern else attend(None)
+        return block(weights, attend_layer, turn, x_nd)
 
+    kinds, cos_sin = list(angles), list(angles.values())
     short_l = jnp.array([is_short_layer(c, i) for i in range(c.depth)])
-    return jax.lax.scan(remat(c, body), x0_nd, (params["blocks"], short_l))
+    kind_l = jnp.array([kinds.index(rope_kind(c, i)) for i in range(c.depth)])
+    return jax.lax.scan(remat(c, body), x0_nd, (params["blocks"], short_l, kind_l))
 
 
 def apply_head(c: Model, params: Params, x_nd: jax.Array) -> Any:

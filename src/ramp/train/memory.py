@@ -86,7 +86,7 @@ def activation_bytes(c: Model, model: int) -> float:
     norms = 2 * (2 * FLOAT32 + half) * c.width
     norms += c.qk_norm * 2 * FLOAT32 * (heads + kv_heads)
     attention = half * (2 * heads + 2 * kv_heads + c.num_heads * c.head_dim / model)
-    mlp_arrays = {"none": 0, "relu2": 3, "swiglu": 6}[c.mlp]
+    mlp_arrays = {"none": 0, "relu2": 3}.get(c.mlp, 6)
     return norms + attention + mlp_arrays * half * c.mlp_dim / model
 
 

@@ -17,6 +17,16 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train.checkpoint import Checkpoints
 from ramp.train.state import abstract_state
 
+LATER = (
+    "qkv_bias",
+    "post_norm",
+    "embed_scale",
+    "rope_theta_short",
+    "rope_scaling",
+    "rope_factor",
+    "rope_original_len",
+)
+
 
 def model_identity(m: Model) -> dict[str, Any]:
     """Return the keys of a model that its parameters depend on."""
@@ -24,6 +34,10 @@ def model_identity(m: Model) -> dict[str, Any]:
     # The weights are float32 whatever is computed with them: a model trained in bfloat16 on a TPU
     # opens in float32 on a laptop.
     del keys["dtype"]
+    # Switches that came later count where they are used: older checkpoints lack them.
+    for name in LATER:
+        if keys[name] == getattr(Model(), name):
+            del keys[name]
     return keys
 
 
