@@ -27,7 +27,7 @@ from ramp.rundir import RunDir
 from ramp.serve import commands
 from ramp.text.chat import render, render_prompt
 from ramp.text.template import OWN_TEMPLATE
-from ramp.text.tokenizer import LETTERS, Tokenizer
+from ramp.text.tokenizer import LETTERS, SPECIALS, Tokenizer
 from ramp.train.restore import load_params, model_identity
 
 TEXTS = [
@@ -97,6 +97,59 @@ def test_an_exported_folder_reads_back(tmp_path, tokenizer, qk_norm, tie_embeddi
     np.testing.assert_array_equal(got["blocks"]["w_down"], lm["blocks"]["w_down"])
     assert "| eval | val_bpb | 1.5 |" in (tmp_path / "out" / "README.md").read_text()
     assert not (tmp_path / "out.part").exists()
+
+
+SYSTEM = "You are a helpful 🤖, höflich, \"hello\", '你是助手' <b>\\n</b> {{ x }}"
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf"])
+def test_what_a_model_brought_goes_out_and_comes_in_again(tmp_path, tokenizer, to):
+    """Template, tokens, biases and scaled RoPE, bit for bit; and what comes in goes out the same."""
+    names = (
+        "<|endoftext|>",
+        *SPECIALS[1:5],
+        "<|im_end|>",
+        *SPECIALS[6:],
+        "<|im_start|>",
+        "<think>",
+    )
+    t = replace(
+        tokenizer,
+        names=names,
+        visible=("<think>",),
+        stops=("<|im_start|>",) if to == "hf" else (),
+        normalizer="NFC",
+        add_bos=False,
+        template=CHATML.replace("You are tiny", SYSTEM.replace("\\", "\\\\").replace("'", "\\'")),
+    )
+    over = {"rope_scaling": "llama3", "rope_factor": 32.0, "rope_original_len": 8192}
+    c = configured(t, qk_norm=False, tie_embeddings=True, rope_theta=5e5, **over)
+    lm = made(c)
+    export.export(c, lm, t, {}, "reinforce", tmp_path / "out", to)
+    f, again = load.open_foreign(tmp_path / "out")
+    assert again == t and load.describe_losses(f, again) == []
+    assert SYSTEM in again.decode(render_prompt(again, [{"role": "user", "content": "hi"}]))
+    m = load.make_config(f, again, 10_000).model
+    assert {key: getattr(m, key) for key in over} == over
+    back = load.load_foreign_params(f, shapes(m), again)
+    jax.tree.map(np.testing.assert_array_equal, back["blocks"], lm["blocks"])
+    with pytest.raises(UserError, match="exists"):
+        export.export(c, lm, t, {}, "reinforce", tmp_path / "out", to)
+    export.export(replace(c, model=m), back, again, {}, "reinforce", tmp_path / "again", to)
+    name = "model.safetensors" if to == "hf" else ""
+    assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+
+
+def test_what_llama_cpp_lacks_is_named(tmp_path, tokenizer):
+    c = configured(tokenizer)
+    for t, says in (
+        (replace(tokenizer, pattern=r"\s|\S+"), "splits text"),
+        (replace(tokenizer, ignore_merges=True), "ignores merges"),
+    ):
+        with pytest.raises(UserError, match=says):
+            export.export(c, {}, t, {}, "pretrain", tmp_path / "m.gguf", "gguf")
+    assert len(export.describe_differences(replace(tokenizer, normalizer="NFC"))) == 2
+    assert export.describe_differences(replace(tokenizer, pattern=load.PATTERNS["qwen2"])) == []
 
 
 @pytest.mark.parametrize(
@@ -293,8 +346,10 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     )
     jax.tree.map(np.testing.assert_array_equal, got["blocks"], lm["blocks"])
     assert cli.main(["import", str(tmp_path / "m.gguf"), "--run", str(tmp_path / "run")]) == 2
-    assert cli.main(["export", str(run.path), "--out", str(tmp_path / "out")]) == 0  # and out again
-    assert load.open_foreign(tmp_path / "out")[1] == found
+    for to in ("hf", "gguf"):  # and out again
+        words = ["export", str(run.path), "--to", to, "--out", str(tmp_path / to)]
+        assert cli.main(words) == 0
+        assert load.open_foreign(tmp_path / to)[1] == found
     # Killed before it was reported, the same import goes on.
     (run.path / "report.json").unlink()
     words = ["import", str(tmp_path / "m.gguf"), "--run", str(run.path), "--context", "48"]
@@ -356,7 +411,7 @@ def test_any_changed_byte_of_the_head_is_a_sentence_or_a_model(tmp_path_factory,
     ("over", "says"),
     [
         ({"meta": {"general.architecture": "gemma3"}}, "gemma3"),
-        ({"meta": {"llama.rope.scaling.type": "yarn"}}, "RoPE"),
+        ({"meta": {"llama.rope.scaling.type": "longrope"}}, "RoPE"),
         ({"meta": {"tokenizer.ggml.model": "llama"}}, "tokenizer"),
         ({"meta": {"tokenizer.ggml.pre": "wild"}}, "wild"),
         ({"meta": {"llama.embedding_length": 32}}, "is \\["),
@@ -492,6 +547,58 @@ def test_transformers_computes_the_same(tmp_path, tokenizer, qk_norm, tie_embedd
     assert [t["ids"] for t in found["texts"]] == prompts and [
         t["new"] for t in found["texts"]
     ] == new
+
+
+LLAMA_PYTHON = os.environ.get("RAMP_LLAMA_PYTHON", "")
+SAID = ["the cat", " a dog and 12", "naïve café, déjà\n\n"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LLAMA_PYTHON, reason="RAMP_LLAMA_PYTHON names none with llama-cpp-python")
+@pytest.mark.parametrize(
+    "over",
+    [
+        {},
+        {"qk_norm": False, "tie_embeddings": True},
+        {"qk_norm": False, "qkv_bias": True},
+        {"qk_norm": False, "window_pattern": "LLLN", "depth": 5},
+        {"qk_norm": False, "rope_scaling": "llama3", "rope_factor": 8.0, "rope_original_len": 8192},
+        {"rope_scaling": "linear", "rope_factor": 4.0},
+    ],
+)
+def test_llama_cpp_computes_the_same(tmp_path, tokenizer, over):
+    c = configured(tokenizer, context_len=128, rope_theta=5e4, **over)
+    lm = made(c)
+    t = replace(tokenizer, template=CHATML) if over else tokenizer
+    export.export(c, lm, t, {}, "finetune", tmp_path / "m.gguf", "gguf")
+    asked = {"texts": SAID, "tokens": 30}
+    (tmp_path / "q.json").write_text(json.dumps(asked))
+    script = Path(__file__).with_name("oracle_llama.py")
+    subprocess.run(
+        [LLAMA_PYTHON, script, tmp_path / "m.gguf", tmp_path / "q.json", tmp_path / "a.npz"],
+        check=True,
+    )
+    found = np.load(tmp_path / "a.npz")
+    prompts = [t.encode_prompt(text) for text in SAID]
+    for i, prompt in enumerate(prompts):
+        assert found[f"ids{i}"].tolist() == prompt
+    with jax.set_mesh(tiny.mesh()):
+        new = sample.generate(
+            c.model,
+            lm,
+            prompts,
+            range(len(prompts)),
+            sample.SamplingParams(temperature=0.0),
+            30,
+            vocab_size=t.vocab_size,
+        ).rows()
+        for i, prompt in enumerate(prompts):
+            ours = np.asarray(tiny.logits(c.model, lm, np.array([prompt])))[0, :, : t.vocab_size]
+            worst = np.abs(ours - found[f"logits{i}"]).max()
+            print(f"{over}: logits differ by at most {worst:.1e} at {np.abs(ours).max():.1f}")
+            assert worst < 2e-2
+            assert found[f"new{i}"].tolist() == new[i]
+    assert str(found["template"]) == (t.template or OWN_TEMPLATE)
 
 
 # What another tool's random models are made of, and the switches that ramp reads from them.

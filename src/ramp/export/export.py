@@ -1,8 +1,8 @@
-"""A trained model as a Hugging Face folder, for transformers, vLLM, MLX and llama.cpp's converter.
+"""A trained model as a Hugging Face folder for transformers, or as a GGUF file for llama.cpp.
 
 ramp's default model is Qwen3 (with QK-norm) or Llama (without). A switch that none of `KINDS` has
 is refused by name: a folder that loads and then computes something else is worse than none.
-The folder is written next to its final place, read back by the importer and compared, weights bit
+It is written next to its final place, read back by the importer and compared, weights bit
 for bit, and only then renamed.
 """
 
@@ -17,8 +17,9 @@ from ramp.config import Config, Model
 from ramp.errors import UserError
 from ramp.export import load
 from ramp.model import transformer
+from ramp.text.huggingface import PATTERNS
 from ramp.text.template import OWN_TEMPLATE
-from ramp.text.tokenizer import Tokenizer
+from ramp.text.tokenizer import PATTERN, Tokenizer
 from ramp.train.restore import model_identity
 
 # Keys of a model that config.json has words for.
@@ -26,6 +27,9 @@ EXPORTED = {*load.SHAPE, "vocab_size", "tie_embeddings", "qk_norm", "qkv_bias"}
 EXPORTED |= {"window_pattern", "rope_scaling", "rope_factor", "rope_original_len"}
 # As classes of transformers begin.
 KINDS = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}
+# Names by which llama.cpp knows how text is split. It knows ramp's own way but for one case: marks
+# that combine with punctuation.
+SPLITTERS = {pattern: name for name, pattern in PATTERNS.items()} | {PATTERN: "qwen35"}
 # Keys that finished weights no longer depend on.
 UNUSED = {"short_window", "embed_std", "head_std"}
 
@@ -187,19 +191,94 @@ Trained on: {", ".join(sources)}.
 """
 
 
-def export(
-    c: Config, lm: dict, t: Tokenizer, report: dict[str, Any], stage: str, out: Path
+def write_gguf(m: Model, t: Tokenizer, weights: dict[str, np.ndarray], out: Path) -> None:
+    """The GGUF file `out`, float32, of `weights` by Hugging Face's names."""
+    from gguf import GGUFWriter
+
+    kind = find_kind(m)
+    file = GGUFWriter(out, kind)
+    for ours, names in load.SHAPE.items():
+        value = getattr(m, ours)
+        add = file.add_float32 if isinstance(value, float) else file.add_uint32
+        add(f"{kind}.{names[1]}", value)
+    file.add_vocab_size(t.vocab_size)
+    # Readers would otherwise take the width by the number of heads.
+    file.add_value_length(m.head_dim)
+    file.add_rope_dimension_count(m.head_dim)
+    if m.rope_scaling in ("linear", "yarn"):
+        file.add_string(f"{kind}.rope.scaling.type", m.rope_scaling)
+        file.add_rope_scaling_factor(m.rope_factor)
+        file.add_rope_scaling_orig_ctx_len(m.rope_original_len)
+    # Byte-level BPE, by the name of the first model that had it.
+    file.add_tokenizer_model("gpt2")
+    file.add_tokenizer_pre(SPLITTERS[t.pattern])
+    # For ramp alone: what llama.cpp knows by name or not at all.
+    file.add_string("ramp.pattern", t.pattern)
+    file.add_string("ramp.normalizer", t.normalizer)
+    letters = t.vocabulary
+    visible = set(t.visible)
+    kinds = [load.USER_DEFINED if name in visible else load.CONTROL for name in t.names]
+    file.add_token_list([*letters, *t.names])
+    file.add_token_types([load.NORMAL] * len(letters) + kinds)
+    file.add_token_merges([f"{letters[a]} {letters[b]}" for a, b in t.merges])
+    file.add_bos_token_id(t.bos)
+    file.add_eos_token_id(t.end)
+    file.add_pad_token_id(t.pad)
+    file.add_add_bos_token(t.add_bos)
+    file.add_chat_template(t.template or OWN_TEMPLATE)
+    heads = {}
+    # RoPE turns pairs of numbers: neighbours in these two, the halves of a head elsewhere.
+    if kind in load.PAIRED:
+        heads = {"q_proj": m.num_heads, "k_proj": m.num_kv_heads}
+    names = load.list_weights(m)
+    for name, w in weights.items():
+        count = heads.get(name.split(".")[-2])
+        file.add_tensor(names[name], load.split_pairs(w, count) if count else w)
+    if m.rope_scaling == "llama3":
+        file.add_tensor("rope_freqs.weight", load.rope_divisors(m))
+    # The metadata is small: it is written at once, behind the header.
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
+def gguf_obstacles(m: Model, t: Tokenizer) -> list[str]:
+    """What llama.cpp lacks although transformers has it."""
+    obstacles = []
+    if t.pattern not in SPLITTERS:
+        obstacles.append("the way in which the tokenizer splits text")
+    # The others are not in a file: they follow from the kind of model.
+    if t.ignore_merges != (SPLITTERS.get(t.pattern) == "llama-bpe"):
+        obstacles.append("a tokenizer that ignores merges")
+    if find_kind(m) == "smollm3" and m.window_pattern != "LLLN":
+        obstacles.append(f"model.window_pattern = {m.window_pattern!r}")
+    if m.rope_scaling == "llama3" and (m.rope_factor, m.rope_original_len) not in load.LLAMA3:
+        obstacles.append(f"model.rope_factor = {m.rope_factor} of llama3")
+    return obstacles
+
+
+def describe_differences(t: Tokenizer) -> list[str]:
+    """Texts that llama.cpp will cut in another way than ramp, each in a few words."""
+    differences = []
+    if t.pattern == PATTERN:
+        differences.append("marks that combine with punctuation")
+    if t.normalizer:
+        differences.append(f"characters that are not composed ({t.normalizer})")
+    return differences
+
+
+def write_folder(
+    c: Config,
+    t: Tokenizer,
+    weights: dict[str, np.ndarray],
+    report: dict[str, Any],
+    stage: str,
+    out: Path,
 ) -> None:
-    """Write the folder `out`, which must not exist or be empty."""
+    """The Hugging Face folder `out`."""
     from safetensors.numpy import save_file
 
-    if obstacles := ", ".join(export_obstacles(c.model)):
-        raise UserError(
-            f"{obstacles}: no loader of {', '.join(KINDS.values())} models knows this, "
-            "so the model cannot be exported"
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty directory; name another with --out")
     texts = {
         "config.json": make_model_config(c.model, t),
         "generation_config.json": make_generation_config(c, t),
@@ -207,26 +286,59 @@ def export(
         "tokenizer_config.json": make_tokenizer_config(t),
         "README.md": make_model_card(c, report, stage),
     }
+    out.mkdir(parents=True)
+    for name, text in texts.items():
+        (out / name).write_text(text, encoding="utf-8")
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    (out / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read it
+
+
+def export(
+    c: Config,
+    lm: dict,
+    t: Tokenizer,
+    report: dict[str, Any],
+    stage: str,
+    out: Path,
+    to: str = "hf",
+) -> None:
+    """Write the folder `out`, new or empty, or with `to="gguf"` the new file `out`."""
+    obstacles = export_obstacles(c.model)
+    if not obstacles and to == "gguf":
+        obstacles = gguf_obstacles(c.model, t)
+    if obstacles:
+        raise UserError(
+            f"{', '.join(obstacles)}: no model of another tool has this "
+            f"(known here: {', '.join(KINDS.values())}), so this one cannot be exported"
+        )
+    if out.exists() and (to == "gguf" or not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty directory; name another with --out")
     weights = name_weights(c.model, lm, t.vocab_size)
     part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
-    part.mkdir(parents=True)
+    _remove(part)  # of an export that was killed
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        for name, text in texts.items():
-            (part / name).write_text(text, encoding="utf-8")
-        save_file(weights, part / "model.safetensors", metadata={"format": "pt"})
-        (part / "model.safetensors").chmod(0o644)  # safetensors lets only the owner read it
-        _check_folder(part, c.model, lm, weights, t)
+        if to == "gguf":
+            write_gguf(c.model, t, weights, part)
+        else:
+            write_folder(c, t, weights, report, stage, part)
+        _check(part, c.model, lm, weights, t)
         if out.exists():
             # Empty, as was checked above.
             out.rmdir()
         part.rename(out)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
 
 
-def _check_folder(folder, m, lm, weights, t):
-    """Import the folder and find the same tokenizer, shape and, bit for bit, weights."""
+def _remove(path):
+    if path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _check(folder, m, lm, weights, t):
+    """Import what was written and find the same tokenizer, shape and, bit for bit, weights."""
     foreign, tokenizer = load.open_foreign(folder)
     # RuntimeErrors here: the user has made no mistake.
     if tokenizer != t:

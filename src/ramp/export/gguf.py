@@ -8,6 +8,7 @@ comes from anybody, and here every length is checked against what is left of the
 """
 
 import math
+import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +21,16 @@ from ramp.errors import UserError
 # The format's numbers of types, as letters of the module `struct`.
 NUMBERS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-MAX_COUNT = 1 << 24  # of tensors, of fields, of entries in a list
-MAX_NESTING = 2  # lists in lists
+# The largest vocabularies have 2^18 tokens and twice as many merges; a Python object each.
+MAX_LIST = 1 << 20
+MAX_ENTRIES = 1 << 16  # fields, tensors
 
 
 @dataclass
 class _Cursor:
     """A position in the file's bytes that never leaves them."""
 
-    data: np.ndarray
+    data: mmap.mmap
     at: int = 0
 
     def take(self, size):
@@ -36,30 +38,34 @@ class _Cursor:
         if not 0 <= size <= len(self.data) - self.at:
             raise ValueError("it ends in the middle of a field")
         self.at += size
-        return self.data[self.at - size : self.at].tobytes()
+        return self.data[self.at - size : self.at]
 
     def number(self, form):
         # "<": little-endian, without padding.
-        layout = struct.Struct(f"<{form}")
-        return layout.unpack(self.take(layout.size))[0]
+        return struct.unpack(f"<{form}", self.take(struct.calcsize(f"<{form}")))[0]
 
     def text(self):
         return self.take(self.number("Q")).decode("utf-8", "replace")
 
-    def value(self, kind, depth=0):
+    def value(self, kind):
         if kind == STRING:
             return self.text()
         if kind in NUMBERS:
             return self.number(NUMBERS[kind])
-        if kind != ARRAY or depth > MAX_NESTING:
+        if kind != ARRAY:
             raise ValueError(f"it has a field of the unknown type {kind}")
         inner = self.number("I")
         count = self.number("Q")
-        # Before the list is built, entry by entry.
-        if count > MAX_COUNT:
+        # Before the list is built.
+        if count > MAX_LIST:
             raise ValueError(f"it has a list of {count} entries")
-        # Each entry takes at least a byte: a list that lies runs into the end of the file.
-        return [self.value(inner, depth + 1) for _ in range(count)]
+        if inner == STRING:
+            return [self.text() for _ in range(count)]
+        # No model's file has lists in lists.
+        if inner not in NUMBERS:
+            raise ValueError(f"it has a list of the unknown type {inner}")
+        form = f"<{count}{NUMBERS[inner]}"
+        return list(struct.unpack(form, self.take(struct.calcsize(form))))
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,8 @@ def read_gguf(path: Path) -> GgufFile:
     UserError: not a GGUF file, truncated, or with a tensor of a type that `gguf` does not know.
     """
     try:
-        return _read(np.memmap(path, np.uint8, "r"))
+        with path.open("rb") as file:
+            return _read(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError, struct.error) as error:
         raise UserError(f"{path} cannot be read as GGUF: {error}") from None
 
@@ -117,32 +124,38 @@ def _read(data):
         raise ValueError(f"its version is {version}; 2 and 3 are known")
     num_tensors = cursor.number("Q")
     num_fields = cursor.number("Q")
-    if max(num_tensors, num_fields) > MAX_COUNT:
+    if max(num_tensors, num_fields) > MAX_ENTRIES:
         raise ValueError(f"it claims {num_tensors} tensors and {num_fields} fields")
     # A field is name, type, value.
     meta = {}
     for _ in range(num_fields):
         name = cursor.text()
+        if name in meta:
+            raise ValueError(f"it has the field {name[:80]!r} twice")
         meta[name] = cursor.value(cursor.number("I"))
-    entries = []
+    entries = {}
     for _ in range(num_tensors):
         # An entry is name, dimensions (fastest first), type, offset.
         name = cursor.text()
         num_dims = cursor.number("I")
         if num_dims > 4:
-            raise ValueError(f"tensor {name} has {num_dims} dimensions")
+            raise ValueError(f"tensor {name[:80]} has {num_dims} dimensions")
+        if name in entries:
+            raise ValueError(f"it has the tensor {name[:80]!r} twice")
         shape = tuple(cursor.number("Q") for _ in range(num_dims))[::-1]
-        kind, offset = cursor.number("I"), cursor.number("Q")
-        entries.append((name, shape, kind, offset))
+        entries[name] = shape, cursor.number("I"), cursor.number("Q")
     align = meta.get("general.alignment", 32)
-    if type(align) is not int or align < 1:
-        raise ValueError(f"its alignment is {align!r}")
+    if type(align) is not int or align < 8 or align % 8:
+        raise ValueError(f"its alignment is {align!r}; that is a multiple of 8")
     # Tensors begin at the next multiple of the alignment.
     start = -(-cursor.at // align) * align
-    places = {
-        name: _locate(data, name, shape, kind, start + offset)
-        for name, shape, kind, offset in entries
-    }
+    end = start
+    places = {}
+    for name, (shape, kind, offset) in sorted(entries.items(), key=lambda entry: entry[1][2]):
+        if offset % align or start + offset < end:
+            raise ValueError(f"tensor {name[:80]} overlaps another one or begins at no multiple")
+        places[name] = _locate(data, name, shape, kind, start + offset)
+        end = start + offset + places[name].blocks.nbytes
     return GgufFile(meta, places)
 
 
@@ -158,4 +171,6 @@ def _locate(data, name, shape, kind, start):
     end = start + num_blocks * block_bytes
     if rest or end > len(data):
         raise ValueError(f"tensor {name} {list(shape)} is incomplete; the file is truncated")
-    return _Place(shape, kind, data[start:end].reshape(num_blocks, block_bytes))
+    # A view: nothing is read before it is asked for.
+    blocks = np.frombuffer(data, np.uint8, end - start, start)
+    return _Place(shape, kind, blocks.reshape(num_blocks, block_bytes))

@@ -64,6 +64,7 @@ SHAPE = {
 }
 BIASES = ("bq", "bk", "bv")
 KINDS = ("llama", "qwen2", "qwen3", "smollm3")  # in both kinds of file
+PAIRED = ("llama", "smollm3")  # in GGUF, RoPE turns neighbours
 # What the numbers in GGUF's rope_freqs may stand for: Llama 3.1 and 3.2.
 LLAMA3 = [(factor, 8192) for factor in (8.0, 32.0)]
 REQUIRED = ("depth", "width", "num_heads", "mlp_dim", "context_len", "norm_eps")
@@ -71,7 +72,7 @@ TABLE = ("model.embed_tokens", "token_embd")
 NORM = ("model.norm", "output_norm")
 HEAD = ("lm_head", "output")
 MAX_LAYERS = 256
-CONTROL, USER_DEFINED = 3, 4  # GGUF's kinds of tokens: special ones, and text that is one token
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # GGUF's kinds: pieces, special tokens, text that is one
 MARKS = ("bos", "eos", "eot", "eom")  # GGUF's names of the tokens around a conversation
 
 # What plays the part of <|bos|> and of <|end|>, the first that a model has.
@@ -139,10 +140,11 @@ def open_gguf(path: Path) -> ForeignModel:
     _require_kind(path, arch)
     # Keys of the shape begin with the architecture.
     fields = {key.removeprefix(f"{arch}."): value for key, value in meta.items()}
-    is_scaled = fields.get("rope.scaling.type", "none") != "none"
-    if is_scaled or fields.get("attention.sliding_window"):
+    scaling = fields.get("rope.scaling.type", "none")
+    if scaling not in ("none", "linear", "yarn") or fields.get("attention.sliding_window"):
         raise UserError(
-            f"{path} scales its RoPE or slides its attention window, which ramp's model does not"
+            f"{path} scales its RoPE ({scaling}) or slides its attention window, "
+            "which ramp's model does not"
         )
     kind = meta.get("tokenizer.ggml.model")
     if kind != "gpt2":
@@ -158,8 +160,12 @@ def open_gguf(path: Path) -> ForeignModel:
         "qkv_bias": "blk.0.attn_q.bias" in file.places,
         "tie_embeddings": "output.weight" not in file.places,
         "window_pattern": "LLLN" if arch == "smollm3" else "L",
+        "rope_scaling": scaling,
+        "rope_factor": fields.get("rope.scaling.factor", 1.0),
+        "rope_original_len": fields.get("rope.scaling.original_context_length", 0),
     }
     shape = _read_shape(path, 1, fields, switches)
+    # Llama 3's scaling is in no field: only the divisors that follow from it are there.
     if "rope_freqs.weight" in file.places:
         shape = _read_scaling(path, shape, file.read_tensor("rope_freqs.weight"))
     # Stored in 32 bits: 9.99999997e-06 for 1e-05.
@@ -172,7 +178,7 @@ def open_gguf(path: Path) -> ForeignModel:
     _require_weights(path, set(file.places) - {"rope_freqs.weight"}, set(names.values()))
     # RoPE turns pairs of numbers: neighbours in llama.cpp's llama, the two halves of a head here.
     paired = {}
-    if arch in ("llama", "smollm3"):
+    if arch in PAIRED:
         paired = {"attn_q": shape.num_heads, "attn_k": shape.num_kv_heads}
 
     def weight(name):
@@ -186,10 +192,14 @@ def open_gguf(path: Path) -> ForeignModel:
     bpe = ForeignBpe(
         {token: i for i, token in enumerate(tokens)},
         parse_merges(path, meta.get("tokenizer.ggml.merges", [])),
-        PATTERNS[pattern],
+        # A file that ramp wrote says exactly how it splits.
+        meta.get("ramp.pattern", PATTERNS[pattern]),
         {token: kind == CONTROL for token, kind in kinds if kind in (CONTROL, USER_DEFINED)},
+        # llama.cpp knows this by the name of the pattern, too.
         ignore_merges=pattern == "llama-bpe",
+        normalizer=meta.get("ramp.normalizer", ""),
     )
+    # By number in the file, by name here.
     numbers = {name: meta.get(f"tokenizer.ggml.{name}_token_id") for name in MARKS}
     marks = {name: tokens[i] for name, i in numbers.items() if i is not None}
     return ForeignModel(
@@ -414,6 +424,7 @@ def list_weights(shape: Model) -> dict[str, str]:
     """Every weight of a model of this shape: Hugging Face's name to GGUF's."""
     if not 1 <= shape.depth <= MAX_LAYERS:
         raise UserError(f"a model of {shape.depth} layers cannot be imported")
+    # What a switch brings, and this model has not.
     absent = set()
     absent |= set() if shape.qk_norm else {"q_norm", "k_norm"}
     absent |= set() if shape.qkv_bias else set(BIASES)
@@ -497,15 +508,22 @@ def load_foreign_params(foreign: ForeignModel, like: dict, tokenizer: Tokenizer)
     V, D = like["embed"]["table"].shape
     rows = find_rows(foreign, tokenizer)
 
-    def read(name, *shape):
+    def read_finite(name):
         w = foreign.weight(name)
+        # A sum is not finite where a number is not, and takes no memory.
+        if not np.isfinite(w.sum(dtype=np.float64)):
+            raise UserError(f"{foreign.path}: {name} holds numbers that are not finite")
+        return w
+
+    def read(name, *shape):
+        w = read_finite(name)
         # Matrices are [outputs, inputs] there and [inputs, outputs] here.
         if w.T.shape != shape:
             raise UserError(f"{foreign.path}: {name} is {list(w.shape)}, not {list(shape[::-1])}")
         return w.T
 
     def read_table(name):
-        w_vd = foreign.weight(f"{name}.weight")
+        w_vd = read_finite(f"{name}.weight")
         if w_vd.ndim != 2 or w_vd.shape[1] != D or rows.max() >= len(w_vd):
             raise UserError(
                 f"{foreign.path}: a table {list(w_vd.shape)} does not fit width {D} "

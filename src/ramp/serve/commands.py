@@ -43,8 +43,13 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
         "synthesize-G (default: finetune, or pretrain where that is all)",
     )
     if name == "export":
-        add("--to", choices=("hf",), default="hf", help="hf: a folder for transformers and others")
-        add("--out", type=parse_path, required=True, metavar="DIR", help="the folder to make")
+        add(
+            "--to",
+            choices=("hf", "gguf"),
+            default="hf",
+            help="hf: a folder for transformers and others (default); gguf: a file for llama.cpp",
+        )
+        add("--out", type=parse_path, required=True, metavar="PATH", help="what to make")
         return
     add("--host", default="127.0.0.1", help="an address that others can reach needs a key")
     add("--port", type=int, default=8000, help="0: any that is free (default 8000)")
@@ -66,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     package, extra = "safetensors", "export"
     if args.command == "serve":
         package, extra = "uvicorn", "serve"
-    elif args.command == "import" and args.file.suffix == ".gguf":
+    elif "gguf" in (getattr(args, "to", ""), getattr(args, "file", args.run).suffix[1:]):
         package = "gguf"
     if importlib.util.find_spec(package) is None:
         raise UserError(
@@ -120,11 +125,14 @@ def _use_host(c):
 def _export(args):
     loaded = _load(args.run, args.stage, on_host=True)
     # It needs packages of an extra, which `run` has found.
-    from ramp.export.export import export
+    from ramp.export.export import describe_differences, export
 
     report = loaded.run.report()
-    export(loaded.c, loaded.lm, loaded.tokenizer, report, loaded.stage, args.out)
+    export(loaded.c, loaded.lm, loaded.tokenizer, report, loaded.stage, args.out, args.to)
     print(f"{args.out}: written, read back and compared")
+    if args.to == "gguf":
+        for difference in describe_differences(loaded.tokenizer):
+            print(f"llama.cpp cuts into other tokens: {difference}")
     return 0
 
 

@@ -20,6 +20,10 @@ PATTERNS = {
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     ),
+    "qwen35": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+        r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
     "qwen2": (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -95,6 +99,7 @@ def read_bpe(path: Path) -> ForeignBpe:
         )
     ids = dict(model.get("vocab") or {})
     added = sorted(data.get("added_tokens") or [], key=lambda token: token["id"])
+    # Such a token swallows blanks, and ramp's texts keep every byte.
     stripped = [t["content"] for t in added if t.get("lstrip") or t.get("rstrip")]
     lost = [f"that {name!r} takes the blanks beside it" for name in stripped]
     return ForeignBpe(

@@ -77,6 +77,7 @@ def compile_template(source: str) -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body, lineno=line)
 
+    # These two functions and the filter are what templates count on.
     def refuse(message):
         raise TemplateError(message)
 
