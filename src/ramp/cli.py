@@ -616,7 +616,7 @@ COMMANDS = {
     **{name: make_stage_command(name) for name in STAGES},
     "chat": Command("talk to the model of a run", run_chat, add_chat_arguments),
     "serve": make_serve_command("serve", "the model in a browser and behind an OpenAI-style API"),
-    "export": make_serve_command("export", "write the model as a folder that other tools open"),
+    "export": make_serve_command("export", "write the model as a folder or a GGUF file"),
     "import": make_serve_command("import", "make a run of a model from GGUF or safetensors files"),
     "credit": Command(
         "which steps of a run's rollouts get which credit", run_credit, add_credit_arguments

@@ -14,9 +14,12 @@ from ramp.errors import UserError
 from ramp.evals.samples import sampling_params
 from ramp.host import setup_devices
 from ramp.rundir import RunDir
+from ramp.serve.engine import Token
 from ramp.serve.protocol import drop_oldest_turns
+from ramp.serve.text_stream import TextStream
+from ramp.tasks import tool
 from ramp.text.chat import render_prompt
-from ramp.text.tokenizer import StreamDecoder, Tokenizer
+from ramp.text.tokenizer import Tokenizer
 from ramp.train.restore import load_params
 
 CHUNK = 8  # tokens decoded before they are shown
@@ -34,35 +37,49 @@ class TextStreamer:
         self.weights = prepare_decode_params(self.c.model, self.params)
         self.seed = seed
 
-    def print_stream(self, prompt: list[int], stop: tuple[int, ...]) -> str:
-        """Print text while it is drawn, whole characters at a time; returns all of it.
+    def print_stream(self, prompt: list[int], stop: tuple[int, ...]) -> list[int]:
+        """Print text while it is drawn, whole characters at a time; returns its tokens.
 
-        Ends at a stop token, after `sample.max_new_tokens`, or with the context.
+        Ends at a stop token, after `sample.max_new_tokens`, or with the context. Calls of the
+        calculator get their results, as in the server.
         """
-        pieces = []
-
-        def show(text):
-            print(text, end="", flush=True)
-            pieces.append(text)
-
-        decoder = StreamDecoder(self.tokenizer)
-        model = self.c.model
-        settings = self.c.sample
-        sampling = sampling_params(settings)
-        vocab_size = self.tokenizer.vocab_size
-        state = sample.prefill_prompts(model, self.params, [prompt], [self.seed])
-        self.seed += 1  # or every answer to one question would be the same
-        for _ in range(0, settings.max_new_tokens, CHUNK):
-            state = sample.decode(model, self.weights, state, sampling, CHUNK, stop, vocab_size)
-            for token in np.asarray(state.tokens_bn)[0].tolist():
-                # -1 fills the row after its end.
-                if token >= 0 and token not in stop:
-                    show(decoder.push(token))
-            if bool(state.done_b[0]):
-                break
-        show(decoder.flush())
+        stream = TextStream(self.tokenizer)
+        answer: list[int] = []
+        is_open = True
+        while is_open:
+            is_open = False
+            state = sample.prefill_prompts(
+                self.c.model, self.params, [prompt + answer], [self.seed]
+            )
+            self.seed += 1  # or every answer to one question would be the same
+            for token in self._draw(state, stop, self.c.sample.max_new_tokens - len(answer)):
+                new = [token, *tool.reply(self.tokenizer, [*answer, token])]
+                answer += new
+                self._print(stream, new)
+                # Behind a result the model reads on; what it had drawn after the call is left.
+                if len(new) > 1:
+                    is_open = len(answer) < self.c.sample.max_new_tokens
+                    is_open &= len(prompt + answer) < self.c.model.context_len
+                    break
+        self._print(stream, [], ended=True)
         print(flush=True)
-        return "".join(pieces)
+        return answer
+
+    def _draw(self, state, stop, limit):
+        """Tokens of one row, up to a stop token, as they are drawn."""
+        sampling = sampling_params(self.c.sample)
+        size = self.tokenizer.vocab_size
+        for _ in range(0, limit, CHUNK):
+            state = sample.decode(self.c.model, self.weights, state, sampling, CHUNK, stop, size)
+            # -1 fills the row after its end.
+            tokens = np.asarray(state.tokens_bn)[0].tolist()
+            yield from (token for token in tokens if token >= 0 and token not in stop)
+            if bool(state.done_b[0]):
+                return
+
+    def _print(self, stream, ids, ended=False):
+        text, _ = stream.push([Token(i, 0.0, 0.0) for i in ids], ended)
+        print(text, end="", flush=True)
 
 
 def complete(directory: Path, c: Config, prompt: str, stage: str, seed: int) -> None:
@@ -111,7 +128,9 @@ def chat(
         if ask:
             print(f"> {question}")
         answer = streamer.print_stream(prompt, stop)
-        messages.append({"role": "assistant", "content": answer})
+        # Calls go back in the form that training knew.
+        said = tool.write_calls(streamer.tokenizer, answer)
+        messages.append({"role": "assistant", "content": said})
 
 
 def _read_questions():
@@ -137,7 +156,7 @@ def _fit_context(messages, streamer):
     # A long question must not leave the answer without room.
     room = context_len * 3 // 4
     messages = drop_oldest_turns(messages, room, tokenizer)
-    prompt = render_prompt(tokenizer, messages)
+    prompt = render_prompt(tokenizer, messages, tool.encode_with_calls)
     if len(prompt) > room:
         raise UserError(
             f"the question is {len(prompt)} tokens long, and a context of {context_len} "

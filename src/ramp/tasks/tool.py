@@ -52,6 +52,20 @@ def encode_with_calls(tokenizer: Tokenizer, content: str) -> tuple[list[int], li
     return ids, weights
 
 
+def write_calls(tokenizer: Tokenizer, answer: Sequence[int]) -> str:
+    """An answer's text with its calls as in data, so that `encode_with_calls` gives it back."""
+    marks = ("<<", "=", ">>")
+    parts = []
+    num_marks = 0
+    for i in answer:
+        if i == tokenizer.special("tool"):
+            parts.append(marks[num_marks % 3].encode())
+            num_marks += 1
+        else:
+            parts.append(tokenizer.display_pieces[i])
+    return b"".join(parts).decode("utf-8", "replace")
+
+
 def generate_with_tool(
     tokenizer: Tokenizer,
     prompts: Sequence[list[int]],

@@ -138,10 +138,14 @@ def _encode_said(tokenizer, text, encode_content):
 
 
 def render_prompt(
-    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], **options: Any
+    tokenizer: Tokenizer,
+    messages: Sequence[dict[str, Any]],
+    encode_content: EncodeContent = encode_plain,
+    **options: Any,
 ) -> list[int]:
     """The conversation so far, ending in the token after which the assistant speaks.
 
+    encode_content: as in `render`; a chat template writes what was said as plain text.
     options: what a chat template reads, such as `tools`. UserError where there is no template, or
     it does not know one of them.
     """
@@ -152,10 +156,7 @@ def render_prompt(
         raise UserError(
             f"this model has no chat template, so {', '.join(options)} would have no effect"
         )
-    ids = [tokenizer.bos]
-    for message in messages:
-        content = tokenizer.encode(message["content"])
-        ids += [tokenizer.special(message["role"]), *content, tokenizer.end]
+    ids = [i for _, turn, _ in _render_own(tokenizer, messages, encode_content) for i in turn]
     return [*ids, tokenizer.special("assistant")]
 
 
