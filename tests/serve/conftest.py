@@ -12,6 +12,7 @@ import uvicorn
 
 from ramp.config import Config, Text, resolve
 from ramp.serve import api
+from ramp.serve.connections import Connections
 from ramp.serve.engine import Engine
 from ramp.serve.protocol import ServedModel
 from ramp.text.tokenizer import Tokenizer
@@ -40,7 +41,8 @@ class Live:
         self.url = f"http://127.0.0.1:{self.port}"
         self.model = ServedModel("tiny", c, tokenizer, "finetune")
         self.api = api.Api(self.engine, self.model)
-        self.http = uvicorn.Server(api.make_server_config(self.api))
+        self.connections = Connections()
+        self.http = uvicorn.Server(api.make_server_config(self.api, self.connections))
         self.thread = threading.Thread(
             target=self.http.run, kwargs={"sockets": [sock]}, daemon=True
         )

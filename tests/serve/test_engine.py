@@ -58,7 +58,7 @@ REQUESTS = [
     (list(b"a" * 100), 60, SamplingParams(temperature=0.7, top_k=20), 8),
     (list(b"xyz"), 90, SamplingParams(temperature=1.3, top_p=0.9), 9),
     (list(b"greedy"), 30, SamplingParams(temperature=0.0), 10),
-    (list(b"q" * 200), 150, SamplingParams(temperature=1.0, min_p=0.05, logprobs=3), 11),
+    (list(b"q" * 200), 150, SamplingParams(temperature=1.0, min_p=0.05), 11),
     (list(b"hello there"), 40, SamplingParams(temperature=1.0), 12),
     (list(b"long" * 40), 300, SamplingParams(temperature=1.0), 13),
 ]
@@ -100,7 +100,7 @@ def test_greedy_tokens_are_those_of_a_whole_forward_pass(live, engine):
 def test_nothing_compiles_once_it_is_warm(engine):
     programs = (batch.prefill_chunk, batch.copy_slot, batch.decode_slots, grow_cache)
     before = [f._cache_size() for f in programs]
-    for sampling in (SamplingParams(), SamplingParams(0.0), SamplingParams(0.5, 3, 0.8, 0.01, 5)):
+    for sampling in (SamplingParams(), SamplingParams(0.0), SamplingParams(0.5, 3, 0.8, 0.01)):
         for prompt, n in ((b"a", 5), (b"b" * 130, 100), (b"c" * 380, 100)):
             answer(engine, list(prompt), n, sampling, 3)[1]()
     assert [f._cache_size() for f in programs] == before

@@ -1,8 +1,9 @@
 """The device's side of continuous batching: B slots that always advance together.
 
     slots = init_slots(c, B, size)
-    slots = prefill_chunk(c, weights, slots, tokens, at, start, count, sampling, seed)
-    slots = copy_slot(slots, source, at, sampling, seed)    # the same prompt, for another answer
+    slots, x = prefill_chunk(c, weights, slots, tokens, at, start, count, settings)
+    scores = score_chunk(c, weights, x, targets, vocab_size)   # of the prompt's own tokens
+    slots = copy_slot(slots, source, at, settings)    # the same prompt, for another answer
     slots, drawn = decode_slots(c, weights, slots, n, vocab_size)
 
 All shapes are fixed by B, size, n and the length of a chunk, and how a row is drawn from is data,
@@ -17,6 +18,7 @@ lies after what was read, where the next chunk goes.
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +27,13 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.decode.cache import decode_step, init_tail, layer_window, merge_tail
-from ramp.decode.sample import SamplingParams, gumbel_noise, row_keys, take_per_row
+from ramp.decode.sample import SamplingParams, gumbel_noise, take_per_row
 from ramp.model.attention import MASKED, visible_mask
 from ramp.model.transformer import (
     ROWS,
     Params,
     apply_block,
+    apply_head,
     embed,
     layer_angles,
     rope_kind,
@@ -40,6 +43,28 @@ from ramp.model.transformer import (
 MAX_LOGPROBS = 20  # most likely tokens that can be reported with each token
 LOG_RANGE = 104.0  # nats below the top at which float32 has no probability left
 BISECTIONS = 32
+Values = Any  # arrays of jax in a `SlotState`, numpy's where the host fills them in
+# Below this a draw is the most likely token: 1e-4 makes a lead of a hundredth of a nat 100 nats,
+# and much smaller ones divide to infinity.
+MIN_TEMPERATURE = 1e-4
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DrawSettings:
+    """How the tokens of one slot are drawn, and what is reported of them.
+
+    A `SlotState` holds the settings of all slots: arrays with one more axis, B, in front.
+    """
+
+    seed: Values  # uint32 [3], see `slot_keys`
+    sampling: SamplingParams
+    logprobs: Values  # most likely tokens to report
+    is_adjusted: Values  # 1 where a field below is not zero: rows that need none of it save time
+    presence_penalty: Values  # taken off the logits of tokens that are in the answer
+    frequency_penalty: Values  # the same, for each time
+    bias_v: Values  # float32 [V], added to the logits
+    counts_v: Values  # float32 [V], how often each token is in the answer
 
 
 @jax.tree_util.register_dataclass
@@ -51,8 +76,7 @@ class SlotState:
     logits_bv: Array
     last_b: Array
     length_b: Array
-    seed_b: Array
-    sampling: SamplingParams  # of arrays [B]
+    settings: DrawSettings
 
 
 @jax.tree_util.register_dataclass
@@ -84,8 +108,16 @@ def init_slots(c: Model, B: int, size: int) -> SlotState:
         logits_bv=zeros(jnp.float32, c.vocab_size),
         last_b=zeros(jnp.int32),
         length_b=zeros(jnp.int32),
-        seed_b=zeros(jnp.uint32),
-        sampling=jax.tree.map(lambda _: zeros(jnp.float32), SamplingParams()),
+        settings=DrawSettings(
+            seed=zeros(jnp.uint32, 3),
+            sampling=jax.tree.map(lambda _: zeros(jnp.float32), SamplingParams()),
+            logprobs=zeros(jnp.float32),
+            is_adjusted=zeros(jnp.float32),
+            presence_penalty=zeros(jnp.float32),
+            frequency_penalty=zeros(jnp.float32),
+            bias_v=zeros(jnp.float32, c.vocab_size),
+            counts_v=zeros(jnp.float32, c.vocab_size),
+        ),
     )
 
 
@@ -101,10 +133,12 @@ def prefill_chunk(
     at: Array,
     start: Array,
     count: Array,
-    sampling: SamplingParams,
-    seed: Array,
-) -> SlotState:
+    settings: DrawSettings,
+) -> tuple[SlotState, Array]:
     """Read `count` tokens of a prompt into slot `at`, after the `start` tokens that it holds.
+
+    Returns the slots and the chunk's hidden states [R, P, D], from which `score_chunk` and
+    `sum_hidden` tell more of the prompt.
 
     tokens_rq: int32 [R, 1 + P], the same in each row: the token before, then P of the prompt,
     padded on the right. There is one row a device, of which the one that owns the slot counts.
@@ -144,10 +178,10 @@ def prefill_chunk(
     num_slots = len(slots.last_b) // R
     logits_bv = jnp.repeat(logits_rv, num_slots, axis=0, out_sharding=P(ROWS))
     last_b = jnp.repeat(last_r, num_slots, out_sharding=P(ROWS))
-    return write_slot(slots, at, logits_bv, last_b, start + count, seed, sampling)
+    return write_slot(slots, at, logits_bv, last_b, start + count, settings), x_rpd
 
 
-def write_slot(slots: SlotState, at, logits_bv, last_b, length, seed, sampling) -> SlotState:
+def write_slot(slots: SlotState, at, logits_bv, last_b, length, settings) -> SlotState:
     """Write all but the cache of slot `at`: row `at` of arrays that have one for every slot."""
     # A mask, because a write at a computed row of a split array is not local.
     is_slot_b = jnp.arange(len(last_b)) == at
@@ -157,7 +191,7 @@ def write_slot(slots: SlotState, at, logits_bv, last_b, length, seed, sampling) 
         mask = is_slot_b[:, None] if old.ndim == 2 else is_slot_b
         return jnp.where(mask, new, old)
 
-    new = SlotState((), logits_bv, last_b, length, seed, sampling)
+    new = SlotState((), logits_bv, last_b, length, settings)
     merged = jax.tree.map(choose, new, replace(slots, cache=()))
     return replace(merged, cache=slots.cache)
 
@@ -254,8 +288,7 @@ def copy_slot(
     slots: SlotState,
     source: Array,
     at: Array,
-    sampling: SamplingParams,
-    seed: Array,
+    settings: DrawSettings,
 ) -> SlotState:
     """Copy what slot `source` has read to slot `at`, before either has drawn a token."""
 
@@ -277,10 +310,82 @@ def copy_slot(
 
     slots = jax.tree.map(copy, slots)
     copied = slots.logits_bv, slots.last_b, slots.length_b
-    return write_slot(slots, at, *copied, seed, sampling)
+    return write_slot(slots, at, *copied, settings)
+
+
+@partial(jax.jit, static_argnames=("c", "vocab_size"))
+def score_chunk(
+    c: Model, weights: Params, x_rpd: Array, targets_rp: Array, vocab_size: int
+) -> DrawnTokens:
+    """The figures of the tokens [R, P] that follow each place of a chunk, in one row R * P long."""
+    x_nd = jax.lax.reshape(x_rpd, (targets_rp.size, c.width), out_sharding=P(ROWS))
+    target_n = jax.lax.reshape(targets_rp, (targets_rp.size,), out_sharding=P(ROWS))
+    logits_nv = jax.reshard(unembed(c, weights, x_nd), P(ROWS, None))
+    return describe_tokens(logits_nv[:, :vocab_size], target_n, jnp.array(True))
+
+
+@partial(jax.jit, static_argnames="c")
+def sum_hidden(c: Model, weights: Params, x_rpd: Array, first: Array, end: Array) -> Array:
+    """The sum [R, D] of a chunk's last hidden states at the places first .. end."""
+    R, P_len, width = x_rpd.shape
+    x_nd = jax.lax.reshape(x_rpd, (R * P_len, width), out_sharding=P(ROWS))
+    y_nd, _ = apply_head(c, weights, x_nd)
+    y_rpd = jax.lax.reshape(y_nd, x_rpd.shape, out_sharding=P(ROWS))
+    place_p = jnp.arange(P_len)
+    is_counted_p = (place_p >= first) & (place_p < end)
+    return jnp.sum(y_rpd.astype(jnp.float32), axis=1, where=is_counted_p[:, None])
 
 
 # Drawing tokens
+
+
+def describe_tokens(logits_bv: Array, token_b: Array, with_top: Array) -> DrawnTokens:
+    """The model's own figures of one token a row, from the logits it was drawn from.
+
+    with_top: whether any row wants its most likely tokens; sorting them out costs time.
+    """
+    num_top = min(MAX_LOGPROBS, logits_bv.shape[1])
+
+    def skip_top(logp_bv):
+        some_bk = logp_bv[:, :num_top]
+        return [some_bk, jnp.zeros_like(some_bk, jnp.int32)]
+
+    logp_bv = jax.nn.log_softmax(logits_bv, axis=-1)
+    find_top = partial(jax.lax.top_k, k=num_top)
+    top_logp_bk, top_bk = jax.lax.cond(with_top, find_top, skip_top, logp_bv)
+    entropy_b = -jnp.sum(jnp.exp(logp_bv) * logp_bv, axis=-1)
+    return DrawnTokens(token_b, take_per_row(logp_bv, token_b), entropy_b, top_bk, top_logp_bk)
+
+
+def slot_keys(seed_bk: Array, position_b: Array) -> Array:
+    """One key for each row and position.
+
+    seed_bk: uint32 [B, 3], the two words of a request's seed and the number of the answer. Each is
+    folded in by itself, so the answers of one seed are never those of the next.
+    """
+
+    def make_key(seed_k, position):
+        key = jax.random.PRNGKey(seed_k[0])
+        for word in (seed_k[1], seed_k[2], position):
+            key = jax.random.fold_in(key, word)
+        return key
+
+    return jax.vmap(make_key)(seed_bk, position_b)
+
+
+def adjust_logits(logits_bv: Array, settings: DrawSettings) -> Array:
+    """The logits with the bias and without what the penalties take (OpenAI's formula)."""
+    counts_bv = settings.counts_v[:, : logits_bv.shape[1]]
+    bias_bv = settings.bias_v[:, : logits_bv.shape[1]]
+    penalty_bv = settings.frequency_penalty[:, None] * counts_bv
+    penalty_bv += settings.presence_penalty[:, None] * (counts_bv > 0)
+    return logits_bv + bias_bv - penalty_bv
+
+
+@partial(jax.jit, donate_argnames="settings")
+def set_bias(settings: DrawSettings, bias_bv: Array) -> DrawSettings:
+    """The settings with other biases."""
+    return replace(settings, bias_v=bias_bv)
 
 
 @partial(jax.jit, static_argnames=("c", "n", "vocab_size"), donate_argnames="slots")
@@ -292,30 +397,29 @@ def decode_slots(
     vocab_size: int,
 ) -> tuple[SlotState, DrawnTokens]:
     """Draw n tokens of every slot, from the first `vocab_size` ids."""
-    num_top = min(MAX_LOGPROBS, vocab_size)
+    settings = slots.settings
+    is_adjusted = jnp.any(settings.is_adjusted > 0)
+    with_top = jnp.any(settings.logprobs > 0)
 
-    find_top = partial(jax.lax.top_k, k=num_top)
+    def leave(logits_bv, settings):
+        return logits_bv
 
-    def skip_top(logp_bv):
-        some_bk = logp_bv[:, :num_top]
-        return [some_bk, jnp.zeros_like(some_bk, jnp.int32)]
+    def count(counts_bv, token_b):
+        is_token_bv = jnp.arange(c.vocab_size) == token_b[:, None]
+        return counts_bv + is_token_bv
 
     def draw(carry, slot):
         s, tail = carry
         logits_bv = s.logits_bv[:, :vocab_size]
-        keys_b = row_keys(s.seed_b, s.length_b)
-        token_b = sample_tokens(logits_bv, keys_b, s.sampling)
-        logp_bv = jax.nn.log_softmax(logits_bv, axis=-1)
-        # Sorting out the top tokens costs time, so it is done only when a row wants them.
-        anyone_asks = jnp.any(s.sampling.logprobs > 0)
-        top_logp_bk, top_bk = jax.lax.cond(anyone_asks, find_top, skip_top, logp_bv)
-        logp_b = take_per_row(logp_bv, token_b)
-        probs_bv = jnp.exp(logp_bv)
-        entropy_b = -jnp.sum(probs_bv * logp_bv, axis=-1)
-        drawn = DrawnTokens(token_b, logp_b, entropy_b, top_bk, top_logp_bk)
+        adjusted_bv = jax.lax.cond(is_adjusted, adjust_logits, leave, logits_bv, s.settings)
+        keys_b = slot_keys(settings.seed, s.length_b)
+        token_b = sample_tokens(adjusted_bv, keys_b, settings.sampling)
+        drawn = describe_tokens(logits_bv, token_b, with_top)
+        counts_bv = jax.lax.cond(is_adjusted, count, leave, s.settings.counts_v, token_b)
         rows = token_b, s.last_b, s.length_b
         logits_bv, tail = decode_step(c, weights, s.cache, tail, slot, *rows)
         s = replace(s, logits_bv=logits_bv, last_b=token_b, length_b=s.length_b + 1)
+        s = replace(s, settings=replace(s.settings, counts_v=counts_bv))
         return (s, tail), drawn
 
     carry = slots, init_tail(slots.cache, n)
@@ -339,8 +443,8 @@ def sample_tokens(
     with top_k=50 of 8192 ids on a CPU, `sample_token` takes 0.2 ms for one row and 0.9 ms for 16,
     this one 0.9 and 10 ms.
     """
-    # Temperature 0 takes the argmax below; 1 stands in to divide by.
-    is_random_b = sampling.temperature > 0
+    # Without a temperature the argmax is taken below; 1 stands in to divide by.
+    is_random_b = sampling.temperature >= MIN_TEMPERATURE
     temperature_b = jnp.where(is_random_b, sampling.temperature, 1.0)
     scaled = logits_bv / temperature_b[:, None]
     top_b1 = jnp.max(scaled, axis=-1, keepdims=True)

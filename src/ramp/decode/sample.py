@@ -56,7 +56,6 @@ class SamplingParams:
     top_k: float | Array = 0  # keep the k most likely tokens; 0: all
     top_p: float | Array = 1.0  # keep the most likely that together hold this probability
     min_p: float | Array = 0.0  # keep those at least this fraction as likely as the top one
-    logprobs: float | Array = 0  # most likely tokens to report; only the server reports them
 
 
 @jax.tree_util.register_dataclass

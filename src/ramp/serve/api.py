@@ -9,16 +9,12 @@ import asyncio
 import base64
 import gc
 import hashlib
-import hmac
-import json
 import re
 import socket
 import sys
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,33 +23,27 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ramp.errors import UserError
 from ramp.serve import protocol
-from ramp.serve.engine import Engine, Job, QueueFull, Token
-from ramp.serve.protocol import ApiError, CompletionRequest, ServedModel
-from ramp.serve.text_stream import TextStream, make_chat_logprob, make_completion_logprobs
-from ramp.tasks import TASKS, Problem, tool
+from ramp.serve.access import Access
+from ramp.serve.answers import Answers, EventStream, collect, stream_events, to_response
+from ramp.serve.connections import Connections
+from ramp.serve.engine import Engine
+from ramp.serve.fields import ApiError, make_field_error
+from ramp.serve.protocol import ServedModel
+from ramp.serve.record import Histogram, RequestLog
+from ramp.tasks import TASKS, Problem
 
 BODY_TIMEOUT = 15.0  # seconds for a body to arrive
-ANSWER_TIMEOUT = 900.0  # seconds
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+SEND_TIMEOUT = 60.0  # seconds for a client to read what was sent to it
 MAX_LEVEL = 12  # hardest problem of a task that is made on request
 MAX_JUDGED = 1 << 14  # characters of an answer to judge
-
-
-def to_json(data: Any) -> str:
-    """JSON without NaN, which is no JSON; dataclasses as objects."""
-    return json.dumps(data, allow_nan=False, default=vars)
-
-
-def to_response(data: Any, status: int = 200) -> Response:
-    """The answer to a request that was understood."""
-    return Response(to_json(data), status, media_type="application/json")
 
 
 def to_error_response(error: ApiError, headers: dict | None = None) -> Response:
@@ -61,116 +51,23 @@ def to_error_response(error: ApiError, headers: dict | None = None) -> Response:
     return Response(error.to_json(), error.status, headers, "application/json")
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of a request, as OpenAI counts them."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-
-
-# Answers
-
-
-class Answers:
-    """The answers to one request, brought from the engine's thread to the event loop.
-
-    QueueFull, RuntimeError: see `Engine.submit`.
-    """
-
-    def __init__(self, engine: Engine, request: CompletionRequest):
-        self.engine = engine
-        self.request = request
-        self.events = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def emit(choice, *news):
-            with suppress(RuntimeError):  # the loop is closed: nobody listens
-                # Called in the engine's thread: a queue of asyncio is not safe there.
-                loop.call_soon_threadsafe(self.events.put_nowait, (choice, *news))
-
-        self.jobs = []
-        for i in range(request.n):
-            # Answer i of n is the one that a request with seed + i gets alone.
-            seed = (request.seed + i) % 2**32
-            job = Job(
-                request.prompt,
-                request.max_new_tokens,
-                request.sampling,
-                seed,
-                partial(emit, i),
-            )
-            # Only chat models are taught to call the calculator.
-            if request.is_chat:
-                job.insert = partial(tool.reply, engine.tokenizer)
-            self.jobs.append(job)
-        self.texts = [TextStream(engine.tokenizer, request.stop) for _ in self.jobs]
-        self.num_generated = 0
-        kind = "chatcmpl" if request.is_chat else "cmpl"
-        self.id = f"{kind}-{uuid.uuid4().hex}"
-        self.created = int(time.time())
-        # Last: from here on the engine calls `emit`.
-        engine.submit(self.jobs)
-
-    async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
-        """(choice, new text, its tokens, finish reason or None) until every choice has ended."""
-        unfinished = set(range(self.request.n))
-        deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
-        while unfinished:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    choice, tokens, reason = await self.events.get()
-            except TimeoutError:
-                raise ApiError(504, "the answer took too long") from None
-            if choice not in unfinished:
-                continue  # a stop string ended it before the engine knew
-            if reason == "error":
-                raise ApiError(503, "the engine has stopped; see the server's log")
-            stream = self.texts[choice]
-            text, sent = stream.push(tokens, ended=bool(reason))
-            self.num_generated += len(tokens)
-            # The engine knows no stop strings and would go on to the limit.
-            if stream.stopped:
-                self.engine.cancel([self.jobs[choice]])
-                reason = "stop"
-            if reason:
-                unfinished.discard(choice)
-            yield choice, text, sent, reason or None
-
-    def usage(self) -> Usage:
-        """Tokens so far."""
-        num_prompt = len(self.request.prompt)
-        return Usage(num_prompt, self.num_generated, num_prompt + self.num_generated)
-
-    def close(self) -> None:
-        """Give the slots back, however the request ended."""
-        self.engine.cancel(self.jobs)
-
-
-class EventStream(StreamingResponse):
-    """Server-sent events. `close` is called however it ends, even before the first event."""
-
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]):
-        super().__init__(events, media_type="text/event-stream")
-        self.close = close
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the events."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.close()
-
-
 class Api:
     """The application: routes over one engine, behind the check of who may ask."""
 
-    def __init__(self, engine: Engine, model: ServedModel, key: str = "", local: bool = True):
+    def __init__(
+        self,
+        engine: Engine,
+        model: ServedModel,
+        access: Access | None = None,
+        log: RequestLog | None = None,
+    ):
         self.engine = engine
         self.model = model
-        self.key = key
-        self.local = local
+        self.access = access or Access()
+        self.log = log or RequestLog(None)
+        self.seconds = Histogram("ramp_request_seconds")
+        # A thread of its own keeps what it has freed: forty of them would keep forty times as much.
+        self.parser = ThreadPoolExecutor(1, "ramp-parser")
         self.model_object = {
             "id": model.name,
             "object": "model",
@@ -193,6 +90,9 @@ class Api:
             Route("/v1/models/{name:path}", self.retrieve_model),
             Route("/v1/chat/completions", partial(self.complete, is_chat=True), methods=["POST"]),
             Route("/v1/completions", partial(self.complete, is_chat=False), methods=["POST"]),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
+            Route("/tokenizer_info", self.tokenizer_info),
             Route("/ramp/info", self.info),
             Route("/ramp/problem", self.problem),
             Route("/ramp/judge", self.judge, methods=["POST"]),
@@ -202,32 +102,50 @@ class Api:
             routes=routes, exception_handlers=dict.fromkeys(errors, self.handle_error)
         )
 
+        self.app: ASGIApp = self.answer
+        if self.access.origins:
+            # Outermost, since a browser asks without a key whether it may send one.
+            self.app = CORSMiddleware(
+                self.answer, self.access.origins, ("GET", "POST"), ("authorization", "content-type")
+            )
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request, measure it and write its line."""
+        start = time.perf_counter()
+        scope["state"] = figures = {}
 
-        async def send_with_headers(message):
+        async def send_or_leave(message):
             if message["type"] == "http.response.start":
+                figures["status"] = message["status"]
                 message = {**message, "headers": [*message["headers"], *self.headers]}
-            await send(message)
+            # A client that does not read would hold the answer, and its place, for ever.
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await send(message)
 
-        error = self.check_access(scope)
-        app = to_error_response(error) if error else self.routes
-        await app(scope, receive, send_with_headers)
+        try:
+            await self.app(scope, receive, send_or_leave)
+        except TimeoutError:
+            figures["status"] = 499
+            raise ClientDisconnect from None
+        finally:
+            seconds = time.perf_counter() - start
+            self.seconds.add(seconds)
+            # The route and not the path, which is whatever a client wrote.
+            route = scope.get("route")
+            path = route.path if route else None
+            client = scope.get("client") or [None]
+            self.log.write(address=client[0], path=path, seconds=round(seconds, 4), **figures)
 
-    def check_access(self, scope: Scope) -> ApiError | None:
-        """The error for a request from somebody who may not ask."""
-        headers = dict(scope["headers"])
-        host = re.sub(r":\d+$", "", headers.get(b"host", b"").decode("latin-1"))
-        # A page elsewhere can make its own name point to this machine (DNS rebinding).
-        if self.local and host not in LOCAL_HOSTS:
-            return ApiError(403, "this server answers to localhost only", code="wrong_host")
-        if self.key and scope["path"] not in ("/", "/health"):
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-            # In constant time, so that a key cannot be guessed letter by letter.
-            if not hmac.compare_digest(given, self.key.encode()):
-                text = "wrong or missing key; send it as 'Authorization: Bearer KEY'"
-                return ApiError(401, text, code="invalid_api_key")
-        return None
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request of somebody who may ask."""
+        try:
+            scope["state"]["key"] = self.access.check(scope)
+        except ApiError as error:
+            # How to send a key, for clients that look it up.
+            headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+            await to_error_response(error, headers)(scope, receive, send)
+        else:
+            await self.routes(scope, receive, send)
 
     async def handle_error(self, request: Request, error: Exception) -> Response:
         """Whatever went wrong, in OpenAI's shape."""
@@ -263,114 +181,41 @@ class Api:
 
     async def complete(self, request: Request, is_chat: bool) -> Response:
         """POST /v1/chat/completions and /v1/completions"""
+        completion = await self.parse(request, protocol.parse_request, self.model, is_chat)
+        answers = Answers(self.engine, self.model, completion, request.scope["state"])
+        if completion.stream:
+            return EventStream(stream_events(answers), answers.close)
+        return await run_unless_disconnected(request, collect(answers), answers.close)
+
+    async def parse(self, request: Request, parse: Callable, *args: Any) -> Any:
+        """What `parse` makes of the request's body."""
         # Bodies are read here, on the event loop: a slow one holds up nobody.
         raw = await read_body(request)
+        loop = asyncio.get_running_loop()
 
-        def parse():
-            return protocol.parse_request(protocol.parse_body(raw), self.model, is_chat)
+        def work():
+            return parse(protocol.parse_body(raw), *args)
 
         # A megabyte of text takes long enough to encode to hold up other requests.
-        completion = await run_in_threadpool(parse)
-        try:
-            answers = Answers(self.engine, completion)
-        except QueueFull:
-            text = "all slots are taken and the queue is full; try again in a moment"
-            raise ApiError(429, text, code="busy") from None
-        except RuntimeError as error:
-            raise ApiError(503, str(error)) from None
-        if completion.stream:
-            return EventStream(self.stream_events(answers), answers.close)
-        return await run_unless_disconnected(request, self.collect(answers), answers.close)
+        return await loop.run_in_executor(self.parser, work)
 
-    def make_object(self, answers: Answers, choices: list[dict], **more: Any) -> dict[str, Any]:
-        """A completion object, or one chunk of a stream."""
-        request = answers.request
-        kind = "text_completion"
-        if request.is_chat:
-            kind = "chat.completion.chunk" if request.stream else "chat.completion"
-        if request.num_dropped_turns:
-            more["ramp"] = {"turns_left_out": request.num_dropped_turns}
-        return dict(
-            id=answers.id,
-            object=kind,
-            created=answers.created,
-            model=self.model.name,
-            choices=choices,
-            **more,
-        )
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize, as vLLM has it"""
+        tokens = await self.parse(request, protocol.tokenize, self.model)
+        context = self.model.c.model.context_len
+        return to_response({"count": len(tokens), "max_model_len": context, "tokens": tokens})
 
-    def make_choice(
-        self,
-        request: CompletionRequest,
-        index: int,
-        content: dict,
-        tokens: list[Token],
-        reason: str | None,
-        offset: int = 0,
-    ) -> dict[str, Any]:
-        """One of an object's `choices`.
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize, as vLLM has it"""
+        return to_response({"prompt": await self.parse(request, protocol.detokenize, self.model)})
 
-        content: its "message", its "delta" or its "text"; that text begins at `offset`.
-        """
+    async def tokenizer_info(self, request: Request) -> Response:
+        """GET /tokenizer_info: the names of the tokens that begin and end a text."""
         tokenizer = self.model.tokenizer
-        logprobs = None
-        if request.logprobs and request.is_chat:
-            entries = [make_chat_logprob(tokenizer, token) for token in tokens]
-            logprobs = {"content": entries, "refusal": None}
-        elif request.logprobs:
-            logprobs = make_completion_logprobs(tokenizer, tokens, offset)
-        return dict(index=index, **content, logprobs=logprobs, finish_reason=reason)
-
-    async def collect(self, answers: Answers) -> Response:
-        """The response of a request that does not stream."""
-        request = answers.request
-        texts = [""] * request.n
-        tokens = [[] for _ in texts]
-        reasons = {}
-        async for i, text, new_tokens, reason in answers.pieces():
-            texts[i] += text
-            tokens[i] += new_tokens
-            reasons[i] = reason
-        choices = []
-        for i, text in enumerate(texts):
-            content = {"text": text}
-            if request.is_chat:
-                message = {"role": "assistant", "content": text, "refusal": None}
-                content = {"message": message}
-            choices.append(self.make_choice(request, i, content, tokens[i], reasons[i]))
-        return to_response(self.make_object(answers, choices, usage=answers.usage()))
-
-    async def stream_events(self, answers: Answers) -> AsyncIterator[str]:
-        """The server-sent events of a request that streams."""
-        request = answers.request
-        offsets = [0] * request.n
-
-        def event(choices, **more):
-            chunk = self.make_object(answers, choices, **more)
-            return f"data: {to_json(chunk)}\n\n"
-
-        try:
-            if request.is_chat:
-                # OpenAI opens each choice with its role and no text.
-                start = {"delta": {"role": "assistant", "content": ""}}
-                for i in range(request.n):
-                    yield event([self.make_choice(request, i, start, [], None)])
-            async for i, text, tokens, reason in answers.pieces():
-                # All that was new may be held back as the start of a stop string.
-                if not (text or tokens or reason):
-                    continue
-                content = {"text": text}
-                if request.is_chat:
-                    content = {"delta": {"content": text} if text else {}}
-                yield event([self.make_choice(request, i, content, tokens, reason, offsets[i])])
-                offsets[i] += len(text)
-            # In a chunk of its own that has no choices.
-            if request.include_usage:
-                yield event([], usage=answers.usage())
-            yield "data: [DONE]\n\n"
-        # The status has been sent, so the error comes as an event.
-        except ApiError as error:
-            yield f"data: {error.to_json()}\n\n"
+        names = {"bos_token": "bos", "eos_token": "end", "pad_token": "pad"}
+        first = len(tokenizer.pieces)
+        info = {key: tokenizer.names[tokenizer.special(names[key]) - first] for key in names}
+        return to_response(info)
 
     # For the page
 
@@ -412,11 +257,11 @@ class Api:
 
     async def judge(self, request: Request) -> Response:
         """POST /ramp/judge: verdicts on the lines of an answer; all but the last are steps."""
-        body = protocol.parse_body(await read_body(request))
+        body = await self.parse(request, dict)
         text = body.get("text")
         if not isinstance(text, str) or len(text) > MAX_JUDGED:
             reason = f"must be the answer to judge, of at most {MAX_JUDGED} characters"
-            raise protocol.make_field_error("text", reason)
+            raise make_field_error("text", reason)
         problem = await run_in_threadpool(make_problem, body)
         task = TASKS[problem.task]
         lines = [line.strip() for line in text.split("\n")]
@@ -456,11 +301,7 @@ class Api:
             ("slots", "gauge", engine.slots),
             ("cache_tokens", "gauge", engine.size),
         ]
-        lines = [
-            "# TYPE ramp_first_token_seconds summary",
-            f"ramp_first_token_seconds_sum {counts['first_token_seconds']:.6f}",
-            f"ramp_first_token_seconds_count {counts['first_tokens']}",
-        ]
+        lines = [*self.seconds.lines(), *engine.first_token_seconds.lines()]
         for name, kind, value in rows:
             lines += [f"# TYPE ramp_{name} {kind}", f"ramp_{name} {value}"]
         return Response("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
@@ -536,14 +377,14 @@ def make_problem(fields: dict[str, Any]) -> Problem:
     """The problem that {"task", "seed", "level"} names, from a query or from a body."""
     task = fields.get("task")
     if not isinstance(task, str) or task not in TASKS:
-        raise protocol.make_field_error("task", f"must be one of {', '.join(TASKS)}")
+        raise make_field_error("task", f"must be one of {', '.join(TASKS)}")
     numbers = []
     for name, low, high in (("seed", 0, 2**31 - 1), ("level", 1, MAX_LEVEL)):
         # Text in a query, a number in a body.
         value = str(fields.get(name, ""))
         is_number = re.fullmatch(r"\d{1,10}", value, re.ASCII)
         if not is_number or not low <= int(value) <= high:
-            raise protocol.make_field_error(name, f"must be a whole number from {low} to {high}")
+            raise make_field_error(name, f"must be a whole number from {low} to {high}")
         numbers.append(int(value))
     return TASKS[task].sample(*numbers)
 
@@ -564,12 +405,13 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
-def make_server_config(app: Api) -> uvicorn.Config:
+def make_server_config(app: Api, connections: Connections) -> uvicorn.Config:
     """uvicorn's settings: quiet, bounded, and gone three seconds after it is told to stop."""
+    protocol: Any = connections.protocol  # it wants a class, and only calls it
     return uvicorn.Config(
         app,
         # Pure Python, which bounds what half a request can cost.
-        http="h11",
+        http=protocol,
         ws="none",
         lifespan="off",
         # Nothing of a request is logged.
@@ -584,7 +426,14 @@ def make_server_config(app: Api) -> uvicorn.Config:
     )
 
 
-def serve(engine: Engine, model: ServedModel, sock: socket.socket, key: str) -> None:
+def serve(
+    engine: Engine,
+    model: ServedModel,
+    sock: socket.socket,
+    access: Access,
+    log: RequestLog,
+    connections: Connections,
+) -> None:
     """Warm up, then answer until interrupted."""
     host, port = sock.getsockname()[:2]
     engine.warm_up(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
@@ -596,9 +445,8 @@ def serve(engine: Engine, model: ServedModel, sock: socket.socket, key: str) -> 
     engine.start()
     netloc = f"[{host}]" if ":" in host else host
     print(f"{model.name} ({model.stage}): http://{netloc}:{port}/  API at /v1  (Ctrl-C ends it)")
-    # Behind an address that others reach, the name they use for it is not known here.
-    app = Api(engine, model, key, local=host in ("127.0.0.1", "::1"))
+    app = Api(engine, model, access, log)
     try:
-        uvicorn.Server(make_server_config(app)).run(sockets=[sock])
+        uvicorn.Server(make_server_config(app, connections)).run(sockets=[sock])
     finally:
         engine.close()

@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +15,14 @@ from ramp.files import parse_path
 from ramp.rundir import RunDir
 from ramp.stages import parse_speaker
 
-KEY_VARIABLE = "RAMP_API_KEY"
 # Nobody else can reach these.
 OWN_ADDRESSES = ("127.0.0.1", "localhost", "::1")
-LIMITS = {"port": (0, 65535), "slots": (1, 1024), "queue": (0, 100_000)}
+LIMITS = {
+    "port": (0, 65535),
+    "slots": (1, 1024),
+    "queue": (0, 100_000),
+    "per_address": (0, 100_000),
+}
 
 
 def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
@@ -57,7 +62,28 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
         "--key",
         metavar="FILE",
         type=parse_path,
-        help=f"a file with the key that clients send; or set {KEY_VARIABLE}",
+        help="a file with the keys that clients may send, one a line; or set RAMP_API_KEY",
+    )
+    add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name that clients may use for this server, besides localhost (repeatable)",
+    )
+    add(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="a site whose pages may use the API, as https://example.org (repeatable)",
+    )
+    add("--log", metavar="FILE", type=parse_path, help="append a line for each request")
+    add(
+        "--per-address",
+        type=int,
+        default=0,
+        help="connections that one address may hold open (default 0: any number)",
     )
     add("--slots", type=int, default=16, help="answers generated at the same time (default 16)")
     add("--queue", type=int, default=64, help="requests that may wait for a slot (default 64)")
@@ -194,45 +220,48 @@ def _import(args):
 
 
 def _serve(args):
-    key = _read_key(args.key)
+    from ramp.serve.access import LOCAL_HOSTS, Access, read_keys
+
+    keys = read_keys(args.key)
     # By hand: argparse would exit with a usage text in place of one sentence.
     for name, (low, high) in LIMITS.items():
         value = getattr(args, name)
         if not low <= value <= high:
-            raise UserError(f"--{name} is {value}; it must be between {low} and {high}")
-    if args.host not in OWN_ADDRESSES and not key:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is {value}; it must be between {low} and {high}")
+    is_own = args.host in OWN_ADDRESSES
+    if not is_own and not keys:
         raise UserError(
             f"--host {args.host} can be reached by others: "
-            f"give a key with --key FILE or {KEY_VARIABLE}"
+            "give a key with --key FILE or RAMP_API_KEY"
         )
+    for origin in args.cors:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s*]+", origin):
+            raise UserError(
+                f"--cors {origin} is no site; write it as https://example.org, without a path"
+            )
+    # Behind an address that others reach, the names they use for it are not known here.
+    hosts = LOCAL_HOSTS if is_own else ()
+    if args.allowed_host:
+        hosts = (*LOCAL_HOSTS, *map(str.lower, args.allowed_host))
+    access = Access(keys, hosts, tuple(args.cors))
     # Other processes would have to run the same programs in the same order.
     if os.environ.get("RAMP_DISTRIBUTED"):
         raise UserError(
             "`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED"
         )
     from ramp.serve import api
+    from ramp.serve.connections import Connections
     from ramp.serve.engine import Engine
     from ramp.serve.protocol import ServedModel
+    from ramp.serve.record import RequestLog
 
+    log = RequestLog(args.log)
     # A port that is taken is found before the model is loaded and compiled.
     sock = api.listen(args.host, args.port)
     loaded = _load(args.run, args.stage)
     engine = Engine(loaded.c.model, loaded.lm, loaded.tokenizer, args.slots, args.queue)
     model = ServedModel(args.run.resolve().name, loaded.c, loaded.tokenizer, loaded.stage)
     del loaded  # the engine has its own copy of the weights
-    api.serve(engine, model, sock, key)
+    api.serve(engine, model, sock, access, log, Connections(args.per_address))
     return 0
-
-
-def _read_key(path):
-    """The key that clients must send, from a file or the environment; empty: none."""
-    if path is None:
-        return os.environ.get(KEY_VARIABLE, "")
-    # From a file, since every user of a machine can read its command lines.
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--key {path} cannot be read: {error}") from None
-    if not key:
-        raise UserError(f"--key {path} is empty")
-    return key

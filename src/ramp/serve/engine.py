@@ -6,13 +6,19 @@ the least left. So a running answer waits for at most two chunks, a short prompt
 a long one, and none waits for ever. A round draws `DECODE_TOKENS` for all slots and hands them to
 each job's `emit`, which must be quick and safe to call from this thread. A cancelled job loses its
 slot at the next round or chunk.
+
+A slot that is given back keeps what it has read, so the next turn of a conversation reads only what
+is new. Tokens that were drawn are not summed in the order of tokens that were read: a job whose
+answer must be the same every time, as one with a seed, takes nothing from others (`exact`).
 """
 
+import math
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import islice
 
 import jax
@@ -20,9 +26,12 @@ import numpy as np
 
 from ramp.config import Model
 from ramp.decode import batch
+from ramp.decode.batch import DrawSettings
 from ramp.decode.cache import grow_cache
 from ramp.decode.params import prepare_decode_params
 from ramp.decode.sample import SamplingParams, shard_rows
+from ramp.errors import UserError
+from ramp.serve.record import Histogram
 from ramp.text.tokenizer import Tokenizer
 
 DECODE_TOKENS = 4  # drawn in one round, before newcomers are admitted
@@ -34,31 +43,48 @@ MIN_CACHE = 256
 
 @dataclass(frozen=True)
 class Token:
-    """One token of an answer, with the model's own figures for it."""
+    """One token of an answer or of a prompt, with the model's own figures for it."""
 
     id: int
-    logp: float
-    entropy: float  # nats
+    logp: float | None = None  # None: the first of a prompt, which nothing predicts
+    entropy: float = 0.0  # nats
     top: tuple[tuple[int, float], ...] = ()  # (id, log-probability), the most likely first
     forced: bool = False  # not drawn but inserted, as the result of a tool is
+    start: int = 0  # where its text begins; set by `TextStream`
 
 
 @dataclass(eq=False)
 class Job:
-    """One answer to be generated."""
+    """One answer to be generated, or a prompt to be told about."""
 
     prompt: tuple[int, ...]
-    max_new_tokens: int  # at least 1; prompt and answer together fit the context
+    max_new_tokens: int  # prompt and answer together fit the context
     sampling: SamplingParams
     seed: int
-    # Called with the new tokens and the finish reason: "", "stop", "length" or "error".
+    # Called with the new tokens and the finish reason: "", "stop", "length", "invalid" (the model's
+    # numbers are not finite) or "error" (the engine has died).
     emit: Callable[[list[Token], str], None]
+    number: int = 0  # of the answer among those to one request: each has draws of its own
+    logprobs: int = 0  # most likely tokens to report with each token
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     # From the answer so far to tokens that are inserted after it; usually none.
     insert: Callable[[Sequence[int]], list[int]] = lambda answer: []
+    exact: bool = True  # never begins with what another job left in a slot
+    scores_prompt: bool = False  # fill `prompt_tokens`
+    embeds_prompt: bool = False  # fill `embedding`
     cancelled: bool = False
     started: float = field(default_factory=time.perf_counter)
     answer: list[int] = field(default_factory=list)
     num_cached: int = 0  # tokens of prompt and answer that are in its slot
+    prompt_tokens: list[Token] = field(default_factory=list)
+    embedding: np.ndarray | float = 0.0  # float32 [D], the sum of the prompt's last hidden states
+
+    @cached_property
+    def keeps_prompt(self) -> bool:
+        """Whether every token of the prompt has to be read for this job itself."""
+        return self.scores_prompt or self.embeds_prompt
 
     @property
     def num_unread(self) -> int:
@@ -99,7 +125,10 @@ class Engine:
         # Shared with other threads: changed only while `_changed` is held.
         self.waiting: deque[Job] = deque()
         self.running: dict[int, Job] = {}  # by slot
+        # What free slots have read, by slot, the one that was given back first in front.
+        self.kept: dict[int, tuple[int, ...]] = {}
         self.counts = defaultdict(float)
+        self.first_token_seconds = Histogram("ramp_first_token_seconds")
         self.error: Exception | None = None
         self._changed = threading.Condition()
         self._closing = False
@@ -111,6 +140,11 @@ class Engine:
     def start(self) -> None:
         """Begin to serve jobs, in a thread of its own."""
         self._thread.start()
+
+    @property
+    def capacity(self) -> int:
+        """Answers that one request may ask for: more would never find room."""
+        return self.slots + self.max_waiting
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue all of the jobs or none. QueueFull: try later. RuntimeError: the engine died."""
@@ -141,15 +175,24 @@ class Engine:
             self._thread.join(timeout=60)
 
     def warm_up(self, report: Callable[[str], None] = lambda text: None) -> None:
-        """Compile every shape before the first request, or read it from the compilation cache."""
+        """Compile every shape before the first request, or read it from the compilation cache.
+
+        UserError: the weights give numbers that are not finite.
+        """
         for size in self.sizes:
             report(f"{size} tokens")
             self._grow(size)
             # Any job will do: shapes do not depend on it.
             job = Job((0,), 1, SamplingParams(), 0, lambda tokens, reason: None)
+            job.scores_prompt = job.embeds_prompt = True
             self._prefill(0, job)
             self._copy(0, 0, job)
-            self._decode()
+            drawn = self._decode()
+        if not np.isfinite(drawn.entropy_bn[0]).all():
+            raise UserError(
+                "the weights give numbers that are not finite; import the model again, "
+                "or choose an earlier stage with --stage"
+            )
         self._reset()
 
     # The engine's thread
@@ -183,13 +226,46 @@ class Engine:
             for slot, job in list(self.running.items()):
                 if job.cancelled:
                     self.counts["cancelled"] += 1
-                    del self.running[slot]
-            if not self.running and self.size > self.sizes[0]:
-                self._reset()  # a long answer is over: short ones need no long cache
-            for slot in range(self.slots):
-                if slot not in self.running and self.waiting:
-                    self.running[slot] = self.waiting.popleft()
+                    self._give_back(slot)
+            is_idle = not self.running and self.size > self.sizes[0]
+            # A long answer is over, and short ones need no long cache; its next turn does.
+            if is_idle and not any(
+                self._count_shared(job, slot) for job in self.waiting for slot in self.kept
+            ):
+                self._reset()
+            while self.waiting and len(self.running) < self.slots:
+                job = self.waiting.popleft()
+                slot = self._choose_slot(job)
+                job.num_cached = self._count_shared(job, slot)
+                self.kept.pop(slot, None)
+                self.running[slot] = job
         return True
+
+    def _choose_slot(self, job):
+        """The free slot that has read most of the prompt, or else one of least use to others."""
+        free = [slot for slot in range(self.slots) if slot not in self.running]
+        if any(self._count_shared(job, slot) for slot in free):
+            return max(free, key=lambda slot: self._count_shared(job, slot))
+        # One that keeps nothing, or what was kept longest.
+        ages = {slot: age for age, slot in enumerate(self.kept)}
+        return min(free, key=lambda slot: ages.get(slot, -1))
+
+    def _count_shared(self, job, slot):
+        """How many tokens of a job's prompt a free slot has read; the last is always read again."""
+        if job.exact or job.keeps_prompt:
+            return 0
+        kept = self.kept.get(slot, ())
+        count = 0
+        for mine, theirs in zip(job.prompt[:-1], kept, strict=False):
+            if mine != theirs:
+                break
+            count += 1
+        return count
+
+    def _give_back(self, slot):
+        """Free a slot, which keeps what it has read."""
+        job = self.running.pop(slot)
+        self.kept[slot] = (*job.prompt, *job.answer)[: job.num_cached]
 
     def _read_prompts(self):
         """A chunk of the prompt that came first, then one of the prompt with the least left."""
@@ -206,12 +282,20 @@ class Engine:
             if job.num_unread or job.answer:
                 continue
             for other_slot, other in unread.items():  # n answers to one prompt: it is read once
-                if other.prompt == job.prompt and not other.answer:
+                if other.prompt != job.prompt or other.answer:
+                    continue
+                if job.exact >= other.exact and job.keeps_prompt >= other.keeps_prompt:
                     self._copy(slot, other_slot, other)
+                    other.prompt_tokens = job.prompt_tokens
+                    other.embedding = job.embedding
 
     def _advance(self):
         """One round of decoding, for all jobs whose prompt has been read."""
         ready = {slot: job for slot, job in self.running.items() if not job.num_unread}
+        for slot, job in list(ready.items()):
+            if not job.max_new_tokens:  # its prompt was all there was to read
+                del ready[slot]
+                self._finish(slot, [], "length")
         if not ready:
             # Otherwise newcomers would stand behind every chunk that was sent ahead.
             jax.block_until_ready(self.state.length_b)
@@ -225,9 +309,15 @@ class Engine:
             # Inserted tokens are not in the slot yet: the next rounds read them as a prompt.
             job.num_cached += sum(not token.forced for token in tokens)
             if reason:
-                del self.running[slot]
-                self.counts["finished"] += 1
-            job.emit(tokens, reason)
+                self._finish(slot, tokens, reason)
+            else:
+                job.emit(tokens, "")
+
+    def _finish(self, slot, tokens, reason):
+        job = self.running[slot]
+        self._give_back(slot)
+        self.counts["finished"] += 1
+        job.emit(tokens, reason)
 
     def _take_tokens(self, job, drawn, slot):
         """A round's tokens for one job, and its finish reason or "".
@@ -235,26 +325,24 @@ class Engine:
         What was drawn after inserted tokens is not used: it did not see them.
         """
         if not job.answer:
-            self.counts["first_tokens"] += 1
-            self.counts["first_token_seconds"] += time.perf_counter() - job.started
+            self.first_token_seconds.add(time.perf_counter() - job.started)
         tokens = []
         for i, id in enumerate(drawn.token_bn[slot].tolist()):
             # A stop token ends the answer and is not part of it.
             if id in self.stop_ids:
                 return tokens, "stop"
-            at = slot, i
-            top = zip(drawn.top_bnk[at].tolist(), drawn.top_logp_bnk[at].tolist(), strict=True)
-            top = tuple(islice(top, int(job.sampling.logprobs)))
-            logp = float(drawn.logp_bn[at])
-            entropy = float(drawn.entropy_bn[at])
-            tokens.append(Token(id, logp, entropy, top))
+            token = _read_token(drawn, (slot, i), job.logprobs)
+            # Rather no answer than one that was drawn from no distribution.
+            if not math.isfinite(token.entropy):
+                return tokens, "invalid"
+            tokens.append(token)
             job.answer.append(id)
             self.counts["tokens"] += 1
             # Inserted tokens count against the limit as well.
             room = job.max_new_tokens - len(job.answer)
             inserted = job.insert(job.answer)[:room]
             job.answer += inserted
-            tokens += [Token(id, 0.0, 0.0, forced=True) for id in inserted]
+            tokens += [Token(id, 0.0, forced=True) for id in inserted]
             if len(job.answer) == job.max_new_tokens:
                 return tokens, "length"
             if inserted:
@@ -266,6 +354,7 @@ class Engine:
     def _reset(self):
         self.size = self.sizes[0]
         self.state = batch.init_slots(self.c, self.slots, self.size)
+        self.kept = {}
 
     def _grow(self, need):
         # By one size at a time: `warm_up` has compiled these steps only.
@@ -288,7 +377,7 @@ class Engine:
         # The same chunk for each device; the one that owns the slot keeps it.
         tokens = np.zeros((self.num_devices, 1 + width), np.int32)
         tokens[:, : end + 1 - start] = ids[start : end + 1]
-        self.state = batch.prefill_chunk(
+        self.state, x_rpd = batch.prefill_chunk(
             self.c,
             self.weights,
             self.state,
@@ -296,15 +385,37 @@ class Engine:
             np.int32(slot),
             np.int32(start),
             np.int32(end - start),
-            *_sampling_arrays(job),
+            self._settings(job),
         )
+        if job.scores_prompt:
+            self._score(job, x_rpd, start, end)
+        if job.embeds_prompt:
+            places = np.int32(job.num_cached - start), np.int32(end - start)
+            total_rd = batch.sum_hidden(self.c, self.weights, x_rpd, *places)
+            job.embedding = job.embedding + np.asarray(total_rd)[0]
         self.counts["prompt_tokens"] += end - job.num_cached
         job.num_cached = end
 
+    def _score(self, job, x_rpd, start, end):
+        """Figures of the prompt's tokens after those at start .. end, but for those that are known.
+
+        The first token of a prompt has none: nothing stands before it.
+        """
+        job.prompt_tokens = job.prompt_tokens or [Token(job.prompt[0])]
+        targets = np.zeros((self.num_devices, self.prefill_tokens), np.int32)
+        following = job.prompt[start + 1 : end + 1]
+        targets[:, : len(following)] = following
+        scores = batch.score_chunk(
+            self.c, self.weights, x_rpd, *shard_rows(targets), self.tokenizer.vocab_size
+        )
+        scores = jax.device_get(scores)
+        for place in range(job.num_cached, min(end, len(job.prompt) - 1)):
+            job.prompt_tokens.append(_read_token(scores, (place - start,), job.logprobs))
+
     def _copy(self, source, slot, job):
         """What slot `source` has read, for a job with the same prompt."""
-        sampling, seed = _sampling_arrays(job)
-        self.state = batch.copy_slot(self.state, np.int32(source), np.int32(slot), sampling, seed)
+        places = np.int32(source), np.int32(slot)
+        self.state = batch.copy_slot(self.state, *places, self._settings(job))
         job.num_cached = len(job.prompt)
 
     def _decode(self):
@@ -313,7 +424,34 @@ class Engine:
         )
         return jax.device_get(drawn)
 
+    def _settings(self, job):
+        """How a job's tokens are drawn, in fixed dtypes: plain numbers would compile again."""
+        bias_v = counts_v = np.zeros(self.c.vocab_size, np.float32)
+        penalties = job.presence_penalty, job.frequency_penalty
+        if job.logit_bias:
+            bias_v = bias_v.copy()
+            bias_v[list(job.logit_bias)] = list(job.logit_bias.values())
+        if any(penalties):
+            counts = np.bincount(np.array(job.answer, np.int64), minlength=len(counts_v))
+            counts_v = counts.astype(np.float32)
+        return DrawSettings(
+            seed=np.array((job.seed % 2**32, job.seed >> 32, job.number), np.uint32),
+            sampling=jax.tree.map(np.float32, job.sampling),
+            logprobs=np.float32(job.logprobs),
+            is_adjusted=np.float32(any(penalties) or bool(job.logit_bias)),
+            presence_penalty=np.float32(job.presence_penalty),
+            frequency_penalty=np.float32(job.frequency_penalty),
+            bias_v=bias_v,
+            counts_v=counts_v,
+        )
 
-def _sampling_arrays(job):
-    """A job's settings and seed in fixed dtypes: plain Python numbers would compile again."""
-    return jax.tree.map(np.float32, job.sampling), np.uint32(job.seed)
+
+def _read_token(drawn, at, num_top):
+    """The token at one place of what the device gave, with its `num_top` most likely rivals."""
+    top = zip(drawn.top_bnk[at].tolist(), drawn.top_logp_bnk[at].tolist(), strict=True)
+    return Token(
+        int(drawn.token_bn[at]),
+        float(drawn.logp_bn[at]),
+        float(drawn.entropy_bn[at]),
+        tuple(islice(top, num_top)),
+    )

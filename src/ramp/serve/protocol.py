@@ -1,70 +1,27 @@
 """OpenAI's requests: a JSON body becomes a `CompletionRequest`, or an `ApiError` names the field.
 
 A body comes from anybody: its size, depth, numbers and lengths are bounded before anything is
-computed from them. A field that ramp does not know is ignored, as OpenAI's clients expect. One that
-would change the answer and that ramp cannot do is refused.
-
-The checks are written out because a schema library made them no shorter: the limits depend on the
-model, and the messages and `param` names are part of the API.
+computed from them. `fields.py` has the fields; what is checked here depends on the model or on
+several fields together.
 """
 
 import json
 import secrets
 from bisect import bisect_left
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ramp.config import Config
-from ramp.decode.batch import MAX_LOGPROBS
 from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
+from ramp.serve import fields
+from ramp.serve.fields import MAX_MESSAGES, MAX_PROMPTS, ApiError, make_field_error
 from ramp.text.chat import ROLES, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
 MAX_BODY_BYTES = 1 << 20
-MAX_MESSAGES = 512
-MAX_CHOICES = 16
-MAX_STOP_STRINGS = 4
-MAX_STOP_LENGTH = 64  # characters
-MAX_TOKENS = 1 << 20  # that a request may name; the context decides
-
-# Fields that would change the answer and that ramp lacks, with the values that change nothing.
-UNSUPPORTED: dict[str, tuple] = {
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "suffix": ("",),
-    "echo": (False,),
-    "best_of": (1,),
-    "response_format": ({"type": "text"},),
-    "audio": (),
-    "prediction": (),
-}
-
-
-class ApiError(Exception):
-    """An HTTP status with an error in OpenAI's shape."""
-
-    def __init__(
-        self, status: int, message: str, param: str | None = None, code: str | None = None
-    ):
-        super().__init__(message)
-        self.status = status
-        self.param = param
-        self.code = code
-
-    def to_json(self) -> str:
-        """The body of the response."""
-        # Clients choose their exception by status and type.
-        types = {401: "authentication_error", 429: "rate_limit_error"}
-        default = "server_error" if self.status >= 500 else "invalid_request_error"
-        kind = types.get(self.status, default)
-        error = {"message": str(self), "type": kind, "param": self.param, "code": self.code}
-        return json.dumps({"error": error})
 
 
 @dataclass(frozen=True)
@@ -75,6 +32,12 @@ class ServedModel:
     c: Config
     tokenizer: Tokenizer
     stage: str  # whose weights answer
+
+    @cached_property
+    def longest_text(self) -> int:
+        """Bytes of text that could fit the context if every token were the longest there is."""
+        longest = max(map(len, self.tokenizer.text_pieces))
+        return longest * self.c.model.context_len
 
     @property
     def can_chat(self) -> bool:
@@ -88,20 +51,38 @@ class ServedModel:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What an answer goes on from."""
+
+    ids: tuple[int, ...]
+    max_new_tokens: int
+    num_own: int = 0  # tokens in front that the client did not send
+    num_dropped_turns: int = 0  # left out to make room, where the client asked for that
+
+
+@dataclass(frozen=True)
 class CompletionRequest:
-    """A request that has been checked: `n` answers to one prompt."""
+    """A request that has been checked: `n` answers to each prompt."""
 
     is_chat: bool
-    prompt: tuple[int, ...]
-    max_new_tokens: int
+    prompts: tuple[Prompt, ...]
     n: int
     sampling: SamplingParams
     seed: int
-    stop: tuple[str, ...]
-    stream: bool
-    include_usage: bool  # at the end of a stream
-    logprobs: bool
-    num_dropped_turns: int  # left out to make room, where the client asked for that
+    has_seed: bool  # or else another one each time
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False  # at the end of a stream
+    num_logprobs: int | None = None  # likeliest tokens to report; None: no log-probabilities
+    echo: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def num_answers(self) -> int:
+        """Answers to all prompts together."""
+        return self.n * len(self.prompts)
 
 
 def parse_body(raw: bytes) -> dict[str, Any]:
@@ -120,164 +101,171 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def make_field_error(name: str, text: str, code: str = "invalid_value") -> ApiError:
-    """The error for a field that is not as it must be."""
-    return ApiError(400, f"'{name}' {text}", name, code)
-
-
-def read_number(
-    body: dict,
-    name: str,
-    default: float,
-    low: float,
-    high: float,
-    kinds: tuple[type, ...] = (int, float),
-) -> Any:
-    """A number from `low` to `high`; `default` where the field is missing or null."""
-    value = body.get(name)
-    if value is None:
-        return default
-    # By its exact type: a bool is an int to isinstance.
-    if type(value) not in kinds or not low <= value <= high:
-        kind = "number" if float in kinds else "whole number"
-        raise make_field_error(name, f"must be a {kind} from {low:g} to {high:g}")
-    return value
-
-
-read_integer = partial(read_number, kinds=(int,))
-
-
-def read_flag(body: dict, name: str) -> bool:
-    """A boolean; False where the field is missing or null."""
-    value = body.get(name)
-    if value is not None and type(value) is not bool:
-        raise make_field_error(name, "must be true or false", "invalid_type")
-    return bool(value)
+def check_model(name: str | None, model: ServedModel) -> None:
+    """ApiError where a request names another model."""
+    if name is None:
+        raise make_field_error("model", "must be the name of a model", "invalid_type")
+    if name != model.name:
+        # The name is cut: it is echoed, and could be a megabyte.
+        shown = name[: fields.SHOWN]
+        text = f"the model {shown!r} does not exist; this server has {model.name!r}"
+        raise ApiError(404, text, "model", "model_not_found")
 
 
 def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRequest:
     """Check every field of a chat request, or of a text completion."""
+    path = "/v1/chat/completions" if is_chat else "/v1/completions"
     # Clients look at `param` and `code`, people at the message.
-    name = body.get("model")
-    if not isinstance(name, str):
-        raise make_field_error("model", "must be the name of a model", "invalid_type")
-    if name != model.name:
-        # The name is cut: it is echoed, and could be a megabyte.
-        text = f"the model {name[:80]!r} does not exist; this server has {model.name!r}"
-        raise ApiError(404, text, "model", "model_not_found")
-    # Many clients send every field, so a value that changes nothing is accepted.
-    for field, harmless in UNSUPPORTED.items():
-        if body.get(field) is not None and body[field] not in harmless:
-            raise make_field_error(field, "is not supported here", "unsupported_parameter")
-    num_top, logprobs = _read_logprobs(body, is_chat)
-    default = model.c.sample
-    sampling = SamplingParams(
-        temperature=read_number(body, "temperature", default.temperature, 0, 2),
-        top_k=read_integer(body, "top_k", default.top_k, 0, model.c.model.vocab_size),
-        top_p=read_number(body, "top_p", default.top_p, 0, 1),
-        min_p=read_number(body, "min_p", default.min_p, 0, 1),
-        logprobs=num_top,
-    )
+    given = fields.read_fields(body, fields.CHAT if is_chat else fields.TEXT, path)
+    check_model(given["model"], model)
+    stream = bool(given["stream"])
+    options = given["stream_options"]
+    if options is not None and not stream:
+        raise make_field_error("stream_options", "goes with 'stream': true")
+    options = fields.read_fields(options or {}, {"include_usage": FLAG}, "stream_options")
+    stop = given["stop"] or ()
     # Without a seed each request gets another one, as with OpenAI.
-    seed = read_integer(body, "seed", secrets.randbits(32), -(2**63), 2**64 - 1)
-    stream = read_flag(body, "stream")
-    options = body.get("stream_options")
-    if options is not None and not (stream and isinstance(options, dict)):
-        raise make_field_error("stream_options", "is an object that goes with 'stream': true")
-    prompt, max_new_tokens, num_dropped = _fit_context(body, model, is_chat)
+    seed = secrets.randbits(64) if given["seed"] is None else given["seed"]
+    read_prompts = _read_conversation if is_chat else _read_prompts
     return CompletionRequest(
         is_chat=is_chat,
-        prompt=tuple(prompt),
-        max_new_tokens=max_new_tokens,
-        n=read_integer(body, "n", 1, 1, MAX_CHOICES),
-        sampling=sampling,
-        seed=seed % 2**32,
-        stop=_read_stop(body),
+        prompts=tuple(read_prompts(given, model)),
+        n=given["n"] or 1,
+        sampling=_read_sampling(given, model),
+        seed=seed % 2**64,
+        has_seed=given["seed"] is not None,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stream=stream,
-        include_usage=read_flag(options or {}, "include_usage"),
-        logprobs=logprobs,
-        num_dropped_turns=num_dropped,
+        include_usage=bool(options["include_usage"]),
+        num_logprobs=_read_logprobs(given, is_chat),
+        echo=bool(given.get("echo")),
+        presence_penalty=given["presence_penalty"] or 0.0,
+        frequency_penalty=given["frequency_penalty"] or 0.0,
+        logit_bias=_read_bias(given["logit_bias"] or {}, model),
     )
 
 
-def _read_logprobs(body, is_chat):
-    """(how many of the most likely tokens, whether log-probabilities at all)."""
+FLAG = fields.Field(fields.flag, "whether it is wanted")
+
+
+def _read_sampling(given, model):
+    default = model.c.sample
+    names = ("temperature", "top_k", "top_p", "min_p")
+    values = {name: given[name] for name in names}
+    # The run's own settings stand where a request says nothing.
+    chosen = {
+        name: getattr(default, name) if value is None else value for name, value in values.items()
+    }
+    return SamplingParams(**chosen)
+
+
+def _read_logprobs(given, is_chat):
+    """How many of the most likely tokens are to be reported; None: no log-probabilities at all."""
     # In chat `logprobs` says whether, and `top_logprobs` how many; else the first is the number.
-    number = "top_logprobs" if is_chat else "logprobs"
-    num_top = read_integer(body, number, 0, 0, MAX_LOGPROBS)
     if not is_chat:
-        return num_top, body.get(number) is not None
-    logprobs = read_flag(body, "logprobs")
-    if num_top and not logprobs:
+        return given["logprobs"]
+    if given["top_logprobs"] and not given["logprobs"]:
         raise make_field_error("top_logprobs", "goes with 'logprobs': true")
-    return num_top, logprobs
+    return given["top_logprobs"] or 0 if given["logprobs"] else None
 
 
-def _read_stop(body):
-    stop = body.get("stop")
-    if stop is None:
-        return ()
-    texts = [stop] if isinstance(stop, str) else stop
-    is_valid = isinstance(texts, list) and len(texts) <= MAX_STOP_STRINGS
-    if not is_valid or not all(
-        isinstance(text, str) and 0 < len(text) <= MAX_STOP_LENGTH for text in texts
-    ):
-        raise make_field_error(
-            "stop",
-            f"must be a string or at most {MAX_STOP_STRINGS}, "
-            f"each of 1 to {MAX_STOP_LENGTH} characters",
-        )
-    return tuple(texts)
+def _read_bias(bias, model):
+    for key in bias:
+        _check_id(int(key), model, "logit_bias")
+    return {int(key): float(value) for key, value in bias.items()}
 
 
-def _fit_context(body, model, is_chat):
-    """(the prompt's ids, tokens that may be generated, turns dropped)."""
-    tokenizer = model.tokenizer
+def _check_id(id, model, name):
+    # By its exact type: true is 1 to Python.
+    if type(id) is not int or not 0 <= id < model.tokenizer.vocab_size:
+        text = f"holds {str(id)[: fields.SHOWN]}; token ids go from 0"
+        raise make_field_error(name, f"{text} to {model.tokenizer.vocab_size - 1}")
+    return id
+
+
+# Prompts
+
+
+def _make_prompt(ids, wanted, model, name, num_own=0, num_dropped=0, may_lower=False):
+    """A prompt with as many tokens for the answer as are wanted; None: as there is room for."""
     context = model.c.model.context_len
-    may_drop = body.get("truncation") == "auto"
-    num_dropped = 0
-    # 0: as many as there is room for.
-    wanted = read_integer(body, "max_completion_tokens", 0, 1, MAX_TOKENS)
-    # The name that OpenAI gave up and most clients still send.
-    wanted = wanted or read_integer(body, "max_tokens", 0, 1, MAX_TOKENS)
-    if is_chat:
-        messages = _read_messages(body, model)
-        try:
-            prompt = render_prompt(tokenizer, messages)
-            if may_drop:
-                # Leave a quarter of the context for the answer, or less where less was asked for.
-                quarter = context // 4
-                room = context - min(wanted or quarter, quarter)
-                kept = drop_oldest_turns(messages, room, tokenizer)
-                num_dropped = len(messages) - len(kept)
-                prompt = render_prompt(tokenizer, kept)
-        except UserError as error:
-            # The model's chat template refuses some conversations.
-            raise make_field_error("messages", f"cannot be written down: {error}") from None
-    else:
-        prompt = _read_prompt(body, tokenizer)
+    room = context - len(ids)
+    least = 1 if wanted is None else wanted
     # Without truncation a limit that does not fit is refused, not lowered.
-    room = context - len(prompt)
-    if room < 1 or (wanted > room and not may_drop):
-        name = "messages" if is_chat else "prompt"
+    if room < min(least, 1) or (least > room and not may_lower):
         text = (
-            f"the model's context is {context} tokens; the {name} take {len(prompt)} "
-            f"and 'max_tokens' asks for {wanted or 1}"
+            f"the model's context is {context} tokens; the {name} take {len(ids)} "
+            f"and 'max_tokens' asks for {least}"
         )
         raise ApiError(400, text, name, "context_length_exceeded")
-    return prompt, min(wanted or room, room), num_dropped
+    limit = room if wanted is None else min(wanted, room)
+    return Prompt(tuple(ids), limit, num_own, num_dropped)
 
 
-def _read_prompt(body, tokenizer):
-    prompt = body.get("prompt", "")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        # Clients wrap a single prompt in a list.
-        prompt = prompt[0]
-    if not isinstance(prompt, str):
-        raise make_field_error(
-            "prompt", "must be one text; lists and token numbers are not supported"
+def check_length(texts: list[str], model: ServedModel, name: str) -> None:
+    """ApiError for text that cannot fit the context: reading a megabyte takes a gigabyte."""
+    num_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    if num_bytes > model.longest_text:
+        text = (
+            f"the model's context is {model.c.model.context_len} tokens, "
+            f"which {num_bytes} bytes of {name} cannot fit"
         )
-    return tokenizer.encode_prompt(prompt)
+        raise ApiError(400, text, name, "context_length_exceeded")
+
+
+def _read_prompts(given, model):
+    prompts = given["prompt"]
+    if prompts is None:
+        prompts = ""
+    # A list of numbers is one prompt, any other list is several.
+    is_several = isinstance(prompts, list) and not all(type(x) is int for x in prompts)
+    prompts = prompts if is_several else [prompts]
+    if len(prompts) > MAX_PROMPTS:
+        raise make_field_error("prompt", f"has {len(prompts)} texts; {MAX_PROMPTS} are the most")
+    may_lower = given["truncation"] == "auto"
+    for prompt in prompts:
+        ids, num_own = encode_prompt(prompt, model)
+        yield _make_prompt(ids, given["max_tokens"], model, "prompt", num_own, 0, may_lower)
+
+
+def encode_prompt(prompt: Any, model: ServedModel) -> tuple[list[int], int]:
+    """(ids of a text or of token ids, how many of them stand in front of what was sent)."""
+    if isinstance(prompt, str):
+        check_length([prompt], model, "prompt")
+        ids = model.tokenizer.encode_prompt(prompt)
+        # No text spells this token, so it is not the client's.
+        return ids, int(ids[0] == model.tokenizer.bos)
+    # Ids are taken as they are: whoever sends them has chosen the first one too.
+    if isinstance(prompt, list) and prompt:
+        if len(prompt) > model.c.model.context_len:
+            _make_prompt(prompt, 0, model, "prompt")
+        return [_check_id(id, model, "prompt") for id in prompt], 0
+    raise make_field_error("prompt", "must be a text or a list of token ids, or a list of these")
+
+
+def _read_conversation(given, model):
+    """The one prompt of a chat."""
+    tokenizer = model.tokenizer
+    context = model.c.model.context_len
+    may_drop = given["truncation"] == "auto"
+    # The second is the name that OpenAI gave up and most clients still send.
+    wanted = given["max_completion_tokens"] or given["max_tokens"]
+    messages = read_messages(given["messages"], model)
+    if not may_drop:
+        check_length([message["content"] for message in messages], model, "messages")
+    kept = messages
+    try:
+        if may_drop:
+            # Leave a quarter of the context for the answer, or less where less was asked for.
+            quarter = context // 4
+            room = context - min(wanted or quarter, quarter)
+            kept = drop_oldest_turns(messages, room, tokenizer)
+        prompt = render_prompt(tokenizer, kept)
+    except UserError as error:
+        # The model's chat template refuses some conversations.
+        raise make_field_error("messages", f"cannot be written down: {error}") from None
+    num_dropped = len(messages) - len(kept)
+    yield _make_prompt(prompt, wanted, model, "messages", 0, num_dropped, may_drop)
 
 
 def drop_oldest_turns(
@@ -302,13 +290,13 @@ def drop_oldest_turns(
     return keep(questions[last])
 
 
-def _read_messages(body, model):
+def read_messages(messages: Any, model: ServedModel) -> list[dict[str, str]]:
+    """The checked turns of a conversation."""
     if not model.can_chat:
         text = (
             "this checkpoint was not trained on conversations; use /v1/completions, or fine-tune it"
         )
         raise ApiError(400, text, "messages", "no_chat_template")
-    messages = body.get("messages")
     if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
         raise make_field_error("messages", f"must be a list of 1 to {MAX_MESSAGES} turns")
     return [_read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
@@ -341,3 +329,29 @@ def _join_text_parts(parts):
             case _:
                 return None
     return "".join(texts)
+
+
+# Tokens for those who count them
+
+
+def tokenize(body: dict, model: ServedModel) -> list[int]:
+    """The ids of a text or of a conversation, as the other endpoints would read it."""
+    given = fields.read_fields(body, fields.TOKENIZE, "/tokenize")
+    check_model(given["model"] or model.name, model)
+    if given["messages"] is not None:
+        return render_prompt(model.tokenizer, read_messages(given["messages"], model))
+    prompt = given["prompt"] or ""
+    # Clients ask for the id of a special token by its name alone.
+    if prompt in model.tokenizer.names:
+        return [model.tokenizer.id_of(prompt)]
+    ids, num_own = encode_prompt(prompt, model)
+    return ids if given["add_special_tokens"] in (None, True) else ids[num_own:]
+
+
+def detokenize(body: dict, model: ServedModel) -> str:
+    """The text of token ids, special tokens by name."""
+    given = fields.read_fields(body, fields.DETOKENIZE, "/detokenize")
+    check_model(given["model"] or model.name, model)
+    if not isinstance(given["tokens"], list):
+        raise make_field_error("tokens", "must be a list of token ids")
+    return model.tokenizer.decode(_check_id(id, model, "tokens") for id in given["tokens"])

@@ -1,8 +1,7 @@
 """From tokens to what a client sees: whole characters, no stop strings, figures of each token."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
 
 from ramp.serve.engine import Token
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
@@ -23,8 +22,17 @@ class TextStream:
         self.text = ""  # all that was decoded, up to a stop string
         self.stopped = False
         self._num_sent = self._num_tool_tokens = 0
+        self._num_echoed = 0  # characters of a prompt, in which no stop string is looked for
         self._held = []  # tokens not yet sent, each with the end of its text
         self._decoder = StreamDecoder(tokenizer)
+
+    def echo(self, tokens: Sequence[Token]) -> None:
+        """Put the tokens of a prompt in front of the answer."""
+        for token in tokens:
+            start = len(self.text)
+            self.text += self._decode(token.id)
+            self._held.append((replace(token, start=start), len(self.text)))
+        self._num_echoed = len(self.text)
 
     def push(self, tokens: Sequence[Token], ended: bool = False) -> tuple[str, list[Token]]:
         """What can be sent now: text, and the tokens that wrote it. ended: no more tokens come."""
@@ -32,11 +40,12 @@ class TextStream:
         for token in tokens:
             if self.stopped:
                 break
-            # A stop string may have begun in text that came earlier.
-            start = max(0, len(self.text) - longest)
+            start = len(self.text)
             self.text += self._decode(token.id)
-            self._held.append((token, len(self.text)))
-            found = [self.text.find(stop, start) for stop in self.stop]
+            self._held.append((replace(token, start=start), len(self.text)))
+            # A stop string may have begun in text that came earlier.
+            first = max(self._num_echoed, start - longest)
+            found = [self.text.find(stop, first) for stop in self.stop]
             found = [at for at in found if at >= 0]
             if found:
                 self.text = self.text[: min(found)]
@@ -64,18 +73,29 @@ class TextStream:
     def _num_unsure(self):
         """Length of the longest unsent end of the text with which a stop string begins."""
         # All beginnings of stop strings that the text ends with; none of them has been sent.
+        answer = self.text[self._num_echoed :]
         lengths = [
-            n for stop in self.stop for n in range(1, len(stop)) if self.text.endswith(stop[:n])
+            n for stop in self.stop for n in range(1, len(stop)) if answer.endswith(stop[:n])
         ]
         return max(lengths, default=0)
 
 
 def decode_token(tokenizer: Tokenizer, id: int) -> tuple[str, list[int]]:
-    """A token as text and as bytes, for `logprobs`."""
+    """A token as text and as bytes, for `logprobs`; no two tokens have the same text."""
     raw = tokenizer.decode_bytes([id])
     # A special token has no bytes, only a name.
-    text = raw.decode("utf-8", "replace") if raw else tokenizer.decode([id])
-    return text, list(raw)
+    if not raw:
+        return tokenizer.decode([id]), []
+    try:
+        return raw.decode(), list(raw)
+    except UnicodeDecodeError:
+        # OpenAI's way to write a token that holds a part of a character.
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), list(raw)
+
+
+def clamp(logp: float) -> float:
+    """JSON has no infinity; OpenAI writes -9999 for a token of no probability."""
+    return max(-9999.0, logp)
 
 
 @dataclass(frozen=True)
@@ -97,13 +117,9 @@ class ChatLogprob(TokenLogprob):
 
 def make_chat_logprob(tokenizer: Tokenizer, token: Token) -> ChatLogprob:
     """The figures of one token of a chat answer."""
-
-    def entry(id, logp):
-        # JSON has no infinity; OpenAI writes -9999 for a token of no probability.
-        return *decode_token(tokenizer, id), max(-9999.0, logp)
-
-    top = [TokenLogprob(*entry(*pair)) for pair in token.top]
-    return ChatLogprob(*entry(token.id, token.logp), top, round(token.entropy, 4))
+    top = [TokenLogprob(*decode_token(tokenizer, id), clamp(logp)) for id, logp in token.top]
+    name = decode_token(tokenizer, token.id)
+    return ChatLogprob(*name, clamp(token.logp or 0.0), top, round(token.entropy, 4))
 
 
 @dataclass(frozen=True)
@@ -111,17 +127,23 @@ class CompletionLogprobs:
     """The `logprobs` of a text completion: lists with an entry for each token."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
-    text_offset: list[int]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]  # characters before each token's text
 
 
-def make_completion_logprobs(
-    tokenizer: Tokenizer, tokens: Sequence[Token], offset: int
-) -> CompletionLogprobs:
-    """The figures of some tokens; `offset` is where the first one's text begins."""
-    texts = [decode_token(tokenizer, token.id)[0] for token in tokens]
-    top = [{decode_token(tokenizer, id)[0]: logp for id, logp in token.top} for token in tokens]
-    # Each text begins where those before it end.
-    *starts, _ = accumulate(map(len, texts), initial=offset)
-    return CompletionLogprobs(texts, [token.logp for token in tokens], top, starts)
+def make_completion_logprobs(tokenizer: Tokenizer, tokens: Sequence[Token]) -> CompletionLogprobs:
+    """The figures of some tokens."""
+
+    def describe_top(token):
+        # Nothing predicts the first token of a prompt.
+        if token.logp is None:
+            return None
+        return {decode_token(tokenizer, id)[0]: clamp(logp) for id, logp in token.top}
+
+    return CompletionLogprobs(
+        [decode_token(tokenizer, token.id)[0] for token in tokens],
+        [None if token.logp is None else clamp(token.logp) for token in tokens],
+        [describe_top(token) for token in tokens],
+        [token.start for token in tokens],
+    )

@@ -1,0 +1,265 @@
+"""The answers to a request as they come from the engine, and OpenAI's objects around them."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from ramp.serve.engine import Engine, Job, QueueFull, Token
+from ramp.serve.fields import ApiError
+from ramp.serve.protocol import CompletionRequest, ServedModel
+from ramp.serve.text_stream import TextStream, make_chat_logprob, make_completion_logprobs
+from ramp.tasks import tool
+
+ANSWER_TIMEOUT = 900.0  # seconds
+
+
+def to_json(data: Any) -> str:
+    """JSON without NaN, which is no JSON; dataclasses as objects."""
+    return json.dumps(data, allow_nan=False, default=vars)
+
+
+def to_response(data: Any, status: int = 200) -> Response:
+    """The answer to a request that was understood."""
+    return Response(to_json(data), status, media_type="application/json")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of a request, as OpenAI counts them."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Answers:
+    """The answers to one request, brought from the engine's thread to the event loop.
+
+    figures: gets what the log of requests tells of it. ApiError: the engine has no room for them.
+    """
+
+    def __init__(
+        self, engine: Engine, model: ServedModel, request: CompletionRequest, figures: dict
+    ):
+        self.engine = engine
+        self.model = model
+        self.request = request
+        self.events = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def emit(choice, *news):
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
+                # Called in the engine's thread: a queue of asyncio is not safe there.
+                loop.call_soon_threadsafe(self.events.put_nowait, (choice, *news))
+
+        # Answers to one prompt stand together, as OpenAI numbers them.
+        self.prompts = [prompt for prompt in request.prompts for _ in range(request.n)]
+        self.jobs = [
+            self._make_job(i, prompt, partial(emit, i)) for i, prompt in enumerate(self.prompts)
+        ]
+        self.texts = [TextStream(model.tokenizer, request.stop) for _ in self.jobs]
+        self.num_generated = 0
+        self.figures = figures
+        kind = "chatcmpl" if request.is_chat else "cmpl"
+        self.id = f"{kind}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        # Last: from here on the engine calls `emit`.
+        submit(engine, self.jobs)
+
+    def _make_job(self, number, prompt, emit):
+        request = self.request
+        wants_logprobs = request.num_logprobs is not None
+        job = Job(
+            prompt.ids,
+            prompt.max_new_tokens,
+            request.sampling,
+            request.seed,
+            emit,
+            number=number,
+            logprobs=request.num_logprobs or 0,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            logit_bias=request.logit_bias,
+            exact=request.has_seed,
+            scores_prompt=request.echo and wants_logprobs,
+        )
+        # Only chat models are taught to call the calculator.
+        if request.is_chat:
+            job.insert = partial(tool.reply, self.model.tokenizer)
+        return job
+
+    async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
+        """(choice, new text, its tokens, finish reason or None) until every choice has ended."""
+        unfinished = set(range(len(self.jobs)))
+        unheard = set(unfinished) if self.request.echo else set()
+        deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
+        while unfinished:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    choice, tokens, reason = await self.events.get()
+            except TimeoutError:
+                raise ApiError(504, "the answer took too long") from None
+            if choice not in unfinished:
+                continue  # a stop string ended it before the engine knew
+            check_reason(reason)
+            stream = self.texts[choice]
+            # The prompt has been read by now, so its figures are there.
+            if choice in unheard:
+                unheard.discard(choice)
+                stream.echo(self._prompt_tokens(choice))
+            text, sent = stream.push(tokens, ended=bool(reason))
+            self.num_generated += len(tokens)
+            # The engine knows no stop strings and would go on to the limit.
+            if stream.stopped:
+                self.engine.cancel([self.jobs[choice]])
+                reason = "stop"
+            if reason:
+                unfinished.discard(choice)
+            yield choice, text, sent, reason or None
+
+    def _prompt_tokens(self, choice):
+        """The prompt as the client sent it, with figures where it asked for them."""
+        job = self.jobs[choice]
+        tokens = job.prompt_tokens or [Token(id) for id in job.prompt]
+        return tokens[self.prompts[choice].num_own :]
+
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        num_prompt = sum(len(prompt.ids) for prompt in self.request.prompts)
+        return Usage(num_prompt, self.num_generated, num_prompt + self.num_generated)
+
+    def close(self) -> None:
+        """Give the slots back, however the request ended."""
+        self.engine.cancel(self.jobs)
+        self.figures |= vars(self.usage())
+
+
+def submit(engine: Engine, jobs: list[Job]) -> None:
+    """Queue all of the jobs or none; ApiError where there is no room."""
+    # Trying again would not help.
+    if len(jobs) > engine.capacity:
+        text = f"this is {len(jobs)} answers at once; the server has room for {engine.capacity}"
+        raise ApiError(400, f"{text}: ask for fewer, or start it with a larger --queue", "n")
+    try:
+        engine.submit(jobs)
+    except QueueFull:
+        text = "all slots are taken and the queue is full; try again in a moment"
+        raise ApiError(429, text, code="busy") from None
+    except RuntimeError as error:
+        raise ApiError(503, str(error)) from None
+
+
+def check_reason(reason: str) -> None:
+    """ApiError where an answer ended for no reason that a client could be told as one."""
+    if reason == "error":
+        raise ApiError(503, "the engine has stopped; see the server's log")
+    if reason == "invalid":
+        raise ApiError(422, "the model's numbers are not finite after this prompt")
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. `close` is called however it ends, even before the first event."""
+
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]):
+        super().__init__(events, media_type="text/event-stream")
+        self.close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.close()
+
+
+def make_object(answers: Answers, choices: list[dict], **more: Any) -> dict[str, Any]:
+    """A completion object, or one chunk of a stream."""
+    request = answers.request
+    kind = "text_completion"
+    if request.is_chat:
+        kind = "chat.completion.chunk" if request.stream else "chat.completion"
+    num_dropped = request.prompts[0].num_dropped_turns
+    if num_dropped:
+        more["ramp"] = {"turns_left_out": num_dropped}
+    return dict(
+        id=answers.id,
+        object=kind,
+        created=answers.created,
+        model=answers.model.name,
+        choices=choices,
+        **more,
+    )
+
+
+def make_choice(
+    answers: Answers, index: int, content: dict, tokens: list[Token], reason: str | None
+) -> dict[str, Any]:
+    """One of an object's `choices`. content: its "message", its "delta" or its "text"."""
+    tokenizer = answers.model.tokenizer
+    logprobs = None
+    if answers.request.num_logprobs is not None:
+        if answers.request.is_chat:
+            entries = [make_chat_logprob(tokenizer, token) for token in tokens]
+            logprobs = {"content": entries, "refusal": None}
+        else:
+            logprobs = make_completion_logprobs(tokenizer, tokens)
+    return dict(index=index, **content, logprobs=logprobs, finish_reason=reason)
+
+
+async def collect(answers: Answers) -> Response:
+    """The response of a request that does not stream."""
+    texts = [""] * len(answers.jobs)
+    tokens = [[] for _ in texts]
+    reasons = {}
+    async for i, text, new_tokens, reason in answers.pieces():
+        texts[i] += text
+        tokens[i] += new_tokens
+        reasons[i] = reason
+    choices = []
+    for i, text in enumerate(texts):
+        content = {"text": text}
+        if answers.request.is_chat:
+            message = {"role": "assistant", "content": text, "refusal": None}
+            content = {"message": message}
+        choices.append(make_choice(answers, i, content, tokens[i], reasons[i]))
+    return to_response(make_object(answers, choices, usage=answers.usage()))
+
+
+async def stream_events(answers: Answers) -> AsyncIterator[str]:
+    """The server-sent events of a request that streams."""
+    request = answers.request
+
+    def event(choices, **more):
+        chunk = make_object(answers, choices, **more)
+        return f"data: {to_json(chunk)}\n\n"
+
+    try:
+        if request.is_chat:
+            # OpenAI opens each choice with its role and no text.
+            start = {"delta": {"role": "assistant", "content": ""}}
+            for i in range(len(answers.jobs)):
+                yield event([make_choice(answers, i, start, [], None)])
+        async for i, text, tokens, reason in answers.pieces():
+            # All that was new may be held back as the start of a stop string.
+            if not (text or tokens or reason):
+                continue
+            content = {"text": text}
+            if request.is_chat:
+                content = {"delta": {"content": text} if text else {}}
+            yield event([make_choice(answers, i, content, tokens, reason)])
+        # In a chunk of its own that has no choices.
+        if request.include_usage:
+            yield event([], usage=answers.usage())
+        yield "data: [DONE]\n\n"
+    # The status has been sent, so the error comes as an event.
+    except ApiError as error:
+        yield f"data: {error.to_json()}\n\n"
