@@ -213,8 +213,7 @@ class Api:
         """GET /tokenizer_info: the names of the tokens that begin and end a text."""
         tokenizer = self.model.tokenizer
         names = {"bos_token": "bos", "eos_token": "end", "pad_token": "pad"}
-        first = len(tokenizer.pieces)
-        info = {key: tokenizer.names[tokenizer.special(names[key]) - first] for key in names}
+        info = {key: tokenizer.name_of(tokenizer.special(name)) for key, name in names.items()}
         return to_response(info)
 
     # For the page
@@ -407,11 +406,11 @@ def listen(host: str, port: int) -> socket.socket:
 
 def make_server_config(app: Api, connections: Connections) -> uvicorn.Config:
     """uvicorn's settings: quiet, bounded, and gone three seconds after it is told to stop."""
-    protocol: Any = connections.protocol  # it wants a class, and only calls it
+    make_connection: Any = connections.protocol  # it wants a class, and only calls it
     return uvicorn.Config(
         app,
         # Pure Python, which bounds what half a request can cost.
-        http=protocol,
+        http=make_connection,
         ws="none",
         lifespan="off",
         # Nothing of a request is logged.
