@@ -27,7 +27,7 @@ def test_likelihood_is_scipys_beta_binomial_and_its_slopes_are_its_differences()
     )  # fmt: skip
 
     def ours(a, b):
-        return items._log_likelihood(eta + a, lapse + b, 1.2, d)
+        return items._log_likelihood(items._probability(eta + a, lapse + b, d), 1.2, d)
 
     p = 0.25 + (0.75 - 1 / (1 + np.exp(-lapse))) / (1 + np.exp(-eta))
     full = betabinom.logpmf(s, n, p * np.exp(1.2), (1 - p) * np.exp(1.2))

@@ -146,8 +146,8 @@ def test_ties_in_difficulty_keep_their_weight():
         none, none, none, none, np.ones(1), np.zeros(1), np.array(["a"]), np.zeros(1), list("x" * 40), ["base"],
         np.zeros(40, int), hard, ["f"],
     )  # fmt: skip
-    names = ["ability a 0", "difficulty", "family f", "lapse level", "lapse trend"]
-    effects = np.array([[0.0, 1, 0, -99, 0]])
+    names = ["ability a 0", "difficulty", "family f", "never", "lapse level", "lapse trend"]
+    effects = np.array([[0.0, 1, 0, -99, -99, 0]])
     fit = items.ItemFit(c, names, effects, np.array([[1e-6, 1, 1]]), none, none, none)
     found = readiness._slice_paths(fit, effects, np.zeros((1, 1)), np.zeros((1, 1)), np.ones(1))
     assert found[0, 0, 0] == pytest.approx(0.9 / 2 + 0.1 / (1 + np.exp(3)), abs=0.02)

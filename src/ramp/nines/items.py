@@ -9,6 +9,9 @@ A hierarchical item-response model of model m, item i and slice s:
 A lapse is a failure that ability does not mend. Without it, nines would be an artefact of the
 logistic's tail. δ of the first slice is 0; the others are free to help or to hurt.
 
+A share π of the items can be solved by no ability: their p is chance. An item that never succeeded
+is either such or hard, and which of the two is summed over. π caps what a forecast may reach.
+
 Fitted by marginal Laplace approximation (as in INLA, Rue et al. 2009): every item effect is
 integrated by adaptive quadrature, Newton's method finds the mode of the other effects, and a trust
 region the mode of the hyperparameters (sd_item, sd_family, φ). NumPy in float64 with derivatives
@@ -33,9 +36,14 @@ HYPER_BOUNDS = np.array([(-4, -4, -2), (2.5, 2.5, 7)])
 SD_ITEM, SD_FAMILY, PHI = range(3)
 # Mean and standard deviation of λ0, at the last checkpoint, and of λ1, per decade.
 LAPSE, TREND = (-4.5, 1.5), (-0.5, 0.5)
+# The same of logit π: most likely none to speak of, and 4% is no surprise.
+NEVER = (-6.0, 2.0)
 ABILITY_SD = 5.0
 # Standard deviations are multiplied by this where the hyperparameters did not settle.
 UNSETTLED = 2.0
+# Success rate at an item that no ability solves, where nothing can be guessed: a broken grader.
+IMPOSSIBLE = 1e-3
+LEAST_CURVATURE = 0.5  # that a posterior is taken to have, in units of its prior
 MAX_EVALUATIONS = 120  # of the evidence of the hyperparameters
 BLOCKS = 8  # settings of the hyperparameters that effects are drawn at
 QUADRATURE = np.polynomial.hermite_e.hermegauss(5)
@@ -96,6 +104,11 @@ class Design:
     center: ndarray  # [P] prior mean of the effects
     precision: ndarray  # [P] prior precision; that of families is a hyperparameter
     is_family: ndarray  # [P] bool
+    never: int = -3  # the place of logit π among the effects
+
+    def prior_precision(self, h: ndarray) -> ndarray:
+        """[P] precision of the effects, that of families by the hyperparameters."""
+        return np.where(self.is_family, np.exp(-2 * h[SD_FAMILY]), self.precision)
 
 
 def sum_cells(t: Trials) -> Cells:
@@ -138,9 +151,8 @@ def _probability(eta, lapse, c):
     return np.clip(p, 1e-8, 1 - 1e-8)
 
 
-def _log_likelihood(eta, lapse, log_phi, c):
+def _log_likelihood(p, log_phi, c):
     """[..., C] beta-binomial log likelihood, without the binomial coefficient."""
-    p = _probability(eta, lapse, c)
     phi = np.exp(log_phi)
     a = p * phi
     b = (1 - p) * phi
@@ -220,44 +232,59 @@ def _marginal(g, e, h, d):
     effects = e + width * nodes  # [5, I]
     eta = d.x @ g - effects[:, d.cells.item]
     lapse = d.lapse @ g
-    likelihood = (d.item_sum @ _log_likelihood(eta, lapse, h[PHI], d.cells).T).T
+    at_success = _probability(eta, lapse, d.cells)
+    likelihood = (d.item_sum @ _log_likelihood(at_success, h[PHI], d.cells).T).T
     prior = -0.5 * effects**2 * np.exp(-2 * h[SD_ITEM]) - h[SD_ITEM]
     # The nodes integrate against a normal density, which is divided out again.
     at_nodes = likelihood + prior + 0.5 * nodes**2 + np.log(mass)[:, None]
+    # An item is solved by ability, or by none.
+    at_chance = np.maximum(d.cells.chance, IMPOSSIBLE)
+    hopeless = d.item_sum @ _log_likelihood(at_chance, h[PHI], d.cells)
+    share = expit(g[d.never])
+    solvable = at_nodes + np.log1p(-share) + np.log(width)
+    at_nodes = np.vstack([solvable, np.log(share) + hopeless])
     total = logsumexp(at_nodes, axis=0)
-    posterior = np.exp(at_nodes - total)  # [5, I] of the nodes
+    posterior = np.exp(at_nodes - total)  # [6, I] of the nodes, and of no ability
     by_eta, by_lapse, *curvatures = _derivatives(eta, lapse, h[PHI], d.cells)
-    weights = posterior[:, d.cells.item]
+    weights = posterior[:-1, d.cells.item]
     eta_eta, eta_lapse, lapse_lapse = ((weights * part).sum(0) for part in curvatures)
-    slopes = np.empty((len(nodes), len(e), len(g)))
+    # The last row is of an item that ability does not solve: only its share π has a slope.
+    slopes = np.zeros((len(nodes) + 1, len(e), len(g)))
     for k, (u, v) in enumerate(zip(by_eta, by_lapse, strict=True)):
         cells = diags_array(u) @ d.x + diags_array(v) @ d.lapse
         slopes[k] = (d.item_sum @ cells).toarray()
+    slopes[..., d.never] = share
+    slopes[-1, :, d.never] -= 1
     mean = (posterior[..., None] * slopes).sum(0)
     spread = ((slopes - mean) * np.sqrt(posterior)[..., None]).reshape(-1, len(g))
     cross = d.x.T @ diags_array(eta_lapse) @ d.lapse
     curvature = d.x.T @ diags_array(eta_eta) @ d.x + cross + cross.T
     curvature += d.lapse.T @ diags_array(lapse_lapse) @ d.lapse
-    precision = np.where(d.is_family, np.exp(-2 * h[SD_FAMILY]), d.precision)
+    precision = d.prior_precision(h)
     # Sparse products and einsum: a threaded BLAS on a busy machine takes a hundred times as long.
     variance = np.einsum("ki,kj->ij", spread, spread)
     hessian = curvature.toarray() + np.diag(precision) - variance
+    hessian[d.never, d.never] += len(e) * share * (1 - share)
     off = g - d.center
-    value = 0.5 * (precision * off**2 - np.log(precision)).sum() - (total + np.log(width)).sum()
+    value = 0.5 * precision @ off**2 - total.sum()
     return value, mean.sum(0) + precision * off, hessian, e
 
 
 def _laplace(g, e, h, d):
     """The Laplace approximation at h, searched from g and e.
 
-    Returns the mode over g, the items' modes there, the negative log evidence of h, and the
-    precision of g. Newton's method, with shorter steps where one fails.
+    Returns the mode over g, the items' modes there, the negative log evidence of h, and a root of
+    the covariance of g. Newton's method, with shorter steps where one fails.
     """
+    # In units of the prior, where no curvature is below 1 unless hard items may be hopeless ones.
+    scale = 1 / np.sqrt(d.prior_precision(h))
     value, slope, hessian, e = _marginal(g, e, h, d)
     fraction = 1.0
     for _ in range(60):
-        values, vectors = np.linalg.eigh(hessian)
-        step = vectors @ (vectors.T @ slope / np.maximum(np.abs(values), 0.1))
+        values, vectors = np.linalg.eigh(hessian * np.outer(scale, scale))
+        values = np.maximum(np.abs(values), LEAST_CURVATURE)
+        root = scale[:, None] * vectors / np.sqrt(values)
+        step = root @ (root.T @ slope)
         if slope @ step < 1e-3:
             break
         trial = g - fraction * step
@@ -272,10 +299,9 @@ def _laplace(g, e, h, d):
             if fraction < 1e-6:
                 break
     log_prior = -0.5 * (((h - HYPER_MEAN) / HYPER_SD) ** 2).sum()
-    log_determinant = np.log(np.maximum(values, 1e-3)).sum()
     # The last step is taken too, and what it gains.
-    evidence = value + 0.5 * log_determinant - log_prior - 0.5 * slope @ step
-    return g - step, e, evidence, hessian
+    evidence = value + 0.5 * np.log(values).sum() - log_prior - 0.5 * slope @ step
+    return g - step, e, evidence, root
 
 
 # The fit
@@ -285,7 +311,8 @@ def _build_design(c):
     """The regression of the cells, and the names of its effects."""
     names = [f"ability {run} {x:g}" for run, x in zip(c.runs, c.x, strict=True)]
     names += ["difficulty", *(f"family {name}" for name in c.families)]
-    names += [*(f"slice {name}" for name in c.slices[1:]), "lapse level", "lapse trend"]
+    names += [f"slice {name}" for name in c.slices[1:]]
+    names += ["never", "lapse level", "lapse trend"]
     cells = len(c.model)
     models = len(c.runs)
     effects = len(names)
@@ -302,7 +329,7 @@ def _build_design(c):
     sd = np.ones(effects)
     center = np.zeros(effects)
     sd[:models] = ABILITY_SD
-    center[-2:], sd[-2:] = np.transpose([LAPSE, TREND])
+    center[-3:], sd[-3:] = np.transpose([NEVER, LAPSE, TREND])
     item_sum = csr_array((np.ones(cells), (c.item, row)), shape=(len(c.items), cells))
     is_family = np.char.startswith(names, "family ")
     return Design(c, csr_array(x), csr_array(lapse), item_sum, center, 1 / sd**2, is_family), names
@@ -329,10 +356,8 @@ def fit(c: Cells, draws: int = 400) -> ItemFit:
     widen = 1 if converged else UNSETTLED
 
     def posterior(h):
-        g, e, _, precision = _laplace(*mode, h, d)
-        values, vectors = np.linalg.eigh((precision + precision.T) / 2)
-        # Flat directions get a variance of 1,000 at most.
-        return g, (vectors / np.maximum(values, 1e-3)) @ vectors.T * widen**2, e
+        g, e, _, root = _laplace(*mode, h, d)
+        return g, root @ root.T * widen**2, e
 
     mean, cov, item_effects = posterior(np.clip(peak, *HYPER_BOUNDS))
     rng = np.random.default_rng(0)

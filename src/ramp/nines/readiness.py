@@ -241,6 +241,7 @@ def _slice_paths(fit, effects, theta, lapse, family_weights):
     nodes, mass = QUADRATURE
     node_weights = np.outer(weights, mass / mass.sum()).ravel()
     chance = np.average(c.chance, weights=c.count)
+    never = expit(effects[:, -3])  # the share of items that no ability solves
     # The base slice has no effect.
     shift = np.pad(effects[:, fit.columns("slice ")], ((0, 0), (1, 0)))
     # Success on a lattice of abilities, then interpolated: theta has many more points.
@@ -250,7 +251,7 @@ def _slice_paths(fit, effects, theta, lapse, family_weights):
         spread = (easiness[s][:, None] + sd_item * nodes).ravel()
         success = expit(lattice[:, None] + spread) @ node_weights
         solved = np.interp(theta[s] - shift[s][:, None], lattice, success)
-        paths[:, s] = chance + (1 - chance - lapse[s]) * solved
+        paths[:, s] = chance + (1 - never[s]) * (1 - chance - lapse[s]) * solved
     return paths
 
 
