@@ -125,6 +125,27 @@ def test_levels_of_readiness():
     assert levels(lambda i, s, k: 1, items=20)[2] is False  # 29 distinct items are one nine
 
 
+def test_one_item_of_fewer_tries_loses_no_rung():
+    rows = [
+        {"run": "a", "step": 1, "item": str(i), "seed": str(k), "success": 1}
+        for i in range(60) for k in range(1 if i == 7 else 8)
+    ]  # fmt: skip
+    demo, pilot = audit.readiness_levels(trials.from_rows(rows), 1)[:2]
+    assert demo.reached
+    assert pilot.reached
+    assert "1 items of fewer tries left out" in pilot.reason
+
+
+def test_a_rung_is_shown_at_the_confidence_that_is_asked_for():
+    rows = [
+        {"run": "a", "step": 1, "item": str(i), "seed": str(k), "success": int(i >= 3)}
+        for i in range(60) for k in range(8)
+    ]  # fmt: skip
+    t = trials.from_rows(rows)
+    pilots = [audit.readiness_levels(t, 1, confidence=c)[1] for c in (0.7, 0.99)]
+    assert [pilot.reached for pilot in pilots] == [True, False]
+
+
 def test_sustained_where_failures_thin_out_over_checkpoints():
     def sustained(rate):
         rows = [

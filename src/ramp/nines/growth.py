@@ -231,12 +231,12 @@ class RepairGrowth:
     """Failures over rounds of repair. They thin out where the exponent is below 1."""
 
     exponent: float  # Crow-AMSAA's beta; 1 - beta is Duane's slope (hardware: .3 to .5)
-    interval: Interval  # of the exponent, 90%
+    interval: Interval  # of the exponent, each end at the confidence asked for
     remaining: float | None  # failures left, by Goel-Okumoto; None: no end in sight
     next_failures: tuple[float, float]  # in as many trials again, by Crow-AMSAA and Goel-Okumoto
 
 
-def fit_repair(failures: ndarray, trials: float) -> RepairGrowth:
+def fit_repair(failures: ndarray, trials: float, confidence: float = 0.95) -> RepairGrowth:
     """Fit Crow-AMSAA, m(t) = λ t^β (MIL-HDBK-189C), and Goel-Okumoto, m(t) = a (1 - exp(-b t)).
 
     failures: cumulative trials at each failure, 0 < t_i <= trials, time-truncated.
@@ -250,7 +250,9 @@ def fit_repair(failures: ndarray, trials: float) -> RepairGrowth:
             f"there are {n}"
         )
     exponent = n / np.log(trials / times).sum() if times[0] < trials else 1.0
-    low, high = (exponent * chi2.ppf(tail, 2 * n) / (2 * n) for tail in (0.05, 0.95))
+    low, high = (
+        exponent * chi2.ppf(tail, 2 * n) / (2 * n) for tail in (1 - confidence, confidence)
+    )
     mean_time = times.mean() / trials
     remaining = None
     goel_okumoto = float(n)

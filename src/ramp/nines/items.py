@@ -37,7 +37,7 @@ SD_ITEM, SD_FAMILY, PHI = range(3)
 # Mean and standard deviation of λ0, at the last checkpoint, and of λ1, per decade.
 LAPSE, TREND = (-4.5, 1.5), (-0.5, 0.5)
 # The same of logit π: most likely none to speak of, and 4% is no surprise.
-NEVER = (-6.0, 2.0)
+NEVER = (-6.0, 1.5)
 ABILITY_SD = 5.0
 # Standard deviations are multiplied by this where the hyperparameters did not settle.
 UNSETTLED = 2.0
@@ -46,7 +46,9 @@ IMPOSSIBLE = 1e-3
 LEAST_CURVATURE = 0.5  # that a posterior is taken to have, in units of its prior
 MAX_EVALUATIONS = 120  # of the evidence of the hyperparameters
 BLOCKS = 8  # settings of the hyperparameters that effects are drawn at
-QUADRATURE = np.polynomial.hermite_e.hermegauss(5)
+# With 5 nodes the evidence jumps by half a nat, and the search of the scales does not settle.
+QUADRATURE = np.polynomial.hermite_e.hermegauss(13)
+PROPOSALS = 3  # for each draw of the effects
 
 
 @dataclass(frozen=True)
@@ -220,16 +222,16 @@ def _item_modes(g, e, h, d):
     return e, 1 / np.sqrt(curvature)
 
 
-def _marginal(g, e, h, d):
-    """Negative log posterior of g with the items integrated out.
+def _integrate_items(g, e, h, d):
+    """Negative log posterior of g with the items integrated out, by K nodes an item.
 
-    Returns its value, gradient [P] and Hessian [P, P], and the modes of the items. The Hessian is
-    by Louis' identity (1982): mean curvature less the variance of the slopes.
+    Returns it; logits, [K, C], and logits of the lapse, [C]; the posterior of the nodes, [K, I],
+    with a last row for items that no ability solves; and the modes of the items.
     """
     e, width = _item_modes(g, e, h, d)
     nodes, mass = QUADRATURE
     nodes = nodes[:, None]
-    effects = e + width * nodes  # [5, I]
+    effects = e + width * nodes  # [K, I]
     eta = d.x @ g - effects[:, d.cells.item]
     lapse = d.lapse @ g
     at_success = _probability(eta, lapse, d.cells)
@@ -244,12 +246,23 @@ def _marginal(g, e, h, d):
     solvable = at_nodes + np.log1p(-share) + np.log(width)
     at_nodes = np.vstack([solvable, np.log(share) + hopeless])
     total = logsumexp(at_nodes, axis=0)
-    posterior = np.exp(at_nodes - total)  # [6, I] of the nodes, and of no ability
+    off = g - d.center
+    value = 0.5 * d.prior_precision(h) @ off**2 - total.sum()
+    return value, eta, lapse, np.exp(at_nodes - total), e
+
+
+def _marginal(g, e, h, d):
+    """The value of `_integrate_items`, its gradient [P] and Hessian [P, P], and the items' modes.
+
+    The Hessian is by Louis' identity (1982): mean curvature less the variance of the slopes.
+    """
+    value, eta, lapse, posterior, e = _integrate_items(g, e, h, d)
+    share = expit(g[d.never])
     by_eta, by_lapse, *curvatures = _derivatives(eta, lapse, h[PHI], d.cells)
     weights = posterior[:-1, d.cells.item]
     eta_eta, eta_lapse, lapse_lapse = ((weights * part).sum(0) for part in curvatures)
     # The last row is of an item that ability does not solve: only its share π has a slope.
-    slopes = np.zeros((len(nodes) + 1, len(e), len(g)))
+    slopes = np.zeros((*posterior.shape, len(g)))
     for k, (u, v) in enumerate(zip(by_eta, by_lapse, strict=True)):
         cells = diags_array(u) @ d.x + diags_array(v) @ d.lapse
         slopes[k] = (d.item_sum @ cells).toarray()
@@ -265,9 +278,7 @@ def _marginal(g, e, h, d):
     variance = np.einsum("ki,kj->ij", spread, spread)
     hessian = curvature.toarray() + np.diag(precision) - variance
     hessian[d.never, d.never] += len(e) * share * (1 - share)
-    off = g - d.center
-    value = 0.5 * precision @ off**2 - total.sum()
-    return value, mean.sum(0) + precision * off, hessian, e
+    return value, mean.sum(0) + precision * (g - d.center), hessian, e
 
 
 def _laplace(g, e, h, d):
@@ -355,11 +366,22 @@ def fit(c: Cells, draws: int = 400) -> ItemFit:
         peak, root, converged = _find_scales(evidence, len(c.families))
     widen = 1 if converged else UNSETTLED
 
-    def posterior(h):
+    def draw(h, size):
+        # Lapses and the share of hopeless items have long lower tails and short upper ones. So the
+        # normal approximation only proposes, and the posterior chooses among its proposals.
         g, e, _, root = _laplace(*mode, h, d)
-        return g, root @ root.T * widen**2, e
+        z = rng.standard_normal((size * PROPOSALS, len(g)))
+        proposals = g + z @ root.T
+        value = np.array([_integrate_items(at, e, h, d)[0] for at in proposals])
+        log_ratio = 0.5 * (z**2).sum(1) - value
+        ratio = np.exp(log_ratio - log_ratio.max())
+        # No proposal stands for more than a tenth of the draws.
+        ratio = np.minimum(ratio, 0.1 * ratio.sum())
+        chosen = rng.choice(len(z), size, p=ratio / ratio.sum())
+        return g + widen * (proposals[chosen] - g)
 
-    mean, cov, item_effects = posterior(np.clip(peak, *HYPER_BOUNDS))
+    mean, item_effects, _, laplace_root = _laplace(*mode, np.clip(peak, *HYPER_BOUNDS), d)
+    cov = laplace_root @ laplace_root.T * widen**2
     rng = np.random.default_rng(0)
     # Hyperparameters in opposite pairs, so that their mean is the mode.
     half = rng.standard_normal((BLOCKS // 2, 3)) * widen
@@ -367,11 +389,8 @@ def fit(c: Cells, draws: int = 400) -> ItemFit:
     hyper = np.clip([peak + root @ row for row in z], *HYPER_BOUNDS)
     # Draws of one block have the same hyperparameters.
     block = np.sort(np.arange(draws) % BLOCKS)
-    effects = []
-    for h, size in zip(hyper, np.bincount(block, minlength=BLOCKS), strict=True):
-        g, block_cov, _ = posterior(h)
-        effects.append(rng.multivariate_normal(g, block_cov, size, method="eigh"))
-    effects = np.concatenate(effects)
+    sizes = np.bincount(block, minlength=BLOCKS)
+    effects = np.concatenate([draw(h, size) for h, size in zip(hyper, sizes, strict=True)])
     hyper = np.exp(hyper)[block]
     return ItemFit(c, names, effects, hyper, item_effects, mean, cov, converged)
 
@@ -398,7 +417,7 @@ def _minimize_hyper(loss, x, bounds):
     """Newton's method in a trust region, on differences over a tenth, since the loss is not smooth.
 
     Returns the minimum, a root of the inverse Hessian there, and whether it settled: the next step
-    would gain less than a hundredth of a nat. Stops after `MAX_EVALUATIONS` or one round more.
+    would gain less than a twentieth of a nat. Stops after `MAX_EVALUATIONS` or one round more.
     """
     moves = 0.1 * np.eye(len(x))
     best = loss(x)
@@ -422,7 +441,7 @@ def _minimize_hyper(loss, x, bounds):
         newton /= max(1.0, np.linalg.norm(newton))
         length = max(np.linalg.norm(newton), 1e-12)
         gain = -slope @ (np.clip(x + newton, *bounds) - x)
-        settled = bool(gain < 0.02)
+        settled = bool(gain < 0.1)
         improved = False
         while not improved:
             if settled or used >= MAX_EVALUATIONS or radius < 1e-2:

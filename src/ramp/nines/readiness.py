@@ -51,9 +51,9 @@ class Forecast:
         return np.where(ready.any(1), self.grid[ready.argmax(1)], np.inf)
 
     def ready_at(self, nines: float, probability: float) -> float:
-        """The least log10 progress, from now on, ready with this probability; inf: nowhere."""
-        sure = self.is_ready(nines).mean(0) >= probability
-        return min(self.grid[sure], default=np.inf)
+        """The log10 progress by which it has been reached with this probability; inf: nowhere."""
+        # Of first passages alone: what is true at one place cannot contradict them.
+        return np.quantile(self.first_ready(nines), probability, method="inverted_cdf")
 
 
 def mix_weights(
@@ -241,7 +241,7 @@ def _slice_paths(fit, effects, theta, lapse, family_weights):
     nodes, mass = QUADRATURE
     node_weights = np.outer(weights, mass / mass.sum()).ravel()
     chance = np.average(c.chance, weights=c.count)
-    never = expit(effects[:, -3])  # the share of items that no ability solves
+    never = expit(effects[:, fit.columns("never")][:, 0])  # of the items
     # The base slice has no effect.
     shift = np.pad(effects[:, fit.columns("slice ")], ((0, 0), (1, 0)))
     # Success on a lattice of abilities, then interpolated: theta has many more points.
