@@ -1,6 +1,7 @@
 """A headless Chromium driven over a pipe with its own DevTools protocol: no driver, no package, no port."""
 
 import base64
+import copy
 import json
 import os
 import shutil
@@ -53,6 +54,16 @@ class Browser:
         self._in, self._out = os.fdopen(down[1], "wb", 0), os.fdopen(up[0], "rb")
         self._count, self._session = 0, None
         self.events: list[dict] = []
+        self._attach()
+
+    def tab(self) -> "Browser":
+        """Another page of the same browser, with the same storage."""
+        other = copy.copy(self)
+        other._session, other.events = None, []
+        other._attach()
+        return other
+
+    def _attach(self) -> None:
         target = self.do("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.do("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
@@ -104,9 +115,9 @@ class Browser:
         self.do("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && document.title !== 'ramp'")
 
-    def key(self, name: str) -> None:
-        code = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "Tab": 9}[name]
-        text = {"text": "\r"} if name == "Enter" else {}
+    def key(self, name: str, shift: bool = False) -> None:
+        code = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "Tab": 9, "Space": 32}[name]
+        text = {"Enter": {"text": "\r"}, "Space": {"text": " "}}.get(name, {})
         for kind in ("keyDown", "keyUp"):
             self.do(
                 "Input.dispatchKeyEvent",
@@ -114,6 +125,7 @@ class Browser:
                 key=name,
                 code=name,
                 windowsVirtualKeyCode=code,
+                modifiers=8 * shift,
                 **text,
             )
             text = {}

@@ -23,7 +23,7 @@ from ramp import cli
 from ramp.errors import UserError
 from ramp.serve import api, connections, fields, protocol, text_stream
 from ramp.serve.access import LOCAL_HOSTS, Access, read_keys
-from ramp.serve.api import Api, content_security_policy, listen
+from ramp.serve.api import CONTENT_SECURITY_POLICY, PAGE, Api, listen
 from ramp.serve.record import RequestLog
 from ramp.tasks import TASKS
 
@@ -484,14 +484,22 @@ def test_health_metrics_and_unknown_addresses(live):
             ).status_code
             == 413
         )
-        page = web.get("/")
-        assert "script-src 'sha256-" in page.headers["content-security-policy"]
-        assert page.headers["content-security-policy"] == content_security_policy(page.text)
-        assert (
-            "innerHTML" not in page.text
-            and "http://" not in page.text
-            and "https://" not in page.text
-        )
+        assert web.get("/").headers["content-security-policy"] == CONTENT_SECURITY_POLICY
+
+
+def test_the_page_is_its_own_files(live):
+    """Each with its type, without a key; nothing outside the folder, nothing from another site."""
+    types = {".html": "text/html", ".css": "text/css", ".js": "javascript"}
+    with httpx.Client(base_url=live.url) as web:
+        for file in PAGE.iterdir():
+            answer = web.get(f"/page/{file.name}")
+            assert types[file.suffix] in answer.headers["content-type"]
+            assert answer.content == file.read_bytes()
+            assert not re.search("innerHTML|outerHTML|insertAdjacent|eval\\(", answer.text)
+            # A page that asks for nothing elsewhere can be used without a network.
+            assert not re.search(r"""(src|href|from|url)\W{1,3}https?:""", answer.text)
+        for path in ("/page/", "/page/..%2fapi.py", "/page/%2e%2e/api.py", "/page/nope.js"):
+            assert web.get(path).status_code == 404
 
 
 JSON = {"Content-Type": "application/json"}
@@ -515,7 +523,9 @@ def test_a_key_is_asked_for(live, monkeypatch):
                 assert answer.json()["error"]["code"] == "invalid_api_key"
             for right in (f"Bearer {keys[0]}", f"bearer {keys[1]}", f"BEARER  {keys[0]}"):
                 assert web.get(path, headers={"Authorization": right}).status_code == 200
-        assert web.get("/health").status_code == 200 and web.get("/").status_code == 200
+        for path in ("/health", "/", "/page/main.js"):  # the page can ask for a key
+            assert web.get(path).status_code == 200
+        assert web.get("/page/../v1/models").status_code in (401, 404)
 
 
 def test_files_of_keys(tmp_path):
@@ -625,7 +635,10 @@ def test_a_base_model_does_not_chat(live, monkeypatch):
 
 def test_problems_and_verdicts(live):
     with httpx.Client(base_url=live.url) as web:
-        for name in web.get("/ramp/info").json()["tasks"]:
+        for name, highest in web.get("/ramp/info").json()["tasks"].items():
+            # No level is offered that would be refused.
+            query = {"task": name, "level": highest, "seed": 11}
+            assert web.get("/ramp/problem", params=query).status_code == 200
             asked = {"task": name, "level": 3, "seed": 11}
             problem = TASKS[name].sample(11, 3)
             assert web.get("/ramp/problem", params=asked).json()["question"] == problem.question

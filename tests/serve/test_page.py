@@ -54,14 +54,15 @@ def test_a_conversation(page, live):
     first = ask(page, "Hello")
     assert first
     shot(page, "chat")
-    assert page.js(f"{LAST}.querySelectorAll('.t').length > 3")
     assert page.js("document.querySelectorAll('nav li').length") == 1
     press(page, "Regenerate", LAST)
     page.wait(f"{IDLE} && !!{LAST}.querySelector('.foot')")
     assert page.js(f"{LAST}.querySelector('.said').textContent") == first  # the seed is set
     page.open(live.url + "/")  # it is still there after a reload
-    page.js("document.querySelector('nav li button').click()")
+    assert page.js("document.querySelectorAll('article').length") == 0  # a fresh one is on show
+    page.js("document.querySelector('nav .title').click()")
     assert page.js(f"{LAST}.querySelector('.said').textContent") == first
+    assert "2 of 2" in page.js(f"{LAST}.textContent")
     press(page, "Edit", "document.querySelector('article.user')")
     page.js("document.querySelector('textarea.edit').select()")
     page.type("Other words")
@@ -74,6 +75,7 @@ def test_a_conversation(page, live):
 
 def test_probabilities_by_keyboard(page):
     press(page, "Probabilities", LAST)
+    assert page.js(f"{LAST}.querySelectorAll('.t').length > 3")
     page.key("ArrowRight")
     page.key("ArrowRight")
     tip = page.js(
@@ -100,9 +102,9 @@ def test_stop(page, live):
 
 
 def test_ten_samples(page):
-    page.js("document.getElementById('new').click()")
+    page.js("localStorage.setItem('ramp.settings', JSON.stringify({tokens: 30}))")
+    page.open(page.js("location.origin") + "/?ten")
     page.js("document.getElementById('text').focus()")
-    page.js("settings.tokens = 30")
     page.type("Tell me a joke.")
     page.js("document.getElementById('ten').click()")
     page.wait(f"{IDLE} && document.querySelectorAll('.samples li .acts').length === 10")
@@ -143,7 +145,7 @@ def test_no_text_becomes_markup(page, live, monkeypatch):
     said = ask(page, EVIL)
     assert "<img src=x onerror" in said
     page.open(live.url + "/?evil")
-    page.js("document.querySelector('nav li button').click()")
+    page.js("document.querySelector('nav .title').click()")
     assert (
         page.js(
             "document.querySelectorAll('article img, article script, article svg, nav img').length"
@@ -151,28 +153,11 @@ def test_no_text_becomes_markup(page, live, monkeypatch):
         == 0
     )
     assert page.js("typeof window.hacked") == "undefined"
-    page.js(
-        "const s = document.createElement('script'); s.textContent = 'window.hacked = 2'; document.body.append(s)"
-    )
-    assert (
-        page.js("typeof window.hacked") == "undefined"
-    )  # the policy would stop what slipped through
-
-
-@pytest.mark.parametrize(
-    ("name", "width", "height", "dark"), [("phone", 390, 844, False), ("dark", 1200, 800, True)]
-)
-def test_it_fits_a_phone_and_the_dark(page, live, name, width, height, dark):
-    page.js("localStorage.removeItem('ramp.theme')")
-    page.open(live.url + f"/?{name}", width, height, dark)
-    page.js("document.querySelectorAll('nav li button')[2].click()")
-    edges = "[...document.querySelectorAll('button, textarea, article')].filter((e) => e.checkVisibility())"
-    inside = (
-        edges
-        + ".map((e) => e.getBoundingClientRect()).every((b) => b.right <= innerWidth + 1 || b.right <= 0)"
-    )
-    assert page.js(inside)
-    assert page.js("document.documentElement.dataset.theme") == ("dark" if dark else "light")
-    unnamed = "[...document.querySelectorAll('button, input, textarea, select')].filter((e) => !(e.textContent.trim()"
-    assert page.js(unnamed + " || e.ariaLabel || e.labels?.length)).map((e) => e.outerHTML)") == []
-    shot(page, name)
+    # The policy would stop what slipped through.
+    for slip in (
+        "document.body.innerHTML = '<img>'",
+        "document.createElement('script').text = '1'",
+    ):
+        assert "TypeError" in page.js(
+            f"(() => {{ try {{ {slip} }} catch (e) {{ return `${{e}}` }} }})()"
+        )

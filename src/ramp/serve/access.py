@@ -17,7 +17,8 @@ from ramp.serve.fields import ApiError
 KEY_VARIABLE = "RAMP_API_KEY"
 MIN_KEY_LENGTH = 16  # characters; a shorter key can be guessed
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
-OPEN_PATHS = ("/", "/health")  # without a key: the page asks for one, a load balancer has none
+# Without a key: the page asks for one, a load balancer has none.
+OPEN_PATHS = r"/|/health|/page/.*"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Access:
         if self.hosts and host not in self.hosts:
             text = "this server does not answer to that name; --allowed-host adds one"
             raise ApiError(403, text, code="wrong_host")
-        if not self.keys or scope["path"] in OPEN_PATHS:
+        if not self.keys or re.fullmatch(OPEN_PATHS, scope["path"]):
             return None
         given = headers.get(b"authorization", b"").decode("latin-1")
         scheme, _, key = given.partition(" ")

@@ -6,15 +6,14 @@ its own request. Nothing of a conversation is logged or kept.
 """
 
 import asyncio
-import base64
 import gc
-import hashlib
 import re
 import socket
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ramp.errors import UserError
@@ -38,12 +38,21 @@ from ramp.serve.engine import Engine
 from ramp.serve.fields import ApiError, make_field_error
 from ramp.serve.protocol import ServedModel
 from ramp.serve.record import Histogram, RequestLog
-from ramp.tasks import TASKS, Problem
+from ramp.tasks import TASKS, Problem, Task
 
 BODY_TIMEOUT = 15.0  # seconds for a body to arrive
 SEND_TIMEOUT = 60.0  # seconds for a client to read what was sent to it
 MAX_LEVEL = 12  # hardest problem of a task that is made on request
 MAX_JUDGED = 1 << 14  # characters of an answer to judge
+
+PAGE = Path(__file__).with_name("page")
+# What a browser may do with whatever comes from here: load the page's own files and nothing else.
+# With trusted types no text can be made markup or script, even where the page forgets itself.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "connect-src 'self'; img-src data:; script-src 'self'; style-src 'self'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
+)
 
 
 def to_error_response(error: ApiError, headers: dict | None = None) -> Response:
@@ -74,10 +83,8 @@ class Api:
             "created": int(time.time()),
             "owned_by": "ramp",
         }
-        self.page = Path(__file__).with_name("page.html").read_bytes()
         self.headers = [  # of every response: they keep a browser from doing more than it should
-            # The page may run its own script and nothing that a model wrote.
-            (b"content-security-policy", content_security_policy(self.page.decode()).encode()),
+            (b"content-security-policy", CONTENT_SECURITY_POLICY.encode()),
             (b"x-content-type-options", b"nosniff"),
             (b"referrer-policy", b"no-referrer"),
             (b"cache-control", b"no-store"),
@@ -93,6 +100,7 @@ class Api:
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/tokenizer_info", self.tokenizer_info),
+            Mount("/page", StaticFiles(directory=PAGE)),
             Route("/ramp/info", self.info),
             Route("/ramp/problem", self.problem),
             Route("/ramp/judge", self.judge, methods=["POST"]),
@@ -220,7 +228,7 @@ class Api:
 
     async def index(self, request: Request) -> Response:
         """GET /"""
-        return Response(self.page, media_type="text/html; charset=utf-8")
+        return FileResponse(PAGE / "index.html")
 
     async def info(self, request: Request) -> Response:
         """GET /ramp/info: the model, its default settings and the tasks."""
@@ -243,8 +251,7 @@ class Api:
                 "min_p": sample.min_p,
                 "tokens": sample.max_new_tokens,
             },
-            "tasks": list(TASKS),
-            "levels": MAX_LEVEL,
+            "tasks": {name: find_highest_level(task) for name, task in TASKS.items()},
         }
         return to_response(info)
 
@@ -309,24 +316,6 @@ class Api:
 # Parts
 
 
-def content_security_policy(page: str) -> str:
-    """A policy that lets the page run its own script and style and nothing else."""
-
-    def list_hashes(tag):
-        # A hash allows exactly this script; an inserted one would have another.
-        hashes = []
-        for part in re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL):
-            digest = hashlib.sha256(part.encode()).digest()
-            hashes.append(f"'sha256-{base64.b64encode(digest).decode()}'")
-        return " ".join(hashes)
-
-    return (
-        "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
-        "connect-src 'self'; img-src data:; "
-        f"script-src {list_hashes('script')}; style-src {list_hashes('style')}"
-    )
-
-
 async def read_body(request: Request) -> bytes:
     """The body, no longer and no slower than allowed.
 
@@ -370,6 +359,14 @@ async def run_unless_disconnected(
         close()
         for task in (answer, disconnect):
             task.cancel()
+
+
+def find_highest_level(task: Task) -> int:
+    """The hardest level that a task has problems of, as far as they are made on request."""
+    for level in range(MAX_LEVEL, 1, -1):
+        with suppress(UserError):
+            return task.sample(0, level).level
+    return 1
 
 
 def make_problem(fields: dict[str, Any]) -> Problem:
