@@ -98,7 +98,14 @@ def test_greedy_tokens_are_those_of_a_whole_forward_pass(live, engine):
 
 
 def test_nothing_compiles_once_it_is_warm(engine):
-    programs = (batch.prefill_chunk, batch.copy_slot, batch.decode_slots, grow_cache)
+    programs = (
+        batch.prefill_chunk,
+        batch.copy_slot,
+        batch.decode_slots,
+        batch.finish_round,
+        batch.set_allowed,
+        grow_cache,
+    )
     before = [f._cache_size() for f in programs]
     for sampling in (SamplingParams(), SamplingParams(0.0), SamplingParams(0.5, 3, 0.8, 0.01)):
         for prompt, n in ((b"a", 5), (b"b" * 130, 100), (b"c" * 380, 100)):
@@ -199,7 +206,7 @@ def test_on_any_mesh(engine):
 def test_a_fault_ends_every_answer(live, engine, monkeypatch):
     with jax.set_mesh(tiny.mesh()):
         broken = Engine(engine.c, live.lm, TOKENIZER, slots=4)
-    monkeypatch.setattr(broken, "_decode", lambda: 1 / 0)
+    monkeypatch.setattr(broken, "_decode", lambda jobs: 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     broken.start()
     _, wait = answer(broken, [1], 5)
@@ -227,10 +234,12 @@ def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
                 engine._prefill(1, job)
                 rounds += 1
                 if job.num_unread:
-                    engine._decode()  # what a slot draws before its prompt is read leaves no trace
+                    engine._decode(
+                        {}
+                    )  # what a slot draws before its prompt is read leaves no trace
             assert rounds == -(-length // piece)
             read = np.asarray(engine.state.logits_bv)[1]
-            row = np.concatenate([prompt[:length], engine._decode().token_bn[1]])
+            row = np.concatenate([prompt[:length], engine._decode({}).token_bn[1]])
             padded = np.pad(row, (0, 80 - len(row)))[None]
             want = np.asarray(tiny.logits(c, lm, padded))[0]
             off = 5e-6 * np.abs(want).max()  # sums in another order, at the scale of what is summed
@@ -248,7 +257,7 @@ def test_a_long_prompt_delays_nobody(live):
     order: list[str] = []
     piece, chunk = engine._prefill, engine._decode
     engine._prefill = lambda at, job: (order.append("piece"), piece(at, job))
-    engine._decode = lambda: (order.append("chunk"), chunk())[1]
+    engine._decode = lambda jobs: (order.append("chunk"), chunk(jobs))[1]
     heard: dict[str, int] = {}
     done = threading.Event()
 

@@ -4,9 +4,10 @@
     slots, x = prefill_chunk(c, weights, slots, tokens, at, start, count, settings)
     scores = score_chunk(c, weights, x, targets, vocab_size)   # of the prompt's own tokens
     slots = copy_slot(slots, source, at, settings)    # the same prompt, for another answer
-    slots, drawn = decode_slots(c, weights, slots, n, vocab_size)
+    slots, drawn = decode_slots(c, weights, slots, first, count, vocab_size)
+    slots = finish_round(slots)
 
-All shapes are fixed by B, size, n and the length of a chunk, and how a row is drawn from is data,
+All shapes are fixed by B, size and the length of a chunk, and how a row is drawn from is data,
 so a new request compiles nothing. Every call has the same width whoever is in it, and a row's
 randomness is keyed by its own seed and position: the same request gives the same text alone or in
 company.
@@ -14,6 +15,9 @@ company.
 The device does not know which slots are in use. An idle slot computes what nobody reads, at no cost
 beyond that of the shape. What `decode_slots` writes into a slot whose prompt is still being read
 lies after what was read, where the next chunk goes.
+
+A round of `ROUND_TOKENS` may be drawn in several calls, so that the host can say before each token
+which ones a grammar allows (`set_allowed`). The sums are the same in however many calls.
 """
 
 from dataclasses import dataclass, replace
@@ -40,6 +44,8 @@ from ramp.model.transformer import (
     unembed,
 )
 
+ROUND_TOKENS = 4  # drawn of each slot before newcomers are admitted
+ALLOW_ALL = -1  # a word of `allowed_w` in which every bit is set
 MAX_LOGPROBS = 20  # most likely tokens that can be reported with each token
 LOG_RANGE = 104.0  # nats below the top at which float32 has no probability left
 BISECTIONS = 32
@@ -65,6 +71,7 @@ class DrawSettings:
     frequency_penalty: Values  # the same, for each time
     bias_v: Values  # float32 [V], added to the logits
     counts_v: Values  # float32 [V], how often each token is in the answer
+    allowed_w: Values  # int32 [W], a bit for each token, the lowest first: whether it may be drawn
 
 
 @jax.tree_util.register_dataclass
@@ -73,6 +80,7 @@ class SlotState:
     """As `sample.DecodeState`, for rows that come and go, with how each is drawn from."""
 
     cache: tuple  # see `ramp.decode.cache`
+    tail: tuple  # the round's tokens, until `finish_round` puts them into the cache
     logits_bv: Array
     last_b: Array
     length_b: Array
@@ -82,7 +90,10 @@ class SlotState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DrawnTokens:
-    """n tokens of each slot, and the model's own figures: over all tokens, at temperature 1."""
+    """n tokens of each slot, and the model's own figures: over all tokens, at temperature 1.
+
+    Zeros where nothing was drawn.
+    """
 
     token_bn: Array
     logp_bn: Array
@@ -103,8 +114,10 @@ def init_slots(c: Model, B: int, size: int) -> SlotState:
     def zero_keys(_):
         return zeros(c.dtype, c.num_kv_heads, c.head_dim, size)
 
+    cache = jax.tree.map(zero_keys, ((0, 0),) * c.depth)
     return SlotState(
-        cache=jax.tree.map(zero_keys, ((0, 0),) * c.depth),
+        cache=cache,
+        tail=init_tail(cache, ROUND_TOKENS),
         logits_bv=zeros(jnp.float32, c.vocab_size),
         last_b=zeros(jnp.int32),
         length_b=zeros(jnp.int32),
@@ -117,8 +130,14 @@ def init_slots(c: Model, B: int, size: int) -> SlotState:
             frequency_penalty=zeros(jnp.float32),
             bias_v=zeros(jnp.float32, c.vocab_size),
             counts_v=zeros(jnp.float32, c.vocab_size),
+            allowed_w=zeros(jnp.int32, count_words(c)),
         ),
     )
+
+
+def count_words(c: Model) -> int:
+    """Words of 32 bits that have one for each token."""
+    return -(-c.vocab_size // 32)
 
 
 # Reading prompts
@@ -191,9 +210,9 @@ def write_slot(slots: SlotState, at, logits_bv, last_b, length, settings) -> Slo
         mask = is_slot_b[:, None] if old.ndim == 2 else is_slot_b
         return jnp.where(mask, new, old)
 
-    new = SlotState((), logits_bv, last_b, length, settings)
-    merged = jax.tree.map(choose, new, replace(slots, cache=()))
-    return replace(merged, cache=slots.cache)
+    new = SlotState((), (), logits_bv, last_b, length, settings)
+    merged = jax.tree.map(choose, new, replace(slots, cache=(), tail=()))
+    return replace(merged, cache=slots.cache, tail=slots.tail)
 
 
 def attend_chunk(kv, at, start, window, q_rphd, k_rpkd, v_rpkd):
@@ -374,29 +393,39 @@ def slot_keys(seed_bk: Array, position_b: Array) -> Array:
 
 
 def adjust_logits(logits_bv: Array, settings: DrawSettings) -> Array:
-    """The logits with the bias and without what the penalties take (OpenAI's formula)."""
-    counts_bv = settings.counts_v[:, : logits_bv.shape[1]]
-    bias_bv = settings.bias_v[:, : logits_bv.shape[1]]
+    """The logits with the bias and without what the penalties take (OpenAI's formula).
+
+    Those of tokens that are not allowed are minus infinity.
+    """
+    vocab_size = logits_bv.shape[1]
+    counts_bv = settings.counts_v[:, :vocab_size]
+    bias_bv = settings.bias_v[:, :vocab_size]
     penalty_bv = settings.frequency_penalty[:, None] * counts_bv
     penalty_bv += settings.presence_penalty[:, None] * (counts_bv > 0)
-    return logits_bv + bias_bv - penalty_bv
+    words_bv = jnp.repeat(settings.allowed_w, 32, axis=1)[:, :vocab_size]
+    is_allowed_bv = (words_bv >> (jnp.arange(vocab_size) % 32)) & 1
+    return jnp.where(is_allowed_bv > 0, logits_bv + bias_bv - penalty_bv, -jnp.inf)
 
 
-@partial(jax.jit, donate_argnames="settings")
-def set_bias(settings: DrawSettings, bias_bv: Array) -> DrawSettings:
-    """The settings with other biases."""
-    return replace(settings, bias_v=bias_bv)
+@partial(jax.jit, donate_argnames="slots")
+def set_allowed(slots: SlotState, allowed_bw: Array) -> SlotState:
+    """Say which tokens each slot may draw next, if its settings are adjusted at all."""
+    return replace(slots, settings=replace(slots.settings, allowed_w=allowed_bw))
 
 
-@partial(jax.jit, static_argnames=("c", "n", "vocab_size"), donate_argnames="slots")
+@partial(jax.jit, static_argnames=("c", "vocab_size"), donate_argnames="slots")
 def decode_slots(
     c: Model,
     weights: Params,
     slots: SlotState,
-    n: int,
+    first: Array,
+    count: Array,
     vocab_size: int,
 ) -> tuple[SlotState, DrawnTokens]:
-    """Draw n tokens of every slot, from the first `vocab_size` ids."""
+    """Draw `count` tokens of every slot, from the first `vocab_size` ids.
+
+    first: how many of the round's `ROUND_TOKENS` have been drawn before.
+    """
     settings = slots.settings
     is_adjusted = jnp.any(settings.is_adjusted > 0)
     with_top = jnp.any(settings.logprobs > 0)
@@ -404,32 +433,47 @@ def decode_slots(
     def leave(logits_bv, settings):
         return logits_bv
 
-    def count(counts_bv, token_b):
+    def count_token(counts_bv, token_b):
         is_token_bv = jnp.arange(c.vocab_size) == token_b[:, None]
         return counts_bv + is_token_bv
 
-    def draw(carry, slot):
-        s, tail = carry
+    def draw(s):
         logits_bv = s.logits_bv[:, :vocab_size]
         adjusted_bv = jax.lax.cond(is_adjusted, adjust_logits, leave, logits_bv, s.settings)
         keys_b = slot_keys(settings.seed, s.length_b)
         token_b = sample_tokens(adjusted_bv, keys_b, settings.sampling)
-        drawn = describe_tokens(logits_bv, token_b, with_top)
-        counts_bv = jax.lax.cond(is_adjusted, count, leave, s.settings.counts_v, token_b)
-        rows = token_b, s.last_b, s.length_b
-        logits_bv, tail = decode_step(c, weights, s.cache, tail, slot, *rows)
-        s = replace(s, logits_bv=logits_bv, last_b=token_b, length_b=s.length_b + 1)
-        s = replace(s, settings=replace(s.settings, counts_v=counts_bv))
-        return (s, tail), drawn
+        return describe_tokens(logits_bv, token_b, with_top)
 
-    carry = slots, init_tail(slots.cache, n)
-    steps_n = jnp.arange(n)
-    carry, drawn_nb = jax.lax.scan(draw, carry, steps_n)
-    after, tail = carry
-    cache = merge_tail(slots.cache, tail, slots.length_b)
-    slots = replace(after, cache=cache)
-    drawn_bn = jax.tree.map(lambda a_nb: jnp.swapaxes(a_nb, 0, 1), drawn_nb)
-    return slots, drawn_bn
+    def advance(slot, carry):
+        s, drawn_bn = carry
+        drawn = draw(s)
+        token_b = drawn.token_bn
+        drawn_bn = jax.tree.map(
+            lambda all_bn, new_b: all_bn.at[:, slot].set(new_b), drawn_bn, drawn
+        )
+        counts_bv = jax.lax.cond(is_adjusted, count_token, leave, s.settings.counts_v, token_b)
+        rows = token_b, s.last_b, s.length_b
+        logits_bv, tail = decode_step(c, weights, s.cache, s.tail, slot, *rows)
+        s = replace(s, tail=tail, logits_bv=logits_bv, last_b=token_b, length_b=s.length_b + 1)
+        return replace(s, settings=replace(s.settings, counts_v=counts_bv)), drawn_bn
+
+    # What the round before left is masked, but a number that is not finite would come through.
+    tail = jax.tree.map(lambda a: jnp.where(first == 0, 0, a), slots.tail)
+    slots = replace(slots, tail=tail)
+
+    def make_room(like_b):
+        shape = len(like_b), ROUND_TOKENS, *like_b.shape[1:]
+        return jnp.zeros(shape, like_b.dtype, out_sharding=P(ROWS))
+
+    drawn_bn = jax.tree.map(make_room, jax.eval_shape(draw, slots))
+    return jax.lax.fori_loop(first, first + count, advance, (slots, drawn_bn))
+
+
+@partial(jax.jit, donate_argnames="slots")
+def finish_round(slots: SlotState) -> SlotState:
+    """Put a round's tokens, of which all have been drawn, into the cache."""
+    start_b = slots.length_b - ROUND_TOKENS
+    return replace(slots, cache=merge_tail(slots.cache, slots.tail, start_b))
 
 
 def sample_tokens(

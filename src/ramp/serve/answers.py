@@ -92,8 +92,10 @@ class Answers:
             exact=request.has_seed,
             scores_prompt=request.echo and wants_logprobs,
         )
-        # Only chat models are taught to call the calculator.
-        if request.is_chat:
+        if request.constraint:
+            job.constraint = request.constraint.copy()
+        # Only chat models are taught to call the calculator, which no grammar knows.
+        elif request.is_chat:
             job.insert = partial(tool.reply, self.model.tokenizer)
         return job
 
@@ -164,6 +166,8 @@ def check_reason(reason: str) -> None:
         raise ApiError(503, "the engine has stopped; see the server's log")
     if reason == "invalid":
         raise ApiError(422, "the model's numbers are not finite after this prompt")
+    if reason == "failed":
+        raise ApiError(422, "the grammar leads where no token follows, or costs too much to follow")
 
 
 class EventStream(StreamingResponse):

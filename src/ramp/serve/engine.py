@@ -3,13 +3,16 @@
 Requests wait in a bounded queue; free slots are filled from its head. Prompts are read in chunks,
 two between two rounds of decoding: one chunk of the prompt that came first, one of the prompt with
 the least left. So a running answer waits for at most two chunks, a short prompt does not wait for
-a long one, and none waits for ever. A round draws `DECODE_TOKENS` for all slots and hands them to
+a long one, and none waits for ever. A round draws `ROUND_TOKENS` for all slots and hands them to
 each job's `emit`, which must be quick and safe to call from this thread. A cancelled job loses its
 slot at the next round or chunk.
 
 A slot that is given back keeps what it has read, so the next turn of a conversation reads only what
 is new. Tokens that were drawn are not summed in the order of tokens that were read: a job whose
 answer must be the same every time, as one with a seed, takes nothing from others (`exact`).
+
+A job may have a constraint, such as a grammar, which says before each token which ones may follow.
+While there is one, a round is drawn token by token.
 """
 
 import math
@@ -20,13 +23,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
+from typing import Protocol
 
 import jax
 import numpy as np
 
 from ramp.config import Model
 from ramp.decode import batch
-from ramp.decode.batch import DrawSettings
+from ramp.decode.batch import ALLOW_ALL, ROUND_TOKENS, DrawSettings
 from ramp.decode.cache import grow_cache
 from ramp.decode.params import prepare_decode_params
 from ramp.decode.sample import SamplingParams, shard_rows
@@ -34,7 +38,6 @@ from ramp.errors import UserError
 from ramp.serve.record import Histogram
 from ramp.text.tokenizer import Tokenizer
 
-DECODE_TOKENS = 4  # drawn in one round, before newcomers are admitted
 PREFILL_TOKENS = 64  # of a prompt, read at a time
 # Least length of the cache; it doubles up to the context. XLA:CPU sums over caches of 128 in
 # another order than over all longer ones: an answer would depend on how long its neighbours are.
@@ -53,6 +56,19 @@ class Token:
     start: int = 0  # where its text begins; set by `TextStream`
 
 
+class Constraint(Protocol):
+    """What an answer may be, token by token; `grammar.py` has one."""
+
+    num_tokens: int | None  # of the whole answer, once nothing may follow
+    failed: bool  # what may follow cannot be told
+
+    def fill(self, allowed_w: np.ndarray) -> None:
+        """Clear the bits of the tokens that may not come next; all are set."""
+
+    def accept(self, id: int) -> None:
+        """Go on behind a token that was allowed."""
+
+
 @dataclass(eq=False)
 class Job:
     """One answer to be generated, or a prompt to be told about."""
@@ -62,7 +78,7 @@ class Job:
     sampling: SamplingParams
     seed: int
     # Called with the new tokens and the finish reason: "", "stop", "length", "invalid" (the model's
-    # numbers are not finite) or "error" (the engine has died).
+    # numbers are not finite), "failed" (the constraint did) or "error" (the engine has died).
     emit: Callable[[list[Token], str], None]
     number: int = 0  # of the answer among those to one request: each has draws of its own
     logprobs: int = 0  # most likely tokens to report with each token
@@ -71,6 +87,7 @@ class Job:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     # From the answer so far to tokens that are inserted after it; usually none.
     insert: Callable[[Sequence[int]], list[int]] = lambda answer: []
+    constraint: Constraint | None = None
     exact: bool = True  # never begins with what another job left in a slot
     scores_prompt: bool = False  # fill `prompt_tokens`
     embeds_prompt: bool = False  # fill `embedding`
@@ -129,7 +146,7 @@ class Engine:
         self.kept: dict[int, tuple[int, ...]] = {}
         self.counts = defaultdict(float)
         self.first_token_seconds = Histogram("ramp_first_token_seconds")
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="ramp-engine", daemon=True)
@@ -187,7 +204,8 @@ class Engine:
             job.scores_prompt = job.embeds_prompt = True
             self._prefill(0, job)
             self._copy(0, 0, job)
-            drawn = self._decode()
+            self._allow({})
+            drawn = self._decode({})
         if not np.isfinite(drawn.entropy_bn[0]).all():
             raise UserError(
                 "the weights give numbers that are not finite; import the model again, "
@@ -203,7 +221,8 @@ class Engine:
             while self._admit():
                 self._read_prompts()
                 self._advance()
-        except Exception as error:
+        # Whatever it is: a panic of a library in Rust is no `Exception`.
+        except BaseException as error:
             # The API answers 503 from here on, and /health says so.
             self.error = error
             raise
@@ -301,8 +320,8 @@ class Engine:
             jax.block_until_ready(self.state.length_b)
             return
         # The longest row decides; the cache has one length for all.
-        self._grow(max(job.num_cached for job in ready.values()) + DECODE_TOKENS)
-        drawn = self._decode()
+        self._grow(max(job.num_cached for job in ready.values()) + ROUND_TOKENS)
+        drawn = self._decode(ready)
         self.counts["chunks"] += 1
         for slot, job in ready.items():
             tokens, reason = self._take_tokens(job, drawn, slot)
@@ -328,6 +347,8 @@ class Engine:
             self.first_token_seconds.add(time.perf_counter() - job.started)
         tokens = []
         for i, id in enumerate(drawn.token_bn[slot].tolist()):
+            if job.constraint and job.constraint.failed:
+                return tokens, "failed"
             # A stop token ends the answer and is not part of it.
             if id in self.stop_ids:
                 return tokens, "stop"
@@ -338,6 +359,8 @@ class Engine:
             tokens.append(token)
             job.answer.append(id)
             self.counts["tokens"] += 1
+            if job.constraint and job.constraint.num_tokens == len(job.answer):
+                return tokens, "stop"
             # Inserted tokens count against the limit as well.
             room = job.max_new_tokens - len(job.answer)
             inserted = job.insert(job.answer)[:room]
@@ -418,31 +441,55 @@ class Engine:
         self.state = batch.copy_slot(self.state, *places, self._settings(job))
         job.num_cached = len(job.prompt)
 
-    def _decode(self):
-        self.state, drawn = batch.decode_slots(
-            self.c, self.weights, self.state, DECODE_TOKENS, self.tokenizer.vocab_size
-        )
-        return jax.device_get(drawn)
+    def _decode(self, jobs):
+        """A round of tokens for all slots, of which `jobs` are read."""
+        constraints = {slot: job.constraint for slot, job in jobs.items() if job.constraint}
+        parts = []
+        # Constraints look at each token before the next one is drawn.
+        for first in range(0, ROUND_TOKENS, 1 if constraints else ROUND_TOKENS):
+            if constraints:
+                self._allow(constraints)
+            places = np.int32(first), np.int32(1 if constraints else ROUND_TOKENS)
+            self.state, drawn = batch.decode_slots(
+                self.c, self.weights, self.state, *places, self.tokenizer.vocab_size
+            )
+            parts.append(drawn)
+            for slot, constraint in constraints.items():
+                constraint.accept(int(drawn.token_bn[slot, first]))
+        self.state = batch.finish_round(self.state)
+        # Each has zeros where the others have tokens.
+        return jax.tree.map(lambda *parts: sum(parts), *jax.device_get(parts))
+
+    def _allow(self, constraints):
+        """Tell the device which tokens may follow."""
+        shape = self.slots, batch.count_words(self.c)
+        allowed_bw = np.full(shape, ALLOW_ALL, np.int32)
+        for slot, constraint in constraints.items():
+            constraint.fill(allowed_bw[slot])
+        self.state = batch.set_allowed(self.state, *shard_rows(allowed_bw))
 
     def _settings(self, job):
         """How a job's tokens are drawn, in fixed dtypes: plain numbers would compile again."""
         bias_v = counts_v = np.zeros(self.c.vocab_size, np.float32)
+        is_adjusted = bool(job.constraint or job.logit_bias)
         penalties = job.presence_penalty, job.frequency_penalty
         if job.logit_bias:
             bias_v = bias_v.copy()
             bias_v[list(job.logit_bias)] = list(job.logit_bias.values())
         if any(penalties):
+            is_adjusted = True
             counts = np.bincount(np.array(job.answer, np.int64), minlength=len(counts_v))
             counts_v = counts.astype(np.float32)
         return DrawSettings(
             seed=np.array((job.seed % 2**32, job.seed >> 32, job.number), np.uint32),
             sampling=jax.tree.map(np.float32, job.sampling),
             logprobs=np.float32(job.logprobs),
-            is_adjusted=np.float32(any(penalties) or bool(job.logit_bias)),
+            is_adjusted=np.float32(is_adjusted),
             presence_penalty=np.float32(job.presence_penalty),
             frequency_penalty=np.float32(job.frequency_penalty),
             bias_v=bias_v,
             counts_v=counts_v,
+            allowed_w=np.full(batch.count_words(self.c), ALLOW_ALL, np.int32),
         )
 
 

@@ -165,6 +165,7 @@ COMPLETION = {
     "stop": Field(stop_strings, "the answer ends before one of these"),
     "stream": Field(flag, "send the answer as server-sent events while it is written"),
     "stream_options": Field(mapping, "include_usage: count the tokens at the end of a stream"),
+    "response_format": Field(mapping, "the form of the answer: JSON, a schema or a grammar"),
     "truncation": Field(only("auto", "disabled"), "auto: drop the oldest turns where room ends"),
 }
 TEXT = {
@@ -187,7 +188,6 @@ CHAT = {
     "functions": Field(only([]), "no effect"),
     "tool_choice": Field(only("none", "auto"), "no effect"),
     "function_call": Field(only("none", "auto"), "no effect"),
-    "response_format": Field(only({"type": "text"}), "no effect"),
     "modalities": Field(only(["text"]), "no effect"),
 }
 TOKENIZE = {

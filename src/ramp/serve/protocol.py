@@ -18,6 +18,7 @@ from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
 from ramp.serve import fields
 from ramp.serve.fields import MAX_MESSAGES, MAX_PROMPTS, ApiError, make_field_error
+from ramp.serve.grammar import GrammarConstraint, Grammars, read_format
 from ramp.text.chat import ROLES, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
@@ -38,6 +39,11 @@ class ServedModel:
         """Bytes of text that could fit the context if every token were the longest there is."""
         longest = max(map(len, self.tokenizer.text_pieces))
         return longest * self.c.model.context_len
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What makes constraints for this model."""
+        return Grammars(self.tokenizer)
 
     @property
     def can_chat(self) -> bool:
@@ -78,6 +84,7 @@ class CompletionRequest:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    constraint: GrammarConstraint | None = None  # each answer has a copy
 
     @property
     def num_answers(self) -> int:
@@ -127,9 +134,10 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
     # Without a seed each request gets another one, as with OpenAI.
     seed = secrets.randbits(64) if given["seed"] is None else given["seed"]
     read_prompts = _read_conversation if is_chat else _read_prompts
+    prompts = tuple(read_prompts(given, model))
     return CompletionRequest(
         is_chat=is_chat,
-        prompts=tuple(read_prompts(given, model)),
+        prompts=prompts,
         n=given["n"] or 1,
         sampling=_read_sampling(given, model),
         seed=seed % 2**64,
@@ -142,6 +150,7 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
         presence_penalty=given["presence_penalty"] or 0.0,
         frequency_penalty=given["frequency_penalty"] or 0.0,
         logit_bias=_read_bias(given["logit_bias"] or {}, model),
+        constraint=_read_constraint(given, model, prompts),
     )
 
 
@@ -173,6 +182,12 @@ def _read_bias(bias, model):
     for key in bias:
         _check_id(int(key), model, "logit_bias")
     return {int(key): float(value) for key, value in bias.items()}
+
+
+def _read_constraint(given, model, prompts):
+    name = "response_format"
+    grammar = read_format(given[name], name)
+    return grammar and model.grammars.compile(grammar, prompts[0].ids, name)
 
 
 def _check_id(id, model, name):
