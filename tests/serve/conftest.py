@@ -13,6 +13,7 @@ import uvicorn
 from ramp.config import Config, Text, resolve
 from ramp.serve import api
 from ramp.serve.connections import Connections
+from ramp.serve.device import JaxSlots
 from ramp.serve.engine import Engine
 from ramp.serve.protocol import ServedModel
 from ramp.text.tokenizer import Tokenizer
@@ -32,7 +33,8 @@ class Live:
         )
         with jax.set_mesh(tiny.mesh()):
             self.lm = tiny.lively(c.model)
-            self.engine = Engine(c.model, self.lm, tokenizer, slots, queue)
+            slots_on_mesh = JaxSlots(c.model, self.lm, tokenizer.vocab_size, slots)
+            self.engine = Engine(slots_on_mesh, tokenizer, queue)
             self.engine.stop_ids = set()  # answers are as long as they were asked to be
             self.engine.warm_up()
         self.engine.start()

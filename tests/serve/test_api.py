@@ -147,7 +147,7 @@ def test_a_prompt_is_scored(client, live):
         ids = tokenizer.encode(text)
         row = np.array([[bos, *ids]])
         with jax.set_mesh(tiny.mesh()):
-            logits = np.asarray(tiny.logits(live.engine.c, live.lm, row))[0]
+            logits = np.asarray(tiny.logits(live.engine.device.c, live.lm, row))[0]
         want = np.asarray(jax.nn.log_softmax(logits[:-1, : tokenizer.vocab_size], axis=-1))
         got = choice.logprobs
         # The <|bos|> that the server puts in front is not the client's.
@@ -236,9 +236,9 @@ def test_bias_and_penalties(client, live):
     prompt = [live.model.tokenizer.bos, *b"Once"]
     for token in spread.logprobs.tokens[:6]:
         with jax.set_mesh(tiny.mesh()):
-            logits = np.asarray(tiny.logits(live.engine.c, live.lm, np.array([prompt + ids])))[
-                0, -1
-            ]
+            logits = np.asarray(
+                tiny.logits(live.engine.device.c, live.lm, np.array([prompt + ids]))
+            )[0, -1]
         logits = logits[: len(counts)] - 2 * counts - 2 * (counts > 0)
         ids.append(int(logits.argmax()))
         counts[ids[-1]] += 1

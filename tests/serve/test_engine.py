@@ -14,10 +14,17 @@ import tiny
 from ramp.decode import batch
 from ramp.decode.cache import grow_cache
 from ramp.decode.sample import SamplingParams
-from ramp.serve.engine import Engine, Job, QueueFull
+from ramp.serve.device import JaxSlots
+from ramp.serve.engine import Engine, QueueFull
+from ramp.serve.jobs import Job
 from ramp.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.bytes_only()
+
+
+def make_engine(c, lm, **settings) -> Engine:
+    """An engine on slots of the current mesh."""
+    return Engine(JaxSlots(c, lm, TOKENIZER.vocab_size, **settings), TOKENIZER)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +92,7 @@ def test_greedy_tokens_are_those_of_a_whole_forward_pass(live, engine):
     tokens, _ = answer(engine, prompt, 50, SamplingParams(temperature=0.0))[1]()
     ids = [token.id for token in tokens]
     with jax.set_mesh(tiny.mesh()):
-        logits = np.asarray(tiny.logits(engine.c, live.lm, np.array([prompt + ids])))[
+        logits = np.asarray(tiny.logits(engine.device.c, live.lm, np.array([prompt + ids])))[
             0, len(prompt) - 1 : -1
         ]
     logits = logits[:, : TOKENIZER.vocab_size]
@@ -194,7 +201,7 @@ def test_on_any_mesh(engine):
     want = [[t.id for t in answer(engine, p, 12, SamplingParams(0.0))[1]()[0]] for p in prompts]
     with jax.set_mesh(tiny.mesh(data=2, model=2)):
         c = tiny.model(context_len=64, vocab_size=384)
-        split = Engine(c, tiny.lively(c), TOKENIZER, slots=3)
+        split = make_engine(c, tiny.lively(c), slots=3)
         split.stop_ids = set()
         assert split.slots == 4
         split.start()
@@ -205,8 +212,8 @@ def test_on_any_mesh(engine):
 
 def test_a_fault_ends_every_answer(live, engine, monkeypatch):
     with jax.set_mesh(tiny.mesh()):
-        broken = Engine(engine.c, live.lm, TOKENIZER, slots=4)
-    monkeypatch.setattr(broken, "_decode", lambda jobs: 1 / 0)
+        broken = make_engine(engine.device.c, live.lm, slots=4)
+    monkeypatch.setattr(broken.device, "draw", lambda jobs: 1 / 0)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     broken.start()
     _, wait = answer(broken, [1], 5)
@@ -225,39 +232,38 @@ def test_a_prompt_in_pieces_is_the_prompt_at_once(over):
     with jax.set_mesh(tiny.mesh()):
         lm = tiny.lively(c)
         for piece, length in ((16, 3), (16, 41), (16, 64), (64, 41)):
-            engine = Engine(c, lm, TOKENIZER, slots=2, prefill_tokens=piece)
+            slots = JaxSlots(c, lm, TOKENIZER.vocab_size, slots=2, prefill_tokens=piece)
             job = Job(
                 tuple(prompt[:length].tolist()), 8, SamplingParams(0.0), 0, lambda tokens, why: None
             )
             rounds = 0
             while job.num_unread:
-                engine._prefill(1, job)
+                slots.read(1, job)
                 rounds += 1
                 if job.num_unread:
-                    engine._decode(
-                        {}
-                    )  # what a slot draws before its prompt is read leaves no trace
+                    slots.draw({})  # what a slot draws before its prompt is read leaves no trace
             assert rounds == -(-length // piece)
-            read = np.asarray(engine.state.logits_bv)[1]
-            row = np.concatenate([prompt[:length], engine._decode({}).token_bn[1]])
+            read = np.asarray(slots.state.logits_bv)[1]
+            row = np.concatenate([prompt[:length], slots.draw({}).token_bn[1]])
             padded = np.pad(row, (0, 80 - len(row)))[None]
             want = np.asarray(tiny.logits(c, lm, padded))[0]
             off = 5e-6 * np.abs(want).max()  # sums in another order, at the scale of what is summed
             np.testing.assert_allclose(read, want[length - 1], rtol=0, atol=off)
             np.testing.assert_allclose(
-                np.asarray(engine.state.logits_bv)[1], want[len(row) - 1], rtol=0, atol=off
+                np.asarray(slots.state.logits_bv)[1], want[len(row) - 1], rtol=0, atol=off
             )
 
 
 def test_a_long_prompt_delays_nobody(live):
     """It is read two pieces at a time between chunks of those who speak; a short prompt that came later is answered first."""
     with jax.set_mesh(tiny.mesh()):
-        engine = Engine(live.engine.c, live.lm, TOKENIZER, slots=4, prefill_tokens=16)
+        engine = make_engine(live.engine.device.c, live.lm, slots=4, prefill_tokens=16)
     engine.stop_ids = set()
     order: list[str] = []
-    piece, chunk = engine._prefill, engine._decode
-    engine._prefill = lambda at, job: (order.append("piece"), piece(at, job))
-    engine._decode = lambda jobs: (order.append("chunk"), chunk(jobs))[1]
+    slots = engine.device
+    piece, chunk = slots.read, slots.draw
+    slots.read = lambda at, job: (order.append("piece"), piece(at, job))[1]
+    slots.draw = lambda jobs: (order.append("chunk"), chunk(jobs))[1]
     heard: dict[str, int] = {}
     done = threading.Event()
 

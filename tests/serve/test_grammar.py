@@ -17,8 +17,8 @@ from ramp.decode import batch
 from ramp.decode.sample import SamplingParams
 from ramp.serve import grammar, protocol
 from ramp.serve.answers import check_reason
-from ramp.serve.engine import Job
 from ramp.serve.fields import ApiError
+from ramp.serve.jobs import Job
 from ramp.text.tokenizer import SPECIALS, Tokenizer
 
 pytest.importorskip("llguidance")

@@ -5,7 +5,7 @@ import codecs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramp.serve.engine import Token
+from ramp.serve.jobs import Token
 from ramp.serve.text_stream import TextStream
 from ramp.text.tokenizer import Tokenizer
 

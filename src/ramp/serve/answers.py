@@ -13,8 +13,9 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ramp.serve.engine import Engine, Job, QueueFull, Token
+from ramp.serve.engine import Engine, QueueFull
 from ramp.serve.fields import ApiError
+from ramp.serve.jobs import Job, Token
 from ramp.serve.protocol import CompletionRequest, ServedModel
 from ramp.serve.text_stream import TextStream, make_chat_logprob, make_completion_logprobs
 from ramp.tasks import tool

@@ -305,7 +305,7 @@ class Api:
             ("active", "gauge", len(engine.running)),
             ("waiting", "gauge", len(engine.waiting)),
             ("slots", "gauge", engine.slots),
-            ("cache_tokens", "gauge", engine.size),
+            ("cache_tokens", "gauge", engine.device.size),
         ]
         lines = [*self.seconds.lines(), *engine.first_token_seconds.lines()]
         for name, kind, value in rows:
@@ -432,7 +432,7 @@ def serve(
 ) -> None:
     """Warm up, then answer until interrupted."""
     host, port = sock.getsockname()[:2]
-    engine.warm_up(lambda text: print(f"compiling: {text:<40}", end="\r", flush=True))
+    engine.warm_up(lambda text: print(f"{text:<60}", end="\r", flush=True))
     # Garbage collections skip what is here to stay.
     gc.collect()
     gc.freeze()

@@ -252,6 +252,7 @@ def _serve(args):
         )
     from ramp.serve import api
     from ramp.serve.connections import Connections
+    from ramp.serve.device import JaxSlots
     from ramp.serve.engine import Engine
     from ramp.serve.protocol import ServedModel
     from ramp.serve.record import RequestLog
@@ -260,7 +261,9 @@ def _serve(args):
     # A port that is taken is found before the model is loaded and compiled.
     sock = api.listen(args.host, args.port)
     loaded = _load(args.run, args.stage)
-    engine = Engine(loaded.c.model, loaded.lm, loaded.tokenizer, args.slots, args.queue)
+    vocab_size = loaded.tokenizer.vocab_size
+    slots = JaxSlots(loaded.c.model, loaded.lm, vocab_size, args.slots)
+    engine = Engine(slots, loaded.tokenizer, args.queue)
     model = ServedModel(args.run.resolve().name, loaded.c, loaded.tokenizer, loaded.stage)
     del loaded  # the engine has its own copy of the weights
     api.serve(engine, model, sock, access, log, Connections(args.per_address))

@@ -14,7 +14,7 @@ from ramp.errors import UserError
 from ramp.evals.samples import sampling_params
 from ramp.host import setup_devices
 from ramp.rundir import RunDir
-from ramp.serve.engine import Token
+from ramp.serve.jobs import Token
 from ramp.serve.protocol import drop_oldest_turns
 from ramp.serve.text_stream import TextStream
 from ramp.tasks import tool

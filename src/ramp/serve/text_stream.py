@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ramp.serve.engine import Token
+from ramp.serve.jobs import Token
 from ramp.text.tokenizer import StreamDecoder, Tokenizer
 
 
