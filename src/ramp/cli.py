@@ -570,7 +570,7 @@ def run_synth(args: Arguments, flags: Flags) -> int:
 
         print(ledger.describe_sample(run.path / "synth", args.about))
         return 0
-    c = setup_devices(c)
+    c = setup_devices(c, stages=())
     from ramp.stages import candidates
 
     return candidates.run(run, c, args.about)

@@ -1,6 +1,6 @@
 """This machine, tuned before jax starts: memory, kernels, compilation cache, mesh.
 
-Also what only process 0 does. Imported by every command that computes. No jax at the top: flags are
+Imported by every command that computes. No jax at the top: flags are
 checked before it is paid for.
 """
 
@@ -9,13 +9,10 @@ import importlib.util
 import os
 import platform
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ramp import config, interrupts
 from ramp.config import Config
-from ramp.errors import UserError
 
 TUNABLE = "glibc.malloc.hugetlb=1"
 EIGEN = "--xla_cpu_experimental_ynn_fusion_type="
@@ -26,14 +23,16 @@ KNOW_EIGEN = ("0.10.", "0.11.", "0.12.")
 DEVICE_FILES = ("nvidia*", "dxg", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 
 
-def setup_devices(c: Config, devices: int | None = None, stages: tuple[str, ...] = ()) -> Config:
+def setup_devices(
+    c: Config, one_each: bool = False, stages: tuple[str, ...] | None = None
+) -> Config:
     """Join the job's processes, choose the dtype, make the mesh, check that everything divides.
 
     Returns the resolved configuration. Call it before imports that start threads: each of them
     would bring a memory arena that `keep_memory` does not hold.
 
     Args:
-      devices: use only the first so many.
+      one_each: use only one device of each process; all of them hold and do the same.
       stages: those that will run; by default the configuration's.
     """
     import jax
@@ -52,9 +51,12 @@ def setup_devices(c: Config, devices: int | None = None, stages: tuple[str, ...]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     c = config.resolve(choose_dtype(c, jax.default_backend()))
-    used = jax.devices()[:devices]
-    checked = config.replace(c, stages=stages) if stages else c
-    mesh.check_divisible(checked, mesh.resolve_mesh_shape(c.mesh, len(used)))
+    used = jax.devices()
+    if one_each:
+        used = [d for d in used if d == jax.local_devices(d.process_index)[0]]
+        c = config.replace(c, mesh=config.Mesh(replica=len(used), data=1))
+    shape = mesh.resolve_mesh_shape(c.mesh, len(used))
+    mesh.check_divisible(c, shape, c.stages if stages is None else stages)
     mesh.make_mesh(c.mesh, used)
     return c
 
@@ -149,17 +151,15 @@ def measure_budget() -> float:
     of what its control group may have: the rest is for Python, data and a checkpoint on its way.
     """
     import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
+
+    from ramp.train import processes
 
     devices = jax.local_devices()
     if jax.default_backend() == "cpu":
         budget = 0.8 * find_memory() / len(devices)
     else:
         budget = 0.95 * (devices[0].memory_stats() or {}).get("bytes_limit", float("inf"))
-    if jax.process_count() > 1:
-        budget = float(multihost_utils.process_allgather(np.array(budget)).min())
-    return budget
+    return min(processes.gather(lambda: budget))
 
 
 def find_memory(root: Path = Path("/")) -> int:
@@ -192,29 +192,3 @@ def has_bfloat16() -> bool:
     """
     info = Path("/proc/cpuinfo")
     return info.exists() and "avx512_bf16" in info.read_text()
-
-
-def on_process_zero(action: Callable[[], Any]) -> Any:
-    """Let process 0, the only one that writes, do it, and return the result there.
-
-    The others wait, get None, and stop too where it fails.
-    """
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    result = error = None
-    if jax.process_index() == 0:
-        try:
-            result = action()
-        except Exception as fault:
-            # Raised below: the others wait for this process at the gather.
-            error = fault
-    failed = error is not None
-    if jax.process_count() > 1:
-        failed = bool(multihost_utils.process_allgather(np.array(failed)).any())
-    if error is not None:
-        raise error
-    if failed:
-        raise UserError("process 0 could not go on; its output says why")
-    return result

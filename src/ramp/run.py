@@ -13,7 +13,7 @@ from types import ModuleType
 from ramp.config import Config
 from ramp.errors import NothingToLearn, UserError
 from ramp.files import write_atomic
-from ramp.host import measure_budget, on_process_zero, setup_devices
+from ramp.host import measure_budget, setup_devices
 from ramp.rundir import Request, RunDir, open_run
 from ramp.stages import STAGES
 from ramp.stages.checks import check_settings
@@ -48,35 +48,29 @@ def run(
     # Before imports that start threads.
     asked = rundir.keep_chosen(c)
     c = setup_devices(asked, stages=stages)
-    import jax
-
     from ramp.reporting import report
     from ramp.train import memory
     from ramp.train.preemption import Preemption
+    from ramp.train.processes import is_writer, on_writer
 
     # All at once: a module that cannot be imported is found before hours of training.
     modules = {
         name: importlib.import_module(STAGES[name].module) for name in todo if name in STAGES
     }
-    for name in todo:
-        if name in STAGES and STAGES[name].one_process and jax.process_count() > 1:
-            raise UserError(
-                f"{name} runs in one process so far; use one host, with any number of devices"
-            )
     c = memory.fit_batch(asked, c, todo, measure_budget())
     stop = Preemption()
     failed: list[NothingToLearn] = []
     with ExitStack() as stack:
         # The lock is held to the end; only the process that writes takes it.
-        on_process_zero(lambda: (stack.enter_context(rundir.lock()), rundir.repair()))
+        on_writer(lambda: (stack.enter_context(rundir.lock()), rundir.repair()))
         if request:
             from ramp import branch
 
             c = branch.keep_tokenizer(open_run(request.parent)[1], c)
-            on_process_zero(partial(branch.begin, request, c, rundir, stages))
-        on_process_zero(partial(rundir.check_or_create, c, is_done=not todo))
+            on_writer(partial(branch.begin, request, c, rundir, stages))
+        on_writer(partial(rundir.check_or_create, c, is_done=not todo))
         if force:
-            on_process_zero(partial(begin_anew, rundir, stages))
+            on_writer(partial(begin_anew, rundir, stages))
         are_lengths_checked = False
         for name in stages:
             # Those that `force` had begun anew before a request to stop are done by now.
@@ -89,7 +83,7 @@ def run(
             require_done(rundir, name, needs="pretrain" if name in suites else STAGES[name].needs)
             if name == "prepare":
                 before = rundir.report().get(name, {}).get("sha256")
-                result = on_process_zero(partial(prepare_in_subprocess, rundir, c))
+                result = on_writer(partial(prepare_in_subprocess, rundir, c))
                 if result and before not in (None, result["sha256"]):
                     print_outdated(rundir)
             else:
@@ -102,15 +96,15 @@ def run(
                     failed.append(error)
                     continue
             # The other processes have no result of `prepare`, and write none.
-            on_process_zero(partial(report.update_report, directory, name, result or {}))
+            on_writer(partial(report.update_report, directory, name, result or {}))
             # After each stage, so that a run that breaks off later has a report too.
-            on_process_zero(partial(report.write_report, directory))
+            on_writer(partial(report.write_report, directory))
             # Last: a kill before this repeats the end of the stage, a later one loses nothing.
-            on_process_zero(partial(report.update_report, directory, name, {"done": True}))
-        on_process_zero(lambda: rundir.begun_anew.unlink(missing_ok=True))
+            on_writer(partial(report.update_report, directory, name, {"done": True}))
+        on_writer(lambda: rundir.begun_anew.unlink(missing_ok=True))
     if failed:
         raise failed[0]
-    if jax.process_index() == 0:
+    if is_writer():
         print(f"report: {directory / 'report.html'}")
 
 

@@ -6,6 +6,7 @@ What fails in it is the user's to mend: every failure is one sentence with the f
 import sys
 import threading
 import traceback
+import zlib
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -58,7 +59,8 @@ def _run_file(path: Path, changed_ns: int) -> ModuleType:
     # none of them hides another module.
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))
-    name = f"user_code_{abs(hash((path, changed_ns)))}"
+    # The same in every process: what one pickles, another reads.
+    name = f"user_code_{zlib.crc32(f'{path} {changed_ns}'.encode()):08x}"
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses look their module up there

@@ -328,7 +328,7 @@ def test_gguf_becomes_a_run_that_every_stage_opens(tmp_path, tokenizer):
     from ramp.host import setup_devices
 
     _, again = rundir.open_run(run.path)
-    again = setup_devices(again, devices=1)
+    again = setup_devices(again, one_each=True)
     assert (again.model.context_len, again.model.norm_eps, again.model.rope_theta) == (
         48,
         1e-5,

@@ -139,6 +139,7 @@ def test_a_single_evaluation_foretells_nothing_and_says_so(rundir, monkeypatch, 
 
 def test_other_processes_write_nothing(rundir, monkeypatch):
     monkeypatch.setattr(trials, "sample_rollouts", growing)
+    monkeypatch.setattr(trials, "on_writer", lambda action: None)
     with MetricWriter(rundir.path, "finetune", 0, enabled=False) as board:
         assert (
             trials.TrialRunner(rundir, settings(), TOKENIZER)({"lm": None}, 10, board, Preemption())

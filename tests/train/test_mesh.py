@@ -13,6 +13,7 @@ import tiny
 
 from ramp import config, host
 from ramp.errors import UserError
+from ramp.stages import STAGES
 from ramp.train import mesh
 
 
@@ -84,18 +85,18 @@ def run(**over):
 def test_what_does_not_divide_is_named_with_its_key(key, over, dims):
     over = {"model": {"num_kv_heads": 4}} | over if key == "pretrain.batch_size" else over
     c = run(**over)
-    mesh.check_divisible(c, (1, 1, 1))
+    mesh.check_divisible(c, (1, 1, 1), STAGES)
     with pytest.raises(
-        UserError, match=rf"^{key}.* does not divide over {math.prod(dims)} devices.*multiple of"
+        UserError, match=rf"{key} = \d+ does not divide over {math.prod(dims)} devices.* would"
     ):
-        mesh.check_divisible(c, dims)
+        mesh.check_divisible(c, dims, STAGES)
 
 
 def test_what_check_passes_can_be_made():
     """The widest meshes that `check` allows do hold this model's parameters, the switches' tables included."""
     c = run(model=tiny.ALL)
     for dims in ((1, 8, 1), (2, 2, 2)):
-        mesh.check_divisible(c, dims)
+        mesh.check_divisible(c, dims, STAGES)
         with jax.set_mesh(tiny.mesh(*dims)):
             tiny.init(c.model)
 
@@ -104,7 +105,7 @@ def test_value_tables_are_checked_too():
     """Their side of kv_heads x head_dim is split over `data`."""
     c = run(model={"value_embeds": True, "num_kv_heads": 1, "head_dim": 12})
     with pytest.raises(UserError, match="num_kv_heads"):
-        mesh.check_divisible(c, (1, 8, 1))
+        mesh.check_divisible(c, (1, 8, 1), STAGES)
 
 
 @pytest.mark.parametrize("dims", [(1, 1, 1), (1, 8, 1), (1, 4, 2), (2, 2, 2), (1, 1, 8)])
@@ -133,7 +134,7 @@ def test_float32_on_a_cpu_is_multiplied_by_eigen():
     """In a process of its own: XLA reads its flags once."""
     said = (
         "import jax, jax.numpy as jnp; from ramp import config, host\n"
-        "host.setup_devices(config.Config(model=config.Model(dtype='float32')), devices=1)\n"
+        "host.setup_devices(config.Config(model=config.Model(dtype='float32')), one_each=True)\n"
         "x = jnp.ones((256, 256)); print(jax.jit(lambda x: x @ x).lower(x).compile().as_text())"
     )
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}

@@ -25,6 +25,7 @@ from ramp.decode.sample import shard_rows
 from ramp.model import transformer
 from ramp.model.loss import cross_entropy
 from ramp.model.transformer import ROWS
+from ramp.train.processes import to_host
 from ramp.train.step import Loss
 
 # Tokens up to a step's end whose surprise the head weighs: what the step states, not which step it
@@ -195,7 +196,7 @@ def score_steps(c: Model, process: dict, r: Rollouts, length: int) -> np.ndarray
     length: of the rows that are read; a problem with its rollout must fit.
     """
     (tokens_bt,) = shard_rows(rollouts.make_rows(r, length)["tokens"])
-    p_bt = np.asarray(_jit_probabilities(c, process, tokens_bt))
+    p_bt = to_host(_jit_probabilities(c, process, tokens_bt))[: len(r.prompts)]
     end_bs = step_ends(r)
     p_bs = np.take_along_axis(p_bt, np.maximum(end_bs, 0), axis=1)
     has_end_bs = (end_bs >= 0) & (r.exists_bs > 0)

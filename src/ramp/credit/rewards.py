@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import FunctionType
 from typing import Any
 
@@ -26,6 +26,7 @@ from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError, require_name
 from ramp.tasks.protocol import Problem
 from ramp.text.tokenizer import Tokenizer
+from ramp.train import processes
 from ramp.user_code import call, is_user_code, load_object
 
 
@@ -253,7 +254,9 @@ def judge(
     rollout_b = step_bs = None
     for term in parse_reward(text):
         if is_user_code(term.name):
-            rewards = run_user_reward(term.name, seconds, r, tokenizer)
+            # In one process: it sees all records at once, and may not say the same twice.
+            ask = partial(run_user_reward, term.name, seconds, r, tokenizer)
+            rewards = processes.share(ask)
         else:
             rewards = REWARDS[term.name](r, tokenizer)
         if term.name == "head" and head_bs is not None:

@@ -20,8 +20,9 @@ from ramp.errors import UserError
 from ramp.model.transformer import Params
 from ramp.tasks import Problem, Task, Verdict
 from ramp.tasks.cutting import cut_solution
-from ramp.tasks.protocol import prompt_ids
+from ramp.tasks.protocol import Parsed, prompt_ids
 from ramp.text.tokenizer import Tokenizer
+from ramp.train import processes
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def sample_rollouts(
             f"rollouts need problems and a group of at least one, "
             f"not {len(problems)} problems and {group_size}"
         )
+    # A user's task may not make the same problem twice.
+    problems = processes.share(lambda: list(problems))
     rows = [problem for problem in problems for _ in range(group_size)]
     prompts = [prompt_ids(tokenizer, problem.question) for problem in rows]
     require_room(c, tokenizer, problems, max_new_tokens)
@@ -157,17 +160,23 @@ def score_rollouts(
     wrong, unfinished step.
     """
     B, N = tokens_bn.shape
+
+    def judge(rows: Sequence[int]) -> list[tuple[Parsed, Verdict]]:
+        judged = []
+        for b in rows:
+            # Boundaries are found on ids, so a step never begins inside a token.
+            parsed = cut_solution(tokenizer, task, tokens_bn[b][tokens_bn[b] >= 0].tolist())
+            verdict = task.judge(problems[b], parsed.steps, parsed.answer)
+            judged.append((parsed, verdict))
+        return judged
+
     step_bn = np.full((B, N), -1, np.int32)
     right_bs, exists_bs = np.zeros((2, B, N + 1), np.float32)
     verdicts, answers = [], []
-    for b, problem in enumerate(problems):
-        row = tokens_bn[b]
-        ids = row[row >= 0].tolist()
-        # Boundaries are found on ids, so a step never begins inside a token.
-        parsed = cut_solution(tokenizer, task, ids)
-        verdict = task.judge(problem, parsed.steps, parsed.answer)
+    # A checker may be slow, or a user's own: each row is judged in one process.
+    for b, (parsed, verdict) in enumerate(processes.map_rows(judge, range(B))):
         count = len(verdict.all_steps)
-        step_bn[b, : len(ids)] = parsed.step_of_token
+        step_bn[b, : len(parsed.step_of_token)] = parsed.step_of_token
         right_bs[b, :count] = [step.right for step in verdict.all_steps]
         exists_bs[b, :count] = 1
         verdicts.append(verdict)

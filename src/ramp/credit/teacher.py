@@ -21,6 +21,7 @@ from ramp.rundir import open_run
 from ramp.tasks.protocol import prompt_ids
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
+from ramp.train.processes import to_host
 
 ROUND = 64  # rows with feedback are padded to a multiple of this, so that few shapes are compiled
 # Tokens for the sentences around what is shown.
@@ -37,7 +38,7 @@ def compute_logps(c: Model, lm: dict, r: Rollouts, length: int, temperature: flo
     batch = rollouts.make_rows(r, length)
     tokens_bt, targets_bt = sample.shard_rows(batch["tokens"], batch["targets"])
     logps_bt, _ = _jit_logps(c, lm, tokens_bt, targets_bt, temperature)
-    return np.asarray(logps_bt)
+    return to_host(logps_bt)[: len(r.prompts)]
 
 
 def compare_with_sampler(

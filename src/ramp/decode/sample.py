@@ -39,6 +39,7 @@ from ramp.decode.params import prepare_decode_params
 from ramp.errors import UserError
 from ramp.model.attention import MASKED, attention
 from ramp.model.transformer import ROWS, Params, attention_backend, run_blocks, unembed
+from ramp.train.processes import to_host, to_mesh
 
 MIN_CACHE = 128  # tokens that a cache has room for at first
 
@@ -124,8 +125,8 @@ def generate(
         state = prefill_prompts(c, params, rows[batch], row_seeds[batch])
         state = decode(c, weights, state, sampling, max_new_tokens, stop, vocab_size, check)
         # All rows, in every process.
-        tokens.append(np.asarray(jax.reshard(state.tokens_bn, P())))
-        logps.append(np.asarray(jax.reshard(state.logps_bn, P())))
+        tokens.append(to_host(state.tokens_bn))
+        logps.append(to_host(state.logps_bn))
     tokens_bn = np.concatenate(tokens)[: len(prompts)]
     logps_bn = np.concatenate(logps)[: len(prompts)]
     return Generation(tokens_bn, logps_bn)
@@ -213,9 +214,19 @@ def pad_prompts(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarra
 
 
 def shard_rows(*arrays: np.ndarray) -> tuple[Array, ...]:
-    """Host arrays on the current mesh, their rows split over its devices."""
+    """Host arrays on the current mesh, their rows split over its devices.
+
+    Rows of zeros fill them up where they do not divide. Every process gives the same arrays.
+    """
     mesh = jax.sharding.get_mesh()
-    return jax.device_put(arrays, jax.NamedSharding(mesh, P(ROWS)))
+    sharding = jax.NamedSharding(mesh, P(ROWS))
+    num_devices = mesh.shape["replica"] * mesh.shape["data"]
+
+    def place(a: np.ndarray) -> Array:
+        spare = np.zeros((-len(a) % num_devices, *a.shape[1:]), a.dtype)
+        return to_mesh(np.concatenate([a, spare]) if len(spare) else a, sharding)
+
+    return tuple(map(place, arrays))
 
 
 def prefill_prompts(

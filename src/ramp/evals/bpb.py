@@ -24,6 +24,7 @@ from ramp.text.shards import TokenReader
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.mesh import shard_batch
 from ramp.train.preemption import Preemption
+from ramp.train.processes import is_writer, share
 from ramp.train.restore import load_params
 
 
@@ -134,7 +135,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     params = load_params(rundir, "pretrain", c, tokenizer)
     with stop.together():
         loss = make_bits_per_byte(c, rows, tokenizer)(params, stop)
-    fitted = fit_baselines(rundir, tokenizer) if c.eval.baselines else Baselines({}, 0, 0, 0, 0)
+    fitted = Baselines({}, 0, 0, 0, 0)
+    if c.eval.baselines:
+        fitted = share(lambda: fit_baselines(rundir, tokenizer))
     others = fitted.bits
     report = BpbReport(
         **vars(loss),
@@ -146,7 +149,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         seconds=time.perf_counter() - began,
     )
     # At the step of the model that was evaluated, so that it stands at the end of its curve.
-    with MetricWriter(rundir.path, "eval", 0, jax.process_index() == 0) as board:
+    with MetricWriter(rundir.path, "eval", 0, is_writer()) as board:
         scalars = {f"eval/baseline_{name}": bits for name, bits in others.items()}
         board.scalars(c.pretrain.steps, {"eval/val_bpb": loss.val_bpb} | scalars)
         board.figure(c.pretrain.steps, "eval/baselines", plot_baselines(loss.val_bpb, others))

@@ -28,6 +28,7 @@ from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.mesh import ROWS, shard_batch
 from ramp.train.preemption import Preemption
+from ramp.train.processes import is_writer
 from ramp.train.restore import load_params
 
 HEADER = (
@@ -224,9 +225,8 @@ def run(
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     params = load_params(rundir, "pretrain", c, tokenizer)
-    is_first = jax.process_index() == 0
     # In several processes the first one speaks for all.
-    show = partial(print, flush=True) if is_first else lambda line: None
+    show = partial(print, flush=True) if is_writer() else lambda line: None
     scores = {}
     with stop.together():
         show(HEADER)
@@ -240,7 +240,7 @@ def run(
         f"CORE {report.core:.4f} ± {report.se:.4f}, "
         f"compared with 0 by chance and {report.guess:.4f} for any choice"
     )
-    with MetricWriter(rundir.path, "core", 0, is_first) as board:
+    with MetricWriter(rundir.path, "core", 0, is_writer()) as board:
         scalars = {f"eval/core/{label}": score.centred for label, score in scores.items()}
         scalars |= {"eval/core": report.core, "eval/core_guess": report.guess}
         board.scalars(c.pretrain.steps, scalars)

@@ -140,7 +140,7 @@ def climb(c: Config, directory: Path, rungs: list[Rung], scale: float, text: boo
             probe = PROBES[rung.probe]
             n = round(probe.size * scale)
             learn.make_probe_config(rung, probe, n)
-    resolved = setup_devices(c, devices=1)  # models this small are not worth splitting
+    resolved = setup_devices(c, one_each=True)  # models this small are not worth splitting
     c = replace(c, model=replace(c.model, dtype=resolved.model.dtype))
     rundir = RunDir(directory)
     with rundir.lock():

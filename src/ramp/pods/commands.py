@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
     # The best choice is then planned like any other configuration.
     if args.search:
         c = search.find_best(c, topology)
-    c, mesh = plan.resolve(c, topology)
+    c, mesh = plan.resolve(c, topology, programs)
     report = plan.make_plan(c, mesh, topology, programs)
     if args.save:
         plan.save(report, args.save)

@@ -115,8 +115,11 @@ def load(path: Path) -> Plan:
         raise UserError(f"{file} is not a plan ({error})") from None
 
 
-def resolve(c: Config, topology: Topology) -> tuple[Config, Mesh]:
+def resolve(
+    c: Config, topology: Topology, programs: Sequence[str] = ("train",)
+) -> tuple[Config, Mesh]:
     """The configuration as the target would resolve it, and the mesh, which becomes jax's own."""
+    stages = [STAGE_OF[name] for name in programs if name in STAGE_OF]
     m = c.model
     if m.dtype == "auto":
         m = replace(m, dtype="bfloat16")
@@ -128,7 +131,7 @@ def resolve(c: Config, topology: Topology) -> tuple[Config, Mesh]:
     if topology.slices > 1 and c.mesh.replica == 1:
         c = replace(c, mesh=replace(c.mesh, replica=topology.slices))
     shape = meshes.resolve_mesh_shape(c.mesh, topology.device_count)
-    meshes.check_divisible(c, shape)
+    meshes.check_divisible(c, shape, stages)
     meshes.compiler_options(c.mesh)  # a wrong name is refused before anything is compiled
     axes = dict(zip(meshes.AXES, shape, strict=True))
     c = replace(c, mesh=replace(c.mesh, **axes))
@@ -199,6 +202,8 @@ LOWER = {
     "prefill": _lower_prefill,
     "decode": _lower_decode,
 }
+# Stages whose step it is.
+STAGE_OF = {"train": "pretrain", "reinforce": "reinforce"}
 # Tokens that one program is of, as the compiler counts it; the figures of a plan are of one.
 TOKENS = {"decode": sample.TAIL}
 

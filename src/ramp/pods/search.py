@@ -73,7 +73,7 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
         )
         # A mesh that does not divide the model is no choice.
         try:
-            meshes.check_divisible(tried, (replica, data, model))
+            meshes.check_divisible(tried, (replica, data, model), ("pretrain",))
         except UserError:
             continue
         needed = memory.step_bytes(tried.model, tried.pretrain, data, model, replica)

@@ -5,10 +5,11 @@ import importlib.util
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
-from ramp import config, rundir
+from ramp import rundir
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.files import parse_path
@@ -131,7 +132,7 @@ def _load(path, stage, on_host=False):
     from ramp.text.tokenizer import Tokenizer
     from ramp.train.restore import load_params
 
-    c = _use_host(c) if on_host else setup_devices(c)
+    c = _use_host(c) if on_host else setup_devices(c, stages=())
     tokenizer = Tokenizer.load(run.tokenizer)
     params = load_params(run, stage, c, tokenizer)
     return LoadedRun(run, c, tokenizer, params["lm"], stage)
@@ -145,16 +146,18 @@ def _use_host(c):
 
     # Before jax looks for devices, which can take seconds or a lock.
     jax.config.update("jax_platforms", "cpu")
-    return setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)
+    return setup_devices(c, one_each=True, stages=())
 
 
 def _export(args):
     loaded = _load(args.run, args.stage, on_host=True)
     # It needs packages of an extra, which `run` has found.
     from ramp.export.export import describe_differences, export
+    from ramp.train.processes import on_writer
 
     report = loaded.run.report()
-    export(loaded.c, loaded.lm, loaded.tokenizer, report, loaded.stage, args.out, args.to)
+    model = (loaded.c, loaded.lm, loaded.tokenizer)
+    on_writer(lambda: export(*model, report, loaded.stage, args.out, args.to))
     print(f"{args.out}: written, read back and compared")
     if args.to == "gguf":
         for difference in describe_differences(loaded.tokenizer):
@@ -181,6 +184,7 @@ def _import(args):
     from ramp.model import transformer
     from ramp.reporting.report import update_report
     from ramp.train.checkpoint import Checkpoints
+    from ramp.train.processes import on_writer, to_mesh
     from ramp.train.restore import make_meta
     from ramp.train.state import abstract_state
 
@@ -199,17 +203,18 @@ def _import(args):
     # Shapes and shardings only; no weights are made.
     like = abstract_state(lambda: transformer.init_params(m, jax.random.PRNGKey(0)), mesh)
     weights = load.load_foreign_params(foreign, like, tokenizer)
-    lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), weights, like)
+    lm = jax.tree.map(lambda w, x: to_mesh(w, x.sharding), weights, like)
     meta = make_meta("pretrain", c_host, tokenizer) | {"imported": json.dumps(foreign.card)}
     # Nothing is written before the whole file has been read and checked.
-    with run.lock():
-        run.check_or_create(c)
-        tokenizer.save(run.tokenizer)
+    with ExitStack() as stack:
+        on_writer(lambda: stack.enter_context(run.lock()))
+        on_writer(lambda: (run.check_or_create(c), tokenizer.save(run.tokenizer)))
         checkpoints = Checkpoints(run.checkpoints("pretrain"))
         checkpoints.save(0, {"params": {"lm": lm}}, meta)
         checkpoints.close()
         # Later stages ask the report whether it is done.
-        update_report(run.path, "pretrain", {"imported": foreign.path.name, "done": True})
+        done = {"imported": foreign.path.name, "done": True}
+        on_writer(lambda: update_report(run.path, "pretrain", done))
     print(
         f"{args.run}: {foreign.card.get('name') or args.file.name}, {m.depth} layers, "
         f"width {m.width}, {tokenizer.vocab_size} tokens, context {m.context_len}\n"

@@ -4,8 +4,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from ramp import config, rundir
 from ramp.config import Config
 from ramp.decode import sample
@@ -20,17 +18,18 @@ from ramp.serve.text_stream import TextStream
 from ramp.tasks import tool
 from ramp.text.chat import render_prompt
 from ramp.text.tokenizer import Tokenizer
+from ramp.train.processes import is_writer, share, to_host
 from ramp.train.restore import load_params
 
 CHUNK = 8  # tokens decoded before they are shown
 
 
 class TextStreamer:
-    """A loaded model that generates one text at a time, on one device."""
+    """A loaded model that generates one text at a time, on one device of each process."""
 
     def __init__(self, run: RunDir, c: Config, stage: str, seed: int):
         # One text at a time gains nothing from more devices.
-        self.c = setup_devices(replace(c, mesh=config.Mesh(data=1)), devices=1)
+        self.c = setup_devices(c, one_each=True, stages=())
         self.tokenizer = Tokenizer.load(run.tokenizer)
         self.params = load_params(run, stage, self.c, self.tokenizer)["lm"]
         # Decoding reads its own layout at every token; reading prompts takes the original.
@@ -48,9 +47,10 @@ class TextStreamer:
         is_open = True
         while is_open:
             is_open = False
-            state = sample.prefill_prompts(
-                self.c.model, self.params, [prompt + answer], [self.seed]
-            )
+            # Every process draws the same on its device.
+            prompts = [prompt + answer] * self.c.mesh.replica
+            seeds = [self.seed] * self.c.mesh.replica
+            state = sample.prefill_prompts(self.c.model, self.params, prompts, seeds)
             self.seed += 1  # or every answer to one question would be the same
             for token in self._draw(state, stop, self.c.sample.max_new_tokens - len(answer)):
                 new = [token, *tool.reply(self.tokenizer, [*answer, token])]
@@ -62,8 +62,13 @@ class TextStreamer:
                     is_open &= len(prompt + answer) < self.c.model.context_len
                     break
         self._print(stream, [], ended=True)
-        print(flush=True)
+        self.show("\n")
         return answer
+
+    def show(self, text: str) -> None:
+        """Print it, in one process."""
+        if is_writer():
+            print(text, end="", flush=True)
 
     def _draw(self, state, stop, limit):
         """Tokens of one row, up to a stop token, as they are drawn."""
@@ -72,14 +77,14 @@ class TextStreamer:
         for _ in range(0, limit, CHUNK):
             state = sample.decode(self.c.model, self.weights, state, sampling, CHUNK, stop, size)
             # -1 fills the row after its end.
-            tokens = np.asarray(state.tokens_bn)[0].tolist()
+            tokens = to_host(state.tokens_bn)[0].tolist()
             yield from (token for token in tokens if token >= 0 and token not in stop)
-            if bool(state.done_b[0]):
+            if to_host(state.done_b)[0]:
                 return
 
     def _print(self, stream, ids, ended=False):
         text, _ = stream.push([Token(i, 0.0, 0.0) for i in ids], ended)
-        print(text, end="", flush=True)
+        self.show(text)
 
 
 def complete(directory: Path, c: Config, prompt: str, stage: str, seed: int) -> None:
@@ -94,7 +99,7 @@ def complete(directory: Path, c: Config, prompt: str, stage: str, seed: int) -> 
             f"the prompt is {len(ids)} tokens long, and the model's context is {context_len}; "
             "shorten the prompt"
         )
-    print(prompt, end="", flush=True)
+    streamer.show(prompt)
     streamer.print_stream(ids, (tokenizer.bos,))
 
 
@@ -121,12 +126,14 @@ def chat(
     streamer = TextStreamer(run, c, stage, seed)
     stop = streamer.tokenizer.stop_ids
     messages = []
-    for question in ask or _read_questions():
+    # Typed in one process, heard in all.
+    typed = _read_questions()
+    for question in ask or iter(lambda: share(lambda: next(typed, None)), None):
         messages.append({"role": "user", "content": question})
         messages, prompt = _fit_context(messages, streamer)
         # Typed questions are on the screen already.
         if ask:
-            print(f"> {question}")
+            streamer.show(f"> {question}\n")
         answer = streamer.print_stream(prompt, stop)
         # Calls go back in the form that training knew.
         said = tool.write_calls(streamer.tokenizer, answer)

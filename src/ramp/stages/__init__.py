@@ -33,8 +33,8 @@ class Stage:
     """where its `Train` settings are in the configuration; empty: it does not train"""
     lr_fraction: float = 1.0
     """its learning rates by rule, as a fraction of pretraining's"""
-    one_process: bool = False
-    """it runs in one process so far, with any number of devices"""
+    measures: bool = False
+    """it measures bits of text, `eval.batch_size` rows at once"""
     speaks: bool = False
     """its weights can be sampled from: chat, sample and serve offer it"""
     outputs: tuple[str, ...] = ()
@@ -70,6 +70,7 @@ STAGES = {
             reads=("model", "pretrain", "eval", "sample", "checkpoint"),
             identity=("model", "pretrain"),
             train="pretrain",
+            measures=True,
             speaks=True,
         ),
         Stage(
@@ -77,6 +78,7 @@ STAGES = {
             "bits per byte compared with n-grams and xz, or the 22 tasks of CORE",
             "ramp.evals.bpb",
             needs="pretrain",
+            measures=True,
             repeats=True,
         ),
         Stage(
@@ -87,6 +89,7 @@ STAGES = {
             reads=("chat", "finetune", "trials"),
             identity=("chat", "finetune", "trials"),
             train="finetune",
+            measures=True,
             lr_fraction=0.2,
             speaks=True,
         ),
@@ -116,7 +119,6 @@ STAGES = {
             reads=("reinforce",),
             identity=("reinforce",),
             train="reinforce.train",
-            one_process=True,
             lr_fraction=0.05,
             outputs=("checkpoints/sft",),
             speaks=True,
@@ -131,7 +133,6 @@ STAGES = {
             outputs=("checkpoints/synthesize-*", "synth"),
             extends="generations",
             train="synthesize.train",
-            one_process=True,
             lr_fraction=0.2,
             speaks=True,
         ),

@@ -26,6 +26,7 @@ from ramp.synth.prompts import Prompt, Sample
 from ramp.synth.texts import Vocabulary
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
+from ramp.train.processes import on_writer
 
 
 def run(rundir: RunDir, c: Config, source: str) -> int:
@@ -59,11 +60,15 @@ def run(rundir: RunDir, c: Config, source: str) -> int:
     rows = [replace(row, logp=float("nan")) for row in rows]
     directory = rundir.path / "synth" / name
     facts = {"decision": str(verdict), "figures": to_json(to_record(decisions.figures))}
-    ledger.write_ledger(directory, 0, rows, loop.identity, facts)
     kept = [row for row in rows if row.decision == "kept"]
     lines = [json.dumps({"id": row.id, "text": row.text}, ensure_ascii=False) for row in kept]
-    write_atomic(directory / "kept.jsonl", "\n".join([*lines, ""]))
-    write_candidates_page(directory, name, str(verdict), decisions, rows)
+
+    def write():
+        ledger.write_ledger(directory, 0, rows, loop.identity, facts)
+        write_atomic(directory / "kept.jsonl", "\n".join([*lines, ""]))
+        write_candidates_page(directory, name, str(verdict), decisions, rows)
+
+    on_writer(write)
     print(f"{len(kept)} of {len(rows)} texts pass, {directory / 'kept.jsonl'}; together: {verdict}")
     for reason, count in count_refusals(rows).items():
         print(f"{count:6} dropped: {reason}")

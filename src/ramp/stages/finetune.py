@@ -7,8 +7,6 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import jax
-
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.evals import bpb, samples
@@ -22,6 +20,7 @@ from ramp.text.corpus import split_of
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
+from ramp.train.processes import is_writer, on_writer
 from ramp.train.restore import hash_arrays, load_start
 from ramp.train.state import eval_params
 from ramp.train.trainer import Trainer
@@ -49,7 +48,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     tokenizer = Tokenizer.load(rundir.tokenizer)
     trials = TrialRunner(rundir, c, tokenizer)
     rows, counts = pack_rows(c, tokenizer)
-    if jax.process_index() == 0:
+    if is_writer():
         for split, packed in rows.items():
             packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
     measure = bpb.make_bits_per_byte(c, rows["val"], tokenizer)
@@ -84,7 +83,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         final = measure(eval_params(state), stop)
     nats = final.val_nats
     print(f"finetune: {nats:.4f} nats per assistant token on held-out conversations")
-    result = report.to_dict() | {"chat_nats": nats} | trials.end()
+    result = report.to_dict() | {"chat_nats": nats} | (on_writer(trials.end) or {})
     result |= {"counts": dict(counts), "rows": len(rows["train"])}
     # Packing and trials count too, so this is more than the trainer's own seconds.
     return result | {"seconds": time.perf_counter() - began}

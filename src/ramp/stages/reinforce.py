@@ -31,6 +31,7 @@ from ramp.tasks.split import held_out_problems, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
 from ramp.train.preemption import Preemption
+from ramp.train.processes import on_writer
 from ramp.train.state import State, eval_params
 from ramp.train.trainer import Trainer
 from ramp.user_code import is_user_code
@@ -73,7 +74,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         # The sub-stage resumes on its own checkpoints; when it is done it only restores.
         if t.sft_steps:
             start = run_sft(rundir, c, tokenizer, start, stop)
-    before, _ = learn.measure_accuracy(c.model, t, tokenizer, start())
+    check = partial(stop.check, 0)
+    with stop.together():
+        before, _ = learn.measure_accuracy(c.model, t, tokenizer, start(), check=check)
     print_accuracy("before on tests", before)
     trainer = Trainer(
         name="reinforce",
@@ -95,9 +98,10 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     evaluate = partial(evaluate_policy, c, tokenizer)
     state, report = trainer.train(rundir, start, evaluate, score, stop)
     params = eval_params(state)
-    after, _ = learn.measure_accuracy(c.model, t, tokenizer, params)
-    print_accuracy("after on tests", after)
-    save_page(rundir, c, tokenizer, params)
+    with stop.together():
+        after, _ = learn.measure_accuracy(c.model, t, tokenizer, params, check=check)
+        print_accuracy("after on tests", after)
+        save_page(rundir, c, tokenizer, params, check=check)
     # Questions from a file take the place of a task and have no level.
     asked = {"prompts": t.prompts} if t.prompts else {"task": open_task(t).name, "level": t.level}
     settings = asked | {"method": t.method, "reward": t.reward}
@@ -136,7 +140,7 @@ def evaluate_policy(
         c.model, c.reinforce, tokenizer, params, check=check, part="selection"
     )
     # The same problem each time, so that the pictures of a run can be compared.
-    r, methods = sample_with_credit(c, tokenizer, params, num_problems=1)
+    r, methods = sample_with_credit(c, tokenizer, params, 1, check=check)
     row = rank_rollouts(r)[0]
     board.figure(step, "credit/rollout", page.plot_rollouts(tokenizer, r, methods, [row]))
     board.text(step, "credit/rollout", page.describe_rollout(tokenizer, r, methods, row))
@@ -281,7 +285,12 @@ def run_sft(
 
 
 def sample_with_credit(
-    c: Config, tokenizer: Tokenizer, params: dict, num_problems: int, first: int = 0
+    c: Config,
+    tokenizer: Tokenizer,
+    params: dict,
+    num_problems: int,
+    first: int = 0,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Rollouts, dict[str, np.ndarray]]:
     """Rollouts of held-out problems, and the advantages [B, N] of the methods that are shown."""
     t = c.reinforce
@@ -300,6 +309,7 @@ def sample_with_credit(
         t.max_new_tokens,
         1,
         t.temperature,
+        check,
     )
     # In a run whose rewards come from a head the checker judges here.
     given = rewards.judge(t.reward, r, tokenizer, t.reward_seconds)
@@ -356,13 +366,15 @@ def save_page(
     params: dict,
     num_problems: int = 4,
     first: int = 0,
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Path, str]:
     """Write credit.html into the run directory; (its path, its first rollout as text)."""
-    r, methods = sample_with_credit(c, tokenizer, params, num_problems, first)
+    r, methods = sample_with_credit(c, tokenizer, params, num_problems, first, check)
     rows = rank_rollouts(r)[:SHOWN_ROLLOUTS]
     task = open_task(c.reinforce)
     level = f", level {c.reinforce.level}" if task.sets is None else ""
     title = f"Credit on {task.name}{level}"
     path = rundir.path / "credit.html"
-    write_atomic(path, page.render_page(tokenizer, r, methods, rows, title))
+    render = partial(page.render_page, tokenizer, r, methods, rows, title)
+    on_writer(lambda: write_atomic(path, render()))
     return path, page.describe_rollout(tokenizer, r, methods, rows[0])

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax
@@ -55,6 +55,7 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
 from ramp.train.fingerprint import fingerprint
 from ramp.train.preemption import Preemption
+from ramp.train.processes import map_rows, on_writer
 from ramp.train.state import eval_params
 from ramp.train.trainer import Trainer
 
@@ -66,6 +67,12 @@ def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     """Do the generations that are not done yet; what the report shows of all of them."""
+    with stop.together():
+        return run_generations(rundir, c, stop)
+
+
+def run_generations(rundir: RunDir, c: Config, stop: Preemption) -> dict:
+    """`run`, while nothing but a poll of `stop` ends it where there are several processes."""
     began = time.perf_counter()
     tokenizer = Tokenizer.load(rundir.tokenizer)
     real = RealCorpus.read(rundir.tokens, c, tokenizer)
@@ -80,10 +87,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
         if history and history[-1].decision == "stop":
             break
         history.append(loop.run_generation(g, history))
-        loop.log(history[-1])
-        page.write(rundir.path, history)
-        # Last: killed before this, the generation is judged and logged again.
-        write_history(loop.directory, history)
+        on_writer(partial(loop.record, history))
     # The guard may have gone back behind the newest generation.
     last = choose_model(c.synthesize, history)
     first, final = (loop.measure_bits(loop.load_params(g), real.final) for g in (0, last))
@@ -192,7 +196,7 @@ class GenerationLoop:
     @cached_property
     def verifiers(self) -> Verifiers:
         """The verifiers, and how they do on real documents."""
-        return Verifiers(self.base)
+        return Verifiers(self.base, map_rows)
 
     def report_verifiers(self) -> None:
         """Say what they do to real documents, before anything is learned from them."""
@@ -362,6 +366,7 @@ class GenerationLoop:
             sampling,
             (self.tokenizer.bos,),
             self.tokenizer.vocab_size,
+            check=partial(self.stop.check, 0),
         )
 
     def write_samples(
@@ -392,7 +397,7 @@ class GenerationLoop:
             "decision": str(decision),
             "code": self.code,
         }
-        ledger.write_ledger(self.directory, g, rows, self.identity, facts)
+        on_writer(lambda: ledger.write_ledger(self.directory, g, rows, self.identity, facts))
 
     def collect_pool(self, history: list[GenerationResult]) -> Docs:
         """The documents of earlier generations that were trained on."""
@@ -489,6 +494,13 @@ class GenerationLoop:
         return eval_params(state)
 
     # Logs
+
+    def record(self, history: list[GenerationResult]) -> None:
+        """Log the newest generation, and write the page and the history."""
+        self.log(history[-1])
+        page.write(self.rundir.path, history)
+        # Last: killed before this, the generation is judged and logged again.
+        write_history(self.directory, history)
 
     def log(self, result: GenerationResult) -> None:
         """Figures of a generation for TensorBoard."""

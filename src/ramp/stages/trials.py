@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import jax
 import numpy as np
 
 from ramp.config import Config
@@ -30,6 +29,7 @@ from ramp.tasks.protocol import make_slices, prompt_ids, render, solution_ids
 from ramp.tasks.split import held_out_problems, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
+from ramp.train.processes import on_writer
 
 STAGE = "finetune"  # the one that learns tasks
 NINES = [1.0, 2.0]  # reliabilities of 90% and 99%
@@ -148,8 +148,10 @@ class TrialRunner:
         rows = []
         for number, name in enumerate(self.problems):
             rows += self._try_task(params, name, step, number, stop)
-        if not rows or not board.enabled:
-            return {}
+        return on_writer(lambda: self._record(rows, step)) or {} if rows else {}
+
+    def _record(self, rows: list[dict], step) -> dict[str, float]:
+        """Append the rows of a step, and forecasts; the last value of each curve."""
         # A resumed run repeats this step; the first one also replaces what an older run left.
         begin = 0 if step == self.steps[0] else step
         for path in (self.table, self.forecasts):
@@ -216,8 +218,7 @@ class TrialRunner:
 
     def end(self) -> dict[str, Any]:
         """Print and report where each task stands and how the forecasts did; write nines.html."""
-        # Only the first process has written a table.
-        if jax.process_index() or not self.problems or not self.table.exists():
+        if not self.problems or not self.table.exists():
             return {}
         trials = tables.read(self.table)
         sentences, parts, scores = {}, [], {}

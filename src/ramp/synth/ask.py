@@ -175,13 +175,15 @@ def run(
             raise UserError(f"{path} cannot be written; name a file in a directory that exists")
     questions = read_questions(spec)
     speaker = open_speaker(model, name)
-    rows = Kept.read(kept)
+    rows = Kept.read(kept, speaker.is_writer)
     asked = []
     for question in questions:
         for remedy in chosen:
             replies = gather(speaker, question, remedy, n, max_tokens, seed, rows)
             asked.append(judge(question, remedy, replies, seed))
     summaries = summarize(asked, chosen)
+    if not speaker.is_writer:
+        return 0
     if page:
         write(page, speaker.name, asked, summaries)
     if as_json:
@@ -211,21 +213,24 @@ class Kept:
 
     path: Path
     rows: dict[tuple, str]  # reply by model, question, way, longest reply, seed and number
+    is_writer: bool  # of several processes one writes the file
 
     FIELDS: ClassVar[tuple] = ("model", "question", "remedy", "max_tokens", "seed", "number")
 
     @classmethod
-    def read(cls, path: Path) -> "Kept":
+    def read(cls, path: Path, is_writer: bool = True) -> "Kept":
         """Those of earlier starts, if there are any."""
         found = {}
         for row in read_jsonl(path):
             found[tuple(row.get(field) for field in cls.FIELDS)] = str(row.get("reply", ""))
-        return cls(path, found)
+        return cls(path, found, is_writer)
 
     def add(self, keys: Sequence[tuple], prompts: Sequence[str], replies: Sequence[str]) -> None:
         """Keep new ones."""
         for key, prompt, reply in zip(keys, prompts, replies, strict=True):
             self.rows[key] = reply
+            if not self.is_writer:
+                continue
             record = dict(zip(self.FIELDS, key, strict=True)) | {"prompt": prompt, "reply": reply}
             if key == keys[0]:
                 # It begins a new line where a kill has torn the last one.

@@ -2,9 +2,9 @@
 for the guard. No jax: models come in as scorers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy import ndarray
@@ -18,6 +18,9 @@ from ramp.synth.measure import Comparison, Null, SurprisalShift
 from ramp.synth.prompts import Sample
 from ramp.synth.similar import find_near_duplicates
 from ramp.synth.verify import VerifierReport, precision_bound
+
+# function(texts), a result for each; see `train.processes`.
+MapRows = Callable[[Callable[[Sequence[str]], list], Sequence[str]], list]
 
 NUM_PAIRS = 32  # samples of which each is asked what it tells about the next
 MIN_JUDGED = 8  # accepted samples, below which there is no figure
@@ -149,6 +152,7 @@ class Verifiers:
     """The verifiers of a run, and how they did on real documents."""
 
     base: BaseModelReference
+    map_rows: MapRows = lambda function, texts: function(texts)  # in several processes they share
 
     @property
     def real(self) -> RealCorpus:
@@ -161,7 +165,8 @@ class Verifiers:
         if name != "typical":
             function = verify.load_function(name, "synthesize.verifiers")
             texts = self.real.decode(Docs.from_lists(docs))
-            return verify.list_refusals(name, function, texts, t)
+            ask = partial(verify.list_refusals, name, function, t=t)
+            return self.map_rows(ask, texts)
         bits_d = self.real.measure_bits(self.base.scorer, docs).per_token
         # One real document in a hundred fails.
         low, high = np.quantile(self.base.bits_d, (0.005, 0.995))
@@ -216,7 +221,8 @@ class Verifiers:
         if not name:
             return [""] * len(docs)
         function = verify.load_function(name, "synthesize.cells")
-        return [str(function(text)) for text in self.real.decode(Docs.from_lists(docs))]
+        texts = self.real.decode(Docs.from_lists(docs))
+        return self.map_rows(lambda part: [str(function(text)) for text in part], texts)
 
     def bound_precision(self, docs: Docs, kept: ndarray, acceptance: float) -> float:
         """Upper bound of the fraction of what was accepted that is right.
@@ -230,7 +236,8 @@ class Verifiers:
             return precision_bound(acceptance, right, wrong, len(self.real.whole))
         auditor = verify.load_function(t.auditor, "synthesize.auditor")
         audited = docs.take(np.flatnonzero(kept)[: t.num_audited])
-        refusals = verify.list_refusals("auditor", auditor, self.real.decode(audited), t)
+        ask = partial(verify.list_refusals, "auditor", auditor, t=t)
+        refusals = self.map_rows(ask, self.real.decode(audited))
         _, most = clopper_pearson(sum(not r for r in refusals), max(len(refusals), 1), 0.9)
         return most
 

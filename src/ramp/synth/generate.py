@@ -4,7 +4,7 @@ By default they are drawn at temperature 1 without truncation. A tail that is cu
 in the next generation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ramp.config import Model
 from ramp.decode import sample
@@ -24,12 +24,13 @@ def generate_samples(
     stop: tuple[int, ...],
     vocab_size: int,
     batch_size: int = BATCH_SIZE,
+    check: Callable[[], None] = lambda: None,
 ) -> list[Sample]:
     """Up to n tokens after each prompt; sample i has the key `key` + i.
 
     params: of the language model alone. vocab_size: of the tokenizer. One prompt with the key in a
     ledger row makes that sample again: rows of a batch do not depend on each other. batch_size must
-    be the same then, so that the same program runs.
+    be the same then, so that the same program runs. check: as of `sample.generate`.
     """
     keys = range(key, key + len(prompts))
     result = sample.generate(
@@ -42,6 +43,7 @@ def generate_samples(
         stop=stop,
         vocab_size=vocab_size,
         batch_size=batch_size,
+        check=check,
     )
     # Places after a row's end hold 0.
     logp_b = result.logps_bn.sum(axis=1)

@@ -11,9 +11,11 @@ from jax.sharding import PartitionSpec as P
 from numpy import ndarray
 
 from ramp.config import Model
+from ramp.decode.sample import shard_rows
 from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import ROWS, apply_head, compute_hidden, unembed
 from ramp.synth.docs import Ids
+from ramp.train.processes import to_host
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class ModelScorer:
         scores = []
         for rows, batch in self._batch(docs):
             nats_bt = _nats(self.c, self.params, rows["tokens"], rows["targets"])
-            nats_bt = np.asarray(jax.reshard(nats_bt, P()))
-            for nats, doc in zip(nats_bt, batch, strict=False):
+            for nats, doc in zip(to_host(nats_bt), batch, strict=False):
                 # A copy, so that the padded batch can be freed.
                 scores.append(nats[: len(doc[1:])].copy())
         return scores
@@ -58,20 +59,16 @@ class ModelScorer:
         sketches = [np.zeros((0, dim * dim), np.float32)]
         for rows, batch in self._batch(docs):
             sketch = _sketch(self.c, self.params, **rows, dim=dim)
-            sketches.append(np.asarray(jax.reshard(sketch, P()))[: len(batch)])
+            sketches.append(to_host(sketch)[: len(batch)])
         return np.concatenate(sketches)
 
     def _batch(self, docs):
         """Batches of one shape, on the mesh, each with its documents."""
-        mesh = jax.sharding.get_mesh()
-        sharding = jax.NamedSharding(mesh, P(ROWS))
-        num_devices = mesh.shape["replica"] * mesh.shape["data"]
-        batch_size = self.batch_size + -self.batch_size % num_devices
-        for first in range(0, len(docs), batch_size):
-            batch = docs[first : first + batch_size]
+        for first in range(0, len(docs), self.batch_size):
+            batch = docs[first : first + self.batch_size]
             # Filled up with empty rows, so that one shape is compiled.
-            rows = pack_documents([*batch, *[()] * (batch_size - len(batch))], self.length)
-            yield {name: jax.device_put(a, sharding) for name, a in vars(rows).items()}, batch
+            rows = pack_documents([*batch, *[()] * (self.batch_size - len(batch))], self.length)
+            yield dict(zip(vars(rows), shard_rows(*vars(rows).values()), strict=True)), batch
 
 
 def pack_documents(docs: Sequence[Ids], length: int) -> DocumentRows:

@@ -40,6 +40,11 @@ class Speaker(Protocol):
         """What it is called where its replies are kept."""
         ...
 
+    @property
+    def is_writer(self) -> bool:
+        """Whether this process keeps and shows the replies."""
+        ...
+
     def reply(self, prompts: Sequence[str], seeds: Sequence[int], how: Sampling) -> list[str]:
         """One reply to each prompt, each a conversation of its own."""
         ...
@@ -72,6 +77,7 @@ class LocalModel:
     c: Any  # its Config
     lm: dict
     tokenizer: Any
+    is_writer: bool
 
     @classmethod
     def load(cls, path: Path) -> "LocalModel":
@@ -81,12 +87,13 @@ class LocalModel:
             # jax is imported late, so that mistakes are quick.
             from ramp.host import setup_devices
             from ramp.text.tokenizer import Tokenizer
+            from ramp.train.processes import is_writer
             from ramp.train.restore import load_params
 
-            c = setup_devices(c)
+            c = setup_devices(c, stages=())
             tokenizer = Tokenizer.load(run.tokenizer)
             lm = load_params(run, run.default_stage, c, tokenizer)["lm"]
-            return cls(str(path), c, lm, tokenizer)
+            return cls(str(path), c, lm, tokenizer, is_writer())
         return cls._load_foreign(path)
 
     @classmethod
@@ -96,16 +103,17 @@ class LocalModel:
         from ramp.export import load
         from ramp.host import setup_devices
         from ramp.model import transformer
+        from ramp.train.processes import is_writer, to_mesh
         from ramp.train.state import abstract_state
 
         foreign, tokenizer = load.open_foreign(path)
-        c = setup_devices(load.make_config(foreign, tokenizer, CONTEXT))
+        c = setup_devices(load.make_config(foreign, tokenizer, CONTEXT), stages=())
         mesh = jax.sharding.get_mesh()
         # Shapes and shardings only; no weights are made.
         like = abstract_state(lambda: transformer.init_params(c.model, jax.random.PRNGKey(0)), mesh)
         weights = load.load_foreign_params(foreign, like, tokenizer)
-        lm = jax.tree.map(lambda w, x: jax.device_put(w, x.sharding), weights, like)
-        return cls(str(path), c, lm, tokenizer)
+        lm = jax.tree.map(lambda w, x: to_mesh(w, x.sharding), weights, like)
+        return cls(str(path), c, lm, tokenizer, is_writer())
 
     def reply(self, prompts: Sequence[str], seeds: Sequence[int], how: Sampling) -> list[str]:
         """One reply to each prompt. UserError for a prompt longer than the context."""
@@ -145,6 +153,7 @@ class Server:
 
     name: str
     url: str  # up to /v1
+    is_writer: bool = True
 
     @classmethod
     def connect(cls, url: str, name: str = "") -> "Server":

@@ -31,10 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from ramp.errors import UserError
 from ramp.files import warn_once
+from ramp.train import processes
 from ramp.train.fingerprint import fingerprints, named_leaves
 
 TMP = ".orbax-checkpoint-tmp"  # Orbax's mark of a step that is not complete
@@ -71,18 +71,6 @@ def _seal(record: dict) -> dict:
 
 def _finite(score: float | None) -> float | None:
     return float(score) if score is not None and math.isfinite(score) else None
-
-
-def _in_all_processes(ok: bool) -> bool:
-    """Whether it holds in every process, so that all of them take the same branch."""
-    if jax.process_count() == 1:
-        return ok
-    return bool(multihost_utils.process_allgather(np.array(ok)).all())
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 class DamagedCheckpoint(Exception):
@@ -153,10 +141,10 @@ class Checkpoints:
         record = {"step": step, "score": _finite(score), "meta": meta, "leaves": described}
         record |= {"extra": extra}
         sealed = _seal(record)
-        if jax.process_index() == 0:
+        if processes.is_writer():
             self.directory.mkdir(parents=True, exist_ok=True)
             self._remove_unfinished()
-        _barrier("ramp:save")
+        processes.barrier("ramp:save")
         self._require_space(2 * sum(x.nbytes for x in leaves.values()))
         # Orbax refuses empty arrays; the shape in the record is all there is to them.
         tree = {
@@ -173,14 +161,14 @@ class Checkpoints:
 
     def rescore(self, step: int, score: float | None) -> None:
         """Give a complete step the score that it was saved without; None changes nothing."""
-        if jax.process_index() == 0 and score is not None:
+        if processes.is_writer() and score is not None:
             record = self._record(step) | {"score": _finite(score)}
             path = self._record_path(step)
             # Not `files.write_atomic`: the directory may be in an object store.
             new = path.with_name(path.name + ".tmp")
             new.write_text(json.dumps(_seal(record)))
             new.replace(path)
-        _barrier("ramp:rescore")
+        processes.barrier("ramp:rescore")
 
     def check(self) -> None:
         """Raise if the save in the background has failed. Cheap: call it with every logged line."""
@@ -209,7 +197,7 @@ class Checkpoints:
 
     def _fail(self, error: Exception) -> None:
         failed, self._saving = self._saving, None
-        if jax.process_index() == 0:
+        if processes.is_writer():
             self._remove_unfinished()  # what is left of it may be what fills the disk
         good = max(self.steps(), default=None)
         raise RuntimeError(
@@ -231,7 +219,7 @@ class Checkpoints:
                 path.rmtree()
 
     def _prune(self) -> None:
-        if jax.process_index() == 0:
+        if processes.is_writer():
             steps, planned = self.steps(), self._planned_steps()
             # Steps that a request to stop added push none of the others out: a run that was
             # stopped and diverges goes back to the same step as one that nobody stopped.
@@ -245,7 +233,7 @@ class Checkpoints:
                 keep |= set([s for s in planned if s > self._proven][:1])
             for step in set(steps) - keep:
                 (self.directory / str(step)).rmtree()
-        _barrier("ramp:prune")
+        processes.barrier("ramp:prune")
 
     def put_aside_after(self, trusted: int, calm: int) -> int | None:
         """Put aside the steps of a divergence, and return the last good one; None: none is left.
@@ -425,7 +413,7 @@ class Checkpoints:
         for (name, x), leaf, mark in zip(want.items(), leaves, now, strict=True):
             if mark != saved_by_name[name] or _describe(leaf) != _describe(x):
                 wrong.append(name)
-        if not _in_all_processes(not wrong):
+        if not processes.agree(not wrong):
             raise DamagedCheckpoint(
                 f"{len(wrong)} leaves differ from their fingerprints, first {wrong[:1]}"
             )
@@ -454,7 +442,7 @@ class Checkpoints:
         except Exception as error:
             # The whole message is pages of TensorStore's settings.
             problem = f"{type(error).__name__}: {str(error)[:200]}"
-        if not _in_all_processes(problem is None):
+        if not processes.agree(problem is None):
             raise DamagedCheckpoint(problem or "another process could not read it")
         return result
 
@@ -493,7 +481,7 @@ class Checkpoints:
 
     def _put_aside(self, step: int, problem: str, mark: str = "bad") -> None:
         self.quarantined.append((step, problem))
-        if jax.process_index() == 0:
+        if processes.is_writer():
             source, target = self.directory / str(step), self.directory / f"{step}.{mark}"
             while target.exists():
                 target = target.with_name(target.name + "_")
@@ -504,4 +492,4 @@ class Checkpoints:
             except OSError as error:
                 # In a directory that may only be read the older step serves all the same.
                 log.warning("checkpoint %s could not be renamed: %s", source, error)
-        _barrier("ramp:put-aside")
+        processes.barrier("ramp:put-aside")

@@ -14,6 +14,7 @@ from ramp.model.transformer import param_shapes
 from ramp.stages import STAGES
 from ramp.train.mesh import compiler_options
 from ramp.train.optim import make_optimizer
+from ramp.train.processes import is_writer
 from ramp.train.state import State, init_state
 from ramp.train.trainer import lower_train_step
 
@@ -147,7 +148,7 @@ def fit_batch(asked: Config, c: Config, stages: Sequence[str], budget: float) ->
             continue
         if accum and not get(asked, stage.train).grad_accum_steps:
             c = replace_at(c, f"{stage.train}.grad_accum_steps", accum)
-            if jax.process_index() == 0:
+            if is_writer():
                 print(f"{name}: {accum} microbatches a step, the fewest that fit into memory here")
             continue
         size = f"{t.batch_size} rows of {t.seq_len} tokens in {t.grad_accum_steps} microbatches"

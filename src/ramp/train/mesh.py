@@ -9,7 +9,7 @@ code.
 import math
 import os
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,9 @@ def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
         grid = mesh_utils.create_hybrid_device_mesh(
             within_slice, (slices, 1, 1), devices, allow_split_physical_axes=True
         )
+    elif len(devices) < jax.device_count():
+        # One of each process: how they are joined is not looked at.
+        grid = np.array(devices).reshape(dims)
     else:
         grid = mesh_utils.create_device_mesh(dims, devices, allow_split_physical_axes=True)
     mesh = jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 3)
@@ -97,21 +100,26 @@ def make_mesh(m: config.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
 
 
 # ------------------------------------------------------------------------------- what must divide
-def check_divisible(c: config.Config, dims: tuple[int, int, int]) -> None:
-    """Raise `UserError` with the key to change where a split array does not divide over a mesh.
+def check_divisible(c: config.Config, dims: tuple[int, int, int], stages: Sequence[str]) -> None:
+    """Raise `UserError` with every key whose array does not divide over a mesh, and what would.
 
-    It comes before any array is made. dims: devices along (replica, data, model).
+    It comes before any array is made. dims: devices along (replica, data, model). stages: those
+    that will run; what others could not do does not matter.
     """
     mesh = dict(zip(AXES, dims, strict=True))
-    for key, size, parts in _split_sizes(c, mesh):
+    wrong = {}  # in their order, each once
+    for key, size, parts in _split_sizes(c, mesh, stages):
         if size % parts:
-            raise UserError(
-                f"{key} = {size} does not divide over {parts} devices of the mesh {mesh}; "
-                f"make it a multiple of {parts}, or change the mesh"
-            )
+            above = size + -size % parts
+            would = " or ".join(str(n) for n in (above - parts, above) if n)
+            wrong[key] = f"{key} = {size} does not divide over {parts} devices ({would} would)"
+    if wrong:
+        raise UserError(f"{'; '.join(wrong.values())}: change that, or the mesh {mesh}")
 
 
-def _split_sizes(c: config.Config, mesh: dict[str, int]) -> Iterator[tuple[str, int, int]]:
+def _split_sizes(
+    c: config.Config, mesh: dict[str, int], stages: Sequence[str]
+) -> Iterator[tuple[str, int, int]]:
     """Yield (key, size, parts it is split into)."""
     # Heads are split whole, although their weights would divide at any place.
     yield "model.num_heads", c.model.num_heads, mesh["model"]
@@ -124,16 +132,20 @@ def _split_sizes(c: config.Config, mesh: dict[str, int]) -> Iterator[tuple[str, 
                 yield _find_keys(c.model, path, dim), size, parts
     rows = mesh["replica"] * mesh["data"]
     # Every microbatch is split over all rows of devices.
-    for stage in STAGES.values():
-        if stage.train and stage.name in c.stages:
+    for stage in (STAGES[name] for name in stages if name in STAGES):
+        if stage.train:
             t = config.get(c, stage.train)
             key = f"{stage.train}.batch_size"
-            if stage.name == "reinforce":  # its batch follows from these two
+            if stage.name == "reinforce":  # its batch follows from these
                 key = "reinforce.num_prompts x reinforce.group_size"
+                if c.reinforce.minibatches > 1:
+                    key += " / reinforce.minibatches"
             if t.grad_accum_steps > 1:
                 key += f" / {stage.train}.grad_accum_steps"
             yield key, t.batch_size // t.grad_accum_steps, rows
-    yield "eval.batch_size", c.eval.batch_size, rows
+    # What is no stage is an evaluation.
+    if any(name not in STAGES or STAGES[name].measures for name in stages):
+        yield "eval.batch_size", c.eval.batch_size, rows
 
 
 def _find_keys(m: config.Model, path: tuple, dim: int) -> str:

@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ramp.train.processes import is_writer
 
 Show = Callable[[int, float, float], None]  # (steps done, loss, tokens a second)
 
@@ -21,7 +22,7 @@ def show_progress(label: str, first: int, steps: int) -> Generator[Show]:
     It draws a bar on a terminal, prints a line now and then elsewhere, and nothing in processes
     other than the first.
     """
-    if jax.process_index() != 0:
+    if not is_writer():
         yield lambda done, loss, speed: None
     elif sys.stderr.isatty():
         with _draw_bar(label, first, steps) as show:

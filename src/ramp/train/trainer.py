@@ -39,6 +39,7 @@ from ramp.train.divergence import (
 from ramp.train.guard import MAX_RECOVERIES, find_trusted, init_guard
 from ramp.train.mesh import ROWS, compiler_options, shard_batch
 from ramp.train.preemption import Preempted, Preemption
+from ramp.train.processes import is_writer
 from ramp.train.progress import Show, show_progress
 from ramp.train.restore import (
     init_template,
@@ -111,7 +112,6 @@ class Trainer:
         the best checkpoint is the one with the lowest value of the tag `score`.
         """
         clock = Clock()
-        on_first_process = jax.process_index() == 0
         checkpoints = Checkpoints(
             rundir.checkpoints(self.name),
             keep=self.c.checkpoint.max_to_keep,
@@ -121,7 +121,7 @@ class Trainer:
         with closing(checkpoints):
             with clock("init"):
                 state, saved_time = self.restore(rundir, checkpoints, start)
-            if on_first_process:
+            if is_writer():
                 logged = read_last_values(rundir.path / "metrics.jsonl", self.name, "time/")
                 clock.add(saved_time, {kind: logged[kind] for kind in KINDS if kind in logged})
             attempt = Attempt(self, rundir, checkpoints, evaluate, score, clock, stop)
@@ -222,12 +222,11 @@ class Attempt:
     def open_writer(self, state: State) -> MetricWriter:
         """Return a writer that has dropped what was logged after the step of this state."""
         first = int(state.step)
-        is_first_process = jax.process_index() == 0
         # Logged and not saved as the step's score, it is made up for.
-        if is_first_process and first and not self.checkpoints.scored(first):
+        if is_writer() and first and not self.checkpoints.scored(first):
             drop_evaluation(self.rundir.path, self.trainer.name, first)
         first_line = first + 1 if first else 0
-        return MetricWriter(self.rundir.path, self.trainer.name, first_line, is_first_process)
+        return MetricWriter(self.rundir.path, self.trainer.name, first_line, is_writer())
 
     def train(self, state: State) -> State:
         """Train from this state to the last step. Raises `Divergence`."""
@@ -279,7 +278,7 @@ class Attempt:
         with self.open_writer(state) as writer:
             # At the step that comes next: a run that is killed and decides it again says it once.
             writer.text(first + 1, "guard/recovery", text)
-        if jax.process_index() == 0:
+        if is_writer():
             print(f"{self.trainer.name}: {text}")
 
 
