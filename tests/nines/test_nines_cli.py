@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 from worlds import world
 
 from ramp.cli import main
+from ramp.nines import headline
+from ramp.nines.headline import Headline
+from ramp.nines.page import say_chance
+from ramp.nines.words import say_rate
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +100,8 @@ class Page(HTMLParser):
         ]
 
 
-def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp_path):
+def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(headline, "ORIGINS", 2)  # each takes seconds
     page, record = tmp_path / "page.html", tmp_path / "forecasts.jsonl"
     schedule = tmp_path / "plan.csv"
     schedule.write_text("date,compute\n2027-01-01,10\n2028-01-01,10000\n")
@@ -115,31 +121,75 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp
     ]
     found = ask(capsys, *words)
     assert found["now"] == sorted(found["now"])
-    never = [level["never"] for level in found["levels"]]
-    assert never == sorted(never)
-    assert len(found["levels"][0]["date"]) == 3
+    by_end = [level["by_end"] for level in found["levels"]]
+    assert by_end == sorted(by_end)[::-1]
+    assert len(found["levels"][0]["dates"]) == 3
+    text = page.read_text()
     parser = Page()
-    parser.feed(page.read_text())
-    assert parser.tags.count("svg") >= 3
+    parser.feed(text)
+    assert parser.tags.count("svg") >= 2
     assert "script" not in parser.tags
     assert parser.links == []
     for part in (
-        "Reliability of the mix",
-        "What is shown today",
+        "What it would take",
+        "What evidence is missing",
+        "How good such statements were",
         "Best of 4 tries",
-        "How such forecasts",
+        "Words",
     ):
-        assert part in page.read_text()
-    later = json.loads(record.read_text())["targets"][10]
+        assert part in text
+    # Page, JSON and record say the same.
+    (line,) = [json.loads(line) for line in record.read_text().splitlines()]
+    keys = [field.name for field in fields(Headline)]
+    assert {key: line[key] for key in keys} == {key: found[key] for key in keys}
+    low, middle, high = found["now"]
+    assert f"{say_rate(middle)} of tries today" in text
+    assert f"{say_rate(low)} to {say_rate(high)}" in text
+    for level in found["levels"]:
+        cells = [say_chance(level["now"]), say_chance(level["by_end"])]
+        assert "".join(f"<td>{cell}</td>" for cell in cells) in text
+        places = [level[key] for key in ("sure", "low", "high")]
+        for place, date in zip(places, level["dates"], strict=True):
+            assert (place or 0) <= found["places"][0] or date in text
+    # The same statement is recorded once.
+    words = [word for word in words if word not in ("--page", page)]
+    assert main(["nines", *map(str, words)]) == 0
+    assert "stays as it is" in capsys.readouterr().out
+    assert len(record.read_text().splitlines()) == 1
+    # Later checkpoints score it; what nobody has tried yet leaves it open.
+    assert ask(capsys, "backtest", table, "--record", record)["open"] == 1
     rows = list(csv.DictReader(table.open()))
     grown = tmp_path / "later.csv"
     with grown.open("w", newline="") as file:
         out = csv.DictWriter(file, rows[0])
         out.writeheader()
-        out.writerows(rows + [r | {"compute": 10**later} for r in rows[-240:]])
-    found = ask(capsys, "backtest", grown, "--record", record)
-    assert len(found["scored"]) == 1
-    assert found["open"] == 0
+        out.writerows(rows)
+        for place in found["places"][10:12]:
+            out.writerows(r | {"compute": 10**place} for r in rows[-240:])
+    scores = ask(capsys, "backtest", grown, "--record", record)
+    assert scores["open"] == 0
+    (_, scored) = scores["scored"]
+    assert scored["actual"] == pytest.approx(np.mean([float(r["success"]) for r in rows[-240:]]))
+    for event in scored["events"]:
+        (level,) = [v for v in found["levels"] if v["nines"] == event["nines"]]
+        assert event["chance"] == pytest.approx(level["chances"][11])
+        assert not event["happened"]
+    assert scores["summary"]["count"] == 2
+    # Another suite under the same name of run is no judge.
+    other = tmp_path / "other.csv"
+    changed = [r | {"task": "another"} for r in csv.DictReader(grown.open())]
+    with other.open("w", newline="") as file:
+        out = csv.DictWriter(file, changed[0])
+        out.writeheader()
+        out.writerows(changed)
+    assert "did not try" in refused(capsys, "backtest", other, "--record", record)
+    for wrong in (
+        "{broken",
+        '{"run": "a"}',
+        record.read_text().replace('"places": [', '"places": [0.5, '),
+    ):
+        record.write_text(wrong)
+        assert "not a record" in refused(capsys, "backtest", table, "--record", record)
 
 
 def test_backtest_and_fit(capsys, table, tmp_path):
@@ -168,10 +218,6 @@ def test_mistakes_are_one_sentence(capsys, table, tmp_path):
     assert "not a file" in refused(capsys, "fit", tmp_path / "none.csv")
     assert "NAME=" in refused(capsys, "forecast", table, "--slice", "base")
     assert "sums to" in refused(capsys, "forecast", table, "--slice", "base=.5")
-    early = tmp_path / "early.csv"
-    lines = table.read_text().splitlines()
-    early.write_text("\n".join(lines[:1] + lines[1 : 1 + 2 * 240]))
-    assert "3 checkpoints" in refused(capsys, "forecast", early, "--record", tmp_path / "f.jsonl")
     assert "no trial belongs" in refused(capsys, "forecast", table, "--run", "nobody")
     assert "schedule" in refused(capsys, "forecast", table, "--schedule", tmp_path / "none.csv")
     assert "together" in refused(capsys, "backtest", table, "--origin", 10)

@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 
 from ramp.errors import UserError
-from ramp.nines import audit, backtest, intervals, items, readiness, record, trials
+from ramp.nines import audit, backtest, intervals, items, readiness, trials, usage
 
 
 def outlook(paths, slices=None):
     grid = np.linspace(0, 1, np.shape(paths)[1])
     stacking = readiness.Stacking(np.full(5, 0.2), 1.0)
     paths = np.asarray(paths, float)
-    return readiness.Forecast("a", grid, 0.0, paths, slices or {}, [], stacking, "step")
+    use = usage.Usage(["t"], {}, {})
+    none = usage.Measured(*[np.zeros(0)] * 8)
+    return readiness.Forecast("a", grid, 0.0, paths, slices or {}, use, none, stacking, "step")
 
 
 def test_first_passage_and_sureness():
@@ -133,7 +135,7 @@ def test_one_item_of_fewer_tries_loses_no_rung():
     demo, pilot = audit.readiness_levels(trials.from_rows(rows), 1)[:2]
     assert demo.reached
     assert pilot.reached
-    assert "1 items of fewer tries left out" in pilot.reason
+    assert "1 item of fewer tries left out" in pilot.reason
 
 
 def test_a_rung_is_shown_at_the_confidence_that_is_asked_for():
@@ -245,53 +247,3 @@ def test_backtest_over_time_knows_no_future():
     assert [p.median for p in past] == [p.median for p in again]
     with pytest.raises(UserError, match="no curve"):
         backtest.over_time(curves([1e8], [1000, 2000]))
-
-
-def recorded(tmp_path, rows, later: float):
-    """A record issued at the last checkpoint of `rows`, and the curves it came from."""
-    path, c = (
-        tmp_path / "forecasts.jsonl",
-        trials.accuracy_curves(trials.split_slices(trials.from_rows(rows))),
-    )
-    now = float(c.x.max())
-    count = record.append(path, c, now, np.linspace(now, later, 5)[1:], [], unit="step")
-    return path, c, count
-
-
-def test_the_record_is_scored_by_any_checkpoint_on_the_way(tmp_path):
-    rng = np.random.default_rng(0)
-    rows = [
-        {"run": "a", "step": step, "task": task, "item": str(i), "slice": kind, "success": int(rng.random() < rate - cost)}
-        for step, rate in ((500, 0.4), (1000, 0.5), (2000, 0.6), (3000, 0.66)) for task in "tu" for i in range(200)
-        for kind, cost in (("base", 0.0), ("typos", 0.2))
-    ]  # fmt: skip
-    path, _, count = recorded(tmp_path, [r for r in rows if r["step"] <= 2000], np.log10(4000))
-    assert count == 4
-    before = path.read_bytes()
-    c = trials.accuracy_curves(trials.split_slices(trials.from_rows(rows)))
-    scored, waiting = record.score(path, c)
-    assert (len(scored), waiting) == (4, 0)
-    assert {s.task for s in scored} == {"t", "t, typos", "u", "u, typos"}
-    assert {round(10**s.target) for s in scored} == {3000}
-    found = record.summarize(scored)
-    assert found.count == 4
-    assert found.crps["nines"] < found.crps["persistence"]
-    assert path.read_bytes() == before
-    early = c[c.x < np.log10(2500)]
-    assert record.score(path, early) == ([], 4)
-    for wrong in ("{broken", '{"run": "a"}', before.decode().replace("[[", "[[0.5, ")):
-        path.write_text(wrong)
-        with pytest.raises(UserError, match="record"):
-            record.score(path, c)
-
-
-def test_what_shows_nothing_is_forecast_to_show_nothing(tmp_path):
-    rows = [
-        {"run": "a", "step": step, "task": "t", "item": str(i), "success": 0}
-        for step in (100, 200, 300, 400) for i in range(100)
-    ]  # fmt: skip
-    path, *_ = recorded(tmp_path, rows[:300], np.log10(400))
-    scored, _ = record.score(path, trials.accuracy_curves(trials.from_rows(rows)))
-    low, high = scored[0].pit
-    assert low == 0 < high  # an atom: what was seen had a chance of its own
-    assert scored[0].crps["nines"] < 0.02

@@ -15,6 +15,7 @@ from ramp.errors import UserError
 from ramp.nines import growth, intervals
 from ramp.nines.sequential import Evidence, count_clean_units, count_evidence
 from ramp.nines.trials import UNNAMED, Trials, checkpoint_progress, group_rows, rank_dates
+from ramp.nines.words import plural
 
 # What a demo and a pilot take; rates are those that are shown at the confidence asked for.
 DEMO_TRIES, DEMO_RATE = 8, 0.8
@@ -206,7 +207,8 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
         reached = False
         reason += f"; four tries an item are needed, there are {k}"
     if not has.all():
-        reason += f"; {(~has).sum()} items of fewer tries left out of that"
+        few = int((~has).sum())
+        reason += f"; {few} {plural('item', few)} of fewer tries left out of that"
     checks.append(("pilot", reached, reason))
 
     # production: demonstrated, with no slice more than one nine worse.

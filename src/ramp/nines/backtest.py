@@ -6,8 +6,8 @@ Weights of the shapes and widening of the intervals at one origin come only from
 outcome was known before it.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -161,8 +161,8 @@ def score(
     actual = after.value[-1]
     # What is known already counts towards an event too.
     known = np.tile(before.value, (DRAWS, 1))
-    tops = _best(np.append(known, draws, axis=1))
-    open_thresholds = [t for t in thresholds if _best(before.value) < t]
+    tops = best(np.append(known, draws, axis=1))
+    open_thresholds = [t for t in thresholds if best(before.value) < t]
     last_logit = accuracy_logits(after)[0][-1]
     error = accuracy_logits(before)[1][-1]
     predicted = [fit.predict_observation(to[-1:], error) for fit in origin.fits]
@@ -177,11 +177,11 @@ def score(
         crps={name: crps(ensemble, actual) for name, ensemble in ensembles.items()},
         raw_pit=float(np.mean(pit(_to_accuracy(logits[:, -1], before), actual))),
         shape_scores=norm.logpdf(last_logit, *np.transpose(predicted)),
-        events=[((tops >= t).mean(), bool(_best(curve.value) >= t)) for t in open_thresholds],
+        events=[((tops >= t).mean(), bool(best(curve.value) >= t)) for t in open_thresholds],
     )
 
 
-def _best(values):
+def best(values: ndarray) -> ndarray:
     """The highest median of three neighbouring checkpoints along the last axis.
 
     One lucky checkpoint does not count as reached.
@@ -282,45 +282,24 @@ def over_sizes(
     return past
 
 
-def over_time(
-    c: Curves, thresholds: Sequence[float] = (), past: Sequence[ScoredForecast] = ()
-) -> list[ScoredForecast]:
+def over_time(c: Curves, thresholds: Sequence[float] = ()) -> list[ScoredForecast]:
     """Forecast each curve from every checkpoint but its first few, AHEAD checkpoints on at most.
 
     Weights and widening come only from outcomes before the origin.
-    past: what this returned before the table grew; its forecasts are not made again.
     Raises UserError where no curve is long enough.
     """
-    scored = list(past)
-    done = {(p.run, p.task, p.origin, p.target) for p in scored}
+    scored = []
     for now in np.unique(c.x):
         in_window = c.x >= now - WINDOW
         for run, task, origin in _open_origins(c, now, scored):
             curve = c[(c.run == run) & (c.task == task) & in_window]
             for target in np.unique(curve.x[curve.x > now + 1e-9])[:AHEAD]:
-                if (run, task, now, target) not in done:
-                    scored.append(score(origin, curve, target, thresholds))
+                scored.append(score(origin, curve, target, thresholds))
     if not scored:
         raise UserError(
             f"no curve has more than {MIN_CHECKPOINTS} checkpoints, which a backtest forecasts from"
         )
     return scored
-
-
-def forecast_curves(
-    c: Curves, now: float, places: ndarray, past: Sequence[ScoredForecast]
-) -> Iterator[tuple[str, str, ndarray]]:
-    """Forecast every curve that has a checkpoint at `now` and enough before it.
-
-    places: [T] log10 progress. Yields run, task and [DRAWS, T] accuracies.
-    """
-    for run, task, origin in _open_origins(c, now, past):
-        before = origin.known[origin.known.run == run]
-        before = before[np.argsort(before.x)]
-        last = before[np.full(len(places), -1)]
-        to = growth_points(replace(last, x=places), now)
-        logits = origin.sample_logits(before, to, np.random.default_rng(0))
-        yield run, task, origin.widen(logits, before)
 
 
 def _open_origins(c, now, past):
@@ -384,11 +363,12 @@ def summarize(past: list[ScoredForecast]) -> Summary:
     pits = [p.pits[NINES] for p in past]
     coverage80 = np.mean([coverage(*ends, 0.8) for ends in pits])
     mae = np.mean([abs(p.median - p.actual) for p in past])
-    events = _summarize_events([event for p in past for event in p.events])
+    events = summarize_events([event for p in past for event in p.events])
     return Summary(len(past), methods, coverage80, mae, count_pits(pits), events)
 
 
-def _summarize_events(events):
+def summarize_events(events: Sequence[tuple[float, bool]]) -> EventScores | None:
+    """Score chances of events and whether they happened; None: there are none."""
     if not events:
         return None
     probability, happened = np.array(events, float).T

@@ -12,21 +12,23 @@ import numpy as np
 from scipy.special import expit
 
 from ramp.errors import UserError
-from ramp.nines import audit, items, observational, readiness, record, report, trials
+from ramp.nines import audit, items, observational, page, readiness, record, report, trials
 from ramp.nines import backtest as backtests
 from ramp.nines import compare as compares
+from ramp.nines import headline as headlines
 from ramp.nines import intervals as stats
 from ramp.nines import monitor as monitors
 from ramp.nines.cleaning import ALIASES, CHOICES, parse_date, parse_number
-from ramp.nines.gate import describe_nines, judge, junit, plural
+from ramp.nines.gate import judge, junit
 from ramp.nines.notes import Reading
-from ramp.nines.report import Answer, Part, facts_table, format_interval
+from ramp.nines.report import Answer, facts_table, format_interval
 from ramp.nines.sequential import (
     clean_evidence,
     count_clean_units,
     count_evidence,
     predict_worst_rate,
 )
+from ramp.nines.words import describe_nines, plural
 
 
 def _parse_pairs(words, convert=str):
@@ -249,41 +251,18 @@ def forecast(args: Namespace) -> Answer:
     families = _parse_pairs(args.family, float)
     slices = _parse_pairs(args.slice, float)
     f = readiness.forecast(t, args.decades, families, slices, args.run)
-    summary = report.summarize_readiness(f, args.nines, args.probability, schedule)
-    parts = report.readiness_parts(summary)
+    h = headlines.summarize(f, args.nines, args.probability, schedule)
+    parts = page.headline_parts(h)
     if args.record:
-        count = record.append_run(args.record, t, f.run, f.now, f.grid[-1], f.unit)
-        parts.append(f"{count} curves forecast in {args.record}; earlier forecasts there stay.")
-    if (t.item == "").all():
-        parts.append(
-            "Accuracies without items: no lapse can be told from a lack of ability; "
-            "nines are guesses."
-        )
-    elif len(f.observed) < 5:
-        parts.append(
-            f"{len(f.observed)} checkpoints are few: the intervals are wide because they must be."
-        )
-    # Only a page has room for the context, which takes as long as the forecast.
+        is_new = record.append(args.record, h)
+        what = "is recorded in" if is_new else "was recorded before, and stays as it is, in"
+        parts.append(f"This forecast {what} {args.record}.")
+    # Only a page has room for the context, which takes several times as long as the forecast.
     if args.page:
-        parts += [lambda: report.reliability_figure(f), *_context_parts(t, f.run)]
-    return Answer(summary, parts)
-
-
-def _context_parts(t, run):
-    """What a meeting wants to see next to a forecast: proof of today, and past forecasts."""
-    parts: list[Part] = ["## What is shown today"]
-    try:
-        parts += report.level_parts(audit.readiness_levels(t), audit.last_checkpoint(t))
-    except UserError as error:
-        parts.append(f"Unknown: {error}.")
-    parts.append("## How such forecasts of this run did before")
-    try:
-        c = trials.accuracy_curves(t)
-        past = backtests.over_time(c[c.run == run])
-        parts += report.score_parts(backtests.summarize(past))
-    except UserError as error:
-        parts.append(f"None could be scored: {error}.")
-    return parts
+        past = headlines.replay(t, h)
+        context = page.context_parts(t, f, h, past)
+        parts = [*parts[:2], lambda: page.reliability_figure(f, h), *parts[2:], *context]
+    return Answer(h, parts)
 
 
 def _read_schedule(path, unit):
@@ -308,7 +287,7 @@ def backtest(args: Namespace) -> Answer:
     origin = args.origin
     target = args.target
     if args.record:
-        return report.score_record(args.record, t)[1]
+        return _score_record(args.record, t)
     if (origin is None) != (target is None) or (origin and not 0 < origin < target):
         raise UserError(
             "--origin and --target go together, both above 0, the target above the origin"
@@ -320,6 +299,19 @@ def backtest(args: Namespace) -> Answer:
         past = backtests.over_time(c, args.threshold)
     summary = backtests.summarize(past)
     return Answer(summary, ["## Past forecasts, scored", *report.score_parts(summary)])
+
+
+def _score_record(path, t):
+    """How the forecasts in a file did, by a table that has grown since."""
+    scored, still_open = record.score_all(path, t)
+    summary = headlines.summarize_scores(scored)
+    text = f"{still_open} forecasts are open: the table has no later checkpoint of their runs."
+    parts = [
+        "## The record of forecasts",
+        *page.past_parts(scored),
+        *([text] if still_open else []),
+    ]
+    return Answer({"scored": scored, "open": still_open, "summary": summary}, parts)
 
 
 def observe(args: Namespace) -> Answer:

@@ -22,6 +22,7 @@ from ramp.nines.sequential import (
     log_capital_of_loss,
 )
 from ramp.nines.trials import Trials
+from ramp.nines.words import describe_nines, plural, say_bounds
 
 # Exit codes. A mistake in the arguments or the log is none of them.
 PASS, FAIL, UNDECIDED = range(3)
@@ -53,11 +54,10 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in one line."""
-        low, high = self.bounds
         text = (
             f"{self.name.upper()}: {describe_nines(self.nines)} ({self.rate:.6g}) at "
             f"{self.confidence:.6g} confidence; {self.failures} of {self.items} items failed; "
-            f"success is at least {low:.5f}, at most {high:.5f}"
+            f"success is {say_bounds(*self.bounds)}"
         )
         if self.regression:
             text += f"; {self.regression.sentence}"
@@ -79,18 +79,6 @@ class Regression:
         """The change in words."""
         worse = "worse than the baseline" if self.shown else "not shown to be worse"
         return f"{self.difference:+.4f} on {self.items} items of the baseline, {worse}"
-
-
-def plural(word: str, count: int) -> str:
-    """ "item" or "items", "family" or "families"."""
-    if count == 1:
-        return word
-    return f"{word}s" if not word.endswith("y") else f"{word[:-1]}ies"
-
-
-def describe_nines(nines: float) -> str:
-    """ "1 nine" or "2.5 nines"."""
-    return f"{nines:g} {'nine' if nines == 1 else 'nines'}"
 
 
 def judge(

@@ -15,9 +15,10 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from ramp.errors import UserError
-from ramp.nines import backtest, growth, intervals, items
+from ramp.nines import backtest, growth, items
 from ramp.nines.growth import SHAPES, Points, Stacking
-from ramp.nines.trials import Trials, accuracy_curves, log_progress, pool_tasks
+from ramp.nines.trials import Trials, accuracy_curves, log_progress
+from ramp.nines.usage import Measured, Usage, measure
 
 QUADRATURE = np.polynomial.hermite_e.hermegauss(25)
 MAX_QUANTILES = 24  # of difficulty, at which the items of one family are read
@@ -33,7 +34,8 @@ class Forecast:
     now: float  # that of the last checkpoint
     mix: ndarray  # [S, T]
     slices: dict[str, ndarray]  # [S, T] each
-    observed: list[tuple[float, float, float, float]]  # checkpoint, accuracy, low, high
+    usage: Usage
+    measured: Measured
     stacking: Stacking  # of the shapes of growth
     unit: str  # "compute" or "step"
     converged: bool = True  # of the item model
@@ -165,9 +167,19 @@ def forecast(
     mix = np.tensordot(slice_weights, paths, 1)
     # A slice that the mix leaves out need not be ready.
     is_used = slice_weights > 0
-    used = dict(zip(np.array(c.slices)[is_used].tolist(), paths[is_used], strict=True))
-    observed = _observe(t[np.isin(t.slice, list(used))], run)
-    return Forecast(run, grid, now, mix, used, observed, stacking, unit, fit.converged)
+    names = np.array(c.slices)[is_used].tolist()
+    used = dict(zip(names, paths[is_used], strict=True))
+    usage = Usage(
+        tasks=np.unique(t.task).tolist(),
+        families=_name_weights(c.families, family_weights),
+        slices=_name_weights(c.slices, slice_weights),
+    )
+    measured = measure(t, run, usage)
+    return Forecast(run, grid, now, mix, used, usage, measured, stacking, unit, fit.converged)
+
+
+def _name_weights(names, weights):
+    return {str(n): float(w) for n, w in zip(names, weights, strict=True) if w > 0}
 
 
 def _forecast_aggregates(t, decades, run, draws, steps):
@@ -194,7 +206,8 @@ def _forecast_aggregates(t, decades, run, draws, steps):
     cap = np.maximum(1 - expit(level + trend * (grid - now)), success[:, :1])
     mix = np.minimum(success, cap)
     unit = log_progress(t)[1]
-    return Forecast(run, grid, now, mix, {}, _observe(t, run), stacking, unit)
+    usage = Usage(np.unique(t.task).tolist(), {}, {})
+    return Forecast(run, grid, now, mix, {}, usage, measure(t, run, usage), stacking, unit)
 
 
 def _choose_run(names, x, run):
@@ -210,14 +223,6 @@ def _choose_run(names, x, run):
             f"run {run} has one checkpoint, which cannot show growth; give two or more, better five"
         )
     return run, checkpoints[-1]
-
-
-def _observe(t, run):
-    """Checkpoint, accuracy over all tasks and trials, and its 90% interval."""
-    c = accuracy_curves(pool_tasks(t))
-    c = c[c.run == run]
-    rows = zip(c.x, c.value, c.n, strict=True)
-    return [(x, p, *intervals.jeffreys(p * n, n, 0.9)) for x, p, n in rows]
 
 
 def _slice_paths(fit, effects, theta, lapse, family_weights):

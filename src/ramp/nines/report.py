@@ -1,6 +1,5 @@
 """Results for people: lines, tables and pictures that a page, a terminal and TensorBoard share."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,14 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy import ndarray
 
-from ramp.nines import backtest, growth, intervals, items, record
+from ramp.nines import backtest, intervals, items
 from ramp.nines.audit import LastCheckpoint, Level
-from ramp.nines.intervals import count_nines
 from ramp.nines.notes import Note
-from ramp.nines.readiness import Forecast, schedule_dates
-from ramp.nines.trials import Trials, accuracy_curves, split_slices
 from ramp.reporting.figure import COLORS, GREY, STYLE, blank, svg
-from ramp.reporting.html import paragraph, section, table, write_page
+from ramp.reporting.html import Html, paragraph, section, table, write_page
 
 in_style = rc_context(STYLE)  # for all pictures below
+NARROW = 6  # inches
 # A line of text ("## ...": a heading), a table whose first row is its head, or a picture.
 Part = str | list | Callable[[], Figure]
 
@@ -44,13 +41,19 @@ def write_parts(path: Path, title: str, parts: list[Part]) -> None:
         if isinstance(part, list):
             sections[-1].append(table(part[0], part[1:]))
         elif not isinstance(part, str):
-            sections[-1].append(svg(part()))
+            sections[-1].append(_draw(part()))
         elif part.startswith("## "):
             # The blank keeps a heading that has nothing below it.
             sections.append([part.removeprefix("## "), " "])
         else:
             sections[-1].append(paragraph(part))
     write_page(path, title, [section(*content) for content in sections])
+
+
+def _draw(figure):
+    # What is wide can be scrolled on a phone; what is narrow fits it, and stays small elsewhere.
+    kind = "narrow" if figure.get_size_inches()[0] < NARROW else "scroll wide"
+    return Html(f'<div class="{kind}">{svg(figure)}</div>')
 
 
 def print_parts(parts: list[Part], file: TextIO | None = None) -> None:
@@ -82,112 +85,6 @@ def note_parts(notes: Sequence[Note]) -> list[Part]:
 def format_interval(bounds: Any, digits: int = 4) -> str:
     """The ends of an interval."""
     return f"{bounds[0]:.{digits}f} .. {bounds[1]:.{digits}f}"
-
-
-# When nines are reached
-
-
-@dataclass(frozen=True)
-class ReadyTimes:
-    """When so many nines are reached. Places are log10 progress; inf: beyond the grid."""
-
-    nines: float
-    now: float  # probability that they hold already
-    never: float  # probability that they are not reached within the grid
-    sure: float  # the first place with the probability that is asked for
-    low: float  # 80% of the draws reach them between low and high
-    high: float
-    date: list[str] | None  # of sure, low and high, where there is a schedule
-
-
-@dataclass(frozen=True)
-class ReadinessSummary:
-    """Where a forecast stands today, and when each number of nines is reached."""
-
-    run: str
-    unit: str
-    at: float  # log10 progress of today
-    times: float  # how far the forecast goes, as a multiple of today's progress
-    now: ndarray  # reliability at 5%, 50% and 95%
-    end: ndarray  # the same at the end of the grid
-    levels: list[ReadyTimes]
-    probability: float
-    shape_weights: dict[str, float]
-    widening: float
-    converged: bool
-
-
-def summarize_readiness(
-    f: Forecast,
-    nines: list[float],
-    probability: float = 0.8,
-    schedule: list[tuple[str, float]] | None = None,
-) -> ReadinessSummary:
-    """Find when each of `nines` is reached with this probability; dates need a schedule."""
-    today = int(np.searchsorted(f.grid, f.now))
-    now, end = np.quantile(f.mix[:, [today, -1]], (0.05, 0.5, 0.95), axis=0).T
-    levels = []
-    for r in nines:
-        first = f.first_ready(r)
-        low, high = np.quantile(first, (0.1, 0.9), method="inverted_cdf")
-        places = np.array([f.ready_at(r, probability), low, high])
-        date = schedule_dates(schedule, places) if schedule else None
-        held = f.is_ready(r)[:, today].mean()
-        levels.append(ReadyTimes(r, held, np.isinf(first).mean(), *places, date))
-    shape_weights = dict(zip(growth.SHAPES, f.stacking.weights.tolist(), strict=True))
-    return ReadinessSummary(
-        f.run, f.unit, f.now, 10 ** (f.grid[-1] - f.now), now, end, levels,
-        probability, shape_weights, f.stacking.widening, f.converged,
-    )  # fmt: skip
-
-
-def readiness_parts(s: ReadinessSummary) -> list[Part]:
-    """The summary as lines and a table."""
-    sure = f"first {s.probability:.0%} sure at"
-    rows = [["nines", "now", sure, "80% of futures", f"not within {s.times:.3g}x"]]
-    for level in s.levels:
-        when = []
-        for k, place in enumerate((level.sure, level.low, level.high)):
-            date = level.date[k] if level.date else ""
-            text = f"{s.unit} {10**place:.3g} ({10 ** (place - s.at):.2g}x) {date}".strip()
-            when.append(f"not by {s.times:.3g}x" if np.isinf(place) else text)
-        by, low, high = when
-        now, never = f"p = {level.now:.2f}", f"p = {level.never:.2f}"
-        rows.append([f"{level.nines:g}", now, by, f"{low} to {high}", never])
-    # One shape rarely wins outright, so its weight is shown too.
-    weight, best = max((weight, shape) for shape, weight in s.shape_weights.items())
-    return [
-        "## Reliability of the mix",
-        f"{s.run}: now {s.now[1]:.4f} [{format_interval(s.now[::2])}], "
-        f"at {s.times:.3g}x {s.end[1]:.4f} [{format_interval(s.end[::2])}] (90%).",
-        f"Growth by past score: {best} leads with weight {weight:.2f}; "
-        f"intervals widened by {s.widening:.2f}.",
-        *convergence_warning(s.converged),
-        rows,
-    ]
-
-
-def readiness_sentence(name: str, s: ReadinessSummary, others: Mapping[str, float]) -> str:
-    """ "addition/2: 0.94 [0.91, 0.96] today, 1 nine by 2.1x this compute (80%: ...)".
-
-    others: further accuracies by name, in brackets.
-    """
-    low, middle, high = s.now
-    sentence = f"{name}: {middle:.2f} [{low:.2f}, {high:.2f}] today"
-    if others:
-        sentence += f" ({', '.join(f'{k} {v:.2f}' for k, v in others.items())})"
-    for level in s.levels:
-        plural = "" if level.nines == 1 else "s"
-        sentence += f", {level.nines:g} nine{plural} "
-        if level.now >= s.probability:
-            sentence += f"reached (p = {level.now:.2f})"
-        elif math.isinf(level.sure):
-            sentence += f"within {s.times:.3g}x with p = {1 - level.never:.2f}"
-        else:
-            places = (level.sure, level.low, level.high)
-            by, low, high = ("never" if p == np.inf else f"{10 ** (p - s.at):.2g}" for p in places)
-            sentence += f"by {by}x this {s.unit} (80%: {low} to {high})"
-    return sentence
 
 
 def convergence_warning(converged: bool) -> list[Part]:
@@ -243,66 +140,7 @@ def score_parts(s: backtest.Summary) -> list[Part]:
     return parts
 
 
-def score_record(path: Path, t: Trials) -> tuple[record.Summary, Answer]:
-    """Score the recorded forecasts in a file by a table that has grown since."""
-    scored, still_open = record.score(path, accuracy_curves(split_slices(t)))
-    s = record.summarize(scored)
-    facts = {"scores; forecasts still open": f"{len(scored)}; {still_open}"}
-    if s.count:
-        key = "of them with every baseline; checkpoints that scored them"
-        facts[key] = f"{s.count}; {s.checkpoints}"
-        facts["80% intervals cover"] = f"{s.covered80:.3f} ± {s.covered80_stderr:.3f}"
-        facts["CRPS"] = f"{s.crps[backtest.NINES]:.4f} ± {s.crps_stderr:.4f}"
-        facts |= {f"CRPS of {name}": f"{s.crps[name]:.4f}" for name in record.BASELINES}
-    parts: list[Part] = [
-        "## The record of live forecasts",
-        "Each forecast is of one curve, a task under one slice, by its own growth and that of what "
-        "was scored before.",
-        facts_table(facts),
-    ]
-    if scored:
-        pits = backtest.count_pits([line.pit for line in scored])
-        parts.append(lambda: pit_figure(pits))
-    else:
-        parts.append("None has been scored yet: the table has no later checkpoint of their curves.")
-    return s, Answer({"scored": scored, "open": still_open, "summary": s}, parts)
-
-
 # Pictures
-
-
-@in_style
-def reliability_figure(f: Forecast) -> Figure:
-    """Nines over compute or steps: observed, and the forecast with its 50% and 90% bands."""
-    figure, axes = blank(9.6, 4)
-    main, *others = COLORS.values()
-    # At most 6 nines, so that a draw of exactly 1 can be drawn.
-    x = 10**f.grid
-    nines = np.minimum(count_nines(f.mix), 6)
-    for low, high, alpha in ((5, 95, 0.2), (25, 75, 0.3)):
-        band = np.percentile(nines, (low, high), axis=0)
-        axes.fill_between(x, *band, alpha=alpha, color=main, lw=0)
-    axes.plot(x, np.median(nines, 0), color=main, label="mix: median, 50% and 90%")
-    if len(f.slices) > 1:
-        for k, (name, path) in enumerate(f.slices.items()):
-            middle = np.minimum(count_nines(np.median(path, 0)), 6)
-            color = others[k % len(others)]
-            axes.plot(x, middle, "--", lw=1, color=color, label=f"slice {name}")
-    at, *observed = np.transpose(f.observed)
-    y, low, high = np.minimum(count_nines(np.array(observed)), 6)
-    y = np.clip(y, low, high)
-    axes.errorbar(
-        10**at, y, [y - low, high - y], fmt="o", color=COLORS["warm"], ms=4, label="observed, 90%"
-    )
-    axes.axvline(10**f.now, color=GREY, lw=0.8, ls=":")
-    axes.set_xscale("log")
-    # The page's text is plain: powers of ten would be TeX.
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x < 1e6 else f"{x:.3g}")
-    axes.xaxis.set_minor_formatter(lambda *_: "")
-    top = max(3.3, np.median(nines[:, -1]) + 1)
-    axes.set(xlabel=f.unit, ylabel="nines", ylim=(0, top))
-    axes.legend()
-    return figure
 
 
 @in_style
@@ -339,5 +177,7 @@ def levels_figure(levels: list[Level]) -> Figure:
         color, alpha = ("green", 1) if level.reached else ("side", 0.3)
         axes.bar(k, k + 1, color=COLORS[color], alpha=alpha)
         axes.text(k, -0.1, level.name, ha="center", va="top")
+    # Names stand below the steps.
+    axes.set_ylim(-0.8, len(levels))
     axes.set_axis_off()
     return figure

@@ -2,14 +2,13 @@
 
 Every evaluation samples `trials.tries_per_item` solutions of `trials.items_per_task` problems of
 each task in `chat.tasks`, as they are and in the task's other slices (typos, other words, longer),
-and appends the verdicts to trials.jsonl, a table for `ramp nines`. Once a curve has enough
-checkpoints, forecasts of the next evaluations are appended to forecasts.jsonl, before they are
-known; later evaluations score them.
+and appends the verdicts to trials.jsonl, a table for `ramp nines`. Once there are enough
+checkpoints, the headline of each task is appended to forecasts.jsonl, before the next evaluations
+are known; they score it.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -20,7 +19,7 @@ from ramp.config import Config
 from ramp.credit.rollouts import sample_rollouts
 from ramp.errors import UserError
 from ramp.files import to_line
-from ramp.nines import audit, backtest, readiness, record, report
+from ramp.nines import audit, headline, page, readiness, record, report
 from ramp.nines import trials as tables
 from ramp.reporting.metrics import MetricWriter, drop_later_records
 from ramp.rundir import RunDir
@@ -33,6 +32,7 @@ from ramp.train.processes import on_writer
 
 STAGE = "finetune"  # the one that learns tasks
 NINES = [1.0, 2.0]  # reliabilities of 90% and 99%
+AHEAD = 4  # evaluations that a recorded headline is about
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,6 @@ class TrialRunner:
         self.forecasts = rundir.path / "forecasts.jsonl"
         t = c.finetune
         self.steps = [*range(t.eval_every, t.steps, t.eval_every), t.steps]  # of the evaluations
-        # Forecasts that were scored: they weigh the next ones.
-        self.past: list[backtest.ScoredForecast] = []
         # The same problems at every evaluation: a curve compares like with like.
         names = c.chat.tasks if c.trials.items_per_task else ()
         self.problems = {name: choose_problems(c, name) for name in names}
@@ -159,11 +157,12 @@ class TrialRunner:
         with self.table.open("a", encoding="utf-8") as file:
             file.writelines(to_line(row) for row in rows)
         # From the file, since a resumed run has the earlier evaluations only there.
-        curves = tables.accuracy_curves(tables.split_slices(tables.read(self.table)))
+        trials = tables.read(self.table)
         try:
-            self._append_forecasts(curves, step)
+            self._record_headlines(trials, step)
         except np.linalg.LinAlgError as error:  # a forecast must not end training
             print(f"trials: no forecast at step {step} ({error})")
+        curves = tables.accuracy_curves(tables.split_slices(trials))
         last = curves[curves.x == curves.x.max()]
         return {f"nines/{task}": value for task, value in zip(last.task, last.value, strict=True)}
 
@@ -204,15 +203,17 @@ class TrialRunner:
                 rows.append(row)
         return rows
 
-    def _append_forecasts(self, curves: tables.Curves, step):
-        """Forecast the next evaluations, weighed by how the earlier forecasts did."""
-        later = [s for s in self.steps if s > step][: backtest.AHEAD]
-        with suppress(UserError):  # no curve is long enough yet to have been forecast
-            self.past = backtest.over_time(curves, past=self.past)
-        if later:
-            now, places = float(np.log10(step)), np.log10(later)
-            keys = {"stage": STAGE, "step": step, "unit": "step"}
-            record.append(self.forecasts, curves, now, places, self.past, **keys)
+    def _record_headlines(self, trials: tables.Trials, step):
+        """Forecast each task as it is over the next evaluations."""
+        later = [s for s in self.steps if s > step][:AHEAD]
+        if not later or len(np.unique(trials.step)) < headline.MIN_CHECKPOINTS:
+            return
+        decades = float(np.log10(later[-1] / step))
+        for name in self.problems:
+            rows = trials[trials.task == name]
+            f = readiness.forecast(rows, decades, slices={"base": 1.0}, draws=headline.DRAWS)
+            keys = {"stage": STAGE, "step": step}
+            record.append(self.forecasts, headline.summarize(f, NINES), **keys)
 
     # --- at the end
 
@@ -232,38 +233,41 @@ class TrialRunner:
                 sentences[name] = sentence
                 parts += [f"## {sentence}", *task_parts]
             if self.forecasts.exists():
-                summary, answer = self._score_forecasts(trials, board)
-                scores = asdict(summary) | {"open": answer.figures["open"]}
-                parts += answer.parts
+                summary, still_open, score_parts = self._score_record(trials, board)
+                scores = asdict(summary) | {"open": still_open}
+                parts += score_parts
         name = self.rundir.path.name
         report.write_parts(self.rundir.path / "nines.html", f"ramp nines: {name}", parts)
         return asdict(TrialReport(sentences, scores))
 
-    def _score_forecasts(self, trials, board) -> tuple[record.Summary, report.Answer]:
-        """How the forecasts of this run did."""
-        scores, answer = report.score_record(self.forecasts, trials)
-        picture = answer.parts[-1]
-        if scores.count and callable(picture):
-            board.figure(self.steps[-1], "nines/calibration", picture())
+    def _score_record(self, trials, board) -> tuple[headline.Summary, int, list[report.Part]]:
+        """How the headlines of this run did."""
+        scored, still_open = record.score_all(self.forecasts, trials)
+        scores = headline.summarize_scores(scored)
+        parts = ["## How such statements of this run did", *page.past_parts(scored)]
+        if scores.count:
             covered = f"{scores.covered80:.0%} ± {scores.covered80_stderr:.0%}"
             print(f"trials: {scores.count} forecasts scored, 80% intervals cover {covered}")
-        return scores, answer
+        # There is a picture where enough of them were scored.
+        if callable(picture := parts[-1]):
+            board.figure(self.steps[-1], "nines/calibration", picture())
+        return scores, still_open, parts
 
     def _describe_task(self, name, trials, board) -> tuple[str, list]:
         """(a sentence, parts of the page) on a task as it is, compared with its other slices."""
         trials = trials[trials.task == name]
         forecast = readiness.forecast(trials, slices={"base": 1.0})
-        summary = report.summarize_readiness(forecast, NINES)
+        summary = headline.summarize(forecast, NINES)
         last = trials[trials.step == trials.step.max()]
         kinds = set(last.slice.tolist()) - {"base"}
         others = {kind: last.success[last.slice == kind].mean() for kind in sorted(kinds)}
         levels = audit.readiness_levels(trials)
         step = self.steps[-1]
-        board.figure(step, f"nines/{name}", report.reliability_figure(forecast))
+        board.figure(step, f"nines/{name}", page.reliability_figure(forecast, summary))
         board.figure(step, f"nines/{name}, levels", report.levels_figure(levels))
         parts = [
-            *report.readiness_parts(summary)[1:],  # the sentence is the heading
-            lambda: report.reliability_figure(forecast),
+            *page.headline_parts(summary)[1:],  # the sentence is the heading
+            lambda: page.reliability_figure(forecast, summary),
             *report.level_parts(levels, audit.last_checkpoint(trials)),
         ]
-        return report.readiness_sentence(name, summary, others), parts
+        return page.say_headline(name, summary, others), parts
