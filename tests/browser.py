@@ -102,7 +102,14 @@ class Browser:
             time.sleep(0.05)
         return value
 
-    def open(self, url: str, width: int = 1200, height: int = 800, dark: bool = False) -> None:
+    def open(
+        self,
+        url: str,
+        width: int = 1200,
+        height: int = 800,
+        dark: bool = False,
+        ready: str = "document.title !== 'ramp'",
+    ) -> None:
         self.do(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -110,10 +117,12 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 700,
         )
+        # What lies behind another page is not drawn.
+        self.do("Page.bringToFront")
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.do("Emulation.setEmulatedMedia", features=scheme)
         self.do("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete' && document.title !== 'ramp'")
+        self.wait(f"document.readyState === 'complete' && {ready}")
 
     def key(self, name: str, shift: bool = False) -> None:
         code = {"Enter": 13, "Escape": 27, "ArrowRight": 39, "Tab": 9, "Space": 32}[name]

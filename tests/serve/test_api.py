@@ -502,6 +502,35 @@ def test_the_page_is_its_own_files(live):
             assert web.get(path).status_code == 404
 
 
+# What is written in which colour on which: (text, ground).
+TEXTS = [(ink, on) for ink in ("ink", "soft") for on in ("paper", "card", "tint")]
+TEXTS += [(ink, on) for ink in ("accent", "bad") for on in ("paper", "card", "tint")]
+TEXTS += [("good", "tint"), ("on-accent", "accent")]
+
+
+@pytest.mark.parametrize("dark", [0, 1])
+def test_texts_stand_out(dark):
+    """By at least 4.5, as WCAG 2.2 computes it; edges of fields by 3."""
+    css = (PAGE / "page.css").read_text()
+    rows = re.findall(r"--([\w-]+): light-dark\(#(\w{6}), #(\w{6})\)", css)
+    colours = {name: pair[dark] for name, *pair in rows}
+
+    def luminance(name):
+        channels = np.array([*bytes.fromhex(colours[name])]) / 255
+        linear = np.where(
+            channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+        )
+        return linear @ [0.2126, 0.7152, 0.0722]
+
+    def contrast(one, two):
+        low, high = sorted((luminance(one), luminance(two)))
+        return (high + 0.05) / (low + 0.05)
+
+    low = {(text, on): contrast(text, on) for text, on in TEXTS if contrast(text, on) < 4.5}
+    assert not low
+    assert all(contrast("edge", on) >= 3 for on in ("paper", "card"))
+
+
 JSON = {"Content-Type": "application/json"}
 
 

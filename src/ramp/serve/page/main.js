@@ -113,6 +113,7 @@ $("file").addEventListener("change", async () => {
 
 $("theme").addEventListener("click", switchTheme);
 $("open-settings").addEventListener("click", () => openSettings(page.info.settings));
+$("cancel").addEventListener("click", () => $("settings").close());
 $("settings").addEventListener("close", () => {
   if (closeSettings(page.info.settings) && !page.info.model) begin();
 });
@@ -130,6 +131,13 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("click", ({ target }) => {
   if (!target.closest("nav, #menu, dialog") && $("side").classList.contains("open")) showMenu(false);
 });
+
+// A reload, or a copy of the address in another tab, comes back to the same conversation.
+function openFromAddress() {
+  const chat = chats.get(location.hash.slice(1));
+  if (chat) open(chat);
+  else openFresh();
+}
 
 async function begin() {
   try {
@@ -150,9 +158,8 @@ window.addEventListener("storage", () => {
 });
 listen(hearOtherTab);
 const unreadable = readAll();
-const last = chats.get(location.hash.slice(1));
-if (last) open(last);
-else openFresh();
+openFromAddress();
+window.addEventListener("hashchange", openFromAddress);
 focusBox();
 await begin();
 if (unreadable.length) {

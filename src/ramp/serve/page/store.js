@@ -186,7 +186,8 @@ export function remove(chat) {
   box?.removeItem(RECORD + chat.id);
 }
 
-// Call back with the id of a conversation that another tab wrote or deleted, null for all of them.
+// Call back with the id of a conversation that another tab wrote or deleted, null for all of them,
+// and with the leaf that it left off at.
 export function listen(changed) {
   window.addEventListener("storage", ({ key, newValue }) => {
     if (key === null) {
@@ -198,16 +199,15 @@ export function listen(changed) {
     const found = newValue === null ? null : parse(newValue);
     const own = chats.get(id);
     if (newValue === null) chats.delete(id);
-    else if (found?.id === id) {
-      if (own) {
-        const missing = own.turns.length;
-        join(own, found);
-        own.updated = Math.max(own.updated, found.updated);
-        // Both wrote at once: the one that came last lacks turns of the other.
-        if (missing && own.turns.length > found.turns.length) write(own);
-      } else chats.set(id, found);
+    else if (found?.id !== id) return; // not written by this page
+    else if (!own) chats.set(id, found);
+    else {
+      join(own, found);
+      own.updated = Math.max(own.updated, found.updated);
+      // Both wrote at once: the one that came last lacks turns of the other.
+      if (own.turns.length > found.turns.length) write(own);
     }
-    changed(id);
+    changed(id, found?.leaf);
   });
 }
 

@@ -50,7 +50,7 @@ function keep(chat) {
 }
 
 // What another tab did to a conversation; null: to all of them.
-export function hearOtherTab(id) {
+export function hearOtherTab(id, leaf) {
   const { chat } = page;
   const wasDeleted = chat.turns.length && !chats.has(chat.id);
   if (wasDeleted) {
@@ -62,6 +62,7 @@ export function hearOtherTab(id) {
     chat.leaf = findLeaf(chat, chat.leaf);
     draw();
   } else {
+    if (chat.id !== id && chats.has(id)) chats.get(id).leaf = leaf;
     drawChats();
   }
 }
@@ -247,6 +248,7 @@ function edit(chat, turn) {
   const done = () => {
     const text = box.value.trim();
     if (!text || live.has(chat.id)) return;
+    say();
     put(chat, text, turn.parent);
     answer(chat);
   };
@@ -287,12 +289,14 @@ function put(chat, text, parent, task) {
 export function ask(text, task, n = 1) {
   const { chat } = page;
   if (live.has(chat.id)) return;
+  say();
   const last = find(chat, chat.leaf);
   put(chat, text, last?.role === "user" ? last.parent : chat.leaf, task);
   answer(chat, n);
 }
 
 function answerAgain(chat, turn, n = 1) {
+  say();
   chat.leaf = turn.parent;
   answer(chat, n);
 }
@@ -347,7 +351,6 @@ async function answer(chat, n = 1) {
 
   const hadFailed = failures.delete(chat.id);
   live.set(chat.id, entry);
-  say();
   draw({ toEnd: true, focus: "" });
   focusBox();
   let leftOut = 0;
@@ -396,7 +399,7 @@ function finish(chat, turn, parts, { seconds, isStopped, error, leftOut }) {
   } else {
     Object.assign(turn, tidy(parts[0]));
     const count = turn.tokens.length;
-    const notes = count ? [`${count} tokens, ${(count / seconds).toFixed(0)} a second`] : [];
+    const notes = count ? [`${count} token${count === 1 ? "" : "s"}, ${(count / seconds).toFixed(0)} a second`] : [];
     if (isStopped) notes.push("stopped");
     else if (error) notes.push("cut off");
     if (leftOut) notes.push(`the ${leftOut} oldest turns no longer fit and were left out`);
