@@ -18,6 +18,7 @@ from ramp.serve.fields import ApiError
 from ramp.serve.jobs import Job, Token
 from ramp.serve.protocol import CompletionRequest, ServedModel
 from ramp.serve.text_stream import TextStream, make_chat_logprob, make_completion_logprobs
+from ramp.serve.tools import Call, CallStream
 from ramp.tasks import tool
 
 ANSWER_TIMEOUT = 900.0  # seconds
@@ -40,6 +41,17 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is new of one answer."""
+
+    choice: int
+    text: str
+    tokens: list[Token]
+    calls: list[Call]
+    reason: str | None  # why it has ended, if it has
 
 
 class Answers:
@@ -68,6 +80,8 @@ class Answers:
             self._make_job(i, prompt, partial(emit, i)) for i, prompt in enumerate(self.prompts)
         ]
         self.texts = [TextStream(model.tokenizer, request.stop) for _ in self.jobs]
+        use = request.tools
+        self.calls = [CallStream(use) if use else None for _ in self.jobs]
         self.num_generated = 0
         self.figures = figures
         kind = "chatcmpl" if request.is_chat else "cmpl"
@@ -100,8 +114,8 @@ class Answers:
             job.insert = partial(tool.reply, self.model.tokenizer)
         return job
 
-    async def pieces(self) -> AsyncIterator[tuple[int, str, list[Token], str | None]]:
-        """(choice, new text, its tokens, finish reason or None) until every choice has ended."""
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """What is new, until every choice has ended."""
         unfinished = set(range(len(self.jobs)))
         unheard = set(unfinished) if self.request.echo else set()
         deadline = asyncio.get_running_loop().time() + ANSWER_TIMEOUT
@@ -121,13 +135,20 @@ class Answers:
                 stream.echo(self._prompt_tokens(choice))
             text, sent = stream.push(tokens, ended=bool(reason))
             self.num_generated += len(tokens)
+            is_over, new_calls = stream.stopped, []
+            calls = self.calls[choice]
+            if calls:
+                text, new_calls = calls.push(text, bool(reason) or is_over)
+                is_over = is_over or calls.is_over
             # The engine knows no stop strings and would go on to the limit.
-            if stream.stopped:
+            if is_over:
                 self.engine.cancel([self.jobs[choice]])
                 reason = "stop"
+            if calls and calls.calls and reason == "stop":
+                reason = "tool_calls"
             if reason:
                 unfinished.discard(choice)
-            yield choice, text, sent, reason or None
+            yield Piece(choice, text, sent, new_calls, reason or None)
 
     def _prompt_tokens(self, choice):
         """The prompt as the client sent it, with figures where it asked for them."""
@@ -225,15 +246,18 @@ async def collect(answers: Answers) -> Response:
     texts = [""] * len(answers.jobs)
     tokens = [[] for _ in texts]
     reasons = {}
-    async for i, text, new_tokens, reason in answers.pieces():
-        texts[i] += text
-        tokens[i] += new_tokens
-        reasons[i] = reason
+    async for piece in answers.pieces():
+        texts[piece.choice] += piece.text
+        tokens[piece.choice] += piece.tokens
+        reasons[piece.choice] = piece.reason
     choices = []
     for i, text in enumerate(texts):
         content = {"text": text}
         if answers.request.is_chat:
-            message = {"role": "assistant", "content": text, "refusal": None}
+            message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+            calls = answers.calls[i]
+            if calls and calls.calls:
+                message |= {"content": text or None, "tool_calls": calls.calls}
             content = {"message": message}
         choices.append(make_choice(answers, i, content, tokens[i], reasons[i]))
     return to_response(make_object(answers, choices, usage=answers.usage()))
@@ -253,14 +277,18 @@ async def stream_events(answers: Answers) -> AsyncIterator[str]:
             start = {"delta": {"role": "assistant", "content": ""}}
             for i in range(len(answers.jobs)):
                 yield event([make_choice(answers, i, start, [], None)])
-        async for i, text, tokens, reason in answers.pieces():
+        async for piece in answers.pieces():
             # All that was new may be held back as the start of a stop string.
-            if not (text or tokens or reason):
+            if not (piece.text or piece.tokens or piece.calls or piece.reason):
                 continue
-            content = {"text": text}
+            content = {"text": piece.text}
             if request.is_chat:
-                content = {"delta": {"content": text} if text else {}}
-            yield event([make_choice(answers, i, content, tokens, reason)])
+                delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+                # Each call comes whole.
+                delta |= {"tool_calls": piece.calls} if piece.calls else {}
+                content = {"delta": delta}
+            choice = make_choice(answers, piece.choice, content, piece.tokens, piece.reason)
+            yield event([choice])
         # In a chunk of its own that has no choices.
         if request.include_usage:
             yield event([], usage=answers.usage())

@@ -155,7 +155,6 @@ WITHOUT_EFFECT = {
     "prompt_cache_key": Field(text, "no effect"),
     "service_tier": Field(only("auto", "default"), "no effect"),
     "store": Field(only(False), "no effect: nothing is stored"),
-    "parallel_tool_calls": Field(flag, "no effect"),
 }
 COMPLETION = {
     **MODEL,
@@ -184,9 +183,10 @@ CHAT = {
     "max_completion_tokens": Field(integer(1, MAX_TOKENS), "the same, in OpenAI's newer word"),
     "logprobs": Field(flag, "report the log-probability of each token"),
     "top_logprobs": Field(integer(0, MAX_LOGPROBS), "and of this many of the likeliest"),
-    "tools": Field(only([]), "no effect"),
+    "tools": Field(anything, "functions that the model may call"),
+    "tool_choice": Field(anything, "none, auto, required, or the function to call"),
+    "parallel_tool_calls": Field(flag, "false: one call at most"),
     "functions": Field(only([]), "no effect"),
-    "tool_choice": Field(only("none", "auto"), "no effect"),
     "function_call": Field(only("none", "auto"), "no effect"),
     "modalities": Field(only(["text"]), "no effect"),
 }

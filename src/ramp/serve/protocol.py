@@ -19,6 +19,7 @@ from ramp.errors import UserError
 from ramp.serve import fields
 from ramp.serve.fields import MAX_MESSAGES, MAX_PROMPTS, ApiError, make_field_error
 from ramp.serve.grammar import GrammarConstraint, Grammars, read_format
+from ramp.serve.tools import ToolUse, find_form, read_calls, read_tools
 from ramp.text.chat import ROLES, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
@@ -85,6 +86,7 @@ class CompletionRequest:
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     constraint: GrammarConstraint | None = None  # each answer has a copy
+    tools: ToolUse | None = None
 
     @property
     def num_answers(self) -> int:
@@ -134,7 +136,8 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
     # Without a seed each request gets another one, as with OpenAI.
     seed = secrets.randbits(64) if given["seed"] is None else given["seed"]
     read_prompts = _read_conversation if is_chat else _read_prompts
-    prompts = tuple(read_prompts(given, model))
+    tools = read_tools(given, model.tokenizer.template) if is_chat else None
+    prompts = tuple(read_prompts(given, model, tools))
     return CompletionRequest(
         is_chat=is_chat,
         prompts=prompts,
@@ -150,7 +153,8 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
         presence_penalty=given["presence_penalty"] or 0.0,
         frequency_penalty=given["frequency_penalty"] or 0.0,
         logit_bias=_read_bias(given["logit_bias"] or {}, model),
-        constraint=_read_constraint(given, model, prompts),
+        constraint=_read_constraint(given, model, prompts, tools),
+        tools=tools,
     )
 
 
@@ -184,9 +188,13 @@ def _read_bias(bias, model):
     return {int(key): float(value) for key, value in bias.items()}
 
 
-def _read_constraint(given, model, prompts):
+def _read_constraint(given, model, prompts, tools):
     name = "response_format"
     grammar = read_format(given[name], name)
+    if grammar and tools:
+        raise make_field_error(name, "goes without 'tools', or with 'tool_choice': 'none'")
+    if tools:
+        name, grammar = "tools", tools.write_grammar()
     return grammar and model.grammars.compile(grammar, prompts[0].ids, name)
 
 
@@ -228,7 +236,7 @@ def check_length(texts: list[str], model: ServedModel, name: str) -> None:
         raise ApiError(400, text, name, "context_length_exceeded")
 
 
-def _read_prompts(given, model):
+def _read_prompts(given, model, tools):
     prompts = given["prompt"]
     if prompts is None:
         prompts = ""
@@ -258,7 +266,7 @@ def encode_prompt(prompt: Any, model: ServedModel) -> tuple[list[int], int]:
     raise make_field_error("prompt", "must be a text or a list of token ids, or a list of these")
 
 
-def _read_conversation(given, model):
+def _read_conversation(given, model, tools):
     """The one prompt of a chat."""
     tokenizer = model.tokenizer
     context = model.c.model.context_len
@@ -266,16 +274,20 @@ def _read_conversation(given, model):
     # The second is the name that OpenAI gave up and most clients still send.
     wanted = given["max_completion_tokens"] or given["max_tokens"]
     messages = read_messages(given["messages"], model)
+    options: dict[str, Any] = {"tools": list(tools.tools)} if tools else {}
     if not may_drop:
-        check_length([message["content"] for message in messages], model, "messages")
+        calls = [message.get("tool_calls", "") for message in messages]
+        written = [json.dumps(value, ensure_ascii=False) for value in (calls, options)]
+        texts = [message["content"] for message in messages]
+        check_length([*texts, *written] if any(calls) or tools else texts, model, "messages")
     kept = messages
     try:
         if may_drop:
             # Leave a quarter of the context for the answer, or less where less was asked for.
             quarter = context // 4
             room = context - min(wanted or quarter, quarter)
-            kept = drop_oldest_turns(messages, room, tokenizer)
-        prompt = render_prompt(tokenizer, kept)
+            kept = drop_oldest_turns(messages, room, tokenizer, **options)
+        prompt = render_prompt(tokenizer, kept, **options)
     except UserError as error:
         # The model's chat template refuses some conversations.
         raise make_field_error("messages", f"cannot be written down: {error}") from None
@@ -284,8 +296,8 @@ def _read_conversation(given, model):
 
 
 def drop_oldest_turns(
-    messages: list[dict], room: int, tokenizer: Tokenizer
-) -> list[dict[str, str]]:
+    messages: list[dict], room: int, tokenizer: Tokenizer, **options: Any
+) -> list[dict[str, Any]]:
     """The messages without the fewest oldest questions that let the prompt fit into `room` tokens.
 
     A question goes with all that answers it. Messages before the first question stay, and so does
@@ -298,14 +310,15 @@ def drop_oldest_turns(
     def keep(first):
         return [*messages[: questions[0]], *messages[first:]]
 
+    def fits(first):
+        return len(render_prompt(tokenizer, keep(first), **options)) <= room
+
     # Halving, since every try renders the conversation.
-    last = bisect_left(
-        questions[:-1], True, key=lambda first: len(render_prompt(tokenizer, keep(first))) <= room
-    )
+    last = bisect_left(questions[:-1], True, key=fits)
     return keep(questions[last])
 
 
-def read_messages(messages: Any, model: ServedModel) -> list[dict[str, str]]:
+def read_messages(messages: Any, model: ServedModel) -> list[dict[str, Any]]:
     """The checked turns of a conversation."""
     if not model.can_chat:
         text = (
@@ -314,10 +327,11 @@ def read_messages(messages: Any, model: ServedModel) -> list[dict[str, str]]:
         raise ApiError(400, text, "messages", "no_chat_template")
     if not isinstance(messages, list) or not 0 < len(messages) <= MAX_MESSAGES:
         raise make_field_error("messages", f"must be a list of 1 to {MAX_MESSAGES} turns")
-    return [_read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    template = model.tokenizer.template
+    return [_read_message(m, f"messages[{i}]", template) for i, m in enumerate(messages)]
 
 
-def _read_message(message, where):
+def _read_message(message, where, template):
     message = message if isinstance(message, dict) else {}
     role = message.get("role")
     content = message.get("content")
@@ -329,9 +343,21 @@ def _read_message(message, where):
     if isinstance(content, list):
         # Newer clients send a list of parts in place of a string.
         content = _join_text_parts(content)
+    more = {}
+    if role == "assistant" and message.get("tool_calls"):
+        more["tool_calls"] = read_calls(message["tool_calls"], f"{where}.tool_calls")
+        if find_form(template) is None:
+            text = "is not supported here: this model's chat template knows no tools"
+            raise make_field_error(f"{where}.tool_calls", text, "unsupported_parameter")
+        # Such a turn may say nothing besides.
+        content = "" if content is None else content
+    # Some templates name the call, others the tool, whose result this is.
+    if role == "tool":
+        names = ("tool_call_id", "name")
+        more = {name: message[name] for name in names if isinstance(message.get(name), str)}
     if not isinstance(content, str):
         raise make_field_error(f"{where}.content", "must be text; ramp reads no images or audio")
-    return {"role": role, "content": content}
+    return {"role": role, "content": content} | more
 
 
 def _join_text_parts(parts):
