@@ -39,6 +39,10 @@ def ramp(site, folder, *words):
 @pytest.mark.slow
 def test_configurations_are_found_by_name(site, tmp_path):
     assert not (site / "experiments").exists()
+    pages = [
+        {file.name for file in (top / "ramp/serve/page").iterdir()} for top in (site, ROOT / "src")
+    ]
+    assert pages[0] == pages[1] != set()
     done = ramp(site, tmp_path, "run", "cpu", "--dry-run")
     assert done.returncode == 0 and "parameters" in done.stdout, done.stderr
     done = ramp(site, tmp_path, "ladder", "--to", "99")

@@ -199,6 +199,29 @@ def test_a_browser_that_keeps_nothing(page, stub):
     page.do("Page.removeScriptToEvaluateOnNewDocument", **made)
 
 
+def test_a_page_that_is_left_keeps_what_was_written(page, stub):
+    stub.replies = [[*say("a beginning"), wait := threading.Event()]]
+    page.js(f"{BOX}.focus()")
+    page.type("go")
+    page.key("Enter")
+    page.wait(f"{LAST}?.textContent.includes('a beginning')")
+    page.open(stub.url + "/?left")
+    wait.set()
+    page.js("document.querySelector('nav .title').click()")
+    assert texts(page) == ["go", "a beginning"] and "stopped" in page.js(f"{LAST}.textContent")
+
+
+def test_strange_figures_do_not_cost_the_conversation(page, stub):
+    piece = {"index": 0, "delta": {"content": "words"}, "finish_reason": "length"}
+    token = {"token": "words", "bytes": [119] * 2000, "logprob": None, "top_logprobs": []}
+    piece["logprobs"] = {"content": [token]}
+    stub.replies = [[f"data: {json.dumps({'choices': [piece]})}\n\n", *END]]
+    ask(page, "hello")
+    assert "longest answer" in page.js(f"{LAST}.textContent")
+    page.open(stub.url + "/?strange")
+    assert titles(page) == ["hello"] and page.js(HINT) == ""
+
+
 # What the server says on its worst days
 
 
@@ -228,6 +251,8 @@ def test_an_answer_that_breaks_off_is_kept(page, stub):
         (
             ([*say("half of"), CUT], "The connection broke"),
             ([*say("half of"), "data: {oops\n\n"], "cannot be read"),
+            ([*say("half of"), "data: null\n\n"], "cannot be read"),
+            ([*say("half of"), 'data: {"choices": [5, null]}\n\n'], "cannot be read"),
             ([*say("half of"), error], "broke off: the engine has stopped"),
         )
     ):
@@ -237,7 +262,7 @@ def test_an_answer_that_breaks_off_is_kept(page, stub):
         assert "cut off" in page.js("[...document.querySelectorAll('article')].at(-2).textContent")
     press(page, "Try again", LAST)
     page.wait(f"{IDLE} && {LAST}.textContent.includes('2 of 2')")
-    assert texts(page)[-1] == "go on 2"
+    assert texts(page)[-1] == "go on 4"
 
 
 def test_the_network_goes_and_comes_back(page, stub):
@@ -450,9 +475,10 @@ def test_search_export_and_import(page, stub, tmp_path):
     assert "changed" not in page.js("JSON.stringify(localStorage)")
 
 
-def give(page: Browser, text: str, name: str = "a.json") -> None:
+def give(page: Browser, text: str, name: str = "a.json", expression: str = "") -> None:
     page.js("document.getElementById('hint').textContent = ''")
-    file = f"new File([{json.dumps(text)}], {json.dumps(name)})"
+    parts = expression or json.dumps([text])
+    file = f"new File({parts}, {json.dumps(name)})"
     page.js(
         f"(() => {{ const d = new DataTransfer(), f = document.getElementById('file'); d.items.add({file});"
         "f.files = d.files; f.dispatchEvent(new Event('change')); })()"
@@ -488,9 +514,15 @@ def make_file(**changes) -> str:
     ],
 )
 def test_a_file_that_will_not_do_is_refused(page, text, told):
+    """All of it, with a sentence."""
     give(page, text, f"{EVIL[:20]}.json")
     assert told in page.wait(HINT) and "was not imported" in page.js(HINT)
     assert titles(page) == [] and page.js("Object.keys(localStorage)") == []
+
+
+def test_a_file_that_is_too_large_is_not_read(page):
+    give(page, "x", expression="new Array(21).fill(new Uint8Array(1 << 20))")
+    assert "larger than 20 MB" in page.wait(HINT)
 
 
 # What models and others write
@@ -717,6 +749,7 @@ CONTRASTS = """(() => {
 @pytest.mark.parametrize(("width", "height"), [(1200, 800), (390, 844)])
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_can_be_read_in_the_light_and_the_dark_and_fits(page, stub, width, height, dark):
+    stub.info = stub.info | {"model": "a-name-" + "of-some-length-" * 4}
     page.open(stub.url + "/?look", width, height, dark)
     name = f"{'phone' if width < 700 else 'wide'}-{'dark' if dark else 'light'}"
     shot(page, f"{name}-welcome")

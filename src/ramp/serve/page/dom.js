@@ -30,12 +30,19 @@ export function announce(text) {
 }
 
 export async function copy(where, text) {
+  let isDone = true;
   try {
     await navigator.clipboard.writeText(text);
-    where.textContent = "Copied";
   } catch {
-    // Browsers allow this on https and on this machine only.
-    where.textContent = "Not allowed here";
+    // Browsers have a clipboard on https and on this machine only; this older way works on http.
+    const box = make("textarea", { class: "hidden-words" });
+    box.value = text;
+    where.after(box);
+    box.select();
+    isDone = document.execCommand("copy");
+    box.remove();
+    where.focus();
   }
+  where.textContent = isDone ? "Copied" : "Not allowed";
   setTimeout(() => { where.textContent = "Copy"; }, 1200);
 }

@@ -6,7 +6,7 @@ import { call } from "./server.js";
 import { closeSettings, openSettings, readSettings, readTheme, switchTheme } from "./settings.js";
 import { chats, listen, readAll, removeRecords } from "./store.js";
 import {
-  ask, draw, drawChats, focusBox, hearOtherTab, isComposing, isSend, loadInfo, open, openFresh, page, sampleAgain, stop,
+  ask, draw, drawChats, focusBox, hearOtherTab, isComposing, isSend, loadInfo, open, openFresh, page, sampleAgain, stop, stopAll,
 } from "./talk.js";
 import { hideTip } from "./tokens.js";
 
@@ -44,12 +44,6 @@ $("ten").addEventListener("click", () => take(10) || sampleAgain());
 $("stop").addEventListener("click", stop);
 
 // Tasks
-
-function showTasks() {
-  const { tasks } = page.info;
-  const option = (name) => make("option", { value: name }, name || "No task");
-  $("task").replaceChildren(...["", ...Object.keys(tasks)].map(option));
-}
 
 function chooseTask() {
   const levels = page.info.tasks[$("task").value] ?? 0;
@@ -142,7 +136,6 @@ function openFromAddress() {
 async function begin() {
   try {
     await loadInfo();
-    showTasks();
     draw();
   } catch (error) {
     const enter = ["Enter the key", () => openSettings(page.info.settings, "key")];
@@ -157,6 +150,7 @@ window.addEventListener("storage", () => {
   readSettings();
 });
 listen(hearOtherTab);
+window.addEventListener("pagehide", stopAll);
 const unreadable = readAll();
 openFromAddress();
 window.addEventListener("hashchange", openFromAddress);

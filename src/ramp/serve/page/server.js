@@ -72,10 +72,12 @@ async function* readEvents(response, signal) {
   }
 }
 
+const makeUnreadable = () => new Refusal("A part of the answer cannot be read.", 0);
+
 function parseEvent(json) {
   let event;
-  try { event = JSON.parse(json); } catch { throw new Refusal("A part of the answer cannot be read.", 0); }
-  if (event.error) throw new Refusal(`The server broke off: ${event.error.message}.`, 503);
+  try { event = JSON.parse(json); } catch { throw makeUnreadable(); }
+  if (event?.error) throw new Refusal(`The server broke off: ${event.error.message}.`, 503);
   return event;
 }
 
@@ -85,10 +87,18 @@ export async function stream(path, body, signal, heard) {
   const response = await send(path, { ...body, stream: true }, signal);
   let leftOut = 0;
   for await (const event of readEvents(response, signal)) {
+    for (const [index, piece] of readPieces(event)) heard(index, piece);
     leftOut = event.ramp?.turns_left_out ?? leftOut;
-    for (const choice of event.choices ?? []) heard(choice.index, readChoice(choice));
   }
   return leftOut;
+}
+
+function readPieces(event) {
+  try {
+    return event.choices.map((choice) => [choice.index, readChoice(choice)]);
+  } catch {
+    throw makeUnreadable();
+  }
 }
 
 function readChoice({ delta, text, logprobs, finish_reason: ended }) {

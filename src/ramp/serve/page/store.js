@@ -162,18 +162,25 @@ export function save(chat, now = Date.now()) {
   const stored = parse(box?.getItem(RECORD + chat.id) ?? null);
   if (stored) join(chat, stored);
   chat.updated = now;
+  // Strange figures from a server would make the record one that nobody can read.
+  if (!parse(JSON.stringify(chat))) dropFigures(chat);
   if (write(chat)) return "";
   if (!box) return "This browser keeps nothing for this page: export what you want to keep.";
   // The figures of tokens take ten times the room of the text.
   for (const old of [...listChats().filter((c) => c !== chat).reverse(), chat]) {
-    for (const turn of old.turns) {
-      delete turn.tokens;
-      for (const sample of turn.samples ?? []) delete sample.tokens;
-    }
+    dropFigures(old);
     write(old);
     if (write(chat)) return "No room was left in this browser: probabilities of old answers are dropped.";
   }
   return "No room is left in this browser, and this conversation is not kept: export it, or delete others.";
+}
+
+function dropFigures(chat) {
+  for (const turn of chat.turns) {
+    delete turn.tokens;
+    delete turn.verdict;
+    for (const sample of turn.samples ?? []) delete sample.tokens;
+  }
 }
 
 const write = (chat) => writeValue(RECORD + chat.id, chat);

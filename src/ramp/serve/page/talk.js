@@ -278,6 +278,11 @@ export function stop() {
   live.get(page.chat.id)?.controller.abort();
 }
 
+// What has been written is kept where the page is left too.
+export function stopAll() {
+  for (const { controller } of live.values()) controller.abort();
+}
+
 // Add a question; one that was never answered gives way to it.
 function put(chat, text, parent, task) {
   addTurn(chat, { id: makeId(), parent, role: "user", content: text, ...(task ? { task } : {}) });
@@ -342,6 +347,7 @@ async function answer(chat, n = 1) {
     parts[i].tokens.push(...tokens);
     if (text || thinking) first ||= performance.now();
     if (why) ended.add(i);
+    parts[i].isCut = why === "length";
     // As often as the screen is drawn, and no oftener.
     entry.frame ||= requestAnimationFrame(() => {
       entry.frame = 0;
@@ -401,6 +407,7 @@ function finish(chat, turn, parts, { seconds, isStopped, error, leftOut }) {
     const count = turn.tokens.length;
     const notes = count ? [`${count} token${count === 1 ? "" : "s"}, ${(count / seconds).toFixed(0)} a second`] : [];
     if (isStopped) notes.push("stopped");
+    else if (parts[0].isCut) notes.push("ended at the longest answer that Settings allow");
     else if (error) notes.push("cut off");
     if (leftOut) notes.push(`the ${leftOut} oldest turns no longer fit and were left out`);
     turn.foot = notes.join("; ");
@@ -431,5 +438,7 @@ export async function loadInfo() {
   document.title = $("name").textContent = model;
   $("about").textContent = `${stage}, ${shape.depth} layers, width ${shape.width}, context ${shape.context}`;
   $("text").placeholder = canChat ? "Say something" : "A text to continue";
+  const option = (name) => make("option", { value: name }, name || "No task");
+  $("task").replaceChildren(...["", ...Object.keys(tasks)].map(option));
   $("task").hidden = !canChat || !Object.keys(tasks).length;
 }
