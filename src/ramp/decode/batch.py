@@ -49,7 +49,7 @@ ALLOW_ALL = -1  # a word of `allowed_w` in which every bit is set
 MAX_LOGPROBS = 20  # most likely tokens that can be reported with each token
 LOG_RANGE = 104.0  # nats below the top at which float32 has no probability left
 BISECTIONS = 32
-Values = Any  # arrays of jax in a `SlotState`, numpy's where the host fills them in
+Values = Any  # arrays of jax on a device, numpy's on the host
 # Below this a draw is the most likely token: 1e-4 makes a lead of a hundredth of a nat 100 nats,
 # and much smaller ones divide to infinity.
 MIN_TEMPERATURE = 1e-4
@@ -95,11 +95,11 @@ class DrawnTokens:
     Zeros where nothing was drawn.
     """
 
-    token_bn: Array
-    logp_bn: Array
-    entropy_bn: Array  # nats
-    top_bnk: Array  # ids, the most likely first; zeros where no row asked
-    top_logp_bnk: Array
+    token_bn: Values
+    logp_bn: Values
+    entropy_bn: Values  # nats
+    top_bnk: Values  # ids, the most likely first; zeros where no row asked
+    top_logp_bnk: Values
 
 
 @partial(jax.jit, static_argnames=("c", "B", "size"))

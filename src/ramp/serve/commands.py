@@ -5,8 +5,10 @@ import importlib.util
 import json
 import os
 import re
+import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ramp import rundir
@@ -18,6 +20,8 @@ from ramp.stages import parse_speaker
 
 # Nobody else can reach these.
 OWN_ADDRESSES = ("127.0.0.1", "localhost", "::1")
+# What llama.cpp may round matrices to, by its names: from 32 bits a weight to about 4.5.
+WEIGHTS = ("f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
 LIMITS = {
     "port": (0, 65535),
     "slots": (1, 1024),
@@ -86,6 +90,20 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
         default=0,
         help="connections that one address may hold open (default 0: any number)",
     )
+    add(
+        "--engine",
+        choices=("jax", "llama.cpp"),
+        default="jax",
+        help="what computes: jax on the run's mesh, or llama.cpp, faster on a processor, "
+        "from the extra llama",
+    )
+    add(
+        "--weights",
+        choices=WEIGHTS,
+        metavar="KIND",
+        default="",
+        help=f"with --engine llama.cpp: round the weights to {', '.join(WEIGHTS)} (default q8_0)",
+    )
     add("--slots", type=int, default=16, help="answers generated at the same time (default 16)")
     add("--queue", type=int, default=64, help="requests that may wait for a slot (default 64)")
 
@@ -98,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
     package, extra = "safetensors", "export"
     if args.command == "serve":
         package, extra = "uvicorn", "serve"
+        if args.engine == "llama.cpp" and importlib.util.find_spec(package):
+            package, extra = "llama_cpp", "llama"
     elif "gguf" in (getattr(args, "to", ""), getattr(args, "file", args.run).suffix[1:]):
         package = "gguf"
     if importlib.util.find_spec(package) is None:
@@ -120,13 +140,18 @@ class LoadedRun:
     stage: str
 
 
-def _load(path, stage, on_host=False):
-    """The model of a run's stage on the run's own mesh, or `on_host` in this machine's memory."""
-    run, c = rundir.open_run(path)
+def _find_stage(run, stage):
+    """The stage whose weights are meant, of those that a run has."""
     if stage is None:
         # Imported models have no fine-tuning at first.
         stage = "finetune" if run.checkpoints("finetune").exists() else "pretrain"
-    stage = run.find_weights(stage)
+    return run.find_weights(stage)
+
+
+def _load(path, stage, on_host=False):
+    """The model of a run's stage on the run's own mesh, or `on_host` in this machine's memory."""
+    run, c = rundir.open_run(path)
+    stage = _find_stage(run, stage)
     # jax is imported this late so that `ramp --help` and the mistakes above are quick.
     from ramp.host import setup_devices
     from ramp.text.tokenizer import Tokenizer
@@ -255,21 +280,50 @@ def _serve(args):
         raise UserError(
             "`ramp serve` works in one process, on all of its devices; unset RAMP_DISTRIBUTED"
         )
+    if args.weights and args.engine != "llama.cpp":
+        raise UserError("--weights is for --engine llama.cpp; jax has the run's own model.dtype")
     from ramp.serve import api
     from ramp.serve.connections import Connections
-    from ramp.serve.device import JaxSlots
     from ramp.serve.engine import Engine
-    from ramp.serve.protocol import ServedModel
     from ramp.serve.record import RequestLog
 
     log = RequestLog(args.log)
     # A port that is taken is found before the model is loaded and compiled.
     sock = api.listen(args.host, args.port)
-    loaded = _load(args.run, args.stage)
-    vocab_size = loaded.tokenizer.vocab_size
-    slots = JaxSlots(loaded.c.model, loaded.lm, vocab_size, args.slots)
-    engine = Engine(slots, loaded.tokenizer, args.queue)
-    model = ServedModel(args.run.resolve().name, loaded.c, loaded.tokenizer, loaded.stage)
-    del loaded  # the engine has its own copy of the weights
+    make_slots = _make_llama_slots if args.engine == "llama.cpp" else _make_jax_slots
+    slots, model = make_slots(args)
+    engine = Engine(slots, model.tokenizer, args.queue)
     api.serve(engine, model, sock, access, log, Connections(args.per_address))
     return 0
+
+
+def _make_jax_slots(args):
+    """Slots on the run's own mesh, and what they serve."""
+    from ramp.serve.device import JaxSlots
+    from ramp.serve.protocol import ServedModel
+
+    loaded = _load(args.run, args.stage)
+    # They make a copy of the weights.
+    slots = JaxSlots(loaded.c.model, loaded.lm, loaded.tokenizer.vocab_size, args.slots)
+    name = args.run.resolve().name
+    return slots, ServedModel(name, loaded.c, loaded.tokenizer, loaded.stage)
+
+
+def _make_llama_slots(args):
+    """Slots of llama.cpp, and what they serve."""
+    from ramp.serve.llama import LlamaSlots, can_repack, write_weights
+    from ramp.serve.protocol import ServedModel
+    from ramp.text.tokenizer import Tokenizer
+
+    run, c = rundir.open_run(args.run)
+    stage = _find_stage(run, args.stage)
+    tokenizer = Tokenizer.load(run.tokenizer)
+    kind = args.weights or "q8_0"
+    print(f"exporting the weights for llama.cpp as {kind}")
+    # An open file outlives its name.
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_weights(args.run, stage, kind, Path(folder))
+        repack = can_repack(path)
+        shape = tokenizer.vocab_size, c.model.context_len
+        slots = LlamaSlots(path, *shape, args.slots, repack)
+    return slots, ServedModel(args.run.resolve().name, c, tokenizer, stage)
