@@ -883,6 +883,7 @@ def test_sockets_that_misbehave(live):
         (["--key", "nowhere.txt"], "cannot be read"),
         (["--per-address", "-1"], "between"),
         (["--cors", "example.org"], "is no site"),
+        (["--weights", "q8_0"], "for --engine llama.cpp"),
         ([], "not a run directory"),
     ],
 )
