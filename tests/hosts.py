@@ -55,7 +55,7 @@ class Strike:
 
     number: int
     rank: int
-    phase: str  # train, eval or sample
+    phase: str  # train, eval, sample, judge or ledger
     steps: int = 1
     delay: float = 0.3
 
@@ -144,8 +144,10 @@ def launch(
 def work(words: list[str]) -> int:
     """One process of the job."""
     from ramp import cli
+    from ramp.credit import rollouts
     from ramp.decode import sample
     from ramp.evals import bpb
+    from ramp.synth import ledger
     from ramp.text.rows import Batches
     from ramp.train import trainer
     from ramp.train.preemption import Preemption
@@ -182,6 +184,8 @@ def work(words: list[str]) -> int:
     at(trainer, "shard_batch", "train", 0.08)
     at(bpb, "shard_batch", "eval", 0.12)
     at(sample, "decode_until", "sample", 1.0)
+    at(rollouts, "score_rollouts", "judge", 0.5)
+    at(ledger, "write_ledger", "ledger", 0.5)
     read, asked = Batches.__call__, Preemption.requested
 
     def read_and_note(self, step, lo=0, hi=None):

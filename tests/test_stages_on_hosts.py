@@ -5,11 +5,14 @@ The matrix of shapes, about ten minutes: `uv run pytest -m slow tests/test_stage
 
 import json
 import random
+import signal
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
+from evals.test_core import write_bundle
+from hosts import Strike, launch
 
-STAGES = ["finetune", "reinforce", "synthesize"]
 CONFIG = """
 stages = ["prepare", "pretrain", "finetune", "reinforce", "synthesize"]
 [text]
@@ -18,9 +21,9 @@ val_fraction = 0.3
 tokenizer = "bytes"
 [model]
 depth = 1
-width = 32
+width = 48
 head_dim = 16
-mlp_dim = 64
+mlp_dim = 96
 vocab_size = 384
 context_len = 128
 dtype = "float32"
@@ -165,6 +168,91 @@ def assert_same(run: Path, want: Path) -> float:
     assert mine.keys() == its.keys()
     for name, figure in its.items():
         difference = abs(mine[name] - figure) / max(1, abs(figure))
-        assert difference < 1e-5, (name, mine[name], figure)
+        # A deviate divides by the spread of a few resamples, and enlarges what rounding leaves.
+        assert difference < (1e-4 if name.endswith("/z") else 1e-5), (name, mine[name], figure)
         worst = max(worst, difference)
     return worst
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """The folder of a configuration and its run by one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "xla"))
+        life = run_all(folder, "whole", 1, 1)
+        assert life.codes == [0], life.said
+        yield folder
+
+
+def run_all(folder: Path, name: str, processes: int, devices: int, strike: Strike | None = None):
+    config = folder / "in" / "all.toml"
+    if not config.exists():
+        write_config(folder / "in")
+        write_bundle(folder / "bundle")
+    notes = folder / f"notes-{name}-{random.random()}"
+    words = ["run", config, "--run", folder / name]
+    return launch(notes, processes, devices, words, strike, timeout=600)
+
+
+def ask_core(folder: Path, name: str, processes: int, devices: int) -> dict[str, float]:
+    words = ["eval", folder / name, "--suite", "core", "--bundle", folder / "bundle"]
+    life = launch(folder / f"core-{name}", processes, devices, words, timeout=600)
+    assert set(life.codes) == {0}, life.said
+    return list_figures(json.loads((folder / name / "report.json").read_text())["core"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (3, 1), (2, 2), (4, 1)])
+def test_every_stage_on_several_hosts_is_that_of_one(whole, processes, devices):
+    """`uv run pytest -m slow tests/test_stages_on_hosts.py -s -k several`; about a minute each."""
+    calls = whole / "in" / "calls"
+    calls.unlink(missing_ok=True)
+    name = f"{processes}x{devices}"
+    life = run_all(whole, name, processes, devices)
+    assert set(life.codes) == {0}, life.said
+    worst = assert_same(whole / name, whole / "whole")
+    asked = [line.split(" ")[:2] for line in calls.read_text().splitlines()]
+    # A reward sees all rollouts, in one process; texts are shared out among verifiers.
+    assert len({pid for kind, pid in asked if kind == "reward"}) == 1
+    assert len({pid for kind, pid in asked if kind == "verify"}) == processes
+    core, alone = (
+        ask_core(whole, n, p, d) for n, p, d in ((name, processes, devices), ("whole", 1, 1))
+    )
+    assert core.keys() == alone.keys() and all(abs(core[k] - alone[k]) < 1e-5 for k in core)
+    print(f"{name}: largest difference {worst:.1e}; CORE {core['/core']:.5f}, {alone['/core']:.5f}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_on_one_mesh_the_ledger_is_the_same_byte_for_byte(whole):
+    """Two processes of one device, and one process of two devices."""
+    for name, processes, devices in (("a", 2, 1), ("b", 1, 2)):
+        life = run_all(whole, name, processes, devices)
+        assert set(life.codes) == {0}, life.said
+    for g in (1, 2):
+        one, two = ((whole / name / "synth" / f"g00{g}.parquet").read_bytes() for name in "ab")
+        assert one == two
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_killed_twenty_times_in_any_phase_and_gone_on_with_by_another_number(whole):
+    """`uv run pytest -m slow tests/test_stages_on_hosts.py -s -k twenty`; about half an hour."""
+    draw, kills, number = random.Random(7), 0, 0
+    phases = ("train", "sample", "judge", "ledger", "eval")
+    while kills < 20:
+        name, number, done = f"chain-{number}", number + 1, False
+        while not done:
+            processes, devices = draw.choice([(1, 1), (2, 1), (3, 1), (2, 2), (4, 1)])
+            phase = draw.choice(phases)
+            rank, steps = draw.randrange(processes), draw.randrange(0, 4)
+            strike = Strike(signal.SIGKILL, rank, phase, steps, draw.uniform(0, 0.5))
+            life = run_all(whole, name, processes, devices, strike if kills < 20 else None)
+            done = set(life.codes) == {0}
+            if not done:
+                assert life.codes[rank] == -signal.SIGKILL, life.said
+                kills += 1
+            print(f"{name} {processes}x{devices} {phase} {steps}: {life.codes}", flush=True)
+        print(f"{name}: largest difference {assert_same(whole / name, whole / 'whole'):.1e}")

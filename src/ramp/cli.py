@@ -581,6 +581,13 @@ def run_ladder(args: Arguments, flags: Flags) -> int:
     return ladder.run(args, *load_target(args, flags))
 
 
+def run_plan(args: Arguments, flags: Flags) -> int:
+    """Plan a run."""
+    from ramp.stages.checks import check_settings
+
+    return pods.run(args, flags, check_settings)
+
+
 def run_doctor(args: Arguments, flags: Flags) -> int:
     """Look at this machine."""
     from ramp.pods import doctor
@@ -657,7 +664,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
-        pods.run,
+        run_plan,
         pods.add_arguments,
         sections=None,
     ),

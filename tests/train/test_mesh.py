@@ -92,6 +92,26 @@ def test_what_does_not_divide_is_named_with_its_key(key, over, dims):
         mesh.check_divisible(c, dims, STAGES)
 
 
+def test_all_that_does_not_divide_is_said_at_once_with_what_would():
+    c = run(model={"width": 60, "num_kv_heads": 4}, eval=config.Eval(batch_size=10))
+    with pytest.raises(UserError) as caught:
+        mesh.check_divisible(c, (1, 3, 1), ("pretrain",))
+    said = str(caught.value)
+    assert "pretrain.batch_size = 16 does not divide over 3 devices (15 or 18 would)" in said
+    assert "eval.batch_size = 10" in said and "finetune" not in said and "\n" not in said
+    assert said.count("pretrain.batch_size") == 1
+    # Only what runs counts.
+    mesh.check_divisible(run(eval=config.Eval(batch_size=10)), (1, 4, 1), ("reinforce",))
+
+
+def test_the_mesh_that_is_offered_works():
+    c = run(model={"width": 64}, reinforce=config.Reinforce(num_prompts=6, group_size=2))
+    with pytest.raises(UserError, match=r"model.width.*--mesh.replica 3 --mesh.data 1"):
+        mesh.check_divisible(c, (1, 3, 1), ("reinforce",))
+    offered = mesh.resolve_mesh_shape(config.Mesh(replica=3, data=1), 3)
+    mesh.check_divisible(c, offered, ("reinforce",))
+
+
 def test_what_check_passes_can_be_made():
     """The widest meshes that `check` allows do hold this model's parameters, the switches' tables included."""
     c = run(model=tiny.ALL)

@@ -94,6 +94,13 @@ def trains_head(t: Reinforce) -> bool:
     return rewards.uses(t.reward, "head") or METHODS[t.method].family == "implicit"
 
 
+def add_head(c: Model, t: Reinforce, params: dict) -> dict:
+    """The parameters with a new process head, where one is trained."""
+    if not trains_head(t):
+        return params
+    return params | {"process": process_head.init_head(c, params["lm"])}
+
+
 def needs_ref(t: Reinforce) -> bool:
     """Whether the frozen starting policy is read: by the KL term or by an implicit reward."""
     return t.kl_coef > 0 or METHODS[t.method].family == "implicit"
@@ -256,6 +263,24 @@ def collect_batch(
             break
     judged = fill_groups(parts, t.num_prompts)
     r = judged.rollouts
+    batch, num_labels = make_batch(t, judged, first)
+    return Iteration(
+        rollouts=r,
+        rewards=judged.rewards,
+        advantage_bn=judged.advantage_bn,
+        batch=batch,
+        num_tokens=judged.num_tokens,
+        num_labels=num_labels,
+        num_dropped_groups=int((~judged.signal_p).sum()),
+    )
+
+
+def make_batch(t: Reinforce, judged: Judged, seed: int) -> tuple[dict[str, np.ndarray], int]:
+    """(the batch of `make_loss`, verdicts on steps that the method looked at).
+
+    seed: of which rollouts the process head is told.
+    """
+    r = judged.rollouts
     batch = rollouts.make_rows(r, t.train.seq_len, judged.advantage_bn)
     sampled_bt = batch["weights"]
     # Groups without signal take no part: no update, no KL.
@@ -276,7 +301,7 @@ def collect_batch(
     num_labels = int(r.exists_bs.sum()) if is_labelled else 0
     if rewards.uses(t.reward, "head") and t.label_fraction:
         all_labels = process_head.first_error_labels(r)
-        labels_bs = process_head.limit_labels(all_labels, t.label_fraction, first)
+        labels_bs = process_head.limit_labels(all_labels, t.label_fraction, seed)
         num_labels = int((labels_bs >= 0).sum())
         # The rows hold the same tokens as those of the policy.
         batch |= process_head.label_rows(r, t.train.seq_len, labels_bs)
@@ -286,15 +311,7 @@ def collect_batch(
         assert outcome_b is not None  # `require_fit` has seen to it
         batch["sampled"] = sampled_bt * ~np.isnan(outcome_b)[:, None]
         batch["outcome"] = np.nan_to_num(outcome_b)[:, None]
-    return Iteration(
-        rollouts=r,
-        rewards=judged.rewards,
-        advantage_bn=judged.advantage_bn,
-        batch=batch,
-        num_tokens=judged.num_tokens,
-        num_labels=num_labels,
-        num_dropped_groups=int((has_signal_b == 0).sum()) // t.group_size,
-    )
+    return batch, num_labels
 
 
 def build_credit(

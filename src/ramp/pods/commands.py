@@ -1,14 +1,16 @@
 """`ramp plan`: its arguments. No jax until a plan is made: `chips.set_environment` comes first."""
 
 import argparse
+from collections.abc import Callable, Sequence
 
 from ramp import config, rundir
 from ramp.errors import UserError
 from ramp.files import parse_path
 from ramp.pods import chips
 
-PROGRAMS = ("train", "reinforce", "prefill", "decode")
-# Process-reward RL is planned only when asked for: few configurations have it.
+Check = Callable[[config.Config, Sequence[str]], None]
+PROGRAMS = ("train", "reinforce", "synthesize", "prefill", "decode")
+# Process-reward RL and synthesis, with their sampling, are planned only when asked for.
 DEFAULT = "train,prefill,decode"
 
 
@@ -36,8 +38,11 @@ def add_arguments(p: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, flags: list[str]) -> int:
-    """Check the arguments, then plan or compare; 1 if a program does not fit."""
+def run(args: argparse.Namespace, flags: list[str], check_settings: Check) -> int:
+    """Check the arguments, then plan or compare; 1 if a program does not fit.
+
+    check_settings: raises `UserError` where the settings of stages cannot work.
+    """
     chips.set_environment()
     if args.diff:
         from ramp.pods import plan
@@ -56,6 +61,9 @@ def run(args: argparse.Namespace, flags: list[str]) -> int:
     c = config.load(args.config, flags)
     c = rundir.fit_vocabulary(c)
     from ramp.pods import plan, search
+
+    # What the run would refuse is not planned. Its texts may not be on this machine.
+    check_settings(c, [name for name in programs if name in ("reinforce", "synthesize")])
 
     # The best choice is then planned like any other configuration.
     if args.search:

@@ -1,8 +1,8 @@
 """The programs of a run, compiled for a machine that is not here.
 
-The step that is planned is the step that runs: `make_step` (of pretraining, of process-reward RL),
-`sample.prefill` and the decode loop are lowered on abstract arrays over a mesh of compile-only
-devices. Memory and collectives are the compiler's own. Time is arithmetic: a roofline
+The step that is planned is the step that runs: `make_step` (of pretraining, process-reward RL and
+synthesis), `sample.prefill` and the decode loop are lowered on abstract arrays over a mesh of
+compile-only devices. Memory and collectives are the compiler's own. Time is arithmetic: a roofline
 (`roofline.py`), compared with the cycles that the TPU compiler estimates for its fusions. None of
 it has been checked on the hardware.
 
@@ -15,7 +15,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ramp import config
-from ramp.config import Config
-from ramp.credit import learn, process_head
+from ramp.config import Config, Reinforce
+from ramp.credit import learn
+from ramp.credit.rewards import Rewards
+from ramp.credit.rollouts import Rollouts
 from ramp.decode import sample
+from ramp.decode.cache import round_to_bucket
+from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.model import transformer
@@ -37,13 +42,16 @@ from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.pods.hlo import Collective, CollectiveTotal
 from ramp.pods.roofline import INDENT
+from ramp.synth import scores
+from ramp.synth.generate import BATCH_SIZE
+from ramp.synth.prompts import MAX_PROMPT_TOKENS
 from ramp.train import mesh as meshes
+from ramp.train.memory import COPIES_OF
 from ramp.train.mesh import ROWS
 from ramp.train.state import abstract_state
 from ramp.train.trainer import lower_train_step
 
 LARGEST = 12  # collectives that a plan lists one by one
-NEW_TOKENS = 128  # room for them in the output of the planned decode loop
 UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -57,6 +65,7 @@ class ProgramPlan:
     alias: int = 0  # part of the arguments that is updated in place
     temporary: int = 0
     peak: int = 0
+    beside: int = 0  # what else stays on the device meanwhile
     collectives: list[CollectiveTotal] = field(default_factory=list)
     largest: list[Collective] = field(default_factory=list)
     cycles: float = 0
@@ -84,8 +93,28 @@ class Plan:
 
 def make_plan(c: Config, mesh: Mesh, topology: Topology, programs: Sequence[str]) -> Plan:
     """Compile `programs` for a topology; c and mesh are those of `resolve`."""
-    compiled = {name: compile_program(name, LOWER[name](c, mesh), c, topology) for name in programs}
+    names = [part for name in programs for part in list_programs(name)]
+    compiled = {name: compile_program(name, LOWER[name](c, mesh), c, topology) for name in names}
+    for name, beside in find_bytes_beside(compiled).items():
+        program = compiled[name]
+        fits = program.fits and program.peak + beside <= topology.hbm_bytes
+        compiled[name] = replace(program, beside=beside, fits=fits)
     return Plan(str(topology), dict(mesh.shape), config.to_toml(c), compiled)
+
+
+def find_bytes_beside(programs: dict[str, ProgramPlan]) -> dict[str, int]:
+    """What stays on a device while programs run that do not know of it, by their name."""
+    beside = {}
+    if "reinforce" in programs:
+        # What an update writes over is the state. Prompts are read with its weights.
+        state, params = programs["reinforce"].alias, programs["reinforce-prefill"].argument
+        beside = {"reinforce-prefill": max(state - params, 0), "reinforce-decode": state}
+    if "synthesize" in programs:
+        params = programs["synthesize-prefill"].argument
+        # The first model, the one that samples, and the one that learns from it.
+        beside |= {"synthesize": COPIES_OF["synthesize"] * params, "synthesize-prefill": params}
+        beside |= {"synthesize-decode": 2 * params, "synthesize-scores": params}
+    return beside
 
 
 def save(plan: Plan, directory: Path) -> None:
@@ -147,14 +176,40 @@ def _lower_train(c: Config, mesh):
 
 
 def _lower_reinforce(c: Config, mesh):
-    """The update of process-reward RL: policy and process head learn from the same rollouts."""
+    """An update of process-reward RL, with the very arrays that its settings make."""
     t = c.reinforce
+    add_head, example = partial(learn.add_head, c.model, t), _make_rl_batch(t)
+    loss, keeps_ref = learn.make_loss(c.model, t), learn.needs_ref(t)
+    return lower_train_step(c, t.train, mesh, loss, add_head, keeps_ref, example)
 
-    def add_head(params: dict) -> dict:
-        return params | {"process": process_head.init_head(c.model, params["lm"])}
 
-    floats = ("weights", "advantage", "old", "labels", "label_weights", "lm_weights")
-    return lower_train_step(c, t.train, mesh, learn.make_loss(c.model, t), add_head, floats)
+def _make_rl_batch(t: Reinforce):
+    """The rows of one update, from rollouts that say nothing."""
+    rows, n = t.num_prompts * t.group_size, t.max_new_tokens
+    zero_bn = np.zeros((rows, n), np.float32)
+    ids_bn = zero_bn.astype(np.int32)
+    zero_bs = np.zeros((rows, n + 1), np.float32)
+    ended_b = np.ones(rows, bool)
+    nothing = ([], [], t.group_size, [[0]] * rows)
+    r = Rollouts(*nothing, ids_bn, zero_bn, ids_bn, zero_bs, zero_bs, [None] * rows, ended_b)
+    ref_bt = np.zeros((rows, t.train.seq_len), np.float32) if learn.needs_ref(t) else None
+    judged = learn.Judged(r, Rewards(zero_bn[:, 0]), zero_bn, ref_bt, 0)
+    batch, _ = learn.make_batch(t, judged, 0)
+    return {name: a[: t.train.batch_size] for name, a in batch.items()}
+
+
+def _lower_synthesize(c: Config, mesh):
+    """The update of a generation."""
+    return lower_train_step(c, c.synthesize.train, mesh)
+
+
+def _lower_scores(c: Config, mesh):
+    """The largest program of scoring samples: projected gradients, with all logits of a batch."""
+    make = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P(ROWS)))
+    rows = round_to_mesh(c, BATCH_SIZE)
+    ids_bt = make((rows, c.synthesize.max_new_tokens), jnp.int32)
+    params, weights_bt = _abstract_params(c, mesh), make(ids_bt.shape, jnp.float32)
+    return scores.sketch_gradients.lower(c.model, params, ids_bt, ids_bt, weights_bt)
 
 
 def _abstract_params(c: Config, mesh):
@@ -162,50 +217,102 @@ def _abstract_params(c: Config, mesh):
     return abstract_state(lambda: transformer.init_params(c.model, jax.random.PRNGKey(0)), mesh)
 
 
-def _abstract_prompts(c: Config, mesh):
-    """Tokens, lengths and seeds as shapes; half the context is the prompt."""
-    rows = roofline.decode_rows(c)
+@dataclass(frozen=True)
+class Sampled:
+    """What is sampled at once."""
+
+    rows: int
+    prompt: int  # tokens of the longest
+    new: int  # tokens, at most
+    sampling: SamplingParams
+    stop: tuple[int, ...] = ()  # which ids they are makes no other program
+
+
+def _sample_chat(c: Config):
+    """Answers: half the context is the prompt."""
+    half = c.model.context_len // 2
+    return Sampled(roofline.decode_rows(c), half, half, SamplingParams(top_k=50))
+
+
+def _sample_rollouts(c: Config):
+    """The rollouts of an iteration; prompts as long as the rows of the update leave room for."""
+    t = c.reinforce
+    rows = round_to_mesh(c, t.num_prompts * t.group_size)
+    longest = t.train.seq_len - t.max_new_tokens
+    return Sampled(rows, longest, t.max_new_tokens, SamplingParams(t.temperature), stop=(0,))
+
+
+def _sample_documents(c: Config):
+    """The samples of a generation."""
+    t = c.synthesize
+    sampling = SamplingParams(t.temperature, t.top_k, min_p=t.min_p)
+    rows = round_to_mesh(c, BATCH_SIZE)
+    return Sampled(rows, MAX_PROMPT_TOKENS, t.max_new_tokens, sampling, stop=(0,))
+
+
+def round_to_mesh(c: Config, rows: int) -> int:
+    """Rows as the sampler fills them up for the mesh."""
+    return rows + -rows % (c.mesh.replica * c.mesh.data)
+
+
+def _abstract_prompts(c: Config, mesh, s: Sampled):
+    """Tokens, lengths and seeds as shapes."""
     # Rows are split like the rows of a training batch.
     make = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P(ROWS)))
-    tokens = make((rows, c.model.context_len // 2), jnp.int32)
-    return tokens, make((rows,), jnp.int32), make((rows,), jnp.uint32)
+    width = min(round_to_bucket(s.prompt), c.model.context_len)
+    tokens = make((s.rows, width), jnp.int32)
+    return tokens, make((s.rows,), jnp.int32), make((s.rows,), jnp.uint32)
 
 
-def _lower_prefill(c: Config, mesh):
+def _cache_size(c: Config, s: Sampled):
+    """Tokens that the cache holds at the end, when it is the largest."""
+    return min(round_to_bucket(s.prompt + s.new), c.model.context_len)
+
+
+def _lower_prefill(choose: Callable[[Config], Sampled], c: Config, mesh):
     """The pass over the prompts."""
-    params, prompts = _abstract_params(c, mesh), _abstract_prompts(c, mesh)
-    return sample.prefill.lower(c.model, params, *prompts, c.model.context_len)
+    s = choose(c)
+    params, prompts = _abstract_params(c, mesh), _abstract_prompts(c, mesh, s)
+    return sample.prefill.lower(c.model, params, *prompts, _cache_size(c, s))
 
 
-def _lower_decode(c: Config, mesh):
-    """The loop that draws tokens into a cache as long as the context.
+def _lower_decode(choose: Callable[[Config], Sampled], c: Config, mesh):
+    """The loop that draws tokens into the largest cache.
 
     Its outer loop ends when rows do, so the compiler counts one turn of it: `sample.TAIL` tokens.
     The plan divides by them.
     """
-    params = _abstract_params(c, mesh)
+    s, params = choose(c), _abstract_params(c, mesh)
 
     def prefill(params: dict, *prompts: jax.Array) -> sample.DecodeState:
-        return sample.prefill(c.model, params, *prompts, c.model.context_len)
+        return sample.prefill(c.model, params, *prompts, _cache_size(c, s))
 
     # The arrays as the loop gets them: prepared weights, a filled cache, room for the output.
     weights = abstract_state(partial(sample.prepare_decode_params, c.model), mesh, params)
-    state = abstract_state(prefill, mesh, params, *_abstract_prompts(c, mesh))
-    state = abstract_state(partial(sample.init_output, n=NEW_TOKENS), mesh, state)
-    sampling = sample.SamplingParams(top_k=50)
-    return sample.decode_until.lower(c.model, weights, state, sampling, 0, NEW_TOKENS)
+    state = abstract_state(prefill, mesh, params, *_abstract_prompts(c, mesh, s))
+    state = abstract_state(partial(sample.init_output, n=s.new), mesh, state)
+    return sample.decode_until.lower(c.model, weights, state, s.sampling, 0, s.new, s.stop)
 
 
 LOWER = {
     "train": _lower_train,
+    "prefill": partial(_lower_prefill, _sample_chat),
+    "decode": partial(_lower_decode, _sample_chat),
     "reinforce": _lower_reinforce,
-    "prefill": _lower_prefill,
-    "decode": _lower_decode,
+    "reinforce-prefill": partial(_lower_prefill, _sample_rollouts),
+    "reinforce-decode": partial(_lower_decode, _sample_rollouts),
+    "synthesize": _lower_synthesize,
+    "synthesize-prefill": partial(_lower_prefill, _sample_documents),
+    "synthesize-decode": partial(_lower_decode, _sample_documents),
+    "synthesize-scores": _lower_scores,
 }
 # Stages whose step it is.
-STAGE_OF = {"train": "pretrain", "reinforce": "reinforce"}
-# Tokens that one program is of, as the compiler counts it; the figures of a plan are of one.
-TOKENS = {"decode": sample.TAIL}
+STAGE_OF = {"train": "pretrain", "reinforce": "reinforce", "synthesize": "synthesize"}
+
+
+def list_programs(name: str) -> list[str]:
+    """The programs that a stage, or a program by its name, consists of."""
+    return [key for key in LOWER if key == name or key.startswith(f"{name}-")]
 
 
 # Compiling
@@ -220,7 +327,8 @@ def compile_program(name: str, lowered: Any, c: Config, topology: Topology) -> P
     path = _cache_dir() / f"{key}.json.gz"  # a program is megabytes of text
     if path.exists():
         return ProgramPlan.from_json(json.loads(gzip.decompress(path.read_bytes())))
-    program = _compile_lowered(lowered, options, topology, TOKENS.get(name, 1))
+    tokens = sample.TAIL if name.endswith("decode") else 1
+    program = _compile_lowered(lowered, options, topology, tokens)
     # A compiler that ran out of memory gives no figures worth keeping.
     if program.peak:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -303,8 +411,9 @@ def _describe_memory(name, p: ProgramPlan, c: Config, topology: Topology):
         needs = _gib(p.needs) if p.needs else "more than there is"
         return [f"{name:9} DOES NOT FIT: needs {needs} of {room}; {_advise(c)}"]
     verdict = "fits" if p.fits else f"DOES NOT FIT; {_advise(c)}"
+    peak = _gib(p.peak) + (f" beside {_gib(p.beside)} that stay" if p.beside else "")
     return [
-        f"{name:9} {verdict}: peak {_gib(p.peak)} of {room} (arguments {_gib(p.argument)}, of "
+        f"{name:9} {verdict}: peak {peak} of {room} (arguments {_gib(p.argument)}, of "
         f"which {_gib(p.alias)} are updated in place; temporaries {_gib(p.temporary)}); "
         f"compiled in {p.compile_seconds:.0f} s"
     ]

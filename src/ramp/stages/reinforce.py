@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ramp.config import Config, Reinforce
-from ramp.credit import audit, fit, learn, page, process_head, rewards, rollouts
+from ramp.credit import audit, fit, learn, page, rewards, rollouts
 from ramp.credit.advantages import METHODS
 from ramp.credit.learn import Accuracy, Iteration
 from ramp.credit.rewards import Rewards
@@ -87,7 +87,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         tokenizer=tokenizer,
         wrap_step=partial(wrap_iteration, c, tokenizer, stop),
         keep_ref=learn.needs_ref(t),
-        add_params=partial(add_head, c),
+        add_params=partial(learn.add_head, c.model, t),
         data=fit.hash_sources(t),
         updates=t.epochs * t.minibatches,
     )
@@ -122,13 +122,6 @@ def print_accuracy(when: str, accuracy: Accuracy) -> None:
     if "reward" in known:
         figures.append(f"mean reward {known['reward']:.3f}")
     print(f"reinforce: {when}: {', '.join(figures)}")
-
-
-def add_head(c: Config, params: dict) -> dict:
-    """The parameters with a new process head, where one is trained."""
-    if not learn.trains_head(c.reinforce):
-        return params
-    return params | {"process": process_head.init_head(c.model, params["lm"])}
 
 
 def evaluate_policy(

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.sharding import PartitionSpec as P
 from numpy import ndarray
 
@@ -58,7 +59,7 @@ class ModelScorer:
         """
         sketches = [np.zeros((0, dim * dim), np.float32)]
         for rows, batch in self._batch(docs):
-            sketch = _sketch(self.c, self.params, **rows, dim=dim)
+            sketch = sketch_gradients(self.c, self.params, **rows, dim=dim)
             sketches.append(to_host(sketch)[: len(batch)])
         return np.concatenate(sketches)
 
@@ -89,7 +90,9 @@ def _nats(c: Model, params, tokens_bt, targets_bt):
 
 
 @partial(jax.jit, static_argnames=("c", "dim"))
-def _sketch(c: Model, params, tokens, targets, weights, dim):
+def sketch_gradients(
+    c: Model, params: dict, tokens: Array, targets: Array, weights: Array, dim: int = 16
+) -> Array:
     """[B, dim^2]: the projected gradients of a batch of rows [B, T]."""
     B, T = tokens.shape
     x_nd = compute_hidden(c, params, tokens)

@@ -112,9 +112,16 @@ def check_divisible(c: config.Config, dims: tuple[int, int, int], stages: Sequen
         if size % parts:
             above = size + -size % parts
             would = " or ".join(str(n) for n in (above - parts, above) if n)
+            # Other rules hold for a model's sizes, which the next size may break.
+            would = f"a multiple of {parts}" if key.startswith("model.") else would
             wrong[key] = f"{key} = {size} does not divide over {parts} devices ({would} would)"
     if wrong:
-        raise UserError(f"{'; '.join(wrong.values())}: change that, or the mesh {mesh}")
+        # Weights are whole on every replica.
+        whole = mesh["replica"] * mesh["data"]
+        remedy = f", such as --mesh.replica {whole} --mesh.data 1, which splits batches only"
+        is_split = mesh["data"] > 1 and any(key.startswith("model.") for key in wrong)
+        remedy = remedy if is_split else ""
+        raise UserError(f"{'; '.join(wrong.values())}: change that, or the mesh {mesh}{remedy}")
 
 
 def _split_sizes(

@@ -495,25 +495,28 @@ def lower_train_step(
     mesh: jax.sharding.Mesh,
     loss: Loss | None = None,
     add_params: Callable[[dict], dict] = lambda params: params,
-    floats: tuple[str, ...] = ("weights",),
+    keep_ref: bool = False,
+    example: dict[str, Any] | None = None,
 ) -> Any:
     """Lower a stage's step for abstract arrays: a plan makes none.
 
-    loss: that of the next token by default. add_params: as in `Trainer`. floats: what the loss
-    reads in addition to tokens and targets, each [B, T] like them.
+    loss: that of the next token by default. add_params, keep_ref: as in `Trainer`. example: a batch
+    of the loss, of which only shapes and types count; by default one of the next-token loss.
     """
-    dtypes = {"tokens": jnp.int32, "targets": jnp.int32} | dict.fromkeys(floats, jnp.float32)
-    if loss is None and c.text.mask_documents:
-        dtypes["segments"] = jnp.int32
-    shape = (t.batch_size, t.seq_len)
-    rows = jax.NamedSharding(mesh, P(ROWS))
-    batch = {name: jax.ShapeDtypeStruct(shape, d, sharding=rows) for name, d in dtypes.items()}
+    if example is None:
+        shape = (t.batch_size, t.seq_len)
+        names = ["tokens", "targets"] + ["segments"] * c.text.mask_documents
+        example = dict.fromkeys(names, jax.ShapeDtypeStruct(shape, jnp.int32))
+        example |= {"weights": jax.ShapeDtypeStruct(shape, jnp.float32)}
+    place = partial(jax.ShapeDtypeStruct, sharding=jax.NamedSharding(mesh, P(ROWS)))
+    batch = {name: place(a.shape, a.dtype) for name, a in example.items()}
 
     # No seed and no data: a plan is about shapes, shardings and memory.
     def make_state() -> State:
-        params = add_params(init_template(c.model))
+        template = init_template(c.model)
         tx = optim.make_optimizer(t, c.model.dtype)
-        return init_state(params, tx, seed=0, average=t.ema_decay > 0)
+        ref = template if keep_ref else None
+        return init_state(add_params(template), tx, 0, average=t.ema_decay > 0, ref=ref)
 
     # A jitted function: it can be lowered.
     step: Any = make_stage_step(loss or next_token_loss(c.model, t.z_loss), t, c.model.dtype)
