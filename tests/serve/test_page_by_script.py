@@ -364,6 +364,7 @@ def test_settings_are_left_without_a_trace(page, stub):
     page.js("document.querySelector('[name=temperature]').focus()")
     page.type("0.3")
     page.key("Escape")
+    page.wait("!document.getElementById('settings').open")
     ask(page, "a")
     assert stub.asked[-1]["temperature"] == 0.8
     page.js("document.getElementById('open-settings').click()")

@@ -3,7 +3,7 @@
 import { $, make, say } from "./dom.js";
 import { exportShown, importFiles, openFirst } from "./list.js";
 import { call } from "./server.js";
-import { closeSettings, openSettings, readSettings, readTheme, switchTheme } from "./settings.js";
+import { openSettings, readSettings, readTheme, switchTheme, takeSettings } from "./settings.js";
 import { chats, listen, readAll, removeRecords } from "./store.js";
 import {
   ask, draw, drawChats, focusBox, hearOtherTab, isComposing, isSend, loadInfo, open, openFresh, page, sampleAgain, stop, stopAll,
@@ -108,8 +108,10 @@ $("file").addEventListener("change", async () => {
 $("theme").addEventListener("click", switchTheme);
 $("open-settings").addEventListener("click", () => openSettings(page.info.settings));
 $("cancel").addEventListener("click", () => $("settings").close());
-$("settings").addEventListener("close", () => {
-  if (closeSettings(page.info.settings) && !page.info.model) begin();
+// Done, or Enter in a field; Escape and Cancel leave all as it was.
+$("settings").addEventListener("submit", () => {
+  takeSettings(page.info.settings);
+  if (!page.info.model) begin();
 });
 
 // Escape closes what is on top, and only that; with nothing open it stops the answer.

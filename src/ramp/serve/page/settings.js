@@ -32,14 +32,12 @@ export function openSettings(defaults, focus) {
   };
   fill(settings);
   $("defaults").onclick = () => fill({});
-  dialog.returnValue = "";
   dialog.showModal();
   if (focus) dialog.querySelector(`[name="${focus}"]`).focus();
 }
 
-// Take over what was entered, where the dialog was not left by Escape; whether it was.
-export function closeSettings(defaults) {
-  if ($("settings").returnValue !== "done") return false;
+// Take over what was entered.
+export function takeSettings(defaults) {
   settings = {};
   for (const { name, type, value } of inputs()) {
     if (name === "key") writeKey(value.trim());
@@ -48,7 +46,6 @@ export function closeSettings(defaults) {
     }
   }
   writeValue(STORED, settings);
-  return true;
 }
 
 // Light or dark: as the system has it, until the button chooses the other one.
