@@ -217,7 +217,7 @@ def test_strange_figures_do_not_cost_the_conversation(page, stub):
     piece["logprobs"] = {"content": [token]}
     stub.replies = [[f"data: {json.dumps({'choices': [piece]})}\n\n", *END]]
     ask(page, "hello")
-    assert "longest answer" in page.js(f"{LAST}.textContent")
+    assert "limit of its length" in page.js(f"{LAST}.textContent")
     page.open(stub.url + "/?strange")
     assert titles(page) == ["hello"] and page.js(HINT) == ""
 

@@ -52,7 +52,8 @@ export function makeVerdict(verdict) {
   let sum = `The right answer is ${answer} (${solution.join("  ")}).`;
   if (lucky) sum = `The right answer, ${answer}, over a wrong step: luck.`;
   if (verified) sum = "Right, and every step too.";
-  return make("div", { class: "said" }, make("ol", { class: "verdict" }, ...lines), make("div", { class: "foot" }, sum));
+  const list = make("ol", { class: "verdict" }, ...lines);
+  return make("div", { class: "said" }, list, make("div", { class: "foot" }, sum));
 }
 
 // Cards of samples, with their figures above; keep(sample, number) for the one that is chosen.

@@ -5,9 +5,8 @@ import { exportShown, importFiles, openFirst } from "./list.js";
 import { call } from "./server.js";
 import { openSettings, readSettings, readTheme, switchTheme, takeSettings } from "./settings.js";
 import { chats, listen, readAll, removeRecords } from "./store.js";
-import {
-  ask, draw, drawChats, focusBox, hearOtherTab, isComposing, isSend, loadInfo, open, openFresh, page, sampleAgain, stop, stopAll,
-} from "./talk.js";
+import { ask, draw, drawChats, focusBox, hearOtherTab, isComposing, isSend } from "./talk.js";
+import { loadInfo, open, openFresh, page, sampleAgain, stop, stopAll } from "./talk.js";
 import { hideTip } from "./tokens.js";
 
 let problem = null; // the problem of a task that was put into the box

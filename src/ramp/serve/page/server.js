@@ -33,13 +33,15 @@ async function send(path, body, signal) {
 }
 
 async function readReason(response) {
-  const sentence = { 401: "The server asks for a key", 429: "The server is busy" }[response.status];
+  // What the server says is for programs, which send a header.
+  if (response.status === 401) return "The server asks for a key, and this tab has none or a wrong one.";
+  const sentence = response.status === 429 ? "The server is busy" : "The server did not take this";
   let reason = `it answered ${response.status}`;
   try {
     const { message } = (await response.json()).error;
     if (typeof message === "string") reason = message;
   } catch { /* something else answered, a proxy for example */ }
-  return `${sentence ?? "The server did not take this"}: ${reason}.`;
+  return `${sentence}: ${reason}.`;
 }
 
 export async function call(path, body) {

@@ -80,7 +80,13 @@ const turn = {
   samples: optional(list(record({ content, tokens: optional(tokens) }), 16)),
   verdict: optional(record(verdict)),
 };
-const chat = { id: name, title: text(200), updated: number, leaf: optional(name), turns: list(record(turn), 10000) };
+const chat = {
+  id: name,
+  title: text(200),
+  updated: number,
+  leaf: optional(name),
+  turns: list(record(turn), 10000),
+};
 
 // The conversation, or an Error that says what is wrong with it.
 function check(value, at) {
@@ -178,7 +184,6 @@ export function save(chat, now = Date.now()) {
 function dropFigures(chat) {
   for (const turn of chat.turns) {
     delete turn.tokens;
-    delete turn.verdict;
     for (const sample of turn.samples ?? []) delete sample.tokens;
   }
 }

@@ -237,7 +237,8 @@ function drawFailure({ error, again }) {
   }
   ways.push(button("Try again", again, { "data-key": "again" }));
   const said = make("div", { class: "said plain" }, error.message);
-  return make("article", { class: "error", "aria-label": "Error" }, said, make("div", { class: "acts" }, ...ways));
+  const acts = make("div", { class: "acts" }, ...ways);
+  return make("article", { class: "error", "aria-label": "Error" }, said, acts);
 }
 
 function edit(chat, turn) {
@@ -390,8 +391,10 @@ async function answer(chat, n = 1) {
   announce(error && !isStopped ? error.message : describe(turn));
 }
 
-const describe = (turn) =>
-  turn.samples ? measureDiversity(turn.samples).map(([name, value]) => `${name}: ${value}`).join("; ") : turn.content;
+function describe(turn) {
+  if (!turn.samples) return turn.content;
+  return measureDiversity(turn.samples).map(([name, value]) => `${name}: ${value}`).join("; ");
+}
 
 // Put what was written into the conversation.
 function finish(chat, turn, parts, { seconds, isStopped, error, leftOut }) {
@@ -405,9 +408,10 @@ function finish(chat, turn, parts, { seconds, isStopped, error, leftOut }) {
   } else {
     Object.assign(turn, tidy(parts[0]));
     const count = turn.tokens.length;
-    const notes = count ? [`${count} token${count === 1 ? "" : "s"}, ${(count / seconds).toFixed(0)} a second`] : [];
+    const unit = count === 1 ? "token" : "tokens";
+    const notes = count ? [`${count} ${unit}, ${(count / seconds).toFixed(0)} a second`] : [];
     if (isStopped) notes.push("stopped");
-    else if (parts[0].isCut) notes.push("ended at the longest answer that Settings allow");
+    else if (parts[0].isCut) notes.push("ended at the limit of its length");
     else if (error) notes.push("cut off");
     if (leftOut) notes.push(`the ${leftOut} oldest turns no longer fit and were left out`);
     turn.foot = notes.join("; ");
