@@ -336,3 +336,54 @@ def test_draws_follow_the_distribution_of_each_row():
         assert not got[want == 0].any()
         assert np.abs(got - want).max() < 4 * np.sqrt(0.25 / 4000)
         assert (got[want > 0.01] > 0).all()
+
+
+def test_a_number_that_is_not_finite_stays_with_its_request(live):
+    """One token of the model gives no numbers; who comes to that slot next has no part in it."""
+    c = tiny.model(tie_embeddings=False, vocab_size=384, context_len=256)
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(c)
+        is_x = jnp.arange(384)[:, None] == ord("x")
+        table = jnp.where(is_x, jnp.nan, lm["embed"]["table"])
+        lm["embed"] = lm["embed"] | {"table": table}
+        broken = Engine(JaxSlots(c, lm, TOKENIZER.vocab_size, 2), TOKENIZER)
+        broken.stop_ids = set()
+        broken.warm_up()
+    broken.start()
+    # Never drawn by chance, so that whatever is not finite comes from a prompt.
+    rest = {"logit_bias": {ord("x"): -100.0}}
+    want = answer(broken, list(b"good"), 8, SamplingParams(0.0), **rest)[1]()
+    for bad in (b"x" * 100, b"long and then x", b"x at first, then so much more" * 4):
+        waits = [answer(broken, list(bad), 8, SamplingParams(0.0))[1] for _ in range(2)]
+        assert [wait() for wait in waits] == [([], "invalid")] * 2
+        waits = [
+            answer(broken, list(b"good"), 8, SamplingParams(0.0), exact=exact, **rest)[1]
+            for exact in (True, False)
+        ]
+        assert [wait() for wait in waits] == [want] * 2
+    broken.close()
+
+
+def test_one_prompt_for_jobs_with_different_wishes(live, engine):
+    """Scores, more scores, an embedding and an answer of the same prompt, asked for at once."""
+    live.quiet()
+    prompt = list(b"the same prompt, longer than one chunk of sixty-four tokens, for all of them")
+    wishes = [
+        {"embeds_prompt": True}, {"scores_prompt": True, "logprobs": 1}, {},
+        {"scores_prompt": True, "logprobs": 5},
+    ]  # fmt: skip
+    found = []
+    for order in ([0], [1], [2], [3], [0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        live.quiet()
+        jobs = {i: answer(engine, prompt, 3, SamplingParams(0.0), **wishes[i]) for i in order}
+        for i, (job, wait) in sorted(jobs.items()):
+            tokens, _ = wait()
+            scores = job.prompt_tokens if job.scores_prompt else []
+            vector = np.asarray(job.embedding).tolist() if job.embeds_prompt else []
+            found.append((i, [t.id for t in tokens], scores, vector))
+    alone = found[:4]
+    assert all(found[4 + i] == alone[found[4 + i][0]] for i in range(len(found) - 4))
+    assert (
+        all(len(token.top) == 5 for token in alone[3][2][1:])
+        and len(alone[0][3]) == engine.device.c.width
+    )

@@ -473,7 +473,18 @@ def decode_slots(
 def finish_round(slots: SlotState) -> SlotState:
     """Put a round's tokens, of which all have been drawn, into the cache."""
     start_b = slots.length_b - ROUND_TOKENS
-    return replace(slots, cache=merge_tail(slots.cache, slots.tail, start_b))
+    # A job that met such a number knows it by its logits; who comes next must not.
+    tail = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), a, 0), slots.tail)
+    return replace(slots, cache=merge_tail(slots.cache, tail, start_b))
+
+
+@partial(jax.jit, donate_argnames="slots")
+def clear_slot(slots: SlotState, at: Array) -> SlotState:
+    """Zero the cache of slot `at`."""
+    is_slot_b = jax.reshard(jnp.arange(len(slots.last_b)) == at, P(ROWS))
+    is_slot_b111 = is_slot_b[:, None, None, None]
+    cache = jax.tree.map(lambda a: jnp.where(is_slot_b111, 0, a), slots.cache)
+    return replace(slots, cache=cache)
 
 
 def sample_tokens(

@@ -1,6 +1,7 @@
 """The answers to a request as they come from the engine, and OpenAI's objects around them."""
 
 import asyncio
+import base64
 import json
 import time
 import uuid
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -106,6 +108,7 @@ class Answers:
             logit_bias=request.logit_bias,
             exact=request.has_seed,
             scores_prompt=request.echo and wants_logprobs,
+            embeds_prompt=request.embeds,
         )
         if request.constraint:
             job.constraint = request.constraint.copy()
@@ -261,6 +264,26 @@ async def collect(answers: Answers) -> Response:
             content = {"message": message}
         choices.append(make_choice(answers, i, content, tokens[i], reasons[i]))
     return to_response(make_object(answers, choices, usage=answers.usage()))
+
+
+async def embed(answers: Answers, as_base64: bool) -> Response:
+    """The response to a request for embeddings: means of the last hidden states, of length 1."""
+    async for _ in answers.pieces():
+        pass
+    rows = []
+    for i, job in enumerate(answers.jobs):
+        norm = np.linalg.norm(job.embedding)
+        # The mean points where the sum does.
+        vector = np.float32(job.embedding / norm)
+        if not np.isfinite(vector).all():
+            check_reason("invalid")
+        value = base64.b64encode(vector.astype("<f4").tobytes()).decode()
+        embedding = value if as_base64 else vector.tolist()
+        rows.append({"object": "embedding", "index": i, "embedding": embedding})
+    num_tokens = answers.usage().prompt_tokens
+    usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    model = answers.model.name
+    return to_response({"object": "list", "data": rows, "model": model, "usage": usage})
 
 
 async def stream_events(answers: Answers) -> AsyncIterator[str]:

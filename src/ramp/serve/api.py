@@ -32,12 +32,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ramp.errors import UserError
 from ramp.serve import protocol
 from ramp.serve.access import Access
-from ramp.serve.answers import Answers, EventStream, collect, stream_events, to_response
+from ramp.serve.answers import Answers, EventStream, collect, embed, stream_events, to_response
 from ramp.serve.connections import Connections
 from ramp.serve.engine import Engine
 from ramp.serve.fields import ApiError, make_field_error
 from ramp.serve.protocol import ServedModel
 from ramp.serve.record import Histogram, RequestLog
+from ramp.serve.responses import collect_response, parse_response_request, write_events
 from ramp.tasks import TASKS, Problem, Task
 
 BODY_TIMEOUT = 15.0  # seconds for a body to arrive
@@ -97,6 +98,8 @@ class Api:
             Route("/v1/models/{name:path}", self.retrieve_model),
             Route("/v1/chat/completions", partial(self.complete, is_chat=True), methods=["POST"]),
             Route("/v1/completions", partial(self.complete, is_chat=False), methods=["POST"]),
+            Route("/v1/embeddings", self.embed, methods=["POST"]),
+            Route("/v1/responses", self.respond, methods=["POST"]),
             Route("/tokenize", self.tokenize, methods=["POST"]),
             Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/tokenizer_info", self.tokenizer_info),
@@ -194,6 +197,21 @@ class Api:
         if completion.stream:
             return EventStream(stream_events(answers), answers.close)
         return await run_unless_disconnected(request, collect(answers), answers.close)
+
+    async def embed(self, request: Request) -> Response:
+        """POST /v1/embeddings"""
+        asked = await self.parse(request, protocol.parse_embeddings, self.model)
+        answers = Answers(self.engine, self.model, asked.completion, request.scope["state"])
+        work = embed(answers, asked.as_base64)
+        return await run_unless_disconnected(request, work, answers.close)
+
+    async def respond(self, request: Request) -> Response:
+        """POST /v1/responses, in its basic form"""
+        asked = await self.parse(request, parse_response_request, self.model)
+        answers = Answers(self.engine, self.model, asked, request.scope["state"])
+        if asked.stream:
+            return EventStream(write_events(answers), answers.close)
+        return await run_unless_disconnected(request, collect_response(answers), answers.close)
 
     async def parse(self, request: Request, parse: Callable, *args: Any) -> Any:
         """What `parse` makes of the request's body."""

@@ -68,6 +68,7 @@ class JaxSlots:
             job.scores_prompt = job.embeds_prompt = True
             self.read(0, job)
             self.copy(0, 0, job)
+            self.clear(0)
             self._allow({})
             drawn = self.draw({})
         return drawn
@@ -139,6 +140,10 @@ class JaxSlots:
         places = np.int32(source), np.int32(slot)
         self.state = batch.copy_slot(self.state, *places, self._settings(job))
         job.num_cached = len(job.prompt)
+
+    def clear(self, slot: int) -> None:
+        """Zero the cache of a slot."""
+        self.state = batch.clear_slot(self.state, np.int32(slot))
 
     def draw(self, jobs: dict[int, Job]) -> DrawnTokens:
         """Draw a round of tokens for all slots, of which those of `jobs` are used."""

@@ -66,6 +66,9 @@ class Slots(Protocol):
     def copy(self, source: int, slot: int, job: Job) -> None:
         """Give slot `slot` what `source` has read, for a job with the same prompt."""
 
+    def clear(self, slot: int) -> None:
+        """Wipe numbers that are not finite from a slot."""
+
     def draw(self, jobs: dict[int, Job]) -> DrawnTokens:
         """Draw a round of tokens for the jobs, by slot, whose tokens have all been read."""
 
@@ -236,7 +239,7 @@ class Engine:
             for other_slot, other in unread.items():  # n answers to one prompt: it is read once
                 if other.prompt != job.prompt or other.answer:
                     continue
-                if job.exact >= other.exact and job.keeps_prompt >= other.keeps_prompt:
+                if job.exact >= other.exact and job.has_figures_for(other):
                     self.device.copy(slot, other_slot, other)
                     other.prompt_tokens = job.prompt_tokens
                     other.embedding = job.embedding
@@ -266,6 +269,10 @@ class Engine:
     def _finish(self, slot, tokens, reason):
         job = self.running[slot]
         self._give_back(slot)
+        # The next one there would see them through every mask.
+        if reason == "invalid":
+            self.device.clear(slot)
+            del self.kept[slot]
         self.counts["finished"] += 1
         job.emit(tokens, reason)
 

@@ -190,6 +190,29 @@ CHAT = {
     "function_call": Field(only("none", "auto"), "no effect"),
     "modalities": Field(only(["text"]), "no effect"),
 }
+EMBEDDINGS = {
+    **MODEL,
+    "input": Field(anything, "a text or token ids, or a list of these"),
+    "encoding_format": Field(only("float", "base64"), "base64: of float32, the lowest byte first"),
+    "user": WITHOUT_EFFECT["user"],
+}
+RESPONSES = {
+    **MODEL,
+    **WITHOUT_EFFECT,
+    "temperature": SAMPLING["temperature"],
+    "top_p": SAMPLING["top_p"],
+    "input": Field(anything, "a text, or messages: role and content of each turn"),
+    "instructions": Field(text, "a system turn in front"),
+    "max_output_tokens": Field(integer(1, MAX_TOKENS), "longest answer, in tokens"),
+    "stream": COMPLETION["stream"],
+    "text": Field(mapping, "format: the form of the answer, as text, JSON or a schema"),
+    "truncation": COMPLETION["truncation"],
+    "tools": Field(only([]), "no effect; /v1/chat/completions has tools"),
+    "tool_choice": Field(only("none", "auto"), "no effect"),
+    "parallel_tool_calls": Field(flag, "no effect"),
+    "include": Field(only([]), "no effect"),
+    "background": Field(only(False), "no effect"),
+}
 TOKENIZE = {
     **MODEL,
     "prompt": Field(text, "the text to encode"),

@@ -72,6 +72,15 @@ class Job:
         """Whether every token of the prompt has to be read for this job itself."""
         return self.scores_prompt or self.embeds_prompt
 
+    def has_figures_for(self, other: "Job") -> bool:
+        """Whether what this job finds out of its prompt is what another wants of the same one."""
+        if not other.keeps_prompt:
+            return True
+        mine, theirs = (
+            (job.scores_prompt, job.embeds_prompt, job.logprobs) for job in (self, other)
+        )
+        return mine == theirs
+
     @property
     def num_unread(self) -> int:
         """Tokens that have to be read into its slot before more can be drawn."""

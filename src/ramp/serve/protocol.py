@@ -87,6 +87,7 @@ class CompletionRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     constraint: GrammarConstraint | None = None  # each answer has a copy
     tools: ToolUse | None = None
+    embeds: bool = False  # the prompts are read for their last hidden states
 
     @property
     def num_answers(self) -> int:
@@ -237,33 +238,36 @@ def check_length(texts: list[str], model: ServedModel, name: str) -> None:
 
 
 def _read_prompts(given, model, tools):
-    prompts = given["prompt"]
-    if prompts is None:
-        prompts = ""
+    prompts = _list_prompts("" if given["prompt"] is None else given["prompt"], "prompt")
+    may_lower = given["truncation"] == "auto"
+    for prompt in prompts:
+        ids, num_own = encode_prompt(prompt, model, "prompt")
+        yield _make_prompt(ids, given["max_tokens"], model, "prompt", num_own, 0, may_lower)
+
+
+def _list_prompts(prompts, name):
+    """The texts of a field that takes one or several."""
     # A list of numbers is one prompt, any other list is several.
     is_several = isinstance(prompts, list) and not all(type(x) is int for x in prompts)
     prompts = prompts if is_several else [prompts]
     if len(prompts) > MAX_PROMPTS:
-        raise make_field_error("prompt", f"has {len(prompts)} texts; {MAX_PROMPTS} are the most")
-    may_lower = given["truncation"] == "auto"
-    for prompt in prompts:
-        ids, num_own = encode_prompt(prompt, model)
-        yield _make_prompt(ids, given["max_tokens"], model, "prompt", num_own, 0, may_lower)
+        raise make_field_error(name, f"has {len(prompts)} texts; {MAX_PROMPTS} are the most")
+    return prompts
 
 
-def encode_prompt(prompt: Any, model: ServedModel) -> tuple[list[int], int]:
+def encode_prompt(prompt: Any, model: ServedModel, name: str) -> tuple[list[int], int]:
     """(ids of a text or of token ids, how many of them stand in front of what was sent)."""
     if isinstance(prompt, str):
-        check_length([prompt], model, "prompt")
+        check_length([prompt], model, name)
         ids = model.tokenizer.encode_prompt(prompt)
         # No text spells this token, so it is not the client's.
         return ids, int(ids[0] == model.tokenizer.bos)
     # Ids are taken as they are: whoever sends them has chosen the first one too.
     if isinstance(prompt, list) and prompt:
         if len(prompt) > model.c.model.context_len:
-            _make_prompt(prompt, 0, model, "prompt")
-        return [_check_id(id, model, "prompt") for id in prompt], 0
-    raise make_field_error("prompt", "must be a text or a list of token ids, or a list of these")
+            _make_prompt(prompt, 0, model, name)
+        return [_check_id(id, model, name) for id in prompt], 0
+    raise make_field_error(name, "must be a text or a list of token ids, or a list of these")
 
 
 def _read_conversation(given, model, tools):
@@ -372,6 +376,30 @@ def _join_text_parts(parts):
     return "".join(texts)
 
 
+# Embeddings
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """A request for embeddings that has been checked."""
+
+    completion: CompletionRequest
+    as_base64: bool
+
+
+def parse_embeddings(body: dict, model: ServedModel) -> EmbeddingRequest:
+    """Check every field of a request for embeddings."""
+    given = fields.read_fields(body, fields.EMBEDDINGS, "/v1/embeddings")
+    check_model(given["model"], model)
+    prompts = []
+    for text in _list_prompts(given["input"], "input"):
+        ids, num_own = encode_prompt(text, model, "input")
+        prompts.append(_make_prompt(ids, 0, model, "input", num_own))
+    greedy = SamplingParams(temperature=0.0)
+    completion = CompletionRequest(False, tuple(prompts), 1, greedy, 0, False, embeds=True)
+    return EmbeddingRequest(completion, given["encoding_format"] == "base64")
+
+
 # Tokens for those who count them
 
 
@@ -385,7 +413,7 @@ def tokenize(body: dict, model: ServedModel) -> list[int]:
     # Clients ask for the id of a special token by its name alone.
     if prompt in model.tokenizer.names:
         return [model.tokenizer.id_of(prompt)]
-    ids, num_own = encode_prompt(prompt, model)
+    ids, num_own = encode_prompt(prompt, model, "prompt")
     return ids if given["add_special_tokens"] in (None, True) else ids[num_own:]
 
 
