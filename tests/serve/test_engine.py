@@ -111,6 +111,7 @@ def test_nothing_compiles_once_it_is_warm(engine):
         batch.decode_slots,
         batch.finish_round,
         batch.set_allowed,
+        batch.clear_slot,
         grow_cache,
     )
     before = [f._cache_size() for f in programs]

@@ -166,6 +166,11 @@ class LlamaSlots:
         self.drawn.pop(slot, None)
         job.num_cached = len(job.prompt)
 
+    def clear(self, slot: int) -> None:
+        """Forget what a slot has read."""
+        llama_cpp.llama_memory_seq_rm(self.memory, slot, -1, -1)
+        self.num_read[slot] = 0
+
     def draw(self, jobs: dict[int, Job]) -> DrawnTokens:
         """Draw one token for each of the jobs, by slot."""
         self._read_drawn([slot for slot in jobs if slot in self.drawn])
