@@ -275,7 +275,7 @@ def test_a_keyword_that_is_not_followed_is_refused(live):
     "value",
     [
         {}, {"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": "x"}},
-        {"type": "grammar", "syntax": "lark"}, {"type": "grammar", "syntax": "lark", "definition": "start: "},
+        {"type": "grammar", "syntax": "lark"}, {"type": "grammar", "syntax": "lark", "definition": "start: x"},
         {"type": "grammar", "syntax": "regex", "definition": "("}, {"type": "grammar", "syntax": "lark", "definition": "{"},
     ],
 )  # fmt: skip

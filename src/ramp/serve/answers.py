@@ -108,7 +108,7 @@ class Answers:
             logit_bias=request.logit_bias,
             exact=request.has_seed,
             scores_prompt=request.echo and wants_logprobs,
-            embeds_prompt=request.embeds,
+            embeds_prompt=bool(request.embeds),
         )
         if request.constraint:
             job.constraint = request.constraint.copy()
@@ -139,6 +139,7 @@ class Answers:
             text, sent = stream.push(tokens, ended=bool(reason))
             self.num_generated += len(tokens)
             is_over, new_calls = stream.stopped, []
+            # Calls are looked for in what stop strings have left.
             calls = self.calls[choice]
             if calls:
                 text, new_calls = calls.push(text, bool(reason) or is_over)
@@ -266,7 +267,7 @@ async def collect(answers: Answers) -> Response:
     return to_response(make_object(answers, choices, usage=answers.usage()))
 
 
-async def embed(answers: Answers, as_base64: bool) -> Response:
+async def embed(answers: Answers) -> Response:
     """The response to a request for embeddings: means of the last hidden states, of length 1."""
     async for _ in answers.pieces():
         pass
@@ -278,7 +279,7 @@ async def embed(answers: Answers, as_base64: bool) -> Response:
         if not np.isfinite(vector).all():
             check_reason("invalid")
         value = base64.b64encode(vector.astype("<f4").tobytes()).decode()
-        embedding = value if as_base64 else vector.tolist()
+        embedding = value if answers.request.embeds == "base64" else vector.tolist()
         rows.append({"object": "embedding", "index": i, "embedding": embedding})
     num_tokens = answers.usage().prompt_tokens
     usage = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

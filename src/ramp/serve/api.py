@@ -201,9 +201,8 @@ class Api:
     async def embed(self, request: Request) -> Response:
         """POST /v1/embeddings"""
         asked = await self.parse(request, protocol.parse_embeddings, self.model)
-        answers = Answers(self.engine, self.model, asked.completion, request.scope["state"])
-        work = embed(answers, asked.as_base64)
-        return await run_unless_disconnected(request, work, answers.close)
+        answers = Answers(self.engine, self.model, asked, request.scope["state"])
+        return await run_unless_disconnected(request, embed(answers), answers.close)
 
     async def respond(self, request: Request) -> Response:
         """POST /v1/responses, in its basic form"""

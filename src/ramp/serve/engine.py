@@ -30,6 +30,8 @@ from ramp.serve.jobs import Job, Token, read_token
 from ramp.serve.record import Histogram
 from ramp.text.tokenizer import Tokenizer
 
+KEEP_SECONDS = 60.0  # without a request, after which long conversations count as over
+
 
 class QueueFull(Exception):
     """As many requests wait as may."""
@@ -174,19 +176,19 @@ class Engine:
     def _admit(self):
         """Fill free slots, or wait where there is nothing to do. False: the engine is closing."""
         with self._changed:
+            start = time.perf_counter()
             while not (self.waiting or self.running or self._closing):
                 self._changed.wait()
+            has_rested = time.perf_counter() - start > KEEP_SECONDS
             if self._closing:
                 return False
             for slot, job in list(self.running.items()):
                 if job.cancelled:
                     self.counts["cancelled"] += 1
                     self._give_back(slot)
-            is_idle = not self.running and self.device.is_grown
-            # A long answer is over, and short ones need no long cache; its next turn does.
-            if is_idle and not any(
-                self._count_shared(job, slot) for job in self.waiting for slot in self.kept
-            ):
+            # Long answers are over, and short ones need no long cache; a next turn does.
+            goes_on = any(self._saves(job, slot) for job in self.waiting for slot in self.kept)
+            if has_rested and self.device.is_grown and not goes_on:
                 self._reset()
             while self.waiting and len(self.running) < self.slots:
                 job = self.waiting.popleft()
@@ -199,11 +201,19 @@ class Engine:
     def _choose_slot(self, job):
         """The free slot that has read most of the prompt, or else one of least use to others."""
         free = [slot for slot in range(self.slots) if slot not in self.running]
-        if any(self._count_shared(job, slot) for slot in free):
-            return max(free, key=lambda slot: self._count_shared(job, slot))
+        useful = [slot for slot in free if self._saves(job, slot)]
+        if useful:
+            return max(useful, key=lambda slot: self._count_shared(job, slot))
         # One that keeps nothing, or what was kept longest.
         ages = {slot: age for age, slot in enumerate(self.kept)}
         return min(free, key=lambda slot: ages.get(slot, -1))
+
+    def _saves(self, job, slot):
+        """Whether what a slot has read spares a job more than is thrown away for it.
+
+        All conversations begin alike, and each would take the slot of another.
+        """
+        return 2 * self._count_shared(job, slot) > len(self.kept.get(slot, ()))
 
     def _count_shared(self, job, slot):
         """How many tokens of a job's prompt a free slot has read; the last is always read again."""

@@ -210,8 +210,6 @@ RESPONSES = {
     "tools": Field(only([]), "no effect; /v1/chat/completions has tools"),
     "tool_choice": Field(only("none", "auto"), "no effect"),
     "parallel_tool_calls": Field(flag, "no effect"),
-    "include": Field(only([]), "no effect"),
-    "background": Field(only(False), "no effect"),
 }
 TOKENIZE = {
     **MODEL,

@@ -49,6 +49,7 @@ class GrammarConstraint:
 
     def fill(self, allowed_w: np.ndarray) -> None:
         """Clear the bits of the tokens that may not come next."""
+        # The rest of a round is drawn and not used.
         if self.num_tokens is not None:
             return
         if self.begins_after is None:
@@ -71,6 +72,7 @@ class GrammarConstraint:
             if id == self.begins_after:
                 self.begins_after = None
             return
+        # A token that was not allowed comes only where the mask could not be told.
         self.failed = self.failed or not self.matcher.consume_token(id)
         if self.failed or self.matcher.is_stopped():
             self.num_tokens = self._count
@@ -92,6 +94,7 @@ class Grammars:
     def compile(self, grammar: str, prompt: Sequence[int], name: str) -> GrammarConstraint:
         """A grammar in llguidance's form of Lark; ApiError names the field and what is wrong."""
         library = import_library()
+        # Before the library sees it: what is refused has cost nothing.
         if len(grammar) > MAX_GRAMMAR:
             raise make_field_error(name, f"is longer than {MAX_GRAMMAR} characters")
         # Nothing of it is written to the server's own output.
@@ -105,6 +108,7 @@ class Grammars:
             problem = "no text has this form" if matcher.is_stopped() else ""
         if problem:
             raise make_field_error(name, f"cannot be followed: {_shorten(problem)}")
+        # Later than the look at the first token, which is that of the form itself.
         constraint.begins_after = self._find_start(prompt)
         return constraint
 
@@ -151,6 +155,7 @@ class _Vocabulary:
 def write_json_grammar(schema: dict, name: str) -> str:
     """The grammar of the JSON texts that a schema describes."""
     _check_depth(schema, name)
+    # In place of the client's own options, one of which ignores what cannot be followed.
     schema = schema | {"x-guidance": {"whitespace_pattern": WHITE_SPACE}}
     return f"start: %json {json.dumps(schema)}"
 
@@ -161,6 +166,7 @@ def _check_depth(value, name, depth=0):
     inner = value.values() if isinstance(value, dict) else value
     if isinstance(inner, str) or not isinstance(value, dict | list):
         return
+    # Each step down is one bracket of the text.
     for item in inner:
         _check_depth(item, name, depth + 1)
 
@@ -177,6 +183,7 @@ def read_format(value: dict | None, name: str) -> str | None:
             return write_json_grammar(schema, f"{name}.json_schema.schema")
         case {"type": "json_schema", "schema": dict(schema)}:  # as /v1/responses has it
             return write_json_grammar(schema, f"{name}.schema")
+        # The words in which OpenAI has a grammar for a tool of its newer kind.
         case {"type": "grammar", "syntax": "lark", "definition": str(grammar)}:
             return grammar
         case {"type": "grammar", "syntax": "regex", "definition": str(pattern)}:

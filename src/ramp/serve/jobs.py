@@ -76,6 +76,7 @@ class Job:
         """Whether what this job finds out of its prompt is what another wants of the same one."""
         if not other.keeps_prompt:
             return True
+        # More tokens reported would do too, but must not be shown to who asked for fewer.
         mine, theirs = (
             (job.scores_prompt, job.embeds_prompt, job.logprobs) for job in (self, other)
         )

@@ -87,7 +87,8 @@ class CompletionRequest:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     constraint: GrammarConstraint | None = None  # each answer has a copy
     tools: ToolUse | None = None
-    embeds: bool = False  # the prompts are read for their last hidden states
+    # "float" or "base64": the prompts are read for their last hidden states.
+    embeds: str = ""
 
     @property
     def num_answers(self) -> int:
@@ -278,8 +279,10 @@ def _read_conversation(given, model, tools):
     # The second is the name that OpenAI gave up and most clients still send.
     wanted = given["max_completion_tokens"] or given["max_tokens"]
     messages = read_messages(given["messages"], model)
+    # What the template reads besides the turns.
     options: dict[str, Any] = {"tools": list(tools.tools)} if tools else {}
     if not may_drop:
+        # They are written into the prompt as well.
         calls = [message.get("tool_calls", "") for message in messages]
         written = [json.dumps(value, ensure_ascii=False) for value in (calls, options)]
         texts = [message["content"] for message in messages]
@@ -379,15 +382,7 @@ def _join_text_parts(parts):
 # Embeddings
 
 
-@dataclass(frozen=True)
-class EmbeddingRequest:
-    """A request for embeddings that has been checked."""
-
-    completion: CompletionRequest
-    as_base64: bool
-
-
-def parse_embeddings(body: dict, model: ServedModel) -> EmbeddingRequest:
+def parse_embeddings(body: dict, model: ServedModel) -> CompletionRequest:
     """Check every field of a request for embeddings."""
     given = fields.read_fields(body, fields.EMBEDDINGS, "/v1/embeddings")
     check_model(given["model"], model)
@@ -395,9 +390,9 @@ def parse_embeddings(body: dict, model: ServedModel) -> EmbeddingRequest:
     for text in _list_prompts(given["input"], "input"):
         ids, num_own = encode_prompt(text, model, "input")
         prompts.append(_make_prompt(ids, 0, model, "input", num_own))
-    greedy = SamplingParams(temperature=0.0)
-    completion = CompletionRequest(False, tuple(prompts), 1, greedy, 0, False, embeds=True)
-    return EmbeddingRequest(completion, given["encoding_format"] == "base64")
+    form = given["encoding_format"] or "float"
+    # Nothing is drawn, so how is of no matter.
+    return CompletionRequest(False, tuple(prompts), 1, SamplingParams(), 0, False, embeds=form)
 
 
 # Tokens for those who count them

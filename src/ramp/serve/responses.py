@@ -33,6 +33,7 @@ def parse_response_request(body: dict, model: ServedModel) -> CompletionRequest:
     messages = [_read_item(item, f"input[{i}]") for i, item in enumerate(messages)]
     if given["instructions"]:
         messages.insert(0, {"role": "system", "content": given["instructions"]})
+    # Here the form is a part of what is said of the text.
     form = fields.read_fields(given["text"] or {}, {"format": FORMAT}, "text")["format"]
     chat |= {"messages": messages, "response_format": form}
     chat["max_completion_tokens"] = given["max_output_tokens"]
@@ -115,6 +116,7 @@ async def stream_response(answers: Answers) -> AsyncIterator[tuple[str, dict[str
         float(sampling.top_p),
     )
     item = Message(f"msg_{uuid.uuid4().hex}", start.status)
+    # There is one message with one part in it.
     at = {"output_index": 0}
     place = {"item_id": item.id, "content_index": 0} | at
     yield "response.created", {"response": start}
@@ -126,6 +128,7 @@ async def stream_response(answers: Answers) -> AsyncIterator[tuple[str, dict[str
         reason = piece.reason
         if piece.text:
             yield "response.output_text.delta", {"delta": piece.text, "logprobs": []} | place
+    # All that has been sent comes once more, for clients that look at the end only.
     status = "incomplete" if reason == "length" else "completed"
     part = TextPart(text)
     item = replace(item, status=status, content=(part,))

@@ -14,6 +14,7 @@ from ramp.serve.fields import Field, anything, flag, make_field_error, read_fiel
 from ramp.serve.grammar import write_json_grammar
 
 MAX_TOOLS = 128
+# It stands in a grammar and in text that the model reads.
 NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
 
 
@@ -57,9 +58,11 @@ class ToolUse:
             schema = {"type": "object"} | tool["function"].get("parameters", {"properties": {}})
             where = f"tools[{i}].function.parameters"
             rules.append(write_json_grammar(schema, where).replace("start", f"arguments_{i}", 1))
+            # As the template writes calls, so that the model is on ground that it knows.
             before = f'{self.form.opening}{{"name": "{name}", "{self.form.arguments}": '
             after = f"}}{self.form.closing}"
             kinds.append(f"{json.dumps(before)} arguments_{i} {json.dumps(after)}")
+        # Further calls follow on lines of their own.
         more = "" if self.max_calls == 1 else r' ("\n" call)*'
         return "\n".join([f"start: call{more}", f"call: {' | '.join(kinds)}", *rules])
 
@@ -86,6 +89,7 @@ def read_tools(given: dict, template: str) -> ToolUse | None:
     if not isinstance(tools, list) or len(tools) > MAX_TOOLS:
         raise make_field_error("tools", f"must be a list of at most {MAX_TOOLS} functions")
     names = tuple(_check_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools))
+    # Then nothing of them is shown to the model.
     if choice == "none" or (choice == "auto" and not tools):
         return None
     match choice:
@@ -98,6 +102,7 @@ def read_tools(given: dict, template: str) -> ToolUse | None:
         case _:
             text = "must be none, auto, required or one of the 'tools'"
             raise make_field_error("tool_choice", text)
+    # Now that somebody wants calls, there must be a way to write them.
     form = find_form(template)
     if form is None:
         text = "is not supported here: this model's chat template knows no tools, or writes calls"
@@ -111,6 +116,7 @@ def read_tools(given: dict, template: str) -> ToolUse | None:
 def _check_tool(tool, where):
     if not isinstance(tool, dict) or tool.get("type") != "function":
         raise make_field_error(where, "must be an object of type 'function'")
+    # A field that is misspelt would leave the model without it.
     function = read_fields(tool, TOOL, where)["function"]
     if not isinstance(function, dict):
         raise make_field_error(f"{where}.function", "must be an object")
@@ -183,7 +189,7 @@ class CallStream:
             self._held = self._held[at:]
             if not self._take_call(ended):
                 break
-        # Nothing follows the last one.
+        # Nothing follows the last one that may be made.
         if ended or self.is_over:
             said += "" if self.is_over else self._held
             self._held = ""
@@ -194,6 +200,7 @@ class CallStream:
         if not self._mark:  # only a whole answer is one
             return 0 if self._held.lstrip()[:1] in ("", "{") else len(self._held)
         at = self._held.find(self._mark)
+        # Or else the mark may have begun at the end.
         if at >= 0:
             return at
         ends = range(min(len(self._mark) - 1, len(self._held)), 0, -1)
@@ -206,6 +213,7 @@ class CallStream:
         """Whether a whole call stood in front, which is then taken off."""
         if not self._held.startswith(self._mark):
             return False
+        # Where no mark closes it, the end of the answer does.
         if not self._closing:
             return ended and self._add(self._held, len(self._held))
         # A string in the arguments may hold the closing mark.
@@ -221,11 +229,13 @@ class CallStream:
             value = json.loads(text)
         except (ValueError, RecursionError):
             return False
+        # The name of the field is that of the form.
         match value:
             case {"name": str(name), self.use.form.arguments: dict(arguments)}:
                 pass
             case _:
                 return False
+        # A client could do nothing with the name of something else.
         if name not in self.use.names:
             return False
         function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
