@@ -344,6 +344,14 @@ def test_no_gcloud(cloud, tmp_path):
             ["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "x"],
             "takes a number, not 'x'",
         ),
+        (
+            ["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "09"],
+            "--slices takes a number, not '09'",
+        ),
+        (
+            ["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "010"],
+            "--slices takes a number, not '010'",
+        ),
         (["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "0"], "not offered"),
         (
             ["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--capacity", "free"],
@@ -768,7 +776,7 @@ def test_xpk_submits_and_cancels(cloud):
         "--a",
         "b c",
     )
-    assert "--restart-on-exit-codes=75 " in said and "--env=RAMP_DISTRIBUTED=auto" in said
+    assert "--restart-on-exit-codes=1,75 " in said and "--env=RAMP_DISTRIBUTED=auto" in said
     assert r"ramp run configs/x.toml --run /runs/runs/lm --a b\ c" in said
     assert "xpk workload delete --workload=lm --cluster=c1" in gke(
         cloud, "cancel", "lm", "--cluster", "c1", *GKE

@@ -74,7 +74,7 @@ parse() { # NAME ARGS...: options into their variables; REST: everything from th
     [[ $# -gt 1 && $2 != *$'\n'* ]] || die "$1 needs a value, of one line"
     printf -v "$key" %s "$2" && shift 2
   done
-  for key in SLICES LINES PORT CRASHES; do [[ ${!key} =~ ^[0-9]{1,5}$ ]] || die "--${key,,} takes a number, not '${!key}'"; done
+  for key in SLICES LINES PORT CRASHES; do [[ ${!key} =~ ^(0|[1-9][0-9]{0,4})$ ]] || die "--${key,,} takes a number, not '${!key}'"; done
 }
 
 remember() { # The settings of NAME, for the next verb.

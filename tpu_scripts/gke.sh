@@ -32,7 +32,7 @@ case $VERB in
     need ZONE CLUSTER
     fleet workload create --workload="$NAME" --cluster="$CLUSTER" --tpu-type="$TYPE" --num-slices="$SLICES" --storage=runs \
       --base-docker-image=python:3.12 --script-dir="$(dirname "$HERE")" --env=RAMP_DISTRIBUTED=auto \
-      --max-restarts=100 --restart-on-exit-codes=75 --termination-grace-period-seconds=300 \
+      --max-restarts=100 --restart-on-exit-codes=1,75 --termination-grace-period-seconds=300 \
       --command="pip install -q '.[$EXTRAS]' && ramp run$(printf ' %q' "${REST[0]}" --run "$directory" "${REST[@]:1}")" ;;
   manifest)
     need TOPOLOGY IMAGE

@@ -55,7 +55,7 @@ body() { # RUN CONFIG FLAGS...: ramp itself; its exit code goes to a file. XLA's
   echo $$ >body
   run=$(place "$1") && shift 2
   mkdir -p "$(dirname "$run")"
-  export RAMP_DISTRIBUTED=auto JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(dirname "$run")/.xla-cache}
+  export RAMP_DISTRIBUTED=${RAMP_DISTRIBUTED:-auto} JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(dirname "$run")/.xla-cache}
   echo "--- $(date '+%F %T') ramp run $config --run $run $*"
   (cd src && exec ../venv/bin/ramp run "$config" --run "$run" "$@") &
   echo $! >pid

@@ -544,6 +544,20 @@ class Mesh:
 
 
 @dataclass(frozen=True)
+class Hosts:
+    """The processes of a job on several hosts."""
+
+    coordinator: str = ""
+    """HOST:PORT of the first process, or :PORT alone; by default what the cluster says"""
+    start_timeout: Positive = 300
+    """seconds that processes wait for each other at the start"""
+    heartbeat_timeout: Positive = 100
+    """seconds after which a process that is not heard of is given up"""
+    hang_minutes: NonNegative = 5.0
+    """without a step, after which a process of a job prints its stacks and ends; 0: it waits"""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What is saved."""
 
@@ -572,6 +586,7 @@ class Config:
     eval: Eval = field(default_factory=Eval)
     sample: Sample = field(default_factory=Sample)
     mesh: Mesh = field(default_factory=Mesh)
+    hosts: Hosts = field(default_factory=Hosts)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 

@@ -38,11 +38,15 @@ def setup_devices(
     import jax
 
     from ramp.train import mesh
+    from ramp.train.watchdog import watch
 
     # All three before the first device: it fixes allocator, flags and processes.
     keep_memory()
     prefer_eigen(c)
-    mesh.connect_processes()
+    mesh.connect_processes(c.hosts)
+    # On a laptop a run may be put aside for as long as one likes.
+    if os.environ.get("RAMP_DISTRIBUTED"):
+        watch.seconds = 60 * c.hosts.hang_minutes
     # One cache for all runs of this user: a second run with the same shapes starts at once.
     default_cache = str(Path.home() / ".cache" / "ramp" / "xla")
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR", default_cache)
@@ -53,6 +57,7 @@ def setup_devices(
     c = config.resolve(choose_dtype(c, jax.default_backend()))
     used = jax.devices()
     if one_each:
+        # The first of each, in the order of processes.
         used = [d for d in used if d == jax.local_devices(d.process_index)[0]]
         c = config.replace(c, mesh=config.Mesh(replica=len(used), data=1))
     shape = mesh.resolve_mesh_shape(c.mesh, len(used))

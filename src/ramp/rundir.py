@@ -389,6 +389,7 @@ PACKAGES = (
     "orbax-checkpoint",
     "grain",
     "numpy",
+    "libtpu",
     "tokenizers",
 )
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from ramp.errors import UserError
 
+MAX_CHIPS = 9216  # of a slice: tpu7x
 USABLE = 0.98  # of the HBM: what libtpu leaves to programs (15.75 of 16 GiB on v5e)
 
 
@@ -35,6 +36,7 @@ class Chip:
     dollars: float  # an hour
     wrap: int = 0
     product_cycles: float = 0
+    cores: int = 1
     devices_per_chip: int = 1
     examples: tuple[str, ...] = ()
     device: tuple[str, ...] = ()
@@ -170,9 +172,11 @@ def read_chips() -> dict[str, Chip]:
 def parse(name: str, slices: int = 1) -> Topology:
     """A topology from CHIP:AxB or CHIP:AxBxC, such as v5e:4x4, v5p:4x4x8, h100:1x8 (hosts x GPUs).
 
-    Raises `UserError` with what would be right.
+    Cloud's own names, such as v6e-8, are understood too. Raises `UserError` with what would be
+    right.
     """
     known = read_chips()
+    name = translate_cloud_name(name)
     chip, _, size = name.partition(":")
     if chip not in known:
         # A near miss is named in the error.
@@ -180,7 +184,8 @@ def parse(name: str, slices: int = 1) -> Topology:
         raise UserError(f"unknown chip '{chip}' in topology '{name}'; similar: {', '.join(close)}")
     c = known[chip]
     parts = size.split("x")
-    if len(parts) != c.axes or not all(part.isdigit() and int(part) for part in parts):
+    is_whole = len(parts) == c.axes and all(part.isdecimal() and int(part) for part in parts)
+    if not is_whole or not is_offered(c, tuple(map(int, parts))):
         choices = ", ".join(f"{chip}:{example}" for example in c.examples)
         raise UserError(
             f"'{name}' is not a topology of {chip}, which takes {c.axes} sizes; "
@@ -191,6 +196,37 @@ def parse(name: str, slices: int = 1) -> Topology:
     if slices > 1 and c.kind == "gpu":
         raise UserError(f"--slices {slices}: GPU hosts are in the topology itself")
     return Topology(c, tuple(map(int, parts)), slices)
+
+
+def is_offered(c: Chip, dims: tuple[int, ...]) -> bool:
+    """Whether there are slices of these sizes: halves and doubles, up to 256 chips in a plane."""
+    if c.kind == "gpu":
+        return True
+    # A plane is cut into hosts of 2 x 2 or 2 x 4.
+    if c.axes == 2:
+        return all(d in (1, 2, 4, 8, 16) for d in dims)
+    # A torus is put together of cubes of 4.
+    return all(d in (1, 2) or d % 4 == 0 for d in dims) and math.prod(dims) <= MAX_CHIPS
+
+
+def translate_cloud_name(name: str) -> str:
+    """`v6e:2x4` for v6e-8, as Cloud shapes a slice unless it is told; other names as they are."""
+    kind, dash, number = name.partition("-")
+    c = read_chips().get("v5e" if kind == "v5litepod" else kind)
+    if not dash or c is None or c.kind == "gpu" or not number.isdecimal():
+        return name
+    chips, rest = divmod(int(number), c.cores)
+    power = chips.bit_length() - 1
+    if rest or chips == 2 or chips != 2**power:
+        raise UserError(
+            f"{name} has {int(number) / c.cores:g} chips, of which no slice follows; say its "
+            f"topology, such as {c.name}:{c.examples[-1]}"
+        )
+    # As near to a cube as powers of two come, the shortest axis first; one host is flat.
+    dims = sorted(2 ** ((power + i) // c.axes) for i in range(c.axes))
+    if dims[0] == 1:
+        dims.reverse()
+    return f"{c.name}:{'x'.join(map(str, dims))}"
 
 
 def describe_gpu(chip: Chip) -> str:

@@ -17,9 +17,7 @@ DEFAULT = "train,prefill,decode"
 def add_arguments(p: argparse.ArgumentParser) -> None:
     """The arguments of the command, besides the keys of the configuration."""
     p.add_argument("config", nargs="?", type=parse_path, help="a TOML file, or a name such as cpu")
-    p.add_argument(
-        "--topology", metavar="CHIP:AxB", help="v6e:2x4, v5p:4x4x8, h100:1x8 (hosts x GPUs)"
-    )
+    p.add_argument("--topology", metavar="CHIP:AxB", help="v6e:2x4 (or v6e-8), v5p:4x4x8, h100:1x8")
     p.add_argument("--slices", type=int, default=1, help="slices joined by the data-center network")
     p.add_argument(
         "--only", default=DEFAULT, help=f"of {', '.join(PROGRAMS)}, by commas (default {DEFAULT})"

@@ -185,13 +185,16 @@ def _lower_reinforce(c: Config, mesh):
 
 def _make_rl_batch(t: Reinforce):
     """The rows of one update, from rollouts that say nothing."""
+    # An iteration's, which its updates share.
     rows, n = t.num_prompts * t.group_size, t.max_new_tokens
     zero_bn = np.zeros((rows, n), np.float32)
     ids_bn = zero_bn.astype(np.int32)
     zero_bs = np.zeros((rows, n + 1), np.float32)
     ended_b = np.ones(rows, bool)
+    # Problems and verdicts are not read here.
     nothing = ([], [], t.group_size, [[0]] * rows)
     r = Rollouts(*nothing, ids_bn, zero_bn, ids_bn, zero_bs, zero_bs, [None] * rows, ended_b)
+    # Only some settings make these.
     ref_bt = np.zeros((rows, t.train.seq_len), np.float32) if learn.needs_ref(t) else None
     judged = learn.Judged(r, Rewards(zero_bn[:, 0]), zero_bn, ref_bt, 0)
     batch, _ = learn.make_batch(t, judged, 0)

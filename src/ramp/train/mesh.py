@@ -28,7 +28,7 @@ from ramp.stages import STAGES
 from ramp.train.preemption import take_signals_back
 
 
-def connect_processes() -> None:
+def connect_processes(hosts: config.Hosts) -> None:
     """Join the other processes of a multi-host job; must come before any other use of jax.
 
     `RAMP_DISTRIBUTED=auto` lets jax find the cluster (Cloud TPU, GKE, Slurm);
@@ -38,19 +38,35 @@ def connect_processes() -> None:
     setting = os.environ.get("RAMP_DISTRIBUTED", "")
     if not setting:
         return
+    address, _, rest = setting.partition(",")
+    host, colon, port = hosts.coordinator.rpartition(":")
+    if hosts.coordinator and not (colon and port.isdecimal()):
+        raise UserError(f"hosts.coordinator is {hosts.coordinator!r}; it takes HOST:PORT or :PORT")
+    # What is left out, jax asks the cluster for.
+    joined: dict[str, Any] = {}
     if setting == "auto":
-        jax.distributed.initialize()
-        take_signals_back()
-        return
-    try:
-        address, count, index = setting.split(",")
-        numbers = int(count), int(index)
-    except ValueError:
-        raise UserError(
-            f"RAMP_DISTRIBUTED is {setting!r}; it takes 'auto' or 'HOST:PORT,COUNT,INDEX'"
-        ) from None
-    # jax takes the number of processes, then which of them this one is.
-    jax.distributed.initialize(address, *numbers)
+        if host:
+            joined = {"coordinator_address": hosts.coordinator}
+        elif port:
+            # The cluster tells the host, and jax takes the port from here.
+            os.environ["JAX_COORDINATOR_PORT"] = port
+    else:
+        try:
+            count, index = map(int, rest.split(","))
+        except ValueError:
+            raise UserError(
+                f"RAMP_DISTRIBUTED is {setting!r}; it takes 'auto' or 'HOST:PORT,COUNT,INDEX'"
+            ) from None
+        # The configuration wins over what started this process.
+        if hosts.coordinator:
+            address = f"{host or address.rpartition(':')[0]}:{port}"
+        joined = {"coordinator_address": address, "num_processes": count, "process_id": index}
+    # Where they do not find each other in time, jax itself ends the process.
+    jax.distributed.initialize(
+        **joined,
+        initialization_timeout=hosts.start_timeout,
+        heartbeat_timeout_seconds=hosts.heartbeat_timeout,
+    )
     take_signals_back()
 
 

@@ -11,6 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from ramp import interrupts
+from ramp.train.watchdog import watch
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Preemption:
 
         `step` is only for the message.
         """
+        watch.beat()
         if jax.process_count() > 1 and not self._requested:
             # JAX answers true at one value of a counter only, so we count calls: steps may repeat
             # or leap.

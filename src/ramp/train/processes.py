@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from jax.sharding import Sharding
 
 from ramp.errors import UserError
+from ramp.train.watchdog import watch
 
 
 def count() -> int:
@@ -78,7 +79,7 @@ def map_rows(function: Callable[[Sequence], list], rows: Sequence) -> list:
     Rows must not depend on each other. Where a process fails, all of them do.
     """
     if count() == 1:
-        return function(rows)
+        return gather(lambda: function(rows))[0]
     bounds = np.linspace(0, len(rows), count() + 1).astype(int)
     first, end = bounds[jax.process_index() :][:2]
     # More processes than rows: nothing is left for some.
@@ -91,9 +92,14 @@ def gather(action: Callable[[], Any]) -> list:
 
     Where one fails, it raises its error and the others `UserError`.
     """
-    if count() == 1:
-        return [action()]
+    # It may take long, and the others wait for it.
+    with watch.switch(False):
+        return [action()] if count() == 1 else _gather(action)
+
+
+def _gather(action: Callable[[], Any]) -> list:
     error = None
+    # Read back as bytes: arrays are all that travels.
     try:
         said = pickle.dumps(("", action()))
     except Exception as fault:
@@ -113,6 +119,7 @@ def gather(action: Callable[[], Any]) -> list:
 def _gather_bytes(said: bytes) -> list[bytes]:
     """What each process says."""
     data = np.frombuffer(said, np.uint8)
+    # First how much each has to say, since all arrays must be of one size.
     sizes = multihost_utils.process_allgather(np.array(len(data)))
     # To a power of two, so that few sizes are compiled.
     room = 1 << int(sizes.max()).bit_length()

@@ -49,6 +49,7 @@ from ramp.train.restore import (
 )
 from ramp.train.state import State, abstract_state, eval_params, init_state
 from ramp.train.step import Batch, Loss, Metrics, Step, make_step
+from ramp.train.watchdog import watch
 
 MakeRows = Callable[[int, int, int], dict[str, np.ndarray]]  # (step, lo, hi), see `text.rows`
 Evaluate = Callable[[dict, int, MetricWriter, Preemption], dict[str, float]]
@@ -365,6 +366,7 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
                     jax.block_until_ready(metrics)
                 # From here on there are steps to save before leaving.
                 unsaved.enter_context(stop)
+                unsaved.enter_context(watch.switch(True))
             else:
                 try:
                     with clock("step"):
