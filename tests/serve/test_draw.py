@@ -108,9 +108,8 @@ def test_adjusting_is_that_of_the_device(logits):
         frequency_penalty=np.float32([0.25]),
         bias_v=bias_v[None],
         counts_v=counts[None],
-        allowed_w=allowed,
     )
-    want = np.asarray(batch.adjust_logits(logits[:1], settings))[0]
+    want = np.asarray(batch.adjust_logits(logits[:1], settings, allowed))[0]
     np.testing.assert_allclose(adjust_logits(logits[0], job), want, rtol=1e-6)
     # The caller's logits are left as they were.
     assert np.isfinite(logits).all()

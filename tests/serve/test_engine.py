@@ -110,7 +110,6 @@ def test_nothing_compiles_once_it_is_warm(engine):
         batch.copy_slot,
         batch.decode_slots,
         batch.finish_round,
-        batch.set_allowed,
         batch.clear_slot,
         grow_cache,
     )

@@ -194,7 +194,7 @@ def test_company_changes_nothing(live):
 
 
 def test_nothing_compiles_and_slots_come_back(live, client):
-    programs = batch.decode_slots, batch.set_allowed, batch.finish_round, batch.prefill_chunk
+    programs = batch.decode_slots, batch.finish_round, batch.prefill_chunk
     before = [f._cache_size() for f in programs]
     made = compile_schema(live, {"type": "string", "minLength": 300})
     waits = [ask(live.engine, made, 60, i) for i in range(6)]

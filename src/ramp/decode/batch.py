@@ -4,7 +4,7 @@
     slots, x = prefill_chunk(c, weights, slots, tokens, at, start, count, settings)
     scores = score_chunk(c, weights, x, targets, vocab_size)   # of the prompt's own tokens
     slots = copy_slot(slots, source, at, settings)    # the same prompt, for another answer
-    slots, drawn = decode_slots(c, weights, slots, first, count, vocab_size)
+    slots, drawn = decode_slots(c, weights, slots, first, count, allowed, vocab_size)
     slots = finish_round(slots)
 
 All shapes are fixed by B, size and the length of a chunk, and how a row is drawn from is data,
@@ -17,7 +17,7 @@ beyond that of the shape. What `decode_slots` writes into a slot whose prompt is
 lies after what was read, where the next chunk goes.
 
 A round of `ROUND_TOKENS` may be drawn in several calls, so that the host can say before each token
-which ones a grammar allows (`set_allowed`). The sums are the same in however many calls.
+which ones a grammar allows. The sums are the same in however many calls.
 """
 
 from dataclasses import dataclass, replace
@@ -45,7 +45,7 @@ from ramp.model.transformer import (
 )
 
 ROUND_TOKENS = 4  # drawn of each slot before newcomers are admitted
-ALLOW_ALL = -1  # a word of `allowed_w` in which every bit is set
+ALLOW_ALL = -1  # a word of `allowed_bw` in which every bit is set
 MAX_LOGPROBS = 20  # most likely tokens that can be reported with each token
 LOG_RANGE = 104.0  # nats below the top at which float32 has no probability left
 BISECTIONS = 32
@@ -71,7 +71,6 @@ class DrawSettings:
     frequency_penalty: Values  # the same, for each time
     bias_v: Values  # float32 [V], added to the logits
     counts_v: Values  # float32 [V], how often each token is in the answer
-    allowed_w: Values  # int32 [W], a bit for each token, the lowest first: whether it may be drawn
 
 
 @jax.tree_util.register_dataclass
@@ -130,7 +129,6 @@ def init_slots(c: Model, B: int, size: int) -> SlotState:
             frequency_penalty=zeros(jnp.float32),
             bias_v=zeros(jnp.float32, c.vocab_size),
             counts_v=zeros(jnp.float32, c.vocab_size),
-            allowed_w=zeros(jnp.int32, count_words(c)),
         ),
     )
 
@@ -392,25 +390,19 @@ def slot_keys(seed_bk: Array, position_b: Array) -> Array:
     return jax.vmap(make_key)(seed_bk, position_b)
 
 
-def adjust_logits(logits_bv: Array, settings: DrawSettings) -> Array:
+def adjust_logits(logits_bv: Array, settings: DrawSettings, allowed_bw: Array) -> Array:
     """The logits with the bias and without what the penalties take (OpenAI's formula).
 
-    Those of tokens that are not allowed are minus infinity.
+    Those of tokens that are not allowed are minus infinity; see `decode_slots`.
     """
     vocab_size = logits_bv.shape[1]
     counts_bv = settings.counts_v[:, :vocab_size]
     bias_bv = settings.bias_v[:, :vocab_size]
     penalty_bv = settings.frequency_penalty[:, None] * counts_bv
     penalty_bv += settings.presence_penalty[:, None] * (counts_bv > 0)
-    words_bv = jnp.repeat(settings.allowed_w, 32, axis=1)[:, :vocab_size]
+    words_bv = jnp.repeat(allowed_bw, 32, axis=1)[:, :vocab_size]
     is_allowed_bv = (words_bv >> (jnp.arange(vocab_size) % 32)) & 1
     return jnp.where(is_allowed_bv > 0, logits_bv + bias_bv - penalty_bv, -jnp.inf)
-
-
-@partial(jax.jit, donate_argnames="slots")
-def set_allowed(slots: SlotState, allowed_bw: Array) -> SlotState:
-    """Say which tokens each slot may draw next, if its settings are adjusted at all."""
-    return replace(slots, settings=replace(slots.settings, allowed_w=allowed_bw))
 
 
 @partial(jax.jit, static_argnames=("c", "vocab_size"), donate_argnames="slots")
@@ -420,18 +412,20 @@ def decode_slots(
     slots: SlotState,
     first: Array,
     count: Array,
+    allowed_bw: Array,
     vocab_size: int,
 ) -> tuple[SlotState, DrawnTokens]:
     """Draw `count` tokens of every slot, from the first `vocab_size` ids.
 
-    first: how many of the round's `ROUND_TOKENS` have been drawn before.
+    first: how many of the round's `ROUND_TOKENS` have been drawn before. allowed_bw: int32, a bit
+    for each token, the lowest first: whether it may be drawn. It counts where a row is adjusted.
     """
     settings = slots.settings
     is_adjusted = jnp.any(settings.is_adjusted > 0)
     with_top = jnp.any(settings.logprobs > 0)
 
-    def leave(logits_bv, settings):
-        return logits_bv
+    def leave(a_bv, *rest):
+        return a_bv
 
     def count_token(counts_bv, token_b):
         is_token_bv = jnp.arange(c.vocab_size) == token_b[:, None]
@@ -439,7 +433,8 @@ def decode_slots(
 
     def draw(s):
         logits_bv = s.logits_bv[:, :vocab_size]
-        adjusted_bv = jax.lax.cond(is_adjusted, adjust_logits, leave, logits_bv, s.settings)
+        rules = s.settings, allowed_bw
+        adjusted_bv = jax.lax.cond(is_adjusted, adjust_logits, leave, logits_bv, *rules)
         keys_b = slot_keys(settings.seed, s.length_b)
         token_b = sample_tokens(adjusted_bv, keys_b, settings.sampling)
         return describe_tokens(logits_bv, token_b, with_top)

@@ -69,7 +69,6 @@ class JaxSlots:
             self.read(0, job)
             self.copy(0, 0, job)
             self.clear(0)
-            self._allow({})
             drawn = self.draw({})
         return drawn
 
@@ -153,11 +152,10 @@ class JaxSlots:
         parts = []
         # Constraints look at each token before the next one is drawn.
         for first in range(0, ROUND_TOKENS, 1 if constraints else ROUND_TOKENS):
-            if constraints:
-                self._allow(constraints)
             places = np.int32(first), np.int32(1 if constraints else ROUND_TOKENS)
+            allowed = self._list_allowed(constraints)
             self.state, drawn = batch.decode_slots(
-                self.c, self.weights, self.state, *places, self.vocab_size
+                self.c, self.weights, self.state, *places, allowed, self.vocab_size
             )
             parts.append(drawn)
             for slot, constraint in constraints.items():
@@ -166,13 +164,13 @@ class JaxSlots:
         # Each has zeros where the others have tokens.
         return jax.tree.map(lambda *parts: sum(parts), *jax.device_get(parts))
 
-    def _allow(self, constraints):
-        """Tell the device which tokens may follow."""
+    def _list_allowed(self, constraints):
+        """Which tokens may follow in each slot, as `decode_slots` reads it."""
         shape = self.slots, batch.count_words(self.c)
         allowed_bw = np.full(shape, ALLOW_ALL, np.int32)
         for slot, constraint in constraints.items():
             constraint.fill(allowed_bw[slot])
-        self.state = batch.set_allowed(self.state, *shard_rows(allowed_bw))
+        return shard_rows(allowed_bw)[0]
 
     def _settings(self, job):
         """How a job's tokens are drawn, in fixed dtypes: plain numbers would compile again."""
@@ -195,5 +193,4 @@ class JaxSlots:
             frequency_penalty=np.float32(job.frequency_penalty),
             bias_v=bias_v,
             counts_v=counts_v,
-            allowed_w=np.full(batch.count_words(self.c), ALLOW_ALL, np.int32),
         )
