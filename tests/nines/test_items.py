@@ -198,3 +198,36 @@ def test_items_of_equal_difficulty_settle():
     assert fit.converged
     # The spread of the only family is not told by it.
     assert np.unique(fit.hyper[:, 1]) == pytest.approx(np.exp(-0.5))
+
+
+def test_horizons_are_found_with_their_growth():
+    """Items of 2 to 1,024 minutes, of which each doubling costs half a logit."""
+    rng, rows = np.random.default_rng(5), []
+    abilities = {1: 1.0, 10: 2.0, 100: 3.0}
+    minutes = np.repeat(np.arange(1, 11), 12)
+    own = rng.normal(0, 0.5, len(minutes))
+    for step, ability in abilities.items():
+        p = expit(ability - 0.5 * (minutes - 5.5) - own)
+        for k in range(4):
+            passed = rng.random(len(p)) < p
+            rows += [
+                {"run": "a", "step": step, "item": str(i), "seed": str(k), "difficulty": int(d), "success": int(s)}
+                for i, (d, s) in enumerate(zip(minutes, passed, strict=True))
+            ]  # fmt: skip
+    fit = items.fit(items.sum_cells(trials.from_rows(rows)), draws=200)
+    nodes, mass = np.polynomial.hermite_e.hermegauss(41)
+    for model, ability in enumerate(abilities.values()):
+        half, most, all_but = items.find_horizons(fit, model)
+        assert all_but.difficulty[1] < most.difficulty[1] < half.difficulty[1]
+        for found in (half, most):
+            low, middle, high = found.difficulty
+            # The truth at this rate, by the law that made the items.
+            at = np.linspace(-10, 30, 4001)
+            shown = expit(ability - 0.5 * (at[:, None] - 5.5) + 0.5 * nodes) @ (mass / mass.sum())
+            truth = np.interp(-found.success, -shown, at)
+            # One suite is a little harder than the law it is drawn from.
+            assert low - 0.3 <= truth <= high + 0.3
+            assert high - low < 5
+            assert low < middle < high
+    same = trials.from_rows([{k: v for k, v in r.items() if k != "difficulty"} for r in rows[:240]])
+    assert items.find_horizons(items.fit(items.sum_cells(same), draws=40), 0) == []

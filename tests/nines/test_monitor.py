@@ -136,3 +136,13 @@ def test_monitor_command_and_its_mistakes(capsys, tmp_path):
     assert main(["nines", "monitor", str(path), "--cost", "1"]) == 2
     assert main(["nines", "monitor", str(path), "--by", "step"]) == 2
     assert "--by date or compute" in capsys.readouterr().err
+
+
+def test_a_log_that_never_held_did_not_fall(capsys, tmp_path):
+    rows = [f"2026-01-{d:02},{i},0" for d in range(1, 9) for i in range(20)]
+    path = tmp_path / "log.csv"
+    path.write_text("date,item,success\n" + "\n".join(rows))
+    assert main(["nines", "monitor", str(path)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "success is 0.0000 from the first trial on: it never held" in said
+    assert "fell from" not in said

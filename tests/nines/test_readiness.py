@@ -2,9 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from worlds import odd_kind, world
 
 from ramp.errors import UserError
-from ramp.nines import audit, backtest, intervals, items, readiness, trials, usage
+from ramp.nines import audit, backtest, baselines, intervals, items, readiness, trials, usage
 
 
 def outlook(paths, slices=None):
@@ -247,3 +248,44 @@ def test_backtest_over_time_knows_no_future():
     assert [p.median for p in past] == [p.median for p in again]
     with pytest.raises(UserError, match="no curve"):
         backtest.over_time(curves([1e8], [1000, 2000]))
+
+
+def test_baselines_have_honest_intervals():
+    """Coverage of 90% intervals over curves that nobody tuned on, one to four checkpoints ahead."""
+    inside = {}
+    for seed in range(700, 720):
+        t, _, _ = world(seed, checkpoints=12, odd=odd_kind(seed))
+        c = trials.accuracy_curves(t)
+        for k in range(5, 12):
+            rng = np.random.default_rng(seed)
+            for later in range(k, min(k + 4, 12)):
+                found = baselines.baselines(c[:k], c[:k], c.x[k - 1], c.x[later], rng)
+                for name, draws in found.items():
+                    covered = backtest.coverage(*backtest.pit(draws, c.value[later]), 0.9)
+                    inside.setdefault(name, []).append(covered)
+    rates = {name: np.mean(covered) for name, covered in inside.items()}
+    assert rates.keys() == {"persistence", "log-linear", "power law"}
+    # Curves of one world miss together: 20 worlds are known to some .03.
+    assert all(0.82 <= rate <= 0.98 for rate in rates.values()), rates
+
+
+def test_a_mix_is_measured_by_its_parts():
+    rows = [
+        {"run": "a", "step": step, "item": str(i), "slice": kind, "success": int(i < good)}
+        for step in (1, 2) for kind, good in (("base", 18), ("typos", 10)) for i in range(20)
+        if (step, kind) != (2, "typos")
+    ]  # fmt: skip
+    mix = usage.Usage(["all"], {"all": 1.0}, {"base": 0.75, "typos": 0.25})
+    t = trials.from_rows(rows)
+    mix = replace(
+        mix, tasks=np.unique(t.task).tolist(), families=dict.fromkeys(t.task.tolist(), 1.0)
+    )
+    m = usage.measure(t, "a", mix)
+    # The second checkpoint did not try typos.
+    assert m.x.tolist() == [0.0]
+    assert m.value[0] == pytest.approx(0.75 * 0.9 + 0.25 * 0.5)
+    assert m.worst[0] == pytest.approx(0.5)
+    assert m.is_ready(0.5).tolist() == [True]
+    assert m.is_ready(1).tolist() == [False]
+    # One trial of each item in each slice: at most as many as there are trials.
+    assert 0 < m.n[0] <= 40

@@ -13,15 +13,15 @@ from functools import cached_property
 import numpy as np
 from numpy import ndarray
 from numpy.lib.stride_tricks import sliding_window_view
-from scipy.special import expit, logit
+from scipy.special import expit
 from scipy.stats import norm
 
 from ramp.errors import UserError
 from ramp.nines import growth
+from ramp.nines.baselines import DRAWS, accuracy_logits, baselines, observe_accuracy
 from ramp.nines.growth import SHAPES, Fit, Points, Stacking
 from ramp.nines.trials import Curves, group_rows
 
-DRAWS = 2000
 WINDOW = 1.2  # decades before the origin that growth is read from
 MIN_SIZES = 2  # sizes that must be finished before the first forecast over sizes
 MIN_CHECKPOINTS = 3  # of a curve that are known before it is forecast
@@ -71,29 +71,12 @@ class ScoredForecast:
     median: float
     pits: dict[str, tuple[float, float]]  # by method: NINES and the baselines
     crps: dict[str, float]  # by method
-    raw_pit: float  # the middle of ours, before widening
+    raw_pits: dict[str, float]  # by method, the middle, before widening
     shape_scores: ndarray  # [K] log density of what happened, by shape
     events: list[tuple[float, bool]]  # "it reaches T": probability, and whether it did
 
 
 # Between accuracies and logits
-
-
-def accuracy_logits(c: Curves) -> tuple[ndarray, ndarray]:
-    """Logits of the accuracies and their standard errors.
-
-    Half a success is added on each side, so that 0 and 1 stay finite.
-    """
-    p = (c.value * c.n + 0.5) / (c.n + 1)
-    return logit(p), 1 / np.sqrt(c.n * p * (1 - p))
-
-
-def observe_accuracy(p: ndarray, n: float) -> ndarray:
-    """Accuracies that about n trials show at success rates p; inverts `accuracy_logits`.
-
-    0 of n and n of n are possible outcomes.
-    """
-    return np.clip((p * (n + 1) - 0.5) / n, 0, 1)
 
 
 def growth_points(c: Curves, now: float) -> Points:
@@ -110,6 +93,7 @@ class Origin:
     now: float
     known: Curves  # of the task, up to now
     stacking: Stacking
+    past: Sequence["ScoredForecast"]  # whose outcome was known
 
     @cached_property
     def fits(self) -> list[Fit]:
@@ -135,8 +119,11 @@ def _to_accuracy(logits, before):
     return observe_accuracy(expit(logits), before.n[-1])
 
 
-def _learn(past):
-    return growth.learn_stacking([p.shape_scores for p in past], [p.raw_pit for p in past])
+def _look_back(now, known, past):
+    """What a forecast from `now` may know, weighed by the past forecasts."""
+    pits = [p.raw_pits[NINES] for p in past]
+    stacking = growth.learn_stacking([p.shape_scores for p in past], pits)
+    return Origin(now, known, stacking, past)
 
 
 def score(
@@ -157,8 +144,15 @@ def score(
     draws = origin.widen(logits, before)
     # The baselines draw from the same generator, after our own forecast.
     others = baselines(origin.known, before, origin.now, target, rng)
-    ensembles = {NINES: draws[:, -1]} | others
     actual = after.value[-1]
+    raw_pits = {NINES: float(np.mean(pit(_to_accuracy(logits[:, -1], before), actual)))}
+    ensembles = {NINES: draws[:, -1]}
+    for name, ensemble in others.items():
+        raw_pits[name] = float(np.mean(pit(ensemble, actual)))
+        # Baselines learn from their misses as our own forecast does.
+        past = [p.raw_pits[name] for p in origin.past if name in p.raw_pits]
+        wide = growth.widen(ensemble, growth.widening_factor(np.array(past)))
+        ensembles[name] = np.clip(wide, 0, 1)
     # What is known already counts towards an event too.
     known = np.tile(before.value, (DRAWS, 1))
     tops = best(np.append(known, draws, axis=1))
@@ -175,7 +169,7 @@ def score(
         median=np.median(draws[:, -1]),
         pits={name: pit(ensemble, actual) for name, ensemble in ensembles.items()},
         crps={name: crps(ensemble, actual) for name, ensemble in ensembles.items()},
-        raw_pit=float(np.mean(pit(_to_accuracy(logits[:, -1], before), actual))),
+        raw_pits=raw_pits,
         shape_scores=norm.logpdf(last_logit, *np.transpose(predicted)),
         events=[((tops >= t).mean(), bool(best(curve.value) >= t)) for t in open_thresholds],
     )
@@ -189,53 +183,6 @@ def best(values: ndarray) -> ndarray:
     if values.shape[-1] < 3:
         return values.max(-1)
     return np.median(sliding_window_view(values, 3, axis=-1), axis=-1).max(-1)
-
-
-def baselines(
-    known: Curves, before: Curves, origin: float, target: float, rng: np.random.Generator
-) -> dict[str, ndarray]:
-    """[DRAWS] accuracies at `target` by each simple method that has enough to go by.
-
-    persistence: the last value and its standard error. log-linear: a line through the last 8 logits
-    over log10 progress. power law: T - A s^-q through the last 8 values, by least squares over T, A
-    and q. analog: the last logit moves as the two next smaller sizes moved from here to the target.
-    """
-    y, error = accuracy_logits(before)
-    x = before.x[-8:] - origin
-    lead = target - origin
-    z = rng.standard_normal(DRAWS)
-    last = before.value[-1]
-    last_error = np.nan_to_num(before.stderr[-1])
-    ensembles = {"persistence": np.clip(last + last_error * z, 0, 1)}
-    if len(x) >= 3:
-        center, residual = _extrapolate_line(x, y[-8:], lead)
-        ensembles["log-linear"] = expit(center + np.hypot(error[-1], residual) * z)
-        values = before.value[-8:]
-        scales = 10 ** -np.geomspace(0.05, 3, 30)
-        curves = [_extrapolate_line(scale**x, values, scale**lead) for scale in scales]
-        center, residual = min(curves, key=lambda curve: curve[1])
-        ensembles["power law"] = np.clip(center + np.hypot(last_error, residual) * z, 0, 1)
-    smaller = np.unique(known.size[known.size < before.size[-1]])[-2:]
-    moves = []
-    for run in np.unique(known.run[np.isin(known.size, smaller)]):
-        other = known[known.run == run]
-        logits = accuracy_logits(other)[0]
-        start = np.isclose(other.x, before.x[-1])
-        end = np.isclose(other.x, target)
-        if start.any() and end.any():
-            moves.append(logits[end][0] - logits[start][0])
-    if len(moves) >= 2:
-        # The spread of a new observation around a mean of few.
-        spread = np.std(moves, ddof=1) * np.sqrt(1 + 1 / len(moves))
-        ensembles["analog"] = expit(y[-1] + np.mean(moves) + np.hypot(spread, error[-1]) * z)
-    return ensembles
-
-
-def _extrapolate_line(x, y, at):
-    """A least-squares line at one place, and its residual standard deviation."""
-    line = np.polyfit(x, y, 1)
-    residual = y - np.polyval(line, x)
-    return np.polyval(line, at), np.sqrt(residual @ residual / max(len(x) - 2, 1))
 
 
 # Rolling origins
@@ -262,12 +209,12 @@ def over_sizes(
     past = []
     # The smallest size has nothing smaller to be forecast from.
     for size in sizes[1:]:
-        stacking = _learn(past)
+        scored = list(past)
         is_size = c.size == size
         is_known = (c.size < size) | (is_size & (c.x <= origin + 1e-9))
         for task in np.unique(c.task):
             rows = c.task == task
-            at = Origin(origin, c[rows & is_known], stacking)
+            at = _look_back(origin, c[rows & is_known], scored)
             for run in np.unique(c.run[rows & reaches_target & is_size]):
                 if (at.known.run == run).any():
                     past.append(score(at, c[rows & (c.run == run)], target, thresholds))
@@ -304,11 +251,11 @@ def over_time(c: Curves, thresholds: Sequence[float] = ()) -> list[ScoredForecas
 
 def _open_origins(c, now, past):
     """Run, task and what is known, of each curve with enough checkpoints up to `now`."""
-    stacking = _learn([p for p in past if p.target <= now + 1e-9])
+    past = [p for p in past if p.target <= now + 1e-9]
     rows = c[(c.x <= now + 1e-9) & (c.x >= now - WINDOW)]
     for task in np.unique(rows.task):
         known = rows[rows.task == task]
-        origin = Origin(now, known, stacking)
+        origin = _look_back(now, known, past)
         for run in np.unique(known.run[np.isclose(known.x, now)]):
             if (known.run == run).sum() >= MIN_CHECKPOINTS:
                 yield str(run), str(task), origin

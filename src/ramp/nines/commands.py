@@ -229,9 +229,20 @@ def fit(args: Namespace) -> Answer:
         slice_rows.append([name, f"{result.mean[k]:.2f}", f"{error[k]:.2f}"])
     item_rows = [["hardest items", "difficulty"]]
     item_rows += [[c.items[k], f"{difficulty[k]:.2f}"] for k in np.argsort(-difficulty)[:8]]
+    horizon_rows = [["checkpoint", "success", "difficulty", "90%", "minutes, if it is their log2"]]
+    horizons = [h for k in range(len(c.runs)) for h in items.find_horizons(result, k)]
+    for h in horizons:
+        name = f"{h.run} {h.x:.3f}"
+        minutes = (
+            f"{2 ** h.difficulty[1]:.3g} [{2 ** h.difficulty[0]:.3g}, {2 ** h.difficulty[2]:.3g}]"
+        )
+        middle = f"{h.difficulty[1]:.2f}"
+        interval = format_interval(h.difficulty[::2], 2)
+        horizon_rows.append([name, f"{h.success:.0%}", middle, interval, minutes])
     # A table without rows, such as of slices where there is one, is left out.
-    tables = [table for table in (rows, ability_rows, slice_rows, item_rows) if len(table) > 1]
-    figures |= {"converged": result.converged, "abilities": abilities}
+    tables = [rows, ability_rows, horizon_rows, slice_rows, item_rows]
+    tables = [table for table in tables if len(table) > 1]
+    figures |= {"converged": result.converged, "abilities": abilities, "horizons": horizons}
     figures["difficulty"] = dict(zip(c.items, difficulty, strict=True))
     parts = ["## Items and abilities", *report.convergence_warning(result.converged), *tables]
     return Answer(figures, [*parts, lambda: report.item_figure(difficulty, abilities)])
@@ -443,10 +454,14 @@ def monitor(args: Namespace) -> Answer:
         facts[f"{name}: unknown, not counted"] = count
     text = f"No alarm in {w.trials:,} trials."
     if a := w.alarm:
-        before = "nothing" if a.before is None else f"{a.before:.4f}"
+        what = f"{a.stream} is {a.after:.4f} from the first trial on: it never held"
+        if a.before is not None:
+            what = (
+                f"{a.stream} fell from {a.before:.4f} to {a.after:.4f}, most likely from "
+                f"{a.change} on, {a.since:,} trials before"
+            )
         text = (
-            f"ALARM at {args.by} {a.at}, after {a.trials:,} trials: {a.stream} fell from {before} "
-            f"to {a.after:.4f}, most likely from {a.change} on, {a.since:,} trials before. "
-            f"Once mended, go on with --since."
+            f"ALARM at {args.by} {a.at}, after {a.trials:,} trials: {what}. "
+            "Once mended, go on with --since."
         )
     return Answer(w, [text, facts_table(facts)], int(w.alarm is not None))

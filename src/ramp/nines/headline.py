@@ -14,6 +14,7 @@ from scipy.stats import beta
 
 from ramp.errors import UserError
 from ramp.nines import backtest, readiness
+from ramp.nines.baselines import baselines
 from ramp.nines.growth import SHAPES
 from ramp.nines.readiness import Forecast, schedule_dates
 from ramp.nines.trials import Trials, log_progress
@@ -24,6 +25,7 @@ PLACES = 21  # between which what is recorded is interpolated
 BASELINES = ("persistence", "log-linear", "power law")
 MIN_CHECKPOINTS = 3  # of a run before it is forecast again as of then
 ORIGINS = 5  # last checkpoints that earlier statements are made again from
+SAMPLES = 1000  # of what was recorded, by which it is scored
 DRAWS = 160  # of each: four a quantile
 
 
@@ -156,13 +158,13 @@ def _score_at(h, before, after):
     rng = np.random.default_rng(0)
     x, actual = after.x[-1], after.value[-1]
     quantile = [np.interp(x, h.places, line) for line in zip(*h.quantiles, strict=True)]
-    level = (np.arange(backtest.DRAWS) + 0.5) / backtest.DRAWS
+    level = (np.arange(SAMPLES) + 0.5) / SAMPLES
     rate = np.interp(level, LEVELS, quantile)
     n = max(1, round(after.n[-1]))
     ensembles = {backtest.NINES: rng.binomial(n, rate) / n}
     events = []
     if len(before):
-        others = backtest.baselines(before, before, h.places[0], x, rng)
+        others = baselines(before, before, h.places[0], x, rng)
         ensembles |= {name: others[name] for name in BASELINES if name in others}
         events = [_judge(h, level, before, after) for level in h.levels]
     return Scored(

@@ -17,7 +17,8 @@ from scipy.special import expit
 
 from ramp.errors import UserError
 from ramp.nines import gaussian_process
-from ramp.nines.backtest import DRAWS, accuracy_logits, coverage, crps, observe_accuracy, pit
+from ramp.nines.backtest import coverage, crps, pit
+from ramp.nines.baselines import DRAWS, accuracy_logits, observe_accuracy
 from ramp.nines.trials import Columns, Trials, accuracy_curves, checkpoint_progress
 
 # Prior means of the log scales, each normal with standard deviation 1: the standard deviations of

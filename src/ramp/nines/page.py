@@ -1,7 +1,7 @@
 """A forecast in plain words and one picture, for somebody who has to decide."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -53,7 +53,7 @@ def headline_parts(h: Headline) -> list[Part]:
         chances = say_chance(level.now), say_chance(level.by_end)
         rows.append([name, *chances, *(_say_place(h, level, k) for k in range(3))])
     return [
-        f"## {_say_answer(h)}",
+        f"## {say_answer(h, h.run)}",
         today,
         *convergence_warning(h.converged),
         rows,
@@ -62,18 +62,22 @@ def headline_parts(h: Headline) -> list[Part]:
     ]
 
 
-def _say_answer(h):
-    """The answer in one line, on the first level that does not hold yet."""
+def say_answer(h: Headline, name: str) -> str:
+    """The answer in one line, on the first level that does not hold yet.
+
+    "addition/2: 94% today; 1 nine by 2.1x, 80% sure". name: of what it is about.
+    """
+    text = f"{name}: {say_rate(h.now[1])} today; "
     open_levels = [level for level in h.levels if level.now < h.probability]
     if not open_levels:
         last = h.levels[-1]
-        return f"{h.run}: {describe_nines(last.nines)} today, {say_chance(last.now)} likely"
+        return f"{text}{describe_nines(last.nines)} hold with {say_chance(last.now)} probability"
     level = open_levels[0]
-    text = f"{h.run}: {describe_nines(level.nines)}"
+    text += describe_nines(level.nines)
     if math.isinf(level.sure):
         reach = f"within {h.times:.3g} times today's {h.unit}"
         return f"{text} {reach} with {say_chance(level.by_end)} probability"
-    return f"{text} by {_say_place(h, level, 0)}, {h.probability:.0%} sure"
+    return f"{text} at {_say_place(h, level, 0)} of today's {h.unit}, {h.probability:.0%} sure"
 
 
 def say_chance(p: float) -> str:
@@ -98,30 +102,6 @@ def _describe_mix(h):
         if len(mix) > 1
     ]
     return f"Mix of use: {'; '.join(parts)}." if parts else ""
-
-
-def say_headline(name: str, h: Headline, others: Mapping[str, float]) -> str:
-    """ "addition/2: 0.94 [0.91, 0.96] today, 1 nine by 2.1x this compute (80%: ...)".
-
-    others: further accuracies by name, in brackets.
-    """
-    low, middle, high = h.now
-    sentence = f"{name}: {middle:.2f} [{low:.2f}, {high:.2f}] today"
-    if others:
-        sentence += f" ({', '.join(f'{k} {v:.2f}' for k, v in others.items())})"
-    for level in h.levels:
-        sentence += f", {describe_nines(level.nines)} "
-        if level.now >= h.probability:
-            sentence += f"reached (p = {level.now:.2f})"
-        elif math.isinf(level.sure):
-            sentence += f"within {h.times:.3g}x with p = {level.by_end:.2f}"
-        else:
-            places = (level.sure, level.low, level.high)
-            by, low, high = (
-                "never" if p == np.inf else f"{10 ** (p - h.places[0]):.2g}" for p in places
-            )
-            sentence += f"by {by}x this {h.unit} (80%: {low} to {high})"
-    return sentence
 
 
 # What stands beside it
@@ -157,7 +137,8 @@ def _say_effort(h: Headline, level: Passage) -> str:
             f"bring ({say_chance(level.by_end)}); what fails today needs work of another kind."
         )
     text = f"{name}: even odds at {10 ** (even - h.places[0]):.2g} times today's {h.unit}"
-    return f"{text}; {h.probability:.0%} sure at {_say_place(h, level, 0)}."
+    sure = "only later" if math.isinf(level.sure) else f"at {_say_place(h, level, 0)}"
+    return f"{text}; {h.probability:.0%} sure {sure}."
 
 
 def _describe_proof(t, h):
@@ -219,8 +200,8 @@ def past_parts(past: Sequence[Scored]) -> list[Part]:
     if math.isfinite(s.covered80_stderr):
         inside += f" ± {s.covered80_stderr:.0%}"
     parts: list[Part] = [
-        f"The same statement was scored {s.count} times, by {s.checkpoints} later "
-        f"{plural('checkpoint', s.checkpoints)}. What was then measured lay within the 80% "
+        f"The same statement was scored {s.count} {plural('time', s.count)}, by {s.checkpoints} "
+        f"later {plural('checkpoint', s.checkpoints)}. What was then measured lay within the 80% "
         f"interval in {inside} of them (80% would be right).",
         _score_table(s),
     ]
@@ -263,7 +244,7 @@ def reliability_figure(f: Forecast, h: Headline) -> Figure:
         for k, (name, path) in enumerate(f.slices.items()):
             middle = np.minimum(count_nines(np.median(path, 0)), 6)
             color = others[k % len(others)]
-            axes.plot(x, middle, "--", lw=1, color=color, label=f"of it {name}")
+            axes.plot(x, middle, "--", lw=1, color=color, label=f"{name} alone")
     m = f.measured
     pairs = zip(m.value, m.n, strict=True)
     bounds = np.transpose([intervals.jeffreys(v * n, n, 0.9) for v, n in pairs])

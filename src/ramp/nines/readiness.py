@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from ramp.errors import UserError
 from ramp.nines import backtest, growth, items
+from ramp.nines.baselines import accuracy_logits
 from ramp.nines.growth import SHAPES, Points, Stacking
 from ramp.nines.trials import Trials, accuracy_curves, log_progress
 from ramp.nines.usage import Measured, Usage, measure
@@ -195,7 +196,7 @@ def _forecast_aggregates(t, decades, run, draws, steps):
     c = accuracy_curves(t)
     run, now = _choose_run(c.run, c.x, run)
     c = c[c.x >= now - max(backtest.WINDOW, 2 * decades)]
-    y, error = backtest.accuracy_logits(c)
+    y, error = accuracy_logits(c)
     at = backtest.growth_points(c, now)
     grid = np.linspace(now, now + decades, steps)
     to = Points(grid - now, np.full(steps, at.size[at.run == run][0]), np.full(steps, run))

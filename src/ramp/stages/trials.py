@@ -270,4 +270,7 @@ class TrialRunner:
             lambda: page.reliability_figure(forecast, summary),
             *report.level_parts(levels, audit.last_checkpoint(trials)),
         ]
-        return page.say_headline(name, summary, others), parts
+        sentence = page.say_answer(summary, name)
+        if others:
+            sentence += f" ({', '.join(f'{kind} {rate:.0%}' for kind, rate in others.items())})"
+        return sentence, parts
