@@ -20,9 +20,18 @@ from ramp.nines.words import say_rate
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """60 items, 8 checkpoints, 4 tries, and a second system at the last checkpoint's compute."""
-    t, _, _ = world(7)
-    path = tmp_path_factory.mktemp("nines") / "trials.csv"
+    """60 items, 8 checkpoints, 4 tries."""
+    return write_world(tmp_path_factory.mktemp("nines") / "trials.csv")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """24 items, 4 checkpoints, 4 tries."""
+    return write_world(tmp_path / "trials.csv", items=24, checkpoints=4)
+
+
+def write_world(path, **size):
+    t, _, _ = world(7, **size)
     names = ["run", "compute", "item", "seed", "success"]
     with path.open("w", newline="") as file:
         out = csv.writer(file)
@@ -100,14 +109,14 @@ class Page(HTMLParser):
         ]
 
 
-def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp_path, monkeypatch):
-    monkeypatch.setattr(headline, "ORIGINS", 2)  # each takes seconds
+def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(headline, "ORIGINS", 2)  # each takes a second
     page, record = tmp_path / "page.html", tmp_path / "forecasts.jsonl"
     schedule = tmp_path / "plan.csv"
     schedule.write_text("date,compute\n2027-01-01,10\n2028-01-01,10000\n")
     words = [
         "forecast",
-        table,
+        small,
         "--page",
         page,
         "--record",
@@ -157,19 +166,19 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp
     assert "stays as it is" in capsys.readouterr().out
     assert len(record.read_text().splitlines()) == 1
     # Later checkpoints score it; what nobody has tried yet leaves it open.
-    assert ask(capsys, "backtest", table, "--record", record)["open"] == 1
-    rows = list(csv.DictReader(table.open()))
+    assert ask(capsys, "backtest", small, "--record", record)["open"] == 1
+    rows = list(csv.DictReader(small.open()))
     grown = tmp_path / "later.csv"
     with grown.open("w", newline="") as file:
         out = csv.DictWriter(file, rows[0])
         out.writeheader()
         out.writerows(rows)
         for place in found["places"][10:12]:
-            out.writerows(r | {"compute": 10**place} for r in rows[-240:])
+            out.writerows(r | {"compute": 10**place} for r in rows[-96:])
     scores = ask(capsys, "backtest", grown, "--record", record)
     assert scores["open"] == 0
     (_, scored) = scores["scored"]
-    assert scored["actual"] == pytest.approx(np.mean([float(r["success"]) for r in rows[-240:]]))
+    assert scored["actual"] == pytest.approx(np.mean([float(r["success"]) for r in rows[-96:]]))
     for event in scored["events"]:
         (level,) = [v for v in found["levels"] if v["nines"] == event["nines"]]
         assert event["chance"] == pytest.approx(level["chances"][11])
@@ -189,7 +198,7 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, table, tmp
         record.read_text().replace('"places": [', '"places": [0.5, '),
     ):
         record.write_text(wrong)
-        assert "not a record" in refused(capsys, "backtest", table, "--record", record)
+        assert "not a record" in refused(capsys, "backtest", small, "--record", record)
 
 
 def test_backtest_and_fit(capsys, table, tmp_path):
