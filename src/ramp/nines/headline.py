@@ -6,6 +6,7 @@ Brier score of "so many nines by then".
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 
@@ -247,11 +248,15 @@ def replay(t: Trials, h: Headline) -> list[Scored]:
     x = log_progress(t)[0]
     places = np.unique(x[t.run == h.run])
     places = places[np.isfinite(places)]
+    usage = h.usage
+    nines = [level.nines for level in h.levels]
     scored = []
     for now in places[MIN_CHECKPOINTS - 1 : -1][-ORIGINS:]:
         decades = max(places[-1] - now, 0.1)
-        usage = h.usage
         known = t[x <= now + 1e-9]
-        f = readiness.forecast(known, decades, usage.families, usage.slices, h.run, DRAWS, PLACES)
-        scored += score(summarize(f, [level.nines for level in h.levels], h.probability), t)
+        with suppress(UserError):  # a part of the mix had not been tried by then
+            f = readiness.forecast(
+                known, decades, usage.families, usage.slices, h.run, DRAWS, PLACES
+            )
+            scored += score(summarize(f, nines, h.probability), t)
     return scored

@@ -172,7 +172,8 @@ def _list_missing(t, f, h, past):
     items = len(group_rows(t.task, t.item)[0])
     if h.usage.slices and items < FEW_ITEMS:
         rows.append(f"{items} {plural('item', items)}: more distinct ones narrow every interval.")
-    worst, value = f.measured.worst[-1], f.measured.value[-1]
+    # Nothing is measured where no checkpoint tried the whole mix.
+    worst, value = (column[-1:].sum() for column in (f.measured.worst, f.measured.value))
     if len(h.usage.slices) > 1 and worst < value - 0.05:
         rows.append(
             f"The worst part of the mix succeeds in {say_rate(worst)} only: look at its failures "
@@ -247,7 +248,8 @@ def reliability_figure(f: Forecast, h: Headline) -> Figure:
             axes.plot(x, middle, "--", lw=1, color=color, label=f"{name} alone")
     m = f.measured
     pairs = zip(m.value, m.n, strict=True)
-    bounds = np.transpose([intervals.jeffreys(v * n, n, 0.9) for v, n in pairs])
+    bounds = [intervals.jeffreys(v * n, n, 0.9) for v, n in pairs]
+    bounds = np.reshape(bounds, (-1, 2)).T
     y, low, high = np.minimum(count_nines(np.array([m.value, *bounds])), 6)
     y = np.clip(y, low, high)
     axes.errorbar(

@@ -160,7 +160,7 @@ class TrialRunner:
         trials = tables.read(self.table)
         try:
             self._record_headlines(trials, step)
-        except np.linalg.LinAlgError as error:  # a forecast must not end training
+        except (np.linalg.LinAlgError, UserError) as error:  # a forecast must not end training
             print(f"trials: no forecast at step {step} ({error})")
         curves = tables.accuracy_curves(tables.split_slices(trials))
         last = curves[curves.x == curves.x.max()]
@@ -233,9 +233,12 @@ class TrialRunner:
                 sentences[name] = sentence
                 parts += [f"## {sentence}", *task_parts]
             if self.forecasts.exists():
-                summary, still_open, score_parts = self._score_record(trials, board)
-                scores = asdict(summary) | {"open": still_open}
-                parts += score_parts
+                try:
+                    summary, still_open, score_parts = self._score_record(trials, board)
+                    scores = asdict(summary) | {"open": still_open}
+                    parts += score_parts
+                except UserError as error:  # an older ramp's
+                    print(f"trials: no forecast is scored: {error}")
         name = self.rundir.path.name
         report.write_parts(self.rundir.path / "nines.html", f"ramp nines: {name}", parts)
         return asdict(TrialReport(sentences, scores))
