@@ -53,7 +53,6 @@ def baselines(
         spread = np.sqrt(variance + _wander(x, y, slope) * lead)
         line = center + spread * student.rvs(len(x) - 2, size=DRAWS, random_state=rng)
         ensembles["log-linear"] = observe_accuracy(expit(line), n)
-    if len(x) >= 4:
         ensembles["power law"] = _sample_power_law(x, before.value[-LAST:], lead, rng)
     moves = _find_moves(known, before, target)
     if len(moves) >= 2:
@@ -90,7 +89,7 @@ def _sample_power_law(x, values, lead, rng):
     weights = (residual.min() / residual) ** (len(x) / 2)
     rate = rng.choice(len(RATES), DRAWS, p=weights / weights.sum())
     # The rate takes a degree of freedom too.
-    left = len(x) - 3
+    left = max(len(x) - 3, 1)
     spread = np.sqrt(variance[rate] * (len(x) - 2) / left)
     draws = center[rate] + spread * student.rvs(left, size=DRAWS, random_state=rng)
     return np.clip(draws, 0, 1)
