@@ -906,6 +906,7 @@ def test_sockets_that_misbehave(live):
         (["--per-address", "-1"], "between"),
         (["--cors", "example.org"], "is no site"),
         (["--weights", "q8_0"], "for --engine llama.cpp"),
+        (["--engine", "llama.cpp", "--slots", "300"], "at most 255|needs the package llama_cpp"),
         ([], "not a run directory"),
     ],
 )

@@ -22,6 +22,7 @@ SETTINGS = {
     "nucleus": SamplingParams(1.0, top_p=0.6),
     "narrow nucleus": SamplingParams(1.0, top_p=1e-6),
     "least": SamplingParams(1.0, min_p=0.2),
+    "nobody": SamplingParams(1.0, top_p=0.0),
     "together": SamplingParams(1.3, top_k=40, top_p=0.9, min_p=0.01),
 }
 
@@ -69,8 +70,9 @@ def test_draws_follow_the_probabilities(logits):
 def test_seeds_numbers_and_places_have_draws_of_their_own():
     flat = np.zeros(100_000, np.float32)
     jobs = [make_job(seed=seed, number=number) for seed in (3, 4) for number in (0, 1)]
+    jobs += [make_job(seed=seed) for seed in (-1, -2, 2**63, 2**63 + 1)]
     drawn = [draw_token(flat, place, job) for job in jobs for place in range(50)]
-    assert len(set(drawn)) > 190
+    assert len(set(drawn)) > 390
     assert drawn == [draw_token(flat, place, job) for job in jobs for place in range(50)]
 
 
@@ -122,3 +124,10 @@ def test_figures_are_those_of_the_device(logits):
     ours = describe_tokens(logits, ids, 20)
     for name, value in vars(ours).items():
         np.testing.assert_allclose(value, np.asarray(getattr(want, name)), atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_end_nothing():
+    logits = np.full(VOCAB, np.nan, np.float32)
+    for sampling in SETTINGS.values():
+        assert 0 <= draw_token(logits, 1, make_job(sampling)) < VOCAB
+    assert np.isnan(describe_tokens(logits[None], np.array([0]), 3).entropy_bn[0])

@@ -34,7 +34,7 @@ def ask(engine, constraint, n=400, seed=0, **more):
     more = {"logit_bias": CLOSERS} | more
     job = Job(
         tuple(b"json:"), n, sampling, seed, lambda *news: events.put(news),
-        constraint=constraint and constraint.copy(), **more,
+        constraint=constraint and constraint.copy(()), **more,
     )  # fmt: skip
     engine.submit([job])
 
@@ -49,7 +49,7 @@ def ask(engine, constraint, n=400, seed=0, **more):
 
 
 def compile_schema(live, schema):
-    return live.model.grammars.compile(grammar.write_json_grammar(schema, "f"), (), "f")
+    return live.model.grammars.compile(grammar.write_json_grammar(schema, "f"), "f")
 
 
 def check_random_schemas(live, count, seed):
@@ -261,7 +261,7 @@ def test_a_keyword_that_is_not_followed_is_refused(live):
         schema = {name: value, "$defs": {"a": {"const": 3}}}
         valid = jsonschema.Draft202012Validator(schema)
         for example in values:
-            made = compile_schema(live, schema).copy()
+            made = compile_schema(live, schema).copy(())
             for byte in json.dumps(example).encode():
                 if not made.failed and made.num_tokens is None:
                     made.accept(byte)
@@ -290,6 +290,12 @@ def test_forms_that_are_none(live, value):
     assert caught.value.status == 400 and caught.value.param == "response_format"
 
 
+def test_half_a_pair_is_no_pattern():
+    value = {"type": "grammar", "syntax": "regex", "definition": "\ud800"}
+    with pytest.raises(ApiError, match="is no text"):
+        grammar.read_format(value, "f")
+
+
 def test_brackets_without_end(live):
     for key in ("allOf", "properties"):
         schema: dict = {}
@@ -311,7 +317,7 @@ def test_a_model_that_thinks_answers_in_form():
         (opened, True),
         ([*opened, tokenizer.id_of("</think>"), 10, 10, 10], False),
     ):
-        made = grammars.compile('start: "ab"', prompt, "f").copy()
+        made = grammars.compile('start: "ab"', "f").copy(prompt)
         row = np.full(20, -1, np.int32)
         made.fill(row)
         allowed = {i for i in range(tokenizer.vocab_size) if row[i // 32] >> (i % 32) & 1}
@@ -328,7 +334,7 @@ def test_a_model_that_thinks_answers_in_form():
 def test_a_dead_end_is_no_answer(live):
     """Where no token may follow, the client is told; the engine goes on."""
     made = compile_schema(live, PERSON)
-    broken = replace_fill(made.copy())
+    broken = replace_fill(made.copy(()))
     assert ask(live.engine, broken, 20)()[1] == "failed"
     with pytest.raises(ApiError, match="no token follows"):
         check_reason("failed")

@@ -134,3 +134,12 @@ def test_seeds_repeat(engines):
         for _ in range(2)
     ]
     assert texts[0] == texts[1]
+
+
+def test_a_slot_that_was_cleared_answers_as_before(engines):
+    prompt = b"words that are longer than a block " * 4
+    _, (before,) = ask(engines[1], [prompt])
+    for slot in range(4):
+        engines[1].device.clear(slot)
+    _, (after,) = ask(engines[1], [prompt])
+    assert [t.id for t in before] == [t.id for t in after]

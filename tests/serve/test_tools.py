@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 
 import openai
@@ -181,8 +182,12 @@ def test_calls_are_found_however_text_arrives(mark):
         "": ("", 0),
         "{": ("{", 0),
     }
+    unknown = call.replace("clock", "nothing")
+    if not form.closing:
+        texts |= {f"Sure: {call}": (f"Sure: {call}", 0), unknown: (unknown, 0)}
     if form.closing:
         texts |= {
+            f"{unknown} then {call}": (f"{unknown} then ", 1),
             f"see <{call}\n{call}": ("see <", 2),
             call + " so": ("so", 1),
             f"a {form.opening}": (f"a {form.opening}", 0),
@@ -204,6 +209,22 @@ def test_calls_are_found_however_text_arrives(mark):
             )
 
 
+def test_marks_in_arguments_cost_little():
+    use = ToolUse((CLOCK,), ("clock",), find_form(HERMES), (), None)
+    text = '<tool_call>{"name": "clock", "arguments": {"a": [' + '"</tool_call>", ' * 600
+    stream, begun = CallStream(use), time.process_time()
+    pieces = [text[i : i + 4] for i in range(0, len(text), 4)]
+    assert "".join(stream.push(piece, False)[0] for piece in pieces) == ""
+    assert time.process_time() - begun < 2
+    _, calls = stream.push('""]}}</tool_call>', True)
+    assert len(calls) == 1
+
+
+DEEP: dict = {}
+for _ in range(900):
+    DEEP = {"a": DEEP}
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
@@ -214,6 +235,7 @@ def test_calls_are_found_however_text_arrives(mark):
         ({"tools": {"a": 1}}, "tools"),
         ({"tools": [CLOCK] * 129}, "tools"),
         ({"tools": [CLOCK], "tool_choice": "always"}, "tool_choice"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": DEEP}}]}, "tools[0].function"),
         ({"tools": [CLOCK], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [CLOCK], "response_format": {"type": "json_object"}}, "response_format"),

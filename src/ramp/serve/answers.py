@@ -111,7 +111,7 @@ class Answers:
             embeds_prompt=bool(request.embeds),
         )
         if request.constraint:
-            job.constraint = request.constraint.copy()
+            job.constraint = request.constraint.copy(prompt.ids)
         # Only chat models are taught to call the calculator, which no grammar knows.
         elif request.is_chat:
             job.insert = partial(tool.reply, self.model.tokenizer)

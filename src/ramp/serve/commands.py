@@ -22,6 +22,7 @@ from ramp.stages import parse_speaker
 OWN_ADDRESSES = ("127.0.0.1", "localhost", "::1")
 # What llama.cpp may round matrices to, by its names: from 32 bits a weight to about 4.5.
 WEIGHTS = ("f32", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m")
+MAX_LLAMA_SLOTS = 255  # it knows 256 sequences, of which one is spare
 LIMITS = {
     "port": (0, 65535),
     "slots": (1, 1024),
@@ -282,6 +283,10 @@ def _serve(args):
         )
     if args.weights and args.engine != "llama.cpp":
         raise UserError("--weights is for --engine llama.cpp; jax has the run's own model.dtype")
+    if args.engine == "llama.cpp" and args.slots > MAX_LLAMA_SLOTS:
+        raise UserError(
+            f"--slots is {args.slots}; --engine llama.cpp has at most {MAX_LLAMA_SLOTS}"
+        )
     from ramp.serve import api
     from ramp.serve.connections import Connections
     from ramp.serve.engine import Engine

@@ -18,7 +18,9 @@ def draw_token(logits_v: np.ndarray, position: int, job: Job) -> int:
     weight_v = weigh_tokens(logits_v, job.sampling)
     total_v = np.cumsum(weight_v, dtype=np.float64)
     # Philox is a counter turned into noise: equal keys and counters, equal draws.
-    philox = np.random.Philox(key=[job.seed % 2**64, job.number], counter=position)
+    # In this dtype: a list of large numbers would be rounded to floats.
+    key = np.array([job.seed % 2**64, job.number], np.uint64)
+    philox = np.random.Philox(key=key, counter=position)
     share = np.random.Generator(philox).random()
     drawn = int(np.searchsorted(total_v, share * total_v[-1], side="right"))
     # Nothing is found where the numbers are not finite, which is told by the figures.
@@ -42,12 +44,15 @@ def keep_top_mass(p_v: np.ndarray, top_p: float) -> np.ndarray:
     """Set to 0 what has `top_p` of the mass of p_v, float32 [V], at strictly greater entries."""
     # Entries below this hold less than 1 - top_p together: few are left to sort.
     candidates = np.flatnonzero(p_v >= (1 - top_p) * p_v.sum() / len(p_v))
+    # None: the numbers are not finite, which is told by the figures.
+    if not len(candidates):
+        return p_v
     order = candidates[np.argsort(-p_v[candidates], kind="stable")]
     sorted_n = p_v[order]
     before_n = np.cumsum(sorted_n) - sorted_n
     is_kept_n = before_n < top_p * p_v.sum()
-    # Ties share their fate.
-    least = sorted_n[is_kept_n][-1]
+    # Ties share their fate, and the most likely is always kept.
+    least = sorted_n[max(1, np.count_nonzero(is_kept_n)) - 1]
     return np.where(p_v >= least, p_v, 0)
 
 

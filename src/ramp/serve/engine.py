@@ -260,7 +260,7 @@ class Engine:
         for slot, job in list(ready.items()):
             if not job.max_new_tokens:  # its prompt was all there was to read
                 del ready[slot]
-                self._finish(slot, [], "length")
+                self._finish(slot, [], "length" if _is_finite(job) else "invalid")
         if not ready:
             # Otherwise newcomers would stand behind every chunk that was sent ahead.
             self.device.wait()
@@ -323,3 +323,9 @@ class Engine:
     def _reset(self):
         self.device.reset()
         self.kept = {}
+
+
+def _is_finite(job):
+    """Whether what is told of a job's prompt is numbers."""
+    logps = [token.logp for token in job.prompt_tokens if token.logp is not None]
+    return bool(np.isfinite(logps).all() and np.isfinite(job.embedding).all())

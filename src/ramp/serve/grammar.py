@@ -43,9 +43,10 @@ class GrammarConstraint:
         self.failed = False
         self._count = 0
 
-    def copy(self) -> "GrammarConstraint":
-        """Another answer's place, at the beginning."""
-        return GrammarConstraint(self.matcher.deep_copy(), self.tokenizer, self.begins_after)
+    def copy(self, prompt: Sequence[int]) -> "GrammarConstraint":
+        """The beginning of an answer to a prompt, behind the thinking that it has opened."""
+        begins_after = _find_end_of_thinking(self.tokenizer, prompt)
+        return GrammarConstraint(self.matcher.deep_copy(), self.tokenizer, begins_after)
 
     def fill(self, allowed_w: np.ndarray) -> None:
         """Clear the bits of the tokens that may not come next."""
@@ -91,12 +92,10 @@ class Grammars:
         wrapper = library.TokenizerWrapper(_Vocabulary(self.tokenizer))
         return library.LLTokenizer(wrapper, eos_token=[*self.tokenizer.stop_ids])
 
-    def compile(self, grammar: str, prompt: Sequence[int], name: str) -> GrammarConstraint:
+    def compile(self, grammar: str, name: str) -> GrammarConstraint:
         """A grammar in llguidance's form of Lark; ApiError names the field and what is wrong."""
         library = import_library()
-        # Before the library sees it: what is refused has cost nothing.
-        if len(grammar) > MAX_GRAMMAR:
-            raise make_field_error(name, f"is longer than {MAX_GRAMMAR} characters")
+        _check_size(grammar, name)
         # Nothing of it is written to the server's own output.
         limits = library.LLParserLimits(verbose_errors=False)
         matcher = library.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
@@ -108,18 +107,16 @@ class Grammars:
             problem = "no text has this form" if matcher.is_stopped() else ""
         if problem:
             raise make_field_error(name, f"cannot be followed: {_shorten(problem)}")
-        # Later than the look at the first token, which is that of the form itself.
-        constraint.begins_after = self._find_start(prompt)
         return constraint
 
-    def _find_start(self, prompt):
-        """The id that ends the thinking which a chat template has opened, if it has."""
-        names = self.tokenizer.names
-        if "<think>" not in names or "</think>" not in names:
-            return None
-        # A template writes the mark and a line end.
-        is_open = self.tokenizer.id_of("<think>") in prompt[-3:]
-        return self.tokenizer.id_of("</think>") if is_open else None
+
+def _find_end_of_thinking(tokenizer, prompt):
+    """The id that ends the thinking which a chat template has opened, if it has."""
+    if "<think>" not in tokenizer.names or "</think>" not in tokenizer.names:
+        return None
+    # A template writes the mark and a line end.
+    is_open = tokenizer.id_of("<think>") in prompt[-3:]
+    return tokenizer.id_of("</think>") if is_open else None
 
 
 def import_library() -> Any:
@@ -154,13 +151,14 @@ class _Vocabulary:
 
 def write_json_grammar(schema: dict, name: str) -> str:
     """The grammar of the JSON texts that a schema describes."""
-    _check_depth(schema, name)
+    check_depth(schema, name)
     # In place of the client's own options, one of which ignores what cannot be followed.
     schema = schema | {"x-guidance": {"whitespace_pattern": WHITE_SPACE}}
     return f"start: %json {json.dumps(schema)}"
 
 
-def _check_depth(value, name, depth=0):
+def check_depth(value: Any, name: str, depth: int = 0) -> None:
+    """ApiError for JSON that is nested too deep to be written or compiled."""
     if depth > DEPTH:
         raise make_field_error(name, f"is nested more than {DEPTH} deep")
     inner = value.values() if isinstance(value, dict) else value
@@ -168,7 +166,21 @@ def _check_depth(value, name, depth=0):
         return
     # Each step down is one bracket of the text.
     for item in inner:
-        _check_depth(item, name, depth + 1)
+        check_depth(item, name, depth + 1)
+
+
+def _read_pattern(pattern, name):
+    _check_size(pattern, name)
+    try:
+        return import_library().LLMatcher.grammar_from_regex(pattern)
+    except ValueError:  # half a surrogate pair
+        raise make_field_error(f"{name}.definition", "is no text") from None
+
+
+def _check_size(grammar, name):
+    # Before the library sees it: what is refused has cost nothing.
+    if len(grammar) > MAX_GRAMMAR:
+        raise make_field_error(name, f"is longer than {MAX_GRAMMAR} characters")
 
 
 def read_format(value: dict | None, name: str) -> str | None:
@@ -187,7 +199,7 @@ def read_format(value: dict | None, name: str) -> str | None:
         case {"type": "grammar", "syntax": "lark", "definition": str(grammar)}:
             return grammar
         case {"type": "grammar", "syntax": "regex", "definition": str(pattern)}:
-            return import_library().LLMatcher.grammar_from_regex(pattern)
+            return _read_pattern(pattern, name)
     raise make_field_error(
         name,
         "must be of type text, json_object, json_schema with its 'schema', "

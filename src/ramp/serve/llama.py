@@ -10,7 +10,6 @@ differ in company: llama.cpp multiplies one row by another routine than many.
 """
 
 import ctypes
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
 from ramp.serve.draw import describe_tokens, draw_token
 from ramp.serve.jobs import Job, Token, read_token
+from ramp.text.engine import count_cores
 
 CHUNK_TOKENS = 128  # of a prompt, read at a time
 
@@ -90,12 +90,13 @@ class LlamaSlots:
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot open {path}, which ramp has written")
         settings = llama_cpp.llama_context_default_params()
-        settings.n_seq_max = slots
-        settings.n_ctx = slots * context_len  # split evenly
+        # One more than there are slots, which stays clean (`clear`); the room is split evenly.
+        settings.n_seq_max = slots + 1
+        settings.n_ctx = (slots + 1) * context_len
         settings.n_batch = settings.n_ubatch = max(CHUNK_TOKENS, slots)
         # They wait for each other without sleeping, so one more than there are cores free would
         # keep all of them waiting: one is for the rest of the server.
-        num_threads = max(1, len(os.sched_getaffinity(0)) - 1)
+        num_threads = max(1, count_cores() - 1)
         settings.n_threads = settings.n_threads_batch = num_threads
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         if not self.context:
@@ -121,7 +122,7 @@ class LlamaSlots:
 
     def reset(self) -> None:
         """Forget all sequences."""
-        llama_cpp.llama_memory_clear(self.memory, False)
+        llama_cpp.llama_memory_clear(self.memory, True)
         self.num_read = [0] * self.slots  # tokens in the context's memory, by slot
         self.drawn = {}  # by slot, a token that is not in the memory yet
 
@@ -167,7 +168,8 @@ class LlamaSlots:
         job.num_cached = len(job.prompt)
 
     def clear(self, slot: int) -> None:
-        """Forget what a slot has read."""
+        """Overwrite what a slot has read; forgotten, it would still be there behind the mask."""
+        llama_cpp.llama_memory_seq_cp(self.memory, self.slots, slot, -1, -1)
         llama_cpp.llama_memory_seq_rm(self.memory, slot, -1, -1)
         self.num_read[slot] = 0
 

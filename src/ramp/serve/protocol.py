@@ -155,7 +155,7 @@ def parse_request(body: dict, model: ServedModel, is_chat: bool) -> CompletionRe
         presence_penalty=given["presence_penalty"] or 0.0,
         frequency_penalty=given["frequency_penalty"] or 0.0,
         logit_bias=_read_bias(given["logit_bias"] or {}, model),
-        constraint=_read_constraint(given, model, prompts, tools),
+        constraint=_read_constraint(given, model, tools),
         tools=tools,
     )
 
@@ -190,14 +190,14 @@ def _read_bias(bias, model):
     return {int(key): float(value) for key, value in bias.items()}
 
 
-def _read_constraint(given, model, prompts, tools):
+def _read_constraint(given, model, tools):
     name = "response_format"
     grammar = read_format(given[name], name)
     if grammar and tools:
         raise make_field_error(name, "goes without 'tools', or with 'tool_choice': 'none'")
     if tools:
         name, grammar = "tools", tools.write_grammar()
-    return grammar and model.grammars.compile(grammar, prompts[0].ids, name)
+    return grammar and model.grammars.compile(grammar, name)
 
 
 def _check_id(id, model, name):
@@ -403,7 +403,9 @@ def tokenize(body: dict, model: ServedModel) -> list[int]:
     given = fields.read_fields(body, fields.TOKENIZE, "/tokenize")
     check_model(given["model"] or model.name, model)
     if given["messages"] is not None:
-        return render_prompt(model.tokenizer, read_messages(given["messages"], model))
+        messages = read_messages(given["messages"], model)
+        check_length([message["content"] for message in messages], model, "messages")
+        return render_prompt(model.tokenizer, messages)
     prompt = given["prompt"] or ""
     # Clients ask for the id of a special token by its name alone.
     if prompt in model.tokenizer.names:

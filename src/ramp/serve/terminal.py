@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from ramp import config, rundir
@@ -52,7 +53,9 @@ class TextStreamer:
             seeds = [self.seed] * self.c.mesh.replica
             state = sample.prefill_prompts(self.c.model, self.params, prompts, seeds)
             self.seed += 1  # or every answer to one question would be the same
-            for token in self._draw(state, stop, self.c.sample.max_new_tokens - len(answer)):
+            # They are drawn in chunks, of which the last may hold too many.
+            limit = self.c.sample.max_new_tokens - len(answer)
+            for token in islice(self._draw(state, stop, limit), limit):
                 new = [token, *tool.reply(self.tokenizer, [*answer, token])]
                 answer += new
                 self._print(stream, new)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ramp.serve.fields import Field, anything, flag, make_field_error, read_fields, text
-from ramp.serve.grammar import write_json_grammar
+from ramp.serve.grammar import check_depth, write_json_grammar
 
 MAX_TOOLS = 128
 # It stands in a grammar and in text that the model reads.
@@ -125,6 +125,7 @@ def _check_tool(tool, where):
         raise make_field_error(f"{where}.function.name", "must be 1 to 64 letters, digits, _ or -")
     if not isinstance(function.get("parameters", {}), dict):
         raise make_field_error(f"{where}.function.parameters", "must be a JSON schema")
+    check_depth(function, f"{where}.function")
     return name
 
 
@@ -144,6 +145,7 @@ def read_calls(calls: Any, where: str) -> list[dict]:
             value = None
         if not isinstance(value, dict):
             raise make_field_error(f"{where}[{i}].function.arguments", "must be a JSON object")
+        check_depth(value, f"{where}[{i}].function.arguments")
         function = {"name": name, "arguments": value}
         checked.append({"id": call.get("id"), "type": "function", "function": function})
     return checked
@@ -166,7 +168,9 @@ class CallStream:
         self.use = use
         self.calls: list[Call] = []
         self._held = ""  # text that may be, or is, the beginning of a call
+        self._searched = 0  # of it, for a closing mark
         self._is_after_call = False
+        self._has_said = False
         self._mark = use.form.opening.strip()
         self._closing = use.form.closing.strip()
 
@@ -186,9 +190,12 @@ class CallStream:
                 self._is_after_call = not self._held
             at = self._find_opening()
             said += self._held[:at]
+            self._has_said |= bool(self._held[:at].strip())
             self._held = self._held[at:]
-            if not self._take_call(ended):
+            taken = self._take_call(ended)
+            if taken is None:
                 break
+            said += taken
         # Nothing follows the last one that may be made.
         if ended or self.is_over:
             said += "" if self.is_over else self._held
@@ -198,7 +205,8 @@ class CallStream:
     def _find_opening(self):
         """Where a call begins, or may begin once more text comes."""
         if not self._mark:  # only a whole answer is one
-            return 0 if self._held.lstrip()[:1] in ("", "{") else len(self._held)
+            may_begin = self._held.lstrip()[:1] in ("", "{") and not self._has_said
+            return 0 if may_begin else len(self._held)
         at = self._held.find(self._mark)
         # Or else the mark may have begun at the end.
         if at >= 0:
@@ -210,36 +218,41 @@ class CallStream:
         )
 
     def _take_call(self, ended):
-        """Whether a whole call stood in front, which is then taken off."""
+        """What stands in front, once it is whole: "" for a call, or text that looked like one."""
         if not self._held.startswith(self._mark):
-            return False
+            return None
         # Where no mark closes it, the end of the answer does.
         if not self._closing:
-            return ended and self._add(self._held, len(self._held))
-        # A string in the arguments may hold the closing mark.
-        at = self._held.find(self._closing)
+            return self._take(self._held, len(self._held)) if ended else None
+        # A string in the arguments may hold the closing mark, so each is tried, once.
+        at = self._held.find(self._closing, self._searched)
         while at >= 0:
-            if self._add(self._held[len(self._mark) : at], at + len(self._closing)):
-                return True
-            at = self._held.find(self._closing, at + 1)
-        return False
+            taken = self._take(self._held[len(self._mark) : at], at + len(self._closing))
+            if taken is not None:
+                return taken
+            self._searched = at + 1
+            at = self._held.find(self._closing, self._searched)
+        return None
 
-    def _add(self, text, length):
+    def _take(self, text, length):
+        """Take `length` characters off if `text` is whole JSON: a call, or text to be shown."""
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            return False
+            return None
+        whole = self._held[:length]
+        self._held = self._held[length:]
+        self._searched = 0
         # The name of the field is that of the form.
         match value:
             case {"name": str(name), self.use.form.arguments: dict(arguments)}:
                 pass
             case _:
-                return False
+                return whole
         # A client could do nothing with the name of something else.
         if name not in self.use.names:
-            return False
+            return whole
         function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
         self.calls.append(Call(len(self.calls), function, f"call_{uuid.uuid4().hex[:24]}"))
-        self._held = self._held[length:]
         self._is_after_call = True
-        return True
+        return ""
