@@ -175,7 +175,8 @@ class LlamaSlots:
 
     def draw(self, jobs: dict[int, Job]) -> DrawnTokens:
         """Draw one token for each of the jobs, by slot."""
-        self._read_drawn([slot for slot in jobs if slot in self.drawn])
+        # llama.cpp takes sequences together only where their numbers follow each other.
+        self._read_drawn(sorted(slot for slot in jobs if slot in self.drawn))
         token_b = np.zeros(self.slots, np.int64)
         for slot, job in jobs.items():
             token_b[slot] = draw_token(self.logits_bv[slot], len(job.prompt) + len(job.answer), job)
