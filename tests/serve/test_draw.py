@@ -87,7 +87,7 @@ def test_adjusting_is_that_of_the_device(logits):
         """Lets even tokens follow."""
 
         num_tokens = None
-        failed = False
+        failed_after = None
 
         def fill(self, allowed_w):
             allowed_w &= np.int32(0x55555555)

@@ -263,11 +263,11 @@ def test_a_keyword_that_is_not_followed_is_refused(live):
         for example in values:
             made = compile_schema(live, schema).copy(())
             for byte in json.dumps(example).encode():
-                if not made.failed and made.num_tokens is None:
+                if made.failed_after is None and made.num_tokens is None:
                     made.accept(byte)
                 else:
-                    made.failed = True
-            is_whole = not made.failed and made.matcher.is_accepting()
+                    made.failed_after = 0
+            is_whole = made.failed_after is None and made.matcher.is_accepting()
             assert not is_whole or valid.is_valid(example), (schema, example)
 
 
@@ -326,9 +326,9 @@ def test_a_model_that_thinks_answers_in_form():
         for id in (*b"hm", tokenizer.id_of("</think>")) if thinks else ():
             made.accept(id)
         for id in b"ab":
-            assert made.num_tokens is None and not made.failed
+            assert made.num_tokens is None and made.failed_after is None
             made.accept(id)
-        assert made.num_tokens == (5 if thinks else 2) and not made.failed
+        assert made.num_tokens == (5 if thinks else 2) and made.failed_after is None
 
 
 def test_a_dead_end_is_no_answer(live):
@@ -336,6 +336,9 @@ def test_a_dead_end_is_no_answer(live):
     made = compile_schema(live, PERSON)
     broken = replace_fill(made.copy(()))
     assert ask(live.engine, broken, 20)()[1] == "failed"
+    # What was drawn behind a whole answer is nothing to it.
+    tokens, reason = ask(live.engine, replace_fill(made.copy(())), 2)()
+    assert (len(tokens), reason) == (2, "length")
     with pytest.raises(ApiError, match="no token follows"):
         check_reason("failed")
     assert ask(live.engine, made, 400, 4)()[1] == "stop"

@@ -133,9 +133,9 @@ def init_slots(c: Model, B: int, size: int) -> SlotState:
     )
 
 
-def count_words(c: Model) -> int:
+def count_words(vocab_size: int) -> int:
     """Words of 32 bits that have one for each token."""
-    return -(-c.vocab_size // 32)
+    return -(-vocab_size // 32)
 
 
 # Reading prompts

@@ -166,7 +166,7 @@ class JaxSlots:
 
     def _list_allowed(self, constraints):
         """Which tokens may follow in each slot, as `decode_slots` reads it."""
-        shape = self.slots, batch.count_words(self.c)
+        shape = self.slots, batch.count_words(self.c.vocab_size)
         allowed_bw = np.full(shape, ALLOW_ALL, np.int32)
         for slot, constraint in constraints.items():
             constraint.fill(allowed_bw[slot])

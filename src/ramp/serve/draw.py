@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from ramp.decode.batch import ALLOW_ALL, MAX_LOGPROBS, MIN_TEMPERATURE, DrawnTokens
+from ramp.decode.batch import (
+    ALLOW_ALL,
+    MAX_LOGPROBS,
+    MIN_TEMPERATURE,
+    DrawnTokens,
+    count_words,
+)
 from ramp.decode.sample import SamplingParams
 from ramp.serve.jobs import Job
 
@@ -67,7 +73,7 @@ def adjust_logits(logits_v: np.ndarray, job: Job) -> np.ndarray:
         adjusted_v = adjusted_v.copy()
         adjusted_v[list(job.logit_bias)] += list(job.logit_bias.values())
     if job.constraint:
-        allowed_w = np.full(-(-len(logits_v) // 32), ALLOW_ALL, np.int32)
+        allowed_w = np.full(count_words(len(logits_v)), ALLOW_ALL, np.int32)
         job.constraint.fill(allowed_w)
         bits_v = np.unpackbits(allowed_w.view(np.uint8), bitorder="little")[: len(logits_v)]
         adjusted_v = np.where(bits_v, adjusted_v, -np.inf)

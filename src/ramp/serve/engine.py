@@ -295,7 +295,8 @@ class Engine:
             self.first_token_seconds.add(time.perf_counter() - job.started)
         tokens = []
         for i, id in enumerate(drawn.token_bn[slot].tolist()):
-            if job.constraint and job.constraint.failed:
+            # Later tokens of the round may be more than the answer needs.
+            if job.constraint and len(job.answer) == job.constraint.failed_after:
                 return tokens, "failed"
             # A stop token ends the answer and is not part of it.
             if id in self.stop_ids:

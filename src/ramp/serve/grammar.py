@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ramp.decode.batch import count_words
 from ramp.serve.fields import ApiError, make_field_error
 from ramp.text.tokenizer import Tokenizer
 
@@ -22,11 +23,6 @@ MAX_GRAMMAR = 1 << 16  # characters of a schema or grammar, after which one take
 WHITE_SPACE = r" |\n {0,40}"
 MAX_PROBLEM = 300  # characters of what the library says of it
 DEPTH = 60  # of a schema; the library gives up at 128 brackets, Python's parser later
-
-
-def count_words(tokenizer: Tokenizer) -> int:
-    """Words of 32 bits that have one for each id."""
-    return -(-tokenizer.vocab_size // 32)
 
 
 class GrammarConstraint:
@@ -40,7 +36,7 @@ class GrammarConstraint:
         self.tokenizer = tokenizer
         self.begins_after = begins_after
         self.num_tokens: int | None = None
-        self.failed = False
+        self.failed_after: int | None = None
         self._count = 0
 
     def copy(self, prompt: Sequence[int]) -> "GrammarConstraint":
@@ -55,10 +51,11 @@ class GrammarConstraint:
             return
         if self.begins_after is None:
             # A model may have more ids than its tokenizer, which are never drawn.
-            words_w = allowed_w[: count_words(self.tokenizer)]
+            words_w = allowed_w[: count_words(self.tokenizer.vocab_size)]
             self.matcher.unsafe_compute_mask_ptr(words_w.ctypes.data, words_w.nbytes)
             # Then it allows the end, which would not be one.
-            self.failed = self.matcher.is_error()
+            if self.matcher.is_error():
+                self.failed_after = self._count
             return
         # Thinking goes on until the answer begins.
         for id in self.tokenizer.stop_ids:
@@ -74,8 +71,9 @@ class GrammarConstraint:
                 self.begins_after = None
             return
         # A token that was not allowed comes only where the mask could not be told.
-        self.failed = self.failed or not self.matcher.consume_token(id)
-        if self.failed or self.matcher.is_stopped():
+        if self.failed_after is None and not self.matcher.consume_token(id):
+            self.failed_after = self._count - 1
+        if self.failed_after is not None or self.matcher.is_stopped():
             self.num_tokens = self._count
 
 
@@ -103,7 +101,7 @@ class Grammars:
         problem = matcher.get_error()
         # Some that hold no text at all, as `{"$ref": "#"}`, show it at the first token only.
         if not problem:
-            constraint.fill(np.zeros(count_words(self.tokenizer), np.int32))
+            constraint.fill(np.zeros(count_words(self.tokenizer.vocab_size), np.int32))
             problem = "no text has this form" if matcher.is_stopped() else ""
         if problem:
             raise make_field_error(name, f"cannot be followed: {_shorten(problem)}")

@@ -29,7 +29,7 @@ class Constraint(Protocol):
     """What an answer may be, token by token; `grammar.py` has one."""
 
     num_tokens: int | None  # of the whole answer, once nothing may follow
-    failed: bool  # what may follow cannot be told
+    failed_after: int | None  # tokens of the answer; what may follow them cannot be told
 
     def fill(self, allowed_w: np.ndarray) -> None:
         """Clear the bits of the tokens that may not come next; all are set."""

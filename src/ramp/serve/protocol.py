@@ -281,12 +281,6 @@ def _read_conversation(given, model, tools):
     messages = read_messages(given["messages"], model)
     # What the template reads besides the turns.
     options: dict[str, Any] = {"tools": list(tools.tools)} if tools else {}
-    if not may_drop:
-        # They are written into the prompt as well.
-        calls = [message.get("tool_calls", "") for message in messages]
-        written = [json.dumps(value, ensure_ascii=False) for value in (calls, options)]
-        texts = [message["content"] for message in messages]
-        check_length([*texts, *written] if any(calls) or tools else texts, model, "messages")
     kept = messages
     try:
         if may_drop:
@@ -294,6 +288,11 @@ def _read_conversation(given, model, tools):
             quarter = context // 4
             room = context - min(wanted or quarter, quarter)
             kept = drop_oldest_turns(messages, room, tokenizer, **options)
+        # They are written into the prompt as well.
+        calls = [message.get("tool_calls", "") for message in kept]
+        written = [json.dumps(value, ensure_ascii=False) for value in (calls, options)]
+        texts = [message["content"] for message in kept]
+        check_length([*texts, *written] if any(calls) or tools else texts, model, "messages")
         prompt = render_prompt(tokenizer, kept, **options)
     except UserError as error:
         # The model's chat template refuses some conversations.
@@ -317,7 +316,12 @@ def drop_oldest_turns(
     def keep(first):
         return [*messages[: questions[0]], *messages[first:]]
 
+    longest = max(map(len, tokenizer.text_pieces))  # bytes of a token
+
     def fits(first):
+        # Much too long is told without reading it: a megabyte takes a second.
+        if sum(len(message["content"]) for message in keep(first)) > longest * room:
+            return False
         return len(render_prompt(tokenizer, keep(first), **options)) <= room
 
     # Halving, since every try renders the conversation.

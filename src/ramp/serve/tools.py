@@ -122,7 +122,9 @@ def _check_tool(tool, where):
         raise make_field_error(f"{where}.function", "must be an object")
     name = read_fields(function, FUNCTION, f"{where}.function")["name"]
     if not name or not NAME.fullmatch(name):
-        raise make_field_error(f"{where}.function.name", "must be 1 to 64 letters, digits, _ or -")
+        raise make_field_error(
+            f"{where}.function.name", "must be 1 to 64 letters, digits, _, . or -"
+        )
     if not isinstance(function.get("parameters", {}), dict):
         raise make_field_error(f"{where}.function.parameters", "must be a JSON schema")
     check_depth(function, f"{where}.function")
