@@ -11,7 +11,11 @@ export function splitThinking(content) {
   if (!opens && end < 0) return { thinking: "", text: content, isOpen: false };
   const start = opens ? "<think>".length : 0;
   const thinking = text.slice(start, end < 0 ? undefined : end).trim();
-  return { thinking, text: end < 0 ? "" : text.slice(end + "</think>".length).trimStart(), isOpen: end < 0 };
+  return {
+    thinking,
+    text: end < 0 ? "" : text.slice(end + "</think>".length).trimStart(),
+    isOpen: end < 0,
+  };
 }
 
 // The element of an answer, with `update` to draw it anew while it grows. plain: no Markdown.
@@ -40,14 +44,16 @@ export function makeAnswer(plain) {
 }
 
 export function makeVerdict(verdict) {
-  const lines = verdict.lines.map(({ text, right, why }) => make(
-    "li",
-    { class: right ? "right" : "wrong" },
-    make("span", { class: "mark", "aria-hidden": "true" }, right ? "✓" : "✗"),
-    make("span", { class: "hidden-words" }, right ? "right: " : "wrong: "),
-    make("span", {}, text || "(nothing)"),
-    make("span", { class: "why" }, why),
-  ));
+  const lines = verdict.lines.map(({ text, right, why }) =>
+    make(
+      "li",
+      { class: right ? "right" : "wrong" },
+      make("span", { class: "mark", "aria-hidden": "true" }, right ? "✓" : "✗"),
+      make("span", { class: "hidden-words" }, right ? "right: " : "wrong: "),
+      make("span", {}, text || "(nothing)"),
+      make("span", { class: "why" }, why),
+    ),
+  );
   const { verified, lucky, answer, solution } = verdict;
   let sum = `The right answer is ${answer} (${solution.join("  ")}).`;
   if (lucky) sum = `The right answer, ${answer}, over a wrong step: luck.`;
@@ -65,12 +71,17 @@ export function makeSamples(samples, plain, keep) {
     const key = words(sample.content).join(" ");
     const again = seen.has(key);
     seen.add(key);
-    const acts = make("div", { class: "acts" }, button("Keep this one", () => keep(sample, k + 1)));
+    const acts = make(
+      "div",
+      { class: "acts" },
+      button("Keep this one", () => keep(sample, k + 1)),
+    );
     if (again) acts.append(make("span", { class: "foot" }, "said before"));
     return make("li", { class: again ? "same" : null }, answer.element, acts);
   });
   const figures = measureDiversity(samples).map(([name, value, title]) =>
-    make("div", { title }, make("dt", {}, name), make("dd", {}, value)));
+    make("div", { title }, make("dt", {}, name), make("dd", {}, value)),
+  );
   return [
     make("dl", { class: "figures", "aria-label": "How different the answers are" }, ...figures),
     make("ol", { class: "samples" }, ...cards),
@@ -89,12 +100,21 @@ export function measureDiversity(samples) {
   const all = samples.map((sample) => words(sample.content));
   const pairs = all.flatMap((w) => w.slice(1).map((word, i) => `${w[i]} ${word}`));
   const sets = all.map((w) => new Set(w));
-  const overlaps = sets.flatMap((one, a) => sets.slice(0, a).map((two) => measureOverlap(one, two)));
+  const overlaps = sets.flatMap((one, a) =>
+    sets.slice(0, a).map((two) => measureOverlap(one, two)),
+  );
   const mean = (list) => list.reduce((sum, x) => sum + x, 0) / list.length;
-  const entropies = samples.flatMap((s) => s.tokens ?? []).map((t) => t.h).filter((h) => h != null);
+  const entropies = samples
+    .flatMap((s) => s.tokens ?? [])
+    .map((t) => t.h)
+    .filter((h) => h != null);
   const different = new Set(all.map((w) => w.join(" "))).size;
   return [
-    ["different answers", `${different} of ${samples.length}`, "as words, punctuation and capitals aside"],
+    [
+      "different answers",
+      `${different} of ${samples.length}`,
+      "as words, punctuation and capitals aside",
+    ],
     [
       "distinct-2",
       pairs.length ? (new Set(pairs).size / pairs.length).toFixed(2) : "–",

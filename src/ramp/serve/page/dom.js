@@ -20,7 +20,15 @@ export function button(label, action, more = {}) {
 
 // To everybody, under the box; ways: [label, action] of buttons beside it.
 export function say(text = "", ...ways) {
-  const press = ([label, action]) => button(label, () => { say(); action(); }, { class: "edged" });
+  const press = ([label, action]) =>
+    button(
+      label,
+      () => {
+        say();
+        action();
+      },
+      { class: "edged" },
+    );
   $("hint").replaceChildren(text, ...ways.map(press));
 }
 
@@ -44,5 +52,7 @@ export async function copy(where, text) {
     where.focus();
   }
   where.textContent = isDone ? "Copied" : "Not allowed";
-  setTimeout(() => { where.textContent = "Copy"; }, 1200);
+  setTimeout(() => {
+    where.textContent = "Copy";
+  }, 1200);
 }

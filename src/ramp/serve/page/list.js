@@ -30,18 +30,25 @@ function findShown() {
 export function drawList(current, open, drop) {
   const shown = findShown();
   const focused = document.activeElement?.dataset.key;
-  $("list").replaceChildren(...shown.map(({ chat, hit }) => {
-    const title = titleOf(chat);
-    const lines = [make("span", {}, title), hit.text ? make("small", {}, hit.text) : null];
-    const isCurrent = chat === current ? "true" : null;
-    const props = { class: "title", title, "data-key": chat.id, onclick: () => open(chat, hit.turn) };
-    return make(
-      "li",
-      {},
-      make("button", { type: "button", "aria-current": isCurrent, ...props }, ...lines),
-      button("×", () => drop(chat), { class: "drop", "aria-label": `Delete ${title}` }),
-    );
-  }));
+  $("list").replaceChildren(
+    ...shown.map(({ chat, hit }) => {
+      const title = titleOf(chat);
+      const lines = [make("span", {}, title), hit.text ? make("small", {}, hit.text) : null];
+      const isCurrent = chat === current ? "true" : null;
+      const props = {
+        class: "title",
+        title,
+        "data-key": chat.id,
+        onclick: () => open(chat, hit.turn),
+      };
+      return make(
+        "li",
+        {},
+        make("button", { type: "button", "aria-current": isCurrent, ...props }, ...lines),
+        button("×", () => drop(chat), { class: "drop", "aria-label": `Delete ${title}` }),
+      );
+    }),
+  );
   if (focused) $("list").querySelector(`[data-key="${focused}"]`)?.focus();
   const isSearch = Boolean($("find").value.trim());
   $("none").hidden = !isSearch || shown.length > 0;

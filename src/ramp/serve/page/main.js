@@ -94,7 +94,10 @@ $("list").addEventListener("click", ({ target }) => {
   focusBox();
 });
 $("find").addEventListener("input", drawChats);
-$("find").addEventListener("keydown", (event) => event.key === "Enter" && !isComposing(event) && openFirst());
+$("find").addEventListener(
+  "keydown",
+  (event) => event.key === "Enter" && !isComposing(event) && openFirst(),
+);
 $("export").addEventListener("click", exportShown);
 $("import").addEventListener("click", () => $("file").click());
 $("file").addEventListener("change", async () => {
@@ -124,7 +127,8 @@ document.addEventListener("keydown", (event) => {
   if (!hideTip() && !showMenu(false)) stop();
 });
 document.addEventListener("click", ({ target }) => {
-  if (!target.closest("nav, #menu, dialog") && $("side").classList.contains("open")) showMenu(false);
+  if (!target.closest("nav, #menu, dialog") && $("side").classList.contains("open"))
+    showMenu(false);
 });
 
 // A reload, or a copy of the address in another tab, comes back to the same conversation.
@@ -159,5 +163,8 @@ focusBox();
 await begin();
 if (unreadable.length) {
   const forget = () => removeRecords(unreadable);
-  say("Some stored conversations cannot be read; they are left as they are.", ["Remove them", forget]);
+  say("Some stored conversations cannot be read; they are left as they are.", [
+    "Remove them",
+    forget,
+  ]);
 }

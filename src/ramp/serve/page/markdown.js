@@ -29,7 +29,8 @@ export function render(target, source) {
 const ITEM = /^(\s*)([-*+]|\d{1,9}[.)])(\s+|$)/;
 const FENCE = /^ {0,3}(`{3,}(?=[^`]*$)|~{3,})\s*(\S*)/;
 const isBlank = (line) => !line.trim();
-const isDelimiter = (line = "") => /^[\s|:-]+$/.test(line) && line.includes("|") && line.includes("-");
+const isDelimiter = (line = "") =>
+  /^[\s|:-]+$/.test(line) && line.includes("|") && line.includes("-");
 const indentOf = (line) => line.length - line.trimStart().length;
 
 // begins: whether a block starts at line i; end: where it ends; build: its element.
@@ -93,7 +94,7 @@ function splitBlocks(lines, depth) {
   // Beyond some depth everything is a paragraph: a thousand > would be a thousand calls.
   const kinds = depth < MAX_DEPTH ? KINDS : [];
   const kindAt = (i) => kinds.find((kind) => kind.begins(lines, i));
-  for (let i = 0; i < lines.length; ) {
+  for (let i = 0; i < lines.length;) {
     if (isBlank(lines[i])) {
       i += 1;
       continue;
@@ -125,7 +126,11 @@ function buildCode(lines) {
   return make("figure", { class: "code" }, bar, box);
 }
 
-const splitRow = (line) => line.trim().replace(/^\||(?<!\\)\|$/g, "").split(/(?<!\\)\|/);
+const splitRow = (line) =>
+  line
+    .trim()
+    .replace(/^\||(?<!\\)\|$/g, "")
+    .split(/(?<!\\)\|/);
 
 function buildTable(lines) {
   const sides = splitRow(lines[1]).map((cell) => {
@@ -139,7 +144,11 @@ function buildTable(lines) {
   const head = make("thead", {}, row(lines[0], "th"));
   const body = make("tbody", {}, ...lines.slice(2).map((line) => row(line, "td")));
   const table = make("table", {}, head, body);
-  return make("div", { class: "wide-table", tabindex: 0, role: "group", "aria-label": "Table" }, table);
+  return make(
+    "div",
+    { class: "wide-table", tabindex: 0, role: "group", "aria-label": "Table" },
+    table,
+  );
 }
 
 const isOrdered = (line) => /\d/.test(ITEM.exec(line)[2]);
@@ -237,7 +246,8 @@ function inline(text, pieces = PIECES) {
   const missing = new Set();
   let done = 0;
   const write = (...pieces) => open.at(-1).element.append(...pieces);
-  const unwind = (depth) => { // what was never closed is a mere character
+  const unwind = (depth) => {
+    // what was never closed is a mere character
     while (open.length > depth) {
       const { mark, element } = open.pop();
       write(mark);

@@ -3,8 +3,20 @@
 const KEY = "ramp.key";
 
 // For this tab and until it closes; other tabs and later days do not see it.
-export const readKey = () => { try { return sessionStorage.getItem(KEY) ?? ""; } catch { return ""; } };
-export const writeKey = (key) => { try { sessionStorage.setItem(KEY, key); } catch { /* asked again */ } };
+export const readKey = () => {
+  try {
+    return sessionStorage.getItem(KEY) ?? "";
+  } catch {
+    return "";
+  }
+};
+export const writeKey = (key) => {
+  try {
+    sessionStorage.setItem(KEY, key);
+  } catch {
+    /* asked again */
+  }
+};
 
 // A sentence for people, with the HTTP status it came with, 0 where there was none.
 export class Refusal extends Error {
@@ -26,7 +38,10 @@ async function send(path, body, signal) {
     if (signal?.aborted) throw error;
     // A header can carry no such key, and fetch says so by the same error.
     if (/[^ -~]/.test(key)) throw new Refusal("This key holds characters that no key has.", 401);
-    throw new Refusal("The server does not answer. Does it still run, and is the network there?", 0);
+    throw new Refusal(
+      "The server does not answer. Does it still run, and is the network there?",
+      0,
+    );
   }
   if (response.ok) return response;
   throw new Refusal(await readReason(response), response.status);
@@ -34,13 +49,16 @@ async function send(path, body, signal) {
 
 async function readReason(response) {
   // What the server says is for programs, which send a header.
-  if (response.status === 401) return "The server asks for a key, and this tab has none or a wrong one.";
+  if (response.status === 401)
+    return "The server asks for a key, and this tab has none or a wrong one.";
   const sentence = response.status === 429 ? "The server is busy" : "The server did not take this";
   let reason = `it answered ${response.status}`;
   try {
     const { message } = (await response.json()).error;
     if (typeof message === "string") reason = message;
-  } catch { /* something else answered, a proxy for example */ }
+  } catch {
+    /* something else answered, a proxy for example */
+  }
   return `${sentence}: ${reason}.`;
 }
 
@@ -61,7 +79,11 @@ async function* readEvents(response, signal) {
   let rest = "";
   for (;;) {
     let part;
-    try { part = await reader.read(); } catch (error) { throw signal.aborted ? error : broken; }
+    try {
+      part = await reader.read();
+    } catch (error) {
+      throw signal.aborted ? error : broken;
+    }
     // The server says when it has said all; without that something between has hung up.
     if (part.done) throw broken;
     rest += decoder.decode(part.value, { stream: true });
@@ -78,7 +100,11 @@ const makeUnreadable = () => new Refusal("A part of the answer cannot be read.",
 
 function parseEvent(json) {
   let event;
-  try { event = JSON.parse(json); } catch { throw makeUnreadable(); }
+  try {
+    event = JSON.parse(json);
+  } catch {
+    throw makeUnreadable();
+  }
   if (event?.error) throw new Refusal(`The server broke off: ${event.error.message}.`, 503);
   return event;
 }

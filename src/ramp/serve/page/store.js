@@ -9,26 +9,46 @@ export const chats = new Map(); // id -> conversation
 export const makeId = () => crypto.getRandomValues(new Uint32Array(2)).join("-");
 
 // Access itself throws where a browser keeps nothing for a site.
-const box = (() => { try { return window.localStorage; } catch { return null; } })();
+const box = (() => {
+  try {
+    return window.localStorage;
+  } catch {
+    return null;
+  }
+})();
 
 export function readValue(name, otherwise) {
-  try { return JSON.parse(box.getItem(name)) ?? otherwise; } catch { return otherwise; }
+  try {
+    return JSON.parse(box.getItem(name)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
 }
 
 export function writeValue(name, value) {
-  try { box.setItem(name, JSON.stringify(value)); return true; } catch { return false; }
+  try {
+    box.setItem(name, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 // What a record may hold
 
-const fail = (at, what) => { throw new Error(`${at} must be ${what}`); };
+const fail = (at, what) => {
+  throw new Error(`${at} must be ${what}`);
+};
 const text = (most) => (v, at) =>
   (typeof v === "string" && v.length <= most) || fail(at, `text of at most ${most} characters`);
 const number = (v, at) => Number.isFinite(v) || fail(at, "a number");
 const flag = (v, at) => typeof v === "boolean" || fail(at, "true or false");
 const name = (v, at) => /^[\w-]{1,64}$/.test(v) || fail(at, "a name of letters and digits");
 const optional = (rule) => (v, at) => v == null || rule(v, at);
-const oneOf = (...values) => (v, at) => values.includes(v) || fail(at, values.join(" or "));
+const oneOf =
+  (...values) =>
+  (v, at) =>
+    values.includes(v) || fail(at, values.join(" or "));
 const list = (rule, most) => (v, at) => {
   if (!Array.isArray(v) || v.length > most) fail(at, `a list of at most ${most}`);
   v.forEach((x, i) => rule(x, `${at}[${i}]`));
@@ -141,7 +161,11 @@ function join(own, other) {
 // Keeping
 
 function parse(raw) {
-  try { return check(JSON.parse(raw), "conversation"); } catch { return null; }
+  try {
+    return check(JSON.parse(raw), "conversation");
+  } catch {
+    return null;
+  }
 }
 
 const listRecords = () => Object.keys(box ?? {}).filter((key) => key.startsWith(RECORD));
@@ -173,10 +197,16 @@ export function save(chat, now = Date.now()) {
   if (write(chat)) return "";
   if (!box) return "This browser keeps nothing for this page: export what you want to keep.";
   // The figures of tokens take ten times the room of the text.
-  for (const old of [...listChats().filter((c) => c !== chat).reverse(), chat]) {
+  for (const old of [
+    ...listChats()
+      .filter((c) => c !== chat)
+      .reverse(),
+    chat,
+  ]) {
     dropFigures(old);
     write(old);
-    if (write(chat)) return "No room was left in this browser: probabilities of old answers are dropped.";
+    if (write(chat))
+      return "No room was left in this browser: probabilities of old answers are dropped.";
   }
   return "No room is left in this browser, and this conversation is not kept: export it, or delete others.";
 }
@@ -211,7 +241,8 @@ export function listen(changed) {
     const found = newValue === null ? null : parse(newValue);
     const own = chats.get(id);
     if (newValue === null) chats.delete(id);
-    else if (found?.id !== id) return; // not written by this page
+    else if (found?.id !== id)
+      return; // not written by this page
     else if (!own) chats.set(id, found);
     else {
       join(own, found);
@@ -232,7 +263,9 @@ function readOldList() {
     try {
       const id = makeId();
       const turns = entry.turns.filter((turn) => !turn.error);
-      turns.forEach((turn, i) => Object.assign(turn, { id: `${i}`, parent: i ? `${i - 1}` : null }));
+      turns.forEach((turn, i) =>
+        Object.assign(turn, { id: `${i}`, parent: i ? `${i - 1}` : null }),
+      );
       const title = `${entry.title}`.slice(0, 200);
       const made = { id, title, updated: Date.now(), leaf: turns.at(-1).id, turns };
       chats.set(id, check(made, "conversation"));
@@ -256,10 +289,16 @@ export function makeFile(list) {
 
 // Take in the conversations of a file, all or none; [how many, what there is to say].
 export async function readFile(file) {
-  const refuse = (why) => { throw new Error(`“${file.name}” was not imported: ${why}.`); };
+  const refuse = (why) => {
+    throw new Error(`“${file.name}” was not imported: ${why}.`);
+  };
   if (file.size > MAX_FILE) refuse(`it is larger than ${MAX_FILE >> 20} MB`);
   let data;
-  try { data = JSON.parse(await file.text()); } catch { refuse("it is no JSON"); }
+  try {
+    data = JSON.parse(await file.text());
+  } catch {
+    refuse("it is no JSON");
+  }
   if (data?.format !== FORMAT) refuse("it is no export of this page");
   if (data.version !== 1) refuse("it is of a newer version of this page");
   try {

@@ -5,7 +5,17 @@ import { $, announce, button, copy, make, say } from "./dom.js";
 import { drawList, titleOf } from "./list.js";
 import { call, stream } from "./server.js";
 import { openSettings, setting } from "./settings.js";
-import { addTurn, chats, find, findLeaf, listChildren, listPath, makeId, remove, save } from "./store.js";
+import {
+  addTurn,
+  chats,
+  find,
+  findLeaf,
+  listChildren,
+  listPath,
+  makeId,
+  remove,
+  save,
+} from "./store.js";
 import { hideTip, letWalk, makeTokens } from "./tokens.js";
 
 const NUM_SAMPLES = 10;
@@ -28,7 +38,8 @@ export function open(chat, turn = null) {
   if (turn) document.querySelector(`[data-turn="${turn}"]`)?.scrollIntoView({ block: "center" });
 }
 
-export const openFresh = () => open({ id: makeId(), title: "", updated: Date.now(), leaf: null, turns: [] });
+export const openFresh = () =>
+  open({ id: makeId(), title: "", updated: Date.now(), leaf: null, turns: [] });
 
 export function drop(chat) {
   live.get(chat.id)?.controller.abort();
@@ -83,7 +94,9 @@ export function draw({ toEnd = false, focus = document.activeElement?.dataset.ke
   // What somebody is editing stays, whatever another tab does.
   if (!toEnd && !focus && talk.querySelector("textarea")) return;
   hideTip();
-  const unfolded = [...talk.querySelectorAll("details[open]")].map((d) => d.closest("article").dataset.turn);
+  const unfolded = [...talk.querySelectorAll("details[open]")].map(
+    (d) => d.closest("article").dataset.turn,
+  );
   const change = () => {
     const path = listPath(chat);
     const articles = path.map((turn) => drawTurn(chat, turn));
@@ -203,17 +216,23 @@ function addBranches(chat, turn, acts) {
       keep(chat);
       draw();
     };
-    const props = { "aria-label": name, "data-key": `${turn.parent} ${name}`, disabled: !versions[to] };
+    const props = {
+      "aria-label": name,
+      "data-key": `${turn.parent} ${name}`,
+      disabled: !versions[to],
+    };
     return button(sign, show, props);
   };
   const number = make("span", { class: "foot" }, `${at + 1} of ${versions.length}`);
-  acts.append(make(
-    "span",
-    { class: "branches" },
-    go("‹", at - 1, "Earlier version"),
-    number,
-    go("›", at + 1, "Later version"),
-  ));
+  acts.append(
+    make(
+      "span",
+      { class: "branches" },
+      go("‹", at - 1, "Earlier version"),
+      number,
+      go("›", at + 1, "Later version"),
+    ),
+  );
 }
 
 function drawLive(entry) {
@@ -230,7 +249,8 @@ function drawLive(entry) {
 // Why there is no answer, or only a part of one, and the ways on.
 function drawFailure({ error, again }) {
   const ways = [];
-  if (error.status === 401) ways.push(button("Enter the key", () => openSettings(page.info.settings, "key")));
+  if (error.status === 401)
+    ways.push(button("Enter the key", () => openSettings(page.info.settings, "key")));
   if ([400, 413, 422].includes(error.status)) {
     ways.push(button("Settings", () => openSettings(page.info.settings)));
     ways.push(button("New conversation", openFresh));
@@ -322,7 +342,10 @@ function makeRequest(turns, n) {
   for (const name of ["temperature", "top_k", "top_p", "min_p", "seed"]) body[name] = get(name);
   if (!canChat) {
     const longest = Math.max(1, Math.min(get("tokens"), shape.context - 2));
-    return ["v1/completions", { ...body, prompt: turns.at(-1).content, logprobs: 5, max_tokens: longest }];
+    return [
+      "v1/completions",
+      { ...body, prompt: turns.at(-1).content, logprobs: 5, max_tokens: longest },
+    ];
   }
   const system = get("system") ? [{ role: "system", content: get("system") }] : [];
   const messages = [...system, ...turns.map(({ role, content }) => ({ role, content }))];
@@ -333,7 +356,13 @@ function makeRequest(turns, n) {
 async function answer(chat, n = 1) {
   if (live.has(chat.id)) return;
   const question = find(chat, chat.leaf);
-  const turn = { id: makeId(), parent: chat.leaf, role: "assistant", model: page.info.model, content: "" };
+  const turn = {
+    id: makeId(),
+    parent: chat.leaf,
+    role: "assistant",
+    model: page.info.model,
+    content: "",
+  };
   const makePart = () => ({ content: "", thinking: "", tokens: [] });
   const parts = Array.from({ length: n }, makePart);
   if (n > 1) turn.samples = parts;
@@ -393,12 +422,18 @@ async function answer(chat, n = 1) {
 
 function describe(turn) {
   if (!turn.samples) return turn.content;
-  return measureDiversity(turn.samples).map(([name, value]) => `${name}: ${value}`).join("; ");
+  return measureDiversity(turn.samples)
+    .map(([name, value]) => `${name}: ${value}`)
+    .join("; ");
 }
 
 // Put what was written into the conversation.
 function finish(chat, turn, parts, { seconds, isStopped, error, leftOut }) {
-  const tidy = ({ content, thinking, tokens }) => ({ content, tokens, ...(thinking ? { thinking } : {}) });
+  const tidy = ({ content, thinking, tokens }) => ({
+    content,
+    tokens,
+    ...(thinking ? { thinking } : {}),
+  });
   if (turn.samples) {
     turn.samples = parts.map(({ content, thinking, tokens }) => ({
       content: thinking ? `<think>${thinking}</think>${content}` : content,
@@ -440,7 +475,8 @@ export async function loadInfo() {
   page.info = await call("ramp/info");
   const { model, stage, shape, can_chat: canChat, tasks } = page.info;
   document.title = $("name").textContent = model;
-  $("about").textContent = `${stage}, ${shape.depth} layers, width ${shape.width}, context ${shape.context}`;
+  $("about").textContent =
+    `${stage}, ${shape.depth} layers, width ${shape.width}, context ${shape.context}`;
   $("text").placeholder = canChat ? "Say something" : "A text to continue";
   const option = (name) => make("option", { value: name }, name || "No task");
   $("task").replaceChildren(...["", ...Object.keys(tasks)].map(option));

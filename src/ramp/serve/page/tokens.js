@@ -47,7 +47,8 @@ function showTip(span) {
   const { t, lp, h, top } = span.token;
   const tip = $("tip");
   const bits = h == null ? "" : `entropy ${(h / Math.LN2).toFixed(2)} bits`;
-  const row = ([other, l]) => make("tr", {}, make("td", {}, visible(other)), make("td", {}, percent(l)));
+  const row = ([other, l]) =>
+    make("tr", {}, make("td", {}, visible(other)), make("td", {}, percent(l)));
   const rivals = make("table", {}, make("tbody", {}, ...(top ?? []).map(row)));
   const head = make("div", {}, make("b", {}, visible(t)), `  ${percent(lp)}`);
   tip.replaceChildren(head, bits, rivals);
@@ -70,7 +71,11 @@ export function hideTip() {
 
 // Let an element of tokens take the focus; the arrow keys walk over them.
 export function letWalk(target) {
-  const props = { tabindex: 0, role: "group", "aria-label": "Tokens; the arrow keys walk over them" };
+  const props = {
+    tabindex: 0,
+    role: "group",
+    "aria-label": "Tokens; the arrow keys walk over them",
+  };
   for (const [name, value] of Object.entries(props)) target.setAttribute(name, value);
   target.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
