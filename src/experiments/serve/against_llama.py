@@ -7,8 +7,7 @@ llama.cpp reads the same ids and draws greedily with its own sampler, in this pr
 sequence or for eight in a batch: nothing of a server is in its figure. A CPU-second is one of all
 threads of a process, so two servers may share a machine.
 
-Then a conversation of ten turns: seconds to the first token of each, when what came before has
-been read already.
+Last, the memory that the server holds.
 """
 
 import os
@@ -27,7 +26,7 @@ from ramp.rundir import open_run
 from ramp.serve.llama import LlamaSlots, can_repack, write_weights
 from ramp.text.tokenizer import Tokenizer
 
-TOKENS, ROUNDS, TURNS = 128, 5, 10
+TOKENS, ROUNDS = 128, 5
 PROMPT = "Once upon a time there was a small boat that wanted to see the sea, number {}. It"
 
 
@@ -75,27 +74,6 @@ def rate_llama(slots: LlamaSlots, prompts: list[list[int]], stops: set[int]) -> 
     return count / (time.process_time() - start)
 
 
-def time_turns(url: str, name: str) -> list[float]:
-    """Seconds to the first token of each turn of a conversation."""
-    messages, seconds = [], []
-    with httpx.Client(base_url=url) as client:
-        for turn in range(TURNS):
-            messages.append({"role": "user", "content": PROMPT.format(turn)})
-            body = {"model": name, "messages": messages, "max_tokens": 24, "stream": True}
-            start, text = 0.0, ""
-            begun = time.perf_counter()
-            with client.stream("POST", "/v1/chat/completions", json=body, timeout=600) as answer:
-                for line in answer.iter_lines():
-                    if '"content":' in line and not start:
-                        start = time.perf_counter() - begun
-            body |= {"stream": False}
-            answer = client.post("/v1/chat/completions", json=body, timeout=600)
-            text = answer.raise_for_status().json()["choices"][0]["message"]["content"]
-            messages.append({"role": "assistant", "content": text})
-            seconds.append(start)
-    return seconds
-
-
 def main(url: str, pid: int, path: Path, kind: str) -> None:
     """Print the comparison."""
     run, c = open_run(path)
@@ -119,8 +97,6 @@ def main(url: str, pid: int, path: Path, kind: str) -> None:
             f"ratio {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}",
             flush=True,
         )
-    seconds = time_turns(url, name)
-    print("first token of each turn:", " ".join(f"{s:.3f}" for s in seconds))
     status = Path(f"/proc/{pid}/status").read_text()
     memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     print(" ".join(memory.split()))

@@ -13,7 +13,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import comb, expit, logit
-from scipy.stats import beta, binom, binomtest, nbinom, norm
+from scipy.stats import beta, binom, nbinom, norm
 
 from ramp.errors import UserError
 
@@ -62,11 +62,6 @@ def lower_bound(successes: float, trials: float, level: float = 0.95) -> float:
     """One-sided lower bound of the success rate at confidence `level` (Clopper & Pearson 1934)."""
     # One tail of a two-sided interval that leaves as much in the other.
     return clopper_pearson(successes, trials, 2 * level - 1)[0]
-
-
-def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Score interval (Wilson 1927). It has a width even where all or none succeed."""
-    return tuple(binomtest(successes, trials).proportion_ci(level, "wilson"))
 
 
 # Several tries at one item

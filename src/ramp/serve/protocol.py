@@ -90,11 +90,6 @@ class CompletionRequest:
     # "float" or "base64": the prompts are read for their last hidden states.
     embeds: str = ""
 
-    @property
-    def num_answers(self) -> int:
-        """Answers to all prompts together."""
-        return self.n * len(self.prompts)
-
 
 def parse_body(raw: bytes) -> dict[str, Any]:
     """A JSON object without NaN; ApiError for anything else."""
