@@ -1,6 +1,7 @@
 """A run directory whose files somebody edits, deletes or damages, and stages that are to begin anew."""
 
 import errno
+import json
 import logging
 
 import pytest
@@ -164,3 +165,21 @@ def test_a_folder_that_may_only_be_read_is_one_sentence(run, capsys, monkeypatch
     error = capsys.readouterr().err
     assert "report.html: Read-only file system; name a folder" in error
     assert len(error.splitlines()) == 1
+
+
+def test_other_compilers_are_said(run, capsys):
+    """A machine made anew may bring another jax or libtpu; the run goes on and says so."""
+    c = run.load_config()
+    run.check_or_create(c)
+    assert "this run last went on" not in capsys.readouterr().out
+    record_file = run.path / "provenance.json"
+    record = json.loads(record_file.read_text())
+    record["versions"] |= {"jax": "0.10.0", "tokenizers": "0.1"}
+    files.write_kept(record_file, json.dumps(record))
+    run.check_or_create(c)
+    said = capsys.readouterr().out
+    assert "last went on jax 0.10.0, here it is jax" in said and "tokenizers" not in said
+    for damage in ("{", "{}"):
+        files.write_kept(record_file, damage)
+        run.check_or_create(c)
+    assert json.loads(record_file.read_text())["versions"]["jax"] != "0.10.0"

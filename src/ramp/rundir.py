@@ -300,10 +300,11 @@ class RunDir:
         self.path.mkdir(parents=True, exist_ok=True)
         write_kept(self.config, config.to_toml(c))
         self.data.mkdir(exist_ok=True)
-        write_kept(
-            self.path / "provenance.json",
-            json.dumps(asdict(describe_provenance()), indent=2) + "\n",
-        )
+        file, here = self.path / "provenance.json", describe_provenance()
+        # A file that somebody deleted or damaged tells nothing; it is written again.
+        with suppress(FileNotFoundError, ValueError, KeyError):
+            _say_other_compilers(json.loads(read_kept(file))["versions"], here.versions)
+        write_kept(file, json.dumps(asdict(here), indent=2) + "\n")
 
     def repair(self) -> None:
         """Write damaged files again from their copies, with a warning. Call it under the lock."""
@@ -392,6 +393,7 @@ PACKAGES = (
     "libtpu",
     "tokenizers",
 )
+COMPILERS = ("jax", "jaxlib", "libtpu")  # of these, the versions that sums depend on
 
 
 @dataclass(frozen=True)
@@ -406,6 +408,18 @@ class Provenance:
     devices: str
     processor: str
     processes: int
+
+
+def _say_other_compilers(before: dict[str, str], here: dict[str, str]) -> None:
+    """Say which compilers are not those that last worked on a run: sums may round otherwise."""
+    # A record of an older ramp names fewer packages.
+    other = [n for n in COMPILERS if n in before and before[n] != here[n]]
+    if other:
+        was, now = (" and ".join(f"{n} {v[n]}" for n in other) for v in (before, here))
+        print(
+            f"this run last went on {was}, here it is {now}: the batches stay the same, results "
+            "may differ in the last digits; install the former to go on exactly"
+        )
 
 
 def describe_provenance() -> Provenance:

@@ -62,7 +62,73 @@ def test_loops_multiply_and_chains_count_once():
 
 
 def test_cycles_are_multiplied_by_the_loops():
-    assert hlo.sum_cycles(TEXT) == 5 * (100 + 7)
+    work = hlo.sum_work(TEXT)
+    assert sum(one.cycles for one in work.values()) == 5 * (100 + 7)
+    assert hlo.sum_work(TEXT, tokens=5)[hlo.REST].cycles == 100 + 7
+
+
+KINDS = """HloModule jit_step, is_scheduled=true
+
+%multiply (a: bf16[8,8]) -> f32[8,8] {
+  %a = bf16[8,8]{1,0} parameter(0)
+  %cast = f32[8,8]{1,0} convert(%a)
+  ROOT %product = f32[8,8]{1,0} convolution(%cast, %cast), dim_labels=bf_io->bf
+}
+
+%turn (b: f32[8,8]) -> f32[8,8] {
+  %b = f32[8,8]{1,0} parameter(0)
+  %bits = f32[8,8]{0,1} bitcast(%b)
+  ROOT %turned = f32[8,8]{1,0} copy(%bits)
+}
+
+%pick (t: f32[100,8], ids: s32[64]) -> f32[64,8] {
+  %t = f32[100,8]{1,0} parameter(0)
+  %ids = s32[64]{0} parameter(1)
+  ROOT %rows = f32[64,8]{1,0} gather(%t, %ids), offset_dims={1}
+}
+
+%skip (s: f32[8,8]) -> f32[8,8] {
+  ROOT %s = f32[8,8]{1,0} parameter(0)
+}
+
+%narrow (n: f32[8,8]) -> f32[8,8] {
+  %n = f32[8,8]{1,0} parameter(0)
+  ROOT %scaled = f32[8,8]{1,0} multiply(%n, %n), backend_config={"estimated_cycles":"30"}
+}
+
+%wide (w: f32[8,8]) -> f32[8,8] {
+  %w = f32[8,8]{1,0} parameter(0)
+  %once = f32[8,8]{1,0} multiply(%w, %w), backend_config={"estimated_cycles":"30"}
+  ROOT %twice = f32[8,8]{1,0} multiply(%once, %w), backend_config={"estimated_cycles":"30"}
+}
+
+ENTRY %main (x: bf16[8,8]) -> f32[8,8] {
+  %x = bf16[8,8]{1,0} parameter(0)
+  %table = f32[100,8]{1,0} parameter(1)
+  %ids = s32[64]{0:T(128)S(1)} parameter(2)
+  %y = f32[8,8]{1,0} fusion(%x), kind=kOutput, calls=%multiply, backend_config={"estimated_cycles":"1000"}
+  %z = f32[8,8]{1,0} fusion(%y), kind=kLoop, calls=%turn, backend_config={"estimated_cycles":"200"}
+  %rows = f32[64,8]{1,0} fusion(%table, %ids), kind=kCustom, calls=%pick
+  %sorted = s32[64]{0:T(128)S(1)} sort(%ids), dimensions={0}, to_apply=%skip
+  %maybe = f32[8,8]{1,0} conditional(%i, %z, %z), branch_computations={%narrow, %wide}
+  ROOT %guarded = f32[8,8]{1,0} conditional(%i, %maybe, %maybe), true_computation=%narrow, false_computation=%skip
+}
+"""
+
+
+def test_work_is_told_apart_and_lookups_count():
+    """A gather without estimate reads the table's rows and writes them; 64 sorted numbers are gone over 21 times."""
+    work = hlo.sum_work(KINDS)
+    assert work[hlo.PRODUCTS] == hlo.Work(1000)
+    assert work[hlo.COPIES] == hlo.Work(200)
+    assert work[hlo.LOOKUPS].cycles == 0
+    rows = 100 * 8 * 4 + 64 * 8 * 4
+    assert work[hlo.LOOKUPS].bytes == rows + 6 * 7 / 2 * 2 * 64 * 4
+
+
+def test_of_a_conditional_the_costlier_branch_counts_once():
+    """Two windows: the wider; an update that may be skipped: the update."""
+    assert hlo.sum_work(KINDS)[hlo.REST].cycles == 60 + 30
 
 
 MEMORY = """HloModule jit_decode, is_scheduled=true

@@ -25,7 +25,7 @@ def test_what_is_ranked_fits_and_is_in_order(speedrun):
     topology = parse("v6e:2x4")
     found = search.rank_choices(speedrun, topology)
     assert len(found) > 3
-    assert [f.times.bound for f in found] == sorted(f.times.bound for f in found)
+    assert [f.times.waiting for f in found] == sorted(f.times.waiting for f in found)
     for choice in found:
         m, t = choice.c.mesh, choice.c.pretrain
         assert m.data * m.model * m.replica == 8 and choice.bytes <= topology.hbm_bytes

@@ -15,6 +15,13 @@ from operator import attrgetter
 import numpy as np
 
 CONTROL = {"while", "call", "conditional"}
+# What a fusion is for, by the instructions inside it: the first kind that fits.
+PRODUCTS, LOOKUPS, COPIES, REST = "products", "gathers, scatters, sorts", "copies", "norms, casts"
+DECISIVE = {"convolution": PRODUCTS, "dot": PRODUCTS}
+DECISIVE |= dict.fromkeys(("gather", "scatter", "sort"), LOOKUPS)
+# Nothing is computed by these: alone in a fusion they make a copy.
+MOVES = {"copy", "transpose", "reshape", "slice", "concatenate", "pad", "reverse"}
+MOVES |= {"dynamic-slice", "dynamic-update-slice"}
 # Instructions that move nothing: names for what is there already, and the ends of transfers.
 FREE = {
     "parameter",
@@ -99,7 +106,8 @@ def _parse_computations(text):
 def list_executions(text: str) -> Iterator[Execution]:
     """Every instruction that a run of the module executes, inside fusions too, and how often.
 
-    Both branches of a conditional are counted.
+    Of a conditional the costlier branch runs: the update that is not skipped; of two windows, the
+    wider.
     """
     computations, entry = _parse_computations(text)
 
@@ -110,11 +118,26 @@ def list_executions(text: str) -> Iterator[Execution]:
                 parts = dict(re.findall(r"(body|condition)=%?([\w.-]+)", i.rest))
                 trips = _count_trips(i, computations[parts["condition"]])
                 yield from walk(parts["body"], times * trips, parts["body"])
-            else:
-                for called in _list_called(i):
-                    yield from walk(called, times, scope)
+                continue
+            called = _list_called(i)
+            if i.op == "conditional":
+                called = [max(called, key=weigh)]
+            for part in called:
+                yield from walk(part, times, scope)
+
+    def weigh(name: str) -> tuple[float, int]:
+        # Compilers without estimates leave the number of instructions.
+        inside = list(walk(name, 1.0, name))
+        return sum(e.times * read_cycles(e.instruction) for e in inside), len(inside)
 
     yield from walk(entry, 1.0, entry)
+
+
+def read_cycles(i: Instruction) -> float:
+    """The TPU compiler's estimate for an instruction; 0 where it has none."""
+    estimate = re.search(r'"estimated_cycles":"(\d+)"', i.rest)
+    cycles = int(estimate[1]) if estimate else 0
+    return cycles if cycles < 1e12 else 0  # the largest integer stands for "unknown"
 
 
 def _list_called(i: Instruction):
@@ -132,8 +155,8 @@ def _count_trips(loop: Instruction, condition):
     return max(map(int, trips), default=1)
 
 
-def traffic(text: str) -> float:
-    """Bytes that a TPU program moves through its main memory (HBM), loops multiplied.
+def list_moves(text: str) -> Iterator[tuple[Execution, float]]:
+    """Every instruction that moves bytes of a TPU's main memory (HBM), and how many each time.
 
     Arrays in the scratchpad carry the layout mark S(1). A slice reads what it yields, an update in
     place writes what it is given, a gather reads the rows it returns; the cost analysis of XLA
@@ -147,14 +170,17 @@ def traffic(text: str) -> float:
         shapes[e.computation, e.instruction.name] = e.instruction.shape
         if e.instruction.op not in CONTROL:
             fused.update(_list_called(e.instruction))
-    total = 0.0
     for e in executions:
         moves = e.instruction.op not in FREE | CONTROL
         if moves and e.computation not in fused:
             operands = re.findall(r"%([\w.-]+)", e.instruction.rest.split("), ")[0])
             inputs = [shapes.get((e.computation, name), "") for name in operands]
-            total += e.times * _count_moved_bytes(e.instruction, inputs)
-    return total
+            yield e, _count_moved_bytes(e.instruction, inputs)
+
+
+def traffic(text: str) -> float:
+    """Bytes that a TPU program moves through its main memory, loops multiplied."""
+    return sum(e.times * moved for e, moved in list_moves(text))
 
 
 def _count_moved_bytes(i: Instruction, inputs):
@@ -268,14 +294,46 @@ def _integers(text):
     return [int(n) for n in text.split(",") if n.strip()]
 
 
-def sum_cycles(text: str) -> float:
-    """The TPU compiler's cycle estimates over the program; none for kernels and waiting."""
-    total = 0.0
-    for e in list_executions(text):
-        estimate = re.search(r'"estimated_cycles":"(\d+)"', e.instruction.rest)
-        if estimate and int(estimate[1]) < 1e12:  # the largest integer stands for "unknown"
-            total += e.times * int(estimate[1])
+@dataclass(frozen=True)
+class Work:
+    """What instructions of one kind cost in a step."""
+
+    cycles: float = 0  # the TPU compiler's estimates; it has none for kernels and waiting
+    bytes: float = 0  # through main memory, of lookups, which it does not estimate either
+
+
+def sum_work(text: str, tokens: int = 1) -> dict[str, Work]:
+    """The work of a TPU program by kind (PRODUCTS, LOOKUPS, COPIES, REST), for each of `tokens`."""
+    computations, _ = _parse_computations(text)
+    total = dict.fromkeys((PRODUCTS, LOOKUPS, COPIES, REST), Work())
+    for e, moved in list_moves(text):
+        i, ops = e.instruction, _list_ops(e.instruction, computations)
+        kind = next((DECISIVE[op] for op in ops if op in DECISIVE), REST)
+        if kind == REST and ops <= MOVES | FREE | {"fusion"}:
+            kind = COPIES
+        cycles, unknown = read_cycles(i), 0.0
+        if kind == LOOKUPS and not cycles:
+            # Small tables and sorts stay in the scratchpad, where it is no faster for single rows.
+            unknown = _count_sort_passes(i) * max(moved, 2 * sum(list_bytes(i.shape)))
+        known = total[kind]
+        times = e.times / tokens
+        total[kind] = Work(known.cycles + times * cycles, known.bytes + times * unknown)
     return total
+
+
+def _list_ops(i: Instruction, computations):
+    """What an instruction consists of: itself, and what its fusion holds."""
+    called = _list_called(i) if i.op == "fusion" else []
+    inside = [_list_ops(part, computations) for name in called for part in computations[name]]
+    return {i.op}.union(*inside)
+
+
+def _count_sort_passes(i: Instruction):
+    """How often a sorting network goes over its n numbers: log n (log n + 1) / 2; else 1."""
+    if i.op != "sort":
+        return 1
+    n = max(list_bytes(i.shape)) / 4  # they are 32-bit
+    return np.log2(n) * (np.log2(n) + 1) / 2
 
 
 @dataclass(frozen=True)

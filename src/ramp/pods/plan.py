@@ -40,7 +40,7 @@ from ramp.files import write_atomic
 from ramp.model import transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
-from ramp.pods.hlo import Collective, CollectiveTotal
+from ramp.pods.hlo import Collective, CollectiveTotal, Work
 from ramp.pods.roofline import INDENT
 from ramp.synth import scores
 from ramp.synth.generate import BATCH_SIZE
@@ -68,17 +68,23 @@ class ProgramPlan:
     beside: int = 0  # what else stays on the device meanwhile
     collectives: list[CollectiveTotal] = field(default_factory=list)
     largest: list[Collective] = field(default_factory=list)
-    cycles: float = 0
+    work: dict[str, Work] = field(default_factory=dict)  # of TPUs, by kind
     traffic: float | None = None  # bytes through main memory, of TPUs
     compile_seconds: float = 0
     hlo: str = ""  # the compiled program; a saved plan has it as a file of its own
+
+    @property
+    def cycles(self) -> float:
+        """All that the TPU compiler estimates."""
+        return sum(work.cycles for work in self.work.values())
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> "ProgramPlan":
         """The inverse of `asdict`."""
         totals = [CollectiveTotal(**total) for total in record["collectives"]]
         largest = [Collective(**one) for one in record["largest"]]
-        return replace(ProgramPlan(**record), collectives=totals, largest=largest)
+        work = {kind: Work(**one) for kind, one in record["work"].items()}
+        return replace(ProgramPlan(**record), collectives=totals, largest=largest, work=work)
 
 
 @dataclass(frozen=True)
@@ -326,7 +332,8 @@ def compile_program(name: str, lowered: Any, c: Config, topology: Topology) -> P
     options = meshes.compiler_options(c.mesh)
     # A new compiler may plan differently, so versions are part of the key; "" if it is not here.
     versions = [installed(package) for package in ("jax", "libtpu", "jax-cuda12-pjrt")]
-    key = config.fingerprint(lowered.as_text(), str(topology), options, versions)
+    figures = list(ProgramPlan.__dataclass_fields__)  # a plan of older figures is made again
+    key = config.fingerprint(lowered.as_text(), str(topology), options, versions, figures)
     path = _cache_dir() / f"{key}.json.gz"  # a program is megabytes of text
     if path.exists():
         return ProgramPlan.from_json(json.loads(gzip.decompress(path.read_bytes())))
@@ -362,6 +369,7 @@ def _compile_lowered(lowered, options, topology: Topology, tokens):
     peak = argument + memory.output_size_in_bytes - alias + memory.temp_size_in_bytes
     collectives = hlo.list_collectives(text, topology.per_slice, topology.device_count)
     collectives = [replace(one, count=one.count / tokens) for one in collectives]
+    is_tpu = topology.chip.kind == "tpu"
     by_size = sorted(collectives, key=lambda one: -one.bytes * one.count)
     return ProgramPlan(
         fits=peak <= topology.hbm_bytes,
@@ -371,8 +379,8 @@ def _compile_lowered(lowered, options, topology: Topology, tokens):
         peak=peak,
         collectives=hlo.sum_collectives(collectives),
         largest=by_size[:LARGEST],
-        cycles=hlo.sum_cycles(text) / tokens,
-        traffic=hlo.traffic(text) / tokens if topology.chip.kind == "tpu" else None,
+        work=hlo.sum_work(text, tokens) if is_tpu else {},
+        traffic=hlo.traffic(text) / tokens if is_tpu else None,
         compile_seconds=seconds,
         hlo=text,
     )
@@ -400,7 +408,7 @@ def describe(plan: Plan, c: Config, topology: Topology, dollars: float | None = 
                 f"{total.bytes / 1e6:,.1f} MB a device"
             )
         if name == "train" and program.peak:
-            times = roofline.train_times(c, topology, program.collectives, program.cycles)
+            times = roofline.train_times(c, topology, program.collectives, program.work)
             lines += roofline.describe_train(c, topology, times, price)
         if name == "decode" and program.peak:
             lines += roofline.describe_decode(c, topology, program.traffic)

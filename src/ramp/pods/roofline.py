@@ -7,12 +7,12 @@ been checked on the hardware.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ramp.config import Config, Model
 from ramp.model import cost
 from ramp.pods.chips import Topology
-from ramp.pods.hlo import CollectiveTotal
+from ramp.pods.hlo import CollectiveTotal, Work
 
 KERNEL_FRACTION = 0.5  # of the peak that flash attention kernels reach; an assumption
 # Of the peak that an 8192^3 product reaches; it turns the compiler's cycles into seconds.
@@ -30,7 +30,18 @@ class Times:
     memory: float
     ici: float  # links inside a slice
     dcn: float  # the network between slices
-    compiler: float = 0.0  # 0 where the backend gives no estimate
+    # One after the other, by kind of work; empty where the compiler gives no estimate.
+    serial: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def waiting(self) -> float:
+        """What to expect at best where collectives are waited for."""
+        return max(self.compute, self.memory) + self.ici + self.dcn
+
+    @property
+    def compiler(self) -> float:
+        """All kinds of work, one after the other."""
+        return sum(self.serial.values())
 
     @property
     def bound(self) -> float:
@@ -119,27 +130,34 @@ def _memory_traffic(c: Config, topology: Topology):
 
 
 def train_times(
-    c: Config, topology: Topology, totals: Sequence[CollectiveTotal], cycles: float = 0
+    c: Config,
+    topology: Topology,
+    totals: Sequence[CollectiveTotal],
+    work: dict[str, Work] | None = None,
 ) -> Times:
-    """The roofline of a train step with these collectives; cycles: the compiler's own estimate."""
-    m, t, chip = c.model, c.pretrain, topology.chip
-    peak = topology.device_count * chip.flops
+    """The roofline of a train step with these collectives; work: of the compiled program."""
+    m, t = c.model, c.pretrain
+    peak = topology.device_count * topology.chip.flops
     tokens = t.batch_size * t.seq_len
     flops = cost.flops_per_token(m, t.seq_len) + _recompute_flops(m)
-    compiler = 0.0
-    if cycles and chip.product_cycles:
-        product_seconds = PRODUCT_FLOPS / (PRODUCT_FRACTION * chip.flops)
-        attention = tokens * cost.attention_flops_per_token(m, t.seq_len)
-        waited_for = [total for total in totals if not total.asynchronous]
-        compiler = cycles / chip.product_cycles * product_seconds
-        compiler += attention / (KERNEL_FRACTION * peak)
-        compiler += sum(network_seconds(topology, waited_for))
     return Times(
         tokens * flops / peak,
-        _memory_traffic(c, topology) / chip.hbm_rate,
+        _memory_traffic(c, topology) / topology.chip.hbm_rate,
         *network_seconds(topology, totals),
-        compiler,
+        _serial_times(c, topology, totals, work) if work and topology.chip.product_cycles else {},
     )
+
+
+def _serial_times(c: Config, topology: Topology, totals, work: dict[str, Work]):
+    """Seconds of each kind of work, if nothing overlaps."""
+    t, chip = c.pretrain, topology.chip
+    clock = chip.product_cycles * PRODUCT_FRACTION * chip.flops / PRODUCT_FLOPS
+    kinds = {kind: one.cycles / clock + one.bytes / chip.hbm_rate for kind, one in work.items()}
+    attention = t.batch_size * t.seq_len * cost.attention_flops_per_token(c.model, t.seq_len)
+    kinds["attention kernels"] = attention / KERNEL_FRACTION / (topology.device_count * chip.flops)
+    waited_for = [total for total in totals if not total.asynchronous]
+    kinds["collectives"] = sum(network_seconds(topology, waited_for))
+    return kinds
 
 
 def describe_train(c: Config, topology: Topology, times: Times, price: float) -> list[str]:
@@ -150,7 +168,13 @@ def describe_train(c: Config, topology: Topology, times: Times, price: float) ->
     peak = topology.device_count * topology.chip.flops
     parts = ", ".join(f"{part} {1e3 * getattr(times, part):.1f}" for part in PARTS)
     lines = [f"{INDENT} a step, in ms if alone: {parts}; {times.binds} binds"]
-    estimates = {"bound": times.bound, "compiler's cycles + kernels + waiting": times.compiler}
+    if times.serial:
+        kinds = (f"{k} {1e3 * s:,.0f} ({s / times.compiler:.0%})" for k, s in times.serial.items())
+        lines.append(f"{INDENT} by kind, in ms: {'; '.join(kinds)}")
+    estimates = {
+        "bound, if everything overlaps (no run reaches it)": times.bound,
+        "one after the other, by the compiler's cycles": times.compiler,
+    }
     for name, seconds in estimates.items():
         if seconds:
             hours = t.steps * seconds / 3600

@@ -1,7 +1,7 @@
 """Which mesh, microbatch and remat to use on a topology: all choices ranked by arithmetic.
 
-The order is by the roofline's bound, recomputation included; what does not fit by
-`memory.step_bytes` is left out.
+The order is by the roofline, recomputation included, with collectives waited for, as compilers
+were seen to do; what does not fit by `memory.step_bytes` is left out.
 """
 
 import itertools
@@ -45,7 +45,7 @@ def find_best(c: Config, topology: Topology) -> Config:
         mesh, t, times = choice.c.mesh, choice.c.pretrain, choice.times
         print(
             f"{mesh.data:6} {mesh.model:6} {t.grad_accum_steps:6} {choice.c.model.remat:>6} "
-            f"{choice.bytes / 2**30:7.2f} {1e3 * times.bound:9.1f}  {times.binds}"
+            f"{choice.bytes / 2**30:7.2f} {1e3 * times.waiting:9.1f}  {times.binds}"
         )
     return choices[0].c
 
@@ -79,13 +79,12 @@ def rank_choices(c: Config, topology: Topology) -> list[Choice]:
         needed = memory.step_bytes(tried.model, tried.pretrain, data, model, replica)
         if needed <= MARGIN * topology.hbm_bytes:
             choices.append(Choice(tried, _estimate_times(tried, topology), needed))
-    return sorted(choices, key=lambda choice: (choice.times.bound, choice.bytes))
+    return sorted(choices, key=lambda choice: (choice.times.waiting, choice.bytes))
 
 
 def _estimate_times(c: Config, topology: Topology):
     """The roofline with the collectives of the design instead of those of a compiled program."""
     moved = roofline.predict_received(c)
-    # All of it overlaps with work, at best.
     inside = moved.gathered + moved.scattered + moved.exchanged + moved.reduced
     totals = [
         CollectiveTotal("inside", True, False, 1, 1, inside),
