@@ -270,6 +270,8 @@ class MethodScores:
 
     crps: float
     coverage: float  # of 90% intervals
+    behind: float  # CRPS above that of our own forecast, mean of the tasks
+    behind_stderr: float  # paired by task; NaN of one task
 
 
 @dataclass(frozen=True)
@@ -303,10 +305,16 @@ def count_pits(pits: Sequence[tuple[float, float]]) -> list[int]:
 def summarize(past: list[ScoredForecast]) -> Summary:
     """Average the scores of forecasts, over the methods that made all of them."""
     methods = {}
+    task = np.unique([p.task for p in past], return_inverse=True)[1]
+    tasks = task.max() + 1
     for name in past[0].crps:
         if all(name in p.crps for p in past):
             covered = np.mean([coverage(*p.pits[name], 0.9) for p in past])
-            methods[name] = MethodScores(np.mean([p.crps[name] for p in past]), covered)
+            behind = [p.crps[name] - p.crps[NINES] for p in past]
+            by_task = np.bincount(task, behind) / np.bincount(task)
+            stderr = np.std(by_task, ddof=1) / np.sqrt(tasks) if tasks > 1 else np.nan
+            mean = np.mean([p.crps[name] for p in past])
+            methods[name] = MethodScores(mean, covered, by_task.mean(), stderr)
     pits = [p.pits[NINES] for p in past]
     coverage80 = np.mean([coverage(*ends, 0.8) for ends in pits])
     mae = np.mean([abs(p.median - p.actual) for p in past])

@@ -53,7 +53,7 @@ def baselines(
         spread = np.sqrt(variance + _wander(x, y, slope) * lead)
         line = center + spread * student.rvs(len(x) - 2, size=DRAWS, random_state=rng)
         ensembles["log-linear"] = observe_accuracy(expit(line), n)
-        ensembles["power law"] = _sample_power_law(x, before.value[-LAST:], lead, rng)
+        ensembles["power law"] = sample_power_law(x, before.value[-LAST:], lead, rng)
     moves = _find_moves(known, before, target)
     if len(moves) >= 2:
         # Of a new observation around a mean of few.
@@ -81,7 +81,8 @@ def _extrapolate(x, y, at):
     return level + slope * at, variance, slope, squares
 
 
-def _sample_power_law(x, values, lead, rng):
+def sample_power_law(x: ndarray, values: ndarray, lead: float, rng: np.random.Generator) -> ndarray:
+    """[DRAWS] accuracies `lead` after the last place, 0, each rate of decay weighed by its fit."""
     scales = 10**-RATES
     fits = [_extrapolate(scale**x, values, scale**lead) for scale in scales]
     center, variance, _, residual = np.transpose(fits)

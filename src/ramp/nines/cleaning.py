@@ -398,6 +398,9 @@ def parse_date(value: Any) -> str:
             # Seconds since 1970, or milliseconds.
             seconds = float(value) / (1e3 if float(value) > 1e11 else 1)
             time = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+        elif re.fullmatch(r"\d{4}-\d\d", str(value)):
+            # A month, as of a release: its first day.
+            time = datetime.date.fromisoformat(f"{value}-01")
         elif re.fullmatch(r"\d{4}-?\d\d-?\d\d", str(value)):
             time = datetime.date.fromisoformat(str(value))
         else:

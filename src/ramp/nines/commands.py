@@ -12,7 +12,17 @@ import numpy as np
 from scipy.special import expit
 
 from ramp.errors import UserError
-from ramp.nines import audit, items, observational, page, readiness, record, report, trials
+from ramp.nines import (
+    audit,
+    items,
+    observational,
+    page,
+    readiness,
+    record,
+    releases,
+    report,
+    trials,
+)
 from ramp.nines import backtest as backtests
 from ramp.nines import compare as compares
 from ramp.nines import headline as headlines
@@ -20,7 +30,7 @@ from ramp.nines import intervals as stats
 from ramp.nines import monitor as monitors
 from ramp.nines.cleaning import ALIASES, CHOICES, parse_date, parse_number
 from ramp.nines.gate import judge, junit
-from ramp.nines.notes import Reading
+from ramp.nines.notes import Note, Reading, list_some
 from ramp.nines.report import Answer, facts_table, format_interval
 from ramp.nines.sequential import (
     clean_evidence,
@@ -303,6 +313,8 @@ def backtest(args: Namespace) -> Answer:
         raise UserError(
             "--origin and --target go together, both above 0, the target above the origin"
         )
+    if not origin and releases.are_finished(t):
+        return _score_releases(t, args)
     c = trials.accuracy_curves(t)
     if origin:
         past = backtests.over_sizes(c, math.log10(origin), math.log10(target), args.threshold)
@@ -310,6 +322,24 @@ def backtest(args: Namespace) -> Answer:
         past = backtests.over_time(c, args.threshold)
     summary = backtests.summarize(past)
     return Answer(summary, ["## Past forecasts, scored", *report.score_parts(summary)])
+
+
+def _score_releases(t, args):
+    """How forecasts of later systems did, where none has checkpoints."""
+    past = releases.backtest(t, args.threshold)
+    undated = np.unique(t.run[t.date == ""])
+    if len(undated):
+        text = f"systems without a date: {list_some(undated)}"
+        args.notes += (Note("dropped", text, int((t.date == "").sum())),)
+    origins = len({p.origin for p in past})
+    systems = len({p.run for p in past})
+    text = (
+        f"{systems} systems, each forecast up to {releases.HORIZON * 12:g} months before its "
+        f"release by those that were out, from {origins} dates."
+    )
+    summary = backtests.summarize(past)
+    parts = ["## Later systems, forecast by earlier ones", text, *report.score_parts(summary)]
+    return Answer(vars(summary) | {"systems": systems, "origins": origins}, parts)
 
 
 def _score_record(path, t):

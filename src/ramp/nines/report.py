@@ -122,9 +122,10 @@ def level_parts(levels: list[Level], last: LastCheckpoint) -> list[Part]:
 
 def score_parts(s: backtest.Summary) -> list[Part]:
     """The scores of a backtest."""
-    rows = [["method", "CRPS", "90% interval covers"]]
+    rows = [["method", "CRPS", "90% interval covers", "worse than nines by", "± by task"]]
     for name, method in sorted(s.methods.items(), key=lambda item: item[1].crps):
-        rows.append([name, f"{method.crps:.4f}", f"{method.coverage:.3f}"])
+        behind = f"{method.behind:+.4f}", f"{method.behind_stderr:.4f}"
+        rows.append([name, f"{method.crps:.4f}", f"{method.coverage:.3f}", *behind])
     text = (
         f"{s.forecasts} forecasts; 80% interval covers {s.coverage80:.3f}; "
         f"median misses by {s.mae:.4f}."

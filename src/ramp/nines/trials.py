@@ -210,13 +210,14 @@ def _check_distinct(t):
     earlier = selection.count_earlier(_group(t, KEY))
     if not earlier.any():
         return
+    row = int(np.argmax(earlier > 0))
     if (t.item == "").all():
         known = ", ".join(cleaning.GUESSES["item"])
         raise UserError(
-            "there is no column of items that tells rows apart; "
-            f"name it with --map COLUMN=item (known are item, {known})"
+            f"several rows are of {t.run[row]} on {t.task[row]}, and there is no column of items "
+            f"that tells them apart; name it with --map COLUMN=item (known are item, {known}), or "
+            "give accuracies of different systems different names in the column run"
         )
-    row = int(np.argmax(earlier > 0))
     values = {key: str(getattr(t, key)[row]) for key in KEY}
     trial = ", ".join(f"{k} {v}" for k, v in values.items() if v not in ("", "nan"))
     raise UserError(
