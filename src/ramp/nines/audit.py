@@ -260,13 +260,11 @@ def _is_sustained(t, confidence):
         r = growth.fit_repair(np.array(failures), tried, confidence)
     except UserError as error:
         return False, str(error)
-    left = "no end in sight" if r.remaining is None else f"{r.remaining:.3g} left"
     low, high = r.interval
-    crow_amsaa, goel_okumoto = r.next_failures
     return high < 1, (
         "failures thin out where Crow-AMSAA's exponent is below 1: "
         f"{r.exponent:.2f} [{low:.2f} .. {high:.2f}]; in as many trials again "
-        f"{crow_amsaa:.3g} failures, by Goel-Okumoto {goel_okumoto:.3g}, {left}"
+        f"{r.next_failures:.3g} failures"
     )
 
 

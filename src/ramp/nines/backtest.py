@@ -6,7 +6,7 @@ Weights of the shapes and widening of the intervals at one origin come only from
 outcome was known before it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +27,7 @@ MIN_SIZES = 2  # sizes that must be finished before the first forecast over size
 MIN_CHECKPOINTS = 3  # of a curve that are known before it is forecast
 AHEAD = 4  # checkpoints ahead that a curve is forecast
 NINES = "nines"  # our own forecast among the methods
+Ensembles = dict[str, ndarray]  # draws by method
 
 
 # Scores of one forecast
@@ -145,14 +146,10 @@ def score(
     # The baselines draw from the same generator, after our own forecast.
     others = baselines(origin.known, before, origin.now, target, rng)
     actual = after.value[-1]
-    raw_pits = {NINES: float(np.mean(pit(_to_accuracy(logits[:, -1], before), actual)))}
-    ensembles = {NINES: draws[:, -1]}
-    for name, ensemble in others.items():
-        raw_pits[name] = float(np.mean(pit(ensemble, actual)))
-        # Baselines learn from their misses as our own forecast does.
-        past = [p.raw_pits[name] for p in origin.past if name in p.raw_pits]
-        wide = growth.widen(ensemble, growth.widening_factor(np.array(past)))
-        ensembles[name] = np.clip(wide, 0, 1)
+    raw = {NINES: _to_accuracy(logits[:, -1], before)} | others
+    # Baselines learn from their misses as our own forecast does.
+    factors = learn_widening(others, origin.past)
+    ensembles = {NINES: draws[:, -1]} | widen_all(others, factors)
     # What is known already counts towards an event too.
     known = np.tile(before.value, (DRAWS, 1))
     tops = best(np.append(known, draws, axis=1))
@@ -160,18 +157,45 @@ def score(
     last_logit = accuracy_logits(after)[0][-1]
     error = accuracy_logits(before)[1][-1]
     predicted = [fit.predict_observation(to[-1:], error) for fit in origin.fits]
+    shape_scores = norm.logpdf(last_logit, *np.transpose(predicted))
+    events = [((tops >= t).mean(), bool(best(curve.value) >= t)) for t in open_thresholds]
+    what = str(curve.run[0]), str(curve.task[0]), origin.now, float(target), actual
+    return score_draws(what, raw, ensembles, shape_scores, events)
+
+
+def learn_widening(names: Iterable[str], past: Sequence[ScoredForecast]) -> Mapping[str, float]:
+    """The factor that past misses of each method call for."""
+    pits = {name: [p.raw_pits[name] for p in past if name in p.raw_pits] for name in names}
+    return {name: growth.widening_factor(np.array(each)) for name, each in pits.items()}
+
+
+def widen_all(ensembles: Ensembles, factors: Mapping[str, float]) -> Ensembles:
+    """Accuracies with the spread that past misses call for."""
+    return {
+        name: np.clip(growth.widen(draws, factors[name]), 0, 1) for name, draws in ensembles.items()
+    }
+
+
+def score_draws(
+    what: tuple[str, str, float, float, float],
+    raw: Ensembles,
+    wide: Ensembles,
+    shape_scores: ndarray,
+    events: list[tuple[float, bool]],
+) -> ScoredForecast:
+    """Score the draws of every method.
+
+    what: run, task, origin, target and what happened; raw, wide: draws before and after widening.
+    """
+    actual = what[-1]
     return ScoredForecast(
-        run=str(curve.run[0]),
-        task=str(curve.task[0]),
-        origin=origin.now,
-        target=float(target),
-        actual=actual,
-        median=np.median(draws[:, -1]),
-        pits={name: pit(ensemble, actual) for name, ensemble in ensembles.items()},
-        crps={name: crps(ensemble, actual) for name, ensemble in ensembles.items()},
-        raw_pits=raw_pits,
-        shape_scores=norm.logpdf(last_logit, *np.transpose(predicted)),
-        events=[((tops >= t).mean(), bool(best(curve.value) >= t)) for t in open_thresholds],
+        *what,
+        median=np.median(wide[NINES]),
+        pits={name: pit(draws, actual) for name, draws in wide.items()},
+        crps={name: crps(draws, actual) for name, draws in wide.items()},
+        raw_pits={name: float(np.mean(pit(draws, actual))) for name, draws in raw.items()},
+        shape_scores=shape_scores,
+        events=events,
     )
 
 

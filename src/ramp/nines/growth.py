@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
-from scipy.optimize import brentq
 from scipy.stats import chi2, norm
 
 from ramp.errors import UserError
@@ -232,12 +231,11 @@ class RepairGrowth:
 
     exponent: float  # Crow-AMSAA's beta; 1 - beta is Duane's slope (hardware: .3 to .5)
     interval: Interval  # of the exponent, each end at the confidence asked for
-    remaining: float | None  # failures left, by Goel-Okumoto; None: no end in sight
-    next_failures: tuple[float, float]  # in as many trials again, by Crow-AMSAA and Goel-Okumoto
+    next_failures: float  # in as many trials again
 
 
 def fit_repair(failures: ndarray, trials: float, confidence: float = 0.95) -> RepairGrowth:
-    """Fit Crow-AMSAA, m(t) = λ t^β (MIL-HDBK-189C), and Goel-Okumoto, m(t) = a (1 - exp(-b t)).
+    """Fit Crow-AMSAA, m(t) = λ t^β (MIL-HDBK-189C).
 
     failures: cumulative trials at each failure, 0 < t_i <= trials, time-truncated.
     Raises UserError where there are fewer than three.
@@ -253,14 +251,4 @@ def fit_repair(failures: ndarray, trials: float, confidence: float = 0.95) -> Re
     low, high = (
         exponent * chi2.ppf(tail, 2 * n) / (2 * n) for tail in (1 - confidence, confidence)
     )
-    mean_time = times.mean() / trials
-    remaining = None
-    goel_okumoto = float(n)
-    # Goel-Okumoto has a finite end only if failures came early on average.
-    if mean_time < 0.5 - 1e-9:
-        b = brentq(lambda b: 1 / b - 1 / np.expm1(b) - mean_time, 1e-6, 500)
-        total = n / -np.expm1(-b)
-        remaining = total - n
-        goel_okumoto = total * (np.exp(-b) - np.exp(-2 * b))
-    next_failures = n * (2**exponent - 1), goel_okumoto
-    return RepairGrowth(exponent, (low, high), remaining, next_failures)
+    return RepairGrowth(exponent, (low, high), n * (2**exponent - 1))

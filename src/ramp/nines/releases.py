@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy import ndarray
 from scipy.special import expit
 from scipy.stats import norm
 from scipy.stats import t as student
 
 from ramp.errors import UserError
 from ramp.nines import growth, observational
-from ramp.nines.backtest import NINES, ScoredForecast, crps, pit
+from ramp.nines.backtest import NINES, ScoredForecast, learn_widening, score_draws, widen_all
 from ramp.nines.baselines import (
     DRAWS,
     accuracy_logits,
@@ -113,6 +112,7 @@ def _with_level(z):
 
 def _forecast(t, now, weights, past, thresholds):
     """The scored forecasts of one task from one origin; none where too little is known."""
+    task = str(t.task[0])
     s = _build_systems(t, now)
     known = s.x <= now
     wanted = ~known & (s.x <= now + HORIZON)
@@ -124,30 +124,15 @@ def _forecast(t, now, weights, past, thresholds):
     # A linear pool: each draw is of one of them.
     place = rng.choice(MEMBERS, DRAWS, p=weights)
     ensembles[NINES] = np.choose(place[:, None], members)
-    factors = {
-        name: growth.widening_factor(np.array([p.raw_pits[name] for p in past]))
-        for name in ensembles
-    }
+    factors = learn_widening(ensembles, past)
     for k, row in enumerate(np.flatnonzero(wanted)):
         actual = s.value[row]
         raw = {name: draws[:, k] for name, draws in ensembles.items()}
-        draws = {
-            name: np.clip(growth.widen(each, factors[name]), 0, 1) for name, each in raw.items()
-        }
-        ours = draws[NINES]
-        yield ScoredForecast(
-            run=str(s.name[row]),
-            task=str(t.task[0]),
-            origin=float(now),
-            target=float(s.x[row]),
-            actual=actual,
-            median=np.median(ours),
-            pits={name: pit(each, actual) for name, each in draws.items()},
-            crps={name: crps(each, actual) for name, each in draws.items()},
-            raw_pits={name: float(np.mean(pit(each, actual))) for name, each in raw.items()},
-            shape_scores=np.array([_log_density(each[:, k], actual) for each in members]),
-            events=[((ours >= level).mean(), bool(actual >= level)) for level in thresholds],
-        )
+        wide = widen_all(raw, factors)
+        scores = np.array([_log_density(draws[:, k], actual) for draws in members])
+        events = [((wide[NINES] >= t).mean(), bool(actual >= t)) for t in thresholds]
+        what = str(s.name[row]), task, float(now), float(s.x[row]), actual
+        yield score_draws(what, raw, wide, scores, events)
 
 
 def _log_density(draws, value):
@@ -157,7 +142,7 @@ def _log_density(draws, value):
     return np.log(norm.pdf(value, draws, width).mean() + 1e-9)
 
 
-def _forecast_simply(s, known, wanted, rng) -> dict[str, ndarray]:
+def _forecast_simply(s, known, wanted, rng):
     """[DRAWS, W] accuracies by each simple method, with Student's intervals for a new system.
 
     persistence: like the last systems. log-linear: a plane over date, log compute and log size.
