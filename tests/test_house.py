@@ -51,7 +51,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("run",),
-    ("branch",),
+    ("branch", "rivals"),
     ("stages",),
     ("credit", "synth", "nines", "ladder", "serve", "pods", "export", "evals", "reporting"),
     ("decode", "tasks"),

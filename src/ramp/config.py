@@ -574,6 +574,8 @@ class Config:
     # The shortest way to a model that answers; the other stages are asked for.
     stages: tuple[str, ...] = ("prepare", "pretrain", "eval", "finetune", "sample")
     """what `ramp run` does, in this order"""
+    rivals: tuple[str, ...] = ()
+    """NAME: STAGE FLAGS: does a stage once more with these flags in rivals/NAME, to compare with"""
     text: Text = field(default_factory=Text)
     model: Model = field(default_factory=Model)
     pretrain: Train = field(default_factory=Train)

@@ -14,6 +14,7 @@ from ramp.config import Config
 from ramp.errors import NothingToLearn, UserError
 from ramp.files import write_atomic
 from ramp.host import measure_budget, setup_devices
+from ramp.rivals import list_rivals
 from ramp.rundir import Request, RunDir, open_run
 from ramp.stages import STAGES
 from ramp.stages.checks import check_settings
@@ -45,6 +46,9 @@ def run(
     todo = [name for name in stages if force or not is_finished(rundir, c, name)]
     # What the settings of any stage make impossible is said before anything costs time.
     check_settings(c, todo)
+    rivals = list_rivals(c, stages)
+    for rival in rivals:
+        check_settings(rival.configure(c), [rival.stage])
     # Before imports that start threads.
     asked = rundir.keep_chosen(c)
     c = setup_devices(asked, stages=stages)
@@ -102,6 +106,13 @@ def run(
             # Last: a kill before this repeats the end of the stage, a later one loses nothing.
             on_writer(partial(report.update_report, directory, name, {"done": True}))
         on_writer(lambda: rundir.begun_anew.unlink(missing_ok=True))
+    done = [rival for rival in rivals if rundir.is_done(rival.stage)]
+    for rival in done:
+        print(f"rival of {rival.stage}: {rival.name} {' '.join(rival.flags)}")
+        where = directory / rival.folder
+        run(rival.configure(asked), where, request=rival.request(directory, asked))
+    if done:
+        on_writer(partial(report.write_report, directory))
     if failed:
         raise failed[0]
     if is_writer():

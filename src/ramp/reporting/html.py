@@ -95,13 +95,14 @@ def _row(tag, cells, left):
     return f"<tr>{written}</tr>"
 
 
-def section(title: str, *parts: str, note: str = "") -> Html:
-    """A titled part of a page; nothing when there is nothing in it."""
+def section(title: str, *parts: str, note: str = "", anchor: str = "") -> Html:
+    """A titled part of a page; nothing when there is nothing in it. Links reach its `anchor`."""
     # A caller may build its parts without asking first whether there is anything to show.
     if not any(parts):
         return Html()
     body = "".join(parts)
-    return Html(f"<section><h2>{escape(title)}</h2>{remark(note)}{body}</section>")
+    name = f' id="{escape(anchor)}"' if anchor else ""
+    return Html(f"<section{name}><h2>{escape(title)}</h2>{remark(note)}{body}</section>")
 
 
 def document(title: str, parts: Iterable[str], note: str = "") -> str:

@@ -2,7 +2,8 @@
 
 Every stage gets a section from what it logged and reported, without a word about it here: its
 metrics as curves, its figures as tables, its samples as cards. PANELS only says which metrics share
-a picture. The page shows whatever there is, so a half-finished run has a report as well.
+a picture; what opens the page is in `promises`. The page shows whatever there is, so a
+half-finished run has a report as well.
 """
 
 import json
@@ -10,16 +11,16 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ramp.files import read_jsonl, read_kept, to_json, warn_once, write_kept
-from ramp.reporting import html
-from ramp.reporting.figure import LARGEST, Curve, picture
+from ramp.files import to_json, write_kept
+from ramp.reporting import html, promises
+from ramp.reporting.figure import Curve, picture
 from ramp.reporting.html import Html, escape
+from ramp.reporting.run_files import RunFiles, as_dict, as_number, read_run
 from ramp.rundir import RunDir
 from ramp.stages import STAGES
 
@@ -30,7 +31,6 @@ MAX_COLUMNS = 12
 MAX_CHARS = 200  # of a cell or a name
 MAX_FILE_CHARS = 60_000  # of the configuration and the provenance
 
-BASELINE_NAMES = {"unigram": "byte unigram", "bigram": "byte bigram", "trigram": "byte trigram"}
 TIME_COLORS = {
     "step": "main",
     "data": "green",
@@ -101,103 +101,8 @@ def update_report(run_dir: Path, stage: str, values: Mapping[str, Any]) -> None:
     report = RunDir(run_dir).report()  # stages of other starts stay
     # Through JSON, so that numpy's scalars become Python's. Anything else is a TypeError.
     plain = json.loads(json.dumps(dict(values), default=np.generic.item))
-    report[stage] = _dict(report.get(stage)) | plain
+    report[stage] = as_dict(report.get(stage)) | plain
     write_kept(run_dir / "report.json", to_json(report, indent=2) + "\n")
-
-
-# Reading a run that may be cut off anywhere
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What a run directory holds so far; whatever is missing or broken is empty."""
-
-    name: str  # of the directory
-    report: dict[str, dict[str, Any]]  # stage -> figures
-    provenance: dict[str, Any]  # date, devices, commit
-    metrics: dict[str, list[dict[str, Any]]]  # stage -> records by step
-    samples: dict[str, list[dict[str, Any]]]  # stage -> records by step
-    texts: dict[str, str]  # the files shown at the end, by name
-
-    def stages(self) -> list[str]:
-        """Stages that reported or logged anything, in the order of the report."""
-        return list(dict.fromkeys([*self.report, *self.metrics, *self.samples]))
-
-    def figure(self, stage: str, name: str) -> float | None:
-        """A figure of the report, if it is a number."""
-        return _number(self.report.get(stage, {}).get(name))
-
-    def series(self, stage: str, tag: str) -> np.ndarray:
-        """Steps and values of one metric, [2, N]."""
-        points = [
-            (record["step"], record[tag])
-            for record in self.metrics.get(stage, [])
-            if _number(record.get(tag)) is not None
-        ]
-        return np.array(points, float).reshape(-1, 2).T
-
-    def last_values(self, stage: str) -> dict[str, float]:
-        """The last number of each metric of a stage."""
-        last = {}
-        for record in self.metrics.get(stage, []):
-            last |= {tag: x for tag, x in record.items() if _number(x) is not None}
-        return last
-
-
-def read_run(run_dir: Path) -> RunFiles:
-    """Read every file that the page shows."""
-    paths = [run_dir / name for name in ("config.toml", "provenance.json", "report.json")]
-    texts = {p.name: _read_text(p) for p in paths if p.is_file()}
-    report = _parse(texts.get("report.json", ""))
-    return RunFiles(
-        name=run_dir.resolve().name,
-        report={stage: _dict(figures) for stage, figures in report.items()},
-        provenance=_parse(texts.get("provenance.json", "")),
-        metrics=_records(run_dir / "metrics.jsonl"),
-        samples=_records(run_dir / "samples.jsonl"),
-        texts=texts,
-    )
-
-
-def _read_text(path):
-    # People may edit the configuration, and it is shown as it stands.
-    if path.suffix == ".toml":
-        return path.read_text("utf-8", "replace")
-    try:
-        return read_kept(path).decode("utf-8", "replace")
-    except ValueError as error:
-        warn_once(f"{path} is left out: {error}")
-        return ""
-
-
-def _parse(text):
-    try:
-        return _dict(json.loads(text))
-    except ValueError:
-        return {}  # half written: the page shows the rest
-
-
-def _records(path):
-    # A record without step or stage has no place on the page.
-    sound = [
-        record
-        for record in read_jsonl(path)
-        if _number(record.get("step")) is not None and isinstance(record.get("stage"), str)
-    ]
-    stages = defaultdict(list)
-    for record in sorted(sound, key=itemgetter("step")):
-        stages[record["stage"]].append(record)
-    return stages
-
-
-def _dict(value):
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value) -> float | None:
-    """The value, if it is a number that can be drawn."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) < LARGEST else None
 
 
 # The page
@@ -206,64 +111,13 @@ def _number(value) -> float | None:
 def write_report(run_dir: Path) -> Path:
     """Write report.html from what `run_dir` holds so far; returns its path."""
     run = read_run(run_dir)
-    levels = _baseline_levels(run)
+    levels = promises.baseline_levels(run)
     keys = ("date", "devices", "processor", "commit")
     origin = [str(run.provenance[key]) for key in keys if run.provenance.get(key)]
-    parts = [_headline(run, levels)]
+    parts = [_div("promises", promises.list_promises(run))]
     parts += [_stage_section(run, stage, levels) for stage in run.stages()]
     parts += [_cost_section(run), _files_section(run)]
     return html.write_page(run_dir / "report.html", run.name, parts, " · ".join(origin))
-
-
-def _baseline_levels(run: RunFiles):
-    """Bits per byte of the same text under models that anyone can fit."""
-    levels = {}
-    for key, value in _dict(run.report.get("eval", {}).get("baselines")).items():
-        bits = _number(value) or 0
-        name, color = BASELINE_NAMES.get(key, key), "grey"
-        if key.startswith("kn"):
-            name, color = f"Kneser-Ney {key[2:]}", "warm"
-        if bits > 0:
-            levels[name] = bits, color
-    return levels
-
-
-def _bits_per_byte(run: RunFiles) -> float | None:
-    """The run's own figure: of the evaluation, else of pretraining so far."""
-    so_far = run.last_values("pretrain").get("eval/val_bpb")
-    figures = (run.figure("eval", "val_bpb"), run.figure("pretrain", "val_bpb"), so_far)
-    return next((bits for bits in figures if bits is not None), None)
-
-
-def _headline(run: RunFiles, levels):
-    """The figure of the run among its baselines, worst first."""
-    bits = _bits_per_byte(run)
-    rows = [(value, name, color) for name, (value, color) in levels.items()]
-    if rows and bits is not None:
-        rows.append((bits, "this model", "main"))
-    rows.sort(reverse=True)
-    bars = []
-    for value, name, color in rows:
-        # Bars are relative to the worst model, which comes first.
-        width = 100 * value / rows[0][0]
-        bar = f'<div><i style="width:{width:.2f}%"></i></div><b>{value:.3f}</b>'
-        bars.append(f'<div class="row {color}"><span>{escape(name)}</span>{bar}</div>')
-    figure = "?" if bits is None else f"{bits:.3f}"
-    return Html(
-        f'<section class="hero"><div><div class="figure">{figure}</div>'
-        f"<b>bits per byte on held-out text</b>{html.remark(_verdict(bits, levels))}</div>"
-        f"<div>{''.join(bars)}</div></section>"
-    )
-
-
-def _verdict(bits, levels):
-    """Between which two baselines the model stands."""
-    if bits is None:
-        return "not evaluated yet"
-    rows = sorted((value, name) for name, (value, _) in levels.items())
-    worse = [f"better than {name} ({value:.3f})" for value, name in rows if value > bits]
-    better = [f"not as good as {name} ({value:.3f})" for value, name in rows if value <= bits]
-    return ", ".join(worse[:1] + better[-1:]) or "no baselines to compare it with yet"
 
 
 def _stage_section(run: RunFiles, stage, levels):
@@ -278,7 +132,7 @@ def _stage_section(run: RunFiles, stage, levels):
     parts += [_small_panels(run, stage, rest), *_figure_tables(figures)]
     parts += [_conversation(figures), *_sample_cards(run, stage)]
     note = STAGES[stage].help if stage in STAGES else ""
-    return html.section(stage.capitalize(), *parts, note=note)
+    return html.section(stage.capitalize(), *parts, note=note, anchor=stage)
 
 
 def _draw_panel(run: RunFiles, stage, panel, levels):
@@ -366,7 +220,7 @@ def _list(value):
 def _conversation(figures):
     bubbles = []
     for turn in _list(figures.get("conversation"))[:MAX_ROWS]:
-        role, content = _dict(turn).get("role", ""), _dict(turn).get("content", "")
+        role, content = as_dict(turn).get("role", ""), as_dict(turn).get("content", "")
         side = "user" if role == "user" else "other"
         words = f"<span>{escape(role, MAX_CHARS)}</span><p>{escape(content)}</p>"
         bubbles.append(f'<div class="turn {side}">{words}</div>')
@@ -397,11 +251,11 @@ def _cost_section(run: RunFiles):
     total = 0.0
     for stage in run.stages():
         # The report has the time of a stage that is done, the metrics that of one under way.
-        reported = _dict(run.report.get(stage, {}).get("time"))
+        reported = as_dict(run.report.get(stage, {}).get("time"))
         last = run.last_values(stage)
         spent = {}
         for kind in TIME_COLORS:
-            spent[kind] = _number(reported.get(kind)) or last.get(f"time/{kind}", 0.0)
+            spent[kind] = as_number(reported.get(kind)) or last.get(f"time/{kind}", 0.0)
         seconds = run.figure(stage, "seconds") or 0
         total += seconds
         # A stage that prepares text has tokens and no training metrics.

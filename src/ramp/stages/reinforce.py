@@ -104,7 +104,8 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         save_page(rundir, c, tokenizer, params, check=check)
     # Questions from a file take the place of a task and have no level.
     asked = {"prompts": t.prompts} if t.prompts else {"task": open_task(t).name, "level": t.level}
-    settings = asked | {"method": t.method, "reward": t.reward}
+    count = len(held_out_problems(open_task(t), t.level, t.num_eval_problems))
+    settings = asked | {"method": t.method, "reward": t.reward, "problems": count}
     accuracies = {"before": list_known(before), "after": list_known(after)}
     return report.to_dict() | settings | accuracies | {"seconds": time.perf_counter() - began}
 

@@ -1,0 +1,209 @@
+"""The promises at the head of a run's page: one sentence, one number and one picture each.
+
+Whether the model reads better than tables of counts; what credit for each step taught it, beside
+other ways from the same weights; whether its own samples cost it diversity, beside a loop without a
+guard; how reliable it is, and how well it foresaw that. What a run has not done is not promised.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from ramp.reporting.figure import Curve, picture
+from ramp.reporting.html import Html, escape
+from ramp.reporting.run_files import RunFiles, as_dict, as_number
+
+BASELINE_NAMES = {"unigram": "byte unigram", "bigram": "byte bigram", "trigram": "byte trigram"}
+COLORS = ("warm", "grey", "gold", "violet")  # of rivals
+DIVERSITY = "coverage_2"  # of the figures of a generation's samples
+
+Bar = tuple[float, str, str]  # value, name, color
+Levels = dict[str, tuple[float, str]]  # name -> (bits per byte, color)
+
+
+def list_promises(run: RunFiles) -> list[Html]:
+    """The sections that a run has something to say in."""
+    sections = [promise(run) for promise in PROMISES]
+    return [part for part in sections if part]
+
+
+def _section(anchor: str, title: str, number: str, sentence: str, drawing: str, page="") -> Html:
+    """One promise; `anchor` names the section of the page that has the rest."""
+    links = [f'<a href="#{escape(anchor)}">the stage</a>']
+    if page:
+        links.append(f'<a href="{escape(page)}">its page</a>')
+    return Html(
+        f'<section class="promise"><h2>{escape(title)}</h2>'
+        f'<div class="figure">{escape(number)}</div><p>{escape(sentence)}</p>{drawing}'
+        f'<p class="note">{" · ".join(links)}</p></section>'
+    )
+
+
+def draw_bars(bars: Sequence[Bar], form: Callable[[float], str]) -> Html:
+    """Bars relative to the longest one."""
+    longest = max((value for value, _, _ in bars), default=0) or 1
+    rows = []
+    for value, name, color in bars:
+        bar = f'<div><i style="width:{100 * value / longest:.2f}%"></i></div>'
+        rows.append(
+            f'<div class="row {color}"><span>{escape(name)}</span>{bar}<b>{form(value)}</b></div>'
+        )
+    return Html("".join(rows))
+
+
+# --- it reads
+
+
+def baseline_levels(run: RunFiles) -> Levels:
+    """Bits per byte of the same text under models that anyone can fit."""
+    levels = {}
+    for key, value in as_dict(run.report.get("eval", {}).get("baselines")).items():
+        bits = as_number(value) or 0
+        name, color = BASELINE_NAMES.get(key, key), "grey"
+        if key.startswith("kn"):
+            name, color = f"Kneser-Ney {key[2:]}", "warm"
+        if bits > 0:
+            levels[name] = bits, color
+    return levels
+
+
+def bits_per_byte(run: RunFiles) -> float | None:
+    """The run's own figure: of the evaluation, else of pretraining so far."""
+    so_far = run.last_values("pretrain").get("eval/val_bpb")
+    figures = (run.figure("eval", "val_bpb"), run.figure("pretrain", "val_bpb"), so_far)
+    return next((bits for bits in figures if bits is not None), None)
+
+
+def promise_text(run: RunFiles) -> Html:
+    """The figure of the run among its baselines, worst first; always there."""
+    bits, levels = bits_per_byte(run), baseline_levels(run)
+    bars = [(value, name, color) for name, (value, color) in levels.items()]
+    if bars and bits is not None:
+        bars.append((bits, "this model", "main"))
+    bars.sort(reverse=True)
+    figure = "?" if bits is None else f"{bits:.3f}"
+    sentence = f"bits per byte of held-out text: {compare_bits(bits, levels)}"
+    drawing = draw_bars(bars, lambda value: f"{value:.3f}")
+    return _section("pretrain", "It reads", figure, sentence, drawing)
+
+
+def compare_bits(bits: float | None, levels: Levels) -> str:
+    """Between which two baselines the model stands."""
+    if bits is None:
+        return "not evaluated yet"
+    rows = sorted((value, name) for name, (value, _) in levels.items())
+    worse = [f"better than {name} ({value:.3f})" for value, name in rows if value > bits]
+    better = [f"not as good as {name} ({value:.3f})" for value, name in rows if value <= bits]
+    return ", ".join(worse[:1] + better[-1:]) or "no baselines to compare it with yet"
+
+
+# --- credit for every step
+
+
+def promise_credit(run: RunFiles) -> Html:
+    """Held-out problems that are solved with every step right, before and after."""
+    stage = run.report.get("reinforce", {})
+    before, after = (_share(stage, when) for when in ("before", "after"))
+    count = as_number(stage.get("problems"))
+    if before is None or after is None or not count:
+        return Html()
+    method = str(stage.get("method"))
+    bars = [(before, "before", "grey"), (after, method, "main")]
+    others = []
+    for color, (name, share) in zip(COLORS, _rival_shares(run), strict=False):
+        bars.append((share, name, color))
+        others.append(f"{name} {share:.0%}")
+    rise = 100 * (after - before)
+    # Of a difference of two shares of the same problems, as if they were others: not too narrow.
+    error = 196 * math.sqrt((before * (1 - before) + after * (1 - after)) / count)
+    what = stage.get("task", stage.get("prompts"))
+    level = f" of {stage['level']} digits or steps" if "level" in stage else ""
+    sentence = (
+        f"points of {count:.0f} held-out problems ({what}{level}): {before:.0%} were solved with "
+        f"every step right before reinforcement, {after:.0%} after it"
+    )
+    if others:
+        sentence += f"; other ways, from the same weights for as many steps: {', '.join(others)}"
+    drawing = draw_bars(bars, "{:.0%}".format)
+    number = f"{rise:+.0f} ± {error:.0f}"
+    return _section("reinforce", "It learns step by step", number, sentence, drawing, "credit.html")
+
+
+def _share(stage: dict, when: str) -> float | None:
+    return as_number(as_dict(stage.get(when)).get("verified"))
+
+
+def _rival_shares(run: RunFiles) -> Iterator[tuple[str, float]]:
+    for name, rival in run.rivals.items():
+        share = _share(rival.report.get("reinforce", {}), "after")
+        if share is not None:
+            yield name, share
+
+
+# --- generations
+
+
+def promise_generations(run: RunFiles) -> Html:
+    """Bits per byte over generations of training on own samples."""
+    arms = {"guarded": (run, "main")}
+    for color, (name, rival) in zip(COLORS, run.rivals.items(), strict=False):
+        arms[name] = rival, color
+    curves, sentences = [], []
+    for name, (arm, color) in arms.items():
+        made = [as_dict(g) for g in arm.report.get("synthesize", {}).get("generations") or []]
+        bits = [as_number(g.get("bpb")) for g in made]
+        first = as_number(made[0].get("first_bpb")) if made else None
+        if first is None or None in bits:
+            continue
+        curves.append(Curve(name, range(len(bits) + 1), [first, *bits], color, dots=True))
+        sentence = f"{name} {first:.3f} → {bits[-1]:.3f}"
+        spread = [_diversity(g) for g in made]
+        if None not in spread:
+            sentence += f" (pairs of words of real text that its samples hold: {spread[-1]:.1%})"
+        sentences.append(sentence)
+    stage = run.report.get("synthesize", {})
+    first, final = as_number(stage.get("first_bpb")), as_number(stage.get("final_bpb"))
+    if first is None or final is None or not curves:
+        return Html()
+    sentence = (
+        "bits per byte, the model that is handed back against the first one, on documents kept for "
+        f"the end. On the documents that guard, generation by generation: {'; '.join(sentences)}"
+    )
+    drawing = picture(curves, {}, ("generation", "bits per byte"), size=(4.6, 2.4))
+    title = "Its own samples do not spoil it" if final <= first else "Its own samples"
+    return _section("synthesize", title, f"{final - first:+.4f}", sentence, drawing, "synth.html")
+
+
+def _diversity(generation: dict) -> float | None:
+    panel = as_dict(as_dict(generation.get("figures")).get("panel"))
+    return as_number(as_dict(panel.get(DIVERSITY)).get("value"))
+
+
+# --- reliability
+
+
+def promise_reliability(run: RunFiles) -> Html:
+    """What trials of the taught tasks showed, what is forecast, and how forecasts did."""
+    stage = run.report.get("finetune", {})
+    sentences = as_dict(stage.get("forecast"))
+    if not sentences:
+        return Html()
+    curves = []
+    colors = ("main", *COLORS)
+    for color, task in zip(colors, sentences, strict=False):
+        steps, shares = run.series("finetune", f"nines/{task}")
+        curves.append(Curve(task, steps, shares, color, dots=True))
+    last = [as_number(run.last_values("finetune").get(f"nines/{task}")) for task in sentences]
+    known = [share for share in last if share is not None]
+    record = as_dict(stage.get("record"))
+    count = as_number(record.get("count")) or 0
+    text = "of trials with every step right. " + " ".join(map(str, sentences.values()))
+    if count and (covered := as_number(record.get("covered80"))) is not None:
+        text += f" Of {count:.0f} forecasts made on the way, 80% intervals covered {covered:.0%}."
+    elif not count:
+        text += " No forecast that was made on the way could be scored."
+    drawing = picture(curves, {}, ("step", "solved, of held-out trials"), size=(4.6, 2.4))
+    number = f"{min(known):.0%}" if known else "?"
+    return _section("finetune", "It knows how reliable it is", number, text, drawing, "nines.html")
+
+
+PROMISES = (promise_text, promise_credit, promise_generations, promise_reliability)
