@@ -12,10 +12,17 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 
 from ramp.files import read_jsonl
-from ramp.reporting.metrics import MetricWriter, drop_later_records, read_last_values
+from ramp.reporting.metrics import (
+    CHARTS,
+    DESCRIPTIONS,
+    MetricWriter,
+    drop_later_records,
+    read_last_values,
+)
 
 KEEP_ALL = dict.fromkeys(("scalars", "images", "histograms", "tensors"), 0)
 
@@ -210,3 +217,20 @@ def test_closing_twice_is_harmless(tmp_path):
     board.close()
     board.scalars(1, {"a": 1})  # after the end nothing is written, nothing fails
     assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_the_layout_of_the_promises_and_the_descriptions_reach_tensorboard(tmp_path):
+    for stage in ("pretrain", "eval"):
+        with MetricWriter(tmp_path, stage) as board:
+            board.scalars(1, {"train/loss": 2.0, "mine": 1.0})
+            board.scalars(2, {"train/loss": 1.0, "mine": 1.0})
+    layouts = set()
+    for stage in ("pretrain", "eval"):
+        events = read(tmp_path, stage)
+        (event,) = events.Tensors("custom_scalars__config__")
+        layouts.add(event.tensor_proto.string_val[0])
+        said = events.SummaryMetadata("train/loss").summary_description
+        assert said == DESCRIPTIONS["train/loss"]
+        assert events.SummaryMetadata("mine").summary_description == ""
+    (only,) = layouts  # TensorBoard merges those that are equal
+    assert [chart.title for chart in Layout.FromString(only).category[0].chart] == list(CHARTS)

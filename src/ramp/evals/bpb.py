@@ -151,6 +151,8 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     # At the step of the model that was evaluated, so that it stands at the end of its curve.
     with MetricWriter(rundir.path, "eval", 0, is_writer()) as board:
         scalars = {f"eval/baseline_{name}": bits for name, bits in others.items()}
+        # From the beginning, too: a line that the model's curve goes down to.
+        board.scalars(0, scalars)
         board.scalars(c.pretrain.steps, {"eval/val_bpb": loss.val_bpb} | scalars)
         board.figure(c.pretrain.steps, "eval/baselines", plot_baselines(loss.val_bpb, others))
     listed = ", ".join(f"{name} {bits:.3f}" for name, bits in others.items())

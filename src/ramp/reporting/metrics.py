@@ -24,6 +24,14 @@ from tensorboard.compat.proto.event_pb2 import (
 from tensorboard.compat.proto.summary_pb2 import (
     HistogramProto,  # ty: ignore[missing-module-member]
     Summary,  # ty: ignore[missing-module-member]
+    SummaryMetadata,  # ty: ignore[missing-module-member]
+)
+from tensorboard.plugins.custom_scalar import metadata as layout_metadata
+from tensorboard.plugins.custom_scalar.layout_pb2 import (
+    Category,  # ty: ignore[missing-module-member]
+    Chart,  # ty: ignore[missing-module-member]
+    Layout,  # ty: ignore[missing-module-member]
+    MultilineChartContent,  # ty: ignore[missing-module-member]
 )
 from tensorboard.plugins.hparams import metadata as hparams_metadata
 from tensorboard.plugins.hparams import summary_v2
@@ -32,12 +40,40 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 )
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from ramp.files import read_jsonl, to_line, write_atomic
 
 # tensorboardX 2.6 was tried in place of the protos below. Its hparams go to a run of their own
 # below the stage, its event files are named by the second, so that a restart within one second
 # overwrites the file before it, and the JSONL mirror would stay: it saves about twenty lines.
+
+# The tab "Custom Scalars": what the page of a run begins with. Title of a chart -> tags.
+CHARTS = {
+    "it reads: bits per byte of held-out text, and Kneser-Ney's": r"^eval/(val_bpb|baseline_kn\d)$",
+    "it learns step by step: held-out problems solved with every step right": r"^rl/verified$",
+    "its own samples: bits per byte over generations": r"^synth/(bpb|first_bpb)$",
+    "how reliable it is: held-out trials solved": r"^nines/",
+}
+# What is said of a curve where the reader asks.
+DESCRIPTIONS = {
+    "train/loss": "nats per token of the batch that was trained on",
+    "train/grad_norm": "length of the gradient of all weights, before clipping",
+    "train/update_norm": "length of the change of all weights in this step",
+    "train/lr": "learning rates, as a share of their peaks",
+    "train/weight": "tokens of the batch that carry loss",
+    "train/tokens": "tokens read so far",
+    "eval/val_bpb": "bits per byte of held-out text; comparable between tokenizers",
+    "eval/chat_nats": "nats per token that an assistant says in held-out conversations",
+    "guard/skipped": "steps left out because loss or gradient stood out",
+    "time/tokens_per_s": "tokens per second since the last line",
+    "time/goodput": "share of the time that went into steps",
+    "rl/verified": "held-out problems whose answer and every step are right, one sample each",
+    "rl/train_verified": "rollouts of this iteration with every step right",
+    "rl/dropped_groups": "groups of rollouts that all had the same reward and taught nothing",
+    "synth/bpb": "bits per byte of held-out documents, after this generation",
+    "synth/first_bpb": "the same, of the model before the first generation",
+}
 
 
 class MetricWriter:
@@ -59,6 +95,8 @@ class MetricWriter:
         self._events = _new_event_file(run_dir / "tb" / stage)
         start = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(wall_time=time.time(), step=start_step, session_log=start))
+        # In the events of every stage: TensorBoard shows one of layouts that are equal.
+        self._add(start_step, make_layout())
 
     def _open(self, path, start_step):
         drop_later_records(path, self.stage, start_step)
@@ -162,9 +200,14 @@ class MetricWriter:
         self.close()
 
     def _draw(self, step, numbers: Mapping[str, float]):
+        values = []
+        for tag, x in numbers.items():
+            # TensorBoard keeps what comes with the first point of a curve.
+            said = "" if tag in self._steps else DESCRIPTIONS.get(tag, "")
+            metadata = SummaryMetadata(summary_description=said)
+            values.append(Summary.Value(tag=tag, simple_value=x, metadata=metadata))
         self._last_step = max(self._last_step, int(step))
         self._steps |= dict.fromkeys(numbers, int(step))
-        values = [Summary.Value(tag=tag, simple_value=x) for tag, x in numbers.items()]
         self._add(step, *values)
 
     def _add(self, step, *values: Summary.Value):
@@ -175,6 +218,20 @@ class MetricWriter:
         # Flushed and not synced: a killed process loses no line, and a step need not wait.
         file.write(to_line({"step": int(step), "stage": self.stage, **values}))
         file.flush()
+
+
+def make_layout() -> Summary.Value:
+    """CHARTS as the summary that the tab "Custom Scalars" reads."""
+    charts = []
+    for title, tags in CHARTS.items():
+        charts.append(Chart(title=title, multiline=MultilineChartContent(tag=[tags])))
+    layout = Layout(category=[Category(title="What this run promises", chart=charts)])
+    return Summary.Value(
+        tag=layout_metadata.CONFIG_SUMMARY_TAG,
+        metadata=layout_metadata.create_summary_metadata(),
+        # By hand: the plugin's own function imports TensorFlow.
+        tensor=make_tensor_proto(layout.SerializeToString()),
+    )
 
 
 def _new_event_file(folder):
