@@ -1,0 +1,96 @@
+"""What opens the page of a run: a sentence, a number and a picture for each promise."""
+
+import json
+import math
+import re
+
+import pytest
+
+from ramp.reporting.promises import list_promises
+from ramp.reporting.report import update_report, write_report
+from ramp.reporting.run_files import read_run
+
+
+def accuracy(before: float, after: float, method: str) -> dict:
+    return {
+        "before": {"right": 0.9, "verified": before},
+        "after": {"right": 0.9, "verified": after},
+        "problems": 400,
+        "task": "addition",
+        "level": 2,
+        "method": method,
+    }
+
+
+def generations(*bits: float) -> dict:
+    made = [{"generation": i, "bpb": b, "first_bpb": bits[0]} for i, b in enumerate(bits[1:], 1)]
+    for g in made:
+        g["figures"] = {"panel": {"coverage_2": {"value": 0.25 / g["generation"]}}}
+    return {"generations": made, "first_bpb": bits[0], "final_bpb": bits[-1]}
+
+
+def write_run(path, **stages):
+    path.mkdir(parents=True)
+    for stage, figures in stages.items():
+        update_report(path, stage, figures)
+
+
+@pytest.fixture
+def run(tmp_path):
+    forecast = {"addition/2": "addition/2: 80% today."}
+    record = {"count": 6, "covered80": 0.5}
+    write_run(
+        tmp_path / "run",
+        eval={"val_bpb": 1.4, "baselines": {"kn5": 1.5, "xz": 1.9}},
+        finetune={"forecast": forecast, "record": record},
+        reinforce=accuracy(0.25, 0.5, "step_local"),
+        synthesize=generations(1.7, 1.69, 1.68),
+    )
+    lines = [
+        {"stage": "finetune", "step": i, "nines/addition/2": i / 40, "nines/addition/2, longer": 0}
+        for i in (8, 16, 32)
+    ]
+    (tmp_path / "run/metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_run(tmp_path / "run/rivals/outcome", reinforce=accuracy(0.25, 0.375, "rloo"))
+    write_run(tmp_path / "run/rivals/naive", synthesize=generations(1.7, 1.75, 1.8))
+    return tmp_path / "run"
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def test_each_promise_has_a_number_a_sentence_and_the_rivals(run):
+    text, credit, own, reliable = map(words, list_promises(read_run(run)))
+    assert "1.400 bits per byte of held-out text: better than Kneser-Ney 5 (1.500)" in text
+    # Of a difference of two shares of 400, 1.96 standard errors.
+    error = 196 * math.sqrt((0.25 * 0.75 + 0.5 * 0.5) / 400)
+    assert f"+25 ± {error:.0f} points of 400 held-out problems" in credit
+    assert "25% were solved with every step right before reinforcement, 50% after it" in credit
+    assert "outcome 38%" in credit
+    assert "-0.0200 bits per byte" in own and "naive 1.700 → 1.800" in own and "12.5%" in own
+    assert "80% of trials" in reliable and "addition/2: 80% today." in reliable
+    assert "Of 6 forecasts made on the way, 80% intervals covered 50%." in reliable
+
+
+def test_a_run_that_has_done_less_promises_less(run):
+    for stage in ("reinforce", "synthesize", "finetune"):
+        report = json.loads((run / "report.json").read_text())
+        report.pop("crc", None)
+        update_report(run, stage, dict.fromkeys(report[stage], None))
+    assert len(list_promises(read_run(run))) == 1
+
+
+def test_a_loss_of_points_or_bits_is_shown_as_one(run):
+    update_report(run, "reinforce", accuracy(0.5, 0.25, "step_local"))
+    update_report(run, "synthesize", generations(1.7, 1.75, 1.8))
+    _, credit, own, _ = map(words, list_promises(read_run(run)))
+    assert "-25 ±" in credit
+    assert own.startswith("Its own samples +0.1000")  # nothing is promised in the title
+
+
+def test_links_reach_sections_of_the_page(run):
+    page = write_report(run).read_text()
+    anchors = set(re.findall(r'href="#(\w+)"', page))
+    assert {"reinforce", "synthesize", "finetune"} <= anchors
+    assert {"reinforce", "synthesize", "finetune"} <= set(re.findall(r'section id="(\w+)"', page))
