@@ -9,7 +9,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from matplotlib import image
 
-from ramp.reporting.figure import COLORS, MAX_POINTS, Curve, blank, plot_curves, short, spread, svg
+from ramp.reporting.figure import (
+    COLORS,
+    MAX_POINTS,
+    Curve,
+    blank,
+    picture,
+    plot_curves,
+    short,
+    spread,
+    svg,
+)
 
 
 def path(drawn, color):
@@ -118,12 +128,12 @@ def test_a_tensorboard_image_reads_on_light_and_on_dark():
     """Nothing is painted behind, and no pixel is nearly black or nearly white, ticks included."""
     figure, axes = blank(3, 2)
     axes.plot([1, 2], [3, 4], color=COLORS["main"])
-    for picture in (
+    for drawn in (
         figure,
         plot_curves([Curve("c", [1, 2], [3, 4])], {"l": (3, "warm")}, ("x", "y")),
     ):
         file = io.BytesIO()
-        picture.savefig(file, format="png")
+        drawn.savefig(file, format="png")
         file.seek(0)
         pixels = image.imread(file)
         assert (pixels[..., 3] == 0).mean() > 0.5
@@ -151,3 +161,14 @@ def test_ticks_tell_each_other_apart_and_steps_are_whole():
 def test_what_is_never_negative_has_no_axis_below_0(values, range_):
     low, high = plot_curves([Curve("right", [1, 2], values)], {}, ("step", "")).axes[0].get_ylim()
     assert low == range_[0] and range_[1] in (None, high)
+
+
+def test_what_is_wide_scrolls_on_a_phone_and_small_differences_look_small():
+    curve = [Curve("bits", [0, 1], [1.6660, 1.6668])]
+    labels = ("generation", "bits per byte")
+    assert picture(curve, {}, labels).startswith('<div class="scroll wide"><svg')
+    assert picture(curve, {}, labels, size=(4.6, 2.4)).startswith('<div class="narrow"><svg')
+    low, high = plot_curves(curve, {}, labels, span=0.03).axes[0].get_ylim()
+    assert high - low == pytest.approx(0.03) and low < 1.666 < 1.6668 < high
+    low, high = plot_curves(curve, {}, labels).axes[0].get_ylim()
+    assert high - low < 0.001

@@ -14,10 +14,9 @@ from ramp.nines import backtest, intervals, items
 from ramp.nines.audit import LastCheckpoint, Level
 from ramp.nines.notes import Note
 from ramp.reporting.figure import COLORS, GREY, STYLE, blank, svg
-from ramp.reporting.html import Html, paragraph, section, table, write_page
+from ramp.reporting.html import paragraph, section, table, write_page
 
 in_style = rc_context(STYLE)  # for all pictures below
-NARROW = 6  # inches
 # A line of text ("## ...": a heading), a table whose first row is its head, or a picture.
 Part = str | list | Callable[[], Figure]
 
@@ -41,19 +40,13 @@ def write_parts(path: Path, title: str, parts: list[Part]) -> None:
         if isinstance(part, list):
             sections[-1].append(table(part[0], part[1:]))
         elif not isinstance(part, str):
-            sections[-1].append(_draw(part()))
+            sections[-1].append(svg(part()))
         elif part.startswith("## "):
             # The blank keeps a heading that has nothing below it.
             sections.append([part.removeprefix("## "), " "])
         else:
             sections[-1].append(paragraph(part))
     write_page(path, title, [section(*content) for content in sections])
-
-
-def _draw(figure):
-    # What is wide can be scrolled on a phone; what is narrow fits it, and stays small elsewhere.
-    kind = "narrow" if figure.get_size_inches()[0] < NARROW else "scroll wide"
-    return Html(f'<div class="{kind}">{svg(figure)}</div>')
 
 
 def print_parts(parts: list[Part], file: TextIO | None = None) -> None:

@@ -34,6 +34,7 @@ COLORS = {
 GREY = COLORS["grey"]
 CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) for a in (0.04, 1)])
 FONT = 8.5  # points
+NARROW = 6  # inches; what is narrower fits a phone
 MAX_POINTS = 500  # of a curve: more would only make the page larger
 LARGEST = 1e30  # values from here on break matplotlib's arithmetic and are left out
 STYLE: dict = {
@@ -104,10 +105,12 @@ def plot_curves(
     labels: tuple[str, str],
     log: bool = False,
     size: tuple[float, float] = (9.6, 4),
+    span: float = 0,
 ) -> Figure:
     """Curves with horizontal lines at `levels`, named at the right. `labels` are of x and y.
 
-    `size` is in inches; a page is 9.6 wide.
+    `size` is in inches; a page is 9.6 wide. `span` is the least height of the y axis, so that
+    differences too small to matter look small.
 
     `log` sets a logarithmic y axis if every value is above 0. Under a moving average the values
     themselves are drawn faintly.
@@ -136,6 +139,9 @@ def plot_curves(
     # What is never negative, such as a fraction, has no axis below 0.
     if low >= 0 > axes.get_ylim()[0]:
         axes.set_ylim(0, None if high else 1)
+    bottom, top = axes.get_ylim()
+    if (missing := span - (top - bottom)) > 0:
+        axes.set_ylim(bottom - missing / 2, top + missing / 2)
     # Where nothing can be drawn, `low` is inf.
     if log and 1e-9 < low < LARGEST:
         axes.set_yscale("log")
@@ -234,7 +240,10 @@ def svg(figure: Figure) -> Html:
     width, height = 72 * figure.get_size_inches()
     axes = figure.axes[0]
     label = escape(" by ".join(filter(None, (axes.get_ylabel(), axes.get_xlabel()))))
-    return Html(f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{body}')
+    # What is wide can be scrolled on a phone; what is narrow fits it, and stays small elsewhere.
+    kind = "narrow" if width < 72 * NARROW else "scroll wide"
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">'
+    return Html(f'<div class="{kind}">{head}{body}</div>')
 
 
 def picture(curves: Sequence[Curve], *args: Any, **kwargs: Any) -> Html:

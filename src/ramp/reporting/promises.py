@@ -168,7 +168,9 @@ def promise_generations(run: RunFiles) -> Html:
         "bits per byte, the model that is handed back against the first one, on documents kept for "
         f"the end. On the documents that guard, generation by generation: {'; '.join(sentences)}"
     )
-    drawing = picture(curves, {}, ("generation", "bits per byte"), size=(4.6, 2.4))
+    # A thousandth of a bit should not fill the picture.
+    labels = ("generation", "bits per byte")
+    drawing = picture(curves, {}, labels, size=(4.6, 2.4), span=0.02 * first)
     title = "Its own samples do not spoil it" if final <= first else "Its own samples"
     return _section("synthesize", title, f"{final - first:+.4f}", sentence, drawing, "synth.html")
 

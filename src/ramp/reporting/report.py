@@ -152,8 +152,7 @@ def _draw_panel(run: RunFiles, stage, panel, levels):
     if all(len(curve.points()[0]) < 2 for curve in curves):
         return html.remark(_describe_points(panel.label, curves))
     levels = levels if is_bits else {}
-    drawing = picture(curves, levels, ("step", panel.label), log=is_bits, size=(9.6, 3.5))
-    return _div("scroll wide", [drawing])
+    return picture(curves, levels, ("step", panel.label), log=is_bits, size=(9.6, 3.5))
 
 
 def _describe_points(label, curves):

@@ -29,6 +29,7 @@ LABELS = {
     "length": "length, tokens",
     "vendi": "effective number in gradient space (Vendi)",
 }
+LEAST_SPAN = 0.02  # of a picture of bits, as a fraction of them: less than that is hardly a loss
 # Columns of the panel: fields of PanelFigure, and how they are written.
 FORMATS = {
     "value": ".4g",
@@ -131,6 +132,7 @@ def _plot_bits(history):
         ],
         {"first model": (last.first_bpb, "green")},
         ("generation", "bits per byte, held out"),
+        span=LEAST_SPAN * last.first_bpb,
     )
     rare_curve = Curve("this run", generations, rare, "warm", dots=True)
     labels = ("generation", "bits per rare token, held out")
