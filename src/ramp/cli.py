@@ -662,6 +662,16 @@ COMMANDS = {
         sections=None,
         goes_on=True,
     ),
+    "ladder exercise": Command(
+        "write a file in which one part of the model is missing, with its story",
+        lambda args, flags: ladder.run_exercise(args),
+        ladder.add_exercise_arguments,
+    ),
+    "ladder check": Command(
+        "FILE: what is wrong with an answer to an exercise; exit code 1 where something is",
+        lambda args, flags: ladder.run_check(args),
+        ladder.add_check_arguments,
+    ),
     "plan": Command(
         "compile a run for TPUs or GPUs that are not here: memory, collectives, time, dollars",
         run_plan,

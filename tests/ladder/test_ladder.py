@@ -1,8 +1,11 @@
 """The ladder climbed on a small text: figures, files, resuming, the page, and what is refused."""
 
+import inspect
 import json
+import re
 import shutil
 import subprocess
+import textwrap
 from collections import Counter
 from dataclasses import asdict, replace
 from itertools import pairwise
@@ -16,7 +19,7 @@ import tiny
 from ramp import config
 from ramp.cli import main
 from ramp.errors import UserError
-from ramp.ladder import learn, page, run, rungs
+from ramp.ladder import learn, lesson, run, rungs
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import RUNGS, Rung, rung_below, select_rung
@@ -194,9 +197,6 @@ def test_every_rung_is_a_model_and_differs_from_the_one_below():
     for rung in RUNGS[3:]:
         here, under = (learn.make_rung_config(r, c) for r in (rung, rung_below(rung)))
         assert (here.model, here.pretrain.optimizer) != (under.model, under.pretrain.optimizer)
-        assert all(
-            page.extract_source(k, v) for k, v in rung.settings.items() if v not in ("none", False)
-        )
         if rung.probe:
             for scale in (1.0, 1.5):
                 probe = PROBES[rung.probe]
@@ -204,21 +204,55 @@ def test_every_rung_is_a_model_and_differs_from_the_one_below():
 
 
 def test_the_source_shown_is_the_source():
-    """Line by line, and the branch that is taken only."""
-    text = Path(transformer.__file__).read_text().splitlines()
-    for setting, value, shown, hidden in (
-        ("mlp", "swiglu", "jax.nn.silu", "jax.nn.relu"),
-        ("mlp", "relu2", "jax.nn.relu", "jax.nn.silu"),
-        ("token_mixer", "attention", '"wq"', "fixed_mix(c"),
-        ("token_mixer", "mean", "jnp.zeros(shape", "SHARP *"),
-        ("qk_norm", True, '"q_norm"', '"wq"'),
-        ("residual", True, "x_nd + y_nd if c.residual", "rope("),
-    ):
-        lines = page.extract_source(setting, value)
-        assert shown in lines and hidden not in lines
-        for line in lines.splitlines():
-            if line != "⋮":
-                assert text[int(line[:4]) - 1] == line[6:]
+    """Whole lines of the model, in their order and without gaps."""
+    text = Path(transformer.__file__).read_text()
+    lines = RUNGS[8].lesson.lines[0]
+    shown = lesson.read_lines(*lines)
+    assert textwrap.indent(shown, " " * 8) in text
+    assert "jax.nn.silu" in shown and "jnp.square" in shown and "split_heads" not in shown
+    assert lesson.read_lines("ramp.model.transformer", "rope") == inspect.getsource(
+        transformer.rope
+    )
+
+
+# -- the lesson
+def example(asked, said):
+    """What a model of recall says of rows whose last question asks for key 1 of three."""
+    rows = [[0, 3, 4, 6, 7], [1, 2, 5, 8, 7]]
+    attention = [[[[0.1, 0.7, 0.1, 0.05, 0.05]]]] * 2
+    return ProbeResult(3, rows=rows, asked=asked, said=said, attention=attention)
+
+
+def test_the_failure_that_is_shown_is_one():
+    """The first row that the rung below gets wrong and this one right."""
+    probe = replace(PROBES["recall"], questions=2)
+    below, this = example([1, 0], [1, 1]), example([1, 0], [1, 0])
+    parts, chosen = lesson.render_failure(probe, 5, below, this)
+    shown = "".join(parts)
+    assert chosen == 1 and "Right: 0. The rung below says 1; rung 5 says 0." in shown
+    # Its table and its last question; the question before that is no part of it.
+    assert all(f">{label}<" in shown for label in ("0→1", "1→0", "2→1", "1?"))
+    assert "2?" not in shown
+
+
+def test_attention_is_visible():
+    """Weights are written, coloured by a scale that stands beside them, and none is flat."""
+    probe = replace(PROBES["recall"], questions=2)
+    shown = "".join(lesson.render_attention(probe, example([1, 0], [1, 0]), 0))
+    assert "block 1, head 1" in shown and "<small>70%</small>" in shown
+    colours = re.findall(r"var\(--main\) (\d+)%", shown)
+    assert len(set(colours)) >= 6
+
+
+def test_every_token_of_a_probe_has_a_name():
+    for probe in PROBES.values():
+        for scale in (0.5, 1.0, 1.5):
+            n = round(probe.size * scale)
+            tokens, answers = probe.rows(np.random.default_rng(0), n, 50)
+            assert len(probe.names(n)) > tokens.max()
+            assert answers.shape[1] == probe.questions
+            assert all(probe.name_answer(n, int(a)) for a in np.unique(answers))
+    assert PROBES["look-ups"].name_answer(5, 2 + 5 * 0 + 25 * 4) == "2,0,4"
 
 
 # -- refusals
@@ -254,7 +288,9 @@ def test_mistakes_are_one_sentence(words, sentence, capsys, tmp_path):
 
 def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(
-        rungs, "RUNGS", (*RUNGS, Rung(18, "mine", {"heds": 3}, measure="tokens to the loss below"))
+        rungs,
+        "RUNGS",
+        (*RUNGS, Rung(18, "mine", {"heds": 3}, measure="tokens to match the rung below")),
     )
     with pytest.raises(UserError, match="rung 18 sets 'heds', which the model does not have"):
         learn.make_rung_config(rungs.RUNGS[-1], config.load(CONFIGS / "ladder.toml"))

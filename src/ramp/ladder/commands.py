@@ -1,4 +1,4 @@
-"""`ramp ladder`: its arguments. No jax until they are known to be sound."""
+"""`ramp ladder` and its exercises: their arguments. No jax until they are known to be sound."""
 
 import argparse
 from pathlib import Path
@@ -10,6 +10,7 @@ from ramp.ladder.rungs import RUNGS, Rung, select_rung
 
 # Of --scale. Larger probes would not fit the context of their model.
 SCALES = (0.5, 4)
+EXIT_WRONG = 1  # of an answer to an exercise
 
 
 def add_arguments(p: argparse.ArgumentParser) -> None:
@@ -51,3 +52,36 @@ def choose_rungs(args: argparse.Namespace) -> list[Rung]:
         rungs = [select_rung(args.only)]
     # Rungs without a probe are judged by the corpus alone.
     return [rung for rung in rungs if rung.probe or not args.probes]
+
+
+def add_exercise_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `ladder exercise`."""
+    p.add_argument("number", type=int, metavar="N", help="the rung whose part is to be written")
+    p.add_argument("--out", type=parse_path, metavar="FILE", help="default: exercise-N.py")
+
+
+def run_exercise(args: argparse.Namespace) -> int:
+    """Write the file of an exercise."""
+    from ramp.ladder import exercises
+
+    path = exercises.write_exercise(args.number, args.out)
+    print(f"{path}: write what is missing, then `ramp ladder check {path}`")
+    return 0
+
+
+def add_check_arguments(p: argparse.ArgumentParser) -> None:
+    """Of `ladder check`."""
+    p.add_argument("file", type=parse_path, metavar="FILE", help="an exercise; it is run")
+
+
+def run_check(args: argparse.Namespace) -> int:
+    """Say what is wrong with an answer to an exercise; the exit code."""
+    from ramp.ladder import exercises
+
+    rung, wrong = exercises.check_answer(args.file)
+    for hint in wrong:
+        print(f"not yet: {hint}")
+    if not wrong:
+        compared = "values, gradient, and weights split over two devices where that can be"
+        print(f"right: rung {rung.number}, {rung.name}; compared: {compared}")
+    return len(wrong) and EXIT_WRONG

@@ -48,6 +48,7 @@ PROBE_TRAIN = Train(
 EVALUATIONS = 10  # of a probe, over its training
 HELD_OUT = 512  # rows of each evaluation
 ATTENTION_ROWS = 64  # held-out rows whose attention scores are looked at
+EXAMPLES = 12  # held-out rows that are kept, with what the model says of each
 SAME_FLOPS = 0.1  # relative difference below which equal tokens are taken as equal FLOPs
 TABLE_BYTES = 40  # the most frequent bytes, shown in the table of counts
 
@@ -61,8 +62,11 @@ class ProbeResult:
     accuracy: Sequence[Sequence[float]] = ()  # [evaluation][seed], on fresh rows
     diverged: float = 0  # fraction of the seeds
     score: Sequence[float] = ()  # largest attention score, [seed]; of models with attention
-    attention: Sequence = ()  # of the last question of `row`, [L][H][T]
-    row: Sequence[int] = ()  # one held-out row of the first seed
+    # Of the first seed and EXAMPLES held-out rows, which are the same for all rungs:
+    rows: Sequence[Sequence[int]] = ()  # [row][T]
+    asked: Sequence[int] = ()  # the right answer to the last question of each
+    said: Sequence[int] = ()  # what the model says to it
+    attention: Sequence = ()  # where it looks, [row][L][H][T]; of models with attention
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ def make_rung_config(rung: Rung, c: Config, **more: Any) -> Config:
 # Probes
 
 
-def make_probe_config(rung: Rung, probe: Probe, n: int) -> Config:
+def make_probe_config(rung: Rung, probe: Probe, n: int, **more: Any) -> Config:
     """A small model for a probe of size n, and its training. Steps grow with n squared."""
     tokens, _ = probe.rows(np.random.default_rng(0), n, 1)
     t = replace(
@@ -126,12 +130,12 @@ def make_probe_config(rung: Rung, probe: Probe, n: int) -> Config:
     )
     model = replace(PROBE_MODEL, vocab_size=probe.vocab(n))
     c = Config(model=model, pretrain=t, text=Text(tokenizer="bytes"))
-    return make_rung_config(rung, c, **probe.settings)
+    return make_rung_config(rung, c, **{**probe.settings, **more})
 
 
-def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> ProbeResult:
-    """Train one rung's model on a probe with SEEDS seeds at once."""
-    c = make_probe_config(rung, probe, n)
+def train_probe(rung: Rung, probe: Probe, n: int, seed: int, **more: Any) -> ProbeResult:
+    """Train one rung's model on a probe with SEEDS seeds at once; `more`: settings of its own."""
+    c = make_probe_config(rung, probe, n, **more)
     m, t = c.model, c.pretrain
     seeds = SEEDS * seed + np.arange(SEEDS)
     tx = optim.make_optimizer(t, m.dtype)
@@ -160,7 +164,15 @@ def train_probe(rung: Rung, probe: Probe, n: int, seed: int) -> ProbeResult:
         accuracy=np.array(accuracy).tolist(),
         diverged=float(1 - is_good.mean()),
     )
-    return _add_attention(result, m, state.params["lm"], held_out["tokens"]) if m.depth else result
+    params, tokens_sbt = state.params["lm"], held_out["tokens"]
+    said_sbt = jax.jit(jax.vmap(partial(_answer_rows, m)))(params, tokens_sbt)
+    result = replace(
+        result,
+        rows=tokens_sbt[0, :EXAMPLES].tolist(),
+        asked=held_out["targets"][0, :EXAMPLES, -1].tolist(),
+        said=said_sbt[0, :EXAMPLES, -1].tolist(),
+    )
+    return _add_attention(result, m, params, tokens_sbt) if m.depth else result
 
 
 def _make_state(m: Model, tx, seed):
@@ -185,29 +197,31 @@ def _make_probe_batch(probe: Probe, n, seeds, step, count):
 
 
 def _add_attention(result: ProbeResult, m: Model, params, tokens_sbt):
-    """The result with the largest attention scores, and where the last question looks."""
+    """The result with the largest attention scores, and where the last questions look."""
     compute = jax.jit(jax.vmap(partial(_compute_scores, m)))
     scores_slbhtt = compute(params, tokens_sbt[:, :ATTENTION_ROWS])
     sizes = jnp.where(scores_slbhtt == MASKED, 0, jnp.abs(scores_slbhtt))
     largest_s = sizes.reshape(SEEDS, -1).max(axis=1)
-    weights_lht = jax.nn.softmax(scores_slbhtt[0, :, 0, :, -1])
-    row = tokens_sbt[0, 0].tolist()
+    weights_lbht = jax.nn.softmax(scores_slbhtt[0, :, :EXAMPLES, :, -1])
+    weights_blht = jnp.swapaxes(weights_lbht, 0, 1)
     return replace(
         result,
         # JSON has no infinity, and a diverged run has nothing else.
         score=np.nan_to_num(largest_s, nan=1e30, posinf=1e30).tolist(),
-        attention=np.nan_to_num(weights_lht).round(3).tolist(),
-        row=row,
+        attention=np.nan_to_num(weights_blht).round(3).tolist(),
     )
+
+
+def _answer_rows(m: Model, params, tokens_bt):
+    """The token that the model finds most likely at each place, [B, T]."""
+    x_nd = transformer.compute_hidden(m, params, tokens_bt)
+    best_n = jnp.argmax(transformer.unembed(m, params, x_nd), axis=-1)
+    return jax.lax.reshape(best_n, tokens_bt.shape, out_sharding=P(transformer.ROWS))
 
 
 def _grade_rows(m: Model, params, batch):
     """The fraction of questions whose answer the model finds more likely than any other token."""
-    x_nd = transformer.compute_hidden(m, params, batch["tokens"])
-    best_n = jnp.argmax(transformer.unembed(m, params, x_nd), axis=-1)
-    shape = batch["targets"].shape
-    best_bt = jax.lax.reshape(best_n, shape, out_sharding=P(transformer.ROWS))
-    is_right = best_bt == batch["targets"]
+    is_right = _answer_rows(m, params, batch["tokens"]) == batch["targets"]
     return jnp.average(is_right, weights=batch["weights"])
 
 

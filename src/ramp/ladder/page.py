@@ -1,32 +1,52 @@
-"""ladder.html: a section for each rung, and the table of them all."""
+"""ladder.html: one picture, then a section for each rung, and the table of them all."""
 
-import ast
-import inspect
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ramp.ladder.learn import CorpusResult, RungResult
+from ramp.ladder import lesson
+from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below
-from ramp.model import transformer
 from ramp.reporting import html
-from ramp.reporting.figure import Curve, plot_curves, plot_heatmap, short, svg
-from ramp.train import optim
+from ramp.reporting.figure import (
+    COLORS,
+    STYLE,
+    Curve,
+    blank,
+    plot_curves,
+    plot_heatmap,
+    short,
+    svg,
+)
+from ramp.reporting.html import Html
 
-WIDE = (9.6, 3)  # inches
+SIZE = (3.9, 2.3)  # inches: a telephone shows such a picture at its size
 COSTS = {
     "params": "weights",
-    "flops": "FLOPs a token",
-    "cache": "cache bytes a token",
-    "decode": "tokens/s written",
+    "flops": "FLOPs per token of training",
+    "cache": "bytes kept per token of context while writing",
+    "decode": "tokens written per second",
 }
-VERDICTS = {None: "", True: "earned", False: "did not earn its place"}
+VERDICTS = {None: "", True: "earned its place", False: "did not earn its place"}
+HALF_COLORS = ("gold", "pink")
+
+OPENING = (
+    "A transformer is built here part by part, and a part is added only after the model without it "
+    "has failed at a small task (a probe) that needs it: 0 is no better than guessing, 1 is every "
+    "answer right, and the dots are trainings that differ in their random numbers alone."
+)
+ABOUT_BITS = (
+    "Bits per byte do not fall with every rung: each model read the same {tokens} bytes, which "
+    "settle a small model and only begin a deep one, and a probe shows that a part is needed for "
+    "an ability, not that text rewards this ability after so short a training. "
+    "'Equal work' trains a cheaper model on more text, up to the operations of the last rung. "
+    "The same text by tables of counts, and by the compressor xz: {bits}."
+)
 
 
 @dataclass(frozen=True)
@@ -46,30 +66,32 @@ class Row:
     below: RungResult
     result: RungResult
     verdict: Verdict
+    halves: Mapping[str, ProbeResult] = field(default_factory=dict)  # see `Rung`
+
+    @property
+    def title(self) -> str:
+        """The number and the name of the rung."""
+        return f"{self.rung.number} · {self.rung.name}"
 
     def cells(self) -> list[tuple[str, str]]:
         """A line of the table: columns and texts."""
         rung = self.rung
-        branch = "" if rung.main else " (branch)"
+        branch = "" if rung.main else " (tried, then left)"
         cells = [
             ("rung", f"{rung.number} {rung.name}{branch}"),
-            ("below", _format_figures(self.verdict.below)),
-            ("this", _format_figures(self.verdict.this)),
+            ("rung below", _format_figures(self.verdict.below)),
+            ("this rung", _format_figures(self.verdict.this)),
             ("verdict", VERDICTS[self.verdict.earned]),
         ]
         corpus = self.result.corpus
         if corpus.params:  # not when only the probes were asked for
-            is_worse = rung.main and 0 < self.below.corpus.bpb_equal < corpus.bpb_equal
-            arrow = " ↑" if is_worse else ""
-            cells.append(("bits/byte, equal tokens", f"{corpus.bpb:.3f}"))
-            cells.append(("equal FLOPs", f"{corpus.bpb_equal:.3f}{arrow}"))
-            cells += [(title, short(getattr(corpus, name))) for name, title in COSTS.items()]
+            cells.append(("bits per byte, equal tokens", f"{corpus.bpb:.3f}"))
+            cells.append(("equal work", f"{corpus.bpb_equal:.3f}"))
         judge = rung.measure or (f"probe: {rung.probe}" if rung.probe else "")
         return [*cells, ("judged by", judge)]
 
     def summarize(self) -> str:
         """The first columns of the line, for a terminal."""
-        # The costs do not fit next to them; the page has them.
         return "  ".join(text for _, text in self.cells()[:6] if text)
 
     def draw_figures(self) -> list[tuple[str, Figure]]:
@@ -78,7 +100,14 @@ class Row:
         lower = rung_below(self.rung)
         if lower:
             sides.insert(0, (f"rung {lower.number}", self.below, "warm"))
-        figures = _draw_probe(self.rung, sides) if self.rung.probe else []
+        figures = []
+        if self.rung.probe:
+            probed = [(name, result.probe, color) for name, result, color in sides]
+            halves = zip(self.halves.items(), HALF_COLORS, strict=False)
+            probed += [(name, result, color) for (name, result), color in halves]
+            figures.append(
+                ("On the probe: a line for each training", draw_probe(self.rung, probed))
+            )
         corpus = self.result.corpus
         if corpus.table:
             names = [_name_byte(byte) for byte in corpus.bytes]
@@ -87,59 +116,122 @@ class Row:
             # The square root keeps rare pairs visible.
             labels = ("the next byte", "the last byte")
             figure = plot_heatmap(np.sqrt(fractions), names, names, labels)
-            figures.append(("How often the next byte follows the last", figure))
+            figures.append(
+                ("How often the next byte follows the last: more colour, more often", figure)
+            )
         curves = [
             make_curve(name, result.corpus, color)
             for name, result, color in sides
             if result.corpus.curve
         ]
         if curves:
-            labels = ("tokens", "training loss, bits per byte")
-            figure = plot_curves(curves, {}, labels, log=True, size=WIDE)
-            figures.append(("On the text", figure))
+            labels = ("bytes of text read", "loss, bits per byte")
+            figure = plot_curves(curves, {}, labels, log=True, size=SIZE)
+            figures.append(("On the text: faint each step, bold their moving average", figure))
         return figures
 
     def render(self) -> html.Html:
-        """The section: why, what failed and what passed, the code, a sample, the line."""
-        note = ""
-        if self.rung.probe:
-            note = (
-                f"The probe asks {PROBES[self.rung.probe].asks}. "
-                f"{self.below.probe.diverged:.0%} of runs diverged below, "
-                f"{self.result.probe.diverged:.0%} of runs diverged here."
-            )
-        parts = [html.paragraph(self.rung.motive)]
-        for caption, figure in self.draw_figures():
-            parts += [html.heading(caption), svg(figure)]
-        # A setting that switches something off names no line of its own.
-        excerpts = [
-            f"{setting} = {value!r}\n{source}"
-            for setting, value in self.rung.settings.items()
-            if (source := extract_source(setting, value))
-        ]
-        if excerpts:
-            code = html.preformatted("\n".join(excerpts), limit=20_000)
-            parts += [html.heading("What it switches on"), code]
-        parts.append(html.heading("It writes"))
-        parts.append(html.preformatted(self.result.corpus.sample))
-        parts.append(_make_table([self]))
-        title = f"{self.rung.number} · {self.rung.name}"
+        """The section: the failure, the idea, the code, the pictures, what it costs."""
+        rung, probe = self.rung, PROBES.get(self.rung.probe)
         verdict = VERDICTS[self.verdict.earned]
-        return html.section(f"{title}: {verdict}" if verdict else title, *parts, note=note)
+        parts, looks = [], []
+        if rung.lesson.fails:
+            parts += [html.heading("What fails without it"), lesson.prose(rung.lesson.fails)]
+        if probe and self.below.probe.rows:
+            below, this = self.below.probe, self.result.probe
+            failure, chosen = lesson.render_failure(probe, rung.number, below, this)
+            parts += failure
+            if this.attention:
+                looks = lesson.render_attention(probe, this, chosen)
+        parts += lesson.render_story(rung.lesson) + lesson.render_code(rung.lesson, rung.number)
+        parts += [html.heading("Did it help?"), lesson.prose(self.describe_verdict())]
+        for caption, figure in self.draw_figures():
+            # A table of bytes is too wide for a telephone, and is moved under the finger there.
+            wide = figure.get_size_inches()[0] > SIZE[0]
+            kind = "scroll wide" if wide else "small"
+            picture = Html(f'<div class="{kind}">{svg(figure)}</div>')
+            parts += [html.remark(caption), picture]
+        parts += looks
+        corpus = self.result.corpus
+        if rung.lesson.pays:
+            parts += [html.heading("What it costs, when it does not pay")]
+            parts.append(lesson.prose(rung.lesson.pays))
+        if corpus.params:
+            costs = [f"{title} {short(getattr(corpus, name))}" for name, title in COSTS.items()]
+            parts += [html.remark(" · ".join(costs)), html.heading("It writes")]
+            parts.append(html.preformatted(corpus.sample))
+        title = f"{self.title}: {verdict}" if verdict else self.title
+        anchor = f'<a id="rung-{rung.number}"></a>'
+        return Html(anchor + html.section(title, *parts, note=rung.motive.strip()))
+
+    def describe_verdict(self) -> str:
+        """How this rung was judged, what it did, and what became of the text."""
+        rung, below, this = self.rung, self.below, self.result
+        figures = [_format_figures(x) for x in (self.verdict.below, self.verdict.this)]
+        told = []
+        if rung.measure:
+            margin = f"; at least {rung.margin:.0%} less was asked for"
+            if rung.margin < 0:
+                margin = f"; at most {-rung.margin:.2%} more was allowed"
+            told.append(f"Judged by {rung.measure}: {figures[0]} below, {figures[1]} here{margin}.")
+        elif rung.probe:
+            told.append(
+                f"On its probe the rung below comes to {figures[0]} and this rung to {figures[1]} "
+                f"(0: guessing, 1: all right; three trainings each). Asked for: at most {FAIL} "
+                f"below in every training, at least {PASS} here."
+            )
+        lost = [f"{x.probe.diverged:.0%}" for x in (below, this)]
+        if rung.probe and lost != ["0%", "0%"]:
+            told.append(f"Trainings that diverged: {lost[0]} below, {lost[1]} here.")
+        if below.corpus.params:
+            better = "better" if this.corpus.bpb < below.corpus.bpb else "worse"
+            told.append(
+                f"On text, after the same number of bytes, {below.corpus.bpb:.3f} bits per byte "
+                f"became {this.corpus.bpb:.3f}: {better}."
+            )
+        return " ".join(told) or "Nothing stands below it, so it is not judged."
 
 
 def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> None:
     """Write the page; `baselines`: bits per byte of the same held-out text."""
-    bits = "  ".join(f"{name} {value:.3f}" for name, value in baselines.items())
-    note = (
-        "Each part is added where the model without it fails. Figures of a probe are fractions of "
-        "the way from chance to all right, seed by seed. ↑: more bits at equal FLOPs than the rung "
-        f"below. The same held-out text, bits per byte: {bits}."
-    )
-    parts = [html.section("All rungs", _make_table(rows), note=note)]
+    links = [f'<a href="#rung-{row.rung.number}">{html.escape(row.title)}</a>' for row in rows]
+    contents = Html(f"<p>{', '.join(links)}</p>")
+    overview = draw_overview(rows)
+    pictures = [Html(f'<div class="small">{svg(overview)}</div>')] if overview else []
+    bits = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
+    tokens = max(row.result.corpus.batch * len(row.result.corpus.curve) for row in rows)
+    note = ABOUT_BITS.format(tokens=f"{tokens:,}", bits=bits)
+    parts = [html.section("Every part, where the model without it fails", *pictures, contents)]
     parts += [row.render() for row in rows]
-    html.write_page(path, "The ladder", parts)
+    parts.append(html.section("All rungs", _make_table(rows), note=note))
+    html.write_page(path, "The ladder", parts, note=OPENING)
     print(f"page: {path}")
+
+
+@rc_context(STYLE)
+def draw_overview(rows: Sequence[Row]) -> Figure | None:
+    """Every rung that a probe judges: the model without the part and with it, a dot a training."""
+    rows = [row for row in rows if row.rung.probe and not row.rung.measure]
+    if not rows:
+        return None
+    figure, axes = blank(SIZE[0], 0.9 + 0.27 * len(rows))
+    sides = (("without the part", "below", "warm"), ("with it", "this", "main"))
+    for title, side, color in sides:
+        for i, row in enumerate(rows):
+            figures = getattr(row.verdict, side)
+            label = title if i == 0 else None
+            axes.plot(figures, [i] * len(figures), "o", ms=5, color=COLORS[color], label=label)
+    for i, row in enumerate(rows):
+        middles = np.mean(row.verdict.below), np.mean(row.verdict.this)
+        axes.plot(middles, [i, i], lw=1, color=COLORS["grey"], alpha=0.6, zorder=0)
+    axes.set_yticks(range(len(rows)), [row.title for row in rows])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xticks([0, FAIL, PASS, 1], ["0", f"{FAIL}", f"{PASS}", "1"])
+    axes.grid(axis="x", color=COLORS["grey"], alpha=0.25)
+    axes.set_xlabel("from guessing (0) to all answers right (1)")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+    return figure
 
 
 def _make_table(rows):
@@ -150,7 +242,12 @@ def _make_table(rows):
 
 def _format_figures(figures):
     """Figures of a verdict, one a seed."""
-    return " ".join(f"{x:.4g}" if x >= 10 else f"{x:.2f}" for x in figures)
+    written = []
+    for x in figures:
+        text = f"{x:,.0f}" if x >= 100 else f"{x:.2f}"
+        # What never gets there takes infinitely many tokens.
+        written.append("never" if x == np.inf else text.replace("-0.00", "0.00"))
+    return " ".join(written)
 
 
 def _name_byte(byte):
@@ -166,65 +263,17 @@ def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
     return Curve(name, tokens, corpus.curve, color, half_life=10)
 
 
-def _draw_probe(rung, sides):
-    """Accuracy over training, a curve for each seed, and where this rung's last question looks."""
+def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Figure:
+    """Accuracy over training, a curve for each seed; the sides are (name, result, color)."""
     probe = PROBES[rung.probe]
-    result = sides[-1][1].probe
-    # One curve a seed, in the color of its rung.
     curves = []
-    for name, side, color in sides:
-        for seed, accuracy in enumerate(zip(*side.probe.accuracy, strict=True)):
-            curves.append(Curve(f"{name}, seed {seed}", side.probe.steps, accuracy, color))
-    chance = probe.chance(result.n)
-    bars = {"chance": 0, "fails": FAIL, "passes": PASS}
+    for name, result, color in sides:
+        for seed, accuracy in enumerate(zip(*result.accuracy, strict=True)):
+            # matplotlib leaves names with a leading underscore out of the legend.
+            label = name if seed == 0 else f"_{seed}"
+            curves.append(Curve(label, result.steps, accuracy, color))
+    chance = probe.chance(sides[0][1].n)
+    bars = {"guessing": 0, "at most": FAIL, "at least": PASS}
     levels = {name: (chance + bar * (1 - chance), "grey") for name, bar in bars.items()}
-    figure = plot_curves(curves, levels, ("step", "accuracy"), size=WIDE)
-    figures = [("On the probe", figure)]
-    if result.attention:
-        names = probe.names(result.n)
-        # Ids without a name are the questions.
-        row = [names[i] if i < len(names) else "?" for i in result.row]
-        weights_lht = np.array(result.attention)
-        layers, heads, length = weights_lht.shape
-        labels = [f"block {i + 1}, head {j + 1}" for i, j in np.ndindex(layers, heads)]
-        figure = plot_heatmap(weights_lht.reshape(-1, length), row, labels, ("the row", ""))
-        figures.append(("Where the last question looks", figure))
-    return figures
-
-
-def extract_source(setting: str, value: Any) -> str:
-    """The lines of source that name a setting, and the branch that its value takes.
-
-    They are read from the source as it is now: of the model, or for the optimizer of
-    train/optim.py, where the lines that name the chosen one count.
-    """
-    text = inspect.getsource(optim if setting == "optimizer" else transformer)
-    names_it = re.compile(rf"\b[ct]\.{setting}\b|by_{value}\(")
-    lines = text.splitlines()
-    # Lines are counted from 1, as editors count them.
-    shown = {i for i, line in enumerate(lines, 1) if names_it.search(line)}
-    hidden = set()
-    for node in ast.walk(ast.parse(text)):
-        if not isinstance(node, ast.If) or not names_it.search(ast.unparse(node.test)):
-            continue
-        # `c.mlp == "swiglu"` compares with a constant, `c.rope` is true or not.
-        constants = [n.value for n in ast.walk(node.test) if isinstance(n, ast.Constant)]
-        is_negated = "!=" in ast.unparse(node.test)
-        holds = (value in constants) != is_negated if constants else bool(value)
-        taken, left = (node.body, node.orelse) if holds else (node.orelse, node.body)
-        shown |= _list_lines(taken)
-        hidden |= _list_lines(left)
-        # The line of an `if` that is not entered is no part of it either; an `elif` may be.
-        if not taken or isinstance(taken[0], ast.If):
-            hidden.add(node.lineno)
-    excerpt = []
-    for i in sorted(shown - hidden):
-        if excerpt and i - 1 not in shown - hidden:
-            excerpt.append("⋮")
-        excerpt.append(f"{i:4}  {lines[i - 1]}")
-    return "\n".join(excerpt)
-
-
-def _list_lines(nodes):
-    """The numbers of all lines of some statements."""
-    return {i for node in nodes for i in range(node.lineno, node.end_lineno + 1)}
+    labels = ("step of training", "answers right")
+    return plot_curves(curves, levels, labels, size=SIZE)

@@ -40,13 +40,15 @@ class Probe:
     asks: str  # half a sentence: "The probe asks ..."
     draw: Callable[[Generator, int, int], Rows]  # (generator, n, count)
     size: int  # n by default
-    names: Callable[[int], list[str]]  # of n: labels of the first ids; the others are questions
+    names: Callable[[int], list[str]]  # of n: labels of the ids
     vocab: Callable[[int], int]  # of n: ids 0 .. vocab-1 in tokens and answers
     steps: int  # for `size`; they grow as n squared
     chance: Callable[[int], float] = lambda n: 1 / 2  # of n
     batch: int = 32
     rate: float = 1.0  # multiplies `learn.RATES`
     settings: Mapping[str, Any] = field(default_factory=dict)  # of both models that it compares
+    name_answer: Callable[[int, int], str] = lambda n, answer: str(answer)
+    questions: int = 1  # at the end of a row
 
     def rows(self, rng: Generator, n: int, count: int) -> Rows:
         """`count` rows of size n: tokens [count, T] and answers [count, Q], int32."""
@@ -183,9 +185,10 @@ def two_hops_chance(n):
     return (1 + float(np.mean(1 / (sizes - 2)))) / 2
 
 
-def name_pairs(n, kinds):
-    """Labels of the tokens of a table: n keys, each with one of `kinds` values."""
-    return [f"{key}→{value}" for key in range(n) for value in range(kinds)]
+def name_pairs(n, kinds, *questions):
+    """Labels of a table, n keys, each with one of `kinds` values, and of questions for each key."""
+    pairs = [f"{key}→{value}" for key in range(n) for value in range(kinds)]
+    return pairs + [question.format(key) for question in questions for key in range(n)]
 
 
 def name_digits(n):
@@ -193,14 +196,26 @@ def name_digits(n):
     return [str(digit) for digit in range(n)]
 
 
+def name_lookups(n):
+    """Labels of a table and of questions for three keys, one after the other."""
+    keys = [[str((key + i) % n) for i in range(KEYS_ASKED)] for key in range(n)]
+    return [*name_pairs(n, n), *(",".join(asked) + "?" for asked in keys)]
+
+
+def name_values(n, answer):
+    """The values that one number in base n stands for; see `lookups`."""
+    return ",".join(str(answer // n**i % n) for i in range(KEYS_ASKED))
+
+
 RECALL = Probe(
     "recall",
     "which of two values belongs to a key",
     recall,
     size=12,
-    names=lambda n: name_pairs(n, 2),
+    names=lambda n: name_pairs(n, 2, "{}?"),
     vocab=lambda n: 3 * n,
     chance=recall_chance,
+    questions=QUESTIONS,
     steps=400,
     rate=0.5,
 )
@@ -223,7 +238,8 @@ PROBES = {
             "whether a mark occurred anywhere before, out of sight of a short window",
             occurred,
             size=24,
-            names=lambda n: MARKS[:-1],
+            names=lambda n: [*MARKS[:-1], "a?"],
+            name_answer=lambda n, answer: ("no", "yes")[answer] if answer < 2 else str(answer),
             vocab=lambda n: FILLERS + 2,
             steps=150,
             batch=64,
@@ -234,7 +250,8 @@ PROBES = {
             "which of two marks came last",
             order,
             size=12,
-            names=lambda n: MARKS,
+            names=lambda n: [*MARKS, "last?"],
+            name_answer=lambda n, answer: "ab"[answer] if answer < 2 else str(answer),
             vocab=lambda n: FILLERS + 3,
             steps=600,
             batch=64,
@@ -244,9 +261,11 @@ PROBES = {
             "which values belong to three keys, in that order",
             lookups,
             size=5,
-            names=lambda n: name_pairs(n, n),
+            names=name_lookups,
+            name_answer=name_values,
             vocab=lambda n: n**KEYS_ASKED,
             chance=lambda n: 1 / math.factorial(KEYS_ASKED),
+            questions=QUESTIONS,
             steps=350,
         ),
         Probe(
@@ -254,7 +273,7 @@ PROBES = {
             "the last digit of the sum of three",
             digits,
             size=10,
-            names=name_digits,
+            names=lambda n: [*name_digits(n), "sum?"],
             vocab=lambda n: n + 1,
             chance=lambda n: 1 / n,
             steps=600,
@@ -263,13 +282,15 @@ PROBES = {
         ),
         Probe(
             "two hops",
-            "where that key points to which a key points to",
+            "where a key points, and for half of the questions where THAT key points",
             two_hops,
             size=8,
-            names=lambda n: name_pairs(n, n),
+            names=lambda n: name_pairs(n, n, "{}?", "{}??"),
             vocab=lambda n: n * n + 2 * n,
             chance=two_hops_chance,
+            questions=QUESTIONS,
             steps=1000,
+            rate=2.0,
             settings={"width": 32, "mlp_dim": 16},
         ),
         replace(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,15 +30,15 @@ from ramp.stages import STAGES
 from ramp.text.tokenizer import Tokenizer
 
 SAME_BITS = 0.02  # bits per byte that a rung judged by its cost may be worse
-COSTS = ("cache bytes a token", "FLOPs a token")
+COSTS = ("bytes kept per token", "FLOPs per token")
 
 # What a rung may be measured by: of the result below, and of either one. Lower is better.
 MEASURES = {
     "bits per byte": lambda below, result: result.corpus.bpb_equal,
-    "tokens to the loss below": lambda below, result: count_tokens_to_loss(below, result),
-    "cache bytes a token": lambda below, result: result.corpus.cache,
-    "FLOPs a token": lambda below, result: result.corpus.flops,
-    "attention score": lambda below, result: max(result.probe.score),
+    "tokens to match the rung below": lambda below, result: count_tokens_to_loss(below, result),
+    "bytes kept per token": lambda below, result: result.corpus.cache,
+    "FLOPs per token": lambda below, result: result.corpus.flops,
+    "largest attention score": lambda below, result: max(result.probe.score),
 }
 
 
@@ -104,12 +105,14 @@ class Climb:
         record = load_or_compute(self.rundir.path, name, key, work)
         return CorpusResult(**record)
 
-    def measure_probe(self, rung: Rung, probe: Probe) -> ProbeResult:
-        """Train on a probe. Its first rows are part of the key: a changed probe is another one."""
+    def measure_probe(self, rung: Rung, probe: Probe, **more: Any) -> ProbeResult:
+        """Train on a probe; `more`: settings of the model, over the rung's."""
+        # The probe's first rows are part of the key: a changed probe is another one.
         n = round(probe.size * self.scale)
         rows = [a.tolist() for a in probe.rows(np.random.default_rng(0), n, 4)]
-        key = learn.make_probe_config(rung, probe, n), rows, self.c.seed, learn.SEEDS
-        work = partial(learn.train_probe, rung, probe, n, self.c.seed)
+        config_key = learn.make_probe_config(rung, probe, n, **more)
+        key = config_key, rows, self.c.seed, learn.SEEDS, learn.EXAMPLES
+        work = partial(learn.train_probe, rung, probe, n, self.c.seed, **more)
         name = f"{rung.number:02}-{probe.name.replace(' ', '-')}-{n}"
         record = load_or_compute(self.rundir.path, name, key, work)
         return ProbeResult(**record)
@@ -154,7 +157,11 @@ def climb(c: Config, directory: Path, rungs: list[Rung], scale: float, text: boo
             result = shared.measure(rung, rung.probe)
             # The rung below may have been trained on another probe for its own verdict.
             verdict = judge(rung, below, result)
-            row = page.Row(rung, below, result, verdict)
+            halves = {
+                name: shared.measure_probe(rung, PROBES[rung.probe], **settings)
+                for name, settings in rung.halves.items()
+            }
+            row = page.Row(rung, below, result, verdict, halves)
             rows.append(row)
             print(row.summarize(), flush=True)
         if text:

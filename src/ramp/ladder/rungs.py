@@ -1,12 +1,14 @@
 """The rungs of the ladder, as rungs.toml has them, and which of them stands on which.
 
+What the page and the exercises teach about a rung is in lessons.toml.
+
 To add one, append a table to rungs.toml: `ramp ladder --only N` then trains it and the rung below
 on its probe and on the corpus. If no probe of `ladder/probes.py` isolates what it is for, write one
 there: a function that makes rows, and its chance level.
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,30 @@ from ramp.errors import UserError
 # Fractions of the way from chance to all answers right, for rungs that a probe judges.
 FAIL = 0.25  # the rung below must come no further, with any seed
 PASS = 0.9  # the rung itself must come this far, with every seed
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A typical mistake in an exercise: one line of the solution, as it is written wrongly."""
+
+    line: str
+    wrong: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is taught about a rung; see the head of lessons.toml."""
+
+    fails: str = ""
+    idea: str = ""
+    words: Mapping[str, str] = field(default_factory=dict)
+    predict: str = ""
+    answer: str = ""
+    mechanism: str = ""  # a function of mechanisms.py
+    lines: Sequence[Sequence[str]] = ()
+    pays: str = ""
+    mistakes: Sequence[Mistake] = ()
 
 
 @dataclass(frozen=True)
@@ -31,13 +57,25 @@ class Rung:
     main: bool = True
     motive: str = ""
     train: Mapping[str, Any] = field(default_factory=dict)
+    halves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    lesson: Lesson = Lesson()
 
 
 def read_rungs() -> tuple[Rung, ...]:
     """All rungs, from the bottom up."""
-    text = Path(__file__).with_name("rungs.toml").read_text(encoding="utf-8")
-    rows = tomllib.loads(text)["rung"]
-    return tuple(Rung(number, **row) for number, row in enumerate(rows))
+    lessons = _read_table("lessons.toml")
+    rungs = []
+    for number, row in enumerate(_read_table("rungs.toml")["rung"]):
+        # A rung that somebody has just added has no lesson yet.
+        lesson = lessons.get(row["name"], {})
+        mistakes = [Mistake(**mistake) for mistake in lesson.pop("mistakes", ())]
+        rungs.append(Rung(number, **row, lesson=Lesson(**lesson, mistakes=mistakes)))
+    return tuple(rungs)
+
+
+def _read_table(name):
+    """A TOML file that stands beside this one."""
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 RUNGS = read_rungs()

@@ -1,0 +1,312 @@
+"""`ramp ladder exercise` writes a file with a part missing; `ramp ladder check` says what is wrong.
+
+There is one source: an exercise is the function of `mechanisms.py` without its lines, and a typical
+mistake is that function with one line changed (lessons.toml). An answer that agrees with a changed
+function, or with one that two mistakes have changed, gets the hints of these.
+"""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from ramp.errors import UserError
+from ramp.files import write_atomic
+from ramp.ladder import mechanisms
+from ramp.ladder.rungs import Mistake, Rung, select_rung
+from ramp.user_code import call, load_object
+
+SECONDS = 10.0  # that an answer may take on one input
+TOLERANCE = 1e-6  # of values, relative and absolute
+SLOPE_STEP = 1e-5  # of the numbers that a slope is measured with
+SLOPE_TOLERANCE = 1e-4
+SEEDS = (0, 1, 2)  # of the hidden inputs
+
+EXERCISE = '''"""Exercise {number} of the ladder: {name}.
+
+{story}
+
+Write the lines of `{function}`: its docstring says what goes in and what comes out, the comments
+say what each line is for. Then
+
+    ramp ladder check {file}
+"""
+
+import numpy as np
+from numpy import ndarray
+{helpers}
+EXERCISE = {number}  # which exercise this file answers
+
+
+{blank}'''
+
+
+def draw_inputs(name: str, seed: int) -> list[Any]:
+    """The arguments of a mechanism, drawn at random; their sizes grow with the seed."""
+    rng = np.random.default_rng(seed)
+    # No two of these are equal, so that a size that is taken for another does not fit.
+    T, D, F, H, h = 5 + seed, 9, 11, 2 + seed, 4
+
+    def draw(*shape):
+        return rng.normal(size=shape)
+
+    def draw_heads():
+        width = H * h
+        return (draw(D, width), draw(D, width), draw(D, width), draw(width, D), H)
+
+    def draw_text():
+        return [bytes(rng.integers(97, 101, 40).tolist())]
+
+    inputs = {
+        "unigram_bits": draw_text,
+        "bigram_bits": draw_text,
+        "learn_bigrams": lambda: [draw(5, 5), rng.integers(0, 5, 9), rng.integers(0, 5, 9)],
+        "mix_window": lambda: [draw(T, D), draw(3, D, D)],
+        "mean_of_past": lambda: [draw(T, D), draw(D, h), draw(h, D)],
+        "attend": lambda: [draw(T, D), draw(D, h), draw(D, h), draw(D, h), draw(h, D)],
+        "rotate": lambda: [draw(T, 2 * (seed + 2)), 100.0],
+        "attend_heads": lambda: [draw(T, D), *draw_heads()],
+        "feed_forward": lambda: [draw(T, D), draw(D, F), draw(F, D)],
+        "run_blocks": lambda: [
+            draw(T, D) / 4,
+            [(draw_heads(), (draw(D, F) / 4, draw(F, D) / 4)) for _ in range(2)],
+        ],
+        "rms_norm": lambda: [3 * draw(T, D), draw(D)],
+        "score_normed": lambda: [3 * draw(T, h), 3 * draw(T, h), draw(h), draw(h)],
+        "swiglu": lambda: [draw(T, D), draw(D, F), draw(D, F), draw(F, D)],
+        "attend_groups": lambda: [draw(T, 2 * H, h), draw(T, H, h), draw(T, H, h)],
+        "orthogonalize": lambda: [draw(9 - 2 * seed, 7)],
+        "add_values": lambda: [draw(T, D), draw(T, H, h), draw(T, H, h), draw(3, H)],
+        "mix_embedding": lambda: [draw(T, D), draw(T, D), 0.7, 0.2],
+        "near_mask": lambda: [T + 3, 2 + seed],
+    }
+    return inputs[name]()
+
+
+def split_over_devices(name: str, args: list) -> list[list]:
+    """The arguments as each of two devices has them, whose answers add up; empty: not such a part.
+
+    The way of Shoeybi et al. 2019: columns of the first matrices, rows of the last.
+    """
+    if name in ("feed_forward", "swiglu"):
+        x, *ups, down = args
+        half = len(down) // 2
+        parts = (slice(None, half), slice(half, None))
+        return [[x, *(up[:, part] for up in ups), down[part]] for part in parts]
+    if name == "attend_heads":
+        x, wq, wk, wv, wo, heads = args
+        # Whole heads, not columns: a head on two devices would have to be put together first.
+        width = len(wo) // heads
+        parts = [(slice(None, width), 1), (slice(width, None), heads - 1)]
+        return [[x, wq[:, p], wk[:, p], wv[:, p], wo[p], count] for p, count in parts]
+    return []
+
+
+# Writing
+
+
+def write_exercise(number: int, out: Path | None) -> Path:
+    """Write the file of an exercise; returns its path. Raises `UserError`."""
+    rung = select_exercise(number)
+    path = out or Path(f"exercise-{number}.py")
+    if path.exists():
+        raise UserError(f"{path} is there already; name another file with --out")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}; make it, or name another with --out")
+    function = getattr(mechanisms, rung.lesson.mechanism)
+    fill = partial(textwrap.fill, width=96)
+    # What the solution calls is given.
+    called = set(function.__code__.co_names) & vars(mechanisms).keys() - {"np"}
+    names = ", ".join(sorted(called))
+    text = EXERCISE.format(
+        number=number,
+        name=rung.name,
+        story="\n\n".join(fill(text) for text in (rung.lesson.fails, rung.lesson.idea)),
+        function=function.__name__,
+        file=path,
+        helpers=f"\nfrom ramp.ladder.mechanisms import {names}\n" if names else "",
+        blank=blank_out(function),
+    )
+    write_atomic(path, text)
+    return path
+
+
+def select_exercise(number: int) -> Rung:
+    """The rung whose part is to be written. Raises `UserError` where there is none."""
+    rung = select_rung(number)
+    if not rung.lesson.mechanism:
+        raise UserError(f"rung {number} has no exercise; take one that lessons.toml has")
+    return rung
+
+
+def blank_out(function: FunctionType) -> str:
+    """The source of a function without its lines: the docstring and the comments stay."""
+    head, quotes, body = inspect.getsource(function).rpartition('"""')
+    comments = [line.strip() for line in body.splitlines() if line.strip().startswith("#")]
+    lines = [f"    {comment}" for comment in comments]
+    lines.append('    raise NotImplementedError("write this function")')
+    return head + quotes + "\n" + "\n".join(lines) + "\n"
+
+
+# Checking
+
+
+def check_answer(path: Path) -> tuple[Rung, list[str]]:
+    """The rung that a file answers, and what is wrong with it: nothing, if it is right.
+
+    The file is run, with the rights of whoever runs this. Raises `UserError` where it fails.
+    """
+    number = load_object(f"{path}:EXERCISE", "ladder check", int)
+    rung = select_exercise(number)
+    name = rung.lesson.mechanism
+    answer = load_object(f"{path}:{name}", "ladder check", FunctionType)
+    solution = getattr(mechanisms, name)
+    run = partial(call, answer, seconds=SECONDS, what=name)
+    cases = [draw_inputs(name, seed) for seed in SEEDS]
+    got = []
+    for args in cases:
+        given = copy_arrays(args)
+        got.append(run(*given))
+        if not _agree([given], [args]):
+            changed = "it changes an array that it was given: write `x = x + y`, not `x += y`"
+            return rung, [changed]
+    wanted = [solution(*args) for args in cases]
+    if not _agree(got, wanted):
+        return rung, explain(rung, cases, got, wanted)
+    return rung, _check_slopes(run, solution, cases) + _check_split(name, run, cases, wanted)
+
+
+def explain(rung: Rung, cases: list[list], got: list, wanted: list) -> list[str]:
+    """Why answers are not those that are wanted: hints of one or two mistakes, or where they part.
+
+    rung: whose mechanism it is; cases: the arguments; got and wanted: an answer for each.
+    """
+    for count in (1, 2):
+        for mistakes in combinations(rung.lesson.mistakes, count):
+            wrong = make_mistakes(rung.lesson.mechanism, mistakes)
+            if wrong and _agree(got, _run_quietly(wrong, cases)):
+                return [mistake.hint for mistake in mistakes]
+    return [next(_find_differences(got[0], wanted[0]), "it is right for some sizes, not for all")]
+
+
+def make_mistakes(name: str, mistakes: tuple[Mistake, ...]) -> Callable | None:
+    """The mechanism with these lines changed; None where one mistake has no place for another."""
+    source = inspect.getsource(getattr(mechanisms, name))
+    for mistake in mistakes:
+        if mistake.line not in source:
+            return None
+        source = source.replace(mistake.line, mistake.wrong)
+    namespace = dict(vars(mechanisms))
+    exec(source, namespace)
+    return namespace[name]
+
+
+def copy_arrays(value: Any) -> Any:
+    """A copy of arguments: arrays in lists and tuples, and what else there is."""
+    if isinstance(value, list | tuple):
+        return type(value)(copy_arrays(part) for part in value)
+    return value.copy() if isinstance(value, np.ndarray) else value
+
+
+def _run_quietly(function, cases):
+    """The answers of a wrong function: nothing at all where it fails."""
+    try:
+        with np.errstate(all="ignore"):
+            return [function(*copy_arrays(args)) for args in cases]
+    except (ValueError, IndexError):
+        return []
+
+
+def _agree(ones, others):
+    """Whether two lists of arrays, numbers or lists of these are equal, shapes too."""
+    if len(ones) != len(others):
+        return False
+    for one, other in zip(ones, others, strict=True):
+        if isinstance(other, list | tuple):
+            same = isinstance(one, list | tuple) and _agree(one, other)
+        elif isinstance(other, bytes):
+            same = one == other
+        else:
+            one, other = np.asarray(one), np.asarray(other)
+            same = one.shape == other.shape and one.dtype.kind in "bif"
+            same = same and np.allclose(one, other, TOLERANCE, TOLERANCE, equal_nan=True)
+        if not same:
+            return False
+    return True
+
+
+def _find_differences(got, wanted) -> Iterator[str]:
+    """How an answer that no mistake of the list explains differs, the most telling thing first."""
+    if isinstance(wanted, tuple):
+        if not isinstance(got, tuple) or len(got) != len(wanted):
+            yield f"it must return {len(wanted)} things, as the docstring says"
+            return
+        for pair in zip(got, wanted, strict=True):
+            yield from _find_differences(*pair)
+        return
+    if got is None:
+        yield "it returns nothing: end with `return`"
+    got, wanted = np.asarray(got), np.asarray(wanted)
+    if got.shape != wanted.shape:
+        yield f"it returns an array of shape {got.shape}; for these inputs it is {wanted.shape}"
+    elif got.dtype.kind not in "bif":
+        yield f"it returns an array of {got.dtype}, not of numbers"
+    elif np.isnan(got).any():
+        yield "some numbers are nan: something is divided by zero, or minus infinity taken off"
+    else:
+        yield from _find_first(got, wanted)
+
+
+def _find_first(got, wanted):
+    """The first number that is wrong, if there is one."""
+    is_wrong = ~np.isclose(got, wanted, TOLERANCE, TOLERANCE)
+    if not is_wrong.any():
+        return
+    # Of a single number it is ().
+    place = tuple(int(i) for i in np.argwhere(is_wrong)[0])
+    where = f"at {list(place)} " if place else ""
+    yield (
+        f"it is right for {np.mean(~is_wrong):.0%} of the numbers; the first wrong one {where}is "
+        f"{got[place]:.4g}, and should be {wanted[place]:.4g}"
+    )
+
+
+def _check_slopes(answer, solution, cases):
+    """Whether an answer changes as the solution does when its first argument is changed a little.
+
+    A function that rounds, or takes the values of its inputs apart, has the values but learns
+    nothing.
+    """
+    first = cases[0][0]
+    if not isinstance(first, np.ndarray):
+        return []
+    rng = np.random.default_rng(3)
+    step = SLOPE_STEP * rng.normal(size=first.shape)
+
+    def slope(function):
+        ends = [function(first + side * step, *copy_arrays(cases[0][1:])) for side in (1, -1)]
+        # Of a loss with its gradient, the loss.
+        ends = [end[0] if isinstance(end, tuple) else end for end in ends]
+        return (np.asarray(ends[0], float) - np.asarray(ends[1], float)) / (2 * SLOPE_STEP)
+
+    if np.allclose(slope(answer), slope(solution), SLOPE_TOLERANCE, SLOPE_TOLERANCE):
+        return []
+    return ["its values are right, its gradient is not: something is rounded or made an integer"]
+
+
+def _check_split(name, answer, cases, wanted):
+    """Whether the answers of two devices that share the weights add up to the whole one."""
+    for args, whole in zip(cases, wanted, strict=True):
+        parts = split_over_devices(name, args)
+        if parts and not _agree([sum(answer(*part) for part in parts)], [whole]):
+            return [
+                "with its weights split over two devices the answers do not add up: take sizes "
+                "from the arrays you are given, not from elsewhere"
+            ]
+    return []

@@ -1,0 +1,144 @@
+"""What the page says of one rung besides its figures: the failure, the words, the code."""
+
+import importlib
+import inspect
+import re
+import textwrap
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ramp.ladder import mechanisms
+from ramp.ladder.learn import ProbeResult
+from ramp.ladder.probes import Probe
+from ramp.ladder.rungs import Lesson
+from ramp.reporting import html
+from ramp.reporting.html import Html
+
+STRONGEST = 4  # attention heads that are shown of a model
+SHADE = 55  # percent of colour behind a weight of 1: text on it can still be read
+LEAST_SHOWN = 0.03  # a weight below is shown by its colour alone
+
+
+def prose(text: str) -> Html:
+    """A paragraph in which `this` is code."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip()))
+    return Html(f"<p>{marked}</p>")
+
+
+def fold(title: str, *parts: str) -> Html:
+    """Parts that are shown when their title is clicked."""
+    summary = html.escape(title)
+    return Html(f"<details><summary>{summary}</summary>{''.join(parts)}</details>")
+
+
+def write_code(source: str) -> Html:
+    """Python as it stands, moved sideways where it is wider than the page."""
+    return Html(f'<pre class="code">{html.escape(source, limit=20_000)}</pre>')
+
+
+def chips(labels: Sequence[str], weights: ArrayLike = ()) -> Html:
+    """The tokens of a row side by side; weights from 0 to 1 colour them, large ones in percent."""
+    fractions = np.asarray(weights, float)
+    written = ""
+    for i, label in enumerate(labels):
+        weight = fractions[i] if fractions.size else 0.0
+        shade = f"color-mix(in srgb, var(--main) {SHADE * weight:.0f}%, transparent)"
+        number = f"<small>{weight:.0%}</small>" if weight >= LEAST_SHOWN else ""
+        written += f'<span style="background:{shade}">{html.escape(label)}{number}</span>'
+    return Html(f'<div class="chips">{written}</div>')
+
+
+def render_failure(
+    probe: Probe, number: int, below: ProbeResult, this: ProbeResult
+) -> tuple[list[Html], int]:
+    """A row that the rung below gets wrong and this one right, and which of the rows it is."""
+    examples = list(zip(this.asked, this.said, below.said, strict=True))
+    telling = [i for i, (asked, said, lower) in enumerate(examples) if said == asked != lower]
+    chosen = telling[0] if telling else 0
+    asked, said, lower = (probe.name_answer(this.n, answer) for answer in examples[chosen])
+    row, _ = name_row(probe, this, chosen)
+    says = f"Right: {asked}. The rung below says {lower}; rung {number} says {said}."
+    return [
+        prose(f"The probe asks {probe.asks}. One of its rows:"),
+        chips(row),
+        prose(says),
+    ], chosen
+
+
+def name_row(probe: Probe, result: ProbeResult, chosen: int) -> tuple[list[str], list[int]]:
+    """Labels of what a row shows and of its last question, and their places in the row.
+
+    Questions that come before the last one have nothing to do with it.
+    """
+    row = result.rows[chosen]
+    names = probe.names(result.n)
+    count = len(row) - probe.questions
+    places = [*range(count), len(row) - 1]
+    return [names[row[i]] for i in places], places
+
+
+def render_attention(probe: Probe, result: ProbeResult, chosen: int) -> list[Html]:
+    """Where the heads that decide most look from the last question of a row."""
+    row, places = name_row(probe, result, chosen)
+    weights_lht = np.array(result.attention[chosen])[:, :, places]
+    # A head that looks at the question itself has found nothing in the row.
+    decided_lh = weights_lht[:, :, :-1].max(axis=-1)
+    strongest = np.sort(np.argsort(-decided_lh, axis=None, kind="stable")[:STRONGEST])
+    blocks, heads = np.unravel_index(strongest, decided_lh.shape)
+    of = f"the {STRONGEST} of {decided_lh.size} heads that look most sharply"
+    which = of if decided_lh.size > STRONGEST else "each head"
+    note = (
+        f"From the question, the last token: how much of its weight {which} puts on each token of "
+        "this row. The more colour, the more weight; the scale:"
+    )
+    scale = np.linspace(0, 1, 5)
+    parts = [html.heading("Where it looks"), html.remark(note), chips([" "] * len(scale), scale)]
+    for block, head in zip(blocks, heads, strict=True):
+        parts.append(html.remark(f"block {block + 1}, head {head + 1}"))
+        parts.append(chips(row, weights_lht[block, head]))
+    return parts
+
+
+def render_story(lesson: Lesson) -> list[Html]:
+    """The idea, what to think about first, and the words."""
+    parts = [html.heading("The idea"), prose(lesson.idea)]
+    if lesson.predict:
+        parts.append(fold(f"Before you read on: {lesson.predict}", prose(lesson.answer)))
+    if lesson.words:
+        parts += [html.heading("Words"), html.table(("word", "meaning"), lesson.words.items())]
+    return parts
+
+
+def render_code(lesson: Lesson, number: int) -> list[Html]:
+    """The mechanism, which anybody can run, and the lines of the model that make it."""
+    parts = []
+    if lesson.mechanism:
+        source = inspect.getsource(getattr(mechanisms, lesson.mechanism))
+        run = (
+            f"from ramp.ladder.mechanisms import {lesson.mechanism}. To write it yourself: "
+            f"ramp ladder exercise {number}, then ramp ladder check exercise-{number}.py"
+        )
+        parts += [html.heading("The mechanism, to run"), write_code(source)]
+        parts.append(html.remark(run))
+    excerpts = [write_code(read_lines(*line)) for line in lesson.lines]
+    if excerpts:
+        names = ", ".join(f"{module}.{name}" for module, name, *_ in lesson.lines)
+        parts.append(fold(f"The lines of the model: {names}", *excerpts))
+    return parts
+
+
+def read_lines(module: str, name: str, start: str = "", end: str = "") -> str:
+    """The source of a function or class, or its lines from `start` to before `end`.
+
+    Both are how a line begins.
+    """
+    source = inspect.getsource(getattr(importlib.import_module(module), name))
+    if not start:
+        return source
+    lines = source.splitlines()
+    begins = [line.strip() for line in lines]
+    first = next(i for i, line in enumerate(begins) if line.startswith(start))
+    last = next(i for i, line in enumerate(begins) if i > first and line.startswith(end))
+    return textwrap.dedent("\n".join(lines[first:last]))

@@ -1,0 +1,147 @@
+"""Exercises are written from the one source, and what is wrong with an answer is said."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from ramp.cli import main
+from ramp.ladder import exercises, lesson, mechanisms
+from ramp.ladder.rungs import RUNGS, rung_below
+
+ALL = [(rung, mistake) for rung in RUNGS for mistake in rung.lesson.mistakes]
+
+
+def write(tmp_path, rung, line="", wrong=""):
+    """An answer: the solution with one line changed, in the file that the exercise comes as."""
+    path = exercises.write_exercise(rung.number, tmp_path / "answer.py")
+    function = getattr(mechanisms, rung.lesson.mechanism)
+    source = inspect.getsource(function)
+    assert not line or line in source
+    text = path.read_text()
+    blank = exercises.blank_out(function)
+    assert blank in text and "NotImplementedError" in blank
+    path.write_text(text.replace(blank, source.replace(line, wrong)))
+    return path
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_the_solution_is_right(rung, tmp_path, capsys):
+    assert main(["ladder", "check", str(write(tmp_path, rung))]) == 0
+    assert capsys.readouterr().out.startswith(f"right: rung {rung.number}, ")
+
+
+@pytest.mark.parametrize(("rung", "mistake"), ALL, ids=lambda x: getattr(x, "hint", "")[:40])
+def test_a_typical_mistake_gets_its_hint(rung, mistake, tmp_path, capsys):
+    path = write(tmp_path, rung, mistake.line, mistake.wrong)
+    assert main(["ladder", "check", str(path)]) == 1
+    assert capsys.readouterr().out == f"not yet: {mistake.hint}\n"
+
+
+def test_two_mistakes_at_once(tmp_path, capsys):
+    rung = RUNGS[5]
+    path = write(tmp_path, rung, " / np.sqrt(q.shape[1])", "")
+    text = path.read_text().replace("np.where(future, -np.inf, scores)", "scores")
+    path.write_text(text)
+    assert main(["ladder", "check", str(path)]) == 1
+    told = capsys.readouterr().out
+    assert "the mask is missing" in told and "the scale is missing" in told
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence", "code"),
+    [
+        ("return x", "the first wrong one at [0, 0] is", 1),
+        ("x @ wq", "it returns nothing", 1),
+        ("return (x @ wv @ wo)[:1]", "of shape (1, 9)", 1),
+        ("return np.full(x.shape, np.nan)", "nan", 1),
+        ("return 'five'", "of shape ()", 1),
+        ("x += 1\n    return x", "write `x = x + y`", 1),
+        ("return x @ nonsense", "NameError: name 'nonsense' is not defined; mend it", 2),
+        ("import time; time.sleep(20)", "has not returned after", 2),
+        ("return (", "SyntaxError", 2),
+    ],
+)
+def test_what_nobody_thought_of(body, sentence, code, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "SECONDS", 0.3)
+    path = exercises.write_exercise(5, tmp_path / "mine.py")
+    text = path.read_text()
+    path.write_text(text.replace('raise NotImplementedError("write this function")', body))
+    assert main(["ladder", "check", str(path)]) == code
+    said = capsys.readouterr()
+    assert sentence in said.out + said.err
+
+
+def test_values_without_a_gradient(tmp_path, capsys):
+    """Rounded so little that values agree; training could not follow such a slope."""
+    path = write(tmp_path, RUNGS[10], "x / size * gain", "(x / size * gain).round(7)")
+    text = path.read_text().replace(".round(7)", ".astype(np.float32).astype(float)")
+    path.write_text(text)
+    main(["ladder", "check", str(path)])
+    assert "its gradient is not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [7, 8, 12])
+def test_sizes_that_are_not_taken_from_the_arrays(number, tmp_path, capsys):
+    """Right for whole weights; half of them, as one of two devices has, do not fit."""
+    rung = RUNGS[number]
+    path = write(tmp_path, rung)
+    last = "assert wq.shape[1] % 8 == 0" if number == 7 else "assert w_up.shape[1] == 11"
+    text = path.read_text()
+    end = text.rindex("    return ")
+    path.write_text(f"{text[:end]}    {last}\n{text[end:]}")
+    assert main(["ladder", "check", str(path)]) != 0
+    assert "AssertionError" in capsys.readouterr().err
+
+
+def test_an_exercise_is_never_written_over_a_file(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("mine")
+    assert main(["ladder", "exercise", "5", "--out", str(tmp_path / "mine.py")]) == 2
+    assert "is there already; name another file with --out" in capsys.readouterr().err
+    assert (tmp_path / "mine.py").read_text() == "mine"
+    # The remedy works.
+    assert main(["ladder", "exercise", "5", "--out", str(tmp_path / "other.py")]) == 0
+
+
+@pytest.mark.parametrize("words", [("99",), ("-1",), ("5", "--out", "/nowhere/at/all.py")])
+def test_refusals(words, capsys):
+    assert main(["ladder", "exercise", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_file_is_python_that_stands_alone(tmp_path):
+    for rung in RUNGS:
+        path = exercises.write_exercise(rung.number, tmp_path / f"{rung.number}.py")
+        text = path.read_text()
+        assert max(map(len, text.splitlines())) <= 100
+        compile(text, path, "exec")
+
+
+# Lessons
+def test_every_rung_has_its_lesson():
+    for rung in RUNGS:
+        taught = rung.lesson
+        assert taught.fails and taught.idea and taught.pays and taught.mechanism and taught.lines
+        for line in taught.lines:
+            assert len(lesson.read_lines(*line).splitlines()) > 1
+        if 3 <= rung.number <= 11:
+            assert len(taught.mistakes) >= 4
+
+
+def test_a_word_is_explained_before_it_is_used():
+    """The words of the note that nobody understood stand in the lesson where they are new."""
+    known = set()
+    for rung in RUNGS:
+        known |= {word.split(" (")[0] for word in rung.lesson.words}
+        if rung_below(rung) and rung.number == 5:
+            assert {"token", "loss", "bits per byte", "embedding", "softmax", "query"} <= known
+    assert len(known) > 40
+
+
+def test_inputs_tell_sizes_apart():
+    """T, D, F and the width of heads differ, so that one taken for another does not fit."""
+    for seed in exercises.SEEDS:
+        x, wq, *_ = exercises.draw_inputs("attend_heads", seed)
+        _, up, _ = exercises.draw_inputs("feed_forward", seed)
+        assert len({*x.shape, wq.shape[1], up.shape[1]}) == 4
+        assert np.isfinite(x).all()
