@@ -228,6 +228,8 @@ class Train:
     """steps between two checkpoints; 0: by rule a fifth of all"""
     num_samples: Annotated[int, Range(low=0), EXECUTION] = 2
     """prompts or questions answered at each evaluation"""
+    profile_steps: Annotated[int, Range(low=0), EXECUTION] = 0
+    """steps, from the second of a start on, whose trace goes to the page Profile of TensorBoard"""
 
 
 @dataclass(frozen=True)

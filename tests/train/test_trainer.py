@@ -493,3 +493,13 @@ def test_template_is_the_state_it_stands_for():
         assert (a.shape, a.dtype) == (b.shape, b.dtype) and a.sharding.is_equivalent_to(
             b.sharding, a.ndim
         )
+
+
+@pytest.mark.parametrize("steps", [3, 50])  # 50: more than there are
+def test_a_trace_of_some_steps_is_where_tensorboard_looks_for_it(tmp_path, steps):
+    plain = toy_fit(tmp_path / "plain")
+    traced = toy_fit(tmp_path / "traced", replace(TOY, profile_steps=steps))
+    assert_same(traced.params, plain.params)
+    assert not list((tmp_path / "plain").rglob("*.xplane.pb"))
+    (trace,) = (tmp_path / "traced/tb/toy/plugins/profile").glob("*/*.xplane.pb")
+    assert trace.stat().st_size > 1000

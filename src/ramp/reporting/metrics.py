@@ -84,6 +84,7 @@ class MetricWriter:
 
     def __init__(self, run_dir: Path, stage: str, start_step: int = 0, enabled: bool = True):
         self.stage = stage
+        self.folder = run_dir / "tb" / stage
         self.enabled = enabled
         self._last_step = start_step
         self._steps: dict[str, int] = {}  # tag -> the last step at which it was drawn
@@ -92,7 +93,7 @@ class MetricWriter:
         run_dir.mkdir(parents=True, exist_ok=True)
         self._metrics = self._open(run_dir / "metrics.jsonl", start_step)
         self._samples = self._open(run_dir / "samples.jsonl", start_step)
-        self._events = _new_event_file(run_dir / "tb" / stage)
+        self._events = _new_event_file(self.folder)
         start = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(wall_time=time.time(), step=start_step, session_log=start))
         # In the events of every stage: TensorBoard shows one of layouts that are equal.

@@ -40,6 +40,7 @@ from ramp.train.guard import MAX_RECOVERIES, find_trusted, init_guard
 from ramp.train.mesh import ROWS, compiler_options, shard_batch
 from ramp.train.preemption import Preempted, Preemption
 from ramp.train.processes import is_writer
+from ramp.train.profile import Profile
 from ramp.train.progress import Show, show_progress
 from ramp.train.restore import (
     init_template,
@@ -353,6 +354,7 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
                 run.leave(first)
 
         reader = MetricReader(run, show, first, clock.busy)
+        profile = Profile(run.writer.folder, t.profile_steps)
         pending: Metrics | None = None  # of the step before, still on the device
         score = None  # of the step before, if it was evaluated
         proven: int | None = None  # the last step that was seen to be good
@@ -367,7 +369,9 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
                 # From here on there are steps to save before leaving.
                 unsaved.enter_context(stop)
                 unsaved.enter_context(watch.switch(True))
+                unsaved.callback(profile.end)
             else:
+                profile.begin()
                 try:
                     with clock("step"):
                         state, metrics = step(state, batch)
@@ -377,6 +381,7 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
                         proven = reader.judge(done - 1, pending, state)
                     run.save(state, done - 1, score, proven)
                     run.leave(done - 1)
+            profile.count(metrics)
             score = None  # of this step
             # While the device is busy with this step, look at the one before.
             with clock("step"):
