@@ -95,6 +95,15 @@ def test_splash_equals_xla(case):
     tiny.assert_trees_close(got, want, 1e-4, 1e-4)
 
 
+@pytest.mark.parametrize("window", [100, 257, 384])
+def test_splash_takes_a_window_that_is_not_known_when_it_is_compiled(window):
+    """Three blocks of 128, of which a window of 100 leaves two a row."""
+    arrays = inputs(B=1, T=384, H=1, K=1, h=64)
+    want = call("xla", arrays, window, True)
+    got = call("splash", arrays, np.int32(window), True)
+    tiny.assert_trees_close(got, want, 1e-4, 1e-4)
+
+
 def test_xla_is_the_same_split_over_devices():
     q, k, v, do, segments = inputs(B=4)
     want = call("xla", (q, k, v, do, segments), 5, True)

@@ -109,6 +109,8 @@ ENTRY %main (x: bf16[8,8]) -> f32[8,8] {
   %y = f32[8,8]{1,0} fusion(%x), kind=kOutput, calls=%multiply, backend_config={"estimated_cycles":"1000"}
   %z = f32[8,8]{1,0} fusion(%y), kind=kLoop, calls=%turn, backend_config={"estimated_cycles":"200"}
   %rows = f32[64,8]{1,0} fusion(%table, %ids), kind=kCustom, calls=%pick
+  %heads.1 = bf16[8,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"
+  %splash.1 = bf16[8,8]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"
   %sorted = s32[64]{0:T(128)S(1)} sort(%ids), dimensions={0}, to_apply=%skip
   %maybe = f32[8,8]{1,0} conditional(%i, %z, %z), branch_computations={%narrow, %wide}
   ROOT %guarded = f32[8,8]{1,0} conditional(%i, %maybe, %maybe), true_computation=%narrow, false_computation=%skip
@@ -124,6 +126,11 @@ def test_work_is_told_apart_and_lookups_count():
     assert work[hlo.LOOKUPS].cycles == 0
     rows = 100 * 8 * 4 + 64 * 8 * 4
     assert work[hlo.LOOKUPS].bytes == rows + 6 * 7 / 2 * 2 * 64 * 4
+
+
+def test_kernels_before_and_behind_attention_count_by_what_they_move():
+    """One reads and writes 64 numbers of two bytes; the time of attention itself comes from its FLOPs."""
+    assert hlo.sum_work(KINDS)[hlo.REST].bytes == 2 * 64 * 2
 
 
 def test_of_a_conditional_the_costlier_branch_counts_once():

@@ -18,24 +18,33 @@ from ramp.model.linear import ROWS, platform
 
 BLOCK = 128  # queries at a time in the reference; on two CPU cores it beat 32, 64 and rows of 256
 MASKED = -1e30  # finite, so that a row with every key masked gives a mean instead of NaN
+PLACE_BITS = 15  # of a query's place; its window is in the bits above
+MAX_WINDOWED = 1 << PLACE_BITS  # tokens of a row
 KERNEL_BLOCK = 128  # the kernels take rows of a multiple of so many tokens
 
 
 def attention(q_bthd, k_btkd, v_btkd, *, window=None, segments_bt=None, backend="xla"):
     """Return [B, T, H, h] in q's dtype; q_bthd: [B, T, H, h]; k_btkd, v_btkd: [B, T, K, h].
 
-    window: how far back a token attends, itself included (static), or None for all.
+    window: how far back a token attends, itself included, or None for all. It is static, but where
+    `runs_splash` it may be traced, as in a loop over layers that differ.
     segments_bt: int32; tokens of different segments do not attend to each other.
     backend: "xla" anywhere, "splash" on TPU, "cudnn" on GPU. These two want T in blocks of 128, so
     shorter prompts and rollouts take the plain way on any device.
     """
-    fits = q_bthd.shape[1] % KERNEL_BLOCK == 0
-    if backend == "splash" and fits:
+    T = q_bthd.shape[1]
+    fits = T % KERNEL_BLOCK == 0
+    if runs_splash(backend, T, window):
         # Splash itself names what its own derivative needs, its output included.
         return _splash(q_bthd, k_btkd, v_btkd, window, segments_bt)
     attend = _cudnn if backend == "cudnn" and fits else _xla
     # The name is what `remat` refers to when it saves attention for the backward pass.
     return checkpoint_name(attend(q_bthd, k_btkd, v_btkd, window, segments_bt), "attn")
+
+
+def runs_splash(backend: str, T: int, window: object = None) -> bool:
+    """Whether rows of T tokens go through the TPU's kernel."""
+    return backend == "splash" and T % KERNEL_BLOCK == 0 and (window is None or T <= MAX_WINDOWED)
 
 
 # ---------------------------------------------------------------------------------------- reference
@@ -51,7 +60,7 @@ def _xla(q_bthd, k_btkd, v_btkd, window, segments_bt):
     dot = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def attend(start, end):
-        first = 0 if window is None else max(0, start - window + 1)
+        first = max(0, start - window + 1) if isinstance(window, int) else 0
         t = slice(start, end)
         s = slice(first, end)
         q = q_bkgth[:, :, :, t]
@@ -123,11 +132,26 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
         block_kv_dq=block,
     )
     mask = masks.CausalMask((T, T))
-    if window is not None:
-        recent = masks.LocalMask((T, T), window_size=(window - 1, 0), offset=0)
-        mask = masks.LogicalAnd(mask, recent)
 
-    def run(q, k, v, segments):
+    def look_back(causal, reach):
+        """The causal kernel for a window, whose size comes with the places of its queries."""
+        rows, columns = jnp.indices((T // block, T // block))
+        # The nearest key of the block's is not too far from its query.
+        is_near = (rows - columns - 1) * block + 1 < reach
+        places = (reach << PLACE_BITS) + jnp.arange(T)
+
+        def limit(info):
+            block_mask = jnp.where(is_near, info.block_mask, 0)
+            return info._replace(block_mask=block_mask, q_sequence=places)
+
+        def is_visible(t, s):
+            return visible_mask(t & (MAX_WINDOWED - 1), s, t >> PLACE_BITS)
+
+        infos, settings = causal.tree_flatten()
+        settings = settings | {"mask_function": is_visible}
+        return kernel.SplashAttentionKernel(*map(limit, infos), **settings)
+
+    def run(q, k, v, segments, reach):
         # One device's part: q [b, k, g, T, h], k and v [b, k, T, h], segments [b, T] or None.
         call = kernel.make_splash_mqa_single_device(
             masks.MultiHeadMask([mask] * q.shape[2]),
@@ -135,6 +159,8 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
             interpret=interpret,
             residual_checkpoint_name="attn",
         )
+        if reach is not None:
+            call = look_back(call, reach)
         ids = None
         if segments is not None:
             ids = kernel.SegmentIds(q=segments, kv=segments)
@@ -143,10 +169,11 @@ def _splash(q_bthd, k_btkd, v_btkd, window, segments_bt, interpret=None):
         return over_rows(q, k, v, ids)
 
     heads = P(ROWS, "model")
+    reach = None if window is None else jnp.minimum(window, T)
     segment_spec = None if segments_bt is None else P(ROWS)
-    in_specs = (heads, heads, heads, segment_spec)
+    in_specs = (heads, heads, heads, segment_spec, None if reach is None else P())
     sharded = jax.shard_map(run, in_specs=in_specs, out_specs=heads, check_vma=False)
-    o_bkgth = sharded(*_heads_first(q_bthd, k_btkd, v_btkd), segments_bt)
+    o_bkgth = sharded(*_heads_first(q_bthd, k_btkd, v_btkd), segments_bt, reach)
     return _heads_last(o_bkgth).astype(q_bthd.dtype)
 
 

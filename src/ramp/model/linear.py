@@ -119,14 +119,15 @@ def gather_weight(w_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
 def scatter_grad(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
     """Inside shard_map: sum a weight's gradient over all devices; each keeps its part."""
     if "data" in spec:
+        # libtpu leaves the second stage a scatter only along rows; the product is written turned.
+        is_turned = platform() == "tpu" and spec.index("data") == 1
+        dw_df = dw_df.T if is_turned else dw_df
+        axis = 0 if is_turned else spec.index("data")
         for groups in scatter_groups(jax.lax.axis_size("data")):
             dw_df = jax.lax.psum_scatter(
-                dw_df,
-                "data",
-                scatter_dimension=spec.index("data"),
-                axis_index_groups=groups,
-                tiled=True,
+                dw_df, "data", scatter_dimension=axis, axis_index_groups=groups, tiled=True
             )
+        dw_df = dw_df.T if is_turned else dw_df
     return jax.lax.psum(dw_df, "replica").astype(dtype)
 
 

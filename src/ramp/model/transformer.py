@@ -35,10 +35,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
-from ramp.model.attention import attention
+from ramp.model.attention import attention, runs_splash
+from ramp.model.heads import enter_heads, fits, leave_heads
 from ramp.model.linear import ROWS, linear, platform, trace_shapes
 
 SHARP = 300.0  # of a fixed window: the token aimed at outweighs its neighbours by e^20 or more
@@ -126,6 +128,11 @@ def scale_frequencies(c: Model) -> tuple[np.ndarray, float]:
     return scaled.astype(np.float32), float(magnitude)
 
 
+def whole_angles(cos: jax.Array, sin: jax.Array) -> list[jax.Array]:
+    """Return cos and sin of both halves of a head, [..., h]: the lanes of a TPU are full."""
+    return [jnp.concatenate([cos, cos], axis=-1), jnp.concatenate([-sin, sin], axis=-1)]
+
+
 def rope(x_bthd: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotate the two halves of each head: the half-split order of Qwen and Llama.
 
@@ -133,9 +140,7 @@ def rope(x_bthd: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """
     x = x_bthd.astype(jnp.float32)
     x1, x2 = jnp.split(x, 2, axis=-1)
-    # Products over whole heads, not over halves: the lanes of a TPU are full.
-    cos = jnp.concatenate([cos, cos], axis=-1)[..., None, :]
-    sin = jnp.concatenate([-sin, sin], axis=-1)[..., None, :]
+    cos, sin = (a[..., None, :] for a in whole_angles(cos, sin))
     return (x * cos + jnp.concatenate([x2, x1], axis=-1) * sin).astype(x_bthd.dtype)
 
 
@@ -224,6 +229,56 @@ def add_bias(block: nn.Module, name: str, y_nf: jax.Array) -> jax.Array:
     return y_nf + bias_f.astype(y_nf.dtype)
 
 
+def split_heads(c: Model, T: int, x: jax.Array, weight=None, turn=None) -> jax.Array:
+    """Return [B, T, H, h] of rows of all heads [B*T, H*h], normed with weight [h] and turned.
+
+    turn: cos and sin, or None. Queries and keys that are not learned come as [B, T, H, h].
+    """
+    h = c.head_dim
+    if x.ndim == 2 and enters_kernel(c, T) and (turn is None or turn[0].ndim == 2):
+        whole = turn and whole_angles(*turn)
+        return jnp.swapaxes(enter_heads(x, weight, whole, (T, h), c.norm_eps), 1, 2)
+    if x.ndim == 2:
+        shape = (x.shape[0] // T, T, x.shape[1] // h, h)
+        x = jax.lax.reshape(x, shape, out_sharding=P(ROWS, None, "model"))
+    x = x if weight is None else rms_norm(x, weight, c.norm_eps)
+    return rope(x, *turn) if turn else x
+
+
+def join_heads(c: Model, o_bthd: jax.Array) -> jax.Array:
+    """Return rows of all heads, [B*T, H*h], of attention's output."""
+    B, T, H, h = o_bthd.shape
+    if enters_kernel(c, T):
+        return leave_heads(jnp.swapaxes(o_bthd, 1, 2), (T, h))
+    return jax.lax.reshape(o_bthd, (B * T, H * h), out_sharding=P(ROWS, "model"))
+
+
+def enters_kernel(c: Model, T: int) -> bool:
+    """Whether heads go in and out of a TPU's attention kernel by kernels of their own."""
+    return attention_backend(c) == "splash" and fits(c.head_dim, T)
+
+
+def look_up_values(block: nn.Module, y_nd: jax.Array, tokens_bt: jax.Array) -> jax.Array:
+    """Return what values gain, [N, K*h]: a gated row of the layer's own table for each token.
+
+    ResFormer (Zhou et al. 2024). y_nd: the input of attention, which opens the gates.
+    """
+    c = block.c
+    K, h = c.num_kv_heads, c.head_dim
+    table_init = normal_init(c.width**-0.5, P("model", "data"))
+    table = block.param("value_table", table_init, (c.vocab_size, K * h))
+    read = min(VALUE_GATE_DIM, c.width)
+    gate = block.param("value_gate", normal_init(0.02, P()), (read, K))
+    # A head's gate is worked out for each of its channels: rows of all heads keep their layout.
+    logit_nf = y_nd[:, :read].astype(jnp.float32) @ jnp.repeat(gate, h, axis=1)
+    fraction_nf = (2 * jax.nn.sigmoid(logit_nf)).astype(y_nd.dtype)
+    rows_btf = lookup_rows(table, tokens_bt, y_nd.dtype)
+    rows_nf = jax.lax.reshape(rows_btf, logit_nf.shape, out_sharding=P(ROWS))
+    # What travels between devices is not asked for again by the backward pass.
+    rows_nf = checkpoint_name(rows_nf, "values")
+    return jax.reshard(fraction_nf * rows_nf, P(ROWS, "model"))
+
+
 class Block(nn.Module):
     """Attention, then a feed-forward network, each added to the residual stream.
 
@@ -253,8 +308,8 @@ class Block(nn.Module):
             w_df = self.param(name, normal_init(D**-0.5, column), (D, width))
             return add_bias(self, name, linear(y_nd, w_df, "out"))
 
-        def split_heads(y_nf, count):
-            return jax.lax.reshape(y_nf, (B, T, count, h), out_sharding=P(ROWS, None, "model"))
+        def head_norm(name):
+            return self.param(name, constant_init(1.0), (h,)) if c.qk_norm else None
 
         def add_output(x_nd, y_nf, name, norm_name):
             # From zero, so that a new block changes nothing: the stream begins as the embedding.
@@ -273,30 +328,18 @@ class Block(nn.Module):
         # Attention.
         y_nd = norm(x_nd, "attn_norm")
         if c.token_mixer == "attention":
-            q_bthd = split_heads(project(y_nd, "wq", H * h), H)
-            k_btkd = split_heads(project(y_nd, "wk", K * h), K)
+            q = project(y_nd, "wq", H * h)
+            k = project(y_nd, "wk", K * h)
         else:
-            q_bthd, k_btkd = make_fixed_qk(c, B, T, cos, sin)
-        v_btkd = split_heads(project(y_nd, "wv", K * h), K)
+            q, k = make_fixed_qk(c, B, T, cos, sin)
+        v_nf = project(y_nd, "wv", K * h)
         if c.value_embeds:
-            # ResFormer (Zhou et al. 2024) with a table a layer: values gain a gated row of it.
-            table_init = normal_init(D**-0.5, P("model", "data"))
-            table = self.param("value_table", table_init, (c.vocab_size, K * h))
-            gate = self.param("value_gate", normal_init(0.02, P()), (min(VALUE_GATE_DIM, D), K))
-            fraction = 2 * jax.nn.sigmoid(y_nd[:, :VALUE_GATE_DIM].astype(jnp.float32) @ gate)
-            fraction_btk = jax.lax.reshape(fraction, (B, T, K), out_sharding=P(ROWS))
-            value_btf = lookup_rows(table, tokens_bt, v_btkd.dtype)
-            value_btkd = jax.lax.reshape(value_btf, (B, T, K, h), out_sharding=P(ROWS))
-            gated_btkd = fraction_btk[..., None].astype(v_btkd.dtype) * value_btkd
-            v_btkd += jax.reshard(gated_btkd, P(ROWS, None, "model"))
-        if c.qk_norm:
-            q_bthd = rms_norm(q_bthd, self.param("q_norm", constant_init(1.0), (h,)), c.norm_eps)
-            k_btkd = rms_norm(k_btkd, self.param("k_norm", constant_init(1.0), (h,)), c.norm_eps)
-        if c.rope:
-            q_bthd = rope(q_bthd, cos, sin)
-            k_btkd = rope(k_btkd, cos, sin)
-        o_bthd, kept = attend(q_bthd, k_btkd, v_btkd)
-        o_nf = jax.lax.reshape(o_bthd, (B * T, H * h), out_sharding=P(ROWS, "model"))
+            v_nf += look_up_values(self, y_nd, tokens_bt)
+        turn = (cos, sin) if c.rope else None
+        q_bthd = split_heads(c, T, q, head_norm("q_norm"), turn)
+        k_btkd = split_heads(c, T, k, head_norm("k_norm"), turn)
+        o_bthd, kept = attend(q_bthd, k_btkd, split_heads(c, T, v_nf))
+        o_nf = join_heads(c, o_bthd)
         x_nd = add_output(x_nd, o_nf, "wo", "attn_post_norm")
 
         # Feed-forward.
@@ -413,7 +456,8 @@ def run_blocks(c: Model, params: Params, tokens_bt, attend, segments_bt=None):
     if c.depth == 0:
         return x0_nd, None
 
-    angles = layer_angles(c, jnp.arange(tokens_bt.shape[1]))
+    T = tokens_bt.shape[1]
+    angles = layer_angles(c, jnp.arange(T))
 
     def block(weights, attend_layer, cos_sin, x_nd):
         return apply_block(c, weights, x_nd, *cos_sin, attend_layer, tokens_bt, x0_nd)
@@ -435,8 +479,10 @@ def run_blocks(c: Model, params: Params, tokens_bt, attend, segments_bt=None):
             else jax.tree.map(lambda *a: jnp.stack(a)[kind], *cos_sin)
         )
 
-        # The window is static, so a loop over both kinds of layers compiles both and chooses.
+        # Where the window is static, a loop over both kinds of layers compiles both and chooses.
         def attend_either(q, k, v):
+            if runs_splash(attention_backend(c), T, c.short_window):
+                return attend(jnp.where(short, c.short_window, T))(q, k, v)
             return jax.lax.cond(short, attend(c.short_window), attend(None), q, k, v)
 
         attend_layer = attend_either if "S" in c.window_pattern else attend(None)
@@ -482,13 +528,13 @@ def is_short_layer(c: Model, i: int) -> bool:
 def remat(c: Model, body: Callable) -> Callable:
     """Wrap a block so that the backward pass recomputes it (Chen et al. 2016), or leave it.
 
-    "saved" keeps what attention names.
+    "saved" keeps what attention names, and rows of value tables.
     """
     if c.remat == "none":
         return body
     policy = None
     if c.remat == "saved":
-        policy = jax.checkpoint_policies.save_only_these_names("attn")
+        policy = jax.checkpoint_policies.save_only_these_names("attn", "values")
     # Inside scan nothing is merged with what it recomputes, and preventing it would cost speed.
     return jax.checkpoint(body, policy=policy, prevent_cse=c.unroll)
 

@@ -299,7 +299,9 @@ class Work:
     """What instructions of one kind cost in a step."""
 
     cycles: float = 0  # the TPU compiler's estimates; it has none for kernels and waiting
-    bytes: float = 0  # through main memory, of lookups, which it does not estimate either
+    bytes: float = (
+        0  # through main memory, of lookups and small kernels, which it does not estimate
+    )
 
 
 def sum_work(text: str, tokens: int = 1) -> dict[str, Work]:
@@ -315,6 +317,9 @@ def sum_work(text: str, tokens: int = 1) -> dict[str, Work]:
         if kind == LOOKUPS and not cycles:
             # Small tables and sorts stay in the scratchpad, where it is no faster for single rows.
             unknown = _count_sort_passes(i) * max(moved, 2 * sum(list_bytes(i.shape)))
+        elif "tpu_custom_call" in i.rest and "splash" not in i.name:
+            # Kernels before and behind attention, whose own time is assumed.
+            unknown = moved
         known = total[kind]
         times = e.times / tokens
         total[kind] = Work(known.cycles + times * cycles, known.bytes + times * unknown)

@@ -19,6 +19,7 @@ KERNEL_FRACTION = 0.5  # of the peak that flash attention kernels reach; an assu
 PRODUCT_FRACTION = 0.9
 PRODUCT_FLOPS = 2 * 8192**3
 INDENT = " " * 9
+ATTENTION, COLLECTIVES = "attention kernels", "collectives"  # beside the compiler's kinds of work
 PARTS = ("compute", "memory", "ici", "dcn")
 
 
@@ -154,9 +155,9 @@ def _serial_times(c: Config, topology: Topology, totals, work: dict[str, Work]):
     clock = chip.product_cycles * PRODUCT_FRACTION * chip.flops / PRODUCT_FLOPS
     kinds = {kind: one.cycles / clock + one.bytes / chip.hbm_rate for kind, one in work.items()}
     attention = t.batch_size * t.seq_len * cost.attention_flops_per_token(c.model, t.seq_len)
-    kinds["attention kernels"] = attention / KERNEL_FRACTION / (topology.device_count * chip.flops)
+    kinds[ATTENTION] = attention / KERNEL_FRACTION / (topology.device_count * chip.flops)
     waited_for = [total for total in totals if not total.asynchronous]
-    kinds["collectives"] = sum(network_seconds(topology, waited_for))
+    kinds[COLLECTIVES] = sum(network_seconds(topology, waited_for))
     return kinds
 
 
