@@ -27,6 +27,14 @@ def test_few_devices_and_primes_take_one_stage(monkeypatch, n):
     assert linear.scatter_groups(n) == [None]
 
 
+@pytest.mark.parametrize("n, stages", [(8, 1), (16, 2), (32, 1), (64, 2)])
+def test_in_a_plane_only_squares_take_two_stages(monkeypatch, n, stages):
+    """v6e:2x4 and 4x8 keep one scatter; 4x4 and 8x8 do not."""
+    monkeypatch.setattr(linear, "platform", lambda: "tpu")
+    monkeypatch.setattr(linear, "lie_in_plane", lambda: True)
+    assert len(linear.scatter_groups(n)) == stages
+
+
 @pytest.mark.parametrize("spec", [P("data", "model"), P("model", "data")])
 def test_two_stages_are_one_scatter(monkeypatch, spec):
     jax.set_mesh(

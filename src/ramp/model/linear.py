@@ -119,15 +119,17 @@ def gather_weight(w_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
 def scatter_grad(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
     """Inside shard_map: sum a weight's gradient over all devices; each keeps its part."""
     if "data" in spec:
-        # libtpu leaves the second stage a scatter only along rows; the product is written turned.
-        is_turned = platform() == "tpu" and spec.index("data") == 1
+        stages = scatter_groups(jax.lax.axis_size("data"))
+        # libtpu leaves a second stage a scatter only along rows; the product is written turned.
+        is_turned = len(stages) > 1 and spec.index("data") == 1
         dw_df = dw_df.T if is_turned else dw_df
         axis = 0 if is_turned else spec.index("data")
-        for groups in scatter_groups(jax.lax.axis_size("data")):
+        for groups in stages:
             dw_df = jax.lax.psum_scatter(
                 dw_df, "data", scatter_dimension=axis, axis_index_groups=groups, tiled=True
             )
-        dw_df = dw_df.T if is_turned else dw_df
+        # Without the barrier the compiler turns it before the scatter again.
+        dw_df = jax.lax.optimization_barrier(dw_df).T if is_turned else dw_df
     return jax.lax.psum(dw_df, "replica").astype(dtype)
 
 
@@ -136,15 +138,23 @@ def scatter_groups(n: int) -> list[list[list[int]] | None]:
 
     On TPUs n = a*b devices go first over a, then over b, for the same bytes received: on square
     tori (v5e:4x4, v4:2x2x4) libtpu 0.0.42 turns one scatter over all chips, of whatever shape, into
-    an all-reduce of the whole, and leaves scatters over a part of them alone.
+    an all-reduce of the whole, and leaves scatters over a part of them alone. On planes that are no
+    squares (v6e:2x4) one scatter stays one.
     """
     a = max(d for d in range(1, math.isqrt(n) + 1) if n % d == 0)
-    if platform() != "tpu" or n < 8 or a == 1:
+    is_oblong = lie_in_plane() and math.isqrt(n) ** 2 != n
+    if platform() != "tpu" or n < 8 or a == 1 or is_oblong:
         return [None]
     b = n // a
     along = [[i * b + j for j in range(b)] for i in range(a)]
     across = [list(column) for column in zip(*along, strict=True)]
     return [across, along]
+
+
+def lie_in_plane() -> bool:
+    """Whether the chips that are traced for have two axes (v5e, v6e) and not three."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and "lite" in device.device_kind
 
 
 def transpose_for_product(x_nd: jax.Array) -> jax.Array:
