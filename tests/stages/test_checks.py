@@ -1,5 +1,6 @@
 """What no stage could work with is refused before devices are asked for and before a directory is made."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -81,6 +82,21 @@ def test_lengths_are_refused_once_the_tokenizer_is_there(path):
     with pytest.raises(UserError, match="context of 128"):
         rl = replace(c.reinforce, max_new_tokens=126)
         reinforce.check_lengths(rundir, replace(c, reinforce=rl), tokenizer)
+
+
+def test_solutions_that_are_longer_than_rollouts_are_named(path, capsys):
+    tokenizer, rundir = Tokenizer.bytes_only(), RunDir(path.parent / "run")
+    c = config.resolve(config.load(path))
+    room = {"max_new_tokens": 24, "train": replace(c.reinforce.train, seq_len=128)}
+    c = replace(c, reinforce=replace(c.reinforce, task="addition", level=3, **room))
+    reinforce.check_lengths(rundir, c, tokenizer)
+    said = capsys.readouterr().out
+    assert "and rollouts are cut at 24: raise reinforce.max_new_tokens" in said
+    longest = int(re.search(r"the longest (\d+)", said)[1])
+    # The remedy works.
+    c = replace(c, reinforce=replace(c.reinforce, max_new_tokens=longest))
+    reinforce.check_lengths(rundir, c, tokenizer)
+    assert "rollouts are cut" not in capsys.readouterr().out
 
 
 def test_a_tokenizer_that_is_larger_than_the_model_is_refused(path, tmp_path):

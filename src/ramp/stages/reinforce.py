@@ -7,7 +7,7 @@ is in `credit/learn.py`; this file wires it.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ramp.files import write_atomic
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.rundir import RunDir
 from ramp.stages.checks import check_reinforce
-from ramp.tasks import open_task
+from ramp.tasks import Problem, Task, open_task
 from ramp.tasks.split import held_out_problems, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
@@ -55,8 +55,26 @@ def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
             f"reinforce.train.seq_len {t.train.seq_len}; raise it, or lower "
             "reinforce.max_new_tokens or the level"
         )
+    if task.sets is None:
+        warn_of_long_solutions(tokenizer, task, problems, t.max_new_tokens)
     if t.sft_steps:
         learn.make_sft_batch(tokenizer, task, t.level, NUM_TRIED, t.train.seq_len, 0, c.seed)
+
+
+def warn_of_long_solutions(
+    tokenizer: Tokenizer, task: Task, problems: Sequence[Problem], room: int
+) -> None:
+    """Say so where most right solutions are longer than a rollout: they could not be verified."""
+    lengths = []
+    for problem in problems:
+        steps, answer = task.solution(problem), problem.answer
+        lengths.append(len(learn.write_solution(tokenizer, task, steps, answer)))
+    if np.median(lengths) > room:
+        print(
+            f"reinforce: right solutions of {task.name} take {np.median(lengths):.0f} tokens, the "
+            f"longest {max(lengths)}, and rollouts are cut at {room}: "
+            "raise reinforce.max_new_tokens, or lower the level"
+        )
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
