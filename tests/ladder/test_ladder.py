@@ -209,7 +209,7 @@ def test_the_source_shown_is_the_source():
     lines = RUNGS[8].lesson.lines[0]
     shown = lesson.read_lines(*lines)
     assert textwrap.indent(shown, " " * 8) in text
-    assert "jax.nn.silu" in shown and "jnp.square" in shown and "split_heads" not in shown
+    assert "jax.nn.silu" in shown and "jnp.square" in shown and "attend" not in shown
     assert lesson.read_lines("ramp.model.transformer", "rope") == inspect.getsource(
         transformer.rope
     )
