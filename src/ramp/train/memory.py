@@ -73,17 +73,19 @@ def step_bytes(c: Model, t: Train, data: int, model: int, replica: int = 1) -> f
 def activation_bytes(c: Model, model: int) -> float:
     """Return what a block keeps for the backward pass, bytes a token of a device.
 
-    `full`: the block's input. `saved`: attention's output and log-normaliser too, its heads padded
-    to whole lanes, once for each kind of window. `none`: what every derivative asks for; that of a
-    norm wants two float32 copies of its input.
+    `full`: the block's input. `saved`: rows of value tables too, and attention's output and
+    log-normaliser, its heads padded to whole lanes, once for each kind of window. `none`: what
+    every derivative asks for; that of a norm wants two float32 copies of its input.
     """
     half = compute_bytes(c)
     padded_dim = -(-c.head_dim // LANES) * LANES
     heads = c.num_heads / model * padded_dim
     kv_heads = c.num_kv_heads / model * padded_dim
     if c.remat != "none":
-        windows = len(set(c.window_pattern)) if c.remat == "saved" else 0
-        return half * c.width + windows * (half * heads + FLOAT32 * c.num_heads / model)
+        is_saved = c.remat == "saved"
+        windows = len(set(c.window_pattern)) if is_saved else 0
+        values = half * kv_heads if is_saved and c.value_embeds else 0
+        return half * c.width + values + windows * (half * heads + FLOAT32 * c.num_heads / model)
     norms = 2 * (2 * FLOAT32 + half) * c.width
     norms += c.qk_norm * 2 * FLOAT32 * (heads + kv_heads)
     attention = half * (2 * heads + 2 * kv_heads + c.num_heads * c.head_dim / model)
