@@ -6,7 +6,6 @@ from scipy.stats import binom
 
 from ramp.errors import UserError
 from ramp.nines import intervals
-from ramp.nines.sequential import predict_worst_rate
 
 N = st.integers(1, 60)
 
@@ -90,17 +89,6 @@ def test_pass_from_two_keeps_both_moments_and_falls(one, rho):
 def test_effective_trials():
     assert intervals.effective_trials(1872, 4, 0.5) == pytest.approx(2995.2)
     assert intervals.effective_trials(100, 7, 1.0) == pytest.approx(100)
-
-
-def test_worst_prompt_within_an_order_of_magnitude():
-    rng, inside = np.random.default_rng(0), 0
-    for _ in range(60):
-        rates = np.exp(-np.exp(-rng.gumbel(-1.5, 0.25, 20_000)))
-        inside += 0.1 < predict_worst_rate(rates[:500], 20_000) / rates.max() < 10
-    assert inside / 60 > 0.85
-    for few in ([0.0, 0.0, 0.1], [0.2, 0.2, 0.3], [1.0, 0.5, 0.3]):
-        with pytest.raises(UserError, match="three different"):
-            predict_worst_rate(np.array(few), 10)
 
 
 @pytest.mark.parametrize("plan", [(1.0, 0), (0.9, -1), (0.0, 0)])

@@ -107,7 +107,7 @@ def test_systems_without_dates_are_refused_with_a_remedy_that_works(tmp_path, ca
     dates = [{"run": r["Model"], "date": r["released"]} for r in rows]
     joined = ["--releases", str(write(tmp_path / "releases.csv", dates))]
     assert main(["nines", "backtest", str(path), *joined]) == 0
-    with pytest.raises(UserError, match="before on 3 dates"):
+    with pytest.raises(UserError, match="8 have a date, of 8 in all; add systems"):
         releases.backtest(read(wide(8)))
 
 

@@ -407,7 +407,8 @@ def parse_date(value: Any) -> str:
             time = datetime.datetime.fromisoformat(str(value))
     except (ValueError, OverflowError, OSError):
         raise UserError(
-            f"date = {value!r} is no date; write it as 2026-01-31 or 2026-01-31T12:00:00+00:00"
+            f"date = {value!r} is no date; "
+            "write it as 2026-01, 2026-01-31 or 2026-01-31T12:00:00+00:00"
         ) from None
     if isinstance(time, datetime.datetime) and time.tzinfo:
         time = time.astimezone(datetime.UTC).replace(tzinfo=None)

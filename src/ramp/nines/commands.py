@@ -36,7 +36,6 @@ from ramp.nines.sequential import (
     clean_evidence,
     count_clean_units,
     count_evidence,
-    predict_worst_rate,
 )
 from ramp.nines.words import describe_nines, plural
 
@@ -184,7 +183,6 @@ def certify(args: Namespace) -> Answer:
         f"further clean {units} that would demonstrate it": f"{v.more:,}",
         "trials in all; worth so many independent ones": f"{tries.sum():.0f}; {worth:.0f}",
         "correlation of tries at one item": shown,
-        "worst of ten times as many items would fail in": _describe_worst(last),
     }
     if v.unit == "item":
         # Only of independent trials whose number was fixed before.
@@ -195,17 +193,6 @@ def certify(args: Namespace) -> Answer:
     parts.append("Both bounds hold however often one looks, and if one follows the advice.")
     parts += v.notes
     return Answer(figures, parts + report.level_parts(levels, last))
-
-
-def _describe_worst(last):
-    if last.tries.min() < 4:
-        return "unknown: four tries an item are needed"
-    # Shrunk by half a failure in one try more, so that no rate is 0 or 1.
-    rates = (last.tries - last.successes + 0.5) / (last.tries + 1)
-    try:
-        return f"{predict_worst_rate(rates, 10 * len(rates)):.0%} of its tries"
-    except UserError as error:
-        return f"unknown: {error}"
 
 
 def fit(args: Namespace) -> Answer:

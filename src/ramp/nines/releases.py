@@ -59,10 +59,13 @@ def backtest(t: Trials, thresholds: Sequence[float] = ()) -> list[ScoredForecast
         for rows in tasks:
             past += _forecast(rows, now, weights, known, thresholds)
     if not past:
+        remedy = "add systems"
+        if not len(first):
+            remedy = "name the column with --map COLUMN=date, or give --releases CSV"
         raise UserError(
-            f"systems of one checkpoint each are forecast by date, from {MIN_SYSTEMS} that were "
-            f"out before on {MIN_DATES} dates or more, and {len(first)} have a date; name its "
-            "column with --map COLUMN=date, or give --releases CSV"
+            f"systems of one checkpoint each are forecast by those of earlier dates, {MIN_SYSTEMS} "
+            f"on {MIN_DATES} dates at least, and here {len(first)} have a date, of "
+            f"{len(np.unique(t.date))} in all; {remedy}"
         )
     return past
 
@@ -171,7 +174,8 @@ def _forecast_simply(s, known, wanted, rng):
         sample_power_law(z[:, axis] - top, s.value[known], place - top, rng)
         for place in to[:, axis]
     ]
-    return ensembles | {"power law": np.transpose(laws)}
+    ensembles["power law"] = np.transpose(laws)
+    return ensembles
 
 
 def _measure(a, b):

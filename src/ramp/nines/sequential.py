@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from ramp.errors import UserError
 from ramp.nines.intervals import Interval
 
 # Shares of the bar's failure rate that a good system may have, and of the capital bet on each.
@@ -144,23 +143,3 @@ def count_clean_units(e: Evidence, rate: float, level: float = 0.95) -> int:
         else:
             least = middle
     return most
-
-
-def predict_worst_rate(rates: ndarray, queries: float) -> float:
-    """The largest failure rate to expect among `queries` prompts, from the rates of those tried.
-
-    A line through the log survival of the score -log(-log rate) of the ten worst prompts, as for
-    Gumbel tails (Jones et al. 2025, arXiv:2502.16797). rates: each above 0 and below 1.
-    Raises UserError where fewer than three of the worst differ.
-    """
-    worst = np.sort(np.asarray(rates, float))[::-1][:10]
-    if len(np.unique(worst)) < 3 or worst[0] >= 1 or worst[-1] <= 0:
-        raise UserError(
-            "the tail of the worst prompt needs three different failure rates above 0 and below 1"
-        )
-    score = -np.log(-np.log(worst))
-    # Mid-rank plotting positions: the worst of n prompts stands at survival 0.5 / n.
-    survival = np.log((np.arange(len(worst)) + 0.5) / len(rates))
-    slope, intercept = np.polyfit(score, survival, 1)
-    # The score at which one prompt in `queries` is left.
-    return np.exp(-np.exp((np.log(queries) + intercept) / slope))
