@@ -49,10 +49,7 @@ def baselines(
     x = x[-LAST:]
     y = y[-LAST:]
     if len(x) >= 3:
-        center, variance, slope, _ = _extrapolate(x, y, lead)
-        spread = np.sqrt(variance + _wander(x, y, slope) * lead)
-        line = center + spread * student.rvs(len(x) - 2, size=DRAWS, random_state=rng)
-        ensembles["log-linear"] = observe_accuracy(expit(line), n)
+        ensembles["log-linear"] = observe_accuracy(expit(sample_line(x, y, lead, rng)), n)
         ensembles["power law"] = sample_power_law(x, before.value[-LAST:], lead, rng)
     moves = _find_moves(known, before, target)
     if len(moves) >= 2:
@@ -79,6 +76,13 @@ def _extrapolate(x, y, at):
     squares = residual @ residual
     variance = squares / max(len(x) - 2, 1) * (1 + leverage)
     return level + slope * at, variance, slope, squares
+
+
+def sample_line(x: ndarray, y: ndarray, lead: float, rng: np.random.Generator) -> ndarray:
+    """[DRAWS] logits `lead` after the last place, 0, on a line through y that wanders on."""
+    center, variance, slope, _ = _extrapolate(x, y, lead)
+    spread = np.sqrt(variance + _wander(x, y, slope) * lead)
+    return center + spread * student.rvs(len(x) - 2, size=DRAWS, random_state=rng)
 
 
 def sample_power_law(x: ndarray, values: ndarray, lead: float, rng: np.random.Generator) -> ndarray:

@@ -11,18 +11,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy import ndarray
-from scipy.special import expit
+from scipy.special import expit, logit
 from scipy.stats import norm
 
 from ramp.errors import UserError
 from ramp.nines import backtest, growth, items
-from ramp.nines.baselines import accuracy_logits
+from ramp.nines.baselines import LAST, accuracy_logits, sample_line, sample_power_law
 from ramp.nines.growth import SHAPES, Points, Stacking
 from ramp.nines.trials import Trials, accuracy_curves, log_progress
 from ramp.nines.usage import Measured, Usage, measure
 
 QUADRATURE = np.polynomial.hermite_e.hermegauss(25)
 MAX_QUANTILES = 24  # of difficulty, at which the items of one family are read
+MIN_MEASURED = 4  # checkpoints of the mix before a line and a power law are pooled in
 MAX_ORIGINS = 8  # last checkpoints that weigh the shapes of growth
 
 
@@ -165,18 +166,46 @@ def forecast(
     effects = fit.effects + moved @ np.linalg.solve(cov, fit.cov[near])
     lapse = expit(effects[:, -2:-1] + effects[:, -1:] * (grid - c.x.max()))
     paths = _slice_paths(fit, effects, ahead, lapse, family_weights)
-    mix = np.tensordot(slice_weights, paths, 1)
-    # A slice that the mix leaves out need not be ready.
-    is_used = slice_weights > 0
-    names = np.array(c.slices)[is_used].tolist()
-    used = dict(zip(names, paths[is_used], strict=True))
     usage = Usage(
         tasks=np.unique(t.task).tolist(),
         families=_name_weights(c.families, family_weights),
         slices=_name_weights(c.slices, slice_weights),
     )
     measured = measure(t, run, usage)
+    modelled = np.tensordot(slice_weights, paths, 1)
+    mix = _pool(modelled, measured, grid - now, rng)
+    # A slice that the mix leaves out need not be ready. The others move with the mix.
+    is_used = slice_weights > 0
+    names = np.array(c.slices)[is_used].tolist()
+    moved = expit(_safe_logit(paths[is_used]) + _safe_logit(mix) - _safe_logit(modelled))
+    used = dict(zip(names, moved, strict=True))
     return Forecast(run, grid, now, mix, used, usage, measured, stacking, unit, fit.converged)
+
+
+def _safe_logit(p):
+    return logit(np.clip(p, 1e-9, 1 - 1e-9))
+
+
+def _pool(mix, measured, ahead, rng):
+    """[S, T] two thirds of the draws by a line and by a power law through what was measured.
+
+    Growth of ability saturates more than curves that have just taken off.
+    """
+    m = measured[-LAST:]
+    if len(m) < MIN_MEASURED:
+        return mix
+    x = m.x - m.x[-1]
+    series = (sample_line, accuracy_logits(m)[0]), (sample_power_law, m.value)
+    # With one seed a draw keeps its rate and its luck at all places: it is a whole curve.
+    line, law = (
+        np.transpose([draw(x, y, lead, np.random.default_rng(0)) for lead in ahead.clip(0)])
+        for draw, y in series
+    )
+    kept = rng.integers(len(line), size=len(mix))
+    member = rng.integers(3, size=(len(mix), 1))
+    pooled = np.choose(member, [mix, expit(line[kept]), law[kept]])
+    # What is past was measured.
+    return np.where(ahead < 0, mix, pooled)
 
 
 def _name_weights(names, weights):
@@ -205,10 +234,11 @@ def _forecast_aggregates(t, decades, run, draws, steps):
     success = expit(curves)
     # A lapse cannot lie above what the run shows already.
     cap = np.maximum(1 - expit(level + trend * (grid - now)), success[:, :1])
-    mix = np.minimum(success, cap)
     unit = log_progress(t)[1]
     usage = Usage(np.unique(t.task).tolist(), {}, {})
-    return Forecast(run, grid, now, mix, {}, usage, measure(t, run, usage), stacking, unit)
+    measured = measure(t, run, usage)
+    mix = _pool(np.minimum(success, cap), measured, grid - now, rng)
+    return Forecast(run, grid, now, mix, {}, usage, measured, stacking, unit)
 
 
 def _choose_run(names, x, run):
