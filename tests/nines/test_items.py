@@ -147,7 +147,9 @@ def test_one_item_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.xfail(reason="the last checkpoint is covered in 1.00 of 40 worlds, measured 2026-11-29")
+@pytest.mark.xfail(
+    reason="the last checkpoint is covered in 1.00 of 40 worlds, measured 2026-11-29"
+)
 def test_first_passages_of_two_hundred_worlds_are_covered():
     """By the randomised PIT: "never" and "already" are atoms, of which an interval takes the share that is due.
 
