@@ -290,7 +290,6 @@ PROBES = {
             chance=two_hops_chance,
             questions=QUESTIONS,
             steps=1000,
-            rate=2.0,
             settings={"width": 32, "mlp_dim": 16},
         ),
         replace(
