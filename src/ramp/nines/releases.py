@@ -31,7 +31,8 @@ HORIZON = 0.5  # years ahead
 MIN_SYSTEMS = 10  # that are out on a task before a forecast
 MIN_DATES = 3  # that they came out on
 RECENT = 8  # last systems that the next one is like, by persistence
-MEMBERS = 5  # of the pool
+SIMPLE = ("persistence", "log-linear", "analog", "power law")
+MEMBERS = 1 + len(SIMPLE)  # of the pool
 DAYS = 365.25  # of a year
 
 
@@ -156,8 +157,8 @@ def _forecast_simply(s, known, wanted, rng):
     to = s.z[wanted]
     shape = DRAWS, len(to)
     recent = y[np.argsort(s.x[known], kind="stable")][-RECENT:]
-    logits = {"persistence": _draw_like(recent, shape, rng)}
-    logits["log-linear"] = _draw_plane(_with_level(z), y, _with_level(to), rng)
+    persistence = _draw_like(recent, shape, rng)
+    plane = _draw_plane(_with_level(z), y, _with_level(to), rng)
     # By distance in units of what is known.
     scale = np.where(z.std(0) > 0, z.std(0), 1.0)
     is_before = z[:, 0] < z[:, :1]
@@ -165,17 +166,17 @@ def _forecast_simply(s, known, wanted, rng):
     has_before = is_before.any(1)
     moves = (y - y[distance.argmin(1)])[has_before]
     nearest = _measure(to / scale, z / scale).argmin(1)
-    logits["analog"] = y[nearest] + _draw_like(moves, shape, rng)
+    analog = y[nearest] + _draw_like(moves, shape, rng)
     n = s.n[wanted]
-    ensembles = {name: observe_accuracy(expit(draws), n) for name, draws in logits.items()}
+    logits = persistence, plane, analog
     axis = min(1, z.shape[1] - 1)  # the compute, or else the date
     top = z[:, axis].max()
     laws = [
         sample_power_law(z[:, axis] - top, s.value[known], place - top, rng)
         for place in to[:, axis]
     ]
-    ensembles["power law"] = np.transpose(laws)
-    return ensembles
+    draws = [observe_accuracy(expit(each), n) for each in logits]
+    return dict(zip(SIMPLE, [*draws, np.transpose(laws)], strict=True))
 
 
 def _measure(a, b):
