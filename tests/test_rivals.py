@@ -61,8 +61,8 @@ def test_asked_again_nothing_is_done_again(run, capsys):
 def test_the_page_sets_them_beside_the_run(run):
     text = (run / "report.html").read_text(encoding="utf-8")
     assert "outcome" in text and "naive" in text
-    assert "It reads" in text and "It learns step by step" in text
-    assert "It knows how reliable it is" not in text  # no trials, no promise
+    assert "How well it reads" in text and "Credit for every step" in text
+    assert "How reliable it is" not in text  # no trials, no promise
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_each_promise_has_a_number_a_sentence_and_the_rivals(run):
     assert f"+25 ± {error:.0f} points of 400 held-out problems" in credit
     assert "25% were solved with every step right before reinforcement, 50% after it" in credit
     assert "outcome 38%" in credit
-    assert "-0.0200 bits per byte" in own and "naive 1.700 → 1.800" in own and "12.5%" in own
+    assert "-0.0200 bits per byte" in own and "naive 1.7000 → 1.8000" in own and "12.5%" in own
     assert "80% of trials" in reliable and "addition/2: 80% today." in reliable
     assert "Of 6 forecasts made on the way, 80% intervals covered 50%." in reliable
 
@@ -86,7 +86,7 @@ def test_a_loss_of_points_or_bits_is_shown_as_one(run):
     update_report(run, "synthesize", generations(1.7, 1.75, 1.8))
     _, credit, own, _ = map(words, list_promises(read_run(run)))
     assert "-25 ±" in credit
-    assert own.startswith("Its own samples +0.1000")  # nothing is promised in the title
+    assert own.startswith("Its own samples +0.1000")
 
 
 def test_links_reach_sections_of_the_page(run):

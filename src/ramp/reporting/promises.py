@@ -83,7 +83,7 @@ def promise_text(run: RunFiles) -> Html:
     figure = "?" if bits is None else f"{bits:.3f}"
     sentence = f"bits per byte of held-out text: {compare_bits(bits, levels)}"
     drawing = draw_bars(bars, lambda value: f"{value:.3f}")
-    return _section("pretrain", "It reads", figure, sentence, drawing)
+    return _section("pretrain", "How well it reads", figure, sentence, drawing)
 
 
 def compare_bits(bits: float | None, levels: Levels) -> str:
@@ -125,7 +125,7 @@ def promise_credit(run: RunFiles) -> Html:
         sentence += f"; other ways, from the same weights for as many steps: {', '.join(others)}"
     drawing = draw_bars(bars, "{:.0%}".format)
     number = f"{rise:+.0f} ± {error:.0f}"
-    return _section("reinforce", "It learns step by step", number, sentence, drawing, "credit.html")
+    return _section("reinforce", "Credit for every step", number, sentence, drawing, "credit.html")
 
 
 def _share(stage: dict, when: str) -> float | None:
@@ -155,7 +155,7 @@ def promise_generations(run: RunFiles) -> Html:
         if first is None or None in bits:
             continue
         curves.append(Curve(name, range(len(bits) + 1), [first, *bits], color, dots=True))
-        sentence = f"{name} {first:.3f} → {bits[-1]:.3f}"
+        sentence = f"{name} {first:.4f} → {bits[-1]:.4f}"
         spread = [_diversity(g) for g in made]
         if None not in spread:
             sentence += f" (pairs of words of real text that its samples hold: {spread[-1]:.1%})"
@@ -171,8 +171,8 @@ def promise_generations(run: RunFiles) -> Html:
     # A thousandth of a bit should not fill the picture.
     labels = ("generation", "bits per byte")
     drawing = picture(curves, {}, labels, size=(4.6, 2.4), span=0.02 * first)
-    title = "Its own samples do not spoil it" if final <= first else "Its own samples"
-    return _section("synthesize", title, f"{final - first:+.4f}", sentence, drawing, "synth.html")
+    number = f"{final - first:+.4f}"
+    return _section("synthesize", "Its own samples", number, sentence, drawing, "synth.html")
 
 
 def _diversity(generation: dict) -> float | None:
@@ -205,7 +205,7 @@ def promise_reliability(run: RunFiles) -> Html:
         text += " No forecast that was made on the way could be scored."
     drawing = picture(curves, {}, ("step", "solved, of held-out trials"), size=(4.6, 2.4))
     number = f"{min(known):.0%}" if known else "?"
-    return _section("finetune", "It knows how reliable it is", number, text, drawing, "nines.html")
+    return _section("finetune", "How reliable it is", number, text, drawing, "nines.html")
 
 
 PROMISES = (promise_text, promise_credit, promise_generations, promise_reliability)
