@@ -50,7 +50,7 @@ from ramp.files import read_jsonl, to_line, write_atomic
 
 # The tab "Custom Scalars": what the page of a run begins with. Title of a chart -> tags.
 CHARTS = {
-    "how well it reads: bits per byte, and Kneser-Ney of as much text": r"^eval/(val_bpb|baseline_kn\d)$",
+    "how well it reads: bits per byte, and Kneser-Ney": r"^eval/(val_bpb|baseline_kn\d)$",
     "credit for every step: held-out problems solved with every step right": r"^rl/verified$",
     "its own samples: bits per byte over generations": r"^synth/(bpb|first_bpb)$",
     "how reliable it is: held-out trials solved": r"^nines/",
