@@ -65,6 +65,23 @@ def test_the_page_sets_them_beside_the_run(run):
     assert "How reliable it is" not in text  # no trials, no promise
 
 
+def test_a_run_that_began_from_another_has_rivals_too(run, tmp_path, capsys):
+    file = run.parent / "tiny.toml"
+    words = ["run", str(file), "--from", str(run), "--stages", "synthesize"]
+    with jax.set_mesh(tiny.mesh()):
+        assert cli.main([*words, "--from-stage", "pretrain", "--run", str(tmp_path / "new")]) == 0
+    naive = json.loads((tmp_path / "new/rivals/naive/report.json").read_text())["synthesize"]
+    first = json.loads((run / "rivals/naive/report.json").read_text())["synthesize"]
+    assert naive["final_bpb"] == first["final_bpb"]
+    # Its reinforcement goes on with a whole state: where that began is in the other run alone.
+    words = ["run", str(file), "--from", str(run), "--stages", "reinforce"]
+    words += ["--reinforce.train.steps", "3", "--run", str(tmp_path / "more")]
+    with jax.set_mesh(tiny.mesh()):
+        assert cli.main(words) == 2
+        assert "leave its rivals out with --rivals []" in capsys.readouterr().err
+        assert cli.main([*words, "--rivals", "[]"]) == 0
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -14,7 +14,7 @@ from pathlib import Path
 from ramp import config
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.rundir import Request
+from ramp.rundir import Request, RunDir
 from ramp.stages import STAGES
 
 
@@ -32,12 +32,23 @@ class Rival:
         return Path("rivals") / self.name
 
     def request(self, directory: Path, c: Config) -> Request:
-        """The weights that the stage began from in the run in `directory`."""
+        """The weights that the stage began from in the run in `directory`.
+
+        Raises `UserError` where they are not there.
+        """
         start = STAGES[self.stage].needs
         if self.stage == "synthesize":
             start = c.synthesize.start_stage
         elif self.stage == "reinforce" and c.reinforce.sft_steps:
             start = "sft"
+        run = RunDir(directory)
+        if not run.checkpoints(start).exists():
+            start = run.origin_weights.name  # the run itself began from another
+        if not run.checkpoints(start).exists():
+            raise UserError(
+                f"{directory} went on with the whole state of another run and has not the weights "
+                f"that {self.stage} began from; leave its rivals out with --rivals []"
+            )
         return Request(directory, None, start, weights_only=True)
 
     def configure(self, c: Config) -> Config:
