@@ -172,3 +172,11 @@ def test_what_is_wide_scrolls_on_a_phone_and_small_differences_look_small():
     assert high - low == pytest.approx(0.03) and low < 1.666 < 1.6668 < high
     low, high = plot_curves(curve, {}, labels).axes[0].get_ylim()
     assert high - low < 0.001
+
+
+def test_a_logarithmic_axis_shows_all_of_a_curve_with_a_spike():
+    """A range from 0, which is for other axes, would press it flat."""
+    values = [8.0, 160.0, 5.0, 3.1]
+    axes = plot_curves([Curve("loss", range(1, 5), values)], {}, ("x", "y"), log=True).axes[0]
+    low, high = axes.get_ylim()
+    assert axes.get_yscale() == "log" and 1 < low < 3.1 and 160 < high < 500

@@ -34,6 +34,7 @@ COLORS = {
 GREY = COLORS["grey"]
 CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) for a in (0.04, 1)])
 FONT = 8.5  # points
+NAME_WIDTH = 1.5  # inches of a name in the legend
 NARROW = 6  # inches; what is narrower fits a phone
 MAX_POINTS = 500  # of a curve: more would only make the page larger
 LARGEST = 1e30  # values from here on break matplotlib's arithmetic and are left out
@@ -136,25 +137,33 @@ def plot_curves(
     # There is no step 1.5, and no generation.
     if labels[0] in ("step", "generation"):
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=(1, 2, 2.5, 5, 10)))
-    # What is never negative, such as a fraction, has no axis below 0.
-    if low >= 0 > axes.get_ylim()[0]:
-        axes.set_ylim(0, None if high else 1)
-    bottom, top = axes.get_ylim()
-    if (missing := span - (top - bottom)) > 0:
-        axes.set_ylim(bottom - missing / 2, top + missing / 2)
     # Where nothing can be drawn, `low` is inf.
     if log and 1e-9 < low < LARGEST:
         axes.set_yscale("log")
         # Less than two decades need more ticks than the powers of ten.
         subs = (1, 1.5, 2, 3, 5, 7) if high < 50 * low else (1,)
         axes.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
+    else:
+        _set_height(axes, low, high, span)
     axes.xaxis.set(major_formatter=Ticks())
     axes.yaxis.set(major_formatter=Ticks())
     if len(curves) > 1 or levels:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=max(1, len(curves)))
+        # As many names beside each other as there is room for.
+        columns = max(1, min(len(curves), int(size[0] / NAME_WIDTH)))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     if levels:
         _label_levels(axes, levels, gap=0.18 / size[1])
     return figure
+
+
+def _set_height(axes, low, high, span):
+    """The range of a y axis that is not logarithmic."""
+    # What is never negative, such as a fraction, has no axis below 0.
+    if low >= 0 > axes.get_ylim()[0]:
+        axes.set_ylim(0, None if high else 1)
+    bottom, top = axes.get_ylim()
+    if (missing := span - (top - bottom)) > 0:
+        axes.set_ylim(bottom - missing / 2, top + missing / 2)
 
 
 def _label_levels(axes, levels, gap):
