@@ -82,6 +82,17 @@ def test_a_run_that_began_from_another_has_rivals_too(run, tmp_path, capsys):
         assert cli.main([*words, "--rivals", "[]"]) == 0
 
 
+def test_a_stage_that_begins_anew_takes_its_rivals_with_it(run, capsys):
+    """They would stand beside it with other weights."""
+    weights = run / "rivals/naive/checkpoints"
+    before = weights.stat().st_ino
+    with jax.set_mesh(tiny.mesh()):
+        assert cli.main(["run", str(run), "--stages", "synthesize", "--force"]) == 0
+    assert weights.stat().st_ino != before
+    assert list(run.glob("replaced/*/rivals/naive")) and not list(run.glob("replaced/*/rivals/o*"))
+    assert "rival of reinforce" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

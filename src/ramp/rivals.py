@@ -64,11 +64,13 @@ def parse_rival(line: str) -> Rival:
     """Read "NAME: STAGE FLAGS". Raises `UserError` for what is none."""
     name, colon, words = line.partition(":")
     stage, *flags = shlex.split(words) or [""]
-    trained = [s.name for s in STAGES.values() if s.lr_fraction and s.needs and s.speaks]
-    if not colon or not name.isidentifier() or stage not in trained:
+    speaking = [s for s in STAGES.values() if s.speaks]
+    # Those that go on from another stage's weights.
+    learning = [s.name for s in speaking if STAGES[s.needs] in speaking]
+    if not colon or not name.isidentifier() or stage not in learning:
         raise UserError(
             f"rivals holds {line!r}; write NAME: STAGE FLAGS, such as outcome: reinforce "
-            f"--reinforce.method rloo, with a stage of {', '.join(trained)}"
+            f"--reinforce.method rloo, with a stage of {', '.join(learning)}"
         )
     return Rival(name, stage, tuple(flags))
 

@@ -74,7 +74,7 @@ def run(
             on_writer(partial(branch.begin, request, c, rundir, stages))
         on_writer(partial(rundir.check_or_create, c, is_done=not todo))
         if force:
-            on_writer(partial(begin_anew, rundir, stages))
+            on_writer(partial(begin_anew, rundir, stages, [str(r.folder) for r in rivals]))
         are_lengths_checked = False
         for name in stages:
             # Those that `force` had begun anew before a request to stop are done by now.
@@ -106,6 +106,7 @@ def run(
             # Last: a kill before this repeats the end of the stage, a later one loses nothing.
             on_writer(partial(report.update_report, directory, name, {"done": True}))
         on_writer(lambda: rundir.begun_anew.unlink(missing_ok=True))
+    # Behind the stages, which whoever waits for the model wants first.
     done = [rival for rival in rivals if rundir.is_done(rival.stage)]
     for rival in done:
         print(f"rival of {rival.stage}: {rival.name} {' '.join(rival.flags)}")
@@ -150,8 +151,11 @@ def is_repeated(name: str) -> bool:
     return name not in STAGES or STAGES[name].repeats
 
 
-def begin_anew(rundir: RunDir, stages: Sequence[str]) -> None:
-    """Undo stages that are to be done from the beginning, once: a start that goes on does not."""
+def begin_anew(rundir: RunDir, stages: Sequence[str], rivals: Sequence[str] = ()) -> None:
+    """Undo stages that are to be done from the beginning, once: a start that goes on does not.
+
+    rivals: folders of what stands beside them, which would be of other weights.
+    """
     from ramp.reporting import report
 
     stages = [name for name in stages if not is_repeated(name)]
@@ -165,7 +169,7 @@ def begin_anew(rundir: RunDir, stages: Sequence[str]) -> None:
     for name in begun:
         if rundir.is_done(name):
             report.update_report(rundir.path, name, {"done": False})
-    rundir.put_aside(begun)
+    rundir.put_aside(begun, rivals)
     write_atomic(rundir.begun_anew, mark)
 
 

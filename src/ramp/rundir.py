@@ -187,8 +187,10 @@ class RunDir:
         """Names the stages that `--force` has begun and not finished yet."""
         return self.path / ".anew"
 
-    def put_aside(self, stages: Sequence[str]) -> None:
+    def put_aside(self, stages: Sequence[str], more: Sequence[str] = ()) -> None:
         """Move what stages have made, so that they begin anew, and say where it is.
+
+        more: patterns of what else goes with them.
 
         Their checkpoints among it, so that those of later stages stay as they are. Raises UserError
         for an imported model, which no stage can make again.
@@ -200,6 +202,7 @@ class RunDir:
                     "name other stages, or import into another directory"
                 )
         patterns = [pattern for stage in stages for pattern in STAGES[stage].list_outputs()]
+        patterns += more
         found = [path for pattern in patterns for path in self.path.glob(pattern)]
         if not found:
             return
