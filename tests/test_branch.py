@@ -181,6 +181,56 @@ def test_an_imported_model_goes_on_in_every_way(base, tmp_path):
     assert ramp("run", "--from", imported, "--run", tmp_path / "more", *text, *stages) == 0
 
 
+BASE = """
+base = "{model}"
+stages = ["prepare", "finetune", "diversity"]
+[text]
+sources = ["file:{texts}/*.txt"]
+[model]
+context_len = 32
+[finetune]
+steps = 2
+batch_size = 8
+num_samples = 0
+[chat]
+sources = ["file:{texts}/chat.jsonl"]
+[diversity]
+questions = ["hello", "what is it"]
+max_new_tokens = 4
+remedies = ["seeds"]
+"""
+
+
+def test_a_configuration_begins_from_a_model_of_another_tool(base, tmp_path, capsys):
+    """It takes the model's shape and tokenizer, and asks the first model and the last one."""
+    pytest.importorskip("safetensors")
+    assert ramp("export", base / "a", "--out", tmp_path / "hf") == 0
+    text = BASE.format(model=tmp_path / "hf", texts=base / "texts")
+    (tmp_path / "b.toml").write_text(text)
+    words = ("run", tmp_path / "b.toml", "--run", tmp_path / "b")
+    for _ in range(2):
+        assert ramp(*words) == 0
+    # Nothing is done twice but the questions.
+    assert "finetune: done before" in capsys.readouterr().out
+    run = RunDir(tmp_path / "b")
+    assert run.load_config().model.width == 64
+    assert (run.origin().stage, run.origin().step) == ("pretrain", 0)
+    rows = run.report()["diversity"]["answers"]
+    assert [(r["model"], r["asked"]) for r in rows] == [
+        ("origin", "plain"), ("origin", "seeds"), ("finetune", "plain"),
+    ]  # fmt: skip
+    assert rows[0]["change"] == 0
+    assert all(1 <= r["different"] <= 10 for r in rows)
+    assert ramp("run", run.path) == 0
+    assert ramp("finetune", run.path, "--finetune.steps", 2) == 0
+    assert ramp(*words[:2], "--run", tmp_path / "c", "--model.width", 128) == 2
+    assert "has 64" in capsys.readouterr().err
+    assert ramp(*words, "--base", base) == 2
+    # A run from its weights has the parent's model, whatever the parent began from.
+    new = ("--run", tmp_path / "d", "--finetune.steps", 3)
+    assert ramp("finetune", "--from", run.path, *new) == 0
+
+
 def test_text_alone_makes_a_run_and_goes_on(base, tmp_path, capsys):
     """What is not set is chosen and said; a run that was begun keeps it when more text comes."""
     write_texts(tmp_path / "texts", 2)

@@ -18,6 +18,7 @@ from typing import NoReturn
 from ramp import config, interrupts, rundir, schema
 from ramp.config import Config
 from ramp.errors import UserError
+from ramp.export import bring
 from ramp.files import parse_path
 from ramp.host import setup_devices, skip_absent_devices, use_huge_pages
 from ramp.ladder import commands as ladder
@@ -440,6 +441,11 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
         # As a key of the configuration takes a list, with and without brackets.
         args.text = schema.parse_list("--text", args.text)
     c, directory = load_target(args, flags)
+    if args.parent:
+        # The weights are the parent's, whatever that began from.
+        c = config.replace(c, base="")
+    elif c.base:
+        c = bring.fit_to_base(c)
     c = rundir.fit_vocabulary(c)
     if args.text:
         c = choose_for_text(args, c, directory)
@@ -458,6 +464,8 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     stages = tuple(suites) or stages
     # Whoever asks for a suite, or for samples, wants them of the model as it is now.
     force = args.force or any(name in suites or STAGES[name].repeats for name in stages)
+    if c.base:
+        request = bring.begin_from_base(c, directory)
     try:
         run.run(c, directory, stages, force, suites, request)
     except Preempted as stopped:

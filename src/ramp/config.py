@@ -532,6 +532,32 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Diversity:
+    """How many answers the models of a run have to open questions."""
+
+    questions: tuple[str, ...] = (
+        "Tell me a joke.",
+        "Name an animal.",
+        "Suggest a name for a cat.",
+        "Give me an idea for dinner.",
+        "Write the first sentence of a novel.",
+        "Recommend a hobby.",
+        "Invent a new holiday.",
+        "What should I draw today?",
+        "Name a city that is worth a visit.",
+        "Give a metaphor for time.",
+        "Suggest a title for a song about rain.",
+        "What would you do with a day off?",
+    )
+    num_replies: Annotated[int, Range(low=10)] = 10
+    """to each question, in each way of asking"""
+    max_new_tokens: Positive = 48
+    """longest reply"""
+    remedies: tuple[str, ...] = ("plain",)
+    """ways of asking the first model, as in `ramp synth ask --remedies`; later ones: plain"""
+
+
+@dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; one of them may be -1: all that are left."""
 
@@ -578,6 +604,8 @@ class Config:
     """what `ramp run` does, in this order"""
     rivals: tuple[str, ...] = ()
     """NAME: STAGE FLAGS: does a stage once more with these flags in rivals/NAME, to compare with"""
+    base: str = ""
+    """model of another tool that the run begins from: Hugging Face folder, FILE.gguf or pip:NAME"""
     text: Text = field(default_factory=Text)
     model: Model = field(default_factory=Model)
     pretrain: Train = field(default_factory=Train)
@@ -589,6 +617,7 @@ class Config:
     trials: Trials = field(default_factory=Trials)
     eval: Eval = field(default_factory=Eval)
     sample: Sample = field(default_factory=Sample)
+    diversity: Diversity = field(default_factory=Diversity)
     mesh: Mesh = field(default_factory=Mesh)
     hosts: Hosts = field(default_factory=Hosts)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)

@@ -128,6 +128,11 @@ class RunDir:
         """Checkpoint of another run whose weights this one began from."""
         return self.checkpoints("origin")
 
+    @property
+    def base(self) -> Path:
+        """The run that holds the model which `base` of the configuration names."""
+        return self.path / "base"
+
     def origin(self) -> Origin | None:
         """What this run began from; None: from nothing."""
         if not self.origin_file.exists():
@@ -362,8 +367,9 @@ def is_leftover(path: Path) -> bool:
     is_empty_data = path.name == "data" and path.is_dir() and not any(path.iterdir())
     # Half-written files and copies have the name of the file in theirs.
     is_own = any(name in path.name for name in (".lock", "config.toml", "origin.json"))
-    # A run that begins from another one is filled before config.toml is written.
-    return is_own or is_empty_data or path.with_name("origin.json").exists()
+    # A run that begins from another model is filled before config.toml is written.
+    is_origin = path.with_name("origin.json").exists() or path == RunDir(path.parent).base
+    return is_own or is_empty_data or is_origin
 
 
 def list_changes(old: Config, new: Config, *sections: str) -> list[str]:

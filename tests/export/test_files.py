@@ -24,7 +24,7 @@ from ramp.export import export, load
 from ramp.export.gguf import read_gguf
 from ramp.model import transformer
 from ramp.rundir import RunDir
-from ramp.serve import commands
+from ramp.export import bring
 from ramp.text.chat import render, render_prompt
 from ramp.text.template import OWN_TEMPLATE
 from ramp.text.tokenizer import LETTERS, SPECIALS, Tokenizer
@@ -364,9 +364,9 @@ def test_a_gguf_file_in_an_installed_package(tmp_path, monkeypatch, capsys):
     (tmp_path / "small_model").mkdir()
     (tmp_path / "small_model" / "it.gguf").write_bytes(b"")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = commands._find_model(Path("pip:small-model==1.0"))
+    found = bring.find_model("pip:small-model==1.0")
     assert found == tmp_path / "small_model" / "it.gguf"
-    assert commands._find_model(Path("here/it.gguf")) == Path("here/it.gguf")
+    assert bring.find_model("here/it.gguf") == Path("here/it.gguf")
     run = str(tmp_path / "run")
     assert cli.main(["import", "pip:no-such-model==1.0", "--run", run]) == 2
     # What the package's code needs would be built from C++.

@@ -145,35 +145,50 @@ def test_one_item_is_refused():
         items.sum_cells(trials.from_rows([{"run": "a", "step": 1, "success": 0.5, "stderr": 0.1}]))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.xfail(
-    reason="the last checkpoint is covered in 1.00 of 40 worlds, measured 2026-11-29"
-)
-def test_first_passages_of_two_hundred_worlds_are_covered():
-    """By the randomised PIT: "never" and "already" are atoms, of which an interval takes the share that is due.
+@pytest.fixture(scope="module")
+def covered():
+    """Shares of 200 worlds whose 90% interval holds the truth, and of fits that settled.
 
-    A third of the worlds is odd: equal items, items that nothing solves, all-pass checkpoints, one try.
+    A third of the worlds is odd: equal items, items that nothing solves, all-pass checkpoints, one
+    try. Passages by the randomised PIT: "never" and "already" are atoms, of which an interval takes
+    the share that is due.
     """
-    rng, inside = np.random.default_rng(0), {1: [], 2: [], 3: []}
-    settled, now = [], []
-    for seed in range(9000, 9200):
+    rng = np.random.default_rng(0)
+    inside = {1: [], 2: [], 3: [], "now": [], "settled": []}
+    for seed in range(16000, 16200):
         t, grid, truth = world(seed, odd=odd_kind(seed))
         o = readiness.forecast(t, decades=2.0, draws=400, steps=61)
-        settled.append(o.converged)
+        inside["settled"].append(o.converged)
         at = np.searchsorted(o.grid, o.now)
-        now.append(0.05 <= (o.mix[:, at] < truth[at]).mean() <= 0.95)
-        for r, found in inside.items():
+        inside["now"].append(0.05 <= (o.mix[:, at] < truth[at]).mean() <= 0.95)
+        for r in (1, 2, 3):
             ok = (truth >= 1 - 10.0**-r) & (grid >= o.now - 1e-9)  # from now on
             actual = grid[ok.argmax()] if ok.any() else np.inf
             passage = o.first_ready(r)
             below, at_most = (passage < actual - 1e-9).mean(), (passage <= actual + 1e-9).mean()
-            found.append(0.05 <= below + (at_most - below) * rng.random() <= 0.95)
-    coverage = {r: float(np.mean(v)) for r, v in inside.items()}
-    coverage["now"] = float(np.mean(now))
-    print(coverage, np.mean(settled))
-    assert all(0.85 <= v <= 0.95 for v in coverage.values()), coverage
-    assert np.mean(settled) >= 0.98
+            inside[r].append(0.05 <= below + (at_most - below) * rng.random() <= 0.95)
+    shares = {k: float(np.mean(v)) for k, v in inside.items()}
+    print(shares)
+    return shares
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_fits_of_two_hundred_worlds_settle(covered):
+    assert covered["settled"] >= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("nines", [1, 2, 3])
+def test_first_passages_of_two_hundred_worlds_are_covered(covered, nines):
+    assert 0.85 <= covered[nines] <= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_last_checkpoint_of_two_hundred_worlds_is_covered(covered):
+    assert 0.85 <= covered["now"] <= 0.95
 
 
 @pytest.mark.parametrize("outcome", [0, 1])

@@ -269,11 +269,13 @@ def look_up_values(block: nn.Module, y_nd: jax.Array, tokens_bt: jax.Array) -> j
     table = block.param("value_table", table_init, (c.vocab_size, K * h))
     read = min(VALUE_GATE_DIM, c.width)
     gate = block.param("value_gate", normal_init(0.02, P()), (read, K))
-    # A head's gate is worked out for each of its channels: rows of all heads keep their layout.
-    logit_nf = y_nd[:, :read].astype(jnp.float32) @ jnp.repeat(gate, h, axis=1)
-    fraction_nf = (2 * jax.nn.sigmoid(logit_nf)).astype(y_nd.dtype)
+    fraction_nk = 2 * jax.nn.sigmoid(y_nd[:, :read].astype(jnp.float32) @ gate)
+    # A head's gate opens each of its channels. Spread by a product with ones and zeros, rows of all
+    # heads keep their layout, and devices exchange a gradient of K columns instead of K*h.
+    channels_kf = jnp.repeat(jnp.eye(K, dtype=y_nd.dtype), h, axis=1)
+    fraction_nf = fraction_nk.astype(y_nd.dtype) @ channels_kf
     rows_btf = lookup_rows(table, tokens_bt, y_nd.dtype)
-    rows_nf = jax.lax.reshape(rows_btf, logit_nf.shape, out_sharding=P(ROWS))
+    rows_nf = jax.lax.reshape(rows_btf, fraction_nf.shape, out_sharding=P(ROWS))
     # What travels between devices is not asked for again by the backward pass.
     rows_nf = checkpoint_name(rows_nf, "values")
     return jax.reshard(fraction_nf * rows_nf, P(ROWS, "model"))

@@ -204,8 +204,8 @@ def _pool(mix, measured, ahead, rng):
     kept = rng.integers(len(line), size=len(mix))
     member = rng.integers(3, size=(len(mix), 1))
     pooled = np.choose(member, [mix, expit(line[kept]), law[kept]])
-    # What is past was measured.
-    return np.where(ahead < 0, mix, pooled)
+    # What is past, and now, was measured: only what lies ahead is forecast.
+    return np.where(ahead <= 0, mix, pooled)
 
 
 def _name_weights(names, weights):

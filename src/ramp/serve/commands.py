@@ -2,11 +2,9 @@
 
 import argparse
 import importlib.util
-import json
 import os
 import re
 import tempfile
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 from ramp import rundir
 from ramp.config import Config
 from ramp.errors import UserError
+from ramp.export.bring import find_model
 from ramp.files import parse_path
 from ramp.rundir import RunDir
 from ramp.stages import parse_speaker
@@ -112,7 +111,7 @@ def add_arguments(name: str, parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command that `args.command` names; UserError for a package that is missing."""
     if args.command == "import":
-        args.file = _find_model(args.file)
+        args.file = find_model(str(args.file))
     # Packages that are not installed are found before anything slow begins.
     package, extra = "safetensors", "export"
     if args.command == "serve":
@@ -191,59 +190,15 @@ def _export(args):
     return 0
 
 
-def _find_model(path):
-    """`pip:NAME[==VERSION]` is the GGUF file in that installed package, read and never imported."""
-    if not str(path).startswith("pip:"):
-        return path
-    from ramp.text.sources import list_files
-
-    return parse_path(list_files(f"{path}/*.gguf").files[0].path)
-
-
 def _import(args):
     """Make a run whose pretraining is done; every later stage can start from it."""
     if args.context < 1:
         raise UserError(f"--context is {args.context}; it must be at least 1")
-    import jax
+    # It needs packages of an extra, which `run` has found.
+    from ramp.export.bring import import_model
 
-    from ramp.export import load
-    from ramp.model import transformer
-    from ramp.reporting.report import update_report
-    from ramp.train.checkpoint import Checkpoints
-    from ramp.train.processes import on_writer, to_mesh
-    from ramp.train.restore import make_meta
-    from ramp.train.state import abstract_state
-
-    foreign, tokenizer = load.open_foreign(args.file)
-    c = load.make_config(foreign, tokenizer, args.context)
-    for loss in load.describe_losses(foreign, tokenizer):
-        print(f"left out: {loss}")
-    run = RunDir(args.run)
-    # An import that was killed has left step 0 at most, and may be done again.
-    names = {path.name for path in run.checkpoints("pretrain").glob("*")}
-    if run.is_done("pretrain") or any(name.isdigit() and name != "0" for name in names):
-        raise UserError(f"{args.run} has a model already; name another directory with --run")
-    c_host = _use_host(c)
-    m = c_host.model
-    mesh = jax.sharding.get_mesh()
-    # Shapes and shardings only; no weights are made.
-    like = abstract_state(lambda: transformer.init_params(m, jax.random.PRNGKey(0)), mesh)
-    weights = load.load_foreign_params(foreign, like, tokenizer)
-    lm = jax.tree.map(lambda w, x: to_mesh(w, x.sharding), weights, like)
-    meta = make_meta("pretrain", c_host, tokenizer) | {"imported": json.dumps(foreign.card)}
-    # Nothing is written before the whole file has been read and checked.
-    with ExitStack() as stack:
-        on_writer(lambda: stack.enter_context(run.lock()))
-        on_writer(lambda: (run.check_or_create(c), tokenizer.save(run.tokenizer)))
-        checkpoints = Checkpoints(run.checkpoints("pretrain"))
-        checkpoints.save(0, {"params": {"lm": lm}}, meta)
-        checkpoints.close()
-        # Later stages ask the report whether it is done.
-        done = {"imported": foreign.path.name, "done": True}
-        on_writer(lambda: update_report(run.path, "pretrain", done))
+    import_model(args.file, args.run, args.context, _use_host)
     print(
-        f"{args.run}: {foreign.card.get('name') or args.file.name}, {m.depth} layers, "
-        f"width {m.width}, {tokenizer.vocab_size} tokens, context {m.context_len}\n"
         f"Next: `ramp serve {args.run}`, `ramp finetune {args.run}`, or train it on your own text: "
         f"`ramp run --from {args.run} --run NEW --text PATH`"
     )

@@ -136,6 +136,14 @@ STAGES = {
             lr_fraction=0.2,
             speaks=True,
         ),
+        Stage(
+            "diversity",
+            "count the answers to open questions that each stage's model has",
+            "ramp.stages.diversity",
+            needs="pretrain",
+            reads=("diversity",),
+            repeats=True,
+        ),
     )
 }
 

@@ -293,9 +293,9 @@ def summarize(asked: Sequence[Asked], remedies: Sequence[str]) -> list[Summary]:
         found = values[remedy]
         both = found.keys() & values["plain"].keys() if remedy != "plain" else set()
         gains = [found[i] - values["plain"][i] for i in both]
-        mean, error = _mean(list(found.values()))
+        mean, error = average(list(found.values()))
         errors = [a.figures.distinct_k_error for a in own if a.figures]
-        gain, gain_error = _mean(gains)
+        gain, gain_error = average(gains)
         rows.append(
             Summary(
                 remedy,
@@ -310,7 +310,7 @@ def summarize(asked: Sequence[Asked], remedies: Sequence[str]) -> list[Summary]:
     return rows
 
 
-def _mean(values) -> tuple[float, float]:
+def average(values: Sequence[float]) -> tuple[float, float]:
     """(mean, its standard error); NaN where there are none, or too few."""
     if not values:
         return float("nan"), float("nan")

@@ -201,7 +201,8 @@ const TAGS = { "***": "strong", "**": "strong", "*": "em", __: "strong", _: "em"
 const LINK = /!?\[([^[\]\n]{1,500})\]\(((?:[^\s()]|\([^\s()]*\)){1,2000})(?: "[^"\n]{0,200}")?\)/y;
 const ADDRESS = /https?:\/\/[^\s<>"`]{1,2000}/y;
 
-// What a mark stands for: [element or text, where it ends], or nothing where it is a mere character.
+// What a mark stands for: [element or text, where it ends], or nothing where it is a mere
+// character.
 const PIECES = {
   "`"(text, start, mark, missing) {
     // Marks that are never closed are looked for once, not once each.

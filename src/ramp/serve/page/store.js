@@ -208,7 +208,10 @@ export function save(chat, now = Date.now()) {
     if (write(chat))
       return "No room was left in this browser: probabilities of old answers are dropped.";
   }
-  return "No room is left in this browser, and this conversation is not kept: export it, or delete others.";
+  return (
+    "No room is left in this browser, and this conversation is not kept: " +
+    "export it, or delete others."
+  );
 }
 
 function dropFigures(chat) {

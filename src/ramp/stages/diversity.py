@@ -1,0 +1,128 @@
+"""How many answers the model of each stage has to open questions, beside the one it began from.
+
+Training on a task, on rewards or on own samples narrows what a model says elsewhere, and no loss
+shows it. So every stage's model is asked the same questions with the same seeds, and is compared
+with the first one question by question.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ramp.config import Config
+from ramp.errors import UserError, require_name
+from ramp.evals.samples import require_room
+from ramp.rundir import RunDir
+from ramp.stages import STAGES
+from ramp.synth import ask
+from ramp.synth.speakers import LocalModel
+from ramp.text.chat import render_prompt
+from ramp.text.demo_chats import exchange
+from ramp.text.tokenizer import Tokenizer
+from ramp.train.preemption import Preemption
+from ramp.train.processes import is_writer, on_writer
+from ramp.train.restore import load_params
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one model's replies show, asked in one way."""
+
+    model: str  # the stage whose weights answered
+    asked: str
+    different: float  # answers among 10 replies, the mean over questions
+    error: float  # its standard error
+    change: float  # from the first model asked plainly, paired by question
+    change_error: float
+    unread: float  # share of replies without an answer
+
+
+@dataclass(frozen=True)
+class DiversityReport:
+    """What report.json says."""
+
+    answers: list[Row]
+    seconds: float
+
+
+def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
+    """Raise `UserError` where a question leaves no room for a reply, or a remedy has no name."""
+    for question in c.diversity.questions:
+        prompt = render_prompt(tokenizer, exchange(question))
+        require_room(c, "diversity.questions", question, len(prompt) + 1)
+
+
+def list_models(rundir: RunDir) -> list[str]:
+    """Folders of checkpoints whose weights answer, from the one that the run began with on."""
+    first = rundir.origin_weights.name
+    models = [first] if rundir.origin_weights.exists() else []
+    for stage in STAGES.values():
+        if not stage.speaks or not rundir.is_done(stage.name):
+            continue
+        # What was only pretrained does not chat, but an imported model may.
+        if stage.name == "pretrain" and rundir.default_stage != "pretrain":
+            continue
+        folder = rundir.find_weights(stage.name)
+        # A loop may have handed back what it began from.
+        models += [folder] if folder not in models else []
+    return models
+
+
+def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
+    """Ask all models; prints a line for each, and keeps the replies in replies.jsonl."""
+    began = time.perf_counter()
+    d = c.diversity
+    for name in d.remedies:
+        require_name("diversity.remedies", name, ask.REMEDIES)
+    questions = [ask.Question(i, text) for i, text in enumerate(d.questions)]
+    models = list_models(rundir)
+    if not models or not questions:
+        raise UserError(
+            "diversity has nothing to ask, or no model that chats; "
+            "run `ramp finetune`, or set --diversity.questions"
+        )
+    tokenizer = Tokenizer.load(rundir.tokenizer)
+    # Anew at each start: under the same name there may be other weights by now.
+    file = rundir.path / "replies.jsonl"
+    on_writer(lambda: file.unlink(missing_ok=True))
+    kept = ask.Kept.read(file, is_writer())
+    rows, first = [], []
+    for model in models:
+        lm = load_params(rundir, model, c, tokenizer)["lm"]
+        speaker = LocalModel(model, c, lm, tokenizer, is_writer())
+        remedies = list(dict.fromkeys([PLAIN, *d.remedies])) if model == models[0] else [PLAIN]
+        for remedy in remedies:
+            asked = []
+            for question in questions:
+                stop.check(0)
+                replies = ask.gather(
+                    speaker, question, remedy, d.num_replies, d.max_new_tokens, c.seed, kept
+                )
+                asked.append(ask.judge(question, remedy, replies, c.seed))
+            first = first or asked
+            rows.append(compare(model, remedy, first, asked))
+            if is_writer():
+                print(describe(rows[-1]))
+    return asdict(DiversityReport(rows, time.perf_counter() - began))
+
+
+def compare(model: str, remedy: str, first: list[ask.Asked], asked: list[ask.Asked]) -> Row:
+    """A model's row; `first` and `asked` hold the same questions in the same order."""
+    summary = ask.summarize(asked, [remedy])[0]
+    pairs = [
+        b.figures.distinct_k - a.figures.distinct_k
+        for a, b in zip(first, asked, strict=True)
+        if a.figures and b.figures
+    ]
+    change, error = ask.average([x for x in pairs if x == x])  # without NaN: too few replies
+    return Row(model, remedy, summary.distinct_k, summary.error, change, error, summary.unread)
+
+
+def describe(row: Row) -> str:
+    """A line for the terminal."""
+    return (
+        f"diversity: {row.model}, {row.asked}: {row.different:.2f} ± {row.error:.2f} different "
+        f"answers among {ask.K} replies; {row.change:+.2f} ± {row.change_error:.2f}"
+    )
