@@ -197,7 +197,7 @@ sources = ["file:{texts}/chat.jsonl"]
 [diversity]
 questions = ["hello", "what is it"]
 max_new_tokens = 4
-remedies = ["seeds"]
+remedies = ["min-p"]
 """
 
 
@@ -217,7 +217,7 @@ def test_a_configuration_begins_from_a_model_of_another_tool(base, tmp_path, cap
     assert (run.origin().stage, run.origin().step) == ("pretrain", 0)
     rows = run.report()["diversity"]["answers"]
     assert [(r["model"], r["asked"]) for r in rows] == [
-        ("origin", "plain"), ("origin", "seeds"), ("finetune", "plain"),
+        ("origin", "plain"), ("origin", "min-p"), ("finetune", "plain"),
     ]  # fmt: skip
     assert rows[0]["change"] == 0
     assert all(1 <= r["different"] <= 10 for r in rows)

@@ -32,6 +32,8 @@ ELSEWHERE = {
     "uv run ruff": ".ci/run",
     "uv run ty": ".ci/run",
     "pip install": "tests/test_wheel.py",
+    "uv pip install": "it installs; tests/export/test_files.py finds a model in a package",
+    "ramp run smollm2": "three quarters of an hour; tests/test_branch.py, on a tiny model",
     "python -m experiments.credit credit-bench": "tests/experiments, by parts",
     "python -m experiments.collapse collapse-bench": "tests/experiments, by parts",
     "ramp plan": "tests/pods, with the compilers of the extra `plan`",

@@ -71,7 +71,9 @@ def run(
             from ramp import branch
 
             c = branch.keep_tokenizer(open_run(request.parent)[1], c)
-            on_writer(partial(branch.begin, request, c, rundir, stages))
+            # The model of another tool is there for all stages, also those that do not train.
+            begun = (*stages, "finetune") if c.base else stages
+            on_writer(partial(branch.begin, request, c, rundir, begun))
         on_writer(partial(rundir.check_or_create, c, is_done=not todo))
         if force:
             on_writer(partial(begin_anew, rundir, stages, [str(r.folder) for r in rivals]))

@@ -20,11 +20,10 @@ from ramp import cli
 from ramp.config import Config, Model, Text, resolve
 from ramp.decode import sample
 from ramp.errors import UserError
-from ramp.export import export, load
+from ramp.export import bring, export, load
 from ramp.export.gguf import read_gguf
 from ramp.model import transformer
 from ramp.rundir import RunDir
-from ramp.export import bring
 from ramp.text.chat import render, render_prompt
 from ramp.text.template import OWN_TEMPLATE
 from ramp.text.tokenizer import LETTERS, SPECIALS, Tokenizer

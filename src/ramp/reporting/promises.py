@@ -121,6 +121,8 @@ def promise_credit(run: RunFiles) -> Html:
         f"points of {count:.0f} held-out problems ({what}{level}): {before:.0%} were solved with "
         f"every step right before reinforcement, {after:.0%} after it"
     )
+    if stage.get("best_step") == 0:
+        sentence += "; no iteration was better on problems to choose with, and the start is kept"
     if others:
         sentence += f"; other ways, from the same weights for as many steps: {', '.join(others)}"
     drawing = draw_bars(bars, "{:.0%}".format)

@@ -58,7 +58,7 @@ STAGES = {
             "prepare",
             "text to tokenizer to tokens",
             "ramp.stages.prepare",
-            reads=("seed", "text", "mesh", "hosts"),
+            reads=("seed", "base", "rivals", "text", "mesh", "hosts"),
             identity=("seed", "text"),
             outputs=("data/train*", "data/val*", "data/*tokenizer.json*"),
         ),

@@ -37,9 +37,10 @@ def check_prepare(c: Config) -> None:
 
 def check_finetune(c: Config) -> None:
     """Refuse conversations that are not there, and tasks that cannot be tried."""
-    if not c.chat.sources:
+    if not c.chat.sources and not c.chat.tasks:
         raise UserError(
-            "chat.sources is empty; name JSONL files of conversations, such as 'file:chats/*.jsonl'"
+            "chat.sources and chat.tasks are empty; name JSONL files of conversations, such as "
+            "'file:chats/*.jsonl', or a task, such as addition/2"
         )
     for source in _list_local(c.chat.sources):
         next(chat.conversations(source, Counter(), c.seed), None)

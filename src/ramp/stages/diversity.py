@@ -49,9 +49,27 @@ class DiversityReport:
 
 def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
     """Raise `UserError` where a question leaves no room for a reply, or a remedy has no name."""
-    for question in c.diversity.questions:
-        prompt = render_prompt(tokenizer, exchange(question))
-        require_room(c, "diversity.questions", question, len(prompt) + 1)
+    d = c.diversity
+    for question in list_questions(c):
+        for name in list_remedies(c):
+            # With the very words that will be added.
+            for i in range(d.num_replies):
+                rng = ask.make_rng(c.seed, question, name, i)
+                text = ask.REMEDIES[name].change(question.text, rng)
+                prompt = render_prompt(tokenizer, exchange(text))
+                require_room(c, "diversity.questions", text, len(prompt) + 1)
+
+
+def list_questions(c: Config) -> list[ask.Question]:
+    """The questions, numbered."""
+    return [ask.Question(i, text) for i, text in enumerate(c.diversity.questions)]
+
+
+def list_remedies(c: Config) -> list[str]:
+    """Ways of asking the first model, plainly first. Raises `UserError` for an unknown one."""
+    for name in c.diversity.remedies:
+        require_name("diversity.remedies", name, ask.REMEDIES)
+    return list(dict.fromkeys([PLAIN, *c.diversity.remedies]))
 
 
 def list_models(rundir: RunDir) -> list[str]:
@@ -74,10 +92,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     """Ask all models; prints a line for each, and keeps the replies in replies.jsonl."""
     began = time.perf_counter()
     d = c.diversity
-    for name in d.remedies:
-        require_name("diversity.remedies", name, ask.REMEDIES)
-    questions = [ask.Question(i, text) for i, text in enumerate(d.questions)]
-    models = list_models(rundir)
+    questions, models = list_questions(c), list_models(rundir)
     if not models or not questions:
         raise UserError(
             "diversity has nothing to ask, or no model that chats; "
@@ -92,8 +107,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     for model in models:
         lm = load_params(rundir, model, c, tokenizer)["lm"]
         speaker = LocalModel(model, c, lm, tokenizer, is_writer())
-        remedies = list(dict.fromkeys([PLAIN, *d.remedies])) if model == models[0] else [PLAIN]
-        for remedy in remedies:
+        for remedy in list_remedies(c) if model == models[0] else [PLAIN]:
             asked = []
             for question in questions:
                 stop.check(0)

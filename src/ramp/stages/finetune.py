@@ -33,6 +33,9 @@ def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
         samples.check_lengths(rundir, c, tokenizer)
     problems = sum(1 for _ in render_solved_problems(c, tokenizer))
     counts: Counter = Counter()
+    if problems and not c.chat.sources:
+        pack_rows(c, tokenizer)
+        return
     missing = {"val"} if problems else {"train", "val"}
     for split, _ in render_conversations(c, tokenizer, counts):
         missing.discard(split)
@@ -106,7 +109,7 @@ def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Co
     """Return rows of `finetune.seq_len` tokens by split, and counts of what became of what.
 
     Conversations of all sources are split by a hash of their ids. Solved problems of `chat.tasks`
-    are for training only: the held-out ones are the trials'.
+    are for training only, since the trials hold out others; without conversations they are split.
     """
     seq_len = c.finetune.seq_len
     counts: Counter = Counter()
@@ -116,12 +119,18 @@ def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Co
     problems = list(render_solved_problems(c, tokenizer))
     counts["problems"] += len(problems)
     counts["loss_tokens"] += sum(sum(weights) for _, weights in problems)
-    rendered["train"] += problems
+    for problem in problems:
+        is_held_out = not c.chat.sources and _split_problem(tokenizer, problem, c) == "val"
+        rendered["val" if is_held_out else "train"].append(problem)
     for split, conversations in rendered.items():
         if not conversations:
             raise _describe_none(split, c, counts)
     rows = {split: chat.pack(talks, seq_len, tokenizer.pad) for split, talks in rendered.items()}
     return rows, counts
+
+
+def _split_problem(tokenizer, problem, c):
+    return split_of(tokenizer.decode(problem[0]), c.chat.val_fraction)
 
 
 def render_conversations(

@@ -108,6 +108,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         add_params=partial(learn.add_head, c.model, t),
         data=fit.hash_sources(t),
         updates=t.epochs * t.minibatches,
+        score_start=True,
     )
     # Chosen by verified solutions: answers alone can rise while the working gets worse. Where
     # nobody can verify, or a reward of your own says what is wanted, by the reward.
@@ -116,6 +117,10 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     evaluate = partial(evaluate_policy, c, tokenizer)
     state, report = trainer.train(rundir, start, evaluate, score, stop)
     params = eval_params(state)
+    if report.best_step not in (None, t.train.steps):
+        # What is handed on, and so what is measured, is the best checkpoint.
+        print(f"reinforce: step {report.best_step} was the best on problems to choose with")
+        params |= restore.load_params(rundir, "reinforce", c, tokenizer)
     with stop.together():
         after, _ = learn.measure_accuracy(c.model, t, tokenizer, params, check=check)
         print_accuracy("after on tests", after)

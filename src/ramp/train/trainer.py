@@ -98,6 +98,8 @@ class Trainer:
     """the loss of a model that knows nothing, by which divergence is told"""
     updates: int = 1
     """that `wrap_step` makes of a step; the schedule counts them"""
+    score_start: bool = False
+    """evaluate and save step 0 too: where nothing better comes, the start is the best checkpoint"""
 
     def train(
         self,
@@ -254,6 +256,7 @@ class Attempt:
                 checkpoints=self.checkpoints,
                 clock=self.clock,
                 stop=self.stop,
+                score_start=trainer.score_start,
             )
             # Compiled anew after a recovery: the rates are constants of the step.
             slowed = slow_down(t, int(state.guard.recoveries))
@@ -299,6 +302,7 @@ class LoopRun:
     checkpoints: Checkpoints
     clock: Clock
     stop: Preemption
+    score_start: bool
 
     def must_evaluate(self, done: int) -> bool:
         """Whether an evaluation is due after `done` steps."""
@@ -348,8 +352,14 @@ def train_loop(run: LoopRun, state: State, step: Step, batches: MakeRows) -> Sta
         ExitStack() as unsaved,
     ):
         # An evaluation that a stop cut short is made up for, before any step.
-        if first and run.must_evaluate(first) and not run.checkpoints.scored(first):
+        must_score = run.must_evaluate(first) if first else run.score_start
+        if must_score and run.checkpoints.steps() and not run.checkpoints.scored(first):
             run.checkpoints.rescore(first, run.evaluate_state(state, first))
+            if stop.requested(first):
+                run.leave(first)
+        if run.score_start and not run.checkpoints.steps():
+            score = run.evaluate_state(state, first)
+            run.save(state, first, score, None)
             if stop.requested(first):
                 run.leave(first)
 
