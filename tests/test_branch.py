@@ -221,8 +221,15 @@ def test_a_configuration_begins_from_a_model_of_another_tool(base, tmp_path, cap
     ]  # fmt: skip
     assert rows[0]["change"] == 0
     assert all(1 <= r["different"] <= 10 for r in rows)
+    # A run that has begun needs the file no more.
+    (tmp_path / "hf").rename(tmp_path / "elsewhere")
     assert ramp("run", run.path) == 0
-    assert ramp("finetune", run.path, "--finetune.steps", 2) == 0
+    assert ramp(*words) == 0
+    assert ramp(*words, "--model.context_len", 16) == 2
+    assert "has 32" in capsys.readouterr().err
+    (tmp_path / "elsewhere").rename(tmp_path / "hf")
+    assert ramp(*words[:2], "--run", tmp_path / "c", "--dry-run") == 0
+    assert "width 64" in capsys.readouterr().out
     assert ramp(*words[:2], "--run", tmp_path / "c", "--model.width", 128) == 2
     assert "has 64" in capsys.readouterr().err
     assert ramp(*words, "--base", base) == 2

@@ -444,8 +444,7 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     if args.parent:
         # The weights are the parent's, whatever that began from.
         c = config.replace(c, base="")
-    elif c.base:
-        c = bring.fit_to_base(c)
+    c = bring.fit_to_base(c, directory)
     c = rundir.fit_vocabulary(c)
     if args.text:
         c = choose_for_text(args, c, directory)

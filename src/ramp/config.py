@@ -535,23 +535,25 @@ class Sample:
 class Diversity:
     """How many answers the models of a run have to open questions."""
 
+    # Short answers: of long ones no two are ever alike, and nothing is seen.
     questions: tuple[str, ...] = (
-        "Tell me a joke.",
-        "Name an animal.",
-        "Suggest a name for a cat.",
-        "Give me an idea for dinner.",
-        "Write the first sentence of a novel.",
-        "Recommend a hobby.",
-        "Invent a new holiday.",
-        "What should I draw today?",
-        "Name a city that is worth a visit.",
-        "Give a metaphor for time.",
-        "Suggest a title for a song about rain.",
-        "What would you do with a day off?",
+        "Name an animal. One word.",
+        "Name a color. One word.",
+        "Name a city. One word.",
+        "Suggest a name for a cat. One word.",
+        "Name a hobby. One word.",
+        "Name a fruit. One word.",
+        "Name a famous person. Only the name.",
+        "Name a book. Only the title.",
+        "Suggest a dish for dinner. Only the name of the dish.",
+        "Name a country. One word.",
+        "Say a number between 1 and 100.",
+        "Name a musical instrument. One word.",
     )
+    """asked after every stage"""
     num_replies: Annotated[int, Range(low=10)] = 10
     """to each question, in each way of asking"""
-    max_new_tokens: Positive = 48
+    max_new_tokens: Positive = 16
     """longest reply"""
     remedies: tuple[str, ...] = ("plain",)
     """ways of asking the first model, as in `ramp synth ask --remedies`; later ones: plain"""

@@ -92,6 +92,27 @@ def test_from_fine_tuned_model_to_page(run, capsys):
         reinforce.show_credit(rundir, c, -1, 1)
 
 
+@pytest.mark.parametrize(("scores", "best"), [((0.1, 0.5), 0), ((0.5, 0.1), 3)])
+def test_what_is_handed_on_is_no_worse_than_the_start(run, monkeypatch, capsys, scores, best):
+    """On problems to choose with; the figures after are those of what is handed on."""
+    rundir, c = run
+
+    def evaluate(c, tokenizer, params, step, board, stop):
+        score = scores[bool(step)]
+        return {"rl/not_verified": score, "rl/lost_reward": score}
+
+    monkeypatch.setattr(reinforce, "evaluate_policy", evaluate)
+    report = reinforce.run(rundir, c, Preemption())
+    assert report["best_step"] == best
+    assert ("step 0 was the best" in capsys.readouterr().out) == (best == 0)
+    if best == 0:
+        assert report["after"] == report["before"]
+    chosen = restore.load_params(rundir, "reinforce", c)["lm"]
+    start = restore.load_params(rundir, "sft", c)["lm"]
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), chosen, start)
+    assert all(jax.tree.leaves(same)) == (best == 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [{"reward": "head", "label_fraction": 0.5}, {"method": "implicit"}])
 def test_a_learned_reward_is_trained_beside_the_policy(run, how):

@@ -51,6 +51,16 @@ def evaluated(
         return [run(params or {"lm": None}, step, board, Preemption()) for step in steps][-1]
 
 
+def test_without_conversations_problems_are_split():
+    c = settings()
+    c = replace(c, chat=replace(c.chat, sources=(), val_fraction=0.2))
+    rows, counts = finetune.pack_rows(c, TOKENIZER)
+    assert counts["problems"] == 40 and counts["rendered"] == 0
+    tokens = {split: int(np.sum(packed.weights > 0)) for split, packed in rows.items()}
+    assert 0.05 < tokens["val"] / sum(tokens.values()) < 0.5
+    assert finetune.pack_rows(c, TOKENIZER)[0]["val"].tokens.tolist() == rows["val"].tokens.tolist()
+
+
 def growing(c, params, tokenizer, task, problems, group, tokens, step, temperature, poll):
     """Solutions that are right more and more often."""
     right = np.random.default_rng(step).random(len(problems) * group) < 1 / (

@@ -91,22 +91,27 @@ def import_model(
     return ready
 
 
-def fit_to_base(c: Config) -> Config:
-    """The configuration with the shape and the tokenizer of the model that `base` names.
+def fit_to_base(c: Config, directory: Path | None = None) -> Config:
+    """The configuration with the shape and the tokenizer of the model that `base` names, if any.
 
-    Of `model` it keeps how the result is computed, and `context_len` where that is shorter. Raises
-    `UserError` where it asks for another shape.
+    Of `model` it keeps how the result is computed, and `context_len` where that is shorter. A run
+    in `directory` that has begun knows both. Raises `UserError` where `c` asks for another shape.
     """
-    path = find_model(c.base)
-    require_reader(path, "`base`")
-    from ramp.export import load
+    if not c.base:
+        return c
+    shaped = RunDir(directory).written_config() if directory else None
+    has_begun = shaped is not None and shaped.base == c.base
+    if shaped is None or not has_begun:
+        path = find_model(c.base)
+        require_reader(path, "`base`")
+        from ramp.export import load
 
-    foreign, tokenizer = load.open_foreign(path)
-    shaped = load.make_config(foreign, tokenizer, c.model.context_len)
+        shaped = load.make_config(*load.open_foreign(path), c.model.context_len)
     shape = config.identity(shaped.model) | {"dtype": c.model.dtype}
     asked, default = config.identity(c.model), config.identity(Model())
     for key, value in shape.items():
-        if key != "context_len" and asked[key] not in (value, default[key]):
+        is_fixed = has_begun or key != "context_len"
+        if is_fixed and asked[key] not in (value, default[key]):
             raise UserError(
                 f"model.{key} is {asked[key]!r}, and {c.base}, which `base` names, has {value!r}; "
                 "leave it out"

@@ -24,6 +24,7 @@ from ramp.nines.usage import Measured, Usage, measure
 QUADRATURE = np.polynomial.hermite_e.hermegauss(25)
 MAX_QUANTILES = 24  # of difficulty, at which the items of one family are read
 MIN_MEASURED = 4  # checkpoints of the mix before a line and a power law are pooled in
+MEASURED_NOW = 0.5  # share of the draws at the last checkpoint that are of the items' model alone
 MAX_ORIGINS = 8  # last checkpoints that weigh the shapes of growth
 
 
@@ -204,8 +205,10 @@ def _pool(mix, measured, ahead, rng):
     kept = rng.integers(len(line), size=len(mix))
     member = rng.integers(3, size=(len(mix), 1))
     pooled = np.choose(member, [mix, expit(line[kept]), law[kept]])
-    # What is past, and now, was measured: only what lies ahead is forecast.
-    return np.where(ahead <= 0, mix, pooled)
+    # What is past was measured. What holds now was too, but by the items' model alone its interval
+    # is too narrow, and by the pool too wide.
+    is_measured = (ahead < 0) | ((ahead == 0) & (rng.random((len(mix), 1)) < MEASURED_NOW))
+    return np.where(is_measured, mix, pooled)
 
 
 def _name_weights(names, weights):

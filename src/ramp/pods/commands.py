@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ramp import config, rundir
 from ramp.errors import UserError
+from ramp.export import bring
 from ramp.files import parse_path
 from ramp.pods import chips
 
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace, flags: list[str], check_settings: Check) -> in
     for name in programs:
         if name not in PROGRAMS:
             raise UserError(f"--only {name}: a plan has {', '.join(PROGRAMS)}")
-    c = config.load(args.config, flags)
+    c = bring.fit_to_base(config.load(args.config, flags))
     c = rundir.fit_vocabulary(c)
     from ramp.pods import plan, search
 
