@@ -24,7 +24,7 @@ from ramp.nines.usage import Measured, Usage, measure
 QUADRATURE = np.polynomial.hermite_e.hermegauss(25)
 MAX_QUANTILES = 24  # of difficulty, at which the items of one family are read
 MIN_MEASURED = 4  # checkpoints of the mix before a line and a power law are pooled in
-MEASURED_NOW = 0.5  # share of the draws at the last checkpoint that are of the items' model alone
+MEASURED_NOW = 0.75  # share of the draws at the last checkpoint that are of the items' model alone
 MAX_ORIGINS = 8  # last checkpoints that weigh the shapes of growth
 
 
