@@ -94,3 +94,23 @@ def test_links_reach_sections_of_the_page(run):
     anchors = set(re.findall(r'href="#(\w+)"', page))
     assert {"reinforce", "synthesize", "finetune"} <= anchors
     assert {"reinforce", "synthesize", "finetune"} <= set(re.findall(r'section id="(\w+)"', page))
+
+
+def test_answers_that_stages_cost_are_named(tmp_path):
+    """Of a model that others made, which has no figure of how it reads."""
+    rows = [
+        {"model": model, "asked": asked, "different": different, "change": change}
+        for model, asked, different, change in (
+            ("origin", "plain", 9.5, 0.0),
+            ("origin", "seeds", 9.9, 0.4),
+            ("finetune", "plain", 5.25, -4.25),
+            ("reinforce", "plain", 6.0, -3.5),
+        )
+    ]
+    path = tmp_path / "run"
+    write_run(path, finetune={"chat_nats": 1.0}, diversity={"answers": rows})
+    (section,) = list_promises(read_run(path))
+    said = words(section)
+    assert "How many answers it has" in said
+    assert "-4.2" in said and "(finetune)" in said
+    assert "9.9" not in said  # another way of asking is no stage

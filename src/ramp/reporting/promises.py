@@ -2,7 +2,8 @@
 
 Whether the model reads better than tables of counts; what credit for each step taught it, beside
 other ways from the same weights; whether its own samples cost it diversity, beside a loop without a
-guard; how reliable it is, and how well it foresaw that. What a run has not done is not promised.
+guard; how reliable it is, and how well it foresaw that; of a model that others made, how many
+answers each stage left it. What a run has not done is not promised.
 """
 
 import math
@@ -74,8 +75,10 @@ def bits_per_byte(run: RunFiles) -> float | None:
 
 
 def promise_text(run: RunFiles) -> Html:
-    """The figure of the run among its baselines, worst first; always there."""
+    """The figure of the run among its baselines, worst first."""
     bits, levels = bits_per_byte(run), baseline_levels(run)
+    if bits is None and "finetune" in run.report:
+        return Html()  # it began from a model that others had pretrained
     bars = [(value, name, color) for name, (value, color) in levels.items()]
     if bars and bits is not None:
         bars.append((bits, "this model", "main"))
@@ -116,7 +119,7 @@ def promise_credit(run: RunFiles) -> Html:
     # Of a difference of two shares of the same problems, as if they were others: not too narrow.
     error = 196 * math.sqrt((before * (1 - before) + after * (1 - after)) / count)
     what = stage.get("task", stage.get("prompts"))
-    level = f" of {stage['level']} digits or steps" if "level" in stage else ""
+    level = f", level {stage['level']}" if "level" in stage else ""
     sentence = (
         f"points of {count:.0f} held-out problems ({what}{level}): {before:.0%} were solved with "
         f"every step right before reinforcement, {after:.0%} after it"
@@ -200,7 +203,7 @@ def promise_reliability(run: RunFiles) -> Html:
     known = [share for share in last if share is not None]
     record = as_dict(stage.get("record"))
     count = as_number(record.get("count")) or 0
-    text = "of trials with every step right. " + " ".join(map(str, sentences.values()))
+    text = f"of trials with every step right. {'; '.join(map(str, sentences.values()))}."
     if count and (covered := as_number(record.get("covered80"))) is not None:
         text += f" Of {count:.0f} forecasts made on the way, 80% intervals covered {covered:.0%}."
     elif not count:
@@ -210,4 +213,34 @@ def promise_reliability(run: RunFiles) -> Html:
     return _section("finetune", "How reliable it is", number, text, drawing, "nines.html")
 
 
-PROMISES = (promise_text, promise_credit, promise_generations, promise_reliability)
+# --- answers
+
+
+def promise_answers(run: RunFiles) -> Html:
+    """How many different answers to open questions the model of each stage has."""
+    rows = [as_dict(r) for r in run.report.get("diversity", {}).get("answers") or []]
+    plain = [r for r in rows if r.get("asked") == "plain"]
+    if not plain:
+        return Html()
+    bars = []
+    for row in plain:
+        color = "grey" if row is plain[0] else "main"
+        bars.append((as_number(row.get("different")) or 0.0, str(row.get("model")), color))
+    least = min(plain, key=lambda row: as_number(row.get("change")) or 0.0)
+    change, error = (as_number(least.get(key)) or 0.0 for key in ("change", "change_error"))
+    number = f"{change:+.1f} ± {1.96 * error:.1f}"
+    sentence = (
+        "different answers among 10 replies to open questions, the stage that lost most against "
+        f"the model that the run began with ({least.get('model')})"
+    )
+    drawing = draw_bars(bars, "{:.1f}".format)
+    return _section("diversity", "How many answers it has", number, sentence, drawing)
+
+
+PROMISES = (
+    promise_text,
+    promise_answers,
+    promise_credit,
+    promise_generations,
+    promise_reliability,
+)
