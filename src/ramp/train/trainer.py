@@ -302,7 +302,8 @@ class LoopRun:
     checkpoints: Checkpoints
     clock: Clock
     stop: Preemption
-    score_start: bool
+    score_start: bool = False
+    """see `Trainer`"""
 
     def must_evaluate(self, done: int) -> bool:
         """Whether an evaluation is due after `done` steps."""
