@@ -302,7 +302,7 @@ def test_a_line_and_a_power_law_make_two_thirds_of_the_draws():
         same, same, np.full(8, np.nan), x, rate, np.full(8, 0.01), np.full(8, 400.0), rate
     )
     ahead = np.array([-0.1, 0.0, 0.3])
-    plateau = np.full((600, 3), 0.5)
+    plateau = np.full((2400, 3), 0.5)
     pooled = readiness._pool(plateau, m, ahead, np.random.default_rng(0))
     is_model = (pooled == 0.5).all(1)
     assert 0.25 < is_model.mean() < 0.42
@@ -314,5 +314,5 @@ def test_a_line_and_a_power_law_make_two_thirds_of_the_draws():
     others = others[~is_measured]
     assert np.median(others[:, 2]) > others[:, 1].mean() > 0.7
     # A draw that is high now is high later: they are curves.
-    assert spearmanr(others[:, 1], others[:, 2]).statistic > 0.3
+    assert spearmanr(others[:, 1], others[:, 2]).statistic > 0.2
     assert readiness._pool(plateau, m[:3], ahead, np.random.default_rng(0)) is plateau
