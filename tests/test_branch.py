@@ -233,6 +233,14 @@ def test_a_configuration_begins_from_a_model_of_another_tool(base, tmp_path, cap
     assert ramp(*words[:2], "--run", tmp_path / "c", "--model.width", 128) == 2
     assert "has 64" in capsys.readouterr().err
     assert ramp(*words, "--base", base) == 2
+    assert ramp(*words[:2], "--run", tmp_path / "c", "--text.tokenizer", "bytes") == 2
+    assert "brings its own" in capsys.readouterr().err
+    # Nobody's files are taken for what a killed start has left.
+    (tmp_path / "mine" / "base").mkdir(parents=True)
+    (tmp_path / "mine" / "base" / "thesis.txt").write_text("all of it")
+    assert ramp(*words[:2], "--run", tmp_path / "mine") == 2
+    assert "not empty" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "base" / "thesis.txt").exists()
     # A run from its weights has the parent's model, whatever the parent began from.
     new = ("--run", tmp_path / "d", "--finetune.steps", 3)
     assert ramp("finetune", "--from", run.path, *new) == 0

@@ -368,8 +368,8 @@ def is_leftover(path: Path) -> bool:
     # Half-written files and copies have the name of the file in theirs.
     is_own = any(name in path.name for name in (".lock", "config.toml", "origin.json"))
     # A run that begins from another model is filled before config.toml is written.
-    is_origin = path.with_name("origin.json").exists() or path == RunDir(path.parent).base
-    return is_own or is_empty_data or is_origin
+    is_base = path == RunDir(path.parent).base and (path / ".lock").exists()
+    return is_own or is_empty_data or is_base or path.with_name("origin.json").exists()
 
 
 def list_changes(old: Config, new: Config, *sections: str) -> list[str]:

@@ -100,6 +100,7 @@ def test_answers_that_stages_cost_are_named(tmp_path):
     """Of a model that others made, which has no figure of how it reads."""
     rows = [
         {"model": model, "asked": asked, "different": different, "change": change}
+        | {"example": f"a {model} said"}
         for model, asked, different, change in (
             ("origin", "plain", 9.5, 0.0),
             ("origin", "seeds", 9.9, 0.4),
@@ -113,4 +114,5 @@ def test_answers_that_stages_cost_are_named(tmp_path):
     said = words(section)
     assert "How many answers it has" in said
     assert "-4.2" in said and "(finetune)" in said
+    assert "a finetune said" in said
     assert "9.9" not in said  # another way of asking is no stage

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from ramp import config
-from ramp.config import Config, Model
+from ramp.config import Config, Model, Text
 from ramp.errors import UserError
 from ramp.files import parse_path
 from ramp.rundir import Request, RunDir
@@ -116,6 +117,10 @@ def fit_to_base(c: Config, directory: Path | None = None) -> Config:
                 f"model.{key} is {asked[key]!r}, and {c.base}, which `base` names, has {value!r}; "
                 "leave it out"
             )
+    if c.text.tokenizer not in (Text().tokenizer, "run"):
+        raise UserError(
+            f"text.tokenizer is {c.text.tokenizer!r}, and `base` brings its own; leave it out"
+        )
     text = replace(c.text, tokenizer="run", vocab_size=shaped.text.vocab_size)
     return replace(c, model=replace(c.model, **shape), text=text)
 
@@ -135,9 +140,16 @@ def begin_from_base(c: Config, directory: Path) -> Request | None:
             )
         return None
     from ramp.host import setup_devices
+    from ramp.train.processes import on_writer
 
-    base = RunDir(run.base)
-    if not base.is_done("pretrain"):
-        setup = partial(setup_devices, stages=())
-        import_model(find_model(c.base), base.path, c.model.context_len, setup)
-    return Request(base.path, None, "pretrain", weights_only=True)
+    def make_room():
+        # Refused here where the directory holds other things. What a killed start has imported may
+        # be of another model.
+        with run.lock():
+            shutil.rmtree(run.base, ignore_errors=True)
+
+    setup = partial(setup_devices, stages=())
+    setup(c)  # joins the processes of the job
+    on_writer(make_room)
+    import_model(find_model(c.base), run.base, c.model.context_len, setup)
+    return Request(run.base, None, "pretrain", weights_only=True)

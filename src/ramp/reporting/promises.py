@@ -229,9 +229,11 @@ def promise_answers(run: RunFiles) -> Html:
     least = min(plain, key=lambda row: as_number(row.get("change")) or 0.0)
     change, error = (as_number(least.get(key)) or 0.0 for key in ("change", "change_error"))
     number = f"{change:+.1f} ± {1.96 * error:.1f}"
+    examples = "; ".join(f"{row.get('model')}: {row.get('example', '')}" for row in plain)
     sentence = (
         "different answers among 10 replies to open questions, the stage that lost most against "
-        f"the model that the run began with ({least.get('model')})"
+        f"the model that the run began with ({least.get('model')}). A count does not tell sense "
+        f"from nonsense; to the first question, {examples}"
     )
     drawing = draw_bars(bars, "{:.1f}".format)
     return _section("diversity", "How many answers it has", number, sentence, drawing)

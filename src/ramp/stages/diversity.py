@@ -24,6 +24,7 @@ from ramp.train.processes import is_writer, on_writer
 from ramp.train.restore import load_params
 
 PLAIN = "plain"
+EXAMPLE_CHARS = 60
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Row:
     change: float  # from the first model asked plainly, paired by question
     change_error: float
     unread: float  # share of replies without an answer
+    example: str  # the first reply to the first question: a count does not tell sense from nonsense
 
 
 @dataclass(frozen=True)
@@ -104,21 +106,22 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     on_writer(lambda: file.unlink(missing_ok=True))
     kept = ask.Kept.read(file, is_writer())
     rows, first = [], []
-    for model in models:
-        lm = load_params(rundir, model, c, tokenizer)["lm"]
-        speaker = LocalModel(model, c, lm, tokenizer, is_writer())
-        for remedy in list_remedies(c) if model == models[0] else [PLAIN]:
-            asked = []
-            for question in questions:
-                stop.check(0)
-                replies = ask.gather(
-                    speaker, question, remedy, d.num_replies, d.max_new_tokens, c.seed, kept
-                )
-                asked.append(ask.judge(question, remedy, replies, c.seed))
-            first = first or asked
-            rows.append(compare(model, remedy, first, asked))
-            if is_writer():
-                print(describe(rows[-1]))
+    with stop.together():
+        for model in models:
+            lm = load_params(rundir, model, c, tokenizer)["lm"]
+            speaker = LocalModel(model, c, lm, tokenizer, is_writer())
+            for remedy in list_remedies(c) if model == models[0] else [PLAIN]:
+                asked = []
+                for question in questions:
+                    stop.check(0)
+                    replies = ask.gather(
+                        speaker, question, remedy, d.num_replies, d.max_new_tokens, c.seed, kept
+                    )
+                    asked.append(ask.judge(question, remedy, replies, c.seed))
+                first = first or asked
+                rows.append(compare(model, remedy, first, asked))
+                if is_writer():
+                    print(describe(rows[-1]))
     return asdict(DiversityReport(rows, time.perf_counter() - began))
 
 
@@ -131,12 +134,23 @@ def compare(model: str, remedy: str, first: list[ask.Asked], asked: list[ask.Ask
         if a.figures and b.figures
     ]
     change, error = ask.average([x for x in pairs if x == x])  # without NaN: too few replies
-    return Row(model, remedy, summary.distinct_k, summary.error, change, error, summary.unread)
+    answers = asked[0].answers
+    return Row(
+        model=model,
+        asked=remedy,
+        different=summary.distinct_k,
+        error=summary.error,
+        change=change,
+        change_error=error,
+        unread=summary.unread,
+        example=" ".join(answers[0].split())[:EXAMPLE_CHARS] if answers else "",
+    )
 
 
 def describe(row: Row) -> str:
     """A line for the terminal."""
     return (
         f"diversity: {row.model}, {row.asked}: {row.different:.2f} ± {row.error:.2f} different "
-        f"answers among {ask.K} replies; {row.change:+.2f} ± {row.change_error:.2f}"
+        f"answers among {ask.K} replies; {row.change:+.2f} ± {row.change_error:.2f}; "
+        f"such as {row.example!r}"
     )
