@@ -477,6 +477,9 @@ class Chat:
     `messages` format"""
     val_fraction: HeldOut = 0.05
     """fraction of the conversations held out for validation"""
+    own_answers: Count = 0
+    """so many of their questions, answered by the model itself before it is fine-tuned, are learned
+    instead: rehearsal, by which a model that is taught a new task keeps what it can"""
     tasks: tuple[str, ...] = ()
     """NAME/LEVEL, as in addition/2: solved problems of ramp's tasks among the conversations"""
     problems_per_task: Positive = 2000

@@ -2,8 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.special import expit
-from scipy.stats import spearmanr
 from worlds import odd_kind, world
 
 from ramp.errors import UserError
@@ -291,28 +289,3 @@ def test_a_mix_is_measured_by_its_parts():
     assert m.is_ready(1).tolist() == [False]
     # One trial of each item in each slice: at most as many as there are trials.
     assert 0 < m.n[0] <= 40
-
-
-def test_a_line_and_a_power_law_make_two_thirds_of_the_draws():
-    """Of a curve that has just taken off, which a model of ability may call a plateau."""
-    x = np.linspace(2, 2.7, 8)
-    rate = expit(4 * (x - 2.4))
-    same = np.full(8, "a")
-    m = usage.Measured(
-        same, same, np.full(8, np.nan), x, rate, np.full(8, 0.01), np.full(8, 400.0), rate
-    )
-    ahead = np.array([-0.1, 0.0, 0.3])
-    plateau = np.full((2400, 3), 0.5)
-    pooled = readiness._pool(plateau, m, ahead, np.random.default_rng(0))
-    is_model = (pooled == 0.5).all(1)
-    assert 0.25 < is_model.mean() < 0.42
-    assert (pooled[:, 0] == 0.5).all()
-    others = pooled[~is_model]
-    # What holds now was measured: most draws take the items' model for it.
-    is_measured = others[:, 1] == 0.5
-    assert 0.65 < is_measured.mean() < 0.85
-    others = others[~is_measured]
-    assert np.median(others[:, 2]) > others[:, 1].mean() > 0.7
-    # A draw that is high now is high later: they are curves.
-    assert spearmanr(others[:, 1], others[:, 2]).statistic > 0.2
-    assert readiness._pool(plateau, m[:3], ahead, np.random.default_rng(0)) is plateau

@@ -16,15 +16,14 @@ from scipy.stats import norm
 
 from ramp.errors import UserError
 from ramp.nines import backtest, growth, items
-from ramp.nines.baselines import LAST, accuracy_logits, sample_line, sample_power_law
+from ramp.nines.baselines import accuracy_logits
 from ramp.nines.growth import SHAPES, Points, Stacking
+from ramp.nines.pool import pool
 from ramp.nines.trials import Trials, accuracy_curves, log_progress
 from ramp.nines.usage import Measured, Usage, measure
 
 QUADRATURE = np.polynomial.hermite_e.hermegauss(25)
 MAX_QUANTILES = 24  # of difficulty, at which the items of one family are read
-MIN_MEASURED = 4  # checkpoints of the mix before a line and a power law are pooled in
-MEASURED_NOW = 0.75  # share of the draws at the last checkpoint that are of the items' model alone
 MAX_ORIGINS = 8  # last checkpoints that weigh the shapes of growth
 
 
@@ -174,7 +173,7 @@ def forecast(
     )
     measured = measure(t, run, usage)
     modelled = np.tensordot(slice_weights, paths, 1)
-    mix = _pool(modelled, measured, grid - now, rng)
+    mix = pool(modelled, measured, grid - now, rng)
     # A slice that the mix leaves out need not be ready. The others move with the mix.
     is_used = slice_weights > 0
     names = np.array(c.slices)[is_used].tolist()
@@ -185,30 +184,6 @@ def forecast(
 
 def _safe_logit(p):
     return logit(np.clip(p, 1e-9, 1 - 1e-9))
-
-
-def _pool(mix, measured, ahead, rng):
-    """[S, T] two thirds of the draws by a line and by a power law through what was measured.
-
-    Growth of ability saturates more than curves that have just taken off.
-    """
-    m = measured[-LAST:]
-    if len(m) < MIN_MEASURED:
-        return mix
-    x = m.x - m.x[-1]
-    series = (sample_line, accuracy_logits(m)[0]), (sample_power_law, m.value)
-    # With one seed a draw keeps its rate and its luck at all places: it is a whole curve.
-    line, law = (
-        np.transpose([draw(x, y, lead, np.random.default_rng(0)) for lead in ahead.clip(0)])
-        for draw, y in series
-    )
-    kept = rng.integers(len(line), size=len(mix))
-    member = rng.integers(3, size=(len(mix), 1))
-    pooled = np.choose(member, [mix, expit(line[kept]), law[kept]])
-    # What is past was measured. What holds now was too, but by the items' model alone its interval
-    # is too narrow, and by the pool too wide.
-    is_measured = (ahead < 0) | ((ahead == 0) & (rng.random((len(mix), 1)) < MEASURED_NOW))
-    return np.where(is_measured, mix, pooled)
 
 
 def _name_weights(names, weights):
@@ -240,7 +215,7 @@ def _forecast_aggregates(t, decades, run, draws, steps):
     unit = log_progress(t)[1]
     usage = Usage(np.unique(t.task).tolist(), {}, {})
     measured = measure(t, run, usage)
-    mix = _pool(np.minimum(success, cap), measured, grid - now, rng)
+    mix = pool(np.minimum(success, cap), measured, grid - now, rng)
     return Forecast(run, grid, now, mix, {}, usage, measured, stacking, unit)
 
 

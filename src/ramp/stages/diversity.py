@@ -111,13 +111,14 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
             lm = load_params(rundir, model, c, tokenizer)["lm"]
             speaker = LocalModel(model, c, lm, tokenizer, is_writer())
             for remedy in list_remedies(c) if model == models[0] else [PLAIN]:
-                asked = []
-                for question in questions:
-                    stop.check(0)
-                    replies = ask.gather(
-                        speaker, question, remedy, d.num_replies, d.max_new_tokens, c.seed, kept
-                    )
-                    asked.append(ask.judge(question, remedy, replies, c.seed))
+                n, longest = d.num_replies, d.max_new_tokens
+                replies = ask.gather(
+                    speaker, questions, remedy, n, longest, c.seed, kept, lambda: stop.check(0)
+                )
+                asked = [
+                    ask.judge(question, remedy, texts, c.seed)
+                    for question, texts in zip(questions, replies, strict=True)
+                ]
                 first = first or asked
                 rows.append(compare(model, remedy, first, asked))
                 if is_writer():

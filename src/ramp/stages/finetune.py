@@ -13,10 +13,12 @@ from ramp.evals import bpb, samples
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
+from ramp.stages.rehearsal import choose_prompts, make_rehearsal
 from ramp.stages.trials import TrialRunner, render_solved_problems
 from ramp.tasks import tool
 from ramp.text import chat
 from ramp.text.corpus import split_of
+from ramp.text.demo_chats import Messages
 from ramp.text.rows import ArrayRows, Batches
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
@@ -31,6 +33,8 @@ def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
     TrialRunner(rundir, c, tokenizer)
     if c.finetune.num_samples:
         samples.check_lengths(rundir, c, tokenizer)
+    if c.chat.own_answers:
+        choose_prompts(c, tokenizer)
     problems = sum(1 for _ in render_solved_problems(c, tokenizer))
     counts: Counter = Counter()
     if problems and not c.chat.sources:
@@ -50,7 +54,8 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     t = c.finetune
     tokenizer = Tokenizer.load(rundir.tokenizer)
     trials = TrialRunner(rundir, c, tokenizer)
-    rows, counts = pack_rows(c, tokenizer)
+    own = make_rehearsal(rundir, c, tokenizer, stop) if c.chat.own_answers else None
+    rows, counts = pack_rows(c, tokenizer, own)
     if is_writer():
         for split, packed in rows.items():
             packed.save(rundir.data / f"chat_{split}.npz", tokenizer.fingerprint)
@@ -105,23 +110,30 @@ def print_counts(c: Config, rows: dict[str, ArrayRows], counts: Counter) -> None
     print(f"finetune: {'; '.join(parts)}")
 
 
-def pack_rows(c: Config, tokenizer: Tokenizer) -> tuple[dict[str, ArrayRows], Counter]:
+def pack_rows(
+    c: Config, tokenizer: Tokenizer, own: list[tuple[str, Messages]] | None = None
+) -> tuple[dict[str, ArrayRows], Counter]:
     """Return rows of `finetune.seq_len` tokens by split, and counts of what became of what.
 
+    own: (id, messages) to train on instead of the conversations of `chat.sources`.
+
     Conversations of all sources are split by a hash of their ids. Solved problems of `chat.tasks`
-    are for training only, since the trials hold out others; without conversations they are split.
+    are for training only, since the trials hold out others; beside own answers, or without any
+    conversations, they are split too.
     """
     seq_len = c.finetune.seq_len
     counts: Counter = Counter()
     rendered: dict[str, list] = {"train": [], "val": []}
-    for split, conversation in render_conversations(c, tokenizer, counts):
+    for split, conversation in render_conversations(c, tokenizer, counts, own):
         rendered[split].append(conversation)
     problems = list(render_solved_problems(c, tokenizer))
     counts["problems"] += len(problems)
     counts["loss_tokens"] += sum(sum(weights) for _, weights in problems)
+    # Own answers alone would call the model best that has learned nothing yet.
+    is_split = own is not None or not c.chat.sources
     for problem in problems:
-        is_held_out = not c.chat.sources and _split_problem(tokenizer, problem, c) == "val"
-        rendered["val" if is_held_out else "train"].append(problem)
+        split = _split_problem(tokenizer, problem, c) if is_split else "train"
+        rendered[split].append(problem)
     for split, conversations in rendered.items():
         if not conversations:
             raise _describe_none(split, c, counts)
@@ -134,17 +146,21 @@ def _split_problem(tokenizer, problem, c):
 
 
 def render_conversations(
-    c: Config, tokenizer: Tokenizer, counts: Counter
+    c: Config, tokenizer: Tokenizer, counts: Counter, own: list[tuple[str, Messages]] | None = None
 ) -> Iterator[tuple[str, tuple[list[int], list[int]]]]:
-    """(split, (ids, loss weights)) of the conversations that fit into a row; adds to `counts`."""
+    """(split, (ids, loss weights)) of the conversations that fit into a row; adds to `counts`.
+
+    own: (id, messages), instead of those of `chat.sources`.
+    """
     # One token more than a row: the last one is a target only.
     length = c.finetune.seq_len + 1
-    for source in c.chat.sources:
-        for talk in chat.conversations(source, counts, c.seed):
-            split = split_of(talk[0], c.chat.val_fraction)
-            fitting = chat.render_all(tokenizer, [talk], length, counts, tool.encode_with_calls)
-            for conversation in fitting:
-                yield split, conversation
+    of_sources = (
+        talk for source in c.chat.sources for talk in chat.conversations(source, counts, c.seed)
+    )
+    for talk in of_sources if own is None else own:
+        split = split_of(talk[0], c.chat.val_fraction)
+        for fitting in chat.render_all(tokenizer, [talk], length, counts, tool.encode_with_calls):
+            yield split, fitting
 
 
 def _describe_none(split, c: Config, counts: Counter) -> UserError:

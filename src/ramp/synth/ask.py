@@ -25,6 +25,7 @@ from ramp.text.formats import RECORDS, records, split_suffixes
 
 # The field of a question, the surest first; its paraphrases are longer.
 QUESTION_FIELDS = ("prompt", "question", "instruction", "query", "input", "text")
+KEPT_AT_ONCE = 128  # replies that a kill may lose
 NUM_LISTED = 5  # answers that are asked for at once
 SHOWN_QUESTIONS = 20  # on the page, one by one
 SHOWN_CHARS = 160  # of a reply
@@ -176,11 +177,14 @@ def run(
     questions = read_questions(spec)
     speaker = open_speaker(model, name)
     rows = Kept.read(kept, speaker.is_writer)
-    asked = []
-    for question in questions:
-        for remedy in chosen:
-            replies = gather(speaker, question, remedy, n, max_tokens, seed, rows)
-            asked.append(judge(question, remedy, replies, seed))
+    replies = {
+        remedy: gather(speaker, questions, remedy, n, max_tokens, seed, rows) for remedy in chosen
+    }
+    asked = [
+        judge(question, remedy, replies[remedy][k], seed)
+        for k, question in enumerate(questions)
+        for remedy in chosen
+    ]
     summaries = summarize(asked, chosen)
     if not speaker.is_writer:
         return 0
@@ -243,24 +247,34 @@ class Kept:
 
 def gather(
     speaker: Speaker,
-    question: Question,
+    questions: Sequence[Question],
     remedy: str,
     n: int,
     max_tokens: int,
     seed: int,
     kept: Kept,
-) -> list[str]:
-    """n replies to a question; those that are kept of the same asking are not asked again."""
+    check: Callable[[], None] = lambda: None,
+) -> list[list[str]]:
+    """n replies to each question; those that are kept of the same asking are not asked again.
+
+    Questions share batches, since decoding many rows takes hardly longer than few. `check` is
+    called between batches; it may raise to end the call, and what was said until then is kept.
+    """
     way = REMEDIES[remedy]
-    keys = [(speaker.name, question.text, remedy, max_tokens, seed, i) for i in range(n)]
-    missing = [i for i in range(n) if keys[i] not in kept.rows]
-    if missing:
-        prompts = [way.change(question.text, make_rng(seed, question, remedy, i)) for i in missing]
+
+    def key(question, i):
+        return speaker.name, question.text, remedy, max_tokens, seed, i
+
+    missing = [(q, i) for q in questions for i in range(n) if key(q, i) not in kept.rows]
+    for begin in range(0, len(missing), KEPT_AT_ONCE):
+        check()
+        batch = missing[begin : begin + KEPT_AT_ONCE]
+        prompts = [way.change(q.text, make_rng(seed, q, remedy, i)) for q, i in batch]
         how = Sampling(way.temperature, way.min_p, max_tokens)
         # Another seed for each question, so that no two share their luck.
-        seeds = [(seed + 1_000_003 * question.number + i) % 2**31 for i in missing]
-        kept.add([keys[i] for i in missing], prompts, speaker.reply(prompts, seeds, how))
-    return [kept.rows[key] for key in keys]
+        seeds = [(seed + 1_000_003 * q.number + i) % 2**31 for q, i in batch]
+        kept.add([key(q, i) for q, i in batch], prompts, speaker.reply(prompts, seeds, how))
+    return [[kept.rows[key(q, i)] for i in range(n)] for q in questions]
 
 
 def make_rng(seed: int, question: Question, remedy: str, number: int) -> np.random.Generator:
