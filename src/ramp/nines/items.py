@@ -24,7 +24,7 @@ from itertools import combinations
 import numpy as np
 from numpy import ndarray
 from scipy.sparse import csr_array, diags_array
-from scipy.special import digamma, expit, gammaln, logsumexp
+from scipy.special import digamma, expit, gammaln, log_expit, logsumexp
 
 from ramp.errors import UserError
 from ramp.nines.trials import Trials, checkpoint_progress, group_rows
@@ -245,9 +245,9 @@ def _integrate_items(g, e, h, d):
     # An item is solved by ability, or by none.
     at_chance = np.maximum(d.cells.chance, IMPOSSIBLE)
     hopeless = d.item_sum @ _log_likelihood(at_chance, h[PHI], d.cells)
-    share = expit(g[d.never])
-    solvable = at_nodes + np.log1p(-share) + np.log(width)
-    at_nodes = np.vstack([solvable, np.log(share) + hopeless])
+    # By logits, since a search may try a share that rounds to 1.
+    solvable = at_nodes + log_expit(-g[d.never]) + np.log(width)
+    at_nodes = np.vstack([solvable, log_expit(g[d.never]) + hopeless])
     total = logsumexp(at_nodes, axis=0)
     off = g - d.center
     value = 0.5 * d.prior_precision(h) @ off**2 - total.sum()

@@ -16,7 +16,7 @@ from ramp.nines.usage import Measured
 MIN_MEASURED = 4  # checkpoints that a line and a power law are drawn through
 MIN_RISE = 3  # checkpoints of a rise
 SURPRISE = 0.05  # of a score that is uniform over the outcomes: no single miss rules a member out
-MEASURED_NOW = 0.75  # share of the draws at the last checkpoint that are of the item model alone
+MEASURED_NOW = 0.9  # share of the draws at the last checkpoint that are of the item model alone
 
 
 def pool(
