@@ -155,7 +155,7 @@ def covered():
     """
     rng = np.random.default_rng(0)
     inside = {1: [], 2: [], 3: [], "now": [], "settled": []}
-    for seed in range(20000, 20200):
+    for seed in range(21000, 21200):
         t, grid, truth = world(seed, odd=odd_kind(seed))
         o = readiness.forecast(t, decades=2.0, draws=400, steps=61)
         inside["settled"].append(o.converged)

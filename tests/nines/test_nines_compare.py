@@ -6,6 +6,7 @@ from ramp.errors import UserError
 from ramp.nines import trials
 from ramp.nines.compare import (
     Pairs,
+    choose_run,
     compare_runs,
     control_false_discoveries,
     flip_interval,
@@ -21,9 +22,8 @@ def rows(run, successes, **more):
 
 
 def compare(*parts, unit="auto"):
-    return compare_runs(
-        pair_items(trials.from_rows([row for part in parts for row in part]), "a", "b"), unit=unit
-    )
+    t = trials.from_rows([row for part in parts for row in part])
+    return compare_runs(pair_items(choose_run(t, "a"), choose_run(t, "b")), unit=unit)
 
 
 @pytest.mark.parametrize(("items", "p"), [(3, 0.25), (4, 0.125), (10, 2 / 1024)])
@@ -117,7 +117,7 @@ def test_last_checkpoints_are_compared_slice_by_slice():
     assert compare(old, new, hard)[0].difference == 0
     with pytest.raises(UserError, match="same suite"):
         compare(rows("a", [1]), [{"run": "b", "item": "other", "success": 1}])
-    with pytest.raises(UserError, match="named item"):
+    with pytest.raises(UserError, match="no trial belongs"):
         compare(rows("a", [1]))
 
 

@@ -125,6 +125,10 @@ def scatter_grad(dw_df: jax.Array, spec: P, dtype: Any) -> jax.Array:
         dw_df = dw_df.T if is_turned else dw_df
         axis = 0 if is_turned else spec.index("data")
         for groups in stages:
+            if len(stages) > 1:
+                # Rows first in memory too: of one that lies otherwise the second stage became an
+                # all-reduce (v6e:4x4, libtpu 0.0.42).
+                dw_df = with_layout_constraint(dw_df, Layout(major_to_minor=(0, 1)))
             dw_df = jax.lax.psum_scatter(
                 dw_df, "data", scatter_dimension=axis, axis_index_groups=groups, tiled=True
             )

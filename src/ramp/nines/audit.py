@@ -105,7 +105,7 @@ def find_last(t: Trials) -> tuple[ndarray, str]:
         )
     place = rank_dates(last)
     dates = np.unique(last.date)
-    which = f"last checkpoint, 10^{x.max():.2f}" if len(rows) < len(t) else ""
+    which = f"last checkpoint, {10 ** x.max():,.6g}" if len(rows) < len(t) else ""
     if place.any():
         which = f"last of {len(dates)} dates, {dates[-1]}; --where date=... chooses another"
     return rows[place == place.max()], which
@@ -157,6 +157,13 @@ def _describe_choices(t, cells, which):
         )
     elif repeats:
         yield f"{repeats} repeats left out; the first try at an item counts, by its seed"
+        same = len(t) - len(group_rows(t.task, t.item, t.slice, t.seed)[0])
+        if same:
+            yield (
+                f"{same} of them have a seed that the item has already, from another time or log: "
+                "the worst of those counts; give one log of a system at a time, and the older as "
+                "--baseline"
+            )
 
 
 def rank_seeds(seed: ndarray) -> ndarray:
@@ -190,7 +197,10 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     k, has = common_tries(tries[is_base], DEMO_TRIES)
     any_try = intervals.pass_at_k(k, successes[is_base][has], tries[is_base][has])
     low = shown(any_try, has.sum())
-    reason = f"one of {k} tries works on {base}: {any_try:.3f}, at least {low:.3f} ({DEMO_RATE:g})"
+    where = f" on {base}" if len(rates) > 1 else ""
+    tries_work = "the only try works" if k == 1 else f"one of {k} tries works"
+    sure = f"at {confidence:.6g} confidence"
+    reason = f"{tries_work}{where}: {any_try:.3f}, {sure} at least {low:.3f} (asked: {DEMO_RATE:g})"
     checks = [("demo", low >= DEMO_RATE, reason)]
 
     # pilot: most items work every time, in every slice.
@@ -200,9 +210,11 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     drop = rates[base] - worst
     reached = low >= PILOT_RATE and every >= PILOT_ALL and drop <= PILOT_DROP
     reason = (
-        f"first tries pass at least {low:.3f} ({PILOT_RATE:g}), all of {k} tries at least "
-        f"{every:.3f} ({PILOT_ALL:g}), worst slice {drop:.3f} below base ({PILOT_DROP:g})"
+        f"{sure} first tries pass at least {low:.3f} (asked: {PILOT_RATE:g}), all of {k} tries at "
+        f"least {every:.3f} (asked: {PILOT_ALL:g})"
     )
+    if len(rates) > 1:
+        reason += f", worst slice {drop:.3f} below {base} (at most {PILOT_DROP:g})"
     if k < PILOT_TRIES:
         reached = False
         reason += f"; four tries an item are needed, there are {k}"
@@ -216,18 +228,22 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     evidence = last.evidence(unit)
     more = count_clean_units(evidence, 1 - 10.0**-nines, confidence)
     reason = (
-        f"{n} distinct items with {failures} failures; units of evidence, clean, that are "
-        f"missing: {more:,} ({unit}); worst slice {worst:.3f}"
+        f"{n} distinct items with {failures} failures; {more:,} further clean "
+        f"{plural(unit, more)} would demonstrate it"
     )
+    if len(rates) > 1:
+        reason += f"; the worst slice passes {worst:.3f}"
     reached = more == 0 and worst >= 1 - 10.0 ** -(nines - 1)
     checks.append((f"production-{nines:g}", reached, reason))
 
     checks.append(("sustained", *_is_sustained(t, confidence)))
     levels = []
-    all_below = True
+    missing = ""  # the first level that is not reached: none above it is
     for name, reached, reason in checks:
-        all_below &= bool(reached)
-        levels.append(Level(name, all_below, reason))
+        if missing and reached:
+            reason += f"; but {missing} is not reached"
+        missing = missing or ("" if reached else name)
+        levels.append(Level(name, not missing, reason))
     return levels
 
 

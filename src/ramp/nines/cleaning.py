@@ -255,7 +255,7 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
     }
     for key, pattern in patterns.items():
         if pattern:
-            table = table | {key: _find(table, key, pattern)}
+            table = table | _find(table, key, pattern)
     if reading.releases:
         table = _join_releases(table, reading, notes)
     return table
@@ -271,6 +271,7 @@ def _find(table, key, pattern):
     groups = group_codes(texts, count_rows(table))
     first, group = np.unique(groups, return_index=True, return_inverse=True)[1:]
     values = []
+    runs = []
     for row in first:
         words = [to_text(text.values[text.codes[row]]) for text in texts]
         found = next(filter(None, map(search, words)), None)
@@ -280,7 +281,19 @@ def _find(table, key, pattern):
                 "its first group is the value"
             )
         values.append(found[1] if found.groups() else found[0])
-    return encode_cells([v if key == "date" else _parse_count(v) or v for v in values])[group]
+        if "run" in table:
+            run = table["run"]
+            name = to_text(run.values[run.codes[row]])
+            # Checkpoints whose names differ in this alone are of one run.
+            runs.append(_cut_out(pattern, name) if found.string == name else name)
+    cells = [v if key == "date" else _parse_count(v) or v for v in values]
+    names = {"run": encode_cells(runs)[group]} if runs else {}
+    return names | {key: encode_cells(cells)[group]}
+
+
+def _cut_out(pattern, name):
+    """A name without what the pattern finds in it; "run" where nothing is left."""
+    return re.sub(pattern, "", name, count=1).strip(" -_./@:") or "run"
 
 
 def _parse_count(text):
@@ -352,6 +365,8 @@ def to_number_array(table: Table, key: str, scale: float = 1.0) -> ndarray:
         # The first one is named: it leads to the others.
         row = int(np.argmax(wrong))
         remedy = ""
+        if key == "success":
+            remedy = "; write 1 and 0, true and false, or fractions"
         if key in ("step", "compute"):
             remedy = f"; --{key}-from 'REGEX' takes the number out of a text"
         raise UserError(

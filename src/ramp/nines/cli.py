@@ -5,6 +5,7 @@ The arguments only, so that --help needs no NumPy. What the commands do is in `c
 
 import argparse
 import json
+import math
 import sys
 
 from ramp.errors import UserError
@@ -19,6 +20,21 @@ def _argument(name, **options):
 
 def _number(name, default, text=None, **options):
     return _argument(name, type=float, default=default, help=text, **options)
+
+
+def parse_nines(text: str) -> float:
+    """A number of nines. What looks like a success rate is refused: .99 is two nines, not .99."""
+    nines = float(text)
+    if not 0 < nines <= 9:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 9")
+    if 0.9 <= nines < 1:
+        count = f"{-math.log10(1 - nines):.4g}"
+        raise argparse.ArgumentTypeError(f"takes a number of nines; for {text} write {count}")
+    return nines
+
+
+def _nines(default, text=None, **options):
+    return _argument("--nines", type=parse_nines, default=default, help=text, **options)
 
 
 def _mix(name, text):
@@ -65,6 +81,9 @@ FILE = (
     _text("--releases", "CSV", "run and date, compute, step or size of each", type=parse_path),
 )
 CONFIDENCE = _number("--confidence", 0.95)
+BASELINE_RUN = _argument(
+    "--baseline-run", metavar="RUN", help="of the baseline, where it has several"
+)
 UNIT = _argument(
     "--unit",
     choices=("auto", "item", "family"),
@@ -77,7 +96,7 @@ COMMANDS = {
     "plan": (
         "how many trials certify a number of nines, and who bears which risk",
         (
-            _number("--nines", 3.0, "level to show (default 3)"),
+            _nines(3.0, "level to show (default 3)"),
             CONFIDENCE,
             _number("--correlation", 0.5, "of two tries at one item (default .5)"),
         ),
@@ -86,26 +105,24 @@ COMMANDS = {
         "pass (exit code 0), fail (1) or undecided (2), for a pipeline; 64: a mistake in the call",
         (
             *FILE,
-            _number("--nines", 2.0, "level to show (default 2)"),
+            _nines(2.0, "level to show (default 2)"),
             CONFIDENCE,
             UNIT,
             _argument("--baseline", type=parse_path, metavar="OLD", help="fail if worse than it"),
-            _argument(
-                "--baseline-run", metavar="RUN", help="of the baseline, where it has several"
-            ),
+            BASELINE_RUN,
             _argument("--junit", type=parse_path, metavar="XML", help="write a JUnit report"),
         ),
     ),
     "certify": (
         "what the trials of the last checkpoint prove, without a model",
-        (*FILE, _number("--nines", 2.0, "level to show (default 2)"), CONFIDENCE, UNIT),
+        (*FILE, _nines(2.0, "level to show (default 2)"), CONFIDENCE, UNIT),
     ),
     "fit": ("which items are hard, how able each checkpoint is, how failures correlate", FILE),
     "forecast": (
         "at which compute a number of nines is reached, with what probability",
         (
             *FILE,
-            _number("--nines", [1.0, 2.0, 3.0], nargs="+"),
+            _nines([1.0, 2.0, 3.0], nargs="+"),
             _number("--probability", 0.8, "to reach it (default .8)"),
             _number("--decades", 1.0, "how far ahead, in powers of ten (default 1)"),
             _argument("--run", help="whose future (default: the run that got furthest)"),
@@ -175,7 +192,16 @@ COMMANDS = {
     ),
     "compare": (
         "two runs, paired by item, with the difference that could have been found",
-        (*FILE, _argument("runs", nargs=2, metavar="RUN"), CONFIDENCE, UNIT),
+        (
+            _argument("file", nargs="+", help="logs, and then two runs of theirs by name"),
+            *FILE[1:],
+            _argument(
+                "--baseline", type=parse_path, metavar="OLD", help="or the logs of the old one"
+            ),
+            BASELINE_RUN,
+            CONFIDENCE,
+            UNIT,
+        ),
     ),
 }
 

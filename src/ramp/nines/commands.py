@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import expit
 
 from ramp.errors import UserError
+from ramp.files import parse_path
 from ramp.nines import (
     audit,
     items,
@@ -415,11 +416,36 @@ def audit_demo(args: Namespace) -> Answer:
     return Answer(a, ["## How much the demo flatters", facts_table(facts)])
 
 
+def _read_pairs(args):
+    """The items that both tried, and what the two are called: runs of the logs, or old and new."""
+    if args.baseline:
+        args.file = [parse_path(word) for word in args.file]
+        old, new = _read_baseline(args), _read(args)
+        runs = np.unique(new.run)
+        if len(runs) != 1:
+            raise UserError(
+                f"the new logs hold {len(runs)} runs; choose one with --where run=NAME: "
+                f"{', '.join(runs[:8])}"
+            )
+        return compares.pair_items(old, new), f"{old.run[0]} (baseline)", str(new.run[0])
+    *files, first, second = ("", "", *args.file)
+    args.file = [parse_path(word) for word in files if word]
+    if not args.file:
+        raise UserError("compare takes logs and then the names of two runs, or NEW --baseline OLD")
+    if first == second:
+        raise UserError(
+            f"the run {first!r} would be compared with itself; where old and new logs have one "
+            "name, use `ramp nines compare NEW --baseline OLD`"
+        )
+    t = _read(args)
+    chosen = [compares.choose_run(t, name) for name in (first, second)]
+    return compares.pair_items(*chosen), first, second
+
+
 def compare(args: Namespace) -> Answer:
     """Two runs at their last checkpoints, paired by item; also by task, where there are several."""
     _check_confidence(args)
-    first, second = args.runs
-    pairs = compares.pair_items(_read(args), first, second)
+    pairs, first, second = _read_pairs(args)
     whole, *tasks = compares.compare_runs(pairs, args.confidence, args.unit)
     units = plural(whole.unit, 2)
     found = f"none: {whole.units} {units} are too few for any"
@@ -433,7 +459,7 @@ def compare(args: Namespace) -> Answer:
         "items, paired": whole.items,
         "independent of each other": f"{whole.units} {units}",
     }
-    facts |= {f"rows of {run}": rows for run, rows in zip(args.runs, pairs.rows, strict=True)}
+    facts |= {f"rows of {run}": rows for run, rows in zip((first, second), pairs.rows, strict=True)}
     parts = ["## Two runs", facts_table(facts)]
     if tasks:
         rows = [["task", "difference", "interval", "p", "q", "different"]]

@@ -51,28 +51,33 @@ class Pairs:
     rows: tuple[str, str]  # of each system, in words: checkpoint or date, and items
 
 
-def pair_items(t: Trials, first: str, second: str) -> Pairs:
-    """Pair two runs by task, item and slice. Raises UserError where nothing can be paired."""
-    if (t.item == "").all():
+def choose_run(t: Trials, name: str) -> Trials:
+    """The trials of one run. Raises UserError where there is none."""
+    own = t[t.run == name]
+    if not len(own):
         raise UserError(
-            "accuracies without items cannot be compared item by item; give the trials, and name "
-            "their column of items with --map COLUMN=item"
+            f"no trial belongs to the run {name!r}; there are {', '.join(np.unique(t.run)[:8])}"
         )
+    return own
+
+
+def pair_items(first: Trials, second: Trials) -> Pairs:
+    """Pair two systems by task, item and slice. Raises UserError where nothing can be paired."""
     said = []
-    rows = []
-    for run in (first, second):
-        own = np.flatnonzero((t.run == run) & (t.item != ""))
-        if not len(own):
+    last = []
+    for t in (first, second):
+        if (t.item == "").all():
             raise UserError(
-                f"no trial of a named item belongs to the run {run!r}; "
-                f"there are {', '.join(np.unique(t.run)[:8])}"
+                "accuracies without items cannot be compared item by item; give the trials, and "
+                "name their column of items with --map COLUMN=item"
             )
-        last, which = find_last(t[own])
-        rows.append(own[last])
-        items = len(group_rows(t.task[rows[-1]], t.item[rows[-1]])[0])
+        own = t[t.item != ""]
+        rows, which = find_last(own)
+        last.append(own[rows])
+        items = len(group_rows(last[-1].task, last[-1].item)[0])
         said.append(f"{items} items, {which or 'all rows'}")
-    both = t[np.concatenate(rows)]
-    is_second = np.arange(len(both)) >= len(rows[0])
+    both = last[0].join(last[1])
+    is_second = np.arange(len(both)) >= len(last[0])
     item = group_rows(both.task, both.item)[1]
     row_of_cell, cell = group_rows(item, both.slice)
     means = []
@@ -85,7 +90,8 @@ def pair_items(t: Trials, first: str, second: str) -> Pairs:
     paired = np.isfinite(change)
     if not paired.any():
         raise UserError(
-            f"no item was tried by both {first} and {second}; give logs of the same suite"
+            f"no item was tried by both {first.run[0]} and {second.run[0]}; "
+            "give logs of the same suite"
         )
     cells = row_of_cell[paired]
     first_of_item, item = group_rows(item[cells])

@@ -104,7 +104,8 @@ def watch(t: Trials, streams: list[Stream], by: str = "date", one_in: float = 1e
     runs = np.unique(t.run)
     if len(runs) > 1:
         raise UserError(
-            f"the log is of several runs; choose one with --where run=NAME ({', '.join(runs[:8])})"
+            f"the log is of several runs ({', '.join(runs[:8])}); choose one with "
+            "--where run=NAME, or take them as one system with --ignore run"
         )
     moment, names = order_trials(t, by)
     total = np.zeros(len(names))

@@ -98,7 +98,7 @@ def level_parts(levels: list[Level], last: LastCheckpoint) -> list[Part]:
     successes = last.successes
     tries = last.tries
     k = int(min(8, tries.min()))
-    text = "No item was tried twice, so how much the best of several tries flatters is unknown."
+    text = "Not all items were tried twice: how much the best of several tries flatters is unknown."
     if k >= 2:
         best = intervals.pass_at_k(k, successes, tries)
         one, two, every = (intervals.pass_hat_k(n, successes, tries) for n in (1, 2, k))

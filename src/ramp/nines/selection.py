@@ -144,16 +144,14 @@ def settle_errors(table: Table, reading: Reading, notes: list[Note]) -> Table:
     if not broke.any():
         return table
     total = int(broke.sum())
-    # The three kinds that came most often say where to look.
-    kinds = Counter(str(column.values[k])[:60] for k in column.codes[broke])
-    named = ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common(3))
+    named = _name_errors(column, broke)
     if reading.errors == "fail":
         success = table.get("success") or constant(None, len(broke))
         codes = np.where(broke, len(success.values), success.codes)
         notes.append(Note("error", f"broken trials count as failures: {named}", total))
         return with_column(table, "success", Column([*success.values, 0.0], codes))
     if reading.errors == "report":
-        notes += _describe_errors(table, broke, named)
+        notes += _describe_errors(table, broke)
     else:
         notes.append(Note("error", f"broken trials are left out: {named}", total))
     if broke.all():
@@ -164,7 +162,13 @@ def settle_errors(table: Table, reading: Reading, notes: list[Note]) -> Table:
     return keep_rows(table, ~broke)
 
 
-def _describe_errors(table, broke, named):
+def _name_errors(column, rows):
+    """The three kinds that came most often: they say where to look."""
+    kinds = Counter(str(column.values[k])[:60] for k in column.codes[rows])
+    return ", ".join(f"{kind} ({n})" for kind, n in kinds.most_common(3))
+
+
+def _describe_errors(table, broke):
     rows = len(broke)
     # By run and task, since errors that pile up in one of them bias what is left.
     columns = [table.get(key) or constant(key, rows) for key in ("run", "task")]
@@ -173,6 +177,7 @@ def _describe_errors(table, broke, named):
         mine = group == g
         first = int(np.argmax(mine))
         run, task = (column.values[column.codes[first]] for column in columns)
+        named = _name_errors(table["error"], mine & broke)
         yield Note(
             "error",
             f"{run}, {task}: {int((mine & broke).sum())} of {int(mine.sum())} trials broke and are "

@@ -93,7 +93,7 @@ def _describe_status(log, header, status, count):
         log.note(
             "partial",
             f"the evaluation has status {status or 'unknown'}, and {count} of {expected} samples "
-            "are there: what is missing may differ from what is not",
+            "are there" + (": what is missing may differ from what is not" if is_short else ""),
             expected - count,
         )
 
