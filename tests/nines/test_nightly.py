@@ -105,3 +105,88 @@ def test_files_with_other_names_of_the_outcome(capsys, tmp_path):
 )
 def test_a_mistake_is_told_as_it_is(capsys, tmp_path, command, text, words, message):
     assert message in ask(capsys, tmp_path, command, text, *words)
+
+
+def night(name, passed, items=40):
+    return "model,id,passed\n" + "".join(f"{name},{i},{int(i >= passed)}\n" for i in range(items))
+
+
+def test_old_and_new_logs_of_one_name_are_compared_by_their_files(capsys, tmp_path):
+    """A run is never compared with itself, and the remedy that is named works."""
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    old.write_text(night("m", 0))
+    new.write_text(night("m", 10))
+    assert main(["nines", "compare", str(old), str(new), "m", "m"]) == 2
+    assert "use `ramp nines compare NEW --baseline OLD`" in capsys.readouterr().err
+    assert main(["nines", "compare", str(new), "--baseline", str(old)]) == 0
+    said = capsys.readouterr().out
+    assert "m - m (baseline)" in said
+    assert "-0.2500" in said
+    new.write_text(night("m", 10) + night("n", 0).partition("\n")[2])
+    words = ["nines", "compare", str(new), "--baseline", str(old)]
+    assert main(words) == 2
+    assert "choose one with --where run=NAME: m, n" in capsys.readouterr().err
+    assert main([*words, "--where", "run=n"]) == 0
+    assert "+0.0000" in capsys.readouterr().out
+    assert main(["nines", "compare", str(new), "m"]) == 2
+    assert "NEW --baseline OLD" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["plan", "gate", "certify", "forecast"])
+def test_a_rate_is_no_number_of_nines(capsys, tmp_path, command):
+    file = () if command == "plan" else (str(tmp_path / "any.csv"),)
+    assert main(["nines", command, *file, "--nines", ".99"]) == (64 if command == "gate" else 2)
+    assert "takes a number of nines; for .99 write 2" in capsys.readouterr().err
+
+
+def test_checkpoints_named_by_their_steps_are_of_one_run(capsys, tmp_path):
+    text = "model,id,passed\n" + "".join(
+        f"a/ckpt-{step},{i},{int(i * 1000 < step * 8)}\n" for step in (1000, 2000, 4000) for i in range(30)
+    )  # fmt: skip
+    said = ask(capsys, tmp_path, "forecast", text, "--step-from", r"ckpt-(\d+)", "--nines", "1")
+    assert "a succeeds in" in said
+    assert "4,000 steps of training" in said
+
+
+def test_a_level_says_that_the_one_below_holds_it_back(capsys, tmp_path):
+    text = "model,id,seed,passed\n" + "".join(f"m,{i},1,1\n" for i in range(60))
+    said = ask(capsys, tmp_path, "certify", text, "--nines", "1")
+    assert "0 further clean items would demonstrate it; but pilot is not reached" in said
+    assert "worst slice" not in said
+
+
+def test_seeds_that_two_logs_share_are_no_order(capsys, tmp_path):
+    text = "model,id,seed,date,passed\n" + "".join(
+        f"m,{i},1,2026-01-01T00:{i:02}:0{second},{int(i > second)}\n"
+        for second in (1, 2)
+        for i in range(20)
+    )
+    said = ask(capsys, tmp_path, "gate", text)
+    assert "3 of 20 items failed" in said
+    assert "20 of them have a seed that the item has already" in said
+
+
+def test_the_runs_of_a_log_are_one_system_if_that_is_said(capsys, tmp_path):
+    text = "model,date,id,passed\n" + "".join(
+        f"run{k},2026-01-0{k},{i},1\n" for k in (1, 2) for i in range(20)
+    )
+    said = ask(capsys, tmp_path, "monitor", text)
+    assert "take them as one system with --ignore run" in said
+    assert "No alarm in 40 trials" in ask(capsys, tmp_path, "monitor", text, "--ignore", "run")
+
+
+def test_what_a_schedule_cannot_date_is_said(capsys, tmp_path):
+    schedule = tmp_path / "schedule.csv"
+    trials = "tests/nines/example/trials.csv"
+    words = ["nines", "forecast", trials, "--run", "ours", "--schedule", str(schedule)]
+    schedule.write_text("date,compute\n2019-01-01T00:00:00+02:00,1e19\n2020-07-01,1e20\n")
+    assert main(words) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The schedule ends at 1e+20 on 2020-07-01" in said
+    assert "are those of the schedule" in said
+    schedule.write_text("date,compute\n2030-01-01,1e20\n2031-07-01,1e22\n")
+    assert main(words) == 0
+    assert "The schedule begins at 1e+20 on 2030-01-01" in " ".join(capsys.readouterr().out.split())
+    schedule.write_text("day,compute\n2030-01-01,1e20\n")
+    assert main(words) == 2
+    assert "there is no column 'date'" in capsys.readouterr().err

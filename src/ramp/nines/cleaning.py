@@ -82,11 +82,12 @@ def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
 
     Raises UserError where two columns would become one.
     """
-    for key in (*reading.rename, *reading.ignore):
+    there = list_names(table)
+    for key in reading.rename:
         if key not in table:
-            raise UserError(
-                f"there is no column {key!r} for --map or --ignore; there are {list_names(table)}"
-            )
+            raise UserError(f"there is no column {key!r} for --map; there are {there}")
+    # By the name in the file, or else by what ramp takes a column for.
+    as_taken = [key for key in reading.ignore if key not in table]
     table = {key: column for key, column in table.items() if key not in reading.ignore}
     # What the user says comes first, then ramp's own names and aliases, then what tools use.
     target = {key: reading.rename.get(key) or ALIASES.get(key, key) for key in table}
@@ -124,7 +125,10 @@ def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
             column = _fill(renamed[name], column)
         renamed[name] = column
         origin[name] = key
-    return renamed
+    for key in as_taken:
+        if key not in renamed:
+            raise UserError(f"there is no column {key!r} for --ignore; there are {there}")
+    return {key: column for key, column in renamed.items() if key not in as_taken}
 
 
 def _find_files(table, key):

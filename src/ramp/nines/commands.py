@@ -1,7 +1,6 @@
 """What each command of `ramp nines` does: from its arguments to an answer."""
 
 import csv
-import datetime
 import math
 from argparse import Namespace
 from collections import defaultdict
@@ -262,6 +261,8 @@ def forecast(args: Namespace) -> Answer:
     f = readiness.forecast(t, args.decades, families, slices, args.run)
     h = headlines.summarize(f, args.nines, args.probability, schedule)
     parts = page.headline_parts(h)
+    if schedule:
+        parts += _describe_schedule(schedule, h)
     if args.record:
         is_new = record.append(args.record, h)
         what = "is recorded in" if is_new else "was recorded before, and stays as it is, in"
@@ -281,13 +282,33 @@ def _read_schedule(path, unit):
             "add that column"
         )
     try:
-        rows = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines())
-        parse_date = datetime.date.fromisoformat
-        return [(parse_date(row["date"]).isoformat(), float(row["compute"])) for row in rows]
-    except (OSError, KeyError, ValueError, TypeError) as error:
+        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        # A day is enough of a time.
+        return [(parse_date(row["date"])[:10], float(row["compute"])) for row in rows]
+    except KeyError as error:
         raise UserError(
-            f"{path} is not a schedule ({error}); it needs the columns date and compute"
+            f"{path} is not a schedule: there is no column {error}; it needs date and compute"
         ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a schedule: {error}") from None
+
+
+def _describe_schedule(schedule, h):
+    """Sentences on what a schedule cannot date, or dates before today."""
+    now, end = (10**place for place in (h.places[0], h.places[-1]))
+    (begins, first), (ends, last) = schedule[0], schedule[-1]
+    if now < first:
+        yield (
+            f"The schedule begins at {first:.3g} on {begins}, and the last checkpoint has had "
+            f"{now:.3g}: what is reached before has no date."
+        )
+    if end > last:
+        yield f"The schedule ends at {last:.3g} on {ends}: what is reached later has no date."
+    if any(date and date < h.made for level in h.levels for date in level.dates):
+        yield (
+            f"Dates before today ({h.made}) are those of the schedule: by it more has been spent "
+            f"than the {now:.3g} of the last checkpoint."
+        )
 
 
 def backtest(args: Namespace) -> Answer:
@@ -490,18 +511,18 @@ def monitor(args: Namespace) -> Answer:
     w = monitors.watch(t, streams, args.by, args.one_in)
     facts = {"trials": w.trials, "false alarms": f"one in {w.one_in:,.0f} trials at most"}
     for s in streams:
-        recent = format_interval(w.recent[s.name])
-        shown = f"{w.rates[s.name]:.4f}; {recent} (last {monitors.RECENT}; at least {s.share:g})"
-        facts[f"{s.name}: share of good trials"] = shown
+        r = w.recent[s.name]
+        facts[f"{s.name}: share of good trials, asked for"] = f"{w.rates[s.name]:.4f}, {s.share:g}"
+        facts[f"... of the last {r.trials}"] = f"{r.rate:.4f}; {format_interval(r.interval)}"
     for name, count in w.unknown.items():
         facts[f"{name}: unknown, not counted"] = count
     text = f"No alarm in {w.trials:,} trials."
     if a := w.alarm:
-        what = f"{a.stream} is {a.after:.4f} from the first trial on: it never held"
+        what = f"the share of trials good by {a.stream} is {a.after:.4f} from the first trial on: it never held"
         if a.before is not None:
             what = (
-                f"{a.stream} fell from {a.before:.4f} to {a.after:.4f}, most likely from "
-                f"{a.change} on, {a.since:,} trials before"
+                f"the share of trials good by {a.stream} fell from {a.before:.4f} to "
+                f"{a.after:.4f}, most likely from {a.change} on, {a.since:,} trials before"
             )
         text = (
             f"ALARM at {args.by} {a.at}, after {a.trials:,} trials: {what}. "

@@ -47,6 +47,15 @@ class Alarm:
 
 
 @dataclass(frozen=True)
+class Recent:
+    """The last trials of a stream."""
+
+    trials: int
+    rate: float  # share of good ones; NaN: none is known
+    interval: Interval  # of it, 90%
+
+
+@dataclass(frozen=True)
 class Watch:
     """A log as it was watched."""
 
@@ -54,7 +63,7 @@ class Watch:
     one_in: float  # trials a false alarm, at least
     alarm: Alarm | None
     rates: dict[str, float]  # share of good trials, by stream
-    recent: dict[str, Interval]  # of the last trials, 90% each
+    recent: dict[str, Recent]  # by stream
     unknown: dict[str, int]  # trials that lack what a budget is about
 
 
@@ -130,7 +139,8 @@ def watch(t: Trials, streams: list[Stream], by: str = "date", one_in: float = 1e
     recent = {}
     for s in streams:
         last = s.good[order][s.counts[order]][-RECENT:]
-        recent[s.name] = clopper_pearson(last.sum(), len(last), 0.9)
+        interval = clopper_pearson(last.sum(), len(last), 0.9)
+        recent[s.name] = Recent(len(last), float(last.mean()) if len(last) else np.nan, interval)
     return Watch(
         trials=len(t),
         one_in=one_in,
