@@ -143,7 +143,7 @@ def scatter_groups(n: int) -> list[list[list[int]] | None]:
     On TPUs n = a*b devices go first over a, then over b, for the same bytes received: on square
     tori (v5e:4x4, v4:2x2x4) libtpu 0.0.42 turns one scatter over all chips, of whatever shape, into
     an all-reduce of the whole, and leaves scatters over a part of them alone. On planes that are no
-    squares (v6e:2x4) one scatter stays one.
+    squares (v6e:2x4, v6e:4x8) one scatter stays one.
     """
     a = max(d for d in range(1, math.isqrt(n) + 1) if n % d == 0)
     is_oblong = lie_in_plane() and math.isqrt(n) ** 2 != n
