@@ -110,6 +110,15 @@ def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
         if len(dates) == 1:
             target[dates[0]] = "date"
             notes.append(Note("guess", f"the column {dates[0]!r} is taken as date"))
+    renamed = _merge_columns(table, target)
+    for key in as_taken:
+        if key not in renamed:
+            raise UserError(f"there is no column {key!r} for --ignore; there are {there}")
+    return {key: column for key, column in renamed.items() if key not in as_taken}
+
+
+def _merge_columns(table: Table, target) -> Table:
+    """The columns by their new names; of one name they fill each other's gaps."""
     renamed: Table = {}
     origin: dict[str, str] = {}
     for key, column in table.items():
@@ -125,10 +134,7 @@ def rename_columns(table: Table, reading: Reading, notes: list[Note]) -> Table:
             column = _fill(renamed[name], column)
         renamed[name] = column
         origin[name] = key
-    for key in as_taken:
-        if key not in renamed:
-            raise UserError(f"there is no column {key!r} for --ignore; there are {there}")
-    return {key: column for key, column in renamed.items() if key not in as_taken}
+    return renamed
 
 
 def _find_files(table, key):
@@ -259,13 +265,17 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
     }
     for key, pattern in patterns.items():
         if pattern:
-            table = table | _find(table, key, pattern)
+            found, runs = _find(table, key, pattern)
+            table = table | {key: found}
+            if runs is not None:
+                table = table | {"run": runs}
     if reading.releases:
         table = _join_releases(table, reading, notes)
     return table
 
 
 def _find(table, key, pattern):
+    """What the pattern finds in each row, and the names of runs without it, if there are any."""
     try:
         search = re.compile(pattern).search
     except re.error as error:
@@ -291,8 +301,7 @@ def _find(table, key, pattern):
             # Checkpoints whose names differ in this alone are of one run.
             runs.append(_cut_out(pattern, name) if found.string == name else name)
     cells = [v if key == "date" else _parse_count(v) or v for v in values]
-    names = {"run": encode_cells(runs)[group]} if runs else {}
-    return names | {key: encode_cells(cells)[group]}
+    return encode_cells(cells)[group], encode_cells(runs)[group] if runs else None
 
 
 def _cut_out(pattern, name):

@@ -518,11 +518,12 @@ def monitor(args: Namespace) -> Answer:
         facts[f"{name}: unknown, not counted"] = count
     text = f"No alarm in {w.trials:,} trials."
     if a := w.alarm:
-        what = f"the share of trials good by {a.stream} is {a.after:.4f} from the first trial on: it never held"
+        share = f"the share of trials good by {a.stream}"
+        what = f"{share} is {a.after:.4f} from the first trial on: it never held"
         if a.before is not None:
             what = (
-                f"the share of trials good by {a.stream} fell from {a.before:.4f} to "
-                f"{a.after:.4f}, most likely from {a.change} on, {a.since:,} trials before"
+                f"{share} fell from {a.before:.4f} to {a.after:.4f}, most likely from {a.change} "
+                f"on, {a.since:,} trials before"
             )
         text = (
             f"ALARM at {args.by} {a.at}, after {a.trials:,} trials: {what}. "
