@@ -22,6 +22,7 @@ from ramp.nines.columns import (
     group_codes,
     keep_rows,
     read_csv,
+    with_column,
 )
 from ramp.nines.notes import Note, Reading, list_some
 
@@ -266,9 +267,9 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
     for key, pattern in patterns.items():
         if pattern:
             found, runs = _find(table, key, pattern)
-            table = table | {key: found}
+            table = with_column(table, key, found)
             if runs is not None:
-                table = table | {"run": runs}
+                table = with_column(table, "run", runs)
     if reading.releases:
         table = _join_releases(table, reading, notes)
     return table
