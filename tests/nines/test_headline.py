@@ -95,6 +95,7 @@ def test_recorded_headlines_of_worlds_that_nobody_tuned_on(monkeypatch):
         scored += [replace(s, run=f"world {seed}") for s in found]
     s = headline.summarize_scores(scored)
     print(s)
-    assert 0.7 <= s.covered80 <= 0.9
+    # Within the standard error of so few worlds.
+    assert 0.7 <= s.covered80 <= 0.9 + s.covered80_stderr
     assert s.events.brier < min(s.events.base_brier, s.brier_persistence)
-    assert s.crps["nines"] < s.crps["persistence"]
+    assert s.crps["nines"] < min(v for name, v in s.crps.items() if name != "nines")

@@ -21,7 +21,8 @@ def measured(x, rate, n=400.0):
 
 def shares(m):
     """Of the line, the power law and the rise."""
-    return pool._weigh_members(m, 3)
+    members = pool._draw_members(m, m.x[-1:], 200, np.random.default_rng(0))
+    return pool._weigh_members(m, members)
 
 
 def test_what_has_not_risen_may_rise_and_the_sooner_the_less_it_has_been_tried():
@@ -65,12 +66,56 @@ def test_a_rise_agrees_with_the_posterior_of_another_sampler():
         assert np.quantile(draws[:, k], (0.1, 0.5, 0.9)) == pytest.approx(expected, abs=0.04)
 
 
-def test_many_trials_leave_enough_draws():
+def test_a_late_rise_is_seen_however_long_nothing_was():
+    """Steps 1 to 8192 without a success, then two measured ones."""
+    x = np.log10(2.0) * np.arange(16)
+    m = measured(x, [0.0] * 14 + [0.4, 0.9], n=20.0)
+    draws = rise.sample_rise(m, x[-2:], 4000, np.random.default_rng(0))
+    assert np.median(draws, 0) == pytest.approx([0.4, 0.85], abs=0.12)
+    # The longer it was tried in vain the likelier it is that it never rises, but not by collapse.
+    late = measured(np.log10([200, 400, 600, 800]), [0.0] * 4, n=20)
+    early = measured(np.log10([1, 200, 400, 600, 800]), [0.0] * 5, n=20)
+    by_double = [
+        (rise.sample_rise(m, np.log10([1600]), 4000, np.random.default_rng(0)) > 0.3).mean()
+        for m in (late, early)
+    ]
+    assert 0.1 < by_double[1] < by_double[0] < 0.3
+
+
+def test_many_trials_are_explained_too():
     x = np.linspace(0, 1, 30)
     m = measured(x, 0.1 + 0.6 * expit((x - 0.5) / 0.07), n=100_000.0)
     draws = rise.sample_rise(m, np.array([0.5, 1.0, 1.3]), 2000, np.random.default_rng(0))
     assert len(np.unique(draws[:, 0])) > 60
-    assert np.median(draws, 0) == pytest.approx([0.4, 0.7, 0.7], abs=0.05)
+    assert np.median(draws, 0) == pytest.approx([0.4, 0.7, 0.7], abs=0.03)
+    assert np.ptp(np.quantile(draws[:, 2], (0.05, 0.95))) < 0.1
+
+
+def test_where_no_draw_explains_what_was_measured_no_rise_is_told(monkeypatch):
+    x = np.linspace(0, 1, 30)
+    m = measured(x, 0.1 + 0.6 * (x > 0.3) + 0.2 * (x > 0.7), n=100_000.0)
+    monkeypatch.setattr(rise, "ROUNDS", 1)
+    assert rise.sample_rise(m, x[-1:], 100, np.random.default_rng(0)) is None
+    pooled = pool.pool(np.full((600, 1), 0.5), m, x[-1:] + 0.3, 1.0, np.random.default_rng(0))
+    assert (pooled == 0.5).mean() == pytest.approx(1 / 3, abs=0.06)
+    monkeypatch.undo()
+    # Three checkpoints near the top promise no fall.
+    flat = measured([0.0, 0.1, 0.2], [0.995] * 3, n=5000.0)
+    model = np.full((800, 1), 0.995)
+    pooled = pool.pool(model, flat, np.array([0.5]), 0.2, np.random.default_rng(0))
+    assert np.quantile(pooled, 0.1) > 0.97
+
+
+def test_members_go_on_from_the_last_checkpoint_of_the_mix():
+    """The last checkpoint of all may have tried a part of it only."""
+    x = np.linspace(0, 1, 8)
+    m = measured(x, expit(2 * x - 1), n=100.0)
+    grid = np.array([1.5])
+    later, same = (
+        pool.pool(np.full((4000, 1), np.nan), m, grid, now, np.random.default_rng(0))
+        for now in (1.4, 1.0)
+    )
+    assert np.nanmedian(later) == pytest.approx(np.nanmedian(same), abs=0.02)
 
 
 def test_each_member_gains_where_curves_are_its_own():
@@ -95,7 +140,7 @@ def test_the_model_keeps_its_share_and_what_is_past():
     m = measured(x, expit(4 * (x - 2.4)))
     ahead = np.array([-0.1, 0.0, 0.3])
     plateau = np.full((2400, 3), 0.5)
-    pooled = pool.pool(plateau, m, ahead, np.random.default_rng(0))
+    pooled = pool.pool(plateau, m, 2.7 + ahead, 2.7, np.random.default_rng(0))
     is_model = (pooled == 0.5).all(1)
     assert 0.2 < is_model.mean() < 0.3
     assert (pooled[:, 0] == 0.5).all()
@@ -116,7 +161,8 @@ def test_few_checkpoints_pool_what_they_can():
 
     def modelled(count):
         m = measured(x[:count], [0.0] * count, n=20.0)
-        return (pool.pool(plateau, m, ahead, np.random.default_rng(0)) == 0.5).mean()
+        now = m.x[-1]
+        return (pool.pool(plateau, m, now + ahead, now, np.random.default_rng(0)) == 0.5).mean()
 
     assert modelled(2) == 1
     assert modelled(3) == pytest.approx(1 / 2, abs=0.05)

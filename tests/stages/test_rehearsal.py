@@ -106,3 +106,21 @@ def test_nothing_to_answer_is_refused_before_anything_is_paid_for(rundir, c):
     short = replace(c, finetune=replace(c.finetune, seq_len=24))
     with pytest.raises(UserError, match="at most 8 tokens"):
         rehearsal.choose_prompts(short, TOKENIZER)
+
+
+def test_of_one_question_in_two_files_the_same_is_answered_in_any_order(c, tmp_path):
+    other = tmp_path / "other.jsonl"
+    talks = [{"messages": exchange(f"What is {word}?", "Else.")} for word in ("up", "down")]
+    other.write_text("".join(map(rehearsal.to_line, talks)))
+    sources = (*c.chat.sources, f"file:{other}")
+    first, second = (
+        rehearsal.choose_prompts(replace(c, chat=replace(c.chat, sources=s)), TOKENIZER)
+        for s in (sources, sources[::-1])
+    )
+    assert first == second
+
+
+def test_a_model_that_ends_no_answer_cannot_rehearse(rundir, c, monkeypatch):
+    monkeypatch.setattr(rehearsal, "MAX_NEW_TOKENS", 1)
+    with pytest.raises(UserError, match=r"none of 10 own answers .* set chat\.own_answers to 0"):
+        make(rundir, c, monkeypatch)

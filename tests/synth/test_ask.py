@@ -296,3 +296,36 @@ def test_a_server_that_speaks_otherwise(monkeypatch):
         speakers.open_speaker("http://127.0.0.1:1")
     with pytest.raises(UserError, match="no chat completion"):
         speakers.open_speaker("http://127.0.0.1:1/v1", "m").reply(["a"], [1], speakers.Sampling())
+
+
+class Echo:
+    """Says the seed, and remembers how many prompts came at once."""
+
+    name, is_writer = "echo", True
+
+    def __init__(self):
+        self.calls = []
+
+    def reply(self, prompts, seeds, how):
+        self.calls.append(len(prompts))
+        return [f"{prompt} {seed}" for prompt, seed in zip(prompts, seeds, strict=True)]
+
+
+def test_questions_share_batches_and_none_is_asked_twice(tmp_path):
+    questions = [ask.Question(0, "a"), ask.Question(1, "b"), ask.Question(2, "a")]
+    kept, echo, checks = ask.Kept.read(tmp_path / "replies.jsonl"), Echo(), []
+
+    def gather(questions):
+        how = ("plain", 100, 8, 0, kept)
+        return ask.gather(echo, questions, *how, lambda: checks.append(1))
+
+    first = gather(questions)
+    assert echo.calls == [128, 72]
+    assert len(checks) == 2
+    assert first[0] == first[2]
+    # In company as alone, and kept in the file as said.
+    kept = ask.Kept.read(tmp_path / "replies.jsonl")
+    assert gather([questions[1]]) == [first[1]]
+    assert echo.calls == [128, 72]
+    kept = ask.Kept.read(tmp_path / "others.jsonl")
+    assert gather([questions[1]]) == [first[1]]

@@ -22,7 +22,6 @@ from ramp.nines.columns import (
     group_codes,
     keep_rows,
     read_csv,
-    with_column,
 )
 from ramp.nines.notes import Note, Reading, list_some
 
@@ -266,17 +265,13 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
     }
     for key, pattern in patterns.items():
         if pattern:
-            found, runs = _find(table, key, pattern)
-            table = with_column(table, key, found)
-            if runs is not None:
-                table = with_column(table, "run", runs)
+            table = table | {key: _find(table, key, pattern)}
     if reading.releases:
         table = _join_releases(table, reading, notes)
     return table
 
 
 def _find(table, key, pattern):
-    """What the pattern finds in each row, and the names of runs without it, if there are any."""
     try:
         search = re.compile(pattern).search
     except re.error as error:
@@ -286,7 +281,6 @@ def _find(table, key, pattern):
     groups = group_codes(texts, count_rows(table))
     first, group = np.unique(groups, return_index=True, return_inverse=True)[1:]
     values = []
-    runs = []
     for row in first:
         words = [to_text(text.values[text.codes[row]]) for text in texts]
         found = next(filter(None, map(search, words)), None)
@@ -296,18 +290,7 @@ def _find(table, key, pattern):
                 "its first group is the value"
             )
         values.append(found[1] if found.groups() else found[0])
-        if "run" in table:
-            run = table["run"]
-            name = to_text(run.values[run.codes[row]])
-            # Checkpoints whose names differ in this alone are of one run.
-            runs.append(_cut_out(pattern, name) if found.string == name else name)
-    cells = [v if key == "date" else _parse_count(v) or v for v in values]
-    return encode_cells(cells)[group], encode_cells(runs)[group] if runs else None
-
-
-def _cut_out(pattern, name):
-    """A name without what the pattern finds in it; "run" where nothing is left."""
-    return re.sub(pattern, "", name, count=1).strip(" -_./@:") or "run"
+    return encode_cells([v if key == "date" else _parse_count(v) or v for v in values])[group]
 
 
 def _parse_count(text):

@@ -24,7 +24,10 @@ def _number(name, default, text=None, **options):
 
 def parse_nines(text: str) -> float:
     """A number of nines. What looks like a success rate is refused: .99 is two nines, not .99."""
-    nines = float(text)
+    try:
+        nines = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
     if not 0 < nines <= 9:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 9")
     if 0.9 <= nines < 1:
@@ -81,9 +84,6 @@ FILE = (
     _text("--releases", "CSV", "run and date, compute, step or size of each", type=parse_path),
 )
 CONFIDENCE = _number("--confidence", 0.95)
-BASELINE_RUN = _argument(
-    "--baseline-run", metavar="RUN", help="of the baseline, where it has several"
-)
 UNIT = _argument(
     "--unit",
     choices=("auto", "item", "family"),
@@ -109,7 +109,9 @@ COMMANDS = {
             CONFIDENCE,
             UNIT,
             _argument("--baseline", type=parse_path, metavar="OLD", help="fail if worse than it"),
-            BASELINE_RUN,
+            _argument(
+                "--baseline-run", metavar="RUN", help="of the baseline, where it has several"
+            ),
             _argument("--junit", type=parse_path, metavar="XML", help="write a JUnit report"),
         ),
     ),
@@ -193,12 +195,11 @@ COMMANDS = {
     "compare": (
         "two runs, paired by item, with the difference that could have been found",
         (
-            _argument("file", nargs="+", help="logs, and then two runs of theirs by name"),
-            *FILE[1:],
+            *FILE,
+            _argument("runs", nargs=2, metavar="RUN"),
             _argument(
-                "--baseline", type=parse_path, metavar="OLD", help="or the logs of the old one"
+                "--baseline", type=parse_path, metavar="OLD", help="the first run is of this log"
             ),
-            BASELINE_RUN,
             CONFIDENCE,
             UNIT,
         ),

@@ -11,7 +11,6 @@ import numpy as np
 from scipy.special import expit
 
 from ramp.errors import UserError
-from ramp.files import parse_path
 from ramp.nines import (
     audit,
     items,
@@ -135,12 +134,25 @@ def plan(args: Namespace) -> Answer:
 
 def gate(args: Namespace) -> Answer:
     """Pass, fail or undecided, for a pipeline; holds however often it is asked."""
-    baseline = _read_baseline(args) if args.baseline else None
+    baseline = _choose_baseline(args) if args.baseline else None
     v = judge(_read(args), args.nines, args.confidence, args.unit, baseline)
     if args.junit:
         args.junit.write_text(junit(v), encoding="utf-8")
     figures = {"verdict": v.name, "summary": v.sentence} | vars(v)
     return Answer(figures, [v.sentence, *v.notes], v.code)
+
+
+def _choose_baseline(args):
+    """The one run of the baseline."""
+    t = _read_baseline(args)
+    if args.baseline_run:
+        t = t[t.run == args.baseline_run]
+    runs = np.unique(t.run)
+    if len(runs) != 1:
+        raise UserError(
+            f"{args.baseline} holds {len(runs)} such runs; choose one with --baseline-run NAME"
+        )
+    return t
 
 
 def _read_baseline(args):
@@ -149,13 +161,6 @@ def _read_baseline(args):
     where = {k: v for k, v in reading.where.items() if ALIASES.get(k, k) != "run"}
     t = trials.read(args.baseline, replace(reading, where=where))
     args.notes = tuple(replace(note, text=f"baseline: {note.text}") for note in t.notes)
-    if args.baseline_run:
-        t = t[t.run == args.baseline_run]
-    runs = np.unique(t.run)
-    if len(runs) != 1:
-        raise UserError(
-            f"{args.baseline} holds {len(runs)} such runs; choose one with --baseline-run NAME"
-        )
     return t
 
 
@@ -437,36 +442,20 @@ def audit_demo(args: Namespace) -> Answer:
     return Answer(a, ["## How much the demo flatters", facts_table(facts)])
 
 
-def _read_pairs(args):
-    """The items that both tried, and what the two are called: runs of the logs, or old and new."""
-    if args.baseline:
-        args.file = [parse_path(word) for word in args.file]
-        old, new = _read_baseline(args), _read(args)
-        runs = np.unique(new.run)
-        if len(runs) != 1:
-            raise UserError(
-                f"the new logs hold {len(runs)} runs; choose one with --where run=NAME: "
-                f"{', '.join(runs[:8])}"
-            )
-        return compares.pair_items(old, new), f"{old.run[0]} (baseline)", str(new.run[0])
-    *files, first, second = ("", "", *args.file)
-    args.file = [parse_path(word) for word in files if word]
-    if not args.file:
-        raise UserError("compare takes logs and then the names of two runs, or NEW --baseline OLD")
-    if first == second:
-        raise UserError(
-            f"the run {first!r} would be compared with itself; where old and new logs have one "
-            "name, use `ramp nines compare NEW --baseline OLD`"
-        )
-    t = _read(args)
-    chosen = [compares.choose_run(t, name) for name in (first, second)]
-    return compares.pair_items(*chosen), first, second
-
-
 def compare(args: Namespace) -> Answer:
     """Two runs at their last checkpoints, paired by item; also by task, where there are several."""
     _check_confidence(args)
-    pairs, first, second = _read_pairs(args)
+    first, second = args.runs
+    if first == second and not args.baseline:
+        raise UserError(
+            f"the run {first!r} would be compared with itself; where old and new logs have one "
+            f"name, use `ramp nines compare NEW {first} {second} --baseline OLD`"
+        )
+    old = compares.choose_run(_read_baseline(args), first) if args.baseline else None
+    t = _read(args)
+    new = compares.choose_run(t, second)
+    pairs = compares.pair_items(compares.choose_run(t, first) if old is None else old, new)
+    first += " (baseline)" if args.baseline else ""
     whole, *tasks = compares.compare_runs(pairs, args.confidence, args.unit)
     units = plural(whole.unit, 2)
     found = f"none: {whole.units} {units} are too few for any"
@@ -513,7 +502,7 @@ def monitor(args: Namespace) -> Answer:
     for s in streams:
         r = w.recent[s.name]
         facts[f"{s.name}: share of good trials, asked for"] = f"{w.rates[s.name]:.4f}, {s.share:g}"
-        facts[f"... of the last {r.trials}"] = f"{r.rate:.4f}; {format_interval(r.interval)}"
+        facts[f"{s.name}: of the last {r.trials}"] = f"{r.rate:.4f}; {format_interval(r.interval)}"
     for name, count in w.unknown.items():
         facts[f"{name}: unknown, not counted"] = count
     text = f"No alarm in {w.trials:,} trials."

@@ -20,33 +20,36 @@ MEASURED_NOW = 0.9  # share of the draws at the last checkpoint that are of the 
 
 
 def pool(
-    modelled: ndarray, measured: Measured, ahead: ndarray, rng: np.random.Generator
+    modelled: ndarray, measured: Measured, grid: ndarray, now: float, rng: np.random.Generator
 ) -> ndarray:
     """[S, T] draws of the mix: `modelled` for its share of them, for the others what was measured.
 
-    modelled: [S, T] by the item model; ahead: [T] decades after the last checkpoint, those before
-    it negative.
+    modelled: [S, T] by the item model; grid: [T] log10 progress; now: that of the last checkpoint,
+    which may have tried only a part of the mix.
     """
     if len(measured) < MIN_RISE:
         return modelled
     draws = len(modelled)
-    members = _draw_members(measured, measured.x[-1] + ahead.clip(0), draws, rng)
+    members = _draw_members(measured, np.maximum(grid, now), draws, rng)
+    if not any(m is not None for m in members):
+        return modelled
     # The item model would have to be fitted again at every checkpoint to be weighed as the others.
-    share = 1 / (1 + len(members))
-    weights = np.append(share, (1 - share) * _weigh_members(measured, len(members)))
-    member = rng.choice(len(weights), (draws, 1), p=weights)
-    pooled = np.choose(member, [modelled, *members])
+    weights = _weigh_members(measured, members)
+    share = 1 / (1 + np.count_nonzero(weights))
+    member = rng.choice(1 + len(members), (draws, 1), p=np.append(share, (1 - share) * weights))
+    pooled = np.choose(member, [modelled, *(modelled if m is None else m for m in members)])
     # What is past was measured. What holds now was too, but by the item model alone its interval is
     # too narrow, and by the pool too wide.
-    is_modelled = (ahead < 0) | ((ahead == 0) & (rng.random((draws, 1)) < MEASURED_NOW))
+    is_now = np.isclose(grid, now)
+    is_modelled = (grid < now) & ~is_now | is_now & (rng.random((draws, 1)) < MEASURED_NOW)
     return np.where(is_modelled, modelled, pooled)
 
 
 def _draw_members(measured, places, draws, rng):
-    """[draws, T] whole curves by each member that has enough checkpoints; the rise is the last."""
-    members = [sample_rise(measured, places, draws, rng)]
+    """[draws, T] whole curves by line, power law and rise; None of one that has too few points."""
+    rise = sample_rise(measured, places, draws, rng)
     if len(measured) < MIN_MEASURED:
-        return members
+        return [None, None, rise]
     m = measured[-LAST:]
     x = m.x - m.x[-1]
     leads = places - m.x[-1]
@@ -56,24 +59,28 @@ def _draw_members(measured, places, draws, rng):
         for draw, y in ((sample_line, accuracy_logits(m)[0]), (sample_power_law, m.value))
     )
     kept = rng.integers(len(line), size=draws)
-    return [expit(line[kept]), law[kept], *members]
+    return [expit(line[kept]), law[kept], rise]
 
 
-def _weigh_members(measured, count):
-    """[count] weights by the chances that each gave to what the last checkpoints then showed.
+def _weigh_members(measured, now):
+    """Weights by the chances that each member gave to what the last checkpoints then showed.
+
+    now: the members' draws of today; who has none has no weight.
 
     Products of chances, as Bayesian model averaging has them. Means over many forecasts, by which
     stacking weighs, would notice a sudden rise only when it is over.
     """
-    if count == 1:
-        return np.ones(1)
-    log_weights = np.zeros(count)
+    log_weights = np.where([m is None for m in now], -np.inf, 0.0)
     trials = np.round(count_trials(measured))
     wins = np.round(measured.value * trials)
     for j in range(max(MIN_MEASURED, len(measured) - LAST), len(measured)):
         rng = np.random.default_rng(0)
         members = _draw_members(measured[:j], measured.x[j : j + 1], 1000, rng)
-        chance = np.array([binom.pmf(wins[j], trials[j], d[:, 0]).mean() for d in members])
-        log_weights += np.log((1 - SURPRISE) * chance + SURPRISE / (trials[j] + 1))
+        # Who had nothing to say then gets the chance of a guess among all outcomes.
+        guess = 1 / (trials[j] + 1)
+        chance = [
+            guess if d is None else binom.pmf(wins[j], trials[j], d[:, 0]).mean() for d in members
+        ]
+        log_weights += np.log((1 - SURPRISE) * np.array(chance) + SURPRISE * guess)
     weights = np.exp(log_weights - log_weights.max())
     return weights / weights.sum()

@@ -173,7 +173,7 @@ def forecast(
     )
     measured = measure(t, run, usage)
     modelled = np.tensordot(slice_weights, paths, 1)
-    mix = pool(modelled, measured, grid - now, rng)
+    mix = pool(modelled, measured, grid, now, rng)
     # A slice that the mix leaves out need not be ready. The others move with the mix.
     is_used = slice_weights > 0
     names = np.array(c.slices)[is_used].tolist()
@@ -215,7 +215,7 @@ def _forecast_aggregates(t, decades, run, draws, steps):
     unit = log_progress(t)[1]
     usage = Usage(np.unique(t.task).tolist(), {}, {})
     measured = measure(t, run, usage)
-    mix = pool(np.minimum(success, cap), measured, grid - now, rng)
+    mix = pool(np.minimum(success, cap), measured, grid, now, rng)
     return Forecast(run, grid, now, mix, {}, usage, measured, stacking, unit)
 
 

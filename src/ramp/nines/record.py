@@ -32,7 +32,9 @@ def _key(h):
 def read(path: Path) -> list[Headline]:
     """The headlines of a record. Unlike a log, it is refused where one line is broken."""
     if not path.exists():
-        raise UserError(f"there is no record {path}; ramp nines forecast --record {path} begins it")
+        raise UserError(
+            f"there is no record {path}; ramp nines forecast LOG --record {path} begins it"
+        )
     try:
         return [_parse(line) for line in read_whole_jsonl(path)]
     except (OSError, ValueError, KeyError, TypeError) as error:

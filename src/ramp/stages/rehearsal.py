@@ -12,7 +12,7 @@ from collections import Counter
 from ramp.config import Config
 from ramp.decode.sample import SamplingParams, generate
 from ramp.errors import UserError
-from ramp.files import read_whole_jsonl, to_line
+from ramp.files import read_whole_jsonl, to_line, write_atomic
 from ramp.rundir import RunDir
 from ramp.text import chat
 from ramp.text.demo_chats import Messages
@@ -33,7 +33,8 @@ def make_rehearsal(
     They are kept in data/own_answers.jsonl, which a stage that is resumed reads again.
     """
     file = rundir.data / "own_answers.jsonl"
-    if rundir.checkpoints("finetune").exists() and share(file.exists):
+    # One process looks, since the others may have a disk of their own.
+    if share(lambda: rundir.checkpoints("finetune").exists() and file.exists()):
         return share(lambda: [(row["id"], row["messages"]) for row in read_whole_jsonl(file)])
     prompts = choose_prompts(c, tokenizer)
     lm = load_start(rundir, "pretrain", c, tokenizer)["lm"]
@@ -52,17 +53,22 @@ def make_rehearsal(
         )
     answered = []
     for (talk, messages, _), row in zip(prompts, result.rows(), strict=True):
-        # Half an answer would teach to break off.
-        if row and row[-1] in tokenizer.stop_ids:
-            answer = {"role": "assistant", "content": tokenizer.decode(row[:-1]).strip()}
-            answered.append((talk, [*messages, answer]))
+        text = tokenizer.decode(row[:-1]).strip()
+        # Half an answer would teach to break off, an empty one to say nothing.
+        if text and row[-1] in tokenizer.stop_ids:
+            answered.append((talk, [*messages, {"role": "assistant", "content": text}]))
+    if not answered:
+        raise UserError(
+            f"none of {len(prompts)} own answers ended within {longest_answer(c)} tokens: this "
+            "model does not chat yet; set chat.own_answers to 0"
+        )
     if is_writer():
         print(
             f"finetune: rehearses {len(answered)} own answers; {len(prompts) - len(answered)} did "
-            f"not end within {longest_answer(c)} tokens"
+            f"not end within {longest_answer(c)} tokens or were empty"
         )
     lines = [to_line({"id": talk, "messages": messages}) for talk, messages in answered]
-    on_writer(lambda: file.write_text("".join(lines), "utf-8"))
+    on_writer(lambda: write_atomic(file, "".join(lines)))
     return answered
 
 
@@ -85,8 +91,10 @@ def choose_prompts(c: Config, tokenizer: Tokenizer) -> list[tuple[str, Messages,
                 continue
             opening = messages[: asked + 1]
             ids = chat.render_prompt(tokenizer, opening)
-            if len(ids) <= room:
-                found.setdefault(opening[-1]["content"], (talk, opening, ids))
+            question = opening[-1]["content"]
+            # Of one question in two conversations the one with the smaller id.
+            if len(ids) <= room and (question not in found or talk < found[question][0]):
+                found[question] = talk, opening, ids
     if not found:
         raise UserError(
             f"chat.own_answers has no question of at most {room} tokens to answer; "

@@ -265,10 +265,15 @@ def gather(
     def key(question, i):
         return speaker.name, question.text, remedy, max_tokens, seed, i
 
-    missing = [(q, i) for q in questions for i in range(n) if key(q, i) not in kept.rows]
+    missing: dict[tuple, tuple[Question, int]] = {}
+    for question in questions:
+        for i in range(n):
+            if key(question, i) not in kept.rows:
+                # A question that is listed twice is asked once.
+                missing.setdefault(key(question, i), (question, i))
     for begin in range(0, len(missing), KEPT_AT_ONCE):
         check()
-        batch = missing[begin : begin + KEPT_AT_ONCE]
+        batch = list(missing.values())[begin : begin + KEPT_AT_ONCE]
         prompts = [way.change(q.text, make_rng(seed, q, remedy, i)) for q, i in batch]
         how = Sampling(way.temperature, way.min_p, max_tokens)
         # Another seed for each question, so that no two share their luck.
