@@ -80,22 +80,33 @@ def test_a_replay_knows_nothing_later():
     assert len(scores[0]) == 2 + 1
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_recorded_headlines_of_worlds_that_nobody_tuned_on(monkeypatch):
-    """80% intervals cover .7 to .9, and "so many nines by then" beats climatology and persistence."""
-    monkeypatch.setattr(headline, "ORIGINS", 3)
-    scored = []
-    for seed in range(19_000, 19_020):
-        t, _, _ = world(seed, checkpoints=10, odd=odd_kind(seed))
-        h = statement(t, [[0.5] * 39] * 3, [0.1] * 3)
-        levels = [replace(h.levels[0], nines=r) for r in (0.5, 1.0, 2.0)]
-        found = headline.replay(t, replace(h, run="world", usage=of_world(t), levels=levels))
-        # Runs of one name would be one run to the standard errors.
-        scored += [replace(s, run=f"world {seed}") for s in found]
+@pytest.fixture(scope="module")
+def summary():
+    """Scores of the headlines of 20 worlds, a third of them odd."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(headline, "ORIGINS", 3)
+        scored = []
+        for seed in range(19_000, 19_020):
+            t, _, _ = world(seed, checkpoints=10, odd=odd_kind(seed))
+            h = statement(t, [[0.5] * 39] * 3, [0.1] * 3)
+            levels = [replace(h.levels[0], nines=r) for r in (0.5, 1.0, 2.0)]
+            found = headline.replay(t, replace(h, run="world", usage=of_world(t), levels=levels))
+            # Runs of one name would be one run to the standard errors.
+            scored += [replace(s, run=f"world {seed}") for s in found]
     s = headline.summarize_scores(scored)
     print(s)
-    # Within the standard error of so few worlds.
-    assert 0.7 <= s.covered80 <= 0.9 + s.covered80_stderr
-    assert s.events.brier < min(s.events.base_brier, s.brier_persistence)
-    assert s.crps["nines"] < min(v for name, v in s.crps.items() if name != "nines")
+    return s
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_recorded_headlines_of_worlds_beat_every_baseline(summary):
+    assert summary.events.brier < min(summary.events.base_brier, summary.brier_persistence)
+    assert summary.crps["nines"] < min(v for k, v in summary.crps.items() if k != "nines")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.xfail(strict=True, reason="too wide: .92 +- .03; nines/RESULTS.md, row (11)")
+def test_recorded_headlines_of_worlds_are_covered(summary):
+    assert 0.7 <= summary.covered80 <= 0.9

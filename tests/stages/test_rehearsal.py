@@ -78,6 +78,10 @@ def test_answers_are_the_models_own_and_whole(rundir, c, monkeypatch, capsys):
 def test_a_resumed_stage_rehearses_the_same(rundir, c, monkeypatch):
     own = make(rundir, c, monkeypatch)
     rundir.checkpoints("finetune").mkdir(parents=True)
+    fewer = replace(c, chat=replace(c.chat, own_answers=5))
+    assert len(make(rundir, fewer, monkeypatch)) <= 5
+    make(rundir, c, monkeypatch)
+    (rundir.checkpoints("finetune") / "4").mkdir()
     monkeypatch.setattr(rehearsal, "generate", None)
     again = make(rundir, c, monkeypatch)
     assert [tuple(pair) for pair in again] == own

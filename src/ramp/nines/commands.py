@@ -87,8 +87,6 @@ def _check_confidence(args):
 def _bar(args):
     """The reliability of so many nines."""
     _check_confidence(args)
-    if not 0 < args.nines <= 9:
-        raise UserError("--nines must be above 0 and at most 9")
     return 1 - 10**-args.nines
 
 
@@ -223,7 +221,7 @@ def fit(args: Namespace) -> Answer:
         rows.append([name, f"{figures[key]:.4f}", interval])
     ability_rows = [["checkpoint", "ability", "±"]]
     for k, run in enumerate(c.runs):
-        name = f"{run} {c.x[k]:.3f}"
+        name = f"{run} {10 ** c.x[k]:,.4g}"
         ability_rows.append([name, f"{abilities[k]:.2f}", f"{error[k]:.2f}"])
     slice_rows = [["slice", "penalty (logits)", "±"]]
     for k in result.columns("slice "):
@@ -234,7 +232,7 @@ def fit(args: Namespace) -> Answer:
     horizon_rows = [["checkpoint", "success", "difficulty", "90%", "minutes, if it is their log2"]]
     horizons = [h for k in range(len(c.runs)) for h in items.find_horizons(result, k)]
     for h in horizons:
-        name = f"{h.run} {h.x:.3f}"
+        name = f"{h.run} {10**h.x:,.4g}"
         minutes = (
             f"{2 ** h.difficulty[1]:.3g} [{2 ** h.difficulty[0]:.3g}, {2 ** h.difficulty[2]:.3g}]"
         )
@@ -252,11 +250,8 @@ def fit(args: Namespace) -> Answer:
 
 def forecast(args: Namespace) -> Answer:
     """At which compute a number of nines is reached, with what probability."""
-    if not 0 < args.probability < 1 or not 0 < args.decades <= 4 or min(args.nines) <= 0:
-        raise UserError(
-            "--probability must lie between 0 and 1, --decades above 0 and at most 4, "
-            "--nines above 0"
-        )
+    if not 0 < args.probability < 1 or not 0 < args.decades <= 4:
+        raise UserError("--probability must lie between 0 and 1, --decades above 0 and at most 4")
     t = _read(args)
     schedule = None
     if args.schedule:

@@ -62,21 +62,21 @@ def _draw_members(measured, places, draws, rng):
     return [expit(line[kept]), law[kept], rise]
 
 
-def _weigh_members(measured, now):
+def _weigh_members(measured, current):
     """Weights by the chances that each member gave to what the last checkpoints then showed.
 
-    now: the members' draws of today; who has none has no weight.
+    current: the members' draws of today; a member without any has no weight.
 
     Products of chances, as Bayesian model averaging has them. Means over many forecasts, by which
     stacking weighs, would notice a sudden rise only when it is over.
     """
-    log_weights = np.where([m is None for m in now], -np.inf, 0.0)
+    log_weights = np.where([m is None for m in current], -np.inf, 0.0)
     trials = np.round(count_trials(measured))
     wins = np.round(measured.value * trials)
     for j in range(max(MIN_MEASURED, len(measured) - LAST), len(measured)):
         rng = np.random.default_rng(0)
         members = _draw_members(measured[:j], measured.x[j : j + 1], 1000, rng)
-        # Who had nothing to say then gets the chance of a guess among all outcomes.
+        # A member that had no draws then is given the chance of a guess among all outcomes.
         guess = 1 / (trials[j] + 1)
         chance = [
             guess if d is None else binom.pmf(wins[j], trials[j], d[:, 0]).mean() for d in members

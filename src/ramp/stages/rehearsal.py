@@ -33,8 +33,14 @@ def make_rehearsal(
     They are kept in data/own_answers.jsonl, which a stage that is resumed reads again.
     """
     file = rundir.data / "own_answers.jsonl"
+
+    def is_resumed():
+        # Before the first step is saved, what is asked for may still change.
+        steps = rundir.checkpoints("finetune").glob("[0-9]*")
+        return file.exists() and any(steps)
+
     # One process looks, since the others may have a disk of their own.
-    if share(lambda: rundir.checkpoints("finetune").exists() and file.exists()):
+    if share(is_resumed):
         return share(lambda: [(row["id"], row["messages"]) for row in read_whole_jsonl(file)])
     prompts = choose_prompts(c, tokenizer)
     lm = load_start(rundir, "pretrain", c, tokenizer)["lm"]

@@ -271,9 +271,10 @@ def gather(
             if key(question, i) not in kept.rows:
                 # A question that is listed twice is asked once.
                 missing.setdefault(key(question, i), (question, i))
-    for begin in range(0, len(missing), KEPT_AT_ONCE):
+    pairs = list(missing.values())
+    for begin in range(0, len(pairs), KEPT_AT_ONCE):
         check()
-        batch = list(missing.values())[begin : begin + KEPT_AT_ONCE]
+        batch = pairs[begin : begin + KEPT_AT_ONCE]
         prompts = [way.change(q.text, make_rng(seed, q, remedy, i)) for q, i in batch]
         how = Sampling(way.temperature, way.min_p, max_tokens)
         # Another seed for each question, so that no two share their luck.
