@@ -783,6 +783,11 @@ def check_config(config: Config, where: str = "configuration") -> Config:
             f"{where}: 'model.window_pattern' is {pattern!r}; "
             "it takes letters S, L and N, such as 'SSSL'"
         )
+    if config.chat.own_answers and not config.chat.sources:
+        raise UserError(
+            f"{where}: 'chat.own_answers' needs questions to answer; name conversations in "
+            "'chat.sources', or set it to 0"
+        )
     # How many devices there are is known only later: here, what no number of them could satisfy.
     axes = (config.mesh.replica, config.mesh.data, config.mesh.model)
     if axes.count(-1) > 1:

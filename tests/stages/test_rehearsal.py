@@ -105,6 +105,8 @@ def test_own_answers_take_the_place_of_the_sources_and_problems_are_held_out_too
 
 def test_nothing_to_answer_is_refused_before_anything_is_paid_for(rundir, c):
     none = replace(c, chat=replace(c.chat, sources=()))
+    with pytest.raises(UserError, match=r"'chat\.own_answers' needs questions"):
+        config.check_config(none)
     with pytest.raises(UserError, match=r"chat\.own_answers has no question .* chat\.sources"):
         finetune.check_lengths(rundir, none, TOKENIZER)
     short = replace(c, finetune=replace(c.finetune, seq_len=24))
