@@ -283,8 +283,8 @@ def _read_schedule(path, unit):
         )
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-        # A day is enough of a time.
-        return [(parse_date(row["date"])[:10], float(row["compute"])) for row in rows]
+        # The day as it is written: in UTC a midnight may be of the day before.
+        return [(parse_date(row["date"][:10]), float(row["compute"])) for row in rows]
     except KeyError as error:
         raise UserError(
             f"{path} is not a schedule: there is no column {error}; it needs date and compute"

@@ -180,7 +180,10 @@ def _list_missing(t, f, h, past):
             "first."
         )
     if not any(date for level in h.levels for date in level.dates):
-        rows.append("No date: give the plan of spending with --schedule, and dates follow from it.")
+        rows.append(
+            "No date: a plan of spending (--schedule) that reaches from today's compute to that of "
+            "the levels gives them dates."
+        )
     if len(past) < FEW_STATEMENTS:
         rows.append(
             f"{len(past)} earlier {plural('statement', len(past))} could be scored: how far to "
