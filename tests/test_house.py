@@ -22,6 +22,7 @@ The bar on dicts is about something narrower, `returns_string_keys`: 128 functio
 import ast
 import io
 import re
+import subprocess
 import sys
 import textwrap
 import tokenize
@@ -507,6 +508,16 @@ def test_files_of_tests_have_names_of_their_own():
     files = sorted(Path(__file__).parent.rglob("test_*.py"))
     twins = [file.name for file in files if sum(other.name == file.name for other in files) > 1]
     assert not twins, listed(twins)
+
+
+def test_top_level():
+    """What a command or a test left behind in the clone was committed twice."""
+    done = subprocess.run(["git", "ls-files"], cwd=SRC.parent, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a clone")
+    top = {line.split("/")[0] for line in done.stdout.splitlines()}
+    known = {"README.md", "LICENSE", "pyproject.toml", "src", "configs", "tpu_scripts", "tests"}
+    assert top - known <= {".ci", ".gitignore"}
 
 
 # The measures themselves, on texts small enough to count by hand

@@ -54,9 +54,11 @@ def env(tmp_path_factory) -> dict[str, str]:
     }
 
 
-def ramp(env: dict, *words: object, code: int = 0) -> subprocess.CompletedProcess:
+def ramp(
+    env: dict, *words: object, code: int = 0, cwd: Path = ROOT
+) -> subprocess.CompletedProcess:
     done = subprocess.run(
-        command(*words), env=env, capture_output=True, text=True, timeout=280, cwd=ROOT
+        command(*words), env=env, capture_output=True, text=True, timeout=280, cwd=cwd
     )
     assert done.returncode == code, (
         f"{words} -> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"

@@ -107,11 +107,11 @@ def test_ten_samples(page):
     page.js("document.getElementById('text').focus()")
     page.type("Tell me a joke.")
     page.js("document.getElementById('ten').click()")
-    page.wait(f"{IDLE} && document.querySelectorAll('.samples li .acts').length === 10")
+    page.wait(f"{IDLE} && document.querySelectorAll('.samples > li .acts').length === 10")
     figures = page.js("[...document.querySelectorAll('dl.figures div')].map((d) => d.textContent)")
     assert len(figures) == 4 and "of 10" in figures[0] and "bits" in figures[3]
     shot(page, "samples")
-    press(page, "Keep this one", "document.querySelectorAll('.samples li')[3]")
+    press(page, "Keep this one", "document.querySelectorAll('.samples > li')[3]")
     assert "sample 4 of 10" in page.js(f"{LAST}.textContent")
 
 
