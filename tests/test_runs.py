@@ -54,9 +54,7 @@ def env(tmp_path_factory) -> dict[str, str]:
     }
 
 
-def ramp(
-    env: dict, *words: object, code: int = 0, cwd: Path = ROOT
-) -> subprocess.CompletedProcess:
+def ramp(env: dict, *words: object, code: int = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     done = subprocess.run(
         command(*words), env=env, capture_output=True, text=True, timeout=280, cwd=cwd
     )
