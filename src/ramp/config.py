@@ -484,6 +484,10 @@ class Chat:
     """NAME/LEVEL, as in addition/2: solved problems of ramp's tasks among the conversations"""
     problems_per_task: Positive = 2000
     """solved problems of each"""
+    mistakes: Weights = ()
+    """table of task = chance: how often its typical mistake stands wherever it can be made in its
+    solved problems, which teaches it to the model. Reinforcement shows what it is worth on models
+    that are wrong, and not merely unsure"""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Trials beside training: what is written at each evaluation, what a resumed run repeats, what the end says."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ from ramp.errors import UserError
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.stages import finetune, trials
-from ramp.tasks.protocol import prompt_ids
+from ramp.tasks.protocol import parse, prompt_ids
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 
@@ -130,6 +131,19 @@ def test_nothing_that_is_asked_is_taught():
     assert not taught & {tuple(prompt_ids(TOKENIZER, p.question)) for p in asked}
     # In place of a question that is held out another one is taught.
     assert len(list(trials.render_solved_problems(c, TOKENIZER))) == 2 * 2000
+
+
+def test_a_mistake_is_taught_where_it_is_asked_for(capsys):
+    tasks = ("addition/2", "addition/3")
+    c = settings(chat=Chat(tasks=tasks, problems_per_task=300, mistakes=(("addition/3", 1.0),)))
+    wrong = Counter()
+    for ids, weights in trials.render_solved_problems(c, TOKENIZER):
+        # A solution that states two columns is of two digits.
+        steps = parse(TOKENIZER, ids[len(ids) - sum(weights) :]).steps
+        wrong[len(steps)] += not any(step.count("+") == 2 for step in steps)
+    # Two digits carry in about half of the problems; with three no carry is remembered.
+    assert wrong[3] == 300 and 60 < wrong[2] < 240
+    assert trials.require_mistakes(c) == ["addition/3: a carry is forgotten 100% of the time"]
 
 
 def test_what_an_older_run_left_goes_with_the_first_evaluation(rundir, monkeypatch):

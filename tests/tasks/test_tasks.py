@@ -39,6 +39,35 @@ def test_gold_is_verified_and_sampling_is_pure(name, seed, level):
     assert verdict.verified and verdict.first_error is None and not verdict.lucky
 
 
+@given(seeds, levels)
+def test_forgotten_carries_are_the_only_mistakes(seed, level):
+    problem = addition.sample(seed, level)
+    solve = addition.TASK.mistake.solve
+    right = addition.solution(problem)
+    assert solve(problem, 0.0) == (right, problem.answer)
+    steps, answer = solve(problem, 1.0)
+    assert all(step.count("+") == 1 for step in steps)
+    verdict = addition.judge(problem, steps, answer)
+    # Columns of the same digits may be taken for each other, so wrong steps are not counted.
+    carried = any(int(step.split("=")[1]) >= 10 for step in steps[:-1])
+    assert verdict.verified != carried
+    assert carried or answer == problem.answer
+    # With a chance between the two, the same arguments make the same solution.
+    assert solve(problem, 0.5) == solve(problem, 0.5)
+
+
+def test_a_chance_of_a_mistake_is_kept():
+    forgotten = carries = 0
+    for seed in range(2000):
+        problem = addition.sample(seed, 3)
+        steps, answer = addition.forget_carries(problem, 0.8)
+        verdict = addition.judge(problem, steps, answer)
+        due = [int(step.split("=")[1]) >= 10 for step in steps[:-1]]
+        carries += sum(due)
+        forgotten += sum(step.why == "wrong operand" for step in verdict.steps)
+    assert abs(forgotten / carries - 0.8) < 4 * (0.8 * 0.2 / carries) ** 0.5
+
+
 @given(names, seeds, levels)
 def test_parsing_ids_inverts_rendering(name, seed, level):
     task = TASKS[name]

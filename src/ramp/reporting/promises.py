@@ -128,6 +128,9 @@ def promise_credit(run: RunFiles) -> Html:
         sentence += "; no iteration was better on problems to choose with, and the start is kept"
     if others:
         sentence += f"; other ways, from the same weights for as many steps: {', '.join(others)}"
+    wrong = as_dict(run.report.get("finetune")).get("mistakes")
+    if wrong and isinstance(wrong, list):
+        sentence += f". Fine-tuning had taught it wrong on purpose ({'; '.join(map(str, wrong))})"
     drawing = draw_bars(bars, "{:.0%}".format)
     number = f"{rise:+.0f} ± {error:.0f}"
     return _section("reinforce", "Credit for every step", number, sentence, drawing, "credit.html")

@@ -44,12 +44,13 @@ def check_finetune(c: Config) -> None:
         )
     for source in _list_local(c.chat.sources):
         next(chat.conversations(source, Counter(), c.seed), None)
-    if c.chat.tasks:
+    if c.chat.tasks or c.chat.mistakes:
         # Slow to import, and few use it.
-        from ramp.stages.trials import choose_problems
+        from ramp.stages.trials import choose_problems, require_mistakes
 
         for name in c.chat.tasks:
             choose_problems(c, name)
+        require_mistakes(c)
 
 
 def check_dpo(c: Config) -> None:

@@ -14,7 +14,7 @@ from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.stages.rehearsal import choose_prompts, make_rehearsal
-from ramp.stages.trials import TrialRunner, render_solved_problems
+from ramp.stages.trials import TrialRunner, render_solved_problems, require_mistakes
 from ramp.tasks import tool
 from ramp.text import chat
 from ramp.text.corpus import split_of
@@ -92,7 +92,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     nats = final.val_nats
     print(f"finetune: {nats:.4f} nats per assistant token on held-out conversations")
     result = report.to_dict() | {"chat_nats": nats} | (on_writer(trials.end) or {})
-    result |= {"counts": dict(counts), "rows": len(rows["train"])}
+    result |= {"counts": dict(counts), "rows": len(rows["train"]), "mistakes": require_mistakes(c)}
     # Packing and trials count too, so this is more than the trainer's own seconds.
     return result | {"seconds": time.perf_counter() - began}
 
@@ -108,6 +108,8 @@ def print_counts(c: Config, rows: dict[str, ArrayRows], counts: Counter) -> None
     if c.chat.tasks:
         parts.insert(2, f"{counts['problems']:,} solved problems")
     print(f"finetune: {'; '.join(parts)}")
+    for line in require_mistakes(c):
+        print(f"finetune: taught wrong on purpose, {line}")
 
 
 def pack_rows(

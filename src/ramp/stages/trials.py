@@ -56,6 +56,28 @@ def parse_task_name(text: str) -> tuple[Task, int]:
     return TASKS[name], int(level)
 
 
+def require_mistakes(c: Config) -> list[str]:
+    """What is said of `chat.mistakes`, a line each; UserError where one cannot be made."""
+    said = []
+    for name, chance in c.chat.mistakes:
+        if name not in c.chat.tasks:
+            raise UserError(
+                f"chat.mistakes holds {name!r}, which is none of chat.tasks: "
+                f"{', '.join(c.chat.tasks) or 'there are none'}"
+            )
+        if not 0 <= chance <= 1:
+            raise UserError(f"chat.mistakes: the chance of {name} is {chance:g}, not from 0 to 1")
+        mistake = parse_task_name(name)[0].mistake
+        if mistake is None:
+            able = ", ".join(task for task in TASKS if TASKS[task].mistake)
+            raise UserError(
+                f"chat.mistakes holds {name!r}, a task without a typical mistake; "
+                f"tasks with one: {able}"
+            )
+        said.append(f"{name}: {mistake.about} {chance:.0%} of the time")
+    return said
+
+
 def choose_problems(c: Config, name: str) -> dict[str, list[Problem]]:
     """The held-out problems of a task by slice."""
     task, level = parse_task_name(name)
@@ -82,10 +104,14 @@ def render_solved_problems(
         for problems in choose_problems(c, name).values():
             held_out |= {problem.question for problem in problems}
     count = c.chat.problems_per_task
+    mistakes = dict(c.chat.mistakes)
     for name in c.chat.tasks:
         task, level = parse_task_name(name)
         for problem in make_problems(task, level, c.seed * count, count):
-            ids, weights = render(tokenizer, problem, task.solution(problem), problem.answer)
+            steps, answer = task.solution(problem), problem.answer
+            if task.mistake and name in mistakes:
+                steps, answer = task.mistake.solve(problem, mistakes[name])
+            ids, weights = render(tokenizer, problem, steps, answer)
             if len(ids) > c.finetune.seq_len + 1:
                 raise UserError(
                     f"a problem of {name} takes {len(ids)} tokens: "

@@ -7,7 +7,15 @@ import re
 from collections.abc import Sequence
 
 from ramp.errors import UserError
-from ramp.tasks.protocol import Problem, Step, Task, Verdict, close_steps, make_rng
+from ramp.tasks.protocol import (
+    Mistake,
+    Problem,
+    Step,
+    Task,
+    Verdict,
+    close_steps,
+    make_rng,
+)
 
 NAME = "addition"
 # One digit, a second and perhaps a carry; - and * match too, so that they are named as mistakes.
@@ -33,13 +41,25 @@ def list_columns(problem: Problem) -> list[tuple[int, int]]:
 
 def solution(problem: Problem) -> list[str]:
     """The sum of each column; its last digit is the one to write down, the first is the carry."""
-    steps = []
+    return forget_carries(problem, 0.0)[0]
+
+
+def forget_carries(problem: Problem, chance: float) -> tuple[list[str], str]:
+    """The columns and the answer of somebody who forgets each carry with this chance."""
+    rng = make_rng("forgotten carries", problem.seed, problem.level)
+    steps, digits = [], []
     carry = 0
     for x, y in list_columns(problem):
+        if carry and rng.random() < chance:
+            carry = 0
         total = x + y + carry
         steps.append(f"{x}+{y}{'+1' if carry else ''}={total}")
+        digits.append(str(total % 10))
         carry = total // 10
-    return steps
+    # The last column writes its whole sum.
+    if carry:
+        digits.append("1")
+    return steps, "".join(reversed(digits))
 
 
 def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
@@ -99,4 +119,4 @@ def _judge_sum(match: re.Match, expected: list[int]) -> Step:
     return Step(True) if int(match[6]) == sum(terms) else Step(False, "wrong value")
 
 
-TASK = Task(NAME, sample, solution, judge)
+TASK = Task(NAME, sample, solution, judge, mistake=Mistake("a carry is forgotten", forget_carries))

@@ -9,9 +9,10 @@ A task is a name and three functions:
   whatever the texts are; an answer of None means that the solution broke off before one. What it
   cannot check it must not call right or wrong: it abstains.
 
-Two more are optional. `reword(problem)` gives the same problem in words that `sample` never uses.
+Three more are optional. `reword(problem)` gives the same problem in words that `sample` never uses.
 `find_answer(text)` finds the answer in the whole text of a solution, None where there is none;
-without it the last piece of the text is the answer.
+without it the last piece of the text is the answer. `mistake` says how somebody would solve it who
+makes the task's typical mistake.
 
 A step is judged on its own terms: given what the solution itself stated before, is this a right
 move? The answer is judged as the last step: does it follow from the steps? Whether it is the right
@@ -154,6 +155,16 @@ class Sets:
 
 
 @dataclass(frozen=True)
+class Mistake:
+    """What goes wrong in a task again and again, for models that are to begin wrong."""
+
+    about: str  # in words
+    # Steps and answer of a problem, with the chance of the mistake wherever it can be made. What
+    # follows it is right by what was stated, and the same arguments give the same solution.
+    solve: Callable[[Problem, float], tuple[list[str], str]]
+
+
+@dataclass(frozen=True)
 class Task:
     """The functions of a task, and its name: see the head of this file."""
 
@@ -165,6 +176,7 @@ class Task:
     find_answer: Callable[[str], str | None] | None = None
     steps: str = "token"  # what ends a step in tokens: see `cutting`
     sets: Sets | None = None  # all problems; None: `sample` makes new ones without end
+    mistake: Mistake | None = None
     about: str = ""  # what was found in its file and chosen, for whoever starts a run
 
 
