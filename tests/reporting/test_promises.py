@@ -24,9 +24,14 @@ def accuracy(before: float, after: float, method: str) -> dict:
 
 def generations(*bits: float) -> dict:
     made = [{"generation": i, "bpb": b, "first_bpb": bits[0]} for i, b in enumerate(bits[1:], 1)]
-    for g in made:
-        g["figures"] = {"panel": {"coverage_2": {"value": 0.25 / g["generation"]}}}
-    return {"generations": made, "first_bpb": bits[0], "final_bpb": bits[-1]}
+    own = {"coverage_2": {"ratio": 0.125 * len(made), "z": -3.0}}
+    return {
+        "generations": made,
+        "generation": len(made),
+        "first_bpb": bits[0],
+        "final_bpb": bits[-1],
+        "own_samples": own,
+    }
 
 
 def write_run(path, **stages):
@@ -68,9 +73,21 @@ def test_each_promise_has_a_number_a_sentence_and_the_rivals(run):
     assert f"+25 ± {error:.0f} points of 400 held-out problems" in credit
     assert "25% were solved with every step right before reinforcement, 50% after it" in credit
     assert "outcome 38%" in credit
-    assert "-0.0200 bits per byte" in own and "naive 1.7000 → 1.8000" in own and "12.5%" in own
+    assert (
+        "-0.0200 bits per byte" in own and "naive 1.7000 → 1.8000 (its samples hold 25.0% of" in own
+    )
     assert "80% of trials" in reliable and "addition/2: 80% today." in reliable
     assert "Of 6 forecasts made on the way, 80% intervals covered 50%." in reliable
+
+
+def test_what_stands_for_the_first_model_and_for_what_was_taught_wrong_is_said(run):
+    update_report(run, "synthesize", generations(1.7, 1.8) | {"generation": 0, "own_samples": {}})
+    update_report(
+        run, "finetune", {"mistakes": ["addition/2: a carry is forgotten 80% of the time"]}
+    )
+    credit, own, *_ = map(words, list_promises(read_run(run))[1:])
+    assert "guarded 1.7000 → 1.8000 (the first model is handed back)" in own
+    assert "taught it wrong on purpose (addition/2: a carry is forgotten 80% of the time)" in credit
 
 
 def test_a_run_that_has_done_less_promises_less(run):

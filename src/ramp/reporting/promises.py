@@ -163,11 +163,7 @@ def promise_generations(run: RunFiles) -> Html:
         if first is None or None in bits:
             continue
         curves.append(Curve(name, range(len(bits) + 1), [first, *bits], color, dots=True))
-        sentence = f"{name} {first:.4f} → {bits[-1]:.4f}"
-        spread = [_diversity(g) for g in made]
-        if None not in spread:
-            sentence += f" (pairs of words of real text that its samples hold: {spread[-1]:.1%})"
-        sentences.append(sentence)
+        sentences.append(f"{name} {first:.4f} → {bits[-1]:.4f}{_diversity(arm)}")
     stage = run.report.get("synthesize", {})
     first, final = as_number(stage.get("first_bpb")), as_number(stage.get("final_bpb"))
     if first is None or final is None or not curves:
@@ -183,9 +179,14 @@ def promise_generations(run: RunFiles) -> Html:
     return _section("synthesize", "Its own samples", number, sentence, drawing, "synth.html")
 
 
-def _diversity(generation: dict) -> float | None:
-    panel = as_dict(as_dict(generation.get("figures")).get("panel"))
-    return as_number(as_dict(panel.get(DIVERSITY)).get("value"))
+def _diversity(arm: RunFiles) -> str:
+    """What the samples of the model handed back hold, of what the first model's hold."""
+    stage = arm.report.get("synthesize", {})
+    figure = as_dict(as_dict(stage.get("own_samples")).get(DIVERSITY))
+    ratio, z = as_number(figure.get("ratio")), as_number(figure.get("z"))
+    if ratio is None or z is None:
+        return " (the first model is handed back)" if stage.get("generation") == 0 else ""
+    return f" (its samples hold {ratio:.1%} of the first's pairs of words of real text, z {z:+.1f})"
 
 
 # --- reliability

@@ -29,7 +29,13 @@ from ramp.rundir import RunDir
 from ramp.synth import decide, ledger, measure, page, prompts, verify
 from ramp.synth import guard as guard_rules
 from ramp.synth.corpus import DocumentBits, PackedSamples, RealCorpus, TrainingPlan
-from ramp.synth.decide import BaseModelReference, SampleDecisions, SampleFigures, Verifiers
+from ramp.synth.decide import (
+    BaseModelReference,
+    PanelFigure,
+    SampleDecisions,
+    SampleFigures,
+    Verifiers,
+)
 from ramp.synth.docs import Docs
 from ramp.synth.generate import generate_samples
 from ramp.synth.guard import (
@@ -107,11 +113,23 @@ def run_generations(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     )
     if not last:
         print("synthesize: no generation was better, and none is worth keeping")
-    records = [to_record(result) for result in history]
-    seconds = time.perf_counter() - began
-    return asdict(
-        SynthesizeReport(c.synthesize.policy, last, first_bpb, final_bpb, records, seconds)
+    own = loop.compare_samples(last) if last else {}
+    pairs = own.get("coverage_2")
+    if pairs and math.isfinite(pairs.ratio):
+        print(
+            f"synthesize: its own samples hold {pairs.ratio:.1%} of the pairs of tokens of real "
+            f"text that the first model's hold (z {pairs.z:+.1f})"
+        )
+    report = SynthesizeReport(
+        policy=c.synthesize.policy,
+        generation=last,
+        first_bpb=first_bpb,
+        final_bpb=final_bpb,
+        own_samples=own,
+        generations=[to_record(result) for result in history],
+        seconds=time.perf_counter() - began,
     )
+    return asdict(report)
 
 
 def choose_model(t: Synthesize, history: Sequence[GenerationResult]) -> int:
@@ -133,6 +151,7 @@ class SynthesizeReport:
     generation: int  # whose model is handed back; 0: the first
     first_bpb: float  # of the first model, on the documents kept for the end
     final_bpb: float
+    own_samples: dict[str, PanelFigure]  # its own, against the first model's; of the first: nothing
     generations: list[dict]  # records of history.json
     seconds: float
 
@@ -368,6 +387,17 @@ class GenerationLoop:
             self.tokenizer.vocab_size,
             check=partial(self.stop.check, 0),
         )
+
+    def compare_samples(self, g: int) -> dict[str, PanelFigure]:
+        """The figures of what a model says by itself, at temperature 1, against the first model.
+
+        The samples of a generation are those of the model before it, at the temperature that was
+        asked for: neither tells what became of the last model.
+        """
+        prompts_ = [Prompt((self.tokenizer.bos,))] * self.t.num_measured
+        fresh = self.t.generations + 1  # keys that no generation has had
+        samples = self.sample(self.load_params(g), prompts_, fresh, SamplingParams())
+        return self.base.compare(Docs.from_lists([s.document(self.tokenizer.bos) for s in samples]))
 
     def write_samples(
         self, g: int, guard: CollapseGuard, params: dict, history: list[GenerationResult]
