@@ -31,9 +31,7 @@ class Arm:
     """What a policy did to the model of one seed."""
 
     name: str
-    bits: tuple[
-        float, ...
-    ]  # per byte of the guard's documents: at the start, after each generation
+    bits: tuple[float, ...]  # per byte of the guard's documents: first, then of each generation
     handed_back: float  # on documents kept for the end
     first: float  # the same, of the first model
 
