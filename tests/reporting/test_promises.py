@@ -24,7 +24,7 @@ def accuracy(before: float, after: float, method: str) -> dict:
 
 def generations(*bits: float) -> dict:
     made = [{"generation": i, "bpb": b, "first_bpb": bits[0]} for i, b in enumerate(bits[1:], 1)]
-    own = {"coverage_2": {"ratio": 0.125 * len(made), "z": -3.0}}
+    own = {"distinct_2": {"value": 0.125 * len(made), "null": 0.5, "z": -3.0}}
     return {
         "generations": made,
         "generation": len(made),
@@ -74,7 +74,9 @@ def test_each_promise_has_a_number_a_sentence_and_the_rivals(run):
     assert "25% were solved with every step right before reinforcement, 50% after it" in credit
     assert "outcome 38%" in credit
     assert (
-        "-0.0200 bits per byte" in own and "naive 1.7000 → 1.8000 (its samples hold 25.0% of" in own
+        "-0.0200 bits per byte" in own
+        and "naive 1.7000 → 1.8000 (pairs of tokens in its samples: 25% differ, 50% before, z -3.0)"
+        in own
     )
     assert "80% of trials" in reliable and "addition/2: 80% today." in reliable
     assert "Of 6 forecasts made on the way, 80% intervals covered 50%." in reliable

@@ -135,7 +135,7 @@ def test_from_first_model_to_page(done):
         and np.isfinite(report["final_bpb"])
         and report["policy"] == "guarded"
     )
-    pairs = report["own_samples"].get("coverage_2")
+    pairs = report["own_samples"].get("distinct_2")
     # Of what the model says by itself; the first model is not compared with itself.
     assert (pairs is None) == (report["generation"] == 0)
     lines = [json.loads(x) for x in (rundir.path / "metrics.jsonl").read_text().splitlines()]
@@ -446,4 +446,4 @@ def test_the_baselines_take_what_comes(tmp_path, policy):
     )
     assert [h["decision"] for h in report["generations"]] == ["go", "go"]
     assert all(h["kept"] == h["sampled"] for h in report["generations"])
-    assert np.isfinite(report["own_samples"]["coverage_2"]["z"])
+    assert np.isfinite(report["own_samples"]["distinct_2"]["z"])

@@ -15,7 +15,7 @@ from ramp.reporting.run_files import RunFiles, as_dict, as_number
 
 BASELINE_NAMES = {"unigram": "byte unigram", "bigram": "byte bigram", "trigram": "byte trigram"}
 COLORS = ("warm", "grey", "gold", "violet")  # of rivals
-DIVERSITY = "coverage_2"  # of the figures of a generation's samples
+DIVERSITY = "distinct_2"  # of the figures of samples: pairs of tokens that differ, of all
 
 Bar = tuple[float, str, str]  # value, name, color
 Levels = dict[str, tuple[float, str]]  # name -> (bits per byte, color)
@@ -180,13 +180,13 @@ def promise_generations(run: RunFiles) -> Html:
 
 
 def _diversity(arm: RunFiles) -> str:
-    """What the samples of the model handed back hold, of what the first model's hold."""
+    """How diverse the samples of the model handed back are, beside those of the first model."""
     stage = arm.report.get("synthesize", {})
     figure = as_dict(as_dict(stage.get("own_samples")).get(DIVERSITY))
-    ratio, z = as_number(figure.get("ratio")), as_number(figure.get("z"))
-    if ratio is None or z is None:
+    own, first, z = (as_number(figure.get(key)) for key in ("value", "null", "z"))
+    if own is None or first is None or z is None:
         return " (the first model is handed back)" if stage.get("generation") == 0 else ""
-    return f" (its samples hold {ratio:.1%} of the first's pairs of words of real text, z {z:+.1f})"
+    return f" (pairs of tokens in its samples: {own:.0%} differ, {first:.0%} before, z {z:+.1f})"
 
 
 # --- reliability

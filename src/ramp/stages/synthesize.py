@@ -114,11 +114,10 @@ def run_generations(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     if not last:
         print("synthesize: no generation was better, and none is worth keeping")
     own = loop.compare_samples(last) if last else {}
-    pairs = own.get("coverage_2")
-    if pairs and math.isfinite(pairs.ratio):
+    if pairs := own.get("distinct_2"):
         print(
-            f"synthesize: its own samples hold {pairs.ratio:.1%} of the pairs of tokens of real "
-            f"text that the first model's hold (z {pairs.z:+.1f})"
+            f"synthesize: of the pairs of tokens in samples of its own {pairs.value:.0%} differ, "
+            f"{pairs.null:.0%} in those of the first model (z {pairs.z:+.1f})"
         )
     report = SynthesizeReport(
         policy=c.synthesize.policy,
