@@ -57,13 +57,13 @@ def run_seed(config: Path, folder: Path, seed: int, flags: Sequence[str]) -> Pat
 
 
 def read_arms(run: Path) -> Iterator[Arm]:
-    """The guarded loop of a run, and its rivals."""
+    """The loop of a run, and its rivals."""
     rivals = sorted((run / "rivals").iterdir()) if (run / "rivals").is_dir() else []
     for directory in (run, *rivals):
         history = json.loads(read_kept(directory / "synth" / "history.json"))
         report = json.loads(read_kept(directory / "report.json"))["synthesize"]
         yield Arm(
-            "guarded" if directory == run else directory.name,
+            report["policy"] if directory == run else directory.name,
             (history[0]["first_bpb"], *(g["bpb"] for g in history)),
             report["final_bpb"],
             report["first_bpb"],
@@ -81,9 +81,7 @@ def table(runs: Sequence[Path]) -> list[str]:
     rows = []
     for name, found in arms.items():
         rises = [[100 * (b / arm.bits[0] - 1) for b in arm.bits[1:]] for arm in found]
-        # A guard that stopped has fewer generations; the model stays what it was.
-        full = [[*rise, *[rise[-1]] * (generations - len(rise))] for rise in rises]
-        columns = [spread([rise[g] for rise in full]) for g in range(generations)]
+        columns = [spread([rise[g] for rise in rises]) for g in range(generations)]
         back = spread([100 * (arm.handed_back / arm.first - 1) for arm in found])
         rows.append([name, *columns, back, str(len(found))])
     first = spread([arm.bits[0] for found in list(arms.values())[:1] for arm in found])
