@@ -279,6 +279,8 @@ def parse_table(where: str, words: list[str]) -> dict[str, float]:
     table = {}
     for word in words:
         name, _, number = word.rpartition("=")
+        if name in table:
+            raise UserError(f"{where} names {name!r} twice")
         try:
             table[name] = float(number)
         except ValueError:
