@@ -174,6 +174,7 @@ def test_a_whole_number_may_stand_for_a_real_one(written):
         ),
         (["--reinforce.train.z_loss", "0.1"], "'reinforce.train.z_loss' is 0.1"),
         (["--synthesize.train.eval_every", "7"], "'synthesize.train.eval_every' is 7"),
+        (["--text.mix", "a.txt=0.5", "a.txt=0.7"], "--text.mix names 'a.txt' twice"),
     ],
 )
 def test_wrong_flags_are_one_sentence(written, flags, message):

@@ -29,7 +29,6 @@ def path(tmp_path_factory):
         (["--chat.tasks", "adition/1"], "write NAME/LEVEL"),
         (["--chat.mistakes", "addition/7=0.5"], "which is none of chat.tasks"),
         (["--chat.tasks", "words/1", "--chat.mistakes", "words/1=0.5"], "one: addition"),
-        (["--chat.mistakes", "addition/1=0.5", "addition/1=0.7"], "names 'addition/1' twice"),
         (["--chat.tasks", "addition/1", "--chat.mistakes", "addition/1=8"], "is 8, not"),
         (["--dpo.sources", "file:/nowhere/*.jsonl"], "matches no file"),
         (["--reinforce.task", "adition"], "did you mean 'addition'"),
