@@ -451,7 +451,9 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     if args.dry_run:
         # Before anything is written: a dry run only calculates.
         from ramp.pods import dryrun
+        from ramp.stages.checks import check_names
 
+        check_names(c, stages or c.stages)
         print(dryrun.describe(c))
         return 0
     suite = read_suite(args) if stages == ("eval",) else None

@@ -55,6 +55,23 @@ def test_settings_are_refused_before_devices_and_directories(
         cli.main(["run", str(path), "--run", str(new), *flags, *stages])
 
 
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--chat.tasks", "adition/1"], "write NAME/LEVEL"),
+        (["--chat.tasks", "addition/1", "--chat.mistakes", "addition/1=8"], "is 8, not"),
+        (["--reinforce.method", "rlo"], "did you mean 'rloo'"),
+        # Of a dry run nobody asks that the text is on the same machine.
+        (["--text.sources", "file:/nowhere/*.txt", "--chat.sources", "file:/nowhere/*.jsonl"], ""),
+    ],
+)
+def test_a_dry_run_refuses_what_needs_no_text(path, tmp_path, flags, says, capsys):
+    words = ["run", str(path), "--run", str(tmp_path / "new"), "--dry-run", *flags]
+    assert cli.main(words) == (2 if says else 0)
+    printed = capsys.readouterr()
+    assert says in printed.err and ("parameters" in printed.out) == (not says)
+
+
 def test_lengths_are_refused_once_the_tokenizer_is_there(path):
     tokenizer, rundir = Tokenizer.bytes_only(), RunDir(path.parent / "run")
     c = config.resolve(config.load(path))

@@ -23,6 +23,13 @@ def check_settings(c: Config, stages: Sequence[str]) -> None:
             CHECKS[name](c)
 
 
+def check_names(c: Config, stages: Sequence[str]) -> None:
+    """The part of it that needs no text, which may be on another machine: for a dry run."""
+    if "finetune" in stages:
+        check_tasks(c)
+    check_settings(c, [name for name in stages if name in ("reinforce", "synthesize")])
+
+
 def check_prepare(c: Config) -> None:
     """Refuse text that is not there, by reading the first document of each source."""
     mixed = [source for source, _ in c.text.mix]
@@ -36,7 +43,7 @@ def check_prepare(c: Config) -> None:
 
 
 def check_finetune(c: Config) -> None:
-    """Refuse conversations that are not there, and tasks that cannot be tried."""
+    """Refuse conversations that are not there, and what `check_tasks` does."""
     if not c.chat.sources and not c.chat.tasks:
         raise UserError(
             "chat.sources and chat.tasks are empty; name JSONL files of conversations, such as "
@@ -44,6 +51,11 @@ def check_finetune(c: Config) -> None:
         )
     for source in _list_local(c.chat.sources):
         next(chat.conversations(source, Counter(), c.seed), None)
+    check_tasks(c)
+
+
+def check_tasks(c: Config) -> None:
+    """Refuse tasks that cannot be tried, and mistakes that cannot be made."""
     if c.chat.tasks or c.chat.mistakes:
         # Slow to import, and few use it.
         from ramp.stages.trials import choose_problems, require_mistakes
