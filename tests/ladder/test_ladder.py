@@ -21,6 +21,7 @@ from ramp.cli import main
 from ramp.errors import UserError
 from ramp.ladder import learn, lesson, run, rungs
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
+from ramp.ladder.practices import PRACTICES
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import RUNGS, Rung, rung_below, select_rung
 from ramp.model import transformer
@@ -187,14 +188,14 @@ def test_the_learned_bigram_becomes_the_counted_one():
 # -- the list
 def test_the_last_rung_is_the_default_model():
     cpu = config.load(CONFIGS / "cpu.toml", ["--text.tokenizer", "bytes"])
-    top = [r for r in RUNGS if r.main][-1]
+    top = rungs.find_top()
     assert learn.make_rung_config(top, cpu).model == config.resolve(cpu).model
     assert learn.make_rung_config(top, cpu).pretrain.optimizer == cpu.pretrain.optimizer
 
 
 def test_every_rung_is_a_model_and_differs_from_the_one_below():
     c = config.load(CONFIGS / "ladder.toml", ["--text.tokenizer", "bytes"])
-    for rung in RUNGS[3:]:
+    for rung in RUNGS[3 : -len(PRACTICES)]:
         here, under = (learn.make_rung_config(r, c) for r in (rung, rung_below(rung)))
         assert (here.model, here.pretrain.optimizer) != (under.model, under.pretrain.optimizer)
         if rung.probe:
@@ -227,9 +228,9 @@ def test_the_failure_that_is_shown_is_one():
     """The first row that the rung below gets wrong and this one right."""
     probe = replace(PROBES["recall"], questions=2)
     below, this = example([1, 0], [1, 1]), example([1, 0], [1, 0])
-    parts, chosen = lesson.render_failure(probe, 5, below, this)
+    parts, chosen = lesson.render_failure(probe, ("rung 4", "rung 5"), below, this)
     shown = "".join(parts)
-    assert chosen == 1 and "Right: 0. The rung below says 1; rung 5 says 0." in shown
+    assert chosen == 1 and "Right: 0. What rung 4 says: 1; what rung 5 says: 0." in shown
     # Its table and its last question; the question before that is no part of it.
     assert all(f">{label}<" in shown for label in ("0→1", "1→0", "2→1", "1?"))
     assert "2?" not in shown

@@ -32,8 +32,8 @@ EXERCISE = '''"""Exercise {number} of the ladder: {name}.
 
 {story}
 
-Write the lines of `{function}`: its docstring says what goes in and what comes out, the comments
-say what each line is for. Then
+Write the lines of `{function}`: its docstring says what goes in and what comes out,
+the comments say what each line is for. Then
 
     ramp ladder check {file}
 """
@@ -63,6 +63,13 @@ def draw_inputs(name: str, seed: int) -> list[Any]:
     def draw_text():
         return [bytes(rng.integers(97, 101, 40).tolist())]
 
+    def draw_solutions(count, n):
+        digits = rng.integers(0, 5, (count, n))
+        right = np.cumsum(digits, axis=1)[:, 1:]
+        # A third slips at some step, and goes on from there or comes back to the right answer.
+        slips = rng.integers(0, 2, (count, n - 1)) * (rng.random((count, 1)) < 1 / 3)
+        return [digits, (right + slips) % 5]
+
     inputs = {
         "unigram_bits": draw_text,
         "bigram_bits": draw_text,
@@ -85,6 +92,17 @@ def draw_inputs(name: str, seed: int) -> list[Any]:
         "add_values": lambda: [draw(T, D), draw(T, H, h), draw(T, H, h), draw(3, H)],
         "mix_embedding": lambda: [draw(T, D), draw(T, D), 0.7, 0.2],
         "near_mask": lambda: [T + 3, 2 + seed],
+        "answer_loss": lambda: [draw(T, F), rng.integers(0, F, T), 2 + seed],
+        "compare_with_others": lambda: [draw(H + 1, T)],
+        "compare_steps": lambda: [draw(T, H + 1)],
+        "keep_right": lambda: draw_solutions(40 + seed, 4),
+        "weigh_evidence": lambda: [draw(T + 20).clip(-1) + 0.3],
+        "prove": lambda: [
+            (rng.random(60) < 0.97).astype(float),
+            0.9,
+            np.array([0.3, 0.9]),
+            np.array([0.25, 0.75]),
+        ],
     }
     return inputs[name]()
 

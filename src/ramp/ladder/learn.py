@@ -22,7 +22,7 @@ from ramp.config import Config, Model, Text, Train
 from ramp.errors import UserError
 from ramp.evals import bpb, samples
 from ramp.ladder.probes import Probe
-from ramp.ladder.rungs import RUNGS, Rung, collect_settings
+from ramp.ladder.rungs import Rung, collect_settings, find_top
 from ramp.model import cost, transformer
 from ramp.model.attention import MASKED, attention, visible_mask
 from ramp.model.loss import next_token_loss
@@ -248,7 +248,7 @@ def _compute_scores(m: Model, params, tokens_bt):
 
 def measure_corpus(rung: Rung, c: Config, rundir: RunDir) -> CorpusResult:
     """Train a rung on the text, at equal tokens and then at equal FLOPs."""
-    last = [other for other in RUNGS if other.main][-1]
+    last = find_top()
     last_model = make_rung_config(last, c).model
     c = make_rung_config(rung, c)
     t = replace(c.pretrain, **rung.train)

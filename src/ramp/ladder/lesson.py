@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from ramp.ladder import mechanisms
 from ramp.ladder.learn import ProbeResult
+from ramp.ladder.practices import Practice
 from ramp.ladder.probes import Probe
 from ramp.ladder.rungs import Lesson
 from ramp.reporting import html
@@ -51,15 +52,15 @@ def chips(labels: Sequence[str], weights: ArrayLike = ()) -> Html:
 
 
 def render_failure(
-    probe: Probe, number: int, below: ProbeResult, this: ProbeResult
+    probe: Probe | Practice, names: tuple[str, str], below: ProbeResult, this: ProbeResult
 ) -> tuple[list[Html], int]:
-    """A row that the rung below gets wrong and this one right, and which of the rows it is."""
+    """A row that one side gets wrong and the other right, and which of the rows it is."""
     examples = list(zip(this.asked, this.said, below.said, strict=True))
     telling = [i for i, (asked, said, lower) in enumerate(examples) if said == asked != lower]
     chosen = telling[0] if telling else 0
     asked, said, lower = (probe.name_answer(this.n, answer) for answer in examples[chosen])
     row, _ = name_row(probe, this, chosen)
-    says = f"Right: {asked}. The rung below says {lower}; rung {number} says {said}."
+    says = f"Right: {asked}. What {names[0]} says: {lower}; what {names[1]} says: {said}."
     return [
         prose(f"The probe asks {probe.asks}. One of its rows:"),
         chips(row),
@@ -67,7 +68,9 @@ def render_failure(
     ], chosen
 
 
-def name_row(probe: Probe, result: ProbeResult, chosen: int) -> tuple[list[str], list[int]]:
+def name_row(
+    probe: Probe | Practice, result: ProbeResult, chosen: int
+) -> tuple[list[str], list[int]]:
     """Labels of what a row shows and of its last question, and their places in the row.
 
     Questions that come before the last one have nothing to do with it.

@@ -321,3 +321,103 @@ def near_mask(T: int, window: int) -> ndarray:
     # How far back each key lies behind each query; negative: it comes after.
     back = np.arange(T)[:, None] - np.arange(T)[None, :]
     return (back >= 0) & (back < window)
+
+
+# Beyond pretraining
+
+
+def answer_loss(scores: ndarray, tokens: ndarray, asked: int) -> float:
+    """Return the mean loss of the answer in a row, in nats; the question bears none.
+
+    scores: [T, V], what the model says after each token; tokens: [T], of which the first `asked`
+    are the question. The model learns to answer, not to ask.
+
+    >>> sure = np.log([[0.1, 0.9], [0.5, 0.5], [0.9, 0.1]])  # 0 or 1 comes next
+    >>> round(answer_loss(sure, np.array([0, 0, 1]), asked=2), 2)  # log 2: the answer had .5
+    0.69
+    """
+    # Scores stand one place before the token that they are about.
+    p = softmax(scores[asked - 1 : -1])
+    answer = tokens[asked:]
+    return float(np.mean(np.log(1 / p[np.arange(len(answer)), answer])))
+
+
+def compare_with_others(rewards: ndarray) -> ndarray:
+    """Return the advantages [P, G] of G solutions of each of P problems, from their rewards.
+
+    The advantage of a solution is its reward minus the mean reward of the others of its problem
+    (RLOO, Ahmadian et al. 2024). The tokens of a solution become likelier by it.
+
+    >>> compare_with_others(np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])).tolist()
+    [[1.0, -0.5, -0.5], [0.0, 0.0, 0.0]]
+    """
+    G = rewards.shape[1]
+    # The sum of all without the solution itself, divided by how many others there are.
+    others = (rewards.sum(axis=1, keepdims=True) - rewards) / (G - 1)
+    return rewards - others
+
+
+def compare_steps(right: ndarray) -> ndarray:
+    """Return the advantage [G, K] of each of K steps in G solutions of one problem.
+
+    right: [G, K], 1 where a step follows from what stands before it. A step is compared with the
+    same step of the others, and with the mean of all their steps as if it were one more of them.
+
+    >>> compare_steps(np.array([[1.0, 1.0], [1.0, 0.0]])).tolist()
+    [[0.25, 0.75], [0.0, -1.0]]
+    """
+    G = len(right)
+    # What the others have at each step, summed, and their mean over all steps.
+    others = right.sum(axis=0) - right
+    mean = others.mean(axis=1, keepdims=True) / (G - 1)
+    return right - (others + mean) / G
+
+
+def keep_right(digits: ndarray, steps: ndarray) -> ndarray:
+    """Return the rows [M, n + K] of the solutions that are right in every step, in their order.
+
+    digits: [N, n]; steps: [N, K], K = n - 1. A step adds the next digit to what was stated last,
+    modulo 5. A right answer after a wrong step is luck, and is not kept.
+
+    >>> keep_right(np.array([[3, 4, 1], [3, 4, 1]]), np.array([[2, 3], [1, 3]])).tolist()
+    [[3, 4, 1, 2, 3]]
+    """
+    # What each step goes on from: the first digit, and after it what was stated.
+    before = np.concatenate([digits[:, :1], steps[:, :-1]], axis=1)
+    right = steps == (before + digits[:, 1:]) % 5
+    return np.concatenate([digits, steps], axis=1)[right.all(axis=1)]
+
+
+def weigh_evidence(worse: ndarray) -> float:
+    """Return the log of the largest capital of bets that things got worse, at least 0.
+
+    worse: [N], what each text costs more than is allowed, in a unit in which none is below -1. A
+    stake l turns a capital c into c * (1 + l * worse). Unless things got worse, capital does not
+    grow on average, and reaches 1000 with a chance of at most 1 in 1000 (Ville 1939).
+
+    >>> round(weigh_evidence(np.full(20, 1.0)), 1)
+    11.4
+    >>> weigh_evidence(np.full(20, -0.5))
+    0.0
+    """
+    stakes = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.95])
+    # What each stake has made of 1 after each text, [stakes, N].
+    capital = np.cumprod(1 + stakes[:, None] * worse, axis=1)
+    # An equal part of the capital on each stake.
+    return float(max(0, np.log(capital.mean(axis=0)).max()))
+
+
+def prove(passed: ndarray, bar: float, stakes: ndarray, shares: ndarray) -> float:
+    """Return the log capital of bets that a system passes more often than `bar`.
+
+    passed: [N], 1 or 0; stakes: [S], from 0 to 1, each with its share of the first capital. A trial
+    turns a capital c into c * (1 + stake * (passed / bar - 1)). At 20 times the first capital,
+    log 20 = 3.0, the bar is shown, at 95% confidence, whenever one looks.
+
+    >>> round(prove(np.ones(299), 0.99, np.ones(1), np.ones(1)), 2)  # 299 without a failure
+    3.01
+    """
+    # A success gains a little, a failure costs the whole stake.
+    gain = passed / bar - 1
+    capital = np.prod(1 + stakes[:, None] * gain, axis=1)
+    return float(np.log(shares @ capital))

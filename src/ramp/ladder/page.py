@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ramp.ladder import lesson
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
-from ramp.ladder.probes import PROBES
+from ramp.ladder.practices import PRACTICES, find_probe
 from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below
 from ramp.reporting import html
 from ramp.reporting.figure import (
@@ -90,16 +90,24 @@ class Row:
         judge = rung.measure or (f"probe: {rung.probe}" if rung.probe else "")
         return [*cells, ("judged by", judge)]
 
+    def name_sides(self) -> tuple[str, str]:
+        """What the two that are compared are called; the first is empty for what stands on none."""
+        practice = PRACTICES.get(self.rung.probe)
+        if practice:
+            return practice.sides
+        lower = rung_below(self.rung)
+        return f"rung {lower.number}" if lower else "", f"rung {self.rung.number}"
+
     def summarize(self) -> str:
         """The first columns of the line, for a terminal."""
         return "  ".join(text for _, text in self.cells()[:6] if text)
 
     def draw_figures(self) -> list[tuple[str, Figure]]:
         """The pictures of a rung, each with its caption: for the page and for TensorBoard."""
-        sides = [(f"rung {self.rung.number}", self.result, "main")]
-        lower = rung_below(self.rung)
-        if lower:
-            sides.insert(0, (f"rung {lower.number}", self.below, "warm"))
+        below, this = self.name_sides()
+        sides = [(this, self.result, "main")]
+        if below:
+            sides.insert(0, (below, self.below, "warm"))
         figures = []
         if self.rung.probe:
             probed = [(name, result.probe, color) for name, result, color in sides]
@@ -132,14 +140,15 @@ class Row:
 
     def render(self) -> html.Html:
         """The section: the failure, the idea, the code, the pictures, what it costs."""
-        rung, probe = self.rung, PROBES.get(self.rung.probe)
+        rung = self.rung
+        probe = find_probe(rung.probe) if rung.probe else None
         verdict = VERDICTS[self.verdict.earned]
         parts, looks = [], []
         if rung.lesson.fails:
             parts += [html.heading("What fails without it"), lesson.prose(rung.lesson.fails)]
         if probe and self.below.probe.rows:
             below, this = self.below.probe, self.result.probe
-            failure, chosen = lesson.render_failure(probe, rung.number, below, this)
+            failure, chosen = lesson.render_failure(probe, self.name_sides(), below, this)
             parts += failure
             if this.attention:
                 looks = lesson.render_attention(probe, this, chosen)
@@ -168,6 +177,7 @@ class Row:
         """How this rung was judged, what it did, and what became of the text."""
         rung, below, this = self.rung, self.below, self.result
         figures = [_format_figures(x) for x in (self.verdict.below, self.verdict.this)]
+        names = self.name_sides()
         told = []
         if rung.measure:
             margin = f"; at least {rung.margin:.0%} less was asked for"
@@ -176,7 +186,7 @@ class Row:
             told.append(f"Judged by {rung.measure}: {figures[0]} below, {figures[1]} here{margin}.")
         elif rung.probe:
             told.append(
-                f"On its probe the rung below comes to {figures[0]} and this rung to {figures[1]} "
+                f"On its probe {names[0]} comes to {figures[0]}, {names[1]} to {figures[1]} "
                 f"(0: guessing, 1: all right; three trainings each). Asked for: at most {FAIL} "
                 f"below in every training, at least {PASS} here."
             )
@@ -200,7 +210,7 @@ def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> No
     pictures = [Html(f'<div class="small">{svg(overview)}</div>')] if overview else []
     bits = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     tokens = max(row.result.corpus.batch * len(row.result.corpus.curve) for row in rows)
-    note = ABOUT_BITS.format(tokens=f"{tokens:,}", bits=bits)
+    note = ABOUT_BITS.format(tokens=f"{tokens:,}", bits=bits) if tokens else ""
     parts = [html.section("Every part, where the model without it fails", *pictures, contents)]
     parts += [row.render() for row in rows]
     parts.append(html.section("All rungs", _make_table(rows), note=note))
@@ -235,9 +245,11 @@ def draw_overview(rows: Sequence[Row]) -> Figure | None:
 
 
 def _make_table(rows):
-    """The lines of some rungs; every row has the same columns."""
-    columns = [column for column, _ in rows[0].cells()]
-    return html.table(columns, [[text for _, text in row.cells()] for row in rows])
+    """The lines of some rungs."""
+    lines = [dict(row.cells()) for row in rows]
+    # Rungs beyond pretraining read no text and have fewer figures.
+    columns = max(lines, key=len)
+    return html.table(list(columns), [[line.get(c, "") for c in columns] for line in lines])
 
 
 def _format_figures(figures):
@@ -265,7 +277,7 @@ def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
 
 def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Figure:
     """Accuracy over training, a curve for each seed; the sides are (name, result, color)."""
-    probe = PROBES[rung.probe]
+    probe = find_probe(rung.probe)
     curves = []
     for name, result, color in sides:
         for seed, accuracy in enumerate(zip(*result.accuracy, strict=True)):
@@ -275,5 +287,4 @@ def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Fig
     chance = probe.chance(sides[0][1].n)
     bars = {"guessing": 0, "at most": FAIL, "at least": PASS}
     levels = {name: (chance + bar * (1 - chance), "grey") for name, bar in bars.items()}
-    labels = ("step of training", "answers right")
-    return plot_curves(curves, levels, labels, size=SIZE)
+    return plot_curves(curves, levels, probe.labels, size=SIZE)

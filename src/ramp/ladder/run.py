@@ -21,6 +21,7 @@ from ramp.files import write_atomic
 from ramp.host import setup_devices
 from ramp.ladder import learn, page
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
+from ramp.ladder.practices import PRACTICES, Practice, Way, find_probe, list_constants
 from ramp.ladder.probes import PROBES, Probe
 from ramp.ladder.rungs import FAIL, PASS, Rung, collect_settings, rung_below
 from ramp.reporting import report
@@ -69,7 +70,7 @@ def judge(rung: Rung, below: RungResult, result: RungResult) -> page.Verdict:
         return page.Verdict([before], [after], bool(earned))
     if not rung.probe:
         return page.Verdict()
-    chance = PROBES[rung.probe].chance(result.probe.n)
+    chance = find_probe(rung.probe).chance(result.probe.n)
     accuracy = np.array([below.probe.accuracy[-1], result.probe.accuracy[-1]])
     before, after = ((accuracy - chance) / (1 - chance)).tolist()
     return page.Verdict(before, after, max(before) <= FAIL and min(after) >= PASS)
@@ -83,6 +84,35 @@ class Climb:
     rundir: RunDir
     scale: float  # multiplies the size of the probes
     baselines: dict[str, float]  # bits per byte by n-grams and xz; empty: no corpus
+
+    def compare(self, rung: Rung) -> page.Row:
+        """The rung and the one below it on what judges it, and the verdict."""
+        if rung.post_training:
+            practice = PRACTICES[rung.probe]
+            measure = partial(self.measure_practice, rung, practice)
+            below, result = (
+                RungResult(probe=measure(name, way))
+                for name, way in (("below", practice.below), ("this", practice.this))
+            )
+            halves = {name: measure(name, way) for name, way in practice.more.items()}
+        else:
+            lower = rung_below(rung)
+            # The rung below may have been trained on another probe for its own verdict.
+            below = self.measure(lower, rung.probe) if lower else RungResult()
+            result = self.measure(rung, rung.probe)
+            halves = {
+                name: self.measure_probe(rung, PROBES[rung.probe], **settings)
+                for name, settings in rung.halves.items()
+            }
+        return page.Row(rung, below, result, judge(rung, below, result), halves)
+
+    def measure_practice(self, rung: Rung, practice: Practice, name: str, way: Way) -> ProbeResult:
+        """What one way of teaching comes to."""
+        n = round(practice.size * self.scale)
+        key = practice.name, name, n, self.c.seed, learn.SEEDS, list_constants()
+        file = f"{rung.number:02}-{name}-{n}".replace(" ", "-")
+        record = load_or_compute(self.rundir.path, file, key, partial(way, n, self.c.seed))
+        return ProbeResult(**record)
 
     def measure(self, rung: Rung, probe: str) -> RungResult:
         """What a rung makes of the corpus and of a probe, each where there is one."""
@@ -139,7 +169,7 @@ def climb(c: Config, directory: Path, rungs: list[Rung], scale: float, text: boo
     for rung in rungs:
         if rung.settings:
             learn.make_rung_config(rung, c)
-        if rung.probe:
+        if rung.probe and not rung.post_training:
             probe = PROBES[rung.probe]
             n = round(probe.size * scale)
             learn.make_probe_config(rung, probe, n)
@@ -148,20 +178,12 @@ def climb(c: Config, directory: Path, rungs: list[Rung], scale: float, text: boo
     rundir = RunDir(directory)
     with rundir.lock():
         rundir.check_or_create(resolved)
-        baselines = _prepare_corpus(c, rundir) if text else {}
+        reads = text and not all(rung.post_training for rung in rungs)
+        baselines = _prepare_corpus(c, rundir) if reads else {}
         shared = Climb(c, rundir, scale, baselines)
         rows = []
         for rung in rungs:
-            lower = rung_below(rung)
-            below = shared.measure(lower, rung.probe) if lower else RungResult()
-            result = shared.measure(rung, rung.probe)
-            # The rung below may have been trained on another probe for its own verdict.
-            verdict = judge(rung, below, result)
-            halves = {
-                name: shared.measure_probe(rung, PROBES[rung.probe], **settings)
-                for name, settings in rung.halves.items()
-            }
-            row = page.Row(rung, below, result, verdict, halves)
+            row = shared.compare(rung)
             rows.append(row)
             print(row.summarize(), flush=True)
         if text:
@@ -198,11 +220,14 @@ def _log_rows(directory, rows):
         for row in rows:
             step = row.rung.number
             corpus = row.result.corpus
-            scalars = {name: x for name, x in vars(corpus).items() if isinstance(x, int | float)}
+            scalars = {}
+            if corpus.params:  # rungs beyond pretraining read no text
+                scalars = {k: x for k, x in vars(corpus).items() if isinstance(x, int | float)}
             if row.verdict.earned is not None:
                 scalars |= {name: np.mean(x) for name, x in vars(row.verdict).items()}
             tagged = {f"ladder/{name}": x for name, x in scalars.items()}
             writer.scalars(step, tagged)
             for name, figure in row.draw_figures():
                 writer.figure(step, f"ladder/{name}", figure)
-            writer.text(step, "ladder/sample", corpus.sample)
+            if corpus.sample:
+                writer.text(step, "ladder/sample", corpus.sample)

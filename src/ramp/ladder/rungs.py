@@ -51,13 +51,14 @@ class Rung:
     number: int
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    probe: str = ""  # a key of `probes.PROBES`
+    probe: str = ""  # a key of `probes.PROBES`, or of `practices.PRACTICES`
     measure: str = ""  # a key of `run.MEASURES`
     margin: float = 0.0
     main: bool = True
     motive: str = ""
     train: Mapping[str, Any] = field(default_factory=dict)
     halves: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    post_training: bool = False  # beyond pretraining: the same model, taught in another way
     lesson: Lesson = Lesson()
 
 
@@ -88,6 +89,11 @@ def select_rung(number: int) -> Rung:
     return RUNGS[number]
 
 
+def find_top() -> Rung:
+    """The last rung of the main line that is a model of its own."""
+    return [rung for rung in RUNGS if rung.main and not rung.post_training][-1]
+
+
 def rung_below(rung: Rung) -> Rung | None:
     """The rung that this one must beat: the last one of the main line before it."""
     below = [other for other in RUNGS[: rung.number] if other.main]
@@ -97,7 +103,7 @@ def rung_below(rung: Rung) -> Rung | None:
 def collect_settings(rung: Rung) -> dict[str, Any]:
     """All settings of a rung: those of the rungs it stands on, then its own.
 
-    Empty for a table of counts.
+    Empty for a table of counts. Rungs beyond pretraining have those of the last that is a model.
     """
     below = rung_below(rung)
     inherited = collect_settings(below) if below else {}
