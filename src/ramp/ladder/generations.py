@@ -19,10 +19,12 @@ from ramp.ladder.post_training import (
     draw_for_seeds,
     imitation_loss,
     init,
+    make_batch,
     make_config,
     make_step,
 )
 from ramp.model import transformer
+from ramp.model.transformer import Params
 from ramp.synth.guard import CollapseGuard, TrainingEvidence, compare_bits, judge_model
 from ramp.train.trainer import run_steps
 
@@ -58,7 +60,7 @@ def write_rows(n: int, kinds: np.ndarray) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def measure_kinds(m: Model, n: int, lm: dict) -> jax.Array:
+def measure_kinds(m: Model, n: int, lm: Params) -> jax.Array:
     """The probability that each model gives to each kind, [S, n]."""
     rows_nt = jnp.asarray(write_rows(n, np.arange(n)))
 
@@ -81,17 +83,14 @@ def draw_kinds(seed: int, step: int, probability_sn: np.ndarray, count: int) -> 
     return np.stack([np.searchsorted(c, u) for c, u in zip(sums, uniform, strict=True)])
 
 
-def learn(lm: dict, n: int, kinds: np.ndarray, steps: int, key: tuple[int, int]) -> dict:
+def learn(lm: Params, n: int, kinds: np.ndarray, steps: int, key: tuple[int, int]) -> Params:
     """The models after learning rows of these kinds, [S, N]; key: of the order of the rows."""
     start, step = make_step(make_config(steps, RATE, count_tokens(n)), imitation_loss)
     rng = np.random.default_rng(key)
     rows = write_rows(n, kinds)
 
     def make(i):
-        chosen = rows[:, rng.integers(0, rows.shape[1], BATCH)]
-        tokens, targets = chosen[..., :-1].astype(np.int32), chosen[..., 1:].astype(np.int32)
-        weights = np.ones(tokens.shape, np.float32)
-        return {"tokens": tokens, "targets": targets, "weights": weights}
+        return make_batch(rows[:, rng.integers(0, rows.shape[1], BATCH)], first=1)
 
     state, _ = run_steps(step, start(lm), map(make, range(steps)))
     return state.params["lm"]

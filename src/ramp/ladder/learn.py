@@ -35,6 +35,8 @@ from ramp.train.state import init_state
 from ramp.train.step import make_step, make_update
 from ramp.train.trainer import run_steps
 
+Batch = dict[str, Any]  # rows as `make_step` takes them
+
 SEEDS = 3  # of every probe
 PROBE_MODEL = Model(width=64, context_len=64, dtype="float32", attention="xla")
 PROBE_TRAIN = Train(
@@ -192,7 +194,12 @@ def _make_probe_batch(probe: Probe, n, seeds, step, count):
     asked = np.arange(tokens.shape[-1]) >= tokens.shape[-1] - answers.shape[-1]
     targets = np.zeros_like(tokens)
     targets[..., asked] = answers
-    weights = np.broadcast_to(asked.astype(np.float32), tokens.shape)
+    return weigh_tokens(tokens, targets, asked)
+
+
+def weigh_tokens(tokens: np.ndarray, targets: np.ndarray, bears_loss: np.ndarray) -> Batch:
+    """A batch of rows [..., T] in which the targets at some places, [T] booleans, bear the loss."""
+    weights = np.broadcast_to(bears_loss.astype(np.float32), tokens.shape)
     return {"tokens": tokens, "targets": targets, "weights": weights}
 
 

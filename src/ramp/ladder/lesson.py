@@ -82,7 +82,7 @@ def name_row(
     return [names[row[i]] for i in places], places
 
 
-def render_attention(probe: Probe, result: ProbeResult, chosen: int) -> list[Html]:
+def render_attention(probe: Probe | Practice, result: ProbeResult, chosen: int) -> list[Html]:
     """Where the heads that decide most look from the last question of a row."""
     row, places = name_row(probe, result, chosen)
     weights_lht = np.array(result.attention[chosen])[:, :, places]

@@ -20,13 +20,14 @@ from ramp.credit.advantages import METHODS
 from ramp.credit.baselines import Credit
 from ramp.credit.loss import policy_loss, token_logps
 from ramp.ladder import sums
-from ramp.ladder.learn import PROBE_MODEL, PROBE_TRAIN, SEEDS
+from ramp.ladder.learn import PROBE_MODEL, PROBE_TRAIN, SEEDS, weigh_tokens
 from ramp.model import transformer
 from ramp.model.loss import next_token_loss
+from ramp.model.transformer import Params
 from ramp.train import optim
 from ramp.train.mesh import ROWS
 from ramp.train.state import init_state
-from ramp.train.step import Loss, make_update
+from ramp.train.step import Batch, Loss, make_update
 from ramp.train.trainer import run_steps
 
 MODEL = replace(PROBE_MODEL, depth=2, num_heads=4, num_kv_heads=4, head_dim=16)
@@ -56,7 +57,7 @@ def make_config(steps: int, rate: float, vocab: int = sums.VOCAB) -> Config:
     return config.resolve(Config(model=model, pretrain=t, text=Text(tokenizer="bytes")))
 
 
-def init(seed: int, vocab: int = sums.VOCAB) -> dict:
+def init(seed: int, vocab: int = sums.VOCAB) -> Params:
     """SEEDS models that know nothing."""
     m = make_config(1, 1.0, vocab).model
     make = jax.vmap(lambda seed: transformer.init_params(m, jax.random.PRNGKey(seed)))
@@ -90,17 +91,16 @@ def sharpen_loss(m: Model) -> Loss:
     return policy_loss(m, replace(REINFORCE, entropy_coef=-SHARPEN))
 
 
-def make_batch(rows_sbt: np.ndarray) -> dict[str, np.ndarray]:
-    """Rows as a batch in which the steps bear the loss: digits are drawn, so nothing tells them."""
-    tokens, targets = rows_sbt[..., :-1], rows_sbt[..., 1:]
-    n = rows_sbt.shape[-1] // 2
-    # The first step is predicted where the sign stands.
-    bears_loss = np.arange(tokens.shape[-1]) >= n
-    return {
-        "tokens": tokens.astype(np.int32),
-        "targets": targets.astype(np.int32),
-        "weights": np.broadcast_to(bears_loss.astype(np.float32), tokens.shape),
-    }
+def make_batch(rows_sbt: np.ndarray, first: int) -> Batch:
+    """Rows as a batch in which the tokens from place `first` on bear the loss."""
+    rows = rows_sbt.astype(np.int32)
+    bears_loss = np.arange(1, rows.shape[-1]) >= first
+    return weigh_tokens(rows[..., :-1], rows[..., 1:], bears_loss)
+
+
+def make_sums_batch(rows_sbt: np.ndarray) -> Batch:
+    """Rows of `sums` as a batch. The steps bear the loss: nothing could tell the digits."""
+    return make_batch(rows_sbt, rows_sbt.shape[-1] // 2 + 1)
 
 
 # What a generator is for, besides the steps of training, which count from 1.
@@ -119,7 +119,7 @@ def draw_for_seeds(seed: int, step: int, draw: Callable) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=0)
-def answer(m: Model, lm: dict, digits_sbn: jax.Array, key: jax.Array, temperature: float):
+def answer(m: Model, lm: Params, digits_sbn: jax.Array, key: jax.Array, temperature: float):
     """What the models answer to problems: steps [S, B, K]; at temperature 0 the most likely."""
     n = digits_sbn.shape[-1]
 
@@ -148,13 +148,13 @@ def draw_held_out(seed: int, n: int) -> np.ndarray:
     return draw_for_seeds(seed, HELD_OUT_STREAM, lambda rng: sums.draw_digits(rng, n, HELD_OUT))
 
 
-def sample(lm: dict, digits: np.ndarray, seed: int, step: int, temperature: float) -> np.ndarray:
+def sample(lm: Params, digits: np.ndarray, seed: int, step: int, temperature: float) -> np.ndarray:
     """Answers to problems, as `answer` has them, on the host."""
     key = jax.random.fold_in(jax.random.PRNGKey(seed), step)
     return np.asarray(answer(make_config(1, 1.0).model, lm, digits, key, temperature))
 
 
-def grade(lm: dict, held_out: np.ndarray) -> list[float]:
+def grade(lm: Params, held_out: np.ndarray) -> list[float]:
     """The fraction of problems of which the most likely answer is right in every step, [S]."""
     steps = sample(lm, held_out, 0, 0, temperature=0.0)
     return sums.judge_steps(held_out, steps).all(axis=-1).mean(axis=-1).tolist()
@@ -170,7 +170,7 @@ class Course:
     steps: int
     rate: float
     make_loss: Callable[[Model], Loss]
-    make_batch: Callable[[int, dict], dict]  # of the number of the step and of the models
+    make_batch: Callable[[int, Params], Batch]  # of the number of the step and of the models
     every: int = EVERY  # steps between evaluations
 
 
@@ -178,12 +178,12 @@ class Course:
 class Taught:
     """Models after a course, and how they did on the way."""
 
-    lm: dict
+    lm: Params
     steps: list[int]
     accuracy: list[list[float]]  # [evaluation][S]
 
 
-def teach(lm: dict, course: Course, held_out: np.ndarray) -> Taught:
+def teach(lm: Params, course: Course, held_out: np.ndarray) -> Taught:
     """Take the course, and grade the models before it and on the way."""
     start, step = make_step(make_config(course.steps, course.rate), course.make_loss)
     state = start(lm)
@@ -199,7 +199,7 @@ def imitate(draw: Callable[[np.random.Generator], np.ndarray], seed: int, steps:
     """Training on new rows in each step, as `draw` gives them."""
 
     def make(i, lm):
-        return make_batch(draw_for_seeds(seed, i, draw))
+        return make_sums_batch(draw_for_seeds(seed, i, draw))
 
     return Course(steps, RATE, imitation_loss, make)
 
@@ -209,13 +209,13 @@ def repeat(rows_snt: np.ndarray, seed: int, steps: int) -> Course:
 
     def make(i, lm):
         rng = np.random.default_rng([seed, i])
-        return make_batch(rows_snt[:, rng.integers(0, rows_snt.shape[1], ANSWER_ROWS)])
+        return make_sums_batch(rows_snt[:, rng.integers(0, rows_snt.shape[1], ANSWER_ROWS)])
 
     return Course(steps, RATE, imitation_loss, make)
 
 
 @cache
-def read_text(seed: int, n: int) -> dict:
+def read_text(seed: int, n: int) -> Params:
     """Models that have read text: solved problems, and as many questions that nobody answers."""
     start, step = make_step(make_config(READ_STEPS, RATE), imitation_loss)
 
@@ -230,13 +230,13 @@ def read_text(seed: int, n: int) -> dict:
             ]
         )
 
-    batches = (make_batch(draw_for_seeds(seed, i, draw)) for i in range(1, READ_STEPS + 1))
+    batches = (make_sums_batch(draw_for_seeds(seed, i, draw)) for i in range(1, READ_STEPS + 1))
     state, _ = run_steps(step, start(init(seed)), batches)
     return state.params["lm"]
 
 
 @partial(jax.jit, static_argnums=0)
-def measure_logps(m: Model, lm: dict, batch: dict) -> jax.Array:
+def measure_logps(m: Model, lm: Params, batch: Batch) -> jax.Array:
     """Log-probabilities of the targets under the models, [S, B, T]."""
 
     def measure(lm, tokens_bt, targets_bt):
@@ -269,7 +269,7 @@ def assign_credit(method: str, reward_sb: jax.Array, right_sbk: jax.Array) -> ja
 
 def reward_whole(right_sbk: np.ndarray) -> np.ndarray:
     """One bit for a solution: every step is right."""
-    return right_sbk.all(axis=-1).astype(np.float32)
+    return np.all(right_sbk, axis=-1).astype(np.float32)
 
 
 def reward_share(right_sbk: np.ndarray) -> np.ndarray:
@@ -299,7 +299,7 @@ def reinforce(
         digits = draw_for_seeds(seed, i, draw)
         steps = sample(lm, digits, seed, i, temperature=1.0)
         right = sums.judge_steps(digits, steps)
-        batch = make_batch(sums.write_rows(digits, sums.ASK, steps))
+        batch = make_sums_batch(sums.write_rows(digits, sums.ASK, steps))
         advantage = assign_credit(method, reward(right), right.astype(np.float32))
         batch |= {"advantage": advantage, "old": measure_logps(m, lm, batch)}
         # The loss chooses between clipped and not, for which both must be split alike.

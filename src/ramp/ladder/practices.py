@@ -146,7 +146,7 @@ def begin_anew(has_own: bool, n: int, seed: int) -> ProbeResult:
     rows = post.draw_for_seeds(seed, post.SOLVED_STREAM, partial(draw_solved, n, NUM_FEW))
     if has_own:
         rows = np.concatenate([rows, write_accepted(n, seed)], axis=1)
-    course = replace(post.repeat(rows, seed, post.READ_STEPS), every=post.READ_STEPS // 8)
+    course = replace(post.repeat(rows, seed, post.READ_STEPS), every=max(1, post.READ_STEPS // 8))
     return report(post.teach(post.init(seed), course, post.draw_held_out(seed, n)), seed, n)
 
 
@@ -159,9 +159,9 @@ def write_accepted(n: int, seed: int) -> np.ndarray:
     digits = post.draw_for_seeds(seed, post.OWN_STREAM, draw)
     writers = reinforce("step_local", "verified", n, seed).lm
     steps = post.sample(writers, digits, seed, post.OWN_STREAM, temperature=1.0)
-    accepted = sums.judge_steps(digits, steps).all(axis=-1)
+    accepted = np.all(sums.judge_steps(digits, steps), axis=-1)
     rows = sums.write_rows(digits, sums.ASK, steps)
-    count = accepted.sum(axis=1).min()
+    count = int(accepted.sum(axis=1).min())
     return np.stack([r[a][:count] for r, a in zip(rows, accepted, strict=True)])
 
 
@@ -232,12 +232,12 @@ def find_probe(name: str) -> Probe | Practice:
     return PRACTICES.get(name) or PROBES[name]
 
 
-def list_constants() -> dict[str, Any]:
-    """Every number and setting that the results of practices depend on, by module and name."""
+def list_constants() -> list[tuple[str, str, Any]]:
+    """Every number and setting that the results of practices depend on: module, name, value."""
     modules = (post, sums, generations, reliability, sys.modules[__name__])
-    return {
-        f"{module.__name__}.{name}": asdict(value) if is_dataclass(value) else value
+    return [
+        (module.__name__, name, asdict(value) if is_dataclass(value) else value)
         for module in modules
-        for name, value in vars(module).items()
+        for name, value in sorted(vars(module).items())
         if name.isupper() and isinstance(value, int | float | Model | Reinforce | Train)
-    }
+    ]
