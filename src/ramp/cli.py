@@ -451,9 +451,12 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     if args.dry_run:
         # Before anything is written: a dry run only calculates.
         from ramp.pods import dryrun
+        from ramp.rivals import list_rivals
         from ramp.stages.checks import check_names
 
         check_names(c, stages or c.stages)
+        for rival in list_rivals(c, stages or c.stages):
+            check_names(rival.configure(c), [rival.stage])
         print(dryrun.describe(c))
         return 0
     suite = read_suite(args) if stages == ("eval",) else None

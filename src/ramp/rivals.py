@@ -46,8 +46,9 @@ class Rival:
             start = run.origin_weights.name  # the run itself began from another
         if not run.checkpoints(start).exists():
             raise UserError(
-                f"{directory} went on with the whole state of another run and has not the weights "
-                f"that {self.stage} began from; leave its rivals out with --rivals []"
+                f"{directory} has not the weights that {self.stage} began from: it went on with "
+                f"the whole state of another run, or its checkpoints of {start} were deleted; "
+                "leave its rivals out with --rivals []"
             )
         return Request(directory, None, start, weights_only=True)
 

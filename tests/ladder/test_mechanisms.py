@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp.ladder import learn, mechanisms
+from ramp.ladder import learn, mechanisms, sums
 from ramp.ladder.exercises import draw_inputs, split_over_devices
 from ramp.ladder.rungs import RUNGS
 from ramp.model import attention, loss, transformer
+from ramp.nines import sequential
+from ramp.synth import guard
 from ramp.train import optim
 
 PLAIN = {
@@ -219,3 +221,31 @@ def test_devices_that_share_the_weights_add_up(rung):
     function = getattr(mechanisms, rung.lesson.mechanism)
     parts = split_over_devices(rung.lesson.mechanism, args)
     assert not parts or np.allclose(sum(function(*part) for part in parts), function(*args))
+
+
+# Beyond pretraining; advantages are compared in test_practices.py
+def test_the_loss_of_an_answer_is_that_of_weighted_tokens():
+    scores, tokens, asked = draw_inputs("answer_loss", 1)
+    logits, targets = jnp.asarray(scores[:-1], jnp.float32), jnp.asarray(tokens[1:])
+    nats, _ = loss.cross_entropy(logits, targets)
+    weights = np.arange(1, len(tokens)) >= asked
+    same(mechanisms.answer_loss(scores, tokens, asked), np.average(nats, weights=weights))
+
+
+def test_what_is_kept_is_what_the_checker_passes():
+    digits, steps = draw_inputs("keep_right", 0)
+    passed = sums.judge_steps(digits, steps).all(axis=1)
+    kept = mechanisms.keep_right(digits, steps)
+    assert 0 < len(kept) < len(digits)
+    assert np.array_equal(kept, np.concatenate([digits, steps], axis=1)[passed])
+
+
+def test_evidence_is_that_of_the_guard():
+    (worse,) = draw_inputs("weigh_evidence", 2)
+    same(mechanisms.weigh_evidence(worse), guard.log_e_value(worse))
+
+
+def test_proof_is_that_of_the_gate():
+    passed, bar, _, _ = draw_inputs("prove", 0)
+    ours = mechanisms.prove(passed, bar, 1 - sequential.BETTER, sequential.BETTER_SHARE)
+    same(ours, sequential.log_capital_above(sequential.count_evidence(passed), bar))

@@ -61,6 +61,8 @@ def test_settings_are_refused_before_devices_and_directories(
         (["--chat.tasks", "adition/1"], "write NAME/LEVEL"),
         (["--chat.tasks", "addition/1", "--chat.mistakes", "addition/1=8"], "is 8, not"),
         (["--reinforce.method", "rlo"], "did you mean 'rloo'"),
+        (["--rivals", "one: reinforce --reinforce.method rlo"], "did you mean 'rloo'"),
+        (["--rivals", "one: reinforce --reinforce.lr 3"], "reinforce.lr"),
         # Of a dry run nobody asks that the text is on the same machine.
         (["--text.sources", "file:/nowhere/*.txt", "--chat.sources", "file:/nowhere/*.jsonl"], ""),
     ],

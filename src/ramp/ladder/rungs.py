@@ -95,8 +95,13 @@ def find_top() -> Rung:
 
 
 def rung_below(rung: Rung) -> Rung | None:
-    """The rung that this one must beat: the last one of the main line before it."""
+    """The rung that this one must beat: the last one of the main line before it.
+
+    Rungs beyond pretraining are below each other, and below no part of the model.
+    """
     below = [other for other in RUNGS[: rung.number] if other.main]
+    if not rung.post_training:
+        below = [other for other in below if not other.post_training]
     return below[-1] if below else None
 
 
