@@ -82,6 +82,6 @@ def run_check(args: argparse.Namespace) -> int:
     for hint in wrong:
         print(f"not yet: {hint}")
     if not wrong:
-        compared = "values, gradient, and weights split over two devices where that can be"
+        compared = "values, their slope, and weights split over two devices where that can be"
         print(f"right: rung {rung.number}, {rung.name}; compared: {compared}")
     return len(wrong) and EXIT_WRONG

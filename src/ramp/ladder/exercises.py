@@ -208,7 +208,8 @@ def explain(rung: Rung, cases: list[list], got: list, wanted: list) -> list[str]
     for count in (1, 2):
         for mistakes in combinations(rung.lesson.mistakes, count):
             wrong = make_mistakes(rung.lesson.mechanism, mistakes)
-            if wrong and _agree(got, _run_quietly(wrong, cases)):
+            # Two mistakes may leave nothing but nan, which then tells nothing of either.
+            if wrong and _agree(got, _run_quietly(wrong, cases), equal_nan=count == 1):
                 return [mistake.hint for mistake in mistakes]
     return [next(_find_differences(got[0], wanted[0]), "it is right for some sizes, not for all")]
 
@@ -241,19 +242,19 @@ def _run_quietly(function, cases):
         return []
 
 
-def _agree(ones, others):
+def _agree(ones, others, equal_nan=True):
     """Whether two lists of arrays, numbers or lists of these are equal, shapes too."""
     if len(ones) != len(others):
         return False
     for one, other in zip(ones, others, strict=True):
         if isinstance(other, list | tuple):
-            same = isinstance(one, list | tuple) and _agree(one, other)
+            same = isinstance(one, list | tuple) and _agree(one, other, equal_nan)
         elif isinstance(other, bytes):
             same = one == other
         else:
             one, other = np.asarray(one), np.asarray(other)
             same = one.shape == other.shape and one.dtype.kind in "bif"
-            same = same and np.allclose(one, other, TOLERANCE, TOLERANCE, equal_nan=True)
+            same = same and np.allclose(one, other, TOLERANCE, TOLERANCE, equal_nan=equal_nan)
         if not same:
             return False
     return True

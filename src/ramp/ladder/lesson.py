@@ -128,7 +128,9 @@ def render_code(lesson: Lesson, number: int) -> list[Html]:
     excerpts = [write_code(read_lines(*line)) for line in lesson.lines]
     if excerpts:
         names = ", ".join(f"{module}.{name}" for module, name, *_ in lesson.lines)
-        parts.append(fold(f"The lines of the model: {names}", *excerpts))
+        parts.append(
+            fold(f"The lines of the model, in JAX, to skip or to read: {names}", *excerpts)
+        )
     return parts
 
 

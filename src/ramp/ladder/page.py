@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ramp.ladder import lesson
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
 from ramp.ladder.practices import PRACTICES, find_probe
-from ramp.ladder.rungs import FAIL, PASS, Rung, rung_below
+from ramp.ladder.rungs import COSTS, FAIL, PASS, SAME_BITS, Rung, rung_below
 from ramp.reporting import html
 from ramp.reporting.figure import (
     COLORS,
@@ -26,7 +26,7 @@ from ramp.reporting.figure import (
 from ramp.reporting.html import Html
 
 SIZE = (3.9, 2.3)  # inches: a telephone shows such a picture at its size
-COSTS = {
+COST_TITLES = {
     "params": "weights",
     "flops": "FLOPs per token of training",
     "cache": "bytes kept per token of context while writing",
@@ -36,9 +36,14 @@ VERDICTS = {None: "", True: "earned its place", False: "did not earn its place"}
 HALF_COLORS = ("gold", "pink")
 
 OPENING = (
-    "A transformer is built here part by part, and a part is added only after the model without it "
-    "has failed at a small task (a probe) that needs it: 0 is no better than guessing, 1 is every "
-    "answer right, and the dots are trainings that differ in their random numbers alone."
+    "A transformer is built here part by part, each where the model without it falls short. Rungs "
+    "3 to 10 are judged by small tasks (probes) that the model without the part fails, rungs 1, 2 "
+    "and 11 to 17 by bits, cost or stability. From rung 18 on the model stays and is taught in "
+    "other ways, again with probes. The score of a probe is (s - g) / (1 - g), where s is the "
+    "share of right answers and g that of the best guessing without the part: 0 is guessing, 1 "
+    "all right, below 0 worse than guessing. Dots and curves are trainings that differ in their "
+    "random numbers alone. In code a row has T tokens, each a vector of D numbers; there are V "
+    "different tokens, H heads of h numbers each, and F units in a feed-forward layer."
 )
 ABOUT_BITS = (
     "Bits per byte do not fall with every rung: each model read the same {tokens} bytes, which "
@@ -166,7 +171,11 @@ class Row:
             parts += [html.heading("What it costs, when it does not pay")]
             parts.append(lesson.prose(rung.lesson.pays))
         if corpus.params:
-            costs = [f"{title} {short(getattr(corpus, name))}" for name, title in COSTS.items()]
+            costs = [
+                f"{title} {short(getattr(corpus, name))}"
+                for name, title in COST_TITLES.items()
+                if getattr(corpus, name)
+            ]
             parts += [html.remark(" · ".join(costs)), html.heading("It writes")]
             parts.append(html.preformatted(corpus.sample))
         title = f"{self.title}: {verdict}" if verdict else self.title
@@ -178,17 +187,25 @@ class Row:
         rung, below, this = self.rung, self.below, self.result
         figures = [_format_figures(x) for x in (self.verdict.below, self.verdict.this)]
         names = self.name_sides()
+        shares = [
+            " ".join(f"{share:.0%}" for share in side.probe.accuracy[-1])
+            for side in (below, this)
+            if side.probe.accuracy
+        ]
         told = []
         if rung.measure:
             margin = f"; at least {rung.margin:.0%} less was asked for"
             if rung.margin < 0:
                 margin = f"; at most {-rung.margin:.2%} more was allowed"
+            if rung.measure in COSTS:
+                margin += f", and at most {SAME_BITS} bits per byte more"
             told.append(f"Judged by {rung.measure}: {figures[0]} below, {figures[1]} here{margin}.")
         elif rung.probe:
             told.append(
                 f"On its probe {names[0]} comes to {figures[0]}, {names[1]} to {figures[1]} "
-                f"(0: guessing, 1: all right; three trainings each). Asked for: at most {FAIL} "
-                f"below in every training, at least {PASS} here."
+                f"(0: guessing, 1: all right; three trainings each), that is {shares[0]} and "
+                f"{shares[1]} right. Asked for: at most {FAIL} below in every training, at least "
+                f"{PASS} here."
             )
         lost = [f"{x.probe.diverged:.0%}" for x in (below, this)]
         if rung.probe and lost != ["0%", "0%"]:
@@ -199,6 +216,8 @@ class Row:
                 f"On text, after the same number of bytes, {below.corpus.bpb:.3f} bits per byte "
                 f"became {this.corpus.bpb:.3f}: {better}."
             )
+        if not rung.main:
+            told.append("A branch: the rungs after it stand on the one below it, not on this one.")
         return " ".join(told) or "Nothing stands below it, so it is not judged."
 
 

@@ -23,19 +23,16 @@ from ramp.ladder import learn, page
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
 from ramp.ladder.practices import PRACTICES, Practice, Way, find_probe, list_constants
 from ramp.ladder.probes import PROBES, Probe
-from ramp.ladder.rungs import FAIL, PASS, Rung, collect_settings, rung_below
+from ramp.ladder.rungs import COSTS, FAIL, PASS, SAME_BITS, Rung, collect_settings, rung_below
 from ramp.reporting import report
 from ramp.reporting.metrics import MetricWriter
 from ramp.rundir import RunDir
 from ramp.stages import STAGES
 from ramp.text.tokenizer import Tokenizer
 
-SAME_BITS = 0.02  # bits per byte that a rung judged by its cost may be worse
-COSTS = ("bytes kept per token", "FLOPs per token")
-
 # What a rung may be measured by: of the result below, and of either one. Lower is better.
 MEASURES = {
-    "bits per byte": lambda below, result: result.corpus.bpb_equal,
+    "bits per byte at equal work": lambda below, result: result.corpus.bpb_equal,
     "tokens to match the rung below": lambda below, result: count_tokens_to_loss(below, result),
     "bytes kept per token": lambda below, result: result.corpus.cache,
     "FLOPs per token": lambda below, result: result.corpus.flops,

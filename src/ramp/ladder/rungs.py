@@ -19,6 +19,10 @@ from ramp.errors import UserError
 FAIL = 0.25  # the rung below must come no further, with any seed
 PASS = 0.9  # the rung itself must come this far, with every seed
 
+# Measures of what a rung saves; its bits per byte must not rise by more than SAME_BITS.
+COSTS = ("bytes kept per token", "FLOPs per token")
+SAME_BITS = 0.02
+
 
 @dataclass(frozen=True)
 class Mistake:
