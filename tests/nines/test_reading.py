@@ -252,6 +252,22 @@ def test_step_from_a_path_a_cell_and_a_run(tmp_path):
         read(tmp_path, "run,item,success\na,1,1\n", Reading(step_from="x"))
 
 
+def test_checkpoints_that_are_runs_of_their_own_are_one_run(tmp_path):
+    rows = [f"lm-ckpt-{step}-sft,{i},1" for step in (100, 200, 400) for i in range(5)]
+    text = "\n".join(["run,item,success", *rows]) + "\n"
+    reading = Reading(step_from=r"ckpt-(\d+)")
+    t = read(tmp_path, text, reading)
+    assert set(t.run) == {"lm-sft"} and sorted(set(t.step)) == [100, 200, 400]
+    assert any("differ in the step alone are one: lm-sft" in note.text for note in t.notes)
+    words = ["nines", "forecast", str(tmp_path / "t.csv"), "--step-from", r"ckpt-(\d+)"]
+    assert main(words) == 0
+    nameless = text.replace("lm-", "").replace("-sft", "")
+    assert set(read(tmp_path, nameless, reading).run) == {"run"}
+    # Where it tells no runs apart, names stay as they are.
+    lone = "run,item,success\na-ckpt-1,1,1\nb-ckpt-2,1,1\n"
+    assert set(read(tmp_path, lone, reading).run) == {"a-ckpt-1", "b-ckpt-2"}
+
+
 def test_releases(tmp_path):
     table = tmp_path / "releases.csv"
     table.write_text("model,release_date,compute\na,2025-01-01,1e20\n")

@@ -6,6 +6,7 @@ Every step takes a table and returns one, and notes what it left out, took by de
 import datetime
 import difflib
 import re
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,7 @@ KEY = ("run", "step", "compute", "date", "task", "item", "slice", "seed")
 # A column of so few distinct cells may tell conditions apart, such as the number of shots.
 FEW = 20
 SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9}
+MARKS = " -_.:/@"  # between the parts of a name
 
 
 # --- names of columns
@@ -265,10 +267,37 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
     }
     for key, pattern in patterns.items():
         if pattern:
-            table = table | {key: _find(table, key, pattern)}
+            names = _join_checkpoints(table, pattern, notes) if key == "step" else {}
+            table = table | {key: _find(table, key, pattern)} | names
     if reading.releases:
         table = _join_releases(table, reading, notes)
     return table
+
+
+def _join_checkpoints(table, pattern, notes):
+    """The column of runs whose names hold the step, without it: `lm-ckpt-100` is a checkpoint."""
+    if "run" not in table or "step" in table:
+        return {}
+    try:
+        split = partial(re.compile(pattern).split, maxsplit=1)
+    except re.error:
+        return {}  # `_find` says so
+
+    def shorten(name):
+        parts = split(to_text(name))
+        # Between the first and the last stand the groups of the pattern.
+        ends = (parts[0].rstrip(MARKS), parts[-1].lstrip(MARKS))
+        return "-".join(filter(None, ends)) or "run"
+
+    names = set(map(to_text, table["run"].used()))
+    if not all(len(split(name)) > 1 for name in names):
+        return {}
+    joined = set(map(shorten, names))
+    if len(joined) == len(names):
+        return {}
+    said = f"runs whose names differ in the step alone are one: {list_some(sorted(joined))}"
+    notes.append(Note("guess", said))
+    return {"run": table["run"].map(shorten)}
 
 
 def _find(table, key, pattern):
