@@ -129,7 +129,7 @@ def render_code(lesson: Lesson, number: int) -> list[Html]:
     if excerpts:
         names = ", ".join(f"{module}.{name}" for module, name, *_ in lesson.lines)
         parts.append(
-            fold(f"The lines of the model, in JAX, to skip or to read: {names}", *excerpts)
+            fold(f"The lines of the model, to read or to skip: {names}", *excerpts)
         )
     return parts
 
