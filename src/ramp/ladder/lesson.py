@@ -128,9 +128,7 @@ def render_code(lesson: Lesson, number: int) -> list[Html]:
     excerpts = [write_code(read_lines(*line)) for line in lesson.lines]
     if excerpts:
         names = ", ".join(f"{module}.{name}" for module, name, *_ in lesson.lines)
-        parts.append(
-            fold(f"The lines of the model, to read or to skip: {names}", *excerpts)
-        )
+        parts.append(fold(f"The lines of the model, to read or to skip: {names}", *excerpts))
     return parts
 
 
