@@ -267,21 +267,18 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
     }
     for key, pattern in patterns.items():
         if pattern:
-            names = _join_checkpoints(table, pattern, notes) if key == "step" else {}
-            table = table | {key: _find(table, key, pattern)} | names
+            progress = _find(table, key, pattern)
+            if key == "step" and "run" in table and "step" not in table:
+                table = table | {"run": _join_checkpoints(table["run"], pattern, notes)}
+            table = table | {key: progress}
     if reading.releases:
         table = _join_releases(table, reading, notes)
     return table
 
 
-def _join_checkpoints(table, pattern, notes):
+def _join_checkpoints(runs, pattern, notes):
     """The column of runs whose names hold the step, without it: `lm-ckpt-100` is a checkpoint."""
-    if "run" not in table or "step" in table:
-        return {}
-    try:
-        split = partial(re.compile(pattern).split, maxsplit=1)
-    except re.error:
-        return {}  # `_find` says so
+    split = partial(re.compile(pattern).split, maxsplit=1)
 
     def shorten(name):
         parts = split(to_text(name))
@@ -289,15 +286,15 @@ def _join_checkpoints(table, pattern, notes):
         ends = (parts[0].rstrip(MARKS), parts[-1].lstrip(MARKS))
         return "-".join(filter(None, ends)) or "run"
 
-    names = set(map(to_text, table["run"].used()))
+    names = set(map(to_text, runs.used()))
     if not all(len(split(name)) > 1 for name in names):
-        return {}
+        return runs
     joined = set(map(shorten, names))
     if len(joined) == len(names):
-        return {}
+        return runs
     said = f"runs whose names differ in the step alone are one: {list_some(sorted(joined))}"
     notes.append(Note("guess", said))
-    return {"run": table["run"].map(shorten)}
+    return runs.map(shorten)
 
 
 def _find(table, key, pattern):
