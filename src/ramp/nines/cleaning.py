@@ -269,7 +269,7 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
         if pattern:
             progress = _find(table, key, pattern)
             if key == "step" and "run" in table and "step" not in table:
-                table = table | {"run": _join_checkpoints(table["run"], pattern, notes)}
+                table = dict(table, run=_join_checkpoints(table["run"], pattern, notes))
             table = table | {key: progress}
     if reading.releases:
         table = _join_releases(table, reading, notes)
