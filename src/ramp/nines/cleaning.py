@@ -269,7 +269,8 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
         if pattern:
             progress = _find(table, key, pattern)
             if key == "step" and "run" in table and "step" not in table:
-                table = dict(table, run=_join_checkpoints(table["run"], pattern, notes))
+                runs = _join_checkpoints(table["run"], pattern, notes)
+                table = {name: runs if name == "run" else table[name] for name in table}
             table = table | {key: progress}
     if reading.releases:
         table = _join_releases(table, reading, notes)
