@@ -35,7 +35,7 @@ REINFORCE = Reinforce(clip_low=0.2, clip_high=0.28)
 
 READ_STEPS = 400  # of pretraining, and of a model that begins anew
 READ_ROWS = 32  # of each sort in a step
-ANSWER_STEPS = 60  # of fine-tuning on solved problems
+ANSWER_STEPS = 160  # of fine-tuning on solved problems
 SLIP_STEPS = 240  # on what somebody writes who slips, until the model slips as often
 ANSWER_ROWS = 32  # of each
 RATE = 1.0  # of both, times `PROBE_TRAIN`
