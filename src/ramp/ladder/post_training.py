@@ -33,6 +33,7 @@ from ramp.train.trainer import run_steps
 MODEL = replace(PROBE_MODEL, depth=2, num_heads=4, num_kv_heads=4, head_dim=16)
 REINFORCE = Reinforce(clip_low=0.2, clip_high=0.28)
 
+USUAL = 8  # digits of a problem; of more, all courses have more steps
 READ_STEPS = 400  # of pretraining, and of a model that begins anew
 READ_ROWS = 32  # of each sort in a step
 ANSWER_STEPS = 160  # of fine-tuning on solved problems
@@ -47,6 +48,11 @@ NUM_PROMPTS = 32
 GROUP = 4  # rollouts of each
 EVERY = 15  # updates between evaluations
 HELD_OUT = 256  # problems of each evaluation
+
+
+def grow(steps: int, n: int) -> int:
+    """Steps for problems of n digits: beyond USUAL they grow with the square, as of probes."""
+    return round(steps * max(1, n / USUAL) ** 2)
 
 
 @cache
@@ -217,7 +223,8 @@ def repeat(rows_snt: np.ndarray, seed: int, steps: int) -> Course:
 @cache
 def read_text(seed: int, n: int) -> Params:
     """Models that have read text: solved problems, and as many questions that nobody answers."""
-    start, step = make_step(make_config(READ_STEPS, RATE), imitation_loss)
+    steps = grow(READ_STEPS, n)
+    start, step = make_step(make_config(steps, RATE), imitation_loss)
 
     def draw(rng):
         solved, asked = sums.draw_digits(rng, n, 2 * READ_ROWS).reshape(2, READ_ROWS, n)
@@ -230,7 +237,7 @@ def read_text(seed: int, n: int) -> Params:
             ]
         )
 
-    batches = (make_sums_batch(draw_for_seeds(seed, i, draw)) for i in range(1, READ_STEPS + 1))
+    batches = (make_sums_batch(draw_for_seeds(seed, i, draw)) for i in range(1, steps + 1))
     state, _ = run_steps(step, start(init(seed)), batches)
     return state.params["lm"]
 
@@ -305,4 +312,4 @@ def reinforce(
         # The loss chooses between clipped and not, for which both must be split alike.
         return {name: jax.reshard(a, P(None, ROWS)) for name, a in batch.items()}
 
-    return Course(UPDATES, REINFORCE_RATE, make_loss, make)
+    return Course(grow(UPDATES, n), REINFORCE_RATE, make_loss, make)

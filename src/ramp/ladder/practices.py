@@ -102,21 +102,22 @@ def ask_reader(n: int, seed: int) -> ProbeResult:
     lm = post.read_text(seed, n)
     graded = post.grade(lm, post.draw_held_out(seed, n))
     # A level line: they are taught nothing.
-    return report(Taught(lm, [0, post.ANSWER_STEPS], [graded, graded]), seed, n)
+    steps = [0, post.grow(post.ANSWER_STEPS, n)]
+    return report(Taught(lm, steps, [graded, graded]), seed, n)
 
 
 def fine_tune(is_new: bool, n: int, seed: int) -> ProbeResult:
     """Fine-tune readers on solved problems, or models that know nothing (`is_new`)."""
     lm = post.init(seed) if is_new else post.read_text(seed, n)
     solved = post.draw_for_seeds(seed, post.SOLVED_STREAM, partial(draw_solved, n, NUM_SOLVED))
-    course = post.repeat(solved, seed, post.ANSWER_STEPS)
+    course = post.repeat(solved, seed, post.grow(post.ANSWER_STEPS, n))
     return report(post.teach(lm, course, post.draw_held_out(seed, n)), seed, n)
 
 
 @cache
 def imitate_slips(n: int, seed: int) -> Taught:
     """Readers that were fine-tuned on what somebody who slips writes."""
-    course = post.imitate(partial(draw_slips, n), seed, post.SLIP_STEPS)
+    course = post.imitate(partial(draw_slips, n), seed, post.grow(post.SLIP_STEPS, n))
     return post.teach(post.read_text(seed, n), course, post.draw_held_out(seed, n))
 
 
@@ -146,7 +147,8 @@ def begin_anew(has_own: bool, n: int, seed: int) -> ProbeResult:
     rows = post.draw_for_seeds(seed, post.SOLVED_STREAM, partial(draw_solved, n, NUM_FEW))
     if has_own:
         rows = np.concatenate([rows, write_accepted(n, seed)], axis=1)
-    course = replace(post.repeat(rows, seed, post.READ_STEPS), every=max(1, post.READ_STEPS // 8))
+    steps = post.grow(post.READ_STEPS, n)
+    course = replace(post.repeat(rows, seed, steps), every=max(1, steps // 8))
     return report(post.teach(post.init(seed), course, post.draw_held_out(seed, n)), seed, n)
 
 
