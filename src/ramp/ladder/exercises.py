@@ -18,7 +18,7 @@ import numpy as np
 
 from ramp.errors import UserError
 from ramp.files import write_atomic
-from ramp.ladder import mechanisms
+from ramp.ladder import mechanisms, sums
 from ramp.ladder.rungs import Mistake, Rung, select_rung
 from ramp.user_code import call, load_object
 
@@ -64,11 +64,10 @@ def draw_inputs(name: str, seed: int) -> list[Any]:
         return [bytes(rng.integers(97, 101, 40).tolist())]
 
     def draw_solutions(count, n):
-        digits = rng.integers(0, 5, (count, n))
-        right = np.cumsum(digits, axis=1)[:, 1:]
-        # A third slips at some step, and goes on from there or comes back to the right answer.
+        digits = sums.draw_digits(rng, n, count)
+        # A third of them is one too high at some steps, and right again at others.
         slips = rng.integers(0, 2, (count, n - 1)) * (rng.random((count, 1)) < 1 / 3)
-        return [digits, (right + slips) % 5]
+        return [digits, (sums.solve(digits) + slips) % sums.BASE]
 
     inputs = {
         "unigram_bits": draw_text,

@@ -16,12 +16,12 @@ from jax.sharding import PartitionSpec as P
 from ramp.config import Model, Thresholds
 from ramp.ladder.learn import SEEDS, ProbeResult
 from ramp.ladder.post_training import (
+    build_step,
     draw_for_seeds,
     imitation_loss,
     init,
     make_batch,
     make_config,
-    make_step,
 )
 from ramp.model import transformer
 from ramp.model.transformer import Params
@@ -85,7 +85,7 @@ def draw_kinds(seed: int, step: int, probability_sn: np.ndarray, count: int) -> 
 
 def learn(lm: Params, n: int, kinds: np.ndarray, steps: int, key: tuple[int, int]) -> Params:
     """The models after learning rows of these kinds, [S, N]; key: of the order of the rows."""
-    start, step = make_step(make_config(steps, RATE, count_tokens(n)), imitation_loss)
+    start, step = build_step(make_config(steps, RATE, count_tokens(n)), imitation_loss)
     rng = np.random.default_rng(key)
     rows = write_rows(n, kinds)
 

@@ -20,14 +20,14 @@ from ramp.credit.advantages import METHODS
 from ramp.credit.baselines import Credit
 from ramp.credit.loss import policy_loss, token_logps
 from ramp.ladder import sums
-from ramp.ladder.learn import PROBE_MODEL, PROBE_TRAIN, SEEDS, weigh_tokens
+from ramp.ladder.learn import PROBE_MODEL, PROBE_TRAIN, SEEDS, Batch, weigh_tokens
 from ramp.model import transformer
 from ramp.model.loss import next_token_loss
 from ramp.model.transformer import Params
 from ramp.train import optim
 from ramp.train.mesh import ROWS
 from ramp.train.state import init_state
-from ramp.train.step import Batch, Loss, make_update
+from ramp.train.step import Loss, make_update
 from ramp.train.trainer import run_steps
 
 MODEL = replace(PROBE_MODEL, depth=2, num_heads=4, num_kv_heads=4, head_dim=16)
@@ -36,10 +36,11 @@ REINFORCE = Reinforce(clip_low=0.2, clip_high=0.28)
 USUAL = 8  # digits of a problem; of more, all courses have more steps
 READ_STEPS = 400  # of pretraining, and of a model that begins anew
 READ_ROWS = 32  # of each sort in a step
-ANSWER_STEPS = 160  # of fine-tuning on solved problems
+ANSWER_STEPS = 240  # of fine-tuning on solved problems
+ANSWER_RATE = 0.5  # of that: faster, the first step of a solution is learned by heart
 SLIP_STEPS = 240  # on what somebody writes who slips, until the model slips as often
 ANSWER_ROWS = 32  # of each
-RATE = 1.0  # of both, times `PROBE_TRAIN`
+RATE = 1.0  # of the others, times `PROBE_TRAIN`
 SLIPS = 0.8  # chance of a slip in each step of somebody who adds one too many
 REINFORCE_RATE = 0.5
 UPDATES = 45  # of reinforcement
@@ -72,7 +73,7 @@ def init(seed: int, vocab: int = sums.VOCAB) -> Params:
 
 
 @cache
-def make_step(c: Config, make_loss: Callable[[Model], Loss]) -> tuple[Callable, Callable]:
+def build_step(c: Config, make_loss: Callable[[Model], Loss]) -> tuple[Callable, Callable]:
     """(start, step): a state of parameters with a fresh optimizer, and one update of it."""
     tx = optim.make_optimizer(c.pretrain, c.model.dtype)
     start = jax.vmap(lambda lm: init_state({"lm": lm}, tx, 0))
@@ -191,7 +192,7 @@ class Taught:
 
 def teach(lm: Params, course: Course, held_out: np.ndarray) -> Taught:
     """Take the course, and grade the models before it and on the way."""
-    start, step = make_step(make_config(course.steps, course.rate), course.make_loss)
+    start, step = build_step(make_config(course.steps, course.rate), course.make_loss)
     state = start(lm)
     graded = {0: grade(lm, held_out)}
     for i in range(1, course.steps + 1):
@@ -210,21 +211,21 @@ def imitate(draw: Callable[[np.random.Generator], np.ndarray], seed: int, steps:
     return Course(steps, RATE, imitation_loss, make)
 
 
-def repeat(rows_snt: np.ndarray, seed: int, steps: int) -> Course:
+def repeat(rows_snt: np.ndarray, seed: int, steps: int, rate: float = RATE) -> Course:
     """Training on ANSWER_ROWS of these rows in each step, drawn again and again."""
 
     def make(i, lm):
         rng = np.random.default_rng([seed, i])
         return make_sums_batch(rows_snt[:, rng.integers(0, rows_snt.shape[1], ANSWER_ROWS)])
 
-    return Course(steps, RATE, imitation_loss, make)
+    return Course(steps, rate, imitation_loss, make)
 
 
 @cache
 def read_text(seed: int, n: int) -> Params:
     """Models that have read text: solved problems, and as many questions that nobody answers."""
     steps = grow(READ_STEPS, n)
-    start, step = make_step(make_config(steps, RATE), imitation_loss)
+    start, step = build_step(make_config(steps, RATE), imitation_loss)
 
     def draw(rng):
         solved, asked = sums.draw_digits(rng, n, 2 * READ_ROWS).reshape(2, READ_ROWS, n)

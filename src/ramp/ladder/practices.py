@@ -23,7 +23,7 @@ from ramp.ladder.reliability import judge_demo, judge_proof, judge_systems
 
 Way = Callable[[int, int], ProbeResult]  # of n and the seed
 
-NUM_SOLVED = 128  # problems that somebody solved
+NUM_SOLVED = 512  # problems that somebody solved
 NUM_FEW = 32  # the same, where there are few
 NUM_OWN = 4096  # problems that a model solves itself
 REWARDS = {
@@ -110,7 +110,8 @@ def fine_tune(is_new: bool, n: int, seed: int) -> ProbeResult:
     """Fine-tune readers on solved problems, or models that know nothing (`is_new`)."""
     lm = post.init(seed) if is_new else post.read_text(seed, n)
     solved = post.draw_for_seeds(seed, post.SOLVED_STREAM, partial(draw_solved, n, NUM_SOLVED))
-    course = post.repeat(solved, seed, post.grow(post.ANSWER_STEPS, n))
+    steps = post.grow(post.ANSWER_STEPS, n)
+    course = post.repeat(solved, seed, steps, post.ANSWER_RATE)
     return report(post.teach(lm, course, post.draw_held_out(seed, n)), seed, n)
 
 
