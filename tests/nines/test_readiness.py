@@ -5,7 +5,17 @@ import pytest
 from worlds import odd_kind, world
 
 from ramp.errors import UserError
-from ramp.nines import audit, backtest, baselines, intervals, items, readiness, trials, usage
+from ramp.nines import (
+    audit,
+    backtest,
+    baselines,
+    intervals,
+    items,
+    readiness,
+    report,
+    trials,
+    usage,
+)
 
 
 def outlook(paths, slices=None):
@@ -237,6 +247,18 @@ def test_backtest_over_sizes_beats_persistence_and_knows_no_future():
     assert forecasts[0] == forecasts[1]
     with pytest.raises(UserError, match="sizes"):
         backtest.over_sizes(curves([1e8], steps), 3.9, np.log10(128000))
+
+
+def test_a_method_that_made_fewer_forecasts_is_scored_on_those():
+    # The largest run has two checkpoints before the origin.
+    steps = [1000 * 2**k for k in range(8)]
+    c = curves([1e7, 3e7, 1e8, 3e8, 1e9], steps)
+    c = c[(c.size < 1e9) | (c.x > np.log10(3000))]
+    s = backtest.summarize(backtest.over_sizes(c, np.log10(8000), np.log10(128000)))
+    assert {name: m.forecasts for name, m in s.methods.items()} == {
+        "nines": 3, "persistence": 3, "log-linear": 2, "power law": 2, "analog": 3,
+    }  # fmt: skip
+    assert "fewer forecasts" in report.score_parts(s)[1]
 
 
 def test_backtest_over_time_knows_no_future():

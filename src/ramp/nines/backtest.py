@@ -290,8 +290,9 @@ def _open_origins(c, now, past):
 
 @dataclass(frozen=True)
 class MethodScores:
-    """Means of one method."""
+    """Means of one method, over the forecasts that it made."""
 
+    forecasts: int  # fewer than all where it had too little to go by
     crps: float
     coverage: float  # of 90% intervals
     behind: float  # CRPS above that of our own forecast, mean of the tasks
@@ -311,7 +312,7 @@ class EventScores:
 
 @dataclass(frozen=True)
 class Summary:
-    """Scores by method on the same forecasts."""
+    """Scores by method, each beside our own on the forecasts that it made too."""
 
     forecasts: int
     methods: dict[str, MethodScores]
@@ -327,23 +328,29 @@ def count_pits(pits: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def summarize(past: list[ScoredForecast]) -> Summary:
-    """Average the scores of forecasts, over the methods that made all of them."""
-    methods = {}
-    task = np.unique([p.task for p in past], return_inverse=True)[1]
-    tasks = task.max() + 1
-    for name in past[0].crps:
-        if all(name in p.crps for p in past):
-            covered = np.mean([coverage(*p.pits[name], 0.9) for p in past])
-            behind = [p.crps[name] - p.crps[NINES] for p in past]
-            by_task = np.bincount(task, behind) / np.bincount(task)
-            stderr = np.std(by_task, ddof=1) / np.sqrt(tasks) if tasks > 1 else np.nan
-            mean = np.mean([p.crps[name] for p in past])
-            methods[name] = MethodScores(mean, covered, by_task.mean(), stderr)
+    """Average the scores of forecasts."""
+    names = dict.fromkeys(name for p in past for name in p.crps)
+    methods = {name: _summarize_method(name, past) for name in names}
     pits = [p.pits[NINES] for p in past]
     coverage80 = np.mean([coverage(*ends, 0.8) for ends in pits])
     mae = np.mean([abs(p.median - p.actual) for p in past])
     events = summarize_events([event for p in past for event in p.events])
     return Summary(len(past), methods, coverage80, mae, count_pits(pits), events)
+
+
+def _summarize_method(name, past):
+    made = [p for p in past if name in p.crps]
+    behind = [p.crps[name] - p.crps[NINES] for p in made]
+    task = np.unique([p.task for p in made], return_inverse=True)[1]
+    by_task = np.bincount(task, behind) / np.bincount(task)
+    tasks = len(by_task)
+    return MethodScores(
+        forecasts=len(made),
+        crps=np.mean([p.crps[name] for p in made]),
+        coverage=np.mean([coverage(*p.pits[name], 0.9) for p in made]),
+        behind=by_task.mean(),
+        behind_stderr=np.std(by_task, ddof=1) / np.sqrt(tasks) if tasks > 1 else np.nan,
+    )
 
 
 def summarize_events(events: Sequence[tuple[float, bool]]) -> EventScores | None:

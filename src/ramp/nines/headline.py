@@ -207,7 +207,8 @@ class Summary:
     checkpoints: int
     covered80: float  # by 80% intervals
     covered80_stderr: float
-    crps: dict[str, float]  # by method, over what every baseline could forecast too
+    compared: int  # of them, those that every baseline could forecast too
+    crps: dict[str, float]  # by method, over these
     events: backtest.EventScores | None  # "so many nines by then"
     brier_persistence: float | None
 
@@ -234,7 +235,7 @@ def summarize_scores(scored: Sequence[Scored]) -> Summary:
     if events:
         persistence = float(np.mean([(e.by_persistence - e.happened) ** 2 for e in events]))
     return Summary(
-        len(scored), len(keys), float(mean), float(stderr), crps,
+        len(scored), len(keys), float(mean), float(stderr), len(common), crps,
         backtest.summarize_events(pairs), persistence,
     )  # fmt: skip
 

@@ -215,7 +215,9 @@ def past_parts(past: Sequence[Scored]) -> list[Part]:
 
 
 def _score_table(s: Summary):
-    rows = [["method", "CRPS of the reliability", "Brier of 'so many nines by then'"]]
+    # The first statements of a run have too few checkpoints for a line.
+    part = f", {s.compared} of {s.count}" if s.compared < s.count else ""
+    rows = [["method", f"CRPS of the reliability{part}", "Brier of 'so many nines by then'"]]
     brier = {}
     if s.events:
         brier = {backtest.NINES: s.events.brier, "persistence": s.brier_persistence}

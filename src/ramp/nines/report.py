@@ -115,15 +115,24 @@ def level_parts(levels: list[Level], last: LastCheckpoint) -> list[Part]:
 
 def score_parts(s: backtest.Summary) -> list[Part]:
     """The scores of a backtest."""
-    rows = [["method", "CRPS", "90% interval covers", "worse than nines by", "± by task"]]
-    for name, method in sorted(s.methods.items(), key=lambda item: item[1].crps):
+    head = ["method", "forecasts", "CRPS", "90% interval covers", "worse than nines by"]
+    rows = [[*head, "± by task"]]
+    # By how far they are behind: a method may have made the easier forecasts only.
+    for name, method in sorted(s.methods.items(), key=lambda item: item[1].behind):
+        scores = f"{method.crps:.4f}", f"{method.coverage:.3f}"
         behind = f"{method.behind:+.4f}", f"{method.behind_stderr:.4f}"
-        rows.append([name, f"{method.crps:.4f}", f"{method.coverage:.3f}", *behind])
+        rows.append([name, method.forecasts, *scores, *behind])
     text = (
         f"{s.forecasts} forecasts; 80% interval covers {s.coverage80:.3f}; "
         f"median misses by {s.mae:.4f}."
     )
     parts: list[Part] = [text, rows, lambda: pit_figure(s.pit)]
+    if any(method.forecasts < s.forecasts for method in s.methods.values()):
+        parts.insert(
+            1,
+            "Methods with fewer forecasts had too few checkpoints for the rest; how much worse "
+            "they are is counted on those that they made.",
+        )
     if e := s.events:
         parts.append(
             f"{e.count} events 'reaches T': Brier {e.brier:.4f}; "
