@@ -118,7 +118,7 @@ def test_inspect_eval_as_inspect_packs_it_by_zstandard(tmp_path, monkeypatch):
 def test_two_scorers_are_a_choice_of_the_user(tmp_path):
     samples = inspect_samples(fmt=lambda i, e: "C", exact=lambda i, e: "CI"[i % 2])
     path = write_eval(tmp_path / "a.eval", inspect_header(), samples)
-    with pytest.raises(UserError, match="t has fmt, exact; name one with --scorer"):
+    with pytest.raises(UserError, match="t has the scorers exact, fmt; name one with --scorer"):
         trials.read(path)
     t = trials.read(path, Reading(scorer=("exact",)))
     assert t.success.mean() == 0.5
@@ -208,9 +208,11 @@ def write_lm_eval(folder, date="2026-01-01T00-00-00.123456", **more):
 
 def test_lm_eval_folder(tmp_path):
     folder = write_lm_eval(tmp_path / "org__m")
-    with pytest.raises(UserError, match="gen has loose, strict; name one with --filter"):
+    with pytest.raises(UserError, match="gen has the filters loose, strict; name one with --filt"):
         trials.read(folder, Reading(metric=("acc",)))
-    with pytest.raises(UserError, match="choice has acc, acc_norm; name one with --metric"):
+    # Both at once, and the remedy as it is printed works.
+    both = "choice has the metrics acc, acc_norm; gen has the filters loose, strict; name one with "
+    with pytest.raises(UserError, match=f"{both}--metric NAME and --filter NAME"):
         trials.read(folder)
     t = trials.read(folder, Reading(metric=("acc",), filter=("loose",)))
     assert set(t.run) == {"org/m-1.4b"}
@@ -439,7 +441,9 @@ def test_deepeval(tmp_path):
         for i in range(2)
     ]
     path = write(tmp_path / "run.json", {"testCases": cases})
-    with pytest.raises(UserError, match="has all, exact, format; name one with --metric"):
+    with pytest.raises(
+        UserError, match="has the metrics all, exact, format; name one with --metric"
+    ):
         trials.read(path)
     assert trials.read(path, Reading(metric=("exact",))).success.tolist() == [1, 0]
 

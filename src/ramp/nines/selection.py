@@ -66,15 +66,33 @@ def choose_measurement(table: Table, reading: Reading, notes: list[Note]) -> Tab
     Raises UserError that lists them where the choice is open: they are several measurements of the
     same trials, and no evidence independent of each other.
     """
+    is_open: dict[str, dict[str, set[str]]] = {}
     for key in CHOICES:
         if key in table and table[key].used():
-            table = _choose(table, key, getattr(reading, key), notes)
+            earlier = [k for k, choices in is_open.items() if choices]
+            table, is_open[key] = _choose(table, key, getattr(reading, key), earlier, notes)
         elif getattr(reading, key):
             raise UserError(f"the log has no {key}s; leave out --{key}")
+    # All at once: whoever names a metric should not then learn that there are filters too.
+    listed = [
+        f"{task} has the {key}s {list_some(sorted(names))}"
+        for key, choices in is_open.items()
+        for task, names in list(choices.items())[:6]
+    ]
+    if listed:
+        flags = " and ".join(f"--{key} NAME" for key, choices in is_open.items() if choices)
+        raise UserError(
+            f"there are several measurements of one trial: {'; '.join(listed)}; name one with "
+            f"{flags}"
+        )
     return table
 
 
-def _choose(table, key, named, notes):
+def _choose(table, key, named, earlier, notes):
+    """The table with the rows of one measurement, and what is open: names by task.
+
+    Rows of an open choice stay. earlier: keys whose choice is open; each of theirs has its own.
+    """
     column = table[key]
     tasks = table.get("task") or constant("task", count_rows(table))
     # A trial that broke has no measurement to choose.
@@ -88,16 +106,19 @@ def _choose(table, key, named, notes):
     # A name that no log has is a slip, and would keep nothing.
     if wrong := set(named) - known:
         raise UserError(f"there is no {key} {min(wrong)!r}; there are {list_some(sorted(known))}")
-    is_open = []
+    is_open: dict[str, set[str]] = {}
     result = keep_as_is.copy()
     # Every task has measurements of its own, and leaves a choice of its own.
-    for place, task in enumerate(tasks.values):
-        rows = (tasks.codes == place) & ~keep
+    group = group_codes([tasks, *(table[k] for k in earlier)], count_rows(table))
+    for g in np.unique(group):
+        rows = (group == g) & ~keep
+        task = tasks.values[tasks.codes[int(np.argmax(group == g))]]
         there = column[rows].used()
         # What has one measurement leaves no choice, whatever was named for other tasks.
         chosen = [name for name in there if name in named] if len(there) > 1 else there
         if len(chosen) > 1 or (there and not chosen):
-            is_open.append(f"{task} has {list_some(there)}")
+            is_open.setdefault(task, set()).update(there)
+            result |= rows
             continue
         # "none" is the name of what was not filtered.
         if chosen and named and chosen[0] not in (*named, "none"):
@@ -109,12 +130,7 @@ def _choose(table, key, named, notes):
             text = f"{task}: the {key} {chosen[0]}, and not {others}, of the same trials"
             notes.append(Note("choice", text, left))
         result |= taken
-    if is_open:
-        raise UserError(
-            f"there are several measurements of one trial: {'; '.join(is_open[:6])}; "
-            f"name one with --{key} NAME"
-        )
-    return keep_rows(table, result)
+    return keep_rows(table, result), is_open
 
 
 def _is_no_share(table, named, notes):
