@@ -144,5 +144,5 @@ def test_a_log_that_never_held_did_not_fall(capsys, tmp_path):
     path.write_text("date,item,success\n" + "\n".join(rows))
     assert main(["nines", "monitor", str(path)]) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "good by success is 0.0000 from the first trial on: it never held" in said
+    assert "good by success is 0.0000, and it was never shown to be higher" in said
     assert "fell from" not in said

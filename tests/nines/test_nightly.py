@@ -142,7 +142,7 @@ def test_a_rate_is_no_number_of_nines(capsys, tmp_path, command):
 def test_a_level_says_that_the_one_below_holds_it_back(capsys, tmp_path):
     text = "model,id,seed,passed\n" + "".join(f"m,{i},1,1\n" for i in range(60))
     said = ask(capsys, tmp_path, "certify", text, "--nines", "1")
-    assert "0 further clean items would demonstrate it; but pilot is not reached" in said
+    assert "0 more items without a failure would prove it; but pilot is not reached" in said
     assert "worst slice" not in said
 
 

@@ -136,7 +136,7 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, small, tmp
     text = page.read_text()
     parser = Page()
     parser.feed(text)
-    assert parser.tags.count("svg") >= 2
+    assert parser.tags.count("svg") >= 1
     assert "script" not in parser.tags
     assert parser.links == []
     for part in (
@@ -155,8 +155,9 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, small, tmp
     assert f"{say_rate(middle)} of tries today" in text
     assert f"{say_rate(low)} to {say_rate(high)}" in text
     for level in found["levels"]:
-        cells = [say_chance(level["now"]), say_chance(level["by_end"])]
-        assert "".join(f"<td>{cell}</td>" for cell in cells) in text
+        cells = [say_chance(level[key]) for key in ("by_end", "now")]
+        marked = [c.replace("under ", "&lt;").replace("over ", "&gt;") for c in cells]
+        assert "".join(f"<td>{cell}</td>" for cell in marked) in text
         places = [level[key] for key in ("sure", "low", "high")]
         for place, date in zip(places, level["dates"], strict=True):
             assert (place or 0) <= found["places"][0] or date in text
@@ -239,7 +240,7 @@ def test_mistakes_are_one_sentence(capsys, table, tmp_path):
     plan = tmp_path / "plan.csv"
     plan.write_text("date,compute\n2027-01-01,10\n2028-01-01,10000\n")
     steps.write_text("run,step,item,success\na,1,x,1\na,1,y,0\na,5,x,1\na,5,y,1\n")
-    assert "no compute" in refused(capsys, "forecast", steps, "--schedule", plan)
+    assert "needs date and step" in refused(capsys, "forecast", steps, "--schedule", plan)
     steps.write_text("run,item,success\na,x,1\na,y,0\n")
     assert "nothing to extrapolate" in refused(capsys, "forecast", steps)
 

@@ -9,7 +9,7 @@ import pytest
 
 from ramp.cli import main
 from ramp.errors import UserError
-from ramp.nines import audit, trials
+from ramp.nines import audit, cleaning, trials
 from ramp.nines.notes import Reading
 
 ROWS = [
@@ -258,7 +258,7 @@ def test_checkpoints_that_are_runs_of_their_own_are_one_run(tmp_path):
     reading = Reading(step_from=r"ckpt-(\d+)")
     t = read(tmp_path, text, reading)
     assert set(t.run) == {"lm-sft"} and sorted(set(t.step)) == [100, 200, 400]
-    assert any("differ in the step alone are one: lm-sft" in note.text for note in t.notes)
+    assert any("differ in the checkpoint alone are one: lm-sft" in note.text for note in t.notes)
     words = ["nines", "forecast", str(tmp_path / "t.csv"), "--step-from", r"ckpt-(\d+)"]
     assert main(words) == 0
     nameless = text.replace("lm-", "").replace("-sft", "")
@@ -322,3 +322,82 @@ def test_a_million_rows(tmp_path, kind):
     assert (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**20 * 1.5
     )  # KiB, with pytest's own
+
+
+CHECKPOINTS = [f"lm-step{step}" for step in (1000, 2000, 4000)]
+
+
+def write_checkpoints(folder):
+    """A run for each checkpoint, with an empty column of steps, as lm-evaluation-harness has it."""
+    rows = [f"{run},,{i},{int(i < 6)}" for run in CHECKPOINTS for i in range(8)]
+    return read_path(folder, "\n".join(["run,step,item,success", *rows]) + "\n")
+
+
+def read_path(folder, text):
+    path = folder / "t.csv"
+    path.write_text(text)
+    return path
+
+
+def test_an_empty_column_of_steps_does_not_keep_runs_apart(tmp_path):
+    t = trials.read(write_checkpoints(tmp_path), Reading(step_from=r"step(\d+)"))
+    assert set(t.run) == {"lm"} and sorted(set(t.step)) == [1000, 2000, 4000]
+
+
+def test_compute_from_a_name_joins_checkpoints_too(tmp_path):
+    path = write_checkpoints(tmp_path)
+    t = trials.read(path, Reading(compute_from=r"step(\d+)"))
+    assert set(t.run) == {"lm"} and sorted(set(t.compute)) == [1000, 2000, 4000]
+    both = trials.read(path, Reading(step_from=r"step(\d+)", compute_from=r"step(\d+)"))
+    assert both.compute.tolist() == both.step.tolist()
+
+
+@pytest.mark.parametrize("form", ["names in the log", "the joined name and a step"])
+def test_releases_of_checkpoints(tmp_path, form):
+    steps = (1000, 2000, 4000)
+    of_step = {"names in the log": "{run},{flop}", "the joined name and a step": "lm,{flop},{step}"}
+    head = "run,compute" + (",step" if "step" in form else "")
+    lines = [
+        of_step[form].format(run=run, flop=step * 1e6, step=step)
+        for run, step in zip(CHECKPOINTS, steps, strict=True)
+    ]
+    table = tmp_path / "releases.csv"
+    table.write_text("\n".join([head, *lines]) + "\n")
+    path = write_checkpoints(tmp_path)
+    t = trials.read(path, Reading(step_from=r"step(\d+)", releases=table))
+    assert set(t.run) == {"lm"} and (t.compute == t.step * 1e6).all()
+
+
+def test_rows_are_selected_by_what_a_pattern_finds(tmp_path):
+    path = write_checkpoints(tmp_path)
+    reading = Reading(step_from=r"step(\d+)", where={"step": ("2000",)})
+    assert set(trials.read(path, reading).step) == {2000}
+    with pytest.raises(UserError, match=r"no row with step = 7; there are 1000.*4000"):
+        trials.read(path, Reading(step_from=r"step(\d+)", where={"step": ("7",)}))
+
+
+@pytest.mark.parametrize("command", ["gate", "forecast"])
+def test_runs_that_look_like_checkpoints_get_a_remedy_that_works(tmp_path, capsys, command):
+    path = write_checkpoints(tmp_path)
+    words = ["nines", command, str(path), "--nines", "1"]
+    assert main(words) != 0
+    remedy = r"--step-from 'step(\d+)'"
+    assert remedy in capsys.readouterr().err
+    assert main([*words, *remedy.replace("'", "").split()]) in (0, 1, 2)
+    assert "error" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        (["a-step1", "a-step20"], r"step(\d+)"),
+        (["7b-ckpt-1", "7b-ckpt-2"], r"ckpt\-(\d+)"),
+        (["gpt-3.5", "gpt-4"], None),
+        (["x", "y"], None),
+        (["1-a", "2-b"], None),
+        (["step1-step1", "step1-step2"], None),
+    ],
+)
+def test_patterns_are_suggested_where_one_number_differs(names, pattern):
+    said = cleaning.suggest_pattern(np.array(names))
+    assert (f"'{pattern}'" in said) if pattern else said == ""

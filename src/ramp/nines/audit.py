@@ -13,6 +13,8 @@ from scipy.special import logit
 
 from ramp.errors import UserError
 from ramp.nines import growth, intervals
+from ramp.nines.cleaning import suggest_pattern
+from ramp.nines.notes import list_some
 from ramp.nines.sequential import Evidence, count_clean_units, count_evidence
 from ramp.nines.trials import UNNAMED, Trials, checkpoint_progress, group_rows, rank_dates
 from ramp.nines.words import plural
@@ -98,10 +100,12 @@ def find_last(t: Trials) -> tuple[ndarray, str]:
     x = checkpoint_progress(t)
     rows = np.flatnonzero(x == x.max())
     last = t[rows]
-    if len(np.unique(last.run)) > 1:
+    runs = np.unique(last.run)
+    if len(runs) > 1:
+        hint = suggest_pattern(runs)
         raise UserError(
-            "the last checkpoint is of several runs; choose one with --where run=NAME"
-            f" ({last.run[0]}, ...)"
+            f"the last checkpoint is of several runs ({list_some(runs)}); choose one with "
+            f"--where run=NAME{'; ' if hint else ''}{hint}"
         )
     place = rank_dates(last)
     dates = np.unique(last.date)
@@ -118,8 +122,9 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
     """
     if (t.item == "").any():
         raise UserError(
-            "certification needs the item of every trial; repeats of unnamed items prove nothing: "
-            "name the column of items with --map COLUMN=item"
+            "certification needs the item of every trial, and these are accuracies: give the log "
+            "of single trials (lm_eval writes it with --log_samples), or name the column of items "
+            "with --map COLUMN=item"
         )
     rows, which = find_last(t)
     t = t[rows]
@@ -198,9 +203,12 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     any_try = intervals.pass_at_k(k, successes[is_base][has], tries[is_base][has])
     low = shown(any_try, has.sum())
     where = f" on {base}" if len(rates) > 1 else ""
-    tries_work = "the only try works" if k == 1 else f"one of {k} tries works"
+    tries_work = "the first try works" if k == 1 else f"one of {k} tries works"
     sure = f"at {confidence:.6g} confidence"
-    reason = f"{tries_work}{where}: {any_try:.3f}, {sure} at least {low:.3f} (asked: {DEMO_RATE:g})"
+    reason = (
+        f"{tries_work}{where} for {any_try:.1%} of items, {sure} for at least {low:.1%} (a demo "
+        f"takes {DEMO_RATE:.0%})"
+    )
     checks = [("demo", low >= DEMO_RATE, reason)]
 
     # pilot: most items work every time, in every slice.
@@ -208,13 +216,14 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     low = shown(1 - failures / n, n)
     every = shown(intervals.pass_hat_k(k, successes[has], tries[has]), has.sum())
     drop = rates[base] - worst
+    every_try = "that try" if k == 1 else f"each of {k} tries"
     reached = low >= PILOT_RATE and every >= PILOT_ALL and drop <= PILOT_DROP
     reason = (
-        f"{sure} first tries pass at least {low:.3f} (asked: {PILOT_RATE:g}), all of {k} tries at "
-        f"least {every:.3f} (asked: {PILOT_ALL:g})"
+        f"{sure} the first try works for at least {low:.1%} of items (a pilot takes "
+        f"{PILOT_RATE:.0%}), {every_try} for at least {every:.1%} ({PILOT_ALL:.0%})"
     )
     if len(rates) > 1:
-        reason += f", worst slice {drop:.3f} below {base} (at most {PILOT_DROP:g})"
+        reason += f", the worst slice is {drop:.1%} below {base} (at most {PILOT_DROP:.0%})"
     if k < PILOT_TRIES:
         reached = False
         reason += f"; four tries an item are needed, there are {k}"
@@ -228,8 +237,8 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     evidence = last.evidence(unit)
     more = count_clean_units(evidence, 1 - 10.0**-nines, confidence)
     reason = (
-        f"{n} distinct items with {failures} failures; {more:,} further clean "
-        f"{plural(unit, more)} would demonstrate it"
+        f"{n} distinct items with {failures} failures; {more:,} more {plural(unit, more)} without "
+        "a failure would prove it"
     )
     if len(rates) > 1:
         reason += f"; the worst slice passes {worst:.3f}"
@@ -278,9 +287,9 @@ def _is_sustained(t, confidence):
         return False, str(error)
     low, high = r.interval
     return high < 1, (
-        "failures thin out where Crow-AMSAA's exponent is below 1: "
-        f"{r.exponent:.2f} [{low:.2f} .. {high:.2f}]; in as many trials again "
-        f"{r.next_failures:.3g} failures"
+        "failures become rarer from checkpoint to checkpoint where the exponent of their growth "
+        f"(Crow-AMSAA) is below 1: {r.exponent:.2f} [{low:.2f} .. {high:.2f}]; in as many trials "
+        f"again {r.next_failures:.3g} failures"
     )
 
 

@@ -6,6 +6,7 @@ Every step takes a table and returns one, and notes what it left out, took by de
 import datetime
 import difflib
 import re
+from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -258,26 +259,42 @@ def check_unknown(table: Table, notes: list[Note]) -> Table:
 # --- values
 
 
+# What patterns and releases find.
+PROGRESS = ("step", "compute", "date")
+
+
+def list_found(reading: Reading) -> set[str]:
+    """The columns that reading fills: rows cannot be selected by them before."""
+    patterns = {key for key in PROGRESS if getattr(reading, f"{key}_from")}
+    return patterns | (set(PROGRESS) if reading.releases else set())
+
+
 def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
-    """Fill step, compute and date from texts by a pattern, and from a table of releases."""
-    patterns = {
-        "step": reading.step_from,
-        "compute": reading.compute_from,
-        "date": reading.date_from,
-    }
-    for key, pattern in patterns.items():
-        if pattern:
-            progress = _find(table, key, pattern)
-            if key == "step" and "run" in table and "step" not in table:
-                runs = _join_checkpoints(table["run"], pattern, notes)
-                table = {name: runs if name == "run" else table[name] for name in table}
-            table = table | {key: progress}
+    """Fill step, compute and date from texts by a pattern, and from a table of releases.
+
+    Runs whose names differ in what a pattern finds alone become one run.
+    """
+    patterns = {key: p for key in PROGRESS if (p := getattr(reading, f"{key}_from"))}
+    # All from the names as the logs have them: what makes one run of several comes last.
+    found = {key: _find(table, key, pattern) for key, pattern in patterns.items()}
+    joined = table.get("run")
+    for key in ("step", "compute"):
+        # A step that the log itself tells makes no checkpoints of its runs.
+        is_told = key in table and len(table[key].used()) > 0
+        if joined and key in patterns and not is_told:
+            joined = _join_checkpoints(joined, patterns[key])
+    if joined and joined is not table["run"]:
+        names = list_some(sorted(map(to_text, joined.used())))
+        notes.append(
+            Note("guess", f"runs whose names differ in the checkpoint alone are one: {names}")
+        )
+    table = table | found
     if reading.releases:
-        table = _join_releases(table, reading, notes)
-    return table
+        table = _join_releases(table, joined, reading, notes)
+    return table | {"run": joined} if joined else table
 
 
-def _join_checkpoints(runs, pattern, notes):
+def _join_checkpoints(runs, pattern):
     """The column of runs whose names hold the step, without it: `lm-ckpt-100` is a checkpoint."""
     split = partial(re.compile(pattern).split, maxsplit=1)
 
@@ -290,12 +307,32 @@ def _join_checkpoints(runs, pattern, notes):
     names = set(map(to_text, runs.used()))
     if not all(len(split(name)) > 1 for name in names):
         return runs
-    joined = set(map(shorten, names))
-    if len(joined) == len(names):
+    if len(set(map(shorten, names))) == len(names):
         return runs
-    said = f"runs whose names differ in the step alone are one: {list_some(sorted(joined))}"
-    notes.append(Note("guess", said))
     return runs.map(shorten)
+
+
+def suggest_pattern(runs: ndarray) -> str:
+    """A sentence on --step-from, where names of runs differ in one number alone; "" elsewhere."""
+    names = sorted(set(runs.tolist()))
+    parts = [re.split(r"(\d+)", name) for name in names]
+    if len(names) < 2 or len(set(map(len, parts))) > 1:
+        return ""
+    differ = [k for k, cells in enumerate(zip(*parts, strict=True)) if len(set(cells)) > 1]
+    if len(differ) != 1 or differ[0] % 2 == 0:
+        return ""
+    place = differ[0]
+    word = re.search(r"[A-Za-z]*[-_.=]?$", parts[0][place - 1])[0]
+    pattern = rf"{re.escape(word)}(\d+)"
+    found = [re.search(pattern, name) for name in names]
+    if not word or any(
+        m is None or m[1] != cells[place] for m, cells in zip(found, parts, strict=True)
+    ):
+        return ""
+    return (
+        f"if {names[0]} and {names[-1]} are checkpoints of one run, --step-from '{pattern}' makes "
+        "them one"
+    )
 
 
 def _find(table, key, pattern):
@@ -329,7 +366,7 @@ def _parse_count(text):
     return None if number is None else number * SUFFIXES.get(match[2], 1.0)
 
 
-def _join_releases(table, reading, notes):
+def _join_releases(table, joined, reading, notes):
     path = reading.releases
     try:
         releases = rename_columns(read_csv(path), Reading(), notes)
@@ -340,26 +377,54 @@ def _join_releases(table, reading, notes):
         raise UserError(
             f"{path} is no table of releases; it needs a column run, and date, compute or step"
         )
-    # The last row of a run counts, as of a list that was added to.
-    names = releases["run"]
-    row_of = {to_text(names.values[code]): row for row, code in enumerate(names.codes)}
-    run = table.get("run") or constant("run", count_rows(table))
+    rows = _index_releases(releases)
+    plain = constant("run", count_rows(table))
+    # By the name in the log, or by that of the run that its checkpoints were joined to.
+    names = [table.get("run") or plain, joined or plain]
+    step = table.get("step") or constant(None, count_rows(table))
+    group = group_codes([*names, step], count_rows(table))
+    first, group = np.unique(group, return_index=True, return_inverse=True)[1:]
+
+    def find_row(row):
+        at = to_text(step.values[step.codes[row]])
+        texts = [to_text(name.values[name.codes[row]]) for name in names]
+        keys = [(text, which) for text in texts for which in (at, None)]
+        return next((rows[key] for key in keys if key in rows), None)
+
+    places = [find_row(row) for row in first]
     # They keep what the log says of them, or nothing.
-    missing = [name for name in run.used() if to_text(name) not in row_of]
+    missing = {
+        to_text(names[0].values[names[0].codes[row]])
+        for row, place in zip(first, places, strict=True)
+        if place is None
+    }
     if missing:
-        notes.append(Note("default", f"runs that {path.name} does not have: {list_some(missing)}"))
+        text = f"runs that {path.name} does not have: {list_some(sorted(missing))}"
+        notes.append(Note("default", text))
     # What a row says itself is not overwritten.
     for key in keys:
         column = releases[key]
-
-        # Bound as a default, since the loop goes on to other columns.
-        def look_up(name, column=column):
-            row = row_of.get(to_text(name))
-            return None if row is None else column.values[column.codes[row]]
-
-        filled = run.map(look_up)
+        cells = [None if row is None else column.values[column.codes[row]] for row in places]
+        filled = encode_cells(cells)[group]
         table = table | {key: _fill(table[key], filled) if key in table else filled}
     return table
+
+
+def _index_releases(releases):
+    """The row of a run and a step; of None, where the run has one row or no steps.
+
+    The last row of several counts, as of a list that was added to.
+    """
+    names = [to_text(releases["run"].values[code]) for code in releases["run"].codes]
+    if "step" not in releases:
+        return {(name, None): row for row, name in enumerate(names)}
+    step = releases["step"]
+    steps = [to_text(parse_number(step.values[code])) for code in step.codes]
+    rows = {(name, at): row for row, (name, at) in enumerate(zip(names, steps, strict=True))}
+    # A run with several steps is told apart by them alone.
+    counts = Counter(name for name, _ in rows)
+    once = {(name, None): row for (name, _), row in rows.items() if counts[name] == 1}
+    return rows | once
 
 
 def to_text_array(table: Table, key: str) -> ndarray:

@@ -134,7 +134,7 @@ COMMANDS = {
                 "--schedule",
                 type=parse_path,
                 metavar="CSV",
-                help="date,compute: what will have been spent when",
+                help="date,compute (or date,step, as the trials have): how far it will be when",
             ),
             _record("append this forecast, to be scored later"),
         ),

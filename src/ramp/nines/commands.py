@@ -260,7 +260,7 @@ def forecast(args: Namespace) -> Answer:
     slices = _parse_pairs(args.slice, float)
     f = readiness.forecast(t, args.decades, families, slices, args.run)
     h = headlines.summarize(f, args.nines, args.probability, schedule)
-    parts = page.headline_parts(h)
+    parts = page.headline_parts(h, f)
     if schedule:
         parts += _describe_schedule(schedule, h)
     if args.record:
@@ -271,23 +271,21 @@ def forecast(args: Namespace) -> Answer:
     if args.page:
         past = headlines.replay(t, h)
         context = page.context_parts(t, f, h, past)
-        parts = [*parts[:2], lambda: page.reliability_figure(f, h), *parts[2:], *context]
+        top = [page.say_trust(past), lambda: page.reliability_figure(f, h)]
+        parts = [*parts[:2], *top, *parts[2:], *context]
     return Answer(h, parts)
 
 
 def _read_schedule(path, unit):
-    if unit != "compute":
-        raise UserError(
-            "dates come from a schedule of compute, and these trials have no compute; "
-            "add that column"
-        )
+    """The (date, compute or step) of each row, in the unit that the trials have."""
     try:
         rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
         # The day as it is written: in UTC a midnight may be of the day before.
-        return [(parse_date(row["date"][:10]), float(row["compute"])) for row in rows]
+        return [(parse_date(row["date"][:10]), float(row[unit])) for row in rows]
     except KeyError as error:
         raise UserError(
-            f"{path} is not a schedule: there is no column {error}; it needs date and compute"
+            f"{path} is not a schedule for these trials: there is no column {error}; their "
+            f"progress is in {unit}{'s' * (unit == 'step')}, so it needs date and {unit}"
         ) from None
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a schedule: {error}") from None
@@ -295,18 +293,19 @@ def _read_schedule(path, unit):
 
 def _describe_schedule(schedule, h):
     """Sentences on what a schedule cannot date, or dates before today."""
+    what = "" if h.unit == "compute" else "step "
     now, end = (10**place for place in (h.places[0], h.places[-1]))
     (begins, first), (ends, last) = schedule[0], schedule[-1]
     if now < first:
         yield (
-            f"The schedule begins at {first:.3g} on {begins}, and the last checkpoint has had "
+            f"The schedule begins at {what}{first:.3g} on {begins}, and the last checkpoint is at "
             f"{now:.3g}: what is reached before has no date."
         )
     if end > last:
-        yield f"The schedule ends at {last:.3g} on {ends}: what is reached later has no date."
+        yield f"The schedule ends at {what}{last:.3g} on {ends}: what is reached later has no date."
     if any(date and date < h.made for level in h.levels for date in level.dates):
         yield (
-            f"Dates before today ({h.made}) are those of the schedule: by it more has been spent "
+            f"Dates before today ({h.made}) are those of the schedule: by it the run is further "
             f"than the {now:.3g} of the last checkpoint."
         )
 
@@ -503,7 +502,10 @@ def monitor(args: Namespace) -> Answer:
     text = f"No alarm in {w.trials:,} trials."
     if a := w.alarm:
         share = f"the share of trials good by {a.stream}"
-        what = f"{share} is {a.after:.4f} from the first trial on: it never held"
+        what = (
+            f"{share} is {a.after:.4f}, and it was never shown to be higher; if that is as it "
+            "should be, watch for another rate (--rate, --within)"
+        )
         if a.before is not None:
             what = (
                 f"{share} fell from {a.before:.4f} to {a.after:.4f}, most likely from {a.change} "
@@ -511,6 +513,6 @@ def monitor(args: Namespace) -> Answer:
             )
         text = (
             f"ALARM at {args.by} {a.at}, after {a.trials:,} trials: {what}. "
-            "Once mended, go on with --since."
+            f"Once it is mended, --since leaves out what is before a {args.by}."
         )
     return Answer(w, [text, facts_table(facts)], int(w.alarm is not None))

@@ -68,8 +68,9 @@ def pair_items(first: Trials, second: Trials) -> Pairs:
     for t in (first, second):
         if (t.item == "").all():
             raise UserError(
-                "accuracies without items cannot be compared item by item; give the trials, and "
-                "name their column of items with --map COLUMN=item"
+                "accuracies without items cannot be compared item by item; give the log of "
+                "single trials (lm_eval writes it with --log_samples), or name the column of "
+                "items with --map COLUMN=item"
             )
         own = t[t.item != ""]
         rows, which = find_last(own)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
+from scipy.stats import fisher_exact
 
 from ramp.errors import UserError
 from ramp.nines.intervals import Interval, clopper_pearson
@@ -42,7 +43,7 @@ class Alarm:
     change: str  # where the change most likely began
     since: int  # trials from there to the alarm
     stream: str  # the condition that broke most clearly, and its slice
-    before: float | None  # share of good trials before the change; None: there are none
+    before: float | None  # share of good trials before the change; None: not shown to be better
     after: float  # and from it to the alarm
 
 
@@ -184,6 +185,17 @@ def _describe(parts, at, moment, names):
         change=str(names[start]),
         since=int(inside.sum()),
         stream=name,
-        before=float(s.good[earlier].mean()) if earlier.any() else None,
+        before=float(s.good[earlier].mean()) if _is_shown(s.good, earlier, inside) else None,
         after=float(s.good[inside].mean()),
     )
+
+
+def _is_shown(good, earlier, inside):
+    """Whether the trials before were better for certain: a good start of few is no fall.
+
+    The place of the change was chosen to tell them apart, hence a hundredth.
+    """
+    if not earlier.any():
+        return False
+    counts = [[good[rows].sum(), (~good[rows]).sum()] for rows in (earlier, inside)]
+    return fisher_exact(np.array(counts), alternative="greater").pvalue < 0.01

@@ -10,6 +10,7 @@ from ramp.errors import UserError
 from ramp.nines import audit, backtest, gate, intervals
 from ramp.nines.headline import BASELINES, Headline, Passage, Scored, Summary, summarize_scores
 from ramp.nines.intervals import count_nines
+from ramp.nines.notes import list_some
 from ramp.nines.readiness import Forecast
 from ramp.nines.report import Part, convergence_warning, in_style, level_parts, pit_figure
 from ramp.nines.trials import Trials, group_rows
@@ -18,43 +19,47 @@ from ramp.reporting.figure import COLORS, GREY, blank
 
 # Below these, more of them would make the answer better.
 FEW_CHECKPOINTS, FEW_ITEMS, FEW_STATEMENTS = 5, 100, 10
+MISSES = 8  # items that fail today and are named
 TERMS = [
     ["word", "what it means here"],
+    ["item", "one question or case that was tried; a try is one answer to it"],
     ["nines", "1 nine: 90% of tries succeed; 2 nines: 99%; 3 nines: 99.9%, one failure in 1,000"],
-    ["mix of use", "how often each kind of case comes up; reliability is the mean over it"],
+    ["mix of use", "how often each kind of case (slice) comes up; reliability is the mean over it"],
     ["reached", "the mix has so many nines, and no part of it is more than one nine worse"],
     ["80% sure by", "in 8 of 10 simulated futures it is reached by then"],
+    [
+        "earliest, latest",
+        "in 1 of 10 of them it is reached before the one, in 1 of 10 after the other",
+    ],
     ["compute, step", "how much training there has been: floating-point operations, or updates"],
     ["checkpoint", "the system as it was at one moment of its training, when it was tried"],
+    ["demo, pilot, production", "one of several tries works; most items work each time; proven"],
     ["CRPS", "how far a forecast was from the truth, with its doubts; lower is better"],
     ["Brier score", "mean square of chance less outcome (0 or 1); always saying 50% gives .25"],
     ["persistence", "the simplest forecast: tomorrow is like today"],
+    ["log-linear, power law", "a line, or a curve that levels off, through the last checkpoints"],
 ]
 
 
 # The headline
 
 
-def headline_parts(h: Headline) -> list[Part]:
-    """The headline as sentences and a table."""
-    low, middle, high = h.now
-    today = (
-        f"{h.run} succeeds in {say_rate(middle)} of tries today "
-        f"(90% sure: {say_rate(low)} to {say_rate(high)}). {_describe_mix(h)}"
-    )
+def headline_parts(h: Headline, f: Forecast) -> list[Part]:
+    """The headline as sentences and a table. f: what it is of."""
     place = h.places[0]
     spent = f"{10**place:,.0f}" if place < 6 else f"{10**place:.3g}"
     unit = "floating-point operations" if h.unit == "compute" else "steps of training"
     far = f"{h.times:.3g}x"
-    head = ["level", "today", f"within {far}", f"{h.probability:.0%} sure by"]
-    rows = [[*head, "8 of 10 futures: from", "to"]]
+    sure = f"{h.probability:.0%} sure by"
+    rows = [["level", sure, "earliest", "latest", f"within {far}", "today"]]
     for level in h.levels:
-        name = f"{describe_nines(level.nines)} ({100 * (1 - 10**-level.nines):.6g}%)"
-        chances = say_chance(level.now), say_chance(level.by_end)
-        rows.append([name, *chances, *(_say_place(h, level, k) for k in range(3))])
+        name = f"{describe_nines(level.nines)}: {_say_share(level.nines)}"
+        # Marks, since a column of words would be broken on a phone.
+        chances = [_mark_chance(p) for p in (level.by_end, level.now)]
+        rows.append([name, *(_say_place(h, level, k) for k in range(3)), *chances])
     return [
         f"## {say_answer(h, h.run)}",
-        today,
+        f"{_say_today(h, f)} {_describe_mix(h)}".strip(),
         *convergence_warning(h.converged),
         rows,
         f"x: times what it has had so far, {spent} {unit}. Percentages are the probability that "
@@ -62,27 +67,60 @@ def headline_parts(h: Headline) -> list[Part]:
     ]
 
 
-def say_answer(h: Headline, name: str) -> str:
-    """The answer in one line, on the first level that does not hold yet.
+def _say_today(h, f):
+    """What was measured, and what the model makes of all checkpoints, so that both are known."""
+    low, middle, high = h.now
+    text = (
+        f"By all checkpoints together {h.run} succeeds in {say_rate(middle)} of tries today "
+        f"(90% sure: {say_rate(low)} to {say_rate(high)})"
+    )
+    if len(f.measured):
+        text += f"; the last one alone showed {say_rate(f.measured.value[-1])}"
+    return f"{text}."
 
-    "addition/2: 94% today; 1 nine by 2.1x, 80% sure". name: of what it is about.
+
+def say_answer(h: Headline, name: str) -> str:
+    """The answer in one line, on every level that does not hold yet.
+
+    "addition/2: 94% today. 1 nine: at 2.1 times today's steps, 80% sure." name: of what it is.
     """
-    text = f"{name}: {say_rate(h.now[1])} today; "
+    text = f"{name}: {say_rate(h.now[1])} today."
     open_levels = [level for level in h.levels if level.now < h.probability]
     if not open_levels:
         last = h.levels[-1]
-        return f"{text}{describe_nines(last.nines)} hold with {say_chance(last.now)} probability"
-    level = open_levels[0]
-    text += describe_nines(level.nines)
-    if math.isinf(level.sure):
-        reach = f"within {h.times:.3g} times today's {h.unit}"
-        return f"{text} {reach} with {say_chance(level.by_end)} probability"
-    return f"{text} at {_say_place(h, level, 0)} of today's {h.unit}, {h.probability:.0%} sure"
+        return f"{text} {describe_nines(last.nines)}: today, {say_chance(last.now)} sure."
+    reached = [level for level in open_levels if math.isfinite(level.sure)]
+    for level in reached:
+        when = level.dates[0]
+        at = f"{_times(h, level.sure)} times today's {_unit(h)}"
+        at = f"by {when} ({at})" if when else f"at {at}"
+        text += f" {describe_nines(level.nines)}: {at}, {h.probability:.0%} sure."
+    # Of those that are out of reach the first says most.
+    for level in open_levels[len(reached) :][:1]:
+        reach = f"within {h.times:.3g} times today's {_unit(h)}"
+        text += f" {describe_nines(level.nines)}: {say_chance(level.by_end)} {reach}."
+    return text
+
+
+def _unit(h):
+    return "compute" if h.unit == "compute" else "steps"
+
+
+def _times(h, place):
+    return f"{10 ** (place - h.places[0]):.2g}"
+
+
+def _say_share(nines):
+    return f"{100 * (1 - 10**-nines):.6g}%"
 
 
 def say_chance(p: float) -> str:
     """A probability of a forecast, in percent; no draw is no proof, and neither are all of them."""
     return "under 1%" if p < 0.01 else "over 99%" if p > 0.99 else f"{p:.0%}"
+
+
+def _mark_chance(p):
+    return say_chance(p).replace("under ", "<").replace("over ", ">")
 
 
 def _say_place(h, level, k):
@@ -92,7 +130,7 @@ def _say_place(h, level, k):
     if place <= h.places[0] + 1e-9:
         return "today"
     date = f", {level.dates[k]}" if level.dates[k] else ""
-    return f"{10 ** (place - h.places[0]):.2g}x{date}"
+    return f"{_times(h, place)}x{date}"
 
 
 def _describe_mix(h):
@@ -114,7 +152,7 @@ def context_parts(t: Trials, f: Forecast, h: Headline, past: Sequence[Scored]) -
     """
     t = t[t.run == f.run]
     efforts = [_say_effort(h, level) for level in h.levels]
-    parts: list[Part] = ["## What it would take", *efforts]
+    parts: list[Part] = ["## What it would take", *efforts, *_list_failing(t)]
     parts += [*_describe_proof(t, h), "## What evidence is missing", *_list_missing(t, f, h, past)]
     parts.append("## How good such statements were")
     parts += past_parts(past)
@@ -129,14 +167,15 @@ def context_parts(t: Trials, f: Forecast, h: Headline, past: Sequence[Scored]) -
 def _say_effort(h: Headline, level: Passage) -> str:
     name = describe_nines(level.nines)
     if level.now >= h.probability:
-        return f"{name}: nothing more; it holds today with {say_chance(level.now)} probability."
+        return f"{name}: nothing more; it holds today, {say_chance(level.now)} sure."
     even = next((p for p, c in zip(h.places, level.chances, strict=True) if c >= 0.5), math.inf)
     if math.isinf(even):
         return (
-            f"{name}: more than growth within {h.times:.3g} times today's {h.unit} is likely to "
-            f"bring ({say_chance(level.by_end)}); what fails today needs work of another kind."
+            f"{name}: more than growth within {h.times:.3g} times today's {_unit(h)} is likely to "
+            f"bring ({say_chance(level.by_end)}). More of the same training is not enough: mend "
+            "what fails today."
         )
-    text = f"{name}: even odds at {10 ** (even - h.places[0]):.2g} times today's {h.unit}"
+    text = f"{name}: even odds at {_times(h, even)} times today's {_unit(h)}"
     sure = "only later" if math.isinf(level.sure) else f"at {_say_place(h, level, 0)}"
     return f"{text}; {h.probability:.0%} sure {sure}."
 
@@ -146,14 +185,33 @@ def _describe_proof(t, h):
         verdicts = [gate.judge(t, level.nines) for level in h.levels]
     except UserError as error:
         return [f"What proof would take is unknown: {error}."]
-    missing = [f"{v.more:,} for {describe_nines(v.nines)}" for v in verdicts if v.more]
+    missing = [_say_missing(v, h) for v in verdicts if v.more]
     if not missing:
         return ["All of these levels are proven by the trials of today."]
     units = plural(verdicts[0].unit, 2)
-    return [
-        f"To prove it, further {units} without a failure: {', '.join(missing)}. Each failure "
-        "raises the number; `ramp nines gate` counts."
+    return [f"Proof takes more {units}, in a row and without a failure: {'; '.join(missing)}."]
+
+
+def _say_missing(v, h):
+    # A system that is not there yet hardly ever passes so many, and should not be sent to try.
+    chance = _mark_chance(h.now[1] ** v.more)
+    return f"{v.more:,} for {describe_nines(v.nines)} (today's system would pass: {chance})"
+
+
+def _list_failing(t):
+    """The items that failed at the last checkpoint: where to look."""
+    try:
+        last = audit.last_checkpoint(t)
+    except UserError:
+        return []
+    tasks = len(np.unique(last.task)) > 1
+    names = [
+        f"{task}/{item}" if tasks else item
+        for task, item in zip(last.task[~last.passed], last.item[~last.passed], strict=True)
     ]
+    if not names:
+        return []
+    return [f"What fails today, {len(names)} of {last.items} items: {list_some(names, MISSES)}."]
 
 
 def _list_missing(t, f, h, past):
@@ -166,12 +224,12 @@ def _list_missing(t, f, h, past):
         )
     if len(f.measured) < FEW_CHECKPOINTS:
         rows.append(
-            f"{len(f.measured)} {plural('checkpoint', len(f.measured))}: intervals are wide "
-            f"because they must be. {FEW_CHECKPOINTS} make a forecast worth reading."
+            f"{len(f.measured)} {plural('checkpoint', len(f.measured))}: with so few, ranges are "
+            f"wide. {FEW_CHECKPOINTS} make a forecast worth reading."
         )
     items = len(group_rows(t.task, t.item)[0])
     if h.usage.slices and items < FEW_ITEMS:
-        rows.append(f"{items} {plural('item', items)}: more distinct ones narrow every interval.")
+        rows.append(f"{items} {plural('item', items)}: {FEW_ITEMS} or more narrow every range.")
     # Nothing is measured where no checkpoint tried the whole mix.
     worst, value = (column[-1:].sum() for column in (f.measured.worst, f.measured.value))
     if len(h.usage.slices) > 1 and worst < value - 0.05:
@@ -181,34 +239,66 @@ def _list_missing(t, f, h, past):
         )
     if not any(date for level in h.levels for date in level.dates):
         rows.append(
-            "No date: a plan of spending (--schedule) that reaches from today's compute to that of "
-            "the levels gives them dates."
+            f"No date: a plan (--schedule) that says from today on which {h.unit} is reached when "
+            "gives dates to the levels."
         )
     if len(past) < FEW_STATEMENTS:
         rows.append(
-            f"{len(past)} earlier {plural('statement', len(past))} could be scored: how far to "
-            "trust this one is hardly known. Try the same items at more checkpoints."
+            f"Only {len(past)} earlier {plural('statement', len(past))} of this kind can be "
+            f"checked, {FEW_STATEMENTS} would say something: try the same items at more "
+            "checkpoints."
         )
     return rows or ["Nothing that can be named."]
+
+
+def say_trust(past: Sequence[Scored]) -> str:
+    """How far to trust the headline, in one sentence that a manager reads."""
+    if not past:
+        return "How good such statements are is not known: no earlier one can be checked yet."
+    s = summarize_scores(past)
+    text = (
+        f"Of {s.count} earlier statements of this kind, {_say_covered(s)} came true within their "
+    )
+    text += "80% range"
+    if not s.compared:
+        return f"{text}; no simple method could make them all."
+    best = min(BASELINES, key=lambda name: s.crps[name])
+    if s.crps[best] < s.crps[backtest.NINES]:
+        ratio = s.crps[backtest.NINES] / max(s.crps[best], 1e-9)
+        return (
+            f"{text}, but a simple method ({best}) came {ratio:.2g} times nearer to what was then "
+            "measured: take the places and dates here as weak."
+        )
+    return f"{text}, and none of the simple methods came nearer to what was then measured."
+
+
+def _say_covered(s):
+    # A share of a few would look like one of many; a tie counts half.
+    if s.count < 20:
+        return f"{s.covered80 * s.count:.3g}"
+    inside = f"{s.covered80:.0%}"
+    return f"{inside} ± {s.covered80_stderr:.0%}" if s.covered80_stderr > 0 else inside
 
 
 def past_parts(past: Sequence[Scored]) -> list[Part]:
     """How earlier statements did, in words, beside simple methods."""
     if not past:
         return [
-            "None could be scored: it takes an earlier statement, made at three or more "
+            "None can be checked: it takes an earlier statement, made at three or more "
             "checkpoints, and a later checkpoint that shows how it was."
         ]
     s = summarize_scores(past)
-    inside = f"{s.covered80:.0%}"
-    if math.isfinite(s.covered80_stderr):
-        inside += f" ± {s.covered80_stderr:.0%}"
     parts: list[Part] = [
-        f"The same statement was scored {s.count} {plural('time', s.count)}, by {s.checkpoints} "
-        f"later {plural('checkpoint', s.checkpoints)}. What was then measured lay within the 80% "
-        f"interval in {inside} of them (80% would be right).",
+        say_trust(past),
+        f"They are scored by {s.checkpoints} later {plural('checkpoint', s.checkpoints)}; 80% "
+        "within the range would be right.",
         _score_table(s),
     ]
+    if s.events:
+        parts.append(
+            f"Brier score: of {s.events.count} pairs of a level and a later checkpoint, in "
+            f"{s.events.rate:.0%} of which it was reached; the base rate always says that share."
+        )
     if len(past) >= FEW_STATEMENTS:
         parts.append(lambda: pit_figure(backtest.count_pits([line.pit for line in past])))
     return parts
@@ -216,13 +306,12 @@ def past_parts(past: Sequence[Scored]) -> list[Part]:
 
 def _score_table(s: Summary):
     # The first statements of a run have too few checkpoints for a line.
-    part = f", {s.compared} of {s.count}" if s.compared < s.count else ""
-    rows = [["method", f"CRPS of the reliability{part}", "Brier of 'so many nines by then'"]]
+    part = f" ({s.compared} of {s.count})" if s.compared < s.count else ""
+    rows = [["method", f"CRPS{part}", "Brier score"]]
     brier = {}
     if s.events:
         brier = {backtest.NINES: s.events.brier, "persistence": s.brier_persistence}
-        count = f"how often it happened ({s.events.rate:.0%} of {s.events.count})"
-        brier[count] = s.events.base_brier
+        brier["base rate"] = s.events.base_brier
     for name in dict.fromkeys([backtest.NINES, *BASELINES, *brier]):
         crps = s.crps.get(name, math.nan)
         score = brier.get(name)

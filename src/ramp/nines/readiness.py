@@ -3,7 +3,7 @@
 Reliability is the mean success over a declared mix of families and slices, for items like those
 tried, not only those. Ready at r nines with probability q at compute C means: the mix is at least
 1 - 10^-r, and no slice is below one nine less, with probability at least q. Dates exist only
-through a schedule of compute that the user gives.
+through a schedule of compute or steps that the user gives.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from scipy.stats import norm
 from ramp.errors import UserError
 from ramp.nines import backtest, growth, items
 from ramp.nines.baselines import accuracy_logits
+from ramp.nines.cleaning import suggest_pattern
 from ramp.nines.growth import SHAPES, Points, Stacking
 from ramp.nines.pool import pool
 from ramp.nines.trials import Trials, accuracy_curves, log_progress
@@ -228,8 +229,10 @@ def _choose_run(names, x, run):
     run = run or str(names[np.argmax(x)])
     checkpoints = np.unique(x[names == run])
     if len(checkpoints) < 2:
+        hint = suggest_pattern(names)
         raise UserError(
-            f"run {run} has one checkpoint, which cannot show growth; give two or more, better five"
+            f"run {run} has one checkpoint, which cannot show growth; "
+            + (hint or "give two or more, better five")
         )
     return run, checkpoints[-1]
 
@@ -270,7 +273,7 @@ def _slice_paths(fit, effects, theta, lapse, family_weights):
 
 
 def schedule_dates(schedule: list[tuple[str, float]], progress: ndarray) -> list[str]:
-    """When a schedule of (ISO date, cumulative compute) reaches each log10 progress.
+    """When a schedule of (ISO date, compute or step by then) reaches each log10 progress.
 
     "" outside the schedule. Raises UserError where it does not rise.
     """
@@ -279,7 +282,7 @@ def schedule_dates(schedule: list[tuple[str, float]], progress: ndarray) -> list
     days = np.array(dates, "datetime64[D]").astype(int)
     log = np.log10(compute)
     if len(log) < 2 or (np.diff(log) <= 0).any() or (np.diff(days) <= 0).any():
-        raise UserError("a schedule needs two or more rows of rising date and rising compute")
+        raise UserError("a schedule needs two or more rows of rising date and rising progress")
     inside = (progress >= log[0]) & (progress <= log[-1])
     dates = np.round(np.interp(progress, log, days)).astype("datetime64[D]").astype(str)
     return np.where(inside, dates, "").tolist()

@@ -110,7 +110,7 @@ def level_parts(levels: list[Level], last: LastCheckpoint) -> list[Part]:
         )
     rows = [["level", "reached", "why"]]
     rows += [[level.name, "yes" if level.reached else "no", level.reason] for level in levels]
-    return [text, rows, lambda: levels_figure(levels)]
+    return [text, rows]
 
 
 def score_parts(s: backtest.Summary) -> list[Part]:
@@ -169,18 +169,4 @@ def item_figure(difficulty: ndarray, abilities: ndarray) -> Figure:
     axes.set(
         xlabel="difficulty of items; lines: ability of each checkpoint (logits)", ylabel="items"
     )
-    return figure
-
-
-@in_style
-def levels_figure(levels: list[Level]) -> Figure:
-    """Steps up to each level of readiness, in green where it is reached."""
-    figure, axes = blank(9.6, 1.6)
-    for k, level in enumerate(levels):
-        color, alpha = ("green", 1) if level.reached else ("side", 0.3)
-        axes.bar(k, k + 1, color=COLORS[color], alpha=alpha)
-        axes.text(k, -0.1, level.name, ha="center", va="top")
-    # Names stand below the steps.
-    axes.set_ylim(-0.8, len(levels))
-    axes.set_axis_off()
     return figure

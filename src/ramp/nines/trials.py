@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from ramp.errors import UserError
 from ramp.nines import cleaning, columns, formats, selection
-from ramp.nines.cleaning import DEFAULTS, KEY
+from ramp.nines.cleaning import ALIASES, DEFAULTS, KEY
 from ramp.nines.columns import Table
 from ramp.nines.notes import AS_IS, Note, Reading
 
@@ -111,11 +111,16 @@ def from_table(table: Table, reading: Reading = AS_IS, notes: Sequence[Note] = (
     said = list(notes)
     if not columns.count_rows(table):
         raise UserError("there are no rows of named columns")
-    table = selection.filter_rows(table, reading, is_renamed=False)
+    # A column that is not there yet is selected by when it is.
+    late = {k for k in reading.where if ALIASES.get(k, k) in cleaning.list_found(reading)}
+    early = replace(reading, where={k: v for k, v in reading.where.items() if k not in late})
+    table = selection.filter_rows(table, early, is_renamed=False)
     table = cleaning.rename_columns(table, reading, said)
     table = cleaning.melt_wide(table, reading, said)
-    table = selection.filter_rows(table, reading, is_renamed=True)
+    table = selection.filter_rows(table, early, is_renamed=True)
     table = cleaning.find_progress(table, reading, said)
+    then = replace(reading, where={k: reading.where[k] for k in late})
+    table = selection.filter_rows(table, then, is_renamed=True)
     table = selection.choose_measurement(table, reading, said)
     table = selection.drop_copies(table, said)
     table = cleaning.check_unknown(table, said)
@@ -282,8 +287,12 @@ def log_progress(t: Trials) -> tuple[ndarray, str]:
         if (values >= 0).all():  # False where one is NaN
             with np.errstate(divide="ignore"):
                 return np.log10(values), unit
+    hint = cleaning.suggest_pattern(t.run) or (
+        r"--step-from 'ckpt-(\d+)' reads it from a name or a path, --releases from a table"
+    )
     raise UserError(
-        "the trials need a compute or a step in every row, or there is nothing to extrapolate over"
+        "the trials need a compute or a step in every row, or there is nothing to extrapolate "
+        f"over; {hint}"
     )
 
 

@@ -293,9 +293,8 @@ class TrialRunner:
         levels = audit.readiness_levels(trials)
         step = self.steps[-1]
         board.figure(step, f"nines/{name}", page.reliability_figure(forecast, summary))
-        board.figure(step, f"nines/{name}, levels", report.levels_figure(levels))
         parts = [
-            *page.headline_parts(summary)[1:],  # the sentence is the heading
+            *page.headline_parts(summary, forecast)[1:],  # the sentence is the heading
             lambda: page.reliability_figure(forecast, summary),
             *report.level_parts(levels, audit.last_checkpoint(trials)),
         ]
