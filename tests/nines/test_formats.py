@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from ramp.errors import UserError
-from ramp.nines import intervals, trials
+from ramp.nines import audit, intervals, trials
 from ramp.nines.notes import Reading
 
 
@@ -237,8 +237,9 @@ def test_lm_eval_before_0_4(tmp_path):
     t = trials.read(path, Reading(metric=("acc",)))
     assert (t.run[0], t.task[0], t.success[0], t.stderr[0]) == ("m", "piqa", 0.7, 0.01)
     rows = [{"doc_id": i, "prompt_0": "", "truth": "1", "acc": "True"} for i in range(3)]
+    rows[1]["acc"] = "False"
     t = trials.read(write(tmp_path / "piqa_write_out_info.json", rows))
-    assert (t.task[0], t.success.tolist()) == ("piqa", [1, 1, 1])
+    assert (t.task[0], t.success.tolist()) == ("piqa", [1, 0, 1])
 
 
 # --- HELM
@@ -268,6 +269,12 @@ def test_helm(tmp_path):
     assert (t.run[0], t.task[0], len(t), t.success.mean()) == ("org/m", "mmlu:subject=x", 12, 0.5)
     assert set(t.slice) == {"base", "typos"}
     assert "run_spec.json" in notes(t, "dropped")[0]
+    valid = [{"instance_id": "v", "stats": [stat("exact_match", 0, split="valid")]}]
+    write(run / "per_instance_stats.json", instances + valid)
+    t = trials.read(tmp_path)
+    assert "v" not in t.item and "instances of valid beside test" in notes(t, "dropped")[0]
+    write(run / "per_instance_stats.json", valid)
+    assert trials.read(run / "per_instance_stats.json").item.tolist() == ["v"]
     (run / "per_instance_stats.json").unlink()
     assert trials.read(tmp_path).success.tolist() == [0.5]
 
@@ -289,6 +296,14 @@ def test_tau(tmp_path):
         "m, tau: 1 of 12 trials broke and are left out of every rate (rate limit (1)); "
         "--errors fail counts them as failures"
     ]
+
+
+@pytest.mark.parametrize("error", ["", "\nboom", None])
+def test_an_error_of_tau_counts_whatever_its_text(tmp_path, error):
+    rows = [{"task_id": i, "reward": float(i), "info": {}} for i in range(2)]
+    rows[0]["info"] = {"error": error, "traceback": "..."}
+    t = trials.read(write(tmp_path / "m.json", rows))
+    assert len(t) == (2 if error is None else 1)
 
 
 def simulation(i, k, **more):
@@ -428,6 +443,33 @@ def test_promptfoo(tmp_path):
         assert "API error" in notes(t, "error")[0]
 
 
+def test_a_case_that_promptfoo_repeats_is_one_item(tmp_path):
+    def row(i, case, ok):
+        about = {"vars": {"q": case}, "testCase": {"vars": {"q": case}, "assert": [1]}}
+        return {"provider": "m", "prompt": {"raw": "x"}, "testIdx": i, "success": ok} | about
+
+    rows = [row(i, "ab"[i // 3], i % 3 != 0) for i in range(6)]
+    path = write(tmp_path / "out.json", {"evalId": "e", "results": {"version": 3, "results": rows}})
+    t = trials.read(path)
+    assert (t.item.tolist(), t.seed.tolist()) == (["0"] * 3 + ["3"] * 3, ["0", "1", "2"] * 2)
+    assert audit.last_checkpoint(t).failures == 2
+
+
+def test_a_metric_of_deepeval_that_broke_is_no_failure_of_the_others(tmp_path):
+    good = {"name": "m1", "success": True}, {"name": "m2", "success": True}
+    broke = {"name": "m1", "success": False, "error": "\nboom"}
+    cases = [
+        {"name": "c0", "success": False, "metricsData": [broke, good[1]]},
+        {"name": "c1", "success": True, "metricsData": list(good)},
+    ]
+    path = write(tmp_path / "run.json", {"testCases": cases})
+    for metric, failures in (("m1", 1), ("m2", 0), ("all", 1)):
+        t = trials.read(path, Reading(metric=(metric,), errors="fail"))
+        assert (len(t), int((t.success == 0).sum())) == (2, failures)
+        left = trials.read(path, Reading(metric=(metric,)))
+        assert (len(left), int((left.success == 0).sum())) == (2 - failures, 0)
+
+
 def test_deepeval(tmp_path):
     cases = [
         {
@@ -458,6 +500,62 @@ def test_junit(tmp_path):
     assert (t.item.tolist(), t.success.tolist()) == (["a::t[0]", "a::t[1]"], [1, 0])
     assert "db down" in notes(t, "error")[0]
     assert "skipped" in notes(t, "dropped")[0]
+
+
+@pytest.mark.parametrize(
+    ("case", "count", "failures", "said"),
+    [
+        ('<testcase name="D" status="notrun"/>', 1, 0, "skipped"),
+        ('<testcase name="F"><flakyFailure/></testcase>', 2, 1, "failed at first"),
+        ('<testcase name="A"/>', 1, 0, "more tests than the suite counts"),
+        ('<testcase name="T" time="1,234.5"/>', 2, 0, ""),
+    ],
+)
+def test_junit_of_other_tools(tmp_path, case, count, failures, said):
+    tests = 1 if "more" in said else 2
+    text = f'<testsuite name="s" tests="{tests}"><testcase name="A"/>{case}</testsuite>'
+    t = trials.read(write(tmp_path / "t.xml", text))
+    assert (len(t), int((t.success == 0).sum())) == (count, failures)
+    assert said in " ".join(note.text for note in t.notes)
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), "absent"])
+def test_a_sample_that_one_scorer_left_out_is_missing_from_it(tmp_path, value):
+    samples = inspect_samples(6, 1, some=lambda i, e: value if i < 2 else "C", all=lambda i, e: 1)
+    for sample in samples:
+        if sample["scores"]["some"]["value"] == "absent":
+            sample["scores"].pop("some")
+    path = write_eval(tmp_path / "a.eval", inspect_header(epochs=1), samples)
+    t = trials.read(path, Reading(scorer=("some",)))
+    assert len(t) == 4 and "2 of 6 trials broke" in notes(t, "error")[0]
+
+
+def test_words_and_odd_values_of_inspect(tmp_path):
+    samples = inspect_samples(4, 1, s=lambda i, e: ["yes", "No"][i % 2])
+    path = write_eval(tmp_path / "a.eval", inspect_header(items=4, epochs=1), samples)
+    assert sorted(trials.read(path).success.tolist()) == [0, 0, 1, 1]
+    samples = inspect_samples(4, 1, s=lambda i, e: [1, 0])
+    with pytest.raises(UserError, match=r"success = \[1, 0\] .* is not a number"):
+        trials.read(write_eval(path, inspect_header(items=4, epochs=1), samples))
+    empty = write(tmp_path / "b/a.json", inspect_header(status="cancelled"))
+    for where in (empty, empty.parent):
+        with pytest.raises(UserError, match="status cancelled, and 0 of 12 samples"):
+            trials.read(where)
+
+
+def test_equal_notes_of_several_samples_add_up(tmp_path):
+    samples = inspect_samples(6, 1)
+    for sample in samples[:2]:
+        sample["limit"] = {"type": "message"}
+    t = trials.read(write_eval(tmp_path / "a.eval", inspect_header(epochs=1), samples))
+    assert [note.rows for note in t.notes if note.kind == "partial"] == [2]
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_tables_of_spreadsheets(tmp_path, mark):
+    text = "model,item,passed\nm,1,PASSED\nm,2,Failed\n".replace(",", mark)
+    name = "t.tsv" if mark == "\t" else "t.csv"
+    assert trials.read(write(tmp_path / name, text)).success.tolist() == [1, 0]
 
 
 def test_a_folder_says_what_it_left_out(tmp_path):

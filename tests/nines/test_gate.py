@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ramp.cli import main
+from ramp.errors import UserError
 from ramp.nines import trials
 from ramp.nines.audit import unit_evidence
 from ramp.nines.gate import FAIL, PASS, UNDECIDED, judge
@@ -201,7 +202,7 @@ def test_retrying_what_failed_changes_nothing():
     rng = np.random.default_rng(6)
     rows = log_rows(60, 1, 0.5, True, rng)
     retried = rows + [r | {"seed": "1", "success": 1} for r in rows if not r["success"]]
-    verdict = judge(trials.from_rows(rows), 1)
+    verdict = replace(judge(trials.from_rows(rows), 1), notes=())
     assert replace(judge(trials.from_rows(retried), 1), notes=()) == verdict
     # Seeds are numbers: the tenth try comes after the second.
     tenth = rows + [r | {"seed": "10", "success": 1} for r in rows]
@@ -209,13 +210,123 @@ def test_retrying_what_failed_changes_nothing():
     assert judge(trials.from_rows(second), 1).failures == judge(trials.from_rows(rows), 1).failures
 
 
-def test_a_family_of_any_size_counts_by_its_items():
-    large = np.array([1.0] * 50 + [0.0] * 50)
-    success = np.append(large, np.ones(100))
-    family = np.array(["large"] * 100 + [f"f{i}" for i in range(100)])
-    e = unit_evidence(success, family, "family")
-    assert e.rate == pytest.approx(0.75)
-    assert log_capital_above(e, 0.9) < ENOUGH  # a hundred clean families of one item
+def test_what_families_prove_is_not_passed_where_items_are_below_the_bar():
+    large = [("large", i % 2) for i in range(100)]
+    small = [(f"f{i}", 1) for i in range(100)]
+    rows = [{"item": i, "family": f, "success": s} for i, (f, s) in enumerate(large + small)]
+    verdict = judge(trials.from_rows(rows), 1)
+    assert verdict.code == UNDECIDED
+    assert any("by item it is below the bar" in note for note in verdict.notes)
+    assert judge(trials.from_rows(rows[100:]), 1).code == PASS
+
+
+@pytest.mark.parametrize("sizes", ["growing", "falling", "wild"])
+def test_false_certification_as_families_of_unequal_size_come(sizes):
+    # Whole families of one fate, looked at after each.
+    rng = np.random.default_rng(9)
+    passed = 0
+    for _ in range(200):
+        fate = (rng.random(200) < 0.9).astype(float)
+        size = {
+            "growing": 3 ** np.repeat(np.arange(4), 50),
+            "falling": 3 ** np.repeat(np.arange(4)[::-1], 50),
+            "wild": np.ceil(rng.pareto(1, 200)).astype(int).clip(1, 40),
+        }[sizes]
+        for n in range(20, 201, 20):
+            family = np.arange(n).repeat(size[:n])
+            e = unit_evidence(fate[family], family.astype(str), "family")
+            if log_capital_above(e, 0.9) >= ENOUGH:
+                passed += 1
+                break
+    assert passed / 200 <= 0.05
+
+
+def test_a_log_that_grows_by_families_is_one_unit_until_the_second_comes():
+    rows = [{"item": str(i), "family": "f0", "success": 1} for i in range(40)]
+    first = judge(trials.from_rows(rows), 1)
+    assert (first.code, first.unit, first.units) == (UNDECIDED, "family", 1)
+    assert any("--unit item" in note for note in first.notes)
+    assert judge(trials.from_rows(rows), 1, unit="item").code == PASS
+    second = judge(trials.from_rows([*rows, {"item": "x", "family": "f1", "success": 1}]), 1)
+    assert (second.unit, second.units) == ("family", 2)
+    assert second.bounds[0] >= first.bounds[0]
+
+
+@pytest.mark.parametrize("seeds", [("2", "10"), ("", "0"), ("7", "x"), ("83", "12")])
+def test_only_seeds_from_0_or_1_on_say_which_try_was_first(seeds):
+    first, retry = seeds
+    rows = [{"item": str(i), "seed": first, "success": 0} for i in range(60)]
+    retried = [row | {"seed": retry, "success": 1} for row in rows]
+    assert judge(trials.from_rows(rows), 1).code == FAIL
+    failures = judge(trials.from_rows(rows + retried), 1).failures
+    assert failures == (0 if retry == "0" else 60)
+
+
+def test_one_odd_seed_does_not_reorder_the_rest():
+    rows = [{"item": str(i), "seed": k, "success": int(k != 0)} for i in range(60) for k in (0, 1)]
+    assert judge(trials.from_rows(rows), 1).failures == 60
+    odd = [*rows, {"item": "0", "seed": "x", "success": 1}]
+    assert judge(trials.from_rows(odd), 1).failures == 60
+
+
+def test_rows_without_an_item_are_no_accuracy_of_the_others():
+    rows = [{"item": str(i), "success": 1} for i in range(40)]
+    with pytest.raises(UserError, match="400 rows have no item among trials"):
+        judge(trials.from_rows(rows + [{"item": None, "success": 0}] * 400), 1)
+    # The accuracy of the very trials is left out, and said.
+    t = trials.from_rows([*rows, {"item": None, "success": 1}])
+    assert len(t) == 40
+    assert any("accuracies of trials" in note.text for note in t.notes)
+
+
+def test_a_row_without_a_step_does_not_join_all_checkpoints():
+    rows = [{"item": str(i), "step": s, "success": int(s == 1)} for i in range(60) for s in (1, 2)]
+    assert judge(trials.from_rows(rows), 1).code == FAIL
+    with pytest.raises(UserError, match="1 of 121 rows of run have no step"):
+        judge(trials.from_rows([*rows, {"item": "x", "step": None, "success": 1}]), 1)
+
+
+def compare_with_baseline(rng, new: dict, old: dict, runs: int = 200) -> float:
+    """How often a system is called worse than itself; new, old: tries, and slices with rates."""
+    worse = 0
+    for _ in range(runs):
+        logs = []
+        for log in (new, old):
+            logs.append(
+                trials.from_rows(
+                    {"item": str(i), "slice": s, "success": int(rng.random() < rate)}
+                    for s, rate in log["slices"].items()
+                    for i in range(60)
+                    for _ in range(log["tries"])
+                )
+            )
+        verdict = judge(logs[0], 1, baseline=logs[1])
+        worse += verdict.regression.shown
+    return worse / runs
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        ({"tries": 4, "slices": {"base": 0.9}}, {"tries": 1, "slices": {"base": 0.9}}),
+        (
+            {"tries": 1, "slices": {"base": 0.9, "typos": 0.5}},
+            {"tries": 1, "slices": {"base": 0.9}},
+        ),
+    ],
+)
+def test_more_tries_or_slices_are_not_called_worse(new, old):
+    assert compare_with_baseline(np.random.default_rng(10), new, old, 60) <= 0.05
+
+
+def test_a_baseline_hides_no_failure_and_every_failure_has_a_reason():
+    rows = [{"item": str(i), "success": int(i >= 24)} for i in range(100)]
+    t = trials.from_rows(rows)
+    assert judge(t, 1, baseline=t).code == FAIL
+    for better in range(0, 24, 3):
+        old = trials.from_rows([r | {"success": int(int(r["item"]) >= 24 - better)} for r in rows])
+        v = judge(trials.from_rows(rows), 1, baseline=old)
+        assert (v.code == FAIL) == (v.regression.shown or v.bounds[1] < v.rate)
 
 
 def test_a_partial_success_is_said_to_count_as_failed():

@@ -117,7 +117,7 @@ def test_old_and_new_logs_of_one_name_are_compared_by_their_files(capsys, tmp_pa
     old.write_text(night("m", 0))
     new.write_text(night("m", 10) + night("n", 0).partition("\n")[2])
     assert main(["nines", "compare", str(new), "m", "m"]) == 2
-    assert "use `ramp nines compare NEW m m --baseline OLD`" in capsys.readouterr().err
+    assert "use ramp nines compare NEW m m --baseline OLD" in capsys.readouterr().err
     assert main(["nines", "compare", str(new), "m", "m", "--baseline", str(old)]) == 0
     said = capsys.readouterr().out
     assert "m - m (baseline)" in said
@@ -128,6 +128,18 @@ def test_old_and_new_logs_of_one_name_are_compared_by_their_files(capsys, tmp_pa
     assert main(["nines", "compare", str(new), "--where", "run=m", "m", "m"]) == 2
     assert main(["nines", "compare", str(new), "m", "n"]) == 0
     assert "+0.2500" in capsys.readouterr().out
+
+
+def test_checkpoints_of_one_run_are_compared_by_their_steps(capsys, tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [f"m,{s},{i},{int(i >= 10 or s > 1)}\n" for s in (1, 2) for i in range(40)]
+    log.write_text("run,step,item,success\n" + "".join(rows))
+    assert main(["nines", "compare", str(log), "m", "m"]) == 2
+    assert "m@1000 m@2000" in capsys.readouterr().err
+    assert main(["nines", "compare", str(log), "m@1", "m@2"]) == 0
+    assert "+0.2500" in capsys.readouterr().out
+    assert main(["nines", "compare", str(log), "m@1", "m@7"]) == 2
+    assert "RUN@STEP" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["plan", "gate", "certify", "forecast"])

@@ -133,3 +133,32 @@ def test_many_tasks_without_a_difference_are_rarely_called_different():
     assert whole.items == 24
     assert x.q_value < 0.01
     assert y.q_value == 1
+
+
+@pytest.mark.parametrize(("items", "rate", "tries"), [(20, 0.95, (1, 10)), (200, 0.99, (4, 1))])
+def test_unequal_tries_are_no_difference(items, rate, tries):
+    rng = np.random.default_rng(11)
+    found = 0
+    for _ in range(200):
+        rows = [
+            {"run": run, "item": str(i), "success": int(rng.random() < rate)}
+            for run, k in zip("ab", tries, strict=True)
+            for i in range(items)
+            for _ in range(k)
+        ]
+        t = trials.from_rows(rows)
+        pairs = pair_items(t[t.run == "a"], t[t.run == "b"])
+        assert pairs.drawn == items
+        found += compare_runs(pairs)[0].p_value <= 0.05
+    assert found / 200 <= 0.07
+    # The order of the file does not matter.
+    again = trials.from_rows([rows[i] for i in rng.permutation(len(rows))])
+    other = pair_items(again[again.run == "a"], again[again.run == "b"])
+    assert other.difference.sum() == pytest.approx(pairs.difference.sum())
+
+
+def test_one_family_shows_nothing_alone():
+    names = np.array(["f"] * 40)
+    pairs = Pairs(np.full(40, "t"), names, np.ones(40), ("", ""))
+    assert compare_runs(pairs)[0].p_value == 1
+    assert compare_runs(pairs, unit="item")[0].p_value < 0.001

@@ -152,7 +152,7 @@ def test_one_item_of_fewer_tries_loses_no_rung():
 def test_a_rung_is_shown_at_the_confidence_that_is_asked_for():
     rows = [
         {"run": "a", "step": 1, "item": str(i), "seed": str(k), "success": int(i >= 3)}
-        for i in range(60) for k in range(8)
+        for i in range(120) for k in range(8)
     ]  # fmt: skip
     t = trials.from_rows(rows)
     pilots = [audit.readiness_levels(t, 1, confidence=c)[1] for c in (0.7, 0.99)]

@@ -376,6 +376,36 @@ def test_rows_are_selected_by_what_a_pattern_finds(tmp_path):
         trials.read(path, Reading(step_from=r"step(\d+)", where={"step": ("7",)}))
 
 
+def test_an_unknown_column_may_be_that_of_items(tmp_path):
+    text = "run,problem,passed\n" + "".join(f"a,p{i},1\n" for i in range(12))
+    with pytest.raises(UserError, match="--map problem=item"):
+        read(tmp_path, text)
+    t = read(tmp_path, text, Reading(rename={"problem": "item"}))
+    assert len(set(t.item)) == 12
+
+
+def test_a_scale_of_ten_is_no_percent(tmp_path):
+    for top, offered in ((10, False), (80, True)):
+        with pytest.raises(UserError) as error:
+            read(tmp_path, f"run,item,success\na,1,{top}\na,2,1\n")
+        assert ("--percent" in str(error.value)) == offered
+
+
+def test_where_takes_a_value_with_a_comma(tmp_path):
+    text = 'run,item,slice,success\na,1,"x,y",1\na,1,x,0\na,1,z,0\n'
+    t = read(tmp_path, text, Reading(where={"slice": ("x,y",)}))
+    assert t.slice.tolist() == ["x,y"]
+    assert len(read(tmp_path, text, Reading(where={"slice": ("x,z",)}))) == 2
+
+
+def test_what_a_verdict_says_of_its_trials_is_in_json(tmp_path, capsys):
+    path = read_path(tmp_path, "item,success\n" + "".join(f"{i},0.5\n" for i in range(9)))
+    main(["nines", "gate", str(path), "--nines", "1", "--json"])
+    said = json.loads(capsys.readouterr().out)["notes"]
+    assert any("scored between 0 and 1" in note["text"] for note in said)
+    assert all({"kind", "text", "rows"} == set(note) for note in said)
+
+
 @pytest.mark.parametrize("command", ["gate", "forecast"])
 def test_runs_that_look_like_checkpoints_get_a_remedy_that_works(tmp_path, capsys, command):
     path = write_checkpoints(tmp_path)

@@ -45,7 +45,7 @@ def test_csv_jsonl_and_parquet_are_one(tmp_path):
     [
         (HEAD + "a,1,t,i,0,1.5", "between 0 and 1"),
         (HEAD + "a,1,t,i,0,", "success is nan in row 1"),
-        (HEAD + "a,1,t,i,0,yes", "not a number"),
+        (HEAD + "a,1,t,i,0,perhaps", "not a number"),
         (HEAD + "a,1,t,i,0,1\na,1,t,i,0,0", "same trial is there twice"),
         ("run,step,item,sucess\na,1,i,1\nb,1,i,0", "--map sucess=success"),
         (HEAD, "no rows"),

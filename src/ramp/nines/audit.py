@@ -1,7 +1,7 @@
 """What the trials prove without a forecast: levels of readiness, and how much a demo flatters.
 
 An item that failed once tends to fail again, so repeats prove little: certification counts distinct
-items, each by its worst first try.
+items, each by its first try in its worst slice.
 """
 
 import hashlib
@@ -15,7 +15,12 @@ from ramp.errors import UserError
 from ramp.nines import growth, intervals
 from ramp.nines.cleaning import suggest_pattern
 from ramp.nines.notes import list_some
-from ramp.nines.sequential import Evidence, count_clean_units, count_evidence
+from ramp.nines.sequential import (
+    Evidence,
+    confidence_sequence,
+    count_clean_units,
+    count_evidence,
+)
 from ramp.nines.trials import UNNAMED, Trials, checkpoint_progress, group_rows, rank_dates
 from ramp.nines.words import plural
 
@@ -39,13 +44,17 @@ class Level:
 class LastCheckpoint:
     """The trials of the last checkpoint, by (task, item, slice), and its distinct items.
 
-    An item fails if the first try at it does, in its worst slice. The first try is the one with the
-    lowest seed; tries without a seed have no order, and the worst counts.
+    An item fails if the first try at it does, in its worst slice. The first try is the one whose
+    seed is 0, or 1 where none is 0. Where seeds do not count from there nothing says which try came
+    first, and the worst counts.
     """
 
     successes: ndarray  # [C]
     tries: ndarray  # [C]
     slices: ndarray  # [C]
+    of_item: ndarray  # [C] the place of its item
+    first: ndarray  # [C] whether its first try succeeded, or the worst where there is no first
+    is_ordered: bool  # whether every cell with several tries has a first
     task: ndarray  # [I]
     item: ndarray  # [I]
     passed: ndarray  # [I] whether the item did
@@ -70,26 +79,28 @@ class LastCheckpoint:
 def choose_unit(family: ndarray, unit: str = "auto") -> str:
     """What is independent of each other, of items of these families: "item" or "family".
 
-    auto: families where two or more are named. Raises UserError for families where none is.
+    auto: families where any is named. One family is one unit: were its items units until a second
+    one came, a log that grows by families would pass on the first of them.
+    Raises UserError for families where none is named.
     """
-    if unit == "family" and not (family != "").any():
+    is_named = bool((family != "").any())
+    if unit == "family" and not is_named:
         raise UserError("no item has a family; add that column, or leave --unit out")
     if unit == "auto":
-        return "family" if len(np.unique(family)) > 1 else "item"
+        return "family" if is_named else "item"
     return unit
 
 
 def unit_evidence(values: ndarray, family: ndarray, unit: str) -> Evidence:
     """Evidence of items with these values, [I], each or by family as one independent unit.
 
-    An item without a family is a unit of its own.
+    A family counts with the mean of its items. An item without a family is a unit of its own.
     """
     if unit == "item":
         return count_evidence(values)
     own = np.where(family == "", np.arange(1, len(family) + 1), 0)
     of_item = group_rows(family, own)[1]
-    size = np.bincount(of_item).astype(float)
-    return count_evidence(np.bincount(of_item, values) / size, size)
+    return count_evidence(np.bincount(of_item, values) / np.bincount(of_item))
 
 
 def find_last(t: Trials) -> tuple[ndarray, str]:
@@ -111,7 +122,10 @@ def find_last(t: Trials) -> tuple[ndarray, str]:
     dates = np.unique(last.date)
     which = f"last checkpoint, {10 ** x.max():,.6g}" if len(rows) < len(t) else ""
     if place.any():
-        which = f"last of {len(dates)} dates, {dates[-1]}; --where date=... chooses another"
+        which = (
+            f"last of {len(dates)} dates, {dates[-1]}; --where date=... chooses another, and each "
+            "date is a statement of its own, with its own chance of error"
+        )
     return rows[place == place.max()], which
 
 
@@ -128,38 +142,59 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
         )
     rows, which = find_last(t)
     t = t[rows]
-    # The file may be in any order: the first try is told by its seed alone, the worst if by none.
-    t = t[np.lexsort((t.success, rank_seeds(t.seed)))]
-    passed = (t.success >= 1 - 1e-9).astype(float)
-    first, item = group_rows(t.task, t.item)
-    cell, cell_of = group_rows(item, t.slice)
-    failed = np.zeros(len(first), bool)
-    failed[item[cell][passed[cell] == 0]] = True
+    passed = t.success >= 1 - 1e-9
+    row_of_item, item = group_rows(t.task, t.item)
+    row_of_cell, cell = group_rows(item, t.slice)
+    tries = np.bincount(cell)
+    # The file may be in any order: a first try is told by its seed alone.
+    is_first = find_first(t.seed)
+    has_first = np.bincount(cell, is_first) > 0
+    counts = is_first | ~has_first[cell]
+    failed_cell = np.bincount(cell, counts & ~passed) > 0
+    of_item = item[row_of_cell]
+    failed = np.bincount(of_item, failed_cell, len(row_of_item)) > 0
+    is_ordered = bool((has_first | (tries == 1)).all())
     return LastCheckpoint(
-        successes=np.bincount(cell_of, passed),
-        tries=np.bincount(cell_of).astype(float),
-        slices=t.slice[cell],
-        task=t.task[first],
-        item=t.item[first],
+        successes=np.bincount(cell, passed).astype(float),
+        tries=tries.astype(float),
+        slices=t.slice[row_of_cell],
+        of_item=of_item,
+        first=~failed_cell,
+        is_ordered=is_ordered,
+        task=t.task[row_of_item],
+        item=t.item[row_of_item],
         passed=~failed,
-        family=t.family[first],
-        notes=tuple(_describe_choices(t, len(cell), which)),
+        family=t.family[row_of_item],
+        notes=tuple(_describe_choices(t, tries, is_ordered, which)),
     )
 
 
-def _describe_choices(t, cells, which):
+def find_first(seed: ndarray) -> ndarray:
+    """[N] whether a try is the first by its seed: 0, or 1 where no seed is 0.
+
+    Other seeds, such as random ones, do not say which came first, and whoever tries again what
+    failed could choose the lowest.
+    """
+    is_zero = seed == "0"
+    return is_zero if is_zero.any() else seed == "1"
+
+
+def _describe_choices(t, tries, is_ordered, which):
     """Sentences on what counts for less than it seems."""
     if which:
         yield which
     partial = int(((t.success > 0) & (t.success < 1 - 1e-9)).sum())
     if partial:
         yield f"{partial} trials scored between 0 and 1; they count as failed"
-    repeats = len(t) - cells
-    if repeats and t.seed[0].startswith(UNNAMED):
+    repeats = len(t) - len(tries)
+    if repeats and not is_ordered:
+        why = "have no seed" if t.seed[0].startswith(UNNAMED) else "have seeds not from 0 or 1 on"
         yield (
-            f"{repeats} repeats have no seed, so the worst try at an item counts; name seeds, "
-            "or one date of several with --where date=..."
+            f"{repeats} repeats {why}, so the worst try at an item counts; number the tries at an "
+            "item from 0 in the column seed, or name one date of several with --where date=..."
         )
+        if 2 * len(np.unique(t.date)) > len(t):
+            yield "this looks like a live log, which ramp nines monitor is for"
     elif repeats:
         yield f"{repeats} repeats left out; the first try at an item counts, by its seed"
         same = len(t) - len(group_rows(t.task, t.item, t.slice, t.seed)[0])
@@ -169,20 +204,17 @@ def _describe_choices(t, cells, which):
                 "the worst of those counts; give one log of a system at a time, and the older as "
                 "--baseline"
             )
+    if (t.slice != t.slice[0]).any():
+        yield "an item counts by the worst of its slices"
 
 
-def rank_seeds(seed: ndarray) -> ndarray:
-    """[N] the order of tries by their seeds, as numbers if all are; unnamed ones are all equal."""
-    names, index = np.unique(seed, return_inverse=True)
-    try:
-        rank = [-np.inf if name.startswith(UNNAMED) else float(name) for name in names]
-    except ValueError:
-        rank = np.arange(len(names))
-    return np.asarray(rank)[index]
+def readiness_levels(
+    t: Trials, nines: float = 2, confidence: float = 0.95, unit: str = "auto"
+) -> list[Level]:
+    """The levels from "demo" up, judged by the trials of the last checkpoint.
 
-
-def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> list[Level]:
-    """The levels from "demo" up, judged by the trials of the last checkpoint."""
+    Bounds are the gate's: of items, or of families, and they hold however often one looks.
+    """
     last = last_checkpoint(t)
     successes = last.successes
     tries = last.tries
@@ -192,29 +224,30 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     worst = min(rates.values())
     n = last.items
     failures = last.failures
+    unit = choose_unit(last.family, unit)
+    family_of_cell = last.family[last.of_item]
 
-    def shown(rate, count):
-        # The lower bound of a rate over so many items.
-        return intervals.jeffreys(rate * count, count, 2 * confidence - 1)[0]
+    def shown(values, family):
+        return confidence_sequence(unit_evidence(values, family, unit), confidence)[0]
 
     # demo: one of several tries works.
     is_base = slices == base
     k, has = common_tries(tries[is_base], DEMO_TRIES)
-    any_try = intervals.pass_at_k(k, successes[is_base][has], tries[is_base][has])
-    low = shown(any_try, has.sum())
+    any_try = 1 - intervals.all_of_k(k, (tries - successes)[is_base][has], tries[is_base][has])
+    low = shown(any_try, family_of_cell[is_base][has])
     where = f" on {base}" if len(rates) > 1 else ""
     tries_work = "the first try works" if k == 1 else f"one of {k} tries works"
     sure = f"at {confidence:.6g} confidence"
     reason = (
-        f"{tries_work}{where} for {any_try:.1%} of items, {sure} for at least {low:.1%} (a demo "
-        f"takes {DEMO_RATE:.0%})"
+        f"{tries_work}{where} for {any_try.mean():.1%} of items, {sure} for at least {low:.1%} (a "
+        f"demo takes {DEMO_RATE:.0%})"
     )
     checks = [("demo", low >= DEMO_RATE, reason)]
 
     # pilot: most items work every time, in every slice.
     k, has = common_tries(tries, PILOT_TRIES)
-    low = shown(1 - failures / n, n)
-    every = shown(intervals.pass_hat_k(k, successes[has], tries[has]), has.sum())
+    low = shown(last.passed.astype(float), last.family)
+    every = shown(intervals.all_of_k(k, successes[has], tries[has]), family_of_cell[has])
     drop = rates[base] - worst
     every_try = "that try" if k == 1 else f"each of {k} tries"
     reached = low >= PILOT_RATE and every >= PILOT_ALL and drop <= PILOT_DROP
@@ -233,9 +266,7 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     checks.append(("pilot", reached, reason))
 
     # production: demonstrated, with no slice more than one nine worse.
-    unit = choose_unit(last.family)
-    evidence = last.evidence(unit)
-    more = count_clean_units(evidence, 1 - 10.0**-nines, confidence)
+    more = count_clean_units(last.evidence(unit), 1 - 10.0**-nines, confidence)
     reason = (
         f"{n} distinct items with {failures} failures; {more:,} more {plural(unit, more)} without "
         "a failure would prove it"
@@ -245,7 +276,7 @@ def readiness_levels(t: Trials, nines: float = 2, confidence: float = 0.95) -> l
     reached = more == 0 and worst >= 1 - 10.0 ** -(nines - 1)
     checks.append((f"production-{nines:g}", reached, reason))
 
-    checks.append(("sustained", *_is_sustained(t, confidence)))
+    checks.append(("sustained", *_is_sustained(t, confidence, unit)))
     levels = []
     missing = ""  # the first level that is not reached: none above it is
     for name, reached, reason in checks:
@@ -265,11 +296,13 @@ def common_tries(tries: ndarray, most: float) -> tuple[int, ndarray]:
     return int(k), tries >= k
 
 
-def _is_sustained(t, confidence):
+def _is_sustained(t, confidence, unit):
     """Whether failures thin out over the checkpoints, taken as rounds of repair; and why.
 
     A round is one try an item, its failures spread evenly over it.
     """
+    if unit == "family":
+        return False, "not judged: items of a family fail together, which looks like a change"
     # One of the two is the same everywhere.
     x = checkpoint_progress(t) + rank_dates(t)
     is_run = t.run == t.run[x.argmax()]

@@ -24,6 +24,7 @@ from ramp.nines.columns import (
     group_codes,
     keep_rows,
     read_csv,
+    with_column,
 )
 from ramp.nines.notes import Note, Reading, list_some
 
@@ -69,6 +70,7 @@ GUESSES = {
     "seconds": ("latency", "duration"),
 }
 TRUTHS = {"true": 1.0, "false": 0.0}
+OUTCOMES = {"yes": 1.0, "no": 0.0, "pass": 1.0, "passed": 1.0, "fail": 0.0, "failed": 0.0}
 # Two trials that agree in all of these are the same trial.
 KEY = ("run", "step", "compute", "date", "task", "item", "slice", "seed")
 # A column of so few distinct cells may tell conditions apart, such as the number of shots.
@@ -246,10 +248,12 @@ def check_unknown(table: Table, notes: list[Note]) -> Table:
         pairs = len(np.unique(group.astype(np.int64) * len(column.values) + column.codes))
         if pairs > groups:
             as_date = f"a date with --map {key}=date, " if _holds_dates(column) else ""
+            # Without a column of items this may be the one.
+            as_item = "" if "item" in table else f"the name of items with --map {key}=item, "
             raise UserError(
                 f"the column {key!r} ({list_some(column.used(), 4)}) tells apart rows that would "
-                f"be tries of one item; keep one kind with --where {key}=VALUE, make it {as_date}"
-                f"part of the trial with --map {key}=slice, or say --ignore {key}"
+                f"be tries of one item; keep one kind with --where {key}=VALUE, make it {as_item}"
+                f"{as_date}part of the trial with --map {key}=slice, or say --ignore {key}"
             )
     if unknown:
         notes.append(Note("dropped", f"columns that ramp does not use: {list_some(unknown)}"))
@@ -291,7 +295,7 @@ def find_progress(table: Table, reading: Reading, notes: list[Note]) -> Table:
     table = table | found
     if reading.releases:
         table = _join_releases(table, joined, reading, notes)
-    return table | {"run": joined} if joined else table
+    return with_column(table, "run", joined) if joined else table
 
 
 def _join_checkpoints(runs, pattern):
@@ -448,7 +452,8 @@ def to_number_array(table: Table, key: str, scale: float = 1.0) -> ndarray:
         plain = np.array(column.values, float)
         plain[np.isnan(plain)] = default
         return plain[column.codes] * scale
-    numbers = np.array([parse_number(value, default) for value in column.values], object)
+    parse = parse_success if key == "success" else parse_number
+    numbers = np.array([parse(value, default) for value in column.values], object)
     wrong = np.array([number is None for number in numbers], bool)[column.codes]
     if wrong.any():
         # The first one is named: it leads to the others.
@@ -483,6 +488,11 @@ def parse_number(value: Any, default: float | None = None) -> float | None:
         return float(TRUTHS.get(str(value).lower(), value))
     except (TypeError, ValueError):
         return None
+
+
+def parse_success(value: Any, default: float | None = None) -> float | None:
+    """The same of an outcome, which may be a word such as "passed"."""
+    return parse_number(OUTCOMES.get(str(value).lower(), value), default)
 
 
 def to_text(value: Any) -> str:

@@ -98,7 +98,6 @@ COMMANDS = {
         (
             _nines(3.0, "level to show (default 3)"),
             CONFIDENCE,
-            _number("--correlation", 0.5, "of two tries at one item (default .5)"),
         ),
     ),
     "gate": (
@@ -196,7 +195,7 @@ COMMANDS = {
         "two runs, paired by item, with the difference that could have been found",
         (
             *FILE,
-            _argument("runs", nargs=2, metavar="RUN"),
+            _argument("runs", nargs=2, metavar="RUN", help="or RUN@STEP, one of its checkpoints"),
             _argument(
                 "--baseline", type=parse_path, metavar="OLD", help="the first run is of this log"
             ),
@@ -237,7 +236,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         # By way of JSON, which may still hold NaN.
         plain = json.loads(json.dumps(answer.figures, default=_to_plain))
-        print(to_json(plain | {"notes": [vars(note) for note in notes]}, indent=1))
+        # What a verdict says of the trials that it counted, and what reading did.
+        own = [{"kind": "counted", "text": text, "rows": 0} for text in plain.get("notes", ())]
+        print(to_json(plain | {"notes": own + [vars(note) for note in notes]}, indent=1))
     else:
         report.print_parts(answer.parts)
         # Apart from the answer, which may be one line for a pipeline.

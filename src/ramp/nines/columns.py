@@ -182,7 +182,9 @@ def read_csv(path: Path) -> Table:
 
     # A row ends at a newline only: U+2028 may stand in a text.
     with path.open(encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file, strict=True), [])
+        delimiter = _find_delimiter(file.readline())
+        file.seek(0)
+        names = next(csv.reader(file, strict=True, delimiter=delimiter), [])
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"its column {min(twice)!r} is there twice")
     if not names:
@@ -192,10 +194,16 @@ def read_csv(path: Path) -> Table:
     table = arrow.read_csv(
         path,
         read_options=arrow.ReadOptions(use_threads=False),
-        parse_options=arrow.ParseOptions(newlines_in_values=True),
+        parse_options=arrow.ParseOptions(newlines_in_values=True, delimiter=delimiter),
         convert_options=arrow.ConvertOptions(column_types=types, strings_can_be_null=False),
     )
     return _from_arrow_table(table)
+
+
+def _find_delimiter(head):
+    """What stands between the names of columns: a comma, or what spreadsheets write instead."""
+    others = [mark for mark in ("\t", ";") if mark in head]
+    return "," if "," in head or not others else others[0]
 
 
 def read_parquet(path: Path) -> Table:

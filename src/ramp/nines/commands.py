@@ -93,40 +93,28 @@ def _bar(args):
 def plan(args: Namespace) -> Answer:
     """How many trials certify a number of nines, and who bears which risk."""
     bar = _bar(args)
-    if not 0 <= args.correlation < 1:
-        raise UserError("--correlation must be at least 0 and below 1")
     # Systems that fail three times as often as the level allows, ..., a tenth as often.
     truths = [1 - (1 - bar) * times for times in (3, 1, 0.5, 0.2, 0.1)]
-    rows = [["failures allowed", "distinct trials", *(f"passes if {t:.6g}" for t in truths)]]
+    rows = [["failures allowed", "distinct items", *(f"passes if {t:.6g}" for t in truths)]]
     plans = []
     for failures in (0, 1, 2, 3, 5):
         n = stats.trials_to_demonstrate(bar, failures, args.confidence)
         passes = {truth: stats.pass_probability(n, failures, truth) for truth in truths}
         plans.append({"failures": failures, "trials": n, "passes": passes})
         rows.append([failures, f"{n:,}", *(f"{p:.1%}" for p in passes.values())])
-    # Repeats of an item count less the more they agree.
-    clean = stats.trials_to_demonstrate(bar, 0, args.confidence)
-    items_needed = {}
-    needs = [["tries an item", "distinct items", "trials"]]
-    for tries in (1, 2, 4, 16):
-        n = math.ceil(clean / stats.effective_trials(1, tries, args.correlation))
-        items_needed[tries] = n
-        needs.append([tries, f"{n:,}", f"{n * tries:,}"])
     # By the gate, which may be asked at any time.
     any_time = []
     for failures in (0, 1, 2, 3):
         e = count_evidence(np.zeros(failures)) + clean_evidence(0)
         any_time.append(count_clean_units(e, bar, args.confidence) + failures)
     first, *rest = any_time
-    figures = {"reliability": bar, "plans": plans, "items": items_needed, "any_time": any_time}
+    figures = {"reliability": bar, "plans": plans, "any_time": any_time}
     return Answer(figures, [
         f"## To show {bar:.6g} with {args.confidence:.6g} confidence, on items drawn from use",
         rows,
-        f"Tries at one item correlate ({args.correlation:g}); worth {clean:,} distinct trials are:",
-        needs,
-        "Both hold for a number of trials that is fixed before. `ramp nines gate` may be asked "
-        f"after every trial: it passes after {first:,} clean ones, and with 1, 2 or 3 failures "
-        f"after {', '.join(f'{n:,}' for n in rest)} at the soonest.",
+        "That holds for a number of distinct items that is fixed before; repeats do not count. "
+        f"ramp nines gate may be asked after every item: it passes after {first:,} clean ones, and "
+        f"with 1, 2 or 3 failures after {', '.join(f'{n:,}' for n in rest)} at the soonest.",
     ])  # fmt: skip
 
 
@@ -172,7 +160,7 @@ def certify(args: Namespace) -> Answer:
     correlation = stats.intraclass_correlation(last.successes, tries)
     shown = "unknown" if math.isnan(correlation) else f"{correlation:.2f}"
     worth = stats.effective_trials(len(tries), tries.mean(), np.nan_to_num(correlation))
-    levels = audit.readiness_levels(t, args.nines, args.confidence)
+    levels = audit.readiness_levels(t, args.nines, args.confidence, args.unit)
     low, high = v.bounds
     units = plural(v.unit, 2)
     least = f"{low:.5f} ({stats.count_nines(low):.2f} nines)"
@@ -354,7 +342,8 @@ def _score_record(path, t):
     """How the forecasts in a file did, by a table that has grown since."""
     scored, still_open = record.score_all(path, t)
     summary = headlines.summarize_scores(scored)
-    text = f"{still_open} forecasts are open: the table has no later checkpoint of their runs."
+    forecasts = plural("forecast", still_open)
+    text = f"Open: {still_open} {forecasts}, of which the table has no later checkpoint."
     parts = [
         "## The record of forecasts",
         *page.past_parts(scored),
@@ -442,8 +431,9 @@ def compare(args: Namespace) -> Answer:
     first, second = args.runs
     if first == second and not args.baseline:
         raise UserError(
-            f"the run {first!r} would be compared with itself; where old and new logs have one "
-            f"name, use `ramp nines compare NEW {first} {second} --baseline OLD`"
+            f"the run {first!r} would be compared with itself; name checkpoints of it as in "
+            f"{first}@1000 {first}@2000, or where old and new logs have one name use "
+            f"ramp nines compare NEW {first} {second} --baseline OLD"
         )
     old = compares.choose_run(_read_baseline(args), first) if args.baseline else None
     t = _read(args)
@@ -464,7 +454,16 @@ def compare(args: Namespace) -> Answer:
         "independent of each other": f"{whole.units} {units}",
     }
     facts |= {f"rows of {run}": rows for run, rows in zip((first, second), pairs.rows, strict=True)}
+    if pairs.drawn:
+        facts["items that one run tried more often"] = (
+            f"{pairs.drawn}: as many tries of each run count, drawn at random"
+        )
     parts = ["## Two runs", facts_table(facts)]
+    if whole.unit == "family" and min(c.units for c in (whole, *tasks)) == 1:
+        parts.append(
+            "One family is one unit, and shows nothing alone; --unit item if its items are "
+            "independent of each other."
+        )
     if tasks:
         rows = [["task", "difference", "interval", "p", "q", "different"]]
         for c in tasks:
@@ -492,7 +491,11 @@ def monitor(args: Namespace) -> Answer:
             raise UserError(f"no trial has a {args.by} of {args.since} or later")
     streams = monitors.build_streams(t, args.rate, args.seconds, args.cost, args.within)
     w = monitors.watch(t, streams, args.by, args.one_in)
-    facts = {"trials": w.trials, "false alarms": f"one in {w.one_in:,.0f} trials at most"}
+    often = f"one in {w.one_in:,.0f} trials at most, if trials are independent of each other"
+    facts = {"trials": w.trials, "false alarms": often}
+    partial = int(((t.success > 0) & (t.success < 1 - 1e-9)).sum())
+    if partial:
+        facts["scored between 0 and 1, counted as failed"] = partial
     for s in streams:
         r = w.recent[s.name]
         facts[f"{s.name}: share of good trials, asked for"] = f"{w.rates[s.name]:.4f}, {s.share:g}"

@@ -1,9 +1,10 @@
 """Is one system better than another? Paired by item, exact for few, over many tasks.
 
-Where there is no difference, a unit's difference is as likely to be positive as negative, whatever
-its size: so signs are flipped (Fisher 1935). A unit is a family of items where they are named, else
-an item. All sign patterns are tried of few units, random ones of some, and of many the sum of
-flipped differences is normal.
+Where two systems behave alike, a unit's difference is as likely to be positive as negative,
+whatever its size: so signs are flipped (Fisher 1935). A unit is a family of items where any is
+named, else an item. All sign patterns are tried of few units, random ones of some, and of many the
+sum of flipped differences is normal. Systems of equal means that fail in different ways, the one in
+rare whole families, are not alike: no interval knows of failures that have not happened yet.
 """
 
 import math
@@ -17,7 +18,9 @@ from scipy.stats import t as student
 
 from ramp.errors import UserError
 from ramp.nines.audit import choose_unit, find_last
+from ramp.nines.cleaning import parse_number
 from ramp.nines.intervals import Interval
+from ramp.nines.notes import list_some
 from ramp.nines.trials import Trials, group_rows
 
 EXACT = 14  # units up to which all patterns of signs are tried
@@ -49,14 +52,21 @@ class Pairs:
     family: ndarray  # [I]
     difference: ndarray  # [I] second less first, slices averaged
     rows: tuple[str, str]  # of each system, in words: checkpoint or date, and items
+    drawn: int = 0  # items that one system tried more often: as many tries of each, at random
 
 
 def choose_run(t: Trials, name: str) -> Trials:
-    """The trials of one run. Raises UserError where there is none."""
+    """The trials of RUN, or of its checkpoint RUN@STEP. Raises UserError where there is none."""
     own = t[t.run == name]
+    run, _, place = name.rpartition("@")
+    if not len(own) and run:
+        at = parse_number(place, np.nan)
+        is_there = (t.step == at) | (t.compute == at) | (t.date == place)
+        own = t[(t.run == run) & is_there]
     if not len(own):
         raise UserError(
-            f"no trial belongs to the run {name!r}; there are {', '.join(np.unique(t.run)[:8])}"
+            f"no trial belongs to the run {name!r}; there are {list_some(np.unique(t.run))}, and "
+            "RUN@STEP is one of its checkpoints (or RUN@COMPUTE, RUN@DATE)"
         )
     return own
 
@@ -81,13 +91,18 @@ def pair_items(first: Trials, second: Trials) -> Pairs:
     is_second = np.arange(len(both)) >= len(last[0])
     item = group_rows(both.task, both.item)[1]
     row_of_cell, cell = group_rows(item, both.slice)
-    means = []
-    for own in (~is_second, is_second):
-        count = np.bincount(cell[own], minlength=len(row_of_cell))
-        total = np.bincount(cell[own], both.success[own], len(row_of_cell))
-        # NaN where a system did not try the cell.
-        means.append(np.where(count > 0, total, np.nan) / np.maximum(count, 1))
-    change = means[1] - means[0]
+    tries = np.stack(
+        [np.bincount(cell[own], minlength=len(row_of_cell)) for own in (~is_second, is_second)]
+    )
+    fewest = tries.min(0)
+    # Ten tries spread less than one, so that signs would not be alike: as many of each are taken.
+    is_taken = _rank_at_random(cell + len(row_of_cell) * is_second, both.success) < fewest[cell]
+    totals = [
+        np.bincount(cell[own], both.success[own], len(row_of_cell))
+        for own in (is_taken & ~is_second, is_taken & is_second)
+    ]
+    with np.errstate(invalid="ignore"):  # NaN where a system did not try the cell
+        change = (totals[1] - totals[0]) / fewest
     paired = np.isfinite(change)
     if not paired.any():
         raise UserError(
@@ -98,12 +113,28 @@ def pair_items(first: Trials, second: Trials) -> Pairs:
     first_of_item, item = group_rows(item[cells])
     difference = np.bincount(item, change[paired]) / np.bincount(item)
     rows_of_items = cells[first_of_item]
+    is_uneven = (tries[0] != tries[1])[paired]
     return Pairs(
         task=both.task[rows_of_items],
         family=both.family[rows_of_items],
         difference=difference,
+        drawn=int((np.bincount(item, is_uneven) > 0).sum()),
         rows=(said[0], said[1]),
     )
+
+
+def _rank_at_random(group, values):
+    """[N] the place of each row in its group, at random, whatever the order of the file."""
+    key = np.random.default_rng(0).random(len(group))
+    # Rows that agree in both are alike, so the keys may be handed out in their order.
+    order = np.lexsort((values, group))
+    drawn = np.empty(len(group))
+    drawn[order] = key
+    order = np.lexsort((drawn, group))
+    start = np.searchsorted(group[order], group[order])
+    rank = np.empty(len(group), int)
+    rank[order] = np.arange(len(group)) - start
+    return rank
 
 
 def compare_runs(p: Pairs, confidence: float = 0.95, unit: str = "auto") -> list[Comparison]:
@@ -136,14 +167,11 @@ def _compare(task, p, rows, confidence, unit):
     family = p.family[rows]
     totals = difference
     sizes = np.ones(len(difference))
-    # One family alone tells nothing about others: its items are the units.
-    if unit == "family" and len(np.unique(family)) > 1:
+    if unit == "family":
         own = np.where(family == "", np.arange(1, len(family) + 1), 0)
         of_item = group_rows(family, own)[1]
         totals = np.bincount(of_item, difference)
         sizes = np.bincount(of_item).astype(float)
-    else:
-        unit = "item"
     p_value = flip_signs(totals)
     return Comparison(
         task=task,

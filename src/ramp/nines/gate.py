@@ -1,8 +1,9 @@
 """May it ship? A verdict from the trials of the last checkpoint that holds however often one asks.
 
-Valid after every trial, with items added at any time, whatever the order of the file. Assumed is
-that units (families of items where they are named, else items) are independent draws of what the
-system will meet, and that results did not decide how many items of a family were tried.
+Valid after every item, with items added at any time, whatever the order of the file. Assumed is
+that units (families of items where any is named, else items) are independent draws of what the
+system will meet. A family counts with the mean of its items, whatever their number: so it is valid
+after every family that was tried as a whole, and where size tells nothing of success.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 
 from ramp.errors import UserError
 from ramp.nines.audit import choose_unit, last_checkpoint, unit_evidence
-from ramp.nines.intervals import Interval
+from ramp.nines.intervals import Interval, all_of_k
 from ramp.nines.sequential import (
     confidence_sequence,
     count_clean_units,
@@ -41,7 +42,7 @@ class Verdict:
     failures: int
     unit: str  # what is independent: "item" or "family"
     units: int
-    bounds: Interval  # of the success rate, each at `confidence`, at all times at once
+    bounds: Interval  # of the success rate, as sure as the verdict, at all times at once
     more: int  # further units without a failure that would demonstrate the bar
     regression: "Regression | None"  # from the baseline, where there is one
     notes: tuple[str, ...]  # what was decided about the trials
@@ -91,7 +92,8 @@ def judge(
     """Judge the last checkpoint: PASS, FAIL or UNDECIDED.
 
     PASS where the bar is demonstrated, FAIL where the system is shown to be below it or worse than
-    the baseline. Each is wrong with probability 1 - confidence at most.
+    the baseline. Each is wrong with probability 1 - confidence at most; with a baseline the two
+    reasons to fail have half of it each.
     unit: "item", "family", or "auto", see `choose_unit`. Raises UserError as
     `last_checkpoint` does, and for a family that no item has.
     """
@@ -102,27 +104,39 @@ def judge(
     evidence = last.evidence(unit)
     rate = 1 - 10.0**-nines
     enough = -math.log(1 - confidence)
-    passed = log_capital_above(evidence, rate) >= enough
-    against = log_capital_below(evidence, rate)
-    regression = None
     notes = last.notes
+    # What families prove says little where the large ones fail most.
+    is_met = last.failures <= last.items * (1 - rate) + 1e-9
+    passed = log_capital_above(evidence, rate) >= enough
+    if passed and not is_met:
+        notes += ("by item it is below the bar: the larger families fail more often",)
+    regression = None
+    to_fail = enough
     if baseline is not None:
         old = last_checkpoint(baseline)
-        loss, regression = _measure_loss(last, old, unit, enough)
+        to_fail = enough + math.log(2)
+        regression = _measure_loss(last, old, unit, to_fail)
         notes += tuple(f"baseline: {note}" for note in old.notes)
-        # Half of the capital is bet on each reason to fail.
-        against = np.logaddexp(against, loss) - math.log(2)
-    code = FAIL if against >= enough else PASS if passed else UNDECIDED
+    is_worse = regression is not None and regression.shown
+    failed = is_worse or log_capital_below(evidence, rate) >= to_fail
+    low = confidence_sequence(evidence, confidence)[0]
+    high = confidence_sequence(evidence, 1 - math.exp(-to_fail))[1]
+    units = int(evidence.count.sum())
+    if unit == "family" and units < last.items:
+        notes += (
+            f"{last.items} items are {units} independent {plural('family', units)}, each tried as "
+            "a whole; --unit item if its items are independent of each other",
+        )
     return Verdict(
-        code=code,
+        code=FAIL if failed else PASS if passed and is_met else UNDECIDED,
         nines=nines,
         rate=rate,
         confidence=confidence,
         items=last.items,
         failures=last.failures,
         unit=unit,
-        units=int(evidence.count.sum()),
-        bounds=confidence_sequence(evidence, confidence),
+        units=units,
+        bounds=(low, high),
         more=count_clean_units(evidence, rate, confidence),
         regression=regression,
         notes=notes,
@@ -130,16 +144,35 @@ def judge(
 
 
 def _measure_loss(last, old, unit, enough):
-    """Log capital of bets that the system is worse than the old one, and the change itself."""
-    names = (np.char.add(np.char.add(c.task, "/"), c.item) for c in (last, old))
+    """The change from an old checkpoint, over the items and slices that both tried."""
+    cells = (
+        np.char.add(np.char.add(c.task[c.of_item], "/"), c.item[c.of_item]) for c in (last, old)
+    )
+    names = [
+        np.char.add(np.char.add(c.slices, "/"), cell)
+        for c, cell in zip((last, old), cells, strict=True)
+    ]
     _, ours, theirs = np.intersect1d(*names, return_indices=True)
     if not len(ours):
         raise UserError("the baseline tried none of these items; give a log of the same suite")
-    difference = last.passed[ours].astype(float) - old.passed[theirs]
-    evidence = unit_evidence(difference, last.family[ours], unit)
-    loss = log_capital_of_loss(evidence)
-    shown = bool(loss >= enough + math.log(2))
-    return loss, Regression(len(ours), float(difference.mean()), shown)
+    is_ordered = last.is_ordered and old.is_ordered
+    # The worst of many tries is worse than that of few, so as many count of each.
+    k = np.minimum(last.tries[ours], old.tries[theirs])
+    sides = []
+    for c, cell in ((last, ours), (old, theirs)):
+        value = c.first[cell].astype(float)
+        if not is_ordered:
+            value = all_of_k(k, c.successes[cell], c.tries[cell])
+        sides.append(value)
+    # An item succeeds where all of its slices do.
+    row, item = np.unique(last.of_item[ours], return_index=True, return_inverse=True)[1:]
+    new, before = (np.ones(len(row)) for _ in sides)
+    np.multiply.at(new, item, sides[0])
+    np.multiply.at(before, item, sides[1])
+    difference = new - before
+    evidence = unit_evidence(difference, last.family[last.of_item[ours[row]]], unit)
+    shown = bool(log_capital_of_loss(evidence) >= enough)
+    return Regression(len(row), float(difference.mean()), shown)
 
 
 def junit(v: Verdict) -> str:

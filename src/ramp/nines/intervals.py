@@ -67,6 +67,11 @@ def lower_bound(successes: float, trials: float, level: float = 0.95) -> float:
 # Several tries at one item
 
 
+def all_of_k(k: ArrayLike, successes: ArrayLike, trials: ArrayLike) -> ndarray:
+    """[I] the chance that k tries, drawn from the trials of an item, all succeed."""
+    return np.asarray(comb(successes, k) / comb(trials, k))
+
+
 def pass_hat_k(k: int, successes: ArrayLike, trials: ArrayLike) -> float:
     """pass^k: the chance that all of k tries at an item succeed, averaged over items.
 
@@ -76,7 +81,7 @@ def pass_hat_k(k: int, successes: ArrayLike, trials: ArrayLike) -> float:
     fewest = int(np.min(trials))
     if fewest < k:
         raise UserError(f"k = {k} needs {k} tries at every item; one has {fewest}")
-    return float(np.mean(comb(successes, k) / comb(trials, k)))
+    return float(np.mean(all_of_k(k, successes, trials)))
 
 
 def pass_at_k(k: int, successes: ArrayLike, trials: ArrayLike) -> float:

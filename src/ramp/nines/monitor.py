@@ -79,6 +79,10 @@ def build_streams(
 
     Raises UserError for a budget on a column that the log lacks.
     """
+    if (t.item == "").all() and ((t.success > 0) & (t.success < 1 - 1e-9)).any():
+        raise UserError(
+            "there are accuracies, and the monitor watches single trials: give the log of those"
+        )
     streams = [Stream("success", t.success >= 1 - 1e-9, np.isfinite(t.success), rate)]
     for name, limit in (("seconds", seconds), ("cost", cost)):
         if limit is None:
@@ -89,7 +93,8 @@ def build_streams(
         streams.append(Stream(name, values <= limit, np.isfinite(values), within))
     for s in streams:
         if not 0 < s.share < 1:
-            raise UserError("the share of good trials must lie between 0 and 1")
+            name = "--rate" if s.name == "success" else "--within"
+            raise UserError(f"{name} is the share of good trials, and must lie between 0 and 1")
     return streams
 
 

@@ -15,7 +15,7 @@ from ramp.nines.cleaning import (
     GUESSES,
     list_names,
     parse_date,
-    parse_number,
+    parse_success,
     to_text,
 )
 from ramp.nines.columns import (
@@ -44,9 +44,10 @@ def filter_rows(table: Table, reading: Reading, is_renamed: bool) -> Table:
             raise UserError(
                 f"there is no column {key!r} to select by; there are {list_names(table)}"
             )
-        # "a,b" and two times --where mean the same: one of them.
-        wanted = {word for value in values for word in value.split(",")}
         column = table[key]
+        whole = set(map(to_text, column.values))
+        # "a,b" and two times --where mean the same: one of them, unless a cell is "a,b".
+        wanted = {w for value in values for w in ([value] if value in whole else value.split(","))}
         is_kept = np.array([to_text(value) in wanted for value in column.values], bool)
         if key == "date" and not is_kept.any():
             # Dates are printed as ISO text, whatever the file has.
@@ -137,7 +138,7 @@ def _is_no_share(table, named, notes):
     """Rows of metrics that are no share of success, such as a perplexity, and that nobody named."""
     column = table["metric"]
     success = table.get("success") or constant(None, len(column.codes))
-    numbers = [parse_number(value, 0.0) for value in success.values]
+    numbers = [parse_success(value, 0.0) for value in success.values]
     is_share = np.array([n is not None and 0 <= n <= 1 for n in numbers], bool)
     odd = np.unique(column.codes[~is_share[success.codes]])
     names = [column.values[k] for k in odd]

@@ -4,7 +4,8 @@ A bet that a success rate is above a bar neither gains nor loses on average wher
 bar. So the capital of whoever bets exceeds 20 times the stake in at most 5% of cases, at whatever
 moment one looks (Ville 1939). Nothing is assumed of a unit of evidence but that its success lies
 between 0 and 1: an item, or a family of items as a whole (Waudby-Smith & Ramdas 2024, for means of
-bounded variables).
+bounded variables). Every unit counts the same: stakes by size would change whenever a larger unit
+came, and what had been won would be bet again.
 """
 
 import math
@@ -29,10 +30,9 @@ ROUNDS = 50  # of bisection
 
 @dataclass(frozen=True)
 class Evidence:
-    """Independent units of evidence. Units that agree in both are one row with their number."""
+    """Independent units of evidence. Units that agree are one row with their number."""
 
     success: ndarray  # [R] of the unit, between 0 and 1
-    weight: ndarray  # [R] its size as a share of the largest unit's
     count: ndarray  # [R] how many such units there are
 
     def __add__(self, other: "Evidence") -> "Evidence":
@@ -41,21 +41,18 @@ class Evidence:
 
     @property
     def rate(self) -> float:
-        """The mean success, every unit by its size."""
-        return np.average(self.success, weights=self.weight * self.count)
+        """The mean success of the units."""
+        return np.average(self.success, weights=self.count)
 
 
-def count_evidence(success: ndarray, weight: ndarray | None = None) -> Evidence:
-    """Evidence of units with these successes and sizes, [U] each; all of one size by default."""
-    weight = np.ones(len(success)) if weight is None else weight / weight.max()
-    # As one complex number, which sorts many times faster than a row.
-    rows, count = np.unique(success + 1j * weight, return_counts=True)
-    return Evidence(rows.real, rows.imag, count)
+def count_evidence(success: ndarray) -> Evidence:
+    """Evidence of units with these successes, [U]."""
+    return Evidence(*np.unique(success, return_counts=True))
 
 
 def clean_evidence(units: int) -> Evidence:
-    """Evidence of so many units of full size without a failure."""
-    return Evidence(np.ones(1), np.ones(1), np.array([units]))
+    """Evidence of so many units without a failure."""
+    return Evidence(np.ones(1), np.array([units]))
 
 
 def log_capital_above(e: Evidence, rate: float) -> float:
@@ -85,7 +82,7 @@ def log_capital_of_loss(e: Evidence) -> float:
 def _log_capitals(e, stakes, gain):
     """[S] the log capital of each stake, bet on all units."""
     with np.errstate(divide="ignore"):  # the whole capital may be lost
-        logs = np.log1p(np.maximum(stakes[:, None] * (e.weight * gain), -1))
+        logs = np.log1p(np.maximum(stakes[:, None] * gain, -1))
     return logs @ e.count
 
 

@@ -143,7 +143,10 @@ def from_table(table: Table, reading: Reading = AS_IS, notes: Sequence[Note] = (
             text = "rows of one item without seeds are taken as tries of it"
             said.append(Note("guess", text, int((earlier > 0).sum())))
     _check_distinct(t)
-    return replace(t, notes=tuple(dict.fromkeys(said)))
+    rows: dict[tuple[str, str], int] = {}
+    for note in said:
+        rows[note.kind, note.text] = rows.get((note.kind, note.text), 0) + note.rows
+    return replace(t, notes=tuple(Note(kind, text, n) for (kind, text), n in rows.items()))
 
 
 def _to_trials(table, reading):
@@ -182,7 +185,8 @@ def _check_numbers(t, table, reading):
         remedy = "every trial needs a success between 0 and 1"
         if np.isnan(success):
             remedy += "; leave the row out, or say in a column error what kept it from one"
-        elif 1 < np.nanmax(t.success) <= 100 and not reading.percent:
+        # Up to 10 may be a scale of ten as well.
+        elif 10 < np.nanmax(t.success) <= 100 and not reading.percent:
             remedy += "; --percent divides by 100"
         where = cleaning.name_row(table, row)
         raise UserError(f"success is {success:g} in row {where}, and {remedy}")
@@ -201,13 +205,31 @@ def _check_numbers(t, table, reading):
 
 
 def _drop_overlap(t, notes):
-    """Leave out accuracies of what is there trial by trial as well."""
+    """Leave out accuracies of what is there trial by trial as well.
+
+    An accuracy is alone, and says what the trials say. Raises UserError for other rows without an
+    item, which may be trials.
+    """
     is_trial = t.item != ""
     if is_trial.all() or not is_trial.any():
         return t
     group = _group(t, ("run", "task", "step", "compute"))
     is_double = ~is_trial & np.isin(group, group[is_trial])
     if is_double.any():
+        groups = group.max() + 1
+        count = np.bincount(group[is_trial], minlength=groups)
+        mean = np.bincount(group[is_trial], t.success[is_trial], groups) / np.maximum(count, 1)
+        # To the third digit, as tools round; a table that weighs slices says its standard error.
+        agrees = (np.abs(t.success - mean[group]) < 5e-3) | np.isfinite(t.stderr)
+        wrong = is_double & ~(
+            agrees & (np.bincount(group[is_double], minlength=groups) == 1)[group]
+        )
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(
+                f"{int(wrong.sum())} rows have no item among trials of {t.run[row]} on "
+                f"{t.task[row]}, and are no accuracy of those; give them an item, or leave them out"
+            )
         text = "accuracies of trials that are there themselves"
         notes.append(Note("dropped", text, int(is_double.sum())))
     return t[~is_double]
@@ -297,7 +319,18 @@ def log_progress(t: Trials) -> tuple[ndarray, str]:
 
 
 def checkpoint_progress(t: Trials) -> ndarray:
-    """[N] `log_progress` of each row; 0 in a table of finished systems without checkpoints."""
+    """[N] `log_progress` of each row; 0 in a table of finished systems without checkpoints.
+
+    Raises UserError where a run has it in some rows only, which would make all one checkpoint.
+    """
+    missing = np.isnan(t.step) & np.isnan(t.compute)
+    for run in np.unique(t.run[missing]):
+        own = missing[t.run == run]
+        if not own.all():
+            raise UserError(
+                f"{int(own.sum())} of {len(own)} rows of {run} have no step or compute, and which "
+                "checkpoint they are of is unknown; fill the column, or leave them out with --where"
+            )
     if np.isnan(t.step).any() and np.isnan(t.compute).any():
         return np.zeros(len(t))
     return log_progress(t)[0]

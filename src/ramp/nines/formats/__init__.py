@@ -30,7 +30,7 @@ FORMATS: tuple[Format, ...] = (
     *agents.FORMATS,
     *checks.FORMATS,
 )
-TABLES = {".csv": columns.read_csv, ".parquet": columns.read_parquet}
+TABLES = {".csv": columns.read_csv, ".tsv": columns.read_csv, ".parquet": columns.read_parquet}
 ENDINGS = (*TABLES, ".jsonl", ".json", ".eval", ".xml")
 # What a reader may meet in a file that is not what its name says.
 BROKEN_FILE = (
@@ -56,7 +56,7 @@ def read_files(paths: Sequence[Path], reading: Reading, notes: list[Note]) -> li
         if path.is_dir():
             tables += _read_folder(path, reading, notes)
         elif path.is_file():
-            tables.append(_require_rows(path, _read_file(path, reading, notes)))
+            tables.append(_require_rows(path, _read_file(path, reading, notes), notes))
         else:
             raise UserError(
                 f"{path} is not a file or folder; "
@@ -79,16 +79,19 @@ def _read_folder(folder, reading, notes):
     if left_out:
         notes.append(Note("dropped", f"files of {folder} that are no logs: {list_some(left_out)}"))
     if not tables:
+        said = "".join(f"; {note.text}" for note in notes if note.kind == "partial")
         raise UserError(
-            f"{folder} holds no log that ramp knows; it looks for files ending in "
-            f"{', '.join(ENDINGS)}"
+            f"{folder} holds no log with trials that ramp knows; it looks for files ending in "
+            f"{', '.join(ENDINGS)}{said}"
         )
     return tables
 
 
-def _require_rows(path, table):
+def _require_rows(path, table, notes):
     if not table or not columns.count_rows(table):
-        raise UserError(f"{path} holds no rows of named columns")
+        # A log without samples may say why.
+        said = "".join(f"; {note.text}" for note in notes if note.text.startswith(path.name))
+        raise UserError(f"{path} holds no rows of named columns{said}")
     return table
 
 

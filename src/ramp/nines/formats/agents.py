@@ -4,7 +4,7 @@ import json
 import math
 
 from ramp.nines.columns import Column, Table, constant, count_rows, with_column
-from ramp.nines.formats.log import Format, has_keys, is_list_with
+from ramp.nines.formats.log import Format, has_keys, is_list_with, say_error
 from ramp.nines.notes import Note, Reading
 
 WHOLE_REWARD = 1 - 1e-6  # a trial counts where all was earned: pass^k of Yao et al. 2024
@@ -22,9 +22,10 @@ def _read_tau(log):
             "seed": trial.get("trial", ""),
         }
         # tau-bench gives a trial that raised an exception the reward 0.
-        error = (trial.get("info") or {}).get("error")
-        if error:
-            yield row | {"error": str(error).splitlines()[0][:80]}
+        info = trial.get("info") or {}
+        # The text of some exceptions, such as a time-out, is empty.
+        if info.get("error") is not None:
+            yield row | {"error": say_error(info["error"])}
         else:
             yield row | {"success": float(trial["reward"] >= WHOLE_REWARD)}
 

@@ -2,9 +2,14 @@
 
 import hashlib
 import json
+from collections import Counter
+from contextlib import suppress
 
-from ramp.nines.formats.log import Format, has_keys
+from ramp.nines.formats.log import Format, has_keys, say_error
 
+NOT_RUN = ("notrun", "disabled", "skipped")  # statuses of GoogleTest and CTest
+# Of Maven's Surefire, beside the test that passed when it was run again.
+FAILED_AT_FIRST = ("flakyFailure", "flakyError", "rerunFailure", "rerunError")
 PROMPTFOO_ERROR = 2  # its failureReason where no answer came; 1 is a check that failed
 
 
@@ -20,19 +25,30 @@ def _read_promptfoo_lines(log):
 
 
 def _read_promptfoo_rows(rows):
+    # promptfoo numbers a case that it repeats anew: what is asked and checked tells cases apart.
+    numbers: dict[str, int] = {}
+    tries: Counter[tuple] = Counter()
     for row in rows:
         provider = row["provider"]
         if isinstance(provider, dict):
             provider = provider.get("label") or provider.get("id")
         prompt = row.get("prompt") or {}
         # Rows of older versions name a case by its variables only.
-        case = row.get("testIdx")
+        about = {key: row[key] for key in ("vars", "testCase") if row.get(key)}
+        index = row.get("testIdx")
+        case = _hash(about) if about or index is None else str(index)
+        if index is not None:
+            case = numbers.setdefault(case, index)
+        # Several prompts try one case: they are ways to ask it.
+        way = row.get("promptId") or _hash(prompt.get("raw"))
+        seed = tries[provider, case, way]
+        tries[provider, case, way] += 1
         trial = {
             "run": provider,
             "task": str(row.get("description") or "promptfoo"),
-            "item": _hash(row.get("vars")) if case is None else case,
-            # Several prompts try one case: they are ways to ask it.
-            "slice": row.get("promptId") or _hash(prompt.get("raw")),
+            "item": case,
+            "slice": way,
+            "seed": seed,
             "cost": row.get("cost"),
         }
         if row.get("latencyMs") is not None:
@@ -41,7 +57,7 @@ def _read_promptfoo_rows(rows):
         is_broken = row.get("failureReason") == PROMPTFOO_ERROR
         is_broken |= bool(row.get("error")) and not row.get("gradingResult")
         if is_broken:
-            yield trial | {"error": str(row.get("error") or "error").splitlines()[0][:80]}
+            yield trial | {"error": say_error(row.get("error"))}
         else:
             yield trial | {"success": bool(row["success"])}
 
@@ -68,35 +84,50 @@ def _read_deepeval(log):
             measured.pop("all")
         for name, result in measured.items():
             row = trial | {"metric": name}
-            if result.get("error") or result.get("success") is None:
-                yield trial | {"error": str(result.get("error") or "no verdict")[:80]}
+            # A case fails in deepeval where a metric broke, which is no failure of the system.
+            parts = [result, *measured.values()] if name == "all" else [result]
+            error = next(filter(None, (part.get("error") for part in parts)), None)
+            if error or result.get("success") is None:
+                yield row | {"error": say_error(error, "no verdict")}
             else:
                 yield row | {"success": bool(result["success"])}
 
 
 def _read_junit(log):
-    skipped = 0
+    skipped = again = flaky = 0
     for suite in log.data.iter("testsuite"):
-        for case in suite.findall("testcase"):
+        cases = suite.findall("testcase")
+        with suppress(TypeError, ValueError):
+            # pytest-rerunfailures writes a test that it runs again several times, as it ended.
+            again += max(0, len(cases) - int(suite.get("tests")))
+        for case in cases:
             parts = [case.get("classname") or case.get("file"), case.get("name")]
             row = {
                 "run": log.path.stem,
                 "task": suite.get("name") or "tests",
                 "item": "::".join(part for part in parts if part),
                 "date": suite.get("timestamp"),
-                "seconds": case.get("time"),
+                # Maven writes 1,234.5.
+                "seconds": (case.get("time") or "").replace(",", "") or None,
             }
             # What went wrong around a test, such as in a fixture; a failure is the test's own.
             problem = case.find("error")
             # Nothing was tried there.
-            if case.find("skipped") is not None:
+            if case.find("skipped") is not None or case.get("status") in NOT_RUN:
                 skipped += 1
             elif problem is not None:
-                yield row | {"error": (problem.get("message") or "error")[:80]}
+                yield row | {"error": say_error(problem.get("message"))}
             else:
-                yield row | {"success": case.find("failure") is None}
+                is_flaky = any(case.find(name) is not None for name in FAILED_AT_FIRST)
+                flaky += is_flaky
+                yield row | {"success": case.find("failure") is None and not is_flaky}
     if skipped:
         log.note("dropped", "tests that were skipped", skipped)
+    if flaky:
+        log.note("choice", "tests that failed at first count as failed, passed again or not", flaky)
+    if again:
+        text = "more tests than the suite counts: those run again may have failed at first"
+        log.note("guess", text, again)
 
 
 def _is_promptfoo(document):

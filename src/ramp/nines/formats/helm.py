@@ -26,7 +26,14 @@ def _name_run(log):
 
 def _read_instances(log):
     run, task = _name_run(log)
+    # HELM's own figure is of the test alone, where there is one.
+    splits = {_split(stat) for record in log.data for stat in record["stats"]}
+    other = splits - {"test"} if "test" in splits else set()
+    left_out = 0
     for record in log.data:
+        if any(_split(stat) in other for stat in record["stats"]):
+            left_out += 1
+            continue
         trial = {
             "run": run,
             "task": task,
@@ -37,6 +44,12 @@ def _read_instances(log):
         for stat in record["stats"]:
             # Each metric is a row of its own, of which the user names one.
             yield from _read_stat(stat, trial, {})
+    if left_out:
+        log.note("dropped", f"instances of {', '.join(sorted(other))} beside test", left_out)
+
+
+def _split(stat):
+    return stat["name"].get("split") or "test"
 
 
 def _read_run(log):

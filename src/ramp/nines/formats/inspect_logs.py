@@ -5,10 +5,10 @@ import struct
 
 import pyarrow as pa
 
-from ramp.nines.formats.log import Format, has_keys
+from ramp.nines.formats.log import Format, has_keys, say_error
 
-# inspect writes C, P, I, N for correct, partial, incorrect, no answer.
-GRADES = {"C": 1, "P": 0.5, "I": 0, "N": 0}
+# inspect writes C, P, I, N for correct, partial, incorrect, no answer; some scorers write words.
+GRADES = {"C": 1, "P": 0.5, "I": 0, "N": 0, "yes": 1, "true": 1, "no": 0, "false": 0}
 ZSTD = 93  # a method of compression that Python's zipfile learns in 3.14
 
 
@@ -40,13 +40,15 @@ def _read_member(archive, name):
 
 def _read_json(log):
     header = log.data.get("eval", {})
-    yield from _read_samples(log, header, log.data.get("status"), log.data["samples"] or [])
+    yield from _read_samples(log, header, log.data.get("status"), log.data.get("samples") or [])
 
 
 def _read_samples(log, header, status, samples):
     model = header.get("model", "run")
     task = header.get("task", "task")
     count = 0
+    trials = []
+    measures: dict[tuple, None] = {}
     for sample in samples:
         count += 1
         trial = {
@@ -60,28 +62,39 @@ def _read_samples(log, header, status, samples):
         if limit := sample.get("limit"):
             kind = limit.get("type") if isinstance(limit, dict) else limit
             log.note("partial", f"a sample was cut short by its {kind} limit", 1)
-        yield from _read_scores(trial, sample)
+        scores = _list_scores(sample)
+        measures |= dict.fromkeys(scores)
+        trials.append((trial, scores, sample.get("error")))
+    for trial, scores, error in trials:
+        yield from _read_scores(trial, scores, error, measures)
     _describe_status(log, header, status, count)
 
 
-def _read_scores(trial, sample):
-    scores = sample.get("scores") or {}
-    if sample.get("error") or not scores:
-        # Of an error inspect keeps the message, or a document with it.
-        error = sample.get("error") or "no score"
-        text = error.get("message", "error") if isinstance(error, dict) else str(error)
-        yield trial | {"error": text.splitlines()[0][:80]}
-        return
-    for scorer, score in scores.items():
+def _list_scores(sample):
+    """The value of each scorer and name: a scorer may give several values by name."""
+    found = {}
+    for scorer, score in (sample.get("scores") or {}).items():
         value = score["value"] if isinstance(score, dict) else score
-        # A scorer may give several values by name.
         values = value if isinstance(value, dict) else {None: value}
-        for metric, part in values.items():
-            row = trial | {"scorer": scorer, "metric": metric}
-            if part is None or part != part:
-                yield row | {"error": "no score"}
-            else:
-                yield row | {"success": GRADES.get(part, part)}
+        found |= {(scorer, metric): part for metric, part in values.items()}
+    return found
+
+
+def _read_scores(trial, scores, error, measures):
+    if error or not scores:
+        # Of an error inspect keeps the message, or a document with it.
+        text = error.get("message") if isinstance(error, dict) else error
+        yield trial | {"error": say_error(text, "error" if error else "no score")}
+        return
+    # What a scorer left out of this sample is missing from its figure.
+    for scorer, metric in measures:
+        row = trial | {"scorer": scorer, "metric": metric}
+        part = scores.get((scorer, metric))
+        if part is None or part != part:
+            yield row | {"error": "no score"}
+        else:
+            key = part.lower() if isinstance(part, str) and len(part) > 1 else part
+            yield row | {"success": GRADES.get(key, part) if isinstance(part, str) else part}
 
 
 def _describe_status(log, header, status, count):

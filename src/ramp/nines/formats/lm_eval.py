@@ -63,8 +63,10 @@ def _parse(value):
     # 0.3 wrote numbers as text.
     if not isinstance(value, str):
         return value
+    if value in ("True", "False"):
+        return float(value == "True")
     try:
-        return {"True": 1.0, "False": 0.0}.get(value) or float(value)
+        return float(value)
     except ValueError:
         return value
 

@@ -44,6 +44,12 @@ def is_list_with(document: Any, *keys: str) -> bool:
     return isinstance(document, list) and bool(document) and has_keys(document[0], *keys)
 
 
+def say_error(error: Any, otherwise: str = "error") -> str:
+    """The first line of an error that says something, cut to a length for a table."""
+    lines = (line.strip() for line in str(error or "").splitlines())
+    return next(filter(None, lines), otherwise)[:80]
+
+
 def is_number(value: Any) -> bool:
     """Whether a score is one number or truth, and no list or text."""
     return isinstance(value, int | float)
