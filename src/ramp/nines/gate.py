@@ -55,10 +55,11 @@ class Verdict:
     @property
     def sentence(self) -> str:
         """The verdict in one line."""
+        by_family = ", by family" if self.unit == "family" else ""
         text = (
             f"{self.name.upper()}: {describe_nines(self.nines)} ({self.rate:.6g}) at "
             f"{self.confidence:.6g} confidence; {self.failures} of {self.items} items failed; "
-            f"success is {say_bounds(*self.bounds)}"
+            f"items that pass{by_family}: {say_bounds(*self.bounds)}"
         )
         if self.regression:
             text += f"; {self.regression.sentence}"
