@@ -326,7 +326,8 @@ def suggest_pattern(runs: ndarray) -> str:
     if len(differ) != 1 or differ[0] % 2 == 0:
         return ""
     place = differ[0]
-    word = re.search(r"[A-Za-z]*[-_.=]?$", parts[0][place - 1])[0]
+    before = re.search(r"[A-Za-z]*[-_.=]?$", parts[0][place - 1])
+    word = before[0] if before else ""
     pattern = rf"{re.escape(word)}(\d+)"
     found = [re.search(pattern, name) for name in names]
     if not word or any(

@@ -263,8 +263,10 @@ def say_trust(past: Sequence[Scored]) -> str:
     if not s.compared:
         return f"{text}; no simple method could make them all."
     best = min(BASELINES, key=lambda name: s.crps[name])
-    if s.crps[best] < s.crps[backtest.NINES]:
-        ratio = s.crps[backtest.NINES] / max(s.crps[best], 1e-9)
+    ratio = s.crps[backtest.NINES] / max(s.crps[best], 1e-9)
+    if 0.8 < ratio <= 1.25:
+        return f"{text}, and a simple method ({best}) came as near to what was then measured."
+    if ratio > 1:
         return (
             f"{text}, but a simple method ({best}) came {ratio:.2g} times nearer to what was then "
             "measured: take the places and dates here as weak."
@@ -360,5 +362,5 @@ def reliability_figure(f: Forecast, h: Headline) -> Figure:
     names = [f"{describe_nines(r)}: {100 * (1 - 10.0**-r):.10g}%" for r in levels]
     axes.set_yticks([0, -math.log10(0.5), *levels], ["0%", "50%", *names])
     axes.set(xlabel=f"{f.unit}, as a multiple of today's", ylabel="success", ylim=(0, top))
-    axes.legend(loc="upper left")
+    axes.legend(loc="lower right")  # below the bands, which rise
     return figure
