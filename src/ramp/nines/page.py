@@ -362,5 +362,5 @@ def reliability_figure(f: Forecast, h: Headline) -> Figure:
     names = [f"{describe_nines(r)}: {100 * (1 - 10.0**-r):.10g}%" for r in levels]
     axes.set_yticks([0, -math.log10(0.5), *levels], ["0%", "50%", *names])
     axes.set(xlabel=f"{f.unit}, as a multiple of today's", ylabel="success", ylim=(0, top))
-    axes.legend(loc="lower right")  # below the bands, which rise
+    figure.legend(loc="outside upper left", ncols=2)  # where no curve can be
     return figure
