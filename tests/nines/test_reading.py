@@ -118,7 +118,7 @@ def test_wide_tables(tmp_path):
     [
         ("item,success\n1,1.5\n", "success is 1.5 in row 1 of"),
         ("item,success\n1,1\n2,150\n", "row 2 of .*between 0 and 1"),
-        ("item,success\n1,nan\n", "success is nan .*column error"),
+        ("item,success\n1,nan\n", "success is nan .*--errors drop"),
         ("item,success\n1,maybe\n", "'maybe' in row 1 of .* is not a number"),
         ("item,success,step\n1,1,ckpt-3\n", "--step-from 'REGEX'"),
         ("item,success,compute\n1,1,-3\n", "compute below 0"),
@@ -431,3 +431,34 @@ def test_runs_that_look_like_checkpoints_get_a_remedy_that_works(tmp_path, capsy
 def test_patterns_are_suggested_where_one_number_differs(names, pattern):
     said = cleaning.suggest_pattern(np.array(names))
     assert (f"'{pattern}'" in said) if pattern else said == ""
+
+
+@pytest.mark.parametrize(("errors", "failures", "count"), [("drop", 1, 3), ("fail", 2, 4)])
+def test_a_missing_outcome_is_dropped_or_failed_where_the_user_says_so(
+    tmp_path, errors, failures, count
+):
+    text = "run,item,success\na,1,1\na,2,\na,3,0\na,4,1\n"
+    with pytest.raises(UserError, match="--errors drop leaves such rows out, --errors fail"):
+        read(tmp_path, text)
+    t = read(tmp_path, text, Reading(errors=errors))
+    assert (len(t), int((t.success == 0).sum())) == (count, failures)
+    assert "no outcome (1)" in said(t)
+
+
+def test_files_may_be_runs_of_their_own(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.csv").write_text(f"run,item,seed,success\nm,1,0,{int(name == 'a')}\n")
+    with pytest.raises(UserError, match="--ignore run --map path=run"):
+        trials.read(tmp_path)
+    t = trials.read(tmp_path, Reading(ignore=("run",), rename={"path": "run"}))
+    assert sorted(t.success) == [0, 1] and len(set(t.run)) == 2
+
+
+def test_nested_cells_of_records_are_columns(tmp_path):
+    path = tmp_path / "t.jsonl"
+    rows = [{"id": f"q{i}", "meta": {"i": i}, "grade": {"passed": i % 2 == 0}} for i in range(4)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"--map grade\.passed=success"):
+        trials.read(path)
+    t = trials.read(path, Reading(rename={"grade.passed": "success"}))
+    assert (t.item.tolist(), t.success.tolist()) == (["q0", "q1", "q2", "q3"], [1, 0, 1, 0])

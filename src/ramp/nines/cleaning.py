@@ -162,6 +162,12 @@ def _holds_dates(column):
         return False
 
 
+def _holds_outcomes(column):
+    """Whether all cells are 0 and 1, true and false, or words such as passed and failed."""
+    numbers = [parse_success(cell) for cell in column.used()]
+    return bool(numbers) and set(numbers) <= {0.0, 1.0}
+
+
 def _fill(first: Column, second: Column) -> Column:
     """The first column, and the second where the first has no cell."""
     offset = len(first.values)
@@ -181,7 +187,8 @@ def melt_wide(table: Table, reading: Reading, notes: list[Note]) -> Table:
     # Where some columns are shares, the others are sizes, ranks and the like.
     tasks = shares or tasks
     if "run" not in table or len(tasks) < 2:
-        near = difflib.get_close_matches("success", unknown, 1) or ["COLUMN"]
+        near = difflib.get_close_matches("success", unknown, 1)
+        near = near or list(filter(lambda key: _holds_outcomes(table[key]), unknown)) or ["COLUMN"]
         raise UserError(
             f"there is no column success among {list_names(table)}; "
             f"name the one that says how a trial went, as in --map {near[0]}=success"

@@ -153,7 +153,18 @@ def _is_no_share(table, named, notes):
 
 
 def settle_errors(table: Table, reading: Reading, notes: list[Note]) -> Table:
-    """Count trials that infrastructure broke as failures, or leave them out and say how many."""
+    """Count trials that infrastructure broke as failures, or leave them out and say how many.
+
+    A trial without an outcome and without an error is one only where the user says what becomes
+    of them; else it is refused later.
+    """
+    success = table.get("success")
+    if success and reading.errors != "report" and not success.present().all():
+        column = table.get("error") or constant(None, count_rows(table))
+        values = [*column.values, "no outcome"]
+        is_missing = ~success.present() & ~column.present()
+        codes = np.where(is_missing, len(column.values), column.codes)
+        table = with_column(table, "error", Column(values, codes))
     if "error" not in table:
         return table
     column = table["error"]

@@ -184,7 +184,7 @@ def _check_numbers(t, table, reading):
         success = t.success[row]
         remedy = "every trial needs a success between 0 and 1"
         if np.isnan(success):
-            remedy += "; leave the row out, or say in a column error what kept it from one"
+            remedy += "; --errors drop leaves such rows out, --errors fail counts them as failures"
         # Up to 10 may be a scale of ten as well.
         elif 10 < np.nanmax(t.success) <= 100 and not reading.percent:
             remedy += "; --percent divides by 100"
@@ -213,26 +213,35 @@ def _drop_overlap(t, notes):
     is_trial = t.item != ""
     if is_trial.all() or not is_trial.any():
         return t
-    group = _group(t, ("run", "task", "step", "compute"))
-    is_double = ~is_trial & np.isin(group, group[is_trial])
-    if is_double.any():
-        groups = group.max() + 1
-        count = np.bincount(group[is_trial], minlength=groups)
-        mean = np.bincount(group[is_trial], t.success[is_trial], groups) / np.maximum(count, 1)
-        # To the third digit, as tools round; a table that weighs slices says its standard error.
-        agrees = (np.abs(t.success - mean[group]) < 5e-3) | np.isfinite(t.stderr)
-        wrong = is_double & ~(
-            agrees & (np.bincount(group[is_double], minlength=groups) == 1)[group]
+    where = ("run", "task", "step", "compute")
+    is_double = np.zeros(len(t), bool)
+    wrong = np.zeros(len(t), bool)
+    # Of its own evaluation, where several are told apart by their dates.
+    for keys in ((*where, "date"), where):
+        group = _group(t, keys)
+        mine = ~is_trial & ~is_double & np.isin(group, group[is_trial])
+        is_double |= mine
+        wrong |= mine & ~_is_accuracy(t, group, is_trial, mine)
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise UserError(
+            f"{int(wrong.sum())} rows have no item among trials of {t.run[row]} on "
+            f"{t.task[row]}, and are no accuracy of those; give them an item, or leave them out"
         )
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise UserError(
-                f"{int(wrong.sum())} rows have no item among trials of {t.run[row]} on "
-                f"{t.task[row]}, and are no accuracy of those; give them an item, or leave them out"
-            )
+    if is_double.any():
         text = "accuracies of trials that are there themselves"
         notes.append(Note("dropped", text, int(is_double.sum())))
     return t[~is_double]
+
+
+def _is_accuracy(t, group, is_trial, rows):
+    """[N] whether a row is alone in its group and says what its trials say, or has an error bar."""
+    groups = group.max() + 1
+    count = np.bincount(group[is_trial], minlength=groups)
+    mean = np.bincount(group[is_trial], t.success[is_trial], groups) / np.maximum(count, 1)
+    # To the third digit, as tools round; a table that weighs slices says its standard error.
+    agrees = (np.abs(t.success - mean[group]) < 5e-3) | np.isfinite(t.stderr)
+    return agrees & (np.bincount(group[rows], minlength=groups) == 1)[group]
 
 
 def _group(t, keys):
@@ -255,7 +264,8 @@ def _check_distinct(t):
     trial = ", ".join(f"{k} {v}" for k, v in values.items() if v not in ("", "nan"))
     raise UserError(
         f"the same trial is there twice, in rows that differ ({trial}); "
-        "give repeats a column seed, or leave one of them out"
+        "give repeats a column seed, leave one of them out, or take files as runs of their own "
+        "with --ignore run --map path=run"
     )
 
 

@@ -127,12 +127,23 @@ def _read_log(path, kind, reading, notes, is_sure):
     is_list = isinstance(data, list) and data and all(isinstance(row, dict) for row in data)
     # A list of a folder may be anything, such as a configuration.
     if kind == ".jsonl" or (is_list and is_sure):
-        return agents.rename_known(columns.from_rows(data), reading, notes)
+        return agents.rename_known(columns.from_rows(map(_flatten, data)), reading, notes)
     if is_sure:
         names = ", ".join(form.name for form in FORMATS if kind in form.endings)
         # The user named this file, and is told what it could have been.
         raise UserError(f"it is none of the logs that ramp knows ({names})")
     return None
+
+
+def _flatten(row):
+    """A record with the values of what is nested as cells of their own, `grade.passed`."""
+    if not isinstance(row, dict):
+        return row
+    flat = {key: value for key, value in row.items() if not isinstance(value, dict)}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{name}": cell for name, cell in value.items()}
+    return flat
 
 
 def _parse(path: Path, kind: str) -> tuple[Any, Any]:
