@@ -365,6 +365,10 @@ def test_exit_codes_and_reports(capsys, tmp_path):
             tag for tag in (tags[code],) if tag
         ]
         figures = json.loads(ask_gate(capsys, log, "--json")[1])
+        shown = case.find("system-out").text
+        failed = sorted(f"q{i}" for i in range(0, 400, 3)) if log == bad else []
+        assert figures["failing"] == failed[:100]
+        assert (f"failed: {', '.join(failed[:3])}" in shown) == (log == bad)
         assert figures["code"] == code
         assert figures["summary"] == out.strip()
     # The advice works: so many more clean items pass.

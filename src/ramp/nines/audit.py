@@ -71,6 +71,13 @@ class LastCheckpoint:
         """How many of them failed."""
         return int((~self.passed).sum())
 
+    def name_failing(self, most: int) -> list[str]:
+        """The names of the first items that failed, with their tasks where there are several."""
+        task, item = self.task[~self.passed][:most], self.item[~self.passed][:most]
+        if len(np.unique(self.task)) == 1:
+            return item.tolist()
+        return [f"{t}/{i}" for t, i in zip(task, item, strict=True)]
+
     def evidence(self, unit: str) -> Evidence:
         """The items as independent units, or their families."""
         return unit_evidence(self.passed.astype(float), self.family, unit)

@@ -28,6 +28,7 @@ from ramp.nines.words import describe_nines, plural, say_bounds
 # Exit codes. A mistake in the arguments or the log is none of them.
 PASS, FAIL, UNDECIDED = range(3)
 NAMES = ("pass", "fail", "undecided")
+NAMED = 100  # items that failed and are named in a report
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Verdict:
     confidence: float
     items: int
     failures: int
+    failing: tuple[str, ...]  # the first of them by name, at most NAMED
     unit: str  # what is independent: "item" or "family"
     units: int
     bounds: Interval  # of the success rate, as sure as the verdict, at all times at once
@@ -135,6 +137,7 @@ def judge(
         confidence=confidence,
         items=last.items,
         failures=last.failures,
+        failing=tuple(last.name_failing(NAMED)),
         unit=unit,
         units=units,
         bounds=(low, high),
@@ -191,5 +194,6 @@ def junit(v: Verdict) -> str:
     if v.code != PASS:
         kind = "failure" if v.code == FAIL else "error"
         ElementTree.SubElement(case, kind, message=v.sentence)
-    ElementTree.SubElement(case, "system-out").text = v.sentence
+    named = [f"failed: {', '.join(v.failing)}"] if v.failing else []
+    ElementTree.SubElement(case, "system-out").text = "\n".join([v.sentence, *v.notes, *named])
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

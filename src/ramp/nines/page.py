@@ -204,14 +204,10 @@ def _list_failing(t):
         last = audit.last_checkpoint(t)
     except UserError:
         return []
-    tasks = len(np.unique(last.task)) > 1
-    names = [
-        f"{task}/{item}" if tasks else item
-        for task, item in zip(last.task[~last.passed], last.item[~last.passed], strict=True)
-    ]
-    if not names:
+    if not last.failures:
         return []
-    return [f"What fails today, {len(names)} of {last.items} items: {list_some(names, MISSES)}."]
+    names = list_some(last.name_failing(last.failures), MISSES)
+    return [f"What fails today, {last.failures} of {last.items} items: {names}."]
 
 
 def _list_missing(t, f, h, past):
