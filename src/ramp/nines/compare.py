@@ -82,23 +82,28 @@ def pair_items(first: Trials, second: Trials) -> Pairs:
                 "single trials (lm_eval writes it with --log_samples), or name the column of "
                 "items with --map COLUMN=item"
             )
-        own = t[t.item != ""]
+        has_item = t.item != ""
+        # A copy of a million rows is 250 MB.
+        own = t if has_item.all() else t[has_item]
         rows, which = find_last(own)
-        last.append(own[rows])
+        last.append(own if len(rows) == len(own) else own[rows])
         items = len(group_rows(last[-1].task, last[-1].item)[0])
         said.append(f"{items} items, {which or 'all rows'}")
-    both = last[0].join(last[1])
-    is_second = np.arange(len(both)) >= len(last[0])
-    item = group_rows(both.task, both.item)[1]
-    row_of_cell, cell = group_rows(item, both.slice)
+    task, names, slices, family, success = (
+        np.concatenate([getattr(own, key) for own in last])
+        for key in ("task", "item", "slice", "family", "success")
+    )
+    is_second = np.arange(len(task)) >= len(last[0])
+    item = group_rows(task, names)[1]
+    row_of_cell, cell = group_rows(item, slices)
     tries = np.stack(
         [np.bincount(cell[own], minlength=len(row_of_cell)) for own in (~is_second, is_second)]
     )
     fewest = tries.min(0)
     # Ten tries spread less than one, so that signs would not be alike: as many of each are taken.
-    is_taken = _rank_at_random(cell + len(row_of_cell) * is_second, both.success) < fewest[cell]
+    is_taken = _rank_at_random(cell + len(row_of_cell) * is_second, success) < fewest[cell]
     totals = [
-        np.bincount(cell[own], both.success[own], len(row_of_cell))
+        np.bincount(cell[own], success[own], len(row_of_cell))
         for own in (is_taken & ~is_second, is_taken & is_second)
     ]
     with np.errstate(invalid="ignore"):  # NaN where a system did not try the cell
@@ -115,8 +120,8 @@ def pair_items(first: Trials, second: Trials) -> Pairs:
     rows_of_items = cells[first_of_item]
     is_uneven = (tries[0] != tries[1])[paired]
     return Pairs(
-        task=both.task[rows_of_items],
-        family=both.family[rows_of_items],
+        task=task[rows_of_items],
+        family=family[rows_of_items],
         difference=difference,
         drawn=int((np.bincount(item, is_uneven) > 0).sum()),
         rows=(said[0], said[1]),
