@@ -365,7 +365,11 @@ def add_ask_arguments(p: argparse.ArgumentParser) -> None:
 
 def add_synth_arguments(p: argparse.ArgumentParser) -> None:
     """Of `synth`."""
-    p.add_argument("what", choices=("why", "decide"))
+    p.add_argument(
+        "what",
+        choices=("why", "decide"),
+        help="or measure, or ask, which have a --help of their own",
+    )
     add_run_directory(p)
     p.add_argument("about", help="why: a sample, such as g2-00017; decide: texts, a source")
 
@@ -647,7 +651,7 @@ COMMANDS = {
     ),
     "synth": Command(
         "why RUN ID: what became of a sample; decide RUN TEXTS: which texts from elsewhere may "
-        "teach",
+        "teach; also: synth measure, synth ask",
         run_synth,
         add_synth_arguments,
     ),

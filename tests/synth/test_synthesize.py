@@ -195,10 +195,36 @@ def test_texts_from_elsewhere_pass_the_same_selection(done, tmp_path, capsys):
     made = rundir.path / "synth" / "api"
     rows, _ = ledger.read_ledger(made, 0)
     assert f"held-out document {number}" in rows[30].reason and "repeats" in rows[32].reason
-    kept = [json.loads(line) for line in (made / "kept.jsonl").read_text().splitlines()]
+    # So few sentences of one kind are no sample that the guard lets teach.
+    kept = [json.loads(line) for line in (made / "passed.jsonl").read_text().splitlines()]
     assert [row["id"] for row in kept] == [r.id for r in rows if r.decision == "kept"]
     assert "read from" in ledger.describe_sample(rundir.path / "synth", "api/g0-00030")
-    assert "Refusals" in (made / "synth.html").read_text()
+    page = (made / "synth.html").read_text()
+    assert "Refusals" in page and "dropped: the guard" not in page
+    # The same name of another source: the first keeps its results.
+    other = tmp_path / "more" / "api.jsonl"
+    other.parent.mkdir()
+    other.write_text("\n".join(json.dumps({"answer": text}) for text in texts[:9]))
+    candidates.run(rundir, c, str(other))
+    assert len(ledger.read_ledger(made, 0)[0]) == 33
+    assert len(list((rundir.path / "synth").glob("api-*/source.txt"))) == 1
+
+
+def test_what_the_guard_refuses_is_no_source_of_text(done, tmp_path, capsys, monkeypatch):
+    rundir, c, _ = done
+    path = tmp_path / "日本.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in sentences(40, 9)))
+
+    def refuse(guard, *_):
+        return replace(guard, weight=0.0), "refused"
+
+    made = rundir.path / "synth" / "日本"
+    monkeypatch.setattr(candidates, "judge_samples", lambda guard, *_: (guard, "fine"))
+    assert candidates.run(rundir, c, str(path)) == 0 and (made / "kept.jsonl").exists()
+    monkeypatch.setattr(candidates, "judge_samples", refuse)
+    assert candidates.run(rundir, c, str(path)) == 1
+    assert not (made / "kept.jsonl").exists() and (made / "passed.jsonl").exists()
+    assert "passed.jsonl; together: refused" in capsys.readouterr().out
 
 
 def test_more_generations_go_on_with_a_finished_loop(done):

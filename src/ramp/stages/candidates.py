@@ -28,14 +28,17 @@ from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 from ramp.train.processes import on_writer
 
+SOURCE = "source.txt"  # beside the results: whose they are
+
 
 def run(rundir: RunDir, c: Config, source: str) -> int:
     """Decide about the texts of a source; 0 where they may teach, 1 where the guard refuses.
 
-    Writes `synth/NAME/` of the run: the ledger g000.parquet, kept.jsonl and synth.html; NAME is
-    that of the source. `UserError` for a source without texts.
+    Writes `synth/NAME/` of the run: the ledger g000.parquet, synth.html and kept.jsonl, or
+    passed.jsonl where the guard refuses what passed one by one. NAME is that of the source.
+    `UserError` for a source without texts.
     """
-    name = name_source(source)
+    name = name_source(rundir.path / "synth", source)
     found = Vocabulary().read(source)
     texts = found.strings
     if not texts:
@@ -61,15 +64,19 @@ def run(rundir: RunDir, c: Config, source: str) -> int:
     directory = rundir.path / "synth" / name
     facts = {"decision": str(verdict), "figures": to_json(to_record(decisions.figures))}
     kept = [row for row in rows if row.decision == "kept"]
+    # A source of text holds nothing that the guard refuses.
+    target, stale = ("kept.jsonl", "passed.jsonl")[:: 1 if guard.weight else -1]
     lines = [json.dumps({"id": row.id, "text": row.text}, ensure_ascii=False) for row in kept]
 
     def write():
         ledger.write_ledger(directory, 0, rows, loop.identity, facts)
-        write_atomic(directory / "kept.jsonl", "\n".join([*lines, ""]))
+        write_atomic(directory / target, "\n".join([*lines, ""]))
+        (directory / stale).unlink(missing_ok=True)
+        write_atomic(directory / SOURCE, source)
         write_candidates_page(directory, name, str(verdict), decisions, rows)
 
     on_writer(write)
-    print(f"{len(kept)} of {len(rows)} texts pass, {directory / 'kept.jsonl'}; together: {verdict}")
+    print(f"{len(kept)} of {len(rows)} texts pass, {directory / target}; together: {verdict}")
     for reason, count in count_refusals(rows).items():
         print(f"{count:6} dropped: {reason}")
     return 0 if guard.weight else 1
@@ -91,7 +98,13 @@ def write_candidates_page(
     write_page(directory / "synth.html", f"{name}: candidates", parts)
 
 
-def name_source(source: str) -> str:
-    """What a source is called in the run's folder: its last part, in letters that a path has."""
+def name_source(folder: Path, source: str) -> str:
+    """What a source is called in the run's folder: its last part, in letters that a path has.
+
+    Another source of that name keeps its results: this one's has a mark.
+    """
     last = Path(source.partition("#")[0].removeprefix("file:")).stem
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", last).strip("-") or "candidates"
+    name = re.sub(r"[^\w-]+", "-", last).strip("-") or "candidates"
+    known = folder / name / SOURCE
+    is_other = known.exists() and known.read_text(encoding="utf-8") != source
+    return f"{name}-{config.fingerprint(source)[:6]}" if is_other else name

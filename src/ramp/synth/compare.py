@@ -116,7 +116,9 @@ class Comparing:
         real, sample = self.real.docs, self.sample.docs
         gap = stats.ks_2samp(real.lengths, sample.lengths)
         lengths_differ = bool(gap.pvalue < LENGTHS_DIFFER)
-        ratio = float(sample.lengths.mean() / max(real.lengths.mean(), 1e-9))
+        # By the geometric mean: one huge text would make all others short.
+        logs = [np.log(np.maximum(side.lengths, 1)).mean() for side in (sample, real)]
+        ratio = float(np.exp(logs[0] - logs[1]))
         matching = self._choose_matching(ratio) if lengths_differ else Matching(1, "begin")
         n = self.count_compared(matching)
         panel, tokens = self.measure(matching, n, NUM_RESAMPLES) if n >= LEAST_TEXTS else ({}, 0)

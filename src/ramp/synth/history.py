@@ -130,7 +130,9 @@ def write_history(directory: Path, history: Sequence[GenerationResult]) -> None:
 def count_refusals(rows: Sequence[LedgerRow]) -> dict[str, int]:
     """How many samples were dropped for each kind of reason, the most frequent first."""
     # The figures in a reason differ from sample to sample, its kind does not.
-    kinds = Counter(re.sub(r"[\d.]+", "N", row.reason) for row in rows if row.decision == "dropped")
+    # The digits of a name, such as v2.py, are part of it.
+    figure = r"(?<![\w.])[-+]?\d*\.?\d+"
+    kinds = Counter(re.sub(figure, "N", row.reason) for row in rows if row.decision == "dropped")
     return dict(kinds.most_common(NUM_REASONS))
 
 
@@ -139,5 +141,10 @@ def choose_shown(rows: Sequence[LedgerRow]) -> list[ShownSample]:
     shown = []
     for decision in ("kept", "dropped"):
         chosen = [row for row in rows if row.decision == decision][:NUM_SHOWN]
-        shown += [ShownSample(row.id, row.text[:MAX_SHOWN], row.reason) for row in chosen]
+        # What was kept may have a reason for its weight, which is no refusal.
+        is_dropped = decision == "dropped"
+        shown += [
+            ShownSample(row.id, row.text[:MAX_SHOWN], row.reason if is_dropped else "")
+            for row in chosen
+        ]
     return shown

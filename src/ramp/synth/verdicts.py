@@ -105,7 +105,7 @@ def is_untold(e: Evidence) -> bool:
 
 
 def find_unseen(e: Evidence) -> float:
-    """The largest share of bad texts among the samples that would raise no alarm."""
+    """The largest share of copies or repeats among the samples that would raise no alarm."""
     n = min(e.num_sample, e.num_real)
     return max(LEAST_Z**2 / (n + LEAST_Z**2), MOST_COPIED)
 
@@ -178,14 +178,18 @@ def _say_joined(e):
 def _say_few(e):
     least = int(np.ceil(LEAST_Z**2 * (1 / MOST_UNSEEN - 1)))
     return (
-        f"too few texts to tell: bad texts in under {percent(find_unseen(e))} of the samples would "
-        f"not be seen; give {least} samples and {least} real texts, or more"
+        f"too few texts to tell: copies or repeats in under {percent(find_unseen(e))} of the "
+        f"samples would not be seen; give {least} samples and {least} real texts, or more"
     )
 
 
 def _say_diverse(e):
-    unseen = percent(find_unseen(e))
-    return f"as diverse as real text (bad texts in under {unseen} of the samples would not be seen)"
+    copies = find_unseen(e)
+    other = percent(max(copies, MOST_FOREIGN))
+    return (
+        f"as diverse as real text (copies or repeats in under {percent(copies)} of the samples "
+        f"would not be seen, nor another language in under {other}, nor wrong order in half)"
+    )
 
 
 # --- the texts that show it

@@ -67,6 +67,9 @@ class VerifierReport:
 # What a user's function says
 
 
+MAX_HUNG = 2  # texts on which a verifier may not return
+
+
 def is_clean(text: str) -> bool:
     """Whether there is something to read, in whole characters.
 
@@ -93,9 +96,10 @@ def list_refusals(
     """Why each text is refused, empty where it is accepted.
 
     True is accepted, and so is a score from `min_score` to 1. Anything else, and a function that
-    raises, refuses: a string that says "no" is true to Python. `UserError` for one that does not
-    return in time.
+    raises, refuses: a string that says "no" is true to Python. So does one that does not return in
+    time; `UserError` where that happens with more than `MAX_HUNG` texts.
     """
+    hung: list[str] = []
 
     def ask(text):
         # A verifier may stumble over what a model writes, and goes on with the next text.
@@ -105,7 +109,16 @@ def list_refusals(
             return error
 
     def explain(text):
-        said = call(ask, text, seconds=t.verifier_seconds, what=f"the verifier {name}")
+        try:
+            said = call(ask, text, seconds=t.verifier_seconds, what=f"the verifier {name}")
+        except UserError as error:
+            hung.append(text)
+            # What never returns goes on in its thread, so few of them are borne.
+            if len(hung) > MAX_HUNG:
+                raise UserError(
+                    f"{error}; the first of {len(hung)} texts: {hung[0][:80]!r}"
+                ) from None
+            return f"{name} has not returned after {t.verifier_seconds:g} seconds"
         if isinstance(said, BaseException):
             return f"{name} raised {type(said).__name__}: {said}"[:200]
         if isinstance(said, bool | np.bool_):
