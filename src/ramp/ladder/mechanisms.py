@@ -346,7 +346,8 @@ def compare_with_others(rewards: ndarray) -> ndarray:
     """Return the advantages [P, G] of G solutions of each of P problems, from their rewards.
 
     The advantage of a solution is its reward minus the mean reward of the others of its problem
-    (RLOO, Ahmadian et al. 2024). The tokens of a solution become likelier by it.
+    (RLOO, Ahmadian et al. 2024). The gradient of its tokens is multiplied by it: below 0 they
+    become less likely.
 
     >>> compare_with_others(np.array([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])).tolist()
     [[1.0, -0.5, -0.5], [0.0, 0.0, 0.0]]
@@ -361,10 +362,11 @@ def compare_steps(right: ndarray) -> ndarray:
     """Return the advantage [G, K] of each of K steps in G solutions of one problem.
 
     right: [G, K], 1 where a step follows from what stands before it. A step is compared with the
-    same step of the others, and with the mean of all their steps as if it were one more of them.
+    same step of the G - 1 others, and with the mean of all their steps as if it were one more of
+    them, which steadies the comparison where they are few: the sum of the G numbers, divided by G.
 
-    >>> compare_steps(np.array([[1.0, 1.0], [1.0, 0.0]])).tolist()
-    [[0.25, 0.75], [0.0, -1.0]]
+    >>> compare_steps(np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])).round(3).tolist()
+    [[0.583, 0.917], [0.5, -0.5], [-0.917, -0.583]]
     """
     G = len(right)
     # What the others have at each step, summed, and their mean over all steps.
@@ -388,21 +390,25 @@ def keep_right(digits: ndarray, steps: ndarray) -> ndarray:
     return np.concatenate([digits, steps], axis=1)[right.all(axis=1)]
 
 
+STAKES = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.95])  # shares of a capital that are bet
+
+
 def weigh_evidence(worse: ndarray) -> float:
     """Return the log of the largest capital of bets that things got worse, at least 0.
 
-    worse: [N], what each text costs more than is allowed, in a unit in which none is below -1. A
-    stake l turns a capital c into c * (1 + l * worse). Unless things got worse, capital does not
-    grow on average, and reaches 1000 with a chance of at most 1 in 1000 (Ville 1939).
+    worse: [N], what each text costs more than is allowed, divided by a usual difference and cut at
+    -1, so that no bet can lose more than it stakes. A stake l, one of STAKES, turns a capital c
+    into c * (1 + l * worse), and each has an equal part of the first capital. Unless things got
+    worse, capital does not grow on average, and reaches 1000 with a chance of at most 1 in 1000
+    (Ville 1939).
 
     >>> round(weigh_evidence(np.full(20, 1.0)), 1)
     11.4
     >>> weigh_evidence(np.full(20, -0.5))
     0.0
     """
-    stakes = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.95])
     # What each stake has made of 1 after each text, [stakes, N].
-    capital = np.cumprod(1 + stakes[:, None] * worse, axis=1)
+    capital = np.cumprod(1 + STAKES[:, None] * worse, axis=1)
     # An equal part of the capital on each stake.
     return float(max(0, np.log(capital.mean(axis=0)).max()))
 

@@ -178,7 +178,7 @@ PRACTICES = {
             below=ask_reader,
             this=partial(fine_tune, False),
             sides=("the model that has only read", "the fine-tuned one"),
-            more={"without having read": partial(fine_tune, True)},
+            more={"never read": partial(fine_tune, True)},
         ),
         Practice(
             "a teacher who slips",
@@ -204,7 +204,7 @@ PRACTICES = {
             size=8,
             below=partial(begin_anew, False),
             this=partial(begin_anew, True),
-            sides=("the few solved problems", "own solutions too"),
+            sides=("the few solved problems", "own ones too"),
         ),
         Practice(
             "generations",
