@@ -8,7 +8,7 @@ from test_oracle import suite
 from worlds import odd_kind, world
 
 from ramp.errors import UserError
-from ramp.nines import items, readiness, trials
+from ramp.nines import horizons, items, readiness, trials
 
 
 def test_trigamma_is_the_function():
@@ -234,8 +234,9 @@ def test_horizons_are_found_with_their_growth():
             ]  # fmt: skip
     fit = items.fit(items.sum_cells(trials.from_rows(rows)), draws=200)
     nodes, mass = np.polynomial.hermite_e.hermegauss(41)
+    every = horizons.find_horizons(fit)
     for model, ability in enumerate(abilities.values()):
-        half, most, all_but = items.find_horizons(fit, model)
+        half, most, all_but = every[3 * model : 3 * model + 3]
         assert all_but.difficulty[1] < most.difficulty[1] < half.difficulty[1]
         for found in (half, most):
             low, middle, high = found.difficulty
@@ -248,4 +249,5 @@ def test_horizons_are_found_with_their_growth():
             assert high - low < 5
             assert low < middle < high
     same = trials.from_rows([{k: v for k, v in r.items() if k != "difficulty"} for r in rows[:240]])
-    assert items.find_horizons(items.fit(items.sum_cells(same), draws=40), 0) == []
+    plain = items.fit(items.sum_cells(same), draws=40)
+    assert horizons.find_horizons(plain) == horizons.find_growth(plain, same) == []

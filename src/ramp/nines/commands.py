@@ -13,6 +13,7 @@ from scipy.special import expit
 from ramp.errors import UserError
 from ramp.nines import (
     audit,
+    horizons,
     items,
     observational,
     page,
@@ -188,7 +189,8 @@ def certify(args: Namespace) -> Answer:
 
 def fit(args: Namespace) -> Answer:
     """Which items are hard, how able each checkpoint is, how failures correlate."""
-    result = items.fit(items.sum_cells(_read(args)))
+    t = _read(args)
+    result = items.fit(items.sum_cells(t))
     c = result.cells
     error = np.sqrt(np.diag(result.cov))
     difficulty = result.difficulty()
@@ -218,8 +220,8 @@ def fit(args: Namespace) -> Answer:
     item_rows = [["hardest items", "difficulty"]]
     item_rows += [[c.items[k], f"{difficulty[k]:.2f}"] for k in np.argsort(-difficulty)[:8]]
     horizon_rows = [["checkpoint", "success", "difficulty", "90%", "minutes, if it is their log2"]]
-    horizons = [h for k in range(len(c.runs)) for h in items.find_horizons(result, k)]
-    for h in horizons:
+    found = horizons.find_horizons(result)
+    for h in found:
         name = f"{h.run} {10**h.x:,.4g}"
         minutes = (
             f"{2 ** h.difficulty[1]:.3g} [{2 ** h.difficulty[0]:.3g}, {2 ** h.difficulty[2]:.3g}]"
@@ -228,12 +230,34 @@ def fit(args: Namespace) -> Answer:
         interval = format_interval(h.difficulty[::2], 2)
         horizon_rows.append([name, f"{h.success:.0%}", middle, interval, minutes])
     # A table without rows, such as of slices where there is one, is left out.
-    tables = [rows, ability_rows, horizon_rows, slice_rows, item_rows]
+    growth = horizons.find_growth(result, t)
+    growth_rows = _tabulate_growth(growth)
+    tables = [rows, ability_rows, horizon_rows, growth_rows, slice_rows, item_rows]
     tables = [table for table in tables if len(table) > 1]
-    figures |= {"converged": result.converged, "abilities": abilities, "horizons": horizons}
+    figures |= {
+        "converged": result.converged,
+        "abilities": abilities,
+        "horizons": found,
+        "growth": growth,
+    }
     figures["difficulty"] = dict(zip(c.items, difficulty, strict=True))
     parts = ["## Items and abilities", *report.convergence_warning(result.converged), *tables]
     return Answer(figures, [*parts, lambda: report.item_figure(difficulty, abilities)])
+
+
+def _tabulate_growth(growth):
+    """How fast horizons grow: doublings, where the difficulty is a logarithm of base 2."""
+    rows = [["horizon at", "difficulty more", "90%", "doubles every", "one unit on, 90%"]]
+    for g in growth:
+        low, middle, _ = g.slope
+        # A slope that may be 0 or fall has no time in which it doubles.
+        name = "months" if g.unit == "year" else f"{g.unit}s"
+        per = 12 if g.unit == "year" else 1
+        twice = f"{per / middle:.3g} {name}" if low > 0 else "unknown"
+        slope = f"{middle:.2f} a {g.unit}, {g.systems} systems"
+        ends = (format_interval(bounds[::2], 2) for bounds in (g.slope, g.ahead))
+        rows.append([f"{g.success:.0%}", slope, next(ends), twice, next(ends)])
+    return rows
 
 
 def forecast(args: Namespace) -> Answer:

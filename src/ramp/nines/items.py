@@ -48,7 +48,6 @@ MAX_EVALUATIONS = 120  # of the evidence of the hyperparameters
 BLOCKS = 8  # settings of the hyperparameters that effects are drawn at
 # With 5 nodes the evidence jumps by half a nat, and the search of the scales does not settle.
 QUADRATURE = np.polynomial.hermite_e.hermegauss(13)
-HORIZONS = (0.5, 0.8, 0.99)  # success rates whose difficulty is asked for
 PROPOSALS = 3  # for each draw of the effects
 
 
@@ -115,20 +114,30 @@ class Design:
         return np.where(self.is_family, np.exp(-2 * h[SD_FAMILY]), self.precision)
 
 
+def place_rows(t: Trials) -> ndarray:
+    """[N] log10 of the progress of each row."""
+    x = checkpoint_progress(t)
+    # Step 0 has no logarithm: it is placed a decade before the first step.
+    return np.maximum(x, min(x[np.isfinite(x)], default=0.0) - 1)
+
+
+def find_models(t: Trials) -> tuple[ndarray, ndarray]:
+    """[M] the first row of each checkpoint of each run, and [N] the checkpoint of each row."""
+    return group_rows(t.run, place_rows(t))
+
+
 def sum_cells(t: Trials) -> Cells:
     """Sum trials to cells. Raises UserError where items cannot be told from ability."""
     if (t.item == "").any():
         raise UserError("the item model needs the item of every trial; aggregates have none")
-    x = checkpoint_progress(t)
-    # Step 0 has no logarithm: it is placed a decade before the first step.
-    x = np.maximum(x, min(x[np.isfinite(x)], default=0.0) - 1)
+    x = place_rows(t)
     first, item = group_rows(t.task, t.item)
     if len(first) < 2:
         raise UserError("one item cannot tell how items differ; give two or more distinct items")
     families, family = np.unique(np.where(t.family == "", t.task, t.family), return_inverse=True)
     # The empty name sorts first: base is the slice that others are compared with.
     slices, in_slice = np.unique(np.where(t.slice == "base", "", t.slice), return_inverse=True)
-    last, model = group_rows(t.run, x)
+    last, model = find_models(t)
     cell, of_cell = group_rows(model, item, in_slice)
     return Cells(
         model=model[cell],
@@ -396,48 +405,6 @@ def fit(c: Cells, draws: int = 400) -> ItemFit:
     effects = np.concatenate([draw(h, size) for h, size in zip(hyper, sizes, strict=True)])
     hyper = np.exp(hyper)[block]
     return ItemFit(c, names, effects, hyper, item_effects, mean, cov, converged)
-
-
-# How hard an item may be
-
-
-@dataclass(frozen=True)
-class Horizon:
-    """How difficult items may be for one checkpoint to succeed at this rate."""
-
-    run: str
-    x: float  # log10 progress of the checkpoint
-    success: float
-    difficulty: list[float]  # at 5%, 50% and 95%; -inf: at none, however easy
-
-
-def find_horizons(fit: ItemFit, model: int) -> list[Horizon]:
-    """The difficulty at which a checkpoint succeeds in HORIZONS of its tries; none where items have
-    no difficulty that differs.
-
-    Families and items of one difficulty differ: success is the mean over those of the suite.
-    """
-    c = fit.cells
-    if np.ptp(c.difficulty) == 0:
-        return []
-    effects = fit.effects
-    family = effects[:, fit.columns("family ")]
-    level = effects[:, model] - family.mean(1)
-    spread = np.hypot(fit.hyper[:, SD_ITEM], family.std(1))
-    lapse = expit(effects[:, -2] + effects[:, -1] * (c.x[model] - c.x.max()))
-    most = (1 - lapse) * (1 - expit(effects[:, fit.columns("never")][:, 0]))
-    nodes, mass = QUADRATURE
-    margin = np.linspace(-20, 20, 401)  # ability less difficulty
-    needed = np.empty((len(HORIZONS), len(effects)))
-    for s, sd in enumerate(spread):
-        solved = most[s] * (expit(margin[:, None] + sd * nodes) @ (mass / mass.sum()))
-        # A lapse may keep it from so much.
-        needed[:, s] = np.interp(HORIZONS, solved, margin, right=np.inf)
-    slope = np.maximum(effects[:, len(c.runs)], 1e-6)
-    where = (level - needed) / slope + c.mean_difficulty
-    bounds = np.quantile(where, (0.05, 0.5, 0.95), axis=1, method="inverted_cdf").T.tolist()
-    run, x = str(c.runs[model]), float(c.x[model])
-    return [Horizon(run, x, rate, ends) for rate, ends in zip(HORIZONS, bounds, strict=True)]
 
 
 def _find_scales(evidence, families):
