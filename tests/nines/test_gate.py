@@ -394,6 +394,22 @@ def test_a_mistake_is_no_verdict(capsys, tmp_path):
     assert ask_gate(capsys, *words, "--baseline-run", "b")[0] == PASS
 
 
+def test_a_baseline_is_another_checkpoint(capsys, tmp_path):
+    log = tmp_path / "log.csv"
+    rows = [f"m,{s},{i},{int(i >= 10 or s > 1)}\n" for s in (1, 2) for i in range(60)]
+    log.write_text("run,step,item,success\n" + "".join(rows))
+    words = [log, "--nines", 1]
+    code, _, error = ask_gate(capsys, *words, "--baseline", log)
+    assert code == 64 and "--baseline-run RUN@STEP" in error
+    code, out, _ = ask_gate(capsys, *words, "--baseline", log, "--baseline-run", "m@1")
+    assert "+0.1667 on 60 items of the baseline" in out
+    code, out, _ = ask_gate(
+        capsys, *words, "--where", "step=1", "--baseline", log, "--baseline-run", "m@2"
+    )
+    assert code == FAIL and "worse than the baseline" in out
+    assert ask_gate(capsys, *words, "--baseline-run", "m@1")[0] == 64
+
+
 def test_worse_than_the_baseline_fails(capsys, tmp_path):
     rng = np.random.default_rng(7)
     old = write_log(tmp_path / "old.csv", np.ones(600), run="old")

@@ -162,3 +162,21 @@ def test_one_family_shows_nothing_alone():
     pairs = Pairs(np.full(40, "t"), names, np.ones(40), ("", ""))
     assert compare_runs(pairs)[0].p_value == 1
     assert compare_runs(pairs, unit="item")[0].p_value < 0.001
+
+
+def test_a_larger_difference_never_has_the_larger_p():
+    previous = 1.0
+    for k in (1, 5, 10, 13, 14, 15, 19, 30, 60):
+        p = flip_signs(np.append(np.ones(k), np.zeros(60 - k)))
+        assert p == pytest.approx(2.0 ** (1 - k))
+        assert p < previous or k == 1
+        previous = p
+
+
+def test_exact_and_drawn_patterns_agree():
+    rng = np.random.default_rng(12)
+    for _ in range(20):
+        totals = rng.integers(-3, 5, 40).astype(float)
+        signs = rng.choice([-1.0, 1.0], (20_000, 40))
+        drawn = (np.abs(signs @ totals) >= abs(totals.sum())).mean()
+        assert abs(drawn - flip_signs(totals)) < 0.015

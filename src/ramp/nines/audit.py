@@ -246,8 +246,8 @@ def readiness_levels(
     tries_work = "the first try works" if k == 1 else f"one of {k} tries works"
     sure = f"at {confidence:.6g} confidence"
     reason = (
-        f"{tries_work}{where} for {any_try.mean():.1%} of items, {sure} for at least {low:.1%} (a "
-        f"demo takes {DEMO_RATE:.0%})"
+        f"{tries_work}{where} for {any_try.mean():.1%} of items, which shows at least {low:.1%} "
+        f"{sure} (a demo takes {DEMO_RATE:.0%})"
     )
     checks = [("demo", low >= DEMO_RATE, reason)]
 

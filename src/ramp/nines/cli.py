@@ -109,7 +109,7 @@ COMMANDS = {
             UNIT,
             _argument("--baseline", type=parse_path, metavar="OLD", help="fail if worse than it"),
             _argument(
-                "--baseline-run", metavar="RUN", help="of the baseline, where it has several"
+                "--baseline-run", metavar="RUN[@STEP]", help="of the baseline, where it has several"
             ),
             _argument("--junit", type=parse_path, metavar="XML", help="write a JUnit report"),
         ),

@@ -121,23 +121,44 @@ def plan(args: Namespace) -> Answer:
 
 def gate(args: Namespace) -> Answer:
     """Pass, fail or undecided, for a pipeline; holds however often it is asked."""
+    if args.baseline_run and not args.baseline:
+        raise UserError("--baseline-run names a run of --baseline OLD, which is missing")
     baseline = _choose_baseline(args) if args.baseline else None
-    v = judge(_read(args), args.nines, args.confidence, args.unit, baseline)
+    t = _read(args)
+    if baseline is not None and args.baseline.resolve() in {path.resolve() for path in args.file}:
+        _require_other(t, baseline)
+    v = judge(t, args.nines, args.confidence, args.unit, baseline)
     if args.junit:
         args.junit.write_text(junit(v), encoding="utf-8")
     figures = {"verdict": v.name, "summary": v.sentence} | vars(v)
     return Answer(figures, [v.sentence, *v.notes], v.code)
 
 
+def _require_other(t, baseline):
+    """Raise UserError where the baseline is the checkpoint that is judged: it is never worse."""
+
+    def name_last(t):
+        last = t[audit.find_last(t)[0]]
+        progress = [np.nan_to_num(x, nan=-1.0).tolist() for x in (last.step, last.compute)]
+        return set(zip(last.run.tolist(), last.date.tolist(), *progress, strict=True))
+
+    if name_last(t) == name_last(baseline):
+        raise UserError(
+            "the baseline is the very checkpoint that is judged, and is never worse than itself; "
+            "name an earlier one with --baseline-run RUN@STEP, or another file"
+        )
+
+
 def _choose_baseline(args):
     """The one run of the baseline."""
     t = _read_baseline(args)
     if args.baseline_run:
-        t = t[t.run == args.baseline_run]
+        t = compares.choose_run(t, args.baseline_run)
     runs = np.unique(t.run)
     if len(runs) != 1:
         raise UserError(
-            f"{args.baseline} holds {len(runs)} such runs; choose one with --baseline-run NAME"
+            f"{args.baseline} holds {len(runs)} such runs ({list_some(runs)}); choose one with "
+            "--baseline-run NAME"
         )
     return t
 
@@ -145,7 +166,10 @@ def _choose_baseline(args):
 def _read_baseline(args):
     """The baseline, by the same choice of rows but for the run, which has a choice of its own."""
     reading = _make_reading(args)
-    where = {k: v for k, v in reading.where.items() if ALIASES.get(k, k) != "run"}
+    own = {"run"}
+    if "@" in (getattr(args, "baseline_run", None) or ""):
+        own |= {"step", "compute", "date"}  # of RUN@STEP
+    where = {k: v for k, v in reading.where.items() if ALIASES.get(k, k) not in own}
     t = trials.read(args.baseline, replace(reading, where=where))
     args.notes = tuple(replace(note, text=f"baseline: {note.text}") for note in t.notes)
     return t
@@ -310,15 +334,22 @@ def _describe_schedule(schedule, h):
     (begins, first), (ends, last) = schedule[0], schedule[-1]
     if now < first:
         yield (
-            f"The schedule begins at {what}{first:.3g} on {begins}, and the last checkpoint is at "
-            f"{now:.3g}: what is reached before has no date."
+            f"The schedule begins at {what}{first:.6g} on {begins}, and the last checkpoint is at "
+            f"{now:.6g}: what is reached before has no date."
         )
     if end > last:
-        yield f"The schedule ends at {what}{last:.3g} on {ends}: what is reached later has no date."
-    if any(date and date < h.made for level in h.levels for date in level.dates):
+        yield f"The schedule ends at {what}{last:.6g} on {ends}: what is reached later has no date."
+    # What holds already is no date on the page.
+    ahead = [
+        date
+        for level in h.levels
+        for place, date in zip((level.sure, level.low, level.high), level.dates, strict=True)
+        if date and place > h.places[0] + 1e-9
+    ]
+    if any(date < h.made for date in ahead):
         yield (
-            f"Dates before today ({h.made}) are those of the schedule: by it the run is further "
-            f"than the {now:.3g} of the last checkpoint."
+            f"By the schedule the run is past {what}{now:.6g} by now ({h.made}), where it was last "
+            "tried: dates before today say when a level would have been reached. Try it as it is."
         )
 
 

@@ -26,6 +26,7 @@ from ramp.nines.trials import Trials, group_rows
 EXACT = 14  # units up to which all patterns of signs are tried
 SAMPLED = 500  # units up to which they are drawn
 DRAWS = 9_999
+MOST_STEPS = 5_000  # of the smallest total, in the sum of whole ones
 POWER = 0.8
 
 
@@ -208,12 +209,35 @@ def flip_signs(totals: ndarray) -> float:
     moved = totals[totals != 0]
     if len(moved) > SAMPLED:
         return float(2 * norm.sf(abs(moved.sum()) / np.sqrt((moved**2).sum())))
+    if len(moved) > EXACT and (p := _sum_whole(moved)) is not None:
+        return p
     sums = np.abs(_draw_signs(len(moved)) @ moved)
     p = float((sums >= sums[0] - 1e-9 * np.abs(moved).sum()).mean())
     if len(moved) > EXACT:
         # Two standard errors of its drawing, so that p is not too low by chance.
         p = min(1.0, p + 2 * math.sqrt(p * (1 - p) / len(sums)))
     return p
+
+
+def _sum_whole(moved):
+    """The exact p-value of totals that are multiples of the smallest, as of single tries; or None.
+
+    Drawn patterns cannot tell one in a million: a larger difference might have the larger p.
+    """
+    whole = np.abs(moved) / np.abs(moved).min()
+    steps = np.rint(whole).astype(int)
+    if np.abs(whole - steps).max() > 1e-6 or steps.sum() > MOST_STEPS:
+        return None
+    # The chance of each sum of the steps so far, from the lowest one on.
+    chance = np.ones(1)
+    for step in steps:
+        wider = np.zeros(len(chance) + 2 * step)
+        wider[: len(chance)] += chance / 2
+        wider[2 * step :] += chance / 2
+        chance = wider
+    total = steps.sum()
+    observed = abs(int(np.sign(moved) @ steps))
+    return float(min(1.0, chance[np.abs(np.arange(-total, total + 1)) >= observed].sum()))
 
 
 def flip_interval(totals: ndarray, sizes: ndarray, confidence: float = 0.95) -> Interval:

@@ -51,7 +51,7 @@ def headline_parts(h: Headline, f: Forecast) -> list[Part]:
     unit = "floating-point operations" if h.unit == "compute" else "steps of training"
     far = f"{h.times:.3g}x"
     sure = f"{h.probability:.0%} sure by"
-    rows = [["level", sure, "earliest", "latest", f"within {far}", "today"]]
+    rows = [["level", sure, "earliest", "latest", f"within {far}", "already"]]
     for level in h.levels:
         name = f"{describe_nines(level.nines)}: {_say_share(level.nines)}"
         # Marks, since a column of words would be broken on a phone.
@@ -93,7 +93,11 @@ def say_answer(h: Headline, name: str) -> str:
     for level in reached:
         when = level.dates[0]
         at = f"{_times(h, level.sure)} times today's {_unit(h)}"
-        at = f"by {when} ({at})" if when else f"at {at}"
+        if when and when < h.made:
+            # The log is behind the plan, and a day that is over is no forecast.
+            at = f"at {at}, which the plan had reached on {when}"
+        else:
+            at = f"by {when} ({at})" if when else f"at {at}"
         text += f" {describe_nines(level.nines)}: {at}, {h.probability:.0%} sure."
     # Of those that are out of reach the first says most.
     for level in open_levels[len(reached) :][:1]:
@@ -128,7 +132,7 @@ def _say_place(h, level, k):
     if math.isinf(place):
         return f">{h.times:.3g}x"
     if place <= h.places[0] + 1e-9:
-        return "today"
+        return "already"
     date = f", {level.dates[k]}" if level.dates[k] else ""
     return f"{_times(h, place)}x{date}"
 
@@ -172,8 +176,8 @@ def _say_effort(h: Headline, level: Passage) -> str:
     if math.isinf(even):
         return (
             f"{name}: more than growth within {h.times:.3g} times today's {_unit(h)} is likely to "
-            f"bring ({say_chance(level.by_end)}). More of the same training is not enough: mend "
-            "what fails today."
+            f"bring ({say_chance(level.by_end)}). More of the same training will probably not do: "
+            "mend what fails today."
         )
     text = f"{name}: even odds at {_times(h, even)} times today's {_unit(h)}"
     sure = "only later" if math.isinf(level.sure) else f"at {_say_place(h, level, 0)}"
