@@ -11,6 +11,7 @@ from ramp.nines.compare import (
     control_false_discoveries,
     flip_interval,
     flip_signs,
+    name_checkpoints,
     pair_items,
 )
 
@@ -180,3 +181,14 @@ def test_exact_and_drawn_patterns_agree():
         signs = rng.choice([-1.0, 1.0], (20_000, 40))
         drawn = (np.abs(signs @ totals) >= abs(totals.sum())).mean()
         assert abs(drawn - flip_signs(totals)) < 0.015
+
+
+def test_checkpoints_have_names_that_are_found():
+    steps = trials.from_rows([{"run": "a", "step": s, "item": "i", "success": 1} for s in (1, 20)])
+    flops = trials.from_rows(
+        [{"run": "a", "compute": c, "item": "i", "success": 1} for c in (1.6e19, 2e18)]
+    )
+    for t in (steps, flops):
+        for name in name_checkpoints(t, "a"):
+            assert len(choose_run(t, name)) == 1
+    assert name_checkpoints(steps, "b") == name_checkpoints(steps[:1], "a") == []

@@ -484,14 +484,15 @@ def compare(args: Namespace) -> Answer:
     """Two runs at their last checkpoints, paired by item; also by task, where there are several."""
     _check_confidence(args)
     first, second = args.runs
-    if first == second and not args.baseline:
-        raise UserError(
-            f"the run {first!r} would be compared with itself; name checkpoints of it as in "
-            f"{first}@1000 {first}@2000, or where old and new logs have one name use "
-            f"ramp nines compare NEW {first} {second} --baseline OLD"
-        )
     old = compares.choose_run(_read_baseline(args), first) if args.baseline else None
     t = _read(args)
+    if first == second and not args.baseline:
+        there = compares.name_checkpoints(t, first)
+        pair = f"name checkpoints of it, {there[0]} {there[-1]}; " if there else ""
+        raise UserError(
+            f"the run {first!r} would be compared with itself; {pair}where old and new logs have "
+            f"one name, use ramp nines compare NEW {first} {second} --baseline OLD"
+        )
     new = compares.choose_run(t, second)
     pairs = compares.pair_items(compares.choose_run(t, first) if old is None else old, new)
     first += " (baseline)" if args.baseline else ""

@@ -65,11 +65,19 @@ def choose_run(t: Trials, name: str) -> Trials:
         is_there = (t.step == at) | (t.compute == at) | (t.date == place)
         own = t[(t.run == run) & is_there]
     if not len(own):
-        raise UserError(
-            f"no trial belongs to the run {name!r}; there are {list_some(np.unique(t.run))}, and "
-            "RUN@STEP is one of its checkpoints (or RUN@COMPUTE, RUN@DATE)"
-        )
+        there = name_checkpoints(t, run) or np.unique(t.run).tolist()
+        raise UserError(f"no trial belongs to the run {name!r}; there are {list_some(there)}")
     return own
+
+
+def name_checkpoints(t: Trials, run: str) -> list[str]:
+    """The checkpoints of a run as RUN@STEP, or else by compute or date; [] of one or none."""
+    own = t[t.run == run]
+    for values in (own.step, own.compute, own.date):
+        places = [v for v in np.unique(values).tolist() if v != "" and v == v]
+        if len(places) > 1:
+            return [f"{run}@{v if isinstance(v, str) else f'{v:.10g}'}" for v in places]
+    return []
 
 
 def pair_items(first: Trials, second: Trials) -> Pairs:
