@@ -39,12 +39,6 @@ class Columns:
         columns = {key: value for key, value in vars(self).items() if isinstance(value, ndarray)}
         return replace(self, **{key: value[rows] for key, value in columns.items()})
 
-    def join(self, other: Self) -> Self:
-        """These rows and then the others; what is no array stays as it is here."""
-        columns = {key: value for key, value in vars(self).items() if isinstance(value, ndarray)}
-        joined = {k: np.concatenate([v, getattr(other, k)]) for k, v in columns.items()}
-        return replace(self, **joined)
-
 
 @dataclass(frozen=True)
 class Trials(Columns):
