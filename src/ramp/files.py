@@ -23,6 +23,7 @@ from ramp.errors import UserError
 
 log = logging.getLogger(__name__)
 
+PUBLISH_SECONDS = 10.0  # see `GrowingFile`
 # The end of a line that ramp wrote: the checksum of all that stands before it in the line.
 CHECKSUM = re.compile(rb', "crc": "([0-9a-f]{8})"}$')
 
@@ -225,6 +226,39 @@ def to_line(record: dict[str, Any]) -> str:
     """A record as a line of JSONL, with a checksum as its last key."""
     text = to_json(record).removesuffix("}")
     return f'{text}, "crc": "{_checksum(text.encode()).decode()}"}}\n'
+
+
+class GrowingFile:
+    """A file that is appended to for as long as a run takes, and closed every few seconds.
+
+    A mounted bucket (gcsfuse) shows and keeps what was written once the file is closed: what lies
+    in an open one is lost with the machine. Every write is flushed, so that a killed process loses
+    nothing on a disk of its own. It is made at once: OSError where it cannot be written.
+    """
+
+    def __init__(self, path: Path, seconds: float = PUBLISH_SECONDS):
+        self.path = path
+        self.seconds = seconds  # that may pass between two times that it is closed
+        self._file: BinaryIO | None = None
+        self._published = -math.inf
+        self.write(b"")
+
+    def write(self, data: bytes) -> None:
+        """Append, and publish where that is due."""
+        if self._file is None:
+            self._file = self.path.open("ab")
+        self._file.write(data)
+        self._file.flush()
+        # Not at every write: each time a bucket takes the file anew.
+        if time.monotonic() - self._published >= self.seconds:
+            self.publish()
+
+    def publish(self) -> None:
+        """Close it; the next write opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            self._published = time.monotonic()
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

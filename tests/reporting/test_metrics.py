@@ -181,7 +181,6 @@ from ramp.reporting.metrics import MetricWriter
 board = MetricWriter(pathlib.Path({str(tmp_path)!r}), "pretrain")
 for step in range(5):
     board.scalars(step, {{"train/loss": step}})
-board.flush()
 os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
@@ -200,7 +199,7 @@ def test_a_disabled_board_writes_nothing(tmp_path):
         board.figure(0, "f", Figure())
         board.histogram(0, "h", np.zeros(3))
         board.hparams({}, {})
-        board.flush()
+        board.publish()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,6 +8,8 @@ files, so a resumed run shows each step exactly once.
 
 import io
 import math
+import os
+import socket
 import struct
 import time
 from collections.abc import Mapping
@@ -39,10 +41,10 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
     HParamsPluginData,  # ty: ignore[missing-module-member]
 )
 from tensorboard.plugins.text.summary_v2 import text_pb
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from ramp.files import read_jsonl, to_line, write_atomic
+from ramp.files import GrowingFile, read_jsonl, to_line, write_atomic
 
 # tensorboardX 2.6 was tried in place of the protos below. Its hparams go to a run of their own
 # below the stage, its event files are named by the second, so that a restart within one second
@@ -94,14 +96,17 @@ class MetricWriter:
         self._metrics = self._open(run_dir / "metrics.jsonl", start_step)
         self._samples = self._open(run_dir / "samples.jsonl", start_step)
         self._events = _new_event_file(self.folder)
+        self._records = RecordWriter(self._events)
+        # What TensorBoard knows such a file by.
+        self._add_event(Event(wall_time=time.time(), file_version="brain.Event:2"))
         start = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(wall_time=time.time(), step=start_step, session_log=start))
+        self._add_event(Event(wall_time=time.time(), step=start_step, session_log=start))
         # In the events of every stage: TensorBoard shows one of layouts that are equal.
         self._add(start_step, make_layout())
 
     def _open(self, path, start_step):
         drop_later_records(path, self.stage, start_step)
-        return path.open("a", encoding="utf-8")
+        return GrowingFile(path)
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         """Draw one point per tag and append one line to metrics.jsonl."""
@@ -179,20 +184,17 @@ class MetricWriter:
         tensor = hparams_metadata.NULL_TENSOR
         self._add(0, Summary.Value(tag=tag, metadata=metadata, tensor=tensor))
 
-    def flush(self) -> None:
-        """Write all events so far to the disk."""
+    def publish(self) -> None:
+        """Let a mounted bucket have all that was logged, see `GrowingFile`."""
         if self.enabled:
-            self._events.flush()
+            for file in (self._events, self._metrics, self._samples):
+                file.publish()
 
     def close(self) -> None:
-        """Write what is left; later calls do nothing."""
-        if not self.enabled:
-            return
+        """Publish what is left; later calls do nothing."""
+        self.publish()
         # From here on every method does nothing, so that closing twice is harmless.
         self.enabled = False
-        self._events.close()
-        self._metrics.close()
-        self._samples.close()
 
     def __enter__(self) -> Self:
         return self
@@ -213,12 +215,14 @@ class MetricWriter:
 
     def _add(self, step, *values: Summary.Value):
         summary = Summary(value=values)
-        self._events.add_event(Event(wall_time=time.time(), step=int(step), summary=summary))
+        self._add_event(Event(wall_time=time.time(), step=int(step), summary=summary))
+
+    def _add_event(self, event):
+        self._records.write(event.SerializeToString())
 
     def _append(self, file, step, values: Mapping[str, Any]):
         # Flushed and not synced: a killed process loses no line, and a step need not wait.
-        file.write(to_line({"step": int(step), "stage": self.stage, **values}))
-        file.flush()
+        file.write(to_line({"step": int(step), "stage": self.stage, **values}).encode())
 
 
 def make_layout() -> Summary.Value:
@@ -245,7 +249,9 @@ def _new_event_file(folder):
     seconds = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
     while f"{int(time.time()):010d}" in seconds:
         time.sleep(0.02)
-    return EventFileWriter(str(folder), flush_secs=10)
+    folder.mkdir(parents=True, exist_ok=True)
+    host, process = socket.gethostname(), os.getpid()
+    return GrowingFile(folder / f"events.out.tfevents.{int(time.time()):010d}.{host}.{process}.0")
 
 
 def drop_later_records(path: Path, stage: str, start_step: int) -> None:

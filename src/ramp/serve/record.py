@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ramp.errors import UserError
+from ramp.files import GrowingFile
 
 # Upper ends of the buckets, in seconds.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -43,8 +44,7 @@ class RequestLog:
 
     def __init__(self, path: Path | None):
         try:
-            # By lines, so that whoever follows the file sees each request.
-            self.file = path.open("a", buffering=1) if path else None
+            self.file = GrowingFile(path) if path else None
         except OSError as error:
             raise UserError(f"--log {path} cannot be written: {error}") from None
 
@@ -54,4 +54,4 @@ class RequestLog:
             return
         known = {name: value for name, value in figures.items() if value is not None}
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self.file.write(json.dumps({"time": now} | known) + "\n")
+        self.file.write((json.dumps({"time": now} | known) + "\n").encode())

@@ -325,6 +325,8 @@ class LoopRun:
     def save(self, state: State, done: int, score: float | None, proven: int | None) -> None:
         """Start to save the state in the background. proven: see `Checkpoints.save`."""
         with self.clock("save"):
+            # What led to a checkpoint is kept at least as long as it.
+            self.writer.publish()
             meta = self.meta | {"clock": self.clock.split()}
             extra = not self.must_save(done)
             self.checkpoints.save(done, state, meta, score, extra, proven)
