@@ -47,6 +47,8 @@ class Practice:
     labels: tuple[str, str] = ("step of training", "solved")  # of the axes of its curve
     guess: float = 0.0  # what guessing comes to
     questions: int = 1  # at the end of a row
+    # How its data are drawn, where that changed: a part of the key under which results are kept.
+    data: str = ""
 
     def chance(self, n: int) -> float:
         """What guessing comes to."""
@@ -89,6 +91,13 @@ def draw_solved(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """Rows of problems with their right steps."""
     digits = sums.draw_digits(rng, n, count)
     return sums.write_rows(digits, sums.ASK, sums.solve(digits))
+
+
+def draw_ungraded(n: int, count: int, seed: int, stream: int) -> np.ndarray:
+    """Problems for each model, [S, count, n], none of which it is graded on."""
+    graded = iter(post.draw_held_out(seed, n))
+    draw = partial(sums.draw_apart, n=n, count=count)
+    return post.draw_for_seeds(seed, stream, lambda rng: draw(rng, others=next(graded)))
 
 
 def draw_slips(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -143,9 +152,11 @@ def learn_from_reward(method: str, reward: str, n: int, seed: int) -> ProbeResul
 def begin_anew(has_own: bool, n: int, seed: int) -> ProbeResult:
     """Train new models on a few solved problems.
 
-    has_own: also on what models of the rung below wrote, as far as the checker accepts it.
+    has_own: also on what models of the rung below wrote, as far as the checker accepts it. Whoever
+    has seen a problem could know its answer by heart, so none is among those that are graded.
     """
-    rows = post.draw_for_seeds(seed, post.SOLVED_STREAM, partial(draw_solved, n, NUM_FEW))
+    digits = draw_ungraded(n, NUM_FEW, seed, post.SOLVED_STREAM)
+    rows = sums.write_rows(digits, sums.ASK, sums.solve(digits))
     if has_own:
         rows = np.concatenate([rows, write_accepted(n, seed)], axis=1)
     steps = post.grow(post.READ_STEPS, n)
@@ -156,10 +167,10 @@ def begin_anew(has_own: bool, n: int, seed: int) -> ProbeResult:
 def write_accepted(n: int, seed: int) -> np.ndarray:
     """Solutions by the models of the rung below that are right in every step, [S, M, 2n].
 
-    M is what the model with the fewest has. Problems are drawn, so none is there twice by copying.
+    M is what the model with the fewest has. Problems are drawn, so none is there twice by copying,
+    and none is one of those that are graded.
     """
-    draw = partial(sums.draw_digits, n=n, count=NUM_OWN)
-    digits = post.draw_for_seeds(seed, post.OWN_STREAM, draw)
+    digits = draw_ungraded(n, NUM_OWN, seed, post.OWN_STREAM)
     writers = reinforce("step_local", "verified", n, seed).lm
     steps = post.sample(writers, digits, seed, post.OWN_STREAM, temperature=1.0)
     accepted = np.all(sums.judge_steps(digits, steps), axis=-1)
@@ -205,6 +216,7 @@ PRACTICES = {
             below=partial(begin_anew, False),
             this=partial(begin_anew, True),
             sides=("the few solved problems", "own ones too"),
+            data="apart from what is graded",
         ),
         Practice(
             "generations",
