@@ -44,7 +44,10 @@ class Practice:
     this: Way  # as the rung has it
     sides: tuple[str, str]  # what these two are called
     more: Mapping[str, Way] = field(default_factory=dict)  # shown beside them, not judged
-    labels: tuple[str, str] = ("step of training", "solved")  # of the axes of its curve
+    labels: tuple[str, str] = (
+        "step of training",
+        "share of problems solved",
+    )  # of the axes of its curve
     guess: float = 0.0  # what guessing comes to
     questions: int = 1  # at the end of a row
     # How its data are drawn, where that changed: a part of the key under which results are kept.
@@ -193,7 +196,7 @@ PRACTICES = {
         ),
         Practice(
             "a teacher who slips",
-            "for two sums in a row, taught by a teacher who adds one too many, four times of five",
+            "for two sums in a row, as in rung 18, taught by one who adds 1 too much 4 times of 5",
             size=3,
             below=learn_slips,
             this=partial(learn_from_reward, "rloo", "verified"),
@@ -202,7 +205,7 @@ PRACTICES = {
         ),
         Practice(
             "long solutions",
-            "for seven sums in a row, taught by the same teacher",
+            "for seven sums in a row, as in rung 18, taught by the teacher of rung 19",
             size=8,
             below=partial(learn_from_reward, "rloo", "verified"),
             this=partial(learn_from_reward, "step_local", "verified"),
@@ -211,7 +214,7 @@ PRACTICES = {
         ),
         Practice(
             "few solved problems",
-            "for seven sums in a row, of a new model that nobody has taught",
+            "for seven sums in a row, as in rung 18, of a new model that nobody has taught",
             size=8,
             below=partial(begin_anew, False),
             this=partial(begin_anew, True),
@@ -226,7 +229,7 @@ PRACTICES = {
             this=partial(run_generations, 0.0, True),
             sides=("own rows alone", "guarded"),
             more={"half real rows, no guard": partial(run_generations, 0.5, False)},
-            labels=("generation", "kinds kept"),
+            labels=("generation", "share of kinds kept"),
         ),
         Practice(
             "promises",
@@ -235,7 +238,7 @@ PRACTICES = {
             below=partial(judge_systems, judge_demo),
             this=partial(judge_systems, judge_proof),
             sides=("a demonstration", "proof"),
-            labels=("trial", "judged rightly"),
+            labels=("trials seen of each", "share judged rightly"),
             guess=0.5,
         ),
     )

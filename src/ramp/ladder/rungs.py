@@ -25,6 +25,50 @@ SAME_BITS = 0.02
 
 
 @dataclass(frozen=True)
+class Measure:
+    """How the page names and explains what a rung is judged by, if not by a probe."""
+
+    unit: str
+    title: str  # of a column
+    told: str  # "Judged by ..."
+
+
+# By the keys of `run.MEASURES`.
+MEASURED = {
+    "bits per byte at equal work": Measure(
+        "bits per byte",
+        "bits per byte, equal work",
+        "the bits per byte of held-out text. Counts are of all of the text; a model that learns "
+        "reads as much as the work, in FLOPs, of the last rung is enough for. Less is better.",
+    ),
+    "tokens to match the rung below": Measure(
+        "tokens",
+        "tokens read until then",
+        "the tokens of text that it has to read until its loss, the bold curve below, is as low as "
+        "that of the rung below has become at its end. Fewer is better; 'never' means that its own "
+        "curve ends higher.",
+    ),
+    "bytes kept per token": Measure(
+        "bytes",
+        "bytes kept per token",
+        "the bytes of keys and values that have to be kept for each token while it writes. Less is "
+        "better.",
+    ),
+    "FLOPs per token": Measure(
+        "FLOPs",
+        "FLOPs per token",
+        "the operations (FLOPs) that training takes for each token. Less is better.",
+    ),
+    "largest attention score": Measure(
+        "attention score",
+        "largest attention score",
+        "the largest attention score in the rows of its probe, in any training. Smaller is better: "
+        "it is a danger, not a success.",
+    ),
+}
+
+
+@dataclass(frozen=True)
 class Mistake:
     """A typical mistake in an exercise: one line of the solution, as it is written wrongly."""
 
@@ -38,12 +82,15 @@ class Lesson:
     """What is taught about a rung; see the head of lessons.toml."""
 
     fails: str = ""
+    shows: str = ""  # what the example is
+    example: Sequence[Sequence[str]] = ()  # a table: its heads, then its lines
     idea: str = ""
     words: Mapping[str, str] = field(default_factory=dict)
     predict: str = ""
     answer: str = ""
     mechanism: str = ""  # a function of mechanisms.py
     lines: Sequence[Sequence[str]] = ()
+    looks: str = ""  # what is to be seen where attention looks
     pays: str = ""
     mistakes: Sequence[Mistake] = ()
 
