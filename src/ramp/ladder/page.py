@@ -70,8 +70,11 @@ ABOUT_OVERVIEW = (
 )
 ABOUT_PROBE = (
     "On the probe, by {axis}: three lines for each name, which differ in their random numbers "
-    "alone. Dashed: what guessing comes to, if it comes to anything; up to where the lower one "
-    "fails; from where the other passes."
+    "alone."
+)
+ABOUT_BARS = (
+    "Dashed: what guessing comes to, if it comes to anything; up to where the lower one fails; "
+    "from where the other passes."
 )
 ABOUT_COUNTS = (
     "How often a byte (column) follows another (row) in the text: a row has the chances of what "
@@ -82,6 +85,11 @@ ABOUT_LOSS = (
     "On the text, while it is trained: the loss, less is better. Faint: each step; bold: the mean "
     "of the steps before, where later ones count more. On the left axis equal distances are equal "
     "factors."
+)
+ABOUT_WRITING = (
+    "A model goes on with the beginning that it is given, byte after byte, each drawn by its "
+    "probabilities; a table of counts begins with one byte. After so little text none writes "
+    "English: see whether it comes to look like words."
 )
 ABOUT_TABLE = (
     "What a rung and the one below it came to, by what stands in the last column: for a probe the "
@@ -175,6 +183,7 @@ class Row:
             halves = zip(self.halves.items(), HALF_COLORS, strict=False)
             probed += [(name, result, color) for (name, result), color in halves]
             caption = ABOUT_PROBE.format(axis=find_probe(self.rung.probe).labels[0])
+            caption += " Dashed: guessing." if self.rung.measure else f" {ABOUT_BARS}"
             figures.append((caption, draw_probe(self.rung, probed)))
         corpus = self.result.corpus
         if corpus.table:
@@ -193,7 +202,9 @@ class Row:
         if curves:
             labels = ("bytes of text read", "loss, bits per byte")
             figure = plot_curves(curves, {}, labels, log=True, size=_make_room(curves))
-            figures.append((ABOUT_LOSS, figure))
+            # A single line has no legend.
+            single = f" The line: {curves[0].name}." if len(curves) == 1 else ""
+            figures.append((ABOUT_LOSS + single, figure))
         return figures
 
     def render(self) -> html.Html:
@@ -242,7 +253,7 @@ class Row:
                 lines.append((title, *(f"{x:,.0f} {unit}" if x else "-" for x in values)))
         # In a head there is no room for names.
         parts = [html.table(("cost", *(name.split(" (")[0] for name, _ in sides)), lines)]
-        parts.append(html.heading("What it writes"))
+        parts += [html.heading("What it writes"), html.remark(ABOUT_WRITING)]
         for name, corpus in sides:
             parts += [html.remark(f"{name}:"), html.preformatted(corpus.sample)]
         return parts
@@ -404,6 +415,8 @@ def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Fig
     chance = probe.chance(sides[0][1].n)
     bars = {"guess": 0, "fail ≤": FAIL, "pass ≥": PASS}
     levels = {name: (chance + bar * (1 - chance), "grey") for name, bar in bars.items()}
-    if not chance:
+    if rung.measure:  # there is nothing to pass
+        levels = {"guess": levels["guess"]}
+    elif not chance:
         del levels["guess"]  # it is the axis itself
     return plot_curves(curves, levels, probe.labels, size=_make_room(curves))
