@@ -262,9 +262,9 @@ def test_every_token_of_a_probe_has_a_name():
 
 # -- what a beginner asks of a picture and of a table
 def test_every_measure_has_a_unit_and_is_explained():
-    assert run.MEASURES.keys() == rungs.MEASURED.keys()
-    assert {rung.measure for rung in RUNGS} - {""} <= rungs.MEASURED.keys()
-    for measure in rungs.MEASURED.values():
+    assert run.MEASURES.keys() == page.TEXTS.measures.keys()
+    assert {rung.measure for rung in RUNGS} - {""} <= page.TEXTS.measures.keys()
+    for measure in page.TEXTS.measures.values():
         assert measure.unit and measure.title and measure.told.endswith(".")
 
 
@@ -311,7 +311,7 @@ def test_tables_have_units(number):
     row = make_row(number)
     shown = row.render()
     if row.rung.measure:
-        unit = rungs.MEASURED[row.rung.measure].unit
+        unit = page.TEXTS.measures[row.rung.measure].unit
         below, this = (text for name, text in row.cells() if name in ("rung below", "this rung"))
         assert below.endswith(unit) and this.endswith(unit)
         assert f"<td>{below}</td>" in shown

@@ -235,7 +235,7 @@ def test_a_rung_is_climbed_and_kept(number, short, tmp_path, monkeypatch, capsys
 def test_what_is_asked_and_said_can_be_read():
     practice = PRACTICES["long solutions"]
     steps = np.array([[2, 3, 3], [sums.ASK, 0, 4]])
-    asked, other = practices.encode(steps)
+    asked, other = sums.number(steps).tolist()
     assert practice.name_answer(4, asked) == "2 3 3" and practice.name_answer(4, other) == "? 0 4"
 
 

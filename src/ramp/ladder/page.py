@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ramp.ladder import lesson
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
 from ramp.ladder.practices import PRACTICES, find_probe
-from ramp.ladder.rungs import COSTS, FAIL, MEASURED, PASS, SAME_BITS, Rung, rung_below
+from ramp.ladder.rungs import COSTS, FAIL, PASS, SAME_BITS, Measure, Rung, read_table, rung_below
 from ramp.reporting import html
 from ramp.reporting.figure import (
     COLORS,
@@ -36,76 +36,34 @@ COSTS_SHOWN = {
 VERDICTS = {None: "", True: "earned its place", False: "did not earn its place"}
 HALF_COLORS = ("gold", "pink")
 
-OPENING = (
-    "A transformer, the kind of model behind chat programs, is built here part by part, each where "
-    "the model without it falls short. Then it is taught."
-)
-READING = (
-    "Each step is a rung. Its section shows what goes wrong without it, the idea, the words that "
-    "are new, the mechanism in a few lines of NumPy, whether it helped, and what it costs. Some "
-    "Python is enough to follow; the lines of the real model are folded away and can be skipped. "
-    "Rungs 0 to 17 are models that learn to say which byte of a text comes next. From rung 18 on "
-    "the model stays as it is and is taught in other ways.",
-    "A rung earns its place by what it does. Rungs 3 to 10, and those from 18 on, are judged by a "
-    "probe: a small task that the model without the part cannot do. Its score is "
-    "(s - g) / (1 - g), where s is the share of right answers, and g what the best guessing comes "
-    "to: 0 is guessing, 1 all right, below 0 worse than guessing. With eight possible answers "
-    "guessing is right 1 time in 8; a model that is right 9 times in 16 has come half of the way, "
-    "a score of .5. The other rungs are judged by a figure with a unit, such as bits or FLOPs.",
-    "Every probe is tried three times, alike but for the random numbers: hence three figures, "
-    "three dots, three lines. On the axes k is a thousand: 20k is 20,000. How fast a model writes "
-    "is measured once, beside whatever else the machine did: read no more than its size.",
-)
-LETTERS = {
-    "T": "tokens of a row",
-    "D": "numbers of the vector that stands for a token",
-    "V": "different tokens that there are",
-    "H, h": "attention heads, and the numbers of each (rung 5)",
-    "F": "units of a feed-forward layer (rung 8)",
-    "[T, D]": "the shape of an array: T rows of D numbers",
-}
-ABOUT_OVERVIEW = (
-    "The rungs that a probe judges; a dot is one of three tries. A rung earns its place if, "
-    f"without it, no dot is right of the line at {FAIL}, and with it none left of that at {PASS}."
-)
-ABOUT_PROBE = (
-    "On the probe, by {axis}: three lines for each name, which differ in their random numbers "
-    "alone."
-)
-ABOUT_BARS = (
-    "Dashed: what guessing comes to, if it comes to anything; up to where the lower one fails; "
-    "from where the other passes."
-)
-ABOUT_COUNTS = (
-    "How often a byte (column) follows another (row) in the text: a row has the chances of what "
-    "comes next. Full colour: always; half of it: one time in four; a tenth: one time in a "
-    "hundred. ␣ is a space, ↵ the end of a line."
-)
-ABOUT_LOSS = (
-    "On the text, while it is trained: the loss, less is better. Faint: each step; bold: the mean "
-    "of the steps before, where later ones count more. On the left axis equal distances are equal "
-    "factors."
-)
-ABOUT_WRITING = (
-    "A model goes on with the beginning that it is given, byte after byte, each drawn by its "
-    "probabilities; a table of counts begins with one byte. After so little text none writes "
-    "English: see whether it comes to look like words."
-)
-ABOUT_TABLE = (
-    "What a rung and the one below it came to, by what stands in the last column: for a probe the "
-    "scores of three tries (0: guessing, 1: all right; a score has no unit), else a figure "
-    "with its unit. Then bits per byte of held-out text, less is better, after equal tokens of "
-    "training and after equal work, in FLOPs; rungs from 18 on read no text. 'Tried, then left': "
-    "the rungs after it stand on the rung below it."
-)
-ABOUT_BITS = (
-    "Bits per byte do not fall with every rung: each model from rung 2 on read the same {tokens} "
-    "bytes (the tables of rungs 0 and 1 count all of the text), which settle a small model and "
-    "only begin a deep one, and a probe shows that a part is needed for "
-    "an ability, not that text rewards this ability after so short a training. "
-    "'Equal work' trains a cheaper model on more text, up to the FLOPs of the last rung. "
-    "Bits per byte of the same text by tables of counts, and by the compressor xz: {bits}."
-)
+
+@dataclass(frozen=True)
+class Texts:
+    """What the page says besides its lessons, as page.toml has it."""
+
+    opening: str
+    reading: Sequence[str]  # how the page is read
+    letters: Mapping[str, str]  # of the code
+    measures: Mapping[str, Measure]  # by the keys of `run.MEASURES`
+    # Of pictures and tables:
+    overview: str
+    probe: str
+    bars: str  # the dashed lines of a probe
+    counts: str
+    loss: str
+    writing: str
+    table: str
+    bits: str
+
+
+def read_texts() -> Texts:
+    """The texts of page.toml."""
+    told = read_table("page.toml")
+    measures = {name: Measure(**row) for name, row in told.pop("measures").items()}
+    return Texts(measures=measures, **told)
+
+
+TEXTS = read_texts()
 
 
 @dataclass(frozen=True)
@@ -154,7 +112,7 @@ class Row:
         written = _format_figures(figures)
         if not self.rung.measure or not np.isfinite(figures).all():
             return written  # "never" has no unit either
-        return f"{written} {MEASURED[self.rung.measure].unit}"
+        return f"{written} {TEXTS.measures[self.rung.measure].unit}"
 
     def name_sides(self) -> tuple[str, str]:
         """What the two that are compared are called; the first is empty for what stands on none."""
@@ -182,8 +140,8 @@ class Row:
             probed = [(name, result.probe, color) for name, result, color in sides]
             halves = zip(self.halves.items(), HALF_COLORS, strict=False)
             probed += [(name, result, color) for (name, result), color in halves]
-            caption = ABOUT_PROBE.format(axis=find_probe(self.rung.probe).labels[0])
-            caption += " Dashed: guessing." if self.rung.measure else f" {ABOUT_BARS}"
+            caption = TEXTS.probe.format(axis=find_probe(self.rung.probe).labels[0])
+            caption += " Dashed: guessing." if self.rung.measure else f" {TEXTS.bars}"
             figures.append((caption, draw_probe(self.rung, probed)))
         corpus = self.result.corpus
         if corpus.table:
@@ -193,7 +151,7 @@ class Row:
             # The square root keeps rare pairs visible.
             labels = ("the next byte", "the last byte")
             figure = plot_heatmap(np.sqrt(fractions), names, names, labels)
-            figures.append((ABOUT_COUNTS, figure))
+            figures.append((TEXTS.counts, figure))
         curves = [
             make_curve(name, result.corpus, color)
             for name, result, color in sides
@@ -201,10 +159,10 @@ class Row:
         ]
         if curves:
             labels = ("bytes of text read", "loss, bits per byte")
-            figure = plot_curves(curves, {}, labels, log=True, size=_make_room(curves))
+            figure = plot_curves(curves, {}, labels, log=True, size=_make_room(len(curves)))
             # A single line has no legend.
             single = f" The line: {curves[0].name}." if len(curves) == 1 else ""
-            figures.append((ABOUT_LOSS + single, figure))
+            figures.append((TEXTS.loss + single, figure))
         return figures
 
     def render(self) -> html.Html:
@@ -253,7 +211,7 @@ class Row:
                 lines.append((title, *(f"{x:,.0f} {unit}" if x else "-" for x in values)))
         # In a head there is no room for names.
         parts = [html.table(("cost", *(name.split(" (")[0] for name, _ in sides)), lines)]
-        parts += [html.heading("What it writes"), html.remark(ABOUT_WRITING)]
+        parts += [html.heading("What it writes"), html.remark(TEXTS.writing)]
         for name, corpus in sides:
             parts += [html.remark(f"{name}:"), html.preformatted(corpus.sample)]
         return parts
@@ -264,7 +222,7 @@ class Row:
         figures = [self.format_figures(x) for x in (verdict.below, verdict.this)]
         parts = []
         if rung.measure:
-            measure = MEASURED[rung.measure]
+            measure = TEXTS.measures[rung.measure]
             parts.append(lesson.prose(f"Judged by {measure.told}"))
             lines = zip(names, figures, ("", _describe_margin(rung)), strict=True)
             parts.append(html.table(("", measure.title, "asked for"), lines))
@@ -305,28 +263,28 @@ class Row:
 def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> None:
     """Write the page; `baselines`: bits per byte of the same held-out text."""
     # A title is not broken.
-    titles = [html.escape(row.title.replace(" ", "\N{NO-BREAK SPACE}")) for row in rows]
-    numbers = [row.rung.number for row in rows]
-    links = [f'<a href="#rung-{n}">{title}</a>' for n, title in zip(numbers, titles, strict=True)]
+    link = '<a href="#rung-{}" style="white-space: nowrap">{}</a>'
+    links = [link.format(row.rung.number, html.escape(row.title)) for row in rows]
     contents = Html(f"<p>{', '.join(links)}</p>")
     overview = draw_overview(rows)
     pictures = []
     if overview:
-        pictures = [html.remark(ABOUT_OVERVIEW), Html(f'<div class="small">{svg(overview)}</div>')]
+        about = TEXTS.overview.format(FAIL=FAIL, PASS=PASS)
+        pictures = [html.remark(about), Html(f'<div class="small">{svg(overview)}</div>')]
     bits = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     tokens = max(row.result.corpus.batch * len(row.result.corpus.curve) for row in rows)
-    notes = [ABOUT_TABLE]
+    notes = [TEXTS.table]
     if tokens:
-        notes.append(ABOUT_BITS.format(tokens=f"{tokens:,}", bits=bits))
-    letters = html.table(("letter in the code", "meaning"), LETTERS.items())
+        notes.append(TEXTS.bits.format(tokens=f"{tokens:,}", bits=bits))
+    letters = html.table(("letter in the code", "meaning"), TEXTS.letters.items())
     parts = [
-        html.section("How to read this page", *map(lesson.prose, READING), letters),
+        html.section("How to read this page", *map(lesson.prose, TEXTS.reading), letters),
         html.section("Every part, where the model without it fails", *pictures, contents),
     ]
     parts += [row.render() for row in rows]
     words = lesson.render_words([row.rung for row in rows])
     parts.append(html.section("All rungs", *map(html.remark, notes), _make_table(rows), words))
-    html.write_page(path, "The ladder", parts, note=OPENING)
+    html.write_page(path, "The ladder", parts, note=TEXTS.opening)
     print(f"page: {path}")
 
 
@@ -390,10 +348,9 @@ def _describe_margin(rung):
     return f"at least {rung.margin:.0%} less{also}"
 
 
-def _make_room(curves):
-    """Inches of a picture whose legend has a line for each curve that is named."""
-    names = [curve.name for curve in curves if not curve.name.startswith("_")]
-    return SIZE[0], SIZE[1] + LINE * (len(names) - 1)
+def _make_room(names):
+    """Inches of a picture whose legend has a line for each of so many names."""
+    return SIZE[0], SIZE[1] + LINE * (names - 1)
 
 
 def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
@@ -419,4 +376,4 @@ def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Fig
         levels = {"guess": levels["guess"]}
     elif not chance:
         del levels["guess"]  # it is the axis itself
-    return plot_curves(curves, levels, probe.labels, size=_make_room(curves))
+    return plot_curves(curves, levels, probe.labels, size=_make_room(len(sides)))

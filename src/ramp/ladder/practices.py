@@ -62,13 +62,8 @@ class Practice:
         return sums.LABELS
 
     def name_answer(self, n: int, answer: int) -> str:
-        """The steps that one number stands for; see `encode`."""
+        """The steps that one number stands for; see `sums.number`."""
         return " ".join(sums.LABELS[answer // sums.VOCAB**i % sums.VOCAB] for i in range(n - 1))
-
-
-def encode(steps: np.ndarray) -> list[int]:
-    """Steps [..., K] as one number each, in base VOCAB."""
-    return (steps * sums.VOCAB ** np.arange(steps.shape[-1])).sum(axis=-1).tolist()
 
 
 def report(taught: Taught, seed: int, n: int) -> ProbeResult:
@@ -82,8 +77,8 @@ def report(taught: Taught, seed: int, n: int) -> ProbeResult:
         steps=taught.steps,
         accuracy=taught.accuracy,
         rows=np.concatenate([digits, signs], axis=1).tolist(),
-        asked=encode(sums.solve(digits)),
-        said=encode(said),
+        asked=sums.number(sums.solve(digits)).tolist(),
+        said=sums.number(said).tolist(),
     )
 
 

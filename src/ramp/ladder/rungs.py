@@ -26,46 +26,11 @@ SAME_BITS = 0.02
 
 @dataclass(frozen=True)
 class Measure:
-    """How the page names and explains what a rung is judged by, if not by a probe."""
+    """How the page names and explains what a rung is judged by, if not by a probe: page.toml."""
 
     unit: str
     title: str  # of a column
     told: str  # "Judged by ..."
-
-
-# By the keys of `run.MEASURES`.
-MEASURED = {
-    "bits per byte at equal work": Measure(
-        "bits per byte",
-        "bits per byte, equal work",
-        "the bits per byte of held-out text. Counts are of all of the text; a model that learns "
-        "reads as much as the work, in FLOPs, of the last rung is enough for. Less is better.",
-    ),
-    "tokens to match the rung below": Measure(
-        "tokens",
-        "tokens read until then",
-        "the tokens of text that it has to read until its loss, the bold curve below, is as low as "
-        "that of the rung below has become at its end. Fewer is better; 'never' means that its own "
-        "curve ends higher.",
-    ),
-    "bytes kept per token": Measure(
-        "bytes",
-        "bytes kept per token",
-        "the bytes of keys and values that have to be kept for each token while it writes. Less is "
-        "better.",
-    ),
-    "FLOPs per token": Measure(
-        "FLOPs",
-        "FLOPs per token",
-        "the operations (FLOPs) that training takes for each token. Less is better.",
-    ),
-    "largest attention score": Measure(
-        "attention score",
-        "largest attention score",
-        "the largest attention score in the rows of its probe, in any training. Smaller is better: "
-        "it is a danger, not a success.",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -115,9 +80,9 @@ class Rung:
 
 def read_rungs() -> tuple[Rung, ...]:
     """All rungs, from the bottom up."""
-    lessons = _read_table("lessons.toml")
+    lessons = read_table("lessons.toml")
     rungs = []
-    for number, row in enumerate(_read_table("rungs.toml")["rung"]):
+    for number, row in enumerate(read_table("rungs.toml")["rung"]):
         # A rung that somebody has just added has no lesson yet.
         lesson = lessons.get(row["name"], {})
         mistakes = [Mistake(**mistake) for mistake in lesson.pop("mistakes", ())]
@@ -125,7 +90,7 @@ def read_rungs() -> tuple[Rung, ...]:
     return tuple(rungs)
 
 
-def _read_table(name):
+def read_table(name: str) -> Any:
     """A TOML file that stands beside this one."""
     return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 

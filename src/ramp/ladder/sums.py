@@ -22,9 +22,9 @@ def draw_digits(rng: Generator, n: int, count: int) -> np.ndarray:
     return rng.integers(0, BASE, (count, n))
 
 
-def number(digits: np.ndarray) -> np.ndarray:
-    """The problems [..., n] read as numbers in base BASE, [...]: equal where problems are."""
-    return digits @ BASE ** np.arange(digits.shape[-1])
+def number(tokens: np.ndarray) -> np.ndarray:
+    """Digits or steps [..., n] read as one number each, in base VOCAB, [...]."""
+    return tokens @ VOCAB ** np.arange(tokens.shape[-1])
 
 
 def draw_apart(rng: Generator, n: int, count: int, others: np.ndarray) -> np.ndarray:
