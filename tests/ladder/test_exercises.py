@@ -48,6 +48,20 @@ def test_two_mistakes_at_once(tmp_path, capsys):
     assert "the mask is missing" in told and "the scale is missing" in told
 
 
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_hint_stands_alone(tmp_path, capfd, recwarn):
+    """Rows that are masked as a whole are nan, of which NumPy warns; only the hint is shown."""
+    masks = "np.triu(np.ones(scores.shape, bool), 1)", "np.triu(np.ones(scores.shape, bool), 0)"
+    path = write(tmp_path, RUNGS[5], *masks)
+    # What the answer itself makes of such a row, and of an empty one.
+    text = path.read_text().replace("    q, k, v =", "    np.zeros(0).mean()\n    q, k, v =")
+    path.write_text(text)
+    assert main(["ladder", "check", str(path)]) == 1
+    said = capfd.readouterr()
+    assert said.out.startswith("not yet: the mask is off by one") and said.err == ""
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize(
     ("body", "sentence", "code"),
     [

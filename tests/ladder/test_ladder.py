@@ -19,9 +19,9 @@ import tiny
 from ramp import config
 from ramp.cli import main
 from ramp.errors import UserError
-from ramp.ladder import learn, lesson, run, rungs
+from ramp.ladder import learn, lesson, page, run, rungs
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
-from ramp.ladder.practices import PRACTICES
+from ramp.ladder.practices import PRACTICES, find_probe
 from ramp.ladder.probes import PROBES
 from ramp.ladder.rungs import RUNGS, Rung, rung_below, select_rung
 from ramp.model import transformer
@@ -230,7 +230,9 @@ def test_the_failure_that_is_shown_is_one():
     below, this = example([1, 0], [1, 1]), example([1, 0], [1, 0])
     parts, chosen = lesson.render_failure(probe, ("rung 4", "rung 5"), below, this)
     shown = "".join(parts)
-    assert chosen == 1 and "Right: 0. What rung 4 says: 1; what rung 5 says: 0." in shown
+    assert chosen == 1 and "<td>the right answer</td><td>0</td>" in shown
+    assert "<td>rung 4</td><td>1 (wrong)</td>" in shown
+    assert "<td>rung 5</td><td>0 (right)</td>" in shown
     # Its table and its last question; the question before that is no part of it.
     assert all(f">{label}<" in shown for label in ("0→1", "1→0", "2→1", "1?"))
     assert "2?" not in shown
@@ -239,8 +241,10 @@ def test_the_failure_that_is_shown_is_one():
 def test_attention_is_visible():
     """Weights are written, coloured by a scale that stands beside them, and none is flat."""
     probe = replace(PROBES["recall"], questions=2)
-    shown = "".join(lesson.render_attention(probe, example([1, 0], [1, 0]), 0))
-    assert "block 1, head 1" in shown and "<small>70%</small>" in shown
+    parts = lesson.render_attention(probe, example([1, 0], [1, 0]), 0, "Look there.")
+    shown = "".join(parts)
+    assert "head 1" in shown and "block" not in shown and "Look there." in shown
+    assert "<small>70%</small>" in shown and ">all<small>100%</small>" in shown
     colours = re.findall(r"var\(--main\) (\d+)%", shown)
     assert len(set(colours)) >= 6
 
@@ -254,6 +258,68 @@ def test_every_token_of_a_probe_has_a_name():
             assert answers.shape[1] == probe.questions
             assert all(probe.name_answer(n, int(a)) for a in np.unique(answers))
     assert PROBES["look-ups"].name_answer(5, 2 + 5 * 0 + 25 * 4) == "2,0,4"
+
+
+# -- what a beginner asks of a picture and of a table
+def test_every_measure_has_a_unit_and_is_explained():
+    assert run.MEASURES.keys() == page.TEXTS.measures.keys()
+    assert {rung.measure for rung in RUNGS} - {""} <= page.TEXTS.measures.keys()
+    for measure in page.TEXTS.measures.values():
+        assert measure.unit and measure.title and measure.told.endswith(".")
+
+
+def make_row(number):
+    """A rung and the one below it, with a probe of two evaluations and a text of forty steps."""
+    rung = select_rung(number)
+    corpus = CorpusResult(
+        bpb=3.2,
+        bpb_equal=3.1,
+        sample="the",
+        params=1000,
+        flops=6000,
+        cache=128,
+        decode=50,
+        batch=1024,
+        curve=np.linspace(8, 4, 40).tolist(),
+    )
+    n = find_probe(rung.probe).size if rung.probe else 0
+    probe = ProbeResult(n, [1, 2], [[0.5] * 3, [0.9, 0.95, 1]], score=[3.0]) if n else ProbeResult()
+    # Rungs beyond pretraining read no text.
+    result = RungResult(probe=probe, corpus=CorpusResult() if rung.post_training else corpus)
+    verdict = run.judge(rung, result, result) if number else page.Verdict()
+    return page.Row(rung, result, result, verdict, dict.fromkeys(rung.halves, probe))
+
+
+@pytest.mark.parametrize("number", range(1, len(RUNGS)))
+def test_pictures_name_their_axes_and_lines(number):
+    row = make_row(number)
+    for caption, figure in row.draw_figures():
+        axes = figure.axes[0]
+        assert caption and axes.get_xlabel() and axes.get_ylabel()
+        names = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert set(row.name_sides()) <= set(names)
+        if "probe" in caption:
+            assert set(row.halves) <= set(names)
+        # None is wider than its picture, whose text would shrink on a telephone.
+        figure.canvas.draw()
+        box = axes.get_legend().get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
+@pytest.mark.parametrize("number", range(1, len(RUNGS)))
+def test_tables_have_units(number):
+    row = make_row(number)
+    shown = row.render()
+    if row.rung.measure:
+        unit = page.TEXTS.measures[row.rung.measure].unit
+        below, this = (text for name, text in row.cells() if name in ("rung below", "this rung"))
+        assert below.endswith(unit) and this.endswith(unit)
+        assert f"<td>{below}</td>" in shown
+    if not row.rung.post_training:
+        for cost in ("1,000 numbers", "6,000 FLOPs", "128 bytes", "50 tokens per second"):
+            assert shown.count(f"<td>{cost}</td>") >= 2
+    # Of what was never reached there is no unit.
+    assert row.format_figures([np.inf]) == "never"
 
 
 # -- refusals

@@ -60,6 +60,41 @@ def test_a_teacher_slips_as_often_as_is_said():
     np.testing.assert_allclose(right.mean(axis=0), 0.2, atol=0.03)
 
 
+def test_problems_can_be_drawn_apart_from_others():
+    rng = np.random.default_rng(0)
+    others = sums.draw_digits(rng, 4, 256)
+    digits = sums.draw_apart(rng, 4, 4096, others)
+    assert digits.shape == (4096, 4)
+    left = sums.BASE**4 - len(np.unique(others, axis=0))
+    assert len(np.unique(digits, axis=0)) == left  # all others, and as likely as each other
+    assert not set(map(tuple, digits.tolist())) & set(map(tuple, others.tolist()))
+    every = np.stack(np.divmod(np.arange(25), 5), axis=1)
+    with pytest.raises(ValueError, match="take more digits"):
+        sums.draw_apart(rng, 2, 3, every)
+
+
+@pytest.mark.parametrize("n", [4, 8])
+def test_nothing_that_is_graded_is_among_own_problems(n, monkeypatch):
+    """All that rung 21 learns from, the few solved problems and its own, seed by seed."""
+    seen = []
+
+    def record(rows, *args, **kwargs):
+        seen.append(rows)
+        raise StopIteration  # what comes behind is training
+
+    monkeypatch.setattr(practices, "reinforce", lambda *a: practices.Taught(None, [], []))
+    monkeypatch.setattr(post, "sample", lambda lm, digits, *a, **k: sums.solve(digits))
+    monkeypatch.setattr(post, "repeat", record)
+    for seed in (0, 41):
+        with pytest.raises(StopIteration):
+            practices.begin_anew(True, n, seed)
+        graded = post.draw_held_out(seed, n)
+        assert seen[-1].shape == (3, practices.NUM_FEW + practices.NUM_OWN, 2 * n)
+        for rows, problems in zip(seen[-1], graded, strict=True):
+            shared = set(map(tuple, rows[:, :n].tolist())) & set(map(tuple, problems.tolist()))
+            assert not shared
+
+
 # Asking
 def test_answers_are_what_the_model_says_of_the_whole_row():
     """Step by step, as a solution is written, against all places of the finished row at once."""
@@ -200,7 +235,7 @@ def test_a_rung_is_climbed_and_kept(number, short, tmp_path, monkeypatch, capsys
 def test_what_is_asked_and_said_can_be_read():
     practice = PRACTICES["long solutions"]
     steps = np.array([[2, 3, 3], [sums.ASK, 0, 4]])
-    asked, other = practices.encode(steps)
+    asked, other = sums.number(steps).tolist()
     assert practice.name_answer(4, asked) == "2 3 3" and practice.name_answer(4, other) == "? 0 4"
 
 

@@ -7,6 +7,7 @@ function, or with one that two mistakes have changed, gets the hints of these.
 
 import inspect
 import textwrap
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import combinations
@@ -181,6 +182,14 @@ def check_answer(path: Path) -> tuple[Rung, list[str]]:
     """
     number = load_object(f"{path}:EXERCISE", "ladder check", int)
     rung = select_exercise(number)
+    with warnings.catch_warnings():
+        # A hint says what is wrong; beside it, NumPy's warnings of nan are noise to a learner.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return rung, _find_faults(path, rung)
+
+
+def _find_faults(path, rung):
+    """What is wrong with the answer of a file to the exercise of a rung."""
     name = rung.lesson.mechanism
     answer = load_object(f"{path}:{name}", "ladder check", FunctionType)
     solution = getattr(mechanisms, name)
@@ -192,11 +201,11 @@ def check_answer(path: Path) -> tuple[Rung, list[str]]:
         got.append(run(*given))
         if not _agree([given], [args]):
             changed = "it changes an array that it was given: write `x = x + y`, not `x += y`"
-            return rung, [changed]
+            return [changed]
     wanted = [solution(*args) for args in cases]
     if not _agree(got, wanted):
-        return rung, explain(rung, cases, got, wanted)
-    return rung, _check_slopes(run, solution, cases) + _check_split(name, run, cases, wanted)
+        return explain(rung, cases, got, wanted)
+    return _check_slopes(run, solution, cases) + _check_split(name, run, cases, wanted)
 
 
 def explain(rung: Rung, cases: list[list], got: list, wanted: list) -> list[str]:

@@ -13,7 +13,7 @@ from ramp.ladder import mechanisms
 from ramp.ladder.learn import ProbeResult
 from ramp.ladder.practices import Practice
 from ramp.ladder.probes import Probe
-from ramp.ladder.rungs import Lesson
+from ramp.ladder.rungs import Lesson, Rung
 from ramp.reporting import html
 from ramp.reporting.html import Html
 
@@ -60,12 +60,24 @@ def render_failure(
     chosen = telling[0] if telling else 0
     asked, said, lower = (probe.name_answer(this.n, answer) for answer in examples[chosen])
     row, _ = name_row(probe, this, chosen)
-    says = f"Right: {asked}. What {names[0]} says: {lower}; what {names[1]} says: {said}."
+    lines = [("the right answer", asked)]
+    for name, answer in zip(names, (lower, said), strict=True):
+        verdict = "right" if answer == asked else "wrong"
+        lines.append((name, f"{answer} ({verdict})"))
     return [
-        prose(f"The probe asks {probe.asks}. One of its rows:"),
+        prose(f"The probe asks {probe.asks}. What goes in, one of its rows:"),
         chips(row),
-        prose(says),
+        prose("What comes out:"),
+        html.table(("", "answer"), lines),
     ], chosen
+
+
+def render_example(lesson: Lesson) -> list[Html]:
+    """What goes in and what comes out, with and without the part, by hand; nothing if not told."""
+    if not lesson.example:
+        return []
+    head, *lines = lesson.example
+    return [prose(lesson.shows), html.table(head, lines)]
 
 
 def name_row(
@@ -82,8 +94,13 @@ def name_row(
     return [names[row[i]] for i in places], places
 
 
-def render_attention(probe: Probe | Practice, result: ProbeResult, chosen: int) -> list[Html]:
-    """Where the heads that decide most look from the last question of a row."""
+def render_attention(
+    probe: Probe | Practice, result: ProbeResult, chosen: int, looks: str = ""
+) -> list[Html]:
+    """Where the heads that decide most look from the last question of a row.
+
+    chosen: which of the rows that are kept; looks: what is to be seen there.
+    """
     row, places = name_row(probe, result, chosen)
     weights_lht = np.array(result.attention[chosen])[:, :, places]
     # A head that looks at the question itself has found nothing in the row.
@@ -93,13 +110,19 @@ def render_attention(probe: Probe | Practice, result: ProbeResult, chosen: int) 
     of = f"the {STRONGEST} of {decided_lh.size} heads that look most sharply"
     which = of if decided_lh.size > STRONGEST else "each head"
     note = (
-        f"From the question, the last token: how much of its weight {which} puts on each token of "
-        "this row. The more colour, the more weight; the scale:"
+        "The same row, once for each head. A box is a token; its colour and the number in it say "
+        "how much of the weight of the last token, which asks, goes to this token: together 100%, "
+        f"and numbers below {LEAST_SHOWN:.0%} are left out. Shown: {which}. The colours:"
     )
     scale = np.linspace(0, 1, 5)
-    parts = [html.heading("Where it looks"), html.remark(note), chips([" "] * len(scale), scale)]
+    parts = [html.heading("Where it looks")]
+    if looks:
+        parts.append(prose(looks))
+    parts += [html.remark(note), chips(["none", *[" "] * 3, "all"], scale)]
     for block, head in zip(blocks, heads, strict=True):
-        parts.append(html.remark(f"block {block + 1}, head {head + 1}"))
+        # What a block is comes with rung 9, the first that has several.
+        where = f"block {block + 1}, " if len(decided_lh) > 1 else ""
+        parts.append(html.remark(f"{where}head {head + 1}"))
         parts.append(chips(row, weights_lht[block, head]))
     return parts
 
@@ -110,8 +133,20 @@ def render_story(lesson: Lesson) -> list[Html]:
     if lesson.predict:
         parts.append(fold(f"Before you read on: {lesson.predict}", prose(lesson.answer)))
     if lesson.words:
-        parts += [html.heading("Words"), html.table(("word", "meaning"), lesson.words.items())]
+        parts.append(html.heading("Words that are new here"))
+        parts.append(html.table(("word", "meaning"), lesson.words.items()))
     return parts
+
+
+def render_words(rungs: Sequence[Rung]) -> Html:
+    """The words of all these rungs from A to Z, to look one up."""
+    lines = [
+        (word, meaning.strip(), f"rung {rung.number}")
+        for rung in rungs
+        for word, meaning in rung.lesson.words.items()
+    ]
+    lines.sort(key=lambda line: line[0].lower())
+    return fold("All words, from A to Z", html.table(("word", "meaning", "new in"), lines))
 
 
 def render_code(lesson: Lesson, number: int) -> list[Html]:

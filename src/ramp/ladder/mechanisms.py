@@ -274,11 +274,13 @@ def attend_groups(q: ndarray, k: ndarray, v: ndarray) -> ndarray:
 def orthogonalize(gradient: ndarray) -> ndarray:
     """Return the step that Muon takes for a matrix [D, F]: the same directions, all equally long.
 
-    Any matrix is u * sizes * vt, where u and vt are rotations. Adam would leave the small sizes
-    small; here all become 1. A matrix with more columns than rows takes sqrt(F/D) times that.
+    Any matrix is u @ diag(sizes) @ vt, where u and vt turn vectors and leave their lengths (its
+    singular value decomposition). Here all sizes become 1. A matrix with more columns than rows
+    takes sqrt(F/D) times that.
 
-    >>> orthogonalize(np.diag([100.0, 0.01])).round(2).tolist()
-    [[1.0, 0.0], [0.0, 1.0]]
+    >>> step = orthogonalize(np.array([[5.0, 4.0], [4.0, 5.0]]))  # sizes 9 and 1
+    >>> (np.array([[1.0, 1.0], [1.0, -1.0]]) @ step).round(2).tolist()  # both move as far
+    [[1.0, 1.0], [1.0, -1.0]]
     """
     D, F = gradient.shape
     # The sizes are left out, and so all become 1.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from ramp.ladder import lesson
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
 from ramp.ladder.practices import PRACTICES, find_probe
-from ramp.ladder.rungs import COSTS, FAIL, PASS, SAME_BITS, Rung, rung_below
+from ramp.ladder.rungs import COSTS, FAIL, PASS, SAME_BITS, Measure, Rung, read_table, rung_below
 from ramp.reporting import html
 from ramp.reporting.figure import (
     COLORS,
@@ -20,38 +20,50 @@ from ramp.reporting.figure import (
     blank,
     plot_curves,
     plot_heatmap,
-    short,
     svg,
 )
 from ramp.reporting.html import Html
 
-SIZE = (3.9, 2.3)  # inches: a telephone shows such a picture at its size
-COST_TITLES = {
-    "params": "weights",
-    "flops": "FLOPs per token of training",
-    "cache": "bytes kept per token of context while writing",
-    "decode": "tokens written per second",
+SIZE = (3.6, 2.3)  # inches: a telephone shows such a picture at its size
+LINE = 0.2  # inches of a line of a legend
+# What is measured of a model on the text: a line of the table of costs, and the unit.
+COSTS_SHOWN = {
+    "params": ("weights", "numbers"),
+    "flops": ("work for each token of training", "FLOPs"),
+    "cache": ("memory for each token while writing", "bytes"),
+    "decode": ("speed of writing", "tokens per second"),
 }
 VERDICTS = {None: "", True: "earned its place", False: "did not earn its place"}
 HALF_COLORS = ("gold", "pink")
 
-OPENING = (
-    "A transformer is built here part by part, each where the model without it falls short. Rungs "
-    "3 to 10 are judged by small tasks (probes) that the model without the part fails, rungs 1, 2 "
-    "and 11 to 17 by bits, cost or stability. From rung 18 on the model stays and is taught in "
-    "other ways, again with probes. The score of a probe is (s - g) / (1 - g), where s is the "
-    "share of right answers and g that of the best guessing without the part: 0 is guessing, 1 "
-    "all right, below 0 worse than guessing. Dots and curves are trainings that differ in their "
-    "random numbers alone. In code a row has T tokens, each a vector of D numbers; there are V "
-    "different tokens, H heads of h numbers each, and F units in a feed-forward layer."
-)
-ABOUT_BITS = (
-    "Bits per byte do not fall with every rung: each model read the same {tokens} bytes, which "
-    "settle a small model and only begin a deep one, and a probe shows that a part is needed for "
-    "an ability, not that text rewards this ability after so short a training. "
-    "'Equal work' trains a cheaper model on more text, up to the operations of the last rung. "
-    "The same text by tables of counts, and by the compressor xz: {bits}."
-)
+
+@dataclass(frozen=True)
+class Texts:
+    """What the page says besides its lessons, as page.toml has it."""
+
+    opening: str
+    reading: Sequence[str]  # how the page is read
+    letters: Mapping[str, str]  # of the code
+    measures: Mapping[str, Measure]  # by the keys of `run.MEASURES`
+    # Of pictures and tables:
+    overview: str
+    probe: str
+    bars: str  # the dashed lines of a probe
+    counts: str
+    loss: str
+    writing: str
+    table: str
+    bits: str
+
+
+def read_texts() -> Texts:
+    """The texts of page.toml."""
+    told = read_table("page.toml")
+    measures = {name: Measure(**row) for name, row in told.pop("measures").items()}
+    return Texts(measures=measures, **told)
+
+
+TEXTS = read_texts()
 
 
 @dataclass(frozen=True)
@@ -84,24 +96,34 @@ class Row:
         branch = "" if rung.main else " (tried, then left)"
         cells = [
             ("rung", f"{rung.number} {rung.name}{branch}"),
-            ("rung below", _format_figures(self.verdict.below)),
-            ("this rung", _format_figures(self.verdict.this)),
+            ("rung below", self.format_figures(self.verdict.below)),
+            ("this rung", self.format_figures(self.verdict.this)),
             ("verdict", VERDICTS[self.verdict.earned]),
         ]
         corpus = self.result.corpus
         if corpus.params:  # not when only the probes were asked for
             cells.append(("bits per byte, equal tokens", f"{corpus.bpb:.3f}"))
-            cells.append(("equal work", f"{corpus.bpb_equal:.3f}"))
+            cells.append(("bits per byte, equal work", f"{corpus.bpb_equal:.3f}"))
         judge = rung.measure or (f"probe: {rung.probe}" if rung.probe else "")
         return [*cells, ("judged by", judge)]
+
+    def format_figures(self, figures: Sequence[float]) -> str:
+        """Figures of the verdict with their unit: scores, which have none, are one a training."""
+        written = _format_figures(figures)
+        if not self.rung.measure or not np.isfinite(figures).all():
+            return written  # "never" has no unit either
+        return f"{written} {TEXTS.measures[self.rung.measure].unit}"
 
     def name_sides(self) -> tuple[str, str]:
         """What the two that are compared are called; the first is empty for what stands on none."""
         practice = PRACTICES.get(self.rung.probe)
         if practice:
             return practice.sides
-        lower = rung_below(self.rung)
-        return f"rung {lower.number}" if lower else "", f"rung {self.rung.number}"
+        below, this = (
+            f"rung {rung.number} ({rung.name})" if rung else ""
+            for rung in (rung_below(self.rung), self.rung)
+        )
+        return below, this
 
     def summarize(self) -> str:
         """The first columns of the line, for a terminal."""
@@ -118,9 +140,9 @@ class Row:
             probed = [(name, result.probe, color) for name, result, color in sides]
             halves = zip(self.halves.items(), HALF_COLORS, strict=False)
             probed += [(name, result, color) for (name, result), color in halves]
-            figures.append(
-                ("On the probe: a line for each training", draw_probe(self.rung, probed))
-            )
+            caption = TEXTS.probe.format(axis=find_probe(self.rung.probe).labels[0])
+            caption += " Dashed: guessing." if self.rung.measure else f" {TEXTS.bars}"
+            figures.append((caption, draw_probe(self.rung, probed)))
         corpus = self.result.corpus
         if corpus.table:
             names = [_name_byte(byte) for byte in corpus.bytes]
@@ -129,9 +151,7 @@ class Row:
             # The square root keeps rare pairs visible.
             labels = ("the next byte", "the last byte")
             figure = plot_heatmap(np.sqrt(fractions), names, names, labels)
-            figures.append(
-                ("How often the next byte follows the last: more colour, more often", figure)
-            )
+            figures.append((TEXTS.counts, figure))
         curves = [
             make_curve(name, result.corpus, color)
             for name, result, color in sides
@@ -139,8 +159,10 @@ class Row:
         ]
         if curves:
             labels = ("bytes of text read", "loss, bits per byte")
-            figure = plot_curves(curves, {}, labels, log=True, size=SIZE)
-            figures.append(("On the text: faint each step, bold their moving average", figure))
+            figure = plot_curves(curves, {}, labels, log=True, size=_make_room(len(curves)))
+            # A single line has no legend.
+            single = f" The line: {curves[0].name}." if len(curves) == 1 else ""
+            figures.append((TEXTS.loss + single, figure))
         return figures
 
     def render(self) -> html.Html:
@@ -151,18 +173,19 @@ class Row:
         parts, looks = [], []
         if rung.lesson.fails:
             parts += [html.heading("What fails without it"), lesson.prose(rung.lesson.fails)]
+            parts += lesson.render_example(rung.lesson)
         if probe and self.below.probe.rows:
             below, this = self.below.probe, self.result.probe
             failure, chosen = lesson.render_failure(probe, self.name_sides(), below, this)
             parts += failure
             if this.attention:
-                looks = lesson.render_attention(probe, this, chosen)
+                looks = lesson.render_attention(probe, this, chosen, rung.lesson.looks)
         parts += lesson.render_story(rung.lesson) + lesson.render_code(rung.lesson, rung.number)
-        parts += [html.heading("Did it help?"), lesson.prose(self.describe_verdict())]
+        parts += [html.heading("Did it help?"), *self.render_verdict()]
         for caption, figure in self.draw_figures():
             # A table of bytes is too wide for a telephone, and is moved under the finger there.
             wide = figure.get_size_inches()[0] > SIZE[0]
-            kind = "scroll wide" if wide else "small"
+            kind = "scroll wide large" if wide else "small"
             picture = Html(f'<div class="{kind}">{svg(figure)}</div>')
             parts += [html.remark(caption), picture]
         parts += looks
@@ -171,69 +194,97 @@ class Row:
             parts += [html.heading("What it costs, when it does not pay")]
             parts.append(lesson.prose(rung.lesson.pays))
         if corpus.params:
-            costs = [
-                f"{title} {short(getattr(corpus, name))}"
-                for name, title in COST_TITLES.items()
-                if getattr(corpus, name)
-            ]
-            parts += [html.remark(" · ".join(costs)), html.heading("It writes")]
-            parts.append(html.preformatted(corpus.sample))
+            parts += self.render_costs()
         title = f"{self.title}: {verdict}" if verdict else self.title
         anchor = f'<a id="rung-{rung.number}"></a>'
         return Html(anchor + html.section(title, *parts, note=rung.motive.strip()))
 
-    def describe_verdict(self) -> str:
+    def render_costs(self) -> list[Html]:
+        """What this rung and the one below it cost, and what they write."""
+        sides = [(self.name_sides()[1], self.result.corpus)]
+        if self.below.corpus.params:
+            sides.insert(0, (self.name_sides()[0], self.below.corpus))
+        lines = []
+        for name, (title, unit) in COSTS_SHOWN.items():
+            values = [getattr(corpus, name) for _, corpus in sides]
+            if any(values):
+                lines.append((title, *(f"{x:,.0f} {unit}" if x else "-" for x in values)))
+        # In a head there is no room for names.
+        parts = [html.table(("cost", *(name.split(" (")[0] for name, _ in sides)), lines)]
+        parts += [html.heading("What it writes"), html.remark(TEXTS.writing)]
+        for name, corpus in sides:
+            parts += [html.remark(f"{name}:"), html.preformatted(corpus.sample)]
+        return parts
+
+    def render_verdict(self) -> list[Html]:
         """How this rung was judged, what it did, and what became of the text."""
-        rung, below, this = self.rung, self.below, self.result
-        figures = [_format_figures(x) for x in (self.verdict.below, self.verdict.this)]
-        names = self.name_sides()
-        shares = [
-            " ".join(f"{share:.0%}" for share in side.probe.accuracy[-1])
-            for side in (below, this)
-            if side.probe.accuracy
-        ]
-        told = []
+        rung, names, verdict = self.rung, self.name_sides(), self.verdict
+        figures = [self.format_figures(x) for x in (verdict.below, verdict.this)]
+        parts = []
         if rung.measure:
-            margin = f"; at least {rung.margin:.0%} less was asked for"
-            if rung.margin < 0:
-                margin = f"; at most {-rung.margin:.2%} more was allowed"
-            if rung.measure in COSTS:
-                margin += f", and at most {SAME_BITS} bits per byte more"
-            told.append(f"Judged by {rung.measure}: {figures[0]} below, {figures[1]} here{margin}.")
-        elif rung.probe:
-            told.append(
-                f"On its probe {names[0]} comes to {figures[0]}, {names[1]} to {figures[1]} "
-                f"(0: guessing, 1: all right; three trainings each), that is {shares[0]} and "
-                f"{shares[1]} right. Asked for: at most {FAIL} below in every training, at least "
-                f"{PASS} here."
-            )
+            measure = TEXTS.measures[rung.measure]
+            parts.append(lesson.prose(f"Judged by {measure.told}"))
+            lines = zip(names, figures, ("", _describe_margin(rung)), strict=True)
+            parts.append(html.table(("", measure.title, "asked for"), lines))
+        elif verdict.this:
+            ends = [side.probe.accuracy[-1] for side in (self.below, self.result)]
+            shares = [" ".join(f"{share:.0%}" for share in end) for end in ends]
+            asked = f"at most {FAIL} each", f"at least {PASS} each"
+            head = ("", "scores", find_probe(rung.probe).labels[1], "scores asked for")
+            parts.append(html.table(head, zip(names, figures, shares, asked, strict=True)))
+        told = self.describe_rest() or "Nothing stands below it, so it is not judged."
+        return [*parts, lesson.prose(told)]
+
+    def describe_rest(self) -> str:
+        """What there is to say beside the figures of the verdict; nothing for the lowest rung."""
+        rung, below, this = self.rung, self.below, self.result
+        told = [f"It {VERDICTS[self.verdict.earned]}."] if self.verdict.this else []
         lost = [f"{x.probe.diverged:.0%}" for x in (below, this)]
         if rung.probe and lost != ["0%", "0%"]:
             told.append(f"Trainings that diverged: {lost[0]} below, {lost[1]} here.")
         if below.corpus.params:
             better = "better" if this.corpus.bpb < below.corpus.bpb else "worse"
+            # A table of counts has no curve: it is made of all of the text.
+            read = "after the same number of bytes"
+            read = read if below.corpus.curve or not this.corpus.curve else "of which it read less"
             told.append(
-                f"On text, after the same number of bytes, {below.corpus.bpb:.3f} bits per byte "
-                f"became {this.corpus.bpb:.3f}: {better}."
+                f"On text, {read}, {below.corpus.bpb:.3f} bits per byte became "
+                f"{this.corpus.bpb:.3f}: {better}."
             )
         if not rung.main:
-            told.append("A branch: the rungs after it stand on the one below it, not on this one.")
-        return " ".join(told) or "Nothing stands below it, so it is not judged."
+            told.append(
+                "A branch: it is tried on top of the rung below it and then left, whatever it did, "
+                "since the model that `ramp run` trains goes without it. The rungs after it stand "
+                "on the one below it."
+            )
+        return " ".join(told)
 
 
 def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> None:
     """Write the page; `baselines`: bits per byte of the same held-out text."""
-    links = [f'<a href="#rung-{row.rung.number}">{html.escape(row.title)}</a>' for row in rows]
+    # A title is not broken.
+    link = '<a href="#rung-{}" style="white-space: nowrap">{}</a>'
+    links = [link.format(row.rung.number, html.escape(row.title)) for row in rows]
     contents = Html(f"<p>{', '.join(links)}</p>")
     overview = draw_overview(rows)
-    pictures = [Html(f'<div class="small">{svg(overview)}</div>')] if overview else []
+    pictures = []
+    if overview:
+        about = TEXTS.overview.format(FAIL=FAIL, PASS=PASS)
+        pictures = [html.remark(about), Html(f'<div class="small">{svg(overview)}</div>')]
     bits = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     tokens = max(row.result.corpus.batch * len(row.result.corpus.curve) for row in rows)
-    note = ABOUT_BITS.format(tokens=f"{tokens:,}", bits=bits) if tokens else ""
-    parts = [html.section("Every part, where the model without it fails", *pictures, contents)]
+    notes = [TEXTS.table]
+    if tokens:
+        notes.append(TEXTS.bits.format(tokens=f"{tokens:,}", bits=bits))
+    letters = html.table(("letter in the code", "meaning"), TEXTS.letters.items())
+    parts = [
+        html.section("How to read this page", *map(lesson.prose, TEXTS.reading), letters),
+        html.section("Every part, where the model without it fails", *pictures, contents),
+    ]
     parts += [row.render() for row in rows]
-    parts.append(html.section("All rungs", _make_table(rows), note=note))
-    html.write_page(path, "The ladder", parts, note=OPENING)
+    words = lesson.render_words([row.rung for row in rows])
+    parts.append(html.section("All rungs", *map(html.remark, notes), _make_table(rows), words))
+    html.write_page(path, "The ladder", parts, note=TEXTS.opening)
     print(f"page: {path}")
 
 
@@ -256,9 +307,9 @@ def draw_overview(rows: Sequence[Row]) -> Figure | None:
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xticks([0, FAIL, PASS])
+    axes.set_xticks([0, FAIL, PASS], ["0", f"{FAIL}", f"{PASS}"])
     axes.grid(axis="x", color=COLORS["grey"], alpha=0.25)
-    axes.set_xlabel("0: guessing, 1: all answers right")
+    axes.set_xlabel("score: 0 guessing, 1 all right")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     return figure
 
@@ -268,7 +319,9 @@ def _make_table(rows):
     lines = [dict(row.cells()) for row in rows]
     # Rungs beyond pretraining read no text and have fewer figures.
     columns = max(lines, key=len)
-    return html.table(list(columns), [[line.get(c, "") for c in columns] for line in lines])
+    table = html.table(list(columns), [[line.get(c) or "-" for c in columns] for line in lines])
+    # On a telephone it is moved under the finger: its columns would have no room.
+    return Html(f'<div class="wide">{table}</div>')
 
 
 def _format_figures(figures):
@@ -285,6 +338,19 @@ def _name_byte(byte):
     """How a byte is shown."""
     character = chr(byte) if 32 < byte < 127 else f"{byte:02x}"
     return {32: "␣", 10: "↵"}.get(byte, character)  # space and line feed
+
+
+def _describe_margin(rung):
+    """What a measure must come to, against the rung below."""
+    if rung.margin < 0:
+        return f"at most {-rung.margin:.2%} more"
+    also = f", and at most {SAME_BITS} bits per byte more" if rung.measure in COSTS else ""
+    return f"at least {rung.margin:.0%} less{also}"
+
+
+def _make_room(names):
+    """Inches of a picture whose legend has a line for each of so many names."""
+    return SIZE[0], SIZE[1] + LINE * (names - 1)
 
 
 def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
@@ -304,6 +370,10 @@ def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Fig
             label = name if seed == 0 else f"_{seed}"
             curves.append(Curve(label, result.steps, accuracy, color))
     chance = probe.chance(sides[0][1].n)
-    bars = {"guessing": 0, "at most": FAIL, "at least": PASS}
+    bars = {"guess": 0, "fail ≤": FAIL, "pass ≥": PASS}
     levels = {name: (chance + bar * (1 - chance), "grey") for name, bar in bars.items()}
-    return plot_curves(curves, levels, probe.labels, size=SIZE)
+    if rung.measure:  # there is nothing to pass
+        levels = {"guess": levels["guess"]}
+    elif not chance:
+        del levels["guess"]  # it is the axis itself
+    return plot_curves(curves, levels, probe.labels, size=_make_room(len(sides)))

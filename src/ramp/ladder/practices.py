@@ -44,9 +44,14 @@ class Practice:
     this: Way  # as the rung has it
     sides: tuple[str, str]  # what these two are called
     more: Mapping[str, Way] = field(default_factory=dict)  # shown beside them, not judged
-    labels: tuple[str, str] = ("step of training", "solved")  # of the axes of its curve
+    labels: tuple[str, str] = (
+        "step of training",
+        "share of problems solved",
+    )  # of the axes of its curve
     guess: float = 0.0  # what guessing comes to
     questions: int = 1  # at the end of a row
+    # How its data are drawn, where that changed: a part of the key under which results are kept.
+    data: str = ""
 
     def chance(self, n: int) -> float:
         """What guessing comes to."""
@@ -57,13 +62,8 @@ class Practice:
         return sums.LABELS
 
     def name_answer(self, n: int, answer: int) -> str:
-        """The steps that one number stands for; see `encode`."""
+        """The steps that one number stands for; see `sums.number`."""
         return " ".join(sums.LABELS[answer // sums.VOCAB**i % sums.VOCAB] for i in range(n - 1))
-
-
-def encode(steps: np.ndarray) -> list[int]:
-    """Steps [..., K] as one number each, in base VOCAB."""
-    return (steps * sums.VOCAB ** np.arange(steps.shape[-1])).sum(axis=-1).tolist()
 
 
 def report(taught: Taught, seed: int, n: int) -> ProbeResult:
@@ -77,8 +77,8 @@ def report(taught: Taught, seed: int, n: int) -> ProbeResult:
         steps=taught.steps,
         accuracy=taught.accuracy,
         rows=np.concatenate([digits, signs], axis=1).tolist(),
-        asked=encode(sums.solve(digits)),
-        said=encode(said),
+        asked=sums.number(sums.solve(digits)).tolist(),
+        said=sums.number(said).tolist(),
     )
 
 
@@ -89,6 +89,13 @@ def draw_solved(n: int, count: int, rng: np.random.Generator) -> np.ndarray:
     """Rows of problems with their right steps."""
     digits = sums.draw_digits(rng, n, count)
     return sums.write_rows(digits, sums.ASK, sums.solve(digits))
+
+
+def draw_ungraded(n: int, count: int, seed: int, stream: int) -> np.ndarray:
+    """Problems for each model, [S, count, n], none of which it is graded on."""
+    graded = iter(post.draw_held_out(seed, n))
+    draw = partial(sums.draw_apart, n=n, count=count)
+    return post.draw_for_seeds(seed, stream, lambda rng: draw(rng, others=next(graded)))
 
 
 def draw_slips(n: int, rng: np.random.Generator) -> np.ndarray:
@@ -143,9 +150,11 @@ def learn_from_reward(method: str, reward: str, n: int, seed: int) -> ProbeResul
 def begin_anew(has_own: bool, n: int, seed: int) -> ProbeResult:
     """Train new models on a few solved problems.
 
-    has_own: also on what models of the rung below wrote, as far as the checker accepts it.
+    has_own: also on what models of the rung below wrote, as far as the checker accepts it. Whoever
+    has seen a problem could know its answer by heart, so none is among those that are graded.
     """
-    rows = post.draw_for_seeds(seed, post.SOLVED_STREAM, partial(draw_solved, n, NUM_FEW))
+    digits = draw_ungraded(n, NUM_FEW, seed, post.SOLVED_STREAM)
+    rows = sums.write_rows(digits, sums.ASK, sums.solve(digits))
     if has_own:
         rows = np.concatenate([rows, write_accepted(n, seed)], axis=1)
     steps = post.grow(post.READ_STEPS, n)
@@ -156,10 +165,10 @@ def begin_anew(has_own: bool, n: int, seed: int) -> ProbeResult:
 def write_accepted(n: int, seed: int) -> np.ndarray:
     """Solutions by the models of the rung below that are right in every step, [S, M, 2n].
 
-    M is what the model with the fewest has. Problems are drawn, so none is there twice by copying.
+    M is what the model with the fewest has. Problems are drawn, so none is there twice by copying,
+    and none is one of those that are graded.
     """
-    draw = partial(sums.draw_digits, n=n, count=NUM_OWN)
-    digits = post.draw_for_seeds(seed, post.OWN_STREAM, draw)
+    digits = draw_ungraded(n, NUM_OWN, seed, post.OWN_STREAM)
     writers = reinforce("step_local", "verified", n, seed).lm
     steps = post.sample(writers, digits, seed, post.OWN_STREAM, temperature=1.0)
     accepted = np.all(sums.judge_steps(digits, steps), axis=-1)
@@ -182,7 +191,7 @@ PRACTICES = {
         ),
         Practice(
             "a teacher who slips",
-            "for two sums in a row, taught by a teacher who adds one too many, four times of five",
+            "for two sums in a row, as in rung 18, taught by one who adds 1 too much 4 times of 5",
             size=3,
             below=learn_slips,
             this=partial(learn_from_reward, "rloo", "verified"),
@@ -191,7 +200,7 @@ PRACTICES = {
         ),
         Practice(
             "long solutions",
-            "for seven sums in a row, taught by the same teacher",
+            "for seven sums in a row, as in rung 18, taught by the teacher of rung 19",
             size=8,
             below=partial(learn_from_reward, "rloo", "verified"),
             this=partial(learn_from_reward, "step_local", "verified"),
@@ -200,11 +209,12 @@ PRACTICES = {
         ),
         Practice(
             "few solved problems",
-            "for seven sums in a row, of a new model that nobody has taught",
+            "for seven sums in a row, as in rung 18, of a new model that nobody has taught",
             size=8,
             below=partial(begin_anew, False),
             this=partial(begin_anew, True),
             sides=("the few solved problems", "own ones too"),
+            data="apart from what is graded",
         ),
         Practice(
             "generations",
@@ -214,7 +224,7 @@ PRACTICES = {
             this=partial(run_generations, 0.0, True),
             sides=("own rows alone", "guarded"),
             more={"half real rows, no guard": partial(run_generations, 0.5, False)},
-            labels=("generation", "kinds kept"),
+            labels=("generation", "share of kinds kept"),
         ),
         Practice(
             "promises",
@@ -223,7 +233,7 @@ PRACTICES = {
             below=partial(judge_systems, judge_demo),
             this=partial(judge_systems, judge_proof),
             sides=("a demonstration", "proof"),
-            labels=("trial", "judged rightly"),
+            labels=("trials seen of each", "share judged rightly"),
             guess=0.5,
         ),
     )

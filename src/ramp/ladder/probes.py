@@ -49,7 +49,10 @@ class Probe:
     settings: Mapping[str, Any] = field(default_factory=dict)  # of both models that it compares
     name_answer: Callable[[int, int], str] = lambda n, answer: str(answer)
     questions: int = 1  # at the end of a row
-    labels: tuple[str, str] = ("step of training", "answers right")  # of the axes of its curve
+    labels: tuple[str, str] = (
+        "step of training",
+        "share of answers right",
+    )  # of the axes of its curve
 
     def rows(self, rng: Generator, n: int, count: int) -> Rows:
         """`count` rows of size n: tokens [count, T] and answers [count, Q], int32."""

@@ -106,7 +106,9 @@ class Climb:
     def measure_practice(self, rung: Rung, practice: Practice, name: str, way: Way) -> ProbeResult:
         """What one way of teaching comes to."""
         n = round(practice.size * self.scale)
-        key = practice.name, name, n, self.c.seed, learn.SEEDS, list_constants()
+        key = (practice.name, name, n, self.c.seed, learn.SEEDS, list_constants())
+        if practice.data:
+            key = (*key, practice.data)
         file = f"{rung.number:02}-{name}-{n}".replace(" ", "-")
         record = load_or_compute(self.rundir.path, file, key, partial(way, n, self.c.seed))
         return ProbeResult(**record)

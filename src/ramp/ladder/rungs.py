@@ -25,6 +25,15 @@ SAME_BITS = 0.02
 
 
 @dataclass(frozen=True)
+class Measure:
+    """How the page names and explains what a rung is judged by, if not by a probe: page.toml."""
+
+    unit: str
+    title: str  # of a column
+    told: str  # "Judged by ..."
+
+
+@dataclass(frozen=True)
 class Mistake:
     """A typical mistake in an exercise: one line of the solution, as it is written wrongly."""
 
@@ -38,12 +47,15 @@ class Lesson:
     """What is taught about a rung; see the head of lessons.toml."""
 
     fails: str = ""
+    shows: str = ""  # what the example is
+    example: Sequence[Sequence[str]] = ()  # a table: its heads, then its lines
     idea: str = ""
     words: Mapping[str, str] = field(default_factory=dict)
     predict: str = ""
     answer: str = ""
     mechanism: str = ""  # a function of mechanisms.py
     lines: Sequence[Sequence[str]] = ()
+    looks: str = ""  # what is to be seen where attention looks
     pays: str = ""
     mistakes: Sequence[Mistake] = ()
 
@@ -68,9 +80,9 @@ class Rung:
 
 def read_rungs() -> tuple[Rung, ...]:
     """All rungs, from the bottom up."""
-    lessons = _read_table("lessons.toml")
+    lessons = read_table("lessons.toml")
     rungs = []
-    for number, row in enumerate(_read_table("rungs.toml")["rung"]):
+    for number, row in enumerate(read_table("rungs.toml")["rung"]):
         # A rung that somebody has just added has no lesson yet.
         lesson = lessons.get(row["name"], {})
         mistakes = [Mistake(**mistake) for mistake in lesson.pop("mistakes", ())]
@@ -78,7 +90,7 @@ def read_rungs() -> tuple[Rung, ...]:
     return tuple(rungs)
 
 
-def _read_table(name):
+def read_table(name: str) -> Any:
     """A TOML file that stands beside this one."""
     return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 

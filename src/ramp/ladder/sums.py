@@ -22,6 +22,25 @@ def draw_digits(rng: Generator, n: int, count: int) -> np.ndarray:
     return rng.integers(0, BASE, (count, n))
 
 
+def number(tokens: np.ndarray) -> np.ndarray:
+    """Digits or steps [..., n] read as one number each, in base VOCAB, [...]."""
+    return tokens @ VOCAB ** np.arange(tokens.shape[-1])
+
+
+def draw_apart(rng: Generator, n: int, count: int, others: np.ndarray) -> np.ndarray:
+    """Problems that are none of the `others`, [M, n]; [count, n].
+
+    Raises ValueError where there are no problems of n digits but these.
+    """
+    taken = np.unique(number(others))
+    if len(taken) == BASE**n:
+        raise ValueError(f"every problem of {n} digits is among the others; take more digits")
+    digits = draw_digits(rng, n, count)
+    while (again := np.isin(number(digits), taken)).any():
+        digits[again] = draw_digits(rng, n, int(again.sum()))
+    return digits
+
+
 def solve(digits: np.ndarray) -> np.ndarray:
     """The right steps."""
     return np.cumsum(digits, axis=-1)[..., 1:] % BASE

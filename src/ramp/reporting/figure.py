@@ -34,7 +34,8 @@ COLORS = {
 GREY = COLORS["grey"]
 CLEAR = LinearSegmentedColormap.from_list("clear", [to_rgba(COLORS["main"], a) for a in (0.04, 1)])
 FONT = 8.5  # points
-NAME_WIDTH = 1.5  # inches of a name in the legend
+NAME_WIDTH = 1.5  # inches of a name in the legend, at least
+LETTER = 0.085  # inches of a letter in it
 NARROW = 6  # inches; what is narrower fits a phone
 MAX_POINTS = 500  # of a curve: more would only make the page larger
 LARGEST = 1e30  # values from here on break matplotlib's arithmetic and are left out
@@ -141,15 +142,18 @@ def plot_curves(
     if log and 1e-9 < low < LARGEST:
         axes.set_yscale("log")
         # Less than two decades need more ticks than the powers of ten.
-        subs = (1, 1.5, 2, 3, 5, 7) if high < 50 * low else (1,)
+        subs = (1, 1.5, 2, 3, 4, 5, 7) if high < 5 * low else (1, 2, 3, 5, 7)
+        subs = subs if high < 50 * low else (1,)
         axes.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
     else:
         _set_height(axes, low, high, span)
     axes.xaxis.set(major_formatter=Ticks())
     axes.yaxis.set(major_formatter=Ticks())
     if len(curves) > 1 or levels:
-        # As many names beside each other as there is room for.
-        columns = max(1, min(len(curves), int(size[0] / NAME_WIDTH)))
+        # As many names beside each other as there is room for; those with "_" are not shown.
+        names = [curve.name for curve in curves if not curve.name.startswith("_")]
+        wide = max(NAME_WIDTH, 0.5 + LETTER * max(map(len, names), default=0))
+        columns = max(1, min(len(names), int(size[0] / wide)))
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
     if levels:
         _label_levels(axes, levels, gap=0.18 / size[1])
