@@ -685,7 +685,7 @@ def load_flags(
     config = config or Config()
     if flags:
         table = schema.parse_flags(flags, list_keys() if keys is None else keys)
-        config = schema.overlay(config, table, "command line")
+        config = _let_flags_ask(schema.overlay(config, table, "command line"), table)
         _check_fixed_keys(config, table, "command line")
     return check_config(config, where)
 
@@ -739,6 +739,19 @@ def get(config: Config, name: str) -> Any:
 
 
 # --- checking
+
+
+def _let_flags_ask(config: Config, table: dict[str, Any]) -> Config:
+    """Prompts given as a flag take the place of a task that a file or another run has said.
+
+    And the other way round: both say what is asked. GSM8K is a task that reads prompts.
+    """
+    given, t = table.get("reinforce", {}), config.reinforce
+    if given.get("prompts") and "task" not in given and t.task != "gsm8k":
+        t = replace(t, task="")
+    if given.get("task", "gsm8k") not in ("", "gsm8k") and "prompts" not in given:
+        t = replace(t, prompts="")
+    return replace(config, reinforce=t)
 
 
 def _check_fixed_keys(config: Config, table: dict[str, Any], where: str) -> None:

@@ -80,7 +80,8 @@ def test_three_commands_from_a_model_to_the_page(folder, monkeypatch, capsys):
     page = (folder / "runs" / "mine" / "credit.html").read_text()
     assert "What is" in page
     report = json.loads((folder / "runs" / "mine" / "report.json").read_text())["reinforce"]
-    assert report["steps"] == 2 and report["after"].keys() == {"right", "entropy", "reward"}
+    known = {"right", "entropy", "reward", "reward_error"}
+    assert report["steps"] == 2 and report["after"].keys() == known
 
 
 @pytest.mark.slow

@@ -109,7 +109,8 @@ def test_your_function_rewards_rollouts_steps_or_both(mine):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("return [1, 2]", "returned 2 values for 4 records"),
+        ("return [1, 2]", "returned 2 values for 4 records; return one for each"),
+        ("return records.gold", "called with the list of all records, fails"),
         ("return [[1]] * 4", "returned 1 values for 3 steps"),
         ("return 3", "returned a int; return a list"),
         ("return 'abcd'", "returned a str; return a list"),
@@ -134,6 +135,7 @@ def test_what_a_function_must_not_return(mine, body, words):
         ("checker", "'checker' is now 'answer'"),
         ("verifed", "there is no 'verifed'; did you mean 'verified'?"),
         ("0.5 answer 0.5 share", "there is no 'answer 0.5 share'"),
+        ("0.5*answer + share", "a weight stands before its reward with a space"),
         ("none.py:fn", "there is no file none.py"),
     ],
 )
@@ -165,7 +167,7 @@ def test_a_method_that_needs_what_the_reward_lacks_is_refused_with_those_that_fi
     said = refused("grpo needs numbers per rollout", reward=spec + "steps", method="grpo")
     assert "step_local" in said
     check_reinforce(Config(reinforce=replace(SETTINGS, reward=spec + "steps")))
-    refused(r"broken fails: \S+mine.py, line 3: TypeError", reward=spec + "broken")
+    refused(r"broken, called .*, fails: \S+mine.py, line 3: TypeError", reward=spec + "broken")
 
 
 def test_a_part_of_a_sum_that_the_method_does_not_read_is_named(mine):
@@ -181,6 +183,12 @@ def test_questions_have_no_checker_of_steps(tmp_path, mine):
     said = refused("gives numbers per rollout on q.jsonl", task="", prompts=str(path))
     assert "rloo" in said
     check_reinforce(Config(reinforce=replace(SETTINGS, task="", prompts=str(path), method="rloo")))
+    # It would be 0 of everything, without a word.
+    for reward in ("verified", "0.5 verified + 0.5 answer"):
+        refused(
+            "nobody judges its steps; take 'answer'",
+            **{"task": "", "prompts": str(path), "method": "rloo", "reward": reward},
+        )
     # Without answers a reward of one's own is all that there can be.
     path2 = tmp_path / "open.jsonl"
     path2.write_text("".join(f'{{"question": "{i}?"}}\n' for i in range(90)))

@@ -57,6 +57,26 @@ def test_other_reasons():
     assert "none ended within reinforce.max_new_tokens 10" in said
     i = iteration(replace(t, steps="newline"), "a7\nb4\n4", "a7\nb4\n4")
     assert "too easy: raise reinforce.level" in reinforce.explain_no_signal(t, i, 3)
+    # Questions of a file have no level.
+    said = reinforce.explain_no_signal(replace(t, prompts="q.jsonl"), iteration(t, "x", "y"), 3)
+    assert "level" not in said and "more reinforce.sft_steps (now 2)" in said
+
+
+def test_a_reward_that_is_the_same_for_all_is_the_reason(tmp_path):
+    (tmp_path / "mine.py").write_text("def one(records): return [1.0 for r in records]\n")
+    t = replace(SETTINGS, method="rloo", reward=f"{tmp_path}/mine.py:one")
+    said = reinforce.explain_no_signal(t, iteration(t, "4", "5"), 3)
+    assert "mine.py:one' is 1 for all of them" in said and "--force" in said
+
+
+def test_what_a_reward_abstains_from_is_counted(tmp_path):
+    source = "def some(records): return [None if i % 2 else 1.0 for i, r in enumerate(records)]\n"
+    (tmp_path / "mine.py").write_text(source)
+    t = replace(SETTINGS, method="rloo", reward=f"{tmp_path}/mine.py:some")
+    i = iteration(t, "4", "5", "6", "7")
+    assert learn.share_abstained(i.rewards, i.rollouts) == 0.5
+    assert learn.error_of_mean(i.rewards) == 0
+    assert learn.share_abstained(iteration(SETTINGS, "4").rewards, i.rollouts) == 0
 
 
 @pytest.mark.parametrize("method", ["rloo", "step_local"])

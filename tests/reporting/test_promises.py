@@ -135,3 +135,21 @@ def test_answers_that_stages_cost_are_named(tmp_path):
     assert "-4.2" in said and "(finetune)" in said
     assert "a finetune said" in said
     assert "9.9" not in said  # another way of asking is no stage
+
+
+def test_where_nobody_verifies_the_reward_is_what_was_gained(tmp_path):
+    figures = {"before": {"reward": -0.5, "reward_error": 0.03, "right": 0.25}}
+    figures["after"] = {"reward": 0.25, "reward_error": 0.04, "right": 0.5}
+    figures |= {"problems": 64, "prompts": "q.jsonl", "method": "rloo", "reward": "mine.py:reward"}
+    write_run(tmp_path / "run", prepare={}, reinforce=figures)
+    # And no word of text that nobody asked about.
+    (section,) = map(words, list_promises(read_run(tmp_path / "run")))
+    assert "+0.750 ± 0.098" in section
+    assert "-0.500 before reinforcement, 0.250 after it" in section
+    assert "right answers 25% and 50%" in section and "64 held-out problems (q.jsonl)" in section
+
+
+def test_none_of_few_is_not_never(tmp_path):
+    write_run(tmp_path / "run", reinforce=accuracy(0, 0, "rloo") | {"problems": 64})
+    (section,) = map(words, list_promises(read_run(tmp_path / "run")))
+    assert "+0 ± 4" in section

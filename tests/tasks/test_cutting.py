@@ -1,5 +1,6 @@
 """Steps are cut where the model writes them, on the tokens of any tokenizer."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -57,7 +58,7 @@ def test_a_pattern_of_ones_own_and_the_answer_that_the_task_finds():
             open_cut(bad)
 
 
-@given(st.text(max_size=40), st.sampled_from(["newline", "sentence", "regex:b", "regex:"]))
+@given(st.text(max_size=40), st.sampled_from(["newline", "sentence", "regex:b", "regex:.(?=b)"]))
 def test_every_token_belongs_to_the_piece_that_it_is_in(text, steps):
     """Pieces in their order make the text again, and none is without a token."""
     for tokenizer in (BYTES, TRAINED):
@@ -84,3 +85,10 @@ def test_what_is_written_is_cut_as_it_was_written(steps):
     task = replace(chain.TASK, steps=steps)
     parsed = cut_solution(BYTES, task, write_solution(BYTES, task, ["a7", "b4"], "4"))
     assert (parsed.steps, parsed.answer) == (("a7", "b4"), "4")
+
+
+def test_a_pattern_that_matches_nothing_at_all_is_refused():
+    for steps, words in (("regex:x*", "matches where there is nothing"), ("regex:(", "is no reg")):
+        with pytest.raises(UserError, match=words) as raised:
+            open_cut(steps)
+        open_cut(re.findall(r"'(regex:[^']*)'", str(raised.value))[-1])  # the remedy

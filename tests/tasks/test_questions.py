@@ -35,6 +35,20 @@ def test_a_task_and_prompts_are_one_too_many(tmp_path):
     assert open_task(Reinforce()).name == "words"
 
 
+def test_what_a_flag_asks_takes_the_place_of_what_a_file_does(tmp_path):
+    rows = ({"question": f"{i}?", "answer": str(i)} for i in range(60))
+    path = write(tmp_path / "q.jsonl", *rows)
+    (tmp_path / "c.toml").write_text('[reinforce]\ntask = "chain"\n')
+    t = config.load(tmp_path / "c.toml", ["--reinforce.prompts", path]).reinforce
+    assert open_task(t).name == "q.jsonl"
+    (tmp_path / "c.toml").write_text(f'[reinforce]\nprompts = "{path}"\n')
+    t = config.load(tmp_path / "c.toml", ["--reinforce.task", "chain"]).reinforce
+    assert open_task(t).name == "chain"
+    # GSM8K reads its prompts.
+    t = config.load(tmp_path / "c.toml", ["--reinforce.task", "gsm8k"]).reinforce
+    assert (t.task, t.prompts) == ("gsm8k", str(path))
+
+
 def all_problems(task):
     return [*task.sets.train, *task.sets.selection, *task.sets.test]
 
@@ -65,8 +79,17 @@ def test_fields_and_answers_are_found(tmp_path, record, gold, text, right):
 
 def test_fields_are_named_and_answers_may_be_absent(tmp_path):
     path = write(tmp_path / "q.jsonl", {"ask": "1?", "say": "A=1"}, {"ask": "2?"})
-    with pytest.raises(UserError, match=r"--reinforce[.]prompt_field"):
+    with pytest.raises(UserError, match=r"--reinforce[.]prompt_field; it has: ask, say"):
         opened(path)
+    # A misspelled name would leave a reward without right answers.
+    for key in ("prompt_field", "answer_field"):
+        names = {"prompt_field": "ask"} | {key: "gold"}
+        with pytest.raises(UserError, match=f"'gold' of --reinforce.{key}; they have: ask, say"):
+            opened(path, **names)
+    with pytest.raises(UserError, match="is no regular expression") as raised:
+        opened(path, prompt_field="ask", answer_field="say", answer="(open")
+    pattern = str(raised.value).split("--reinforce.answer '")[1].removesuffix("'")
+    opened(path, prompt_field="ask", answer_field="say", answer=pattern)  # the remedy
     task = opened(path, prompt_field="ask")
     assert "no field of right answers" in task.about
     assert task.judge(all_problems(task)[0], (), "x").final_right is None

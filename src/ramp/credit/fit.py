@@ -93,6 +93,11 @@ def require_fit(t: Reinforce) -> str:
             + (f"methods that fit: {fitting}" if fitting else "set a reward of your own")
         )
     terms = [term.name for term in rewards.parse_reward(t.reward)]
+    if "verified" in terms and not is_verifiable(t):
+        raise UserError(
+            f"reinforce.reward {t.reward!r} has 'verified', which no solution on {task.name} can "
+            "be: nobody judges its steps; take 'answer' instead, or a reward of your own"
+        )
     # A part of a sum that says nothing of steps has no effect on a method that reads steps.
     idle = []
     if need == "steps":

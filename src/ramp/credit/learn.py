@@ -57,6 +57,7 @@ class Accuracy:
     lucky: float  # of the right answers, those that a wrong step led to
     entropy: float  # nats a token
     reward: float  # mean of `reinforce.reward`, of rollouts, or of steps where it gives only these
+    reward_error: float  # its standard error; NaN of steps, which are not independent
 
 
 # Problems
@@ -420,6 +421,7 @@ def measure_accuracy(
         lucky=known * float(lucky_b.sum() / max(is_right_b.sum(), 1)),
         entropy=r.entropy,
         reward=mean_reward(given, r),
+        reward_error=error_of_mean(given),
     )
     return accuracy, r
 
@@ -428,6 +430,22 @@ def mean_known(values: np.ndarray) -> float:
     """The mean of the values that are numbers; NaN where none is."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def share_abstained(given: Rewards, r: Rollouts) -> float:
+    """The share of the rollouts, or else of the steps, that a reward says nothing of."""
+    if given.rollout_b is not None:
+        return float(np.isnan(given.rollout_b).mean())
+    if given.step_bs is None:
+        return 1.0
+    return float(np.isnan(given.step_bs[r.exists_bs > 0]).mean())
+
+
+def error_of_mean(given: Rewards) -> float:
+    """The standard error of the mean reward of rollouts; NaN where there are fewer than two."""
+    values = np.array([]) if given.rollout_b is None else given.rollout_b
+    known = values[~np.isnan(values)]
+    return float(known.std(ddof=1) / np.sqrt(len(known))) if len(known) > 1 else math.nan
 
 
 def mean_reward(given: Rewards, r: Rollouts) -> float:

@@ -82,6 +82,8 @@ def describe_outcome(r: Rollouts, row: int) -> str:
         return "not known"
     if verdict.verified:
         return "right, and every step is"
+    if verdict.lucky and not verdict.all_steps[-1].right:
+        return "the right one, though it does not follow: a step is wrong"
     if verdict.lucky:
         return "right by luck: a step is wrong"
     return "right, but not every step was checked" if verdict.final_right else "wrong"

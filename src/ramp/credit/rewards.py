@@ -142,7 +142,8 @@ def run_user_reward(spec: str, seconds: float, r: Rollouts, tokenizer: Tokenizer
     if not callable(function):
         raise UserError(f"reinforce.reward {spec} is no function; name one that takes records")
     records = make_records(r, tokenizer)
-    returned = call(function, records, seconds=seconds, what=f"the reward {spec}")
+    what = f"the reward {spec}, called with the list of all records,"
+    returned = call(function, records, seconds=seconds, what=what)
     return read_rewards(spec, returned, r)
 
 
@@ -186,7 +187,10 @@ def _read_list(spec: str, values: Any, count: int, of: str) -> list[Any]:
             "a list of numbers for each record"
         )
     if len(values) != count:
-        raise UserError(f"the reward {spec} returned {len(values)} values for {count} {of}")
+        raise UserError(
+            f"the reward {spec} returned {len(values)} values for {count} {of}; return one for "
+            "each, None where it abstains"
+        )
     return list(values)
 
 
@@ -226,6 +230,11 @@ def parse_reward(text: str) -> tuple[Term, ...]:
     terms = []
     for part in re.split(r"\s+\+\s+", text.strip()):
         weight, name = WEIGHTED.findall(part)[0]
+        if "*" in name and not is_user_code(name):
+            raise UserError(
+                f"reinforce.reward {part!r}: a weight stands before its reward with a space, such "
+                "as '0.5 verified + 0.5 mine.py:fn'"
+            )
         if name == "checker":
             raise UserError("reinforce.reward 'checker' is now 'answer': --reinforce.reward answer")
         if not is_user_code(name):

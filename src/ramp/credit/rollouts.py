@@ -140,7 +140,8 @@ def require_room(
     if longest + max_new_tokens > c.context_len:
         raise UserError(
             f"a problem of {longest} tokens and {max_new_tokens} to solve it do not fit the "
-            f"model's context of {c.context_len}; lower the level or the tokens of a rollout"
+            f"model's context of {c.context_len}; lower reinforce.max_new_tokens or "
+            "reinforce.level, or leave long questions out"
         )
     return longest
 

@@ -77,8 +77,8 @@ def bits_per_byte(run: RunFiles) -> float | None:
 def promise_text(run: RunFiles) -> Html:
     """The figure of the run among its baselines, worst first."""
     bits, levels = bits_per_byte(run), baseline_levels(run)
-    if bits is None and "finetune" in run.report:
-        return Html()  # it began from a model that others had pretrained
+    if bits is None and not run.report.keys() <= {"prepare", "pretrain"}:
+        return Html()  # it began from a model that others had pretrained, or is not asked
     bars = [(value, name, color) for name, (value, color) in levels.items()]
     if bars and bits is not None:
         bars.append((bits, "this model", "main"))
@@ -107,8 +107,10 @@ def promise_credit(run: RunFiles) -> Html:
     stage = run.report.get("reinforce", {})
     before, after = (_share(stage, when) for when in ("before", "after"))
     count = as_number(stage.get("problems"))
-    if before is None or after is None or not count:
+    if not count:
         return Html()
+    if before is None or after is None:
+        return _promise_reward(stage, count)
     method = str(stage.get("method"))
     bars = [(before, "before", "grey"), (after, method, "main")]
     others = []
@@ -116,12 +118,9 @@ def promise_credit(run: RunFiles) -> Html:
         bars.append((share, name, color))
         others.append(f"{name} {share:.0%}")
     rise = 100 * (after - before)
-    # Of a difference of two shares of the same problems, as if they were others: not too narrow.
-    error = 196 * math.sqrt((before * (1 - before) + after * (1 - after)) / count)
-    what = stage.get("task", stage.get("prompts"))
-    level = f", level {stage['level']}" if "level" in stage else ""
+    error = 196 * _error_of_difference(before, after, count)
     sentence = (
-        f"points of {count:.0f} held-out problems ({what}{level}): {before:.0%} were solved with "
+        f"points of {_name_problems(stage, count)}: {before:.0%} were solved with "
         f"every step right before reinforcement, {after:.0%} after it"
     )
     if stage.get("best_step") == 0:
@@ -134,6 +133,45 @@ def promise_credit(run: RunFiles) -> Html:
     drawing = draw_bars(bars, "{:.0%}".format)
     number = f"{rise:+.0f} ± {error:.0f}"
     return _section("reinforce", "Credit for every step", number, sentence, drawing, "credit.html")
+
+
+def _error_of_difference(before: float, after: float, count: float) -> float:
+    """The standard error of a difference of shares, with a success and a failure more in each.
+
+    So none of few is not taken for never: Agresti and Caffo 2000. Both shares are of the same
+    problems, and are taken as if they were of others: not too narrow.
+    """
+    shares = [(share * count + 1) / (count + 2) for share in (before, after)]
+    return math.sqrt(sum(share * (1 - share) for share in shares) / (count + 2))
+
+
+def _name_problems(stage: dict, count: float) -> str:
+    level = f", level {stage['level']}" if "level" in stage else ""
+    return f"{count:.0f} held-out problems ({stage.get('task', stage.get('prompts'))}{level})"
+
+
+def _promise_reward(stage: dict, count: float) -> Html:
+    """What reinforcement gained where nobody can verify a solution: the mean reward."""
+    before, after = (as_dict(stage.get(when)) for when in ("before", "after"))
+    first, last = (as_number(found.get("reward")) for found in (before, after))
+    if first is None or last is None:
+        return Html()
+    errors = [as_number(found.get("reward_error")) for found in (before, after)]
+    known = [error for error in errors if error is not None]
+    spread = f" ± {1.96 * math.hypot(*known):.3f}" if len(known) == len(errors) else ""
+    sentence = (
+        f"of the mean reward ({stage.get('reward')}) on {_name_problems(stage, count)}: "
+        f"{first:.3f} before reinforcement, {last:.3f} after it"
+    )
+    right = [as_number(found.get("right")) for found in (before, after)]
+    if None not in right:
+        sentence += f"; right answers {right[0]:.0%} and {right[1]:.0%}"
+    if stage.get("best_step") == 0:
+        sentence += "; no iteration was better on problems to choose with, and the start is kept"
+    number = f"{last - first:+.3f}{spread}"
+    return _section(
+        "reinforce", "What the reward gained", number, sentence, Html(""), "credit.html"
+    )
 
 
 def _share(stage: dict, when: str) -> float | None:

@@ -22,7 +22,7 @@ from ramp.credit.learn import Accuracy, Iteration
 from ramp.credit.rewards import Rewards
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import NothingToLearn, UserError
-from ramp.files import write_atomic
+from ramp.files import warn_once, write_atomic
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.rundir import RunDir
 from ramp.stages.checks import check_reinforce
@@ -144,7 +144,8 @@ def print_accuracy(when: str, accuracy: Accuracy) -> None:
     known = list_known(accuracy)
     figures = [f"{known[name]:.1%} {words}" for name, words in names.items() if name in known]
     if "reward" in known:
-        figures.append(f"mean reward {known['reward']:.3f}")
+        error = f" ± {1.96 * known['reward_error']:.3f}" if "reward_error" in known else ""
+        figures.append(f"mean reward {known['reward']:.3f}{error}")
     print(f"reinforce: {when}: {', '.join(figures)}")
 
 
@@ -201,6 +202,12 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, stop: Preemption, update: Ca
         state = replace(state, step=state.step // num_updates)
         # Logged with the training metrics of the same step.
         r = i.rollouts
+        share = learn.share_abstained(i.rewards, r)
+        metrics["rl/abstained"] = share
+        if share > 0:
+            warn_once(f"reinforce: {t.reward!r} abstains (None or NaN) from some: rl/abstained")
+        if t.steps and not (r.exists_bs.sum(axis=1) > 1).any():
+            warn_once(f"reinforce: reinforce.steps {t.steps!r} ends no step in any solution so far")
         metrics["rl/train_reward"] = learn.mean_reward(i.rewards, r)
         metrics["rl/tokens"] = i.num_tokens
         metrics["rl/labels"] = i.num_labels
@@ -245,11 +252,21 @@ def explain_no_signal(t: Reinforce, i: Iteration, count: int) -> str:
             f"none has steps, which end at: {open_task(t).steps}; set reinforce.steps to what the "
             "model writes, such as newline, or teach it with reinforce.sft_steps"
         )
+    # Questions of a file have no level.
+    by_level = "" if t.prompts else "reinforce.level or "
     if mean > 0 and r.verified_b.all():
-        return found + "all are right; the problems are too easy: raise reinforce.level"
+        harder = "take harder ones" if t.prompts else "raise reinforce.level"
+        return found + f"all are right; the problems are too easy: {harder}"
+    values = i.rewards.rollout_b if i.rewards.rollout_b is not None else i.rewards.step_bs
+    is_own = any(is_user_code(term.name) for term in rewards.parse_reward(t.reward))
+    if is_own and values is not None and len(set(values[~np.isnan(values)].tolist())) == 1:
+        return found + (
+            f"reinforce.reward {t.reward!r} is {mean:.3g} for all of them; let it tell better "
+            "solutions from worse ones, and begin again with --force"
+        )
     return found + (
-        f"the mean reward is {mean:.3g}; make it easier with reinforce.level or "
-        "reinforce.sft_steps, sample more widely with reinforce.group_size, or set another "
+        f"the mean reward is {mean:.3g}; make it easier with {by_level}more reinforce.sft_steps "
+        f"(now {t.sft_steps}), sample more widely with reinforce.group_size, or set another "
         "reinforce.reward"
     )
 

@@ -39,9 +39,18 @@ def open_cut(steps: str) -> re.Pattern[str] | None:
             f"reinforce.steps is {steps!r}; it can be token, {', '.join(CUTS)} or regex:PATTERN"
         )
     try:
-        return re.compile(steps.removeprefix(REGEX))
+        pattern = re.compile(steps.removeprefix(REGEX))
     except re.error as error:
-        raise UserError(f"reinforce.steps {steps!r} is no regular expression ({error})") from None
+        raise UserError(
+            f"reinforce.steps {steps!r} is no regular expression ({error}); mend it, such as "
+            "--reinforce.steps 'regex:;\\s*'"
+        ) from None
+    if pattern.match(""):
+        raise UserError(
+            f"reinforce.steps {steps!r} matches where there is nothing, so that every token would "
+            "be a step; let it match what stands between two steps, such as 'regex:;\\s*'"
+        )
+    return pattern
 
 
 def cut_solution(tokenizer: Tokenizer, task: Task, ids: Sequence[int]) -> Parsed:

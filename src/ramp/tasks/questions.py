@@ -85,6 +85,8 @@ def load_prompts(path: str, prompt: str = "", answer: str = "", pattern: str = "
     rows, test_rows = (
         [row for file in group for row in read_records(file)] for group in (files, tests)
     )
+    for key, name in (("reinforce.prompt_field", prompt), ("reinforce.answer_field", answer)):
+        require_field(path, rows, name, key)
     prompt = prompt or find_field(path, rows, PROMPTS, "reinforce.prompt_field")
     # A reward may need no answers.
     answer = answer or find_field(path, rows, ANSWERS)
@@ -180,10 +182,25 @@ def find_field(path: str, rows: Sequence[Row], names: Sequence[str], key: str = 
             return name
     if key:
         raise UserError(
-            f"{path} has no field that is called {', '.join(names)}; "
-            f"name the one of its questions with --{key}"
+            f"{path} has no field that is called {', '.join(names)}; name the one of its questions "
+            f"with --{key}; it has: {', '.join(list_fields(rows))}"
         )
     return ""
+
+
+def require_field(path: str, rows: Sequence[Row], name: str, key: str) -> None:
+    """Raise `UserError` where no record has a field that was named by a setting."""
+    if name and not any(name in row.record for row in rows):
+        fields = list_fields(rows)
+        raise UserError(
+            f"no record of {path} has the field {name!r} of --{key}; they have: "
+            f"{', '.join(fields) or 'none'}"
+        )
+
+
+def list_fields(rows: Sequence[Row]) -> list[str]:
+    """The fields of all records, as they come."""
+    return list(dict.fromkeys(str(name) for row in rows for name in row.record))
 
 
 def _read_problem(row: Row, prompt: str, answer: str) -> Problem:
@@ -213,9 +230,16 @@ def _read_text(row: Row, field: str) -> str:
 
 
 def choose_form(golds: Sequence[str], pattern: str) -> Form:
-    """How the answer of a text is found, by what the right answers are."""
+    """How the answer of a text is found, by what the right answers are. Raises `UserError`."""
     if pattern:
-        return Form(partial(find_match, re.compile(pattern)), f"what {pattern!r} matches last")
+        try:
+            compiled = re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"reinforce.answer {pattern!r} is no regular expression ({error}); mend it, such "
+                r"as --reinforce.answer 'answer: (\d+)'"
+            ) from None
+        return Form(partial(find_match, compiled), f"what {pattern!r} matches last")
     if golds and all(NUMBER.fullmatch(gold.rstrip(".%")) for gold in golds):
         return Form(find_number, "its last number")
     return Form(find_last_line, "its last line")

@@ -125,4 +125,9 @@ def describe_sets(task: Task, level: int, wanted: int) -> str:
             f"to choose a checkpoint with and {counts[1]} for tests, and it takes {MIN_PROBLEMS} "
             "of each; add questions, or raise the level"
         )
-    return f"{shown} problems to train on, {counts[0]} to choose with, {counts[1]} for tests"
+    # Of a list of its own it is told what becomes of the others.
+    held = [f" of {len(getattr(task.sets, part))}" if task.sets else "" for part in parts]
+    return (
+        f"{shown} problems to train on, {counts[0]}{held[0]} to choose with, "
+        f"{counts[1]}{held[1]} for tests"
+    )

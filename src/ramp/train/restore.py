@@ -82,11 +82,11 @@ def list_settings(stage: str, c: Config) -> dict[str, Any]:
 
 
 def require_same_inputs(
-    saved: dict[str, Any], now: dict[str, Any], where: Any, remedy: str
+    saved: dict[str, Any], now: dict[str, Any], where: Any, remedy: str, redo: str
 ) -> None:
     """Raise `UserError` where a stage would go on with other settings or other data than before.
 
-    remedy: the command that does so on purpose.
+    remedy: the command that does so on purpose. redo: the one that begins again, in backquotes.
     """
     before, after = saved.get("settings", {}), now["settings"]
     changes = [
@@ -101,8 +101,9 @@ def require_same_inputs(
         )
     if saved.get("data") and saved["data"] != now["data"]:
         raise UserError(
-            f"{where} was trained on other data than there is now: put that back, "
-            f"or go on with the new data in a run of its own, `{remedy}`"
+            f"{where} was trained on other data, or with another reward or task file, than there "
+            f"is now: put that back, begin the stage again with {redo}, or go on with what is new "
+            f"in a run of its own, `{remedy}`"
         )
 
 

@@ -172,7 +172,7 @@ class Trainer:
         # What another run brought here goes on with what `--from` was given.
         if step != rundir.find_base(self.name):
             remedy = f"ramp {self.name} --from {rundir.path} --run NEW"
-            require_same_inputs(saved, now, where, remedy)
+            require_same_inputs(saved, now, where, remedy, rundir.redo(self.name))
 
     def restore(
         self, rundir: RunDir, checkpoints: Checkpoints, start: Callable[[], dict]
