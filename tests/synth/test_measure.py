@@ -45,6 +45,45 @@ def test_documents_come_apart_and_together(docs, data):
     assert [list(x) for x in d.take(np.array(rows, int)).to_list()] == [docs[i] for i in rows]
 
 
+@given(DOCS, DOCS)
+def test_rare_words_and_phrases(real, sample):
+    a, b = Docs.from_lists(real), Docs.from_lists(sample)
+    words = Counter(word for doc in real for word in doc)
+    flat = [word for doc in sample for word in doc]
+    rare = sum(words[word] <= measure.MAX_RARE_COUNT for word in flat)
+    share = rare / len(flat) if flat else math.nan
+    assert measure.rare_share(a, b) == pytest.approx(share, nan_ok=True)
+    holders = [
+        Counter(gram for doc in docs for gram in grams([doc], measure.PHRASE))
+        for docs in (real, sample)
+    ]
+    often = [gram for gram, n in grams(sample, measure.PHRASE).items() if n >= 3]
+    excess = [holders[1][g] / len(sample) - holders[0][g] / len(real) for g in often]
+    assert measure.phrase_excess(a, b) == pytest.approx(max(excess, default=0))
+
+
+def test_order_adds_nothing_to_words_in_any_order():
+    rng = np.random.default_rng(0)
+    chain = [np.cumsum(rng.integers(1, 3, 60)) % 50 for _ in range(200)]
+    real, sample = Docs.from_lists(chain[:100]), Docs.from_lists(chain[100:])
+    mixed = Docs.from_lists([rng.permutation(doc) for doc in chain[100:]])
+    assert measure.order_gain(real, sample) > 0.8
+    assert abs(measure.order_gain(real, mixed)) < 0.03
+
+
+def test_far_ends_of_joined_texts_share_nothing():
+    rng = np.random.default_rng(0)
+    subjects = rng.integers(100, 9000, (200, 4))
+    docs = [
+        np.where(rng.random(60) < 0.2, rng.choice(s, 60), rng.integers(0, 99, 60)) for s in subjects
+    ]
+    joined = [np.concatenate(pair) for pair in zip(docs[::2], docs[1::2], strict=True)]
+    real = Docs.from_lists([rng.integers(0, 99, 6000)])
+    assert measure.seam_deviate(real, Docs.from_lists(docs)) > 5
+    assert measure.seam_deviate(real, Docs.from_lists(joined)) < -5
+    assert measure.seam_deviate(real, Docs.from_lists([[], [1, 2]])) == 0
+
+
 def slow_self_bleu(docs, n=4):
     scores = []
     for i, doc in enumerate(docs):

@@ -2,7 +2,8 @@
 
 Figures of a whole set are compared with resamples of real text that have as many documents with
 the same lengths, so that length is a figure of its own and never passes for diversity. Where the
-lengths differ, real text is shortened or joined in the way that makes it most like the samples.
+lengths differ, real texts are joined if the samples are several texts put together; else they are
+cut, or those of the samples' length are taken, whichever is more like the samples.
 What can be said of a single text (it is a copy, a variant, of another language) is counted over
 all samples, beside the same count of real text.
 """
@@ -22,7 +23,11 @@ from ramp.synth.measure import (
     known_share,
     measure_panel,
     normal_deviate,
+    order_gain,
+    phrase_excess,
+    rare_share,
     recurrence,
+    seam_deviate,
     widen,
 )
 from ramp.synth.similar import (
@@ -39,7 +44,11 @@ from ramp.synth.texts import Texts, Vocabulary
 NUM_RESAMPLES = 12  # of the null; of the samples themselves a third as many
 LEAST_TEXTS = 8  # that are compared at all
 SELECT_TEXTS, SELECT_RESAMPLES = 300, 6  # by which the way to match the lengths is chosen
+# Samples with a real text of their length, before only those are compared; and of all compared.
+LEAST_PARTNERS, PARTNER_SHARE = 30, 0.25
+LEAST_SEAM = -2.5  # normal deviates, before samples are called several texts put together
 LENGTHS_DIFFER = 1e-4  # the chance of such lengths, below which they are called different
+BAND = 1.1  # texts of which the longer one has less than so many times the words are of a length
 FREQUENT = 0.5  # the words that make up so much of real text are known to all who write it
 FOREIGN = 0.15  # a text with a smaller share of them is of another language
 FOREIGN_WORDS = 4  # fewer than these in a text tell nothing of its language
@@ -52,9 +61,13 @@ class Matching:
 
     join: int  # so many real texts are put together as one
     side: str  # the part that is kept of what is longer: begin, end or middle
+    shortens: bool = False  # lengths differ so much that ends are lost
+    is_nearest: bool = False  # only texts that have a partner of about their length are compared
 
     def describe(self) -> str:
         """In words."""
+        if self.is_nearest:
+            return "each is compared with a text of about its length, and left out without one"
         joined = f"{self.join} real texts joined as one; " if self.join > 1 else ""
         return f"{joined}of the longer one of each pair the {self.side} is kept"
 
@@ -72,6 +85,50 @@ class Matching:
             begins = {"begin": 0 * over, "end": over, "middle": rng.integers(0, over + 1)}
             cut_docs.append(docs.cut(begins[self.side], lengths))
         return cut_docs[0], cut_docs[1]
+
+
+NEAREST = Matching(1, "begin", is_nearest=True)
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Real texts and samples in bands of about equal length, so that each can have a partner."""
+
+    real: ndarray  # [R]: the band of each real text
+    sample: ndarray  # [S]: of each sample
+    partners: ndarray  # [bands]: how many pairs there are, of at most half of the real texts there
+
+    @classmethod
+    def from_lengths(cls, real: ndarray, sample: ndarray) -> "Bands":
+        """Bands in which the longest text has at most a tenth more words than the shortest.
+
+        real [R], sample [S]: words of each text.
+        """
+        bands = [
+            (np.log(np.maximum(side, 1)) / np.log(BAND)).astype(np.int64) for side in (real, sample)
+        ]
+        size = int(max(band.max(initial=0) for band in bands)) + 1
+        counts = [np.bincount(band, minlength=size) for band in bands]
+        return cls(*bands, np.minimum(counts[0] // 2, counts[1]))
+
+    @property
+    def num_real(self) -> int:
+        """Real texts in the bands that have pairs."""
+        return int((self.partners[self.real] > 0).sum())
+
+    def draw(self, n: int, rng: np.random.Generator) -> tuple[ndarray, ndarray, ndarray]:
+        """(n real texts, all other ones, n samples): of each band as many of both kinds."""
+        pairs = np.repeat(np.arange(len(self.partners)), self.partners)
+        wanted = np.bincount(rng.choice(pairs, n, replace=False), minlength=len(self.partners))
+        picked = []
+        for band in (self.real, self.sample):
+            order = rng.permutation(len(band))
+            order = order[np.argsort(band[order], kind="stable")]
+            # The place of each within its band, in an order that chance gives.
+            first = np.searchsorted(band[order], band[order])
+            is_picked = np.arange(len(order)) - first < wanted[band[order]]
+            picked.append((order[is_picked], order[~is_picked]))
+        return *picked[0], picked[1][0]
 
 
 @dataclass(frozen=True)
@@ -92,6 +149,7 @@ class Evidence:
     num_sample: int
     num_compared: int  # documents on each side of a comparison
     num_tokens: int  # words on each side of it
+    num_partners: int  # samples that have a real text of about their length beside them
     matching: Matching
     lengths_differ: bool
     length_ratio: float
@@ -137,6 +195,7 @@ class Comparing:
             len(sample),
             n,
             tokens,
+            self.count_compared(NEAREST),
             matching,
             lengths_differ,
             ratio,
@@ -153,7 +212,22 @@ class Comparing:
 
     def count_compared(self, matching: Matching) -> int:
         """Documents of a comparison: at most half of the real ones, the rest is the reference."""
+        if matching.is_nearest:
+            return int(self._bands.partners.sum())
         return min(len(self.sample), len(self.real) // 2 // matching.join)
+
+    @cached_property
+    def _bands(self) -> "Bands":
+        return Bands.from_lengths(self.real.docs.lengths, self.sample.docs.lengths)
+
+    def draw(
+        self, matching: Matching, n: int, rng: np.random.Generator
+    ) -> tuple[ndarray, ndarray, ndarray]:
+        """(the real texts of a comparison of n documents, all other real texts, n samples)."""
+        if matching.is_nearest:
+            return self._bands.draw(n, rng)
+        drawn, rest = np.split(rng.permutation(len(self.real)), [n * matching.join])
+        return drawn, rest, rng.choice(len(self.sample), n, replace=False)
 
     # --- figures of whole sets
 
@@ -166,17 +240,19 @@ class Comparing:
         own: list[dict[str, float]] = []
         tokens = 0
         for i in range(num_resamples):
-            order = rng.permutation(len(real))
-            drawn, rest = np.split(order, [n * matching.join])
-            rows = rng.choice(len(sample), n, replace=False)
+            drawn, rest, rows = self.draw(matching, n, rng)
             reference = real.take(rest)
-            part, own_part = matching.match(real.take(drawn), sample.take(rows), rng)
-            null.append(measure_texts(reference, part))
-            tokens = len(part.flat)
+            whole = [real.take(drawn), sample.take(rows)]
+            parts = matching.match(*whole, rng)
+            tokens = len(parts[0].flat)
+            # Of texts that are as long, a phrase at their end is not to be cut off.
+            whole = parts if matching.shortens else [whole[0].join(matching.join), whole[1]]
+            null.append(measure_texts(reference, parts[0], whole[0]))
             # The samples vary only by which of them are drawn, and how they are cut.
             if i < -(-num_resamples // 3):
-                own.append(measure_texts(reference, own_part))
-        widening = widen(n * matching.join / len(real))
+                own.append(measure_texts(reference, parts[1], whole[1]))
+        pool = self._bands.num_real if matching.is_nearest else len(real)
+        widening = widen(n * matching.join / pool)
         return {
             name: compare_values(
                 np.array([f[name] for f in own]), np.array([f[name] for f in null]), widening
@@ -185,15 +261,24 @@ class Comparing:
         }, tokens
 
     def _choose_matching(self, ratio) -> Matching:
-        """The way to match lengths under which samples and real text are most alike."""
-        sides = [Matching(1, side) for side in ("begin", "end", "middle")]
-        if ratio < 1:
-            return min(sides, key=self._compare_bounds)
-        # Longer texts are compared by their beginnings, unless they are several put together.
-        options = [sides[0]]
-        if round(ratio) > 1:
-            options.append(Matching(round(ratio), "begin"))
-        return min(options, key=self._compare_panels)
+        """The way to match lengths under which samples and real text are most alike.
+
+        Short texts may be another kind of text than beginnings of long ones: then they are
+        compared with short ones.
+        """
+        real, sample = self.real.docs, self.sample.docs
+        if round(ratio) > 1 and seam_deviate(real, sample) < LEAST_SEAM:
+            # By the mean: that of several texts put together is a multiple, no other average is.
+            number = round(sample.lengths.mean() / real.lengths.mean())
+            return Matching(max(number, 2), "begin")
+        sides = [Matching(1, side, shortens=True) for side in ("begin", "end", "middle")]
+        side = min(sides, key=self._compare_bounds) if ratio < 1 else sides[0]
+        num_partners, num_cut = (self.count_compared(way) for way in (NEAREST, side))
+        if num_partners < count_needed(num_cut):
+            return side
+        # At equal numbers: among few nothing is far from chance.
+        n = min(num_partners, num_cut, SELECT_TEXTS)
+        return min((side, NEAREST), key=lambda matching: self._compare_panels(matching, n))
 
     def _compare_bounds(self, matching: Matching) -> float:
         """How differently texts begin and end when they are matched in this way."""
@@ -210,9 +295,8 @@ class Comparing:
             gap += float(np.abs(counts[0] - counts[1]).sum())
         return gap
 
-    def _compare_panels(self, matching: Matching) -> float:
+    def _compare_panels(self, matching: Matching, n: int) -> float:
         """How far apart their figures are."""
-        n = min(self.count_compared(matching), SELECT_TEXTS)
         if n < LEAST_TEXTS:
             return np.inf
         panel, _ = self.measure(matching, n, SELECT_RESAMPLES)
@@ -283,12 +367,23 @@ class Comparing:
         return compare_shares(np.flatnonzero(is_other), len(sample), null, len(real))
 
 
-def measure_texts(real: Docs, sample: Docs) -> dict[str, float]:
-    """The panel, and what tells text from strings of words."""
+def count_needed(num_compared: int) -> int:
+    """Samples with a real text of their length, from which on they can stand for all compared."""
+    return max(LEAST_PARTNERS, int(np.ceil(PARTNER_SHARE * num_compared)))
+
+
+def measure_texts(real: Docs, sample: Docs, whole: Docs) -> dict[str, float]:
+    """The panel, and what tells text from strings of words; `whole`: the sample before it is cut.
+
+    The figures by their names, see `ramp.synth.measure_report.FIGURES`.
+    """
     return measure_panel(real, sample) | {
         "known_1": known_share(real, sample, 1),
         "known_2": known_share(real, sample, 2),
         "recurrence": recurrence(real, sample),
+        "rare": rare_share(real, sample),
+        "order": order_gain(real, sample),
+        "phrase": phrase_excess(real, whole),
     }
 
 

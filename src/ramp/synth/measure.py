@@ -18,9 +18,11 @@ from numpy import ndarray
 from scipy import stats
 
 from ramp.synth.docs import Docs, is_member, sort_unique
-from ramp.synth.similar import find_near_duplicates
+from ramp.synth.similar import count_holders, find_near_duplicates
 
 MAX_RARE_COUNT = 5  # a token that real text has this many times or fewer is in the tail
+PHRASE = 4  # tokens
+NUM_PARTS = 6  # of a document, of which the first and the last are compared
 MAX_CELLS = 2**16  # largest hash table in which bigrams are counted for divergences
 
 # A figure that counts things can differ by one of them by chance, even where no resample has any.
@@ -52,14 +54,102 @@ def recurrence(real: Docs, sample: Docs) -> float:
     A text keeps to its subject; one that is written word after word from short phrases does not.
     Uncommon: less than a thousandth of real text.
     """
-    types, counts = real.ngram_counts[1]
-    common = types[counts >= counts.sum() / 1000]
-    is_rare = ~is_member(sample.flat.astype(np.uint64), common)
+    is_rare = ~is_member(sample.flat.astype(np.uint64), find_common_tokens(real))
     token, owner = sample.flat[is_rare], sample.owner[is_rare]
     if not len(token):
         return float("nan")
     different = sort_unique(token * len(sample) + owner)
     return 1 - len(different) / len(token)
+
+
+def rare_share(real: Docs, sample: Docs) -> float:
+    """Share of the tokens of the sample that real text has `MAX_RARE_COUNT` times or fewer."""
+    if not len(sample.flat):
+        return float("nan")
+    types, counts = real.ngram_counts[1]
+    usual = types[counts > MAX_RARE_COUNT]
+    return 1 - is_member(sample.flat.astype(np.uint64), usual).mean()
+
+
+def order_gain(real: Docs, sample: Docs, seed: int = 0) -> float:
+    """By how much more of its bigrams real text knows than of its own tokens in another order.
+
+    Each document is its own control, so that rare words do not hide the order. 0: no order is left.
+    """
+    mixed = np.random.default_rng(seed).random(len(sample.flat)) + sample.owner
+    shuffled = Docs(sample.flat[np.argsort(mixed)], sample.lengths)
+    return known_share(real, sample, 2) - known_share(real, shuffled, 2)
+
+
+def phrase_excess(real: Docs, sample: Docs) -> float:
+    """The most by which more documents of the sample than of real text hold a phrase.
+
+    A phrase is a 4-gram that at least three documents, and a hundredth of them, hold. A sentence
+    that all samples begin with gives 1.
+    """
+    least = max(3, len(sample) / 100)
+    key, owner = sample.hash_ngrams(PHRASE)
+    ordered = np.sort(key)
+    begins = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint64(1)) != 0)
+    often = ordered[begins][np.diff(begins, append=len(ordered)) >= least]
+    if not len(often):
+        return 0.0
+    shares = []
+    for docs, (grams, holders) in ((sample, (key, owner)), (real, real.hash_ngrams(PHRASE))):
+        is_often = is_member(grams, often)
+        held, count = count_holders(grams[is_often], holders[is_often])
+        share = np.zeros(len(often))
+        share[np.searchsorted(often, held)] = count / max(len(docs), 1)
+        shares.append(share)
+    return float(np.max(shares[0] - shares[1]))
+
+
+def seam_deviate(real: Docs, sample: Docs) -> float:
+    """How sure it is that documents are one text each, in normal deviates; below 0: several.
+
+    A text takes up the uncommon words that it began with. Compared are the words that the last
+    sixth of a document shares with the first one, beyond what it shares with other documents, and
+    half of what neighbouring sixths share: of texts put together the far ends share nothing.
+    """
+    size = sample.lengths // NUM_PARTS
+    starts = [0 * size, size, sample.lengths - 2 * size, sample.lengths - size]
+    common = find_common_tokens(real)
+    first, second, last_but_one, last = (
+        _list_uncommon(sample.cut(start, size), common) for start in starts
+    )
+    far, num_far = _count_shared(first, last, len(sample))
+    near, num_near = np.add(
+        _count_shared(first, second, len(sample)), _count_shared(last, last_but_one, len(sample))
+    )
+    if not num_far.sum() or not num_near.sum():
+        return 0.0
+    gap = far / num_far.mean() - near / num_near.mean() / 2
+    return float(gap.mean() / max(gap.std() / np.sqrt(len(gap)), 1e-9))
+
+
+def find_common_tokens(real: Docs) -> ndarray:
+    """The tokens that make up a thousandth of real text or more, sorted."""
+    types, counts = real.ngram_counts[1]
+    return types[counts >= counts.sum() / 1000]
+
+
+def _list_uncommon(docs: Docs, common):
+    """(the uncommon tokens of the documents, each once a document; the document of each)."""
+    is_rare = ~is_member(docs.flat.astype(np.uint64), common)
+    key = sort_unique(docs.flat[is_rare] * len(docs) + docs.owner[is_rare])
+    return key // len(docs), key % len(docs)
+
+
+def _count_shared(part, other, size):
+    """[D] each: (tokens of `other` that `part` has, less those of other documents; all tokens)."""
+    known = part[0] * size + part[1]
+    token, owner = other
+    own = is_member(token * size + owner, known)
+    strange = [is_member(token * size + (owner + k) % size, known) for k in range(1, 11)]
+    return (
+        np.bincount(owner, own - np.mean(strange, axis=0), size),
+        np.bincount(owner, minlength=size),
+    )
 
 
 def unseen_mass(sample: Docs, n: int = 2) -> float:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -26,6 +25,9 @@ FIGURES = LABELS | {
     "known_1": "words that real text knows",
     "known_2": "pairs of words that real text knows",
     "recurrence": "uncommon words that come again in their text",
+    "rare": "words that are rare in real text",
+    "order": "pairs that are known for the order of the words",
+    "phrase": "how many more than of real text hold one phrase",
 }
 SHARES = {
     "variants": "one more variant of a text that is there already",
@@ -38,8 +40,9 @@ SHARES = {
 SHOWN = 300  # characters of a culprit
 LIMITS = (
     "What is not seen: variants and copies that share less than half of their words in the same "
-    "order (paraphrases), copies of a part of a long text with words changed, whether anything is "
-    "true or good, and what a set of this size is too small to show."
+    "order (paraphrases), copies of a part of a long text with words changed, a small part of the "
+    "samples that is shuffled or has no subject, whether anything is true or good, and what a set "
+    "of this size is too small to show."
 )
 
 
@@ -107,6 +110,12 @@ def describe_compared(e: Evidence) -> str:
     return "; ".join(parts)
 
 
+def describe_source(texts: Texts) -> str:
+    """Where texts are from and how they were read, in words."""
+    notes = f" ({'; '.join(texts.notes)})" if texts.notes else ""
+    return f"{len(texts):,} texts of {texts.source}{notes}"
+
+
 def describe(texts: dict[str, Texts], e: Evidence, findings: Sequence[Finding]) -> list[str]:
     """Lines for a terminal."""
     lines = [finding.sentence for finding in findings] + [""]
@@ -114,9 +123,7 @@ def describe(texts: dict[str, Texts], e: Evidence, findings: Sequence[Finding]) 
         for culprit in finding.culprits:
             lines.append(f"  {culprit.what}: {' '.join(culprit.text.split())[:100]}")
     lines += [""] if lines[-1] else []
-    for name, t in texts.items():
-        notes = f" ({'; '.join(t.notes)})" if t.notes else ""
-        lines.append(f"{name:8} {len(t):,} texts of {t.source}{notes}")
+    lines += [f"{name:8} {describe_source(t)}" for name, t in texts.items()]
     lines.append(f"compared {describe_compared(e)}")
     lines.append("")
     rows = tabulate(e)
@@ -170,21 +177,17 @@ def write(path: Path, comparing: Comparing, e: Evidence, findings: Sequence[Find
     sections.append(section("Every figure", table(head, rows), note=note))
     lengths = [texts.docs.lengths for texts in (comparing.real, comparing.sample)]
     sections.append(section("Lengths", svg(plot_lengths(*lengths)), note=describe_compared(e)))
-    sources = list_sources(comparing)
-    sections.append(section("What was read", table(("", "texts", "source", "notes"), sources)))
-    write_page(path, f"{Path(comparing.sample.source).name}: as diverse as real text?", sections)
-
-
-def list_sources(comparing: Comparing) -> list[tuple[Any, ...]]:
-    """A row for each source."""
     named = {"real": comparing.real, "samples": comparing.sample, "train": comparing.train}
-    return [(name, f"{len(t):,}", t.source, "; ".join(t.notes)) for name, t in named.items() if t]
+    # One cell of words: a long path can be broken in it.
+    sources = [(name, describe_source(texts)) for name, texts in named.items() if texts]
+    sections.append(section("What was read", table(("", "texts"), sources)))
+    write_page(path, f"{Path(comparing.sample.source).name}: as diverse as real text?", sections)
 
 
 @rc_context(STYLE)
 def plot_lengths(real: ndarray, sample: ndarray) -> Figure:
     """The words of a text, of samples beside real text."""
-    figure, axes = blank(9.6, 2.6)
+    figure, axes = blank(5.9, 2.4)  # so narrow that it fits a phone
     most = float(np.quantile(np.concatenate([real, sample]), 0.99)) + 1
     edges = np.linspace(0, most, 41)
     for lengths, name, color, is_filled in (

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ramp.synth.compare import LEAST_TEXTS, Comparing, Evidence
+from ramp.synth.compare import LEAST_TEXTS, Comparing, Evidence, count_needed
 from ramp.synth.docs import Docs, is_member
+from ramp.synth.measure import PHRASE
 from ramp.synth.similar import count_holders
 
 LEAST_WORDS = 20  # of a text, on the average, before a panel of so few texts says anything
@@ -22,15 +23,16 @@ MOST_UNSEEN = 0.2  # of the samples may be bad without an alarm, or it takes mor
 MOST_FOREIGN, MOST_REPEATED, MOST_COPIED, MOST_CUT = 0.1, 0.03, 0.02, 0.2  # over real text
 NARROW = 0.93  # of what real text has: a lower ratio is less diverse
 DRIFTED = 0.9  # of the word pairs that real text knows
-SHUFFLED = 0.75  # of the same, with the words themselves known
+SHUFFLED = 0.75  # of the same, with the words themselves known; of what their order adds to it
+FEW_RARE = 0.85  # of the share of rare words
+MOST_PHRASE = 0.1  # of the samples more than of real text may hold one phrase
 SMALL_VOCABULARY = 0.6  # of the words of held-out text that real text of this length uses
 FEW_WORDS = 0.5  # of the different words of real text of this length
-NO_SUBJECT = 0.6  # of the recurring words
+NO_SUBJECT, NO_SUBJECT_AT_ALL = 0.75, 0.5  # of the recurring words; whatever the length
 OTHER_LENGTH = 0.05  # a smaller difference in length is not worth a word
 COVERED = 0.95  # of the repeated texts are in the families that a verdict counts
 
 NUM_CULPRITS = 5
-PHRASE = 4  # words
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ def exceeds(name: str, least: float, z: float = LEAST_Z) -> Callable[[Evidence],
     return holds
 
 
+def is_cut(e: Evidence) -> bool:
+    """Whether many samples end where real texts do not."""
+    return exceeds("cut_ends", MOST_CUT)(e)
+
+
 def falls(e: Evidence, name: str, ratio: float) -> bool:
     """Whether a figure is below such a part of its null."""
     return not is_untold(e) and e.panel[name].ratio < ratio and e.panel[name].z < -LEAST_Z
@@ -102,6 +109,66 @@ def is_untold(e: Evidence) -> bool:
     names = ("coverage_2", "distinct_2", "kl_drift")
     is_short = e.num_tokens < LEAST_WORDS * LEAST_TEXTS
     return is_short or not all(np.isfinite(e.panel[name].z) for name in names)
+
+
+def lacks_partners(e: Evidence) -> bool:
+    """Whether the samples are of other lengths than real text, and nothing says why.
+
+    Then they are compared with parts of real texts, and a short text may be another kind of text
+    than a part of a long one: such a difference is no lack of diversity.
+    """
+    is_explained = e.matching.is_nearest or e.matching.join > 1 or is_cut(e)
+    is_lonely = e.lengths_differ and e.num_partners < count_needed(e.num_compared)
+    return is_lonely and not is_explained
+
+
+def is_shuffled(e: Evidence) -> bool:
+    """Whether the words are those of real text, and their order is not."""
+    is_out_of_order = falls(e, "known_2", SHUFFLED) or falls(e, "order", SHUFFLED)
+    keeps_words = keeps(e, "known_1", 0.9) and keeps(e, "coverage_1", SMALL_VOCABULARY)
+    return is_out_of_order and keeps_words and keeps(e, "rare", FEW_RARE)
+
+
+def has_few_words(e: Evidence) -> bool:
+    """Whether most of the words of real text never occur."""
+    is_few = falls(e, "coverage_1", SMALL_VOCABULARY) and falls(e, "distinct_1", FEW_WORDS)
+    # Other words, or as many of another subject, are foreign rather than few.
+    return is_few and keeps(e, "known_1", DRIFTED)
+
+
+def is_salad(e: Evidence, ratio: float = NO_SUBJECT) -> bool:
+    """Whether texts do not keep to a subject, though their pairs of words are real ones."""
+    return falls(e, "recurrence", ratio) and keeps(e, "known_2", SHUFFLED)
+
+
+def has_phrase(e: Evidence) -> bool:
+    """Whether many samples hold one phrase that few real texts hold, and are no variants."""
+    if is_untold(e):
+        return False
+    figure, variants = e.panel["phrase"], e.shares["variants"]
+    least = MOST_PHRASE + max(variants.value - variants.null, 0)
+    return figure.value - figure.null > least and figure.z > LEAST_Z
+
+
+def is_narrower(e: Evidence) -> bool:
+    """Whether less is said than in real text."""
+    return any(falls(e, name, NARROW) for name in NARROWING)
+
+
+def is_drifted(e: Evidence) -> bool:
+    """Whether many pairs of words are not those of real text."""
+    return falls(e, "known_2", DRIFTED)
+
+
+def is_lonely(e: Evidence) -> bool:
+    """Whether something is off that the other length may explain."""
+    faults = (has_phrase, has_few_rare, is_salad, is_drifted, is_narrower)
+    return lacks_partners(e) and any(holds(e) for holds in faults)
+
+
+def has_few_rare(e: Evidence) -> bool:
+    """Whether rare words are missing."""
+    return falls(e, "rare", FEW_RARE)
 
 
 def find_unseen(e: Evidence) -> float:
@@ -158,6 +225,14 @@ def say_ratio(head: str, name: str, what: str) -> Callable[[Evidence], str]:
         return f"{head}: {percent(figure.value)} {what} (of real text {percent(figure.null)})"
 
     return say
+
+
+def _say_shuffled(e):
+    figure = e.panel["order"]
+    return (
+        "shuffled, some or all: the order of the words makes "
+        f"{percent(figure.value)} of their pairs known ones (of real text {percent(figure.null)})"
+    )
 
 
 def _say_narrower(e):
@@ -304,7 +379,17 @@ NARROWING = {
     "unseen_mass": "chance that the next pair of words is new",
     "distinct_2": "different pairs per pair",
 }
-SPECIFIC = ("foreign", "shuffled", "salad", "vocabulary", "collapsed", "repeats", "copied")
+SPECIFIC = (
+    "foreign",
+    "collapsed",
+    "repeats",
+    "shuffled",
+    "vocabulary",
+    "phrase",
+    "rare",
+    "salad",
+    "copied",
+)
 BROKEN = ("foreign", "shuffled", "salad", "vocabulary")
 
 RULES: Sequence[Rule] = (
@@ -315,10 +400,20 @@ RULES: Sequence[Rule] = (
         show_rows("foreign", "hardly a common word"),
     ),
     Rule(
+        "phrase",
+        # Words in any order, or few words, make phrases of their own.
+        lambda e: has_phrase(e) and not (lacks_partners(e) or is_shuffled(e) or has_few_words(e)),
+        say_ratio("one phrase", "phrase", "more of the samples than of real text hold it"),
+        _show_phrases,
+        explained_by=("foreign",),
+    ),
+    Rule(
         "collapsed",
         exceeds("variants", MOST_REPEATED),
         _say_collapsed,
         _show_families,
+        # Short texts that hold one phrase have most of their words in common.
+        explained_by=("phrase",),
     ),
     Rule(
         "repeats",
@@ -329,33 +424,34 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "shuffled",
-        lambda e: (
-            falls(e, "known_2", SHUFFLED)
-            and keeps(e, "known_1", 0.9)
-            and keeps(e, "coverage_1", SMALL_VOCABULARY)
-        ),
-        say_ratio("shuffled", "known_2", "of the word pairs are known, the words themselves are"),
+        is_shuffled,
+        _say_shuffled,
         _show_strangest,
         explained_by=("foreign", "collapsed"),
     ),
     Rule(
         "vocabulary",
-        lambda e: (
-            falls(e, "coverage_1", SMALL_VOCABULARY)
-            # Other words, or as many of another subject, are foreign rather than few.
-            and falls(e, "distinct_1", FEW_WORDS)
-            and keeps(e, "known_1", DRIFTED)
-        ),
+        has_few_words,
         say_ratio("a small vocabulary", "coverage_1", "of the words of held-out text occur"),
         _show_missing,
         explained_by=("foreign", "collapsed", "shuffled"),
     ),
     Rule(
+        "rare",
+        lambda e: has_few_rare(e) and not lacks_partners(e),
+        say_ratio("less diverse", "rare", "of the words are rare ones"),
+        _show_missing,
+        explained_by=("foreign", "collapsed", "vocabulary", "shuffled", "repeats"),
+    ),
+    Rule(
         "salad",
-        lambda e: falls(e, "recurrence", NO_SUBJECT) and keeps(e, "known_2", SHUFFLED),
-        say_ratio("word salad", "recurrence", "of the uncommon words come again in their text"),
+        lambda e: is_salad(e, NO_SUBJECT_AT_ALL if lacks_partners(e) else NO_SUBJECT),
+        say_ratio(
+            "word salad, some or all", "recurrence", "of the uncommon words come again in a text"
+        ),
         _show_first,
-        explained_by=("foreign", "collapsed", "vocabulary", "shuffled"),
+        # A phrase that all have holds uncommon words that come once.
+        explained_by=("foreign", "collapsed", "vocabulary", "shuffled", "phrase", "rare"),
     ),
     Rule(
         "copied",
@@ -371,14 +467,14 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "drifted",
-        lambda e: falls(e, "known_2", DRIFTED),
+        lambda e: is_drifted(e) and not lacks_partners(e),
         say_ratio("unlike real text", "known_2", "of the word pairs are known"),
         _show_strangest,
         explained_by=SPECIFIC,
     ),
     Rule(
         "narrower",
-        lambda e: any(falls(e, name, NARROW) for name in NARROWING),
+        lambda e: is_narrower(e) and not lacks_partners(e),
         _say_narrower,
         _show_phrases,
         explained_by=SPECIFIC,
@@ -393,7 +489,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "cut",
-        exceeds("cut_ends", MOST_CUT),
+        is_cut,
         say_share("cut", "cut_ends", "end where real texts do not"),
         _show_ends,
         is_against=False,
@@ -435,11 +531,22 @@ RULES: Sequence[Rule] = (
         explained_by=SPECIFIC,
     ),
     Rule(
+        "lonely",
+        is_lonely,
+        lambda e: (
+            "cannot tell: unlike parts of real texts, as texts of another length can be; "
+            f"{e.num_partners:,} samples have a real text of their length beside them, and it "
+            f"takes {count_needed(e.num_compared):,}: give more real texts as long as the samples"
+        ),
+        _show_nothing,
+        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown", "repetitive"),
+    ),
+    Rule(
         "few",
         lambda e: find_unseen(e) > MOST_UNSEEN,
         _say_few,
         _show_nothing,
-        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown", "repetitive"),
+        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown", "repetitive", "lonely"),
     ),
     Rule(
         "diverse",
@@ -447,6 +554,14 @@ RULES: Sequence[Rule] = (
         _say_diverse,
         _show_nothing,
         is_against=False,
-        explained_by=(*SPECIFIC, "narrower", "drifted", "unknown", "repetitive", "few"),
+        explained_by=(
+            *SPECIFIC,
+            "narrower",
+            "drifted",
+            "unknown",
+            "repetitive",
+            "lonely",
+            "few",
+        ),
     ),
 )
