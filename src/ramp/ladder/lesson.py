@@ -24,14 +24,17 @@ LEAST_SHOWN = 0.03  # a weight below is shown by its colour alone
 
 def prose(text: str) -> Html:
     """A paragraph in which `this` is code."""
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip()))
-    return Html(f"<p>{marked}</p>")
+    return Html(f"<p>{mark(text)}</p>")
+
+
+def mark(text: str) -> str:
+    """A text in which `this` is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip()))
 
 
 def fold(title: str, *parts: str) -> Html:
     """Parts that are shown when their title is clicked."""
-    summary = html.escape(title)
-    return Html(f"<details><summary>{summary}</summary>{''.join(parts)}</details>")
+    return Html(f"<details><summary>{mark(title)}</summary>{''.join(parts)}</details>")
 
 
 def write_code(source: str) -> Html:

@@ -183,8 +183,8 @@ class Row:
             if this.attention:
                 looks = lesson.render_attention(probe, this, chosen, rung.lesson.looks)
         parts += lesson.render_story(rung.lesson) + lesson.render_code(rung.lesson, rung.number)
-        parts += [html.heading("Did it help?"), *self.render_verdict()]
-        parts += [*_lay_out(self.draw_figures()), *looks]
+        parts.append(html.heading("Did it help?"))
+        parts += [*_lay_out(self.render_verdict(), self.draw_figures()), *looks]
         corpus = self.result.corpus
         if rung.lesson.pays:
             parts += [html.heading("What it costs, when it does not pay")]
@@ -265,9 +265,9 @@ def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> No
     links = [link.format(row.rung.number, html.escape(row.title)) for row in rows]
     contents = Html(f"<p>{', '.join(links)}</p>")
     overview = draw_overview(rows)
-    pictures = []
+    about = TEXTS.overview.format(FAIL=FAIL, PASS=PASS)
     if overview:
-        pictures = _lay_out([(TEXTS.overview.format(FAIL=FAIL, PASS=PASS), overview)])
+        contents = Html("".join(_lay_out([contents], [(about, overview)])))
     bits = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     tokens = max(row.result.corpus.batch * len(row.result.corpus.curve) for row in rows)
     notes = [TEXTS.table]
@@ -276,7 +276,7 @@ def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> No
     letters = html.table(("letter in the code", "meaning"), TEXTS.letters.items())
     parts = [
         html.section("How to read this page", *map(lesson.prose, TEXTS.reading), letters),
-        html.section("Every part, where the model without it fails", *pictures, contents),
+        html.section("Every part, where the model without it fails", contents),
     ]
     parts += [row.render() for row in rows]
     words = lesson.render_words([row.rung for row in rows])
@@ -345,20 +345,20 @@ def _describe_margin(rung):
     return f"at least {rung.margin:.0%} less{also}"
 
 
-def _lay_out(pictures):
-    """Pictures with their captions: two stand side by side, and one beside its caption."""
-    parts, cells = [], []
+def _lay_out(told, pictures):
+    """What is told and the pictures: a single one stands beside it, several side by side below."""
+    small, wide = [], []
     for caption, figure in pictures:
-        about, picture = html.remark(caption), svg(figure)
+        picture = html.remark(caption) + svg(figure)
         if figure.get_size_inches()[0] > SIZE[0]:
             # A table of bytes is too wide for a telephone, and is moved under the finger there.
-            parts += [about, Html(f'<div class="scroll wide large">{picture}</div>')]
+            wide.append(Html(f'<div class="scroll wide large">{picture}</div>'))
         else:
-            cells.append((about, picture))
-    if len(cells) > 1:
-        cells = [(about + picture,) for about, picture in cells]
-    written = "".join(f"<div>{part}</div>" for cell in cells for part in cell)
-    return [*parts, Html(f'<div class="panels">{written}</div>')] if written else parts
+            small.append(picture)
+    if len(small) == 1:
+        told, small = [], ["".join(told), *small]
+    cells = "".join(f"<div>{part}</div>" for part in small)
+    return [*told, Html(f'<div class="panels">{cells}</div>'), *wide]
 
 
 def _is_cut(sides):
@@ -367,12 +367,12 @@ def _is_cut(sides):
 
 
 def _name_line(name, ends, form):
-    """A name in a legend, short, and where its lines end: some lie behind each other."""
+    """A name in a legend, short, and where its lines end, as some lie behind each other."""
     if not len(ends):
         return name  # nothing can be drawn of it
     low, high = format(min(ends), form), format(max(ends), form)
     span = low if low == high else f"{low} to {high}"
-    return f"{name.split(' (')[0]}: {span} at the end"
+    return f"{name.split(' (')[0]}: {span}"
 
 
 def _make_room(names):

@@ -113,7 +113,7 @@ def plot_curves(
     """Curves with horizontal lines at `levels`, named at the right. `labels` are of x and y.
 
     `size` is in inches; a page is 9.6 wide. `span` is the least height of the y axis, so that
-    differences too small to matter look small. `limits` are those of the y axis, if not by the data.
+    differences too small to matter look small. `limits` of the y axis, if any, overrule the data.
 
     `log` sets a logarithmic y axis if every value is above 0. Under a moving average the values
     themselves are drawn faintly.
