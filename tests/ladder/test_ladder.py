@@ -247,6 +247,30 @@ def test_attention_is_visible():
     assert "<small>70%</small>" in shown and ">all<small>100%</small>" in shown
     colours = re.findall(r"var\(--main\) (\d+)%", shown)
     assert len(set(colours)) >= 6
+    # The weight of the question that is not shown is told: all boxes have 100% together.
+    assert ">1 other questions<small>5%</small>" in shown
+    numbers = [int(x) for x in re.findall(r"<small>(\d+)%</small>", parts[-1])]
+    assert sum(numbers) == 100
+
+
+def test_a_row_that_a_lesson_chooses_is_shown_if_it_is_a_failure():
+    probe = replace(PROBES["recall"], questions=2)
+    below, this = example([0, 1], [1, 1]), example([0, 1], [0, 1])
+    for wanted, shown in ((0, 0), (1, 0)):
+        names = "rung 4", "rung 5"
+        assert lesson.render_failure(probe, names, below, this, wanted)[1] == shown
+
+
+def test_a_spike_of_the_loss_is_cut_and_its_end_is_not():
+    corpus = CorpusResult(batch=1, curve=[8, 159, 3, 3])
+    assert max(page.make_curve("", corpus).y) == page.MOST_BITS
+    lost = page.make_curve("", CorpusResult(batch=1, curve=[8, np.inf, np.nan]))
+    assert len(lost.points()[1]) == 1
+
+
+def test_all_words_are_links():
+    shown = lesson.render_words(RUNGS)
+    assert '<a href="#rung-5">query</a>' in shown and "What a token looks for" not in shown
 
 
 def test_every_token_of_a_probe_has_a_name():
@@ -278,7 +302,6 @@ def make_row(number):
         params=1000,
         flops=6000,
         cache=128,
-        decode=50,
         batch=1024,
         curve=np.linspace(8, 4, 40).tolist(),
     )
@@ -296,10 +319,12 @@ def test_pictures_name_their_axes_and_lines(number):
     for caption, figure in row.draw_figures():
         axes = figure.axes[0]
         assert caption and axes.get_xlabel() and axes.get_ylabel()
-        names = [text.get_text() for text in axes.get_legend().get_texts()]
-        assert set(row.name_sides()) <= set(names)
+        told = [text.get_text() for text in axes.get_legend().get_texts()]
+        # Each with where it ends.
+        names = {text.split(":")[0] for text in told if text[-1] in "%0123456789"}
+        assert {name.split(" (")[0] for name in row.name_sides()} <= names
         if "probe" in caption:
-            assert set(row.halves) <= set(names)
+            assert set(row.halves) <= names
         # None is wider than its picture, whose text would shrink on a telephone.
         figure.canvas.draw()
         box = axes.get_legend().get_window_extent()
@@ -316,7 +341,7 @@ def test_tables_have_units(number):
         assert below.endswith(unit) and this.endswith(unit)
         assert f"<td>{below}</td>" in shown
     if not row.rung.post_training:
-        for cost in ("1,000 numbers", "6,000 FLOPs", "128 bytes", "50 tokens per second"):
+        for cost in ("1,000 numbers", "6,000 FLOPs", "128 bytes"):
             assert shown.count(f"<td>{cost}</td>") >= 2
     # Of what was never reached there is no unit.
     assert row.format_figures([np.inf]) == "never"

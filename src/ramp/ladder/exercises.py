@@ -96,7 +96,8 @@ def draw_inputs(name: str, seed: int) -> list[Any]:
         "compare_with_others": lambda: [draw(H + 1, T)],
         "compare_steps": lambda: [draw(T, H + 1)],
         "keep_right": lambda: draw_solutions(40 + seed, 4),
-        "weigh_evidence": lambda: [draw(T + 20).clip(-1) + 0.3],
+        # The second time every bet loses.
+        "weigh_evidence": lambda: [(draw(T + 20) + 0.3).clip(-1, -0.1 if seed == 1 else None)],
         "prove": lambda: [
             (rng.random(60) < 0.97).astype(float),
             0.9,

@@ -6,7 +6,6 @@ then the same floating-point operations: those that the last rung needs for thes
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,7 +80,6 @@ class CorpusResult:
     params: int = 0
     flops: float = 0  # per token of training
     cache: float = 0  # bytes per token of context
-    decode: float = 0  # tokens written per second
     batch: int = 0  # tokens in a step
     curve: Sequence[float] = ()  # training loss of each step, bits per byte
     bytes: Sequence[int] = ()  # of counted bigrams: the most frequent bytes
@@ -291,14 +289,10 @@ def _train_on_corpus(c: Config, rundir: RunDir):
     losses = np.array([metrics["train/loss"] for metrics in history], float)
     evaluate = bpb.make_bits_per_byte(c, val, tokenizer, c.eval.num_rows if m.depth else 0)
     bits = evaluate(state.params, None).val_bpb
-    for _ in range(2):  # the first time it compiles
-        began = time.perf_counter()
-        written = samples.continue_prompts(c, state.params, tokenizer, 1, lambda: None)
-        seconds = time.perf_counter() - began
+    written = samples.continue_prompts(c, state.params, tokenizer, 1, lambda: None)
     return CorpusResult(
         bpb=bits,
         bpb_equal=bits,
-        decode=c.sample.max_new_tokens / seconds,
         sample="".join(written.values()),
         params=cost.count_params(m),
         flops=cost.flops_per_token(m, t.seq_len),

@@ -24,14 +24,17 @@ LEAST_SHOWN = 0.03  # a weight below is shown by its colour alone
 
 def prose(text: str) -> Html:
     """A paragraph in which `this` is code."""
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip()))
-    return Html(f"<p>{marked}</p>")
+    return Html(f"<p>{mark(text)}</p>")
+
+
+def mark(text: str) -> str:
+    """A text in which `this` is code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text.strip()))
 
 
 def fold(title: str, *parts: str) -> Html:
     """Parts that are shown when their title is clicked."""
-    summary = html.escape(title)
-    return Html(f"<details><summary>{summary}</summary>{''.join(parts)}</details>")
+    return Html(f"<details><summary>{mark(title)}</summary>{''.join(parts)}</details>")
 
 
 def write_code(source: str) -> Html:
@@ -52,12 +55,19 @@ def chips(labels: Sequence[str], weights: ArrayLike = ()) -> Html:
 
 
 def render_failure(
-    probe: Probe | Practice, names: tuple[str, str], below: ProbeResult, this: ProbeResult
+    probe: Probe | Practice,
+    names: tuple[str, str],
+    below: ProbeResult,
+    this: ProbeResult,
+    wanted: int = 0,
 ) -> tuple[list[Html], int]:
-    """A row that one side gets wrong and the other right, and which of the rows it is."""
+    """A row that one side gets wrong and the other right, and which of the rows it is.
+
+    wanted: the one to be taken, if it is such a row.
+    """
     examples = list(zip(this.asked, this.said, below.said, strict=True))
     telling = [i for i, (asked, said, lower) in enumerate(examples) if said == asked != lower]
-    chosen = telling[0] if telling else 0
+    chosen = wanted if wanted in telling else min(telling, default=0)
     asked, said, lower = (probe.name_answer(this.n, answer) for answer in examples[chosen])
     row, _ = name_row(probe, this, chosen)
     lines = [("the right answer", asked)]
@@ -102,18 +112,21 @@ def render_attention(
     chosen: which of the rows that are kept; looks: what is to be seen there.
     """
     row, places = name_row(probe, result, chosen)
-    weights_lht = np.array(result.attention[chosen])[:, :, places]
+    every_lht = np.array(result.attention[chosen])
+    weights_lht = every_lht[:, :, places]
     # A head that looks at the question itself has found nothing in the row.
     decided_lh = weights_lht[:, :, :-1].max(axis=-1)
     strongest = np.sort(np.argsort(-decided_lh, axis=None, kind="stable")[:STRONGEST])
     blocks, heads = np.unravel_index(strongest, decided_lh.shape)
-    of = f"the {STRONGEST} of {decided_lh.size} heads that look most sharply"
-    which = of if decided_lh.size > STRONGEST else "each head"
-    note = (
-        "The same row, once for each head. A box is a token; its colour and the number in it say "
-        "how much of the weight of the last token, which asks, goes to this token: together 100%, "
-        f"and numbers below {LEAST_SHOWN:.0%} are left out. Shown: {which}. The colours:"
-    )
+    of = f"The {STRONGEST} of {decided_lh.size} heads that look most sharply"
+    which = of if decided_lh.size > STRONGEST else "Each head"
+    note = f"{which}, on the row above; how to read it stands at the top. The colours:"
+    # What is not shown of the row is its other questions.
+    others_lh = every_lht.sum(axis=-1) - weights_lht.sum(axis=-1)
+    labels = row
+    if probe.questions > 1:
+        labels = [*row, f"{probe.questions - 1} other questions"]
+        weights_lht = np.concatenate([weights_lht, others_lh[..., None]], axis=-1)
     scale = np.linspace(0, 1, 5)
     parts = [html.heading("Where it looks")]
     if looks:
@@ -123,7 +136,7 @@ def render_attention(
         # What a block is comes with rung 9, the first that has several.
         where = f"block {block + 1}, " if len(decided_lh) > 1 else ""
         parts.append(html.remark(f"{where}head {head + 1}"))
-        parts.append(chips(row, weights_lht[block, head]))
+        parts.append(chips(labels, weights_lht[block, head]))
     return parts
 
 
@@ -139,14 +152,11 @@ def render_story(lesson: Lesson) -> list[Html]:
 
 
 def render_words(rungs: Sequence[Rung]) -> Html:
-    """The words of all these rungs from A to Z, to look one up."""
-    lines = [
-        (word, meaning.strip(), f"rung {rung.number}")
-        for rung in rungs
-        for word, meaning in rung.lesson.words.items()
-    ]
-    lines.sort(key=lambda line: line[0].lower())
-    return fold("All words, from A to Z", html.table(("word", "meaning", "new in"), lines))
+    """The words of all these rungs from A to Z, each with a link to where it is explained."""
+    words = [(word, rung.number) for rung in rungs for word in rung.lesson.words]
+    words.sort(key=lambda line: line[0].lower())
+    links = [f'<a href="#rung-{number}">{html.escape(word)}</a>' for word, number in words]
+    return fold("All words, from A to Z", f"<p>{' · '.join(links)}</p>")
 
 
 def render_code(lesson: Lesson, number: int) -> list[Html]:

@@ -1,7 +1,7 @@
 """ladder.html: one picture, then a section for each rung, and the table of them all."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +31,12 @@ COSTS_SHOWN = {
     "params": ("weights", "numbers"),
     "flops": ("work for each token of training", "FLOPs"),
     "cache": ("memory for each token while writing", "bytes"),
-    "decode": ("speed of writing", "tokens per second"),
 }
 VERDICTS = {None: "", True: "earned its place", False: "did not earn its place"}
 HALF_COLORS = ("gold", "pink")
+# Bits per byte that are drawn at most: knowing nothing costs 8, and one spike would take all room.
+MOST_BITS = 9.0
+SHARES = (-0.04, 1.04)  # what an axis of shares shows: a line at 0 or 1 is not hidden by the edge
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,8 @@ class Texts:
     # Of pictures and tables:
     overview: str
     probe: str
-    bars: str  # the dashed lines of a probe
     counts: str
     loss: str
-    writing: str
     table: str
     bits: str
 
@@ -141,7 +141,6 @@ class Row:
             halves = zip(self.halves.items(), HALF_COLORS, strict=False)
             probed += [(name, result, color) for (name, result), color in halves]
             caption = TEXTS.probe.format(axis=find_probe(self.rung.probe).labels[0])
-            caption += " Dashed: guessing." if self.rung.measure else f" {TEXTS.bars}"
             figures.append((caption, draw_probe(self.rung, probed)))
         corpus = self.result.corpus
         if corpus.table:
@@ -159,10 +158,12 @@ class Row:
         ]
         if curves:
             labels = ("bytes of text read", "loss, bits per byte")
-            figure = plot_curves(curves, {}, labels, log=True, size=_make_room(len(curves)))
+            named = [replace(x, name=_name_line(x.name, x.points()[1][-1:], ".2f")) for x in curves]
+            figure = plot_curves(named, {}, labels, log=True, size=_make_room(len(curves)))
             # A single line has no legend.
             single = f" The line: {curves[0].name}." if len(curves) == 1 else ""
-            figures.append((TEXTS.loss + single, figure))
+            cut = f" Above {MOST_BITS:g} it is cut off." if _is_cut(sides) else ""
+            figures.append((TEXTS.loss + single + cut, figure))
         return figures
 
     def render(self) -> html.Html:
@@ -176,19 +177,14 @@ class Row:
             parts += lesson.render_example(rung.lesson)
         if probe and self.below.probe.rows:
             below, this = self.below.probe, self.result.probe
-            failure, chosen = lesson.render_failure(probe, self.name_sides(), below, this)
+            names, row = self.name_sides(), rung.lesson.row
+            failure, chosen = lesson.render_failure(probe, names, below, this, row)
             parts += failure
             if this.attention:
                 looks = lesson.render_attention(probe, this, chosen, rung.lesson.looks)
         parts += lesson.render_story(rung.lesson) + lesson.render_code(rung.lesson, rung.number)
-        parts += [html.heading("Did it help?"), *self.render_verdict()]
-        for caption, figure in self.draw_figures():
-            # A table of bytes is too wide for a telephone, and is moved under the finger there.
-            wide = figure.get_size_inches()[0] > SIZE[0]
-            kind = "scroll wide large" if wide else "small"
-            picture = Html(f'<div class="{kind}">{svg(figure)}</div>')
-            parts += [html.remark(caption), picture]
-        parts += looks
+        parts.append(html.heading("Did it help?"))
+        parts += [*_lay_out(self.render_verdict(), self.draw_figures()), *looks]
         corpus = self.result.corpus
         if rung.lesson.pays:
             parts += [html.heading("What it costs, when it does not pay")]
@@ -211,7 +207,7 @@ class Row:
                 lines.append((title, *(f"{x:,.0f} {unit}" if x else "-" for x in values)))
         # In a head there is no room for names.
         parts = [html.table(("cost", *(name.split(" (")[0] for name, _ in sides)), lines)]
-        parts += [html.heading("What it writes"), html.remark(TEXTS.writing)]
+        parts.append(html.heading("What it writes"))
         for name, corpus in sides:
             parts += [html.remark(f"{name}:"), html.preformatted(corpus.sample)]
         return parts
@@ -247,9 +243,11 @@ class Row:
             # A table of counts has no curve: it is made of all of the text.
             read = "after the same number of bytes"
             read = read if below.corpus.curve or not this.corpus.curve else "of which it read less"
+            # Else "earned its place" and "worse" look like a contradiction.
+            judged = f"; it is judged by {rung.measure or 'its probe'}, not by this"
             told.append(
                 f"On text, {read}, {below.corpus.bpb:.3f} bits per byte became "
-                f"{this.corpus.bpb:.3f}: {better}."
+                f"{this.corpus.bpb:.3f}: {better}{judged if better == 'worse' else ''}."
             )
         if not rung.main:
             told.append(
@@ -267,10 +265,9 @@ def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> No
     links = [link.format(row.rung.number, html.escape(row.title)) for row in rows]
     contents = Html(f"<p>{', '.join(links)}</p>")
     overview = draw_overview(rows)
-    pictures = []
+    about = TEXTS.overview.format(FAIL=FAIL, PASS=PASS)
     if overview:
-        about = TEXTS.overview.format(FAIL=FAIL, PASS=PASS)
-        pictures = [html.remark(about), Html(f'<div class="small">{svg(overview)}</div>')]
+        contents = Html("".join(_lay_out([contents], [(about, overview)])))
     bits = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     tokens = max(row.result.corpus.batch * len(row.result.corpus.curve) for row in rows)
     notes = [TEXTS.table]
@@ -279,7 +276,7 @@ def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> No
     letters = html.table(("letter in the code", "meaning"), TEXTS.letters.items())
     parts = [
         html.section("How to read this page", *map(lesson.prose, TEXTS.reading), letters),
-        html.section("Every part, where the model without it fails", *pictures, contents),
+        html.section("Every part, where the model without it fails", contents),
     ]
     parts += [row.render() for row in rows]
     words = lesson.render_words([row.rung for row in rows])
@@ -348,6 +345,36 @@ def _describe_margin(rung):
     return f"at least {rung.margin:.0%} less{also}"
 
 
+def _lay_out(told, pictures):
+    """What is told and the pictures: a single one stands beside it, several side by side below."""
+    small, wide = [], []
+    for caption, figure in pictures:
+        picture = html.remark(caption) + svg(figure)
+        if figure.get_size_inches()[0] > SIZE[0]:
+            # A table of bytes is too wide for a telephone, and is moved under the finger there.
+            wide.append(Html(f'<div class="scroll wide large">{picture}</div>'))
+        else:
+            small.append(picture)
+    if len(small) == 1:
+        told, small = [], ["".join(told), *small]
+    cells = "".join(f"<div>{part}</div>" for part in small)
+    return [*told, Html(f'<div class="panels">{cells}</div>'), *wide]
+
+
+def _is_cut(sides):
+    """Whether a loss is too high to be drawn."""
+    return any(max(result.corpus.curve, default=0) > MOST_BITS for _, result, _ in sides)
+
+
+def _name_line(name, ends, form):
+    """A name in a legend, short, and where its lines end, as some lie behind each other."""
+    if not len(ends):
+        return name  # nothing can be drawn of it
+    low, high = format(min(ends), form), format(max(ends), form)
+    span = low if low == high else f"{low} to {high}"
+    return f"{name.split(' (')[0]}: {span}"
+
+
 def _make_room(names):
     """Inches of a picture whose legend has a line for each of so many names."""
     return SIZE[0], SIZE[1] + LINE * (names - 1)
@@ -357,7 +384,10 @@ def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
     """The training loss on the corpus, over tokens."""
     # Point i is after step i + 1.
     tokens = corpus.batch * (1 + np.arange(len(corpus.curve)))
-    return Curve(name, tokens, corpus.curve, color, half_life=10)
+    bits = np.array(corpus.curve, float)
+    # What is not finite stays so: such a training gets nowhere.
+    bits[np.isfinite(bits) & (bits > MOST_BITS)] = MOST_BITS
+    return Curve(name, tokens, bits, color, half_life=10)
 
 
 def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Figure:
@@ -367,7 +397,7 @@ def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Fig
     for name, result, color in sides:
         for seed, accuracy in enumerate(zip(*result.accuracy, strict=True)):
             # matplotlib leaves names with a leading underscore out of the legend.
-            label = name if seed == 0 else f"_{seed}"
+            label = _name_line(name, result.accuracy[-1], ".0%") if seed == 0 else f"_{seed}"
             curves.append(Curve(label, result.steps, accuracy, color))
     chance = probe.chance(sides[0][1].n)
     bars = {"guess": 0, "fail ≤": FAIL, "pass ≥": PASS}
@@ -376,4 +406,5 @@ def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Fig
         levels = {"guess": levels["guess"]}
     elif not chance:
         del levels["guess"]  # it is the axis itself
-    return plot_curves(curves, levels, probe.labels, size=_make_room(len(sides)))
+    room = _make_room(len(sides))
+    return plot_curves(curves, levels, probe.labels, size=room, limits=SHARES)

@@ -132,6 +132,8 @@ class Climb:
         key = self.c, settings, rung.train, self.baselines
         name = f"{rung.number:02}-corpus"
         record = load_or_compute(self.rundir.path, name, key, work)
+        # Results of before 2026-11-30 have a speed that was measurement noise.
+        record.pop("decode", None)
         return CorpusResult(**record)
 
     def measure_probe(self, rung: Rung, probe: Probe, **more: Any) -> ProbeResult:

@@ -49,6 +49,7 @@ class Lesson:
     fails: str = ""
     shows: str = ""  # what the example is
     example: Sequence[Sequence[str]] = ()  # a table: its heads, then its lines
+    row: int = 0  # of the rows of a probe that are kept: the one to be shown
     idea: str = ""
     words: Mapping[str, str] = field(default_factory=dict)
     predict: str = ""

@@ -108,11 +108,12 @@ def plot_curves(
     log: bool = False,
     size: tuple[float, float] = (9.6, 4),
     span: float = 0,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Curves with horizontal lines at `levels`, named at the right. `labels` are of x and y.
 
     `size` is in inches; a page is 9.6 wide. `span` is the least height of the y axis, so that
-    differences too small to matter look small.
+    differences too small to matter look small. `limits` of the y axis, if any, overrule the data.
 
     `log` sets a logarithmic y axis if every value is above 0. Under a moving average the values
     themselves are drawn faintly.
@@ -147,6 +148,7 @@ def plot_curves(
         axes.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
     else:
         _set_height(axes, low, high, span)
+    axes.set_ylim(limits)
     axes.xaxis.set(major_formatter=Ticks())
     axes.yaxis.set(major_formatter=Ticks())
     if len(curves) > 1 or levels:
