@@ -4,6 +4,8 @@ In the terminal, as a page and as JSON.
 """
 
 import json
+import sys
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from ramp.credit.log_figures import MIN_PROBLEMS, LogAudit, PaidWord, audit_log
 from ramp.credit.logs import STANDS_FOR, Log, read_log
 from ramp.credit.page import blend_color
 from ramp.credit.rewards import parse_reward
-from ramp.credit.search import Finding, find_exploits
+from ramp.credit.search import Finding, Tell, find_exploits
 from ramp.credit.trial import CheckerTrial, RewardTrial, ask_spec
 from ramp.errors import UserError
 from ramp.files import write_atomic
@@ -103,6 +105,21 @@ def _render_findings(title: str, findings: Sequence[Finding], note: str) -> html
 
 
 LEAST_BUDGET = 1000  # solutions
+SECONDS_OF_SILENCE = 10.0  # between lines of progress
+
+
+def _tell_progress(what: str) -> Tell:
+    """Prints now and then how far a search is, apart from what it finds."""
+    last = time.monotonic()
+
+    def tell(judged: int, total: int, found: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_OF_SILENCE:
+            last = time.monotonic()
+            line = f"{what}: {judged:,} of about {total:,} solutions judged, {found} found so far"
+            print(line, file=sys.stderr)
+
+    return tell
 
 
 def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> RewardAudit:
@@ -116,9 +133,9 @@ def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> Rewar
     names = [term.name for term in parse_reward(spec) if is_user_code(term.name)]
     code = [load_object(name, "--reward", FunctionType) for name in names]
     trial = RewardTrial(task, ask_spec(spec), level, code)
-    findings = find_exploits(trial, budget)
+    findings = find_exploits(trial, budget, tell=_tell_progress(f"reward {spec}"))
     checker = CheckerTrial(task, level)
-    fooled = find_exploits(checker, budget // 2)
+    fooled = find_exploits(checker, budget // 2, tell=_tell_progress(f"checker of {task.name}"))
     return RewardAudit(
         reward=spec,
         task=task.name,

@@ -20,8 +20,10 @@ import numpy as np
 from ramp.credit.recipes import Recipe, Solution, draw, list_seeds, list_words, mutate, write
 from ramp.credit.trial import LEAST_GAIN, RewardTrial, Trial
 
+Tell = Callable[[int, int, int], None]  # (judged, of about how many, findings so far)
 LEAST_T = 4.0  # standard errors of the mean gain on fresh problems
 BATCH = 24  # recipes tried at once
+MAX_IDLE = 20  # rounds without a solution that is new
 MAX_FINDINGS = 5
 ALIKE = "right solutions are paid no more than honest wrong ones"
 # What may stand for any text, from the most general on.
@@ -51,11 +53,16 @@ class Finding:
 
 
 def find_exploits(
-    trial: Trial, budget: int = 8000, seed: int = 0, most: int = MAX_FINDINGS
+    trial: Trial,
+    budget: int = 8000,
+    seed: int = 0,
+    most: int = MAX_FINDINGS,
+    tell: Tell | None = None,
 ) -> list[Finding]:
-    """Search until `budget` solutions were judged, or for `most` different findings.
+    """Search until `budget` solutions were judged, nothing new comes, or `most` things are found.
 
-    A quarter as many more are judged with many words at once: see `recipes.draw`.
+    A quarter as many more are judged with many words at once: see `recipes.draw`. `tell` is called
+    after each round.
     """
     rng = random.Random(seed)
     texts = [text for sheet in trial.sheets[:3] for text in sheet.right]
@@ -65,9 +72,13 @@ def find_exploits(
     findings: list[Finding] = []
     failed: set[Recipe] = set()
     num_steps = len(trial.sheets[0].right)
-    while trial.num_calls < 1.25 * budget and len(findings) < most:
+    num_idle = 0
+    # Solutions are judged once, so that their number alone may never get there.
+    while trial.num_calls < 1.25 * budget and len(findings) < most and num_idle < MAX_IDLE:
+        num_calls = trial.num_calls
         batch = list(islice(seeds, BATCH))
-        if trial.num_calls >= budget:
+        # What is drawn is new where all neighbours of the best were tried.
+        if trial.num_calls >= budget or (num_idle and not batch):
             batch = [draw(words, num_steps, rng) for _ in range(BATCH)]
         elif not batch:
             parents = [recipe for _, recipe in best[:40]] or [Recipe(())]
@@ -88,6 +99,12 @@ def find_exploits(
                 failed.add(recipe)
             best.append((gain, recipe))
         best = sorted(best, key=lambda pair: -pair[0])[:200]
+        num_idle = 0 if trial.num_calls > num_calls else num_idle + 1
+        if num_idle:
+            # One recipe many times over has few neighbours.
+            best = list(dict.fromkeys(best))
+        if tell:
+            tell(trial.num_calls, int(1.25 * budget), len(findings))
     return [*_find_alike(trial), *findings]
 
 
