@@ -4,6 +4,7 @@ In the terminal, as a page and as JSON.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -23,7 +24,7 @@ from ramp.credit.trial import CheckerTrial, RewardTrial, ask_spec
 from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.reporting import html
-from ramp.tasks import Task, open_task
+from ramp.tasks import Task, gsm8k, open_task, questions
 from ramp.user_code import is_user_code, load_object
 
 SURE = "All have p < 0.05, corrected for the number of words."
@@ -255,6 +256,56 @@ def _render_tokens(log: Log) -> html.Html:
 
 # The command
 
+# A setting of `ramp reinforce` that a message names -> what this command has in its place.
+OPTIONS = {
+    "prompts": "--prompts",
+    "task": "--task",
+    "prompt_field": "--field prompt=NAME",
+    "answer_field": "--field answer=NAME",
+}
+
+
+def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
+    """The task whose problems a reward is tried on.
+
+    named: fields of its file of questions, by `prompt`, `answer` or a usual name of these. Raises
+    UserError with remedies that the command `credit audit` has.
+    """
+    if t.task and t.prompts and t.task != gsm8k.NAME:
+        raise UserError("--task and --prompts both say what is asked; leave one out")
+    if named and not t.prompts:
+        raise UserError("--field names fields of --rollouts or of --prompts; give one of these")
+    for word, name in named.items():
+        if word not in (*questions.PROMPTS, *questions.ANSWERS):
+            raise UserError(f"--field {word}=... is not known; of --prompts it is prompt or answer")
+        key = "prompt_field" if word in questions.PROMPTS else "answer_field"
+        t = replace(t, **{key: name})
+    try:
+        if t.prompts and t.task != gsm8k.NAME:
+            _require_fields(t)
+        return open_task(t)
+    except UserError as error:
+        said = re.sub(
+            r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), str(error)
+        )
+        raise UserError(said) from None
+
+
+def _require_fields(t: Reinforce) -> None:
+    """Raises UserError where the questions are in no usual field and no named one."""
+    files, tests = questions.list_files(t.prompts)
+    rows = [row for file in (*files, *tests) for row in questions.read_records(file)]
+    present = {name for row in rows for name in row.record}
+    listed = ", ".join(sorted(present)) or "none"
+    for name in filter(None, (t.prompt_field, t.answer_field)):
+        if name not in present:
+            raise UserError(f"{t.prompts} has no field {name!r}; its fields are {listed}")
+    if not t.prompt_field and not questions.find_field(t.prompts, rows, questions.PROMPTS):
+        raise UserError(
+            f"{t.prompts} has no field that is called {', '.join(questions.PROMPTS)}; its fields "
+            f"are {listed}; name the one of its questions with --field prompt=NAME"
+        )
+
 
 def run_audit(
     reward: str | None,
@@ -267,10 +318,10 @@ def run_audit(
 ) -> str:
     """Audit a reward or a log; writes what is asked for and returns the lines to print.
 
-    t: its task and level. Raises UserError for what is not there.
+    t: its task and level. named: fields of the log, or of the file of questions. Raises UserError for what is not there.
     """
     if reward is not None and rollouts is None:
-        task = replace(open_task(t), steps="token", find_answer=None)
+        task = replace(open_audited(t, named), steps="token", find_answer=None)
         audit = audit_reward(reward, task, t.level, budget)
         text, document, result = audit.describe(), audit.render(), asdict(audit)
     elif rollouts is not None and reward is None:
