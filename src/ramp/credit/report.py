@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FunctionType
@@ -159,7 +159,7 @@ def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
     problems = f" of {audit.num_groups:,} problems" if "group" in log.fields else ""
     lines = [f"{path}: {audit.num_rollouts:,} rollouts{problems}"]
     lines += [f"  {line}" for line in _list_fields(log)]
-    lines += [f"  {name}: {value}" for name, value in list_figures(log.fields, audit)]
+    lines += [f"  {name}: {value}" for name, value in list_figures(log, audit)]
     for title, words in (("words", audit.words), ("tokens", audit.tokens)):
         if words:
             shown = ", ".join(f"{w.word!r} {w.more:+.3f} ({w.num_with})" for w in words)
@@ -169,22 +169,23 @@ def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
 
 def _list_fields(log: Log) -> list[str]:
     found = ", ".join(f"{what} from {name!r}" for what, name in log.fields.items())
-    return [f"read {found}", *log.notes]
+    return [f"read {found}", *log.notes, *map(str, log.faults)]
 
 
-def list_figures(fields: Collection[str], audit: LogAudit) -> list[tuple[str, str]]:
-    """(what, figure in words) of a log, also where the log does not hold it.
-
-    fields: what the log has of `logs.FIELDS`.
-    """
-    has = {*fields, *map(STANDS_FOR.get, fields)}
+def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
+    """(what, figure in words) of a log, also where the log does not hold it."""
+    has = {*log.fields, *map(STANDS_FOR.get, log.fields)}
     figures = []
 
     def explain(*needs: str) -> str:
         missing = ", ".join(what for what in needs if what not in has)
         if missing:
             return f"not measured: no field for {missing}"
-        return f"not measured: there is no such case, or {', '.join(needs)} fit together in none"
+        # Which of them does not fit, and how.
+        faults = [f for f in log.faults if {f.what, STANDS_FOR.get(f.what)} & set(needs)]
+        if faults:
+            return f"not measured: {'; '.join(map(str, faults))}"
+        return "not measured: there is no such case"
 
     shares = (
         ("wrong steps of right answers that are pushed up", audit.wrong_up, True),
@@ -224,7 +225,7 @@ def render_log(path: Path, log: Log, audit: LogAudit) -> str:
     ]
     note = " ".join(f"{line}." for line in _list_fields(log))
     figures = html.section(
-        "Credit", html.table(["", "figure"], list_figures(log.fields, audit)), note=note
+        "Credit", html.table(["", "figure"], list_figures(log, audit)), note=note
     )
     return html.document(
         f"Audit of {path.name}", [figures, *tables, _render_tokens(log)], note="Of a log's rollouts"
@@ -285,9 +286,7 @@ def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
             _require_fields(t)
         return open_task(t)
     except UserError as error:
-        said = re.sub(
-            r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), str(error)
-        )
+        said = re.sub(r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), str(error))
         raise UserError(said) from None
 
 
@@ -318,7 +317,8 @@ def run_audit(
 ) -> str:
     """Audit a reward or a log; writes what is asked for and returns the lines to print.
 
-    t: its task and level. named: fields of the log, or of the file of questions. Raises UserError for what is not there.
+    t: its task and level. named: fields of the log, or of the file of questions. Raises UserError
+    for what is not there.
     """
     if reward is not None and rollouts is None:
         task = replace(open_audited(t, named), steps="token", find_answer=None)
@@ -329,7 +329,8 @@ def run_audit(
         found = audit_log(log)
         text = describe_log(rollouts, log, found)
         document = render_log(rollouts, log, found)
-        result = {"file": str(rollouts), "fields": log.fields, "notes": log.notes} | asdict(found)
+        result = {"file": str(rollouts), "fields": log.fields, "notes": log.notes}
+        result |= {"left_out": [str(fault) for fault in log.faults]} | asdict(found)
     else:
         raise UserError("ramp credit audit takes --reward NAME|FILE.py:FN or --rollouts FILE.jsonl")
     if page:
