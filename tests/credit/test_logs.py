@@ -197,7 +197,10 @@ def test_steps_may_be_objects_with_verdicts_and_advantages(key, tmp_path, capsys
     assert one.steps == ("a7", "b4") and one.text == "a7\nb4"
     assert one.step_right == (True, False) and one.step_advantages == (0.5, -1)
     assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
-    assert f"steps are objects; read steps.{key}, steps.advantage; a number above" in capsys.readouterr().out
+    assert (
+        f"steps are objects; read steps.{key}, steps.advantage; a number above"
+        in capsys.readouterr().out
+    )
     # Within a list of rollouts as well.
     (inner,) = logs.read_log(write(path, [{"prompt": "q", "samples": [{"steps": steps}]}])).rollouts
     assert inner.step_right == (True, False)
