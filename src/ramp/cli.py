@@ -321,7 +321,7 @@ def add_audit_arguments(p: argparse.ArgumentParser) -> None:
         metavar="WHAT=NAME",
         help="which field of the log is WHAT: group (the problem), text, steps, reward, right, "
         "gold (the right answer), verdicts (on steps), first_error, advantages or tokens; "
-        "repeatable",
+        "repeatable; of --prompts: prompt or answer",
     )
     p.add_argument("--page", type=parse_path, help="write what was found to this HTML file")
     p.add_argument("--json", type=parse_path, help="write what was found to this JSON file")

@@ -138,3 +138,133 @@ def test_a_damaged_log_is_one_sentence(text, tmp_path, capsys):
     path.write_text(text)
     assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 2
     assert "a.jsonl" in capsys.readouterr().err
+
+
+GROUPS = [
+    {"question": f"q{i}", "answer": "7", "rollouts": [
+        {"text": "3+4=7", "score": 1.0, "answer": "7", "step_labels": [1]},
+        {"text": "3+4=8", "score": 0.0, "answer": "8", "step_labels": [0]},
+    ]}
+    for i in range(3)
+]  # fmt: skip
+
+
+def test_a_line_may_hold_the_rollouts_of_a_problem(tmp_path, capsys):
+    path = write(tmp_path / "a.jsonl", [*GROUPS, {"question": "q9", "rollouts": []}])
+    for named in ({}, {"text": "rollouts"}, {"text": "text", "reward": "score"}):
+        log = logs.read_log(path, named)
+        assert [r.text for r in log.rollouts[:2]] == ["3+4=7", "3+4=8"]
+        assert [r.group for r in log.rollouts] == ["q0", "q0", "q1", "q1", "q2", "q2"]
+        # A rollout's own answer is not taken for the right one.
+        assert [r.right for r in log.rollouts[:2]] == [True, False]
+        assert [r.reward for r in log.rollouts[:2]] == [1, 0]
+        assert log.rollouts[1].step_right == (False,)
+    assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert "6 rollouts of 3 problems" in said
+    assert "a line has a list of rollouts in 'rollouts', which share its other fields" in said
+    assert "an 'answer' of theirs is not the right one" in said
+    assert "1 of 4 lines have no rollout in 'rollouts'" in said
+    # Without a field of the problem the line is the problem.
+    rows = [{"rollouts": row["rollouts"]} for row in GROUPS]
+    log = logs.read_log(write(path, rows))
+    assert len({r.group for r in log.rollouts}) == 3
+    assert "gold" not in log.fields
+
+
+def test_a_list_of_rollouts_is_never_one_text(tmp_path):
+    rows = [{"question": "q", "rollouts": [{"said": "x"}, {"said": "y"}]}]
+    path = write(tmp_path / "a.jsonl", rows)
+    for named in ({}, {"text": "rollouts"}):
+        with pytest.raises(UserError, match=r"rollouts.said.*name.*--field text="):
+            logs.read_log(path, named)
+    assert [r.text for r in logs.read_log(path, {"text": "said"}).rollouts] == ["x", "y"]
+    # Nor is a list of texts.
+    with pytest.raises(UserError, match=r"no line of .* has a text in 'completions'"):
+        row = {"prompt": "q", "completions": ["x", "y"]}
+        logs.read_log(write(path, [row]), {"text": "completions"})
+    # A conversation is one rollout: its last turn.
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]
+    (one,) = logs.read_log(write(path, [{"prompt": "q", "completion": turns}])).rollouts
+    assert one.text == "x"
+
+
+@pytest.mark.parametrize("key", logs.STEP_PARTS["verdicts"])
+def test_steps_may_be_objects_with_verdicts_and_advantages(key, tmp_path, capsys):
+    steps = [{"text": "a7", key: 1, "advantage": 0.5}, {"text": "b4", key: 0, "advantage": -1}]
+    path = write(tmp_path / "a.jsonl", [{"prompt": "q", "steps": steps, "acc": 1}])
+    (one,) = logs.read_log(path).rollouts
+    assert one.steps == ("a7", "b4") and one.text == "a7\nb4"
+    assert one.step_right == (True, False) and one.step_advantages == (0.5, -1)
+    assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
+    assert (
+        f"steps are objects; read steps.{key}, steps.advantage; a number above"
+        in capsys.readouterr().out
+    )
+    # Within a list of rollouts as well.
+    (inner,) = logs.read_log(write(path, [{"prompt": "q", "samples": [{"steps": steps}]}])).rollouts
+    assert inner.step_right == (True, False)
+    with pytest.raises(UserError, match=f"no text among {key}"):
+        logs.read_log(write(path, [{"steps": [{key: 1}]}]))
+
+
+def test_gts_of_verl_are_right_answers(tmp_path):
+    row = {"input": "3+4", "output": "it is 7", "gts": "7", "score": 1.0, "step": 3}
+    log = logs.read_log(write(tmp_path / "a.jsonl", [row, row | {"output": "it is 8"}]))
+    assert log.fields["gold"] == "gts" and [r.right for r in log.rollouts] == [True, False]
+
+
+def test_what_does_not_fit_is_counted_and_said(tmp_path, capsys):
+    good = {"prompt": "q", "text": "a b", "steps": ["a", "b"], "reward": 1, "correct": True,
+            "verdicts": [1, 0], "advantages": [1, 1]}  # fmt: skip
+    changes = [
+        {"verdicts": [1]}, {"verdicts": [1] * 12}, {"reward": "high"}, {"correct": "perhaps"},
+        {"verdicts": 1}, {"verdicts": [1, "maybe"]}, {"advantages": ["much", 1]},
+        {"advantages": [1, 2, 3]}, {"reward": None},
+    ]  # fmt: skip
+    path = write(tmp_path / "a.jsonl", [good | change for change in changes])
+    path.write_text("\n" + path.read_text())
+    assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        "verdicts of 2 rollouts left out: 1 verdict for 2 steps in line 2",
+        "reward of 1 rollout left out: 'high' in line 4 is no number",
+        "right of 1 rollout left out: 'perhaps' in line 5 is no yes or no",
+        "verdicts of 1 rollout left out: 1 in line 6 is no list",
+        "verdicts of 1 rollout left out: the verdict 'maybe' in line 7 is not known",
+        "advantages of 1 rollout left out: ['much', 1] in line 8 are no numbers",
+        "advantages of 1 rollout left out: 3 advantages for 2 steps and 0 tokens in line 9",
+        "reward of 1 rollout left out: there is none in line 10",
+    ):
+        assert line in said
+    # A figure that is not measured says which of its fields does not fit.
+    write(path, [good | {"verdicts": [1] * 12}])
+    assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "pushed up: not measured: verdicts of 1 rollout left out: 12 verdicts for 2 steps in line 1"
+        in said
+    )
+    for odd in ({"steps": 3}, {"first_error": "x"}, {"verdicts": None, "first_error": 1.5}):
+        assert logs.read_log(write(path, [good | odd])).rollouts
+
+
+def test_advantages_of_tokens_need_the_tokens(tmp_path, capsys):
+    row = {"prompt": "q", "text": "a7 b4", "steps": ["a7", "b4"], "correct": 1,
+           "step_labels": [0, 1], "advantages": [0.5, 0.5, -1, -1]}  # fmt: skip
+    path = write(tmp_path / "a.jsonl", [row])
+    command = ["credit", "audit", "--rollouts", str(path)]
+    assert cli.main(command) == 0
+    assert "4 advantages for 2 steps and 0 tokens in line 1; if they" in capsys.readouterr().out
+    # The remedy works.
+    write(path, [row | {"pieces": ["a", "7", " b", "4"]}])
+    assert cli.main([*command, "--field", "tokens=pieces"]) == 0
+    said = capsys.readouterr().out
+    assert "left out" not in said and "pushed up: 100%" in said
+
+
+def test_an_empty_log_is_called_empty(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n")
+    assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 2
+    assert "a.jsonl is empty" in capsys.readouterr().err

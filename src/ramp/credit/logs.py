@@ -1,9 +1,12 @@
 """Rollouts that another trainer logged as JSONL: where did its credit go, and what did it pay for?
 
 Each tool has its own names of fields. `read_log` finds them, and says which it took; a line of the
-command can name others. What a log does not hold is not measured, and that is said too.
+command can name others. A line is a rollout, or a problem with a list of rollouts; steps are texts,
+or objects with verdicts. What a log does not hold is not measured, and that is said too, as is each
+value that does not fit.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +27,21 @@ FIELDS = {
     "steps": "steps response_steps completion_steps",
     "reward": "reward score rewards return total_reward outcome_reward",
     "right": "correct is_correct success acc accuracy passed right label",
-    "gold": "gold ground_truth gold_answer reference_answer reference target answer",
+    "gold": "gold ground_truth gts gold_answer reference_answer reference target answer",
     "verdicts": "step_verdicts verdicts step_labels step_correct ratings step_ratings",
     "first_error": "mistake_index first_error first_error_index error_step",
     "advantages": "advantages advantage token_advantages step_advantages",
     "tokens": "tokens token_texts response_tokens completion_tokens",
 }
+# What a step's object may call its text, its verdict and its advantage, the surest first.
+STEP_TEXT = ("text", "step", "content", "statement", "completion", "response", "output")
+STEP_PARTS = {
+    "verdicts": ("verdict", "label", "correct", "is_correct", "right", "rating", "score", "reward"),
+    "advantages": ("advantage", "advantages"),
+}
+# What turns of a conversation have, and rollouts have not.
+SPEAKERS = {"role", "from"}
+LINE = "(line)"  # a field of our own: the number of the line
 # One field that does as well as another.
 STANDS_FOR = {"first_error": "verdicts", "gold": "right"}
 
@@ -49,13 +61,30 @@ class LoggedRollout:
     token_advantages: tuple[float, ...]
 
 
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'s' * (number != 1)}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Values that were left out for one reason."""
+
+    what: str  # of `FIELDS`
+    reason: str  # of the first one, with its place
+    count: int  # rollouts
+
+    def __str__(self) -> str:
+        return f"{self.what} of {_count(self.count, 'rollout')} left out: {self.reason}"
+
+
 @dataclass(frozen=True)
 class Log:
     """The rollouts of a file, and what was made of its fields."""
 
     rollouts: tuple[LoggedRollout, ...]
     fields: dict[str, str]  # what is looked for -> name in the file
-    notes: tuple[str, ...]  # what was left out or taken for granted, and what no field says
+    notes: tuple[str, ...]  # what was taken for granted, and what no field says
+    faults: tuple[Fault, ...] = ()
 
 
 # Reading
@@ -73,15 +102,31 @@ def read_log(path: Path, named: Mapping[str, str] | None = None) -> Log:
         raise UserError(f"there is no file {path}; give a JSONL file of rollouts") from None
     except ValueError as error:
         raise UserError(f"{path}, {error}") from None
-    fields, notes = find_fields(records, named or {}, path)
-    found = [
-        {what: record[name] for what, name in fields.items() if name in record}
-        for record in records
-    ]
-    found = [got for got in found if "text" in got or "steps" in got]
-    rollouts = [_read_rollout(got) for got in found]
+    if not records:
+        raise UserError(f"{path} is empty; give a JSONL file with a rollout in each line")
+    names = _resolve(named or {})
+    # Blank lines are counted too, as editors do.
+    numbers = [n for n, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
+    records = [record | {LINE: n} for record, n in zip(records, numbers, strict=True)]
+    records, names, shapes = _flatten(records, names, path)
+    fields, notes = find_fields(records, names, path)
+    notes = [*shapes, *notes]
+    faults: Faults = []
+    found = []
+    for record in records:
+        got = {what: record[name] for what, name in fields.items() if name in record}
+        got[LINE] = record[LINE]
+        if _find_text(got.get("text")) is not None or isinstance(got.get("steps"), list | str):
+            found.append(got)
+    if not found:
+        raise UserError(
+            f"no line of {path} has a text in {fields.get('text') or fields['steps']!r}; it has "
+            f"{_list_fields(records)}; name a text with --field text=NAME"
+        )
+    rollouts = [_read_rollout(got, fields, faults) for got in found]
     if len(rollouts) < len(records):
-        notes.append(f"{len(records) - len(rollouts)} of {len(records)} lines have no text")
+        unit = "rollouts" if shapes else "lines"
+        notes.append(f"{len(records) - len(rollouts)} of {len(records)} {unit} have no text")
     # Steps alone may lack the answer.
     if "right" not in fields and {"gold", "text"} <= fields.keys():
         golds = [_read_text(got.get("gold", "")).strip() for got in found]
@@ -94,19 +139,134 @@ def read_log(path: Path, named: Mapping[str, str] | None = None) -> Log:
             else r
             for r, gold in zip(rollouts, golds, strict=True)
         ]
-    return Log(tuple(rollouts), fields, tuple(notes))
+    return Log(tuple(rollouts), fields, tuple(notes), _sum_up(faults))
+
+
+Faults = list[tuple[str, str, str]]  # of each value: what it is of, the kind, the first's reason
+
+
+def _sum_up(faults: Faults) -> tuple[Fault, ...]:
+    """A fault for each kind."""
+    counts = Counter((what, kind) for what, kind, _ in faults)
+    # Of equal keys the last one stands, so that the first reason is put last.
+    first = {(what, kind): reason for what, kind, reason in reversed(faults)}
+    return tuple(Fault(key[0], first[key], count) for key, count in counts.items())
+
+
+def _resolve(named: Mapping[str, str]) -> dict[str, str]:
+    """What is looked for -> its name, by whatever usual name that was said."""
+    words = {word: what for what in FIELDS for word in (*FIELDS[what].split(), what)}
+    if unknown := [word for word in named if word not in words]:
+        raise UserError(f"--field {unknown[0]}=... is not known; it can be {', '.join(FIELDS)}")
+    return {words[word]: name for word, name in named.items()}
+
+
+def _list_fields(records: Sequence[dict]) -> str:
+    """The names of fields, and of those of objects in their lists, which can be named too."""
+    objects = [(n, v) for record in records for n, v in record.items() if _is_objects(v)]
+    inner = {f"{name}.{key}" for name, value in objects for part in value for key in part}
+    return ", ".join(sorted(inner | {name for record in records for name in record} - {LINE}))
+
+
+# Shapes
+
+
+def _flatten(
+    records: list[dict], names: dict[str, str], path: Path
+) -> tuple[list[dict], dict[str, str], list[str]]:
+    """(a record a rollout, names, notes): lists of rollouts and objects of steps are spread out."""
+    notes = []
+    nested = _find_nested(records, names)
+    if nested:
+        names = {what: name for what, name in names.items() if name != nested}
+        records, notes = _spread_rollouts(records, nested, names)
+        outer = {name for record in records for name in record}
+        if not outer & {*FIELDS["group"].split(), names.get("group", "group")}:
+            records = [record | {"group": record[LINE]} for record in records]
+            notes.append("each line is a group")
+    steps = [names["steps"]] if "steps" in names else FIELDS["steps"].split()
+    for name in steps:
+        if any(_is_objects(record.get(name)) for record in records):
+            records, parts = _spread_steps(records, name, path)
+            read = ", ".join(parts.values()) or "nothing but their text"
+            notes.append(f"steps are objects; read {read}; a number above one half is right")
+            # What is named by hand goes before what is found.
+            names = parts | names
+    return records, names, notes
+
+
+def _is_objects(value: Any) -> bool:
+    """Whether it is a list of objects that are no turns of a conversation."""
+    is_list = isinstance(value, list) and bool(value)
+    return is_list and all(isinstance(v, dict) and not SPEAKERS & v.keys() for v in value)
+
+
+def _find_nested(records: Sequence[dict], names: Mapping[str, str]) -> str:
+    """The field that holds a list of rollouts: objects with a text; empty: none."""
+    texts = {*FIELDS["text"].split(), *FIELDS["steps"].split(), names.get("text", "text")}
+    parts = {*FIELDS["steps"].split(), *FIELDS["tokens"].split()}
+    parts |= {names[what] for what in ("steps", "tokens") if what in names}
+    for record in records:
+        for name, value in record.items():
+            if name not in parts and _is_objects(value) and any(texts & v.keys() for v in value):
+                return name
+    return ""
+
+
+def _spread_rollouts(
+    records: Sequence[dict], nested: str, names: Mapping[str, str]
+) -> tuple[list[dict], list[str]]:
+    """(a record a rollout with the fields of its line, notes)."""
+    spread, num_empty = [], 0
+    golds = {*FIELDS["gold"].split()} - {names.get("gold")}
+    for record in records:
+        values = record.get(nested)
+        outer = {name: value for name, value in record.items() if name != nested}
+        num_empty += values == []
+        if not isinstance(values, list):
+            spread.append(record)
+            continue
+        # A rollout's own answer is no right one.
+        drop = golds & {"answer", *outer}
+        spread += [outer | {k: v for k, v in value.items() if k not in drop} for value in values]
+    notes = [
+        f"a line has a list of rollouts in {nested!r}, which share its other fields; an 'answer' "
+        "of theirs is not the right one unless it is named so"
+    ]
+    if num_empty:
+        notes.append(f"{num_empty} of {len(records)} lines have no rollout in {nested!r}")
+    return spread, notes
+
+
+def _spread_steps(
+    records: Sequence[dict], name: str, path: Path
+) -> tuple[list[dict], dict[str, str]]:
+    """(records with texts as steps and lists of what the objects say, what -> its name)."""
+    objects = [step for r in records if _is_objects(r.get(name)) for step in r[name]]
+    present = {key for step in objects for key in step}
+    text = next((key for key in STEP_TEXT if key in present), None)
+    if text is None:
+        raise UserError(
+            f"{path}: the objects of {name!r} have no text among {', '.join(sorted(present))}; "
+            f"call it 'text'"
+        )
+    # The surest name comes last, and so stands.
+    keys = {what: k for what, ks in STEP_PARTS.items() for k in reversed(ks) if k in present}
+    spread = []
+    for record in records:
+        if _is_objects(steps := record.get(name)):
+            parts = {f"{name}.{key}": [step.get(key) for step in steps] for key in keys.values()}
+            record = record | parts | {name: [step.get(text) for step in steps]}
+        spread.append(record)
+    return spread, {what: f"{name}.{key}" for what, key in keys.items()}
 
 
 def find_fields(
     records: Sequence[dict], named: Mapping[str, str], path: Path
 ) -> tuple[dict[str, str], list[str]]:
     """(what is looked for -> its name, notes on names of which there are several)."""
-    present = {name for record in records for name in record}
+    present = {name for record in records for name in record if name != LINE}
     fields, notes = {}, []
-    words = {word: what for what in FIELDS for word in (*FIELDS[what].split(), what)}
-    if unknown := [word for word in named if word not in words]:
-        raise UserError(f"--field {unknown[0]}=... is not known; it can be {', '.join(FIELDS)}")
-    named = {words[word]: name for word, name in named.items()}
     for what, names in FIELDS.items():
         # What is named for one thing is no other.
         found = [name for name in names.split() if name in present - set(named.values())]
@@ -122,7 +282,7 @@ def find_fields(
             notes.append(f"{what} is {found[0]!r}, and not {', '.join(found[1:])}")
     if not {"text", "steps"} & fields.keys():
         raise UserError(
-            f"{path} has no text of rollouts among {', '.join(sorted(present)) or 'its fields'}; "
+            f"{path} has no text of rollouts among {_list_fields(records) or 'its fields'}; "
             "name it with --field text=NAME"
         )
     if "group" not in fields:
@@ -140,43 +300,113 @@ def find_fields(
     return fields, notes
 
 
-def _read_rollout(got: dict[str, Any]) -> LoggedRollout:
-    steps = tuple(map(_read_text, got.get("steps") or ()))
-    text = _read_text(got["text"]) if "text" in got else "\n".join(steps)
-    verdicts = got.get("verdicts")
-    if verdicts is None and "first_error" in got and steps:
-        # None or -1: no error. What comes after the first one is not known.
-        first = got["first_error"]
-        count = len(steps)
-        clean = first is None or first < 0
-        verdicts = [1] * count if clean else ([1] * first + [0] + [None] * count)[:count]
-    step_right = None if verdicts is None else tuple(map(_read_truth, verdicts))
-    advantages = got.get("advantages")
-    tokens = tuple(map(_read_text, got.get("tokens") or ()))
-    token_advantages: tuple[float, ...] = ()
-    step_advantages = None
-    num_steps = len(step_right or steps)
-    if isinstance(advantages, int | float):
-        # One for the whole rollout: every step and token has it.
-        step_advantages = (float(advantages),) * num_steps
-    elif isinstance(advantages, list) and advantages:
-        values = tuple(float(a) for a in advantages)
-        if len(values) == num_steps:
-            step_advantages = values
-        elif len(values) == len(tokens):
-            token_advantages = values
-            step_advantages = _advantages_at_ends(steps, tokens, values)
+def _read_rollout(
+    got: Mapping[str, Any], fields: Mapping[str, str], faults: Faults
+) -> LoggedRollout:
+    here = f"in line {got[LINE]}"
+    for what in ("group", "reward", "right", "gold", "verdicts", "advantages"):
+        if what in fields and got.get(what) is None:
+            faults.append((what, "none", f"there is none {here}"))
+    steps = got.get("steps") or ()
+    if isinstance(steps, str):
+        steps = steps.split("\n")
+    elif not isinstance(steps, list | tuple):
+        faults.append(("steps", "no list", f"{steps!r:.40} {here} is no list"))
+        steps = ()
+    steps = tuple(map(_read_text, steps))
+    text = _find_text(got.get("text"))
+    values = []
+    for what, read in (("reward", _read_number), ("right", _read_truth)):
+        values.append(read(got.get(what)))
+        if values[-1] is None and got.get(what) is not None:
+            said = "number" if what == "reward" else "yes or no"
+            faults.append((what, "unread", f"{got[what]!r:.40} {here} is no {said}"))
+    step_right = _read_verdicts(got, steps, faults)
+    tokens = got.get("tokens")
+    tokens = tuple(map(_read_text, tokens)) if isinstance(tokens, list) else ()
+    step_advantages, token_advantages = _read_advantages(
+        got, steps, len(step_right or steps), tokens, faults
+    )
     return LoggedRollout(
         group=_read_text(got.get("group", "")),
-        text=text,
-        reward=_read_number(got.get("reward")),
-        right=_read_truth(got.get("right")),
+        text="\n".join(steps) if text is None else text,
+        reward=values[0],
+        right=values[1],
         steps=steps,
         step_right=step_right,
         step_advantages=step_advantages,
         tokens=tokens,
         token_advantages=token_advantages,
     )
+
+
+def _read_verdicts(
+    got: Mapping[str, Any], steps: Sequence[str], faults: Faults
+) -> tuple[bool | None, ...] | None:
+    """A verdict a step; None where there are none, or they do not fit."""
+    verdicts, count, here = got.get("verdicts"), len(steps), f"in line {got[LINE]}"
+    first = got.get("first_error", "")
+    if verdicts is None and first != "":
+        if not steps or not isinstance(first, int | None):
+            said = f"{first!r:.40} {here} is no number of a step" if steps else f"no steps {here}"
+            faults.append(("first_error", "unfit", said))
+            return None
+        # None or -1: no error. What comes after the first one is not known.
+        is_clean = first is None or first < 0
+        verdicts = [1] * count if is_clean else ([1] * first + [0] + [None] * count)[:count]
+    if verdicts is None:
+        return None
+    if not isinstance(verdicts, list):
+        faults.append(("verdicts", "no list", f"{verdicts!r:.40} {here} is no list"))
+        return None
+    if steps and len(verdicts) != count:
+        said = f"{_count(len(verdicts), 'verdict')} for {_count(count, 'step')} {here}"
+        faults.append(("verdicts", "unfit", said))
+        return None
+    read = tuple(map(_read_truth, verdicts))
+    for value, truth in zip(verdicts, read, strict=True):
+        if truth is None and value is not None and value != "":
+            said = f"the verdict {value!r:.40} {here} is not known"
+            faults.append(("verdicts", "unread", said))
+            break
+    return read
+
+
+def _read_advantages(
+    got: Mapping[str, Any],
+    steps: Sequence[str],
+    num_steps: int,
+    tokens: Sequence[str],
+    faults: Faults,
+) -> tuple[tuple[float, ...] | None, tuple[float, ...]]:
+    """(advantages of steps, of tokens), as far as they fit."""
+    advantages, here = got.get("advantages"), f"in line {got[LINE]}"
+    if (one := _read_number(advantages)) is not None and not isinstance(advantages, list | dict):
+        # One for the whole rollout: every step and token has it.
+        return (one,) * num_steps, ()
+    if advantages is None or advantages == []:
+        return None, ()
+    values = list(map(_read_number, advantages)) if isinstance(advantages, list) else [None]
+    if None in values:
+        faults.append(("advantages", "unread", f"{advantages!r:.40} {here} are no numbers"))
+        return None, ()
+    if len(values) == num_steps:
+        return tuple(values), ()
+    if len(values) == len(tokens):
+        at_ends = _advantages_at_ends(steps, tokens, values)
+        if steps and at_ends is None:
+            said = f"the tokens {here} are fewer than the letters of the steps"
+            faults.append(("advantages", "letters", f"{said}, so no step has its own"))
+        return at_ends, tuple(values)
+    places = f"{_count(num_steps, 'step')} and {_count(len(tokens), 'token')} {here}"
+    said = f"{_count(len(values), 'advantage')} for {places}"
+    if not tokens:
+        said += (
+            "; if they are of tokens, log the text of each token too, as a list in a field "
+            "'tokens', or name that field with --field tokens=NAME"
+        )
+    faults.append(("advantages", "unfit", said))
+    return None, ()
 
 
 def _advantages_at_ends(
@@ -194,25 +424,44 @@ def _advantages_at_ends(
     return tuple(values[int(np.searchsorted(letters, end))] for end in ends)
 
 
-def _read_text(value: Any) -> str:
-    """A text; of a conversation its last turn."""
+def _find_text(value: Any) -> str | None:
+    """A text, of a conversation the last turn's; None where it is none."""
     if isinstance(value, list) and value and isinstance(value[-1], dict):
-        value = value[-1].get("content", value[-1].get("text", ""))
-    return "" if value is None else str(value)
+        value = value[-1]
+    if isinstance(value, dict):
+        # Contents may be parts in turn.
+        return _find_text(next((value[k] for k in ("content", "text", "value") if k in value), 0))
+    return value if isinstance(value, str) else None
+
+
+def _read_text(value: Any) -> str:
+    """A text; what is none as it is written."""
+    text = _find_text(value)
+    return ("" if value is None else str(value)) if text is None else text
 
 
 def _read_number(value: Any) -> float | None:
     # Several rewards of one rollout are added up, as trainers do.
     if isinstance(value, list | dict):
         parts = [_read_number(v) for v in (value.values() if isinstance(value, dict) else value)]
-        return sum((p for p in parts if p is not None), 0.0)
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+        known = [part for part in parts if part is not None]
+        return sum(known) if known else None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if np.isfinite(number) else None
+
+
+TRUE, FALSE = ("true", "+", "correct", "right", "yes"), ("false", "-", "incorrect", "wrong", "no")
 
 
 def _read_truth(value: Any) -> bool | None:
     """True for what is above one half; PRM800K rates from -1 to 1, where 0 is neutral."""
-    if isinstance(value, str):
-        return {"true": True, "+": True, "correct": True, "false": False, "-": False}.get(
-            value.strip().lower()
-        )
-    return None if value is None else float(value) > 0.5
+    if isinstance(value, list | dict):
+        return None
+    word = str(value).strip().lower()
+    if word in TRUE or word in FALSE:
+        return word in TRUE
+    number = _read_number(value)
+    return None if number is None else number > 0.5

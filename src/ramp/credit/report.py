@@ -4,7 +4,10 @@ In the terminal, as a page and as JSON.
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FunctionType
@@ -16,12 +19,12 @@ from ramp.credit.log_figures import MIN_PROBLEMS, LogAudit, PaidWord, audit_log
 from ramp.credit.logs import STANDS_FOR, Log, read_log
 from ramp.credit.page import blend_color
 from ramp.credit.rewards import parse_reward
-from ramp.credit.search import Finding, find_exploits
+from ramp.credit.search import Finding, Tell, find_exploits
 from ramp.credit.trial import CheckerTrial, RewardTrial, ask_spec
 from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.reporting import html
-from ramp.tasks import Task, open_task
+from ramp.tasks import Task, gsm8k, open_task, questions
 from ramp.user_code import is_user_code, load_object
 
 SURE = "All have p < 0.05, corrected for the number of words."
@@ -103,6 +106,21 @@ def _render_findings(title: str, findings: Sequence[Finding], note: str) -> html
 
 
 LEAST_BUDGET = 1000  # solutions
+SECONDS_OF_SILENCE = 10.0  # between lines of progress
+
+
+def _tell_progress(what: str) -> Tell:
+    """Prints now and then how far a search is, apart from what it finds."""
+    last = time.monotonic()
+
+    def tell(judged: int, total: int, found: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_OF_SILENCE:
+            last = time.monotonic()
+            line = f"{what}: {judged:,} of about {total:,} solutions judged, {found} found so far"
+            print(line, file=sys.stderr)
+
+    return tell
 
 
 def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> RewardAudit:
@@ -116,9 +134,9 @@ def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> Rewar
     names = [term.name for term in parse_reward(spec) if is_user_code(term.name)]
     code = [load_object(name, "--reward", FunctionType) for name in names]
     trial = RewardTrial(task, ask_spec(spec), level, code)
-    findings = find_exploits(trial, budget)
+    findings = find_exploits(trial, budget, tell=_tell_progress(f"reward {spec}"))
     checker = CheckerTrial(task, level)
-    fooled = find_exploits(checker, budget // 2)
+    fooled = find_exploits(checker, budget // 2, tell=_tell_progress(f"checker of {task.name}"))
     return RewardAudit(
         reward=spec,
         task=task.name,
@@ -141,7 +159,7 @@ def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
     problems = f" of {audit.num_groups:,} problems" if "group" in log.fields else ""
     lines = [f"{path}: {audit.num_rollouts:,} rollouts{problems}"]
     lines += [f"  {line}" for line in _list_fields(log)]
-    lines += [f"  {name}: {value}" for name, value in list_figures(log.fields, audit)]
+    lines += [f"  {name}: {value}" for name, value in list_figures(log, audit)]
     for title, words in (("words", audit.words), ("tokens", audit.tokens)):
         if words:
             shown = ", ".join(f"{w.word!r} {w.more:+.3f} ({w.num_with})" for w in words)
@@ -151,22 +169,23 @@ def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
 
 def _list_fields(log: Log) -> list[str]:
     found = ", ".join(f"{what} from {name!r}" for what, name in log.fields.items())
-    return [f"read {found}", *log.notes]
+    return [f"read {found}", *log.notes, *map(str, log.faults)]
 
 
-def list_figures(fields: Collection[str], audit: LogAudit) -> list[tuple[str, str]]:
-    """(what, figure in words) of a log, also where the log does not hold it.
-
-    fields: what the log has of `logs.FIELDS`.
-    """
-    has = {*fields, *map(STANDS_FOR.get, fields)}
+def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
+    """(what, figure in words) of a log, also where the log does not hold it."""
+    has = {*log.fields, *map(STANDS_FOR.get, log.fields)}
     figures = []
 
     def explain(*needs: str) -> str:
         missing = ", ".join(what for what in needs if what not in has)
         if missing:
             return f"not measured: no field for {missing}"
-        return f"not measured: there is no such case, or {', '.join(needs)} fit together in none"
+        # Which of them does not fit, and how.
+        faults = [f for f in log.faults if {f.what, STANDS_FOR.get(f.what)} & set(needs)]
+        if faults:
+            return f"not measured: {'; '.join(map(str, faults))}"
+        return "not measured: there is no such case"
 
     shares = (
         ("wrong steps of right answers that are pushed up", audit.wrong_up, True),
@@ -206,7 +225,7 @@ def render_log(path: Path, log: Log, audit: LogAudit) -> str:
     ]
     note = " ".join(f"{line}." for line in _list_fields(log))
     figures = html.section(
-        "Credit", html.table(["", "figure"], list_figures(log.fields, audit)), note=note
+        "Credit", html.table(["", "figure"], list_figures(log, audit)), note=note
     )
     return html.document(
         f"Audit of {path.name}", [figures, *tables, _render_tokens(log)], note="Of a log's rollouts"
@@ -238,6 +257,54 @@ def _render_tokens(log: Log) -> html.Html:
 
 # The command
 
+# A setting of `ramp reinforce` that a message names -> what this command has in its place.
+OPTIONS = {
+    "prompts": "--prompts",
+    "task": "--task",
+    "prompt_field": "--field prompt=NAME",
+    "answer_field": "--field answer=NAME",
+}
+
+
+def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
+    """The task whose problems a reward is tried on.
+
+    named: fields of its file of questions, by `prompt`, `answer` or a usual name of these. Raises
+    UserError with remedies that the command `credit audit` has.
+    """
+    if t.task and t.prompts and t.task != gsm8k.NAME:
+        raise UserError("--task and --prompts both say what is asked; leave one out")
+    if named and not t.prompts:
+        raise UserError("--field names fields of --rollouts or of --prompts; give one of these")
+    for word, name in named.items():
+        if word not in (*questions.PROMPTS, *questions.ANSWERS):
+            raise UserError(f"--field {word}=... is not known; of --prompts it is prompt or answer")
+        key = "prompt_field" if word in questions.PROMPTS else "answer_field"
+        t = replace(t, **{key: name})
+    try:
+        if t.prompts and t.task != gsm8k.NAME:
+            _require_fields(t)
+        return open_task(t)
+    except UserError as error:
+        said = re.sub(r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), str(error))
+        raise UserError(said) from None
+
+
+def _require_fields(t: Reinforce) -> None:
+    """Raises UserError where the questions are in no usual field and no named one."""
+    files, tests = questions.list_files(t.prompts)
+    rows = [row for file in (*files, *tests) for row in questions.read_records(file)]
+    present = {name for row in rows for name in row.record}
+    listed = ", ".join(sorted(present)) or "none"
+    for name in filter(None, (t.prompt_field, t.answer_field)):
+        if name not in present:
+            raise UserError(f"{t.prompts} has no field {name!r}; its fields are {listed}")
+    if not t.prompt_field and not questions.find_field(t.prompts, rows, questions.PROMPTS):
+        raise UserError(
+            f"{t.prompts} has no field that is called {', '.join(questions.PROMPTS)}; its fields "
+            f"are {listed}; name the one of its questions with --field prompt=NAME"
+        )
+
 
 def run_audit(
     reward: str | None,
@@ -250,10 +317,11 @@ def run_audit(
 ) -> str:
     """Audit a reward or a log; writes what is asked for and returns the lines to print.
 
-    t: its task and level. Raises UserError for what is not there.
+    t: its task and level. named: fields of the log, or of the file of questions. Raises UserError
+    for what is not there.
     """
     if reward is not None and rollouts is None:
-        task = replace(open_task(t), steps="token", find_answer=None)
+        task = replace(open_audited(t, named), steps="token", find_answer=None)
         audit = audit_reward(reward, task, t.level, budget)
         text, document, result = audit.describe(), audit.render(), asdict(audit)
     elif rollouts is not None and reward is None:
@@ -261,7 +329,8 @@ def run_audit(
         found = audit_log(log)
         text = describe_log(rollouts, log, found)
         document = render_log(rollouts, log, found)
-        result = {"file": str(rollouts), "fields": log.fields, "notes": log.notes} | asdict(found)
+        result = {"file": str(rollouts), "fields": log.fields, "notes": log.notes}
+        result |= {"left_out": [str(fault) for fault in log.faults]} | asdict(found)
     else:
         raise UserError("ramp credit audit takes --reward NAME|FILE.py:FN or --rollouts FILE.jsonl")
     if page:

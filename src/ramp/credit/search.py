@@ -20,8 +20,10 @@ import numpy as np
 from ramp.credit.recipes import Recipe, Solution, draw, list_seeds, list_words, mutate, write
 from ramp.credit.trial import LEAST_GAIN, RewardTrial, Trial
 
+Tell = Callable[[int, int, int], None]  # (judged, of about how many, findings so far)
 LEAST_T = 4.0  # standard errors of the mean gain on fresh problems
 BATCH = 24  # recipes tried at once
+MAX_IDLE = 20  # rounds without a solution that is new
 MAX_FINDINGS = 5
 ALIKE = "right solutions are paid no more than honest wrong ones"
 # What may stand for any text, from the most general on.
@@ -45,17 +47,43 @@ class Finding:
     @property
     def worth(self) -> str:
         """What it is paid and what equal work is: a cost where neither is above 0."""
+        if self.kind == ALIKE:
+            wrong, right = write_apart(self.paid, self.deserved)
+            both = f"a wrong one gets {wrong}, a right one {right}"
+            return both if wrong != right else f"both get {wrong}"
         if max(self.paid, self.deserved) <= 0:
-            return f"it costs {abs(self.paid):.2f}, where honest work costs {-self.deserved:.2f}"
-        return f"{self.paid:.2f}, where equal work gets {self.deserved:.2f}"
+            paid, deserved = write_apart(-self.paid, -self.deserved)
+            return f"it costs {paid}, where honest work costs {deserved}"
+        paid, deserved = write_apart(self.paid, self.deserved)
+        return f"{paid}, where equal work gets {deserved}"
+
+    @property
+    def gain(self) -> float:
+        """What it is paid more than equal work."""
+        return self.paid - self.deserved
+
+
+def write_apart(one: float, other: float) -> tuple[str, str]:
+    """Two numbers with two digits, or as many more as tell them apart; never -0.00."""
+    for digits in range(2, 7):
+        # Adding 0.0 takes the sign off a zero.
+        texts = [f"{round(number, digits) + 0.0:.{digits}f}" for number in (one, other)]
+        if texts[0] != texts[1]:
+            return texts[0], texts[1]
+    return f"{one + 0.0:.2f}", f"{other + 0.0:.2f}"
 
 
 def find_exploits(
-    trial: Trial, budget: int = 8000, seed: int = 0, most: int = MAX_FINDINGS
+    trial: Trial,
+    budget: int = 8000,
+    seed: int = 0,
+    most: int = MAX_FINDINGS,
+    tell: Tell | None = None,
 ) -> list[Finding]:
-    """Search until `budget` solutions were judged, or for `most` different findings.
+    """Search until `budget` solutions were judged, nothing new comes, or `most` things are found.
 
-    A quarter as many more are judged with many words at once: see `recipes.draw`.
+    A quarter as many more are judged with many words at once: see `recipes.draw`. `tell` is called
+    after each round.
     """
     rng = random.Random(seed)
     texts = [text for sheet in trial.sheets[:3] for text in sheet.right]
@@ -65,9 +93,13 @@ def find_exploits(
     findings: list[Finding] = []
     failed: set[Recipe] = set()
     num_steps = len(trial.sheets[0].right)
-    while trial.num_calls < 1.25 * budget and len(findings) < most:
+    num_idle = 0
+    # Solutions are judged once, so that their number alone may never get there.
+    while trial.num_calls < 1.25 * budget and len(findings) < most and num_idle < MAX_IDLE:
+        num_calls = trial.num_calls
         batch = list(islice(seeds, BATCH))
-        if trial.num_calls >= budget:
+        # What is drawn is new where all neighbours of the best were tried.
+        if trial.num_calls >= budget or (num_idle and not batch):
             batch = [draw(words, num_steps, rng) for _ in range(BATCH)]
         elif not batch:
             parents = [recipe for _, recipe in best[:40]] or [Recipe(())]
@@ -82,12 +114,20 @@ def find_exploits(
                 continue
             if gain >= LEAST_GAIN and len(findings) < most:
                 finding = confirm(trial, recipe)
-                if finding and finding.kind not in {f.kind for f in findings}:
+                if finding and not any(restates(finding, f, trial) for f in findings):
+                    # It may be what earlier ones come from.
+                    findings = [f for f in findings if not restates(f, finding, trial)]
                     findings.append(finding)
                     continue
                 failed.add(recipe)
             best.append((gain, recipe))
         best = sorted(best, key=lambda pair: -pair[0])[:200]
+        num_idle = 0 if trial.num_calls > num_calls else num_idle + 1
+        if num_idle:
+            # One recipe many times over has few neighbours.
+            best = list(dict.fromkeys(best))
+        if tell:
+            tell(trial.num_calls, int(1.25 * budget), len(findings))
     return [*_find_alike(trial), *findings]
 
 
@@ -237,6 +277,7 @@ def _with_piece(recipe: Recipe, piece: str, other: str) -> Recipe:
     return replace(recipe, rows=rows, answer=answer)
 
 
+MAX_CAUSES = 5  # in one sentence
 FILLERS = {*ANYTHING, "«wrong»", ""}
 PLACES = {
     "«gold»": "the right answer somewhere in the text",
@@ -272,6 +313,9 @@ def describe(trial: Trial, recipe: Recipe, column: int) -> str:
     if column and [*solution.steps, solution.answer or ""][column - 1 : column] == [""]:
         return f"leaving a step empty {verb}"
     causes = causes or [_name_amount(trial, recipe)]
+    if len(causes) > MAX_CAUSES:
+        # A sentence that nobody reads to its end says less than its beginning.
+        causes[MAX_CAUSES:] = [f"{len(causes) - MAX_CAUSES} more texts (see its example)"]
     subject = "a solution" if column == 0 else "a step of a solution"
     return f"{subject} with {' and '.join(causes)} {verb}"
 
@@ -314,9 +358,21 @@ def _name_amount(trial: Trial, recipe: Recipe) -> str:
     return "any text"
 
 
-def explains(finding: Finding, recipe: Recipe, trial: Trial) -> bool:
-    """Whether a recipe holds all that a finding needed, so that it shows nothing new."""
-    sheet = trial.sheets[0]
+def restates(finding: Finding, other: Finding, trial: Trial) -> bool:
+    """Whether wherever a finding gains it holds all of the other, and is paid no more for it."""
+    if finding.kind == other.kind:
+        return True
+    if finding.where != other.where or finding.gain > 1.05 * other.gain:
+        return False
+    (table,) = trial.gains([finding.recipe], trial.fresh)
+    gains = table[:, 0] if finding.where == "rollout" else table[:, 1:].max(axis=1)
+    at = [i for i, gain in zip(trial.fresh, gains, strict=True) if gain >= LEAST_GAIN]
+    return all(explains(other, finding.recipe, trial, i) for i in at)
+
+
+def explains(finding: Finding, recipe: Recipe, trial: Trial, i: int = 0) -> bool:
+    """Whether a recipe, written for problem i, holds all that a finding needed: nothing new."""
+    sheet = trial.sheets[i]
     small, solution = write(finding.recipe, sheet), write(recipe, sheet)
     # Wherever it stands, in a step or in the answer.
     needed = Counter(piece for piece in finding.recipe.pieces if piece not in FILLERS)
