@@ -282,28 +282,10 @@ def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
         key = "prompt_field" if word in questions.PROMPTS else "answer_field"
         t = replace(t, **{key: name})
     try:
-        if t.prompts and t.task != gsm8k.NAME:
-            _require_fields(t)
         return open_task(t)
     except UserError as error:
         said = re.sub(r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), str(error))
         raise UserError(said) from None
-
-
-def _require_fields(t: Reinforce) -> None:
-    """Raises UserError where the questions are in no usual field and no named one."""
-    files, tests = questions.list_files(t.prompts)
-    rows = [row for file in (*files, *tests) for row in questions.read_records(file)]
-    present = {name for row in rows for name in row.record}
-    listed = ", ".join(sorted(present)) or "none"
-    for name in filter(None, (t.prompt_field, t.answer_field)):
-        if name not in present:
-            raise UserError(f"{t.prompts} has no field {name!r}; its fields are {listed}")
-    if not t.prompt_field and not questions.find_field(t.prompts, rows, questions.PROMPTS):
-        raise UserError(
-            f"{t.prompts} has no field that is called {', '.join(questions.PROMPTS)}; its fields "
-            f"are {listed}; name the one of its questions with --field prompt=NAME"
-        )
 
 
 def run_audit(
