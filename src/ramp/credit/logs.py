@@ -254,7 +254,8 @@ def _spread_steps(
     keys = {what: k for what, ks in STEP_PARTS.items() for k in reversed(ks) if k in present}
     spread = []
     for record in records:
-        if _is_objects(steps := record.get(name)):
+        steps = record.get(name)
+        if steps and _is_objects(steps):
             parts = {f"{name}.{key}": [step.get(key) for step in steps] for key in keys.values()}
             record = record | parts | {name: [step.get(text) for step in steps]}
         spread.append(record)
@@ -315,11 +316,9 @@ def _read_rollout(
         steps = ()
     steps = tuple(map(_read_text, steps))
     text = _find_text(got.get("text"))
-    values = []
-    for what, read in (("reward", _read_number), ("right", _read_truth)):
-        values.append(read(got.get(what)))
-        if values[-1] is None and got.get(what) is not None:
-            said = "number" if what == "reward" else "yes or no"
+    reward, right = _read_number(got.get("reward")), _read_truth(got.get("right"))
+    for what, value, said in (("reward", reward, "number"), ("right", right, "yes or no")):
+        if value is None and got.get(what) is not None:
             faults.append((what, "unread", f"{got[what]!r:.40} {here} is no {said}"))
     step_right = _read_verdicts(got, steps, faults)
     tokens = got.get("tokens")
@@ -330,8 +329,8 @@ def _read_rollout(
     return LoggedRollout(
         group=_read_text(got.get("group", "")),
         text="\n".join(steps) if text is None else text,
-        reward=values[0],
-        right=values[1],
+        reward=reward,
+        right=right,
         steps=steps,
         step_right=step_right,
         step_advantages=step_advantages,
@@ -386,8 +385,9 @@ def _read_advantages(
         return (one,) * num_steps, ()
     if advantages is None or advantages == []:
         return None, ()
-    values = list(map(_read_number, advantages)) if isinstance(advantages, list) else [None]
-    if None in values:
+    given = advantages if isinstance(advantages, list) else [None]
+    values = [value for value in map(_read_number, given) if value is not None]
+    if len(values) < len(given):
         faults.append(("advantages", "unread", f"{advantages!r:.40} {here} are no numbers"))
         return None, ()
     if len(values) == num_steps:

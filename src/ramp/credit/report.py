@@ -311,8 +311,8 @@ def run_audit(
         found = audit_log(log)
         text = describe_log(rollouts, log, found)
         document = render_log(rollouts, log, found)
-        result = {"file": str(rollouts), "fields": log.fields, "notes": log.notes}
-        result |= {"left_out": [str(fault) for fault in log.faults]} | asdict(found)
+        read = {"file": str(rollouts), "fields": log.fields, "notes": log.notes}
+        result = read | {"left_out": [str(fault) for fault in log.faults]} | asdict(found)
     else:
         raise UserError("ramp credit audit takes --reward NAME|FILE.py:FN or --rollouts FILE.jsonl")
     if page:
