@@ -45,12 +45,12 @@ from ramp.train.state import init_state
 from ramp.train.step import make_step
 from ramp.train.trainer import run_steps
 
-NUM_TAUGHT = 150  # problems with solutions that others wrote
+NUM_TAUGHT = 2500  # problems with solutions that others wrote
 NUM_TESTS, NUM_TRIES = 32, 64
 NUM_CHOOSING_TRIES = 16  # by which the guarded arm decides, on other problems
 MAX_LOST = 0.03  # of the problems and of the routes, by the guarded arm
 MAX_ROWS = 512  # sampled at once
-ROUTES_OF = 8  # right solutions of a problem among which different ones are counted
+ROUTES_OF = 16  # right solutions of a problem among which different ones are counted
 NUM_TEXT_ROWS = 64
 COOLER = (0.7, 0.4)  # temperatures of the first model, for the rival that trains nothing
 

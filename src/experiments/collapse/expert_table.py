@@ -22,7 +22,7 @@ class Point:
 
     right: float  # pass@1
     found: float  # pass@NUM_TRIES
-    routes: float  # different right solutions among 8 right ones
+    routes: float  # different right solutions among ROUTES_OF right ones
     answers: float  # different answers of 10 to open questions
     bits: float  # percent more bits per byte of held-out text
 
