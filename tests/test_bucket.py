@@ -3,6 +3,7 @@
 The whole proof, 20 losses: `RAMP_KILLS=20 uv run pytest -m slow tests/test_bucket.py -n 0 -s`.
 """
 
+import io
 import os
 import random
 import subprocess
@@ -78,6 +79,36 @@ def test_and_is_closed_only_now_and_then(mounted):
     assert path.read_bytes() == b""
     file.publish()
     assert path.read_bytes() == b"late\n"
+
+
+def test_the_last_line_before_a_silence_is_published_too(mounted):
+    path = mounted / "log"
+    file = GrowingFile(path, seconds=0.3)
+    file.write(b"first\n")  # the file was published when it was made
+    assert path.read_bytes() == b""
+    wait_for(lambda: path.read_bytes() == b"first\n")
+
+
+def test_a_file_that_does_not_close_is_said_and_gone_on_with(tmp_path, caplog):
+    class Full(io.BytesIO):
+        def close(self):
+            raise OSError("no space")
+
+    file = GrowingFile(tmp_path / "log", seconds=3600)
+    file._file = Full()
+    file.publish()
+    assert "did not close (no space)" in caplog.text
+    file.write(b"later\n")
+    file.publish()
+    assert (tmp_path / "log").read_bytes() == b"later\n"
+
+
+def wait_for(holds) -> None:
+    """Ten seconds at most."""
+    end = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_what_is_written_at_once_is_whole(mounted):

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import threading
 import time
 import zlib
 from codecs import BOM_UTF8
@@ -241,24 +242,41 @@ class GrowingFile:
         self.seconds = seconds  # that may pass between two times that it is closed
         self._file: BinaryIO | None = None
         self._published = -math.inf
+        self._lock = threading.RLock()  # a timer closes it, too
+        self._timer: threading.Timer | None = None
         self.write(b"")
 
     def write(self, data: bytes) -> None:
-        """Append, and publish where that is due."""
-        if self._file is None:
-            self._file = self.path.open("ab")
-        self._file.write(data)
-        self._file.flush()
-        # Not at every write: each time a bucket takes the file anew.
-        if time.monotonic() - self._published >= self.seconds:
-            self.publish()
+        """Append; it is published now, or when the seconds have passed."""
+        with self._lock:
+            if self._file is None:
+                self._file = self.path.open("ab")
+            self._file.write(data)
+            self._file.flush()
+            # Not at every write: each time a bucket takes the file anew.
+            left = self._published + self.seconds - time.monotonic()
+            if left <= 0:
+                self.publish()
+            elif self._timer is None:
+                # The next write may be an hour away.
+                self._timer = threading.Timer(left, self.publish)
+                self._timer.daemon = True
+                self._timer.start()
 
     def publish(self) -> None:
-        """Close it; the next write opens it again."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """Close it; the next write opens it again. Where that fails it is said, and no more."""
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            file, self._file = self._file, None
+            if file is None:
+                return
             self._published = time.monotonic()
+            try:
+                file.close()
+            except OSError as error:
+                log.warning("%s may lack its last lines: it did not close (%s)", self.path, error)
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

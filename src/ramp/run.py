@@ -98,7 +98,7 @@ def run(
                     result = work(rundir, c, stop)
                 except NothingToLearn as error:
                     # The others need not wait: those that build on it say that it is missing.
-                    print(f"{name} is left undone; why is said at the end")
+                    print(f"{error}\n{name} is left undone")
                     failed.append(error)
                     continue
             # The other processes have no result of `prepare`, and write none.

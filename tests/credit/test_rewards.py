@@ -136,6 +136,7 @@ def test_what_a_function_must_not_return(mine, body, words):
         ("verifed", "there is no 'verifed'; did you mean 'verified'?"),
         ("0.5 answer 0.5 share", "there is no 'answer 0.5 share'"),
         ("0.5*answer + share", "a weight stands before its reward with a space"),
+        ("0.5 * mine.py:fn", "a weight stands before its reward with a space"),
         ("none.py:fn", "there is no file none.py"),
     ],
 )

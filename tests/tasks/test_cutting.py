@@ -88,7 +88,10 @@ def test_what_is_written_is_cut_as_it_was_written(steps):
 
 
 def test_a_pattern_that_matches_nothing_at_all_is_refused():
-    for steps, words in (("regex:x*", "matches where there is nothing"), ("regex:(", "is no reg")):
+    nothing = "matches where there is nothing"
+    cases = [(f"regex:{p}", nothing) for p in ("x*", "", "(?=.)")] + [("regex:(", "is no reg")]
+    for steps, words in cases:
         with pytest.raises(UserError, match=words) as raised:
             open_cut(steps)
         open_cut(re.findall(r"'(regex:[^']*)'", str(raised.value))[-1])  # the remedy
+    open_cut("regex:(?m)$")  # at the ends of lines, and nowhere else

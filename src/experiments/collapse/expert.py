@@ -5,7 +5,8 @@ asked others, a checker says which of its solutions are right, and it learns fro
 iteration (Anthony et al. 2017; rejection sampling, Yuan et al. 2023, arXiv:2308.01825; ReST-EM,
 Singh et al. 2023, arXiv:2312.06585). What is left of its other solutions, and of all else it knew?
 
-All arms of a seed start from one model, sample as much, train for as many steps on as many rows.
+All arms of a seed start from one model and train for as many steps on as many rows. All that learn
+from samples draw as many; the guarded one draws more, on problems to choose with.
 """
 
 import argparse
@@ -47,7 +48,6 @@ from ramp.train.trainer import run_steps
 
 NUM_TAUGHT = 2500  # problems with solutions that others wrote
 NUM_TESTS, NUM_TRIES = 32, 64
-NUM_CHOOSING_TRIES = 16  # by which the guarded arm decides, on other problems
 MAX_LOST = 0.03  # of the problems and of the routes, by the guarded arm
 MAX_ROWS = 512  # sampled at once
 ROUTES_OF = 16  # right solutions of a problem among which different ones are counted
@@ -69,7 +69,7 @@ class Figures:
 
     tries: int  # solutions of each problem
     right_p: list[int]  # [problems] of them verified
-    routes_p: list[float | None]  # [problems] different ones among ROUTES_OF right ones; None: few
+    routes_p: list[float | None]  # [problems] different ones of ROUTES_OF right ones; None: few
     bits: float  # per byte of held-out text
     answers: float  # different answers of 10 to an open question
 
@@ -77,10 +77,17 @@ class Figures:
         """The chance that one of k solutions is verified."""
         return pass_at_k(k, np.array(self.right_p), np.full(len(self.right_p), self.tries))
 
-    @property
-    def found(self) -> float:
-        """Different right solutions of a problem among ROUTES_OF right ones."""
-        return float(np.mean([routes for routes in self.routes_p if routes is not None]))
+    def compare_routes(self, first: "Figures") -> float:
+        """Routes over those of another model, on the problems of which both have enough; or NaN."""
+        pairs = [
+            (a, b)
+            for a, b in zip(self.routes_p, first.routes_p, strict=True)
+            if a is not None and b is not None
+        ]
+        if not pairs:
+            return float("nan")
+        now, before = np.array(pairs).mean(axis=0)
+        return float(now / before)
 
 
 @dataclass(frozen=True)
@@ -352,7 +359,9 @@ def is_worse(figures: Figures, first: Figures, c: Config) -> bool:
     """Whether a model has lost text, problems or routes: the guard of the guarded arm."""
     dearest = (1 + c.synthesize.guard.max_loss_rise) * first.bits
     lost = figures.pass_at(figures.tries) < first.pass_at(first.tries) - MAX_LOST
-    return lost or figures.bits > dearest or figures.found < (1 - MAX_LOST) * first.found
+    # Where nobody can tell what became of the routes, they are not kept.
+    keeps_routes = figures.compare_routes(first) >= 1 - MAX_LOST
+    return lost or figures.bits > dearest or not keeps_routes
 
 
 def run_arm(world: World, arm: Arm, start: dict) -> list[Figures]:
@@ -361,7 +370,7 @@ def run_arm(world: World, arm: Arm, start: dict) -> list[Figures]:
     pool = Pool([], [])
     params, figures = start, []
     # On problems to choose with, which no figure of a table is of.
-    measure_chosen = partial(world.measure, part="selection", tries=NUM_CHOOSING_TRIES)
+    measure_chosen = partial(world.measure, part="selection")
     first = measure_chosen(start) if arm.guarded else None
     for g in range(1, t.generations + 1):
         asked = world.choose_asked(g)
@@ -369,6 +378,11 @@ def run_arm(world: World, arm: Arm, start: dict) -> list[Figures]:
         if arm.original < 1:
             own = join(world.sample(params, asked, size, seed=g, temperature=arm.temperature))
             pool = Pool([*pool.own, own], [*pool.program, *world.write_solutions(asked, g)])
+        if arm.original < 1 and not pool.own[-1]:
+            raise UserError(
+                "the first model has no right solution to learn from; teach it for longer with "
+                "--reinforce.sft_steps"
+            )
         begin = start if arm.from_start else params
         trained = world.train(begin, t.train, world.mix(arm.choose(pool), arm.original, g))
         if first and is_worse(measure_chosen(trained), first, world.c):
@@ -378,8 +392,8 @@ def run_arm(world: World, arm: Arm, start: dict) -> list[Figures]:
     return figures
 
 
-def run_seed(path: Path, directory: Path, seed: int, names: Sequence[str], flags: list) -> None:
-    """What is missing of a seed."""
+def run_seed(path: Path, directory: Path, seed: int, names: Sequence[str], flags: list) -> Path:
+    """Do what is missing of a seed; the folder of its figures."""
     run = directory / f"seed-{seed}"
     if not (run / "report.json").exists():
         code = cli.main(["run", str(path), "--seed", str(seed), "--run", str(run), *flags])
@@ -388,7 +402,11 @@ def run_seed(path: Path, directory: Path, seed: int, names: Sequence[str], flags
     rundir, c = open_run(run)
     c = host.setup_devices(config.resolve(c), stages=())
     world = World(rundir, c, seed)
-    b = Results(directory, c.model, c.reinforce)
+    # By what they depend on, so that figures of other settings are not taken for these.
+    settings = (c.model, c.reinforce, c.synthesize, c.diversity, NUM_TAUGHT, NUM_TESTS, NUM_TRIES)
+    results = directory / f"figures-{config.fingerprint(*map(str, settings), ROUTES_OF)[:8]}"
+    results.mkdir(exist_ok=True)
+    b = Results(results, c.model, c.reinforce)
     # Not kept: it is cheap beside the arms, and the same every time.
     start = world.teach()
     for temperature in (1.0, *COOLER):
@@ -397,6 +415,7 @@ def run_seed(path: Path, directory: Path, seed: int, names: Sequence[str], flags
     for name in names:
         key = {"part": "arm", "seed": seed, "arm": name}
         b.once(key, partial(run_once, world, ARMS[name], start))
+    return results
 
 
 def measure_once(world: World, params: dict, temperature: float) -> dict:
@@ -422,11 +441,11 @@ def main() -> None:
     directory = args.run or Path("runs") / args.config.stem
     try:
         for seed in args.seeds:
-            run_seed(args.config, directory, seed, args.arms, flags)
+            results = run_seed(args.config, directory, seed, args.arms, flags)
     except UserError as error:
         print(f"experiments.collapse.expert: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print("\n".join(expert_table.tabulate(directory)))
+    print("\n".join(expert_table.tabulate(results)))
 
 
 if __name__ == "__main__":

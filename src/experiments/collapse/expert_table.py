@@ -1,11 +1,10 @@
 """The tables of `experiments.collapse.expert`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
 
 from experiments.collapse.expert import NUM_TRIES, Figures
 from experiments.collapse.table import spread
@@ -37,17 +36,11 @@ Curve = list[Point]  # from the first model on
 
 def make_point(figures: Figures, first: Figures) -> Point:
     """Figures beside those of the first model."""
-    # Over the problems of which both have enough right solutions.
-    pairs = [
-        (a, b)
-        for a, b in zip(figures.routes_p, first.routes_p, strict=True)
-        if a is not None and b is not None
-    ]
-    now, before = np.array(pairs).mean(axis=0)
+    found = first.pass_at(first.tries)
     return Point(
         right=figures.pass_at(1),
-        found=figures.pass_at(NUM_TRIES) / first.pass_at(NUM_TRIES),
-        routes=now / before,
+        found=figures.pass_at(figures.tries) / found if found else math.nan,
+        routes=figures.compare_routes(first),
         answers=figures.answers / first.answers,
         bits=100 * (figures.bits / first.bits - 1),
     )
@@ -76,6 +69,8 @@ def read_curves(directory: Path) -> dict[str, dict[int, Curve]]:
 
 def find_point(curve: Curve, right: float) -> Point | None:
     """Where a curve first reaches a rate of right solutions, along straight lines."""
+    if curve[0].right >= right:
+        return curve[0]  # it has only lost since
     for a, b in pairwise(curve):
         if a.right <= right <= b.right:
             span = b.right - a.right

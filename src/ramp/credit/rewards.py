@@ -210,6 +210,7 @@ def _read_number(spec: str, value: Any) -> float:
 
 # Sums
 
+TIMES = re.compile(r"[-+]?[0-9.]+\s*\*")  # as a formula would have it
 WEIGHTED = re.compile(r"^(?:([-+]?[0-9.]+(?:e-?[0-9]+)?)\s+)?(.*)$")
 
 
@@ -230,7 +231,7 @@ def parse_reward(text: str) -> tuple[Term, ...]:
     terms = []
     for part in re.split(r"\s+\+\s+", text.strip()):
         weight, name = WEIGHTED.findall(part)[0]
-        if "*" in name and not is_user_code(name):
+        if TIMES.match(part):
             raise UserError(
                 f"reinforce.reward {part!r}: a weight stands before its reward with a space, such "
                 "as '0.5 verified + 0.5 mine.py:fn'"

@@ -125,7 +125,7 @@ def render_attention(
     others_lh = every_lht.sum(axis=-1) - weights_lht.sum(axis=-1)
     labels = row
     if probe.questions > 1:
-        labels = [*row, f"{probe.questions - 1} other questions"]
+        labels = [*row, f"{probe.questions - 1} other question{'s' * (probe.questions > 2)}"]
         weights_lht = np.concatenate([weights_lht, others_lh[..., None]], axis=-1)
     scale = np.linspace(0, 1, 5)
     parts = [html.heading("Where it looks")]

@@ -151,8 +151,9 @@ class Row:
             labels = ("the next byte", "the last byte")
             figure = plot_heatmap(np.sqrt(fractions), names, names, labels)
             figures.append((TEXTS.counts, figure))
+        # Cut for the picture alone: verdicts are on the losses as they were.
         curves = [
-            make_curve(name, result.corpus, color)
+            _cut_high(make_curve(name, result.corpus, color))
             for name, result, color in sides
             if result.corpus.curve
         ]
@@ -361,6 +362,12 @@ def _lay_out(told, pictures):
     return [*told, Html(f'<div class="panels">{cells}</div>'), *wide]
 
 
+def _cut_high(curve):
+    """The curve without what is above MOST_BITS; what is not finite stays so."""
+    y = np.asarray(curve.y, float)
+    return replace(curve, y=np.where(np.isfinite(y), np.minimum(y, MOST_BITS), y))
+
+
 def _is_cut(sides):
     """Whether a loss is too high to be drawn."""
     return any(max(result.corpus.curve, default=0) > MOST_BITS for _, result, _ in sides)
@@ -384,10 +391,7 @@ def make_curve(name: str, corpus: CorpusResult, color: str = "main") -> Curve:
     """The training loss on the corpus, over tokens."""
     # Point i is after step i + 1.
     tokens = corpus.batch * (1 + np.arange(len(corpus.curve)))
-    bits = np.array(corpus.curve, float)
-    # What is not finite stays so: such a training gets nowhere.
-    bits[np.isfinite(bits) & (bits > MOST_BITS)] = MOST_BITS
-    return Curve(name, tokens, bits, color, half_life=10)
+    return Curve(name, tokens, np.array(corpus.curve, float), color, half_life=10)
 
 
 def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Figure:

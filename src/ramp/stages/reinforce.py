@@ -207,7 +207,7 @@ def wrap_iteration(c: Config, tokenizer: Tokenizer, stop: Preemption, update: Ca
         if share > 0:
             warn_once(f"reinforce: {t.reward!r} abstains (None or NaN) from some: rl/abstained")
         if t.steps and not (r.exists_bs.sum(axis=1) > 1).any():
-            warn_once(f"reinforce: reinforce.steps {t.steps!r} ends no step in any solution so far")
+            warn_once(f"reinforce: reinforce.steps {t.steps!r} ended no step in a whole iteration")
         metrics["rl/train_reward"] = learn.mean_reward(i.rewards, r)
         metrics["rl/tokens"] = i.num_tokens
         metrics["rl/labels"] = i.num_labels
@@ -257,7 +257,9 @@ def explain_no_signal(t: Reinforce, i: Iteration, count: int) -> str:
     if mean > 0 and r.verified_b.all():
         harder = "take harder ones" if t.prompts else "raise reinforce.level"
         return found + f"all are right; the problems are too easy: {harder}"
-    values = i.rewards.rollout_b if i.rewards.rollout_b is not None else i.rewards.step_bs
+    # Of the kind that `mean` is of.
+    by_steps = need == "steps" or i.rewards.rollout_b is None
+    values = i.rewards.step_bs if by_steps else i.rewards.rollout_b
     is_own = any(is_user_code(term.name) for term in rewards.parse_reward(t.reward))
     if is_own and values is not None and len(set(values[~np.isnan(values)].tolist())) == 1:
         return found + (

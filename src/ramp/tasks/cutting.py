@@ -25,6 +25,7 @@ CUTS = {
     "sentence": rf"{LINE}|(?<=[.!?]){ABBREVIATIONS}\s+|(?<=[\u3002\uff01\uff1f])",
 }
 REGEX = "regex:"
+PROBE = "word"  # that no pattern should cut everywhere
 
 
 @lru_cache(maxsize=16)
@@ -45,7 +46,8 @@ def open_cut(steps: str) -> re.Pattern[str] | None:
             f"reinforce.steps {steps!r} is no regular expression ({error}); mend it, such as "
             "--reinforce.steps 'regex:;\\s*'"
         ) from None
-    if pattern.match(""):
+    # Between all letters of a word it would cut it up.
+    if len(pattern.sub("", PROBE)) == len(PROBE) and len(pattern.findall(PROBE)) >= len(PROBE):
         raise UserError(
             f"reinforce.steps {steps!r} matches where there is nothing, so that every token would "
             "be a step; let it match what stands between two steps, such as 'regex:;\\s*'"
