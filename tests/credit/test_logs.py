@@ -214,6 +214,84 @@ def test_gts_of_verl_are_right_answers(tmp_path):
     assert log.fields["gold"] == "gts" and [r.right for r in log.rollouts] == [True, False]
 
 
+def read(path, *rows, **named):
+    return logs.read_log(write(path / "a.jsonl", rows), named)
+
+
+def test_what_tools_gave_is_no_rollout(tmp_path):
+    """Only named, usual or sole lists of texts are rollouts, and theirs is the text then."""
+    row = {"prompt": "q", "response": "3", "reward": 1}
+    documents = row | {"documents": [{"text": "a"}, {"text": "b"}]}
+    assert [r.text for r in read(tmp_path, documents).rollouts] == ["3"]
+    none = documents | {"response": None}
+    assert [r.text for r in read(tmp_path, none, documents).rollouts] == ["3"]
+    called = row | {"tool_calls": [{"name": "calc", "output": "8"}]}
+    log = read(tmp_path, row | {"tool_calls": []}, called)
+    assert [r.text for r in log.rollouts] == ["3", "3"]
+    # A named list is one, and one beside a text that is named is none.
+    assert [r.text for r in read(tmp_path, documents, text="documents").rollouts] == ["a", "b"]
+    usual = row | {"samples": [{"text": "a"}, {"text": "b"}]}
+    assert [r.text for r in read(tmp_path, usual).rollouts] == ["a", "b"]
+    assert [r.text for r in read(tmp_path, usual, text="response").rollouts] == ["3"]
+    alone = {"prompt": "q", "tries": [{"text": "a"}, {"text": "b"}]}
+    assert [r.text for r in read(tmp_path, alone).rollouts] == ["a", "b"]
+
+
+@pytest.mark.parametrize("inner", [{"solution": "7"}, {"text": "7"}, {"steps": ["7"]}])
+def test_the_text_of_nested_rollouts_is_their_own(inner, tmp_path):
+    asked = {"text": "What is 3+4?", "samples": [inner]}
+    assert [r.text for r in read(tmp_path, asked).rollouts] == ["7"]
+    # A line with an empty list stays for a text of its own.
+    log = read(tmp_path, asked, {"solution": "8", "samples": []})
+    assert [r.text for r in log.rollouts if r.text != "8"] == ["7"]
+    assert ("8" in [r.text for r in log.rollouts]) == ("text" not in inner)
+
+
+def test_a_reward_of_a_step_is_a_verdict_only_where_it_is_named(tmp_path, capsys):
+    steps = [{"text": "a7", "reward": 1, "score": 1}, {"text": "b4", "reward": 0, "score": 1}]
+    row = {"prompt": "q", "steps": steps, "acc": 1}
+    log = read(tmp_path, row)
+    assert log.rollouts[0].step_right is None and "read nothing but their text" in log.notes[0]
+    assert any("not read: steps.reward, steps.score" in note for note in log.notes)
+    for rows, name in ((row, "steps.reward"), ({"samples": [row]}, "samples.steps.reward")):
+        log = read(tmp_path, rows, verdicts=name)
+        assert log.rollouts[0].step_right == (True, False)
+        assert any("steps are objects; read steps.reward; a" in note for note in log.notes)
+
+
+def test_rollouts_that_are_no_objects_are_counted(tmp_path):
+    rows = [{"rollouts": [{"text": "x"}]}, {"rollouts": ["y"]}, {"rollouts": [None]}]
+    log = read(tmp_path, *rows)
+    assert [r.text for r in log.rollouts] == ["x"]
+    assert "2 rollouts of 'rollouts' left out: 'y' in line 2 is no object" in log.notes
+
+
+def test_a_printed_name_can_be_given(tmp_path):
+    row = {"prompt": "q", "tries": [{"said": "x", "pay": 1}, {"said": "y", "pay": 0}]}
+    with pytest.raises(UserError) as error:
+        read(tmp_path, row)
+    pay, said = re.findall(r"tries\.\w+", str(error.value))
+    log = read(tmp_path, row, text=said, reward=pay)
+    assert [(r.text, r.reward) for r in log.rollouts] == [("x", 1), ("y", 0)]
+
+
+def test_a_line_without_a_group_is_alone(tmp_path):
+    rows = [{"prompt": "q", "text": "a"}, {"prompt": None, "text": "b"}, {"text": "c"}]
+    assert len({r.group for r in read(tmp_path, *rows).rollouts}) == 3
+
+
+def test_first_errors_that_are_no_step_and_verdicts_that_they_stand_for(tmp_path):
+    row = {"prompt": "q", "steps": ["a", "b"], "correct": 1}
+    for first in (2, 9):
+        log = read(tmp_path, row | {"first_error": first})
+        assert log.rollouts[0].step_right is None
+        assert f"{first} in line 1 is no number of a step" in str(log.faults[0])
+    log = read(tmp_path, row | {"verdicts": None, "first_error": 0})
+    assert log.rollouts[0].step_right == (False, None) and not log.faults
+    log = read(tmp_path, row | {"verdicts": None})
+    assert "verdicts of 1 rollout left out" in str(log.faults[0])
+
+
 def test_what_does_not_fit_is_counted_and_said(tmp_path, capsys):
     good = {"prompt": "q", "text": "a b", "steps": ["a", "b"], "reward": 1, "correct": True,
             "verdicts": [1, 0], "advantages": [1, 1]}  # fmt: skip

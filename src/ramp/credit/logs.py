@@ -33,10 +33,16 @@ FIELDS = {
     "advantages": "advantages advantage token_advantages step_advantages",
     "tokens": "tokens token_texts response_tokens completion_tokens",
 }
-# What a step's object may call its text, its verdict and its advantage, the surest first.
+# What lists of rollouts are usually called.
+NESTED = {
+    *("rollouts", "samples", "responses", "completions"),
+    *("generations", "outputs", "candidates"),
+}
+# What a step's object may call its text, its verdict and its advantage, the surest first. A reward
+# does not say what is right, so that it is a verdict only where it is named.
 STEP_TEXT = ("text", "step", "content", "statement", "completion", "response", "output")
 STEP_PARTS = {
-    "verdicts": ("verdict", "label", "correct", "is_correct", "right", "rating", "score", "reward"),
+    "verdicts": ("verdict", "label", "correct", "is_correct", "right", "rating"),
     "advantages": ("advantage", "advantages"),
 }
 # What turns of a conversation have, and rollouts have not.
@@ -44,6 +50,7 @@ SPEAKERS = {"role", "from"}
 LINE = "(line)"  # a field of our own: the number of the line
 # One field that does as well as another.
 STANDS_FOR = {"first_error": "verdicts", "gold": "right"}
+ANSWERED_BY = {"verdicts": "first_error", "gold": "right"}  # and so may be none
 
 
 @dataclass(frozen=True)
@@ -178,8 +185,9 @@ def _flatten(
     notes = []
     nested = _find_nested(records, names)
     if nested:
-        names = {what: name for what, name in names.items() if name != nested}
-        records, notes = _spread_rollouts(records, nested, names)
+        items = names.items()
+        names = {what: n.removeprefix(f"{nested}.") for what, n in items if n != nested}
+        records, notes, names = _spread_rollouts(records, nested, names)
         outer = {name for record in records for name in record}
         if not outer & {*FIELDS["group"].split(), names.get("group", "group")}:
             records = [record | {"group": record[LINE]} for record in records]
@@ -188,10 +196,11 @@ def _flatten(
     for name in steps:
         if any(_is_objects(record.get(name)) for record in records):
             records, parts = _spread_steps(records, name, path)
-            read = ", ".join(parts.values()) or "nothing but their text"
-            notes.append(f"steps are objects; read {read}; a number above one half is right")
             # What is named by hand goes before what is found.
             names = parts | names
+            read = [n for n in names.values() if n.startswith(f"{name}.")]
+            said = ", ".join(read) or "nothing but their text"
+            notes.append(f"steps are objects; read {said}; a number above one half is right")
     return records, names, notes
 
 
@@ -202,40 +211,64 @@ def _is_objects(value: Any) -> bool:
 
 
 def _find_nested(records: Sequence[dict], names: Mapping[str, str]) -> str:
-    """The field that holds a list of rollouts: objects with a text; empty: none."""
-    texts = {*FIELDS["text"].split(), *FIELDS["steps"].split(), names.get("text", "text")}
+    """The field that holds a list of rollouts: objects with a text; empty: none.
+
+    It is named, or has a usual name, or no line has a text or steps of its own: what tools and
+    searches gave has texts too.
+    """
     parts = {*FIELDS["steps"].split(), *FIELDS["tokens"].split()}
     parts |= {names[what] for what in ("steps", "tokens") if what in names}
-    for record in records:
-        for name, value in record.items():
-            if name not in parts and _is_objects(value) and any(texts & v.keys() for v in value):
-                return name
-    return ""
+    said = [names[what] for what in ("text", "steps") if what in names]
+    texts = {*FIELDS["text"].split(), *FIELDS["steps"].split()}
+    texts |= {*said, *(name.rpartition(".")[2] for name in said)}
+    lists = [(n, v) for r in records for n, v in r.items() if n not in parts and _is_objects(v)]
+    own = {n for record in records for n, v in record.items() if v not in (None, [])}
+    own -= {name for name, _ in lists}
+    has_own = bool(own & texts)
+    if names.get("text") in own:
+        texts = {names["text"]}
+    found = [name for name, value in lists if any(texts & v.keys() for v in value)]
+    named = [n for n in found if any(f"{s}.".startswith(f"{n}.") for s in names.values())]
+    usual = [n for n in found if n in NESTED]
+    return next(iter([*named, *usual, *([] if has_own else found)]), "")
 
 
 def _spread_rollouts(
-    records: Sequence[dict], nested: str, names: Mapping[str, str]
-) -> tuple[list[dict], list[str]]:
-    """(a record a rollout with the fields of its line, notes)."""
-    spread, num_empty = [], 0
+    records: Sequence[dict], nested: str, names: dict[str, str]
+) -> tuple[list[dict], list[str], dict[str, str]]:
+    """(a record a rollout with the fields of its line, notes, names with that of their text)."""
+    spread, num_empty, inner, odd = [], 0, set(), []
     golds = {*FIELDS["gold"].split()} - {names.get("gold")}
+    # Where rollouts have a text, that of their line is none of theirs.
+    texts = [name for name in FIELDS["text"].split() if name not in names.values()]
+    own = {*texts, *FIELDS["steps"].split(), names.get("text"), names.get("steps")}
     for record in records:
         values = record.get(nested)
-        outer = {name: value for name, value in record.items() if name != nested}
+        outer = {k: v for k, v in record.items() if k != nested and k not in texts}
         num_empty += values == []
-        if not isinstance(values, list):
-            spread.append(record)
+        if not values or not isinstance(values, list):
+            # It may have a text of its own.
+            if values != [] or own & record.keys():
+                spread.append(record)
             continue
         # A rollout's own answer is no right one.
         drop = golds & {"answer", *outer}
-        spread += [outer | {k: v for k, v in value.items() if k not in drop} for value in values]
+        for value in values:
+            if isinstance(value, dict):
+                inner |= value.keys()
+                spread.append(outer | {k: v for k, v in value.items() if k not in drop})
+            else:
+                odd.append(f"{value!r:.40} in line {record[LINE]} is no object")
     notes = [
         f"a line has a list of rollouts in {nested!r}, which share its other fields; an 'answer' "
         "of theirs is not the right one unless it is named so"
     ]
     if num_empty:
         notes.append(f"{num_empty} of {len(records)} lines have no rollout in {nested!r}")
-    return spread, notes
+    if odd:
+        notes.append(f"{_count(len(odd), 'rollout')} of {nested!r} left out: {odd[0]}")
+    found = [name for name in texts if name in inner]
+    return spread, notes, dict(zip(["text"], found, strict=False)) | names
 
 
 def _spread_steps(
@@ -256,7 +289,9 @@ def _spread_steps(
     for record in records:
         steps = record.get(name)
         if steps and _is_objects(steps):
-            parts = {f"{name}.{key}": [step.get(key) for step in steps] for key in keys.values()}
+            # The others can be named.
+            keys_here = present - {text}
+            parts = {f"{name}.{key}": [step.get(key) for step in steps] for key in keys_here}
             record = record | parts | {name: [step.get(text) for step in steps]}
         spread.append(record)
     return spread, {what: f"{name}.{key}" for what, key in keys.items()}
@@ -306,7 +341,7 @@ def _read_rollout(
 ) -> LoggedRollout:
     here = f"in line {got[LINE]}"
     for what in ("group", "reward", "right", "gold", "verdicts", "advantages"):
-        if what in fields and got.get(what) is None:
+        if what in fields and got.get(what) is None and ANSWERED_BY.get(what) not in got:
             faults.append((what, "none", f"there is none {here}"))
     steps = got.get("steps") or ()
     if isinstance(steps, str):
@@ -316,6 +351,7 @@ def _read_rollout(
         steps = ()
     steps = tuple(map(_read_text, steps))
     text = _find_text(got.get("text"))
+    is_alone = "group" in fields and got.get("group") is None
     reward, right = _read_number(got.get("reward")), _read_truth(got.get("right"))
     for what, value, said in (("reward", reward, "number"), ("right", right, "yes or no")):
         if value is None and got.get(what) is not None:
@@ -327,7 +363,8 @@ def _read_rollout(
         got, steps, len(step_right or steps), tokens, faults
     )
     return LoggedRollout(
-        group=_read_text(got.get("group", "")),
+        # Without one it is alone, where others have one.
+        group=f"{LINE} {got[LINE]}" if is_alone else _read_text(got.get("group", "")),
         text="\n".join(steps) if text is None else text,
         reward=reward,
         right=right,
@@ -346,7 +383,7 @@ def _read_verdicts(
     verdicts, count, here = got.get("verdicts"), len(steps), f"in line {got[LINE]}"
     first = got.get("first_error", "")
     if verdicts is None and first != "":
-        if not steps or not isinstance(first, int | None):
+        if not steps or not isinstance(first, int | None) or (first or 0) >= count:
             said = f"{first!r:.40} {here} is no number of a step" if steps else f"no steps {here}"
             faults.append(("first_error", "unfit", said))
             return None

@@ -65,12 +65,12 @@ class Finding:
 
 def write_apart(one: float, other: float) -> tuple[str, str]:
     """Two numbers with two digits, or as many more as tell them apart; never -0.00."""
-    for digits in range(2, 7):
+    for digits in (*range(2, 7), 2):
         # Adding 0.0 takes the sign off a zero.
         texts = [f"{round(number, digits) + 0.0:.{digits}f}" for number in (one, other)]
         if texts[0] != texts[1]:
-            return texts[0], texts[1]
-    return f"{one + 0.0:.2f}", f"{other + 0.0:.2f}"
+            break
+    return texts[0], texts[1]
 
 
 def find_exploits(
