@@ -132,6 +132,62 @@ def test_long_texts_are_not_joined(seed):
     assert "joined" in {finding.name for finding in judged.findings}
 
 
+def make_bursts(rng, n, least, most):
+    """Single texts in which an uncommon word comes back within forty uncommon ones."""
+    texts = []
+    for size in rng.integers(least, most, n).tolist():
+        named: list[str] = []
+        words = []
+        for is_common in rng.random(size) < 0.5:
+            if not is_common:
+                is_back = bool(named) and rng.random() < 0.4
+                named.append(str(rng.choice(named[-40:])) if is_back else f"w{rng.integers(8000)}")
+            words.append(f"c{rng.integers(60)}" if is_common else named[-1])
+        texts.append(" ".join(words))
+    return texts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_words_that_come_back_soon_are_no_seam(seed):
+    rng = np.random.default_rng(seed)
+    real, long = make_bursts(rng, 400, 60, 140), make_bursts(rng, 200, 160, 280)
+    names = {finding.name for finding in constructions.compare(real, long, real[:1]).findings}
+    assert "longer" in names and "joined" not in names
+    short = make_bursts(rng, 400, 60, 140)
+    pairs = [" ".join(pair) for pair in zip(short[::2], short[1::2], strict=True)]
+    judged = constructions.compare(real, pairs, real[:1])
+    assert "joined" in {finding.name for finding in judged.findings}
+
+
+OPENING = "once upon a time in a small town far away"
+
+
+def test_a_phrase_hides_no_copies(parts):
+    real, m = parts
+
+    def change():
+        text = m.draw(m.other[:8]).split(" ")
+        text[5::9] = [m.draw(m.words()[:500]) for _ in text[5::9]]
+        return " ".join(text)
+
+    samples = [f"{OPENING} {text}" for text in m.replace_some(0.8, change)]
+    judged = constructions.compare(real, samples, m.train)
+    assert judged.findings[0].name == "collapsed"
+    assert "of 8 texts" in judged.findings[0].sentence
+    assert "phrase" in {finding.name for finding in judged.findings}
+
+
+def test_short_texts_with_one_phrase_are_not_collapsed(parts):
+    real, m = parts
+    short = [" ".join(text.split(" ")[:30]) for text in real]
+    lengths = m.rng.integers(12, 30, len(m.base)).tolist()
+    bases = zip(m.base, lengths, strict=True)
+    samples = [" ".join([OPENING, *text.split(" ")[:size]]) for text, size in bases]
+    judged = constructions.compare(short, samples, m.train)
+    assert judged.evidence.shares["variants"].value > 0.1
+    assert [finding.name for finding in judged.findings if finding.is_against] == ["phrase"]
+
+
 def make_long_texts(n, seed):
     """Texts that name what they are about in their first half, and take it up in the second."""
     rng = np.random.default_rng(seed)

@@ -57,9 +57,14 @@ def test_rare_words_and_phrases(real, sample):
         Counter(gram for doc in docs for gram in grams([doc], measure.PHRASE))
         for docs in (real, sample)
     ]
-    often = [gram for gram, n in grams(sample, measure.PHRASE).items() if n >= 3]
+    often = [gram for gram, n in holders[1].items() if n >= 3]
     excess = [holders[1][g] / len(sample) - holders[0][g] / len(real) for g in often]
     assert measure.phrase_excess(a, b) == pytest.approx(max(excess, default=0))
+
+
+def test_what_one_document_repeats_is_no_phrase():
+    docs = [[1, 2, 3, 4] * 3, *([10 * i + k for k in range(5)] for i in range(1, 11))]
+    assert measure.phrase_excess(Docs.from_lists([[5]]), Docs.from_lists(docs)) == 0
 
 
 def test_order_adds_nothing_to_words_in_any_order():
@@ -71,17 +76,22 @@ def test_order_adds_nothing_to_words_in_any_order():
     assert abs(measure.order_gain(real, mixed)) < 0.03
 
 
-def test_far_ends_of_joined_texts_share_nothing():
+def test_joined_texts_share_nothing_across_their_seam():
     rng = np.random.default_rng(0)
     subjects = rng.integers(100, 9000, (200, 4))
     docs = [
         np.where(rng.random(60) < 0.2, rng.choice(s, 60), rng.integers(0, 99, 60)) for s in subjects
     ]
     joined = [np.concatenate(pair) for pair in zip(docs[::2], docs[1::2], strict=True)]
-    real = Docs.from_lists([rng.integers(0, 99, 6000)])
-    assert measure.seam_deviate(real, Docs.from_lists(docs)) > 5
-    assert measure.seam_deviate(real, Docs.from_lists(joined)) < -5
-    assert measure.seam_deviate(real, Docs.from_lists([[], [1, 2]])) == 0
+    common = np.arange(99, dtype=np.uint64)
+    whole, error = measure.seam_share(Docs.from_lists(docs), 1, common)
+    assert whole > 0.5 and error < 0.1
+    assert abs(measure.seam_share(Docs.from_lists(joined), 2, common)[0]) < 0.1
+    assert measure.seam_share(Docs.from_lists([[], [1, 2]]), 2, common) == (0, 0)
+    # Among few documents none is taken for another one: [200] is shared in each, and in no other.
+    for size in (2, 10, 11, 12):
+        few = Docs.from_lists([[200 + i] * 3 for i in range(size)])
+        assert measure.seam_share(few, 1, common) == (1, 0)
 
 
 def slow_self_bleu(docs, n=4):

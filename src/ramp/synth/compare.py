@@ -19,15 +19,19 @@ from scipy import stats
 
 from ramp.synth.docs import Docs, is_member
 from ramp.synth.measure import (
+    PHRASE,
     Comparison,
+    find_common_tokens,
+    find_ngrams,
     known_share,
+    list_phrases,
     measure_panel,
     normal_deviate,
     order_gain,
     phrase_excess,
     rare_share,
     recurrence,
-    seam_deviate,
+    seam_share,
     widen,
 )
 from ramp.synth.similar import (
@@ -46,7 +50,10 @@ LEAST_TEXTS = 8  # that are compared at all
 SELECT_TEXTS, SELECT_RESAMPLES = 300, 6  # by which the way to match the lengths is chosen
 # Samples with a real text of their length, before only those are compared; and of all compared.
 LEAST_PARTNERS, PARTNER_SHARE = 30, 0.25
-LEAST_SEAM = -2.5  # normal deviates, before samples are called several texts put together
+# Standard errors: texts put together differ so far from single ones, and samples are so much
+# nearer to them, before samples are called several texts put together.
+LEAST_SEAM, LEAST_NEARER = 4.0, 2.0
+MOST_PHRASE = 0.1  # of the samples more than of real text may hold one phrase
 LENGTHS_DIFFER = 1e-4  # the chance of such lengths, below which they are called different
 BAND = 1.1  # texts of which the longer one has less than so many times the words are of a length
 FREQUENT = 0.5  # the words that make up so much of real text are known to all who write it
@@ -156,6 +163,7 @@ class Evidence:
     panel: dict[str, Comparison]
     shares: dict[str, Share]
     families: Families
+    bare: Families  # the same when phrases that yet more samples hold are not counted
     copies: Copies
 
 
@@ -202,6 +210,7 @@ class Comparing:
             panel,
             shares,
             families,
+            self._group_bare(families, shares["variants"]),
             copies[0],
         )
 
@@ -267,10 +276,10 @@ class Comparing:
         compared with short ones.
         """
         real, sample = self.real.docs, self.sample.docs
-        if round(ratio) > 1 and seam_deviate(real, sample) < LEAST_SEAM:
-            # By the mean: that of several texts put together is a multiple, no other average is.
-            number = round(sample.lengths.mean() / real.lengths.mean())
-            return Matching(max(number, 2), "begin")
+        # By the mean: that of several texts put together is a multiple, no other average is.
+        number = max(round(sample.lengths.mean() / real.lengths.mean()), 2)
+        if round(ratio) > 1 and self._are_joined(number):
+            return Matching(number, "begin")
         sides = [Matching(1, side, shortens=True) for side in ("begin", "end", "middle")]
         side = min(sides, key=self._compare_bounds) if ratio < 1 else sides[0]
         num_partners, num_cut = (self.count_compared(way) for way in (NEAREST, side))
@@ -279,6 +288,22 @@ class Comparing:
         # At equal numbers: among few nothing is far from chance.
         n = min(num_partners, num_cut, SELECT_TEXTS)
         return min((side, NEAREST), key=lambda matching: self._compare_panels(matching, n))
+
+    def _are_joined(self, number: int) -> bool:
+        """Whether the samples are more like so many real texts put together than like single ones.
+
+        Both stand beside them: how far apart a text repeats a word is a matter of its kind.
+        """
+        real = self.real.docs
+        common = find_common_tokens(real)
+        joined = real.take(self.rng.permutation(len(real))).join(number)
+        one, one_error = seam_share(real, 1, common)
+        several, several_error = seam_share(joined, number, common)
+        # Texts put together share nothing from end to end, either.
+        own, own_error = max(seam_share(self.sample.docs, k, common) for k in (number, 1))
+        error = np.hypot(one_error, several_error)
+        is_nearer = own + LEAST_NEARER * np.hypot(own_error, error / 2) < (one + several) / 2
+        return bool(one - several > LEAST_SEAM * error and is_nearer)
 
     def _compare_bounds(self, matching: Matching) -> float:
         """How differently texts begin and end when they are matched in this way."""
@@ -318,6 +343,19 @@ class Comparing:
         rows = [int(row) for group in families.list_largest() for row in group[1:]]
         null = min(beside.repeated * more, 1)
         return compare_shares(rows, len(self.sample), null, len(self._some_real))
+
+    def _group_bare(self, families: Families, variants: Share) -> Families:
+        """The families of the samples without the words of phrases that more of them hold."""
+        real, sample = self.real.docs, self.sample.docs
+        phrases, excess = list_phrases(real, sample, LEAST_TEXTS)
+        phrases = phrases[excess > MOST_PHRASE + max(variants.value - variants.null, 0)]
+        if not len(phrases):
+            return families
+        at = find_ngrams(sample, PHRASE)[is_member(sample.hash_ngrams(PHRASE)[0], phrases)]
+        is_kept = np.ones(len(sample.flat), bool)
+        is_kept[(at[:, None] + np.arange(PHRASE)).ravel()] = False
+        lengths = np.bincount(sample.owner[is_kept], minlength=len(sample))
+        return group_variants(Docs(sample.flat[is_kept], lengths), find_common(real))
 
     def _share_twins(self, find: Callable[[Docs], ndarray]) -> Share:
         twins = find(self.sample.docs)

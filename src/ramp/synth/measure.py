@@ -22,7 +22,7 @@ from ramp.synth.similar import count_holders, find_near_duplicates
 
 MAX_RARE_COUNT = 5  # a token that real text has this many times or fewer is in the tail
 PHRASE = 4  # tokens
-NUM_PARTS = 6  # of a document, of which the first and the last are compared
+NUM_PARTS = 3  # of a stretch of text, of which the first and the last are compared
 MAX_CELLS = 2**16  # largest hash table in which bigrams are counted for divergences
 
 # A figure that counts things can differ by one of them by chance, even where no resample has any.
@@ -87,44 +87,47 @@ def phrase_excess(real: Docs, sample: Docs) -> float:
     A phrase is a 4-gram that at least three documents, and a hundredth of them, hold. A sentence
     that all samples begin with gives 1.
     """
-    least = max(3, len(sample) / 100)
-    key, owner = sample.hash_ngrams(PHRASE)
-    ordered = np.sort(key)
-    begins = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + np.uint64(1)) != 0)
-    often = ordered[begins][np.diff(begins, append=len(ordered)) >= least]
-    if not len(often):
-        return 0.0
-    shares = []
-    for docs, (grams, holders) in ((sample, (key, owner)), (real, real.hash_ngrams(PHRASE))):
-        is_often = is_member(grams, often)
-        held, count = count_holders(grams[is_often], holders[is_often])
-        share = np.zeros(len(often))
-        share[np.searchsorted(often, held)] = count / max(len(docs), 1)
-        shares.append(share)
-    return float(np.max(shares[0] - shares[1]))
+    often, excess = list_phrases(real, sample, max(3, len(sample) / 100))
+    return float(excess.max()) if len(often) else 0.0
 
 
-def seam_deviate(real: Docs, sample: Docs) -> float:
-    """How sure it is that documents are one text each, in normal deviates; below 0: several.
+def list_phrases(real: Docs, sample: Docs, least: float) -> tuple[ndarray, ndarray]:
+    """(the phrases that so many documents of the sample hold, by how many more than of real text).
 
-    A text takes up the uncommon words that it began with. Compared are the words that the last
-    sixth of a document shares with the first one, beyond what it shares with other documents, and
-    half of what neighbouring sixths share: of texts put together the far ends share nothing.
+    As hashes, sorted, and as shares of the documents.
     """
-    size = sample.lengths // NUM_PARTS
-    starts = [0 * size, size, sample.lengths - 2 * size, sample.lengths - size]
-    common = find_common_tokens(real)
-    first, second, last_but_one, last = (
-        _list_uncommon(sample.cut(start, size), common) for start in starts
+    key, count = count_holders(*sample.hash_ngrams(PHRASE))
+    often, share = key[count >= least], count[count >= least] / max(len(sample), 1)
+    grams, holders = real.hash_ngrams(PHRASE)
+    is_often = is_member(grams, often)
+    held, count = count_holders(grams[is_often], holders[is_often])
+    share[np.searchsorted(often, held)] -= count / max(len(real), 1)
+    return often, share
+
+
+def seam_share(docs: Docs, number: int, common: ndarray) -> tuple[float, float]:
+    """(share of the uncommon tokens that come again across a seam, its standard error).
+
+    Of each document a stretch as long as one of `number` texts in it is taken, about where the
+    first would end. Counted is what its last third shares with its first, beyond other documents:
+    of texts put together nothing, while one text takes up its words there as anywhere. For a
+    `number` of 1 the stretch is the document.
+    """
+    span = docs.lengths // number
+    stretch = docs.cut((span - span // 2) * (number > 1), span)
+    size = span // NUM_PARTS
+    first, last = (
+        _list_uncommon(stretch.cut(start, size), common) for start in (0 * size, span - size)
     )
-    far, num_far = _count_shared(first, last, len(sample))
-    near, num_near = np.add(
-        _count_shared(first, second, len(sample)), _count_shared(last, last_but_one, len(sample))
-    )
-    if not num_far.sum() or not num_near.sum():
-        return 0.0
-    gap = far / num_far.mean() - near / num_near.mean() / 2
-    return float(gap.mean() / max(gap.std() / np.sqrt(len(gap)), 1e-9))
+    shared, total = _count_shared(first, last, len(docs))
+    share = shared / max(total.mean(), 1e-9)
+    return float(share.mean()), float(share.std() / np.sqrt(len(docs)))
+
+
+def find_ngrams(docs: Docs, n: int) -> ndarray:
+    """The place in `flat` where each n-gram begins, in the order of `Docs.hash_ngrams`."""
+    ends = (docs.starts + docs.lengths)[docs.owner]
+    return np.flatnonzero(np.arange(len(docs.flat)) + n <= ends)
 
 
 def find_common_tokens(real: Docs) -> ndarray:
@@ -145,7 +148,9 @@ def _count_shared(part, other, size):
     known = part[0] * size + part[1]
     token, owner = other
     own = is_member(token * size + owner, known)
-    strange = [is_member(token * size + (owner + k) % size, known) for k in range(1, 11)]
+    # Of one document alone there is no other.
+    others = range(1, min(11, max(size, 2)))
+    strange = [is_member(token * size + (owner + k) % size, known) for k in others]
     return (
         np.bincount(owner, own - np.mean(strange, axis=0), size),
         np.bincount(owner, minlength=size),

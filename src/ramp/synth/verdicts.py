@@ -1,8 +1,8 @@
 """What the figures of a comparison mean, in words, and the texts that show it.
 
 One table, `RULES`: a rule holds when a share or a ratio is far enough off to matter and too far off
-to be chance. The limits were chosen on word problems and hold on stories, articles and a play; see
-`experiments.collapse.constructions`.
+to be chance. Most limits were chosen on word problems; those of rare words, phrases, the order of
+words and seams on stories, articles and a play too: see `experiments.collapse.constructions`.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ramp.synth.compare import LEAST_TEXTS, Comparing, Evidence, count_needed
+from ramp.synth.compare import LEAST_TEXTS, MOST_PHRASE, Comparing, Evidence, count_needed
 from ramp.synth.docs import Docs, is_member
-from ramp.synth.measure import PHRASE
-from ramp.synth.similar import count_holders
+from ramp.synth.measure import PHRASE, find_ngrams
+from ramp.synth.similar import Families, count_holders
 
 LEAST_WORDS = 20  # of a text, on the average, before a panel of so few texts says anything
 LEAST_Z = 4.0  # normal deviates, of every verdict
@@ -25,7 +25,6 @@ NARROW = 0.93  # of what real text has: a lower ratio is less diverse
 DRIFTED = 0.9  # of the word pairs that real text knows
 SHUFFLED = 0.75  # of the same, with the words themselves known; of what their order adds to it
 FEW_RARE = 0.85  # of the share of rare words
-MOST_PHRASE = 0.1  # of the samples more than of real text may hold one phrase
 SMALL_VOCABULARY = 0.6  # of the words of held-out text that real text of this length uses
 FEW_WORDS = 0.5  # of the different words of real text of this length
 NO_SUBJECT, NO_SUBJECT_AT_ALL = 0.75, 0.5  # of the recurring words; whatever the length
@@ -141,6 +140,23 @@ def is_salad(e: Evidence, ratio: float = NO_SUBJECT) -> bool:
     return falls(e, "recurrence", ratio) and keeps(e, "known_2", SHUFFLED)
 
 
+def is_collapsed(e: Evidence) -> bool:
+    """Whether many samples are variants of others, and not only by a phrase that all hold."""
+    # Short texts that hold one phrase have most of their words in common.
+    beyond = tell_families(e).repeated - e.shares["variants"].null
+    return exceeds("variants", MOST_REPEATED)(e) and beyond > MOST_REPEATED
+
+
+def tell_families(e: Evidence) -> Families:
+    """The families of variants; without the words of a phrase where one is told of."""
+    return e.bare if tells_phrase(e) else e.families
+
+
+def tells_phrase(e: Evidence) -> bool:
+    """Whether a phrase is worth a verdict; words in any order, or few words, make their own."""
+    return has_phrase(e) and not (lacks_partners(e) or is_shuffled(e) or has_few_words(e))
+
+
 def has_phrase(e: Evidence) -> bool:
     """Whether many samples hold one phrase that few real texts hold, and are no variants."""
     if is_untold(e):
@@ -192,7 +208,7 @@ def percent(value: float) -> str:
 
 def count_families(e: Evidence) -> tuple[int, int]:
     """(the families in which nearly all repeated texts are, the samples in them)."""
-    sizes = np.sort(e.families.sizes)[::-1]
+    sizes = np.sort(tell_families(e).sizes)[::-1]
     repeated = np.cumsum(sizes - 1)
     number = int(np.searchsorted(repeated, COVERED * repeated[-1])) + 1
     return number, int(sizes[:number].sum())
@@ -272,7 +288,7 @@ def _say_diverse(e):
 
 def _show_families(comparing, e):
     found = []
-    for rows in e.families.list_largest()[:NUM_CULPRITS]:
+    for rows in tell_families(e).list_largest()[:NUM_CULPRITS]:
         found.append(Culprit(f"{len(rows)} variants", comparing.sample.strings[rows[0]]))
     return found
 
@@ -334,9 +350,12 @@ def _show_phrases(comparing, e):
     beside = np.zeros(len(key))
     if len(real_key):
         beside = np.where(real_key[place] == key, real_share[place], 0)
+    docs = comparing.sample.docs
+    hashes, places = docs.hash_ngrams(PHRASE)[0], find_ngrams(docs, PHRASE)
     found, used = [], set()
     for i in np.argsort(beside - share, kind="stable")[: 20 * NUM_CULPRITS].tolist():
-        words = find_phrase(comparing.sample.docs, key[i])
+        at = places[np.argmax(hashes == key[i])]
+        words = docs.flat[at : at + PHRASE].tolist()
         # A phrase one word further on is no other phrase.
         if share[i] <= beside[i] or used & set(words):
             continue
@@ -353,16 +372,6 @@ def share_holders(docs: Docs) -> tuple[np.ndarray, np.ndarray]:
     """(phrases as hashes, the share of the documents that has each)."""
     key, count = count_holders(*docs.hash_ngrams(PHRASE))
     return key, count / max(len(docs), 1)
-
-
-def find_phrase(docs: Docs, wanted: np.uint64) -> list[int]:
-    """The words of a phrase, where it occurs first."""
-    key, _ = docs.hash_ngrams(PHRASE)
-    inside = np.flatnonzero(
-        np.arange(len(docs.flat)) <= (docs.starts + docs.lengths - PHRASE)[docs.owner]
-    )
-    at = inside[np.argmax(key == wanted)]
-    return docs.flat[at : at + PHRASE].tolist()
 
 
 def _show_nothing(comparing, e):
@@ -400,20 +409,17 @@ RULES: Sequence[Rule] = (
         show_rows("foreign", "hardly a common word"),
     ),
     Rule(
+        "collapsed",
+        is_collapsed,
+        _say_collapsed,
+        _show_families,
+    ),
+    Rule(
         "phrase",
-        # Words in any order, or few words, make phrases of their own.
-        lambda e: has_phrase(e) and not (lacks_partners(e) or is_shuffled(e) or has_few_words(e)),
+        tells_phrase,
         say_ratio("one phrase", "phrase", "more of the samples than of real text hold it"),
         _show_phrases,
         explained_by=("foreign",),
-    ),
-    Rule(
-        "collapsed",
-        exceeds("variants", MOST_REPEATED),
-        _say_collapsed,
-        _show_families,
-        # Short texts that hold one phrase have most of their words in common.
-        explained_by=("phrase",),
     ),
     Rule(
         "repeats",
