@@ -33,7 +33,7 @@ class StagedFile:
     def publish(self) -> None:
         self.file.flush()
         # Whole or not at all, as an object is.
-        temporary = self.bucket.staging / "publishing"
+        temporary = self.bucket.staging / f"{next(self.bucket.count):06}-publishing"
         shutil.copyfile(self.staged, temporary)
         self.bucket.replace(temporary, self.path)
 
@@ -86,7 +86,7 @@ class Bucket:
         if not self.holds(source) or Path(source).is_dir():
             self.rename(source, target, **options)
             return
-        copy = self.staging / "moving"
+        copy = self.staging / f"{next(self.count):06}-moving"
         shutil.copyfile(source, copy)
         self.replace(copy, target)
         Path(source).unlink()
