@@ -376,7 +376,7 @@ def test_a_damaged_step_is_put_aside(tmp_path, caplog, harm):
 
 def test_a_step_directory_with_nothing_in_it(tmp_path, caplog):
     save_steps(tmp_path, [1])
-    (tmp_path / "2").mkdir()
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
     quarantined(tmp_path, caplog)
 
 
@@ -516,6 +516,20 @@ def test_a_disk_that_fills_while_saving(small_disk, monkeypatch):
     assert_bitwise(
         Checkpoints(small_disk).restore(template(jax.tree.map(np.asarray, state), mesh))[0], state
     )
+
+
+def test_what_is_left_of_a_failed_save_may_vanish_meanwhile(tmp_path, monkeypatch):
+    """A thread of the save may still remove its own files: the failure is told all the same."""
+
+    def vanish(*_, **__):
+        raise FileNotFoundError("manifest.ocdbt.__lock")
+
+    save_steps(tmp_path, [1])
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    monkeypatch.setattr("shutil.rmtree", vanish)
+    with pytest.raises(RuntimeError, match=r"was not saved .* the last complete step is 1"):
+        checkpoints._fail(OSError("no space"))
 
 
 def test_a_failure_in_the_background_reaches_check_and_wait(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ import json
 import logging
 import math
 import shutil
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -216,7 +217,9 @@ class Checkpoints:
     def _remove_unfinished(self) -> None:
         for path in self.directory.iterdir():
             if TMP in path.name or (path.name.isdigit() and path.is_dir() and not _complete(path)):
-                path.rmtree()
+                # A thread of a save that failed may still be at work there; the next start has it.
+                with suppress(FileNotFoundError):
+                    path.rmtree()
 
     def _prune(self) -> None:
         if processes.is_writer():
