@@ -376,7 +376,7 @@ def test_a_damaged_step_is_put_aside(tmp_path, caplog, harm):
 
 def test_a_step_directory_with_nothing_in_it(tmp_path, caplog):
     save_steps(tmp_path, [1])
-    (tmp_path / "2.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "2").mkdir()
     quarantined(tmp_path, caplog)
 
 
