@@ -108,6 +108,26 @@ def test_short_texts_are_compared_with_short_texts(seed):
     assert [finding.name for finding in judged.findings] == ["shorter", "diverse"]
 
 
+def make_calls(n, seed):
+    """A few words each, of which some are alike by chance: "what, sir ?"."""
+    rng = np.random.default_rng(seed)
+    heads, names = [f"say{i} well" for i in range(60)], [f"sir{i}" for i in range(8)]
+    return [f"{rng.choice(heads)} {rng.choice(names)}, come {rng.integers(40)}." for _ in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_texts_of_few_words_repeat_as_those_of_real_text_do(seed):
+    calls = make_calls(600, seed)
+    real = make_texts(1000, seed) + calls[:300]
+    judged = constructions.compare(real, calls[300:], calls[:1], seed)
+    variants = judged.evidence.shares["variants"]
+    assert variants.value > 0.2 and abs(variants.z) < 3
+    assert "collapsed" not in {finding.name for finding in judged.findings}
+    # Ten of them over and over are seen all the same.
+    judged = constructions.compare(real, calls[300:480] + 12 * calls[480:490], calls[:1], seed)
+    assert judged.findings[0].name == "repeats" and judged.findings[0].is_against
+
+
 def test_without_texts_of_that_length_nothing_is_said(parts):
     real, m = parts
     judged = constructions.compare(real, m.base, m.train)
@@ -238,6 +258,9 @@ def test_partners_are_of_one_length():
     size = len(bands.partners)
     used, there = (np.bincount(band, minlength=size) for band in (bands.real[drawn], bands.real))
     assert (2 * used <= there).all()
+    # Shares of single texts stand beside as many real ones of each length, or all of it.
+    alike = np.bincount(bands.real[bands.take_real(rng)], minlength=size)
+    assert (alike == np.minimum(there, np.bincount(bands.sample, minlength=size))).all()
 
 
 def test_a_page_fits_a_phone(tmp_path):

@@ -123,19 +123,32 @@ class Bands:
         """Real texts in the bands that have pairs."""
         return int((self.partners[self.real] > 0).sum())
 
+    def take_real(self, rng: np.random.Generator) -> ndarray:
+        """Real texts, in order: of each band as many as there are samples, or all."""
+        counts = np.bincount(self.sample, minlength=len(self.partners))
+        return np.sort(pick_per_band(self.real, counts, rng)[0])
+
     def draw(self, n: int, rng: np.random.Generator) -> tuple[ndarray, ndarray, ndarray]:
         """(n real texts, all other ones, n samples): of each band as many of both kinds."""
         pairs = np.repeat(np.arange(len(self.partners)), self.partners)
         wanted = np.bincount(rng.choice(pairs, n, replace=False), minlength=len(self.partners))
-        picked = []
-        for band in (self.real, self.sample):
-            order = rng.permutation(len(band))
-            order = order[np.argsort(band[order], kind="stable")]
-            # The place of each within its band, in an order that chance gives.
-            first = np.searchsorted(band[order], band[order])
-            is_picked = np.arange(len(order)) - first < wanted[band[order]]
-            picked.append((order[is_picked], order[~is_picked]))
-        return *picked[0], picked[1][0]
+        real, rest = pick_per_band(self.real, wanted, rng)
+        return real, rest, pick_per_band(self.sample, wanted, rng)[0]
+
+
+def pick_per_band(
+    band: ndarray, wanted: ndarray, rng: np.random.Generator
+) -> tuple[ndarray, ndarray]:
+    """(texts picked by chance, `wanted` of each band or all of it; all other texts).
+
+    band [D]: of each text. wanted [bands].
+    """
+    order = rng.permutation(len(band))
+    order = order[np.argsort(band[order], kind="stable")]
+    # The place of each within its band, in an order that chance gives.
+    first = np.searchsorted(band[order], band[order])
+    is_picked = np.arange(len(order)) - first < wanted[band[order]]
+    return order[is_picked], order[~is_picked]
 
 
 @dataclass(frozen=True)
@@ -180,12 +193,10 @@ class Comparing:
     def weigh(self) -> Evidence:
         """Take every figure."""
         real, sample = self.real.docs, self.sample.docs
-        gap = stats.ks_2samp(real.lengths, sample.lengths)
-        lengths_differ = bool(gap.pvalue < LENGTHS_DIFFER)
         # By the geometric mean: one huge text would make all others short.
         logs = [np.log(np.maximum(side.lengths, 1)).mean() for side in (sample, real)]
         ratio = float(np.exp(logs[0] - logs[1]))
-        matching = self._choose_matching(ratio) if lengths_differ else Matching(1, "begin")
+        matching = self._choose_matching(ratio) if self._lengths_differ else Matching(1, "begin")
         n = self.count_compared(matching)
         panel, tokens = self.measure(matching, n, NUM_RESAMPLES) if n >= LEAST_TEXTS else ({}, 0)
         families = group_variants(sample, find_common(real))
@@ -205,7 +216,7 @@ class Comparing:
             tokens,
             self.count_compared(NEAREST),
             matching,
-            lengths_differ,
+            self._lengths_differ,
             ratio,
             panel,
             shares,
@@ -224,6 +235,11 @@ class Comparing:
         if matching.is_nearest:
             return int(self._bands.partners.sum())
         return min(len(self.sample), len(self.real) // 2 // matching.join)
+
+    @cached_property
+    def _lengths_differ(self) -> bool:
+        gap = stats.ks_2samp(self.real.docs.lengths, self.sample.docs.lengths)
+        return bool(gap.pvalue < LENGTHS_DIFFER)
 
     @cached_property
     def _bands(self) -> "Bands":
@@ -331,7 +347,15 @@ class Comparing:
 
     @cached_property
     def _some_real(self) -> ndarray:
-        """As many real texts as there are samples, or all."""
+        """Real texts beside which shares of the samples stand: as many, or all.
+
+        Where lengths differ, they are of the samples' lengths if there are enough of those: two
+        texts of a few words are alike more easily than two long ones.
+        """
+        if self._lengths_differ:
+            alike = self._bands.take_real(self.rng)
+            if len(alike) >= count_needed(len(self.sample)):
+                return alike
         count = min(len(self.real), len(self.sample))
         return np.sort(self.rng.permutation(len(self.real))[:count])
 
