@@ -32,10 +32,15 @@ def make_solutions():
     return [Solution(problem, (word,)) for problem, word in words]
 
 
-def test_problems_weigh_alike_when_balanced():
-    kept, weights = expert.balance_problems(make_solutions())
-    assert [solution.words for solution in kept] == [("a",), ("b",), ("c",)]
-    np.testing.assert_allclose(weights, [0.5, 0.5, 1])
+def test_the_likeliest_solutions_are_left_out():
+    easy, hard = (TASKS["swaps"].sample(seed, 4) for seed in (1, 2))
+    own = [
+        Solution(easy, (word,), logp) for word, logp in zip("abcd", (-3, -1, -4, -2), strict=True)
+    ]
+    kept, weights = expert.leave_likeliest([*own, own[0], Solution(hard, ("e",), -0.1)])
+    # The only one of a problem stays, however likely it is.
+    assert [solution.words for solution in kept] == [("c",), ("a",), ("d",), ("e",)]
+    np.testing.assert_allclose(weights, 1)
 
 
 def test_no_problem_has_more_than_its_cap():

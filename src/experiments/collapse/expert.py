@@ -12,7 +12,7 @@ from samples draw as many; the guarded one draws more, on problems to choose wit
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
@@ -48,7 +48,7 @@ from ramp.train.trainer import run_steps
 
 NUM_TAUGHT = 2500  # problems with solutions that others wrote
 NUM_TESTS, NUM_TRIES = 32, 64
-MAX_LOST = 0.03  # of the problems and of the routes, by the guarded arm
+MAX_LOST = 0.05  # of the problems and of the routes, by the guarded arm
 MAX_ROWS = 512  # sampled at once
 ROUTES_OF = 16  # right solutions of a problem among which different ones are counted
 NUM_TEXT_ROWS = 64
@@ -61,6 +61,7 @@ class Solution:
 
     problem: Problem
     words: tuple[str, ...]  # the steps and the answer
+    logp: float = field(default=0.0, compare=False)  # nats, under the model that wrote it
 
 
 @dataclass(frozen=True)
@@ -132,13 +133,20 @@ def cap_solutions(solutions: Sequence[Solution], most: int = 4) -> Choice:
     return choose_evenly(kept)
 
 
-def balance_problems(solutions: Sequence[Solution]) -> Choice:
-    """Each different solution once, and each problem as often as the others."""
-    kept, _ = choose_distinct(solutions)
-    count: dict[Problem, int] = {}
-    for solution in kept:
-        count[solution.problem] = count.get(solution.problem, 0) + 1
-    return kept, np.array([1 / count[solution.problem] for solution in kept])
+def leave_likeliest(solutions: Sequence[Solution], share: float = 0.25) -> Choice:
+    """Different ones without the likeliest share of each problem's.
+
+    What is likely already is what a model that learns from its own samples narrows down to; to
+    reward the unlikely ones instead is of He et al. 2025 (arXiv:2506.02355).
+    """
+    found: dict[Problem, list[Solution]] = {}
+    for solution in dict.fromkeys(solutions):
+        found.setdefault(solution.problem, []).append(solution)
+    kept = []
+    for same in found.values():
+        count = max(1, round((1 - share) * len(same)))
+        kept += sorted(same, key=lambda solution: solution.logp)[:count]
+    return choose_evenly(kept)
 
 
 def join(generations: Sequence[Sequence[Solution]]) -> list[Solution]:
@@ -152,7 +160,7 @@ ARMS = {
     "ReST-EM": Arm(lambda pool: cap_solutions(pool.own[-1]), from_start=True),
     "RFT": Arm(lambda pool: choose_distinct(join(pool.own)), original=0.5, from_start=True),
     "accumulate": Arm(lambda pool: choose_evenly(join(pool.own)), original=0.5),
-    "guarded": Arm(lambda pool: balance_problems(join(pool.own)), original=0.5, guarded=True),
+    "guarded": Arm(lambda pool: leave_likeliest(pool.own[-1]), guarded=True),
     "no samples": Arm(lambda pool: ([], np.ones(0)), original=1.0),
     "a program's solutions": Arm(lambda pool: choose_evenly(pool.program), original=0.5),
 }
@@ -297,7 +305,8 @@ class World:
     def read(self, r: rollouts.Rollouts, problem: Problem, row: int) -> Solution:
         """A rollout's words, without the white space around them."""
         parsed = cut_solution(self.tokenizer, self.task, r.ids(row))
-        return Solution(problem, (*(s.strip() for s in parsed.steps), parsed.answer or ""))
+        words = (*(s.strip() for s in parsed.steps), parsed.answer or "")
+        return Solution(problem, words, float(r.logps_bn[row].sum()))
 
     @cached_property
     def measure_bits(self) -> Callable[[dict], float]:
