@@ -6,6 +6,7 @@ The matrix of shapes, about ten minutes: `uv run pytest -m slow tests/test_stage
 import json
 import random
 import signal
+from collections import Counter
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from evals.test_core import write_bundle
 from hosts import Strike, launch
 
 CONFIG = """
-stages = ["prepare", "pretrain", "finetune", "reinforce", "synthesize"]
+stages = ["prepare", "pretrain", "finetune", "reinforce", "synthesize", "diversity"]
 [text]
 sources = ["file:{folder}/text/*.txt"]
 val_fraction = 0.3
@@ -40,6 +41,7 @@ sources = ["file:{folder}/chat.jsonl"]
 val_fraction = 0.2
 tasks = ["addition/1"]
 problems_per_task = 24
+own_answers = 32
 [finetune]
 steps = 4
 batch_size = 12
@@ -47,6 +49,10 @@ seq_len = 96
 eval_every = 2
 save_every = 2
 num_samples = 0
+[diversity]
+questions = ["what is w3", "what is w5"]
+num_replies = 10
+max_new_tokens = 16
 [trials]
 items_per_task = 3
 tries_per_item = 2
@@ -214,8 +220,10 @@ def test_every_stage_on_several_hosts_is_that_of_one(whole, processes, devices):
     assert set(life.codes) == {0}, life.said
     worst = assert_same(whole / name, whole / "whole")
     asked = [line.split(" ")[:2] for line in calls.read_text().splitlines()]
-    # A reward sees all rollouts, in one process; texts are shared out among verifiers.
-    assert len({pid for kind, pid in asked if kind == "reward"}) == 1
+    # A reward sees all rollouts, in one process; each has tried it on four solutions before they
+    # met. Texts are shared out among verifiers.
+    calls_of = Counter(pid for kind, pid in asked if kind == "reward")
+    assert sorted(calls_of.values())[:-1] == [4] * (processes - 1)
     assert len({pid for kind, pid in asked if kind == "verify"}) == processes
     core, alone = (
         ask_core(whole, n, p, d) for n, p, d in ((name, processes, devices), ("whole", 1, 1))
