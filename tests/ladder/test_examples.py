@@ -127,16 +127,17 @@ def test_places_that_are_read():
 
 def test_rare_kinds_disappear():
     real = generations.list_probabilities(64)
-    for name, rarest, commonest, *costs in lines("the guard"):
+    for name, rarest, *costs in lines("the guard"):
         g = int(name.split()[1]) if name.startswith("generation") else 0
         p = real ** ((1 / generations.TEMPERATURE) ** g)
         p /= p.sum()
         rows = generations.NUM_ROWS * p
         assert rows[0] == pytest.approx(read(rarest), abs=0.05)
-        assert rows[-1] == pytest.approx(read(commonest), abs=0.05)
         bits = -np.log2(p)
         made = bits[0], bits[-1], real @ bits
         np.testing.assert_allclose([read(cost) for cost in costs], made, atol=0.005)
+        # In the real text the commonest kind occurs three times as often.
+        assert g or [round(x) for x in (rows[0], rows[-1])] == [8, 24]
     assert generations.write_rows(64, np.array([0, 63])).tolist() == [[16, 0, 8], [16, 7, 15]]
     assert "the row `16 0 8`" in told(22, "fails") and "one, `16 7 15`" in told(22, "fails")
 
@@ -193,6 +194,7 @@ def test_how_the_guard_bets():
     for test, coins in ((1, "1,000"), (2, "3,000"), (3, "6,000")):
         assert np.exp(guard.log_threshold(level, test)) == pytest.approx(read(coins))
         assert coins in words["limit"]
+    assert "renewed after 2, 4, 8 rows" in unit
     assert limits.repair_increment == 0.1 and "a tenth of all rows" in " ".join(
         RUNGS[22].lesson.idea.split()
     )

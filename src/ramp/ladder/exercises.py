@@ -141,7 +141,7 @@ def write_exercise(number: int, out: Path | None) -> Path:
     text = EXERCISE.format(
         number=number,
         name=rung.name,
-        story="\n\n".join(fill(text) for text in (rung.lesson.fails, rung.lesson.idea)),
+        story="\n\n".join(map(fill, [rung.lesson.fails, *rung.lesson.idea.split("\n\n")])),
         function=function.__name__,
         file=path,
         imports=write_imports(function),

@@ -24,8 +24,8 @@ LEAST_SHOWN = 0.03  # a weight below is shown by its colour alone
 
 
 def prose(text: str) -> Html:
-    """A paragraph in which `this` is code."""
-    return Html(f"<p>{mark(text)}</p>")
+    """Paragraphs, an empty line between them, in which `this` is code."""
+    return Html("".join(f"<p>{mark(part)}</p>" for part in text.split("\n\n")))
 
 
 def mark(text: str) -> str:

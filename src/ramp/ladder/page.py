@@ -145,15 +145,12 @@ class Row:
             caption = TEXTS.probe.format(axis=find_probe(self.rung.probe).labels[0])
             figures.append((caption, draw_probe(self.rung, probed)))
             if self.rung.measure:  # what it is judged by is no share of right answers
+                # Trainings are apart from each other: a dot each, and no line between them.
+                write = "{:.2f}".format
                 dots = [
-                    Curve(
-                        _name_line(name, result.score, "{:.2f}".format),
-                        1 + np.arange(len(result.score)),
-                        result.score,
-                        color,
-                        dots=True,
-                    )
-                    for name, result, color in probed
+                    Curve(f"_{s}" if s else _name_line(name, x.score, write), [s + 1], [y], color)
+                    for name, x, color in probed
+                    for s, y in enumerate(x.score)
                 ]
                 labels = ("training", TEXTS.measures[self.rung.measure].title)
                 figures.append((TEXTS.sizes, plot_curves(dots, {}, labels, size=_make_room(2))))
@@ -332,6 +329,7 @@ def draw_overview(rows: Sequence[Row]) -> Figure | None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xticks([0, FAIL, PASS, 1], ["0", f"{FAIL}", f"{PASS}", "1"])
+    axes.get_xticklabels()[2].set_ha("right")  # beside the 1
     axes.grid(axis="x", color=COLORS["grey"], alpha=0.25)
     axes.set_xlabel("score: 0 guessing, 1 all right")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)

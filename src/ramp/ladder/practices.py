@@ -198,7 +198,7 @@ PRACTICES = {
         ),
         Practice(
             "a teacher who slips",
-            "for two sums in a row, as in rung 18, taught by one who adds 1 too much in 4 of 5",
+            "for two sums in a row, as in rung 18, taught by one who slips in 4 of 5 steps",
             size=3,
             below=learn_slips,
             this=partial(learn_from_reward, "rloo", "verified"),
