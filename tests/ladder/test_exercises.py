@@ -1,6 +1,9 @@
 """Exercises are written from the one source, and what is wrong with an answer is said."""
 
+import doctest
+import html
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -129,6 +132,38 @@ def test_the_file_is_python_that_stands_alone(tmp_path):
         text = path.read_text()
         assert max(map(len, text.splitlines())) <= 100
         compile(text, path, "exec")
+
+
+def test_an_exercise_points_at_nothing_that_is_not_in_its_file(tmp_path):
+    elsewhere = re.compile(
+        r"pictures?\b|that follows|the line ['`]|were kept|(row|table|words|lines|told|see) below|see `"
+    )
+    for rung in RUNGS:
+        path = exercises.write_exercise(rung.number, tmp_path / f"{rung.number}.py")
+        text = " ".join(path.read_text().split())
+        assert not elsewhere.search(text), (rung.name, elsewhere.search(text))
+        # It says that comments name the main steps.
+        blank = exercises.blank_out(getattr(mechanisms, rung.lesson.mechanism))
+        assert "\n    # " in blank, rung.name
+
+
+@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.name)
+def test_what_the_page_prints_runs_by_itself(rung):
+    """Copied into an empty file, with the inputs of its exercise and of its docstring."""
+    (shown,) = re.findall(
+        r'The mechanism, to run</h3><pre class="code">(.*?)</pre>',
+        "".join(lesson.render_code(rung.lesson, rung.number)),
+        re.DOTALL,
+    )
+    space = {}
+    exec(html.unescape(shown), space)
+    name = rung.lesson.mechanism
+    args = exercises.draw_inputs(name, 0)
+    given = exercises.copy_arrays(args)
+    ours, printed = getattr(mechanisms, name)(*args), space[name](*given)
+    assert exercises._agree([printed], [ours])
+    (test,) = doctest.DocTestFinder().find(space[name], name, module=False, globs=space)
+    assert test.examples and not doctest.DocTestRunner().run(test).failed
 
 
 # Lessons

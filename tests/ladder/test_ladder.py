@@ -391,6 +391,22 @@ def test_a_rung_of_ones_own_with_a_wrong_setting(monkeypatch, capsys, tmp_path):
 
 
 # -- judging
+def test_only_all_is_a_hundred_percent():
+    written = [page._write_share(x) for x in (1, 0.9999, 0.995, 0.5, 0.6128, 0)]
+    assert written == ["100%", "99.9%", "99.5%", "50%", "61.3%", "0%"]
+
+
+def test_what_decides_is_not_told_as_if_it_did_not():
+    """Rung 13 is dearer in bits, which its verdict asks for too; one training is told as one."""
+    row = make_row(13)
+    lost = replace(row.result, corpus=replace(row.result.corpus, bpb=3.3))
+    told = replace(row, result=lost).describe_rest()
+    assert "worse, where at most 0.02 more was asked for" in told and "not by this" not in told
+    assert "one training" in told and "one training" not in make_row(11).describe_rest()
+    noted = replace(row, result=RungResult(probe=ProbeResult(notes="Two were dropped.")))
+    assert "Two were dropped." in noted.describe_rest()
+
+
 def on_probe(accuracy, n=6):
     return RungResult(probe=ProbeResult(n, [1], [accuracy], 0.0, score=[3.0]))
 

@@ -188,10 +188,16 @@ def test_the_guard_hands_back_no_model_that_lost_kinds(short, monkeypatch):
         "measure_kinds",
         lambda m, n, lm: forget(m, n, {"generation": lm["generation"].max()}),
     )
-    kept = generations.run_generations(0.0, True, n, 0).accuracy
-    assert kept == [[1, 1, 1]] * 3
-    alone = generations.run_generations(0.0, False, n, 0).accuracy
-    assert alone[-1] == [0.5, 0.5, 1]
+    guarded = generations.run_generations(0.0, True, n, 0)
+    assert guarded.accuracy == [[1, 1, 1]] * 3
+    # Of two models both generations are dropped, the second with a tenth of real rows.
+    real_rows = round(0.1 * generations.NUM_ROWS)
+    assert guarded.notes == (
+        "The guard dropped 2, 2, 0 models and ended 2 of 3 loops; after the first model they read "
+        f"{real_rows}, {real_rows}, 0 real rows."
+    )
+    alone = generations.run_generations(0.0, False, n, 0)
+    assert alone.accuracy[-1] == [0.5, 0.5, 1] and not alone.notes
 
 
 # Reliability

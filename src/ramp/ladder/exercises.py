@@ -34,14 +34,12 @@ EXERCISE = '''"""Exercise {number} of the ladder: {name}.
 {story}
 
 Write the lines of `{function}`: its docstring says what goes in and what comes out,
-the comments say what each line is for. Then
+its comments name the main steps. Then
 
     ramp ladder check {file}
 """
 
-import numpy as np
-from numpy import ndarray
-{helpers}
+{imports}
 EXERCISE = {number}  # which exercise this file answers
 
 
@@ -140,20 +138,29 @@ def write_exercise(number: int, out: Path | None) -> Path:
         raise UserError(f"there is no folder {path.parent}; make it, or name another with --out")
     function = getattr(mechanisms, rung.lesson.mechanism)
     fill = partial(textwrap.fill, width=96)
-    # What the solution calls is given.
-    called = set(function.__code__.co_names) & vars(mechanisms).keys() - {"np"}
-    names = ", ".join(sorted(called))
     text = EXERCISE.format(
         number=number,
         name=rung.name,
-        story="\n\n".join(fill(text) for text in (rung.lesson.fails, rung.lesson.idea)),
+        story="\n\n".join(map(fill, [rung.lesson.fails, *rung.lesson.idea.split("\n\n")])),
         function=function.__name__,
         file=path,
-        helpers=f"\nfrom ramp.ladder.mechanisms import {names}\n" if names else "",
+        imports=write_imports(function),
         blank=blank_out(function),
     )
     write_atomic(path, text)
     return path
+
+
+def list_helpers(function: FunctionType) -> list[str]:
+    """What a mechanism takes from mechanisms.py, by name."""
+    return sorted(set(function.__code__.co_names) & vars(mechanisms).keys() - {"np"})
+
+
+def write_imports(function: FunctionType) -> str:
+    """The imports with which the lines of a mechanism run by themselves."""
+    names = ", ".join(list_helpers(function))
+    helpers = f"\nfrom ramp.ladder.mechanisms import {names}\n" if names else ""
+    return f"import numpy as np\nfrom numpy import ndarray\n{helpers}"
 
 
 def select_exercise(number: int) -> Rung:

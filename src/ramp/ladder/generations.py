@@ -127,6 +127,8 @@ def run_generations(real_fraction: float, is_guarded: bool, n: int, seed: int) -
     first_bits = bits
     guards = [CollapseGuard(real_fraction)] * SEEDS
     stopped = np.zeros(SEEDS, bool)
+    # Of each model, for the page: how often it was dropped, and real rows that it read again.
+    dropped, reread = np.zeros((2, SEEDS), int)
     kept = [find_kept(n, probability_sn)]
     for g in range(1, GENERATIONS + 1):
         own = draw_kinds(seed, 2 + g, probability_sn ** (1 / TEMPERATURE), NUM_ROWS)
@@ -135,6 +137,7 @@ def run_generations(real_fraction: float, is_guarded: bool, n: int, seed: int) -
         new = learn(lm, n, rows, STEPS, (seed, g))
         new_sn, new_bits = measure(new)
         goes_back = stopped.copy()
+        reread += num_real * ~stopped
         if is_guarded:
             for s in np.flatnonzero(~stopped):
                 evidence = {
@@ -146,12 +149,27 @@ def run_generations(real_fraction: float, is_guarded: bool, n: int, seed: int) -
                 )
                 goes_back[s] = decision.action in ("roll back", "stop")
                 stopped[s] = decision.action == "stop"
+                dropped[s] += goes_back[s]
         # A model that got worse is dropped, and the one before it goes on.
         choose = partial(_choose, goes_back)
         lm = jax.tree.map(choose, lm, new)
         probability_sn, bits = choose(probability_sn, new_sn), choose(bits, new_bits)
         kept.append(find_kept(n, probability_sn))
-    return ProbeResult(n=n, steps=list(range(GENERATIONS + 1)), accuracy=kept)
+    notes = (
+        f"The guard dropped {_list(dropped)} models and ended {stopped.sum()} of {SEEDS} loops; "
+        f"after the first model they read {_list(reread)} real rows."
+    )
+    return ProbeResult(
+        n=n,
+        steps=list(range(GENERATIONS + 1)),
+        accuracy=kept,
+        notes=notes if is_guarded else "",
+    )
+
+
+def _list(counts):
+    """Counts, one of each loop, in words."""
+    return ", ".join(f"{count:,}" for count in counts)
 
 
 def _compare(name, new, good):

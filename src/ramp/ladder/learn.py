@@ -68,6 +68,7 @@ class ProbeResult:
     asked: Sequence[int] = ()  # the right answer to the last question of each
     said: Sequence[int] = ()  # what the model says to it
     attention: Sequence = ()  # where it looks, [row][L][H][T]; of models with attention
+    notes: str = ""  # what else there is to tell, in sentences
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ramp.ladder import mechanisms
+from ramp.ladder.exercises import list_helpers, write_imports
 from ramp.ladder.learn import ProbeResult
 from ramp.ladder.practices import Practice
 from ramp.ladder.probes import Probe
@@ -23,8 +24,8 @@ LEAST_SHOWN = 0.03  # a weight below is shown by its colour alone
 
 
 def prose(text: str) -> Html:
-    """A paragraph in which `this` is code."""
-    return Html(f"<p>{mark(text)}</p>")
+    """Paragraphs, an empty line between them, in which `this` is code."""
+    return Html("".join(f"<p>{mark(part)}</p>" for part in text.split("\n\n")))
 
 
 def mark(text: str) -> str:
@@ -163,13 +164,19 @@ def render_code(lesson: Lesson, number: int) -> list[Html]:
     """The mechanism, which anybody can run, and the lines of the model that make it."""
     parts = []
     if lesson.mechanism:
-        source = inspect.getsource(getattr(mechanisms, lesson.mechanism))
+        function = getattr(mechanisms, lesson.mechanism)
+        source = f"{write_imports(function)}\n\n{inspect.getsource(function)}"
         run = (
-            f"from ramp.ladder.mechanisms import {lesson.mechanism}. To write it yourself: "
-            f"ramp ladder exercise {number}, then ramp ladder check exercise-{number}.py"
+            f"To write it yourself: ramp ladder exercise {number}, "
+            f"then ramp ladder check exercise-{number}.py"
         )
         parts += [html.heading("The mechanism, to run"), write_code(source)]
         parts.append(html.remark(run))
+        called = [getattr(mechanisms, name) for name in list_helpers(function)]
+        for helper in filter(inspect.isfunction, called):
+            parts.append(
+                fold(f"What it calls: {helper.__name__}", write_code(inspect.getsource(helper)))
+            )
     excerpts = [write_code(read_lines(*line)) for line in lesson.lines]
     if excerpts:
         names = ", ".join(f"{module}.{name}" for module, name, *_ in lesson.lines)

@@ -121,6 +121,7 @@ def attend(x: ndarray, wq: ndarray, wk: ndarray, wv: ndarray, wo: ndarray) -> nd
     >>> attend(x, same, same, same, same).round(1).tolist()  # the third finds the first and itself
     [[9.0, 0.0], [0.0, 9.0], [9.0, 0.0]]
     """
+    # What each token looks for, what it can be found by, and what it hands over.
     q, k, v = x @ wq, x @ wk, x @ wv
     # How well each query (row) fits each key (column), over the root of their length h.
     scores = q @ k.T / np.sqrt(q.shape[1])
@@ -187,6 +188,7 @@ def feed_forward(x: ndarray, w_up: ndarray, w_down: ndarray) -> ndarray:
     """
     # Negative inputs become 0, the others are squared.
     units = np.maximum(x @ w_up, 0) ** 2
+    # A weighted sum of the units for each of the D numbers.
     return units @ w_down
 
 
@@ -230,7 +232,9 @@ def score_normed(q: ndarray, k: ndarray, q_gain: ndarray, k_gain: ndarray) -> nd
     >>> score_normed(q, q, np.ones(2), np.ones(2)).round(2).tolist()  # 7071 without
     [[1.41]]
     """
+    # Each query and each key over its own size, times the gains.
     q, k = rms_norm(q, q_gain), rms_norm(k, k_gain)
+    # The product of each query (row) with each key (column), over the root of their length h.
     return q @ k.T / np.sqrt(q.shape[1])
 
 
@@ -243,6 +247,7 @@ def swiglu(x: ndarray, w_gate: ndarray, w_up: ndarray, w_down: ndarray) -> ndarr
     >>> swiglu(np.array([[-20.0], [20.0]]), one, one, one).round(3).tolist()
     [[0.0], [400.0]]
     """
+    # The input of each switch, and how far it is open.
     a = x @ w_gate
     switch = a / (1 + np.exp(-a))
     # Unit by unit, the switch times what it switches.
@@ -309,6 +314,7 @@ def mix_embedding(x: ndarray, x0: ndarray, resid_scale: float, x0_scale: float) 
     >>> mix_embedding(np.array([[10.0]]), np.array([[1.0]]), 1.0, 0.5).tolist()
     [[10.5]]
     """
+    # Each has a factor of its own.
     return resid_scale * x + x0_scale * x0
 
 
@@ -322,6 +328,7 @@ def near_mask(T: int, window: int) -> ndarray:
     """
     # How far back each key lies behind each query; negative: it comes after.
     back = np.arange(T)[:, None] - np.arange(T)[None, :]
+    # Neither after the query nor too far before it.
     return (back >= 0) & (back < window)
 
 
@@ -357,6 +364,7 @@ def compare_with_others(rewards: ndarray) -> ndarray:
     G = rewards.shape[1]
     # The sum of all without the solution itself, divided by how many others there are.
     others = (rewards.sum(axis=1, keepdims=True) - rewards) / (G - 1)
+    # Better than the others is positive.
     return rewards - others
 
 
@@ -388,7 +396,9 @@ def keep_right(digits: ndarray, steps: ndarray) -> ndarray:
     """
     # What each step goes on from: the first digit, and after it what was stated.
     before = np.concatenate([digits[:, :1], steps[:, :-1]], axis=1)
+    # Which steps are the sum that they should be, [N, K].
     right = steps == (before + digits[:, 1:]) % 5
+    # Digits and steps side by side, of the solutions without a wrong step.
     return np.concatenate([digits, steps], axis=1)[right.all(axis=1)]
 
 
@@ -398,11 +408,11 @@ STAKES = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.95])  # shares of a capital
 def weigh_evidence(worse: ndarray) -> float:
     """Return the log of the largest capital of bets that things got worse, at least 0.
 
-    worse: [N], what each text costs more than is allowed, divided by a usual difference and cut at
-    -1, so that no bet can lose more than it stakes. A stake l, one of STAKES, turns a capital c
-    into c * (1 + l * worse), and each has an equal part of the first capital. Unless things got
-    worse, capital does not grow on average, and reaches 1000 with a chance of at most 1 in 1000
-    (Ville 1939).
+    worse: [N], what each text costs more than is allowed, in a unit of several usual differences
+    and cut at -1, so that no bet can lose more than it stakes. A stake l, one of STAKES, turns a
+    capital c into c * (1 + l * worse), and each has an equal part of the first capital. Where the
+    mean of `worse`, cut as it is, is not above 0, capital does not grow on average, and reaches
+    1000 with a chance of at most 1 in 1000 (Ville 1939).
 
     >>> round(weigh_evidence(np.full(20, 1.0)), 1)
     11.4
@@ -427,5 +437,6 @@ def prove(passed: ndarray, bar: float, stakes: ndarray, shares: ndarray) -> floa
     """
     # A success gains a little, a failure costs the whole stake.
     gain = passed / bar - 1
+    # What each stake has made of 1 in the end, [S]; then their sum, by their shares.
     capital = np.prod(1 + stakes[:, None] * gain, axis=1)
     return float(np.log(shares @ capital))

@@ -52,6 +52,8 @@ class Texts:
     probe: str
     counts: str
     loss: str
+    cut: str  # of a loss that is too high to be drawn
+    sizes: str  # of a figure for each training
     table: str
     bits: str
 
@@ -142,6 +144,16 @@ class Row:
             probed += [(name, result, color) for (name, result), color in halves]
             caption = TEXTS.probe.format(axis=find_probe(self.rung.probe).labels[0])
             figures.append((caption, draw_probe(self.rung, probed)))
+            if self.rung.measure:  # what it is judged by is no share of right answers
+                # Trainings are apart from each other: a dot each, and no line between them.
+                write = "{:.2f}".format
+                dots = [
+                    Curve(f"_{s}" if s else _name_line(name, x.score, write), [s + 1], [y], color)
+                    for name, x, color in probed
+                    for s, y in enumerate(x.score)
+                ]
+                labels = ("training", TEXTS.measures[self.rung.measure].title)
+                figures.append((TEXTS.sizes, plot_curves(dots, {}, labels, size=_make_room(2))))
         corpus = self.result.corpus
         if corpus.table:
             names = [_name_byte(byte) for byte in corpus.bytes]
@@ -159,11 +171,14 @@ class Row:
         ]
         if curves:
             labels = ("bytes of text read", "loss, bits per byte")
-            named = [replace(x, name=_name_line(x.name, x.points()[1][-1:], ".2f")) for x in curves]
+            named = [
+                replace(x, name=_name_line(x.name, x.points()[1][-1:], "{:.2f}".format))
+                for x in curves
+            ]
             figure = plot_curves(named, {}, labels, log=True, size=_make_room(len(curves)))
             # A single line has no legend.
             single = f" The line: {curves[0].name}." if len(curves) == 1 else ""
-            cut = f" Above {MOST_BITS:g} it is cut off." if _is_cut(sides) else ""
+            cut = TEXTS.cut.format(MOST_BITS=MOST_BITS) if _is_cut(sides) else ""
             figures.append((TEXTS.loss + single + cut, figure))
         return figures
 
@@ -174,8 +189,11 @@ class Row:
         verdict = VERDICTS[self.verdict.earned]
         parts, looks = [], []
         if rung.lesson.fails:
-            parts += [html.heading("What fails without it"), lesson.prose(rung.lesson.fails)]
+            measure = TEXTS.measures.get(rung.measure, Measure)
+            parts += [html.heading(measure.lacks), lesson.prose(rung.lesson.fails)]
             parts += lesson.render_example(rung.lesson)
+        if rung.lesson.notice:
+            parts.append(lesson.prose(rung.lesson.notice))
         if probe and self.below.probe.rows:
             below, this = self.below.probe, self.result.probe
             names, row = self.name_sides(), rung.lesson.row
@@ -225,7 +243,7 @@ class Row:
             parts.append(html.table(("", measure.title, "asked for"), lines))
         elif verdict.this:
             ends = [side.probe.accuracy[-1] for side in (self.below, self.result)]
-            shares = [" ".join(f"{share:.0%}" for share in end) for end in ends]
+            shares = [" ".join(map(_write_share, end)) for end in ends]
             asked = f"at most {FAIL} each", f"at least {PASS} each"
             head = ("", "scores", find_probe(rung.probe).labels[1], "scores asked for")
             parts.append(html.table(head, zip(names, figures, shares, asked, strict=True)))
@@ -236,6 +254,8 @@ class Row:
         """What there is to say beside the figures of the verdict; nothing for the lowest rung."""
         rung, below, this = self.rung, self.below, self.result
         told = [f"It {VERDICTS[self.verdict.earned]}."] if self.verdict.this else []
+        if rung.measure and not rung.probe and this.corpus.curve:
+            told.append("That is one training: another might be judged otherwise.")
         lost = [f"{x.probe.diverged:.0%}" for x in (below, this)]
         if rung.probe and lost != ["0%", "0%"]:
             told.append(f"Trainings that diverged: {lost[0]} below, {lost[1]} here.")
@@ -246,17 +266,20 @@ class Row:
             read = read if below.corpus.curve or not this.corpus.curve else "of which it read less"
             # Else "earned its place" and "worse" look like a contradiction.
             judged = f"; it is judged by {rung.measure or 'its probe'}, not by this"
+            if rung.measure in COSTS:
+                judged = f", where at most {SAME_BITS} more was asked for"
             told.append(
                 f"On text, {read}, {below.corpus.bpb:.3f} bits per byte became "
                 f"{this.corpus.bpb:.3f}: {better}{judged if better == 'worse' else ''}."
             )
+        told.append(this.probe.notes)
         if not rung.main:
             told.append(
                 "A branch: it is tried on top of the rung below it and then left, whatever it did, "
                 "since the model that `ramp run` trains goes without it. The rungs after it stand "
                 "on the one below it."
             )
-        return " ".join(told)
+        return " ".join(filter(None, told))
 
 
 def write(path: Path, rows: Sequence[Row], baselines: Mapping[str, float]) -> None:
@@ -305,7 +328,8 @@ def draw_overview(rows: Sequence[Row]) -> Figure | None:
     axes.set_yticks(range(len(rows)), [row.title for row in rows])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xticks([0, FAIL, PASS], ["0", f"{FAIL}", f"{PASS}"])
+    axes.set_xticks([0, FAIL, PASS, 1], ["0", f"{FAIL}", f"{PASS}", "1"])
+    axes.get_xticklabels()[2].set_ha("right")  # beside the 1
     axes.grid(axis="x", color=COLORS["grey"], alpha=0.25)
     axes.set_xlabel("score: 0 guessing, 1 all right")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
@@ -373,11 +397,16 @@ def _is_cut(sides):
     return any(max(result.corpus.curve, default=0) > MOST_BITS for _, result, _ in sides)
 
 
-def _name_line(name, ends, form):
+def _write_share(share):
+    """A share in percent, of which only all is 100%."""
+    return f"{min(round(100 * share, 1), 100 if share == 1 else 99.9):g}%"
+
+
+def _name_line(name, ends, write):
     """A name in a legend, short, and where its lines end, as some lie behind each other."""
     if not len(ends):
         return name  # nothing can be drawn of it
-    low, high = format(min(ends), form), format(max(ends), form)
+    low, high = write(min(ends)), write(max(ends))
     span = low if low == high else f"{low} to {high}"
     return f"{name.split(' (')[0]}: {span}"
 
@@ -401,7 +430,8 @@ def draw_probe(rung: Rung, sides: Sequence[tuple[str, ProbeResult, str]]) -> Fig
     for name, result, color in sides:
         for seed, accuracy in enumerate(zip(*result.accuracy, strict=True)):
             # matplotlib leaves names with a leading underscore out of the legend.
-            label = _name_line(name, result.accuracy[-1], ".0%") if seed == 0 else f"_{seed}"
+            ends = result.accuracy[-1]
+            label = _name_line(name, ends, _write_share) if seed == 0 else f"_{seed}"
             curves.append(Curve(label, result.steps, accuracy, color))
     chance = probe.chance(sides[0][1].n)
     bars = {"guess": 0, "fail ≤": FAIL, "pass ≥": PASS}

@@ -155,11 +155,18 @@ def begin_anew(has_own: bool, n: int, seed: int) -> ProbeResult:
     """
     digits = draw_ungraded(n, NUM_FEW, seed, post.SOLVED_STREAM)
     rows = sums.write_rows(digits, sums.ASK, sums.solve(digits))
+    notes = ""
     if has_own:
-        rows = np.concatenate([rows, write_accepted(n, seed)], axis=1)
+        own = write_accepted(n, seed)
+        rows = np.concatenate([rows, own], axis=1)
+        notes = (
+            f"Of {NUM_OWN:,} own solutions each model learned {own.shape[1]:,}, as many as the "
+            "checker passed where it passed the fewest."
+        )
     steps = post.grow(post.READ_STEPS, n)
     course = replace(post.repeat(rows, seed, steps), every=max(1, steps // 8))
-    return report(post.teach(post.init(seed), course, post.draw_held_out(seed, n)), seed, n)
+    taught = post.teach(post.init(seed), course, post.draw_held_out(seed, n))
+    return replace(report(taught, seed, n), notes=notes)
 
 
 def write_accepted(n: int, seed: int) -> np.ndarray:
@@ -191,7 +198,7 @@ PRACTICES = {
         ),
         Practice(
             "a teacher who slips",
-            "for two sums in a row, as in rung 18, taught by one who adds 1 too much 4 times of 5",
+            "for two sums in a row, as in rung 18, taught by one who slips in 4 of 5 steps",
             size=3,
             below=learn_slips,
             this=partial(learn_from_reward, "rloo", "verified"),
@@ -228,7 +235,7 @@ PRACTICES = {
         ),
         Practice(
             "promises",
-            "which of two systems succeeds 99 times of 100",
+            "which of two systems succeeds 99 times in 100",
             size=2000,
             below=partial(judge_systems, judge_demo),
             this=partial(judge_systems, judge_proof),

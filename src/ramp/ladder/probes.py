@@ -299,7 +299,7 @@ PROBES = {
         replace(
             RECALL,
             name="deep",
-            asks=f"{RECALL.asks}, with 12 blocks and 12 times the learning rates",
+            asks=f"{RECALL.asks}, with 12 blocks and 12 times the learning rates of rung 5",
             steps=150,
             rate=6.0,
             settings={"depth": 12, "width": 32},

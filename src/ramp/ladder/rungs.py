@@ -31,6 +31,7 @@ class Measure:
     unit: str
     title: str  # of a column
     told: str  # "Judged by ..."
+    lacks: str = "What fails without it"  # a heading
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Lesson:
     """What is taught about a rung; see the head of lessons.toml."""
 
     fails: str = ""
+    notice: str = ""  # of the row and the pictures: on the page alone
     shows: str = ""  # what the example is
     example: Sequence[Sequence[str]] = ()  # a table: its heads, then its lines
     row: int = 0  # of the rows of a probe that are kept: the one to be shown

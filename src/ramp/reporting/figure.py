@@ -136,8 +136,8 @@ def plot_curves(
     (left, low), (right, high) = axes.dataLim.get_points()
     if 0 < left < 0.1 * right:
         axes.set_xlim(left=0)
-    # There is no step 1.5, and no generation.
-    if labels[0] in ("step", "generation"):
+    # There is no step 1.5, no such generation, and no such training.
+    if labels[0] in ("step", "generation", "training"):
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=(1, 2, 2.5, 5, 10)))
     # Where nothing can be drawn, `low` is inf.
     if log and 1e-9 < low < LARGEST:
