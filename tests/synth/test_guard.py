@@ -52,6 +52,17 @@ def test_wrong_scales_are_refused():
     assert guard.log_e_value(np.array([0.0, 1e300, np.inf])) == np.inf
 
 
+def test_what_a_few_gain_does_not_pay_for_what_most_lose():
+    """Cheaper in all, dearer for 95% of the documents: the null is about costs after the cut."""
+    rng = np.random.default_rng(0)
+    good = np.full(4000, 6.0)
+    far_cheaper = rng.random(4000) < 0.05
+    new = np.where(far_cheaper, 2.0, 1.005 * good + 0.05)
+    assert new.mean() < good.mean()
+    cut = guard.scale_differences(new, good, 0.005)
+    assert cut.min() == -1 and guard.log_e_value(cut) > math.log(1000)
+
+
 def test_spending_adds_up_to_the_rate():
     assert sum(math.exp(-guard.log_threshold(0.01, k)) for k in range(1, 5000)) == pytest.approx(
         0.01, rel=1e-3
