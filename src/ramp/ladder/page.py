@@ -329,7 +329,7 @@ def draw_overview(rows: Sequence[Row]) -> Figure | None:
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xticks([0, FAIL, PASS, 1], ["0", f"{FAIL}", f"{PASS}", "1"])
-    axes.get_xticklabels()[2].set_ha("right")  # beside the 1
+    axes.get_xticklabels()[2].set_horizontalalignment("right")  # beside the 1
     axes.grid(axis="x", color=COLORS["grey"], alpha=0.25)
     axes.set_xlabel("score: 0 guessing, 1 all right")
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
