@@ -7,8 +7,9 @@ import pytest
 
 import ramp.credit
 from ramp import cli
-from ramp.credit.advantages import METHODS
+from ramp.credit.advantages import METHODS, method
 from ramp.credit.audit import misassigned_credit, solutions_as_rollouts
+from ramp.credit.baselines import spread_to_tokens
 from ramp.credit.learn import checker_credit
 from ramp.tasks import chain
 from ramp.tasks.protocol import solution_ids
@@ -17,11 +18,14 @@ from ramp.text.tokenizer import Tokenizer
 README = Path(ramp.credit.__file__).with_name("README.md").read_text("utf-8")
 
 
-def test_the_example_is_a_method(monkeypatch):
+def test_a_method_can_be_added(monkeypatch):
     """On four written solutions, the second of them luck: its first step is wrong, its answer right."""
-    (source,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     monkeypatch.setitem(METHODS, "plus_minus", None)  # taken back after the test
-    exec(compile(source, "README.md", "exec"), {})
+
+    @method("process")
+    def plus_minus(c):
+        return spread_to_tokens(c, (2 * c.right_bs - 1) * c.exists_bs)
+
     problem = chain.make(3, (("a", "+", 4), ("b", "*", 2)))
     tokenizer = Tokenizer.bytes_only()
     solutions = [
