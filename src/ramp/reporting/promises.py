@@ -119,7 +119,10 @@ def promise_credit(run: RunFiles) -> Html:
     if is_kept:
         change, said = _tell_of_kept_start(run, "rl/verified", "{:.0%}")
         number = f"{100 * change:+.0f}"
-        sentence = f"points of {CHOSEN_WITH}, solved with every step right: {said}; it solves {after:.0%} of {problems}"
+        sentence = (
+            f"points of {CHOSEN_WITH}, solved with every step right: {said}; it solves "
+            f"{after:.0%} of {problems}"
+        )
     else:
         bars.append((after, str(stage.get("method")), "main"))
         number = _describe_difference(before, after, count)
