@@ -213,10 +213,8 @@ def _promise_reward(run: RunFiles, stage: dict, count: float) -> Html:
         sentence += f"; right answers {right[0]:.0%} and {right[1]:.0%}"
     if stage.get("best_step") == 0:
         change, said = _tell_of_kept_start(run, "rl/reward", "{:.3f}")
-        number, sentence = (
-            f"{change:+.3f}",
-            f"{what} {CHOSEN_WITH}: {said}; it has {last:.3f} on {problems}",
-        )
+        number = f"{change:+.3f}"
+        sentence = f"{what} {CHOSEN_WITH}: {said}; it has {last:.3f} on {problems}"
     return _section(
         "reinforce", "What the reward gained", number, sentence, Html(""), "credit.html"
     )
