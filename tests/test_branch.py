@@ -370,6 +370,28 @@ def test_only_what_changes_the_state_is_refused():
     assert differ(**{"reinforce.method": "implicit"})
 
 
+def test_a_dry_run_plans_what_is_asked_and_warns_of_a_control(base, tmp_path, capsys, caplog):
+    parent = tmp_path / "a"
+    shutil.copytree(base / "a", parent)
+    file = parent / "config.toml"
+    text, count = re.subn(r'\nreward = ".*"', '\nreward = "random"', file.read_text())
+    assert count == 1
+    file.write_text(text)
+    words = ("reinforce", "--from", parent, "--run", tmp_path / "b", "--dry-run")
+    words += ("--reinforce.num_prompts", 2, "--reinforce.group_size", 4)
+    words += ("--reinforce.reward_seconds", 9, "--reinforce.train.steps", 2)
+    assert ramp(*words) == 0
+    planned = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] != " "]
+    assert planned[-1] == "reinforce" and "pretrain" not in planned
+    (said,) = [line for line in caplog.messages if "a control" in line]
+    assert f"the reward is 'random', a control that {parent} was set to" in said
+    (remedy,) = re.findall(r"(--reinforce.reward \w+)", said)
+    caplog.clear()
+    assert ramp(*words, *remedy.split()) == 0
+    assert "for tests; reward: answer" in capsys.readouterr().out
+    assert "a control" not in caplog.text
+
+
 def test_a_branch_that_diverges_goes_back_to_what_it_began_from(base, tmp_path, capsys):
     run = tmp_path / "run"
     words = ("--from", f"{base / 'a'}@3", "--run", run, "--pretrain.steps", 40)
