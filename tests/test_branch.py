@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ramp import cli, config
+from ramp import branch, cli, config
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.checkpoint import Checkpoints
@@ -302,6 +302,9 @@ def test_a_run_on_a_text_has_its_name(text, name):
         (["--from", "{a}", "--run", "{b}", "--model.mlp_dim", "384"], "are of another model"),
         (["--from", "{a}", "--run", "{b}", "--from-stage", "dpo"], "has no checkpoint of dpo"),
         (["{a}", "--from-weights"], "belong to --from"),
+        (["--from", "{a}/config.toml", "--run", "{b}"], "config.toml is a file, and a run is"),
+        (["--from", "{a}", "--run", "{a}/config.toml"], "config.toml is a file, and a run is"),
+        (["--from", "{a}", "--run", "{a}/config.toml/b"], "config.toml is a file, and a run is"),
         ([], "name a configuration"),
         (["{a}", "--pretrain.lr_scale", "0.5"], "was begun with another configuration"),
     ],
@@ -319,6 +322,74 @@ def test_the_remedy_for_another_configuration_works(base, tmp_path, capsys):
     assert f"--from {base / 'a'} --run NEW" in capsys.readouterr().err
     words = ("--from", base / "a", "--run", tmp_path / "new", "--pretrain.steps", 8)
     assert ramp("run", *words) == 0
+
+
+def test_going_on_from_a_step_that_is_not_the_best_says_which_is(base, tmp_path, capsys):
+    parent = tmp_path / "a"
+    shutil.copytree(base / "a", parent)
+    words = ("--from", parent, "--run", tmp_path / "b", "--pretrain.steps", 7)
+    Checkpoints(RunDir(parent).checkpoints("pretrain")).rescore(3, 0.0)
+    assert ramp("run", *words) == 0
+    said = capsys.readouterr().out
+    assert "its last step, and step 3 was the best" in said
+    remedy = re.search("`(--from .*?)`", said)[1].replace("NEW", str(tmp_path / "new"))
+    assert ramp("run", *shlex.split(remedy)) == 0
+    said = capsys.readouterr().out
+    assert "checkpoints/pretrain/3" in said and "was the best" not in said
+    # By weights it begins from the best step anyway.
+    words = ("--from", parent, "--run", tmp_path / "c", "--from-weights")
+    assert ramp("run", *words) == 0
+    said = capsys.readouterr().out
+    assert "checkpoints/pretrain/3" in said and "was the best" not in said
+
+
+def test_a_state_that_does_not_fit_is_refused_at_once_and_the_remedy_works(base, tmp_path, capsys):
+    words = ("--from", base / "a", "--run", tmp_path / "b", "--pretrain.steps", 8)
+    words += ("--pretrain.lora_rank", 2)
+    assert ramp("run", *words) == 2
+    message = capsys.readouterr().err
+    assert "does not fit pretrain.lora_rank 0 -> 2" in message and message.count("\n") == 1
+    assert not (tmp_path / "b" / "config.toml").exists()
+    (remedy,) = re.findall(r"add (--from-\w+)", message)
+    assert ramp("run", *words, remedy) == 0
+
+
+def test_only_what_changes_the_state_is_refused():
+    c = config.resolve(config.Config())
+
+    def differ(**keys) -> list[str]:
+        flags = [word for key, value in keys.items() for word in (f"--{key}", value)]
+        new = config.load_flags(flags, None, c)
+        return branch.list_state_changes(c, new, "reinforce")
+
+    assert differ(**{"reinforce.train.lora_targets": "wq", "reinforce.method": "grpo"}) == []
+    assert differ(**{"reinforce.train.ema_decay": "0.9"}) == [
+        "reinforce.train.ema_decay 0.0 -> 0.9"
+    ]
+    assert differ(**{"reinforce.kl_coef": "0.1"}) == ["reinforce.kl_coef 0.0 -> 0.1"]
+    assert differ(**{"reinforce.method": "implicit"})
+
+
+def test_a_dry_run_plans_what_is_asked_and_warns_of_a_control(base, tmp_path, capsys, caplog):
+    parent = tmp_path / "a"
+    shutil.copytree(base / "a", parent)
+    file = parent / "config.toml"
+    text, count = re.subn(r'\nreward = ".*"', '\nreward = "random"', file.read_text())
+    assert count == 1
+    file.write_text(text)
+    words = ("reinforce", "--from", parent, "--run", tmp_path / "b", "--dry-run")
+    words += ("--reinforce.num_prompts", 2, "--reinforce.group_size", 4)
+    words += ("--reinforce.reward_seconds", 9, "--reinforce.train.steps", 2)
+    assert ramp(*words) == 0
+    planned = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[0] != " "]
+    assert planned[-1] == "reinforce" and "pretrain" not in planned
+    (said,) = [line for line in caplog.messages if "a control" in line]
+    assert f"the reward is 'random', a control that {parent} was set to" in said
+    (remedy,) = re.findall(r"(--reinforce.reward \w+)", said)
+    caplog.clear()
+    assert ramp(*words, *remedy.split()) == 0
+    assert "for tests; reward: answer" in capsys.readouterr().out
+    assert "a control" not in caplog.text
 
 
 def test_a_branch_that_diverges_goes_back_to_what_it_began_from(base, tmp_path, capsys):

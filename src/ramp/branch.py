@@ -13,9 +13,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ramp import config
 from ramp.config import Config
+from ramp.credit import learn
 from ramp.errors import UserError
 from ramp.files import read_kept, write_kept
 from ramp.reporting.report import update_report
@@ -48,7 +50,9 @@ def begin(request: Request, c: Config, target: RunDir, stages: Sequence[str]) ->
                 f"{target.path} is a run that began elsewhere; name a new directory with --run"
             )
         return
-    _require_steps_left(origin, c, first)
+    if origin.whole_state:
+        _require_same_state(parent, old, c, first)
+        _require_steps_left(origin, c, first)
     # What a killed start has left is made anew: the caller writes config.toml last.
     write_kept(target.origin_file, origin.to_json())
     for path in (target.data, target.path / "checkpoints"):
@@ -59,6 +63,13 @@ def begin(request: Request, c: Config, target: RunDir, stages: Sequence[str]) ->
     _link_data(parent, old, target, c)
     kind = "the whole state" if origin.whole_state else "the weights"
     print(f"{first}: begins from {kind} of {source}")
+    best = Checkpoints(source.parent).best_step()
+    # Going on means the last state, which need not be the one that the run's page is about.
+    if request.step is None and best not in (None, origin.step):
+        print(
+            f"{first}: that is its last step, and step {best} was the best: "
+            f"`--from {parent.path}@{best} --run NEW` begins from it"
+        )
 
 
 def find_first_stage(stages: Sequence[str]) -> str:
@@ -105,10 +116,49 @@ def keep_tokenizer(old: Config, c: Config) -> Config:
     return c
 
 
+def _require_same_state(parent: RunDir, old: Config, c: Config, first: str) -> None:
+    changes = list_state_changes(old, c, first)
+    if changes:
+        raise UserError(
+            f"the state that {parent.path} has saved does not fit {'; '.join(changes)}: set that "
+            "back, or add --from-weights to begin at step 0 from its weights"
+        )
+
+
+def list_state_changes(old: Config, c: Config, stage: str) -> list[str]:
+    """Keys whose change gives the state of a stage other arrays, as `key old -> new`."""
+    parts = zip(_list_state_parts(old, stage), _list_state_parts(c, stage), strict=True)
+    return [
+        f"{key} {before!r} -> {after!r}"
+        for (key, before, held), (_, after, holds) in parts
+        if before != after and held != holds
+    ]
+
+
+def _list_state_parts(c: Config, stage: str) -> list[tuple[str, Any, Any]]:
+    """Keys that decide which arrays the state of a stage has, their values, what counts of them."""
+    key, r = STAGES[stage].train, c.reinforce
+    t = config.get(c, key)
+    parts = [
+        (f"{key}.lora_rank", t.lora_rank, t.lora_rank),
+        (f"{key}.lora_targets", t.lora_targets, t.lora_rank and t.lora_targets),
+        (f"{key}.optimizer", t.optimizer, t.optimizer),
+        (f"{key}.ema_decay", t.ema_decay, t.ema_decay > 0),
+    ]
+    if stage == "reinforce":
+        has_ref, has_head = learn.needs_ref(r), learn.trains_head(r)
+        parts += [
+            ("reinforce.kl_coef", r.kl_coef, has_ref),
+            ("reinforce.label_fraction", r.label_fraction, has_head),
+            ("reinforce.method", r.method, (has_ref, has_head)),
+        ]
+    return parts
+
+
 def _require_steps_left(origin: Origin, c: Config, first: str) -> None:
     key = STAGES[first].train
     steps = config.get(c, key).steps
-    if origin.whole_state and origin.step >= steps:
+    if origin.step >= steps:
         raise UserError(
             f"{first} has done {origin.step} of {steps} steps there; "
             f"add --{key}.steps with more, or --from-weights to begin again from its weights"

@@ -19,7 +19,7 @@ from ramp import config, interrupts, rundir, schema
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.export import bring
-from ramp.files import parse_path
+from ramp.files import parse_path, warn_once
 from ramp.host import setup_devices, skip_absent_devices, use_huge_pages
 from ramp.ladder import commands as ladder
 from ramp.nines import cli as nines
@@ -448,6 +448,9 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
     if args.parent:
         # The weights are the parent's, whatever that began from.
         c = config.replace(c, base="")
+        is_named = "--reinforce.reward" in [flag for flag, _ in schema.split_flags(flags)]
+        if "reinforce" in (stages or c.stages) and not is_named:
+            warn_of_control(c, args.parent)
     c = bring.fit_to_base(c, directory)
     c = rundir.fit_vocabulary(c)
     if args.text:
@@ -458,8 +461,9 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
         from ramp.rivals import list_rivals
         from ramp.stages.checks import check_names
 
-        check_names(c, stages or c.stages)
-        for rival in list_rivals(c, stages or c.stages):
+        c = config.replace(c, stages=stages or c.stages)
+        check_names(c, c.stages)
+        for rival in list_rivals(c, c.stages):
             check_names(rival.configure(c), [rival.stage])
         print(dryrun.describe(c))
         return 0
@@ -483,6 +487,18 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
         print(f"ramp: {error}", file=sys.stderr)
         return EXIT_DIVERGED
     return 0
+
+
+def warn_of_control(c: Config, parent: str) -> None:
+    """Say so where a reward that knows nothing of solutions comes from another run's settings."""
+    # Slow to import.
+    from ramp.credit import rewards
+
+    if {term.name for term in rewards.parse_reward(c.reinforce.reward)} <= {"random", "none"}:
+        warn_once(
+            f"reinforce: the reward is {c.reinforce.reward!r}, a control that {parent} was set to; "
+            "--reinforce.reward answer pays for right answers"
+        )
 
 
 def read_suite(args: Arguments) -> Callable[..., dict] | None:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -63,7 +64,7 @@ def run(
     }
     c = memory.fit_batch(asked, c, todo, measure_budget())
     stop = Preemption()
-    failed: list[NothingToLearn] = []
+    failed: list[str] = []
     with ExitStack() as stack:
         # The lock is held to the end; only the process that writes takes it.
         on_writer(lambda: (stack.enter_context(rundir.lock()), rundir.repair()))
@@ -98,8 +99,10 @@ def run(
                     result = work(rundir, c, stop)
                 except NothingToLearn as error:
                     # The others need not wait: those that build on it say that it is missing.
-                    print(f"{error}\n{name} is left undone")
-                    failed.append(error)
+                    print(error, file=sys.stderr)
+                    failed.append(name)
+                    # How its figures went is what shows why.
+                    on_writer(partial(report.write_report, directory))
                     continue
             # The other processes have no result of `prepare`, and write none.
             on_writer(partial(report.update_report, directory, name, result or {}))
@@ -117,7 +120,8 @@ def run(
     if done:
         on_writer(partial(report.write_report, directory))
     if failed:
-        raise failed[0]
+        page = directory / "report.html"
+        raise NothingToLearn(f"{', '.join(failed)} is left undone, as said above; see {page}")
     if is_writer():
         print(f"report: {directory / 'report.html'}")
 

@@ -67,6 +67,11 @@ class RunDir:
 
     path: Path
 
+    def __post_init__(self):
+        for path in (self.path, *self.path.parents):
+            if path.is_file():
+                raise UserError(f"{path} is a file, and a run is a directory; name another one")
+
     @property
     def data(self) -> Path:
         """Tokens and the tokenizer."""

@@ -114,7 +114,7 @@ def test_comparing_methods_on_one_base_and_on_what_came_of_it(base, folder, caps
     how = ["--reinforce.method", "rloo", "--reinforce.reward", "random"]
     more = ["--run", folder / "five", "--reinforce.train.steps", "4"]
     assert ramp_("reinforce", "--from", three, *how, *more) == 2
-    assert "with --from-weights and another --run" in capsys.readouterr().err
+    assert "add --from-weights" in capsys.readouterr().err
     code = ramp_("reinforce", "--from", three, "--run", four, "--from-weights", *how)
     assert code == 0, capsys.readouterr().err
 

@@ -131,7 +131,7 @@ def test_a_head_without_labels_is_refused(run):
 
 
 @pytest.mark.slow
-def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path, monkeypatch):
+def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path, monkeypatch, capsys):
     """Two iterations, then the third after a restart: the same parameters as three at once."""
     rundir, c = run
     c = replace(c, reinforce=replace(c.reinforce, epochs=2))
@@ -151,7 +151,11 @@ def test_stopped_and_gone_on_with_is_the_same_run(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Preempted):
         patch.setattr(learn, "collect_batch", cut_short)
         reinforce.run(other, c, Preemption())
+    assert "before on tests" in capsys.readouterr().out
     reinforce.run(other, c, Preemption())
+    said = capsys.readouterr().out
+    assert "reinforce: goes on from step 2\n" in said
+    assert "before on tests" not in said and "sft: goes on" not in said
     tiny.assert_trees_close(restore.load_params(other, "reinforce", c), whole, 0, 0)
 
 

@@ -72,7 +72,7 @@ def test_each_promise_has_a_number_a_sentence_and_the_rivals(run):
     error = 196 * math.sqrt((0.25 * 0.75 + 0.5 * 0.5) / 400)
     assert f"+25 ± {error:.0f} points of 400 held-out problems" in credit
     assert "25% were solved with every step right before reinforcement, 50% after it" in credit
-    assert "outcome 38%" in credit
+    assert "outcome 38% (-12 ± 7 points)" in credit
     assert (
         "-0.0200 bits per byte" in own
         and "naive 1.7000 → 1.8000 (pairs of tokens in its samples: 25% differ, 50% before, z -3.0)"
@@ -106,6 +106,36 @@ def test_a_loss_of_points_or_bits_is_shown_as_one(run):
     _, credit, own, _ = map(words, list_promises(read_run(run)))
     assert "-25 ±" in credit
     assert own.startswith("Its own samples +0.1000")
+
+
+def log(path, *records: dict) -> None:
+    lines = [json.dumps({"stage": "reinforce"} | record) for record in records]
+    (path / "metrics.jsonl").write_text("\n".join(lines))
+
+
+def test_where_the_start_is_kept_the_page_says_what_training_did(run):
+    """On the problems that chose it; no interval of a model with itself."""
+    log(
+        run,
+        {"step": 0, "rl/verified": 0.5, "rl/steps": 0.75},
+        {"step": 10, "rl/verified": 0.25, "rl/steps": 0.5},
+        {"step": 20, "rl/verified": 0.125, "rl/steps": 0.25},
+    )
+    update_report(run, "reinforce", accuracy(0.25, 0.25, "step_local") | {"best_step": 0})
+    update_report(run / "rivals/outcome", "reinforce", accuracy(0.25, 0.25, "rloo"))
+    _, credit, *_ = map(words, list_promises(read_run(run)))
+    assert "Credit for every step -38 points of problems to choose with" in credit
+    assert (
+        "solved with every step right: 50% at the start, 12% at step 20, the last, "
+        "25% at step 10, the best of the others" in credit
+    )
+    assert "right steps 75% and at last 25%; no step was better, and the start is kept" in credit
+    assert "it solves 25% of 400 held-out problems" in credit and "the start, kept" in credit
+    assert "outcome 25% (+0 ±" in credit
+    # A rival that has kept the start too is the same model.
+    update_report(run / "rivals/outcome", "reinforce", {"best_step": 0})
+    _, credit, *_ = map(words, list_promises(read_run(run)))
+    assert "outcome 25%" in credit and "±" not in credit
 
 
 def test_links_reach_sections_of_the_page(run):
@@ -147,6 +177,12 @@ def test_where_nobody_verifies_the_reward_is_what_was_gained(tmp_path):
     assert "+0.750 ± 0.098" in section
     assert "-0.500 before reinforcement, 0.250 after it" in section
     assert "right answers 25% and 50%" in section and "64 held-out problems (q.jsonl)" in section
+    log(tmp_path / "run", {"step": 0, "rl/reward": 0.5}, {"step": 2, "rl/reward": 0.25})
+    update_report(tmp_path / "run", "reinforce", {"best_step": 0, "after": figures["before"]})
+    *_, section = map(words, list_promises(read_run(tmp_path / "run")))
+    assert "What the reward gained -0.250 of the mean reward (mine.py:reward)" in section
+    assert "0.500 at the start, 0.250 at step 2, the last; no step was better" in section
+    assert "it has -0.500 on 64 held-out problems" in section and "±" not in section
 
 
 def test_none_of_few_is_not_never(tmp_path):

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ramp.config import Config, Train, get
+from ramp.credit import fit
 from ramp.host import has_huge_pages, measure_budget, setup_devices
 from ramp.model import cost
 from ramp.stages import STAGES
@@ -46,6 +47,8 @@ def describe(c: Config) -> str:
     for name in c.stages:
         if STAGES[name].train:
             lines += _describe_stage(name, c, get(c, STAGES[name].train), rate, budget)
+        if name == "reinforce":
+            lines.append(f"{INDENT} {fit.require_fit(c.reinforce)}")
     return "\n".join(lines)
 
 

@@ -17,6 +17,8 @@ BASELINE_NAMES = {"unigram": "byte unigram", "bigram": "byte bigram", "trigram":
 COLORS = ("warm", "grey", "gold", "violet")  # of rivals
 DIVERSITY = "distinct_2"  # of the figures of samples: pairs of tokens that differ, of all
 
+CHOSEN_WITH = "problems to choose with"
+
 Bar = tuple[float, str, str]  # value, name, color
 Levels = dict[str, tuple[float, str]]  # name -> (bits per byte, color)
 
@@ -110,29 +112,73 @@ def promise_credit(run: RunFiles) -> Html:
     if not count:
         return Html()
     if before is None or after is None:
-        return _promise_reward(stage, count)
-    method = str(stage.get("method"))
-    bars = [(before, "before", "grey"), (after, method, "main")]
+        return _promise_reward(run, stage, count)
+    problems = _name_problems(stage, count)
+    is_kept = stage.get("best_step") == 0
+    bars = [(before, "the start, kept" if is_kept else "before", "grey")]
+    if is_kept:
+        change, said = _tell_of_kept_start(run, "rl/verified", "{:.0%}")
+        number = f"{100 * change:+.0f}"
+        sentence = (
+            f"points of {CHOSEN_WITH}, solved with every step right: {said}; it solves "
+            f"{after:.0%} of {problems}"
+        )
+    else:
+        bars.append((after, str(stage.get("method")), "main"))
+        number = _describe_difference(before, after, count)
+        sentence = (
+            f"points of {problems}: {before:.0%} were solved with every step right before "
+            f"reinforcement, {after:.0%} after it{_compare_steps(stage)}"
+        )
     others = []
-    for color, (name, share) in zip(COLORS, _rival_shares(run), strict=False):
+    for color, (name, share, has_start) in zip(COLORS, _rival_shares(run), strict=False):
         bars.append((share, name, color))
-        others.append(f"{name} {share:.0%}")
-    rise = 100 * (after - before)
-    error = 196 * _error_of_difference(before, after, count)
-    sentence = (
-        f"points of {_name_problems(stage, count)}: {before:.0%} were solved with "
-        f"every step right before reinforcement, {after:.0%} after it"
-    )
-    if stage.get("best_step") == 0:
-        sentence += "; no iteration was better on problems to choose with, and the start is kept"
+        difference = f" ({_describe_difference(after, share, count)} points)"
+        # The same model twice differs by nothing, and not by nothing give or take some.
+        others.append(f"{name} {share:.0%}{'' if is_kept and has_start else difference}")
     if others:
         sentence += f"; other ways, from the same weights for as many steps: {', '.join(others)}"
     wrong = as_dict(run.report.get("finetune")).get("mistakes")
     if wrong and isinstance(wrong, list):
         sentence += f". Fine-tuning had taught it wrong on purpose ({'; '.join(map(str, wrong))})"
     drawing = draw_bars(bars, "{:.0%}".format)
-    number = f"{rise:+.0f} ± {error:.0f}"
     return _section("reinforce", "Credit for every step", number, sentence, drawing, "credit.html")
+
+
+def _tell_of_kept_start(run: RunFiles, tag: str, form: str) -> tuple[float, str]:
+    """What training changed by its last step where the start is kept, and the course of it.
+
+    On the problems to choose with: after training, others are only asked of what is kept.
+    """
+    steps, values = run.series("reinforce", tag)
+    kept = "no step was better, and the start is kept"
+    if len(values) < 2:
+        return 0.0, kept
+    # The later of equals, as the run chooses.
+    best = len(values) - 1 - int(values[:0:-1].argmax())
+    course = f"{form.format(values[0])} at the start, {form.format(values[-1])} at step"
+    course += f" {steps[-1]:.0f}, the last"
+    if best < len(values) - 1:
+        course += f", {form.format(values[best])} at step {steps[best]:.0f}, the best of the others"
+    right = run.series("reinforce", "rl/steps")[1]
+    if len(right) > 1:
+        course += f"; right steps {right[0]:.0%} and at last {right[-1]:.0%}"
+    return values[-1] - values[0], f"{course}; {kept}"
+
+
+def _compare_steps(stage: dict) -> str:
+    """The change in the share of right steps, where somebody judged them."""
+    found = [as_number(as_dict(stage.get(when)).get("steps")) for when in ("before", "after")]
+    if None in found:
+        return ""
+    before, after = found
+    return f"; right steps {before:.0%} and {after:.0%} ({100 * (after - before):+.0f} points)"
+
+
+def _describe_difference(before: float, after: float, count: float) -> str:
+    """A difference of shares in points, with 1.96 standard errors."""
+    error = _error_of_difference(before, after, count)
+    return f"{100 * (after - before):+.0f} ± {196 * error:.0f}"
 
 
 def _error_of_difference(before: float, after: float, count: float) -> float:
@@ -150,7 +196,7 @@ def _name_problems(stage: dict, count: float) -> str:
     return f"{count:.0f} held-out problems ({stage.get('task', stage.get('prompts'))}{level})"
 
 
-def _promise_reward(stage: dict, count: float) -> Html:
+def _promise_reward(run: RunFiles, stage: dict, count: float) -> Html:
     """What reinforcement gained where nobody can verify a solution: the mean reward."""
     before, after = (as_dict(stage.get(when)) for when in ("before", "after"))
     first, last = (as_number(found.get("reward")) for found in (before, after))
@@ -159,16 +205,16 @@ def _promise_reward(stage: dict, count: float) -> Html:
     errors = [as_number(found.get("reward_error")) for found in (before, after)]
     known = [error for error in errors if error is not None]
     spread = f" ± {1.96 * math.hypot(*known):.3f}" if len(known) == len(errors) else ""
-    sentence = (
-        f"of the mean reward ({stage.get('reward')}) on {_name_problems(stage, count)}: "
-        f"{first:.3f} before reinforcement, {last:.3f} after it"
-    )
+    number = f"{last - first:+.3f}{spread}"
+    what, problems = f"of the mean reward ({stage.get('reward')}) on", _name_problems(stage, count)
+    sentence = f"{what} {problems}: {first:.3f} before reinforcement, {last:.3f} after it"
     right = [as_number(found.get("right")) for found in (before, after)]
     if None not in right:
         sentence += f"; right answers {right[0]:.0%} and {right[1]:.0%}"
     if stage.get("best_step") == 0:
-        sentence += "; no iteration was better on problems to choose with, and the start is kept"
-    number = f"{last - first:+.3f}{spread}"
+        change, said = _tell_of_kept_start(run, "rl/reward", "{:.3f}")
+        number = f"{change:+.3f}"
+        sentence = f"{what} {CHOSEN_WITH}: {said}; it has {last:.3f} on {problems}"
     return _section(
         "reinforce", "What the reward gained", number, sentence, Html(""), "credit.html"
     )
@@ -178,11 +224,13 @@ def _share(stage: dict, when: str) -> float | None:
     return as_number(as_dict(stage.get(when)).get("verified"))
 
 
-def _rival_shares(run: RunFiles) -> Iterator[tuple[str, float]]:
+def _rival_shares(run: RunFiles) -> Iterator[tuple[str, float, bool]]:
+    """The name of each rival, the share that it solves, and whether it has kept the start."""
     for name, rival in run.rivals.items():
-        share = _share(rival.report.get("reinforce", {}), "after")
+        stage = rival.report.get("reinforce", {})
+        share = _share(stage, "after")
         if share is not None:
-            yield name, share
+            yield name, share, stage.get("best_step") == 0
 
 
 # --- generations

@@ -30,6 +30,7 @@ from ramp.tasks import Problem, Task, open_task
 from ramp.tasks.split import held_out_problems, make_problems
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import restore
+from ramp.train.checkpoint import Checkpoints
 from ramp.train.preemption import Preemption
 from ramp.train.processes import on_writer
 from ramp.train.state import State, eval_params
@@ -95,7 +96,9 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     check = partial(stop.check, 0)
     with stop.together():
         before, _ = learn.measure_accuracy(c.model, t, tokenizer, start(), check=check)
-    print_accuracy("before on tests", before)
+    # A run that goes on has said it.
+    if Checkpoints(rundir.checkpoints("reinforce")).steps() in ([], [base]):
+        print_accuracy("before on tests", before)
     trainer = Trainer(
         name="reinforce",
         c=c,

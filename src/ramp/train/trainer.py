@@ -126,6 +126,10 @@ class Trainer:
             with clock("init"):
                 state, saved_time = self.restore(rundir, checkpoints, start)
             if is_writer():
+                first = int(state.step)
+                is_own = first not in (0, self.t.steps, rundir.find_base(self.name))
+                if is_own:
+                    print(f"{self.name}: goes on from step {first}")
                 logged = read_last_values(rundir.path / "metrics.jsonl", self.name, "time/")
                 clock.add(saved_time, {kind: logged[kind] for kind in KINDS if kind in logged})
             attempt = Attempt(self, rundir, checkpoints, evaluate, score, clock, stop)
