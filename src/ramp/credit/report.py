@@ -55,7 +55,7 @@ class RewardAudit:
             *(f"  it fails on some solutions: {failure}" for failure in self.failures),
             *_list_findings(self.findings, "nothing that is paid without deserving it"),
             f"checker of {self.task}: {self.num_checked:,} solutions judged",
-            *_list_findings(self.checker, "nothing that fools it"),
+            *_list_findings(self.checker, "nothing that fools it", is_paid=False),
         ]
         return "\n".join(lines)
 
@@ -71,31 +71,35 @@ class RewardAudit:
             [
                 _render_findings(f"What is paid on {self.task}", self.findings, note),
                 _render_findings(
-                    f"What fools the checker of {self.task}",
+                    f"What passes the checker of {self.task}",
                     self.checker,
-                    f"{self.num_checked:,} solutions were judged that deserve nothing by how they "
-                    "were made.",
+                    f"{self.num_checked:,} solutions were judged that lack right steps, or the "
+                    "right answer, by how they were made.",
+                    is_paid=False,
                 ),
             ],
         )
 
 
-def _list_findings(findings: Sequence[Finding], nothing: str) -> list[str]:
+def _list_findings(findings: Sequence[Finding], nothing: str, is_paid: bool = True) -> list[str]:
     lines = [] if findings else [f"  found {nothing}"]
     for number, f in enumerate(findings, 1):
         lines += [
-            f"  {number}. {f.kind}: {f.worth} ({f.rate:.0%} of {f.num_problems} fresh problems)",
+            f"  {number}. {f.kind}{f': {f.worth}' * is_paid} "
+            f"({f.rate:.0%} of {f.num_problems} fresh problems)",
             f"     {f.problem!r} -> {' | '.join(map(repr, f.example.steps)) or 'no step'} | "
             f"answer {f.example.answer!r}",
         ]
     return lines
 
 
-def _render_findings(title: str, findings: Sequence[Finding], note: str) -> html.Html:
+def _render_findings(
+    title: str, findings: Sequence[Finding], note: str, is_paid: bool = True
+) -> html.Html:
     cards = []
     for f in findings:
         steps = "\n".join([*f.example.steps, f"answer: {f.example.answer}"])
-        about = f"{f.worth}. On {f.rate:.0%} of "
+        about = f"{f'{f.worth}. ' * is_paid}On {f.rate:.0%} of "
         cards.append(
             f'<div class="card">{html.heading(f.kind)}'
             f"{html.remark(f'{about}{f.num_problems} fresh problems.')}"
