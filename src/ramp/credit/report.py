@@ -28,6 +28,8 @@ from ramp.tasks import Task, gsm8k, open_task, questions
 from ramp.user_code import is_user_code, load_object
 
 SURE = "All have p < 0.05, corrected for the number of words."
+# Whatever right answers are like is paid then.
+UNTOLD = "right and wrong answers are not told apart, so what goes with right ones counts too"
 SHOWN_ROLLOUTS = 4  # of a log, with their tokens in colour
 
 
@@ -167,8 +169,22 @@ def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
     for title, words in (("words", audit.words), ("tokens", audit.tokens)):
         if words:
             shown = ", ".join(f"{w.word!r} {w.more:+.3f} ({w.num_with})" for w in words)
-            lines.append(f"  {title} that are paid more: {shown}")
+            lines.append(f"  {title} that are paid more: {shown}{_warn(log, audit, title)}")
     return "\n".join(lines)
+
+
+def _warn(log: Log, audit: LogAudit, title: str = "words") -> str:
+    """What has to be said beside words and length where nobody knows which answers are right."""
+    if audit.knows_right or title != "words":
+        return ""
+    return f"; {UNTOLD}{_propose(log, 'right')}"
+
+
+def _propose(log: Log, *missing: str) -> str:
+    """The options that may name what is missing."""
+    whats = ((p.partition("=")[0], p) for p in log.proposed)
+    options = [f"--field {p}" for w, p in whats if {w, STANDS_FOR.get(w)} & {*missing}]
+    return f"; perhaps {' or '.join(options)}" if options else ""
 
 
 def _list_fields(log: Log) -> list[str]:
@@ -182,9 +198,9 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
     figures = []
 
     def explain(*needs: str) -> str:
-        missing = ", ".join(what for what in needs if what not in has)
+        missing = [what for what in needs if what not in has]
         if missing:
-            return f"not measured: no field for {missing}"
+            return f"not measured: no field for {', '.join(missing)}{_propose(log, *missing)}"
         # Which of them does not fit, and how.
         faults = [f for f in log.faults if {f.what, STANDS_FOR.get(f.what)} & set(needs)]
         if faults:
@@ -201,9 +217,10 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
         figures.append((name, explain(*needs) if share is None else str(share)))
     bias = audit.length
     if bias is None:
-        length = explain("reward", "right")
+        length = explain("reward")
     elif not bias.correlation:
-        length = "equally right ones are paid alike, or are equally long"
+        alike = "equally right ones" if audit.knows_right else "rollouts of a problem"
+        length = f"{alike} are paid alike, or are equally long"
     elif "group" not in has:
         # Siblings would be taken for strangers, and hard problems are long.
         length = explain("group")
@@ -212,17 +229,26 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
         sure = f"p = {bias.p_value:.4f}" if is_enough else "too few problems to tell from chance"
         length = (
             f"correlation {bias.correlation:+.2f} in {bias.num_problems:,} problems ({sure}), "
-            f"{bias.per_100_chars:+.3f} for 100 characters"
+            f"{bias.per_100_chars:+.3f} for 100 characters{_warn(log, audit)}"
         )
-    return [*figures, ("reward and length, among equally right ones", length)]
+    among = "among equally right ones" if audit.knows_right else "within a problem"
+    figures.append((f"reward and length, {among}", length))
+    if not audit.words:
+        is_tested = bias is not None and "group" in has
+        none = f"none found{_warn(log, audit)}"
+        figures.append(
+            ("words that are paid more", none if is_tested else explain("reward", "group"))
+        )
+    return figures
 
 
 def render_log(path: Path, log: Log, audit: LogAudit) -> str:
     """The audit of a log as a page."""
+    words_of = f"Of a problem's {'equally right ones' if audit.knows_right else 'rollouts'}"
     tables = [
         html.section(title, _render_words(words), note=note)
         for title, words, note in (
-            ("Words", audit.words, f"Of a problem's equally right ones, with and without. {SURE}"),
+            ("Words", audit.words, f"{words_of}, with and without{_warn(log, audit)}. {SURE}"),
             ("Tokens", audit.tokens, f"Its advantages, less the others' of the rollout. {SURE}"),
         )
         if words
