@@ -39,7 +39,7 @@ class RewardAudit:
 
     reward: str
     task: str
-    level: int
+    level: int | None  # None: a list of questions has none
     right: float  # what right solutions are paid, the median
     wrong: float
     findings: tuple[Finding, ...]
@@ -50,9 +50,9 @@ class RewardAudit:
 
     def describe(self) -> str:
         """The audit as lines for a terminal."""
+        level = "" if self.level is None else f", level {self.level}"
         lines = [
-            f"reward {self.reward} on {self.task}, level {self.level}: "
-            f"{self.num_judged:,} solutions judged",
+            f"reward {self.reward} on {self.task}{level}: {self.num_judged:,} solutions judged",
             f"  right solutions are paid {self.right:.2f}, honest wrong ones {self.wrong:.2f}",
             *(f"  it fails on some solutions: {failure}" for failure in self.failures),
             *_list_findings(self.findings, "nothing that is paid without deserving it"),
@@ -146,7 +146,7 @@ def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> Rewar
     return RewardAudit(
         reward=spec,
         task=task.name,
-        level=level,
+        level=level if task.sets is None else None,
         right=trial.right_pay,
         wrong=trial.wrong_pay,
         findings=tuple(findings),
@@ -293,7 +293,15 @@ OPTIONS = {
     "task": "--task",
     "prompt_field": "--field prompt=NAME",
     "answer_field": "--field answer=NAME",
+    "level": "--level",
+    "reward": "--reward",
 }
+
+
+def use_own_options(said: str) -> str:
+    """A message with the options of this command, which has none for the time of a reward."""
+    said = re.sub(r", or give it longer with --reinforce\S+ [0-9.e+]+", "", said)
+    return re.sub(r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), said)
 
 
 def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
@@ -314,8 +322,7 @@ def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
     try:
         return open_task(t)
     except UserError as error:
-        said = re.sub(r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), str(error))
-        raise UserError(said) from None
+        raise UserError(use_own_options(str(error))) from None
 
 
 def run_audit(
@@ -334,7 +341,10 @@ def run_audit(
     """
     if reward is not None and rollouts is None:
         task = replace(open_audited(t, named), steps="token", find_answer=None)
-        audit = audit_reward(reward, task, t.level, budget)
+        try:
+            audit = audit_reward(reward, task, t.level, budget)
+        except UserError as error:
+            raise UserError(use_own_options(str(error))) from None
         text, document, result = audit.describe(), audit.render(), asdict(audit)
     elif rollouts is not None and reward is None:
         log = read_log(rollouts, named)
@@ -344,7 +354,9 @@ def run_audit(
         read = {"file": str(rollouts), "fields": log.fields, "notes": log.notes}
         result = read | {"left_out": [str(fault) for fault in log.faults]} | asdict(found)
     else:
-        raise UserError("ramp credit audit takes --reward NAME|FILE.py:FN or --rollouts FILE.jsonl")
+        raise UserError(
+            "ramp credit audit takes --reward NAME|FILE.py:FN or --rollouts FILE.jsonl, not both"
+        )
     if page:
         write_atomic(page, document)
         text += f"\n{page}"
