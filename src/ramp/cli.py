@@ -658,7 +658,9 @@ COMMANDS = {
     "export": make_serve_command("export", "write the model as a folder or a GGUF file"),
     "import": make_serve_command("import", "make a run of a model from GGUF or safetensors files"),
     "credit": Command(
-        "which steps of a run's rollouts get which credit", run_credit, add_credit_arguments
+        "which steps of a run's rollouts get which credit; also: credit audit",
+        run_credit,
+        add_credit_arguments,
     ),
     "credit audit": Command(
         "what fools a reward, or where the credit of another trainer's log went",

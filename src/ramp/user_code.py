@@ -7,7 +7,8 @@ import sys
 import threading
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +29,8 @@ def load_object(spec: str, what: str, kind: type = object) -> Any:
     what is offered in place of a name that is not there.
     Raises `UserError` where there is no such file or name, or where the file fails when it is run.
     """
-    file, _, name = spec.rpartition(":")
-    if not file.endswith(".py") or not name:
+    file, _, name = (spec if ":" in spec else f"{spec}:").rpartition(":")
+    if not file.endswith(".py"):
         raise UserError(f"{what} is {spec!r}; write PATH.py:NAME, such as mine.py:NAME")
     path = Path(file).expanduser().resolve()
     if not path.is_file():
@@ -39,7 +40,7 @@ def load_object(spec: str, what: str, kind: type = object) -> Any:
     except (Exception, SystemExit) as error:
         raise UserError(f"{what}: {describe_failure(error, path)}; mend it") from None
     names = vars(module)
-    if name not in names:
+    if not name or name not in names:
         # What is imported is somebody else's, but for an object of the kind.
         own = (module.__name__, kind.__module__)
         fits = [
@@ -47,8 +48,23 @@ def load_object(spec: str, what: str, kind: type = object) -> Any:
             for key, value in names.items()
             if isinstance(value, kind) and getattr(value, "__module__", own[0]) in own
         ]
-        require_name(f"{what}, {file}", name, [key for key in fits if not key.startswith("_")])
+        fits = [key for key in fits if not key.startswith("_")]
+        if not fits:
+            also = f"'{name}' and no other " if name else ""
+            raise UserError(f"{what}: {file} has no {also}{kind.__name__}; write it there")
+        if not name:
+            raise UserError(f"{what}: {file} is a file; add the name, as {file}:{fits[0]}")
+        require_name(f"{what}, {file}", name, fits)
     return names[name]
+
+
+def require_own_or(what: str, name: str, known: Iterable[str], kind: type) -> None:
+    """Raise `UserError` where a name is not known, with what it lacks where a file or folder is."""
+    if name.endswith(".py"):
+        load_object(name, what, kind)
+    if name not in [*known] and Path(name).is_dir():
+        raise UserError(f"{what}: {name} is a folder; write FILE.py:NAME of a file in it")
+    require_name(what, name, known)
 
 
 # Kept by its time, so that a file that was edited is run again, and task and reward of one file
@@ -85,11 +101,16 @@ def describe_failure(error: BaseException, path: Path | str) -> str:
         lines.append(error.lineno)
     where = f"{path}, line {lines[-1]}" if lines else str(path)
     text = " ".join(f"{type(error).__name__}: {error}".split())  # one line: it is one sentence
+    # Of a record, a problem or a verdict: what it does have.
+    if isinstance(error, AttributeError) and is_dataclass(error.obj):
+        text += f", it has {', '.join(field.name for field in fields(error.obj))}"
     return f"{where}: {text.removesuffix(':')}"
 
 
-def call(function: Callable[..., Any], *args: Any, seconds: float, what: str) -> Any:
-    """What a user's function returns.
+def call(
+    function: Callable[..., Any], *args: Any, seconds: float, what: str, setting: str = ""
+) -> Any:
+    """What a user's function returns. setting: that of `seconds`; empty: there is none.
 
     Raises `UserError` where it fails, or has not returned after so many seconds. In a thread,
     since code that never returns cannot be ended; it dies with the process.
@@ -108,7 +129,9 @@ def call(function: Callable[..., Any], *args: Any, seconds: float, what: str) ->
     thread.start()
     thread.join(seconds)
     if not result:
-        raise UserError(f"{what} has not returned after {seconds:g} seconds; make it quicker")
+        longer = f", or give it longer with --{setting} {10 * seconds:g}" if setting else ""
+        said = f"{what} has not returned after {seconds:g} seconds"
+        raise UserError(f"{said}; make it quicker{longer}")
     kind, value = result[0]
     if kind == "failed":
         raise UserError(f"{what} fails: {describe_failure(value, path)}; mend it")

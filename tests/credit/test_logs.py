@@ -7,7 +7,7 @@ import re
 import pytest
 
 from ramp import cli
-from ramp.credit import log_figures, logs
+from ramp.credit import log_figures, logs, report
 from ramp.errors import UserError
 
 
@@ -57,11 +57,13 @@ def test_what_a_log_lacks_is_said(tmp_path, capsys):
     assert "text from 'output', reward from 'score'" in said
     assert "1 of 2 lines have no text" in said and "not measured" in said
     assert "no field says which answers are right" in said
-    assert "reward and length, among equally right ones: not measured: no field for right" in said
+    assert "reward and length, within a problem: not measured: there is no such case" in said
     assert "not measured" in page.read_text("utf-8")
 
 
-def test_rewards_of_0_and_1_are_measured_against_the_right_answer_or_not_at_all(tmp_path, capsys):
+def test_rewards_of_0_and_1_are_measured_against_the_right_answer_or_with_a_caveat(
+    tmp_path, capsys
+):
     """A reward that is taken for the truth is paid for nothing else, whatever it pays for."""
     rows = make_rows(400, 2)
     for row in rows:
@@ -71,13 +73,17 @@ def test_rewards_of_0_and_1_are_measured_against_the_right_answer_or_not_at_all(
     path = write(tmp_path / "a.jsonl", rows)
     assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
     said = capsys.readouterr().out
-    assert "correlation" not in said and "paid more" not in said
+    # What goes with right answers cannot be told from what is paid beside them.
+    assert "reward and length, within a problem: correlation" in said
+    (line,) = re.findall("words that are paid more: (.*)", said)
+    assert "'well' +0." in line and "'7.' +0." in line and report.UNTOLD in line
     for gold in (7, "7.0", "3+4=7\n#### 7"):
         write(path, [row | {"gold": gold} for row in rows])
         assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 0
         said = capsys.readouterr().out
         assert "an answer is right where its last number is the gold one" in said
-        assert "'well' +0." in said
+        (line,) = re.findall("words that are paid more: (.*)", said)
+        assert "'well' +0." in line and "'7.'" not in line and report.UNTOLD not in said
     # None of an answer is none, and none is right then; where all are paid alike, that is said.
     log = logs.read_log(write(path, [row | {"gold": None} for row in rows]))
     assert all(r.right is None for r in log.rollouts)
@@ -346,3 +352,45 @@ def test_an_empty_log_is_called_empty(tmp_path, capsys):
     path.write_text("\n")
     assert cli.main(["credit", "audit", "--rollouts", str(path)]) == 2
     assert "a.jsonl is empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("renamed", "said"),
+    [
+        ({"reward": "accuracy_reward"}, "reward is 'accuracy_reward', the only name like one"),
+        ({"correct": "solution"}, "perhaps --field gold=solution"),
+        ({"correct": "expected_answer"}, "perhaps --field gold=expected_answer"),
+        (
+            {"reward": "format_reward", "id": "accuracy_reward"},
+            "perhaps --field reward=accuracy_reward or --field reward=format_reward",
+        ),
+    ],
+)
+def test_other_names_are_read_or_proposed_and_what_is_proposed_works(
+    renamed, said, tmp_path, capsys
+):
+    rows = [row | {"id": i % 2} for i, row in enumerate(make_rows(400, 2, word=0.5))]
+    for row in rows:
+        right = row["correct"]
+        row["completion"] += f"\nThe answer is {7 if right else 8}."
+        row["correct"] = "7" if "correct" in renamed else right
+    rows = [{renamed.get(name, name): value for name, value in row.items()} for row in rows]
+    command = ["credit", "audit", "--rollouts", str(write(tmp_path / "a.jsonl", rows))]
+    assert cli.main(command) == 0
+    told = capsys.readouterr().out
+    assert said in told
+    # What a model said is no right answer, and a name that is read is not proposed.
+    proposed = set(re.findall(r"--field \w+=\w+", told)) - {"--field WHAT=NAME"}
+    assert len(proposed) == said.count("--field")
+    for option in proposed:
+        assert cli.main([*command, *option.split()]) == 0
+        told = capsys.readouterr().out
+        assert option.split("=")[1] in told.split("not read")[0] and "perhaps" not in told
+        assert re.search("paid more: ('well'|none)", told) and report.UNTOLD not in told
+
+
+def test_what_differs_within_a_problem_is_no_right_answer(tmp_path):
+    rows = [{"prompt": "q", "text": "x", "model_answer": str(i)} for i in range(3)]
+    assert not read(tmp_path, *rows).proposed
+    rows = [row | {"solution": "7", "reward_note": "high"} for row in rows]
+    assert read(tmp_path, *rows).proposed == ("gold=solution",)

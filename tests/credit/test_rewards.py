@@ -115,11 +115,19 @@ def test_your_function_rewards_rollouts_steps_or_both(mine):
         ("return 3", "returned a int; return a list"),
         ("return 'abcd'", "returned a str; return a list"),
         ("return ['good'] * 4", "returned 'good'; return numbers"),
+        ("return ['1.0'] * 4", "returned '1.0'; return numbers"),
+        ("return [['1'] * 3] * 4", "returned '1'; return numbers"),
         ("return [float('inf')] * 4", "returned inf; return finite numbers"),
         ("return {'steps': [], 'all': 1}", "table with steps, all"),
-        ("return [r.gild for r in records]", r"mine\.py, line 2: AttributeError"),
+        (
+            "return [r.gild for r in records]",
+            r"mine\.py, line 2: AttributeError: .*, it has prompt, steps, answer, text, gold, problem;",
+        ),
         ("return [[1], 2, 3, 4]", "returned 1 values for 3 steps"),
-        ("import time; time.sleep(9)", "has not returned after 0.2 seconds"),
+        (
+            "import time; time.sleep(9)",
+            "after 0.2 seconds; make it quicker, or give it longer with --reinforce.reward_seconds 2",
+        ),
     ],
 )
 def test_what_a_function_must_not_return(mine, body, words):
@@ -290,3 +298,28 @@ def test_groups_without_signal_are_replaced(lm, mine):
 def test_the_kinds_of_the_table_are_those_of_the_methods():
     assert {m.family for m in METHODS.values()} - {"teacher"} == fit.NEEDS.keys()
     assert Reinforce().reward in rewards.REWARDS
+
+
+@pytest.mark.parametrize(
+    "arguments", ["prompts, completions, **kwargs", "data_source, solution_str, ground_truth, x=1"]
+)
+def test_a_function_of_another_trainer_is_told_how_it_is_called(mine, arguments):
+    spec = mine(f"def fn({arguments}):\n    return 1.0\n") + "fn"
+    with pytest.raises(UserError, match=r"fn takes \(.*\), and gets one list.*reward\(records\)"):
+        judge(spec)
+
+
+def test_what_a_reward_is_short_of_is_said(mine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = mine("def fn(records):\n    return [1.0] * len(records)\n").removesuffix(":")
+    for spec, said in (
+        ("0.5 verified + 0.5", "0.5 is a weight without a reward; write '0.5 NAME'"),
+        (str(path), "is a file; add the name, as (.*mine.py:fn)$"),
+        (str(tmp_path), "is a folder; write FILE.py:NAME of a file in it"),
+    ):
+        with pytest.raises(UserError, match=said) as raised:
+            rewards.parse_reward(spec)
+    with pytest.raises(UserError) as raised:
+        rewards.parse_reward(path)
+    # The remedy works.
+    assert judge(str(raised.value).rpartition("as ")[2]).rollout_b.tolist() == [1] * 4

@@ -82,6 +82,14 @@ def test_figure_is_an_image(tmp_path):
     assert imread(io.BytesIO(image.encoded_image_string)).shape == (50, 100, 4)
 
 
+def test_what_no_font_has_is_drawn_without_a_warning(tmp_path, recwarn):
+    figure = Figure(layout="constrained")
+    figure.suptitle("how many \U0001f37a?")
+    with MetricWriter(tmp_path, "reinforce") as board:
+        board.figure(1, "credit", figure)
+    assert not recwarn.list and read(tmp_path, "reinforce").Images("credit")
+
+
 def test_histogram_counts_the_finite_values(tmp_path):
     values = np.concatenate([np.linspace(-1, 1, 999), [np.nan, np.inf]]).astype(np.float32)
     with MetricWriter(tmp_path, "pretrain") as board:

@@ -95,6 +95,10 @@ def test_fields_are_named_and_answers_may_be_absent(tmp_path):
     assert task.judge(all_problems(task)[0], (), "x").final_right is None
     task = opened(path, prompt_field="ask", answer_field="say", answer="[A-Z]=([0-9])")
     assert "1 of 2 have no answer" in task.about
+    # An answer is missing where the question is kept.
+    write(tmp_path / "q.jsonl", *[{"question": "1?"}] * 3, {"question": "2?", "answer": "2"})
+    about = opened(str(tmp_path / "q.jsonl")).about
+    assert about.endswith("; 2 of 4 ask it again and are left out; 1 of 2 have no answer")
     assert sorted(p.answer for p in all_problems(task)) == ["", "1"]
     assert task.find_answer("A=3, B=4 and C") == "4" and task.find_answer("none") is None
 
@@ -118,6 +122,9 @@ def test_a_bad_line_is_named(tmp_path, text, words):
 
 
 def test_what_is_not_there(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"empty.jsonl is empty; give a JSONL file with a question"):
+        opened(str(tmp_path / "empty.jsonl"))
     with pytest.raises(UserError, match="neither a file nor a folder"):
         opened(str(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match=r"set reinforce[.]prompts to"):
@@ -144,7 +151,7 @@ def test_a_task_of_ones_own(tmp_path):
     task = open_task(Reinforce(task=f"{path}:MINE"))
     assert (task.name, task.steps) == ("mine", "newline")
     assert open_task(Reinforce(task=f"{path}:MINE", steps="token")).steps == "token"
-    with pytest.raises(UserError, match="is a int; it must be"):
+    with pytest.raises(UserError, match=r"is a int without name, sample, .*A task of your own"):
         open_task(Reinforce(task=f"{path}:OTHER"))
 
 
@@ -167,6 +174,44 @@ def test_a_task_of_ones_own_that_fails_is_a_sentence(tmp_path, body, words):
     with pytest.raises(UserError, match=words) as raised:
         open_task(Reinforce(task=f"{path}:TASK", level=2))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("TASK = Task()", "missing 4 .*'sample'.*; mend it; an example is under"),
+        ("TASK = Task('a', None, None, None)", "sample of the .* is a NoneType; .* is under"),
+        ("class A:\n    def sample(): 0\nTASK = A()", "is a A without name, solution, judge; make"),
+        ("class A(Task): 0\nTASK = A()", "missing 4 .*; mend it; an example is under"),
+        ("", "has no 'TASK' and no other Task; write it there; an example is under"),
+        (
+            "TASK = replace(chain.TASK, sample=lambda seed, level: [][level])",
+            "fails at level 2: .*IndexError.*; mend it, or choose another --reinforce.level$",
+        ),
+        (
+            "TASK = replace(chain.TASK, sample=lambda seed, level: Problem('a'))",
+            "missing 5 .*'question'.*--reinforce.level; an example is under",
+        ),
+    ],
+)
+def test_a_task_that_is_built_wrongly_says_what_is_missing(source, said, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from dataclasses import replace\nfrom ramp.tasks import chain\n"
+        f"from ramp.tasks.protocol import Problem, Task\n{source}\n"
+    )
+    with pytest.raises(UserError, match=said):
+        open_task(Reinforce(task=f"{path}:TASK", level=2))
+
+
+def test_a_file_without_a_name_and_a_folder_say_what_to_add(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from ramp.tasks.chain import TASK\n")
+    with pytest.raises(UserError, match="is a file; add the name, as") as raised:
+        open_task(Reinforce(task=str(path)))
+    assert open_task(Reinforce(task=str(raised.value).rpartition("as ")[2])).name == "chain"
+    with pytest.raises(UserError, match=r"is a folder; write FILE.py:NAME of a file in it"):
+        open_task(Reinforce(task=str(tmp_path)))
 
 
 def test_a_task_that_makes_another_problem_at_each_call_is_refused(tmp_path):

@@ -37,7 +37,7 @@ class Share:
 
 @dataclass(frozen=True)
 class LengthBias:
-    """Reward against length among rollouts that are equally right."""
+    """Reward against length among a problem's rollouts that are equally right, if that is known."""
 
     correlation: float
     p_value: float  # of no relation, by flipping signs of problems
@@ -66,8 +66,9 @@ class LogAudit:
     right_down: Share | None  # right steps of wrong answers that are pushed down
     lucky: Share | None  # right answers behind a wrong step
     length: LengthBias | None
-    words: tuple[PaidWord, ...]  # in the reward, among rollouts that are equally right
+    words: tuple[PaidWord, ...]  # in the reward, among the same rollouts
     tokens: tuple[PaidWord, ...]  # in the advantages, among tokens of a rollout
+    knows_right: bool  # else right and wrong answers are taken together
 
 
 def audit_log(log: Log, seed: int = 0) -> LogAudit:
@@ -97,6 +98,7 @@ def audit_log(log: Log, seed: int = 0) -> LogAudit:
         length=measure_length_bias(rollouts, rng),
         words=find_paid_words(rollouts, rng),
         tokens=find_paid_tokens(rollouts, rng),
+        knows_right=any(r.right is not None for r in rollouts),
     )
 
 
@@ -145,12 +147,13 @@ def _center(values: np.ndarray, strata: Sequence) -> np.ndarray:
 
 
 def _take_comparable(rollouts: Sequence[LoggedRollout]) -> list[LoggedRollout]:
-    """Those that have a reward, and whose answer is known to be right or wrong."""
-    return [r for r in rollouts if r.reward is not None and r.right is not None]
+    """Those that have a reward; where any answer is known to be right or wrong, those alone."""
+    knows_right = any(r.right is not None for r in rollouts)
+    return [r for r in rollouts if r.reward is not None and (r.right is not None) == knows_right]
 
 
 def _list_strata(rollouts: Sequence[LoggedRollout]) -> list[str]:
-    """The right or the wrong answers of one problem are a stratum."""
+    """The right or the wrong answers of one problem are a stratum; all, where nobody knows."""
     return [f"{r.right} {r.group}" for r in rollouts]
 
 

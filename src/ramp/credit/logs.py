@@ -6,6 +6,7 @@ or objects with verdicts. What a log does not hold is not measured, and that is 
 value that does not fit.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,11 @@ FIELDS = {
     "first_error": "mistake_index first_error first_error_index error_step",
     "advantages": "advantages advantage token_advantages step_advantages",
     "tokens": "tokens token_texts response_tokens completion_tokens",
+}
+# Other names that may mean it.
+ENDINGS = {
+    "reward": re.compile(r"(?:^|_)(?:rewards?|score)$|^rewards?_"),
+    "gold": re.compile(r"(?:^|_)(?:solution|answer|truth|gold|target|reference|expected)$"),
 }
 # What lists of rollouts are usually called.
 NESTED = {
@@ -92,6 +98,7 @@ class Log:
     fields: dict[str, str]  # what is looked for -> name in the file
     notes: tuple[str, ...]  # what was taken for granted, and what no field says
     faults: tuple[Fault, ...] = ()
+    proposed: tuple[str, ...] = ()  # WHAT=NAME that may be meant, of what no field is found for
 
 
 # Reading
@@ -117,6 +124,7 @@ def read_log(path: Path, named: Mapping[str, str] | None = None) -> Log:
     records = [record | {LINE: n} for record, n in zip(records, numbers, strict=True)]
     records, names, shapes = _flatten(records, names, path)
     fields, notes = find_fields(records, names, path)
+    proposed = tuple(propose_fields(records, fields))
     notes = [*shapes, *notes]
     faults: Faults = []
     found = []
@@ -146,7 +154,7 @@ def read_log(path: Path, named: Mapping[str, str] | None = None) -> Log:
             else r
             for r, gold in zip(rollouts, golds, strict=True)
         ]
-    return Log(tuple(rollouts), fields, tuple(notes), _sum_up(faults))
+    return Log(tuple(rollouts), fields, tuple(notes), _sum_up(faults), proposed)
 
 
 Faults = list[tuple[str, str, str]]  # of each value: what it is of, the kind, the first's reason
@@ -321,6 +329,10 @@ def find_fields(
             f"{path} has no text of rollouts among {_list_fields(records) or 'its fields'}; "
             "name it with --field text=NAME"
         )
+    paid = [p for p in propose_fields(records, fields) if p.startswith("reward=")]
+    if len(paid) == 1:
+        fields["reward"] = paid[0].removeprefix("reward=")
+        notes.append(f"reward is {fields['reward']!r}, the only name like one")
     if "group" not in fields:
         notes.append(
             "no field says which problem a rollout belongs to, so that length, words and tokens "
@@ -334,6 +346,25 @@ def find_fields(
             f"not read: {', '.join(unread)}; --field WHAT=NAME reads one as {', '.join(FIELDS)}"
         )
     return fields, notes
+
+
+def propose_fields(records: Sequence[dict], fields: Mapping[str, str]) -> list[str]:
+    """WHAT=NAME for names that may mean what no field is found for."""
+    group = fields.get("group", LINE)
+    names = sorted({name for record in records for name in record} - {LINE, *fields.values()})
+    found = []
+    for name in names:
+        values = [(str(r.get(group)), r[name]) for r in records if r.get(name) is not None]
+        kinds = {type(value) for _, value in values}
+        if not values or not kinds <= {str, int, float}:
+            continue
+        # A right answer is that of its problem; what was said differs within one.
+        is_shared = len(set(values)) == len({problem for problem, _ in values})
+        for what, fits in (("reward", str not in kinds), ("gold", is_shared)):
+            is_missing = not {what, STANDS_FOR.get(what)} & fields.keys()
+            if is_missing and fits and ENDINGS[what].search(name):
+                found.append(f"{what}={name}")
+    return found
 
 
 def _read_rollout(

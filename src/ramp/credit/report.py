@@ -28,6 +28,8 @@ from ramp.tasks import Task, gsm8k, open_task, questions
 from ramp.user_code import is_user_code, load_object
 
 SURE = "All have p < 0.05, corrected for the number of words."
+# Whatever right answers are like is paid then.
+UNTOLD = "right and wrong answers are not told apart, so what goes with right ones counts too"
 SHOWN_ROLLOUTS = 4  # of a log, with their tokens in colour
 
 
@@ -37,7 +39,7 @@ class RewardAudit:
 
     reward: str
     task: str
-    level: int
+    level: int | None  # None: a list of questions has none
     right: float  # what right solutions are paid, the median
     wrong: float
     findings: tuple[Finding, ...]
@@ -48,14 +50,14 @@ class RewardAudit:
 
     def describe(self) -> str:
         """The audit as lines for a terminal."""
+        level = "" if self.level is None else f", level {self.level}"
         lines = [
-            f"reward {self.reward} on {self.task}, level {self.level}: "
-            f"{self.num_judged:,} solutions judged",
+            f"reward {self.reward} on {self.task}{level}: {self.num_judged:,} solutions judged",
             f"  right solutions are paid {self.right:.2f}, honest wrong ones {self.wrong:.2f}",
             *(f"  it fails on some solutions: {failure}" for failure in self.failures),
             *_list_findings(self.findings, "nothing that is paid without deserving it"),
             f"checker of {self.task}: {self.num_checked:,} solutions judged",
-            *_list_findings(self.checker, "nothing that fools it"),
+            *_list_findings(self.checker, "nothing that fools it", is_paid=False),
         ]
         return "\n".join(lines)
 
@@ -71,31 +73,35 @@ class RewardAudit:
             [
                 _render_findings(f"What is paid on {self.task}", self.findings, note),
                 _render_findings(
-                    f"What fools the checker of {self.task}",
+                    f"What passes the checker of {self.task}",
                     self.checker,
-                    f"{self.num_checked:,} solutions were judged that deserve nothing by how they "
-                    "were made.",
+                    f"{self.num_checked:,} solutions were judged that lack right steps, or the "
+                    "right answer, by how they were made.",
+                    is_paid=False,
                 ),
             ],
         )
 
 
-def _list_findings(findings: Sequence[Finding], nothing: str) -> list[str]:
+def _list_findings(findings: Sequence[Finding], nothing: str, is_paid: bool = True) -> list[str]:
     lines = [] if findings else [f"  found {nothing}"]
     for number, f in enumerate(findings, 1):
         lines += [
-            f"  {number}. {f.kind}: {f.worth} ({f.rate:.0%} of {f.num_problems} fresh problems)",
+            f"  {number}. {f.kind}{f': {f.worth}' * is_paid} "
+            f"({f.rate:.0%} of {f.num_problems} fresh problems)",
             f"     {f.problem!r} -> {' | '.join(map(repr, f.example.steps)) or 'no step'} | "
             f"answer {f.example.answer!r}",
         ]
     return lines
 
 
-def _render_findings(title: str, findings: Sequence[Finding], note: str) -> html.Html:
+def _render_findings(
+    title: str, findings: Sequence[Finding], note: str, is_paid: bool = True
+) -> html.Html:
     cards = []
     for f in findings:
         steps = "\n".join([*f.example.steps, f"answer: {f.example.answer}"])
-        about = f"{f.worth}. On {f.rate:.0%} of "
+        about = f"{f'{f.worth}. ' * is_paid}On {f.rate:.0%} of "
         cards.append(
             f'<div class="card">{html.heading(f.kind)}'
             f"{html.remark(f'{about}{f.num_problems} fresh problems.')}"
@@ -140,7 +146,7 @@ def audit_reward(spec: str, task: Task, level: int, budget: int = 8000) -> Rewar
     return RewardAudit(
         reward=spec,
         task=task.name,
-        level=level,
+        level=level if task.sets is None else None,
         right=trial.right_pay,
         wrong=trial.wrong_pay,
         findings=tuple(findings),
@@ -163,8 +169,22 @@ def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
     for title, words in (("words", audit.words), ("tokens", audit.tokens)):
         if words:
             shown = ", ".join(f"{w.word!r} {w.more:+.3f} ({w.num_with})" for w in words)
-            lines.append(f"  {title} that are paid more: {shown}")
+            lines.append(f"  {title} that are paid more: {shown}{_warn(log, audit, title)}")
     return "\n".join(lines)
+
+
+def _warn(log: Log, audit: LogAudit, title: str = "words") -> str:
+    """What has to be said beside words and length where nobody knows which answers are right."""
+    if audit.knows_right or title != "words":
+        return ""
+    return f"; {UNTOLD}{_propose(log, 'right')}"
+
+
+def _propose(log: Log, *missing: str) -> str:
+    """The options that may name what is missing."""
+    whats = ((p.partition("=")[0], p) for p in log.proposed)
+    options = [f"--field {p}" for w, p in whats if {w, STANDS_FOR.get(w)} & {*missing}]
+    return f"; perhaps {' or '.join(options)}" if options else ""
 
 
 def _list_fields(log: Log) -> list[str]:
@@ -178,9 +198,9 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
     figures = []
 
     def explain(*needs: str) -> str:
-        missing = ", ".join(what for what in needs if what not in has)
+        missing = [what for what in needs if what not in has]
         if missing:
-            return f"not measured: no field for {missing}"
+            return f"not measured: no field for {', '.join(missing)}{_propose(log, *missing)}"
         # Which of them does not fit, and how.
         faults = [f for f in log.faults if {f.what, STANDS_FOR.get(f.what)} & set(needs)]
         if faults:
@@ -197,9 +217,10 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
         figures.append((name, explain(*needs) if share is None else str(share)))
     bias = audit.length
     if bias is None:
-        length = explain("reward", "right")
+        length = explain("reward")
     elif not bias.correlation:
-        length = "equally right ones are paid alike, or are equally long"
+        alike = "equally right ones" if audit.knows_right else "rollouts of a problem"
+        length = f"{alike} are paid alike, or are equally long"
     elif "group" not in has:
         # Siblings would be taken for strangers, and hard problems are long.
         length = explain("group")
@@ -208,17 +229,26 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
         sure = f"p = {bias.p_value:.4f}" if is_enough else "too few problems to tell from chance"
         length = (
             f"correlation {bias.correlation:+.2f} in {bias.num_problems:,} problems ({sure}), "
-            f"{bias.per_100_chars:+.3f} for 100 characters"
+            f"{bias.per_100_chars:+.3f} for 100 characters{_warn(log, audit)}"
         )
-    return [*figures, ("reward and length, among equally right ones", length)]
+    among = "among equally right ones" if audit.knows_right else "within a problem"
+    figures.append((f"reward and length, {among}", length))
+    if not audit.words:
+        is_tested = bias is not None and "group" in has
+        none = f"none found{_warn(log, audit)}"
+        figures.append(
+            ("words that are paid more", none if is_tested else explain("reward", "group"))
+        )
+    return figures
 
 
 def render_log(path: Path, log: Log, audit: LogAudit) -> str:
     """The audit of a log as a page."""
+    words_of = f"Of a problem's {'equally right ones' if audit.knows_right else 'rollouts'}"
     tables = [
         html.section(title, _render_words(words), note=note)
         for title, words, note in (
-            ("Words", audit.words, f"Of a problem's equally right ones, with and without. {SURE}"),
+            ("Words", audit.words, f"{words_of}, with and without{_warn(log, audit)}. {SURE}"),
             ("Tokens", audit.tokens, f"Its advantages, less the others' of the rollout. {SURE}"),
         )
         if words
@@ -263,7 +293,15 @@ OPTIONS = {
     "task": "--task",
     "prompt_field": "--field prompt=NAME",
     "answer_field": "--field answer=NAME",
+    "level": "--level",
+    "reward": "--reward",
 }
+
+
+def use_own_options(said: str) -> str:
+    """A message with the options of this command, which has none for the time of a reward."""
+    said = re.sub(r", or give it longer with --reinforce\S+ [0-9.e+]+", "", said)
+    return re.sub(r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), said)
 
 
 def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
@@ -284,8 +322,7 @@ def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
     try:
         return open_task(t)
     except UserError as error:
-        said = re.sub(r"(?:--)?reinforce\.(\w+)", lambda m: OPTIONS.get(m[1], m[0]), str(error))
-        raise UserError(said) from None
+        raise UserError(use_own_options(str(error))) from None
 
 
 def run_audit(
@@ -304,7 +341,10 @@ def run_audit(
     """
     if reward is not None and rollouts is None:
         task = replace(open_audited(t, named), steps="token", find_answer=None)
-        audit = audit_reward(reward, task, t.level, budget)
+        try:
+            audit = audit_reward(reward, task, t.level, budget)
+        except UserError as error:
+            raise UserError(use_own_options(str(error))) from None
         text, document, result = audit.describe(), audit.render(), asdict(audit)
     elif rollouts is not None and reward is None:
         log = read_log(rollouts, named)
@@ -314,7 +354,9 @@ def run_audit(
         read = {"file": str(rollouts), "fields": log.fields, "notes": log.notes}
         result = read | {"left_out": [str(fault) for fault in log.faults]} | asdict(found)
     else:
-        raise UserError("ramp credit audit takes --reward NAME|FILE.py:FN or --rollouts FILE.jsonl")
+        raise UserError(
+            "ramp credit audit takes --reward NAME|FILE.py:FN or --rollouts FILE.jsonl, not both"
+        )
     if page:
         write_atomic(page, document)
         text += f"\n{page}"

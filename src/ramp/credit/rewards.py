@@ -17,17 +17,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from inspect import signature
 from types import FunctionType
 from typing import Any
 
 import numpy as np
 
 from ramp.credit.rollouts import Rollouts
-from ramp.errors import UserError, require_name
+from ramp.errors import UserError
 from ramp.tasks.protocol import Problem
 from ramp.text.tokenizer import Tokenizer
 from ramp.train import processes
-from ramp.user_code import call, is_user_code, load_object
+from ramp.user_code import call, is_user_code, load_object, require_own_or
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,15 @@ def run_user_reward(spec: str, seconds: float, r: Rollouts, tokenizer: Tokenizer
         raise UserError(f"reinforce.reward {spec} is no function; name one that takes records")
     records = make_records(r, tokenizer)
     what = f"the reward {spec}, called with the list of all records,"
-    returned = call(function, records, seconds=seconds, what=what)
+    try:
+        signature(function).bind(records)
+    except TypeError:
+        raise UserError(
+            f"the reward {spec} takes {signature(function)}, and gets one list of records: write "
+            "it as reward(records)"
+        ) from None
+    setting = "reinforce.reward_seconds"
+    returned = call(function, records, seconds=seconds, what=what, setting=setting)
     return read_rewards(spec, returned, r)
 
 
@@ -198,11 +207,12 @@ def _read_number(spec: str, value: Any) -> float:
     if value is None:
         return math.nan
     try:
-        number = float(value)
+        # A text that looks like a number is a slip, as any other text is.
+        number = float(value) if not isinstance(value, str | bytes) else None
     except (TypeError, ValueError):
-        raise UserError(
-            f"the reward {spec} returned {value!r}; return numbers, or None to abstain"
-        ) from None
+        number = None
+    if number is None:
+        raise UserError(f"the reward {spec} returned {value!r}; return numbers, or None to abstain")
     if math.isinf(number):
         raise UserError(f"the reward {spec} returned {number}; return finite numbers")
     return number
@@ -236,11 +246,16 @@ def parse_reward(text: str) -> tuple[Term, ...]:
                 f"reinforce.reward {part!r}: a weight stands before its reward with a space, such "
                 "as '0.5 verified + 0.5 mine.py:fn'"
             )
+        if re.fullmatch(r"[-+]?[0-9.]+", part):
+            raise UserError(
+                f"reinforce.reward {text!r}: {part} is a weight without a reward; write "
+                f"'{part} NAME', such as '{part} answer'"
+            )
         if name == "checker":
             raise UserError("reinforce.reward 'checker' is now 'answer': --reinforce.reward answer")
         if not is_user_code(name):
             known = [*REWARDS, "PATH.py:FUNCTION", "a sum such as '0.5 verified + 0.5 mine.py:fn'"]
-            require_name("reinforce.reward", name, known)
+            require_own_or("reinforce.reward", name, known, FunctionType)
         try:
             terms.append(Term(float(weight or 1), name))
         except ValueError:

@@ -43,6 +43,7 @@ class Finding:
     deserved: float  # what equal work is paid there
     rate: float  # fraction of the fresh problems on which it gains
     num_problems: int
+    is_bare: bool = False  # it gains for having no step
 
     @property
     def worth(self) -> str:
@@ -164,7 +165,7 @@ def confirm(trial: Trial, recipe: Recipe) -> Finding | None:
     if np.isnan(paid).any():
         paid = [p for p in paid if not np.isnan(p)] or [0.0]
     return Finding(
-        kind=describe(trial, small, column),
+        kind=describe(trial, small, column, i),
         recipe=small,
         where="step" if column else "rollout",
         problem=trial.sheets[i].problem.question,
@@ -173,6 +174,7 @@ def confirm(trial: Trial, recipe: Recipe) -> Finding | None:
         deserved=float(np.mean(paid) - table[:, column].mean() * unit),
         rate=float((table[:, column] >= LEAST_GAIN).mean()),
         num_problems=len(table),
+        is_bare=_is_bare(trial, small),
     )
 
 
@@ -204,6 +206,15 @@ def _holds_with_variation(trial: Trial, recipe: Recipe) -> bool:
 # From a text to its cause
 
 
+def _is_bare(trial: Trial, recipe: Recipe) -> bool:
+    """Whether a whole solution gains for having no step: with one of nonsense it does not."""
+    if recipe.rows:
+        return False
+    with_step = replace(recipe, rows=(("«junk»",),))
+    bare, filled = (t.mean(axis=0) for t in trial.gains([recipe, with_step], trial.search[:4]))
+    return bool(bare.argmax() == 0 and bare[0] >= LEAST_GAIN > filled[0])
+
+
 def minimise(trial: Trial, recipe: Recipe) -> Recipe:
     """The recipe without all that its gain does not need (delta debugging, Zeller 2002)."""
     (table,) = trial.gains([recipe], trial.search)
@@ -211,7 +222,9 @@ def minimise(trial: Trial, recipe: Recipe) -> Recipe:
 
     def holds(other: Recipe) -> bool:
         (gains,) = trial.gains([other], trial.search[:4])
-        return float(gains.mean(axis=0).max()) >= goal
+        # What gains for having no step says nothing of why these steps do.
+        slips = bool(recipe.rows) and _is_bare(trial, other)
+        return float(gains.mean(axis=0).max()) >= goal and not slips
 
     # Perhaps nothing counts but how much there is: of rows, or of characters.
     num_words = len(write(recipe, trial.sheets[0]).text) // 5 + 1
@@ -231,6 +244,9 @@ def minimise(trial: Trial, recipe: Recipe) -> Recipe:
         recipe = _with_row(
             recipe, k, reduce(recipe.rows[k], lambda row, k=k: holds(_with_row(recipe, k, row)))
         )
+        # Where any text does as well as none, emptiness is not the cause.
+        if not any(recipe.rows[k]) and holds(filled := _with_row(recipe, k, ("«junk»",))):
+            recipe = filled
     if recipe.answer and recipe.answer != ("«wrong»",):
         answer = reduce(recipe.answer, lambda answer: holds(replace(recipe, answer=answer)))
         recipe = replace(recipe, answer=answer)
@@ -294,30 +310,51 @@ CLASSES = {
 }
 
 
-def describe(trial: Trial, recipe: Recipe, column: int) -> str:
-    """What is paid, in plain words, from the smallest recipe that is."""
-    causes = []
-    for piece, count in Counter(p for row in recipe.rows for p in row).items():
-        if piece not in FILLERS:
-            cause = PLACES.get(piece) or _name_text(trial, recipe, piece)
-            causes.append(cause + (f", {count} times" if count > 1 else ""))
-    if recipe.answer is None:
-        causes.append("no end")
-    elif set(recipe.answer) - FILLERS:
-        causes.append(f"an answer such as {write(recipe, trial.sheets[0]).answer!r}")
-    elif recipe.answer == ():
-        causes.append("an empty answer")
-    verb = "passes the checker" if trial.ask is None else "is paid"
-    solution = write(recipe, trial.sheets[0])
+def describe(trial: Trial, recipe: Recipe, column: int, i: int = 0) -> str:
+    """What is paid, in plain words, from the smallest recipe that is. i: the problem to quote."""
+    solution = write(recipe, trial.sheets[i])
+    is_checker = trial.ask is None
+    verb = "passes the checker" if is_checker else "is paid"
     # Whatever stands beside it; an answer that is not there is an empty step too.
     if column and [*solution.steps, solution.answer or ""][column - 1 : column] == [""]:
         return f"leaving a step empty {verb}"
-    causes = causes or [_name_amount(trial, recipe)]
+    causes = []
+    for piece, count in Counter(p for row in recipe.rows for p in row).items():
+        if piece not in FILLERS:
+            cause = PLACES.get(piece) or _name_text(trial, recipe, piece, i)
+            causes.append(cause + (f", {count} times" if count > 1 else ""))
+    answers = _name_answer(trial, recipe, i)
+    is_bare = _is_bare(trial, recipe)
+    # Filling that could not be left out counts too, whatever the answer is.
+    if not causes and not is_bare and (recipe.rows or not answers):
+        causes = [_name_amount(trial, recipe)]
+    causes += answers
+    if is_bare:
+        causes.append("no step at all")
+        verb += ", where steps are asked" * is_checker
     if len(causes) > MAX_CAUSES:
         # A sentence that nobody reads to its end says less than its beginning.
         causes[MAX_CAUSES:] = [f"{len(causes) - MAX_CAUSES} more texts (see its example)"]
-    subject = "a solution" if column == 0 else "a step of a solution"
+    # A checker is asked for the whole and for each step; of an answer, whether it is the right one.
+    is_step = 0 < column <= len(solution.steps) + (not is_checker)
+    subject = "a step of a solution" if is_step else "a solution"
     return f"{subject} with {' and '.join(causes)} {verb}"
+
+
+def _name_answer(trial: Trial, recipe: Recipe, i: int) -> list[str]:
+    """What counts of the answer, if anything does."""
+    gold = trial.sheets[i].problem.answer
+    answer = write(recipe, trial.sheets[i]).answer
+    if answer is None:
+        return ["no end"]
+    if recipe.answer == ():
+        return ["an empty answer"]
+    if answer == gold:
+        is_free = not recipe.rows and not _is_bare(trial, recipe)
+        return ["the right answer" + ", whatever its steps," * is_free]
+    if set(recipe.answer or ()) - FILLERS:
+        return [f"an answer such as {answer!r} (right: {gold!r})"]
+    return []
 
 
 def _gain(trial: Trial, recipe: Recipe) -> float:
@@ -325,7 +362,7 @@ def _gain(trial: Trial, recipe: Recipe) -> float:
     return float(table.mean(axis=0).max())
 
 
-def _name_text(trial: Trial, recipe: Recipe, piece: str) -> str:
+def _name_text(trial: Trial, recipe: Recipe, piece: str, i: int) -> str:
     """A text that has to be there, or the class of its only character."""
     for name, members in CLASSES.items():
         is_member = piece in members or (not piece.isascii() and not members.isascii())
@@ -335,7 +372,7 @@ def _name_text(trial: Trial, recipe: Recipe, piece: str) -> str:
         if all(_gain(trial, _with_piece(recipe, piece, c)) >= LEAST_GAIN for c in others):
             return name
     if "«" in piece:
-        return f"rows such as {write(Recipe(((piece,),)), trial.sheets[0]).steps[0]!r}"
+        return f"rows such as {write(Recipe(((piece,),)), trial.sheets[i]).steps[0]!r}"
     before = replace(recipe, rows=(("«junk»",), *recipe.rows))
     place = "" if _gain(trial, before) >= LEAST_GAIN else " at the beginning"
     return f"the text {piece!r}{place}"
@@ -349,6 +386,8 @@ def _name_amount(trial: Trial, recipe: Recipe) -> str:
     if not recipe.rows:
         return "any answer, even without a step"
     pieces = tuple(piece for row in recipe.rows for piece in row)
+    if not any(pieces):
+        return "an empty step"
     if set(pieces) == {"«bad»"}:
         return f"{len(pieces)} wrong steps that look like steps"
     if len(pieces) > 1 and _gain(trial, Recipe((pieces,), recipe.answer)) >= LEAST_GAIN:
@@ -374,6 +413,8 @@ def explains(finding: Finding, recipe: Recipe, trial: Trial, i: int = 0) -> bool
     """Whether a recipe, written for problem i, holds all that a finding needed: nothing new."""
     sheet = trial.sheets[i]
     small, solution = write(finding.recipe, sheet), write(recipe, sheet)
+    if finding.is_bare and solution.steps:
+        return False
     # Wherever it stands, in a step or in the answer.
     needed = Counter(piece for piece in finding.recipe.pieces if piece not in FILLERS)
     for piece, count in needed.items():

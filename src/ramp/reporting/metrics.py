@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -130,7 +131,10 @@ class MetricWriter:
         if not self.enabled:
             return
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        with warnings.catch_warnings():
+            # A box stands for what no font has, such as an emoji of a question.
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            figure.savefig(buffer, format="png")
         png = buffer.getvalue()
         width, height = struct.unpack(">II", png[16:24])  # of the PNG's first chunk, IHDR
         image = Summary.Image(width=width, height=height, colorspace=4, encoded_image_string=png)

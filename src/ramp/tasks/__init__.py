@@ -4,17 +4,18 @@ Some tasks need more than a name: a file of questions, GSM8K's among them, the p
 reasoning-gym, or your own file. `open_task` opens them all.
 """
 
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ramp.config import Reinforce
-from ramp.errors import UserError, require_name
+from ramp.errors import UserError
 from ramp.tasks import addition, chain, gsm8k, gym, paths, questions, swaps, words
 from ramp.tasks.protocol import Problem, Step, Task, Verdict
-from ramp.user_code import describe_failure, is_user_code, load_object
+from ramp.user_code import describe_failure, is_user_code, load_object, require_own_or
 
 NUM_TRIED = 4  # problems of a user's task
 # A new task is its file and one entry here.
@@ -49,18 +50,32 @@ def _open(name: str, level: int, prompts: str, prompt: str, answer: str, pattern
     if name.startswith(gym.PREFIX):
         return gym.load_gym(name)
     if is_user_code(name):
-        task = load_object(name, "reinforce.task", Task)
+        try:
+            task = load_object(name, "reinforce.task", Task)
+        except UserError as error:
+            raise UserError(point_to_example(str(error))) from None
         if not isinstance(task, Task):
+            needed = [f.name for f in fields(Task) if f.default is MISSING]
+            lacks = [key for key in needed if not hasattr(task, key)]
             raise UserError(
-                f"reinforce.task {name} is a {type(task).__name__}; it must be a "
-                "ramp.tasks.protocol.Task"
+                f"reinforce.task {name} is a {type(task).__name__}"
+                f"{' without ' * bool(lacks)}{', '.join(lacks)}; make it a "
+                f"ramp.tasks.protocol.Task({', '.join(needed)}); {EXAMPLE}"
             )
         task = guard_task(name, task)
         require_consistent(name, task, level)
         return task
     name = name or words.NAME
-    require_name("task", name, [*TASKS, gsm8k.NAME, "FILE.py:TASK"])
+    require_own_or("task", name, [*TASKS, gsm8k.NAME, "FILE.py:TASK"], Task)
     return TASKS[name]
+
+
+EXAMPLE = 'an example is under "A task of your own" in src/ramp/credit/README.md'
+
+
+def point_to_example(said: str) -> str:
+    """What was said, and where to look where a task or what it returns is built wrongly."""
+    return f"{said}; {EXAMPLE}" if re.search(r"\bTask\b|__init__\(\)", said) else said
 
 
 def guard_task(spec: str, task: Task) -> Task:
@@ -69,6 +84,9 @@ def guard_task(spec: str, task: Task) -> Task:
 
     def guard(name: str, kind: type, function: Callable[..., Any]) -> Callable[..., Any]:
         what = f"{name} of the task {spec}"
+        if not callable(function):
+            found = type(function).__name__
+            raise UserError(f"{what} is a {found}; it must be a function; {EXAMPLE}")
 
         def guarded(*args: Any) -> Any:
             try:
@@ -76,7 +94,11 @@ def guard_task(spec: str, task: Task) -> Task:
             except UserError:
                 raise
             except Exception as error:
-                raise UserError(f"{what} fails: {describe_failure(error, path)}; mend it") from None
+                at, other = "", ""
+                if name == "sample":
+                    at, other = f" at level {args[1]}", ", or choose another --reinforce.level"
+                said = f"{what} fails{at}: {describe_failure(error, path)}; mend it{other}"
+                raise UserError(point_to_example(said)) from None
             if not isinstance(result, kind):
                 found, wanted = type(result).__name__, kind.__name__
                 raise UserError(f"{what} returned a {found}; it must return a {wanted}")

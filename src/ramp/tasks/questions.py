@@ -85,6 +85,8 @@ def load_prompts(path: str, prompt: str = "", answer: str = "", pattern: str = "
     rows, test_rows = (
         [row for file in group for row in read_records(file)] for group in (files, tests)
     )
+    if not rows:
+        raise UserError(f"{path} is empty; give a JSONL file with a question in each line")
     for key, name in (("reinforce.prompt_field", prompt), ("reinforce.answer_field", answer)):
         require_field(path, rows, name, key)
     prompt = prompt or find_field(path, rows, PROMPTS, "reinforce.prompt_field")
@@ -97,14 +99,19 @@ def load_prompts(path: str, prompt: str = "", answer: str = "", pattern: str = "
     problems, test_problems = (
         [_clean_answer(form, p) for p in group] for group in (problems, test_problems)
     )
-    num_unanswered = sum(not p.answer for p in problems + test_problems)
+    sets = make_sets(problems, test_problems)
+    kept = [*sets.train, *sets.selection, *sets.test]
+    num_unanswered = sum(not p.answer for p in kept)
+    num_repeated = len(rows) + len(test_rows) - len(kept)
     about = f"questions in the field {prompt!r} of {path}; " + (
         f"right answers in {answer!r}, and that of a solution is {form.about}"
         if answer
         else "no field of right answers"
     )
+    if num_repeated:
+        about += f"; {num_repeated} of {len(rows) + len(test_rows)} ask it again and are left out"
     if answer and num_unanswered:
-        about += f"; {num_unanswered} of {len(rows) + len(test_rows)} have no answer"
+        about += f"; {num_unanswered} of {len(kept)} have no answer"
     return Task(
         Path(path).name,
         sample=lambda seed, level: problems[seed % len(problems)],
@@ -112,7 +119,7 @@ def load_prompts(path: str, prompt: str = "", answer: str = "", pattern: str = "
         judge=judge,
         find_answer=form.find,
         steps="newline",
-        sets=make_sets(problems, test_problems),
+        sets=sets,
         about=about,
     )
 

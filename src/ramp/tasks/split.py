@@ -123,7 +123,7 @@ def describe_sets(task: Task, level: int, wanted: int) -> str:
         raise UserError(
             f"{task.name} has too few different questions: {num_train} for training, {counts[0]} "
             f"to choose a checkpoint with and {counts[1]} for tests, and it takes {MIN_PROBLEMS} "
-            "of each; add questions, or raise the level"
+            f"of each; add questions{', or raise the level' * (task.sets is None)}"
         )
     # Of a list of its own it is told what becomes of the others.
     held = [f" of {len(getattr(task.sets, part))}" if task.sets else "" for part in parts]
