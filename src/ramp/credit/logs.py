@@ -331,8 +331,9 @@ def find_fields(
         )
     paid = [p for p in propose_fields(records, fields) if p.startswith("reward=")]
     if len(paid) == 1:
-        fields["reward"] = paid[0].removeprefix("reward=")
-        notes.append(f"reward is {fields['reward']!r}, the only name like one")
+        what, name = paid[0].split("=", 1)
+        fields[what] = name
+        notes.append(f"{what} is {name!r}, the only name like one")
     if "group" not in fields:
         notes.append(
             "no field says which problem a rollout belongs to, so that length, words and tokens "

@@ -168,10 +168,11 @@ def _tell_of_kept_start(run: RunFiles, tag: str, form: str) -> tuple[float, str]
 
 def _compare_steps(stage: dict) -> str:
     """The change in the share of right steps, where somebody judged them."""
-    found = [as_number(as_dict(stage.get(when)).get("steps")) for when in ("before", "after")]
-    if None in found:
+    before, after = (
+        as_number(as_dict(stage.get(when)).get("steps")) for when in ("before", "after")
+    )
+    if before is None or after is None:
         return ""
-    before, after = found
     return f"; right steps {before:.0%} and {after:.0%} ({100 * (after - before):+.0f} points)"
 
 
