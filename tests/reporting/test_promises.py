@@ -101,10 +101,12 @@ def test_a_run_that_has_done_less_promises_less(run):
 
 
 def test_a_loss_of_points_or_bits_is_shown_as_one(run):
-    update_report(run, "reinforce", accuracy(0.5, 0.25, "step_local"))
+    figures = accuracy(0.5, 0.25, "step_local")
+    figures["before"]["steps"], figures["after"]["steps"] = 0.75, 0.5
+    update_report(run, "reinforce", figures)
     update_report(run, "synthesize", generations(1.7, 1.75, 1.8))
     _, credit, own, _ = map(words, list_promises(read_run(run)))
-    assert "-25 ±" in credit
+    assert "-25 ±" in credit and "right steps 75% and 50% (-25 points)" in credit
     assert own.startswith("Its own samples +0.1000")
 
 
@@ -129,7 +131,10 @@ def test_where_the_start_is_kept_the_page_says_what_training_did(run):
         "solved with every step right: 50% at the start, 12% at step 20, the last, "
         "25% at step 10, the best of the others" in credit
     )
-    assert "right steps 75% and at last 25%; no step was better, and the start is kept" in credit
+    assert (
+        "right steps 75% and at last 25%; no step was chosen over the start, which is kept"
+        in credit
+    )
     assert "it solves 25% of 400 held-out problems" in credit and "the start, kept" in credit
     assert "outcome 25% (+0 ±" in credit
     # A rival that has kept the start too is the same model.
@@ -181,7 +186,7 @@ def test_where_nobody_verifies_the_reward_is_what_was_gained(tmp_path):
     update_report(tmp_path / "run", "reinforce", {"best_step": 0, "after": figures["before"]})
     *_, section = map(words, list_promises(read_run(tmp_path / "run")))
     assert "What the reward gained -0.250 of the mean reward (mine.py:reward)" in section
-    assert "0.500 at the start, 0.250 at step 2, the last; no step was better" in section
+    assert "0.500 at the start, 0.250 at step 2, the last; no step was chosen" in section
     assert "it has -0.500 on 64 held-out problems" in section and "±" not in section
 
 

@@ -151,7 +151,8 @@ def _tell_of_kept_start(run: RunFiles, tag: str, form: str) -> tuple[float, str]
     On the problems to choose with: after training, others are only asked of what is kept.
     """
     steps, values = run.series("reinforce", tag)
-    kept = "no step was better, and the start is kept"
+    # By what chooses, which may be a reward of one's own.
+    kept = "no step was chosen over the start, which is kept"
     if len(values) < 2:
         return 0.0, kept
     # The later of equals, as the run chooses.
@@ -168,9 +169,7 @@ def _tell_of_kept_start(run: RunFiles, tag: str, form: str) -> tuple[float, str]
 
 def _compare_steps(stage: dict) -> str:
     """The change in the share of right steps, where somebody judged them."""
-    before, after = (
-        as_number(as_dict(stage.get(when)).get("steps")) for when in ("before", "after")
-    )
+    before, after = (as_number(as_dict(stage.get(w)).get("steps")) for w in ("before", "after"))
     if before is None or after is None:
         return ""
     return f"; right steps {before:.0%} and {after:.0%} ({100 * (after - before):+.0f} points)"
