@@ -183,14 +183,14 @@ def test_a_task_of_ones_own_that_fails_is_a_sentence(tmp_path, body, words):
         ("TASK = Task('a', None, None, None)", "sample of the .* is a NoneType; .* is under"),
         ("class A:\n    def sample(): 0\nTASK = A()", "is a A without name, solution, judge; make"),
         ("class A(Task): 0\nTASK = A()", "missing 4 .*; mend it; an example is under"),
-        ("", "has no 'TASK' and no other Task; write it there; an example is under"),
+        ("", "has no Task to name; write one there; an example is under"),
         (
             "TASK = replace(chain.TASK, sample=lambda seed, level: [][level])",
-            "fails at level 2: .*IndexError.*; mend it, or choose another --reinforce.level$",
+            "fails: .*IndexError.*; mend it, or choose another --reinforce.level than 2$",
         ),
         (
             "TASK = replace(chain.TASK, sample=lambda seed, level: Problem('a'))",
-            "missing 5 .*'question'.*--reinforce.level; an example is under",
+            "missing 5 .*'question'.*--reinforce.level than 2; an example is under",
         ),
     ],
 )
