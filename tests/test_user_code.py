@@ -59,7 +59,7 @@ def test_a_misspelt_name_gets_the_nearest_or_those_that_fit(tmp_path):
     [
         ("X = 1", "{}:Y", r"^reward, \S+mine\.py: there is no 'Y'; it can be X$"),
         ("X = 1", "{}x.py:Y", "there is no file"),
-        ("X = 1", "{}", r"mine\.py is a file; add the name, as \S+mine\.py:X$"),
+        ("X = 1", "{}", r"mine\.py is a file, with X; add the name, as \S+mine\.py:X$"),
         ("X = 1", "X", "write PATH.py:NAME"),
         ("", "{}", r"mine\.py has no object to name; write one there"),
         ("", "{}:Y", r"mine\.py has no object to name; write one there"),

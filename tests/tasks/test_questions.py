@@ -207,7 +207,7 @@ def test_a_task_that_is_built_wrongly_says_what_is_missing(source, said, tmp_pat
 def test_a_file_without_a_name_and_a_folder_say_what_to_add(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from ramp.tasks.chain import TASK\n")
-    with pytest.raises(UserError, match="is a file; add the name, as") as raised:
+    with pytest.raises(UserError, match="is a file, with TASK; add the name, as") as raised:
         open_task(Reinforce(task=str(path)))
     assert open_task(Reinforce(task=str(raised.value).rpartition("as ")[2])).name == "chain"
     with pytest.raises(UserError, match=r"is a folder; write FILE.py:NAME of a file in it"):
