@@ -59,10 +59,10 @@ def test_a_misspelt_name_gets_the_nearest_or_those_that_fit(tmp_path):
     [
         ("X = 1", "{}:Y", r"^reward, \S+mine\.py: there is no 'Y'; it can be X$"),
         ("X = 1", "{}x.py:Y", "there is no file"),
-        ("X = 1", "{}", r"mine\.py is a file; add the name, as \S+mine\.py:X$"),
+        ("X = 1", "{}", r"mine\.py is a file, with X; add the name, as \S+mine\.py:X$"),
         ("X = 1", "X", "write PATH.py:NAME"),
-        ("", "{}", r"mine\.py has no object; write it there"),
-        ("", "{}:Y", r"mine\.py has no 'Y' and no other object; write it there"),
+        ("", "{}", r"mine\.py has no object to name; write one there"),
+        ("", "{}:Y", r"mine\.py has no object to name; write one there"),
         ("X = 1\ny = X.z\n", "{}:X", r"mine\.py, line 2: AttributeError"),
         ("X = 1\nX = (\n", "{}:X", r"mine\.py, line 2: SyntaxError"),
         ("import json\nX = json.loads('')\n", "{}:X", r"mine\.py, line 2: JSONDecodeError"),

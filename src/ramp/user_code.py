@@ -50,10 +50,10 @@ def load_object(spec: str, what: str, kind: type = object) -> Any:
         ]
         fits = [key for key in fits if not key.startswith("_")]
         if not fits:
-            also = f"'{name}' and no other " if name else ""
-            raise UserError(f"{what}: {file} has no {also}{kind.__name__}; write it there")
+            raise UserError(f"{what}: {file} has no {kind.__name__} to name; write one there")
         if not name:
-            raise UserError(f"{what}: {file} is a file; add the name, as {file}:{fits[0]}")
+            has = f"{file} is a file, with {', '.join(fits)}"
+            raise UserError(f"{what}: {has}; add the name, as {file}:{fits[0]}")
         require_name(f"{what}, {file}", name, fits)
     return names[name]
 

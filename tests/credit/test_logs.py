@@ -393,4 +393,4 @@ def test_what_differs_within_a_problem_is_no_right_answer(tmp_path):
     rows = [{"prompt": "q", "text": "x", "model_answer": str(i)} for i in range(3)]
     assert not read(tmp_path, *rows).proposed
     rows = [row | {"solution": "7", "reward_note": "high"} for row in rows]
-    assert read(tmp_path, *rows).proposed == ("gold=solution",)
+    assert read(tmp_path, *rows).proposed == (("gold", "solution"),)

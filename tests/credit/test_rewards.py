@@ -314,7 +314,7 @@ def test_what_a_reward_is_short_of_is_said(mine, tmp_path, monkeypatch):
     path = mine("def fn(records):\n    return [1.0] * len(records)\n").removesuffix(":")
     for spec, said in (
         ("0.5 verified + 0.5", "0.5 is a weight without a reward; write '0.5 NAME'"),
-        (str(path), "is a file; add the name, as (.*mine.py:fn)$"),
+        (str(path), "is a file, with fn; add the name, as (.*mine.py:fn)$"),
         (str(tmp_path), "is a folder; write FILE.py:NAME of a file in it"),
     ):
         with pytest.raises(UserError, match=said) as raised:

@@ -183,14 +183,14 @@ def test_a_task_of_ones_own_that_fails_is_a_sentence(tmp_path, body, words):
         ("TASK = Task('a', None, None, None)", "sample of the .* is a NoneType; .* is under"),
         ("class A:\n    def sample(): 0\nTASK = A()", "is a A without name, solution, judge; make"),
         ("class A(Task): 0\nTASK = A()", "missing 4 .*; mend it; an example is under"),
-        ("", "has no 'TASK' and no other Task; write it there; an example is under"),
+        ("", "has no Task to name; write one there; an example is under"),
         (
             "TASK = replace(chain.TASK, sample=lambda seed, level: [][level])",
-            "fails at level 2: .*IndexError.*; mend it, or choose another --reinforce.level$",
+            "fails: .*IndexError.*; mend it, or choose another --reinforce.level than 2$",
         ),
         (
             "TASK = replace(chain.TASK, sample=lambda seed, level: Problem('a'))",
-            "missing 5 .*'question'.*--reinforce.level; an example is under",
+            "missing 5 .*'question'.*--reinforce.level than 2; an example is under",
         ),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_task_that_is_built_wrongly_says_what_is_missing(source, said, tmp_pat
 def test_a_file_without_a_name_and_a_folder_say_what_to_add(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from ramp.tasks.chain import TASK\n")
-    with pytest.raises(UserError, match="is a file; add the name, as") as raised:
+    with pytest.raises(UserError, match="is a file, with TASK; add the name, as") as raised:
         open_task(Reinforce(task=str(path)))
     assert open_task(Reinforce(task=str(raised.value).rpartition("as ")[2])).name == "chain"
     with pytest.raises(UserError, match=r"is a folder; write FILE.py:NAME of a file in it"):

@@ -98,7 +98,7 @@ class Log:
     fields: dict[str, str]  # what is looked for -> name in the file
     notes: tuple[str, ...]  # what was taken for granted, and what no field says
     faults: tuple[Fault, ...] = ()
-    proposed: tuple[str, ...] = ()  # WHAT=NAME that may be meant, of what no field is found for
+    proposed: tuple[tuple[str, str], ...] = ()  # (what no field is found for, what may be one)
 
 
 # Reading
@@ -329,11 +329,10 @@ def find_fields(
             f"{path} has no text of rollouts among {_list_fields(records) or 'its fields'}; "
             "name it with --field text=NAME"
         )
-    paid = [p for p in propose_fields(records, fields) if p.startswith("reward=")]
+    paid = [(what, name) for what, name in propose_fields(records, fields) if what == "reward"]
     if len(paid) == 1:
-        what, name = paid[0].split("=", 1)
-        fields[what] = name
-        notes.append(f"{what} is {name!r}, the only name like one")
+        fields.update(paid)
+        notes.append(f"reward is {paid[0][1]!r}, the only name like one")
     if "group" not in fields:
         notes.append(
             "no field says which problem a rollout belongs to, so that length, words and tokens "
@@ -349,8 +348,8 @@ def find_fields(
     return fields, notes
 
 
-def propose_fields(records: Sequence[dict], fields: Mapping[str, str]) -> list[str]:
-    """WHAT=NAME for names that may mean what no field is found for."""
+def propose_fields(records: Sequence[dict], fields: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(what, name) for names that may mean what no field is found for."""
     group = fields.get("group", LINE)
     names = sorted({name for record in records for name in record} - {LINE, *fields.values()})
     found = []
@@ -364,7 +363,7 @@ def propose_fields(records: Sequence[dict], fields: Mapping[str, str]) -> list[s
         for what, fits in (("reward", str not in kinds), ("gold", is_shared)):
             is_missing = not {what, STANDS_FOR.get(what)} & fields.keys()
             if is_missing and fits and ENDINGS[what].search(name):
-                found.append(f"{what}={name}")
+                found.append((what, name))
     return found
 
 

@@ -166,24 +166,25 @@ def describe_log(path: Path, log: Log, audit: LogAudit) -> str:
     lines = [f"{path}: {audit.num_rollouts:,} rollouts{problems}"]
     lines += [f"  {line}" for line in _list_fields(log)]
     lines += [f"  {name}: {value}" for name, value in list_figures(log, audit)]
-    for title, words in (("words", audit.words), ("tokens", audit.tokens)):
+    for title, words, but in (
+        ("words", audit.words, _warn(log, audit)),
+        ("tokens", audit.tokens, ""),
+    ):
         if words:
             shown = ", ".join(f"{w.word!r} {w.more:+.3f} ({w.num_with})" for w in words)
-            lines.append(f"  {title} that are paid more: {shown}{_warn(log, audit, title)}")
+            lines.append(f"  {title} that are paid more: {shown}{but}")
     return "\n".join(lines)
 
 
-def _warn(log: Log, audit: LogAudit, title: str = "words") -> str:
+def _warn(log: Log, audit: LogAudit) -> str:
     """What has to be said beside words and length where nobody knows which answers are right."""
-    if audit.knows_right or title != "words":
-        return ""
-    return f"; {UNTOLD}{_propose(log, 'right')}"
+    return "" if audit.knows_right else f"; {UNTOLD}{_propose(log, 'right')}"
 
 
 def _propose(log: Log, *missing: str) -> str:
     """The options that may name what is missing."""
-    whats = ((p.partition("=")[0], p) for p in log.proposed)
-    options = [f"--field {p}" for w, p in whats if {w, STANDS_FOR.get(w)} & {*missing}]
+    said = [p for p in log.proposed if {p[0], STANDS_FOR.get(p[0])} & {*missing}]
+    options = [f"--field {what}={name}" for what, name in said]
     return f"; perhaps {' or '.join(options)}" if options else ""
 
 
@@ -234,11 +235,9 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
     among = "among equally right ones" if audit.knows_right else "within a problem"
     figures.append((f"reward and length, {among}", length))
     if not audit.words:
-        is_tested = bias is not None and "group" in has
-        none = f"none found{_warn(log, audit)}"
-        figures.append(
-            ("words that are paid more", none if is_tested else explain("reward", "group"))
-        )
+        is_tested = bias and "group" in has
+        words = f"none found{_warn(log, audit)}" if is_tested else explain("reward", "group")
+        figures.append(("words that are paid more", words))
     return figures
 
 
@@ -307,8 +306,7 @@ def use_own_options(said: str) -> str:
 def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
     """The task whose problems a reward is tried on.
 
-    named: fields of its file of questions, by `prompt`, `answer` or a usual name of these. Raises
-    UserError with remedies that the command `credit audit` has.
+    named: fields of its file of questions, by `prompt`, `answer` or a usual name of these.
     """
     if t.task and t.prompts and t.task != gsm8k.NAME:
         raise UserError("--task and --prompts both say what is asked; leave one out")
@@ -319,10 +317,7 @@ def open_audited(t: Reinforce, named: Mapping[str, str]) -> Task:
             raise UserError(f"--field {word}=... is not known; of --prompts it is prompt or answer")
         key = "prompt_field" if word in questions.PROMPTS else "answer_field"
         t = replace(t, **{key: name})
-    try:
-        return open_task(t)
-    except UserError as error:
-        raise UserError(use_own_options(str(error))) from None
+    return open_task(t)
 
 
 def run_audit(
@@ -340,8 +335,8 @@ def run_audit(
     for what is not there.
     """
     if reward is not None and rollouts is None:
-        task = replace(open_audited(t, named), steps="token", find_answer=None)
         try:
+            task = replace(open_audited(t, named), steps="token", find_answer=None)
             audit = audit_reward(reward, task, t.level, budget)
         except UserError as error:
             raise UserError(use_own_options(str(error))) from None

@@ -208,11 +208,11 @@ def _read_number(spec: str, value: Any) -> float:
         return math.nan
     try:
         # A text that looks like a number is a slip, as any other text is.
-        number = float(value) if not isinstance(value, str | bytes) else None
+        number = float("" if isinstance(value, str | bytes) else value)
     except (TypeError, ValueError):
-        number = None
-    if number is None:
-        raise UserError(f"the reward {spec} returned {value!r}; return numbers, or None to abstain")
+        raise UserError(
+            f"the reward {spec} returned {value!r}; return numbers, or None to abstain"
+        ) from None
     if math.isinf(number):
         raise UserError(f"the reward {spec} returned {number}; return finite numbers")
     return number

@@ -17,7 +17,7 @@ from itertools import islice
 
 import numpy as np
 
-from ramp.credit.recipes import Recipe, Solution, draw, list_seeds, list_words, mutate, write
+from ramp.credit.recipes import Recipe, Sheet, Solution, draw, list_seeds, list_words, mutate, write
 from ramp.credit.trial import LEAST_GAIN, RewardTrial, Trial
 
 Tell = Callable[[int, int, int], None]  # (judged, of about how many, findings so far)
@@ -323,8 +323,8 @@ def describe(trial: Trial, recipe: Recipe, column: int, i: int = 0) -> str:
         if piece not in FILLERS:
             cause = PLACES.get(piece) or _name_text(trial, recipe, piece, i)
             causes.append(cause + (f", {count} times" if count > 1 else ""))
-    answers = _name_answer(trial, recipe, i)
     is_bare = _is_bare(trial, recipe)
+    answers = _name_answer(recipe, trial.sheets[i], is_bare)
     # Filling that could not be left out counts too, whatever the answer is.
     if not causes and not is_bare and (recipe.rows or not answers):
         causes = [_name_amount(trial, recipe)]
@@ -341,20 +341,17 @@ def describe(trial: Trial, recipe: Recipe, column: int, i: int = 0) -> str:
     return f"{subject} with {' and '.join(causes)} {verb}"
 
 
-def _name_answer(trial: Trial, recipe: Recipe, i: int) -> list[str]:
+def _name_answer(recipe: Recipe, sheet: Sheet, is_bare: bool) -> list[str]:
     """What counts of the answer, if anything does."""
-    gold = trial.sheets[i].problem.answer
-    answer = write(recipe, trial.sheets[i]).answer
+    gold, answer = sheet.problem.answer, write(recipe, sheet).answer
     if answer is None:
         return ["no end"]
-    if recipe.answer == ():
+    if not recipe.answer:
         return ["an empty answer"]
     if answer == gold:
-        is_free = not recipe.rows and not _is_bare(trial, recipe)
-        return ["the right answer" + ", whatever its steps," * is_free]
-    if set(recipe.answer or ()) - FILLERS:
-        return [f"an answer such as {answer!r} (right: {gold!r})"]
-    return []
+        return ["the right answer" + ", whatever its steps," * (not recipe.rows and not is_bare)]
+    has_cause = set(recipe.answer) - FILLERS
+    return [f"an answer such as {answer!r} (right: {gold!r})"] if has_cause else []
 
 
 def _gain(trial: Trial, recipe: Recipe) -> float:

@@ -94,10 +94,9 @@ def guard_task(spec: str, task: Task) -> Task:
             except UserError:
                 raise
             except Exception as error:
-                at, other = "", ""
+                said = f"{what} fails: {describe_failure(error, path)}; mend it"
                 if name == "sample":
-                    at, other = f" at level {args[1]}", ", or choose another --reinforce.level"
-                said = f"{what} fails{at}: {describe_failure(error, path)}; mend it{other}"
+                    said += f", or choose another --reinforce.level than {args[1]}"
                 raise UserError(point_to_example(said)) from None
             if not isinstance(result, kind):
                 found, wanted = type(result).__name__, kind.__name__
