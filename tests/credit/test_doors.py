@@ -2,6 +2,7 @@
 
 import json
 import re
+import textwrap
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from ramp import cli, config
 from ramp.config import Config, Text
 from ramp.export.export import export
 from ramp.rundir import RunDir
+from ramp.tasks import protocol
 from ramp.text.tokenizer import Tokenizer
 
 README = Path(ramp.credit.__file__).with_name("README.md").read_text("utf-8")
@@ -55,9 +57,9 @@ def base(folder):
     return folder / "base"
 
 
-def readme_commands() -> list[list[str]]:
-    """The three commands of the README's "Your own task, questions and reward"."""
-    (section,) = re.findall(r"## Your own task.*?```sh\n(.*?)```", README, re.DOTALL)
+def readme_commands(heading: str) -> list[list[str]]:
+    """The commands of a section of the README, of its first block."""
+    (section,) = re.findall(rf"## {heading}\n.*?```sh\n(.*?)```", README, re.DOTALL)
     return [line.split() for line in section.splitlines()]
 
 
@@ -65,7 +67,7 @@ def test_three_commands_from_a_model_to_the_page(folder, monkeypatch, capsys):
     """Those of the README, with files of the README's reader: no edit of the package."""
     pytest.importorskip("safetensors")
     monkeypatch.chdir(folder)
-    commands = readme_commands()
+    commands = readme_commands("Your own questions and reward")
     assert [words[:2] for words in commands] == [
         ["ramp", "import"],
         ["ramp", "reinforce"],
@@ -82,6 +84,25 @@ def test_three_commands_from_a_model_to_the_page(folder, monkeypatch, capsys):
     report = json.loads((folder / "runs" / "mine" / "report.json").read_text())["reinforce"]
     known = {"right", "entropy", "reward", "reward_error"}
     assert report["steps"] == 2 and report["after"].keys() == known
+
+
+def test_a_task_is_written_taught_and_compared(base, folder, monkeypatch, capsys):
+    """The README's commands, with the file that the first of them prints."""
+    monkeypatch.chdir(folder)
+    show, teach, compare = readme_commands("A task of your own")
+    assert show == ["python", "-m", "pydoc", protocol.__name__]
+    example = protocol.__doc__.split("`ramp/tasks/doubling.py`:")[1].split("As tokens")[0]
+    (folder / "task").mkdir()
+    monkeypatch.chdir(folder / "task")
+    (folder / "task" / "mine.py").write_text(textwrap.dedent(example))
+    (folder / "task" / "runs").mkdir()
+    (folder / "task" / "runs" / "base").symlink_to(base)
+    # Two steps teach nothing: a reward that has a signal all the same.
+    more = ["--reinforce.reward", "random", *SMALL]
+    assert ramp_(*teach[1:], *more, "--reinforce.sft_steps", 2) == 0, capsys.readouterr().err
+    assert ramp_(*compare[1:], *more) == 0, capsys.readouterr().err
+    origins = [RunDir(folder / "task" / "runs" / name).origin() for name in "ab"]
+    assert [origin and origin.stage for origin in origins][1] == "sft"
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def _open(name: str, level: int, prompts: str, prompt: str, answer: str, pattern
     return TASKS[name]
 
 
-EXAMPLE = 'an example is under "A task of your own" in src/ramp/credit/README.md'
+EXAMPLE = "`python -m pydoc ramp.tasks.protocol` prints an example"
 
 
 def point_to_example(said: str) -> str:

@@ -32,7 +32,7 @@ in `ramp/tasks/__init__.py` too. A complete example, `ramp/tasks/doubling.py`:
         """A number that is to be doubled `level` times."""
         if not 1 <= level <= 9:
             raise UserError(f"a number is doubled 1 to 9 times, not {level}")
-        start = make_rng(NAME, seed, level).randint(1, 9)
+        start = make_rng(NAME, seed, level).randint(1, 999)
         question = f"Double {start} {level} times."
         return Problem(NAME, seed, level, question, gold=start, answer=str(start * 2**level))
 
