@@ -97,10 +97,19 @@ class Browser:
 
     def wait(self, expression: str, seconds: float = 30) -> Any:
         until = time.monotonic() + seconds
-        while not (value := self.js(expression)):
+        while not (value := self._ask(expression)):
             assert time.monotonic() < until, f"never came true: {expression}"
             time.sleep(0.05)
         return value
+
+    def _ask(self, expression: str) -> Any:
+        try:
+            return self.js(expression)
+        except AssertionError as error:
+            # A page that is being left answers nothing; the next one will.
+            if "navigated" not in str(error):
+                raise
+            return None
 
     def open(
         self,

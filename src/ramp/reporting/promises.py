@@ -41,9 +41,9 @@ def _section(anchor: str, title: str, number: str, sentence: str, drawing: str, 
     )
 
 
-def draw_bars(bars: Sequence[Bar], form: Callable[[float], str]) -> Html:
-    """Bars relative to the longest one."""
-    longest = max((value for value, _, _ in bars), default=0) or 1
+def draw_bars(bars: Sequence[Bar], form: Callable[[float], str], whole: float = 0.0) -> Html:
+    """Bars relative to the longest one, or to `whole`."""
+    longest = whole or max((value for value, _, _ in bars), default=0) or 1
     rows = []
     for value, name, color in bars:
         bar = f'<div><i style="width:{100 * value / longest:.2f}%"></i></div>'
@@ -141,7 +141,7 @@ def promise_credit(run: RunFiles) -> Html:
     wrong = as_dict(run.report.get("finetune")).get("mistakes")
     if wrong and isinstance(wrong, list):
         sentence += f". Fine-tuning had taught it wrong on purpose ({'; '.join(map(str, wrong))})"
-    drawing = draw_bars(bars, "{:.0%}".format)
+    drawing = draw_bars(bars, "{:.0%}".format, whole=1.0)
     return _section("reinforce", "Credit for every step", number, sentence, drawing, "credit.html")
 
 
