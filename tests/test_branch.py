@@ -367,7 +367,14 @@ def test_only_what_changes_the_state_is_refused():
         "reinforce.train.ema_decay 0.0 -> 0.9"
     ]
     assert differ(**{"reinforce.kl_coef": "0.1"}) == ["reinforce.kl_coef 0.0 -> 0.1"]
-    assert differ(**{"reinforce.method": "implicit"})
+    # Set back, both together leave a configuration that runs.
+    head = {"reinforce.reward": "head", "reinforce.label_fraction": "0.2"}
+    assert differ(**head) == [
+        "reinforce.reward 'answer' -> 'head'",
+        "reinforce.label_fraction 0.0 -> 0.2",
+    ]
+    (method,) = differ(**{"reinforce.method": "implicit"})
+    assert method.startswith("reinforce.method ") and method.endswith(" -> 'implicit'")
 
 
 def test_a_dry_run_plans_what_is_asked_and_warns_of_a_control(base, tmp_path, capsys, caplog):

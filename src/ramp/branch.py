@@ -149,6 +149,7 @@ def _list_state_parts(c: Config, stage: str) -> list[tuple[str, Any, Any]]:
         has_ref, has_head = learn.needs_ref(r), learn.trains_head(r)
         parts += [
             ("reinforce.kl_coef", r.kl_coef, has_ref),
+            ("reinforce.reward", r.reward, has_head),
             ("reinforce.label_fraction", r.label_fraction, has_head),
             ("reinforce.method", r.method, (has_ref, has_head)),
         ]

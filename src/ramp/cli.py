@@ -449,7 +449,8 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
         # The weights are the parent's, whatever that began from.
         c = config.replace(c, base="")
         is_named = "--reinforce.reward" in [flag for flag, _ in schema.split_flags(flags)]
-        if "reinforce" in (stages or c.stages) and not is_named:
+        # A configuration of one's own has said what it wants.
+        if "reinforce" in (stages or c.stages) and not is_named and not args.config:
             warn_of_control(c, args.parent)
     c = bring.fit_to_base(c, directory)
     c = rundir.fit_vocabulary(c)

@@ -62,7 +62,8 @@ def require_own_or(what: str, name: str, known: Iterable[str], kind: type) -> No
     """Raise `UserError` where a name is not known, with what it lacks where a file or folder is."""
     if name.endswith(".py"):
         load_object(name, what, kind)
-    if name not in [*known] and Path(name).is_dir():
+    # Path("") is the folder one is in.
+    if name and name not in [*known] and Path(name).is_dir():
         raise UserError(f"{what}: {name} is a folder; write FILE.py:NAME of a file in it")
     require_name(what, name, known)
 

@@ -394,3 +394,7 @@ def test_what_differs_within_a_problem_is_no_right_answer(tmp_path):
     assert not read(tmp_path, *rows).proposed
     rows = [row | {"solution": "7", "reward_note": "high"} for row in rows]
     assert read(tmp_path, *rows).proposed == (("gold", "solution"),)
+    # Without problems any answer is one of its own; and a score need not be what was paid.
+    rows = [{"text": str(i), "final_answer": i, "confidence_score": i / 9} for i in range(3)]
+    log = read(tmp_path, *rows)
+    assert log.proposed == (("reward", "confidence_score"),) and "reward" not in log.fields

@@ -323,3 +323,9 @@ def test_what_a_reward_is_short_of_is_said(mine, tmp_path, monkeypatch):
         rewards.parse_reward(path)
     # The remedy works.
     assert judge(str(raised.value).rpartition("as ")[2]).rollout_b.tolist() == [1] * 4
+
+
+def test_a_function_that_does_not_tell_its_arguments_is_called():
+    assert rewards.takes_one(max)
+    assert rewards.takes_one(lambda records, *, weight=1: 0)
+    assert not rewards.takes_one(lambda prompts, completions, **more: 0)

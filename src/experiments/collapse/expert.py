@@ -412,8 +412,9 @@ def run_seed(path: Path, directory: Path, seed: int, names: Sequence[str], flags
     c = host.setup_devices(config.resolve(c), stages=())
     world = World(rundir, c, seed)
     # By what they depend on, so that figures of other settings are not taken for these.
-    settings = (c.model, c.reinforce, c.synthesize, c.diversity, NUM_TAUGHT, NUM_TESTS, NUM_TRIES)
-    results = directory / f"figures-{config.fingerprint(*map(str, settings), ROUTES_OF)[:8]}"
+    # What an arm does stands in this file alone.
+    settings = (c.model, c.reinforce, c.synthesize, c.diversity, Path(__file__).read_text("utf-8"))
+    results = directory / f"figures-{config.fingerprint(*map(str, settings))[:8]}"
     results.mkdir(exist_ok=True)
     b = Results(results, c.model, c.reinforce)
     # Not kept: it is cheap beside the arms, and the same every time.

@@ -39,6 +39,8 @@ ENDINGS = {
     "reward": re.compile(r"(?:^|_)(?:rewards?|score)$|^rewards?_"),
     "gold": re.compile(r"(?:^|_)(?:solution|answer|truth|gold|target|reference|expected)$"),
 }
+# One that is the only one is taken without being asked for; a score may be of anything.
+PAYS = re.compile(r"(?:^|_)rewards?$")
 # What lists of rollouts are usually called.
 NESTED = {
     *("rollouts", "samples", "responses", "completions"),
@@ -329,7 +331,8 @@ def find_fields(
             f"{path} has no text of rollouts among {_list_fields(records) or 'its fields'}; "
             "name it with --field text=NAME"
         )
-    paid = [(what, name) for what, name in propose_fields(records, fields) if what == "reward"]
+    proposed = propose_fields(records, fields)
+    paid = [(what, name) for what, name in proposed if what == "reward" and PAYS.search(name)]
     if len(paid) == 1:
         fields.update(paid)
         notes.append(f"reward is {paid[0][1]!r}, the only name like one")
@@ -360,6 +363,7 @@ def propose_fields(records: Sequence[dict], fields: Mapping[str, str]) -> list[t
             continue
         # A right answer is that of its problem; what was said differs within one.
         is_shared = len(set(values)) == len({problem for problem, _ in values})
+        is_shared &= "group" in fields
         for what, fits in (("reward", str not in kinds), ("gold", is_shared)):
             is_missing = not {what, STANDS_FOR.get(what)} & fields.keys()
             if is_missing and fits and ENDINGS[what].search(name):

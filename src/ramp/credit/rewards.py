@@ -144,16 +144,25 @@ def run_user_reward(spec: str, seconds: float, r: Rollouts, tokenizer: Tokenizer
         raise UserError(f"reinforce.reward {spec} is no function; name one that takes records")
     records = make_records(r, tokenizer)
     what = f"the reward {spec}, called with the list of all records,"
-    try:
-        signature(function).bind(records)
-    except TypeError:
+    if not takes_one(function):
         raise UserError(
             f"the reward {spec} takes {signature(function)}, and gets one list of records: write "
             "it as reward(records)"
-        ) from None
+        )
     setting = "reinforce.reward_seconds"
     returned = call(function, records, seconds=seconds, what=what, setting=setting)
     return read_rewards(spec, returned, r)
+
+
+def takes_one(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with one argument, as far as can be told."""
+    try:
+        signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # one in C, that does not tell
+        return True
+    return True
 
 
 def read_rewards(spec: str, returned: Any, r: Rollouts) -> Rewards:
