@@ -99,7 +99,7 @@ def run(
                     result = work(rundir, c, stop)
                 except NothingToLearn as error:
                     # The others need not wait: those that build on it say that it is missing.
-                    print(error, file=sys.stderr)
+                    on_writer(partial(print, error, file=sys.stderr))
                     failed.append(name)
                     # How its figures went is what shows why.
                     on_writer(partial(report.write_report, directory))

@@ -398,3 +398,12 @@ def test_what_differs_within_a_problem_is_no_right_answer(tmp_path):
     rows = [{"text": str(i), "final_answer": i, "confidence_score": i / 9} for i in range(3)]
     log = read(tmp_path, *rows)
     assert log.proposed == (("reward", "confidence_score"),) and "reward" not in log.fields
+
+
+def test_a_few_problems_prove_nothing_of_words(tmp_path, capsys):
+    rows = [
+        {"prompt": f"q{i // 3}", "completion": "x" * (1 + i % 3), "reward": i % 3} for i in range(9)
+    ]
+    assert cli.main(["credit", "audit", "--rollouts", str(write(tmp_path / "a.jsonl", rows))]) == 0
+    said = capsys.readouterr().out
+    assert f"words that are paid more: {report.TOO_FEW}" in said and "none found" not in said

@@ -141,6 +141,11 @@ def test_where_the_start_is_kept_the_page_says_what_training_did(run):
     update_report(run / "rivals/outcome", "reinforce", {"best_step": 0})
     _, credit, *_ = map(words, list_promises(read_run(run)))
     assert "outcome 25%" in credit and "±" not in credit
+    # Chosen by a reward of one's own: what rose beside it is no gain of the start.
+    log(run, {"step": 0, "rl/verified": 0.5}, {"step": 10, "rl/verified": 0.75})
+    _, credit, *_ = map(words, list_promises(read_run(run)))
+    assert "Credit for every step +0 points of problems" in credit
+    assert "50% at the start, 75% at step 10" in credit
 
 
 def test_links_reach_sections_of_the_page(run):

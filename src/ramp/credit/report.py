@@ -15,7 +15,7 @@ from types import FunctionType
 import numpy as np
 
 from ramp.config import Reinforce
-from ramp.credit.log_figures import MIN_PROBLEMS, LogAudit, PaidWord, audit_log
+from ramp.credit.log_figures import MIN_PROBLEMS, LengthBias, LogAudit, PaidWord, audit_log
 from ramp.credit.logs import STANDS_FOR, Log, read_log
 from ramp.credit.page import blend_color
 from ramp.credit.rewards import parse_reward
@@ -193,6 +193,14 @@ def _list_fields(log: Log) -> list[str]:
     return [f"read {found}", *log.notes, *map(str, log.faults)]
 
 
+TOO_FEW = "too few problems to tell from chance"
+
+
+def is_enough(bias: LengthBias) -> bool:
+    """Whether there are problems enough to say anything of what is paid."""
+    return bias.num_problems >= MIN_PROBLEMS
+
+
 def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
     """(what, figure in words) of a log, also where the log does not hold it."""
     has = {*log.fields, *map(STANDS_FOR.get, log.fields)}
@@ -226,8 +234,7 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
         # Siblings would be taken for strangers, and hard problems are long.
         length = explain("group")
     else:
-        is_enough = bias.num_problems >= MIN_PROBLEMS
-        sure = f"p = {bias.p_value:.4f}" if is_enough else "too few problems to tell from chance"
+        sure = f"p = {bias.p_value:.4f}" if is_enough(bias) else TOO_FEW
         length = (
             f"correlation {bias.correlation:+.2f} in {bias.num_problems:,} problems ({sure}), "
             f"{bias.per_100_chars:+.3f} for 100 characters{_warn(log, audit)}"
@@ -235,8 +242,9 @@ def list_figures(log: Log, audit: LogAudit) -> list[tuple[str, str]]:
     among = "among equally right ones" if audit.knows_right else "within a problem"
     figures.append((f"reward and length, {among}", length))
     if not audit.words:
-        is_tested = bias and "group" in has
-        words = f"none found{_warn(log, audit)}" if is_tested else explain("reward", "group")
+        words = explain("reward", "group")
+        if bias and "group" in has:
+            words = f"none found{_warn(log, audit)}" if is_enough(bias) else TOO_FEW
         figures.append(("words that are paid more", words))
     return figures
 

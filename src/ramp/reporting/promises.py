@@ -146,7 +146,7 @@ def promise_credit(run: RunFiles) -> Html:
 
 
 def _tell_of_kept_start(run: RunFiles, tag: str, form: str) -> tuple[float, str]:
-    """What training changed by its last step where the start is kept, and the course of it.
+    """What training cost by its last step where the start is kept, at most 0, and its course.
 
     On the problems to choose with: after training, others are only asked of what is kept.
     """
@@ -164,7 +164,8 @@ def _tell_of_kept_start(run: RunFiles, tag: str, form: str) -> tuple[float, str]
     right = run.series("reinforce", "rl/steps")[1]
     if len(right) > 1:
         course += f"; right steps {right[0]:.0%} and at last {right[-1]:.0%}"
-    return values[-1] - values[0], f"{course}; {kept}"
+    # A rise that was not chosen is no gain: the model is the start.
+    return min(values[-1] - values[0], 0.0), f"{course}; {kept}"
 
 
 def _compare_steps(stage: dict) -> str:

@@ -349,8 +349,8 @@ class Comparing:
     def _some_real(self) -> ndarray:
         """Real texts beside which shares of the samples stand: as many, or all.
 
-        Where lengths differ, they are of the samples' lengths if there are enough of those: two
-        texts of a few words are alike more easily than two long ones.
+        Where lengths differ, they are of the samples' lengths, as far as there are such and if
+        these are enough: two texts of a few words are alike more easily than two long ones.
         """
         if self._lengths_differ:
             alike = self._bands.take_real(self.rng)
