@@ -269,7 +269,7 @@ class World:
 
     def teach(self) -> dict:
         """The first model: the run's, after `reinforce.sft_steps` on talks and taught solutions."""
-        params = restore.load_params(self.rundir, self.rundir.default_stage, self.c, self.tokenizer)
+        params = restore.load_start(self.rundir, "finetune", self.c, self.tokenizer)
         t = replace(self.c.synthesize.train, steps=self.c.reinforce.sft_steps)
         scale = self.c.reinforce.sft_lr_scale
         t = replace(t, lr_scale=t.lr_scale * scale)
