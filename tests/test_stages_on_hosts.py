@@ -149,6 +149,7 @@ def list_figures(value, name: str = "") -> dict[str, float]:
 def read_figures(run: Path) -> dict[str, float]:
     """What report.json, metrics.jsonl, trials.jsonl and history.json say."""
     report = json.loads((run / "report.json").read_text())
+    report.pop("core", None)  # asked afterwards, and compared by itself
     found = list_figures(report, "report")
     for name in ("metrics", "trials"):
         for line in (run / f"{name}.jsonl").read_text().splitlines():
