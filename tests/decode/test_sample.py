@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -111,6 +112,35 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 
 # ---------------------------------------------------------------------------------------------------- ends
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 2, 2), (1, 4, 1)])
+def test_a_prompt_that_is_repeated_is_read_once(shape, monkeypatch):
+    """The tokens of a group are those of rows that each read their prompt."""
+    c = tiny.model(**tiny.ALL)
+    prompts = [prompt for prompt in PROMPTS[:2] for _ in range(8)]
+    with jax.set_mesh(tiny.mesh(*shape)):
+        params = tiny.lively(c)
+        read = []
+        prefill = sample.prefill
+        monkeypatch.setattr(sample, "prefill", lambda *a: read.append(len(a[2])) or prefill(*a))
+        got = sample.generate(c, params, prompts, range(16), HOT, NEW)
+        monkeypatch.setattr(sample, "count_repeats", lambda prompts: 1)
+        want = sample.generate(c, params, prompts, range(16), HOT, NEW)
+    # Two of four devices share a prompt, and each reads it.
+    assert read == [max(2, shape[1]), 16]
+    np.testing.assert_array_equal(got.tokens_bn, want.tokens_bn)
+    np.testing.assert_allclose(got.logps_bn, want.logps_bn, rtol=1e-4, atol=1e-5)
+
+
+def test_repeats_are_those_that_all_prompts_have():
+    with jax.set_mesh(tiny.mesh(1, 1, 1)):
+        assert sample.count_repeats([[1], [1], [2], [2], [2], [2]]) == 2
+        assert sample.count_repeats([[1], [2], [2]]) == 1
+        assert sample.count_repeats([[1], [2], [1], [2]]) == 1
+    with jax.set_mesh(tiny.mesh(1, 2, 1)):
+        assert sample.count_repeats([[1]] * 6) == 3
+        assert sample.count_repeats([[1]] * 3) == 1
+
+
 def test_stop_tokens_end_their_own_row_only():
     c = tiny.model(**tiny.ALL)
     free = np.asarray(go_on(c, begin(c), GREEDY, NEW).tokens_bn)
@@ -244,6 +274,35 @@ def test_draw_is_from_the_truncated_distribution(name):
     assert (
         chi2 < degrees + 4 * np.sqrt(2 * degrees) + 4
     )  # about 4 standard deviations; the seed is fixed
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 16, 17, 384, 49179])
+def test_entries_without_mass_are_never_drawn_and_others_by_their_mass(size):
+    """Blocks are empty, half empty or short; chances differ by orders of magnitude."""
+    rng = np.random.default_rng(size)
+    x_v = rng.normal(size=size).astype(np.float32) * 4 + 100
+    x_v[rng.random(size) < 0.4] = -np.inf
+    x_v[size // 2] = 101.0  # something is left
+    n = 4000
+    keys = sample.row_keys(jnp.arange(n, dtype=jnp.uint32), jnp.full(n, 3))
+    draw = jax.jit(lambda keys: sample.draw_entries(keys, jnp.broadcast_to(x_v, (len(keys), size))))
+    drawn = [draw(keys[i : i + 500]) for i in range(0, n, 500)]
+    at, logp = (np.concatenate([np.asarray(part[k]) for part in drawn]) for k in (0, 1))
+    want = np.exp(x_v.astype(np.float64) - 101)
+    want /= want.sum()
+    assert (want[at] > 0).all()
+    np.testing.assert_allclose(logp, np.log(want[at]), rtol=1e-4, atol=1e-5)
+    # Uniform in [0, 1] if the draws follow the masses; by entries in order of their place.
+    middle = np.cumsum(want)[at] - want[at] * rng.random(n)
+    assert scipy.stats.kstest(middle, "uniform").pvalue > 1e-3
+
+
+def test_the_last_of_a_mass_that_rounds_is_found():
+    """Fractions of the largest float below 1, over sums that float32 cannot hold."""
+    mass = jnp.array([[1e8, 1.0, 1.0, 0.0], [0.0, 0.0, 1e-30, 0.0], [1.0, 1e-8, 0.0, 0.0]])
+    found = sample.find_fraction(mass, jnp.full(3, np.nextafter(np.float32(1), np.float32(0))))
+    assert all(float(mass[row, at]) > 0 for row, at in enumerate(found))
+    assert sample.find_fraction(mass, jnp.zeros(3)).tolist() == [0, 2, 0]
 
 
 def test_draws_differ_by_seed_and_by_position():

@@ -31,7 +31,7 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Model
 from ramp.decode.cache import decode_step, init_tail, layer_window, merge_tail
-from ramp.decode.sample import SamplingParams, gumbel_noise, take_per_row
+from ramp.decode.sample import SamplingParams, draw_entries, take_per_row
 from ramp.model.attention import MASKED, visible_mask
 from ramp.model.transformer import (
     ROWS,
@@ -505,8 +505,7 @@ def sample_tokens(
     x_bv = jax.lax.cond(is_filtered, filter_top, lambda x, sampling: x, x_bv, sampling)
     least_b = jnp.log(sampling.min_p)  # log 0: all pass
     x_bv = jnp.where(x_bv >= least_b[:, None], x_bv, -jnp.inf)
-    noise_bv = gumbel_noise(key_b, x_bv.shape[1])
-    drawn_b = jnp.argmax(x_bv + noise_bv, axis=-1)
+    drawn_b, _ = draw_entries(key_b, x_bv)
     top_b = jnp.argmax(logits_bv, axis=-1)
     token_b = jnp.where(is_random_b, drawn_b, top_b)
     return token_b.astype(jnp.int32)

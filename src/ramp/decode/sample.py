@@ -15,9 +15,11 @@ depends on its own seed and position only: a sample does not depend on the rows 
 be made again alone.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
 import jax
 import jax.numpy as jnp
@@ -146,20 +148,22 @@ def sample_token(
     logits_bv: float32 [B, V]. sampling: plain numbers, for all rows. vocab_size: only the first so
     many ids are drawn, because the model's table is padded and the tokenizer's is not.
 
-    The draw is the Gumbel-argmax over the candidates: with top_k, over [B, k] and not [B, V].
+    With top_k the draw is over [B, k] and not [B, V].
     """
     logits_bv = logits_bv[:, :vocab_size]
     # All of the probability is on one token, so its log-probability is 0.
     if sampling.temperature == 0:
         token_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
         return token_b, jnp.zeros(token_b.shape, jnp.float32)
-    scaled = logits_bv / sampling.temperature
+    scaled = logits_bv / sampling.temperature if sampling.temperature != 1 else logits_bv
     num_ids = logits_bv.shape[1]
     ids = None
     if sampling.top_k or sampling.top_p < 1:  # a nucleus needs the order; min_p does not
         num_candidates = min(int(sampling.top_k) or num_ids, num_ids)
         scaled, ids = jax.lax.top_k(scaled, num_candidates)
-    logps = jax.nn.log_softmax(scaled, axis=-1)
+    logps = scaled
+    if sampling.top_p < 1 or sampling.min_p > 0:
+        logps = jax.nn.log_softmax(scaled, axis=-1)
     if sampling.top_p < 1:
         probs = jnp.exp(logps)
         before = jnp.cumsum(probs, axis=-1) - probs  # 0 for the first, which is always kept
@@ -169,18 +173,42 @@ def sample_token(
         top = jnp.max(logps, axis=-1, keepdims=True)
         least = top + np.log(sampling.min_p)
         logps = jnp.where(logps >= least, logps, MASKED)
-    # Again, over what is left: these are the probabilities of the draw.
-    logps = jax.nn.log_softmax(logps, axis=-1)
-    noise = gumbel_noise(key_b, logps.shape[1])
-    at_b = jnp.argmax(logps + noise, axis=-1)
+    # Over what is left: these are the probabilities of the draw.
+    at_b, logp_b = draw_entries(key_b, logps)
     token_b = at_b if ids is None else take_per_row(ids, at_b)
-    return token_b.astype(jnp.int32), take_per_row(logps, at_b)
+    return token_b.astype(jnp.int32), logp_b
 
 
-def gumbel_noise(key_b: Array, n: int) -> Array:
-    """Float32 [B, n]: each row from its own key."""
-    # One call per key, so that a row has the same noise in any batch.
-    return jax.vmap(lambda key: jax.random.gumbel(key, (n,)))(key_b)
+def draw_entries(key_b: Array, x_bv: Array) -> tuple[Array, Array]:
+    """An entry of each row, by chances in proportion to exp(x_bv), and the log of its chance.
+
+    The sums of blocks are searched first, then the block: two random numbers a row. The argmax of
+    x plus Gumbel noise, which draws the same way, needs one for every entry, and for a small model
+    with 49,000 ids that takes longer than the model does.
+    """
+    num_rows, num_entries = x_bv.shape
+    width = math.isqrt(num_entries - 1) + 1
+    top_b1 = jnp.max(x_bv, axis=-1, keepdims=True)
+    mass_bv = jnp.exp(x_bv - top_b1)
+    spare = -num_entries % width
+    mass_bnw = jnp.pad(mass_bv, ((0, 0), (0, spare))).reshape(num_rows, -1, width)
+    mass_bn = jnp.sum(mass_bnw, axis=-1)
+    # One call per key, so that a row draws the same in any batch.
+    uniform_b2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(key_b)
+    block_b = find_fraction(mass_bn, uniform_b2[:, 0])
+    within_b = find_fraction(take_per_row(mass_bnw, block_b), uniform_b2[:, 1])
+    at_b = block_b * width + within_b
+    logp_b = take_per_row(x_bv, at_b) - top_b1[:, 0] - jnp.log(jnp.sum(mass_bn, axis=-1))
+    return at_b, logp_b
+
+
+def find_fraction(mass_bn: Array, fraction_b: Array) -> Array:
+    """The first entry of each row up to which more than a fraction [0, 1) of its mass lies."""
+    sum_bn = jnp.cumsum(mass_bn, axis=-1)
+    # Sums of one row may round apart, and an entry without mass is never the one.
+    sum_bn = jnp.where(mass_bn > 0, sum_bn, 0)
+    wanted_b = fraction_b * jnp.max(sum_bn, axis=-1)
+    return jnp.argmax(sum_bn > wanted_b[:, None], axis=-1)
 
 
 def take_per_row(a_bn: Array, at_b: Array) -> Array:
@@ -250,8 +278,35 @@ def prefill_prompts(
     # Room for one token at least, or `decode` would have to grow it at once.
     size = max(MIN_CACHE, round_to_bucket(longest + 1))
     size = min(size, c.context_len)
-    rows = shard_rows(padded, lengths, np.array(seeds, np.uint32))
-    return prefill(c, params, *rows, size)
+    # Groups of one prompt, as rollouts have them, read it once.
+    times = count_repeats(prompts)
+    all_seeds = np.array(seeds, np.uint32)
+    rows = shard_rows(padded[::times], lengths[::times], all_seeds[::times])
+    state = prefill(c, params, *rows, size)
+    return state if times == 1 else repeat_rows(state, *shard_rows(all_seeds), times)
+
+
+def count_repeats(prompts: Sequence[Sequence[int]]) -> int:
+    """How often each prompt stands behind itself, where all do so equally often.
+
+    Each device has whole groups: what it has read it need not send.
+    """
+    mesh = jax.sharding.get_mesh()
+    num_devices = mesh.shape["replica"] * mesh.shape["data"]
+    if len(prompts) % num_devices:
+        return 1
+    lengths_of_runs = [len(list(run)) for _, run in groupby(prompts)]
+    return math.gcd(*lengths_of_runs, len(prompts) // num_devices)
+
+
+@partial(jax.jit, static_argnames="times")
+def repeat_rows(state: DecodeState, seed_b: Array, times: int) -> DecodeState:
+    """Every row so many times, with new seeds."""
+
+    def repeat(a):
+        return jnp.repeat(a, times, axis=0, out_sharding=jax.typeof(a).sharding.spec)
+
+    return replace(jax.tree.map(repeat, state), seed_b=seed_b)
 
 
 @partial(jax.jit, static_argnames=("c", "size"))

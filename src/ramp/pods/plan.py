@@ -12,6 +12,7 @@ it costs the lowering only. (XLA's persistent cache saves nothing for compile-on
 
 import gzip
 import json
+import math
 import os
 import re
 import time
@@ -235,6 +236,7 @@ class Sampled:
     new: int  # tokens, at most
     sampling: SamplingParams
     stop: tuple[int, ...] = ()  # which ids they are makes no other program
+    times: int = 1  # each prompt stands behind itself, and is read once
 
 
 def _sample_chat(c: Config):
@@ -248,7 +250,9 @@ def _sample_rollouts(c: Config):
     t = c.reinforce
     rows = round_to_mesh(c, t.num_prompts * t.group_size)
     longest = t.train.seq_len - t.max_new_tokens
-    return Sampled(rows, longest, t.max_new_tokens, SamplingParams(t.temperature), stop=(0,))
+    times = math.gcd(t.group_size, rows // (c.mesh.replica * c.mesh.data))
+    sampling = SamplingParams(t.temperature)
+    return Sampled(rows, longest, t.max_new_tokens, sampling, stop=(0,), times=times)
 
 
 def _sample_documents(c: Config):
@@ -264,13 +268,14 @@ def round_to_mesh(c: Config, rows: int) -> int:
     return rows + -rows % (c.mesh.replica * c.mesh.data)
 
 
-def _abstract_prompts(c: Config, mesh, s: Sampled):
-    """Tokens, lengths and seeds as shapes."""
+def _abstract_prompts(c: Config, mesh, s: Sampled, times: int = 1):
+    """Tokens, lengths and seeds as shapes, of every so many rows."""
     # Rows are split like the rows of a training batch.
     make = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P(ROWS)))
     width = min(round_to_bucket(s.prompt), c.model.context_len)
-    tokens = make((s.rows, width), jnp.int32)
-    return tokens, make((s.rows,), jnp.int32), make((s.rows,), jnp.uint32)
+    rows = s.rows // times
+    tokens = make((rows, width), jnp.int32)
+    return tokens, make((rows,), jnp.int32), make((rows,), jnp.uint32)
 
 
 def _cache_size(c: Config, s: Sampled):
@@ -281,7 +286,7 @@ def _cache_size(c: Config, s: Sampled):
 def _lower_prefill(choose: Callable[[Config], Sampled], c: Config, mesh):
     """The pass over the prompts."""
     s = choose(c)
-    params, prompts = _abstract_params(c, mesh), _abstract_prompts(c, mesh, s)
+    params, prompts = _abstract_params(c, mesh), _abstract_prompts(c, mesh, s, s.times)
     return sample.prefill.lower(c.model, params, *prompts, _cache_size(c, s))
 
 
