@@ -47,12 +47,10 @@ from ramp.train.step import make_step
 from ramp.train.trainer import run_steps
 
 NUM_TAUGHT = 2500  # problems with solutions that others wrote
-NUM_TESTS, NUM_TRIES = 32, 64
+NUM_TESTS = 32
 MAX_LOST = 0.05  # of the problems and of the routes, by the guarded arm
 MAX_ROWS = 512  # sampled at once
-ROUTES_OF = 16  # right solutions of a problem among which different ones are counted
 NUM_TEXT_ROWS = 64
-COOLER = (0.7, 0.4)  # temperatures of the first model, for the rival that trains nothing
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Figures:
 
     tries: int  # solutions of each problem
     right_p: list[int]  # [problems] of them verified
-    routes_p: list[float | None]  # [problems] different ones of ROUTES_OF right ones; None: few
+    routes_p: list[float | None]  # [problems] different ones of tries / 4 right ones; None: few
     bits: float  # per byte of held-out text
     answers: float  # different answers of 10 to an open question
 
@@ -173,6 +171,7 @@ class World:
     rundir: RunDir
     c: Config
     seed: int
+    tries: int  # at each test problem
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -332,28 +331,26 @@ class World:
         ]
         return ask.summarize(asked, ["plain"])[0].distinct_k
 
-    def measure(
-        self, params: dict, part: Part, tries: int = NUM_TRIES, temperature: float = 1.0
-    ) -> Figures:
+    def measure(self, params: dict, part: Part, temperature: float = 1.0) -> Figures:
         """A model on problems that nothing was trained on."""
         problems = held_out_problems(self.task, self.c.reinforce.level, NUM_TESTS, part=part)
-        right = self.sample(params, problems, tries, seed=999, temperature=temperature)
+        right = self.sample(params, problems, self.tries, seed=999, temperature=temperature)
         return Figures(
-            tries=tries,
+            tries=self.tries,
             right_p=[len(solutions) for solutions in right],
-            routes_p=[count_routes(solutions) for solutions in right],
+            routes_p=[count_routes(solutions, self.tries // 4) for solutions in right],
             bits=self.measure_bits(params),
             answers=self.count_answers(params, "model"),
         )
 
 
-def count_routes(solutions: Sequence[Solution]) -> float | None:
-    """How many different ones ROUTES_OF of them hold on the average; None: there are too few."""
-    if len(solutions) < ROUTES_OF:
+def count_routes(solutions: Sequence[Solution], of: int) -> float | None:
+    """How many different ones so many of them hold on the average; None: there are too few."""
+    if len(solutions) < of:
         return None
     words = [solution.words for solution in solutions]
     counts = np.array([words.count(one) for one in dict.fromkeys(words)])
-    return rarefy(counts, ROUTES_OF)[0]
+    return rarefy(counts, of)[0]
 
 
 @lru_cache(maxsize=4)
@@ -401,28 +398,29 @@ def run_arm(world: World, arm: Arm, start: dict) -> list[Figures]:
     return figures
 
 
-def run_seed(path: Path, directory: Path, seed: int, names: Sequence[str], flags: list) -> Path:
+def run_seed(args: argparse.Namespace, directory: Path, seed: int, flags: list) -> Path:
     """Do what is missing of a seed; the folder of its figures."""
     run = directory / f"seed-{seed}"
     if not (run / "report.json").exists():
-        code = cli.main(["run", str(path), "--seed", str(seed), "--run", str(run), *flags])
+        code = cli.main(["run", str(args.config), "--seed", str(seed), "--run", str(run), *flags])
         if code:
             raise SystemExit(code)
     rundir, c = open_run(run)
     c = host.setup_devices(config.resolve(c), stages=())
-    world = World(rundir, c, seed)
+    world = World(rundir, c, seed, args.tries)
     # By what they depend on, so that figures of other settings are not taken for these.
     # What an arm does stands in this file alone.
-    settings = (c.model, c.reinforce, c.synthesize, c.diversity, Path(__file__).read_text("utf-8"))
+    settings = (c.model, c.reinforce, c.synthesize, c.diversity, args.tries)
+    settings += (Path(__file__).read_text("utf-8"),)
     results = directory / f"figures-{config.fingerprint(*map(str, settings))[:8]}"
     results.mkdir(exist_ok=True)
     b = Results(results, c.model, c.reinforce)
     # Not kept: it is cheap beside the arms, and the same every time.
     start = world.teach()
-    for temperature in (1.0, *COOLER):
+    for temperature in (1.0, *args.cooler):
         key = {"part": "first", "seed": seed, "temperature": temperature}
         b.once(key, partial(measure_once, world, start, temperature))
-    for name in names:
+    for name in args.arms:
         key = {"part": "arm", "seed": seed, "arm": name}
         b.once(key, partial(run_once, world, ARMS[name], start))
     return results
@@ -447,11 +445,19 @@ def main() -> None:
     parser.add_argument("--run", type=Path, metavar="DIR", help="default runs/CONFIG")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--tries", type=int, default=64, help="at each test problem")
+    parser.add_argument(
+        "--cooler",
+        type=float,
+        nargs="*",
+        default=[0.7, 0.4],
+        help="temperatures of the first model, for the rival that trains nothing",
+    )
     args, flags = parser.parse_known_args()
     directory = args.run or Path("runs") / args.config.stem
     try:
         for seed in args.seeds:
-            results = run_seed(args.config, directory, seed, args.arms, flags)
+            results = run_seed(args, directory, seed, flags)
     except UserError as error:
         print(f"experiments.collapse.expert: {error}", file=sys.stderr)
         raise SystemExit(2) from None
