@@ -20,8 +20,9 @@ from test_stages_on_hosts import assert_same
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ramp import cli
-from ramp.export.load import list_weights, open_foreign
 from ramp.config import Model
+from ramp.export.load import list_weights, open_foreign
+from ramp.tasks import words
 from ramp.text.huggingface import PATTERNS
 
 CONFIG = Path(__file__).parents[1] / "configs" / "qwen3-chat.toml"
@@ -44,26 +45,39 @@ CHATML = """{% for message in messages %}<|im_start|>{{ message['role'] }}
 {{ message['content'] }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
-# Sizes alone, but for the files that are read and a dtype in which two meshes can be compared.
+# A random model solves nothing, and its samples are not as probable as text: these tell them apart.
+MINE = """
+def score(text):
+    return sum(map(ord, text)) % 7 / 7
+def reward(records):
+    steps = [[score(step) for step in r.steps] for r in records]
+    return {"rollouts": [score(r.text) for r in records], "steps": steps}
+def verify(text):
+    return score(text) > 0
+"""
+# Sizes alone, but for a dtype in which two meshes can be compared.
 SMALL = """
 --model.dtype float32 --model.context_len 192 --model.loss_chunk 64
 --chat.own_answers 16 --chat.problems_per_task 24 --chat.val_fraction 0.2
 --finetune.steps 4 --finetune.batch_size 4 --finetune.seq_len 192 --finetune.warmup_steps 2
---finetune.eval_every 2 --trials.items_per_task 2 --trials.max_new_tokens 24
---reinforce.num_prompts 4 --reinforce.group_size 2 --reinforce.max_new_tokens 24
+--finetune.eval_every 2 --trials.items_per_task 2
+--reinforce.num_prompts 4 --reinforce.group_size 2
 --reinforce.num_eval_problems 4 --reinforce.train.steps 2 --reinforce.train.warmup_steps 1
 --reinforce.train.seq_len 192 --reinforce.train.eval_every 1
---synthesize.num_documents 32 --synthesize.max_new_tokens 24 --synthesize.num_measured 16
+--synthesize.num_documents 32
+--synthesize.max_new_tokens 24 --synthesize.num_measured 16
 --synthesize.num_guard_documents 16 --synthesize.num_null_resamples 7 --synthesize.num_audited 16
 --synthesize.train.steps 2 --synthesize.train.batch_size 4 --synthesize.train.seq_len 64
---synthesize.train.warmup_steps 1 --diversity.max_new_tokens 8 --eval.batch_size 4 --eval.num_rows 8
-""".split()
+--synthesize.train.warmup_steps 1 --diversity.max_new_tokens 8 --eval.batch_size 4
+--eval.num_rows 8
+"""
 
 
 def write_texts(folder: Path) -> list[str]:
     """Texts of a few words, and conversations about them."""
     draw = random.Random(0)
     (folder / "text").mkdir(parents=True)
+    (folder / "mine.py").write_text(MINE)
     texts = []
     for i in range(60):
         texts.append(" ".join(f"w{int(draw.paretovariate(1)) % 60}" for _ in range(60)))
@@ -84,6 +98,8 @@ def write_model(folder: Path, texts: list[str]) -> None:
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     t.pre_tokenizer, t.decoder = pre_tokenizers.Sequence([split, plain]), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
+    # Problems among them: cut into letters, their questions would not fit into rows.
+    texts = [*texts, *(words.sample(i, 2).question for i in range(100))]
     t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet))
     names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     t.add_special_tokens([AddedToken(name, special=True) for name in names])
@@ -113,10 +129,12 @@ def write_model(folder: Path, texts: list[str]) -> None:
 
 def run_all(folder: Path, name: str, processes: int, devices: int) -> Path:
     """The configuration's own file, with flags for what is read and for sizes."""
-    words = ["run", CONFIG, "--run", folder / name, "--base", folder / "model"]
-    words += ["--text.sources", f"file:{folder}/text/*.txt", "--text.val_fraction", "0.3"]
-    words += ["--chat.sources", f"file:{folder}/chat.jsonl", *SMALL]
-    life = launch(folder / f"notes-{name}", processes, devices, words, timeout=1500)
+    command = ["run", CONFIG, "--run", folder / name, "--base", folder / "model"]
+    command += ["--text.sources", f"file:{folder}/text/*.txt", "--text.val_fraction", "0.3"]
+    command += ["--chat.sources", f"file:{folder}/chat.jsonl", *SMALL.split()]
+    command += ["--reinforce.reward", f"0.5 verified + 0.5 {folder}/mine.py:reward"]
+    command += ["--synthesize.verifiers", "clean", f"{folder}/mine.py:verify"]
+    life = launch(folder / f"notes-{name}", processes, devices, command, timeout=1500)
     assert set(life.codes) == {0}, life.said
     return folder / name
 
@@ -143,7 +161,11 @@ def test_the_stages_of_a_pod_on_loopback_are_those_of_one_process(tmp_path, monk
 def judge_by_transformers(folder: Path) -> None:
     """It opens the folder, where there is one."""
     if python := os.environ.get("RAMP_TORCH_PYTHON", ""):
-        told = "import sys, transformers as t; m = t.AutoModelForCausalLM.from_pretrained(sys.argv[1])"
+        told = (
+            "import sys, transformers as t; m = t.AutoModelForCausalLM.from_pretrained(sys.argv[1])"
+        )
         told += "; t.AutoTokenizer.from_pretrained(sys.argv[1]); print(type(m).__name__)"
-        done = subprocess.run([python, "-c", told, folder], check=True, capture_output=True, text=True)
+        done = subprocess.run(
+            [python, "-c", told, folder], check=True, capture_output=True, text=True
+        )
         assert done.stdout.split()[-1] == "Qwen3ForCausalLM"
