@@ -9,6 +9,7 @@ Minutes: `uv run pytest -m slow -n 0 tests/test_qwen3_chat.py -s`
 import json
 import os
 import random
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -19,11 +20,12 @@ from safetensors.numpy import save_file
 from test_stages_on_hosts import assert_same
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ramp import cli
+from ramp import cli, config
 from ramp.config import Model
 from ramp.export.load import list_weights, open_foreign
 from ramp.tasks import words
 from ramp.text.huggingface import PATTERNS
+from ramp.train.mesh import check_divisible
 
 CONFIG = Path(__file__).parents[1] / "configs" / "qwen3-chat.toml"
 SHAPE = {
@@ -137,6 +139,20 @@ def run_all(folder: Path, name: str, processes: int, devices: int) -> Path:
     life = launch(folder / f"notes-{name}", processes, devices, command, timeout=1500)
     assert set(life.codes) == {0}, life.said
     return folder / name
+
+
+def test_a_base_that_is_not_there_is_said(tmp_path, capsys):
+    where = tmp_path / "nowhere"
+    assert cli.main(["run", str(CONFIG), "--dry-run", "--base", str(where)]) == 2
+    assert f"{where}: no such file or folder" in capsys.readouterr().err
+
+
+def test_all_that_is_split_divides_over_eight_chips():
+    """With the shape of Qwen3-1.7B, which stands in no folder here."""
+    header = CONFIG.read_text().split("ramp plan qwen3-chat")[1].split("--topology")[0]
+    c = config.resolve(config.load(CONFIG, shlex.split(header.replace("#", ""))))
+    check_divisible(c, (1, 8, 1), c.stages)
+    assert (c.model.depth, c.model.width, c.model.vocab_size) == (28, 2048, 151936)
 
 
 @pytest.mark.slow
