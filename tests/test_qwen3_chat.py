@@ -13,6 +13,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from hosts import launch
@@ -25,7 +26,7 @@ from ramp.config import Model
 from ramp.export.load import list_weights, open_foreign
 from ramp.tasks import words
 from ramp.text.huggingface import PATTERNS
-from ramp.train.mesh import check_divisible
+from ramp.train.mesh import check_divisible, connect_processes
 
 CONFIG = Path(__file__).parents[1] / "configs" / "qwen3-chat.toml"
 SHAPE = {
@@ -145,6 +146,14 @@ def test_a_base_that_is_not_there_is_said(tmp_path, capsys):
     where = tmp_path / "nowhere"
     assert cli.main(["run", str(CONFIG), "--dry-run", "--base", str(where)]) == 2
     assert f"{where}: no such file or folder" in capsys.readouterr().err
+
+
+def test_a_job_that_has_met_does_not_meet_again(monkeypatch):
+    """Devices are set up for the import of the base, for the stages and for every rival."""
+    monkeypatch.setenv("RAMP_DISTRIBUTED", "127.0.0.1:1,2,0")
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: pytest.fail("meets again"))
+    connect_processes(config.Hosts())
 
 
 def test_all_that_is_split_divides_over_eight_chips():
