@@ -28,7 +28,10 @@ def require_reader(path: Path, command: str) -> None:
 def find_model(name: str) -> Path:
     """`pip:NAME[==VERSION]` is the GGUF file in that installed package, read and never imported."""
     if not name.startswith("pip:"):
-        return parse_path(name)
+        path = parse_path(name)
+        if not path.exists():
+            raise UserError(f"{name}: no such file or folder; name a model's folder or a GGUF file")
+        return path
     from ramp.text.sources import list_files
 
     return parse_path(list_files(f"{name}/*.gguf").files[0].path)

@@ -10,8 +10,8 @@ from ramp.files import parse_path
 from ramp.pods import chips
 
 Check = Callable[[config.Config, Sequence[str]], None]
-PROGRAMS = ("train", "reinforce", "synthesize", "prefill", "decode")
-# Process-reward RL and synthesis, with their sampling, are planned only when asked for.
+PROGRAMS = ("train", "finetune", "reinforce", "synthesize", "prefill", "decode")
+# Later stages, with their sampling, are planned only when asked for.
 DEFAULT = "train,prefill,decode"
 
 

@@ -43,6 +43,7 @@ from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.pods.hlo import Collective, CollectiveTotal, Work
 from ramp.pods.roofline import INDENT
+from ramp.stages import STAGES
 from ramp.synth import scores
 from ramp.synth.generate import BATCH_SIZE
 from ramp.synth.prompts import MAX_PROMPT_TOKENS
@@ -182,6 +183,11 @@ def _lower_train(c: Config, mesh):
     return lower_train_step(c, c.pretrain, mesh)
 
 
+def _lower_finetune(c: Config, mesh):
+    """The update of fine-tuning."""
+    return lower_train_step(c, c.finetune, mesh)
+
+
 def _lower_reinforce(c: Config, mesh):
     """An update of process-reward RL, with the very arrays that its settings make."""
     t = c.reinforce
@@ -310,6 +316,7 @@ def _lower_decode(choose: Callable[[Config], Sampled], c: Config, mesh):
 
 LOWER = {
     "train": _lower_train,
+    "finetune": _lower_finetune,
     "prefill": partial(_lower_prefill, _sample_chat),
     "decode": partial(_lower_decode, _sample_chat),
     "reinforce": _lower_reinforce,
@@ -321,7 +328,7 @@ LOWER = {
     "synthesize-scores": _lower_scores,
 }
 # Stages whose step it is.
-STAGE_OF = {"train": "pretrain", "reinforce": "reinforce", "synthesize": "synthesize"}
+STAGE_OF = {"train": "pretrain"} | {n: n for n in ("finetune", "reinforce", "synthesize")}
 
 
 def list_programs(name: str) -> list[str]:
@@ -405,16 +412,17 @@ def describe(plan: Plan, c: Config, topology: Topology, dollars: float | None = 
         f"context {m.context_len}, {m.dtype}, remat {m.remat}",
     ]
     for name, program in plan.programs.items():
-        # Only the step of pretraining and the decode loop have a roofline.
         lines += ["", *_describe_memory(name, program, c, topology)]
         for total in program.collectives:
             lines.append(
                 f"{INDENT} {total}: {total.places} places, {total.count:,.0f} times, "
                 f"{total.bytes / 1e6:,.1f} MB a device"
             )
-        if name == "train" and program.peak:
-            times = roofline.train_times(c, topology, program.collectives, program.work)
-            lines += roofline.describe_train(c, topology, times, price)
+        if name in STAGE_OF and program.peak:
+            # An update's FLOPs are those of pretraining, also with LoRA: gradients are of matrices.
+            of_stage = replace(c, pretrain=config.get(c, STAGES[STAGE_OF[name]].train))
+            times = roofline.train_times(of_stage, topology, program.collectives, program.work)
+            lines += roofline.describe_train(of_stage, topology, times, price)
         if name == "decode" and program.peak:
             lines += roofline.describe_decode(c, topology, program.traffic)
     return "\n".join(lines)

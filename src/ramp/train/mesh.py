@@ -36,7 +36,8 @@ def connect_processes(hosts: config.Hosts) -> None:
     because a guess that fails silently trains N separate models.
     """
     setting = os.environ.get("RAMP_DISTRIBUTED", "")
-    if not setting:
+    # The import of a base and every rival set up devices too, in a job that has met by then.
+    if not setting or jax.distributed.is_initialized():
         return
     address, _, rest = setting.partition(",")
     host, colon, port = hosts.coordinator.rpartition(":")
