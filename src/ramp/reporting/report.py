@@ -115,7 +115,9 @@ def write_report(run_dir: Path) -> Path:
     keys = ("date", "devices", "processor", "commit")
     origin = [str(run.provenance[key]) for key in keys if run.provenance.get(key)]
     parts = [_div("promises", promises.list_promises(run))]
-    parts += [_stage_section(run, stage, levels) for stage in run.stages()]
+    # Results first: how the text was prepared is for those who look something up.
+    stages = sorted(run.stages(), key=lambda stage: stage == "prepare")
+    parts += [_stage_section(run, stage, levels) for stage in stages]
     parts += [_cost_section(run), _files_section(run)]
     return html.write_page(run_dir / "report.html", run.name, parts, " · ".join(origin))
 
