@@ -41,8 +41,9 @@ TIME_COLORS = {
     "lost": "warm",
     "other": "grey",
 }
-# Shown in the table of costs, in the headline or as a conversation: not again among the figures.
-SHOWN_ELSEWHERE = {"seconds", "time", "tokens", "done", "baselines", "conversation"}
+# Shown in the table of costs, in the headline or as a conversation, or nothing to read: not among
+# the figures.
+SHOWN_ELSEWHERE = {"seconds", "time", "tokens", "done", "baselines", "conversation", "own_files"}
 # Of no use as curves: counters, and what is a figure of the stage as a whole.
 NOT_DRAWN = ("step", "time/", "guard/", "params/", "train/tokens", "eval/baseline_")
 
