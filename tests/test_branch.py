@@ -5,6 +5,7 @@ import random
 import re
 import shlex
 import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,6 +13,10 @@ import pytest
 import tiny
 
 from ramp import branch, cli, config
+from ramp.config import Config, Text
+from ramp.errors import UserError
+from ramp.export import bring
+from ramp.export.export import export
 from ramp.rundir import RunDir
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.checkpoint import Checkpoints
@@ -232,6 +237,9 @@ def test_a_configuration_begins_from_a_model_of_another_tool(base, tmp_path, cap
     assert "width 64" in capsys.readouterr().out
     assert ramp(*words[:2], "--run", tmp_path / "c", "--model.width", 128) == 2
     assert "has 64" in capsys.readouterr().err
+    # The default of a key is no shape of this run either.
+    assert ramp("run", run.path, "--model.width", 0) == 2
+    assert "has 64" in capsys.readouterr().err
     assert ramp(*words, "--base", base) == 2
     assert ramp(*words[:2], "--run", tmp_path / "c", "--text.tokenizer", "bytes") == 2
     assert "brings its own" in capsys.readouterr().err
@@ -244,6 +252,41 @@ def test_a_configuration_begins_from_a_model_of_another_tool(base, tmp_path, cap
     # A run from its weights has the parent's model, whatever the parent began from.
     new = ("--run", tmp_path / "d", "--finetune.steps", 3)
     assert ramp("finetune", "--from", run.path, *new) == 0
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("model.width", 0, "is 0, and .* has 64; leave it out"),
+        ("model.qk_norm", "false", "is False, and .* has True; leave it out"),
+        ("model.context_len", 999, "is 999, and .* has 96; leave it out"),
+        ("text.tokenizer", '"bpe"', "is 'bpe', and `base` brings its own; leave it out"),
+        ("model.rope_theta", 10000.0, ""),
+        ("model.context_len", 48, ""),
+    ],
+)
+def test_what_is_asked_for_beside_a_base_is_never_passed_over(tmp_path, key, value, said):
+    """Also the default of a key, which says as much as another value; in a file or as a flag."""
+    pytest.importorskip("safetensors")
+    model = replace(tiny.model(depth=1, vocab_size=264, context_len=96), qk_norm=True)
+    c = config.resolve(Config(text=Text(tokenizer="bytes"), model=model))
+    with jax.set_mesh(tiny.mesh()):
+        lm = tiny.lively(c.model)
+        export(c, lm, Tokenizer.bytes_only(), {}, "finetune", tmp_path / "hf")
+    section, _, name = key.partition(".")
+    base = f'base = "{tmp_path / "hf"}"\n'
+    (tmp_path / "plain.toml").write_text(base)
+    (tmp_path / "named.toml").write_text(f"{base}[{section}]\n{name} = {value}\n")
+    flags = [f"--{key}", str(value).strip('"')]
+    for file, more in (("plain.toml", flags), ("named.toml", [])):
+        named = config.list_named(tmp_path / file, more)
+        asked = config.load(tmp_path / file, more)
+        if said:
+            with pytest.raises(UserError, match=f"{key} {said}"):
+                bring.fit_to_base(asked, named)
+        else:
+            fitted = bring.fit_to_base(asked, named)
+            assert config.get(fitted, key) == value and fitted.model.width == 64
 
 
 def test_text_alone_makes_a_run_and_goes_on(base, tmp_path, capsys):

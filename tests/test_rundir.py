@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import shutil
 
 import pytest
 
@@ -152,6 +153,21 @@ def test_readers_of_what_is_no_whole_run_say_one_sentence(partial_run, words, tm
     assert error.startswith("ramp: ") and len(error.strip().splitlines()) == 1
     left = [path for path in sorted(tmp_path.rglob("*")) if path.name != ".lock"]
     assert left == before
+
+
+def test_a_start_that_is_refused_leaves_nothing(run, tmp_path, capsys):
+    (run.path / "report.json").unlink(missing_ok=True)
+    shutil.rmtree(run.checkpoints(""), ignore_errors=True)
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for new in ("runs/mine", "empty"):
+        assert cli.main(["pretrain", "--from", str(run.path), "--run", str(tmp_path / new)]) == 2
+        assert "has no checkpoint" in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+    # What is made stays, and so does the lock beside it.
+    with RunDir(tmp_path / "runs" / "mine").lock():
+        (tmp_path / "runs" / "mine" / "config.toml").touch()
+    assert (tmp_path / "runs" / "mine" / ".lock").exists()
 
 
 def test_a_folder_that_may_only_be_read_is_one_sentence(run, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """A user's own Python: what is there is opened, and what is not is said in a sentence with its line."""
 
 import time
+from functools import partial
 from types import FunctionType
 
 import pytest
@@ -86,6 +87,11 @@ def test_a_call_that_fails_or_hangs_is_one_sentence(tmp_path):
     assert call(half, 4, seconds=5, what="half") == 2
     with pytest.raises(UserError, match=r"mine.py:half fails: \S+mine.py, line 3: TypeError"):
         call(half, "a", seconds=5, what="mine.py:half")
+    # One in C has no line of its own, and is named once; what it is wrapped in hides no line.
+    with pytest.raises(UserError, match=r"^mine.py:f fails: TypeError: '<' not [^;]*; mend it$"):
+        call(sorted, ["a", 1], seconds=5, what="mine.py:f")
+    with pytest.raises(UserError, match=r"mine.py:part fails: \S+mine.py, line 3: TypeError"):
+        call(partial(half, "a"), seconds=5, what="mine.py:part")
     began = time.perf_counter()
     with pytest.raises(UserError, match=r"has not returned after 0.1 seconds"):
         call(hang, 20, seconds=0.1, what="mine.py:hang")

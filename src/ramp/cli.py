@@ -452,7 +452,7 @@ def run_stages(args: Arguments, flags: Flags, stages: tuple[str, ...] = ()) -> i
         # A configuration of one's own has said what it wants.
         if "reinforce" in (stages or c.stages) and not is_named and not args.config:
             warn_of_control(c, args.parent)
-    c = bring.fit_to_base(c, directory)
+    c = bring.fit_to_base(c, config.list_named(args.config, flags), directory)
     c = rundir.fit_vocabulary(c)
     if args.text:
         c = choose_for_text(args, c, directory)

@@ -690,6 +690,18 @@ def load_flags(
     return check_config(config, where)
 
 
+def list_named(path: Path | None, flags: Sequence[str]) -> set[str]:
+    """Keys of sections that a TOML file and flags set, also to their defaults.
+
+    Not of a run directory, whose file has all of them.
+    """
+    tables = [schema.parse_flags(flags, list_keys())]
+    if path and not path.is_dir():
+        tables.append(tomllib.loads(find_config(path).read_text("utf-8")))
+    sections = [(name, x) for table in tables for name, x in table.items() if isinstance(x, dict)]
+    return {f"{name}.{key}" for name, section in sections for key in section}
+
+
 def find_config(path: Path) -> Path:
     """The file that a path or a bare name means.
 

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -82,12 +82,14 @@ def run(
         for name in stages:
             # Those that `force` had begun anew before a request to stop are done by now.
             if is_finished(rundir, c, name) and not (force and is_repeated(name)):
-                print(f"{name}: done before")
+                print(f"{name}: done before{say_edited(rundir, c, name)}")
                 continue
             if name != "prepare" and not are_lengths_checked:
                 check_lengths(rundir, c, [modules[x] for x in todo if x in modules])
                 are_lengths_checked = True
             require_done(rundir, name, needs="pretrain" if name in suites else STAGES[name].needs)
+            # Before it begins: what is edited meanwhile is not what it began with.
+            ended = {"done": True, "own_files": hash_own_files(c, name)}
             if name == "prepare":
                 before = rundir.report().get(name, {}).get("sha256")
                 result = on_writer(partial(prepare_in_subprocess, rundir, c))
@@ -109,7 +111,7 @@ def run(
             # After each stage, so that a run that breaks off later has a report too.
             on_writer(partial(report.write_report, directory))
             # Last: a kill before this repeats the end of the stage, a later one loses nothing.
-            on_writer(partial(report.update_report, directory, name, {"done": True}))
+            on_writer(partial(report.update_report, directory, name, ended))
         on_writer(lambda: rundir.begun_anew.unlink(missing_ok=True))
     # Behind the stages, which whoever waits for the model wants first.
     done = [rival for rival in rivals if rundir.is_done(rival.stage)]
@@ -133,6 +135,27 @@ def is_finished(rundir: RunDir, c: Config, name: str) -> bool:
         return rundir.is_done(name)
     made = rundir.report()[name][extends]
     return len(made) >= getattr(getattr(c, name), extends) or made[-1]["decision"] == "stop"
+
+
+def hash_own_files(c: Config, name: str) -> str:
+    """Of the files of the user's that a stage works with; empty: it has none, or they are gone."""
+    module = importlib.import_module(STAGES[name].module) if name in STAGES else None
+    # A stage that is done needs them no more.
+    with suppress(OSError, UserError):
+        return module.hash_own_files(c) if hasattr(module, "hash_own_files") else ""
+    return ""
+
+
+def say_edited(rundir: RunDir, c: Config, name: str) -> str:
+    """What is to say of a stage that is done where its files were edited since."""
+    before = rundir.report()[name].get("own_files")
+    # Of a run of an older ramp nobody knows.
+    if not before or hash_own_files(c, name) in ("", before):
+        return ""
+    return (
+        ", with files of yours (code or questions) as they were before an edit; "
+        f"{rundir.redo(name)} does it again with what is there now"
+    )
 
 
 def check_lengths(rundir: RunDir, c: Config, modules: Sequence[ModuleType]) -> None:

@@ -340,16 +340,27 @@ class RunDir:
             raise UserError(
                 f"{self.path} is not empty and not a run; name another directory with --run"
             )
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
+        lock = self.path / ".lock"
+        is_new = not lock.exists()
         # Not "w", which would change the time of the file.
-        with (self.path / ".lock").open("a") as file:
+        with lock.open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(
                     f"{self.path} is in use by another ramp; wait for it, or name another --run"
                 ) from None
-            yield
+            try:
+                yield
+            finally:
+                # A start that was refused leaves nothing where nothing was.
+                with suppress(OSError):
+                    if is_new and [*self.path.iterdir()] == [lock]:
+                        lock.unlink()
+                        for path in made:
+                            path.rmdir()
 
 
 def fit_vocabulary(c: Config) -> Config:

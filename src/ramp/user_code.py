@@ -93,7 +93,7 @@ def _run_file(path: Path, changed_ns: int) -> ModuleType:
 def describe_failure(error: BaseException, path: Path | str) -> str:
     """What failed and where: `mine.py, line 3: NameError: name 'x' is not defined`.
 
-    path: the user's file, whose innermost line is named, whatever it called fails.
+    path: the user's file, whose innermost line is named, whatever it called fails; empty: none.
     """
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
@@ -105,7 +105,7 @@ def describe_failure(error: BaseException, path: Path | str) -> str:
     # Of a record, a problem or a verdict: what it does have.
     if isinstance(error, AttributeError) and is_dataclass(error.obj):
         text += f", it has {', '.join(field.name for field in fields(error.obj))}"
-    return f"{where}: {text.removesuffix(':')}"
+    return f"{where}: {text}".removeprefix(": ").removesuffix(":")
 
 
 def call(
@@ -116,8 +116,6 @@ def call(
     Raises `UserError` where it fails, or has not returned after so many seconds. In a thread,
     since code that never returns cannot be ended; it dies with the process.
     """
-    code = getattr(function, "__code__", None)
-    path = code.co_filename if code else what
     result: list[Any] = []
 
     def work() -> None:
@@ -135,5 +133,8 @@ def call(
         raise UserError(f"{said}; make it quicker{longer}")
     kind, value = result[0]
     if kind == "failed":
-        raise UserError(f"{what} fails: {describe_failure(value, path)}; mend it")
+        # The frame below `work` is the user's, also of a partial or an object that is called; of a
+        # function in C there is none.
+        files = [frame.filename for frame in traceback.extract_tb(value.__traceback__)[1:2]]
+        raise UserError(f"{what} fails: {describe_failure(value, *files or [''])}; mend it")
     return value

@@ -105,6 +105,39 @@ def test_a_task_is_written_taught_and_compared(base, folder, monkeypatch, capsys
     assert [origin and origin.stage for origin in origins][1] == "sft"
 
 
+def test_an_edit_after_the_end_is_said_and_its_remedy_works(base, folder, monkeypatch, capsys):
+    """Reward or questions: what is done is left, with a command that does it again."""
+    monkeypatch.chdir(folder)
+    reward, questions = folder / "length.py", folder / "edited.jsonl"
+    reward.write_text("def length(records): return [float(len(r.text)) for r in records]\n")
+    questions.write_text((folder / "questions.jsonl").read_text())
+    how = ["--reinforce.prompts", questions, "--reinforce.reward", f"{reward}:length", *SMALL]
+    how += ["--reinforce.method", "rloo"]
+    run = folder / "edited"
+    assert ramp_("reinforce", "--from", base, "--run", run, *how) == 0, capsys.readouterr().err
+    assert ramp_("reinforce", run) == 0
+    assert "reinforce: done before\n" in capsys.readouterr().out
+    before = {file: file.read_text() for file in (reward, questions)}
+    for file, text in before.items():
+        file.write_text(text + "\n")
+        assert ramp_("reinforce", run) == 0
+        said = capsys.readouterr().out
+        assert "as they were before an edit" in said
+        file.write_text(text)
+    assert ramp_("reinforce", run) == 0
+    assert "before an edit" not in capsys.readouterr().out
+    reward.write_text(before[reward].replace("float(", "0.5 * float("))
+    (remedy,) = re.findall(r"`ramp (.*?)`", said)
+    assert ramp_(*remedy.split()) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    assert ramp_("reinforce", run) == 0
+    assert "reinforce: done before\n" in capsys.readouterr().out
+    # What is done needs its files no more.
+    reward.unlink()
+    assert ramp_("reinforce", run) == 0
+    assert "reinforce: done before\n" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_comparing_methods_on_one_base_and_on_what_came_of_it(base, folder, capsys):
     """Another method from the same weights, and another one from the run of the first.

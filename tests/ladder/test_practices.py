@@ -1,6 +1,7 @@
 """The rungs beyond pretraining: the task, the models on it, and what their results depend on."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,11 +9,14 @@ import pytest
 import tiny
 
 from ramp.cli import main
+from ramp.config import Config
 from ramp.credit.loss import token_logps
 from ramp.ladder import generations, mechanisms, practices, reliability, run, sums
 from ramp.ladder import post_training as post
+from ramp.ladder.learn import ProbeResult
 from ramp.ladder.practices import PRACTICES
 from ramp.ladder.rungs import RUNGS, select_rung
+from ramp.rundir import RunDir
 
 FIRST = 18  # of these rungs
 
@@ -250,6 +254,24 @@ def test_every_rung_beyond_pretraining_has_its_practice():
     assert [rung.number for rung in beyond] == list(range(FIRST, len(RUNGS)))
     assert [rung.probe for rung in beyond] == list(PRACTICES)
     json.dumps(practices.list_constants())
+
+
+def test_a_changed_formula_is_another_result(tmp_path, monkeypatch):
+    """What a practice comes to is kept by its code: what another formula gave is not shown."""
+    climb = run.Climb(Config(), RunDir(tmp_path), 1.0, {})
+    practice, rung = PRACTICES["promises"], RUNGS[FIRST + 5]
+    results = [ProbeResult(n=1, steps=[0], accuracy=[[share]]) for share in (0.5, 0.9)]
+
+    def measure():
+        return climb.measure_practice(rung, practice, "this", lambda n, seed: results.pop(0))
+
+    assert measure().accuracy == measure().accuracy == [[0.5]]
+    code = Path(reliability.__file__).read_text()
+    edited = tmp_path / "reliability.py"
+    edited.write_text(code.replace("log_capital_above(", "-log_capital_above("))
+    assert edited.read_text() != code
+    monkeypatch.setattr(reliability, "__file__", str(edited))
+    assert measure().accuracy == [[0.9]]
 
 
 @pytest.mark.slow

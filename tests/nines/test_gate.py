@@ -355,15 +355,18 @@ def test_exit_codes_and_reports(capsys, tmp_path):
     few = write_log(tmp_path / "few.csv", np.ones(40))
     bad = write_log(tmp_path / "bad.csv", np.arange(400) % 3 > 0)
     xml = tmp_path / "gate.xml"
-    tags = {PASS: None, FAIL: "failure", UNDECIDED: "error"}
+    types = {PASS: [], FAIL: ["fail"], UNDECIDED: ["undecided"]}
     for log, code in ((clean, PASS), (bad, FAIL), (few, UNDECIDED)):
         found, out, _ = ask_gate(capsys, log, "--junit", xml)
         assert found == code
         assert out.count("\n") == 1
-        case = ElementTree.parse(xml).getroot().find("testcase")
-        assert [child.tag for child in case if child.tag != "system-out"] == [
-            tag for tag in (tags[code],) if tag
-        ]
+        suite = ElementTree.parse(xml).getroot()
+        case = suite.find("testcase")
+        # Whatever exits with another code than 0 is a failure there, and nobody's error.
+        assert {child.tag for child in case} <= {"failure", "system-out"}
+        assert [child.get("type") for child in case.iter("failure")] == types[code]
+        assert all(child.get("message") == out.strip() for child in case.iter("failure"))
+        assert (suite.get("failures"), suite.get("errors")) == (str(int(code != PASS)), "0")
         figures = json.loads(ask_gate(capsys, log, "--json")[1])
         shown = case.find("system-out").text
         failed = sorted(f"q{i}" for i in range(0, 400, 3)) if log == bad else []

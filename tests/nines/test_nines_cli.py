@@ -147,6 +147,10 @@ def test_forecast_is_a_page_for_a_meeting_and_is_scored_later(capsys, small, tmp
         "Words",
     ):
         assert part in text
+    # How far to trust it is said once, at the top; below are the figures behind it.
+    trust = text.index("came true within their")
+    assert trust < text.index("What it would take")
+    assert text.count("came true within their") == 1
     # Page, JSON and record say the same.
     (line,) = [json.loads(line) for line in record.read_text().splitlines()]
     keys = [field.name for field in fields(Headline)]

@@ -16,6 +16,7 @@ from ramp.reporting.figure import Curve, picture
 from ramp.reporting.html import section
 from ramp.reporting.report import update_report, write_report
 from ramp.rundir import RunDir
+from ramp.stages import STAGES
 
 EVIL = "<script>alert('x')</script> & \"quoted\" </pre></svg>"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -155,6 +156,9 @@ def test_the_page_tells_the_whole_run(whole):
     assert "at 2000:" in page.text  # and the last
     assert "line one\nline two" in page.text
     assert "seed = 0" in page.text
+    # Results come first, how the text was prepared behind them.
+    anchors = [value for name, value in page.attributes if name == "id" and value in STAGES]
+    assert anchors == ["pretrain", "eval", "sample", "finetune", "prepare"]
 
 
 def test_everything_from_the_run_is_escaped(whole):

@@ -26,6 +26,8 @@ from ramp.serve.access import LOCAL_HOSTS, Access, read_keys
 from ramp.serve.api import CONTENT_SECURITY_POLICY, PAGE, Api, listen
 from ramp.serve.record import RequestLog
 from ramp.tasks import TASKS
+from ramp.text.template import OWN_TEMPLATE
+from ramp.text.tokenizer import Tokenizer
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -432,6 +434,29 @@ def test_too_long_can_be_trimmed_by_whole_turns(client, live):
     assert text.endswith("<|user|>last<|end|><|assistant|>")
     with pytest.raises(openai.BadRequestError, match="512 tokens"):
         chat(client, [{"role": "user", "content": "x" * 600}], extra_body={"truncation": "auto"})
+
+
+@pytest.mark.parametrize("part", ["content | trim", "content.split('</think>')[-1]"])
+def test_what_a_template_leaves_out_takes_no_room(live, part):
+    """White space around a message, or what was thought before: neither drops a turn nor refuses one."""
+    template = OWN_TEMPLATE.replace("message['content']", f"message.{part}")
+    model = replace(live.model, tokenizer=Tokenizer(template=template))
+    long = " " * 9000 if "trim" in part else "<think>" + "x" * 9000 + "</think>"
+    talk = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": long + "two"},
+        {"role": "user", "content": "three"},
+    ]
+    body = {"model": "tiny", "messages": talk, "max_tokens": 60}
+    for more in ({}, {"truncation": "auto"}):
+        (prompt,) = protocol.parse_request(body | more, model, True).prompts
+        assert prompt.num_dropped_turns == 0
+        assert "one<|end|><|assistant|>two<|end|>" in model.tokenizer.decode(prompt.ids)
+    assert protocol.tokenize({"messages": talk}, model) == list(prompt.ids)
+    # What it does write counts, and is refused before it is read.
+    talk[2]["content"] = "x" * 9000
+    with pytest.raises(fields.ApiError, match="cannot fit"):
+        protocol.parse_request(body, model, True)
 
 
 def test_a_full_line_answers_429(client, live):

@@ -83,8 +83,18 @@ def test_too_few_are_refused(tmp_path):
         describe_sets(TASKS["swaps"], 1, 64)
     # As the remedy says.
     assert "64 for tests" in describe_sets(TASKS["swaps"], 3, 64)
-    # A small level says how many it has.
+
+
+def test_fewer_than_were_asked_for_is_said_with_the_reason(tmp_path):
+    task = open_task(Reinforce(prompts=write_questions(tmp_path / "few.jsonl", 100)))
+    said = describe_sets(task, 1, 32)
+    counts = [len(task.sets.selection), len(task.sets.test)]
     assert (
-        "for training" not in (said := describe_sets(TASKS["addition"], 1, 256))
-        and "256" not in said
+        f"{counts[0]} of {counts[0]} to choose with, {counts[1]} of {counts[1]} for tests" in said
     )
+    assert "32 were asked for: there are only 100 different questions" in said
+    # Nothing is missing, and nothing is said.
+    assert "asked for" not in describe_sets(task, 1, min(counts))
+    # A small level says it too.
+    assert "256 were asked for: level 1 has few" in describe_sets(TASKS["addition"], 1, 256)
+    assert "asked for:" not in describe_sets(TASKS["swaps"], 3, 64)

@@ -56,9 +56,11 @@ STEP_PARTS = {
 # What turns of a conversation have, and rollouts have not.
 SPEAKERS = {"role", "from"}
 LINE = "(line)"  # a field of our own: the number of the line
-# One field that does as well as another.
+# One field that does as well as another, where that is none of the log's.
 STANDS_FOR = {"first_error": "verdicts", "gold": "right"}
-ANSWERED_BY = {"verdicts": "first_error", "gold": "right"}  # and so may be none
+# Where both are, one line may lack the first if it has the second. No table of the same pairs:
+# a gold answer is not read beside what says itself what is right.
+ANSWERED_BY = {"verdicts": "first_error", "gold": "right"}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -95,17 +95,17 @@ def import_model(
     return ready
 
 
-def fit_to_base(c: Config, directory: Path | None = None) -> Config:
+def fit_to_base(c: Config, named: Collection[str], directory: Path | None = None) -> Config:
     """The configuration with the shape and the tokenizer of the model that `base` names, if any.
 
     Of `model` it keeps how the result is computed, and `context_len` where that is shorter. A run
     in `directory` that has begun knows both. Raises `UserError` where `c` asks for another shape.
+    named: see `config.list_named`.
     """
     if not c.base:
         return c
     shaped = RunDir(directory).written_config() if directory else None
-    has_begun = shaped is not None and shaped.base == c.base
-    if shaped is None or not has_begun:
+    if shaped is None or shaped.base != c.base:
         path = find_model(c.base)
         require_reader(path, "`base`")
         from ramp.export import load
@@ -114,13 +114,15 @@ def fit_to_base(c: Config, directory: Path | None = None) -> Config:
     shape = config.identity(shaped.model) | {"dtype": c.model.dtype}
     asked, default = config.identity(c.model), config.identity(Model())
     for key, value in shape.items():
-        is_fixed = has_begun or key != "context_len"
-        if is_fixed and asked[key] not in (value, default[key]):
+        # Who names the default of a key wants it as much as any other value.
+        is_asked = f"model.{key}" in named or asked[key] != default[key]
+        if is_asked and asked[key] != value:
             raise UserError(
                 f"model.{key} is {asked[key]!r}, and {c.base}, which `base` names, has {value!r}; "
                 "leave it out"
             )
-    if c.text.tokenizer not in (Text().tokenizer, "run"):
+    is_asked = "text.tokenizer" in named or c.text.tokenizer != Text().tokenizer
+    if is_asked and c.text.tokenizer != "run":
         raise UserError(
             f"text.tokenizer is {c.text.tokenizer!r}, and `base` brings its own; leave it out"
         )

@@ -4,6 +4,7 @@ A `Practice` is to these rungs what a `Probe` is to the others. The rung says by
 the model is taught, and so does the rung below.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
@@ -13,13 +14,16 @@ from typing import Any
 import numpy as np
 
 from ramp.config import Model, Reinforce, Train
-from ramp.ladder import generations, reliability, sums
+from ramp.credit import advantages, loss
+from ramp.ladder import generations, learn, reliability, sums
 from ramp.ladder import post_training as post
 from ramp.ladder.generations import run_generations
 from ramp.ladder.learn import EXAMPLES, ProbeResult
 from ramp.ladder.post_training import Taught
 from ramp.ladder.probes import PROBES, Probe
 from ramp.ladder.reliability import judge_demo, judge_proof, judge_systems
+from ramp.nines import sequential
+from ramp.synth import guard
 
 Way = Callable[[int, int], ProbeResult]  # of n and the seed
 
@@ -50,8 +54,6 @@ class Practice:
     )  # of the axes of its curve
     guess: float = 0.0  # what guessing comes to
     questions: int = 1  # at the end of a row
-    # How its data are drawn, where that changed: a part of the key under which results are kept.
-    data: str = ""
 
     def chance(self, n: int) -> float:
         """What guessing comes to."""
@@ -221,7 +223,6 @@ PRACTICES = {
             below=partial(begin_anew, False),
             this=partial(begin_anew, True),
             sides=("the few solved problems", "own ones too"),
-            data="apart from what is graded",
         ),
         Practice(
             "generations",
@@ -252,12 +253,22 @@ def find_probe(name: str) -> Probe | Practice:
     return PRACTICES.get(name) or PROBES[name]
 
 
+MODULES = (post, sums, generations, reliability, sys.modules[__name__])
+
+
 def list_constants() -> list[tuple[str, str, Any]]:
     """Every number and setting that the results of practices depend on: module, name, value."""
-    modules = (post, sums, generations, reliability, sys.modules[__name__])
     return [
         (module.__name__, name, asdict(value) if is_dataclass(value) else value)
-        for module in modules
+        for module in MODULES
         for name, value in sorted(vars(module).items())
         if name.isupper() and isinstance(value, int | float | Model | Reinforce | Train)
     ]
+
+
+def list_sources() -> list[str]:
+    """The code of practices, and what it judges by: a changed formula gives other results.
+
+    Not that of the model and its training, a change of which may leave them as they are.
+    """
+    return [inspect.getsource(m) for m in (*MODULES, learn, advantages, loss, guard, sequential)]

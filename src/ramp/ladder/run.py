@@ -21,7 +21,7 @@ from ramp.files import write_atomic
 from ramp.host import setup_devices
 from ramp.ladder import learn, page
 from ramp.ladder.learn import CorpusResult, ProbeResult, RungResult
-from ramp.ladder.practices import PRACTICES, Practice, Way, find_probe, list_constants
+from ramp.ladder.practices import PRACTICES, Practice, Way, find_probe, list_constants, list_sources
 from ramp.ladder.probes import PROBES, Probe
 from ramp.ladder.rungs import COSTS, FAIL, PASS, SAME_BITS, Rung, collect_settings, rung_below
 from ramp.reporting import report
@@ -106,9 +106,8 @@ class Climb:
     def measure_practice(self, rung: Rung, practice: Practice, name: str, way: Way) -> ProbeResult:
         """What one way of teaching comes to."""
         n = round(practice.size * self.scale)
-        key = (practice.name, name, n, self.c.seed, learn.SEEDS, list_constants())
-        if practice.data:
-            key = (*key, practice.data)
+        settings = practice.name, name, n, self.c.seed, learn.SEEDS
+        key = (*settings, list_constants(), list_sources())
         file = f"{rung.number:02}-{name}-{n}".replace(" ", "-")
         record = load_or_compute(self.rundir.path, file, key, partial(way, n, self.c.seed))
         return ProbeResult(**record)

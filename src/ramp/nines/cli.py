@@ -111,7 +111,12 @@ COMMANDS = {
             _argument(
                 "--baseline-run", metavar="RUN[@STEP]", help="of the baseline, where it has several"
             ),
-            _argument("--junit", type=parse_path, metavar="XML", help="write a JUnit report"),
+            _argument(
+                "--junit",
+                type=parse_path,
+                metavar="XML",
+                help="write a JUnit report, in which undecided is a failure too",
+            ),
         ),
     ),
     "certify": (

@@ -159,7 +159,8 @@ def context_parts(t: Trials, f: Forecast, h: Headline, past: Sequence[Scored]) -
     parts: list[Part] = ["## What it would take", *efforts, *_list_failing(t)]
     parts += [*_describe_proof(t, h), "## What evidence is missing", *_list_missing(t, f, h, past)]
     parts.append("## How good such statements were")
-    parts += past_parts(past)
+    # Their first sentence, `say_trust`, stands at the top of the page.
+    parts += past_parts(past)[bool(past) :]
     parts.append("## What is shown today")
     try:
         parts += level_parts(audit.readiness_levels(t), audit.last_checkpoint(t))

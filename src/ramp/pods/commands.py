@@ -57,7 +57,8 @@ def run(args: argparse.Namespace, flags: list[str], check_settings: Check) -> in
     for name in programs:
         if name not in PROGRAMS:
             raise UserError(f"--only {name}: a plan has {', '.join(PROGRAMS)}")
-    c = bring.fit_to_base(config.load(args.config, flags))
+    named = config.list_named(args.config, flags)
+    c = bring.fit_to_base(config.load(args.config, flags), named)
     c = rundir.fit_vocabulary(c)
     from ramp.pods import plan, search
 

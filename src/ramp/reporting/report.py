@@ -41,8 +41,9 @@ TIME_COLORS = {
     "lost": "warm",
     "other": "grey",
 }
-# Shown in the table of costs, in the headline or as a conversation: not again among the figures.
-SHOWN_ELSEWHERE = {"seconds", "time", "tokens", "done", "baselines", "conversation"}
+# Shown in the table of costs, in the headline or as a conversation, or nothing to read: not among
+# the figures.
+SHOWN_ELSEWHERE = {"seconds", "time", "tokens", "done", "baselines", "conversation", "own_files"}
 # Of no use as curves: counters, and what is a figure of the stage as a whole.
 NOT_DRAWN = ("step", "time/", "guard/", "params/", "train/tokens", "eval/baseline_")
 
@@ -115,7 +116,9 @@ def write_report(run_dir: Path) -> Path:
     keys = ("date", "devices", "processor", "commit")
     origin = [str(run.provenance[key]) for key in keys if run.provenance.get(key)]
     parts = [_div("promises", promises.list_promises(run))]
-    parts += [_stage_section(run, stage, levels) for stage in run.stages()]
+    # Results first: how the text was prepared is for those who look something up.
+    stages = sorted(run.stages(), key=lambda stage: stage == "prepare")
+    parts += [_stage_section(run, stage, levels) for stage in stages]
     parts += [_cost_section(run), _files_section(run)]
     return html.write_page(run_dir / "report.html", run.name, parts, " · ".join(origin))
 

@@ -20,7 +20,7 @@ from ramp.serve import fields
 from ramp.serve.fields import MAX_MESSAGES, MAX_PROMPTS, ApiError, make_field_error
 from ramp.serve.grammar import GrammarConstraint, Grammars, read_format
 from ramp.serve.tools import ToolUse, find_form, read_calls, read_tools
-from ramp.text.chat import ROLES, render_prompt
+from ramp.text.chat import ROLES, list_texts, render_prompt
 from ramp.text.tokenizer import Tokenizer
 
 MAX_BODY_BYTES = 1 << 20
@@ -283,11 +283,7 @@ def _read_conversation(given, model, tools):
             quarter = context // 4
             room = context - min(wanted or quarter, quarter)
             kept = drop_oldest_turns(messages, room, tokenizer, **options)
-        # They are written into the prompt as well.
-        calls = [message.get("tool_calls", "") for message in kept]
-        written = [json.dumps(value, ensure_ascii=False) for value in (calls, options)]
-        texts = [message["content"] for message in kept]
-        check_length([*texts, *written] if any(calls) or tools else texts, model, "messages")
+        check_length(list_texts(tokenizer, kept, **options), model, "messages")
         prompt = render_prompt(tokenizer, kept, **options)
     except UserError as error:
         # The model's chat template refuses some conversations.
@@ -315,7 +311,8 @@ def drop_oldest_turns(
 
     def fits(first):
         # Much too long is told without reading it: a megabyte takes a second.
-        if sum(len(message["content"]) for message in keep(first)) > longest * room:
+        texts = list_texts(tokenizer, keep(first), **options)
+        if sum(map(len, texts)) > longest * room:
             return False
         return len(render_prompt(tokenizer, keep(first), **options)) <= room
 
@@ -403,7 +400,7 @@ def tokenize(body: dict, model: ServedModel) -> list[int]:
     check_model(given["model"] or model.name, model)
     if given["messages"] is not None:
         messages = read_messages(given["messages"], model)
-        check_length([message["content"] for message in messages], model, "messages")
+        check_length(list_texts(model.tokenizer, messages), model, "messages")
         return render_prompt(model.tokenizer, messages)
     prompt = given["prompt"] or ""
     # Clients ask for the id of a special token by its name alone.

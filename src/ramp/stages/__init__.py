@@ -21,7 +21,8 @@ class Stage:
     """one line of `ramp --help`"""
     module: str
     """has `run(rundir, config, stop)`, and may have `check_lengths(rundir, config, tokenizer)`,
-    called when the text is prepared; what its settings alone tell is in `checks`"""
+    called when the text is prepared, and `hash_own_files(config)`, so that an edit of the user's
+    code is noticed when the stage is done; what its settings alone tell is in `checks`"""
     needs: str = ""
     """the stage that must be done first"""
     reads: tuple[str, ...] = ()

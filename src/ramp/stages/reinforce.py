@@ -78,6 +78,11 @@ def warn_of_long_solutions(
         )
 
 
+def hash_own_files(c: Config) -> str:
+    """Of reward, task and questions."""
+    return fit.hash_sources(c.reinforce)
+
+
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
     """Train the fine-tuned policy of a run; returns the report."""
     check_reinforce(c)  # also for callers that do not go through `ramp run`
@@ -109,7 +114,7 @@ def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
         wrap_step=partial(wrap_iteration, c, tokenizer, stop),
         keep_ref=learn.needs_ref(t),
         add_params=partial(learn.add_head, c.model, t),
-        data=fit.hash_sources(t),
+        data=hash_own_files(c),
         updates=t.epochs * t.minibatches,
         score_start=True,
     )

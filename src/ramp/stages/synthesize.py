@@ -71,6 +71,12 @@ def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
     RealCorpus.read(rundir.tokens, c, tokenizer)
 
 
+def hash_own_files(c: Config) -> str:
+    """Of the verifiers and what else is code of the user's."""
+    t = c.synthesize
+    return verify.hash_files((*t.verifiers, t.auditor, t.cells))
+
+
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
     """Do the generations that are not done yet; what the report shows of all of them."""
     with stop.together():
@@ -226,8 +232,7 @@ class GenerationLoop:
     @cached_property
     def code(self) -> str:
         """A fingerprint of the user's own files."""
-        t = self.t
-        return verify.hash_files((*t.verifiers, t.auditor, t.cells))
+        return hash_own_files(self.c)
 
     def check_code(self, generations: int) -> None:
         """Raise `UserError` where a user's file has changed since a ledger was written."""

@@ -127,7 +127,14 @@ def describe_sets(task: Task, level: int, wanted: int) -> str:
         )
     # Of a list of its own it is told what becomes of the others.
     held = [f" of {len(getattr(task.sets, part))}" if task.sets else "" for part in parts]
+    why = ""
+    if min(counts) < wanted:
+        few = f"level {level} has few different questions"
+        if task.sets:
+            num_all = len(task.sets.train) + len(task.sets.selection) + len(task.sets.test)
+            few = f"there are only {num_all:,} different questions"
+        why = f" ({wanted} were asked for: {few}, split by their content)"
     return (
         f"{shown} problems to train on, {counts[0]}{held[0]} to choose with, "
-        f"{counts[1]}{held[1]} for tests"
+        f"{counts[1]}{held[1]} for tests{why}"
     )

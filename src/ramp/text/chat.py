@@ -160,6 +160,19 @@ def render_prompt(
     return [*ids, tokenizer.special("assistant")]
 
 
+def list_texts(
+    tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], **options: Any
+) -> list[str]:
+    """The texts of a conversation that `render_prompt` reads.
+
+    A chat template adds some, and may leave out others: white space, or what was thought before.
+    """
+    if not tokenizer.template:
+        return [message["content"] for message in messages]
+    text = render_template(tokenizer, messages, add_generation_prompt=True, **options)
+    return [part for _, part in split_specials(tokenizer, text)]
+
+
 def encode_rendered(tokenizer: Tokenizer, text: str) -> list[int]:
     """Ids of what a template made: each name of a special token is that token."""
     ids = []
