@@ -365,7 +365,10 @@ def test_a_gguf_file_in_an_installed_package(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(tmp_path))
     found = bring.find_model("pip:small-model==1.0")
     assert found == tmp_path / "small_model" / "it.gguf"
-    assert bring.find_model("here/it.gguf") == Path("here/it.gguf")
+    own = tmp_path / "small_model" / "it.gguf"
+    assert bring.find_model(str(own)) == own
+    with pytest.raises(UserError, match="no such file or folder"):
+        bring.find_model("here/it.gguf")
     run = str(tmp_path / "run")
     assert cli.main(["import", "pip:no-such-model==1.0", "--run", run]) == 2
     # What the package's code needs would be built from C++.

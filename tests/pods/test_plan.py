@@ -189,7 +189,7 @@ def test_without_the_compiler_it_says_what_to_install(tmp_path):
         (["--topology", "v6:2x2"], "similar: v6e"),
         (
             ["--topology", "v6e:2x2", "--only", "trian"],
-            "a plan has train, reinforce, synthesize, prefill, decode",
+            "a plan has train, finetune, reinforce, synthesize, prefill, decode",
         ),
         (["--topology", "v6e:2x2", "--mesh.compiler_flags", "fast"], "there is no set 'fast'"),
         ([], "needs a configuration and --topology"),
