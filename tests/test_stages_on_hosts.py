@@ -154,6 +154,8 @@ def read_figures(run: Path) -> dict[str, float]:
     for name in ("metrics", "trials"):
         for line in (run / f"{name}.jsonl").read_text().splitlines():
             record = json.loads(line)
+            if record.get("stage") == "core":
+                continue
             place = "/".join(
                 str(record.get(k)) for k in ("stage", "step", "task", "item", "slice", "seed")
             )
