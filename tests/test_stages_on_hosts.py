@@ -206,7 +206,7 @@ def run_all(folder: Path, name: str, processes: int, devices: int, strike: Strik
 
 def ask_core(folder: Path, name: str, processes: int, devices: int) -> dict[str, float]:
     words = ["eval", folder / name, "--suite", "core", "--bundle", folder / "bundle"]
-    life = launch(folder / f"core-{name}", processes, devices, words, timeout=600)
+    life = launch(folder / f"core-{name}-{random.random()}", processes, devices, words, timeout=600)
     assert set(life.codes) == {0}, life.said
     return list_figures(json.loads((folder / name / "report.json").read_text())["core"])
 
