@@ -261,6 +261,7 @@ def test_a_configuration_begins_from_a_model_of_another_tool(base, tmp_path, cap
         ("model.qk_norm", "false", "is False, and .* has True; leave it out"),
         ("model.context_len", 999, "is 999, and .* has 96; leave it out"),
         ("text.tokenizer", '"bpe"', "is 'bpe', and `base` brings its own; leave it out"),
+        ("text.vocab_size", 777, "is 777, and the tokenizer of `base` has 264; leave it out"),
         ("model.rope_theta", 10000.0, ""),
         ("model.context_len", 48, ""),
     ],
@@ -282,8 +283,14 @@ def test_what_is_asked_for_beside_a_base_is_never_passed_over(tmp_path, key, val
         named = config.list_named(tmp_path / file, more)
         asked = config.load(tmp_path / file, more)
         if said:
-            with pytest.raises(UserError, match=f"{key} {said}"):
+            with pytest.raises(UserError, match=f"{key} {said}") as refusal:
                 bring.fit_to_base(asked, named)
+            # Of a file that comes with ramp nothing can be left out.
+            remedy = str(refusal.value).partition("or give ")[2].split()
+            assert len(remedy) == 2 * (section == "model")
+            if remedy:
+                asked = config.load(tmp_path / file, [*more, *remedy])
+                assert bring.fit_to_base(asked, named).model.width == 64
         else:
             fitted = bring.fit_to_base(asked, named)
             assert config.get(fitted, key) == value and fitted.model.width == 64

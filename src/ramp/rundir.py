@@ -352,6 +352,9 @@ class RunDir:
                 raise UserError(
                     f"{self.path} is in use by another ramp; wait for it, or name another --run"
                 ) from None
+            # Another start that was refused has removed the file between the two.
+            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                raise UserError(f"{self.path} was in use by another ramp; start again")
             try:
                 yield
             finally:

@@ -123,6 +123,11 @@ def test_a_prompt_that_is_repeated_is_read_once(shape, monkeypatch):
         prefill = sample.prefill
         monkeypatch.setattr(sample, "prefill", lambda *a: read.append(len(a[2])) or prefill(*a))
         got = sample.generate(c, params, prompts, range(16), HOT, NEW)
+        groups, read_before = [[1]] * 4 + [[2]] * 4 + [[3]] * 2, len(read)
+        sample.generate(c, params, groups, range(10), HOT, NEW, batch_size=4)
+        # A batch that is filled up is the program of the others.
+        assert len(set(read[read_before:])) == 1
+        del read[read_before:]
         monkeypatch.setattr(sample, "count_repeats", lambda prompts: 1)
         want = sample.generate(c, params, prompts, range(16), HOT, NEW)
     # Two of four devices share a prompt, and each reads it.
@@ -297,12 +302,25 @@ def test_entries_without_mass_are_never_drawn_and_others_by_their_mass(size):
     assert scipy.stats.kstest(middle, "uniform").pvalue > 1e-3
 
 
-def test_the_last_of_a_mass_that_rounds_is_found():
-    """Fractions of the largest float below 1, over sums that float32 cannot hold."""
-    mass = jnp.array([[1e8, 1.0, 1.0, 0.0], [0.0, 0.0, 1e-30, 0.0], [1.0, 1e-8, 0.0, 0.0]])
-    found = sample.find_fraction(mass, jnp.full(3, np.nextafter(np.float32(1), np.float32(0))))
-    assert all(float(mass[row, at]) > 0 for row, at in enumerate(found))
-    assert sample.find_fraction(mass, jnp.zeros(3)).tolist() == [0, 2, 0]
+@pytest.mark.parametrize("fraction", [0.0, 2.0**-23, 0.5, 1 - 2.0**-23])
+def test_what_float32_cannot_add_up_is_not_drawn(fraction):
+    """A mass far below the smallest step of a random number, in front, behind and alone."""
+    mass = [[1e-30, 1.0, 0.0], [0.0, 1.0, 1e-30], [0.0, 1e-30, 0.0], [1.0, 0.0, 0.0]]
+    found = sample.find_fraction(jnp.array(mass), jnp.full(4, fraction, jnp.float32))
+    assert found.tolist() == [1, 1, 1, 0]
+
+
+def test_fractions_are_of_the_mass():
+    mass = jnp.array([[1.0, 0.0, 2.0, 1.0]] * 4)
+    found = sample.find_fraction(mass, jnp.array([0.1, 0.3, 0.7, 0.9], jnp.float32))
+    # From its end: a fraction of 0 is the last.
+    assert found.tolist() == [3, 2, 2, 0]
+
+
+def test_an_infinite_logit_is_drawn():
+    keys = sample.row_keys(jnp.arange(8, dtype=jnp.uint32), jnp.full(8, 3))
+    logits = jnp.broadcast_to(jnp.array([1.0, 2.0, jnp.inf, 0.0, 5.0]), (8, 5))
+    assert np.asarray(sample_token(logits, keys, SamplingParams())[0]).tolist() == [2] * 8
 
 
 def test_draws_differ_by_seed_and_by_position():

@@ -454,6 +454,8 @@ def main() -> None:
         help="temperatures of the first model, for the rival that trains nothing",
     )
     args, flags = parser.parse_known_args()
+    if args.tries < 8:
+        parser.error("--tries below 8 leave too few right solutions to count routes among")
     directory = args.run or Path("runs") / args.config.stem
     try:
         for seed in args.seeds:

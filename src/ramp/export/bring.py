@@ -119,14 +119,20 @@ def fit_to_base(c: Config, named: Collection[str], directory: Path | None = None
         if is_asked and asked[key] != value:
             raise UserError(
                 f"model.{key} is {asked[key]!r}, and {c.base}, which `base` names, has {value!r}; "
-                "leave it out"
+                f"leave it out, or give --model.{key} {json.dumps(value)}"
             )
     is_asked = "text.tokenizer" in named or c.text.tokenizer != Text().tokenizer
     if is_asked and c.text.tokenizer != "run":
         raise UserError(
             f"text.tokenizer is {c.text.tokenizer!r}, and `base` brings its own; leave it out"
         )
-    text = replace(c.text, tokenizer="run", vocab_size=shaped.text.vocab_size)
+    size = shaped.text.vocab_size
+    if "text.vocab_size" in named and c.text.vocab_size != size:
+        raise UserError(
+            f"text.vocab_size is {c.text.vocab_size}, and the tokenizer of `base` has {size}; "
+            "leave it out"
+        )
+    text = replace(c.text, tokenizer="run", vocab_size=size)
     return replace(c, model=replace(c.model, **shape), text=text)
 
 

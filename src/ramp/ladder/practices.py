@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ramp.config import Model, Reinforce, Train
-from ramp.credit import advantages, loss
+from ramp.credit import advantages, baselines, loss
 from ramp.ladder import generations, learn, reliability, sums
 from ramp.ladder import post_training as post
 from ramp.ladder.generations import run_generations
@@ -22,8 +22,8 @@ from ramp.ladder.learn import EXAMPLES, ProbeResult
 from ramp.ladder.post_training import Taught
 from ramp.ladder.probes import PROBES, Probe
 from ramp.ladder.reliability import judge_demo, judge_proof, judge_systems
-from ramp.nines import sequential
-from ramp.synth import guard
+from ramp.nines import intervals, sequential
+from ramp.synth import docs, guard, measure
 
 Way = Callable[[int, int], ProbeResult]  # of n and the seed
 
@@ -271,4 +271,5 @@ def list_sources() -> list[str]:
 
     Not that of the model and its training, a change of which may leave them as they are.
     """
-    return [inspect.getsource(m) for m in (*MODULES, learn, advantages, loss, guard, sequential)]
+    judges = advantages, baselines, loss, guard, measure, docs, sequential, intervals
+    return [inspect.getsource(module) for module in (*MODULES, learn, *judges)]

@@ -310,7 +310,7 @@ def drop_oldest_turns(
     longest = max(map(len, tokenizer.text_pieces))  # bytes of a token
 
     def fits(first):
-        # Much too long is told without reading it: a megabyte takes a second.
+        # Much too long is told without splitting it into tokens: a megabyte takes a second.
         texts = list_texts(tokenizer, keep(first), **options)
         if sum(map(len, texts)) > longest * room:
             return False

@@ -64,6 +64,7 @@ from ramp.train.preemption import Preemption
 from ramp.train.processes import map_rows, on_writer
 from ramp.train.state import eval_params
 from ramp.train.trainer import Trainer
+from ramp.user_code import is_user_code
 
 
 def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
@@ -74,7 +75,8 @@ def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
 def hash_own_files(c: Config) -> str:
     """Of the verifiers and what else is code of the user's."""
     t = c.synthesize
-    return verify.hash_files((*t.verifiers, t.auditor, t.cells))
+    names = [name for name in (*t.verifiers, t.auditor, t.cells) if is_user_code(name)]
+    return verify.hash_files(names) if names else ""
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:
@@ -232,7 +234,8 @@ class GenerationLoop:
     @cached_property
     def code(self) -> str:
         """A fingerprint of the user's own files."""
-        return hash_own_files(self.c)
+        t = self.t
+        return verify.hash_files((*t.verifiers, t.auditor, t.cells))
 
     def check_code(self, generations: int) -> None:
         """Raise `UserError` where a user's file has changed since a ledger was written."""
