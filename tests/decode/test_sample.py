@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ramp.decode import sample
 from ramp.decode.sample import SamplingParams, round_to_bucket, sample_token
 from ramp.errors import UserError
+from ramp.pods import hlo
 
 GREEDY, HOT = (
     SamplingParams(temperature=0),
@@ -76,8 +77,9 @@ def test_prefill_and_decode_equal_the_full_forward(switches):
     assert len({tuple(row[-8:]) for row in rows}) > 1
 
 
-def test_same_tokens_on_a_mesh():
-    c = tiny.model(**tiny.ALL)
+@pytest.mark.parametrize("switches", [tiny.ALL, {"tie_embeddings": True}], ids=["all", "tied"])
+def test_same_tokens_on_a_mesh(switches):
+    c = tiny.model(**switches)
     want = go_on(c, begin(c), GREEDY, NEW).tokens_bn
     with jax.set_mesh(tiny.mesh(2, 2, 2)):
         params = tiny.lively(c)
@@ -85,6 +87,23 @@ def test_same_tokens_on_a_mesh():
         stream = sample.prefill_prompts(c, params, PROMPTS, range(len(PROMPTS)))
         got = sample.decode(c, ready, stream, GREEDY, NEW).tokens_bn
     np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_token_gathers_no_weight(tied):
+    """Also not the table of a model whose head is that table."""
+    c = tiny.model(tie_embeddings=tied)
+    with jax.set_mesh(tiny.mesh(1, 4, 2)):
+        params = tiny.lively(c)
+        ready = sample.prepare_decode_params(c, params)
+        stream = sample.init_output(
+            sample.prefill_prompts(c, params, PROMPTS, range(len(PROMPTS))), n=NEW
+        )
+        program = sample.decode_until.lower(c, ready, stream, GREEDY, 0, NEW, ()).compile()
+    gathered = [k for k in hlo.list_collectives(program.as_text(), 8, 8) if k.kind == "all-gather"]
+    # What is gathered are rows: of activations, logits and tokens.
+    rows = len(PROMPTS) * max(c.vocab_size, 4 * c.width) * 4
+    assert all(k.bytes <= rows for k in gathered), gathered
 
 
 def test_decoding_in_pieces_equals_decoding_at_once():

@@ -67,6 +67,30 @@ def test_cycles_are_multiplied_by_the_loops():
     assert hlo.sum_work(TEXT, tokens=5)[hlo.REST].cycles == 100 + 7
 
 
+FUSED_SCATTER = """HloModule jit_step, is_scheduled=true
+
+%all-reduce-scatter.3 (input: f32[64,32]) -> f32[8,32] {
+  %input = f32[64,32]{1,0} parameter(0)
+  %all-reduce.1 = f32[64,32]{1,0} all-reduce(%input), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add
+  %place = s32[] constant(0)
+  ROOT %slice = f32[8,32]{1,0} dynamic-slice(%all-reduce.1, %place, %place), dynamic_slice_sizes={8,32}
+}
+
+ENTRY %main (x: f32[64,32]) -> f32[8,32] {
+  %x = f32[64,32]{1,0} parameter(0)
+  ROOT %fusion.3 = f32[8,32]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+
+
+def test_a_fused_scatter_is_a_scatter():
+    """A device receives seven partial sums of its eighth, as it does of a scatter by that name."""
+    [fused] = hlo.list_collectives(FUSED_SCATTER, 8, 8)
+    assert (fused.kind, fused.bytes, fused.group) == ("reduce-scatter", 7 * 4 * 8 * 32, 8)
+    [plain] = hlo.list_collectives(FUSED_SCATTER.replace("%all-reduce-scatter.3", "%other"), 8, 8)
+    assert (plain.kind, plain.bytes) == ("all-reduce", 2 * 7 * 4 * 8 * 32)
+
+
 KINDS = """HloModule jit_step, is_scheduled=true
 
 %multiply (a: bf16[8,8]) -> f32[8,8] {

@@ -15,8 +15,8 @@ def prepare_decode_params(c: Model, params: Params) -> Params:
 
     Matrices are in the compute dtype and blocks are a tuple, one entry a layer, because a token
     reads every weight and should not cast and index it as well. Nothing is split over "data" but
-    the tables that tokens are looked up in, so a token gathers no weight either. (A tied output
-    head is such a table, and is still gathered at every token.)
+    the tables that tokens are looked up in, so a token gathers no weight either. Of a tied table
+    the head gets a whole copy for it.
     """
 
     def convert(path, weight):
@@ -33,5 +33,9 @@ def prepare_decode_params(c: Model, params: Params) -> Params:
         weight = weight.astype(c.dtype)
         return jax.reshard(weight, P(*spec))
 
+    table_vd = params["embed"]["table"]
     params = jax.tree_util.tree_map_with_path(convert, params)
+    if c.tie_embeddings and jax.sharding.get_abstract_mesh().shape["data"] > 1:
+        w_dv = jax.reshard(table_vd.astype(c.dtype).T, P(None, "model"))
+        params |= {"head": params["head"] | {"weight": w_dv}}
     return params | {"blocks": split_blocks(c, params["blocks"])}

@@ -373,7 +373,8 @@ class Head(nn.Module):
         c = self.c
         if c.norm:
             x_nd = rms_norm(x_nd, self.param("norm", constant_init(1.0), (c.width,)), c.norm_eps)
-        if c.tie_embeddings:
+        # Weights laid out for decoding over several devices have a matrix of their own.
+        if c.tie_embeddings and not self.has_variable("params", "weight"):
             return x_nd, table_vd.T
         weight_init = normal_init(c.head_std, P("data", "model"))
         return x_nd, self.param("weight", weight_init, (c.width, c.vocab_size))

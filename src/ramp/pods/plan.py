@@ -344,8 +344,9 @@ def compile_program(name: str, lowered: Any, c: Config, topology: Topology) -> P
     options = meshes.compiler_options(c.mesh)
     # A new compiler may plan differently, so versions are part of the key; "" if it is not here.
     versions = [installed(package) for package in ("jax", "libtpu", "jax-cuda12-pjrt")]
-    figures = list(ProgramPlan.__dataclass_fields__)  # a plan of older figures is made again
-    key = config.fingerprint(lowered.as_text(), str(topology), options, versions, figures)
+    # A plan of older figures, or that was read in another way, is made again.
+    reader = [list(ProgramPlan.__dataclass_fields__), Path(hlo.__file__).read_text("utf-8")]
+    key = config.fingerprint(lowered.as_text(), str(topology), options, versions, reader)
     path = _cache_dir() / f"{key}.json.gz"  # a program is megabytes of text
     if path.exists():
         return ProgramPlan.from_json(json.loads(gzip.decompress(path.read_bytes())))
