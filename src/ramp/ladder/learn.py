@@ -120,11 +120,11 @@ def make_rung_config(rung: Rung, c: Config, **more: Any) -> Config:
 
 
 def make_probe_config(rung: Rung, probe: Probe, n: int, **more: Any) -> Config:
-    """A small model for a probe of size n, and its training. Steps grow with n squared."""
+    """A small model for a probe of size n, and its training; steps grow with n."""
     tokens, _ = probe.rows(np.random.default_rng(0), n, 1)
     t = replace(
         PROBE_TRAIN,
-        steps=round(probe.steps * (n / probe.size) ** 2),
+        steps=round(probe.steps * (n / probe.size) ** probe.growth),
         batch_size=probe.batch,
         seq_len=tokens.shape[1],
         lr_scale=probe.rate,

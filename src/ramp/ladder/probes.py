@@ -42,10 +42,11 @@ class Probe:
     size: int  # n by default
     names: Callable[[int], list[str]]  # of n: labels of the ids
     vocab: Callable[[int], int]  # of n: ids 0 .. vocab-1 in tokens and answers
-    steps: int  # for `size`; they grow as n squared
+    steps: int  # for `size`; they grow as n to the power of `growth`
     chance: Callable[[int], float] = lambda n: 1 / 2  # of n
     batch: int = 32
     rate: float = 1.0  # multiplies `learn.RATES`
+    growth: int = 2
     settings: Mapping[str, Any] = field(default_factory=dict)  # of both models that it compares
     name_answer: Callable[[int, int], str] = lambda n, answer: str(answer)
     questions: int = 1  # at the end of a row
@@ -294,6 +295,8 @@ PROBES = {
             chance=two_hops_chance,
             questions=QUESTIONS,
             steps=1000,
+            # With the square, some seeds began to rise when the rates had begun to fall.
+            growth=3,
             settings={"width": 32, "mlp_dim": 16},
         ),
         replace(
