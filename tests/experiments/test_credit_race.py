@@ -18,7 +18,7 @@ IMITATED = ("imitation of verified rollouts", "imitation of right steps")
 @pytest.fixture(scope="module")
 def chains():
     """(first value, operations, operands) of 64 problems, eight rollouts each, and keys."""
-    start, op, n = tabular.make_chains(jax.random.PRNGKey(3), 64)
+    start, op, n = tabular.make_chains(jax.random.PRNGKey(3), 64, 5)
     return tuple(np.repeat(np.asarray(x), tabular.GROUP, axis=0) for x in (start, op, n))
 
 
@@ -26,25 +26,25 @@ def chains():
 def test_the_most_likely_answer_of_a_base_is_wrong(one):
     """At temperature 0 at most a fifth is verified (a quarter of 4 operations), so sharpening is no help."""
     table = 1000 * tabular.make_table(one.rule, 1)
-    problems = tabular.make_chains(jax.random.PRNGKey(0), 512)
-    verified = float(tabular.measure_verified(table, *problems, one.num_steps))
+    problems = tabular.make_chains(jax.random.PRNGKey(0), 512, one.num_steps)
+    verified = float(tabular.measure_verified(table, *problems))
     assert verified < (0.2 if one.num_steps > 4 else 0.25)
 
 
 def test_accuracy_is_exact(chains):
     """The share of many sampled rollouts that are right at every step."""
     table = jnp.asarray(tabular.make_table("products, loosely", 2))
-    d = jax.vmap(lambda key: tabular.draw_rollouts(table, key, *chains, 5))(
+    d = jax.vmap(lambda key: tabular.draw_rollouts(table, key, *chains))(
         jax.random.split(jax.random.PRNGKey(1), 40)
     )
-    sampled = np.asarray(d.right)[:, :, :5].all(axis=2).mean()
-    exact = float(tabular.measure_verified(table, *chains, 5))
+    sampled = np.asarray(d.right).all(axis=2).mean()
+    exact = float(tabular.measure_verified(table, *chains))
     assert sampled == pytest.approx(exact, abs=0.01)
 
 
 def test_rollouts_are_judged_as_the_definition_says(chains):
     table = jnp.asarray(tabular.make_table("products, loosely", 2))
-    d = tabular.draw_rollouts(table, jax.random.PRNGKey(1), *chains, 5)
+    d = tabular.draw_rollouts(table, jax.random.PRNGKey(1), *chains)
     apply = {0: lambda v, n: v + n, 1: lambda v, n: v - n, 2: lambda v, n: v * n}
     start, op, n = chains
     for b in range(0, len(start), 37):
@@ -57,7 +57,7 @@ def test_rollouts_are_judged_as_the_definition_says(chains):
             gold = apply[int(op[b, s])](gold, int(n[b, s])) % 10
         assert float(d.is_answer_b[b]) == (value == gold)
     rewards = {
-        name: np.asarray(tabular.compute_reward(name, jax.random.PRNGKey(0), d, 5))
+        name: np.asarray(tabular.compute_reward(name, jax.random.PRNGKey(0), d))
         for name in (
             "none",
             "random",
@@ -68,43 +68,17 @@ def test_rollouts_are_judged_as_the_definition_says(chains):
             "verified + share",
         )
     }
-    right = np.asarray(d.right)[:, :5]
+    right = np.asarray(d.right)
     np.testing.assert_allclose(rewards["verified"], right.all(axis=1))
     np.testing.assert_allclose(rewards["share"], right.mean(axis=1), rtol=1e-6)
     np.testing.assert_allclose(
         rewards["verified + share"], (right.all(axis=1) + right.mean(axis=1)) / 2, rtol=1e-6
     )
     assert not rewards["none"].any() and 0.3 < rewards["random"].mean() < 0.7
-    answers = np.asarray(d.stated)[:, 4].reshape(-1, tabular.GROUP)
+    answers = np.asarray(d.stated)[:, -1].reshape(-1, tabular.GROUP)
     for group, paid in zip(answers, rewards["majority"].reshape(answers.shape), strict=True):
         counts = np.bincount(group, minlength=10)
         assert (paid == (counts[group] == counts.max())).all()
-
-
-def test_places_after_the_last_step_do_not_count(chains):
-    """The gradient of a chain of 5 is the same whatever stands in the places behind it."""
-    table = jnp.asarray(tabular.make_table("products", 0))
-    start, op, n = chains
-    changed = op.copy(), n.copy()
-    for x in changed:
-        x[:, 5:] = (x[:, 5:] + 1) % 3
-    for name in (
-        "step-local",
-        "first error",
-        "process supervision",
-        "min-form",
-        "GRPO, verified",
-        *IMITATED,
-    ):
-        arm = race.ARMS[name]
-        grads = []
-        for one in ((op, n), changed):
-            d = tabular.draw_rollouts(table, jax.random.PRNGKey(1), start, *one, 5)
-            grads.append(
-                jax.grad(tabular.policy_loss)(table, arm, jax.random.PRNGKey(2), d, *one, 5)
-            )
-        np.testing.assert_allclose(grads[0], grads[1], atol=1e-7)
-        assert float(jnp.abs(grads[0]).max()) > 0
 
 
 def test_a_goal_counts_where_it_is_held():
@@ -185,14 +159,14 @@ def test_truth_is_the_tasks():
 def test_imitation_has_the_mean_gradient_of_its_like(plain, with_baseline):
     """Over many draws; what a baseline takes away is noise."""
     table = jnp.asarray(tabular.make_table("products, loosely", 2))
-    start, op, n = tabular.make_chains(jax.random.PRNGKey(3), 32)
+    start, op, n = tabular.make_chains(jax.random.PRNGKey(3), 32, 3)
     rows = tuple(jnp.repeat(x, tabular.GROUP, axis=0) for x in (start, op, n))
 
     @jax.jit
     def gradients(key):
-        d = tabular.draw_rollouts(table, key, *rows, 3)
+        d = tabular.draw_rollouts(table, key, *rows)
         arms = (race.ARMS[plain], race.ARMS[with_baseline])
-        return [jax.grad(tabular.policy_loss)(table, arm, key, d, *rows[1:], 3) for arm in arms]
+        return [jax.grad(tabular.policy_loss)(table, arm, key, d, *rows[1:]) for arm in arms]
 
     keys = jax.random.split(jax.random.PRNGKey(4), 300)
     sums = [np.mean(np.asarray(g), axis=0).ravel() for g in jax.lax.map(gradients, keys)]
@@ -217,10 +191,10 @@ def test_a_network_states_what_the_table_states(monkeypatch):
 def test_a_network_is_trained_like_a_table():
     """Its loss is that of the table that it writes: the same gradient, through the network."""
     weights = mlp.init_mlp(jax.random.PRNGKey(0))
-    start, op, n = tabular.make_chains(jax.random.PRNGKey(1), 16)
+    start, op, n = tabular.make_chains(jax.random.PRNGKey(1), 16, 4)
     table, pull = jax.vjp(mlp.evaluate_facts, weights)
-    d = tabular.draw_rollouts(table, jax.random.PRNGKey(2), start, op, n, 4)
-    args = race.ARMS["step-local"], jax.random.PRNGKey(3), d, op, n, 4
+    d = tabular.draw_rollouts(table, jax.random.PRNGKey(2), start, op, n)
+    args = race.ARMS["step-local"], jax.random.PRNGKey(3), d, op, n
 
     def loss(weights):
         return tabular.policy_loss(mlp.evaluate_facts(weights), *args)

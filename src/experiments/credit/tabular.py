@@ -29,7 +29,6 @@ from experiments.credit.imitation import IMITATION
 from ramp.credit.advantages import METHODS
 from ramp.credit.baselines import Credit
 
-MAX_STEPS = 24  # places for steps; shorter chains leave the last ones empty
 GROUP = 8
 NUM_HELD_OUT = 512
 
@@ -100,13 +99,13 @@ def make_table(rule: str, seed: int) -> np.ndarray:
     return (np.log(chance) + rng.normal(0, 0.3, chance.shape)).astype(np.float32)
 
 
-def make_chains(key: Array, n: int) -> tuple[Array, Array, Array]:
-    """(first value [n], operations [n, S], operands [n, S]) of random chains."""
+def make_chains(key: Array, n: int, num_steps: int) -> tuple[Array, Array, Array]:
+    """(first value [n], operations [n, S], operands [n, S]) of random chains of S steps."""
     keys = jax.random.split(key, 3)
     return (
         jax.random.randint(keys[0], (n,), 0, 10),
-        jax.random.randint(keys[1], (n, MAX_STEPS), 0, 3),
-        jax.random.randint(keys[2], (n, MAX_STEPS), 0, 10),
+        jax.random.randint(keys[1], (n, num_steps), 0, 3),
+        jax.random.randint(keys[2], (n, num_steps), 0, 10),
     )
 
 
@@ -121,12 +120,10 @@ class Draw:
     is_answer_b: Array  # float32 [B], 1: the last digit is the right answer
 
 
-def draw_rollouts(
-    table: Array, key: Array, start_b: Array, op_bs: Array, n_bs: Array, k: Array
-) -> Draw:
+def draw_rollouts(table: Array, key: Array, start_b: Array, op_bs: Array, n_bs: Array) -> Draw:
     """One rollout of each chain under the table's policy."""
     truth = jnp.asarray(chain_values.truth())
-    noise = jax.random.gumbel(key, (MAX_STEPS, len(start_b), 10))
+    noise = jax.random.gumbel(key, (op_bs.shape[1], len(start_b), 10))
 
     def step(carry, x):
         value, gold = carry
@@ -141,16 +138,15 @@ def draw_rollouts(
 
     xs = op_bs.T, n_bs.T, noise
     _, (before, stated, right, gold) = jax.lax.scan(step, (start_b, start_b), xs)
-    is_answer = (stated[k - 1] == gold[k - 1]).astype(jnp.float32)
+    is_answer = (stated[-1] == gold[-1]).astype(jnp.float32)
     return Draw(before.T, stated.T, right.T.astype(jnp.float32), is_answer)
 
 
-def compute_reward(name: str, key: Array, d: Draw, k: Array) -> Array:
+def compute_reward(name: str, key: Array, d: Draw) -> Array:
     """Float32 [B]: what a rollout is paid."""
-    exists = (jnp.arange(MAX_STEPS) < k).astype(jnp.float32)
-    share = (d.right * exists).sum(axis=1) / k
-    verified = (share > 1 - 0.5 / k).astype(jnp.float32)
-    answer = d.stated[:, k - 1].reshape(-1, GROUP)
+    share = d.right.mean(axis=1)
+    verified = d.right.min(axis=1)
+    answer = d.stated[:, -1].reshape(-1, GROUP)
     votes = (answer[:, :, None] == answer[:, None]).sum(axis=2)
     rewards = {
         "none": jnp.zeros_like(share),
@@ -165,40 +161,34 @@ def compute_reward(name: str, key: Array, d: Draw, k: Array) -> Array:
     return rewards[name]
 
 
-def policy_loss(
-    table: Array, arm: Arm, key: Array, d: Draw, op_bs: Array, n_bs: Array, k: Array
-) -> Array:
-    """What `credit.loss.policy_loss` is on-policy: a sum over tokens over their number."""
-    exists_s = (jnp.arange(MAX_STEPS) < k).astype(jnp.float32)
-    exists_bs = jnp.broadcast_to(exists_s, d.right.shape)
-    step_bn = jnp.where(exists_bs > 0, jnp.arange(MAX_STEPS), -1)
-    reward_pg = compute_reward(arm.reward, key, d, k).reshape(-1, GROUP)
-    credit = Credit(reward_pg, d.right * exists_bs, exists_bs, step_bn)
+def policy_loss(table: Array, arm: Arm, key: Array, d: Draw, op_bs: Array, n_bs: Array) -> Array:
+    """What `credit.loss.policy_loss` is on-policy: the mean over tokens."""
+    step_bn = jnp.broadcast_to(jnp.arange(d.right.shape[1]), d.right.shape)
+    reward_pg = compute_reward(arm.reward, key, d).reshape(-1, GROUP)
+    credit = Credit(reward_pg, d.right, jnp.ones_like(d.right), step_bn)
     advantage = jax.lax.stop_gradient((METHODS | IMITATION)[arm.method](credit))
     logps = jax.nn.log_softmax(table[d.before, op_bs, n_bs], axis=-1)
     logp = jnp.take_along_axis(logps, d.stated[..., None], axis=-1)[..., 0]
     entropy = -(jnp.exp(logps) * logps).sum(axis=-1)
-    per_token = -advantage * logp - arm.entropy_coef * entropy
-    return (per_token * exists_bs).sum() / exists_bs.sum()
+    return (-advantage * logp - arm.entropy_coef * entropy).mean()
 
 
-def measure_verified(table: Array, start_b: Array, op_bs: Array, n_bs: Array, k: Array) -> Array:
+def measure_verified(table: Array, start_b: Array, op_bs: Array, n_bs: Array) -> Array:
     """The exact chance that every step of a chain is right, mean over chains."""
     truth = jnp.asarray(chain_values.truth())
     logps = jax.nn.log_softmax(table, axis=-1)
 
     def step(value, x):
-        op, n, exists = x
+        op, n = x
         stated = truth[value, op, n]
-        return stated, exists * logps[value, op, n, stated]
+        return stated, logps[value, op, n, stated]
 
-    xs = op_bs.T, n_bs.T, (jnp.arange(MAX_STEPS) < k)[:, None]
-    _, logp_sb = jax.lax.scan(step, start_b, xs)
+    _, logp_sb = jax.lax.scan(step, start_b, (op_bs.T, n_bs.T))
     return jnp.exp(logp_sb.sum(axis=0)).mean()
 
 
 @cache
-def make_runner(arm: Arm, num_rollouts: int, policy: str) -> Callable:
+def make_runner(arm: Arm, num_rollouts: int, policy: str, num_steps: int) -> Callable:
     """The jitted `num_updates` updates of every lane, and the accuracy after them."""
     adam = optax.scale_by_adam()
     to_table = POLICIES[policy].to_table
@@ -206,23 +196,23 @@ def make_runner(arm: Arm, num_rollouts: int, policy: str) -> Callable:
     def loss(weights, *args):
         return policy_loss(to_table(weights), *args)
 
-    def update(i, carry, rate, key, k, decay_from, total):
+    def update(i, carry, rate, key, decay_from, total):
         weights, opt = carry
         keys = jax.random.split(jax.random.fold_in(key, i), 3)
-        start, op, n = make_chains(keys[0], num_rollouts // GROUP)
+        start, op, n = make_chains(keys[0], num_rollouts // GROUP, num_steps)
         start, op, n = (jnp.repeat(x, GROUP, axis=0) for x in (start, op, n))
-        d = draw_rollouts(to_table(weights), keys[1], start, op, n, k)
-        g = jax.grad(loss)(weights, arm, keys[2], d, op, n, k)
+        d = draw_rollouts(to_table(weights), keys[1], start, op, n)
+        g = jax.grad(loss)(weights, arm, keys[2], d, op, n)
         change, opt = adam.update(g, opt)
         left = jnp.clip((total - i) / jnp.maximum(total - decay_from, 1), 0, 1)
         return jax.tree.map(lambda w, c: w - rate * left * c, weights, change), opt
 
-    def run_lane(weights, opt, rate, key, first, num_updates, k, decay_from, total, held_out):
-        body = partial(update, rate=rate, key=key, k=k, decay_from=decay_from, total=total)
+    def run_lane(weights, opt, rate, key, first, num_updates, decay_from, total, held_out):
+        body = partial(update, rate=rate, key=key, decay_from=decay_from, total=total)
         weights, opt = jax.lax.fori_loop(first, first + num_updates, body, (weights, opt))
-        return weights, opt, measure_verified(to_table(weights), *held_out, k)
+        return weights, opt, measure_verified(to_table(weights), *held_out)
 
-    lanes = jax.vmap(run_lane, in_axes=(0, 0, 0, 0, None, None, None, None, None, None))
+    lanes = jax.vmap(run_lane, in_axes=(0, 0, 0, 0, None, None, None, None, None))
     return jax.jit(lanes, donate_argnums=(0, 1))
 
 
@@ -256,10 +246,9 @@ def run_lanes(
     # Half of the evaluations lie in the first tenth, so that an early goal has points before it.
     places = np.concatenate([np.linspace(0, 0.1, 101), np.linspace(0.1, 1, 101)])
     ends = sorted({0, *np.round(places * total).astype(int).tolist()})
-    k = jnp.int32(num_steps)
-    held_out = make_chains(jax.random.PRNGKey(2**31 - 1 - problems), NUM_HELD_OUT)
+    held_out = make_chains(jax.random.PRNGKey(2**31 - 1 - problems), NUM_HELD_OUT, num_steps)
     keys = jax.vmap(jax.random.PRNGKey)(jnp.asarray(seeds))
-    runner = make_runner(arm, num_rollouts, policy)
+    runner = make_runner(arm, num_rollouts, policy, num_steps)
     # A copy: the runner takes what it is given in.
     weights = jax.tree.map(jnp.copy, weights)
     opts = jax.vmap(optax.scale_by_adam().init)(weights)
@@ -269,7 +258,7 @@ def run_lanes(
     for first, last in pairwise([0, *ends]):
         # Without decay `decay_from` is the last update: the rate stays as it is.
         weights, opts, verified = runner(
-            weights, opts, rates, keys, first, last - first, k, decay_from, total, held_out
+            weights, opts, rates, keys, first, last - first, decay_from, total, held_out
         )
         found.append(verified)
     steps_e = np.array(ends) * num_rollouts * num_steps

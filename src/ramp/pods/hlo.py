@@ -47,8 +47,8 @@ KINDS = (
     "collective-permute",
     "send",
 )
-# Fusions of this name hold an all-reduce and a slice of it, and are computed as a scatter: measured,
-# they take a scatter's time (Austin et al., How to Scale Your Model, 2025, part 9: 1.13 ms).
+# Fusions of this name hold an all-reduce and a slice of it, and are computed as a scatter: they
+# were measured to take a scatter's time (Austin et al., How to Scale Your Model, 2025, part 9).
 FUSED_SCATTER = "all-reduce-scatter"
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 SHAPE = re.compile(r"\b(pred|[a-z]+\d+[a-z0-9]*)\[([\d,]*)\]")
