@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="has process/*.jsonl, for the rows on real data"
     )
-    parser.add_argument("--races", action="store_true", help="only the races of table policies")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--races", action="store_true", help="only the races of table policies")
+    only.add_argument("--law", action="store_true", help="only the law of length")
     parser.add_argument("--write", action="store_true", help=f"put the table into {RESULTS.name}")
     args, flags = parser.parse_known_args(argv)
     try:
@@ -41,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if args.races:
             report = benchmark.run_races(directory, c)
+        elif args.law:
+            report = benchmark.run_law(directory, c)
         else:
             report = benchmark.run(directory, c, args.data)
     except UserError as error:
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(report)
     if args.write:
-        part = "races" if args.races else "table"
+        part = "races" if args.races else "law" if args.law else "table"
         page = insert_table(RESULTS.read_text("utf-8"), describe_run(args) + report, part)
         write_atomic(RESULTS, page)
     return 0
@@ -57,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe_run(args: argparse.Namespace) -> str:
     """The command, the day and the machine, as a paragraph."""
     machine = rundir.describe_provenance()
-    flags = f"{' --races' if args.races else ''}{' --data DIR' if args.data else ''}"
+    flags = "".join(f" --{name}" for name in ("races", "law") if getattr(args, name))
+    flags += " --data DIR" if args.data else ""
     command = f"python -m experiments.credit {args.config}{flags} --write"
     return f"`{command}`, {time.strftime('%Y-%m-%d')}, {machine.processor}.\n\n"
 

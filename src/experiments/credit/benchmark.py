@@ -22,6 +22,7 @@ from experiments.credit import (
     data,
     estimators,
     heads,
+    law,
     race,
     race_table,
     solvers,
@@ -233,3 +234,10 @@ def run_races(directory: Path, c: Config) -> str:
     directory.mkdir(parents=True, exist_ok=True)
     b = Results(directory, c.model, c.reinforce)
     return race_table.report([(one.name, list(one.run(b))) for one in race.RACES])
+
+
+def run_law(directory: Path, c: Config) -> str:
+    """What longer chains cost, forecast from shorter ones, as Markdown."""
+    directory.mkdir(parents=True, exist_ok=True)
+    b = Results(directory, c.model, c.reinforce)
+    return law.report([row for one in law.LAWS for row in law.judge(b, one)])

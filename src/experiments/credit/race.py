@@ -98,16 +98,18 @@ class Result:
     runs: list[Outcome]  # on the judging bases
 
 
-def tokens_to_hold(tokens: Sequence[float], verified: Sequence[float]) -> float | None:
+def tokens_to_hold(
+    tokens: Sequence[float], curve: Sequence[float], goal: float = GOAL
+) -> float | None:
     """Sampled tokens at which a curve first crosses the goal and then holds it; None: never.
 
     Linear between two evaluations. It holds where HELD evaluations in a row are at the goal.
     """
-    for i in range(len(verified) - HELD + 1):
-        if min(verified[i : i + HELD]) >= GOAL:
+    for i in range(len(curve) - HELD + 1):
+        if min(curve[i : i + HELD]) >= goal:
             if i == 0:
                 return 0.0
-            part = (GOAL - verified[i - 1]) / (verified[i] - verified[i - 1])
+            part = (goal - curve[i - 1]) / (curve[i] - curve[i - 1])
             return float(tokens[i - 1] + part * (tokens[i] - tokens[i - 1]))
     return None
 
