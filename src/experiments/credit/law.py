@@ -4,10 +4,10 @@ A chain of K steps is verified with chance q^K, where q is the mean chance of a 
 q = .9^(1/K) of every step: .974 of 4 steps, .996 of 24. How many tokens, one a step, are sampled
 until a policy has that q depends on what a step hears of itself:
 
-* Verdicts on steps. A step is paid for itself, whatever stands around it: the same number of tokens
-  for any K.
+* Verdicts on steps. A step is paid for itself, whatever stands around it, so that length matters
+  little: a + b / K. (b: the rollouts of a problem begin alike, and tell the same of the same fact.)
 * Sums over solutions. A step hears its own verdict among K - 1 others. Its signal stays, and the
-  variance of the rest grows with K: a number of tokens that is linear in K.
+  variance of the rest grows with K: a + b K.
 
 Both are fitted to chains of FITTED steps, at the q that a longer one asks for, and held against
 chains of FORECAST steps, which nothing was fitted to.
@@ -23,11 +23,11 @@ from experiments.credit.tabular import POLICIES, make_table, run_lanes
 from experiments.results import Results, markdown
 
 RULE = "products"
-FITTED, FORECAST = (4, 6, 8), (12, 16, 24)
+FITTED, FORECAST = (4, 6, 8), (12, 24)
 GOAL = 0.9  # verified
 TOKENS = 384  # an update, whatever the length: a multiple of GROUP rollouts for all of them
-CHOSEN_ON = 0  # the base that rates are chosen on
-BASES = (1, 2, 3, 4, 5)  # these judge
+CHOSEN_ON = (0, 11, 12)  # the bases that rates are chosen on
+BASES = (6, 7, 8, 9, 10)  # these judge; on 1 to 5 the forms of the law were looked at
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,14 @@ class Law:
     """How the tokens to a chance per step depend on the length."""
 
     arm: str
-    power: int  # of K: 0 for verdicts on steps, 1 for sums
+    power: int  # of K in a + b K^power: -1 for verdicts on steps, 1 for sums
     rates: tuple[float, ...]
     budget: int  # sampled tokens of a run
 
 
 LAWS = (
-    Law("step-local", 0, (0.2, 0.4, 0.8, 1.6), 120_000),
+    Law("step-local", -1, (0.2, 0.4, 0.8, 1.6), 120_000),
     Law("RLOO, share of right steps", 1, (0.025, 0.05, 0.1, 0.2), 600_000),
-    Law("GRPO, share of right steps", 1, (0.025, 0.05, 0.1, 0.2), 600_000),
 )
 
 
@@ -69,23 +68,26 @@ def goal_per_step(num_steps: int) -> float:
     return GOAL ** (1 / num_steps)
 
 
-def fit(lengths: Sequence[int], tokens: Sequence[float], power: int) -> np.ndarray:
-    """Coefficients of a polynomial in K, the highest power first, by relative squares.
+def forecast_tokens(
+    lengths: Sequence[int], tokens: Sequence[float], power: int, num_steps: int
+) -> float:
+    """a + b K^power at `num_steps`, fitted to shorter lengths by relative squares.
 
-    A length that never arrived is not left out: nothing is fitted, and all are not numbers.
+    A length that never arrived is not left out: then there is no forecast, not a number.
     """
     if np.isnan(tokens).any():
-        return np.full(power + 1, np.nan)
-    return np.polyfit(lengths, tokens, power, w=1 / np.asarray(tokens))
+        return float("nan")
+    line = np.polyfit(np.power(lengths, float(power)), tokens, 1, w=1 / np.asarray(tokens))
+    return float(np.polyval(line, float(num_steps) ** power))
 
 
 def measure_tokens(b: Results, law: Law, num_steps: int) -> dict[int, list[float | None]]:
     """Sampled tokens to each goal per step on each judging base, None: never.
 
-    By the length whose goal it is. The rate is the fastest one on the base CHOSEN_ON, for each goal
-    by itself.
+    By the length whose goal it is. The rate is the one that was fastest on the bases CHOSEN_ON, all
+    of which it brought there, for each goal by itself.
     """
-    lanes = [(rate, base) for rate in law.rates for base in (CHOSEN_ON, *BASES)]
+    lanes = [(rate, base) for rate in law.rates for base in (*CHOSEN_ON, *BASES)]
 
     def work() -> dict:
         tables = np.stack([make_table(RULE, base) for _, base in lanes])
@@ -110,22 +112,25 @@ def measure_tokens(b: Results, law: Law, num_steps: int) -> dict[int, list[float
         return {"reached": reached}
 
     key = {"part": "law", "arm": law.arm, "num_steps": num_steps, "rates": list(law.rates)}
-    key |= {"budget": law.budget, "bases": list(BASES), "held": HELD}
+    key |= {"budget": law.budget, "bases": [*CHOSEN_ON, *BASES], "held": HELD}
     found = {}
     for k, reached in b.once(key, work)["reached"].items():
         by_rate = np.array(reached, float).reshape(len(law.rates), -1)  # None becomes nan
-        if np.isnan(by_rate[:, 0]).all():
-            found[int(k)] = [None] * len(BASES)
-            continue
-        chosen = by_rate[np.nanargmin(by_rate[:, 0])]
-        found[int(k)] = [None if np.isnan(x) else float(x) for x in chosen[1:]]
+        tried = [mean_tokens(row[: len(CHOSEN_ON)]) for row in by_rate]
+        # Where no rate brought all of them there, none is chosen, and nothing arrives.
+        best = None if np.isnan(tried).all() else int(np.nanargmin(tried))
+        chosen = [None] * len(lanes) if best is None else reached_by(by_rate[best])
+        found[int(k)] = chosen[-len(BASES) :]
     return found
+
+
+def reached_by(tokens: np.ndarray) -> list[float | None]:
+    """With None for what is not a number, as it is kept."""
+    return [None if np.isnan(x) else float(x) for x in tokens]
 
 
 def mean_tokens(reached: Sequence[float | None]) -> float:
     """Geometric mean over bases; not a number where one never arrived."""
-    if None in reached:
-        return float("nan")
     return float(np.exp(np.mean(np.log(np.array(reached, float)))))
 
 
@@ -135,7 +140,7 @@ def judge(b: Results, law: Law) -> list[Row]:
     rows = []
     for k in FORECAST:
         means = [mean_tokens(short[n][k]) for n in FITTED]
-        forecast = float(np.polyval(fit(FITTED, means, law.power), k))
+        forecast = forecast_tokens(FITTED, means, law.power, k)
         reached = measure_tokens(b, law, k)[k]
         arrived = [x for x in reached if x is not None] or [float("nan")]
         measured = mean_tokens(reached)
