@@ -284,6 +284,7 @@ def test_two_at_once_are_refused(smoke, capsys):
 def test_a_prompt_longer_than_the_context_is_refused(smoke, capsys):
     error = refused(capsys, "sample", smoke, "--stage", "pretrain", "--prompt", "word " * 500)
     assert "context is 128" in error
+    assert "max_new_tokens" in refused(capsys, "chat", smoke, "--ask", "hi", "--tokens", 0)
     error = refused(capsys, "chat", smoke, "--ask", "word " * 500)
     assert "context of 128" in error
 

@@ -93,6 +93,15 @@ def imported(folder: Path, template: str) -> Tokenizer:
     return t
 
 
+def test_templates_beside_the_one_that_is_used_are_said_to_be_left_out(tmp_path):
+    imported(tmp_path / "m", OWN)
+    more = tmp_path / "m" / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").write_text("{{ messages }}")
+    _, lost = load._read_marks(tmp_path / "m", read_bpe(tmp_path / "m" / "tokenizer.json"))
+    assert lost == ["the chat template 'rag'"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not PYTHON, reason="RAMP_TORCH_PYTHON names no interpreter with transformers")
 def test_ids_are_those_of_transformers(tmp_path):

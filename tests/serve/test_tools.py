@@ -232,6 +232,10 @@ for _ in range(900):
         ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0]"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "function", "function": {"name": "f", "paramters": {}}}]}, "paramters"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}]},
+            "tools[0].function.parameters",
+        ),
         ({"tools": {"a": 1}}, "tools"),
         ({"tools": [CLOCK] * 129}, "tools"),
         ({"tools": [CLOCK], "tool_choice": "always"}, "tool_choice"),

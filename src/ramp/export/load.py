@@ -380,6 +380,9 @@ def _read_marks(path, bpe):
     if isinstance(template, dict):
         lost = [f"the chat template {name!r}" for name in template if name != "default"]
         template = template.get("default", "")
+    # The newer place of what such a list holds.
+    more = sorted((path / "additional_chat_templates").glob("*.jinja"))
+    lost += [f"the chat template {file.stem!r}" for file in more]
     names = {i: name for name, i in bpe.ids.items()}
     numbers = configs["generation_config"].get(
         "eos_token_id", configs["config"].get("eos_token_id")

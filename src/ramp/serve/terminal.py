@@ -122,7 +122,7 @@ def chat(
     settings = c.sample
     if temperature is not None:
         settings = replace(settings, temperature=temperature)
-    if tokens:
+    if tokens is not None:
         settings = replace(settings, max_new_tokens=tokens)
     # A mistake is named before the model is loaded.
     c = config.check_config(replace(c, sample=settings), "the command line")

@@ -125,8 +125,10 @@ def _check_tool(tool, where):
         raise make_field_error(
             f"{where}.function.name", "must be 1 to 64 letters, digits, _, . or -"
         )
-    if not isinstance(function.get("parameters", {}), dict):
-        raise make_field_error(f"{where}.function.parameters", "must be a JSON schema")
+    parameters = function.get("parameters", {})
+    # Calls are read as objects: of another type none could be.
+    if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
+        raise make_field_error(f"{where}.function.parameters", "must be a JSON schema of an object")
     check_depth(function, f"{where}.function")
     return name
 
