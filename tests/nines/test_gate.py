@@ -210,6 +210,37 @@ def test_retrying_what_failed_changes_nothing():
     assert judge(trials.from_rows(second), 1).failures == judge(trials.from_rows(rows), 1).failures
 
 
+@pytest.mark.parametrize("failed", [40, 60, 85])
+@pytest.mark.parametrize("seeds", [{}, {"seed": 0}])
+def test_a_date_that_tries_again_what_failed_is_no_checkpoint(failed, seeds):
+    rows = [
+        {"date": "2026-01-01T10:00", "item": str(i), "success": int(i >= failed)} | seeds
+        for i in range(100)
+    ]
+    retried = [r | {"date": "2026-01-01T11:00", "success": 1} for r in rows[:failed]]
+    first = judge(trials.from_rows(rows), 1)
+    both = judge(trials.from_rows(rows + retried), 1)
+    assert (both.code, both.items, both.failures) == (FAIL, 100, failed)
+    assert replace(both, notes=first.notes) == first
+    # A later date of the whole suite, but for a few that broke, counts alone.
+    later = [r | {"date": "2026-01-02T10:00", "success": 1} for r in rows[:96]]
+    whole = judge(trials.from_rows(rows + retried + later), 1)
+    assert (whole.code, whole.items, whole.failures) == (PASS, 96, 0)
+
+
+def test_the_retry_of_pytest_does_not_pass(capsys, tmp_path):
+    for k, (hour, items) in enumerate(((10, 100), (11, 40)), 1):
+        cases = "".join(
+            f'<testcase classname="c" name="t{i}">{"<failure/>" * (k == 1 and i < 40)}</testcase>'
+            for i in range(items)
+        )
+        head = f'<testsuite name="pytest" timestamp="2026-01-01T{hour}:00:00" tests="{items}">'
+        (tmp_path / str(k)).mkdir()
+        (tmp_path / str(k) / "junit.xml").write_text(f"{head}{cases}</testsuite>")
+    code, out, _ = ask_gate(capsys, tmp_path, "--nines", 1)
+    assert (code, "40 of 100 items failed" in out) == (FAIL, True)
+
+
 def test_what_families_prove_is_not_passed_where_items_are_below_the_bar():
     large = [("large", i % 2) for i in range(100)]
     small = [(f"f{i}", 1) for i in range(100)]

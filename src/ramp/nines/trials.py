@@ -24,6 +24,8 @@ from ramp.nines.notes import AS_IS, Note, Reading
 
 # Independent trials that an accuracy rests on where no standard error in the table says so.
 DEFAULT_TRIALS = 100.0
+# Share of all tries that the last date repeats where it is a checkpoint: a few may have broken.
+WHOLE = 0.9
 UNNAMED = "#"  # before the seed of a try that has none in the file: its number says no order
 
 
@@ -344,13 +346,15 @@ def rank_dates(t: Trials) -> ndarray:
     """[N] the place of each row's date where dates are the checkpoints of a run, else 0.
 
     They are where there is no progress, and a date tries most of the suite (items and seeds) again.
+    The last date has to: it is the one that is judged, and may have tried again what failed alone.
     """
     dates, place = np.unique(t.date, return_inverse=True)
     # The times of a live log differ from row to row, and tries may be spread over days.
     tries = len(group_rows(t.task, t.item, t.slice, t.seed)[0])
     is_repeated = len(t) > tries and 2 * len(t) > len(dates) * tries
+    is_whole = np.sum(place == len(dates) - 1) >= WHOLE * tries
     is_log = len(t) < 2 * len(dates)
-    return place * (is_repeated and not is_log and not checkpoint_progress(t).any())
+    return place * (is_repeated and is_whole and not is_log and not checkpoint_progress(t).any())
 
 
 def accuracy_curves(t: Trials) -> Curves:
