@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return dispatch(words, restart=argv is None)
     except UserError as error:
         print(f"ramp: {error}", file=sys.stderr)
-        return nines.EXIT_MISTAKE if words[:2] == ["nines", "gate"] else EXIT_USER
+        return choose_mistake_code(words)
     except KeyboardInterrupt:
         print("ramp: interrupted", file=sys.stderr)
         return interrupts.EXIT_INTERRUPTED
@@ -83,7 +83,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"ramp: {error.filename}: {error.strerror}; name a folder that may be written",
             file=sys.stderr,
         )
-        return EXIT_USER
+        return choose_mistake_code(words)
+
+
+def choose_mistake_code(words: Sequence[str]) -> int:
+    """64 where a pipeline would take 2 for the "undecided" of `ramp nines gate`."""
+    name, what = [*words, "", ""][:2]
+    # It may be misspelled: a pipeline that lets 2 pass would never try the gate.
+    is_gate = what == "gate" or (name == "nines" and what not in nines.COMMANDS)
+    return nines.EXIT_MISTAKE if is_gate else EXIT_USER
 
 
 def dispatch(words: Sequence[str], restart: bool = False) -> int:

@@ -1,6 +1,8 @@
 import csv
+import errno
 import json
 from dataclasses import replace
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -426,6 +428,27 @@ def test_a_mistake_is_no_verdict(capsys, tmp_path):
     assert "--baseline-run NAME" in ask_gate(capsys, log, "--baseline", two)[2]
     words = [two, "--where", "run=a", "--nines", 1, "--baseline", two]
     assert ask_gate(capsys, *words, "--baseline-run", "b")[0] == PASS
+
+
+@pytest.mark.parametrize("option", ["--junit", "--page"])
+def test_a_report_that_cannot_be_written_is_a_mistake_beside_the_verdict(
+    capsys, tmp_path, monkeypatch, option
+):
+    def refuse(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    bad = write_log(tmp_path / "bad.csv", np.zeros(60))
+    for write in ("write_text", "write_bytes"):
+        monkeypatch.setattr(Path, write, refuse)
+    monkeypatch.setattr("ramp.files.open_atomic", refuse)
+    code, out, error = ask_gate(capsys, bad, "--nines", 1, option, tmp_path / "report")
+    assert (code, out.startswith("FAIL")) == (64, True)
+    assert "name a folder that may be written" in error
+
+
+@pytest.mark.parametrize("words", ["nines gates", "nines", "nine gate", "nines --json gate"])
+def test_a_misspelled_gate_is_not_undecided(words):
+    assert main([*words.split(), "log.csv"]) == 64
 
 
 def test_a_baseline_is_another_checkpoint(capsys, tmp_path):

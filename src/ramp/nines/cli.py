@@ -223,7 +223,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a command: print its answer, and write the page if one is asked for."""
+    """Run a command: print its answer, and write the files that are asked for."""
     from ramp.nines import commands, report
 
     for path in (args.page, getattr(args, "record", None), getattr(args, "junit", None)):
@@ -233,22 +233,39 @@ def run(args: argparse.Namespace) -> int:
     # The functions have the names of the commands.
     answer = getattr(commands, args.what.replace("-", "_"))(args)
     # What reading the logs did to them goes with every answer.
-    notes = getattr(args, "notes", ())
-    said = report.note_parts(notes)
+    said = report.note_parts(getattr(args, "notes", ()))
+    try:
+        _write_files(args, [*answer.parts, *said], answer.junit)
+    finally:
+        # A verdict is known whatever becomes of its files.
+        _print(args, answer, said)
+    return answer.code
+
+
+def _write_files(args, parts, junit):
+    from ramp.nines import report
+
+    if getattr(args, "junit", None):
+        args.junit.write_text(junit, encoding="utf-8")
     if args.page:
         name = f": {args.file[0].name}" if "file" in args else ""
-        report.write_parts(args.page, f"ramp nines {args.what}{name}", [*answer.parts, *said])
+        report.write_parts(args.page, f"ramp nines {args.what}{name}", parts)
+
+
+def _print(args, answer, said):
+    from ramp.nines import report
+
     if args.json:
         # By way of JSON, which may still hold NaN.
         plain = json.loads(json.dumps(answer.figures, default=_to_plain))
         # What a verdict says of the trials that it counted, and what reading did.
         own = [{"kind": "counted", "text": text, "rows": 0} for text in plain.get("notes", ())]
+        notes = getattr(args, "notes", ())
         print(to_json(plain | {"notes": own + [vars(note) for note in notes]}, indent=1))
     else:
         report.print_parts(answer.parts)
         # Apart from the answer, which may be one line for a pipeline.
         report.print_parts(said, sys.stderr)
-    return answer.code
 
 
 def _to_plain(value):

@@ -128,10 +128,8 @@ def gate(args: Namespace) -> Answer:
     if baseline is not None and args.baseline.resolve() in {path.resolve() for path in args.file}:
         _require_other(t, baseline)
     v = judge(t, args.nines, args.confidence, args.unit, baseline)
-    if args.junit:
-        args.junit.write_text(junit(v), encoding="utf-8")
     figures = {"verdict": v.name, "summary": v.sentence} | vars(v)
-    return Answer(figures, [v.sentence, *v.notes], v.code)
+    return Answer(figures, [v.sentence, *v.notes], v.code, junit(v))
 
 
 def _require_other(t, baseline):

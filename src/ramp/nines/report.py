@@ -28,6 +28,7 @@ class Answer:
     figures: Any  # for a program: a dict or a dataclass
     parts: list[Part]  # for people
     code: int = 0  # exit code
+    junit: str = ""  # the report for --junit
 
 
 def write_parts(path: Path, title: str, parts: list[Part]) -> None:
