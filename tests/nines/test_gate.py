@@ -285,6 +285,28 @@ def test_a_log_that_grows_by_families_is_one_unit_until_the_second_comes():
     assert second.bounds[0] >= first.bounds[0]
 
 
+@pytest.mark.parametrize("seeds", [{}, {"seed": 0}])
+def test_items_that_are_numbered_anew_in_each_family_are_refused(seeds):
+    rows = [
+        {"item": str(i), "family": f"f{k}", "success": int(k != 3)} | seeds
+        for k in range(12)
+        for i in range(40)
+    ]
+    with pytest.raises(UserError, match=r"several families .*such as f0/0"):
+        judge(trials.from_rows(rows), 1)
+    # What the message says to do, works.
+    named = [r | {"item": f"{r['family']}/{r['item']}"} for r in rows]
+    v = judge(trials.from_rows(named), 1)
+    assert (v.items, v.failures, v.units) == (480, 40, 12)
+
+
+def test_a_family_counts_whichever_of_its_rows_names_it():
+    rows = [{"item": str(i), "seed": s, "success": 1} for i in range(40) for s in (0, 1)]
+    for named in (0, 1):
+        some = [r | {"family": "f"} if r["seed"] == named else r for r in rows]
+        assert judge(trials.from_rows(some), 1).units == 1
+
+
 @pytest.mark.parametrize("seeds", [("2", "10"), ("", "0"), ("7", "x"), ("83", "12")])
 def test_only_seeds_from_0_or_1_on_say_which_try_was_first(seeds):
     first, retry = seeds

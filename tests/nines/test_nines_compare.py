@@ -165,6 +165,19 @@ def test_one_family_shows_nothing_alone():
     assert compare_runs(pairs, unit="item")[0].p_value < 0.001
 
 
+def test_the_family_of_an_item_is_told_by_any_of_its_rows():
+    plain = rows("a", [0] * 120)
+    named = [r | {"family": f"f{i // 30}"} for i, r in enumerate(rows("b", [1] * 120))]
+    for parts in ((plain, named), (named, plain)):
+        (c,) = compare(*parts)
+        assert (c.unit, c.units) == ("family", 4)
+        assert c.p_value == pytest.approx(2 / 2**4)
+    # One family in one log, another in the other.
+    other = [r | {"run": "a", "family": "g"} for r in named]
+    with pytest.raises(UserError, match="'0' of task is of several families"):
+        compare(other, named)
+
+
 def test_a_larger_difference_never_has_the_larger_p():
     previous = 1.0
     for k in (1, 5, 10, 13, 14, 15, 19, 30, 60):

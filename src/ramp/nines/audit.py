@@ -21,7 +21,14 @@ from ramp.nines.sequential import (
     count_clean_units,
     count_evidence,
 )
-from ramp.nines.trials import UNNAMED, Trials, checkpoint_progress, group_rows, rank_dates
+from ramp.nines.trials import (
+    UNNAMED,
+    Trials,
+    checkpoint_progress,
+    group_rows,
+    name_families,
+    rank_dates,
+)
 from ramp.nines.words import plural
 
 # What a demo and a pilot take; rates are those that are shown at the confidence asked for.
@@ -171,7 +178,7 @@ def last_checkpoint(t: Trials) -> LastCheckpoint:
         task=t.task[row_of_item],
         item=t.item[row_of_item],
         passed=~failed,
-        family=t.family[row_of_item],
+        family=name_families(item, t.family, t.task, t.item),
         notes=tuple(_describe_choices(t, tries, is_ordered, which)),
     )
 

@@ -21,7 +21,7 @@ from ramp.nines.audit import choose_unit, find_last
 from ramp.nines.cleaning import parse_number
 from ramp.nines.intervals import Interval
 from ramp.nines.notes import list_some
-from ramp.nines.trials import Trials, group_rows
+from ramp.nines.trials import Trials, group_rows, name_families
 
 EXACT = 14  # units up to which all patterns of signs are tried
 SAMPLED = 500  # units up to which they are drawn
@@ -104,6 +104,7 @@ def pair_items(first: Trials, second: Trials) -> Pairs:
     )
     is_second = np.arange(len(task)) >= len(last[0])
     item = group_rows(task, names)[1]
+    family = name_families(item, family, task, names)[item]
     row_of_cell, cell = group_rows(item, slices)
     tries = np.stack(
         [np.bincount(cell[own], minlength=len(row_of_cell)) for own in (~is_second, is_second)]

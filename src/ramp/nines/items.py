@@ -27,7 +27,7 @@ from scipy.sparse import csr_array, diags_array
 from scipy.special import digamma, expit, gammaln, log_expit, logsumexp
 
 from ramp.errors import UserError
-from ramp.nines.trials import Trials, checkpoint_progress, group_rows
+from ramp.nines.trials import Trials, checkpoint_progress, group_rows, name_families
 
 # Priors of log sd_item, log sd_family and log φ, and where they are searched.
 HYPER_MEAN = np.array([0.0, -0.5, 2.0])
@@ -134,7 +134,8 @@ def sum_cells(t: Trials) -> Cells:
     first, item = group_rows(t.task, t.item)
     if len(first) < 2:
         raise UserError("one item cannot tell how items differ; give two or more distinct items")
-    families, family = np.unique(np.where(t.family == "", t.task, t.family), return_inverse=True)
+    named = name_families(item, t.family, t.task, t.item)
+    families, family = np.unique(np.where(named == "", t.task[first], named), return_inverse=True)
     # The empty name sorts first: base is the slice that others are compared with.
     slices, in_slice = np.unique(np.where(t.slice == "base", "", t.slice), return_inverse=True)
     last, model = find_models(t)
@@ -150,7 +151,7 @@ def sum_cells(t: Trials) -> Cells:
         x=x[last],
         items=[f"{t.task[i]}/{t.item[i]}" for i in first],
         slices=[str(name) or "base" for name in slices],
-        family=family[first],
+        family=family,
         difficulty=t.difficulty[first] - t.difficulty[first].mean(),
         families=families.tolist(),
         mean_difficulty=float(t.difficulty[first].mean()),

@@ -20,7 +20,7 @@ from ramp.errors import UserError
 from ramp.nines import cleaning, columns, formats, selection
 from ramp.nines.cleaning import ALIASES, DEFAULTS, KEY
 from ramp.nines.columns import Table
-from ramp.nines.notes import AS_IS, Note, Reading
+from ramp.nines.notes import AS_IS, Note, Reading, list_some
 
 # Independent trials that an accuracy rests on where no standard error in the table says so.
 DEFAULT_TRIALS = 100.0
@@ -130,6 +130,9 @@ def from_table(table: Table, reading: Reading = AS_IS, notes: Sequence[Note] = (
         t = replace(t, size=np.array([parse_size(name) for name in names])[run])
         if np.isfinite(t.size).any():
             said.append(Note("guess", "sizes are read from the names of runs"))
+    if (t.family != "").any():
+        # By run, since systems may have families. Else items of one name are taken as tries of one.
+        name_families(_group(t, ("run", "task", "item")), t.family, t.task, t.item)
     if (t.seed == "").all():
         # Repeats without a name are numbered, where there are items to repeat.
         earlier = selection.count_earlier(_group(t, KEY[:-1]))
@@ -279,6 +282,29 @@ def group_rows(*columns: ndarray) -> tuple[ndarray, ndarray]:
         code = group * len(values) + index
         group = np.unique(code, return_inverse=True)[1]
     return np.unique(group, return_index=True)[1], group
+
+
+def name_families(group: ndarray, family: ndarray, task: ndarray, item: ndarray) -> ndarray:
+    """[G] the family of each group of rows of one item, which some of its rows may leave out.
+
+    Raises UserError for an item of several families: they are several items with one name.
+    """
+    families = np.full(group.max() + 1, "", family.dtype)
+    named = np.flatnonzero((family != "") & (item != ""))
+    if not len(named):
+        return families
+    rows = named[group_rows(group[named], family[named])[0]]
+    count = np.bincount(group[rows])
+    if count.max() > 1:
+        own = rows[group[rows] == count.argmax()]
+        first = own[0]
+        raise UserError(
+            f"the item {str(item[first])!r} of {task[first]} is of several families "
+            f"({list_some(family[own], 3)}); give items of each family names of their own, such "
+            f"as {family[first]}/{item[first]}; where families are of systems, say --ignore family"
+        )
+    families[group[rows]] = family[rows]
+    return families
 
 
 def _number_values(column):
