@@ -55,6 +55,17 @@ def test_interval_holds_what_the_test_does_not_reject(n):
     assert low < totals.mean() < high
 
 
+@pytest.mark.parametrize("largest", [40, 2000, 20_000])
+def test_the_estimate_lies_in_its_interval_whatever_the_sizes(largest):
+    rng = np.random.default_rng(largest)
+    sizes = np.append(np.ones(600), largest)
+    for share in (0.3, -0.9):
+        totals = np.append(rng.choice([-1.0, 0.0, 1.0], 600), share * largest)
+        low, high = flip_interval(totals, sizes)
+        assert -1 <= low <= totals.sum() / sizes.sum() <= high <= 1
+        assert (low, high) == (-1, 1) or largest == 40
+
+
 def null_difference(kind, rng):
     """Families of items whose two systems do not differ: [I] differences and the families."""
     families, size = ITEMS.get(kind, (40, 1))

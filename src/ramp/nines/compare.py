@@ -257,7 +257,11 @@ def flip_interval(totals: ndarray, sizes: ndarray, confidence: float = 0.95) -> 
         z = norm.isf((1 - confidence) / 2)
         shape = np.array([sizes @ sizes, -2 * (sizes @ totals), totals @ totals])
         square = np.array([1, -2 * center, center**2]) * sizes.sum() ** 2
-        low, high = np.sort(np.roots(square - z**2 * shape).real)
+        excess = square - z**2 * shape
+        if excess[0] <= 0:
+            # A unit so large that however far off, the sum is never z deviations from 0.
+            return -1.0, 1.0
+        low, high = np.sort(np.roots(excess).real)
         return max(float(low), -1.0), min(float(high), 1.0)
     signs = _draw_signs(len(totals))
     flipped = signs @ totals
