@@ -138,6 +138,18 @@ def test_monitor_command_and_its_mistakes(capsys, tmp_path):
     assert "--by date or compute" in capsys.readouterr().err
 
 
+def test_trials_without_a_place_are_refused_with_since_too(capsys, tmp_path):
+    rows = [f"{'' if i % 2 else '2026-01-01'},q{i},{int(i % 2 == 0)}" for i in range(400)]
+    path = tmp_path / "log.csv"
+    path.write_text("date,item,success\n" + "\n".join(rows))
+    for words in ([], ["--since", "2025-01-01"]):
+        assert main(["nines", "monitor", str(path), *words]) == 2
+        assert "200 of 400 trials have no date" in capsys.readouterr().err
+    for option in ("--one-in", "--rate", "--seconds", "--within"):
+        assert main(["nines", "monitor", str(path), option, "nan"]) == 2
+        assert "'nan' is no number" in capsys.readouterr().err
+
+
 def test_a_log_that_never_held_did_not_fall(capsys, tmp_path):
     rows = [f"2026-01-{d:02},{i},0" for d in range(1, 9) for i in range(20)]
     path = tmp_path / "log.csv"

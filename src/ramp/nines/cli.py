@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import sys
+from contextlib import suppress
 
 from ramp.errors import UserError
 from ramp.files import parse_path, to_json
@@ -18,16 +19,22 @@ def _argument(name, **options):
     return name, options
 
 
+def parse_real(text: str) -> float:
+    """A number. NaN is refused: no bar that it is compared with would stop it."""
+    with suppress(ValueError):
+        number = float(text)
+        if not math.isnan(number):
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is no number")
+
+
 def _number(name, default, text=None, **options):
-    return _argument(name, type=float, default=default, help=text, **options)
+    return _argument(name, type=parse_real, default=default, help=text, **options)
 
 
 def parse_nines(text: str) -> float:
     """A number of nines. What looks like a success rate is refused: .99 is two nines, not .99."""
-    try:
-        nines = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    nines = parse_real(text)
     if not 0 < nines <= 9:
         raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 9")
     if 0.9 <= nines < 1:
