@@ -12,7 +12,7 @@ from ramp.cli import main
 from ramp.errors import UserError
 from ramp.nines import trials
 from ramp.nines.audit import unit_evidence
-from ramp.nines.gate import FAIL, PASS, UNDECIDED, judge
+from ramp.nines.gate import FAIL, PASS, UNDECIDED, judge, junit
 from ramp.nines.sequential import (
     clean_evidence,
     confidence_sequence,
@@ -450,6 +450,14 @@ def test_a_mistake_is_no_verdict(capsys, tmp_path):
     assert "--baseline-run NAME" in ask_gate(capsys, log, "--baseline", two)[2]
     words = [two, "--where", "run=a", "--nines", 1, "--baseline", two]
     assert ask_gate(capsys, *words, "--baseline-run", "b")[0] == PASS
+
+
+def test_every_report_is_xml_whatever_the_names_of_items():
+    odd = ["a\x1b[31m", "b\x00", "c\ufffe", "d\ud800", "<&é\U0001f600"]
+    v = judge(trials.from_rows({"item": name, "success": 0} for name in odd[:1]), 1)
+    root = ElementTree.fromstring(junit(replace(v, failing=tuple(odd))).encode())
+    named = root.find("testcase/system-out").text.splitlines()[-1]
+    assert named == "failed: a\ufffd[31m, b\ufffd, c\ufffd, d\ufffd, <&é\U0001f600"
 
 
 @pytest.mark.parametrize("option", ["--junit", "--page"])

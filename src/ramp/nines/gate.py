@@ -7,6 +7,7 @@ after every family that was tried as a whole, and where size tells nothing of su
 """
 
 import math
+import re
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -28,6 +29,8 @@ from ramp.nines.words import describe_nines, plural, say_bounds
 # Exit codes. A mistake in the arguments or the log is none of them.
 PASS, FAIL, UNDECIDED = range(3)
 NAMES = ("pass", "fail", "undecided")
+# What XML 1.0 forbids, and no parser reads.
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 NAMED = 100  # items that failed and are named in a report
 
 
@@ -199,4 +202,5 @@ def junit(v: Verdict) -> str:
         ElementTree.SubElement(case, "failure", type=v.name, message=v.sentence)
     named = [f"failed: {', '.join(v.failing)}"] if v.failing else []
     ElementTree.SubElement(case, "system-out").text = "\n".join([v.sentence, *v.notes, *named])
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    text = ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
