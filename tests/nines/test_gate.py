@@ -317,6 +317,19 @@ def test_only_seeds_from_0_or_1_on_say_which_try_was_first(seeds):
     assert failures == (0 if retry == "0" else 60)
 
 
+def test_whole_seeds_are_the_same_however_they_are_written(tmp_path):
+    path = tmp_path / "log.csv"
+    verdicts = []
+    for form in ("{}", "{}.0"):
+        rows = [f"{i},{form.format(k)},{int(k == 0)}" for i in range(60) for k in range(3)]
+        path.write_text("item,seed,success\n" + "\n".join(rows))
+        t = trials.read(path)
+        assert sorted(set(t.seed)) == ["0", "1", "2"]
+        verdicts.append(judge(t, 1))
+    assert verdicts[0] == verdicts[1]
+    assert verdicts[1].code == PASS
+
+
 def test_one_odd_seed_does_not_reorder_the_rest():
     rows = [{"item": str(i), "seed": k, "success": int(k != 0)} for i in range(60) for k in (0, 1)]
     assert judge(trials.from_rows(rows), 1).failures == 60

@@ -444,7 +444,7 @@ def to_text_array(table: Table, key: str) -> ndarray:
     if key not in table:
         return np.full(count_rows(table), DEFAULTS[key])
     column = table[key]
-    parse = parse_date if key == "date" else to_text
+    parse = {"date": parse_date, "seed": parse_seed}.get(key, to_text)
     texts = [DEFAULTS[key] if value is None else parse(value) for value in column.values]
     return np.array(texts, str)[column.codes] if texts else np.array([], str)
 
@@ -509,6 +509,11 @@ def to_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
+
+
+def parse_seed(value: Any) -> str:
+    """A seed as text: "0.0", as pandas writes it beside a gap, is the first try as 0 is."""
+    return re.sub(r"^(\d+)\.0+$", r"\1", to_text(value))
 
 
 def parse_date(value: Any) -> str:
