@@ -93,6 +93,28 @@ def test_systems_need_a_task_to_be_predicted_from():
         of([r for r in suite() if r["task"] == "target"])
 
 
+def test_a_sparse_table_names_the_tasks_that_were_tried_most(tmp_path, capsys):
+    rows = [
+        row
+        for row in suite()
+        # The last five did not try the target.
+        if int(row["run"][1:]) < {"target": 20, "a": 25, "b": 4}[row["task"]]
+        or (row["task"] == "b" and int(row["run"][1:]) >= 21)
+    ]
+    path = tmp_path / "systems.csv"
+    with path.open("w", newline="") as file:
+        out = csv.DictWriter(file, rows[0])
+        out.writeheader()
+        out.writerows(rows)
+    words = ["nines", "observe", str(path), "--task", "target"]
+    assert main(words) == 2
+    assert "so many systems: a (20), b (4)" in capsys.readouterr().err
+    # What the message says to do, works.
+    assert main([*words, "--predictors", "a", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["target"]
+    assert set(found) == {"s20", "s21", "s22", "s23", "s24"}
+
+
 shared = os.environ.get("RAMP_SHARED_DATA")
 EMERGENT = ("parsinlu_qa_2_acc", "word_unscrambling_2_exact_match", "ipa_transliterate_2_exact_match",
             "arithmetic_3ds_2_acc", "arithmetic_3da_2_acc", "arithmetic_2dm_2_acc", "arithmetic_2da_2_acc")  # fmt: skip

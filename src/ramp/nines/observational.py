@@ -19,6 +19,7 @@ from ramp.errors import UserError
 from ramp.nines import gaussian_process
 from ramp.nines.backtest import coverage, crps, pit
 from ramp.nines.baselines import DRAWS, accuracy_logits, observe_accuracy
+from ramp.nines.notes import list_some
 from ramp.nines.trials import Columns, Trials, accuracy_curves, checkpoint_progress
 
 # Prior means of the log scales, each normal with standard deviation 1: the standard deviations of
@@ -87,7 +88,17 @@ def build_systems(
         common = names[np.isfinite(y).mean(0) >= 0.9].tolist()
         predictors = [name for name in common if name not in (task, *never)]
     others = [name for name in tasks if name != task]
-    for name in predictors or ["none"]:
+    if not predictors:
+        # Those help most that were tried where the task was: from there it learns.
+        both = np.isfinite(y[np.isfinite(y[:, tasks.index(task)])]).sum(0)
+        most = sorted(others, key=lambda name: -both[tasks.index(name)])
+        tried = [f"{name} ({both[tasks.index(name)]})" for name in most]
+        raise UserError(
+            f"{task} is predicted from other tasks, and nine tenths of the {len(runs)} systems "
+            f"tried none; name some with --predictors; beside {task} were tried, by so many "
+            f"systems: {list_some(tried) or 'none'}"
+        )
+    for name in predictors:
         if name not in others:
             raise UserError(
                 f"{task} is predicted from other tasks, not from {name!r}; "
