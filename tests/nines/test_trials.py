@@ -74,6 +74,17 @@ def test_broken_files_get_one_sentence(tmp_path, name):
             trials.read(write(tmp_path, text, "odd.json"))
 
 
+def test_a_blank_after_a_comma_is_no_part_of_a_name(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("\ufeffitem, success ,seed\nq1, true, 0\nq2, failed, 0\n")
+    t = trials.read(path)
+    assert t.success.tolist() == [1, 0]
+    assert t.item.tolist() == ["q1", "q2"]
+    path.write_text("item,success, success\nq1,1,1\n")
+    with pytest.raises(UserError, match="'success' is there twice"):
+        trials.read(path)
+
+
 def test_repeats_without_seeds_are_numbered(tmp_path):
     t = trials.read(write(tmp_path, "run,step,item,success\na,1,i,1\na,1,i,0\na,1,j,0"))
     assert t.seed.tolist() == ["#0", "#1", "#0"]

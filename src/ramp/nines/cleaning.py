@@ -493,14 +493,14 @@ def parse_number(value: Any, default: float | None = None) -> float | None:
     if value is None:
         return default
     try:
-        return float(TRUTHS.get(str(value).lower(), value))
+        return float(TRUTHS.get(str(value).strip().lower(), value))
     except (TypeError, ValueError):
         return None
 
 
 def parse_success(value: Any, default: float | None = None) -> float | None:
     """The same of an outcome, which may be a word such as "passed"."""
-    return parse_number(OUTCOMES.get(str(value).lower(), value), default)
+    return parse_number(OUTCOMES.get(str(value).strip().lower(), value), default)
 
 
 def to_text(value: Any) -> str:

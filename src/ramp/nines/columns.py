@@ -184,20 +184,22 @@ def read_csv(path: Path) -> Table:
     with path.open(encoding="utf-8-sig", newline="") as file:
         delimiter = _find_delimiter(file.readline())
         file.seek(0)
-        names = next(csv.reader(file, strict=True, delimiter=delimiter), [])
+        written = next(csv.reader(file, strict=True, delimiter=delimiter), [])
+    # A blank after the comma is no part of a name.
+    names = [name.strip() for name in written]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"its column {min(twice)!r} is there twice")
     if not names:
         return {}
     # As they are written: the item "007" is no number.
-    types = {name: pa.dictionary(pa.int32(), pa.string()) for name in names}
+    types = {name: pa.dictionary(pa.int32(), pa.string()) for name in written}
     table = arrow.read_csv(
         path,
         read_options=arrow.ReadOptions(use_threads=False),
         parse_options=arrow.ParseOptions(newlines_in_values=True, delimiter=delimiter),
         convert_options=arrow.ConvertOptions(column_types=types, strings_can_be_null=False),
     )
-    return _from_arrow_table(table)
+    return _from_arrow_table(table.rename_columns(names))
 
 
 def _find_delimiter(head):

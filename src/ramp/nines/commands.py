@@ -313,7 +313,8 @@ def forecast(args: Namespace) -> Answer:
 def _read_schedule(path, unit):
     """The (date, compute or step) of each row, in the unit that the trials have."""
     try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        rows = list(csv.DictReader(lines, skipinitialspace=True))
         # The day as it is written: in UTC a midnight may be of the day before.
         return [(parse_date(row["date"][:10]), float(row[unit])) for row in rows]
     except KeyError as error:
