@@ -249,6 +249,17 @@ def test_mistakes_are_one_sentence(capsys, table, tmp_path):
     assert "nothing to extrapolate" in refused(capsys, "forecast", steps)
 
 
+def test_rates_have_the_digits_that_matter():
+    one = 1 - 2.0**-53  # a mean of ones, but for its last bit
+    assert [say_rate(rate) for rate in (one, 1, 0, 0.8, 0.987)] == [
+        "100%",
+        "100%",
+        "0%",
+        "80%",
+        "98.7%",
+    ]
+
+
 def test_help_needs_neither_jax_nor_numpy():
     code = "import sys; from ramp.nines import cli; sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'scipy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

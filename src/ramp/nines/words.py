@@ -18,7 +18,8 @@ def describe_nines(nines: float) -> str:
 def count_decimals(rate: float) -> int:
     """Decimals that show two digits of a rate, or of what is missing to 1."""
     rest = min(rate, 1 - rate)
-    return 2 if rest <= 0 else min(9, 1 - math.floor(math.log10(rest)))
+    # The mean of many ones may miss 1 by its last bit.
+    return 2 if rest < 1e-12 else min(9, 1 - math.floor(math.log10(rest)))
 
 
 def say_rate(rate: float) -> str:
