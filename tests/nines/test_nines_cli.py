@@ -232,6 +232,7 @@ def test_mistakes_are_one_sentence(capsys, table, tmp_path):
     assert "not a file" in refused(capsys, "fit", tmp_path / "none.csv")
     assert "NAME=" in refused(capsys, "forecast", table, "--slice", "base")
     assert "sums to" in refused(capsys, "forecast", table, "--slice", "base=.5")
+    assert "sums to nan" in refused(capsys, "forecast", table, "--slice", "base=nan")
     assert "no trial belongs" in refused(capsys, "forecast", table, "--run", "nobody")
     assert "schedule" in refused(capsys, "forecast", table, "--schedule", tmp_path / "none.csv")
     assert "together" in refused(capsys, "backtest", table, "--origin", 10)

@@ -41,7 +41,10 @@ def test_the_worst_slice_holds_readiness_back():
     assert outlook(good, {"base": good, "typos": bad}).ready_at(2, 0.9) == np.inf
 
 
-@pytest.mark.parametrize("mix", [{"a": 0.5}, {"a": 0.7, "b": 0.7}, {"c": 1.0}, {"a": -1, "b": 2}])
+@pytest.mark.parametrize(
+    "mix",
+    [{"a": 0.5}, {"a": 0.7, "b": 0.7}, {"c": 1.0}, {"a": -1, "b": 2}, {"a": np.nan, "b": 1}],
+)
 def test_a_mix_must_be_parts_of_one(mix):
     with pytest.raises(UserError):
         readiness.mix_weights(mix, ["a", "b"], "slice", np.ones(2))

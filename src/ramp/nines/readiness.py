@@ -76,7 +76,8 @@ def mix_weights(
                 f"the mix names the {what} {name!r}, which has no trial; use {', '.join(names)}"
             )
     total = sum(mix.values())
-    if min(mix.values()) < 0 or abs(total - 1) > 1e-6:
+    # NaN is neither near 1 nor far from it.
+    if min(mix.values()) < 0 or not abs(total - 1) <= 1e-6:
         raise UserError(f"the mix over each {what} sums to {total:g}; it must be parts of 1")
     return np.array([mix.get(name, 0.0) for name in names])
 
