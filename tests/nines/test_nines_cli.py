@@ -261,6 +261,19 @@ def test_rates_have_the_digits_that_matter():
     ]
 
 
+def test_a_file_of_items_has_one_id_a_line(capsys, tmp_path):
+    log = tmp_path / "log.jsonl"
+    names = ["add(1, 2)", "add(2, 2)", "é", "other"]
+    log.write_text("".join(json.dumps({"run": "a", "item": n, "success": 1}) + "\n" for n in names))
+    words = ["audit-demo", log, "--run", "a", "--items", f"@{tmp_path / 'items.txt'}"]
+    text = "\r\n".join(names[:3]) + "\n"
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "items.txt").write_bytes(text.encode(encoding))
+        assert ask(capsys, *words)["items"] == 3
+    (tmp_path / "items.txt").write_bytes(text.encode("utf-16"))
+    assert "not text in UTF-8" in refused(capsys, *words)
+
+
 def test_help_needs_neither_jax_nor_numpy():
     code = "import sys; from ramp.nines import cli; sys.exit(any(m in sys.modules for m in ('jax', 'numpy', 'scipy')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

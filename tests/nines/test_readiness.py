@@ -51,6 +51,15 @@ def test_a_mix_must_be_parts_of_one(mix):
     assert readiness.mix_weights({"b": 1.0}, ["a", "b"], "slice", np.ones(2)).tolist() == [0, 1]
 
 
+def test_a_demo_of_items_that_the_run_never_tried_is_refused():
+    rows = [{"run": r, "item": str(i), "success": 1} for r in "ab" for i in range(9)]
+    t = trials.from_rows([r for r in rows if r["run"] == "b" or r["item"] > "1"])
+    for chosen in (["0", "1"], ["0", "5"]):
+        with pytest.raises(UserError, match=r"a has no trial of the demo item '0'.*such as 2"):
+            audit.audit_demo(t, "a", chosen)
+    assert audit.audit_demo(t, "a", ["5"]).pass_rate == 1
+
+
 def test_dates_come_from_the_schedule_only():
     plan = [("2027-01-01", 1e20), ("2028-01-01", 1e22)]
     assert readiness.schedule_dates(plan, np.array([21.0, 23.0, 19.0])) == ["2027-07-03", "", ""]

@@ -408,12 +408,15 @@ def audit_demo(
         t = replace(t, item=np.char.add(np.char.add(t.task, "/"), t.item))
     is_run = t.run == run
     suite, item = np.unique(t.item, return_inverse=True)
-    missing = [name for name in chosen if name not in suite]
-    if not is_run.any() or missing or not chosen:
-        what = f"the demo item {(missing or ['?'])[0]!r}" if is_run.any() else f"the run {run!r}"
+    if not is_run.any():
+        raise UserError(f"the run {run!r} has no trials; there are {list_some(np.unique(t.run))}")
+    own = t[is_run]
+    tried = np.unique(own.item)
+    missing = [name for name in chosen if name not in tried]
+    if missing or not chosen:
         raise UserError(
-            f"{what} has no trials; an audit needs the demo's items among the trials of the suite, "
-            f"such as {suite[0]}"
+            f"{run} has no trial of the demo item {(missing or ['?'])[0]!r}; an audit needs the "
+            f"demo's items among its trials of the suite, such as {tried[0]}"
         )
     if len(set(chosen)) >= len(suite):
         raise UserError(
@@ -425,7 +428,6 @@ def audit_demo(
     other_tries = np.bincount(item) - tries
     difficulty = -logit((other_successes + 0.5) / (other_tries + 1))
     places = np.flatnonzero(np.isin(suite, chosen))
-    own = t[is_run]
     pass_rate = own.success[np.isin(own.item, chosen)].mean()
     suite_pass_rate = own.success.mean()
     k = int(min(8, tries.min()))

@@ -446,17 +446,23 @@ def _score_systems(systems, compute):
     return Answer(figures, [f"## Systems above {compute:g} FLOP, from those up to it", rows])
 
 
+def _read_lines(path):
+    if not path.is_file():
+        raise UserError(
+            f"{path} is not a file; --items takes ids with commas, or @FILE with one id a line"
+        )
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not text in UTF-8; save it with that encoding") from None
+
+
 def audit_demo(args: Namespace) -> Answer:
     """How much a choice of items flatters a system."""
-    text = args.items
-    if text.startswith("@"):
-        path = Path(text[1:])
-        if not path.is_file():
-            raise UserError(
-                f"{path} is not a file; --items takes ids with commas, or @FILE with one id a line"
-            )
-        text = path.read_text(encoding="utf-8").replace("\n", ",")
-    chosen = [name.strip() for name in text.split(",") if name.strip()]
+    names = args.items.split(",")
+    if args.items.startswith("@"):
+        names = _read_lines(Path(args.items[1:]))
+    chosen = [name.strip() for name in names if name.strip()]
     a = audit.audit_demo(_read(args), args.run, chosen, args.hash)
     matches = {None: "unknown: no hash given", True: "the hash matches", False: "it does NOT match"}
     by_chance = "unknown: no other system" if a.p_value is None else f"p = {a.p_value:.4f}"
