@@ -542,13 +542,13 @@ def monitor(args: Namespace) -> Answer:
         raise UserError("--one-in must be 1 or more: the trials that pass for each false alarm")
     t = _read(args)
     if args.since:
-        # Refuses trials without a place, which would vanish unsaid.
-        monitors.order_trials(t, args.by)
         # Of text, numbers and dates alike, what sorts before it is left out.
         values = getattr(t, args.by)
         since = parse_date(args.since) if args.by == "date" else parse_number(args.since)
         if since is None:
             raise UserError(f"--since {args.since} is no number, as a {args.by} is")
+        # Refuses trials without a place, which would vanish unsaid.
+        monitors.order_trials(t, args.by)
         t = t[values >= since]
         if not len(t):
             raise UserError(f"no trial has a {args.by} of {args.since} or later")
