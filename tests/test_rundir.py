@@ -11,7 +11,7 @@ from ramp import cli, config, files
 from ramp.errors import UserError
 from ramp.reporting import html
 from ramp.reporting.report import update_report
-from ramp.rundir import RunDir
+from ramp.rundir import Origin, RunDir
 from ramp.text.tokenizer import Tokenizer
 
 
@@ -168,6 +168,49 @@ def test_a_start_that_is_refused_leaves_nothing(run, tmp_path, capsys):
     with RunDir(tmp_path / "runs" / "mine").lock():
         (tmp_path / "runs" / "mine" / "config.toml").touch()
     assert (tmp_path / "runs" / "mine" / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("origin.json", "data/letter.txt"),
+        ("poetry.lock",),
+        ("my-config.toml",),
+        ("report.json",),
+        ("checkpoints/mine",),
+    ],
+)
+def test_files_of_somebody_are_no_start_that_was_killed(names, tmp_path):
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="not empty and not a run"), RunDir(tmp_path).lock():
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_start_from_another_run_that_was_killed_may_begin_again(tmp_path):
+    """At any of its steps: the copy of origin.json, the file, then what it fills."""
+    run = RunDir(tmp_path)
+    origin = Origin("/elsewhere", "pretrain", 3, True).to_json()
+    files.write_kept(run.origin_file, origin)
+    whole = run.origin_file.rename(tmp_path / "origin.json.tmp")
+    with run.lock():
+        pass
+    whole.rename(run.origin_file)
+    with run.lock():
+        pass
+    (run.checkpoints("pretrain") / "3").mkdir(parents=True)
+    run.data.mkdir()
+    run.tokenizer.write_text("{}")
+    update_report(run.path, "prepare", {"done": True})
+    with run.lock():
+        pass
+    # Somebody's own file beside it stays somebody's own.
+    (tmp_path / "letter.txt").write_text("dear diary")
+    with pytest.raises(UserError, match="not empty and not a run"), run.lock():
+        pass
 
 
 def test_a_folder_that_may_only_be_read_is_one_sentence(run, capsys, monkeypatch):

@@ -383,12 +383,29 @@ def fit_vocabulary(c: Config) -> Config:
 
 def is_leftover(path: Path) -> bool:
     """Whether a start that was killed before it wrote config.toml may have left this."""
-    is_empty_data = path.name == "data" and path.is_dir() and not any(path.iterdir())
-    # Half-written files and copies have the name of the file in theirs.
-    is_own = any(name in path.name for name in (".lock", "config.toml", "origin.json"))
+    run = RunDir(path.parent)
+    has_origin = _has_own_origin(run)
+    # What --from makes behind origin.json, and a file of that name may be anybody's.
+    if path == run.origin_file or path.name in ("checkpoints", *_name_writes("report.json")):
+        return has_origin
+    if path == run.data:
+        return has_origin or (path.is_dir() and not any(path.iterdir()))
     # A run that begins from another model is filled before config.toml is written.
-    is_base = path == RunDir(path.parent).base and (path / ".lock").exists()
-    return is_own or is_empty_data or is_base or path.with_name("origin.json").exists()
+    if path == run.base:
+        return has_origin or (path / ".lock").exists()
+    return path.name in (".lock", *_name_writes("config.toml"), *_name_writes("origin.json"))
+
+
+def _name_writes(name: str) -> list[str]:
+    """What `write_kept` makes of a file: itself, its copy, and both half-written."""
+    return [name, f"{name}.tmp", f".{name}.copy", f".{name}.copy.tmp"]
+
+
+def _has_own_origin(run: RunDir) -> bool:
+    """Whether `--from` has begun to fill a directory: it writes origin.json first, and a copy."""
+    with suppress(UserError):
+        return read_copy(run.origin_file) is not None and run.origin() is not None
+    return False
 
 
 def list_changes(old: Config, new: Config, *sections: str) -> list[str]:
