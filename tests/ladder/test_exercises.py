@@ -98,6 +98,53 @@ def test_values_without_a_gradient(tmp_path, capsys):
     assert "its gradient is not" in capsys.readouterr().out
 
 
+def write_own(tmp_path, number, body):
+    """An answer with these lines."""
+    path = exercises.write_exercise(number, tmp_path / "mine.py")
+    text = path.read_text()
+    path.write_text(text.replace('raise NotImplementedError("write this function")', body))
+    return path
+
+
+PROVE = "return float(np.log(shares @ {}))"
+KEEP = """rows = []
+    for d, s in zip(digits, steps):
+        last, good = d[0], True
+        for a, b in zip(d[1:], s):
+            good, last = good and (last + a) % 5 == b, b
+        if good:
+            rows.append(np.concatenate([d, s]))
+    return np.{}(rows)"""
+
+
+@pytest.mark.parametrize(
+    ("number", "body"),
+    [
+        (
+            23,
+            "s = stakes[:, None]\n    "
+            + PROVE.format("np.where(passed == 1, 1 + s * (1 / bar - 1), 1 - s).prod(axis=1)"),
+        ),
+        (
+            23,
+            "n = (passed == 1).sum()\n    "
+            + PROVE.format("((1 + stakes * (1 / bar - 1)) ** n * (1 - stakes) ** (60 - n))"),
+        ),
+        (
+            23,
+            "c = np.ones(len(stakes))\n    for p in passed:\n"
+            "        c = c * (1 + stakes * (1 / bar - 1) if p else 1 - stakes)\n    "
+            + PROVE.format("c"),
+        ),
+        (21, KEEP.format("array")),
+        (21, KEEP.format("stack")),
+    ],
+)
+def test_what_is_1_or_0_or_a_digit_has_no_slope(number, body, tmp_path, capsys):
+    assert main(["ladder", "check", str(write_own(tmp_path, number, body))]) == 0
+    assert capsys.readouterr().out.startswith("right: ")
+
+
 @pytest.mark.parametrize("number", [7, 8, 12])
 def test_sizes_that_are_not_taken_from_the_arrays(number, tmp_path, capsys):
     """Right for whole weights; half of them, as one of two devices has, do not fit."""

@@ -319,7 +319,8 @@ def _check_slopes(answer, solution, cases):
     nothing.
     """
     first = cases[0][0]
-    if not isinstance(first, np.ndarray):
+    # Digits, and what is 1 or 0, do not change a little.
+    if not isinstance(first, np.ndarray) or (first == first.round()).all():
         return []
     rng = np.random.default_rng(3)
     step = SLOPE_STEP * rng.normal(size=first.shape)
