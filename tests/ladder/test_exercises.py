@@ -77,6 +77,8 @@ def test_a_hint_stands_alone(tmp_path, capfd, recwarn):
         ("return x @ nonsense", "NameError: name 'nonsense' is not defined; mend it", 2),
         ("import time; time.sleep(20)", "has not returned after", 2),
         ("return (", "SyntaxError", 2),
+        ("return x, x @ x.T", "it returns several arrays, or rows of several lengths", 1),
+        ("return [row[: i + 1] for i, row in enumerate(x)]", "rows of several lengths", 1),
     ],
 )
 def test_what_nobody_thought_of(body, sentence, code, tmp_path, capsys, monkeypatch):
@@ -104,6 +106,35 @@ def write_own(tmp_path, number, body):
     text = path.read_text()
     path.write_text(text.replace('raise NotImplementedError("write this function")', body))
     return path
+
+
+@pytest.mark.parametrize(("factor", "code"), [("", 0), (" * 2", 1)])
+def test_a_loss_with_its_gradient_may_be_a_list(factor, code, tmp_path, capsys):
+    path = write(tmp_path, RUNGS[2])
+    path.write_text(f"""{path.read_text()}
+right = learn_bigrams
+def learn_bigrams(*args):
+    loss, gradient = right(*args)
+    return [loss{factor}, gradient]
+""")
+    assert main(["ladder", "check", str(path)]) == code
+    said = capsys.readouterr().out
+    assert said.startswith("right: ") if code == 0 else "for 0% of the numbers" in said
+
+
+@pytest.mark.parametrize("value", ["'17'", "17.0", "None", "[17]", "True"])
+def test_a_number_that_is_none_is_one_sentence(value, tmp_path, capsys):
+    path = exercises.write_exercise(5, tmp_path / "mine.py")
+    path.write_text(path.read_text().replace("EXERCISE = 5", f"EXERCISE = {value}"))
+    assert main(["ladder", "check", str(path)]) == 2
+    assert f"EXERCISE is {value}; write a number" in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_end_is_given_up(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "SECONDS", 0.3)
+    (tmp_path / "mine.py").write_text("EXERCISE = 5\nimport time; time.sleep(20)\n")
+    assert main(["ladder", "check", str(tmp_path / "mine.py")]) == 2
+    assert "mine.py has not returned after 0.3 seconds" in capsys.readouterr().err
 
 
 PROVE = "return float(np.log(shares @ {}))"

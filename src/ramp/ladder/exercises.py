@@ -188,7 +188,9 @@ def check_answer(path: Path) -> tuple[Rung, list[str]]:
 
     The file is run, with the rights of whoever runs this. Raises `UserError` where it fails.
     """
-    number = load_object(f"{path}:EXERCISE", "ladder check", int)
+    number = _load(path, "EXERCISE", int)
+    if type(number) is not int:
+        raise UserError(f"{path}: EXERCISE is {number!r}; write a number, as in EXERCISE = 5")
     rung = select_exercise(number)
     with warnings.catch_warnings():
         # A hint says what is wrong; beside it, NumPy's warnings of nan are noise to a learner.
@@ -196,10 +198,26 @@ def check_answer(path: Path) -> tuple[Rung, list[str]]:
         return rung, _find_faults(path, rung)
 
 
+def _load(path, name, kind):
+    """What an answer's file calls so; the file may run as long as an answer may."""
+
+    def load():
+        try:
+            return load_object(f"{path}:{name}", "ladder check", kind)
+        # A sentence already, which `call` would take for the failure of a function.
+        except UserError as error:
+            return error
+
+    loaded = call(load, seconds=SECONDS, what=str(path))
+    if isinstance(loaded, UserError):
+        raise loaded
+    return loaded
+
+
 def _find_faults(path, rung):
     """What is wrong with the answer of a file to the exercise of a rung."""
     name = rung.lesson.mechanism
-    answer = load_object(f"{path}:{name}", "ladder check", FunctionType)
+    answer = _load(path, name, FunctionType)
     solution = getattr(mechanisms, name)
     run = partial(call, answer, seconds=SECONDS, what=name)
     cases = [draw_inputs(name, seed) for seed in SEEDS]
@@ -213,7 +231,8 @@ def _find_faults(path, rung):
     wanted = [solution(*args) for args in cases]
     if not _agree(got, wanted):
         return explain(rung, cases, got, wanted)
-    return _check_slopes(run, solution, cases) + _check_split(name, run, cases, wanted)
+    slopes = _check_slopes(run, solution, cases, isinstance(wanted[0], tuple))
+    return slopes + _check_split(name, run, cases, wanted)
 
 
 def explain(rung: Rung, cases: list[list], got: list, wanted: list) -> list[str]:
@@ -268,7 +287,7 @@ def _agree(ones, others, equal_nan=True):
         elif isinstance(other, bytes):
             same = one == other
         else:
-            one, other = np.asarray(one), np.asarray(other)
+            one, other = _to_array(one), np.asarray(other)
             same = one.shape == other.shape and one.dtype.kind in "bif"
             same = same and np.allclose(one, other, TOLERANCE, TOLERANCE, equal_nan=equal_nan)
         if not same:
@@ -276,10 +295,18 @@ def _agree(ones, others, equal_nan=True):
     return True
 
 
+def _to_array(value):
+    """A value as an array; of objects, which agrees with nothing, where it is several."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.array([None] * len(value))
+
+
 def _find_differences(got, wanted) -> Iterator[str]:
     """How an answer that no mistake of the list explains differs, the most telling thing first."""
     if isinstance(wanted, tuple):
-        if not isinstance(got, tuple) or len(got) != len(wanted):
+        if not isinstance(got, list | tuple) or len(got) != len(wanted):
             yield f"it must return {len(wanted)} things, as the docstring says"
             return
         for pair in zip(got, wanted, strict=True):
@@ -287,7 +314,9 @@ def _find_differences(got, wanted) -> Iterator[str]:
         return
     if got is None:
         yield "it returns nothing: end with `return`"
-    got, wanted = np.asarray(got), np.asarray(wanted)
+    got, wanted = _to_array(got), np.asarray(wanted)
+    if got.dtype.kind == "O" and got.ndim:
+        yield "it returns several arrays, or rows of several lengths, where one array is wanted"
     if got.shape != wanted.shape:
         yield f"it returns an array of shape {got.shape}; for these inputs it is {wanted.shape}"
     elif got.dtype.kind not in "bif":
@@ -312,11 +341,11 @@ def _find_first(got, wanted):
     )
 
 
-def _check_slopes(answer, solution, cases):
+def _check_slopes(answer, solution, cases, has_loss):
     """Whether an answer changes as the solution does when its first argument is changed a little.
 
     A function that rounds, or takes the values of its inputs apart, has the values but learns
-    nothing.
+    nothing. has_loss: what they return is a loss with its gradient.
     """
     first = cases[0][0]
     # Digits, and what is 1 or 0, do not change a little.
@@ -327,8 +356,7 @@ def _check_slopes(answer, solution, cases):
 
     def slope(function):
         ends = [function(first + side * step, *copy_arrays(cases[0][1:])) for side in (1, -1)]
-        # Of a loss with its gradient, the loss.
-        ends = [end[0] if isinstance(end, tuple) else end for end in ends]
+        ends = [end[0] if has_loss else end for end in ends]
         return (np.asarray(ends[0], float) - np.asarray(ends[1], float)) / (2 * SLOPE_STEP)
 
     if np.allclose(slope(answer), slope(solution), SLOPE_TOLERANCE, SLOPE_TOLERANCE):
