@@ -137,6 +137,24 @@ def test_a_file_that_does_not_end_is_given_up(tmp_path, capsys, monkeypatch):
     assert "mine.py has not returned after 0.3 seconds" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("number", "line", "wrong"),
+    [
+        (10, " + 1e-6", ""),
+        (10, " + 1e-6)", ") + 1e-6"),
+        (5, "np.sqrt(q.shape[1])", "2"),
+        (13, "i // group", "i // 2"),
+        (13, "i // group", "i // 3"),
+        (13, "i // group", "i // k.shape[1]"),
+    ],
+)
+def test_what_fits_some_inputs_alone_is_not_right(number, line, wrong, tmp_path, capsys):
+    path = write(tmp_path, RUNGS[number], line, wrong)
+    # 0 / 0, or a head that is not there, is refused in other words.
+    assert main(["ladder", "check", str(path)]) != 0
+    assert not capsys.readouterr().out.startswith("right: ")
+
+
 PROVE = "return float(np.log(shares @ {}))"
 KEEP = """rows = []
     for d, s in zip(digits, steps):

@@ -50,7 +50,7 @@ def draw_inputs(name: str, seed: int) -> list[Any]:
     """The arguments of a mechanism, drawn at random; their sizes grow with the seed."""
     rng = np.random.default_rng(seed)
     # No two of these are equal, so that a size that is taken for another does not fit.
-    T, D, F, H, h = 5 + seed, 9, 11, 2 + seed, 4
+    T, D, F, H, h, G = 5 + seed, 9, 11, 2 + seed, 4 * (seed + 1), 3 + seed
 
     def draw(*shape):
         return rng.normal(size=shape)
@@ -58,6 +58,10 @@ def draw_inputs(name: str, seed: int) -> list[Any]:
     def draw_heads():
         width = H * h
         return (draw(D, width), draw(D, width), draw(D, width), draw(width, D), H)
+
+    def draw_sizes():
+        # Beside such rows it shows whether 1e-6 is added, and where.
+        return draw(T, D) * np.array([0, 1e-4] + [3] * (T - 2))[:, None]
 
     def draw_text():
         return [bytes(rng.integers(97, 101, 40).tolist())]
@@ -82,10 +86,10 @@ def draw_inputs(name: str, seed: int) -> list[Any]:
             draw(T, D) / 4,
             [(draw_heads(), (draw(D, F) / 4, draw(F, D) / 4)) for _ in range(2)],
         ],
-        "rms_norm": lambda: [3 * draw(T, D), draw(D)],
+        "rms_norm": lambda: [draw_sizes(), draw(D)],
         "score_normed": lambda: [3 * draw(T, h), 3 * draw(T, h), draw(h), draw(h)],
         "swiglu": lambda: [draw(T, D), draw(D, F), draw(D, F), draw(F, D)],
-        "attend_groups": lambda: [draw(T, 2 * H, h), draw(T, H, h), draw(T, H, h)],
+        "attend_groups": lambda: [draw(T, G * H, h), draw(T, H, h), draw(T, H, h)],
         "orthogonalize": lambda: [draw(9 - 2 * seed, 7)],
         "add_values": lambda: [draw(T, D), draw(T, H, h), draw(T, H, h), draw(3, H)],
         "mix_embedding": lambda: [draw(T, D), draw(T, D), 0.7, 0.2],
