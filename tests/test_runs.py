@@ -20,7 +20,7 @@ from flips import Flips
 
 from ramp import cli, config, schema
 from ramp.reporting.report import update_report
-from ramp.run import begin_anew
+from ramp.run import begin_anew, hash_own_files, say_edited
 from ramp.rundir import RunDir
 
 ROOT = Path(__file__).parents[1]
@@ -259,6 +259,23 @@ def test_what_a_killed_start_leaves_is_no_foreign_directory(tmp_path):
     with run.lock():
         run.check_or_create(c)
     assert run.config.exists() and run.data.is_dir()
+
+
+@pytest.mark.parametrize("stage", ["finetune", "dpo"])
+def test_texts_that_were_edited_after_a_stage_are_said(stage, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("{}\n")
+    sources = ("pip:jokes-and-quotes==1.0.3", "hf://datasets/a/b", f"file:{tmp_path}/*.jsonl")
+    c = config.Config(chat=config.Chat(sources=sources), dpo=config.DPO(sources=sources))
+    run = RunDir(tmp_path)
+    update_report(tmp_path, stage, {"own_files": hash_own_files(c, stage)})
+    assert say_edited(run, c, stage) == ""
+    file.write_text("{}\n\n")
+    assert f"`ramp {stage} {tmp_path} --force`" in say_edited(run, c, stage)
+    file.unlink()
+    assert say_edited(run, c, stage) == ""
+    elsewhere = config.Config(chat=config.Chat(sources=sources[:2]))
+    assert hash_own_files(elsewhere, stage) == ""
 
 
 def test_what_force_has_begun_goes_on_after_a_stop(tmp_path):

@@ -22,7 +22,7 @@ class Stage:
     module: str
     """has `run(rundir, config, stop)`, and may have `check_lengths(rundir, config, tokenizer)`,
     called when the text is prepared, and `hash_own_files(config)`, so that an edit of the user's
-    code is noticed when the stage is done; what its settings alone tell is in `checks`"""
+    files is noticed when the stage is done; what its settings alone tell is in `checks`"""
     needs: str = ""
     """the stage that must be done first"""
     reads: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ from ramp.model.attention import ROWS
 from ramp.model.loss import token_cross_entropy
 from ramp.model.transformer import compute_hidden
 from ramp.rundir import RunDir
+from ramp.stages.finetune import hash_sources
 from ramp.text.preferences import read_pairs, require_pairs
 from ramp.text.rows import Batches
 from ramp.text.tokenizer import Tokenizer
@@ -28,6 +29,11 @@ from ramp.train.trainer import Trainer
 def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
     """Raise `UserError` where no pair of a split fits into the rows."""
     require_pairs(c.dpo.sources, tokenizer, c.dpo.train.seq_len, c.dpo.val_fraction)
+
+
+def hash_own_files(c: Config) -> str:
+    """Of the pairs."""
+    return hash_sources(c.dpo.sources)
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict:

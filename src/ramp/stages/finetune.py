@@ -1,10 +1,12 @@
 """Fine-tuning to chat: the same loss, on the assistant's tokens of packed conversations only."""
 
+import hashlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ramp.config import Config
@@ -20,6 +22,7 @@ from ramp.text import chat
 from ramp.text.corpus import split_of
 from ramp.text.demo_chats import Messages
 from ramp.text.rows import ArrayRows, Batches
+from ramp.text.sources import list_files
 from ramp.text.tokenizer import Tokenizer
 from ramp.train.preemption import Preemption
 from ramp.train.processes import is_writer, on_writer
@@ -46,6 +49,22 @@ def check_lengths(rundir: RunDir, c: Config, tokenizer: Tokenizer) -> None:
         if not missing:
             return
     raise _describe_none(min(missing), c, counts)
+
+
+def hash_own_files(c: Config) -> str:
+    """Of the conversations."""
+    return hash_sources(c.chat.sources)
+
+
+def hash_sources(sources: Sequence[str]) -> str:
+    """A hash of the files that sources name by path; empty: there are none."""
+    # What is elsewhere, or is of a package, is not the user's to edit.
+    own = [s for s in sources if not s.startswith(("pip:", "@")) and "://" not in s]
+    digest = hashlib.sha256()
+    for source in own:
+        for file in list_files(source).files:
+            digest.update(Path(file.path).read_bytes())
+    return digest.hexdigest() if own else ""
 
 
 def run(rundir: RunDir, c: Config, stop: Preemption) -> dict[str, Any]:
