@@ -404,6 +404,20 @@ def test_a_state_that_does_not_fit_is_refused_at_once_and_the_remedy_works(base,
     assert ramp("run", *words, remedy) == 0
 
 
+def test_another_vocabulary_than_that_of_the_weights_is_said(caplog):
+    old = config.resolve(Config(text=Text(vocab_size=300)))
+    for text, said in (
+        (Text(vocab_size=350), "without text.vocab_size 300 -> 350"),
+        (Text(vocab_size=300, tokenizer="bytes"), "without text.tokenizer 'bpe' -> 'bytes'"),
+        (Text(vocab_size=300, sources=("file:b.txt",)), ""),
+        (Text(vocab_size=300, tokenizer="run"), ""),
+    ):
+        caplog.clear()
+        kept = branch.keep_tokenizer(old, Config(text=text))
+        assert (kept.text.tokenizer, kept.text.vocab_size) == ("run", 300)
+        assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
 def test_only_what_changes_the_state_is_refused():
     c = config.resolve(config.Config())
 

@@ -78,6 +78,26 @@ def test_missing_file_and_directory(tmp_path):
         load(tmp_path)
 
 
+def test_a_folder_without_a_run_does_not_hide_a_configuration(tmp_path, monkeypatch):
+    """Such as an empty one called cpu; a run in it is meant, and so is any other folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cpu", "mine"):
+        Path(name).mkdir()
+    assert not config.is_run(Path("cpu")) and config.is_run(Path("mine"))
+    assert load(Path("cpu")) == load(Path(__file__).parents[1] / "configs" / "cpu.toml")
+    for name in ("config.toml", ".config.toml.copy"):
+        (tmp_path / "cpu" / name).touch()
+        assert config.is_run(Path("cpu"))
+        (tmp_path / "cpu" / name).unlink()
+
+
+def test_a_name_that_no_file_can_have_is_no_configuration():
+    name = Path("x" * 300)
+    assert not config.is_run(name)
+    with pytest.raises(UserError, match="no such configuration"):
+        load(name)
+
+
 @pytest.mark.parametrize(
     ("over", "message"),
     [

@@ -71,6 +71,51 @@ def test_what_a_begun_stage_depends_on_is_refused_and_the_remedy_works(run, capl
     assert load(run, caplog)[0].dpo.beta == 0.3
 
 
+def test_an_edit_that_another_run_can_have_leads_to_that_run(run, tmp_path, capsys):
+    """Taken back first: until then the run cannot be read, not even to begin another from it."""
+    edit(run, "lr_scale = 1.0", "lr_scale = 0.5")
+    words = ["run", "--from", str(run.path), "--run", str(tmp_path / "new"), "--dry-run"]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert f"`rm {run.config}` brings back what ramp wrote last; for other values then" in said
+    assert f"begin a new run from it with flags and --from {run.path} --run NEW" in said
+    run.config.unlink()
+    assert cli.main([*words, "--pretrain.lr_scale", "0.5"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "offer"),
+    [
+        (["--model.depth", "3"], "name another --run"),
+        (["--text.vocab_size", "350"], "name another --run"),
+        (["--text.tokenizer", "bytes"], "name another --run"),
+        (["--pretrain.beta1", "0.5"], "with flags and --from"),
+        (["--text.sources", "file:model.txt"], "with flags and --from"),
+    ],
+)
+def test_only_what_weights_can_take_is_offered_from_them(run, flags, offer):
+    update_report(run.path, "prepare", {"done": True})
+    c = config.resolve(config.load_flags(["--model.depth", "2", *flags]))
+    with pytest.raises(UserError, match="was begun with another configuration") as refused:
+        run.check_or_create(c)
+    assert offer in str(refused.value)
+
+
+def test_paths_in_printed_commands_are_quoted(run):
+    mine = RunDir(run.path.rename(run.path.with_name("my run")))
+    assert mine.redo("finetune") == f"`ramp finetune '{mine.path}' --force`"
+    edit(mine, "beta1 = 0.9\n", "beta1 = 0.8\n")
+    with pytest.raises(UserError) as refused:
+        mine.load_config()
+    assert f"`rm '{mine.config}'`" in str(refused.value)
+    assert f"--from '{mine.path}' --run" in str(refused.value)
+
+
+def test_a_run_whose_parent_is_gone_is_named(run, tmp_path, capsys):
+    assert cli.main(["run", "--from", str(tmp_path / "pa"), "--run", str(run.path)]) == 2
+    assert f"has begun: `ramp run {run.path}` goes on" in capsys.readouterr().err
+
+
 def test_a_stage_that_begins_anew_leaves_what_it_had_made_aside(run, capsys):
     run.tokens("train").write_text("{}")
     run.tokenizer.write_text("{}")

@@ -19,9 +19,9 @@ from ramp import config
 from ramp.config import Config
 from ramp.credit import learn
 from ramp.errors import UserError
-from ramp.files import read_kept, write_kept
+from ramp.files import read_kept, warn_once, write_kept
 from ramp.reporting.report import update_report
-from ramp.rundir import Origin, Request, RunDir, list_changes, open_run
+from ramp.rundir import Origin, Request, RunDir, list_changes, open_run, quote_path
 from ramp.stages import STAGES
 from ramp.train.checkpoint import Checkpoints
 
@@ -68,7 +68,7 @@ def begin(request: Request, c: Config, target: RunDir, stages: Sequence[str]) ->
     if request.step is None and best not in (None, origin.step):
         print(
             f"{first}: that is its last step, and step {best} was the best: "
-            f"`--from {parent.path}@{best} --run NEW` begins from it"
+            f"`--from {quote_path(f'{parent.path}@{best}')} --run NEW` begins from it"
         )
 
 
@@ -111,6 +111,14 @@ def choose_origin(request: Request, parent: RunDir, first: str) -> Origin:
 def keep_tokenizer(old: Config, c: Config) -> Config:
     """The configuration with the parent's tokenizer, where other text would make another one."""
     if list_changes(old, c, "text") or list_changes(old, c, "seed"):
+        asked = [
+            line
+            for line in list_changes(old, c, "text")
+            if line.startswith(("text.tokenizer ", "text.vocab_size "))
+        ]
+        # Of a run that was begun so it says "run".
+        if asked and c.text.tokenizer != "run":
+            warn_once(f"the tokenizer stays that of the weights, without {'; '.join(asked)}")
         text = replace(c.text, tokenizer="run", vocab_size=old.text.vocab_size)
         return replace(c, text=text)
     return c

@@ -391,7 +391,7 @@ def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     if args.config is None:
         return load_without_file(args, flags, keys)
     path: Path = args.config
-    if path.is_dir():
+    if config.is_run(path):
         if args.run:
             raise UserError(f"{path} is a run directory itself; leave out --run, or name a file")
         # The saved configuration, so that a run goes on as it was begun.
@@ -406,6 +406,10 @@ def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key])
         if not args.run:
             raise UserError("--from begins a new run: name its directory with --run")
         parent = parse_path(str(rundir.parse_request(args.parent).parent))
+        is_gone = rundir.RunDir(parent).written_config() is None
+        if is_gone and rundir.RunDir(args.run).written_config():
+            go_on = f"`ramp {args.command} {rundir.quote_path(args.run)}`"
+            raise UserError(f"{parent} is no run any more; {args.run} has begun: {go_on} goes on")
         return rundir.RunDir(parent).load_config(flags, keys), args.run
     if args.text:
         directory = args.run or Path("runs") / name_run(args.text[0])

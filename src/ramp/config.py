@@ -13,6 +13,7 @@ import json
 import math
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -696,7 +697,7 @@ def list_named(path: Path | None, flags: Sequence[str]) -> set[str]:
     Not of a run directory, whose file has all of them.
     """
     tables = [schema.parse_flags(flags, list_keys())]
-    if path and not path.is_dir():
+    if path and not is_run(path):
         tables.append(tomllib.loads(find_config(path).read_text("utf-8")))
     sections = [(name, x) for table in tables for name, x in table.items() if isinstance(x, dict)]
     return {f"{name}.{key}" for name, section in sections for key in section}
@@ -707,19 +708,42 @@ def find_config(path: Path) -> Path:
 
     `cpu` is cpu.toml of the configurations that come with ramp.
     """
-    # The user's own file wins over one of the same name that comes with ramp.
-    if path.exists():
-        return path
-    package = Path(__file__).parent
-    folders = (package / "configs", package.parents[1] / "configs")  # installed; in a clone
-    shipped = next((folder for folder in folders if folder.is_dir()), folders[0])
+    shipped = {file.stem: file for file in _find_configs().glob("*.toml")}
     # Only a bare name: a path with a folder in it is a typing error.
-    if path.name == str(path) and (shipped / f"{path.stem}.toml").exists():
-        return shipped / f"{path.stem}.toml"
-    names = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
+    is_shipped = path.name == str(path) and path.stem in shipped
+    # The user's own file wins over one of the same name that comes with ramp; a folder does not.
+    if _exists(path) and not (is_shipped and path.is_dir()):
+        return path
+    if is_shipped:
+        return shipped[path.stem]
+    names = ", ".join(sorted(shipped))
     raise UserError(
         f"{path}: no such configuration or run directory; these come with ramp: {names}"
     )
+
+
+def _find_configs() -> Path:
+    """The folder of the configurations that come with ramp."""
+    package = Path(__file__).parent
+    folders = (package / "configs", package.parents[1] / "configs")  # installed; in a clone
+    return next((folder for folder in folders if folder.is_dir()), folders[0])
+
+
+def _exists(path: Path) -> bool:
+    """`Path.exists`, which fails for a name that is longer than any file's."""
+    with suppress(OSError):
+        return path.exists()
+    return False
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path names a run directory: a folder, unless a configuration has its name."""
+    if not _exists(path) or not path.is_dir():
+        return False
+    # A run whose file was deleted has its copy.
+    if any((path / name).exists() for name in ("config.toml", ".config.toml.copy")):
+        return True
+    return find_config(path) == path
 
 
 def list_keys(sections: Sequence[str] | None = None) -> list[schema.Key]:

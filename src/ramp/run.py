@@ -16,7 +16,7 @@ from ramp.errors import NothingToLearn, UserError
 from ramp.files import write_atomic
 from ramp.host import measure_budget, setup_devices
 from ramp.rivals import list_rivals
-from ramp.rundir import Request, RunDir, open_run
+from ramp.rundir import Request, RunDir, open_run, quote_path
 from ramp.stages import STAGES
 from ramp.stages.checks import check_settings
 from ramp.text.engine import end_with_parent
@@ -209,7 +209,8 @@ def print_outdated(rundir: RunDir) -> None:
     if begun:
         print(
             f"prepare: these are other tokens than before, on which {', '.join(begun)} trained; "
-            f"`ramp run {rundir.path} --stages {' '.join(begun)} --force` trains on the new ones"
+            f"`ramp run {quote_path(rundir.path)} --stages {' '.join(begun)} --force` trains on "
+            "the new ones"
         )
 
 
@@ -229,7 +230,7 @@ def require_done(rundir: RunDir, name: str, needs: str) -> None:
     if needs and not rundir.is_done(needs) and not has_origin_for(rundir, name, needs):
         raise UserError(
             f"{name} needs {needs}, which {rundir.path} has not finished; "
-            f"run `ramp {needs} {rundir.path}`"
+            f"run `ramp {needs} {quote_path(rundir.path)}`"
         )
 
 

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +20,11 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.files import list_kept, read_copy, read_kept, repair_kept, warn_once, write_kept
 from ramp.stages import STAGES, find_stage
+
+
+def quote_path(path: Path | str) -> str:
+    """A path as a command line takes it, for the commands that are printed."""
+    return shlex.quote(str(path))
 
 
 @dataclass(frozen=True)
@@ -116,8 +122,9 @@ class RunDir:
         generation = self.report().get(stage, {}).get("generation")
         if generation is None:
             raise UserError(
-                f"synthesize has not finished in {self.path}; run `ramp synthesize {self.path}`, "
-                "or name a generation that has, such as --stage synthesize-1"
+                f"synthesize has not finished in {self.path}; run "
+                f"`ramp synthesize {quote_path(self.path)}`, or name a generation that has, "
+                "such as --stage synthesize-1"
             )
         # Generation 0 is the model that the first one began from.
         start = self.load_config().synthesize.start_stage
@@ -164,8 +171,8 @@ class RunDir:
             return {}
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{file} is damaged ({error}); `rm {file}`, and the next `ramp run {self.path}` "
-                "reports again what is trained already"
+                f"{file} is damaged ({error}); `rm {quote_path(file)}`, and the next "
+                f"`ramp run {quote_path(self.path)}` reports again what is trained already"
             ) from None
 
     def is_done(self, stage: str) -> bool:
@@ -185,12 +192,13 @@ class RunDir:
         """The command, in backquotes, that makes a stage or sub-stage from the beginning."""
         origin = self.origin()
         if origin and checkpoints == self.origin_weights.name:
-            source = f"--from {origin.run}@{origin.step} --from-stage {origin.stage}"
-            return f"`ramp run {source} --from-weights --run ANOTHER`"
+            source = quote_path(f"{origin.run}@{origin.step}")
+            stage = f"--from-stage {origin.stage}"
+            return f"`ramp run --from {source} {stage} --from-weights --run ANOTHER`"
         stage = find_stage(checkpoints)
         if self.report().get(stage, {}).get("imported"):
             return "`ramp import MODEL --run ANOTHER`"
-        return f"`ramp {stage} {self.path} --force`"
+        return f"`ramp {stage} {quote_path(self.path)} --force`"
 
     @property
     def begun_anew(self) -> Path:
@@ -260,7 +268,7 @@ class RunDir:
         if not self.config.exists():
             warn_once(f"{self.config} is gone; what ramp wrote there last is used")
             return config.load_flags(flags, keys, written, str(self.config))
-        take_back = f"`rm {self.config}` brings back what ramp wrote last"
+        take_back = f"`rm {quote_path(self.config)}` brings back what ramp wrote last"
         try:
             edited = config.load(self.config, is_of_run=True)
         except UserError as error:
@@ -268,9 +276,9 @@ class RunDir:
         if found := self.find_conflict(written, edited):
             stage, changes = found
             raise UserError(
-                f"{self.config} was changed since ramp wrote it ({changes}), and {stage} of this "
-                f"run has begun with what it was: {take_back}, or begin another run with "
-                f"--from {self.path} --run NEW"
+                f"{self.config} was changed since ramp wrote it ({'; '.join(changes[:4])}), and "
+                f"{stage} of this run has begun with what it was: {take_back}; for other values "
+                f"then {self._offer_another(changes)}"
             )
         before, after = (
             {key.name: key.default for key in schema.list_keys(c)} for c in (written, edited)
@@ -283,13 +291,21 @@ class RunDir:
             )
         return config.load(self.config, flags, keys, is_of_run=True)
 
-    def find_conflict(self, old: Config, new: Config) -> tuple[str, str] | None:
-        """The first stage that has begun here and depends on what differs, and its first keys."""
+    def _offer_another(self, changes: Sequence[str]) -> str:
+        """What makes a run with these changes, as `list_changes` has them."""
+        # Weights have a shape, and the tokens that they know.
+        fixed = ("model.", "text.vocab_size ", "text.tokenizer ")
+        if any(line.startswith(fixed) for line in changes):
+            return "name another --run"
+        return f"begin a new run from it with flags and --from {quote_path(self.path)} --run NEW"
+
+    def find_conflict(self, old: Config, new: Config) -> tuple[str, list[str]] | None:
+        """The first stage that has begun here and depends on what differs, and the changes."""
         for stage in STAGES.values():
             # What has not begun may still change.
             changes = list_changes(old, new, *stage.identity)
             if changes and self.has_begun(stage.name):
-                return stage.name, "; ".join(changes[:4])
+                return stage.name, changes
         return None
 
     def check_or_create(self, c: Config, is_done: bool = False) -> None:
@@ -304,8 +320,8 @@ class RunDir:
         if found:
             raise UserError(
                 # The first few say enough.
-                f"{self.path} was begun with another configuration ({found[1]}); "
-                f"begin a new run from it with --from {self.path} --run NEW, or leave it"
+                f"{self.path} was begun with another configuration ({'; '.join(found[1][:4])}); "
+                f"{self._offer_another(found[1])}, or leave it"
             )
         if is_done:
             return

@@ -216,6 +216,20 @@ def test_an_exercise_is_never_written_over_a_file(tmp_path, capsys):
     assert main(["ladder", "exercise", "5", "--out", str(tmp_path / "other.py")]) == 0
 
 
+def test_what_is_written_can_be_checked(tmp_path, capsys):
+    """A name that the check would refuse is not written; what is no exercise is said as such."""
+    for name in ("ex.txt", "ex"):
+        assert main(["ladder", "exercise", "5", "--out", str(tmp_path / name)]) == 2
+        assert "end the name with .py" in capsys.readouterr().err
+        assert not (tmp_path / name).exists()
+    (tmp_path / "ex.txt").write_text("EXERCISE = 5")
+    for name in ("ex.txt", "none.py"):
+        assert main(["ladder", "check", str(tmp_path / name)]) == 2
+        assert f"{name} is no exercise; `ramp ladder exercise 5` writes" in capsys.readouterr().err
+    assert main(["ladder", "exercise", "5", "--out", str(tmp_path / "my own.py")]) == 0
+    assert f"`ramp ladder check '{tmp_path}/my own.py'`" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("words", [("99",), ("-1",), ("5", "--out", "/nowhere/at/all.py")])
 def test_refusals(words, capsys):
     assert main(["ladder", "exercise", *words]) == 2

@@ -7,6 +7,7 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.files import parse_path
 from ramp.ladder.rungs import RUNGS, Rung, select_rung
+from ramp.rundir import quote_path
 
 # Of --scale. Larger probes would not fit the context of their model.
 SCALES = (0.5, 4)
@@ -65,7 +66,7 @@ def run_exercise(args: argparse.Namespace) -> int:
     from ramp.ladder import exercises
 
     path = exercises.write_exercise(args.number, args.out)
-    print(f"{path}: write what is missing, then `ramp ladder check {path}`")
+    print(f"{path}: write what is missing, then `ramp ladder check {quote_path(path)}`")
     return 0
 
 

@@ -21,6 +21,7 @@ from ramp.errors import UserError
 from ramp.files import write_atomic
 from ramp.ladder import mechanisms, sums
 from ramp.ladder.rungs import Mistake, Rung, select_rung
+from ramp.rundir import quote_path
 from ramp.user_code import call, load_object
 
 SECONDS = 10.0  # that an answer may take on one input
@@ -136,6 +137,8 @@ def write_exercise(number: int, out: Path | None) -> Path:
     """Write the file of an exercise; returns its path. Raises `UserError`."""
     rung = select_exercise(number)
     path = out or Path(f"exercise-{number}.py")
+    if path.suffix != ".py":
+        raise UserError(f"{path}: an exercise is Python; end the name with .py")
     if path.exists():
         raise UserError(f"{path} is there already; name another file with --out")
     if not path.parent.is_dir():
@@ -147,7 +150,7 @@ def write_exercise(number: int, out: Path | None) -> Path:
         name=rung.name,
         story="\n\n".join(map(fill, [rung.lesson.fails, *rung.lesson.idea.split("\n\n")])),
         function=function.__name__,
-        file=path,
+        file=quote_path(path),
         imports=write_imports(function),
         blank=blank_out(function),
     )
@@ -192,6 +195,8 @@ def check_answer(path: Path) -> tuple[Rung, list[str]]:
 
     The file is run, with the rights of whoever runs this. Raises `UserError` where it fails.
     """
+    if path.suffix != ".py" or not path.is_file():
+        raise UserError(f"{path} is no exercise; `ramp ladder exercise 5` writes one, a .py file")
     number = _load(path, "EXERCISE", int)
     if type(number) is not int:
         raise UserError(f"{path}: EXERCISE is {number!r}; write a number, as in EXERCISE = 5")

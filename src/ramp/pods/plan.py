@@ -43,6 +43,7 @@ from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.pods.hlo import Collective, CollectiveTotal, Work
 from ramp.pods.roofline import INDENT
+from ramp.rundir import quote_path
 from ramp.stages import STAGES
 from ramp.synth import scores
 from ramp.synth.generate import BATCH_SIZE
@@ -146,7 +147,8 @@ def load(path: Path) -> Plan:
         return replace(Plan(**record), programs=programs)
     except FileNotFoundError:
         raise UserError(
-            f"{file}: no such plan; make one with `ramp plan CONFIG --topology ... --save {path}`"
+            f"{file}: no such plan; make one with "
+            f"`ramp plan CONFIG --topology ... --save {quote_path(path)}`"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a plan ({error})") from None

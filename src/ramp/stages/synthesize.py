@@ -25,7 +25,7 @@ from ramp.errors import UserError
 from ramp.files import to_json
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
-from ramp.rundir import RunDir
+from ramp.rundir import RunDir, quote_path
 from ramp.synth import decide, ledger, measure, page, prompts, verify
 from ramp.synth import guard as guard_rules
 from ramp.synth.corpus import DocumentBits, PackedSamples, RealCorpus, TrainingPlan
@@ -247,7 +247,7 @@ class GenerationLoop:
                 raise UserError(
                     f"the verifiers, auditor or cells were edited after generation {g} was "
                     "decided with them: put the old files back, or begin the generations again "
-                    f"with `ramp synthesize {self.rundir.path} --force`"
+                    f"with `ramp synthesize {quote_path(self.rundir.path)} --force`"
                 )
 
     @cached_property
