@@ -53,6 +53,15 @@ def written(tmp_path):
         ("[pretrain]\nlr_scale = nan", "'pretrain.lr_scale' is nan"),
         ("[pretrain]\nlr_scale = inf", "'pretrain.lr_scale' is inf"),
         (
+            "[reinforce]\nentropy_coef = nan",
+            "'reinforce.entropy_coef' is nan; it must be a finite number",
+        ),
+        (
+            "[pretrain]\nsteps = 3000000000",
+            "'pretrain.steps' is 3000000000; it must be at least 0 and at most 2147483647",
+        ),
+        ("[reinforce]\nsft_steps = 3000000000", "at most 2147483647"),
+        (
             "stages = ['pretrian']",
             "unknown stage 'pretrian'; did you mean 'pretrain'?, in 'stages'",
         ),
@@ -69,6 +78,18 @@ def test_mistakes_are_named(written, text, message):
         written(text)
     assert message in str(error.value) and "a.toml" in str(error.value)
     assert "\n" not in str(error.value).strip()
+
+
+def test_every_fraction_has_a_range():
+    """Without one a key takes nan."""
+    floats = [key for key in config.list_keys() if key.type is float]
+    assert floats and all(any(isinstance(m, config.Range) for m in k.marks) for k in floats)
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "a.toml").write_bytes(b"\xef\xbb\xbf[model]\ndepth = 3\n")
+    assert load(tmp_path / "a.toml").model.depth == 3
+    assert config.list_named(tmp_path / "a.toml", []) == {"model.depth"}
 
 
 def test_missing_file_and_directory(tmp_path):

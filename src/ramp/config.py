@@ -29,6 +29,7 @@ __all__ = ["EXECUTION", "Range", "replace", "to_toml"]
 # The ranges of most keys. Help, checks and messages are made from them.
 Count = Annotated[int, Range(low=0)]
 Positive = Annotated[int, Range(low=1)]
+Steps = Annotated[int, Range(low=0, high=2**31 - 1)]  # counted in 32 bits
 NonNegative = Annotated[float, Range(low=0)]
 Fraction = Annotated[float, Range(low=0, high=1)]
 Temperature = Annotated[float, Range(above=0)]
@@ -164,7 +165,7 @@ class Model:
 class Train:
     """One stage of training. Learning rates are the peak of warmup-stable-decay."""
 
-    steps: Count = 0
+    steps: Steps = 0
     """0: by rule, 12 tokens per parameter of the matrices"""
     batch_size: Count = 0
     """rows in a global batch; 0: by rule"""
@@ -285,7 +286,7 @@ class Reinforce:
     0.5 verified + 0.5 mine.py:reward"""
     reward_seconds: Annotated[float, Range(above=0)] = 60.0
     """longest call of a reward of your own"""
-    sft_steps: Count = 0
+    sft_steps: Steps = 0
     """steps of fine-tuning on solved problems that come first, to teach the format"""
     sft_lr_scale: NonNegative = 1.0
     """lr_scale of that fine-tuning, as a multiple of [finetune]'s, whose recipe it follows"""
@@ -309,7 +310,7 @@ class Reinforce:
     """weight of the KL divergence from the policy that reinforcement starts from"""
     kl_form: Literal["k2", "k3"] = "k2"
     """estimator of that KL divergence"""
-    entropy_coef: float = 0.0
+    entropy_coef: Annotated[float, Range()] = 0.0
     """bonus per nat of entropy; below 0: entropy is minimised"""
     keep_all_groups: bool = False
     """groups without signal stay in the batch, where KL divergence and entropy act on them"""
@@ -666,7 +667,8 @@ def parse(content: bytes, where: str, is_of_run: bool = False) -> Config:
     is_of_run: ramp wrote it, maybe an older one: keys that are gone since are left out, and said.
     """
     try:
-        table = tomllib.loads(content.decode())
+        # Editors of Windows begin a file with a byte order mark.
+        table = tomllib.loads(content.decode("utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not readable as TOML: {error}") from None
     if is_of_run and (gone := schema.forget_gone_keys(table)):
@@ -698,7 +700,7 @@ def list_named(path: Path | None, flags: Sequence[str]) -> set[str]:
     """
     tables = [schema.parse_flags(flags, list_keys())]
     if path and not is_run(path):
-        tables.append(tomllib.loads(find_config(path).read_text("utf-8")))
+        tables.append(tomllib.loads(find_config(path).read_text("utf-8-sig")))
     sections = [(name, x) for table in tables for name, x in table.items() if isinstance(x, dict)]
     return {f"{name}.{key}" for name, section in sections for key in section}
 

@@ -43,10 +43,12 @@ class Range:
         return math.isfinite(value) and self.low <= value <= self.high and value > self.above
 
     def __str__(self) -> str:
+        if max(self.low, self.above) == -math.inf and self.high == math.inf:
+            return "a finite number"
         lower = f"at least {self.low:g}"
         if self.above > -math.inf:
             lower = f"more than {self.above:g}"
-        return lower if self.high == math.inf else f"{lower} and at most {self.high:g}"
+        return lower if self.high == math.inf else f"{lower} and at most {self.high:.10g}"
 
 
 @dataclass(frozen=True)

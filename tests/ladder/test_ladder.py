@@ -495,3 +495,9 @@ def test_the_page_opens_in_a_browser(climbed, tmp_path):
     )
     assert done.returncode == 0 and "a fixed window" in done.stdout
     assert "Content Security Policy" not in done.stderr
+
+
+def test_a_rung_without_a_probe_is_said(capsys):
+    for words, numbers in ((("--only", "13"), "13"), (("--to", "1"), "0, 1")):
+        assert main(["ladder", "--probes", *words]) == 2
+        assert f"no probe is of rung {numbers}; leave out --probes" in capsys.readouterr().err

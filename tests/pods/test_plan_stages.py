@@ -10,6 +10,7 @@ from ramp.config import Reinforce
 from ramp.credit import learn
 from ramp.credit.rollouts import score_rollouts
 from ramp.decode.cache import round_to_bucket
+from ramp.errors import UserError
 from ramp.pods import plan
 from ramp.tasks import open_task
 from ramp.tasks.protocol import prompt_ids
@@ -68,3 +69,10 @@ def test_what_stays_beside_a_program_counts():
     synth = {"synthesize": update} | {f"synthesize-{k}": small for k in kinds}
     assert plan.find_bytes_beside(synth)["synthesize"] == 900
     assert plan.find_bytes_beside({"train": update}) == {}
+
+
+@pytest.mark.parametrize("text", ['{"programs": []}', '{"programs": {"train": 3}}', "[]", "3", "{"])
+def test_what_is_no_plan_is_one_sentence(text, tmp_path):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(UserError, match="is not a plan"):
+        plan.load(tmp_path / "p.json")

@@ -52,7 +52,11 @@ def choose_rungs(args: argparse.Namespace) -> list[Rung]:
     if args.only is not None:
         rungs = [select_rung(args.only)]
     # Rungs without a probe are judged by the corpus alone.
-    return [rung for rung in rungs if rung.probe or not args.probes]
+    chosen = [rung for rung in rungs if rung.probe or not args.probes]
+    if not chosen:
+        numbers = ", ".join(str(rung.number) for rung in rungs)
+        raise UserError(f"no probe is of rung {numbers}; leave out --probes")
+    return chosen
 
 
 def add_exercise_arguments(p: argparse.ArgumentParser) -> None:

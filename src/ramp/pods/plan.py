@@ -150,7 +150,7 @@ def load(path: Path) -> Plan:
             f"{file}: no such plan; make one with "
             f"`ramp plan CONFIG --topology ... --save {quote_path(path)}`"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not a plan ({error})") from None
 
 
