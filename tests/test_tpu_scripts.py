@@ -354,6 +354,14 @@ def test_no_gcloud(cloud, tmp_path):
         ),
         (["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--slices", "0"], "not offered"),
         (
+            ["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--poll", "abc"],
+            "--poll takes seconds, not 'abc'",
+        ),
+        (
+            ["tensorboard", "lm", "--type", "v6e-8", "--zone", ZONE],
+            "`pod.sh launch lm` first, or say --run",
+        ),
+        (
             ["create", "lm", "--type", "v6e-8", "--zone", ZONE, "--capacity", "free"],
             "on-demand, spot or reserved",
         ),
@@ -836,6 +844,41 @@ def test_manifest_is_a_jobset(cloud):
     ("args", "sentence"),
     [
         (["submit", "lm", "--type", "v6e-256", *GKE, "x.toml"], "submit needs --cluster"),
+        (["fly", "lm"], "unknown verb 'fly'; see `gke.sh --help`"),
+        (
+            ["cluster", "c", "--type", "v6e-256", "--capacity", "banana", "--dry-run", *GKE],
+            "--capacity is on-demand, spot or reserved, not 'banana'",
+        ),
+        (
+            [
+                "manifest",
+                "lm",
+                "--type",
+                "v6e-64",
+                "--topology",
+                "08x1",
+                "--image",
+                "i",
+                *GKE,
+                "x.toml",
+            ],
+            "--topology '08x1' does not have the 64 chips",
+        ),
+        (
+            [
+                "manifest",
+                "lm",
+                "--type",
+                "tpu7x-8",
+                "--topology",
+                "2x2x1",
+                "--image",
+                "i",
+                *GKE,
+                "x.toml",
+            ],
+            "manifest knows no tpu7x; `gke.sh submit` takes it",
+        ),
         (["submit", "lm", "--type", "v6e-256", "--cluster", "c", *GKE], "which configuration?"),
         (
             [
@@ -880,6 +923,13 @@ def test_shellcheck():
     files = sorted(map(str, SCRIPTS.glob("*.sh")))
     done = subprocess.run([shellcheck, "-x", *files], capture_output=True, text=True, cwd=SCRIPTS)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("words", [(), ("help",), ("-h",), ("--help",)])
+@pytest.mark.parametrize("script", ["pod.sh", "gke.sh"])
+def test_help_is_no_mistake(script, words):
+    done = subprocess.run([SCRIPTS / script, *words], capture_output=True, text=True)
+    assert done.returncode == 0 and "VERB NAME" in done.stdout and not done.stderr
 
 
 def test_help_names_every_verb_and_option():

@@ -75,6 +75,8 @@ parse() { # NAME ARGS...: options into their variables; REST: everything from th
     printf -v "$key" %s "$2" && shift 2
   done
   for key in SLICES LINES PORT CRASHES; do [[ ${!key} =~ ^(0|[1-9][0-9]{0,4})$ ]] || die "--${key,,} takes a number, not '${!key}'"; done
+  [[ $POLL =~ ^[0-9]{1,5}([.][0-9]{1,5})?$ ]] || die "--poll takes seconds, not '$POLL'"
+  among "$CAPACITY" "on-demand spot reserved" || die "--capacity is on-demand, spot or reserved, not '$CAPACITY'"
 }
 
 remember() { # The settings of NAME, for the next verb.

@@ -2,16 +2,20 @@
 # ramp on GKE, for fleets larger than one likes to ssh to: `xpk` makes the cluster and submits JobSets; `pod.sh --help` lists
 # the verbs. The bucket of --run is mounted at /runs in every pod. `manifest` prints a JobSet for clusters made without xpk.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-VERB=${1:-}
-[[ $VERB =~ ^(cluster|submit|manifest|cancel|delete)$ ]] || { cat "$HERE/usage.txt" && exit 2; }
-parse "${@:2}"
+VERB=${1:-help}
+case $VERB in
+  cluster | submit | manifest | cancel | delete) parse "${@:2}" ;;
+  help | -h | --help) cat "$HERE/usage.txt" && exit ;;
+  *) die "unknown verb '$VERB'; see \`gke.sh --help\`" ;;
+esac
 bucket=${RUN#gs://} && bucket=${bucket%%/*} directory=/runs/${RUN#gs://*/}
 need() { for key in "$@"; do [[ ${!key} ]] || die "$VERB needs --$(tr 'A-Z_' 'a-z-' <<<"$key")"; done; }
 case $VERB in cluster | submit | manifest)
   need TYPE RUN
   [[ $RUN == gs://*/?* ]] || die "--run takes gs://BUCKET/DIR here, not '$RUN'"
   [[ $VERB == cluster || ${#REST[@]} != 0 ]] || die "which configuration? name it last, as in configs/x.toml --ramp.flags"
-  [[ $TYPE == tpu7x-* && $VERB != manifest ]] || chip ;;
+  [[ $TYPE != tpu7x-* || $VERB != manifest ]] || die "manifest knows no tpu7x; \`gke.sh submit\` takes it, through xpk"
+  [[ $TYPE == tpu7x-* ]] || chip ;;
 esac
 
 fleet() { # xpk, its errors explained
@@ -36,7 +40,7 @@ case $VERB in
       --command="pip install -q '.[$EXTRAS]' && ramp run$(printf ' %q' "${REST[0]}" --run "$directory" "${REST[@]:1}")" ;;
   manifest)
     need TOPOLOGY IMAGE
-    [[ $TOPOLOGY =~ ^[0-9]+(x[0-9]+)+$ && $((${TOPOLOGY//x/*} * SLICES)) == "$CHIPS" ]] ||
+    [[ $TOPOLOGY =~ ^[1-9][0-9]{0,4}(x[1-9][0-9]{0,4})+$ && $((${TOPOLOGY//x/*} * SLICES)) == "$CHIPS" ]] ||
       die "--topology '$TOPOLOGY' does not have the $((CHIPS / SLICES)) chips of $TYPE"
     words=(ramp run "${REST[0]}" --run "$directory" "${REST[@]:1}")
     printf -v command "'%s', " "${words[@]//\'/\'\'}"

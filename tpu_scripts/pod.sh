@@ -64,7 +64,6 @@ left() { say "if $NAME is there it costs $(cost): \`pod.sh status $NAME\` tells,
 
 create() {
   local now is more args=(--accelerator-type="$TYPE" --runtime-version="$RUNTIME" --valid-until-duration="$QUEUE_FOR")
-  among "$CAPACITY" "on-demand spot reserved" || die "--capacity is on-demand, spot or reserved, not '$CAPACITY'"
   [[ $CAPACITY == on-demand ]] || args+=("--$CAPACITY")
   if ((SLICES > 1)); then args+=(--node-count="$SLICES" --node-prefix="$NAME"); else args+=(--node-id="$NAME"); fi
   read -ra more <<<"$GCLOUD" && args+=("${more[@]}")
@@ -220,6 +219,7 @@ logs() { # Several workers cannot be followed: gcloud holds their output back un
 
 tensorboard() {
   local first show
+  [[ $RUN ]] || die "where are its events? \`pod.sh launch $NAME\` first, or say --run gs://BUCKET/DIR"
   first=$(nodes | head -n 1) show="$WORKER_SH tensorboard $(printf '%q %q' "$RUN" "$PORT")"
   case ${COPY:+$RUN} in
     '')
