@@ -710,7 +710,9 @@ def find_config(path: Path) -> Path:
 
     `cpu` is cpu.toml of the configurations that come with ramp.
     """
-    shipped = {file.stem: file for file in _find_configs().glob("*.toml")}
+    package = Path(__file__).parent
+    folders = (package / "configs", package.parents[1] / "configs")  # installed; in a clone
+    shipped = {file.stem: file for folder in folders for file in folder.glob("*.toml")}
     # Only a bare name: a path with a folder in it is a typing error.
     is_shipped = path.name == str(path) and path.stem in shipped
     # The user's own file wins over one of the same name that comes with ramp; a folder does not.
@@ -722,13 +724,6 @@ def find_config(path: Path) -> Path:
     raise UserError(
         f"{path}: no such configuration or run directory; these come with ramp: {names}"
     )
-
-
-def _find_configs() -> Path:
-    """The folder of the configurations that come with ramp."""
-    package = Path(__file__).parent
-    folders = (package / "configs", package.parents[1] / "configs")  # installed; in a clone
-    return next((folder for folder in folders if folder.is_dir()), folders[0])
 
 
 def _exists(path: Path) -> bool:

@@ -54,8 +54,7 @@ def choose_rungs(args: argparse.Namespace) -> list[Rung]:
     # Rungs without a probe are judged by the corpus alone.
     chosen = [rung for rung in rungs if rung.probe or not args.probes]
     if not chosen:
-        numbers = ", ".join(str(rung.number) for rung in rungs)
-        raise UserError(f"no probe is of rung {numbers}; leave out --probes")
+        raise UserError(f"rung {rungs[-1].number} has no probe; leave out --probes")
     return chosen
 
 
