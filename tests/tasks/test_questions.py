@@ -2,14 +2,17 @@
 
 import importlib.util
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 
 from ramp import config
 from ramp.config import Reinforce
 from ramp.errors import UserError
+from ramp.tasks import gym as gym_tasks
 from ramp.tasks import open_task, questions
-from ramp.tasks.split import held_out_problems, make_problems
+from ramp.tasks.split import choose_part, held_out_problems, make_problems
 
 
 def write(path, *records):
@@ -255,6 +258,24 @@ def test_reasoning_gym():
     assert not task.judge(problem, ("x",), "-1").final_right
     with pytest.raises(UserError, match="has no such"):
         open_task(Reinforce(task="reasoning_gym:such"))
+
+
+def test_reasoning_gym_has_problems_for_training(monkeypatch):
+    """Its seeds have 32 bits; a stand-in for the package refuses others, as numpy does."""
+
+    def create_dataset(name, seed, size):
+        assert 0 <= seed < 2**32 and size == 1
+        return [{"question": f"What is {seed} + 1?", "answer": seed + 1}]
+
+    gym = SimpleNamespace(
+        factory=SimpleNamespace(DATASETS={"sum": None}), create_dataset=create_dataset
+    )
+    monkeypatch.setitem(sys.modules, "reasoning_gym", gym)
+    task = gym_tasks.load_gym("reasoning_gym:sum")
+    questions_asked = {p.question for p in make_problems(task, 2, 0, 200)}
+    assert len(questions_asked) == 200
+    assert {choose_part(question) for question in questions_asked} == {"train"}
+    assert len(held_out_problems(task, 2, 20)) == 20
 
 
 def test_numbers_in_words():

@@ -3,6 +3,7 @@
 It judges answers, not steps. Levels do not apply: its own defaults do.
 """
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from typing import Any
@@ -32,7 +33,10 @@ def load_gym(spec: str) -> Task:
 
     def sample(seed: int, level: int) -> Problem:
         """A data set of one: some of them look at how many there are."""
-        entry: dict[str, Any] = reasoning_gym.create_dataset(name, seed=seed % 2**32, size=1)[0]
+        # It takes 32 bits. Their remainder would be the same for every retry of a training problem.
+        digest = hashlib.blake2b(str(seed).encode(), digest_size=4).digest()
+        short = int.from_bytes(digest, "big")
+        entry: dict[str, Any] = reasoning_gym.create_dataset(name, seed=short, size=1)[0]
         return Problem(spec, seed, level, entry["question"], entry, str(entry["answer"]))
 
     def judge(problem: Problem, steps: Sequence[str], answer: str | None) -> Verdict:
