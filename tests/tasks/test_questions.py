@@ -67,6 +67,12 @@ def all_problems(task):
         ({"instruction": "?", "label": "yes"}, "yes", "yes\nno", False),
         ({"prompt": [{"role": "user", "content": "?"}], "ground_truth": "4"}, "4", "5 4", True),
         ({"query": "?", "answer": "72"}, "72", "no number", False),
+        ({"query": "?", "answer": "72"}, "72", "so 7,2", False),
+        ({"query": "?", "answer": "1,2"}, "1,2", "12", False),
+        ({"query": "?", "answer": "-5"}, "-5", "is \u22125", True),
+        ({"query": "?", "answer": "-5"}, "-5", "is 5", False),
+        ({"query": "?", "answer": "5"}, "5", "is \u22125", False),
+        ({"query": "?", "answer": "\u22125"}, "-5", "is -5", True),
         ({"query": "?", "answer": "72"}, "72", "\uff17\uff12", False),  # full-width digits
     ],
 )
@@ -142,6 +148,8 @@ def test_gsm8k_from_its_folder(tmp_path):
     task = opened(str(tmp_path), task="gsm8k")
     (problem,) = held_out_problems(task, 1, 9)
     assert task.solution(problem) == ["Half is 48/2=<<48/2=24>>24."] and problem.answer == "24"
+    assert task.judge(problem, ("a",), task.find_answer("so 24")).final_right
+    assert not task.judge(problem, ("a",), task.find_answer("so 2,4")).final_right
     assert task.find_answer("so\n#### 24") == "24" and len(make_problems(task, 1, 0, 99)) == 99
 
 
@@ -279,5 +287,10 @@ def test_reasoning_gym_has_problems_for_training(monkeypatch):
 
 
 def test_numbers_in_words():
-    for text, number in (("-3", "-3"), ("5-3", "3"), ("(5)-3", "3"), ("x2", None), ("$.50", ".50")):
+    for text, number in (
+        *(("-3", "-3"), ("5-3", "3"), ("(5)-3", "3"), ("x2", None), ("$.50", ".50")),
+        # A comma parts thousands, and else two numbers.
+        *(("1,234", "1234"), ("$1,234,567.50", "1234567.50"), ("7,2", "2"), ("1,2345", "2345")),
+        *(("\u22125", "-5"), ("is \u20135", "-5"), ("3\u20135", "5")),
+    ):
         assert questions.find_number(text) == number

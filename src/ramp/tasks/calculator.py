@@ -25,6 +25,8 @@ THOUSANDS = r"(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?!,[0-9])"
 NUMBER = rf"(?:{THOUSANDS}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 # A number that stands alone: with its sign, currency, per cent and the words of its unit.
 VALUE = re.compile(rf"(-?)[$€£]?(-?)({NUMBER})\s*(%?)((?:\s+[A-Za-z]+)*)\.?")
+# A minus sign and a dash, which people and models type for it.
+MINUS = str.maketrans("\u2212\u2013", "--")
 FRACTION = re.compile("(-?[0-9]+)/([0-9]+)")
 CURRENCY = {"dollar", "dollars", "euro", "euros"}
 # These words change the number before them.
@@ -72,7 +74,7 @@ def parse_answer(text: str, question: str) -> Fraction:
 
 def _split_value(text: str) -> tuple[Fraction, bool, list[str]]:
     """(number, whether it is per cent, the words behind it)."""
-    text = text.strip()
+    text = text.strip().translate(MINUS)
     if len(text) > MAX_LENGTH:
         raise NotArithmetic(text[:MAX_LENGTH])
     if fraction := FRACTION.fullmatch(text):

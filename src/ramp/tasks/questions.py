@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ramp.errors import UserError
-from ramp.tasks import gsm8k
-from ramp.tasks.calculator import NotArithmetic, parse_number
+from ramp.tasks import calculator, gsm8k
+from ramp.tasks.calculator import MINUS, NotArithmetic, parse_number
 from ramp.tasks.protocol import Problem, Step, Task, Verdict
 from ramp.tasks.split import make_sets, normalize
 from ramp.text.corpus import list_parts, records
@@ -29,7 +29,7 @@ ANSWERS = (
     *("label", "output", "response", "completion"),
 )
 # ASCII digits: those of other scripts are no answer that anybody asked for.
-NUMBER = re.compile(r"(?<![\w.)])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?|(?<![\w.)])-?\$?\.[0-9]+")
+NUMBER = re.compile(rf"(?<![\w.)])-?\$?(?:{calculator.NUMBER})")
 # What stands before an answer in a line of its own.
 LEAD = re.compile(r"^(?:####|A:|(?:the |so )*(?:final )?answer(?: is|:)|\\boxed\{)\s*", re.I)
 
@@ -44,7 +44,7 @@ class Form:
 
 def find_number(text: str) -> str | None:
     """The last number of a text."""
-    found = NUMBER.findall(text)
+    found = NUMBER.findall(text.translate(MINUS))
     return found[-1].replace("$", "").replace(",", "") if found else None
 
 
@@ -247,7 +247,7 @@ def choose_form(golds: Sequence[str], pattern: str) -> Form:
                 r"as --reinforce.answer 'answer: (\d+)'"
             ) from None
         return Form(partial(find_match, compiled), f"what {pattern!r} matches last")
-    if golds and all(NUMBER.fullmatch(gold.rstrip(".%")) for gold in golds):
+    if golds and all(NUMBER.fullmatch(gold.rstrip(".%").translate(MINUS)) for gold in golds):
         return Form(find_number, "its last number")
     return Form(find_last_line, "its last line")
 
