@@ -70,6 +70,32 @@ def test_a_group_without_variance_gets_nothing(seed, name):
     assert np.abs(np.asarray(A.METHODS[name](c))).max() < 1e-5
 
 
+@pytest.mark.parametrize("name", sorted({*A.METHODS} - {"implicit", "teacher", "self_teacher"}))
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1.0, 100.1])
+def test_a_group_of_equal_rollouts_gets_exactly_nothing(name, reward):
+    """Not what rounding leaves of sums of such rewards, nor what one place has over another."""
+    right = jnp.full((8, 3), reward)
+    step = jnp.tile(jnp.array([0, 0, 1, 2, 2]), (8, 1))
+    c = baselines.Credit(
+        jnp.full((1, 8), reward), right, jnp.ones((8, 3)), step, value_bs=right, best_bs=right
+    )
+    assert (np.asarray(A.METHODS[name](c)) == 0).all()
+    # Neither where equal rollouts slip at the same step, if the method is about steps.
+    if name in ("step_local", "step_return", "outcome_and_step", "first_error", "min_form"):
+        same = replace(c, right_bs=right.at[:, 1].set(0.5 * reward))
+        assert (np.asarray(A.METHODS[name](same)) == 0).all()
+
+
+@pytest.mark.parametrize("name", sorted({*A.METHODS} - {"implicit", "teacher", "self_teacher"}))
+@pytest.mark.parametrize("size", [1.0, 1e3])
+def test_a_small_difference_is_a_difference(name, size):
+    right = jnp.full((4, 2), size).at[0, 0].multiply(1 + 1e-4)
+    step = jnp.tile(jnp.array([0, 1]), (4, 1))
+    exists = jnp.ones((4, 2))
+    c = baselines.Credit(right[None, :, 0], right, exists, step, value_bs=right, best_bs=right)
+    assert np.abs(np.asarray(A.METHODS[name](c))).max() > 0
+
+
 @few
 @given(seeds)
 def test_rloo_against_a_loop(seed):

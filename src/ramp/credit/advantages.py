@@ -36,6 +36,8 @@ import jax.numpy as jnp
 from ramp.credit.baselines import (
     Array,
     Credit,
+    differ,
+    differ_by_place,
     group_by_problem,
     leave_one_out,
     mean_best,
@@ -104,7 +106,8 @@ def grpo(c: Credit) -> Array:
     """
     mean_p1 = jnp.nanmean(c.reward_pg, axis=1, keepdims=True)
     unit_p1 = jnp.nanstd(c.reward_pg, axis=1, keepdims=True) + 1e-4
-    return spread_to_rows(c, zero_abstained((c.reward_pg - mean_p1) / unit_p1))
+    unit_pg = zero_abstained((c.reward_pg - mean_p1) / unit_p1)
+    return spread_to_rows(c, unit_pg * differ(c.reward_pg, 1))
 
 
 @method("outcome")
@@ -125,7 +128,7 @@ def pass_at_k(c: Credit) -> Array:
     best_with_it = mean_best(jnp.maximum(others, c.reward_pg[..., None]), k - 1)
     # Where the others are just k - 1, the best of those is a baseline as well.
     gain_pg = k * (best_with_it - mean_best(others, k))
-    return spread_to_rows(c, gain_pg * reports(c.reward_pg))
+    return spread_to_rows(c, gain_pg * reports(c.reward_pg) * differ(c.reward_pg, 1))
 
 
 def value_changes(c: Credit, value_bs: Array) -> Array:
@@ -142,7 +145,9 @@ def value_changes(c: Credit, value_bs: Array) -> Array:
     first_pg = group_by_problem(c, after_bs[:, 0])
     start_pg = first_pg - leave_one_out(first_pg)
     values = jnp.concatenate([start_pg.reshape(-1, 1), after_bs, reward_b1], axis=1)
-    return zero_abstained(jnp.diff(values, axis=1)) * c.exists_bs
+    is_mixed = differ(group_by_problem(c, values), (1, 2)).reshape(-1, 1)
+    is_mixed = jnp.repeat(is_mixed, c.group_size, axis=0)
+    return zero_abstained(jnp.diff(values, axis=1)) * c.exists_bs * is_mixed
 
 
 @method("monte_carlo")
@@ -200,7 +205,8 @@ def grpo_process(c: Credit) -> Array:
 
     mean = mean_p11(right_pgs)
     unit = jnp.sqrt(mean_p11((right_pgs - mean) ** 2)) + 1e-4
-    reward_pgs = (right_pgs - mean) / unit * judged_pgs
+    is_mixed = differ(jnp.where(judged_pgs > 0, right_pgs, jnp.nan), (1, 2))
+    reward_pgs = (right_pgs - mean) / unit * judged_pgs * is_mixed
     reward_bs = reward_pgs.reshape(c.right_bs.shape)
     return spread_to_tokens(c, reward_to_go(reward_bs) * c.judged_bs)
 
@@ -264,7 +270,7 @@ def min_form(c: Credit, temperature: float = 0.1) -> Array:
     # A softmax over a row without steps is NaN; such a row gets nothing.
     weight_bs = zero_abstained(jax.nn.softmax(scores_bs, axis=1))
     return_bs = reward_to_go(weight_bs * reward_bs)
-    judged_bn = spread_to_tokens(c, c.judged_bs)
+    judged_bn = spread_to_tokens(c, c.judged_bs * differ_by_place(c, c.right_bs, c.judged_bs))
     return_bn = spread_to_tokens(c, return_bs)
     centered_bn = return_bn - token_baseline(c, return_bn)
     return centered_bn * judged_bn + c.outcome_coef * rloo(c)
