@@ -116,7 +116,8 @@ def pass_at_k(c: Credit) -> Array:
 
     Estimates the gradient of the mean best reward of k = `reinforce.pass_k` rollouts; with rewards
     of 0 and 1, of pass@k. It averages over all sets of k in the group, minus those without the
-    rollout. k = 1 would be `rloo`. Raises UserError where a group is smaller than k.
+    rollout. k = 1 would be `rloo`. Of a group in which fewer than k report it takes as many as do.
+    Raises UserError where a group is smaller than k.
     """
     k = c.pass_k
     if c.group_size < k:
@@ -126,8 +127,10 @@ def pass_at_k(c: Credit) -> Array:
         )
     others = take_others(c.reward_pg)
     best_with_it = mean_best(jnp.maximum(others, c.reward_pg[..., None]), k - 1)
-    # Where the others are just k - 1, the best of those is a baseline as well.
-    gain_pg = k * (best_with_it - mean_best(others, k))
+    # Where the others are just k - 1, the best of those is a baseline as well; and where fewer than
+    # k report, the best of as many as do.
+    size_p1 = jnp.minimum(k, jnp.sum(reports(c.reward_pg), axis=1, keepdims=True))
+    gain_pg = size_p1 * (best_with_it - mean_best(others, k))
     return spread_to_rows(c, gain_pg * reports(c.reward_pg) * differ(c.reward_pg, 1))
 
 
