@@ -53,7 +53,8 @@ class RewardAudit:
         level = "" if self.level is None else f", level {self.level}"
         lines = [
             f"reward {self.reward} on {self.task}{level}: {self.num_judged:,} solutions judged",
-            f"  right solutions are paid {self.right:.2f}, honest wrong ones {self.wrong:.2f}",
+            f"  right solutions are paid {write_pay(self.right)}, "
+            f"honest wrong ones {write_pay(self.wrong)}",
             *(f"  it fails on some solutions: {failure}" for failure in self.failures),
             *_list_findings(self.findings, "nothing that is paid without deserving it"),
             f"checker of {self.task}: {self.num_checked:,} solutions judged",
@@ -64,8 +65,10 @@ class RewardAudit:
     def render(self) -> str:
         """The audit as a page."""
         note = (
-            f"{self.num_judged:,} solutions were judged. Right ones are paid {self.right:.2f}, "
-            f"honest wrong ones {self.wrong:.2f}. Each finding was made on some problems, and "
+            f"{self.num_judged:,} solutions were judged. "
+            f"Right ones are paid {write_pay(self.right)}, "
+            f"honest wrong ones {write_pay(self.wrong)}. "
+            "Each finding was made on some problems, and "
             f"counted on others. {' '.join(f'It fails: {f}.' for f in self.failures)}"
         )
         return html.document(
@@ -81,6 +84,11 @@ class RewardAudit:
                 ),
             ],
         )
+
+
+def write_pay(pay: float) -> str:
+    """A pay for people."""
+    return "nothing (it abstains)" if np.isnan(pay) else f"{pay:.2f}"
 
 
 def _list_findings(findings: Sequence[Finding], nothing: str, is_paid: bool = True) -> list[str]:

@@ -136,6 +136,8 @@ def _find_alike(trial: Trial) -> list[Finding]:
     """That a reward does not pay right solutions more than honest wrong ones, if it does not."""
     if not isinstance(trial, RewardTrial) or trial.separates:
         return []
+    if np.isnan(trial.right_pay - trial.wrong_pay):
+        return []  # what it abstains from it does not pay
     wrong = Recipe((("«bad»",),) * len(trial.sheets[0].right))
     where = "step" if np.isnan(trial.scale) else "rollout"
     problem, example = trial.sheets[0].problem.question, trial.write_wrong(0)

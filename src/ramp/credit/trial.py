@@ -262,7 +262,9 @@ class RewardTrial(Trial):
 
 
 def _take_median(pays: Sequence[Pay]) -> float:
-    return median(p.whole if np.isfinite(p.whole) else p.step_mean for p in pays)
+    values = (p.whole if np.isfinite(p.whole) else p.step_mean for p in pays)
+    # It may abstain from some, and from all that are wrong.
+    return median([value for value in values if np.isfinite(value)] or [np.nan])
 
 
 class CheckerTrial(Trial):
