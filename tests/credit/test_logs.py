@@ -298,6 +298,28 @@ def test_first_errors_that_are_no_step_and_verdicts_that_they_stand_for(tmp_path
     assert "verdicts of 1 rollout left out" in str(log.faults[0])
 
 
+def test_whole_numbers_with_a_point_are_whole_numbers(tmp_path):
+    """As pandas writes integers that stand beside nulls."""
+    row = {"steps": ["a", "b"], "correct": 1}
+    log = read(
+        tmp_path,
+        row | {"group": 1, "first_error": 1.0},
+        row | {"group": 1.0, "first_error": None},
+        row | {"group": 1.5, "first_error": -1.0},
+    )
+    assert [r.step_right for r in log.rollouts] == [(True, False), (True, True), (True, True)]
+    assert [r.group for r in log.rollouts] == ["1", "1", "1.5"] and not log.faults
+
+
+def test_a_conversation_is_a_problem_as_a_whole(tmp_path):
+    """Its last turn may be the beginning of every answer."""
+    rows = []
+    for i in range(12):
+        turns = [{"role": "user", "content": f"{i // 2}?"}, {"role": "assistant", "content": "<"}]
+        rows.append({"prompt": turns, "response": "x", "reward": i % 2})
+    assert len({r.group for r in read(tmp_path, *rows).rollouts}) == 6
+
+
 def test_what_does_not_fit_is_counted_and_said(tmp_path, capsys):
     good = {"prompt": "q", "text": "a b", "steps": ["a", "b"], "reward": 1, "correct": True,
             "verdicts": [1, 0], "advantages": [1, 1]}  # fmt: skip

@@ -6,6 +6,7 @@ or objects with verdicts. What a log does not hold is not measured, and that is 
 value that does not fit.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -401,7 +402,7 @@ def _read_rollout(
     )
     return LoggedRollout(
         # Without one it is alone, where others have one.
-        group=f"{LINE} {got[LINE]}" if is_alone else _read_text(got.get("group", "")),
+        group=f"{LINE} {got[LINE]}" if is_alone else _read_group(got.get("group", "")),
         text="\n".join(steps) if text is None else text,
         reward=reward,
         right=right,
@@ -418,7 +419,7 @@ def _read_verdicts(
 ) -> tuple[bool | None, ...] | None:
     """A verdict a step; None where there are none, or they do not fit."""
     verdicts, count, here = got.get("verdicts"), len(steps), f"in line {got[LINE]}"
-    first = got.get("first_error", "")
+    first = _read_whole(got.get("first_error", ""))
     if verdicts is None and first != "":
         if not steps or not isinstance(first, int | None) or (first or 0) >= count:
             said = f"{first!r:.40} {here} is no number of a step" if steps else f"no steps {here}"
@@ -512,6 +513,16 @@ def _read_text(value: Any) -> str:
     """A text; what is none as it is written."""
     text = _find_text(value)
     return ("" if value is None else str(value)) if text is None else text
+
+
+def _read_whole(value: Any) -> Any:
+    """Whole numbers without a point, which pandas writes beside nulls; all else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read_group(value: Any) -> str:
+    """The name of a problem; a conversation whole, since its last turn may begin every answer."""
+    return json.dumps(value) if isinstance(value, list) else _read_text(_read_whole(value))
 
 
 def _read_number(value: Any) -> float | None:
