@@ -68,6 +68,11 @@ def test_a_sum_is_weighted_and_abstains_where_a_term_does(mine):
     np.testing.assert_array_equal(judge(f"{spec} + share").step_bs, R.right_bs)
     np.testing.assert_allclose(judge("0.5 answer + 0.25 answer").rollout_b, [0.75, 0.75, 0, 0])
     assert rewards.parse_reward("1e-3 answer")[0].weight == 1e-3
+    for weight in ("1e999", "1e39"):
+        with pytest.raises(UserError, match=f"the weight '{weight}' is too large"):
+            rewards.parse_reward(f"{weight} answer")
+    with pytest.raises(UserError, match="the weighted sum is too large"):
+        judge("3e38 answer + 3e38 answer")
 
 
 def test_your_function_sees_texts(mine):
@@ -118,6 +123,9 @@ def test_your_function_rewards_rollouts_steps_or_both(mine):
         ("return ['1.0'] * 4", "returned '1.0'; return numbers"),
         ("return [['1'] * 3] * 4", "returned '1'; return numbers"),
         ("return [float('inf')] * 4", "returned inf; return finite numbers"),
+        # Rewards are float32.
+        ("return [1e39] * 4", r"returned 1e[+]39; return finite numbers"),
+        ("return [[1, -1e39, 1]] * 4", r"returned -1e[+]39; return finite numbers"),
         ("return {'steps': [], 'all': 1}", "table with steps, all"),
         (
             "return [r.gild for r in records]",

@@ -222,9 +222,14 @@ def _read_number(spec: str, value: Any) -> float:
         raise UserError(
             f"the reward {spec} returned {value!r}; return numbers, or None to abstain"
         ) from None
-    if math.isinf(number):
-        raise UserError(f"the reward {spec} returned {number}; return finite numbers")
+    if is_too_large(number):
+        raise UserError(f"the reward {spec} returned {number:g}; return finite numbers, up to 3e38")
     return number
+
+
+def is_too_large(number: float) -> bool:
+    """Whether it is infinite as a float32, which rewards are."""
+    return abs(number) > float(np.finfo(np.float32).max)
 
 
 # Sums
@@ -266,9 +271,12 @@ def parse_reward(text: str) -> tuple[Term, ...]:
             known = [*REWARDS, "PATH.py:FUNCTION", "a sum such as '0.5 verified + 0.5 mine.py:fn'"]
             require_own_or("reinforce.reward", name, known, FunctionType)
         try:
-            terms.append(Term(float(weight or 1), name))
+            term = Term(float(weight or 1), name)
         except ValueError:
             raise UserError(f"reinforce.reward: the weight {weight!r} is no number") from None
+        if is_too_large(term.weight):
+            raise UserError(f"reinforce.reward: the weight {weight!r} is too large")
+        terms.append(term)
     return tuple(terms)
 
 
@@ -303,5 +311,9 @@ def judge(
 def _add(total: np.ndarray | None, weight: float, values: np.ndarray | None) -> np.ndarray | None:
     if values is None:
         return total
-    weighted = np.float32(weight) * values
-    return weighted if total is None else total + weighted
+    # In float64, so that what is too large is refused and not only warned of.
+    weighted = weight * values.astype(np.float64)
+    summed = weighted if total is None else total + weighted
+    if is_too_large(np.nanmax(np.abs(summed), initial=0)):
+        raise UserError("reinforce.reward: the weighted sum is too large; lower its weights")
+    return summed.astype(np.float32)
