@@ -196,6 +196,7 @@ def test_a_list_of_answers_is_read_and_drawn_by_its_probabilities():
     assert [drawn[x] / 2000 for x in ("cats", "dogs", "3: newts")] == pytest.approx(
         [0.5, 0.3, 0.2], abs=0.04
     )
+    assert ask.choose_answer("9" * 400 + ": x", rng) == ""
     assert ask.choose_answer("no numbers", rng) == ask.choose_answer("0: nothing", rng) == ""
 
 
@@ -262,6 +263,8 @@ def test_a_file_of_questions(stub, tmp_path, capsys):
         for i in range(3)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    long = "Which joke is the longest? " * 200
+    assert ask.read_questions(long) == [ask.Question(0, long)]
     assert [q.text for q in ask.read_questions(str(path))] == ["Joke 0?", "Joke 1?", "Joke 2?"]
     (tmp_path / "q.txt").write_text("One?\nTwo?\n")
     assert [q.text for q in ask.read_questions(str(tmp_path / "q.txt"))] == ["One?", "Two?"]

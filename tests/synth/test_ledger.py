@@ -34,6 +34,9 @@ def test_mistakes(tmp_path):
         ledger.describe_sample(tmp_path, "g7-00001")
     with pytest.raises(UserError, match="is no name of candidates"):
         ledger.describe_sample(tmp_path, "../../etc")
+    for name in ("g\u00b2-00017", "g1-\u00b2", "g\u0661-1", f"g{'9' * 5000}-1", "3-1"):
+        with pytest.raises(UserError, match="named like g3-00017"):
+            ledger.describe_sample(tmp_path, name)
     with pytest.raises(UserError, match="none of them"):
         ledger.describe_sample(tmp_path, "g2-00999")
     ledger.ledger_path(tmp_path, 3).write_bytes(b"PAR1 nonsense")

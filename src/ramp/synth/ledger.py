@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from shlex import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -95,7 +96,7 @@ def read_ledger(
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(
             f"the ledger {path} is damaged ({error}); "
-            f"`ramp synthesize {directory.parent} --force` begins the generations again"
+            f"`ramp synthesize {quote(str(directory.parent))} --force` begins the generations again"
         ) from None
     if run is not None and facts.get("run") != run:
         raise UserError(
@@ -115,14 +116,15 @@ def describe_sample(directory: Path, sample: str) -> str:
     if folder and not re.fullmatch(r"[A-Za-z0-9_-]+", folder):
         raise UserError(f"{folder!r} is no name of candidates, such as mine in mine/g0-00017")
     directory = directory / folder
-    generation, _, number = sample.removeprefix("g").partition("-")
-    if not (sample.startswith("g") and generation.isdigit() and number.isdigit()):
+    found = re.fullmatch("g([0-9]{1,9})-[0-9]{1,9}", sample)
+    if not found:
         raise UserError(f"a sample is named like g3-00017 (generation and number), not {sample!r}")
-    rows, facts = read_ledger(directory, int(generation))
+    generation = int(found[1])
+    rows, facts = read_ledger(directory, generation)
     row = next((row for row in rows if row.id == sample), None)
     if row is None:
         raise UserError(
-            f"generation {int(generation)} has {len(rows)} samples, and {sample} is none of them"
+            f"generation {generation} has {len(rows)} samples, and {sample} is none of them"
         )
     bits_per_nat = -1 / max(len(row.tokens), 1) / math.log(2)
     surprisal = f"{row.logp_first * bits_per_nat:.2f} bits per token under the first model"
