@@ -108,3 +108,7 @@ def test_lines_without_checksum_and_torn_ones(tmp_path):
     assert [record["step"] for record in files.read_jsonl(path)] == [1, 3]
     with pytest.raises(ValueError, match=r"line 2.*`sed -i 2d .*m.jsonl`"):
         files.read_whole_jsonl(path)
+    # A shell shall take the path for one word.
+    path = path.rename(tmp_path / "m; two.jsonl")
+    with pytest.raises(ValueError, match=r"`sed -i 2d '/.*m; two.jsonl'`"):
+        files.read_whole_jsonl(path)

@@ -18,6 +18,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from shlex import quote
 from typing import Any, BinaryIO
 
 from ramp.errors import UserError
@@ -186,7 +187,7 @@ def iterate_whole_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         try:
             record = _parse_line(line)
         except ValueError as error:
-            remedy = f"`sed -i {number}d {path}` leaves it out"
+            remedy = f"`sed -i {number}d {quote(str(path))}` leaves it out"
             raise ValueError(f"line {number}: {error}; {remedy}") from None
         yield record
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ramp.errors import UserError
@@ -117,7 +118,7 @@ def read_history(directory: Path) -> list[GenerationResult]:
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); "
-            f"`ramp synthesize {directory.parent} --force` begins the generations again"
+            f"`ramp synthesize {quote(str(directory.parent))} --force` begins the generations again"
         ) from None
 
 
