@@ -177,6 +177,16 @@ def test_each_step_below_the_tolerance_is_not_a_licence():
     assert said.action == "stop" and "first" in said.reasons[0] and max(kept) < 1.01
 
 
+def test_what_is_not_a_number_is_never_go():
+    fine, none = np.full(200, 2.0), np.full(200, np.nan)
+    worse = guard.compare_bits("bits", fine, none, T.max_loss_rise)
+    said = guard.judge_model(CollapseGuard(0.3), T, TrainingEvidence(worse), 1)[1]
+    assert said.action == "roll back" and "nothing to judge it by is a number" in said.reasons[0]
+    for z, action in ((math.nan, "warn"), (0.0, "go")):
+        evidence = SampleEvidence({"distinct_2": Comparison(1.0, 1.0, 1.0, z)})
+        assert guard.judge_samples(CollapseGuard(0.3), T, evidence)[1].action == action
+
+
 def test_behind_the_control_is_repaired_and_then_stopped():
     fine = np.full(200, 2.0) + np.random.default_rng(0).normal(0, 0.1, 200)
     behind = guard.compare_bits("real text", fine, 0.95 * fine, T.max_control_rise)

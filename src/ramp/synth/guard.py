@@ -226,7 +226,8 @@ def judge_samples(
         reasons.append(f"audited precision of what was accepted is {bound} at most: {remedy}")
     if reasons:
         return _repair(guard, limits, reasons)
-    far = {n: f for n, f in evidence.figures.items() if abs(f.z) > limits.warn_z}
+    # What is not a number is not within a limit.
+    far = {n: f for n, f in evidence.figures.items() if not abs(f.z) <= limits.warn_z}
     warnings = tuple(f"{name}: z {figure.z:+.1f}" for name, figure in sorted(far.items()))
     return replace(guard, weight=1.0), Decision("warn" if warnings else "go", warnings)
 
@@ -318,7 +319,9 @@ def _find_worse(differences, log_limit):
     reasons = []
     for what, worse in differences.items():
         log_e = log_e_value(worse)
-        if log_e >= log_limit:
+        if not len(worse):
+            reasons.append(f"{what}: nothing to judge it by is a number")
+        elif log_e >= log_limit:
             reasons.append(f"{what} (e-value 10^{log_e / math.log(10):.1f})")
     return tuple(reasons)
 
