@@ -359,6 +359,9 @@ class Comparison:
     z: float  # normal deviate
 
 
+MOST_OF_POOL = 0.9  # in a resample: of the whole pool each would be the same
+
+
 @dataclass(frozen=True)
 class Null:
     """The values [K] of each figure on K resamples of n documents."""
@@ -378,11 +381,13 @@ class Null:
         """The figures of k resamples of n documents of the pool.
 
         A pool of row numbers gives `measure` the numbers of the documents it is to measure.
-        ValueError for fewer than 7 resamples, or fewer documents than n.
+        ValueError for fewer than 7 resamples, or where n is nearly all of the pool.
         """
         size = len(pool)
         if k < 7:
             raise ValueError(f"a null takes at least 7 resamples, not {k}")
+        if n > MOST_OF_POOL * size:
+            raise ValueError(f"resamples of {n} of {size} documents are all alike; give more")
         rng = np.random.default_rng(seed)
         # Without replacement: repeated documents would look like collapse.
         draws = [rng.choice(size, n, replace=False) for _ in range(k)]
