@@ -19,9 +19,9 @@ from ramp import config
 from ramp.config import Config
 from ramp.credit import learn
 from ramp.errors import UserError
-from ramp.files import read_kept, warn_once, write_kept
+from ramp.files import quote_path, read_kept, warn_once, write_kept
 from ramp.reporting.report import update_report
-from ramp.rundir import Origin, Request, RunDir, list_changes, open_run, quote_path
+from ramp.rundir import Origin, Request, RunDir, list_changes, open_run
 from ramp.stages import STAGES
 from ramp.train.checkpoint import Checkpoints
 

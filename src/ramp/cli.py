@@ -19,7 +19,7 @@ from ramp import config, interrupts, rundir, schema
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.export import bring
-from ramp.files import parse_path, warn_once
+from ramp.files import parse_path, quote_path, warn_once
 from ramp.host import setup_devices, skip_absent_devices, use_huge_pages
 from ramp.ladder import commands as ladder
 from ramp.nines import cli as nines
@@ -408,7 +408,7 @@ def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key])
         parent = parse_path(str(rundir.parse_request(args.parent).parent))
         is_gone = rundir.RunDir(parent).written_config() is None
         if is_gone and rundir.RunDir(args.run).written_config():
-            go_on = f"`ramp {args.command} {rundir.quote_path(args.run)}`"
+            go_on = f"`ramp {args.command} {quote_path(args.run)}`"
             raise UserError(f"{parent} is no run any more; {args.run} has begun: {go_on} goes on")
         return rundir.RunDir(parent).load_config(flags, keys), args.run
     if args.text:

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import threading
 import time
 import zlib
@@ -18,7 +19,6 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from shlex import quote
 from typing import Any, BinaryIO
 
 from ramp.errors import UserError
@@ -53,6 +53,11 @@ def open_atomic(path: Path) -> Generator[BinaryIO]:
         # Before the rename: a crash must not leave an empty file in the old one's place.
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def quote_path(path: Path | str) -> str:
+    """A path as a command line takes it, for the commands that are printed."""
+    return shlex.quote(str(path))
 
 
 def parse_path(text: str) -> Path:
@@ -187,7 +192,7 @@ def iterate_whole_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         try:
             record = _parse_line(line)
         except ValueError as error:
-            remedy = f"`sed -i {number}d {quote(str(path))}` leaves it out"
+            remedy = f"`sed -i {number}d {quote_path(path)}` leaves it out"
             raise ValueError(f"line {number}: {error}; {remedy}") from None
         yield record
 

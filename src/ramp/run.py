@@ -13,10 +13,10 @@ from types import ModuleType
 
 from ramp.config import Config
 from ramp.errors import NothingToLearn, UserError
-from ramp.files import write_atomic
+from ramp.files import quote_path, write_atomic
 from ramp.host import measure_budget, setup_devices
 from ramp.rivals import list_rivals
-from ramp.rundir import Request, RunDir, open_run, quote_path
+from ramp.rundir import Request, RunDir, open_run
 from ramp.stages import STAGES
 from ramp.stages.checks import check_settings
 from ramp.text.engine import end_with_parent

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import time
@@ -18,13 +17,16 @@ from typing import Any
 from ramp import config, schema
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.files import list_kept, read_copy, read_kept, repair_kept, warn_once, write_kept
+from ramp.files import (
+    list_kept,
+    quote_path,
+    read_copy,
+    read_kept,
+    repair_kept,
+    warn_once,
+    write_kept,
+)
 from ramp.stages import STAGES, find_stage
-
-
-def quote_path(path: Path | str) -> str:
-    """A path as a command line takes it, for the commands that are printed."""
-    return shlex.quote(str(path))
 
 
 @dataclass(frozen=True)

@@ -42,5 +42,6 @@ def test_a_law_is_judged_on_other_lengths_and_kept(tmp_path, monkeypatch):
     assert row.error == pytest.approx(row.forecast / row.measured - 1)
     kept = b.path.read_bytes()
     assert law.judge(b, fast) == [row] and b.path.read_bytes() == kept
+    assert "k |" in law.tabulate(b, fast) and b.path.read_bytes() == kept
     [never] = law.judge(b, law.Law("step-local", -1, (1e-4,), 2_000))
     assert np.isnan(never.measured) and "never" in law.report([never])

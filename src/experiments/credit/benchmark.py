@@ -240,4 +240,5 @@ def run_law(directory: Path, c: Config) -> str:
     """What longer chains cost, forecast from shorter ones, as Markdown."""
     directory.mkdir(parents=True, exist_ok=True)
     b = Results(directory, c.model, c.reinforce)
-    return law.report([row for one in law.LAWS for row in law.judge(b, one)])
+    forecasts = law.report([row for one in law.LAWS for row in law.judge(b, one)])
+    return "\n".join([forecasts, *(law.tabulate(b, one) for one in law.LAWS)])

@@ -148,6 +148,19 @@ def judge(b: Results, law: Law) -> list[Row]:
     return rows
 
 
+def tabulate(b: Results, law: Law) -> str:
+    """What was measured: a length a row, and the goals per step of all lengths."""
+    lengths = (*FITTED, *FORECAST)
+    rows = []
+    for n in lengths:
+        reached = measure_tokens(b, law, n)
+        means = [mean_tokens(reached[k]) for k in lengths]
+        cells = ["not all" if np.isnan(x) else f"{x / 1e3:.1f}k" for x in means]
+        rows.append((str(n), *cells))
+    head = (f"{law.arm}, steps of a chain", *(f"to {goal_per_step(k):.4f} a step" for k in lengths))
+    return "\n".join(markdown(head, rows)) + "\n"
+
+
 def describe_tokens(row: Row) -> str:
     """What was measured, and its range over bases."""
     if np.isnan(row.measured):

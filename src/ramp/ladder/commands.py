@@ -5,9 +5,8 @@ from pathlib import Path
 
 from ramp.config import Config
 from ramp.errors import UserError
-from ramp.files import parse_path
+from ramp.files import parse_path, quote_path
 from ramp.ladder.rungs import RUNGS, Rung, select_rung
-from ramp.rundir import quote_path
 
 # Of --scale. Larger probes would not fit the context of their model.
 SCALES = (0.5, 4)

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from ramp.errors import UserError
-from ramp.files import write_atomic
+from ramp.files import quote_path, write_atomic
 from ramp.ladder import mechanisms, sums
 from ramp.ladder.rungs import Mistake, Rung, select_rung
-from ramp.rundir import quote_path
 from ramp.user_code import call, load_object
 
 SECONDS = 10.0  # that an answer may take on one input

@@ -37,13 +37,12 @@ from ramp.decode import sample
 from ramp.decode.cache import round_to_bucket
 from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
-from ramp.files import write_atomic
+from ramp.files import quote_path, write_atomic
 from ramp.model import transformer
 from ramp.pods import hlo, roofline
 from ramp.pods.chips import Topology, installed
 from ramp.pods.hlo import Collective, CollectiveTotal, Work
 from ramp.pods.roofline import INDENT
-from ramp.rundir import quote_path
 from ramp.stages import STAGES
 from ramp.synth import scores
 from ramp.synth.generate import BATCH_SIZE

@@ -12,6 +12,7 @@ from pathlib import Path
 from starlette.types import Scope
 
 from ramp.errors import UserError
+from ramp.files import quote_path
 from ramp.serve.fields import ApiError
 
 KEY_VARIABLE = "RAMP_API_KEY"
@@ -70,7 +71,7 @@ def read_keys(path: Path | None) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--key {path} cannot be read: {error}") from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise UserError(f"--key {path} is open to other users: run `chmod 600 {path}`")
+        raise UserError(f"--key {path} is open to other users: run `chmod 600 {quote_path(path)}`")
     # Lines that begin with # are remarks: whose key it is, say.
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys:

@@ -13,7 +13,7 @@ from ramp import rundir
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.export.bring import find_model
-from ramp.files import parse_path
+from ramp.files import parse_path, quote_path
 from ramp.rundir import RunDir
 from ramp.stages import parse_speaker
 
@@ -198,9 +198,10 @@ def _import(args):
     from ramp.export.bring import import_model
 
     import_model(args.file, args.run, args.context, _use_host)
+    run = quote_path(args.run)
     print(
-        f"Next: `ramp serve {args.run}`, `ramp finetune {args.run}`, or train it on your own text: "
-        f"`ramp run --from {args.run} --run NEW --text PATH`"
+        f"Next: `ramp serve {run}`, `ramp finetune {run}`, or train it on your own text: "
+        f"`ramp run --from {run} --run NEW --text PATH`"
     )
     return 0
 

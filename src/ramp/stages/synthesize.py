@@ -22,10 +22,10 @@ from ramp import config
 from ramp.config import Config, Synthesize
 from ramp.decode.sample import SamplingParams
 from ramp.errors import UserError
-from ramp.files import to_json
+from ramp.files import quote_path, to_json
 from ramp.model.loss import chance_loss, next_token_loss
 from ramp.reporting.metrics import MetricWriter
-from ramp.rundir import RunDir, quote_path
+from ramp.rundir import RunDir
 from ramp.synth import decide, ledger, measure, page, prompts, verify
 from ramp.synth import guard as guard_rules
 from ramp.synth.corpus import DocumentBits, PackedSamples, RealCorpus, TrainingPlan

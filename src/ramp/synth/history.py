@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ramp.errors import UserError
-from ramp.files import read_kept, replace_nonfinite, to_json, write_kept
+from ramp.files import quote_path, read_kept, replace_nonfinite, to_json, write_kept
 from ramp.synth.decide import SampleFigures
 from ramp.synth.guard import CollapseGuard
 from ramp.synth.ledger import LedgerRow
@@ -118,7 +117,7 @@ def read_history(directory: Path) -> list[GenerationResult]:
     except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); "
-            f"`ramp synthesize {quote(str(directory.parent))} --force` begins the generations again"
+            f"`ramp synthesize {quote_path(directory.parent)} --force` begins the generations again"
         ) from None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ramp.errors import UserError
-from ramp.files import open_atomic, read_kept, write_kept
+from ramp.files import open_atomic, quote_path, read_kept, write_kept
 from ramp.text.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 2**12  # written to a shard, and their bos
@@ -245,4 +245,4 @@ def _digest(tokens):
 def _remedy(path):
     """The command that makes the files of RUN/data again, whatever is done."""
     run = next((p.parent for p in path.parents if p.name == "data"), path.parent)
-    return f"run `ramp prepare {run} --force`"
+    return f"run `ramp prepare {quote_path(run)} --force`"

@@ -10,6 +10,7 @@ import numpy as np
 
 from ramp.config import Config, Model, fingerprint, identity
 from ramp.errors import UserError
+from ramp.files import quote_path
 from ramp.model import transformer
 from ramp.rundir import RunDir
 from ramp.stages import STAGES, find_stage
@@ -161,7 +162,7 @@ def load_params(
         where = checkpoints.directory
         # A stage that is done would be skipped, if somebody has deleted what it made.
         owner = find_stage(stage)
-        command = f"`ramp {owner} {rundir.path}`"
+        command = f"`ramp {owner} {quote_path(rundir.path)}`"
         if rundir.is_done(owner):
             command = rundir.redo(stage)
         raise UserError(f"{where} holds no checkpoint; run {command} first")
