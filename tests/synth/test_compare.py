@@ -108,6 +108,14 @@ def test_short_texts_are_compared_with_short_texts(seed):
     assert [finding.name for finding in judged.findings] == ["shorter", "diverse"]
 
 
+@pytest.mark.parametrize("times", [2, 400])
+def test_real_text_that_repeats_accuses_no_sample(times):
+    texts = make_texts(800, 12)
+    real = texts[: 400 // times] * times
+    judged = constructions.compare(real, texts[400:], texts[:1])
+    assert [f.name for f in judged.findings if f.is_against] == ["repetitive"]
+
+
 def make_calls(n, seed):
     """A few words each, of which some are alike by chance: "what, sir ?"."""
     rng = np.random.default_rng(seed)

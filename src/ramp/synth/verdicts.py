@@ -121,6 +121,11 @@ def lacks_partners(e: Evidence) -> bool:
     return is_lonely and not is_explained
 
 
+def is_repetitive(e: Evidence) -> bool:
+    """Whether real text repeats: half of it then knows the other half, and no fresh text."""
+    return e.shares["variants"].null > MOST_REAL_REPEATS
+
+
 def is_shuffled(e: Evidence) -> bool:
     """Whether the words are those of real text, and their order is not."""
     is_out_of_order = falls(e, "known_2", SHUFFLED) or falls(e, "order", SHUFFLED)
@@ -404,7 +409,7 @@ BROKEN = ("foreign", "shuffled", "salad", "vocabulary")
 RULES: Sequence[Rule] = (
     Rule(
         "foreign",
-        exceeds("foreign", MOST_FOREIGN),
+        lambda e: exceeds("foreign", MOST_FOREIGN)(e) and not is_repetitive(e),
         say_share("another language", "foreign", "hardly have the words that make up real text"),
         show_rows("foreign", "hardly a common word"),
     ),
@@ -444,7 +449,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "rare",
-        lambda e: has_few_rare(e) and not lacks_partners(e),
+        lambda e: has_few_rare(e) and not (lacks_partners(e) or is_repetitive(e)),
         say_ratio("less diverse", "rare", "of the words are rare ones"),
         _show_missing,
         explained_by=("foreign", "collapsed", "vocabulary", "shuffled", "repeats"),
@@ -473,14 +478,14 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "drifted",
-        lambda e: is_drifted(e) and not lacks_partners(e),
+        lambda e: is_drifted(e) and not (lacks_partners(e) or is_repetitive(e)),
         say_ratio("unlike real text", "known_2", "of the word pairs are known"),
         _show_strangest,
         explained_by=SPECIFIC,
     ),
     Rule(
         "narrower",
-        lambda e: is_narrower(e) and not lacks_partners(e),
+        lambda e: is_narrower(e) and not (lacks_partners(e) or is_repetitive(e)),
         _say_narrower,
         _show_phrases,
         explained_by=SPECIFIC,
@@ -528,7 +533,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "repetitive",
-        lambda e: e.shares["variants"].null > MOST_REAL_REPEATS,
+        is_repetitive,
         lambda e: (
             f"cannot tell: {percent(e.shares['variants'].null)} of the real texts are variants of "
             "others there; give real texts without repetitions"
