@@ -80,10 +80,14 @@ def test_a_group_of_equal_rollouts_gets_exactly_nothing(name, reward):
         jnp.full((1, 8), reward), right, jnp.ones((8, 3)), step, value_bs=right, best_bs=right
     )
     assert (np.asarray(A.METHODS[name](c)) == 0).all()
-    # Neither where equal rollouts slip at the same step, if the method is about steps.
-    if name in ("step_local", "step_return", "outcome_and_step", "first_error", "min_form"):
-        same = replace(c, right_bs=right.at[:, 1].set(0.5 * reward))
+    # Where equal rollouts slip at the same step, a return says how many steps are left, and a
+    # verdict on a step says which of them is wrong.
+    same = replace(c, right_bs=right.at[:, 1].set(0.5 * reward))
+    if name in ("step_return", "min_form"):
         assert (np.asarray(A.METHODS[name](same)) == 0).all()
+    if name in ("step_local", "first_error") and reward:
+        got = np.asarray(A.METHODS[name](same))
+        assert (got[:, 0] > 0).all() and (got[:, 2] < 0).all()
 
 
 @pytest.mark.parametrize("name", sorted({*A.METHODS} - {"implicit", "teacher", "self_teacher"}))

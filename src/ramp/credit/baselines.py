@@ -185,9 +185,8 @@ def subtract_step_mean(c: Credit, a_bs: Array, weight_bs: Array) -> Array:
 
     The mean takes in one more entry, the mean of all steps of the others wherever they stand. So a
     step that no sibling has at that place keeps its signal, and one or two siblings there are not
-    the whole standard. No standard at all, and 0, where the others have no step that counts, and
-    where all rollouts of the group are alike: that entry would praise a place above another. Their
-    signal is missed in the mean gradient: 1% of it in groups of two on the trees of the tests.
+    the whole standard, and where all slip at the same place the slip is below it. No standard at
+    all, and 0, where the others have no step that counts, or all values of the group are alike.
     """
     w_pgs = group_by_problem(c, weight_bs)
     a_pgs = group_by_problem(c, a_bs)
@@ -197,8 +196,7 @@ def subtract_step_mean(c: Credit, a_bs: Array, weight_bs: Array) -> Array:
     baseline_pgs = (total + mean) / (weight + 1)
     is_mixed = differ(jnp.where(w_pgs > 0, a_pgs, jnp.nan), (1, 2))
     centered_pgs = jnp.where((all_weight > 0) & is_mixed, w_pgs * (a_pgs - baseline_pgs), 0.0)
-    centered_bs = centered_pgs.reshape(a_bs.shape) * differ_by_place(c, a_bs, weight_bs)
-    return spread_to_tokens(c, centered_bs)
+    return spread_to_tokens(c, centered_pgs.reshape(a_bs.shape))
 
 
 def token_baseline(c: Credit, a_bn: Array) -> Array:
