@@ -117,7 +117,7 @@ def keep_tokenizer(old: Config, c: Config) -> Config:
             if line.startswith(("text.tokenizer ", "text.vocab_size "))
         ]
         # Of a run that was begun so it says "run".
-        if asked and c.text.tokenizer != "run":
+        if asked and "run" not in (c.text.tokenizer, old.text.tokenizer):
             warn_once(f"the tokenizer stays that of the weights, without {'; '.join(asked)}")
         text = replace(c.text, tokenizer="run", vocab_size=old.text.vocab_size)
         return replace(c, text=text)

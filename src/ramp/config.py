@@ -716,7 +716,7 @@ def find_config(path: Path) -> Path:
     # Only a bare name: a path with a folder in it is a typing error.
     is_shipped = path.name == str(path) and path.stem in shipped
     # The user's own file wins over one of the same name that comes with ramp; a folder does not.
-    if _exists(path) and not (is_shipped and path.is_dir()):
+    if _exists(path) and not (path.is_dir() and str(path) in shipped):
         return path
     if is_shipped:
         return shipped[path.stem]

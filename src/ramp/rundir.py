@@ -297,7 +297,8 @@ class RunDir:
         """What makes a run with these changes, as `list_changes` has them."""
         # Weights have a shape, and the tokens that they know.
         fixed = ("model.", "text.vocab_size ", "text.tokenizer ")
-        if any(line.startswith(fixed) for line in changes):
+        has_weights = any(self.checkpoints(name).exists() for name in STAGES)
+        if not has_weights or any(line.startswith(fixed) for line in changes):
             return "name another --run"
         return f"begin a new run from it with flags and --from {quote_path(self.path)} --run NEW"
 

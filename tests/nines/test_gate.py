@@ -230,6 +230,17 @@ def test_a_date_that_tries_again_what_failed_is_no_checkpoint(failed, seeds):
     assert (whole.code, whole.items, whole.failures) == (PASS, 96, 0)
 
 
+def test_items_that_come_and_go_leave_a_date_a_checkpoint():
+    """Each month replaces 15 items of 100; the last one has no failure."""
+    rows = [
+        {"date": f"2026-0{month}-01", "item": str(15 * month + i), "seed": 0, "success": month > 2}
+        for month in (1, 2, 3)
+        for i in range(100)
+    ]
+    v = judge(trials.from_rows(rows), 1)
+    assert (v.code, v.items, v.failures) == (PASS, 100, 0)
+
+
 def test_the_retry_of_pytest_does_not_pass(capsys, tmp_path):
     for k, (hour, items) in enumerate(((10, 100), (11, 40)), 1):
         cases = "".join(

@@ -79,7 +79,7 @@ def test_a_blank_after_a_comma_is_no_part_of_a_name(tmp_path):
     path.write_text("\ufeffitem, success ,seed\nq1, true, 0\nq2, failed, 0\n")
     t = trials.read(path)
     assert t.success.tolist() == [1, 0]
-    assert t.item.tolist() == ["q1", "q2"]
+    assert t.item.tolist() == ["q1", "q2"] and t.seed.tolist() == ["0", "0"]
     path.write_text("item,success, success\nq1,1,1\n")
     with pytest.raises(UserError, match="'success' is there twice"):
         trials.read(path)

@@ -204,7 +204,14 @@ class Race:
         self, b: Results, name: str, plan: Plan, lanes: Sequence[tuple[float, int, int]]
     ) -> list[Outcome]:
         """The runs of lanes (rate, base, seed), from `b` if they are there."""
-        key = {"part": "race", "rule": self.rule, "num_steps": self.num_steps, "arm": name}
+        # The version: since the second one, chains hold their own steps only, and draws differ.
+        key = {
+            "part": "race",
+            "version": 2,
+            "rule": self.rule,
+            "num_steps": self.num_steps,
+            "arm": name,
+        }
         key |= asdict(plan) | {"budget": self.budget, "policy": self.policy}
         rates, bases, seeds = (sorted(set(values)) for values in zip(*lanes, strict=True))
         key |= {"rates": rates, "bases": bases, "seeds": seeds}

@@ -16,13 +16,11 @@ from ramp.credit.advantages import METHODS
 from ramp.credit.audit import solutions_as_rollouts
 from ramp.credit.rollouts import Rollouts
 from ramp.errors import UserError
-from ramp.rundir import RunDir
 from ramp.tasks import open_task
 from ramp.tasks.cutting import write_solution
 from ramp.tasks.questions import list_files
 from ramp.tasks.split import describe_sets, make_problems
 from ramp.text.tokenizer import Tokenizer
-from ramp.train.checkpoint import Checkpoints
 from ramp.user_code import is_user_code
 
 # What a method of a family reads. A teacher needs no reward.
@@ -115,7 +113,7 @@ def require_fit(t: Reinforce) -> str:
 
 
 def hash_sources(t: Reinforce) -> str:
-    """A hash of the questions, your own code and the teacher that a run trains on; empty: none.
+    """A hash of the questions and of your own code that a run trains on; empty: it has neither.
 
     Of the files that are named, not of what these import.
     """
@@ -124,21 +122,10 @@ def hash_sources(t: Reinforce) -> str:
     if t.prompts:
         trained, tests = list_files(t.prompts)
         files += [*trained, *tests]
-    if t.teacher:
-        files += _find_record(t.teacher)
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest() if files else ""
-
-
-def _find_record(teacher: str) -> list[Path]:
-    """The record of the checkpoint that a teacher speaks from; none: there is no checkpoint."""
-    run = RunDir(Path(teacher))
-    checkpoints = Checkpoints(run.checkpoints(run.default_stage))
-    best = checkpoints.best_step()
-    steps = checkpoints.steps()[-1:] if best is None else [best]
-    return [Path(checkpoints.directory) / str(step) / "meta" / "metadata" for step in steps]
 
 
 def is_verifiable(t: Reinforce) -> bool:

@@ -508,7 +508,8 @@ def to_text(value: Any) -> str:
     # A column of whole numbers with a gap comes as floats from some tools.
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value)
+    # A blank after a comma is no part of a cell, as it is none of a name.
+    return str(value).strip()
 
 
 def parse_seed(value: Any) -> str:

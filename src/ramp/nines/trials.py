@@ -24,7 +24,7 @@ from ramp.nines.notes import AS_IS, Note, Reading, list_some
 
 # Independent trials that an accuracy rests on where no standard error in the table says so.
 DEFAULT_TRIALS = 100.0
-# Share of all tries that the last date repeats where it is a checkpoint: a few may have broken.
+# Share of the tries of the largest date that the last one has where it is a checkpoint.
 WHOLE = 0.9
 UNNAMED = "#"  # before the seed of a try that has none in the file: its number says no order
 
@@ -378,7 +378,9 @@ def rank_dates(t: Trials) -> ndarray:
     # The times of a live log differ from row to row, and tries may be spread over days.
     tries = len(group_rows(t.task, t.item, t.slice, t.seed)[0])
     is_repeated = len(t) > tries and 2 * len(t) > len(dates) * tries
-    is_whole = np.sum(place == len(dates) - 1) >= WHOLE * tries
+    counts = np.bincount(place)
+    # Beside the largest date, since items come and go with the months.
+    is_whole = len(t) and counts[-1] >= WHOLE * counts.max()
     is_log = len(t) < 2 * len(dates)
     return place * (is_repeated and is_whole and not is_log and not checkpoint_progress(t).any())
 

@@ -127,7 +127,8 @@ def _check_tool(tool, where):
         )
     parameters = function.get("parameters", {})
     # Calls are read as objects: of another type none could be.
-    if not isinstance(parameters, dict) or parameters.get("type", "object") != "object":
+    kind = parameters.get("type", "object") if isinstance(parameters, dict) else None
+    if "object" not in (kind if isinstance(kind, list) else [kind]):
         raise make_field_error(f"{where}.function.parameters", "must be a JSON schema of an object")
     check_depth(function, f"{where}.function")
     return name

@@ -63,7 +63,8 @@ def hash_sources(sources: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for source in own:
         for file in list_files(source).files:
-            digest.update(Path(file.path).read_bytes())
+            with Path(file.path).open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
     return digest.hexdigest() if own else ""
 
 
