@@ -456,10 +456,12 @@ def two_questions(rng, n, count):
     )
 
 
-def test_steps_grow_with_the_square_of_the_size():
-    rung, probe = select_rung(9), PROBES["two hops"]
+@pytest.mark.parametrize(("number", "name", "factor"), [(9, "two hops", 8), (5, "recall", 4)])
+def test_steps_grow_with_the_size(number, name, factor):
+    """As its square; those of two hops as its cube."""
+    rung, probe = select_rung(number), PROBES[name]
     steps = [learn.make_probe_config(rung, probe, k * probe.size).pretrain.steps for k in (1, 2)]
-    assert steps == [probe.steps, 4 * probe.steps]
+    assert steps == [probe.steps, factor * probe.steps]
 
 
 def test_a_diverged_run_is_a_result():
