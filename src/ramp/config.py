@@ -13,14 +13,13 @@ import json
 import math
 import tomllib
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ramp import schema
 from ramp.errors import UserError
-from ramp.files import warn_once
+from ramp.files import path_exists, warn_once
 from ramp.schema import EXECUTION, Range, to_toml
 from ramp.stages import STAGES
 
@@ -716,7 +715,7 @@ def find_config(path: Path) -> Path:
     # Only a bare name: a path with a folder in it is a typing error.
     is_shipped = path.name == str(path) and path.stem in shipped
     # The user's own file wins over one of the same name that comes with ramp; a folder does not.
-    if _exists(path) and not (path.is_dir() and str(path) in shipped):
+    if path_exists(path) and not (path.is_dir() and str(path) in shipped):
         return path
     if is_shipped:
         return shipped[path.stem]
@@ -726,16 +725,9 @@ def find_config(path: Path) -> Path:
     )
 
 
-def _exists(path: Path) -> bool:
-    """`Path.exists`, which fails for a name that is longer than any file's."""
-    with suppress(OSError):
-        return path.exists()
-    return False
-
-
 def is_run(path: Path) -> bool:
     """Whether a path names a run directory: a folder, unless a configuration has its name."""
-    if not _exists(path) or not path.is_dir():
+    if not path_exists(path) or not path.is_dir():
         return False
     # A run whose file was deleted has its copy.
     if any((path / name).exists() for name in ("config.toml", ".config.toml.copy")):

@@ -16,7 +16,7 @@ import time
 import zlib
 from codecs import BOM_UTF8
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,6 +53,13 @@ def open_atomic(path: Path) -> Generator[BinaryIO]:
         # Before the rename: a crash must not leave an empty file in the old one's place.
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def path_exists(path: Path | str) -> bool:
+    """`Path.exists`, which raises for a name that is longer than any file's."""
+    with suppress(OSError):
+        return Path(path).exists()
+    return False
 
 
 def quote_path(path: Path | str) -> str:

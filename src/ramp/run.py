@@ -153,7 +153,7 @@ def say_edited(rundir: RunDir, c: Config, name: str) -> str:
     if not before or hash_own_files(c, name) in ("", before):
         return ""
     return (
-        ", with files of yours (code, texts or a teacher) as they were before an edit; "
+        ", with files of yours (code, questions or texts) as they were before an edit; "
         f"{rundir.redo(name)} does it again with what is there now"
     )
 

@@ -25,7 +25,7 @@ def test_a_fit_finds_what_made_the_figures(power):
 
 def test_one_base_that_never_arrives_leaves_no_mean():
     assert law.mean_tokens([100.0, 400.0]) == pytest.approx(200)
-    assert np.isnan(law.mean_tokens([100.0, None]))
+    assert np.isnan(law.mean_tokens([100.0, np.nan]))
 
 
 def test_a_law_is_judged_on_other_lengths_and_kept(tmp_path, monkeypatch):

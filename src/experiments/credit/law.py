@@ -81,8 +81,8 @@ def forecast_tokens(
     return float(np.polyval(line, float(num_steps) ** power))
 
 
-def measure_tokens(b: Results, law: Law, num_steps: int) -> dict[int, list[float | None]]:
-    """Sampled tokens to each goal per step on each judging base, None: never.
+def measure_tokens(b: Results, law: Law, num_steps: int) -> dict[int, np.ndarray]:
+    """Sampled tokens to each goal per step on each judging base; not a number: never.
 
     By the length whose goal it is. The rate is the one that was fastest on the bases CHOSEN_ON, all
     of which it brought there, for each goal by itself.
@@ -118,20 +118,15 @@ def measure_tokens(b: Results, law: Law, num_steps: int) -> dict[int, list[float
         by_rate = np.array(reached, float).reshape(len(law.rates), -1)  # None becomes nan
         tried = [mean_tokens(row[: len(CHOSEN_ON)]) for row in by_rate]
         # Where no rate brought all of them there, none is chosen, and nothing arrives.
-        best = None if np.isnan(tried).all() else int(np.nanargmin(tried))
-        chosen = [None] * len(lanes) if best is None else reached_by(by_rate[best])
+        nowhere = np.full(len(lanes), np.nan)
+        chosen = nowhere if np.isnan(tried).all() else by_rate[np.nanargmin(tried)]
         found[int(k)] = chosen[-len(BASES) :]
     return found
 
 
-def reached_by(tokens: np.ndarray) -> list[float | None]:
-    """With None for what is not a number, as it is kept."""
-    return [None if np.isnan(x) else float(x) for x in tokens]
-
-
-def mean_tokens(reached: Sequence[float | None]) -> float:
+def mean_tokens(reached: Sequence[float] | np.ndarray) -> float:
     """Geometric mean over bases; not a number where one never arrived."""
-    return float(np.exp(np.mean(np.log(np.array(reached, float)))))
+    return float(np.exp(np.mean(np.log(reached))))
 
 
 def judge(b: Results, law: Law) -> list[Row]:
@@ -142,9 +137,8 @@ def judge(b: Results, law: Law) -> list[Row]:
         means = [mean_tokens(short[n][k]) for n in FITTED]
         forecast = forecast_tokens(FITTED, means, law.power, k)
         reached = measure_tokens(b, law, k)[k]
-        arrived = [x for x in reached if x is not None] or [float("nan")]
-        measured = mean_tokens(reached)
-        rows.append(Row(law.arm, k, forecast, measured, min(arrived), max(arrived)))
+        ends = reached.min().item(), reached.max().item()
+        rows.append(Row(law.arm, k, forecast, mean_tokens(reached), *ends))
     return rows
 
 

@@ -205,7 +205,7 @@ def _describe_choices(t, tries, is_ordered, which):
         why = "have no seed" if t.seed[0].startswith(UNNAMED) else "have seeds not from 0 or 1 on"
         yield (
             f"{repeats} repeats {why}, so the worst try at an item counts; number the tries at an "
-            "item from 0 in the column seed, or name one date of several with --where date=..."
+            "item from 0 in the column seed, or name with --where date=... a date that tried all"
         )
         if 2 * len(np.unique(t.date)) > len(t):
             yield "this looks like a live log, which ramp nines monitor is for"

@@ -79,7 +79,7 @@ def warn_of_long_solutions(
 
 
 def hash_own_files(c: Config) -> str:
-    """Of reward, task, questions and teacher."""
+    """Of reward, task and questions."""
     return fit.hash_sources(c.reinforce)
 
 

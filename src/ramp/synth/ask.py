@@ -5,7 +5,6 @@ several ways, and the replies are put into classes that say the same. Replies ar
 come; a second start asks only what is missing.
 """
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ramp.errors import UserError, require_name
-from ramp.files import append_jsonl, read_jsonl, to_json, to_line
+from ramp.files import append_jsonl, path_exists, read_jsonl, to_json, to_line
 from ramp.reporting.html import paragraph, section, table, write_page
 from ramp.synth.answers import AnswerFigures, K, classify, describe_figures, measure_answers
 from ramp.synth.speakers import Sampling, Speaker, open_speaker
@@ -201,8 +200,7 @@ def run(
 def read_questions(spec: str) -> list[Question]:
     """The question itself, or those of a file. UserError for a file without any."""
     looks_like_path = " " not in spec and bool(split_suffixes(spec.split("#")[0])[0])
-    # A question may be longer than a name can be, which pathlib would raise.
-    if not looks_like_path and not os.path.exists(spec):  # noqa: PTH110
+    if not looks_like_path and not path_exists(spec):
         return [Question(0, spec)]
     part = list_parts(spec)[0]
     if "#" not in spec and split_suffixes(part.name)[0] in RECORDS:

@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from shlex import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ramp.errors import UserError
-from ramp.files import read_kept, write_kept
+from ramp.files import quote_path, read_kept, write_kept
 
 STRING = pa.string()
 INT = pa.int32()
@@ -96,7 +95,7 @@ def read_ledger(
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise UserError(
             f"the ledger {path} is damaged ({error}); "
-            f"`ramp synthesize {quote(str(directory.parent))} --force` begins the generations again"
+            f"`ramp synthesize {quote_path(directory.parent)} --force` begins the generations again"
         ) from None
     if run is not None and facts.get("run") != run:
         raise UserError(

@@ -126,6 +126,11 @@ def is_repetitive(e: Evidence) -> bool:
     return e.shares["variants"].null > MOST_REAL_REPEATS
 
 
+def lacks_standard(e: Evidence) -> bool:
+    """Whether there is no real text to hold the words of such samples against."""
+    return lacks_partners(e) or is_repetitive(e)
+
+
 def is_shuffled(e: Evidence) -> bool:
     """Whether the words are those of real text, and their order is not."""
     is_out_of_order = falls(e, "known_2", SHUFFLED) or falls(e, "order", SHUFFLED)
@@ -449,7 +454,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "rare",
-        lambda e: has_few_rare(e) and not (lacks_partners(e) or is_repetitive(e)),
+        lambda e: has_few_rare(e) and not lacks_standard(e),
         say_ratio("less diverse", "rare", "of the words are rare ones"),
         _show_missing,
         explained_by=("foreign", "collapsed", "vocabulary", "shuffled", "repeats"),
@@ -478,14 +483,14 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "drifted",
-        lambda e: is_drifted(e) and not (lacks_partners(e) or is_repetitive(e)),
+        lambda e: is_drifted(e) and not lacks_standard(e),
         say_ratio("unlike real text", "known_2", "of the word pairs are known"),
         _show_strangest,
         explained_by=SPECIFIC,
     ),
     Rule(
         "narrower",
-        lambda e: is_narrower(e) and not (lacks_partners(e) or is_repetitive(e)),
+        lambda e: is_narrower(e) and not lacks_standard(e),
         _say_narrower,
         _show_phrases,
         explained_by=SPECIFIC,

@@ -25,7 +25,7 @@ import tokenizers
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers, trainers
 
 from ramp.errors import UserError
-from ramp.files import read_kept, write_kept
+from ramp.files import quote_path, read_kept, write_kept
 
 SPECIALS = (
     "<|bos|>",  # begins every document and every conversation
@@ -347,7 +347,7 @@ IMPORTED = fields(Tokenizer)[2:]
 
 def _remedy(path: Path | str) -> str:
     """The command that makes the tokenizer of a run, RUN/data/tokenizer.json, whatever is done."""
-    return f"`ramp prepare {Path(path).parent.parent} --force`"
+    return f"`ramp prepare {quote_path(Path(path).parent.parent)} --force`"
 
 
 @dataclass(frozen=True)

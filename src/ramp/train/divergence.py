@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ramp.config import Train
+from ramp.files import quote_path
 from ramp.stages import STAGES, find_stage
 from ramp.train import guard
 from ramp.train.state import State
@@ -114,10 +115,10 @@ def describe_remedy(name: str, t: Train, run: object, good: int | None) -> str:
     flags = f"--run NEW --{key} {lower:g}"
     if good is None:
         kept = "no checkpoint from before is left"
-        begin = f"ramp run {run}/config.toml {flags}"
+        begin = f"ramp run {quote_path(f'{run}/config.toml')} {flags}"
         return f"{kept}; begin anew at a lower rate: `{begin}`"
     # Steps of a sub-stage have no name of their own.
-    source = f"{run}@{good}" if name in STAGES else f"{run}"
+    source = quote_path(f"{run}@{good}" if name in STAGES else f"{run}")
     return (
         f"step {good} is the last good checkpoint; look at the data, or go on from it at a lower "
         f"rate: `ramp {stage} --from {source} {flags}`"

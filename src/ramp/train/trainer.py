@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from ramp.config import Config, Train
 from ramp.errors import UserError
+from ramp.files import quote_path
 from ramp.model.loss import next_token_loss
 from ramp.reporting.metrics import MetricWriter, drop_evaluation, read_last_values
 from ramp.rundir import RunDir
@@ -175,7 +176,7 @@ class Trainer:
         require_same_identity(saved, now, where, rundir.redo(self.name))
         # What another run brought here goes on with what `--from` was given.
         if step != rundir.find_base(self.name):
-            remedy = f"ramp {self.name} --from {rundir.path} --run NEW"
+            remedy = f"ramp {self.name} --from {quote_path(rundir.path)} --run NEW"
             require_same_inputs(saved, now, where, remedy, rundir.redo(self.name))
 
     def restore(
