@@ -112,12 +112,15 @@ def test_rloo_against_a_loop(seed):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def baseline_of(values, weight, others, s):
+def baseline_of(values, weight, others, s, pools_always):
     """Mean of place s in the others, with one more entry: the mean of all their steps."""
     count = weight[others].sum()
     if not count:
         return None
     mean = (values * weight)[others].sum() / count
+    here = weight[others, s].sum()
+    if not pools_always and here:
+        return (values * weight)[others, s].sum() / here
     return ((values * weight)[others, s].sum() + mean) / (weight[others, s].sum() + 1)
 
 
@@ -146,7 +149,7 @@ def test_credit_for_steps_against_loops(seed, abstains):
         for b, n in zip(*np.nonzero(np.asarray(c.step_bn) >= 0), strict=True):
             others = [i for i in range(b // G * G, b // G * G + G) if i != b]
             s = int(c.step_bn[b, n])
-            baseline = baseline_of(values, weight, others, s)
+            baseline = baseline_of(values, weight, others, s, method is not A.step_return)
             want = 0 if baseline is None else weight[b, s] * (values[b, s] - baseline)
             assert got[b, n] == pytest.approx(want, abs=1e-5)
 

@@ -168,7 +168,7 @@ def test_every_method_says_what_it_estimates():
     assert {*ESTIMATES, *LARGE_GROUPS, *NO_GRADIENT} == METHODS.keys()
 
 
-@pytest.mark.parametrize(("K", "G"), [(3, 2), (8, 5)])
+@pytest.mark.parametrize(("K", "G"), [(3, 2), (8, 2), (8, 5)])
 @pytest.mark.parametrize("name", ESTIMATES)
 def test_the_mean_is_the_gradient_that_the_docstring_says(worlds, name, K, G):
     assert_is_gradient(worlds[K], name, G)

@@ -27,13 +27,14 @@ from ramp.credit.baselines import (
 WORLDS = ((3, 2, 11), (3, 2, 23), (8, 1, 11), (8, 1, 28))  # steps, letters a step, seed
 DRAWS = 60  # sets of siblings
 
-Subtract = Callable[[Credit, Array, Array], Array]
+# Of (c, a_bs, weight_bs) and keywords by which a method chooses; a rule is the same for all.
+Subtract = Callable[..., Array]
 
 
 def subtract_siblings(lone: str) -> Subtract:
     """The mean of the same step in the siblings; where none has it, `lone` says what is done."""
 
-    def subtract(c: Credit, a_bs: Array, weight_bs: Array) -> Array:
+    def subtract(c: Credit, a_bs: Array, weight_bs: Array, **_: bool) -> Array:
         w_pgs, a_pgs = group_by_problem(c, weight_bs), group_by_problem(c, a_bs)
         weight, total = sum_of_others(w_pgs), sum_of_others(w_pgs * a_pgs)
         has_sibling = weight > 1e-6
@@ -48,9 +49,14 @@ def subtract_siblings(lone: str) -> Subtract:
     return subtract
 
 
-def subtract_nothing(c: Credit, a_bs: Array, weight_bs: Array) -> Array:
+def subtract_nothing(c: Credit, a_bs: Array, weight_bs: Array, **_: bool) -> Array:
     """No baseline: exact in the mean, and loud."""
     return spread_to_tokens(c, a_bs * weight_bs)
+
+
+def subtract_pooled(c: Credit, a_bs: Array, weight_bs: Array, **_: bool) -> Array:
+    """The rule of `step_local` and `first_error`, for any method."""
+    return subtract_step_mean(c, a_bs, weight_bs)
 
 
 # Where no sibling has the step.
@@ -58,7 +64,7 @@ RULES: dict[str, Subtract] = {
     "it gets nothing (as before)": subtract_siblings("drop"),
     "no baseline": subtract_siblings("none"),
     "the mean of all their steps": subtract_siblings("any"),
-    "that mean is one more sibling everywhere": subtract_step_mean,
+    "that mean is one more sibling everywhere": subtract_pooled,
 }
 
 

@@ -223,9 +223,8 @@ def step_return(c: Credit) -> Array:
     mean reward (verl#7244).
     """
     return_bs = reward_to_go(zero_abstained(c.right_bs) * c.exists_bs)
-    # Of rollouts that are all alike, a return says only how many steps are left.
-    is_mixed_b1 = differ_by_place(c, c.right_bs, c.judged_bs)
-    return subtract_step_mean(c, return_bs, c.judged_bs) * is_mixed_b1
+    # Against returns from other places it would say only how many steps are left.
+    return subtract_step_mean(c, return_bs, c.judged_bs, pools_always=False)
 
 
 @method("process")

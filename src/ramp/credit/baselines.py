@@ -177,24 +177,33 @@ def leave_one_out(a_pg: Array) -> Array:
     return jnp.where(counts, a_pg - mean_of_others, 0.0)
 
 
-def subtract_step_mean(c: Credit, a_bs: Array, weight_bs: Array) -> Array:
+def subtract_step_mean(
+    c: Credit, a_bs: Array, weight_bs: Array, *, pools_always: bool = True
+) -> Array:
     """[B, N]: values of steps minus the mean of the same step in the others of the group.
 
     weight_bs: from 0 to 1, how much a step counts: in the baseline, and what its advantage is
     multiplied by. It must not depend on the step or on what follows it.
+    pools_always: the mean takes in one more entry everywhere, the mean of all steps of the others
+    wherever they stand. One or two siblings are then not the whole standard, and where all slip at
+    the same place the slip is below it. False: only where no sibling has a step at that place,
+    which so keeps its signal; for values that depend on the place, such as returns.
 
-    The mean takes in one more entry, the mean of all steps of the others wherever they stand. So a
-    step that no sibling has at that place keeps its signal, and one or two siblings there are not
-    the whole standard, and where all slip at the same place the slip is below it. No standard at
-    all, and 0, where the others have no step that counts, or all values of the group are alike.
+    No standard at all, and 0, where the others have no step that counts, or values are all alike.
     """
     w_pgs = group_by_problem(c, weight_bs)
     a_pgs = group_by_problem(c, a_bs)
     weight, total = sum_of_others(w_pgs), sum_of_others(w_pgs * a_pgs)
     all_weight = jnp.sum(weight, axis=-1, keepdims=True)
     mean = jnp.sum(total, axis=-1, keepdims=True) / jnp.maximum(all_weight, 1e-3)
-    baseline_pgs = (total + mean) / (weight + 1)
-    is_mixed = differ(jnp.where(w_pgs > 0, a_pgs, jnp.nan), (1, 2))
+    is_lone = weight < 1e-6
+    known_pgs = jnp.where(w_pgs > 0, a_pgs, jnp.nan)
+    if pools_always:
+        baseline_pgs = (total + mean) / (weight + 1)
+        is_mixed = differ(known_pgs, (1, 2))
+    else:
+        baseline_pgs = jnp.where(is_lone, mean, total / jnp.maximum(weight, 1e-6))
+        is_mixed = differ(known_pgs, 1) | is_lone
     centered_pgs = jnp.where((all_weight > 0) & is_mixed, w_pgs * (a_pgs - baseline_pgs), 0.0)
     return spread_to_tokens(c, centered_pgs.reshape(a_bs.shape))
 
