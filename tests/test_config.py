@@ -11,9 +11,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ramp import config, schema
+from ramp import cli, config, schema
 from ramp.config import Config, Range, fingerprint, load, resolve, to_toml
 from ramp.errors import UserError
+from ramp.rundir import RunDir
 
 
 @pytest.fixture
@@ -447,3 +448,62 @@ def test_a_run_of_an_older_ramp_opens(tmp_path, caplog):
     assert "synthesize.min_ess" in caplog.text
     with pytest.raises(UserError, match="any more"):
         config.parse(text.encode(), "mine.toml")
+
+
+SIZES = """without_bfloat16 = [
+  "--model.depth 2",
+  "--pretrain.steps 20",
+]
+[model]
+depth = 4
+[pretrain]
+steps = 50
+warmup_steps = 2
+"""
+
+
+def load_here(path, monkeypatch, *flags, lacks, run="run"):
+    monkeypatch.setattr(cli, "lacks_bfloat16", lambda: lacks)
+    keys = config.list_keys(("model", "pretrain", "without_bfloat16"))
+    c = cli.load_for_machine(path, list(flags), keys, path.parent / run)
+    return c, (c.model.depth, c.pretrain.steps)
+
+
+def test_a_processor_without_bfloat16_takes_the_smaller_size(tmp_path, monkeypatch, caplog):
+    (tmp_path / "a.toml").write_text(SIZES)
+    load_it = functools.partial(load_here, tmp_path / "a.toml", monkeypatch)
+    assert load_it(lacks=False)[1] == (4, 50) and not caplog.text
+    assert load_it(lacks=True)[1] == (2, 20)
+    assert "--without_bfloat16 [] takes the whole" in caplog.text
+    assert load_it("--without_bfloat16", "[]", lacks=True)[1] == (4, 50)
+    assert load_it("--pretrain.steps", "30", lacks=True)[1] == (2, 30)
+    assert load_it("--without_bfloat16", '["--pretrain.steps 9"]', lacks=True)[1] == (4, 9)
+
+
+def test_a_run_keeps_its_size_on_another_machine(tmp_path, monkeypatch, caplog):
+    (tmp_path / "a.toml").write_text(SIZES)
+    load_it = functools.partial(load_here, tmp_path / "a.toml", monkeypatch)
+    for lacks in (False, True):
+        run = RunDir(tmp_path / f"run{lacks}")
+        run.path.mkdir()
+        c, size = load_it(lacks=lacks)
+        run.check_or_create(resolve(c))
+        caplog.clear()
+        assert load_it(lacks=not lacks, run=run.path.name)[1] == size
+        # As the run's own directory says it, also with other values than the smaller size has.
+        assert run.load_config(["--pretrain.steps", "25"]).pretrain.steps == 25
+        assert run.load_config().model.depth == size[0] and not caplog.text
+
+
+def test_a_wrong_flag_of_the_smaller_size_is_said_on_every_machine(tmp_path, monkeypatch):
+    (tmp_path / "a.toml").write_text('without_bfloat16 = ["--model.dept 2"]')
+    with pytest.raises(UserError, match=r"--model\.dept: .*did you mean"):
+        load_here(tmp_path / "a.toml", monkeypatch, lacks=False)
+
+
+def test_the_smaller_size_of_the_main_run_is_smaller():
+    whole = load(Path("cpu"))
+    small = load(Path("cpu"), under=whole.without_bfloat16)
+    for c in (whole, small):
+        assert resolve(c).stages == whole.stages
+    assert small.pretrain.steps < whole.pretrain.steps

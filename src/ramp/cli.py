@@ -20,7 +20,7 @@ from ramp.config import Config
 from ramp.errors import UserError
 from ramp.export import bring
 from ramp.files import parse_path, quote_path, warn_once
-from ramp.host import setup_devices, skip_absent_devices, use_huge_pages
+from ramp.host import lacks_bfloat16, setup_devices, skip_absent_devices, use_huge_pages
 from ramp.ladder import commands as ladder
 from ramp.nines import cli as nines
 from ramp.pods import commands as pods
@@ -396,8 +396,28 @@ def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
             raise UserError(f"{path} is a run directory itself; leave out --run, or name a file")
         # The saved configuration, so that a run goes on as it was begun.
         return rundir.RunDir(path).load_config(flags, keys), path
-    c = config.load(path, flags, keys)
-    return c, args.run or Path("runs") / path.stem
+    directory = args.run or Path("runs") / path.stem
+    return load_for_machine(path, flags, keys, directory), directory
+
+
+def load_for_machine(
+    path: Path, flags: Flags, keys: Sequence[schema.Key], directory: Path
+) -> Config:
+    """The configuration of a file, in its smaller size where this CPU lacks bfloat16."""
+    whole = config.load(path, flags, keys)
+    # On every machine: a wrong flag in the file is not found by those of slow machines alone.
+    small = config.load(path, flags, keys, under=whole.without_bfloat16)
+    begun = rundir.RunDir(directory).written_config()
+    # A run keeps the size that it was begun with, on whatever machine it goes on.
+    is_small = bool(begun.without_bfloat16) if begun else lacks_bfloat16()
+    if not is_small or not whole.without_bfloat16:
+        return config.replace(whole, without_bfloat16=())
+    if not begun:
+        warn_once(
+            f"this CPU does not multiply bfloat16, so {path} takes its smaller size: "
+            f"{' '.join(small.without_bfloat16)}; --without_bfloat16 [] takes the whole"
+        )
+    return small
 
 
 def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key]) -> tuple:

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -614,6 +615,9 @@ class Config:
     """what `ramp run` does, in this order"""
     rivals: tuple[str, ...] = ()
     """NAME: STAGE FLAGS: does a stage once more with these flags in rivals/NAME, to compare with"""
+    without_bfloat16: tuple[str, ...] = ()
+    """flags, one an entry, under those of the command line, where a CPU computes that does not
+    multiply bfloat16: a smaller run in the same time; [] takes the whole one"""
     base: str = ""
     """model of another tool that the run begins from: Hugging Face folder, FILE.gguf or pip:NAME"""
     text: Text = field(default_factory=Text)
@@ -641,6 +645,7 @@ def load(
     flags: Sequence[str] = (),
     keys: Sequence[schema.Key] | None = None,
     is_of_run: bool = False,
+    under: Sequence[str] = (),
 ) -> Config:
     """The configuration of a TOML file with dotted flags over it, checked but not resolved.
 
@@ -649,6 +654,7 @@ def load(
       flags: `["--model.depth", "8"]`; they win over the file.
       keys: the flags that are allowed, all by default.
       is_of_run: see `parse`.
+      under: flags of any key, several in a word, that win over the file but not over `flags`.
     """
     path = find_config(path)
     try:
@@ -657,6 +663,9 @@ def load(
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     # File and flags one after the other: a message names where the wrong value is written.
     config = parse(content, str(path), is_of_run)
+    if under:
+        words = shlex.split(" ".join(under))
+        config = load_flags(words, None, config, f"{path} with `without_bfloat16`")
     return load_flags(flags, keys, config, f"{path} with the flags given" if flags else str(path))
 
 

@@ -145,8 +145,19 @@ def skip_absent_devices(dev: Path = Path("/dev")) -> None:
     packages = ("libtpu", "jax-cuda12-plugin")
     has_compilers = any(importlib.util.find_spec(name.replace("-", "_")) for name in packages)
     chosen = any(name.startswith(("JAX_PLATFORM", "JAX_FORCE_TPU", "TPU_")) for name in os.environ)
-    if has_compilers and not chosen and not any(any(dev.glob(name)) for name in DEVICE_FILES):
+    if has_compilers and not chosen and not has_device(dev):
         os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def has_device(dev: Path = Path("/dev")) -> bool:
+    """Whether the kernel shows an accelerator."""
+    return any(any(dev.glob(name)) for name in DEVICE_FILES)
+
+
+def lacks_bfloat16() -> bool:
+    """Whether a CPU will compute that does not multiply bfloat16, as seen before jax starts."""
+    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not has_device()
+    return on_cpu and not has_bfloat16()
 
 
 def measure_budget() -> float:
