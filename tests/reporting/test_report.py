@@ -207,6 +207,20 @@ def test_size_is_bounded(whole, tmp_path):
     assert "96,000 more characters" in html
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('without_bfloat16 = ["--model.width 64"]', True),
+        ("without_bfloat16 = []", False),
+        ("=", False),
+    ],
+)
+def test_a_page_says_that_its_run_is_the_smaller_size(tmp_path, text, says):
+    (tmp_path / "config.toml").write_text(text)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert ("the smaller size, for want of bfloat16" in page) == says
+
+
 FILES = ("config.toml", "provenance.json", "report.json", "metrics.jsonl", "samples.jsonl")
 
 

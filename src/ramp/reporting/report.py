@@ -115,6 +115,8 @@ def write_report(run_dir: Path) -> Path:
     levels = promises.baseline_levels(run)
     keys = ("date", "devices", "processor", "commit")
     origin = [str(run.provenance[key]) for key in keys if run.provenance.get(key)]
+    if run.is_small:
+        origin.append("the smaller size, for want of bfloat16")
     parts = [_div("promises", promises.list_promises(run))]
     # Results first: how the text was prepared is for those who look something up.
     stages = sorted(run.stages(), key=lambda stage: stage == "prepare")

@@ -1,6 +1,7 @@
 """What a run directory holds so far, read for its page; whatever is cut off or broken is empty."""
 
 import json
+import tomllib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -28,6 +29,14 @@ class RunFiles:
     def stages(self) -> list[str]:
         """Stages that reported or logged anything, in the order of the report."""
         return list(dict.fromkeys([*self.report, *self.metrics, *self.samples]))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the smaller size of its configuration was taken, for want of bfloat16."""
+        try:
+            return bool(tomllib.loads(self.texts.get("config.toml", "")).get("without_bfloat16"))
+        except tomllib.TOMLDecodeError:
+            return False
 
     def figure(self, stage: str, name: str) -> float | None:
         """A figure of the report, if it is a number."""
