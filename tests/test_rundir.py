@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import os
 import shutil
 
 import pytest
@@ -258,16 +259,23 @@ def test_a_start_from_another_run_that_was_killed_may_begin_again(tmp_path):
         pass
 
 
-def test_a_folder_that_may_only_be_read_is_one_sentence(run, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.EROFS, "Read-only file system; name a folder"),
+        (errno.ENOSPC, "No space left on device; free some space"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence(run, capsys, monkeypatch, number, says):
     def refuse(path, *_, **__):
-        raise OSError(errno.EROFS, "Read-only file system", str(path))
+        raise OSError(number, os.strerror(number), str(path))
 
     # Everything that is written goes through one of these two; root may write everywhere else.
     monkeypatch.setattr(files, "write_atomic", refuse)
     monkeypatch.setattr(html, "write_atomic", refuse)
     assert cli.main(["report", str(run.path)]) == 2
     error = capsys.readouterr().err
-    assert "report.html: Read-only file system; name a folder" in error
+    assert f"report.html: {says}" in error
     assert len(error.splitlines()) == 1
 
 

@@ -76,13 +76,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
     except OSError as error:
-        # A folder that may only be read is the user's to choose; other faults of a disk are not.
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        # Where to write is the user's to choose; other faults of a disk are not.
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            remedy = "name a folder that may be written"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space, or name a folder on another disk"
+        else:
             raise
-        print(
-            f"ramp: {error.filename}: {error.strerror}; name a folder that may be written",
-            file=sys.stderr,
-        )
+        # A write that fails, unlike a file that does not open, names no file.
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"ramp: {where}{error.strerror}; {remedy}", file=sys.stderr)
         return choose_mistake_code(words)
 
 

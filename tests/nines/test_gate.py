@@ -1,6 +1,7 @@
 import csv
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -485,11 +486,15 @@ def test_every_report_is_xml_whatever_the_names_of_items():
 
 
 @pytest.mark.parametrize("option", ["--junit", "--page"])
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.EACCES, "name a folder that may be written"), (errno.ENOSPC, "free some space")],
+)
 def test_a_report_that_cannot_be_written_is_a_mistake_beside_the_verdict(
-    capsys, tmp_path, monkeypatch, option
+    capsys, tmp_path, monkeypatch, option, number, remedy
 ):
     def refuse(path, *args, **kwargs):
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        raise OSError(number, os.strerror(number))
 
     bad = write_log(tmp_path / "bad.csv", np.zeros(60))
     for write in ("write_text", "write_bytes"):
@@ -497,7 +502,7 @@ def test_a_report_that_cannot_be_written_is_a_mistake_beside_the_verdict(
     monkeypatch.setattr("ramp.files.open_atomic", refuse)
     code, out, error = ask_gate(capsys, bad, "--nines", 1, option, tmp_path / "report")
     assert (code, out.startswith("FAIL")) == (64, True)
-    assert "name a folder that may be written" in error
+    assert remedy in error
 
 
 @pytest.mark.parametrize("words", ["nines gates", "nines", "nine gate", "nines --json gate"])
