@@ -3,6 +3,8 @@
 import ast
 import dataclasses
 import functools
+import os
+import threading
 import typing
 from pathlib import Path
 from typing import Annotated, Literal
@@ -502,8 +504,21 @@ def test_a_wrong_flag_of_the_smaller_size_is_said_on_every_machine(tmp_path, mon
 
 
 def test_the_smaller_size_of_the_main_run_is_smaller():
-    whole = load(Path("cpu"))
-    small = load(Path("cpu"), under=whole.without_bfloat16)
+    whole, small = config.load_sizes(Path("cpu"))
     for c in (whole, small):
         assert resolve(c).stages == whole.stages
     assert small.pretrain.steps < whole.pretrain.steps
+
+
+def test_sizes_are_read_from_a_pipe_too(tmp_path, monkeypatch):
+    pipe = tmp_path / "a.toml"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(SIZES,), daemon=True)
+    writer.start()
+    assert load_here(pipe, monkeypatch, lacks=True)[1] == (2, 20)
+
+
+def test_a_smaller_size_cannot_take_itself_back(tmp_path):
+    (tmp_path / "a.toml").write_text(SIZES.replace("depth 2", "depth 2 --without_bfloat16 []"))
+    _, small = config.load_sizes(tmp_path / "a.toml")
+    assert small.without_bfloat16 and small.model.depth == 2

@@ -407,9 +407,8 @@ def load_for_machine(
     path: Path, flags: Flags, keys: Sequence[schema.Key], directory: Path
 ) -> Config:
     """The configuration of a file, in its smaller size where this CPU lacks bfloat16."""
-    whole = config.load(path, flags, keys)
-    # On every machine: a wrong flag in the file is not found by those of slow machines alone.
-    small = config.load(path, flags, keys, under=whole.without_bfloat16)
+    # Both on every machine: a wrong flag in the file is not found by those of slow machines alone.
+    whole, small = config.load_sizes(path, flags, keys)
     begun = rundir.RunDir(directory).written_config()
     # A run keeps the size that it was begun with, on whatever machine it goes on.
     is_small = bool(begun.without_bfloat16) if begun else lacks_bfloat16()

@@ -645,7 +645,6 @@ def load(
     flags: Sequence[str] = (),
     keys: Sequence[schema.Key] | None = None,
     is_of_run: bool = False,
-    under: Sequence[str] = (),
 ) -> Config:
     """The configuration of a TOML file with dotted flags over it, checked but not resolved.
 
@@ -654,18 +653,39 @@ def load(
       flags: `["--model.depth", "8"]`; they win over the file.
       keys: the flags that are allowed, all by default.
       is_of_run: see `parse`.
-      under: flags of any key, several in a word, that win over the file but not over `flags`.
     """
     path = find_config(path)
+    return put_over(read(path, is_of_run), path, flags, keys)
+
+
+def load_sizes(
+    path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | None = None
+) -> tuple[Config, Config]:
+    """What `load` gives, and the same with `without_bfloat16` between the file and the flags."""
+    path = find_config(path)
+    # Read once: it may be a pipe.
+    config = read(path)
+    whole = put_over(config, path, flags, keys)
+    words = shlex.split(" ".join(whole.without_bfloat16))
+    small = load_flags(words, None, config, f"{path} with `without_bfloat16`")
+    return whole, replace(
+        put_over(small, path, flags, keys), without_bfloat16=whole.without_bfloat16
+    )
+
+
+def read(path: Path, is_of_run: bool = False) -> Config:
+    """The configuration of a TOML file alone; see `load`."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    # File and flags one after the other: a message names where the wrong value is written.
-    config = parse(content, str(path), is_of_run)
-    if under:
-        words = shlex.split(" ".join(under))
-        config = load_flags(words, None, config, f"{path} with `without_bfloat16`")
+    return parse(content, str(path), is_of_run)
+
+
+def put_over(
+    config: Config, path: Path, flags: Sequence[str], keys: Sequence[schema.Key] | None
+) -> Config:
+    """The configuration of a file with flags over it: a message names where a wrong value is."""
     return load_flags(flags, keys, config, f"{path} with the flags given" if flags else str(path))
 
 
