@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ramp import cli, config, schema
+from ramp import cli, config, schema, sizes
 from ramp.config import Config, Range, fingerprint, load, resolve, to_toml
 from ramp.errors import UserError
 from ramp.rundir import RunDir
@@ -452,7 +452,7 @@ def test_a_run_of_an_older_ramp_opens(tmp_path, caplog):
         config.parse(text.encode(), "mine.toml")
 
 
-SIZES = """without_bfloat16 = [
+SIZES = """small = [
   "--model.depth 2",
   "--pretrain.steps 20",
 ]
@@ -462,52 +462,97 @@ depth = 4
 steps = 50
 warmup_steps = 2
 """
+SIZE_KEYS = config.list_keys(("model", "pretrain", "size", "small"))
 
 
-def load_here(path, monkeypatch, *flags, lacks, run="run"):
-    monkeypatch.setattr(cli, "lacks_bfloat16", lambda: lacks)
-    keys = config.list_keys(("model", "pretrain", "without_bfloat16"))
-    c = cli.load_for_machine(path, list(flags), keys, path.parent / run)
-    return c, (c.model.depth, c.pretrain.steps)
+def choose_here(path, monkeypatch, *flags, lacks, begun=None):
+    monkeypatch.setattr(sizes, "lacks_bfloat16", lambda: lacks)
+    c = sizes.choose_size(path, list(flags), SIZE_KEYS, begun)
+    return c, (c.size, c.model.depth, c.pretrain.steps)
 
 
-def test_a_processor_without_bfloat16_takes_the_smaller_size(tmp_path, monkeypatch, caplog):
+def test_a_processor_without_bfloat16_takes_the_small_size(tmp_path, monkeypatch, caplog):
     (tmp_path / "a.toml").write_text(SIZES)
-    load_it = functools.partial(load_here, tmp_path / "a.toml", monkeypatch)
-    assert load_it(lacks=False)[1] == (4, 50) and not caplog.text
-    assert load_it(lacks=True)[1] == (2, 20)
-    assert "--without_bfloat16 [] takes the whole" in caplog.text
-    assert load_it("--without_bfloat16", "[]", lacks=True)[1] == (4, 50)
-    assert load_it("--pretrain.steps", "30", lacks=True)[1] == (2, 30)
-    assert load_it("--without_bfloat16", '["--pretrain.steps 9"]', lacks=True)[1] == (4, 9)
+    choose = functools.partial(choose_here, tmp_path / "a.toml", monkeypatch)
+    assert choose(lacks=False)[1] == ("whole", 4, 50) and not caplog.text
+    assert choose("--size", "small", lacks=False)[1] == ("small", 2, 20) and not caplog.text
+    assert choose("--size", "whole", lacks=True)[1] == ("whole", 4, 50) and not caplog.text
+    assert choose(lacks=True)[1] == ("small", 2, 20)
+    assert "(model.depth 2, pretrain.steps 20); --size whole takes the other" in caplog.text
+    assert choose("--pretrain.steps", "30", lacks=True)[1] == ("small", 2, 30)
+    assert choose("--small", '["--pretrain.steps 9"]', lacks=True)[1] == ("small", 4, 9)
+    assert choose("--small", "[]", lacks=True)[1] == ("auto", 4, 50)
 
 
 def test_a_run_keeps_its_size_on_another_machine(tmp_path, monkeypatch, caplog):
     (tmp_path / "a.toml").write_text(SIZES)
-    load_it = functools.partial(load_here, tmp_path / "a.toml", monkeypatch)
+    choose = functools.partial(choose_here, tmp_path / "a.toml", monkeypatch)
     for lacks in (False, True):
         run = RunDir(tmp_path / f"run{lacks}")
         run.path.mkdir()
-        c, size = load_it(lacks=lacks)
+        c, size = choose(lacks=lacks)
         run.check_or_create(resolve(c))
         caplog.clear()
-        assert load_it(lacks=not lacks, run=run.path.name)[1] == size
-        # As the run's own directory says it, also with other values than the smaller size has.
+        assert choose(lacks=not lacks, begun=run.written_config())[1] == size
+        # As the run's own directory says it, also with other values than the small size has.
         assert run.load_config(["--pretrain.steps", "25"]).pretrain.steps == 25
-        assert run.load_config().model.depth == size[0] and not caplog.text
+        assert run.load_config().model.depth == size[1] and not caplog.text
+        # A copy of its file is what it says, whoever edits it.
+        text = run.config.read_text().replace("steps = ", "steps = 1", 1)
+        (tmp_path / "copy.toml").write_text(text)
+        for there in (False, True):
+            copy = choose_here(tmp_path / "copy.toml", monkeypatch, lacks=there)[0]
+            assert copy == load(tmp_path / "copy.toml") and copy.size == size[0]
+    # Of a run that is older than sizes.
+    assert choose(lacks=True, begun=Config())[1] == ("whole", 4, 50)
 
 
-def test_a_wrong_flag_of_the_smaller_size_is_said_on_every_machine(tmp_path, monkeypatch):
-    (tmp_path / "a.toml").write_text('without_bfloat16 = ["--model.dept 2"]')
-    with pytest.raises(UserError, match=r"--model\.dept: .*did you mean"):
-        load_here(tmp_path / "a.toml", monkeypatch, lacks=False)
+def test_a_run_has_one_size(tmp_path, monkeypatch):
+    (tmp_path / "a.toml").write_text(SIZES)
+    c, _ = choose_here(tmp_path / "a.toml", monkeypatch, lacks=True)
+    (tmp_path / "run").mkdir()
+    RunDir(tmp_path / "run").check_or_create(resolve(c))
+    for words in (
+        ["run", str(tmp_path / "run")],
+        ["run", "--from", str(tmp_path / "run"), "--run", str(tmp_path / "new")],
+        ["run", "--text", str(tmp_path), "--run", str(tmp_path / "new")],
+    ):
+        _, args, flags = cli.parse([*words, "--size", "whole"])
+        with pytest.raises(UserError, match="a run keeps the size"):
+            cli.load_target(args, flags)
+    # One that begins from it is as large, with a configuration or without.
+    monkeypatch.setattr(sizes, "lacks_bfloat16", lambda: False)
+    words = ["--from", str(tmp_path / "run"), "--run", str(tmp_path / "new")]
+    for first in (["run"], ["run", str(tmp_path / "a.toml")]):
+        _, args, flags = cli.parse([*first, *words])
+        assert cli.load_target(args, flags)[0].model.depth == 2
 
 
-def test_the_smaller_size_of_the_main_run_is_smaller():
-    whole, small = config.load_sizes(Path("cpu"))
-    for c in (whole, small):
-        assert resolve(c).stages == whole.stages
-    assert small.pretrain.steps < whole.pretrain.steps
+@pytest.mark.parametrize(
+    ("entry", "says"),
+    [
+        ("--model.dept 2", "--model.dept: .*did you mean"),
+        ("--model.dtype half", "'model.dtype' is 'half'"),
+        ("--pretrain.steps 1.5", "--pretrain.steps takes a whole number"),
+        ("--sample.questions What's", "no closing quotation"),
+        ("model.depth 2", "unexpected argument"),
+    ],
+)
+def test_a_wrong_flag_of_the_small_size_is_said_on_every_machine(
+    tmp_path, monkeypatch, entry, says
+):
+    (tmp_path / "a.toml").write_text(f'small = ["{entry}"]')
+    with pytest.raises(UserError, match=rf"a.toml: 'small'.*{says}") as refused:
+        choose_here(tmp_path / "a.toml", monkeypatch, lacks=False)
+    assert "command line" not in str(refused.value)
+
+
+def test_there_is_no_small_size_where_nothing_is_said_of_it(tmp_path, monkeypatch):
+    for text in ("", "small = []", 'small = [""]'):
+        (tmp_path / "a.toml").write_text(text)
+        assert choose_here(tmp_path / "a.toml", monkeypatch, lacks=True)[1][0] == "auto"
+        with pytest.raises(UserError, match="has no smaller size; leave out --size"):
+            choose_here(tmp_path / "a.toml", monkeypatch, "--size", "small", lacks=True)
 
 
 def test_sizes_are_read_from_a_pipe_too(tmp_path, monkeypatch):
@@ -515,10 +560,11 @@ def test_sizes_are_read_from_a_pipe_too(tmp_path, monkeypatch):
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=(SIZES,), daemon=True)
     writer.start()
-    assert load_here(pipe, monkeypatch, lacks=True)[1] == (2, 20)
+    assert choose_here(pipe, monkeypatch, lacks=True)[1] == ("small", 2, 20)
 
 
-def test_a_smaller_size_cannot_take_itself_back(tmp_path):
-    (tmp_path / "a.toml").write_text(SIZES.replace("depth 2", "depth 2 --without_bfloat16 []"))
-    _, small = config.load_sizes(tmp_path / "a.toml")
-    assert small.without_bfloat16 and small.model.depth == 2
+def test_the_small_size_of_the_main_run_is_smaller():
+    whole, small = sizes.load_sizes(Path("cpu"))
+    for c in (whole, small):
+        assert resolve(c).stages == whole.stages
+    assert small.pretrain.steps < whole.pretrain.steps

@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from ramp import config, interrupts, rundir, schema
+from ramp import config, interrupts, rundir, schema, sizes
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.export import bring
 from ramp.files import parse_path, quote_path, warn_once
-from ramp.host import lacks_bfloat16, setup_devices, skip_absent_devices, use_huge_pages
+from ramp.host import setup_devices, skip_absent_devices, use_huge_pages
 from ramp.ladder import commands as ladder
 from ramp.nines import cli as nines
 from ramp.pods import commands as pods
@@ -397,33 +397,20 @@ def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
     if config.is_run(path):
         if args.run:
             raise UserError(f"{path} is a run directory itself; leave out --run, or name a file")
+        sizes.refuse_size(flags, keys)
         # The saved configuration, so that a run goes on as it was begun.
         return rundir.RunDir(path).load_config(flags, keys), path
     directory = args.run or Path("runs") / path.stem
-    return load_for_machine(path, flags, keys, directory), directory
-
-
-def load_for_machine(
-    path: Path, flags: Flags, keys: Sequence[schema.Key], directory: Path
-) -> Config:
-    """The configuration of a file, in its smaller size where this CPU lacks bfloat16."""
-    # Both on every machine: a wrong flag in the file is not found by those of slow machines alone.
-    whole, small = config.load_sizes(path, flags, keys)
     begun = rundir.RunDir(directory).written_config()
-    # A run keeps the size that it was begun with, on whatever machine it goes on.
-    is_small = bool(begun.without_bfloat16) if begun else lacks_bfloat16()
-    if not is_small or not whole.without_bfloat16:
-        return config.replace(whole, without_bfloat16=())
-    if not begun:
-        warn_once(
-            f"this CPU does not multiply bfloat16, so {path} takes its smaller size: "
-            f"{' '.join(small.without_bfloat16)}; --without_bfloat16 [] takes the whole"
-        )
-    return small
+    if args.parent and not begun:
+        parent = parse_path(str(rundir.parse_request(args.parent).parent))
+        begun = rundir.RunDir(parent).written_config()
+    return sizes.choose_size(path, flags, keys, begun), directory
 
 
 def load_without_file(args: Arguments, flags: Flags, keys: Sequence[schema.Key]) -> tuple:
     """`load_target` where another run or a text stands in place of a configuration."""
+    sizes.refuse_size(flags, keys)
     if args.parent:
         if not args.run:
             raise UserError("--from begins a new run: name its directory with --run")

@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import shlex
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -615,9 +614,11 @@ class Config:
     """what `ramp run` does, in this order"""
     rivals: tuple[str, ...] = ()
     """NAME: STAGE FLAGS: does a stage once more with these flags in rivals/NAME, to compare with"""
-    without_bfloat16: tuple[str, ...] = ()
-    """flags, one an entry, under those of the command line, where a CPU computes that does not
-    multiply bfloat16: a smaller run in the same time; [] takes the whole one"""
+    size: Literal["auto", "whole", "small"] = "auto"
+    """small: with the flags `small` between the file and the command line; auto: small where a CPU
+    computes that does not multiply bfloat16, whole elsewhere"""
+    small: tuple[str, ...] = ()
+    """flags of a smaller run, for a machine that would take too long; [] there is none"""
     base: str = ""
     """model of another tool that the run begins from: Hugging Face folder, FILE.gguf or pip:NAME"""
     text: Text = field(default_factory=Text)
@@ -656,21 +657,6 @@ def load(
     """
     path = find_config(path)
     return put_over(read(path, is_of_run), path, flags, keys)
-
-
-def load_sizes(
-    path: Path, flags: Sequence[str] = (), keys: Sequence[schema.Key] | None = None
-) -> tuple[Config, Config]:
-    """What `load` gives, and the same with `without_bfloat16` between the file and the flags."""
-    path = find_config(path)
-    # Read once: it may be a pipe.
-    config = read(path)
-    whole = put_over(config, path, flags, keys)
-    words = shlex.split(" ".join(whole.without_bfloat16))
-    small = load_flags(words, None, config, f"{path} with `without_bfloat16`")
-    return whole, replace(
-        put_over(small, path, flags, keys), without_bfloat16=whole.without_bfloat16
-    )
 
 
 def read(path: Path, is_of_run: bool = False) -> Config:

@@ -21,6 +21,14 @@ EIGEN = "--xla_cpu_experimental_ynn_fusion_type="
 KNOW_EIGEN = ("0.10.", "0.11.", "0.12.")
 # What the kernel shows of an accelerator: NVIDIA (in WSL: dxg), AMD, TPUs to v4, TPUs from v5e on.
 DEVICE_FILES = ("nvidia*", "dxg", "kfd", "accel[0-9]*", "vfio/[0-9]*")
+# What lets jax compute on something else than a CPU.
+PLUGINS = (
+    "libtpu",
+    "jax_cuda12_plugin",
+    "jax_cuda13_plugin",
+    "jax_rocm60_plugin",
+    "jax_rocm7_plugin",
+)
 
 
 def setup_devices(
@@ -142,8 +150,7 @@ def skip_absent_devices(dev: Path = Path("/dev")) -> None:
     before jax is imported.
     """
     # Found, not imported: an import would start the search for devices.
-    packages = ("libtpu", "jax-cuda12-plugin")
-    has_compilers = any(importlib.util.find_spec(name.replace("-", "_")) for name in packages)
+    has_compilers = any(importlib.util.find_spec(name) for name in PLUGINS)
     chosen = any(name.startswith(("JAX_PLATFORM", "JAX_FORCE_TPU", "TPU_")) for name in os.environ)
     if has_compilers and not chosen and not has_device(dev):
         os.environ["JAX_PLATFORMS"] = "cpu"
@@ -154,10 +161,19 @@ def has_device(dev: Path = Path("/dev")) -> bool:
     return any(any(dev.glob(name)) for name in DEVICE_FILES)
 
 
-def lacks_bfloat16() -> bool:
-    """Whether a CPU will compute that does not multiply bfloat16, as seen before jax starts."""
-    on_cpu = os.environ.get("JAX_PLATFORMS") == "cpu" or not has_device()
-    return on_cpu and not has_bfloat16()
+def lacks_bfloat16(dev: Path = Path("/dev"), info: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether an x86 CPU will compute that does not multiply bfloat16, seen before jax starts.
+
+    Of other processors nobody has measured how long they take.
+    """
+    # Processes of one job may see different processors, and must agree.
+    if os.environ.get("RAMP_DISTRIBUTED"):
+        return False
+    asked = os.environ.get("JAX_PLATFORMS") or os.environ.get("JAX_PLATFORM_NAME") or ""
+    has_plugin = any(importlib.util.find_spec(name) for name in PLUGINS)
+    on_cpu = asked.split(",")[0] == "cpu" if asked else not (has_plugin and has_device(dev))
+    is_x86 = info.exists() and "\nflags" in info.read_text()
+    return on_cpu and is_x86 and not has_bfloat16(info)
 
 
 def measure_budget() -> float:
@@ -201,10 +217,9 @@ def find_memory(root: Path = Path("/")) -> int:
     return min(found)
 
 
-def has_bfloat16() -> bool:
+def has_bfloat16(info: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether this processor multiplies bfloat16 (avx512_bf16).
 
     Emulated, it is slower than float32.
     """
-    info = Path("/proc/cpuinfo")
     return info.exists() and "avx512_bf16" in info.read_text()

@@ -7,11 +7,10 @@ own that every command can open. So what a method is worth stands beside the bes
 without it, with the same model, problems, steps and seeds.
 """
 
-import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ramp import config
+from ramp import config, schema
 from ramp.config import Config
 from ramp.errors import UserError
 from ramp.rundir import Request, RunDir
@@ -64,7 +63,7 @@ class Rival:
 def parse_rival(line: str) -> Rival:
     """Read "NAME: STAGE FLAGS". Raises `UserError` for what is none."""
     name, colon, words = line.partition(":")
-    stage, *flags = shlex.split(words) or [""]
+    stage, *flags = schema.split_words(words, "rivals") or [""]
     speaking = [s for s in STAGES.values() if s.speaks]
     # Those that go on from another stage's weights.
     learning = [s.name for s in speaking if STAGES[s.needs] in speaking]

@@ -12,6 +12,7 @@ import importlib.resources
 import inspect
 import json
 import math
+import shlex
 import sys
 import tomllib
 import typing
@@ -217,6 +218,14 @@ def parse_flags(words: Sequence[str], keys: Sequence[Key]) -> dict[str, Any]:
         # A flag that is given twice: the last one counts, as shells' users expect.
         node[last] = parse_words(by_name[name], values)
     return table
+
+
+def split_words(text: str, where: str) -> list[str]:
+    """Words as a shell splits them. Raises `UserError` where a quote is not closed."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{where} is {text!r}: {str(error).lower()}") from None
 
 
 def split_flags(words: Sequence[str]) -> Iterator[tuple[str, list[str]]]:

@@ -215,10 +215,10 @@ def test_size_is_bounded(whole, tmp_path):
         ("=", False),
     ],
 )
-def test_a_page_says_that_its_run_is_the_smaller_size(tmp_path, text, says):
+def test_a_page_says_that_its_run_is_the_small_size(tmp_path, text, says):
     (tmp_path / "config.toml").write_text(text)
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert ("the smaller size, for want of bfloat16" in page) == says
+    assert ("the small size of its configuration" in page) == says
 
 
 FILES = ("config.toml", "provenance.json", "report.json", "metrics.jsonl", "samples.jsonl")

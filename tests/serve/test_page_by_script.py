@@ -627,7 +627,8 @@ def test_hostile_markdown_takes_no_time_and_no_depth(page):
       return [unit, took, depth];
     }))"""
     for unit, milliseconds, depth in page.js(run.replace("units", json.dumps(units))):
-        assert milliseconds < 1000 and depth < 40, (unit, milliseconds, depth)
+        # Far above what it takes, since other work may share the machine.
+        assert milliseconds < 5000 and depth < 40, (unit, milliseconds, depth)
 
 
 def test_thinking_is_folded(page, stub):

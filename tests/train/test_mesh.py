@@ -224,3 +224,36 @@ def test_huge_pages_are_asked_for_once(monkeypatch):
     monkeypatch.setenv("GLIBC_TUNABLES", host.TUNABLE)
     host.use_huge_pages()
     assert asked == [host.TUNABLE] * able and able <= 1 and host.has_huge_pages()
+
+
+@pytest.mark.parametrize(
+    ("environment", "plugin", "device", "small"),
+    [
+        ({}, "", "", True),
+        ({}, "", "nvidia0", True),  # jax without a plugin computes on the CPU all the same
+        ({}, "jax_cuda13_plugin", "nvidia0", False),
+        ({}, "jax_cuda13_plugin", "", True),
+        ({"JAX_PLATFORMS": "cpu"}, "libtpu", "accel0", True),
+        ({"JAX_PLATFORMS": "cpu,cuda"}, "libtpu", "accel0", True),
+        ({"JAX_PLATFORM_NAME": "cpu"}, "libtpu", "accel0", True),
+        ({"JAX_PLATFORMS": "tpu,cpu"}, "", "", False),
+        ({"JAX_PLATFORMS": "proxy"}, "", "", False),
+        ({"RAMP_DISTRIBUTED": "1"}, "", "", False),
+    ],
+)
+def test_who_computes_without_bfloat16(monkeypatch, tmp_path, environment, plugin, device, small):
+    for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME", "RAMP_DISTRIBUTED"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if device:
+        (tmp_path / device).touch()
+    monkeypatch.setattr(host.importlib.util, "find_spec", lambda name: name == plugin or None)
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("processor\t: 0\nflags\t\t: fpu avx512f\n")
+    assert host.lacks_bfloat16(tmp_path, cpuinfo) == small
+    for text in ("flags\t\t: fpu avx512_bf16\n", "Features\t: fp asimd\n"):
+        cpuinfo.write_text(f"processor\t: 0\n{text}")
+        assert not host.lacks_bfloat16(tmp_path, cpuinfo)
+    cpuinfo.unlink()
+    assert not host.lacks_bfloat16(tmp_path, cpuinfo)

@@ -223,7 +223,7 @@ def step_return(c: Credit) -> Array:
     mean reward (verl#7244).
     """
     return_bs = reward_to_go(zero_abstained(c.right_bs) * c.exists_bs)
-    # Against returns from other places it would say only how many steps are left.
+    # Returns from other places differ by how many steps are left: only where there is no other.
     return subtract_step_mean(c, return_bs, c.judged_bs, pools_always=False)
 
 

@@ -187,7 +187,7 @@ def subtract_step_mean(
     pools_always: the mean takes in one more entry everywhere, the mean of all steps of the others
     wherever they stand. One or two siblings are then not the whole standard, and where all slip at
     the same place the slip is below it. False: only where no sibling has a step at that place,
-    which so keeps its signal; for values that depend on the place, such as returns.
+    which so keeps its signal; for values that fall from place to place, such as returns.
 
     No standard at all, and 0, where the others have no step that counts, or values are all alike.
     """
@@ -203,7 +203,7 @@ def subtract_step_mean(
         is_mixed = differ(known_pgs, (1, 2))
     else:
         baseline_pgs = jnp.where(is_lone, mean, total / jnp.maximum(weight, 1e-6))
-        is_mixed = differ(known_pgs, 1) | is_lone
+        is_mixed = differ(known_pgs, 1) | (is_lone & differ(known_pgs, (1, 2)))
     centered_pgs = jnp.where((all_weight > 0) & is_mixed, w_pgs * (a_pgs - baseline_pgs), 0.0)
     return spread_to_tokens(c, centered_pgs.reshape(a_bs.shape))
 

@@ -116,7 +116,7 @@ def write_report(run_dir: Path) -> Path:
     keys = ("date", "devices", "processor", "commit")
     origin = [str(run.provenance[key]) for key in keys if run.provenance.get(key)]
     if run.is_small:
-        origin.append("the smaller size, for want of bfloat16")
+        origin.append("the small size of its configuration")
     parts = [_div("promises", promises.list_promises(run))]
     # Results first: how the text was prepared is for those who look something up.
     stages = sorted(run.stages(), key=lambda stage: stage == "prepare")

@@ -32,10 +32,11 @@ class RunFiles:
 
     @property
     def is_small(self) -> bool:
-        """Whether the smaller size of its configuration was taken, for want of bfloat16."""
+        """Whether it is the small size of its configuration."""
+        text = self.texts.get("config.toml", "").removeprefix("\ufeff")
         try:
-            return bool(tomllib.loads(self.texts.get("config.toml", "")).get("without_bfloat16"))
-        except tomllib.TOMLDecodeError:
+            return tomllib.loads(text).get("size") == "small"
+        except ValueError:
             return False
 
     def figure(self, stage: str, name: str) -> float | None:

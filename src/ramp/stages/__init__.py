@@ -59,7 +59,7 @@ STAGES = {
             "prepare",
             "text to tokenizer to tokens",
             "ramp.stages.prepare",
-            reads=("seed", "base", "rivals", "without_bfloat16", "text", "mesh", "hosts"),
+            reads=("seed", "base", "rivals", "size", "small", "text", "mesh", "hosts"),
             identity=("seed", "text"),
             outputs=("data/train*", "data/val*", "data/*tokenizer.json*"),
         ),
