@@ -568,3 +568,18 @@ def test_the_small_size_of_the_main_run_is_smaller():
     for c in (whole, small):
         assert resolve(c).stages == whole.stages
     assert small.pretrain.steps < whole.pretrain.steps
+
+
+def test_a_plan_is_of_the_size_that_is_asked_for(monkeypatch):
+    """Whatever machine it is made on."""
+    monkeypatch.setattr(sizes, "lacks_bfloat16", lambda: True)
+    widths = []
+
+    def resolve_only(c, topology, programs):
+        widths.append(resolve(c).model.width)
+        raise UserError("enough")
+
+    monkeypatch.setattr("ramp.pods.plan.resolve", resolve_only)
+    for flags in ([], ["--size", "small"], ["--size", "whole"]):
+        assert cli.main(["plan", "cpu", "--topology", "v6e:2x4", *flags]) == 2
+    assert widths == [256, 128, 256]

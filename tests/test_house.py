@@ -55,11 +55,11 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("run",),
-    ("branch", "rivals", "sizes"),
+    ("branch", "rivals"),
     ("stages",),
     ("credit", "synth", "nines", "ladder", "serve", "pods", "export", "evals", "reporting"),
     ("decode", "tasks"),
-    ("host",),
+    ("host", "sizes"),
     ("train",),
     ("model",),
     # Text knows neither model nor train. The table of stages is plain data that config reads.

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 
-from ramp import config, rundir
+from ramp import config, rundir, sizes
 from ramp.errors import UserError
 from ramp.export import bring
 from ramp.files import parse_path
@@ -58,7 +58,9 @@ def run(args: argparse.Namespace, flags: list[str], check_settings: Check) -> in
         if name not in PROGRAMS:
             raise UserError(f"--only {name}: a plan has {', '.join(PROGRAMS)}")
     named = config.list_named(args.config, flags)
-    c = bring.fit_to_base(config.load(args.config, flags), named)
+    # This machine says nothing of that one: whole, unless small is asked for.
+    whole, small = sizes.load_sizes(args.config, flags)
+    c = bring.fit_to_base(small if whole.size == "small" else whole, named)
     c = rundir.fit_vocabulary(c)
     from ramp.pods import plan, search
 
