@@ -402,7 +402,8 @@ def load_target(args: Arguments, flags: Flags) -> tuple[Config, Path]:
         return rundir.RunDir(path).load_config(flags, keys), path
     directory = args.run or Path("runs") / path.stem
     begun = rundir.RunDir(directory).written_config()
-    if args.parent and not begun:
+    # `ramp ladder` begins from no run.
+    if not begun and getattr(args, "parent", None):
         parent = parse_path(str(rundir.parse_request(args.parent).parent))
         begun = rundir.RunDir(parent).written_config()
     return sizes.choose_size(path, flags, keys, begun), directory

@@ -210,8 +210,9 @@ def test_size_is_bounded(whole, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ('without_bfloat16 = ["--model.width 64"]', True),
-        ("without_bfloat16 = []", False),
+        ('\ufeffsize = "small"', True),
+        ('size = "whole"', False),
+        ("size = 3", False),
         ("=", False),
     ],
 )
