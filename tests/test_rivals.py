@@ -100,6 +100,7 @@ def test_a_stage_that_begins_anew_takes_its_rivals_with_it(run, capsys):
         ("a/b: reinforce", "write NAME: STAGE FLAGS"),
         ("x: prepare", "write NAME: STAGE FLAGS"),
         ("x:", "write NAME: STAGE FLAGS"),
+        ("x: reinforce --reinforce.task What's", "no closing quotation"),
     ],
 )
 def test_what_is_no_rival_is_one_sentence(line, message):
